@@ -1,0 +1,117 @@
+//! Events and states as records, from a payment right after the event.
+
+use crate::lifecycle::{Event, EventKind};
+use crate::payment::{Paid, Payment};
+use topics::wire;
+
+/// The two records have a `Transfer` each, generated from the same fields.
+macro_rules! transfer_fields {
+    ($record:path, $transfer:expr) => {{
+        use $record as Record;
+        let t: &Paid = $transfer;
+        Record {
+            chain_id: t.id.chain.0,
+            block_number: t.block.number,
+            block_hash: t.block.hash.to_vec().into(),
+            transaction_hash: t.id.transaction.to_vec().into(),
+            source: t.id.source.as_str().to_owned(),
+            index: t.id.index,
+            token_address: t.token.map(|a| a.to_vec()).unwrap_or_default().into(),
+            from: t.from.to_vec().into(),
+            amount: t.amount.to_wire().into(),
+            timestamp: t.timestamp,
+            credited: t.credited,
+            confirmed: t.confirmed,
+        }
+    }};
+}
+/// The id of an event: the same in every replay, since the events of a payment are counted in the payment itself.
+pub fn event_id(payment: &Payment, event: &Event) -> String {
+    format!("evt_{}_{}", payment.id.0.simple(), event.sequence)
+}
+
+/// The first event of a new payment.
+pub fn created(payment: &Payment) -> Event {
+    Event { kind: EventKind::Created, sequence: payment.sequence, at: payment.created_at, block: None, transfer: None }
+}
+
+/// The record of `payment.events`.
+pub fn event_record(payment: &Payment, event: &Event) -> wire::PaymentEvent {
+    use wire::payment_event as e;
+    let state = state_record(payment);
+    wire::PaymentEvent {
+        id: event_id(payment, event),
+        r#type: event.kind.as_str().to_owned(),
+        sequence: event.sequence,
+        payment_id: state.payment_id,
+        merchant_id: state.merchant_id,
+        external_id: state.external_id,
+        metadata: state.metadata,
+        chain_id: state.chain_id,
+        chain: state.chain,
+        token: state.token,
+        token_address: state.token_address,
+        address: state.address,
+        amount: state.amount,
+        amount_received: state.amount_received,
+        status: state.status,
+        exception: state.exception,
+        confirmations_required: state.confirmations_required,
+        created_at: state.created_at,
+        expires_at: state.expires_at,
+        transfers: payment.transfers.iter().map(|t| transfer_fields!(e::Transfer, t)).collect(),
+        occurred_at: event.at,
+        block: event.block.map(|(chain, block)| e::Block {
+            chain_id: chain.0,
+            number: block.number,
+            hash: block.hash.to_vec().into(),
+        }),
+        transfer: event.transfer.as_ref().map(|t| transfer_fields!(e::Transfer, t)),
+    }
+}
+
+/// The record of `payment.state`.
+pub fn state_record(payment: &Payment) -> wire::PaymentState {
+    use wire::payment_state as s;
+    let token = payment.asset.token.as_ref();
+    wire::PaymentState {
+        sequence: payment.sequence,
+        payment_id: payment.id.to_string(),
+        merchant_id: payment.merchant.to_string(),
+        external_id: payment.external_id.clone().unwrap_or_default(),
+        metadata: payment.metadata.clone().unwrap_or_default(),
+        chain_id: payment.chain.0,
+        chain: payment.chain_name.clone(),
+        token: token.map(|t| t.symbol.clone()).unwrap_or_default(),
+        token_address: token.map(|t| t.address.to_vec()).unwrap_or_default().into(),
+        address: payment.address.to_vec().into(),
+        amount: payment.amount.to_wire().into(),
+        amount_received: payment.received().unwrap_or_default().to_wire().into(),
+        status: payment.status().as_str().to_owned(),
+        exception: payment.exception().map(|e| e.as_str().to_owned()).unwrap_or_default(),
+        confirmations_required: payment.policy.confirmations(),
+        created_at: payment.created_at,
+        expires_at: payment.expires_at,
+        transfers: payment.transfers.iter().map(|t| transfer_fields!(s::Transfer, t)).collect(),
+        updated_at: payment.updated_at,
+    }
+}
+
+/// The record of `payment.intents`.
+pub fn intent_record(payment: &Payment) -> wire::PaymentIntent {
+    let token = payment.asset.token.as_ref();
+    wire::PaymentIntent {
+        address: payment.address.to_vec().into(),
+        payment_id: payment.id.to_string(),
+        merchant_id: payment.merchant.to_string(),
+        chain_id: payment.chain.0,
+        chain: payment.chain_name.clone(),
+        token_address: token.map(|t| t.address.to_vec()).unwrap_or_default().into(),
+        token: token.map(|t| t.symbol.clone()).unwrap_or_default(),
+        amount: payment.amount.to_wire().into(),
+        created_at: payment.created_at,
+        expires_at: payment.expires_at,
+        address_index: payment.address_index,
+        external_id: payment.external_id.clone().unwrap_or_default(),
+    }
+}

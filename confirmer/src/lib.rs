@@ -1,0 +1,13 @@
+//! Folds `chain.matches` into payments and their events.
+//!
+//! - [`lifecycle`] is the pure core: what an input makes of a payment.
+//! - [`store`] keeps payments in Postgres, events beside them.
+//! - `fold` applies records of `chain.matches`: state, events and offsets in one Postgres transaction.
+//! - `relay` brings the events from Postgres to Kafka, exactly once.
+
+pub mod events;
+pub mod lifecycle;
+mod payment;
+pub mod store;
+
+pub use payment::{Asset, Exception, Paid, Payment, Policy, Status, Token, Unknown};

@@ -1,0 +1,322 @@
+//! Payments in Postgres: rows to [`Payment`]s and back, events into the outbox, all for a transaction of the caller's.
+//!
+//! Rows are locked in the order of their ids, so that two writers never wait for each other.
+
+use crate::events::{event_record, intent_record, state_record};
+use crate::lifecycle::Event;
+use crate::payment::{Asset, Paid, Payment, Policy, Token};
+use deadpool_postgres::GenericClient;
+use prost::Message as _;
+use runtime::{Failure, db};
+use std::collections::HashMap;
+use tokio_postgres::Row;
+use topics::{Address, Amount, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
+use uuid::Uuid;
+
+/// A number that Postgres keeps as bigint. Block numbers, times and sequences are far below 2^63 on every chain.
+pub(crate) fn bigint(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+/// Writes new payments with their first event, and their intents as not acknowledged yet.
+///
+/// # Errors
+/// When the database refuses.
+pub async fn insert(db: &impl GenericClient, new: &[(Payment, Event)]) -> Result<(), Failure> {
+    let payments = || new.iter().map(|(payment, _)| payment);
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO payments (id, merchant_id, external_id, metadata, chain_id, chain, token, token_address, decimals, address,
+                 xpub, address_index, amount, status, exception, confirmations_required, finality, sequence, created_at,
+                 expires_at, updated_at)
+             SELECT id, merchant_id, external_id, metadata::jsonb, chain_id, chain, token, token_address, decimals, address,
+                 xpub, address_index, amount::numeric, 'pending', NULL, confirmations_required, finality, sequence, created_at,
+                 expires_at, created_at
+             FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::bytea[],
+                 $9::smallint[], $10::bytea[], $11::text[], $12::bigint[], $13::text[], $14::integer[], $15::text[],
+                 $16::bigint[], $17::bigint[], $18::bigint[])
+               AS t (id, merchant_id, external_id, metadata, chain_id, chain, token, token_address, decimals, address, xpub,
+                 address_index, amount, confirmations_required, finality, sequence, created_at, expires_at)",
+        )
+        .await
+        .map_err(db::failure)?;
+    db.execute(
+        &statement,
+        &[
+            &payments().map(|p| p.id.0).collect::<Vec<_>>(),
+            &payments().map(|p| p.merchant).collect::<Vec<_>>(),
+            &payments().map(|p| p.external_id.as_deref()).collect::<Vec<_>>(),
+            &payments().map(|p| p.metadata.as_deref()).collect::<Vec<_>>(),
+            &payments().map(|p| bigint(p.chain.0)).collect::<Vec<_>>(),
+            &payments().map(|p| p.chain_name.as_str()).collect::<Vec<_>>(),
+            &payments().map(|p| p.asset.token.as_ref().map(|t| t.symbol.as_str())).collect::<Vec<_>>(),
+            &payments().map(|p| p.asset.token.as_ref().map(|t| t.address.as_slice())).collect::<Vec<_>>(),
+            &payments().map(|p| i16::from(p.asset.decimals)).collect::<Vec<_>>(),
+            &payments().map(|p| p.address.as_slice()).collect::<Vec<_>>(),
+            &payments().map(|p| p.xpub.as_str()).collect::<Vec<_>>(),
+            &payments().map(|p| i64::from(p.address_index)).collect::<Vec<_>>(),
+            &payments().map(|p| p.amount.to_string()).collect::<Vec<_>>(),
+            &payments().map(|p| i32::try_from(p.policy.confirmations()).unwrap_or(i32::MAX)).collect::<Vec<_>>(),
+            &payments().map(|p| p.policy.finality()).collect::<Vec<_>>(),
+            &payments().map(|p| bigint(p.sequence)).collect::<Vec<_>>(),
+            &payments().map(|p| bigint(p.created_at)).collect::<Vec<_>>(),
+            &payments().map(|p| bigint(p.expires_at)).collect::<Vec<_>>(),
+        ],
+    )
+    .await
+    .map_err(db::failure)?;
+    let statement = db
+        .prepare_cached("INSERT INTO unacknowledged_intents (payment_id, intent) SELECT * FROM unnest($1::uuid[], $2::bytea[])")
+        .await
+        .map_err(db::failure)?;
+    let ids: Vec<Uuid> = payments().map(|p| p.id.0).collect();
+    let intents: Vec<Vec<u8>> = payments().map(|p| intent_record(p).encode_to_vec()).collect();
+    db.execute(&statement, &[&ids, &intents]).await.map_err(db::failure)?;
+    announce(db, new.iter().map(|(payment, event)| (payment, event))).await
+}
+
+/// Puts events into the outbox, in this order, each with the payment as it is right after it.
+///
+/// # Errors
+/// When the database refuses.
+pub async fn announce<'a>(
+    db: &impl GenericClient,
+    events: impl Iterator<Item = (&'a Payment, &'a Event)>,
+) -> Result<(), Failure> {
+    let (mut ids, mut records, mut states) = (Vec::new(), Vec::new(), Vec::new());
+    for (payment, event) in events {
+        ids.push(payment.id.0);
+        records.push(event_record(payment, event).encode_to_vec());
+        states.push(state_record(payment).encode_to_vec());
+        runtime::metrics::PAYMENT_EVENTS.counter(&[("type", event.kind.as_str())]).increment(1);
+    }
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO outbox (payment_id, event, state)
+             SELECT payment_id, event, state FROM unnest($1::uuid[], $2::bytea[], $3::bytea[])
+                 WITH ORDINALITY AS t (payment_id, event, state, place) ORDER BY place",
+        )
+        .await
+        .map_err(db::failure)?;
+    db.execute(&statement, &[&ids, &records, &states]).await.map_err(db::failure)?;
+    Ok(())
+}
+
+const COLUMNS: &str = "id, merchant_id, external_id, metadata::text, chain_id, chain, token, token_address, decimals, address, xpub,
+    address_index, amount::text, confirmations_required, finality, sequence, created_at, expires_at, updated_at, cancelled,
+    expired_by";
+
+/// Payments by id, ordered by it; unknown ids are left out.
+///
+/// # Errors
+/// When the database fails, or holds what is no payment.
+pub async fn load(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
+    select(db, ids, "").await
+}
+
+/// [`load`], and nobody else changes them until the transaction ends.
+///
+/// # Errors
+/// When the database fails, or holds what is no payment.
+pub async fn lock(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
+    select(db, ids, "FOR UPDATE").await
+}
+
+async fn select(db: &impl GenericClient, ids: &[Uuid], lock: &str) -> Result<Vec<Payment>, Failure> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = format!("SELECT {COLUMNS} FROM payments WHERE id = ANY($1) ORDER BY id {lock}");
+    let statement = db.prepare_cached(&query).await.map_err(db::failure)?;
+    let rows = db.query(&statement, &[&ids]).await.map_err(db::failure)?;
+    let mut payments = rows.iter().map(payment).collect::<Result<Vec<_>, _>>()?;
+    let statement = db
+        .prepare_cached(
+            "SELECT payment_id, chain_id, block_hash, transaction_hash, source, index, block_number, block_timestamp,
+                 transaction_index, token_address, sender, amount::text, credited, listed, confirmed
+             FROM transfers WHERE payment_id = ANY($1) AND NOT removed
+             ORDER BY block_timestamp, chain_id, block_number, transaction_index, source, index",
+        )
+        .await
+        .map_err(db::failure)?;
+    let rows = db.query(&statement, &[&ids]).await.map_err(db::failure)?;
+    let places: HashMap<Uuid, usize> = payments.iter().enumerate().map(|(place, p)| (p.id.0, place)).collect();
+    for row in &rows {
+        if let Some(payment) = places.get(&row.get(0)).and_then(|place| payments.get_mut(*place)) {
+            payment.transfers.push(paid(row)?);
+        }
+    }
+    Ok(payments)
+}
+
+/// Writes payments as they are now. Their transfers are written apart ([`save_transfers`]).
+///
+/// # Errors
+/// When the database refuses.
+pub async fn save(db: &impl GenericClient, payments: &[&Payment]) -> Result<(), Failure> {
+    let statement = db
+        .prepare_cached(
+            "UPDATE payments p SET status = t.status, exception = t.exception, amount_received = t.received::numeric,
+                 cancelled = t.cancelled, expired_by = t.expired_by, sequence = t.sequence, updated_at = t.updated_at
+             FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::bigint[], $7::bigint[], $8::bigint[])
+                 AS t (id, status, exception, received, cancelled, expired_by, sequence, updated_at)
+             WHERE p.id = t.id",
+        )
+        .await
+        .map_err(db::failure)?;
+    db.execute(
+        &statement,
+        &[
+            &payments.iter().map(|p| p.id.0).collect::<Vec<_>>(),
+            &payments.iter().map(|p| p.status().as_str()).collect::<Vec<_>>(),
+            &payments.iter().map(|p| p.exception().map(|e| e.as_str())).collect::<Vec<_>>(),
+            &payments.iter().map(|p| p.received().unwrap_or_default().to_string()).collect::<Vec<_>>(),
+            &payments.iter().map(|p| p.cancelled).collect::<Vec<_>>(),
+            &payments.iter().map(|p| p.expired_by.map(bigint)).collect::<Vec<_>>(),
+            &payments.iter().map(|p| bigint(p.sequence)).collect::<Vec<_>>(),
+            &payments.iter().map(|p| bigint(p.updated_at)).collect::<Vec<_>>(),
+        ],
+    )
+    .await
+    .map_err(db::failure)?;
+    Ok(())
+}
+
+/// A transfer to write, whether it is on the chain or was taken off it.
+pub struct TransferRow<'a> {
+    /// Whose.
+    pub payment: &'a Payment,
+    /// The transfer.
+    pub paid: &'a Paid,
+    /// A reorganisation took it off.
+    pub removed: bool,
+}
+
+/// Writes transfers, new ones and known ones. One that was taken off may be put back by its very block.
+///
+/// # Errors
+/// When the database refuses.
+pub async fn save_transfers(db: &impl GenericClient, rows: &[TransferRow<'_>]) -> Result<(), Failure> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO transfers (chain_id, block_hash, transaction_hash, source, index, payment_id, block_number,
+                 block_timestamp, transaction_index, token_address, sender, amount, credited, listed, due, finality, confirmed,
+                 removed)
+             SELECT chain_id, block_hash, transaction_hash, source, index, payment_id, block_number, block_timestamp,
+                 transaction_index, token_address, sender, amount::numeric, credited, listed, due, finality, confirmed, removed
+             FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[], $7::bigint[],
+                 $8::bigint[], $9::bigint[], $10::bytea[], $11::bytea[], $12::text[], $13::boolean[], $14::boolean[],
+                 $15::bigint[], $16::text[], $17::boolean[], $18::boolean[])
+               AS t (chain_id, block_hash, transaction_hash, source, index, payment_id, block_number, block_timestamp,
+                 transaction_index, token_address, sender, amount, credited, listed, due, finality, confirmed, removed)
+             ON CONFLICT (chain_id, block_hash, transaction_hash, source, index)
+               DO UPDATE SET confirmed = EXCLUDED.confirmed, removed = EXCLUDED.removed",
+        )
+        .await
+        .map_err(db::failure)?;
+    db.execute(
+        &statement,
+        &[
+            &rows.iter().map(|r| bigint(r.paid.id.chain.0)).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.id.block.as_slice()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.id.transaction.as_slice()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.id.source.as_str()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| i64::from(r.paid.id.index)).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.payment.id.0).collect::<Vec<_>>(),
+            &rows.iter().map(|r| bigint(r.paid.block.number)).collect::<Vec<_>>(),
+            &rows.iter().map(|r| bigint(r.paid.timestamp)).collect::<Vec<_>>(),
+            &rows.iter().map(|r| i64::from(r.paid.transaction_index)).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.token.as_ref().map(|t| t.as_slice())).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.from.as_slice()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.amount.to_string()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.credited).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.listed).collect::<Vec<_>>(),
+            &rows
+                .iter()
+                .map(|r| r.paid.credited.then(|| bigint(r.payment.policy.due(r.paid.block.number))))
+                .collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.payment.policy.finality()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.confirmed).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.removed).collect::<Vec<_>>(),
+        ],
+    )
+    .await
+    .map_err(db::failure)?;
+    Ok(())
+}
+
+fn payment(row: &Row) -> Result<Payment, Failure> {
+    let token: Option<&str> = row.get(6);
+    let token = match (token, row.get::<_, Option<&[u8]>>(7)) {
+        (Some(symbol), Some(address)) => {
+            Some(Token { symbol: symbol.to_owned(), address: topics::address("token_address", address).map_err(Failure::halt)? })
+        }
+        _ => None,
+    };
+    let confirmations = u32::try_from(row.get::<_, i32>(13)).unwrap_or_default();
+    let policy = match row.get::<_, Option<&str>>(14) {
+        None => Policy::Confirmations(confirmations),
+        Some("safe") => Policy::Safe,
+        Some(_) => Policy::Finalized,
+    };
+    Ok(Payment {
+        id: PaymentId(row.get(0)),
+        merchant: row.get(1),
+        external_id: row.get(2),
+        metadata: row.get(3),
+        chain: ChainId(unsigned(row.get(4))),
+        chain_name: row.get(5),
+        asset: Asset { token, decimals: u8::try_from(row.get::<_, i16>(8)).unwrap_or_default() },
+        address: topics::address("address", row.get(9)).map_err(Failure::halt)?,
+        xpub: row.get(10),
+        address_index: u32::try_from(row.get::<_, i64>(11)).unwrap_or_default(),
+        amount: amount(row.get(12))?,
+        policy,
+        sequence: unsigned(row.get(15)),
+        created_at: unsigned(row.get(16)),
+        expires_at: unsigned(row.get(17)),
+        updated_at: unsigned(row.get(18)),
+        cancelled: row.get(19),
+        expired_by: row.get::<_, Option<i64>>(20).map(unsigned),
+        transfers: Vec::new(),
+    })
+}
+
+fn paid(row: &Row) -> Result<Paid, Failure> {
+    let hash = |field, bytes: &[u8]| -> Result<B256, Failure> { topics::hash(field, bytes).map_err(Failure::halt) };
+    let token: Option<Address> =
+        row.get::<_, Option<&[u8]>>(9).map(|a| topics::address("token_address", a)).transpose().map_err(Failure::halt)?;
+    let block = hash("block_hash", row.get(2))?;
+    Ok(Paid {
+        id: TransferId {
+            chain: ChainId(unsigned(row.get(1))),
+            block,
+            transaction: hash("transaction_hash", row.get(3))?,
+            source: row.get::<_, &str>(4).parse::<Source>().map_err(|e| Failure::Halt(anyhow::anyhow!("transfers.source: {e}")))?,
+            index: u32::try_from(row.get::<_, i64>(5)).unwrap_or_default(),
+        },
+        block: BlockRef { number: unsigned(row.get(6)), hash: block },
+        timestamp: unsigned(row.get(7)),
+        transaction_index: u32::try_from(row.get::<_, i64>(8)).unwrap_or_default(),
+        token,
+        from: topics::address("sender", row.get(10)).map_err(Failure::halt)?,
+        amount: amount(row.get(11))?,
+        credited: row.get(12),
+        listed: row.get(13),
+        confirmed: row.get(14),
+    })
+}
+
+fn amount(text: &str) -> Result<Amount, Failure> {
+    text.parse().map_err(Failure::halt)
+}

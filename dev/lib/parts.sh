@@ -1,0 +1,218 @@
+# shellcheck shell=bash
+# The four parts. For each: prepare_NAME makes what must be there before the first start, start_NAME starts the daemon,
+# ready_NAME tells whether it serves, marker NAME is a path of the data directory that its command line holds.
+
+# shellcheck disable=SC2034 # dev/stack reads it
+PARTS=(kafka registry postgres anvil)
+
+marker() {
+  case $1 in
+    kafka) printf '%s\n' "$DATA/kafka/server.properties" ;;
+    registry) printf '%s\n' "$DATA/registry/tmp" ;;
+    postgres) printf '%s\n' "$PG_DATA" ;;
+    anvil) printf '%s\n' "$DATA/anvil/cache" ;;
+  esac
+}
+
+port_of() {
+  local name=${1^^}_PORT
+  printf '%s\n' "${!name}"
+}
+
+# ── Kafka ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+kafka_java() {
+  local class=$1
+  shift
+  "$JAVA" -Xshare:auto -cp "$KAFKA_HOME/*" "-Dlog4j2.configurationFile=$HERE/kafka/log4j2.properties" "$class" "$@"
+}
+
+prepare_kafka() {
+  mkdir -p "$DATA/kafka"
+  # Written at every start: the data may have been moved, and the ports may have been chosen anew.
+  cat >"$DATA/kafka/server.properties" <<-EOF
+	process.roles=broker,controller
+	node.id=1
+	controller.quorum.bootstrap.servers=127.0.0.1:$CONTROLLER_PORT
+	listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,CONTROLLER://127.0.0.1:$CONTROLLER_PORT
+	controller.listener.names=CONTROLLER
+	log.dirs=$DATA/kafka/data
+
+	# One node: every internal topic has one copy, and few partitions, which start and fail over faster.
+	offsets.topic.replication.factor=1
+	offsets.topic.num.partitions=4
+	transaction.state.log.replication.factor=1
+	transaction.state.log.min.isr=1
+	transaction.state.log.num.partitions=4
+	share.coordinator.state.topic.replication.factor=1
+	share.coordinator.state.topic.min.isr=1
+
+	# Topics are a contract and made by "ctrip topics apply"; a misspelt name must fail.
+	auto.create.topics.enable=false
+	# A block of nothing but transfers makes a record of many megabytes.
+	message.max.bytes=33554432
+	replica.fetch.max.bytes=33554432
+	socket.request.max.bytes=104857600
+
+	# Consumers start at once, and a killed producer's transaction holds readers up no longer than its own time-out.
+	group.initial.rebalance.delay.ms=0
+	transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+
+	# A small machine: the defaults take 128 MB of the heap for compaction alone.
+	log.cleaner.dedupe.buffer.size=33554432
+	num.network.threads=2
+	num.io.threads=4
+	EOF
+  # meta.properties is what a format writes last; without it nothing was ever stored.
+  [ -f "$DATA/kafka/data/meta.properties" ] && return
+  rm -rf "$DATA/kafka/data"
+  kafka_java kafka.tools.StorageTool format --standalone -c "$DATA/kafka/server.properties" \
+    -t "$(head -c 16 /dev/urandom | base64 | tr '+/' 'AB' | cut -c1-22)" >>"$DATA/logs/kafka.log" 2>&1
+}
+
+start_kafka() {
+  spawn kafka "$JAVA" -server -Xms256m -Xmx768m -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:+ExplicitGCInvokesConcurrent \
+    -Djava.awt.headless=true "-XX:ErrorFile=$DATA/logs/kafka-crash.log" -cp "$KAFKA_HOME/*" \
+    "-Dlog4j2.configurationFile=$HERE/kafka/log4j2.properties" kafka.Kafka "$DATA/kafka/server.properties"
+}
+
+# The log is this process's own (it is rotated at every start). The port opens before the broker takes part in its
+# cluster; the line comes after.
+ready_kafka() { grep -q 'Kafka Server started' "$DATA/logs/kafka.log" && port_open "$KAFKA_PORT"; }
+
+# ── Schema registry ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+prepare_registry() { mkdir -p "$DATA/registry/tmp"; }
+
+# Its default is a database in memory, and then a restart forgets which schema an id in a Kafka record stands for.
+# H2, which is built in, keeps it in a file just as well; WRITE_DELAY=0 makes an acknowledged schema survive a kill.
+start_registry() {
+  spawn registry env QUARKUS_HTTP_HOST=127.0.0.1 "QUARKUS_HTTP_PORT=$REGISTRY_PORT" \
+    "REGISTRY_DATASOURCE_URL=jdbc:h2:file:$DATA/registry/db;WRITE_DELAY=0" QUARKUS_DATASOURCE_JDBC_INITIAL_SIZE=2 \
+    QUARKUS_DATASOURCE_JDBC_MIN_SIZE=2 QUARKUS_DATASOURCE_JDBC_MAX_SIZE=20 \
+    "$JAVA" -Xmx384m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 "-Djava.io.tmpdir=$DATA/registry/tmp" \
+    "-XX:ErrorFile=$DATA/logs/registry-crash.log" -jar "$REGISTRY_HOME"/apicurio-registry-app-*-runner.jar
+}
+
+ready_registry() { [[ $(http "$REGISTRY_PORT" GET /apis/ccompat/v7/subjects) == HTTP/1.?' 200 '* ]]; }
+
+# ── PostgreSQL ───────────────────────────────────────────────────────────────────────────────────────────────────────
+#
+# PostgreSQL refuses to run as root, so root runs it as the user postgres, who must be able to reach the data through
+# every parent folder. Where it can't (a checkout under `mktemp -d` or /root), the cluster lies in /var/tmp instead, and
+# postgres.dir in the data directory says where. The other ways out were worse: chmod on the parents would change
+# folders that aren't ours, and lending the server CAP_DAC_READ_SEARCH would let any local client read any file.
+
+# Sets PG_DATA if a place was already chosen; empty otherwise.
+locate_postgres() {
+  PG_DATA=
+  if [ -f "$DATA/postgres.dir" ]; then
+    PG_DATA=$(cat "$DATA/postgres.dir")/data
+  elif [ -d "$DATA/postgres" ]; then
+    PG_DATA=$DATA/postgres/data
+  fi
+}
+
+place_postgres() {
+  local home
+  [ -n "$PG_DATA" ] && return
+  if is_root && ! as_postgres test -x "$DATA"; then
+    home=$(mktemp -d /var/tmp/ctrip-pg-XXXXXX)
+    chmod 755 "$home"
+    printf '%s\n' "$DATA" >"$home/owner"
+    printf '%s\n' "$home" >"$DATA/postgres.dir"
+  else
+    mkdir -p "$DATA/postgres"
+  fi
+  locate_postgres
+}
+
+# setpriv rather than runuser: it becomes the command instead of waiting for it, so the pid is the server's own.
+as_postgres() {
+  if is_root; then
+    (cd / && exec setpriv --reuid=postgres --regid=postgres --init-groups -- env HOME=/ "$@")
+  else
+    (cd / && exec "$@")
+  fi
+}
+
+prepare_postgres() {
+  local home=${PG_DATA%/*} new
+  new=$home/new
+  if [ ! -d "$PG_DATA" ]; then
+    # Made beside its place and moved there when the database is in it, so that it is there whole or not at all.
+    rm -rf "$new"
+    mkdir -p "$new"
+    if is_root; then chown postgres: "$new"; fi
+    {
+      as_postgres "$PG_BIN/initdb" -D "$new" -U ctrip -A trust -E UTF8 --locale=C.UTF-8 --no-instructions &&
+        echo 'CREATE DATABASE ctrip' | as_postgres "$PG_BIN/postgres" --single -D "$new" postgres
+    } >>"$DATA/logs/postgres.log" 2>&1 || return 1
+    mv "$new" "$PG_DATA"
+  fi
+  clear_postgres
+}
+
+# After a kill -9 of the server its sessions may live on for a moment and keep the shared memory, and the next server
+# refuses to start. They are known by their working directory. A postmaster.pid whose number is some other program's by
+# now (after a reboot) is removed; any other is left for the server to judge.
+clear_postgres() {
+  local cwd pid
+  for cwd in /proc/[0-9]*/cwd; do
+    if [ "$(readlink "$cwd" 2>/dev/null)" = "$PG_DATA" ]; then
+      pid=${cwd#/proc/}
+      kill -KILL "${pid%/cwd}" 2>/dev/null
+    fi
+  done
+  pid=$(head -n 1 "$PG_DATA/postmaster.pid" 2>/dev/null) || return 0
+  if [ -d "/proc/$pid" ] && ! owned_by "$pid" "$PG_DATA"; then rm -f "$PG_DATA/postmaster.pid"; fi
+}
+
+# No Unix socket: TCP on loopback is enough, and a socket's path may not be longer than 107 characters.
+start_postgres() {
+  local user=()
+  if is_root; then user=(setpriv --reuid=postgres --regid=postgres --init-groups -- env HOME=/); fi
+  spawn postgres "${user[@]}" "$PG_BIN/postgres" -D "$PG_DATA" -p "$POSTGRES_PORT" -c listen_addresses=127.0.0.1 \
+    -c unix_socket_directories= -c max_connections=300
+}
+
+ready_postgres() {
+  "$PG_BIN/psql" -h 127.0.0.1 -p "$POSTGRES_PORT" -U ctrip -d ctrip -Atqc 'SELECT 1' >/dev/null 2>&1
+}
+
+# Clusters in /var/tmp whose data directory was removed by hand (a test's temporary folder): nothing can reach them any
+# more, so they go, and their servers with them.
+sweep_postgres() {
+  local home owner pid
+  for home in /var/tmp/ctrip-pg-*; do
+    # Only folders that are really ours: /var/tmp is everybody's.
+    if [ ! -d "$home" ] || [ -L "$home" ] || [ ! -O "$home" ] || [ ! -f "$home/owner" ]; then continue; fi
+    owner=$(cat "$home/owner")
+    [ "$(cat "$owner/postgres.dir" 2>/dev/null)" != "$home" ] || continue
+    pid=$(head -n 1 "$home/data/postmaster.pid" 2>/dev/null)
+    if [ -n "$pid" ] && owned_by "$pid" "$home/data"; then kill -QUIT "$pid" 2>/dev/null; fi
+    say "removing $home: its data directory $owner is gone"
+    rm -rf "$home"
+  done
+}
+
+# ── anvil ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# A new chain at every start.
+prepare_anvil() {
+  rm -rf "$DATA/anvil"
+  mkdir -p "$DATA/anvil/cache"
+}
+
+# Without --prune-history old states go to disk by the gigabyte; 256 states allow reorganisations up to that depth.
+# Quiet, or it logs every request of everyone who polls it.
+start_anvil() {
+  spawn anvil "$ANVIL_BIN" --host 127.0.0.1 --port "$ANVIL_PORT" --chain-id 31337 --prune-history 256 --quiet \
+    --cache-path "$DATA/anvil/cache"
+}
+
+ready_anvil() {
+  local reply
+  reply=$(http "$ANVIL_PORT" POST / '{"jsonrpc":"2.0","id":1,"method":"eth_chainId","params":[]}')
+  [[ $reply == *'"0x7a69"'* ]]
+}

@@ -1,0 +1,83 @@
+//! Postgres: the pool and the migrations.
+
+use crate::failure::Failure;
+use crate::metrics;
+use anyhow::Context as _;
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use std::time::Duration;
+use tokio_postgres::{Config, NoTls};
+
+mod embedded {
+    refinery::embed_migrations!("../migrations");
+}
+
+/// A pool of at most `size` connections, none opened yet.
+///
+/// # Errors
+/// When the URL does not parse.
+pub fn pool(url: &str, size: usize) -> anyhow::Result<Pool> {
+    // The URL holds a password, so it is not repeated in the error.
+    let mut config: Config = url.parse().context("DATABASE_URL: expected postgres://user:password@host:port/database")?;
+    config.connect_timeout(Duration::from_secs(5));
+    // A dead peer is noticed, and a backend never waits on a client that is gone while it holds a row's lock.
+    config.keepalives_idle(Duration::from_secs(10));
+    config.application_name("ctrip");
+    let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+    let pool = Pool::builder(manager)
+        .max_size(size)
+        .runtime(Runtime::Tokio1)
+        .wait_timeout(Some(Duration::from_secs(10)))
+        .create_timeout(Some(Duration::from_secs(5)))
+        .build()
+        .context("the database pool")?;
+    Ok(pool)
+}
+
+/// Brings the database to this version; harmless when it is there already. Refinery locks, so processes may race.
+///
+/// # Errors
+/// When the database can't be reached, or its history is not ours.
+pub async fn migrate(url: &str) -> anyhow::Result<()> {
+    let config: Config = url.parse().context("DATABASE_URL: expected postgres://user:password@host:port/database")?;
+    let (mut client, connection) = config.connect(NoTls).await.context("connecting to DATABASE_URL")?;
+    let driver = tokio::spawn(connection);
+    // Two processes that start together would both find the first migration missing.
+    client.batch_execute("SELECT pg_advisory_lock(7233017)").await.context("waiting for other migrations")?;
+    let report = embedded::migrations::runner().run_async(&mut client).await.context("migrating the database")?;
+    for migration in report.applied_migrations() {
+        tracing::info!("migrated the database: {migration}");
+    }
+    drop(client);
+    driver.await.context("the database connection")?.context("the database connection")?;
+    Ok(())
+}
+
+/// Records how a pool is used.
+pub fn observe(pool: &Pool, role: &'static str) {
+    let status = pool.status();
+    #[expect(clippy::cast_precision_loss, reason = "a pool has dozens of connections")]
+    let gauge = |state, value: usize| metrics::POOL_CONNECTIONS.gauge(&[("role", role), ("state", state)]).set(value as f64);
+    gauge("open", status.size);
+    gauge("idle", status.available);
+    gauge("waiting", status.waiting);
+}
+
+/// What to do about a failed query: a lost connection, a deadlock or a serialisation failure passes; anything else means
+/// that our SQL and the data contradict each other.
+pub fn failure(error: tokio_postgres::Error) -> Failure {
+    let passes = error.code().is_none_or(|code| {
+        let class = &code.code()[..2];
+        // Connection, transaction rollback, resources, operator intervention, system error.
+        matches!(class, "08" | "40" | "53" | "57" | "58" | "25")
+    });
+    // An error with a cause says only "db error" itself; the chain has the rest.
+    if passes { Failure::retry(error) } else { Failure::halt(error) }
+}
+
+/// What to do when no connection was to be had: wait for one.
+pub fn unavailable(error: deadpool_postgres::PoolError) -> Failure {
+    match error {
+        deadpool_postgres::PoolError::Backend(error) => Failure::retry(error),
+        other => Failure::retry(other),
+    }
+}

@@ -1,0 +1,366 @@
+use super::{Kafka, failure};
+use crate::failure::Failure;
+use crate::metrics;
+use anyhow::anyhow;
+use rdkafka::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use topics::Topic;
+
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where to begin in a partition that was just assigned; `None` is the beginning.
+pub type Position = Box<dyn Fn(Topic, i32) -> Result<Option<i64>, Failure> + Send + Sync>;
+
+/// A record in librdkafka's memory.
+pub struct Record<'c> {
+    /// Its topic.
+    pub topic: Topic,
+    message: BorrowedMessage<'c>,
+}
+
+impl Record<'_> {
+    /// Partition.
+    pub fn partition(&self) -> i32 {
+        self.message.partition()
+    }
+
+    /// Offset.
+    pub fn offset(&self) -> i64 {
+        self.message.offset()
+    }
+
+    /// Key; empty if it has none.
+    pub fn key(&self) -> &[u8] {
+        self.message.key().unwrap_or_default()
+    }
+
+    /// Value, frame included; empty if it has none.
+    pub fn payload(&self) -> &[u8] {
+        self.message.payload().unwrap_or_default()
+    }
+
+    /// When it was written, in milliseconds of Unix time.
+    pub fn timestamp_ms(&self) -> Option<i64> {
+        self.message.timestamp().to_millis()
+    }
+}
+
+/// What a poll gave.
+pub struct Batch<'c> {
+    /// In order per partition.
+    pub records: Vec<Record<'c>>,
+    /// Changes with each assignment. What was kept of an older one must be dropped: it may be read again, here or elsewhere.
+    pub assignment: u64,
+}
+
+struct Context {
+    stage: &'static str,
+    topics: Vec<(String, Topic)>,
+    positions: Option<Position>,
+    assignment: AtomicU64,
+    failed: Mutex<Option<Failure>>,
+}
+
+impl Context {
+    fn topic(&self, name: &str) -> Option<Topic> {
+        self.topics.iter().find(|(known, _)| known == name).map(|(_, topic)| *topic)
+    }
+
+    fn seek(&self, list: &mut TopicPartitionList) -> Result<(), Failure> {
+        let Some(positions) = &self.positions else {
+            return Ok(());
+        };
+        let assigned: Vec<(String, i32)> = list.elements().iter().map(|e| (e.topic().to_owned(), e.partition())).collect();
+        for (name, partition) in assigned {
+            let topic = self.topic(&name).ok_or_else(|| Failure::Halt(anyhow!("assigned {name}, which was not asked for")))?;
+            let offset = positions(topic, partition)?.map_or(Offset::Beginning, Offset::Offset);
+            list.set_partition_offset(&name, partition, offset).map_err(failure)?;
+        }
+        Ok(())
+    }
+
+    fn fail(&self, failure: Failure) {
+        // A poisoned lock would mean that this very line panicked before.
+        if let Ok(mut failed) = self.failed.lock() {
+            failed.get_or_insert(failure);
+        }
+    }
+}
+
+impl ClientContext for Context {
+    fn stats(&self, statistics: Statistics) {
+        let lag: i64 = statistics
+            .topics
+            .values()
+            .flat_map(|topic| topic.partitions.values())
+            .filter(|partition| partition.app_offset >= 0 && partition.ls_offset >= 0)
+            .map(|partition| (partition.ls_offset - partition.app_offset).max(0))
+            .sum();
+        #[expect(clippy::cast_precision_loss, reason = "a lag of 2^52 records is not met")]
+        metrics::STAGE_LAG_RECORDS.gauge(&[("stage", self.stage)]).set(lag as f64);
+    }
+}
+
+impl ConsumerContext for Context {
+    // Called from within a poll, on the thread of the stage. The protocol is eager: every assignment is a whole one.
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        self.assignment.fetch_add(1, Ordering::Relaxed);
+        let outcome = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            tracing::debug!(stage = self.stage, "assigned {} partitions", list.count());
+            self.seek(list).and_then(|()| consumer.assign(list).map_err(failure))
+        } else {
+            consumer.unassign().map_err(failure)
+        };
+        if let Err(failure) = outcome {
+            self.fail(failure);
+            // librdkafka waits for an answer to every rebalance.
+            let _ = consumer.unassign();
+        }
+    }
+}
+
+/// A member of a consumer group that reads what is committed. It never commits by itself: offsets go where the work goes.
+pub struct Consumer {
+    inner: BaseConsumer<Context>,
+}
+
+impl Consumer {
+    /// Joins `group` under this process's static membership, so that a restart within ten seconds moves no partition.
+    /// Partitions start at `positions` if given, else at the group's committed offsets, else at the beginning.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the configuration.
+    pub fn open(kafka: &Kafka, group: &'static str, topics: &[Topic], positions: Option<Position>) -> Result<Self, Failure> {
+        let named: Vec<(String, Topic)> = topics.iter().map(|topic| (kafka.name(*topic), *topic)).collect();
+        let names: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
+        let context = Context {
+            stage: group,
+            topics: named,
+            positions,
+            assignment: AtomicU64::new(0),
+            failed: Mutex::new(None),
+        };
+        let inner: BaseConsumer<Context> = reader(kafka, group)
+            .set("group.id", kafka.prefixed(group))
+            .set("group.instance.id", kafka.prefixed(&format!("{group}-{}", kafka.0.instance)))
+            .set("session.timeout.ms", "10000")
+            .set("heartbeat.interval.ms", "2000")
+            // Range gives an instance the same partitions of every topic, which the detector's join needs.
+            .set("partition.assignment.strategy", "range")
+            .set("statistics.interval.ms", "2000")
+            .create_with_context(context)
+            .map_err(failure)?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        inner.subscribe(&names).map_err(failure)?;
+        Ok(Self { inner })
+    }
+
+    /// Waits for a first record at most `wait`, then takes what is at hand, at most `most` records or `bytes` of values.
+    ///
+    /// # Errors
+    /// What the broker reports, and what a rebalance could not do.
+    pub fn poll(&self, most: usize, bytes: usize, wait: Duration) -> Result<Batch<'_>, Failure> {
+        let context = self.inner.context();
+        let mut records = Vec::new();
+        let mut size = 0;
+        let mut assignment = context.assignment.load(Ordering::Relaxed);
+        let mut wait = wait;
+        while records.len() < most && size < bytes {
+            let polled = self.inner.poll(wait);
+            let now = context.assignment.load(Ordering::Relaxed);
+            if now != assignment {
+                assignment = now;
+                records.clear();
+            }
+            if let Some(failure) = context.failed.lock().ok().and_then(|mut failed| failed.take()) {
+                return Err(failure);
+            }
+            match polled {
+                None => break,
+                Some(Err(error)) => return Err(failure(error).context("reading from Kafka")),
+                Some(Ok(message)) => {
+                    let Some(topic) = context.topic(message.topic()) else {
+                        return Err(Failure::Halt(anyhow!("a record of {}, which was not asked for", message.topic())));
+                    };
+                    size += message.payload_len();
+                    records.push(Record { topic, message });
+                    wait = Duration::ZERO;
+                }
+            }
+        }
+        Ok(Batch { records, assignment })
+    }
+
+    /// The membership as of now, for the offsets of a transaction: a member that the group has left behind is refused (KIP-447).
+    ///
+    /// # Errors
+    /// When there is no group, which `open` rules out.
+    pub fn group_metadata(&self) -> Result<ConsumerGroupMetadata, Failure> {
+        self.inner.group_metadata().ok_or_else(|| Failure::Halt(anyhow!("the consumer has no group")))
+    }
+}
+
+fn reader(kafka: &Kafka, client: &str) -> rdkafka::ClientConfig {
+    let mut config = kafka.config(client);
+    config
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "earliest")
+        .set("isolation.level", "read_committed")
+        .set("fetch.message.max.bytes", (4 * 1024 * 1024).to_string())
+        .set("queued.max.messages.kbytes", (64 * 1024).to_string())
+        // The default waits a second before it fills a queue that was full.
+        .set("fetch.queue.backoff.ms", "5")
+        .set("fetch.error.backoff.ms", "100");
+    config
+}
+
+/// A compacted topic, read whole by every instance.
+pub struct Table {
+    kafka: Kafka,
+    inner: BaseConsumer,
+    topic: Topic,
+    next: HashMap<i32, i64>,
+}
+
+impl Table {
+    /// Of a topic whose writers use no transactions: `catch_up` counts on every offset below the end holding a record or
+    /// nothing newer. (The last record of a compacted partition always stays.)
+    ///
+    /// # Errors
+    /// When librdkafka refuses the configuration.
+    pub fn open(kafka: &Kafka, topic: Topic) -> Result<Self, Failure> {
+        let inner: BaseConsumer =
+            reader(kafka, "table").set("group.id", kafka.prefixed("table")).create().map_err(failure)?;
+        let name = kafka.name(topic);
+        let mut list = TopicPartitionList::new();
+        for partition in 0..topic.partitions() {
+            list.add_partition_offset(&name, partition, Offset::Beginning).map_err(failure)?;
+        }
+        inner.assign(&list).map_err(failure)?;
+        Ok(Self { kafka: kafka.clone(), inner, topic, next: HashMap::new() })
+    }
+
+    /// Reads on until everything that was in the topic when this was called has been seen.
+    ///
+    /// # Errors
+    /// When the broker does not answer within ten seconds, or nothing arrives for thirty.
+    pub fn catch_up(&mut self, mut see: impl FnMut(&[u8], &[u8])) -> Result<(), Failure> {
+        let ends = self.ends()?;
+        let behind = |next: &HashMap<i32, i64>| ends.iter().any(|(p, end)| next.get(p).copied().unwrap_or(0) < *end);
+        let mut last = Instant::now();
+        while behind(&self.next) {
+            match self.inner.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    see(message.key().unwrap_or_default(), message.payload().unwrap_or_default());
+                    self.next.insert(message.partition(), message.offset() + 1);
+                    last = Instant::now();
+                }
+                Some(Err(error)) => return Err(failure(error).context(format!("reading {}", self.topic))),
+                None if last.elapsed() > Duration::from_secs(30) => {
+                    return Err(Failure::Retry(anyhow!("{} has more, up to {ends:?}, and does not arrive", self.topic)));
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    // The next offset of each partition, of those that have records: one request for all of them.
+    fn ends(&self) -> Result<HashMap<i32, i64>, Failure> {
+        let name = self.kafka.name(self.topic);
+        let list = |offset: Offset| -> KafkaResult<TopicPartitionList> {
+            let mut list = TopicPartitionList::new();
+            for partition in 0..self.topic.partitions() {
+                list.add_partition_offset(&name, partition, offset)?;
+            }
+            Ok(list)
+        };
+        let ask = || self.inner.offsets_for_times(list(Offset::End)?, CALL_TIMEOUT);
+        let answer = ask().map_err(|e| failure(e).context(format!("the end of {name}")))?;
+        let mut ends = HashMap::new();
+        for element in answer.elements() {
+            element.error().map_err(|e| failure(e).context(format!("the end of {name}")))?;
+            if let Offset::Offset(end) = element.offset() {
+                ends.insert(element.partition(), end);
+            }
+        }
+        Ok(ends)
+    }
+}
+
+impl Kafka {
+    /// The last committed value under `key` in a compacted topic, all of which is read: it is small. Blocks.
+    ///
+    /// # Errors
+    /// When the topic can't be read to its end.
+    pub fn read_last(&self, topic: Topic, key: &str) -> Result<Option<Vec<u8>>, Failure> {
+        let inner: BaseConsumer = reader(self, "lookup")
+            .set("group.id", self.prefixed("lookup"))
+            .set("enable.partition.eof", "true")
+            .create()
+            .map_err(failure)?;
+        let name = self.name(topic);
+        let mut list = TopicPartitionList::new();
+        for partition in 0..topic.partitions() {
+            list.add_partition_offset(&name, partition, Offset::Beginning).map_err(failure)?;
+        }
+        inner.assign(&list).map_err(failure)?;
+        let mut open = topic.partitions();
+        let mut found = None;
+        let mut last = Instant::now();
+        while open > 0 {
+            match inner.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    last = Instant::now();
+                    if message.key() == Some(key.as_bytes()) {
+                        found = message.payload().map(<[u8]>::to_vec);
+                    }
+                }
+                // The partitions do not grow under the one writer that asks, so each ends once.
+                Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+                Some(Err(error)) => return Err(failure(error).context(format!("reading {name}"))),
+                None if last.elapsed() > Duration::from_secs(30) => {
+                    return Err(Failure::Retry(anyhow!("{name} could not be read to its end in 30 s")));
+                }
+                None => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// The offset that `group` has committed for a partition. Waits until transactions that hold one are over.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn committed(&self, group: &str, topic: Topic, partition: i32) -> Result<Option<i64>, Failure> {
+        let inner: BaseConsumer = reader(self, "lookup").set("group.id", self.prefixed(group)).create().map_err(failure)?;
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&self.name(topic), partition);
+        let answer = inner
+            .committed_offsets(list, Duration::from_secs(30))
+            .map_err(|e| failure(e).context(format!("the committed offset of {group}")))?;
+        Ok(answer.elements().first().and_then(|element| match element.offset() {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        }))
+    }
+
+    /// Group metadata of no member, for offsets that are a cursor of ours and belong to no consumer.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the configuration.
+    pub fn bare_group(&self, group: &str) -> Result<ConsumerGroupMetadata, Failure> {
+        let inner: BaseConsumer = reader(self, "lookup").set("group.id", self.prefixed(group)).create().map_err(failure)?;
+        inner.group_metadata().ok_or_else(|| Failure::Halt(anyhow!("the consumer has no group")))
+    }
+}

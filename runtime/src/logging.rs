@@ -1,0 +1,22 @@
+//! Logs: one line an event on standard error, `RUST_LOG` filters, `LOG_FORMAT=json` for machines.
+
+use anyhow::Context as _;
+use tracing_subscriber::EnvFilter;
+
+/// Installs the process's logger.
+///
+/// # Errors
+/// When `RUST_LOG` does not parse, or a logger is there already.
+pub fn init() -> anyhow::Result<()> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(text) => EnvFilter::try_new(text).context("RUST_LOG")?,
+        Err(_) => EnvFilter::new("info,rdkafka=warn,librdkafka=warn,refinery_core=warn,tokio_postgres=warn"),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let installed = if std::env::var("LOG_FORMAT").as_deref() == Ok("json") {
+        builder.json().try_init()
+    } else {
+        builder.with_target(false).try_init()
+    };
+    installed.map_err(|cause| anyhow::anyhow!("the logger: {cause}"))
+}

@@ -1,0 +1,38 @@
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// What the roles are told from outside: `--help` and the environment. The names are public.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Settings {
+    /// Postgres, the state of record.
+    #[arg(long, env = "DATABASE_URL", default_value = "postgres://ctrip@127.0.0.1:5432/ctrip", global = true, hide_env_values = true)]
+    pub database_url: String,
+    /// Kafka brokers, `host:port`, comma-separated.
+    #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092", global = true)]
+    pub kafka_brokers: String,
+    /// A schema registry's Confluent-compatible API.
+    #[arg(long, env = "SCHEMA_REGISTRY_URL", default_value = "http://127.0.0.1:8081/apis/ccompat/v7", global = true)]
+    pub schema_registry_url: String,
+    /// Put in front of every topic name, group and transactional id.
+    #[arg(long, env = "TOPIC_PREFIX", default_value = "", global = true)]
+    pub topic_prefix: String,
+    /// Replicas of the topics that `topics apply` creates; the broker's default if left out.
+    #[arg(long, env = "TOPIC_REPLICATION", global = true)]
+    pub topic_replication: Option<i32>,
+    /// The chains.
+    #[arg(long, env = "CHAINS_FILE", default_value = "chains.yaml", global = true)]
+    pub chains_file: PathBuf,
+    /// Account xpub at m/44'/60'/0'; payment i is paid to /0/i.
+    #[arg(long, env = "CTRIP_XPUB", global = true)]
+    pub xpub: Option<String>,
+    /// Where the API listens.
+    #[arg(long, env = "API_LISTEN", default_value = "127.0.0.1:8000", global = true)]
+    pub api_listen: SocketAddr,
+    /// Where `/metrics` listens.
+    #[arg(long, env = "METRICS_LISTEN", default_value = "127.0.0.1:9100", global = true)]
+    pub metrics_listen: SocketAddr,
+    /// Tells instances of one role apart, and stays the same across restarts: it is the consumer's static membership and
+    /// part of the transactional ids. Two live processes must not share one.
+    #[arg(long, env = "CTRIP_INSTANCE", default_value = "0", global = true)]
+    pub instance: String,
+}

@@ -1,1 +1,21 @@
+//! Everything that talks to a node, and the file that says which nodes there are.
+//!
+//! - [`Chains`] are the entries of `chains.yaml`, with what [presets](config) fill in.
+//! - [`Rpc`] asks a chain's endpoints, in order of preference, again and elsewhere when one fails.
+//! - [`fetch_block`] brings a block with its receipts, and [`prove`] checks both against the block's hash: a node that lags
+//!   or lies gives an error, never a block.
+//!
+//! Only this crate names alloy's RPC client. It knows no payment rules and no Kafka.
 
+pub mod block;
+mod config;
+mod encode;
+mod fetch;
+mod proof;
+mod rpc;
+
+pub use block::{Block, Head, Log, Receipt, Transaction};
+pub use config::{Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, Token, Verify};
+pub use fetch::{BlockId, FetchError, FetchedBlock, PlacedLog, Receipts, Status, fetch_block, fetch_head, fetch_tag};
+pub use proof::{Part, Proof, Unproven, prove};
+pub use rpc::{Endpoint, Rpc, RpcError, Tag};

@@ -6,8 +6,12 @@
 //! - `relay` brings the events from Postgres to Kafka, exactly once.
 
 pub mod events;
+pub mod fold;
 pub mod lifecycle;
 mod payment;
+mod relay;
+mod role;
 pub mod store;
 
 pub use payment::{Asset, Exception, Paid, Payment, Policy, Status, Token, Unknown};
+pub use role::run;

@@ -19,12 +19,7 @@ pub enum Input {
     /// A block is the head of a chain now.
     Head(Head),
     /// The head of a chain is no longer on it.
-    Removed {
-        /// Chain.
-        chain: ChainId,
-        /// The block.
-        block: BlockRef,
-    },
+    Removed(Cause),
     /// A block of the payment's chain has a timestamp after `expires_at`.
     Expired(Cause),
     /// The merchant calls it off.
@@ -151,7 +146,7 @@ pub fn step(payment: &Payment, input: &Input) -> Result<Step, Illegal> {
     match input {
         Input::Transfer(transfer) => step.transfer(payment, transfer)?,
         Input::Head(head) => step.head(payment, head),
-        Input::Removed { chain, block } => step.remove(payment, *chain, *block),
+        Input::Removed(cause) => step.remove(payment, cause),
         Input::Expired(cause) => {
             if payment.status() == Status::Pending {
                 step.next.expired_by = Some(cause.block.number);
@@ -218,7 +213,8 @@ impl Step {
         }
     }
 
-    fn remove(&mut self, before: &Payment, chain: ChainId, block: BlockRef) {
+    fn remove(&mut self, before: &Payment, cause: &Cause) {
+        let Cause { chain, block, timestamp } = *cause;
         let (removed, kept) = self.next.transfers.drain(..).partition(|t: &Paid| t.id.chain == chain && t.block.hash == block.hash);
         self.removed = removed;
         self.next.transfers = kept;
@@ -237,8 +233,7 @@ impl Step {
         let said = |p: &Payment| (p.status(), p.exception(), p.received());
         let about = self.removed.iter().find(|t| t.credited || t.listed).cloned();
         if said(before) != said(&self.next) || about.is_some() {
-            let at = self.next.updated_at;
-            self.tell(EventKind::Reverted, at, Some((chain, block)), about);
+            self.tell(EventKind::Reverted, timestamp, Some((chain, block)), about);
         }
     }
 

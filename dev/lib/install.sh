@@ -6,23 +6,34 @@
 
 APT_UPDATED=
 
+as_root() {
+  if is_root; then "$@"; else sudo "$@"; fi
+}
+
+# apt COMMAND…: apt-get, waiting for another one that runs.
+apt() {
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 "$@" </dev/null >>"$CACHE/apt.log" 2>&1
+}
+
+# A fresh image knows no package before its first update; a failed one is no reason to give up, the lists may do.
+apt_update() {
+  [ -n "$APT_UPDATED" ] && return
+  APT_UPDATED=yes
+  : >"$CACHE/apt.log"
+  apt update || say "apt-get update failed, going on with the package lists that are here"
+}
+
+can_install() { command -v apt-get >/dev/null && { is_root || command -v sudo >/dev/null; }; }
+
 # apt_install WHY PACKAGE…
 apt_install() {
-  local why=$1 root=()
+  local why=$1
   shift
   say "installing $* (apt): $why"
-  command -v apt-get >/dev/null || die "there is no apt-get here; install $* (Debian's names) by hand: $why"
-  if ! is_root; then
-    command -v sudo >/dev/null || die "installing needs root and there is no sudo; as root: apt-get install $*"
-    root=(sudo)
-  fi
+  can_install || die "there is no apt-get here, or neither root nor sudo; install $* (Debian's names) by hand: $why"
   mkdir -p "$CACHE"
-  {
-    if [ -z "$APT_UPDATED" ]; then "${root[@]}" apt-get update || true; fi
-    APT_UPDATED=yes
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
-      apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
-  } </dev/null >"$CACHE/apt.log" 2>&1 || {
+  apt_update
+  apt install -y --no-install-recommends "$@" || {
     tail -n 15 "$CACHE/apt.log" >&2
     die "could not install $*; do it by hand (apt-get install $*), the whole log is $CACHE/apt.log"
   }
@@ -43,17 +54,13 @@ find_java() {
 }
 
 install_java() {
-  local package
   find_java >/dev/null && return
-  for package in openjdk-17-jre-headless openjdk-21-jre-headless; do
-    # Debian 12 has 17, Debian 13 has 21. On a fresh image apt knows neither before its first update.
-    if [ -z "$(apt-cache policy 2>/dev/null "$package" | sed -n 's/.*Candidate: \([0-9].*\)/\1/p')" ] &&
-      [ "$package" != openjdk-21-jre-headless ] && [ -n "$(ls /var/lib/apt/lists/*Packages* 2>/dev/null)" ]; then
-      continue
-    fi
-    apt_install "Java 17, which Kafka and the schema registry run on" "$package"
-    break
-  done
+  # Debian 12 and Ubuntu have 17, Debian 13 has 21 alone.
+  if [ "$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME-}")" = trixie ]; then
+    apt_install "Java, which Kafka and the schema registry run on" openjdk-21-jre-headless
+  else
+    apt_install "Java, which Kafka and the schema registry run on" openjdk-17-jre-headless
+  fi
   find_java >/dev/null || die "no Java 17 or newer was found; install one, or set JAVA_HOME to it"
 }
 
@@ -71,15 +78,18 @@ find_postgres() {
 }
 
 install_postgres() {
-  local conf=/etc/postgresql-common/createcluster.d/ctrip-dev.conf root=()
+  local conf=/etc/postgresql-common/createcluster.d/ctrip-dev.conf failed=
   find_postgres >/dev/null && return
-  is_root || root=(sudo)
   # Debian's package makes and starts a cluster of the system when it is installed. We only want the programs, so it is
   # told not to, for as long as the installation takes.
-  "${root[@]}" mkdir -p "${conf%/*}"
-  echo 'create_main_cluster = false' | "${root[@]}" tee "$conf" >/dev/null
-  apt_install "the state of record" postgresql
-  "${root[@]}" rm -f "$conf"
+  if can_install; then
+    as_root mkdir -p "${conf%/*}"
+    echo 'create_main_cluster = false' | as_root tee "$conf" >/dev/null
+  fi
+  # In a subshell, so that the file goes even if this fails.
+  (apt_install "the state of record" postgresql) || failed=1
+  if can_install; then as_root rm -f "$conf"; fi
+  [ -z "$failed" ] || exit 1
   find_postgres >/dev/null || die "no PostgreSQL 15 or newer ${PG_DATA:+that fits $PG_DATA }was found; install one"
 }
 
@@ -101,9 +111,12 @@ KAFKA_FILE=$HERE/kafka/pom.xml
 REGISTRY_FILE=$HERE/registry/pom.xml
 ANVIL_FILE=$HERE/anvil/package.json
 
+need_maven() {
+  command -v mvn >/dev/null || apt_install "Maven, which downloads Kafka and the schema registry" maven
+}
+
 maven() {
   local name=$1 folder=$2
-  command -v mvn >/dev/null || apt_install "Maven, which downloads Kafka and the schema registry" maven
   mvn -B -q -f "$HERE/$name/pom.xml" dependency:copy-dependencies -DoutputDirectory="$folder" \
     </dev/null >"$CACHE/$name.log" 2>&1 || {
     tail -n 15 "$CACHE/$name.log" >&2
@@ -112,21 +125,27 @@ maven() {
 }
 
 fill_kafka() {
+  need_maven
   say "downloading Apache Kafka (Maven, 43 MB): the event log"
   maven kafka "$1"
 }
 
 fill_registry() {
+  need_maven
   say "downloading Apicurio Registry (Maven, 100 MB): the schema registry"
   maven registry "$1" && tar xzf "$1"/*.tar.gz -C "$1" && rm "$1"/*.tar.gz
 }
 
 fill_anvil() {
-  command -v npm >/dev/null || apt_install "npm, which downloads anvil" nodejs npm
+  local arch=amd64 version
+  command -v npm >/dev/null || apt_install "npm, which downloads anvil" nodejs npm ca-certificates
   say "downloading anvil (npm, 43 MB): the EVM node"
-  cp "$ANVIL_FILE" "$1/"
-  # No install scripts: the platform's own package, an optional dependency, holds the program, and that is all we run.
-  npm install --prefix "$1" --ignore-scripts --no-audit --no-fund --no-package-lock </dev/null >"$CACHE/anvil.log" 2>&1
+  # The platform's own package holds the program, which is all we run. It is asked for by name, since as the optional
+  # dependency that it is npm skips it, without a word, where Node is older than the launcher likes (Debian 12).
+  if [ "$(uname -m)" = aarch64 ]; then arch=arm64; fi
+  version=$(sed -n 's/.*"@foundry-rs\/anvil": "\(.*\)".*/\1/p' "$ANVIL_FILE")
+  npm install --prefix "$1" --ignore-scripts --no-audit --no-fund --no-package-lock \
+    "@foundry-rs/anvil-linux-$arch@$version" </dev/null >"$CACHE/anvil.log" 2>&1
   anvil_in "$1" >/dev/null || {
     tail -n 15 "$CACHE/anvil.log" >&2
     return 1
@@ -149,8 +168,9 @@ anvil_in() {
 install_parts() {
   [ "$(uname -s)" = Linux ] || die "this runs on Linux; elsewhere use docker compose (docker-compose.yml)"
   mkdir -p "$CACHE"
-  # Two stacks that start at the same time on a fresh machine share one download.
-  exec 8>"$CACHE/lock"
+  # Two stacks that start at the same time on a fresh machine share one download. The lock is on the folder itself, so
+  # that a user who may only read the cache can use it too.
+  exec 8<"$CACHE"
   if ! flock -n 8; then
     say "waiting for another dev/stack that is installing"
     flock 8

@@ -21,12 +21,6 @@ port_of() {
 
 # ── Kafka ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-kafka_java() {
-  local class=$1
-  shift
-  "$JAVA" -Xshare:auto -cp "$KAFKA_HOME/*" "-Dlog4j2.configurationFile=$HERE/kafka/log4j2.properties" "$class" "$@"
-}
-
 prepare_kafka() {
   mkdir -p "$DATA/kafka"
   # Written at every start: the data may have been moved, and the ports may have been chosen anew.
@@ -58,6 +52,10 @@ prepare_kafka() {
 	group.initial.rebalance.delay.ms=0
 	transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 
+	# After a kill -9 the controller keeps the old broker's registration for a whole session, and the new one waits for it.
+	broker.session.timeout.ms=3000
+	broker.heartbeat.interval.ms=500
+
 	# A small machine: the defaults take 128 MB of the heap for compaction alone.
 	log.cleaner.dedupe.buffer.size=33554432
 	num.network.threads=2
@@ -66,8 +64,10 @@ prepare_kafka() {
   # meta.properties is what a format writes last; without it nothing was ever stored.
   [ -f "$DATA/kafka/data/meta.properties" ] && return
   rm -rf "$DATA/kafka/data"
-  kafka_java kafka.tools.StorageTool format --standalone -c "$DATA/kafka/server.properties" \
-    -t "$(head -c 16 /dev/urandom | base64 | tr '+/' 'AB' | cut -c1-22)" >>"$DATA/logs/kafka.log" 2>&1
+  "$JAVA" -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$KAFKA_HOME/*" \
+    "-Dlog4j2.configurationFile=$HERE/kafka/log4j2.properties" kafka.tools.StorageTool format --standalone \
+    -c "$DATA/kafka/server.properties" -t "$(head -c 16 /dev/urandom | base64 | tr '+/' 'AB' | cut -c1-22)" \
+    >>"$DATA/logs/kafka.log" 2>&1
 }
 
 start_kafka() {
@@ -119,8 +119,9 @@ place_postgres() {
   if is_root && ! as_postgres test -x "$DATA"; then
     home=$(mktemp -d /var/tmp/ctrip-pg-XXXXXX)
     chmod 755 "$home"
-    printf '%s\n' "$DATA" >"$home/owner"
+    # In this order: a folder with an owner that does not point back at it is swept.
     printf '%s\n' "$home" >"$DATA/postgres.dir"
+    printf '%s\n' "$DATA" >"$home/owner"
   else
     mkdir -p "$DATA/postgres"
   fi

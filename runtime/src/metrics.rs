@@ -125,3 +125,10 @@ pub fn reference() -> String {
     }
     text
 }
+
+/// Records how old a stage's last record is by now; `written_ms` is its Kafka timestamp.
+pub fn stage_lag(stage: &'static str, written_ms: i64) {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let written = std::time::Duration::from_millis(u64::try_from(written_ms).unwrap_or_default());
+    STAGE_LAG_SECONDS.gauge(&[("stage", stage)]).set(now.saturating_sub(written).as_secs_f64());
+}

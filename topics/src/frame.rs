@@ -26,11 +26,23 @@ pub enum FrameError {
 
 /// The record behind its header.
 pub fn encode(schema_id: u32, message: &impl prost::Message) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER_LEN + message.encoded_len());
+    let mut bytes = header(schema_id, message.encoded_len());
+    message.encode_raw(&mut bytes);
+    bytes
+}
+
+/// An encoded message behind its header.
+pub fn wrap(schema_id: u32, message: &[u8]) -> Vec<u8> {
+    let mut bytes = header(schema_id, message.len());
+    bytes.extend_from_slice(message);
+    bytes
+}
+
+fn header(schema_id: u32, room: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_LEN + room);
     bytes.push(0);
     bytes.extend_from_slice(&schema_id.to_be_bytes());
     bytes.push(0);
-    message.encode_raw(&mut bytes);
     bytes
 }
 

@@ -200,6 +200,30 @@ impl Consumer {
         Ok(Batch { records, assignment })
     }
 
+    /// Fetches nothing more from a partition until it is resumed.
+    ///
+    /// # Errors
+    /// When the partition is not assigned.
+    pub fn pause(&self, topic: Topic, partition: i32) -> Result<(), Failure> {
+        self.inner.pause(&self.one(topic, partition)).map_err(failure)
+    }
+
+    /// Fetches from a partition again.
+    ///
+    /// # Errors
+    /// When the partition is not assigned.
+    pub fn resume(&self, topic: Topic, partition: i32) -> Result<(), Failure> {
+        self.inner.resume(&self.one(topic, partition)).map_err(failure)
+    }
+
+    fn one(&self, topic: Topic, partition: i32) -> TopicPartitionList {
+        let context = self.inner.context();
+        let name = context.topics.iter().find(|(_, known)| *known == topic).map_or("", |(name, _)| name.as_str());
+        let mut list = TopicPartitionList::new();
+        list.add_partition(name, partition);
+        list
+    }
+
     /// The membership as of now, for the offsets of a transaction: a member that the group has left behind is refused (KIP-447).
     ///
     /// # Errors
@@ -254,15 +278,16 @@ impl Table {
     ///
     /// # Errors
     /// When the broker does not answer within ten seconds, or nothing arrives for thirty.
-    pub fn catch_up(&mut self, mut see: impl FnMut(&[u8], &[u8])) -> Result<(), Failure> {
+    pub fn catch_up(&mut self, mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
         let ends = self.ends()?;
         let behind = |next: &HashMap<i32, i64>| ends.iter().any(|(p, end)| next.get(p).copied().unwrap_or(0) < *end);
         let mut last = Instant::now();
         while behind(&self.next) {
             match self.inner.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => {
-                    see(message.key().unwrap_or_default(), message.payload().unwrap_or_default());
-                    self.next.insert(message.partition(), message.offset() + 1);
+                    let record = Record { topic: self.topic, message };
+                    see(&record);
+                    self.next.insert(record.partition(), record.offset() + 1);
                     last = Instant::now();
                 }
                 Some(Err(error)) => return Err(failure(error).context(format!("reading {}", self.topic))),
@@ -304,6 +329,20 @@ impl Kafka {
     /// # Errors
     /// When the topic can't be read to its end.
     pub fn read_last(&self, topic: Topic, key: &str) -> Result<Option<Vec<u8>>, Failure> {
+        let mut found = None;
+        self.read_all(topic, |record| {
+            if record.key() == key.as_bytes() {
+                found = Some(record.payload().to_vec());
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Every committed record that is in a topic now, in order per partition. Blocks.
+    ///
+    /// # Errors
+    /// When the topic can't be read to its end.
+    pub fn read_all(&self, topic: Topic, mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
         let inner: BaseConsumer = reader(self, "lookup")
             .set("group.id", self.prefixed("lookup"))
             .set("enable.partition.eof", "true")
@@ -315,19 +354,16 @@ impl Kafka {
             list.add_partition_offset(&name, partition, Offset::Beginning).map_err(failure)?;
         }
         inner.assign(&list).map_err(failure)?;
-        let mut open = topic.partitions();
-        let mut found = None;
+        let mut open: Vec<i32> = (0..topic.partitions()).collect();
         let mut last = Instant::now();
-        while open > 0 {
+        while !open.is_empty() {
             match inner.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => {
                     last = Instant::now();
-                    if message.key() == Some(key.as_bytes()) {
-                        found = message.payload().map(<[u8]>::to_vec);
-                    }
+                    see(&Record { topic, message });
                 }
-                // The partitions do not grow under the one writer that asks, so each ends once.
-                Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+                // A partition that grows meanwhile ends more than once.
+                Some(Err(KafkaError::PartitionEOF(partition))) => open.retain(|other| *other != partition),
                 Some(Err(error)) => return Err(failure(error).context(format!("reading {name}"))),
                 None if last.elapsed() > Duration::from_secs(30) => {
                     return Err(Failure::Retry(anyhow!("{name} could not be read to its end in 30 s")));
@@ -335,7 +371,7 @@ impl Kafka {
                 None => {}
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// The offset that `group` has committed for a partition. Waits until transactions that hold one are over.

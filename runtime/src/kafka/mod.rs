@@ -11,6 +11,8 @@ mod registry;
 pub use admin::apply;
 pub use consumer::{Batch, Consumer, Position, Record, Table};
 pub use producer::{Publisher, Transaction, TransactionalProducer};
+/// Which group, member and generation a transaction's offsets are from.
+pub use rdkafka::consumer::ConsumerGroupMetadata as GroupMetadata;
 
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -52,9 +54,19 @@ impl Kafka {
         format!("{}{}", self.0.prefix, topic.name())
     }
 
+    /// What tells this process from others of its role.
+    pub fn instance(&self) -> &str {
+        &self.0.instance
+    }
+
     /// The record in its Confluent frame.
     pub fn encode<M: Message>(&self, record: &M) -> Vec<u8> {
         topics::frame::encode(self.schema_id(M::TOPIC), record)
+    }
+
+    /// A Protobuf message of the topic's type, encoded already, in its Confluent frame.
+    pub fn frame(&self, topic: Topic, message: &[u8]) -> Vec<u8> {
+        topics::frame::wrap(self.schema_id(topic), message)
     }
 
     /// The id under which the topic's schema is registered.

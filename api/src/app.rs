@@ -1,0 +1,56 @@
+//! What every handler can reach.
+
+use crate::auth::Keys;
+use crate::batch::Request;
+use crate::catalog::Catalog;
+use crate::health::Health;
+use crate::intents::Intents;
+use crate::problem::Problem;
+use deadpool_postgres::{Client, Pool};
+use runtime::db;
+use std::ops::Deref;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Cheap to clone. The sender in it keeps the batcher alive, so the batcher ends after the last request.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+/// Its parts.
+pub struct Parts {
+    /// Postgres.
+    pub pool: Pool,
+    /// The chains and tokens.
+    pub catalog: Catalog,
+    /// The API keys known lately.
+    pub keys: Keys,
+    /// Where addresses get shown.
+    pub intents: Intents,
+    /// Where payments get made.
+    pub requests: mpsc::Sender<Request>,
+    /// How the parts are.
+    pub health: Health,
+}
+
+impl App {
+    /// Wires it.
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// A connection.
+    ///
+    /// # Errors
+    /// A 503 when there is none.
+    pub async fn db(&self) -> Result<Client, Problem> {
+        Ok(self.pool.get().await.map_err(db::unavailable)?)
+    }
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}

@@ -1,0 +1,215 @@
+//! Making payments, many at a time. A flush to the disk and a round trip to Kafka cost the same for one as for hundreds, so
+//! requests that come in while a batch is on its way make the next one; nobody waits for a batch to fill.
+
+use crate::account::Account;
+use crate::intents::Intents;
+use crate::order::Order;
+use crate::problem::Problem;
+use crate::replay::{self, Claim, Key};
+use confirmer::lifecycle::Event;
+use confirmer::{Payment, events, store};
+use deadpool_postgres::{Pool, Transaction};
+use runtime::{Failure, db};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+use topics::PaymentId;
+use uuid::Uuid;
+
+/// More would make the first of a batch wait long for the last.
+const LARGEST_BATCH: usize = 500;
+/// Batches on their way at once: one waits for Postgres' disk while another waits for Kafka's.
+const IN_FLIGHT: usize = 4;
+/// Requests that wait; past it there is a 503 rather than a longer queue.
+pub const QUEUE: usize = 8192;
+
+/// A payment to be made.
+pub struct Request {
+    /// Whose.
+    pub merchant: Uuid,
+    /// What.
+    pub order: Order,
+    /// The request's Idempotency-Key.
+    pub key: Option<Key>,
+    /// The answer. The request may be gone by then; its payment is made all the same.
+    pub answer: oneshot::Sender<Result<Made, Problem>>,
+}
+
+/// A payment whose intent Kafka has acknowledged.
+#[derive(Debug)]
+pub struct Made {
+    /// The payment.
+    pub payment: Payment,
+    /// It was made by an earlier request with the same key.
+    pub replayed: bool,
+}
+
+/// What a batch needs.
+pub struct Maker {
+    /// Postgres.
+    pub pool: Pool,
+    /// Where addresses come from.
+    pub account: Account,
+    /// Kafka.
+    pub intents: Intents,
+}
+
+/// Serves requests until all senders are gone and the last batch is answered.
+pub async fn run(maker: Maker, mut requests: mpsc::Receiver<Request>) {
+    let maker = Arc::new(maker);
+    let slots = Arc::new(Semaphore::new(IN_FLIGHT));
+    let batches = TaskTracker::new();
+    // The slot comes first: what arrives while none is free is in the next batch. The semaphore is never closed.
+    while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+        let mut batch = Vec::new();
+        if requests.recv_many(&mut batch, LARGEST_BATCH).await == 0 {
+            break;
+        }
+        let maker = Arc::clone(&maker);
+        batches.spawn(async move {
+            maker.make(batch).await;
+            drop(slot);
+        });
+    }
+    batches.close();
+    batches.wait().await;
+}
+
+impl Maker {
+    async fn make(&self, batch: Vec<Request>) {
+        // The same key twice in a batch: the second finds the first's payment once that is committed.
+        let mut keys = HashSet::new();
+        let (first, twins): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|r| r.key.as_ref().is_none_or(|key| keys.insert((r.merchant, key.text.clone()))));
+        match self.write(&first).await {
+            Ok(made) => {
+                let (mut new, mut known) = (Vec::new(), twins);
+                for (request, payment) in first.into_iter().zip(made) {
+                    match payment {
+                        Some(payment) => new.push((request, payment)),
+                        None => known.push(request),
+                    }
+                }
+                tokio::join!(self.announce(new), self.replay(known));
+            }
+            Err(failure) => {
+                let problem = Problem::from(failure);
+                for request in first.into_iter().chain(twins) {
+                    answer(request, Err(problem.clone()));
+                }
+            }
+        }
+    }
+
+    /// One transaction: keys, addresses, payments. `None` for a request whose key was there already.
+    async fn write(&self, requests: &[Request]) -> Result<Vec<Option<Payment>>, Failure> {
+        let mut client = self.pool.get().await.map_err(db::unavailable)?;
+        let transaction = client.transaction().await.map_err(db::failure)?;
+        let made = self.write_in(&transaction, requests).await?;
+        transaction.commit().await.map_err(db::failure)?;
+        Ok(made)
+    }
+
+    async fn write_in(&self, transaction: &Transaction<'_>, requests: &[Request]) -> Result<Vec<Option<Payment>>, Failure> {
+        let claims: Vec<Claim<'_>> =
+            requests.iter().map(|r| Claim { merchant: r.merchant, key: r.key.as_ref(), payment: PaymentId::generate() }).collect();
+        let known = replay::claim(transaction, &claims).await?;
+        let fresh = claims.iter().filter(|claim| !known.contains(&claim.payment)).count();
+        let mut addresses = self.account.take(transaction, fresh).await?.into_iter();
+        let now = now()?;
+
+        let mut new: Vec<(Payment, Event)> = Vec::with_capacity(fresh);
+        let mut places = Vec::with_capacity(requests.len());
+        for (request, claim) in requests.iter().zip(&claims) {
+            if known.contains(&claim.payment) {
+                places.push(None);
+                continue;
+            }
+            let Some((address_index, address)) = addresses.next() else {
+                return Err(Failure::Halt(anyhow::anyhow!("the sequence gave fewer than {fresh} indices")));
+            };
+            let Order { chain, chain_name, asset, amount, policy, expires_in, external_id, metadata, fingerprint: _ } =
+                request.order.clone();
+            let payment = Payment {
+                id: claim.payment,
+                merchant: request.merchant,
+                external_id,
+                metadata,
+                chain,
+                chain_name,
+                asset,
+                address,
+                xpub: self.account.fingerprint().to_owned(),
+                address_index,
+                amount,
+                policy,
+                created_at: now,
+                expires_at: now + expires_in,
+                cancelled: false,
+                expired_by: None,
+                transfers: Vec::new(),
+                // Of its creation.
+                sequence: 1,
+                updated_at: now,
+            };
+            let created = events::created(&payment);
+            places.push(Some(new.len()));
+            new.push((payment, created));
+        }
+        if !new.is_empty() {
+            store::insert(transaction, &new).await?;
+        }
+        let mut payments: Vec<Option<Payment>> = new.into_iter().map(|(payment, _)| Some(payment)).collect();
+        Ok(places.into_iter().map(|place| place.and_then(|at| payments.get_mut(at)).and_then(Option::take)).collect())
+    }
+
+    /// Brings new payments' intents to Kafka and answers each request when its own is acknowledged.
+    async fn announce(&self, new: Vec<(Request, Payment)>) {
+        if new.is_empty() {
+            return;
+        }
+        let intents: Vec<_> = new.iter().map(|(_, payment)| events::intent_record(payment)).collect();
+        let outcomes = self.intents.publish(&intents).await;
+        let mut acknowledged = Vec::with_capacity(new.len());
+        for ((request, payment), outcome) in new.into_iter().zip(outcomes) {
+            if outcome {
+                acknowledged.push(payment.id.0);
+                answer(request, Ok(Made { payment, replayed: false }));
+            } else {
+                answer(request, Err(Problem::unacknowledged()));
+            }
+        }
+        self.intents.acknowledged(acknowledged);
+    }
+
+    /// Answers requests whose keys have a payment.
+    async fn replay(&self, known: Vec<Request>) {
+        if known.is_empty() {
+            return;
+        }
+        match replay::find(&self.pool, &self.intents, &known).await {
+            Ok(answers) => {
+                for (request, outcome) in known.into_iter().zip(answers) {
+                    answer(request, outcome.map(|payment| Made { payment, replayed: true }));
+                }
+            }
+            Err(problem) => {
+                for request in known {
+                    answer(request, Err(problem.clone()));
+                }
+            }
+        }
+    }
+}
+
+fn answer(request: Request, outcome: Result<Made, Problem>) {
+    // The client may have hung up.
+    let _ = request.answer.send(outcome);
+}
+
+/// Unix seconds.
+pub fn now() -> Result<u64, Failure> {
+    SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_secs()).map_err(Failure::halt)
+}

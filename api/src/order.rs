@@ -1,0 +1,276 @@
+//! What a create request asks for, read and checked. No IO, no clock.
+
+use crate::catalog::{self, COIN, Catalog};
+use crate::fields::{Fields, shown, storable, storable_text};
+use crate::problem::Problem;
+use chain::Chain;
+use confirmer::{Asset, Policy};
+use sha2::{Digest as _, Sha256};
+use std::ops::RangeInclusive;
+use topics::{Amount, ChainId};
+
+const FIELDS: [&str; 10] = [
+    "amount",
+    "chain",
+    "chain_id",
+    "token",
+    "token_id",
+    "token_contract_address",
+    "expires_in",
+    "external_id",
+    "metadata",
+    "confirmations",
+];
+/// The ways to name a token; at most one is used.
+const TOKEN_FIELDS: [&str; 3] = ["token", "token_id", "token_contract_address"];
+
+const DEFAULT_EXPIRES_IN: u64 = 3600;
+/// A minute, since paying takes that long, to 30 days.
+const EXPIRES_IN: RangeInclusive<u64> = 60..=30 * 24 * 3600;
+const CONFIRMATIONS: RangeInclusive<u64> = 1..=10_000;
+const LONGEST_EXTERNAL_ID: usize = 255;
+const LARGEST_METADATA: usize = 16 * 1024;
+
+/// A payment to be made, without the address and the times it will have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// Where it is to be paid.
+    pub chain: ChainId,
+    /// That chain's name.
+    pub chain_name: String,
+    /// In what.
+    pub asset: Asset,
+    /// How much.
+    pub amount: Amount,
+    /// When it counts for good.
+    pub policy: Policy,
+    /// Seconds.
+    pub expires_in: u64,
+    /// The merchant's own reference.
+    pub external_id: Option<String>,
+    /// The merchant's JSON object, as it was written.
+    pub metadata: Option<String>,
+    /// The same for every request that asks for the same, however it is written.
+    pub fingerprint: [u8; 32],
+}
+
+impl Order {
+    /// Reads a request's body.
+    ///
+    /// # Errors
+    /// A problem that names every field that is wrong and says what was expected there.
+    pub fn read(body: &[u8], catalog: &Catalog) -> Result<Self, Problem> {
+        let mut fields = Fields::read(body)?;
+        let amount = amount(&mut fields);
+        let chain = chain(&mut fields, catalog);
+        let asset = asset(&mut fields, chain);
+        let expires_in = bounded(&mut fields, "expires_in", EXPIRES_IN);
+        let confirmations = bounded(&mut fields, "confirmations", CONFIRMATIONS);
+        let external_id = external_id(&mut fields);
+        let metadata = metadata(&mut fields);
+        let finished = fields.finish(&FIELDS);
+        let (Some(amount), Some(chain), Some(asset)) = (amount, chain, asset) else {
+            return Err(finished.err().unwrap_or_else(Problem::internal));
+        };
+        finished?;
+
+        let expires_in = expires_in.unwrap_or(DEFAULT_EXPIRES_IN);
+        // A count takes the place of the chain's policy whatever that is: who asks for one knows the amount at stake.
+        let count = confirmations.and_then(|count| u32::try_from(count).ok());
+        let asked = (
+            chain.id.0,
+            asset.token.as_ref().map(|token| token.address),
+            amount.to_string(),
+            expires_in,
+            &external_id,
+            &metadata,
+            count,
+        );
+        let asked = serde_json::to_vec(&asked).map_err(|_| Problem::internal())?;
+        Ok(Self {
+            chain: chain.id,
+            chain_name: chain.name.clone(),
+            asset,
+            amount,
+            policy: count.map_or(catalog::policy(chain), Policy::Confirmations),
+            expires_in,
+            external_id,
+            metadata,
+            fingerprint: Sha256::digest(asked).into(),
+        })
+    }
+}
+
+fn amount(fields: &mut Fields<'_>) -> Option<Amount> {
+    let Some(raw) = fields.raw("amount") else {
+        fields.refuse("amount", "missing; expected a positive whole number of base units");
+        return None;
+    };
+    // From the text itself: a JSON number that went through a double has 53 bits left.
+    let text: String = match serde_json::from_str(raw.get()) {
+        Ok(text) => text,
+        Err(_) => raw.get().to_owned(),
+    };
+    let amount = text.parse::<Amount>().map_err(|_| ()).and_then(|amount| if amount.is_zero() { Err(()) } else { Ok(amount) });
+    let expected = "expected a positive whole number of base units below 2^256, as JSON integer or string";
+    fields.check("amount", amount.map_err(|()| format!("{expected}, got {}", shown(raw.get()))))
+}
+
+fn chain<'c>(fields: &mut Fields<'_>, catalog: &'c Catalog) -> Option<&'c Chain> {
+    if !fields.has("chain") && !fields.has("chain_id") {
+        fields.refuse("chain", format_args!("missing; name one of {}, or give its chain_id", catalog.names()));
+        return None;
+    }
+    let by_name = fields.text("chain").and_then(|name| fields.check("chain", catalog.by_name(&name)));
+    let by_id = fields.number("chain_id").and_then(|id| fields.check("chain_id", catalog.by_id(ChainId(id))));
+    if let (Some(named), Some(numbered)) = (by_name, by_id)
+        && named.id != numbered.id
+    {
+        fields.refuse("chain_id", format_args!("chain {} has id {}, got {}", named.name, named.id, numbered.id));
+        return None;
+    }
+    by_name.or(by_id)
+}
+
+fn asset(fields: &mut Fields<'_>, chain: Option<&Chain>) -> Option<Asset> {
+    let given: Vec<&str> = TOKEN_FIELDS.into_iter().filter(|name| fields.has(name)).collect();
+    let texts = given.iter().map(|name| fields.text(name)).collect::<Vec<_>>();
+    match (given.as_slice(), texts.as_slice()) {
+        ([], _) => Some(COIN),
+        ([name], [Some(text)]) => {
+            let chain = chain?;
+            let asset = match *name {
+                "token" => catalog::by_symbol(chain, text),
+                "token_id" => catalog::by_token_id(chain, text),
+                _ => catalog::by_address(chain, text),
+            };
+            fields.check(name, asset)
+        }
+        ([_], _) => None,
+        ([first, second, ..], _) => {
+            fields.refuse(second, format_args!("the token is given as {first} already; expected one of {}", TOKEN_FIELDS.join(", ")));
+            None
+        }
+    }
+}
+
+fn bounded(fields: &mut Fields<'_>, name: &str, bounds: RangeInclusive<u64>) -> Option<u64> {
+    let number = fields.number(name)?;
+    let (least, most) = (bounds.start(), bounds.end());
+    fields.check(name, if bounds.contains(&number) { Ok(number) } else { Err(format!("expected {least} to {most}, got {number}")) })
+}
+
+fn external_id(fields: &mut Fields<'_>) -> Option<String> {
+    let text = fields.text("external_id")?;
+    let length = text.chars().count();
+    let checked = match length {
+        1..=LONGEST_EXTERNAL_ID => storable_text(&text).map(|()| text),
+        _ => Err(format!("expected 1 to {LONGEST_EXTERNAL_ID} characters, got {length}")),
+    };
+    fields.check("external_id", checked)
+}
+
+fn metadata(fields: &mut Fields<'_>) -> Option<String> {
+    let raw = fields.raw("metadata")?.get();
+    let checked = if !raw.starts_with('{') {
+        Err(format!("expected a JSON object, got {}", shown(raw)))
+    } else if raw.len() > LARGEST_METADATA {
+        Err(format!("expected at most {LARGEST_METADATA} bytes, got {}", raw.len()))
+    } else {
+        storable(raw).map(|()| raw.to_owned())
+    };
+    fields.check("metadata", checked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::tests::catalog;
+    use serde_json::Value;
+
+    fn read(body: &str) -> Result<Order, Value> {
+        Order::read(body.as_bytes(), &catalog()).map_err(|problem| serde_json::to_value(problem).unwrap())
+    }
+
+    fn refused(body: &str) -> Vec<String> {
+        let problem = read(body).expect_err(body);
+        assert_eq!(problem["status"], 422, "{problem}");
+        problem["errors"].as_array().unwrap().iter().map(|e| e["field"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn no_amount_is_rounded_on_its_way() {
+        let max = "115792089237316195423570985008687907853269984665640564039457584007913129639935";
+        for digits in ["1", "100000000000000", "9007199254740993", "18446744073709551616", max] {
+            let number = read(&format!(r#"{{"chain":"anvil","amount":{digits}}}"#)).unwrap();
+            let text = read(&format!(r#"{{"chain_id":31337,"amount":"{digits}"}}"#)).unwrap();
+            assert_eq!(number.amount.to_string(), digits);
+            assert_eq!(number, text, "the same order, so the same fingerprint");
+        }
+    }
+
+    #[test]
+    fn what_is_no_amount_names_the_field() {
+        for amount in ["0", "-1", "1.0", "1e18", "\"0x10\"", "\"\"", "\" 1\"", "true", "[1]", "null", "\"1_000\"", "{}"] {
+            assert_eq!(refused(&format!(r#"{{"chain":"anvil","amount":{amount}}}"#)), ["amount"], "{amount}");
+        }
+        assert_eq!(refused(&format!(r#"{{"chain":"anvil","amount":1{}}}"#, "0".repeat(78))), ["amount"]);
+        assert_eq!(refused(r#"{"chain":"anvil"}"#), ["amount"]);
+    }
+
+    #[test]
+    fn the_chain_is_named_once_or_twice_alike() {
+        let order = read(r#"{"amount":1,"chain":"anvil","chain_id":31337}"#).unwrap();
+        assert_eq!((order.chain, order.policy, order.expires_in), (ChainId(31337), Policy::Confirmations(3), 3600));
+        assert_eq!(refused(r#"{"amount":1,"chain":"anvil","chain_id":8453}"#), ["chain_id"]);
+        assert_eq!(refused(r#"{"amount":1,"chain":"goerli"}"#), ["chain"]);
+        assert_eq!(refused(r#"{"amount":1,"chain_id":"31337"}"#), ["chain_id"]);
+        assert_eq!(refused(r#"{"amount":1,"chain_id":5}"#), ["chain_id"]);
+        assert_eq!(refused(r#"{"amount":1}"#), ["chain"]);
+    }
+
+    #[test]
+    fn a_token_is_asked_for_in_one_way() {
+        let address = topics::Address::repeat_byte(0xab);
+        for token in [
+            r#""token":"USDX""#.to_owned(),
+            format!(r#""token_contract_address":"{address}""#),
+            format!(r#""token_id":"eip155:31337/erc20:{address}""#),
+        ] {
+            let order = read(&format!(r#"{{"amount":1,"chain":"anvil",{token}}}"#)).unwrap();
+            assert_eq!(order.asset.decimals, 6);
+        }
+        assert_eq!(read(r#"{"amount":1,"chain":"anvil","token":null}"#).unwrap().asset, COIN);
+        assert_eq!(refused(r#"{"amount":1,"chain":"anvil","token":"DAI"}"#), ["token"]);
+        assert_eq!(refused(r#"{"amount":1,"chain":"anvil","token":7}"#), ["token"]);
+        assert_eq!(refused(r#"{"amount":1,"chain":"anvil","token_id":"USDX"}"#), ["token_id"]);
+        assert_eq!(refused(r#"{"amount":1,"chain":"anvil","token_contract_address":"0x12"}"#), ["token_contract_address"]);
+        assert_eq!(refused(r#"{"amount":1,"chain":"anvil","token":"USDX","token_id":"x"}"#), ["token_id"]);
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once() {
+        let body = r#"{"amount":"x","chain":"y","expires_in":59,"confirmations":0,"external_id":"","metadata":[],"callback":1}"#;
+        assert_eq!(refused(body), ["amount", "chain", "expires_in", "confirmations", "external_id", "metadata", "callback"]);
+    }
+
+    #[test]
+    fn a_count_takes_the_place_of_a_tag() {
+        let order = read(r#"{"amount":1,"chain":"base"}"#).unwrap();
+        assert_eq!(order.policy, Policy::Safe);
+        let counted = read(r#"{"amount":1,"chain":"base","confirmations":12}"#).unwrap();
+        assert_eq!(counted.policy, Policy::Confirmations(12));
+        assert_ne!(order.fingerprint, counted.fingerprint);
+    }
+
+    #[test]
+    fn metadata_and_references_keep_their_text() {
+        let order = read(r#"{"amount":1,"chain":"anvil","external_id":"order 7","metadata":{"n": 12345678901234567890123}}"#).unwrap();
+        assert_eq!(order.metadata.as_deref(), Some(r#"{"n": 12345678901234567890123}"#));
+        assert_eq!(order.external_id.as_deref(), Some("order 7"));
+        let large = format!(r#"{{"amount":1,"chain":"anvil","metadata":{{"x":"{}"}}}}"#, "y".repeat(LARGEST_METADATA));
+        assert_eq!(refused(&large), ["metadata"]);
+        let long = format!(r#"{{"amount":1,"chain":"anvil","external_id":"{}"}}"#, "é".repeat(256));
+        assert_eq!(refused(&long), ["external_id"]);
+    }
+}

@@ -1,0 +1,150 @@
+//! Problem documents (RFC 9457): every answer that is not a success is one.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use runtime::Failure;
+use serde::Serialize;
+use std::fmt;
+
+/// A refused request, or one that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    #[serde(serialize_with = "as_number")]
+    status: StatusCode,
+    detail: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldError>,
+    #[serde(skip)]
+    retry_after: Option<u32>,
+}
+
+/// What is wrong with one field, header or parameter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FieldError {
+    field: String,
+    message: String,
+}
+
+impl FieldError {
+    /// `message` says what was expected and what was there.
+    pub fn new(field: impl Into<String>, message: impl fmt::Display) -> Self {
+        Self { field: field.into(), message: message.to_string() }
+    }
+}
+
+fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
+impl Problem {
+    /// `slug` names the kind of problem for programs, `detail` explains this one to people.
+    pub fn new(status: StatusCode, slug: &str, title: &'static str, detail: impl fmt::Display) -> Self {
+        let kind = format!("urn:ctrip:problem:{slug}");
+        Self { kind, title, status, detail: detail.to_string(), errors: Vec::new(), retry_after: None }
+    }
+
+    /// Fields that do not hold what they should: 422.
+    pub fn invalid(errors: Vec<FieldError>) -> Self {
+        let told: Vec<String> = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid", told.join("; "));
+        problem.errors = errors;
+        problem
+    }
+
+    /// One field that does not: 422.
+    pub fn field(field: &str, message: impl fmt::Display) -> Self {
+        Self::invalid(vec![FieldError::new(field, message)])
+    }
+
+    /// Not there, or another merchant's, which is the same to the caller.
+    pub fn not_found(what: impl fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not-found", "Not found", what)
+    }
+
+    /// A part that this needs is away; the same request may succeed after `seconds`.
+    pub fn unavailable(seconds: u32, detail: impl fmt::Display) -> Self {
+        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Temporarily unavailable", detail);
+        problem.retry_after = Some(seconds);
+        problem
+    }
+
+    /// The intent is in Postgres but Kafka has not acknowledged it, so the address must not be given out yet.
+    pub fn unacknowledged() -> Self {
+        Self::unavailable(
+            5,
+            "Kafka did not acknowledge the payment's intent. Try again: with the same Idempotency-Key you get the same payment",
+        )
+    }
+
+    /// Our fault. The cause is for the log, which the caller of this has written.
+    pub fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", "The request failed; the log has the cause")
+    }
+}
+
+impl From<Failure> for Problem {
+    /// The one place where a failure in a request is logged.
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Retry(cause) => {
+                tracing::warn!("a request failed for now: {cause:#}");
+                Self::unavailable(5, "The database did not answer")
+            }
+            Failure::Halt(cause) => {
+                tracing::error!("a request failed: {cause:#}");
+                Self::internal()
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (status, retry_after) = (self.status, self.retry_after);
+        let mut response = (status, Json(self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ctrip\""));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_names_the_field_and_has_its_content_type() {
+        let problem = Problem::field("chain", "expected one of anvil, got \"x\"");
+        let body = serde_json::to_value(&problem).unwrap();
+        assert_eq!(
+            body,
+            serde_json::json!({
+                "type": "urn:ctrip:problem:invalid-request",
+                "title": "The request is not valid",
+                "status": 422,
+                "detail": "chain: expected one of anvil, got \"x\"",
+                "errors": [{ "field": "chain", "message": "expected one of anvil, got \"x\"" }],
+            })
+        );
+        let response = problem.into_response();
+        assert_eq!(response.status(), 422);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+    }
+
+    #[test]
+    fn what_passes_says_when_to_come_back() {
+        let response = Problem::unacknowledged().into_response();
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "5");
+    }
+}

@@ -1,0 +1,123 @@
+//! `Idempotency-Key`: the same key and the same request give the same payment, the same key and another request a 422.
+
+use crate::batch::Request;
+use crate::intents::Intents;
+use crate::problem::Problem;
+use axum::http::HeaderMap;
+use confirmer::{Payment, store};
+use deadpool_postgres::{GenericClient, Pool};
+use runtime::{Failure, db};
+use std::collections::{HashMap, HashSet};
+use topics::PaymentId;
+use uuid::Uuid;
+
+/// The header's name.
+pub const HEADER: &str = "Idempotency-Key";
+const LONGEST: usize = 255;
+
+/// A request's key.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// As the client sent it.
+    pub text: String,
+    /// Of what was asked for with it.
+    pub fingerprint: [u8; 32],
+}
+
+/// A key that a new payment wants to have; without a key there is nothing to claim.
+pub struct Claim<'a> {
+    /// Whose key.
+    pub merchant: Uuid,
+    /// The key.
+    pub key: Option<&'a Key>,
+    /// The payment it would name.
+    pub payment: PaymentId,
+}
+
+/// The key of a request, if it has one.
+///
+/// # Errors
+/// A 422 when it is empty, too long, or not visible ASCII.
+pub fn key(headers: &HeaderMap, fingerprint: [u8; 32]) -> Result<Option<Key>, Problem> {
+    let Some(value) = headers.get(HEADER) else {
+        return Ok(None);
+    };
+    match value.to_str() {
+        Ok(text) if (1..=LONGEST).contains(&text.len()) => Ok(Some(Key { text: text.to_owned(), fingerprint })),
+        Ok(text) => Err(Problem::field(HEADER, format_args!("expected 1 to {LONGEST} characters, got {}", text.len()))),
+        Err(_) => Err(Problem::field(HEADER, "expected visible ASCII characters")),
+    }
+}
+
+/// Takes the keys; says which payments are not to be made, since an earlier one has their key. Waits for another
+/// transaction that is taking one of them.
+///
+/// # Errors
+/// When the database fails.
+pub async fn claim(db: &impl GenericClient, claims: &[Claim<'_>]) -> Result<HashSet<PaymentId>, Failure> {
+    let keyed: Vec<(&Claim<'_>, &Key)> = claims.iter().filter_map(|claim| Some((claim, claim.key?))).collect();
+    if keyed.is_empty() {
+        return Ok(HashSet::new());
+    }
+    // In order, so that two transactions with the same keys never wait for each other.
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO idempotency_keys (merchant_id, key, request_hash, payment_id)
+             SELECT merchant_id, key, request_hash, payment_id
+             FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[]) AS t (merchant_id, key, request_hash, payment_id)
+             ORDER BY merchant_id, key
+             ON CONFLICT (merchant_id, key) DO NOTHING
+             RETURNING payment_id",
+        )
+        .await
+        .map_err(db::failure)?;
+    let merchants: Vec<Uuid> = keyed.iter().map(|(claim, _)| claim.merchant).collect();
+    let texts: Vec<&str> = keyed.iter().map(|(_, key)| key.text.as_str()).collect();
+    let hashes: Vec<&[u8]> = keyed.iter().map(|(_, key)| key.fingerprint.as_slice()).collect();
+    let payments: Vec<Uuid> = keyed.iter().map(|(claim, _)| claim.payment.0).collect();
+    let rows = db.query(&statement, &[&merchants, &texts, &hashes, &payments]).await.map_err(db::failure)?;
+    let mut known: HashSet<PaymentId> = payments.into_iter().map(PaymentId).collect();
+    for row in rows {
+        known.remove(&PaymentId(row.get(0)));
+    }
+    Ok(known)
+}
+
+/// The payments that the requests' keys name, each with its intent in Kafka, or why there is none for that request.
+///
+/// # Errors
+/// When the database or Kafka fails, for all of them.
+pub async fn find(pool: &Pool, intents: &Intents, requests: &[Request]) -> Result<Vec<Result<Payment, Problem>>, Problem> {
+    let client = pool.get().await.map_err(db::unavailable)?;
+    let statement = client
+        .prepare_cached(
+            "SELECT k.merchant_id, k.key, k.request_hash, k.payment_id
+             FROM unnest($1::uuid[], $2::text[]) AS t (merchant_id, key) JOIN idempotency_keys k USING (merchant_id, key)",
+        )
+        .await
+        .map_err(db::failure)?;
+    let merchants: Vec<Uuid> = requests.iter().map(|r| r.merchant).collect();
+    let texts: Vec<&str> = requests.iter().map(|r| r.key.as_ref().map_or("", |key| key.text.as_str())).collect();
+    let rows = client.query(&statement, &[&merchants, &texts]).await.map_err(db::failure)?;
+    let named: HashMap<(Uuid, &str), (&[u8], Uuid)> =
+        rows.iter().map(|row| ((row.get(0), row.get(1)), (row.get(2), row.get(3)))).collect();
+
+    let matching: Vec<Result<Uuid, Problem>> = requests
+        .iter()
+        .map(|request| {
+            let key = request.key.as_ref();
+            let entry = key.and_then(|key| named.get(&(request.merchant, key.text.as_str())));
+            match (key, entry) {
+                (Some(key), Some((hash, payment))) if key.fingerprint == **hash => Ok(*payment),
+                (_, Some(_)) => Err(Problem::field(HEADER, "the key was used for another request; expected a new key for a new one")),
+                // Cleaned up in between: the client's retry makes a new payment.
+                (_, None) => Err(Problem::unavailable(1, "the payment of this Idempotency-Key could not be read; try again")),
+            }
+        })
+        .collect();
+    let ids: Vec<Uuid> = matching.iter().filter_map(|outcome| outcome.as_ref().ok().copied()).collect();
+    intents.ensure(&client, &ids).await?;
+    let payments: HashMap<Uuid, Payment> = store::load(&client, &ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
+    let load = |id: Uuid| payments.get(&id).cloned().ok_or_else(Problem::internal);
+    Ok(matching.into_iter().map(|outcome| outcome.and_then(load)).collect())
+}

@@ -1,0 +1,221 @@
+//! Reading `chains.yaml`. Checks run inside the deserializer's visitors, so that each mistake is reported at its own line.
+
+use super::scalar::{ChainName, HttpUrl, Positive, Scalar, WsUrl};
+use super::tokens::Tokens;
+use super::{Chain, ConfigError, NodeUrl, Policy, Token, Verify, presets};
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::time::Duration;
+use topics::ChainId;
+
+/// What `chains.yaml` says, before the nodes are asked for what it leaves out.
+#[derive(Debug)]
+pub struct ChainsFile {
+    pub(super) entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub name: String,
+    pub chain_id: Option<ChainId>,
+    pub rpc_urls: Vec<NodeUrl>,
+    rest: Rest,
+}
+
+#[derive(Debug)]
+struct Rest {
+    ws_urls: Vec<NodeUrl>,
+    poa: bool,
+    policy: Option<Policy>,
+    start_block: Option<u64>,
+    poll_interval_ms: Option<u64>,
+    verify: Option<Verify>,
+    traces: bool,
+    tokens: Vec<Token>,
+}
+
+impl ChainsFile {
+    pub(super) fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        serde_norway::from_str(text).map_err(|error| {
+            let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
+            let message = error.to_string();
+            // The place is in front of the message already.
+            let end = message.rfind(" at line ").unwrap_or(message.len());
+            ConfigError::Invalid { path: path.to_owned(), line, column, message: message[..end].to_owned() }
+        })
+    }
+}
+
+impl Entry {
+    pub(super) fn complete(self, id: ChainId) -> Chain {
+        let preset = presets::of(id);
+        let Rest { ws_urls, poa, policy, start_block, poll_interval_ms, verify, traces, tokens } = self.rest;
+        Chain {
+            name: self.name,
+            id,
+            rpc_urls: self.rpc_urls,
+            ws_urls,
+            poa,
+            policy: policy.unwrap_or(preset.policy),
+            start_block,
+            poll_interval: Duration::from_millis(poll_interval_ms.unwrap_or(preset.poll_interval_ms)),
+            verify: verify.unwrap_or(preset.verify),
+            traces,
+            tokens,
+        }
+    }
+}
+
+/// A list of chains, or one under `chains:`.
+impl<'de> Deserialize<'de> for ChainsFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct File;
+        impl<'de> Visitor<'de> for File {
+            type Value = ChainsFile;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of chains, or a list under chains:")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ChainsFile, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = list.next_element_seed(Unique { seen: &entries })? {
+                    entries.push(entry);
+                }
+                if entries.is_empty() {
+                    return Err(A::Error::custom("expected at least one chain"));
+                }
+                Ok(ChainsFile { entries })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ChainsFile, A::Error> {
+                #[derive(Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Keyed {
+                    chains: List,
+                }
+                struct List(ChainsFile);
+                impl<'de> Deserialize<'de> for List {
+                    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                        deserializer.deserialize_seq(File).map(List)
+                    }
+                }
+                Keyed::deserialize(MapAccessDeserializer::new(map)).map(|keyed| keyed.chains.0)
+            }
+        }
+        deserializer.deserialize_any(File)
+    }
+}
+
+/// Reads one chain that is none of those before it.
+struct Unique<'a> {
+    seen: &'a [Entry],
+}
+
+impl<'de> DeserializeSeed<'de> for Unique<'_> {
+    type Value = Entry;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Entry, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Unique<'_> {
+    type Value = Entry;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a chain: name, rpc_url and so on")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entry, A::Error> {
+        let entry = RawChain::deserialize(MapAccessDeserializer::new(map))?.check().map_err(A::Error::custom)?;
+        for other in self.seen {
+            if other.name == entry.name {
+                return Err(A::Error::custom(format!("name: there is a chain {:?} already; expected another name", entry.name)));
+            }
+            if let (Some(id), Some(_)) = (entry.chain_id, other.chain_id.filter(|id| entry.chain_id == Some(*id))) {
+                return Err(A::Error::custom(format!("chain_id: {id} is the chain {:?} already; expected one entry a chain", other.name)));
+            }
+        }
+        Ok(entry)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawChain {
+    name: Scalar<ChainName>,
+    chain_id: Option<Positive>,
+    rpc_url: Option<Scalar<HttpUrl>>,
+    #[serde(default)]
+    rpc_urls: Vec<Scalar<HttpUrl>>,
+    #[serde(default)]
+    ws_urls: Vec<Scalar<WsUrl>>,
+    #[serde(default)]
+    poa: bool,
+    confirmations: Option<NonZeroU32>,
+    finality: Option<Finality>,
+    start_block: Option<u64>,
+    poll_interval_ms: Option<Positive>,
+    verify: Option<Verify>,
+    #[serde(default)]
+    traces: bool,
+    #[serde(default)]
+    tokens: Tokens,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Finality {
+    Safe,
+    Finalized,
+}
+
+impl RawChain {
+    fn check(self) -> Result<Entry, &'static str> {
+        let rpc_urls: Vec<NodeUrl> = match (self.rpc_url, self.rpc_urls) {
+            (Some(_), list) if !list.is_empty() => return Err("rpc_url and rpc_urls are both given; expected one of them"),
+            (Some(url), _) => vec![url.0.0],
+            (None, list) => list.into_iter().map(|url| url.0.0).collect(),
+        };
+        if rpc_urls.is_empty() {
+            return Err("rpc_url is missing; expected rpc_url or a list rpc_urls");
+        }
+        let policy = match (self.confirmations, self.finality) {
+            (Some(_), Some(_)) => return Err("confirmations and finality are both given; expected one of them"),
+            (Some(count), None) => Some(Policy::Confirmations(count.get())),
+            (None, Some(Finality::Safe)) => Some(Policy::Safe),
+            (None, Some(Finality::Finalized)) => Some(Policy::Finalized),
+            (None, None) => None,
+        };
+        Ok(Entry {
+            name: self.name.0.0,
+            chain_id: self.chain_id.map(|id| ChainId(id.0)),
+            rpc_urls,
+            rest: Rest {
+                ws_urls: self.ws_urls.into_iter().map(|url| url.0.0).collect(),
+                poa: self.poa,
+                policy,
+                start_block: self.start_block,
+                poll_interval_ms: self.poll_interval_ms.map(|ms| ms.0),
+                verify: self.verify,
+                traces: self.traces,
+                tokens: self.tokens.0,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

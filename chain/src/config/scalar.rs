@@ -1,0 +1,116 @@
+//! The values of `chains.yaml` that have rules of their own.
+
+use super::NodeUrl;
+use serde::Deserialize;
+use serde::de::{Deserializer, Visitor};
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
+use topics::Address;
+
+/// A value that is read from its text, with the error at the place of the text.
+pub(super) struct Scalar<T>(pub T);
+
+impl<'de, T: FromStr<Err = String>> Deserialize<'de> for Scalar<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text<T>(PhantomData<T>);
+        impl<T: FromStr<Err = String>> Visitor<'_> for Text<T> {
+            type Value = Scalar<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Scalar<T>, E> {
+                text.parse().map(Scalar).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Text(PhantomData))
+    }
+}
+
+/// A whole number from 1.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct Positive(#[serde(deserialize_with = "positive")] pub u64);
+
+fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    std::num::NonZeroU64::deserialize(deserializer).map(std::num::NonZeroU64::get)
+}
+
+pub(super) struct ChainName(pub String);
+
+impl FromStr for ChainName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fits = (1..=64).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+        if fits { Ok(Self(text.to_owned())) } else { Err(format!("expected up to 64 of a-z 0-9 - _ ., got {text:?}")) }
+    }
+}
+
+pub(super) struct Symbol(pub String);
+
+impl FromStr for Symbol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fits = (1..=32).contains(&text.chars().count()) && !text.contains(|c: char| c.is_whitespace() || c.is_control());
+        if fits { Ok(Self(text.to_owned())) } else { Err(format!("expected a symbol of up to 32 characters, got {text:?}")) }
+    }
+}
+
+pub(super) struct HttpUrl(pub NodeUrl);
+
+impl FromStr for HttpUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url = NodeUrl::from_str(text)?;
+        if url.is_http() { Ok(Self(url)) } else { Err("expected http:// or https://".to_owned()) }
+    }
+}
+
+pub(super) struct WsUrl(pub NodeUrl);
+
+impl FromStr for WsUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url = NodeUrl::from_str(text)?;
+        if url.is_websocket() { Ok(Self(url)) } else { Err("expected ws:// or wss://".to_owned()) }
+    }
+}
+
+pub(super) struct TokenAddress(pub Address);
+
+/// Contracts that report the chain's coin as if it were a token. Listing one would count the same money twice.
+const COIN_MIRRORS: [(&str, &str); 4] = [
+    ("0x0000000000000000000000000000000000001010", "Polygon's mirror of its coin"),
+    ("0x471EcE3750Da237f93B8E339c536989b8978a438", "Celo's mirror of its coin"),
+    ("0x000000000000000000000000000000000000800A", "zkSync's mirror of its coin"),
+    ("0xffffFFFfFFffffffffffffffFfFFFfffFFFfFFfE", "where EIP-7708 logs coin transfers"),
+];
+
+impl FromStr for TokenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 40).unwrap_or_default();
+        let address = Address::from_str(digits)
+            .map_err(|_| format!("expected an address of 0x and 40 hex digits, got {text:?}"))?;
+        // Mixed case is a checksum (EIP-55); one case alone makes no claim.
+        let mixed = digits.contains(|c: char| c.is_ascii_lowercase()) && digits.contains(|c: char| c.is_ascii_uppercase());
+        let checksummed = address.to_checksum(None);
+        if mixed && text != checksummed {
+            return Err(format!("the checksum of {text} is wrong; expected {checksummed} if the digits are right"));
+        }
+        match COIN_MIRRORS.iter().find(|(mirror, _)| mirror.eq_ignore_ascii_case(text)) {
+            Some((_, what)) => Err(format!(
+                "{text} is {what}: as a token it would count the same money twice. Payments in the coin need no token entry"
+            )),
+            None => Ok(Self(address)),
+        }
+    }
+}

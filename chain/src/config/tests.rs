@@ -1,0 +1,110 @@
+use super::*;
+
+fn parse(text: &str) -> Result<Vec<Chain>, String> {
+    let file = ChainsFile::parse(Path::new("chains.yaml"), text).map_err(|error| error.to_string())?;
+    Ok(file
+        .entries
+        .into_iter()
+        .map(|entry| {
+            let id = entry.chain_id.unwrap_or(ChainId(424_242));
+            entry.complete(id)
+        })
+        .collect())
+}
+
+const WHOLE: &str = "
+- name: ethereum
+  chain_id: 1
+  rpc_urls: [https://one.example/key, https://two.example]
+  ws_urls: [wss://one.example]
+  poa: false
+  finality: finalized
+  start_block: 17686110
+  poll_interval_ms: 250
+  verify: roots
+  traces: true
+  tokens:
+    - { symbol: USDC, address: 0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48, decimals: 6 }
+    - symbol: USDT
+      address: '0xdac17f958d2ee523a2206206994597c13d831ec7'
+      decimals: 6
+- name: mine
+  rpc_url: http://127.0.0.1:8545
+";
+
+#[test]
+fn every_key_arrives_and_presets_fill_the_rest() {
+    let chains = parse(WHOLE).unwrap();
+    let [ethereum, mine] = &chains[..] else { panic!("{chains:?}") };
+    assert_eq!((ethereum.id, ethereum.policy, ethereum.start_block), (ChainId(1), Policy::Finalized, Some(17_686_110)));
+    assert_eq!((ethereum.rpc_urls.len(), ethereum.ws_urls.len()), (2, 1));
+    assert_eq!((ethereum.poll_interval, ethereum.verify, ethereum.traces), (Duration::from_millis(250), Verify::Roots, true));
+    assert_eq!(
+        ethereum.token_by_symbol("usdt").unwrap().id(ethereum.id),
+        "eip155:1/erc20:0xdAC17F958D2ee523a2206206994597C13D831ec7"
+    );
+    assert_eq!((mine.policy, mine.verify, mine.start_block), (Policy::Confirmations(32), Verify::Auto, None));
+
+    let under_a_key = format!("chains:\n{}", WHOLE.trim_start_matches('\n'));
+    assert_eq!(parse(&under_a_key).unwrap().len(), 2);
+    let anvil = parse("- {name: anvil, chain_id: 31337, rpc_url: http://127.0.0.1:8545, tokens: }").unwrap();
+    assert_eq!((anvil[0].policy, anvil[0].poll_interval), (Policy::Confirmations(3), Duration::from_millis(20)));
+}
+
+/// Each mistake with the line it is on, and what the message must say.
+#[test]
+fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
+    let token = |rest: &str| format!("- name: a\n  chain_id: 1\n  rpc_url: http://a\n  tokens:\n{rest}");
+    let usdc = "    - symbol: USDC\n      address: 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48\n      decimals: 6\n";
+    let cases: Vec<(String, usize, &[&str])> = vec![
+        ("chains: 5".into(), 1, &["chains", "expected"]),
+        ("[]".into(), 1, &["at least one chain"]),
+        ("- name: a\n  rpc_url: http://a\n  confirmatons: 3".into(), 3, &["confirmatons", "expected one of", "confirmations"]),
+        ("- name: a\n  rpc_url: http://a\n  confirmations: many".into(), 3, &["confirmations", "expected"]),
+        ("- name: a\n  rpc_url: http://a\n  confirmations: 0".into(), 3, &["confirmations", "nonzero"]),
+        ("- name: a\n  rpc_url: http://a\n  chain_id: -1".into(), 3, &["chain_id", "expected"]),
+        ("- name: a\n  rpc_url: http://a\n  finality: soon".into(), 3, &["finality", "safe", "finalized"]),
+        ("- name: a\n  rpc_url: http://a\n  verify: yes".into(), 3, &["verify", "auto", "roots", "bloom", "off"]),
+        ("- name: a\n  rpc_url: ftp://a".into(), 2, &["rpc_url", "expected http"]),
+        ("- name: a\n  rpc_url: https://x/${CTRIP_NO_SUCH}".into(), 2, &["rpc_url", "CTRIP_NO_SUCH is not set"]),
+        ("- name: a\n  rpc_urls:\n  - http://a\n  - nonsense".into(), 4, &["rpc_urls", "expected a URL"]),
+        ("- name: a\n  rpc_url: http://a\n  ws_urls: [http://a]".into(), 3, &["ws_urls", "expected ws"]),
+        ("- name: ''\n  rpc_url: http://a".into(), 1, &["name", "expected"]),
+        ("- rpc_url: http://a".into(), 1, &["missing field `name`"]),
+        ("- name: a".into(), 1, &["rpc_url is missing"]),
+        ("- name: a\n  rpc_url: http://a\n  rpc_urls: [http://b]".into(), 1, &["rpc_url and rpc_urls", "one of them"]),
+        ("- name: a\n  rpc_url: http://a\n  confirmations: 1\n  finality: safe".into(), 1, &["confirmations and finality"]),
+        ("- name: a\n  rpc_url: http://a\n- name: a\n  rpc_url: http://b".into(), 3, &["name", "\"a\" already"]),
+        ("- name: a\n  chain_id: 5\n  rpc_url: http://a\n- name: b\n  chain_id: 5\n  rpc_url: http://b".into(), 4, &["chain_id", "5 is the chain \"a\""]),
+        ("- name: a\n  name: b\n  rpc_url: http://b".into(), 2, &["duplicate", "name"]),
+        (token("    - symbol: USDC\n      address: 0x1234\n      decimals: 6"), 6, &["address", "40 hex digits"]),
+        (token("    - symbol: USDC\n      address: 0xa0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48\n      decimals: 6"), 6, &["address", "checksum"]),
+        (token("    - symbol: USDC\n      address: 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48\n      decimals: 300"), 7, &["decimals", "u8"]),
+        (token("    - symbol: US DC\n      address: 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48\n      decimals: 6"), 5, &["symbol", "expected"]),
+        (token(&format!("{usdc}    - symbol: usdc\n      address: 0xdac17f958d2ee523a2206206994597c13d831ec7\n      decimals: 6")), 8, &["symbol", "once"]),
+        (token(&format!("{usdc}    - symbol: USDX\n      address: 0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48\n      decimals: 6")), 8, &["address", "as USDC"]),
+        ("- name: [".into(), 2, &[]),
+    ];
+    for (text, line, parts) in cases {
+        let error = parse(&text).expect_err(&text);
+        assert!(error.starts_with(&format!("chains.yaml:{line}:")), "line {line} of\n{text}\n{error}");
+        for part in parts {
+            assert!(error.contains(part), "{part:?} in {error:?}\nof\n{text}");
+        }
+    }
+}
+
+#[test]
+fn a_mirror_of_the_coin_is_no_token() {
+    for mirror in [
+        "0x0000000000000000000000000000000000001010",
+        "0x471EcE3750Da237f93B8E339c536989b8978a438",
+        "0x471ece3750da237f93b8e339c536989b8978a438",
+        "0x000000000000000000000000000000000000800A",
+        "0xfffffffffffffffffffffffffffffffffffffffe",
+    ] {
+        let text = format!("- name: a\n  rpc_url: http://a\n  tokens:\n    - {{symbol: X, address: {mirror}, decimals: 18}}");
+        let error = parse(&text).unwrap_err();
+        assert!(error.starts_with("chains.yaml:4:") && error.contains("count the same money twice"), "{error}");
+    }
+}

@@ -1,0 +1,82 @@
+//! The tokens of a chain in `chains.yaml`.
+
+use super::Token;
+use super::scalar::{Scalar, Symbol, TokenAddress};
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use std::fmt;
+
+/// The tokens of a chain, none like another.
+#[derive(Default)]
+pub(super) struct Tokens(pub Vec<Token>);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawToken {
+    symbol: Scalar<Symbol>,
+    address: Scalar<TokenAddress>,
+    decimals: u8,
+}
+
+impl<'de> Deserialize<'de> for Tokens {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Tokens;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of tokens: symbol, address, decimals")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Tokens, A::Error> {
+                let mut tokens = Vec::new();
+                while let Some(token) = list.next_element_seed(UniqueToken { seen: &tokens })? {
+                    tokens.push(token);
+                }
+                Ok(Tokens(tokens))
+            }
+
+            fn visit_unit<E>(self) -> Result<Tokens, E> {
+                Ok(Tokens::default())
+            }
+        }
+        deserializer.deserialize_any(List)
+    }
+}
+
+struct UniqueToken<'a> {
+    seen: &'a [Token],
+}
+
+impl<'de> DeserializeSeed<'de> for UniqueToken<'_> {
+    type Value = Token;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Token, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for UniqueToken<'_> {
+    type Value = Token;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a token: symbol, address, decimals")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Token, A::Error> {
+        let RawToken { symbol, address, decimals } = RawToken::deserialize(MapAccessDeserializer::new(map))?;
+        let token = Token { symbol: symbol.0.0, address: address.0.0, decimals };
+        for other in self.seen {
+            if other.symbol.eq_ignore_ascii_case(&token.symbol) {
+                let symbol = &token.symbol;
+                return Err(A::Error::custom(format!("symbol: {symbol:?} is listed already; expected each symbol once")));
+            }
+            if other.address == token.address {
+                let (address, symbol) = (token.address, &other.symbol);
+                return Err(A::Error::custom(format!("address: {address} is listed already, as {symbol}; expected each once")));
+            }
+        }
+        Ok(token)
+    }
+}

@@ -1,0 +1,367 @@
+//! Records of `chain.matches` into payments: one Postgres transaction a batch, with the offset it ends at.
+//!
+//! The batch is applied block by block in memory, so that it gives what its records give one at a time; the database sees
+//! only the payments that any of its blocks can touch, once.
+
+use crate::lifecycle::{Cause, Event, Head, Input, step};
+use crate::payment::{Paid, Payment};
+use crate::store::{self, TransferRow, bigint};
+use anyhow::anyhow;
+use deadpool_postgres::{GenericClient, Pool};
+use runtime::{Failure, db};
+use std::collections::{HashMap, HashSet};
+use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic, Transfer};
+use uuid::Uuid;
+
+const STAGE: &str = "confirmer";
+
+/// The tokens that chains.yaml lists.
+pub type Listed = HashSet<(ChainId, Address)>;
+
+/// Records of one partition, in order.
+pub struct Batch {
+    /// Partition of `chain.matches`.
+    pub partition: i32,
+    /// Where the database should stand.
+    pub from: i64,
+    /// Where it will stand.
+    pub next: i64,
+    /// The records.
+    pub records: Vec<Matches>,
+}
+
+/// Where the stage stands in a partition.
+///
+/// # Errors
+/// When the database fails.
+pub async fn position(pool: &Pool, partition: i32) -> Result<Option<i64>, Failure> {
+    let db = pool.get().await.map_err(db::unavailable)?;
+    let row = db
+        .query_opt(
+            "SELECT next_offset FROM stage_offsets WHERE stage = $1 AND topic = $2 AND partition = $3",
+            &[&STAGE, &Topic::Matches.name(), &partition],
+        )
+        .await
+        .map_err(db::failure)?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Applies a batch; returns how many events it made.
+///
+/// # Errors
+/// `Retry` when the database fails or another instance has read on; `Halt` when the records contradict what is known.
+pub async fn apply(pool: &Pool, listed: &Listed, batch: &Batch) -> Result<usize, Failure> {
+    let mut client = pool.get().await.map_err(db::unavailable)?;
+    let tx = client.transaction().await.map_err(db::failure)?;
+    claim_offset(&tx, batch).await?;
+    let mut chains: Vec<(ChainId, Vec<&Matches>)> = Vec::new();
+    for record in &batch.records {
+        match chains.iter_mut().find(|(chain, _)| *chain == record.chain) {
+            Some((_, records)) => records.push(record),
+            None => chains.push((record.chain, vec![record])),
+        }
+    }
+    let mut events = 0;
+    for (chain, records) in chains {
+        events += fold_chain(&tx, listed, chain, &records).await.map_err(|f| f.context(format!("chain {chain}")))?;
+    }
+    tx.commit().await.map_err(db::failure)?;
+    Ok(events)
+}
+
+/// Moves the offset on and keeps its row locked until the commit. A zombie finds it elsewhere than it left it.
+async fn claim_offset(db: &impl GenericClient, batch: &Batch) -> Result<(), Failure> {
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO stage_offsets (stage, topic, partition, next_offset) VALUES ($1, $2, $3, $5)
+             ON CONFLICT (stage, topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, updated_at = now()
+                 WHERE stage_offsets.next_offset = $4",
+        )
+        .await
+        .map_err(db::failure)?;
+    let moved = db
+        .execute(&statement, &[&STAGE, &Topic::Matches.name(), &batch.partition, &batch.from, &batch.next])
+        .await
+        .map_err(db::failure)?;
+    if moved == 0 {
+        return Err(Failure::Retry(anyhow!(
+            "partition {} of {} is no longer at {}: another instance has read on",
+            batch.partition,
+            Topic::Matches,
+            batch.from
+        )));
+    }
+    Ok(())
+}
+
+/// The head of a chain, as the database has it.
+#[derive(Clone, Copy)]
+struct Known {
+    sequence: u64,
+    block: BlockRef,
+    timestamp: u64,
+    safe: Option<u64>,
+    finalized: Option<u64>,
+}
+
+/// A payment that the batch may touch.
+struct Loaded {
+    now: Payment,
+    changed: bool,
+    removed: Vec<Paid>,
+}
+
+/// The payments that the batch may touch, and their events so far.
+struct Working {
+    payments: Vec<Loaded>,
+    by_address: HashMap<Address, usize>,
+    events: Vec<(Payment, Event)>,
+}
+
+impl Working {
+    fn take(&mut self, place: usize, input: &Input) -> Result<(), Failure> {
+        let Some(loaded) = self.payments.get_mut(place) else {
+            return Ok(());
+        };
+        let step = step(&loaded.now, input).map_err(|e| Failure::halt(e).context(format!("payment {}", loaded.now.id)))?;
+        loaded.changed |= step.next != loaded.now;
+        loaded.removed.extend(step.removed);
+        loaded.now = step.next;
+        self.events.extend(step.events.into_iter().map(|event| (loaded.now.clone(), event)));
+        Ok(())
+    }
+
+    fn take_all(&mut self, input: &Input) -> Result<(), Failure> {
+        (0..self.payments.len()).try_for_each(|place| self.take(place, input))
+    }
+}
+
+async fn fold_chain(db: &impl GenericClient, listed: &Listed, chain: ChainId, records: &[&Matches]) -> Result<usize, Failure> {
+    let mut head = known_head(db, chain).await?;
+    let ids = candidates(db, chain, records).await?;
+    let payments = store::lock(db, &ids).await?;
+    let mut working = Working {
+        by_address: payments.iter().enumerate().map(|(place, p)| (p.address, place)).collect(),
+        payments: payments.into_iter().map(|now| Loaded { now, changed: false, removed: Vec::new() }).collect(),
+        events: Vec::new(),
+    };
+    for record in records {
+        head = block(&mut working, listed, head, record)
+            .map_err(|f| f.context(format!("record {} of chain {chain}, block {}", record.sequence, record.block)))?;
+    }
+    write(db, &working).await?;
+    if let Some(head) = head {
+        write_head(db, chain, &head).await?;
+    }
+    Ok(working.events.len())
+}
+
+/// One record: checks that it continues the chain's stack, and gives the payments what it says. Returns the head after it.
+fn block(working: &mut Working, listed: &Listed, head: Option<Known>, record: &Matches) -> Result<Option<Known>, Failure> {
+    let cause = Cause { chain: record.chain, block: record.block, timestamp: record.timestamp };
+    let off = |expected: &str| {
+        let at = head.map_or("nothing".to_owned(), |h| format!("block {} at sequence {}", h.block, h.sequence));
+        Err(Failure::Halt(anyhow!("chain.matches is out of order: expected {expected}, after {at}")))
+    };
+    match (record.kind, head) {
+        (Kind::Added, head) => {
+            if let Some(head) = head
+                && (record.parent != head.block.hash
+                    || record.block.number != head.block.number + 1
+                    || record.sequence != head.sequence + 1)
+            {
+                return off("the next block on the head");
+            }
+            expire(working, &cause)?;
+            for transfer in &record.transfers {
+                credit(working, listed, &cause, transfer)?;
+            }
+            working.take_all(&Input::Head(Head { cause, safe: record.safe, finalized: record.finalized }))?;
+            Ok(Some(Known {
+                sequence: record.sequence,
+                block: record.block,
+                timestamp: record.timestamp,
+                // An endpoint may not know the tags for a while; what was final stays final.
+                safe: record.safe.or(head.and_then(|h| h.safe)),
+                finalized: record.finalized.or(head.and_then(|h| h.finalized)),
+            }))
+        }
+        (Kind::Removed, Some(head)) => {
+            if record.block != head.block || record.sequence != head.sequence + 1 {
+                return off("the head to be removed");
+            }
+            working.take_all(&Input::Removed(cause))?;
+            let below = BlockRef { number: head.block.number.saturating_sub(1), hash: record.parent };
+            Ok(Some(Known { sequence: record.sequence, block: below, ..head }))
+        }
+        (Kind::Removed, None) => off("a first block before one is removed"),
+        (Kind::Replayed, head) => {
+            for transfer in &record.transfers {
+                if !known(working, transfer) {
+                    credit(working, listed, &cause, transfer)?;
+                }
+            }
+            if let Some(Known { block, timestamp, safe, finalized, .. }) = head {
+                let cause = Cause { chain: record.chain, block, timestamp };
+                working.take_all(&Input::Head(Head { cause, safe, finalized }))?;
+            }
+            Ok(head)
+        }
+    }
+}
+
+fn expire(working: &mut Working, cause: &Cause) -> Result<(), Failure> {
+    for place in 0..working.payments.len() {
+        let due = working
+            .payments
+            .get(place)
+            .is_some_and(|loaded| loaded.now.chain == cause.chain && loaded.now.expires_at < cause.timestamp);
+        if due {
+            working.take(place, &Input::Expired(*cause))?;
+        }
+    }
+    Ok(())
+}
+
+fn credit(working: &mut Working, listed: &Listed, cause: &Cause, transfer: &Transfer) -> Result<(), Failure> {
+    let Some(place) = working.by_address.get(&transfer.to).copied() else {
+        return Err(Failure::Halt(anyhow!(
+            "transfer {:?} is to {}, whose intent is in Kafka and whose payment is not in Postgres: is this the right database?",
+            transfer.id,
+            transfer.to
+        )));
+    };
+    let paid = Paid {
+        id: transfer.id,
+        block: cause.block,
+        timestamp: cause.timestamp,
+        transaction_index: transfer.transaction_index,
+        token: transfer.token,
+        from: transfer.from,
+        amount: transfer.amount,
+        credited: false,
+        listed: transfer.token.is_none_or(|token| listed.contains(&(cause.chain, token))),
+        confirmed: false,
+    };
+    working.take(place, &Input::Transfer(paid))
+}
+
+fn known(working: &Working, transfer: &Transfer) -> bool {
+    let place = working.by_address.get(&transfer.to);
+    let payment = place.and_then(|place| working.payments.get(*place));
+    payment.is_some_and(|loaded| loaded.now.transfers.iter().any(|paid| paid.id == transfer.id))
+}
+
+async fn known_head(db: &impl GenericClient, chain: ChainId) -> Result<Option<Known>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT sequence, number, hash, block_timestamp, safe_number, finalized_number FROM chain_heads
+             WHERE chain_id = $1 FOR UPDATE",
+        )
+        .await
+        .map_err(db::failure)?;
+    let Some(row) = db.query_opt(&statement, &[&bigint(chain.0)]).await.map_err(db::failure)? else {
+        return Ok(None);
+    };
+    let number = |column: usize| row.get::<_, Option<i64>>(column).and_then(|n| u64::try_from(n).ok());
+    Ok(Some(Known {
+        sequence: number(0).unwrap_or_default(),
+        block: BlockRef { number: number(1).unwrap_or_default(), hash: topics::hash("hash", row.get(2)).map_err(Failure::halt)? },
+        timestamp: number(3).unwrap_or_default(),
+        safe: number(4),
+        finalized: number(5),
+    }))
+}
+
+/// Whatever any block of the batch can touch: payments to the addresses paid, those that a timestamp expires, those whose
+/// transfers get deep enough, and for removed blocks those that they had paid, confirmed or expired.
+async fn candidates(db: &impl GenericClient, chain: ChainId, records: &[&Matches]) -> Result<Vec<Uuid>, Failure> {
+    let added = || records.iter().filter(|r| r.kind != Kind::Removed);
+    let removed = || records.iter().filter(|r| r.kind == Kind::Removed);
+    let addresses: Vec<&[u8]> = added().flat_map(|r| &r.transfers).map(|t| t.to.as_slice()).collect();
+    let hashes: Vec<&[u8]> = removed().map(|r| r.block.hash.as_slice()).collect();
+    let numbers: Vec<i64> = removed().map(|r| bigint(r.block.number)).collect();
+    let highest = |of: fn(&Matches) -> Option<u64>| added().filter_map(|r| of(r)).max().map_or(-1, bigint);
+    let statement = db
+        .prepare_cached(
+            "SELECT id FROM payments WHERE address = ANY($2)
+             UNION SELECT id FROM payments WHERE chain_id = $1 AND status = 'pending' AND expires_at < $3
+             UNION SELECT payment_id FROM transfers
+                 WHERE chain_id = $1 AND due IS NOT NULL AND NOT confirmed AND NOT removed AND finality IS NULL AND due <= $4
+             UNION SELECT payment_id FROM transfers
+                 WHERE chain_id = $1 AND due IS NOT NULL AND NOT confirmed AND NOT removed AND finality = 'safe' AND due <= $5
+             UNION SELECT payment_id FROM transfers
+                 WHERE chain_id = $1 AND due IS NOT NULL AND NOT confirmed AND NOT removed AND finality = 'finalized' AND due <= $6
+             UNION SELECT payment_id FROM transfers WHERE chain_id = $1 AND block_hash = ANY($7) AND NOT removed
+             UNION SELECT payment_id FROM transfers
+                 WHERE chain_id = $1 AND confirmed AND NOT removed AND finality IS NULL AND due = ANY($8)
+             UNION SELECT id FROM payments WHERE chain_id = $1 AND expired_by = ANY($8)",
+        )
+        .await
+        .map_err(db::failure)?;
+    let rows = db
+        .query(
+            &statement,
+            &[
+                &bigint(chain.0),
+                &addresses,
+                &highest(|r| Some(r.timestamp)),
+                &highest(|r| Some(r.block.number)),
+                &highest(|r| r.safe),
+                &highest(|r| r.finalized),
+                &hashes,
+                &numbers,
+            ],
+        )
+        .await
+        .map_err(db::failure)?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+async fn write(db: &impl GenericClient, working: &Working) -> Result<(), Failure> {
+    let changed: Vec<&Loaded> = working.payments.iter().filter(|loaded| loaded.changed).collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let payments: Vec<&Payment> = changed.iter().map(|loaded| &loaded.now).collect();
+    store::save(db, &payments).await?;
+    let mut rows = Vec::new();
+    for loaded in &changed {
+        rows.extend(loaded.now.transfers.iter().map(|paid| TransferRow { payment: &loaded.now, paid, removed: false }));
+        // A block can be removed, added and removed again within one batch: the last word counts, once.
+        let mut said: HashSet<_> = loaded.now.transfers.iter().map(|paid| paid.id).collect();
+        let removed = loaded.removed.iter().filter(|paid| said.insert(paid.id));
+        rows.extend(removed.map(|paid| TransferRow { payment: &loaded.now, paid, removed: true }));
+    }
+    store::save_transfers(db, &rows).await?;
+    store::announce(db, working.events.iter().map(|(payment, event)| (payment, event))).await
+}
+
+async fn write_head(db: &impl GenericClient, chain: ChainId, head: &Known) -> Result<(), Failure> {
+    let hash: B256 = head.block.hash;
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO chain_heads (chain_id, sequence, number, hash, block_timestamp, safe_number, finalized_number)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)
+             ON CONFLICT (chain_id) DO UPDATE SET sequence = EXCLUDED.sequence, number = EXCLUDED.number, hash = EXCLUDED.hash,
+                 block_timestamp = EXCLUDED.block_timestamp, safe_number = EXCLUDED.safe_number,
+                 finalized_number = EXCLUDED.finalized_number, updated_at = now()",
+        )
+        .await
+        .map_err(db::failure)?;
+    db.execute(
+        &statement,
+        &[
+            &bigint(chain.0),
+            &bigint(head.sequence),
+            &bigint(head.block.number),
+            &hash.as_slice(),
+            &bigint(head.timestamp),
+            &head.safe.map(bigint),
+            &head.finalized.map(bigint),
+        ],
+    )
+    .await
+    .map_err(db::failure)?;
+    Ok(())
+}

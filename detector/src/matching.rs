@@ -1,0 +1,306 @@
+//! The transfers of a block whose recipient is watched.
+//!
+//! Of a log only the first topic is read, then the recipient; the rest is decoded when the recipient is watched. The
+//! lookups of a block are made in one go, so that their cache misses overlap.
+//!
+//! Records are read in the order of their field numbers, which is how every Protobuf library writes them.
+
+use crate::watch::WatchSet;
+use alloy::primitives::{address, b256};
+use prost::DecodeError;
+use topics::lazy::Fields;
+use topics::{Address, B256, wire};
+use wire::matches_record::{Kind, Source, Transfer};
+
+/// `keccak256("Transfer(address,address,uint256)")`: ERC-20's event, ERC-721's with one topic more, and EIP-7708's.
+pub const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
+/// Where EIP-7708 reports transfers of the chain's coin from. No contract can be there.
+pub const SYSTEM: Address = address!("fffffffffffffffffffffffffffffffffffffffe");
+
+/// A record of `chain.blocks`, its parts not decoded yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Block<'a> {
+    /// Chain.
+    pub chain_id: u64,
+    /// The chain's record counter.
+    pub sequence: u64,
+    /// [`Kind`] as a number; the two records count alike.
+    pub kind: i32,
+    /// Height.
+    pub number: u64,
+    /// 32 bytes.
+    pub hash: &'a [u8],
+    /// 32 bytes.
+    pub parent_hash: &'a [u8],
+    /// Unix seconds.
+    pub timestamp: u64,
+    /// Number of the `safe` block.
+    pub safe_number: Option<u64>,
+    /// Number of the `finalized` block.
+    pub finalized_number: Option<u64>,
+    transactions: Vec<&'a [u8]>,
+    internal_transfers: Vec<&'a [u8]>,
+}
+
+/// The head of a record of `chain.logs`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogsHead<'a> {
+    /// Chain.
+    pub chain_id: u64,
+    /// The chain's record counter.
+    pub sequence: u64,
+    /// Hash of the block.
+    pub hash: &'a [u8],
+}
+
+impl<'a> Block<'a> {
+    /// Of a Protobuf message, without its frame.
+    ///
+    /// # Errors
+    /// When it is cut off or garbled.
+    pub fn read(message: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut block = Self::default();
+        for field in Fields::new(message) {
+            let (number, value) = field?;
+            match number {
+                1 => block.chain_id = value.varint(),
+                2 => block.sequence = value.varint(),
+                3 => block.kind = i32::try_from(value.varint()).unwrap_or_default(),
+                4 => block.number = value.varint(),
+                5 => block.hash = value.bytes(),
+                6 => block.parent_hash = value.bytes(),
+                7 => block.timestamp = value.varint(),
+                8 => block.safe_number = Some(value.varint()),
+                9 => block.finalized_number = Some(value.varint()),
+                12 => block.transactions.push(value.bytes()),
+                14 => block.internal_transfers.push(value.bytes()),
+                _ => {}
+            }
+        }
+        Ok(block)
+    }
+}
+
+impl<'a> LogsHead<'a> {
+    /// Of a Protobuf message, without its frame.
+    ///
+    /// # Errors
+    /// When it is cut off or garbled.
+    pub fn read(message: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut head = Self::default();
+        for field in Fields::new(message) {
+            let (number, value) = field?;
+            match number {
+                1 => head.chain_id = value.varint(),
+                2 => head.sequence = value.varint(),
+                5 => head.hash = value.bytes(),
+                6 => break,
+                _ => {}
+            }
+        }
+        Ok(head)
+    }
+}
+
+/// Where a recipient was seen.
+#[derive(Clone, Copy)]
+enum Candidate<'a> {
+    Log(&'a [u8]),
+    Transaction(&'a [u8]),
+    Internal(&'a [u8]),
+}
+
+/// Matches blocks; kept between them for its memory.
+#[derive(Default)]
+pub struct Matcher {
+    recipients: Vec<[u8; 20]>,
+    hits: Vec<usize>,
+    /// Logs looked at so far.
+    pub logs: u64,
+}
+
+impl Matcher {
+    /// The block's record of `chain.matches`. `logs` is the Protobuf of its record of `chain.logs`.
+    ///
+    /// # Errors
+    /// When a record is cut off or garbled.
+    pub fn matches(&mut self, watched: &WatchSet, block: &Block<'_>, logs: &[u8]) -> Result<wire::MatchesRecord, DecodeError> {
+        let removed = block.kind == i32::from(Kind::Removed);
+        let transfers = if removed { Vec::new() } else { self.transfers(watched, block, logs)? };
+        Ok(wire::MatchesRecord {
+            chain_id: block.chain_id,
+            sequence: block.sequence,
+            kind: block.kind,
+            number: block.number,
+            hash: block.hash.to_vec().into(),
+            parent_hash: block.parent_hash.to_vec().into(),
+            timestamp: block.timestamp,
+            safe_number: block.safe_number,
+            finalized_number: block.finalized_number,
+            transfers,
+        })
+    }
+
+    fn transfers(&mut self, watched: &WatchSet, block: &Block<'_>, logs: &[u8]) -> Result<Vec<Transfer>, DecodeError> {
+        self.recipients.clear();
+        self.hits.clear();
+        let mut candidates = Vec::with_capacity(block.transactions.len());
+        let mut coin_in_logs = false;
+        for field in Fields::new(logs) {
+            let (6, log) = field? else { continue };
+            self.logs += 1;
+            if let Some(seen) = recipient_of_log(log.bytes())? {
+                coin_in_logs |= seen.emitter == SYSTEM.as_slice();
+                self.recipients.push(seen.to);
+                candidates.push(Candidate::Log(log.bytes()));
+            }
+        }
+        // Where the block reports its coin's transfers as logs (EIP-7708), those are all there are; the transactions' own
+        // values and the traces are the same money.
+        if !coin_in_logs {
+            for transaction in &block.transactions {
+                self.candidate(transaction, Candidate::Transaction(transaction), &mut candidates)?;
+            }
+            for internal in &block.internal_transfers {
+                self.candidate(internal, Candidate::Internal(internal), &mut candidates)?;
+            }
+        }
+        self.hits.extend(self.recipients.iter().enumerate().filter(|(_, to)| watched.contains(to)).map(|(place, _)| place));
+        let mut transfers = Vec::new();
+        for place in &self.hits {
+            let transfer = match candidates.get(*place) {
+                Some(Candidate::Log(log)) => transfer_of_log(log)?,
+                Some(Candidate::Transaction(transaction)) => transfer_of_transaction(transaction)?,
+                Some(Candidate::Internal(internal)) => transfer_of_frame(internal)?,
+                None => None,
+            };
+            // No money moves in these.
+            transfers.extend(transfer.filter(|t| t.from != t.to && t.amount.iter().any(|byte| *byte != 0)));
+        }
+        transfers.sort_by_key(|t| (t.transaction_index, t.source, t.index));
+        Ok(transfers)
+    }
+
+    // Transactions and internal transfers have their recipient in field 1.
+    fn candidate<'a>(
+        &mut self,
+        message: &'a [u8],
+        candidate: Candidate<'a>,
+        candidates: &mut Vec<Candidate<'a>>,
+    ) -> Result<(), DecodeError> {
+        if let Some(field) = Fields::new(message).next()
+            && let (1, to) = field?
+            && let Ok(to) = to.bytes().try_into()
+        {
+            self.recipients.push(to);
+            candidates.push(candidate);
+        }
+        Ok(())
+    }
+}
+
+struct Seen<'a> {
+    emitter: &'a [u8],
+    to: [u8; 20],
+}
+
+/// The recipient, if the log looks like a transfer of fungible money: `Transfer` with both parties indexed, or with none,
+/// as some early tokens have it. With four topics it is an ERC-721.
+fn recipient_of_log(log: &[u8]) -> Result<Option<Seen<'_>>, DecodeError> {
+    let mut emitter: &[u8] = &[];
+    let mut topics = 0;
+    let mut to: &[u8] = &[];
+    for field in Fields::new(log) {
+        match field? {
+            (1, value) => emitter = value.bytes(),
+            (2, value) => {
+                topics += 1;
+                match topics {
+                    1 if value.bytes() != TRANSFER.as_slice() => return Ok(None),
+                    3 => to = value.bytes(),
+                    4 => return Ok(None),
+                    _ => {}
+                }
+            }
+            (3, value) => {
+                let data = value.bytes();
+                match (topics, data.len()) {
+                    (3, 32) => {}
+                    (1, 96) => to = data.get(32..64).unwrap_or_default(),
+                    _ => return Ok(None),
+                }
+                return Ok(word_as_address(to).map(|to| Seen { emitter, to }));
+            }
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+fn word_as_address(word: &[u8]) -> Option<[u8; 20]> {
+    let (padding, address) = word.split_at_checked(12)?;
+    if padding.iter().any(|byte| *byte != 0) {
+        return None;
+    }
+    address.try_into().ok()
+}
+
+/// Big-endian without leading zeros, as amounts are on the wire.
+fn trim(number: &[u8]) -> Vec<u8> {
+    number.iter().copied().skip_while(|byte| *byte == 0).collect()
+}
+
+fn transfer_of_log(log: &[u8]) -> Result<Option<Transfer>, DecodeError> {
+    let log = <wire::logs_record::Log as prost::Message>::decode(log)?;
+    let (from, to, amount) = match (log.topics.as_slice(), log.data.len()) {
+        ([_, from, to], 32) => (from.as_ref(), to.as_ref(), log.data.as_ref()),
+        ([_], 96) => (log.data.get(..32).unwrap_or_default(), log.data.get(32..64).unwrap_or_default(), log.data.get(64..).unwrap_or_default()),
+        _ => return Ok(None),
+    };
+    let (Some(from), Some(to)) = (word_as_address(from), word_as_address(to)) else {
+        return Ok(None);
+    };
+    let coin = log.address == SYSTEM.as_slice();
+    Ok(Some(Transfer {
+        transaction_hash: log.transaction_hash,
+        source: Source::Log.into(),
+        index: log.index,
+        token: if coin { Default::default() } else { log.address },
+        from: from.to_vec().into(),
+        to: to.to_vec().into(),
+        amount: trim(amount).into(),
+        transaction_index: log.transaction_index,
+    }))
+}
+
+/// Only with receipt status 1: a reverted transaction pays nothing, and of one without status that is not known.
+fn transfer_of_transaction(transaction: &[u8]) -> Result<Option<Transfer>, DecodeError> {
+    let transaction = <wire::block_record::Transaction as prost::Message>::decode(transaction)?;
+    if transaction.status() != wire::block_record::Status::Success {
+        return Ok(None);
+    }
+    Ok(Some(Transfer {
+        transaction_hash: transaction.hash,
+        source: Source::Transaction.into(),
+        index: 0,
+        token: Default::default(),
+        from: transaction.from,
+        to: transaction.to,
+        amount: trim(&transaction.value).into(),
+        transaction_index: transaction.index,
+    }))
+}
+
+fn transfer_of_frame(internal: &[u8]) -> Result<Option<Transfer>, DecodeError> {
+    let internal = <wire::block_record::InternalTransfer as prost::Message>::decode(internal)?;
+    Ok(Some(Transfer {
+        transaction_hash: internal.transaction_hash,
+        source: Source::Trace.into(),
+        index: internal.frame,
+        token: Default::default(),
+        from: internal.from,
+        to: internal.to,
+        amount: trim(&internal.value).into(),
+        transaction_index: internal.transaction_index,
+    }))
+}

@@ -1,0 +1,154 @@
+use crate::eventually;
+use anyhow::{Context as _, Result};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use topics::{Address, U256};
+
+/// A merchant's view of the API.
+#[derive(Clone)]
+pub struct Api {
+    http: reqwest::Client,
+    /// Where it is.
+    pub url: String,
+    /// The merchant's key.
+    pub key: String,
+}
+
+/// A payment as the API shows it.
+#[derive(Clone, Debug)]
+pub struct Payment(pub Value);
+
+impl Payment {
+    /// A field as text; empty if it is null or not there.
+    pub fn text(&self, field: &str) -> &str {
+        self.0.get(field).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        self.text("id")
+    }
+
+    /// Its status.
+    pub fn status(&self) -> &str {
+        self.text("status")
+    }
+
+    /// Where to pay.
+    ///
+    /// # Errors
+    /// When the API gave no address.
+    pub fn address(&self) -> Result<Address> {
+        Ok(self.text("address").parse()?)
+    }
+
+    /// What to pay.
+    ///
+    /// # Errors
+    /// When the API gave no amount.
+    pub fn amount(&self) -> Result<U256> {
+        Ok(self.text("amount").parse()?)
+    }
+}
+
+impl Api {
+    pub(crate) fn new(url: String, key: String) -> Result<Self> {
+        let http = reqwest::Client::builder().timeout(std::time::Duration::from_secs(30)).build()?;
+        Ok(Self { http, url, key })
+    }
+
+    /// Any request; gives the status and the JSON.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn request(&self, method: Method, path: &str, body: Option<Value>, headers: &[(&str, &str)]) -> Result<(StatusCode, Value)> {
+        let mut request = self.http.request(method, format!("{}{path}", self.url)).header("X-Api-Key", &self.key);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.send().await?;
+        let status = response.status();
+        let text = response.text().await?;
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+
+    /// Waits until the API listens and says that it is ready.
+    ///
+    /// # Errors
+    /// When it does not within a minute.
+    pub async fn ready(&self) -> Result<()> {
+        eventually("the API to be ready", || async {
+            let answer = self.request(Method::GET, "/readyz", None, &[]).await;
+            Ok(answer.ok().filter(|(status, _)| status.is_success()).map(drop))
+        })
+        .await
+    }
+
+    /// Creates a payment and insists on a 201.
+    ///
+    /// # Errors
+    /// When the API answers anything else.
+    pub async fn create(&self, body: Value) -> Result<Payment> {
+        let (status, answer) = self.request(Method::POST, "/api/v1/payments", Some(body), &[]).await?;
+        anyhow::ensure!(status == StatusCode::CREATED, "create: {status} {answer}");
+        Ok(Payment(answer))
+    }
+
+    /// Creates a payment as a careful merchant does: with an idempotency key, until there is an answer.
+    ///
+    /// # Errors
+    /// When the API refuses, or does not answer for a minute.
+    pub async fn create_surely(&self, body: Value) -> Result<Payment> {
+        let key = uuid::Uuid::new_v4().to_string();
+        eventually("a payment to be created", || async {
+            let headers = [("Idempotency-Key", key.as_str())];
+            match self.request(Method::POST, "/api/v1/payments", Some(body.clone()), &headers).await {
+                Ok((StatusCode::CREATED, answer)) => Ok(Some(Payment(answer))),
+                Ok((status, answer)) if status.is_client_error() && status != StatusCode::CONFLICT => {
+                    anyhow::bail!("create: {status} {answer}")
+                }
+                // The API is down, or asks to come again.
+                Ok(_) | Err(_) => Ok(None),
+            }
+        })
+        .await
+    }
+
+    /// A payment of the coin.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub async fn coin(&self, amount: u64) -> Result<Payment> {
+        self.create(json!({ "chain": "anvil", "amount": amount.to_string() })).await
+    }
+
+    /// A payment now.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn get(&self, id: &str) -> Result<Payment> {
+        let (status, answer) = self.request(Method::GET, &format!("/api/v1/payments/{id}"), None, &[]).await?;
+        anyhow::ensure!(status.is_success(), "get {id}: {status} {answer}");
+        Ok(Payment(answer))
+    }
+
+    /// Waits until a payment has a status.
+    ///
+    /// # Errors
+    /// When it has not within a minute; the error shows the payment.
+    pub async fn until(&self, id: &str, status: &str) -> Result<Payment> {
+        let outcome = eventually(&format!("payment {id} to be {status}"), || async {
+            Ok(self.get(id).await.ok().filter(|payment| payment.status() == status))
+        });
+        match outcome.await {
+            Ok(payment) => Ok(payment),
+            Err(error) => {
+                let now = self.get(id).await.map(|payment| payment.0.to_string());
+                Err(error).with_context(|| format!("it is {now:?}"))
+            }
+        }
+    }
+}

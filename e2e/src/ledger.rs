@@ -1,0 +1,66 @@
+use crate::Lab;
+use anyhow::{Context as _, Result};
+use runtime::Kafka;
+use std::collections::BTreeMap;
+use topics::{Topic, frame, wire};
+
+/// Every event of `payment.events`, as a read_committed consumer sees them now, in order per payment.
+///
+/// # Errors
+/// When the topic can't be read.
+pub async fn events(lab: &Lab) -> Result<Vec<wire::PaymentEvent>> {
+    let kafka = lab.kafka().await?;
+    tokio::task::spawn_blocking(move || read_events(&kafka)).await?
+}
+
+/// [`events`], blocking.
+///
+/// # Errors
+/// When the topic can't be read.
+pub fn read_events(kafka: &Kafka) -> Result<Vec<wire::PaymentEvent>> {
+    let mut events = Vec::new();
+    kafka
+        .read_all(Topic::Events, |record| events.push(frame::decode::<wire::PaymentEvent>(record.payload())))
+        .map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    events.into_iter().collect::<Result<_, _>>().context("an event")
+}
+
+/// A payment as Postgres has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Status.
+    pub status: String,
+    /// Base units asked for.
+    pub amount: String,
+    /// Base units received.
+    pub received: String,
+    /// Transfers on the chain.
+    pub transfers: i64,
+    /// Number of the last event.
+    pub sequence: i64,
+}
+
+/// All payments by id, as Postgres has them.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn ledger(lab: &Lab) -> Result<BTreeMap<String, Row>> {
+    let rows = lab
+        .database()
+        .await?
+        .query(
+            "SELECT id::text, status, amount::text, amount_received::text,
+                 (SELECT count(*) FROM transfers WHERE payment_id = payments.id AND NOT removed), sequence
+             FROM payments",
+            &[],
+        )
+        .await?;
+    let row = |row: &tokio_postgres::Row| Row {
+        status: row.get(1),
+        amount: row.get(2),
+        received: row.get(3),
+        transfers: row.get(4),
+        sequence: row.get(5),
+    };
+    Ok(rows.iter().map(|r| (r.get(0), row(r))).collect())
+}

@@ -1,0 +1,99 @@
+use anyhow::{Context as _, Result, ensure};
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// A port that nothing listens on right now.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A running `ctrip`; killed when dropped.
+pub struct Process {
+    child: Child,
+    /// What it runs.
+    pub role: String,
+    /// Where its log is.
+    pub log: PathBuf,
+}
+
+impl Process {
+    pub(crate) fn spawn(binary: &Path, role: &str, env: &BTreeMap<String, String>, dir: &Path) -> Result<Self> {
+        let log = dir.join(format!("{role}.log"));
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
+        let child = Command::new(binary)
+            .arg(role)
+            .envs(env)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("ctrip {role}"))?;
+        Ok(Self { child, role: role.to_owned(), log })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    /// When it had ended by itself before: a finding, not a detail.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            anyhow::bail!("ctrip {} had ended by itself ({status}):\n{}", self.role, self.tail());
+        }
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM, and how it ended.
+    ///
+    /// # Errors
+    /// When it does not end within 12 s.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        ensure!(Command::new("kill").arg(self.id().to_string()).status()?.success(), "kill");
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(started.elapsed() < Duration::from_secs(12), "ctrip {} did not stop:\n{}", self.role, self.tail());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Fails if it has ended.
+    ///
+    /// # Errors
+    /// With the end of its log.
+    pub fn check(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => anyhow::bail!("ctrip {} ended ({status}):\n{}", self.role, self.tail()),
+        }
+    }
+
+    /// The end of its log.
+    pub fn tail(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines.split_at(lines.len().saturating_sub(30)).1.join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,113 @@
+use anyhow::{Context as _, Result, ensure};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tokio_postgres::NoTls;
+
+/// The checkout.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// A running stack, as `dev/stack env` describes it.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    env: HashMap<String, String>,
+    data: Option<PathBuf>,
+}
+
+impl Stack {
+    /// The one that `make test` started: named by the environment, or the checkout's own.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn attach() -> Result<Self> {
+        Self::describe(std::env::var_os("CTRIP_STACK_DATA").map(PathBuf::from))
+    }
+
+    /// One of its own, for tests that kill its parts.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn own(data: &Path) -> Result<Self> {
+        let stack = Self { env: HashMap::new(), data: Some(data.to_owned()) };
+        stack.run("up")?;
+        Self::describe(Some(data.to_owned()))
+    }
+
+    fn describe(data: Option<PathBuf>) -> Result<Self> {
+        let mut stack = Self { env: HashMap::new(), data };
+        let output = stack.run("env")?;
+        stack.env = output.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        Ok(stack)
+    }
+
+    /// Starts what is not running.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn up(&self) -> Result<()> {
+        self.run("up").map(drop)
+    }
+
+    /// Stops it and removes its data.
+    ///
+    /// # Errors
+    /// When a part does not stop.
+    pub fn purge(&self) -> Result<()> {
+        self.run_with(&["down", "--purge"]).map(drop)
+    }
+
+    /// `kill -9` of a part: `kafka`, `postgres`, `registry`, `anvil`.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&self, part: &str) -> Result<()> {
+        let data = self.data.as_ref().context("only a stack of one's own is killed")?;
+        let pid = std::fs::read_to_string(data.join(format!("{part}.pid")))?;
+        let pid = pid.lines().next().unwrap_or_default().trim().to_owned();
+        ensure!(Command::new("kill").args(["-9", &pid]).status()?.success(), "kill -9 {pid} ({part})");
+        Ok(())
+    }
+
+    /// A variable of `dev/stack env`.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn get(&self, name: &str) -> Result<&str> {
+        self.env.get(name).map(String::as_str).with_context(|| format!("dev/stack env has no {name}"))
+    }
+
+    /// An empty database; gives its URL.
+    ///
+    /// # Errors
+    /// When Postgres refuses.
+    pub async fn create_database(&self, name: &str) -> Result<String> {
+        let url = self.get("DATABASE_URL")?;
+        connect(url).await?.batch_execute(&format!("CREATE DATABASE {name}")).await?;
+        let (server, _) = url.rsplit_once('/').context("DATABASE_URL names no database")?;
+        Ok(format!("{server}/{name}"))
+    }
+
+    fn run(&self, command: &str) -> Result<String> {
+        self.run_with(&[command])
+    }
+
+    fn run_with(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(root().join("dev/stack"));
+        command.args(arguments);
+        if let Some(data) = &self.data {
+            command.arg("--data").arg(data);
+        }
+        let output = command.output().context("dev/stack")?;
+        ensure!(output.status.success(), "dev/stack {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+pub(crate) async fn connect(url: &str) -> Result<tokio_postgres::Client> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.context("Postgres")?;
+    // Ends with the client; an error shows in the client's next call.
+    tokio::spawn(connection);
+    Ok(client)
+}

@@ -1,0 +1,67 @@
+use crate::xpub::{AccountXpub, XpubError};
+use bip32::{DerivationPath, XPrv};
+use bip39::WordCount;
+use std::fmt;
+use std::str::FromStr;
+
+/// Ethereum's first account (BIP-44; coin 60 by SLIP-44).
+const ACCOUNT_PATH: &str = "m/44'/60'/0'";
+
+/// The words of a wallet (BIP-39, English). Neither `Debug` nor an error shows them; [`words`](Self::words) does.
+pub struct Mnemonic(bip39::Mnemonic);
+
+/// Why there is no mnemonic, or no account for one. No variant repeats a word.
+#[derive(Debug, thiserror::Error)]
+pub enum MnemonicError {
+    /// A word that is not in the list, a wrong count, or a wrong checksum.
+    #[error("this is no BIP-39 mnemonic; expected 12, 15, 18, 21 or 24 English words with a valid checksum")]
+    Malformed,
+    /// The system has no randomness to give.
+    #[error("could not generate a mnemonic")]
+    Generate(#[source] bip39::Error),
+    /// BIP-32 leaves out less than one seed in 2^127.
+    #[error("this mnemonic has no key at {ACCOUNT_PATH}")]
+    Derive(#[source] bip32::Error),
+    /// The account has no external chain, which is as unlikely.
+    #[error("this mnemonic has no account at {ACCOUNT_PATH}")]
+    Account(#[source] XpubError),
+}
+
+impl Mnemonic {
+    /// 24 new words: 256 bits of the system's randomness.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn generate() -> Result<Self, MnemonicError> {
+        bip39::Mnemonic::generate(WordCount::Words24).map(Self).map_err(MnemonicError::Generate)
+    }
+
+    /// Reads the words, with any white space between them.
+    ///
+    /// # Errors
+    /// When they are no BIP-39 mnemonic. Which word is wrong is not said: errors end in logs.
+    pub fn parse(words: &str) -> Result<Self, MnemonicError> {
+        bip39::Mnemonic::parse(words).map(Self).map_err(|_| MnemonicError::Malformed)
+    }
+
+    /// The words, separated by single spaces. For a file that only its owner can read, never for a log.
+    pub fn words(&self) -> String {
+        self.0.to_string()
+    }
+
+    /// The xpub at m/44'/60'/0'. The passphrase is BIP-39's "25th word", empty for most wallets.
+    ///
+    /// # Errors
+    /// Practically never; see [`MnemonicError`].
+    pub fn account_xpub(&self, passphrase: &str) -> Result<AccountXpub, MnemonicError> {
+        let path = DerivationPath::from_str(ACCOUNT_PATH).map_err(MnemonicError::Derive)?;
+        let account = XPrv::derive_from_path(&self.0.to_seed(passphrase), &path).map_err(MnemonicError::Derive)?;
+        AccountXpub::new(&account.public_key()).map_err(MnemonicError::Account)
+    }
+}
+
+impl fmt::Debug for Mnemonic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Mnemonic(…)")
+    }
+}

@@ -13,8 +13,8 @@ use runtime::{Failure, db};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio_util::task::TaskTracker;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError, JoinSet};
 use topics::PaymentId;
 use uuid::Uuid;
 
@@ -33,7 +33,7 @@ pub struct Request {
     pub order: Order,
     /// The request's Idempotency-Key.
     pub key: Option<Key>,
-    /// The answer. The request may be gone by then; its payment is made all the same.
+    /// The answer. A request that is gone before its batch begins makes no payment.
     pub answer: oneshot::Sender<Result<Made, Problem>>,
 }
 
@@ -59,22 +59,33 @@ pub struct Maker {
 /// Serves requests until all senders are gone and the last batch is answered.
 pub async fn run(maker: Maker, mut requests: mpsc::Receiver<Request>) {
     let maker = Arc::new(maker);
-    let slots = Arc::new(Semaphore::new(IN_FLIGHT));
-    let batches = TaskTracker::new();
-    // The slot comes first: what arrives while none is free is in the next batch. The semaphore is never closed.
-    while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+    let mut batches = JoinSet::new();
+    loop {
+        // A free slot comes first: what arrives while there is none is in the next batch.
+        if batches.len() >= IN_FLIGHT {
+            finished(batches.join_next().await);
+        }
         let mut batch = Vec::new();
         if requests.recv_many(&mut batch, LARGEST_BATCH).await == 0 {
             break;
         }
-        let maker = Arc::clone(&maker);
-        batches.spawn(async move {
-            maker.make(batch).await;
-            drop(slot);
-        });
+        // Who hung up or was told to come back while waiting gets no payment.
+        batch.retain(|request| !request.answer.is_closed());
+        if !batch.is_empty() {
+            let maker = Arc::clone(&maker);
+            batches.spawn(async move { maker.make(batch).await });
+        }
     }
-    batches.close();
-    batches.wait().await;
+    while !batches.is_empty() {
+        finished(batches.join_next().await);
+    }
+}
+
+/// The requests of a batch that panicked are answered with 500, as their senders are dropped.
+fn finished(batch: Option<Result<(), JoinError>>) {
+    if let Some(Err(panic)) = batch {
+        tracing::error!("a batch of payments: {panic}");
+    }
 }
 
 impl Maker {

@@ -15,7 +15,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use confirmer::lifecycle::{self, Input};
-use confirmer::{Payment, Status, store};
+use confirmer::{Status, store};
 use deadpool_postgres::GenericClient;
 use runtime::{Failure, db};
 use serde::Serialize;

@@ -23,8 +23,9 @@ const MOST_BYTES: usize = 4 * 1024 * 1024;
 /// # Errors
 /// When the configuration is wrong, or a stage halts.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let chains = chain::Chains::load(&settings.chains_file)?;
-    let listed: Arc<Listed> = Arc::new(chains.listed_tokens().collect());
+    let chains = chain::Chains::load(&settings.chains_file)?.resolve().await?;
+    let tokens = chains.iter().flat_map(|chain| chain.tokens.iter().map(|token| (chain.id, token.address)));
+    let listed: Arc<Listed> = Arc::new(tokens.collect());
     let kafka = Kafka::connect(&settings).await?;
     let pool = db::pool(&settings.database_url, 4)?;
     let (call, called) = channel();

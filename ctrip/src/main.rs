@@ -1,1 +1,127 @@
-fn main() {}
+//! One binary, one subcommand a role. It parses, refuses what is wrong before it touches anything, wires and runs.
+
+mod parts;
+mod roles;
+mod wallet_files;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use roles::Role;
+use runtime::Settings;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "ctrip", version, about = "A payment pipeline for EVM chains", propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Every role in one process; migrates the database and makes the topics first
+    Up,
+    /// HTTP in, payments out
+    Api,
+    /// Chain to chain.blocks and chain.logs
+    Ingest,
+    /// Blocks, logs and watched addresses to chain.matches
+    Detector,
+    /// chain.matches to payments and payment.events
+    Confirmer,
+    /// Bring the database to this version
+    Migrate,
+    /// The Kafka topics and their schemas
+    #[command(subcommand)]
+    Topics(Topics),
+    /// API keys
+    #[command(subcommand)]
+    Keys(Keys),
+    /// Mnemonics, account xpubs and addresses
+    #[command(subcommand)]
+    Wallet(Wallet),
+    /// Print the reference of metrics, as Markdown
+    Metrics,
+}
+
+#[derive(Subcommand)]
+enum Topics {
+    /// Create the topics and register the schemas; what is there stays, what contradicts is refused
+    Apply,
+}
+
+#[derive(Subcommand)]
+enum Keys {
+    /// Print a new API key for a merchant, who is made if there is none of this name
+    Create {
+        /// The merchant
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum Wallet {
+    /// Write a new 24-word mnemonic to a file that only its owner can read, and print the account xpub
+    New {
+        /// Where to; it must not exist yet
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Print the account xpub of a mnemonic
+    Xpub {
+        /// The file with the words
+        #[arg(long, env = "CTRIP_MNEMONIC_FILE")]
+        mnemonic_file: PathBuf,
+    },
+    /// Print the deposit address number N of CTRIP_XPUB
+    Address {
+        /// N of m/44'/60'/0'/0/N
+        #[arg(long)]
+        index: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
+    runtime::logging::init()?;
+    match command {
+        Command::Up => roles::up(settings),
+        Command::Api => roles::alone(Role::Api, settings),
+        Command::Ingest => roles::alone(Role::Ingest, settings),
+        Command::Detector => roles::alone(Role::Detector, settings),
+        Command::Confirmer => roles::alone(Role::Confirmer, settings),
+        Command::Migrate => block_on(runtime::db::migrate(&settings.database_url)),
+        Command::Topics(Topics::Apply) => block_on(runtime::kafka::apply(&settings)),
+        Command::Keys(Keys::Create { name }) => {
+            println!("{}", block_on(api::create_key(&settings.database_url, &name))?);
+            Ok(())
+        }
+        Command::Wallet(Wallet::New { out }) => wallet_files::new(&out),
+        Command::Wallet(Wallet::Xpub { mnemonic_file }) => wallet_files::xpub(&mnemonic_file),
+        Command::Wallet(Wallet::Address { index }) => {
+            println!("{}", api::xpub(&settings)?.address(index)?);
+            Ok(())
+        }
+        Command::Metrics => {
+            print!("{}", runtime::metrics::reference());
+            Ok(())
+        }
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Runtime::new().context("the async runtime")?.block_on(future)
+}

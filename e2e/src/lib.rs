@@ -6,6 +6,7 @@ mod client;
 mod ledger;
 mod node;
 mod process;
+pub mod replay;
 mod stack;
 
 pub use client::{Api, Payment};

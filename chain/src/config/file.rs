@@ -51,7 +51,7 @@ impl ChainsFile {
             let message = error.to_string();
             // The place is in front of the message already.
             let end = message.rfind(" at line ").unwrap_or(message.len());
-            ConfigError::Invalid { path: path.to_owned(), line, column, message: message[..end].to_owned() }
+            ConfigError::Invalid { path: path.to_owned(), line, column, message: message[..end].trim_start_matches('.').to_owned() }
         })
     }
 }
@@ -143,8 +143,9 @@ impl<'de> Visitor<'de> for Unique<'_> {
             if other.name == entry.name {
                 return Err(A::Error::custom(format!("name: there is a chain {:?} already; expected another name", entry.name)));
             }
-            if let (Some(id), Some(_)) = (entry.chain_id, other.chain_id.filter(|id| entry.chain_id == Some(*id))) {
-                return Err(A::Error::custom(format!("chain_id: {id} is the chain {:?} already; expected one entry a chain", other.name)));
+            if let Some(id) = entry.chain_id.filter(|_| entry.chain_id == other.chain_id) {
+                let name = &other.name;
+                return Err(A::Error::custom(format!("chain_id: {id} is the chain {name:?} already; expected one entry a chain")));
             }
         }
         Ok(entry)

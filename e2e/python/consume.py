@@ -1,0 +1,60 @@
+"""Reads payment.events and chain.blocks to their ends with confluent-kafka's own Protobuf deserializer.
+
+Prints a JSON object a record. KAFKA_BROKERS, SCHEMA_REGISTRY_URL and TOPIC_PREFIX are the pipeline's.
+"""
+
+import json
+import os
+import uuid
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.protobuf import ProtobufDeserializer
+from confluent_kafka.serialization import MessageField, SerializationContext
+
+from block_record_pb2 import BlockRecord
+from payment_event_pb2 import PaymentEvent
+
+PREFIX = os.environ.get("TOPIC_PREFIX", "")
+REGISTRY = SchemaRegistryClient({"url": os.environ["SCHEMA_REGISTRY_URL"]})
+
+
+def event(record: PaymentEvent) -> dict:
+    amount = int.from_bytes(record.amount, "big")
+    return {"payment_id": record.payment_id, "type": record.type, "status": record.status, "amount": str(amount)}
+
+
+def block(record: BlockRecord) -> dict:
+    return {"block": record.number, "hash": "0x" + record.hash.hex(), "transactions": len(record.transactions)}
+
+
+def read(topic: str, message: type, show) -> None:
+    deserialize = ProtobufDeserializer(message, {"use.deprecated.format": False}, REGISTRY)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": os.environ["KAFKA_BROKERS"],
+            "group.id": f"python-{uuid.uuid4()}",
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+    )
+    partitions = len(consumer.list_topics(topic, 10).topics[topic].partitions)
+    consumer.subscribe([topic])
+    ended = set()
+    while len(ended) < partitions:
+        record = consumer.poll(30)
+        if record is None:
+            raise SystemExit(f"{topic}: nothing for 30 s")
+        if record.error():
+            if record.error().code() != KafkaError._PARTITION_EOF:
+                raise KafkaException(record.error())
+            ended.add(record.partition())
+            continue
+        context = SerializationContext(topic, MessageField.VALUE)
+        print(json.dumps(show(deserialize(record.value(), context))))
+    consumer.close()
+
+
+read(PREFIX + "payment.events", PaymentEvent, event)
+read(PREFIX + "chain.blocks", BlockRecord, block)

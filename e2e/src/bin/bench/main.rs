@@ -1,0 +1,64 @@
+//! `make bench`: the figures of the README, measured in one run on one machine, on the real parts.
+//!
+//! Prints a table and writes `target/bench/results.json`. `bench detector`, `bench api` and `bench latency` run alone.
+
+mod api;
+mod detector;
+mod latency;
+
+use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
+
+/// One line of the table.
+#[derive(Serialize)]
+struct Figure {
+    name: &'static str,
+    value: f64,
+    unit: &'static str,
+    aim: String,
+}
+
+impl Figure {
+    fn new(name: &'static str, value: f64, unit: &'static str, aim: impl Into<String>) -> Self {
+        eprintln!("  {name} = {value:.1} {unit}");
+        Self { name, value, unit, aim: aim.into() }
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let figures = match arguments.as_slice() {
+        ["all"] | [] => {
+            let mut figures = latency::run().await?;
+            figures.extend(api::run().await?);
+            figures.extend(detector::run().await?);
+            figures
+        }
+        ["detector"] => detector::run().await?,
+        ["api"] => api::run().await?,
+        ["latency"] => latency::run().await?,
+        // The detector's bench starts itself again, pinned to a core.
+        ["consume", how, total] => return detector::consume(how, total.parse().context("a number of logs")?).await,
+        other => bail!("expected all, detector, api or latency, got {other:?}"),
+    };
+    let folder = e2e::root().join("target/bench");
+    std::fs::create_dir_all(&folder)?;
+    let file = folder.join("results.json");
+    std::fs::write(&file, serde_json::to_string_pretty(&figures)?)?;
+    println!("\n{:<28} {:>16} {:<12} aim", "figure", "value", "unit");
+    for figure in &figures {
+        println!("{:<28} {:>16.1} {:<12} {}", figure.name, figure.value, figure.unit, figure.aim);
+    }
+    println!("\nwritten to {}", file.display());
+    Ok(())
+}
+
+/// The value below which `share` of the samples are.
+fn quantile(samples: &mut [f64], share: f64) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
+    let place = ((samples.len() as f64 - 1.0) * share).round() as usize;
+    samples.get(place).copied().unwrap_or(f64::NAN)
+}

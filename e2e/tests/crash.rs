@@ -1,0 +1,183 @@
+//! `kill -9` at random points loses nothing and doubles nothing.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{Api, Lab, Payment, Plan, Process, events, ledger};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::json;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use topics::{Address, Topic, U256, frame, wire};
+
+const PAYMENTS: u64 = 200;
+const KILLS: u32 = 10;
+const CONFIRMATIONS: u32 = 3;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_single_roles_loses_and_doubles_nothing() -> Result<()> {
+    survive(&["api", "ingest", "detector", "confirmer"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_whole_of_ctrip_up_loses_and_doubles_nothing() -> Result<()> {
+    survive(&["up"]).await
+}
+
+async fn survive(roles: &[&str]) -> Result<()> {
+    let seed = std::env::var("CTRIP_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
+    println!("CTRIP_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let lab = Arc::new(Lab::start(Plan { confirmations: CONFIRMATIONS, block_time: None }).await?);
+    let mut processes = roles.iter().map(|role| lab.spawn(role)).collect::<Result<Vec<Process>>>()?;
+    let api = lab.merchant("crash")?;
+    api.ready().await?;
+
+    let paying = tokio::spawn(pay(lab.clone(), api.clone(), random.random()));
+    for kill in 0..KILLS {
+        tokio::time::sleep(Duration::from_millis(random.random_range(300..2500))).await;
+        let victim = random.random_range(0..processes.len());
+        let process = processes.get_mut(victim).context("a victim")?;
+        println!("kill {kill}: {}", process.role);
+        process.kill()?;
+        *process = lab.spawn(roles.get(victim).context("its role")?)?;
+    }
+    let payments = paying.await??;
+    lab.node.mine(u64::from(CONFIRMATIONS)).await?;
+
+    let balances = balances(&lab, &payments).await?;
+    let settled = e2e::eventually("Postgres to agree with the chain", || async {
+        let rows = ledger(&lab).await?;
+        let agree = payments.iter().all(|payment| {
+            rows.get(payment.id()).is_some_and(|row| row.received == balances[payment.id()].to_string() && row.status == verdict(payment, &balances))
+        });
+        Ok(agree.then_some(()))
+    });
+    if let Err(error) = settled.await {
+        for process in &mut processes {
+            process.check()?;
+        }
+        let rows = ledger(&lab).await?;
+        let off: Vec<String> = payments
+            .iter()
+            .filter(|payment| rows.get(payment.id()).map(|row| row.status.as_str()) != Some(verdict(payment, &balances)))
+            .map(|payment| format!("{} {:?}, on the chain {}", payment.id(), rows.get(payment.id()), balances[payment.id()]))
+            .collect();
+        return Err(error).context(format!("{} payments are off: {off:#?}", off.len()));
+    }
+    check_events(&lab, &payments).await?;
+    check_blocks(&lab).await
+}
+
+/// Creates payments and pays them one after the other, every third in the token; now and then a reorganisation.
+async fn pay(lab: Arc<Lab>, api: Api, seed: u64) -> Result<Vec<Payment>> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut payments = Vec::new();
+    for i in 0..PAYMENTS {
+        let token = (i % 3 == 0).then_some(e2e::TOKEN_SYMBOL);
+        let amount = random.random_range(1_000..1_000_000_u64);
+        let body = json!({ "chain": "anvil", "token": token, "amount": amount, "external_id": i.to_string() });
+        let payment = api.create_surely(body).await?;
+        let (to, amount) = (payment.address()?, U256::from(amount));
+        match token {
+            None => lab.node.pay(to, amount).await?,
+            Some(_) => lab.node.pay_token(to, amount).await?,
+        };
+        payments.push(payment);
+        if i % 50 == 49 {
+            lab.node.reorganise(random.random_range(1..4)).await?;
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..120))).await;
+    }
+    Ok(payments)
+}
+
+/// What the chain says each address has: the oracle.
+async fn balances(lab: &Lab, payments: &[Payment]) -> Result<BTreeMap<String, U256>> {
+    let mut balances = BTreeMap::new();
+    for payment in payments {
+        let address: Address = payment.address()?;
+        let answer = if payment.text("token").is_empty() {
+            lab.node.call("eth_getBalance", json!([address, "latest"])).await?
+        } else {
+            let data = format!("0x70a08231{}", alloy::hex::encode(address.into_word()));
+            lab.node.call("eth_call", json!([{ "to": lab.node.token, "data": data }, "latest"])).await?
+        };
+        balances.insert(payment.id().to_owned(), answer.as_str().context("a balance")?.parse()?);
+    }
+    Ok(balances)
+}
+
+/// An address was paid once, in full, or a reorganisation took the payment away.
+fn verdict(payment: &Payment, balances: &BTreeMap<String, U256>) -> &'static str {
+    if balances[payment.id()].is_zero() { "pending" } else { "confirmed" }
+}
+
+async fn check_events(lab: &Lab, payments: &[Payment]) -> Result<()> {
+    let rows = ledger(lab).await?;
+    let wanted: i64 = rows.values().map(|row| row.sequence).sum();
+    let seen = e2e::eventually("all events in Kafka", || async {
+        Ok(Some(events(lab).await?).filter(|seen| i64::try_from(seen.len()).is_ok_and(|seen| seen >= wanted)))
+    })
+    .await?;
+    let ids: HashSet<&str> = seen.iter().map(|event| event.id.as_str()).collect();
+    ensure!(ids.len() == seen.len(), "{} events have {} ids: some are there twice", seen.len(), ids.len());
+    let mut by_payment: BTreeMap<&str, Vec<&wire::PaymentEvent>> = BTreeMap::new();
+    for event in &seen {
+        by_payment.entry(&event.payment_id).or_default().push(event);
+    }
+    for payment in payments {
+        let row = &rows[payment.id()];
+        let events = by_payment.get(payment.id()).map(Vec::as_slice).unwrap_or_default();
+        let sequences: Vec<i64> = events.iter().filter_map(|event| i64::try_from(event.sequence).ok()).collect();
+        let expected: Vec<i64> = (1..=row.sequence).collect();
+        ensure!(sequences == expected, "payment {}: events {sequences:?}, expected {expected:?}", payment.id());
+        let last = events.last().context("no events")?;
+        ensure!(last.status == row.status, "payment {}: the last event says {}, Postgres {}", payment.id(), last.status, row.status);
+        let kinds: Vec<&str> = events.iter().map(|event| event.r#type.trim_start_matches("payment.")).collect();
+        if !kinds.contains(&"reverted") {
+            ensure!(kinds == ["created", "detected", "confirmed"], "payment {}: {kinds:?}", payment.id());
+        }
+    }
+    let unacknowledged = lab.database().await?.query_one("SELECT count(*) FROM unacknowledged_intents", &[]).await?;
+    ensure!(unacknowledged.get::<_, i64>(0) == 0, "intents that Kafka does not have");
+    Ok(())
+}
+
+/// The chain topics are a stack, without gap or double.
+async fn check_blocks(lab: &Lab) -> Result<()> {
+    let kafka = lab.kafka().await?;
+    let (blocks, logs, matches) = tokio::task::spawn_blocking(move || {
+        let (mut blocks, mut logs, mut matches) = (Vec::new(), Vec::new(), Vec::new());
+        let read = || -> Result<(), runtime::Failure> {
+            kafka.read_all(Topic::Blocks, |r| blocks.push(frame::decode::<wire::BlockRecord>(r.payload())))?;
+            kafka.read_all(Topic::Logs, |r| logs.push(frame::decode::<wire::LogsRecord>(r.payload())))?;
+            kafka.read_all(Topic::Matches, |r| matches.push(frame::decode::<wire::MatchesRecord>(r.payload())))
+        };
+        let mut read = read;
+        read().map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        let blocks = blocks.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let logs = logs.into_iter().collect::<Result<Vec<_>, _>>()?;
+        anyhow::Ok((blocks, logs, matches.into_iter().collect::<Result<Vec<_>, _>>()?))
+    })
+    .await??;
+    let mut stack: Vec<&wire::BlockRecord> = Vec::new();
+    for (block, sequence) in blocks.iter().zip(1..) {
+        ensure!(block.sequence == sequence, "chain.blocks: sequence {} where {sequence} should be", block.sequence);
+        if block.kind() == wire::block_record::Kind::Removed {
+            let head = stack.pop().context("a block was removed that was never added")?;
+            ensure!(head.hash == block.hash, "block {} was removed, and was not the head", block.number);
+        } else {
+            let fits = stack.last().is_none_or(|head| head.hash == block.parent_hash && head.number + 1 == block.number);
+            ensure!(fits, "block {} was added on something else than its parent", block.number);
+            stack.push(block);
+        }
+    }
+    let head = lab.node.head().await?;
+    ensure!(stack.last().map(|block| block.number) == Some(head), "the stack ends elsewhere than the chain, {head}");
+    let steps = |s: u64, h: &[u8]| (s, h.to_vec());
+    let of_blocks: Vec<_> = blocks.iter().map(|r| steps(r.sequence, &r.hash)).collect();
+    ensure!(of_blocks == logs.iter().map(|r| steps(r.sequence, &r.hash)).collect::<Vec<_>>(), "chain.logs differs from chain.blocks");
+    ensure!(of_blocks == matches.iter().map(|r| steps(r.sequence, &r.hash)).collect::<Vec<_>>(), "chain.matches differs from chain.blocks");
+    Ok(())
+}

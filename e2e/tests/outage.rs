@@ -1,0 +1,66 @@
+//! The parts die and come back; every role goes on by itself.
+
+use anyhow::{Result, ensure};
+use e2e::{Lab, Plan, Process, Stack, events, ledger};
+use serde_json::json;
+use std::time::Duration;
+
+const PAYMENTS: usize = 30;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_role_recovers_when_kafka_or_postgres_was_killed() -> Result<()> {
+    let data = tempfile::Builder::new().prefix("ctrip-stack-").tempdir()?;
+    let stack = Stack::own(data.path())?;
+    let outcome = live_through(&stack).await;
+    stack.purge()?;
+    outcome
+}
+
+async fn live_through(stack: &Stack) -> Result<()> {
+    let lab = Lab::on(stack.clone(), Plan::default()).await?;
+    let mut roles = ["api", "ingest", "detector", "confirmer"].map(|role| lab.spawn(role)).into_iter().collect::<Result<Vec<Process>>>()?;
+    let api = lab.merchant("outage")?;
+    api.ready().await?;
+    let mut payments = Vec::new();
+    for i in 0..PAYMENTS {
+        // In mid-flow, with payments made and paid before, during and after.
+        let part = match i {
+            10 => Some("kafka"),
+            20 => Some("postgres"),
+            _ => None,
+        };
+        if let Some(part) = part {
+            println!("kill -9 {part}");
+            stack.kill(part)?;
+        }
+        let during = part.is_some().then(|| {
+            let api = api.clone();
+            tokio::spawn(async move { api.create_surely(json!({ "chain": "anvil", "amount": 5 })).await })
+        });
+        if part.is_some() {
+            // The chain does not wait: what was issued is paid while the part is away.
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            lab.node.mine(2).await?;
+            stack.up()?;
+        }
+        let payment = match during {
+            Some(creating) => creating.await??,
+            None => api.create_surely(json!({ "chain": "anvil", "amount": 5 })).await?,
+        };
+        lab.node.pay(payment.address()?, payment.amount()?).await?;
+        payments.push(payment);
+    }
+    lab.node.mine(3).await?;
+    for payment in &payments {
+        let outcome = api.until(payment.id(), "confirmed").await;
+        for role in &mut roles {
+            role.check()?;
+        }
+        outcome?;
+    }
+    let rows = ledger(&lab).await?;
+    ensure!(rows.len() == PAYMENTS, "{} payments in Postgres, {PAYMENTS} were made", rows.len());
+    let seen = e2e::eventually("all events", || async { Ok(Some(events(&lab).await?).filter(|e| e.len() >= 3 * PAYMENTS)) }).await?;
+    ensure!(seen.len() == 3 * PAYMENTS, "{} events of {PAYMENTS} payments, expected three each", seen.len());
+    Ok(())
+}

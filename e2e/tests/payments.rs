@@ -1,0 +1,165 @@
+//! The life of payments, end to end on the real stack.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{Api, Lab, Plan, Process, events};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use topics::U256;
+
+struct Running {
+    lab: Lab,
+    api: Api,
+    process: Process,
+}
+
+async fn running() -> Result<Running> {
+    let lab = Lab::start(Plan::default()).await?;
+    let process = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready().await?;
+    Ok(Running { lab, api, process })
+}
+
+#[tokio::test]
+async fn coin_and_token_are_detected_and_confirmed_and_told_once() -> Result<()> {
+    let Running { lab, api, process: _process } = running().await?;
+    let coin = api.coin(1_000).await?;
+    let token = api.create(json!({ "chain_id": 31337, "token": "DUSD", "amount": 2_500_000 })).await?;
+    lab.node.pay(coin.address()?, coin.amount()?).await?;
+    lab.node.pay_token(token.address()?, token.amount()?).await?;
+    api.until(token.id(), "detected").await?;
+    lab.node.mine(2).await?;
+    for payment in [&coin, &token] {
+        let confirmed = api.until(payment.id(), "confirmed").await?;
+        ensure!(confirmed.text("amount_received") == payment.text("amount"), "{}", confirmed.0);
+        ensure!(confirmed.0["transfers"].as_array().is_some_and(|t| t.len() == 1), "{}", confirmed.0);
+    }
+    let seen = e2e::eventually("six events", || async { Ok(Some(events(&lab).await?).filter(|seen| seen.len() >= 6)) }).await?;
+    for payment in [&coin, &token] {
+        let kinds: Vec<&str> = seen.iter().filter(|e| e.payment_id == payment.id()).map(|e| e.r#type.as_str()).collect();
+        ensure!(kinds == ["payment.created", "payment.detected", "payment.confirmed"], "{kinds:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reverted_transaction_pays_nothing_and_a_part_is_not_the_whole() -> Result<()> {
+    let Running { lab, api, process: _process } = running().await?;
+    let payment = api.create(json!({ "chain": "anvil", "token": "DUSD", "amount": 100 })).await?;
+    let too_much = U256::MAX;
+    // More than the payer has: the transaction is mined, and reverts.
+    let hash = lab.node.pay_token(payment.address()?, too_much).await?;
+    let receipt = e2e::eventually("the receipt", || lab.node.receipt(hash)).await?;
+    ensure!(receipt["status"] == "0x0", "it should have reverted: {receipt}");
+    lab.node.pay_token(payment.address()?, U256::from(40)).await?;
+    let part = e2e::eventually("the part", || async {
+        Ok(Some(api.get(payment.id()).await?).filter(|p| p.text("amount_received") == "40"))
+    })
+    .await?;
+    ensure!(part.status() == "pending" && part.text("exception") == "underpaid", "{}", part.0);
+    lab.node.pay_token(payment.address()?, U256::from(60)).await?;
+    lab.node.mine(3).await?;
+    let whole = api.until(payment.id(), "confirmed").await?;
+    ensure!(whole.text("amount_received") == "100" && whole.0["exception"].is_null(), "{}", whole.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn another_asset_is_reported_and_an_unpaid_payment_expires_by_chain_time() -> Result<()> {
+    let Running { lab, api, process: _process } = running().await?;
+    let mistaken = api.create(json!({ "chain": "anvil", "token": "DUSD", "amount": 100 })).await?;
+    let forgotten = api.create(json!({ "chain": "anvil", "amount": 100, "expires_in": 60 })).await?;
+    lab.node.pay(mistaken.address()?, U256::from(100)).await?;
+    e2e::eventually("the unexpected transfer", || async {
+        let seen = events(&lab).await?;
+        Ok(seen.iter().any(|e| e.payment_id == mistaken.id() && e.r#type == "payment.unexpected_transfer").then_some(()))
+    })
+    .await?;
+    let mistaken = api.get(mistaken.id()).await?;
+    ensure!(mistaken.status() == "pending" && mistaken.text("amount_received") == "0", "{}", mistaken.0);
+    // The chain's clock, not ours, goes beyond the expiry.
+    lab.node.call("evm_increaseTime", json!([120])).await?;
+    lab.node.mine(1).await?;
+    api.until(forgotten.id(), "expired").await?;
+    lab.node.pay(forgotten.address()?, U256::from(100)).await?;
+    e2e::eventually("the late transfer", || async {
+        Ok(Some(api.get(forgotten.id()).await?).filter(|p| p.text("exception") == "late" && p.status() == "expired"))
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn bad_input_is_told_which_field_and_what_was_expected() -> Result<()> {
+    let Running { lab: _lab, api, process: _process } = running().await?;
+    let cases: &[(Value, &str)] = &[
+        (json!({ "chain": "nowhere", "amount": 1 }), "chain"),
+        (json!({ "chain_id": 5, "amount": 1 }), "chain_id"),
+        (json!({ "chain": "anvil" }), "amount"),
+        (json!({ "chain": "anvil", "amount": 0 }), "amount"),
+        (json!({ "chain": "anvil", "amount": "-1" }), "amount"),
+        (json!({ "chain": "anvil", "amount": "1.5" }), "amount"),
+        (json!({ "chain": "anvil", "amount": 1.5 }), "amount"),
+        (json!({ "chain": "anvil", "amount": 1, "token": "NONE" }), "token"),
+        (json!({ "chain": "anvil", "amount": 1, "token_contract_address": "0x12" }), "token_contract_address"),
+        (json!({ "chain": "anvil", "amount": 1, "expires_in": -1 }), "expires_in"),
+        (json!({ "chain": "anvil", "amount": 1, "colour": "red" }), "colour"),
+    ];
+    for (body, field) in cases {
+        let (status, answer) = api.request(Method::POST, "/api/v1/payments", Some(body.clone()), &[]).await?;
+        ensure!(status == StatusCode::UNPROCESSABLE_ENTITY, "{body}: {status} {answer}");
+        let named = answer["errors"].as_array().is_some_and(|errors| errors.iter().any(|error| error["field"] == *field));
+        ensure!(named, "{body}: expected the field {field} to be named, got {answer}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_sees_its_own_payments_and_nothing_else() -> Result<()> {
+    let Running { lab, api, process: _process } = running().await?;
+    let other = lab.merchant("other shop")?;
+    let payment = api.coin(5).await?;
+    let path = format!("/api/v1/payments/{}", payment.id());
+    for (method, path) in [(Method::GET, path.clone()), (Method::POST, format!("{path}/cancel"))] {
+        let (status, _) = other.request(method, &path, None, &[]).await?;
+        ensure!(status == StatusCode::NOT_FOUND, "another merchant's {path}: {status}");
+    }
+    let (status, list) = other.request(Method::GET, "/api/v1/payments", None, &[]).await?;
+    ensure!(status.is_success() && list["data"] == json!([]), "{list}");
+    let (status, _) = Api { key: "ctrip_wrong".to_owned(), ..api.clone() }.request(Method::GET, &path, None, &[]).await?;
+    ensure!(status == StatusCode::UNAUTHORIZED, "a wrong key: {status}");
+    let (status, cancelled) = api.request(Method::POST, &format!("{path}/cancel/"), None, &[]).await?;
+    ensure!(status.is_success() && cancelled["status"] == "cancelled", "{status} {cancelled}");
+    let (status, _) = api.request(Method::POST, &format!("{path}/cancel"), None, &[]).await?;
+    ensure!(status == StatusCode::CONFLICT, "a second time: {status}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_idempotency_key_gives_the_same_payment() -> Result<()> {
+    let Running { lab: _lab, api, process: _process } = running().await?;
+    let headers = [("Idempotency-Key", "order-1")];
+    let body = json!({ "chain": "anvil", "amount": 7 });
+    let again = || api.request(Method::POST, "/api/v1/payments", Some(body.clone()), &headers);
+    let answers = futures::future::try_join_all((0..8).map(|_| again())).await?;
+    let first = answers.first().context("an answer")?.1["id"].clone();
+    ensure!(answers.iter().all(|(status, answer)| *status == StatusCode::CREATED && answer["id"] == first), "{answers:?}");
+    let other = json!({ "chain": "anvil", "amount": 8 });
+    let (status, answer) = api.request(Method::POST, "/api/v1/payments", Some(other), &headers).await?;
+    ensure!(status == StatusCode::UNPROCESSABLE_ENTITY, "{status} {answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn sigterm_drains_and_stops_and_what_was_created_is_there_afterwards() -> Result<()> {
+    let Running { lab, api, mut process } = running().await?;
+    let payment = api.coin(5).await?;
+    let status = process.terminate()?;
+    ensure!(status.success(), "{status}:\n{}", process.tail());
+    lab.node.pay(payment.address()?, payment.amount()?).await?;
+    lab.node.mine(3).await?;
+    let _again = lab.spawn("up")?;
+    api.ready().await?;
+    api.until(payment.id(), "confirmed").await?;
+    Ok(())
+}

@@ -28,7 +28,7 @@ impl Account {
         let register = async {
             let transaction = client.transaction().await?;
             // CREATE SEQUENCE IF NOT EXISTS alone fails when two processes do it at once.
-            transaction.execute("SELECT pg_advisory_xact_lock(7233018)", &[]).await?;
+            transaction.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", &[&sequence]).await?;
             transaction
                 .batch_execute(&format!("CREATE SEQUENCE IF NOT EXISTS {sequence} MINVALUE 0 START 0 MAXVALUE 2147483647"))
                 .await?;

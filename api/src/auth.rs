@@ -38,10 +38,13 @@ pub struct Keys(Mutex<HashMap<Hash, (Uuid, Instant)>>);
 impl Keys {
     async fn merchant(&self, pool: &Pool, key: &str) -> Result<Option<Uuid>, Failure> {
         let hash = hash(key);
-        let believed = |(merchant, since): &(Uuid, Instant)| (since.elapsed() < BELIEVED_FOR).then_some(*merchant);
-        // Nobody panics while holding it, and a map of copies is whole at any time.
-        if let Some(merchant) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&hash).and_then(believed) {
-            return Ok(Some(merchant));
+        // Nobody panics while holding the lock, and a map of copies is whole at any time.
+        if let Some((merchant, since)) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&hash) {
+            if since.elapsed() < BELIEVED_FOR {
+                return Ok(Some(*merchant));
+            }
+            // One asks again; the others of this moment go on believing, or they would take every connection at once.
+            *since = Instant::now();
         }
         let client = pool.get().await.map_err(db::unavailable)?;
         let statement = client
@@ -112,7 +115,9 @@ pub async fn create_key(database_url: &str, merchant: &str) -> anyhow::Result<St
         .await;
     match inserted {
         Ok(_) => Ok(key),
-        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => bail!("the database has no tables yet: run `ctrip migrate` first"),
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+            bail!("the database has no tables yet: run `ctrip migrate` first")
+        }
         Err(error) => Err(error).context("writing the key"),
     }
 }

@@ -124,8 +124,10 @@ impl Maker {
     }
 
     async fn write_in(&self, transaction: &Transaction<'_>, requests: &[Request]) -> Result<Vec<Option<Payment>>, Failure> {
-        let claims: Vec<Claim<'_>> =
-            requests.iter().map(|r| Claim { merchant: r.merchant, key: r.key.as_ref(), payment: PaymentId::generate() }).collect();
+        let claims: Vec<Claim<'_>> = requests
+            .iter()
+            .map(|r| Claim { merchant: r.merchant, key: r.key.as_ref(), payment: PaymentId::generate() })
+            .collect();
         let known = replay::claim(transaction, &claims).await?;
         let fresh = claims.iter().filter(|claim| !known.contains(&claim.payment)).count();
         let mut addresses = self.account.take(transaction, fresh).await?.into_iter();

@@ -38,9 +38,10 @@ impl Catalog {
 
     /// By name, or what was expected.
     pub fn by_name(&self, name: &str) -> Result<&Chain, String> {
-        self.0.iter().find(|chain| chain.name == name).ok_or_else(|| {
-            format!("there is no chain {:?}; there are {}", shown(name), self.names())
-        })
+        self.0
+            .iter()
+            .find(|chain| chain.name == name)
+            .ok_or_else(|| format!("there is no chain {:?}; there are {}", shown(name), self.names()))
     }
 
     /// By EIP-155 id, or what was expected.

@@ -74,7 +74,10 @@ impl<'a> Fields<'a> {
     /// A whole number.
     pub fn number(&mut self, name: &str) -> Option<u64> {
         let raw = self.raw(name)?;
-        self.check(name, serde_json::from_str(raw.get()).map_err(|_| format!("expected a whole number, got {}", shown(raw.get()))))
+        self.check(
+            name,
+            serde_json::from_str(raw.get()).map_err(|_| format!("expected a whole number, got {}", shown(raw.get()))),
+        )
     }
 
     /// Keeps the error, if it is one.
@@ -87,12 +90,15 @@ impl<'a> Fields<'a> {
         self.errors.push(FieldError::new(name, message));
     }
 
-    /// All errors together, so that a client sees them at once; a field that nobody took is one.
+    /// All errors together, so that a client sees them at once; a field that is not known is one.
     ///
     /// # Errors
     /// A 422 when there is any.
     pub fn finish(mut self, known: &[&str]) -> Result<(), Problem> {
         for (name, _) in std::mem::take(&mut self.rest) {
+            if known.contains(&name.as_str()) {
+                continue;
+            }
             self.refuse(&name, format_args!("unknown field; there are {}", known.join(", ")));
         }
         if self.errors.is_empty() { Ok(()) } else { Err(Problem::invalid(self.errors)) }

@@ -159,7 +159,15 @@ pub async fn health(State(app): State<App>) -> Response {
             };
             let processed = processed.get(&chain.id).copied();
             let lag_blocks = head.zip(processed).map(|(head, processed)| head.saturating_sub(processed));
-            ChainReport { chain: chain.name.clone(), chain_id: chain.id.0, status: word(&error), head, processed, lag_blocks, error }
+            ChainReport {
+                chain: chain.name.clone(),
+                chain_id: chain.id.0,
+                status: word(&error),
+                head,
+                processed,
+                lag_blocks,
+                error,
+            }
         })
         .collect();
     let failing = [&parts.database, &parts.kafka, &parts.registry].into_iter().any(Option::is_some);
@@ -167,7 +175,13 @@ pub async fn health(State(app): State<App>) -> Response {
     let degraded = chains.iter().any(|chain| chain.error.is_some());
     let status = if failing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let report = Report {
-        status: if failing { "failing" } else if degraded { "degraded" } else { "ok" },
+        status: if failing {
+            "failing"
+        } else if degraded {
+            "degraded"
+        } else {
+            "ok"
+        },
         components: Components {
             database: component(parts.database),
             kafka: component(parts.kafka),

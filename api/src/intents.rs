@@ -110,8 +110,10 @@ async fn delete(pool: &Pool, ids: &[Uuid]) -> Result<(), Failure> {
     let transaction = client.transaction().await.map_err(db::failure)?;
     // If a crash takes the deletion back, intents are published once more: not worth a flush to the disk.
     transaction.batch_execute("SET LOCAL synchronous_commit TO off").await.map_err(db::failure)?;
-    let statement =
-        transaction.prepare_cached("DELETE FROM unacknowledged_intents WHERE payment_id = ANY($1)").await.map_err(db::failure)?;
+    let statement = transaction
+        .prepare_cached("DELETE FROM unacknowledged_intents WHERE payment_id = ANY($1)")
+        .await
+        .map_err(db::failure)?;
     transaction.execute(&statement, &[&ids]).await.map_err(db::failure)?;
     transaction.commit().await.map_err(db::failure)
 }
@@ -145,9 +147,12 @@ async fn repair_some(pool: &Pool, intents: &Intents) -> Result<(), Failure> {
     }
     let records = rows.iter().map(|row| decode(row.get(1))).collect::<Result<Vec<_>, _>>()?;
     let outcomes = intents.publish(&records).await;
-    let repaired: Vec<Uuid> = rows.iter().zip(outcomes).filter(|(_, acknowledged)| *acknowledged).map(|(row, _)| row.get(0)).collect();
-    let statement =
-        transaction.prepare_cached("DELETE FROM unacknowledged_intents WHERE payment_id = ANY($1)").await.map_err(db::failure)?;
+    let repaired: Vec<Uuid> =
+        rows.iter().zip(outcomes).filter(|(_, acknowledged)| *acknowledged).map(|(row, _)| row.get(0)).collect();
+    let statement = transaction
+        .prepare_cached("DELETE FROM unacknowledged_intents WHERE payment_id = ANY($1)")
+        .await
+        .map_err(db::failure)?;
     transaction.execute(&statement, &[&repaired]).await.map_err(db::failure)?;
     transaction.commit().await.map_err(db::failure)?;
     metrics::INTENTS_REPAIRED.counter(&[]).increment(u64::try_from(repaired.len()).unwrap_or_default());

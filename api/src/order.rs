@@ -148,7 +148,10 @@ fn asset(fields: &mut Fields<'_>, chain: Option<&Chain>) -> Option<Asset> {
         }
         ([_], _) => None,
         ([first, second, ..], _) => {
-            fields.refuse(second, format_args!("the token is given as {first} already; expected one of {}", TOKEN_FIELDS.join(", ")));
+            fields.refuse(
+                second,
+                format_args!("the token is given as {first} already; expected one of {}", TOKEN_FIELDS.join(", ")),
+            );
             None
         }
     }
@@ -157,7 +160,10 @@ fn asset(fields: &mut Fields<'_>, chain: Option<&Chain>) -> Option<Asset> {
 fn bounded(fields: &mut Fields<'_>, name: &str, bounds: RangeInclusive<u64>) -> Option<u64> {
     let number = fields.number(name)?;
     let (least, most) = (bounds.start(), bounds.end());
-    fields.check(name, if bounds.contains(&number) { Ok(number) } else { Err(format!("expected {least} to {most}, got {number}")) })
+    fields.check(
+        name,
+        if bounds.contains(&number) { Ok(number) } else { Err(format!("expected {least} to {most}, got {number}")) },
+    )
 }
 
 fn external_id(fields: &mut Fields<'_>) -> Option<String> {
@@ -250,7 +256,8 @@ mod tests {
 
     #[test]
     fn every_mistake_is_told_at_once() {
-        let body = r#"{"amount":"x","chain":"y","expires_in":59,"confirmations":0,"external_id":"","metadata":[],"callback":1}"#;
+        let body =
+            r#"{"amount":"x","chain":"y","expires_in":59,"confirmations":0,"external_id":"","metadata":[],"callback":1}"#;
         assert_eq!(refused(body), ["amount", "chain", "expires_in", "confirmations", "external_id", "metadata", "callback"]);
     }
 
@@ -265,7 +272,8 @@ mod tests {
 
     #[test]
     fn metadata_and_references_keep_their_text() {
-        let order = read(r#"{"amount":1,"chain":"anvil","external_id":"order 7","metadata":{"n": 12345678901234567890123}}"#).unwrap();
+        let order =
+            read(r#"{"amount":1,"chain":"anvil","external_id":"order 7","metadata":{"n": 12345678901234567890123}}"#).unwrap();
         assert_eq!(order.metadata.as_deref(), Some(r#"{"n": 12345678901234567890123}"#));
         assert_eq!(order.external_id.as_deref(), Some("order 7"));
         let large = format!(r#"{{"amount":1,"chain":"anvil","metadata":{{"x":"{}"}}}}"#, "y".repeat(LARGEST_METADATA));

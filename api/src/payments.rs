@@ -39,12 +39,7 @@ pub struct Page {
 }
 
 /// `POST /api/v1/payments`
-pub async fn create(
-    State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
-    Body(body): Body,
-) -> Result<Response, Problem> {
+pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, Body(body): Body) -> Result<Response, Problem> {
     let order = Order::read(&body, &app.catalog)?;
     let key = replay::key(&headers, order.fingerprint)?;
     let (answer, answered) = oneshot::channel();
@@ -82,10 +77,8 @@ pub async fn cancel(State(app): State<App>, caller: Caller, Id(id): Id) -> Resul
     let mut db = app.db().await?;
     let transaction = db.transaction().await.map_err(db::failure)?;
     // Whose it is before the lock, so that nobody holds up another merchant's payment.
-    let statement = transaction
-        .prepare_cached("SELECT FROM payments WHERE id = $1 AND merchant_id = $2")
-        .await
-        .map_err(db::failure)?;
+    let statement =
+        transaction.prepare_cached("SELECT FROM payments WHERE id = $1 AND merchant_id = $2").await.map_err(db::failure)?;
     transaction.query_opt(&statement, &[&id.0, &caller.merchant]).await.map_err(db::failure)?.ok_or_else(|| no_payment(id))?;
     app.intents.ensure(&transaction, &[id.0]).await?;
     let payment = store::lock(&transaction, &[id.0]).await?.pop().ok_or_else(|| no_payment(id))?;
@@ -109,11 +102,7 @@ struct Filter {
 }
 
 /// `GET /api/v1/payments`, newest first.
-pub async fn list(
-    State(app): State<App>,
-    caller: Caller,
-    Parameters(parameters): Parameters,
-) -> Result<Json<Page>, Problem> {
+pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters): Parameters) -> Result<Json<Page>, Problem> {
     let filter = Filter::read(&app, parameters)?;
     let limit = filter.limit.unwrap_or(DEFAULT_LIMIT);
     let db = app.db().await?;
@@ -182,7 +171,8 @@ impl Filter {
             }
             "cursor" => {
                 let place = cursor::decode(&value);
-                self.cursor = Some(place.ok_or_else(|| format!("expected a next_cursor of this list, got {:?}", shown(&value)))?);
+                self.cursor =
+                    Some(place.ok_or_else(|| format!("expected a next_cursor of this list, got {:?}", shown(&value)))?);
             }
             "status" => self.status = Some(value.parse().map_err(|unknown: confirmer::Unknown| unknown.to_string())?),
             "chain" => self.chain = Some(app.catalog.by_name(&value)?.id),

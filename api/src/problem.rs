@@ -50,7 +50,8 @@ impl Problem {
     /// Fields that do not hold what they should: 422.
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         let told: Vec<String> = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
-        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid", told.join("; "));
+        let mut problem =
+            Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid", told.join("; "));
         problem.errors = errors;
         problem
     }

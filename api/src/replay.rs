@@ -109,7 +109,9 @@ pub async fn find(pool: &Pool, intents: &Intents, requests: &[Request]) -> Resul
             let entry = key.and_then(|key| named.get(&(request.merchant, key.text.as_str())));
             match (key, entry) {
                 (Some(key), Some((hash, payment))) if key.fingerprint == **hash => Ok(*payment),
-                (_, Some(_)) => Err(Problem::field(HEADER, "the key was used for another request; expected a new key for a new one")),
+                (_, Some(_)) => {
+                    Err(Problem::field(HEADER, "the key was used for another request; expected a new key for a new one"))
+                }
                 // Cleaned up in between: the client's retry makes a new payment.
                 (_, None) => Err(Problem::unavailable(1, "the payment of this Idempotency-Key could not be read; try again")),
             }

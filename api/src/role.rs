@@ -49,7 +49,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let pool = db::pool(&settings.database_url, CONNECTIONS)?;
     let account = Account::register(xpub, &pool).await?;
     let health = Health::new(&settings.schema_registry_url, Nodes::new(&catalog))?;
-    let listener = TcpListener::bind(settings.api_listen).await.with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
+    let listener =
+        TcpListener::bind(settings.api_listen).await.with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
 
     let (intents, acknowledged) = Intents::open(kafka)?;
     let (requests, queue) = mpsc::channel(batch::QUEUE);

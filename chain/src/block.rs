@@ -82,13 +82,42 @@ pub struct Block {
 
 /// What a block object may have beside the header fields that we encode, on chains whose headers we can hash.
 const NOT_IN_HEADER: [&str; 11] = [
-    "hash", "size", "totalDifficulty", "transactions", "uncles", "withdrawals", "blockTimestamp", "l1BlockNumber", "sendCount",
-    "sendRoot", "author",
+    "hash",
+    "size",
+    "totalDifficulty",
+    "transactions",
+    "uncles",
+    "withdrawals",
+    "blockTimestamp",
+    "l1BlockNumber",
+    "sendCount",
+    "sendRoot",
+    "author",
 ];
 const IN_HEADER: [&str; 23] = [
-    "number", "parentHash", "timestamp", "transactionsRoot", "receiptsRoot", "logsBloom", "sha3Uncles", "miner", "stateRoot",
-    "difficulty", "gasLimit", "gasUsed", "extraData", "mixHash", "nonce", "baseFeePerGas", "withdrawalsRoot", "blobGasUsed",
-    "excessBlobGas", "parentBeaconBlockRoot", "requestsHash", "blockAccessListHash", "slotNumber",
+    "number",
+    "parentHash",
+    "timestamp",
+    "transactionsRoot",
+    "receiptsRoot",
+    "logsBloom",
+    "sha3Uncles",
+    "miner",
+    "stateRoot",
+    "difficulty",
+    "gasLimit",
+    "gasUsed",
+    "extraData",
+    "mixHash",
+    "nonce",
+    "baseFeePerGas",
+    "withdrawalsRoot",
+    "blobGasUsed",
+    "excessBlobGas",
+    "parentBeaconBlockRoot",
+    "requestsHash",
+    "blockAccessListHash",
+    "slotNumber",
 ];
 
 impl Block {
@@ -102,8 +131,7 @@ impl Block {
         if block.header_hash() != Some(block.hash) {
             let fields: BTreeMap<String, Option<IgnoredAny>> = serde_json::from_str(json)?;
             let unknown = |name: &String| !NOT_IN_HEADER.contains(&name.as_str()) && !IN_HEADER.contains(&name.as_str());
-            block.unknown_fields =
-                fields.into_iter().filter_map(|(name, value)| value.map(|_| name)).filter(unknown).collect();
+            block.unknown_fields = fields.into_iter().filter_map(|(name, value)| value.map(|_| name)).filter(unknown).collect();
         }
         Ok(block)
     }

@@ -144,7 +144,8 @@ fn prove_receipts(block: &Block, receipts: &Receipts) -> Result<Part, Unproven> 
     let synced = state_sync(block);
     let own: Vec<&Receipt> = all.iter().filter(|receipt| !synced.contains(&receipt.transaction_hash)).collect();
     same_transactions(block, &own)?;
-    let root = own.iter().map(|receipt| receipt.encoded()).collect::<Option<Vec<_>>>().map(|all| ordered_trie_root_encoded(&all));
+    let root =
+        own.iter().map(|receipt| receipt.encoded()).collect::<Option<Vec<_>>>().map(|all| ordered_trie_root_encoded(&all));
     if root == Some(block.receipts_root) {
         return Ok(if synced.is_empty() { Part::Root } else { Part::Unproven("logs of Bor's state sync".to_owned()) });
     }
@@ -167,7 +168,12 @@ fn logs_belong(block: &Block, receipts: &Receipts) -> Result<(), Unproven> {
         }
         if log.transaction_hash.is_some() && log.transaction_hash != transaction {
             let what = format!("log {index}'s transaction");
-            return Err(Unproven::new(block.number, what, transaction.unwrap_or_default(), log.transaction_hash.unwrap_or_default()));
+            return Err(Unproven::new(
+                block.number,
+                what,
+                transaction.unwrap_or_default(),
+                log.transaction_hash.unwrap_or_default(),
+            ));
         }
     }
     Ok(())

@@ -42,9 +42,7 @@ fn read(block: &Value, receipts: Option<&Value>, logs: Option<&Value>) -> Result
     let block = Block::parse(&block.to_string())?;
     let receipts = match (receipts, logs) {
         (Some(receipts), _) => Receipts::All(serde_json::from_value(receipts.clone())?),
-        (None, Some(logs)) => {
-            Receipts::Logs { logs: serde_json::from_value::<Vec<Log>>(logs.clone())?, some: HashMap::new() }
-        }
+        (None, Some(logs)) => Receipts::Logs { logs: serde_json::from_value::<Vec<Log>>(logs.clone())?, some: HashMap::new() },
         (None, None) => panic!("neither receipts nor logs"),
     };
     Ok((block, receipts))
@@ -119,8 +117,22 @@ fn flip(value: &mut Value, place: &str, salt: usize) {
 
 /// What the JSON repeats or adds for convenience, which no hash covers and which nothing here reads.
 const NOT_READ: [&str; 16] = [
-    "blockNumber", "transactionIndex", "logIndex", "gasUsed", "effectiveGasPrice", "contractAddress", "size", "totalDifficulty",
-    "blockTimestamp", "to", "blobGasPrice", "blobGasUsed", "l1BlockNumber", "gasUsedForL1", "uncles", "withdrawals",
+    "blockNumber",
+    "transactionIndex",
+    "logIndex",
+    "gasUsed",
+    "effectiveGasPrice",
+    "contractAddress",
+    "size",
+    "totalDifficulty",
+    "blockTimestamp",
+    "to",
+    "blobGasPrice",
+    "blobGasUsed",
+    "l1BlockNumber",
+    "gasUsedForL1",
+    "uncles",
+    "withdrawals",
 ];
 const NOT_READ_IN_TRANSACTIONS: [&str; 6] =
     ["blockHash", "blockNumber", "transactionIndex", "blockTimestamp", "standardV", "publicKey"];
@@ -143,9 +155,7 @@ fn is_read(block: &Value, place: &str) -> bool {
         return header && !["size", "totalDifficulty", "l1BlockNumber", "sendCount", "sendRoot"].contains(&name);
     }
     // Before Canyon a deposit's nonce is not hashed.
-    !NOT_READ.contains(&name)
-        && name != "depositNonce"
-        && !name.starts_with("l1")
+    !NOT_READ.contains(&name) && name != "depositNonce" && !name.starts_with("l1")
 }
 
 /// Altering any single digit of what is read: parsing or the proof must refuse it. Every `step`-th place of each block.
@@ -185,7 +195,10 @@ fn a_missing_log_or_receipt_is_noticed() {
     for recorded in all().iter().filter(|recorded| !recorded.is_cronos()) {
         let (block, receipts) = recorded.read();
         let synced = |log: &Log| {
-            block.transactions.iter().any(|transaction| transaction.is_state_sync() && Some(transaction.hash) == log.transaction_hash)
+            block
+                .transactions
+                .iter()
+                .any(|transaction| transaction.is_state_sync() && Some(transaction.hash) == log.transaction_hash)
         };
         let without = match receipts {
             Receipts::All(all) if all.is_empty() => continue,
@@ -243,7 +256,12 @@ fn logs_are_placed_by_counting_and_as_the_nodes_said() {
         let fetched = FetchedBlock::new(block, receipts, verify).unwrap();
         assert_eq!(fetched.statuses.len(), count);
         for placed in &fetched.logs {
-            assert_eq!(placed.log.log_index.unwrap_or_else(|| placed.index.into()), u64::from(placed.index), "{}", recorded.name);
+            assert_eq!(
+                placed.log.log_index.unwrap_or_else(|| placed.index.into()),
+                u64::from(placed.index),
+                "{}",
+                recorded.name
+            );
             let transaction = &fetched.block.transactions[placed.transaction_index as usize];
             assert_eq!(transaction.hash, placed.transaction_hash);
         }

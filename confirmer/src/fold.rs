@@ -266,7 +266,10 @@ async fn known_head(db: &impl GenericClient, chain: ChainId) -> Result<Option<Kn
     let number = |column: usize| row.get::<_, Option<i64>>(column).and_then(|n| u64::try_from(n).ok());
     Ok(Some(Known {
         sequence: number(0).unwrap_or_default(),
-        block: BlockRef { number: number(1).unwrap_or_default(), hash: topics::hash("hash", row.get(2)).map_err(Failure::halt)? },
+        block: BlockRef {
+            number: number(1).unwrap_or_default(),
+            hash: topics::hash("hash", row.get(2)).map_err(Failure::halt)?,
+        },
         timestamp: number(3).unwrap_or_default(),
         safe: number(4),
         finalized: number(5),

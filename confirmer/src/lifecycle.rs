@@ -215,7 +215,8 @@ impl Step {
 
     fn remove(&mut self, before: &Payment, cause: &Cause) {
         let Cause { chain, block, timestamp } = *cause;
-        let (removed, kept) = self.next.transfers.drain(..).partition(|t: &Paid| t.id.chain == chain && t.block.hash == block.hash);
+        let (removed, kept) =
+            self.next.transfers.drain(..).partition(|t: &Paid| t.id.chain == chain && t.block.hash == block.hash);
         self.removed = removed;
         self.next.transfers = kept;
         if chain == before.chain {

@@ -160,7 +160,10 @@ impl FromStr for Status {
         [Self::Pending, Self::Detected, Self::Confirmed, Self::Settled, Self::Expired, Self::Cancelled]
             .into_iter()
             .find(|status| status.as_str() == text)
-            .ok_or_else(|| Unknown { expected: "pending, detected, confirmed, settled, expired, cancelled", got: text.to_owned() })
+            .ok_or_else(|| Unknown {
+                expected: "pending, detected, confirmed, settled, expired, cancelled",
+                got: text.to_owned(),
+            })
     }
 }
 

@@ -54,7 +54,13 @@ struct Row {
 ///
 /// # Errors
 /// `Retry` when Kafka or Postgres went away.
-pub fn run(kafka: &Kafka, pool: &Pool, handle: &Handle, called: &Receiver<()>, stop: &CancellationToken) -> Result<(), Failure> {
+pub fn run(
+    kafka: &Kafka,
+    pool: &Pool,
+    handle: &Handle,
+    called: &Receiver<()>,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
     let Some(leader) = lead(pool, handle, stop)? else {
         return Ok(());
     };

@@ -109,7 +109,8 @@ pub async fn announce<'a>(
     Ok(())
 }
 
-const COLUMNS: &str = "id, merchant_id, external_id, metadata::text, chain_id, chain, token, token_address, decimals, address, xpub,
+const COLUMNS: &str =
+    "id, merchant_id, external_id, metadata::text, chain_id, chain, token, token_address, decimals, address, xpub,
     address_index, amount::text, confirmations_required, finality, sequence, created_at, expires_at, updated_at, cancelled,
     expired_by";
 
@@ -258,9 +259,10 @@ pub async fn save_transfers(db: &impl GenericClient, rows: &[TransferRow<'_>]) -
 fn payment(row: &Row) -> Result<Payment, Failure> {
     let token: Option<&str> = row.get(6);
     let token = match (token, row.get::<_, Option<&[u8]>>(7)) {
-        (Some(symbol), Some(address)) => {
-            Some(Token { symbol: symbol.to_owned(), address: topics::address("token_address", address).map_err(Failure::halt)? })
-        }
+        (Some(symbol), Some(address)) => Some(Token {
+            symbol: symbol.to_owned(),
+            address: topics::address("token_address", address).map_err(Failure::halt)?,
+        }),
         _ => None,
     };
     let confirmations = u32::try_from(row.get::<_, i32>(13)).unwrap_or_default();
@@ -302,7 +304,10 @@ fn paid(row: &Row) -> Result<Paid, Failure> {
             chain: ChainId(unsigned(row.get(1))),
             block,
             transaction: hash("transaction_hash", row.get(3))?,
-            source: row.get::<_, &str>(4).parse::<Source>().map_err(|e| Failure::Halt(anyhow::anyhow!("transfers.source: {e}")))?,
+            source: row
+                .get::<_, &str>(4)
+                .parse::<Source>()
+                .map_err(|e| Failure::Halt(anyhow::anyhow!("transfers.source: {e}")))?,
             index: u32::try_from(row.get::<_, i64>(5)).unwrap_or_default(),
         },
         block: BlockRef { number: unsigned(row.get(6)), hash: block },

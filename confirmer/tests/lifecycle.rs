@@ -1,5 +1,7 @@
 //! A payment ends where the surviving chain says it ends, whatever the way there was.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panicking; its numbers are small")]
+
 use confirmer::lifecycle::{Cause, EventKind, Head, Illegal, Input, Step, step};
 use confirmer::{Asset, Exception, Paid, Payment, Policy, Status, Token};
 use proptest::prelude::*;
@@ -235,7 +237,8 @@ fn an_expiry_is_taken_back_with_its_block() {
 #[test]
 fn a_fake_token_is_kept_and_announced_to_nobody() {
     let mut driver = Driver::new(Policy::Confirmations(1));
-    let fake = Paid { token: Some(Address::repeat_byte(0x66)), listed: false, ..block(1, 10, &[100]).transfers().next().unwrap() };
+    let fake =
+        Paid { token: Some(Address::repeat_byte(0x66)), listed: false, ..block(1, 10, &[100]).transfers().next().unwrap() };
     driver.take(&Input::Transfer(fake.clone()));
     assert_eq!((driver.payment.status(), driver.events.as_slice()), (Status::Pending, [].as_slice()));
     assert_eq!(driver.payment.transfers.len(), 1);

@@ -52,10 +52,8 @@ async fn wait<F: Future<Output = Result<(), Away>>>(part: &str, mut ask: impl Fn
 }
 
 async fn postgres(url: &str) -> Result<(), Away> {
-    let config: tokio_postgres::Config = url
-        .parse()
-        .context("expected postgres://user:password@host:port/database")
-        .map_err(Away::Refused)?;
+    let config: tokio_postgres::Config =
+        url.parse().context("expected postgres://user:password@host:port/database").map_err(Away::Refused)?;
     match config.connect(NoTls).await {
         Ok(_) => Ok(()),
         Err(error) => match error.code() {

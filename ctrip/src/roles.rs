@@ -133,7 +133,9 @@ async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow:
     match (cause, stopped) {
         (Some(cause), _) => Err(cause),
         (None, Ok(outcome)) => outcome,
-        (None, Err(_)) => bail!("not all roles stopped within {STOPS_WITHIN:?}; what they were at is taken up at the next start"),
+        (None, Err(_)) => {
+            bail!("not all roles stopped within {STOPS_WITHIN:?}; what they were at is taken up at the next start")
+        }
     }
 }
 

@@ -15,12 +15,10 @@ pub fn new(out: &Path) -> anyhow::Result<()> {
     let mnemonic = Mnemonic::generate()?;
     let xpub = mnemonic.account_xpub(PASSPHRASE)?;
     // `create_new` refuses a file that exists, in one step with making it; the mode holds from its first moment.
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(out)
-        .with_context(|| format!("{}: a mnemonic is never written over", out.display()))?;
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(out).with_context(|| {
+            format!("{}: expected the name of a file to make; a mnemonic is never written over", out.display())
+        })?;
     writeln!(file, "{}", mnemonic.words())
         .and_then(|()| file.sync_all())
         .with_context(|| format!("writing {}", out.display()))?;

@@ -254,7 +254,11 @@ fn transfer_of_log(log: &[u8]) -> Result<Option<Transfer>, DecodeError> {
     let log = <wire::logs_record::Log as prost::Message>::decode(log)?;
     let (from, to, amount) = match (log.topics.as_slice(), log.data.len()) {
         ([_, from, to], 32) => (from.as_ref(), to.as_ref(), log.data.as_ref()),
-        ([_], 96) => (log.data.get(..32).unwrap_or_default(), log.data.get(32..64).unwrap_or_default(), log.data.get(64..).unwrap_or_default()),
+        ([_], 96) => (
+            log.data.get(..32).unwrap_or_default(),
+            log.data.get(32..64).unwrap_or_default(),
+            log.data.get(64..).unwrap_or_default(),
+        ),
         _ => return Ok(None),
     };
     let (Some(from), Some(to)) = (word_as_address(from), word_as_address(to)) else {

@@ -52,8 +52,7 @@ struct Intents {
 impl Intents {
     fn open(kafka: &Kafka) -> Result<Self, Failure> {
         let table = Table::open(kafka, Topic::Intents)?;
-        let mut intents =
-            Self { table, watched: WatchSet::default(), unreadable: Vec::new(), quarantined: 0, failed: false };
+        let mut intents = Self { table, watched: WatchSet::default(), unreadable: Vec::new(), quarantined: 0, failed: false };
         let started = Instant::now();
         intents.catch_up()?;
         tracing::info!("watching {} addresses, read in {:.1?}", intents.watched.len(), started.elapsed());

@@ -57,11 +57,23 @@ impl Api {
         Ok(Self { http, url, key })
     }
 
+    /// The same API with another key.
+    #[must_use]
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { key: key.to_owned(), ..self.clone() }
+    }
+
     /// Any request; gives the status and the JSON.
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn request(&self, method: Method, path: &str, body: Option<Value>, headers: &[(&str, &str)]) -> Result<(StatusCode, Value)> {
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        headers: &[(&str, &str)],
+    ) -> Result<(StatusCode, Value)> {
         let mut request = self.http.request(method, format!("{}{path}", self.url)).header("X-Api-Key", &self.key);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -140,9 +152,8 @@ impl Api {
     /// # Errors
     /// When it has not within a minute; the error shows the payment.
     pub async fn until(&self, id: &str, status: &str) -> Result<Payment> {
-        let outcome = eventually(&format!("payment {id} to be {status}"), || async {
-            Ok(self.get(id).await.ok().filter(|payment| payment.status() == status))
-        });
+        let what = format!("payment {id} to be {status}");
+        let outcome = eventually(&what, || async { Ok(self.get(id).await.ok().filter(|payment| payment.status() == status)) });
         match outcome.await {
             Ok(payment) => Ok(payment),
             Err(error) => {

@@ -104,7 +104,8 @@ impl Lab {
     /// # Errors
     /// When it fails; its standard error is in the message.
     pub fn ctrip(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(&self.binary).args(arguments).env_remove("RUST_LOG").envs(&self.env).output().context("ctrip")?;
+        let output =
+            Command::new(&self.binary).args(arguments).env_remove("RUST_LOG").envs(&self.env).output().context("ctrip")?;
         anyhow::ensure!(
             output.status.success(),
             "ctrip {}: {}: {}",

@@ -35,7 +35,8 @@ impl Node {
         }
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("anvil")?;
         let payer: Address = PAYER.parse()?;
-        let node = Self { child, url: format!("http://127.0.0.1:{port}"), token: payer.create(0), http: reqwest::Client::new() };
+        let node =
+            Self { child, url: format!("http://127.0.0.1:{port}"), token: payer.create(0), http: reqwest::Client::new() };
         eventually("anvil answers", || async { Ok(node.call("eth_chainId", json!([])).await.ok()) }).await?;
         Ok(node)
     }

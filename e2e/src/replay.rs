@@ -85,7 +85,9 @@ impl Chain {
         let result = match request["method"].as_str().unwrap_or_default() {
             "eth_chainId" => json!(format!("{:#x}", self.id)),
             "eth_blockNumber" => self.blocks.last().map(|last| last.block["number"].clone()).unwrap_or_default(),
-            "eth_getBlockByNumber" | "eth_getBlockByHash" => self.block(first, request["params"][1].as_bool().unwrap_or_default()),
+            "eth_getBlockByNumber" | "eth_getBlockByHash" => {
+                self.block(first, request["params"][1].as_bool().unwrap_or_default())
+            }
             "eth_getBlockReceipts" => self.find(first).map(|found| json!(found.receipts)).unwrap_or_default(),
             method => {
                 let error = json!({ "code": -32601, "message": format!("the method {method} does not exist") });

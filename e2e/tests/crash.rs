@@ -49,7 +49,9 @@ async fn survive(roles: &[&str]) -> Result<()> {
     let settled = e2e::eventually("Postgres to agree with the chain", || async {
         let rows = ledger(&lab).await?;
         let agree = payments.iter().all(|payment| {
-            rows.get(payment.id()).is_some_and(|row| row.received == balances[payment.id()].to_string() && row.status == verdict(payment, &balances))
+            rows.get(payment.id()).is_some_and(|row| {
+                row.received == balances[payment.id()].to_string() && row.status == verdict(payment, &balances)
+            })
         });
         Ok(agree.then_some(()))
     });
@@ -133,7 +135,13 @@ async fn check_events(lab: &Lab, payments: &[Payment]) -> Result<()> {
         let expected: Vec<i64> = (1..=row.sequence).collect();
         ensure!(sequences == expected, "payment {}: events {sequences:?}, expected {expected:?}", payment.id());
         let last = events.last().context("no events")?;
-        ensure!(last.status == row.status, "payment {}: the last event says {}, Postgres {}", payment.id(), last.status, row.status);
+        ensure!(
+            last.status == row.status,
+            "payment {}: the last event says {}, Postgres {}",
+            payment.id(),
+            last.status,
+            row.status
+        );
         let kinds: Vec<&str> = events.iter().map(|event| event.r#type.trim_start_matches("payment.")).collect();
         if !kinds.contains(&"reverted") {
             ensure!(kinds == ["created", "detected", "confirmed"], "payment {}: {kinds:?}", payment.id());
@@ -177,7 +185,13 @@ async fn check_blocks(lab: &Lab) -> Result<()> {
     ensure!(stack.last().map(|block| block.number) == Some(head), "the stack ends elsewhere than the chain, {head}");
     let steps = |s: u64, h: &[u8]| (s, h.to_vec());
     let of_blocks: Vec<_> = blocks.iter().map(|r| steps(r.sequence, &r.hash)).collect();
-    ensure!(of_blocks == logs.iter().map(|r| steps(r.sequence, &r.hash)).collect::<Vec<_>>(), "chain.logs differs from chain.blocks");
-    ensure!(of_blocks == matches.iter().map(|r| steps(r.sequence, &r.hash)).collect::<Vec<_>>(), "chain.matches differs from chain.blocks");
+    ensure!(
+        of_blocks == logs.iter().map(|r| steps(r.sequence, &r.hash)).collect::<Vec<_>>(),
+        "chain.logs differs from chain.blocks"
+    );
+    ensure!(
+        of_blocks == matches.iter().map(|r| steps(r.sequence, &r.hash)).collect::<Vec<_>>(),
+        "chain.matches differs from chain.blocks"
+    );
     Ok(())
 }

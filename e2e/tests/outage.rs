@@ -18,7 +18,8 @@ async fn every_role_recovers_when_kafka_or_postgres_was_killed() -> Result<()> {
 
 async fn live_through(stack: &Stack) -> Result<()> {
     let lab = Lab::on(stack.clone(), Plan::default()).await?;
-    let mut roles = ["api", "ingest", "detector", "confirmer"].map(|role| lab.spawn(role)).into_iter().collect::<Result<Vec<Process>>>()?;
+    let mut roles =
+        ["api", "ingest", "detector", "confirmer"].map(|role| lab.spawn(role)).into_iter().collect::<Result<Vec<Process>>>()?;
     let api = lab.merchant("outage")?;
     api.ready().await?;
     let mut payments = Vec::new();
@@ -60,7 +61,8 @@ async fn live_through(stack: &Stack) -> Result<()> {
     }
     let rows = ledger(&lab).await?;
     ensure!(rows.len() == PAYMENTS, "{} payments in Postgres, {PAYMENTS} were made", rows.len());
-    let seen = e2e::eventually("all events", || async { Ok(Some(events(&lab).await?).filter(|e| e.len() >= 3 * PAYMENTS)) }).await?;
+    let seen =
+        e2e::eventually("all events", || async { Ok(Some(events(&lab).await?).filter(|e| e.len() >= 3 * PAYMENTS)) }).await?;
     ensure!(seen.len() == 3 * PAYMENTS, "{} events of {PAYMENTS} payments, expected three each", seen.len());
     Ok(())
 }

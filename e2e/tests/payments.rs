@@ -126,7 +126,7 @@ async fn a_key_sees_its_own_payments_and_nothing_else() -> Result<()> {
     }
     let (status, list) = other.request(Method::GET, "/api/v1/payments", None, &[]).await?;
     ensure!(status.is_success() && list["data"] == json!([]), "{list}");
-    let (status, _) = Api { key: "ctrip_wrong".to_owned(), ..api.clone() }.request(Method::GET, &path, None, &[]).await?;
+    let (status, _) = api.with_key("ctrip_wrong").request(Method::GET, &path, None, &[]).await?;
     ensure!(status == StatusCode::UNAUTHORIZED, "a wrong key: {status}");
     let (status, cancelled) = api.request(Method::POST, &format!("{path}/cancel/"), None, &[]).await?;
     ensure!(status.is_success() && cancelled["status"] == "cancelled", "{status} {cancelled}");

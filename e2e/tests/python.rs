@@ -15,10 +15,12 @@ async fn a_stock_python_consumer_reads_events_and_blocks() -> Result<()> {
     lab.node.mine(3).await?;
     api.until(payment.id(), "confirmed").await?;
 
-    let output = Command::new(root().join("e2e/python/run")).arg(root().join("e2e/python/consume.py")).envs(&lab.env).output()?;
+    let output =
+        Command::new(root().join("e2e/python/run")).arg(root().join("e2e/python/consume.py")).envs(&lab.env).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "consume.py: {text}{}", String::from_utf8_lossy(&output.stderr));
-    let lines: Vec<serde_json::Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("its lines")?;
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("its lines")?;
     let events: Vec<_> = lines.iter().filter(|line| line["payment_id"] == payment.id()).collect();
     let kinds: Vec<_> = events.iter().filter_map(|event| event["type"].as_str()).collect();
     ensure!(kinds == ["payment.created", "payment.detected", "payment.confirmed"], "{text}");

@@ -20,10 +20,8 @@ type Credit = (String, String, String, String, String, String, U256);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_matches_of_real_blocks_are_the_transfers_in_their_receipts() -> Result<()> {
-    let mut chains = vec![
-        recorded("eth-mainnet-17686110-17686112.blocks.jsonl.gz")?,
-        recorded("amsterdam-dev.blocks.jsonl.gz")?,
-    ];
+    let mut chains =
+        vec![recorded("eth-mainnet-17686110-17686112.blocks.jsonl.gz")?, recorded("amsterdam-dev.blocks.jsonl.gz")?];
     let odd = recorded("misc.blocks.jsonl.gz")?;
     // Of the odd blocks those with a status in every receipt, each a chain of its own. (25 is Cronos, whose blocks lack
     // receipts.)
@@ -38,7 +36,10 @@ async fn the_matches_of_real_blocks_are_the_transfers_in_their_receipts() -> Res
         // Ids of their own: the three mainnet blocks and block 17,000,000 do not follow one another.
         let id = 900_000 + place;
         let url = serve(id, blocks.clone()).await?;
-        write!(yaml, "- {{ name: chain{id}, chain_id: {id}, rpc_url: \"{url}\", confirmations: 1, start_block: {start}, poll_interval_ms: 50 }}\n")?;
+        write!(
+            yaml,
+            "- {{ name: chain{id}, chain_id: {id}, rpc_url: \"{url}\", confirmations: 1, start_block: {start}, poll_interval_ms: 50 }}\n"
+        )?;
     }
     std::fs::write(&lab.env["CHAINS_FILE"], yaml)?;
 
@@ -109,7 +110,8 @@ fn credit(record: &wire::MatchesRecord, t: &wire::matches_record::Transfer) -> C
 fn check_oracle(matched: &BTreeSet<Credit>) -> Result<()> {
     let mut checked = 0;
     for block in lines("token-transfers-oracle.jsonl.gz")? {
-        for transfer in block["tokenTransfers"].as_array().context("tokenTransfers")?.iter().filter(|t| t["erc20"].is_object()) {
+        for transfer in block["tokenTransfers"].as_array().context("tokenTransfers")?.iter().filter(|t| t["erc20"].is_object())
+        {
             let text = |field: &str| transfer[field].as_str().unwrap_or_default().to_lowercase();
             let amount: U256 = text("value").parse().unwrap_or_default();
             if amount.is_zero() || text("fromAddress") == text("toAddress") {
@@ -117,7 +119,14 @@ fn check_oracle(matched: &BTreeSet<Credit>) -> Result<()> {
             }
             let found = matched.iter().any(|(block, tx, _, token, from, to, value)| {
                 (block, tx, token, from, to, *value)
-                    == (&text("blockHash"), &text("transactionHash"), &text("tokenAddress"), &text("fromAddress"), &text("toAddress"), amount)
+                    == (
+                        &text("blockHash"),
+                        &text("transactionHash"),
+                        &text("tokenAddress"),
+                        &text("fromAddress"),
+                        &text("toAddress"),
+                        amount,
+                    )
             });
             ensure!(found, "the oracle's transfer is not among the matches: {transfer}");
             checked += 1;
@@ -129,7 +138,8 @@ fn check_oracle(matched: &BTreeSet<Credit>) -> Result<()> {
 
 /// The coin credits of the Amsterdam chain are those of its oracle, each once.
 fn check_amsterdam(matched: &BTreeSet<Credit>) -> Result<()> {
-    let oracle: Value = serde_json::from_str(&std::fs::read_to_string(e2e::root().join("testdata/amsterdam-dev.transfers.json"))?)?;
+    let oracle: Value =
+        serde_json::from_str(&std::fs::read_to_string(e2e::root().join("testdata/amsterdam-dev.transfers.json"))?)?;
     let mut credits: BTreeMap<(String, String, String, U256), i64> = BTreeMap::new();
     let mut blocks = BTreeSet::new();
     for transfer in oracle["transfers"].as_array().context("transfers")? {

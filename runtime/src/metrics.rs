@@ -50,6 +50,9 @@ metrics_list! {
     CHAIN_HEAD_LAG = Gauge "chain_head_lag_blocks" ["chain"] "Blocks between the node's head and the last one published.";
     CHAIN_BLOCKS = Counter "chain_blocks_total" ["chain", "kind"] "Block records published: added, removed or replayed.";
     CHAIN_LOGS = Counter "chain_logs_total" ["chain"] "Logs published.";
+    CHAIN_REORGS = Counter "chain_reorgs_total" ["chain"] "Reorganisations written down; removed blocks are in chain_blocks_total.";
+    CHAIN_UNPROVEN = Counter "chain_unproven_answers_total" ["chain"] "Answers of nodes that failed their proof and were not published.";
+    CHAIN_UNCHECKED = Counter "chain_unchecked_blocks_total" ["chain"] "Blocks published with a part that no root proves, as verify allows.";
     CHAIN_HALTED = Gauge "chain_halted" ["chain"] "1 if the chain stopped and needs a person.";
     RPC_REQUESTS = Counter "rpc_requests_total" ["chain", "endpoint", "outcome"] "Requests to nodes: ok or error.";
     RPC_LATENCY = Histogram "rpc_latency_seconds" ["chain", "endpoint"] "How long a node took to answer.";

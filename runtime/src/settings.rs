@@ -5,7 +5,13 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
     /// Postgres, the state of record.
-    #[arg(long, env = "DATABASE_URL", default_value = "postgres://ctrip@127.0.0.1:5432/ctrip", global = true, hide_env_values = true)]
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        default_value = "postgres://ctrip@127.0.0.1:5432/ctrip",
+        global = true,
+        hide_env_values = true
+    )]
     pub database_url: String,
     /// Kafka brokers, `host:port`, comma-separated.
     #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092", global = true)]

@@ -3,7 +3,6 @@
 //!
 //! Source: Confluent Schema Registry, "Wire format".
 
-
 /// Bytes in front of the Protobuf.
 pub const HEADER_LEN: usize = 6;
 

@@ -40,8 +40,7 @@ struct Rest {
 
 impl ChainsFile {
     pub(super) fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(path, &text)
     }
 
@@ -51,7 +50,12 @@ impl ChainsFile {
             let message = error.to_string();
             // The place is in front of the message already.
             let end = message.rfind(" at line ").unwrap_or(message.len());
-            ConfigError::Invalid { path: path.to_owned(), line, column, message: message[..end].trim_start_matches('.').to_owned() }
+            ConfigError::Invalid {
+                path: path.to_owned(),
+                line,
+                column,
+                message: message[..end].trim_start_matches('.').to_owned(),
+            }
         })
     }
 }
@@ -141,11 +145,16 @@ impl<'de> Visitor<'de> for Unique<'_> {
         let entry = RawChain::deserialize(MapAccessDeserializer::new(map))?.check().map_err(A::Error::custom)?;
         for other in self.seen {
             if other.name == entry.name {
-                return Err(A::Error::custom(format!("name: there is a chain {:?} already; expected another name", entry.name)));
+                return Err(A::Error::custom(format!(
+                    "name: there is a chain {:?} already; expected another name",
+                    entry.name
+                )));
             }
             if let Some(id) = entry.chain_id.filter(|_| entry.chain_id == other.chain_id) {
                 let name = &other.name;
-                return Err(A::Error::custom(format!("chain_id: {id} is the chain {name:?} already; expected one entry a chain")));
+                return Err(A::Error::custom(format!(
+                    "chain_id: {id} is the chain {name:?} already; expected one entry a chain"
+                )));
             }
         }
         Ok(entry)

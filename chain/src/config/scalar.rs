@@ -98,8 +98,8 @@ impl FromStr for TokenAddress {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 40).unwrap_or_default();
-        let address = Address::from_str(digits)
-            .map_err(|_| format!("expected an address of 0x and 40 hex digits, got {text:?}"))?;
+        let address =
+            Address::from_str(digits).map_err(|_| format!("expected an address of 0x and 40 hex digits, got {text:?}"))?;
         // Mixed case is a checksum (EIP-55); one case alone makes no claim.
         let mixed = digits.contains(|c: char| c.is_ascii_lowercase()) && digits.contains(|c: char| c.is_ascii_uppercase());
         let checksummed = address.to_checksum(None);

@@ -75,14 +75,42 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
         ("- name: a\n  rpc_url: http://a\n  rpc_urls: [http://b]".into(), 1, &["rpc_url and rpc_urls", "one of them"]),
         ("- name: a\n  rpc_url: http://a\n  confirmations: 1\n  finality: safe".into(), 1, &["confirmations and finality"]),
         ("- name: a\n  rpc_url: http://a\n- name: a\n  rpc_url: http://b".into(), 3, &["name", "\"a\" already"]),
-        ("- name: a\n  chain_id: 5\n  rpc_url: http://a\n- name: b\n  chain_id: 5\n  rpc_url: http://b".into(), 4, &["chain_id", "5 is the chain \"a\""]),
+        (
+            "- name: a\n  chain_id: 5\n  rpc_url: http://a\n- name: b\n  chain_id: 5\n  rpc_url: http://b".into(),
+            4,
+            &["chain_id", "5 is the chain \"a\""],
+        ),
         ("- name: a\n  name: b\n  rpc_url: http://b".into(), 1, &["duplicate", "name"]),
         (token("    - symbol: USDC\n      address: 0x1234\n      decimals: 6"), 6, &["address", "40 hex digits"]),
-        (token("    - symbol: USDC\n      address: 0xa0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48\n      decimals: 6"), 6, &["address", "checksum"]),
-        (token("    - symbol: USDC\n      address: 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48\n      decimals: 300"), 7, &["decimals", "u8"]),
-        (token("    - symbol: US DC\n      address: 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48\n      decimals: 6"), 5, &["symbol", "expected"]),
-        (token(&format!("{usdc}    - symbol: usdc\n      address: 0xdac17f958d2ee523a2206206994597c13d831ec7\n      decimals: 6")), 8, &["symbol", "once"]),
-        (token(&format!("{usdc}    - symbol: USDX\n      address: 0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48\n      decimals: 6")), 8, &["address", "as USDC"]),
+        (
+            token("    - symbol: USDC\n      address: 0xa0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48\n      decimals: 6"),
+            6,
+            &["address", "checksum"],
+        ),
+        (
+            token("    - symbol: USDC\n      address: 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48\n      decimals: 300"),
+            7,
+            &["decimals", "u8"],
+        ),
+        (
+            token("    - symbol: US DC\n      address: 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48\n      decimals: 6"),
+            5,
+            &["symbol", "expected"],
+        ),
+        (
+            token(&format!(
+                "{usdc}    - symbol: usdc\n      address: 0xdac17f958d2ee523a2206206994597c13d831ec7\n      decimals: 6"
+            )),
+            8,
+            &["symbol", "once"],
+        ),
+        (
+            token(&format!(
+                "{usdc}    - symbol: USDX\n      address: 0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48\n      decimals: 6"
+            )),
+            8,
+            &["address", "as USDC"],
+        ),
         ("- name: [".into(), 1, &["name"]),
     ];
     for (text, line, parts) in cases {
@@ -107,4 +135,14 @@ fn a_mirror_of_the_coin_is_no_token() {
         let error = parse(&text).unwrap_err();
         assert!(error.starts_with("chains.yaml:4:") && error.contains("count the same money twice"), "{error}");
     }
+}
+
+#[test]
+fn the_repositorys_file_is_right_and_so_are_its_examples() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../chains.yaml")).unwrap();
+    assert_eq!(parse(&text).unwrap()[0].name, "anvil");
+    let entries = &text[text.find("- name").unwrap()..];
+    let examples: String = entries.lines().map(|line| line.strip_prefix("# ").unwrap_or(line).to_owned() + "\n").collect();
+    let chains = parse(&examples.replace("${INFURA_KEY}", "key")).unwrap();
+    assert!(chains.len() > 5 && chains.iter().skip(1).all(|chain| !chain.tokens.is_empty()));
 }

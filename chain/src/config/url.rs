@@ -69,9 +69,9 @@ fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Strin
             None => (inside, None),
         };
         let value = variable(name).filter(|value| default.is_none() || !value.is_empty());
-        let value = value.or(default.map(str::to_owned)).ok_or_else(|| {
-            format!("the environment variable {name} is not set; set it, or write ${{{name}:-default}}")
-        })?;
+        let value = value
+            .or(default.map(str::to_owned))
+            .ok_or_else(|| format!("the environment variable {name} is not set; set it, or write ${{{name}:-default}}"))?;
         expanded.push_str(before);
         expanded.push_str(&value);
         rest = after;

@@ -116,15 +116,20 @@ struct Table<'a> {
     api: &'a Api,
     payments: Vec<Payment>,
     shown: String,
+    /// Something else was printed below it, so that it can't be drawn over.
+    left: bool,
 }
 
 impl<'a> Table<'a> {
     fn new(api: &'a Api) -> Self {
-        Self { api, payments: Vec::new(), shown: String::new() }
+        Self { api, payments: Vec::new(), shown: String::new(), left: true }
     }
 
     async fn show(&mut self) -> Result<()> {
-        let mut text = format!("  {:<8} {:<6} {:>20} {:>20}  {:<10} {}\n", "payment", "asset", "amount", "received", "status", "confirmations");
+        let mut text = format!(
+            "  {:<8} {:<6} {:>20} {:>20}  {:<10} {}\n",
+            "payment", "asset", "amount", "received", "status", "confirmations"
+        );
         for payment in &mut self.payments {
             *payment = self.api.get(payment.id()).await?;
             let asset = if payment.text("token").is_empty() { "coin" } else { payment.text("token") };
@@ -141,19 +146,20 @@ impl<'a> Table<'a> {
         }
         if text != self.shown {
             let mut out = std::io::stdout().lock();
-            if out.is_terminal() && !self.shown.is_empty() {
+            if out.is_terminal() && !self.left {
                 write!(out, "\x1b[{}A\x1b[J", self.shown.lines().count())?;
             }
             write!(out, "{text}")?;
             out.flush()?;
             self.shown = text;
+            self.left = false;
         }
         Ok(())
     }
 
     async fn until(&mut self, ctrip: &mut Process, payment: &Payment, status: &str) -> Result<()> {
         let started = Instant::now();
-        self.shown.clear();
+        self.left = true;
         loop {
             ctrip.check()?;
             self.show().await?;

@@ -4,7 +4,7 @@ use crate::metrics;
 use anyhow::anyhow;
 use rdkafka::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -142,13 +142,8 @@ impl Consumer {
     pub fn open(kafka: &Kafka, group: &'static str, topics: &[Topic], positions: Option<Position>) -> Result<Self, Failure> {
         let named: Vec<(String, Topic)> = topics.iter().map(|topic| (kafka.name(*topic), *topic)).collect();
         let names: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
-        let context = Context {
-            stage: group,
-            topics: named,
-            positions,
-            assignment: AtomicU64::new(0),
-            failed: Mutex::new(None),
-        };
+        let context =
+            Context { stage: group, topics: named, positions, assignment: AtomicU64::new(0), failed: Mutex::new(None) };
         let inner: BaseConsumer<Context> = reader(kafka, group)
             .set("group.id", kafka.prefixed(group))
             .set("group.instance.id", kafka.prefixed(&format!("{group}-{}", kafka.0.instance)))
@@ -263,8 +258,7 @@ impl Table {
     /// # Errors
     /// When librdkafka refuses the configuration.
     pub fn open(kafka: &Kafka, topic: Topic) -> Result<Self, Failure> {
-        let inner: BaseConsumer =
-            reader(kafka, "table").set("group.id", kafka.prefixed("table")).create().map_err(failure)?;
+        let inner: BaseConsumer = reader(kafka, "table").set("group.id", kafka.prefixed("table")).create().map_err(failure)?;
         let name = kafka.name(topic);
         let mut list = TopicPartitionList::new();
         for partition in 0..topic.partitions() {
@@ -323,6 +317,19 @@ impl Table {
     }
 }
 
+/// rdkafka logs the end of a partition as an error; here it is what is waited for.
+struct Ends;
+
+impl ClientContext for Ends {
+    fn error(&self, error: KafkaError, reason: &str) {
+        if !matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::PartitionEOF)) {
+            tracing::warn!("librdkafka: {error}: {reason}");
+        }
+    }
+}
+
+impl ConsumerContext for Ends {}
+
 impl Kafka {
     /// The last committed value under `key` in a compacted topic, all of which is read: it is small. Blocks.
     ///
@@ -343,10 +350,10 @@ impl Kafka {
     /// # Errors
     /// When the topic can't be read to its end.
     pub fn read_all(&self, topic: Topic, mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
-        let inner: BaseConsumer = reader(self, "lookup")
+        let inner: BaseConsumer<Ends> = reader(self, "lookup")
             .set("group.id", self.prefixed("lookup"))
             .set("enable.partition.eof", "true")
-            .create()
+            .create_with_context(Ends)
             .map_err(failure)?;
         let name = self.name(topic);
         let mut list = TopicPartitionList::new();

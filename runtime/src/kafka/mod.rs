@@ -105,9 +105,12 @@ fn failure(error: KafkaError) -> Failure {
         error => error.rdkafka_error_code(),
     };
     match code {
-        Some(RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::FencedInstanceId) => Failure::Halt(
-            anyhow::Error::new(error).context("another process runs as this instance; give each a CTRIP_INSTANCE of its own"),
-        ),
+        Some(RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::FencedInstanceId) => {
+            Failure::Halt(
+                anyhow::Error::new(error)
+                    .context("another process runs as this instance; give each a CTRIP_INSTANCE of its own"),
+            )
+        }
         Some(
             RDKafkaErrorCode::TopicAuthorizationFailed
             | RDKafkaErrorCode::GroupAuthorizationFailed

@@ -54,7 +54,9 @@ impl TransactionalProducer {
             .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
             .set("linger.ms", "5");
         let producer: ThreadedProducer<_> = config.create().map_err(failure)?;
-        producer.init_transactions(CALL_TIMEOUT).map_err(|e| failure(e).context(format!("taking over transactional id {id}")))?;
+        producer
+            .init_transactions(CALL_TIMEOUT)
+            .map_err(|e| failure(e).context(format!("taking over transactional id {id}")))?;
         Ok(Self { kafka: kafka.clone(), producer, name: id.to_owned() })
     }
 
@@ -99,7 +101,8 @@ impl Transaction<'_> {
     pub fn send_offsets(&self, offsets: &[(Topic, i32, i64)], group: &ConsumerGroupMetadata) -> Result<(), Failure> {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
         for (topic, partition, offset) in offsets {
-            list.add_partition_offset(&self.producer.kafka.name(*topic), *partition, Offset::Offset(*offset)).map_err(failure)?;
+            list.add_partition_offset(&self.producer.kafka.name(*topic), *partition, Offset::Offset(*offset))
+                .map_err(failure)?;
         }
         self.producer
             .producer
@@ -155,7 +158,11 @@ impl Publisher {
         let name = self.kafka.name(topic);
         let queued: Vec<_> = records
             .iter()
-            .map(|(key, payload)| self.producer.send_result(FutureRecord::to(&name).key(key).payload(payload)))
+            .map(|(key, payload)| {
+                let record = FutureRecord::to(&name).key(key).payload(payload);
+                // The error carries the record; only its cause is of use.
+                self.producer.send_result(record).map_err(|(error, _)| error)
+            })
             .collect();
         let mut outcomes = Vec::with_capacity(queued.len());
         for delivery in queued {
@@ -165,7 +172,7 @@ impl Publisher {
                     Ok(Err((error, _))) => Err(anyhow::Error::new(error)),
                     Err(cancelled) => Err(anyhow::Error::new(cancelled)),
                 },
-                Err((error, _)) => Err(anyhow::Error::new(error)),
+                Err(error) => Err(anyhow::Error::new(error)),
             });
         }
         outcomes

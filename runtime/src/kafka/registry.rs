@@ -51,11 +51,15 @@ pub(super) async fn lookup(settings: &Settings) -> anyhow::Result<HashMap<Topic,
         let subject = registry.subject(topic);
         // Asks for our text, not for the latest: a newer program may have registered more.
         let body = json!({ "schemaType": "PROTOBUF", "schema": topic.schema() });
-        let (status, answer) = registry.send(registry.http.post(registry.url(&format!("subjects/{subject}"))).json(&body)).await?;
+        let (status, answer) =
+            registry.send(registry.http.post(registry.url(&format!("subjects/{subject}"))).json(&body)).await?;
         if !status.is_success() {
-            bail!("the schema of {topic} is not registered as {subject} ({status}): run `ctrip topics apply` first; got {answer}");
+            bail!(
+                "the schema of {topic} is not registered as {subject} ({status}): run `ctrip topics apply` first; got {answer}"
+            );
         }
-        let Registered { id } = serde_json::from_value(answer).with_context(|| format!("the registry's answer for {subject}"))?;
+        let Registered { id } =
+            serde_json::from_value(answer).with_context(|| format!("the registry's answer for {subject}"))?;
         ids.insert(topic, id);
     }
     Ok(ids)

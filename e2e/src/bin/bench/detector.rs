@@ -24,11 +24,9 @@ pub async fn run() -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     let mut rates = Vec::new();
     let mut small_memory = 0.0;
-    for (name, addresses) in [
-        ("detector_logs_per_s_1k", 1_000_u64),
-        ("detector_logs_per_s_1m", 1_000_000),
-        ("detector_logs_per_s_10m", 10_000_000),
-    ] {
+    for (name, addresses) in
+        [("detector_logs_per_s_1k", 1_000_u64), ("detector_logs_per_s_1m", 1_000_000), ("detector_logs_per_s_10m", 10_000_000)]
+    {
         let lab = Lab::start(Plan::default()).await?;
         let kafka = lab.kafka().await?;
         eprintln!("  writing {addresses} intents and {TOTAL} logs");

@@ -1,0 +1,140 @@
+//! What pays an address, and what only looks like it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use detector::WatchSet;
+use detector::matching::{Block, Matcher, SYSTEM, TRANSFER};
+use prost::Message as _;
+use topics::{Address, B256, wire};
+use wire::block_record::{InternalTransfer, Kind, Status, Transaction};
+use wire::logs_record::Log;
+use wire::matches_record::{Source, Transfer};
+
+const PAYEE: Address = Address::repeat_byte(0xaa);
+const PAYER: Address = Address::repeat_byte(0xbb);
+const TOKEN: Address = Address::repeat_byte(0x77);
+
+fn transaction(to: Address, value: u64, status: Status) -> Transaction {
+    Transaction {
+        to: to.to_vec().into(),
+        value: topics::Amount::from(value).to_wire().into(),
+        status: status.into(),
+        index: 0,
+        hash: B256::repeat_byte(1).to_vec().into(),
+        from: PAYER.to_vec().into(),
+        r#type: 2,
+    }
+}
+
+fn log(emitter: Address, topics: &[B256], data: &[u8]) -> Log {
+    Log {
+        address: emitter.to_vec().into(),
+        topics: topics.iter().map(|topic| topic.to_vec().into()).collect(),
+        data: data.to_vec().into(),
+        index: 3,
+        transaction_index: 0,
+        transaction_hash: B256::repeat_byte(1).to_vec().into(),
+    }
+}
+
+fn erc20(emitter: Address, from: Address, to: Address, value: u64) -> Log {
+    log(emitter, &[TRANSFER, from.into_word(), to.into_word()], B256::from(topics::U256::from(value)).as_slice())
+}
+
+fn found(transactions: Vec<Transaction>, internal_transfers: Vec<InternalTransfer>, logs: Vec<Log>) -> Vec<Transfer> {
+    let mut watched = WatchSet::default();
+    watched.insert(PAYEE);
+    let block = wire::BlockRecord {
+        chain_id: 1,
+        sequence: 1,
+        kind: Kind::Added.into(),
+        hash: B256::repeat_byte(9).to_vec().into(),
+        transactions,
+        internal_transfers,
+        ..Default::default()
+    }
+    .encode_to_vec();
+    let logs = wire::LogsRecord { chain_id: 1, sequence: 1, logs, ..Default::default() }.encode_to_vec();
+    let block = Block::read(&block).unwrap();
+    Matcher::default().matches(&watched, &block, &logs).unwrap().transfers
+}
+
+#[test]
+fn coin_and_token_are_found_with_what_moved() {
+    let found = found(vec![transaction(PAYEE, 500, Status::Success)], vec![], vec![erc20(TOKEN, PAYER, PAYEE, 70_000)]);
+    let seen: Vec<_> = found.iter().map(|t| (t.source(), t.token.to_vec(), t.amount.to_vec(), t.index)).collect();
+    assert_eq!(
+        seen,
+        [(Source::Transaction, vec![], vec![0x01, 0xf4], 0), (Source::Log, TOKEN.to_vec(), vec![0x01, 0x11, 0x70], 3),]
+    );
+}
+
+#[test]
+fn what_failed_or_moved_nothing_pays_nothing() {
+    assert_eq!(found(vec![transaction(PAYEE, 500, Status::Reverted)], vec![], vec![]), []);
+    assert_eq!(found(vec![transaction(PAYEE, 500, Status::Unknown)], vec![], vec![]), []);
+    assert_eq!(found(vec![transaction(PAYEE, 0, Status::Success)], vec![], vec![]), []);
+    assert_eq!(found(vec![transaction(PAYER, 500, Status::Success)], vec![], vec![]), []);
+    assert_eq!(found(vec![], vec![], vec![erc20(TOKEN, PAYER, PAYEE, 0)]), []);
+    assert_eq!(found(vec![], vec![], vec![erc20(TOKEN, PAYEE, PAYEE, 5)]), []);
+}
+
+#[test]
+fn a_log_of_another_shape_is_no_transfer() {
+    let word = B256::with_last_byte(5);
+    let (from, to) = (PAYER.into_word(), PAYEE.into_word());
+    let shapes = [
+        // ERC-721: the token's id is indexed.
+        log(TOKEN, &[TRANSFER, from, to, word], &[]),
+        log(TOKEN, &[TRANSFER, from, to], &[]),
+        log(TOKEN, &[TRANSFER, from, to], &[0; 64]),
+        log(TOKEN, &[TRANSFER], word.as_slice()),
+        log(TOKEN, &[word, from, to], word.as_slice()),
+        log(TOKEN, &[], &[]),
+        // An address has twelve zero bytes in front of it.
+        log(TOKEN, &[TRANSFER, from, B256::repeat_byte(0xaa)], word.as_slice()),
+    ];
+    for shape in shapes {
+        assert_eq!(found(vec![], vec![], vec![shape.clone()]), [], "{shape:?}");
+    }
+}
+
+#[test]
+fn a_token_that_indexes_nothing_is_found() {
+    let data = [PAYER.into_word(), PAYEE.into_word(), B256::with_last_byte(9)].concat();
+    let found = found(vec![], vec![], vec![log(TOKEN, &[TRANSFER], &data)]);
+    assert_eq!(found.iter().map(|t| (t.from.to_vec(), t.amount.to_vec())).collect::<Vec<_>>(), [(PAYER.to_vec(), vec![9])]);
+}
+
+#[test]
+fn the_same_money_counts_once_where_the_block_has_eip_7708_logs() {
+    let internal = InternalTransfer {
+        to: PAYEE.to_vec().into(),
+        value: vec![7].into(),
+        from: PAYER.to_vec().into(),
+        transaction_hash: B256::repeat_byte(1).to_vec().into(),
+        transaction_index: 0,
+        frame: 1,
+    };
+    let paid = transaction(PAYEE, 500, Status::Success);
+    let by_logs = found(vec![paid.clone()], vec![internal.clone()], vec![erc20(SYSTEM, PAYER, PAYEE, 500)]);
+    assert_eq!(
+        by_logs.iter().map(|t| (t.source(), t.token.len(), t.amount.to_vec())).collect::<Vec<_>>(),
+        [(Source::Log, 0, vec![1, 0xf4])]
+    );
+    let by_traces = found(vec![paid], vec![internal], vec![]);
+    assert_eq!(by_traces.iter().map(Transfer::source).collect::<Vec<_>>(), [Source::Transaction, Source::Trace]);
+}
+
+#[test]
+fn a_fake_log_that_names_the_system_as_sender_is_a_token() {
+    let found = found(vec![], vec![], vec![erc20(TOKEN, SYSTEM, PAYEE, 500)]);
+    assert_eq!(found.iter().map(|t| t.token.to_vec()).collect::<Vec<_>>(), [TOKEN.to_vec()]);
+}
+
+#[test]
+fn two_equal_payments_in_one_transaction_are_two() {
+    let second = Log { index: 4, ..erc20(TOKEN, PAYER, PAYEE, 5) };
+    let found = found(vec![], vec![], vec![erc20(TOKEN, PAYER, PAYEE, 5), second]);
+    assert_eq!(found.iter().map(|t| t.index).collect::<Vec<_>>(), [3, 4]);
+}

@@ -1,0 +1,249 @@
+//! Following a chain: what comes next, fetched and in order. The side that talks to nodes; nothing here knows Kafka.
+
+use crate::pipeline::Pipeline;
+use crate::reconcile::{Step, TooDeep, reconcile};
+use crate::records::{Change, Settled};
+use crate::window::Window;
+use backon::BackoffBuilder as _;
+use chain::{BlockId, Chain, FetchError, FetchedBlock, Head, Rpc, RpcError, Tag, fetch_head, fetch_tag};
+use runtime::{chain_of, metrics};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Of one batch, and so of one Kafka transaction.
+const MOST_BLOCKS: usize = 64;
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// A node that is slow with its tags must not hold blocks up.
+const TAG_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Changes to publish together, never none.
+#[derive(Debug)]
+pub struct Batch {
+    /// In order.
+    pub changes: Vec<Change>,
+    /// As of now.
+    pub settled: Settled,
+}
+
+/// Follows one chain from where a window stands. The window runs ahead of what is committed: after a failed publication,
+/// drop the follower and start another from the cursor.
+pub struct Follower {
+    chain: Arc<Chain>,
+    rpc: Arc<Rpc>,
+    window: Window,
+    pipeline: Pipeline,
+    settled: Option<(Instant, Settled)>,
+    told: HashSet<String>,
+}
+
+/// Why a step came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    TooDeep(#[from] TooDeep),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    #[error("a node gave block {got} as the parent of block {child}")]
+    NoParent { child: u64, got: u64 },
+}
+
+impl Follower {
+    /// Goes on from `window`; an empty one starts at the chain's `start_block`, or at its head.
+    pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, window: Window) -> Self {
+        let pipeline = Pipeline::new(rpc.clone(), chain.verify);
+        Self { chain, rpc, window, pipeline, settled: None, told: HashSet::new() }
+    }
+
+    /// The window with all that [`next`](Self::next) gave so far.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Waits for what comes next. Nodes that fail are asked again for as long as it takes: a chain without nodes waits, and
+    /// the others go on.
+    ///
+    /// # Errors
+    /// When the node's chain and ours part below the window.
+    pub async fn next(&mut self) -> Result<Batch, TooDeep> {
+        let mut delays = delays();
+        loop {
+            match self.step().await {
+                Ok(changes) if changes.is_empty() => {
+                    delays = self::delays();
+                    tokio::time::sleep(self.chain.poll_interval).await;
+                }
+                Ok(changes) => {
+                    return Ok(Batch { changes, settled: self.settled.map(|(_, settled)| settled).unwrap_or_default() });
+                }
+                Err(Trouble::TooDeep(error)) => return Err(error),
+                Err(trouble) => {
+                    self.pipeline.clear();
+                    if matches!(trouble, Trouble::Fetch(FetchError::Unproven { .. })) {
+                        metrics::CHAIN_UNPROVEN.counter(&[("chain", &self.chain.name)]).increment(1);
+                    }
+                    let delay = delays.next().unwrap_or(LONGEST_DELAY);
+                    tracing::warn!(chain = self.chain.name, "asking again in {delay:.1?}: {}", chain_of(&trouble));
+                    tokio::time::sleep(delay).await;
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<Vec<Change>, Trouble> {
+        if self.pipeline.is_empty() {
+            let Some(head) = fetch_head(&self.rpc, None).await? else { return Ok(Vec::new()) };
+            self.look(head).await?;
+        }
+        if self.pipeline.is_empty() {
+            return Ok(Vec::new());
+        }
+        // While the first block is on its way, so that they cost no time.
+        let tags = settled(self.rpc.clone(), self.settled, self.chain.poll_interval);
+        let (tags, changes) = tokio::join!(tags, self.take());
+        self.settled = Some(tags);
+        changes
+    }
+
+    /// Decides what a head means, and puts what is to be fetched into the pipeline.
+    async fn look(&mut self, head: Head) -> Result<(), Trouble> {
+        self.show_lag(head);
+        let next = match self.window.tip() {
+            Some(tip) => tip.number.saturating_add(1),
+            None => self.chain.start_block.unwrap_or(head.number),
+        };
+        if head.number > next || self.window.tip().is_none() {
+            // Behind: by number, many at once. Where the chain has another branch by now, the first block shows it.
+            self.pipeline.load((next..=head.number).map(BlockId::Number));
+            return Ok(());
+        }
+        self.walk(head).await
+    }
+
+    /// Follows a branch down to a block of ours, and puts it into the pipeline.
+    async fn walk(&mut self, head: Head) -> Result<(), Trouble> {
+        let mut branch = vec![head];
+        let mut newest = head;
+        loop {
+            match reconcile(&self.window, &branch) {
+                Step::Known => return Ok(()),
+                Step::TooDeep(error) => return Err(error.into()),
+                Step::FetchParent(hash) => {
+                    // None: this branch is gone already, and the next look at the head shows another.
+                    let Some(parent) = fetch_head(&self.rpc, Some(BlockId::Hash(hash))).await? else { return Ok(()) };
+                    if parent.hash != hash || parent.number.checked_add(1) != Some(newest.number) {
+                        return Err(Trouble::NoParent { child: newest.number, got: parent.number });
+                    }
+                    newest = parent;
+                    branch.push(parent);
+                }
+                Step::Extend | Step::Rewind(_) => {
+                    let hashes: Vec<BlockId> = branch.iter().rev().map(|block| BlockId::Hash(block.hash)).collect();
+                    self.pipeline.load(hashes);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Takes blocks out of the pipeline: the first as soon as it is there, and then those that are there with it.
+    async fn take(&mut self) -> Result<Vec<Change>, Trouble> {
+        let (mut changes, mut bytes) = (Vec::new(), 0);
+        while changes.len() < MOST_BLOCKS && bytes < MOST_BYTES && (changes.is_empty() || self.pipeline.is_ready()) {
+            let block = match self.pipeline.next().await {
+                Some(Ok(Some(block))) => block,
+                // The end, or a block that the node does not have yet or any more: the head tells how to go on.
+                Some(Ok(None)) | None => {
+                    self.pipeline.clear();
+                    break;
+                }
+                // What came before it is good; the error shows again, alone, if it stays.
+                Some(Err(_)) if !changes.is_empty() => {
+                    self.pipeline.clear();
+                    break;
+                }
+                Some(Err(error)) => return Err(error.into()),
+            };
+            let head = block.block.head();
+            match reconcile(&self.window, &[head]) {
+                Step::Extend => {}
+                Step::Rewind(removed) => self.take_back(removed, &mut changes),
+                Step::Known => continue,
+                // Its parent is none of ours: the chain has changed branch below it.
+                Step::FetchParent(_) | Step::TooDeep(_) => {
+                    self.pipeline.clear();
+                    if changes.is_empty() {
+                        self.walk(head).await?;
+                        continue;
+                    }
+                    break;
+                }
+            }
+            bytes += block.weight();
+            self.tell_gaps(&block);
+            self.window.push(head);
+            changes.push(Change::Added(Box::new(block)));
+        }
+        Ok(changes)
+    }
+
+    fn take_back(&mut self, removed: Vec<Head>, changes: &mut Vec<Change>) {
+        let (chain, depth) = (&self.chain.name, removed.len());
+        tracing::info!(
+            chain,
+            depth,
+            "reorganisation: taking back down to block {}",
+            removed.last().map_or(0, |head| head.number)
+        );
+        metrics::CHAIN_REORGS.counter(&[("chain", chain)]).increment(1);
+        for head in removed {
+            self.window.pop();
+            changes.push(Change::Removed(head));
+        }
+    }
+
+    fn tell_gaps(&mut self, block: &FetchedBlock) {
+        let mut whole = true;
+        for gap in block.proof.gaps() {
+            whole = false;
+            if self.told.insert(gap.to_owned()) {
+                tracing::warn!(chain = self.chain.name, block = block.block.number, "published without a proof by root: {gap}");
+            }
+        }
+        if !whole {
+            metrics::CHAIN_UNCHECKED.counter(&[("chain", &self.chain.name)]).increment(1);
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "blocks and seconds are far below 2^52")]
+    fn show_lag(&self, head: Head) {
+        let labels = [("chain", self.chain.name.as_str())];
+        let Some(tip) = self.window.tip() else { return };
+        metrics::CHAIN_HEAD_LAG.gauge(&labels).set(head.number.saturating_sub(tip.number) as f64);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        metrics::CHAIN_HEAD_AGE.gauge(&labels).set(now.as_secs_f64() - tip.timestamp as f64);
+    }
+}
+
+/// What is safe and finalized, asked again when the last answer is older than `age`.
+async fn settled(rpc: Arc<Rpc>, last: Option<(Instant, Settled)>, age: Duration) -> (Instant, Settled) {
+    if let Some((when, settled)) = last.filter(|(when, _)| when.elapsed() < age) {
+        return (when, settled);
+    }
+    let both = async { tokio::join!(fetch_tag(&rpc, Tag::Safe), fetch_tag(&rpc, Tag::Finalized)) };
+    let (safe, finalized) = tokio::time::timeout(TAG_TIMEOUT, both).await.unwrap_or_default();
+    (Instant::now(), Settled { safe, finalized })
+}
+
+fn delays() -> impl Iterator<Item = Duration> {
+    backon::ExponentialBuilder::new()
+        .with_min_delay(FIRST_DELAY)
+        .with_max_delay(LONGEST_DELAY)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}

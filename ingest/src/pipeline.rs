@@ -1,0 +1,71 @@
+use chain::{BlockId, FetchError, FetchedBlock, Rpc, Verify, fetch_block};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Blocks on their way at once. Together with the batch it bounds the memory of a catch-up.
+const PARALLEL: usize = 8;
+
+type Answer = Result<Option<FetchedBlock>, FetchError>;
+
+/// Fetches blocks side by side and gives them in order. The fetches run on while the caller publishes.
+pub struct Pipeline {
+    rpc: Arc<Rpc>,
+    verify: Verify,
+    // Boxed: a range of numbers and a list of hashes are both asked for.
+    waiting: Box<dyn Iterator<Item = BlockId> + Send>,
+    running: VecDeque<AbortOnDropHandle<Answer>>,
+}
+
+impl Pipeline {
+    pub fn new(rpc: Arc<Rpc>, verify: Verify) -> Self {
+        Self { rpc, verify, waiting: Box::new(std::iter::empty()), running: VecDeque::new() }
+    }
+
+    /// Fetches these, in place of whatever was asked for before.
+    pub fn load<I>(&mut self, blocks: I)
+    where
+        I: IntoIterator<Item = BlockId>,
+        I::IntoIter: Send + 'static,
+    {
+        self.running.clear();
+        self.waiting = Box::new(blocks.into_iter());
+        self.fill();
+    }
+
+    /// Forgets what is on its way.
+    pub fn clear(&mut self) {
+        self.load([]);
+    }
+
+    /// Whether nothing is on its way.
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    /// Whether the next block is there, so that [`next`](Self::next) does not wait.
+    pub fn is_ready(&self) -> bool {
+        self.running.front().is_some_and(AbortOnDropHandle::is_finished)
+    }
+
+    /// The next block in order; `None` at the end.
+    pub async fn next(&mut self) -> Option<Answer> {
+        let answer = self.running.front_mut()?.await;
+        self.running.pop_front();
+        self.fill();
+        match answer {
+            Ok(answer) => Some(answer),
+            // Aborting drops the handle as well, so nobody would be here to see it.
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    fn fill(&mut self) {
+        while self.running.len() < PARALLEL
+            && let Some(id) = self.waiting.next()
+        {
+            let (rpc, verify) = (self.rpc.clone(), self.verify);
+            self.running.push_back(AbortOnDropHandle::new(tokio::spawn(async move { fetch_block(&rpc, verify, id).await })));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+use super::*;
+use chain::{Block, Receipts, Verify};
+use serde_json::json;
+
+fn word(byte: u8) -> String {
+    format!("0x{}", format!("{byte:02x}").repeat(32))
+}
+
+fn of(byte: u8, count: usize) -> Bytes {
+    vec![byte; count].into()
+}
+
+fn fetched() -> FetchedBlock {
+    let address = |byte: u8| format!("0x{}", format!("{byte:02x}").repeat(20));
+    let transaction = |hash: u8, to: Option<String>, value: &str, kind: &str| json!({ "hash": word(hash), "from": address(1), "to": to, "value": value, "type": kind, "gas": "0x5208", "input": "0x" });
+    let block = json!({
+        "number": "0x10", "hash": word(0xb1), "parentHash": word(0xb0), "timestamp": "0x64",
+        "transactionsRoot": word(0xa1), "receiptsRoot": word(0xa2), "stateRoot": word(0), "sha3Uncles": word(0),
+        "miner": address(0), "gasLimit": "0x1", "gasUsed": "0x1",
+        "transactions": [
+            transaction(0x11, Some(address(2)), "0xde0b6b3a7640000", "0x2"),
+            transaction(0x12, None, "0x0", "0x0"),
+            transaction(0x13, Some(address(3)), "0x1", "0x6a"),
+        ],
+    });
+    let receipt = |hash: u8, status: Option<&str>, logs: serde_json::Value| json!({ "transactionHash": word(hash), "status": status, "cumulativeGasUsed": "0x1", "logs": logs });
+    let log = |topics: usize| json!({ "address": address(9), "topics": vec![word(7); topics], "data": "0x0102" });
+    let receipts = json!([
+        receipt(0x11, Some("0x1"), json!([log(3)])),
+        receipt(0x12, Some("0x0"), json!([])),
+        receipt(0x13, None, json!([log(0), log(1)])),
+    ]);
+    let block = Block::parse(&block.to_string()).unwrap();
+    FetchedBlock::new(block, Receipts::All(serde_json::from_value(receipts).unwrap()), Verify::Off).unwrap()
+}
+
+#[test]
+fn an_added_block_is_written_whole() {
+    let settled = Settled { safe: Some(12), finalized: None };
+    let (block, logs) = records(ChainId(7), 42, Change::Added(Box::new(fetched())), settled);
+    assert_eq!((block.chain_id, block.sequence, block.kind(), block.number), (7, 42, Kind::Added, 16));
+    assert_eq!((block.hash, block.parent_hash, block.timestamp), (of(0xb1, 32), of(0xb0, 32), 100));
+    assert_eq!((block.safe_number, block.finalized_number, block.traced), (Some(12), None, false));
+    assert_eq!((block.transactions_root, block.receipts_root), (of(0xa1, 32), of(0xa2, 32)));
+
+    let [paid, created, odd] = &block.transactions[..] else { panic!("{:?}", block.transactions) };
+    assert_eq!(
+        (paid.to.clone(), paid.value.clone(), paid.r#type),
+        (of(2, 20), Bytes::copy_from_slice(&10u64.pow(18).to_be_bytes()), 2)
+    );
+    assert_eq!(
+        (paid.status(), created.status(), odd.status()),
+        (block_record::Status::Success, block_record::Status::Reverted, block_record::Status::Unknown)
+    );
+    assert_eq!((created.to.len(), created.value.len(), created.index, odd.index), (0, 0, 1, 2));
+
+    assert_eq!(
+        (logs.chain_id, logs.sequence, logs.kind(), logs.number, logs.hash),
+        (7, 42, logs_record::Kind::Added, 16, of(0xb1, 32))
+    );
+    let places: Vec<(u32, u32, u8, usize)> =
+        logs.logs.iter().map(|log| (log.index, log.transaction_index, log.transaction_hash[0], log.topics.len())).collect();
+    assert_eq!(places, [(0, 0, 0x11, 3), (1, 2, 0x13, 0), (2, 2, 0x13, 1)]);
+    assert_eq!((&logs.logs[0].address, &logs.logs[0].data), (&of(9, 20), &Bytes::from_static(&[1, 2])));
+}
+
+#[test]
+fn a_removed_block_is_named_and_carries_nothing() {
+    let head = fetched().block.head();
+    let (block, logs) = records(ChainId(7), 43, Change::Removed(head), Settled { safe: Some(12), finalized: Some(1) });
+    assert_eq!((block.kind(), block.number, block.sequence), (Kind::Removed, 16, 43));
+    assert_eq!((&block.hash, &block.parent_hash), (&of(0xb1, 32), &of(0xb0, 32)));
+    assert!(block.transactions.is_empty() && block.transactions_root.is_empty() && block.safe_number.is_none());
+    assert_eq!((logs.kind(), logs.hash, logs.logs.len()), (logs_record::Kind::Removed, of(0xb1, 32), 0));
+}
+
+fn window(count: u64, whole: bool) -> Window {
+    let hash = |number: u64| B256::from(topics::U256::from(number + 1000));
+    Window::new((0..count).map(|n| Head { number: n + 5, hash: hash(n + 1), parent_hash: hash(n), timestamp: n }), whole)
+}
+
+#[test]
+fn a_cursor_brings_the_window_back() {
+    for (count, whole) in [(0, true), (1, true), (1, false), (256, false)] {
+        let window = window(count, whole);
+        assert_eq!(restore(ChainId(7), &cursor(ChainId(7), 9, &window)), Ok((9, window)));
+    }
+}
+
+#[test]
+fn a_cursor_that_is_not_ours_is_refused() {
+    let good = cursor(ChainId(7), 9, &window(3, true));
+    assert_eq!(restore(ChainId(8), &good), Err(BadCursor::Chain(7)));
+    let mut gap = good.clone();
+    gap.window.remove(1);
+    assert_eq!(restore(ChainId(7), &gap), Err(BadCursor::Gap(7)));
+    let mut short = good;
+    short.window[2].hash.truncate(31);
+    assert_eq!(restore(ChainId(7), &short), Err(BadCursor::Hash(7)));
+}

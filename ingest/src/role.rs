@@ -1,0 +1,143 @@
+//! The role: one thread a chain, which publishes what its follower brings.
+
+use crate::follow::{Batch, Follower};
+use crate::records::{Change, cursor, records, restore};
+use crate::window::Window;
+use anyhow::Context as _;
+use chain::{Chain, Chains, Rpc};
+use runtime::kafka::{Kafka, TransactionalProducer};
+use runtime::{Failure, Settings, metrics, stage};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use topics::wire::ChainCursor;
+use topics::{ChainId, Topic, frame};
+
+const STAGE: &str = "ingest";
+
+/// The role: follows every chain of `chains.yaml` until `stop`.
+///
+/// A chain that halts says so in the log and in a metric, and the others go on.
+///
+/// # Errors
+/// Before it starts: when the chains file is wrong, or a node is of another chain than the file says.
+pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    let chains = Chains::load(&settings.chains_file)?.resolve().await?;
+    let mut followed = Vec::new();
+    for chain in chains {
+        let rpc = Rpc::of(&chain);
+        rpc.refuse_wrong_chain().await.with_context(|| format!("chain {}", chain.name))?;
+        followed.push((Arc::new(chain), Arc::new(rpc)));
+    }
+    let kafka = Kafka::connect(&settings).await?;
+
+    let mut tasks = JoinSet::new();
+    for (chain, rpc) in followed {
+        tasks.spawn(follow(kafka.clone(), chain, rpc, stop.clone()));
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("a chain's task panicked")?;
+    }
+    Ok(())
+}
+
+async fn follow(kafka: Kafka, chain: Arc<Chain>, rpc: Arc<Rpc>, stop: CancellationToken) {
+    let halted = metrics::CHAIN_HALTED;
+    halted.gauge(&[("chain", &chain.name)]).set(0.0);
+    let handle = Handle::current();
+    // A stage's name lives as long as the process; there is one a chain.
+    let name: &'static str = format!("{STAGE}-{}", chain.name).leak();
+    let followed = chain.clone();
+    let outcome = stage::run(name, stop.clone(), move |stop| publish(&handle, &kafka, &followed, &rpc, stop)).await;
+    if let Err(error) = outcome {
+        halted.gauge(&[("chain", &chain.name)]).set(1.0);
+        tracing::error!(chain = chain.name, "halted, a person must look at it: {error:#}");
+        // The metric stays to be seen: ending here would take the other chains down, or start this one again.
+        stop.cancelled().await;
+    }
+}
+
+/// Publishes a chain from its cursor on. Data and cursor are in one transaction; after any error all of it starts again
+/// from what was committed.
+fn publish(
+    handle: &Handle,
+    kafka: &Kafka,
+    chain: &Arc<Chain>,
+    rpc: &Arc<Rpc>,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", chain.id))?;
+    // Only now: whoever had the id before can't move the cursor any more.
+    let (mut sequence, window) = read_cursor(kafka, chain.id)?;
+    match window.tip() {
+        Some(tip) => tracing::info!(chain = chain.name, sequence, "going on after block {}", tip.number),
+        None => tracing::info!(
+            chain = chain.name,
+            "starting, at {}",
+            chain.start_block.map_or("the head".into(), |n| n.to_string())
+        ),
+    }
+    let mut follower = Follower::new(chain.clone(), rpc.clone(), window);
+    loop {
+        let next = handle.block_on(async {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => None,
+                batch = follower.next() => Some(batch),
+            }
+        });
+        let Some(batch) = next else { return Ok(()) };
+        let batch = batch.map_err(Failure::halt)?;
+        sequence = send(&producer, kafka, chain, sequence, batch, follower.window())?;
+    }
+}
+
+fn read_cursor(kafka: &Kafka, chain: ChainId) -> Result<(u64, Window), Failure> {
+    let Some(bytes) = kafka.read_last(Topic::Cursors, &chain.to_string())? else { return Ok((0, Window::default())) };
+    let cursor: ChainCursor = frame::decode(&bytes).map_err(|e| Failure::halt(e).context("reading the chain's cursor"))?;
+    restore(chain, &cursor).map_err(Failure::halt)
+}
+
+/// Sends a batch with its cursor in one transaction, and gives the sequence of its last record.
+fn send(
+    producer: &TransactionalProducer,
+    kafka: &Kafka,
+    chain: &Chain,
+    mut sequence: u64,
+    batch: Batch,
+    window: &Window,
+) -> Result<u64, Failure> {
+    let started = Instant::now();
+    let key = chain.id.to_string();
+    let (mut added, mut removed, mut logs) = (0, 0, 0);
+    let transaction = producer.begin()?;
+    for change in batch.changes {
+        match &change {
+            Change::Added(block) => {
+                added += 1;
+                logs += block.logs.len() as u64;
+            }
+            Change::Removed(_) => removed += 1,
+        }
+        sequence += 1;
+        let (block, of_block) = records(chain.id, sequence, change, batch.settled);
+        transaction.send(Topic::Blocks, &key, &kafka.encode(&block))?;
+        transaction.send(Topic::Logs, &key, &kafka.encode(&of_block))?;
+    }
+    transaction.send(Topic::Cursors, &key, &kafka.encode(&cursor(chain.id, sequence, window)))?;
+    transaction.commit()?;
+
+    let labels = [("chain", chain.name.as_str())];
+    metrics::STAGE_LATENCY.histogram(&[("stage", STAGE)]).record(started.elapsed().as_secs_f64());
+    metrics::STAGE_RECORDS.counter(&[("stage", STAGE)]).increment(added + removed);
+    metrics::CHAIN_BLOCKS.counter(&[labels[0], ("kind", "added")]).increment(added);
+    metrics::CHAIN_BLOCKS.counter(&[labels[0], ("kind", "removed")]).increment(removed);
+    metrics::CHAIN_LOGS.counter(&labels).increment(logs);
+    if let Some(tip) = window.tip() {
+        #[expect(clippy::cast_precision_loss, reason = "block numbers are far below 2^52")]
+        metrics::CHAIN_HEAD_BLOCK.gauge(&labels).set(tip.number as f64);
+    }
+    Ok(sequence)
+}

@@ -1,0 +1,221 @@
+//! The follower against a node that serves real blocks, through a real reorganisation and through faults: whatever happens,
+//! what it gives is a stack of proven blocks that ends at the node's chain.
+
+mod node;
+
+use chain::{Chain, Chains, Rpc, RpcError};
+use ingest::records::Change;
+use ingest::{Follower, Window};
+use node::{Fault, Node, Recorded, recorded};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+const ETHEREUM: &str = "eth-mainnet-17686110-17686112";
+const POLYGON: &str = "polygon-13522175-13522230";
+
+async fn chain(id: u64, nodes: &[&Node], start: u64) -> Arc<Chain> {
+    let urls: Vec<&str> = nodes.iter().map(|node| node.url.as_str()).collect();
+    let mut text = String::new();
+    write!(
+        text,
+        "- name: it\n  chain_id: {id}\n  rpc_urls: [{}]\n  start_block: {start}\n  poll_interval_ms: 5\n",
+        urls.join(", ")
+    )
+    .unwrap();
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("ctrip-follower-{}-{next}.yaml", std::process::id()));
+    std::fs::write(&path, text).unwrap();
+    let chains = Chains::load(&path).unwrap().resolve().await.unwrap();
+    std::fs::remove_file(path).unwrap();
+    Arc::new(chains.into_iter().next().unwrap())
+}
+
+/// A consumer that checks that history is a stack.
+struct Consumer {
+    follower: Follower,
+    stack: Vec<(u64, String)>,
+    added: usize,
+    removed: Vec<u64>,
+    logs: usize,
+}
+
+impl Consumer {
+    fn new(chain: &Arc<Chain>) -> Self {
+        let follower = Follower::new(chain.clone(), Arc::new(Rpc::of(chain)), Window::default());
+        Self { follower, stack: vec![], added: 0, removed: vec![], logs: 0 }
+    }
+
+    async fn until(&mut self, tip: &Recorded) {
+        while self.stack.last().is_none_or(|(_, hash)| *hash != tip.hash) {
+            let batch = tokio::time::timeout(Duration::from_secs(20), self.follower.next()).await;
+            for change in batch.unwrap_or_else(|_| panic!("nothing more; at {:?}", self.stack.last())).unwrap().changes {
+                match change {
+                    Change::Removed(head) => {
+                        assert_eq!(self.stack.pop(), Some((head.number, head.hash.to_string())));
+                        self.removed.push(head.number);
+                    }
+                    Change::Added(block) => {
+                        let head = block.block.head();
+                        if let Some((number, hash)) = self.stack.last() {
+                            assert_eq!((head.number, head.parent_hash.to_string()), (number + 1, hash.clone()));
+                        }
+                        self.stack.push((head.number, head.hash.to_string()));
+                        self.added += 1;
+                        self.logs += block.logs.len();
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_at(&self, chain: &[Recorded]) {
+        let expected: Vec<(u64, String)> = chain.iter().map(|block| (block.number, block.hash.clone())).collect();
+        assert_eq!(self.stack, expected);
+    }
+}
+
+/// The recorded Polygon chain before and after its reorganisation at 13522194.
+fn polygon() -> (Vec<Recorded>, Vec<Recorded>) {
+    let blocks = recorded(POLYGON);
+    let branch_to = |tip: &Recorded| {
+        let mut branch = vec![tip.clone()];
+        while let Some(parent) = blocks.iter().find(|block| block.hash == branch[0].parent) {
+            branch.insert(0, parent.clone());
+        }
+        branch
+    };
+    let canonical = branch_to(blocks.last().unwrap());
+    let orphan = blocks.iter().find(|block| canonical.iter().all(|other| other.hash != block.hash)).unwrap();
+    (branch_to(orphan), canonical)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_reorganisation_is_one_removal_and_the_right_additions() {
+    let (before, after) = polygon();
+    assert_eq!((before.len(), after.len()), (20, 56));
+    let node = Node::start(137, false).await;
+    node.set(&before);
+    let chain = chain(137, &[&node], 13_522_175).await;
+    let mut consumer = Consumer::new(&chain);
+    consumer.until(before.last().unwrap()).await;
+    consumer.is_at(&before);
+
+    for reached in 20..=after.len() {
+        node.set(&after[..reached]);
+        consumer.until(&after[reached - 1]).await;
+    }
+    consumer.is_at(&after);
+    assert_eq!((consumer.removed, consumer.added), (vec![13_522_194], 57));
+    // The first eight are on their way together.
+    assert!(node.requests("eth_getBlockReceipts") <= 8, "asked again for a method that the node does not have");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorganisation_during_catch_up_is_seen_by_the_first_block_that_does_not_fit() {
+    let (before, after) = polygon();
+    let node = Node::start(137, false).await;
+    node.set(&before);
+    let chain = chain(137, &[&node], 13_522_175).await;
+    let mut consumer = Consumer::new(&chain);
+    consumer.until(before.last().unwrap()).await;
+    node.set(&after);
+    consumer.until(after.last().unwrap()).await;
+    consumer.is_at(&after);
+    assert_eq!((consumer.removed, consumer.added), (vec![13_522_194], 57));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lagging_head_takes_nothing_back() {
+    let (_, after) = polygon();
+    let node = Node::start(137, false).await;
+    let chain = chain(137, &[&node], 13_522_175).await;
+    let mut consumer = Consumer::new(&chain);
+    for reached in [30, 5, 31, 1, 40, 12, 56] {
+        node.set(&after[..reached]);
+        if reached >= 30 {
+            consumer.until(&after[reached - 1]).await;
+        } else {
+            let idle = tokio::time::timeout(Duration::from_millis(100), consumer.follower.next()).await;
+            assert!(idle.is_err(), "{idle:?}");
+        }
+    }
+    consumer.is_at(&after);
+    assert!(consumer.removed.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_fault_of_a_node_loses_or_alters_anything() {
+    let faults = [
+        Fault::NoLogs,
+        Fault::OneLogShort,
+        Fault::OtherReceipt,
+        Fault::Null,
+        Fault::Http500,
+        Fault::Html,
+        Fault::Truncated,
+        Fault::RateLimit,
+        Fault::OtherParent,
+    ];
+    let blocks = Arc::new(recorded(ETHEREUM));
+    let mut all: tokio::task::JoinSet<()> = faults.into_iter().map(|fault| suffer(fault, blocks.clone())).collect();
+    while let Some(ended) = all.join_next().await {
+        ended.unwrap();
+    }
+}
+
+async fn suffer(fault: Fault, blocks: Arc<Vec<Recorded>>) {
+    let logs = blocks.iter().map(Recorded::count_logs).sum::<usize>();
+    let node = Node::start(1, true).await;
+    node.set(&blocks[..1]);
+    node.fault(fault, 5);
+    let chain = chain(1, &[&node], 17_686_110).await;
+    let mut consumer = Consumer::new(&chain);
+    consumer.until(&blocks[0]).await;
+    node.fault(fault, 3);
+    node.set(&blocks);
+    consumer.until(&blocks[2]).await;
+    consumer.is_at(&blocks);
+    assert_eq!((consumer.added, consumer.removed.len(), consumer.logs), (3, 0, logs), "{fault:?}");
+    assert!(node.script.lock().unwrap().faults.iter().all(|(_, left)| *left == 0), "{fault:?} was not shown");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_endpoint_takes_over_and_the_first_is_left_alone_for_a_while() {
+    let blocks = recorded(ETHEREUM);
+    let (broken, sound) = (Node::start(1, true).await, Node::start(1, true).await);
+    for node in [&broken, &sound] {
+        node.set(&blocks);
+    }
+    broken.fault(Fault::NoLogs, usize::MAX);
+    let chain = chain(1, &[&broken, &sound], 17_686_110).await;
+    let mut consumer = Consumer::new(&chain);
+    consumer.until(&blocks[2]).await;
+    consumer.is_at(&blocks);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_of_another_chain_is_refused_and_never_listened_to() {
+    let blocks = recorded(ETHEREUM);
+    let (other, sound) = (Node::start(137, true).await, Node::start(1, true).await);
+    other.set(&polygon().1);
+    sound.set(&blocks);
+    let chain = chain(1, &[&other, &sound], 17_686_110).await;
+    let refused = Rpc::of(&chain).refuse_wrong_chain().await.unwrap_err();
+    assert!(matches!(refused, RpcError::WrongChain { expected, got, .. } if expected.0 == 1 && got.0 == 137), "{refused}");
+    assert!(!format!("{refused} {refused:?}").contains("secret"), "{refused:?}");
+    let mut consumer = Consumer::new(&chain);
+    consumer.until(&blocks[2]).await;
+    consumer.is_at(&blocks);
+}
+
+#[tokio::test]
+async fn an_error_names_the_host_and_never_the_key_in_the_url() {
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("http://user:secret@127.0.0.1:{port}/secret").parse().unwrap();
+    let error = Rpc::new("it", &[url], None).chain_id().await.unwrap_err();
+    let all = format!("{} {error:?}", runtime::chain_of(&error));
+    assert!(all.contains(&format!("127.0.0.1:{port}")) && !all.contains("secret"), "{all}");
+}

@@ -1,0 +1,212 @@
+//! A node that serves recorded blocks, and lies on request.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader};
+use std::sync::{Arc, Mutex};
+
+/// A recorded block.
+#[derive(Clone)]
+pub struct Recorded {
+    pub number: u64,
+    pub hash: String,
+    pub parent: String,
+    block: Value,
+    receipts: Option<Value>,
+    logs: Value,
+}
+
+pub fn recorded(file: &str) -> Vec<Recorded> {
+    let path = format!("{}/../testdata/{file}.blocks.jsonl.gz", env!("CARGO_MANIFEST_DIR"));
+    let reader = flate2::read::MultiGzDecoder::new(std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}")));
+    BufReader::new(reader)
+        .lines()
+        .map(|line| {
+            let mut line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            Recorded {
+                number: line["number"].as_u64().unwrap(),
+                hash: line["hash"].as_str().unwrap().to_owned(),
+                parent: line["block"]["parentHash"].as_str().unwrap().to_owned(),
+                block: line["block"].take(),
+                receipts: line.get_mut("receipts").map(Value::take),
+                logs: line.get_mut("logs").map(Value::take).unwrap_or_default(),
+            }
+        })
+        .collect()
+}
+
+impl Recorded {
+    pub fn count_logs(&self) -> usize {
+        self.receipts
+            .as_ref()
+            .unwrap()
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|receipt| receipt["logs"].as_array().unwrap().len())
+            .sum()
+    }
+}
+
+/// What it answers wrongly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// An empty list of receipts or logs, as from a node that lags.
+    NoLogs,
+    /// The last log of the block is missing.
+    OneLogShort,
+    /// One receipt says that its transaction succeeded and paid more gas.
+    OtherReceipt,
+    /// `null` for every block.
+    Null,
+    Http500,
+    Html,
+    Truncated,
+    /// JSON-RPC error -32005.
+    RateLimit,
+    /// Another chain's parent.
+    OtherParent,
+}
+
+#[derive(Default)]
+pub struct Script {
+    chain: Vec<Recorded>,
+    /// How often each fault is still to be shown.
+    pub faults: Vec<(Fault, usize)>,
+    pub block_receipts: bool,
+    pub requests: HashMap<String, usize>,
+    pub id: u64,
+}
+
+#[derive(Clone)]
+pub struct Node {
+    pub script: Arc<Mutex<Script>>,
+    pub url: String,
+}
+
+impl Node {
+    pub async fn start(id: u64, block_receipts: bool) -> Self {
+        let script = Arc::new(Mutex::new(Script { id, block_receipts, ..Script::default() }));
+        let app = axum::Router::new().fallback(answer).with_state(script.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/secret-key", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Self { script, url }
+    }
+
+    /// What the node calls canonical from now on.
+    pub fn set(&self, chain: &[Recorded]) {
+        self.script.lock().unwrap().chain = chain.to_vec();
+    }
+
+    pub fn fault(&self, fault: Fault, times: usize) {
+        self.script.lock().unwrap().faults.push((fault, times));
+    }
+
+    pub fn requests(&self, method: &str) -> usize {
+        self.script.lock().unwrap().requests.get(method).copied().unwrap_or_default()
+    }
+}
+
+async fn answer(State(script): State<Arc<Mutex<Script>>>, body: String) -> Response {
+    let request: Value = serde_json::from_str(&body).unwrap();
+    let (method, params) = (request["method"].as_str().unwrap(), &request["params"]);
+    let mut script = script.lock().unwrap();
+    *script.requests.entry(method.to_owned()).or_default() += 1;
+    let mut result = script.result(method, params);
+    let of_block = method == "eth_getBlockReceipts" || method == "eth_getLogs";
+    let full = method.starts_with("eth_getBlockBy") && params[1] == true;
+    if let Some(fault) = script.take_fault(of_block, full, &result) {
+        match fault {
+            Fault::NoLogs => result = Ok(json!([])),
+            Fault::OneLogShort => drop_log(&mut result),
+            Fault::OtherReceipt => change(&mut result, "/0/cumulativeGasUsed", "0x1"),
+            Fault::OtherParent => change(&mut result, "/parentHash", &format!("0x{}", "42".repeat(32))),
+            Fault::Null => result = Ok(Value::Null),
+            Fault::RateLimit => result = Err((-32005, "limit exceeded".to_owned())),
+            Fault::Http500 => return (StatusCode::INTERNAL_SERVER_ERROR, "oops").into_response(),
+            Fault::Html => return "<html>Bad gateway</html>".into_response(),
+            Fault::Truncated => {
+                let whole = json!({ "jsonrpc": "2.0", "id": request["id"], "result": result.unwrap() }).to_string();
+                return whole[..whole.len() / 2].to_owned().into_response();
+            }
+        }
+    }
+    let answer = match result {
+        Ok(result) => json!({ "jsonrpc": "2.0", "id": request["id"], "result": result }),
+        Err((code, message)) => json!({ "jsonrpc": "2.0", "id": request["id"], "error": { "code": code, "message": message } }),
+    };
+    answer.to_string().into_response()
+}
+
+fn change(result: &mut Result<Value, (i64, String)>, place: &str, to: &str) {
+    *result.as_mut().unwrap().pointer_mut(place).unwrap() = json!(to);
+}
+
+fn drop_log(result: &mut Result<Value, (i64, String)>) {
+    let list = result.as_mut().unwrap().as_array_mut().unwrap();
+    match list.iter_mut().rev().find(|receipt| receipt["logs"].as_array().is_some_and(|logs| !logs.is_empty())) {
+        Some(receipt) => drop(receipt["logs"].as_array_mut().unwrap().pop()),
+        None => drop(list.pop()),
+    }
+}
+
+impl Script {
+    fn take_fault(&mut self, of_block: bool, full: bool, result: &Result<Value, (i64, String)>) -> Option<Fault> {
+        let worth = result.as_ref().is_ok_and(|value| value.as_array().is_some_and(|list| !list.is_empty()));
+        let fault = self.faults.iter_mut().find(|(fault, times)| {
+            *times > 0
+                && match fault {
+                    Fault::NoLogs | Fault::OneLogShort | Fault::OtherReceipt => of_block && worth,
+                    Fault::OtherParent | Fault::Null => full,
+                    _ => full || of_block,
+                }
+        })?;
+        fault.1 -= 1;
+        Some(fault.0)
+    }
+
+    fn result(&self, method: &str, params: &Value) -> Result<Value, (i64, String)> {
+        let by_hash = |hash: &Value| self.chain.iter().find(|block| hash.as_str() == Some(&block.hash));
+        let shown = |block: Option<&Recorded>| {
+            let mut shown = block.map(|block| block.block.clone()).unwrap_or_default();
+            if params[1] == false && shown.is_object() {
+                let hashes: Vec<Value> =
+                    shown["transactions"].as_array().unwrap().iter().map(|tx| tx["hash"].clone()).collect();
+                shown["transactions"] = json!(hashes);
+            }
+            shown
+        };
+        Ok(match method {
+            "eth_chainId" => json!(format!("{:#x}", self.id)),
+            "eth_getBlockByNumber" => match params[0].as_str().unwrap() {
+                "latest" => shown(self.chain.last()),
+                "safe" | "finalized" => return Err((-32000, "safe block not found".to_owned())),
+                number => {
+                    let number = u64::from_str_radix(&number[2..], 16).unwrap();
+                    shown(self.chain.iter().find(|block| block.number == number))
+                }
+            },
+            "eth_getBlockByHash" => shown(by_hash(&params[0])),
+            "eth_getBlockReceipts" if self.block_receipts => {
+                by_hash(&params[0]).and_then(|block| block.receipts.clone()).unwrap_or_default()
+            }
+            "eth_getLogs" => match by_hash(&params[0]["blockHash"]) {
+                Some(block) => block.logs.clone(),
+                None => return Err((-32000, "unknown block".to_owned())),
+            },
+            "eth_getTransactionReceipt" => {
+                let of = |block: &&Recorded| {
+                    block.block["transactions"].as_array().unwrap().iter().any(|tx| tx["hash"] == params[0])
+                };
+                self.chain.iter().find(of).map_or(Value::Null, |block| {
+                    json!({ "transactionHash": params[0], "blockHash": block.hash, "status": "0x1", "cumulativeGasUsed": "0x1", "logs": [] })
+                })
+            }
+            _ => return Err((-32601, format!("the method {method} does not exist/is not available"))),
+        })
+    }
+}

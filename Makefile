@@ -22,6 +22,7 @@ demo: build
 	dev/with-stack target/debug/demo
 
 test: build
+	@rm -rf target/lab
 	dev/with-stack cargo test --workspace
 
 up: build

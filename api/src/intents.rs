@@ -9,6 +9,7 @@ use deadpool_postgres::{GenericClient, Pool};
 use prost::Message as _;
 use runtime::kafka::Publisher;
 use runtime::{Failure, Kafka, db, metrics};
+use std::collections::HashSet;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -67,26 +68,33 @@ impl Intents {
         }
     }
 
-    /// Before addresses of payments that were read from the database are shown: publishes the intents that Kafka has not
-    /// acknowledged yet.
+    /// Before addresses of payments that were read from the database are shown: publishes the intents among them that Kafka
+    /// has not acknowledged yet, and returns the payments whose it does not acknowledge now either. Those stay hidden.
     ///
     /// # Errors
-    /// A 503 when Kafka does not acknowledge one of them now either.
-    pub async fn ensure(&self, db: &impl GenericClient, ids: &[Uuid]) -> Result<(), Problem> {
+    /// When the database fails.
+    pub async fn hidden(&self, db: &impl GenericClient, ids: &[Uuid]) -> Result<HashSet<Uuid>, Failure> {
         let statement = db
             .prepare_cached("SELECT payment_id, intent FROM unacknowledged_intents WHERE payment_id = ANY($1)")
             .await
             .map_err(db::failure)?;
         let rows = db.query(&statement, &[&ids]).await.map_err(db::failure)?;
         if rows.is_empty() {
-            return Ok(());
+            return Ok(HashSet::new());
         }
         let intents = rows.iter().map(|row| decode(row.get(1))).collect::<Result<Vec<_>, _>>()?;
-        if !self.publish(&intents).await.iter().all(|acknowledged| *acknowledged) {
-            return Err(Problem::unacknowledged());
-        }
-        self.acknowledged(rows.iter().map(|row| row.get(0)).collect());
-        Ok(())
+        let outcomes = self.publish(&intents).await;
+        let (acknowledged, hidden): (Vec<_>, Vec<_>) = rows.iter().zip(outcomes).partition(|(_, acknowledged)| *acknowledged);
+        self.acknowledged(acknowledged.into_iter().map(|(row, _)| row.get(0)).collect());
+        Ok(hidden.into_iter().map(|(row, _)| row.get(0)).collect())
+    }
+
+    /// [`hidden`](Self::hidden) for one payment that is asked for by name.
+    ///
+    /// # Errors
+    /// A 503 when its intent is not acknowledged.
+    pub async fn ensure(&self, db: &impl GenericClient, id: Uuid) -> Result<(), Problem> {
+        if self.hidden(db, &[id]).await?.is_empty() { Ok(()) } else { Err(Problem::unacknowledged()) }
     }
 }
 
@@ -149,6 +157,9 @@ async fn repair_some(pool: &Pool, intents: &Intents) -> Result<(), Failure> {
     let outcomes = intents.publish(&records).await;
     let repaired: Vec<Uuid> =
         rows.iter().zip(outcomes).filter(|(_, acknowledged)| *acknowledged).map(|(row, _)| row.get(0)).collect();
+    if repaired.is_empty() {
+        return Ok(());
+    }
     let statement = transaction
         .prepare_cached("DELETE FROM unacknowledged_intents WHERE payment_id = ANY($1)")
         .await

@@ -1,11 +1,11 @@
 //! HTTP in, payments out.
 //!
-//! A create request goes through these, in this order: [`auth`] says whose it is, [`order`] reads it against the
-//! [`catalog`] of chains, [`batch`] makes its payment together with others in one Postgres transaction, [`intents`] brings
-//! the address to Kafka, and only then [`reply`] shows it. [`replay`] is the way of a request that comes again.
+//! A create request goes through these, in this order: `auth` says whose it is, `order` reads it against the `catalog` of
+//! chains, `batch` makes its payment together with others in one Postgres transaction, `intents` brings the address to
+//! Kafka, and only then `reply` shows it. `replay` is the way of a request that comes again.
 //!
 //! Two rules hold everywhere here:
-//! - No answer shows an address whose intent Kafka has not acknowledged ([`intents::Intents::ensure`]).
+//! - No answer shows an address whose intent Kafka has not acknowledged (`intents`).
 //! - A key sees its own merchant's payments; another's are not found.
 //!
 //! Absent on purpose: private keys (addresses come from an xpub), and any knowledge of how a payment changes, which is

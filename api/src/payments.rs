@@ -67,7 +67,7 @@ pub async fn get(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<J
     let db = app.db().await?;
     let payment = store::load(&db, &[id.0]).await?.into_iter().find(|p| p.merchant == caller.merchant);
     let payment = payment.ok_or_else(|| no_payment(id))?;
-    app.intents.ensure(&db, &[id.0]).await?;
+    app.intents.ensure(&db, id.0).await?;
     let head = heads(&db, &[payment.chain]).await?.remove(&payment.chain);
     Ok(Json(PaymentReply::new(&payment, head)))
 }
@@ -80,7 +80,7 @@ pub async fn cancel(State(app): State<App>, caller: Caller, Id(id): Id) -> Resul
     let statement =
         transaction.prepare_cached("SELECT FROM payments WHERE id = $1 AND merchant_id = $2").await.map_err(db::failure)?;
     transaction.query_opt(&statement, &[&id.0, &caller.merchant]).await.map_err(db::failure)?.ok_or_else(|| no_payment(id))?;
-    app.intents.ensure(&transaction, &[id.0]).await?;
+    app.intents.ensure(&transaction, id.0).await?;
     let payment = store::lock(&transaction, &[id.0]).await?.pop().ok_or_else(|| no_payment(id))?;
     let step = lifecycle::step(&payment, &Input::Cancel { at: batch::now()? })
         .map_err(|illegal| Problem::new(StatusCode::CONFLICT, "not-pending", "The payment can't be cancelled", illegal))?;
@@ -101,19 +101,21 @@ struct Filter {
     external_id: Option<String>,
 }
 
-/// `GET /api/v1/payments`, newest first.
+/// `GET /api/v1/payments`, newest first. A payment whose address must not be shown yet is left out: nobody was told of it.
 pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters): Parameters) -> Result<Json<Page>, Problem> {
     let filter = Filter::read(&app, parameters)?;
     let limit = filter.limit.unwrap_or(DEFAULT_LIMIT);
     let db = app.db().await?;
     let (ids, more) = page(&db, caller.merchant, &filter, limit).await?;
-    app.intents.ensure(&db, &ids).await?;
+    // The cursor goes on below a hidden payment as well.
+    let next_cursor = ids.last().filter(|_| more).map(|last| cursor::encode(PaymentId(*last)));
+    let hidden = app.intents.hidden(&db, &ids).await?;
     let mut payments = store::load(&db, &ids).await?;
+    payments.retain(|payment| !hidden.contains(&payment.id.0));
     payments.reverse();
     let mut chains: Vec<ChainId> = payments.iter().map(|p| p.chain).collect();
     chains.dedup();
     let heads = heads(&db, &chains).await?;
-    let next_cursor = payments.last().filter(|_| more).map(|last| cursor::encode(last.id));
     Ok(Json(Page { data: payments.iter().map(|p| PaymentReply::new(p, heads.get(&p.chain).copied())).collect(), next_cursor }))
 }
 

@@ -86,7 +86,7 @@ pub async fn claim(db: &impl GenericClient, claims: &[Claim<'_>]) -> Result<Hash
 /// The payments that the requests' keys name, each with its intent in Kafka, or why there is none for that request.
 ///
 /// # Errors
-/// When the database or Kafka fails, for all of them.
+/// When the database fails, for all of them.
 pub async fn find(pool: &Pool, intents: &Intents, requests: &[Request]) -> Result<Vec<Result<Payment, Problem>>, Problem> {
     let client = pool.get().await.map_err(db::unavailable)?;
     let statement = client
@@ -118,8 +118,12 @@ pub async fn find(pool: &Pool, intents: &Intents, requests: &[Request]) -> Resul
         })
         .collect();
     let ids: Vec<Uuid> = matching.iter().filter_map(|outcome| outcome.as_ref().ok().copied()).collect();
-    intents.ensure(&client, &ids).await?;
+    let hidden = intents.hidden(&client, &ids).await?;
     let payments: HashMap<Uuid, Payment> = store::load(&client, &ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
-    let load = |id: Uuid| payments.get(&id).cloned().ok_or_else(Problem::internal);
+    let load = |id: Uuid| match payments.get(&id) {
+        _ if hidden.contains(&id) => Err(Problem::unacknowledged()),
+        Some(payment) => Ok(payment.clone()),
+        None => Err(Problem::internal()),
+    };
     Ok(matching.into_iter().map(|outcome| outcome.and_then(load)).collect())
 }

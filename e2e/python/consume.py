@@ -1,6 +1,10 @@
 """Reads payment.events and chain.blocks to their ends with confluent-kafka's own Protobuf deserializer.
 
 Prints a JSON object a record. KAFKA_BROKERS, SCHEMA_REGISTRY_URL and TOPIC_PREFIX are the pipeline's.
+
+The deserializer is given no registry of its own: since 2.8 it asks for `?format=serialized`, which Confluent's registry knows
+and Apicurio does not (2.6 answers with text, 3.3 with bytes that are not base64). The schema that a record names is fetched
+with the registry client instead, and compared with the one that this program was compiled from.
 """
 
 import json
@@ -15,6 +19,7 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from block_record_pb2 import BlockRecord
 from payment_event_pb2 import PaymentEvent
 
+SCHEMAS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../topics/proto")
 PREFIX = os.environ.get("TOPIC_PREFIX", "")
 REGISTRY = SchemaRegistryClient({"url": os.environ["SCHEMA_REGISTRY_URL"]})
 
@@ -28,8 +33,16 @@ def block(record: BlockRecord) -> dict:
     return {"block": record.number, "hash": "0x" + record.hash.hex(), "transactions": len(record.transactions)}
 
 
+def check_schema(schema_id: int, message: type) -> None:
+    schema = REGISTRY.get_schema(schema_id)
+    with open(os.path.join(SCHEMAS, message.DESCRIPTOR.file.name), encoding="utf-8") as file:
+        if schema.schema_type != "PROTOBUF" or schema.schema_str != file.read():
+            raise SystemExit(f"schema {schema_id} of the registry is not {message.DESCRIPTOR.file.name}")
+
+
 def read(topic: str, message: type, show) -> None:
-    deserialize = ProtobufDeserializer(message, {"use.deprecated.format": False}, REGISTRY)
+    deserialize = ProtobufDeserializer(message, {"use.deprecated.format": False})
+    checked = set()
     consumer = Consumer(
         {
             "bootstrap.servers": os.environ["KAFKA_BROKERS"],
@@ -51,6 +64,10 @@ def read(topic: str, message: type, show) -> None:
                 raise KafkaException(record.error())
             ended.add(record.partition())
             continue
+        schema_id = int.from_bytes(record.value()[1:5], "big")
+        if schema_id not in checked:
+            check_schema(schema_id, message)
+            checked.add(schema_id)
         context = SerializationContext(topic, MessageField.VALUE)
         print(json.dumps(show(deserialize(record.value(), context))))
     consumer.close()

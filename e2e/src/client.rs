@@ -1,4 +1,4 @@
-use crate::eventually;
+use crate::{Process, eventually};
 use anyhow::{Context as _, Result};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -87,16 +87,18 @@ impl Api {
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
     }
 
-    /// Waits until the API listens and says that it is ready.
+    /// Waits until the API, which `process` serves, listens and says that it is ready.
     ///
     /// # Errors
     /// When it does not within a minute.
-    pub async fn ready(&self) -> Result<()> {
-        eventually("the API to be ready", || async {
+    pub async fn ready(&self, process: &mut Process) -> Result<()> {
+        let ready = eventually("the API to be ready", || async {
             let answer = self.request(Method::GET, "/readyz", None, &[]).await;
             Ok(answer.ok().filter(|(status, _)| status.is_success()).map(drop))
-        })
-        .await
+        });
+        let outcome = ready.await;
+        process.check()?;
+        outcome.with_context(|| process.tail())
     }
 
     /// Creates a payment and insists on a 201.

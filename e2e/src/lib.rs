@@ -21,7 +21,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 /// The first account of BIP-39's test mnemonic `abandon … about`, so that a sweep of a demo is possible by anyone.
 pub const XPUB: &str =
@@ -35,8 +34,8 @@ pub struct Lab {
     pub node: Node,
     /// Variables of its processes.
     pub env: BTreeMap<String, String>,
-    /// Its files: chains.yaml, logs.
-    pub dir: TempDir,
+    /// Its files: chains.yaml, logs. It stays, for whoever wants to read them after a failure.
+    pub dir: PathBuf,
     binary: PathBuf,
 }
 
@@ -70,11 +69,12 @@ impl Lab {
     /// When any step fails.
     pub async fn on(stack: Stack, plan: Plan) -> Result<Self> {
         let name = format!("lab_{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
-        let dir = tempfile::Builder::new().prefix("ctrip-").tempdir().context("a folder")?;
+        let dir = root().join("target/lab").join(&name);
+        std::fs::create_dir_all(&dir)?;
         let node = Node::start(&stack, plan.block_time).await?;
         let token = node.deploy("Token").await?;
         let database_url = stack.create_database(&name).await?;
-        let chains_file = dir.path().join("chains.yaml");
+        let chains_file = dir.join("chains.yaml");
         std::fs::write(
             &chains_file,
             format!(
@@ -126,7 +126,7 @@ impl Lab {
             // Each process has its own metrics.
             env.insert("METRICS_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?));
         }
-        Process::spawn(&self.binary, role, &env, self.dir.path())
+        Process::spawn(&self.binary, role, &env, &self.dir)
     }
 
     /// The API, as a merchant with a key of its own sees it.

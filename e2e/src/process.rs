@@ -3,14 +3,26 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-/// A port that nothing listens on right now.
+/// A port that nothing listens on right now, and that no outgoing connection takes: below the ephemeral ones, each only once
+/// in a process.
 ///
 /// # Errors
 /// When there is none.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::random_range(0..RANGE)));
+    const FIRST: u16 = 10_000;
+    const RANGE: u16 = 10_000;
+    for _ in 0..RANGE {
+        let port = FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % RANGE;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no free port from {FIRST} on")
 }
 
 /// A running `ctrip`; killed when dropped.

@@ -21,7 +21,7 @@ async fn live_through(stack: &Stack) -> Result<()> {
     let mut roles =
         ["api", "ingest", "detector", "confirmer"].map(|role| lab.spawn(role)).into_iter().collect::<Result<Vec<Process>>>()?;
     let api = lab.merchant("outage")?;
-    api.ready().await?;
+    api.ready(&mut roles[0]).await?;
     let mut payments = Vec::new();
     for i in 0..PAYMENTS {
         // In mid-flow, with payments made and paid before, during and after.

@@ -14,9 +14,9 @@ struct Running {
 
 async fn running() -> Result<Running> {
     let lab = Lab::start(Plan::default()).await?;
-    let process = lab.spawn("up")?;
+    let mut process = lab.spawn("up")?;
     let api = lab.merchant("shop")?;
-    api.ready().await?;
+    api.ready(&mut process).await?;
     Ok(Running { lab, api, process })
 }
 
@@ -158,8 +158,8 @@ async fn sigterm_drains_and_stops_and_what_was_created_is_there_afterwards() -> 
     ensure!(status.success(), "{status}:\n{}", process.tail());
     lab.node.pay(payment.address()?, payment.amount()?).await?;
     lab.node.mine(3).await?;
-    let _again = lab.spawn("up")?;
-    api.ready().await?;
+    let mut again = lab.spawn("up")?;
+    api.ready(&mut again).await?;
     api.until(payment.id(), "confirmed").await?;
     Ok(())
 }

@@ -7,9 +7,9 @@ use std::process::Command;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stock_python_consumer_reads_events_and_blocks() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let _ctrip = lab.spawn("up")?;
+    let mut ctrip = lab.spawn("up")?;
     let api = lab.merchant("python")?;
-    api.ready().await?;
+    api.ready(&mut ctrip).await?;
     let payment = api.coin(12_345_678_901_234_567).await?;
     lab.node.pay(payment.address()?, payment.amount()?).await?;
     lab.node.mine(3).await?;

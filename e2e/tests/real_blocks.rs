@@ -68,22 +68,32 @@ async fn the_matches_of_real_blocks_are_the_transfers_in_their_receipts() -> Res
 /// From the receipts, by the rules and without our decoder.
 fn credits(recorded: &Recorded) -> Vec<Credit> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_lowercase();
-    let word = |value: &Value| format!("0x{}", text(value).get(26..).unwrap_or_default());
+    let word = |word: &str| format!("0x{}", word.get(24..).unwrap_or_default());
     let number = |value: &Value| value.as_str().and_then(|text| text.parse::<U256>().ok()).unwrap_or_default();
     let block = text(&recorded.block["hash"]);
     let mut credits = Vec::new();
     let mut native = false;
     for log in recorded.receipts.iter().flat_map(|receipt| receipt["logs"].as_array().into_iter().flatten()) {
-        let topics: Vec<&Value> = log["topics"].as_array().into_iter().flatten().collect();
-        let [first, from, to] = topics.as_slice() else { continue };
-        if text(first) != TRANSFER || text(&log["data"]).len() != 66 {
+        let topics: Vec<String> = log["topics"].as_array().into_iter().flatten().map(text).collect();
+        let data = text(&log["data"]);
+        let words: Vec<String> =
+            data.trim_start_matches("0x").as_bytes().chunks(64).map(|w| String::from_utf8_lossy(w).into()).collect();
+        // Both parties indexed, or neither; in both cases addresses with twelve zero bytes in front.
+        let (from, to, amount) = match (topics.as_slice(), words.as_slice()) {
+            ([first, from, to], [amount]) if first == TRANSFER => (from.replace("0x", ""), to.replace("0x", ""), amount),
+            ([first], [from, to, amount]) if first == TRANSFER => (from.clone(), to.clone(), amount),
+            _ => continue,
+        };
+        if amount.len() != 64 || ![&from, &to].iter().all(|word| word.len() == 64 && word.starts_with(&"0".repeat(24))) {
             continue;
         }
+        let (from, to) = (word(&from), word(&to));
+        let amount = U256::from_str_radix(amount, 16).unwrap_or_default();
         let emitter = text(&log["address"]);
         native |= emitter == SYSTEM;
         let token = if emitter == SYSTEM { "coin".to_owned() } else { emitter };
         let index = number(&log["logIndex"]).to_string();
-        credits.push((block.clone(), text(&log["transactionHash"]), index, token, word(from), word(to), number(&log["data"])));
+        credits.push((block.clone(), text(&log["transactionHash"]), index, token, from, to, amount));
     }
     let transactions = recorded.block["transactions"].as_array().into_iter().flatten();
     for (transaction, receipt) in transactions.zip(&recorded.receipts).filter(|_| !native) {

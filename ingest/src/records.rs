@@ -104,7 +104,7 @@ fn bytes(fixed: &impl AsRef<[u8]>) -> Bytes {
 fn log(placed: PlacedLog) -> Log {
     Log {
         address: bytes(&placed.log.address),
-        topics: placed.log.topics.iter().map(|topic| bytes(topic)).collect(),
+        topics: placed.log.topics.iter().map(bytes).collect(),
         data: placed.log.data.0,
         index: placed.index,
         transaction_index: placed.transaction_index,

@@ -1,13 +1,14 @@
 //! The follower against a node that serves real blocks, through a real reorganisation and through faults: whatever happens,
 //! what it gives is a stack of proven blocks that ends at the node's chain.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod node;
 
-use chain::{Chain, Chains, Rpc, RpcError};
+use chain::{Chain, Chains, ConfigError, Policy, Rpc, RpcError};
 use ingest::records::Change;
 use ingest::{Follower, Window};
 use node::{Fault, Node, Recorded, recorded};
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,20 +17,20 @@ const POLYGON: &str = "polygon-13522175-13522230";
 
 async fn chain(id: u64, nodes: &[&Node], start: u64) -> Arc<Chain> {
     let urls: Vec<&str> = nodes.iter().map(|node| node.url.as_str()).collect();
-    let mut text = String::new();
-    write!(
-        text,
-        "- name: it\n  chain_id: {id}\n  rpc_urls: [{}]\n  start_block: {start}\n  poll_interval_ms: 5\n",
-        urls.join(", ")
-    )
-    .unwrap();
+    let urls = urls.join(", ");
+    let text = format!("- name: it\n  chain_id: {id}\n  rpc_urls: [{urls}]\n  start_block: {start}\n  poll_interval_ms: 5\n");
+    load(&text).await.unwrap()
+}
+
+/// The only chain of a file with this text.
+async fn load(text: &str) -> Result<Arc<Chain>, ConfigError> {
     static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("ctrip-follower-{}-{next}.yaml", std::process::id()));
     std::fs::write(&path, text).unwrap();
-    let chains = Chains::load(&path).unwrap().resolve().await.unwrap();
+    let file = Chains::load(&path);
     std::fs::remove_file(path).unwrap();
-    Arc::new(chains.into_iter().next().unwrap())
+    Ok(Arc::new(file?.resolve().await?.into_iter().next().unwrap()))
 }
 
 /// A consumer that checks that history is a stack.
@@ -218,4 +219,14 @@ async fn an_error_names_the_host_and_never_the_key_in_the_url() {
     let error = Rpc::new("it", &[url], None).chain_id().await.unwrap_err();
     let all = format!("{} {error:?}", runtime::chain_of(&error));
     assert!(all.contains(&format!("127.0.0.1:{port}")) && !all.contains("secret"), "{all}");
+}
+
+#[tokio::test]
+async fn a_chain_without_an_id_gets_its_nodes_and_that_ids_preset() {
+    let node = Node::start(137, true).await;
+    let chain = load(&format!("- name: it\n  rpc_url: {}", node.url)).await.unwrap();
+    assert_eq!((chain.id.0, chain.policy), (137, Policy::Finalized));
+
+    let twice = format!("- name: it\n  rpc_url: {0}\n- name: other\n  rpc_url: {0}", node.url);
+    assert!(matches!(load(&twice).await.unwrap_err(), ConfigError::SameId { id, .. } if id.0 == 137));
 }

@@ -9,7 +9,8 @@ use tracing_subscriber::EnvFilter;
 /// When `RUST_LOG` does not parse, or a logger is there already.
 pub fn init() -> anyhow::Result<()> {
     let filter = match std::env::var("RUST_LOG") {
-        Ok(text) => EnvFilter::try_new(text).context("RUST_LOG")?,
+        // At debug alloy's spans show URLs whole, with the keys in them.
+        Ok(text) => EnvFilter::try_new(format!("alloy_transport_http=info,{text}")).context("RUST_LOG")?,
         Err(_) => EnvFilter::new("info,rdkafka=warn,librdkafka=warn,refinery_core=warn,tokio_postgres=warn"),
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -1,5 +1,7 @@
 //! The official BIP-32 vectors, and 48 accounts of which an independent program derived the addresses.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use bip32::{DerivationPath, Prefix, XPrv};
 use serde_json::Value;
 use std::str::FromStr as _;

@@ -20,9 +20,7 @@ async fn main() {
 
 async fn run() -> Result<()> {
     say("a database, topics, a chain of its own (anvil) and a small ERC-20 on it");
-    let mut lab = Lab::start(Plan { confirmations: CONFIRMATIONS, block_time: None }).await?;
-    // The logs are to be read afterwards.
-    lab.dir.disable_cleanup(true);
+    let lab = Lab::start(Plan { confirmations: CONFIRMATIONS, block_time: None }).await?;
     say("ctrip up: api, ingest, detector and confirmer in one process");
     let mut ctrip = lab.spawn("up")?;
     println!("  its log: {}", ctrip.log.display());
@@ -42,7 +40,7 @@ fn say(what: &str) {
 
 async fn show(lab: &Lab, ctrip: &mut Process) -> Result<()> {
     let api = lab.merchant("demo")?;
-    api.ready().await?;
+    api.ready(ctrip).await?;
     say("two payments in the chain's coin, two in the token");
     let ether = "1000000000000000000";
     let mut table = Table::new(&api);

@@ -4,7 +4,7 @@ use crate::metrics;
 use anyhow::anyhow;
 use rdkafka::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -235,6 +235,8 @@ fn reader(kafka: &Kafka, client: &str) -> rdkafka::ClientConfig {
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "earliest")
         .set("isolation.level", "read_committed")
+        // A partition that joins while a fetch waits has to wait with it.
+        .set("fetch.wait.max.ms", "100")
         .set("fetch.message.max.bytes", (4 * 1024 * 1024).to_string())
         .set("queued.max.messages.kbytes", (64 * 1024).to_string())
         // The default waits a second before it fills a queue that was full.
@@ -273,7 +275,7 @@ impl Table {
     /// # Errors
     /// When the broker does not answer within ten seconds, or nothing arrives for thirty.
     pub fn catch_up(&mut self, mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
-        let ends = self.ends()?;
+        let ends = ends(&self.inner, &self.kafka.name(self.topic), self.topic.partitions())?;
         let behind = |next: &HashMap<i32, i64>| ends.iter().any(|(p, end)| next.get(p).copied().unwrap_or(0) < *end);
         let mut last = Instant::now();
         while behind(&self.next) {
@@ -293,28 +295,24 @@ impl Table {
         }
         Ok(())
     }
+}
 
-    // The next offset of each partition, of those that have records: one request for all of them.
-    fn ends(&self) -> Result<HashMap<i32, i64>, Failure> {
-        let name = self.kafka.name(self.topic);
-        let list = |offset: Offset| -> KafkaResult<TopicPartitionList> {
-            let mut list = TopicPartitionList::new();
-            for partition in 0..self.topic.partitions() {
-                list.add_partition_offset(&name, partition, offset)?;
-            }
-            Ok(list)
-        };
-        let ask = || self.inner.offsets_for_times(list(Offset::End)?, CALL_TIMEOUT);
-        let answer = ask().map_err(|e| failure(e).context(format!("the end of {name}")))?;
-        let mut ends = HashMap::new();
-        for element in answer.elements() {
-            element.error().map_err(|e| failure(e).context(format!("the end of {name}")))?;
-            if let Offset::Offset(end) = element.offset() {
-                ends.insert(element.partition(), end);
-            }
-        }
-        Ok(ends)
+/// The next offset of each partition, as this client's isolation level sees it: one request for all of them.
+fn ends<C: ConsumerContext>(client: &BaseConsumer<C>, name: &str, partitions: i32) -> Result<HashMap<i32, i64>, Failure> {
+    let failed = |e| failure(e).context(format!("the end of {name}"));
+    let mut list = TopicPartitionList::new();
+    for partition in 0..partitions {
+        list.add_partition_offset(name, partition, Offset::End).map_err(failed)?;
     }
+    let answer = client.offsets_for_times(list, CALL_TIMEOUT).map_err(failed)?;
+    let mut ends = HashMap::new();
+    for element in answer.elements() {
+        element.error().map_err(failed)?;
+        if let Offset::Offset(end) = element.offset() {
+            ends.insert(element.partition(), end);
+        }
+    }
+    Ok(ends)
 }
 
 /// rdkafka logs the end of a partition as an error; here it is what is waited for.
@@ -345,7 +343,8 @@ impl Kafka {
         Ok(found)
     }
 
-    /// Every committed record that is in a topic now, in order per partition. Blocks.
+    /// Every committed record that is in a topic now, in order per partition. Waits until transactions that are open now are
+    /// over: behind one, of whatever producer, what was committed later is not to be seen yet. Blocks.
     ///
     /// # Errors
     /// When the topic can't be read to its end.
@@ -356,6 +355,7 @@ impl Kafka {
             .create_with_context(Ends)
             .map_err(failure)?;
         let name = self.name(topic);
+        self.await_stable(&inner, &name, topic.partitions())?;
         let mut list = TopicPartitionList::new();
         for partition in 0..topic.partitions() {
             list.add_partition_offset(&name, partition, Offset::Beginning).map_err(failure)?;
@@ -379,6 +379,27 @@ impl Kafka {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the last stable offset of each partition has reached what is its end now.
+    fn await_stable(&self, committed: &BaseConsumer<Ends>, name: &str, partitions: i32) -> Result<(), Failure> {
+        let all: BaseConsumer = reader(self, "lookup")
+            .set("group.id", self.prefixed("lookup"))
+            .set("isolation.level", "read_uncommitted")
+            .create()
+            .map_err(failure)?;
+        let goal = ends(&all, name, partitions)?;
+        let started = Instant::now();
+        loop {
+            let stable = ends(committed, name, partitions)?;
+            if goal.iter().all(|(partition, end)| stable.get(partition).is_some_and(|stable| stable >= end)) {
+                return Ok(());
+            }
+            if started.elapsed() > Duration::from_secs(30) {
+                return Err(Failure::Retry(anyhow!("{name} has had an open transaction for 30 s")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The offset that `group` has committed for a partition. Waits until transactions that hold one are over.

@@ -14,7 +14,7 @@ pub async fn run() -> Result<Vec<Figure>> {
     let lab = Lab::start(Plan::default()).await?;
     let mut ctrip = lab.spawn("api")?;
     let api = lab.merchant("bench")?;
-    api.ready().await?;
+    api.ready(&mut ctrip).await?;
     load(&api, Duration::from_secs(2)).await?;
     let (rate, mut latencies) = load(&api, Duration::from_secs(SECONDS)).await?;
     ctrip.terminate()?;
@@ -53,7 +53,7 @@ async fn load(api: &Api, time: Duration) -> Result<(f64, Vec<f64>)> {
 
 /// The same row, one a transaction, as fast as Postgres takes it from as many clients.
 fn pgbench(lab: &Lab) -> Result<f64> {
-    let script = lab.dir.path().join("insert.sql");
+    let script = lab.dir.join("insert.sql");
     std::fs::write(
         &script,
         "INSERT INTO payments (id, merchant_id, chain_id, chain, decimals, address, xpub, address_index, amount, status,

@@ -14,9 +14,9 @@ const PAYMENTS: usize = 300;
 pub async fn run() -> Result<Vec<Figure>> {
     eprintln!("latency: {PAYMENTS} payments, one after the other");
     let lab = Lab::start(Plan { confirmations: 1000, block_time: None }).await?;
-    let _ctrip = lab.spawn("up")?;
+    let mut ctrip = lab.spawn("up")?;
     let api = lab.merchant("bench")?;
-    api.ready().await?;
+    api.ready(&mut ctrip).await?;
 
     let (seen, mut detected) = tokio::sync::mpsc::unbounded_channel();
     let done = Arc::new(AtomicBool::new(false));

@@ -100,8 +100,11 @@ CREATE INDEX transfers_confirmed ON transfers (chain_id, due) WHERE confirmed AN
 CREATE TABLE chain_heads (
     chain_id         bigint PRIMARY KEY,
     sequence         bigint NOT NULL,
+    -- The first block ever put on. When it is taken off, nothing is left, and what comes may stand on any parent.
+    first_number     bigint NOT NULL,
     number           bigint NOT NULL,
-    hash             bytea NOT NULL,
+    -- Null when nothing is left.
+    hash             bytea,
     block_timestamp  bigint NOT NULL,
     safe_number      bigint,
     finalized_number bigint,

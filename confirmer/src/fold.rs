@@ -98,7 +98,11 @@ async fn claim_offset(db: &impl GenericClient, batch: &Batch) -> Result<(), Fail
 #[derive(Clone, Copy)]
 struct Known {
     sequence: u64,
-    block: BlockRef,
+    /// Number of the first block ever put on.
+    first: u64,
+    number: u64,
+    /// `None` when that first block was taken off: nothing is left.
+    hash: Option<B256>,
     timestamp: u64,
     safe: Option<u64>,
     finalized: Option<u64>,
@@ -160,17 +164,16 @@ async fn fold_chain(db: &impl GenericClient, listed: &Listed, chain: ChainId, re
 fn block(working: &mut Working, listed: &Listed, head: Option<Known>, record: &Matches) -> Result<Option<Known>, Failure> {
     let cause = Cause { chain: record.chain, block: record.block, timestamp: record.timestamp };
     let off = |expected: &str| {
-        let at = head.map_or("nothing".to_owned(), |h| format!("block {} at sequence {}", h.block, h.sequence));
+        let at = head.map_or("nothing".to_owned(), |h| format!("block {} ({:?}) at sequence {}", h.number, h.hash, h.sequence));
         Err(Failure::Halt(anyhow!("chain.matches is out of order: expected {expected}, after {at}")))
     };
     match (record.kind, head) {
         (Kind::Added, head) => {
-            if let Some(head) = head
-                && (record.parent != head.block.hash
-                    || record.block.number != head.block.number + 1
-                    || record.sequence != head.sequence + 1)
-            {
-                return off("the next block on the head");
+            if let Some(head) = head {
+                let fits = head.hash.is_none_or(|hash| record.parent == hash && record.block.number == head.number + 1);
+                if !fits || record.sequence != head.sequence + 1 {
+                    return off("the next block on the head");
+                }
             }
             expire(working, &cause)?;
             for transfer in &record.transfers {
@@ -179,7 +182,9 @@ fn block(working: &mut Working, listed: &Listed, head: Option<Known>, record: &M
             working.take_all(&Input::Head(Head { cause, safe: record.safe, finalized: record.finalized }))?;
             Ok(Some(Known {
                 sequence: record.sequence,
-                block: record.block,
+                first: head.filter(|h| h.hash.is_some()).map_or(record.block.number, |h| h.first),
+                number: record.block.number,
+                hash: Some(record.block.hash),
                 timestamp: record.timestamp,
                 // An endpoint may not know the tags for a while; what was final stays final.
                 safe: record.safe.or(head.and_then(|h| h.safe)),
@@ -187,12 +192,16 @@ fn block(working: &mut Working, listed: &Listed, head: Option<Known>, record: &M
             }))
         }
         (Kind::Removed, Some(head)) => {
-            if record.block != head.block || record.sequence != head.sequence + 1 {
+            if Some(record.block.hash) != head.hash || record.sequence != head.sequence + 1 {
                 return off("the head to be removed");
             }
             working.take_all(&Input::Removed(cause))?;
-            let below = BlockRef { number: head.block.number.saturating_sub(1), hash: record.parent };
-            Ok(Some(Known { sequence: record.sequence, block: below, ..head }))
+            Ok(Some(Known {
+                sequence: record.sequence,
+                number: head.number.saturating_sub(1),
+                hash: (head.number > head.first).then_some(record.parent),
+                ..head
+            }))
         }
         (Kind::Removed, None) => off("a first block before one is removed"),
         (Kind::Replayed, head) => {
@@ -201,8 +210,8 @@ fn block(working: &mut Working, listed: &Listed, head: Option<Known>, record: &M
                     credit(working, listed, &cause, transfer)?;
                 }
             }
-            if let Some(Known { block, timestamp, safe, finalized, .. }) = head {
-                let cause = Cause { chain: record.chain, block, timestamp };
+            if let Some(Known { number, hash: Some(hash), timestamp, safe, finalized, .. }) = head {
+                let cause = Cause { chain: record.chain, block: BlockRef { number, hash }, timestamp };
                 working.take_all(&Input::Head(Head { cause, safe, finalized }))?;
             }
             Ok(head)
@@ -255,7 +264,7 @@ fn known(working: &Working, transfer: &Transfer) -> bool {
 async fn known_head(db: &impl GenericClient, chain: ChainId) -> Result<Option<Known>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT sequence, number, hash, block_timestamp, safe_number, finalized_number FROM chain_heads
+            "SELECT sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number FROM chain_heads
              WHERE chain_id = $1 FOR UPDATE",
         )
         .await
@@ -264,15 +273,15 @@ async fn known_head(db: &impl GenericClient, chain: ChainId) -> Result<Option<Kn
         return Ok(None);
     };
     let number = |column: usize| row.get::<_, Option<i64>>(column).and_then(|n| u64::try_from(n).ok());
+    let hash = row.get::<_, Option<&[u8]>>(3).map(|hash| topics::hash("hash", hash)).transpose().map_err(Failure::halt)?;
     Ok(Some(Known {
         sequence: number(0).unwrap_or_default(),
-        block: BlockRef {
-            number: number(1).unwrap_or_default(),
-            hash: topics::hash("hash", row.get(2)).map_err(Failure::halt)?,
-        },
-        timestamp: number(3).unwrap_or_default(),
-        safe: number(4),
-        finalized: number(5),
+        first: number(1).unwrap_or_default(),
+        number: number(2).unwrap_or_default(),
+        hash,
+        timestamp: number(4).unwrap_or_default(),
+        safe: number(5),
+        finalized: number(6),
     }))
 }
 
@@ -341,12 +350,11 @@ async fn write(db: &impl GenericClient, working: &Working) -> Result<(), Failure
 }
 
 async fn write_head(db: &impl GenericClient, chain: ChainId, head: &Known) -> Result<(), Failure> {
-    let hash: B256 = head.block.hash;
     let statement = db
         .prepare_cached(
-            "INSERT INTO chain_heads (chain_id, sequence, number, hash, block_timestamp, safe_number, finalized_number)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)
-             ON CONFLICT (chain_id) DO UPDATE SET sequence = EXCLUDED.sequence, number = EXCLUDED.number, hash = EXCLUDED.hash,
+            "INSERT INTO chain_heads (chain_id, sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+             ON CONFLICT (chain_id) DO UPDATE SET sequence = EXCLUDED.sequence, first_number = EXCLUDED.first_number, number = EXCLUDED.number, hash = EXCLUDED.hash,
                  block_timestamp = EXCLUDED.block_timestamp, safe_number = EXCLUDED.safe_number,
                  finalized_number = EXCLUDED.finalized_number, updated_at = now()",
         )
@@ -357,8 +365,9 @@ async fn write_head(db: &impl GenericClient, chain: ChainId, head: &Known) -> Re
         &[
             &bigint(chain.0),
             &bigint(head.sequence),
-            &bigint(head.block.number),
-            &hash.as_slice(),
+            &bigint(head.first),
+            &bigint(head.number),
+            &head.hash.as_ref().map(|hash| hash.as_slice()),
             &bigint(head.timestamp),
             &head.safe.map(bigint),
             &head.finalized.map(bigint),

@@ -109,13 +109,17 @@ fn lead(pool: &Pool, handle: &Handle, stop: &CancellationToken) -> Result<Option
     Ok(None)
 }
 
+/// An event tells a payment's address, so those of payments whose intent Kafka has not acknowledged wait.
+///
 /// Deletes what is published and claims the next rows, or finds those that were claimed under this number before a crash.
 async fn claim(db: &Client, batch: i64) -> Result<Vec<Row>, Failure> {
     let statement = db
         .prepare_cached(
             "WITH published AS (DELETE FROM outbox WHERE batch < $1),
                   claimed AS (SELECT id FROM outbox WHERE batch = $1),
-                  new AS (SELECT id FROM outbox WHERE batch IS NULL AND NOT EXISTS (SELECT FROM claimed) ORDER BY id LIMIT $2)
+                  new AS (SELECT id FROM outbox o WHERE batch IS NULL AND NOT EXISTS (SELECT FROM claimed)
+                      AND NOT EXISTS (SELECT FROM unacknowledged_intents i WHERE i.payment_id = o.payment_id)
+                      ORDER BY id LIMIT $2)
              UPDATE outbox SET batch = $1 WHERE id IN (SELECT id FROM claimed UNION ALL SELECT id FROM new)
              RETURNING id, payment_id, event, state",
         )

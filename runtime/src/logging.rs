@@ -1,6 +1,7 @@
 //! Logs: one line an event on standard error, `RUST_LOG` filters, `LOG_FORMAT=json` for machines.
 
 use anyhow::Context as _;
+use std::io::IsTerminal as _;
 use tracing_subscriber::EnvFilter;
 
 /// Installs the process's logger.
@@ -13,7 +14,10 @@ pub fn init() -> anyhow::Result<()> {
         Ok(text) => EnvFilter::try_new(format!("alloy_transport_http=info,{text}")).context("RUST_LOG")?,
         Err(_) => EnvFilter::new("info,rdkafka=warn,librdkafka=warn,refinery_core=warn,tokio_postgres=warn"),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let installed = if std::env::var("LOG_FORMAT").as_deref() == Ok("json") {
         builder.json().try_init()
     } else {

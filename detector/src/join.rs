@@ -5,7 +5,7 @@
 //! `chain.logs` is not passed before everything below it is used, and after a restart some logs are read again whose
 //! blocks are done: their sequence is below their chain's, which tells.
 
-use crate::matching::{Block, LogsHead};
+use crate::matching::RecordHead;
 use anyhow::anyhow;
 use runtime::Failure;
 use runtime::kafka::Record;
@@ -53,7 +53,7 @@ impl<'c> Join<'c> {
             return Ok(());
         }
         self.next_logs = Some(record.offset() + 1);
-        let LogsHead { chain_id, sequence, .. } = LogsHead::read(payload(&record)?).map_err(|e| unreadable(&record, e))?;
+        let RecordHead { chain_id, sequence, .. } = RecordHead::read(payload(&record)?).map_err(|e| unreadable(&record, e))?;
         self.logs.entry((chain_id, sequence == 0)).or_default().push_back(Waiting { sequence, record });
         Ok(())
     }
@@ -66,7 +66,7 @@ impl<'c> Join<'c> {
         let Some(front) = self.blocks.front() else {
             return Ok(None);
         };
-        let block = Block::read(payload(front)?).map_err(|e| unreadable(front, e))?;
+        let block = RecordHead::read(payload(front)?).map_err(|e| unreadable(front, e))?;
         let lane = (block.chain_id, block.sequence == 0);
         let Some(found) = self.logs.get_mut(&lane).map(|waiting| find(waiting, &block)).transpose()?.flatten() else {
             return Ok(None);
@@ -96,18 +96,17 @@ impl<'c> Join<'c> {
 }
 
 /// The block's logs; what lies before them belongs to blocks that are done.
-fn find<'c>(waiting: &mut VecDeque<Waiting<'c>>, block: &Block<'_>) -> Result<Option<Record<'c>>, Failure> {
+fn find<'c>(waiting: &mut VecDeque<Waiting<'c>>, block: &RecordHead<'_>) -> Result<Option<Record<'c>>, Failure> {
     while let Some(front) = waiting.pop_front() {
-        let hash = LogsHead::read(payload(&front.record)?).map_err(|e| unreadable(&front.record, e))?.hash;
+        let hash = RecordHead::read(payload(&front.record)?).map_err(|e| unreadable(&front.record, e))?.hash;
         if front.sequence == block.sequence && hash == block.hash {
             return Ok(Some(front.record));
         }
         if front.sequence >= block.sequence && block.sequence != 0 {
             return Err(Failure::Halt(anyhow!(
-                "chain {}: block {} has sequence {}, and the next logs have {} and another hash or number: \
+                "chain {}: the next block has sequence {}, and the next logs have {} or another hash: \
                  chain.blocks and chain.logs do not belong together",
                 block.chain_id,
-                block.number,
                 block.sequence,
                 front.sequence
             )));

@@ -42,9 +42,9 @@ pub struct Block<'a> {
     internal_transfers: Vec<&'a [u8]>,
 }
 
-/// The head of a record of `chain.logs`.
+/// What a record of `chain.blocks` and its twin of `chain.logs` begin with alike, read without the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LogsHead<'a> {
+pub struct RecordHead<'a> {
     /// Chain.
     pub chain_id: u64,
     /// The chain's record counter.
@@ -81,7 +81,7 @@ impl<'a> Block<'a> {
     }
 }
 
-impl<'a> LogsHead<'a> {
+impl<'a> RecordHead<'a> {
     /// Of a Protobuf message, without its frame.
     ///
     /// # Errors

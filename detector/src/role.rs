@@ -12,7 +12,7 @@ use topics::{Address, Message as _, Topic, frame, wire};
 const STAGE: &str = "detector";
 /// Of a transaction, when far behind: large enough that its commit costs little beside it.
 const MOST: usize = 8192;
-const MOST_BYTES: usize = 48 * 1024 * 1024;
+const MOST_BYTES: usize = 96 * 1024 * 1024;
 /// Unreadable intents that are put aside before the stage stops.
 const QUARANTINE_LIMIT: usize = 100;
 

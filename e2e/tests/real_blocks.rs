@@ -36,9 +36,9 @@ async fn the_matches_of_real_blocks_are_the_transfers_in_their_receipts() -> Res
         // Ids of their own: the three mainnet blocks and block 17,000,000 do not follow one another.
         let id = 900_000 + place;
         let url = serve(id, blocks.clone()).await?;
-        write!(
+        writeln!(
             yaml,
-            "- {{ name: chain{id}, chain_id: {id}, rpc_url: \"{url}\", confirmations: 1, start_block: {start}, poll_interval_ms: 50 }}\n"
+            "- {{ name: chain{id}, chain_id: {id}, rpc_url: \"{url}\", confirmations: 1, start_block: {start}, poll_interval_ms: 50 }}"
         )?;
     }
     std::fs::write(&lab.env["CHAINS_FILE"], yaml)?;

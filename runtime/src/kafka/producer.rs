@@ -52,6 +52,8 @@ impl TransactionalProducer {
         common(&mut config)
             .set("transactional.id", kafka.prefixed(id))
             .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
+            // A transaction that begins before the last one's markers are written is told to come again: soon, not in 100 ms.
+            .set("retry.backoff.ms", "10")
             .set("linger.ms", "1");
         let producer: ThreadedProducer<_> = config.create().map_err(failure)?;
         producer

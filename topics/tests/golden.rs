@@ -1,0 +1,81 @@
+//! The bytes of a record, as consumers in other languages have them on disk. A change here is a change for all of them.
+
+use prost::Message as _;
+use topics::wire;
+
+#[test]
+fn a_logs_record_is_written_in_the_order_of_its_fields() {
+    let record = wire::LogsRecord {
+        chain_id: 1,
+        sequence: 2,
+        kind: wire::logs_record::Kind::Added.into(),
+        number: 3,
+        hash: vec![0xaa, 0xbb].into(),
+        logs: vec![wire::logs_record::Log {
+            address: vec![1].into(),
+            topics: vec![vec![2].into(), vec![3].into()],
+            data: vec![4].into(),
+            index: 5,
+            transaction_index: 6,
+            transaction_hash: vec![7].into(),
+        }],
+    };
+    assert_eq!(
+        alloy::hex::encode(record.encode_to_vec()),
+        concat!(
+            "0801", "1002", "1801", "2003", "2a02aabb", "3213", "0a0101", "120102", "120103", "1a0104", "2005", "2806",
+            "320107"
+        )
+    );
+}
+
+#[test]
+fn a_matches_record_is_written_in_the_order_of_its_fields() {
+    let record = wire::MatchesRecord {
+        chain_id: 1,
+        sequence: 2,
+        kind: wire::matches_record::Kind::Removed.into(),
+        number: 3,
+        hash: vec![0xaa].into(),
+        parent_hash: vec![0xbb].into(),
+        timestamp: 4,
+        safe_number: Some(0),
+        finalized_number: None,
+        transfers: vec![wire::matches_record::Transfer {
+            transaction_hash: vec![1].into(),
+            source: wire::matches_record::Source::Log.into(),
+            index: 2,
+            token: vec![3].into(),
+            from: vec![4].into(),
+            to: vec![5].into(),
+            amount: vec![6].into(),
+            transaction_index: 7,
+        }],
+    };
+    assert_eq!(
+        alloy::hex::encode(record.encode_to_vec()),
+        concat!(
+            "0801", "1002", "1802", "2003", "2a01aa", "3201bb", "3804", "4000", "5216", "0a0101", "1002", "1802", "220103",
+            "2a0104", "320105", "3a0106", "4007"
+        )
+    );
+}
+
+#[test]
+fn every_schema_starts_with_its_record() {
+    for topic in topics::Topic::ALL {
+        let first = topic.schema().lines().find_map(|line| line.strip_prefix("message "));
+        let first = first.and_then(|rest| rest.split(' ').next()).unwrap_or_default().to_owned();
+        let expected = match topic {
+            topics::Topic::Blocks => "BlockRecord",
+            topics::Topic::Logs => "LogsRecord",
+            topics::Topic::Cursors => "ChainCursor",
+            topics::Topic::Matches => "MatchesRecord",
+            topics::Topic::Intents => "PaymentIntent",
+            topics::Topic::Events => "PaymentEvent",
+            topics::Topic::State => "PaymentState",
+            topics::Topic::Quarantine => "Quarantined",
+        };
+        assert_eq!(first, expected, "{topic}: consumers find the first message of the schema");
+    }
+}

@@ -4,9 +4,8 @@ use crate::pipeline::Pipeline;
 use crate::reconcile::{Step, TooDeep, reconcile};
 use crate::records::{Change, Settled};
 use crate::window::Window;
-use backon::BackoffBuilder as _;
 use chain::{BlockId, Chain, FetchError, FetchedBlock, Head, Rpc, RpcError, Tag, fetch_head, fetch_tag};
-use runtime::{chain_of, metrics};
+use runtime::{chain_of, metrics, stage};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,7 +13,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Of one batch, and so of one Kafka transaction.
 const MOST_BLOCKS: usize = 64;
 const MOST_BYTES: usize = 8 * 1024 * 1024;
-const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
 /// A node that is slow with its tags must not hold blocks up.
 const TAG_TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,11 +68,11 @@ impl Follower {
     /// # Errors
     /// When the node's chain and ours part below the window.
     pub async fn next(&mut self) -> Result<Batch, TooDeep> {
-        let mut delays = delays();
+        let mut delays = stage::delays(LONGEST_DELAY);
         loop {
             match self.step().await {
                 Ok(changes) if changes.is_empty() => {
-                    delays = self::delays();
+                    delays = stage::delays(LONGEST_DELAY);
                     tokio::time::sleep(self.chain.poll_interval).await;
                 }
                 Ok(changes) => {
@@ -237,13 +235,4 @@ async fn settled(rpc: Arc<Rpc>, last: Option<(Instant, Settled)>, age: Duration)
     let both = async { tokio::join!(fetch_tag(&rpc, Tag::Safe), fetch_tag(&rpc, Tag::Finalized)) };
     let (safe, finalized) = tokio::time::timeout(TAG_TIMEOUT, both).await.unwrap_or_default();
     (Instant::now(), Settled { safe, finalized })
-}
-
-fn delays() -> impl Iterator<Item = Duration> {
-    backon::ExponentialBuilder::new()
-        .with_min_delay(FIRST_DELAY)
-        .with_max_delay(LONGEST_DELAY)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }

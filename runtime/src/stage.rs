@@ -36,7 +36,7 @@ fn repeat<F>(name: &'static str, stop: &CancellationToken, body: &mut F) -> anyh
 where
     F: FnMut(&CancellationToken) -> Result<(), Failure>,
 {
-    let mut delays = delays();
+    let mut delays = delays(LONGEST_DELAY);
     while !stop.is_cancelled() {
         let started = Instant::now();
         match body(stop) {
@@ -44,7 +44,7 @@ where
             Err(Failure::Halt(cause)) => return Err(cause.context(format!("{name} halted"))),
             Err(Failure::Retry(cause)) => {
                 if started.elapsed() > LONGEST_DELAY * 2 {
-                    delays = self::delays();
+                    delays = self::delays(LONGEST_DELAY);
                 }
                 let delay = delays.next().unwrap_or(LONGEST_DELAY);
                 tracing::warn!(stage = name, "starting again in {delay:.1?}: {cause:#}");
@@ -57,10 +57,11 @@ where
     Ok(())
 }
 
-fn delays() -> impl Iterator<Item = Duration> {
+/// Delays between tries of what may take for ever: growing, with jitter, from 100 ms to `longest`.
+pub fn delays(longest: Duration) -> impl Iterator<Item = Duration> {
     backon::ExponentialBuilder::new()
         .with_min_delay(FIRST_DELAY)
-        .with_max_delay(LONGEST_DELAY)
+        .with_max_delay(longest)
         .with_jitter()
         .without_max_times()
         .build()

@@ -4,7 +4,7 @@ use anyhow::{Context as _, bail};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::RDKafkaErrorCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use topics::{Cleanup, Topic};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -75,8 +75,7 @@ async fn check(
     topic: Topic,
     name: &str,
 ) -> anyhow::Result<()> {
-    let metadata = admin.inner().fetch_metadata(Some(name), TIMEOUT).context("its metadata")?;
-    let partitions = metadata.topics().first().map_or(0, |t| t.partitions().len());
+    let partitions = partitions(admin, name).await?;
     if usize::try_from(topic.partitions()) != Ok(partitions) {
         bail!("it has {partitions} partitions, expected {}: keys would be looked for in the wrong ones", topic.partitions());
     }
@@ -97,4 +96,18 @@ async fn check(
         }
     }
     Ok(())
+}
+
+/// A topic that was made a moment ago is not known to every broker yet.
+async fn partitions(admin: &AdminClient<DefaultClientContext>, name: &str) -> anyhow::Result<usize> {
+    let started = Instant::now();
+    loop {
+        let metadata = admin.inner().fetch_metadata(Some(name), TIMEOUT).context("its metadata")?;
+        let topic = metadata.topics().first().context("its metadata")?;
+        match topic.error() {
+            None => return Ok(topic.partitions().len()),
+            Some(error) if started.elapsed() > TIMEOUT => bail!("its metadata: {error:?}"),
+            Some(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
 }

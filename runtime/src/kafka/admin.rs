@@ -21,9 +21,8 @@ pub async fn apply(settings: &Settings) -> anyhow::Result<()> {
         let name = format!("{}{}", settings.topic_prefix, topic.name());
         if created {
             tracing::info!("created topic {name}");
-        } else {
-            check(&admin, &options, topic, &name).await.with_context(|| format!("topic {name} exists and contradicts"))?;
         }
+        check(&admin, &options, topic, &name).await.with_context(|| format!("topic {name} exists and contradicts"))?;
     }
     registry::apply(settings).await
 }
@@ -98,16 +97,18 @@ async fn check(
     Ok(())
 }
 
-/// A topic that was made a moment ago is not known to every broker yet.
+/// How many there are. A topic that was made a moment ago is not known to every broker yet, nor has it leaders, and who uses
+/// it then waits for longer than for these.
 async fn partitions(admin: &AdminClient<DefaultClientContext>, name: &str) -> anyhow::Result<usize> {
     let started = Instant::now();
     loop {
         let metadata = admin.inner().fetch_metadata(Some(name), TIMEOUT).context("its metadata")?;
         let topic = metadata.topics().first().context("its metadata")?;
+        let led = topic.partitions().iter().all(|partition| partition.error().is_none() && partition.leader() >= 0);
         match topic.error() {
-            None => return Ok(topic.partitions().len()),
-            Some(error) if started.elapsed() > TIMEOUT => bail!("its metadata: {error:?}"),
-            Some(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            None if led => return Ok(topic.partitions().len()),
+            error if started.elapsed() > TIMEOUT => bail!("it is not ready after {TIMEOUT:?}: {error:?}"),
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
 }

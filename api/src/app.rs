@@ -6,6 +6,7 @@ use crate::catalog::Catalog;
 use crate::health::Health;
 use crate::intents::Intents;
 use crate::problem::Problem;
+use crate::started::Started;
 use deadpool_postgres::{Client, Pool};
 use runtime::db;
 use std::ops::Deref;
@@ -30,6 +31,8 @@ pub struct Parts {
     pub requests: mpsc::Sender<Request>,
     /// How the parts are.
     pub health: Health,
+    /// The chains that can be paid on.
+    pub started: Started,
 }
 
 impl App {

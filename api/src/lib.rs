@@ -30,6 +30,7 @@ mod replay;
 mod reply;
 mod role;
 mod server;
+mod started;
 
 pub use auth::create_key;
 pub use role::{run, xpub};

@@ -10,6 +10,7 @@ use crate::order::Order;
 use crate::problem::{FieldError, Problem};
 use crate::replay;
 use crate::reply::PaymentReply;
+use crate::started::Started;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -42,6 +43,7 @@ pub struct Page {
 pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, Body(body): Body) -> Result<Response, Problem> {
     let order = Order::read(&body, &app.catalog)?;
     let key = replay::key(&headers, order.fingerprint)?;
+    Started::ensure(&app, order.chain).await?;
     let (answer, answered) = oneshot::channel();
     let queued = app.requests.try_send(Request { merchant: caller.merchant, order, key, answer });
     queued.map_err(|error| match error {

@@ -7,6 +7,7 @@ use crate::health::Health;
 use crate::intents::{self, Intents};
 use crate::nodes::Nodes;
 use crate::server;
+use crate::started::Started;
 use anyhow::{Context as _, bail};
 use axum::ServiceExt;
 use axum::extract::Request;
@@ -62,7 +63,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     tasks.spawn(intents::forget(pool.clone(), acknowledged));
     tasks.spawn(intents::repair(pool.clone(), intents.clone(), stop.clone()));
     tasks.spawn(observe(pool.clone(), stop.clone()));
-    let app = App::new(Parts { pool, catalog, keys: Keys::default(), intents, requests, health });
+    let app = App::new(Parts { pool, catalog, keys: Keys::default(), intents, requests, health, started: Started::default() });
     tracing::info!("the API listens on http://{}", listener.local_addr()?);
     tasks.spawn(serve(listener, app, stop.clone()));
 

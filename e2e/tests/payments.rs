@@ -163,3 +163,25 @@ async fn sigterm_drains_and_stops_and_what_was_created_is_there_afterwards() -> 
     api.until(payment.id(), "confirmed").await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn nobody_is_asked_to_pay_on_a_chain_before_ingest_has_begun_it() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
+    std::fs::write(&lab.env["CHAINS_FILE"], chains.replace("  start_block: 0\n", ""))?;
+    let mut server = lab.spawn("api")?;
+    let api = lab.merchant("early")?;
+    api.ready(&mut server).await?;
+    let body = json!({ "chain": "anvil", "amount": 5 });
+    let (status, answer) = api.request(Method::POST, "/api/v1/payments", Some(body.clone()), &[]).await?;
+    ensure!(
+        status == StatusCode::SERVICE_UNAVAILABLE && answer["detail"].as_str().is_some_and(|d| d.contains("31337")),
+        "{answer}"
+    );
+    let _roles = ["ingest", "detector", "confirmer"].map(|role| lab.spawn(role)).into_iter().collect::<Result<Vec<_>>>()?;
+    let payment = api.create_surely(body).await?;
+    lab.node.pay(payment.address()?, payment.amount()?).await?;
+    lab.node.mine(2).await?;
+    api.until(payment.id(), "confirmed").await?;
+    Ok(())
+}

@@ -4,6 +4,7 @@ use crate::block::{Block, Head, Log, Receipt};
 use crate::config::Verify;
 use crate::proof::{Proof, Unproven, prove};
 use crate::rpc::{Endpoint, Rpc, RpcError, Tag};
+use crate::trace::InternalTransfer;
 use alloy::primitives::{B256, U256};
 use serde_json::json;
 use std::collections::HashMap;
@@ -112,6 +113,8 @@ pub struct FetchedBlock {
     pub statuses: Vec<Status>,
     /// All logs of the block, in order.
     pub logs: Vec<PlacedLog>,
+    /// Coin that contracts moved; `None` where nobody was asked for traces.
+    pub internal: Option<Vec<InternalTransfer>>,
     /// What was proven.
     pub proof: Proof,
 }
@@ -130,7 +133,7 @@ impl FetchedBlock {
             .map(|transaction| outcomes.get(&transaction.hash).copied().unwrap_or(Status::Unknown))
             .collect();
         let logs = place(&block, receipts)?;
-        Ok(Self { block, statuses, logs, proof })
+        Ok(Self { block, statuses, logs, internal: None, proof })
     }
 
     /// Roughly its size as records, in bytes.

@@ -121,7 +121,7 @@ pub fn cursor(chain: ChainId, sequence: u64, window: &Window) -> ChainCursor {
         parent_hash: bytes(&head.parent_hash),
         first: index == 0 && window.is_whole(),
     });
-    ChainCursor { chain_id: chain.0, sequence, window: blocks.collect() }
+    ChainCursor { chain_id: chain.0, sequence, window: blocks.collect(), ..ChainCursor::default() }
 }
 
 /// Why a cursor can't be gone on from.

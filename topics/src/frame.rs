@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_header_is_confluents() {
-        let cursor = ChainCursor { chain_id: 1, sequence: 2, window: vec![] };
+        let cursor = ChainCursor { chain_id: 1, sequence: 2, ..ChainCursor::default() };
         let bytes = encode(0x0102_0304, &cursor);
         assert_eq!(bytes, [0, 1, 2, 3, 4, 0, 0x08, 1, 0x10, 2]);
         assert_eq!(decode::<ChainCursor>(&bytes).unwrap(), cursor);

@@ -191,12 +191,40 @@ pub async fn fetch_head(rpc: &Rpc, id: Option<BlockId>) -> Result<Option<Head>, 
     .await
 }
 
-/// The number of the block that the node calls `safe` or `finalized`. `None` where it has none, or fails: nothing waits
-/// for it, and the next block's record tells again.
-pub async fn fetch_tag(rpc: &Rpc, tag: Tag) -> Option<u64> {
+/// The block that the node calls `safe` or `finalized`. `None` where it has none, or fails: nothing waits for it, and the
+/// next block's record tells again.
+pub async fn fetch_tag(rpc: &Rpc, tag: Tag) -> Option<Head> {
     let endpoint = rpc.preferred().await?;
     let head: Result<Option<Head>, RpcError> = endpoint.request("eth_getBlockByNumber", json!([tag.as_str(), false])).await;
-    head.inspect_err(|error| tracing::trace!(tag = tag.as_str(), "no tagged block: {error}")).ok()?.map(|head| head.number)
+    head.inspect_err(|error| tracing::trace!(tag = tag.as_str(), "no tagged block: {error}")).ok()?
+}
+
+/// Who of a chain's endpoints have a block on their chain.
+#[derive(Clone, Debug, Default)]
+pub struct Witnesses {
+    /// Those that have it.
+    pub with: Vec<Arc<Endpoint>>,
+    /// Those that have another block at its height.
+    pub against: Vec<Arc<Endpoint>>,
+}
+
+/// Asks every endpoint for its block at a height. One that does not answer, or has none there, says nothing.
+pub async fn witnesses(rpc: &Rpc, number: u64, hash: B256) -> Witnesses {
+    let answers = futures::future::join_all(rpc.endpoints().iter().map(|endpoint| async move {
+        endpoint.check_chain().await?;
+        let head = endpoint.request("eth_getBlockByNumber", json!([format!("{number:#x}"), false])).await;
+        head.map(|head: Option<Head>| (endpoint.clone(), head))
+    }))
+    .await;
+    let mut witnesses = Witnesses::default();
+    for (endpoint, head) in answers.into_iter().filter_map(Result::<_, RpcError>::ok) {
+        match head {
+            Some(head) if head.hash == hash => witnesses.with.push(endpoint),
+            Some(_) => witnesses.against.push(endpoint),
+            None => {}
+        }
+    }
+    witnesses
 }
 
 async fn fetch_from(endpoint: Arc<Endpoint>, verify: Verify, id: BlockId) -> Result<Option<FetchedBlock>, FetchError> {

@@ -17,7 +17,9 @@ mod trace;
 
 pub use block::{Block, Head, Log, Receipt, Transaction};
 pub use config::{Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, Token, Verify};
-pub use fetch::{BlockId, FetchError, FetchedBlock, PlacedLog, Receipts, Status, fetch_block, fetch_head, fetch_tag};
+pub use fetch::{
+    BlockId, FetchError, FetchedBlock, PlacedLog, Receipts, Status, Witnesses, fetch_block, fetch_head, fetch_tag, witnesses,
+};
 pub use proof::{Part, Proof, Unproven, prove};
 pub use rpc::{Endpoint, Rpc, RpcError, Tag};
 pub use trace::{InternalTransfer, TraceError, Tracer, internal_transfers};

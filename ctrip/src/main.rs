@@ -1,5 +1,6 @@
 //! One binary, one subcommand a role. It parses, refuses what is wrong before it touches anything, wires and runs.
 
+mod chains;
 mod parts;
 mod roles;
 mod wallet_files;
@@ -43,6 +44,30 @@ enum Command {
     /// Mnemonics, account xpubs and addresses
     #[command(subcommand)]
     Wallet(Wallet),
+    /// Bring a past range of a chain into the topics, as replayed records; after a kill it goes on where it was
+    Backfill {
+        /// Name in the chains file
+        #[arg(long)]
+        chain: String,
+        /// Number of the first block
+        #[arg(long)]
+        from: u64,
+        /// Number of the last block; no reorganisation may reach it any more
+        #[arg(long)]
+        to: u64,
+        /// Bring it again, even if it was brought before
+        #[arg(long)]
+        again: bool,
+    },
+    /// Say why a chain halted and what its nodes no longer have; with --take-back of as many blocks, let it go on
+    Resume {
+        /// Name in the chains file
+        #[arg(long)]
+        chain: String,
+        /// Blocks to take back, as this command says without it
+        #[arg(long, default_value_t = 0)]
+        take_back: u64,
+    },
     /// Print the reference of metrics, as Markdown
     Metrics,
 }
@@ -115,6 +140,10 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
             println!("{}", api::xpub(&settings)?.address(index)?);
             Ok(())
         }
+        Command::Backfill { chain, from, to, again } => {
+            block_on(chains::backfill(settings, ingest::Request { chain, from, to, again }))
+        }
+        Command::Resume { chain, take_back } => block_on(chains::resume(settings, &chain, take_back)),
         Command::Metrics => {
             print!("{}", runtime::metrics::reference());
             Ok(())

@@ -1,18 +1,17 @@
 //! Following a chain: what comes next, fetched and in order. The side that talks to nodes; nothing here knows Kafka.
 
-use crate::pipeline::Pipeline;
+use crate::pipeline::{MOST_BLOCKS, MOST_BYTES, Pipeline};
 use crate::reconcile::{Step, TooDeep, reconcile};
 use crate::records::{Change, Settled};
 use crate::window::Window;
-use chain::{BlockId, Chain, FetchError, FetchedBlock, Head, Rpc, RpcError, Tag, fetch_head, fetch_tag};
+use chain::{
+    BlockId, Chain, FetchError, FetchedBlock, Head, Rpc, RpcError, Tag, Witnesses, fetch_head, fetch_tag, witnesses,
+};
 use runtime::{chain_of, metrics, stage};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Of one batch, and so of one Kafka transaction.
-const MOST_BLOCKS: usize = 64;
-const MOST_BYTES: usize = 8 * 1024 * 1024;
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
 /// A node that is slow with its tags must not hold blocks up.
 const TAG_TIMEOUT: Duration = Duration::from_secs(1);
@@ -33,7 +32,7 @@ pub struct Follower {
     rpc: Arc<Rpc>,
     window: Window,
     pipeline: Pipeline,
-    settled: Option<(Instant, Settled)>,
+    tagged: Option<(Instant, Tagged)>,
     told: HashSet<String>,
 }
 
@@ -54,7 +53,7 @@ impl Follower {
     /// Goes on from `window`; an empty one starts at the chain's `start_block`, or at its head.
     pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, window: Window) -> Self {
         let pipeline = Pipeline::new(rpc.clone(), chain.verify);
-        Self { chain, rpc, window, pipeline, settled: None, told: HashSet::new() }
+        Self { chain, rpc, window, pipeline, tagged: None, told: HashSet::new() }
     }
 
     /// The window with all that [`next`](Self::next) gave so far.
@@ -66,7 +65,7 @@ impl Follower {
     /// the others go on.
     ///
     /// # Errors
-    /// When the node's chain and ours part below the window.
+    /// When the nodes' chain and ours part below what can be taken back.
     pub async fn next(&mut self) -> Result<Batch, TooDeep> {
         let mut delays = stage::delays(LONGEST_DELAY);
         loop {
@@ -76,9 +75,16 @@ impl Follower {
                     tokio::time::sleep(self.chain.poll_interval).await;
                 }
                 Ok(changes) => {
-                    return Ok(Batch { changes, settled: self.settled.map(|(_, settled)| settled).unwrap_or_default() });
+                    let settled = self.tagged.map(|(_, tagged)| tagged.settled()).unwrap_or_default();
+                    return Ok(Batch { changes, settled });
                 }
-                Err(Trouble::TooDeep(error)) => return Err(error),
+                Err(Trouble::TooDeep(error)) => {
+                    if self.is_confirmed(error).await {
+                        return Err(error);
+                    }
+                    let delay = delays.next().unwrap_or(LONGEST_DELAY);
+                    tokio::time::sleep(delay).await;
+                }
                 Err(trouble) => {
                     self.pipeline.clear();
                     if matches!(trouble, Trouble::Fetch(FetchError::Unproven { .. })) {
@@ -92,6 +98,17 @@ impl Follower {
         }
     }
 
+    /// Whether the nodes agree that a block is gone that can't be taken back. A single one may lag on a branch of its own, or lie:
+    /// while any of the others has our block, that one is not listened to.
+    async fn is_confirmed(&mut self, error: TooDeep) -> bool {
+        self.pipeline.clear();
+        let Witnesses { with, against } = witnesses(&self.rpc, error.ours.number, error.ours.hash).await;
+        for endpoint in against.iter().filter(|_| !with.is_empty()) {
+            tracing::warn!(chain = self.chain.name, endpoint = endpoint.host(), "on a branch that nobody else is on: {error}");
+        }
+        with.is_empty() && !against.is_empty()
+    }
+
     async fn step(&mut self) -> Result<Vec<Change>, Trouble> {
         if self.pipeline.is_empty() {
             let Some(head) = fetch_head(&self.rpc, None).await? else { return Ok(Vec::new()) };
@@ -101,9 +118,12 @@ impl Follower {
             return Ok(Vec::new());
         }
         // While the first block is on its way, so that they cost no time.
-        let tags = settled(self.rpc.clone(), self.settled, self.chain.poll_interval);
+        let tags = tagged(self.rpc.clone(), self.tagged, self.chain.poll_interval);
         let (tags, changes) = tokio::join!(tags, self.take());
-        self.settled = Some(tags);
+        self.tagged = Some(tags);
+        if let Some(finalized) = tags.1.finalized {
+            self.window.finalize(&finalized);
+        }
         changes
     }
 
@@ -227,12 +247,25 @@ impl Follower {
     }
 }
 
+/// What the chain calls safe and finalized, as far as the endpoint tells.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tagged {
+    safe: Option<Head>,
+    finalized: Option<Head>,
+}
+
+impl Tagged {
+    fn settled(&self) -> Settled {
+        Settled { safe: self.safe.map(|head| head.number), finalized: self.finalized.map(|head| head.number) }
+    }
+}
+
 /// What is safe and finalized, asked again when the last answer is older than `age`.
-async fn settled(rpc: Arc<Rpc>, last: Option<(Instant, Settled)>, age: Duration) -> (Instant, Settled) {
-    if let Some((when, settled)) = last.filter(|(when, _)| when.elapsed() < age) {
-        return (when, settled);
+async fn tagged(rpc: Arc<Rpc>, last: Option<(Instant, Tagged)>, age: Duration) -> (Instant, Tagged) {
+    if let Some((when, tagged)) = last.filter(|(when, _)| when.elapsed() < age) {
+        return (when, tagged);
     }
     let both = async { tokio::join!(fetch_tag(&rpc, Tag::Safe), fetch_tag(&rpc, Tag::Finalized)) };
     let (safe, finalized) = tokio::time::timeout(TAG_TIMEOUT, both).await.unwrap_or_default();
-    (Instant::now(), Settled { safe, finalized })
+    (Instant::now(), Tagged { safe, finalized })
 }

@@ -5,6 +5,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Blocks on their way at once. Together with the batch it bounds the memory of a catch-up.
 const PARALLEL: usize = 8;
+/// Of one batch, and so of one Kafka transaction.
+pub const MOST_BLOCKS: usize = 64;
+/// Likewise, in bytes of records.
+pub const MOST_BYTES: usize = 8 * 1024 * 1024;
 
 type Answer = Result<Option<FetchedBlock>, FetchError>;
 

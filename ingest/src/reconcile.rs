@@ -10,7 +10,7 @@ use topics::{B256, BlockRef};
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing: the branch is part of what was published, or ends below all that is remembered, as on a node that lags.
+    /// Nothing: the branch is part of what was published, or ends below what is final, as on a node that lags.
     Known,
     /// Put the branch on the tip.
     Extend,
@@ -18,45 +18,56 @@ pub enum Step {
     Rewind(Vec<Head>),
     /// The branch hangs in the air: prolong it downwards by this block, and ask again.
     FetchParent(B256),
-    /// The branch leaves our chain below all that is remembered. A person must look at it.
+    /// The branch leaves our chain below what is final, or below all that is remembered. A person must look at it.
     TooDeep(TooDeep),
 }
 
-/// The node's chain and ours part below the window: a reorganisation deeper than any, or another chain.
+/// The node's chain and ours part below the last block that is final, or below all that is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the node's block {theirs} is on no block that was published since {ours}: a reorganisation too deep to follow, or another chain"
+    "the nodes' chain has block {theirs} and leaves ours at or below {ours}, which is {}",
+    what(*.is_final)
 )]
 pub struct TooDeep {
-    /// The oldest block that we remember.
+    /// The block of ours that is not on the node's chain and can't be taken back.
     pub ours: BlockRef,
     /// The node's at that height or below.
     pub theirs: BlockRef,
+    /// Whether the chain had called our block final.
+    pub is_final: bool,
+}
+
+fn what(is_final: bool) -> &'static str {
+    if is_final { "final" } else { "the oldest that is remembered" }
 }
 
 /// Compares `branch`, newest first and each the parent of the one before, with the window.
 pub fn reconcile(window: &Window, branch: &[Head]) -> Step {
     let (Some(newest), Some(oldest)) = (branch.first(), branch.last()) else { return Step::Known };
     let Some(bottom) = window.bottom() else { return Step::Extend };
+    // What stays whatever happens. Below it nothing is compared.
+    let last_final = window.finalized().and_then(|number| window.at(number));
+    let floor = last_final.unwrap_or(bottom);
     let published = |block: &Head| window.at(block.number).is_some_and(|ours| ours.hash == block.hash);
-    if newest.number < bottom.number || published(newest) {
+    if newest.number < floor.number || published(newest) {
         return Step::Known;
     }
     if let Some(below) = oldest.number.checked_sub(1)
+        && below >= floor.number
         && window.at(below).is_some_and(|ours| ours.hash == oldest.parent_hash)
     {
         let removed: Vec<Head> = window.above(below).copied().collect();
         return if removed.is_empty() { Step::Extend } else { Step::Rewind(removed) };
     }
-    if oldest.number > bottom.number {
+    if oldest.number > floor.number {
         return Step::FetchParent(oldest.parent_hash);
     }
-    if window.is_whole() && oldest.number == bottom.number {
+    if window.is_whole() && last_final.is_none() && oldest.number == bottom.number {
         // All that was ever published goes, so what lies below it does not matter.
         return Step::Rewind(window.iter().rev().copied().collect());
     }
     let refer = |block: &Head| BlockRef { number: block.number, hash: block.hash };
-    Step::TooDeep(TooDeep { ours: refer(bottom), theirs: refer(oldest) })
+    Step::TooDeep(TooDeep { ours: refer(floor), theirs: refer(oldest), is_final: last_final.is_some() })
 }
 
 #[cfg(test)]

@@ -18,11 +18,12 @@ const GENESIS: Head = Head { number: 0, hash: B256::repeat_byte(0xee), parent_ha
 struct Node {
     chain: Vec<Head>,
     forks: u64,
+    finalized: usize,
 }
 
 impl Node {
     fn new() -> Self {
-        Self { chain: vec![GENESIS], forks: 0 }
+        Self { chain: vec![GENESIS], forks: 0, finalized: 0 }
     }
 
     fn head(&self) -> Head {
@@ -37,9 +38,14 @@ impl Node {
     }
 
     fn reorg(&mut self, depth: usize, count: u64) {
-        self.chain.truncate(self.chain.len().saturating_sub(depth).max(1));
+        self.chain.truncate(self.chain.len().saturating_sub(depth).max(self.finalized + 1));
         self.forks += 1;
         self.mine(count);
+    }
+
+    /// All but the newest `depth` blocks are final from now on.
+    fn finalize(&mut self, depth: usize) {
+        self.finalized = self.finalized.max(self.chain.len().saturating_sub(depth + 1));
     }
 
     fn by_hash(&self) -> HashMap<B256, Head> {
@@ -74,7 +80,12 @@ fn follow(node: &Node, head: Head, window: &mut Window, consumer: &mut Consumer,
                     // A stale head's branch is gone: ask again later.
                     None => return Ok(()),
                 },
-                Step::TooDeep(error) => return Err(error),
+                // The follower asks the nodes for their block at that height: a stale branch accuses in vain.
+                Step::TooDeep(error) => {
+                    let theirs = usize::try_from(error.ours.number).ok().and_then(|at| node.chain.get(at));
+                    let in_vain = theirs.is_some_and(|block| block.hash == error.ours.hash);
+                    return if in_vain { Ok(()) } else { Err(error) };
+                }
             }
         };
         for block in removed {
@@ -100,6 +111,8 @@ enum Event {
     },
     /// A head from some blocks ago, which may be on a branch that is gone.
     StaleHead(usize),
+    /// All but the newest of so many blocks are final, and the follower hears of it.
+    Finalize(usize),
     Poll,
 }
 
@@ -109,6 +122,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => (20..60u64).prop_map(Event::Mine),
         3 => (1..12usize, 0..14u64).prop_map(|(depth, count)| Event::Reorg { depth, count }),
         2 => (0..20usize).prop_map(Event::StaleHead),
+        2 => (0..9usize).prop_map(Event::Finalize),
         6 => Just(Event::Poll),
     ];
     proptest::collection::vec(event, 1..60)
@@ -129,6 +143,10 @@ proptest! {
                         follow(&node, stale, &mut window, &mut consumer, start).unwrap();
                     }
                 }
+                Event::Finalize(depth) => {
+                    node.finalize(depth);
+                    window.finalize(&node.chain[node.finalized]);
+                }
                 Event::Poll => follow(&node, node.head(), &mut window, &mut consumer, start).unwrap(),
             }
             heads.push(node.head());
@@ -138,7 +156,10 @@ proptest! {
         follow(&node, node.head(), &mut window, &mut consumer, start).unwrap();
         let first = usize::try_from(start).unwrap();
         prop_assert_eq!(&consumer.0[..], &node.chain[first..]);
-        prop_assert_eq!(window.iter().rev().copied().collect::<Vec<_>>(), consumer.0.iter().rev().take(DEPTH).copied().collect::<Vec<_>>());
+        let remembered: Vec<Head> = window.iter().copied().collect();
+        prop_assert!(remembered.len() >= DEPTH.min(consumer.0.len()));
+        prop_assert!(window.finalized().is_none_or(|number| window.at(number).is_some()));
+        prop_assert_eq!(&remembered[..], &consumer.0[consumer.0.len() - remembered.len()..]);
     }
 }
 
@@ -146,7 +167,7 @@ proptest! {
 fn window(tip: u64, whole: bool) -> (Node, Window) {
     let mut node = Node::new();
     node.mine(tip);
-    (Node { chain: node.chain.clone(), forks: 0 }, Window::new(node.chain.into_iter().skip(10), whole))
+    (Node { chain: node.chain.clone(), ..node }, Window::new(node.chain.into_iter().skip(10), whole, None))
 }
 
 #[test]
@@ -179,6 +200,52 @@ fn a_branch_from_below_the_window_halts() {
     let branch: Vec<Head> = node.chain.iter().rev().take(12).copied().collect();
     assert!(matches!(reconcile(&window, &branch[..11]), Step::FetchParent(_)));
     assert!(matches!(reconcile(&window, &branch), Step::TooDeep(TooDeep { ours: BlockRef { number: 10, .. }, .. })));
+}
+
+#[test]
+fn what_is_final_stays_and_a_branch_from_below_it_halts() {
+    let (node, window) = window(20, true);
+    for (depth, halts) in [(5, false), (6, true), (9, true)] {
+        let (mut node, mut window) = (Node { chain: node.chain.clone(), ..node }, window.clone());
+        window.finalize(&node.chain[15]);
+        node.reorg(depth, 12);
+        let branch: Vec<Head> = node.chain.iter().rev().take_while(|block| block.number >= 15).copied().collect();
+        let step = (1..=branch.len()).map(|known| reconcile(&window, &branch[..known]));
+        let step = step.into_iter().find(|step| !matches!(step, Step::FetchParent(_)));
+        match step {
+            Some(Step::Rewind(removed)) => assert!(!halts && removed.len() == depth, "depth {depth}"),
+            Some(Step::TooDeep(TooDeep { ours, is_final: true, .. })) => assert!(halts && ours.number == 15, "depth {depth}"),
+            other => panic!("depth {depth}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_block_is_final_only_if_it_is_ours() {
+    let (mut node, mut window) = window(20, false);
+    let (ours, below) = (node.chain[14], node.chain[12]);
+    node.reorg(8, 8);
+    window.finalize(&node.chain[15]);
+    assert_eq!(window.finalized(), None, "the final block is on another branch");
+    window.finalize(&ours);
+    window.finalize(&below);
+    assert_eq!(window.finalized(), Some(14), "final is never less final");
+}
+
+#[test]
+fn a_chain_that_does_not_finalise_is_remembered_down_to_its_last_final_block() {
+    let mut node = Node::new();
+    let mut window = Window::new([GENESIS], true, None);
+    window.finalize(&GENESIS);
+    for _ in 0..2 * DEPTH {
+        node.mine(1);
+        window.push(node.head());
+    }
+    assert_eq!(window.bottom(), Some(&GENESIS));
+    window.finalize(&node.chain[100]);
+    assert_eq!(window.bottom().map(|bottom| bottom.number), Some(100));
+    window.finalize(&node.chain[2 * DEPTH - 1]);
+    assert_eq!(window.iter().count(), DEPTH);
 }
 
 #[test]

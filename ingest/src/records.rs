@@ -16,6 +16,8 @@ pub enum Change {
     Removed(Head),
     /// A block is put on the tip.
     Added(Box<FetchedBlock>),
+    /// A block of the past, which is no step: the head stays where it is.
+    Replayed(Box<FetchedBlock>),
 }
 
 /// What the chain called settled when a block was fetched.
@@ -33,11 +35,23 @@ pub fn records(chain: ChainId, sequence: u64, change: Change, settled: Settled) 
         Change::Removed(head) => {
             (block(chain, sequence, &head, Kind::Removed), logs(chain, sequence, &head, logs_record::Kind::Removed))
         }
-        Change::Added(fetched) => added(chain, sequence, *fetched, settled),
+        Change::Added(fetched) => {
+            whole(chain, sequence, *fetched, settled, Kind::Added, logs_record::Kind::Added)
+        }
+        Change::Replayed(fetched) => {
+            whole(chain, sequence, *fetched, settled, Kind::Replayed, logs_record::Kind::Replayed)
+        }
     }
 }
 
-fn added(chain: ChainId, sequence: u64, fetched: FetchedBlock, settled: Settled) -> (BlockRecord, LogsRecord) {
+fn whole(
+    chain: ChainId,
+    sequence: u64,
+    fetched: FetchedBlock,
+    settled: Settled,
+    kind: Kind,
+    logs_kind: logs_record::Kind,
+) -> (BlockRecord, LogsRecord) {
     let head = fetched.block.head();
     let transactions = fetched.block.transactions.iter().zip(&fetched.statuses).zip(0..);
     let record = BlockRecord {
@@ -46,11 +60,11 @@ fn added(chain: ChainId, sequence: u64, fetched: FetchedBlock, settled: Settled)
         transactions_root: bytes(&fetched.block.transactions_root),
         receipts_root: bytes(&fetched.block.receipts_root),
         transactions: transactions.map(|((transaction, status), index)| of_transaction(transaction, *status, index)).collect(),
-        ..block(chain, sequence, &head, Kind::Added)
+        ..block(chain, sequence, &head, kind)
     };
     let of_block = LogsRecord {
         logs: fetched.logs.into_iter().map(log).collect(),
-        ..logs(chain, sequence, &head, logs_record::Kind::Added)
+        ..logs(chain, sequence, &head, logs_kind)
     };
     (record, of_block)
 }
@@ -112,16 +126,22 @@ fn log(placed: PlacedLog) -> Log {
     }
 }
 
-/// Where ingest stands, for `chain.cursors`.
+/// Where ingest stands, for `chain.cursors`. A block's parent is the block before it, so only the first one's is written.
 pub fn cursor(chain: ChainId, sequence: u64, window: &Window) -> ChainCursor {
     let blocks = window.iter().enumerate().map(|(index, head)| chain_cursor::Block {
         number: head.number,
         hash: bytes(&head.hash),
         timestamp: head.timestamp,
-        parent_hash: bytes(&head.parent_hash),
+        parent_hash: if index == 0 { bytes(&head.parent_hash) } else { Bytes::new() },
         first: index == 0 && window.is_whole(),
     });
-    ChainCursor { chain_id: chain.0, sequence, window: blocks.collect(), ..ChainCursor::default() }
+    ChainCursor {
+        chain_id: chain.0,
+        sequence,
+        window: blocks.collect(),
+        finalized_number: window.finalized(),
+        halted: String::new(),
+    }
 }
 
 /// Why a cursor can't be gone on from.
@@ -149,20 +169,16 @@ pub fn restore(chain: ChainId, cursor: &ChainCursor) -> Result<(u64, Window), Ba
     let mut blocks: Vec<Head> = Vec::with_capacity(cursor.window.len());
     for block in &cursor.window {
         let hash = |bytes: &[u8]| B256::try_from(bytes).map_err(|_| BadCursor::Hash(block.number));
-        let head = Head {
-            number: block.number,
-            hash: hash(&block.hash)?,
-            parent_hash: hash(&block.parent_hash)?,
-            timestamp: block.timestamp,
+        let parent_hash = match blocks.last() {
+            Some(below) if below.number.checked_add(1) != Some(block.number) => return Err(BadCursor::Gap(block.number)),
+            Some(below) if block.parent_hash.is_empty() => below.hash,
+            Some(below) if below.hash.as_slice() != block.parent_hash.as_ref() => return Err(BadCursor::Gap(block.number)),
+            _ => hash(&block.parent_hash)?,
         };
-        if blocks.last().is_some_and(|below| (below.hash, below.number.checked_add(1)) != (head.parent_hash, Some(head.number)))
-        {
-            return Err(BadCursor::Gap(head.number));
-        }
-        blocks.push(head);
+        blocks.push(Head { number: block.number, hash: hash(&block.hash)?, parent_hash, timestamp: block.timestamp });
     }
     let whole = cursor.window.first().is_none_or(|block| block.first);
-    Ok((cursor.sequence, Window::new(blocks, whole)))
+    Ok((cursor.sequence, Window::new(blocks, whole, cursor.finalized_number)))
 }
 
 #[cfg(test)]

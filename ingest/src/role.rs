@@ -1,6 +1,7 @@
 //! The role: one thread a chain, which publishes what its follower brings.
 
 use crate::follow::{Batch, Follower};
+use crate::halt::{self, Halted};
 use crate::records::{Change, cursor, records, restore};
 use crate::window::Window;
 use anyhow::Context as _;
@@ -12,10 +13,9 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use topics::wire::ChainCursor;
-use topics::{ChainId, Topic, frame};
+use topics::Topic;
 
-const STAGE: &str = "ingest";
+pub const STAGE: &str = "ingest";
 
 /// The role: follows every chain of `chains.yaml` until `stop`.
 ///
@@ -44,18 +44,28 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 }
 
 async fn follow(kafka: Kafka, chain: Arc<Chain>, rpc: Arc<Rpc>, stop: CancellationToken) {
-    let halted = metrics::CHAIN_HALTED;
-    halted.gauge(&[("chain", &chain.name)]).set(0.0);
+    let halted = metrics::CHAIN_HALTED.gauge(&[("chain", &chain.name)]);
     let handle = Handle::current();
     // A stage's name lives as long as the process; there is one a chain.
     let name: &'static str = format!("{STAGE}-{}", chain.name).leak();
-    let followed = chain.clone();
-    let outcome = stage::run(name, stop.clone(), move |stop| publish(&handle, &kafka, &followed, &rpc, stop)).await;
-    if let Err(error) = outcome {
-        halted.gauge(&[("chain", &chain.name)]).set(1.0);
+    while !stop.is_cancelled() {
+        halted.set(0.0);
+        let (handle, to, followed, rpc) = (handle.clone(), kafka.clone(), chain.clone(), rpc.clone());
+        let outcome = stage::run(name, stop.clone(), move |stop| publish(&handle, &to, &followed, &rpc, stop)).await;
+        let Err(error) = outcome else { return };
+        halted.set(1.0);
         tracing::error!(chain = chain.name, "halted, a person must look at it: {error:#}");
-        // The metric stays to be seen: ending here would take the other chains down, or start this one again.
-        stop.cancelled().await;
+        // It waits here, since ending would take the other chains down.
+        if error.downcast_ref::<Halted>().is_none() {
+            return stop.cancelled().await;
+        }
+        let (asked, id) = (kafka.clone(), chain.id);
+        let waited = stage::run(name, stop.clone(), move |stop| halt::until_resumed(&asked, id, stop)).await;
+        match waited {
+            Ok(()) if !stop.is_cancelled() => tracing::warn!(chain = chain.name, "resumed"),
+            Ok(()) => {}
+            Err(error) => tracing::error!(chain = chain.name, "{error:#}"),
+        }
     }
 }
 
@@ -70,7 +80,11 @@ fn publish(
 ) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", chain.id))?;
     // Only now: whoever had the id before can't move the cursor any more.
-    let (mut sequence, window) = read_cursor(kafka, chain.id)?;
+    let cursor = halt::read(kafka, chain.id)?.unwrap_or_else(|| cursor(chain.id, 0, &Window::default()));
+    if !cursor.halted.is_empty() {
+        return Err(Failure::halt(Halted { chain: chain.name.clone(), cause: cursor.halted }));
+    }
+    let (mut sequence, window) = restore(chain.id, &cursor).map_err(Failure::halt)?;
     match window.tip() {
         Some(tip) => tracing::info!(chain = chain.name, sequence, "going on after block {}", tip.number),
         None => tracing::info!(
@@ -89,15 +103,16 @@ fn publish(
             }
         });
         let Some(batch) = next else { return Ok(()) };
-        let batch = batch.map_err(Failure::halt)?;
+        let batch = match batch {
+            Ok(batch) => batch,
+            Err(too_deep) => {
+                let halted = Halted { chain: chain.name.clone(), cause: too_deep.to_string() };
+                halt::write(&producer, kafka, chain.id, sequence, follower.window(), &halted.cause)?;
+                return Err(Failure::halt(halted));
+            }
+        };
         sequence = send(&producer, kafka, chain, sequence, batch, follower.window())?;
     }
-}
-
-fn read_cursor(kafka: &Kafka, chain: ChainId) -> Result<(u64, Window), Failure> {
-    let Some(bytes) = kafka.read_last(Topic::Cursors, &chain.to_string())? else { return Ok((0, Window::default())) };
-    let cursor: ChainCursor = frame::decode(&bytes).map_err(|e| Failure::halt(e).context("reading the chain's cursor"))?;
-    restore(chain, &cursor).map_err(Failure::halt)
 }
 
 /// Sends a batch with its cursor in one transaction, and gives the sequence of its last record.
@@ -119,6 +134,7 @@ fn send(
                 added += 1;
                 logs += block.logs.len() as u64;
             }
+            Change::Replayed(_) => {}
             Change::Removed(_) => removed += 1,
         }
         sequence += 1;

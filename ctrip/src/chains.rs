@@ -1,0 +1,73 @@
+//! Commands about one chain: bringing its past, letting it go on.
+
+use anyhow::{Context as _, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ingest::Request;
+use runtime::Settings;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// Brings a past range, with a progress bar on a terminal and a line now and then elsewhere.
+pub async fn backfill(settings: Settings, request: Request) -> anyhow::Result<()> {
+    let blocks = request.to.saturating_sub(request.from).saturating_add(1);
+    let style = "{msg} {wide_bar} {human_pos}/{human_len} blocks, {per_sec}, {eta} left";
+    let bar = ProgressBar::with_draw_target(Some(blocks), ProgressDrawTarget::stderr_with_hz(5))
+        .with_style(ProgressStyle::with_template(style).context("the progress bar")?)
+        .with_message(request.chain.clone());
+    let stop = CancellationToken::new();
+    let (shown, last) = (bar.clone(), Mutex::new(Instant::now()));
+    let started = std::sync::OnceLock::new();
+    let progress = move |done: u64| {
+        // What was there already is no rate.
+        if started.set(done).is_ok() {
+            shown.reset_elapsed();
+            shown.set_position(done);
+            shown.reset_eta();
+        }
+        shown.set_position(done);
+        if shown.is_hidden()
+            && let Ok(mut last) = last.lock()
+            && (last.elapsed() > TOLD_EVERY || done == blocks)
+        {
+            *last = Instant::now();
+            eprintln!("{done} of {blocks} blocks, {:.0} a second, {:.0?} left", shown.per_sec(), shown.eta());
+        }
+    };
+    let (range, stopped) = (format!("{} to {}", request.from, request.to), stop.clone());
+    let work = ingest::backfill(&settings, request, stop.clone(), progress);
+    tokio::pin!(work);
+    tokio::select! {
+        outcome = &mut work => outcome?,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.context("listening for signals")?;
+            stop.cancel();
+            work.await?;
+        }
+    }
+    bar.abandon();
+    if stopped.is_cancelled() {
+        bail!("interrupted; the same command goes on where it stopped");
+    }
+    println!("blocks {range} are in the topics");
+    Ok(())
+}
+
+/// Tells why a chain halted and what would be taken back; with that number given, lets it go on.
+pub async fn resume(settings: Settings, chain: &str, take_back: u64) -> anyhow::Result<()> {
+    let (found, goes_on) = ingest::resume(&settings, chain, take_back).await?;
+    println!("{chain} halted: {}", found.halted);
+    println!("last block published: {}", found.tip);
+    println!("last one that the nodes have too: {}", found.common);
+    println!("blocks to take back: {}", found.take_back);
+    if !goes_on {
+        bail!(
+            "not resumed: payments in those blocks would be taken back; if that is right, run it again with --take-back {}",
+            found.take_back
+        );
+    }
+    println!("resumed: a running ingest goes on within seconds");
+    Ok(())
+}

@@ -1,6 +1,7 @@
 //! How the parts are: asked, not assumed. Answers are kept for moments, so that asking often costs nothing.
 
 use crate::app::App;
+use crate::halts::Halts;
 use crate::nodes::Nodes;
 use anyhow::Context as _;
 use axum::Json;
@@ -24,6 +25,7 @@ pub struct Health {
     http: reqwest::Client,
     registry: String,
     nodes: Nodes,
+    halts: Halts,
     parts: Kept<Parts>,
     heads: Kept<HashMap<ChainId, Result<u64, String>>>,
 }
@@ -69,6 +71,9 @@ struct ChainReport {
     /// As far as payments follow it.
     processed: Option<u64>,
     lag_blocks: Option<u64>,
+    /// Why ingest no longer follows it, until `ctrip resume`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    halted: Wrong,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Wrong,
 }
@@ -78,10 +83,10 @@ impl Health {
     ///
     /// # Errors
     /// When there is no HTTP client to be had.
-    pub fn new(registry: &str, nodes: Nodes) -> anyhow::Result<Self> {
+    pub fn new(registry: &str, nodes: Nodes, halts: Halts) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder().timeout(ANSWERS_WITHIN).build().context("the HTTP client")?;
         let registry = registry.trim_end_matches('/').to_owned();
-        Ok(Self { http, registry, nodes, parts: Kept::default(), heads: Kept::default() })
+        Ok(Self { http, registry, nodes, halts, parts: Kept::default(), heads: Kept::default() })
     }
 
     async fn parts(&self, app: &App) -> Parts {
@@ -159,20 +164,22 @@ pub async fn health(State(app): State<App>) -> Response {
             };
             let processed = processed.get(&chain.id).copied();
             let lag_blocks = head.zip(processed).map(|(head, processed)| head.saturating_sub(processed));
+            let halted = app.health.halts.of(chain.id);
             ChainReport {
                 chain: chain.name.clone(),
                 chain_id: chain.id.0,
-                status: word(&error),
+                status: if halted.is_some() { "halted" } else { word(&error) },
                 head,
                 processed,
                 lag_blocks,
+                halted,
                 error,
             }
         })
         .collect();
     let failing = [&parts.database, &parts.kafka, &parts.registry].into_iter().any(Option::is_some);
-    // A node that is away is no reason to take this process out of service: the other chains go on.
-    let degraded = chains.iter().any(|chain| chain.error.is_some());
+    // A node that is away, or a chain that has halted, is no reason to take this process out of service: the others go on.
+    let degraded = chains.iter().any(|chain| chain.error.is_some() || chain.halted.is_some());
     let status = if failing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let report = Report {
         status: if failing {

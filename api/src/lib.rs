@@ -20,6 +20,7 @@ mod chains;
 mod cursor;
 mod extract;
 mod fields;
+mod halts;
 mod health;
 mod intents;
 mod nodes;

@@ -3,6 +3,7 @@ use crate::app::{App, Parts};
 use crate::auth::Keys;
 use crate::batch::{self, Maker};
 use crate::catalog::Catalog;
+use crate::halts::Halts;
 use crate::health::Health;
 use crate::intents::{self, Intents};
 use crate::nodes::Nodes;
@@ -49,11 +50,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let kafka = Kafka::connect(&settings).await?;
     let pool = db::pool(&settings.database_url, CONNECTIONS)?;
     let account = Account::register(xpub, &pool).await?;
-    let health = Health::new(&settings.schema_registry_url, Nodes::new(&catalog))?;
+    let halts = Halts::default();
+    let health = Health::new(&settings.schema_registry_url, Nodes::new(&catalog), halts.clone())?;
     let listener =
         TcpListener::bind(settings.api_listen).await.with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
 
-    let (intents, acknowledged) = Intents::open(kafka)?;
+    let (intents, acknowledged) = Intents::open(kafka.clone())?;
     let (requests, queue) = mpsc::channel(batch::QUEUE);
     let maker = Maker { pool: pool.clone(), account, intents: intents.clone() };
     // The tasks end in the order of the data's way: the server at `stop`, the batcher when the server has dropped its
@@ -62,6 +64,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     tasks.spawn(batch::run(maker, queue));
     tasks.spawn(intents::forget(pool.clone(), acknowledged));
     tasks.spawn(intents::repair(pool.clone(), intents.clone(), stop.clone()));
+    tasks.spawn(halts.follow(kafka, stop.clone()));
     tasks.spawn(observe(pool.clone(), stop.clone()));
     let app = App::new(Parts { pool, catalog, keys: Keys::default(), intents, requests, health, started: Started::default() });
     tracing::info!("the API listens on http://{}", listener.local_addr()?);

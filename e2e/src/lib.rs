@@ -121,12 +121,21 @@ impl Lab {
     /// # Errors
     /// When the process can't be started.
     pub fn spawn(&self, role: &str) -> Result<Process> {
+        self.spawn_with(&[role])
+    }
+
+    /// Starts `ctrip` with any arguments, the first being the subcommand.
+    ///
+    /// # Errors
+    /// When the process can't be started.
+    pub fn spawn_with(&self, arguments: &[&str]) -> Result<Process> {
+        let role = arguments.first().copied().unwrap_or_default();
         let mut env = self.env.clone();
         if role != "up" && role != "api" {
             // Each process has its own metrics.
             env.insert("METRICS_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?));
         }
-        Process::spawn(&self.binary, role, &env, &self.dir)
+        Process::spawn(&self.binary, arguments, &env, &self.dir)
     }
 
     /// The API, as a merchant with a key of its own sees it.

@@ -35,11 +35,12 @@ pub struct Process {
 }
 
 impl Process {
-    pub(crate) fn spawn(binary: &Path, role: &str, env: &BTreeMap<String, String>, dir: &Path) -> Result<Self> {
+    pub(crate) fn spawn(binary: &Path, arguments: &[&str], env: &BTreeMap<String, String>, dir: &Path) -> Result<Self> {
+        let role = arguments.first().copied().unwrap_or_default();
         let log = dir.join(format!("{role}.log"));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
         let child = Command::new(binary)
-            .arg(role)
+            .args(arguments)
             .envs(env)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)

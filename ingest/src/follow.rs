@@ -4,9 +4,7 @@ use crate::pipeline::{MOST_BLOCKS, MOST_BYTES, Pipeline};
 use crate::reconcile::{Step, TooDeep, reconcile};
 use crate::records::{Change, Settled};
 use crate::window::Window;
-use chain::{
-    BlockId, Chain, FetchError, FetchedBlock, Head, Rpc, RpcError, Tag, Witnesses, fetch_head, fetch_tag, witnesses,
-};
+use chain::{BlockId, Chain, FetchError, FetchedBlock, Head, Rpc, RpcError, Tag, Witnesses, fetch_head, fetch_tag, witnesses};
 use runtime::{chain_of, metrics, stage};
 use std::collections::HashSet;
 use std::sync::Arc;

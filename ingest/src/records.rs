@@ -35,12 +35,8 @@ pub fn records(chain: ChainId, sequence: u64, change: Change, settled: Settled) 
         Change::Removed(head) => {
             (block(chain, sequence, &head, Kind::Removed), logs(chain, sequence, &head, logs_record::Kind::Removed))
         }
-        Change::Added(fetched) => {
-            whole(chain, sequence, *fetched, settled, Kind::Added, logs_record::Kind::Added)
-        }
-        Change::Replayed(fetched) => {
-            whole(chain, sequence, *fetched, settled, Kind::Replayed, logs_record::Kind::Replayed)
-        }
+        Change::Added(fetched) => whole(chain, sequence, *fetched, settled, Kind::Added, logs_record::Kind::Added),
+        Change::Replayed(fetched) => whole(chain, sequence, *fetched, settled, Kind::Replayed, logs_record::Kind::Replayed),
     }
 }
 
@@ -62,10 +58,7 @@ fn whole(
         transactions: transactions.map(|((transaction, status), index)| of_transaction(transaction, *status, index)).collect(),
         ..block(chain, sequence, &head, kind)
     };
-    let of_block = LogsRecord {
-        logs: fetched.logs.into_iter().map(log).collect(),
-        ..logs(chain, sequence, &head, logs_kind)
-    };
+    let of_block = LogsRecord { logs: fetched.logs.into_iter().map(log).collect(), ..logs(chain, sequence, &head, logs_kind) };
     (record, of_block)
 }
 

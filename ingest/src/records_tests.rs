@@ -76,7 +76,11 @@ fn a_removed_block_is_named_and_carries_nothing() {
 
 fn window(count: u64, whole: bool) -> Window {
     let hash = |number: u64| B256::from(topics::U256::from(number + 1000));
-    Window::new((0..count).map(|n| Head { number: n + 5, hash: hash(n + 1), parent_hash: hash(n), timestamp: n }), whole, Some(6))
+    Window::new(
+        (0..count).map(|n| Head { number: n + 5, hash: hash(n + 1), parent_hash: hash(n), timestamp: n }),
+        whole,
+        Some(6),
+    )
 }
 
 #[test]

@@ -262,8 +262,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// Of a topic whose writers use no transactions: `catch_up` counts on every offset below the end holding a record or
-    /// nothing newer. (The last record of a compacted partition always stays.)
+    /// [`catch_up`](Self::catch_up) is for a topic whose writers use no transactions: it counts on every offset below the end
+    /// holding a record or nothing newer. (The last record of a compacted partition always stays.)
     ///
     /// # Errors
     /// When librdkafka refuses the configuration.
@@ -285,6 +285,20 @@ impl Table {
         }
         inner.assign(&list).map_err(failure)?;
         Ok(Self { kafka: kafka.clone(), inner, asker, topic, next: HashMap::new() })
+    }
+
+    /// Shows what has arrived, after waiting up to `wait` for the first of it. For topics of transactional writers too.
+    ///
+    /// # Errors
+    /// When the broker answers with one.
+    pub fn poll(&mut self, wait: Duration, mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
+        let mut patience = wait;
+        while let Some(message) = self.inner.poll(patience) {
+            patience = Duration::ZERO;
+            let message = message.map_err(|e| failure(e).context(format!("reading {}", self.topic)))?;
+            see(&Record { topic: self.topic, message });
+        }
+        Ok(())
     }
 
     /// Reads on until everything that was in the topic when this was called has been seen.

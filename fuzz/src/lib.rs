@@ -1,0 +1,107 @@
+//! What must hold for any bytes: those that a node sends, and those that lie in a topic.
+//!
+//! `dev/fuzz` lets libFuzzer loose on [`rpc`] and [`record`] (`targets/`), and `tests/mutations.rs` runs them a while in
+//! `make test`. Both begin with [`seeds`]. A finding is a panic.
+
+mod seeds;
+
+use chain::{Block, FetchedBlock, Head, Log, Receipts, Tracer, Verify, internal_transfers};
+use detector::WatchSet;
+use detector::matching::{Block as BlockView, Matcher, RecordHead};
+use ingest::records::{Change, Settled, records, restore};
+use prost::Message as _;
+pub use seeds::{Seeds, seeds};
+use std::collections::HashMap;
+use topics::{Address, ChainId, Matches, frame, wire};
+
+/// A node's answers, one a line: a block, its receipts or logs, its traces. Whatever they are, they are an error or a block that
+/// can be published and matched.
+pub fn rpc(data: &[u8]) {
+    let mut lines = data.splitn(3, |byte| *byte == b'\n').map(|line| std::str::from_utf8(line).unwrap_or_default());
+    let (block, outcome, trace) =
+        (lines.next().unwrap_or_default(), lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    // Nothing depends on its outcome: it must not panic.
+    let _ = serde_json::from_str::<Head>(block);
+    let Ok(block) = Block::parse(block) else { return };
+    let receipts = serde_json::from_str(outcome)
+        .map(Receipts::All)
+        .or_else(|_| serde_json::from_str::<Vec<Log>>(outcome).map(|logs| Receipts::Logs { logs, some: HashMap::new() }));
+    let Ok(receipts) = receipts else { return };
+    let proven = [Verify::Roots, Verify::Auto, Verify::Bloom, Verify::Off]
+        .map(|verify| FetchedBlock::new(block.clone(), receipts.clone(), verify).ok());
+    if let [Some(strict), tolerant, ..] = &proven {
+        assert_eq!(block.header_hash(), Some(strict.block.hash), "proven by roots, and the header does not hash");
+        assert!(tolerant.is_some(), "what the strict proof accepts, the tolerant one refuses");
+    }
+    for mut fetched in proven.into_iter().flatten() {
+        for tracer in [Tracer::CallTracer, Tracer::TraceBlock] {
+            if let Ok(internal) = internal_transfers(&fetched.block, &fetched.statuses, tracer, trace) {
+                assert!(internal.iter().all(|transfer| !transfer.value.is_zero() && transfer.from != transfer.to));
+                fetched.internal = Some(internal);
+            }
+        }
+        let (block, logs) = records(ChainId(1), 1, Change::Added(Box::new(fetched)), Settled::default());
+        matched(&block.encode_to_vec(), &logs.encode_to_vec());
+    }
+}
+
+/// A record of any topic, in its frame; two records one after the other are a block and its logs.
+pub fn record(data: &[u8]) {
+    if let Some((length, rest)) = data.split_first() {
+        let (block, logs) = rest.split_at_checked(usize::from(*length) * 8).unwrap_or((rest, &[]));
+        matched(block, logs);
+    }
+    let Ok(message) = frame::payload(data) else { return };
+    matched(message, message);
+    if let Ok(cursor) = wire::ChainCursor::decode(message)
+        && let Ok((sequence, window)) = restore(ChainId(cursor.chain_id), &cursor)
+    {
+        let again = ingest::records::cursor(ChainId(cursor.chain_id), sequence, &window);
+        assert_eq!(
+            restore(ChainId(cursor.chain_id), &again),
+            Ok((sequence, window)),
+            "a cursor changes when it is written again"
+        );
+    }
+    if let Ok(record) = wire::MatchesRecord::decode(message) {
+        let _ = Matches::try_from(&record);
+    }
+    let _ = wire::LogsRecord::decode(message);
+    let _ = wire::PaymentIntent::decode(message);
+    let _ = wire::PaymentEvent::decode(message);
+    let _ = wire::PaymentState::decode(message);
+    let _ = wire::Quarantined::decode(message);
+}
+
+/// The detector, which reads records without decoding them, sees in them what Protobuf's own decoder sees.
+fn matched(block: &[u8], logs: &[u8]) {
+    let _ = RecordHead::read(block);
+    let Ok(view) = BlockView::read(block) else { return };
+    let decoded = wire::BlockRecord::decode(block);
+    if let Ok(decoded) = &decoded {
+        assert_eq!(
+            (view.chain_id, view.sequence, view.number, view.hash, view.timestamp),
+            (decoded.chain_id, decoded.sequence, decoded.number, decoded.hash.as_ref(), decoded.timestamp)
+        );
+    }
+    let mut watched = WatchSet::default();
+    for transaction in decoded.iter().flat_map(|decoded| &decoded.transactions) {
+        watch(&mut watched, &transaction.to);
+    }
+    for log in wire::LogsRecord::decode(logs).iter().flat_map(|logs| &logs.logs) {
+        let words = log.topics.iter().chain([&log.data]);
+        words.for_each(|word| watch(&mut watched, word.get(12..32).unwrap_or_default()));
+    }
+    if let Ok(matches) = Matcher::default().matches(&watched, &view, logs) {
+        for transfer in &matches.transfers {
+            assert!(transfer.from != transfer.to && transfer.amount.first().is_some_and(|byte| *byte != 0), "{transfer:?}");
+        }
+        let _ = Matches::try_from(&matches);
+    }
+}
+
+fn watch(watched: &mut WatchSet, address: &[u8]) {
+    if let Ok(address) = Address::try_from(address) {
+        watched.insert(address);
+    }
+}

@@ -1,0 +1,61 @@
+use anyhow::{Context as _, Result};
+use chain::{Block, FetchedBlock, Receipts, Verify};
+use ingest::Window;
+use ingest::records::{Change, Settled, cursor, records};
+use prost::Message as _;
+use serde_json::Value;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use topics::{ChainId, frame, wire};
+
+/// Inputs to begin with, made of `testdata`: the real thing, from which mutations reach further than from nothing.
+#[derive(Debug, Default)]
+pub struct Seeds {
+    /// Of [`rpc`](crate::rpc).
+    pub rpc: Vec<Vec<u8>>,
+    /// Of [`record`](crate::record).
+    pub record: Vec<Vec<u8>>,
+}
+
+/// Makes them.
+///
+/// # Errors
+/// When the files are not there.
+pub fn seeds() -> Result<Seeds> {
+    let mut seeds = Seeds::default();
+    for file in ["amsterdam-dev", "misc"] {
+        let traces = lines(file, "traces")?;
+        for line in lines(file, "blocks")? {
+            let trace = traces.iter().find(|trace| trace["hash"] == line["hash"]).map(|trace| trace["result"].clone());
+            let (block, outcome) = (&line["block"], line.get("receipts").or(line.get("logs")).context("receipts or logs")?);
+            let answer = format!("{block}\n{outcome}\n{}", trace.unwrap_or_default());
+            // Larger ones only make each try slower.
+            if answer.len() > 64 * 1024 {
+                continue;
+            }
+            seeds.rpc.push(answer.into_bytes());
+            seeds.record.extend(stored_as(block, outcome)?);
+        }
+    }
+    let event = wire::PaymentEvent { payment_id: "a".to_owned(), ..Default::default() };
+    seeds.record.push(frame::wrap(7, &event.encode_to_vec()));
+    Ok(seeds)
+}
+
+fn stored_as(block: &Value, outcome: &Value) -> Result<Vec<Vec<u8>>> {
+    let block = Block::parse(&block.to_string())?;
+    let Ok(receipts) = serde_json::from_value(outcome.clone()) else { return Ok(Vec::new()) };
+    let mut window = Window::default();
+    window.push(block.head());
+    let Ok(fetched) = FetchedBlock::new(block, Receipts::All(receipts), Verify::Off) else { return Ok(Vec::new()) };
+    let (block, logs) = records(ChainId(1), 1, Change::Added(Box::new(fetched)), Settled { safe: Some(1), finalized: Some(2) });
+    let (block, logs) = (block.encode_to_vec(), logs.encode_to_vec());
+    let cursor = cursor(ChainId(1), 1, &window).encode_to_vec();
+    Ok([block, logs, cursor].iter().map(|message| frame::wrap(7, message)).collect())
+}
+
+fn lines(file: &str, kind: &str) -> Result<Vec<Value>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../testdata/{file}.{kind}.jsonl.gz"));
+    let file = std::fs::File::open(&path).with_context(|| path.display().to_string())?;
+    BufReader::new(flate2::read::MultiGzDecoder::new(file)).lines().map(|line| Ok(serde_json::from_str(&line?)?)).collect()
+}

@@ -2,13 +2,23 @@
 
 use crate::block::{Block, Head, Log, Receipt};
 use crate::config::Verify;
-use crate::proof::{Proof, Unproven, prove};
-use crate::rpc::{Endpoint, Rpc, RpcError, Tag};
-use crate::trace::InternalTransfer;
-use alloy::primitives::{B256, U256};
+use crate::proof::{Part, Proof, Unproven, prove};
+use crate::rpc::{Blame, Blames, Call, Endpoint, Rpc, RpcError, Tag};
+use crate::trace::{InternalTransfer, TraceError};
+use alloy::primitives::{Address, B256, U256, address, b256};
 use serde_json::json;
+use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::sync::Arc;
+
+mod traced;
+
+/// Receipts asked for at once, where they are not to be had by the block.
+const RECEIPTS_A_BATCH: usize = 100;
+/// Where EIP-7708 reports transfers of coin from.
+const COIN_LOGS: Address = address!("fffffffffffffffffffffffffffffffffffffffe");
+/// `keccak256("Transfer(address,address,uint256)")`
+const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
 
 /// Which block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +43,23 @@ pub enum FetchError {
         /// What does not hold.
         #[source]
         source: Unproven,
+    },
+    /// What it tells of the transfers inside is of no use.
+    #[error("{endpoint} gave no usable trace of block {number}")]
+    Trace {
+        /// Host of the endpoint.
+        endpoint: String,
+        /// The block.
+        number: u64,
+        /// Why.
+        #[source]
+        source: Box<TraceError>,
+    },
+    /// A chain with `traces: true` and an endpoint without tracers.
+    #[error("{endpoint} has neither debug_traceBlockByHash nor trace_block, and its chain has traces: true")]
+    NoTracer {
+        /// Host of the endpoint.
+        endpoint: String,
     },
 }
 
@@ -136,10 +163,21 @@ impl FetchedBlock {
         Ok(Self { block, statuses, logs, internal: None, proof })
     }
 
+    /// Whether it reports its coin's transfers as logs (EIP-7708): then those are all there are, and proven.
+    pub fn tells_its_coin(&self) -> bool {
+        self.logs.iter().any(|placed| placed.log.address == COIN_LOGS && placed.log.topics.first() == Some(&TRANSFER))
+    }
+
     /// Roughly its size as records, in bytes.
     pub fn weight(&self) -> usize {
         let logs: usize = self.logs.iter().map(|log| 128 + 32 * log.log.topics.len() + log.log.data.len()).sum();
         256 + 128 * self.block.transactions.len() + logs
+    }
+}
+
+impl PlacedLog {
+    fn content(&self) -> (Address, &[B256], &[u8], B256) {
+        (self.log.address, &self.log.topics, &self.log.data, self.transaction_hash)
     }
 }
 
@@ -165,13 +203,42 @@ fn place(block: &Block, receipts: Receipts) -> Result<Vec<PlacedLog>, Unproven> 
         .collect()
 }
 
-/// Fetches a block with its receipts, from the first endpoint that has both and proves them. All of it is asked of one
-/// endpoint and by hash, since at the head a number means another block a moment later. `None` if no endpoint knows it.
+/// What of a block is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// How it is proven.
+    pub verify: Verify,
+    /// Whether coin that contracts move is asked of tracers, where the block does not tell it itself.
+    pub traces: bool,
+}
+
+impl Blames for FetchError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Rpc(error) => error.blame(),
+            Self::Unproven { .. } => Blame::Lie,
+            Self::Trace { .. } | Self::NoTracer { .. } => Blame::Fault,
+        }
+    }
+}
+
+/// Fetches a block with its receipts, from the first endpoint that has both and proves them. `None` if no endpoint knows it.
+///
+/// All of it is asked of one endpoint. By number a block may change from one request to the next; what is then of another block is
+/// asked again by hash. Where no root proves the logs and there is another endpoint, that one has to say the same.
 ///
 /// # Errors
 /// When no endpoint gave a proven answer; the last one's reason.
-pub async fn fetch_block(rpc: &Rpc, verify: Verify, id: BlockId) -> Result<Option<FetchedBlock>, FetchError> {
-    rpc.attempt(|endpoint| fetch_from(endpoint, verify, id)).await
+pub async fn fetch_block(rpc: &Rpc, reading: Reading, id: BlockId) -> Result<Option<FetchedBlock>, FetchError> {
+    let found = rpc.attempt(|endpoint| async move {
+        let fetched = fetch_from(&endpoint, reading, id).await?;
+        Ok::<_, FetchError>(fetched.map(|fetched| (endpoint, fetched)))
+    });
+    let Some((endpoint, fetched)) = found.await? else { return Ok(None) };
+    if reading.verify != Verify::Off && !(fetched.proof.header == Part::Root && fetched.proof.receipts == Part::Root) {
+        cross_check(rpc, &endpoint, &fetched).await?;
+    }
+    Ok(Some(fetched))
 }
 
 /// The head of the chain as the preferred endpoint sees it, or a block below it.
@@ -181,7 +248,14 @@ pub async fn fetch_block(rpc: &Rpc, verify: Verify, id: BlockId) -> Result<Optio
 pub async fn fetch_head(rpc: &Rpc, id: Option<BlockId>) -> Result<Option<Head>, RpcError> {
     rpc.attempt(|endpoint| async move {
         match id {
-            None => endpoint.request("eth_getBlockByNumber", json!(["latest", false])).await,
+            None => {
+                let head: Option<Head> = endpoint.request("eth_getBlockByNumber", json!(["latest", false])).await?;
+                if let Some(head) = &head {
+                    endpoint.saw_head(head.number);
+                }
+                rpc.look_around(&endpoint);
+                Ok(head)
+            }
             Some(BlockId::Number(number)) => {
                 endpoint.request("eth_getBlockByNumber", json!([format!("{number:#x}"), false])).await
             }
@@ -227,16 +301,10 @@ pub async fn witnesses(rpc: &Rpc, number: u64, hash: B256) -> Witnesses {
     witnesses
 }
 
-async fn fetch_from(endpoint: Arc<Endpoint>, verify: Verify, id: BlockId) -> Result<Option<FetchedBlock>, FetchError> {
+async fn fetch_from(endpoint: &Endpoint, reading: Reading, id: BlockId) -> Result<Option<FetchedBlock>, FetchError> {
     let unproven = |source| FetchError::Unproven { endpoint: endpoint.host().to_owned(), source };
-    let (block, receipts) = match id {
-        // The hash is known, so one round trip does.
-        BlockId::Hash(hash) if endpoint.has_block_receipts() => {
-            let (block, receipts) = tokio::join!(get_block(&endpoint, id), get_receipts(&endpoint, hash));
-            (block?, Some(receipts))
-        }
-        _ => (get_block(&endpoint, id).await?, None),
-    };
+    let (block, receipts) =
+        if endpoint.has_block_receipts() { get_both(endpoint, id).await? } else { (get_block(endpoint, id).await?, Ok(None)) };
     let Some(block) = block else { return Ok(None) };
     match id {
         BlockId::Number(number) if number != block.number => {
@@ -247,31 +315,68 @@ async fn fetch_from(endpoint: Arc<Endpoint>, verify: Verify, id: BlockId) -> Res
         }
         _ => {}
     }
+    let by_hash = matches!(id, BlockId::Hash(_));
+    let moved = |receipts: &[Receipt]| receipts.iter().any(|receipt| receipt.block_hash.is_some_and(|hash| hash != block.hash));
     let receipts = match receipts {
-        Some(receipts) => receipts,
-        None if endpoint.has_block_receipts() => get_receipts(&endpoint, block.hash).await,
-        None => Ok(None),
+        // The chain has moved on between two answers: nobody's fault, and by hash it can't.
+        Ok(Some(receipts)) if !by_hash && moved(&receipts) => get_receipts(endpoint, block.hash).await,
+        Ok(None) if !by_hash && endpoint.has_block_receipts() => get_receipts(endpoint, block.hash).await,
+        receipts => receipts,
     };
     let receipts = match receipts {
-        Err(error) if error.is_unsupported() => {
-            endpoint.lacks_block_receipts();
-            get_logs(&endpoint, &block).await?
+        Err(error) if error.is_unsupported() || error.is_range() => {
+            if error.is_unsupported() {
+                endpoint.lacks_block_receipts();
+            }
+            get_logs(endpoint, &block).await?
         }
         Err(error) => return Err(error.into()),
-        Ok(None) if !endpoint.has_block_receipts() => get_logs(&endpoint, &block).await?,
+        Ok(None) if !endpoint.has_block_receipts() => get_logs(endpoint, &block).await?,
         Ok(all) => all.map(Receipts::All),
     };
     // A node that has the block and not its receipts yet is as good as one that lacks both.
     let Some(receipts) = receipts else { return Ok(None) };
-    FetchedBlock::new(block, receipts, verify).map(Some).map_err(unproven)
+    let mut fetched = FetchedBlock::new(block, receipts, reading.verify).map_err(unproven)?;
+    if reading.traces && !fetched.tells_its_coin() {
+        fetched.internal = Some(traced::get_internal(endpoint, &fetched).await?);
+    }
+    Ok(Some(fetched))
+}
+
+/// A block and its receipts, by number or by hash alike, in one round trip.
+async fn get_both(
+    endpoint: &Endpoint,
+    id: BlockId,
+) -> Result<(Option<Block>, Result<Option<Vec<Receipt>>, RpcError>), RpcError> {
+    let which = match id {
+        BlockId::Number(number) => json!(format!("{number:#x}")),
+        BlockId::Hash(hash) => json!(hash),
+    };
+    if !endpoint.takes_batches() {
+        let receipts = async { endpoint.request("eth_getBlockReceipts", json!([which])).await };
+        let (block, receipts) = tokio::join!(get_block(endpoint, id), receipts);
+        return Ok((block?, receipts));
+    }
+    let (method, params) = block_call(id);
+    let mut answers = endpoint.batch(vec![(method, params), ("eth_getBlockReceipts", json!([which]))]).await?.into_iter();
+    let missing = || Err(RpcError::NoBatch { method, endpoint: endpoint.host().to_owned() });
+    let (block, receipts) = (answers.next().unwrap_or_else(missing)?, answers.next().unwrap_or_else(missing));
+    Ok((read_block(endpoint, method, &block)?, receipts.and_then(|answer| endpoint.read("eth_getBlockReceipts", &answer))))
+}
+
+fn block_call(id: BlockId) -> Call {
+    match id {
+        BlockId::Number(number) => ("eth_getBlockByNumber", json!([format!("{number:#x}"), true])),
+        BlockId::Hash(hash) => ("eth_getBlockByHash", json!([hash, true])),
+    }
 }
 
 async fn get_block(endpoint: &Endpoint, id: BlockId) -> Result<Option<Block>, RpcError> {
-    let (method, params) = match id {
-        BlockId::Number(number) => ("eth_getBlockByNumber", json!([format!("{number:#x}"), true])),
-        BlockId::Hash(hash) => ("eth_getBlockByHash", json!([hash, true])),
-    };
-    let answer = endpoint.raw(method, params).await?;
+    let (method, params) = block_call(id);
+    read_block(endpoint, method, &*endpoint.raw(method, params).await?)
+}
+
+fn read_block(endpoint: &Endpoint, method: &'static str, answer: &RawValue) -> Result<Option<Block>, RpcError> {
     if answer.get() == "null" {
         return Ok(None);
     }
@@ -285,16 +390,85 @@ async fn get_receipts(endpoint: &Endpoint, block: B256) -> Result<Option<Vec<Rec
 /// What `eth_getBlockReceipts` would tell, as far as a payment depends on it: all logs, and whether the transactions that
 /// carry value succeeded. `None` if the node lacks one of their receipts.
 async fn get_logs(endpoint: &Endpoint, block: &Block) -> Result<Option<Receipts>, RpcError> {
-    let mut logs: Vec<Log> = endpoint.request("eth_getLogs", json!([{ "blockHash": block.hash }])).await?;
+    let logs: Result<Vec<Log>, RpcError> = endpoint.request("eth_getLogs", json!([{ "blockHash": block.hash }])).await;
+    let mut logs = match logs {
+        // Too many for this provider: one transaction at a time there are fewer, and they prove more.
+        Err(error) if error.is_range() => {
+            let hashes: Vec<B256> = block.transactions.iter().map(|transaction| transaction.hash).collect();
+            return Ok(get_receipts_of(endpoint, block, &hashes).await?.map(Receipts::All));
+        }
+        logs => logs?,
+    };
     logs.sort_by_key(|log| log.log_index);
-    let mut some = HashMap::new();
-    for transaction in block.transactions.iter().filter(|transaction| transaction.value > U256::ZERO) {
-        let receipt: Option<Receipt> = endpoint.request("eth_getTransactionReceipt", json!([transaction.hash])).await?;
-        // A receipt of the same transaction in another block says nothing about this one.
-        match receipt.filter(|receipt| receipt.block_hash == Some(block.hash)) {
-            Some(receipt) => some.insert(transaction.hash, receipt),
-            None => return Ok(None),
-        };
+    let paying: Vec<B256> = block.transactions.iter().filter(|tx| tx.value > U256::ZERO).map(|tx| tx.hash).collect();
+    let Some(receipts) = get_receipts_of(endpoint, block, &paying).await? else { return Ok(None) };
+    let some: HashMap<B256, Receipt> = receipts.into_iter().map(|receipt| (receipt.transaction_hash, receipt)).collect();
+    // One that is told of another transaction would stand in for a missing one.
+    Ok(paying.iter().all(|hash| some.contains_key(hash)).then_some(Receipts::Logs { logs, some }))
+}
+
+/// The receipts of these transactions of the block; `None` if the node lacks one.
+async fn get_receipts_of(endpoint: &Endpoint, block: &Block, hashes: &[B256]) -> Result<Option<Vec<Receipt>>, RpcError> {
+    let mut receipts = Vec::with_capacity(hashes.len());
+    for hashes in hashes.chunks(if endpoint.takes_batches() { RECEIPTS_A_BATCH } else { 1 }) {
+        for receipt in get_some_receipts(endpoint, hashes).await? {
+            // A receipt of the same transaction in another block says nothing about this one.
+            match receipt.filter(|receipt| receipt.block_hash == Some(block.hash)) {
+                Some(receipt) => receipts.push(receipt),
+                None => return Ok(None),
+            }
+        }
     }
-    Ok(Some(Receipts::Logs { logs, some }))
+    Ok(Some(receipts))
+}
+
+async fn get_some_receipts(endpoint: &Endpoint, hashes: &[B256]) -> Result<Vec<Option<Receipt>>, RpcError> {
+    const METHOD: &str = "eth_getTransactionReceipt";
+    if let [hash] = hashes {
+        return Ok(vec![endpoint.request(METHOD, json!([hash])).await?]);
+    }
+    let calls = hashes.iter().map(|hash| (METHOD, json!([hash]))).collect();
+    endpoint.batch(calls).await?.into_iter().map(|answer| endpoint.read(METHOD, &*answer?)).collect()
+}
+
+/// Asks another endpoint for what no root proves: header fields that matter, logs, and how transactions ended. One that does not
+/// answer, or does not know the block yet, hinders nothing.
+async fn cross_check(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &FetchedBlock) -> Result<(), FetchError> {
+    let Some(other) = rpc.by_preference().into_iter().find(|other| !Arc::ptr_eq(other, asked) && other.standing().1) else {
+        return Ok(());
+    };
+    // Not proven again: it is the comparison that counts.
+    let reading = Reading { verify: Verify::Off, traces: false };
+    let theirs = match other.check_chain().await {
+        Ok(()) => Box::pin(fetch_from(&other, reading, BlockId::Hash(fetched.block.hash))).await,
+        Err(error) => Err(error.into()),
+    };
+    let Ok(Some(theirs)) = theirs else { return Ok(()) };
+    let number = fetched.block.number;
+    let roots =
+        |block: &Block| (block.number, block.parent_hash, block.timestamp, block.transactions_root, block.receipts_root);
+    let what = if roots(&fetched.block) != roots(&theirs.block) {
+        "the header"
+    } else if !fetched.logs.iter().map(PlacedLog::content).eq(theirs.logs.iter().map(PlacedLog::content)) {
+        "the logs"
+    } else if !agree(&fetched.statuses, &theirs.statuses) {
+        "the outcome of the transactions"
+    } else {
+        return Ok(());
+    };
+    // Neither is believed: who is right shows when they agree.
+    for endpoint in [asked, &other] {
+        endpoint.lied();
+    }
+    let (one, two) = (asked.host(), other.host());
+    Err(FetchError::Unproven {
+        endpoint: format!("{one} or {two}"),
+        source: Unproven::new(number, what, format!("what {two} says"), format!("something else from {one}")),
+    })
+}
+
+/// Where both know how a transaction ended, they say the same.
+fn agree(ours: &[Status], theirs: &[Status]) -> bool {
+    let both = ours.iter().zip(theirs).filter(|(ours, theirs)| **ours != Status::Unknown && **theirs != Status::Unknown);
+    ours.len() == theirs.len() && both.into_iter().all(|(ours, theirs)| ours == theirs)
 }

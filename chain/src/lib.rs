@@ -18,8 +18,9 @@ mod trace;
 pub use block::{Block, Head, Log, Receipt, Transaction};
 pub use config::{Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, Token, Verify};
 pub use fetch::{
-    BlockId, FetchError, FetchedBlock, PlacedLog, Receipts, Status, Witnesses, fetch_block, fetch_head, fetch_tag, witnesses,
+    BlockId, FetchError, FetchedBlock, PlacedLog, Reading, Receipts, Status, Witnesses, fetch_block, fetch_head, fetch_tag,
+    witnesses,
 };
 pub use proof::{Part, Proof, Unproven, prove};
-pub use rpc::{Endpoint, Rpc, RpcError, Tag};
+pub use rpc::{Endpoint, Probe, Rpc, RpcError, Tag, table};
 pub use trace::{InternalTransfer, TraceError, Tracer, internal_transfers};

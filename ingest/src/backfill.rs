@@ -111,7 +111,7 @@ impl<'a> Backfill<'a> {
             None => Window::default(),
         };
         let _tokio = handle.enter();
-        let pipeline = Pipeline::new(rpc.clone(), chain.verify);
+        let pipeline = Pipeline::new(rpc.clone(), chain.reading());
         Ok(Self { kafka, chain, producer, group: kafka.bare_group(&group)?, pipeline, window, next, last: None, misfits: 0 })
     }
 

@@ -50,7 +50,7 @@ enum Trouble {
 impl Follower {
     /// Goes on from `window`; an empty one starts at the chain's `start_block`, or at its head.
     pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, window: Window) -> Self {
-        let pipeline = Pipeline::new(rpc.clone(), chain.verify);
+        let pipeline = Pipeline::new(rpc.clone(), chain.reading());
         Self { chain, rpc, window, pipeline, tagged: None, told: HashSet::new() }
     }
 
@@ -85,9 +85,6 @@ impl Follower {
                 }
                 Err(trouble) => {
                     self.pipeline.clear();
-                    if matches!(trouble, Trouble::Fetch(FetchError::Unproven { .. })) {
-                        metrics::CHAIN_UNPROVEN.counter(&[("chain", &self.chain.name)]).increment(1);
-                    }
                     let delay = delays.next().unwrap_or(LONGEST_DELAY);
                     tracing::warn!(chain = self.chain.name, "asking again in {delay:.1?}: {}", chain_of(&trouble));
                     tokio::time::sleep(delay).await;
@@ -102,7 +99,8 @@ impl Follower {
         self.pipeline.clear();
         let Witnesses { with, against } = witnesses(&self.rpc, error.ours.number, error.ours.hash).await;
         for endpoint in against.iter().filter(|_| !with.is_empty()) {
-            tracing::warn!(chain = self.chain.name, endpoint = endpoint.host(), "on a branch that nobody else is on: {error}");
+            tracing::warn!(chain = self.chain.name, endpoint = endpoint.host(), "on a branch that others are not on: {error}");
+            endpoint.lied();
         }
         with.is_empty() && !against.is_empty()
     }

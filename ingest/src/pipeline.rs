@@ -1,4 +1,4 @@
-use chain::{BlockId, FetchError, FetchedBlock, Rpc, Verify, fetch_block};
+use chain::{BlockId, FetchError, FetchedBlock, Reading, Rpc, fetch_block};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio_util::task::AbortOnDropHandle;
@@ -15,15 +15,15 @@ type Answer = Result<Option<FetchedBlock>, FetchError>;
 /// Fetches blocks side by side and gives them in order. The fetches run on while the caller publishes.
 pub struct Pipeline {
     rpc: Arc<Rpc>,
-    verify: Verify,
+    reading: Reading,
     // Boxed: a range of numbers and a list of hashes are both asked for.
     waiting: Box<dyn Iterator<Item = BlockId> + Send>,
     running: VecDeque<AbortOnDropHandle<Answer>>,
 }
 
 impl Pipeline {
-    pub fn new(rpc: Arc<Rpc>, verify: Verify) -> Self {
-        Self { rpc, verify, waiting: Box::new(std::iter::empty()), running: VecDeque::new() }
+    pub fn new(rpc: Arc<Rpc>, reading: Reading) -> Self {
+        Self { rpc, reading, waiting: Box::new(std::iter::empty()), running: VecDeque::new() }
     }
 
     /// Fetches these, in place of whatever was asked for before.
@@ -68,8 +68,8 @@ impl Pipeline {
         while self.running.len() < PARALLEL
             && let Some(id) = self.waiting.next()
         {
-            let (rpc, verify) = (self.rpc.clone(), self.verify);
-            self.running.push_back(AbortOnDropHandle::new(tokio::spawn(async move { fetch_block(&rpc, verify, id).await })));
+            let (rpc, reading) = (self.rpc.clone(), self.reading);
+            self.running.push_back(AbortOnDropHandle::new(tokio::spawn(async move { fetch_block(&rpc, reading, id).await })));
         }
     }
 }

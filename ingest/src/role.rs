@@ -5,7 +5,7 @@ use crate::halt::{self, Halted};
 use crate::records::{Change, cursor, records, restore};
 use crate::window::Window;
 use anyhow::Context as _;
-use chain::{Chain, Chains, Rpc};
+use chain::{Chain, Chains, Probe, Rpc};
 use runtime::kafka::{Kafka, TransactionalProducer};
 use runtime::{Failure, Settings, metrics, stage};
 use std::sync::Arc;
@@ -29,6 +29,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     for chain in chains {
         let rpc = Rpc::of(&chain);
         rpc.refuse_wrong_chain().await.with_context(|| format!("chain {}", chain.name))?;
+        tell_endpoints(&chain, &rpc).await;
         followed.push((Arc::new(chain), Arc::new(rpc)));
     }
     let kafka = Kafka::connect(&settings).await?;
@@ -41,6 +42,21 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         ended.context("a chain's task panicked")?;
     }
     Ok(())
+}
+
+/// Logs what each endpoint can do.
+async fn tell_endpoints(chain: &Chain, rpc: &Rpc) {
+    let probes = rpc.probe().await;
+    let newest = probes.iter().filter_map(|probe| probe.head).max();
+    let rows: Vec<Vec<String>> = [Probe::columns()].into_iter().chain(probes.iter().map(|probe| probe.cells(newest))).collect();
+    for line in chain::table(&rows).lines() {
+        tracing::info!(chain = chain.name, "{line}");
+    }
+    for probe in probes {
+        if let Some(error) = probe.error {
+            tracing::warn!(chain = chain.name, endpoint = probe.endpoint, "not usable now: {error}");
+        }
+    }
 }
 
 async fn follow(kafka: Kafka, chain: Arc<Chain>, rpc: Arc<Rpc>, stop: CancellationToken) {

@@ -57,6 +57,7 @@ impl Consumer {
                         assert_eq!(self.stack.pop(), Some((head.number, head.hash.to_string())));
                         self.removed.push(head.number);
                     }
+                    Change::Replayed(block) => panic!("{} is no past block", block.block.number),
                     Change::Added(block) => {
                         let head = block.block.head();
                         if let Some((number, hash)) = self.stack.last() {

@@ -51,11 +51,13 @@ metrics_list! {
     CHAIN_BLOCKS = Counter "chain_blocks_total" ["chain", "kind"] "Block records published: added, removed or replayed.";
     CHAIN_LOGS = Counter "chain_logs_total" ["chain"] "Logs published.";
     CHAIN_REORGS = Counter "chain_reorgs_total" ["chain"] "Reorganisations written down; removed blocks are in chain_blocks_total.";
-    CHAIN_UNPROVEN = Counter "chain_unproven_answers_total" ["chain"] "Answers of nodes that failed their proof and were not published.";
+    CHAIN_UNPROVEN = Counter "chain_unproven_answers_total" ["chain", "endpoint"] "Answers of nodes that failed their proof and were not published.";
     CHAIN_UNCHECKED = Counter "chain_unchecked_blocks_total" ["chain"] "Blocks published with a part that no root proves, as verify allows.";
     CHAIN_HALTED = Gauge "chain_halted" ["chain"] "1 if the chain stopped and needs a person.";
-    RPC_REQUESTS = Counter "rpc_requests_total" ["chain", "endpoint", "outcome"] "Requests to nodes: ok or error.";
+    RPC_REQUESTS = Counter "rpc_requests_total" ["chain", "endpoint", "outcome"] "Requests to nodes: ok, error, or limited by the provider.";
     RPC_LATENCY = Histogram "rpc_latency_seconds" ["chain", "endpoint"] "How long a node took to answer.";
+    RPC_STATE = Gauge "rpc_endpoint_state" ["chain", "endpoint"] "The node's circuit: 0 closed, 1 half open, 2 open.";
+    RPC_HEAD = Gauge "rpc_endpoint_head_block" ["chain", "endpoint"] "Number of the newest block that the node told.";
     WATCHED_ADDRESSES = Gauge "watched_addresses" [] "Addresses in the detector's set.";
     MATCHED_LOGS = Counter "matched_logs_total" [] "Logs that the detector looked at.";
     MATCHED_TRANSFERS = Counter "matched_transfers_total" ["source"] "Transfers to issued addresses.";

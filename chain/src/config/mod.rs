@@ -6,6 +6,7 @@ mod scalar;
 mod tokens;
 mod url;
 
+use crate::fetch::Reading;
 use crate::rpc::{Rpc, RpcError};
 pub use file::ChainsFile;
 use std::path::{Path, PathBuf};
@@ -84,6 +85,11 @@ impl Token {
 }
 
 impl Chain {
+    /// What is wanted of its blocks.
+    pub fn reading(&self) -> Reading {
+        Reading { verify: self.verify, traces: self.traces }
+    }
+
     /// The token with this symbol, whatever the case.
     pub fn token_by_symbol(&self, symbol: &str) -> Option<&Token> {
         self.tokens.iter().find(|token| token.symbol.eq_ignore_ascii_case(symbol))

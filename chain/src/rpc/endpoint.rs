@@ -1,4 +1,6 @@
 use super::error::RpcError;
+use super::health::{Candidate, Circuit, Health};
+use super::pace::Pace;
 use crate::config::NodeUrl;
 use alloy::primitives::U64;
 use alloy::rpc::client::RpcClient;
@@ -8,14 +10,12 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 use topics::ChainId;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-const FIRST_BENCH: Duration = Duration::from_millis(250);
-const LONGEST_BENCH: Duration = Duration::from_secs(30);
 
 /// One node of a chain.
 #[derive(Debug)]
@@ -26,34 +26,52 @@ pub struct Endpoint {
     expected: Option<ChainId>,
     is_of_chain: AtomicBool,
     block_receipts: AtomicBool,
-    bench: Mutex<Bench>,
+    /// A [`Batches`] as a number.
+    batches: AtomicU8,
+    /// Place of the next tracer to try.
+    tracer: AtomicU8,
+    health: Mutex<Health>,
+    pace: Mutex<Pace>,
 }
 
-/// An endpoint that fails is asked last for a while, the longer the oftener.
-#[derive(Debug, Default)]
-struct Bench {
-    failures: u32,
-    until: Option<Instant>,
+/// Whether an endpoint answers several requests at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Batches {
+    Unknown,
+    Yes,
+    No,
 }
+
+/// A request: method and parameters.
+pub type Call = (&'static str, Value);
 
 impl Endpoint {
     pub(super) fn new(chain: &str, url: &NodeUrl, expected: Option<ChainId>) -> Self {
         // Building fails only where TLS can't be set up at all; the default client would then fail the same way.
         let http = reqwest::Client::builder().timeout(TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build().unwrap_or_default();
-        Self {
+        let endpoint = Self {
             chain: chain.to_owned(),
             host: url.host().to_owned(),
             client: RpcClient::new(Http::with_client(http, url.url().clone()), false),
             expected,
             is_of_chain: AtomicBool::new(false),
             block_receipts: AtomicBool::new(true),
-            bench: Mutex::default(),
-        }
+            batches: AtomicU8::new(Batches::Unknown as u8),
+            tracer: AtomicU8::new(0),
+            health: Mutex::default(),
+            pace: Mutex::new(Pace::new(Instant::now())),
+        };
+        metrics::RPC_STATE.gauge(&endpoint.labels()).set(Circuit::Closed.as_number());
+        endpoint
     }
 
     /// Host and port.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    fn labels(&self) -> [(&'static str, &str); 2] {
+        [("chain", &self.chain), ("endpoint", &self.host)]
     }
 
     /// Asks, and reads the answer.
@@ -62,7 +80,7 @@ impl Endpoint {
     /// When there is none within 10 s, or it is an error or something else.
     pub async fn request<T: DeserializeOwned>(&self, method: &'static str, params: Value) -> Result<T, RpcError> {
         let answer = self.raw(method, params).await?;
-        serde_json::from_str(answer.get()).map_err(|source| self.malformed(method, source))
+        self.read(method, &answer)
     }
 
     /// Asks, and gives the answer's JSON as it came.
@@ -70,13 +88,89 @@ impl Endpoint {
     /// # Errors
     /// When there is none within 10 s, or it is an error.
     pub async fn raw(&self, method: &'static str, params: Value) -> Result<Box<RawValue>, RpcError> {
-        let started = Instant::now();
-        let answer: Result<Box<RawValue>, _> = self.client.request(method, params).await;
-        let labels = [("chain", self.chain.as_str()), ("endpoint", self.host.as_str())];
-        metrics::RPC_LATENCY.histogram(&labels).record(started.elapsed().as_secs_f64());
-        let outcome = if answer.is_ok() { "ok" } else { "error" };
+        let started = self.wait_for_slot().await;
+        let answer = self.client.request(method, params).await.map_err(|error| RpcError::new(method, &self.host, error));
+        self.note(started, answer.as_ref().err());
+        answer
+    }
+
+    /// Asks several things in one HTTP request. Answers are in the order of the calls, whatever the node's order was.
+    ///
+    /// # Errors
+    /// When the node answers none, or not all of them.
+    pub async fn batch(&self, calls: Vec<Call>) -> Result<Vec<Result<Box<RawValue>, RpcError>>, RpcError> {
+        let first = calls.first().map_or("a batch", |(method, _)| *method);
+        let started = self.wait_for_slot().await;
+        let answers = self.send(calls).await;
+        let whole: Result<Vec<_>, RpcError> = answers.and_then(|answers| {
+            // A node without batches answers with one error for all, and one that loses some can't be told from that.
+            match answers.iter().find_map(|answer| answer.as_ref().err().filter(|error| error.is_missing_in_batch())) {
+                Some(_) => Err(RpcError::NoBatch { method: first, endpoint: self.host.clone() }),
+                None => Ok(answers),
+            }
+        });
+        if matches!(whole, Err(RpcError::NoBatch { .. })) && !self.takes_batches() {
+            self.batches.store(Batches::No as u8, Ordering::Relaxed);
+        } else if whole.is_ok() {
+            self.batches.store(Batches::Yes as u8, Ordering::Relaxed);
+        }
+        let refused = whole.as_ref().ok().and_then(|all| all.iter().find_map(|answer| answer.as_ref().err()));
+        self.note(started, whole.as_ref().err().or(refused.filter(|error| error.is_limit())));
+        whole
+    }
+
+    async fn send(&self, calls: Vec<Call>) -> Result<Vec<Result<Box<RawValue>, RpcError>>, RpcError> {
+        let first = calls.first().map_or("a batch", |(method, _)| *method);
+        let failed = |error| RpcError::new(first, &self.host, error);
+        let mut batch = self.client.new_batch();
+        let mut waiters = Vec::with_capacity(calls.len());
+        for (method, params) in calls {
+            let waiter = batch.add_call::<Value, Box<RawValue>>(method, &params).map_err(failed)?;
+            waiters.push((method, waiter));
+        }
+        batch.send().await.map_err(failed)?;
+        let mut answers = Vec::with_capacity(waiters.len());
+        for (method, waiter) in waiters {
+            answers.push(waiter.await.map_err(|error| RpcError::new(method, &self.host, error)));
+        }
+        Ok(answers)
+    }
+
+    /// Waits as long as the endpoint wants us to, and gives the time then.
+    async fn wait_for_slot(&self) -> Instant {
+        let now = Instant::now();
+        let slot = locked(&self.pace, |pace| pace.slot(now));
+        if slot > now {
+            tokio::time::sleep_until(slot.into()).await;
+            return Instant::now();
+        }
+        now
+    }
+
+    fn note(&self, started: Instant, error: Option<&RpcError>) {
+        let (labels, took) = (self.labels(), started.elapsed());
+        metrics::RPC_LATENCY.histogram(&labels).record(took.as_secs_f64());
+        let outcome = match error {
+            None => "ok",
+            Some(error) if error.is_limit() => "limited",
+            Some(_) => "error",
+        };
         metrics::RPC_REQUESTS.counter(&[labels[0], labels[1], ("outcome", outcome)]).increment(1);
-        answer.map_err(|error| RpcError::new(method, &self.host, error))
+        match error {
+            None => {
+                locked(&self.health, |health| health.answered(took));
+                locked(&self.pace, Pace::succeeded);
+            }
+            Some(error) if error.is_limit() => {
+                tracing::debug!(chain = self.chain, endpoint = self.host, "asked too often: {error}");
+                locked(&self.pace, |pace| pace.refused(Instant::now(), error.retry_after()));
+            }
+            Some(_) => {}
+        }
+    }
+
+    pub(crate) fn read<T: DeserializeOwned>(&self, method: &'static str, answer: &RawValue) -> Result<T, RpcError> {
+        serde_json::from_str(answer.get()).map_err(|source| self.malformed(method, source))
     }
 
     pub(crate) fn malformed(&self, method: &'static str, source: serde_json::Error) -> RpcError {
@@ -92,21 +186,35 @@ impl Endpoint {
     }
 
     /// Makes sure once that the node is of the chain that `chains.yaml` says: one wrong endpoint in a list would bring
-    /// another chain's blocks in on the first failover.
+    /// another chain's blocks in on the first failover. Finds out with it whether the node takes batches.
     ///
     /// # Errors
     /// When it is not, or does not say.
     pub async fn check_chain(&self) -> Result<(), RpcError> {
-        let Some(expected) = self.expected else { return Ok(()) };
         if self.is_of_chain.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let got = self.chain_id().await?;
-        if got != expected {
+        let got = match self.batch(vec![("eth_chainId", json!([])), ("eth_blockNumber", json!([]))]).await {
+            Ok(answers) => {
+                let answer = answers
+                    .into_iter()
+                    .next()
+                    .unwrap_or_else(|| Err(RpcError::NoBatch { method: "eth_chainId", endpoint: self.host.clone() }))?;
+                self.read::<U64>("eth_chainId", &answer).map(|id| ChainId(id.to()))?
+            }
+            // Whatever it thinks of batches, this it has to answer.
+            Err(_) => self.chain_id().await?,
+        };
+        if let Some(expected) = self.expected.filter(|expected| *expected != got) {
             return Err(RpcError::WrongChain { endpoint: self.host.clone(), expected, got });
         }
         self.is_of_chain.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Whether it has answered a batch.
+    pub(crate) fn takes_batches(&self) -> bool {
+        self.batches.load(Ordering::Relaxed) == Batches::Yes as u8
     }
 
     /// Whether `eth_getBlockReceipts` is worth asking for.
@@ -120,24 +228,72 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn is_benched(&self) -> bool {
-        self.with_bench(|bench| bench.until.is_some_and(|until| Instant::now() < until))
+    /// Place of the tracer to use, in the order of preference.
+    pub(crate) fn tracer(&self) -> usize {
+        usize::from(self.tracer.load(Ordering::Relaxed))
+    }
+
+    /// This one it does not have: the next one from now on.
+    pub(crate) fn lacks_tracer(&self, place: usize) {
+        let next = u8::try_from(place.saturating_add(1)).unwrap_or(u8::MAX);
+        self.tracer.fetch_max(next, Ordering::Relaxed);
+    }
+
+    pub(super) fn candidate(&self, now: Instant) -> Candidate {
+        let health = locked(&self.health, |health| *health);
+        Candidate { health, waits: locked(&self.pace, |pace| pace.waits(now)) }
+    }
+
+    /// Whether a request may go through now; if it is the probe of an open circuit, the answer decides.
+    pub(super) fn admits(&self) -> bool {
+        self.change(|health| health.admits(Instant::now()))
     }
 
     pub(super) fn failed(&self) {
-        self.with_bench(|bench| {
-            let time = FIRST_BENCH.saturating_mul(1 << bench.failures.min(10)).min(LONGEST_BENCH);
-            bench.failures = bench.failures.saturating_add(1);
-            bench.until = Some(Instant::now() + time);
-        });
+        self.change(|health| health.failed(Instant::now(), jitter()));
     }
 
     pub(super) fn succeeded(&self) {
-        self.with_bench(|bench| *bench = Bench::default());
+        self.change(Health::succeeded);
     }
 
-    fn with_bench<T>(&self, act: impl FnOnce(&mut Bench) -> T) -> T {
-        // Nothing panics while holding it, and a bench is right whatever state it is in.
-        act(&mut self.bench.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    /// It gave an answer that contradicts itself, or what is known.
+    pub fn lied(&self) {
+        metrics::CHAIN_UNPROVEN.counter(&self.labels()).increment(1);
+        self.change(|health| health.lied(Instant::now(), jitter()));
     }
+
+    pub(crate) fn saw_head(&self, number: u64) {
+        locked(&self.health, |health| health.saw_head(number));
+        #[expect(clippy::cast_precision_loss, reason = "block numbers are far below 2^52")]
+        metrics::RPC_HEAD.gauge(&self.labels()).set(number as f64);
+    }
+
+    /// Number of the newest block that it told, and whether its circuit is closed.
+    pub fn standing(&self) -> (Option<u64>, bool) {
+        locked(&self.health, |health| (health.head(), health.circuit() == Circuit::Closed))
+    }
+
+    fn change<T>(&self, act: impl FnOnce(&mut Health) -> T) -> T {
+        let (before, done, after) = locked(&self.health, |health| {
+            let before = health.circuit();
+            let done = act(health);
+            (before, done, health.circuit())
+        });
+        if before != after {
+            metrics::RPC_STATE.gauge(&self.labels()).set(after.as_number());
+        }
+        done
+    }
+}
+
+/// Of 0 to 1, so that of those that failed together not all come back at the same moment. The clock is random enough for it.
+fn jitter() -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    f64::from(now.subsec_nanos() % 1000) / 1000.0
+}
+
+/// Nothing panics while holding these, and what they hold is right whatever state it is in.
+fn locked<S, T>(state: &Mutex<S>, act: impl FnOnce(&mut S) -> T) -> T {
+    act(&mut state.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }

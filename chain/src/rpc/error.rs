@@ -1,6 +1,7 @@
 use alloy::transports::http::reqwest;
 use alloy::transports::{RpcError as AlloyError, TransportError, TransportErrorKind};
 use std::error::Error;
+use std::time::Duration;
 use topics::ChainId;
 
 /// Why a node gave no answer. It names the endpoint by its host alone, since a URL carries keys.
@@ -28,6 +29,24 @@ pub enum RpcError {
         status: u16,
         /// The beginning of what came with it.
         body: String,
+        /// When to come again, if it says so.
+        retry_after: Option<Duration>,
+    },
+    /// Some of several requests made at once have no answer.
+    #[error("{method} and more at {endpoint}: not all of a batch were answered")]
+    NoBatch {
+        /// JSON-RPC method of the first.
+        method: &'static str,
+        /// Host.
+        endpoint: String,
+    },
+    /// One request of several has no answer.
+    #[error("{method} at {endpoint}: not answered in a batch")]
+    NotInBatch {
+        /// JSON-RPC method.
+        method: &'static str,
+        /// Host.
+        endpoint: String,
     },
     /// A JSON-RPC error.
     #[error("{method} at {endpoint}: error {code}: {message}")]
@@ -62,6 +81,9 @@ pub enum RpcError {
         /// What the node said.
         got: ChainId,
     },
+    /// All circuits are open.
+    #[error("no endpoint of chain {0} works; they are asked again soon")]
+    AllOpen(String),
     /// There is nobody to ask.
     #[error("chain {0} has no endpoint")]
     NoEndpoint(String),
@@ -80,6 +102,42 @@ impl RpcError {
                     .any(|phrase| message.contains(phrase))
     }
 
+    /// Whether the endpoint was asked more than it allows: it should be asked less, and is no worse for it.
+    pub fn is_limit(&self) -> bool {
+        match self {
+            Self::Http { status: 429, .. } => true,
+            Self::Http { status: 503, retry_after, .. } => retry_after.is_some(),
+            // EIP-1474's "limit exceeded"; what providers say in words of their own.
+            Self::Refused { code, message, .. } => {
+                let message = message.to_lowercase();
+                !self.is_range()
+                    && (matches!(code, 429 | -32005 | -32016 | -32029)
+                        || ["rate limit", "too many requests", "request limit", "throughput", "compute units", "exceeded its"]
+                            .iter()
+                            .any(|phrase| message.contains(phrase)))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the answer would have been too large for the provider: asking the same again does not help here.
+    pub fn is_range(&self) -> bool {
+        let Self::Refused { message, .. } = self else { return false };
+        let message = message.to_lowercase();
+        ["query returned more than", "block range", "range is too", "response size", "too large", "max results", "limited to a"]
+            .iter()
+            .any(|phrase| message.contains(phrase))
+    }
+
+    /// When to come again, if the endpoint said so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        if let Self::Http { retry_after, .. } = self { *retry_after } else { None }
+    }
+
+    pub(super) fn is_missing_in_batch(&self) -> bool {
+        matches!(self, Self::NotInBatch { .. })
+    }
+
     pub(super) fn new(method: &'static str, endpoint: &str, error: TransportError) -> Self {
         let endpoint = endpoint.to_owned();
         match error {
@@ -89,11 +147,16 @@ impl RpcError {
             // The text that is no JSON may be a page of HTML; serde says enough of it.
             AlloyError::DeserError { err, .. } => Self::Malformed { method, endpoint, source: err },
             AlloyError::Transport(TransportErrorKind::HttpError(error)) => {
-                Self::Http { method, endpoint, status: error.status, body: excerpt(&error.body) }
+                Self::Http { method, endpoint, status: error.status, body: excerpt(&error.body), retry_after: None }
             }
-            AlloyError::Transport(TransportErrorKind::HttpErrorWithRetryAfter { error, .. }) => {
-                Self::Http { method, endpoint, status: error.status, body: excerpt(&error.body) }
-            }
+            AlloyError::Transport(TransportErrorKind::HttpErrorWithRetryAfter { error, retry_after }) => Self::Http {
+                method,
+                endpoint,
+                status: error.status,
+                body: excerpt(&error.body),
+                retry_after: Some(retry_after),
+            },
+            AlloyError::Transport(TransportErrorKind::MissingBatchResponse(_)) => Self::NotInBatch { method, endpoint },
             AlloyError::Transport(TransportErrorKind::Custom(source) | TransportErrorKind::NonRetryable(source)) => {
                 // reqwest's errors print the URL, with its key.
                 let source = match source.downcast::<reqwest::Error>() {

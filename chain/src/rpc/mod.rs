@@ -1,27 +1,41 @@
 //! Asking a chain's nodes: in order of preference, elsewhere when one fails, again when all do.
+//!
+//! alloy brings requests, batches and their errors. Its layers for retrying, falling back and throttling are not used: none
+//! of them knows that an answer failed its proof, how far an endpoint lags, or what a provider allows. [`health`] and
+//! [`pace`] do, and are pure.
 
 mod endpoint;
 mod error;
+mod health;
+mod pace;
+mod probe;
 
 use crate::config::{Chain, NodeUrl};
+use alloy::primitives::U64;
 use backon::BackoffBuilder as _;
+pub(crate) use endpoint::Call;
 pub use endpoint::Endpoint;
 pub use error::RpcError;
+pub use probe::{Probe, table};
+use serde_json::json;
 use std::fmt::Display;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use topics::ChainId;
 
 /// Times that all endpoints are asked before the caller hears of it.
 const ROUNDS: usize = 3;
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
+/// How often those are asked for their head that are not asked for anything else.
+const LOOKS_AROUND: Duration = Duration::from_secs(2);
 
 /// A chain's nodes.
 #[derive(Clone, Debug)]
 pub struct Rpc {
     chain: String,
     endpoints: Vec<Arc<Endpoint>>,
+    looked: Arc<Mutex<Option<Instant>>>,
 }
 
 /// A block that the chain itself calls settled.
@@ -47,7 +61,7 @@ impl Rpc {
     /// The nodes at `urls`, in order of preference. With `expected`, a node of another chain is never listened to.
     pub fn new(chain: &str, urls: &[NodeUrl], expected: Option<ChainId>) -> Self {
         let endpoints = urls.iter().map(|url| Arc::new(Endpoint::new(chain, url, expected))).collect();
-        Self { chain: chain.to_owned(), endpoints }
+        Self { chain: chain.to_owned(), endpoints, looked: Arc::default() }
     }
 
     /// The nodes of a chain.
@@ -100,7 +114,7 @@ impl Rpc {
     where
         F: Fn(Arc<Endpoint>) -> Fut,
         Fut: Future<Output = Result<Option<T>, E>>,
-        E: From<RpcError> + Display,
+        E: From<RpcError> + Display + Blames,
     {
         let mut delays = backon::ExponentialBuilder::new()
             .with_min_delay(FIRST_DELAY)
@@ -109,9 +123,12 @@ impl Rpc {
             .with_jitter()
             .build();
         loop {
-            let mut failure = E::from(RpcError::NoEndpoint(self.chain.clone()));
+            let mut failure = None;
             let mut absent = false;
             for endpoint in self.by_preference() {
+                if !endpoint.admits() {
+                    continue;
+                }
                 let answer = match endpoint.check_chain().await {
                     Ok(()) => work(endpoint.clone()).await,
                     Err(error) => Err(error.into()),
@@ -121,27 +138,82 @@ impl Rpc {
                         endpoint.succeeded();
                         return Ok(Some(found));
                     }
-                    Ok(None) => absent = true,
+                    Ok(None) => {
+                        endpoint.succeeded();
+                        absent = true;
+                    }
                     Err(error) => {
-                        endpoint.failed();
                         tracing::debug!(chain = self.chain, endpoint = endpoint.host(), "{error}");
-                        failure = error;
+                        match error.blame() {
+                            Blame::Lie => endpoint.lied(),
+                            Blame::Fault => endpoint.failed(),
+                            // It works, and is asked less from now on.
+                            Blame::None => endpoint.succeeded(),
+                        }
+                        failure = Some(error);
                     }
                 }
             }
             if absent {
                 return Ok(None);
             }
-            match delays.next() {
-                Some(delay) => tokio::time::sleep(delay).await,
-                None => return Err(failure),
+            match (delays.next(), failure) {
+                (Some(delay), _) => tokio::time::sleep(delay).await,
+                (None, Some(failure)) => return Err(failure),
+                (None, None) => return Err(E::from(RpcError::AllOpen(self.chain.clone()))),
             }
         }
     }
 
-    fn by_preference(&self) -> Vec<Arc<Endpoint>> {
-        let mut endpoints = self.endpoints.clone();
-        endpoints.sort_by_key(|endpoint| endpoint.is_benched());
-        endpoints
+    /// Asks, in the background, how far the endpoints are that were not asked just now.
+    pub(crate) fn look_around(&self, asked: &Arc<Endpoint>) {
+        let now = Instant::now();
+        let due = self.looked.lock().is_ok_and(|mut looked| {
+            let due = looked.is_none_or(|looked| now.saturating_duration_since(looked) > LOOKS_AROUND);
+            if due {
+                *looked = Some(now);
+            }
+            due
+        });
+        for endpoint in self.endpoints.iter().filter(|endpoint| due && !Arc::ptr_eq(endpoint, asked)) {
+            let endpoint = endpoint.clone();
+            // It ends by itself with the request's timeout.
+            tokio::spawn(async move {
+                let number: Result<U64, RpcError> = endpoint.request("eth_blockNumber", json!([])).await;
+                if let Ok(number) = number {
+                    endpoint.saw_head(number.to());
+                }
+            });
+        }
+    }
+
+    /// The endpoints, the one to be asked first at the front.
+    pub(crate) fn by_preference(&self) -> Vec<Arc<Endpoint>> {
+        let now = Instant::now();
+        let candidates: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.candidate(now)).collect();
+        health::order(&candidates, now).into_iter().filter_map(|place| self.endpoints.get(place).cloned()).collect()
+    }
+}
+
+/// What a failure says of the endpoint it is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// Nothing: it was asked too much.
+    None,
+    /// It does not work.
+    Fault,
+    /// What it said is not true.
+    Lie,
+}
+
+/// Errors that say it.
+pub trait Blames {
+    /// Of this one.
+    fn blame(&self) -> Blame;
+}
+
+impl Blames for RpcError {
+    fn blame(&self) -> Blame {
+        if self.is_limit() { Blame::None } else { Blame::Fault }
     }
 }

@@ -113,6 +113,16 @@ impl Node {
 
 async fn answer(State(script): State<Arc<Mutex<Script>>>, body: String) -> Response {
     let request: Value = serde_json::from_str(&body).unwrap();
+    let answer = match request.as_array() {
+        None => respond(&script, &request),
+        // A fault of the transport is one of the whole batch. The order of a batch's answers is the node's to choose.
+        Some(batch) => batch.iter().rev().map(|request| respond(&script, request)).collect(),
+    };
+    answer.map_or_else(|broken| broken, |answer| answer.to_string().into_response())
+}
+
+#[allow(clippy::result_large_err, reason = "a test")]
+fn respond(script: &Mutex<Script>, request: &Value) -> Result<Value, Response> {
     let (method, params) = (request["method"].as_str().unwrap(), &request["params"]);
     let mut script = script.lock().unwrap();
     *script.requests.entry(method.to_owned()).or_default() += 1;
@@ -127,19 +137,18 @@ async fn answer(State(script): State<Arc<Mutex<Script>>>, body: String) -> Respo
             Fault::OtherParent => change(&mut result, "/parentHash", &format!("0x{}", "42".repeat(32))),
             Fault::Null => result = Ok(Value::Null),
             Fault::RateLimit => result = Err((-32005, "limit exceeded".to_owned())),
-            Fault::Http500 => return (StatusCode::INTERNAL_SERVER_ERROR, "oops").into_response(),
-            Fault::Html => return "<html>Bad gateway</html>".into_response(),
+            Fault::Http500 => return Err((StatusCode::INTERNAL_SERVER_ERROR, "oops").into_response()),
+            Fault::Html => return Err("<html>Bad gateway</html>".into_response()),
             Fault::Truncated => {
                 let whole = json!({ "jsonrpc": "2.0", "id": request["id"], "result": result.unwrap() }).to_string();
-                return whole[..whole.len() / 2].to_owned().into_response();
+                return Err(whole[..whole.len() / 2].to_owned().into_response());
             }
         }
     }
-    let answer = match result {
+    Ok(match result {
         Ok(result) => json!({ "jsonrpc": "2.0", "id": request["id"], "result": result }),
         Err((code, message)) => json!({ "jsonrpc": "2.0", "id": request["id"], "error": { "code": code, "message": message } }),
-    };
-    answer.to_string().into_response()
+    })
 }
 
 fn change(result: &mut Result<Value, (i64, String)>, place: &str, to: &str) {

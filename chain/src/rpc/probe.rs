@@ -1,0 +1,148 @@
+use super::{Endpoint, Rpc, RpcError};
+use crate::block::Head;
+use alloy::primitives::{B256, U64};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Instant;
+use topics::ChainId;
+
+/// What an endpoint can do.
+#[derive(Clone, Debug, Default)]
+pub struct Probe {
+    /// Host and port.
+    pub endpoint: String,
+    /// `web3_clientVersion`.
+    pub client: Option<String>,
+    /// EIP-155.
+    pub chain_id: Option<ChainId>,
+    /// Number of its newest block.
+    pub head: Option<u64>,
+    /// Whole milliseconds of one small request.
+    pub latency_ms: Option<u128>,
+    /// `eth_getBlockReceipts`.
+    pub block_receipts: bool,
+    /// Several requests at once.
+    pub batches: bool,
+    /// Number of the block it calls safe.
+    pub safe: Option<u64>,
+    /// Number of the block it calls final.
+    pub finalized: Option<u64>,
+    /// `debug_traceBlockByHash` or `trace_block`.
+    pub tracer: Option<&'static str>,
+    /// Why it is of no use.
+    pub error: Option<String>,
+}
+
+impl Rpc {
+    /// Asks every endpoint what it can do.
+    pub async fn probe(&self) -> Vec<Probe> {
+        futures::future::join_all(self.endpoints.iter().map(|endpoint| endpoint.probe())).await
+    }
+}
+
+impl Endpoint {
+    async fn probe(self: &Arc<Self>) -> Probe {
+        let mut probe = Probe { endpoint: self.host().to_owned(), ..Probe::default() };
+        let started = Instant::now();
+        match self.chain_id().await {
+            Ok(id) => probe.chain_id = Some(id),
+            Err(error) => {
+                probe.error = Some(runtime::chain_of(&error));
+                return probe;
+            }
+        }
+        probe.latency_ms = Some(started.elapsed().as_millis());
+        if let Err(error) = self.check_chain().await {
+            probe.error = Some(error.to_string());
+            return probe;
+        }
+        probe.batches = self.takes_batches();
+        let (client, head, receipts, safe, finalized, tracer) = tokio::join!(
+            self.request::<String>("web3_clientVersion", json!([])),
+            self.request::<U64>("eth_blockNumber", json!([])),
+            self.has("eth_getBlockReceipts", json!(["latest"])),
+            self.tagged("safe"),
+            self.tagged("finalized"),
+            self.find_tracer(),
+        );
+        probe.client = client.ok();
+        match head {
+            Ok(head) => {
+                self.saw_head(head.to());
+                probe.head = Some(head.to());
+            }
+            Err(error) => probe.error = Some(error.to_string()),
+        }
+        probe.block_receipts = receipts;
+        (probe.safe, probe.finalized, probe.tracer) = (safe, finalized, tracer);
+        probe
+    }
+
+    async fn tagged(&self, tag: &str) -> Option<u64> {
+        let head: Result<Option<Head>, RpcError> = self.request("eth_getBlockByNumber", json!([tag, false])).await;
+        head.ok()?.map(|head| head.number)
+    }
+
+    /// A node that has the method answers, or finds fault with something else.
+    async fn has(&self, method: &'static str, params: Value) -> bool {
+        match self.raw(method, params).await {
+            Ok(_) => true,
+            Err(error) => matches!(error, RpcError::Refused { .. }) && !error.is_unsupported(),
+        }
+    }
+
+    async fn find_tracer(&self) -> Option<&'static str> {
+        let nothing = json!([B256::ZERO, { "tracer": "callTracer" }]);
+        if self.has("debug_traceBlockByHash", nothing).await {
+            return Some("debug_traceBlockByHash");
+        }
+        self.has("trace_block", json!(["0x1"])).await.then_some("trace_block")
+    }
+}
+
+/// Rows and columns, aligned for people.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            // Writing into a string does not fail.
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+impl Probe {
+    /// The names of [`cells`](Self::cells).
+    pub fn columns() -> Vec<String> {
+        ["endpoint", "chain", "head", "lag", "ms", "receipts", "batches", "safe", "finalized", "traces", "client"]
+            .map(str::to_owned)
+            .to_vec()
+    }
+
+    /// The probe as a row of a table; `newest` is the newest head of all endpoints.
+    pub fn cells(&self, newest: Option<u64>) -> Vec<String> {
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let lag = self.head.zip(newest).map(|(head, newest)| newest.saturating_sub(head).to_string());
+        vec![
+            self.endpoint.clone(),
+            or_dash(self.chain_id.map(|id| id.to_string())),
+            or_dash(self.head.map(|head| head.to_string())),
+            or_dash(lag),
+            or_dash(self.latency_ms.map(|ms| ms.to_string())),
+            if self.block_receipts { "by block" } else { "by transaction" }.to_owned(),
+            if self.batches { "yes" } else { "no" }.to_owned(),
+            or_dash(self.safe.map(|number| number.to_string())),
+            or_dash(self.finalized.map(|number| number.to_string())),
+            or_dash(self.tracer.map(str::to_owned)),
+            or_dash(self.client.clone()),
+        ]
+    }
+}

@@ -5,6 +5,7 @@
 mod client;
 mod ledger;
 mod node;
+pub mod prepared;
 mod process;
 pub mod replay;
 mod stack;

@@ -40,6 +40,8 @@ pub struct Block {
     pub receipts_root: B256,
     pub logs_bloom: Option<Bloom>,
     pub transactions: Vec<Transaction>,
+    /// EIP-4895. Some sources of old blocks leave them out.
+    pub withdrawals: Option<Vec<Withdrawal>>,
 
     pub sha3_uncles: B256,
     #[serde(alias = "author")]
@@ -140,6 +142,21 @@ impl Block {
     pub fn head(&self) -> Head {
         Head { number: self.number, hash: self.hash, parent_hash: self.parent_hash, timestamp: self.timestamp }
     }
+}
+
+/// Coin that the beacon chain pays out, EIP-4895.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Withdrawal {
+    #[serde(deserialize_with = "quantity")]
+    pub index: u64,
+    #[serde(deserialize_with = "quantity")]
+    pub validator_index: u64,
+    pub address: Address,
+    /// In Gwei.
+    #[serde(deserialize_with = "quantity")]
+    pub amount: u64,
 }
 
 /// A transaction with everything that its hash covers, for every type we can encode.

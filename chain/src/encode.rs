@@ -3,7 +3,8 @@
 //! Written out here, and not with alloy's consensus types, because a proof must cope with what those refuse: signatures of
 //! any shape (before EIP-155, or a chain's own), receipts of types nobody knows yet, headers with further fields.
 
-use crate::block::{Authorization, Block, Log, Receipt, Transaction};
+use crate::block::Transaction;
+use crate::block::{Authorization, Block, Log, Receipt, Withdrawal};
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::rlp::{BufMut as _, EMPTY_STRING_CODE, Encodable, Header};
 
@@ -73,6 +74,13 @@ impl Block {
 
 fn some<T: Encodable>(field: &Option<T>) -> Option<&dyn Encodable> {
     field.as_ref().map(|field| field as &dyn Encodable)
+}
+
+impl Withdrawal {
+    /// The bytes that the withdrawals root is made of.
+    pub(crate) fn encoded(&self) -> Vec<u8> {
+        list(|out| encode_all(out, &[&self.index, &self.validator_index, &self.address, &self.amount]))
+    }
 }
 
 impl Transaction {

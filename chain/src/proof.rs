@@ -4,7 +4,7 @@
 //! know (a fork's new header field, a transaction type of its own), that part is not proven, and [`Proof`] says so; the
 //! logs are then compared with the header's bloom, which finds missing logs but not every altered one.
 
-use crate::block::{Block, Receipt, Transaction};
+use crate::block::{Block, Receipt, Transaction, Withdrawal};
 use crate::config::Verify;
 use crate::encode::knows_receipt;
 use crate::fetch::Receipts;
@@ -33,12 +33,14 @@ pub struct Proof {
     pub transactions: Part,
     /// Statuses and logs.
     pub receipts: Part,
+    /// What the beacon chain pays out.
+    pub withdrawals: Part,
 }
 
 impl Proof {
     /// What was not proven by a root, if anything: to be said once and counted.
     pub fn gaps(&self) -> impl Iterator<Item = &str> {
-        [&self.header, &self.transactions, &self.receipts].into_iter().filter_map(|part| match part {
+        [&self.header, &self.transactions, &self.receipts, &self.withdrawals].into_iter().filter_map(|part| match part {
             Part::Root => None,
             Part::Bloom(why) | Part::Unproven(why) => Some(why.as_str()),
         })
@@ -74,19 +76,24 @@ pub fn prove(block: &Block, receipts: &Receipts, verify: Verify) -> Result<Proof
     match verify {
         Verify::Off => {
             let off = part("verify: off");
-            return Ok(Proof { header: off.clone(), transactions: off.clone(), receipts: off });
+            return Ok(Proof { header: off.clone(), transactions: off.clone(), receipts: off.clone(), withdrawals: off });
         }
         Verify::Bloom => {
             logs_belong(block, receipts)?;
             bloom(block, receipts)?;
             let only = part("verify: bloom");
-            return Ok(Proof { header: only.clone(), transactions: only, receipts: Part::Bloom("verify: bloom".to_owned()) });
+            let receipts = Part::Bloom("verify: bloom".to_owned());
+            return Ok(Proof { header: only.clone(), transactions: only.clone(), receipts, withdrawals: only });
         }
         Verify::Auto | Verify::Roots => {}
     }
     logs_belong(block, receipts)?;
-    let proof =
-        Proof { header: header(block)?, transactions: transactions(block)?, receipts: prove_receipts(block, receipts)? };
+    let proof = Proof {
+        header: header(block)?,
+        transactions: transactions(block)?,
+        receipts: prove_receipts(block, receipts)?,
+        withdrawals: withdrawals(block)?,
+    };
     if verify == Verify::Roots
         && let Some(gap) = proof.gaps().next()
     {
@@ -129,6 +136,21 @@ fn transactions(block: &Block) -> Result<Part, Unproven> {
         return Err(Unproven::new(block.number, "the transactions", block.transactions_root, root));
     }
     Ok(Part::Root)
+}
+
+fn withdrawals(block: &Block) -> Result<Part, Unproven> {
+    let (Some(expected), Some(withdrawals)) = (block.withdrawals_root, &block.withdrawals) else {
+        // Blocks that were recorded without the list lose nobody a payment.
+        return Ok(Part::Root);
+    };
+    let encodings: Vec<Vec<u8>> = withdrawals.iter().map(Withdrawal::encoded).collect();
+    let root = ordered_trie_root_encoded(&encodings);
+    // OP keeps another root in this field since Isthmus, with a list that is always empty. Its blocks begin with a deposit.
+    let is_op = block.transactions.first().is_some_and(|first| first.kind == 0x7e);
+    if root == expected || is_op && withdrawals.is_empty() {
+        return Ok(Part::Root);
+    }
+    Err(Unproven::new(block.number, "the withdrawals", expected, root))
 }
 
 /// The transactions that the block's roots cover: all but Bor's state sync.

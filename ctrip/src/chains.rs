@@ -1,6 +1,7 @@
-//! Commands about one chain: bringing its past, letting it go on.
+//! Commands about chains: trying their endpoints, bringing their past, letting them go on.
 
 use anyhow::{Context as _, bail};
+use chain::{Chains, Probe, Trial};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ingest::Request;
 use runtime::Settings;
@@ -9,6 +10,41 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// Tries every endpoint and prints what it can do and what it proves; URLs, which carry keys, are not shown.
+///
+/// # Errors
+/// When a chain has no endpoint that can be used, or one of another chain.
+pub async fn check(settings: Settings, only: Option<&str>) -> anyhow::Result<()> {
+    let chains = Chains::load(&settings.chains_file)?.resolve().await?;
+    if let Some(name) = only {
+        chains.by_name(name).with_context(|| format!("no chain {name:?} in the chains file"))?;
+    }
+    let mut wrong = Vec::new();
+    for chain in chains.iter().filter(|chain| only.is_none_or(|name| chain.name == name)) {
+        let trials = chain::check(chain).await;
+        let newest = trials.iter().filter_map(|trial| trial.probe.head).max();
+        let mut rows = vec![Probe::columns()];
+        rows.extend(trials.iter().map(|trial| trial.probe.cells(newest)));
+        println!("{} (chain id {})", chain.name, chain.id);
+        print!("{}", chain::table(&rows));
+        for Trial { probe, verdict, .. } in &trials {
+            match verdict {
+                Ok(proof) => println!("  {}: usable, {proof}", probe.endpoint),
+                Err(cause) => println!("  {}: not usable: {cause}", probe.endpoint),
+            }
+        }
+        let usable = trials.iter().filter(|trial| trial.verdict.is_ok()).count();
+        println!("{}: {usable} of {} endpoints usable\n", chain.name, trials.len());
+        if usable == 0 {
+            wrong.push(format!("{} has no usable endpoint", chain.name));
+        }
+        let others = trials.iter().filter(|trial| trial.is_of_another_chain);
+        wrong.extend(others.map(|trial| format!("{} of {} is of another chain", trial.probe.endpoint, chain.name)));
+    }
+    anyhow::ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    Ok(())
+}
 
 /// Brings a past range, with a progress bar on a terminal and a line now and then elsewhere.
 pub async fn backfill(settings: Settings, request: Request) -> anyhow::Result<()> {

@@ -44,6 +44,12 @@ enum Command {
     /// Mnemonics, account xpubs and addresses
     #[command(subcommand)]
     Wallet(Wallet),
+    /// Try every endpoint of the chains file: what it can do, its lag, and what of a block it proves
+    Check {
+        /// This chain alone
+        #[arg(long)]
+        chain: Option<String>,
+    },
     /// Bring a past range of a chain into the topics, as replayed records; after a kill it goes on where it was
     Backfill {
         /// Name in the chains file
@@ -140,6 +146,7 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
             println!("{}", api::xpub(&settings)?.address(index)?);
             Ok(())
         }
+        Command::Check { chain } => block_on(chains::check(settings, chain.as_deref())),
         Command::Backfill { chain, from, to, again } => {
             block_on(chains::backfill(settings, ingest::Request { chain, from, to, again }))
         }

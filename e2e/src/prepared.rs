@@ -107,7 +107,10 @@ impl Prepared {
                 let name = serde_json::Value::from(method);
                 let name = name.to_string();
                 let name = name.trim_matches('"');
-                put(out, &["\"error\":{\"code\":-32601,\"message\":\"the method ", name, " does not exist/is not available\"}}"]);
+                put(
+                    out,
+                    &["\"error\":{\"code\":-32601,\"message\":\"the method ", name, " does not exist/is not available\"}}"],
+                );
             }
         }
     }

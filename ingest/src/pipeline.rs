@@ -1,10 +1,14 @@
 use chain::{BlockId, FetchError, FetchedBlock, Reading, Rpc, fetch_block};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Blocks on their way at once. Together with the batch it bounds the memory of a catch-up.
+/// Blocks on their way at once.
 const PARALLEL: usize = 8;
+/// Blocks on their way or waiting to be published. They wait while a transaction commits, so that nodes and processors are
+/// busy meanwhile; together with the batch they bound the memory of a catch-up.
+const AHEAD: usize = 40;
 /// Of one batch, and so of one Kafka transaction.
 pub const MOST_BLOCKS: usize = 64;
 /// Likewise, in bytes of records.
@@ -19,11 +23,18 @@ pub struct Pipeline {
     // Boxed: a range of numbers and a list of hashes are both asked for.
     waiting: Box<dyn Iterator<Item = BlockId> + Send>,
     running: VecDeque<AbortOnDropHandle<Answer>>,
+    slots: Arc<Semaphore>,
 }
 
 impl Pipeline {
     pub fn new(rpc: Arc<Rpc>, reading: Reading) -> Self {
-        Self { rpc, reading, waiting: Box::new(std::iter::empty()), running: VecDeque::new() }
+        Self {
+            rpc,
+            reading,
+            waiting: Box::new(std::iter::empty()),
+            running: VecDeque::new(),
+            slots: Arc::new(Semaphore::new(PARALLEL)),
+        }
     }
 
     /// Fetches these, in place of whatever was asked for before.
@@ -65,11 +76,16 @@ impl Pipeline {
     }
 
     fn fill(&mut self) {
-        while self.running.len() < PARALLEL
+        while self.running.len() < AHEAD
             && let Some(id) = self.waiting.next()
         {
+            let slots = self.slots.clone();
             let (rpc, reading) = (self.rpc.clone(), self.reading);
-            self.running.push_back(AbortOnDropHandle::new(tokio::spawn(async move { fetch_block(&rpc, reading, id).await })));
+            self.running.push_back(AbortOnDropHandle::new(tokio::spawn(async move {
+                // In the order of asking. It is never closed.
+                let _slot = slots.acquire_owned().await;
+                fetch_block(&rpc, reading, id).await
+            })));
         }
     }
 }

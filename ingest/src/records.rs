@@ -2,7 +2,7 @@
 
 use crate::window::Window;
 use bytes::Bytes;
-use chain::{FetchedBlock, Head, PlacedLog, Status, Transaction};
+use chain::{Credit, CreditSource, FetchedBlock, Head, InternalTransfer, PlacedLog, Status, Transaction};
 use topics::wire::block_record::{self, Kind};
 use topics::wire::chain_cursor;
 use topics::wire::logs_record::{self, Log};
@@ -56,6 +56,9 @@ fn whole(
         transactions_root: bytes(&fetched.block.transactions_root),
         receipts_root: bytes(&fetched.block.receipts_root),
         transactions: transactions.map(|((transaction, status), index)| of_transaction(transaction, *status, index)).collect(),
+        traced: fetched.internal.is_some(),
+        internal_transfers: fetched.internal.iter().flatten().map(of_frame).collect(),
+        credits: fetched.block.credits().iter().map(credit).collect(),
         ..block(chain, sequence, &head, kind)
     };
     let of_block = LogsRecord { logs: fetched.logs.into_iter().map(log).collect(), ..logs(chain, sequence, &head, logs_kind) };
@@ -101,6 +104,31 @@ fn of_transaction(transaction: &Transaction, status: Status, index: u32) -> bloc
         from: bytes(&transaction.from),
         // EIP-2718 has types of one byte; a node that says more is not made to fit.
         r#type: u32::try_from(transaction.kind).unwrap_or(u32::MAX),
+    }
+}
+
+fn of_frame(transfer: &InternalTransfer) -> block_record::InternalTransfer {
+    block_record::InternalTransfer {
+        to: bytes(&transfer.to),
+        value: Amount::new(transfer.value).to_wire().into(),
+        from: bytes(&transfer.from),
+        transaction_hash: bytes(&transfer.transaction_hash),
+        transaction_index: transfer.transaction_index,
+        frame: transfer.frame,
+    }
+}
+
+fn credit(credit: &Credit) -> block_record::Credit {
+    let source = match credit.source {
+        CreditSource::Withdrawal => block_record::credit::Source::Withdrawal,
+        CreditSource::Deposit => block_record::credit::Source::Deposit,
+    };
+    block_record::Credit {
+        to: bytes(&credit.to),
+        value: Amount::new(credit.value).to_wire().into(),
+        source: source.into(),
+        index: credit.index,
+        transaction_hash: credit.transaction_hash.as_ref().map(bytes).unwrap_or_default(),
     }
 }
 

@@ -99,7 +99,8 @@ fn execute(variety: u64, index: u64) -> Executed {
         3..7 => {
             let (token, payee) = (address("token", 0, index % 16), address("payee", variety, index));
             let amount = B256::from(U256::from(25_000_000 + index));
-            let input = [&keccak256("transfer(address,uint256)")[..4], payee.into_word().as_slice(), amount.as_slice()].concat();
+            let input =
+                [&keccak256("transfer(address,uint256)")[..4], payee.into_word().as_slice(), amount.as_slice()].concat();
             let log = log(token, "Transfer(address,address,uint256)", &[from.into_word(), payee.into_word()], &[amount]);
             (token, U256::ZERO, input.into(), 46_109, vec![log])
         }
@@ -123,19 +124,9 @@ fn execute(variety: u64, index: u64) -> Executed {
     } else {
         let (max_fee_per_gas, max_priority_fee_per_gas) = (u128::from(2 * BASE_FEE), u128::from(TIP));
         let (chain_id, access_list, input) = (CHAIN_ID, Default::default(), input.clone());
-        TxEip1559 {
-            chain_id,
-            nonce,
-            gas_limit,
-            max_fee_per_gas,
-            max_priority_fee_per_gas,
-            to: kind,
-            value,
-            access_list,
-            input,
-        }
-        .into_signed(signature)
-        .into()
+        TxEip1559 { chain_id, nonce, gas_limit, max_fee_per_gas, max_priority_fee_per_gas, to: kind, value, access_list, input }
+            .into_signed(signature)
+            .into()
     };
     let (r, s, parity) = (signature.r(), signature.s(), u64::from(signature.v()));
     let price = BASE_FEE + TIP;
@@ -143,9 +134,7 @@ fn execute(variety: u64, index: u64) -> Executed {
         (String::new(), 0, format!("\"chainId\":\"{CHAIN_ID:#x}\",\"v\":\"{:#x}\"", 2 * CHAIN_ID + 35 + parity))
     } else {
         let fees = format!("\"maxFeePerGas\":\"{:#x}\",\"maxPriorityFeePerGas\":\"{TIP:#x}\",", 2 * BASE_FEE);
-        let end = format!(
-            "\"accessList\":[],\"chainId\":\"{CHAIN_ID:#x}\",\"v\":\"{parity:#x}\",\"yParity\":\"{parity:#x}\""
-        );
+        let end = format!("\"accessList\":[],\"chainId\":\"{CHAIN_ID:#x}\",\"v\":\"{parity:#x}\",\"yParity\":\"{parity:#x}\"");
         (fees, 2, end)
     };
     let hash = transaction.tx_hash();

@@ -1,0 +1,52 @@
+//! Trying a chain's endpoints before money depends on them.
+
+use crate::config::Chain;
+use crate::fetch::{BlockId, Reading, fetch_block, fetch_head};
+use crate::proof::{Part, Proof};
+use crate::rpc::{Probe, Rpc, RpcError};
+
+/// What came of trying one endpoint.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// What it can do.
+    pub probe: Probe,
+    /// What of a recent block its answers prove, or why they are of no use.
+    pub verdict: Result<String, String>,
+    /// It is of another chain.
+    pub is_of_another_chain: bool,
+}
+
+/// Asks each endpoint of a chain what it can do, and has it prove a recent block by itself.
+pub async fn check(chain: &Chain) -> Vec<Trial> {
+    let trials = chain.rpc_urls.iter().map(|url| async {
+        let rpc = Rpc::new(&chain.name, std::slice::from_ref(url), Some(chain.id));
+        let probe = rpc.probe().await.into_iter().next().unwrap_or_default();
+        let is_of_another_chain = matches!(rpc.refuse_wrong_chain().await, Err(RpcError::WrongChain { .. }));
+        let verdict = match &probe.error {
+            Some(error) => Err(error.clone()),
+            None => prove_one(&rpc, chain.reading()).await,
+        };
+        Trial { probe, verdict, is_of_another_chain }
+    });
+    futures::future::join_all(trials).await
+}
+
+async fn prove_one(rpc: &Rpc, reading: Reading) -> Result<String, String> {
+    let told = |error: &dyn std::error::Error| runtime::chain_of(error);
+    let head = fetch_head(rpc, None).await.map_err(|e| told(&e))?.ok_or("it has no block yet")?;
+    match fetch_block(rpc, reading, BlockId::Hash(head.hash)).await.map_err(|e| told(&e))? {
+        Some(fetched) => Ok(said(&fetched.proof)),
+        // Its head may be gone a moment later; then it is no worse than others.
+        None => Err(format!("its head {} is gone, or has no receipts yet", head.number)),
+    }
+}
+
+fn said(proof: &Proof) -> String {
+    let gaps: Vec<&str> = proof.gaps().collect();
+    match (&proof.receipts, gaps.as_slice()) {
+        (_, []) => "proven by roots".to_owned(),
+        (Part::Root, gaps) => format!("receipts proven by root, not: {}", gaps.join("; ")),
+        (Part::Bloom(_), gaps) => format!("logs proven by bloom, not by root: {}", gaps.join("; ")),
+        (Part::Unproven(_), gaps) => format!("believed: {}", gaps.join("; ")),
+    }
+}

@@ -114,7 +114,7 @@ fn execute(variety: u64, index: u64) -> Executed {
         }
     };
     let (nonce, gas_limit, kind) = (1000 + index, gas_used + gas_used / 4, TxKind::Call(to));
-    let signature = Signature::new(word("r", variety, index).into(), word("s", variety, index).into(), index % 3 == 0);
+    let signature = Signature::new(word("r", variety, index).into(), word("s", variety, index).into(), index.is_multiple_of(3));
     // About as many as still are.
     let transaction: TxEnvelope = if index.is_multiple_of(8) {
         let gas_price = u128::from(BASE_FEE + TIP);

@@ -35,7 +35,7 @@ pub async fn run() -> Result<Vec<Figure>> {
         Figure::new("bare_fetch_blocks_per_s", bare.rate(), "blocks/s", "the yardstick"),
         Figure::new("bare_fetch_cpu_s_per_10k", bare.cpu_per_10k(0), "CPU-s", "-"),
         Figure::new("node_cpu_s_per_10k_blocks", bare.cpu_per_10k(1), "CPU-s", "-"),
-        Figure::new("ingest_to_bare_fetch", run.rate() / bare.rate(), "ratio", "0.8"),
+        Figure::new("ingest_to_bare_fetch", run.rate() / bare.rate(), "ratio", format!("{:.2}", aim / bare.rate())),
     ])
 }
 

@@ -23,7 +23,7 @@ struct Figure {
 
 impl Figure {
     fn new(name: &'static str, value: f64, unit: &'static str, aim: impl Into<String>) -> Self {
-        eprintln!("  {name} = {value:.1} {unit}");
+        eprintln!("  {name} = {} {unit}", written(value));
         Self { name, value, unit, aim: aim.into() }
     }
 }
@@ -63,10 +63,15 @@ async fn run() -> Result<()> {
     std::fs::write(&file, serde_json::to_string_pretty(&figures)?)?;
     println!("\n{:<28} {:>16} {:<12} aim", "figure", "value", "unit");
     for figure in &figures {
-        println!("{:<28} {:>16.1} {:<12} {}", figure.name, figure.value, figure.unit, figure.aim);
+        println!("{:<28} {:>16} {:<12} {}", figure.name, written(figure.value), figure.unit, figure.aim);
     }
     println!("\nwritten to {}", file.display());
     Ok(())
+}
+
+/// Ratios need more decimals than rates.
+fn written(value: f64) -> String {
+    if value.abs() < 10.0 { format!("{value:.2}") } else { format!("{value:.1}") }
 }
 
 /// The value below which `share` of the samples are.

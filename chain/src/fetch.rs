@@ -373,7 +373,7 @@ fn block_call(id: BlockId) -> Call {
 
 async fn get_block(endpoint: &Endpoint, id: BlockId) -> Result<Option<Block>, RpcError> {
     let (method, params) = block_call(id);
-    read_block(endpoint, method, &*endpoint.raw(method, params).await?)
+    read_block(endpoint, method, &endpoint.raw(method, params).await?)
 }
 
 fn read_block(endpoint: &Endpoint, method: &'static str, answer: &RawValue) -> Result<Option<Block>, RpcError> {
@@ -428,7 +428,7 @@ async fn get_some_receipts(endpoint: &Endpoint, hashes: &[B256]) -> Result<Vec<O
         return Ok(vec![endpoint.request(METHOD, json!([hash])).await?]);
     }
     let calls = hashes.iter().map(|hash| (METHOD, json!([hash]))).collect();
-    endpoint.batch(calls).await?.into_iter().map(|answer| endpoint.read(METHOD, &*answer?)).collect()
+    endpoint.batch(calls).await?.into_iter().map(|answer| endpoint.read(METHOD, &answer?)).collect()
 }
 
 /// Asks another endpoint for what no root proves: header fields that matter, logs, and how transactions ended. One that does not

@@ -1,0 +1,380 @@
+//! Endpoints that misbehave, and what is made of them: who is asked, how often, and whom nobody believes.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use chain::{BlockId, FetchError, NodeUrl, Reading, Rpc, Verify, fetch_block, fetch_head, witnesses};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use topics::{B256, ChainId};
+
+type Answer = Result<Value, Response>;
+type Handler = Box<dyn FnMut(&str, &Value) -> Answer + Send>;
+
+/// A node that answers by a script and counts what it is asked.
+#[derive(Clone)]
+struct Node {
+    handler: Arc<Mutex<Handler>>,
+    asked: Arc<Mutex<HashMap<String, usize>>>,
+    /// HTTP requests.
+    posts: Arc<Mutex<usize>>,
+    batches: bool,
+    url: String,
+}
+
+impl Node {
+    async fn start(batches: bool, handler: impl FnMut(&str, &Value) -> Answer + Send + 'static) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let node = Self {
+            handler: Arc::new(Mutex::new(Box::new(handler))),
+            asked: Arc::default(),
+            posts: Arc::default(),
+            batches,
+            url: format!("http://{}", listener.local_addr().unwrap()),
+        };
+        let app = axum::Router::new().fallback(answer).with_state(node.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        node
+    }
+
+    fn asked(&self, method: &str) -> usize {
+        self.asked.lock().unwrap().get(method).copied().unwrap_or_default()
+    }
+
+    fn posts(&self) -> usize {
+        *self.posts.lock().unwrap()
+    }
+
+    fn respond(&self, request: &Value) -> Answer {
+        let method = request["method"].as_str().unwrap();
+        *self.asked.lock().unwrap().entry(method.to_owned()).or_default() += 1;
+        let result = match method {
+            "eth_chainId" => json!("0x1"),
+            method => (self.handler.lock().unwrap())(method, &request["params"])?,
+        };
+        Ok(match result.get("code") {
+            Some(_) => json!({ "jsonrpc": "2.0", "id": request["id"], "error": result }),
+            None => json!({ "jsonrpc": "2.0", "id": request["id"], "result": result }),
+        })
+    }
+}
+
+async fn answer(State(node): State<Node>, body: String) -> Response {
+    *node.posts.lock().unwrap() += 1;
+    let request: Value = serde_json::from_str(&body).unwrap();
+    let answer = match request.as_array() {
+        Some(_) if !node.batches => {
+            Ok(json!({ "jsonrpc": "2.0", "id": null, "error": { "code": -32600, "message": "batches are not supported" } }))
+        }
+        // In an order of its own.
+        Some(batch) => batch.iter().rev().map(|request| node.respond(request)).collect(),
+        None => node.respond(&request),
+    };
+    answer.map_or_else(|broken| broken, |answer| answer.to_string().into_response())
+}
+
+fn unsupported() -> Answer {
+    Ok(json!({ "code": -32601, "message": "the method does not exist/is not available" }))
+}
+
+fn pool(nodes: &[&Node]) -> Rpc {
+    let urls: Vec<NodeUrl> = nodes.iter().map(|node| node.url.parse().unwrap()).collect();
+    Rpc::new("it", &urls, Some(ChainId(1)))
+}
+
+/// Answers of a node with the recorded blocks of a file, head last.
+fn recorded(file: &str) -> (Vec<Value>, impl Fn(&str, &Value) -> Answer + Clone + Send + 'static) {
+    let blocks = Arc::new(testdata::lines(&format!("{file}.blocks")).unwrap());
+    let all = blocks.clone();
+    let find = move |key: &Value| match key.as_str() {
+        Some("latest") => all.last().cloned(),
+        _ => all.iter().find(|line| line["block"]["hash"] == *key || line["block"]["number"] == *key).cloned(),
+    };
+    let answer = move |method: &str, params: &Value| match method {
+        "eth_blockNumber" => Ok(find(&json!("latest")).unwrap()["block"]["number"].clone()),
+        "eth_getBlockByNumber" | "eth_getBlockByHash" => Ok(find(&params[0]).map_or(Value::Null, |line| line["block"].clone())),
+        "eth_getBlockReceipts" => Ok(find(&params[0]).map_or(Value::Null, |line| line["receipts"].clone())),
+        "eth_getLogs" => Ok(find(&params[0]["blockHash"]).map_or(Value::Null, |line| {
+            line["receipts"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .flat_map(|receipt| receipt["logs"].as_array().unwrap().clone())
+                .collect()
+        })),
+        "eth_getTransactionReceipt" => Ok(blocks_receipt(&find(&json!("latest")).unwrap(), &params[0])),
+        _ => unsupported(),
+    };
+    (blocks.to_vec(), answer)
+}
+
+fn blocks_receipt(line: &Value, hash: &Value) -> Value {
+    let receipts = line["receipts"].as_array().unwrap();
+    receipts.iter().find(|receipt| receipt["transactionHash"] == *hash).cloned().unwrap_or_default()
+}
+
+const ETHEREUM: &str = "eth-mainnet-17686110-17686112";
+const ROOTS: Reading = Reading { verify: Verify::Roots, traces: false };
+const AUTO: Reading = Reading { verify: Verify::Auto, traces: false };
+
+fn head_hash(lines: &[Value]) -> B256 {
+    lines.last().unwrap()["hash"].as_str().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_block_and_its_receipts_are_one_request_whatever_the_order_of_the_answers() {
+    let (lines, answer) = recorded(ETHEREUM);
+    let node = Node::start(true, answer).await;
+    let rpc = pool(&[&node]);
+    for (asked, id) in (1..).zip([BlockId::Number(17_686_110), BlockId::Hash(head_hash(&lines))]) {
+        let fetched = fetch_block(&rpc, ROOTS, id).await.unwrap().unwrap();
+        assert!(fetched.statuses.len() > 100);
+        // One for the chain's id.
+        assert_eq!(node.posts(), 1 + asked);
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_without_batches_is_asked_one_by_one() {
+    let (_, answer) = recorded(ETHEREUM);
+    let node = Node::start(false, answer).await;
+    let fetched = fetch_block(&pool(&[&node]), ROOTS, BlockId::Number(17_686_110)).await.unwrap().unwrap();
+    assert!(fetched.statuses.len() > 100);
+}
+
+#[tokio::test]
+async fn receipts_of_a_block_that_took_the_others_place_are_asked_again_and_nobody_is_blamed() {
+    let (lines, answer) = recorded(ETHEREUM);
+    let other = lines[0]["receipts"].clone();
+    let node = Node::start(true, move |method, params| match method {
+        "eth_getBlockReceipts" if params[0].as_str().unwrap().len() < 20 => Ok(other.clone()),
+        method => answer(method, params),
+    })
+    .await;
+    let rpc = pool(&[&node]);
+    let fetched = fetch_block(&rpc, ROOTS, BlockId::Number(17_686_112)).await.unwrap().unwrap();
+    assert_eq!(fetched.block.number, 17_686_112);
+    assert_eq!((node.asked("eth_getBlockReceipts"), node.asked("eth_getBlockByNumber")), (2, 1));
+    assert!(rpc.endpoints()[0].standing().1, "its circuit is open");
+}
+
+#[tokio::test]
+async fn without_block_receipts_those_of_paying_transactions_come_in_batches() {
+    let (lines, answer) = recorded(ETHEREUM);
+    let node = Node::start(true, move |method, params| match method {
+        "eth_getBlockReceipts" => unsupported(),
+        method => answer(method, params),
+    })
+    .await;
+    let rpc = pool(&[&node]);
+    let fetched = fetch_block(&rpc, AUTO, BlockId::Hash(head_hash(&lines))).await.unwrap().unwrap();
+    assert!(fetched.proof.gaps().count() > 0 && fetched.logs.len() > 100);
+    let paying = node.asked("eth_getTransactionReceipt");
+    assert!(paying > 20 && node.posts() <= 4 + paying.div_ceil(100), "{paying} receipts in {} requests", node.posts());
+}
+
+#[tokio::test]
+async fn logs_that_are_too_many_for_a_provider_come_from_the_receipts_and_are_proven_by_root() {
+    let (lines, answer) = recorded(ETHEREUM);
+    let node = Node::start(true, move |method, params| match method {
+        "eth_getBlockReceipts" => unsupported(),
+        "eth_getLogs" => Ok(json!({ "code": -32005, "message": "query returned more than 10000 results" })),
+        method => answer(method, params),
+    })
+    .await;
+    let fetched = fetch_block(&pool(&[&node]), ROOTS, BlockId::Hash(head_hash(&lines))).await.unwrap().unwrap();
+    assert!(fetched.logs.len() > 100);
+}
+
+#[tokio::test]
+async fn a_lie_opens_the_circuit_and_the_next_endpoint_answers() {
+    let (_, answer) = recorded(ETHEREUM);
+    let truth = answer.clone();
+    let liar = Node::start(true, move |method, params| match method {
+        "eth_getBlockReceipts" => Ok(json!([])),
+        method => answer(method, params),
+    })
+    .await;
+    let honest = Node::start(true, truth).await;
+    let rpc = pool(&[&liar, &honest]);
+    for number in 17_686_110..=17_686_112 {
+        assert!(fetch_block(&rpc, ROOTS, BlockId::Number(number)).await.unwrap().is_some());
+    }
+    assert_eq!(liar.asked("eth_getBlockReceipts"), 1, "it was asked again while its circuit was open");
+    assert!(!rpc.endpoints()[0].standing().1 && rpc.endpoints()[1].standing().1);
+}
+
+#[tokio::test]
+async fn a_storm_of_429_slows_requests_down_and_opens_no_circuit() {
+    let (_, answer) = recorded(ETHEREUM);
+    let mut refused = 0;
+    let node = Node::start(true, move |method, params| {
+        if method == "eth_getBlockByNumber" && refused < 6 {
+            refused += 1;
+            return Err((StatusCode::TOO_MANY_REQUESTS, [("Retry-After", "1")], "slow down").into_response());
+        }
+        answer(method, params)
+    })
+    .await;
+    let rpc = pool(&[&node]);
+    let started = Instant::now();
+    let mut tries = 0;
+    // The pool gives up after some rounds; its caller comes again.
+    let fetched = loop {
+        tries += 1;
+        match fetch_block(&rpc, ROOTS, BlockId::Number(17_686_110)).await {
+            Ok(fetched) => break fetched,
+            Err(error) => assert!(runtime::chain_of(&error).contains("429"), "{}", runtime::chain_of(&error)),
+        }
+        assert!(rpc.endpoints()[0].standing().1, "an endpoint that only wants less was taken for broken");
+    };
+    assert!(fetched.is_some() && tries <= 4);
+    let (asked, took) = (node.asked("eth_getBlockByNumber"), started.elapsed());
+    assert!(asked <= 8 && took >= Duration::from_secs(5), "{asked} requests in {took:?}: Retry-After was not honoured");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_lags_is_asked_after_one_that_does_not() {
+    let (lines, answer) = recorded(ETHEREUM);
+    let ahead = answer.clone();
+    let behind = lines[0]["block"].clone();
+    let lagging = Node::start(true, move |method, params| match (method, params[0].as_str()) {
+        ("eth_getBlockByNumber", Some("latest")) => {
+            let mut block = behind.clone();
+            block["number"] = json!("0x10dde58");
+            Ok(block)
+        }
+        ("eth_blockNumber", _) => Ok(json!("0x10dde58")),
+        _ => answer(method, params),
+    })
+    .await;
+    let newest = Node::start(true, ahead).await;
+    let rpc = pool(&[&lagging, &newest]);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // The first look asks the first of the file; how far the other is shows beside it.
+    while fetch_head(&rpc, None).await.unwrap().unwrap().number != 17_686_112 {
+        assert!(Instant::now() < deadline, "the lagging endpoint is still preferred");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn where_no_root_proves_logs_two_endpoints_have_to_agree() {
+    let (lines, answer) = recorded(ETHEREUM);
+    let hash = head_hash(&lines);
+    let without = |alter: bool| {
+        let answer = answer.clone();
+        move |method: &str, params: &Value| match method {
+            "eth_getBlockReceipts" => unsupported(),
+            "eth_getLogs" if alter => {
+                let mut logs = answer(method, params)?;
+                // The bloom does not cover the data: who got how much.
+                logs[0]["data"] = json!(format!("0x{}", "42".repeat(32)));
+                Ok(logs)
+            }
+            method => answer(method, params),
+        }
+    };
+    let (liar, honest, twin) = (
+        Node::start(true, without(true)).await,
+        Node::start(true, without(false)).await,
+        Node::start(true, without(false)).await,
+    );
+    let error = fetch_block(&pool(&[&liar, &honest]), AUTO, BlockId::Hash(hash)).await.unwrap_err();
+    assert!(matches!(error, FetchError::Unproven { .. }), "{}", runtime::chain_of(&error));
+    assert!(fetch_block(&pool(&[&twin, &honest]), AUTO, BlockId::Hash(hash)).await.unwrap().is_some());
+    // Alone, it is believed as far as its bloom goes.
+    assert!(fetch_block(&pool(&[&liar]), AUTO, BlockId::Hash(hash)).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn who_has_a_block_and_who_has_another_is_told_apart() {
+    let (lines, answer) = recorded(ETHEREUM);
+    let elsewhere = answer.clone();
+    let node = Node::start(true, answer).await;
+    let other = Node::start(true, move |method, params| {
+        let mut block = elsewhere(method, params)?;
+        if block.is_object() {
+            block["hash"] = json!(B256::repeat_byte(7));
+        }
+        Ok(block)
+    })
+    .await;
+    let silent = Node::start(true, |_, _| Ok(Value::Null)).await;
+    let found = witnesses(&pool(&[&node, &other, &silent]), 17_686_112, head_hash(&lines)).await;
+    assert_eq!((found.with.len(), found.against.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_traced_chain_is_never_without_its_traces() {
+    let blocks = testdata::lines("amsterdam-dev.blocks").unwrap();
+    let traces = testdata::lines("misc.traces").unwrap();
+    let odd = testdata::lines("misc.blocks").unwrap();
+    let traced = Reading { verify: Verify::Auto, traces: true };
+    let line = odd.iter().find(|line| line["chainId"] == 1 && line["number"] == 7_280_016).unwrap().clone();
+    let trace = traces.iter().find(|trace| trace["hash"] == line["hash"]).unwrap()["result"].clone();
+    let hash: B256 = line["hash"].as_str().unwrap().parse().unwrap();
+    let served = |line: Value, trace: Option<Value>| {
+        move |method: &str, _: &Value| match method {
+            "eth_getBlockByHash" => Ok(line["block"].clone()),
+            "eth_getBlockReceipts" => Ok(line["receipts"].clone()),
+            "debug_traceBlockByHash" => trace.clone().map_or_else(unsupported, Ok),
+            _ => unsupported(),
+        }
+    };
+    let (without, with) =
+        (Node::start(true, served(line.clone(), None)).await, Node::start(true, served(line.clone(), Some(trace))).await);
+    let error = fetch_block(&pool(&[&without]), traced, BlockId::Hash(hash)).await.unwrap_err();
+    assert!(matches!(error, FetchError::NoTracer { .. }), "{}", runtime::chain_of(&error));
+    let fetched = fetch_block(&pool(&[&without, &with]), traced, BlockId::Hash(hash)).await.unwrap().unwrap();
+    assert!(fetched.internal.is_some_and(|internal| !internal.is_empty()));
+
+    // Where the block tells its coin's transfers itself, nobody is asked for traces.
+    let line = blocks.iter().find(|line| line["number"] == 7).unwrap().clone();
+    let hash: B256 = line["hash"].as_str().unwrap().parse().unwrap();
+    let node = Node::start(true, served(line, None)).await;
+    let fetched = fetch_block(&pool(&[&node]), traced, BlockId::Hash(hash)).await.unwrap().unwrap();
+    assert!(fetched.internal.is_none() && fetched.tells_its_coin());
+    assert_eq!(node.asked("debug_traceBlockByHash") + node.asked("trace_block"), 0);
+}
+
+#[tokio::test]
+async fn all_endpoints_down_and_back_again() {
+    let (_, answer) = recorded(ETHEREUM);
+    let down = Arc::new(Mutex::new(true));
+    let is_down = down.clone();
+    let node = Node::start(true, move |method, params| {
+        if *is_down.lock().unwrap() {
+            return Err((StatusCode::BAD_GATEWAY, "<html>502</html>").into_response());
+        }
+        answer(method, params)
+    })
+    .await;
+    let rpc = pool(&[&node]);
+    for _ in 0..5 {
+        assert!(fetch_head(&rpc, None).await.is_err());
+    }
+    let asked = node.asked("eth_getBlockByNumber");
+    assert!(asked < 12, "{asked} requests to an endpoint that is down");
+    *down.lock().unwrap() = false;
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while fetch_head(&rpc, None).await.is_err() {
+        assert!(Instant::now() < deadline, "it is back and nobody asks it");
+    }
+    assert!(rpc.endpoints()[0].standing().1);
+}
+
+#[tokio::test]
+async fn what_an_endpoint_can_do_is_found_out() {
+    let (_, answer) = recorded(ETHEREUM);
+    let node = Node::start(true, answer).await;
+    let probe = pool(&[&node]).probe().await.pop().unwrap();
+    assert!(probe.batches && probe.block_receipts && probe.error.is_none());
+    assert_eq!((probe.head, probe.safe, probe.tracer), (Some(17_686_112), None, None));
+    let other = Rpc::new("it", &[node.url.parse().unwrap()], Some(ChainId(5)));
+    assert!(other.probe().await.pop().unwrap().error.unwrap().contains("expected 5"));
+}

@@ -3,17 +3,21 @@
 //! Each [`Lab`] has a database, a topic prefix, a node and a folder of its own, so that any number run side by side.
 
 mod client;
+mod faults;
 mod ledger;
 mod node;
 pub mod prepared;
 mod process;
+mod proxy;
 pub mod replay;
 mod stack;
 
 pub use client::{Api, Payment};
+pub use faults::Fault;
 pub use ledger::{Row, events, ledger, read_events};
 pub use node::{Node, TOKEN_SYMBOL};
 pub use process::{Process, free_port};
+pub use proxy::{Extent, Lacks, Proxy};
 pub use stack::{Stack, root};
 
 use anyhow::{Context as _, Result};

@@ -1,0 +1,321 @@
+//! A JSON-RPC endpoint in front of a sound node, which makes faults when told to.
+
+use crate::faults::{Fault, Refusal, error};
+use anyhow::{Context as _, Result, ensure};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{Response, StatusCode, header};
+use axum::routing::post;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// The endpoint. It ends when dropped.
+pub struct Proxy {
+    /// Where it listens.
+    pub url: String,
+    address: SocketAddr,
+    node: Arc<Upstream>,
+    serving: Option<(CancellationToken, JoinHandle<()>)>,
+}
+
+/// How long a fault lasts.
+#[derive(Clone, Copy, Debug)]
+pub enum Extent {
+    /// So often.
+    Times(u64),
+    /// For so long.
+    For(Duration),
+    /// Until [`Proxy::heal`].
+    Always,
+}
+
+/// What an endpoint does not have, without a fault.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lacks {
+    /// It answers a batch with one error.
+    pub batches: bool,
+    /// It knows no `eth_getBlockReceipts`.
+    pub block_receipts: bool,
+}
+
+struct Upstream {
+    url: String,
+    lacks: Lacks,
+    http: reqwest::Client,
+    state: Mutex<Faults>,
+}
+
+#[derive(Default)]
+struct Faults {
+    active: Option<(Fault, Extent, Instant)>,
+    made: BTreeMap<Fault, u64>,
+    asked: BTreeMap<String, u64>,
+}
+
+impl Faults {
+    fn active(&self) -> Option<Fault> {
+        let (fault, extent, since) = self.active?;
+        let over = match extent {
+            Extent::Times(left) => left == 0,
+            Extent::For(span) => since.elapsed() > span,
+            Extent::Always => false,
+        };
+        (!over).then_some(fault)
+    }
+
+    fn spend(&mut self) {
+        let Some(fault) = self.active() else { return };
+        *self.made.entry(fault).or_default() += 1;
+        if let Some((_, Extent::Times(left), _)) = &mut self.active {
+            *left -= 1;
+        }
+    }
+}
+
+impl Proxy {
+    /// An endpoint in front of the node at `url`.
+    ///
+    /// # Errors
+    /// When no port is to be had.
+    pub async fn start(url: &str, lacks: Lacks) -> Result<Self> {
+        let address = SocketAddr::from(([127, 0, 0, 1], crate::free_port()?));
+        let node = Upstream { url: url.to_owned(), lacks, http: reqwest::Client::new(), state: Mutex::default() };
+        let mut proxy = Self { url: format!("http://{address}"), address, node: Arc::new(node), serving: None };
+        proxy.open().await?;
+        Ok(proxy)
+    }
+
+    /// Makes a fault from now on, in place of the one before.
+    pub fn make(&self, fault: Fault, extent: Extent) {
+        self.node.with(|state| state.active = Some((fault, extent, Instant::now())));
+    }
+
+    /// Makes no more faults.
+    pub fn heal(&self) {
+        self.node.with(|state| state.active = None);
+    }
+
+    /// Whether a fault is still to be made.
+    pub fn is_faulty(&self) -> bool {
+        self.node.active().is_some()
+    }
+
+    /// How often it made a fault, ever.
+    pub fn made(&self, fault: Fault) -> u64 {
+        self.node.with(|state| state.made.get(&fault).copied().unwrap_or_default())
+    }
+
+    /// How often a method was asked for, ever; `batch` counts batches.
+    pub fn asked(&self, method: &str) -> u64 {
+        self.node.with(|state| state.asked.get(method).copied().unwrap_or_default())
+    }
+
+    /// Listens again after [`close`](Self::close).
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub async fn open(&mut self) -> Result<()> {
+        ensure!(self.serving.is_none(), "{} is open", self.url);
+        let listener = TcpListener::bind(self.address).await.with_context(|| self.url.clone())?;
+        let router = Router::new().route("/", post(serve)).with_state(self.node.clone());
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        let task = tokio::spawn(async move {
+            // It fails only where listening fails, and then clients see it.
+            let _ = axum::serve(listener, router).with_graceful_shutdown(stopped).await;
+        });
+        self.serving = Some((stop, task));
+        Ok(())
+    }
+
+    /// Connections are refused from now on, and those that were open are closed.
+    ///
+    /// # Errors
+    /// When requests are not done within 15 s.
+    pub async fn close(&mut self) -> Result<()> {
+        let Some((stop, task)) = self.serving.take() else { return Ok(()) };
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(15), task).await.context("requests that do not end")??;
+        Ok(())
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Some((stop, task)) = self.serving.take() {
+            stop.cancel();
+            task.abort();
+        }
+    }
+}
+
+async fn serve(State(node): State<Arc<Upstream>>, body: String) -> Response<Body> {
+    let plain = |status, text: String| {
+        let response = Response::builder().status(status).header(header::CONTENT_TYPE, "application/json");
+        response.body(Body::from(text)).unwrap_or_default()
+    };
+    let request: Value = match serde_json::from_str(&body) {
+        Ok(request) => request,
+        Err(error) => return plain(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    let whole = match node.answer_all(&request).await {
+        Ok(answer) => answer.to_string(),
+        Err(error) => return plain(StatusCode::BAD_GATEWAY, format!("{error:#}")),
+    };
+    let refusal = node.with(|state| {
+        let refusal = state.active().and_then(|fault| fault.refuse(&request, &whole));
+        refusal.inspect(|_| state.spend())
+    });
+    match refusal {
+        None => plain(StatusCode::OK, whole),
+        Some(Refusal::Answer(response)) => response,
+        Some(Refusal::Silence) => std::future::pending().await,
+    }
+}
+
+impl Upstream {
+    fn with<T>(&self, act: impl FnOnce(&mut Faults) -> T) -> T {
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn active(&self) -> Option<Fault> {
+        self.with(|state| state.active())
+    }
+
+    async fn answer_all(&self, request: &Value) -> Result<Value> {
+        let Value::Array(calls) = request else { return self.answer(request).await };
+        self.with(|state| *state.asked.entry("batch".to_owned()).or_default() += 1);
+        if self.lacks.batches {
+            return Ok(error(&Value::Null, -32600, "batches are not supported"));
+        }
+        // One after the other, so that a chain can change in between.
+        let mut answers = Vec::with_capacity(calls.len());
+        for call in calls {
+            answers.push(self.answer(call).await?);
+        }
+        Ok(Value::Array(answers))
+    }
+
+    async fn answer(&self, call: &Value) -> Result<Value> {
+        let method = call["method"].as_str().unwrap_or_default();
+        self.with(|state| *state.asked.entry(method.to_owned()).or_default() += 1);
+        if self.lacks.block_receipts && method == "eth_getBlockReceipts" {
+            return Ok(error(call, -32601, "the method eth_getBlockReceipts does not exist"));
+        }
+        match self.active() {
+            Some(Fault::Behind(blocks)) => self.answer_behind(call, u64::from(blocks)).await,
+            Some(Fault::HoldAbove(number)) => self.answer_held(call, number).await,
+            Some(Fault::OtherBlocksReceipts) => self.answer_otherwise(call).await,
+            Some(Fault::Reorganises(depth)) => {
+                let answer = self.forward(call).await?;
+                let by_number = method == "eth_getBlockByNumber" && call["params"][1] == true && !answer["result"].is_null();
+                if by_number && self.claim(Fault::Reorganises(depth)) {
+                    self.ask("anvil_reorg", json!([depth, []])).await?;
+                }
+                Ok(answer)
+            }
+            _ => {
+                let mut answer = self.forward(call).await?;
+                self.with(|state| {
+                    if state.active().is_some_and(|fault| fault.alter(call, &mut answer)) {
+                        state.spend();
+                    }
+                });
+                Ok(answer)
+            }
+        }
+    }
+
+    /// Whether this fault is still to be made; if so, it counts as made.
+    fn claim(&self, fault: Fault) -> bool {
+        self.with(|state| {
+            let mine = state.active() == Some(fault);
+            if mine {
+                state.spend();
+            }
+            mine
+        })
+    }
+
+    async fn answer_behind(&self, call: &Value, blocks: u64) -> Result<Value> {
+        let head = number(&self.ask("eth_blockNumber", json!([])).await?).context("a head")?;
+        let limit = head.saturating_sub(blocks);
+        let mut call = call.clone();
+        if call["params"][0] == "latest" {
+            call["params"][0] = json!(format!("{limit:#x}"));
+            self.claim(Fault::Behind(u32::try_from(blocks)?));
+        }
+        let mut answer = self.forward(&call).await?;
+        if call["method"] == "eth_blockNumber" {
+            answer["result"] = json!(format!("{limit:#x}"));
+        } else if self.block_of(&call).await?.is_some_and(|number| number > limit) {
+            answer["result"] = if call["method"] == "eth_getLogs" { json!([]) } else { Value::Null };
+        }
+        Ok(answer)
+    }
+
+    async fn answer_held(&self, call: &Value, above: u64) -> Result<Value> {
+        let head_alone = call["params"][0] == "latest";
+        if !head_alone && self.block_of(call).await?.is_some_and(|number| number > above) {
+            self.claim(Fault::HoldAbove(above));
+            while self.active() == Some(Fault::HoldAbove(above)) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        self.forward(call).await
+    }
+
+    async fn answer_otherwise(&self, call: &Value) -> Result<Value> {
+        let right = self.forward(call).await?;
+        let method = call["method"].as_str().unwrap_or_default();
+        if !matches!(method, "eth_getBlockReceipts" | "eth_getLogs") {
+            return Ok(right);
+        }
+        let below = self.block_of(call).await?.context("which block?")?.saturating_sub(1);
+        let below = json!(format!("{below:#x}"));
+        let params =
+            if method == "eth_getLogs" { json!([{ "fromBlock": below, "toBlock": below }]) } else { json!([below]) };
+        let other = self.ask(method, params).await?;
+        if other == right["result"] || !self.claim(Fault::OtherBlocksReceipts) {
+            return Ok(right);
+        }
+        Ok(json!({ "jsonrpc": "2.0", "id": call["id"], "result": other }))
+    }
+
+    /// The number of the block that a call is about, as far as the node knows it.
+    async fn block_of(&self, call: &Value) -> Result<Option<u64>> {
+        let first = &call["params"][0];
+        let method = call["method"].as_str().unwrap_or_default();
+        match (method, first.as_str().or(first["blockHash"].as_str())) {
+            ("eth_getTransactionReceipt", _) => Ok(number(&self.ask(method, json!([first])).await?["blockNumber"])),
+            (_, Some(hash)) if hash.len() == 66 => {
+                Ok(number(&self.ask("eth_getBlockByHash", json!([hash, false])).await?["number"]))
+            }
+            ("eth_getBlockByNumber", Some(tag)) if !tag.starts_with("0x") => {
+                Ok(number(&self.ask(method, json!([tag, false])).await?["number"]))
+            }
+            ("eth_getBlockByNumber" | "eth_getBlockReceipts", _) => Ok(number(first)),
+            _ => Ok(None),
+        }
+    }
+
+    async fn ask(&self, method: &str, params: Value) -> Result<Value> {
+        let call = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
+        Ok(self.forward(&call).await?["result"].take())
+    }
+
+    async fn forward(&self, call: &Value) -> Result<Value> {
+        Ok(self.http.post(&self.url).json(call).send().await?.json().await?)
+    }
+}
+
+fn number(value: &Value) -> Option<u64> {
+    u64::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok()
+}

@@ -4,6 +4,7 @@
 
 mod client;
 mod faults;
+mod history;
 mod ledger;
 mod node;
 pub mod prepared;
@@ -14,6 +15,7 @@ mod stack;
 
 pub use client::{Api, Payment};
 pub use faults::Fault;
+pub use history::{History, Step};
 pub use ledger::{Row, events, ledger, read_events};
 pub use node::{Node, TOKEN_SYMBOL};
 pub use process::{Process, free_port};

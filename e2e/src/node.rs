@@ -27,12 +27,21 @@ impl Node {
     /// # Errors
     /// When it does not start.
     pub async fn start(stack: &Stack, block_time: Option<u64>) -> Result<Self> {
+        match block_time {
+            Some(seconds) => Self::start_with(stack, &["--block-time", &seconds.to_string()]).await,
+            None => Self::start_with(stack, &[]).await,
+        }
+    }
+
+    /// An empty chain, with any of anvil's options.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_with(stack: &Stack, options: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let mut command = Command::new(stack.get("ANVIL_BIN")?);
         command.args(["--port", &port.to_string(), "--silent", "--prune-history", "500", "--gas-limit", "300000000"]);
-        if let Some(seconds) = block_time {
-            command.args(["--block-time", &seconds.to_string()]);
-        }
+        command.args(options);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("anvil")?;
         let payer: Address = PAYER.parse()?;
         let node =
@@ -116,6 +125,15 @@ impl Node {
     /// When the node refuses.
     pub async fn reorganise(&self, depth: u64) -> Result<()> {
         self.call("anvil_reorg", json!([depth, []])).await.map(drop)
+    }
+
+    /// Hash of the head.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn head_hash(&self) -> Result<String> {
+        let head = self.call("eth_getBlockByNumber", json!(["latest", false])).await?;
+        Ok(head["hash"].as_str().context("no head")?.to_owned())
     }
 
     /// Number of the head.

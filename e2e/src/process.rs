@@ -32,6 +32,7 @@ pub struct Process {
     pub role: String,
     /// Where its log is.
     pub log: PathBuf,
+    metrics: String,
 }
 
 impl Process {
@@ -47,7 +48,35 @@ impl Process {
             .stderr(file)
             .spawn()
             .with_context(|| format!("ctrip {role}"))?;
-        Ok(Self { child, role: role.to_owned(), log })
+        let metrics = format!("http://{}/metrics", env.get("METRICS_LISTEN").map_or("", String::as_str));
+        Ok(Self { child, role: role.to_owned(), log, metrics })
+    }
+
+    /// The sum of a metric over all that have these labels; 0 where there is none yet.
+    ///
+    /// # Errors
+    /// When its metrics are not served.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+        let text = reqwest::get(&self.metrics).await?.error_for_status()?.text().await?;
+        let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let of_name = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        let matching = of_name.filter(|line| labels.iter().all(|label| line.contains(label)));
+        Ok(matching.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// Waits for it to end by itself.
+    ///
+    /// # Errors
+    /// When it has not ended after 20 s.
+    pub async fn end(&mut self) -> Result<ExitStatus> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(started.elapsed() < Duration::from_secs(20), "ctrip {} goes on:\n{}", self.role, self.tail());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Its process id.

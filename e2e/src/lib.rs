@@ -11,6 +11,7 @@ pub mod prepared;
 mod process;
 mod proxy;
 pub mod replay;
+mod rig;
 mod stack;
 
 pub use client::{Api, Payment};
@@ -20,6 +21,7 @@ pub use ledger::{Row, events, ledger, read_events};
 pub use node::{Node, TOKEN_SYMBOL};
 pub use process::{Process, free_port};
 pub use proxy::{Extent, Lacks, Proxy};
+pub use rig::{Rig, write_chains};
 pub use stack::{Stack, root};
 
 use anyhow::{Context as _, Result};

@@ -431,19 +431,24 @@ async fn get_some_receipts(endpoint: &Endpoint, hashes: &[B256]) -> Result<Vec<O
     endpoint.batch(calls).await?.into_iter().map(|answer| endpoint.read(METHOD, &answer?)).collect()
 }
 
-/// Asks another endpoint for what no root proves: header fields that matter, logs, and how transactions ended. One that does not
-/// answer, or does not know the block yet, hinders nothing.
+/// Asks another endpoint for what no root proves: header fields that matter, logs, and how transactions ended. Whatever its
+/// circuit says, since one that has just failed is better than none. Those that do not answer, or do not know the block yet,
+/// hinder nothing.
 async fn cross_check(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &FetchedBlock) -> Result<(), FetchError> {
-    let Some(other) = rpc.by_preference().into_iter().find(|other| !Arc::ptr_eq(other, asked) && other.standing().1) else {
-        return Ok(());
-    };
     // Not proven again: it is the comparison that counts.
     let reading = Reading { verify: Verify::Off, traces: false };
-    let theirs = match other.check_chain().await {
-        Ok(()) => Box::pin(fetch_from(&other, reading, BlockId::Hash(fetched.block.hash))).await,
-        Err(error) => Err(error.into()),
-    };
-    let Ok(Some(theirs)) = theirs else { return Ok(()) };
+    let mut answer = None;
+    for other in rpc.by_preference().into_iter().filter(|other| !Arc::ptr_eq(other, asked)) {
+        let theirs = match other.check_chain().await {
+            Ok(()) => Box::pin(fetch_from(&other, reading, BlockId::Hash(fetched.block.hash))).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Ok(Some(theirs)) = theirs {
+            answer = Some((other, theirs));
+            break;
+        }
+    }
+    let Some((other, theirs)) = answer else { return Ok(()) };
     let number = fetched.block.number;
     let roots =
         |block: &Block| (block.number, block.parent_hash, block.timestamp, block.transactions_root, block.receipts_root);
@@ -456,10 +461,8 @@ async fn cross_check(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &FetchedBlock) -
     } else {
         return Ok(());
     };
-    // Neither is believed: who is right shows when they agree.
-    for endpoint in [asked, &other] {
-        endpoint.lied();
-    }
+    // Neither is believed. The other is asked first next time: if it can prove its answer, that settles it.
+    asked.lied();
     let (one, two) = (asked.host(), other.host());
     Err(FetchError::Unproven {
         endpoint: format!("{one} or {two}"),

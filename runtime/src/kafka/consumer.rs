@@ -419,15 +419,30 @@ impl Kafka {
             .set("isolation.level", "read_uncommitted")
             .create()
             .map_err(failure)?;
-        let goal = ends(&all, name, partitions)?;
         let started = Instant::now();
+        let mut goal = None;
         loop {
-            let stable = ends(committed, name, partitions)?;
-            if goal.iter().all(|(partition, end)| stable.get(partition).is_some_and(|stable| stable >= end)) {
-                return Ok(());
-            }
+            // A topic made a moment ago may have no leader for a while.
+            let stable = match &goal {
+                None => ends(&all, name, partitions).map(|ends| {
+                    goal = Some(ends);
+                    None
+                }),
+                Some(_) => ends(committed, name, partitions).map(Some),
+            };
+            let failure = match (stable, &goal) {
+                (Ok(Some(stable)), Some(goal)) => {
+                    if goal.iter().all(|(partition, end)| stable.get(partition).is_some_and(|stable| stable >= end)) {
+                        return Ok(());
+                    }
+                    Failure::Retry(anyhow!("{name} has had an open transaction for 30 s"))
+                }
+                (Ok(_), _) => continue,
+                (Err(failure @ Failure::Halt(_)), _) => return Err(failure),
+                (Err(failure), _) => failure,
+            };
             if started.elapsed() > Duration::from_secs(30) {
-                return Err(Failure::Retry(anyhow!("{name} has had an open transaction for 30 s")));
+                return Err(failure);
             }
             std::thread::sleep(Duration::from_millis(20));
         }

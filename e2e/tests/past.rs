@@ -1,0 +1,168 @@
+//! What a chain's past can do: a reorganisation deeper than final halts it, until a person resumes it; and a range from before
+//! its first block is brought by `ctrip backfill`, whatever kills that.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{Api, Extent, Fault, Lab, Lacks, Plan, Proxy, eventually};
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::time::Duration;
+use topics::{Topic, frame, wire};
+use wire::block_record::Kind;
+
+/// anvil calls everything final that is so far below its head.
+const FINAL_BELOW: u64 = 64;
+
+#[tokio::test]
+async fn a_reorganisation_below_what_is_final_halts_the_chain_until_it_is_resumed() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let mut up = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut up).await?;
+    lab.node.mine(5).await?;
+    let payment = api.create(json!({ "chain": "anvil", "amount": "1000", "expires_in": 86_400 })).await?;
+    let hash = lab.node.pay(payment.address()?, payment.amount()?).await?;
+    eventually("the receipt", || lab.node.receipt(hash)).await?;
+    lab.node.mine(FINAL_BELOW + 5).await?;
+    api.until(payment.id(), "confirmed").await?;
+    let head = lab.node.head().await?;
+    until_processed(&api, head).await?;
+
+    let depth = FINAL_BELOW + 6;
+    lab.node.reorganise(depth).await?;
+    lab.node.mine(1).await?;
+    let halted =
+        eventually("the chain to halt", || async { Ok(chain_health(&api).await?.filter(|c| c["status"] == "halted")) });
+    let halted = halted.await?;
+    ensure!(halted["halted"].as_str().is_some_and(|why| why.contains("final")), "{halted}");
+    let metrics = reqwest::get(format!("http://{}/metrics", lab.env["METRICS_LISTEN"])).await?.text().await?;
+    ensure!(metrics.contains("chain_halted{chain=\"anvil\"} 1"), "no metric says so");
+    ensure!(api.get(payment.id()).await?.status() == "confirmed", "something was taken back without being asked for");
+
+    // It is not forgotten by a restart.
+    up.kill()?;
+    let mut up = lab.spawn("up")?;
+    api.ready(&mut up).await?;
+    eventually("the chain to be halted still", || async { Ok(chain_health(&api).await?.filter(|c| c["status"] == "halted")) })
+        .await?;
+
+    // Without the number nothing is done, and the number is told.
+    let refused = lab.ctrip(&["resume", "--chain", "anvil"]).err().context("resumed without being told the depth")?;
+    ensure!(format!("{refused:#}").contains(&format!("--take-back {depth}")), "{refused:#}");
+    lab.ctrip(&["resume", "--chain", "anvil", "--take-back", &depth.to_string()])?;
+    api.until(payment.id(), "pending").await?;
+    until_processed(&api, lab.node.head().await?).await?;
+    let chain = chain_health(&api).await?.context("the chain")?;
+    ensure!(chain["status"] == "ok", "{chain}");
+
+    let hash = lab.node.pay(payment.address()?, payment.amount()?).await?;
+    eventually("the receipt", || lab.node.receipt(hash)).await?;
+    lab.node.mine(3).await?;
+    api.until(payment.id(), "confirmed").await?;
+    let removed = blocks(&lab).await?.iter().filter(|block| block.kind() == Kind::Removed).count();
+    ensure!(removed as u64 == depth, "{removed} blocks were taken back; the reorganisation had {depth}");
+    let again = lab.ctrip(&["resume", "--chain", "anvil"]).err().context("a chain that goes on was resumed")?;
+    ensure!(format!("{again:#}").contains("is not halted"), "{again:#}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_backfill_that_is_killed_goes_on_and_brings_every_block_once() -> Result<()> {
+    const START: u64 = 2000;
+    let lab = Lab::start(Plan::default()).await?;
+    let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
+    std::fs::write(&lab.env["CHAINS_FILE"], chains.replace("start_block: 0", &format!("start_block: {START}")))?;
+    let mut up = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut up).await?;
+    let body = |amount: &str, token: bool| {
+        let token = if token { json!("DUSD") } else { Value::Null };
+        json!({ "chain": "anvil", "token": token, "amount": amount, "expires_in": 86_400 })
+    };
+    let (coin, token) = (api.create(body("1000", false)).await?, api.create(body("70", true)).await?);
+    for hash in
+        [lab.node.pay(coin.address()?, coin.amount()?).await?, lab.node.pay_token(token.address()?, token.amount()?).await?]
+    {
+        eventually("the receipt", || lab.node.receipt(hash)).await?;
+    }
+    while lab.node.head().await? < START + FINAL_BELOW + 10 {
+        lab.node.mine(500.min(START + FINAL_BELOW + 10 - lab.node.head().await?)).await?;
+    }
+    until_processed(&api, lab.node.head().await?).await?;
+    ensure!(api.get(coin.id()).await?.status() == "pending", "paid before the first block that is followed");
+
+    let (last, beyond) = ((START - 1).to_string(), lab.node.head().await?.to_string());
+    let early = lab.ctrip(&["backfill", "--chain", "anvil", "--from", "0", "--to", &beyond]).err().context("not final")?;
+    ensure!(format!("{early:#}").contains("can still be taken back"), "{early:#}");
+
+    // From here on the file is read by the backfill alone: its node holds back what is above a block, so that the kill comes
+    // in the middle.
+    let proxy = Proxy::start(&lab.node.url, Lacks::default()).await?;
+    let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
+    std::fs::write(&lab.env["CHAINS_FILE"], chains.replace(&lab.node.url, &proxy.url))?;
+    let arguments = ["backfill", "--chain", "anvil", "--from", "0", "--to", &last];
+    for held in [300, 301, 1500] {
+        proxy.make(Fault::HoldAbove(held), Extent::Always);
+        let mut backfill = lab.spawn_with(&arguments)?;
+        eventually("the blocks that are not held back", || async {
+            Ok(replayed(&lab).await?.last().filter(|block| block.number == held).map(drop))
+        })
+        .await?;
+        backfill.kill()?;
+        proxy.heal();
+    }
+    let said = lab.ctrip(&arguments)?;
+    ensure!(said.contains("are in the topics"), "{said}");
+    lab.ctrip(&arguments)?;
+
+    let blocks = replayed(&lab).await?;
+    ensure!(blocks.iter().map(|block| block.number).eq(0..START), "a block is missing, doubled or out of order");
+    for pair in blocks.windows(2) {
+        ensure!(pair[0].hash == pair[1].parent_hash && pair[1].sequence == 0, "block {}", pair[1].number);
+    }
+    let logs: Vec<wire::LogsRecord> = records(&lab, Topic::Logs).await?;
+    let logs: Vec<_> = logs.into_iter().filter(|logs| logs.kind() == wire::logs_record::Kind::Replayed).collect();
+    ensure!(logs.iter().map(|logs| &logs.hash).eq(blocks.iter().map(|block| &block.hash)), "the logs are of other blocks");
+    for (payment, what) in [(&coin, "coin"), (&token, "token")] {
+        let paid = api.until(payment.id(), "confirmed").await?;
+        ensure!(paid.text("amount_received") == payment.text("amount"), "{what}: {}", paid.0);
+    }
+    // The head stays where it is, and goes on.
+    lab.node.mine(2).await?;
+    until_processed(&api, lab.node.head().await?).await?;
+    up.check()
+}
+
+async fn chain_health(api: &Api) -> Result<Option<Value>> {
+    let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+    Ok(health.pointer("/components/chains/0").cloned())
+}
+
+async fn until_processed(api: &Api, head: u64) -> Result<()> {
+    let what = format!("block {head} to be processed");
+    eventually(&what, || async {
+        let processed = chain_health(api).await?.and_then(|chain| chain["processed"].as_u64());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok(processed.filter(|number| *number >= head).map(drop))
+    })
+    .await
+}
+
+async fn blocks(lab: &Lab) -> Result<Vec<wire::BlockRecord>> {
+    records(lab, Topic::Blocks).await
+}
+
+async fn replayed(lab: &Lab) -> Result<Vec<wire::BlockRecord>> {
+    Ok(blocks(lab).await?.into_iter().filter(|block| block.kind() == Kind::Replayed).collect())
+}
+
+async fn records<M: prost::Message + Default + Send + 'static>(lab: &Lab, topic: Topic) -> Result<Vec<M>> {
+    let kafka = lab.kafka().await?;
+    tokio::task::spawn_blocking(move || {
+        let mut records = Vec::new();
+        kafka
+            .read_all(topic, |record| records.push(frame::decode::<M>(record.payload())))
+            .map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        Ok(records.into_iter().collect::<Result<_, _>>()?)
+    })
+    .await?
+}

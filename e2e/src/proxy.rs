@@ -262,10 +262,13 @@ impl Upstream {
     }
 
     async fn answer_held(&self, call: &Value, above: u64) -> Result<Value> {
-        let head_alone = call["params"][0] == "latest";
-        if !head_alone && self.block_of(call).await?.is_some_and(|number| number > above) {
+        // The head is told: it is what lies below it that a client has to wait for.
+        let held = if call["params"][0] == "latest" { None } else { self.block_of(call).await? };
+        if let Some(number) = held.filter(|number| *number > above) {
             self.claim(Fault::HoldAbove(above));
-            while self.active() == Some(Fault::HoldAbove(above)) {
+            while let Some(Fault::HoldAbove(above)) = self.active()
+                && number > above
+            {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }

@@ -102,7 +102,8 @@ impl History {
         let first = self.stack.first().context("nothing was published")?.block.number;
         ensure!(first == start_block, "the first block is {first}; expected {start_block}");
         for steps in self.stack.chunks(100) {
-            let by_number = steps.iter().map(|step| ("eth_getBlockByNumber", json!([format!("{:#x}", step.block.number), true])));
+            let by_number =
+                steps.iter().map(|step| ("eth_getBlockByNumber", json!([format!("{:#x}", step.block.number), true])));
             let receipts = steps.iter().map(|step| ("eth_getBlockReceipts", json!([prefixed(&step.block.hash)])));
             let answers = batch(node, by_number.chain(receipts)).await?;
             let (blocks, receipts) = answers.split_at(steps.len());
@@ -119,7 +120,12 @@ impl History {
             }
         }
         let head = batch(node, [("eth_getBlockByNumber", json!(["latest", false]))]).await?.remove(0);
-        ensure!(self.tip().as_deref() == head["hash"].as_str(), "the tip is {:?}, the node's head {}", self.tip(), head["hash"]);
+        ensure!(
+            self.tip().as_deref() == head["hash"].as_str(),
+            "the tip is {:?}, the node's head {}",
+            self.tip(),
+            head["hash"]
+        );
         Ok(())
     }
 }
@@ -145,7 +151,14 @@ impl Step {
         let theirs: Vec<Value> = logs
             .iter()
             .map(|log| {
-                json!([log["address"], log["topics"], log["data"], log["logIndex"], log["transactionHash"], log["transactionIndex"]])
+                json!([
+                    log["address"],
+                    log["topics"],
+                    log["data"],
+                    log["logIndex"],
+                    log["transactionHash"],
+                    log["transactionIndex"]
+                ])
             })
             .collect();
         let ours: Vec<Value> = self.logs.logs.iter().map(log).collect();

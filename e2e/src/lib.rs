@@ -12,6 +12,7 @@ mod process;
 mod proxy;
 pub mod replay;
 mod rig;
+mod session;
 mod stack;
 
 pub use client::{Api, Payment};
@@ -22,6 +23,7 @@ pub use node::{Node, TOKEN_SYMBOL};
 pub use process::{Process, free_port};
 pub use proxy::{Extent, Lacks, Proxy};
 pub use rig::{Rig, write_chains};
+pub use session::Session;
 pub use stack::{Stack, root};
 
 use anyhow::{Context as _, Result};

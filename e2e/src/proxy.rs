@@ -49,6 +49,7 @@ struct Upstream {
     url: String,
     lacks: Lacks,
     http: reqwest::Client,
+    changing: tokio::sync::Mutex<()>,
     state: Mutex<Faults>,
 }
 
@@ -86,7 +87,8 @@ impl Proxy {
     /// When no port is to be had.
     pub async fn start(url: &str, lacks: Lacks) -> Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], crate::free_port()?));
-        let node = Upstream { url: url.to_owned(), lacks, http: reqwest::Client::new(), state: Mutex::default() };
+        let (http, changing, state) = (reqwest::Client::new(), tokio::sync::Mutex::default(), Mutex::default());
+        let node = Upstream { url: url.to_owned(), lacks, http, changing, state };
         let mut proxy = Self { url: format!("http://{address}"), address, node: Arc::new(node), serving: None };
         proxy.open().await?;
         Ok(proxy)
@@ -216,8 +218,13 @@ impl Upstream {
             Some(Fault::Reorganises(depth)) => {
                 let answer = self.forward(call).await?;
                 let by_number = method == "eth_getBlockByNumber" && call["params"][1] == true && !answer["result"].is_null();
-                if by_number && self.claim(Fault::Reorganises(depth)) {
-                    self.ask("anvil_reorg", json!([depth, []])).await?;
+                if by_number {
+                    // It counts as made when it is done: whoever waits for it must not send while anvil reorganises.
+                    let _alone = self.changing.lock().await;
+                    if self.active() == Some(Fault::Reorganises(depth)) {
+                        self.ask("anvil_reorg", json!([depth, []])).await?;
+                        self.claim(Fault::Reorganises(depth));
+                    }
                 }
                 Ok(answer)
             }
@@ -283,8 +290,7 @@ impl Upstream {
         }
         let below = self.block_of(call).await?.context("which block?")?.saturating_sub(1);
         let below = json!(format!("{below:#x}"));
-        let params =
-            if method == "eth_getLogs" { json!([{ "fromBlock": below, "toBlock": below }]) } else { json!([below]) };
+        let params = if method == "eth_getLogs" { json!([{ "fromBlock": below, "toBlock": below }]) } else { json!([below]) };
         let other = self.ask(method, params).await?;
         if other == right["result"] || !self.claim(Fault::OtherBlocksReceipts) {
             return Ok(right);

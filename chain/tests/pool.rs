@@ -1,6 +1,6 @@
 //! Endpoints that misbehave, and what is made of them: who is asked, how often, and whom nobody believes.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::result_large_err, reason = "a test fails by panicking")]
 
 use axum::extract::State;
 use axum::http::StatusCode;

@@ -208,5 +208,9 @@ async fn until_over(rig: &Rig, fault: Fault) -> Result<()> {
 }
 
 async fn unproven(rig: &Rig) -> Result<f64> {
-    rig.ingest.metric("chain_unproven_answers_total", &[("chain", "anvil")]).await
+    // A process that was started a moment ago does not serve them yet.
+    e2e::eventually("metrics", || async {
+        Ok(rig.ingest.metric("chain_unproven_answers_total", &[("chain", "anvil")]).await.ok())
+    })
+    .await
 }

@@ -34,8 +34,11 @@ async fn a_reorganisation_below_what_is_final_halts_the_chain_until_it_is_resume
         eventually("the chain to halt", || async { Ok(chain_health(&api).await?.filter(|c| c["status"] == "halted")) });
     let halted = halted.await?;
     ensure!(halted["halted"].as_str().is_some_and(|why| why.contains("final")), "{halted}");
-    let metrics = reqwest::get(format!("http://{}/metrics", lab.env["METRICS_LISTEN"])).await?.text().await?;
-    ensure!(metrics.contains("chain_halted{chain=\"anvil\"} 1"), "no metric says so");
+    eventually("a metric to say so", || async {
+        let metrics = reqwest::get(format!("http://{}/metrics", lab.env["METRICS_LISTEN"])).await?.text().await?;
+        Ok(metrics.contains("chain_halted{chain=\"anvil\"} 1").then_some(()))
+    })
+    .await?;
     ensure!(api.get(payment.id()).await?.status() == "confirmed", "something was taken back without being asked for");
 
     // It is not forgotten by a restart.

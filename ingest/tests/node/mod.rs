@@ -1,5 +1,7 @@
 //! A node that serves recorded blocks, and lies on request.
 
+#![allow(clippy::result_large_err, reason = "of a test, where it costs nothing")]
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
@@ -121,7 +123,6 @@ async fn answer(State(script): State<Arc<Mutex<Script>>>, body: String) -> Respo
     answer.map_or_else(|broken| broken, |answer| answer.to_string().into_response())
 }
 
-#[allow(clippy::result_large_err, reason = "a test")]
 fn respond(script: &Mutex<Script>, request: &Value) -> Result<Value, Response> {
     let (method, params) = (request["method"].as_str().unwrap(), &request["params"]);
     let mut script = script.lock().unwrap();

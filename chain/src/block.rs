@@ -1,13 +1,20 @@
 //! What a node says about a block, as far as we need it to prove the block and to publish it.
 //!
-//! Tolerant on purpose: unknown fields are ignored, and a missing one is an error only where nothing works without it.
+//! Tolerant on purpose: unknown fields do no harm, and a missing one is an error only where nothing works without it.
 //! Whether what was read is the whole truth is for [`prove`](crate::prove) to say.
 
 use alloy::primitives::{Address, B64, B256, Bloom, Bytes, U256};
 use serde::de::{Error, IgnoredAny, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fmt;
+
+mod names;
+mod tolerant;
+
+use names::{IN_HEADER, NOT_IN_HEADER, OF_RECEIPT, OF_TRANSACTION};
+use tolerant::{Keeps, keeping, partly};
 
 /// The few fields that tell where a block stands. Reads from any block object, whatever its transactions look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -40,19 +47,18 @@ pub struct Block {
     pub receipts_root: B256,
     pub logs_bloom: Option<Bloom>,
     pub transactions: Vec<Transaction>,
-    /// EIP-4895. Some sources of old blocks leave them out.
-    pub withdrawals: Option<Vec<Withdrawal>>,
 
-    pub sha3_uncles: B256,
-    #[serde(alias = "author")]
-    pub miner: Address,
-    pub state_root: B256,
+    pub sha3_uncles: Option<B256>,
+    pub miner: Option<Address>,
+    /// The miner under another name, or beside it.
+    pub author: Option<Address>,
+    pub state_root: Option<B256>,
     #[serde(default)]
     pub difficulty: U256,
-    #[serde(deserialize_with = "quantity")]
-    pub gas_limit: u64,
-    #[serde(deserialize_with = "quantity")]
-    pub gas_used: u64,
+    #[serde(default, deserialize_with = "optional_quantity")]
+    pub gas_limit: Option<u64>,
+    #[serde(default, deserialize_with = "optional_quantity")]
+    pub gas_used: Option<u64>,
     #[serde(default)]
     pub extra_data: Bytes,
     pub mix_hash: Option<B256>,
@@ -61,6 +67,8 @@ pub struct Block {
     pub base_fee_per_gas: Option<U256>,
     /// EIP-4895.
     pub withdrawals_root: Option<B256>,
+    /// EIP-4895. Not every source has them.
+    pub withdrawals: Option<Vec<Withdrawal>>,
     /// EIP-4844.
     #[serde(default, deserialize_with = "optional_quantity")]
     pub blob_gas_used: Option<u64>,
@@ -77,65 +85,40 @@ pub struct Block {
     #[serde(default, deserialize_with = "optional_quantity")]
     pub slot_number: Option<u64>,
 
-    /// Fields that we do not know, where the header did not hash: a fork, or a chain with a header of its own.
+    /// Fields that we do not know or can't read, where the header did not hash: a fork, or a chain with a header of its own.
     #[serde(skip)]
     pub unknown_fields: Vec<String>,
 }
 
-/// What a block object may have beside the header fields that we encode, on chains whose headers we can hash.
-const NOT_IN_HEADER: [&str; 11] = [
-    "hash",
-    "size",
-    "totalDifficulty",
-    "transactions",
-    "uncles",
-    "withdrawals",
-    "blockTimestamp",
-    "l1BlockNumber",
-    "sendCount",
-    "sendRoot",
-    "author",
-];
-const IN_HEADER: [&str; 23] = [
-    "number",
-    "parentHash",
-    "timestamp",
-    "transactionsRoot",
-    "receiptsRoot",
-    "logsBloom",
-    "sha3Uncles",
-    "miner",
-    "stateRoot",
-    "difficulty",
-    "gasLimit",
-    "gasUsed",
-    "extraData",
-    "mixHash",
-    "nonce",
-    "baseFeePerGas",
-    "withdrawalsRoot",
-    "blobGasUsed",
-    "excessBlobGas",
-    "parentBeaconBlockRoot",
-    "requestsHash",
-    "blockAccessListHash",
-    "slotNumber",
-];
-
 impl Block {
-    /// Reads a block object.
+    /// Reads a block object. Of one that a fork has changed, what can be read.
     ///
     /// # Errors
     /// When it is not JSON, or lacks what every block has.
     pub fn parse(json: &str) -> Result<Self, serde_json::Error> {
-        let mut block: Self = serde_json::from_str(json)?;
+        let (mut block, odd) = match serde_json::from_str::<Self>(json) {
+            Ok(block) => (block, Vec::new()),
+            Err(error) => Self::parse_partly(json).map_err(|_| error)?,
+        };
         // Only then does it matter which fields there are, so a block is read twice only then.
         if block.header_hash() != Some(block.hash) {
             let fields: BTreeMap<String, Option<IgnoredAny>> = serde_json::from_str(json)?;
             let unknown = |name: &String| !NOT_IN_HEADER.contains(&name.as_str()) && !IN_HEADER.contains(&name.as_str());
             block.unknown_fields = fields.into_iter().filter_map(|(name, value)| value.map(|_| name)).filter(unknown).collect();
+            block.unknown_fields.extend(odd);
         }
         Ok(block)
+    }
+
+    /// The block without what of its header can't be read, and the names of that; its transactions without what of them can't.
+    fn parse_partly(json: &str) -> Result<(Self, Vec<String>), serde_json::Error> {
+        let mut object: Map<String, Value> = serde_json::from_str(json)?;
+        let transactions: Vec<Value> = serde_json::from_value(object.remove("transactions").unwrap_or_default())?;
+        object.insert("transactions".to_owned(), Value::Array(Vec::new()));
+        let needed = ["number", "hash", "parentHash", "timestamp", "transactionsRoot", "receiptsRoot", "transactions"];
+        let (mut block, odd): (Self, _) = partly(object, &needed)?;
+        block.transactions = transactions.into_iter().map(Transaction::parse_partly).collect::<Result<_, _>>()?;
+        Ok((block, odd))
     }
 
     /// Where it stands.
@@ -144,24 +127,9 @@ impl Block {
     }
 }
 
-/// Coin that the beacon chain pays out, EIP-4895.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs)]
-pub struct Withdrawal {
-    #[serde(deserialize_with = "quantity")]
-    pub index: u64,
-    #[serde(deserialize_with = "quantity")]
-    pub validator_index: u64,
-    pub address: Address,
-    /// In Gwei.
-    #[serde(deserialize_with = "quantity")]
-    pub amount: u64,
-}
-
 /// A transaction with everything that its hash covers, for every type we can encode.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 #[allow(missing_docs)]
 pub struct Transaction {
     pub hash: B256,
@@ -201,9 +169,53 @@ pub struct Transaction {
     pub mint: Option<U256>,
     /// OP deposits.
     pub is_system_tx: Option<bool>,
+
+    /// Fields that we do not know or can't read: the hash may cover them.
+    #[serde(skip)]
+    pub unknown_fields: Vec<String>,
+}
+
+impl<'de> Deserialize<'de> for Transaction {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        keeping(deserializer)
+    }
+}
+
+impl<'de> Keeps<'de> for Transaction {
+    const WHAT: &'static str = "a transaction";
+    const KNOWN: &'static [&'static str] = &OF_TRANSACTION;
+
+    fn plain<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(deserializer)
+    }
+
+    fn unknown_fields(&mut self) -> &mut Vec<String> {
+        &mut self.unknown_fields
+    }
 }
 
 impl Transaction {
+    /// Nothing works without a hash; the sender is nobody where none can be read.
+    fn parse_partly(value: Value) -> Result<Self, serde_json::Error> {
+        let error = match <Self as Deserialize>::deserialize(&value) {
+            Ok(transaction) => return Ok(transaction),
+            Err(error) => error,
+        };
+        let Value::Object(mut object) = value else { return Err(error) };
+        let from = object.remove("from").unwrap_or_default();
+        let sender = serde_json::from_value::<Address>(from).ok();
+        object.insert("from".to_owned(), Value::String(sender.unwrap_or_default().to_string()));
+        // A type that is no number is none that we know.
+        let kind = object.get("type").is_none_or(|kind| quantity(kind).is_ok());
+        let (mut transaction, odd): (Self, _) = partly(object, &["hash", "from"])?;
+        transaction.unknown_fields.extend(odd);
+        transaction.unknown_fields.extend(sender.is_none().then(|| "from".to_owned()));
+        if !kind {
+            transaction.kind = u64::MAX;
+        }
+        Ok(transaction)
+    }
+
     /// Bor's state-sync pseudo transaction, before it got a type: the node adds it to the block's list, but neither it nor
     /// its receipt is under the block's roots, nor are its logs in the bloom.
     pub fn is_state_sync(&self) -> bool {
@@ -216,6 +228,21 @@ impl Transaction {
             && nothing(self.r)
             && nothing(self.s)
     }
+}
+
+/// EIP-4895. Nothing waits for one, so one that can't be read whole is no error.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Withdrawal {
+    #[serde(default, deserialize_with = "optional_quantity")]
+    pub index: Option<u64>,
+    #[serde(default, deserialize_with = "optional_quantity")]
+    pub validator_index: Option<u64>,
+    pub address: Option<Address>,
+    /// Gwei.
+    #[serde(default, deserialize_with = "optional_quantity")]
+    pub amount: Option<u64>,
 }
 
 /// EIP-2930.
@@ -245,7 +272,7 @@ pub struct Authorization {
 
 /// A receipt with everything that the receipts root covers.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 #[allow(missing_docs)]
 pub struct Receipt {
     pub transaction_hash: B256,
@@ -258,8 +285,8 @@ pub struct Receipt {
     pub status: Option<u64>,
     /// Before Byzantium: the state after the transaction.
     pub root: Option<B256>,
-    #[serde(deserialize_with = "quantity")]
-    pub cumulative_gas_used: u64,
+    #[serde(default, deserialize_with = "optional_quantity")]
+    pub cumulative_gas_used: Option<u64>,
     pub logs_bloom: Option<Bloom>,
     pub logs: Vec<Log>,
     /// OP deposits.
@@ -268,6 +295,29 @@ pub struct Receipt {
     /// OP deposits, since Canyon.
     #[serde(default, deserialize_with = "optional_quantity")]
     pub deposit_receipt_version: Option<u64>,
+
+    /// Fields that we do not know: the root may cover them.
+    #[serde(skip)]
+    pub unknown_fields: Vec<String>,
+}
+
+impl<'de> Deserialize<'de> for Receipt {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        keeping(deserializer)
+    }
+}
+
+impl<'de> Keeps<'de> for Receipt {
+    const WHAT: &'static str = "a receipt";
+    const KNOWN: &'static [&'static str] = &OF_RECEIPT;
+
+    fn plain<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(deserializer)
+    }
+
+    fn unknown_fields(&mut self) -> &mut Vec<String> {
+        &mut self.unknown_fields
+    }
 }
 
 /// A log.

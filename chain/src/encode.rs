@@ -3,8 +3,7 @@
 //! Written out here, and not with alloy's consensus types, because a proof must cope with what those refuse: signatures of
 //! any shape (before EIP-155, or a chain's own), receipts of types nobody knows yet, headers with further fields.
 
-use crate::block::Transaction;
-use crate::block::{Authorization, Block, Log, Receipt, Withdrawal};
+use crate::block::{Authorization, Block, Log, Receipt, Transaction, Withdrawal};
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::rlp::{BufMut as _, EMPTY_STRING_CODE, Encodable, Header};
 
@@ -33,6 +32,8 @@ impl Block {
     /// The hash of the header as these fields make it. `None` where the chain's header lacks what Ethereum's has.
     pub fn header_hash(&self) -> Option<B256> {
         let (bloom, mix_hash, nonce) = (self.logs_bloom?, self.mix_hash?, self.nonce?);
+        let (uncles, miner, state_root) = (self.sha3_uncles?, self.miner.or(self.author)?, self.state_root?);
+        let (gas_limit, gas_used) = (self.gas_limit?, self.gas_used?);
         // In the order in which forks added them: item 15 and on.
         let optional: [Option<&dyn Encodable>; 8] = [
             some(&self.base_fee_per_gas),
@@ -47,16 +48,16 @@ impl Block {
         let last = optional.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         let rlp = list(|out| {
             self.parent_hash.encode(out);
-            self.sha3_uncles.encode(out);
-            self.miner.encode(out);
-            self.state_root.encode(out);
+            uncles.encode(out);
+            miner.encode(out);
+            state_root.encode(out);
             self.transactions_root.encode(out);
             self.receipts_root.encode(out);
             bloom.encode(out);
             self.difficulty.encode(out);
             self.number.encode(out);
-            self.gas_limit.encode(out);
-            self.gas_used.encode(out);
+            gas_limit.encode(out);
+            gas_used.encode(out);
             self.timestamp.encode(out);
             self.extra_data.encode(out);
             mix_hash.encode(out);
@@ -74,13 +75,6 @@ impl Block {
 
 fn some<T: Encodable>(field: &Option<T>) -> Option<&dyn Encodable> {
     field.as_ref().map(|field| field as &dyn Encodable)
-}
-
-impl Withdrawal {
-    /// The bytes that the withdrawals root is made of.
-    pub(crate) fn encoded(&self) -> Vec<u8> {
-        list(|out| encode_all(out, &[&self.index, &self.validator_index, &self.address, &self.amount]))
-    }
 }
 
 impl Transaction {
@@ -173,18 +167,26 @@ fn encode_authorization(out: &mut Vec<u8>, one: &Authorization) {
     append_list(out, |out| encode_all(out, &[&one.chain_id, &one.address, &one.nonce, &one.y_parity, &one.r, &one.s]));
 }
 
+impl Withdrawal {
+    /// The bytes that the withdrawals root is made of. `None` where one is missing.
+    pub(crate) fn encoded(&self) -> Option<Vec<u8>> {
+        let (index, validator, address, amount) = (self.index?, self.validator_index?, self.address?, self.amount?);
+        Some(list(|out| encode_all(out, &[&index, &validator, &address, &amount])))
+    }
+}
+
 impl Receipt {
     /// The bytes that the receipts root is made of. A type we do not know is encoded as most are; whether the chain agrees
-    /// shows in the root. `None` where status or bloom is missing.
+    /// shows in the root. `None` where status, gas or bloom is missing.
     pub(crate) fn encoded(&self) -> Option<Vec<u8>> {
-        let bloom = self.logs_bloom?;
+        let (bloom, gas) = (self.logs_bloom?, self.cumulative_gas_used?);
         let outcome: &dyn Encodable = match (&self.status, &self.root) {
             (Some(status), _) => status,
             (None, Some(root)) => root,
             (None, None) => return None,
         };
         let rlp = list(|out| {
-            encode_all(out, &[outcome, &self.cumulative_gas_used, &bloom]);
+            encode_all(out, &[outcome, &gas, &bloom]);
             append_list(out, |out| self.logs.iter().for_each(|log| encode_log(out, log)));
             // op-geth: the nonce is in the hash only together with the version, that is since Canyon.
             if let (0x7e, Some(version)) = (self.kind, self.deposit_receipt_version) {
@@ -198,6 +200,11 @@ impl Receipt {
 fn encode_log(out: &mut Vec<u8>, log: &Log) {
     let (address, topics, data): (&Address, &Vec<B256>, &Bytes) = (&log.address, &log.topics, &log.data);
     append_list(out, |out| encode_all(out, &[address, topics, data]));
+}
+
+/// Whether we know how a transaction of this type is hashed.
+pub(crate) fn knows_transaction(kind: u64) -> bool {
+    matches!(kind, 0..=4 | 0x7e | 0x6a)
 }
 
 /// Whether we know how a receipt of this type goes into the root: Ethereum's types, OP deposits, Arbitrum's own.

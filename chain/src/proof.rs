@@ -4,13 +4,13 @@
 //! know (a fork's new header field, a transaction type of its own), that part is not proven, and [`Proof`] says so; the
 //! logs are then compared with the header's bloom, which finds missing logs but not every altered one.
 
-use crate::block::{Block, Receipt, Transaction, Withdrawal};
+use crate::block::{Block, Receipt, Transaction};
 use crate::config::Verify;
-use crate::encode::knows_receipt;
+use crate::credit::prove_withdrawals;
+use crate::encode::{knows_receipt, knows_transaction};
 use crate::fetch::Receipts;
 use alloy::consensus::proofs::ordered_trie_root_encoded;
 use alloy::primitives::{B256, Bloom, BloomInput, keccak256};
-use std::collections::HashSet;
 use std::fmt;
 
 /// How a part of a block is known to be true.
@@ -24,6 +24,15 @@ pub enum Part {
     Unproven(String),
 }
 
+impl Part {
+    fn gap(&self) -> Option<&str> {
+        match self {
+            Self::Root => None,
+            Self::Bloom(why) | Self::Unproven(why) => Some(why),
+        }
+    }
+}
+
 /// What of a block was proven.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
@@ -33,17 +42,19 @@ pub struct Proof {
     pub transactions: Part,
     /// Statuses and logs.
     pub receipts: Part,
-    /// What the beacon chain pays out.
+    /// Credits of the beacon chain. No payment depends on them.
     pub withdrawals: Part,
 }
 
 impl Proof {
+    /// The parts that a payment depends on.
+    fn payments(&self) -> impl Iterator<Item = &Part> {
+        [&self.header, &self.transactions, &self.receipts].into_iter()
+    }
+
     /// What was not proven by a root, if anything: to be said once and counted.
     pub fn gaps(&self) -> impl Iterator<Item = &str> {
-        [&self.header, &self.transactions, &self.receipts, &self.withdrawals].into_iter().filter_map(|part| match part {
-            Part::Root => None,
-            Part::Bloom(why) | Part::Unproven(why) => Some(why.as_str()),
-        })
+        self.payments().chain([&self.withdrawals]).filter_map(Part::gap)
     }
 }
 
@@ -88,14 +99,11 @@ pub fn prove(block: &Block, receipts: &Receipts, verify: Verify) -> Result<Proof
         Verify::Auto | Verify::Roots => {}
     }
     logs_belong(block, receipts)?;
-    let proof = Proof {
-        header: header(block)?,
-        transactions: transactions(block)?,
-        receipts: prove_receipts(block, receipts)?,
-        withdrawals: withdrawals(block)?,
-    };
+    let header = header(block)?;
+    let withdrawals = prove_withdrawals(block, &header)?;
+    let proof = Proof { header, transactions: transactions(block)?, receipts: prove_receipts(block, receipts)?, withdrawals };
     if verify == Verify::Roots
-        && let Some(gap) = proof.gaps().next()
+        && let Some(gap) = proof.payments().find_map(Part::gap)
     {
         return Err(Unproven::new(block.number, "a part", "a proof by root (verify: roots)", gap));
     }
@@ -115,21 +123,31 @@ fn header(block: &Block) -> Result<Part, Unproven> {
 
 fn transactions(block: &Block) -> Result<Part, Unproven> {
     let mut encodings = Vec::with_capacity(block.transactions.len());
-    let mut unknown = None;
+    let mut gap = None;
     for (index, transaction) in under_root(block).enumerate() {
-        let Some(encoding) = transaction.encoded() else {
-            unknown.get_or_insert(transaction.kind);
-            continue;
-        };
+        let encoding = transaction.encoded();
         // The root covers the encoding; the hash that we hand on is checked here.
-        let hash = keccak256(&encoding);
-        if hash != transaction.hash {
-            return Err(Unproven::new(block.number, format!("transaction {index}"), transaction.hash, hash));
+        let hash = encoding.as_ref().map(keccak256);
+        match encoding {
+            Some(encoding) if hash == Some(transaction.hash) => encodings.push(encoding),
+            _ if !knows_transaction(transaction.kind) => {
+                gap.get_or_insert_with(|| format!("transactions of type {:#04x}", transaction.kind));
+            }
+            _ if !transaction.unknown_fields.is_empty() => {
+                let fields = transaction.unknown_fields.join(", ");
+                gap.get_or_insert_with(|| {
+                    format!("transactions of type {:#04x} with unknown fields {fields}", transaction.kind)
+                });
+            }
+            // A field too few or too many is no fork, and an altered one none either.
+            _ => {
+                let got = hash.map_or_else(|| "one with fields missing".to_owned(), |hash| hash.to_string());
+                return Err(Unproven::new(block.number, format!("transaction {index}"), transaction.hash, got));
+            }
         }
-        encodings.push(encoding);
     }
-    if let Some(kind) = unknown {
-        return Ok(Part::Unproven(format!("transactions of type {kind:#04x}")));
+    if let Some(gap) = gap {
+        return Ok(Part::Unproven(gap));
     }
     let root = ordered_trie_root_encoded(&encodings);
     if root != block.transactions_root {
@@ -138,24 +156,17 @@ fn transactions(block: &Block) -> Result<Part, Unproven> {
     Ok(Part::Root)
 }
 
-fn withdrawals(block: &Block) -> Result<Part, Unproven> {
-    let (Some(expected), Some(withdrawals)) = (block.withdrawals_root, &block.withdrawals) else {
-        // Blocks that were recorded without the list lose nobody a payment.
-        return Ok(Part::Root);
-    };
-    let encodings: Vec<Vec<u8>> = withdrawals.iter().map(Withdrawal::encoded).collect();
-    let root = ordered_trie_root_encoded(&encodings);
-    // OP keeps another root in this field since Isthmus, with a list that is always empty. Its blocks begin with a deposit.
-    let is_op = block.transactions.first().is_some_and(|first| first.kind == 0x7e);
-    if root == expected || is_op && withdrawals.is_empty() {
-        return Ok(Part::Root);
-    }
-    Err(Unproven::new(block.number, "the withdrawals", expected, root))
-}
-
 /// The transactions that the block's roots cover: all but Bor's state sync.
 fn under_root(block: &Block) -> impl Iterator<Item = &Transaction> {
-    block.transactions.iter().filter(|transaction| !transaction.is_state_sync())
+    let all = block.transactions.len();
+    block.transactions.iter().take(if state_sync(block).is_some() { all - 1 } else { all })
+}
+
+/// Bor's state sync, which no root covers: the last transaction of a block whose header is one of Bor's, where blocks have a
+/// difficulty and no withdrawals. On other chains nothing passes for it, or anybody could add logs.
+fn state_sync(block: &Block) -> Option<B256> {
+    let bor = !block.difficulty.is_zero() && block.withdrawals_root.is_none();
+    block.transactions.last().filter(|last| bor && last.is_state_sync()).map(|last| last.hash)
 }
 
 fn prove_receipts(block: &Block, receipts: &Receipts) -> Result<Part, Unproven> {
@@ -164,20 +175,23 @@ fn prove_receipts(block: &Block, receipts: &Receipts) -> Result<Part, Unproven> 
         return Ok(Part::Bloom("logs without receipts".to_owned()));
     };
     let synced = state_sync(block);
-    let own: Vec<&Receipt> = all.iter().filter(|receipt| !synced.contains(&receipt.transaction_hash)).collect();
+    let own: Vec<&Receipt> = all.iter().filter(|receipt| synced != Some(receipt.transaction_hash)).collect();
     same_transactions(block, &own)?;
     let root =
         own.iter().map(|receipt| receipt.encoded()).collect::<Option<Vec<_>>>().map(|all| ordered_trie_root_encoded(&all));
     if root == Some(block.receipts_root) {
-        return Ok(if synced.is_empty() { Part::Root } else { Part::Unproven("logs of Bor's state sync".to_owned()) });
+        return Ok(if synced.is_none() { Part::Root } else { Part::Unproven("logs of Bor's state sync".to_owned()) });
     }
-    match (own.iter().find(|receipt| !knows_receipt(receipt.kind)), root) {
+    // New types have been encoded like the others so far. One with fields of its own may not be; without them, or of a type
+    // that we know, a receipt has no excuse.
+    match (own.iter().find(|receipt| !knows_receipt(receipt.kind) && !receipt.unknown_fields.is_empty()), root) {
         (Some(receipt), _) => {
             bloom(block, receipts)?;
-            Ok(Part::Bloom(format!("receipts of type {:#04x}", receipt.kind)))
+            let fields = receipt.unknown_fields.join(", ");
+            Ok(Part::Bloom(format!("receipts of type {:#04x} with unknown fields {fields}", receipt.kind)))
         }
         (None, Some(root)) => Err(Unproven::new(block.number, "the receipts", block.receipts_root, root)),
-        (None, None) => Err(Unproven::new(block.number, "the receipts", "a status and a bloom in each", "receipts without")),
+        (None, None) => Err(Unproven::new(block.number, "the receipts", "status, gas and bloom in each", "receipts without")),
     }
 }
 
@@ -220,7 +234,9 @@ fn same_transactions(block: &Block, receipts: &[&Receipt]) -> Result<(), Unprove
             let what = format!("receipt {index}'s block");
             return Err(Unproven::new(block.number, what, block.hash, receipt.block_hash.unwrap_or_default()));
         }
-        if receipt.from.is_some_and(|from| from != transaction.from) {
+        // A new type may have no sender that we can read.
+        let told = knows_transaction(transaction.kind) || !transaction.unknown_fields.iter().any(|field| field == "from");
+        if told && receipt.from.is_some_and(|from| from != transaction.from) {
             let what = format!("receipt {index}'s sender");
             return Err(Unproven::new(block.number, what, transaction.from, receipt.from.unwrap_or_default()));
         }
@@ -236,7 +252,7 @@ fn bloom(block: &Block, receipts: &Receipts) -> Result<(), Unproven> {
     let synced = state_sync(block);
     let mut got = Bloom::ZERO;
     for (transaction, log) in receipts.logs() {
-        if transaction.is_some_and(|hash| synced.contains(&hash)) {
+        if synced.is_some() && transaction == synced {
             continue;
         }
         got.accrue(BloomInput::Raw(log.address.as_slice()));
@@ -245,10 +261,6 @@ fn bloom(block: &Block, receipts: &Receipts) -> Result<(), Unproven> {
         }
     }
     if got == expected { Ok(()) } else { Err(Unproven::new(block.number, "the logs", short(&expected), short(&got))) }
-}
-
-fn state_sync(block: &Block) -> HashSet<B256> {
-    block.transactions.iter().filter(|transaction| transaction.is_state_sync()).map(|transaction| transaction.hash).collect()
 }
 
 /// A bloom is 256 bytes; its hash tells two apart as well.

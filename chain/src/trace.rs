@@ -1,15 +1,19 @@
 //! Coin that contracts move, read from what tracers tell of a block. Pure.
 //!
-//! No root covers traces, so they are held against what is proven: the transactions, in order, with their values, and how
-//! each ended. Of megabytes of calls only those are kept that moved coin; inputs and outputs are skipped where they stand.
-
-mod call_tracer;
-mod trace_block;
+//! Two formats, one meaning: [`calls`] reads geth's `callTracer`, [`flat`] Parity's `trace_block`. Both give the frames that
+//! moved coin, and here they are held against the block: traces have no root that would prove them, but each has to be of
+//! its transaction, and to agree with the receipt on whether that succeeded.
 
 use crate::block::{Block, Transaction};
 use crate::fetch::Status;
 use crate::proof::Unproven;
 use alloy::primitives::{Address, B256, U256};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
+use std::fmt;
+
+mod calls;
+mod flat;
 
 /// Which of the two traces an answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +54,8 @@ pub enum TraceError {
 
 /// The transfers in a tracer's answer (the JSON of the result), in order of execution.
 ///
-/// What moves nothing is left out: frames that reverted with all below them, delegated and static calls, zero values, and
-/// what one sends to oneself. So is the transaction's own value, which the transaction tells; but of a creation, whose
-/// transaction does not name the contract, it is frame 0.
+/// What a transaction itself says is not repeated: its own value is left out, but for that of a creation, whose recipient only
+/// the trace knows.
 ///
 /// # Errors
 /// When it can't be read, or does not fit the block.
@@ -62,105 +65,185 @@ pub fn internal_transfers(
     tracer: Tracer,
     answer: &str,
 ) -> Result<Vec<InternalTransfer>, TraceError> {
-    let traced = match tracer {
-        Tracer::CallTracer => call_tracer::read(answer)?,
-        Tracer::TraceBlock => trace_block::read(block, answer)?,
+    let traces = match tracer {
+        Tracer::CallTracer => calls::read(answer)?,
+        Tracer::TraceBlock => flat::read(block, answer)?,
     };
-    let mut transfers = Vec::new();
-    let mut traces = traced.into_iter();
-    for (index, transaction) in block.transactions.iter().enumerate() {
-        // Bor adds these to the block by itself; no tracer runs them.
-        if transaction.is_state_sync() {
-            continue;
+    Ok(assemble(block, statuses, &traces)?)
+}
+
+/// What a frame does with coin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Hands it to the recipient.
+    Call,
+    /// Hands it to a contract that it makes.
+    Create,
+    /// Hands on all that a contract has.
+    Destroy,
+    /// Runs code of others with the caller's coin (DELEGATECALL, CALLCODE), or may not move any (STATICCALL).
+    Borrow,
+    /// Pays a block's producer, in no transaction.
+    Reward,
+    /// Something new.
+    Unknown,
+}
+
+/// Of geth's or Parity's name, in whatever case.
+impl<'de> Deserialize<'de> for Kind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Kind;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the kind of a frame, like CALL")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Kind, E> {
+                let is = |names: &[&str]| names.iter().any(|one| name.eq_ignore_ascii_case(one));
+                Ok(match () {
+                    () if is(&["CALL"]) => Kind::Call,
+                    () if is(&["CREATE", "CREATE2"]) => Kind::Create,
+                    () if is(&["SELFDESTRUCT", "SUICIDE"]) => Kind::Destroy,
+                    () if is(&["DELEGATECALL", "STATICCALL", "CALLCODE"]) => Kind::Borrow,
+                    () if is(&["REWARD"]) => Kind::Reward,
+                    () => Kind::Unknown,
+                })
+            }
         }
-        let missing = || Unproven::new(block.number, format!("the trace of transaction {index}"), transaction.hash, "none");
-        let trace = traces.next().ok_or_else(missing)?;
-        let status = statuses.get(index).copied().unwrap_or(Status::Unknown);
-        check(block.number, index, transaction, status, &trace)?;
-        let position = u32::try_from(index).map_err(|_| missing())?;
-        collect(&trace, transaction, position, &mut transfers);
+        deserializer.deserialize_str(Name)
     }
-    if let Some(trace) = traces.next() {
-        let got = trace.hash.map_or_else(|| "one more".to_owned(), |hash| hash.to_string());
-        return Err(Unproven::new(block.number, "the number of traces", "one a transaction", got).into());
-    }
-    Ok(transfers)
 }
 
-/// What a tracer tells of one transaction.
-struct Trace {
-    /// Geth did not tell it before 1.11.
-    hash: Option<B256>,
-    top: Top,
-    /// Frames that moved coin, in order of execution, without the top one.
-    moves: Vec<Move>,
-}
-
-/// The frame of the transaction itself.
-#[derive(Default)]
-struct Top {
+/// A frame, as far as it concerns coin.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    kind: Kind,
     from: Option<Address>,
     to: Option<Address>,
     value: U256,
     failed: bool,
 }
 
-/// Coin from one account to another.
-struct Move {
-    from: Address,
-    to: Address,
-    value: U256,
-}
-
-impl Move {
-    /// `None` where nothing moves.
-    fn new(from: Option<Address>, to: Option<Address>, value: Option<U256>) -> Option<Self> {
-        let (from, to, value) = (from?, to?, value?);
-        (!value.is_zero() && from != to).then_some(Self { from, to, value })
+impl Frame {
+    /// Whether it gives coin to somebody. A frame of a kind that nobody knows is listed too: it is refused later.
+    fn moves(&self) -> bool {
+        !self.value.is_zero() && self.kind != Kind::Borrow && (self.from.is_none() || self.from != self.to)
     }
 }
 
-fn check(number: u64, index: usize, transaction: &Transaction, status: Status, trace: &Trace) -> Result<(), Unproven> {
-    let differs = |what: &str, expected: String, got: String| {
-        Err(Unproven::new(number, format!("the trace of transaction {index}: {what}"), expected, got))
-    };
-    let text = |address: Option<Address>| address.map_or_else(|| "none".to_owned(), |address| address.to_string());
-    if let Some(hash) = trace.hash.filter(|hash| *hash != transaction.hash) {
-        return differs("the hash", transaction.hash.to_string(), hash.to_string());
+/// What a tracer tells of one transaction.
+#[derive(Debug)]
+struct Trace {
+    /// `None` where the node leaves it out: then the order counts.
+    hash: Option<B256>,
+    top: Frame,
+    /// Those below the top frame that moved coin and did not fail, depth first.
+    moved: Vec<Frame>,
+}
+
+/// Holds traces against the block, and numbers what moved.
+fn assemble(block: &Block, statuses: &[Status], traces: &[Trace]) -> Result<Vec<InternalTransfer>, Unproven> {
+    let unproven = |what: String, expected: String, got: String| Unproven::new(block.number, what, expected, got);
+    // Bor traces its state sync or does not; without hashes the number of traces tells.
+    let all_traced = traces.len() == block.transactions.len();
+    let mut transfers = Vec::new();
+    let mut rest = traces.iter();
+    let mut next = rest.next();
+    for (index, transaction) in (0_u32..).zip(&block.transactions) {
+        let fits =
+            |trace: &&Trace| trace.hash.map_or(!transaction.is_state_sync() || all_traced, |hash| hash == transaction.hash);
+        let Some(trace) = next.filter(fits) else {
+            if transaction.is_state_sync() {
+                continue;
+            }
+            let got = next.map_or_else(|| "none".to_owned(), |trace| trace.hash.unwrap_or_default().to_string());
+            return Err(unproven(format!("the trace of transaction {index}"), transaction.hash.to_string(), got));
+        };
+        next = rest.next();
+        let status = usize::try_from(index).ok().and_then(|index| statuses.get(index)).copied().unwrap_or(Status::Unknown);
+        let what = |part: &str| format!("the trace of transaction {index} ({part})");
+        let runs = Runs::of(transaction);
+        let contradicts = match status {
+            Status::Unknown => false,
+            Status::Success => trace.top.failed && runs != Runs::OfItsOwn,
+            Status::Reverted => !trace.top.failed && runs == Runs::Plainly,
+        };
+        if contradicts {
+            let failed = if trace.top.failed { "a failure" } else { "a success" };
+            return Err(unproven(what("outcome"), format!("{status:?}, as its receipt says"), failed.to_owned()));
+        }
+        if status == Status::Reverted || trace.top.failed {
+            continue;
+        }
+        if runs != Runs::OfItsOwn {
+            same_call(transaction, &trace.top).map_err(|(part, expected, got)| unproven(what(part), expected, got))?;
+        }
+        let own = Some(&trace.top).filter(|top| transaction.to.is_none() && top.moves());
+        let first = if own.is_some() { 0 } else { 1 };
+        for (frame, place) in own.into_iter().chain(&trace.moved).zip(first..) {
+            let (Kind::Call | Kind::Create | Kind::Destroy, Some(from), Some(to)) = (frame.kind, frame.from, frame.to) else {
+                let expected = "a call, a creation or a destruction, from and to somebody".to_owned();
+                return Err(unproven(what("a frame with value"), expected, format!("{frame:?}")));
+            };
+            transfers.push(InternalTransfer {
+                from,
+                to,
+                value: frame.value,
+                transaction_hash: transaction.hash,
+                transaction_index: index,
+                frame: place,
+            });
+        }
     }
-    let Top { from, to, value, failed } = &trace.top;
-    // Arbitrum's own types run as other calls than they say.
-    if matches!(transaction.kind, 0x64..=0x6a) {
-        return Ok(());
+    match next {
+        None => Ok(transfers),
+        Some(extra) => {
+            let got = format!("another one, of {}", extra.hash.unwrap_or_default());
+            Err(unproven("the number of traces".to_owned(), "one a transaction".to_owned(), got))
+        }
     }
-    if from.is_some_and(|from| from != transaction.from) {
-        return differs("the sender", transaction.from.to_string(), text(*from));
+}
+
+/// How a transaction's top frame has to do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Runs {
+    /// As Ethereum's own types: the top frame is the transaction, and fails with it.
+    Plainly,
+    /// As those, but it can fail before it runs: OP's deposits, which are in a block whatever becomes of them.
+    OnceStarted,
+    /// Otherwise: Arbitrum's own types, Bor's state sync, and types that nobody knows.
+    OfItsOwn,
+}
+
+impl Runs {
+    fn of(transaction: &Transaction) -> Self {
+        match transaction.kind {
+            _ if transaction.is_state_sync() => Self::OfItsOwn,
+            0..=4 => Self::Plainly,
+            0x7e => Self::OnceStarted,
+            _ => Self::OfItsOwn,
+        }
     }
-    if transaction.to.is_some() && *to != transaction.to {
-        return differs("the recipient", text(transaction.to), text(*to));
+}
+
+type Mismatch = (&'static str, String, String);
+
+fn same_call(transaction: &Transaction, top: &Frame) -> Result<(), Mismatch> {
+    let text = |address: Option<Address>| address.map_or_else(|| "nobody".to_owned(), |address| address.to_string());
+    let kind = if transaction.to.is_some() { Kind::Call } else { Kind::Create };
+    if top.from != Some(transaction.from) {
+        return Err(("from", transaction.from.to_string(), text(top.from)));
     }
-    if *value != transaction.value {
-        return differs("the value", transaction.value.to_string(), value.to_string());
+    if transaction.to.is_some() && top.to != transaction.to {
+        return Err(("to", text(transaction.to), text(top.to)));
     }
-    if status != Status::Unknown && *failed != (status == Status::Reverted) {
-        return differs("how it ended", format!("{status:?}"), if *failed { "an error" } else { "none" }.to_owned());
+    if top.value != transaction.value {
+        return Err(("value", transaction.value.to_string(), top.value.to_string()));
+    }
+    if top.kind != kind {
+        return Err(("kind", format!("{kind:?}"), format!("{:?}", top.kind)));
     }
     Ok(())
-}
-
-fn collect(trace: &Trace, transaction: &Transaction, position: u32, transfers: &mut Vec<InternalTransfer>) {
-    let Top { from, to, value, failed } = &trace.top;
-    if *failed {
-        return;
-    }
-    let own = Move::new(*from, *to, Some(*value)).filter(|_| transaction.to.is_none());
-    let all = own.iter().map(|own| (0, own)).chain((1..).zip(&trace.moves));
-    transfers.extend(all.map(|(frame, moved)| InternalTransfer {
-        from: moved.from,
-        to: moved.to,
-        value: moved.value,
-        transaction_hash: transaction.hash,
-        transaction_index: position,
-        frame,
-    }));
 }

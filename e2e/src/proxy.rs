@@ -269,8 +269,9 @@ impl Upstream {
     }
 
     async fn answer_held(&self, call: &Value, above: u64) -> Result<Value> {
-        // The head is told: it is what lies below it that a client has to wait for.
-        let held = if call["params"][0] == "latest" { None } else { self.block_of(call).await? };
+        // The head and the tags are told: it is what lies below them that a client has to wait for.
+        let is_tag = ["latest", "safe", "finalized"].iter().any(|tag| call["params"][0] == *tag);
+        let held = if is_tag { None } else { self.block_of(call).await? };
         if let Some(number) = held.filter(|number| *number > above) {
             self.claim(Fault::HoldAbove(above));
             while let Some(Fault::HoldAbove(above)) = self.active()

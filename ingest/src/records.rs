@@ -57,8 +57,8 @@ fn whole(
         receipts_root: bytes(&fetched.block.receipts_root),
         transactions: transactions.map(|((transaction, status), index)| of_transaction(transaction, *status, index)).collect(),
         traced: fetched.internal.is_some(),
-        internal_transfers: fetched.internal.iter().flatten().map(of_frame).collect(),
-        credits: fetched.block.credits().iter().map(credit).collect(),
+        internal_transfers: fetched.internal.iter().flatten().map(internal_transfer).collect(),
+        credits: fetched.block.credits(chain).iter().map(credit).collect(),
         ..block(chain, sequence, &head, kind)
     };
     let of_block = LogsRecord { logs: fetched.logs.into_iter().map(log).collect(), ..logs(chain, sequence, &head, logs_kind) };
@@ -107,7 +107,7 @@ fn of_transaction(transaction: &Transaction, status: Status, index: u32) -> bloc
     }
 }
 
-fn of_frame(transfer: &InternalTransfer) -> block_record::InternalTransfer {
+fn internal_transfer(transfer: &InternalTransfer) -> block_record::InternalTransfer {
     block_record::InternalTransfer {
         to: bytes(&transfer.to),
         value: Amount::new(transfer.value).to_wire().into(),
@@ -122,13 +122,14 @@ fn credit(credit: &Credit) -> block_record::Credit {
     let source = match credit.source {
         CreditSource::Withdrawal => block_record::credit::Source::Withdrawal,
         CreditSource::Deposit => block_record::credit::Source::Deposit,
+        CreditSource::Reward => block_record::credit::Source::Reward,
     };
     block_record::Credit {
         to: bytes(&credit.to),
         value: Amount::new(credit.value).to_wire().into(),
         source: source.into(),
         index: credit.index,
-        transaction_hash: credit.transaction_hash.as_ref().map(bytes).unwrap_or_default(),
+        transaction_hash: credit.transaction_hash.map(|hash| bytes(&hash)).unwrap_or_default(),
     }
 }
 

@@ -65,6 +65,50 @@ fn an_added_block_is_written_whole() {
 }
 
 #[test]
+fn what_contracts_moved_is_written_and_so_is_that_nobody_was_asked() {
+    let word = B256::repeat_byte(0x12);
+    let moved = InternalTransfer {
+        from: topics::Address::repeat_byte(4),
+        to: topics::Address::repeat_byte(5),
+        value: topics::U256::from(0x1234),
+        transaction_hash: word,
+        transaction_index: 1,
+        frame: 2,
+    };
+    for internal in [None, Some(vec![]), Some(vec![moved, InternalTransfer { frame: 3, ..moved }])] {
+        let (traced, count) = (internal.is_some(), internal.iter().flatten().count());
+        let fetched = FetchedBlock { internal, ..fetched() };
+        for change in [Change::Added(Box::new(fetched.clone())), Change::Replayed(Box::new(fetched))] {
+            let (block, _) = records(ChainId(7), 42, change, Settled::default());
+            assert_eq!((block.traced, block.internal_transfers.len()), (traced, count));
+            for (written, frame) in block.internal_transfers.iter().zip(2..) {
+                assert_eq!((&written.from, &written.to, &written.value[..]), (&of(4, 20), &of(5, 20), &[0x12, 0x34][..]));
+                assert_eq!((&written.transaction_hash, written.transaction_index, written.frame), (&of(0x12, 32), 1, frame));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_came_without_a_transfer_is_written_once_for_each() {
+    use block_record::credit::Source;
+    let mut fetched = fetched();
+    let withdrawal =
+        json!([{ "index": "0x9", "validatorIndex": "0x1", "address": format!("0x{}", "06".repeat(20)), "amount": "0x2" }]);
+    fetched.block.withdrawals = serde_json::from_value(withdrawal).unwrap();
+    fetched.block.transactions[1].kind = 0x7e;
+    fetched.block.transactions[1].mint = Some(topics::U256::from(5));
+    let (block, _) = records(ChainId(7), 42, Change::Added(Box::new(fetched)), Settled::default());
+    let [withdrawn, minted] = &block.credits[..] else { panic!("{:?}", block.credits) };
+    assert_eq!((withdrawn.source(), &withdrawn.to, withdrawn.index), (Source::Withdrawal, &of(6, 20), 9));
+    assert_eq!((&withdrawn.value[..], withdrawn.transaction_hash.len()), (&[0x77, 0x35, 0x94, 0x00][..], 0));
+    // The deposit failed; what was minted stays.
+    assert_eq!(block.transactions[1].status(), block_record::Status::Reverted);
+    assert_eq!((minted.source(), &minted.to, minted.index), (Source::Deposit, &of(1, 20), 1));
+    assert_eq!((&minted.value[..], &minted.transaction_hash), (&[5][..], &of(0x12, 32)));
+}
+
+#[test]
 fn a_removed_block_is_named_and_carries_nothing() {
     let head = fetched().block.head();
     let (block, logs) = records(ChainId(7), 43, Change::Removed(head), Settled { safe: Some(12), finalized: Some(1) });

@@ -4,11 +4,11 @@
 
 use std::time::{Duration, Instant};
 
-const SLOWEST: f64 = 1.0;
+const SLOWEST: f64 = 2.0;
 /// A limit above this is none.
 const FASTEST: f64 = 2000.0;
-/// Each success adds so many requests a second: a second at the limit makes it a tenth larger.
-const GROWS: f64 = 0.1;
+/// Each success adds so many requests a second: a second at the limit makes it a quarter larger.
+const GROWS: f64 = 0.25;
 /// Refusals within this time are of the same burst.
 const BURST: Duration = Duration::from_millis(500);
 const SECOND: Duration = Duration::from_secs(1);

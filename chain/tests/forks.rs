@@ -1,0 +1,267 @@
+//! What a fork may bring does not stop a chain, and does not open a way for a node that lies: what is new is told, and everything
+//! else is proven as before.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use alloy::consensus::proofs::ordered_trie_root_encoded;
+use alloy::primitives::{Address, B256, Bytes};
+use alloy::rlp::{Encodable, Header};
+use chain::{Block, Part, Proof, Receipt, Receipts, Unproven, Verify, prove};
+use serde_json::{Value, json};
+use std::io::{BufRead as _, BufReader};
+
+/// A block as nodes give it, to be altered.
+#[derive(Clone)]
+struct Answer {
+    block: Value,
+    receipts: Value,
+}
+
+fn recorded(file: &str, number: u64) -> Answer {
+    let path = format!("{}/../testdata/{file}.blocks.jsonl.gz", env!("CARGO_MANIFEST_DIR"));
+    let reader = flate2::read::MultiGzDecoder::new(std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}")));
+    let mut lines = BufReader::new(reader).lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let mut line = lines.find(|line| line["number"] == number).unwrap();
+    Answer { block: line["block"].take(), receipts: line["receipts"].take() }
+}
+
+fn mainnet() -> Answer {
+    recorded("eth-mainnet-17686110-17686112", 17_686_110)
+}
+
+/// Two transactions with logs, of Amsterdam.
+fn small() -> Answer {
+    recorded("amsterdam-dev", 8)
+}
+
+impl Answer {
+    fn read(&self) -> (Block, Receipts) {
+        let receipts = Receipts::All(serde_json::from_str(&self.receipts.to_string()).unwrap());
+        (Block::parse(&self.block.to_string()).unwrap(), receipts)
+    }
+
+    fn proof(&self) -> Result<Proof, Unproven> {
+        let (block, receipts) = self.read();
+        prove(&block, &receipts, Verify::Auto)
+    }
+
+    /// Gives the block the hash that its header makes, as the chain would.
+    fn mined(mut self) -> Self {
+        let (block, _) = self.read();
+        let (was, is) = (block.hash.to_string(), block.header_hash().unwrap().to_string());
+        for part in [&mut self.block, &mut self.receipts] {
+            *part = serde_json::from_str(&part.to_string().replace(&was, &is)).unwrap();
+        }
+        self
+    }
+
+    /// Makes transaction and receipt `at` of a type that nobody knows, which the chain hashes as it does the others.
+    fn forked(mut self, at: usize, transaction: &Value) -> Self {
+        let hash = self.block["transactions"][at]["hash"].clone();
+        self.block["transactions"][at] = transaction.clone();
+        self.block["transactions"][at]["hash"] = hash;
+        self.block["transactions"][at]["type"] = json!("0x50");
+        self.receipts[at]["type"] = json!("0x50");
+        let receipts: Vec<Receipt> = serde_json::from_value(self.receipts.clone()).unwrap();
+        let encoded: Vec<Vec<u8>> = receipts.iter().map(encode).collect();
+        self.block["receiptsRoot"] = json!(ordered_trie_root_encoded(&encoded));
+        self.mined()
+    }
+}
+
+fn list(fields: &[&dyn Encodable]) -> Raw {
+    let mut payload = Vec::new();
+    fields.iter().for_each(|field| field.encode(&mut payload));
+    let mut out = Vec::new();
+    Header { list: true, payload_length: payload.len() }.encode(&mut out);
+    out.extend(payload);
+    Raw(out)
+}
+
+/// What is encoded already.
+struct Raw(Vec<u8>);
+
+impl Encodable for Raw {
+    fn encode(&self, out: &mut dyn alloy::rlp::BufMut) {
+        out.put_slice(&self.0);
+    }
+}
+
+fn encode(receipt: &Receipt) -> Vec<u8> {
+    let logs: Vec<Raw> = receipt.logs.iter().map(|log| list(&[&log.address, &log.topics, &log.data])).collect();
+    let logs: Vec<&dyn Encodable> = logs.iter().map(|log| log as &dyn Encodable).collect();
+    let fields =
+        list(&[&receipt.status.unwrap(), &receipt.cumulative_gas_used.unwrap(), &receipt.logs_bloom.unwrap(), &list(&logs)]);
+    let kind = u8::try_from(receipt.kind).unwrap();
+    if kind == 0 { fields.0 } else { [&[kind], &fields.0[..]].concat() }
+}
+
+fn gap(part: &Part) -> &str {
+    match part {
+        Part::Root => "",
+        Part::Bloom(why) | Part::Unproven(why) => why,
+    }
+}
+
+#[test]
+fn a_transaction_of_a_new_type_does_not_stop_a_chain_however_it_looks() {
+    let looks = [
+        json!({}),
+        json!({ "from": null, "to": null, "value": null, "input": null, "gas": null, "nonce": null }),
+        json!({ "from": ["a", "b"], "to": { "many": [] }, "value": { "gwei": 1 }, "input": 7, "gas": "lots", "v": [1], "calls": [[]] }),
+        json!({ "from": "0x00", "to": "", "value": "one", "chainId": {}, "accessList": "none", "authorizationList": [1] }),
+    ];
+    for transaction in looks {
+        let answer = small().forked(1, &transaction);
+        let proof = answer.proof().unwrap_or_else(|e| panic!("{transaction}: {e}"));
+        assert_eq!((proof.header, proof.receipts), (Part::Root, Part::Root), "{transaction}");
+        assert_eq!(proof.transactions, Part::Unproven("transactions of type 0x50".to_owned()));
+        let (block, receipts) = answer.read();
+        assert_eq!(block.transactions.len(), 3);
+        assert!(prove(&block, &receipts, Verify::Roots).is_err());
+        // The receipts of a new type are held against the root like any other.
+        let mut altered = answer.clone();
+        altered.receipts[1]["status"] = json!("0x0");
+        assert_eq!(altered.proof().unwrap_err().what, "the receipts", "{transaction}");
+        altered = answer.clone();
+        altered.receipts[1]["logs"].as_array_mut().unwrap().pop();
+        assert!(altered.proof().is_err());
+        // And the others beside it as before.
+        altered = answer;
+        altered.block["transactions"][0]["value"] = json!("0x1");
+        assert_eq!(altered.proof().unwrap_err().what, "transaction 0");
+    }
+}
+
+#[test]
+fn a_type_that_is_no_number_is_a_new_one() {
+    let mut answer = small();
+    answer.block["transactions"][1]["type"] = json!("fancy");
+    let (block, _) = answer.read();
+    assert_eq!(block.transactions[1].kind, u64::MAX);
+    // Its receipt has to say so too.
+    assert_eq!(answer.proof().unwrap_err().what, "transaction 1's type");
+}
+
+#[test]
+fn what_a_block_can_not_do_without_is_still_an_error() {
+    for field in ["number", "hash", "parentHash", "timestamp", "transactionsRoot", "receiptsRoot", "transactions"] {
+        for odd in [None, Some(json!({ "new": 1 }))] {
+            let mut block = small().block;
+            match odd {
+                None => drop(block.as_object_mut().unwrap().remove(field)),
+                Some(odd) => block[field] = odd,
+            }
+            // A missing timestamp or number is not taken for 0.
+            assert!(Block::parse(&block.to_string()).is_err(), "{field}");
+        }
+    }
+    let mut block = small().block;
+    block["transactions"][1]["hash"] = Value::Null;
+    assert!(Block::parse(&block.to_string()).is_err());
+    assert!(Block::parse(&small().block.to_string()[..1000]).is_err());
+}
+
+#[test]
+fn a_new_receipt_encoding_falls_back_to_the_bloom_and_needs_a_new_field_as_its_excuse() {
+    let mut answer = small();
+    (answer.block["transactions"][1]["type"], answer.receipts[1]["type"]) = (json!("0x50"), json!("0x50"));
+    // A node that passes a transaction off as one of a new type, to say what it likes of its receipt.
+    assert_eq!(answer.proof().unwrap_err().what, "the receipts");
+    answer.receipts[1]["payer"] = Value::Null;
+    assert_eq!(answer.proof().unwrap_err().what, "the receipts");
+    answer.receipts[1]["payer"] = json!("0x01");
+    let proof = answer.proof().unwrap();
+    assert_eq!(proof.receipts, Part::Bloom("receipts of type 0x50 with unknown fields payer".to_owned()));
+    answer.receipts[1]["logs"].as_array_mut().unwrap().pop();
+    assert_eq!(answer.proof().unwrap_err().what, "the logs");
+}
+
+#[test]
+fn a_false_receipt_of_a_known_type_has_no_excuse() {
+    for mut answer in [small(), mainnet()] {
+        // A new field beside the encoded ones is none of our business.
+        answer.receipts[1]["fancy"] = json!({ "a": [1] });
+        answer.receipts[1]["logs"][0]["fancy"] = json!("0x1");
+        assert_eq!(answer.proof().unwrap().receipts, Part::Root);
+        for (field, value) in [("status", json!("0x0")), ("cumulativeGasUsed", json!("0x1")), ("status", Value::Null)] {
+            let mut lie = answer.clone();
+            lie.receipts[1][field] = value;
+            assert_eq!(lie.proof().unwrap_err().what, "the receipts", "{field}");
+        }
+        answer.receipts[1].as_object_mut().unwrap().remove("cumulativeGasUsed");
+        assert_eq!(answer.proof().unwrap_err().what, "the receipts");
+    }
+}
+
+#[test]
+fn a_known_type_that_hashes_otherwise_is_told_if_it_has_new_fields_and_refused_if_not() {
+    for mut answer in [small(), mainnet()] {
+        let at = 1;
+        answer.block["transactions"][at]["fancy"] = json!("0x1");
+        assert_eq!(answer.proof().unwrap().transactions, Part::Root, "a field that no hash covers");
+        answer.block["transactions"][at]["nonce"] = json!("0x999999");
+        let proof = answer.proof().unwrap();
+        assert!(gap(&proof.transactions).ends_with("with unknown fields fancy"), "{proof:?}");
+        assert_eq!(proof.receipts, Part::Root);
+        for nothing in [Some(Value::Null), None] {
+            match nothing {
+                Some(nothing) => answer.block["transactions"][at]["fancy"] = nothing,
+                None => drop(answer.block["transactions"][at].as_object_mut().unwrap().remove("fancy")),
+            }
+            assert_eq!(answer.proof().unwrap_err().what, "transaction 1");
+        }
+    }
+    // Leaving out what the hash covers is no fork either.
+    let mut answer = small();
+    answer.block["transactions"][1].as_object_mut().unwrap().remove("r");
+    assert_eq!(answer.proof().unwrap_err().what, "transaction 1");
+}
+
+#[test]
+fn a_header_of_a_new_shape_leaves_the_rest_proven() {
+    for (field, value) in
+        [("fancyRoot", json!("0x01")), ("nonce", json!({ "new": 1 })), ("gasLimit", json!(["0x1"])), ("logsBloom", json!("0x"))]
+    {
+        for mut answer in [small(), mainnet()] {
+            answer.block["stateRoot"] = json!(B256::repeat_byte(1));
+            assert_eq!(answer.proof().unwrap_err().what, "the header");
+            answer.block[field] = value.clone();
+            let proof = answer.proof().unwrap();
+            assert_eq!(proof.header, Part::Unproven(format!("header with unknown fields {field}")));
+            assert_eq!((&proof.transactions, &proof.receipts), (&Part::Root, &Part::Root), "{field}");
+            answer.receipts[0]["status"] = json!("0x0");
+            assert_eq!(answer.proof().unwrap_err().what, "the receipts");
+        }
+    }
+    // One that is left out is no news.
+    let mut answer = small();
+    answer.block.as_object_mut().unwrap().remove("stateRoot");
+    assert_eq!(answer.proof().unwrap_err().what, "the header");
+}
+
+#[test]
+fn a_miner_may_have_two_names() {
+    let mut answer = small();
+    answer.block["author"] = answer.block["miner"].clone();
+    assert_eq!(answer.proof().unwrap().header, Part::Root);
+    answer.block.as_object_mut().unwrap().remove("miner");
+    assert_eq!(answer.proof().unwrap().header, Part::Root);
+}
+
+/// Bor's state sync is outside the roots; on a chain that has none, nobody can slip in logs as such.
+#[test]
+fn logs_outside_the_roots_are_bors_alone() {
+    for mut answer in [small(), mainnet()] {
+        let (hash, nobody) = (B256::repeat_byte(7), Address::ZERO);
+        answer.block["transactions"].as_array_mut().unwrap().push(json!({
+            "hash": hash, "from": nobody, "to": nobody, "value": "0x0", "gas": "0x0", "input": "0x", "type": "0x0",
+        }));
+        let log = json!({ "address": nobody, "topics": [], "data": Bytes::from_static(&[1]) });
+        answer.receipts.as_array_mut().unwrap().push(json!({
+            "transactionHash": hash, "status": "0x1", "cumulativeGasUsed": "0x1", "logs": [log], "logsBloom": format!("0x{}", "0".repeat(512)),
+        }));
+        assert!(answer.read().0.transactions.last().unwrap().is_state_sync());
+        assert!(answer.proof().is_err());
+    }
+}

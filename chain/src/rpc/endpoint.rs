@@ -253,6 +253,10 @@ impl Endpoint {
         self.change(|health| health.failed(Instant::now(), jitter()));
     }
 
+    pub(super) fn given_up(&self) {
+        self.change(|health| health.given_up(Instant::now()));
+    }
+
     pub(super) fn succeeded(&self) {
         self.change(Health::succeeded);
     }

@@ -82,6 +82,13 @@ impl Health {
         }
     }
 
+    /// Nobody waits for an answer any more. If that was the probe, another is due.
+    pub fn given_up(&mut self, now: Instant) {
+        if matches!(self.circuit, Circuit::HalfOpen(_)) {
+            self.circuit = Circuit::Open(now);
+        }
+    }
+
     /// It did what it was asked for.
     pub fn succeeded(&mut self) {
         self.errors += NEWEST * (0.0 - self.errors);
@@ -216,6 +223,9 @@ mod tests {
         health.lied(now, 0.0);
         assert!(health.admits(now + FIRST_OPEN) && !health.admits(now + FIRST_OPEN * 2));
         assert!(health.admits(now + FIRST_OPEN + PROBE_FORGOTTEN));
+        let later = now + FIRST_OPEN + PROBE_FORGOTTEN;
+        health.given_up(later);
+        assert!(health.admits(later) && !health.admits(later), "another probe, at once");
     }
 
     #[test]

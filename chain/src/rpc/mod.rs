@@ -129,10 +129,12 @@ impl Rpc {
                 if !endpoint.admits() {
                     continue;
                 }
+                let unanswered = Unanswered(&endpoint);
                 let answer = match endpoint.check_chain().await {
                     Ok(()) => work(endpoint.clone()).await,
                     Err(error) => Err(error.into()),
                 };
+                std::mem::forget(unanswered);
                 match answer {
                     Ok(Some(found)) => {
                         endpoint.succeeded();
@@ -192,6 +194,16 @@ impl Rpc {
         let now = Instant::now();
         let candidates: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.candidate(now)).collect();
         health::order(&candidates, now).into_iter().filter_map(|place| self.endpoints.get(place).cloned()).collect()
+    }
+}
+
+/// A request whose outcome is not known yet. Dropped, nobody waits for it any more: a catch-up that starts over aborts what is
+/// on its way, and with it maybe the probe of a circuit.
+struct Unanswered<'a>(&'a Endpoint);
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.given_up();
     }
 }
 

@@ -5,13 +5,10 @@
 use chain::{Block, Credit, CreditSource, Part, Receipts, Verify, prove};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
 use topics::{ChainId, U256};
 
 fn lines(file: &str) -> Vec<Value> {
-    let path = format!("{}/../testdata/{file}.blocks.jsonl.gz", env!("CARGO_MANIFEST_DIR"));
-    let reader = flate2::read::MultiGzDecoder::new(std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}")));
-    BufReader::new(reader).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect()
+    testdata::lines(&format!("{file}.blocks")).unwrap()
 }
 
 fn block(file: &str, number: u64) -> Value {
@@ -30,8 +27,7 @@ fn credits(line: &Value) -> Vec<Credit> {
 
 #[test]
 fn withdrawals_are_credited_in_wei_and_as_the_balances_say() {
-    let path = format!("{}/../testdata/amsterdam-dev.transfers.json", env!("CARGO_MANIFEST_DIR"));
-    let oracle: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let oracle = testdata::json("amsterdam-dev.transfers.json").unwrap();
     let mut expected: BTreeMap<u64, Vec<(String, String)>> = BTreeMap::new();
     for entry in oracle["withdrawals"].as_array().unwrap() {
         let text = |field: &str| entry[field].as_str().unwrap().to_owned();

@@ -8,7 +8,6 @@ use alloy::primitives::{Address, B256, Bytes};
 use alloy::rlp::{Encodable, Header};
 use chain::{Block, Part, Proof, Receipt, Receipts, Unproven, Verify, prove};
 use serde_json::{Value, json};
-use std::io::{BufRead as _, BufReader};
 
 /// A block as nodes give it, to be altered.
 #[derive(Clone)]
@@ -18,9 +17,7 @@ struct Answer {
 }
 
 fn recorded(file: &str, number: u64) -> Answer {
-    let path = format!("{}/../testdata/{file}.blocks.jsonl.gz", env!("CARGO_MANIFEST_DIR"));
-    let reader = flate2::read::MultiGzDecoder::new(std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}")));
-    let mut lines = BufReader::new(reader).lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let mut lines = testdata::lines(&format!("{file}.blocks")).unwrap().into_iter();
     let mut line = lines.find(|line| line["number"] == number).unwrap();
     Answer { block: line["block"].take(), receipts: line["receipts"].take() }
 }

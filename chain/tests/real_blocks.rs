@@ -7,7 +7,6 @@ use alloy::primitives::BloomInput;
 use chain::{Block, FetchedBlock, Log, Part, Receipt, Receipts, Status, Verify, prove};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader};
 
 struct Recorded {
     name: String,
@@ -18,19 +17,15 @@ struct Recorded {
 }
 
 fn recorded(file: &str) -> Vec<Recorded> {
-    let path = format!("{}/../testdata/{file}.blocks.jsonl.gz", env!("CARGO_MANIFEST_DIR"));
-    let reader = flate2::read::MultiGzDecoder::new(std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}")));
-    BufReader::new(reader)
-        .lines()
-        .map(|line| {
-            let mut line: Value = serde_json::from_str(&line.unwrap()).unwrap();
-            Recorded {
-                name: format!("{}:{}", line["chainId"], line["number"]),
-                verified: line["verified"].take(),
-                block: line["block"].take(),
-                receipts: line.get_mut("receipts").map(Value::take),
-                logs: line.get_mut("logs").map(Value::take),
-            }
+    testdata::lines(&format!("{file}.blocks"))
+        .unwrap()
+        .into_iter()
+        .map(|mut line| Recorded {
+            name: format!("{}:{}", line["chainId"], line["number"]),
+            verified: line["verified"].take(),
+            block: line["block"].take(),
+            receipts: line.get_mut("receipts").map(Value::take),
+            logs: line.get_mut("logs").map(Value::take),
         })
         .collect()
 }

@@ -6,12 +6,9 @@
 use chain::{Block, FetchedBlock, InternalTransfer, Receipts, TraceError, Tracer, Verify, internal_transfers};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader};
 
 fn lines(file: &str) -> Vec<Value> {
-    let path = format!("{}/../testdata/{file}.jsonl.gz", env!("CARGO_MANIFEST_DIR"));
-    let reader = flate2::read::MultiGzDecoder::new(std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}")));
-    BufReader::new(reader).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect()
+    testdata::lines(file).unwrap()
 }
 
 struct Traced {

@@ -10,19 +10,14 @@ use ingest::records::{Change, Settled, records};
 use prost::Message as _;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
-use std::io::{BufRead as _, BufReader};
 use topics::{Address, ChainId, U256};
 
-const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/amsterdam-dev");
-
 fn lines(part: &str) -> Vec<Value> {
-    let path = format!("{ROOT}.{part}.jsonl.gz");
-    let reader = flate2::read::MultiGzDecoder::new(std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}")));
-    BufReader::new(reader).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect()
+    testdata::lines(&format!("amsterdam-dev.{part}")).unwrap()
 }
 
 fn oracle() -> Value {
-    serde_json::from_str(&std::fs::read_to_string(format!("{ROOT}.transfers.json")).unwrap()).unwrap()
+    testdata::json("amsterdam-dev.transfers.json").unwrap()
 }
 
 /// Where the coin's movements come from.

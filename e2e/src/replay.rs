@@ -4,8 +4,6 @@ use axum::routing::post;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 /// A recorded block of `testdata`: `eth_getBlockByNumber(n, true)` and `eth_getBlockReceipts`.
@@ -19,25 +17,12 @@ pub struct Recorded {
     pub receipts: Vec<Value>,
 }
 
-/// The lines of a compressed JSON-lines file of `testdata`.
+/// The blocks of `NAME.blocks.jsonl.gz` that were recorded with receipts.
 ///
 /// # Errors
 /// When the file is not there or not JSON.
-pub fn lines(file: &str) -> Result<Vec<Value>> {
-    let path = crate::root().join("testdata").join(file);
-    let mut gzip = Command::new("gzip").arg("-dc").arg(&path).stdout(Stdio::piped()).spawn().context("gzip")?;
-    let output = BufReader::new(gzip.stdout.take().context("its output")?);
-    let lines = output.lines().map(|line| Ok(serde_json::from_str(&line?)?)).collect::<Result<Vec<Value>>>();
-    anyhow::ensure!(gzip.wait()?.success(), "gzip -dc {}", path.display());
-    lines.with_context(|| path.display().to_string())
-}
-
-/// The blocks of a file that were recorded with receipts.
-///
-/// # Errors
-/// When the file is not there or not JSON.
-pub fn recorded(file: &str) -> Result<Vec<Recorded>> {
-    let blocks = lines(file)?.into_iter().filter_map(|line| {
+pub fn recorded(name: &str) -> Result<Vec<Recorded>> {
+    let blocks = testdata::lines(&format!("{name}.blocks"))?.into_iter().filter_map(|line| {
         Some(Recorded {
             chain_id: line.get("chainId")?.as_u64()?,
             block: line.get("block")?.clone(),

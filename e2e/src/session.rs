@@ -1,6 +1,5 @@
 //! A recorded JSON-RPC session, served so that a client lives through what its first client lived through.
 
-use crate::replay::lines;
 use anyhow::{Context as _, Result, ensure};
 use axum::extract::State;
 use axum::routing::post;
@@ -32,13 +31,13 @@ impl Session {
     /// When a file is not there, or a head was recorded of which nothing else is known.
     pub fn read(chain_id: u64, exchanges: &str, blocks: &str) -> Result<Self> {
         let (mut by_hash, mut logs) = (HashMap::new(), HashMap::new());
-        for line in lines(blocks)? {
+        for line in testdata::lines(blocks)? {
             let hash = line["hash"].as_str().context("a block's hash")?;
             by_hash.insert(hash.to_owned(), line["block"].clone());
             logs.insert(hash.to_owned(), line["logs"].as_array().context("a block's logs")?.clone());
         }
         let mut steps: Vec<(String, bool)> = Vec::new();
-        for exchange in lines(exchanges)? {
+        for exchange in testdata::lines(exchanges)? {
             let by_number = exchange["request"]["method"] == "eth_getBlockByNumber";
             let head = exchange["response"]["result"]["hash"].as_str().filter(|_| by_number);
             let head = head.or(steps.last().map(|(head, _)| head.as_str())).context("a head at the first step")?.to_owned();

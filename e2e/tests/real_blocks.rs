@@ -2,7 +2,7 @@
 //! parser say.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::replay::{Recorded, lines, recorded, serve};
+use e2e::replay::{Recorded, recorded, serve};
 use e2e::{Lab, Plan};
 use runtime::kafka::Publisher;
 use serde_json::Value;
@@ -20,9 +20,8 @@ type Credit = (String, String, String, String, String, String, U256);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_matches_of_real_blocks_are_the_transfers_in_their_receipts() -> Result<()> {
-    let mut chains =
-        vec![recorded("eth-mainnet-17686110-17686112.blocks.jsonl.gz")?, recorded("amsterdam-dev.blocks.jsonl.gz")?];
-    let odd = recorded("misc.blocks.jsonl.gz")?;
+    let mut chains = vec![recorded("eth-mainnet-17686110-17686112")?, recorded("amsterdam-dev")?];
+    let odd = recorded("misc")?;
     // Of the odd blocks those with a status in every receipt, each a chain of its own. (25 is Cronos, whose blocks lack
     // receipts.)
     let with_status = |b: &Recorded| b.chain_id != 25 && b.receipts.iter().all(|r| r["status"].is_string());
@@ -119,7 +118,7 @@ fn credit(record: &wire::MatchesRecord, t: &wire::matches_record::Transfer) -> C
 /// `token-transfers-oracle`: parsed by another program.
 fn check_oracle(matched: &BTreeSet<Credit>) -> Result<()> {
     let mut checked = 0;
-    for block in lines("token-transfers-oracle.jsonl.gz")? {
+    for block in testdata::lines("token-transfers-oracle")? {
         for transfer in block["tokenTransfers"].as_array().context("tokenTransfers")?.iter().filter(|t| t["erc20"].is_object())
         {
             let text = |field: &str| transfer[field].as_str().unwrap_or_default().to_lowercase();
@@ -148,8 +147,7 @@ fn check_oracle(matched: &BTreeSet<Credit>) -> Result<()> {
 
 /// The coin credits of the Amsterdam chain are those of its oracle, each once.
 fn check_amsterdam(matched: &BTreeSet<Credit>) -> Result<()> {
-    let oracle: Value =
-        serde_json::from_str(&std::fs::read_to_string(e2e::root().join("testdata/amsterdam-dev.transfers.json"))?)?;
+    let oracle = testdata::json("amsterdam-dev.transfers.json")?;
     let mut credits: BTreeMap<(String, String, String, U256), i64> = BTreeMap::new();
     let mut blocks = BTreeSet::new();
     for transfer in oracle["transfers"].as_array().context("transfers")? {

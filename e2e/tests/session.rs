@@ -2,21 +2,15 @@
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{History, Lab, Plan, Session};
-use serde_json::Value;
 use std::sync::Arc;
 
 const POLYGON: u64 = 137;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recorded_session_with_an_orphan_is_published_with_it_and_with_its_removal() -> Result<()> {
-    let session = Arc::new(Session::read(
-        POLYGON,
-        "polygon-session.ethmonitor_watch1.jsonl.gz",
-        "polygon-13522175-13522230.blocks.jsonl.gz",
-    )?);
+    let session = Arc::new(Session::read(POLYGON, "polygon-session.ethmonitor_watch1", "polygon-13522175-13522230.blocks")?);
     ensure!(session.nulls() > 250, "only {} polls without a block: is the session all there?", session.nulls());
-    let reorg = std::fs::read_to_string(e2e::root().join("testdata/polygon-reorg.index.json"))?;
-    let reorg: Value = serde_json::from_str(&reorg)?;
+    let reorg = testdata::json("polygon-reorg.index.json")?;
     let orphan = reorg[0]["orphan"].as_str().context("an orphan")?;
 
     let lab = Lab::start(Plan::default()).await?;

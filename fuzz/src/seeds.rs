@@ -4,8 +4,6 @@ use ingest::Window;
 use ingest::records::{Change, Settled, cursor, records};
 use prost::Message as _;
 use serde_json::Value;
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use topics::{ChainId, frame, wire};
 
 /// Inputs to begin with, made of `testdata`: the real thing, from which mutations reach further than from nothing.
@@ -24,8 +22,8 @@ pub struct Seeds {
 pub fn seeds() -> Result<Seeds> {
     let mut seeds = Seeds::default();
     for file in ["amsterdam-dev", "misc"] {
-        let traces = lines(file, "traces")?;
-        for line in lines(file, "blocks")? {
+        let traces = testdata::lines(&format!("{file}.traces"))?;
+        for line in testdata::lines(&format!("{file}.blocks"))? {
             let trace = traces.iter().find(|trace| trace["hash"] == line["hash"]).map(|trace| trace["result"].clone());
             let (block, outcome) = (&line["block"], line.get("receipts").or(line.get("logs")).context("receipts or logs")?);
             let answer = format!("{block}\n{outcome}\n{}", trace.unwrap_or_default());
@@ -52,10 +50,4 @@ fn stored_as(block: &Value, outcome: &Value) -> Result<Vec<Vec<u8>>> {
     let (block, logs) = (block.encode_to_vec(), logs.encode_to_vec());
     let cursor = cursor(ChainId(1), 1, &window).encode_to_vec();
     Ok([block, logs, cursor].iter().map(|message| frame::wrap(7, message)).collect())
-}
-
-fn lines(file: &str, kind: &str) -> Result<Vec<Value>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../testdata/{file}.{kind}.jsonl.gz"));
-    let file = std::fs::File::open(&path).with_context(|| path.display().to_string())?;
-    BufReader::new(flate2::read::MultiGzDecoder::new(file)).lines().map(|line| Ok(serde_json::from_str(&line?)?)).collect()
 }

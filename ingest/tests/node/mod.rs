@@ -7,7 +7,6 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader};
 use std::sync::{Arc, Mutex};
 
 /// A recorded block.
@@ -22,20 +21,16 @@ pub struct Recorded {
 }
 
 pub fn recorded(file: &str) -> Vec<Recorded> {
-    let path = format!("{}/../testdata/{file}.blocks.jsonl.gz", env!("CARGO_MANIFEST_DIR"));
-    let reader = flate2::read::MultiGzDecoder::new(std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}")));
-    BufReader::new(reader)
-        .lines()
-        .map(|line| {
-            let mut line: Value = serde_json::from_str(&line.unwrap()).unwrap();
-            Recorded {
-                number: line["number"].as_u64().unwrap(),
-                hash: line["hash"].as_str().unwrap().to_owned(),
-                parent: line["block"]["parentHash"].as_str().unwrap().to_owned(),
-                block: line["block"].take(),
-                receipts: line.get_mut("receipts").map(Value::take),
-                logs: line.get_mut("logs").map(Value::take).unwrap_or_default(),
-            }
+    testdata::lines(&format!("{file}.blocks"))
+        .unwrap()
+        .into_iter()
+        .map(|mut line| Recorded {
+            number: line["number"].as_u64().unwrap(),
+            hash: line["hash"].as_str().unwrap().to_owned(),
+            parent: line["block"]["parentHash"].as_str().unwrap().to_owned(),
+            block: line["block"].take(),
+            receipts: line.get_mut("receipts").map(Value::take),
+            logs: line.get_mut("logs").map(Value::take).unwrap_or_default(),
         })
         .collect()
 }

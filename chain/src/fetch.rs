@@ -5,20 +5,17 @@ use crate::config::Verify;
 use crate::proof::{Part, Proof, Unproven, prove};
 use crate::rpc::{Blame, Blames, Call, Endpoint, Rpc, RpcError, Tag};
 use crate::trace::{InternalTransfer, TraceError};
-use alloy::primitives::{Address, B256, U256, address, b256};
+use alloy::primitives::{Address, B256, U256};
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::sync::Arc;
+use topics::{SYSTEM, TRANSFER};
 
 mod traced;
 
 /// Receipts asked for at once, where they are not to be had by the block.
 const RECEIPTS_A_BATCH: usize = 100;
-/// Where EIP-7708 reports transfers of coin from.
-const COIN_LOGS: Address = address!("fffffffffffffffffffffffffffffffffffffffe");
-/// `keccak256("Transfer(address,address,uint256)")`
-const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
 
 /// Which block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +162,7 @@ impl FetchedBlock {
 
     /// Whether it reports its coin's transfers as logs (EIP-7708): then those are all there are, and proven.
     pub fn tells_its_coin(&self) -> bool {
-        self.logs.iter().any(|placed| placed.log.address == COIN_LOGS && placed.log.topics.first() == Some(&TRANSFER))
+        self.logs.iter().any(|placed| placed.log.address == SYSTEM && placed.log.topics.first() == Some(&TRANSFER))
     }
 
     /// Roughly its size as records, in bytes.

@@ -6,16 +6,11 @@
 //! Records are read in the order of their field numbers, which is how every Protobuf library writes them.
 
 use crate::watch::WatchSet;
-use alloy::primitives::{address, b256};
 use prost::DecodeError;
 use topics::lazy::Fields;
-use topics::{Address, B256, wire};
+use topics::wire;
+pub use topics::{SYSTEM, TRANSFER};
 use wire::matches_record::{Kind, Source, Transfer};
-
-/// `keccak256("Transfer(address,address,uint256)")`: ERC-20's event, ERC-721's with one topic more, and EIP-7708's.
-pub const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
-/// Where EIP-7708 reports transfers of the chain's coin from. No contract can be there.
-pub const SYSTEM: Address = address!("fffffffffffffffffffffffffffffffffffffffe");
 
 /// A record of `chain.blocks`, its parts not decoded yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -15,6 +15,7 @@ pub mod lazy;
 mod matches;
 mod message;
 mod topic;
+mod transfer;
 
 /// The records as generated from `proto/`.
 pub mod wire {
@@ -27,5 +28,6 @@ pub use ids::{BlockRef, ChainId, PaymentId, Source, TransferId};
 pub use matches::{Kind, Malformed, Matches, Transfer, address, hash};
 pub use message::Message;
 pub use topic::{Cleanup, Topic};
+pub use transfer::{SYSTEM, TRANSFER};
 
 pub use alloy::primitives::{Address, B256, U256};

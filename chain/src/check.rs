@@ -3,7 +3,7 @@
 use crate::config::Chain;
 use crate::fetch::{BlockId, Reading, fetch_block, fetch_head};
 use crate::proof::{Part, Proof};
-use crate::rpc::{Probe, Rpc, RpcError};
+use crate::rpc::{Probe, Rpc};
 
 /// What came of trying one endpoint.
 #[derive(Clone, Debug)]
@@ -12,8 +12,6 @@ pub struct Trial {
     pub probe: Probe,
     /// What of a recent block its answers prove, or why they are of no use.
     pub verdict: Result<String, String>,
-    /// It is of another chain.
-    pub is_of_another_chain: bool,
 }
 
 /// Asks each endpoint of a chain what it can do, and has it prove a recent block by itself.
@@ -21,12 +19,11 @@ pub async fn check(chain: &Chain) -> Vec<Trial> {
     let trials = chain.rpc_urls.iter().map(|url| async {
         let rpc = Rpc::new(&chain.name, std::slice::from_ref(url), Some(chain.id));
         let probe = rpc.probe().await.into_iter().next().unwrap_or_default();
-        let is_of_another_chain = matches!(rpc.refuse_wrong_chain().await, Err(RpcError::WrongChain { .. }));
         let verdict = match &probe.error {
             Some(error) => Err(error.clone()),
             None => prove_one(&rpc, chain.reading()).await,
         };
-        Trial { probe, verdict, is_of_another_chain }
+        Trial { probe, verdict }
     });
     futures::future::join_all(trials).await
 }

@@ -6,14 +6,15 @@ use crate::proof::{Part, Proof, Unproven, prove};
 use crate::rpc::{Blame, Blames, Call, Endpoint, Rpc, RpcError, Tag};
 use crate::trace::{InternalTransfer, TraceError};
 use alloy::primitives::{Address, B256, U256};
-use serde_json::json;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
 use topics::{SYSTEM, TRANSFER};
 
 mod traced;
 
+const RECEIPTS: &str = "eth_getBlockReceipts";
 /// Receipts asked for at once, where they are not to be had by the block.
 const RECEIPTS_A_BATCH: usize = 100;
 
@@ -24,6 +25,15 @@ pub enum BlockId {
     Number(u64),
     /// This one and no other.
     Hash(B256),
+}
+
+impl BlockId {
+    fn as_json(self) -> Value {
+        match self {
+            Self::Number(number) => json!(format!("{number:#x}")),
+            Self::Hash(hash) => json!(hash),
+        }
+    }
 }
 
 /// Why there is no block. Whichever it is, another endpoint may do better, and so may this one later.
@@ -253,10 +263,10 @@ pub async fn fetch_head(rpc: &Rpc, id: Option<BlockId>) -> Result<Option<Head>, 
                 rpc.look_around(&endpoint);
                 Ok(head)
             }
-            Some(BlockId::Number(number)) => {
-                endpoint.request("eth_getBlockByNumber", json!([format!("{number:#x}"), false])).await
+            Some(id) => {
+                let (method, params) = block_call(id, false);
+                endpoint.request(method, params).await
             }
-            Some(BlockId::Hash(hash)) => endpoint.request("eth_getBlockByHash", json!([hash, false])).await,
         }
     })
     .await
@@ -283,8 +293,8 @@ pub struct Witnesses {
 pub async fn witnesses(rpc: &Rpc, number: u64, hash: B256) -> Witnesses {
     let answers = futures::future::join_all(rpc.endpoints().iter().map(|endpoint| async move {
         endpoint.check_chain().await?;
-        let head = endpoint.request("eth_getBlockByNumber", json!([format!("{number:#x}"), false])).await;
-        head.map(|head: Option<Head>| (endpoint.clone(), head))
+        let (method, params) = block_call(BlockId::Number(number), false);
+        endpoint.request(method, params).await.map(|head: Option<Head>| (endpoint.clone(), head))
     }))
     .await;
     let mut witnesses = Witnesses::default();
@@ -316,8 +326,8 @@ async fn fetch_from(endpoint: &Endpoint, reading: Reading, id: BlockId) -> Resul
     let moved = |receipts: &[Receipt]| receipts.iter().any(|receipt| receipt.block_hash.is_some_and(|hash| hash != block.hash));
     let receipts = match receipts {
         // The chain has moved on between two answers: nobody's fault, and by hash it can't.
-        Ok(Some(receipts)) if !by_hash && moved(&receipts) => get_receipts(endpoint, block.hash).await,
-        Ok(None) if !by_hash && endpoint.has_block_receipts() => get_receipts(endpoint, block.hash).await,
+        Ok(Some(receipts)) if !by_hash && moved(&receipts) => get_receipts(endpoint, BlockId::Hash(block.hash)).await,
+        Ok(None) if !by_hash && endpoint.has_block_receipts() => get_receipts(endpoint, BlockId::Hash(block.hash)).await,
         receipts => receipts,
     };
     let receipts = match receipts {
@@ -345,31 +355,27 @@ async fn get_both(
     endpoint: &Endpoint,
     id: BlockId,
 ) -> Result<(Option<Block>, Result<Option<Vec<Receipt>>, RpcError>), RpcError> {
-    let which = match id {
-        BlockId::Number(number) => json!(format!("{number:#x}")),
-        BlockId::Hash(hash) => json!(hash),
-    };
     if !endpoint.takes_batches() {
-        let receipts = async { endpoint.request("eth_getBlockReceipts", json!([which])).await };
-        let (block, receipts) = tokio::join!(get_block(endpoint, id), receipts);
+        let (block, receipts) = tokio::join!(get_block(endpoint, id), get_receipts(endpoint, id));
         return Ok((block?, receipts));
     }
-    let (method, params) = block_call(id);
-    let mut answers = endpoint.batch(vec![(method, params), ("eth_getBlockReceipts", json!([which]))]).await?.into_iter();
+    let (method, params) = block_call(id, true);
+    let mut answers = endpoint.batch(vec![(method, params), (RECEIPTS, json!([id.as_json()]))]).await?.into_iter();
     let missing = || Err(RpcError::NoBatch { method, endpoint: endpoint.host().to_owned() });
     let (block, receipts) = (answers.next().unwrap_or_else(missing)?, answers.next().unwrap_or_else(missing));
-    Ok((read_block(endpoint, method, &block)?, receipts.and_then(|answer| endpoint.read("eth_getBlockReceipts", &answer))))
+    Ok((read_block(endpoint, method, &block)?, receipts.and_then(|answer| endpoint.read(RECEIPTS, &answer))))
 }
 
-fn block_call(id: BlockId) -> Call {
-    match id {
-        BlockId::Number(number) => ("eth_getBlockByNumber", json!([format!("{number:#x}"), true])),
-        BlockId::Hash(hash) => ("eth_getBlockByHash", json!([hash, true])),
-    }
+fn block_call(id: BlockId, whole: bool) -> Call {
+    let method = match id {
+        BlockId::Number(_) => "eth_getBlockByNumber",
+        BlockId::Hash(_) => "eth_getBlockByHash",
+    };
+    (method, json!([id.as_json(), whole]))
 }
 
 async fn get_block(endpoint: &Endpoint, id: BlockId) -> Result<Option<Block>, RpcError> {
-    let (method, params) = block_call(id);
+    let (method, params) = block_call(id, true);
     read_block(endpoint, method, &endpoint.raw(method, params).await?)
 }
 
@@ -380,8 +386,8 @@ fn read_block(endpoint: &Endpoint, method: &'static str, answer: &RawValue) -> R
     Block::parse(answer.get()).map(Some).map_err(|source| endpoint.malformed(method, source))
 }
 
-async fn get_receipts(endpoint: &Endpoint, block: B256) -> Result<Option<Vec<Receipt>>, RpcError> {
-    endpoint.request("eth_getBlockReceipts", json!([block])).await
+async fn get_receipts(endpoint: &Endpoint, id: BlockId) -> Result<Option<Vec<Receipt>>, RpcError> {
+    endpoint.request(RECEIPTS, json!([id.as_json()])).await
 }
 
 /// What `eth_getBlockReceipts` would tell, as far as a payment depends on it: all logs, and whether the transactions that

@@ -159,7 +159,7 @@ async fn receipts_of_a_block_that_took_the_others_place_are_asked_again_and_nobo
     let fetched = fetch_block(&rpc, ROOTS, BlockId::Number(17_686_112)).await.unwrap().unwrap();
     assert_eq!(fetched.block.number, 17_686_112);
     assert_eq!((node.asked("eth_getBlockReceipts"), node.asked("eth_getBlockByNumber")), (2, 1));
-    assert!(rpc.endpoints()[0].standing().1, "its circuit is open");
+    assert!(rpc.endpoints()[0].works(), "its circuit is open");
 }
 
 #[tokio::test]
@@ -205,7 +205,7 @@ async fn a_lie_opens_the_circuit_and_the_next_endpoint_answers() {
         assert!(fetch_block(&rpc, ROOTS, BlockId::Number(number)).await.unwrap().is_some());
     }
     assert_eq!(liar.asked("eth_getBlockReceipts"), 1, "it was asked again while its circuit was open");
-    assert!(!rpc.endpoints()[0].standing().1 && rpc.endpoints()[1].standing().1);
+    assert!(!rpc.endpoints()[0].works() && rpc.endpoints()[1].works());
 }
 
 #[tokio::test]
@@ -230,7 +230,7 @@ async fn a_storm_of_429_slows_requests_down_and_opens_no_circuit() {
             Ok(fetched) => break fetched,
             Err(error) => assert!(runtime::chain_of(&error).contains("429"), "{}", runtime::chain_of(&error)),
         }
-        assert!(rpc.endpoints()[0].standing().1, "an endpoint that only wants less was taken for broken");
+        assert!(rpc.endpoints()[0].works(), "an endpoint that only wants less was taken for broken");
     };
     assert!(fetched.is_some() && tries <= 4);
     let (asked, took) = (node.asked("eth_getBlockByNumber"), started.elapsed());
@@ -365,7 +365,7 @@ async fn all_endpoints_down_and_back_again() {
     while fetch_head(&rpc, None).await.is_err() {
         assert!(Instant::now() < deadline, "it is back and nobody asks it");
     }
-    assert!(rpc.endpoints()[0].standing().1);
+    assert!(rpc.endpoints()[0].works());
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ pub async fn check(settings: Settings, only: Option<&str>) -> anyhow::Result<()>
         rows.extend(trials.iter().map(|trial| trial.probe.cells(newest)));
         println!("{} (chain id {})", chain.name, chain.id);
         print!("{}", chain::table(&rows));
-        for Trial { probe, verdict, .. } in &trials {
+        for Trial { probe, verdict } in &trials {
             match verdict {
                 Ok(proof) => println!("  {}: usable, {proof}", probe.endpoint),
                 Err(cause) => println!("  {}: not usable: {cause}", probe.endpoint),
@@ -39,7 +39,7 @@ pub async fn check(settings: Settings, only: Option<&str>) -> anyhow::Result<()>
         if usable == 0 {
             wrong.push(format!("{} has no usable endpoint", chain.name));
         }
-        let others = trials.iter().filter(|trial| trial.is_of_another_chain);
+        let others = trials.iter().filter(|trial| trial.probe.chain_id.is_some_and(|id| id != chain.id));
         wrong.extend(others.map(|trial| format!("{} of {} is of another chain", trial.probe.endpoint, chain.name)));
     }
     anyhow::ensure!(wrong.is_empty(), "{}", wrong.join("; "));

@@ -26,20 +26,12 @@ pub struct Endpoint {
     expected: Option<ChainId>,
     is_of_chain: AtomicBool,
     block_receipts: AtomicBool,
-    /// A [`Batches`] as a number.
-    batches: AtomicU8,
+    /// It has answered several requests made at once.
+    batches: AtomicBool,
     /// Place of the next tracer to try.
     tracer: AtomicU8,
     health: Mutex<Health>,
     pace: Mutex<Pace>,
-}
-
-/// Whether an endpoint answers several requests at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Batches {
-    Unknown,
-    Yes,
-    No,
 }
 
 /// A request: method and parameters.
@@ -56,7 +48,7 @@ impl Endpoint {
             expected,
             is_of_chain: AtomicBool::new(false),
             block_receipts: AtomicBool::new(true),
-            batches: AtomicU8::new(Batches::Unknown as u8),
+            batches: AtomicBool::new(false),
             tracer: AtomicU8::new(0),
             health: Mutex::default(),
             pace: Mutex::new(Pace::new(Instant::now())),
@@ -104,15 +96,13 @@ impl Endpoint {
         let answers = self.send(calls).await;
         let whole: Result<Vec<_>, RpcError> = answers.and_then(|answers| {
             // A node without batches answers with one error for all, and one that loses some can't be told from that.
-            match answers.iter().find_map(|answer| answer.as_ref().err().filter(|error| error.is_missing_in_batch())) {
-                Some(_) => Err(RpcError::NoBatch { method: first, endpoint: self.host.clone() }),
-                None => Ok(answers),
+            if answers.iter().any(|answer| answer.as_ref().is_err_and(RpcError::is_missing_in_batch)) {
+                return Err(RpcError::NoBatch { method: first, endpoint: self.host.clone() });
             }
+            Ok(answers)
         });
-        if matches!(whole, Err(RpcError::NoBatch { .. })) && !self.takes_batches() {
-            self.batches.store(Batches::No as u8, Ordering::Relaxed);
-        } else if whole.is_ok() {
-            self.batches.store(Batches::Yes as u8, Ordering::Relaxed);
+        if whole.is_ok() {
+            self.batches.store(true, Ordering::Relaxed);
         }
         let refused = whole.as_ref().ok().and_then(|all| all.iter().find_map(|answer| answer.as_ref().err()));
         self.note(started, whole.as_ref().err().or(refused.filter(|error| error.is_limit())));
@@ -214,7 +204,7 @@ impl Endpoint {
 
     /// Whether it has answered a batch.
     pub(crate) fn takes_batches(&self) -> bool {
-        self.batches.load(Ordering::Relaxed) == Batches::Yes as u8
+        self.batches.load(Ordering::Relaxed)
     }
 
     /// Whether `eth_getBlockReceipts` is worth asking for.
@@ -273,9 +263,9 @@ impl Endpoint {
         metrics::RPC_HEAD.gauge(&self.labels()).set(number as f64);
     }
 
-    /// Number of the newest block that it told, and whether its circuit is closed.
-    pub fn standing(&self) -> (Option<u64>, bool) {
-        locked(&self.health, |health| (health.head(), health.circuit() == Circuit::Closed))
+    /// Whether its circuit is closed.
+    pub fn works(&self) -> bool {
+        locked(&self.health, |health| health.circuit() == Circuit::Closed)
     }
 
     fn change<T>(&self, act: impl FnOnce(&mut Health) -> T) -> T {

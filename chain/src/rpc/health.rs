@@ -64,11 +64,6 @@ impl Health {
         self.circuit
     }
 
-    /// Number of the newest block that it told.
-    pub fn head(&self) -> Option<u64> {
-        self.head
-    }
-
     /// Whether a request may go through now. After an open time that is the one probe.
     pub fn admits(&mut self, now: Instant) -> bool {
         match self.circuit {

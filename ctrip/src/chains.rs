@@ -18,7 +18,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(10);
 pub async fn check(settings: Settings, only: Option<&str>) -> anyhow::Result<()> {
     let chains = Chains::load(&settings.chains_file)?.resolve().await?;
     if let Some(name) = only {
-        chains.by_name(name).with_context(|| format!("no chain {name:?} in the chains file"))?;
+        chains.named(name)?;
     }
     let mut wrong = Vec::new();
     for chain in chains.iter().filter(|chain| only.is_none_or(|name| chain.name == name)) {

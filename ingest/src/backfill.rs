@@ -5,8 +5,9 @@
 //! transaction of the blocks: after a kill it goes on behind the last block published, and brings none twice.
 
 use crate::halt;
-use crate::pipeline::{MOST_BLOCKS, MOST_BYTES, Pipeline};
+use crate::pipeline::Pipeline;
 use crate::records::{Change, Settled, records, restore};
+use crate::role::{reach, send_block};
 use crate::window::{DEPTH, Window};
 use anyhow::{Context as _, anyhow, bail, ensure};
 use chain::{BlockId, Chain, Chains, Head, Rpc, Tag, fetch_head, fetch_tag};
@@ -48,13 +49,7 @@ pub async fn backfill(
 ) -> anyhow::Result<()> {
     ensure!(request.from <= request.to, "--from {} is above --to {}", request.from, request.to);
     let chains = Chains::load(&settings.chains_file)?.resolve().await?;
-    let chain = chains.by_name(&request.chain).with_context(|| {
-        let names: Vec<&str> = chains.iter().map(|chain| chain.name.as_str()).collect();
-        format!("no chain {:?} in the chains file; expected one of {}", request.chain, names.join(", "))
-    })?;
-    let chain = Arc::new(chain.clone());
-    let rpc = Arc::new(Rpc::of(&chain));
-    rpc.refuse_wrong_chain().await?;
+    let (chain, rpc) = reach(chains.named(&request.chain)?.clone()).await?;
     let limit = limit(&rpc).await?;
     ensure!(
         request.to <= limit,
@@ -63,10 +58,8 @@ pub async fn backfill(
     );
     let kafka = Kafka::connect(settings).await?;
     let handle = Handle::current();
-    stage::run(NAME, stop, move |stop| {
-        Backfill::open(&handle, &kafka, &chain, &rpc, &request)?.run(&handle, &request, &progress, stop)
-    })
-    .await
+    stage::run(NAME, stop, move |stop| Backfill::open(&kafka, &chain, &rpc, &request)?.run(&handle, &request, &progress, stop))
+        .await
 }
 
 /// The last block that no reorganisation takes back: the chain's finalized one, or where it has none, one so deep that ingest
@@ -94,13 +87,7 @@ struct Backfill<'a> {
 }
 
 impl<'a> Backfill<'a> {
-    fn open(
-        handle: &Handle,
-        kafka: &'a Kafka,
-        chain: &'a Arc<Chain>,
-        rpc: &Arc<Rpc>,
-        request: &Request,
-    ) -> Result<Self, Failure> {
+    fn open(kafka: &'a Kafka, chain: &'a Arc<Chain>, rpc: &Arc<Rpc>, request: &Request) -> Result<Self, Failure> {
         // One a chain at a time: of two, the second fences the first. Their records would not lie alike in the two topics.
         let producer = TransactionalProducer::open(kafka, &format!("{NAME}-{}", chain.id))?;
         let group = format!("{NAME}-{}-{}-{}", chain.id, request.from, request.to);
@@ -110,7 +97,6 @@ impl<'a> Backfill<'a> {
             Some(cursor) => restore(chain.id, &cursor).map_err(Failure::halt)?.1,
             None => Window::default(),
         };
-        let _tokio = handle.enter();
         let pipeline = Pipeline::new(rpc.clone(), chain.reading());
         Ok(Self { kafka, chain, producer, group: kafka.bare_group(&group)?, pipeline, window, next, last: None, misfits: 0 })
     }
@@ -156,7 +142,7 @@ impl<'a> Backfill<'a> {
             self.pipeline.load((self.next..=to).map(BlockId::Number));
         }
         let (mut changes, mut bytes, mut last) = (Vec::new(), 0, self.last);
-        while changes.len() < MOST_BLOCKS && bytes < MOST_BYTES && (changes.is_empty() || self.pipeline.is_ready()) {
+        while self.pipeline.goes_on(changes.len(), bytes) {
             let block = match self.pipeline.next().await {
                 Some(Ok(Some(block))) => block,
                 None => break,
@@ -198,7 +184,6 @@ impl<'a> Backfill<'a> {
         if changes.is_empty() {
             return Ok(());
         }
-        let key = self.chain.id.to_string();
         let (mut next, mut logs) = (self.next, 0_usize);
         let transaction = self.producer.begin()?;
         let count = changes.len();
@@ -206,8 +191,7 @@ impl<'a> Backfill<'a> {
             let (block, of_block) = records(self.chain.id, 0, change, Settled::default());
             next = block.number + 1;
             logs += of_block.logs.len();
-            transaction.send(Topic::Blocks, &key, &self.kafka.encode(&block))?;
-            transaction.send(Topic::Logs, &key, &self.kafka.encode(&of_block))?;
+            send_block(&transaction, self.kafka, &block, &of_block)?;
         }
         let offset = i64::try_from(next).map_err(|_| Failure::Halt(anyhow!("block number {next} is no offset")))?;
         transaction.send_offsets(&[(Topic::Blocks, 0, offset)], &self.group)?;

@@ -1,6 +1,6 @@
 //! Following a chain: what comes next, fetched and in order. The side that talks to nodes; nothing here knows Kafka.
 
-use crate::pipeline::{MOST_BLOCKS, MOST_BYTES, Pipeline};
+use crate::pipeline::Pipeline;
 use crate::reconcile::{Step, TooDeep, reconcile};
 use crate::records::{Change, Settled};
 use crate::window::Window;
@@ -167,7 +167,7 @@ impl Follower {
     /// Takes blocks out of the pipeline: the first as soon as it is there, and then those that are there with it.
     async fn take(&mut self) -> Result<Vec<Change>, Trouble> {
         let (mut changes, mut bytes) = (Vec::new(), 0);
-        while changes.len() < MOST_BLOCKS && bytes < MOST_BYTES && (changes.is_empty() || self.pipeline.is_ready()) {
+        while self.pipeline.goes_on(changes.len(), bytes) {
             let block = match self.pipeline.next().await {
                 Some(Ok(Some(block))) => block,
                 // The end, or a block that the node does not have yet or any more: the head tells how to go on.

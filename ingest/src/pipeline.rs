@@ -10,9 +10,9 @@ const PARALLEL: usize = 8;
 /// busy meanwhile; together with the batch they bound the memory of a catch-up.
 const AHEAD: usize = 40;
 /// Of one batch, and so of one Kafka transaction.
-pub const MOST_BLOCKS: usize = 64;
+const MOST_BLOCKS: usize = 64;
 /// Likewise, in bytes of records.
-pub const MOST_BYTES: usize = 8 * 1024 * 1024;
+const MOST_BYTES: usize = 8 * 1024 * 1024;
 
 type Answer = Result<Option<FetchedBlock>, FetchError>;
 
@@ -58,9 +58,11 @@ impl Pipeline {
         self.running.is_empty()
     }
 
-    /// Whether the next block is there, so that [`next`](Self::next) does not wait.
-    pub fn is_ready(&self) -> bool {
-        self.running.front().is_some_and(AbortOnDropHandle::is_finished)
+    /// Whether the next block belongs into a batch that has so many blocks and bytes already: the first is waited for, the others
+    /// go with it if they are there.
+    pub fn goes_on(&self, blocks: usize, bytes: usize) -> bool {
+        let is_ready = || self.running.front().is_some_and(AbortOnDropHandle::is_finished);
+        blocks < MOST_BLOCKS && bytes < MOST_BYTES && (blocks == 0 || is_ready())
     }
 
     /// The next block in order; `None` at the end.

@@ -5,6 +5,7 @@
 
 use crate::halt;
 use crate::records::restore;
+use crate::role::{STAGE, reach};
 use crate::window::{DEPTH, Window};
 use anyhow::{Context as _, bail, ensure};
 use chain::{BlockId, Chain, Chains, Head, Rpc, fetch_head};
@@ -35,9 +36,7 @@ pub struct Resumable {
 /// When the chain is not halted, or its nodes have nothing in common with what was published.
 pub async fn resume(settings: &Settings, name: &str, take_back: u64) -> anyhow::Result<(Resumable, bool)> {
     let chains = Chains::load(&settings.chains_file)?.resolve().await?;
-    let chain = chains.by_name(name).with_context(|| format!("no chain {name:?} in the chains file"))?.clone();
-    let rpc = Rpc::of(&chain);
-    rpc.refuse_wrong_chain().await?;
+    let (chain, rpc) = reach(chains.named(name)?.clone()).await?;
     let kafka = Kafka::connect(settings).await?;
     let (cursor, stack) = {
         let (kafka, id) = (kafka.clone(), chain.id);
@@ -147,7 +146,7 @@ fn write(
     mut stack: Vec<Head>,
     common: u64,
 ) -> Result<(), Failure> {
-    let producer = TransactionalProducer::open(kafka, &format!("{}-{}", crate::role::STAGE, chain.id))?;
+    let producer = TransactionalProducer::open(kafka, &format!("{}-{}", STAGE, chain.id))?;
     let kept = stack.iter().position(|head| head.number == common).unwrap_or_default().saturating_sub(DEPTH);
     stack.drain(..kept);
     let finalized = cursor.finalized_number.map(|number| number.min(common));

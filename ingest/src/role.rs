@@ -6,14 +6,15 @@ use crate::records::{Change, cursor, records, restore};
 use crate::window::Window;
 use anyhow::Context as _;
 use chain::{Chain, Chains, Probe, Rpc};
-use runtime::kafka::{Kafka, TransactionalProducer};
+use runtime::kafka::{Kafka, Transaction, TransactionalProducer};
 use runtime::{Failure, Settings, metrics, stage};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use topics::Topic;
+use topics::wire::{BlockRecord, LogsRecord};
+use topics::{Message as _, Topic};
 
 pub const STAGE: &str = "ingest";
 
@@ -27,15 +28,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let chains = Chains::load(&settings.chains_file)?.resolve().await?;
     let mut followed = Vec::new();
     for chain in chains {
-        let rpc = Rpc::of(&chain);
-        rpc.refuse_wrong_chain().await.with_context(|| format!("chain {}", chain.name))?;
-        tell_endpoints(&chain, &rpc).await;
-        followed.push((Arc::new(chain), Arc::new(rpc)));
+        followed.push(reach(chain).await?);
     }
     let kafka = Kafka::connect(&settings).await?;
 
     let mut tasks = JoinSet::new();
     for (chain, rpc) in followed {
+        tasks.spawn(tell_endpoints(chain.clone(), rpc.clone(), stop.clone()));
         tasks.spawn(follow(kafka.clone(), chain, rpc, stop.clone()));
     }
     while let Some(ended) = tasks.join_next().await {
@@ -44,9 +43,19 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     Ok(())
 }
 
-/// Logs what each endpoint can do.
-async fn tell_endpoints(chain: &Chain, rpc: &Rpc) {
-    let probes = rpc.probe().await;
+/// A chain with its nodes, none of which is of another chain.
+///
+/// # Errors
+/// When one is.
+pub async fn reach(chain: Chain) -> anyhow::Result<(Arc<Chain>, Arc<Rpc>)> {
+    let rpc = Rpc::of(&chain);
+    rpc.refuse_wrong_chain().await.with_context(|| format!("chain {}", chain.name))?;
+    Ok((Arc::new(chain), Arc::new(rpc)))
+}
+
+/// Logs what each endpoint can do. Beside the chains, since a node that does not answer would hold all of them up.
+async fn tell_endpoints(chain: Arc<Chain>, rpc: Arc<Rpc>, stop: CancellationToken) {
+    let Some(probes) = stop.run_until_cancelled(rpc.probe()).await else { return };
     let newest = probes.iter().filter_map(|probe| probe.head).max();
     let rows: Vec<Vec<String>> = [Probe::columns()].into_iter().chain(probes.iter().map(|probe| probe.cells(newest))).collect();
     for line in chain::table(&rows).lines() {
@@ -131,6 +140,12 @@ fn publish(
     }
 }
 
+/// Sends the two records of a block.
+pub fn send_block(transaction: &Transaction<'_>, kafka: &Kafka, block: &BlockRecord, logs: &LogsRecord) -> Result<(), Failure> {
+    transaction.send(Topic::Blocks, &block.key(), &kafka.encode(block))?;
+    transaction.send(Topic::Logs, &logs.key(), &kafka.encode(logs))
+}
+
 /// Sends a batch with its cursor in one transaction, and gives the sequence of its last record.
 fn send(
     producer: &TransactionalProducer,
@@ -155,8 +170,7 @@ fn send(
         }
         sequence += 1;
         let (block, of_block) = records(chain.id, sequence, change, batch.settled);
-        transaction.send(Topic::Blocks, &key, &kafka.encode(&block))?;
-        transaction.send(Topic::Logs, &key, &kafka.encode(&of_block))?;
+        send_block(&transaction, kafka, &block, &of_block)?;
     }
     transaction.send(Topic::Cursors, &key, &kafka.encode(&cursor(chain.id, sequence, window)))?;
     transaction.commit()?;

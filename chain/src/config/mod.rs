@@ -119,6 +119,17 @@ impl Chains {
         self.0.iter().find(|chain| chain.name == name)
     }
 
+    /// The chain of this name, for people who named it.
+    ///
+    /// # Errors
+    /// When there is none; it says which there are.
+    pub fn named(&self, name: &str) -> Result<&Chain, ConfigError> {
+        self.by_name(name).ok_or_else(|| {
+            let names: Vec<&str> = self.iter().map(|chain| chain.name.as_str()).collect();
+            ConfigError::NoChain { name: name.to_owned(), names: names.join(", ") }
+        })
+    }
+
     /// The chain of this id.
     pub fn by_id(&self, id: ChainId) -> Option<&Chain> {
         self.0.iter().find(|chain| chain.id == id)
@@ -162,6 +173,14 @@ pub enum ConfigError {
         column: usize,
         /// The key, what was expected, what is there.
         message: String,
+    },
+    /// A command names a chain that the file does not have.
+    #[error("no chain {name:?} in the chains file; expected one of {names}")]
+    NoChain {
+        /// The name given.
+        name: String,
+        /// Those there are.
+        names: String,
     },
     /// The file gives no chain id, and no node tells it.
     #[error("chain {chain} has no chain_id in the chains file, and no node of it answered")]

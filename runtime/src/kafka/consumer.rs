@@ -328,6 +328,16 @@ impl Table {
     }
 }
 
+/// Asks again until there is an answer, a failure that does not pass, or the deadline.
+fn insist<T>(deadline: Instant, mut ask: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    loop {
+        match ask() {
+            Err(Failure::Retry(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            outcome => return outcome,
+        }
+    }
+}
+
 /// The next offset of each partition, as this client's isolation level sees it: one request for all of them.
 fn ends<C: ConsumerContext>(client: &BaseConsumer<C>, name: &str, partitions: i32) -> Result<HashMap<i32, i64>, Failure> {
     let failed = |e| failure(e).context(format!("the end of {name}"));
@@ -419,33 +429,16 @@ impl Kafka {
             .set("isolation.level", "read_uncommitted")
             .create()
             .map_err(failure)?;
-        let started = Instant::now();
-        let mut goal = None;
-        loop {
-            // A topic made a moment ago may have no leader for a while.
-            let stable = match &goal {
-                None => ends(&all, name, partitions).map(|ends| {
-                    goal = Some(ends);
-                    None
-                }),
-                Some(_) => ends(committed, name, partitions).map(Some),
-            };
-            let failure = match (stable, &goal) {
-                (Ok(Some(stable)), Some(goal)) => {
-                    if goal.iter().all(|(partition, end)| stable.get(partition).is_some_and(|stable| stable >= end)) {
-                        return Ok(());
-                    }
-                    Failure::Retry(anyhow!("{name} has had an open transaction for 30 s"))
-                }
-                (Ok(_), _) => continue,
-                (Err(failure @ Failure::Halt(_)), _) => return Err(failure),
-                (Err(failure), _) => failure,
-            };
-            if started.elapsed() > Duration::from_secs(30) {
-                return Err(failure);
+        // A topic made a moment ago may have no leader for a while.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let goal = insist(deadline, || ends(&all, name, partitions))?;
+        insist(deadline, || {
+            let stable = ends(committed, name, partitions)?;
+            if goal.iter().all(|(partition, end)| stable.get(partition).is_some_and(|stable| stable >= end)) {
+                return Ok(());
             }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            Err(Failure::Retry(anyhow!("{name} has had an open transaction for 30 s")))
+        })
     }
 
     /// The offset that `group` has committed for a partition. Waits until transactions that hold one are over.

@@ -1,10 +1,9 @@
 //! What a consumer of `chain.blocks` and `chain.logs` has, held against what the node says when asked directly.
 
 use anyhow::{Context as _, Result, ensure};
-use runtime::{Failure, Kafka};
+use runtime::Kafka;
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
-use topics::{Message, frame, wire};
+use topics::{Message, wire};
 use wire::block_record::{Kind, Status};
 
 /// A block added or removed, with the logs record of the same sequence.
@@ -192,17 +191,7 @@ fn prefixed(bytes: &[u8]) -> String {
 
 /// The records of a chain, whose sequences are 1, 2, 3 and so on.
 fn records<M: Message>(kafka: &Kafka, chain_id: u64, sequence: impl Fn(&M) -> u64) -> Result<Vec<M>> {
-    let started = Instant::now();
-    let all = loop {
-        let mut all = Vec::new();
-        match kafka.read_all(M::TOPIC, |record| all.push(frame::decode::<M>(record.payload()))) {
-            Ok(()) => break all,
-            // A topic that was made a moment ago may have no leader yet.
-            Err(Failure::Retry(_)) if started.elapsed() < Duration::from_secs(60) => {}
-            Err(failure) => anyhow::bail!("{failure}"),
-        }
-    };
-    let mut records = all.into_iter().collect::<Result<Vec<M>, _>>()?;
+    let mut records: Vec<M> = crate::read_records(kafka)?;
     records.retain(|record| record.key() == chain_id.to_string());
     for (record, expected) in records.iter().zip(1_u64..) {
         let sequence = sequence(record);

@@ -2,7 +2,7 @@ use crate::Lab;
 use anyhow::{Context as _, Result};
 use runtime::Kafka;
 use std::collections::BTreeMap;
-use topics::{Topic, frame, wire};
+use topics::{Message, frame, wire};
 
 /// Every event of `payment.events`, as a read_committed consumer sees them now, in order per payment.
 ///
@@ -18,11 +18,19 @@ pub async fn events(lab: &Lab) -> Result<Vec<wire::PaymentEvent>> {
 /// # Errors
 /// When the topic can't be read.
 pub fn read_events(kafka: &Kafka) -> Result<Vec<wire::PaymentEvent>> {
-    let mut events = Vec::new();
+    read_records(kafka)
+}
+
+/// Every record of a topic, as a read_committed consumer sees them now, in order per partition. Blocks.
+///
+/// # Errors
+/// When the topic can't be read.
+pub fn read_records<M: Message>(kafka: &Kafka) -> Result<Vec<M>> {
+    let mut records = Vec::new();
     kafka
-        .read_all(Topic::Events, |record| events.push(frame::decode::<wire::PaymentEvent>(record.payload())))
+        .read_all(M::TOPIC, |record| records.push(frame::decode::<M>(record.payload())))
         .map_err(|failure| anyhow::anyhow!("{failure}"))?;
-    events.into_iter().collect::<Result<_, _>>().context("an event")
+    records.into_iter().collect::<Result<_, _>>().with_context(|| M::TOPIC.to_string())
 }
 
 /// A payment as Postgres has it.

@@ -1,14 +1,14 @@
 //! `kill -9` at random points loses nothing and doubles nothing.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Lab, Payment, Plan, Process, events, ledger};
+use e2e::{Api, Lab, Payment, Plan, Process, events, ledger, read_records};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
-use topics::{Address, Topic, U256, frame, wire};
+use topics::{Address, U256, wire};
 
 const PAYMENTS: u64 = 200;
 const KILLS: u32 = 10;
@@ -161,17 +161,10 @@ async fn check_events(lab: &Lab, payments: &[Payment]) -> Result<()> {
 async fn check_blocks(lab: &Lab) -> Result<()> {
     let kafka = lab.kafka().await?;
     let (blocks, logs, matches) = tokio::task::spawn_blocking(move || {
-        let (mut blocks, mut logs, mut matches) = (Vec::new(), Vec::new(), Vec::new());
-        let read = || -> Result<(), runtime::Failure> {
-            kafka.read_all(Topic::Blocks, |r| blocks.push(frame::decode::<wire::BlockRecord>(r.payload())))?;
-            kafka.read_all(Topic::Logs, |r| logs.push(frame::decode::<wire::LogsRecord>(r.payload())))?;
-            kafka.read_all(Topic::Matches, |r| matches.push(frame::decode::<wire::MatchesRecord>(r.payload())))
-        };
-        let mut read = read;
-        read().map_err(|failure| anyhow::anyhow!("{failure}"))?;
-        let blocks = blocks.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let logs = logs.into_iter().collect::<Result<Vec<_>, _>>()?;
-        anyhow::Ok((blocks, logs, matches.into_iter().collect::<Result<Vec<_>, _>>()?))
+        let blocks: Vec<wire::BlockRecord> = read_records(&kafka)?;
+        let logs: Vec<wire::LogsRecord> = read_records(&kafka)?;
+        let matches: Vec<wire::MatchesRecord> = read_records(&kafka)?;
+        anyhow::Ok((blocks, logs, matches))
     })
     .await??;
     let mut stack: Vec<&wire::BlockRecord> = Vec::new();

@@ -2,11 +2,10 @@
 //! its first block is brought by `ctrip backfill`, whatever kills that.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Extent, Fault, Lab, Lacks, Plan, Proxy, eventually};
+use e2e::{Api, Extent, Fault, Lab, Lacks, Plan, Proxy, eventually, read_records};
 use reqwest::Method;
 use serde_json::{Value, json};
-use std::time::Duration;
-use topics::{Topic, frame, wire};
+use topics::{Message, wire};
 use wire::block_record::Kind;
 
 /// anvil calls everything final that is so far below its head.
@@ -120,7 +119,7 @@ async fn a_backfill_that_is_killed_goes_on_and_brings_every_block_once() -> Resu
     for pair in blocks.windows(2) {
         ensure!(pair[0].hash == pair[1].parent_hash && pair[1].sequence == 0, "block {}", pair[1].number);
     }
-    let logs: Vec<wire::LogsRecord> = records(&lab, Topic::Logs).await?;
+    let logs: Vec<wire::LogsRecord> = records(&lab).await?;
     let logs: Vec<_> = logs.into_iter().filter(|logs| logs.kind() == wire::logs_record::Kind::Replayed).collect();
     ensure!(logs.iter().map(|logs| &logs.hash).eq(blocks.iter().map(|block| &block.hash)), "the logs are of other blocks");
     for (payment, what) in [(&coin, "coin"), (&token, "token")] {
@@ -142,28 +141,20 @@ async fn until_processed(api: &Api, head: u64) -> Result<()> {
     let what = format!("block {head} to be processed");
     eventually(&what, || async {
         let processed = chain_health(api).await?.and_then(|chain| chain["processed"].as_u64());
-        tokio::time::sleep(Duration::from_millis(100)).await;
         Ok(processed.filter(|number| *number >= head).map(drop))
     })
     .await
 }
 
 async fn blocks(lab: &Lab) -> Result<Vec<wire::BlockRecord>> {
-    records(lab, Topic::Blocks).await
+    records(lab).await
 }
 
 async fn replayed(lab: &Lab) -> Result<Vec<wire::BlockRecord>> {
     Ok(blocks(lab).await?.into_iter().filter(|block| block.kind() == Kind::Replayed).collect())
 }
 
-async fn records<M: prost::Message + Default + Send + 'static>(lab: &Lab, topic: Topic) -> Result<Vec<M>> {
+async fn records<M: Message + Send + 'static>(lab: &Lab) -> Result<Vec<M>> {
     let kafka = lab.kafka().await?;
-    tokio::task::spawn_blocking(move || {
-        let mut records = Vec::new();
-        kafka
-            .read_all(topic, |record| records.push(frame::decode::<M>(record.payload())))
-            .map_err(|failure| anyhow::anyhow!("{failure}"))?;
-        Ok(records.into_iter().collect::<Result<_, _>>()?)
-    })
-    .await?
+    tokio::task::spawn_blocking(move || read_records(&kafka)).await?
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
-use topics::{Address, Message as _, Topic, U256, frame, wire};
+use topics::{Address, Message as _, Topic, U256, wire};
 
 const TRANSFER: &str = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef";
 const SYSTEM: &str = "0xfffffffffffffffffffffffffffffffffffffffe";
@@ -178,12 +178,5 @@ async fn watch(lab: &Lab, addresses: BTreeSet<Address>) -> Result<()> {
 
 async fn matches(lab: &Lab) -> Result<Vec<wire::MatchesRecord>> {
     let kafka = lab.kafka().await?;
-    tokio::task::spawn_blocking(move || {
-        let mut records = Vec::new();
-        kafka
-            .read_all(Topic::Matches, |record| records.push(frame::decode::<wire::MatchesRecord>(record.payload())))
-            .map_err(|failure| anyhow::anyhow!("{failure}"))?;
-        Ok(records.into_iter().collect::<Result<_, _>>()?)
-    })
-    .await?
+    tokio::task::spawn_blocking(move || e2e::read_records(&kafka)).await?
 }

@@ -4,7 +4,7 @@
 //! any shape (before EIP-155, or a chain's own), receipts of types nobody knows yet, headers with further fields.
 
 use crate::block::{Authorization, Block, Log, Receipt, Transaction, Withdrawal};
-use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
+use alloy::primitives::{Address, B256, Bytes, Signature, U256, keccak256, normalize_v};
 use alloy::rlp::{BufMut as _, EMPTY_STRING_CODE, Encodable, Header};
 
 /// An RLP list of what `fill` writes.
@@ -112,8 +112,10 @@ impl Transaction {
                 let fields: [&dyn Encodable; 8] = [&source, &self.from, &To(self.to), &mint, value, gas, &system, input];
                 typed(self.kind, &list(|out| encode_all(out, &fields)))
             }
-            // Arbitrum's internal transaction, the first of each block.
-            0x6a => typed(self.kind, &list(|out| encode_all(out, &[&self.chain_id.unwrap_or_default(), input]))),
+            // Arbitrum's internal transaction, the first of each block. Its hash covers no value, since it never has one.
+            0x6a if value.is_zero() => {
+                typed(self.kind, &list(|out| encode_all(out, &[&self.chain_id.unwrap_or_default(), input])))
+            }
             _ => None,
         }
     }
@@ -134,6 +136,37 @@ impl Transaction {
                 encode_all(out, &[&y_parity, &r, &s]);
             }),
         )
+    }
+
+    /// Who signed it, of Ethereum's types. `None` where the signature is none.
+    pub fn signer(&self) -> Option<Address> {
+        let (v, r, s) = (self.y_parity.or(self.v)?, self.r?, self.s?);
+        let v = u64::try_from(v).ok()?;
+        let signature = Signature::new(r, s, normalize_v(v)?);
+        signature.recover_address_from_prehash(&self.signing_hash(v)?).ok()
+    }
+
+    /// What is signed is what is hashed without the signature. (EIP-155: and with the chain's id in its place.)
+    fn signing_hash(&self, v: u64) -> Option<B256> {
+        if self.kind == 0 {
+            let (price, nothing) = (self.gas_price?, U256::ZERO);
+            let chain = (v >= 35).then(|| (v - 35) / 2);
+            return Some(keccak256(list(|out| {
+                encode_all(out, &[&self.nonce, &price, &self.gas, &To(self.to), &self.value, &self.input]);
+                if let Some(chain) = chain {
+                    encode_all(out, &[&chain, &nothing, &nothing]);
+                }
+            })));
+        }
+        let whole = self.encoded()?;
+        let signature = [self.y_parity.or(self.v)?, self.r?, self.s?].iter().map(Encodable::length).sum::<usize>();
+        let mut fields = whole.get(1..)?;
+        let header = Header::decode(&mut fields).ok()?;
+        let unsigned = fields.get(..header.payload_length.checked_sub(signature)?)?;
+        let mut out = vec![*whole.first()?];
+        Header { list: true, payload_length: unsigned.len() }.encode(&mut out);
+        out.extend_from_slice(unsigned);
+        Some(keccak256(out))
     }
 
     fn fee(&self) -> Option<U256> {
@@ -200,6 +233,11 @@ impl Receipt {
 fn encode_log(out: &mut Vec<u8>, log: &Log) {
     let (address, topics, data): (&Address, &Vec<B256>, &Bytes) = (&log.address, &log.topics, &log.data);
     append_list(out, |out| encode_all(out, &[address, topics, data]));
+}
+
+/// Whether the type is one of Ethereum's own, whose encoding an EIP has fixed for good (EIP-2718).
+pub(crate) fn is_fixed(kind: u64) -> bool {
+    kind <= 4
 }
 
 /// Whether we know how a transaction of this type is hashed.

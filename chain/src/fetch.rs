@@ -1,6 +1,6 @@
 //! A block with its receipts from one endpoint, proven.
 
-use crate::block::{Block, Head, Log, Receipt};
+use crate::block::{Block, Head, Log, Receipt, Transaction};
 use crate::config::Verify;
 use crate::proof::{Part, Proof, Unproven, prove};
 use crate::rpc::{Blame, Blames, Call, Endpoint, Rpc, RpcError, Tag};
@@ -242,7 +242,8 @@ pub async fn fetch_block(rpc: &Rpc, reading: Reading, id: BlockId) -> Result<Opt
         Ok::<_, FetchError>(fetched.map(|fetched| (endpoint, fetched)))
     });
     let Some((endpoint, fetched)) = found.await? else { return Ok(None) };
-    if reading.verify != Verify::Off && !(fetched.proof.header == Part::Root && fetched.proof.receipts == Part::Root) {
+    let Proof { header, transactions, receipts, withdrawals: _ } = &fetched.proof;
+    if reading.verify != Verify::Off && [header, transactions, receipts].iter().any(|part| **part != Part::Root) {
         cross_check(rpc, &endpoint, &fetched).await?;
     }
     Ok(Some(fetched))
@@ -434,7 +435,7 @@ async fn get_some_receipts(endpoint: &Endpoint, hashes: &[B256]) -> Result<Vec<O
     endpoint.batch(calls).await?.into_iter().map(|answer| endpoint.read(METHOD, &answer?)).collect()
 }
 
-/// Asks another endpoint for what no root proves: header fields that matter, logs, and how transactions ended. Whatever its
+/// Asks another endpoint for what no root proves: header fields that matter, transactions, logs, and how they ended. Whatever its
 /// circuit says, since one that has just failed is better than none. Those that do not answer, or do not know the block yet,
 /// hinder nothing.
 async fn cross_check(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &FetchedBlock) -> Result<(), FetchError> {
@@ -457,6 +458,8 @@ async fn cross_check(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &FetchedBlock) -
         |block: &Block| (block.number, block.parent_hash, block.timestamp, block.transactions_root, block.receipts_root);
     let what = if roots(&fetched.block) != roots(&theirs.block) {
         "the header"
+    } else if !fetched.block.transactions.iter().map(paying).eq(theirs.block.transactions.iter().map(paying)) {
+        "the transactions"
     } else if !fetched.logs.iter().map(PlacedLog::content).eq(theirs.logs.iter().map(PlacedLog::content)) {
         "the logs"
     } else if !agree(&fetched.statuses, &theirs.statuses) {
@@ -471,6 +474,11 @@ async fn cross_check(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &FetchedBlock) -
         endpoint: format!("{one} or {two}"),
         source: Unproven::new(number, what, format!("what {two} says"), format!("something else from {one}")),
     })
+}
+
+/// What of a transaction a payment depends on.
+fn paying(transaction: &Transaction) -> (B256, Option<Address>, U256, u64) {
+    (transaction.hash, transaction.to, transaction.value, transaction.kind)
 }
 
 /// Where both know how a transaction ended, they say the same.

@@ -7,7 +7,7 @@
 use crate::block::{Block, Receipt, Transaction};
 use crate::config::Verify;
 use crate::credit::prove_withdrawals;
-use crate::encode::{knows_receipt, knows_transaction};
+use crate::encode::{is_fixed, knows_receipt, knows_transaction};
 use crate::fetch::Receipts;
 use alloy::consensus::proofs::ordered_trie_root_encoded;
 use alloy::primitives::{B256, Bloom, BloomInput, keccak256};
@@ -101,7 +101,8 @@ pub fn prove(block: &Block, receipts: &Receipts, verify: Verify) -> Result<Proof
     logs_belong(block, receipts)?;
     let header = header(block)?;
     let withdrawals = prove_withdrawals(block, &header)?;
-    let proof = Proof { header, transactions: transactions(block)?, receipts: prove_receipts(block, receipts)?, withdrawals };
+    let transactions = transactions(block, &header)?;
+    let proof = Proof { header, transactions, receipts: prove_receipts(block, receipts)?, withdrawals };
     if verify == Verify::Roots
         && let Some(gap) = proof.payments().find_map(Part::gap)
     {
@@ -121,7 +122,7 @@ fn header(block: &Block) -> Result<Part, Unproven> {
     }
 }
 
-fn transactions(block: &Block) -> Result<Part, Unproven> {
+fn transactions(block: &Block, header: &Part) -> Result<Part, Unproven> {
     let mut encodings = Vec::with_capacity(block.transactions.len());
     let mut gap = None;
     for (index, transaction) in under_root(block).enumerate() {
@@ -133,7 +134,9 @@ fn transactions(block: &Block) -> Result<Part, Unproven> {
             _ if !knows_transaction(transaction.kind) => {
                 gap.get_or_insert_with(|| format!("transactions of type {:#04x}", transaction.kind));
             }
-            _ if !transaction.unknown_fields.is_empty() => {
+            // Under Ethereum's header the types have Ethereum's encodings, and those never change: what is new is a new type. So
+            // there a new field excuses nothing, or a node could add one and then say what it likes.
+            _ if !transaction.unknown_fields.is_empty() && !(is_fixed(transaction.kind) && *header == Part::Root) => {
                 let fields = transaction.unknown_fields.join(", ");
                 gap.get_or_insert_with(|| {
                     format!("transactions of type {:#04x} with unknown fields {fields}", transaction.kind)
@@ -145,6 +148,7 @@ fn transactions(block: &Block) -> Result<Part, Unproven> {
                 return Err(Unproven::new(block.number, format!("transaction {index}"), transaction.hash, got));
             }
         }
+        sender(block, index, transaction)?;
     }
     if let Some(gap) = gap {
         return Ok(Part::Unproven(gap));
@@ -154,6 +158,22 @@ fn transactions(block: &Block) -> Result<Part, Unproven> {
         return Err(Unproven::new(block.number, "the transactions", block.transactions_root, root));
     }
     Ok(Part::Root)
+}
+
+/// No hash covers the sender, and nothing is decided by it but one thing: what an address sends to itself is no payment. So where
+/// a node says that, the signature has to say it too.
+fn sender(block: &Block, index: usize, transaction: &Transaction) -> Result<(), Unproven> {
+    let to_itself = transaction.to == Some(transaction.from) && !transaction.value.is_zero();
+    if !to_itself || !is_fixed(transaction.kind) {
+        return Ok(());
+    }
+    match transaction.signer() {
+        Some(signer) if signer == transaction.from => Ok(()),
+        signer => {
+            let got = signer.map_or_else(|| "no valid signature".to_owned(), |signer| format!("a signature of {signer}"));
+            Err(Unproven::new(block.number, format!("the sender of transaction {index}"), transaction.from, got))
+        }
+    }
 }
 
 /// The transactions that the block's roots cover: all but Bor's state sync.

@@ -191,28 +191,71 @@ fn a_false_receipt_of_a_known_type_has_no_excuse() {
     }
 }
 
+/// Or a node could add a field to a transaction, and then say what it likes of whom it pays and how much.
 #[test]
-fn a_known_type_that_hashes_otherwise_is_told_if_it_has_new_fields_and_refused_if_not() {
+fn no_new_field_excuses_a_transaction_that_hashes_otherwise_under_a_proven_header() {
     for mut answer in [small(), mainnet()] {
         let at = 1;
         answer.block["transactions"][at]["fancy"] = json!("0x1");
         assert_eq!(answer.proof().unwrap().transactions, Part::Root, "a field that no hash covers");
-        answer.block["transactions"][at]["nonce"] = json!("0x999999");
-        let proof = answer.proof().unwrap();
-        assert!(gap(&proof.transactions).ends_with("with unknown fields fancy"), "{proof:?}");
-        assert_eq!(proof.receipts, Part::Root);
-        for nothing in [Some(Value::Null), None] {
-            match nothing {
-                Some(nothing) => answer.block["transactions"][at]["fancy"] = nothing,
-                None => drop(answer.block["transactions"][at].as_object_mut().unwrap().remove("fancy")),
-            }
-            assert_eq!(answer.proof().unwrap_err().what, "transaction 1");
+        for (field, value) in
+            [("nonce", "0x999999"), ("value", "0x999999"), ("to", "0x00000000000000000000000000000000000000aa")]
+        {
+            let mut lie = answer.clone();
+            lie.block["transactions"][at][field] = json!(value);
+            assert_eq!(lie.proof().unwrap_err().what, "transaction 1", "{field}");
+            // A chain whose headers are of its own may have transactions of its own as well.
+            lie.block["fancyRoot"] = json!("0x01");
+            lie.block["stateRoot"] = json!(B256::repeat_byte(1));
+            let proof = lie.proof().unwrap();
+            assert!(gap(&proof.header).ends_with("with unknown fields fancyRoot"), "{proof:?}");
+            assert!(gap(&proof.transactions).ends_with("with unknown fields fancy"), "{proof:?}");
+            assert_eq!(proof.receipts, Part::Root);
+            lie.block["transactions"][at]["fancy"] = Value::Null;
+            assert_eq!(lie.proof().unwrap_err().what, "transaction 1");
         }
     }
     // Leaving out what the hash covers is no fork either.
     let mut answer = small();
     answer.block["transactions"][1].as_object_mut().unwrap().remove("r");
     assert_eq!(answer.proof().unwrap_err().what, "transaction 1");
+}
+
+/// What an address sends to itself is no payment, and no root covers the sender: a node that names the payee as payer would make a
+/// payment disappear.
+#[test]
+fn a_payment_does_not_pass_for_a_transfer_to_oneself() {
+    let paying = |answer: &Answer| {
+        let (block, _) = answer.read();
+        block.transactions.iter().position(|tx| tx.to.is_some() && tx.to != Some(tx.from) && !tx.value.is_zero()).unwrap()
+    };
+    for mut answer in [mainnet(), recorded("amsterdam-dev", 7)] {
+        let at = paying(&answer);
+        let payee = answer.block["transactions"][at]["to"].clone();
+        answer.block["transactions"][at]["from"] = payee.clone();
+        answer.receipts[at]["from"] = payee;
+        assert_eq!(answer.proof().unwrap_err().what, format!("the sender of transaction {at}"));
+    }
+}
+
+/// Or an honest block would be refused.
+#[test]
+fn the_signer_of_each_recorded_transaction_is_its_sender_whatever_its_type() {
+    let mut kinds = std::collections::BTreeSet::new();
+    for file in ["eth-mainnet-17686110-17686112", "amsterdam-dev", "misc"] {
+        for line in testdata::lines(&format!("{file}.blocks")).unwrap() {
+            if line["chainId"] == 25 || line["receipts"].is_null() {
+                continue;
+            }
+            let answer = Answer { block: line["block"].clone(), receipts: line["receipts"].clone() };
+            let (block, _) = answer.read();
+            for transaction in block.transactions.iter().filter(|tx| tx.kind <= 4 && !tx.is_state_sync()) {
+                assert_eq!(transaction.signer(), Some(transaction.from), "{file} {} {}", line["number"], transaction.hash);
+                kinds.insert(transaction.kind);
+            }
+        }
+    }
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
 }
 
 #[test]

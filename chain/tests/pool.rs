@@ -5,7 +5,7 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use chain::{BlockId, FetchError, NodeUrl, Reading, Rpc, Verify, fetch_block, fetch_head, witnesses};
+use chain::{BlockId, FetchError, NodeUrl, Part, Reading, Rpc, Verify, fetch_block, fetch_head, witnesses};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -289,6 +289,35 @@ async fn where_no_root_proves_logs_two_endpoints_have_to_agree() {
     assert!(fetch_block(&pool(&[&twin, &honest]), AUTO, BlockId::Hash(hash)).await.unwrap().is_some());
     // Alone, it is believed as far as its bloom goes.
     assert!(fetch_block(&pool(&[&liar]), AUTO, BlockId::Hash(hash)).await.unwrap().is_some());
+}
+
+/// A transaction whose hash can't be checked could pay anybody anything.
+#[tokio::test]
+async fn where_no_root_proves_transactions_two_endpoints_have_to_agree() {
+    let (lines, answer) = recorded("misc");
+    let line = lines.iter().find(|line| line["chainId"] == 42161).unwrap();
+    let hash: B256 = line["hash"].as_str().unwrap().parse().unwrap();
+    let with = |value: &'static str| {
+        let answer = answer.clone();
+        move |method: &str, params: &Value| {
+            let mut reply = answer(method, params)?;
+            if method == "eth_getBlockByHash" {
+                // As after a fork of Arbitrum's that gives its own transaction a new field.
+                reply["transactions"][0]["fancy"] = json!("0x1");
+                reply["transactions"][0]["value"] = json!(value);
+            }
+            Ok(reply)
+        }
+    };
+    let (liar, honest, twin) = (
+        Node::start(true, with("0xde0b6b3a7640000")).await,
+        Node::start(true, with("0x1")).await,
+        Node::start(true, with("0x1")).await,
+    );
+    let error = fetch_block(&pool(&[&liar, &honest]), AUTO, BlockId::Hash(hash)).await.unwrap_err();
+    assert!(runtime::chain_of(&error).contains("the transactions"), "{}", runtime::chain_of(&error));
+    let fetched = fetch_block(&pool(&[&twin, &honest]), AUTO, BlockId::Hash(hash)).await.unwrap().unwrap();
+    assert!(matches!(fetched.proof.transactions, Part::Unproven(_)), "{:?}", fetched.proof);
 }
 
 #[tokio::test]

@@ -84,7 +84,8 @@ fn presented(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
 }
 
-fn unauthorized(detail: &str) -> Problem {
+/// A 401.
+pub fn unauthorized(detail: &str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "An API key is needed", detail)
 }
 

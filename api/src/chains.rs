@@ -4,40 +4,54 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::catalog::policy;
 use crate::extract::Parameters;
+use crate::openapi::schemas;
 use crate::problem::Problem;
 use axum::Json;
 use axum::extract::State;
 use chain::Chain;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// A whole list; there is nothing to page through.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct List<T> {
     data: Vec<T>,
 }
 
 /// A chain.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Chain)]
 pub struct ChainReply {
     name: String,
     chain_id: u64,
+    /// Blocks, the transfer's own and the head counted; 0 where `finality` decides.
     confirmations_required: u32,
+    /// The tag that a payment has to reach, `safe` or `finalized`.
+    #[schema(value_type = Option<schemas::Finality>)]
     finality: Option<&'static str>,
+    /// Symbols.
     tokens: Vec<String>,
 }
 
 /// A token of a chain.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Token)]
 pub struct TokenReply {
     chain: String,
     chain_id: u64,
     token: String,
+    #[schema(value_type = schemas::TokenId)]
     token_id: String,
+    #[schema(value_type = schemas::Address)]
     token_contract_address: String,
     decimals: u8,
 }
 
 /// `GET /api/v1/chains`
+#[utoipa::path(
+    get, path = "/api/v1/chains", operation_id = "listChains", tag = "catalog", summary = "The chains",
+    responses((status = 200, description = "All of them.", body = List<ChainReply>)),
+)]
 pub async fn chains(State(app): State<App>, _: Caller) -> Json<List<ChainReply>> {
     let reply = |chain: &Chain| ChainReply {
         name: chain.name.clone(),
@@ -50,6 +64,11 @@ pub async fn chains(State(app): State<App>, _: Caller) -> Json<List<ChainReply>>
 }
 
 /// `GET /api/v1/tokens`, of one chain with `?chain=NAME`.
+#[utoipa::path(
+    get, path = "/api/v1/tokens", operation_id = "listTokens", tag = "catalog", summary = "The tokens",
+    params(schemas::ListTokens),
+    responses((status = 200, description = "All of them, or the chain's.", body = List<TokenReply>)),
+)]
 pub async fn tokens(
     State(app): State<App>,
     _: Caller,

@@ -21,9 +21,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let body = Bytes::from_request(request, state).await.map_err(|rejection| match rejection.status() {
-            status @ StatusCode::PAYLOAD_TOO_LARGE => {
-                Problem::new(status, "too-large", "The body is too large", "A create request has at most 64 KiB")
-            }
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
             status => Problem::new(status, "malformed-body", "The body could not be read", rejection),
         });
         body.map(Self)
@@ -52,6 +50,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
         };
         text.parse().map(Self).map_err(|_| no_payment(crate::fields::shown(&text)))
     }
+}
+
+/// A 413.
+pub fn too_large() -> Problem {
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", "A create request has at most 64 KiB")
 }
 
 /// There is none, or it is another merchant's.

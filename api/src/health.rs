@@ -15,6 +15,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use topics::ChainId;
+use utoipa::ToSchema;
 
 const PARTS_FRESH: Duration = Duration::from_secs(1);
 const NODES_FRESH: Duration = Duration::from_secs(3);
@@ -40,13 +41,27 @@ struct Parts {
     registry: Wrong,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Health)]
 struct Report {
     status: &'static str,
     components: Components,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+struct Readiness {
+    /// `ok` or `failing`.
+    status: &'static str,
+    components: Needed,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct Needed {
+    database: Component,
+    kafka: Component,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
 struct Components {
     database: Component,
     kafka: Component,
@@ -54,14 +69,15 @@ struct Components {
     chains: Vec<ChainReport>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Component {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Wrong,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ChainHealth)]
 struct ChainReport {
     chain: String,
     chain_id: u64,
@@ -132,23 +148,40 @@ fn component(wrong: Wrong) -> Component {
 }
 
 /// `GET /livez`: the process answers.
+#[utoipa::path(
+    get, path = "/livez", operation_id = "livez", tag = "service", summary = "The process answers",
+    responses((status = 200, description = "It does.", body = Component)),
+)]
 pub async fn livez() -> Response {
     Json(component(None)).into_response()
 }
 
 /// `GET /readyz`: payments can be made. The registry is asked at start only, so being without it hinders nobody.
+#[utoipa::path(
+    get, path = "/readyz", operation_id = "readyz", tag = "service", summary = "Payments can be made",
+    responses(
+        (status = 200, description = "They can.", body = Readiness),
+        (status = 503, description = "A part that is needed is away.", body = Readiness),
+    ),
+)]
 pub async fn readyz(State(app): State<App>) -> Response {
     let Parts { database, kafka, registry: _ } = app.health.parts(&app).await;
     let ready = database.is_none() && kafka.is_none();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = serde_json::json!({
-        "status": if ready { "ok" } else { "failing" },
-        "components": { "database": component(database), "kafka": component(kafka) },
-    });
+    let components = Needed { database: component(database), kafka: component(kafka) };
+    let body = Readiness { status: if ready { "ok" } else { "failing" }, components };
     (status, Json(body)).into_response()
 }
 
 /// `GET /health`: every part, and how far each chain is behind its node.
+#[utoipa::path(
+    get, path = "/health", operation_id = "health", tag = "service",
+    summary = "Every part, and how far each chain is behind its node",
+    responses(
+        (status = 200, description = "In service, even if a chain is behind or halted.", body = Report),
+        (status = 503, description = "A part is away.", body = Report),
+    ),
+)]
 pub async fn health(State(app): State<App>) -> Response {
     let (parts, heads) = tokio::join!(app.health.parts(&app), app.health.heads());
     let processed = if parts.database.is_none() { processed(&app).await } else { HashMap::new() };

@@ -24,6 +24,7 @@ mod halts;
 mod health;
 mod intents;
 mod nodes;
+mod openapi;
 mod order;
 mod payments;
 mod problem;

@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 use std::ops::RangeInclusive;
 use topics::{Amount, ChainId};
 
-const FIELDS: [&str; 10] = [
+/// What a create request may have, as `openapi` documents it.
+pub const FIELDS: [&str; 10] = [
     "amount",
     "chain",
     "chain_id",

@@ -6,6 +6,7 @@ use crate::batch::{self, Made, Request};
 use crate::cursor;
 use crate::extract::{Body, Id, Parameters, no_payment};
 use crate::fields::shown;
+use crate::openapi::schemas::{self, CreatePayment};
 use crate::order::Order;
 use crate::problem::{FieldError, Problem};
 use crate::replay;
@@ -24,6 +25,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 use tokio::sync::{mpsc::error::TrySendError, oneshot};
 use topics::{ChainId, PaymentId};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// Longer than Kafka has for an acknowledgement, for the time in the queue.
@@ -33,13 +35,24 @@ const DEFAULT_LIMIT: i64 = 50;
 const LARGEST_LIMIT: i64 = 200;
 
 /// A page of a list.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PaymentPage)]
 pub struct Page {
     data: Vec<PaymentReply>,
+    /// The `cursor` of the next page; null on the last.
     next_cursor: Option<String>,
 }
 
 /// `POST /api/v1/payments`
+#[utoipa::path(
+    post, path = "/api/v1/payments", operation_id = "createPayment", tag = "payments", summary = "Make a payment",
+    description = "Answers when Kafka has acknowledged the address, and not before: whatever is paid to it is seen.",
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body get the same payment again; the \
+        same key with another body is refused.", min_length = 1, max_length = 255, pattern = "^[ -~]+$")),
+    request_body = CreatePayment,
+    responses((status = 201, description = "The payment; its address is its own.", body = PaymentReply, headers(
+        ("Idempotent-Replayed" = Option<bool>, description = "`true` if an earlier request with this key made it.")))),
+)]
 pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, Body(body): Body) -> Result<Response, Problem> {
     let order = Order::read(&body, &app.catalog)?;
     let key = replay::key(&headers, order.fingerprint)?;
@@ -65,6 +78,11 @@ pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, 
 }
 
 /// `GET /api/v1/payments/{id}`
+#[utoipa::path(
+    get, path = "/api/v1/payments/{id}", operation_id = "getPayment", tag = "payments", summary = "The payment now",
+    params(("id" = schemas::PaymentId, Path)),
+    responses((status = 200, description = "The payment.", body = PaymentReply)),
+)]
 pub async fn get(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<Json<PaymentReply>, Problem> {
     let db = app.db().await?;
     let payment = store::load(&db, &[id.0]).await?.into_iter().find(|p| p.merchant == caller.merchant);
@@ -75,6 +93,14 @@ pub async fn get(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<J
 }
 
 /// `POST /api/v1/payments/{id}/cancel`
+#[utoipa::path(
+    post, path = "/api/v1/payments/{id}/cancel", operation_id = "cancelPayment", tag = "payments",
+    summary = "Call a pending payment off", params(("id" = schemas::PaymentId, Path)),
+    responses(
+        (status = 200, description = "The payment, cancelled.", body = PaymentReply),
+        (status = 409, description = "It is not pending.", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
 pub async fn cancel(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<Json<PaymentReply>, Problem> {
     let mut db = app.db().await?;
     let transaction = db.transaction().await.map_err(db::failure)?;
@@ -104,6 +130,11 @@ struct Filter {
 }
 
 /// `GET /api/v1/payments`, newest first. A payment whose address must not be shown yet is left out: nobody was told of it.
+#[utoipa::path(
+    get, path = "/api/v1/payments", operation_id = "listPayments", tag = "payments", summary = "Your payments, newest first",
+    params(schemas::ListPayments),
+    responses((status = 200, description = "A page.", body = Page)),
+)]
 pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters): Parameters) -> Result<Json<Page>, Problem> {
     let filter = Filter::read(&app, parameters)?;
     let limit = filter.limit.unwrap_or(DEFAULT_LIMIT);

@@ -6,16 +6,21 @@ use axum::response::{IntoResponse, Response};
 use runtime::Failure;
 use serde::Serialize;
 use std::fmt;
+use utoipa::ToSchema;
 
 /// A refused request, or one that failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Problem {
+    /// Names the kind for programs.
     #[serde(rename = "type")]
     kind: String,
     title: &'static str,
     #[serde(serialize_with = "as_number")]
+    #[schema(value_type = u16)]
     status: StatusCode,
+    /// What is wrong, for people.
     detail: String,
+    /// Everything that is wrong, together.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldError>,
     #[serde(skip)]
@@ -23,7 +28,7 @@ pub struct Problem {
 }
 
 /// What is wrong with one field, header or parameter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldError {
     field: String,
     message: String,

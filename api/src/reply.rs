@@ -1,49 +1,73 @@
 //! A payment as the API shows it.
 
+use crate::openapi::schemas;
 use confirmer::{Paid, Payment, Token};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use topics::{Address, Amount};
+use utoipa::ToSchema;
 
 /// The public form. Every field is always there; amounts are decimal strings of base units.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Payment)]
 pub struct PaymentReply {
+    #[schema(value_type = schemas::PaymentId)]
     id: String,
     chain: String,
     chain_id: u64,
     token: Option<String>,
+    #[schema(value_type = Option<schemas::TokenId>)]
     token_id: Option<String>,
+    #[schema(value_type = Option<schemas::Address>)]
     token_contract_address: Option<String>,
+    #[schema(value_type = schemas::Address)]
     address: String,
+    #[schema(value_type = schemas::Amount)]
     amount: String,
     amount_decimal: String,
+    #[schema(value_type = schemas::Amount)]
     amount_received: String,
+    #[schema(value_type = schemas::Status)]
     status: &'static str,
+    #[schema(value_type = Option<schemas::Exception>)]
     exception: Option<&'static str>,
     confirmations: u64,
     confirmations_required: u32,
+    #[schema(value_type = Option<schemas::Finality>)]
     finality: Option<&'static str>,
     payment_uri: String,
+    #[schema(value_type = schemas::Time)]
     expires_at: String,
+    #[schema(value_type = schemas::Time)]
     created_at: String,
     external_id: Option<String>,
+    /// As it was given.
+    #[schema(value_type = Option<Object>)]
     metadata: Option<Box<RawValue>>,
     transfers: Vec<TransferReply>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Transfer)]
 struct TransferReply {
     chain_id: u64,
     block_number: u64,
+    #[schema(value_type = schemas::Hash)]
     block_hash: String,
+    #[schema(value_type = schemas::Hash)]
     transaction_hash: String,
+    #[schema(value_type = schemas::Source)]
     source: &'static str,
     index: u32,
+    #[schema(value_type = schemas::Time)]
     timestamp: String,
+    #[schema(value_type = Option<schemas::Address>)]
     token_contract_address: Option<String>,
+    #[schema(value_type = schemas::Address)]
     from: String,
+    #[schema(value_type = schemas::Amount)]
     amount: String,
     credited: bool,
     listed: bool,

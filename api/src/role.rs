@@ -10,8 +10,8 @@ use crate::nodes::Nodes;
 use crate::server;
 use crate::started::Started;
 use anyhow::{Context as _, bail};
-use axum::ServiceExt;
 use axum::extract::Request;
+use axum::{Router, ServiceExt};
 use deadpool_postgres::Pool;
 use runtime::{Kafka, Settings, db};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tower_http::normalize_path::NormalizePath;
 use wallet::AccountXpub;
 
 const CONNECTIONS: usize = 16;
@@ -68,7 +69,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     tasks.spawn(observe(pool.clone(), stop.clone()));
     let app = App::new(Parts { pool, catalog, keys: Keys::default(), intents, requests, health, started: Started::default() });
     tracing::info!("the API listens on http://{}", listener.local_addr()?);
-    tasks.spawn(serve(listener, app, stop.clone()));
+    let service = server::service(app).context("the OpenAPI document")?;
+    tasks.spawn(serve(listener, service, stop.clone()));
 
     tokio::select! {
         () = stop.cancelled() => {}
@@ -94,8 +96,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     }
 }
 
-async fn serve(listener: TcpListener, app: App, stop: CancellationToken) {
-    let service = ServiceExt::<Request>::into_make_service(server::service(app));
+async fn serve(listener: TcpListener, service: NormalizePath<Router>, stop: CancellationToken) {
+    let service = ServiceExt::<Request>::into_make_service(service);
     let served = axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await;
     // axum retries what fails, so this is for the type.
     if let Err(error) = served {

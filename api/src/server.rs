@@ -2,37 +2,51 @@
 
 use crate::app::App;
 use crate::problem::Problem;
-use crate::{chains, health, payments};
-use axum::Router;
+use crate::{chains, health, openapi, payments};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::{Extension, Router};
 use runtime::metrics;
 use std::time::Instant;
 use tower_http::normalize_path::NormalizePath;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 /// A create request with the largest metadata needs 18 KiB.
 const LARGEST_BODY: usize = 64 * 1024;
 
+/// All routes, each with its part of the OpenAPI document: method and path are where the handler is.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(openapi::base())
+        .routes(routes!(payments::create, payments::list))
+        .routes(routes!(payments::get))
+        .routes(routes!(payments::cancel))
+        .routes(routes!(chains::chains))
+        .routes(routes!(chains::tokens))
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::health))
+        .routes(routes!(openapi::document))
+        .merge(openapi::pages())
+}
+
 /// The whole API. A trailing slash is the same path.
-pub fn service(app: App) -> NormalizePath<Router> {
-    let routes = Router::new()
-        .route("/api/v1/payments", post(payments::create).get(payments::list))
-        .route("/api/v1/payments/{id}", get(payments::get))
-        .route("/api/v1/payments/{id}/cancel", post(payments::cancel))
-        .route("/api/v1/chains", get(chains::chains))
-        .route("/api/v1/tokens", get(chains::tokens))
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz))
-        .route("/health", get(health::health))
+///
+/// # Errors
+/// When the OpenAPI document can't be written.
+pub fn service(app: App) -> serde_json::Result<NormalizePath<Router>> {
+    let (routes, document) = routes().split_for_parts();
+    let document = openapi::complete(&document, &app.catalog)?;
+    let routes = routes
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .layer(middleware::from_fn(observe))
+        .layer(Extension(document))
         .with_state(app);
-    NormalizePath::trim_trailing_slash(routes)
+    Ok(NormalizePath::trim_trailing_slash(routes))
 }
 
 async fn not_found(uri: Uri) -> Problem {

@@ -1,0 +1,198 @@
+//! Shapes of what goes in and out: texts that have a form, and bodies that are read by hand.
+
+use crate::catalog::Catalog;
+use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
+
+macro_rules! texts {
+    ($($(#[doc = $doc:literal])+ $name:ident = $pattern:literal, $format:expr, $example:literal;)*) => {$(
+        $(#[doc = $doc])+
+        pub enum $name {}
+
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some($pattern)).examples([json!($example)]);
+                let format: Option<&str> = $format;
+                text.format(format.map(|name| SchemaFormat::Custom(name.to_owned()))).description(Some(concat!($($doc),+).trim())).build().into()
+            }
+        }
+
+        impl ToSchema for $name {
+            fn name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+        }
+    )*};
+}
+
+texts! {
+    /// A sum of base units.
+    Amount = "^(0|[1-9][0-9]{0,77})$", None, "1500000000000000000";
+    /// With the checksum of EIP-55.
+    Address = "^0x[0-9a-fA-F]{40}$", None, "0x9858EfFD232B4033E47d90003D41EC34EcaEda94";
+    /// 32 bytes.
+    Hash = "^0x[0-9a-f]{64}$", None, "0x88e96d4537bea4d9c05d12549907b32561d3bf31f45aae734cdc119f13406cb6";
+    /// RFC 3339 in UTC, to the second.
+    Time = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
+        Some("date-time"), "2026-11-25T12:00:00Z";
+    /// A payment's id, a UUID.
+    PaymentId = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+        Some("uuid"), "0198c5a2-7b1e-7c3a-9d1f-3b2a1c0d9e8f";
+    /// A CAIP-19 id.
+    TokenId = "^eip155:[0-9]+/erc20:0x[0-9a-fA-F]{40}$", None, "eip155:1/erc20:0xdAC17F958D2ee523a2206206994597C13D831ec7";
+}
+
+/// A payment's status.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "its names are what matters; the replies have them from `confirmer`")]
+pub enum Status {
+    Pending,
+    Detected,
+    Confirmed,
+    Settled,
+    Expired,
+    Cancelled,
+}
+
+/// What is off about a payment.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "its names are what matters; the replies have them from `confirmer`")]
+pub enum Exception {
+    Underpaid,
+    Overpaid,
+    Late,
+}
+
+/// The tag of a chain that confirms in place of a count.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "its names are what matters; the replies have them from `confirmer`")]
+pub enum Finality {
+    Safe,
+    Finalized,
+}
+
+/// Where in its block a transfer was seen.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "its names are what matters; the replies have them from `topics`")]
+pub enum Source {
+    Transaction,
+    Log,
+    Trace,
+}
+
+/// Which payments a list has, and how many at once.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "parameters are read one by one, so that every mistake is told: see `payments::Filter`")]
+pub struct ListPayments {
+    /// At most so many; 50 if left out.
+    #[param(minimum = 1, maximum = 200)]
+    limit: Option<u64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Of this status.
+    #[param(inline)]
+    status: Option<Status>,
+    /// On this chain, by name.
+    chain: Option<String>,
+    /// With this reference of yours.
+    external_id: Option<String>,
+}
+
+/// Which tokens.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "parameters are read one by one")]
+pub struct ListTokens {
+    /// Of this chain, by name.
+    chain: Option<String>,
+}
+
+/// What a create request's body has. `null` is the same as leaving a field out.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the body is read field by field, so that no number goes through a float: see `order`")]
+#[schema(example = json!({ "chain_id": 31337, "amount": "100000000000000", "external_id": "order-7", "metadata": { "shop": "north" } }))]
+pub struct CreatePayment {
+    /// Base units of the asset, positive; as a string, since JSON's numbers are often read into 53 bits.
+    #[schema(schema_with = positive)]
+    amount: String,
+    /// Where it is to be paid, by name. This or `chain_id`; both if they agree.
+    chain: Option<String>,
+    /// Where it is to be paid, by EIP-155 id.
+    chain_id: Option<u64>,
+    /// In what, by symbol. One of this, `token_id` and `token_contract_address`; none of them for the chain's coin.
+    token: Option<String>,
+    /// In what, by CAIP-19 id.
+    token_id: Option<String>,
+    /// In what, by contract.
+    token_contract_address: Option<String>,
+    /// Seconds until it expires; an hour if left out.
+    #[schema(minimum = 60, maximum = 2_592_000)]
+    expires_in: Option<u64>,
+    /// Your own reference.
+    #[schema(min_length = 1, max_length = 255)]
+    external_id: Option<String>,
+    /// Anything of yours, at most 16 KiB; it comes back as it was written, but for how numbers are written.
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<Value>,
+    /// Instead of the chain's policy: blocks from the transfer's own to the head, both counted.
+    #[schema(minimum = 1, maximum = 10_000)]
+    confirmations: Option<u64>,
+}
+
+fn positive() -> Schema {
+    // 77 digits are below 2^256 whatever they are; some numbers of 78 are as well, and are taken.
+    let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^0*[1-9][0-9]{0,76}$"));
+    let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
+    utoipa::openapi::schema::OneOfBuilder::new().item(text).item(number).into()
+}
+
+/// What a type can't say: the chains and tokens there are, and which fields go together.
+pub fn narrow(schemas: &mut Value, catalog: &Catalog) {
+    let chains = &catalog.0;
+    let tokens = || chains.iter().flat_map(|chain| chain.tokens.iter().map(move |token| (chain, token)));
+    let one_of = |values: &mut dyn Iterator<Item = Value>| {
+        let mut seen = BTreeSet::new();
+        let distinct = values.filter(|value| seen.insert(value.to_string()));
+        distinct.chain([Value::Null]).collect::<Vec<_>>()
+    };
+    let create = &mut schemas["CreatePayment"];
+    let fields = &mut create["properties"];
+    fields["chain"]["enum"] = one_of(&mut chains.iter().map(|chain| json!(chain.name))).into();
+    fields["chain_id"]["enum"] = one_of(&mut chains.iter().map(|chain| json!(chain.id.0))).into();
+    fields["token"]["enum"] = one_of(&mut tokens().map(|(_, token)| json!(token.symbol))).into();
+    fields["token_id"]["enum"] = one_of(&mut tokens().map(|(chain, token)| json!(token.id(chain.id)))).into();
+    fields["token_contract_address"]["enum"] = one_of(&mut tokens().map(|(_, token)| json!(token.address.to_string()))).into();
+    create["additionalProperties"] = json!(false);
+    let given = |name: &str, kind: &str| json!({ "required": [name], "properties": { name: { "type": kind } } });
+    let none = |[first, second]: [&str; 2]| json!({ "properties": { first: { "type": "null" }, second: { "type": "null" } } });
+    create["allOf"] = json!([
+        { "anyOf": [given("chain", "string"), given("chain_id", "integer")] },
+        { "anyOf": [
+            none(["token_id", "token_contract_address"]),
+            none(["token", "token_contract_address"]),
+            none(["token", "token_id"]),
+        ] },
+    ]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The body is read by hand, so nothing else keeps the two together.
+    #[test]
+    fn the_document_has_the_fields_that_are_read() {
+        let schema = serde_json::to_value(CreatePayment::schema()).unwrap();
+        let documented: BTreeSet<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(documented, crate::order::FIELDS.into_iter().collect());
+    }
+}

@@ -3,10 +3,9 @@
 use crate::block::{Block, Head, Log, Receipt, Transaction};
 use crate::config::Verify;
 use crate::proof::{Part, Proof, Unproven, prove};
-use crate::rpc::{Blame, Blames, Call, Endpoint, Rpc, RpcError, Tag};
+use crate::rpc::{Answer, Batch, Blame, Blames, Call, Endpoint, Reply, Rpc, RpcError, Tag};
 use crate::trace::{InternalTransfer, TraceError};
 use alloy::primitives::{Address, B256, U256};
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -361,7 +360,16 @@ async fn get_both(
         return Ok((block?, receipts));
     }
     let (method, params) = block_call(id, true);
-    let mut answers = endpoint.batch(vec![(method, params), (RECEIPTS, json!([id.as_json()]))]).await?.into_iter();
+    let calls = [(method, params), (RECEIPTS, json!([id.as_json()]))];
+    // Nearly every block is read in one pass. What is not as expected there is looked at piece by piece.
+    let whole = |reply: &Reply| {
+        let (block, receipts): (Block, Vec<Receipt>) = reply.read()?;
+        (block.header_hash() == Some(block.hash)).then_some((block, receipts))
+    };
+    let mut answers = match endpoint.batch_read(&calls, whole).await? {
+        Batch::Read((block, receipts)) => return Ok((Some(block), Ok(Some(receipts)))),
+        Batch::Split(answers) => answers.into_iter(),
+    };
     let missing = || Err(RpcError::NoBatch { method, endpoint: endpoint.host().to_owned() });
     let (block, receipts) = (answers.next().unwrap_or_else(missing)?, answers.next().unwrap_or_else(missing));
     Ok((read_block(endpoint, method, &block)?, receipts.and_then(|answer| endpoint.read(RECEIPTS, &answer))))
@@ -380,7 +388,7 @@ async fn get_block(endpoint: &Endpoint, id: BlockId) -> Result<Option<Block>, Rp
     read_block(endpoint, method, &endpoint.raw(method, params).await?)
 }
 
-fn read_block(endpoint: &Endpoint, method: &'static str, answer: &RawValue) -> Result<Option<Block>, RpcError> {
+fn read_block(endpoint: &Endpoint, method: &'static str, answer: &Answer) -> Result<Option<Block>, RpcError> {
     if answer.get() == "null" {
         return Ok(None);
     }
@@ -431,8 +439,8 @@ async fn get_some_receipts(endpoint: &Endpoint, hashes: &[B256]) -> Result<Vec<O
     if let [hash] = hashes {
         return Ok(vec![endpoint.request(METHOD, json!([hash])).await?]);
     }
-    let calls = hashes.iter().map(|hash| (METHOD, json!([hash]))).collect();
-    endpoint.batch(calls).await?.into_iter().map(|answer| endpoint.read(METHOD, &answer?)).collect()
+    let calls: Vec<Call> = hashes.iter().map(|hash| (METHOD, json!([hash]))).collect();
+    endpoint.batch(&calls).await?.into_iter().map(|answer| endpoint.read(METHOD, &answer?)).collect()
 }
 
 /// Asks another endpoint for what no root proves: header fields that matter, transactions, logs, and how they ended. Whatever its

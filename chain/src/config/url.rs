@@ -4,13 +4,13 @@ use std::str::FromStr;
 /// A node's address. It often carries a provider's key, so only its host is ever shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NodeUrl {
-    url: alloy::transports::http::reqwest::Url,
+    url: reqwest::Url,
     host: String,
 }
 
 impl NodeUrl {
     /// The whole of it, key included. Not for logs.
-    pub(crate) fn url(&self) -> &alloy::transports::http::reqwest::Url {
+    pub(crate) fn url(&self) -> &reqwest::Url {
         &self.url
     }
 
@@ -35,7 +35,7 @@ impl FromStr for NodeUrl {
     /// URL nor a variable's value.
     fn from_str(text: &str) -> Result<Self, String> {
         let text = expand(text, |name| std::env::var(name).ok())?;
-        let url: alloy::transports::http::reqwest::Url =
+        let url: reqwest::Url =
             text.parse().map_err(|error| format!("expected a URL like https://host/path, but after expansion: {error}"))?;
         let name = url.host_str().ok_or("expected a URL with a host")?;
         let host = match url.port() {

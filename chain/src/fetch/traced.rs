@@ -1,8 +1,7 @@
 use super::{FetchError, FetchedBlock};
-use crate::rpc::{Endpoint, RpcError};
+use crate::rpc::{Answer, Endpoint, RpcError};
 use crate::trace::{InternalTransfer, Tracer, internal_transfers};
 use serde_json::json;
-use serde_json::value::RawValue;
 
 /// In the order in which they are tried: by hash before by number.
 const TRACERS: [Tracer; 2] = [Tracer::CallTracer, Tracer::TraceBlock];
@@ -32,7 +31,7 @@ pub(super) async fn get_internal(endpoint: &Endpoint, fetched: &FetchedBlock) ->
     }
 }
 
-async fn ask(endpoint: &Endpoint, tracer: Tracer, fetched: &FetchedBlock) -> Result<Box<RawValue>, RpcError> {
+async fn ask(endpoint: &Endpoint, tracer: Tracer, fetched: &FetchedBlock) -> Result<Answer, RpcError> {
     let block = &fetched.block;
     match tracer {
         Tracer::CallTracer => endpoint.raw("debug_traceBlockByHash", json!([block.hash, { "tracer": "callTracer" }])).await,

@@ -1,28 +1,31 @@
 use super::error::RpcError;
 use super::health::{Candidate, Circuit, Health};
 use super::pace::Pace;
+use super::transport::{Answer, Call, Reply, Transport};
 use crate::config::NodeUrl;
 use alloy::primitives::U64;
-use alloy::rpc::client::RpcClient;
-use alloy::transports::http::{Http, reqwest};
 use runtime::metrics;
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use topics::ChainId;
 
-const TIMEOUT: Duration = Duration::from_secs(10);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The answers to a batch.
+pub enum Batch<T> {
+    /// Read as a whole.
+    Read(T),
+    /// One by one, in the order of the calls.
+    Split(Vec<Result<Answer, RpcError>>),
+}
 
 /// One node of a chain.
 #[derive(Debug)]
 pub struct Endpoint {
     chain: String,
     host: String,
-    client: RpcClient,
+    transport: Transport,
     expected: Option<ChainId>,
     is_of_chain: AtomicBool,
     block_receipts: AtomicBool,
@@ -34,17 +37,12 @@ pub struct Endpoint {
     pace: Mutex<Pace>,
 }
 
-/// A request: method and parameters.
-pub type Call = (&'static str, Value);
-
 impl Endpoint {
     pub(super) fn new(chain: &str, url: &NodeUrl, expected: Option<ChainId>) -> Self {
-        // Building fails only where TLS can't be set up at all; the default client would then fail the same way.
-        let http = reqwest::Client::builder().timeout(TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build().unwrap_or_default();
         let endpoint = Self {
             chain: chain.to_owned(),
             host: url.host().to_owned(),
-            client: RpcClient::new(Http::with_client(http, url.url().clone()), false),
+            transport: Transport::new(url),
             expected,
             is_of_chain: AtomicBool::new(false),
             block_receipts: AtomicBool::new(true),
@@ -79,9 +77,9 @@ impl Endpoint {
     ///
     /// # Errors
     /// When there is none within 10 s, or it is an error.
-    pub async fn raw(&self, method: &'static str, params: Value) -> Result<Box<RawValue>, RpcError> {
+    pub async fn raw(&self, method: &'static str, params: Value) -> Result<Answer, RpcError> {
         let started = self.wait_for_slot().await;
-        let answer = self.client.request(method, params).await.map_err(|error| RpcError::new(method, &self.host, error));
+        let answer = self.transport.call(method, &params).await;
         self.note(started, answer.as_ref().err());
         answer
     }
@@ -90,40 +88,39 @@ impl Endpoint {
     ///
     /// # Errors
     /// When the node answers none, or not all of them.
-    pub async fn batch(&self, calls: Vec<Call>) -> Result<Vec<Result<Box<RawValue>, RpcError>>, RpcError> {
-        let first = calls.first().map_or("a batch", |(method, _)| *method);
-        let started = self.wait_for_slot().await;
-        let answers = self.send(calls).await;
-        let whole: Result<Vec<_>, RpcError> = answers.and_then(|answers| {
-            // A node without batches answers with one error for all, and one that loses some can't be told from that.
-            if answers.iter().any(|answer| answer.as_ref().is_err_and(RpcError::is_missing_in_batch)) {
-                return Err(RpcError::NoBatch { method: first, endpoint: self.host.clone() });
-            }
-            Ok(answers)
-        });
-        if whole.is_ok() {
-            self.batches.store(true, Ordering::Relaxed);
+    pub async fn batch(&self, calls: &[Call]) -> Result<Vec<Result<Answer, RpcError>>, RpcError> {
+        match self.batch_read(calls, |_| None::<()>).await? {
+            Batch::Split(answers) => Ok(answers),
+            Batch::Read(()) => Ok(Vec::new()),
         }
-        let refused = whole.as_ref().ok().and_then(|all| all.iter().find_map(|answer| answer.as_ref().err()));
-        self.note(started, whole.as_ref().err().or(refused.filter(|error| error.is_limit())));
-        whole
     }
 
-    async fn send(&self, calls: Vec<Call>) -> Result<Vec<Result<Box<RawValue>, RpcError>>, RpcError> {
-        let first = calls.first().map_or("a batch", |(method, _)| *method);
-        let failed = |error| RpcError::new(first, &self.host, error);
-        let mut batch = self.client.new_batch();
-        let mut waiters = Vec::with_capacity(calls.len());
-        for (method, params) in calls {
-            let waiter = batch.add_call::<Value, Box<RawValue>>(method, &params).map_err(failed)?;
-            waiters.push((method, waiter));
-        }
-        batch.send().await.map_err(failed)?;
-        let mut answers = Vec::with_capacity(waiters.len());
-        for (method, waiter) in waiters {
-            answers.push(waiter.await.map_err(|error| RpcError::new(method, &self.host, error)));
-        }
-        Ok(answers)
+    /// [`batch`](Self::batch) for a reader that may understand the reply as a whole, in one pass.
+    ///
+    /// # Errors
+    /// When the node answers none, or not all of them.
+    pub async fn batch_read<T>(&self, calls: &[Call], read: impl FnOnce(&Reply) -> Option<T>) -> Result<Batch<T>, RpcError> {
+        let started = self.wait_for_slot().await;
+        let reply = self.transport.batch(calls).await;
+        let answers = reply.and_then(|reply| match read(&reply) {
+            Some(read) => Ok(Batch::Read(read)),
+            None => {
+                let methods: Vec<_> = calls.iter().map(|(method, _)| *method).collect();
+                reply.split(&methods).map(Batch::Split)
+            }
+        });
+        let refused = match &answers {
+            Err(error) => Some(error),
+            Ok(answers) => {
+                self.batches.store(true, Ordering::Relaxed);
+                match answers {
+                    Batch::Read(_) => None,
+                    Batch::Split(all) => all.iter().filter_map(|answer| answer.as_ref().err()).find(|error| error.is_limit()),
+                }
+            }
+        };
+        self.note(started, refused);
+        answers
     }
 
     /// Waits as long as the endpoint wants us to, and gives the time then.
@@ -159,7 +156,7 @@ impl Endpoint {
         }
     }
 
-    pub(crate) fn read<T: DeserializeOwned>(&self, method: &'static str, answer: &RawValue) -> Result<T, RpcError> {
+    pub(crate) fn read<T: DeserializeOwned>(&self, method: &'static str, answer: &Answer) -> Result<T, RpcError> {
         serde_json::from_str(answer.get()).map_err(|source| self.malformed(method, source))
     }
 
@@ -184,7 +181,7 @@ impl Endpoint {
         if self.is_of_chain.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let got = match self.batch(vec![("eth_chainId", json!([])), ("eth_blockNumber", json!([]))]).await {
+        let got = match self.batch(&[("eth_chainId", json!([])), ("eth_blockNumber", json!([]))]).await {
             Ok(answers) => {
                 let answer = answers
                     .into_iter()

@@ -1,5 +1,3 @@
-use alloy::transports::http::reqwest;
-use alloy::transports::{RpcError as AlloyError, TransportError, TransportErrorKind};
 use std::error::Error;
 use std::time::Duration;
 use topics::ChainId;
@@ -40,13 +38,15 @@ pub enum RpcError {
         /// Host.
         endpoint: String,
     },
-    /// One request of several has no answer.
-    #[error("{method} at {endpoint}: not answered in a batch")]
-    NotInBatch {
+    /// More than anybody asked for.
+    #[error("{method} at {endpoint}: an answer of more than {limit} bytes")]
+    TooLarge {
         /// JSON-RPC method.
         method: &'static str,
         /// Host.
         endpoint: String,
+        /// In bytes.
+        limit: usize,
     },
     /// A JSON-RPC error.
     #[error("{method} at {endpoint}: error {code}: {message}")]
@@ -133,44 +133,10 @@ impl RpcError {
     pub fn retry_after(&self) -> Option<Duration> {
         if let Self::Http { retry_after, .. } = self { *retry_after } else { None }
     }
-
-    pub(super) fn is_missing_in_batch(&self) -> bool {
-        matches!(self, Self::NotInBatch { .. })
-    }
-
-    pub(super) fn new(method: &'static str, endpoint: &str, error: TransportError) -> Self {
-        let endpoint = endpoint.to_owned();
-        match error {
-            AlloyError::ErrorResp(payload) => {
-                Self::Refused { method, endpoint, code: payload.code, message: excerpt(&payload.message) }
-            }
-            // The text that is no JSON may be a page of HTML; serde says enough of it.
-            AlloyError::DeserError { err, .. } => Self::Malformed { method, endpoint, source: err },
-            AlloyError::Transport(TransportErrorKind::HttpError(error)) => {
-                Self::Http { method, endpoint, status: error.status, body: excerpt(&error.body), retry_after: None }
-            }
-            AlloyError::Transport(TransportErrorKind::HttpErrorWithRetryAfter { error, retry_after }) => Self::Http {
-                method,
-                endpoint,
-                status: error.status,
-                body: excerpt(&error.body),
-                retry_after: Some(retry_after),
-            },
-            AlloyError::Transport(TransportErrorKind::MissingBatchResponse(_)) => Self::NotInBatch { method, endpoint },
-            AlloyError::Transport(TransportErrorKind::Custom(source) | TransportErrorKind::NonRetryable(source)) => {
-                // reqwest's errors print the URL, with its key.
-                let source = match source.downcast::<reqwest::Error>() {
-                    Ok(error) => Box::new(error.without_url()),
-                    Err(other) => other,
-                };
-                Self::Transport { method, endpoint, source }
-            }
-            other => Self::Transport { method, endpoint, source: Box::new(other) },
-        }
-    }
 }
 
-fn excerpt(text: &str) -> String {
+/// The beginning, on one line.
+pub(super) fn excerpt(text: &str) -> String {
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(200) {
         Some((end, _)) => format!("{}…", &line[..end]),

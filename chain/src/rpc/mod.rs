@@ -1,19 +1,19 @@
 //! Asking a chain's nodes: in order of preference, elsewhere when one fails, again when all do.
 //!
-//! alloy brings requests, batches and their errors. Its layers for retrying, falling back and throttling are not used: none
-//! of them knows that an answer failed its proof, how far an endpoint lags, or what a provider allows. [`health`] and
-//! [`pace`] do, and are pure.
+//! alloy's and tower's layers for retrying, falling back and throttling are not used: none of them knows that an answer failed
+//! its proof, how far an endpoint lags, or what a provider allows. [`health`] and [`pace`] do, and are pure.
 
 mod endpoint;
 mod error;
 mod health;
 mod pace;
 mod probe;
+mod transport;
 
 use crate::config::{Chain, NodeUrl};
 use alloy::primitives::U64;
 use backon::BackoffBuilder as _;
-pub(crate) use endpoint::Call;
+pub(crate) use endpoint::Batch;
 pub use endpoint::Endpoint;
 pub use error::RpcError;
 pub use probe::{Probe, table};
@@ -22,6 +22,7 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use topics::ChainId;
+pub(crate) use transport::{Answer, Call, Reply};
 
 /// Times that all endpoints are asked before the caller hears of it.
 const ROUNDS: usize = 3;

@@ -7,7 +7,7 @@ use crate::order::Order;
 use crate::problem::Problem;
 use crate::replay::{self, Claim, Key};
 use confirmer::lifecycle::Event;
-use confirmer::{Payment, events, store};
+use confirmer::{Payment, Terms, events, store};
 use deadpool_postgres::{Pool, Transaction};
 use runtime::{Failure, db};
 use std::collections::HashSet;
@@ -157,11 +157,13 @@ impl Maker {
                 xpub: self.account.fingerprint().to_owned(),
                 address_index,
                 amount,
+                terms: Terms::default(),
                 policy,
                 created_at: now,
                 expires_at: now + expires_in,
                 cancelled: false,
                 expired_by: None,
+                deposit_address: None,
                 transfers: Vec::new(),
                 // Of its creation.
                 sequence: 1,

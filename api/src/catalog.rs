@@ -26,7 +26,7 @@ pub const fn policy(chain: &Chain) -> Policy {
 pub const COIN: Asset = Asset { token: None, decimals: COIN_DECIMALS };
 
 fn asset(token: &Token) -> Asset {
-    let Token { symbol, address, decimals } = token.clone();
+    let Token { symbol, address, decimals, .. } = token.clone();
     Asset { token: Some(confirmer::Token { symbol, address }), decimals }
 }
 
@@ -100,6 +100,7 @@ pub mod tests {
             ws_urls: vec![],
             poa: false,
             policy,
+            tiers: vec![],
             start_block: None,
             poll_interval: Duration::from_secs(1),
             verify: chain::Verify::Auto,
@@ -109,7 +110,7 @@ pub mod tests {
     }
 
     pub fn catalog() -> Catalog {
-        let usdx = Token { symbol: "USDX".into(), address: Address::repeat_byte(0xab), decimals: 6 };
+        let usdx = Token { symbol: "USDX".into(), address: Address::repeat_byte(0xab), decimals: 6, tiers: vec![] };
         Catalog(vec![
             chain("anvil", 31337, chain::Policy::Confirmations(3), vec![usdx]),
             chain("base", 8453, chain::Policy::Safe, vec![]),

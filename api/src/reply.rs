@@ -126,7 +126,7 @@ impl TransferReply {
 
 fn token_id(payment: &Payment, token: &Token) -> String {
     let Token { symbol, address } = token.clone();
-    chain::Token { symbol, address, decimals: payment.asset.decimals }.id(payment.chain)
+    chain::Token { symbol, address, decimals: payment.asset.decimals, tiers: Vec::new() }.id(payment.chain)
 }
 
 /// Blocks from the credited transfer with which the amount was reached, its own and the head included; while the amount is
@@ -138,7 +138,7 @@ fn confirmations(payment: &Payment, head: u64) -> u64 {
         *sum = sum.checked_add(transfer.amount)?;
         Some((transfer.block.number, *sum))
     });
-    let reached = reached.skip_while(|(_, sum)| *sum < payment.amount).map(|(number, _)| number).next();
+    let reached = reached.skip_while(|(_, sum)| *sum < payment.needed()).map(|(number, _)| number).next();
     let first = credited.first().map(|t| t.block.number);
     reached.or(first).and_then(|number| head.checked_sub(number)).map_or(0, |blocks| blocks.saturating_add(1))
 }
@@ -161,7 +161,7 @@ pub fn rfc3339(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use confirmer::{Asset, Policy};
+    use confirmer::{Asset, Label, Policy, Terms};
     use topics::{B256, BlockRef, ChainId, PaymentId, Source, TransferId};
     use uuid::Uuid;
 
@@ -178,11 +178,13 @@ mod tests {
             xpub: "f".into(),
             address_index: 0,
             amount: Amount::from(1_500_000_000_000_000_000),
+            terms: Terms::default(),
             policy: Policy::Confirmations(3),
             created_at: 1_700_000_000,
             expires_at: 1_700_003_600,
             cancelled: false,
             expired_by: None,
+            deposit_address: None,
             transfers: vec![],
             sequence: 1,
             updated_at: 1_700_000_000,
@@ -202,6 +204,7 @@ mod tests {
             credited,
             listed: true,
             confirmed: false,
+            label: Label::default(),
         }
     }
 

@@ -19,7 +19,7 @@ mod trace;
 
 pub use block::{Block, Head, Log, Receipt, Transaction, Withdrawal};
 pub use check::{Trial, check};
-pub use config::{Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, Token, Verify};
+pub use config::{COIN_DECIMALS, Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, Tier, Token, Verify};
 pub use credit::{Credit, CreditSource};
 pub use fetch::{
     BlockId, FetchError, FetchedBlock, PlacedLog, Reading, Receipts, Status, Witnesses, fetch_block, fetch_head, fetch_tag,

@@ -4,9 +4,10 @@
 //! only the payments that any of its blocks can touch, once.
 
 use crate::lifecycle::{Cause, Event, Head, Input, step};
-use crate::payment::{Paid, Payment};
+use crate::payment::{Label, Paid, Payment};
 use crate::store::{self, TransferRow, bigint};
 use anyhow::anyhow;
+use chain::{COIN_DECIMALS, Chains};
 use deadpool_postgres::{GenericClient, Pool};
 use runtime::{Failure, db};
 use std::collections::{HashMap, HashSet};
@@ -14,9 +15,6 @@ use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic, Transfer};
 use uuid::Uuid;
 
 const STAGE: &str = "confirmer";
-
-/// The tokens that chains.yaml lists.
-pub type Listed = HashSet<(ChainId, Address)>;
 
 /// Records of one partition, in order.
 pub struct Batch {
@@ -50,20 +48,20 @@ pub async fn position(pool: &Pool, partition: i32) -> Result<Option<i64>, Failur
 ///
 /// # Errors
 /// `Retry` when the database fails or another instance has read on; `Halt` when the records contradict what is known.
-pub async fn apply(pool: &Pool, listed: &Listed, batch: &Batch) -> Result<usize, Failure> {
+pub async fn apply(pool: &Pool, chains: &Chains, batch: &Batch) -> Result<usize, Failure> {
     let mut client = pool.get().await.map_err(db::unavailable)?;
     let tx = client.transaction().await.map_err(db::failure)?;
     claim_offset(&tx, batch).await?;
-    let mut chains: Vec<(ChainId, Vec<&Matches>)> = Vec::new();
+    let mut by_chain: Vec<(ChainId, Vec<&Matches>)> = Vec::new();
     for record in &batch.records {
-        match chains.iter_mut().find(|(chain, _)| *chain == record.chain) {
+        match by_chain.iter_mut().find(|(chain, _)| *chain == record.chain) {
             Some((_, records)) => records.push(record),
-            None => chains.push((record.chain, vec![record])),
+            None => by_chain.push((record.chain, vec![record])),
         }
     }
     let mut events = 0;
-    for (chain, records) in chains {
-        events += fold_chain(&tx, listed, chain, &records).await.map_err(|f| f.context(format!("chain {chain}")))?;
+    for (chain, records) in by_chain {
+        events += fold_chain(&tx, chains, chain, &records).await.map_err(|f| f.context(format!("chain {chain}")))?;
     }
     tx.commit().await.map_err(db::failure)?;
     Ok(events)
@@ -140,7 +138,7 @@ impl Working {
     }
 }
 
-async fn fold_chain(db: &impl GenericClient, listed: &Listed, chain: ChainId, records: &[&Matches]) -> Result<usize, Failure> {
+async fn fold_chain(db: &impl GenericClient, chains: &Chains, chain: ChainId, records: &[&Matches]) -> Result<usize, Failure> {
     let mut head = known_head(db, chain).await?;
     let ids = candidates(db, chain, records).await?;
     let payments = store::lock(db, &ids).await?;
@@ -150,7 +148,7 @@ async fn fold_chain(db: &impl GenericClient, listed: &Listed, chain: ChainId, re
         events: Vec::new(),
     };
     for record in records {
-        head = block(&mut working, listed, head, record)
+        head = block(&mut working, chains, head, record)
             .map_err(|f| f.context(format!("record {} of chain {chain}, block {}", record.sequence, record.block)))?;
     }
     write(db, &working).await?;
@@ -161,7 +159,7 @@ async fn fold_chain(db: &impl GenericClient, listed: &Listed, chain: ChainId, re
 }
 
 /// One record: checks that it continues the chain's stack, and gives the payments what it says. Returns the head after it.
-fn block(working: &mut Working, listed: &Listed, head: Option<Known>, record: &Matches) -> Result<Option<Known>, Failure> {
+fn block(working: &mut Working, chains: &Chains, head: Option<Known>, record: &Matches) -> Result<Option<Known>, Failure> {
     let cause = Cause { chain: record.chain, block: record.block, timestamp: record.timestamp };
     let off = |expected: &str| {
         let at = head.map_or("nothing".to_owned(), |h| format!("block {} ({:?}) at sequence {}", h.number, h.hash, h.sequence));
@@ -177,7 +175,7 @@ fn block(working: &mut Working, listed: &Listed, head: Option<Known>, record: &M
             }
             expire(working, &cause)?;
             for transfer in &record.transfers {
-                credit(working, listed, &cause, transfer)?;
+                credit(working, chains, &cause, transfer)?;
             }
             working.take_all(&Input::Head(Head { cause, safe: record.safe, finalized: record.finalized }))?;
             Ok(Some(Known {
@@ -207,7 +205,7 @@ fn block(working: &mut Working, listed: &Listed, head: Option<Known>, record: &M
         (Kind::Replayed, head) => {
             for transfer in &record.transfers {
                 if !known(working, transfer) {
-                    credit(working, listed, &cause, transfer)?;
+                    credit(working, chains, &cause, transfer)?;
                 }
             }
             if let Some(Known { number, hash: Some(hash), timestamp, safe, finalized, .. }) = head {
@@ -232,7 +230,7 @@ fn expire(working: &mut Working, cause: &Cause) -> Result<(), Failure> {
     Ok(())
 }
 
-fn credit(working: &mut Working, listed: &Listed, cause: &Cause, transfer: &Transfer) -> Result<(), Failure> {
+fn credit(working: &mut Working, chains: &Chains, cause: &Cause, transfer: &Transfer) -> Result<(), Failure> {
     let Some(place) = working.by_address.get(&transfer.to).copied() else {
         return Err(Failure::Halt(anyhow!(
             "transfer {:?} is to {}, whose intent is in Kafka and whose payment is not in Postgres: is this the right database?",
@@ -240,6 +238,7 @@ fn credit(working: &mut Working, listed: &Listed, cause: &Cause, transfer: &Tran
             transfer.to
         )));
     };
+    let (label, listed) = label(chains, transfer);
     let paid = Paid {
         id: transfer.id,
         block: cause.block,
@@ -249,10 +248,24 @@ fn credit(working: &mut Working, listed: &Listed, cause: &Cause, transfer: &Tran
         from: transfer.from,
         amount: transfer.amount,
         credited: false,
-        listed: transfer.token.is_none_or(|token| listed.contains(&(cause.chain, token))),
+        listed,
         confirmed: false,
+        label,
     };
     working.take(place, &Input::Transfer(paid))
+}
+
+/// What chains.yaml calls a transfer's chain and asset, and whether it lists that.
+fn label(chains: &Chains, transfer: &Transfer) -> (Label, bool) {
+    let chain = chains.by_id(transfer.id.chain);
+    let name = chain.map(|chain| chain.name.clone());
+    let Some(address) = transfer.token else {
+        return (Label { chain: name, token: None, decimals: Some(COIN_DECIMALS) }, true);
+    };
+    match chain.and_then(|chain| chain.token_by_address(address)) {
+        Some(token) => (Label { chain: name, token: Some(token.symbol.clone()), decimals: Some(token.decimals) }, true),
+        None => (Label { chain: name, token: None, decimals: None }, false),
+    }
 }
 
 fn known(working: &Working, transfer: &Transfer) -> bool {

@@ -13,5 +13,5 @@ mod relay;
 mod role;
 pub mod store;
 
-pub use payment::{Asset, Exception, Paid, Payment, Policy, Status, Token, Unknown};
+pub use payment::{Asset, Exception, Label, NEVER, Paid, Payment, Policy, Status, Terms, Token, Unknown};
 pub use role::run;

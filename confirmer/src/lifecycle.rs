@@ -4,10 +4,48 @@
 //! payment ends where the surviving chain says it ends, whatever the way was: a removed block takes back what it had
 //! brought, an expiry included.
 //!
-//! Within a block the order is: expiry, transfers, the new head. A transfer in the block whose timestamp expires a payment
-//! is late by definition, since that is its own block's timestamp.
+//! # The rules
+//!
+//! **Order.** Within a block: expiry, transfers, the new head. A transfer in the block whose timestamp expires a payment is
+//! late by definition, since that is its own block's timestamp.
+//!
+//! **What counts.** A transfer of the payment's asset on the payment's chain is credited, with what its event says arrived:
+//! a token that keeps a fee of it pays less. Parts add up, however many are in a block or in a transaction. A transfer is
+//! known by its block's hash, its transaction and its place there ([`TransferId`]), and counts once. Transfers of nothing,
+//! and from an address to itself, never come here: the detector leaves them out, as no money moves.
+//!
+//! **Paid** is a payment whose parts in time reach the amount less [`underpaid_tolerance`](Terms): `detected`. One part that
+//! does not get there is announced as `underpaid`. What exceeds the amount by more than [`overpaid_tolerance`](Terms) makes
+//! the exception `overpaid`. Whatever arrives once a payment is detected, confirmed or settled is announced as `overpaid`,
+//! tolerated or not: it is somebody's money.
+//!
+//! **Confirmed** is a payment when parts that reach as much are all deep enough under its [`Policy`](crate::Policy): chosen
+//! when it was made, by whoever made it, or by its amount, or by its chain. A number of blocks is counted on the canonical
+//! chain and goes down with the head. What a tag (`safe`, `finalized`) has covered stays covered as long as its own block is
+//! on the chain.
+//!
+//! **Late** is what a block brings whose timestamp is after `expires_at`. It is kept and announced as `late`. It pays
+//! nothing, unless [`accept_late`](Terms): then it counts like any other part, and an expired payment that reaches its amount
+//! is detected, and goes on.
+//!
+//! **Cancelled** is for good. What arrives afterwards is kept and announced as `late`.
+//!
+//! **Another asset**, or the asset on another chain: kept and announced as `unexpected_transfer`, with what it was and where,
+//! whatever the payment's status. Except a token that chains.yaml does not list: anyone can make one and name it like a real
+//! one. Its transfers are kept, shown as unlisted, and announced to nobody.
+//!
+//! **A reorganisation** takes back what its blocks had brought, and says so once a block with `reverted`. The same money in
+//! another block, or changed, is another transfer.
+//!
+//! **Expired** is a payment that is not paid when a block of its chain has a timestamp after `expires_at`. A part paid in
+//! time that only a replay of the chain's past brings to light pays it all the same.
+//!
+//! **A deposit** at a static address is a payment that its transfer makes: its amount is the transfer's, it never expires and
+//! can't be cancelled. Its life is the same, under the names `deposit.detected`, `deposit.confirmed` and `deposit.reverted`.
 
-use crate::payment::{Paid, Payment, Status};
+#[cfg(doc)]
+use crate::payment::Terms;
+use crate::payment::{Exception, Paid, Payment, Status};
 use topics::{BlockRef, ChainId, TransferId};
 
 /// What can happen to a payment.
@@ -20,7 +58,7 @@ pub enum Input {
     Head(Head),
     /// The head of a chain is no longer on it.
     Removed(Cause),
-    /// A block of the payment's chain has a timestamp after `expires_at`.
+    /// A block is put on a chain: if its timestamp is after `expires_at`, the payment's time is over.
     Expired(Cause),
     /// The merchant calls it off.
     Cancel {
@@ -66,11 +104,11 @@ pub enum EventKind {
     Expired,
     /// Called off.
     Cancelled,
-    /// A part arrived; the sum is still short.
+    /// A part arrived in time; the sum is still short.
     Underpaid,
-    /// More arrived than was asked for.
+    /// More arrived than was asked for, or something on top of what was enough.
     Overpaid,
-    /// Money arrived for an expired or cancelled payment.
+    /// Money arrived after the payment's time, or for a cancelled one.
     Late,
     /// A reorganisation took back what an earlier event said.
     Reverted,
@@ -93,6 +131,27 @@ impl EventKind {
             Self::Late => "payment.late",
             Self::Reverted => "payment.reverted",
             Self::UnexpectedTransfer => "payment.unexpected_transfer",
+        }
+    }
+
+    /// The public name of an event of `payment`, which may be a deposit.
+    pub const fn name(self, payment: &Payment) -> &'static str {
+        match self {
+            Self::Detected if payment.deposit_address.is_some() => "deposit.detected",
+            Self::Confirmed if payment.deposit_address.is_some() => "deposit.confirmed",
+            Self::Settled if payment.deposit_address.is_some() => "deposit.settled",
+            Self::Reverted if payment.deposit_address.is_some() => "deposit.reverted",
+            Self::Created
+            | Self::Detected
+            | Self::Confirmed
+            | Self::Settled
+            | Self::Expired
+            | Self::Cancelled
+            | Self::Underpaid
+            | Self::Overpaid
+            | Self::Late
+            | Self::Reverted
+            | Self::UnexpectedTransfer => self.as_str(),
         }
     }
 }
@@ -129,6 +188,9 @@ pub enum Illegal {
     /// Only a pending payment can be called off.
     #[error("a payment that is {0} can't be cancelled, only one that is pending")]
     NotPending(Status),
+    /// A deposit is there because its transfer is.
+    #[error("a deposit can't be cancelled")]
+    Deposit,
     /// The same transfer twice: the record was read before, and its offset is not what we think.
     #[error("transfer {0:?} is there already")]
     Twice(TransferId),
@@ -148,12 +210,16 @@ pub fn step(payment: &Payment, input: &Input) -> Result<Step, Illegal> {
         Input::Head(head) => step.head(payment, head),
         Input::Removed(cause) => step.remove(payment, cause),
         Input::Expired(cause) => {
-            if payment.status() == Status::Pending {
+            let over = cause.chain == payment.chain && cause.timestamp > payment.expires_at;
+            if over && payment.status() == Status::Pending {
                 step.next.expired_by = Some(cause.block.number);
                 step.tell(EventKind::Expired, cause.timestamp, Some((cause.chain, cause.block)), None);
             }
         }
         Input::Cancel { at } => {
+            if payment.deposit_address.is_some() {
+                return Err(Illegal::Deposit);
+            }
             let status = payment.status();
             if status != Status::Pending {
                 return Err(Illegal::NotPending(status));
@@ -170,28 +236,35 @@ impl Step {
         if before.transfers.iter().any(|known| known.id == transfer.id) {
             return Err(Illegal::Twice(transfer.id));
         }
-        let asset = before.asset.token.as_ref().map(|token| token.address);
-        let credited = transfer.id.chain == before.chain && transfer.token == asset;
+        let credited = before.asks_for(transfer.id.chain, transfer.token);
         let transfer = Paid { credited, confirmed: false, ..transfer.clone() };
         self.next.transfers.push(transfer.clone());
+        if !credited && !transfer.listed {
+            return Ok(());
+        }
         self.next.received().ok_or(Illegal::Overflow)?;
 
-        let kind = match (credited, before.status(), self.next.status()) {
-            (false, _, _) if transfer.listed => Some(EventKind::UnexpectedTransfer),
-            (false, _, _) => None,
-            (true, Status::Pending, Status::Pending) => Some(EventKind::Underpaid),
-            (true, _, Status::Pending) => None,
-            (true, Status::Pending, Status::Detected | Status::Confirmed) => Some(EventKind::Detected),
-            (true, _, Status::Detected | Status::Confirmed | Status::Settled) => Some(EventKind::Overpaid),
-            (true, _, Status::Expired | Status::Cancelled) => Some(EventKind::Late),
+        let late = transfer.timestamp > before.expires_at;
+        let paid = match self.next.status() {
+            Status::Detected | Status::Confirmed | Status::Settled => true,
+            Status::Pending | Status::Expired | Status::Cancelled => false,
         };
-        let cause = Some((transfer.id.chain, transfer.block));
-        if let Some(kind) = kind {
-            self.tell(kind, transfer.timestamp, cause, Some(transfer.clone()));
-        }
-        // One transfer can both reach the amount and exceed it.
-        if kind == Some(EventKind::Detected) && self.next.exception().is_some() {
-            self.tell(EventKind::Overpaid, transfer.timestamp, cause, Some(transfer));
+        let exceeds = self.next.exception() == Some(Exception::Overpaid);
+        let kinds: &[EventKind] = match (credited, before.status()) {
+            (false, _) => &[EventKind::UnexpectedTransfer],
+            (true, Status::Detected | Status::Confirmed | Status::Settled) => &[EventKind::Overpaid],
+            (true, Status::Cancelled) => &[EventKind::Late],
+            (true, Status::Pending | Status::Expired) => match (late, paid, exceeds) {
+                (true, false, _) => &[EventKind::Late],
+                (true, true, false) => &[EventKind::Late, EventKind::Detected],
+                (true, true, true) => &[EventKind::Late, EventKind::Detected, EventKind::Overpaid],
+                (false, false, _) => &[EventKind::Underpaid],
+                (false, true, false) => &[EventKind::Detected],
+                (false, true, true) => &[EventKind::Detected, EventKind::Overpaid],
+            },
+        };
+        for kind in kinds {
+            self.tell(*kind, transfer.timestamp, Some((transfer.id.chain, transfer.block)), Some(transfer.clone()));
         }
         Ok(())
     }

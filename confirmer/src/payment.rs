@@ -29,12 +29,16 @@ pub struct Payment {
     pub address_index: u32,
     /// What is to be paid.
     pub amount: Amount,
+    /// What the merchant puts up with.
+    pub terms: Terms,
     /// When a transfer counts for good.
     pub policy: Policy,
     /// Unix seconds.
     pub created_at: u64,
-    /// Unix seconds; a block with a later timestamp is too late.
+    /// Unix seconds; a block with a later timestamp is too late. [`NEVER`] for a deposit.
     pub expires_at: u64,
+    /// It is a deposit at this static address: a payment that its transfer made.
+    pub deposit_address: Option<Uuid>,
     /// The merchant cancelled it.
     pub cancelled: bool,
     /// The block whose timestamp expired it.
@@ -46,6 +50,20 @@ pub struct Payment {
     /// When that was.
     pub updated_at: u64,
 }
+
+/// What a merchant puts up with. The default is nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Base units of the payment's asset by which less is as good as the amount.
+    pub underpaid_tolerance: Amount,
+    /// Base units of the payment's asset by which more is no exception.
+    pub overpaid_tolerance: Amount,
+    /// What arrives after `expires_at` counts as well, so that an expired payment can still be paid.
+    pub accept_late: bool,
+}
+
+/// The `expires_at` of what does not expire: after every block's timestamp, and the largest that Postgres keeps.
+pub const NEVER: u64 = 0x7fff_ffff_ffff_ffff;
 
 /// The asset of a payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +117,19 @@ pub struct Paid {
     pub listed: bool,
     /// The policy holds for it.
     pub confirmed: bool,
+    /// For people who have to explain it.
+    pub label: Label,
+}
+
+/// What chains.yaml called a transfer's chain and asset when it was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Label {
+    /// The chain's name.
+    pub chain: Option<String>,
+    /// The token's symbol; the coin has none.
+    pub token: Option<String>,
+    /// Digits after the point, of the coin too.
+    pub decimals: Option<u8>,
 }
 
 /// Where a payment is in its life.
@@ -121,11 +152,11 @@ pub enum Status {
 /// What is off about a payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Exception {
-    /// Something arrived in time, less than asked for.
+    /// Something arrived in time, less than asked for by more than is tolerated.
     Underpaid,
-    /// More arrived than was asked for.
+    /// More arrived than was asked for by more than is tolerated.
     Overpaid,
-    /// Something arrived for an expired or cancelled payment.
+    /// Something arrived for an expired payment and did not make it a paid one, or for a cancelled one.
     Late,
 }
 
@@ -184,6 +215,16 @@ impl Exception {
     }
 }
 
+impl From<chain::Policy> for Policy {
+    fn from(policy: chain::Policy) -> Self {
+        match policy {
+            chain::Policy::Confirmations(count) => Self::Confirmations(count),
+            chain::Policy::Safe => Self::Safe,
+            chain::Policy::Finalized => Self::Finalized,
+        }
+    }
+}
+
 impl Policy {
     /// The number that has to be reached, by the head or the tag, to confirm a transfer of block `number`.
     pub const fn due(self, number: u64) -> u64 {
@@ -212,6 +253,11 @@ impl Policy {
 }
 
 impl Payment {
+    /// Whether it is to be paid there and in that.
+    pub fn asks_for(&self, chain: ChainId, token: Option<Address>) -> bool {
+        self.chain == chain && self.asset.token.as_ref().map(|token| token.address) == token
+    }
+
     /// All that arrived of the asset, in time or not. `None` if that exceeds 256 bits, which no chain's supply does.
     pub fn received(&self) -> Option<Amount> {
         self.credited().map(|t| t.amount).sum()
@@ -222,9 +268,11 @@ impl Payment {
         if self.cancelled {
             return Status::Cancelled;
         }
+        let needed = self.needed();
         let reaches = |confirmed_only: bool| {
-            let parts = self.credited().filter(|t| t.timestamp <= self.expires_at && (t.confirmed || !confirmed_only));
-            parts.map(|t| t.amount).sum::<Option<Amount>>().is_none_or(|sum| sum >= self.amount)
+            let in_time = |t: &&Paid| self.terms.accept_late || t.timestamp <= self.expires_at;
+            let parts = self.credited().filter(in_time).filter(|t| t.confirmed || !confirmed_only);
+            parts.map(|t| t.amount).sum::<Option<Amount>>().is_none_or(|sum| sum >= needed)
         };
         if reaches(true) {
             Status::Confirmed
@@ -237,12 +285,19 @@ impl Payment {
         }
     }
 
+    /// With how much it counts as paid: the amount less the tolerance, and something in any case.
+    pub fn needed(&self) -> Amount {
+        let needed = self.amount.units().saturating_sub(self.terms.underpaid_tolerance.units());
+        Amount::new(needed).max(Amount::from(1))
+    }
+
     /// Follows from the facts alone.
     pub fn exception(&self) -> Option<Exception> {
         let received = self.received().unwrap_or(Amount::new(topics::U256::MAX));
+        let most = Amount::new(self.amount.units().saturating_add(self.terms.overpaid_tolerance.units()));
         match self.status() {
             Status::Pending => (!received.is_zero()).then_some(Exception::Underpaid),
-            Status::Detected | Status::Confirmed | Status::Settled => (received > self.amount).then_some(Exception::Overpaid),
+            Status::Detected | Status::Confirmed | Status::Settled => (received > most).then_some(Exception::Overpaid),
             Status::Expired if self.credited().any(|t| t.timestamp > self.expires_at) => Some(Exception::Late),
             Status::Expired => (!received.is_zero()).then_some(Exception::Underpaid),
             Status::Cancelled => (!received.is_zero()).then_some(Exception::Late),

@@ -1,12 +1,13 @@
-use crate::fold::{self, Batch, Listed};
+use crate::fold::{self, Batch};
 use crate::relay;
 use anyhow::anyhow;
+use chain::Chains;
 use deadpool_postgres::Pool;
 use runtime::kafka::{Consumer, Record};
 use runtime::{Failure, Kafka, Settings, db, metrics, stage};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -23,9 +24,7 @@ const MOST_BYTES: usize = 4 * 1024 * 1024;
 /// # Errors
 /// When the configuration is wrong, or a stage halts.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let chains = chain::Chains::load(&settings.chains_file)?.resolve().await?;
-    let tokens = chains.iter().flat_map(|chain| chain.tokens.iter().map(|token| (chain.id, token.address)));
-    let listed: Arc<Listed> = Arc::new(tokens.collect());
+    let chains = Chains::load(&settings.chains_file)?.resolve().await?;
     let kafka = Kafka::connect(&settings).await?;
     let pool = db::pool(&settings.database_url, 4)?;
     let (call, called) = channel();
@@ -35,7 +34,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let mut stages = JoinSet::new();
     let (folding_kafka, folding_pool, handle) = (kafka.clone(), pool.clone(), Handle::current());
     stages.spawn(stage::run(STAGE, stop.clone(), move |stop| {
-        follow(&folding_kafka, &folding_pool, &listed, &handle, &call, stop)
+        follow(&folding_kafka, &folding_pool, &chains, &handle, &call, stop)
     }));
     let handle = Handle::current();
     stages.spawn(stage::run("outbox", stop.clone(), move |stop| {
@@ -54,7 +53,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 fn follow(
     kafka: &Kafka,
     pool: &Pool,
-    listed: &Listed,
+    chains: &Chains,
     handle: &Handle,
     call: &Sender<()>,
     stop: &CancellationToken,
@@ -82,7 +81,7 @@ fn follow(
                 None => handle.block_on(fold::position(pool, partition))?.unwrap_or(0),
             };
             let ours = decode(partition, from, &records)?;
-            if handle.block_on(fold::apply(pool, listed, &ours))? > 0 {
+            if handle.block_on(fold::apply(pool, chains, &ours))? > 0 {
                 // The relay is gone only when the role ends.
                 let _ = call.send(());
             }

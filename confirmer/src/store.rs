@@ -4,7 +4,7 @@
 
 use crate::events::{event_record, intent_record, state_record};
 use crate::lifecycle::Event;
-use crate::payment::{Asset, Paid, Payment, Policy, Token};
+use crate::payment::{Asset, Label, Paid, Payment, Policy, Terms, Token};
 use deadpool_postgres::GenericClient;
 use prost::Message as _;
 use runtime::{Failure, db};
@@ -31,16 +31,17 @@ pub async fn insert(db: &impl GenericClient, new: &[(Payment, Event)]) -> Result
     let statement = db
         .prepare_cached(
             "INSERT INTO payments (id, merchant_id, external_id, metadata, chain_id, chain, token, token_address, decimals, address,
-                 xpub, address_index, amount, status, exception, confirmations_required, finality, sequence, created_at,
-                 expires_at, updated_at)
+                 xpub, address_index, amount, underpaid_tolerance, overpaid_tolerance, accept_late, status, exception,
+                 confirmations_required, finality, sequence, created_at, expires_at, updated_at)
              SELECT id, merchant_id, external_id, metadata::jsonb, chain_id, chain, token, token_address, decimals, address,
-                 xpub, address_index, amount::numeric, 'pending', NULL, confirmations_required, finality, sequence, created_at,
-                 expires_at, created_at
+                 xpub, address_index, amount::numeric, underpaid_tolerance::numeric, overpaid_tolerance::numeric, accept_late,
+                 'pending', NULL, confirmations_required, finality, sequence, created_at, expires_at, created_at
              FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::bytea[],
                  $9::smallint[], $10::bytea[], $11::text[], $12::bigint[], $13::text[], $14::integer[], $15::text[],
-                 $16::bigint[], $17::bigint[], $18::bigint[])
+                 $16::bigint[], $17::bigint[], $18::bigint[], $19::text[], $20::text[], $21::boolean[])
                AS t (id, merchant_id, external_id, metadata, chain_id, chain, token, token_address, decimals, address, xpub,
-                 address_index, amount, confirmations_required, finality, sequence, created_at, expires_at)",
+                 address_index, amount, confirmations_required, finality, sequence, created_at, expires_at,
+                 underpaid_tolerance, overpaid_tolerance, accept_late)",
         )
         .await
         .map_err(db::failure)?;
@@ -65,6 +66,9 @@ pub async fn insert(db: &impl GenericClient, new: &[(Payment, Event)]) -> Result
             &payments().map(|p| bigint(p.sequence)).collect::<Vec<_>>(),
             &payments().map(|p| bigint(p.created_at)).collect::<Vec<_>>(),
             &payments().map(|p| bigint(p.expires_at)).collect::<Vec<_>>(),
+            &payments().map(|p| p.terms.underpaid_tolerance.to_string()).collect::<Vec<_>>(),
+            &payments().map(|p| p.terms.overpaid_tolerance.to_string()).collect::<Vec<_>>(),
+            &payments().map(|p| p.terms.accept_late).collect::<Vec<_>>(),
         ],
     )
     .await
@@ -112,7 +116,7 @@ pub async fn announce<'a>(
 const COLUMNS: &str =
     "id, merchant_id, external_id, metadata::text, chain_id, chain, token, token_address, decimals, address, xpub,
     address_index, amount::text, confirmations_required, finality, sequence, created_at, expires_at, updated_at, cancelled,
-    expired_by";
+    expired_by, underpaid_tolerance::text, overpaid_tolerance::text, accept_late, deposit_address";
 
 /// Payments by id, ordered by it; unknown ids are left out.
 ///
@@ -141,7 +145,7 @@ async fn select(db: &impl GenericClient, ids: &[Uuid], lock: &str) -> Result<Vec
     let statement = db
         .prepare_cached(
             "SELECT payment_id, chain_id, block_hash, transaction_hash, source, index, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount::text, credited, listed, confirmed
+                 transaction_index, token_address, sender, amount::text, credited, listed, confirmed, chain, token, decimals
              FROM transfers WHERE payment_id = ANY($1) AND NOT removed
              ORDER BY block_timestamp, chain_id, block_number, transaction_index, source, index",
         )
@@ -212,14 +216,16 @@ pub async fn save_transfers(db: &impl GenericClient, rows: &[TransferRow<'_>]) -
         .prepare_cached(
             "INSERT INTO transfers (chain_id, block_hash, transaction_hash, source, index, payment_id, block_number,
                  block_timestamp, transaction_index, token_address, sender, amount, credited, listed, due, finality, confirmed,
-                 removed)
+                 removed, chain, token, decimals)
              SELECT chain_id, block_hash, transaction_hash, source, index, payment_id, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount::numeric, credited, listed, due, finality, confirmed, removed
+                 transaction_index, token_address, sender, amount::numeric, credited, listed, due, finality, confirmed, removed,
+                 chain, token, decimals
              FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[], $7::bigint[],
                  $8::bigint[], $9::bigint[], $10::bytea[], $11::bytea[], $12::text[], $13::boolean[], $14::boolean[],
-                 $15::bigint[], $16::text[], $17::boolean[], $18::boolean[])
+                 $15::bigint[], $16::text[], $17::boolean[], $18::boolean[], $19::text[], $20::text[], $21::smallint[])
                AS t (chain_id, block_hash, transaction_hash, source, index, payment_id, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount, credited, listed, due, finality, confirmed, removed)
+                 transaction_index, token_address, sender, amount, credited, listed, due, finality, confirmed, removed, chain,
+                 token, decimals)
              ON CONFLICT (chain_id, block_hash, transaction_hash, source, index)
                DO UPDATE SET confirmed = EXCLUDED.confirmed, removed = EXCLUDED.removed",
         )
@@ -249,6 +255,9 @@ pub async fn save_transfers(db: &impl GenericClient, rows: &[TransferRow<'_>]) -
             &rows.iter().map(|r| r.payment.policy.finality()).collect::<Vec<_>>(),
             &rows.iter().map(|r| r.paid.confirmed).collect::<Vec<_>>(),
             &rows.iter().map(|r| r.removed).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.label.chain.as_deref()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.label.token.as_deref()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.label.decimals.map(i16::from)).collect::<Vec<_>>(),
         ],
     )
     .await
@@ -283,6 +292,11 @@ fn payment(row: &Row) -> Result<Payment, Failure> {
         xpub: row.get(10),
         address_index: u32::try_from(row.get::<_, i64>(11)).unwrap_or_default(),
         amount: amount(row.get(12))?,
+        terms: Terms {
+            underpaid_tolerance: amount(row.get(21))?,
+            overpaid_tolerance: amount(row.get(22))?,
+            accept_late: row.get(23),
+        },
         policy,
         sequence: unsigned(row.get(15)),
         created_at: unsigned(row.get(16)),
@@ -290,6 +304,7 @@ fn payment(row: &Row) -> Result<Payment, Failure> {
         updated_at: unsigned(row.get(18)),
         cancelled: row.get(19),
         expired_by: row.get::<_, Option<i64>>(20).map(unsigned),
+        deposit_address: row.get(24),
         transfers: Vec::new(),
     })
 }
@@ -319,6 +334,11 @@ fn paid(row: &Row) -> Result<Paid, Failure> {
         credited: row.get(12),
         listed: row.get(13),
         confirmed: row.get(14),
+        label: Label {
+            chain: row.get(15),
+            token: row.get(16),
+            decimals: row.get::<_, Option<i16>>(17).and_then(|digits| u8::try_from(digits).ok()),
+        },
     })
 }
 

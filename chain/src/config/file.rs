@@ -1,8 +1,9 @@
 //! Reading `chains.yaml`. Checks run inside the deserializer's visitors, so that each mistake is reported at its own line.
 
 use super::scalar::{ChainName, HttpUrl, Positive, Scalar, WsUrl};
+use super::tiers::{self, Finality, RawTier};
 use super::tokens::Tokens;
-use super::{Chain, ConfigError, NodeUrl, Policy, Token, Verify, presets};
+use super::{COIN_DECIMALS, Chain, ConfigError, NodeUrl, Policy, Tier, Token, Verify, presets};
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -31,6 +32,7 @@ struct Rest {
     ws_urls: Vec<NodeUrl>,
     poa: bool,
     policy: Option<Policy>,
+    tiers: Vec<Tier>,
     start_block: Option<u64>,
     poll_interval_ms: Option<u64>,
     verify: Option<Verify>,
@@ -63,7 +65,7 @@ impl ChainsFile {
 impl Entry {
     pub(super) fn complete(self, id: ChainId) -> Chain {
         let preset = presets::of(id);
-        let Rest { ws_urls, poa, policy, start_block, poll_interval_ms, verify, traces, tokens } = self.rest;
+        let Rest { ws_urls, poa, policy, tiers, start_block, poll_interval_ms, verify, traces, tokens } = self.rest;
         Chain {
             name: self.name,
             id,
@@ -71,6 +73,7 @@ impl Entry {
             ws_urls,
             poa,
             policy: policy.unwrap_or(preset.policy),
+            tiers,
             start_block,
             poll_interval: Duration::from_millis(poll_interval_ms.unwrap_or(preset.poll_interval_ms)),
             verify: verify.unwrap_or(preset.verify),
@@ -175,6 +178,8 @@ struct RawChain {
     poa: bool,
     confirmations: Option<NonZeroU32>,
     finality: Option<Finality>,
+    #[serde(default)]
+    tiers: Vec<RawTier>,
     start_block: Option<u64>,
     poll_interval_ms: Option<Positive>,
     verify: Option<Verify>,
@@ -184,30 +189,20 @@ struct RawChain {
     tokens: Tokens,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Finality {
-    Safe,
-    Finalized,
-}
-
 impl RawChain {
-    fn check(self) -> Result<Entry, &'static str> {
+    fn check(self) -> Result<Entry, String> {
         let rpc_urls: Vec<NodeUrl> = match (self.rpc_url, self.rpc_urls) {
-            (Some(_), list) if !list.is_empty() => return Err("rpc_url and rpc_urls are both given; expected one of them"),
+            (Some(_), list) if !list.is_empty() => {
+                return Err("rpc_url and rpc_urls are both given; expected one of them".to_owned());
+            }
             (Some(url), _) => vec![url.0.0],
             (None, list) => list.into_iter().map(|url| url.0.0).collect(),
         };
         if rpc_urls.is_empty() {
-            return Err("rpc_url is missing; expected rpc_url or a list rpc_urls");
+            return Err("rpc_url is missing; expected rpc_url or a list rpc_urls".to_owned());
         }
-        let policy = match (self.confirmations, self.finality) {
-            (Some(_), Some(_)) => return Err("confirmations and finality are both given; expected one of them"),
-            (Some(count), None) => Some(Policy::Confirmations(count.get())),
-            (None, Some(Finality::Safe)) => Some(Policy::Safe),
-            (None, Some(Finality::Finalized)) => Some(Policy::Finalized),
-            (None, None) => None,
-        };
+        let policy = tiers::policy(self.confirmations, self.finality)?;
+        let tiers = tiers::check(self.tiers, COIN_DECIMALS)?;
         Ok(Entry {
             name: self.name.0.0,
             chain_id: self.chain_id.map(|id| ChainId(id.0)),
@@ -216,6 +211,7 @@ impl RawChain {
                 ws_urls: self.ws_urls.into_iter().map(|url| url.0.0).collect(),
                 poa: self.poa,
                 policy,
+                tiers,
                 start_block: self.start_block,
                 poll_interval_ms: self.poll_interval_ms.map(|ms| ms.0),
                 verify: self.verify,

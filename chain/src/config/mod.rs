@@ -3,6 +3,7 @@
 mod file;
 mod presets;
 mod scalar;
+mod tiers;
 mod tokens;
 mod url;
 
@@ -11,8 +12,11 @@ use crate::rpc::{Rpc, RpcError};
 pub use file::ChainsFile;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use topics::{Address, ChainId};
+use topics::{Address, Amount, ChainId};
 pub use url::NodeUrl;
+
+/// Digits after the point of every chain's coin: EVM balances are counted in 10^-18.
+pub const COIN_DECIMALS: u8 = 18;
 
 /// One chain to follow.
 #[derive(Clone, Debug)]
@@ -27,8 +31,10 @@ pub struct Chain {
     pub ws_urls: Vec<NodeUrl>,
     /// A proof-of-authority chain. Blocks are read the same; for tools that sign.
     pub poa: bool,
-    /// When a payment is confirmed.
+    /// When a payment is confirmed, if no tier says otherwise.
     pub policy: Policy,
+    /// The same for larger payments in the coin, by rising amount.
+    pub tiers: Vec<Tier>,
     /// The first block to publish; the head at the first start if left out.
     pub start_block: Option<u64>,
     /// Time between two looks at the head.
@@ -50,6 +56,15 @@ pub enum Policy {
     Safe,
     /// When the node calls its block `finalized`.
     Finalized,
+}
+
+/// The policy for payments of an amount and more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tier {
+    /// Base units of the asset.
+    pub from: Amount,
+    /// From there on.
+    pub policy: Policy,
 }
 
 /// How much of a block must be proven before it is published.
@@ -75,6 +90,8 @@ pub struct Token {
     pub address: Address,
     /// Digits after the point.
     pub decimals: u8,
+    /// When larger payments in it are confirmed, by rising amount.
+    pub tiers: Vec<Tier>,
 }
 
 impl Token {
@@ -98,6 +115,16 @@ impl Chain {
     /// The token at this address.
     pub fn token_by_address(&self, address: Address) -> Option<&Token> {
         self.tokens.iter().find(|token| token.address == address)
+    }
+
+    /// When so much of an asset is confirmed: as its highest tier says that does not begin above the amount, or else as the
+    /// chain says. `None` is the coin; a token that is not listed has no tiers.
+    pub fn policy_for(&self, token: Option<Address>, amount: Amount) -> Policy {
+        let tiers = match token {
+            None => self.tiers.as_slice(),
+            Some(address) => self.token_by_address(address).map_or([].as_slice(), |token| token.tiers.as_slice()),
+        };
+        tiers.iter().rev().find(|tier| tier.from <= amount).map_or(self.policy, |tier| tier.policy)
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use topics::Address;
 
 fn parse(text: &str) -> Result<Vec<Chain>, String> {
     let file = ChainsFile::parse(Path::new("chains.yaml"), text).map_err(|error| error.to_string())?;
@@ -111,6 +112,33 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
             8,
             &["address", "as USDC"],
         ),
+        (
+            "- name: a\n  rpc_url: http://a\n  tiers:\n  - from: 1,5\n    confirmations: 3".into(),
+            4,
+            &["tiers", "from", "like 1.5", "1,5"],
+        ),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: -1, confirmations: 3 }]".into(), 3, &["from", "-1"]),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1e3, confirmations: 3 }]".into(), 3, &["from", "1e3"]),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1., confirmations: 3 }]".into(), 3, &["from", "1."]),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1, confirmations: 0 }]".into(), 3, &["confirmations", "nonzero"]),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1, count: 3 }]".into(), 3, &["count", "expected one of"]),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1.5 }]".into(), 1, &["from 1.5", "confirmations is missing"]),
+        (
+            "- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1.5, confirmations: 3, finality: safe }]".into(),
+            1,
+            &["from 1.5", "both given"],
+        ),
+        (
+            "- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1.5, confirmations: 3 }, { from: '1.50', finality: safe }]"
+                .into(),
+            1,
+            &["two begin at 1.5"],
+        ),
+        (
+            token(&format!("{usdc}      tiers: [{{ from: 0.0000001, confirmations: 3 }}]")),
+            5,
+            &["from 0.0000001", "at most 6 digits"],
+        ),
         ("- name: [".into(), 1, &["name"]),
     ];
     for (text, line, parts) in cases {
@@ -120,6 +148,30 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
             assert!(error.contains(part), "{part:?} in {error:?}\nof\n{text}");
         }
     }
+}
+
+#[test]
+fn the_highest_tier_that_does_not_begin_above_the_amount_decides() {
+    let text = "
+- name: a
+  chain_id: 1
+  rpc_url: http://a
+  confirmations: 12
+  tiers: [{ from: '100', finality: finalized }, { from: 1.5, confirmations: 30 }]
+  tokens:
+    - { symbol: X, address: '0xdac17f958d2ee523a2206206994597c13d831ec7', decimals: 6, tiers: [{ from: 0.000001, finality: safe }] }
+    - { symbol: Y, address: '0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48', decimals: 6 }
+";
+    let chain = &parse(text).unwrap()[0];
+    let coin = |amount: &str| chain.policy_for(None, amount.parse().unwrap());
+    assert_eq!(coin("1499999999999999999"), Policy::Confirmations(12));
+    assert_eq!(coin("1500000000000000000"), Policy::Confirmations(30));
+    assert_eq!(coin("99999999999999999999"), Policy::Confirmations(30));
+    assert_eq!(coin("100000000000000000000"), Policy::Finalized);
+    let token = |symbol| chain.token_by_symbol(symbol).unwrap().address;
+    assert_eq!(chain.policy_for(Some(token("X")), 1.into()), Policy::Safe);
+    assert_eq!(chain.policy_for(Some(token("Y")), u64::MAX.into()), Policy::Confirmations(12));
+    assert_eq!(chain.policy_for(Some(Address::ZERO), u64::MAX.into()), Policy::Confirmations(12));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::Token;
 use super::scalar::{Scalar, Symbol, TokenAddress};
+use super::tiers::{self, RawTier};
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -17,6 +18,8 @@ struct RawToken {
     symbol: Scalar<Symbol>,
     address: Scalar<TokenAddress>,
     decimals: u8,
+    #[serde(default)]
+    tiers: Vec<RawTier>,
 }
 
 impl<'de> Deserialize<'de> for Tokens {
@@ -26,7 +29,7 @@ impl<'de> Deserialize<'de> for Tokens {
             type Value = Tokens;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of tokens: symbol, address, decimals")
+                f.write_str("a list of tokens: symbol, address, decimals, tiers")
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Tokens, A::Error> {
@@ -65,8 +68,9 @@ impl<'de> Visitor<'de> for UniqueToken<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Token, A::Error> {
-        let RawToken { symbol, address, decimals } = RawToken::deserialize(MapAccessDeserializer::new(map))?;
-        let token = Token { symbol: symbol.0.0, address: address.0.0, decimals };
+        let RawToken { symbol, address, decimals, tiers } = RawToken::deserialize(MapAccessDeserializer::new(map))?;
+        let tiers = tiers::check(tiers, decimals).map_err(A::Error::custom)?;
+        let token = Token { symbol: symbol.0.0, address: address.0.0, decimals, tiers };
         for other in self.seen {
             if other.symbol.eq_ignore_ascii_case(&token.symbol) {
                 let symbol = &token.symbol;

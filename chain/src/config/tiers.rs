@@ -1,0 +1,90 @@
+//! Confirmation policies by amount, in `chains.yaml`.
+
+use super::scalar::Scalar;
+use super::{Policy, Tier};
+use alloy::primitives::utils::{ParseUnits, parse_units};
+use serde::Deserialize;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use topics::Amount;
+
+/// A tier as the file has it: its amount becomes base units once the asset's decimals are known.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTier {
+    from: Scalar<Decimal>,
+    confirmations: Option<NonZeroU32>,
+    finality: Option<Finality>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Finality {
+    Safe,
+    Finalized,
+}
+
+/// Whole coins or tokens as decimal text: digits, and a point with digits behind it or none.
+struct Decimal(String);
+
+impl FromStr for Decimal {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        let fits = match text.split_once('.') {
+            Some((whole, fraction)) => digits(whole) && digits(fraction),
+            None => digits(text),
+        };
+        if fits { Ok(Self(text.to_owned())) } else { Err(format!("expected whole coins or tokens like 1.5, got {text:?}")) }
+    }
+}
+
+/// One of a count and a tag, or none.
+///
+/// # Errors
+/// When both are given.
+pub(super) fn policy(count: Option<NonZeroU32>, finality: Option<Finality>) -> Result<Option<Policy>, &'static str> {
+    match (count, finality) {
+        (Some(_), Some(_)) => Err("confirmations and finality are both given; expected one of them"),
+        (Some(count), None) => Ok(Some(Policy::Confirmations(count.get()))),
+        (None, Some(Finality::Safe)) => Ok(Some(Policy::Safe)),
+        (None, Some(Finality::Finalized)) => Ok(Some(Policy::Finalized)),
+        (None, None) => Ok(None),
+    }
+}
+
+/// The tiers of an asset with so many decimals, by rising amount.
+///
+/// # Errors
+/// When one has no policy or an amount that the asset can't have, or two begin alike.
+pub(super) fn check(raw: Vec<RawTier>, decimals: u8) -> Result<Vec<Tier>, String> {
+    let mut tiers = raw
+        .into_iter()
+        .map(|RawTier { from: Scalar(Decimal(text)), confirmations, finality }| {
+            let policy = policy(confirmations, finality)
+                .and_then(|policy| policy.ok_or("confirmations is missing; expected it or finality"))
+                .map_err(|message| format!("tiers: from {text}: {message}"))?;
+            let from = base_units(&text, decimals)
+                .ok_or_else(|| format!("tiers: from {text}: expected at most {decimals} digits after the point"))?;
+            Ok(Tier { from, policy })
+        })
+        .collect::<Result<Vec<_>, String>>()?;
+    tiers.sort_by_key(|tier| tier.from);
+    match tiers.windows(2).find(|pair| matches!(pair, [one, other] if one.from == other.from)) {
+        Some([one, ..]) => Err(format!("tiers: two begin at {}; expected each once", one.from.to_decimal(decimals))),
+        _ => Ok(tiers),
+    }
+}
+
+/// Exactly: digits below a base unit are refused, not cut off.
+fn base_units(text: &str, decimals: u8) -> Option<Amount> {
+    let fraction = text.split_once('.').map_or(0, |(_, fraction)| fraction.trim_end_matches('0').len());
+    if fraction > usize::from(decimals) {
+        return None;
+    }
+    match parse_units(text, decimals).ok()? {
+        ParseUnits::U256(units) => Some(Amount::new(units)),
+        ParseUnits::I256(_) => None,
+    }
+}

@@ -1,21 +1,29 @@
-//! The account that deposit addresses are derived from: its row in `xpubs`, its sequence of indices, its addresses.
+//! The accounts that deposit addresses are derived from: each has a row in `xpubs`, a sequence of indices, its addresses.
+//! cTrip's own is for every merchant that has none of its own.
 
 use anyhow::Context as _;
 use deadpool_postgres::{GenericClient, Pool};
 use runtime::{Failure, db};
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, PoisonError, RwLock};
 use topics::Address;
 use wallet::AccountXpub;
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct Account {
-    xpub: Arc<AccountXpub>,
+pub struct Account(Arc<Parts>);
+
+struct Parts {
+    xpub: AccountXpub,
     fingerprint: String,
     sequence: String,
 }
 
 impl Account {
+    fn new(xpub: AccountXpub, sequence: String) -> Self {
+        Self(Arc::new(Parts { fingerprint: xpub.fingerprint(), sequence, xpub }))
+    }
+
     /// Makes the account known to the database. Its sequence is made once and never reset.
     ///
     /// # Errors
@@ -41,36 +49,85 @@ impl Account {
             transaction.commit().await
         };
         register.await.context("registering the xpub in the database (`ctrip migrate` makes its tables)")?;
-        Ok(Self { xpub: Arc::new(xpub), fingerprint, sequence })
+        Ok(Self::new(xpub, sequence))
     }
 
     /// What names the account in a payment's row.
     pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
+        &self.0.fingerprint
+    }
+}
+
+/// The accounts in use.
+pub struct Accounts {
+    own: Account,
+    known: RwLock<HashMap<String, Account>>,
+}
+
+impl Accounts {
+    /// `own` is cTrip's.
+    pub fn new(own: Account) -> Self {
+        Self { own, known: RwLock::default() }
     }
 
-    /// That many indices that nobody had before, and their addresses. In a transaction, so that its commit makes the taking
-    /// durable as well; a rollback does not give them back.
+    /// The account of this fingerprint, or cTrip's own. Read once: what a fingerprint names never changes.
     ///
     /// # Errors
-    /// When the database fails, or the account has given out 2^31 addresses.
-    pub async fn take(&self, db: &impl GenericClient, count: usize) -> Result<Vec<(u32, Address)>, Failure> {
-        let statement = db
-            .prepare_cached("SELECT nextval($1::text::regclass) FROM generate_series(1, $2::bigint)")
+    /// When the database fails, or has no such account.
+    pub async fn get(&self, pool: &Pool, fingerprint: Option<&str>) -> Result<Account, Failure> {
+        let Some(fingerprint) = fingerprint.filter(|fingerprint| *fingerprint != self.own.fingerprint()) else {
+            return Ok(self.own.clone());
+        };
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(fingerprint).cloned();
+        if let Some(account) = known {
+            return Ok(account);
+        }
+        let db = pool.get().await.map_err(db::unavailable)?;
+        let row = db
+            .query_one("SELECT xpub, index_sequence FROM xpubs WHERE fingerprint = $1", &[&fingerprint])
             .await
             .map_err(db::failure)?;
-        let count = i64::try_from(count).map_err(Failure::halt)?;
-        let rows = db.query(&statement, &[&self.sequence, &count]).await.map_err(db::failure)?;
-        let indices: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
-        let xpub = Arc::clone(&self.xpub);
-        // A point multiplication each, some 30 µs: a full batch would hold up the async threads.
-        let derived = tokio::task::spawn_blocking(move || {
-            let derive = |index: i64| {
-                let index = u32::try_from(index).map_err(Failure::halt)?;
-                Ok((index, xpub.address(index).map_err(Failure::halt)?))
-            };
-            indices.into_iter().map(derive).collect()
-        });
-        derived.await.map_err(Failure::halt)?
+        let account = Account::new(AccountXpub::parse(row.get(0)).map_err(Failure::halt)?, row.get(1));
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(known.entry(fingerprint.to_owned()).or_insert(account).clone())
     }
+}
+
+/// Addresses with their indices in order, those of each account by its fingerprint.
+pub type Taken = HashMap<String, VecDeque<(u32, Address)>>;
+
+/// From each account that many indices that nobody had before, and their addresses; no account twice. In a transaction, so
+/// that its commit makes the taking durable as well; a rollback does not give them back.
+///
+/// # Errors
+/// When the database fails, or an account has given out 2^31 addresses.
+pub async fn take(db: &impl GenericClient, wanted: Vec<(Account, usize)>) -> Result<Taken, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT place, nextval(sequence::regclass)
+             FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS t (sequence, count, place), generate_series(1, count)",
+        )
+        .await
+        .map_err(db::failure)?;
+    let sequences: Vec<&str> = wanted.iter().map(|(account, _)| account.0.sequence.as_str()).collect();
+    let counts: Vec<i64> =
+        wanted.iter().map(|(_, count)| i64::try_from(*count)).collect::<Result<_, _>>().map_err(Failure::halt)?;
+    let rows = db.query(&statement, &[&sequences, &counts]).await.map_err(db::failure)?;
+    let indices: Vec<(i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    // A point multiplication each, some 30 µs: a full batch would hold up the async threads.
+    let derived = tokio::task::spawn_blocking(move || {
+        let mut taken = Taken::new();
+        for (place, index) in indices {
+            let place = usize::try_from(place - 1).map_err(Failure::halt)?;
+            let (Account(parts), _) = wanted.get(place).ok_or_else(|| Failure::Halt(anyhow::anyhow!("an index of nobody")))?;
+            let index = u32::try_from(index).map_err(Failure::halt)?;
+            let address = parts.xpub.address(index).map_err(Failure::halt)?;
+            match taken.get_mut(&parts.fingerprint) {
+                Some(addresses) => addresses.push_back((index, address)),
+                None => drop(taken.insert(parts.fingerprint.clone(), VecDeque::from([(index, address)]))),
+            }
+        }
+        Ok(taken)
+    });
+    derived.await.map_err(Failure::halt)?
 }

@@ -1,10 +1,11 @@
 //! What every handler can reach.
 
-use crate::auth::Keys;
+use crate::account::Accounts;
 use crate::batch::Request;
 use crate::catalog::Catalog;
 use crate::health::Health;
 use crate::intents::Intents;
+use crate::keys::Keys;
 use crate::problem::Problem;
 use crate::started::Started;
 use deadpool_postgres::{Client, Pool};
@@ -24,7 +25,9 @@ pub struct Parts {
     /// The chains and tokens.
     pub catalog: Catalog,
     /// The API keys known lately.
-    pub keys: Keys,
+    pub keys: Arc<Keys>,
+    /// Where addresses come from.
+    pub accounts: Accounts,
     /// Where addresses get shown.
     pub intents: Intents,
     /// Where payments get made.

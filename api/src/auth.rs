@@ -1,78 +1,81 @@
-//! API keys. Only their SHA-256 is stored: a key is 32 random bytes, so a hash can't be guessed back, and looking it up in an
-//! index tells an attacker's clock nothing of use.
+//! Who asks. Every path below `/api/v1` goes through [`authenticate`] as a whole, so that no handler can forget it: it wants a
+//! key, counts the request against the key's rate limit, and for every method but GET and HEAD wants the scope `write`.
 
 use crate::app::App;
+use crate::keys::{Grant, Scope};
+use crate::merchant::Merchant;
 use crate::problem::Problem;
-use anyhow::{Context as _, bail};
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
-use deadpool_postgres::Pool;
-use rand::TryRngCore as _;
-use runtime::{Failure, db};
-use sha2::{Digest as _, Sha256};
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use tokio_postgres::error::SqlState;
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use std::num::NonZeroU32;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
 use uuid::Uuid;
 
-/// How long a revoked key may still work.
-const BELIEVED_FOR: Duration = Duration::from_secs(5);
-const PREFIX: &str = "ctrip_";
-const LONGEST_NAME: usize = 255;
-
-type Hash = [u8; 32];
-
-/// Who asks. As a handler's argument it makes the key obligatory.
-#[derive(Debug, Clone, Copy)]
+/// Who asks, as a handler's argument: whoever shows data filters by its merchant.
+#[derive(Debug, Clone)]
 pub struct Caller {
     /// The key's merchant.
     pub merchant: Uuid,
+    grant: Arc<Grant>,
 }
 
-/// Keys that were looked up lately. Only those that exist, so that guesses don't fill the memory.
-#[derive(Default)]
-pub struct Keys(Mutex<HashMap<Hash, (Uuid, Instant)>>);
+impl Deref for Caller {
+    type Target = Grant;
 
-impl Keys {
-    async fn merchant(&self, pool: &Pool, key: &str) -> Result<Option<Uuid>, Failure> {
-        let hash = hash(key);
-        // Nobody panics while holding the lock, and a map of copies is whole at any time.
-        if let Some((merchant, since)) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&hash) {
-            if since.elapsed() < BELIEVED_FOR {
-                return Ok(Some(*merchant));
-            }
-            // One asks again; the others of this moment go on believing, or they would take every connection at once.
-            *since = Instant::now();
-        }
-        let client = pool.get().await.map_err(db::unavailable)?;
-        let statement = client
-            .prepare_cached("SELECT merchant_id FROM api_keys WHERE hash = $1 AND revoked_at IS NULL")
-            .await
-            .map_err(db::failure)?;
-        let row = client.query_opt(&statement, &[&hash.as_slice()]).await.map_err(db::failure)?;
-        let merchant = row.map(|row| row.get(0));
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match merchant {
-            Some(merchant) => known.insert(hash, (merchant, Instant::now())),
-            None => known.remove(&hash),
-        };
-        Ok(merchant)
+    fn deref(&self) -> &Grant {
+        &self.grant
     }
 }
 
-impl FromRequestParts<App> for Caller {
+impl Caller {
+    /// What its payments are made with.
+    pub fn settings(&self) -> &Merchant {
+        &self.grant.merchant
+    }
+
+    /// Counts so many requests against the key's rate limit.
+    ///
+    /// # Errors
+    /// A 429 that says when to come back.
+    pub fn spend(&self, requests: u32) -> Result<(), Problem> {
+        let Some(requests) = NonZeroU32::new(requests) else { return Ok(()) };
+        self.grant.spend(requests).map_err(too_many)
+    }
+}
+
+/// Lets a request through with its [`Caller`].
+///
+/// # Errors
+/// A 401 without a key that works, a 403 where its scope does not reach, a 429 when it has had its share.
+pub async fn authenticate(State(app): State<App>, mut request: Request, next: Next) -> Result<Response, Problem> {
+    let Some(key) = presented(request.headers()) else {
+        return Err(unauthorized("No API key; send it as X-Api-Key, or as Authorization: Bearer"));
+    };
+    let Some(grant) = app.keys.grant(&app.pool, key).await? else {
+        return Err(unauthorized("The API key is not known, or was revoked"));
+    };
+    let caller = Caller { merchant: grant.merchant.id, grant };
+    caller.spend(1)?;
+    if !matches!(*request.method(), Method::GET | Method::HEAD) && caller.scope < Scope::Write {
+        return Err(insufficient(&caller));
+    }
+    request.extensions_mut().insert(caller);
+    Ok(next.run(request).await)
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        let Some(key) = presented(&parts.headers) else {
-            return Err(unauthorized("No API key; send it as X-Api-Key, or as Authorization: Bearer"));
-        };
-        match app.keys.merchant(&app.pool, key).await? {
-            Some(merchant) => Ok(Self { merchant }),
-            None => Err(unauthorized("The API key is not known, or was revoked")),
-        }
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(|| {
+            tracing::error!("{} wants a caller and is not behind the authentication", parts.uri.path());
+            Problem::internal()
+        })
     }
 }
 
@@ -85,42 +88,22 @@ fn presented(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// A 401.
+pub /// A 401.
 pub fn unauthorized(detail: &str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "An API key is needed", detail)
 }
 
-fn hash(key: &str) -> Hash {
-    Sha256::digest(key.as_bytes()).into()
+fn insufficient(caller: &Caller) -> Problem {
+    let detail = format!("The key {} has the scope {}; expected {}", caller.id, caller.scope.as_str(), Scope::Write.as_str());
+    Problem::new(StatusCode::FORBIDDEN, "insufficient-scope", "The key may not do this", detail)
 }
 
-/// Makes a key for the merchant of this name, who is made as well if there is none. The key is returned and nowhere kept.
-///
-/// # Errors
-/// When the name is empty or too long, or the database refuses.
-pub async fn create_key(database_url: &str, merchant: &str) -> anyhow::Result<String> {
-    if merchant.trim().is_empty() || merchant.chars().count() > LONGEST_NAME {
-        bail!("the merchant's name has to have 1 to {LONGEST_NAME} characters");
-    }
-    let mut secret = [0; 32];
-    rand::rngs::OsRng.try_fill_bytes(&mut secret).context("the system's random numbers")?;
-    let key = format!("{PREFIX}{}", hex::encode(secret));
-    let client = db::pool(database_url, 1)?.get().await.context("connecting to DATABASE_URL")?;
-    let inserted = client
-        .execute(
-            "WITH merchant AS (
-                 INSERT INTO merchants (id, name) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET name = EXCLUDED.name RETURNING id
-             )
-             INSERT INTO api_keys (hash, merchant_id) SELECT $3, id FROM merchant",
-            &[&Uuid::now_v7(), &merchant, &hash(&key).as_slice()],
-        )
-        .await;
-    match inserted {
-        Ok(_) => Ok(key),
-        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
-            bail!("the database has no tables yet: run `ctrip migrate` first")
-        }
-        Err(error) => Err(error).context("writing the key"),
-    }
+fn too_many(wait: Duration) -> Problem {
+    // Rounded up, as coming back too early would be refused again.
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let seconds = u32::try_from(seconds).unwrap_or(u32::MAX).max(1);
+    let detail = format!("The key has had its requests of this second; try again in {seconds} s");
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate-limited", "Too many requests", detail).retry_after(seconds)
 }
 
 #[cfg(test)]

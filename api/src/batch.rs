@@ -1,7 +1,7 @@
 //! Making payments, many at a time. A flush to the disk and a round trip to Kafka cost the same for one as for hundreds, so
 //! requests that come in while a batch is on its way make the next one; nobody waits for a batch to fill.
 
-use crate::account::Account;
+use crate::account::{self, Account};
 use crate::intents::Intents;
 use crate::order::Order;
 use crate::problem::Problem;
@@ -10,7 +10,7 @@ use confirmer::lifecycle::Event;
 use confirmer::{Payment, Terms, events, store};
 use deadpool_postgres::{Pool, Transaction};
 use runtime::{Failure, db};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
@@ -29,6 +29,8 @@ pub const QUEUE: usize = 8192;
 pub struct Request {
     /// Whose.
     pub merchant: Uuid,
+    /// Where its address comes from.
+    pub account: Account,
     /// What.
     pub order: Order,
     /// The request's Idempotency-Key.
@@ -50,8 +52,6 @@ pub struct Made {
 pub struct Maker {
     /// Postgres.
     pub pool: Pool,
-    /// Where addresses come from.
-    pub account: Account,
     /// Kafka.
     pub intents: Intents,
 }
@@ -124,24 +124,26 @@ impl Maker {
     }
 
     async fn write_in(&self, transaction: &Transaction<'_>, requests: &[Request]) -> Result<Vec<Option<Payment>>, Failure> {
+        // Before the ids are made, so that the order of ids is that of creation times as far as clocks allow.
+        let now = now()?;
         let claims: Vec<Claim<'_>> = requests
             .iter()
             .map(|r| Claim { merchant: r.merchant, key: r.key.as_ref(), payment: PaymentId::generate() })
             .collect();
         let known = replay::claim(transaction, &claims).await?;
-        let fresh = claims.iter().filter(|claim| !known.contains(&claim.payment)).count();
-        let mut addresses = self.account.take(transaction, fresh).await?.into_iter();
-        let now = now()?;
+        let fresh = requests.iter().zip(&claims).filter(|(_, claim)| !known.contains(&claim.payment));
+        let mut addresses = account::take(transaction, wanted(fresh.map(|(request, _)| &request.account))).await?;
 
-        let mut new: Vec<(Payment, Event)> = Vec::with_capacity(fresh);
+        let mut new: Vec<(Payment, Event)> = Vec::with_capacity(requests.len());
         let mut places = Vec::with_capacity(requests.len());
         for (request, claim) in requests.iter().zip(&claims) {
             if known.contains(&claim.payment) {
                 places.push(None);
                 continue;
             }
-            let Some((address_index, address)) = addresses.next() else {
-                return Err(Failure::Halt(anyhow::anyhow!("the sequence gave fewer than {fresh} indices")));
+            let fingerprint = request.account.fingerprint();
+            let Some((address_index, address)) = addresses.get_mut(fingerprint).and_then(VecDeque::pop_front) else {
+                return Err(Failure::Halt(anyhow::anyhow!("the sequence of {fingerprint} gave fewer indices than asked for")));
             };
             let Order { chain, chain_name, asset, amount, policy, expires_in, external_id, metadata, fingerprint: _ } =
                 request.order.clone();
@@ -154,7 +156,7 @@ impl Maker {
                 chain_name,
                 asset,
                 address,
-                xpub: self.account.fingerprint().to_owned(),
+                xpub: fingerprint.to_owned(),
                 address_index,
                 amount,
                 terms: Terms::default(),
@@ -217,6 +219,15 @@ impl Maker {
             }
         }
     }
+}
+
+/// How many addresses are wanted of each account.
+fn wanted<'a>(accounts: impl Iterator<Item = &'a Account>) -> Vec<(Account, usize)> {
+    let mut counts: HashMap<&str, (&Account, usize)> = HashMap::new();
+    for account in accounts {
+        counts.entry(account.fingerprint()).or_insert((account, 0)).1 += 1;
+    }
+    counts.into_values().map(|(account, count)| (account.clone(), count)).collect()
 }
 
 fn answer(request: Request, outcome: Result<Made, Problem>) {

@@ -1,6 +1,6 @@
 //! HTTP in, payments out.
 //!
-//! A create request goes through these, in this order: `auth` says whose it is, `order` reads it against the `catalog` of
+//! A create request goes through these, in this order: `auth` says whose it is (with `keys` and `merchant`), `order` reads it against the `catalog` of
 //! chains, `batch` makes its payment together with others in one Postgres transaction, `intents` brings the address to
 //! Kafka, and only then `reply` shows it. `replay` is the way of a request that comes again.
 //!
@@ -12,6 +12,7 @@
 //! `confirmer::lifecycle`'s.
 
 mod account;
+pub mod admin;
 mod app;
 mod auth;
 mod batch;
@@ -23,6 +24,8 @@ mod fields;
 mod halts;
 mod health;
 mod intents;
+mod keys;
+mod merchant;
 mod nodes;
 mod openapi;
 mod order;
@@ -34,5 +37,5 @@ mod role;
 mod server;
 mod started;
 
-pub use auth::create_key;
+pub use keys::Scope;
 pub use role::{run, xpub};

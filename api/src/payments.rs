@@ -57,8 +57,9 @@ pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, 
     let order = Order::read(&body, &app.catalog)?;
     let key = replay::key(&headers, order.fingerprint)?;
     Started::ensure(&app, order.chain).await?;
+    let account = app.accounts.get(&app.pool, caller.settings().xpub.as_deref()).await?;
     let (answer, answered) = oneshot::channel();
-    let queued = app.requests.try_send(Request { merchant: caller.merchant, order, key, answer });
+    let queued = app.requests.try_send(Request { merchant: caller.merchant, account, order, key, answer });
     queued.map_err(|error| match error {
         TrySendError::Full(_) => Problem::unavailable(1, "Too many payments are being made; try again"),
         TrySendError::Closed(_) => Problem::unavailable(5, "The server is stopping; try again"),

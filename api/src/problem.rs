@@ -73,9 +73,14 @@ impl Problem {
 
     /// A part that this needs is away; the same request may succeed after `seconds`.
     pub fn unavailable(seconds: u32, detail: impl fmt::Display) -> Self {
-        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Temporarily unavailable", detail);
-        problem.retry_after = Some(seconds);
-        problem
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Temporarily unavailable", detail).retry_after(seconds)
+    }
+
+    /// With a `Retry-After` of so many seconds.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
     }
 
     /// The intent is in Postgres but Kafka has not acknowledged it, so the address must not be given out yet.

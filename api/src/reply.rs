@@ -155,7 +155,12 @@ fn payment_uri(payment: &Payment) -> String {
 /// Unix seconds as RFC 3339 in UTC; the epoch for a time past year 9999, which no clock here says.
 pub fn rfc3339(seconds: u64) -> String {
     let time = i64::try_from(seconds).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
-    time.unwrap_or(OffsetDateTime::UNIX_EPOCH).format(&Rfc3339).unwrap_or_default()
+    self::time(time.unwrap_or(OffsetDateTime::UNIX_EPOCH))
+}
+
+/// A time of the database as RFC 3339, to the second.
+pub fn time(at: OffsetDateTime) -> String {
+    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
 }
 
 #[cfg(test)]

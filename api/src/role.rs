@@ -1,11 +1,11 @@
-use crate::account::Account;
+use crate::account::{Account, Accounts};
 use crate::app::{App, Parts};
-use crate::auth::Keys;
 use crate::batch::{self, Maker};
 use crate::catalog::Catalog;
 use crate::halts::Halts;
 use crate::health::Health;
 use crate::intents::{self, Intents};
+use crate::keys::Keys;
 use crate::nodes::Nodes;
 use crate::server;
 use crate::started::Started;
@@ -14,6 +14,8 @@ use axum::extract::Request;
 use axum::{Router, ServiceExt};
 use deadpool_postgres::Pool;
 use runtime::{Kafka, Settings, db};
+use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -58,7 +60,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 
     let (intents, acknowledged) = Intents::open(kafka.clone())?;
     let (requests, queue) = mpsc::channel(batch::QUEUE);
-    let maker = Maker { pool: pool.clone(), account, intents: intents.clone() };
+    let maker = Maker { pool: pool.clone(), intents: intents.clone() };
+    let keys = Arc::new(Keys::new(NonZeroU32::new(settings.api_rate_limit)));
     // The tasks end in the order of the data's way: the server at `stop`, the batcher when the server has dropped its
     // sender, `forget` when nobody publishes any more.
     let mut tasks = JoinSet::new();
@@ -66,8 +69,18 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     tasks.spawn(intents::forget(pool.clone(), acknowledged));
     tasks.spawn(intents::repair(pool.clone(), intents.clone(), stop.clone()));
     tasks.spawn(halts.follow(kafka, stop.clone()));
+    tasks.spawn(Arc::clone(&keys).write_uses(pool.clone(), stop.clone()));
     tasks.spawn(observe(pool.clone(), stop.clone()));
-    let app = App::new(Parts { pool, catalog, keys: Keys::default(), intents, requests, health, started: Started::default() });
+    let app = App::new(Parts {
+        pool,
+        catalog,
+        keys,
+        accounts: Accounts::new(account),
+        intents,
+        requests,
+        health,
+        started: Started::default(),
+    });
     tracing::info!("the API listens on http://{}", listener.local_addr()?);
     let service = server::service(app).context("the OpenAPI document")?;
     tasks.spawn(serve(listener, service, stop.clone()));

@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::problem::Problem;
-use crate::{chains, health, openapi, payments};
+use crate::{auth, chains, health, openapi, payments};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
@@ -18,13 +18,24 @@ use utoipa_axum::routes;
 const LARGEST_BODY: usize = 64 * 1024;
 
 /// All routes, each with its part of the OpenAPI document: method and path are where the handler is.
+#[cfg(test)]
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(openapi::base())
+    open().merge(merchants())
+}
+
+/// What a key is needed for: everything below `/api/v1`.
+fn merchants() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
         .routes(routes!(payments::create, payments::list))
         .routes(routes!(payments::get))
         .routes(routes!(payments::cancel))
         .routes(routes!(chains::chains))
         .routes(routes!(chains::tokens))
+}
+
+/// What anyone may ask.
+fn open() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
         .routes(routes!(health::health))
@@ -37,7 +48,8 @@ pub fn routes() -> OpenApiRouter<App> {
 /// # Errors
 /// When the OpenAPI document can't be written.
 pub fn service(app: App) -> serde_json::Result<NormalizePath<Router>> {
-    let (routes, document) = routes().split_for_parts();
+    let authenticated = middleware::from_fn_with_state(app.clone(), auth::authenticate);
+    let (routes, document) = open().merge(merchants().route_layer(authenticated)).split_for_parts();
     let document = openapi::complete(&document, &app.catalog)?;
     let routes = routes
         .fallback(not_found)

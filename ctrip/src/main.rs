@@ -1,6 +1,7 @@
 //! One binary, one subcommand a role. It parses, refuses what is wrong before it touches anything, wires and runs.
 
 mod chains;
+mod merchants;
 mod parts;
 mod roles;
 mod wallet_files;
@@ -38,9 +39,12 @@ enum Command {
     /// The Kafka topics and their schemas
     #[command(subcommand)]
     Topics(Topics),
+    /// Merchants and their settings
+    #[command(subcommand)]
+    Merchants(merchants::Merchants),
     /// API keys
     #[command(subcommand)]
-    Keys(Keys),
+    Keys(merchants::Keys),
     /// Mnemonics, account xpubs and addresses
     #[command(subcommand)]
     Wallet(Wallet),
@@ -82,15 +86,6 @@ enum Command {
 enum Topics {
     /// Create the topics and register the schemas; what is there stays, what contradicts is refused
     Apply,
-}
-
-#[derive(Subcommand)]
-enum Keys {
-    /// Print a new API key for a merchant, who is made if there is none of this name
-    Create {
-        /// The merchant
-        name: String,
-    },
 }
 
 #[derive(Subcommand)]
@@ -136,10 +131,8 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
         Command::Confirmer => roles::alone(Role::Confirmer, settings),
         Command::Migrate => block_on(runtime::db::migrate(&settings.database_url)),
         Command::Topics(Topics::Apply) => block_on(runtime::kafka::apply(&settings)),
-        Command::Keys(Keys::Create { name }) => {
-            println!("{}", block_on(api::create_key(&settings.database_url, &name))?);
-            Ok(())
-        }
+        Command::Merchants(command) => block_on(merchants::merchants(&settings.database_url, command)),
+        Command::Keys(command) => block_on(merchants::keys(&settings.database_url, command)),
         Command::Wallet(Wallet::New { out }) => wallet_files::new(&out),
         Command::Wallet(Wallet::Xpub { mnemonic_file }) => wallet_files::xpub(&mnemonic_file),
         Command::Wallet(Wallet::Address { index }) => {

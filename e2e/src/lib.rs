@@ -168,6 +168,7 @@ impl Lab {
             topic_replication: None,
             chains_file: PathBuf::from(&self.env["CHAINS_FILE"]),
             xpub: Some(XPUB.to_owned()),
+            api_rate_limit: 0,
             api_listen: self.env["API_LISTEN"].parse()?,
             metrics_listen: self.env["METRICS_LISTEN"].parse()?,
             instance: "lab".to_owned(),

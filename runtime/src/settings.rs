@@ -34,6 +34,9 @@ pub struct Settings {
     /// Where the API listens.
     #[arg(long, env = "API_LISTEN", default_value = "127.0.0.1:8000", global = true)]
     pub api_listen: SocketAddr,
+    /// Requests a second that a key may make of one instance of the API, unless the key has a limit of its own; 0 is no limit.
+    #[arg(long, env = "API_RATE_LIMIT", default_value_t = 10_000, global = true)]
+    pub api_rate_limit: u32,
     /// Where `/metrics` listens.
     #[arg(long, env = "METRICS_LISTEN", default_value = "127.0.0.1:9100", global = true)]
     pub metrics_listen: SocketAddr,

@@ -1,0 +1,140 @@
+//! Merchants, their keys and their own accounts, on the real stack.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{Api, Lab, Plan, Process, XPUB, eventually};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+use wallet::AccountXpub;
+
+/// m/44'/60'/0' of BIP-39's `legal winner thank year wave sausage worth useful legal winner thank yellow`.
+const OTHER_XPUB: &str =
+    "xpub6Bh6Cg7bvjFdW6VEAaZmsyhZh86WdJ9Kr5aqqY5LN7UFLpxTrxsiys213UCu8MAYjcq5JhF7jzZXvruGfWfPbxqsByNNhwWaNQRuhP3JcC3";
+
+struct Running {
+    lab: Lab,
+    api: Api,
+    _process: Process,
+}
+
+async fn running() -> Result<Running> {
+    let lab = Lab::start(Plan::default()).await?;
+    let mut process = lab.spawn("api")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut process).await?;
+    Ok(Running { lab, api, _process: process })
+}
+
+async fn status(api: &Api, method: Method) -> Result<StatusCode> {
+    let body = (method == Method::POST).then(|| json!({ "chain": "anvil", "amount": 1 }));
+    Ok(api.request(method, "/api/v1/payments", body, &[]).await?.0)
+}
+
+#[tokio::test]
+async fn a_revoked_key_ends_and_a_rotated_one_lives_on_for_its_grace() -> Result<()> {
+    let Running { lab, api, _process } = running().await?;
+    let id = |key: &str| {
+        use sha2::Digest as _;
+        hex::encode(&sha2::Sha256::digest(key.as_bytes())[..8])
+    };
+    ensure!(status(&api, Method::GET).await? == StatusCode::OK);
+    let listed = lab.ctrip(&["keys", "list", "--merchant", "shop"])?;
+    ensure!(listed.contains(&id(&api.key)) && !listed.contains(&api.key), "{listed}");
+
+    let new = api.with_key(&lab.ctrip(&["keys", "rotate", &id(&api.key), "--grace", "3600"])?);
+    ensure!(status(&api, Method::POST).await? == StatusCode::CREATED, "the old one within its grace");
+    ensure!(status(&new, Method::POST).await? == StatusCode::CREATED, "the new one");
+    lab.ctrip(&["keys", "rotate", &new.key, "--grace", "0"])?;
+    let ended = |api: Api| async move {
+        let refused = async || Ok((status(&api, Method::GET).await? == StatusCode::UNAUTHORIZED).then_some(()));
+        eventually("the key to end", refused).await
+    };
+    ended(new.clone()).await?;
+    ensure!(status(&api, Method::GET).await? == StatusCode::OK, "the other one of the merchant goes on");
+    lab.ctrip(&["keys", "revoke", &id(&api.key)])?;
+    ended(api.clone()).await?;
+    let again = lab.ctrip(&["keys", "rotate", &id(&api.key)]);
+    ensure!(again.is_err(), "a revoked key came back to life");
+    Ok(())
+}
+
+#[tokio::test]
+async fn last_use_is_recorded_and_the_key_is_stored_nowhere() -> Result<()> {
+    let Running { lab, api, _process } = running().await?;
+    let db = lab.database().await?;
+    status(&api, Method::GET).await?;
+    let used = async || {
+        let row = db.query_one("SELECT last_used_at IS NOT NULL FROM api_keys", &[]).await?;
+        Ok(row.get::<_, bool>(0).then_some(()))
+    };
+    eventually("the last use", used).await?;
+    let row = db.query_one("SELECT k::text FROM api_keys k", &[]).await?;
+    let secret = api.key.strip_prefix("ctrip_").context("the prefix")?;
+    ensure!(!row.get::<_, &str>(0).contains(secret), "the key is in its row");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_that_may_read_changes_nothing() -> Result<()> {
+    let Running { lab, api, _process } = running().await?;
+    let payment = api.coin(5).await?;
+    let reader = api.with_key(&lab.ctrip(&["keys", "create", "shop", "--scope", "read"])?);
+    ensure!(reader.get(payment.id()).await?.id() == payment.id());
+    for path in ["/api/v1/payments".to_owned(), format!("/api/v1/payments/{}/cancel", payment.id())] {
+        let (status, answer) = reader.request(Method::POST, &path, Some(json!({ "chain": "anvil", "amount": 1 })), &[]).await?;
+        ensure!(status == StatusCode::FORBIDDEN, "{path}: {status} {answer}");
+        ensure!(answer["type"] == "urn:ctrip:problem:insufficient-scope", "{answer}");
+    }
+    ensure!(reader.get(payment.id()).await?.status() == "pending");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_merchants_own_account_has_its_own_sequence_of_addresses() -> Result<()> {
+    let Running { lab, api, _process } = running().await?;
+    let (ours, theirs) = (AccountXpub::parse(XPUB)?, AccountXpub::parse(OTHER_XPUB)?);
+    lab.ctrip(&["merchants", "create", "sovereign", "--xpub", OTHER_XPUB])?;
+    let other = lab.merchant("sovereign")?;
+    for index in 0..3 {
+        ensure!(api.coin(1).await?.address()? == ours.address(index)?, "ours at {index}");
+        ensure!(other.coin(1).await?.address()? == theirs.address(index)?, "theirs at {index}");
+    }
+    // Of both in one batch.
+    let many = (0..20).map(|place| if place % 2 == 0 { api.coin(1) } else { other.coin(1) });
+    let many = futures::future::try_join_all(many).await?;
+    let mut addresses = many.iter().map(e2e::Payment::address).collect::<Result<Vec<_>>>()?;
+    let mut expected: Vec<_> =
+        (3..13).map(|i| Ok([ours.address(i)?, theirs.address(i)?])).collect::<Result<Vec<_>>>()?.concat();
+    addresses.sort_unstable();
+    expected.sort_unstable();
+    ensure!(addresses == expected);
+    let listed = lab.ctrip(&["merchants", "list"])?;
+    ensure!(listed.contains(&theirs.fingerprint()), "{listed}");
+
+    lab.ctrip(&["merchants", "update", "sovereign", "--no-xpub"])?;
+    let ours_again = async || Ok((other.coin(1).await?.address()? == ours.address(13)?).then_some(()));
+    eventually("the merchant to be on cTrip's account", ours_again).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn settings_out_of_bounds_are_refused_and_change_nothing() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    lab.ctrip(&["merchants", "create", "m", "--underpaid-tolerance-bps", "50", "--accept-late", "true"])?;
+    for wrong in [
+        ["--underpaid-tolerance-bps", "10001"],
+        ["--metadata", "[]"],
+        ["--metadata", "{"],
+        ["--xpub", "xpub1"],
+        ["--rename", " "],
+    ] {
+        ensure!(lab.ctrip(&[&["merchants", "update", "m"], &wrong[..]].concat()).is_err(), "{wrong:?}");
+    }
+    ensure!(lab.ctrip(&["merchants", "create", "m"]).is_err(), "a second one of the name");
+    ensure!(lab.ctrip(&["merchants", "update", "nobody", "--accept-late", "false"]).is_err());
+    lab.ctrip(&["merchants", "update", "m", "--overpaid-tolerance-bps", "7", "--metadata", r#"{"plan": "gold"}"#])?;
+    let db = lab.database().await?;
+    let row = db.query_one("SELECT m::text FROM merchants m", &[]).await?;
+    let text: &str = row.get(0);
+    ensure!(text.contains(",50,7,t,") && text.contains("gold"), "{text}");
+    Ok(())
+}

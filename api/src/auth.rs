@@ -88,7 +88,6 @@ fn presented(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// A 401.
-pub /// A 401.
 pub fn unauthorized(detail: &str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "An API key is needed", detail)
 }

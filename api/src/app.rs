@@ -3,11 +3,12 @@
 use crate::account::Accounts;
 use crate::batch::Request;
 use crate::catalog::Catalog;
+use crate::flight::Flights;
+use crate::heads::Heads;
 use crate::health::Health;
 use crate::intents::Intents;
 use crate::keys::Keys;
 use crate::problem::Problem;
-use crate::started::Started;
 use deadpool_postgres::{Client, Pool};
 use runtime::db;
 use std::ops::Deref;
@@ -35,7 +36,9 @@ pub struct Parts {
     /// How the parts are.
     pub health: Health,
     /// The chains that can be paid on.
-    pub started: Started,
+    pub heads: Heads,
+    /// The idempotency keys that are being answered.
+    pub flights: Flights,
 }
 
 impl App {

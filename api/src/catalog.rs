@@ -53,6 +53,15 @@ impl Catalog {
     }
 }
 
+impl Catalog {
+    /// A symbol as chains.yaml writes it, or what was expected.
+    pub fn symbol(&self, text: &str) -> Result<String, String> {
+        let tokens = || self.0.iter().flat_map(|chain| &chain.tokens).map(|token| &token.symbol);
+        let found = tokens().find(|symbol| symbol.eq_ignore_ascii_case(text)).cloned();
+        found.ok_or_else(|| format!("there is no token {:?}; there are {}", shown(text), list(tokens())))
+    }
+}
+
 /// By symbol, or what was expected.
 pub fn by_symbol(chain: &Chain, symbol: &str) -> Result<Asset, String> {
     let known = || list(chain.tokens.iter().map(|token| &token.symbol));
@@ -103,6 +112,7 @@ pub mod tests {
             tiers: vec![],
             start_block: None,
             poll_interval: Duration::from_secs(1),
+            max_lag: None,
             verify: chain::Verify::Auto,
             traces: false,
             tokens,

@@ -3,21 +3,32 @@
 use topics::PaymentId;
 use uuid::Uuid;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
-/// After this payment, whose id is the smallest of its page.
-pub fn encode(last: PaymentId) -> String {
+/// A payment's place among all, which are ordered by creation time and then by id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Unix seconds.
+    pub created_at: i64,
+    /// Tells those of one second apart.
+    pub id: PaymentId,
+}
+
+/// After this payment, the last of its page.
+pub fn encode(last: Place) -> String {
     let mut bytes = vec![VERSION];
-    bytes.extend_from_slice(last.0.as_bytes());
+    bytes.extend_from_slice(&last.created_at.to_be_bytes());
+    bytes.extend_from_slice(last.id.0.as_bytes());
     hex::encode(bytes)
 }
 
 /// The reverse; `None` if it is none of ours.
-pub fn decode(text: &str) -> Option<PaymentId> {
-    match hex::decode(text).ok()?.as_slice() {
-        [VERSION, id @ ..] => Uuid::from_slice(id).ok().map(PaymentId),
-        _ => None,
-    }
+pub fn decode(text: &str) -> Option<Place> {
+    let bytes = hex::decode(text).ok()?;
+    let (version, rest) = bytes.split_first()?;
+    let (created_at, id) = rest.split_at_checked(8)?;
+    let created_at = i64::from_be_bytes(created_at.try_into().ok()?);
+    (*version == VERSION).then_some(Place { created_at, id: PaymentId(Uuid::from_slice(id).ok()?) })
 }
 
 #[cfg(test)]
@@ -26,14 +37,15 @@ mod tests {
 
     #[test]
     fn a_cursor_comes_back_as_it_went() {
-        let id = PaymentId::generate();
-        assert_eq!(decode(&encode(id)), Some(id));
+        let place = Place { created_at: 1_700_000_000, id: PaymentId::generate() };
+        assert_eq!(decode(&encode(place)), Some(place));
     }
 
     #[test]
     fn what_is_no_cursor_is_refused() {
-        let id = PaymentId::generate();
-        for text in ["", "01", "zz", &id.to_string(), &encode(id)[2..], &format!("{}00", encode(id))] {
+        let place = Place { created_at: 1, id: PaymentId::generate() };
+        let whole = encode(place);
+        for text in ["", "02", "zz", &place.id.to_string(), &whole[2..], &format!("{whole}00"), &format!("01{}", &whole[2..])] {
             assert_eq!(decode(text), None, "{text}");
         }
     }

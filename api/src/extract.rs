@@ -5,7 +5,11 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use std::time::Duration;
 use topics::PaymentId;
+
+/// How long a client may take to send a body.
+const READ_WITHIN: Duration = Duration::from_secs(10);
 
 /// A body, read whole.
 pub struct Body(pub Bytes);
@@ -20,7 +24,11 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let body = Bytes::from_request(request, state).await.map_err(|rejection| match rejection.status() {
+        let body = tokio::time::timeout(READ_WITHIN, Bytes::from_request(request, state)).await.map_err(|_| {
+            let detail = format!("The body did not arrive within {READ_WITHIN:?}");
+            Problem::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", "The body took too long", detail)
+        })?;
+        let body = body.map_err(|rejection| match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => too_large(),
             status => Problem::new(status, "malformed-body", "The body could not be read", rejection),
         });
@@ -54,7 +62,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
 
 /// A 413.
 pub fn too_large() -> Problem {
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", "A create request has at most 64 KiB")
+    Problem::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "too-large",
+        "The body is too large",
+        "A request has at most 64 KiB, and a batch 8 MiB",
+    )
 }
 
 /// There is none, or it is another merchant's.

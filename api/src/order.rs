@@ -2,7 +2,9 @@
 
 use crate::catalog::{self, COIN, Catalog};
 use crate::fields::{Fields, shown, storable, storable_text};
+use crate::merchant::DefaultTerms;
 use crate::problem::Problem;
+use crate::replay;
 use chain::Chain;
 use confirmer::{Asset, Policy};
 use sha2::{Digest as _, Sha256};
@@ -24,6 +26,9 @@ pub const FIELDS: [&str; 10] = [
 ];
 /// The ways to name a token; at most one is used.
 const TOKEN_FIELDS: [&str; 3] = ["token", "token_id", "token_contract_address"];
+
+/// Of an order in a batch; alone it has a header.
+const KEY: &str = "idempotency_key";
 
 const DEFAULT_EXPIRES_IN: u64 = 3600;
 /// A minute, since paying takes that long, to 30 days.
@@ -60,8 +65,22 @@ impl Order {
     ///
     /// # Errors
     /// A problem that names every field that is wrong and says what was expected there.
-    pub fn read(body: &[u8], catalog: &Catalog) -> Result<Self, Problem> {
+    pub fn read(body: &[u8], catalog: &Catalog, terms: DefaultTerms) -> Result<Self, Problem> {
+        Self::read_fields(Fields::read(body)?, catalog, terms, &FIELDS)
+    }
+
+    /// Reads an order of a batch, which may have an `idempotency_key` of its own beside.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_item(body: &[u8], catalog: &Catalog, terms: DefaultTerms) -> Result<(Self, Option<String>), Problem> {
         let mut fields = Fields::read(body)?;
+        let key = fields.text(KEY).and_then(|key| fields.check(KEY, replay::check(&key).map(|()| key.clone())));
+        let order = Self::read_fields(fields, catalog, terms, &[FIELDS.as_slice(), &[KEY]].concat())?;
+        Ok((order, key))
+    }
+
+    fn read_fields(mut fields: Fields<'_>, catalog: &Catalog, terms: DefaultTerms, known: &[&str]) -> Result<Self, Problem> {
         let amount = amount(&mut fields);
         let chain = chain(&mut fields, catalog);
         let asset = asset(&mut fields, chain);
@@ -69,7 +88,7 @@ impl Order {
         let confirmations = bounded(&mut fields, "confirmations", CONFIRMATIONS);
         let external_id = external_id(&mut fields);
         let metadata = metadata(&mut fields);
-        let finished = fields.finish(&FIELDS);
+        let finished = fields.finish(known);
         let (Some(amount), Some(chain), Some(asset)) = (amount, chain, asset) else {
             return Err(finished.err().unwrap_or_else(Problem::internal));
         };
@@ -196,7 +215,8 @@ mod tests {
     use serde_json::Value;
 
     fn read(body: &str) -> Result<Order, Value> {
-        Order::read(body.as_bytes(), &catalog()).map_err(|problem| serde_json::to_value(problem).unwrap())
+        Order::read(body.as_bytes(), &catalog(), DefaultTerms::default())
+            .map_err(|problem| serde_json::to_value(problem).unwrap())
     }
 
     fn refused(body: &str) -> Vec<String> {

@@ -1,5 +1,6 @@
 //! Problem documents (RFC 9457): every answer that is not a success is one.
 
+use crate::around;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -23,6 +24,9 @@ pub struct Problem {
     /// Everything that is wrong, together.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldError>,
+    /// The `x-request-id` of the answer, which its log lines have too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
     #[serde(skip)]
     retry_after: Option<u32>,
 }
@@ -49,7 +53,7 @@ impl Problem {
     /// `slug` names the kind of problem for programs, `detail` explains this one to people.
     pub fn new(status: StatusCode, slug: &str, title: &'static str, detail: impl fmt::Display) -> Self {
         let kind = format!("urn:ctrip:problem:{slug}");
-        Self { kind, title, status, detail: detail.to_string(), errors: Vec::new(), retry_after: None }
+        Self { kind, title, status, detail: detail.to_string(), errors: Vec::new(), request_id: None, retry_after: None }
     }
 
     /// Fields that do not hold what they should: 422.
@@ -74,6 +78,11 @@ impl Problem {
     /// A part that this needs is away; the same request may succeed after `seconds`.
     pub fn unavailable(seconds: u32, detail: impl fmt::Display) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Temporarily unavailable", detail).retry_after(seconds)
+    }
+
+    /// The HTTP status.
+    pub const fn status(&self) -> StatusCode {
+        self.status
     }
 
     /// With a `Retry-After` of so many seconds.
@@ -116,7 +125,8 @@ impl From<Failure> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (status, retry_after) = (self.status, self.retry_after);
-        let mut response = (status, Json(self)).into_response();
+        let problem = Self { request_id: around::request_id(), ..self };
+        let mut response = (status, Json(problem)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = retry_after {

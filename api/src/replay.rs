@@ -1,4 +1,8 @@
-//! `Idempotency-Key`: the same key and the same request give the same payment, the same key and another request a 422.
+//! `Idempotency-Key`, as Stripe has it: the same key and the same request give the first answer again, the same key and another
+//! request a 422, and a key whose request is in flight a 409 (`flight`). Keys are kept for 24 hours (`housekeeping`).
+//!
+//! No answer is stored. Only a payment that was made is answered again, and what its request got follows from the payment's
+//! facts that never change. A request that failed has made nothing that anyone was told of, and may be tried again.
 
 use crate::batch::Request;
 use crate::intents::Intents;
@@ -14,6 +18,7 @@ use uuid::Uuid;
 /// The header's name.
 pub const HEADER: &str = "Idempotency-Key";
 const LONGEST: usize = 255;
+const NOT_VISIBLE: &str = "expected visible ASCII characters";
 
 /// A request's key.
 #[derive(Debug, Clone)]
@@ -42,11 +47,63 @@ pub fn key(headers: &HeaderMap, fingerprint: [u8; 32]) -> Result<Option<Key>, Pr
     let Some(value) = headers.get(HEADER) else {
         return Ok(None);
     };
-    match value.to_str() {
-        Ok(text) if (1..=LONGEST).contains(&text.len()) => Ok(Some(Key { text: text.to_owned(), fingerprint })),
-        Ok(text) => Err(Problem::field(HEADER, format_args!("expected 1 to {LONGEST} characters, got {}", text.len()))),
-        Err(_) => Err(Problem::field(HEADER, "expected visible ASCII characters")),
+    let text = value.to_str().map_err(|_| NOT_VISIBLE.to_owned()).and_then(|text| check(text).map(|()| text));
+    match text {
+        Ok(text) => Ok(Some(Key { text: text.to_owned(), fingerprint })),
+        Err(message) => Err(Problem::field(HEADER, message)),
     }
+}
+
+/// Whether a text can be a key, in a header or in an order of a batch.
+///
+/// # Errors
+/// What was expected.
+pub fn check(text: &str) -> Result<(), String> {
+    if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Err(NOT_VISIBLE.to_owned());
+    }
+    if (1..=LONGEST).contains(&text.len()) {
+        Ok(())
+    } else {
+        Err(format!("expected 1 to {LONGEST} characters, got {}", text.len()))
+    }
+}
+
+/// Takes the key of a batch as a whole, or finds that it was taken for the same orders.
+///
+/// # Errors
+/// A 422 when it was taken for something else.
+pub async fn claim_whole(pool: &Pool, merchant: Uuid, key: &Key) -> Result<(), Problem> {
+    let client = pool.get().await.map_err(db::unavailable)?;
+    let statement = client
+        .prepare_cached(
+            "INSERT INTO idempotency_keys (merchant_id, key, request_hash) VALUES ($1, $2, $3)
+             ON CONFLICT (merchant_id, key) DO NOTHING",
+        )
+        .await
+        .map_err(db::failure)?;
+    let hash = key.fingerprint.as_slice();
+    if client.execute(&statement, &[&merchant, &key.text, &hash]).await.map_err(db::failure)? == 1 {
+        return Ok(());
+    }
+    let statement = client
+        .prepare_cached("SELECT request_hash FROM idempotency_keys WHERE merchant_id = $1 AND key = $2")
+        .await
+        .map_err(db::failure)?;
+    match client.query_opt(&statement, &[&merchant, &key.text]).await.map_err(db::failure)? {
+        Some(row) if row.get::<_, &[u8]>(0) == hash => Ok(()),
+        Some(_) => Err(reused()),
+        None => Err(gone()),
+    }
+}
+
+fn reused() -> Problem {
+    Problem::field(HEADER, "the key was used for another request; expected a new key for a new one")
+}
+
+/// Cleaned up in between: the client's retry makes a new payment.
+fn gone() -> Problem {
+    Problem::unavailable(1, "the payment of this Idempotency-Key could not be read; try again")
 }
 
 /// Takes the keys; says which payments are not to be made, since an earlier one has their key. Waits for another
@@ -99,7 +156,7 @@ pub async fn find(pool: &Pool, intents: &Intents, requests: &[Request]) -> Resul
     let merchants: Vec<Uuid> = requests.iter().map(|r| r.merchant).collect();
     let texts: Vec<&str> = requests.iter().map(|r| r.key.as_ref().map_or("", |key| key.text.as_str())).collect();
     let rows = client.query(&statement, &[&merchants, &texts]).await.map_err(db::failure)?;
-    let named: HashMap<(Uuid, &str), (&[u8], Uuid)> =
+    let named: HashMap<(Uuid, &str), (&[u8], Option<Uuid>)> =
         rows.iter().map(|row| ((row.get(0), row.get(1)), (row.get(2), row.get(3)))).collect();
 
     let matching: Vec<Result<Uuid, Problem>> = requests
@@ -108,12 +165,9 @@ pub async fn find(pool: &Pool, intents: &Intents, requests: &[Request]) -> Resul
             let key = request.key.as_ref();
             let entry = key.and_then(|key| named.get(&(request.merchant, key.text.as_str())));
             match (key, entry) {
-                (Some(key), Some((hash, payment))) if key.fingerprint == **hash => Ok(*payment),
-                (_, Some(_)) => {
-                    Err(Problem::field(HEADER, "the key was used for another request; expected a new key for a new one"))
-                }
-                // Cleaned up in between: the client's retry makes a new payment.
-                (_, None) => Err(Problem::unavailable(1, "the payment of this Idempotency-Key could not be read; try again")),
+                (Some(key), Some((hash, Some(payment)))) if key.fingerprint == **hash => Ok(*payment),
+                (_, Some(_)) => Err(reused()),
+                (_, None) => Err(gone()),
             }
         })
         .collect();

@@ -75,6 +75,12 @@ struct TransferReply {
 }
 
 impl PaymentReply {
+    /// As it was when it was made, whatever happened since: a request that comes again gets the first answer again.
+    pub fn first(payment: &Payment) -> Self {
+        let made = Payment { transfers: Vec::new(), cancelled: false, expired_by: None, ..payment.clone() };
+        Self::new(&made, None)
+    }
+
     /// `head` is the number of the canonical head of the payment's chain as far as the confirmer has come, if it has.
     pub fn new(payment: &Payment, head: Option<u64>) -> Self {
         let token = payment.asset.token.as_ref();

@@ -2,13 +2,15 @@ use crate::account::{Account, Accounts};
 use crate::app::{App, Parts};
 use crate::batch::{self, Maker};
 use crate::catalog::Catalog;
+use crate::flight::Flights;
 use crate::halts::Halts;
+use crate::heads::Heads;
 use crate::health::Health;
+use crate::housekeeping;
 use crate::intents::{self, Intents};
 use crate::keys::Keys;
 use crate::nodes::Nodes;
 use crate::server;
-use crate::started::Started;
 use anyhow::{Context as _, bail};
 use axum::extract::Request;
 use axum::{Router, ServiceExt};
@@ -55,6 +57,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let account = Account::register(xpub, &pool).await?;
     let halts = Halts::default();
     let health = Health::new(&settings.schema_registry_url, Nodes::new(&catalog), halts.clone())?;
+    let heads = Heads::new(halts.clone());
+    heads.read(&pool).await.map_err(|failure| anyhow::anyhow!("reading the chains' heads: {failure}"))?;
     let listener =
         TcpListener::bind(settings.api_listen).await.with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
 
@@ -69,6 +73,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     tasks.spawn(intents::forget(pool.clone(), acknowledged));
     tasks.spawn(intents::repair(pool.clone(), intents.clone(), stop.clone()));
     tasks.spawn(halts.follow(kafka, stop.clone()));
+    tasks.spawn(heads.clone().follow(pool.clone(), stop.clone()));
+    tasks.spawn(housekeeping::run(pool.clone(), stop.clone()));
     tasks.spawn(Arc::clone(&keys).write_uses(pool.clone(), stop.clone()));
     tasks.spawn(observe(pool.clone(), stop.clone()));
     let app = App::new(Parts {
@@ -79,7 +85,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         intents,
         requests,
         health,
-        started: Started::default(),
+        heads,
+        flights: Flights::default(),
     });
     tracing::info!("the API listens on http://{}", listener.local_addr()?);
     let service = server::service(app).context("the OpenAPI document")?;

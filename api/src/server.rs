@@ -1,21 +1,20 @@
-//! Routes and what is around them: every answer counted and timed, every refusal a problem document.
+//! Routes: every refusal a problem document.
 
 use crate::app::App;
 use crate::problem::Problem;
-use crate::{auth, chains, health, openapi, payments};
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
+use crate::{around, auth, bulk, chains, health, list, openapi, payments};
+use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, Uri};
-use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::middleware;
 use axum::{Extension, Router};
-use runtime::metrics;
-use std::time::Instant;
 use tower_http::normalize_path::NormalizePath;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 /// A create request with the largest metadata needs 18 KiB.
 const LARGEST_BODY: usize = 64 * 1024;
+/// A batch of 1,000 with some metadata each.
+const LARGEST_BATCH: usize = 8 * 1024 * 1024;
 
 /// All routes, each with its part of the OpenAPI document: method and path are where the handler is.
 #[cfg(test)]
@@ -26,7 +25,8 @@ pub fn routes() -> OpenApiRouter<App> {
 /// What a key is needed for: everything below `/api/v1`.
 fn merchants() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(payments::create, payments::list))
+        .routes(routes!(payments::create, list::list))
+        .routes(routes!(bulk::create).layer(DefaultBodyLimit::max(LARGEST_BATCH)))
         .routes(routes!(payments::get))
         .routes(routes!(payments::cancel))
         .routes(routes!(chains::chains))
@@ -55,7 +55,7 @@ pub fn service(app: App) -> serde_json::Result<NormalizePath<Router>> {
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
-        .layer(middleware::from_fn(observe))
+        .layer(middleware::from_fn(around::around))
         .layer(Extension(document))
         .with_state(app);
     Ok(NormalizePath::trim_trailing_slash(routes))
@@ -68,18 +68,4 @@ async fn not_found(uri: Uri) -> Problem {
 async fn not_allowed(method: Method, uri: Uri) -> Problem {
     let detail = format!("{} does not take {method}; the Allow header has what it takes", crate::fields::shown(uri.path()));
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail)
-}
-
-async fn observe(request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    // The template, not the path: a metric for every payment's id would fill the memory.
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
-    let method = request.method().clone();
-    let response = next.run(request).await;
-    let (status, took) = (response.status(), started.elapsed());
-    metrics::HTTP_REQUESTS.counter(&[("route", route), ("status", status.as_str())]).increment(1);
-    metrics::HTTP_LATENCY.histogram(&[("route", route)]).record(took);
-    tracing::debug!("{method} {route}: {status} in {took:.1?}");
-    response
 }

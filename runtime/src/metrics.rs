@@ -66,6 +66,7 @@ metrics_list! {
     OUTBOX_PUBLISHED = Counter "outbox_published_total" [] "Events brought from Postgres to Kafka.";
     INTENTS_REPAIRED = Counter "intents_repaired_total" [] "Intents that Kafka had not acknowledged and that were published again.";
     POOL_CONNECTIONS = Gauge "database_pool_connections" ["role", "state"] "Connections to Postgres: open, idle, and requests waiting.";
+    ROWS_AGED = Counter "aged_rows_removed_total" ["table"] "Rows that housekeeping removed for their age.";
     HTTP_REQUESTS = Counter "http_requests_total" ["route", "status"] "Requests that the API answered.";
     HTTP_LATENCY = Histogram "http_request_duration_seconds" ["route"] "How long the API took to answer.";
 }

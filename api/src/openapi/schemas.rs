@@ -91,7 +91,7 @@ pub enum Source {
 /// Which payments a list has, and how many at once.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "parameters are read one by one, so that every mistake is told: see `payments::Filter`")]
+#[expect(dead_code, reason = "parameters are read one by one, so that every mistake is told: see `list::Filter`")]
 pub struct ListPayments {
     /// At most so many; 50 if left out.
     #[param(minimum = 1, maximum = 200)]
@@ -103,8 +103,19 @@ pub struct ListPayments {
     status: Option<Status>,
     /// On this chain, by name.
     chain: Option<String>,
+    /// In this token, by symbol.
+    token: Option<String>,
     /// With this reference of yours.
     external_id: Option<String>,
+    /// With this deposit address.
+    #[param(pattern = "^0x[0-9a-fA-F]{40}$")]
+    address: Option<String>,
+    /// Created at this time (RFC 3339) or later.
+    #[param(format = "date-time")]
+    created_from: Option<String>,
+    /// Created before this time (RFC 3339).
+    #[param(format = "date-time")]
+    created_before: Option<String>,
 }
 
 /// Which tokens.
@@ -148,6 +159,41 @@ pub struct CreatePayment {
     confirmations: Option<u64>,
 }
 
+/// What a batch's body has.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the body is read field by field: see `bulk`")]
+pub struct CreatePayments {
+    /// Each is answered for itself.
+    #[schema(min_items = 1, max_items = 1000)]
+    payments: Vec<BatchedPayment>,
+}
+
+/// An order of a batch: what a create request has, and a key of its own.
+pub enum BatchedPayment {}
+
+impl PartialSchema for BatchedPayment {
+    fn schema() -> RefOr<Schema> {
+        let mut schema = CreatePayment::schema();
+        if let RefOr::T(Schema::Object(order)) = &mut schema {
+            let key = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(255));
+            let key = key.pattern(Some("^[ -~]+$")).description(Some("As the header Idempotency-Key, for this order alone."));
+            order.properties.insert("idempotency_key".to_owned(), key.build().into());
+            order.description = Some("An order of a batch.".to_owned());
+        }
+        schema
+    }
+}
+
+impl ToSchema for BatchedPayment {
+    fn name() -> Cow<'static, str> {
+        "BatchedPayment".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        CreatePayment::schemas(schemas);
+    }
+}
+
 fn positive() -> Schema {
     // 77 digits are below 2^256 whatever they are; some numbers of 78 are as well, and are taken.
     let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^0*[1-9][0-9]{0,76}$"));
@@ -157,6 +203,12 @@ fn positive() -> Schema {
 
 /// What a type can't say: the chains and tokens there are, and which fields go together.
 pub fn narrow(schemas: &mut Value, catalog: &Catalog) {
+    for order in ["CreatePayment", "BatchedPayment"] {
+        narrow_order(&mut schemas[order], catalog);
+    }
+}
+
+fn narrow_order(create: &mut Value, catalog: &Catalog) {
     let chains = &catalog.0;
     let tokens = || chains.iter().flat_map(|chain| chain.tokens.iter().map(move |token| (chain, token)));
     let one_of = |values: &mut dyn Iterator<Item = Value>| {
@@ -164,7 +216,6 @@ pub fn narrow(schemas: &mut Value, catalog: &Catalog) {
         let distinct = values.filter(|value| seen.insert(value.to_string()));
         distinct.chain([Value::Null]).collect::<Vec<_>>()
     };
-    let create = &mut schemas["CreatePayment"];
     let fields = &mut create["properties"];
     fields["chain"]["enum"] = one_of(&mut chains.iter().map(|chain| json!(chain.name))).into();
     fields["chain_id"]["enum"] = one_of(&mut chains.iter().map(|chain| json!(chain.id.0))).into();

@@ -35,6 +35,7 @@ struct Rest {
     tiers: Vec<Tier>,
     start_block: Option<u64>,
     poll_interval_ms: Option<u64>,
+    max_lag_s: Option<u64>,
     verify: Option<Verify>,
     traces: bool,
     tokens: Vec<Token>,
@@ -65,7 +66,7 @@ impl ChainsFile {
 impl Entry {
     pub(super) fn complete(self, id: ChainId) -> Chain {
         let preset = presets::of(id);
-        let Rest { ws_urls, poa, policy, tiers, start_block, poll_interval_ms, verify, traces, tokens } = self.rest;
+        let Rest { ws_urls, poa, policy, tiers, start_block, poll_interval_ms, max_lag_s, verify, traces, tokens } = self.rest;
         Chain {
             name: self.name,
             id,
@@ -76,6 +77,7 @@ impl Entry {
             tiers,
             start_block,
             poll_interval: Duration::from_millis(poll_interval_ms.unwrap_or(preset.poll_interval_ms)),
+            max_lag: max_lag_s.or(preset.max_lag_s).map(Duration::from_secs),
             verify: verify.unwrap_or(preset.verify),
             traces,
             tokens,
@@ -182,6 +184,7 @@ struct RawChain {
     tiers: Vec<RawTier>,
     start_block: Option<u64>,
     poll_interval_ms: Option<Positive>,
+    max_lag_s: Option<Positive>,
     verify: Option<Verify>,
     #[serde(default)]
     traces: bool,
@@ -214,6 +217,7 @@ impl RawChain {
                 tiers,
                 start_block: self.start_block,
                 poll_interval_ms: self.poll_interval_ms.map(|ms| ms.0),
+                max_lag_s: self.max_lag_s.map(|s| s.0),
                 verify: self.verify,
                 traces: self.traces,
                 tokens: self.tokens.0,

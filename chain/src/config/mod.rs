@@ -39,6 +39,8 @@ pub struct Chain {
     pub start_block: Option<u64>,
     /// Time between two looks at the head.
     pub poll_interval: Duration,
+    /// How old the newest block that payments follow may be before no new ones are taken; `None` is any age.
+    pub max_lag: Option<Duration>,
     /// How a block is proven.
     pub verify: Verify,
     /// Whether nodes are asked for call traces, to see coin that contracts send.

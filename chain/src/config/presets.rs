@@ -1,4 +1,4 @@
-//! What `chains.yaml` may leave out for well-known chains: depth, polling, proof. Their source is FIELD.md's list of counts
+//! What `chains.yaml` may leave out for well-known chains: depth, polling, lag, proof. Their source is FIELD.md's list of counts
 //! in use (exchanges' and Circle's pages) and each chain's documentation of its finality.
 
 use super::{Policy, Verify};
@@ -7,6 +7,8 @@ use topics::ChainId;
 pub(super) struct Preset {
     pub policy: Policy,
     pub poll_interval_ms: u64,
+    /// Seconds.
+    pub max_lag_s: Option<u64>,
     pub verify: Verify,
 }
 
@@ -36,5 +38,11 @@ pub(super) fn of(chain: ChainId) -> Preset {
     };
     // Cronos' hashes are Tendermint's.
     let verify = if chain.0 == 25 { Verify::Bloom } else { Verify::Auto };
-    Preset { policy, poll_interval_ms, verify }
+    // Generous: it is to catch a pipeline that stands still, not a slow minute. A local chain mines when it is asked to, so its
+    // head may be of any age.
+    let max_lag_s = match chain.0 {
+        31_337 | 1337 => None,
+        _ => Some(1800),
+    };
+    Preset { policy, poll_interval_ms, max_lag_s, verify }
 }

@@ -22,6 +22,7 @@ const WHOLE: &str = "
   finality: finalized
   start_block: 17686110
   poll_interval_ms: 250
+  max_lag_s: 90
   verify: roots
   traces: true
   tokens:
@@ -39,6 +40,7 @@ fn every_key_arrives_and_presets_fill_the_rest() {
     let [ethereum, mine] = &chains[..] else { panic!("{chains:?}") };
     assert_eq!((ethereum.id, ethereum.policy, ethereum.start_block), (ChainId(1), Policy::Finalized, Some(17_686_110)));
     assert_eq!((ethereum.rpc_urls.len(), ethereum.ws_urls.len()), (2, 1));
+    assert_eq!((ethereum.max_lag, mine.max_lag), (Some(Duration::from_secs(90)), Some(Duration::from_secs(1800))));
     assert_eq!((ethereum.poll_interval, ethereum.verify, ethereum.traces), (Duration::from_millis(250), Verify::Roots, true));
     assert_eq!(
         ethereum.token_by_symbol("usdt").unwrap().id(ethereum.id),
@@ -50,6 +52,7 @@ fn every_key_arrives_and_presets_fill_the_rest() {
     assert_eq!(parse(&under_a_key).unwrap().len(), 2);
     let anvil = parse("- {name: anvil, chain_id: 31337, rpc_url: http://127.0.0.1:8545, tokens: }").unwrap();
     assert_eq!((anvil[0].policy, anvil[0].poll_interval), (Policy::Confirmations(3), Duration::from_millis(20)));
+    assert_eq!(anvil[0].max_lag, None, "it mines when it is asked to");
 }
 
 /// Each mistake with the line it is on, and what the message must say.
@@ -64,6 +67,7 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
         ("- name: a\n  rpc_url: http://a\n  confirmations: many".into(), 3, &["confirmations", "expected"]),
         ("- name: a\n  rpc_url: http://a\n  confirmations: 0".into(), 3, &["confirmations", "nonzero"]),
         ("- name: a\n  rpc_url: http://a\n  chain_id: -1".into(), 3, &["chain_id", "expected"]),
+        ("- name: a\n  rpc_url: http://a\n  max_lag_s: 0".into(), 3, &["max_lag_s", "expected"]),
         ("- name: a\n  rpc_url: http://a\n  finality: soon".into(), 3, &["finality", "safe", "finalized"]),
         ("- name: a\n  rpc_url: http://a\n  verify: yes".into(), 3, &["verify", "auto", "roots", "bloom", "off"]),
         ("- name: a\n  rpc_url: ftp://a".into(), 2, &["rpc_url", "expected http"]),

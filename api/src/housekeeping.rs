@@ -1,0 +1,53 @@
+//! What ages is removed, by each instance of the API: every task is safe to run twice, and at the same time elsewhere.
+
+use deadpool_postgres::Pool;
+use runtime::{Failure, db, metrics};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+const EVERY: Duration = Duration::from_secs(60);
+/// Rows a statement: short locks, and a vacuum that keeps up.
+const AT_ONCE: i64 = 1000;
+
+/// Rows that are removed when they have an age. Rows that another instance is removing are skipped.
+struct Aging {
+    table: &'static str,
+    /// Removes at most $1 rows.
+    sql: &'static str,
+}
+
+const AGING: &[Aging] = &[Aging {
+    table: "idempotency_keys",
+    sql: "DELETE FROM idempotency_keys WHERE (merchant_id, key) IN (
+              SELECT merchant_id, key FROM idempotency_keys WHERE created_at < now() - interval '24 hours'
+              ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
+}];
+
+/// Runs until `stop`.
+pub async fn run(pool: Pool, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        for aging in AGING {
+            if let Err(failure) = remove(&pool, aging, &stop).await {
+                tracing::warn!("removing old rows of {}: {failure}", aging.table);
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+async fn remove(pool: &Pool, Aging { table, sql }: &Aging, stop: &CancellationToken) -> Result<(), Failure> {
+    while !stop.is_cancelled() {
+        // A connection for each statement: requests come first.
+        let client = pool.get().await.map_err(db::unavailable)?;
+        let statement = client.prepare_cached(sql).await.map_err(db::failure)?;
+        let removed = client.execute(&statement, &[&AT_ONCE]).await.map_err(db::failure)?;
+        metrics::ROWS_AGED.counter(&[("table", table)]).increment(removed);
+        if i64::try_from(removed).is_ok_and(|removed| removed < AT_ONCE) {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -7,7 +7,7 @@
 use crate::halt;
 use crate::pipeline::Pipeline;
 use crate::records::{Change, Settled, records, restore};
-use crate::role::{reach, send_block};
+use crate::role::{Outgoing, reach};
 use crate::window::{DEPTH, Window};
 use anyhow::{Context as _, anyhow, bail, ensure};
 use chain::{BlockId, Chain, Chains, Head, Rpc, Tag, fetch_head, fetch_tag};
@@ -185,15 +185,17 @@ impl<'a> Backfill<'a> {
             return Ok(());
         }
         let (mut next, mut logs) = (self.next, 0_usize);
-        let transaction = self.producer.begin()?;
         let count = changes.len();
+        let mut outgoing = Outgoing::default();
         for change in changes {
             let (block, of_block) = records(self.chain.id, 0, change, Settled::default());
             next = block.number + 1;
             logs += of_block.logs.len();
-            send_block(&transaction, self.kafka, &block, &of_block)?;
+            outgoing.block(self.kafka, &block, &of_block);
         }
         let offset = i64::try_from(next).map_err(|_| Failure::Halt(anyhow!("block number {next} is no offset")))?;
+        let transaction = self.producer.begin()?;
+        outgoing.send(&transaction, self.chain.id)?;
         transaction.send_offsets(&[(Topic::Blocks, 0, offset)], &self.group)?;
         transaction.commit()?;
         self.next = next;

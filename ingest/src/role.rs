@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use topics::wire::{BlockRecord, LogsRecord};
-use topics::{Message as _, Topic};
+use topics::{ChainId, Topic};
 
 pub const STAGE: &str = "ingest";
 
@@ -140,10 +140,23 @@ fn publish(
     }
 }
 
-/// Sends the two records of a block.
-pub fn send_block(transaction: &Transaction<'_>, kafka: &Kafka, block: &BlockRecord, logs: &LogsRecord) -> Result<(), Failure> {
-    transaction.send(Topic::Blocks, &block.key(), &kafka.encode(block))?;
-    transaction.send(Topic::Logs, &logs.key(), &kafka.encode(logs))
+/// The records of a batch, as bytes. They are all made before the first is sent: so the producer has them at once and sends them
+/// together. (While a request is under way, librdkafka's thread waits busily for its turn to send what came too late for it.)
+#[derive(Default)]
+pub struct Outgoing(Vec<(Topic, Vec<u8>)>);
+
+impl Outgoing {
+    /// Adds the two records of a block.
+    pub fn block(&mut self, kafka: &Kafka, block: &BlockRecord, logs: &LogsRecord) {
+        self.0.push((Topic::Blocks, kafka.encode(block)));
+        self.0.push((Topic::Logs, kafka.encode(logs)));
+    }
+
+    /// Sends all, under the chain's key.
+    pub fn send(&self, transaction: &Transaction<'_>, chain: ChainId) -> Result<(), Failure> {
+        let key = chain.to_string();
+        self.0.iter().try_for_each(|(topic, record)| transaction.send(*topic, &key, record))
+    }
 }
 
 /// Sends a batch with its cursor in one transaction, and gives the sequence of its last record.
@@ -156,9 +169,8 @@ fn send(
     window: &Window,
 ) -> Result<u64, Failure> {
     let started = Instant::now();
-    let key = chain.id.to_string();
     let (mut added, mut removed, mut logs) = (0, 0, 0);
-    let transaction = producer.begin()?;
+    let mut outgoing = Outgoing::default();
     for change in batch.changes {
         match &change {
             Change::Added(block) => {
@@ -170,9 +182,11 @@ fn send(
         }
         sequence += 1;
         let (block, of_block) = records(chain.id, sequence, change, batch.settled);
-        send_block(&transaction, kafka, &block, &of_block)?;
+        outgoing.block(kafka, &block, &of_block);
     }
-    transaction.send(Topic::Cursors, &key, &kafka.encode(&cursor(chain.id, sequence, window)))?;
+    outgoing.0.push((Topic::Cursors, kafka.encode(&cursor(chain.id, sequence, window))));
+    let transaction = producer.begin()?;
+    outgoing.send(&transaction, chain.id)?;
     transaction.commit()?;
 
     let labels = [("chain", chain.name.as_str())];

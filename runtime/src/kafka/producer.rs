@@ -23,7 +23,8 @@ fn common(config: &mut ClientConfig) -> &mut ClientConfig {
         // The Java client's partitioner, so that a key is found where any client looks for it.
         .set("partitioner", "murmur2_random")
         .set("queue.buffering.max.kbytes", (256 * 1024).to_string())
-        .set("batch.size", (1024 * 1024).to_string())
+        // All that a transaction has for a partition goes in one request.
+        .set("batch.size", (16 * 1024 * 1024).to_string())
 }
 
 /// A producer whose records appear together with offsets, or not at all.

@@ -2,6 +2,7 @@
 
 use crate::config::Chain;
 use crate::fetch::{BlockId, Reading, fetch_block, fetch_head};
+use crate::heads::{self, HeadsError};
 use crate::proof::{Part, Proof};
 use crate::rpc::{Probe, Rpc};
 
@@ -12,6 +13,24 @@ pub struct Trial {
     pub probe: Probe,
     /// What of a recent block its answers prove, or why they are of no use.
     pub verdict: Result<String, String>,
+}
+
+/// What came of trying one websocket.
+#[derive(Debug)]
+pub struct Hearing {
+    /// Host and port.
+    pub endpoint: String,
+    /// The number of its newest block, if it takes a subscription to new heads.
+    pub verdict: Result<u64, HeadsError>,
+}
+
+/// Subscribes to new heads at each websocket of a chain.
+pub async fn check_websockets(chain: &Chain) -> Vec<Hearing> {
+    let hearings = chain
+        .ws_urls
+        .iter()
+        .map(|url| async { Hearing { endpoint: url.host().to_owned(), verdict: heads::subscribe_once(url, chain.id).await } });
+    futures::future::join_all(hearings).await
 }
 
 /// Asks each endpoint of a chain what it can do, and has it prove a recent block by itself.

@@ -4,13 +4,20 @@ use crate::pipeline::Pipeline;
 use crate::reconcile::{Step, TooDeep, reconcile};
 use crate::records::{Change, Settled};
 use crate::window::Window;
-use chain::{BlockId, Chain, FetchError, FetchedBlock, Head, Rpc, RpcError, Tag, Witnesses, fetch_head, fetch_tag, witnesses};
+use chain::{
+    BlockId, Chain, FetchError, FetchedBlock, Head, Heads, Rpc, RpcError, Tag, Witnesses, fetch_head, fetch_tag, witnesses,
+};
 use runtime::{chain_of, metrics, stage};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// Between two looks at the head that websockets bring about: nodes are not asked more often, however many heads are told.
+const SHORTEST_REST: Duration = Duration::from_millis(50);
+/// Looks at a head that a websocket told and that the node asked over HTTP, which may be another, does not have yet. Then the next
+/// is due with the interval.
+const LOOKS_AGAIN: u32 = 5;
 /// A node that is slow with its tags must not hold blocks up.
 const TAG_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -28,10 +35,19 @@ pub struct Batch {
 pub struct Follower {
     chain: Arc<Chain>,
     rpc: Arc<Rpc>,
+    heads: Heads,
+    awaited: Option<Awaited>,
     window: Window,
     pipeline: Pipeline,
     tagged: Option<(Instant, Tagged)>,
     told: HashSet<String>,
+}
+
+/// A head that a websocket told.
+struct Awaited {
+    number: u64,
+    /// Looks since.
+    looks: u32,
 }
 
 /// Why a step came to nothing.
@@ -48,10 +64,11 @@ enum Trouble {
 }
 
 impl Follower {
-    /// Goes on from `window`; an empty one starts at the chain's `start_block`, or at its head.
-    pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, window: Window) -> Self {
+    /// Goes on from `window`; an empty one starts at the chain's `start_block`, or at its head. It looks at the head once a
+    /// `poll_interval`, and as soon as `heads` has one.
+    pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, window: Window) -> Self {
         let pipeline = Pipeline::new(rpc.clone(), chain.reading());
-        Self { chain, rpc, window, pipeline, tagged: None, told: HashSet::new() }
+        Self { chain, rpc, heads, awaited: None, window, pipeline, tagged: None, told: HashSet::new() }
     }
 
     /// The window with all that [`next`](Self::next) gave so far.
@@ -70,7 +87,7 @@ impl Follower {
             match self.step().await {
                 Ok(changes) if changes.is_empty() => {
                     delays = stage::delays(LONGEST_DELAY);
-                    tokio::time::sleep(self.chain.poll_interval).await;
+                    self.rest().await;
                 }
                 Ok(changes) => {
                     let settled = self.tagged.map(|(_, tagged)| tagged.settled()).unwrap_or_default();
@@ -90,6 +107,29 @@ impl Follower {
                     tokio::time::sleep(delay).await;
                 }
             }
+        }
+    }
+
+    /// Waits for the next look at the head.
+    async fn rest(&mut self) {
+        let tip = self.window.tip().map(|tip| tip.number);
+        let interval = self.chain.poll_interval;
+        let longest = match &mut self.awaited {
+            Some(Awaited { number, looks }) if tip.is_none_or(|tip| tip < *number) && *looks < LOOKS_AGAIN => {
+                let soon = SHORTEST_REST * 2_u32.pow(*looks);
+                *looks += 1;
+                interval.min(soon)
+            }
+            _ => interval,
+        };
+        let earliest = tokio::time::Instant::now() + SHORTEST_REST;
+        let told = async {
+            let number = self.heads.next().await;
+            tokio::time::sleep_until(earliest).await;
+            number
+        };
+        if let Ok(number) = tokio::time::timeout(longest, told).await {
+            self.awaited = number.map(|number| Awaited { number, looks: 0 });
         }
     }
 

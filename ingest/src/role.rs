@@ -5,7 +5,7 @@ use crate::halt::{self, Halted};
 use crate::records::{Change, cursor, records, restore};
 use crate::window::Window;
 use anyhow::Context as _;
-use chain::{Chain, Chains, Probe, Rpc};
+use chain::{Chain, Chains, Heads, Probe, Rpc};
 use runtime::kafka::{Kafka, Transaction, TransactionalProducer};
 use runtime::{Failure, Settings, metrics, stage};
 use std::sync::Arc;
@@ -35,7 +35,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let mut tasks = JoinSet::new();
     for (chain, rpc) in followed {
         tasks.spawn(tell_endpoints(chain.clone(), rpc.clone(), stop.clone()));
-        tasks.spawn(follow(kafka.clone(), chain, rpc, stop.clone()));
+        let heads = Heads::of(&chain);
+        tasks.spawn(follow(kafka.clone(), chain, rpc, heads, stop.clone()));
     }
     while let Some(ended) = tasks.join_next().await {
         ended.context("a chain's task panicked")?;
@@ -68,15 +69,15 @@ async fn tell_endpoints(chain: Arc<Chain>, rpc: Arc<Rpc>, stop: CancellationToke
     }
 }
 
-async fn follow(kafka: Kafka, chain: Arc<Chain>, rpc: Arc<Rpc>, stop: CancellationToken) {
+async fn follow(kafka: Kafka, chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, stop: CancellationToken) {
     let halted = metrics::CHAIN_HALTED.gauge(&[("chain", &chain.name)]);
     let handle = Handle::current();
     // A stage's name lives as long as the process; there is one a chain.
     let name: &'static str = format!("{STAGE}-{}", chain.name).leak();
     while !stop.is_cancelled() {
         halted.set(0.0);
-        let (handle, to, followed, rpc) = (handle.clone(), kafka.clone(), chain.clone(), rpc.clone());
-        let outcome = stage::run(name, stop.clone(), move |stop| publish(&handle, &to, &followed, &rpc, stop)).await;
+        let (handle, to, followed, rpc, heads) = (handle.clone(), kafka.clone(), chain.clone(), rpc.clone(), heads.clone());
+        let outcome = stage::run(name, stop.clone(), move |stop| publish(&handle, &to, &followed, &rpc, &heads, stop)).await;
         let Err(error) = outcome else { return };
         halted.set(1.0);
         tracing::error!(chain = chain.name, "halted, a person must look at it: {error:#}");
@@ -101,6 +102,7 @@ fn publish(
     kafka: &Kafka,
     chain: &Arc<Chain>,
     rpc: &Arc<Rpc>,
+    heads: &Heads,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", chain.id))?;
@@ -118,7 +120,7 @@ fn publish(
             chain.start_block.map_or("the head".into(), |n| n.to_string())
         ),
     }
-    let mut follower = Follower::new(chain.clone(), rpc.clone(), window);
+    let mut follower = Follower::new(chain.clone(), rpc.clone(), heads.clone(), window);
     loop {
         let next = handle.block_on(async {
             tokio::select! {

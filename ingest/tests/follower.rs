@@ -5,7 +5,7 @@
 
 mod node;
 
-use chain::{Chain, Chains, ConfigError, Policy, Rpc, RpcError};
+use chain::{Chain, Chains, ConfigError, Heads, Policy, Rpc, RpcError};
 use ingest::records::Change;
 use ingest::{Follower, Window};
 use node::{Fault, Node, Recorded, recorded};
@@ -44,7 +44,7 @@ struct Consumer {
 
 impl Consumer {
     fn new(chain: &Arc<Chain>) -> Self {
-        let follower = Follower::new(chain.clone(), Arc::new(Rpc::of(chain)), Window::default());
+        let follower = Follower::new(chain.clone(), Arc::new(Rpc::of(chain)), Heads::of(chain), Window::default());
         Self { follower, stack: vec![], added: 0, removed: vec![], logs: 0 }
     }
 

@@ -58,6 +58,8 @@ metrics_list! {
     RPC_LATENCY = Histogram "rpc_latency_seconds" ["chain", "endpoint"] "How long a node took to answer.";
     RPC_STATE = Gauge "rpc_endpoint_state" ["chain", "endpoint"] "The node's circuit: 0 closed, 1 half open, 2 open.";
     RPC_HEAD = Gauge "rpc_endpoint_head_block" ["chain", "endpoint"] "Number of the newest block that the node told.";
+    WS_CONNECTED = Gauge "ws_endpoint_connected" ["chain", "endpoint"] "1 while a websocket is subscribed to new heads.";
+    WS_HEADS = Counter "ws_heads_total" ["chain", "endpoint"] "New heads that a websocket told.";
     WATCHED_ADDRESSES = Gauge "watched_addresses" [] "Addresses in the detector's set.";
     MATCHED_LOGS = Counter "matched_logs_total" [] "Logs that the detector looked at.";
     MATCHED_TRANSFERS = Counter "matched_transfers_total" ["source"] "Transfers to issued addresses.";

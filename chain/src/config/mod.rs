@@ -27,7 +27,7 @@ pub struct Chain {
     pub id: ChainId,
     /// HTTP endpoints in order of preference; never empty.
     pub rpc_urls: Vec<NodeUrl>,
-    /// Websocket endpoints for new heads. Not used yet: polling alone finds every block.
+    /// Websocket endpoints that tell of new heads at once. May be empty: polling alone finds every block.
     pub ws_urls: Vec<NodeUrl>,
     /// A proof-of-authority chain. Blocks are read the same; for tools that sign.
     pub poa: bool,

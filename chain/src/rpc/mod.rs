@@ -16,6 +16,7 @@ use backon::BackoffBuilder as _;
 pub(crate) use endpoint::Batch;
 pub use endpoint::Endpoint;
 pub use error::RpcError;
+pub(crate) use error::excerpt;
 pub use probe::{Probe, table};
 use serde_json::json;
 use std::fmt::Display;

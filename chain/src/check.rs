@@ -1,9 +1,9 @@
 //! Trying a chain's endpoints before money depends on them.
 
 use crate::config::Chain;
-use crate::fetch::{BlockId, Reading, fetch_block, fetch_head};
+use crate::fetch::{BlockId, FetchedBlock, Reading, fetch_block, fetch_head};
 use crate::heads::{self, HeadsError};
-use crate::proof::{Part, Proof};
+use crate::proof::Part;
 use crate::rpc::{Probe, Rpc};
 
 /// What came of trying one endpoint.
@@ -51,18 +51,24 @@ async fn prove_one(rpc: &Rpc, reading: Reading) -> Result<String, String> {
     let told = |error: &dyn std::error::Error| runtime::chain_of(error);
     let head = fetch_head(rpc, None).await.map_err(|e| told(&e))?.ok_or("it has no block yet")?;
     match fetch_block(rpc, reading, BlockId::Hash(head.hash)).await.map_err(|e| told(&e))? {
-        Some(fetched) => Ok(said(&fetched.proof)),
+        Some(fetched) => Ok(said(&fetched)),
         // Its head may be gone a moment later; then it is no worse than others.
         None => Err(format!("its head {} is gone, or has no receipts yet", head.number)),
     }
 }
 
-fn said(proof: &Proof) -> String {
+fn said(fetched: &FetchedBlock) -> String {
+    let FetchedBlock { block, proof, .. } = fetched;
+    // Of a block with nothing in it little is to be proven.
+    let block = match block.transactions.len() {
+        1 => format!("block {}, of 1 transaction,", block.number),
+        count => format!("block {}, of {count} transactions,", block.number),
+    };
     let gaps: Vec<&str> = proof.gaps().collect();
     match (&proof.receipts, gaps.as_slice()) {
-        (_, []) => "proven by roots".to_owned(),
-        (Part::Root, gaps) => format!("receipts proven by root, not: {}", gaps.join("; ")),
-        (Part::Bloom(_), gaps) => format!("logs proven by bloom, not by root: {}", gaps.join("; ")),
-        (Part::Unproven(_), gaps) => format!("believed: {}", gaps.join("; ")),
+        (_, []) => format!("{block} is proven by roots"),
+        (Part::Root, gaps) => format!("{block} has receipts that are proven by root; not proven: {}", gaps.join("; ")),
+        (Part::Bloom(_), gaps) => format!("{block} has logs that are proven by bloom; not by root: {}", gaps.join("; ")),
+        (Part::Unproven(_), gaps) => format!("{block} is believed: {}", gaps.join("; ")),
     }
 }

@@ -1,7 +1,7 @@
 //! Commands about chains: trying their endpoints, bringing their past, letting them go on.
 
 use anyhow::{Context as _, bail};
-use chain::{Chains, Probe, Trial};
+use chain::{Chain, Chains, HeadsError, Hearing, LAGS, Probe, Trial};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ingest::Request;
 use runtime::Settings;
@@ -14,7 +14,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// Tries every endpoint and prints what it can do and what it proves; URLs, which carry keys, are not shown.
 ///
 /// # Errors
-/// When a chain has no endpoint that can be used, or one of another chain.
+/// When a chain has no endpoint that can be used, or an endpoint or a websocket of another chain.
 pub async fn check(settings: Settings, only: Option<&str>) -> anyhow::Result<()> {
     let chains = Chains::load(&settings.chains_file)?.resolve().await?;
     if let Some(name) = only {
@@ -22,28 +22,49 @@ pub async fn check(settings: Settings, only: Option<&str>) -> anyhow::Result<()>
     }
     let mut wrong = Vec::new();
     for chain in chains.iter().filter(|chain| only.is_none_or(|name| chain.name == name)) {
-        let trials = chain::check(chain).await;
-        let newest = trials.iter().filter_map(|trial| trial.probe.head).max();
-        let mut rows = vec![Probe::columns()];
-        rows.extend(trials.iter().map(|trial| trial.probe.cells(newest)));
-        println!("{} (chain id {})", chain.name, chain.id);
-        print!("{}", chain::table(&rows));
-        for Trial { probe, verdict } in &trials {
-            match verdict {
-                Ok(proof) => println!("  {}: usable, {proof}", probe.endpoint),
-                Err(cause) => println!("  {}: not usable: {cause}", probe.endpoint),
-            }
-        }
-        let usable = trials.iter().filter(|trial| trial.verdict.is_ok()).count();
-        println!("{}: {usable} of {} endpoints usable\n", chain.name, trials.len());
-        if usable == 0 {
+        let (trials, hearings) = tokio::join!(chain::check(chain), chain::check_websockets(chain));
+        print(chain, &trials, &hearings);
+        if trials.iter().all(|trial| trial.verdict.is_err()) {
             wrong.push(format!("{} has no usable endpoint", chain.name));
         }
+        // Neither would be listened to; but whoever wrote it there meant something else.
         let others = trials.iter().filter(|trial| trial.probe.chain_id.is_some_and(|id| id != chain.id));
-        wrong.extend(others.map(|trial| format!("{} of {} is of another chain", trial.probe.endpoint, chain.name)));
+        let endpoints = others.map(|trial| format!("{} of {} is of another chain", trial.probe.endpoint, chain.name));
+        let others = hearings.iter().filter(|hearing| matches!(hearing.verdict, Err(HeadsError::WrongChain { .. })));
+        let sockets = others.map(|hearing| format!("websocket {} of {} is of another chain", hearing.endpoint, chain.name));
+        wrong.extend(endpoints.chain(sockets));
     }
     anyhow::ensure!(wrong.is_empty(), "{}", wrong.join("; "));
     Ok(())
+}
+
+fn print(chain: &Chain, trials: &[Trial], hearings: &[Hearing]) {
+    let newest = trials.iter().filter_map(|trial| trial.probe.head).max();
+    let mut rows = vec![Probe::columns()];
+    rows.extend(trials.iter().map(|trial| trial.probe.cells(newest)));
+    println!("{} (chain id {})", chain.name, chain.id);
+    print!("{}", chain::table(&rows));
+    for Trial { probe, verdict } in trials {
+        let lag = probe.lag(newest).filter(|lag| *lag > LAGS);
+        let behind = lag.map(|lag| format!(", but {lag} blocks behind the newest, so asked last")).unwrap_or_default();
+        match verdict {
+            Ok(proof) => println!("  {}: usable{behind}; {proof}", probe.endpoint),
+            Err(cause) => println!("  {}: not usable: {cause}", probe.endpoint),
+        }
+    }
+    for Hearing { endpoint, verdict } in hearings {
+        match verdict {
+            Ok(head) => println!("  websocket {endpoint}: usable; tells new heads, and is at block {head}"),
+            Err(cause) => println!("  websocket {endpoint}: not usable: {}", runtime::chain_of(cause)),
+        }
+    }
+    let usable = trials.iter().filter(|trial| trial.verdict.is_ok()).count();
+    let heard = hearings.iter().filter(|hearing| hearing.verdict.is_ok()).count();
+    let sockets = match hearings.len() {
+        0 => format!("no websocket, so a new block is seen within {:?}", chain.poll_interval),
+        all => format!("{heard} of {all} websockets usable"),
+    };
+    println!("{}: {usable} of {} endpoints usable, {sockets}\n", chain.name, trials.len());
 }
 
 /// Brings a past range, with a progress bar on a terminal and a line now and then elsewhere.

@@ -14,6 +14,7 @@ pub mod replay;
 mod rig;
 mod session;
 mod stack;
+mod tunnel;
 
 pub use client::{Api, Payment};
 pub use faults::Fault;
@@ -25,12 +26,13 @@ pub use proxy::{Extent, Lacks, Proxy};
 pub use rig::{Rig, write_chains};
 pub use session::Session;
 pub use stack::{Stack, root};
+pub use tunnel::Tunnel;
 
 use anyhow::{Context as _, Result};
 use runtime::{Kafka, Settings};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 /// The first account of BIP-39's test mnemonic `abandon … about`, so that a sweep of a demo is possible by anyone.
@@ -115,8 +117,7 @@ impl Lab {
     /// # Errors
     /// When it fails; its standard error is in the message.
     pub fn ctrip(&self, arguments: &[&str]) -> Result<String> {
-        let output =
-            Command::new(&self.binary).args(arguments).env_remove("RUST_LOG").envs(&self.env).output().context("ctrip")?;
+        let output = self.output(arguments)?;
         anyhow::ensure!(
             output.status.success(),
             "ctrip {}: {}: {}",
@@ -125,6 +126,14 @@ impl Lab {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+    }
+
+    /// Runs `ctrip` to its end, however that is.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn output(&self, arguments: &[&str]) -> Result<Output> {
+        Command::new(&self.binary).args(arguments).env_remove("RUST_LOG").envs(&self.env).output().context("ctrip")
     }
 
     /// Starts a role, or `up`. Its log is in the laboratory's folder.

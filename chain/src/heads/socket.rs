@@ -33,8 +33,9 @@ const BLOCK_NUMBER: &str = "eth_blockNumber";
 #[derive(Debug, thiserror::Error)]
 pub enum HeadsError {
     /// It could not be reached, speaks no websocket, or broke off.
-    #[error("the connection failed")]
-    Connection(#[source] Box<tungstenite::Error>),
+    // Its text has that of its source in it.
+    #[error("the connection failed: {0}")]
+    Connection(Box<tungstenite::Error>),
     /// The URL can't be used.
     #[error("not a websocket URL that can be used")]
     Url,

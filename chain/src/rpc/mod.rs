@@ -17,6 +17,7 @@ pub(crate) use endpoint::Batch;
 pub use endpoint::Endpoint;
 pub use error::RpcError;
 pub(crate) use error::excerpt;
+pub use health::LAGS;
 pub use probe::{Probe, table};
 use serde_json::json;
 use std::fmt::Display;

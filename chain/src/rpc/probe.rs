@@ -120,6 +120,11 @@ pub fn table(rows: &[Vec<String>]) -> String {
 }
 
 impl Probe {
+    /// Blocks behind the newest head of all endpoints.
+    pub fn lag(&self, newest: Option<u64>) -> Option<u64> {
+        self.head.zip(newest).map(|(head, newest)| newest.saturating_sub(head))
+    }
+
     /// The names of [`cells`](Self::cells).
     pub fn columns() -> Vec<String> {
         ["endpoint", "chain", "head", "lag", "ms", "receipts", "batches", "safe", "finalized", "traces", "client"]
@@ -130,15 +135,17 @@ impl Probe {
     /// The probe as a row of a table; `newest` is the newest head of all endpoints.
     pub fn cells(&self, newest: Option<u64>) -> Vec<String> {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        let lag = self.head.zip(newest).map(|(head, newest)| newest.saturating_sub(head).to_string());
+        let lag = self.lag(newest).map(|lag| lag.to_string());
+        // Who does not answer has not shown that it lacks anything.
+        let known = |text: &str| if self.head.is_some() { text } else { "-" }.to_owned();
         vec![
             self.endpoint.clone(),
             or_dash(self.chain_id.map(|id| id.to_string())),
             or_dash(self.head.map(|head| head.to_string())),
             or_dash(lag),
             or_dash(self.latency_ms.map(|ms| ms.to_string())),
-            if self.block_receipts { "by block" } else { "by transaction" }.to_owned(),
-            if self.batches { "yes" } else { "no" }.to_owned(),
+            known(if self.block_receipts { "by block" } else { "by transaction" }),
+            known(if self.batches { "yes" } else { "no" }),
             or_dash(self.safe.map(|number| number.to_string())),
             or_dash(self.finalized.map(|number| number.to_string())),
             or_dash(self.tracer.map(str::to_owned)),

@@ -253,21 +253,26 @@ pub async fn fetch_block(rpc: &Rpc, reading: Reading, id: BlockId) -> Result<Opt
 /// # Errors
 /// When no endpoint answered.
 pub async fn fetch_head(rpc: &Rpc, id: Option<BlockId>) -> Result<Option<Head>, RpcError> {
+    let Some(id) = id else { return Ok(fetch_newest(rpc).await?.map(|(_, head)| head)) };
     rpc.attempt(|endpoint| async move {
-        match id {
-            None => {
-                let head: Option<Head> = endpoint.request("eth_getBlockByNumber", json!(["latest", false])).await?;
-                if let Some(head) = &head {
-                    endpoint.saw_head(head.number);
-                }
-                rpc.look_around(&endpoint);
-                Ok(head)
-            }
-            Some(id) => {
-                let (method, params) = block_call(id, false);
-                endpoint.request(method, params).await
-            }
+        let (method, params) = block_call(id, false);
+        endpoint.request(method, params).await
+    })
+    .await
+}
+
+/// The head of the chain, with the endpoint that told it.
+///
+/// # Errors
+/// When no endpoint answered.
+pub async fn fetch_newest(rpc: &Rpc) -> Result<Option<(Arc<Endpoint>, Head)>, RpcError> {
+    rpc.attempt(|endpoint| async move {
+        let head: Option<Head> = endpoint.request("eth_getBlockByNumber", json!(["latest", false])).await?;
+        if let Some(head) = &head {
+            endpoint.saw_head(head.number);
         }
+        rpc.look_around(&endpoint);
+        Ok(head.map(|head| (endpoint, head)))
     })
     .await
 }
@@ -323,7 +328,11 @@ async fn fetch_from(endpoint: &Endpoint, reading: Reading, id: BlockId) -> Resul
         _ => {}
     }
     let by_hash = matches!(id, BlockId::Hash(_));
-    let moved = |receipts: &[Receipt]| receipts.iter().any(|receipt| receipt.block_hash.is_some_and(|hash| hash != block.hash));
+    let moved = |receipts: &[Receipt]| {
+        // An empty block took its place, or another one.
+        receipts.is_empty() && !block.transactions.is_empty()
+            || receipts.iter().any(|receipt| receipt.block_hash.is_some_and(|hash| hash != block.hash))
+    };
     let receipts = match receipts {
         // The chain has moved on between two answers: nobody's fault, and by hash it can't.
         Ok(Some(receipts)) if !by_hash && moved(&receipts) => get_receipts(endpoint, BlockId::Hash(block.hash)).await,

@@ -24,8 +24,8 @@ pub use check::{Hearing, Trial, check, check_websockets};
 pub use config::{COIN_DECIMALS, Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, Tier, Token, Verify};
 pub use credit::{Credit, CreditSource};
 pub use fetch::{
-    BlockId, FetchError, FetchedBlock, PlacedLog, Reading, Receipts, Status, Witnesses, fetch_block, fetch_head, fetch_tag,
-    witnesses,
+    BlockId, FetchError, FetchedBlock, PlacedLog, Reading, Receipts, Status, Witnesses, fetch_block, fetch_head, fetch_newest,
+    fetch_tag, witnesses,
 };
 pub use heads::{Heads, HeadsError, Patience};
 pub use proof::{Part, Proof, Unproven, prove};

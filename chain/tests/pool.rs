@@ -204,7 +204,8 @@ async fn a_lie_opens_the_circuit_and_the_next_endpoint_answers() {
     for number in 17_686_110..=17_686_112 {
         assert!(fetch_block(&rpc, ROOTS, BlockId::Number(number)).await.unwrap().is_some());
     }
-    assert_eq!(liar.asked("eth_getBlockReceipts"), 1, "it was asked again while its circuit was open");
+    // By number, and by hash in case that an empty block had taken the other's place.
+    assert_eq!(liar.asked("eth_getBlockReceipts"), 2, "it was asked again while its circuit was open");
     assert!(!rpc.endpoints()[0].works() && rpc.endpoints()[1].works());
 }
 
@@ -336,6 +337,26 @@ async fn who_has_a_block_and_who_has_another_is_told_apart() {
     let silent = Node::start(true, |_, _| Ok(Value::Null)).await;
     let found = witnesses(&pool(&[&node, &other, &silent]), 17_686_112, head_hash(&lines)).await;
     assert_eq!((found.with.len(), found.against.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_block_that_an_empty_one_replaces_between_two_calls_is_nobodys_lie() {
+    let (lines, answer) = recorded(ETHEREUM);
+    let number = u64::from_str_radix(lines[1]["block"]["number"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
+    for still_has_it in [true, false] {
+        let answer = answer.clone();
+        let node = Node::start(true, move |method, params| match (method, params[0].as_str()) {
+            // By number they are of the empty block; by hash the old one may still be known.
+            ("eth_getBlockReceipts", Some(id)) if id.len() < 66 => Ok(json!([])),
+            ("eth_getBlockReceipts", _) if !still_has_it => Ok(Value::Null),
+            _ => answer(method, params),
+        })
+        .await;
+        let rpc = pool(&[&node]);
+        let fetched = fetch_block(&rpc, AUTO, BlockId::Number(number)).await.unwrap();
+        assert_eq!(fetched.is_some(), still_has_it);
+        assert!(rpc.endpoints()[0].works(), "an honest endpoint was blamed");
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ use crate::reconcile::{Step, TooDeep, reconcile};
 use crate::records::{Change, Settled};
 use crate::window::Window;
 use chain::{
-    BlockId, Chain, FetchError, FetchedBlock, Head, Heads, Rpc, RpcError, Tag, Witnesses, fetch_head, fetch_tag, witnesses,
+    BlockId, Chain, Endpoint, FetchError, FetchedBlock, Head, Heads, Rpc, RpcError, Tag, Witnesses, fetch_head, fetch_newest,
+    fetch_tag, witnesses,
 };
 use runtime::{chain_of, metrics, stage};
 use std::collections::HashSet;
@@ -18,6 +19,8 @@ const SHORTEST_REST: Duration = Duration::from_millis(50);
 /// Looks at a head that a websocket told and that the node asked over HTTP, which may be another, does not have yet. Then the next
 /// is due with the interval.
 const LOOKS_AGAIN: u32 = 5;
+/// Looks in a row at heads that were not to be had, from which on others are asked first.
+const OFTEN_IN_VAIN: u32 = 3;
 /// A node that is slow with its tags must not hold blocks up.
 const TAG_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -37,13 +40,15 @@ pub struct Follower {
     rpc: Arc<Rpc>,
     heads: Heads,
     awaited: Option<Awaited>,
+    /// Looks in a row that showed a head which was not to be had.
+    in_vain: u32,
     window: Window,
     pipeline: Pipeline,
     tagged: Option<(Instant, Tagged)>,
     told: HashSet<String>,
 }
 
-/// A head that a websocket told.
+/// A head that somebody told.
 struct Awaited {
     number: u64,
     /// Looks since.
@@ -68,7 +73,7 @@ impl Follower {
     /// `poll_interval`, and as soon as `heads` has one.
     pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, window: Window) -> Self {
         let pipeline = Pipeline::new(rpc.clone(), chain.reading());
-        Self { chain, rpc, heads, awaited: None, window, pipeline, tagged: None, told: HashSet::new() }
+        Self { chain, rpc, heads, awaited: None, in_vain: 0, window, pipeline, tagged: None, told: HashSet::new() }
     }
 
     /// The window with all that [`next`](Self::next) gave so far.
@@ -146,10 +151,40 @@ impl Follower {
     }
 
     async fn step(&mut self) -> Result<Vec<Change>, Trouble> {
-        if self.pipeline.is_empty() {
-            let Some(head) = fetch_head(&self.rpc, None).await? else { return Ok(Vec::new()) };
-            self.look(head).await?;
+        if !self.pipeline.is_empty() {
+            return self.bring().await;
         }
+        let Some((endpoint, head)) = fetch_newest(&self.rpc).await? else { return Ok(Vec::new()) };
+        let outcome = match self.look(head).await {
+            Ok(()) => self.bring().await,
+            Err(trouble) => Err(trouble),
+        };
+        let in_vain = match &outcome {
+            Ok(changes) => changes.is_empty() && reconcile(&self.window, &[head]) != Step::Known,
+            Err(trouble) => matches!(trouble, Trouble::NoParent { .. }),
+        };
+        self.weigh(&endpoint, head, in_vain);
+        outcome
+    }
+
+    /// A head that is nowhere to be had, time and again, would keep us from those that others have.
+    fn weigh(&mut self, endpoint: &Endpoint, head: Head, in_vain: bool) {
+        self.in_vain = if in_vain { self.in_vain + 1 } else { 0 };
+        if self.in_vain == OFTEN_IN_VAIN {
+            let (chain, number) = (&self.chain.name, head.number);
+            tracing::warn!(
+                chain,
+                endpoint = endpoint.host(),
+                "told of block {number}, and no endpoint has it; asking others first"
+            );
+            endpoint.withheld();
+            self.in_vain = 0;
+            self.awaited = Some(Awaited { number, looks: 0 });
+        }
+    }
+
+    /// What the pipeline has.
+    async fn bring(&mut self) -> Result<Vec<Change>, Trouble> {
         if self.pipeline.is_empty() {
             return Ok(Vec::new());
         }

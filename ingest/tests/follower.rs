@@ -198,6 +198,28 @@ async fn a_second_endpoint_takes_over_and_the_first_is_left_alone_for_a_while() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_preferred_endpoint_that_tells_of_heads_it_does_not_have_holds_nothing_up() {
+    let blocks = recorded(ETHEREUM);
+    let nobody = format!("0x{}", "24".repeat(32));
+    // On our tip, at its height, of a parent that nobody has, and far above all others.
+    let heads =
+        [(17_686_111, &blocks[0].hash), (17_686_110, &blocks[0].parent), (17_686_111, &nobody), (99_999_999, &blocks[0].hash)];
+    for (number, parent) in heads {
+        let (ahead, sound) = (Node::start(1, true).await, Node::start(1, true).await);
+        for node in [&ahead, &sound] {
+            node.set(&blocks[..1]);
+        }
+        let chain = chain(1, &[&ahead, &sound], 17_686_110).await;
+        let mut consumer = Consumer::new(&chain);
+        consumer.until(&blocks[0]).await;
+        ahead.announce(number, parent);
+        sound.set(&blocks);
+        consumer.until(&blocks[2]).await;
+        consumer.is_at(&blocks);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endpoint_of_another_chain_is_refused_and_never_listened_to() {
     let blocks = recorded(ETHEREUM);
     let (other, sound) = (Node::start(137, true).await, Node::start(1, true).await);

@@ -254,6 +254,11 @@ impl Endpoint {
         self.change(|health| health.lied(Instant::now(), jitter()));
     }
 
+    /// It told of heads that neither it nor any other had when they were asked for.
+    pub fn withheld(&self) {
+        locked(&self.health, |health| health.withheld(Instant::now()));
+    }
+
     pub(crate) fn saw_head(&self, number: u64) {
         locked(&self.health, |health| health.saw_head(number));
         #[expect(clippy::cast_precision_loss, reason = "block numbers are far below 2^52")]

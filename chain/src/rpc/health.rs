@@ -1,8 +1,8 @@
 //! How an endpoint behaves, and who is asked first. Pure: the time is given.
 //!
 //! The order of `chains.yaml` holds among endpoints that behave alike. Before that, in this order: one whose circuit lets
-//! requests through, one that is not more than [`LAGS`] blocks behind the newest head that anybody told, one that does not
-//! ask us to wait, one that neither fails often nor takes much longer than the fastest.
+//! requests through, one that is not more than [`LAGS`] blocks behind the newest head that anybody told and has the blocks that it
+//! tells of, one that does not ask us to wait, one that neither fails often nor takes much longer than the fastest.
 
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
@@ -15,6 +15,8 @@ const LONGEST_OPEN: Duration = Duration::from_secs(10);
 const PROBE_FORGOTTEN: Duration = Duration::from_secs(15);
 /// Blocks behind the newest head, from which on an endpoint lags.
 pub const LAGS: u64 = 2;
+/// An endpoint that told of a head and did not have it comes later for so long.
+const DISTRUSTED: Duration = Duration::from_secs(30);
 /// Weight of the newest answer in the running averages.
 const NEWEST: f64 = 0.1;
 /// Of its requests fail, from which on an endpoint comes later.
@@ -56,6 +58,7 @@ pub struct Health {
     latency: Option<f64>,
     errors: f64,
     head: Option<u64>,
+    distrusted: Option<Instant>,
 }
 
 impl Health {
@@ -123,6 +126,20 @@ impl Health {
         self.latency = Some(self.latency.map_or(latest, |average| average + NEWEST * (latest - average)));
     }
 
+    /// It told of heads and did not have them.
+    pub fn withheld(&mut self, now: Instant) {
+        self.distrusted = Some(now + DISTRUSTED);
+    }
+
+    /// What its head is, if that means anything.
+    fn true_head(&self, now: Instant) -> Option<u64> {
+        self.head.filter(|_| !self.is_distrusted(now))
+    }
+
+    fn is_distrusted(&self, now: Instant) -> bool {
+        self.distrusted.is_some_and(|until| now < until)
+    }
+
     /// It told of this head. A smaller number than before is its head all the same.
     pub fn saw_head(&mut self, number: u64) {
         self.head = Some(number);
@@ -140,7 +157,7 @@ pub struct Candidate {
 
 /// The places of the candidates, the one to be asked first at the front.
 pub fn order(candidates: &[Candidate], now: Instant) -> Vec<usize> {
-    let newest = candidates.iter().filter_map(|c| c.health.head).max();
+    let newest = candidates.iter().filter_map(|c| c.health.true_head(now)).max();
     let fastest = candidates.iter().filter_map(|c| c.health.latency).min_by(f64::total_cmp).unwrap_or_default();
     let key = |candidate: &Candidate| {
         let Health { circuit, latency, errors, head, .. } = candidate.health;
@@ -150,7 +167,8 @@ pub fn order(candidates: &[Candidate], now: Instant) -> Vec<usize> {
             Circuit::Open(until) => u8::from(until <= now),
             Circuit::HalfOpen(_) => 0,
         };
-        let lags = head.zip(newest).is_some_and(|(head, newest)| newest.saturating_sub(head) > LAGS);
+        let lags = candidate.health.is_distrusted(now)
+            || head.zip(newest).is_some_and(|(head, newest)| newest.saturating_sub(head) > LAGS);
         let slow = latency.is_some_and(|latency| latency > SLOWER * fastest && latency > fastest + MUCH);
         (Reverse(closed), lags, candidate.waits, errors > FAILS_OFTEN || slow)
     };
@@ -191,6 +209,18 @@ mod tests {
         let mut slow = sound();
         (0..50).for_each(|_| slow.health.answered(Duration::from_secs(1)));
         assert_eq!(order(&[failed, lagging, waiting, slow, sound()], now), [4, 3, 2, 1, 0]);
+    }
+
+    #[test]
+    fn a_head_that_is_not_to_be_had_makes_nobody_else_lag() {
+        let now = Instant::now();
+        let mut ahead = sound();
+        ahead.health.saw_head(1_000_000);
+        assert_eq!(order(&[sound(), ahead], now), [1, 0]);
+        ahead.health.withheld(now);
+        assert_eq!(order(&[ahead, sound()], now), [1, 0]);
+        // Not for ever: it may have been a node behind the same name that was a moment ahead of the others.
+        assert_eq!(order(&[ahead, sound()], now + DISTRUSTED), [0, 1]);
     }
 
     #[test]

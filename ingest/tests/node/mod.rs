@@ -74,6 +74,8 @@ pub struct Script {
     /// How often each fault is still to be shown.
     pub faults: Vec<(Fault, usize)>,
     pub block_receipts: bool,
+    /// A head that it tells of and does not have.
+    pub announces: Option<Value>,
     pub requests: HashMap<String, usize>,
     pub id: u64,
 }
@@ -97,6 +99,14 @@ impl Node {
     /// What the node calls canonical from now on.
     pub fn set(&self, chain: &[Recorded]) {
         self.script.lock().unwrap().chain = chain.to_vec();
+    }
+
+    /// Tells from now on of a head at this height, above `parent`, that nobody has.
+    pub fn announce(&self, number: u64, parent: &str) {
+        let mut head = self.script.lock().unwrap().chain[0].block.clone();
+        (head["number"], head["parentHash"]) = (json!(format!("{number:#x}")), json!(parent));
+        (head["hash"], head["transactions"]) = (json!(format!("0x{}", "42".repeat(32))), json!([]));
+        self.script.lock().unwrap().announces = Some(head);
     }
 
     pub fn fault(&self, fault: Fault, times: usize) {
@@ -188,7 +198,7 @@ impl Script {
         Ok(match method {
             "eth_chainId" => json!(format!("{:#x}", self.id)),
             "eth_getBlockByNumber" => match params[0].as_str().unwrap() {
-                "latest" => shown(self.chain.last()),
+                "latest" => self.announces.clone().unwrap_or_else(|| shown(self.chain.last())),
                 "safe" | "finalized" => return Err((-32000, "safe block not found".to_owned())),
                 number => {
                     let number = u64::from_str_radix(&number[2..], 16).unwrap();

@@ -6,11 +6,14 @@
 mod node;
 
 use chain::{Chain, Chains, ConfigError, Heads, Policy, Rpc, RpcError};
+use futures::{SinkExt as _, StreamExt as _};
 use ingest::records::Change;
 use ingest::{Follower, Window};
 use node::{Fault, Node, Recorded, recorded};
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_tungstenite::tungstenite::Message;
 
 const ETHEREUM: &str = "eth-mainnet-17686110-17686112";
 const POLYGON: &str = "polygon-13522175-13522230";
@@ -217,6 +220,53 @@ async fn a_preferred_endpoint_that_tells_of_heads_it_does_not_have_holds_nothing
         consumer.until(&blocks[2]).await;
         consumer.is_at(&blocks);
     }
+}
+
+/// A websocket that tells of heads without end and without pause; its URL.
+async fn flood() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+        for result in ["0x1", "0x2"] {
+            let request: Value = serde_json::from_str(socket.next().await.unwrap().unwrap().to_text().unwrap()).unwrap();
+            let answer = json!({ "jsonrpc": "2.0", "id": request["id"], "result": result });
+            socket.send(Message::text(answer.to_string())).await.unwrap();
+        }
+        for number in 1_000_000_000_u64.. {
+            let params = json!({ "subscription": "0x2", "result": { "number": format!("{number:#x}") } });
+            let head = json!({ "jsonrpc": "2.0", "method": "eth_subscription", "params": params });
+            if socket.send(Message::text(head.to_string())).await.is_err() {
+                return;
+            }
+        }
+    });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_that_floods_wakes_and_does_not_pass_the_flood_on_to_the_node() {
+    const SPAN: Duration = Duration::from_secs(2);
+    let blocks = recorded(ETHEREUM);
+    let node = Node::start(1, true).await;
+    node.set(&blocks[..1]);
+    let text = format!(
+        "- name: it\n  chain_id: 1\n  rpc_url: {}\n  ws_urls: [\"{}\"]\n  start_block: 17686110\n  poll_interval_ms: 600000\n",
+        node.url,
+        flood().await
+    );
+    let mut consumer = Consumer::new(&load(&text).await.unwrap());
+    consumer.until(&blocks[0]).await;
+    let before = node.requests("eth_getBlockByNumber");
+    let idle = tokio::time::timeout(SPAN, consumer.follower.next()).await;
+    assert!(idle.is_err(), "{idle:?}");
+    let looks = node.requests("eth_getBlockByNumber") - before;
+    // Each rests for 50 ms first.
+    assert!((2..=41).contains(&looks), "{looks} looks at the head in {SPAN:?}");
+    // With ten minutes to the next poll.
+    node.set(&blocks);
+    consumer.until(&blocks[2]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -43,6 +43,12 @@ ALTER TABLE transfers
     ALTER COLUMN payment_id DROP NOT NULL,
     ADD CONSTRAINT transfers_have_an_owner CHECK (payment_id IS NOT NULL OR (deposit_address IS NOT NULL AND NOT listed));
 CREATE INDEX transfers_of_deposit_address ON transfers (deposit_address) WHERE deposit_address IS NOT NULL;
+-- Anyone can send a flood of an unlisted token: whoever loads a payment does not wade through it. What is credited is listed,
+-- also if chains.yaml has dropped the token since.
+UPDATE transfers SET listed = true WHERE credited;
+DROP INDEX transfers_of_payment;
+CREATE INDEX transfers_of_payment ON transfers (payment_id) WHERE listed;
+CREATE INDEX transfers_of_payment_unlisted ON transfers (payment_id) WHERE NOT listed;
 
 -- A static address has an intent too, under its own id.
 ALTER TABLE unacknowledged_intents DROP CONSTRAINT unacknowledged_intents_payment_id_fkey;

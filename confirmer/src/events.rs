@@ -1,7 +1,8 @@
 //! Events and states as records, from a payment right after the event.
 
+use crate::deposit::DepositAddress;
 use crate::lifecycle::{Event, EventKind};
-use crate::payment::{Paid, Payment};
+use crate::payment::{NEVER, Paid, Payment};
 use topics::wire;
 
 /// The two records have a `Transfer` each, generated from the same fields.
@@ -22,9 +23,20 @@ macro_rules! transfer_fields {
             timestamp: t.timestamp,
             credited: t.credited,
             confirmed: t.confirmed,
+            chain: t.label.chain.clone().unwrap_or_default(),
+            token: t.label.token.clone().unwrap_or_default(),
+            decimals: t.label.decimals.map(u32::from).unwrap_or_default(),
         }
     }};
 }
+
+/// So many transfers a record tells at most, the last ones: whoever sends dust makes no record that Kafka refuses.
+const TOLD: usize = 100;
+
+fn told(payment: &Payment) -> &[Paid] {
+    payment.transfers.split_at(payment.transfers.len().saturating_sub(TOLD)).1
+}
+
 /// The id of an event: the same in every replay, since the events of a payment are counted in the payment itself.
 pub fn event_id(payment: &Payment, event: &Event) -> String {
     format!("evt_{}_{}", payment.id.0.simple(), event.sequence)
@@ -41,7 +53,7 @@ pub fn event_record(payment: &Payment, event: &Event) -> wire::PaymentEvent {
     let state = state_record(payment);
     wire::PaymentEvent {
         id: event_id(payment, event),
-        r#type: event.kind.as_str().to_owned(),
+        r#type: event.kind.name(payment).to_owned(),
         sequence: event.sequence,
         payment_id: state.payment_id,
         merchant_id: state.merchant_id,
@@ -59,7 +71,7 @@ pub fn event_record(payment: &Payment, event: &Event) -> wire::PaymentEvent {
         confirmations_required: state.confirmations_required,
         created_at: state.created_at,
         expires_at: state.expires_at,
-        transfers: payment.transfers.iter().map(|t| transfer_fields!(e::Transfer, t)).collect(),
+        transfers: told(payment).iter().map(|t| transfer_fields!(e::Transfer, t)).collect(),
         occurred_at: event.at,
         block: event.block.map(|(chain, block)| e::Block {
             chain_id: chain.0,
@@ -67,6 +79,7 @@ pub fn event_record(payment: &Payment, event: &Event) -> wire::PaymentEvent {
             hash: block.hash.to_vec().into(),
         }),
         transfer: event.transfer.as_ref().map(|t| transfer_fields!(e::Transfer, t)),
+        deposit_address_id: state.deposit_address_id,
     }
 }
 
@@ -91,9 +104,10 @@ pub fn state_record(payment: &Payment) -> wire::PaymentState {
         exception: payment.exception().map(|e| e.as_str().to_owned()).unwrap_or_default(),
         confirmations_required: payment.policy.confirmations(),
         created_at: payment.created_at,
-        expires_at: payment.expires_at,
-        transfers: payment.transfers.iter().map(|t| transfer_fields!(s::Transfer, t)).collect(),
+        expires_at: if payment.expires_at == NEVER { 0 } else { payment.expires_at },
+        transfers: told(payment).iter().map(|t| transfer_fields!(s::Transfer, t)).collect(),
         updated_at: payment.updated_at,
+        deposit_address_id: payment.deposit_address.map(|id| id.to_string()).unwrap_or_default(),
     }
 }
 
@@ -113,5 +127,18 @@ pub fn intent_record(payment: &Payment) -> wire::PaymentIntent {
         expires_at: payment.expires_at,
         address_index: payment.address_index,
         external_id: payment.external_id.clone().unwrap_or_default(),
+    }
+}
+
+/// The record of `payment.intents` of a static address: it is watched like any other.
+pub fn address_intent_record(address: &DepositAddress) -> wire::PaymentIntent {
+    wire::PaymentIntent {
+        address: address.address.to_vec().into(),
+        payment_id: address.id.to_string(),
+        merchant_id: address.merchant.to_string(),
+        created_at: address.created_at,
+        address_index: address.address_index,
+        external_id: address.external_id.clone().unwrap_or_default(),
+        ..wire::PaymentIntent::default()
     }
 }

@@ -3,15 +3,16 @@
 //! The batch is applied block by block in memory, so that it gives what its records give one at a time; the database sees
 //! only the payments that any of its blocks can touch, once.
 
-use crate::lifecycle::{Cause, Event, Head, Input, step};
-use crate::payment::{Label, Paid, Payment};
-use crate::store::{self, TransferRow, bigint};
+use crate::deposit::deposit_id;
+use crate::lifecycle::{Cause, Head};
+use crate::store::{self, bigint};
+use crate::working::Working;
 use anyhow::anyhow;
-use chain::{COIN_DECIMALS, Chains};
+use chain::Chains;
 use deadpool_postgres::{GenericClient, Pool};
 use runtime::{Failure, db};
-use std::collections::{HashMap, HashSet};
-use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic, Transfer};
+use std::collections::HashSet;
+use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic};
 use uuid::Uuid;
 
 const STAGE: &str = "confirmer";
@@ -106,52 +107,19 @@ struct Known {
     finalized: Option<u64>,
 }
 
-/// A payment that the batch may touch.
-struct Loaded {
-    now: Payment,
-    changed: bool,
-    removed: Vec<Paid>,
-}
-
-/// The payments that the batch may touch, and their events so far.
-struct Working {
-    payments: Vec<Loaded>,
-    by_address: HashMap<Address, usize>,
-    events: Vec<(Payment, Event)>,
-}
-
-impl Working {
-    fn take(&mut self, place: usize, input: &Input) -> Result<(), Failure> {
-        let Some(loaded) = self.payments.get_mut(place) else {
-            return Ok(());
-        };
-        let step = step(&loaded.now, input).map_err(|e| Failure::halt(e).context(format!("payment {}", loaded.now.id)))?;
-        loaded.changed |= step.next != loaded.now;
-        loaded.removed.extend(step.removed);
-        loaded.now = step.next;
-        self.events.extend(step.events.into_iter().map(|event| (loaded.now.clone(), event)));
-        Ok(())
-    }
-
-    fn take_all(&mut self, input: &Input) -> Result<(), Failure> {
-        (0..self.payments.len()).try_for_each(|place| self.take(place, input))
-    }
-}
-
 async fn fold_chain(db: &impl GenericClient, chains: &Chains, chain: ChainId, records: &[&Matches]) -> Result<usize, Failure> {
     let mut head = known_head(db, chain).await?;
     let ids = candidates(db, chain, records).await?;
     let payments = store::lock(db, &ids).await?;
-    let mut working = Working {
-        by_address: payments.iter().enumerate().map(|(place, p)| (p.address, place)).collect(),
-        payments: payments.into_iter().map(|now| Loaded { now, changed: false, removed: Vec::new() }).collect(),
-        events: Vec::new(),
-    };
+    let paid: HashSet<Address> = payments.iter().filter(|p| p.deposit_address.is_none()).map(|p| p.address).collect();
+    let others = records.iter().flat_map(|r| &r.transfers).map(|t| t.to).filter(|to| !paid.contains(to));
+    let deposit_addresses = store::deposit_addresses(db, &others.collect::<HashSet<_>>()).await?;
+    let mut working = Working::new(chains, payments, deposit_addresses);
     for record in records {
-        head = block(&mut working, chains, head, record)
+        head = block(&mut working, head, record)
             .map_err(|f| f.context(format!("record {} of chain {chain}, block {}", record.sequence, record.block)))?;
     }
-    write(db, &working).await?;
+    working.write(db, chain).await?;
     if let Some(head) = head {
         write_head(db, chain, &head).await?;
     }
@@ -159,7 +127,7 @@ async fn fold_chain(db: &impl GenericClient, chains: &Chains, chain: ChainId, re
 }
 
 /// One record: checks that it continues the chain's stack, and gives the payments what it says. Returns the head after it.
-fn block(working: &mut Working, chains: &Chains, head: Option<Known>, record: &Matches) -> Result<Option<Known>, Failure> {
+fn block(working: &mut Working<'_>, head: Option<Known>, record: &Matches) -> Result<Option<Known>, Failure> {
     let cause = Cause { chain: record.chain, block: record.block, timestamp: record.timestamp };
     let off = |expected: &str| {
         let at = head.map_or("nothing".to_owned(), |h| format!("block {} ({:?}) at sequence {}", h.number, h.hash, h.sequence));
@@ -173,105 +141,53 @@ fn block(working: &mut Working, chains: &Chains, head: Option<Known>, record: &M
                     return off("the next block on the head");
                 }
             }
-            expire(working, &cause)?;
+            // An endpoint may not know the tags for a while; what it called safe or final before stays so.
+            let safe = record.safe.or(head.and_then(|h| h.safe));
+            let finalized = record.finalized.or(head.and_then(|h| h.finalized));
+            working.expire(cause)?;
             for transfer in &record.transfers {
-                credit(working, chains, &cause, transfer)?;
+                working.credit(&cause, transfer)?;
             }
-            working.take_all(&Input::Head(Head { cause, safe: record.safe, finalized: record.finalized }))?;
+            working.head(Head { cause, safe, finalized })?;
             Ok(Some(Known {
                 sequence: record.sequence,
                 first: head.filter(|h| h.hash.is_some()).map_or(record.block.number, |h| h.first),
                 number: record.block.number,
                 hash: Some(record.block.hash),
                 timestamp: record.timestamp,
-                // An endpoint may not know the tags for a while; what was final stays final.
-                safe: record.safe.or(head.and_then(|h| h.safe)),
-                finalized: record.finalized.or(head.and_then(|h| h.finalized)),
+                safe,
+                finalized,
             }))
         }
         (Kind::Removed, Some(head)) => {
             if Some(record.block.hash) != head.hash || record.sequence != head.sequence + 1 {
                 return off("the head to be removed");
             }
-            working.take_all(&Input::Removed(cause))?;
+            working.remove(cause)?;
+            let number = head.number.saturating_sub(1);
+            // What a tag said of the removed block, it did not say of the one that takes its place.
+            let below = |tag: Option<u64>| tag.map(|tag| tag.min(number));
             Ok(Some(Known {
                 sequence: record.sequence,
-                number: head.number.saturating_sub(1),
+                number,
                 hash: (head.number > head.first).then_some(record.parent),
+                safe: below(head.safe),
+                finalized: below(head.finalized),
                 ..head
             }))
         }
         (Kind::Removed, None) => off("a first block before one is removed"),
         (Kind::Replayed, head) => {
             for transfer in &record.transfers {
-                if !known(working, transfer) {
-                    credit(working, chains, &cause, transfer)?;
-                }
+                working.credit(&cause, transfer)?;
             }
             if let Some(Known { number, hash: Some(hash), timestamp, safe, finalized, .. }) = head {
                 let cause = Cause { chain: record.chain, block: BlockRef { number, hash }, timestamp };
-                working.take_all(&Input::Head(Head { cause, safe, finalized }))?;
+                working.head(Head { cause, safe, finalized })?;
             }
             Ok(head)
         }
     }
-}
-
-fn expire(working: &mut Working, cause: &Cause) -> Result<(), Failure> {
-    for place in 0..working.payments.len() {
-        let due = working
-            .payments
-            .get(place)
-            .is_some_and(|loaded| loaded.now.chain == cause.chain && loaded.now.expires_at < cause.timestamp);
-        if due {
-            working.take(place, &Input::Expired(*cause))?;
-        }
-    }
-    Ok(())
-}
-
-fn credit(working: &mut Working, chains: &Chains, cause: &Cause, transfer: &Transfer) -> Result<(), Failure> {
-    let Some(place) = working.by_address.get(&transfer.to).copied() else {
-        return Err(Failure::Halt(anyhow!(
-            "transfer {:?} is to {}, whose intent is in Kafka and whose payment is not in Postgres: is this the right database?",
-            transfer.id,
-            transfer.to
-        )));
-    };
-    let (label, listed) = label(chains, transfer);
-    let paid = Paid {
-        id: transfer.id,
-        block: cause.block,
-        timestamp: cause.timestamp,
-        transaction_index: transfer.transaction_index,
-        token: transfer.token,
-        from: transfer.from,
-        amount: transfer.amount,
-        credited: false,
-        listed,
-        confirmed: false,
-        label,
-    };
-    working.take(place, &Input::Transfer(paid))
-}
-
-/// What chains.yaml calls a transfer's chain and asset, and whether it lists that.
-fn label(chains: &Chains, transfer: &Transfer) -> (Label, bool) {
-    let chain = chains.by_id(transfer.id.chain);
-    let name = chain.map(|chain| chain.name.clone());
-    let Some(address) = transfer.token else {
-        return (Label { chain: name, token: None, decimals: Some(COIN_DECIMALS) }, true);
-    };
-    match chain.and_then(|chain| chain.token_by_address(address)) {
-        Some(token) => (Label { chain: name, token: Some(token.symbol.clone()), decimals: Some(token.decimals) }, true),
-        None => (Label { chain: name, token: None, decimals: None }, false),
-    }
-}
-
-fn known(working: &Working, transfer: &Transfer) -> bool {
-    let place = working.by_address.get(&transfer.to);
-    let payment = place.and_then(|place| working.payments.get(*place));
-    payment.is_some_and(|loaded| loaded.now.transfers.iter().any(|paid| paid.id == transfer.id))
 }
 
 async fn known_head(db: &impl GenericClient, chain: ChainId) -> Result<Option<Known>, Failure> {
@@ -304,12 +220,14 @@ async fn candidates(db: &impl GenericClient, chain: ChainId, records: &[&Matches
     let added = || records.iter().filter(|r| r.kind != Kind::Removed);
     let removed = || records.iter().filter(|r| r.kind == Kind::Removed);
     let addresses: Vec<&[u8]> = added().flat_map(|r| &r.transfers).map(|t| t.to.as_slice()).collect();
+    let deposits: Vec<Uuid> = added().flat_map(|r| &r.transfers).map(|t| deposit_id(&t.id).0).collect();
     let hashes: Vec<&[u8]> = removed().map(|r| r.block.hash.as_slice()).collect();
     let numbers: Vec<i64> = removed().map(|r| bigint(r.block.number)).collect();
     let highest = |of: fn(&Matches) -> Option<u64>| added().filter_map(|r| of(r)).max().map_or(-1, bigint);
     let statement = db
         .prepare_cached(
-            "SELECT id FROM payments WHERE address = ANY($2)
+            "SELECT id FROM payments WHERE address = ANY($2) AND deposit_address IS NULL
+             UNION SELECT id FROM payments WHERE id = ANY($9)
              UNION SELECT id FROM payments WHERE chain_id = $1 AND status = 'pending' AND expires_at < $3
              UNION SELECT payment_id FROM transfers
                  WHERE chain_id = $1 AND due IS NOT NULL AND NOT confirmed AND NOT removed AND finality IS NULL AND due <= $4
@@ -336,30 +254,12 @@ async fn candidates(db: &impl GenericClient, chain: ChainId, records: &[&Matches
                 &highest(|r| r.finalized),
                 &hashes,
                 &numbers,
+                &deposits,
             ],
         )
         .await
         .map_err(db::failure)?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-async fn write(db: &impl GenericClient, working: &Working) -> Result<(), Failure> {
-    let changed: Vec<&Loaded> = working.payments.iter().filter(|loaded| loaded.changed).collect();
-    if changed.is_empty() {
-        return Ok(());
-    }
-    let payments: Vec<&Payment> = changed.iter().map(|loaded| &loaded.now).collect();
-    store::save(db, &payments).await?;
-    let mut rows = Vec::new();
-    for loaded in &changed {
-        rows.extend(loaded.now.transfers.iter().map(|paid| TransferRow { payment: &loaded.now, paid, removed: false }));
-        // A block can be removed, added and removed again within one batch: the last word counts, once.
-        let mut said: HashSet<_> = loaded.now.transfers.iter().map(|paid| paid.id).collect();
-        let removed = loaded.removed.iter().filter(|paid| said.insert(paid.id));
-        rows.extend(removed.map(|paid| TransferRow { payment: &loaded.now, paid, removed: true }));
-    }
-    store::save_transfers(db, &rows).await?;
-    store::announce(db, working.events.iter().map(|(payment, event)| (payment, event))).await
 }
 
 async fn write_head(db: &impl GenericClient, chain: ChainId, head: &Known) -> Result<(), Failure> {

@@ -32,7 +32,9 @@
 //!
 //! **Another asset**, or the asset on another chain: kept and announced as `unexpected_transfer`, with what it was and where,
 //! whatever the payment's status. Except a token that chains.yaml does not list: anyone can make one and name it like a real
-//! one. Its transfers are kept, shown as unlisted, and announced to nobody.
+//! one. Its transfers are kept beside the payment, shown as unlisted, and announced to nobody; they are no part of a
+//! [`Payment`], so that a flood of them costs nothing but rows. The payment's own token is listed, whatever chains.yaml
+//! says by now.
 //!
 //! **A reorganisation** takes back what its blocks had brought, and says so once a block with `reverted`. The same money in
 //! another block, or changed, is another transfer.
@@ -237,11 +239,11 @@ impl Step {
             return Err(Illegal::Twice(transfer.id));
         }
         let credited = before.asks_for(transfer.id.chain, transfer.token);
-        let transfer = Paid { credited, confirmed: false, ..transfer.clone() };
-        self.next.transfers.push(transfer.clone());
         if !credited && !transfer.listed {
             return Ok(());
         }
+        let transfer = Paid { credited, confirmed: false, ..transfer.clone() };
+        self.next.transfers.push(transfer.clone());
         self.next.received().ok_or(Illegal::Overflow)?;
 
         let late = transfer.timestamp > before.expires_at;
@@ -305,7 +307,7 @@ impl Step {
             }
         }
         let said = |p: &Payment| (p.status(), p.exception(), p.received());
-        let about = self.removed.iter().find(|t| t.credited || t.listed).cloned();
+        let about = self.removed.first().cloned();
         if said(before) != said(&self.next) || about.is_some() {
             self.tell(EventKind::Reverted, timestamp, Some((chain, block)), about);
         }

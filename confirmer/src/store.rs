@@ -2,15 +2,20 @@
 //!
 //! Rows are locked in the order of their ids, so that two writers never wait for each other.
 
+mod deposits;
+mod transfers;
+
 use crate::events::{event_record, intent_record, state_record};
 use crate::lifecycle::Event;
-use crate::payment::{Asset, Label, Paid, Payment, Policy, Terms, Token};
+use crate::payment::{Asset, Payment, Policy, Terms, Token};
 use deadpool_postgres::GenericClient;
+pub use deposits::{deposit_addresses, insert_addresses, insert_deposits};
 use prost::Message as _;
 use runtime::{Failure, db};
 use std::collections::HashMap;
 use tokio_postgres::Row;
-use topics::{Address, Amount, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
+use topics::{Amount, ChainId, PaymentId};
+pub use transfers::{Owner, TransferRow, remove_unlisted, save_transfers};
 use uuid::Uuid;
 
 /// A number that Postgres keeps as bigint. Block numbers, times and sequences are far below 2^63 on every chain.
@@ -28,20 +33,34 @@ fn unsigned(number: i64) -> u64 {
 /// When the database refuses.
 pub async fn insert(db: &impl GenericClient, new: &[(Payment, Event)]) -> Result<(), Failure> {
     let payments = || new.iter().map(|(payment, _)| payment);
+    insert_rows(db, &payments().collect::<Vec<_>>()).await?;
+    let statement = db
+        .prepare_cached("INSERT INTO unacknowledged_intents (payment_id, intent) SELECT * FROM unnest($1::uuid[], $2::bytea[])")
+        .await
+        .map_err(db::failure)?;
+    let ids: Vec<Uuid> = payments().map(|p| p.id.0).collect();
+    let intents: Vec<Vec<u8>> = payments().map(|p| intent_record(p).encode_to_vec()).collect();
+    db.execute(&statement, &[&ids, &intents]).await.map_err(db::failure)?;
+    announce(db, new.iter().map(|(payment, event)| (payment, event))).await
+}
+
+/// Rows of payments as they are made, with nothing paid.
+async fn insert_rows(db: &impl GenericClient, new: &[&Payment]) -> Result<(), Failure> {
+    let payments = || new.iter();
     let statement = db
         .prepare_cached(
             "INSERT INTO payments (id, merchant_id, external_id, metadata, chain_id, chain, token, token_address, decimals, address,
                  xpub, address_index, amount, underpaid_tolerance, overpaid_tolerance, accept_late, status, exception,
-                 confirmations_required, finality, sequence, created_at, expires_at, updated_at)
+                 confirmations_required, finality, sequence, created_at, expires_at, updated_at, deposit_address)
              SELECT id, merchant_id, external_id, metadata::jsonb, chain_id, chain, token, token_address, decimals, address,
                  xpub, address_index, amount::numeric, underpaid_tolerance::numeric, overpaid_tolerance::numeric, accept_late,
-                 'pending', NULL, confirmations_required, finality, sequence, created_at, expires_at, created_at
+                 'pending', NULL, confirmations_required, finality, sequence, created_at, expires_at, created_at, deposit_address
              FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::bytea[],
                  $9::smallint[], $10::bytea[], $11::text[], $12::bigint[], $13::text[], $14::integer[], $15::text[],
-                 $16::bigint[], $17::bigint[], $18::bigint[], $19::text[], $20::text[], $21::boolean[])
+                 $16::bigint[], $17::bigint[], $18::bigint[], $19::text[], $20::text[], $21::boolean[], $22::uuid[])
                AS t (id, merchant_id, external_id, metadata, chain_id, chain, token, token_address, decimals, address, xpub,
                  address_index, amount, confirmations_required, finality, sequence, created_at, expires_at,
-                 underpaid_tolerance, overpaid_tolerance, accept_late)",
+                 underpaid_tolerance, overpaid_tolerance, accept_late, deposit_address)",
         )
         .await
         .map_err(db::failure)?;
@@ -69,18 +88,12 @@ pub async fn insert(db: &impl GenericClient, new: &[(Payment, Event)]) -> Result
             &payments().map(|p| p.terms.underpaid_tolerance.to_string()).collect::<Vec<_>>(),
             &payments().map(|p| p.terms.overpaid_tolerance.to_string()).collect::<Vec<_>>(),
             &payments().map(|p| p.terms.accept_late).collect::<Vec<_>>(),
+            &payments().map(|p| p.deposit_address).collect::<Vec<_>>(),
         ],
     )
     .await
     .map_err(db::failure)?;
-    let statement = db
-        .prepare_cached("INSERT INTO unacknowledged_intents (payment_id, intent) SELECT * FROM unnest($1::uuid[], $2::bytea[])")
-        .await
-        .map_err(db::failure)?;
-    let ids: Vec<Uuid> = payments().map(|p| p.id.0).collect();
-    let intents: Vec<Vec<u8>> = payments().map(|p| intent_record(p).encode_to_vec()).collect();
-    db.execute(&statement, &[&ids, &intents]).await.map_err(db::failure)?;
-    announce(db, new.iter().map(|(payment, event)| (payment, event))).await
+    Ok(())
 }
 
 /// Puts events into the outbox, in this order, each with the payment as it is right after it.
@@ -96,7 +109,7 @@ pub async fn announce<'a>(
         ids.push(payment.id.0);
         records.push(event_record(payment, event).encode_to_vec());
         states.push(state_record(payment).encode_to_vec());
-        runtime::metrics::PAYMENT_EVENTS.counter(&[("type", event.kind.as_str())]).increment(1);
+        runtime::metrics::PAYMENT_EVENTS.counter(&[("type", event.kind.name(payment))]).increment(1);
     }
     if ids.is_empty() {
         return Ok(());
@@ -118,23 +131,25 @@ const COLUMNS: &str =
     address_index, amount::text, confirmations_required, finality, sequence, created_at, expires_at, updated_at, cancelled,
     expired_by, underpaid_tolerance::text, overpaid_tolerance::text, accept_late, deposit_address";
 
-/// Payments by id, ordered by it; unknown ids are left out.
+/// Payments by id, ordered by it; unknown ids are left out. To be shown: with transfers of unlisted tokens, of each payment
+/// a hundred at most.
 ///
 /// # Errors
 /// When the database fails, or holds what is no payment.
 pub async fn load(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
-    select(db, ids, "").await
+    select(db, ids, "", 100).await
 }
 
-/// [`load`], and nobody else changes them until the transaction ends.
+/// The same as [`step`](crate::lifecycle::step) knows them, without unlisted tokens; and nobody else changes them until the
+/// transaction ends.
 ///
 /// # Errors
 /// When the database fails, or holds what is no payment.
 pub async fn lock(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
-    select(db, ids, "FOR UPDATE").await
+    select(db, ids, "FOR UPDATE", 0).await
 }
 
-async fn select(db: &impl GenericClient, ids: &[Uuid], lock: &str) -> Result<Vec<Payment>, Failure> {
+async fn select(db: &impl GenericClient, ids: &[Uuid], lock: &str, unlisted: i64) -> Result<Vec<Payment>, Failure> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
@@ -142,20 +157,10 @@ async fn select(db: &impl GenericClient, ids: &[Uuid], lock: &str) -> Result<Vec
     let statement = db.prepare_cached(&query).await.map_err(db::failure)?;
     let rows = db.query(&statement, &[&ids]).await.map_err(db::failure)?;
     let mut payments = rows.iter().map(payment).collect::<Result<Vec<_>, _>>()?;
-    let statement = db
-        .prepare_cached(
-            "SELECT payment_id, chain_id, block_hash, transaction_hash, source, index, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount::text, credited, listed, confirmed, chain, token, decimals
-             FROM transfers WHERE payment_id = ANY($1) AND NOT removed
-             ORDER BY block_timestamp, chain_id, block_number, transaction_index, source, index",
-        )
-        .await
-        .map_err(db::failure)?;
-    let rows = db.query(&statement, &[&ids]).await.map_err(db::failure)?;
     let places: HashMap<Uuid, usize> = payments.iter().enumerate().map(|(place, p)| (p.id.0, place)).collect();
-    for row in &rows {
-        if let Some(payment) = places.get(&row.get(0)).and_then(|place| payments.get_mut(*place)) {
-            payment.transfers.push(paid(row)?);
+    for (id, paid) in transfers::load(db, ids, unlisted).await? {
+        if let Some(payment) = places.get(&id).and_then(|place| payments.get_mut(*place)) {
+            payment.transfers.push(paid);
         }
     }
     Ok(payments)
@@ -166,6 +171,9 @@ async fn select(db: &impl GenericClient, ids: &[Uuid], lock: &str) -> Result<Vec
 /// # Errors
 /// When the database refuses.
 pub async fn save(db: &impl GenericClient, payments: &[&Payment]) -> Result<(), Failure> {
+    if payments.is_empty() {
+        return Ok(());
+    }
     let statement = db
         .prepare_cached(
             "UPDATE payments p SET status = t.status, exception = t.exception, amount_received = t.received::numeric,
@@ -187,77 +195,6 @@ pub async fn save(db: &impl GenericClient, payments: &[&Payment]) -> Result<(), 
             &payments.iter().map(|p| p.expired_by.map(bigint)).collect::<Vec<_>>(),
             &payments.iter().map(|p| bigint(p.sequence)).collect::<Vec<_>>(),
             &payments.iter().map(|p| bigint(p.updated_at)).collect::<Vec<_>>(),
-        ],
-    )
-    .await
-    .map_err(db::failure)?;
-    Ok(())
-}
-
-/// A transfer to write, whether it is on the chain or was taken off it.
-pub struct TransferRow<'a> {
-    /// Whose.
-    pub payment: &'a Payment,
-    /// The transfer.
-    pub paid: &'a Paid,
-    /// A reorganisation took it off.
-    pub removed: bool,
-}
-
-/// Writes transfers, new ones and known ones. One that was taken off may be put back by its very block.
-///
-/// # Errors
-/// When the database refuses.
-pub async fn save_transfers(db: &impl GenericClient, rows: &[TransferRow<'_>]) -> Result<(), Failure> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let statement = db
-        .prepare_cached(
-            "INSERT INTO transfers (chain_id, block_hash, transaction_hash, source, index, payment_id, block_number,
-                 block_timestamp, transaction_index, token_address, sender, amount, credited, listed, due, finality, confirmed,
-                 removed, chain, token, decimals)
-             SELECT chain_id, block_hash, transaction_hash, source, index, payment_id, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount::numeric, credited, listed, due, finality, confirmed, removed,
-                 chain, token, decimals
-             FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[], $7::bigint[],
-                 $8::bigint[], $9::bigint[], $10::bytea[], $11::bytea[], $12::text[], $13::boolean[], $14::boolean[],
-                 $15::bigint[], $16::text[], $17::boolean[], $18::boolean[], $19::text[], $20::text[], $21::smallint[])
-               AS t (chain_id, block_hash, transaction_hash, source, index, payment_id, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount, credited, listed, due, finality, confirmed, removed, chain,
-                 token, decimals)
-             ON CONFLICT (chain_id, block_hash, transaction_hash, source, index)
-               DO UPDATE SET confirmed = EXCLUDED.confirmed, removed = EXCLUDED.removed",
-        )
-        .await
-        .map_err(db::failure)?;
-    db.execute(
-        &statement,
-        &[
-            &rows.iter().map(|r| bigint(r.paid.id.chain.0)).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.paid.id.block.as_slice()).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.paid.id.transaction.as_slice()).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.paid.id.source.as_str()).collect::<Vec<_>>(),
-            &rows.iter().map(|r| i64::from(r.paid.id.index)).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.payment.id.0).collect::<Vec<_>>(),
-            &rows.iter().map(|r| bigint(r.paid.block.number)).collect::<Vec<_>>(),
-            &rows.iter().map(|r| bigint(r.paid.timestamp)).collect::<Vec<_>>(),
-            &rows.iter().map(|r| i64::from(r.paid.transaction_index)).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.paid.token.as_ref().map(|t| t.as_slice())).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.paid.from.as_slice()).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.paid.amount.to_string()).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.paid.credited).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.paid.listed).collect::<Vec<_>>(),
-            &rows
-                .iter()
-                .map(|r| r.paid.credited.then(|| bigint(r.payment.policy.due(r.paid.block.number))))
-                .collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.payment.policy.finality()).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.paid.confirmed).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.removed).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.paid.label.chain.as_deref()).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.paid.label.token.as_deref()).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.paid.label.decimals.map(i16::from)).collect::<Vec<_>>(),
         ],
     )
     .await
@@ -306,39 +243,6 @@ fn payment(row: &Row) -> Result<Payment, Failure> {
         expired_by: row.get::<_, Option<i64>>(20).map(unsigned),
         deposit_address: row.get(24),
         transfers: Vec::new(),
-    })
-}
-
-fn paid(row: &Row) -> Result<Paid, Failure> {
-    let hash = |field, bytes: &[u8]| -> Result<B256, Failure> { topics::hash(field, bytes).map_err(Failure::halt) };
-    let token: Option<Address> =
-        row.get::<_, Option<&[u8]>>(9).map(|a| topics::address("token_address", a)).transpose().map_err(Failure::halt)?;
-    let block = hash("block_hash", row.get(2))?;
-    Ok(Paid {
-        id: TransferId {
-            chain: ChainId(unsigned(row.get(1))),
-            block,
-            transaction: hash("transaction_hash", row.get(3))?,
-            source: row
-                .get::<_, &str>(4)
-                .parse::<Source>()
-                .map_err(|e| Failure::Halt(anyhow::anyhow!("transfers.source: {e}")))?,
-            index: u32::try_from(row.get::<_, i64>(5)).unwrap_or_default(),
-        },
-        block: BlockRef { number: unsigned(row.get(6)), hash: block },
-        timestamp: unsigned(row.get(7)),
-        transaction_index: u32::try_from(row.get::<_, i64>(8)).unwrap_or_default(),
-        token,
-        from: topics::address("sender", row.get(10)).map_err(Failure::halt)?,
-        amount: amount(row.get(11))?,
-        credited: row.get(12),
-        listed: row.get(13),
-        confirmed: row.get(14),
-        label: Label {
-            chain: row.get(15),
-            token: row.get(16),
-            decimals: row.get::<_, Option<i16>>(17).and_then(|digits| u8::try_from(digits).ok()),
-        },
     })
 }
 

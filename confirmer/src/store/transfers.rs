@@ -1,0 +1,193 @@
+//! Rows of `transfers`.
+
+use super::{amount, bigint, unsigned};
+use crate::payment::{Label, Paid, Payment};
+use deadpool_postgres::GenericClient;
+use runtime::{Failure, db};
+use tokio_postgres::Row;
+use topics::{Address, B256, BlockRef, ChainId, Source, TransferId};
+use uuid::Uuid;
+
+/// Whose a transfer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A payment's, which may be a deposit.
+    Payment(Uuid),
+    /// A static address's: it made no deposit.
+    DepositAddress(Uuid),
+}
+
+impl Owner {
+    const fn payment(self) -> Option<Uuid> {
+        match self {
+            Self::Payment(id) => Some(id),
+            Self::DepositAddress(_) => None,
+        }
+    }
+
+    const fn deposit_address(self) -> Option<Uuid> {
+        match self {
+            Self::Payment(_) => None,
+            Self::DepositAddress(id) => Some(id),
+        }
+    }
+}
+
+/// A transfer to write.
+pub struct TransferRow<'a> {
+    owner: Owner,
+    paid: &'a Paid,
+    /// The number that confirms it, if anything waits for that.
+    due: Option<u64>,
+    finality: Option<&'static str>,
+    removed: bool,
+}
+
+impl<'a> TransferRow<'a> {
+    /// One of a payment's; `removed` if a reorganisation took it off the chain.
+    pub fn of(payment: &Payment, paid: &'a Paid, removed: bool) -> Self {
+        let due = paid.credited.then(|| payment.policy.due(paid.block.number));
+        Self { owner: Owner::Payment(payment.id.0), paid, due, finality: payment.policy.finality(), removed }
+    }
+
+    /// One of an unlisted token.
+    pub const fn unlisted(owner: Owner, paid: &'a Paid, removed: bool) -> Self {
+        Self { owner, paid, due: None, finality: None, removed }
+    }
+}
+
+/// Transfers on the canonical chain, each with its payment's id, in the chain's order; of unlisted tokens so many a payment
+/// at most.
+///
+/// # Errors
+/// When the database fails, or holds what is no transfer.
+pub(super) async fn load(db: &impl GenericClient, payments: &[Uuid], unlisted: i64) -> Result<Vec<(Uuid, Paid)>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT t.payment_id, t.chain_id, block_hash, transaction_hash, source, index, block_number, block_timestamp,
+                 transaction_index, token_address, sender, amount::text, credited, listed, confirmed, chain, token, decimals
+             FROM (
+                 SELECT * FROM transfers WHERE payment_id = ANY($1) AND listed AND NOT removed
+                 UNION ALL
+                 SELECT kept.* FROM unnest(CASE WHEN $2 > 0 THEN $1 END) AS p (id)
+                     CROSS JOIN LATERAL
+                     (SELECT * FROM transfers WHERE payment_id = p.id AND NOT listed AND NOT removed LIMIT $2) AS kept
+             ) AS t
+             ORDER BY block_timestamp, t.chain_id, block_number, transaction_index, source, index",
+        )
+        .await
+        .map_err(db::failure)?;
+    let rows = db.query(&statement, &[&payments, &unlisted]).await.map_err(db::failure)?;
+    rows.iter().map(|row| Ok((row.get(0), paid(row)?))).collect()
+}
+
+/// Marks transfers of unlisted tokens whose blocks are no longer on the chain. Those of listed ones are their payments'.
+///
+/// # Errors
+/// When the database refuses.
+pub async fn remove_unlisted(db: &impl GenericClient, chain: ChainId, blocks: &[B256]) -> Result<(), Failure> {
+    if blocks.is_empty() {
+        return Ok(());
+    }
+    let statement = db
+        .prepare_cached(
+            "UPDATE transfers SET removed = true WHERE chain_id = $1 AND block_hash = ANY($2) AND NOT listed AND NOT removed",
+        )
+        .await
+        .map_err(db::failure)?;
+    let blocks: Vec<&[u8]> = blocks.iter().map(|hash| hash.as_slice()).collect();
+    db.execute(&statement, &[&bigint(chain.0), &blocks]).await.map_err(db::failure)?;
+    Ok(())
+}
+
+/// Writes transfers, new ones and known ones. One that was taken off may be put back by its very block.
+///
+/// # Errors
+/// When the database refuses.
+pub async fn save_transfers(db: &impl GenericClient, rows: &[TransferRow<'_>]) -> Result<(), Failure> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO transfers (chain_id, block_hash, transaction_hash, source, index, payment_id, deposit_address, block_number,
+                 block_timestamp, transaction_index, token_address, sender, amount, credited, listed, due, finality, confirmed,
+                 removed, chain, token, decimals)
+             SELECT chain_id, block_hash, transaction_hash, source, index, payment_id, deposit_address, block_number, block_timestamp,
+                 transaction_index, token_address, sender, amount::numeric, credited, listed, due, finality, confirmed, removed,
+                 chain, token, decimals
+             FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[], $7::bigint[],
+                 $8::bigint[], $9::bigint[], $10::bytea[], $11::bytea[], $12::text[], $13::boolean[], $14::boolean[],
+                 $15::bigint[], $16::text[], $17::boolean[], $18::boolean[], $19::text[], $20::text[], $21::smallint[], $22::uuid[])
+               AS t (chain_id, block_hash, transaction_hash, source, index, payment_id, block_number, block_timestamp,
+                 transaction_index, token_address, sender, amount, credited, listed, due, finality, confirmed, removed, chain,
+                 token, decimals, deposit_address)
+             ON CONFLICT (chain_id, block_hash, transaction_hash, source, index)
+               DO UPDATE SET confirmed = EXCLUDED.confirmed, removed = EXCLUDED.removed",
+        )
+        .await
+        .map_err(db::failure)?;
+    db.execute(
+        &statement,
+        &[
+            &rows.iter().map(|r| bigint(r.paid.id.chain.0)).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.id.block.as_slice()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.id.transaction.as_slice()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.id.source.as_str()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| i64::from(r.paid.id.index)).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.owner.payment()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| bigint(r.paid.block.number)).collect::<Vec<_>>(),
+            &rows.iter().map(|r| bigint(r.paid.timestamp)).collect::<Vec<_>>(),
+            &rows.iter().map(|r| i64::from(r.paid.transaction_index)).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.token.as_ref().map(|t| t.as_slice())).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.from.as_slice()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.amount.to_string()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.credited).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.listed).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.due.map(bigint)).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.finality).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.confirmed).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.removed).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.label.chain.as_deref()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.label.token.as_deref()).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.paid.label.decimals.map(i16::from)).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.owner.deposit_address()).collect::<Vec<_>>(),
+        ],
+    )
+    .await
+    .map_err(db::failure)?;
+    Ok(())
+}
+
+fn paid(row: &Row) -> Result<Paid, Failure> {
+    let hash = |field, bytes: &[u8]| -> Result<B256, Failure> { topics::hash(field, bytes).map_err(Failure::halt) };
+    let token: Option<Address> =
+        row.get::<_, Option<&[u8]>>(9).map(|a| topics::address("token_address", a)).transpose().map_err(Failure::halt)?;
+    let block = hash("block_hash", row.get(2))?;
+    Ok(Paid {
+        id: TransferId {
+            chain: ChainId(unsigned(row.get(1))),
+            block,
+            transaction: hash("transaction_hash", row.get(3))?,
+            source: row
+                .get::<_, &str>(4)
+                .parse::<Source>()
+                .map_err(|e| Failure::Halt(anyhow::anyhow!("transfers.source: {e}")))?,
+            index: u32::try_from(row.get::<_, i64>(5)).unwrap_or_default(),
+        },
+        block: BlockRef { number: unsigned(row.get(6)), hash: block },
+        timestamp: unsigned(row.get(7)),
+        transaction_index: u32::try_from(row.get::<_, i64>(8)).unwrap_or_default(),
+        token,
+        from: topics::address("sender", row.get(10)).map_err(Failure::halt)?,
+        amount: amount(row.get(11))?,
+        credited: row.get(12),
+        listed: row.get(13),
+        confirmed: row.get(14),
+        label: Label {
+            chain: row.get(15),
+            token: row.get(16),
+            decimals: row.get::<_, Option<i16>>(17).and_then(|digits| u8::try_from(digits).ok()),
+        },
+    })
+}

@@ -67,11 +67,11 @@ pub(super) async fn load(db: &impl GenericClient, payments: &[Uuid], unlisted: i
             "SELECT t.payment_id, t.chain_id, block_hash, transaction_hash, source, index, block_number, block_timestamp,
                  transaction_index, token_address, sender, amount::text, credited, listed, confirmed, chain, token, decimals
              FROM (
-                 SELECT * FROM transfers WHERE payment_id = ANY($1) AND listed AND NOT removed
+                 SELECT * FROM transfers WHERE payment_id = ANY($1::uuid[]) AND listed AND NOT removed
                  UNION ALL
-                 SELECT kept.* FROM unnest(CASE WHEN $2 > 0 THEN $1 END) AS p (id)
+                 SELECT kept.* FROM unnest(CASE WHEN $2::bigint > 0 THEN $1::uuid[] END) AS p (id)
                      CROSS JOIN LATERAL
-                     (SELECT * FROM transfers WHERE payment_id = p.id AND NOT listed AND NOT removed LIMIT $2) AS kept
+                     (SELECT * FROM transfers WHERE payment_id = p.id AND NOT listed AND NOT removed LIMIT $2::bigint) AS kept
              ) AS t
              ORDER BY block_timestamp, t.chain_id, block_number, transaction_index, source, index",
         )

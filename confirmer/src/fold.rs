@@ -235,7 +235,7 @@ async fn candidates(db: &impl GenericClient, chain: ChainId, records: &[&Matches
                  WHERE chain_id = $1 AND due IS NOT NULL AND NOT confirmed AND NOT removed AND finality = 'safe' AND due <= $5
              UNION SELECT payment_id FROM transfers
                  WHERE chain_id = $1 AND due IS NOT NULL AND NOT confirmed AND NOT removed AND finality = 'finalized' AND due <= $6
-             UNION SELECT payment_id FROM transfers WHERE chain_id = $1 AND block_hash = ANY($7) AND NOT removed
+             UNION SELECT payment_id FROM transfers WHERE chain_id = $1 AND block_hash = ANY($7) AND listed AND NOT removed
              UNION SELECT payment_id FROM transfers
                  WHERE chain_id = $1 AND confirmed AND NOT removed AND finality IS NULL AND due = ANY($8)
              UNION SELECT id FROM payments WHERE chain_id = $1 AND expired_by = ANY($8)",

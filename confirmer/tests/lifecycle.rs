@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panicking; its numbers are small")]
 
 use confirmer::lifecycle::{Cause, EventKind, Head, Illegal, Input, Step, step};
-use confirmer::{Asset, Exception, Label, Paid, Payment, Policy, Status, Terms, Token};
+use confirmer::{Asset, DepositAddress, Exception, Label, Paid, Payment, Policy, Status, Terms, Token};
 use proptest::prelude::*;
 use std::collections::HashSet;
 use topics::{Address, Amount, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
@@ -80,7 +80,11 @@ struct Driver {
 
 impl Driver {
     fn new(policy: Policy) -> Self {
-        Self { payment: payment(policy), events: Vec::new() }
+        Self::of(payment(policy))
+    }
+
+    fn of(payment: Payment) -> Self {
+        Self { payment, events: Vec::new() }
     }
 
     fn take(&mut self, input: &Input) {
@@ -138,7 +142,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
-    prop_oneof![(0..6_u32).prop_map(Policy::Confirmations)]
+    (0..6_u32).prop_map(Policy::Confirmations)
 }
 
 proptest! {
@@ -268,4 +272,208 @@ fn only_a_pending_payment_can_be_cancelled() {
     driver.add(&block(1, 10, &[100]));
     assert_eq!((driver.payment.status(), driver.payment.exception()), (Status::Cancelled, Some(Exception::Late)));
     assert_eq!(driver.events, [EventKind::Cancelled, EventKind::Late]);
+}
+
+fn on_terms(terms: Terms) -> Driver {
+    Driver::of(Payment { terms, ..payment(Policy::Confirmations(1)) })
+}
+
+#[test]
+fn a_little_less_is_enough_and_a_little_more_is_no_exception() {
+    let terms = Terms { underpaid_tolerance: 5.into(), overpaid_tolerance: 5.into(), accept_late: false };
+    let cases = [
+        (94, Status::Pending, Some(Exception::Underpaid), vec![EventKind::Underpaid]),
+        (95, Status::Confirmed, None, vec![EventKind::Detected, EventKind::Confirmed]),
+        (105, Status::Confirmed, None, vec![EventKind::Detected, EventKind::Confirmed]),
+        (
+            106,
+            Status::Confirmed,
+            Some(Exception::Overpaid),
+            vec![EventKind::Detected, EventKind::Overpaid, EventKind::Confirmed],
+        ),
+    ];
+    for (amount, status, exception, events) in cases {
+        let mut driver = on_terms(terms);
+        driver.add(&block(1, 10, &[amount]));
+        assert_eq!(
+            (driver.payment.status(), driver.payment.exception(), driver.events),
+            (status, exception, events),
+            "{amount}"
+        );
+    }
+}
+
+#[test]
+fn what_comes_on_top_is_announced_even_where_it_is_tolerated() {
+    let mut driver = on_terms(Terms { overpaid_tolerance: 5.into(), ..Terms::default() });
+    driver.add(&block(1, 10, &[100, 3]));
+    assert_eq!(driver.payment.exception(), None);
+    assert_eq!(driver.events, [EventKind::Detected, EventKind::Overpaid, EventKind::Confirmed]);
+}
+
+#[test]
+fn no_tolerance_pays_a_payment_with_nothing() {
+    let driver = on_terms(Terms { underpaid_tolerance: 100.into(), ..Terms::default() });
+    assert_eq!(driver.payment.status(), Status::Pending);
+    let driver = on_terms(Terms { underpaid_tolerance: Amount::new(topics::U256::MAX), ..Terms::default() });
+    assert_eq!(driver.payment.status(), Status::Pending);
+}
+
+#[test]
+fn late_money_pays_an_expired_payment_whose_merchant_accepts_it() {
+    let mut driver = on_terms(Terms { accept_late: true, ..Terms::default() });
+    driver.add(&block(1, EXPIRES, &[40]));
+    driver.add(&block(2, EXPIRES + 1, &[30]));
+    assert_eq!((driver.payment.status(), driver.payment.exception()), (Status::Expired, Some(Exception::Late)));
+    let whole = block(3, EXPIRES + 2, &[40]);
+    driver.add(&whole);
+    assert_eq!((driver.payment.status(), driver.payment.exception()), (Status::Confirmed, Some(Exception::Overpaid)));
+    use EventKind::{Confirmed, Detected, Expired, Late, Overpaid, Reverted, Underpaid};
+    assert_eq!(driver.events, [Underpaid, Expired, Late, Late, Detected, Overpaid, Confirmed]);
+    driver.remove(&whole);
+    assert_eq!(driver.payment.status(), Status::Expired);
+    assert_eq!(driver.events.last(), Some(&Reverted));
+}
+
+#[test]
+fn a_part_in_time_that_a_replay_finds_pays_an_expired_payment() {
+    let mut driver = Driver::new(Policy::Confirmations(3));
+    driver.add(&block(5, EXPIRES + 1, &[]));
+    let part = |number, amount| block(number, 10, &[amount]).transfers().next().unwrap();
+    driver.take(&Input::Transfer(part(1, 60)));
+    assert_eq!((driver.payment.status(), driver.payment.exception()), (Status::Expired, Some(Exception::Underpaid)));
+    driver.take(&Input::Transfer(part(2, 40)));
+    driver.take(&Input::Head(Head { cause: block(5, EXPIRES + 1, &[]).cause(), safe: None, finalized: None }));
+    assert_eq!((driver.payment.status(), driver.payment.exception()), (Status::Confirmed, None));
+    use EventKind::{Confirmed, Detected, Expired, Underpaid};
+    assert_eq!(driver.events, [Expired, Underpaid, Detected, Confirmed]);
+}
+
+#[test]
+fn the_payments_own_token_on_another_chain_is_told_with_its_chain_whatever_the_status() {
+    for cancelled in [false, true] {
+        let mut driver = Driver::of(Payment { cancelled, ..payment(Policy::Confirmations(1)) });
+        let elsewhere = block(1, 10, &[100]).transfers().next().unwrap();
+        let elsewhere = Paid { id: TransferId { chain: ChainId(2), ..elsewhere.id }, ..elsewhere };
+        let step = step(&driver.payment, &Input::Transfer(elsewhere.clone())).unwrap();
+        assert_eq!(step.events[0].block, Some((ChainId(2), elsewhere.block)));
+        assert_eq!(step.events[0].transfer.as_ref().map(|t| (t.id, t.credited)), Some((elsewhere.id, false)));
+        driver.take(&Input::Transfer(elsewhere.clone()));
+        assert_eq!(
+            (driver.events.as_slice(), driver.payment.received()),
+            ([EventKind::UnexpectedTransfer].as_slice(), Some(Amount::ZERO))
+        );
+        // Neither chain's blocks do anything to the other's.
+        let other = |timestamp| Cause { chain: ChainId(2), block: elsewhere.block, timestamp };
+        let unmoved = driver.payment.clone();
+        driver.take(&Input::Expired(other(EXPIRES + 1)));
+        driver.take(&Input::Head(Head { cause: other(10), safe: Some(9), finalized: Some(9) }));
+        driver.take(&Input::Removed(Cause { chain: CHAIN, ..other(10) }));
+        assert_eq!(driver.payment, unmoved);
+        driver.take(&Input::Removed(other(10)));
+        assert_eq!(driver.events.last(), Some(&EventKind::Reverted));
+        assert!(driver.payment.transfers.is_empty());
+    }
+}
+
+#[test]
+fn a_tag_confirms_what_it_reaches_and_keeps_it_when_the_head_goes_down() {
+    let mut driver = Driver::new(Policy::Finalized);
+    driver.add(&block(1, 10, &[100]));
+    driver.add(&block(4, 20, &[]));
+    assert_eq!(driver.payment.status(), Status::Detected);
+    let head = block(5, 30, &[]);
+    driver.add(&head);
+    assert_eq!(driver.payment.status(), Status::Confirmed);
+    driver.remove(&head);
+    assert_eq!(driver.payment.status(), Status::Confirmed);
+}
+
+fn chain() -> chain::Chain {
+    use chain::{Policy, Tier, Token, Verify};
+    let tier = |from: u64, policy| Tier { from: from.into(), policy };
+    chain::Chain {
+        name: "test".to_owned(),
+        id: CHAIN,
+        rpc_urls: vec![],
+        ws_urls: vec![],
+        poa: false,
+        policy: Policy::Confirmations(1),
+        tiers: vec![],
+        start_block: None,
+        poll_interval: std::time::Duration::ZERO,
+        verify: Verify::Auto,
+        traces: false,
+        tokens: vec![Token {
+            symbol: "T".to_owned(),
+            address: TOKEN,
+            decimals: 6,
+            tiers: vec![tier(100, Policy::Confirmations(3))],
+        }],
+    }
+}
+
+fn deposit(paid: &Paid) -> Option<Payment> {
+    let address = DepositAddress {
+        id: Uuid::from_u128(5),
+        merchant: Uuid::nil(),
+        external_id: Some("customer 5".to_owned()),
+        metadata: None,
+        address: Address::repeat_byte(1),
+        xpub: String::new(),
+        address_index: 5,
+        created_at: 0,
+    };
+    address.deposit(&chain(), paid)
+}
+
+#[test]
+fn a_transfer_to_a_static_address_makes_a_deposit_of_its_own_amount_and_policy() {
+    for (amount, depth) in [(99, 1), (100, 3)] {
+        let paid = block(1, EXPIRES + 1, &[amount]);
+        let mut driver = Driver::of(deposit(&paid.transfers().next().unwrap()).unwrap());
+        assert_eq!(driver.payment.policy, Policy::Confirmations(depth));
+        driver.add(&paid);
+        for number in 2..=u64::from(depth) {
+            assert_eq!(driver.payment.status(), Status::Detected, "{number}");
+            driver.add(&block(number, u64::MAX, &[]));
+        }
+        assert_eq!((driver.payment.status(), driver.payment.exception()), (Status::Confirmed, None));
+        assert_eq!(driver.payment.amount, Amount::from(amount));
+        let names: Vec<_> = driver.events.iter().map(|kind| kind.name(&driver.payment)).collect();
+        assert_eq!(names, ["deposit.detected", "deposit.confirmed"]);
+    }
+}
+
+#[test]
+fn a_deposit_goes_with_its_block_comes_back_with_it_and_is_never_cancelled() {
+    let paid = block(1, 10, &[50]);
+    let transfer = paid.transfers().next().unwrap();
+    let mut driver = Driver::of(deposit(&transfer).unwrap());
+    driver.add(&paid);
+    assert_eq!(step(&driver.payment, &Input::Cancel { at: 1 }), Err(Illegal::Deposit));
+    driver.remove(&paid);
+    assert_eq!((driver.payment.status(), driver.payment.received()), (Status::Pending, Some(Amount::ZERO)));
+    assert_eq!(step(&driver.payment, &Input::Cancel { at: 1 }), Err(Illegal::Deposit));
+    driver.add(&paid);
+    assert_eq!(driver.payment.status(), Status::Confirmed);
+    let again = deposit(&transfer).unwrap();
+    assert_eq!(again.id, driver.payment.id, "the same transfer makes the same deposit");
+    let moved = Paid { id: TransferId { block: B256::ZERO, ..transfer.id }, ..transfer.clone() };
+    assert_ne!(deposit(&moved).unwrap().id, again.id, "in another block it is another");
+}
+
+#[test]
+fn a_fake_token_makes_no_deposit() {
+    let paid = block(1, 10, &[50]).transfers().next().unwrap();
+    assert_eq!(deposit(&Paid { token: Some(Address::repeat_byte(0x66)), listed: false, ..paid }), None);
+}
+
+#[test]
+fn dust_makes_no_record_that_kafka_refuses() {
+    let mut driver = Driver::new(Policy::Confirmations(1));
+    driver.add(&block(1, 10, &vec![1; 150]));
+    let told = confirmer::events::state_record(&driver.payment);
+    assert_eq!((told.transfers.len(), told.amount_received.as_ref()), (100, [150].as_slice()));
+    assert_eq!(told.transfers.last().map(|t| t.index), Some(149));
 }

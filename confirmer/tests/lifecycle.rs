@@ -402,6 +402,7 @@ fn chain() -> chain::Chain {
         tiers: vec![],
         start_block: None,
         poll_interval: std::time::Duration::ZERO,
+        max_lag: None,
         verify: Verify::Auto,
         traces: false,
         tokens: vec![Token {

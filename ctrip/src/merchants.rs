@@ -26,8 +26,8 @@ pub enum Merchants {
         #[arg(long)]
         rename: Option<String>,
         /// Derive addresses from cTrip's own account again
-        #[arg(long, conflicts_with = "xpub")]
-        no_xpub: bool,
+        #[arg(long, conflicts_with = "own_xpub")]
+        no_own_xpub: bool,
         #[command(flatten)]
         settings: Settings,
     },
@@ -37,7 +37,7 @@ pub enum Merchants {
 pub struct Settings {
     /// The merchant's own account xpub at m/44'/60'/0': its payments go there, and cTrip never holds its money
     #[arg(long)]
-    xpub: Option<AccountXpub>,
+    own_xpub: Option<AccountXpub>,
     /// How much less than the amount is as good as it, in hundredths of a percent
     #[arg(long)]
     underpaid_tolerance_bps: Option<u32>,
@@ -103,8 +103,8 @@ impl From<ScopeName> for Scope {
 
 impl Settings {
     fn changes(self) -> Changes {
-        let Self { xpub, underpaid_tolerance_bps, overpaid_tolerance_bps, accept_late, metadata } = self;
-        Changes { name: None, xpub: xpub.map(Some), underpaid_tolerance_bps, overpaid_tolerance_bps, accept_late, metadata }
+        let Self { own_xpub, underpaid_tolerance_bps, overpaid_tolerance_bps, accept_late, metadata } = self;
+        Changes { name: None, xpub: own_xpub.map(Some), underpaid_tolerance_bps, overpaid_tolerance_bps, accept_late, metadata }
     }
 }
 
@@ -130,9 +130,9 @@ pub async fn merchants(database_url: &str, command: Merchants) -> anyhow::Result
             });
             print_table(&head, rows);
         }
-        Merchants::Update { name, rename, no_xpub, settings } => {
+        Merchants::Update { name, rename, no_own_xpub, settings } => {
             let mut changes = Changes { name: rename, ..settings.changes() };
-            if no_xpub {
+            if no_own_xpub {
                 changes.xpub = Some(None);
             }
             println!("{}", admin::update_merchant(database_url, &name, changes).await?);

@@ -10,7 +10,7 @@ pub struct Api {
     http: reqwest::Client,
     /// Where it is.
     pub url: String,
-    /// The merchant's key.
+    /// The merchant's key; empty is none.
     pub key: String,
 }
 
@@ -74,7 +74,10 @@ impl Api {
         body: Option<Value>,
         headers: &[(&str, &str)],
     ) -> Result<(StatusCode, Value)> {
-        let mut request = self.http.request(method, format!("{}{path}", self.url)).header("X-Api-Key", &self.key);
+        let mut request = self.http.request(method, format!("{}{path}", self.url));
+        if !self.key.is_empty() {
+            request = request.header("X-Api-Key", &self.key);
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

@@ -92,7 +92,7 @@ async fn a_key_that_may_read_changes_nothing() -> Result<()> {
 async fn a_merchants_own_account_has_its_own_sequence_of_addresses() -> Result<()> {
     let Running { lab, api, _process } = running().await?;
     let (ours, theirs) = (AccountXpub::parse(XPUB)?, AccountXpub::parse(OTHER_XPUB)?);
-    lab.ctrip(&["merchants", "create", "sovereign", "--xpub", OTHER_XPUB])?;
+    lab.ctrip(&["merchants", "create", "sovereign", "--own-xpub", OTHER_XPUB])?;
     let other = lab.merchant("sovereign")?;
     for index in 0..3 {
         ensure!(api.coin(1).await?.address()? == ours.address(index)?, "ours at {index}");
@@ -110,7 +110,7 @@ async fn a_merchants_own_account_has_its_own_sequence_of_addresses() -> Result<(
     let listed = lab.ctrip(&["merchants", "list"])?;
     ensure!(listed.contains(&theirs.fingerprint()), "{listed}");
 
-    lab.ctrip(&["merchants", "update", "sovereign", "--no-xpub"])?;
+    lab.ctrip(&["merchants", "update", "sovereign", "--no-own-xpub"])?;
     let ours_again = async || Ok((other.coin(1).await?.address()? == ours.address(13)?).then_some(()));
     eventually("the merchant to be on cTrip's account", ours_again).await?;
     Ok(())
@@ -124,7 +124,7 @@ async fn settings_out_of_bounds_are_refused_and_change_nothing() -> Result<()> {
         ["--underpaid-tolerance-bps", "10001"],
         ["--metadata", "[]"],
         ["--metadata", "{"],
-        ["--xpub", "xpub1"],
+        ["--own-xpub", "xpub1"],
         ["--rename", " "],
     ] {
         ensure!(lab.ctrip(&[&["merchants", "update", "m"], &wrong[..]].concat()).is_err(), "{wrong:?}");

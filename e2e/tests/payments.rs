@@ -136,14 +136,23 @@ async fn a_key_sees_its_own_payments_and_nothing_else() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_idempotency_key_gives_the_same_payment() -> Result<()> {
+async fn an_idempotency_key_gives_the_first_answer_again() -> Result<()> {
     let Running { lab: _lab, api, process: _process } = running().await?;
     let headers = [("Idempotency-Key", "order-1")];
     let body = json!({ "chain": "anvil", "amount": 7 });
     let again = || api.request(Method::POST, "/api/v1/payments", Some(body.clone()), &headers);
     let answers = futures::future::try_join_all((0..8).map(|_| again())).await?;
-    let first = answers.first().context("an answer")?.1["id"].clone();
-    ensure!(answers.iter().all(|(status, answer)| *status == StatusCode::CREATED && answer["id"] == first), "{answers:?}");
+    // Whoever came while the first was being answered was told to come again.
+    let (made, in_flight): (Vec<_>, Vec<_>) = answers.iter().partition(|(status, _)| *status == StatusCode::CREATED);
+    ensure!(in_flight.iter().all(|(status, _)| *status == StatusCode::CONFLICT), "{answers:?}");
+    let (_, first) = made.first().context("an answer")?;
+    ensure!(made.iter().all(|(_, answer)| answer == first), "{answers:?}");
+    // What happens to the payment changes nothing about the first answer.
+    let id = first["id"].as_str().context("id")?;
+    let (status, _) = api.request(Method::POST, &format!("/api/v1/payments/{id}/cancel"), None, &[]).await?;
+    ensure!(status.is_success(), "{status}");
+    let (status, replayed) = again().await?;
+    ensure!(status == StatusCode::CREATED && replayed == *first, "{status} {replayed}, first {first}");
     let other = json!({ "chain": "anvil", "amount": 8 });
     let (status, answer) = api.request(Method::POST, "/api/v1/payments", Some(other), &headers).await?;
     ensure!(status == StatusCode::UNPROCESSABLE_ENTITY, "{status} {answer}");

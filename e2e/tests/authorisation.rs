@@ -1,0 +1,177 @@
+//! Every endpoint of the API's own document, with every kind of key. An endpoint that is new and not described here fails the
+//! test until somebody says what it is.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use e2e::{Api, Lab, Payment, Plan, Process};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+/// What anyone may ask. None of it has a merchant's data.
+const PUBLIC: &[&str] = &["/livez", "/readyz", "/health", "/openapi.json", "/docs", "/docs/{file}"];
+
+/// An operation of the document.
+#[derive(Debug, Clone)]
+struct Operation {
+    method: Method,
+    path: String,
+}
+
+impl Operation {
+    /// The path with the id of something of the victim's.
+    fn of(&self, victim: &Payment) -> Result<String> {
+        match self.path.as_str() {
+            path if path.starts_with("/api/v1/payments/{id}") => Ok(path.replace("{id}", victim.id())),
+            path if !path.contains('{') => Ok(path.to_owned()),
+            other => bail!("{other}: say in this test what is asked for there"),
+        }
+    }
+
+    fn body(&self) -> Result<Option<Value>> {
+        let order = json!({ "chain": "anvil", "amount": 7 });
+        match (&self.method, self.path.as_str()) {
+            (&Method::GET | &Method::HEAD, _) | (&Method::POST, "/api/v1/payments/{id}/cancel") => Ok(None),
+            (&Method::POST, "/api/v1/payments") => Ok(Some(order)),
+            (&Method::POST, "/api/v1/payments/batch") => Ok(Some(json!({ "payments": [order] }))),
+            (method, path) => bail!("{method} {path}: say in this test what is sent there"),
+        }
+    }
+
+    fn reads(&self) -> bool {
+        matches!(self.method, Method::GET | Method::HEAD)
+    }
+
+    async fn ask(&self, api: &Api, victim: &Payment) -> Result<(StatusCode, Value)> {
+        api.request(self.method.clone(), &self.of(victim)?, self.body()?, &[]).await
+    }
+}
+
+async fn operations(api: &Api) -> Result<(Vec<Operation>, Vec<Operation>)> {
+    let (_, document) = api.request(Method::GET, "/openapi.json", None, &[]).await?;
+    let paths = document["paths"].as_object().context("paths")?;
+    let mut all = Vec::new();
+    for (path, item) in paths {
+        for method in item.as_object().context("operations")?.keys() {
+            let method: Method = method.to_uppercase().parse()?;
+            if method == Method::GET {
+                all.push(Operation { method: Method::HEAD, path: path.clone() });
+            }
+            all.push(Operation { method, path: path.clone() });
+        }
+    }
+    let (public, protected): (Vec<_>, Vec<_>) = all.into_iter().partition(|of| PUBLIC.contains(&of.path.as_str()));
+    ensure!(protected.len() > 8 && public.len() > 6, "a document of too little: {protected:?} {public:?}");
+    ensure!(protected.iter().all(|of| of.path.starts_with("/api/v1/")), "{protected:?}");
+    Ok((public, protected))
+}
+
+struct Scene {
+    lab: Lab,
+    victim: Api,
+    payment: Payment,
+    _process: Process,
+}
+
+async fn scene() -> Result<Scene> {
+    let lab = Lab::start(Plan::default()).await?;
+    let mut process = lab.spawn("api")?;
+    let victim = lab.merchant("victim")?;
+    victim.ready(&mut process).await?;
+    let order =
+        json!({ "chain": "anvil", "amount": 7, "external_id": "victims-order", "metadata": { "note": "victims-note" } });
+    let headers = [("Idempotency-Key", "victims-key")];
+    let (_, made) = victim.request(Method::POST, "/api/v1/payments", Some(order), &headers).await?;
+    Ok(Scene { lab, victim, payment: Payment(made), _process: process })
+}
+
+impl Scene {
+    /// Whether an answer has anything of the victim's.
+    fn tells(&self, answer: &Value) -> bool {
+        let text = answer.to_string().to_lowercase();
+        let address = self.payment.text("address").to_lowercase();
+        [address.as_str(), "victims-order", "victims-note"].iter().any(|secret| text.contains(secret))
+    }
+}
+
+#[tokio::test]
+async fn no_endpoint_answers_a_key_that_does_not_work() -> Result<()> {
+    let scene = scene().await?;
+    let (_, protected) = operations(&scene.victim).await?;
+    let revoked = scene.lab.ctrip(&["keys", "create", "victim"])?;
+    scene.lab.ctrip(&["keys", "revoke", &revoked])?;
+    let ended = scene.lab.ctrip(&["keys", "create", "victim"])?;
+    scene.lab.ctrip(&["keys", "rotate", &ended, "--grace", "0"])?;
+    let garbage = format!("ctrip_{}", "0".repeat(64));
+    for (kind, key) in [("none", ""), ("garbage", &garbage), ("revoked", &revoked), ("ended", &ended), ("id", "victim")] {
+        let api = scene.victim.with_key(key);
+        for operation in &protected {
+            let (status, answer) = operation.ask(&api, &scene.payment).await?;
+            ensure!(status == StatusCode::UNAUTHORIZED && !scene.tells(&answer), "{kind} {operation:?}: {status} {answer}");
+        }
+    }
+    ensure!(scene.victim.get(scene.payment.id()).await?.status() == "pending", "it was changed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_that_may_read_sees_everything_of_its_merchant_and_changes_nothing() -> Result<()> {
+    let scene = scene().await?;
+    let (_, protected) = operations(&scene.victim).await?;
+    let reader = scene.victim.with_key(&scene.lab.ctrip(&["keys", "create", "victim", "--scope", "read"])?);
+    for operation in &protected {
+        let (status, answer) = operation.ask(&reader, &scene.payment).await?;
+        if operation.reads() {
+            ensure!(status.is_success(), "{operation:?}: {status} {answer}");
+        } else {
+            ensure!(status == StatusCode::FORBIDDEN, "{operation:?}: {status} {answer}");
+            ensure!(answer["type"] == "urn:ctrip:problem:insufficient-scope", "{answer}");
+        }
+    }
+    let (_, list) = reader.request(Method::GET, "/api/v1/payments", None, &[]).await?;
+    ensure!(list["data"].as_array().is_some_and(|all| all.len() == 1 && all[0]["status"] == "pending"), "{list}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_endpoint_gives_another_merchants_data() -> Result<()> {
+    let scene = scene().await?;
+    let (public, protected) = operations(&scene.victim).await?;
+    let other = scene.lab.merchant("other")?;
+    for operation in &protected {
+        let (status, answer) = operation.ask(&other, &scene.payment).await?;
+        let expected = if operation.path.contains("{id}") { status == StatusCode::NOT_FOUND } else { status.is_success() };
+        ensure!(expected && !scene.tells(&answer), "{operation:?}: {status} {answer}");
+    }
+    for operation in public.iter().filter(|operation| !operation.path.contains('{')) {
+        let (_, answer) = operation.ask(&other.with_key(""), &scene.payment).await?;
+        ensure!(!scene.tells(&answer), "{operation:?}: {answer}");
+    }
+    // Through what the victim's own answers have: filters, a cursor, an idempotency key.
+    scene.victim.coin(8).await?;
+    let (_, page) = scene.victim.request(Method::GET, "/api/v1/payments?limit=1", None, &[]).await?;
+    let cursor = page["next_cursor"].as_str().context("a cursor")?;
+    let address = scene.payment.text("address");
+    for query in [format!("cursor={cursor}"), format!("address={address}"), "external_id=victims-order".to_owned()] {
+        let (status, list) = other.request(Method::GET, &format!("/api/v1/payments?{query}"), None, &[]).await?;
+        ensure!(status.is_success() && !scene.tells(&list), "{query}: {status} {list}");
+    }
+    let order = json!({ "chain": "anvil", "amount": 7 });
+    let headers = [("Idempotency-Key", "victims-key")];
+    let (status, made) = other.request(Method::POST, "/api/v1/payments", Some(order), &headers).await?;
+    ensure!(status == StatusCode::CREATED && made["id"] != scene.payment.id() && !scene.tells(&made), "{status} {made}");
+    ensure!(scene.victim.get(scene.payment.id()).await?.status() == "pending", "it was changed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_that_may_write_does_everything() -> Result<()> {
+    let scene = scene().await?;
+    let (_, mut protected) = operations(&scene.victim).await?;
+    // What changes the payment comes last.
+    protected.sort_by_key(|operation| operation.path.ends_with("/cancel"));
+    for operation in &protected {
+        let (status, answer) = operation.ask(&scene.victim, &scene.payment).await?;
+        ensure!(status.is_success(), "{operation:?}: {status} {answer}");
+    }
+    ensure!(scene.victim.get(scene.payment.id()).await?.status() == "cancelled");
+    Ok(())
+}

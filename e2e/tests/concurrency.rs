@@ -1,0 +1,72 @@
+//! Many clients at once, half of whose requests come again.
+
+use anyhow::{Result, ensure};
+use e2e::{Api, Lab, Plan};
+use rand::seq::SliceRandom as _;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const REQUESTS: usize = 10_000;
+const CLIENTS: usize = 64;
+
+/// As a careful client does: until there is an answer that is one.
+async fn create(api: &Api, number: usize) -> Result<Value> {
+    let (key, body) = (format!("order-{number}"), json!({ "chain": "anvil", "amount": number + 1 }));
+    loop {
+        let headers = [("Idempotency-Key", key.as_str())];
+        let (status, answer) = api.request(Method::POST, "/api/v1/payments", Some(body.clone()), &headers).await?;
+        match status {
+            StatusCode::CREATED => return Ok(answer),
+            StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE => tokio::time::sleep(Duration::from_millis(20)).await,
+            _ => anyhow::bail!("{status} {answer}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repeated_keys_from_many_clients_make_each_payment_once_at_an_address_of_its_own() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let mut server = lab.spawn("api")?;
+    let api = lab.merchant("busy")?;
+    api.ready(&mut server).await?;
+    // Each number twice, in any order; first among neighbours, so that many are in flight at the same time.
+    let mut numbers: Vec<usize> = (0..REQUESTS / 2).flat_map(|number| [number, number]).collect();
+    numbers.chunks_mut(CLIENTS).for_each(|some| some.shuffle(&mut rand::rng()));
+    let half = numbers.len() / 2;
+    numbers[half..].shuffle(&mut rand::rng());
+    numbers.reverse();
+
+    let queue = Arc::new(Mutex::new(numbers));
+    let clients = (0..CLIENTS).map(|_| {
+        let (api, queue) = (api.clone(), Arc::clone(&queue));
+        tokio::spawn(async move {
+            let mut answers = Vec::new();
+            loop {
+                let next = queue.lock().ok().and_then(|mut queue| queue.pop());
+                let Some(number) = next else { return anyhow::Ok(answers) };
+                answers.push((number, create(&api, number).await?));
+            }
+        })
+    });
+    let mut answers: HashMap<usize, Vec<Value>> = HashMap::new();
+    for client in futures::future::join_all(clients).await {
+        for (number, answer) in client?? {
+            answers.entry(number).or_default().push(answer);
+        }
+    }
+    ensure!(answers.len() == REQUESTS / 2, "{} keys", answers.len());
+    for (number, same) in &answers {
+        ensure!(same.len() == 2 && same[0] == same[1], "order-{number}: {same:?}");
+        ensure!(same[0]["amount"] == (number + 1).to_string(), "order-{number} has another's payment: {}", same[0]);
+    }
+    let distinct = |field: &str| answers.values().map(|same| same[0][field].to_string()).collect::<HashSet<_>>().len();
+    ensure!((distinct("id"), distinct("address")) == (REQUESTS / 2, REQUESTS / 2), "shared ids or addresses");
+    let db = lab.database().await?;
+    let row = db.query_one("SELECT count(*), count(DISTINCT address), max(address_index) FROM payments", &[]).await?;
+    let counts: (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    ensure!(counts == (5000, 5000, 4999), "{counts:?}: payments that nobody was told of, or indices used up for nothing");
+    Ok(())
+}

@@ -97,7 +97,8 @@ impl Grant {
     /// Counts so many requests.
     ///
     /// # Errors
-    /// How long to wait, when the key has had its share. More at once than it may have in a second are taken as that many.
+    /// How long to wait, when the key has had its share. More at once than a second's share are taken as the rest of one, since
+    /// the request that brings them was counted before; otherwise no patience would ever get them through.
     pub fn spend(&self, requests: NonZeroU32) -> Result<(), Duration> {
         let Some(limiter) = &self.limiter else { return Ok(()) };
         let wait = |until: &governor::NotUntil<_>| until.wait_time_from(DefaultClock::default().now());
@@ -105,9 +106,9 @@ impl Grant {
             Ok(Ok(())) => Ok(()),
             Ok(Err(until)) => Err(wait(&until)),
             Err(governor::InsufficientCapacity(most)) => {
-                let most = NonZeroU32::new(most).unwrap_or(NonZeroU32::MIN);
-                match limiter.check_n(most) {
-                    Ok(Err(until)) => Err(wait(&until)),
+                let rest = NonZeroU32::new(most.saturating_sub(1));
+                match rest.map(|rest| limiter.check_n(rest)) {
+                    Some(Ok(Err(until))) => Err(wait(&until)),
                     _ => Ok(()),
                 }
             }
@@ -263,8 +264,11 @@ mod tests {
     #[test]
     fn a_batch_above_a_seconds_share_empties_it_and_is_not_refused_for_ever() {
         let limited = grant(Some(10));
-        assert_eq!(limited.spend(n(1000)), Ok(()));
+        assert_eq!(limited.spend(n(1)), Ok(()));
+        assert_eq!(limited.spend(n(999)), Ok(()));
         assert!(limited.spend(n(1)).is_err());
+        let slow = grant(Some(1));
+        assert_eq!((slow.spend(n(1)), slow.spend(n(9))), (Ok(()), Ok(())));
     }
 
     #[test]

@@ -76,6 +76,8 @@ async fn scene() -> Result<Scene> {
     let mut process = lab.spawn("api")?;
     let victim = lab.merchant("victim")?;
     victim.ready(&mut process).await?;
+    // The document's example of an address is the account's first.
+    lab.merchant("first")?.coin(1).await?;
     let order =
         json!({ "chain": "anvil", "amount": 7, "external_id": "victims-order", "metadata": { "note": "victims-note" } });
     let headers = [("Idempotency-Key", "victims-key")];

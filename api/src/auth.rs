@@ -62,7 +62,7 @@ pub async fn authenticate(State(app): State<App>, mut request: Request, next: Ne
     let caller = Caller { merchant: grant.merchant.id, grant };
     caller.spend(1)?;
     if !matches!(*request.method(), Method::GET | Method::HEAD) && caller.scope < Scope::Write {
-        return Err(insufficient(&caller));
+        return Err(insufficient(caller.id, caller.scope));
     }
     request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
@@ -92,12 +92,14 @@ pub fn unauthorized(detail: &str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "An API key is needed", detail)
 }
 
-fn insufficient(caller: &Caller) -> Problem {
-    let detail = format!("The key {} has the scope {}; expected {}", caller.id, caller.scope.as_str(), Scope::Write.as_str());
+/// A 403.
+pub fn insufficient(key: impl std::fmt::Display, scope: Scope) -> Problem {
+    let detail = format!("The key {key} has the scope {}; expected {}", scope.as_str(), Scope::Write.as_str());
     Problem::new(StatusCode::FORBIDDEN, "insufficient-scope", "The key may not do this", detail)
 }
 
-fn too_many(wait: Duration) -> Problem {
+/// A 429.
+pub fn too_many(wait: Duration) -> Problem {
     // Rounded up, as coming back too early would be refused again.
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     let seconds = u32::try_from(seconds).unwrap_or(u32::MAX).max(1);

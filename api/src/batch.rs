@@ -7,7 +7,7 @@ use crate::order::Order;
 use crate::problem::Problem;
 use crate::replay::{self, Claim, Key};
 use confirmer::lifecycle::Event;
-use confirmer::{Payment, Terms, events, store};
+use confirmer::{Payment, events, store};
 use deadpool_postgres::{Pool, Transaction};
 use runtime::{Failure, db};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -145,7 +145,7 @@ impl Maker {
             let Some((address_index, address)) = addresses.get_mut(fingerprint).and_then(VecDeque::pop_front) else {
                 return Err(Failure::Halt(anyhow::anyhow!("the sequence of {fingerprint} gave fewer indices than asked for")));
             };
-            let Order { chain, chain_name, asset, amount, policy, expires_in, external_id, metadata, fingerprint: _ } =
+            let Order { chain, chain_name, asset, amount, terms, policy, expires_in, external_id, metadata, fingerprint: _ } =
                 request.order.clone();
             let payment = Payment {
                 id: claim.payment,
@@ -159,7 +159,7 @@ impl Maker {
                 xpub: fingerprint.to_owned(),
                 address_index,
                 amount,
-                terms: Terms::default(),
+                terms,
                 policy,
                 created_at: now,
                 expires_at: now + expires_in,

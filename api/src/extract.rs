@@ -24,10 +24,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let body = tokio::time::timeout(READ_WITHIN, Bytes::from_request(request, state)).await.map_err(|_| {
-            let detail = format!("The body did not arrive within {READ_WITHIN:?}");
-            Problem::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", "The body took too long", detail)
-        })?;
+        let body = tokio::time::timeout(READ_WITHIN, Bytes::from_request(request, state)).await.map_err(|_| body_timeout())?;
         let body = body.map_err(|rejection| match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => too_large(),
             status => Problem::new(status, "malformed-body", "The body could not be read", rejection),
@@ -58,6 +55,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
         };
         text.parse().map(Self).map_err(|_| no_payment(crate::fields::shown(&text)))
     }
+}
+
+/// A 408.
+pub fn body_timeout() -> Problem {
+    let detail = format!("The body did not arrive within {READ_WITHIN:?}");
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", "The body took too long", detail)
 }
 
 /// A 413.

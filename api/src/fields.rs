@@ -80,6 +80,15 @@ impl<'a> Fields<'a> {
         )
     }
 
+    /// True or false.
+    pub fn flag(&mut self, name: &str) -> Option<bool> {
+        let raw = self.raw(name)?;
+        self.check(
+            name,
+            serde_json::from_str(raw.get()).map_err(|_| format!("expected true or false, got {}", shown(raw.get()))),
+        )
+    }
+
     /// Keeps the error, if it is one.
     pub fn check<T, E: fmt::Display>(&mut self, name: &str, outcome: Result<T, E>) -> Option<T> {
         outcome.map_err(|message| self.refuse(name, message)).ok()

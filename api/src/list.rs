@@ -99,7 +99,7 @@ impl Filter {
     /// Only the conditions that are asked for: one like `$1 IS NULL OR status = $1` is served by no index once Postgres keeps
     /// a plan for any value. There are few combinations, and each is prepared once a connection.
     fn query(&self, merchant: Uuid, limit: i64) -> Result<(String, Vec<Value>), Failure> {
-        let mut sql = "SELECT id, created_at FROM payments WHERE merchant_id = $1".to_owned();
+        let mut sql = "SELECT id, created_at FROM payments WHERE merchant_id = $1 AND deposit_address IS NULL".to_owned();
         let mut values: Vec<Value> = vec![Box::new(merchant)];
         let mut and = |condition: &str, value: Value| {
             values.push(value);
@@ -195,7 +195,7 @@ mod tests {
         let (sql, values) = Filter::default().query(Uuid::nil(), 51).unwrap();
         assert_eq!(
             sql,
-            "SELECT id, created_at FROM payments WHERE merchant_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2"
+            "SELECT id, created_at FROM payments WHERE merchant_id = $1 AND deposit_address IS NULL ORDER BY created_at DESC, id DESC LIMIT $2"
         );
         assert_eq!(values.len(), 2);
         let all = Filter {

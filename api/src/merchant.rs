@@ -33,6 +33,14 @@ pub struct DefaultTerms {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share(u32);
 
+impl DefaultTerms {
+    /// How much less is as good as this amount: always less than all of it.
+    pub fn underpaid_of(&self, amount: Amount) -> Amount {
+        let most = Amount::new(amount.units().saturating_sub(U256::ONE));
+        self.underpaid.of(amount).min(most)
+    }
+}
+
 impl Share {
     /// From the database, which checks the bounds too.
     ///

@@ -64,7 +64,7 @@ pub fn complete(document: &OpenApi, catalog: &Catalog) -> serde_json::Result<Doc
         "key": { "type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "A key of `ctrip keys create`." },
         "bearer": { "type": "http", "scheme": "bearer", "description": "The same key." },
     });
-    for (path, operation) in operations(&mut document) {
+    for (path, _, operation) in operations(&mut document) {
         operation["security"] = if needs_key(&path) { json!([{ "key": [] }, { "bearer": [] }]) } else { json!([]) };
     }
     serde_json::to_vec(&document).map(|text| Document(text.into()))
@@ -74,11 +74,12 @@ fn needs_key(path: &str) -> bool {
     path.starts_with("/api/")
 }
 
-fn operations(document: &mut Value) -> impl Iterator<Item = (String, &mut Value)> {
+/// Path, method in lower case, and what is said of it.
+fn operations(document: &mut Value) -> impl Iterator<Item = (String, String, &mut Value)> {
     let paths = document["paths"].as_object_mut().into_iter().flatten();
     paths.flat_map(|(path, item)| {
         let operations = item.as_object_mut().into_iter().flatten();
-        operations.map(move |(_, operation)| (path.clone(), operation))
+        operations.map(move |(method, operation)| (path.clone(), method.clone(), operation))
     })
 }
 
@@ -108,7 +109,7 @@ mod tests {
         let mut document = whole();
         assert_eq!(document["openapi"], "3.1.0");
         let mut ids = HashSet::new();
-        for (path, operation) in operations(&mut document) {
+        for (path, _, operation) in operations(&mut document) {
             for field in ["operationId", "summary"] {
                 assert!(operation[field].as_str().is_some_and(|text| !text.is_empty()), "{path} has no {field}: {operation}");
             }

@@ -6,13 +6,14 @@ use crate::merchant::DefaultTerms;
 use crate::problem::Problem;
 use crate::replay;
 use chain::Chain;
-use confirmer::{Asset, Policy};
+use confirmer::{Asset, Policy, Terms};
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use std::ops::RangeInclusive;
 use topics::{Amount, ChainId};
 
 /// What a create request may have, as `openapi` documents it.
-pub const FIELDS: [&str; 10] = [
+pub const FIELDS: [&str; 13] = [
     "amount",
     "chain",
     "chain_id",
@@ -23,6 +24,9 @@ pub const FIELDS: [&str; 10] = [
     "external_id",
     "metadata",
     "confirmations",
+    "underpaid_tolerance",
+    "overpaid_tolerance",
+    "accept_late",
 ];
 /// The ways to name a token; at most one is used.
 const TOKEN_FIELDS: [&str; 3] = ["token", "token_id", "token_contract_address"];
@@ -48,6 +52,8 @@ pub struct Order {
     pub asset: Asset,
     /// How much.
     pub amount: Amount,
+    /// What the merchant puts up with.
+    pub terms: Terms,
     /// When it counts for good.
     pub policy: Policy,
     /// Seconds.
@@ -88,6 +94,14 @@ impl Order {
         let confirmations = bounded(&mut fields, "confirmations", CONFIRMATIONS);
         let external_id = external_id(&mut fields);
         let metadata = metadata(&mut fields);
+        let underpaid = tolerance(&mut fields, "underpaid_tolerance");
+        let overpaid = tolerance(&mut fields, "overpaid_tolerance");
+        let accept_late = fields.flag("accept_late");
+        if let (Some(underpaid), Some(amount)) = (underpaid, amount)
+            && underpaid >= amount
+        {
+            fields.refuse("underpaid_tolerance", format_args!("expected less than the amount, {amount}, got {underpaid}"));
+        }
         let finished = fields.finish(known);
         let (Some(amount), Some(chain), Some(asset)) = (amount, chain, asset) else {
             return Err(finished.err().unwrap_or_else(Problem::internal));
@@ -97,14 +111,17 @@ impl Order {
         let expires_in = expires_in.unwrap_or(DEFAULT_EXPIRES_IN);
         // A count takes the place of the chain's policy whatever that is: who asks for one knows the amount at stake.
         let count = confirmations.and_then(|count| u32::try_from(count).ok());
+        let token = asset.token.as_ref().map(|token| token.address);
         let asked = (
             chain.id.0,
-            asset.token.as_ref().map(|token| token.address),
+            token,
             amount.to_string(),
             expires_in,
             &external_id,
             &metadata,
             count,
+            // As asked for: a merchant may change its own terms between two tries of a request.
+            (underpaid.map(|sum| sum.to_string()), overpaid.map(|sum| sum.to_string()), accept_late),
         );
         let asked = serde_json::to_vec(&asked).map_err(|_| Problem::internal())?;
         Ok(Self {
@@ -112,7 +129,12 @@ impl Order {
             chain_name: chain.name.clone(),
             asset,
             amount,
-            policy: count.map_or(catalog::policy(chain), Policy::Confirmations),
+            terms: Terms {
+                underpaid_tolerance: underpaid.unwrap_or_else(|| terms.underpaid_of(amount)),
+                overpaid_tolerance: overpaid.unwrap_or_else(|| terms.overpaid.of(amount)),
+                accept_late: accept_late.unwrap_or(terms.accept_late),
+            },
+            policy: count.map_or_else(|| chain.policy_for(token, amount).into(), Policy::Confirmations),
             expires_in,
             external_id,
             metadata,
@@ -126,14 +148,21 @@ fn amount(fields: &mut Fields<'_>) -> Option<Amount> {
         fields.refuse("amount", "missing; expected a positive whole number of base units");
         return None;
     };
-    // From the text itself: a JSON number that went through a double has 53 bits left.
-    let text: String = match serde_json::from_str(raw.get()) {
-        Ok(text) => text,
-        Err(_) => raw.get().to_owned(),
-    };
-    let amount = text.parse::<Amount>().map_err(|_| ()).and_then(|amount| if amount.is_zero() { Err(()) } else { Ok(amount) });
+    let amount = units(raw).filter(|amount| !amount.is_zero());
     let expected = "expected a positive whole number of base units below 2^256, as JSON integer or string";
-    fields.check("amount", amount.map_err(|()| format!("{expected}, got {}", shown(raw.get()))))
+    fields.check("amount", amount.ok_or_else(|| format!("{expected}, got {}", shown(raw.get()))))
+}
+
+fn tolerance(fields: &mut Fields<'_>, name: &str) -> Option<Amount> {
+    let raw = fields.raw(name)?;
+    let expected = "expected a whole number of base units below 2^256, as JSON integer or string";
+    fields.check(name, units(raw).ok_or_else(|| format!("{expected}, got {}", shown(raw.get()))))
+}
+
+/// From the text itself: a JSON number that went through a double has 53 bits left.
+fn units(raw: &RawValue) -> Option<Amount> {
+    let text: String = serde_json::from_str(raw.get()).unwrap_or_else(|_| raw.get().to_owned());
+    text.parse().ok()
 }
 
 fn chain<'c>(fields: &mut Fields<'_>, catalog: &'c Catalog) -> Option<&'c Chain> {
@@ -212,6 +241,7 @@ fn metadata(fields: &mut Fields<'_>) -> Option<String> {
 mod tests {
     use super::*;
     use crate::catalog::tests::catalog;
+    use crate::merchant::Share;
     use serde_json::Value;
 
     fn read(body: &str) -> Result<Order, Value> {
@@ -280,6 +310,51 @@ mod tests {
         let body =
             r#"{"amount":"x","chain":"y","expires_in":59,"confirmations":0,"external_id":"","metadata":[],"callback":1}"#;
         assert_eq!(refused(body), ["amount", "chain", "expires_in", "confirmations", "external_id", "metadata", "callback"]);
+    }
+
+    #[test]
+    fn the_terms_of_a_request_come_before_its_merchants() {
+        let merchant =
+            DefaultTerms { underpaid: Share::new(50).unwrap(), overpaid: Share::new(100).unwrap(), accept_late: true };
+        let read = |rest: &str| {
+            let body = format!(r#"{{"amount":"10000","chain":"anvil"{rest}}}"#);
+            Order::read(body.as_bytes(), &catalog(), merchant).unwrap()
+        };
+        let terms = |underpaid: u64, overpaid: u64, accept_late| Terms {
+            underpaid_tolerance: Amount::from(underpaid),
+            overpaid_tolerance: Amount::from(overpaid),
+            accept_late,
+        };
+        assert_eq!(read("").terms, terms(50, 100, true));
+        let own = r#","underpaid_tolerance":0,"overpaid_tolerance":"7","accept_late":false"#;
+        assert_eq!(read(own).terms, terms(0, 7, false));
+        assert_ne!(read("").fingerprint, read(own).fingerprint);
+        let others = Order::read(br#"{"amount":"10000","chain":"anvil"}"#, &catalog(), DefaultTerms::default()).unwrap();
+        assert_eq!(others.fingerprint, read("").fingerprint, "a merchant's change is no other request");
+        assert_eq!(others.terms, Terms::default());
+    }
+
+    #[test]
+    fn a_tolerance_of_everything_is_refused_and_a_merchants_leaves_something_to_pay() {
+        for wrong in ["10", "11", "-1", "0.5", "true"] {
+            let body = format!(r#"{{"amount":10,"chain":"anvil","underpaid_tolerance":{wrong}}}"#);
+            assert_eq!(refused(&body), ["underpaid_tolerance"], "{wrong}");
+        }
+        assert_eq!(refused(r#"{"amount":10,"chain":"anvil","accept_late":1}"#), ["accept_late"]);
+        let all = DefaultTerms { underpaid: Share::new(10_000).unwrap(), ..DefaultTerms::default() };
+        let order = Order::read(br#"{"amount":10,"chain":"anvil"}"#, &catalog(), all).unwrap();
+        assert_eq!(order.terms.underpaid_tolerance, Amount::from(9));
+    }
+
+    #[test]
+    fn a_large_amount_has_the_policy_of_its_tier_unless_a_count_is_asked_for() {
+        let mut catalog = catalog();
+        catalog.0[0].tiers = vec![chain::Tier { from: Amount::from(100), policy: chain::Policy::Finalized }];
+        let policy = |body: &str| Order::read(body.as_bytes(), &catalog, DefaultTerms::default()).unwrap().policy;
+        assert_eq!(policy(r#"{"amount":99,"chain":"anvil"}"#), Policy::Confirmations(3));
+        assert_eq!(policy(r#"{"amount":100,"chain":"anvil"}"#), Policy::Finalized);
+        assert_eq!(policy(r#"{"amount":100,"chain":"anvil","confirmations":1}"#), Policy::Confirmations(1));
+        assert_eq!(policy(r#"{"amount":100,"chain":"anvil","token":"USDX"}"#), Policy::Confirmations(3));
     }
 
     #[test]

@@ -37,6 +37,14 @@ pub struct PaymentReply {
     confirmations_required: u32,
     #[schema(value_type = Option<schemas::Finality>)]
     finality: Option<&'static str>,
+    /// By how much less it is still paid in full.
+    #[schema(value_type = schemas::Amount)]
+    underpaid_tolerance: String,
+    /// By how much more nothing is off.
+    #[schema(value_type = schemas::Amount)]
+    overpaid_tolerance: String,
+    /// What arrives after its expiry counts.
+    accept_late: bool,
     payment_uri: String,
     #[schema(value_type = schemas::Time)]
     expires_at: String,
@@ -100,6 +108,9 @@ impl PaymentReply {
             confirmations: head.map_or(0, |head| confirmations(payment, head)),
             confirmations_required: payment.policy.confirmations(),
             finality: payment.policy.finality(),
+            underpaid_tolerance: payment.terms.underpaid_tolerance.to_string(),
+            overpaid_tolerance: payment.terms.overpaid_tolerance.to_string(),
+            accept_late: payment.terms.accept_late,
             payment_uri: payment_uri(payment),
             expires_at: rfc3339(payment.expires_at),
             created_at: rfc3339(payment.created_at),

@@ -138,3 +138,23 @@ async fn settings_out_of_bounds_are_refused_and_change_nothing() -> Result<()> {
     ensure!(text.contains(",50,7,t,") && text.contains("gold"), "{text}");
     Ok(())
 }
+
+#[tokio::test]
+async fn payments_have_their_merchants_terms_or_their_own() -> Result<()> {
+    let Running { lab, api, _process } = running().await?;
+    let settings = ["--underpaid-tolerance-bps", "100", "--overpaid-tolerance-bps", "250", "--accept-late", "true"];
+    lab.ctrip(&[&["merchants", "update", "shop"], &settings[..]].concat())?;
+    let order = json!({ "chain": "anvil", "amount": 1_050 });
+    // Running APIs follow within seconds.
+    let made = eventually("the merchant's terms", async || {
+        Ok(Some(api.create(order.clone()).await?).filter(|payment| payment.0["accept_late"] == true))
+    })
+    .await?;
+    ensure!(made.text("underpaid_tolerance") == "10" && made.text("overpaid_tolerance") == "26", "{}", made.0);
+    let own =
+        json!({ "chain": "anvil", "amount": 1_050, "underpaid_tolerance": "7", "overpaid_tolerance": 0, "accept_late": false });
+    let own = api.create(own).await?;
+    ensure!(own.text("underpaid_tolerance") == "7" && own.text("overpaid_tolerance") == "0", "{}", own.0);
+    ensure!(own.0["accept_late"] == false, "{}", own.0);
+    Ok(())
+}

@@ -1,14 +1,16 @@
 //! The problem documents that operations have in common, each with a real one as its example.
 
+use crate::keys::Scope;
 use crate::openapi::{PROBLEM, needs_key, operations};
 use crate::problem::Problem;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// Puts them where they belong: the shape of an operation says which it can answer.
 pub fn add(document: &mut Value) -> serde_json::Result<()> {
     document["components"]["responses"] = responses()?;
-    for (path, operation) in operations(document) {
+    for (path, method, operation) in operations(document) {
         let body = operation.get("requestBody").is_some();
         let parameters = operation.get("parameters").and_then(Value::as_array);
         let given = |place: &str| parameters.is_some_and(|all| all.iter().any(|parameter| parameter["in"] == place));
@@ -16,9 +18,12 @@ pub fn add(document: &mut Value) -> serde_json::Result<()> {
         let shared = [
             (400, "BadRequest", body || query),
             (401, "Unauthorized", needs_key(&path)),
+            (403, "Forbidden", needs_key(&path) && method != "get"),
             (404, "NotFound", item),
+            (408, "BodyTimeout", body),
             (413, "TooLarge", body),
             (422, "Invalid", body || query || header),
+            (429, "TooMany", needs_key(&path)),
             (500, "Internal", needs_key(&path)),
             (503, "Unavailable", needs_key(&path)),
         ];
@@ -46,6 +51,13 @@ fn responses() -> serde_json::Result<Value> {
             "No key, or none that is known.",
             &crate::auth::unauthorized("The API key is not known, or was revoked"),
             &json!({ "WWW-Authenticate": { "schema": { "type": "string" }, "required": true } }),
+        )?,
+        "Forbidden": response("The key may only read.", &crate::auth::insufficient("0f1e2d3c4b5a6978", Scope::Read), &json!({}))?,
+        "BodyTimeout": response("The body did not arrive in time.", &crate::extract::body_timeout(), &json!({}))?,
+        "TooMany": response(
+            "The key has had its requests of this second.",
+            &crate::auth::too_many(Duration::from_secs(1)),
+            &json!({ "Retry-After": { "schema": { "type": "integer", "minimum": 1 }, "required": true, "description": "Seconds." } }),
         )?,
         "NotFound": response(
             "It is not there, or it is another merchant's.",

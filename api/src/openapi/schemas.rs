@@ -157,6 +157,14 @@ pub struct CreatePayment {
     /// Instead of the chain's policy: blocks from the transfer's own to the head, both counted.
     #[schema(minimum = 1, maximum = 10_000)]
     confirmations: Option<u64>,
+    /// Base units by which less is as good as the amount, less than all of it; your merchant's share of the amount if left out.
+    #[schema(schema_with = units)]
+    underpaid_tolerance: Option<String>,
+    /// Base units by which more is no exception; your merchant's share of the amount if left out.
+    #[schema(schema_with = units)]
+    overpaid_tolerance: Option<String>,
+    /// Whether what arrives after its expiry counts; your merchant's setting if left out.
+    accept_late: Option<bool>,
 }
 
 /// What a batch's body has.
@@ -192,6 +200,13 @@ impl ToSchema for BatchedPayment {
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         CreatePayment::schemas(schemas);
     }
+}
+
+fn units() -> Schema {
+    let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[0-9]{1,77}$"));
+    let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0));
+    let nothing = ObjectBuilder::new().schema_type(Type::Null);
+    utoipa::openapi::schema::OneOfBuilder::new().item(text).item(number).item(nothing).into()
 }
 
 fn positive() -> Schema {

@@ -91,10 +91,14 @@ pub async fn made(answered: oneshot::Receiver<Result<Made, Problem>>) -> Result<
 )]
 pub async fn get(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<Json<PaymentReply>, Problem> {
     let db = app.db().await?;
-    let payment = store::load(&db, &[id.0]).await?.into_iter().find(|p| p.merchant == caller.merchant);
+    // Both at once: the connection takes the next question before it has answered the last.
+    let ids = [id.0];
+    let (found, hidden) = tokio::join!(store::load(&db, &ids), app.intents.ensure(&db, id.0));
+    let payment = found?.into_iter().find(|p| p.merchant == caller.merchant);
     let payment = payment.ok_or_else(|| no_payment(id))?;
-    app.intents.ensure(&db, id.0).await?;
-    let head = heads(&db, &[payment.chain]).await?.remove(&payment.chain);
+    hidden?;
+    // After the transfers, so that the head is not below theirs. What nobody has paid yet has nothing to be confirmed.
+    let head = if payment.transfers.is_empty() { None } else { heads(&db, &[payment.chain]).await?.remove(&payment.chain) };
     Ok(Json(PaymentReply::new(&payment, head)))
 }
 

@@ -90,6 +90,22 @@ impl Api {
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
     }
 
+    /// A POST with a body, or a GET without one, as cheap as can be for the client; gives the text.
+    ///
+    /// # Errors
+    /// When there is no answer, or one that is no success.
+    pub async fn text(&self, path: &str, body: Option<&str>) -> Result<String> {
+        let url = format!("{}{path}", self.url);
+        let request = match body {
+            Some(body) => self.http.post(url).header("Content-Type", "application/json").body(body.to_owned()),
+            None => self.http.get(url),
+        };
+        let response = request.header("X-Api-Key", &self.key).send().await?;
+        let (status, text) = (response.status(), response.text().await?);
+        anyhow::ensure!(status.is_success(), "{path}: {status} {text}");
+        Ok(text)
+    }
+
     /// Waits until the API, which `process` serves, listens and says that it is ready.
     ///
     /// # Errors

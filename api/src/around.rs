@@ -17,11 +17,11 @@ const LONGEST_ID: usize = 128;
 const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
 
 tokio::task_local! {
-    static CURRENT: String;
+    static CURRENT: Box<str>;
 }
 
 /// The id of the request that this task is answering.
-pub fn request_id() -> Option<String> {
+pub fn request_id() -> Option<Box<str>> {
     CURRENT.try_with(Clone::clone).ok()
 }
 
@@ -35,7 +35,7 @@ pub async fn around(request: Request, next: Next) -> Response {
     let id = given(request.headers()).unwrap_or_else(|| Uuid::now_v7().to_string());
     let span = tracing::info_span!("request", id);
 
-    let answered = CURRENT.scope(id.clone(), async {
+    let answered = CURRENT.scope(id.as_str().into(), async {
         match tokio::time::timeout(ANSWERED_WITHIN, next.run(request)).await {
             Ok(response) => response,
             Err(_) => {
@@ -82,7 +82,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_problem_has_the_id_of_its_request() {
-        let response = CURRENT.scope("r-7".to_owned(), async { Problem::internal().into_response() }).await;
+        let response = CURRENT.scope("r-7".into(), async { Problem::internal().into_response() }).await;
         let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(body["request_id"], "r-7");

@@ -26,7 +26,8 @@ pub struct Problem {
     errors: Vec<FieldError>,
     /// The `x-request-id` of the answer, which its log lines have too.
     #[serde(skip_serializing_if = "Option::is_none")]
-    request_id: Option<String>,
+    #[schema(value_type = Option<String>)]
+    request_id: Option<Box<str>>,
     #[serde(skip)]
     retry_after: Option<u32>,
 }

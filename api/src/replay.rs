@@ -12,6 +12,7 @@ use confirmer::{Payment, store};
 use deadpool_postgres::{GenericClient, Pool};
 use runtime::{Failure, db};
 use std::collections::{HashMap, HashSet};
+use tokio_postgres::Row;
 use topics::PaymentId;
 use uuid::Uuid;
 
@@ -156,8 +157,8 @@ pub async fn find(pool: &Pool, intents: &Intents, requests: &[Request]) -> Resul
     let merchants: Vec<Uuid> = requests.iter().map(|r| r.merchant).collect();
     let texts: Vec<&str> = requests.iter().map(|r| r.key.as_ref().map_or("", |key| key.text.as_str())).collect();
     let rows = client.query(&statement, &[&merchants, &texts]).await.map_err(db::failure)?;
-    let named: HashMap<(Uuid, &str), (&[u8], Option<Uuid>)> =
-        rows.iter().map(|row| ((row.get(0), row.get(1)), (row.get(2), row.get(3)))).collect();
+    // Rows in place of their values: a hash, and a payment unless it is the key of a whole batch.
+    let named: HashMap<(Uuid, &str), &Row> = rows.iter().map(|row| ((row.get(0), row.get(1)), row)).collect();
 
     let matching: Vec<Result<Uuid, Problem>> = requests
         .iter()
@@ -165,7 +166,9 @@ pub async fn find(pool: &Pool, intents: &Intents, requests: &[Request]) -> Resul
             let key = request.key.as_ref();
             let entry = key.and_then(|key| named.get(&(request.merchant, key.text.as_str())));
             match (key, entry) {
-                (Some(key), Some((hash, Some(payment)))) if key.fingerprint == **hash => Ok(*payment),
+                (Some(key), Some(row)) if row.get::<_, &[u8]>(2) == key.fingerprint => {
+                    row.get::<_, Option<Uuid>>(3).ok_or_else(reused)
+                }
                 (_, Some(_)) => Err(reused()),
                 (_, None) => Err(gone()),
             }

@@ -1,5 +1,6 @@
 //! Commands about merchants and their keys. A key is printed once, when it is made, and nowhere kept.
 
+use anyhow::Context as _;
 use api::Scope;
 use api::admin::{self, Changes, NewKey};
 use clap::{Args, Subcommand, ValueEnum};
@@ -37,7 +38,7 @@ pub enum Merchants {
 pub struct Settings {
     /// The merchant's own account xpub at m/44'/60'/0': its payments go there, and cTrip never holds its money
     #[arg(long)]
-    own_xpub: Option<AccountXpub>,
+    own_xpub: Option<String>,
     /// How much less than the amount is as good as it, in hundredths of a percent
     #[arg(long)]
     underpaid_tolerance_bps: Option<u32>,
@@ -102,16 +103,18 @@ impl From<ScopeName> for Scope {
 }
 
 impl Settings {
-    fn changes(self) -> Changes {
+    fn changes(self) -> anyhow::Result<Changes> {
         let Self { own_xpub, underpaid_tolerance_bps, overpaid_tolerance_bps, accept_late, metadata } = self;
-        Changes { name: None, xpub: own_xpub.map(Some), underpaid_tolerance_bps, overpaid_tolerance_bps, accept_late, metadata }
+        // Not clap's, whose message would repeat a private key that somebody pasted.
+        let xpub = own_xpub.map(|text| AccountXpub::parse(&text)).transpose().context("--own-xpub")?.map(Some);
+        Ok(Changes { name: None, xpub, underpaid_tolerance_bps, overpaid_tolerance_bps, accept_late, metadata })
     }
 }
 
 pub async fn merchants(database_url: &str, command: Merchants) -> anyhow::Result<()> {
     match command {
         Merchants::Create { name, settings } => {
-            println!("{}", admin::create_merchant(database_url, &name, settings.changes()).await?);
+            println!("{}", admin::create_merchant(database_url, &name, settings.changes()?).await?);
         }
         Merchants::List => {
             let head = ["id", "name", "xpub", "underpaid bps", "overpaid bps", "accept late", "keys", "created", "metadata"];
@@ -131,7 +134,7 @@ pub async fn merchants(database_url: &str, command: Merchants) -> anyhow::Result
             print_table(&head, rows);
         }
         Merchants::Update { name, rename, no_own_xpub, settings } => {
-            let mut changes = Changes { name: rename, ..settings.changes() };
+            let mut changes = Changes { name: rename, ..settings.changes()? };
             if no_own_xpub {
                 changes.xpub = Some(None);
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 struct Running {
     lab: Lab,
     api: Api,
-    _process: Process,
+    process: Process,
 }
 
 async fn running() -> Result<Running> {
@@ -21,7 +21,7 @@ async fn serving(lab: Lab) -> Result<Running> {
     let mut process = lab.spawn("api")?;
     let api = lab.merchant("shop")?;
     api.ready(&mut process).await?;
-    Ok(Running { lab, api, _process: process })
+    Ok(Running { lab, api, process })
 }
 
 async fn batch(api: &Api, orders: &[Value], headers: &[(&str, &str)]) -> Result<(StatusCode, Value)> {
@@ -38,7 +38,7 @@ fn coin(amount: u64) -> Value {
 
 #[tokio::test]
 async fn each_order_of_a_batch_is_answered_for_itself_and_in_order() -> Result<()> {
-    let Running { lab: _lab, api, _process } = running().await?;
+    let Running { lab: _lab, api, process: _process } = running().await?;
     let keyed = json!({ "chain": "anvil", "amount": 3, "idempotency_key": "three" });
     let other = json!({ "chain": "anvil", "amount": 4, "idempotency_key": "three" });
     let orders = [coin(1), coin(0), json!({ "chain": "anvil", "token": "DUSD", "amount": 2 }), keyed.clone(), other, json!(7)];
@@ -59,7 +59,7 @@ async fn each_order_of_a_batch_is_answered_for_itself_and_in_order() -> Result<(
 
 #[tokio::test]
 async fn a_thousand_orders_are_made_once_however_often_they_are_sent() -> Result<()> {
-    let Running { lab, api, _process } = running().await?;
+    let Running { lab, api, process: _process } = running().await?;
     let orders: Vec<Value> = (1..=1000).map(coin).collect();
     let headers = [("Idempotency-Key", "a day's invoices")];
     let (status, first) = batch(&api, &orders, &headers).await?;
@@ -101,7 +101,7 @@ async fn pages(api: &Api, query: &str) -> Result<Vec<String>> {
 
 #[tokio::test]
 async fn a_filtered_list_has_what_it_is_asked_for_newest_first_and_nothing_twice() -> Result<()> {
-    let Running { lab, api, _process } = running().await?;
+    let Running { lab, api, process: _process } = running().await?;
     let mut made = Vec::new();
     for number in 0..10_u64 {
         let order = match number % 2 {
@@ -147,7 +147,7 @@ async fn a_filtered_list_has_what_it_is_asked_for_newest_first_and_nothing_twice
 
 #[tokio::test]
 async fn a_key_that_asks_too_often_is_told_when_to_come_back_and_others_go_on() -> Result<()> {
-    let Running { lab, api, _process } = running().await?;
+    let Running { lab, api, process: _process } = running().await?;
     let limited = api.with_key(&lab.ctrip(&["keys", "create", "shop", "--rate-limit", "2"])?);
     let http = reqwest::Client::new();
     let ask = async |key: &str| {
@@ -173,7 +173,9 @@ async fn a_key_that_asks_too_often_is_told_when_to_come_back_and_others_go_on() 
 
 #[tokio::test]
 async fn a_request_is_found_in_the_log_by_its_id_and_a_body_that_is_too_large_is_refused() -> Result<()> {
-    let Running { lab: _lab, api, _process } = running().await?;
+    let mut lab = Lab::start(Plan::default()).await?;
+    lab.env.insert("RUST_LOG".to_owned(), "info,api=debug".to_owned());
+    let Running { lab: _lab, api, process } = serving(lab).await?;
     let http = reqwest::Client::new();
     let post = |path: &str, body: String| {
         let request = http.post(format!("{}{path}", api.url)).header("X-Api-Key", &api.key);
@@ -183,6 +185,9 @@ async fn a_request_is_found_in_the_log_by_its_id_and_a_body_that_is_too_large_is
     ensure!(answer.headers()["x-request-id"] == "order-7/try-2");
     let problem: Value = answer.json().await?;
     ensure!(problem["request_id"] == "order-7/try-2", "{problem}");
+    let log = std::fs::read_to_string(&process.log)?;
+    let line = log.lines().find(|line| line.contains("order-7/try-2")).with_context(|| process.tail())?;
+    ensure!(line.contains("/api/v1/payments") && line.contains("422"), "{line}");
     let own = http.get(format!("{}/livez", api.url)).send().await?;
     ensure!(own.headers()["x-request-id"].len() == 36, "{:?}", own.headers());
     let padded = |bytes: usize| format!("{}{}", json!({ "payments": [coin(1)] }), " ".repeat(bytes));
@@ -198,7 +203,7 @@ async fn a_chain_that_lags_takes_no_new_payments_until_it_has_caught_up() -> Res
     let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
     std::fs::write(&lab.env["CHAINS_FILE"], chains.replace("  start_block: 0\n", "  start_block: 0\n  max_lag_s: 60\n"))?;
     let _roles = ["ingest", "detector", "confirmer"].map(|role| lab.spawn(role)).into_iter().collect::<Result<Vec<_>>>()?;
-    let Running { lab, api, _process } = serving(lab).await?;
+    let Running { lab, api, process: _process } = serving(lab).await?;
     let create = async || api.request(Method::POST, "/api/v1/payments", Some(coin(1)), &[]).await;
     lab.node.mine(1).await?;
     let (db, head) = (lab.database().await?, i64::try_from(lab.node.head().await?)?);

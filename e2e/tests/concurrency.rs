@@ -60,7 +60,8 @@ async fn repeated_keys_from_many_clients_make_each_payment_once_at_an_address_of
     ensure!(answers.len() == REQUESTS / 2, "{} keys", answers.len());
     for (number, same) in &answers {
         ensure!(same.len() == 2 && same[0] == same[1], "order-{number}: {same:?}");
-        ensure!(same[0]["amount"] == (number + 1).to_string(), "order-{number} has another's payment: {}", same[0]);
+        let amount = (number + 1).to_string();
+        ensure!(same[0]["amount"] == amount.as_str(), "order-{number} has another's payment: {}", same[0]);
     }
     let distinct = |field: &str| answers.values().map(|same| same[0][field].to_string()).collect::<HashSet<_>>().len();
     ensure!((distinct("id"), distinct("address")) == (REQUESTS / 2, REQUESTS / 2), "shared ids or addresses");

@@ -1,8 +1,8 @@
 //! A block with its receipts from one endpoint, proven.
 
-use crate::block::{Block, Head, Log, Receipt, Transaction};
+use crate::block::{Block, Head, Log, Receipt};
 use crate::config::Verify;
-use crate::proof::{Part, Proof, Unproven, prove};
+use crate::proof::{Proof, Unproven, prove};
 use crate::rpc::{Answer, Batch, Blame, Blames, Call, Endpoint, Reply, Rpc, RpcError, Tag};
 use crate::trace::{InternalTransfer, TraceError};
 use alloy::primitives::{Address, B256, U256};
@@ -11,7 +11,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use topics::{SYSTEM, TRANSFER};
 
+mod cross_check;
 mod traced;
+
+use cross_check::cross_check;
 
 const RECEIPTS: &str = "eth_getBlockReceipts";
 /// Receipts asked for at once, where they are not to be had by the block.
@@ -231,7 +234,8 @@ impl Blames for FetchError {
 /// Fetches a block with its receipts, from the first endpoint that has both and proves them. `None` if no endpoint knows it.
 ///
 /// All of it is asked of one endpoint. By number a block may change from one request to the next; what is then of another block is
-/// asked again by hash. Where no root proves the logs and there is another endpoint, that one has to say the same.
+/// asked again by hash. Where a part is not proven by a root, as traces never are, and there is another endpoint, that one has to say
+/// the same.
 ///
 /// # Errors
 /// When no endpoint gave a proven answer; the last one's reason.
@@ -241,8 +245,7 @@ pub async fn fetch_block(rpc: &Rpc, reading: Reading, id: BlockId) -> Result<Opt
         Ok::<_, FetchError>(fetched.map(|fetched| (endpoint, fetched)))
     });
     let Some((endpoint, fetched)) = found.await? else { return Ok(None) };
-    let Proof { header, transactions, receipts, withdrawals: _ } = &fetched.proof;
-    if reading.verify != Verify::Off && [header, transactions, receipts].iter().any(|part| **part != Part::Root) {
+    if reading.verify != Verify::Off {
         cross_check(rpc, &endpoint, &fetched).await?;
     }
     Ok(Some(fetched))
@@ -450,56 +453,4 @@ async fn get_some_receipts(endpoint: &Endpoint, hashes: &[B256]) -> Result<Vec<O
     }
     let calls: Vec<Call> = hashes.iter().map(|hash| (METHOD, json!([hash]))).collect();
     endpoint.batch(&calls).await?.into_iter().map(|answer| endpoint.read(METHOD, &answer?)).collect()
-}
-
-/// Asks another endpoint for what no root proves: header fields that matter, transactions, logs, and how they ended. Whatever its
-/// circuit says, since one that has just failed is better than none. Those that do not answer, or do not know the block yet,
-/// hinder nothing.
-async fn cross_check(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &FetchedBlock) -> Result<(), FetchError> {
-    // Not proven again: it is the comparison that counts.
-    let reading = Reading { verify: Verify::Off, traces: false };
-    let mut answer = None;
-    for other in rpc.by_preference().into_iter().filter(|other| !Arc::ptr_eq(other, asked)) {
-        let theirs = match other.check_chain().await {
-            Ok(()) => Box::pin(fetch_from(&other, reading, BlockId::Hash(fetched.block.hash))).await,
-            Err(error) => Err(error.into()),
-        };
-        if let Ok(Some(theirs)) = theirs {
-            answer = Some((other, theirs));
-            break;
-        }
-    }
-    let Some((other, theirs)) = answer else { return Ok(()) };
-    let number = fetched.block.number;
-    let roots =
-        |block: &Block| (block.number, block.parent_hash, block.timestamp, block.transactions_root, block.receipts_root);
-    let what = if roots(&fetched.block) != roots(&theirs.block) {
-        "the header"
-    } else if !fetched.block.transactions.iter().map(paying).eq(theirs.block.transactions.iter().map(paying)) {
-        "the transactions"
-    } else if !fetched.logs.iter().map(PlacedLog::content).eq(theirs.logs.iter().map(PlacedLog::content)) {
-        "the logs"
-    } else if !agree(&fetched.statuses, &theirs.statuses) {
-        "the outcome of the transactions"
-    } else {
-        return Ok(());
-    };
-    // Neither is believed. The other is asked first next time: if it can prove its answer, that settles it.
-    asked.lied();
-    let (one, two) = (asked.host(), other.host());
-    Err(FetchError::Unproven {
-        endpoint: format!("{one} or {two}"),
-        source: Unproven::new(number, what, format!("what {two} says"), format!("something else from {one}")),
-    })
-}
-
-/// What of a transaction a payment depends on.
-fn paying(transaction: &Transaction) -> (B256, Option<Address>, U256, u64) {
-    (transaction.hash, transaction.to, transaction.value, transaction.kind)
-}
-
-/// Where both know how a transaction ended, they say the same.
-fn agree(ours: &[Status], theirs: &[Status]) -> bool {
-    let both = ours.iter().zip(theirs).filter(|(ours, theirs)| **ours != Status::Unknown && **theirs != Status::Unknown);
-    ours.len() == theirs.len() && both.into_iter().all(|(ours, theirs)| ours == theirs)
 }

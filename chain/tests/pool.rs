@@ -376,12 +376,30 @@ async fn a_traced_chain_is_never_without_its_traces() {
             _ => unsupported(),
         }
     };
-    let (without, with) =
-        (Node::start(true, served(line.clone(), None)).await, Node::start(true, served(line.clone(), Some(trace))).await);
+    let (without, with) = (
+        Node::start(true, served(line.clone(), None)).await,
+        Node::start(true, served(line.clone(), Some(trace.clone()))).await,
+    );
     let error = fetch_block(&pool(&[&without]), traced, BlockId::Hash(hash)).await.unwrap_err();
     assert!(matches!(error, FetchError::NoTracer { .. }), "{}", runtime::chain_of(&error));
     let fetched = fetch_block(&pool(&[&without, &with]), traced, BlockId::Hash(hash)).await.unwrap().unwrap();
     assert!(fetched.internal.is_some_and(|internal| !internal.is_empty()));
+
+    // Nothing proves traces, so a second endpoint has to say the same; alone, one is believed.
+    let mut invented = trace.clone();
+    invented[0]["result"]["calls"] = json!([{ "type": "CALL", "from": invented[0]["result"]["to"].clone(),
+        "to": "0x00000000000000000000000000000000000000aa", "value": "0xde0b6b3a7640000", "gas": "0x0", "gasUsed": "0x0", "input": "0x" }]);
+    let (liar, twin) = (
+        Node::start(true, served(line.clone(), Some(invented))).await,
+        Node::start(true, served(line.clone(), Some(trace))).await,
+    );
+    assert!(fetch_block(&pool(&[&liar]), traced, BlockId::Hash(hash)).await.unwrap().is_some());
+    for pair in [[&liar, &with], [&with, &liar]] {
+        let error = fetch_block(&pool(&pair), traced, BlockId::Hash(hash)).await.unwrap_err();
+        assert!(runtime::chain_of(&error).contains("what contracts sent"), "{}", runtime::chain_of(&error));
+    }
+    assert!(fetch_block(&pool(&[&with, &without, &twin]), traced, BlockId::Hash(hash)).await.unwrap().is_some());
+    assert_eq!(twin.asked("debug_traceBlockByHash"), 1);
 
     // Where the block tells its coin's transfers itself, nobody is asked for traces.
     let line = blocks.iter().find(|line| line["number"] == 7).unwrap().clone();

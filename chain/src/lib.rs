@@ -29,5 +29,5 @@ pub use fetch::{
 };
 pub use heads::{Heads, HeadsError, Patience};
 pub use proof::{Part, Proof, Unproven, prove};
-pub use rpc::{Endpoint, LAGS, Probe, Rpc, RpcError, Tag, table};
+pub use rpc::{Answer, Endpoint, LAGS, Probe, Reply, Rpc, RpcError, Tag, table};
 pub use trace::{InternalTransfer, TraceError, Tracer, internal_transfers};

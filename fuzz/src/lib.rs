@@ -5,7 +5,7 @@
 
 mod seeds;
 
-use chain::{Block, FetchedBlock, Head, Log, Receipts, Tracer, Verify, internal_transfers};
+use chain::{Block, FetchedBlock, Head, Log, Receipt, Receipts, Reply, Tracer, Verify, internal_transfers};
 use detector::WatchSet;
 use detector::matching::{Block as BlockView, Matcher, RecordHead};
 use ingest::records::{Change, Settled, records, restore};
@@ -17,6 +17,7 @@ use topics::{Address, ChainId, Matches, frame, wire};
 /// A node's answers, one a line: a block, its receipts or logs, its traces. Whatever they are, they are an error or a block that
 /// can be published and matched.
 pub fn rpc(data: &[u8]) {
+    reply(data);
     let mut lines = data.splitn(3, |byte| *byte == b'\n').map(|line| std::str::from_utf8(line).unwrap_or_default());
     let (block, outcome, trace) =
         (lines.next().unwrap_or_default(), lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
@@ -43,6 +44,20 @@ pub fn rpc(data: &[u8]) {
         let (block, logs) = records(ChainId(1), 1, Change::Added(Box::new(fetched)), Settled::default());
         matched(&block.encode_to_vec(), &logs.encode_to_vec());
     }
+}
+
+/// A node's whole reply to the two calls that bring a block: what is read in one pass is what its pieces say, too.
+fn reply(data: &[u8]) {
+    const METHODS: [&str; 2] = ["eth_getBlockByNumber", "eth_getBlockReceipts"];
+    let reply = Reply::new(data.to_vec(), METHODS[0], "node");
+    let whole: Option<(Block, Vec<Receipt>)> = reply.read();
+    let pieces = reply.split(&METHODS);
+    let Some((block, receipts)) = whole.filter(|(block, _)| block.header_hash() == Some(block.hash)) else { return };
+    let Ok([Ok(one), Ok(two)]) = pieces.as_deref() else { panic!("read whole, and its pieces are {pieces:?}") };
+    let one = Block::parse(one.get()).expect("a block that was read as part of a reply");
+    let two: Vec<Receipt> = serde_json::from_str(two.get()).expect("receipts that were read as part of a reply");
+    // All of it, since everything shows.
+    assert_eq!(format!("{block:?} {receipts:?}"), format!("{one:?} {two:?}"));
 }
 
 /// A record of any topic, in its frame; two records one after the other are a block and its logs.

@@ -24,7 +24,8 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use topics::ChainId;
-pub(crate) use transport::{Answer, Call, Reply};
+pub(crate) use transport::Call;
+pub use transport::{Answer, Reply};
 
 /// Times that all endpoints are asked before the caller hears of it.
 const ROUNDS: usize = 3;

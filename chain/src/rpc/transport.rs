@@ -72,7 +72,7 @@ impl Transport {
         if !whole {
             return Err(RpcError::TooLarge { method, endpoint: endpoint(), limit: LARGEST_REPLY });
         }
-        Ok(Reply { body: body.into(), method, endpoint: self.host.clone() })
+        Ok(Reply::new(body, method, &self.host))
     }
 }
 
@@ -101,6 +101,7 @@ fn retry_after(response: &Response) -> Option<Duration> {
 }
 
 /// What came back for a request, of one call or of several.
+#[derive(Debug)]
 pub struct Reply {
     body: Bytes,
     method: &'static str,
@@ -161,9 +162,16 @@ impl Envelope<&RawValue> {
 }
 
 impl Reply {
+    /// A body that `endpoint` sent, for a call of `method` or a batch that begins with one.
+    pub fn new(body: impl Into<Bytes>, method: &'static str, endpoint: &str) -> Self {
+        Self { body: body.into(), method, endpoint: endpoint.to_owned() }
+    }
+
     /// Reads a reply to two calls in one pass, if both have a result of these types, in the order of the calls.
     pub fn read<A: DeserializeOwned, B: DeserializeOwned>(&self) -> Option<(A, B)> {
-        let (one, two): (Envelope<A>, Envelope<B>) = serde_json::from_slice(&self.body).ok()?;
+        // JSON is UTF-8, in the fields that are passed over as well (RFC 8259, 8.1).
+        let text = std::str::from_utf8(&self.body).ok()?;
+        let (one, two): (Envelope<A>, Envelope<B>) = serde_json::from_str(text).ok()?;
         let in_order = one.id() == Some(0) && two.id() == Some(1) && one.error.is_none() && two.error.is_none();
         one.result.zip(two.result).filter(|_| in_order)
     }

@@ -17,7 +17,8 @@ const CHAIN: ChainId = ChainId(1);
 const TOKEN: Address = Address::repeat_byte(0x77);
 const OTHER_TOKEN: Address = Address::repeat_byte(0x66);
 const AMOUNT: u64 = 100;
-const PART: u64 = 50;
+/// Two are more than the amount.
+const PART: u64 = 60;
 const EXPIRES: u64 = 1_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -441,12 +442,12 @@ fn every_short_life_under_one_confirmation() {
 
 #[test]
 fn every_short_life_under_two_confirmations_that_accepts_late_money() {
-    explore(Case { policy: Policy::Confirmations(2), terms: terms(0, PART, true) });
+    explore(Case { policy: Policy::Confirmations(2), terms: terms(0, 2 * PART - AMOUNT, true) });
 }
 
 #[test]
 fn every_short_life_under_finality_that_tolerates_a_part_less() {
-    explore(Case { policy: Policy::Finalized, terms: terms(PART, 0, false) });
+    explore(Case { policy: Policy::Finalized, terms: terms(AMOUNT - PART, 0, false) });
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub use client::{Api, Payment};
 pub use faults::Fault;
 pub use history::{History, Step};
 pub use ledger::{Row, events, ledger, read_events, read_records};
-pub use node::{Node, TOKEN_SYMBOL};
+pub use node::{Node, PAYER, TOKEN_SYMBOL};
 pub use process::{Process, free_port};
 pub use proxy::{Extent, Lacks, Proxy};
 pub use rig::{Rig, write_chains};

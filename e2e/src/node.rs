@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 
 /// The symbol of the token that [`Node::deploy`] makes of `testdata/token`.
 pub const TOKEN_SYMBOL: &str = "DUSD";
-/// anvil's first unlocked account.
-const PAYER: &str = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266";
+/// anvil's first unlocked account, who pays.
+pub const PAYER: &str = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266";
 
 /// An anvil of one's own; killed when dropped.
 pub struct Node {
@@ -97,10 +97,18 @@ impl Node {
     /// # Errors
     /// When the node refuses.
     pub async fn pay_token(&self, to: Address, amount: U256) -> Result<B256> {
+        self.pay_with(self.token, to, amount).await
+    }
+
+    /// Pays with any token.
+    ///
+    /// # Errors
+    /// When the node refuses.
+    pub async fn pay_with(&self, token: Address, to: Address, amount: U256) -> Result<B256> {
         let mut data = hex!("a9059cbb").to_vec();
         data.extend(to.into_word());
         data.extend(amount.to_be_bytes::<32>());
-        self.send(json!({ "from": PAYER, "to": self.token, "data": hex::encode_prefixed(data), "gas": "0x20000" })).await
+        self.send(json!({ "from": PAYER, "to": token, "data": hex::encode_prefixed(data), "gas": "0x20000" })).await
     }
 
     /// A transaction's receipt, once it is in a block.

@@ -69,7 +69,7 @@ type Sent = oneshot::Receiver<Result<batch::Made, Problem>>;
     request_body = CreatePayments,
     responses(
         (status = 200, description = "An answer for each order.", body = Answers),
-        (status = 409, description = "A request with this Idempotency-Key is being answered.", body = Problem,
+        (status = 409, description = "The Idempotency-Key was used for other orders, or its request is still being answered.", body = Problem,
             content_type = "application/problem+json"),
     ),
 )]

@@ -27,7 +27,7 @@ pub struct ChainReply {
     /// Blocks, the transfer's own and the head counted; 0 where `finality` decides.
     confirmations_required: u32,
     /// The tag that a payment has to reach, `safe` or `finalized`.
-    #[schema(value_type = Option<schemas::Finality>)]
+    #[schema(required = true, value_type = Option<schemas::Finality>)]
     finality: Option<&'static str>,
     /// Symbols.
     tokens: Vec<String>,

@@ -73,6 +73,7 @@ struct Components {
 struct Component {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     error: Wrong,
 }
 
@@ -83,14 +84,19 @@ struct ChainReport {
     chain_id: u64,
     status: &'static str,
     /// Of the node.
+    #[schema(required = true)]
     head: Option<u64>,
     /// As far as payments follow it.
+    #[schema(required = true)]
     processed: Option<u64>,
+    #[schema(required = true)]
     lag_blocks: Option<u64>,
     /// Why ingest no longer follows it, until `ctrip resume`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     halted: Wrong,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     error: Wrong,
 }
 

@@ -34,6 +34,7 @@ const NAMES: &str = "limit, cursor, status, chain, token, external_id, address, 
 pub struct Page {
     data: Vec<PaymentReply>,
     /// The `cursor` of the next page; null on the last.
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 

@@ -65,6 +65,14 @@ pub fn complete(document: &OpenApi, catalog: &Catalog) -> serde_json::Result<Doc
         "bearer": { "type": "http", "scheme": "bearer", "description": "The same key." },
     });
     for (path, _, operation) in operations(&mut document) {
+        for parameter in operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten() {
+            schemas::never_null(&mut parameter["schema"]);
+            schemas::narrow_parameter(parameter, catalog);
+        }
+        let responses = operation["responses"].as_object_mut().into_iter().flatten();
+        for header in responses.flat_map(|(_, r)| r.get_mut("headers").and_then(Value::as_object_mut).into_iter().flatten()) {
+            schemas::never_null(&mut header.1["schema"]);
+        }
         operation["security"] = if needs_key(&path) { json!([{ "key": [] }, { "bearer": [] }]) } else { json!([]) };
     }
     serde_json::to_vec(&document).map(|text| Document(text.into()))

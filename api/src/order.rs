@@ -1,7 +1,7 @@
 //! What a create request asks for, read and checked. No IO, no clock.
 
 use crate::catalog::{self, COIN, Catalog};
-use crate::fields::{Fields, shown, storable, storable_text};
+use crate::fields::{Fields, shown, storable, storable_text, whole};
 use crate::merchant::DefaultTerms;
 use crate::problem::Problem;
 use crate::replay;
@@ -161,7 +161,7 @@ fn tolerance(fields: &mut Fields<'_>, name: &str) -> Option<Amount> {
 
 /// From the text itself: a JSON number that went through a double has 53 bits left.
 fn units(raw: &RawValue) -> Option<Amount> {
-    let text: String = serde_json::from_str(raw.get()).unwrap_or_else(|_| raw.get().to_owned());
+    let text: String = serde_json::from_str(raw.get()).unwrap_or_else(|_| whole(raw.get()).to_owned());
     text.parse().ok()
 }
 
@@ -263,12 +263,15 @@ mod tests {
             let text = read(&format!(r#"{{"chain_id":31337,"amount":"{digits}"}}"#)).unwrap();
             assert_eq!(number.amount.to_string(), digits);
             assert_eq!(number, text, "the same order, so the same fingerprint");
+            assert_eq!(number, read(&format!(r#"{{"chain":"anvil","amount":{digits}.0}}"#)).unwrap());
         }
     }
 
     #[test]
     fn what_is_no_amount_names_the_field() {
-        for amount in ["0", "-1", "1.0", "1e18", "\"0x10\"", "\"\"", "\" 1\"", "true", "[1]", "null", "\"1_000\"", "{}"] {
+        for amount in
+            ["0", "0.0", "-1", "1.5", "1e18", "\"1.0\"", "\"0x10\"", "\"\"", "\" 1\"", "true", "[1]", "null", "\"1_000\"", "{}"]
+        {
             assert_eq!(refused(&format!(r#"{{"chain":"anvil","amount":{amount}}}"#)), ["amount"], "{amount}");
         }
         assert_eq!(refused(&format!(r#"{{"chain":"anvil","amount":1{}}}"#, "0".repeat(78))), ["amount"]);

@@ -35,7 +35,7 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
     responses(
         (status = 201, description = "The payment; its address is its own.", body = PaymentReply, headers(
             ("Idempotent-Replayed" = Option<bool>, description = "`true` if an earlier request with this key made it."))),
-        (status = 409, description = "A request with this Idempotency-Key is being answered.", body = Problem,
+        (status = 409, description = "The Idempotency-Key was used for another request, or its request is still being answered.", body = Problem,
             content_type = "application/problem+json"),
     ),
 )]

@@ -1,5 +1,5 @@
 //! `Idempotency-Key`, as Stripe has it: the same key and the same request give the first answer again, the same key and another
-//! request a 422, and a key whose request is in flight a 409 (`flight`). Keys are kept for 24 hours (`housekeeping`).
+//! request a 409, as does a key whose request is in flight (`flight`). Keys are kept for 24 hours (`housekeeping`).
 //!
 //! No answer is stored. Only a payment that was made is answered again, and what its request got follows from the payment's
 //! facts that never change. A request that failed has made nothing that anyone was told of, and may be tried again.
@@ -7,7 +7,7 @@
 use crate::batch::Request;
 use crate::intents::Intents;
 use crate::problem::Problem;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use confirmer::{Payment, store};
 use deadpool_postgres::{GenericClient, Pool};
 use runtime::{Failure, db};
@@ -73,7 +73,7 @@ pub fn check(text: &str) -> Result<(), String> {
 /// Takes the key of a batch as a whole, or finds that it was taken for the same orders.
 ///
 /// # Errors
-/// A 422 when it was taken for something else.
+/// A 409 when it was taken for something else.
 pub async fn claim_whole(pool: &Pool, merchant: Uuid, key: &Key) -> Result<(), Problem> {
     let client = pool.get().await.map_err(db::unavailable)?;
     let statement = client
@@ -98,8 +98,10 @@ pub async fn claim_whole(pool: &Pool, merchant: Uuid, key: &Key) -> Result<(), P
     }
 }
 
+/// Nothing is wrong with the request but that an earlier one has its key.
 fn reused() -> Problem {
-    Problem::field(HEADER, "the key was used for another request; expected a new key for a new one")
+    let detail = format!("The {HEADER} was used for another request; expected a new key for a new one");
+    Problem::new(StatusCode::CONFLICT, "idempotency-key-reused", "The idempotency key is taken", detail)
 }
 
 /// Cleaned up in between: the client's retry makes a new payment.

@@ -17,10 +17,11 @@ pub struct PaymentReply {
     id: String,
     chain: String,
     chain_id: u64,
+    #[schema(required = true)]
     token: Option<String>,
-    #[schema(value_type = Option<schemas::TokenId>)]
+    #[schema(required = true, value_type = Option<schemas::TokenId>)]
     token_id: Option<String>,
-    #[schema(value_type = Option<schemas::Address>)]
+    #[schema(required = true, value_type = Option<schemas::Address>)]
     token_contract_address: Option<String>,
     #[schema(value_type = schemas::Address)]
     address: String,
@@ -31,11 +32,11 @@ pub struct PaymentReply {
     amount_received: String,
     #[schema(value_type = schemas::Status)]
     status: &'static str,
-    #[schema(value_type = Option<schemas::Exception>)]
+    #[schema(required = true, value_type = Option<schemas::Exception>)]
     exception: Option<&'static str>,
     confirmations: u64,
     confirmations_required: u32,
-    #[schema(value_type = Option<schemas::Finality>)]
+    #[schema(required = true, value_type = Option<schemas::Finality>)]
     finality: Option<&'static str>,
     /// By how much less it is still paid in full.
     #[schema(value_type = schemas::Amount)]
@@ -50,9 +51,10 @@ pub struct PaymentReply {
     expires_at: String,
     #[schema(value_type = schemas::Time)]
     created_at: String,
+    #[schema(required = true)]
     external_id: Option<String>,
     /// As it was given.
-    #[schema(value_type = Option<Object>)]
+    #[schema(required = true, value_type = Option<Object>)]
     metadata: Option<Box<RawValue>>,
     transfers: Vec<TransferReply>,
 }
@@ -71,7 +73,7 @@ struct TransferReply {
     index: u32,
     #[schema(value_type = schemas::Time)]
     timestamp: String,
-    #[schema(value_type = Option<schemas::Address>)]
+    #[schema(required = true, value_type = Option<schemas::Address>)]
     token_contract_address: Option<String>,
     #[schema(value_type = schemas::Address)]
     from: String,

@@ -52,7 +52,7 @@ async fn insert_rows(db: &impl GenericClient, new: &[&Payment]) -> Result<(), Fa
             "INSERT INTO payments (id, merchant_id, external_id, metadata, chain_id, chain, token, token_address, decimals, address,
                  xpub, address_index, amount, underpaid_tolerance, overpaid_tolerance, accept_late, status, exception,
                  confirmations_required, finality, sequence, created_at, expires_at, updated_at, deposit_address)
-             SELECT id, merchant_id, external_id, metadata::jsonb, chain_id, chain, token, token_address, decimals, address,
+             SELECT id, merchant_id, external_id, metadata::json, chain_id, chain, token, token_address, decimals, address,
                  xpub, address_index, amount::numeric, underpaid_tolerance::numeric, overpaid_tolerance::numeric, accept_late,
                  'pending', NULL, confirmations_required, finality, sequence, created_at, expires_at, created_at, deposit_address
              FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::bytea[],

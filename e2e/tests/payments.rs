@@ -155,7 +155,7 @@ async fn an_idempotency_key_gives_the_first_answer_again() -> Result<()> {
     ensure!(status == StatusCode::CREATED && replayed == *first, "{status} {replayed}, first {first}");
     let other = json!({ "chain": "anvil", "amount": 8 });
     let (status, answer) = api.request(Method::POST, "/api/v1/payments", Some(other), &headers).await?;
-    ensure!(status == StatusCode::UNPROCESSABLE_ENTITY, "{status} {answer}");
+    ensure!(status == StatusCode::CONFLICT, "{status} {answer}");
     Ok(())
 }
 

@@ -105,7 +105,7 @@ where
             "UPDATE merchants SET name = coalesce($2, name), xpub = CASE WHEN $3 THEN $4 ELSE xpub END,
                  underpaid_tolerance_bps = coalesce($5, underpaid_tolerance_bps),
                  overpaid_tolerance_bps = coalesce($6, overpaid_tolerance_bps), accept_late = coalesce($7, accept_late),
-                 metadata = coalesce($8::text::jsonb, metadata)
+                 metadata = coalesce($8::text::json, metadata)
              WHERE id = $1",
             &[
                 &id,

@@ -45,6 +45,7 @@ fn responses() -> serde_json::Result<Value> {
         "The body is no JSON object",
         "expected value at line 1 column 12",
     );
+    let retry_after = json!({ "Retry-After": { "schema": { "type": "integer", "minimum": 1 }, "required": true, "description": "Seconds." } });
     Ok(json!({
         "BadRequest": response("The body or the query can't be read.", &unreadable, &json!({}))?,
         "Unauthorized": response(
@@ -57,7 +58,7 @@ fn responses() -> serde_json::Result<Value> {
         "TooMany": response(
             "The key has had its requests of this second.",
             &crate::auth::too_many(Duration::from_secs(1)),
-            &json!({ "Retry-After": { "schema": { "type": "integer", "minimum": 1 }, "required": true, "description": "Seconds." } }),
+            &retry_after,
         )?,
         "NotFound": response(
             "It is not there, or it is another merchant's.",
@@ -77,7 +78,7 @@ fn responses() -> serde_json::Result<Value> {
         "Unavailable": response(
             "A part that this needs is away. The same request may succeed later; with the same Idempotency-Key it is done once.",
             &Problem::unacknowledged(),
-            &json!({ "Retry-After": { "schema": { "type": "integer", "minimum": 1 }, "required": true, "description": "Seconds." } }),
+            &retry_after,
         )?,
     }))
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, SchemaFormat, Type};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 macro_rules! texts {
@@ -97,6 +97,7 @@ pub struct ListPayments {
     #[param(minimum = 1, maximum = 200)]
     limit: Option<u64>,
     /// `next_cursor` of the page before.
+    #[param(pattern = "^02[0-9a-fA-F]{48}$")]
     cursor: Option<String>,
     /// Of this status.
     #[param(inline)]
@@ -106,6 +107,7 @@ pub struct ListPayments {
     /// In this token, by symbol.
     token: Option<String>,
     /// With this reference of yours.
+    #[param(pattern = r"^[^\u0000]*$")]
     external_id: Option<String>,
     /// With this deposit address.
     #[param(pattern = "^0x[0-9a-fA-F]{40}$")]
@@ -130,9 +132,7 @@ pub struct ListTokens {
 /// What a create request's body has. `null` is the same as leaving a field out.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "the body is read field by field, so that no number goes through a float: see `order`")]
-#[schema(example = json!({ "chain_id": 31337, "amount": "100000000000000", "external_id": "order-7", "metadata": { "shop": "north" } }))]
 pub struct CreatePayment {
-    /// Base units of the asset, positive; as a string, since JSON's numbers are often read into 53 bits.
     #[schema(schema_with = positive)]
     amount: String,
     /// Where it is to be paid, by name. This or `chain_id`; both if they agree.
@@ -149,9 +149,9 @@ pub struct CreatePayment {
     #[schema(minimum = 60, maximum = 2_592_000)]
     expires_in: Option<u64>,
     /// Your own reference.
-    #[schema(min_length = 1, max_length = 255)]
+    #[schema(min_length = 1, max_length = 255, pattern = r"^[^\u0000]*$")]
     external_id: Option<String>,
-    /// Anything of yours, at most 16 KiB; it comes back as it was written, but for how numbers are written.
+    /// Anything of yours, at most 16 KiB; it comes back as it was written.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Value>,
     /// Instead of the chain's policy: blocks from the transfer's own to the head, both counted.
@@ -213,7 +213,26 @@ fn positive() -> Schema {
     // 77 digits are below 2^256 whatever they are; some numbers of 78 are as well, and are taken.
     let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^0*[1-9][0-9]{0,76}$"));
     let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
-    utoipa::openapi::schema::OneOfBuilder::new().item(text).item(number).into()
+    let either = OneOfBuilder::new().item(text).item(number);
+    either.description(Some("Base units of the asset; a string, since many read a JSON number into 53 bits.")).into()
+}
+
+/// What is never `null`: a parameter or a header is there or not.
+pub fn never_null(schema: &mut Value) {
+    if let Some(kinds) = schema["type"].as_array() {
+        schema["type"] = kinds.iter().find(|kind| *kind != "null").cloned().unwrap_or_default();
+    }
+}
+
+/// A query's parameter of which there are only so many.
+pub fn narrow_parameter(parameter: &mut Value, catalog: &Catalog) {
+    let chains = &catalog.0;
+    let known: BTreeSet<&str> = match parameter["name"].as_str() {
+        Some("chain") => chains.iter().map(|chain| chain.name.as_str()).collect(),
+        Some("token") => chains.iter().flat_map(|chain| &chain.tokens).map(|token| token.symbol.as_str()).collect(),
+        _ => return,
+    };
+    parameter["schema"]["enum"] = json!(known);
 }
 
 /// What a type can't say: the chains and tokens there are, and which fields go together.
@@ -238,6 +257,12 @@ fn narrow_order(create: &mut Value, catalog: &Catalog) {
     fields["token_id"]["enum"] = one_of(&mut tokens().map(|(chain, token)| json!(token.id(chain.id)))).into();
     fields["token_contract_address"]["enum"] = one_of(&mut tokens().map(|(_, token)| json!(token.address.to_string()))).into();
     create["additionalProperties"] = json!(false);
+    create["example"] = json!({
+        "chain": chains.first().map(|chain| &chain.name),
+        "amount": "100000000000000",
+        "external_id": "order-7",
+        "metadata": { "shop": "north" },
+    });
     let given = |name: &str, kind: &str| json!({ "required": [name], "properties": { name: { "type": kind } } });
     let none = |[first, second]: [&str; 2]| json!({ "properties": { first: { "type": "null" }, second: { "type": "null" } } });
     create["allOf"] = json!([

@@ -20,7 +20,7 @@ pub async fn insert_addresses(db: &impl GenericClient, new: &[DepositAddress]) -
     let statement = db
         .prepare_cached(
             "INSERT INTO deposit_addresses (id, merchant_id, external_id, metadata, address, xpub, address_index, created_at)
-             SELECT id, merchant_id, external_id, metadata::jsonb, address, xpub, address_index, created_at
+             SELECT id, merchant_id, external_id, metadata::json, address, xpub, address_index, created_at
              FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::bigint[], $8::bigint[])
                AS t (id, merchant_id, external_id, metadata, address, xpub, address_index, created_at)",
         )

@@ -3,6 +3,7 @@
 use crate::account::Accounts;
 use crate::batch::Request;
 use crate::catalog::Catalog;
+use crate::feed::Feed;
 use crate::flight::Flights;
 use crate::heads::Heads;
 use crate::health::Health;
@@ -37,6 +38,8 @@ pub struct Parts {
     pub health: Health,
     /// The chains that can be paid on.
     pub heads: Heads,
+    /// Which payments had an event just now.
+    pub feed: Feed,
     /// The idempotency keys that are being answered.
     pub flights: Flights,
 }

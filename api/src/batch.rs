@@ -3,6 +3,7 @@
 
 use crate::account::{self, Account};
 use crate::intents::Intents;
+use crate::keys::KeyId;
 use crate::order::Order;
 use crate::problem::Problem;
 use crate::replay::{self, Claim, Key};
@@ -33,6 +34,8 @@ pub struct Request {
     pub account: Account,
     /// What.
     pub order: Order,
+    /// The id of the API key that asks.
+    pub asked_by: KeyId,
     /// The request's Idempotency-Key.
     pub key: Option<Key>,
     /// The answer. A request that is gone before its batch begins makes no payment.
@@ -135,6 +138,7 @@ impl Maker {
         let mut addresses = account::take(transaction, wanted(fresh.map(|(request, _)| &request.account))).await?;
 
         let mut new: Vec<(Payment, Event)> = Vec::with_capacity(requests.len());
+        let mut asked_by = Vec::with_capacity(requests.len());
         let mut places = Vec::with_capacity(requests.len());
         for (request, claim) in requests.iter().zip(&claims) {
             if known.contains(&claim.payment) {
@@ -173,10 +177,11 @@ impl Maker {
             };
             let created = events::created(&payment);
             places.push(Some(new.len()));
+            asked_by.push(request.asked_by.to_string());
             new.push((payment, created));
         }
         if !new.is_empty() {
-            store::insert(transaction, &new).await?;
+            store::insert_asked(transaction, &new, &asked_by).await?;
         }
         let mut payments: Vec<Option<Payment>> = new.into_iter().map(|(payment, _)| Some(payment)).collect();
         Ok(places.into_iter().map(|place| place.and_then(|at| payments.get_mut(at)).and_then(Option::take)).collect())

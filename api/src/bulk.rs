@@ -114,7 +114,14 @@ pub async fn create(
         });
         answers.push(accepted.map(|(order, key)| {
             let (answer, answered) = oneshot::channel();
-            requests.push(Request { merchant: caller.merchant, account: account.clone(), order, key, answer });
+            requests.push(Request {
+                merchant: caller.merchant,
+                asked_by: caller.id,
+                account: account.clone(),
+                order,
+                key,
+                answer,
+            });
             answered
         }));
     }

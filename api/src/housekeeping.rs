@@ -1,5 +1,6 @@
 //! What ages is removed, by each instance of the API: every task is safe to run twice, and at the same time elsewhere.
 
+use confirmer::history;
 use deadpool_postgres::Pool;
 use runtime::{Failure, db, metrics};
 use std::time::Duration;
@@ -23,9 +24,14 @@ const AGING: &[Aging] = &[Aging {
               ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
 }];
 
-/// Runs until `stop`.
-pub async fn run(pool: Pool, stop: CancellationToken) {
+/// Runs until `stop`. The history of payments is kept for `keep_days`, or for ever.
+pub async fn run(pool: Pool, keep_days: Option<u32>, stop: CancellationToken) {
     while !stop.is_cancelled() {
+        match partition(&pool, keep_days).await {
+            Ok(0) => {}
+            Ok(dropped) => tracing::info!("dropped {dropped} months of the payments' history"),
+            Err(failure) => tracing::warn!("the partitions of the payments' history: {failure}"),
+        }
         for aging in AGING {
             if let Err(failure) = remove(&pool, aging, &stop).await {
                 tracing::warn!("removing old rows of {}: {failure}", aging.table);
@@ -36,6 +42,10 @@ pub async fn run(pool: Pool, stop: CancellationToken) {
             () = tokio::time::sleep(EVERY) => {}
         }
     }
+}
+
+async fn partition(pool: &Pool, keep_days: Option<u32>) -> Result<i32, Failure> {
+    history::partition(&mut pool.get().await.map_err(db::unavailable)?, keep_days).await
 }
 
 async fn remove(pool: &Pool, Aging { table, sql }: &Aging, stop: &CancellationToken) -> Result<(), Failure> {

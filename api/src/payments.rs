@@ -47,7 +47,7 @@ pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, 
     app.heads.open(app.catalog.by_id(order.chain).map_err(|_| Problem::internal())?, batch::now()?)?;
     let account = app.accounts.get(&app.pool, caller.settings().xpub.as_deref()).await?;
     let (answer, answered) = oneshot::channel();
-    queue(&app, vec![Request { merchant: caller.merchant, account, order, key, answer }])?;
+    queue(&app, vec![Request { merchant: caller.merchant, asked_by: caller.id, account, order, key, answer }])?;
     let Made { payment, replayed } = made(answered).await?;
     let mut response = (StatusCode::CREATED, Json(PaymentReply::first(&payment))).into_response();
     if replayed {
@@ -123,7 +123,8 @@ pub async fn cancel(State(app): State<App>, caller: Caller, Id(id): Id) -> Resul
     let step = lifecycle::step(&payment, &Input::Cancel { at: batch::now()? })
         .map_err(|illegal| Problem::new(StatusCode::CONFLICT, "not-pending", "The payment can't be cancelled", illegal))?;
     store::save(&transaction, &[&step.next]).await?;
-    store::announce(&transaction, step.events.iter().map(|event| (&step.next, event))).await?;
+    let key = caller.id.to_string();
+    store::announce_asked(&transaction, step.events.iter().map(|event| (&step.next, event, Some(key.as_str())))).await?;
     transaction.commit().await.map_err(db::failure)?;
     let head = heads(&db, &[step.next.chain]).await?.remove(&step.next.chain);
     Ok(Json(PaymentReply::new(&step.next, head)))

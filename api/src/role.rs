@@ -2,6 +2,7 @@ use crate::account::{Account, Accounts};
 use crate::app::{App, Parts};
 use crate::batch::{self, Maker};
 use crate::catalog::Catalog;
+use crate::feed::Feed;
 use crate::flight::Flights;
 use crate::halts::Halts;
 use crate::heads::Heads;
@@ -72,9 +73,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     tasks.spawn(batch::run(maker, queue));
     tasks.spawn(intents::forget(pool.clone(), acknowledged));
     tasks.spawn(intents::repair(pool.clone(), intents.clone(), stop.clone()));
-    tasks.spawn(halts.follow(kafka, stop.clone()));
+    tasks.spawn(halts.follow(kafka.clone(), stop.clone()));
+    let feed = Feed::new(stop.clone());
+    tasks.spawn(feed.clone().read(kafka));
     tasks.spawn(heads.clone().follow(pool.clone(), stop.clone()));
-    tasks.spawn(housekeeping::run(pool.clone(), stop.clone()));
+    tasks.spawn(housekeeping::run(pool.clone(), settings.history_keep_days, stop.clone()));
     tasks.spawn(Arc::clone(&keys).write_uses(pool.clone(), stop.clone()));
     tasks.spawn(observe(pool.clone(), stop.clone()));
     let app = App::new(Parts {
@@ -86,6 +89,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         requests,
         health,
         heads,
+        feed,
         flights: Flights::default(),
     });
     tracing::info!("the API listens on http://{}", listener.local_addr()?);

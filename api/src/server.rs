@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::problem::Problem;
-use crate::{around, auth, bulk, chains, health, list, openapi, payments};
+use crate::{around, auth, bulk, chains, health, history, list, openapi, payments};
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware;
@@ -29,6 +29,7 @@ fn merchants() -> OpenApiRouter<App> {
         .routes(routes!(bulk::create).layer(DefaultBodyLimit::max(LARGEST_BATCH)))
         .routes(routes!(payments::get))
         .routes(routes!(payments::cancel))
+        .routes(routes!(history::list))
         .routes(routes!(chains::chains))
         .routes(routes!(chains::tokens))
 }

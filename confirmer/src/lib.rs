@@ -4,11 +4,13 @@
 //! - [`store`] keeps payments in Postgres, events beside them.
 //! - [`deposit`] makes payments of transfers to static addresses.
 //! - `fold` applies records of `chain.matches`: state, events and offsets in one Postgres transaction.
+//! - [`history`] keeps every event with its cause, for people to look up.
 //! - `relay` brings the events from Postgres to Kafka, exactly once.
 
 pub mod deposit;
 pub mod events;
 pub mod fold;
+pub mod history;
 pub mod lifecycle;
 mod payment;
 mod relay;

@@ -6,6 +6,7 @@ mod deposits;
 mod transfers;
 
 use crate::events::{event_record, intent_record, state_record};
+use crate::history;
 use crate::lifecycle::Event;
 use crate::payment::{Asset, Payment, Policy, Terms, Token};
 use deadpool_postgres::GenericClient;
@@ -32,6 +33,14 @@ fn unsigned(number: i64) -> u64 {
 /// # Errors
 /// When the database refuses.
 pub async fn insert(db: &impl GenericClient, new: &[(Payment, Event)]) -> Result<(), Failure> {
+    insert_asked(db, new, &[]).await
+}
+
+/// [`insert`], with the ids of the API keys that asked for them, in the same order.
+///
+/// # Errors
+/// When the database refuses.
+pub async fn insert_asked(db: &impl GenericClient, new: &[(Payment, Event)], keys: &[String]) -> Result<(), Failure> {
     let payments = || new.iter().map(|(payment, _)| payment);
     insert_rows(db, &payments().collect::<Vec<_>>()).await?;
     let statement = db
@@ -41,7 +50,8 @@ pub async fn insert(db: &impl GenericClient, new: &[(Payment, Event)]) -> Result
     let ids: Vec<Uuid> = payments().map(|p| p.id.0).collect();
     let intents: Vec<Vec<u8>> = payments().map(|p| intent_record(p).encode_to_vec()).collect();
     db.execute(&statement, &[&ids, &intents]).await.map_err(db::failure)?;
-    announce(db, new.iter().map(|(payment, event)| (payment, event))).await
+    let keys = keys.iter().map(|key| Some(key.as_str())).chain(std::iter::repeat(None));
+    announce_asked(db, new.iter().zip(keys).map(|((payment, event), key)| (payment, event, key))).await
 }
 
 /// Rows of payments as they are made, with nothing paid.
@@ -96,7 +106,7 @@ async fn insert_rows(db: &impl GenericClient, new: &[&Payment]) -> Result<(), Fa
     Ok(())
 }
 
-/// Puts events into the outbox, in this order, each with the payment as it is right after it.
+/// Puts events into the outbox and the history, in this order, each with the payment as it is right after it.
 ///
 /// # Errors
 /// When the database refuses.
@@ -104,11 +114,27 @@ pub async fn announce<'a>(
     db: &impl GenericClient,
     events: impl Iterator<Item = (&'a Payment, &'a Event)>,
 ) -> Result<(), Failure> {
+    announce_asked(db, events.map(|(payment, event)| (payment, event, None))).await
+}
+
+/// [`announce`], with the ids of the API keys that asked for what happened.
+///
+/// # Errors
+/// When the database refuses.
+pub async fn announce_asked<'a>(
+    db: &impl GenericClient,
+    events: impl Iterator<Item = (&'a Payment, &'a Event, Option<&'a str>)>,
+) -> Result<(), Failure> {
     let (mut ids, mut records, mut states) = (Vec::new(), Vec::new(), Vec::new());
-    for (payment, event) in events {
+    let (mut sequences, mut keys, mut entries) = (Vec::new(), Vec::new(), Vec::new());
+    for (payment, event, key) in events {
+        let record = event_record(payment, event);
         ids.push(payment.id.0);
-        records.push(event_record(payment, event).encode_to_vec());
+        records.push(record.encode_to_vec());
         states.push(state_record(payment).encode_to_vec());
+        sequences.push(bigint(event.sequence));
+        keys.push(key);
+        entries.push(history::entry(record).encode_to_vec());
         runtime::metrics::PAYMENT_EVENTS.counter(&[("type", event.kind.name(payment))]).increment(1);
     }
     if ids.is_empty() {
@@ -116,13 +142,19 @@ pub async fn announce<'a>(
     }
     let statement = db
         .prepare_cached(
-            "INSERT INTO outbox (payment_id, event, state)
-             SELECT payment_id, event, state FROM unnest($1::uuid[], $2::bytea[], $3::bytea[])
-                 WITH ORDINALITY AS t (payment_id, event, state, place) ORDER BY place",
+            // One statement, so one round trip: a batch of new payments waits for it.
+            "WITH told AS (
+                 SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bigint[], $5::text[], $6::bytea[])
+                     WITH ORDINALITY AS t (payment_id, event, state, sequence, asked_by, entry, place)
+             ), history AS (
+                 INSERT INTO payment_events (payment_id, sequence, asked_by, record)
+                 SELECT payment_id, sequence, asked_by, entry FROM told
+             )
+             INSERT INTO outbox (payment_id, event, state) SELECT payment_id, event, state FROM told ORDER BY place",
         )
         .await
         .map_err(db::failure)?;
-    db.execute(&statement, &[&ids, &records, &states]).await.map_err(db::failure)?;
+    db.execute(&statement, &[&ids, &records, &states, &sequences, &keys, &entries]).await.map_err(db::failure)?;
     Ok(())
 }
 

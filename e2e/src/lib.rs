@@ -179,6 +179,7 @@ impl Lab {
             xpub: Some(XPUB.to_owned()),
             api_rate_limit: 0,
             api_listen: self.env["API_LISTEN"].parse()?,
+            history_keep_days: None,
             metrics_listen: self.env["METRICS_LISTEN"].parse()?,
             instance: "lab".to_owned(),
         })

@@ -37,6 +37,9 @@ pub struct Settings {
     /// Requests a second that a key may make of one instance of the API, unless the key has a limit of its own; 0 is no limit.
     #[arg(long, env = "API_RATE_LIMIT", default_value_t = 10_000, global = true)]
     pub api_rate_limit: u32,
+    /// Days for which the history of payments is kept, in whole months; for ever if left out.
+    #[arg(long, env = "HISTORY_KEEP_DAYS", global = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pub history_keep_days: Option<u32>,
     /// Where `/metrics` listens.
     #[arg(long, env = "METRICS_LISTEN", default_value = "127.0.0.1:9100", global = true)]
     pub metrics_listen: SocketAddr,

@@ -42,6 +42,8 @@ texts! {
     /// A payment's id, a UUID.
     PaymentId = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
         Some("uuid"), "0198c5a2-7b1e-7c3a-9d1f-3b2a1c0d9e8f";
+    /// An event's id: the payment's and the event's number.
+    EventId = "^evt_[0-9a-f]{32}_[0-9]+$", None, "evt_0198c5a27b1e7c3a9d1f3b2a1c0d9e8f_2";
     /// A CAIP-19 id.
     TokenId = "^eip155:[0-9]+/erc20:0x[0-9a-fA-F]{40}$", None, "eip155:1/erc20:0xdAC17F958D2ee523a2206206994597C13D831ec7";
 }
@@ -118,6 +120,18 @@ pub struct ListPayments {
     /// Created before this time (RFC 3339).
     #[param(format = "date-time")]
     created_before: Option<String>,
+}
+
+/// Which of a payment's events.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "parameters are read one by one: see `history::page`")]
+pub struct ListEvents {
+    /// At most so many; 100 if left out. Not for the stream.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u64>,
+    /// `next_cursor` of the page before: the id of its last event. What is no event of this payment is as none.
+    cursor: Option<String>,
 }
 
 /// Which tokens.
@@ -237,6 +251,13 @@ pub fn narrow_parameter(parameter: &mut Value, catalog: &Catalog) {
 
 /// What a type can't say: the chains and tokens there are, and which fields go together.
 pub fn narrow(schemas: &mut Value, catalog: &Catalog) {
+    let batch = &mut schemas["CreatePayments"];
+    batch["additionalProperties"] = json!(false);
+    // An order that is wrong is no reason to refuse the request.
+    let anything =
+        json!({ "title": "Anything else", "description": "It is answered with its problem, and the others are made." });
+    let order = batch["properties"]["payments"]["items"].take();
+    batch["properties"]["payments"]["items"] = json!({ "anyOf": [order, anything] });
     for order in ["CreatePayment", "BatchedPayment"] {
         narrow_order(&mut schemas[order], catalog);
     }

@@ -291,14 +291,8 @@ impl Table {
     ///
     /// # Errors
     /// When the broker answers with one.
-    pub fn poll(&mut self, wait: Duration, mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
-        let mut patience = wait;
-        while let Some(message) = self.inner.poll(patience) {
-            patience = Duration::ZERO;
-            let message = message.map_err(|e| failure(e).context(format!("reading {}", self.topic)))?;
-            see(&Record { topic: self.topic, message });
-        }
-        Ok(())
+    pub fn poll(&mut self, wait: Duration, see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
+        poll(&self.inner, self.topic, wait, see)
     }
 
     /// Reads on until everything that was in the topic when this was called has been seen.
@@ -326,6 +320,47 @@ impl Table {
         }
         Ok(())
     }
+}
+
+/// What arrives in a topic from now on, read by every instance.
+pub struct Tail {
+    inner: BaseConsumer,
+    topic: Topic,
+}
+
+impl Tail {
+    /// When it returns, the place is fixed: [`poll`](Self::poll) shows every record that is committed later.
+    ///
+    /// # Errors
+    /// When the broker does not say where the topic ends.
+    pub fn open(kafka: &Kafka, topic: Topic) -> Result<Self, Failure> {
+        let inner: BaseConsumer = reader(kafka, "tail").set("group.id", kafka.prefixed("tail")).create().map_err(failure)?;
+        let name = kafka.name(topic);
+        let mut list = TopicPartitionList::new();
+        for (partition, end) in ends(&inner, &name, topic.partitions())? {
+            list.add_partition_offset(&name, partition, Offset::Offset(end)).map_err(failure)?;
+        }
+        inner.assign(&list).map_err(failure)?;
+        Ok(Self { inner, topic })
+    }
+
+    /// Shows what has arrived, after waiting up to `wait` for the first of it.
+    ///
+    /// # Errors
+    /// When the broker answers with one.
+    pub fn poll(&mut self, wait: Duration, see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
+        poll(&self.inner, self.topic, wait, see)
+    }
+}
+
+fn poll(inner: &BaseConsumer, topic: Topic, wait: Duration, mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
+    let mut patience = wait;
+    while let Some(message) = inner.poll(patience) {
+        patience = Duration::ZERO;
+        let message = message.map_err(|e| failure(e).context(format!("reading {topic}")))?;
+        see(&Record { topic, message });
+    }
+    Ok(())
 }
 
 /// Asks again until there is an answer, a failure that does not pass, or the deadline.

@@ -9,7 +9,7 @@ mod producer;
 mod registry;
 
 pub use admin::apply;
-pub use consumer::{Batch, Consumer, Position, Record, Table};
+pub use consumer::{Batch, Consumer, Position, Record, Table, Tail};
 pub use producer::{Publisher, Transaction, TransactionalProducer};
 /// Which group, member and generation a transaction's offsets are from.
 pub use rdkafka::consumer::ConsumerGroupMetadata as GroupMetadata;

@@ -218,7 +218,10 @@ pub async fn list(
     let follower = wants_stream(&headers).then(|| app.feed.follow(id.0)).transpose()?;
     let db = app.db().await?;
     let statement =
-        db.prepare_cached("SELECT created_at FROM payments WHERE id = $1 AND merchant_id = $2").await.map_err(db::failure)?;
+        db.prepare_cached(
+            // A deposit was created when its block says, which tells nothing about when it was written down.
+            "SELECT CASE WHEN deposit_address IS NULL THEN created_at ELSE 0 END FROM payments WHERE id = $1 AND merchant_id = $2",
+        ).await.map_err(db::failure)?;
     let row = db.query_opt(&statement, &[&id.0, &caller.merchant]).await.map_err(db::failure)?.ok_or_else(|| no_payment(id))?;
     // Events tell the payment's address.
     app.intents.ensure(&db, id.0).await?;

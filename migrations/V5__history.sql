@@ -60,3 +60,6 @@ END
 $$;
 
 SELECT make_payment_events_partition(now() + months * interval '1 month') FROM generate_series(0, 2) AS months;
+
+-- GET /api/v1/addresses, newest first.
+CREATE INDEX deposit_addresses_of_merchant ON deposit_addresses (merchant_id, created_at, id);

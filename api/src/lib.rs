@@ -12,6 +12,7 @@
 //! `confirmer::lifecycle`'s.
 
 mod account;
+mod addresses;
 pub mod admin;
 mod app;
 mod around;

@@ -37,6 +37,7 @@ pub const PROBLEM: &str = "application/problem+json";
     components(schemas(crate::problem::Problem)),
     tags(
         (name = "payments", description = "A payment has a deposit address of its own."),
+        (name = "addresses", description = "A deposit address is a customer's, for any number of deposits."),
         (name = "catalog", description = "What a payment can be asked for."),
         (name = "service", description = "How the service is, and this document. No key is needed."),
     ),

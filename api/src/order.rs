@@ -215,7 +215,8 @@ fn bounded(fields: &mut Fields<'_>, name: &str, bounds: RangeInclusive<u64>) -> 
     )
 }
 
-fn external_id(fields: &mut Fields<'_>) -> Option<String> {
+/// The merchant's own reference.
+pub fn external_id(fields: &mut Fields<'_>) -> Option<String> {
     let text = fields.text("external_id")?;
     let length = text.chars().count();
     let checked = match length {
@@ -225,7 +226,8 @@ fn external_id(fields: &mut Fields<'_>) -> Option<String> {
     fields.check("external_id", checked)
 }
 
-fn metadata(fields: &mut Fields<'_>) -> Option<String> {
+/// The merchant's JSON object, as it was written.
+pub fn metadata(fields: &mut Fields<'_>) -> Option<String> {
     let raw = fields.raw("metadata")?.get();
     let checked = if !raw.starts_with('{') {
         Err(format!("expected a JSON object, got {}", shown(raw)))

@@ -25,6 +25,9 @@ pub struct PaymentReply {
     token_contract_address: Option<String>,
     #[schema(value_type = schemas::Address)]
     address: String,
+    /// The static address that it is a deposit to; null for a payment that was asked for.
+    #[schema(required = true, value_type = Option<schemas::PaymentId>)]
+    deposit_address_id: Option<String>,
     #[schema(value_type = schemas::Amount)]
     amount: String,
     amount_decimal: String,
@@ -46,9 +49,12 @@ pub struct PaymentReply {
     overpaid_tolerance: String,
     /// What arrives after its expiry counts.
     accept_late: bool,
-    payment_uri: String,
-    #[schema(value_type = schemas::Time)]
-    expires_at: String,
+    /// EIP-681, for a QR code; null for a deposit, which is there already.
+    #[schema(required = true)]
+    payment_uri: Option<String>,
+    /// Null for a deposit, which never expires.
+    #[schema(required = true, value_type = Option<schemas::Time>)]
+    expires_at: Option<String>,
     #[schema(value_type = schemas::Time)]
     created_at: String,
     #[schema(required = true)]
@@ -94,6 +100,7 @@ impl PaymentReply {
     /// `head` is the number of the canonical head of the payment's chain as far as the confirmer has come, if it has.
     pub fn new(payment: &Payment, head: Option<u64>) -> Self {
         let token = payment.asset.token.as_ref();
+        let asked = payment.deposit_address.is_none();
         Self {
             id: payment.id.to_string(),
             chain: payment.chain_name.clone(),
@@ -102,6 +109,7 @@ impl PaymentReply {
             token_id: token.map(|t| token_id(payment, t)),
             token_contract_address: token.map(|t| t.address.to_string()),
             address: payment.address.to_string(),
+            deposit_address_id: payment.deposit_address.map(|id| id.to_string()),
             amount: payment.amount.to_string(),
             amount_decimal: payment.amount.to_decimal(payment.asset.decimals),
             amount_received: payment.received().unwrap_or_default().to_string(),
@@ -113,8 +121,8 @@ impl PaymentReply {
             underpaid_tolerance: payment.terms.underpaid_tolerance.to_string(),
             overpaid_tolerance: payment.terms.overpaid_tolerance.to_string(),
             accept_late: payment.terms.accept_late,
-            payment_uri: payment_uri(payment),
-            expires_at: rfc3339(payment.expires_at),
+            payment_uri: asked.then(|| payment_uri(payment)),
+            expires_at: asked.then(|| rfc3339(payment.expires_at)),
             created_at: rfc3339(payment.created_at),
             external_id: payment.external_id.clone(),
             metadata: payment.metadata.clone().and_then(|text| RawValue::from_string(text).ok()),

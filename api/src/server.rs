@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::problem::Problem;
-use crate::{around, auth, bulk, chains, health, history, list, openapi, payments};
+use crate::{addresses, around, auth, bulk, chains, health, history, list, openapi, payments};
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware;
@@ -30,6 +30,9 @@ fn merchants() -> OpenApiRouter<App> {
         .routes(routes!(payments::get))
         .routes(routes!(payments::cancel))
         .routes(routes!(history::list))
+        .routes(routes!(addresses::create, addresses::list))
+        .routes(routes!(addresses::get))
+        .routes(routes!(addresses::deposits))
         .routes(routes!(chains::chains))
         .routes(routes!(chains::tokens))
 }

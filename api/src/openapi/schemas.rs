@@ -122,6 +122,35 @@ pub struct ListPayments {
     created_before: Option<String>,
 }
 
+/// Which deposit addresses a list has, and how many at once.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "parameters are read one by one: see `addresses::Asked`")]
+pub struct ListAddresses {
+    /// At most so many; 50 if left out.
+    #[param(minimum = 1, maximum = 200)]
+    limit: Option<u64>,
+    /// `next_cursor` of the page before.
+    #[param(pattern = "^02[0-9a-fA-F]{48}$")]
+    cursor: Option<String>,
+    /// The customer's.
+    #[param(pattern = r"^[^\u0000]*$")]
+    external_id: Option<String>,
+}
+
+/// How many deposits a list has at once.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "parameters are read one by one: see `addresses::Asked`")]
+pub struct ListDeposits {
+    /// At most so many; 50 if left out.
+    #[param(minimum = 1, maximum = 200)]
+    limit: Option<u64>,
+    /// `next_cursor` of the page before.
+    #[param(pattern = "^02[0-9a-fA-F]{48}$")]
+    cursor: Option<String>,
+}
+
 /// Which of a payment's events.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -179,6 +208,19 @@ pub struct CreatePayment {
     overpaid_tolerance: Option<String>,
     /// Whether what arrives after its expiry counts; your merchant's setting if left out.
     accept_late: Option<bool>,
+}
+
+/// What the body of a request for a deposit address has.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the body is read field by field: see `addresses`")]
+#[schema(example = json!({ "external_id": "customer-7", "metadata": { "shop": "north" } }))]
+pub struct CreateAddress {
+    /// Your reference of the customer; there is one address for each.
+    #[schema(min_length = 1, max_length = 255, pattern = r"^[^\u0000]*$")]
+    external_id: String,
+    /// Anything of yours, at most 16 KiB; it comes back as it was written.
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<Value>,
 }
 
 /// What a batch's body has.
@@ -251,6 +293,7 @@ pub fn narrow_parameter(parameter: &mut Value, catalog: &Catalog) {
 
 /// What a type can't say: the chains and tokens there are, and which fields go together.
 pub fn narrow(schemas: &mut Value, catalog: &Catalog) {
+    schemas["CreateAddress"]["additionalProperties"] = json!(false);
     let batch = &mut schemas["CreatePayments"];
     batch["additionalProperties"] = json!(false);
     // An order that is wrong is no reason to refuse the request.
@@ -306,5 +349,8 @@ mod tests {
         let schema = serde_json::to_value(CreatePayment::schema()).unwrap();
         let documented: BTreeSet<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(documented, crate::order::FIELDS.into_iter().collect());
+        let schema = serde_json::to_value(CreateAddress::schema()).unwrap();
+        let documented: BTreeSet<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(documented, crate::addresses::FIELDS.into_iter().collect());
     }
 }

@@ -121,7 +121,10 @@ fn no_address(id: impl Display) -> Problem {
     request_body = schemas::CreateAddress,
     responses(
         (status = 200, description = "The customer has had it already.", body = AddressReply),
-        (status = 201, description = "A new address.", body = AddressReply),
+        (status = 201, description = "A new address.", body = AddressReply, links(
+            ("address" = (operation_id = "getAddress", parameters(("id" = "$response.body#/id")))),
+            ("deposits" = (operation_id = "listDeposits", parameters(("id" = "$response.body#/id")))),
+        )),
     ),
 )]
 pub async fn create(State(app): State<App>, caller: Caller, Body(body): Body) -> Result<Response, Problem> {

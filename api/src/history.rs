@@ -107,6 +107,9 @@ struct BlockReply {
 #[schema(as = EventTransfer)]
 struct TransferReply {
     chain_id: u64,
+    /// What this service calls the chain; null if it does not know it.
+    #[schema(required = true)]
+    chain: Option<String>,
     block_number: u64,
     #[schema(value_type = schemas::Hash)]
     block_hash: String,
@@ -117,6 +120,9 @@ struct TransferReply {
     index: u32,
     #[schema(value_type = schemas::Time)]
     timestamp: String,
+    /// The symbol, if the token is a listed one.
+    #[schema(required = true)]
+    token: Option<String>,
     #[schema(required = true, value_type = Option<schemas::Address>)]
     token_contract_address: Option<String>,
     #[schema(value_type = schemas::Address)]
@@ -144,7 +150,7 @@ impl EventReply {
             occurred_at: rfc3339(event.occurred_at),
             cause: Cause { kind, api_key: asked_by, block, transfer },
             status: event.status,
-            exception: Some(event.exception).filter(|exception| !exception.is_empty()),
+            exception: named(event.exception),
             amount: amount(&event.amount)?,
             amount_received: amount(&event.amount_received)?,
         })
@@ -169,12 +175,14 @@ impl TransferReply {
         let token = Some(&transfer.token_address).filter(|token| !token.is_empty());
         Ok(Self {
             chain_id: transfer.chain_id,
+            chain: named(transfer.chain),
             block_number: transfer.block_number,
             block_hash: hash("block_hash", &transfer.block_hash)?,
             transaction_hash: hash("transaction_hash", &transfer.transaction_hash)?,
             source: transfer.source,
             index: transfer.index,
             timestamp: rfc3339(transfer.timestamp),
+            token: named(transfer.token),
             token_contract_address: token.map(|token| address("token_address", token)).transpose()?,
             from: address("from", &transfer.from)?,
             amount: amount(&transfer.amount)?,
@@ -182,6 +190,11 @@ impl TransferReply {
             confirmed: transfer.confirmed,
         })
     }
+}
+
+/// Protobuf has no other way to say that there is none.
+fn named(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 fn amount(bytes: &[u8]) -> Result<String, Failure> {

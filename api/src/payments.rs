@@ -34,7 +34,12 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
     request_body = CreatePayment,
     responses(
         (status = 201, description = "The payment; its address is its own.", body = PaymentReply, headers(
-            ("Idempotent-Replayed" = Option<bool>, description = "`true` if an earlier request with this key made it."))),
+            ("Idempotent-Replayed" = Option<bool>, description = "`true` if an earlier request with this key made it.")),
+            links(
+                ("payment" = (operation_id = "getPayment", parameters(("id" = "$response.body#/id")))),
+                ("cancel" = (operation_id = "cancelPayment", parameters(("id" = "$response.body#/id")))),
+                ("events" = (operation_id = "listEvents", parameters(("id" = "$response.body#/id")))),
+            )),
         (status = 409, description = "The Idempotency-Key was used for another request, or its request is still being answered.", body = Problem,
             content_type = "application/problem+json"),
     ),

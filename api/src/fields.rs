@@ -151,11 +151,9 @@ fn storable_at(raw: &str, depth: usize) -> Result<(), String> {
         Some(b'"') => {
             let _: String = serde_json::from_str(raw).map_err(|e| e.to_string())?;
         }
-        Some(b'0'..=b'9' | b'-') => {
-            // RFC 7493: many readers know no other numbers than doubles.
-            if !raw.parse().is_ok_and(f64::is_finite) {
-                return Err(format!("the number {} is out of range", shown(raw)));
-            }
+        // RFC 7493: many readers know no other numbers than doubles.
+        Some(b'0'..=b'9' | b'-') if !raw.parse().is_ok_and(f64::is_finite) => {
+            return Err(format!("the number {} is out of range", shown(raw)));
         }
         _ => {}
     }

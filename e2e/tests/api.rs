@@ -91,6 +91,7 @@ async fn pages(api: &Api, query: &str) -> Result<Vec<String>> {
         let (status, page) = api.request(Method::GET, &path, None, &[]).await?;
         ensure!(status.is_success(), "{path}: {status} {page}");
         let data = page["data"].as_array().context("data")?;
+        ensure!(ids.len() <= 100, "{path}: the list does not end");
         ids.extend(data.iter().filter_map(|payment| payment["id"].as_str().map(str::to_owned)));
         match page["next_cursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),

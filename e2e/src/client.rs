@@ -140,10 +140,12 @@ impl Api {
             let headers = [("Idempotency-Key", key.as_str())];
             match self.request(Method::POST, "/api/v1/payments", Some(body.clone()), &headers).await {
                 Ok((StatusCode::CREATED, answer)) => Ok(Some(Payment(answer))),
-                Ok((status, answer)) if status.is_client_error() && status != StatusCode::CONFLICT => {
+                Ok((status, answer))
+                    if status.is_client_error() && answer["type"] != "urn:ctrip:problem:idempotency-key-in-flight" =>
+                {
                     anyhow::bail!("create: {status} {answer}")
                 }
-                // The API is down, or asks to come again.
+                // The API is down, or asks to come again, or is still at the request before.
                 Ok(_) | Err(_) => Ok(None),
             }
         })

@@ -74,7 +74,8 @@ async fn a_thousand_orders_are_made_once_however_often_they_are_sent() -> Result
     // The same key with other orders makes nothing, not even of those that are more.
     for other in [orders[..999].to_vec(), [orders.clone(), vec![coin(1)]].concat()[1..].to_vec()] {
         let (status, refused) = batch(&api, &other, &headers).await?;
-        ensure!(status == StatusCode::UNPROCESSABLE_ENTITY, "{status} {refused}");
+        ensure!(status == StatusCode::CONFLICT, "{status} {refused}");
+        ensure!(refused["type"] == "urn:ctrip:problem:idempotency-key-reused", "{refused}");
     }
     let (status, refused) = batch(&api, &[orders, vec![coin(1)]].concat(), &[]).await?;
     ensure!(status == StatusCode::UNPROCESSABLE_ENTITY, "1,001 orders: {status} {refused}");

@@ -20,6 +20,9 @@ async fn create(api: &Api, number: usize) -> Result<Value> {
         let (status, answer) = api.request(Method::POST, "/api/v1/payments", Some(body.clone()), &headers).await?;
         match status {
             StatusCode::CREATED => return Ok(answer),
+            StatusCode::CONFLICT if answer["type"] != "urn:ctrip:problem:idempotency-key-in-flight" => {
+                anyhow::bail!("{key} is taken for another request: {answer}")
+            }
             StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE => tokio::time::sleep(Duration::from_millis(20)).await,
             _ => anyhow::bail!("{status} {answer}"),
         }

@@ -18,9 +18,10 @@ struct Operation {
 
 impl Operation {
     /// The path with the id of something of the victim's.
-    fn of(&self, victim: &Payment) -> Result<String> {
+    fn of(&self, victim: &Scene) -> Result<String> {
         match self.path.as_str() {
-            path if path.starts_with("/api/v1/payments/{id}") => Ok(path.replace("{id}", victim.id())),
+            path if path.starts_with("/api/v1/payments/{id}") => Ok(path.replace("{id}", victim.payment.id())),
+            path if path.starts_with("/api/v1/addresses/{id}") => Ok(path.replace("{id}", victim.address.id())),
             path if !path.contains('{') => Ok(path.to_owned()),
             other => bail!("{other}: say in this test what is asked for there"),
         }
@@ -31,6 +32,7 @@ impl Operation {
         match (&self.method, self.path.as_str()) {
             (&Method::GET | &Method::HEAD, _) | (&Method::POST, "/api/v1/payments/{id}/cancel") => Ok(None),
             (&Method::POST, "/api/v1/payments") => Ok(Some(order)),
+            (&Method::POST, "/api/v1/addresses") => Ok(Some(json!({ "external_id": "anyone" }))),
             (&Method::POST, "/api/v1/payments/batch") => Ok(Some(json!({ "payments": [order] }))),
             (method, path) => bail!("{method} {path}: say in this test what is sent there"),
         }
@@ -40,7 +42,7 @@ impl Operation {
         matches!(self.method, Method::GET | Method::HEAD)
     }
 
-    async fn ask(&self, api: &Api, victim: &Payment) -> Result<(StatusCode, Value)> {
+    async fn ask(&self, api: &Api, victim: &Scene) -> Result<(StatusCode, Value)> {
         api.request(self.method.clone(), &self.of(victim)?, self.body()?, &[]).await
     }
 }
@@ -68,6 +70,8 @@ struct Scene {
     lab: Lab,
     victim: Api,
     payment: Payment,
+    /// A static one.
+    address: Payment,
     _process: Process,
 }
 
@@ -82,15 +86,18 @@ async fn scene() -> Result<Scene> {
         json!({ "chain": "anvil", "amount": 7, "external_id": "victims-order", "metadata": { "note": "victims-note" } });
     let headers = [("Idempotency-Key", "victims-key")];
     let (_, made) = victim.request(Method::POST, "/api/v1/payments", Some(order), &headers).await?;
-    Ok(Scene { lab, victim, payment: Payment(made), _process: process })
+    let customer = json!({ "external_id": "victims-customer" });
+    let (_, address) = victim.request(Method::POST, "/api/v1/addresses", Some(customer), &[]).await?;
+    Ok(Scene { lab, victim, payment: Payment(made), address: Payment(address), _process: process })
 }
 
 impl Scene {
     /// Whether an answer has anything of the victim's.
     fn tells(&self, answer: &Value) -> bool {
         let text = answer.to_string().to_lowercase();
-        let address = self.payment.text("address").to_lowercase();
-        [address.as_str(), "victims-order", "victims-note"].iter().any(|secret| text.contains(secret))
+        let addresses = [&self.payment, &self.address].map(|of| of.text("address").to_lowercase());
+        let secrets = addresses.iter().map(String::as_str).chain(["victims-order", "victims-note", "victims-customer"]);
+        secrets.into_iter().any(|secret| text.contains(secret))
     }
 }
 
@@ -106,7 +113,7 @@ async fn no_endpoint_answers_a_key_that_does_not_work() -> Result<()> {
     for (kind, key) in [("none", ""), ("garbage", &garbage), ("revoked", &revoked), ("ended", &ended), ("id", "victim")] {
         let api = scene.victim.with_key(key);
         for operation in &protected {
-            let (status, answer) = operation.ask(&api, &scene.payment).await?;
+            let (status, answer) = operation.ask(&api, &scene).await?;
             ensure!(status == StatusCode::UNAUTHORIZED && !scene.tells(&answer), "{kind} {operation:?}: {status} {answer}");
         }
     }
@@ -120,7 +127,7 @@ async fn a_key_that_may_read_sees_everything_of_its_merchant_and_changes_nothing
     let (_, protected) = operations(&scene.victim).await?;
     let reader = scene.victim.with_key(&scene.lab.ctrip(&["keys", "create", "victim", "--scope", "read"])?);
     for operation in &protected {
-        let (status, answer) = operation.ask(&reader, &scene.payment).await?;
+        let (status, answer) = operation.ask(&reader, &scene).await?;
         if operation.reads() {
             ensure!(status.is_success(), "{operation:?}: {status} {answer}");
         } else {
@@ -139,12 +146,12 @@ async fn no_endpoint_gives_another_merchants_data() -> Result<()> {
     let (public, protected) = operations(&scene.victim).await?;
     let other = scene.lab.merchant("other")?;
     for operation in &protected {
-        let (status, answer) = operation.ask(&other, &scene.payment).await?;
+        let (status, answer) = operation.ask(&other, &scene).await?;
         let expected = if operation.path.contains("{id}") { status == StatusCode::NOT_FOUND } else { status.is_success() };
         ensure!(expected && !scene.tells(&answer), "{operation:?}: {status} {answer}");
     }
     for operation in public.iter().filter(|operation| !operation.path.contains('{')) {
-        let (_, answer) = operation.ask(&other.with_key(""), &scene.payment).await?;
+        let (_, answer) = operation.ask(&other.with_key(""), &scene).await?;
         ensure!(!scene.tells(&answer), "{operation:?}: {answer}");
     }
     // Through what the victim's own answers have: filters, a cursor, an idempotency key.
@@ -160,6 +167,10 @@ async fn no_endpoint_gives_another_merchants_data() -> Result<()> {
     let headers = [("Idempotency-Key", "victims-key")];
     let (status, made) = other.request(Method::POST, "/api/v1/payments", Some(order), &headers).await?;
     ensure!(status == StatusCode::CREATED && made["id"] != scene.payment.id() && !scene.tells(&made), "{status} {made}");
+    let customer = json!({ "external_id": "victims-customer" });
+    let (status, theirs) = other.request(Method::POST, "/api/v1/addresses", Some(customer), &[]).await?;
+    let differs = theirs["address"] != scene.address.text("address") && theirs["id"] != scene.address.id();
+    ensure!(status == StatusCode::CREATED && differs, "{status} {theirs}");
     ensure!(scene.victim.get(scene.payment.id()).await?.status() == "pending", "it was changed");
     Ok(())
 }
@@ -171,7 +182,7 @@ async fn a_key_that_may_write_does_everything() -> Result<()> {
     // What changes the payment comes last.
     protected.sort_by_key(|operation| operation.path.ends_with("/cancel"));
     for operation in &protected {
-        let (status, answer) = operation.ask(&scene.victim, &scene.payment).await?;
+        let (status, answer) = operation.ask(&scene.victim, &scene).await?;
         ensure!(status.is_success(), "{operation:?}: {status} {answer}");
     }
     ensure!(scene.victim.get(scene.payment.id()).await?.status() == "cancelled");

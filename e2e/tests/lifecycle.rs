@@ -80,12 +80,6 @@ impl Field {
         self.api.create_surely(body).await
     }
 
-    async fn terms(&self, payment: &Payment, terms: &str) -> Result<()> {
-        let update = format!("UPDATE payments SET {terms} WHERE id::text = $1");
-        ensure!(self.lab.database().await?.execute(&update, &[&payment.id()]).await? == 1);
-        Ok(())
-    }
-
     async fn pay(&self, payment: &Payment, amount: u64) -> Result<u64> {
         let hash = self.lab.node.pay(payment.address()?, U256::from(amount)).await?;
         mined(&self.lab.node, hash).await
@@ -148,14 +142,11 @@ async fn every_rule_of_a_payments_life_holds_on_real_chains() -> Result<()> {
     case("two in one transaction", &batched, ("confirmed", "", "100"), &["underpaid", "detected", "confirmed"]);
     let crowded = field.token(100, json!({})).await?;
     case("three in one block", &crowded, ("confirmed", "", "100"), &["underpaid", "underpaid", "detected", "confirmed"]);
-    let less = field.token(100, json!({})).await?;
-    field.terms(&less, "underpaid_tolerance = 5").await?;
+    let less = field.token(100, json!({ "underpaid_tolerance": 5 })).await?;
     case("a little less", &less, ("confirmed", "", "95"), &["detected", "confirmed"]);
-    let more = field.token(100, json!({})).await?;
-    field.terms(&more, "overpaid_tolerance = 5").await?;
+    let more = field.token(100, json!({ "overpaid_tolerance": 5 })).await?;
     case("a little more", &more, ("confirmed", "", "105"), &["detected", "confirmed"]);
-    let much = field.token(100, json!({})).await?;
-    field.terms(&much, "overpaid_tolerance = 5").await?;
+    let much = field.token(100, json!({ "overpaid_tolerance": 5 })).await?;
     case("too much", &much, ("confirmed", "overpaid", "106"), &["detected", "overpaid", "confirmed"]);
     let wrong_token = field.token(100, json!({})).await?;
     case("the wrong token", &wrong_token, ("pending", "", "0"), &["unexpected_transfer"]);
@@ -175,12 +166,13 @@ async fn every_rule_of_a_payments_life_holds_on_real_chains() -> Result<()> {
     case("changed by a reorganisation", &changed, ("pending", "underpaid", "70"), &["detected", "reverted", "underpaid"]);
     let shallow = field.coin(10, json!({ "confirmations": 1 })).await?;
     case("a policy of its own", &shallow, ("confirmed", "", "10"), &["detected", "confirmed"]);
+    let tiered = field.coin(2_000, json!({})).await?;
+    case("a policy by amount", &tiered, ("confirmed", "", "2000"), &["detected", "confirmed"]);
     let finalized = field.ask(json!({ "chain": "other", "amount": 10 }), json!({})).await?;
     case("confirmed by finality", &finalized, ("confirmed", "", "10"), &["detected", "confirmed"]);
     let late = field.coin(100, json!({ "expires_in": 60 })).await?;
     case("late", &late, ("expired", "late", "100"), &["expired", "late"]);
-    let accepted = field.coin(100, json!({ "expires_in": 60 })).await?;
-    field.terms(&accepted, "accept_late = true").await?;
+    let accepted = field.coin(100, json!({ "expires_in": 60, "accept_late": true })).await?;
     case("late and accepted", &accepted, ("confirmed", "", "100"), &["expired", "late", "detected", "confirmed"]);
     let customer = field.static_address().await?;
 
@@ -232,6 +224,7 @@ async fn every_rule_of_a_payments_life_holds_on_real_chains() -> Result<()> {
     api.until(again.id(), "confirmed").await?;
     field.pay(&again, 1).await?;
     let at_once = field.pay(&shallow, 10).await?;
+    let deeper = field.pay(&tiered, 2_000).await?;
     mined(&field.other, field.other.pay(finalized.address()?, U256::from(10)).await?).await?;
 
     // Deposits: the coin, above a tier and below, and the token on the other chain. The fake makes none.
@@ -256,6 +249,7 @@ async fn every_rule_of_a_payments_life_holds_on_real_chains() -> Result<()> {
     let shown = api.get(faked.id()).await?;
     ensure!(shown.0["transfers"][0]["listed"] == false && shown.0["transfers"][0]["amount"] == "100", "{}", shown.0);
     ensure!(confirmed_by(&told, shallow.id())? == at_once, "one confirmation is the block itself");
+    ensure!(confirmed_by(&told, tiered.id())? == deeper + 3, "four confirmations, as the tier has it");
     deposits(&told, &customer, (small, large))
 }
 

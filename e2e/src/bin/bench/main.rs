@@ -1,10 +1,11 @@
 //! `make bench`: the figures of the README, measured in one run on one machine, on the real parts.
 //!
-//! Prints a table and writes `target/bench/results.json`. `bench detector`, `bench api`, `bench latency`
-//! and `bench ingest` run alone.
+//! Prints a table and writes `target/bench/results.json`. `bench detector`, `bench api`, `bench latency`,
+//! `bench ingest` and `bench confirmer` run alone.
 
 mod api;
 mod chainserver;
+mod confirmer;
 mod detector;
 mod ingest;
 mod latency;
@@ -45,17 +46,19 @@ async fn run() -> Result<()> {
             figures.extend(api::run().await?);
             figures.extend(ingest::run().await?);
             figures.extend(detector::run().await?);
+            figures.extend(confirmer::run().await?);
             figures
         }
         ["detector"] => detector::run().await?,
         ["api"] => api::run().await?,
         ["latency"] => latency::run().await?,
         ["ingest"] => ingest::run().await?,
+        ["confirmer"] => confirmer::run().await?,
         // The ingest's bench starts itself again, as the node.
         ["serve", blocks] => return chainserver::serve(blocks.parse().context("a number of blocks")?).await,
         // The detector's bench starts itself again, pinned to a core.
         ["consume", how, total] => return detector::consume(how, total.parse().context("a number of logs")?).await,
-        other => bail!("expected all, detector, api, latency or ingest, got {other:?}"),
+        other => bail!("expected all, detector, api, latency, ingest or confirmer, got {other:?}"),
     };
     let folder = e2e::root().join("target/bench");
     std::fs::create_dir_all(&folder)?;

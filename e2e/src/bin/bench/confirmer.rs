@@ -1,0 +1,126 @@
+//! Blocks a second of the confirmer, from `chain.matches` into Postgres, with few and many payments that wait.
+
+use crate::Figure;
+use anyhow::{Context as _, Result, ensure};
+use e2e::{Lab, Plan};
+use runtime::Kafka;
+use runtime::kafka::TransactionalProducer;
+use std::time::{Duration, Instant};
+use topics::{Amount, Message as _, Topic, wire};
+
+/// Enough that reading them takes seconds.
+const BLOCKS: u64 = 100_000;
+const BUSY_BLOCKS: u64 = 20_000;
+/// 1 % of 200 transfers a block.
+const MATCHES_A_BLOCK: u64 = 2;
+const AMOUNT: u64 = 1_000;
+
+pub async fn run() -> Result<Vec<Figure>> {
+    eprintln!("confirmer: {BLOCKS} blocks with 10 to 1,000,000 pending payments");
+    let mut figures = Vec::new();
+    let mut rates = Vec::new();
+    for (name, pending) in
+        [("confirmer_blocks_per_s_10", 10), ("confirmer_blocks_per_s_10k", 10_000), ("confirmer_blocks_per_s_1m", 1_000_000)]
+    {
+        let rate = fold(pending, BLOCKS, 0).await?;
+        figures.push(Figure::new(name, rate, "blocks/s", "flat within 1.2"));
+        rates.push(rate);
+    }
+    if let (Some(few), Some(many)) = (rates.first(), rates.last()) {
+        figures.push(Figure::new("confirmer_flatness", few / many, "ratio", "1.2"));
+    }
+    let busy = fold(BUSY_BLOCKS * MATCHES_A_BLOCK, BUSY_BLOCKS, MATCHES_A_BLOCK).await?;
+    figures.push(Figure::new("confirmer_blocks_per_s_busy", busy, "blocks/s", "-"));
+    Ok(figures)
+}
+
+/// Blocks a second with so many payments pending, of which each block pays some in full.
+async fn fold(pending: u64, blocks: u64, matches: u64) -> Result<f64> {
+    let lab = Lab::start(Plan::default()).await?;
+    lab.ctrip(&["keys", "create", "bench"])?;
+    let database = lab.database().await?;
+    database
+        .execute(
+            "INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('bench', 'bench', 'bench') ON CONFLICT DO NOTHING",
+            &[],
+        )
+        .await?;
+    database
+        .execute(
+            "INSERT INTO payments (id, merchant_id, chain_id, chain, decimals, address, xpub, address_index, amount, status,
+                 confirmations_required, sequence, created_at, expires_at, updated_at)
+             SELECT gen_random_uuid(), (SELECT id FROM merchants LIMIT 1), 31337, 'anvil', 18,
+                 decode(lpad(to_hex(i), 40, '0'), 'hex'), 'bench', i, $2::bigint, 'pending', 3, 1, 1, 1000000000 + i, 1
+             FROM generate_series(1, $1::bigint) AS i",
+            &[&i64::try_from(pending)?, &i64::try_from(AMOUNT)?],
+        )
+        .await?;
+    // As autovacuum leaves it.
+    database.batch_execute("VACUUM ANALYZE payments").await?;
+    let kafka = lab.kafka().await?;
+    let written = tokio::task::spawn_blocking(move || write_blocks(&kafka, blocks, matches));
+    written.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+
+    let mut confirmer = lab.spawn("confirmer")?;
+    let statement = database.prepare("SELECT number FROM chain_heads WHERE chain_id = 31337").await?;
+    let mut first = None;
+    let started = Instant::now();
+    loop {
+        let head = database.query_opt(&statement, &[]).await?.map(|row| row.get::<_, i64>(0));
+        if let Some(number) = head.map(u64::try_from).transpose()? {
+            let (since, from) = *first.get_or_insert((Instant::now(), number));
+            if number >= blocks {
+                confirmer.terminate()?;
+                let confirmed = "SELECT count(*) FROM payments WHERE status = 'confirmed'";
+                let confirmed: i64 = database.query_one(confirmed, &[]).await?.get(0);
+                // The last two blocks' are not deep enough.
+                let expected = blocks.saturating_sub(2) * matches;
+                ensure!(u64::try_from(confirmed)? == expected, "{confirmed} payments are confirmed, expected {expected}");
+                #[expect(clippy::cast_precision_loss, reason = "thousands")]
+                return Ok((blocks - from) as f64 / since.elapsed().as_secs_f64());
+            }
+        }
+        confirmer.check()?;
+        ensure!(started.elapsed() < Duration::from_secs(600), "the head is {head:?} after ten minutes");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn write_blocks(kafka: &Kafka, blocks: u64, matches: u64) -> Result<(), runtime::Failure> {
+    let producer = TransactionalProducer::open(kafka, "bench-matches")?;
+    for first in (1..=blocks).step_by(2_000) {
+        let transaction = producer.begin()?;
+        for number in first..=blocks.min(first + 1_999) {
+            let record = block(number, matches);
+            transaction.send(Topic::Matches, &record.key(), &kafka.encode(&record))?;
+        }
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+fn block(number: u64, matches: u64) -> wire::MatchesRecord {
+    let hash = |number: u64| number.to_be_bytes().repeat(4);
+    let transfer = |place: u64| wire::matches_record::Transfer {
+        transaction_hash: hash(number * 1_000 + place).into(),
+        source: wire::matches_record::Source::Transaction.into(),
+        index: 0,
+        token: Vec::new().into(),
+        from: vec![7; 20].into(),
+        to: topics::Address::left_padding_from(&((number - 1) * matches + place + 1).to_be_bytes()).to_vec().into(),
+        amount: Amount::from(AMOUNT).to_wire().into(),
+        transaction_index: u32::try_from(place).unwrap_or_default(),
+    };
+    wire::MatchesRecord {
+        chain_id: 31337,
+        sequence: number,
+        kind: wire::matches_record::Kind::Added.into(),
+        number,
+        hash: hash(number).into(),
+        parent_hash: hash(number - 1).into(),
+        timestamp: number,
+        safe_number: None,
+        finalized_number: None,
+        transfers: (0..matches).map(transfer).collect(),
+    }
+}

@@ -44,6 +44,7 @@
 //!
 //! **A deposit** at a static address is a payment that its transfer makes: its amount is the transfer's, it never expires and
 //! can't be cancelled. Its life is the same, under the names `deposit.detected`, `deposit.confirmed` and `deposit.reverted`.
+//! When a reorganisation takes its transfer away it is pending, with nothing received, unless the same block comes back.
 
 #[cfg(doc)]
 use crate::payment::Terms;

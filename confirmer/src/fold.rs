@@ -11,11 +11,13 @@ use anyhow::anyhow;
 use chain::Chains;
 use deadpool_postgres::{GenericClient, Pool};
 use runtime::{Failure, db};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic};
 use uuid::Uuid;
 
 const STAGE: &str = "confirmer";
+/// Payments in memory at once, each about 1 kB and with an event maybe.
+const SLICE: usize = 20_000;
 
 /// Records of one partition, in order.
 pub struct Batch {
@@ -50,6 +52,14 @@ pub async fn position(pool: &Pool, partition: i32) -> Result<Option<i64>, Failur
 /// # Errors
 /// `Retry` when the database fails or another instance has read on; `Halt` when the records contradict what is known.
 pub async fn apply(pool: &Pool, chains: &Chains, batch: &Batch) -> Result<usize, Failure> {
+    apply_in_slices(pool, chains, batch, SLICE).await
+}
+
+/// [`apply`] with so many payments in memory at once. The result is the same.
+///
+/// # Errors
+/// As [`apply`] does.
+pub async fn apply_in_slices(pool: &Pool, chains: &Chains, batch: &Batch, slice: usize) -> Result<usize, Failure> {
     let mut client = pool.get().await.map_err(db::unavailable)?;
     let tx = client.transaction().await.map_err(db::failure)?;
     claim_offset(&tx, batch).await?;
@@ -62,7 +72,7 @@ pub async fn apply(pool: &Pool, chains: &Chains, batch: &Batch) -> Result<usize,
     }
     let mut events = 0;
     for (chain, records) in by_chain {
-        events += fold_chain(&tx, chains, chain, &records).await.map_err(|f| f.context(format!("chain {chain}")))?;
+        events += fold_chain(&tx, chains, chain, &records, slice).await.map_err(|f| f.context(format!("chain {chain}")))?;
     }
     tx.commit().await.map_err(db::failure)?;
     Ok(events)
@@ -107,23 +117,49 @@ struct Known {
     finalized: Option<u64>,
 }
 
-async fn fold_chain(db: &impl GenericClient, chains: &Chains, chain: ChainId, records: &[&Matches]) -> Result<usize, Failure> {
-    let mut head = known_head(db, chain).await?;
-    let ids = candidates(db, chain, records).await?;
-    let payments = store::lock(db, &ids).await?;
-    let paid: HashSet<Address> = payments.iter().filter(|p| p.deposit_address.is_none()).map(|p| p.address).collect();
-    let others = records.iter().flat_map(|r| &r.transfers).map(|t| t.to).filter(|to| !paid.contains(to));
-    let deposit_addresses = store::deposit_addresses(db, &others.collect::<HashSet<_>>()).await?;
-    let mut working = Working::new(chains, payments, deposit_addresses);
-    for record in records {
-        head = block(&mut working, head, record)
-            .map_err(|f| f.context(format!("record {} of chain {chain}, block {}", record.sequence, record.block)))?;
+/// Payments are nothing to each other, so where a batch can touch very many (a pipeline that was down for a day expires a
+/// day's payments with one block), they are folded slice by slice, all in the one transaction.
+async fn fold_chain(
+    db: &impl GenericClient,
+    chains: &Chains,
+    chain: ChainId,
+    records: &[&Matches],
+    slice: usize,
+) -> Result<usize, Failure> {
+    let head = known_head(db, chain).await?;
+    let touched = candidates(db, chain, records).await?;
+    // Transfers are credited with the first slice, which has all payments that they can be to.
+    let mut slices: Vec<Vec<Uuid>> = Vec::new();
+    if touched.len() <= slice {
+        slices.push(touched.into_keys().collect());
+    } else {
+        let (paid, rest): (BTreeMap<_, _>, BTreeMap<_, _>) = touched.into_iter().partition(|(_, paid)| *paid);
+        slices.push(paid.into_keys().collect());
+        slices.extend(rest.into_keys().collect::<Vec<_>>().chunks(slice.max(1)).map(<[Uuid]>::to_vec));
     }
-    working.write(db, chain).await?;
-    if let Some(head) = head {
+    let (mut after, mut events) = (head, 0);
+    for (place, ids) in slices.iter().enumerate() {
+        let payments = store::lock(db, ids).await?;
+        let mut working = if place == 0 {
+            let paid: HashSet<Address> = payments.iter().filter(|p| p.deposit_address.is_none()).map(|p| p.address).collect();
+            let others = records.iter().flat_map(|r| &r.transfers).map(|t| t.to).filter(|to| !paid.contains(to));
+            let deposit_addresses = store::deposit_addresses(db, &others.collect::<HashSet<_>>()).await?;
+            Working::new(chains, payments, deposit_addresses)
+        } else {
+            Working::uncredited(chains, payments)
+        };
+        after = head;
+        for record in records {
+            after = block(&mut working, after, record)
+                .map_err(|f| f.context(format!("record {} of chain {chain}, block {}", record.sequence, record.block)))?;
+        }
+        working.write(db, chain).await?;
+        events += working.events.len();
+    }
+    if let Some(head) = after {
         write_head(db, chain, &head).await?;
     }
-    Ok(working.events.len())
+    Ok(events)
 }
 
 /// One record: checks that it continues the chain's stack, and gives the payments what it says. Returns the head after it.
@@ -216,7 +252,8 @@ async fn known_head(db: &impl GenericClient, chain: ChainId) -> Result<Option<Kn
 
 /// Whatever any block of the batch can touch: payments to the addresses paid, those that a timestamp expires, those whose
 /// transfers get deep enough, and for removed blocks those that they had paid, confirmed or expired.
-async fn candidates(db: &impl GenericClient, chain: ChainId, records: &[&Matches]) -> Result<Vec<Uuid>, Failure> {
+/// Each with whether a transfer of the batch can be to it.
+async fn candidates(db: &impl GenericClient, chain: ChainId, records: &[&Matches]) -> Result<BTreeMap<Uuid, bool>, Failure> {
     let added = || records.iter().filter(|r| r.kind != Kind::Removed);
     let removed = || records.iter().filter(|r| r.kind == Kind::Removed);
     let addresses: Vec<&[u8]> = added().flat_map(|r| &r.transfers).map(|t| t.to.as_slice()).collect();
@@ -226,19 +263,19 @@ async fn candidates(db: &impl GenericClient, chain: ChainId, records: &[&Matches
     let highest = |of: fn(&Matches) -> Option<u64>| added().filter_map(|r| of(r)).max().map_or(-1, bigint);
     let statement = db
         .prepare_cached(
-            "SELECT id FROM payments WHERE address = ANY($2) AND deposit_address IS NULL
-             UNION SELECT id FROM payments WHERE id = ANY($9)
-             UNION SELECT id FROM payments WHERE chain_id = $1 AND status = 'pending' AND expires_at < $3
-             UNION SELECT payment_id FROM transfers
+            "SELECT id, true FROM payments WHERE address = ANY($2) AND deposit_address IS NULL
+             UNION SELECT id, true FROM payments WHERE id = ANY($9)
+             UNION SELECT id, false FROM payments WHERE chain_id = $1 AND status = 'pending' AND expires_at < $3
+             UNION SELECT payment_id, false FROM transfers
                  WHERE chain_id = $1 AND due IS NOT NULL AND NOT confirmed AND NOT removed AND finality IS NULL AND due <= $4
-             UNION SELECT payment_id FROM transfers
+             UNION SELECT payment_id, false FROM transfers
                  WHERE chain_id = $1 AND due IS NOT NULL AND NOT confirmed AND NOT removed AND finality = 'safe' AND due <= $5
-             UNION SELECT payment_id FROM transfers
+             UNION SELECT payment_id, false FROM transfers
                  WHERE chain_id = $1 AND due IS NOT NULL AND NOT confirmed AND NOT removed AND finality = 'finalized' AND due <= $6
-             UNION SELECT payment_id FROM transfers WHERE chain_id = $1 AND block_hash = ANY($7) AND listed AND NOT removed
-             UNION SELECT payment_id FROM transfers
+             UNION SELECT payment_id, false FROM transfers WHERE chain_id = $1 AND block_hash = ANY($7) AND listed AND NOT removed
+             UNION SELECT payment_id, false FROM transfers
                  WHERE chain_id = $1 AND confirmed AND NOT removed AND finality IS NULL AND due = ANY($8)
-             UNION SELECT id FROM payments WHERE chain_id = $1 AND expired_by = ANY($8)",
+             UNION SELECT id, false FROM payments WHERE chain_id = $1 AND expired_by = ANY($8)",
         )
         .await
         .map_err(db::failure)?;
@@ -259,7 +296,11 @@ async fn candidates(db: &impl GenericClient, chain: ChainId, records: &[&Matches
         )
         .await
         .map_err(db::failure)?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    let mut touched = BTreeMap::new();
+    for row in &rows {
+        *touched.entry(row.get(0)).or_default() |= row.get::<_, bool>(1);
+    }
+    Ok(touched)
 }
 
 async fn write_head(db: &impl GenericClient, chain: ChainId, head: &Known) -> Result<(), Failure> {

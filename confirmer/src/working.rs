@@ -30,6 +30,8 @@ struct Unlisted {
 /// The payments that the batch may touch, and their events so far.
 pub struct Working<'a> {
     chains: &'a Chains,
+    /// Whether it is the one that takes the transfers.
+    credits: bool,
     payments: Vec<Loaded>,
     by_address: HashMap<Address, usize>,
     /// Of deposits, which share addresses.
@@ -46,6 +48,7 @@ impl<'a> Working<'a> {
     pub fn new(chains: &'a Chains, payments: Vec<Payment>, deposit_addresses: Vec<DepositAddress>) -> Self {
         let mut working = Self {
             chains,
+            credits: true,
             payments: Vec::with_capacity(payments.len()),
             by_address: HashMap::new(),
             by_id: HashMap::new(),
@@ -58,6 +61,11 @@ impl<'a> Working<'a> {
             working.push(payment, false);
         }
         working
+    }
+
+    /// Payments to none of which a transfer of the batch is: the transfers are another slice's business.
+    pub fn uncredited(chains: &'a Chains, payments: Vec<Payment>) -> Self {
+        Self { credits: false, ..Self::new(chains, payments, Vec::new()) }
     }
 
     fn push(&mut self, payment: Payment, new: bool) -> usize {
@@ -116,6 +124,9 @@ impl<'a> Working<'a> {
     /// One that is known changes nothing: the chain's past was replayed beyond the head, and now the head gets there, or the
     /// other way round. That no record is read twice is the sequence's business.
     pub fn credit(&mut self, cause: &Cause, transfer: &Transfer) -> Result<(), Failure> {
+        if !self.credits {
+            return Ok(());
+        }
         let paid = self.paid(cause, transfer);
         let place = match self.by_address.get(&transfer.to) {
             Some(place) => *place,
@@ -197,7 +208,9 @@ impl<'a> Working<'a> {
         let new: Vec<&Payment> = changed.iter().filter(|loaded| loaded.new).map(|loaded| &loaded.now).collect();
         store::insert_deposits(db, &new).await?;
         store::save(db, &changed.iter().map(|loaded| &loaded.now).collect::<Vec<_>>()).await?;
-        store::remove_unlisted(db, chain, &self.removed).await?;
+        if self.credits {
+            store::remove_unlisted(db, chain, &self.removed).await?;
+        }
         let mut rows: Vec<TransferRow<'_>> = Vec::new();
         for loaded in &changed {
             rows.extend(loaded.now.transfers.iter().map(|paid| TransferRow::of(&loaded.now, paid, false)));

@@ -43,6 +43,8 @@ const FILE: &str = r#"
 struct Books {
     pool: Pool,
     next: i64,
+    /// Payments in memory at once.
+    slice: usize,
 }
 
 fn payments() -> Vec<Payment> {
@@ -102,7 +104,7 @@ fn static_addresses() -> Vec<DepositAddress> {
 }
 
 impl Books {
-    async fn open(stack: &Stack) -> Result<Self> {
+    async fn open(stack: &Stack, slice: usize) -> Result<Self> {
         let name = format!("books_{}", Uuid::new_v4().simple());
         let url = stack.create_database(&name).await?;
         db::migrate(&url).await?;
@@ -115,13 +117,13 @@ impl Books {
         store::insert(&transaction, &new).await.map_err(failed)?;
         store::insert_addresses(&transaction, &static_addresses()).await.map_err(failed)?;
         transaction.commit().await?;
-        Ok(Self { pool, next: 0 })
+        Ok(Self { pool, next: 0, slice })
     }
 
     async fn apply(&mut self, chains: &Chains, records: &[Matches]) -> Result<(), Failure> {
         let next = self.next + i64::try_from(records.len()).unwrap();
         let batch = Batch { partition: 0, from: self.next, next, records: records.to_vec() };
-        fold::apply(&self.pool, chains, &batch).await?;
+        fold::apply_in_slices(&self.pool, chains, &batch, self.slice).await?;
         self.next = next;
         Ok(())
     }
@@ -298,7 +300,8 @@ async fn what_is_credited_is_what_stands_on_the_surviving_chain() -> Result<()> 
 }
 
 async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()> {
-    let mut books = Books::open(stack).await?;
+    let slice = *[3, 8, usize::MAX].choose(random).unwrap();
+    let mut books = Books::open(stack, slice).await?;
     let mut forks = CHAINS.map(Fork::new);
     let mut cancelled = Vec::new();
     let mut waiting: Vec<Matches> = Vec::new();
@@ -367,7 +370,7 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
     }
     println!("{removed} blocks removed, {replayed} replayed: {ends:?}");
 
-    let mut straight = Books::open(stack).await?;
+    let mut straight = Books::open(stack, usize::MAX).await?;
     for payment in &cancelled {
         ensure!(straight.cancel(*payment).await?, "a new payment can be cancelled");
     }

@@ -33,11 +33,15 @@ pub struct DefaultTerms {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share(u32);
 
+/// The most by which less can be as good: something has to be paid.
+pub fn all_but_one(amount: Amount) -> Amount {
+    Amount::new(amount.units().saturating_sub(U256::ONE))
+}
+
 impl DefaultTerms {
     /// How much less is as good as this amount: always less than all of it.
     pub fn underpaid_of(&self, amount: Amount) -> Amount {
-        let most = Amount::new(amount.units().saturating_sub(U256::ONE));
-        self.underpaid.of(amount).min(most)
+        self.underpaid.of(amount).min(all_but_one(amount))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::catalog::{self, COIN, Catalog};
 use crate::fields::{Fields, shown, storable, storable_text, whole};
-use crate::merchant::DefaultTerms;
+use crate::merchant::{self, DefaultTerms};
 use crate::problem::Problem;
 use crate::replay;
 use chain::Chain;
@@ -97,11 +97,6 @@ impl Order {
         let underpaid = tolerance(&mut fields, "underpaid_tolerance");
         let overpaid = tolerance(&mut fields, "overpaid_tolerance");
         let accept_late = fields.flag("accept_late");
-        if let (Some(underpaid), Some(amount)) = (underpaid, amount)
-            && underpaid >= amount
-        {
-            fields.refuse("underpaid_tolerance", format_args!("expected less than the amount, {amount}, got {underpaid}"));
-        }
         let finished = fields.finish(known);
         let (Some(amount), Some(chain), Some(asset)) = (amount, chain, asset) else {
             return Err(finished.err().unwrap_or_else(Problem::internal));
@@ -130,7 +125,7 @@ impl Order {
             asset,
             amount,
             terms: Terms {
-                underpaid_tolerance: underpaid.unwrap_or_else(|| terms.underpaid_of(amount)),
+                underpaid_tolerance: underpaid.unwrap_or_else(|| terms.underpaid_of(amount)).min(merchant::all_but_one(amount)),
                 overpaid_tolerance: overpaid.unwrap_or_else(|| terms.overpaid.of(amount)),
                 accept_late: accept_late.unwrap_or(terms.accept_late),
             },
@@ -340,15 +335,18 @@ mod tests {
     }
 
     #[test]
-    fn a_tolerance_of_everything_is_refused_and_a_merchants_leaves_something_to_pay() {
-        for wrong in ["10", "11", "-1", "0.5", "true"] {
+    fn a_tolerance_of_everything_leaves_something_to_pay() {
+        for wrong in ["-1", "0.5", "true"] {
             let body = format!(r#"{{"amount":10,"chain":"anvil","underpaid_tolerance":{wrong}}}"#);
             assert_eq!(refused(&body), ["underpaid_tolerance"], "{wrong}");
         }
         assert_eq!(refused(r#"{"amount":10,"chain":"anvil","accept_late":1}"#), ["accept_late"]);
         let all = DefaultTerms { underpaid: Share::new(10_000).unwrap(), ..DefaultTerms::default() };
-        let order = Order::read(br#"{"amount":10,"chain":"anvil"}"#, &catalog(), all).unwrap();
-        assert_eq!(order.terms.underpaid_tolerance, Amount::from(9));
+        let own = |tolerance| format!(r#","underpaid_tolerance":{tolerance}"#);
+        for (rest, left) in [(String::new(), 9), (own("10"), 9), (own("8"), 8), (own(&"9".repeat(77)), 9)] {
+            let order = Order::read(format!(r#"{{"amount":10,"chain":"anvil"{rest}}}"#).as_bytes(), &catalog(), all).unwrap();
+            assert_eq!(order.terms.underpaid_tolerance, Amount::from(left), "{rest}");
+        }
     }
 
     #[test]

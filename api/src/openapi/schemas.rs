@@ -200,11 +200,9 @@ pub struct CreatePayment {
     /// Instead of the chain's policy: blocks from the transfer's own to the head, both counted.
     #[schema(minimum = 1, maximum = 10_000)]
     confirmations: Option<u64>,
-    /// Base units by which less is as good as the amount, less than all of it; your merchant's share of the amount if left out.
-    #[schema(schema_with = units)]
+    #[schema(schema_with = less)]
     underpaid_tolerance: Option<String>,
-    /// Base units by which more is no exception; your merchant's share of the amount if left out.
-    #[schema(schema_with = units)]
+    #[schema(schema_with = more)]
     overpaid_tolerance: Option<String>,
     /// Whether what arrives after its expiry counts; your merchant's setting if left out.
     accept_late: Option<bool>,
@@ -258,11 +256,21 @@ impl ToSchema for BatchedPayment {
     }
 }
 
-fn units() -> Schema {
+fn less() -> Schema {
+    units(
+        "Base units by which less is as good as the amount, though something has to be paid; your merchant's share of the amount if left out.",
+    )
+}
+
+fn more() -> Schema {
+    units("Base units by which more is no exception; your merchant's share of the amount if left out.")
+}
+
+fn units(description: &str) -> Schema {
     let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[0-9]{1,77}$"));
     let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0));
     let nothing = ObjectBuilder::new().schema_type(Type::Null);
-    utoipa::openapi::schema::OneOfBuilder::new().item(text).item(number).item(nothing).into()
+    OneOfBuilder::new().item(text).item(number).item(nothing).description(Some(description)).into()
 }
 
 fn positive() -> Schema {

@@ -76,7 +76,8 @@ fn payments() -> Vec<Payment> {
                 terms,
                 policy,
                 created_at: 0,
-                expires_at: 1_300,
+                // Spread over the time that a world takes.
+                expires_at: 1_050 + 40 * u64::from(number),
                 deposit_address: None,
                 cancelled: false,
                 expired_by: None,
@@ -165,6 +166,8 @@ struct Fork {
     sequence: u64,
     blocks: Vec<Matches>,
     finalized: u64,
+    /// Removed blocks, the lowest last.
+    gone: Vec<Matches>,
     /// Money of removed blocks, which may come again elsewhere, or changed.
     loose: Vec<Transfer>,
     /// Blocks from before the first one, which were only replayed.
@@ -176,7 +179,7 @@ const FIRST: u64 = 50;
 
 impl Fork {
     fn new(id: ChainId) -> Self {
-        Self { id, sequence: 0, blocks: Vec::new(), finalized: 0, loose: Vec::new(), past: Vec::new() }
+        Self { id, sequence: 0, blocks: Vec::new(), finalized: 0, gone: Vec::new(), loose: Vec::new(), past: Vec::new() }
     }
 
     fn random_transfers(&mut self, random: &mut StdRng, block: B256) -> Vec<Transfer> {
@@ -211,6 +214,15 @@ impl Fork {
 
     fn add(&mut self, random: &mut StdRng) -> Matches {
         let tip = self.blocks.last().map(|tip| (tip.block, tip.timestamp));
+        let again = self.gone.pop().filter(|gone| tip.is_some_and(|(block, _)| block.hash == gone.parent));
+        if let Some(again) = again.filter(|_| random.random_bool(0.5)) {
+            // The branch that was left is taken again.
+            self.sequence += 1;
+            let record = Matches { sequence: self.sequence, ..again };
+            self.blocks.push(record.clone());
+            return record;
+        }
+        self.gone.clear();
         let (number, parent) = tip.map_or((FIRST, B256::ZERO), |(block, _)| (block.number + 1, block.hash));
         let timestamp = tip.map_or(1_000, |(_, timestamp)| timestamp) + random.random_range(0..25);
         let hash = random_hash(random);
@@ -237,6 +249,7 @@ impl Fork {
         let tip = self.blocks.pop()?;
         self.sequence += 1;
         self.loose.extend(tip.transfers.iter().cloned());
+        self.gone.push(tip.clone());
         Some(Matches { sequence: self.sequence, kind: Kind::Removed, transfers: Vec::new(), ..tip })
     }
 
@@ -274,6 +287,14 @@ fn random_hash(random: &mut StdRng) -> B256 {
     B256::from(random.random::<[u8; 32]>())
 }
 
+async fn chains() -> Result<Chains> {
+    let dir = root().join("target/lab");
+    std::fs::create_dir_all(&dir)?;
+    let file = dir.join(format!("conservation-{}.yaml", Uuid::new_v4()));
+    std::fs::write(&file, FILE)?;
+    Ok(Chains::load(&file)?.resolve().await?)
+}
+
 /// What the ledger says of a payment, without the way there.
 fn verdict(payment: &Payment) -> impl PartialEq + std::fmt::Debug + use<> {
     let mut transfers: Vec<_> =
@@ -288,11 +309,7 @@ async fn what_is_credited_is_what_stands_on_the_surviving_chain() -> Result<()> 
     println!("CTRIP_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let stack = Stack::attach()?;
-    let dir = root().join("target/lab");
-    std::fs::create_dir_all(&dir)?;
-    let file = dir.join(format!("conservation-{seed}.yaml"));
-    std::fs::write(&file, FILE)?;
-    let chains = Chains::load(&file)?.resolve().await?;
+    let chains = chains().await?;
     for world in 0..WORLDS {
         live(&stack, &chains, &mut random).await.with_context(|| format!("CTRIP_SEED={seed}, world {world}"))?;
     }
@@ -457,6 +474,48 @@ fn check_events(known: &BTreeMap<PaymentId, Payment>, events: &[wire::PaymentEve
             "{payment:?}, last told as {told:?}"
         );
         ensure!(told.sequence == payment.sequence, "{payment:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_tag_said_of_a_removed_block_confirms_nothing_in_the_one_that_takes_its_place() -> Result<()> {
+    let (stack, chains) = (Stack::attach()?, chains().await?);
+    let mut books = Books::open(&stack, usize::MAX).await?;
+    let payment = payments().into_iter().find(|p| p.policy == Policy::Safe && p.chain == CHAINS[0]).context("a payment")?;
+    let block = |sequence, number: u64, hash, kind, safe: Option<u64>, pays: bool| {
+        let transfer = Transfer {
+            id: TransferId { chain: CHAINS[0], block: hash, transaction: hash, source: Source::Log, index: 0 },
+            token: payment.asset.token.as_ref().map(|token| token.address),
+            from: Address::ZERO,
+            to: payment.address,
+            amount: payment.amount,
+            transaction_index: 0,
+        };
+        Matches {
+            chain: CHAINS[0],
+            sequence,
+            kind,
+            block: BlockRef { number, hash },
+            parent: if number == FIRST { B256::ZERO } else { B256::repeat_byte(2) },
+            timestamp: 1_000,
+            safe,
+            finalized: None,
+            transfers: if pays { vec![transfer] } else { Vec::new() },
+        }
+    };
+    let [one, two, three] = [1, 2, 3].map(B256::repeat_byte);
+    let steps = [
+        (block(1, FIRST, one, Kind::Added, Some(FIRST), true), "confirmed"),
+        (block(2, FIRST, one, Kind::Removed, None, false), "pending"),
+        // The endpoint does not know the tags for a while, as after any deep reorganisation.
+        (block(3, FIRST, two, Kind::Added, None, true), "detected"),
+        (block(4, FIRST + 1, three, Kind::Added, Some(FIRST), false), "confirmed"),
+    ];
+    for (record, status) in steps {
+        books.apply(&chains, std::slice::from_ref(&record)).await.map_err(failed)?;
+        let now = books.all().await?.remove(&payment.id).context("the payment")?;
+        ensure!(now.status().as_str() == status, "{} after {record:?}, expected {status}", now.status());
     }
     Ok(())
 }

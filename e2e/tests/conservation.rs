@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
 use confirmer::fold::{self, Batch};
 use confirmer::lifecycle::{Input, step};
-use confirmer::{Asset, DepositAddress, Payment, Policy, Terms, Token, deposit, events, store};
+use confirmer::{Asset, DepositAddress, Payment, Policy, Status, Terms, Token, deposit, events, store};
 use deadpool_postgres::Pool;
 use e2e::{Stack, root};
 use prost::Message as _;
@@ -300,7 +300,9 @@ fn verdict(payment: &Payment) -> impl PartialEq + std::fmt::Debug + use<> {
     let mut transfers: Vec<_> =
         payment.transfers.iter().map(|t| (format!("{:?}", t.id), t.amount, t.credited, t.listed, t.confirmed)).collect();
     transfers.sort();
-    (payment.status(), payment.exception(), payment.received(), payment.cancelled, transfers)
+    // What expired it is on the chain as well.
+    let expired_by = payment.expired_by.filter(|_| payment.status() == Status::Expired);
+    (payment.status(), payment.exception(), payment.received(), payment.cancelled, expired_by, transfers)
 }
 
 #[tokio::test(flavor = "multi_thread")]

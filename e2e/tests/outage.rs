@@ -1,9 +1,12 @@
 //! The parts die and come back; every role goes on by itself.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use e2e::{Lab, Plan, Process, Stack, events, ledger};
+use reqwest::Method;
 use serde_json::json;
 use std::time::Duration;
+use topics::Address;
+use topics::wire::PaymentIntent;
 
 const PAYMENTS: usize = 30;
 
@@ -23,6 +26,7 @@ async fn live_through(stack: &Stack) -> Result<()> {
     let api = lab.merchant("outage")?;
     api.ready(&mut roles[0]).await?;
     let mut payments = Vec::new();
+    let mut addresses = Vec::new();
     for i in 0..PAYMENTS {
         // In mid-flow, with payments made and paid before, during and after.
         let part = match i {
@@ -38,6 +42,17 @@ async fn live_through(stack: &Stack) -> Result<()> {
             let api = api.clone();
             tokio::spawn(async move { api.create_surely(json!({ "chain": "anvil", "amount": 5 })).await })
         });
+        // An address of a customer is given out once, and only when Kafka has its intent.
+        let customer = part.map(|part| {
+            let (api, customer) = (api.clone(), json!({ "external_id": part }));
+            tokio::spawn(async move {
+                e2e::eventually("an address", || async {
+                    let answer = api.request(Method::POST, "/api/v1/addresses", Some(customer.clone()), &[]).await;
+                    Ok(answer.ok().filter(|(status, _)| status.is_success()).map(|(_, address)| address))
+                })
+                .await
+            })
+        });
         if part.is_some() {
             // The chain does not wait: what was issued is paid while the part is away.
             tokio::time::sleep(Duration::from_secs(2)).await;
@@ -50,6 +65,10 @@ async fn live_through(stack: &Stack) -> Result<()> {
         };
         lab.node.pay(payment.address()?, payment.amount()?).await?;
         payments.push(payment);
+        if let Some(customer) = customer {
+            let customer = customer.await??;
+            addresses.push(customer["address"].as_str().context("an address")?.parse::<Address>()?);
+        }
     }
     lab.node.mine(3).await?;
     for payment in &payments {
@@ -59,6 +78,10 @@ async fn live_through(stack: &Stack) -> Result<()> {
         }
         outcome?;
     }
+    let kafka = lab.kafka().await?;
+    let intents: Vec<PaymentIntent> = tokio::task::spawn_blocking(move || e2e::read_records(&kafka)).await??;
+    let watched = |address: &Address| intents.iter().any(|intent| intent.address == address.as_slice());
+    ensure!(addresses.len() == 2 && addresses.iter().all(watched), "{addresses:?} are not all watched");
     let rows = ledger(&lab).await?;
     ensure!(rows.len() == PAYMENTS, "{} payments in Postgres, {PAYMENTS} were made", rows.len());
     let seen =

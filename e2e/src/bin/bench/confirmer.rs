@@ -1,7 +1,7 @@
 //! Blocks a second of the confirmer, from `chain.matches` into Postgres, with few and many payments that wait.
 
 use crate::Figure;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use e2e::{Lab, Plan};
 use runtime::Kafka;
 use runtime::kafka::TransactionalProducer;

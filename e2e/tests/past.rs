@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Extent, Fault, Lab, Lacks, Plan, Proxy, eventually, read_records};
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use topics::{Message, wire};
 use wire::block_record::Kind;
@@ -39,6 +39,13 @@ async fn a_reorganisation_below_what_is_final_halts_the_chain_until_it_is_resume
     })
     .await?;
     ensure!(api.get(payment.id()).await?.status() == "confirmed", "something was taken back without being asked for");
+    let order = json!({ "chain": "anvil", "amount": "1000" });
+    let (status, refused) = api.request(Method::POST, "/api/v1/payments", Some(order), &[]).await?;
+    ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "an address on a chain that nobody follows: {refused}");
+    ensure!(
+        refused["detail"].as_str().is_some_and(|detail| detail.contains("anvil") && detail.contains("halted")),
+        "{refused}"
+    );
 
     // It is not forgotten by a restart.
     up.kill()?;
@@ -55,6 +62,7 @@ async fn a_reorganisation_below_what_is_final_halts_the_chain_until_it_is_resume
     until_processed(&api, lab.node.head().await?).await?;
     let chain = chain_health(&api).await?.context("the chain")?;
     ensure!(chain["status"] == "ok", "{chain}");
+    api.create_surely(json!({ "chain": "anvil", "amount": "1000" })).await?;
 
     let hash = lab.node.pay(payment.address()?, payment.amount()?).await?;
     eventually("the receipt", || lab.node.receipt(hash)).await?;

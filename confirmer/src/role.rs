@@ -26,7 +26,7 @@ const MOST_BYTES: usize = 4 * 1024 * 1024;
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let chains = Chains::load(&settings.chains_file)?.resolve().await?;
     let kafka = Kafka::connect(&settings).await?;
-    let pool = db::pool(&settings.database_url, 4)?;
+    let pool = db::pool_of_ranges(&settings.database_url, 4)?;
     let (call, called) = channel();
     // A stage's body runs again and again, the receiver lives once.
     let called = Mutex::new(called);

@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::metrics;
 use anyhow::Context as _;
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, PoolBuilder, RecyclingMethod, Runtime};
 use std::time::Duration;
 use tokio_postgres::{Config, NoTls};
 
@@ -16,6 +16,26 @@ mod embedded {
 /// # Errors
 /// When the URL does not parse.
 pub fn pool(url: &str, size: usize) -> anyhow::Result<Pool> {
+    Ok(builder(url, size)?.build()?)
+}
+
+/// [`pool`] for statements that read ranges of indexes and nothing else, whatever their parameters are. They are planned once:
+/// Postgres would otherwise plan a large one anew each time, since it can't know that a range of a large table is a short one,
+/// and planning takes longer than reading. And never by a table's size when it was still small.
+///
+/// # Errors
+/// When the URL does not parse.
+pub fn pool_of_ranges(url: &str, size: usize) -> anyhow::Result<Pool> {
+    let planned_once = Hook::async_fn(|client: &mut ClientWrapper, _| {
+        Box::pin(async move {
+            let settings = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off";
+            client.batch_execute(settings).await.map_err(HookError::Backend)
+        })
+    });
+    Ok(builder(url, size)?.post_create(planned_once).build()?)
+}
+
+fn builder(url: &str, size: usize) -> anyhow::Result<PoolBuilder> {
     // The URL holds a password, so it is not repeated in the error.
     let mut config: Config = url.parse().context("DATABASE_URL: expected postgres://user:password@host:port/database")?;
     config.connect_timeout(Duration::from_secs(5));
@@ -23,14 +43,8 @@ pub fn pool(url: &str, size: usize) -> anyhow::Result<Pool> {
     config.keepalives_idle(Duration::from_secs(10));
     config.application_name("ctrip");
     let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
-    let pool = Pool::builder(manager)
-        .max_size(size)
-        .runtime(Runtime::Tokio1)
-        .wait_timeout(Some(Duration::from_secs(10)))
-        .create_timeout(Some(Duration::from_secs(5)))
-        .build()
-        .context("the database pool")?;
-    Ok(pool)
+    let pool = Pool::builder(manager).max_size(size).runtime(Runtime::Tokio1);
+    Ok(pool.wait_timeout(Some(Duration::from_secs(10))).create_timeout(Some(Duration::from_secs(5))))
 }
 
 /// Brings the database to this version; harmless when it is there already. Refinery locks, so processes may race.

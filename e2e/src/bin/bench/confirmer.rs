@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use topics::{Amount, Message as _, Topic, wire};
 
 /// Enough that reading them takes seconds.
-const BLOCKS: u64 = 100_000;
+const BLOCKS: u64 = 300_000;
 const BUSY_BLOCKS: u64 = 20_000;
 /// 1 % of 200 transfers a block.
 const MATCHES_A_BLOCK: u64 = 2;
@@ -55,8 +55,10 @@ async fn fold(pending: u64, blocks: u64, matches: u64) -> Result<f64> {
             &[&i64::try_from(pending)?, &i64::try_from(AMOUNT)?],
         )
         .await?;
-    // As autovacuum leaves it.
-    database.batch_execute("VACUUM ANALYZE payments").await?;
+    // As autovacuum and the checkpointer leave it, who would otherwise be at it meanwhile.
+    for statement in ["VACUUM ANALYZE payments", "CHECKPOINT"] {
+        database.batch_execute(statement).await?;
+    }
     let kafka = lab.kafka().await?;
     let written = tokio::task::spawn_blocking(move || write_blocks(&kafka, blocks, matches));
     written.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;

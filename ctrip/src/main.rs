@@ -4,6 +4,7 @@ mod chains;
 mod merchants;
 mod parts;
 mod roles;
+mod tail;
 mod wallet_files;
 
 use anyhow::Context as _;
@@ -78,6 +79,8 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         take_back: u64,
     },
+    /// Print a topic's records as they come
+    Tail(tail::Tail),
     /// Print the reference of metrics, as Markdown
     Metrics,
 }
@@ -148,6 +151,7 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
             block_on(chains::backfill(settings, ingest::Request { chain, from, to, again }))
         }
         Command::Resume { chain, take_back } => block_on(chains::resume(settings, &chain, take_back)),
+        Command::Tail(arguments) => tail::run(&settings, &arguments),
         Command::Metrics => {
             print!("{}", runtime::metrics::reference());
             Ok(())

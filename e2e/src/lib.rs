@@ -133,7 +133,14 @@ impl Lab {
     /// # Errors
     /// When it can't be started.
     pub fn output(&self, arguments: &[&str]) -> Result<Output> {
-        Command::new(&self.binary).args(arguments).env_remove("RUST_LOG").envs(&self.env).output().context("ctrip")
+        self.command(arguments).output().context("ctrip")
+    }
+
+    /// `ctrip` with any arguments, for tests that want its output while it runs.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(arguments).env_remove("RUST_LOG").envs(&self.env);
+        command
     }
 
     /// Starts a role, or `up`. Its log is in the laboratory's folder.

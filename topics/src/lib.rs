@@ -23,6 +23,10 @@ pub mod wire {
     include!(concat!(env!("OUT_DIR"), "/ctrip.v1.rs"));
 }
 
+/// The schemas as a Protobuf `FileDescriptorSet`, for programs that read records without knowing their types when they are
+/// compiled. [`Topic::record`] names each topic's message in it.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 pub use amount::{Amount, AmountError};
 pub use ids::{BlockRef, ChainId, PaymentId, Source, TransferId};
 pub use matches::{Kind, Malformed, Matches, Transfer, address, hash};
@@ -30,4 +34,5 @@ pub use message::Message;
 pub use topic::{Cleanup, Topic};
 pub use transfer::{SYSTEM, TRANSFER};
 
+pub use alloy::hex::encode_prefixed as hex;
 pub use alloy::primitives::{Address, B256, U256};

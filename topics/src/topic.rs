@@ -81,6 +81,20 @@ impl Topic {
         MAX_MESSAGE_BYTES
     }
 
+    /// The full name of the record's message.
+    pub const fn record(self) -> &'static str {
+        match self {
+            Self::Blocks => "ctrip.v1.BlockRecord",
+            Self::Logs => "ctrip.v1.LogsRecord",
+            Self::Cursors => "ctrip.v1.ChainCursor",
+            Self::Matches => "ctrip.v1.MatchesRecord",
+            Self::Intents => "ctrip.v1.PaymentIntent",
+            Self::Events => "ctrip.v1.PaymentEvent",
+            Self::State => "ctrip.v1.PaymentState",
+            Self::Quarantine => "ctrip.v1.Quarantined",
+        }
+    }
+
     /// The Protobuf schema, whole: its first message is the record.
     pub const fn schema(self) -> &'static str {
         match self {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use topics::Topic;
 
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A batch of this many bytes is one of a consumer that is behind.
 const MUCH: usize = 1024 * 1024;
@@ -29,7 +29,7 @@ pub type Position = Box<dyn Fn(Topic, i32) -> Result<Option<i64>, Failure> + Sen
 pub struct Record<'c> {
     /// Its topic.
     pub topic: Topic,
-    message: BorrowedMessage<'c>,
+    pub(super) message: BorrowedMessage<'c>,
 }
 
 impl Record<'_> {
@@ -234,7 +234,11 @@ impl Consumer {
 }
 
 fn reader(kafka: &Kafka, client: &str) -> rdkafka::ClientConfig {
-    let mut config = kafka.config(client);
+    committed(kafka.config(client))
+}
+
+/// What every reader has in common.
+pub(super) fn committed(mut config: rdkafka::ClientConfig) -> rdkafka::ClientConfig {
     config
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
@@ -374,7 +378,11 @@ fn insist<T>(deadline: Instant, mut ask: impl FnMut() -> Result<T, Failure>) -> 
 }
 
 /// The next offset of each partition, as this client's isolation level sees it: one request for all of them.
-fn ends<C: ConsumerContext>(client: &BaseConsumer<C>, name: &str, partitions: i32) -> Result<HashMap<i32, i64>, Failure> {
+pub(super) fn ends<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    name: &str,
+    partitions: i32,
+) -> Result<HashMap<i32, i64>, Failure> {
     let failed = |e| failure(e).context(format!("the end of {name}"));
     let mut list = TopicPartitionList::new();
     for partition in 0..partitions {

@@ -5,11 +5,13 @@
 
 mod admin;
 mod consumer;
+mod follow;
 mod producer;
 mod registry;
 
 pub use admin::apply;
 pub use consumer::{Batch, Consumer, Position, Record, Table, Tail};
+pub use follow::{Follower, Start};
 pub use producer::{Publisher, Transaction, TransactionalProducer};
 /// Which group, member and generation a transaction's offsets are from.
 pub use rdkafka::consumer::ConsumerGroupMetadata as GroupMetadata;

@@ -1,6 +1,7 @@
-"""Reads payment.events and chain.blocks to their ends with confluent-kafka's own Protobuf deserializer.
+"""Reads payment.events, payment.state and chain.blocks to their ends with confluent-kafka's own Protobuf deserializer.
 
-Prints a JSON object a record. KAFKA_BROKERS, SCHEMA_REGISTRY_URL and TOPIC_PREFIX are the pipeline's.
+Prints a JSON object a record of events and blocks, and one a payment of the table that payment.state makes. KAFKA_BROKERS,
+SCHEMA_REGISTRY_URL and TOPIC_PREFIX are the pipeline's. `./run consume.py` compiles the schemas and runs it.
 
 The deserializer is given no registry of its own: since 2.8 it asks for `?format=serialized`, which Confluent's registry knows
 and Apicurio does not (2.6 answers with text, 3.3 with bytes that are not base64). The schema that a record names is fetched
@@ -18,19 +19,11 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 
 from block_record_pb2 import BlockRecord
 from payment_event_pb2 import PaymentEvent
+from payment_state_pb2 import PaymentState
 
 SCHEMAS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../topics/proto")
 PREFIX = os.environ.get("TOPIC_PREFIX", "")
 REGISTRY = SchemaRegistryClient({"url": os.environ["SCHEMA_REGISTRY_URL"]})
-
-
-def event(record: PaymentEvent) -> dict:
-    amount = int.from_bytes(record.amount, "big")
-    return {"payment_id": record.payment_id, "type": record.type, "status": record.status, "amount": str(amount)}
-
-
-def block(record: BlockRecord) -> dict:
-    return {"block": record.number, "hash": "0x" + record.hash.hex(), "transactions": len(record.transactions)}
 
 
 def check_schema(schema_id: int, message: type) -> None:
@@ -40,7 +33,9 @@ def check_schema(schema_id: int, message: type) -> None:
             raise SystemExit(f"schema {schema_id} of the registry is not {message.DESCRIPTOR.file.name}")
 
 
-def read(topic: str, message: type, show) -> None:
+def read(topic: str, message: type):
+    """Yields (key, record) until the topic's end."""
+    topic = PREFIX + topic
     deserialize = ProtobufDeserializer(message, {"use.deprecated.format": False})
     checked = set()
     consumer = Consumer(
@@ -48,6 +43,8 @@ def read(topic: str, message: type, show) -> None:
             "bootstrap.servers": os.environ["KAFKA_BROKERS"],
             "group.id": f"python-{uuid.uuid4()}",
             "auto.offset.reset": "earliest",
+            # It commits no offsets: it reads everything, each time.
+            "enable.auto.commit": False,
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
         }
@@ -69,9 +66,34 @@ def read(topic: str, message: type, show) -> None:
             check_schema(schema_id, message)
             checked.add(schema_id)
         context = SerializationContext(topic, MessageField.VALUE)
-        print(json.dumps(show(deserialize(record.value(), context))))
+        yield record.key().decode(), deserialize(record.value(), context)
     consumer.close()
 
 
-read(PREFIX + "payment.events", PaymentEvent, event)
-read(PREFIX + "chain.blocks", BlockRecord, block)
+def show(topic: str, **fields) -> None:
+    print(json.dumps({"topic": topic, **fields}))
+
+
+def money(units: bytes) -> str:
+    return str(int.from_bytes(units, "big"))
+
+
+def payment(record) -> dict:
+    return {
+        "payment_id": record.payment_id,
+        "sequence": record.sequence,
+        "status": record.status,
+        "amount": money(record.amount),
+        "amount_received": money(record.amount_received),
+    }
+
+
+for _, event in read("payment.events", PaymentEvent):
+    show("payment.events", id=event.id, type=event.type, **payment(event))
+
+table = dict(read("payment.state", PaymentState))
+for state in table.values():
+    show("payment.state", **payment(state))
+
+for _, block in read("chain.blocks", BlockRecord):
+    show("chain.blocks", number=block.number, hash="0x" + block.hash.hex(), transactions=len(block.transactions))

@@ -1,6 +1,8 @@
 //! `docs/asyncapi.yaml` is made of the topics, their settings, keys and schemas here, so it can't miss one. This test fails when
 //! it is not what they make; `CTRIP_WRITE_ASYNCAPI=1 cargo test -p topics --test asyncapi` writes it again.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::fmt::Write as _;
 use std::path::Path;
 use topics::{Cleanup, Topic};

@@ -1,6 +1,8 @@
 //! The schemas against those last released: what consumers were compiled from must stay readable. The rules, and what to do
 //! at a release, are in `proto/README.md`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use prost_reflect::{Cardinality, DescriptorPool, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
 use protox::file::{File, FileResolver};
 use std::collections::BTreeMap;

@@ -15,6 +15,7 @@ use runtime::db;
 use std::ops::Deref;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use webhooks::Guard;
 
 /// Cheap to clone. The sender in it keeps the batcher alive, so the batcher ends after the last request.
 #[derive(Clone)]
@@ -42,6 +43,8 @@ pub struct Parts {
     pub feed: Feed,
     /// The idempotency keys that are being answered.
     pub flights: Flights,
+    /// Where webhooks may go.
+    pub guard: Guard,
 }
 
 impl App {

@@ -17,12 +17,20 @@ struct Aging {
     sql: &'static str,
 }
 
-const AGING: &[Aging] = &[Aging {
-    table: "idempotency_keys",
-    sql: "DELETE FROM idempotency_keys WHERE (merchant_id, key) IN (
-              SELECT merchant_id, key FROM idempotency_keys WHERE created_at < now() - interval '24 hours'
-              ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
-}];
+const AGING: &[Aging] = &[
+    Aging {
+        table: "idempotency_keys",
+        sql: "DELETE FROM idempotency_keys WHERE (merchant_id, key) IN (
+                  SELECT merchant_id, key FROM idempotency_keys WHERE created_at < now() - interval '24 hours'
+                  ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
+    },
+    Aging {
+        table: "webhook_deliveries",
+        sql: "DELETE FROM webhook_deliveries WHERE id IN (
+                  SELECT id FROM webhook_deliveries WHERE state <> 'pending' AND created_at < now() - interval '90 days'
+                  ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
+    },
+];
 
 /// Runs until `stop`. The history of payments is kept for `keep_days`, or for ever.
 pub async fn run(pool: Pool, keep_days: Option<u32>, stop: CancellationToken) {

@@ -44,6 +44,7 @@ mod replay;
 mod reply;
 mod role;
 mod server;
+mod webhooks;
 
 pub use keys::Scope;
 pub use role::{run, xpub};

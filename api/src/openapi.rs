@@ -38,6 +38,7 @@ pub const PROBLEM: &str = "application/problem+json";
     tags(
         (name = "payments", description = "A payment has a deposit address of its own."),
         (name = "addresses", description = "A deposit address is a customer's, for any number of deposits."),
+        (name = "webhooks", description = "Events, sent to you."),
         (name = "catalog", description = "What a payment can be asked for."),
         (name = "service", description = "How the service is, and this document. No key is needed."),
     ),

@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower_http::normalize_path::NormalizePath;
 use wallet::AccountXpub;
+use webhooks::Guard;
 
 const CONNECTIONS: usize = 16;
 /// Requests that are on their way at the stop have this long; the process has 10 s.
@@ -91,6 +92,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         heads,
         feed,
         flights: Flights::default(),
+        guard: Guard::of(&settings),
     });
     tracing::info!("the API listens on http://{}", listener.local_addr()?);
     let service = server::service(app).context("the OpenAPI document")?;

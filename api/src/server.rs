@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::problem::Problem;
-use crate::{addresses, around, auth, bulk, chains, health, history, list, openapi, payments};
+use crate::{addresses, around, auth, bulk, chains, health, history, list, openapi, payments, webhooks};
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware;
@@ -33,6 +33,12 @@ fn merchants() -> OpenApiRouter<App> {
         .routes(routes!(addresses::create, addresses::list))
         .routes(routes!(addresses::get))
         .routes(routes!(addresses::deposits))
+        .routes(routes!(webhooks::create, webhooks::list))
+        .routes(routes!(webhooks::get, webhooks::update, webhooks::delete))
+        .routes(routes!(webhooks::rotate))
+        .routes(routes!(webhooks::ping))
+        .routes(routes!(webhooks::deliveries::list))
+        .routes(routes!(webhooks::deliveries::redeliver))
         .routes(routes!(chains::chains))
         .routes(routes!(chains::tokens))
 }

@@ -35,6 +35,8 @@ enum Command {
     Detector,
     /// chain.matches to payments and payment.events
     Confirmer,
+    /// payment.events to merchants' endpoints
+    Webhooks,
     /// Bring the database to this version
     Migrate,
     /// The Kafka topics and their schemas
@@ -136,6 +138,7 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
         Command::Ingest => roles::alone(Role::Ingest, settings),
         Command::Detector => roles::alone(Role::Detector, settings),
         Command::Confirmer => roles::alone(Role::Confirmer, settings),
+        Command::Webhooks => roles::alone(Role::Webhooks, settings),
         Command::Migrate => block_on(runtime::db::migrate(&settings.database_url)),
         Command::Topics(Topics::Apply) => block_on(runtime::kafka::apply(&settings)),
         Command::Merchants(command) => block_on(merchants::merchants(&settings.database_url, command)),

@@ -26,10 +26,12 @@ pub enum Role {
     Detector,
     /// Matches to payments.
     Confirmer,
+    /// Payment events to merchants' endpoints.
+    Webhooks,
 }
 
 impl Role {
-    const ALL: [Self; 4] = [Self::Api, Self::Ingest, Self::Detector, Self::Confirmer];
+    const ALL: [Self; 5] = [Self::Api, Self::Ingest, Self::Detector, Self::Confirmer, Self::Webhooks];
 
     async fn run(self, settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
         match self {
@@ -37,6 +39,7 @@ impl Role {
             Self::Ingest => ingest::run(settings, stop).await,
             Self::Detector => detector::run(settings, stop).await,
             Self::Confirmer => confirmer::run(settings, stop).await,
+            Self::Webhooks => webhooks::run(settings, stop).await,
         }
     }
 
@@ -48,7 +51,7 @@ impl Role {
                 check_chains(settings)
             }
             Self::Ingest | Self::Confirmer => check_chains(settings),
-            Self::Detector => Ok(()),
+            Self::Detector | Self::Webhooks => Ok(()),
         }
     }
 }
@@ -60,6 +63,7 @@ impl fmt::Display for Role {
             Self::Ingest => "ingest",
             Self::Detector => "detector",
             Self::Confirmer => "confirmer",
+            Self::Webhooks => "webhooks",
         })
     }
 }

@@ -187,6 +187,8 @@ impl Lab {
             api_rate_limit: 0,
             api_listen: self.env["API_LISTEN"].parse()?,
             history_keep_days: None,
+            webhook_allow_networks: Vec::new(),
+            webhook_allow_http: false,
             metrics_listen: self.env["METRICS_LISTEN"].parse()?,
             instance: "lab".to_owned(),
         })

@@ -22,6 +22,7 @@ impl Operation {
         match self.path.as_str() {
             path if path.starts_with("/api/v1/payments/{id}") => Ok(path.replace("{id}", victim.payment.id())),
             path if path.starts_with("/api/v1/addresses/{id}") => Ok(path.replace("{id}", victim.address.id())),
+            path if path.starts_with("/api/v1/webhooks/{id}") => Ok(path.replace("{id}", victim.webhook.id())),
             path if !path.contains('{') => Ok(path.to_owned()),
             other => bail!("{other}: say in this test what is asked for there"),
         }
@@ -34,6 +35,11 @@ impl Operation {
             (&Method::POST, "/api/v1/payments") => Ok(Some(order)),
             (&Method::POST, "/api/v1/addresses") => Ok(Some(json!({ "external_id": "anyone" }))),
             (&Method::POST, "/api/v1/payments/batch") => Ok(Some(json!({ "payments": [order] }))),
+            (&Method::POST, "/api/v1/webhooks") => Ok(Some(json!({ "url": "https://anyone.example/" }))),
+            (&Method::PATCH, "/api/v1/webhooks/{id}") => Ok(Some(json!({ "events": ["payment.*"] }))),
+            (&Method::POST, "/api/v1/webhooks/{id}/redeliver") => Ok(Some(json!({ "failed": true }))),
+            (&Method::DELETE, "/api/v1/webhooks/{id}")
+            | (&Method::POST, "/api/v1/webhooks/{id}/rotate" | "/api/v1/webhooks/{id}/ping") => Ok(None),
             (method, path) => bail!("{method} {path}: say in this test what is sent there"),
         }
     }
@@ -72,6 +78,7 @@ struct Scene {
     payment: Payment,
     /// A static one.
     address: Payment,
+    webhook: Payment,
     _process: Process,
 }
 
@@ -88,7 +95,10 @@ async fn scene() -> Result<Scene> {
     let (_, made) = victim.request(Method::POST, "/api/v1/payments", Some(order), &headers).await?;
     let customer = json!({ "external_id": "victims-customer" });
     let (_, address) = victim.request(Method::POST, "/api/v1/addresses", Some(customer), &[]).await?;
-    Ok(Scene { lab, victim, payment: Payment(made), address: Payment(address), _process: process })
+    let webhook = json!({ "url": "https://victim.example/", "description": "victims-webhook" });
+    let (_, webhook) = victim.request(Method::POST, "/api/v1/webhooks", Some(webhook), &[]).await?;
+    let (payment, address, webhook) = (Payment(made), Payment(address), Payment(webhook));
+    Ok(Scene { lab, victim, payment, address, webhook, _process: process })
 }
 
 impl Scene {
@@ -96,7 +106,12 @@ impl Scene {
     fn tells(&self, answer: &Value) -> bool {
         let text = answer.to_string().to_lowercase();
         let addresses = [&self.payment, &self.address].map(|of| of.text("address").to_lowercase());
-        let secrets = addresses.iter().map(String::as_str).chain(["victims-order", "victims-note", "victims-customer"]);
+        let secrets = addresses.iter().map(String::as_str).chain([
+            "victims-order",
+            "victims-note",
+            "victims-customer",
+            "victims-webhook",
+        ]);
         secrets.into_iter().any(|secret| text.contains(secret))
     }
 }
@@ -172,6 +187,9 @@ async fn no_endpoint_gives_another_merchants_data() -> Result<()> {
     let differs = theirs["address"] != scene.address.text("address") && theirs["id"] != scene.address.id();
     ensure!(status == StatusCode::CREATED && differs, "{status} {theirs}");
     ensure!(scene.victim.get(scene.payment.id()).await?.status() == "pending", "it was changed");
+    let path = format!("/api/v1/webhooks/{}", scene.webhook.id());
+    let (status, webhook) = scene.victim.request(Method::GET, &path, None, &[]).await?;
+    ensure!(status.is_success() && webhook["events"] == json!([]), "it was changed: {status} {webhook}");
     Ok(())
 }
 
@@ -179,8 +197,8 @@ async fn no_endpoint_gives_another_merchants_data() -> Result<()> {
 async fn a_key_that_may_write_does_everything() -> Result<()> {
     let scene = scene().await?;
     let (_, mut protected) = operations(&scene.victim).await?;
-    // What changes the payment comes last.
-    protected.sort_by_key(|operation| operation.path.ends_with("/cancel"));
+    // What changes the payment, or ends the webhook, comes last.
+    protected.sort_by_key(|operation| operation.path.ends_with("/cancel") || operation.method == Method::DELETE);
     for operation in &protected {
         let (status, answer) = operation.ask(&scene.victim, &scene).await?;
         ensure!(status.is_success(), "{operation:?}: {status} {answer}");

@@ -1,3 +1,4 @@
+use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -40,6 +41,12 @@ pub struct Settings {
     /// Days for which the history of payments is kept, in whole months; for ever if left out.
     #[arg(long, env = "HISTORY_KEEP_DAYS", global = true, value_parser = clap::value_parser!(u32).range(1..))]
     pub history_keep_days: Option<u32>,
+    /// Networks that webhooks may go to although they are not the public Internet, `10.1.0.0/16`, comma-separated.
+    #[arg(long, env = "WEBHOOK_ALLOW_NETWORKS", global = true, value_delimiter = ',')]
+    pub webhook_allow_networks: Vec<IpNet>,
+    /// Whether webhooks may go to http and not only to https.
+    #[arg(long, env = "WEBHOOK_ALLOW_HTTP", global = true)]
+    pub webhook_allow_http: bool,
     /// Where `/metrics` listens.
     #[arg(long, env = "METRICS_LISTEN", default_value = "127.0.0.1:9100", global = true)]
     pub metrics_listen: SocketAddr,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, SchemaFormat, Type};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 macro_rules! texts {
@@ -44,6 +44,9 @@ texts! {
         Some("uuid"), "0198c5a2-7b1e-7c3a-9d1f-3b2a1c0d9e8f";
     /// An event's id: the payment's and the event's number.
     EventId = "^evt_[0-9a-f]{32}_[0-9]+$", None, "evt_0198c5a27b1e7c3a9d1f3b2a1c0d9e8f_2";
+    /// A webhook's id, a UUID.
+    WebhookId = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+        Some("uuid"), "0198c5a2-7b1e-7c3a-9d1f-3b2a1c0d9e8f";
     /// A CAIP-19 id.
     TokenId = "^eip155:[0-9]+/erc20:0x[0-9a-fA-F]{40}$", None, "eip155:1/erc20:0xdAC17F958D2ee523a2206206994597C13D831ec7";
 }
@@ -88,6 +91,16 @@ pub enum Source {
     Transaction,
     Log,
     Trace,
+}
+
+/// How far a delivery is.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "its names are what matters; the replies have them from `webhooks`")]
+pub enum DeliveryState {
+    Pending,
+    Delivered,
+    Failed,
 }
 
 /// Which payments a list has, and how many at once.
@@ -163,6 +176,22 @@ pub struct ListEvents {
     cursor: Option<String>,
 }
 
+/// Which deliveries of a webhook a list has, and how many at once.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "parameters are read one by one: see `webhooks::deliveries`")]
+pub struct ListDeliveries {
+    /// At most so many; 50 if left out.
+    #[param(minimum = 1, maximum = 200)]
+    limit: Option<u64>,
+    /// `next_cursor` of the page before.
+    #[param(pattern = "^[0-9]{1,18}$")]
+    cursor: Option<String>,
+    /// In this state.
+    #[param(inline)]
+    state: Option<DeliveryState>,
+}
+
 /// Which tokens.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -219,6 +248,67 @@ pub struct CreateAddress {
     /// Anything of yours, at most 16 KiB; it comes back as it was written.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Value>,
+}
+
+/// What the body of a request for a webhook has.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the body is read field by field: see `webhooks`")]
+#[schema(example = json!({ "url": "https://shop.example/events", "events": ["payment.confirmed", "payment.expired"] }))]
+pub struct CreateWebhook {
+    /// Where events are sent to: https, on the public Internet, without user and password.
+    #[schema(max_length = 2048, pattern = r"^https://[a-z]+(\.[a-z]+)*\.(com|org|example)(/[A-Za-z0-9._~-]*)*$")]
+    url: String,
+    /// The types it gets, `payment.*` being all of a kind; all there are if left out or empty.
+    #[schema(schema_with = event_types)]
+    events: Option<Vec<String>>,
+    /// Your words.
+    #[schema(max_length = 255, pattern = r"^[^\u0000]*$")]
+    description: Option<String>,
+}
+
+/// What a change of a webhook has; what is left out stays.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the body is read field by field: see `webhooks`")]
+#[schema(example = json!({ "enabled": true }))]
+pub struct UpdateWebhook {
+    /// Where events are sent to.
+    #[schema(max_length = 2048, pattern = r"^https://[a-z]+(\.[a-z]+)*\.(com|org|example)(/[A-Za-z0-9._~-]*)*$")]
+    url: Option<String>,
+    /// The types it gets; empty is all there are.
+    #[schema(schema_with = event_types)]
+    events: Option<Vec<String>>,
+    /// Your words; empty is none.
+    #[schema(max_length = 255, pattern = r"^[^\u0000]*$")]
+    description: Option<String>,
+    /// Whether it is sent anything.
+    enabled: Option<bool>,
+}
+
+/// What is sent again: one of `event_id`, `from` with `before`, and `failed`.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the body is read field by field: see `webhooks::deliveries`")]
+#[schema(example = json!({ "failed": true }))]
+pub struct RedeliverWebhook {
+    /// The one of this event.
+    #[schema(pattern = r"^[^\u0000]*$")]
+    event_id: Option<String>,
+    /// Those made at this time (RFC 3339) or later.
+    #[schema(format = "date-time")]
+    from: Option<String>,
+    /// Those made before this time (RFC 3339).
+    #[schema(format = "date-time")]
+    before: Option<String>,
+    /// All that failed.
+    failed: Option<bool>,
+}
+
+fn event_types() -> Schema {
+    let kind = ObjectBuilder::new().schema_type(Type::String).pattern(Some(r"^[a-z_]{1,20}\.([a-z_]{1,30}|\*)$"));
+    let types = ArrayBuilder::new()
+        .items(kind)
+        .max_items(Some(50))
+        .description(Some("Event types, `payment.*` being all of a kind; none is all."));
+    OneOfBuilder::new().item(types).item(ObjectBuilder::new().schema_type(Type::Null)).into()
 }
 
 /// What a batch's body has.
@@ -301,7 +391,22 @@ pub fn narrow_parameter(parameter: &mut Value, catalog: &Catalog) {
 
 /// What a type can't say: the chains and tokens there are, and which fields go together.
 pub fn narrow(schemas: &mut Value, catalog: &Catalog) {
-    schemas["CreateAddress"]["additionalProperties"] = json!(false);
+    for closed in ["CreateAddress", "CreateWebhook", "UpdateWebhook", "RedeliverWebhook"] {
+        schemas[closed]["additionalProperties"] = json!(false);
+    }
+    let given = |required: &[&str], kinds: Value, absent: &[&str]| {
+        let mut properties = kinds;
+        for name in absent {
+            properties[*name] = json!({ "type": "null" });
+        }
+        json!({ "required": required, "properties": properties })
+    };
+    let text = json!({ "type": "string" });
+    schemas["RedeliverWebhook"]["oneOf"] = json!([
+        given(&["event_id"], json!({ "event_id": text }), &["from", "before", "failed"]),
+        given(&["from", "before"], json!({ "from": text, "before": text }), &["event_id", "failed"]),
+        given(&["failed"], json!({ "failed": { "const": true } }), &["event_id", "from", "before"]),
+    ]);
     let batch = &mut schemas["CreatePayments"];
     batch["additionalProperties"] = json!(false);
     // An order that is wrong is no reason to refuse the request.
@@ -360,5 +465,14 @@ mod tests {
         let schema = serde_json::to_value(CreateAddress::schema()).unwrap();
         let documented: BTreeSet<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(documented, crate::addresses::FIELDS.into_iter().collect());
+        for (schema, read) in [
+            (CreateWebhook::schema(), &crate::webhooks::FIELDS[..]),
+            (UpdateWebhook::schema(), &crate::webhooks::UPDATE_FIELDS[..]),
+            (RedeliverWebhook::schema(), &crate::webhooks::deliveries::FIELDS[..]),
+        ] {
+            let schema = serde_json::to_value(schema).unwrap();
+            let documented: BTreeSet<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+            assert_eq!(documented, read.iter().copied().collect());
+        }
     }
 }

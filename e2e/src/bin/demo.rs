@@ -21,7 +21,7 @@ async fn main() {
 async fn run() -> Result<()> {
     say("a database, topics, a chain of its own (anvil) and a small ERC-20 on it");
     let lab = Lab::start(Plan { confirmations: CONFIRMATIONS, block_time: None }).await?;
-    say("ctrip up: api, ingest, detector and confirmer in one process");
+    say("ctrip up: api, ingest, detector, confirmer and webhooks in one process");
     let mut ctrip = lab.spawn("up")?;
     println!("  its log: {}", ctrip.log.display());
     let outcome = show(&lab, &mut ctrip).await;

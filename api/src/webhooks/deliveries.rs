@@ -1,0 +1,256 @@
+//! What was sent to a merchant's endpoints, what came of it, and sending it again.
+
+use super::{WebhookId, no_webhook};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::extract::{Body, Parameters};
+use crate::fields::{Fields, shown, storable_text};
+use crate::openapi::schemas;
+use crate::problem::{FieldError, Problem};
+use crate::reply;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use utoipa::ToSchema;
+use webhooks::endpoints::{self, Attempt, Delivery, Which};
+
+/// What a request to send again may have, as `openapi` documents it.
+pub const FIELDS: [&str; 4] = ["event_id", "from", "before", "failed"];
+const DEFAULT_LIMIT: i64 = 50;
+const LARGEST_LIMIT: i64 = 200;
+const STATES: [&str; 3] = ["pending", "delivered", "failed"];
+
+/// A page of deliveries.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WebhookDeliveryPage)]
+pub struct Page {
+    data: Vec<DeliveryReply>,
+    /// The `cursor` of the next page; null on the last.
+    #[schema(required = true)]
+    next_cursor: Option<String>,
+}
+
+/// An event on its way to an endpoint.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WebhookDelivery)]
+struct DeliveryReply {
+    /// `webhook-id`.
+    #[schema(value_type = schemas::EventId)]
+    event_id: String,
+    #[schema(example = "payment.confirmed")]
+    r#type: String,
+    /// Null for what is of no payment.
+    #[schema(required = true, value_type = Option<schemas::PaymentId>)]
+    payment_id: Option<String>,
+    #[schema(value_type = schemas::DeliveryState)]
+    state: String,
+    /// While it is pending; during an attempt, when that would be given up for lost.
+    #[schema(required = true, value_type = Option<schemas::Time>)]
+    next_attempt: Option<String>,
+    #[schema(value_type = schemas::Time)]
+    created_at: String,
+    #[schema(required = true, value_type = Option<schemas::Time>)]
+    delivered_at: Option<String>,
+    /// What is sent.
+    #[schema(value_type = Object)]
+    body: Option<Box<RawValue>>,
+    /// The last ten, in order.
+    attempts: Vec<AttemptReply>,
+}
+
+/// An attempt at a delivery.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WebhookAttempt)]
+struct AttemptReply {
+    /// From 1; one that a restart cut off is left out.
+    number: i32,
+    #[schema(value_type = schemas::Time)]
+    at: String,
+    duration_ms: i32,
+    /// The HTTP status; null if there was no answer.
+    #[schema(required = true)]
+    status: Option<i32>,
+    /// Why there was no answer.
+    #[schema(required = true)]
+    error: Option<String>,
+    /// The first kilobyte of the answer's body.
+    reply: String,
+}
+
+/// What is sent again.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WebhookRedelivery)]
+pub struct RedeliveryReply {
+    /// How many.
+    deliveries: u64,
+}
+
+impl DeliveryReply {
+    fn new(delivery: Delivery) -> Self {
+        Self {
+            event_id: delivery.event_id,
+            r#type: delivery.kind,
+            payment_id: delivery.payment_id.map(|id| id.to_string()),
+            state: delivery.state,
+            next_attempt: delivery.next_attempt.map(reply::time),
+            created_at: reply::time(delivery.created_at),
+            delivered_at: delivery.delivered_at.map(reply::time),
+            body: RawValue::from_string(delivery.body).ok(),
+            attempts: delivery.attempts.into_iter().map(AttemptReply::new).collect(),
+        }
+    }
+}
+
+impl AttemptReply {
+    fn new(attempt: Attempt) -> Self {
+        Self {
+            number: attempt.number,
+            at: reply::time(attempt.at),
+            duration_ms: attempt.took_ms,
+            status: attempt.status,
+            error: attempt.error,
+            reply: attempt.reply,
+        }
+    }
+}
+
+/// `GET /api/v1/webhooks/{id}/deliveries`, newest first.
+#[utoipa::path(
+    get, path = "/api/v1/webhooks/{id}/deliveries", operation_id = "listWebhookDeliveries", tag = "webhooks",
+    summary = "What was sent to a webhook, newest first, and what it answered",
+    params(("id" = schemas::WebhookId, Path), schemas::ListDeliveries),
+    responses((status = 200, description = "A page.", body = Page)),
+)]
+pub async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    WebhookId(id): WebhookId,
+    Parameters(parameters): Parameters,
+) -> Result<Json<Page>, Problem> {
+    let Asked { limit, before, state } = Asked::read(parameters)?;
+    let db = app.db().await?;
+    endpoints::get(&db, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
+    let mut found = endpoints::deliveries(&db, id, state.as_deref(), before, limit + 1).await?;
+    let more = i64::try_from(found.len()).is_ok_and(|count| count > limit);
+    if more {
+        found.pop();
+    }
+    let next_cursor = found.last().filter(|_| more).map(|last| last.id.to_string());
+    Ok(Json(Page { data: found.into_iter().map(DeliveryReply::new).collect(), next_cursor }))
+}
+
+struct Asked {
+    limit: i64,
+    before: i64,
+    state: Option<String>,
+}
+
+impl Asked {
+    fn read(parameters: Vec<(String, String)>) -> Result<Self, Problem> {
+        let mut asked = Self { limit: DEFAULT_LIMIT, before: i64::MAX, state: None };
+        let mut errors = Vec::new();
+        for (name, value) in parameters {
+            if let Err(message) = asked.set(&name, value) {
+                errors.push(FieldError::new(name, message));
+            }
+        }
+        if errors.is_empty() { Ok(asked) } else { Err(Problem::invalid(errors)) }
+    }
+
+    fn set(&mut self, name: &str, value: String) -> Result<(), String> {
+        match name {
+            "limit" => {
+                let limit = value.parse().ok().filter(|limit| (1..=LARGEST_LIMIT).contains(limit));
+                self.limit = limit.ok_or_else(|| format!("expected 1 to {LARGEST_LIMIT}, got {:?}", shown(&value)))?;
+            }
+            "cursor" => {
+                let digits = !value.is_empty() && value.len() <= 18 && value.bytes().all(|digit| digit.is_ascii_digit());
+                let place = value.parse().ok().filter(|_| digits);
+                self.before = place.ok_or_else(|| format!("expected a next_cursor of this list, got {:?}", shown(&value)))?;
+            }
+            "state" if STATES.contains(&value.as_str()) => self.state = Some(value),
+            "state" => return Err(format!("expected one of {}, got {:?}", STATES.join(", "), shown(&value))),
+            _ => return Err("unknown parameter; there are limit, cursor, state".to_owned()),
+        }
+        Ok(())
+    }
+}
+
+/// `POST /api/v1/webhooks/{id}/redeliver`
+#[utoipa::path(
+    post, path = "/api/v1/webhooks/{id}/redeliver", operation_id = "redeliverWebhook", tag = "webhooks",
+    summary = "Send again: one event, those of a time, or all that failed",
+    description = "Under the same `webhook-id`. What is on its way at the moment is left alone.",
+    params(("id" = schemas::WebhookId, Path)),
+    request_body = schemas::RedeliverWebhook,
+    responses(
+        (status = 202, description = "They are on their way.", body = RedeliveryReply),
+        (status = 409, description = "The webhook is disabled.", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn redeliver(
+    State(app): State<App>,
+    caller: Caller,
+    WebhookId(id): WebhookId,
+    Body(body): Body,
+) -> Result<(StatusCode, Json<RedeliveryReply>), Problem> {
+    let which = which(&body)?;
+    let mut db = app.db().await?;
+    let endpoint = endpoints::get(&db, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
+    let again = if endpoint.enabled { endpoints::redeliver(&mut db, caller.merchant, id, &which).await? } else { None };
+    let deliveries = again.ok_or_else(|| {
+        let detail = "Enable the webhook first; then what failed meanwhile can be sent again";
+        Problem::new(StatusCode::CONFLICT, "webhook-disabled", "The webhook is disabled", detail)
+    })?;
+    Ok((StatusCode::ACCEPTED, Json(RedeliveryReply { deliveries })))
+}
+
+fn which(body: &[u8]) -> Result<Which, Problem> {
+    let mut fields = Fields::read(body)?;
+    let one = fields.text("event_id").and_then(|id| fields.check("event_id", storable_text(&id).map(|()| id)));
+    let mut time = |name: &str| fields.text(name).and_then(|text| fields.check(name, time(&text)));
+    let (from, before) = (time("from"), time("before"));
+    let failed = fields.flag("failed");
+    fields.finish(&FIELDS)?;
+    match (one, from, before, failed) {
+        (Some(event), None, None, None) => Ok(Which::Event(event)),
+        (None, Some(from), Some(before), None) => Ok(Which::Made { from, before }),
+        (None, None, None, Some(true)) => Ok(Which::Failed),
+        _ => Err(Problem::field("event_id", "expected event_id alone, or from and before, or failed as true")),
+    }
+}
+
+/// RFC 3339, as Postgres can compare it.
+fn time(text: &str) -> Result<OffsetDateTime, String> {
+    OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|_| format!("expected a time like 2026-11-25T12:00:00Z, got {:?}", shown(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_to_send_again_names_one_way_and_no_other() {
+        assert_eq!(which(br#"{"event_id":"evt_1"}"#).unwrap(), Which::Event("evt_1".into()));
+        assert_eq!(which(br#"{"failed":true,"from":null}"#).unwrap(), Which::Failed);
+        let range = which(br#"{"from":"2026-11-25T12:00:00Z","before":"2026-11-25T13:00:00+01:00"}"#).unwrap();
+        let Which::Made { from, before } = range else { panic!("{range:?}") };
+        assert_eq!(from, before);
+        for bad in [
+            "{}",
+            r#"{"failed":false}"#,
+            r#"{"from":"2026-11-25T12:00:00Z"}"#,
+            r#"{"from":"today","before":"2026-11-25T12:00:00Z"}"#,
+            r#"{"event_id":"e","failed":true}"#,
+            r#"{"all":true}"#,
+            "[]",
+        ] {
+            assert!(which(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,520 @@
+//! Webhooks as a merchant's server gets them.
+
+use anyhow::{Context as _, Result, ensure};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use e2e::{Api, Lab, Plan, Process, events, eventually, root};
+use futures::future::try_join_all;
+use rand::Rng as _;
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// A message that arrived.
+#[derive(Clone, Debug)]
+struct Message {
+    headers: BTreeMap<String, String>,
+    body: String,
+    at: Instant,
+}
+
+impl Message {
+    fn id(&self) -> &str {
+        self.headers.get("webhook-id").map(String::as_str).unwrap_or_default()
+    }
+
+    fn json(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.body)?)
+    }
+}
+
+/// A merchant's server. What it does is in the path: `/well/…`, `/slow/…`, `/gone/…`, `/moved/…`, `/busy/…`, `/silent/…`, and
+/// `/broken/…`, which answers 500 until it is mended.
+#[derive(Clone)]
+struct Receiver {
+    url: String,
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    messages: Mutex<HashMap<String, Vec<Message>>>,
+    mended: Mutex<bool>,
+}
+
+impl Receiver {
+    async fn start() -> Result<Self> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let receiver = Self { url: format!("http://{}", listener.local_addr()?), inner: Arc::default() };
+        let routes = Router::new().route("/{kind}/{name}", post(Self::receive)).with_state(receiver.clone());
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        Ok(receiver)
+    }
+
+    async fn receive(
+        State(receiver): State<Self>,
+        Path((kind, name)): Path<(String, String)>,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Response {
+        let text = |value: &axum::http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let headers = headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        let message = Message { headers, body: String::from_utf8_lossy(&body).into_owned(), at: Instant::now() };
+        if let Ok(mut messages) = receiver.inner.messages.lock() {
+            messages.entry(format!("{kind}/{name}")).or_default().push(message);
+        }
+        let mended = receiver.inner.mended.lock().is_ok_and(|mended| *mended);
+        match kind.as_str() {
+            "slow" => tokio::time::sleep(Duration::from_secs(5)).await,
+            "silent" => std::future::pending().await,
+            _ => {}
+        }
+        match kind.as_str() {
+            "gone" => StatusCode::GONE.into_response(),
+            "moved" => (StatusCode::FOUND, [("location", format!("{}/well/behind", receiver.url))]).into_response(),
+            "busy" => (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "3600")], "later").into_response(),
+            "broken" if !mended => (StatusCode::INTERNAL_SERVER_ERROR, "x".repeat(5000)).into_response(),
+            _ => StatusCode::NO_CONTENT.into_response(),
+        }
+    }
+
+    fn at(&self, path: &str) -> Vec<Message> {
+        self.inner.messages.lock().map(|messages| messages.get(path).cloned().unwrap_or_default()).unwrap_or_default()
+    }
+
+    async fn until(&self, path: &str, count: usize) -> Result<Vec<Message>> {
+        let what = format!("{count} messages at {path}");
+        let found = eventually(&what, || async { Ok(Some(self.at(path)).filter(|found| found.len() >= count)) });
+        found.await.with_context(|| format!("{} came", self.at(path).len()))
+    }
+
+    fn mend(&self) {
+        if let Ok(mut mended) = self.inner.mended.lock() {
+            *mended = true;
+        }
+    }
+}
+
+struct Running {
+    lab: Lab,
+    api: Api,
+    receiver: Receiver,
+    /// The last is `webhooks`.
+    processes: Vec<Process>,
+}
+
+/// The roles, each a process of its own, so that one can be killed.
+async fn running(roles: &[&str]) -> Result<Running> {
+    let mut lab = Lab::start(Plan::default()).await?;
+    lab.env.insert("WEBHOOK_ALLOW_NETWORKS".to_owned(), "127.0.0.0/8".to_owned());
+    lab.env.insert("WEBHOOK_ALLOW_HTTP".to_owned(), "true".to_owned());
+    let mut processes = roles.iter().map(|role| lab.spawn(role)).collect::<Result<Vec<_>>>()?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut processes[0]).await?;
+    Ok(Running { lab, api, receiver: Receiver::start().await?, processes })
+}
+
+async fn call(api: &Api, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
+    let (status, answer) = api.request(method.clone(), &format!("/api/v1/webhooks{path}"), body, &[]).await?;
+    ensure!(status.is_success(), "{method} {path}: {status} {answer}");
+    Ok(answer)
+}
+
+/// An endpoint at our server; gives its id and secret.
+async fn hook(running: &Running, path: &str, events: &[&str]) -> Result<(String, String)> {
+    let body = json!({ "url": format!("{}/{path}", running.receiver.url), "events": events });
+    let made = call(&running.api, Method::POST, "", Some(body)).await?;
+    let text = |field: &str| made[field].as_str().map(str::to_owned).with_context(|| made.to_string());
+    Ok((text("id")?, text("secret")?))
+}
+
+/// What the reference library says of messages.
+fn verify(messages: &[(&str, &Message)]) -> Result<Vec<String>> {
+    let environment =
+        Command::new(root().join("e2e/python/environment")).arg(root().join("e2e/python/webhooks.txt")).output()?;
+    ensure!(environment.status.success(), "{}", String::from_utf8_lossy(&environment.stderr));
+    let python = std::path::Path::new(String::from_utf8(environment.stdout)?.trim()).join("bin/python");
+    let mut child = Command::new(python)
+        .arg(root().join("e2e/python/verify_webhooks.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut input = child.stdin.take().context("stdin")?;
+    for (secret, message) in messages {
+        writeln!(input, "{}", json!({ "secret": secret, "headers": message.headers, "body": message.body }))?;
+    }
+    drop(input);
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "verify_webhooks.py");
+    Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reference_library_verifies_every_message_also_while_a_secret_rotates() -> Result<()> {
+    let running = running(&["up"]).await?;
+    let Running { lab, api, receiver, .. } = &running;
+    let (id, secret) = hook(&running, "well/all", &[]).await?;
+    hook(&running, "well/some", &["payment.confirmed"]).await?;
+    let payment = api.create(json!({ "chain": "anvil", "amount": "1000", "metadata": { "n": 1e300 } })).await?;
+    lab.node.pay(payment.address()?, payment.amount()?).await?;
+    lab.node.mine(3).await?;
+    api.until(payment.id(), "confirmed").await?;
+    let messages = receiver.until("well/all", 3).await?;
+
+    // Ids, order and content are those of the topic.
+    let told = events(lab).await?;
+    let told: Vec<&str> = told.iter().filter(|e| e.payment_id == payment.id()).map(|event| event.id.as_str()).collect();
+    let ids: Vec<&str> = messages.iter().map(Message::id).collect();
+    ensure!(ids == told, "{ids:?} for {told:?}");
+    let last = messages[2].json()?;
+    ensure!(last["type"] == "payment.confirmed" && last["data"]["amount_received"] == "1000", "{last}");
+    ensure!(last["data"]["event_id"] == ids[2] && last["data"]["payment_id"] == payment.id(), "{last}");
+    let some = receiver.until("well/some", 1).await?;
+    ensure!(some.len() == 1 && some[0].json()? == last, "{some:?}");
+
+    // Both secrets verify while one rotates; somebody else's never.
+    let rotated = call(api, Method::POST, &format!("/{id}/rotate"), None).await?;
+    let new = rotated["secret"].as_str().context("secret")?;
+    ensure!(new != secret && rotated["old_secret_until"].is_string(), "{rotated}");
+    let ping = call(api, Method::POST, &format!("/{id}/ping"), None).await?;
+    let messages = receiver.until("well/all", 4).await?;
+    ensure!(ping["event_id"] == messages[3].id(), "{ping} {:?}", messages[3]);
+    let stranger = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let mut asked: Vec<(&str, &Message)> = messages.iter().map(|message| (secret.as_str(), message)).collect();
+    asked.extend([(new, &messages[3]), (new, &messages[0]), (stranger, &messages[0])]);
+    let mut changed = messages[0].clone();
+    changed.body = changed.body.replace("1000", "1001");
+    asked.push((&secret, &changed));
+    let verdicts = verify(&asked)?;
+    let expected = [
+        "payment.created",
+        "payment.detected",
+        "payment.confirmed",
+        "webhook.ping",
+        "webhook.ping",
+        "refused",
+        "refused",
+        "refused",
+    ];
+    ensure!(verdicts == expected, "{verdicts:?}");
+
+    // And the API tells of it.
+    let page = call(api, Method::GET, &format!("/{id}/deliveries?limit=3"), None).await?;
+    let newest = &page["data"][0];
+    ensure!(newest["type"] == "webhook.ping" && page["next_cursor"].is_string(), "{page}");
+    let delivered = eventually("the ping to be settled", || async {
+        let page = call(api, Method::GET, &format!("/{id}/deliveries?state=delivered"), None).await?;
+        Ok(Some(page["data"].clone()).filter(|all| all.as_array().is_some_and(|all| all.len() == 4)))
+    });
+    let delivered = delivered.await?;
+    ensure!(delivered[0]["attempts"][0]["status"] == 204 && delivered[0]["body"]["type"] == "webhook.ping", "{delivered}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_a_slow_and_a_leaving_endpoint_delay_nobody_else() -> Result<()> {
+    let running = running(&["up"]).await?;
+    let Running { api, receiver, .. } = &running;
+    let sick = ["silent/1", "silent/2", "slow/1", "slow/2", "moved/1", "broken/1", "busy/1", "gone/1"];
+    let mut ids = HashMap::new();
+    for path in sick {
+        ids.insert(path, hook(&running, path, &["payment.*"]).await?.0);
+    }
+    let healthy = ["well/1", "well/2", "well/3"];
+    for path in healthy {
+        hook(&running, path, &["payment.*"]).await?;
+    }
+    hook(&running, "well/operator", &["webhook.*"]).await?;
+    let orders: Vec<Value> = (0..60).map(|_| json!({ "chain": "anvil", "amount": "7" })).collect();
+    let (status, _) = api.request(Method::POST, "/api/v1/payments/batch", Some(json!({ "payments": orders })), &[]).await?;
+    ensure!(status.is_success(), "{status}");
+    // Those that say nothing hold their sockets for 15 s.
+    let started = receiver.until("silent/1", 1).await?[0].at;
+    for path in healthy {
+        let messages = receiver.until(path, 60).await?;
+        let last = messages.iter().map(|message| message.at).max().context("no messages")?;
+        let waited = last.saturating_duration_since(started);
+        ensure!(waited < Duration::from_secs(12), "{path} waited {waited:?} beside sick endpoints");
+    }
+
+    // A redirect is not followed, a 503 is left in peace, and 410 ends it, which the others are told.
+    let told = receiver.until("well/operator", 1).await?;
+    let told = told[0].json()?;
+    ensure!(told["type"] == "webhook.disabled" && told["data"]["webhook_id"] == ids["gone/1"], "{told}");
+    let gone = call(api, Method::GET, &format!("/{}", ids["gone/1"]), None).await?;
+    ensure!(gone["enabled"] == false && gone["disabled_reason"] == "gone", "{gone}");
+    let page = call(api, Method::GET, &format!("/{}/deliveries?state=pending", ids["gone/1"]), None).await?;
+    ensure!(page["data"] == json!([]), "something waits for an endpoint that is gone: {page}");
+    let busy = call(api, Method::GET, &format!("/{}", ids["busy/1"]), None).await?;
+    ensure!(busy["paused_until"].is_string() && busy["failing_since"].is_string(), "{busy}");
+    // Of one endpoint eight are on their way, and then none for an hour.
+    ensure!(receiver.at("busy/1").len() <= 8, "{} messages for one that wants peace", receiver.at("busy/1").len());
+    ensure!(receiver.at("well/behind").is_empty(), "a redirect was followed");
+    Ok(())
+}
+
+/// All that happens to one endpoint: it breaks, is looked at, mended, and gets what it missed; it fails for five days, is disabled,
+/// and gets what it missed after all.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_failed_is_shown_and_sent_again() -> Result<()> {
+    let running = running(&["up"]).await?;
+    let Running { lab, api, receiver, .. } = &running;
+    let (id, _) = hook(&running, "broken/1", &["payment.*", "webhook.ping"]).await?;
+    hook(&running, "well/operator", &["webhook.disabled"]).await?;
+    let deliveries = |query: &'static str| {
+        let path = format!("/{id}/deliveries{query}");
+        async move { call(api, Method::GET, &path, None).await }
+    };
+    api.coin(1).await?;
+    let failed = eventually("an attempt that failed", || async {
+        let page = deliveries("?state=pending").await?;
+        Ok(Some(page["data"][0].clone()).filter(|first| first["attempts"][0]["status"] == 500))
+    });
+    let failed = failed.await?;
+    ensure!(failed["attempts"][0]["reply"].as_str().is_some_and(|reply| reply == "x".repeat(1024)), "{failed}");
+
+    // Five days of this.
+    let db = lab.database().await?;
+    db.execute("UPDATE webhook_endpoints SET failing_since = now() - interval '5 days' WHERE failing_since IS NOT NULL", &[])
+        .await?;
+    let again = json!({ "event_id": failed["event_id"] });
+    let redelivered = call(api, Method::POST, &format!("/{id}/redeliver"), Some(again.clone())).await?;
+    ensure!(redelivered["deliveries"] == 1, "{redelivered}");
+    let told = receiver.until("well/operator", 1).await?[0].json()?;
+    ensure!(told["data"] == json!({ "webhook_id": id, "reason": "failing" }), "{told}");
+    let disabled = call(api, Method::GET, &format!("/{id}"), None).await?;
+    ensure!(disabled["enabled"] == false && disabled["disabled_reason"] == "failing", "{disabled}");
+    let (status, refused) = api.request(Method::POST, &format!("/api/v1/webhooks/{id}/redeliver"), Some(again), &[]).await?;
+    ensure!(status == StatusCode::CONFLICT, "{status} {refused}");
+
+    // What happens meanwhile is kept for it.
+    api.coin(2).await?;
+    eventually("an event kept for a disabled endpoint", || async {
+        let page = deliveries("?state=failed").await?;
+        Ok(page["data"].as_array().filter(|all| all.len() == 2).map(drop))
+    })
+    .await?;
+    let before = receiver.at("broken/1").len();
+    receiver.mend();
+    let enabled = call(api, Method::PATCH, &format!("/{id}"), Some(json!({ "enabled": true }))).await?;
+    ensure!(enabled["enabled"] == true && enabled["failing_since"].is_null(), "{enabled}");
+    let redelivered = call(api, Method::POST, &format!("/{id}/redeliver"), Some(json!({ "failed": true }))).await?;
+    ensure!(redelivered["deliveries"] == 2, "{redelivered}");
+    let messages = receiver.until("broken/1", before + 2).await?;
+    ensure!(messages[before..].iter().any(|message| Some(message.id()) == failed["event_id"].as_str()), "{messages:?}");
+
+    // A time range takes those that arrived as well.
+    let range = json!({ "from": "2020-01-01T00:00:00Z", "before": "2120-01-01T00:00:00Z" });
+    eventually("both to be settled", || async {
+        let page = deliveries("?state=delivered").await?;
+        Ok(page["data"].as_array().filter(|all| all.len() == 2).map(drop))
+    })
+    .await?;
+    let redelivered = call(api, Method::POST, &format!("/{id}/redeliver"), Some(range)).await?;
+    ensure!(redelivered["deliveries"] == 2, "{redelivered}");
+    let messages = receiver.until("broken/1", before + 4).await?;
+    let ids: HashSet<&str> = messages.iter().map(Message::id).collect();
+    ensure!(ids.len() == 2, "an id changed with a redelivery: {messages:?}");
+
+    call(api, Method::DELETE, &format!("/{id}"), None).await?;
+    let (status, _) = api.request(Method::GET, &format!("/api/v1/webhooks/{id}"), None, &[]).await?;
+    ensure!(status == StatusCode::NOT_FOUND, "{status}");
+    Ok(())
+}
+
+/// `kill -9` between any two steps: what was claimed, sent or answered and not settled is sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_sender_sends_again_rather_than_never_and_keeps_the_order() -> Result<()> {
+    const PAYMENTS: usize = 150;
+    let mut running = running(&["api", "confirmer", "webhooks"]).await?;
+    let paths = ["well/1", "well/2", "well/3"];
+    for path in paths {
+        hook(&running, path, &[]).await?;
+    }
+    let api = running.api.clone();
+    let made = tokio::spawn(async move {
+        let orders: Vec<Value> = (0..PAYMENTS).map(|_| json!({ "chain": "anvil", "amount": "7" })).collect();
+        let orders = json!({ "payments": orders });
+        let (_, made) = api.request(Method::POST, "/api/v1/payments/batch", Some(orders), &[]).await?;
+        let ids = made["data"].as_array().context("a batch")?.iter().filter_map(|one| one["payment"]["id"].as_str());
+        let ids: Vec<String> = ids.map(str::to_owned).collect();
+        ensure!(ids.len() == PAYMENTS, "{made}");
+        let api = &api;
+        try_join_all(ids.iter().map(|id| async move {
+            let path = format!("/api/v1/payments/{id}/cancel");
+            let (status, answer) = api.request(Method::POST, &path, None, &[]).await?;
+            ensure!(status.is_success(), "{status} {answer}");
+            Ok(())
+        }))
+        .await?;
+        Ok(())
+    });
+    let arrived = |receiver: &Receiver| paths.iter().map(|path| receiver.at(path).len()).sum::<usize>();
+    let all = PAYMENTS * 2 * paths.len();
+    let mut kills = 0;
+    let mut next = 0;
+    while next < all * 4 / 5 {
+        next = arrived(&running.receiver) + rand::rng().random_range(1..=all / 10);
+        let (receiver, at) = (running.receiver.clone(), next.min(all));
+        eventually("messages", || async { Ok(Some(arrived(&receiver)).filter(|count| *count >= at)) }).await?;
+        let mut sender = running.processes.pop().context("webhooks")?;
+        sender.kill()?;
+        kills += 1;
+        running.processes.push(running.lab.spawn("webhooks")?);
+    }
+    made.await??;
+    ensure!(kills >= 5, "{kills} kills");
+
+    let told = events(&running.lab).await?;
+    for path in paths {
+        let wanted: HashSet<&str> = told.iter().map(|event| event.id.as_str()).collect();
+        ensure!(wanted.len() == PAYMENTS * 2, "{} events", wanted.len());
+        let messages = eventually("every event at every endpoint", || async {
+            let messages = running.receiver.at(path);
+            let ids: HashSet<&str> = messages.iter().map(Message::id).collect();
+            Ok((ids.len() >= wanted.len()).then(|| messages.clone()))
+        });
+        let messages = messages.await?;
+        let (mut seen, mut last) = (HashSet::new(), HashMap::<String, u64>::new());
+        for message in &messages {
+            ensure!(wanted.contains(message.id()), "{path}: an event that never happened: {message:?}");
+            let body = message.json()?;
+            ensure!(body["data"]["event_id"] == message.id(), "{path}: {message:?}");
+            if seen.insert(message.id()) {
+                let payment = body["data"]["payment_id"].as_str().context("payment_id")?.to_owned();
+                let sequence = body["data"]["sequence"].as_u64().context("sequence")?;
+                let before = last.insert(payment, sequence).unwrap_or(0);
+                ensure!(before + 1 == sequence, "{path}: {sequence} came after {before}: {message:?}");
+            }
+        }
+        eprintln!("{path}: {} messages for {} events, {kills} kills", messages.len(), wanted.len());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_inner_address_is_taken_for_an_endpoint() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let mut process = lab.spawn("api")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut process).await?;
+    for url in [
+        "http://shop.example/",
+        "https://127.0.0.1/",
+        "https://0x7f.1/",
+        "https://[::1]/",
+        "https://localhost/",
+        "https://10.0.0.1/",
+        "https://169.254.169.254/latest/meta-data/",
+        "https://u:p@shop.example/",
+        "ftp://shop.example/",
+        "shop.example",
+        "",
+    ] {
+        let (status, answer) = api.request(Method::POST, "/api/v1/webhooks", Some(json!({ "url": url })), &[]).await?;
+        ensure!(
+            status == StatusCode::UNPROCESSABLE_ENTITY && answer["errors"][0]["field"] == "url",
+            "{url}: {status} {answer}"
+        );
+    }
+    let made = call(&api, Method::POST, "", Some(json!({ "url": "https://shop.example/hook" }))).await?;
+    let path = format!("/{}", made["id"].as_str().context("id")?);
+    let (status, _) = api
+        .request(Method::PATCH, &format!("/api/v1/webhooks{path}"), Some(json!({ "url": "https://127.0.0.1/" })), &[])
+        .await?;
+    ensure!(status == StatusCode::UNPROCESSABLE_ENTITY, "{status}");
+    // The secret is shown when it is made, and never again.
+    let shown = call(&api, Method::GET, &path, None).await?.to_string() + &call(&api, Method::GET, "", None).await?.to_string();
+    ensure!(!shown.contains("whsec_"), "{shown}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn deliveries_of_long_ago_are_removed_and_no_others() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let api = lab.merchant("shop")?;
+    let db = lab.database().await?;
+    db.batch_execute(
+        "INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
+         SELECT gen_random_uuid(), id, 'https://shop.example/', 'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA' FROM merchants;
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state, created_at)
+         SELECT id, state || age, 'webhook.ping', '{}', state, now() - make_interval(days => age)
+         FROM webhook_endpoints, unnest('{pending,delivered,failed}'::text[]) AS state, unnest('{89,91}'::integer[]) AS age;
+         INSERT INTO webhook_attempts (delivery_id, number, took_ms) SELECT id, 1, 1 FROM webhook_deliveries",
+    )
+    .await?;
+    let mut process = lab.spawn("api")?;
+    api.ready(&mut process).await?;
+    let kept = eventually("old deliveries to be gone", || async {
+        let sql =
+            "SELECT array_agg(event_id ORDER BY event_id) FROM webhook_deliveries JOIN webhook_attempts ON id = delivery_id";
+        let kept: Vec<String> = db.query_one(sql, &[]).await?.get(0);
+        Ok(Some(kept).filter(|kept| kept.len() < 6))
+    });
+    let kept = kept.await?;
+    ensure!(kept == ["delivered89", "failed89", "pending89", "pending91"], "{kept:?}");
+    Ok(())
+}
+
+/// What may be claimed at once: of a healthy endpoint so many, of one that fails a single one, of a payment its first event alone
+/// unless that has failed too often, and nothing twice.
+#[tokio::test]
+async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<()> {
+    use webhooks::queue::{self, Room};
+    let lab = Lab::start(Plan::default()).await?;
+    lab.merchant("shop")?;
+    let db = runtime::db::pool(&lab.env["DATABASE_URL"], 2)?.get().await?;
+    let failed = |failure: runtime::Failure| anyhow::anyhow!("{failure}");
+    db.batch_execute(
+        "INSERT INTO webhook_endpoints (id, merchant_id, url, secret, failing_since, enabled, disabled_at, disabled_reason, paused_until)
+         SELECT gen_random_uuid(), m.id, url, 'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA', failing, url <> 'disabled',
+             CASE WHEN url = 'disabled' THEN now() END, CASE WHEN url = 'disabled' THEN 'asked' END,
+             CASE WHEN url = 'paused' THEN now() + interval '1 hour' END
+         FROM merchants m, (VALUES ('one', NULL), ('two', NULL), ('failing', now()), ('disabled', NULL), ('paused', NULL))
+             AS e (url, failing);
+         -- Ten payments of three events each at every endpoint; the first event of one has failed three times and waits.
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, body, state)
+         SELECT e.id, format('%s_%s', p.number, sequence), 'payment.created', p.id, sequence, '{}', 'pending'
+         FROM webhook_endpoints e, (SELECT number, gen_random_uuid() AS id FROM generate_series(1, 10) AS number) p,
+             generate_series(1, 3) AS sequence ORDER BY sequence;
+         UPDATE webhook_deliveries SET tries = 3, next_attempt = now() + interval '1 hour' WHERE event_id = '1_1'",
+    )
+    .await?;
+    let claim = async |failing: bool, most: i64, busy: &[(uuid::Uuid, i32)]| {
+        let an_endpoint = if failing { 1 } else { 8 };
+        queue::claim(&db, Room { instance: "lab", failing, most, an_endpoint, busy }).await.map_err(failed)
+    };
+    let first = claim(false, 100, &[]).await?;
+    for endpoint in ["one", "two"] {
+        let ids: Vec<&str> = first.iter().filter(|due| due.url == endpoint).map(|due| due.event_id.as_str()).collect();
+        ensure!(ids.len() == 8 && !ids.contains(&"1_1"), "{endpoint}: {ids:?}");
+        // What has failed too often holds up no more than itself, and nothing overtakes anything else.
+        ensure!(ids.iter().all(|id| id.ends_with("_1") || *id == "1_2"), "{endpoint}: {ids:?}");
+    }
+    ensure!(first.len() == 16, "of endpoints that fail, are paused or disabled: {first:?}");
+    // Two more of each, and not those again.
+    let busy: Vec<(uuid::Uuid, i32)> =
+        first.iter().map(|due| (due.endpoint, 6)).collect::<HashMap<_, _>>().into_iter().collect();
+    let second = claim(false, 3, &busy).await?;
+    let ids: HashSet<i64> = first.iter().chain(&second).map(|due| due.id).collect();
+    ensure!(second.len() == 3 && ids.len() == 19, "{second:?}");
+    ensure!(second.iter().all(|due| due.event_id.ends_with("_1") || due.event_id == "1_2"), "{second:?}");
+    let sick = claim(true, 100, &[]).await?;
+    ensure!(sick.len() == 1 && sick[0].url == "failing" && sick[0].number == 1, "{sick:?}");
+
+    // Another instance takes none of them; the one that claimed them has them back when it comes again.
+    ensure!(queue::release(&db, "other").await.map_err(failed)? == 0, "another instance's claims");
+    ensure!(queue::release(&db, "lab").await.map_err(failed)? == 20, "its own claims");
+    let again = claim(false, 100, &[]).await?;
+    let repeated = again.iter().filter(|due| due.number == 2).count();
+    ensure!(again.len() == 16 && repeated > 0, "{repeated} claimed a second time: {again:?}");
+    Ok(())
+}

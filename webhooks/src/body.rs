@@ -1,0 +1,214 @@
+//! A message's body: `type`, `timestamp` and `data`, as Standard Webhooks has it; `data` with the API's names and forms.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use topics::wire::PaymentEvent;
+use topics::wire::payment_event::{Block, Transfer};
+use topics::{Amount, AmountError, Malformed};
+
+/// Why an event makes no body.
+#[derive(Debug, thiserror::Error)]
+pub enum NoBody {
+    /// A field is no address or hash.
+    #[error("a field does not hold what it should")]
+    Field(#[from] Malformed),
+    /// A field is no amount.
+    #[error("an amount does not hold what it should")]
+    Amount(#[from] AmountError),
+    /// A time that no calendar has, or metadata that is no JSON.
+    #[error("{0}")]
+    Text(String),
+}
+
+#[derive(Serialize)]
+struct Message<'a, T> {
+    r#type: &'a str,
+    timestamp: String,
+    data: T,
+}
+
+/// The payment right after the event, and what the event is about.
+#[derive(Serialize)]
+struct Data<'a> {
+    event_id: &'a str,
+    sequence: u64,
+    payment_id: &'a str,
+    deposit_address_id: Option<&'a str>,
+    external_id: Option<&'a str>,
+    metadata: Option<&'a RawValue>,
+    chain: &'a str,
+    chain_id: u64,
+    token: Option<&'a str>,
+    token_contract_address: Option<String>,
+    address: String,
+    amount: String,
+    amount_received: String,
+    status: &'a str,
+    exception: Option<&'a str>,
+    confirmations_required: u32,
+    created_at: String,
+    expires_at: Option<String>,
+    block: Option<BlockData>,
+    transfer: Option<TransferData<'a>>,
+    transfers: Vec<TransferData<'a>>,
+}
+
+#[derive(Serialize)]
+struct BlockData {
+    chain_id: u64,
+    number: u64,
+    hash: String,
+}
+
+#[derive(Serialize)]
+struct TransferData<'a> {
+    chain_id: u64,
+    chain: Option<&'a str>,
+    block_number: u64,
+    block_hash: String,
+    transaction_hash: String,
+    source: &'a str,
+    index: u32,
+    timestamp: String,
+    token: Option<&'a str>,
+    token_contract_address: Option<String>,
+    from: String,
+    amount: String,
+    credited: bool,
+    confirmed: bool,
+}
+
+/// The body of an event's message, the same in every replay.
+///
+/// # Errors
+/// When the event does not hold what its schema says.
+pub fn of_event(event: &PaymentEvent) -> Result<String, NoBody> {
+    let metadata = named(&event.metadata).map(serde_json::from_str::<&RawValue>).transpose();
+    let data = Data {
+        event_id: &event.id,
+        sequence: event.sequence,
+        payment_id: &event.payment_id,
+        deposit_address_id: named(&event.deposit_address_id),
+        external_id: named(&event.external_id),
+        metadata: metadata.map_err(|error| NoBody::Text(format!("metadata: {error}")))?,
+        chain: &event.chain,
+        chain_id: event.chain_id,
+        token: named(&event.token),
+        token_contract_address: contract(&event.token_address)?,
+        address: topics::address("address", &event.address)?.to_string(),
+        amount: Amount::from_wire(&event.amount)?.to_string(),
+        amount_received: Amount::from_wire(&event.amount_received)?.to_string(),
+        status: &event.status,
+        exception: named(&event.exception),
+        confirmations_required: event.confirmations_required,
+        created_at: time(event.created_at)?,
+        expires_at: Some(event.expires_at).filter(|at| *at > 0).map(time).transpose()?,
+        block: event.block.as_ref().map(block).transpose()?,
+        transfer: event.transfer.as_ref().map(transfer).transpose()?,
+        transfers: event.transfers.iter().map(transfer).collect::<Result<_, _>>()?,
+    };
+    message(&event.r#type, time(event.occurred_at)?, data)
+}
+
+/// The body of a message that is of no payment. `at` is in Unix seconds.
+///
+/// # Errors
+/// When there is no such time.
+pub fn of_service(kind: &str, at: u64, data: &serde_json::Value) -> Result<String, NoBody> {
+    message(kind, time(at)?, data)
+}
+
+fn message(kind: &str, timestamp: String, data: impl Serialize) -> Result<String, NoBody> {
+    let message = Message { r#type: kind, timestamp, data };
+    serde_json::to_string(&message).map_err(|error| NoBody::Text(error.to_string()))
+}
+
+fn block(block: &Block) -> Result<BlockData, NoBody> {
+    let hash = topics::hash("hash", &block.hash)?.to_string();
+    Ok(BlockData { chain_id: block.chain_id, number: block.number, hash })
+}
+
+fn transfer(transfer: &Transfer) -> Result<TransferData<'_>, NoBody> {
+    Ok(TransferData {
+        chain_id: transfer.chain_id,
+        chain: named(&transfer.chain),
+        block_number: transfer.block_number,
+        block_hash: topics::hash("block_hash", &transfer.block_hash)?.to_string(),
+        transaction_hash: topics::hash("transaction_hash", &transfer.transaction_hash)?.to_string(),
+        source: &transfer.source,
+        index: transfer.index,
+        timestamp: time(transfer.timestamp)?,
+        token: named(&transfer.token),
+        token_contract_address: contract(&transfer.token_address)?,
+        from: topics::address("from", &transfer.from)?.to_string(),
+        amount: Amount::from_wire(&transfer.amount)?.to_string(),
+        credited: transfer.credited,
+        confirmed: transfer.confirmed,
+    })
+}
+
+/// Protobuf has no other way to say that there is none.
+fn named(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+fn contract(bytes: &[u8]) -> Result<Option<String>, NoBody> {
+    if bytes.is_empty() { Ok(None) } else { Ok(Some(topics::address("token_address", bytes)?.to_string())) }
+}
+
+fn time(seconds: u64) -> Result<String, NoBody> {
+    let time = i64::try_from(seconds).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    time.and_then(|time| time.format(&Rfc3339).ok()).ok_or_else(|| NoBody::Text(format!("{seconds} s is no time")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn event() -> PaymentEvent {
+        PaymentEvent {
+            id: "evt_0198c5a27b1e7c3a9d1f3b2a1c0d9e8f_2".into(),
+            r#type: "payment.detected".into(),
+            sequence: 2,
+            payment_id: "0198c5a2-7b1e-7c3a-9d1f-3b2a1c0d9e8f".into(),
+            metadata: r#"{"n": 12345678901234567890123}"#.into(),
+            chain_id: 31337,
+            chain: "anvil".into(),
+            address: vec![0x11; 20].into(),
+            amount: vec![0xff; 32].into(),
+            status: "detected".into(),
+            confirmations_required: 3,
+            created_at: 1_700_000_000,
+            occurred_at: 1_700_000_100,
+            block: Some(Block { chain_id: 31337, number: 7, hash: vec![2; 32].into() }),
+            ..PaymentEvent::default()
+        }
+    }
+
+    #[test]
+    fn the_envelope_is_standard_and_no_number_is_rounded() {
+        let text = of_event(&event()).unwrap();
+        assert!(text.contains(r#""metadata":{"n": 12345678901234567890123}"#), "{text}");
+        let body: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(body["type"], "payment.detected");
+        assert_eq!(body["timestamp"], "2023-11-14T22:15:00Z");
+        let data = &body["data"];
+        assert_eq!(data["amount"], "115792089237316195423570985008687907853269984665640564039457584007913129639935");
+        assert_eq!(data["amount_received"], "0");
+        assert_eq!(data["block"]["number"], 7);
+        for none in ["token", "token_contract_address", "external_id", "exception", "expires_at", "transfer"] {
+            assert_eq!(data[none], Value::Null, "{none}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_event_makes_no_body() {
+        assert!(of_event(&PaymentEvent { address: vec![1; 19].into(), ..event() }).is_err());
+        assert!(of_event(&PaymentEvent { amount: vec![1; 33].into(), ..event() }).is_err());
+        assert!(of_event(&PaymentEvent { metadata: "{".into(), ..event() }).is_err());
+        assert!(of_service("webhook.ping", 0, &json!({})).unwrap().contains("1970-01-01T00:00:00Z"));
+    }
+}

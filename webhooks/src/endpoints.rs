@@ -1,0 +1,345 @@
+//! What the API does with endpoints and deliveries. Every function is of one merchant, and finds nothing of another's.
+
+use crate::body;
+use crate::queue;
+use crate::signature::Secret;
+use deadpool_postgres::{Client, GenericClient};
+use runtime::{Failure, db};
+use std::collections::HashMap;
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+/// Endpoints that a merchant may have: each event is kept once for each.
+pub const MOST: i64 = 20;
+/// For so long the secret before signs as well.
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
+
+const COLUMNS: &str = "id, url, description, events, enabled, disabled_reason, disabled_at, failing_since, paused_until,
+    secret_since, CASE WHEN old_secret_until > now() THEN old_secret_until END, created_at";
+
+/// An endpoint as the API shows it, without its secrets.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// Identity.
+    pub id: Uuid,
+    /// Where messages go.
+    pub url: String,
+    /// The merchant's words.
+    pub description: Option<String>,
+    /// Event types; none is all.
+    pub events: Vec<String>,
+    /// Whether it is sent anything.
+    pub enabled: bool,
+    /// gone, failing or asked.
+    pub disabled_reason: Option<String>,
+    /// Since when it is not.
+    pub disabled_at: Option<OffsetDateTime>,
+    /// Of the first failure since the last success.
+    pub failing_since: Option<OffsetDateTime>,
+    /// Until when it has asked to be left in peace, past or not.
+    pub paused_until: Option<OffsetDateTime>,
+    /// When its secret was made.
+    pub secret_since: OffsetDateTime,
+    /// Until when the secret before signs as well.
+    pub old_secret_until: Option<OffsetDateTime>,
+    /// When it was made.
+    pub created_at: OffsetDateTime,
+}
+
+impl Endpoint {
+    fn read(row: &Row) -> Self {
+        Self {
+            id: row.get(0),
+            url: row.get(1),
+            description: row.get(2),
+            events: row.get(3),
+            enabled: row.get(4),
+            disabled_reason: row.get(5),
+            disabled_at: row.get(6),
+            failing_since: row.get(7),
+            paused_until: row.get(8),
+            secret_since: row.get(9),
+            old_secret_until: row.get(10),
+            created_at: row.get(11),
+        }
+    }
+}
+
+/// What is set of an endpoint; what is `None` stays as it is, or is left out of a new one.
+#[derive(Debug, Clone, Default)]
+pub struct Changes {
+    /// Checked by the guard.
+    pub url: Option<String>,
+    /// The merchant's words; empty is none.
+    pub description: Option<String>,
+    /// Event types; none is all.
+    pub events: Option<Vec<String>>,
+    /// To enable it makes it healthy; to disable it ends what is pending.
+    pub enabled: Option<bool>,
+}
+
+/// Makes an endpoint; `None` when the merchant has [`MOST`] already. `url` has been checked.
+///
+/// # Errors
+/// When the database fails, or the system has no random numbers.
+pub async fn create(db: &mut Client, merchant: Uuid, url: &str, new: Changes) -> Result<Option<(Endpoint, Secret)>, Failure> {
+    let secret = Secret::generate().map_err(Failure::retry)?;
+    let tx = db.transaction().await.map_err(db::failure)?;
+    // Two requests take turns, so that they don't both make the last one.
+    let turn = "SELECT pg_advisory_xact_lock(hashtextextended('webhooks/' || $1::uuid::text, 0))";
+    tx.execute(turn, &[&merchant]).await.map_err(db::failure)?;
+    let sql = format!(
+        "INSERT INTO webhook_endpoints (id, merchant_id, url, description, events, secret)
+         SELECT $1::uuid, $2::uuid, $3::text, nullif($4::text, ''), $5::text[], $6::text
+         WHERE (SELECT count(*) FROM webhook_endpoints WHERE merchant_id = $2) < $7
+         RETURNING {COLUMNS}"
+    );
+    let statement = tx.prepare_cached(&sql).await.map_err(db::failure)?;
+    let events = new.events.unwrap_or_default();
+    let row = tx
+        .query_opt(&statement, &[&Uuid::now_v7(), &merchant, &url, &new.description, &events, &secret.reveal(), &MOST])
+        .await
+        .map_err(db::failure)?;
+    tx.commit().await.map_err(db::failure)?;
+    Ok(row.map(|row| (Endpoint::read(&row), secret)))
+}
+
+/// All of a merchant's, the oldest first.
+///
+/// # Errors
+/// When the database fails.
+pub async fn list(db: &impl GenericClient, merchant: Uuid) -> Result<Vec<Endpoint>, Failure> {
+    let sql = format!("SELECT {COLUMNS} FROM webhook_endpoints WHERE merchant_id = $1 ORDER BY created_at, id");
+    let statement = db.prepare_cached(&sql).await.map_err(db::failure)?;
+    let rows = db.query(&statement, &[&merchant]).await.map_err(db::failure)?;
+    Ok(rows.iter().map(Endpoint::read).collect())
+}
+
+/// One.
+///
+/// # Errors
+/// When the database fails.
+pub async fn get(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<Option<Endpoint>, Failure> {
+    let sql = format!("SELECT {COLUMNS} FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2");
+    let statement = db.prepare_cached(&sql).await.map_err(db::failure)?;
+    Ok(db.query_opt(&statement, &[&merchant, &id]).await.map_err(db::failure)?.as_ref().map(Endpoint::read))
+}
+
+/// Changes one.
+///
+/// # Errors
+/// When the database fails.
+pub async fn update(db: &mut Client, merchant: Uuid, id: Uuid, changes: Changes) -> Result<Option<Endpoint>, Failure> {
+    let tx = db.transaction().await.map_err(db::failure)?;
+    let sql = format!(
+        "UPDATE webhook_endpoints SET url = coalesce($3, url), events = coalesce($5, events), enabled = coalesce($6, enabled),
+             description = CASE WHEN $4::text IS NULL THEN description ELSE nullif($4, '') END,
+             disabled_reason = CASE WHEN coalesce($6, enabled) THEN NULL ELSE coalesce(disabled_reason, 'asked') END,
+             disabled_at = CASE WHEN coalesce($6, enabled) THEN NULL ELSE coalesce(disabled_at, now()) END,
+             failing_since = CASE WHEN $6 AND NOT enabled THEN NULL ELSE failing_since END,
+             paused_until = CASE WHEN $6 AND NOT enabled THEN NULL ELSE paused_until END
+         WHERE merchant_id = $1 AND id = $2 RETURNING {COLUMNS}"
+    );
+    let statement = tx.prepare_cached(&sql).await.map_err(db::failure)?;
+    let Changes { url, description, events, enabled } = changes;
+    let row = tx.query_opt(&statement, &[&merchant, &id, &url, &description, &events, &enabled]).await.map_err(db::failure)?;
+    if row.is_some() && enabled == Some(false) {
+        queue::stop(&tx, id).await?;
+    }
+    tx.commit().await.map_err(db::failure)?;
+    Ok(row.as_ref().map(Endpoint::read))
+}
+
+/// A new secret; the one before signs as well for [`GRACE`], and the one before that no more.
+///
+/// # Errors
+/// When the database fails, or the system has no random numbers.
+pub async fn rotate(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<Option<(Endpoint, Secret)>, Failure> {
+    let secret = Secret::generate().map_err(Failure::retry)?;
+    let sql = format!(
+        "UPDATE webhook_endpoints SET old_secret = secret, old_secret_until = now() + make_interval(secs => $4), secret = $3,
+             secret_since = now()
+         WHERE merchant_id = $1 AND id = $2 RETURNING {COLUMNS}"
+    );
+    let statement = db.prepare_cached(&sql).await.map_err(db::failure)?;
+    let values: [&(dyn ToSql + Sync); 4] = [&merchant, &id, &secret.reveal(), &GRACE.as_secs_f64()];
+    let row = db.query_opt(&statement, &values).await.map_err(db::failure)?;
+    Ok(row.map(|row| (Endpoint::read(&row), secret)))
+}
+
+/// Removes one with its deliveries; whether it was there.
+///
+/// # Errors
+/// When the database fails.
+pub async fn delete(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<bool, Failure> {
+    let sql = "DELETE FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2";
+    Ok(db.execute(sql, &[&merchant, &id]).await.map_err(db::failure)? > 0)
+}
+
+/// Sends a `webhook.ping`, whatever its filter; gives the event's id. A disabled endpoint is sent nothing: then it has failed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn ping(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<Option<String>, Failure> {
+    let event = format!("evt_{}_0", Uuid::now_v7().simple());
+    let data = serde_json::json!({ "webhook_id": id });
+    let body = body::of_service("webhook.ping", queue::now(), &data).map_err(Failure::halt)?;
+    let made = db
+        .execute(
+            "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state)
+             SELECT id, $3::text, 'webhook.ping', $4::text, CASE WHEN enabled THEN 'pending' ELSE 'failed' END
+             FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2",
+            &[&merchant, &id, &event, &body],
+        )
+        .await
+        .map_err(db::failure)?;
+    Ok((made > 0).then_some(event))
+}
+
+/// A delivery as the API shows it.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Its place in the list.
+    pub id: i64,
+    /// `webhook-id`.
+    pub event_id: String,
+    /// Event type.
+    pub kind: String,
+    /// None of what is of no payment.
+    pub payment_id: Option<Uuid>,
+    /// pending, delivered or failed.
+    pub state: String,
+    /// While it is pending.
+    pub next_attempt: Option<OffsetDateTime>,
+    /// When it was made.
+    pub created_at: OffsetDateTime,
+    /// When it arrived.
+    pub delivered_at: Option<OffsetDateTime>,
+    /// What was sent.
+    pub body: String,
+    /// The last ten, in order.
+    pub attempts: Vec<Attempt>,
+}
+
+/// An attempt as the API shows it.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// From 1.
+    pub number: i32,
+    /// When it ended.
+    pub at: OffsetDateTime,
+    /// Milliseconds.
+    pub took_ms: i32,
+    /// None if there was no answer.
+    pub status: Option<i32>,
+    /// Then why.
+    pub error: Option<String>,
+    /// The first kilobyte.
+    pub reply: String,
+}
+
+/// Deliveries of an endpoint of the caller's, newest first, below `before`, of one state if it is given.
+///
+/// # Errors
+/// When the database fails.
+pub async fn deliveries(
+    db: &impl GenericClient,
+    endpoint: Uuid,
+    state: Option<&str>,
+    before: i64,
+    limit: i64,
+) -> Result<Vec<Delivery>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT id, event_id, type, payment_id, state, CASE WHEN state = 'pending' THEN next_attempt END, created_at,
+                 delivered_at, body
+             FROM webhook_deliveries WHERE endpoint_id = $1 AND ($2::text IS NULL OR state = $2) AND id < $3
+             ORDER BY id DESC LIMIT $4",
+        )
+        .await
+        .map_err(db::failure)?;
+    let rows = db.query(&statement, &[&endpoint, &state, &before, &limit]).await.map_err(db::failure)?;
+    let mut attempts = attempts(db, &rows.iter().map(|row| row.get(0)).collect::<Vec<_>>()).await?;
+    let delivery = |row: &Row| Delivery {
+        id: row.get(0),
+        event_id: row.get(1),
+        kind: row.get(2),
+        payment_id: row.get(3),
+        state: row.get(4),
+        next_attempt: row.get(5),
+        created_at: row.get(6),
+        delivered_at: row.get(7),
+        body: row.get(8),
+        attempts: attempts.remove(&row.get::<_, i64>(0)).unwrap_or_default(),
+    };
+    Ok(rows.iter().map(delivery).collect())
+}
+
+async fn attempts(db: &impl GenericClient, deliveries: &[i64]) -> Result<HashMap<i64, Vec<Attempt>>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT a.delivery_id, a.number, a.at, a.took_ms, a.status, a.error, a.reply FROM unnest($1::bigint[]) AS d (id)
+             CROSS JOIN LATERAL (SELECT * FROM webhook_attempts a WHERE a.delivery_id = d.id ORDER BY number DESC LIMIT 10) a
+             ORDER BY a.delivery_id, a.number",
+        )
+        .await
+        .map_err(db::failure)?;
+    let mut of: HashMap<i64, Vec<Attempt>> = HashMap::new();
+    for row in db.query(&statement, &[&deliveries]).await.map_err(db::failure)? {
+        of.entry(row.get(0)).or_default().push(Attempt {
+            number: row.get(1),
+            at: row.get(2),
+            took_ms: row.get(3),
+            status: row.get(4),
+            error: row.get(5),
+            reply: row.get(6),
+        });
+    }
+    Ok(of)
+}
+
+/// What is sent again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which {
+    /// The one of this event.
+    Event(String),
+    /// Those that were made in this time, themselves of `from` and not of `before`.
+    Made {
+        /// First.
+        from: OffsetDateTime,
+        /// End.
+        before: OffsetDateTime,
+    },
+    /// All that failed.
+    Failed,
+}
+
+/// Sends deliveries again, from the begin of their schedule, under the ids they have; one that waits for its next attempt is
+/// sent at once. Gives how many; `None` if there is no such endpoint, or it is disabled.
+///
+/// # Errors
+/// When the database fails.
+pub async fn redeliver(db: &mut Client, merchant: Uuid, endpoint: Uuid, which: &Which) -> Result<Option<u64>, Failure> {
+    let tx = db.transaction().await.map_err(db::failure)?;
+    let lock = "SELECT FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2 AND enabled FOR NO KEY UPDATE";
+    if tx.query_opt(lock, &[&merchant, &endpoint]).await.map_err(db::failure)?.is_none() {
+        return Ok(None);
+    }
+    let (condition, values): (&str, Vec<&(dyn ToSql + Sync)>) = match which {
+        Which::Event(event) => ("event_id = $2", vec![&endpoint, event]),
+        Which::Made { from, before } => ("created_at >= $2 AND created_at < $3", vec![&endpoint, from, before]),
+        Which::Failed => ("state = 'failed'", vec![&endpoint]),
+    };
+    // What is on its way is on its way.
+    let sql = format!(
+        "UPDATE webhook_deliveries SET state = 'pending', tries = 0, next_attempt = now(), delivered_at = NULL
+         WHERE endpoint_id = $1 AND claimed_by IS NULL AND {condition}"
+    );
+    let statement = tx.prepare_cached(&sql).await.map_err(db::failure)?;
+    let again = tx.execute(&statement, &values).await.map_err(db::failure)?;
+    tx.commit().await.map_err(db::failure)?;
+    Ok(Some(again))
+}

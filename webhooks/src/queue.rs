@@ -1,0 +1,288 @@
+//! Deliveries in Postgres: what is due is claimed, what came of it is settled.
+//!
+//! A claim is a lease. It moves `next_attempt` beyond the end of the attempt, so a delivery whose sender was killed is due
+//! again by itself, and a sender that comes back under the same `CTRIP_INSTANCE` gives its own claims back at once
+//! ([`release`]). Whoever changes an endpoint or several of its deliveries locks the endpoint first, so that nobody waits in a
+//! circle.
+
+use crate::body;
+use crate::schedule::{self, Verdict};
+use crate::send::Outcome;
+use crate::signature::Secret;
+use deadpool_postgres::{Client, GenericClient};
+use runtime::{Failure, db};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+/// Failures of an event after which later events of its payment no longer wait for it.
+pub const ORDER_KEPT: i32 = 3;
+/// Longer than any attempt with its settling.
+const LEASE: Duration = Duration::from_secs(45);
+
+/// A message to be sent now.
+#[derive(Debug, Clone)]
+pub struct Due {
+    /// The delivery.
+    pub id: i64,
+    /// To whom.
+    pub endpoint: Uuid,
+    /// Counts the delivery's attempts from 1.
+    pub number: i32,
+    /// Attempts that failed before.
+    pub tries: i32,
+    /// `webhook-id`.
+    pub event_id: String,
+    /// Where to.
+    pub url: String,
+    /// All that are live, the newest first.
+    pub secrets: Vec<Secret>,
+    /// What is sent.
+    pub body: String,
+    /// When it could have been sent, in Unix seconds, for the delay.
+    pub due_at: f64,
+}
+
+/// How much may be claimed.
+#[derive(Debug, Clone)]
+pub struct Room<'a> {
+    /// Who claims.
+    pub instance: &'a str,
+    /// Of endpoints that fail, or of those that do not: each kind has sockets of its own.
+    pub failing: bool,
+    /// At most so many.
+    pub most: i64,
+    /// Of one endpoint at most so many, with what is on its way to it.
+    pub an_endpoint: i32,
+    /// Endpoints that something is on its way to, and how much.
+    pub busy: &'a [(Uuid, i32)],
+}
+
+/// Claims what is due: of each endpoint the longest due first, and of each of its payments only the first event. Endpoints come
+/// in any order, so that none is always the last.
+///
+/// # Errors
+/// When the database fails, or holds a secret that is none.
+pub async fn claim(db: &impl GenericClient, room: Room<'_>) -> Result<Vec<Due>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "WITH picked AS MATERIALIZED (
+                 SELECT d.id, e.url, e.secret, CASE WHEN e.old_secret_until > now() THEN e.old_secret END AS old_secret,
+                     extract(epoch FROM d.next_attempt)::float8 AS due_at
+                 FROM (SELECT * FROM webhook_endpoints WHERE enabled AND (failing_since IS NOT NULL) = $1
+                           AND (paused_until IS NULL OR paused_until <= now()) ORDER BY random()) e
+                 LEFT JOIN unnest($2::uuid[], $3::integer[]) AS busy (id, count) ON busy.id = e.id
+                 CROSS JOIN LATERAL (
+                     SELECT d.id, d.next_attempt FROM webhook_deliveries d
+                     WHERE d.endpoint_id = e.id AND d.state = 'pending' AND d.next_attempt <= now()
+                         AND NOT EXISTS (SELECT FROM webhook_deliveries b WHERE b.endpoint_id = d.endpoint_id
+                             AND b.payment_id = d.payment_id AND b.sequence < d.sequence AND b.state = 'pending' AND b.tries < $4)
+                     ORDER BY d.next_attempt, d.id
+                     LIMIT greatest(0, $5::integer - coalesce(busy.count, 0))
+                     FOR UPDATE OF d SKIP LOCKED
+                 ) d
+                 LIMIT $6
+             )
+             UPDATE webhook_deliveries d SET attempts = d.attempts + 1, claimed_by = $7,
+                 next_attempt = now() + make_interval(secs => $8)
+             FROM picked p WHERE d.id = p.id
+             RETURNING d.id, d.endpoint_id, d.attempts, d.tries, d.event_id, p.url, p.secret, p.old_secret, d.body, p.due_at",
+        )
+        .await
+        .map_err(db::failure)?;
+    let (endpoints, counts): (Vec<Uuid>, Vec<i32>) = room.busy.iter().copied().unzip();
+    let rows = db
+        .query(
+            &statement,
+            &[
+                &room.failing,
+                &endpoints,
+                &counts,
+                &ORDER_KEPT,
+                &room.an_endpoint,
+                &room.most,
+                &room.instance,
+                &LEASE.as_secs_f64(),
+            ],
+        )
+        .await
+        .map_err(db::failure)?;
+    rows.iter().map(due).collect()
+}
+
+fn due(row: &Row) -> Result<Due, Failure> {
+    let secrets = [row.get::<_, Option<&str>>(6), row.get(7)].into_iter().flatten().map(Secret::parse);
+    Ok(Due {
+        id: row.get(0),
+        endpoint: row.get(1),
+        number: row.get(2),
+        tries: row.get(3),
+        event_id: row.get(4),
+        url: row.get(5),
+        secrets: secrets.collect::<Result<_, _>>().map_err(Failure::halt)?,
+        body: row.get(8),
+        due_at: row.get(9),
+    })
+}
+
+/// Gives back what an earlier process of this instance had claimed and did not settle.
+///
+/// # Errors
+/// When the database fails.
+pub async fn release(db: &impl GenericClient, instance: &str) -> Result<u64, Failure> {
+    db.execute(
+        "UPDATE webhook_deliveries SET claimed_by = NULL, next_attempt = least(next_attempt, now()) WHERE claimed_by = $1",
+        &[&instance],
+    )
+    .await
+    .map_err(db::failure)
+}
+
+/// Settles attempts, all in one transaction. Returns the endpoints that it disabled.
+///
+/// # Errors
+/// When the database fails. Nothing is settled then, and all of it is sent again.
+pub async fn settle(db: &mut Client, done: &[(Due, Outcome, Verdict)]) -> Result<Vec<Uuid>, Failure> {
+    let tx = db.transaction().await.map_err(db::failure)?;
+    let mut endpoints: Vec<Uuid> = done.iter().map(|(due, ..)| due.endpoint).collect();
+    endpoints.sort_unstable();
+    endpoints.dedup();
+    let lock = "SELECT FROM webhook_endpoints WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE";
+    let statement = tx.prepare_cached(lock).await.map_err(db::failure)?;
+    tx.execute(&statement, &[&endpoints]).await.map_err(db::failure)?;
+    write(&tx, done).await?;
+    let disabled = judge_endpoints(&tx, done, &endpoints).await?;
+    tx.commit().await.map_err(db::failure)?;
+    Ok(disabled)
+}
+
+/// Attempts and deliveries. Those of an endpoint that was deleted meanwhile are gone, and nothing is written of them.
+async fn write(db: &impl GenericClient, done: &[(Due, Outcome, Verdict)]) -> Result<(), Failure> {
+    let statement = db
+        .prepare_cached(
+            "WITH done AS MATERIALIZED (
+                 SELECT t.* FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::integer[], $5::text[], $6::text[],
+                     $7::text[], $8::float8[]) AS t (id, number, took_ms, status, error, reply, state, delay)
+                 JOIN webhook_deliveries d ON d.id = t.id
+             ), told AS (
+                 INSERT INTO webhook_attempts (delivery_id, number, took_ms, status, error, reply)
+                 SELECT id, number, took_ms, status, error, reply FROM done ON CONFLICT DO NOTHING
+             )
+             UPDATE webhook_deliveries d SET state = t.state, claimed_by = NULL,
+                 tries = CASE WHEN t.state = 'delivered' THEN d.tries ELSE d.tries + 1 END,
+                 next_attempt = CASE WHEN t.state = 'pending' THEN now() + make_interval(secs => t.delay) ELSE d.next_attempt END,
+                 delivered_at = CASE WHEN t.state = 'delivered' THEN now() END
+             FROM done t
+             -- It arrived, whoever holds the delivery by now; a failure counts only if nobody tries again already.
+             WHERE d.id = t.id AND CASE WHEN t.state = 'delivered' THEN d.state <> 'delivered'
+                 ELSE d.state = 'pending' AND d.attempts = t.number END",
+        )
+        .await
+        .map_err(db::failure)?;
+    let state = |verdict: &Verdict| match verdict {
+        Verdict::Delivered => "delivered",
+        Verdict::Again(_) => "pending",
+        Verdict::Failed | Verdict::Gone => "failed",
+    };
+    let delay = |verdict: &Verdict| match verdict {
+        Verdict::Again(delay) => delay.as_secs_f64(),
+        Verdict::Delivered | Verdict::Failed | Verdict::Gone => 0.0,
+    };
+    db.execute(
+        &statement,
+        &[
+            &done.iter().map(|(due, ..)| due.id).collect::<Vec<_>>(),
+            &done.iter().map(|(due, ..)| due.number).collect::<Vec<_>>(),
+            &done.iter().map(|(_, o, _)| i32::try_from(o.took.as_millis()).unwrap_or(i32::MAX)).collect::<Vec<_>>(),
+            &done.iter().map(|(_, o, _)| o.answer.status.map(i32::from)).collect::<Vec<_>>(),
+            &done.iter().map(|(_, o, _)| o.error.as_deref()).collect::<Vec<_>>(),
+            &done.iter().map(|(_, o, _)| o.reply.as_str()).collect::<Vec<_>>(),
+            &done.iter().map(|(.., verdict)| state(verdict)).collect::<Vec<_>>(),
+            &done.iter().map(|(.., verdict)| delay(verdict)).collect::<Vec<_>>(),
+        ],
+    )
+    .await
+    .map_err(db::failure)?;
+    Ok(())
+}
+
+/// Health of the endpoints: one success makes an endpoint healthy, and one that has had none for too long is disabled.
+async fn judge_endpoints(
+    db: &impl GenericClient,
+    done: &[(Due, Outcome, Verdict)],
+    endpoints: &[Uuid],
+) -> Result<Vec<Uuid>, Failure> {
+    let of = |endpoint: &Uuid| done.iter().filter(move |(due, ..)| due.endpoint == *endpoint).collect::<Vec<_>>();
+    let (mut healthy, mut gone, mut peace) = (Vec::new(), Vec::new(), Vec::new());
+    for endpoint in endpoints {
+        let done = of(endpoint);
+        healthy.push(done.iter().any(|(.., verdict)| *verdict == Verdict::Delivered));
+        gone.push(done.iter().any(|(.., verdict)| *verdict == Verdict::Gone));
+        let longest = done.iter().filter_map(|(_, outcome, _)| schedule::peace(outcome.answer)).max();
+        peace.push(longest.map(|peace| peace.as_secs_f64()));
+    }
+    let statement = db
+        .prepare_cached(
+            "UPDATE webhook_endpoints e SET
+                 failing_since = CASE WHEN t.healthy THEN NULL ELSE coalesce(e.failing_since, now()) END,
+                 paused_until = CASE WHEN t.peace IS NULL THEN e.paused_until
+                     ELSE greatest(e.paused_until, now() + make_interval(secs => t.peace)) END
+             FROM unnest($1::uuid[], $2::boolean[], $3::float8[]) AS t (id, healthy, peace)
+             WHERE e.id = t.id AND (t.peace IS NOT NULL OR t.healthy = (e.failing_since IS NOT NULL))",
+        )
+        .await
+        .map_err(db::failure)?;
+    db.execute(&statement, &[&endpoints, &healthy, &peace]).await.map_err(db::failure)?;
+    if healthy.iter().all(|healthy| *healthy) && !gone.contains(&true) {
+        return Ok(Vec::new());
+    }
+    let statement = db
+        .prepare_cached(
+            "UPDATE webhook_endpoints e SET enabled = false, disabled_at = now(),
+                 disabled_reason = CASE WHEN t.gone THEN 'gone' ELSE 'failing' END
+             FROM unnest($1::uuid[], $2::boolean[]) AS t (id, gone)
+             WHERE e.id = t.id AND e.enabled AND (t.gone OR e.failing_since <= now() - make_interval(secs => $3))
+             RETURNING e.id, e.merchant_id, e.disabled_reason",
+        )
+        .await
+        .map_err(db::failure)?;
+    let after = schedule::DISABLE_AFTER.as_secs_f64();
+    let rows = db.query(&statement, &[&endpoints, &gone, &after]).await.map_err(db::failure)?;
+    for row in &rows {
+        disabled(db, row.get(0), row.get(1), row.get(2)).await?;
+    }
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// What was on its way to an endpoint has failed, and the merchant's other endpoints are told.
+async fn disabled(db: &impl GenericClient, endpoint: Uuid, merchant: Uuid, reason: &str) -> Result<(), Failure> {
+    stop(db, endpoint).await?;
+    tracing::warn!(%endpoint, "a webhook endpoint is disabled: {reason}");
+    let data = serde_json::json!({ "webhook_id": endpoint, "reason": reason });
+    let body = body::of_service("webhook.disabled", now(), &data).map_err(Failure::halt)?;
+    let id = format!("evt_{}_0", Uuid::now_v7().simple());
+    db.execute(
+        "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state)
+         SELECT id, $2::text, 'webhook.disabled', $3::text, 'pending' FROM webhook_endpoints
+         WHERE merchant_id = $1 AND enabled AND (events = '{}' OR events && '{webhook.disabled,webhook.*}')",
+        &[&merchant, &id, &body],
+    )
+    .await
+    .map_err(db::failure)?;
+    Ok(())
+}
+
+/// Ends what is pending for an endpoint that takes no more. Whoever enables it again asks for what failed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn stop(db: &impl GenericClient, endpoint: Uuid) -> Result<(), Failure> {
+    let sql = "UPDATE webhook_deliveries SET state = 'failed', claimed_by = NULL WHERE endpoint_id = $1 AND state = 'pending'";
+    db.execute(sql, &[&endpoint]).await.map_err(db::failure)?;
+    Ok(())
+}
+
+/// Unix seconds.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

@@ -1,0 +1,38 @@
+use crate::engine::Engine;
+use crate::fanout;
+use crate::guard::{self, Guard, System};
+use anyhow::Context as _;
+use runtime::{Kafka, Settings, db, stage};
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+const CONNECTIONS: usize = 4;
+
+/// The role: `payment.events` into deliveries, and deliveries to merchants' endpoints.
+///
+/// # Errors
+/// When the configuration is wrong, or a stage halts.
+pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    let guard = Guard::of(&settings);
+    let client = guard::client(&guard, Arc::new(System)).context("the HTTP client of webhooks")?;
+    let kafka = Kafka::connect(&settings).await?;
+    let pool = db::pool(&settings.database_url, CONNECTIONS)?;
+    let call = Arc::new(Notify::new());
+
+    let mut stages = JoinSet::new();
+    let engine = Engine { pool: pool.clone(), client, guard, instance: settings.instance.clone() };
+    let (handle, called) = (Handle::current(), Arc::clone(&call));
+    stages.spawn(stage::run("webhook-engine", stop.clone(), move |stop| handle.block_on(engine.run(&called, stop))));
+    let handle = Handle::current();
+    stages.spawn(stage::run(fanout::STAGE, stop.clone(), move |stop| fanout::run(&kafka, &pool, &handle, &call, stop)));
+    while let Some(ended) = stages.join_next().await {
+        ended??;
+        if !stop.is_cancelled() {
+            anyhow::bail!("a stage of the webhooks ended without being asked to");
+        }
+    }
+    Ok(())
+}

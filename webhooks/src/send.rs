@@ -1,0 +1,101 @@
+//! One attempt at one message.
+
+use crate::guard::Guard;
+use crate::queue::Due;
+use crate::schedule::Answer;
+use crate::signature;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::{Client, Response};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// From looking the name up to the kept part of the answer.
+pub const WITHIN: Duration = Duration::from_secs(15);
+/// Bytes of the answer's body that are kept.
+const KEPT: usize = 1024;
+
+/// What came of it.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// What decides.
+    pub answer: Answer,
+    /// The first kilobyte of the answer's body, for people.
+    pub reply: String,
+    /// Why there was no answer, for people.
+    pub error: Option<String>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Sends a message, signed for this moment. It never fails: that there was no answer is an outcome.
+pub async fn send(client: &Client, guard: &Guard, due: &Due) -> Outcome {
+    let started = Instant::now();
+    let outcome = tokio::time::timeout(WITHIN, attempt(client, guard, due)).await;
+    let outcome = match outcome {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => Outcome { error: Some(error), ..Outcome::default() },
+        Err(_) => Outcome { error: Some(format!("no answer within {} s", WITHIN.as_secs())), ..Outcome::default() },
+    };
+    Outcome { took: started.elapsed(), ..outcome }
+}
+
+async fn attempt(client: &Client, guard: &Guard, due: &Due) -> Result<Outcome, String> {
+    // Settings may have changed since the endpoint was made.
+    let url = guard.check_url(&due.url).map_err(|refused| refused.to_string())?;
+    let now = SystemTime::now();
+    let timestamp = now.duration_since(UNIX_EPOCH).map_err(|error| error.to_string())?.as_secs();
+    let timestamp = i64::try_from(timestamp).map_err(|error| error.to_string())?;
+    let request = client
+        .post(url)
+        .header(CONTENT_TYPE, "application/json")
+        .header("webhook-id", &due.event_id)
+        .header("webhook-timestamp", timestamp)
+        .header("webhook-signature", signature::header(&due.secrets, &due.event_id, timestamp, &due.body))
+        .body(due.body.clone());
+    // The URL may have a token in it, and the log has readers of its own.
+    let response = request.send().await.map_err(|error| runtime::chain_of(&error.without_url()))?;
+    let status = response.status().as_u16();
+    let answer = Answer { status: Some(status), retry_after: retry_after(response.headers(), now) };
+    Ok(Outcome { answer, reply: reply(response).await, ..Outcome::default() })
+}
+
+/// What there is of the body; the status has come, so that it breaks off is no failure.
+async fn reply(mut response: Response) -> String {
+    let mut kept = Vec::new();
+    while kept.len() < KEPT {
+        let Ok(Some(chunk)) = response.chunk().await else { break };
+        kept.extend_from_slice(&chunk);
+    }
+    kept.truncate(KEPT);
+    // Postgres keeps no U+0000.
+    String::from_utf8_lossy(&kept).replace('\0', "\u{fffd}")
+}
+
+/// Seconds, or a date.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(now).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_read_in_both_its_forms() {
+        let now = UNIX_EPOCH + Duration::from_secs(784_111_700);
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, text.parse().unwrap());
+            retry_after(&headers, now)
+        };
+        assert_eq!(read("120"), Some(Duration::from_secs(120)));
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(77)));
+        for nothing in ["", "-1", "soon", "Sun, 06 Nov 1994 08:00:00 GMT"] {
+            assert_eq!(read(nothing), None, "{nothing}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+}

@@ -330,10 +330,11 @@ async fn what_failed_is_shown_and_sent_again() -> Result<()> {
     Ok(())
 }
 
-/// `kill -9` between any two steps: what was claimed, sent or answered and not settled is sent again.
+/// `kill -9` between any two steps: what was claimed, sent or answered and not settled is sent again. Of two events a payment;
+/// `KILLED_PAYMENTS` makes it longer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_sender_sends_again_rather_than_never_and_keeps_the_order() -> Result<()> {
-    const PAYMENTS: usize = 150;
+    let payments: usize = std::env::var("KILLED_PAYMENTS").map_or(Ok(150), |count| count.parse())?;
     let mut running = running(&["api", "confirmer", "webhooks"]).await?;
     let paths = ["well/1", "well/2", "well/3"];
     for path in paths {
@@ -341,24 +342,26 @@ async fn a_killed_sender_sends_again_rather_than_never_and_keeps_the_order() -> 
     }
     let api = running.api.clone();
     let made = tokio::spawn(async move {
-        let orders: Vec<Value> = (0..PAYMENTS).map(|_| json!({ "chain": "anvil", "amount": "7" })).collect();
-        let orders = json!({ "payments": orders });
-        let (_, made) = api.request(Method::POST, "/api/v1/payments/batch", Some(orders), &[]).await?;
-        let ids = made["data"].as_array().context("a batch")?.iter().filter_map(|one| one["payment"]["id"].as_str());
-        let ids: Vec<String> = ids.map(str::to_owned).collect();
-        ensure!(ids.len() == PAYMENTS, "{made}");
-        let api = &api;
-        try_join_all(ids.iter().map(|id| async move {
-            let path = format!("/api/v1/payments/{id}/cancel");
-            let (status, answer) = api.request(Method::POST, &path, None, &[]).await?;
-            ensure!(status.is_success(), "{status} {answer}");
-            Ok(())
-        }))
-        .await?;
+        let orders = vec![json!({ "chain": "anvil", "amount": "7" }); payments];
+        for orders in orders.chunks(100) {
+            let asked = json!({ "payments": orders });
+            let (_, made) = api.request(Method::POST, "/api/v1/payments/batch", Some(asked), &[]).await?;
+            let ids = made["data"].as_array().context("a batch")?.iter().filter_map(|one| one["payment"]["id"].as_str());
+            let ids: Vec<String> = ids.map(str::to_owned).collect();
+            ensure!(ids.len() == orders.len(), "{made}");
+            let api = &api;
+            try_join_all(ids.iter().map(|id| async move {
+                let path = format!("/api/v1/payments/{id}/cancel");
+                let (status, answer) = api.request(Method::POST, &path, None, &[]).await?;
+                ensure!(status.is_success(), "{status} {answer}");
+                Ok(())
+            }))
+            .await?;
+        }
         Ok(())
     });
     let arrived = |receiver: &Receiver| paths.iter().map(|path| receiver.at(path).len()).sum::<usize>();
-    let all = PAYMENTS * 2 * paths.len();
+    let all = payments * 2 * paths.len();
     let mut kills = 0;
     let mut next = 0;
     while next < all * 4 / 5 {
@@ -376,7 +379,7 @@ async fn a_killed_sender_sends_again_rather_than_never_and_keeps_the_order() -> 
     let told = events(&running.lab).await?;
     for path in paths {
         let wanted: HashSet<&str> = told.iter().map(|event| event.id.as_str()).collect();
-        ensure!(wanted.len() == PAYMENTS * 2, "{} events", wanted.len());
+        ensure!(wanted.len() == payments * 2, "{} events", wanted.len());
         let messages = eventually("every event at every endpoint", || async {
             let messages = running.receiver.at(path);
             let ids: HashSet<&str> = messages.iter().map(Message::id).collect();

@@ -256,7 +256,10 @@ pub struct CreateAddress {
 #[schema(example = json!({ "url": "https://shop.example/events", "events": ["payment.confirmed", "payment.expired"] }))]
 pub struct CreateWebhook {
     /// Where events are sent to: https, on the public Internet, without user and password.
-    #[schema(max_length = 2048, pattern = r"^https://[a-z]+(\.[a-z]+)*\.(com|org|example)(/[A-Za-z0-9._~-]*)*$")]
+    #[schema(
+        max_length = 2048,
+        pattern = r"^https://([a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?\.)+[a-z]{2,24}(:[1-9][0-9]{0,3})?(/[!-~]*)?$"
+    )]
     url: String,
     /// The types it gets, `payment.*` being all of a kind; all there are if left out or empty.
     #[schema(schema_with = event_types)]
@@ -272,7 +275,10 @@ pub struct CreateWebhook {
 #[schema(example = json!({ "enabled": true }))]
 pub struct UpdateWebhook {
     /// Where events are sent to.
-    #[schema(max_length = 2048, pattern = r"^https://[a-z]+(\.[a-z]+)*\.(com|org|example)(/[A-Za-z0-9._~-]*)*$")]
+    #[schema(
+        max_length = 2048,
+        pattern = r"^https://([a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?\.)+[a-z]{2,24}(:[1-9][0-9]{0,3})?(/[!-~]*)?$"
+    )]
     url: Option<String>,
     /// The types it gets; empty is all there are.
     #[schema(schema_with = event_types)]

@@ -10,41 +10,22 @@ use crate::working::Working;
 use anyhow::anyhow;
 use chain::Chains;
 use deadpool_postgres::{GenericClient, Pool};
-use runtime::{Failure, db};
+use runtime::{Failure, Folding, Span, db};
 use std::collections::{BTreeMap, HashSet};
 use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic};
 use uuid::Uuid;
 
-const STAGE: &str = "confirmer";
+/// The stage.
+pub const FOLDING: Folding = Folding { stage: "confirmer", topic: Topic::Matches, most: 256, most_bytes: 4 * 1024 * 1024 };
 /// Payments in memory at once, each about 1 kB and with an event maybe.
 const SLICE: usize = 20_000;
 
 /// Records of one partition, in order.
 pub struct Batch {
-    /// Partition of `chain.matches`.
-    pub partition: i32,
-    /// Where the database should stand.
-    pub from: i64,
-    /// Where it will stand.
-    pub next: i64,
+    /// Where in `chain.matches`.
+    pub span: Span,
     /// The records.
     pub records: Vec<Matches>,
-}
-
-/// Where the stage stands in a partition.
-///
-/// # Errors
-/// When the database fails.
-pub async fn position(pool: &Pool, partition: i32) -> Result<Option<i64>, Failure> {
-    let db = pool.get().await.map_err(db::unavailable)?;
-    let row = db
-        .query_opt(
-            "SELECT next_offset FROM stage_offsets WHERE stage = $1 AND topic = $2 AND partition = $3",
-            &[&STAGE, &Topic::Matches.name(), &partition],
-        )
-        .await
-        .map_err(db::failure)?;
-    Ok(row.map(|row| row.get(0)))
 }
 
 /// Applies a batch; returns how many events it made.
@@ -62,7 +43,7 @@ pub async fn apply(pool: &Pool, chains: &Chains, batch: &Batch) -> Result<usize,
 pub async fn apply_in_slices(pool: &Pool, chains: &Chains, batch: &Batch, slice: usize) -> Result<usize, Failure> {
     let mut client = pool.get().await.map_err(db::unavailable)?;
     let tx = client.transaction().await.map_err(db::failure)?;
-    claim_offset(&tx, batch).await?;
+    FOLDING.claim(&tx, batch.span).await?;
     let mut by_chain: Vec<(ChainId, Vec<&Matches>)> = Vec::new();
     for record in &batch.records {
         match by_chain.iter_mut().find(|(chain, _)| *chain == record.chain) {
@@ -76,31 +57,6 @@ pub async fn apply_in_slices(pool: &Pool, chains: &Chains, batch: &Batch, slice:
     }
     tx.commit().await.map_err(db::failure)?;
     Ok(events)
-}
-
-/// Moves the offset on and keeps its row locked until the commit. A zombie finds it elsewhere than it left it.
-async fn claim_offset(db: &impl GenericClient, batch: &Batch) -> Result<(), Failure> {
-    let statement = db
-        .prepare_cached(
-            "INSERT INTO stage_offsets (stage, topic, partition, next_offset) VALUES ($1, $2, $3, $5)
-             ON CONFLICT (stage, topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, updated_at = now()
-                 WHERE stage_offsets.next_offset = $4",
-        )
-        .await
-        .map_err(db::failure)?;
-    let moved = db
-        .execute(&statement, &[&STAGE, &Topic::Matches.name(), &batch.partition, &batch.from, &batch.next])
-        .await
-        .map_err(db::failure)?;
-    if moved == 0 {
-        return Err(Failure::Retry(anyhow!(
-            "partition {} of {} is no longer at {}: another instance has read on",
-            batch.partition,
-            Topic::Matches,
-            batch.from
-        )));
-    }
-    Ok(())
 }
 
 /// The head of a chain, as the database has it.

@@ -14,7 +14,7 @@ use prost::Message as _;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedMutRandom as _, IndexedRandom as _};
 use rand::{Rng as _, SeedableRng as _};
-use runtime::{Failure, db};
+use runtime::{Failure, Span, db};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use topics::{Address, Amount, B256, BlockRef, ChainId, Kind, Matches, PaymentId, Source, Transfer, TransferId, wire};
 use uuid::Uuid;
@@ -123,7 +123,7 @@ impl Books {
 
     async fn apply(&mut self, chains: &Chains, records: &[Matches]) -> Result<(), Failure> {
         let next = self.next + i64::try_from(records.len()).unwrap();
-        let batch = Batch { partition: 0, from: self.next, next, records: records.to_vec() };
+        let batch = Batch { span: Span { partition: 0, from: self.next, next }, records: records.to_vec() };
         fold::apply_in_slices(&self.pool, chains, &batch, self.slice).await?;
         self.next = next;
         Ok(())

@@ -27,7 +27,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (handle, called) = (Handle::current(), Arc::clone(&call));
     stages.spawn(stage::run("webhook-engine", stop.clone(), move |stop| handle.block_on(engine.run(&called, stop))));
     let handle = Handle::current();
-    stages.spawn(stage::run(fanout::STAGE, stop.clone(), move |stop| fanout::run(&kafka, &pool, &handle, &call, stop)));
+    stages.spawn(stage::run(fanout::FOLDING.stage, stop.clone(), move |stop| fanout::run(&kafka, &pool, &handle, &call, stop)));
     while let Some(ended) = stages.join_next().await {
         ended??;
         if !stop.is_cancelled() {

@@ -45,6 +45,8 @@ pub struct Follower {
     window: Window,
     pipeline: Pipeline,
     tagged: Option<(Instant, Tagged)>,
+    /// When the head was looked at last.
+    looked: Instant,
     told: HashSet<String>,
 }
 
@@ -73,7 +75,8 @@ impl Follower {
     /// `poll_interval`, and as soon as `heads` has one.
     pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, window: Window) -> Self {
         let pipeline = Pipeline::new(rpc.clone(), chain.reading());
-        Self { chain, rpc, heads, awaited: None, in_vain: 0, window, pipeline, tagged: None, told: HashSet::new() }
+        let looked = Instant::now();
+        Self { chain, rpc, heads, awaited: None, in_vain: 0, window, pipeline, tagged: None, looked, told: HashSet::new() }
     }
 
     /// The window with all that [`next`](Self::next) gave so far.
@@ -155,6 +158,7 @@ impl Follower {
             return self.bring().await;
         }
         let Some((endpoint, head)) = fetch_newest(&self.rpc).await? else { return Ok(Vec::new()) };
+        self.looked = Instant::now();
         let outcome = match self.look(head).await {
             Ok(()) => self.bring().await,
             Err(trouble) => Err(trouble),
@@ -189,7 +193,9 @@ impl Follower {
             return Ok(Vec::new());
         }
         // While the first block is on its way, so that they cost no time.
-        let tags = tagged(self.rpc.clone(), self.tagged, self.chain.poll_interval);
+        // What was asked before the head was seen may be out of date with it, and no other block may come for a while.
+        let known = self.tagged.filter(|(asked, _)| *asked >= self.looked);
+        let tags = tagged(self.rpc.clone(), known, self.chain.poll_interval);
         let (tags, changes) = tokio::join!(tags, self.take());
         self.tagged = Some(tags);
         if let Some(finalized) = tags.1.finalized {

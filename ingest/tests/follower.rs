@@ -131,6 +131,26 @@ async fn a_reorganisation_during_catch_up_is_seen_by_the_first_block_that_does_n
     assert_eq!((consumer.removed, consumer.added), (vec![13_522_194], 57));
 }
 
+/// What is final moves with the head. With the last block before a pause comes what is final since that block, or a payment that
+/// waits for it would wait for the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_head_comes_with_what_is_final_by_then_however_soon_it_follows() {
+    let (_, after) = polygon();
+    let node = Node::start(137, false).await;
+    node.script.lock().unwrap().final_behind = Some(2);
+    let url = &node.url;
+    let text =
+        format!("- name: it\n  chain_id: 137\n  rpc_urls: [\"{url}\"]\n  start_block: 13522175\n  poll_interval_ms: 600000\n");
+    let mut consumer = Consumer::new(&load(&text).await.unwrap());
+    node.set(&after[..10]);
+    consumer.until(&after[9]).await;
+    for reached in 11..15 {
+        node.set(&after[..reached]);
+        let batch = consumer.follower.next().await.unwrap();
+        assert_eq!(batch.settled.finalized, Some(after[reached - 3].number));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lagging_head_takes_nothing_back() {
     let (_, after) = polygon();

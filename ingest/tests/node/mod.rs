@@ -74,6 +74,8 @@ pub struct Script {
     /// How often each fault is still to be shown.
     pub faults: Vec<(Fault, usize)>,
     pub block_receipts: bool,
+    /// How far behind its head it calls blocks final; it has no tags if it says nothing.
+    pub final_behind: Option<usize>,
     /// A head that it tells of and does not have.
     pub announces: Option<Value>,
     pub requests: HashMap<String, usize>,
@@ -199,6 +201,9 @@ impl Script {
             "eth_chainId" => json!(format!("{:#x}", self.id)),
             "eth_getBlockByNumber" => match params[0].as_str().unwrap() {
                 "latest" => self.announces.clone().unwrap_or_else(|| shown(self.chain.last())),
+                "finalized" if self.final_behind.is_some() => {
+                    shown(self.chain.iter().nth_back(self.final_behind.unwrap_or_default()))
+                }
                 "safe" | "finalized" => return Err((-32000, "safe block not found".to_owned())),
                 number => {
                     let number = u64::from_str_radix(&number[2..], 16).unwrap();

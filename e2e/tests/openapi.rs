@@ -32,8 +32,12 @@ async fn schemathesis_finds_no_answer_that_the_document_does_not_promise() -> Re
 
     let known =
         |path: &str, id: &str| format!("[[operations]]\ninclude-path-regex = \"/{path}/\"\nparameters = {{ id = \"{id}\" }}\n");
-    let webhook = json!({ "url": "https://fuzzed.example/" });
-    let (_, webhook) = api.request(Method::POST, "/api/v1/webhooks", Some(webhook), &[]).await?;
+    // The first pass may have left as many as a merchant can have, or none.
+    let (_, webhooks) = api.request(Method::GET, "/api/v1/webhooks", None, &[]).await?;
+    let webhook = match webhooks["data"].get(0) {
+        Some(webhook) => webhook.clone(),
+        None => api.request(Method::POST, "/api/v1/webhooks", Some(json!({ "url": "https://fuzzed.example/" })), &[]).await?.1,
+    };
     let known = known("payments", payment.id())
         + &known("addresses", address["id"].as_str().context("an id")?)
         + &known("webhooks", webhook["id"].as_str().context("an id")?);

@@ -54,7 +54,8 @@ async fn deliveries(db: &impl GenericClient, events: &[(PaymentEvent, i64)]) -> 
     let merchants = events.iter().map(|(event, _)| event.merchant_id.parse::<Uuid>()).collect::<Result<HashSet<_>, _>>();
     let merchants: Vec<Uuid> = merchants.map_err(Failure::halt)?.into_iter().collect();
     let statement = db
-        .prepare_cached("SELECT DISTINCT merchant_id FROM webhook_endpoints WHERE merchant_id = ANY($1)")
+        // Locked, so that none of them is disabled between being read and written for: nothing would end what is pending then.
+        .prepare_cached("SELECT merchant_id FROM webhook_endpoints WHERE merchant_id = ANY($1) ORDER BY id FOR SHARE")
         .await
         .map_err(db::failure)?;
     let rows = db.query(&statement, &[&merchants]).await.map_err(db::failure)?;

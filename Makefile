@@ -10,7 +10,7 @@ help:
 	@echo "make demo   install, build, start the parts, and watch payments from creation to confirmation"
 	@echo "make test   all tests, on the real parts"
 	@echo "make up     leave it running: prints the URL, a key and a first curl (make down stops it)"
-	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest or confirmer for one of them)"
+	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer or webhooks for one of them)"
 	@echo "make lint   formatting and clippy, as CI runs them"
 
 build:

@@ -290,7 +290,7 @@ pub async fn ping(
     caller: Caller,
     WebhookId(id): WebhookId,
 ) -> Result<(StatusCode, Json<PingReply>), Problem> {
-    let event_id = endpoints::ping(&app.db().await?, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
+    let event_id = endpoints::ping(&mut app.db().await?, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
     Ok((StatusCode::ACCEPTED, Json(PingReply { event_id })))
 }
 

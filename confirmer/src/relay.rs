@@ -20,8 +20,6 @@ use topics::Topic;
 use uuid::Uuid;
 
 const NAME: &str = "outbox";
-/// A stranger's number that nothing else in the database locks.
-const LOCK: i64 = 7_233_018;
 const MOST: i64 = 1000;
 /// How often to look when nobody calls: events of other processes, the API's above all.
 const LOOK: Duration = Duration::from_millis(20);
@@ -100,7 +98,9 @@ fn wait(called: &Receiver<()>) {
 fn lead(pool: &Pool, handle: &Handle, stop: &CancellationToken) -> Result<Option<Leader>, Failure> {
     let leader = Leader(Some(handle.block_on(pool.get()).map_err(db::unavailable)?));
     while !stop.is_cancelled() {
-        let row = handle.block_on(leader.db()?.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK])).map_err(db::failure)?;
+        let row = handle
+            .block_on(leader.db()?.query_one("SELECT pg_try_advisory_lock($1)", &[&db::lock::RELAY]))
+            .map_err(db::failure)?;
         if row.get(0) {
             return Ok(Some(leader));
         }

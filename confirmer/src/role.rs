@@ -3,8 +3,9 @@ use crate::relay;
 use anyhow::anyhow;
 use chain::Chains;
 use deadpool_postgres::Pool;
+use runtime::db::{self, Commits};
 use runtime::kafka::Record;
-use runtime::{Failure, Kafka, Settings, db, stage};
+use runtime::{Failure, Kafka, Settings, stage};
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 use tokio::runtime::Handle;
@@ -19,7 +20,7 @@ use topics::{Matches, frame, wire};
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let chains = Chains::load(&settings.chains_file)?.resolve().await?;
     let kafka = Kafka::connect(&settings).await?;
-    let pool = db::pool_of_ranges(&settings.database_url, 4)?;
+    let pool = db::pool_of_ranges(&settings.database_url, 4, Commits::Last)?;
     let (call, called) = channel();
     // A stage's body runs again and again, the receiver lives once.
     let called = Mutex::new(called);
@@ -51,11 +52,13 @@ fn follow(
     call: &Sender<()>,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    FOLDING.follow(kafka, pool, handle, stop, |span, records| {
-        let records = records.iter().map(|record| decode(record)).collect::<Result<_, _>>()?;
-        if handle.block_on(fold::apply(pool, chains, &Batch { span, records }))? > 0 {
-            // The relay is gone only when the role ends.
-            let _ = call.send(());
+    FOLDING.follow(kafka, pool, handle, stop, |spans| {
+        for (span, records) in spans {
+            let records = records.iter().map(|record| decode(record)).collect::<Result<_, _>>()?;
+            if handle.block_on(fold::apply(pool, chains, &Batch { span: *span, records }))? > 0 {
+                // The relay is gone only when the role ends.
+                let _ = call.send(());
+            }
         }
         Ok(())
     })

@@ -25,14 +25,26 @@ pub fn pool(url: &str, size: usize) -> anyhow::Result<Pool> {
 ///
 /// # Errors
 /// When the URL does not parse.
-pub fn pool_of_ranges(url: &str, size: usize) -> anyhow::Result<Pool> {
-    let planned_once = Hook::async_fn(|client: &mut ClientWrapper, _| {
-        Box::pin(async move {
-            let settings = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off";
-            client.batch_execute(settings).await.map_err(HookError::Backend)
-        })
+pub fn pool_of_ranges(url: &str, size: usize, commits: Commits) -> anyhow::Result<Pool> {
+    let settings = match commits {
+        Commits::Last => "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off",
+        Commits::MayBeUndone => {
+            "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET synchronous_commit = off"
+        }
+    };
+    let set = Hook::async_fn(move |client: &mut ClientWrapper, _| {
+        Box::pin(async move { client.batch_execute(settings).await.map_err(HookError::Backend) })
     });
-    Ok(builder(url, size)?.post_create(planned_once).build()?)
+    Ok(builder(url, size)?.post_create(set).build()?)
+}
+
+/// What a commit of a pool's connections means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commits {
+    /// It is on disk.
+    Last,
+    /// A crash of Postgres undoes those of its last half second, in order and each as a whole: for work that is then done again.
+    MayBeUndone,
 }
 
 fn builder(url: &str, size: usize) -> anyhow::Result<PoolBuilder> {
@@ -47,6 +59,16 @@ fn builder(url: &str, size: usize) -> anyhow::Result<PoolBuilder> {
     Ok(pool.wait_timeout(Some(Duration::from_secs(10))).create_timeout(Some(Duration::from_secs(5))))
 }
 
+/// Advisory locks by number, here so that no two are the same; others are hashes of names.
+pub mod lock {
+    /// Held while migrating.
+    pub const MIGRATIONS: i64 = 7_233_017;
+    /// Held by the relay that works.
+    pub const RELAY: i64 = 7_233_018;
+    /// Shared by those who add deliveries, held by who disables an endpoint.
+    pub const DELIVERIES: i64 = 7_233_019;
+}
+
 /// Brings the database to this version; harmless when it is there already. Refinery locks, so processes may race.
 ///
 /// # Errors
@@ -56,7 +78,7 @@ pub async fn migrate(url: &str) -> anyhow::Result<()> {
     let (mut client, connection) = config.connect(NoTls).await.context("connecting to DATABASE_URL")?;
     let driver = tokio::spawn(connection);
     // Two processes that start together would both find the first migration missing.
-    client.batch_execute("SELECT pg_advisory_lock(7233017)").await.context("waiting for other migrations")?;
+    client.execute("SELECT pg_advisory_lock($1)", &[&lock::MIGRATIONS]).await.context("waiting for other migrations")?;
     let report = embedded::migrations::runner().run_async(&mut client).await.context("migrating the database")?;
     for migration in report.applied_migrations() {
         tracing::info!("migrated the database: {migration}");

@@ -43,8 +43,8 @@ pub struct Span {
 }
 
 impl Folding {
-    /// Gives `apply` the records of one partition after the other, in order, until `stop`. It has to [`claim`](Self::claim) the
-    /// span in the transaction of what it does.
+    /// Gives `apply` records until `stop`, those of each partition in order. It has to [`claim`](Self::claim) a partition's span
+    /// in the transaction of what it does with them, be it one for all partitions or one each.
     ///
     /// # Errors
     /// Those of `apply`; `Retry` when Kafka or the database fails.
@@ -54,7 +54,7 @@ impl Folding {
         pool: &Pool,
         handle: &Handle,
         stop: &CancellationToken,
-        mut apply: impl FnMut(Span, &[&Record<'_>]) -> Result<(), Failure>,
+        mut apply: impl FnMut(&[(Span, Vec<&Record<'_>>)]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let (folding, position_pool, position_handle) = (*self, pool.clone(), handle.clone());
         let position = move |_: Topic, partition: i32| position_handle.block_on(folding.position(&position_pool, partition));
@@ -71,18 +71,24 @@ impl Folding {
             for record in &batch.records {
                 partitions.entry(record.partition()).or_default().push(record);
             }
+            if partitions.is_empty() {
+                continue;
+            }
+            let started = Instant::now();
+            let mut spans = Vec::with_capacity(partitions.len());
             for (partition, records) in partitions {
-                let started = Instant::now();
                 let from = match next.get(&partition) {
                     Some(from) => *from,
                     // First records since the assignment: they begin where the database stands.
                     None => handle.block_on(self.position(pool, partition))?.unwrap_or(0),
                 };
-                let span = self.span(partition, from, &records)?;
-                apply(span, &records)?;
-                next.insert(partition, span.next);
-                self.report(&records, started);
+                spans.push((self.span(partition, from, &records)?, records));
             }
+            apply(&spans)?;
+            for (span, _) in &spans {
+                next.insert(span.partition, span.next);
+            }
+            self.report(&batch.records, started);
         }
         Ok(())
     }
@@ -139,11 +145,11 @@ impl Folding {
         Ok(Span { partition, from, next })
     }
 
-    fn report(&self, records: &[&Record<'_>], started: Instant) {
+    fn report(&self, records: &[Record<'_>], started: Instant) {
         let stage = [("stage", self.stage)];
         metrics::STAGE_RECORDS.counter(&stage).increment(u64::try_from(records.len()).unwrap_or_default());
         metrics::STAGE_LATENCY.histogram(&stage).record(started.elapsed());
-        if let Some(written) = records.last().and_then(|record| record.timestamp_ms()) {
+        if let Some(written) = records.last().and_then(Record::timestamp_ms) {
             metrics::stage_lag(self.stage, written);
         }
     }

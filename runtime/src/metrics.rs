@@ -72,7 +72,7 @@ metrics_list! {
     WEBHOOK_ATTEMPTS = Counter "webhook_attempts_total" ["outcome"] "Attempts at webhooks: delivered, to be made again, failed for good, or gone (410).";
     WEBHOOK_LATENCY = Histogram "webhook_attempt_seconds" [] "How long an endpoint took to answer, or not to.";
     WEBHOOK_DELAY = Histogram "webhook_delay_seconds" [] "From when a webhook was due to its arrival.";
-    WEBHOOKS_IN_FLIGHT = Gauge "webhooks_in_flight" [] "Attempts at webhooks that are on their way.";
+    WEBHOOKS_IN_FLIGHT = Gauge "webhooks_in_flight" ["endpoints"] "Attempts at webhooks that are on their way, to endpoints that are well, slow or failing.";
     WEBHOOKS_DISABLED = Counter "webhook_endpoints_disabled_total" [] "Endpoints disabled because they are gone or failed for days.";
     HTTP_REQUESTS = Counter "http_requests_total" ["route", "status"] "Requests that the API answered.";
     HTTP_LATENCY = Histogram "http_request_duration_seconds" ["route"] "How long the API took to answer.";

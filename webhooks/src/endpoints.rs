@@ -39,7 +39,7 @@ pub struct Endpoint {
     pub disabled_at: Option<OffsetDateTime>,
     /// Of the first failure since the last success.
     pub failing_since: Option<OffsetDateTime>,
-    /// Until when it has asked to be left in peace, past or not.
+    /// Until when it is left in peace, past or not: it asked for that, or it fails.
     pub paused_until: Option<OffsetDateTime>,
     /// When its secret was made.
     pub secret_since: OffsetDateTime,
@@ -183,11 +183,17 @@ pub async fn delete(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result
 ///
 /// # Errors
 /// When the database fails.
-pub async fn ping(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<Option<String>, Failure> {
+pub async fn ping(db: &mut Client, merchant: Uuid, id: Uuid) -> Result<Option<String>, Failure> {
+    let tx = db.transaction().await.map_err(db::failure)?;
+    queue::none_is_disabled(&tx).await?;
+    // Whoever asks wants to know now.
+    let wake =
+        "UPDATE webhook_endpoints SET paused_until = NULL WHERE merchant_id = $1 AND id = $2 AND paused_until IS NOT NULL";
+    tx.execute(wake, &[&merchant, &id]).await.map_err(db::failure)?;
     let event = format!("evt_{}_0", Uuid::now_v7().simple());
     let data = serde_json::json!({ "webhook_id": id });
     let body = body::of_service("webhook.ping", queue::now(), &data).map_err(Failure::halt)?;
-    let made = db
+    let made = tx
         .execute(
             "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state)
              SELECT id, $3::text, 'webhook.ping', $4::text, CASE WHEN enabled THEN 'pending' ELSE 'failed' END
@@ -196,6 +202,7 @@ pub async fn ping(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<O
         )
         .await
         .map_err(db::failure)?;
+    tx.commit().await.map_err(db::failure)?;
     Ok((made > 0).then_some(event))
 }
 
@@ -324,8 +331,8 @@ pub enum Which {
 /// When the database fails.
 pub async fn redeliver(db: &mut Client, merchant: Uuid, endpoint: Uuid, which: &Which) -> Result<Option<u64>, Failure> {
     let tx = db.transaction().await.map_err(db::failure)?;
-    let lock = "SELECT FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2 AND enabled FOR NO KEY UPDATE";
-    if tx.query_opt(lock, &[&merchant, &endpoint]).await.map_err(db::failure)?.is_none() {
+    let wake = "UPDATE webhook_endpoints SET paused_until = NULL WHERE merchant_id = $1 AND id = $2 AND enabled";
+    if tx.execute(wake, &[&merchant, &endpoint]).await.map_err(db::failure)? == 0 {
         return Ok(None);
     }
     let (condition, values): (&str, Vec<&(dyn ToSql + Sync)>) = match which {
@@ -335,11 +342,23 @@ pub async fn redeliver(db: &mut Client, merchant: Uuid, endpoint: Uuid, which: &
     };
     // What is on its way is on its way.
     let sql = format!(
-        "UPDATE webhook_deliveries SET state = 'pending', tries = 0, next_attempt = now(), delivered_at = NULL
-         WHERE endpoint_id = $1 AND claimed_by IS NULL AND {condition}"
+        "WITH again AS MATERIALIZED (
+             SELECT id FROM webhook_deliveries WHERE endpoint_id = $1 AND claimed_by IS NULL AND {condition}
+             ORDER BY id FOR UPDATE
+         )
+         UPDATE webhook_deliveries d SET state = 'pending', tries = 0, next_attempt = now(), delivered_at = NULL
+         FROM again WHERE d.id = again.id"
     );
     let statement = tx.prepare_cached(&sql).await.map_err(db::failure)?;
     let again = tx.execute(&statement, &values).await.map_err(db::failure)?;
+    // What waited for one of them need not wait any longer than it.
+    let sql = "UPDATE webhook_deliveries f SET next_attempt = now()
+               WHERE endpoint_id = $1 AND state = 'pending' AND tries = 0 AND claimed_by IS NULL AND next_attempt > now()
+                   AND EXISTS (SELECT FROM webhook_deliveries d WHERE d.endpoint_id = f.endpoint_id
+                       AND d.payment_id = f.payment_id AND d.sequence < f.sequence AND d.state = 'pending'
+                       AND d.tries = 0 AND d.next_attempt <= now())";
+    let statement = tx.prepare_cached(sql).await.map_err(db::failure)?;
+    tx.execute(&statement, &[&endpoint]).await.map_err(db::failure)?;
     tx.commit().await.map_err(db::failure)?;
     Ok(Some(again))
 }

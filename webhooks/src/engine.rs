@@ -1,109 +1,124 @@
 //! Sends what is due, so many messages at once and no more.
 //!
-//! One task claims, sends and settles. Endpoints that fail have sockets of their own, and few of them, so that however many
-//! there are they take none from those that work; and no endpoint has more than [`AN_ENDPOINT`].
+//! Endpoints that work, that are slow and that fail are three lanes with sockets of their own: however many there are of a kind,
+//! they take none from the others. A lane is a task that claims, sends and settles.
 
+use crate::clients::Clients;
 use crate::guard::Guard;
-use crate::queue::{self, Due, Room};
+use crate::queue::{self, Due, Health, Room};
 use crate::schedule::{self, Verdict};
 use crate::send::{self, Outcome};
 use deadpool_postgres::Pool;
-use reqwest::Client;
 use runtime::{Failure, db, metrics};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Messages on their way to endpoints that work.
-const HEALTHY: usize = 384;
-/// And to those that fail.
-const FAILING: usize = 128;
-const AN_ENDPOINT: i32 = 8;
-/// A failing one is asked carefully.
-const A_FAILING_ENDPOINT: i32 = 1;
 /// Retries, pings and redeliveries are found by looking.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// An endpoint that takes longer to answer is slow.
+const SLOW: Duration = Duration::from_secs(1);
 /// What is on its way at the stop; the process has 10 s.
 const DRAINED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the engine works with.
 pub struct Engine {
     pub pool: Pool,
-    pub client: Client,
+    pub clients: Clients,
     pub guard: Guard,
     pub instance: String,
+    slow: Mutex<HashSet<Uuid>>,
 }
 
-/// A message that is on its way, or was.
+/// Bounds of a lane.
+struct Lane {
+    health: Health,
+    /// Messages on their way.
+    most: usize,
+    /// Likewise, to one endpoint.
+    an_endpoint: i32,
+}
+
+/// With what is kept open for the next message, the sockets stay below the 1,024 files that a process commonly has.
+const LANES: [Lane; 3] = [
+    Lane { health: Health::Well, most: 384, an_endpoint: 8 },
+    Lane { health: Health::Slow, most: 64, an_endpoint: 8 },
+    // One that fails is asked carefully.
+    Lane { health: Health::Failing, most: 64, an_endpoint: 1 },
+];
+
+/// A message that was on its way.
 struct Sent {
     due: Due,
-    failing: bool,
     outcome: Outcome,
     verdict: Verdict,
 }
 
+/// What a lane has on its way.
 #[derive(Default)]
 struct OnTheirWay {
     sends: JoinSet<Sent>,
     endpoints: HashMap<Uuid, i32>,
-    healthy: usize,
-    failing: usize,
 }
 
 impl OnTheirWay {
-    fn of(&mut self, failing: bool) -> &mut usize {
-        if failing { &mut self.failing } else { &mut self.healthy }
-    }
-
-    fn room(&mut self, failing: bool) -> usize {
-        let most = if failing { FAILING } else { HEALTHY };
-        most.saturating_sub(*self.of(failing))
-    }
-
-    fn count(&mut self, endpoint: Uuid, failing: bool) {
-        *self.of(failing) += 1;
+    fn count(&mut self, endpoint: Uuid) {
         *self.endpoints.entry(endpoint).or_default() += 1;
-        self.show();
     }
 
-    fn uncount(&mut self, endpoint: Uuid, failing: bool) {
-        *self.of(failing) -= 1;
+    fn uncount(&mut self, endpoint: Uuid) {
         if let Some(count) = self.endpoints.get_mut(&endpoint) {
             *count -= 1;
             if *count == 0 {
                 self.endpoints.remove(&endpoint);
             }
         }
-        self.show();
     }
 
-    fn show(&self) {
+    fn show(&self, health: Health) {
         #[expect(clippy::cast_precision_loss, reason = "they are bounded by hundreds")]
-        metrics::WEBHOOKS_IN_FLIGHT.gauge(&[]).set(self.sends.len() as f64);
+        metrics::WEBHOOKS_IN_FLIGHT.gauge(&[("endpoints", health.name())]).set(self.sends.len() as f64);
     }
 }
 
 impl Engine {
+    pub fn new(pool: Pool, clients: Clients, guard: Guard, instance: String) -> Arc<Self> {
+        Arc::new(Self { pool, clients, guard, instance, slow: Mutex::default() })
+    }
+
     /// Sends until `stop`, then waits a little for what is on its way.
     ///
     /// # Errors
     /// When the database fails: what is on its way then is not settled, and sent again.
-    pub async fn run(&self, call: &Notify, stop: &CancellationToken) -> Result<(), Failure> {
+    pub async fn run(self: &Arc<Self>, call: &Arc<Notify>, stop: &CancellationToken) -> Result<(), Failure> {
         let db = self.pool.get().await.map_err(db::unavailable)?;
         queue::release(&db, &self.instance).await?;
         drop(db);
+        let mut lanes = JoinSet::new();
+        for lane in &LANES {
+            let (engine, call, stop) = (Arc::clone(self), Arc::clone(call), stop.clone());
+            lanes.spawn(async move { engine.lane(lane, &call, &stop).await });
+        }
+        while let Some(ended) = lanes.join_next().await {
+            ended.map_err(Failure::halt)??;
+        }
+        Ok(())
+    }
+
+    async fn lane(&self, lane: &Lane, call: &Notify, stop: &CancellationToken) -> Result<(), Failure> {
         let mut on = OnTheirWay::default();
         while !stop.is_cancelled() {
-            for failing in [false, true] {
-                self.begin(&mut on, failing).await?;
-            }
+            self.begin(&mut on, lane).await?;
+            on.show(lane.health);
             let mut done = Vec::new();
             tokio::select! {
                 Some(sent) = on.sends.join_next() => done.push(finished(sent)?),
-                () = call.notified() => {}
+                // New events are mostly of endpoints that work.
+                () = call.notified(), if lane.health == Health::Well => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = stop.cancelled() => {}
             }
@@ -122,30 +137,32 @@ impl Engine {
         drained.await.unwrap_or(Ok(()))
     }
 
-    async fn begin(&self, on: &mut OnTheirWay, failing: bool) -> Result<(), Failure> {
-        let most = on.room(failing);
+    async fn begin(&self, on: &mut OnTheirWay, lane: &Lane) -> Result<(), Failure> {
+        let most = lane.most - on.sends.len();
         if most == 0 {
             return Ok(());
         }
         let busy: Vec<(Uuid, i32)> = on.endpoints.iter().map(|(id, count)| (*id, *count)).collect();
+        let slow: Vec<Uuid> = self.slow().iter().copied().collect();
         let room = Room {
             instance: &self.instance,
-            failing,
+            health: lane.health,
+            slow: &slow,
             most: i64::try_from(most).unwrap_or(i64::MAX),
-            an_endpoint: if failing { A_FAILING_ENDPOINT } else { AN_ENDPOINT },
+            an_endpoint: lane.an_endpoint,
             busy: &busy,
         };
         let db = self.pool.get().await.map_err(db::unavailable)?;
         let claimed = queue::claim(&db, room).await?;
         drop(db);
         for due in claimed {
-            on.count(due.endpoint, failing);
-            let (client, guard) = (self.client.clone(), self.guard.clone());
+            on.count(due.endpoint);
+            let (client, guard) = (self.clients.of(due.endpoint), self.guard.clone());
             on.sends.spawn(async move {
                 let outcome = send::send(&client, &guard, &due).await;
                 let tries = usize::try_from(due.tries).unwrap_or_default();
                 let verdict = schedule::judge(tries, outcome.answer, rand::random());
-                Sent { due, failing, outcome, verdict }
+                Sent { due, outcome, verdict }
             });
         }
         Ok(())
@@ -156,7 +173,8 @@ impl Engine {
             return Ok(());
         }
         for sent in &done {
-            on.uncount(sent.due.endpoint, sent.failing);
+            on.uncount(sent.due.endpoint);
+            self.time(sent);
             report(sent);
         }
         let done: Vec<(Due, Outcome, Verdict)> =
@@ -165,6 +183,22 @@ impl Engine {
         let disabled = queue::settle(&mut db, &done).await?;
         metrics::WEBHOOKS_DISABLED.counter(&[]).increment(u64::try_from(disabled.len()).unwrap_or_default());
         Ok(())
+    }
+
+    /// Which lane the endpoint is for, if it answered.
+    fn time(&self, sent: &Sent) {
+        if sent.outcome.answer.status.is_none() {
+            return;
+        }
+        if sent.outcome.took > SLOW {
+            self.slow().insert(sent.due.endpoint);
+        } else {
+            self.slow().remove(&sent.due.endpoint);
+        }
+    }
+
+    fn slow(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.slow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

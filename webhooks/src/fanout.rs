@@ -1,6 +1,6 @@
-//! Records of `payment.events` into deliveries: one Postgres transaction a batch and partition, with the offset it ends at.
+//! Records of `payment.events` into deliveries: one Postgres transaction a batch, with the offsets it ends at.
 
-use crate::body;
+use crate::{body, queue};
 use deadpool_postgres::{GenericClient, Pool};
 use runtime::kafka::Record;
 use runtime::{Failure, Folding, Kafka, Span, db};
@@ -23,9 +23,11 @@ const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 /// # Errors
 /// `Retry` when Kafka or the database fails; `Halt` at a record that is no event, since to leave one out is to lose it.
 pub fn run(kafka: &Kafka, pool: &Pool, handle: &Handle, call: &Notify, stop: &CancellationToken) -> Result<(), Failure> {
-    FOLDING.follow(kafka, pool, handle, stop, |span, records| {
-        let events = records.iter().map(|record| read(record)).collect::<Result<Vec<_>, _>>()?;
-        if handle.block_on(apply(pool, span, &events))? > 0 {
+    FOLDING.follow(kafka, pool, handle, stop, |spans| {
+        let records = spans.iter().flat_map(|(_, records)| records);
+        let events = records.map(|record| read(record)).collect::<Result<Vec<_>, _>>()?;
+        let spans: Vec<Span> = spans.iter().map(|(span, _)| *span).collect();
+        if handle.block_on(apply(pool, &spans, &events))? > 0 {
             call.notify_one();
         }
         Ok(())
@@ -39,10 +41,12 @@ fn read(record: &Record<'_>) -> Result<(PaymentEvent, i64), Failure> {
 }
 
 /// Returns how many deliveries it made.
-async fn apply(pool: &Pool, span: Span, events: &[(PaymentEvent, i64)]) -> Result<u64, Failure> {
+async fn apply(pool: &Pool, spans: &[Span], events: &[(PaymentEvent, i64)]) -> Result<u64, Failure> {
     let mut client = pool.get().await.map_err(db::unavailable)?;
     let tx = client.transaction().await.map_err(db::failure)?;
-    FOLDING.claim(&tx, span).await?;
+    for span in spans {
+        FOLDING.claim(&tx, *span).await?;
+    }
     let made = deliveries(&tx, events).await?;
     tx.commit().await.map_err(db::failure)?;
     Ok(made)
@@ -53,11 +57,8 @@ async fn apply(pool: &Pool, span: Span, events: &[(PaymentEvent, i64)]) -> Resul
 async fn deliveries(db: &impl GenericClient, events: &[(PaymentEvent, i64)]) -> Result<u64, Failure> {
     let merchants = events.iter().map(|(event, _)| event.merchant_id.parse::<Uuid>()).collect::<Result<HashSet<_>, _>>();
     let merchants: Vec<Uuid> = merchants.map_err(Failure::halt)?.into_iter().collect();
-    let statement = db
-        // Locked, so that none of them is disabled between being read and written for: nothing would end what is pending then.
-        .prepare_cached("SELECT merchant_id FROM webhook_endpoints WHERE merchant_id = ANY($1) ORDER BY id FOR SHARE")
-        .await
-        .map_err(db::failure)?;
+    let sql = "SELECT DISTINCT merchant_id FROM webhook_endpoints WHERE merchant_id = ANY($1)";
+    let statement = db.prepare_cached(sql).await.map_err(db::failure)?;
     let rows = db.query(&statement, &[&merchants]).await.map_err(db::failure)?;
     // Most merchants have none, and their events need no body.
     let listening: HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
@@ -100,11 +101,16 @@ impl Columns {
         if self.ids.is_empty() {
             return Ok(0);
         }
+        queue::none_is_disabled(db).await?;
         let statement = db
             .prepare_cached(
-                "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, body, state)
+                "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, body, state, next_attempt)
                  SELECT e.id, t.event_id, t.type, t.payment_id, t.sequence, t.body,
-                     CASE WHEN e.enabled THEN 'pending' ELSE 'failed' END
+                     CASE WHEN e.enabled THEN 'pending' ELSE 'failed' END,
+                     -- It waits as long as the one before it, as queue::put_off_followers has it.
+                     greatest(now(), (SELECT b.next_attempt FROM webhook_deliveries b WHERE b.endpoint_id = e.id
+                         AND b.payment_id = t.payment_id AND b.sequence < t.sequence AND b.state = 'pending'
+                         AND b.tries > 0 AND b.tries < $8 ORDER BY b.sequence DESC LIMIT 1))
                  FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::bigint[], $6::text[], $7::float8[])
                      WITH ORDINALITY AS t (merchant_id, event_id, type, payment_id, sequence, body, written, place)
                  JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.created_at <= to_timestamp(t.written)
@@ -116,7 +122,16 @@ impl Columns {
             .map_err(db::failure)?;
         db.execute(
             &statement,
-            &[&self.merchants, &self.ids, &self.kinds, &self.payments, &self.sequences, &self.bodies, &self.written],
+            &[
+                &self.merchants,
+                &self.ids,
+                &self.kinds,
+                &self.payments,
+                &self.sequences,
+                &self.bodies,
+                &self.written,
+                &queue::ORDER_KEPT,
+            ],
         )
         .await
         .map_err(db::failure)

@@ -2,7 +2,8 @@
 //!
 //! A name is looked at where its addresses are used: [`Checked`] resolves it for the one connection that is about to be made, so
 //! a name that answers differently the next time gains nothing. A literal address is resolved by nobody, so
-//! [`Guard::check_url`] looks at it, before each request. Redirects are not followed and no proxy is asked ([`client`]).
+//! [`Guard::check_url`] looks at it, before each request. Redirects are not followed and no proxy is asked
+//! ([`Clients`](crate::clients::Clients)).
 
 use ipnet::IpNet;
 use reqwest::Url;
@@ -10,7 +11,6 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use runtime::Settings;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
 
 /// Of IPv4, what is special (IANA's registry), and the address of Azure's host agent, which looks public and is not.
 const SPECIAL_V4: [&str; 18] = [
@@ -43,9 +43,6 @@ static SPECIAL: LazyLock<Vec<IpNet>> =
 static GLOBAL: LazyLock<Option<IpNet>> = LazyLock::new(|| GLOBAL_V6.parse().ok());
 
 const LONGEST_URL: usize = 2048;
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-const IDLE_AN_ENDPOINT: usize = 4;
-const IDLE_FOR: Duration = Duration::from_secs(5);
 
 /// Why a message does not go there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -156,6 +153,13 @@ pub struct Checked {
     names: Arc<dyn Resolve>,
 }
 
+impl Checked {
+    /// With another resolver behind it.
+    pub fn new(guard: Guard, names: Arc<dyn Resolve>) -> Self {
+        Self { guard, names }
+    }
+}
+
 impl Resolve for Checked {
     fn resolve(&self, name: Name) -> Resolving {
         let text = name.as_str().to_owned();
@@ -177,23 +181,6 @@ impl Resolve for System {
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }
-}
-
-/// The one HTTP client for messages.
-///
-/// # Errors
-/// When TLS can't be set up.
-pub fn client(guard: &Guard, names: Arc<dyn Resolve>) -> reqwest::Result<reqwest::Client> {
-    reqwest::Client::builder()
-        .dns_resolver(Arc::new(Checked { guard: guard.clone(), names }))
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .http1_only()
-        .connect_timeout(CONNECT_WITHIN)
-        .pool_max_idle_per_host(IDLE_AN_ENDPOINT)
-        .pool_idle_timeout(IDLE_FOR)
-        .user_agent(concat!("ctrip-webhooks/", env!("CARGO_PKG_VERSION")))
-        .build()
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 use super::*;
+use crate::clients::Clients;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use uuid::Uuid;
 
 /// Hostile for a server that would fetch them: inner addresses in every spelling, and what is no URL of an endpoint.
 const HOSTILE: [&str; 40] = [
@@ -85,7 +87,8 @@ async fn server() -> (u16, Arc<AtomicUsize>) {
 /// As an attempt does it: the URL is checked, then the request sent.
 async fn get(guard: &Guard, names: Arc<dyn Resolve>, url: &str) -> Result<u16, String> {
     let url = guard.check_url(url).map_err(|refused| refused.to_string())?;
-    let answer = client(guard, names).unwrap().get(url).send().await.map_err(|error| runtime::chain_of(&error))?;
+    let answer =
+        Clients::new(guard, names).unwrap().of(Uuid::nil()).get(url).send().await.map_err(|error| runtime::chain_of(&error))?;
     Ok(answer.status().as_u16())
 }
 

@@ -11,6 +11,7 @@
 //! [`queue::ORDER_KEPT`] failures of an event the later ones no longer wait for it.
 
 pub mod body;
+pub mod clients;
 pub mod endpoints;
 mod engine;
 mod fanout;

@@ -2,8 +2,11 @@
 //!
 //! A claim is a lease. It moves `next_attempt` beyond the end of the attempt, so a delivery whose sender was killed is due
 //! again by itself, and a sender that comes back under the same `CTRIP_INSTANCE` gives its own claims back at once
-//! ([`release`]). Whoever changes an endpoint or several of its deliveries locks the endpoint first, so that nobody waits in a
-//! circle.
+//! ([`release`]). Whoever needs an endpoint and its deliveries locks the endpoint first, and several of either by id, so that
+//! nobody waits in a circle.
+//!
+//! A queue's table is planned for before anybody knows how large it will be. So what each statement looks for in it is a subquery
+//! in the order of the one index that serves it: a join would be turned around, and read all that an endpoint waits for.
 
 use crate::body;
 use crate::schedule::{self, Verdict};
@@ -13,6 +16,7 @@ use deadpool_postgres::{Client, GenericClient};
 use runtime::{Failure, db};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// Failures of an event after which later events of its payment no longer wait for it.
@@ -43,13 +47,36 @@ pub struct Due {
     pub due_at: f64,
 }
 
+/// Kinds of endpoints, each with sockets of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// They answer, and soon.
+    Well,
+    /// They answer, but take their time.
+    Slow,
+    /// The last answer was none, or a bad one.
+    Failing,
+}
+
+impl Health {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Well => "well",
+            Self::Slow => "slow",
+            Self::Failing => "failing",
+        }
+    }
+}
+
 /// How much may be claimed.
 #[derive(Debug, Clone)]
 pub struct Room<'a> {
     /// Who claims.
     pub instance: &'a str,
-    /// Of endpoints that fail, or of those that do not: each kind has sockets of its own.
-    pub failing: bool,
+    /// Of which endpoints.
+    pub health: Health,
+    /// Those that answer slowly.
+    pub slow: &'a [Uuid],
     /// At most so many.
     pub most: i64,
     /// Of one endpoint at most so many, with what is on its way to it.
@@ -59,24 +86,36 @@ pub struct Room<'a> {
 }
 
 /// Claims what is due: of each endpoint the longest due first, and of each of its payments only the first event. Endpoints come
-/// in any order, so that none is always the last.
+/// in any order, so that none is always the last; those that nothing waits for are not looked at.
 ///
 /// # Errors
 /// When the database fails, or holds a secret that is none.
 pub async fn claim(db: &impl GenericClient, room: Room<'_>) -> Result<Vec<Due>, Failure> {
     let statement = db
         .prepare_cached(
-            "WITH picked AS MATERIALIZED (
+            "WITH RECURSIVE waiting AS (
+                 (SELECT endpoint_id, next_attempt FROM webhook_deliveries WHERE state = 'pending'
+                  ORDER BY endpoint_id, next_attempt LIMIT 1)
+                 UNION ALL
+                 SELECT following.* FROM waiting CROSS JOIN LATERAL (
+                     SELECT endpoint_id, next_attempt FROM webhook_deliveries
+                     WHERE state = 'pending' AND endpoint_id > waiting.endpoint_id
+                     ORDER BY endpoint_id, next_attempt LIMIT 1) following
+             ), picked AS MATERIALIZED (
                  SELECT d.id, e.url, e.secret, CASE WHEN e.old_secret_until > now() THEN e.old_secret END AS old_secret,
                      extract(epoch FROM d.next_attempt)::float8 AS due_at
-                 FROM (SELECT * FROM webhook_endpoints WHERE enabled AND (failing_since IS NOT NULL) = $1
-                           AND (paused_until IS NULL OR paused_until <= now()) ORDER BY random()) e
+                 FROM (SELECT e.* FROM waiting w JOIN webhook_endpoints e ON e.id = w.endpoint_id
+                       WHERE w.next_attempt <= now() AND e.enabled AND (e.paused_until IS NULL OR e.paused_until <= now())
+                           AND CASE WHEN e.failing_since IS NOT NULL THEN 'failing' WHEN e.id = ANY($9) THEN 'slow'
+                               ELSE 'well' END = $1
+                       ORDER BY random()) e
                  LEFT JOIN unnest($2::uuid[], $3::integer[]) AS busy (id, count) ON busy.id = e.id
                  CROSS JOIN LATERAL (
                      SELECT d.id, d.next_attempt FROM webhook_deliveries d
                      WHERE d.endpoint_id = e.id AND d.state = 'pending' AND d.next_attempt <= now()
-                         AND NOT EXISTS (SELECT FROM webhook_deliveries b WHERE b.endpoint_id = d.endpoint_id
-                             AND b.payment_id = d.payment_id AND b.sequence < d.sequence AND b.state = 'pending' AND b.tries < $4)
+                         AND (SELECT b.id FROM webhook_deliveries b WHERE b.endpoint_id = d.endpoint_id
+                             AND b.payment_id = d.payment_id AND b.sequence < d.sequence AND b.state = 'pending' AND b.tries < $4
+                             ORDER BY b.sequence LIMIT 1) IS NULL
                      ORDER BY d.next_attempt, d.id
                      LIMIT greatest(0, $5::integer - coalesce(busy.count, 0))
                      FOR UPDATE OF d SKIP LOCKED
@@ -95,7 +134,7 @@ pub async fn claim(db: &impl GenericClient, room: Room<'_>) -> Result<Vec<Due>, 
         .query(
             &statement,
             &[
-                &room.failing,
+                &room.health.name(),
                 &endpoints,
                 &counts,
                 &ORDER_KEPT,
@@ -103,6 +142,7 @@ pub async fn claim(db: &impl GenericClient, room: Room<'_>) -> Result<Vec<Due>, 
                 &room.most,
                 &room.instance,
                 &LEASE.as_secs_f64(),
+                &room.slow,
             ],
         )
         .await
@@ -143,17 +183,54 @@ pub async fn release(db: &impl GenericClient, instance: &str) -> Result<u64, Fai
 /// # Errors
 /// When the database fails. Nothing is settled then, and all of it is sent again.
 pub async fn settle(db: &mut Client, done: &[(Due, Outcome, Verdict)]) -> Result<Vec<Uuid>, Failure> {
+    let endpoints = endpoints(done.iter());
+    // A message that arrives at once changes nothing else: most are settled without a lock on their endpoint.
+    let others: Vec<_> = done.iter().filter(|(due, _, verdict)| *verdict != Verdict::Delivered || due.tries > 0).collect();
     let tx = db.transaction().await.map_err(db::failure)?;
-    let mut endpoints: Vec<Uuid> = done.iter().map(|(due, ..)| due.endpoint).collect();
-    endpoints.sort_unstable();
-    endpoints.dedup();
-    let lock = "SELECT FROM webhook_endpoints WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE";
+    let lock = "SELECT FROM webhook_endpoints WHERE id = ANY($1) AND (id = ANY($2) OR failing_since IS NOT NULL)
+                ORDER BY id FOR NO KEY UPDATE";
     let statement = tx.prepare_cached(lock).await.map_err(db::failure)?;
-    tx.execute(&statement, &[&endpoints]).await.map_err(db::failure)?;
+    tx.execute(&statement, &[&endpoints, &self::endpoints(others.iter().copied())]).await.map_err(db::failure)?;
     write(&tx, done).await?;
+    if !others.is_empty() {
+        put_off_followers(&tx, &others.iter().map(|(due, ..)| due.id).collect::<Vec<_>>()).await?;
+    }
     let disabled = judge_endpoints(&tx, done, &endpoints).await?;
     tx.commit().await.map_err(db::failure)?;
     Ok(disabled)
+}
+
+fn endpoints<'a>(done: impl Iterator<Item = &'a (Due, Outcome, Verdict)>) -> Vec<Uuid> {
+    let mut endpoints: Vec<Uuid> = done.map(|(due, ..)| due.endpoint).collect();
+    endpoints.sort_unstable();
+    endpoints.dedup();
+    endpoints
+}
+
+/// Later events of a payment wait as long as the one before them, and no longer. They could not be claimed anyway: but a claim
+/// would pass over all of them each time.
+async fn put_off_followers(db: &impl GenericClient, tried: &[i64]) -> Result<(), Failure> {
+    let statement = db
+        .prepare_cached(
+            "WITH followers AS MATERIALIZED (
+                 SELECT f.id, d.until
+                 FROM (SELECT endpoint_id, payment_id, sequence,
+                           CASE WHEN state = 'pending' AND tries < $2 THEN next_attempt ELSE now() END AS until
+                       FROM webhook_deliveries WHERE id = ANY($1)) d
+                 CROSS JOIN LATERAL (
+                     SELECT id FROM webhook_deliveries f
+                     WHERE f.endpoint_id = d.endpoint_id AND f.payment_id = d.payment_id AND f.sequence > d.sequence
+                         AND f.state = 'pending' AND f.tries = 0 AND f.claimed_by IS NULL
+                         AND CASE WHEN d.until > now() THEN f.next_attempt < d.until ELSE f.next_attempt > now() END
+                     ORDER BY f.endpoint_id, f.payment_id, f.sequence
+                     OFFSET 0) f
+             )
+             UPDATE webhook_deliveries d SET next_attempt = f.until FROM followers f WHERE d.id = f.id",
+        )
+        .await
+        .map_err(db::failure)?;
+    db.execute(&statement, &[&tried, &ORDER_KEPT]).await.map_err(db::failure)?;
+    Ok(())
 }
 
 /// Attempts and deliveries. Those of an endpoint that was deleted meanwhile are gone, and nothing is written of them.
@@ -163,7 +240,7 @@ async fn write(db: &impl GenericClient, done: &[(Due, Outcome, Verdict)]) -> Res
             "WITH done AS MATERIALIZED (
                  SELECT t.* FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::integer[], $5::text[], $6::text[],
                      $7::text[], $8::float8[]) AS t (id, number, took_ms, status, error, reply, state, delay)
-                 JOIN webhook_deliveries d ON d.id = t.id
+                 JOIN webhook_deliveries d ON d.id = t.id ORDER BY d.id FOR UPDATE OF d
              ), told AS (
                  INSERT INTO webhook_attempts (delivery_id, number, took_ms, status, error, reply)
                  SELECT id, number, took_ms, status, error, reply FROM done ON CONFLICT DO NOTHING
@@ -225,14 +302,17 @@ async fn judge_endpoints(
         .prepare_cached(
             "UPDATE webhook_endpoints e SET
                  failing_since = CASE WHEN t.healthy THEN NULL ELSE coalesce(e.failing_since, now()) END,
-                 paused_until = CASE WHEN t.peace IS NULL THEN e.paused_until
-                     ELSE greatest(e.paused_until, now() + make_interval(secs => t.peace)) END
+                 -- An aggregate of nulls is null, and so is a pause of one that works.
+                 paused_until = greatest(e.paused_until, now() + make_interval(secs => t.peace),
+                     CASE WHEN NOT t.healthy THEN now() + least((now() - e.failing_since) * $4, make_interval(secs => $5)) END)
              FROM unnest($1::uuid[], $2::boolean[], $3::float8[]) AS t (id, healthy, peace)
-             WHERE e.id = t.id AND (t.peace IS NOT NULL OR t.healthy = (e.failing_since IS NOT NULL))",
+             WHERE e.id = t.id AND (t.peace IS NOT NULL OR NOT t.healthy OR e.failing_since IS NOT NULL)",
         )
         .await
         .map_err(db::failure)?;
-    db.execute(&statement, &[&endpoints, &healthy, &peace]).await.map_err(db::failure)?;
+    let longest = schedule::LONGEST_REST.as_secs_f64();
+    let values: [&(dyn ToSql + Sync); 5] = [&endpoints, &healthy, &peace, &schedule::REST, &longest];
+    db.execute(&statement, &values).await.map_err(db::failure)?;
     if healthy.iter().all(|healthy| *healthy) && !gone.contains(&true) {
         return Ok(Vec::new());
     }
@@ -277,8 +357,22 @@ async fn disabled(db: &impl GenericClient, endpoint: Uuid, merchant: Uuid, reaso
 /// # Errors
 /// When the database fails.
 pub async fn stop(db: &impl GenericClient, endpoint: Uuid) -> Result<(), Failure> {
-    let sql = "UPDATE webhook_deliveries SET state = 'failed', claimed_by = NULL WHERE endpoint_id = $1 AND state = 'pending'";
+    db.execute("SELECT pg_advisory_xact_lock($1)", &[&db::lock::DELIVERIES]).await.map_err(db::failure)?;
+    let sql = "WITH pending AS MATERIALIZED (
+                   SELECT id FROM webhook_deliveries WHERE endpoint_id = $1 AND state = 'pending' ORDER BY id FOR UPDATE
+               )
+               UPDATE webhook_deliveries d SET state = 'failed', claimed_by = NULL FROM pending p WHERE d.id = p.id";
     db.execute(sql, &[&endpoint]).await.map_err(db::failure)?;
+    Ok(())
+}
+
+/// Until the end of the transaction no endpoint is disabled: nothing would end what is made pending for it meanwhile.
+///
+/// # Errors
+/// When the database fails.
+pub(crate) async fn none_is_disabled(db: &impl GenericClient) -> Result<(), Failure> {
+    let statement = db.prepare_cached("SELECT pg_advisory_xact_lock_shared($1)").await.map_err(db::failure)?;
+    db.execute(&statement, &[&db::lock::DELIVERIES]).await.map_err(db::failure)?;
     Ok(())
 }
 

@@ -1,14 +1,17 @@
+use crate::clients::Clients;
 use crate::engine::Engine;
 use crate::fanout;
-use crate::guard::{self, Guard, System};
+use crate::guard::{Guard, System};
 use anyhow::Context as _;
-use runtime::{Kafka, Settings, db, stage};
+use runtime::db::{self, Commits};
+use runtime::{Kafka, Settings, stage};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// One for each lane, and one for the fan-out.
 const CONNECTIONS: usize = 4;
 
 /// The role: `payment.events` into deliveries, and deliveries to merchants' endpoints.
@@ -17,13 +20,14 @@ const CONNECTIONS: usize = 4;
 /// When the configuration is wrong, or a stage halts.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let guard = Guard::of(&settings);
-    let client = guard::client(&guard, Arc::new(System)).context("the HTTP client of webhooks")?;
+    let clients = Clients::new(&guard, Arc::new(System)).context("the HTTP client of webhooks")?;
     let kafka = Kafka::connect(&settings).await?;
-    let pool = db::pool(&settings.database_url, CONNECTIONS)?;
+    // An offset goes with its deliveries; and what is not known to have arrived is sent again.
+    let pool = db::pool_of_ranges(&settings.database_url, CONNECTIONS, Commits::MayBeUndone)?;
     let call = Arc::new(Notify::new());
 
     let mut stages = JoinSet::new();
-    let engine = Engine { pool: pool.clone(), client, guard, instance: settings.instance.clone() };
+    let engine = Engine::new(pool.clone(), clients, guard, settings.instance.clone());
     let (handle, called) = (Handle::current(), Arc::clone(&call));
     stages.spawn(stage::run("webhook-engine", stop.clone(), move |stop| handle.block_on(engine.run(&called, stop))));
     let handle = Handle::current();

@@ -19,6 +19,11 @@ pub const DELAYS: [Duration; 7] = [
 const JITTER: f64 = 0.2;
 /// An endpoint that asks for more peace than this has it for so long.
 const LONGEST_PEACE: Duration = Duration::from_secs(12 * HOUR);
+/// An endpoint that fails is left alone after each failure for this share of the time since it last worked, so that messages don't
+/// use up their schedules while it is away …
+pub const REST: f64 = 0.1;
+/// … and no longer than this, in which it may have come back.
+pub const LONGEST_REST: Duration = Duration::from_secs(MINUTE);
 /// An endpoint that took nothing for so long is disabled.
 pub const DISABLE_AFTER: Duration = Duration::from_secs(5 * 24 * HOUR);
 

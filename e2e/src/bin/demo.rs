@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use topics::{Amount, U256};
 
 const CONFIRMATIONS: u32 = 3;
+const EVENTS_OF_DINNER: [&str; 5] = ["created", "detected", "reverted", "detected", "confirmed"];
 
 #[tokio::main]
 async fn main() {
@@ -77,14 +78,31 @@ async fn show(lab: &Lab, ctrip: &mut Process) -> Result<()> {
     lab.node.mine(u64::from(CONFIRMATIONS)).await?;
     table.until(ctrip, &dinner, "confirmed").await?;
 
-    print_events(lab, &[("coffee", &coffee), ("tea", &tea), ("cake", &cake), ("dinner", &dinner)]).await
+    print_events(lab, &[("coffee", &coffee), ("tea", &tea), ("cake", &cake), ("dinner", &dinner)]).await?;
+    say("the same for people: what became of dinner, and one record as JSON");
+    let of_dinner = ["tail", "payment.events", "--from", "beginning", "--filter", "external_id=dinner"];
+    let lines = tail(lab, &[&of_dinner[..], &["--limit", "5"]].concat())?;
+    let fits = lines.iter().zip(EVENTS_OF_DINNER).all(|(line, kind)| line.contains(&format!("payment.{kind}")));
+    ensure!(lines.len() == EVENTS_OF_DINNER.len() && fits, "ctrip tail showed {lines:?}");
+    tail(lab, &[&of_dinner[..], &["--filter", "type=payment.reverted", "--json=pretty", "--limit", "1"]].concat())?;
+    Ok(())
+}
+
+/// Shows a command and its output, and gives the lines.
+fn tail(lab: &Lab, arguments: &[&str]) -> Result<Vec<String>> {
+    println!("  $ ctrip {}", arguments.join(" "));
+    let output = lab.ctrip(arguments)?;
+    for line in output.lines() {
+        println!("  {line}");
+    }
+    Ok(output.lines().map(str::to_owned).collect())
 }
 
 async fn print_events(lab: &Lab, payments: &[(&str, &Payment)]) -> Result<()> {
     say("payment.events, as a read_committed consumer sees it");
     let expected = |name: &str| -> &[&str] {
         match name {
-            "dinner" => &["created", "detected", "reverted", "detected", "confirmed"],
+            "dinner" => &EVENTS_OF_DINNER,
             _ => &["created", "detected", "confirmed"],
         }
     };

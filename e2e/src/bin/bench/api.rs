@@ -1,8 +1,8 @@
 //! Payments created and read a second by 64 clients, beside pgbench inserting the same row, and what idle roles take of memory.
 
-use crate::{Figure, quantile};
+use crate::{Figure, memory_mb, quantile};
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Lab, Plan, Process, eventually};
+use e2e::{Api, Lab, Plan, eventually};
 use reqwest::Method;
 use serde_json::json;
 use std::cell::Cell;
@@ -73,7 +73,7 @@ async fn idle(lab: &Lab) -> Result<Vec<Figure>> {
         // It is idle when it serves metrics and takes no more.
         let settled = eventually("a role's memory to settle", || async {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            let now = resident(&process)?;
+            let now = memory_mb(process.id(), "VmRSS")?;
             let grown = now - last.replace(now);
             Ok((process.metric("database_pool_connections", &[]).await.is_ok() && grown.abs() < 0.1).then_some(now))
         });
@@ -83,13 +83,6 @@ async fn idle(lab: &Lab) -> Result<Vec<Figure>> {
         process.terminate()?;
     }
     Ok(figures)
-}
-
-fn resident(process: &Process) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib * 1024.0 / 1e6)
 }
 
 /// What a client asks for, again and again. It is answered right if the answer has `sign` as often as there are units.

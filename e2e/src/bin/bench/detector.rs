@@ -1,6 +1,6 @@
 //! Logs matched a second on one core, from Kafka, beside consumers of the same topic that do less.
 
-use crate::Figure;
+use crate::{Figure, memory_mb};
 use alloy::primitives::keccak256;
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Lab, Plan, free_port};
@@ -199,7 +199,7 @@ async fn observe(role: &mut Child, port: u16, addresses: u64, started: Instant) 
         ensure!(role.try_wait()?.is_none(), "the detector has ended");
         ensure!(started.elapsed() < Duration::from_secs(300), "the detector did not finish in five minutes");
         if ready.is_none() && read("watched_addresses").await.is_some_and(|n| n >= addresses) {
-            ready = Some((started.elapsed().as_secs_f64(), resident(role.id())?));
+            ready = Some((started.elapsed().as_secs_f64(), memory_mb(role.id(), "VmRSS")? * 1e6));
         }
         let logs = read("matched_logs_total").await.unwrap_or_default();
         if first.is_none() && logs > 0.0 {
@@ -212,12 +212,6 @@ async fn observe(role: &mut Child, port: u16, addresses: u64, started: Instant) 
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-}
-
-fn resident(process: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? * 1024.0)
 }
 
 fn pinned(lab: &Lab, program: &std::path::Path) -> Command {

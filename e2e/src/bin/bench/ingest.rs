@@ -1,7 +1,7 @@
 //! Blocks a second from a node that answers at once to Kafka, beside a client that only fetches the same bytes.
 
-use crate::Figure;
 use crate::chainserver::Server;
+use crate::{Figure, memory_mb};
 use anyhow::{Context as _, Result, ensure};
 use e2e::prepared::{CHAIN_ID, FIRST, LOGS};
 use e2e::{Lab, Plan, free_port};
@@ -158,7 +158,7 @@ async fn ingest(lab: &Lab, server: &Server) -> Result<Span> {
             // Fast and wrong is not what is measured.
             let right = Counters { blocks: all, logs: all_logs, unproven: 0.0 };
             ensure!(counters == right, "published {counters:?}; expected {right:?}");
-            return Ok(Span { peak_mb: peak_mb(id)?, ..first.until(&end) });
+            return Ok(Span { peak_mb: memory_mb(id, "VmHWM")?, ..first.until(&end) });
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -203,10 +203,4 @@ fn cpu_seconds(process: u32) -> Result<f64> {
     let (_, fields) = stat.rsplit_once(')').context("a name in /proc/PID/stat")?;
     let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
     Ok(ticks.sum::<Result<f64, _>>()? / TICKS_PER_S)
-}
-
-fn peak_mb(process: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
 }

@@ -1,7 +1,7 @@
 //! `make bench`: the figures of the README, measured in one run on one machine, on the real parts.
 //!
 //! Prints a table and writes `target/bench/results.json`. `bench detector`, `bench api`, `bench latency`,
-//! `bench ingest` and `bench confirmer` run alone.
+//! `bench ingest`, `bench confirmer` and `bench webhooks` run alone.
 
 mod api;
 mod chainserver;
@@ -9,6 +9,7 @@ mod confirmer;
 mod detector;
 mod ingest;
 mod latency;
+mod webhooks;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
@@ -47,6 +48,7 @@ async fn run() -> Result<()> {
             figures.extend(ingest::run().await?);
             figures.extend(detector::run().await?);
             figures.extend(confirmer::run().await?);
+            figures.extend(webhooks::run().await?);
             figures
         }
         ["detector"] => detector::run().await?,
@@ -54,11 +56,12 @@ async fn run() -> Result<()> {
         ["latency"] => latency::run().await?,
         ["ingest"] => ingest::run().await?,
         ["confirmer"] => confirmer::run().await?,
+        ["webhooks"] => webhooks::run().await?,
         // The ingest's bench starts itself again, as the node.
         ["serve", blocks] => return chainserver::serve(blocks.parse().context("a number of blocks")?).await,
         // The detector's bench starts itself again, pinned to a core.
         ["consume", how, total] => return detector::consume(how, total.parse().context("a number of logs")?).await,
-        other => bail!("expected all, detector, api, latency, ingest or confirmer, got {other:?}"),
+        other => bail!("expected all, detector, api, latency, ingest, confirmer or webhooks, got {other:?}"),
     };
     let folder = e2e::root().join("target/bench");
     std::fs::create_dir_all(&folder)?;
@@ -75,6 +78,14 @@ async fn run() -> Result<()> {
 /// Ratios need more decimals than rates.
 fn written(value: f64) -> String {
     if value.abs() < 10.0 { format!("{value:.2}") } else { format!("{value:.1}") }
+}
+
+/// What a process has of memory now (`VmRSS`), or had at most (`VmHWM`), in MB of 10^6 bytes.
+fn memory_mb(process: u32, which: &str) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let value = status.lines().find_map(|line| line.strip_prefix(which)?.strip_prefix(':')).context("no such memory")?;
+    let kib: f64 = value.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib * 1024.0 / 1e6)
 }
 
 /// The value below which `share` of the samples are.

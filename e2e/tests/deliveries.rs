@@ -1,0 +1,219 @@
+//! Deliveries in Postgres: what may be sent when, whatever came of what was sent before.
+
+use anyhow::{Result, ensure};
+use deadpool_postgres::Client;
+use e2e::{Lab, Plan};
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+use uuid::Uuid;
+use webhooks::endpoints::{self, Which};
+use webhooks::queue::{self, Due, Health, Room};
+use webhooks::schedule::{Answer, Verdict};
+use webhooks::send::Outcome;
+
+fn failed(failure: runtime::Failure) -> anyhow::Error {
+    anyhow::anyhow!("{failure}")
+}
+
+async fn endpoint(db: &Client, url: &str) -> Result<Uuid> {
+    Ok(db.query_one("SELECT id FROM webhook_endpoints WHERE url = $1", &[&url]).await?.get(0))
+}
+
+/// What may be claimed at once: of a healthy endpoint so many, of one that fails a single one, of a payment its first event alone
+/// unless that has failed too often, and nothing twice.
+#[tokio::test]
+async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    lab.merchant("shop")?;
+    let db = runtime::db::pool(&lab.env["DATABASE_URL"], 2)?.get().await?;
+    db.batch_execute(
+        "INSERT INTO webhook_endpoints (id, merchant_id, url, secret, failing_since, enabled, disabled_at, disabled_reason, paused_until)
+         SELECT gen_random_uuid(), m.id, url, 'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA', failing, url <> 'disabled',
+             CASE WHEN url = 'disabled' THEN now() END, CASE WHEN url = 'disabled' THEN 'asked' END,
+             CASE WHEN url = 'paused' THEN now() + interval '1 hour' END
+         FROM merchants m, (VALUES ('one', NULL), ('two', NULL), ('failing', now()), ('disabled', NULL), ('paused', NULL))
+             AS e (url, failing);
+         -- Ten payments of three events each at every endpoint; the first event of one has failed three times and waits.
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, body, state)
+         SELECT e.id, format('%s_%s', p.number, sequence), 'payment.created', p.id, sequence, '{}', 'pending'
+         FROM webhook_endpoints e, (SELECT number, gen_random_uuid() AS id FROM generate_series(1, 10) AS number) p,
+             generate_series(1, 3) AS sequence ORDER BY sequence;
+         UPDATE webhook_deliveries SET tries = 3, next_attempt = now() + interval '1 hour' WHERE event_id = '1_1'",
+    )
+    .await?;
+    let claim = async |health: Health, slow: &[uuid::Uuid], most: i64, busy: &[(uuid::Uuid, i32)]| {
+        let an_endpoint = if health == Health::Failing { 1 } else { 8 };
+        queue::claim(&db, Room { instance: "lab", health, slow, most, an_endpoint, busy }).await.map_err(failed)
+    };
+    let first = claim(Health::Well, &[], 100, &[]).await?;
+    for endpoint in ["one", "two"] {
+        let ids: Vec<&str> = first.iter().filter(|due| due.url == endpoint).map(|due| due.event_id.as_str()).collect();
+        ensure!(ids.len() == 8 && !ids.contains(&"1_1"), "{endpoint}: {ids:?}");
+        // What has failed too often holds up no more than itself, and nothing overtakes anything else.
+        ensure!(ids.iter().all(|id| id.ends_with("_1") || *id == "1_2"), "{endpoint}: {ids:?}");
+    }
+    ensure!(first.len() == 16, "of endpoints that fail, are paused or disabled: {first:?}");
+    // Two more of each, and not those again.
+    let busy: Vec<(uuid::Uuid, i32)> =
+        first.iter().map(|due| (due.endpoint, 6)).collect::<HashMap<_, _>>().into_iter().collect();
+    let second = claim(Health::Well, &[], 3, &busy).await?;
+    let ids: HashSet<i64> = first.iter().chain(&second).map(|due| due.id).collect();
+    ensure!(second.len() == 3 && ids.len() == 19, "{second:?}");
+    ensure!(second.iter().all(|due| due.event_id.ends_with("_1") || due.event_id == "1_2"), "{second:?}");
+    let sick = claim(Health::Failing, &[], 100, &[]).await?;
+    ensure!(sick.len() == 1 && sick[0].url == "failing" && sick[0].number == 1, "{sick:?}");
+
+    // Another instance takes none of them; the one that claimed them has them back when it comes again.
+    ensure!(queue::release(&db, "other").await.map_err(failed)? == 0, "another instance's claims");
+    ensure!(queue::release(&db, "lab").await.map_err(failed)? == 20, "its own claims");
+    // One that is slow is claimed for on its own.
+    let slow = [endpoint(&db, "two").await?];
+    let well = claim(Health::Well, &slow, 100, &[]).await?;
+    ensure!(well.len() == 8 && well.iter().all(|due| due.url == "one"), "{well:?}");
+    let slow = claim(Health::Slow, &slow, 100, &[]).await?;
+    ensure!(slow.len() == 8 && slow.iter().all(|due| due.url == "two"), "{slow:?}");
+    let repeated = well.iter().chain(&slow).filter(|due| due.number == 2).count();
+    ensure!(repeated > 0, "none was claimed a second time: {well:?}, {slow:?}");
+    Ok(())
+}
+
+/// A laboratory with one endpoint, and three events of one payment for it.
+async fn three_events() -> Result<(Lab, Client, Uuid, Uuid)> {
+    let lab = Lab::start(Plan::default()).await?;
+    lab.merchant("shop")?;
+    let db = runtime::db::pool(&lab.env["DATABASE_URL"], 2)?.get().await?;
+    db.batch_execute(
+        "INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
+         SELECT gen_random_uuid(), id, 'shop', 'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA' FROM merchants;
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, body, state)
+         SELECT e.id, sequence::text, 'payment.created', merchant_id, sequence, '{}', 'pending'
+         FROM webhook_endpoints e, generate_series(1, 3) AS sequence",
+    )
+    .await?;
+    let merchant = db.query_one("SELECT id FROM merchants", &[]).await?.get(0);
+    let endpoint = endpoint(&db, "shop").await?;
+    Ok((lab, db, merchant, endpoint))
+}
+
+/// Claims what is due at an endpoint of this health.
+async fn due(db: &Client, health: Health) -> Result<Vec<Due>> {
+    let room = Room { instance: "lab", health, slow: &[], most: 100, an_endpoint: 8, busy: &[] };
+    queue::claim(db, room).await.map_err(failed)
+}
+
+/// Settles one attempt, after which the endpoint may be asked again at once.
+async fn settle(db: &mut Client, due: Due, status: u16, verdict: Verdict) -> Result<()> {
+    let outcome = Outcome { answer: Answer { status: Some(status), retry_after: None }, ..Outcome::default() };
+    queue::settle(db, &[(due, outcome, verdict)]).await.map_err(failed)?;
+    db.execute("UPDATE webhook_endpoints SET paused_until = NULL", &[]).await?;
+    Ok(())
+}
+
+/// Seconds until each of the events may be sent, rounded.
+async fn waits(db: &Client) -> Result<Vec<i32>> {
+    let sql = "SELECT array_agg(round(extract(epoch FROM next_attempt - now()))::integer ORDER BY sequence)
+               FROM webhook_deliveries WHERE state = 'pending'";
+    let waits: Option<Vec<i32>> = db.query_one(sql, &[]).await?.get(0);
+    Ok(waits.unwrap_or_default().into_iter().map(|wait| wait.max(0)).collect())
+}
+
+#[tokio::test]
+async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Result<()> {
+    let (_lab, mut db, merchant, endpoint) = three_events().await?;
+    let hour = Verdict::Again(Duration::from_secs(3600));
+    let mut first = due(&db, Health::Well).await?;
+    ensure!(first.len() == 1 && first[0].event_id == "1", "{first:?}");
+    settle(&mut db, first.remove(0), 500, hour).await?;
+    ensure!(waits(&db).await? == [3600, 3600, 3600], "{:?}", waits(&db).await?);
+    ensure!(due(&db, Health::Well).await?.is_empty() && due(&db, Health::Failing).await?.is_empty(), "before the hour is over");
+
+    // Sent again by hand, it takes the others with it; in order still.
+    let event = Which::Event("1".to_owned());
+    ensure!(endpoints::redeliver(&mut db, merchant, endpoint, &event).await.map_err(failed)? == Some(1), "redeliver");
+    ensure!(waits(&db).await? == [0, 0, 0], "{:?}", waits(&db).await?);
+    for tries in 0..queue::ORDER_KEPT {
+        let mut again = due(&db, Health::Failing).await?;
+        ensure!(again.len() == 1 && again[0].event_id == "1" && again[0].tries == tries, "{again:?}");
+        settle(&mut db, again.remove(0), 500, hour).await?;
+        let last = tries + 1 == queue::ORDER_KEPT;
+        let expected = if last { [3600, 0, 0] } else { [3600, 3600, 3600] };
+        ensure!(waits(&db).await? == expected, "after {tries}: {:?}", waits(&db).await?);
+        if !last {
+            // The hour is over.
+            db.execute("UPDATE webhook_deliveries SET next_attempt = now()", &[]).await?;
+        }
+    }
+
+    // It has failed often enough: the others go without it, and what arrives makes the endpoint well.
+    let mut second = due(&db, Health::Failing).await?;
+    ensure!(second.len() == 1 && second[0].event_id == "2", "{second:?}");
+    settle(&mut db, second.remove(0), 204, Verdict::Delivered).await?;
+    let third = due(&db, Health::Well).await?;
+    ensure!(third.len() == 1 && third[0].event_id == "3", "{third:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_arrives_after_failures_lets_the_later_events_go() -> Result<()> {
+    let (_lab, mut db, ..) = three_events().await?;
+    let mut first = due(&db, Health::Well).await?;
+    settle(&mut db, first.remove(0), 500, Verdict::Again(Duration::from_secs(3600))).await?;
+    db.execute("UPDATE webhook_deliveries SET next_attempt = now() WHERE event_id = '1'", &[]).await?;
+    let mut again = due(&db, Health::Failing).await?;
+    settle(&mut db, again.remove(0), 204, Verdict::Delivered).await?;
+    ensure!(waits(&db).await? == [0, 0], "{:?}", waits(&db).await?);
+    let second = due(&db, Health::Well).await?;
+    ensure!(second.len() == 1 && second[0].event_id == "2", "{second:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_endpoint_rests_a_tenth_of_the_time_that_it_fails_and_at_most_a_minute() -> Result<()> {
+    let (_lab, mut db, merchant, endpoint) = three_events().await?;
+    let mut sent = due(&db, Health::Well).await?.remove(0);
+    for (failing, rest) in [(0, 0), (100, 10), (7200, 60)] {
+        db.execute(
+            "UPDATE webhook_endpoints SET paused_until = NULL, failing_since = now() - make_interval(secs => $1)",
+            &[&f64::from(failing)],
+        )
+        .await?;
+        let outcome = Outcome { answer: Answer { status: Some(500), retry_after: None }, ..Outcome::default() };
+        queue::settle(&mut db, &[(sent, outcome, Verdict::Again(Duration::ZERO))]).await.map_err(failed)?;
+        let sql = "SELECT round(extract(epoch FROM paused_until - now()))::integer FROM webhook_endpoints";
+        let rests: i32 = db.query_one(sql, &[]).await?.get(0);
+        ensure!((rest - 1..=rest).contains(&rests), "{rests} s after failing for {failing} s");
+        if rest > 0 {
+            ensure!(due(&db, Health::Failing).await?.is_empty(), "it rests");
+            // Whoever asks for a ping wants to know now.
+            endpoints::ping(&mut db, merchant, endpoint).await.map_err(failed)?;
+        }
+        sent = due(&db, Health::Failing).await?.remove(0);
+    }
+    Ok(())
+}
+
+/// An endpoint that is disabled while events are made for it has nothing pending, whichever comes first.
+#[tokio::test]
+async fn nothing_is_made_pending_for_an_endpoint_while_it_is_disabled() -> Result<()> {
+    let (lab, mut db, merchant, endpoint) = three_events().await?;
+    let mut other = lab.database().await?;
+    let adding = other.transaction().await?;
+    adding.execute("SELECT pg_advisory_xact_lock_shared($1)", &[&runtime::db::lock::DELIVERIES]).await?;
+    adding
+        .execute(
+            "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state) SELECT id, '4', 'webhook.ping', '{}', 'pending'
+             FROM webhook_endpoints WHERE enabled",
+            &[],
+        )
+        .await?;
+    let changes = endpoints::Changes { enabled: Some(false), ..endpoints::Changes::default() };
+    {
+        let mut disabling = Box::pin(endpoints::update(&mut db, merchant, endpoint, changes));
+        let waited = tokio::time::timeout(Duration::from_millis(300), &mut disabling).await;
+        ensure!(waited.is_err(), "it does not wait for what is added");
+        adding.commit().await?;
+        disabling.await.map_err(failed)?;
+    }
+    ensure!(waits(&db).await?.is_empty(), "{:?} are pending", waits(&db).await?);
+    Ok(())
+}

@@ -14,8 +14,9 @@ use crate::extract::{Body, Parameters};
 use crate::fields::{Fields, shown, storable_text};
 use crate::openapi::schemas;
 use crate::order;
+use crate::page::{self, cut};
 use crate::payments::heads;
-use crate::problem::{FieldError, Problem};
+use crate::problem::Problem;
 use crate::reply::{PaymentReply, rfc3339};
 use axum::Json;
 use axum::extract::{FromRequestParts, Path, State};
@@ -36,8 +37,6 @@ use uuid::Uuid;
 
 /// What a request for an address may have, as `openapi` documents it.
 pub const FIELDS: [&str; 2] = ["external_id", "metadata"];
-const DEFAULT_LIMIT: i64 = 50;
-const LARGEST_LIMIT: i64 = 200;
 const COLUMNS: &str = "id, external_id, metadata::text, address, created_at";
 
 /// A static deposit address.
@@ -292,33 +291,21 @@ struct Asked {
 
 impl Asked {
     fn read(parameters: Vec<(String, String)>, by_reference: bool) -> Result<Self, Problem> {
-        let mut asked = Self { limit: DEFAULT_LIMIT, cursor: None, external_id: None };
-        let mut errors = Vec::new();
-        for (name, value) in parameters {
-            if let Err(message) = asked.set(&name, value, by_reference) {
-                errors.push(FieldError::new(name, message));
-            }
-        }
-        if errors.is_empty() { Ok(asked) } else { Err(Problem::invalid(errors)) }
+        let mut asked = Self { limit: page::DEFAULT, cursor: None, external_id: None };
+        page::read(parameters, |name, value| asked.set(name, value, by_reference))?;
+        Ok(asked)
     }
 
     fn set(&mut self, name: &str, value: String, by_reference: bool) -> Result<(), String> {
         match name {
-            "limit" => {
-                let limit = value.parse().ok().filter(|limit| (1..=LARGEST_LIMIT).contains(limit));
-                self.limit = limit.ok_or_else(|| format!("expected 1 to {LARGEST_LIMIT}, got {:?}", shown(&value)))?;
-            }
-            "cursor" => {
-                let place = cursor::decode(&value);
-                self.cursor =
-                    Some(place.ok_or_else(|| format!("expected a next_cursor of this list, got {:?}", shown(&value)))?);
-            }
+            "limit" => self.limit = page::limit(&value, page::LARGEST)?,
+            "cursor" => self.cursor = Some(page::place(&value)?),
             "external_id" if by_reference => {
                 storable_text(&value)?;
                 self.external_id = Some(value);
             }
-            _ if by_reference => return Err("unknown parameter; there are limit, cursor, external_id".to_owned()),
-            _ => return Err("unknown parameter; there are limit, cursor".to_owned()),
+            _ if by_reference => return page::unknown("limit, cursor, external_id"),
+            _ => return page::unknown("limit, cursor"),
         }
         Ok(())
     }
@@ -327,12 +314,4 @@ impl Asked {
 /// What a page's rows are below: everything is below the first page.
 fn before(cursor: Option<Place>) -> (i64, Uuid) {
     cursor.map_or((i64::MAX, Uuid::max()), |place| (place.created_at, place.id.0))
-}
-
-/// Cuts off what was read beyond the page to know whether there is more.
-fn cut<T>(rows: &mut Vec<T>, limit: i64) -> bool {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let more = rows.len() > limit;
-    rows.truncate(limit);
-    more
 }

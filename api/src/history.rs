@@ -4,9 +4,9 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::extract::{Id, Parameters, no_payment};
 use crate::feed::Follower;
-use crate::fields::shown;
 use crate::openapi::schemas;
-use crate::problem::{FieldError, Problem};
+use crate::page;
+use crate::problem::Problem;
 use crate::reply::rfc3339;
 use axum::Json;
 use axum::extract::State;
@@ -226,7 +226,15 @@ pub async fn list(
     Parameters(parameters): Parameters,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let (limit, cursor) = page(id, parameters)?;
+    let (mut limit, mut cursor) = (DEFAULT_LIMIT, None);
+    page::read(parameters, |name, value| {
+        match name {
+            "limit" => limit = page::limit(&value, LARGEST_LIMIT)?,
+            "cursor" => cursor = number(id, &value),
+            _ => return page::unknown("limit, cursor"),
+        }
+        Ok(())
+    })?;
     // Before the first look, so that no event falls between the two.
     let follower = wants_stream(&headers).then(|| app.feed.follow(id.0)).transpose()?;
     let db = app.db().await?;
@@ -245,10 +253,7 @@ pub async fn list(
         return Ok(stream(Following { app: app.clone(), follower, id, created_at, after, ready: VecDeque::new() }));
     }
     let mut told = history::events(&db, id, created_at, cursor.unwrap_or(0), limit + 1).await?;
-    let more = i64::try_from(told.len()).is_ok_and(|found| found > limit);
-    if more {
-        told.pop();
-    }
+    let more = page::cut(&mut told, limit);
     let data = told.into_iter().map(EventReply::new).collect::<Result<Vec<_>, _>>()?;
     let next_cursor = data.last().filter(|_| more).map(|last| last.id.clone());
     Ok(Json(Page { data, next_cursor }).into_response())
@@ -260,23 +265,6 @@ fn wants_stream(headers: &HeaderMap) -> bool {
         let kind = kind.split(';').next().unwrap_or_default();
         kind.trim().eq_ignore_ascii_case("text/event-stream")
     })
-}
-
-fn page(id: PaymentId, parameters: Vec<(String, String)>) -> Result<(i64, Option<u64>), Problem> {
-    let (mut limit, mut cursor, mut errors) = (DEFAULT_LIMIT, None, Vec::new());
-    for (name, value) in parameters {
-        match name.as_str() {
-            "limit" => match value.parse().ok().filter(|limit| (1..=LARGEST_LIMIT).contains(limit)) {
-                Some(given) => limit = given,
-                None => {
-                    errors.push(FieldError::new(name, format_args!("expected 1 to {LARGEST_LIMIT}, got {:?}", shown(&value))));
-                }
-            },
-            "cursor" => cursor = number(id, &value),
-            _ => errors.push(FieldError::new(name, "unknown parameter; there are limit, cursor")),
-        }
-    }
-    if errors.is_empty() { Ok((limit, cursor)) } else { Err(Problem::invalid(errors)) }
 }
 
 /// The sequence number in the id of an event of this payment.

@@ -38,6 +38,7 @@ mod merchant;
 mod nodes;
 mod openapi;
 mod order;
+mod page;
 mod payments;
 mod problem;
 mod replay;

@@ -6,8 +6,9 @@ use crate::cursor::{self, Place};
 use crate::extract::Parameters;
 use crate::fields::{shown, storable_text};
 use crate::openapi::schemas;
+use crate::page;
 use crate::payments::heads;
-use crate::problem::{FieldError, Problem};
+use crate::problem::Problem;
 use crate::reply::PaymentReply;
 use axum::Json;
 use axum::extract::State;
@@ -24,8 +25,6 @@ use topics::{Address, ChainId, PaymentId};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-const DEFAULT_LIMIT: i64 = 50;
-const LARGEST_LIMIT: i64 = 200;
 const NAMES: &str = "limit, cursor, status, chain, token, external_id, address, created_from, created_before";
 
 /// A page of a list.
@@ -63,9 +62,9 @@ struct Filter {
 )]
 pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters): Parameters) -> Result<Json<Page>, Problem> {
     let filter = Filter::read(&app, parameters)?;
-    let limit = filter.limit.unwrap_or(DEFAULT_LIMIT);
+    let limit = filter.limit.unwrap_or(page::DEFAULT);
     let db = app.db().await?;
-    let (places, more) = page(&db, caller.merchant, &filter, limit).await?;
+    let (places, more) = places(&db, caller.merchant, &filter, limit).await?;
     // The cursor goes on below a hidden payment as well.
     let next_cursor = places.last().filter(|_| more).map(|last| cursor::encode(*last));
     let ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
@@ -81,16 +80,13 @@ pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters)
 }
 
 /// Places of at most `limit` payments below the cursor, and whether there are more.
-async fn page(db: &impl GenericClient, merchant: Uuid, filter: &Filter, limit: i64) -> Result<(Vec<Place>, bool), Failure> {
+async fn places(db: &impl GenericClient, merchant: Uuid, filter: &Filter, limit: i64) -> Result<(Vec<Place>, bool), Failure> {
     let (sql, values) = filter.query(merchant, limit + 1)?;
     let statement = db.prepare_cached(&sql).await.map_err(db::failure)?;
     let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|value| &**value as &(dyn ToSql + Sync)).collect();
     let rows = db.query(&statement, &values).await.map_err(db::failure)?;
     let mut places: Vec<Place> = rows.iter().map(|row| Place { id: PaymentId(row.get(0)), created_at: row.get(1) }).collect();
-    let more = i64::try_from(places.len()).is_ok_and(|found| found > limit);
-    if more {
-        places.pop();
-    }
+    let more = page::cut(&mut places, limit);
     Ok((places, more))
 }
 
@@ -140,26 +136,14 @@ impl Filter {
 
     fn read(app: &App, parameters: Vec<(String, String)>) -> Result<Self, Problem> {
         let mut filter = Self::default();
-        let mut errors = Vec::new();
-        for (name, value) in parameters {
-            if let Err(message) = filter.set(app, &name, value) {
-                errors.push(FieldError::new(name, message));
-            }
-        }
-        if errors.is_empty() { Ok(filter) } else { Err(Problem::invalid(errors)) }
+        page::read(parameters, |name, value| filter.set(app, name, value))?;
+        Ok(filter)
     }
 
     fn set(&mut self, app: &App, name: &str, value: String) -> Result<(), String> {
         match name {
-            "limit" => {
-                let limit = value.parse().ok().filter(|limit| (1..=LARGEST_LIMIT).contains(limit));
-                self.limit = Some(limit.ok_or_else(|| format!("expected 1 to {LARGEST_LIMIT}, got {:?}", shown(&value)))?);
-            }
-            "cursor" => {
-                let place = cursor::decode(&value);
-                self.cursor =
-                    Some(place.ok_or_else(|| format!("expected a next_cursor of this list, got {:?}", shown(&value)))?);
-            }
+            "limit" => self.limit = Some(page::limit(&value, page::LARGEST)?),
+            "cursor" => self.cursor = Some(page::place(&value)?),
             "status" => self.status = Some(value.parse().map_err(|unknown: confirmer::Unknown| unknown.to_string())?),
             "chain" => self.chain = Some(app.catalog.by_name(&value)?.id),
             "token" => self.token = Some(app.catalog.symbol(&value)?),
@@ -170,7 +154,7 @@ impl Filter {
             "address" => self.address = Some(address(&value)?),
             "created_from" => self.created_from = Some(seconds(&value)?),
             "created_before" => self.created_before = Some(seconds(&value)?),
-            _ => return Err(format!("unknown parameter; there are {NAMES}")),
+            _ => return page::unknown(NAMES),
         }
         Ok(())
     }

@@ -28,8 +28,17 @@ prepare_kafka() {
 	process.roles=broker,controller
 	node.id=1
 	controller.quorum.bootstrap.servers=127.0.0.1:$CONTROLLER_PORT
-	listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,CONTROLLER://127.0.0.1:$CONTROLLER_PORT
+	listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,SASL_PLAINTEXT://127.0.0.1:$KAFKA_SASL_PORT,CONTROLLER://127.0.0.1:$CONTROLLER_PORT
 	controller.listener.names=CONTROLLER
+	listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+
+	# The pipeline is nobody in particular, and may do everything. Whoever has a name, on the other port, needs ACLs.
+	authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+	super.users=User:ANONYMOUS
+	sasl.enabled.mechanisms=PLAIN
+	listener.name.sasl_plaintext.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \\
+	  user_forward="forward" user_shop="shop" user_rival="rival";
+
 	log.dirs=$DATA/kafka/data
 
 	# One node: every internal topic has one copy, and few partitions, which start and fail over faster.

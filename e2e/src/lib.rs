@@ -106,7 +106,7 @@ impl Lab {
         set("API_LISTEN", format!("127.0.0.1:{}", free_port()?));
         set("METRICS_LISTEN", format!("127.0.0.1:{}", free_port()?));
         set("RUST_BACKTRACE", "0".to_owned());
-        let lab = Self { stack, node, env, dir, binary: binary()? };
+        let lab = Self { stack, node, env, dir, binary: built("ctrip")? };
         lab.ctrip(&["migrate"])?;
         lab.ctrip(&["topics", "apply"])?;
         Ok(lab)
@@ -211,12 +211,15 @@ impl Lab {
     }
 }
 
-/// The `ctrip` that was built beside the running test, demo or bench.
-fn binary() -> Result<PathBuf> {
+/// A program of the workspace that was built beside the running test, demo or bench.
+///
+/// # Errors
+/// When it was not.
+pub fn built(name: &str) -> Result<PathBuf> {
     let running = std::env::current_exe()?;
     let folders = running.ancestors().skip(1).take(2);
-    let found = folders.map(|folder| folder.join("ctrip")).find(|path| path.is_file());
-    found.context("no ctrip binary beside this one: run `cargo build` first, as `make` does")
+    let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("no {name} beside this program: run `cargo build --workspace --bins` first, as `make` does"))
 }
 
 /// Asks again and again until the answer is `Some`, for a minute; `what` is for the error.

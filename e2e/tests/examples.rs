@@ -2,10 +2,9 @@
 //! ours but the schemas, or the `topics` crate.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Lab, Plan, Row, events, ledger, root};
+use e2e::{Lab, Plan, Row, built, events, ledger, root};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::Command;
 
 /// A laboratory where something of each kind has happened: paid in the coin and in parts, paid in the token, cancelled, open.
@@ -92,14 +91,6 @@ async fn agrees(seen: &Seen, lab: &Lab) -> Result<()> {
         ensure!(events.last().is_some_and(|last| says(last, row)), "{payment}: {events:?}, Postgres {row:?}");
     }
     Ok(())
-}
-
-/// What `cargo build` or `cargo test` built of the Rust examples, beside this test.
-fn built(name: &str) -> Result<PathBuf> {
-    let running = std::env::current_exe()?;
-    let folders = running.ancestors().skip(1).take(2);
-    let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
-    found.with_context(|| format!("no {name} beside this test: run `cargo build -p examples` first"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

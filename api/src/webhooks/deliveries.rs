@@ -6,7 +6,8 @@ use crate::auth::Caller;
 use crate::extract::{Body, Parameters};
 use crate::fields::{Fields, shown, storable_text};
 use crate::openapi::schemas;
-use crate::problem::{FieldError, Problem};
+use crate::page;
+use crate::problem::Problem;
 use crate::reply;
 use axum::Json;
 use axum::extract::State;
@@ -20,8 +21,6 @@ use webhooks::endpoints::{self, Attempt, Delivery, Which};
 
 /// What a request to send again may have, as `openapi` documents it.
 pub const FIELDS: [&str; 4] = ["event_id", "from", "before", "failed"];
-const DEFAULT_LIMIT: i64 = 50;
-const LARGEST_LIMIT: i64 = 200;
 const STATES: [&str; 3] = ["pending", "delivered", "failed"];
 
 /// A page of deliveries.
@@ -135,10 +134,7 @@ pub async fn list(
     let db = app.db().await?;
     endpoints::get(&db, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
     let mut found = endpoints::deliveries(&db, id, state.as_deref(), before, limit + 1).await?;
-    let more = i64::try_from(found.len()).is_ok_and(|count| count > limit);
-    if more {
-        found.pop();
-    }
+    let more = page::cut(&mut found, limit);
     let next_cursor = found.last().filter(|_| more).map(|last| last.id.to_string());
     Ok(Json(Page { data: found.into_iter().map(DeliveryReply::new).collect(), next_cursor }))
 }
@@ -151,30 +147,22 @@ struct Asked {
 
 impl Asked {
     fn read(parameters: Vec<(String, String)>) -> Result<Self, Problem> {
-        let mut asked = Self { limit: DEFAULT_LIMIT, before: i64::MAX, state: None };
-        let mut errors = Vec::new();
-        for (name, value) in parameters {
-            if let Err(message) = asked.set(&name, value) {
-                errors.push(FieldError::new(name, message));
-            }
-        }
-        if errors.is_empty() { Ok(asked) } else { Err(Problem::invalid(errors)) }
+        let mut asked = Self { limit: page::DEFAULT, before: i64::MAX, state: None };
+        page::read(parameters, |name, value| asked.set(name, value))?;
+        Ok(asked)
     }
 
     fn set(&mut self, name: &str, value: String) -> Result<(), String> {
         match name {
-            "limit" => {
-                let limit = value.parse().ok().filter(|limit| (1..=LARGEST_LIMIT).contains(limit));
-                self.limit = limit.ok_or_else(|| format!("expected 1 to {LARGEST_LIMIT}, got {:?}", shown(&value)))?;
-            }
+            "limit" => self.limit = page::limit(&value, page::LARGEST)?,
             "cursor" => {
                 let digits = !value.is_empty() && value.len() <= 18 && value.bytes().all(|digit| digit.is_ascii_digit());
                 let place = value.parse().ok().filter(|_| digits);
-                self.before = place.ok_or_else(|| format!("expected a next_cursor of this list, got {:?}", shown(&value)))?;
+                self.before = place.ok_or_else(|| page::no_cursor(&value))?;
             }
             "state" if STATES.contains(&value.as_str()) => self.state = Some(value),
             "state" => return Err(format!("expected one of {}, got {:?}", STATES.join(", "), shown(&value))),
-            _ => return Err("unknown parameter; there are limit, cursor, state".to_owned()),
+            _ => return page::unknown("limit, cursor, state"),
         }
         Ok(())
     }

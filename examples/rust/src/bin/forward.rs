@@ -9,9 +9,10 @@
 //! start a `forward` of its own for it, under another FORWARD_GROUP.
 
 use anyhow::{Context as _, Result, bail};
-use examples::{consumer, prefixed, variable};
+use examples::{client, consumer, prefixed};
 use futures::executor::block_on;
 use rdkafka::Message as _;
+use rdkafka::Timestamp;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -19,7 +20,6 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::{ClientConfig, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use topics::{Topic, frame, wire};
@@ -43,8 +43,7 @@ fn main() -> Result<()> {
     let consumer: BaseConsumer = consumer(&group)?.create()?;
     let events = prefixed(Topic::Events.name());
     consumer.subscribe(&[&events])?;
-    let producer: BaseProducer = ClientConfig::new()
-        .set("bootstrap.servers", variable("KAFKA_BROKERS")?)
+    let producer: BaseProducer = client()?
         .set("transactional.id", &group)
         // As the pipeline does, so that a payment is in the same partition for everyone.
         .set("partitioner", "murmur2_random")
@@ -71,8 +70,7 @@ fn topic_of(merchant: &str) -> String {
 
 /// With as many partitions as payment.events has, and kept as long: for ever.
 fn create(merchants: &BTreeSet<String>) -> Result<()> {
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", variable("KAFKA_BROKERS")?).create()?;
+    let admin: AdminClient<DefaultClientContext> = client()?.create()?;
     let names: Vec<String> = merchants.iter().map(|merchant| topic_of(merchant)).collect();
     let limit = Topic::Events.max_message_bytes().to_string();
     let new: Vec<NewTopic<'_>> = names

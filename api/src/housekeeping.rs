@@ -30,6 +30,22 @@ const AGING: &[Aging] = &[
                   SELECT id FROM webhook_deliveries WHERE state <> 'pending' AND created_at < now() - interval '90 days'
                   ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
     },
+    Aging {
+        table: "webhook_deliveries",
+        sql: "DELETE FROM webhook_deliveries WHERE id IN (
+                  SELECT d.id FROM webhook_endpoints e CROSS JOIN LATERAL (
+                      SELECT d.id FROM webhook_deliveries d WHERE d.endpoint_id = e.id
+                      ORDER BY d.endpoint_id, d.id LIMIT $1 FOR UPDATE SKIP LOCKED) d
+                  WHERE NOT e.enabled AND e.deleted_at IS NOT NULL LIMIT $1)",
+    },
+    // An hour: whoever has seen it before it was deleted may still add a delivery.
+    Aging {
+        table: "webhook_endpoints",
+        sql: "DELETE FROM webhook_endpoints WHERE id IN (
+                  SELECT e.id FROM webhook_endpoints e WHERE NOT e.enabled AND e.deleted_at < now() - interval '1 hour'
+                      AND NOT EXISTS (SELECT FROM webhook_deliveries d WHERE d.endpoint_id = e.id)
+                  LIMIT $1 FOR UPDATE SKIP LOCKED)",
+    },
 ];
 
 /// Runs until `stop`. The history of payments is kept for `keep_days`, or for ever.

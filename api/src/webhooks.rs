@@ -49,7 +49,7 @@ pub struct WebhookReply {
     /// Of the first failure since the last success; null while it is healthy.
     #[schema(required = true, value_type = Option<schemas::Time>)]
     failing_since: Option<String>,
-    /// Until then nothing is sent, as it asked for with `Retry-After`.
+    /// Until then nothing is sent: it asked for that with `Retry-After`, or rests since it fails.
     #[schema(required = true, value_type = Option<schemas::Time>)]
     paused_until: Option<String>,
     #[schema(value_type = schemas::Time)]
@@ -245,7 +245,7 @@ pub async fn update(
     let mut fields = Fields::read(&body)?;
     let changes = Changes { enabled: fields.flag("enabled"), ..changes(&mut fields, &app.guard) };
     fields.finish(&UPDATE_FIELDS)?;
-    let changed = endpoints::update(&mut app.db().await?, caller.merchant, id, changes).await?;
+    let changed = endpoints::update(&app.db().await?, caller.merchant, id, changes).await?;
     Ok(Json(WebhookReply::new(changed.ok_or_else(|| no_webhook(id))?)))
 }
 
@@ -290,7 +290,7 @@ pub async fn ping(
     caller: Caller,
     WebhookId(id): WebhookId,
 ) -> Result<(StatusCode, Json<PingReply>), Problem> {
-    let event_id = endpoints::ping(&mut app.db().await?, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
+    let event_id = endpoints::ping(&app.db().await?, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
     Ok((StatusCode::ACCEPTED, Json(PingReply { event_id })))
 }
 

@@ -3,8 +3,10 @@
 use anyhow::{Result, ensure};
 use deadpool_postgres::Client;
 use e2e::{Lab, Plan};
+use runtime::{Folding, Span};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
+use topics::Topic;
 use uuid::Uuid;
 use webhooks::endpoints::{self, Which};
 use webhooks::queue::{self, Due, Health, Room};
@@ -101,11 +103,16 @@ async fn due(db: &Client, health: Health) -> Result<Vec<Due>> {
     queue::claim(db, room).await.map_err(failed)
 }
 
-/// Settles one attempt, after which the endpoint may be asked again at once.
+/// Settles one attempt.
+async fn attempt(db: &mut Client, due: Due, answer: Answer, verdict: Verdict) -> Result<()> {
+    queue::settle(db, &[(due, Outcome { answer, ..Outcome::default() }, verdict)]).await.map_err(failed)?;
+    Ok(())
+}
+
+/// [`attempt`] whose endpoint does not rest after it.
 async fn settle(db: &mut Client, due: Due, status: u16, verdict: Verdict) -> Result<()> {
-    let outcome = Outcome { answer: Answer { status: Some(status), retry_after: None }, ..Outcome::default() };
-    queue::settle(db, &[(due, outcome, verdict)]).await.map_err(failed)?;
-    db.execute("UPDATE webhook_endpoints SET paused_until = NULL", &[]).await?;
+    attempt(db, due, Answer { status: Some(status), retry_after: None }, verdict).await?;
+    db.execute("UPDATE webhook_endpoints SET resting_until = NULL", &[]).await?;
     Ok(())
 }
 
@@ -127,10 +134,13 @@ async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Res
     ensure!(waits(&db).await? == [3600, 3600, 3600], "{:?}", waits(&db).await?);
     ensure!(due(&db, Health::Well).await?.is_empty() && due(&db, Health::Failing).await?.is_empty(), "before the hour is over");
 
-    // Sent again by hand, it takes the others with it; in order still.
-    let event = Which::Event("1".to_owned());
-    ensure!(endpoints::redeliver(&mut db, merchant, endpoint, &event).await.map_err(failed)? == Some(1), "redeliver");
-    ensure!(waits(&db).await? == [0, 0, 0], "{:?}", waits(&db).await?);
+    // Sent again by hand, whichever it is, it takes the others with it; in order still.
+    for event in ["2", "1"] {
+        db.execute("UPDATE webhook_deliveries SET next_attempt = now() + interval '1 hour'", &[]).await?;
+        let event = Which::Event(event.to_owned());
+        let again = endpoints::redeliver(&mut db, merchant, endpoint, &event).await.map_err(failed)?;
+        ensure!(again == Some((1, false)) && waits(&db).await? == [0, 0, 0], "{again:?} {:?}", waits(&db).await?);
+    }
     for tries in 0..queue::ORDER_KEPT {
         let mut again = due(&db, Health::Failing).await?;
         ensure!(again.len() == 1 && again[0].event_id == "1" && again[0].tries == tries, "{again:?}");
@@ -168,52 +178,87 @@ async fn what_arrives_after_failures_lets_the_later_events_go() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_endpoint_rests_a_tenth_of_the_time_that_it_fails_and_at_most_a_minute() -> Result<()> {
+async fn an_endpoint_rests_a_tenth_of_the_time_that_it_fails_at_most_a_minute_and_no_longer_than_it_fails() -> Result<()> {
     let (_lab, mut db, merchant, endpoint) = three_events().await?;
-    let mut sent = due(&db, Health::Well).await?.remove(0);
-    for (failing, rest) in [(0, 0), (100, 10), (7200, 60)] {
-        db.execute(
-            "UPDATE webhook_endpoints SET paused_until = NULL, failing_since = now() - make_interval(secs => $1)",
-            &[&f64::from(failing)],
-        )
-        .await?;
-        let outcome = Outcome { answer: Answer { status: Some(500), retry_after: None }, ..Outcome::default() };
-        queue::settle(&mut db, &[(sent, outcome, Verdict::Again(Duration::ZERO))]).await.map_err(failed)?;
-        let sql = "SELECT round(extract(epoch FROM paused_until - now()))::integer FROM webhook_endpoints";
-        let rests: i32 = db.query_one(sql, &[]).await?.get(0);
-        ensure!((rest - 1..=rest).contains(&rests), "{rests} s after failing for {failing} s");
-        if rest > 0 {
+    let rest = async |db: &Client| -> Result<Option<i32>> {
+        let sql = "SELECT round(extract(epoch FROM resting_until - now()))::integer FROM webhook_endpoints";
+        Ok(db.query_one(sql, &[]).await?.get(0))
+    };
+    let mut claimed = due(&db, Health::Well).await?;
+    for (failing, expected) in [(None, 0), (Some(100.0), 10), (Some(7200.0), 60)] {
+        let sql = "UPDATE webhook_endpoints SET failing_since = now() - make_interval(secs => $1)";
+        db.execute(sql, &[&failing]).await?;
+        let bad = Answer { status: Some(500), retry_after: None };
+        attempt(&mut db, claimed.remove(0), bad, Verdict::Again(Duration::ZERO)).await?;
+        let rests = rest(&db).await?.unwrap_or(-1);
+        ensure!((expected - 1..=expected).contains(&rests), "{rests} s after failing for {failing:?} s");
+        if expected > 0 {
             ensure!(due(&db, Health::Failing).await?.is_empty(), "it rests");
             // Whoever asks for a ping wants to know now.
-            endpoints::ping(&mut db, merchant, endpoint).await.map_err(failed)?;
+            endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?;
         }
-        sent = due(&db, Health::Failing).await?.remove(0);
+        claimed = due(&db, Health::Failing).await?;
     }
+    // What it asks for itself holds also if something arrives, and its rest is over then.
+    let hour = Answer { status: Some(503), retry_after: Some(Duration::from_secs(3600)) };
+    let ping = claimed.remove(1);
+    attempt(&mut db, claimed.remove(0), hour, Verdict::Again(Duration::ZERO)).await?;
+    attempt(&mut db, ping, Answer { status: Some(204), retry_after: None }, Verdict::Delivered).await?;
+    let paused: bool =
+        db.query_one("SELECT paused_until > now() + interval '59 minutes' FROM webhook_endpoints", &[]).await?.get(0);
+    ensure!(paused && rest(&db).await?.is_none(), "it rests {:?}", rest(&db).await?);
     Ok(())
 }
 
-/// An endpoint that is disabled while events are made for it has nothing pending, whichever comes first.
+/// What is pending for a disabled endpoint is sent no more and ends, whoever added it and when; and is sent again when asked for.
 #[tokio::test]
-async fn nothing_is_made_pending_for_an_endpoint_while_it_is_disabled() -> Result<()> {
-    let (lab, mut db, merchant, endpoint) = three_events().await?;
-    let mut other = lab.database().await?;
-    let adding = other.transaction().await?;
-    adding.execute("SELECT pg_advisory_xact_lock_shared($1)", &[&runtime::db::lock::DELIVERIES]).await?;
-    adding
-        .execute(
-            "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state) SELECT id, '4', 'webhook.ping', '{}', 'pending'
-             FROM webhook_endpoints WHERE enabled",
-            &[],
-        )
-        .await?;
-    let changes = endpoints::Changes { enabled: Some(false), ..endpoints::Changes::default() };
-    {
-        let mut disabling = Box::pin(endpoints::update(&mut db, merchant, endpoint, changes));
-        let waited = tokio::time::timeout(Duration::from_millis(300), &mut disabling).await;
-        ensure!(waited.is_err(), "it does not wait for what is added");
-        adding.commit().await?;
-        disabling.await.map_err(failed)?;
-    }
-    ensure!(waits(&db).await?.is_empty(), "{:?} are pending", waits(&db).await?);
+async fn what_is_pending_for_a_disabled_endpoint_ends() -> Result<()> {
+    let (_lab, mut db, merchant, endpoint) = three_events().await?;
+    let enable = |enabled| endpoints::Changes { enabled: Some(enabled), ..endpoints::Changes::default() };
+    let in_flight = due(&db, Health::Well).await?.remove(0);
+    endpoints::update(&db, merchant, endpoint, enable(false)).await.map_err(failed)?;
+    ensure!(due(&db, Health::Well).await?.is_empty(), "something is sent to a disabled endpoint");
+    ensure!(queue::end(&db).await.map_err(failed)? == 3 && waits(&db).await?.is_empty(), "{:?} are pending", waits(&db).await?);
+    endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.unwrap_or_default();
+    ensure!(queue::end(&db).await.map_err(failed)? == 1, "the ping is pending");
+    // What was on its way arrives all the same.
+    settle(&mut db, in_flight, 204, Verdict::Delivered).await?;
+    let which = Which::Failed;
+    ensure!(endpoints::redeliver(&mut db, merchant, endpoint, &which).await.map_err(failed)?.is_none(), "it is disabled");
+    endpoints::update(&db, merchant, endpoint, enable(true)).await.map_err(failed)?;
+    let again = endpoints::redeliver(&mut db, merchant, endpoint, &which).await.map_err(failed)?;
+    ensure!(again == Some((3, false)) && queue::end(&db).await.map_err(failed)? == 0, "{again:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_deleted_endpoint_is_seen_by_nobody_and_sent_nothing() -> Result<()> {
+    let (_lab, mut db, merchant, endpoint) = three_events().await?;
+    ensure!(endpoints::delete(&db, merchant, endpoint).await.map_err(failed)?, "it was there");
+    ensure!(!endpoints::delete(&db, merchant, endpoint).await.map_err(failed)?, "deleted twice");
+    let enable = endpoints::Changes { enabled: Some(true), ..endpoints::Changes::default() };
+    ensure!(endpoints::update(&db, merchant, endpoint, enable).await.map_err(failed)?.is_none(), "changed");
+    ensure!(endpoints::get(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "seen");
+    ensure!(endpoints::list(&db, merchant).await.map_err(failed)?.is_empty(), "listed");
+    ensure!(endpoints::rotate(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "rotated");
+    ensure!(endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "sent a ping");
+    let again = endpoints::redeliver(&mut db, merchant, endpoint, &Which::Failed).await.map_err(failed)?;
+    ensure!(again.is_none() && due(&db, Health::Well).await?.is_empty(), "sent something: {again:?}");
+    Ok(())
+}
+
+/// A crash of Postgres may undo the last commits, the first of a partition among them.
+#[tokio::test]
+async fn an_offset_that_was_taken_back_is_noticed() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let db = runtime::db::pool(&lab.env["DATABASE_URL"], 1)?.get().await?;
+    let folding = Folding { stage: "lab", topic: Topic::Events, most: 1, most_bytes: 1 };
+    let claim = async |from: i64, next: i64| folding.claim(&db, Span { partition: 0, from, next }).await;
+    ensure!(claim(10, 15).await.is_err(), "offset 10, and nothing tells of the ten before it");
+    claim(0, 10).await.map_err(failed)?;
+    ensure!(claim(0, 10).await.is_err(), "twice");
+    claim(10, 15).await.map_err(failed)?;
+    db.execute("DELETE FROM stage_offsets", &[]).await?;
+    ensure!(claim(15, 20).await.is_err(), "taken back");
     Ok(())
 }

@@ -65,8 +65,6 @@ pub mod lock {
     pub const MIGRATIONS: i64 = 7_233_017;
     /// Held by the relay that works.
     pub const RELAY: i64 = 7_233_018;
-    /// Shared by those who add deliveries, held by who disables an endpoint.
-    pub const DELIVERIES: i64 = 7_233_019;
 }
 
 /// Brings the database to this version; harmless when it is there already. Refinery locks, so processes may race.

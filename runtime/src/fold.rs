@@ -116,7 +116,10 @@ impl Folding {
     pub async fn claim(&self, db: &impl GenericClient, span: Span) -> Result<(), Failure> {
         let statement = db
             .prepare_cached(
-                "INSERT INTO stage_offsets (stage, topic, partition, next_offset) VALUES ($1, $2, $3, $5)
+                // No row stands for 0 and nothing else: a crash of Postgres may have undone the first one.
+                "INSERT INTO stage_offsets (stage, topic, partition, next_offset) SELECT $1::text, $2::text, $3::integer, $5::bigint
+                 WHERE $4::bigint = 0 OR EXISTS (
+                     SELECT FROM stage_offsets WHERE stage = $1 AND topic = $2 AND partition = $3)
                  ON CONFLICT (stage, topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, updated_at = now()
                      WHERE stage_offsets.next_offset = $4",
             )

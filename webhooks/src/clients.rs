@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// Endpoints whose connections are kept open.
-const KEPT: usize = 128;
+const KEPT: usize = 120;
 /// Idle connections of each of them.
 const IDLE: usize = 3;
 const IDLE_FOR: Duration = Duration::from_secs(5);

@@ -14,11 +14,15 @@ use uuid::Uuid;
 
 /// Endpoints that a merchant may have: each event is kept once for each.
 pub const MOST: i64 = 20;
+/// Deliveries that one request sends again.
+const AGAIN_AT_MOST: u64 = 100_000;
+/// And one transaction of it.
+const AGAIN_AT_ONCE: i64 = 5_000;
 /// For so long the secret before signs as well.
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 
-const COLUMNS: &str = "id, url, description, events, enabled, disabled_reason, disabled_at, failing_since, paused_until,
-    secret_since, CASE WHEN old_secret_until > now() THEN old_secret_until END, created_at";
+const COLUMNS: &str = "id, url, description, events, enabled, disabled_reason, disabled_at, failing_since,
+    greatest(paused_until, resting_until), secret_since, CASE WHEN old_secret_until > now() THEN old_secret_until END, created_at";
 
 /// An endpoint as the API shows it, without its secrets.
 #[derive(Debug, Clone)]
@@ -77,7 +81,7 @@ pub struct Changes {
     pub description: Option<String>,
     /// Event types; none is all.
     pub events: Option<Vec<String>>,
-    /// To enable it makes it healthy; to disable it ends what is pending.
+    /// To enable it makes it healthy; to disable it ends what is pending, within a second or a few.
     pub enabled: Option<bool>,
 }
 
@@ -94,7 +98,7 @@ pub async fn create(db: &mut Client, merchant: Uuid, url: &str, new: Changes) ->
     let sql = format!(
         "INSERT INTO webhook_endpoints (id, merchant_id, url, description, events, secret)
          SELECT $1::uuid, $2::uuid, $3::text, nullif($4::text, ''), $5::text[], $6::text
-         WHERE (SELECT count(*) FROM webhook_endpoints WHERE merchant_id = $2) < $7
+         WHERE (SELECT count(*) FROM webhook_endpoints WHERE merchant_id = $2 AND deleted_at IS NULL) < $7
          RETURNING {COLUMNS}"
     );
     let statement = tx.prepare_cached(&sql).await.map_err(db::failure)?;
@@ -112,7 +116,9 @@ pub async fn create(db: &mut Client, merchant: Uuid, url: &str, new: Changes) ->
 /// # Errors
 /// When the database fails.
 pub async fn list(db: &impl GenericClient, merchant: Uuid) -> Result<Vec<Endpoint>, Failure> {
-    let sql = format!("SELECT {COLUMNS} FROM webhook_endpoints WHERE merchant_id = $1 ORDER BY created_at, id");
+    let sql = format!(
+        "SELECT {COLUMNS} FROM webhook_endpoints WHERE merchant_id = $1 AND deleted_at IS NULL ORDER BY created_at, id"
+    );
     let statement = db.prepare_cached(&sql).await.map_err(db::failure)?;
     let rows = db.query(&statement, &[&merchant]).await.map_err(db::failure)?;
     Ok(rows.iter().map(Endpoint::read).collect())
@@ -123,7 +129,7 @@ pub async fn list(db: &impl GenericClient, merchant: Uuid) -> Result<Vec<Endpoin
 /// # Errors
 /// When the database fails.
 pub async fn get(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<Option<Endpoint>, Failure> {
-    let sql = format!("SELECT {COLUMNS} FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2");
+    let sql = format!("SELECT {COLUMNS} FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2 AND deleted_at IS NULL");
     let statement = db.prepare_cached(&sql).await.map_err(db::failure)?;
     Ok(db.query_opt(&statement, &[&merchant, &id]).await.map_err(db::failure)?.as_ref().map(Endpoint::read))
 }
@@ -132,24 +138,20 @@ pub async fn get(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<Op
 ///
 /// # Errors
 /// When the database fails.
-pub async fn update(db: &mut Client, merchant: Uuid, id: Uuid, changes: Changes) -> Result<Option<Endpoint>, Failure> {
-    let tx = db.transaction().await.map_err(db::failure)?;
+pub async fn update(db: &impl GenericClient, merchant: Uuid, id: Uuid, changes: Changes) -> Result<Option<Endpoint>, Failure> {
     let sql = format!(
         "UPDATE webhook_endpoints SET url = coalesce($3, url), events = coalesce($5, events), enabled = coalesce($6, enabled),
              description = CASE WHEN $4::text IS NULL THEN description ELSE nullif($4, '') END,
              disabled_reason = CASE WHEN coalesce($6, enabled) THEN NULL ELSE coalesce(disabled_reason, 'asked') END,
              disabled_at = CASE WHEN coalesce($6, enabled) THEN NULL ELSE coalesce(disabled_at, now()) END,
              failing_since = CASE WHEN $6 AND NOT enabled THEN NULL ELSE failing_since END,
-             paused_until = CASE WHEN $6 AND NOT enabled THEN NULL ELSE paused_until END
-         WHERE merchant_id = $1 AND id = $2 RETURNING {COLUMNS}"
+             paused_until = CASE WHEN $6 AND NOT enabled THEN NULL ELSE paused_until END,
+             resting_until = CASE WHEN $6 AND NOT enabled THEN NULL ELSE resting_until END
+         WHERE merchant_id = $1 AND id = $2 AND deleted_at IS NULL RETURNING {COLUMNS}"
     );
-    let statement = tx.prepare_cached(&sql).await.map_err(db::failure)?;
+    let statement = db.prepare_cached(&sql).await.map_err(db::failure)?;
     let Changes { url, description, events, enabled } = changes;
-    let row = tx.query_opt(&statement, &[&merchant, &id, &url, &description, &events, &enabled]).await.map_err(db::failure)?;
-    if row.is_some() && enabled == Some(false) {
-        queue::stop(&tx, id).await?;
-    }
-    tx.commit().await.map_err(db::failure)?;
+    let row = db.query_opt(&statement, &[&merchant, &id, &url, &description, &events, &enabled]).await.map_err(db::failure)?;
     Ok(row.as_ref().map(Endpoint::read))
 }
 
@@ -162,7 +164,7 @@ pub async fn rotate(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result
     let sql = format!(
         "UPDATE webhook_endpoints SET old_secret = secret, old_secret_until = now() + make_interval(secs => $4), secret = $3,
              secret_since = now()
-         WHERE merchant_id = $1 AND id = $2 RETURNING {COLUMNS}"
+         WHERE merchant_id = $1 AND id = $2 AND deleted_at IS NULL RETURNING {COLUMNS}"
     );
     let statement = db.prepare_cached(&sql).await.map_err(db::failure)?;
     let values: [&(dyn ToSql + Sync); 4] = [&merchant, &id, &secret.reveal(), &GRACE.as_secs_f64()];
@@ -170,40 +172,36 @@ pub async fn rotate(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result
     Ok(row.map(|row| (Endpoint::read(&row), secret)))
 }
 
-/// Removes one with its deliveries; whether it was there.
+/// Removes one; whether it was there. Its deliveries go after it, by housekeeping.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn delete(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<bool, Failure> {
-    let sql = "DELETE FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2";
+    let sql = "UPDATE webhook_endpoints SET deleted_at = now(), enabled = false, disabled_at = coalesce(disabled_at, now()),
+                   disabled_reason = coalesce(disabled_reason, 'asked')
+               WHERE merchant_id = $1 AND id = $2 AND deleted_at IS NULL";
     Ok(db.execute(sql, &[&merchant, &id]).await.map_err(db::failure)? > 0)
 }
 
-/// Sends a `webhook.ping`, whatever its filter; gives the event's id. A disabled endpoint is sent nothing: then it has failed.
+/// Sends a `webhook.ping`, whatever its filter; gives the event's id. To a disabled endpoint it fails unsent.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn ping(db: &mut Client, merchant: Uuid, id: Uuid) -> Result<Option<String>, Failure> {
-    let tx = db.transaction().await.map_err(db::failure)?;
-    queue::none_is_disabled(&tx).await?;
-    // Whoever asks wants to know now.
-    let wake =
-        "UPDATE webhook_endpoints SET paused_until = NULL WHERE merchant_id = $1 AND id = $2 AND paused_until IS NOT NULL";
-    tx.execute(wake, &[&merchant, &id]).await.map_err(db::failure)?;
+pub async fn ping(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<Option<String>, Failure> {
+    if !wake(db, merchant, id, false).await? {
+        return Ok(None);
+    }
     let event = format!("evt_{}_0", Uuid::now_v7().simple());
     let data = serde_json::json!({ "webhook_id": id });
     let body = body::of_service("webhook.ping", queue::now(), &data).map_err(Failure::halt)?;
-    let made = tx
-        .execute(
-            "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state)
-             SELECT id, $3::text, 'webhook.ping', $4::text, CASE WHEN enabled THEN 'pending' ELSE 'failed' END
-             FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2",
-            &[&merchant, &id, &event, &body],
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state) VALUES ($1, $2, 'webhook.ping', $3, 'pending')",
         )
         .await
         .map_err(db::failure)?;
-    tx.commit().await.map_err(db::failure)?;
-    Ok((made > 0).then_some(event))
+    db.execute(&statement, &[&id, &event, &body]).await.map_err(db::failure)?;
+    Ok(Some(event))
 }
 
 /// A delivery as the API shows it.
@@ -325,40 +323,83 @@ pub enum Which {
 }
 
 /// Sends deliveries again, from the begin of their schedule, under the ids they have; one that waits for its next attempt is
-/// sent at once. Gives how many; `None` if there is no such endpoint, or it is disabled.
+/// sent at once, and so is what waits of the same payment. Gives how many, [`AGAIN_AT_MOST`] of them, and whether there are more;
+/// `None` if there is no such endpoint, or it is disabled.
 ///
 /// # Errors
-/// When the database fails.
-pub async fn redeliver(db: &mut Client, merchant: Uuid, endpoint: Uuid, which: &Which) -> Result<Option<u64>, Failure> {
-    let tx = db.transaction().await.map_err(db::failure)?;
-    let wake = "UPDATE webhook_endpoints SET paused_until = NULL WHERE merchant_id = $1 AND id = $2 AND enabled";
-    if tx.execute(wake, &[&merchant, &endpoint]).await.map_err(db::failure)? == 0 {
+/// When the database fails. Some are sent again then.
+pub async fn redeliver(db: &mut Client, merchant: Uuid, endpoint: Uuid, which: &Which) -> Result<Option<(u64, bool)>, Failure> {
+    if !wake(db, merchant, endpoint, true).await? {
         return Ok(None);
     }
-    let (condition, values): (&str, Vec<&(dyn ToSql + Sync)>) = match which {
-        Which::Event(event) => ("event_id = $2", vec![&endpoint, event]),
-        Which::Made { from, before } => ("created_at >= $2 AND created_at < $3", vec![&endpoint, from, before]),
-        Which::Failed => ("state = 'failed'", vec![&endpoint]),
+    let (mut again, mut after) = (0, 0);
+    while again < AGAIN_AT_MOST {
+        let tx = db.transaction().await.map_err(db::failure)?;
+        let (ids, payments) = redeliver_some(&tx, endpoint, after, which).await?;
+        let count = ids.len();
+        if count > 0 {
+            // What waits for one of them, or what one of them waits for.
+            let sql = "WITH waiting AS MATERIALIZED (
+                           SELECT id FROM webhook_deliveries WHERE endpoint_id = $1 AND payment_id = ANY($2)
+                               AND state = 'pending' AND claimed_by IS NULL AND next_attempt > now()
+                           ORDER BY id FOR UPDATE SKIP LOCKED
+                       )
+                       UPDATE webhook_deliveries d SET next_attempt = now() FROM waiting w WHERE d.id = w.id";
+            let statement = tx.prepare_cached(sql).await.map_err(db::failure)?;
+            tx.execute(&statement, &[&endpoint, &payments]).await.map_err(db::failure)?;
+        }
+        tx.commit().await.map_err(db::failure)?;
+        again += u64::try_from(count).map_err(Failure::halt)?;
+        after = ids.into_iter().max().unwrap_or(after);
+        if i64::try_from(count).is_ok_and(|count| count < AGAIN_AT_ONCE) {
+            return Ok(Some((again, false)));
+        }
+    }
+    Ok(Some((again, true)))
+}
+
+/// Some of them, by id, with their payments.
+async fn redeliver_some(
+    db: &impl GenericClient,
+    endpoint: Uuid,
+    after: i64,
+    which: &Which,
+) -> Result<(Vec<i64>, Vec<Uuid>), Failure> {
+    let mut values: Vec<&(dyn ToSql + Sync)> = vec![&endpoint, &after, &AGAIN_AT_ONCE];
+    let condition = match which {
+        Which::Event(event) => {
+            values.push(event);
+            "event_id = $4"
+        }
+        // Not those that an earlier request has made due: so the same request goes on.
+        Which::Made { from, before } => {
+            values.extend([from as &(dyn ToSql + Sync), before]);
+            "created_at >= $4 AND created_at < $5 AND NOT (state = 'pending' AND tries = 0 AND next_attempt <= now())"
+        }
+        Which::Failed => "state = 'failed'",
     };
     // What is on its way is on its way.
     let sql = format!(
         "WITH again AS MATERIALIZED (
-             SELECT id FROM webhook_deliveries WHERE endpoint_id = $1 AND claimed_by IS NULL AND {condition}
-             ORDER BY id FOR UPDATE
+             SELECT id FROM webhook_deliveries WHERE endpoint_id = $1 AND id > $2 AND claimed_by IS NULL AND {condition}
+             ORDER BY id LIMIT $3 FOR UPDATE
          )
          UPDATE webhook_deliveries d SET state = 'pending', tries = 0, next_attempt = now(), delivered_at = NULL
-         FROM again WHERE d.id = again.id"
+         FROM again WHERE d.id = again.id RETURNING d.id, d.payment_id"
     );
-    let statement = tx.prepare_cached(&sql).await.map_err(db::failure)?;
-    let again = tx.execute(&statement, &values).await.map_err(db::failure)?;
-    // What waited for one of them need not wait any longer than it.
-    let sql = "UPDATE webhook_deliveries f SET next_attempt = now()
-               WHERE endpoint_id = $1 AND state = 'pending' AND tries = 0 AND claimed_by IS NULL AND next_attempt > now()
-                   AND EXISTS (SELECT FROM webhook_deliveries d WHERE d.endpoint_id = f.endpoint_id
-                       AND d.payment_id = f.payment_id AND d.sequence < f.sequence AND d.state = 'pending'
-                       AND d.tries = 0 AND d.next_attempt <= now())";
-    let statement = tx.prepare_cached(sql).await.map_err(db::failure)?;
-    tx.execute(&statement, &[&endpoint]).await.map_err(db::failure)?;
-    tx.commit().await.map_err(db::failure)?;
-    Ok(Some(again))
+    let statement = db.prepare_cached(&sql).await.map_err(db::failure)?;
+    let rows = db.query(&statement, &values).await.map_err(db::failure)?;
+    Ok((rows.iter().map(|row| row.get(0)).collect(), rows.iter().filter_map(|row| row.get(1)).collect()))
+}
+
+/// Whoever asks for something wants it now: an endpoint is left in peace no longer. Whether there is such a one.
+async fn wake(db: &impl GenericClient, merchant: Uuid, endpoint: Uuid, only_enabled: bool) -> Result<bool, Failure> {
+    let statement = db
+        .prepare_cached(
+            "UPDATE webhook_endpoints SET paused_until = NULL, resting_until = NULL
+             WHERE merchant_id = $1 AND id = $2 AND deleted_at IS NULL AND (enabled OR NOT $3)",
+        )
+        .await
+        .map_err(db::failure)?;
+    Ok(db.execute(&statement, &[&merchant, &endpoint, &only_enabled]).await.map_err(db::failure)? > 0)
 }

@@ -10,9 +10,10 @@ use crate::schedule::{self, Verdict};
 use crate::send::{self, Outcome};
 use deadpool_postgres::Pool;
 use runtime::{Failure, db, metrics};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -20,8 +21,12 @@ use uuid::Uuid;
 
 /// Retries, pings and redeliveries are found by looking.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// An endpoint that takes longer to answer is slow.
+/// An endpoint that takes longer to answer, or not to, is slow …
 const SLOW: Duration = Duration::from_secs(1);
+/// … until it was not for so long.
+const SLOW_FOR: Duration = Duration::from_secs(60);
+/// How often what is pending for disabled endpoints is ended.
+const END_EVERY: Duration = Duration::from_secs(1);
 /// What is on its way at the stop; the process has 10 s.
 const DRAINED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -31,7 +36,10 @@ pub struct Engine {
     pub clients: Clients,
     pub guard: Guard,
     pub instance: String,
-    slow: Mutex<HashSet<Uuid>>,
+    /// What is on its way to each endpoint, over all lanes.
+    busy: Mutex<HashMap<Uuid, i32>>,
+    /// When an endpoint last took its time.
+    slow: Mutex<HashMap<Uuid, Instant>>,
 }
 
 /// Bounds of a lane.
@@ -46,7 +54,7 @@ struct Lane {
 /// With what is kept open for the next message, the sockets stay below the 1,024 files that a process commonly has.
 const LANES: [Lane; 3] = [
     Lane { health: Health::Well, most: 384, an_endpoint: 8 },
-    Lane { health: Health::Slow, most: 64, an_endpoint: 8 },
+    Lane { health: Health::Slow, most: 128, an_endpoint: 4 },
     // One that fails is asked carefully.
     Lane { health: Health::Failing, most: 64, an_endpoint: 1 },
 ];
@@ -58,36 +66,9 @@ struct Sent {
     verdict: Verdict,
 }
 
-/// What a lane has on its way.
-#[derive(Default)]
-struct OnTheirWay {
-    sends: JoinSet<Sent>,
-    endpoints: HashMap<Uuid, i32>,
-}
-
-impl OnTheirWay {
-    fn count(&mut self, endpoint: Uuid) {
-        *self.endpoints.entry(endpoint).or_default() += 1;
-    }
-
-    fn uncount(&mut self, endpoint: Uuid) {
-        if let Some(count) = self.endpoints.get_mut(&endpoint) {
-            *count -= 1;
-            if *count == 0 {
-                self.endpoints.remove(&endpoint);
-            }
-        }
-    }
-
-    fn show(&self, health: Health) {
-        #[expect(clippy::cast_precision_loss, reason = "they are bounded by hundreds")]
-        metrics::WEBHOOKS_IN_FLIGHT.gauge(&[("endpoints", health.name())]).set(self.sends.len() as f64);
-    }
-}
-
 impl Engine {
     pub fn new(pool: Pool, clients: Clients, guard: Guard, instance: String) -> Arc<Self> {
-        Arc::new(Self { pool, clients, guard, instance, slow: Mutex::default() })
+        Arc::new(Self { pool, clients, guard, instance, busy: Mutex::default(), slow: Mutex::default() })
     }
 
     /// Sends until `stop`, then waits a little for what is on its way.
@@ -98,11 +79,15 @@ impl Engine {
         let db = self.pool.get().await.map_err(db::unavailable)?;
         queue::release(&db, &self.instance).await?;
         drop(db);
+        // What an earlier run had on its way was cut off with it.
+        locked(&self.busy).clear();
         let mut lanes = JoinSet::new();
         for lane in &LANES {
             let (engine, call, stop) = (Arc::clone(self), Arc::clone(call), stop.clone());
             lanes.spawn(async move { engine.lane(lane, &call, &stop).await });
         }
+        let (engine, stop) = (Arc::clone(self), stop.clone());
+        lanes.spawn(async move { engine.end(&stop).await });
         while let Some(ended) = lanes.join_next().await {
             ended.map_err(Failure::halt)??;
         }
@@ -110,26 +95,27 @@ impl Engine {
     }
 
     async fn lane(&self, lane: &Lane, call: &Notify, stop: &CancellationToken) -> Result<(), Failure> {
-        let mut on = OnTheirWay::default();
+        let mut sends = JoinSet::new();
         while !stop.is_cancelled() {
-            self.begin(&mut on, lane).await?;
-            on.show(lane.health);
+            self.begin(&mut sends, lane).await?;
+            #[expect(clippy::cast_precision_loss, reason = "they are bounded by hundreds")]
+            metrics::WEBHOOKS_IN_FLIGHT.gauge(&[("endpoints", lane.health.name())]).set(sends.len() as f64);
             let mut done = Vec::new();
             tokio::select! {
-                Some(sent) = on.sends.join_next() => done.push(finished(sent)?),
+                Some(sent) = sends.join_next() => done.push(finished(sent)?),
                 // New events are mostly of endpoints that work.
                 () = call.notified(), if lane.health == Health::Well => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = stop.cancelled() => {}
             }
-            while let Some(sent) = on.sends.try_join_next() {
+            while let Some(sent) = sends.try_join_next() {
                 done.push(finished(sent)?);
             }
-            self.finish(&mut on, done).await?;
+            self.finish(done).await?;
         }
         let drained = tokio::time::timeout(DRAINED_WITHIN, async {
-            while let Some(sent) = on.sends.join_next().await {
-                self.finish(&mut on, vec![finished(sent)?]).await?;
+            while let Some(sent) = sends.join_next().await {
+                self.finish(vec![finished(sent)?]).await?;
             }
             Ok(())
         });
@@ -137,13 +123,33 @@ impl Engine {
         drained.await.unwrap_or(Ok(()))
     }
 
-    async fn begin(&self, on: &mut OnTheirWay, lane: &Lane) -> Result<(), Failure> {
-        let most = lane.most - on.sends.len();
+    /// Ends what is pending for endpoints that are disabled.
+    async fn end(&self, stop: &CancellationToken) -> Result<(), Failure> {
+        while !stop.is_cancelled() {
+            let db = self.pool.get().await.map_err(db::unavailable)?;
+            let ended = queue::end(&db).await?;
+            drop(db);
+            if i64::try_from(ended).is_ok_and(|ended| ended < queue::END_AT_ONCE) {
+                tokio::select! {
+                    () = tokio::time::sleep(END_EVERY) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn begin(&self, sends: &mut JoinSet<Sent>, lane: &Lane) -> Result<(), Failure> {
+        let most = lane.most - sends.len();
         if most == 0 {
             return Ok(());
         }
-        let busy: Vec<(Uuid, i32)> = on.endpoints.iter().map(|(id, count)| (*id, *count)).collect();
-        let slow: Vec<Uuid> = self.slow().iter().copied().collect();
+        let busy: Vec<(Uuid, i32)> = locked(&self.busy).iter().map(|(id, count)| (*id, *count)).collect();
+        let slow: Vec<Uuid> = {
+            let mut slow = locked(&self.slow);
+            slow.retain(|_, last| last.elapsed() < SLOW_FOR);
+            slow.keys().copied().collect()
+        };
         let room = Room {
             instance: &self.instance,
             health: lane.health,
@@ -156,9 +162,9 @@ impl Engine {
         let claimed = queue::claim(&db, room).await?;
         drop(db);
         for due in claimed {
-            on.count(due.endpoint);
+            *locked(&self.busy).entry(due.endpoint).or_default() += 1;
             let (client, guard) = (self.clients.of(due.endpoint), self.guard.clone());
-            on.sends.spawn(async move {
+            sends.spawn(async move {
                 let outcome = send::send(&client, &guard, &due).await;
                 let tries = usize::try_from(due.tries).unwrap_or_default();
                 let verdict = schedule::judge(tries, outcome.answer, rand::random());
@@ -168,38 +174,37 @@ impl Engine {
         Ok(())
     }
 
-    async fn finish(&self, on: &mut OnTheirWay, done: Vec<Sent>) -> Result<(), Failure> {
+    async fn finish(&self, done: Vec<Sent>) -> Result<(), Failure> {
         if done.is_empty() {
             return Ok(());
         }
         for sent in &done {
-            on.uncount(sent.due.endpoint);
-            self.time(sent);
+            if sent.outcome.took > SLOW {
+                locked(&self.slow).insert(sent.due.endpoint, Instant::now());
+            }
             report(sent);
         }
         let done: Vec<(Due, Outcome, Verdict)> =
             done.into_iter().map(|Sent { due, outcome, verdict, .. }| (due, outcome, verdict)).collect();
         let mut db = self.pool.get().await.map_err(db::unavailable)?;
         let disabled = queue::settle(&mut db, &done).await?;
+        drop(db);
+        let mut busy = locked(&self.busy);
+        for (due, ..) in &done {
+            if let Entry::Occupied(mut count) = busy.entry(due.endpoint) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
         metrics::WEBHOOKS_DISABLED.counter(&[]).increment(u64::try_from(disabled.len()).unwrap_or_default());
         Ok(())
     }
+}
 
-    /// Which lane the endpoint is for, if it answered.
-    fn time(&self, sent: &Sent) {
-        if sent.outcome.answer.status.is_none() {
-            return;
-        }
-        if sent.outcome.took > SLOW {
-            self.slow().insert(sent.due.endpoint);
-        } else {
-            self.slow().remove(&sent.due.endpoint);
-        }
-    }
-
-    fn slow(&self) -> MutexGuard<'_, HashSet<Uuid>> {
-        self.slow.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn finished(sent: Result<Sent, JoinError>) -> Result<Sent, Failure> {

@@ -15,8 +15,10 @@ use uuid::Uuid;
 
 /// The stage.
 pub const FOLDING: Folding = Folding { stage: "webhooks", topic: Topic::Events, most: 512, most_bytes: 4 * 1024 * 1024 };
-/// An endpoint gets what was written after it was made, give or take the difference of Kafka's clock and Postgres's.
+/// An endpoint gets what was written after it was made, give or take the difference of the relay's clock and Postgres's.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
+/// The year 9999: a record without a time was written after any endpoint was made.
+const NEVER_OVER: i64 = 253_000_000_000_000;
 
 /// Reads until `stop`, and calls the engine when there is something to send.
 ///
@@ -37,7 +39,7 @@ pub fn run(kafka: &Kafka, pool: &Pool, handle: &Handle, call: &Notify, stop: &Ca
 /// An event, with the time of its record in milliseconds.
 fn read(record: &Record<'_>) -> Result<(PaymentEvent, i64), Failure> {
     let event = frame::decode(record.payload()).map_err(|error| Failure::halt(error).context(FOLDING.place(record)))?;
-    Ok((event, record.timestamp_ms().unwrap_or(i64::MAX)))
+    Ok((event, record.timestamp_ms().unwrap_or(NEVER_OVER)))
 }
 
 /// Returns how many deliveries it made.
@@ -52,12 +54,12 @@ async fn apply(pool: &Pool, spans: &[Span], events: &[(PaymentEvent, i64)]) -> R
     Ok(made)
 }
 
-/// A delivery for each endpoint that wants the event. For one that is disabled it has failed already, so that whoever enables
-/// it again can ask for it.
+/// A delivery for each endpoint that wants the event; for one that is disabled too, so that whoever enables it again can ask for
+/// it.
 async fn deliveries(db: &impl GenericClient, events: &[(PaymentEvent, i64)]) -> Result<u64, Failure> {
     let merchants = events.iter().map(|(event, _)| event.merchant_id.parse::<Uuid>()).collect::<Result<HashSet<_>, _>>();
     let merchants: Vec<Uuid> = merchants.map_err(Failure::halt)?.into_iter().collect();
-    let sql = "SELECT DISTINCT merchant_id FROM webhook_endpoints WHERE merchant_id = ANY($1)";
+    let sql = "SELECT DISTINCT merchant_id FROM webhook_endpoints WHERE merchant_id = ANY($1) AND deleted_at IS NULL";
     let statement = db.prepare_cached(sql).await.map_err(db::failure)?;
     let rows = db.query(&statement, &[&merchants]).await.map_err(db::failure)?;
     // Most merchants have none, and their events need no body.
@@ -101,19 +103,21 @@ impl Columns {
         if self.ids.is_empty() {
             return Ok(0);
         }
-        queue::none_is_disabled(db).await?;
         let statement = db
             .prepare_cached(
                 "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, body, state, next_attempt)
                  SELECT e.id, t.event_id, t.type, t.payment_id, t.sequence, t.body,
-                     CASE WHEN e.enabled THEN 'pending' ELSE 'failed' END,
+                     -- If it is disabled, queue::end ends it.
+                     'pending',
                      -- It waits as long as the one before it, as queue::put_off_followers has it.
                      greatest(now(), (SELECT b.next_attempt FROM webhook_deliveries b WHERE b.endpoint_id = e.id
                          AND b.payment_id = t.payment_id AND b.sequence < t.sequence AND b.state = 'pending'
-                         AND b.tries > 0 AND b.tries < $8 ORDER BY b.sequence DESC LIMIT 1))
+                         AND b.tries > 0 AND b.tries < $8 AND b.claimed_by IS NULL
+                         ORDER BY b.sequence DESC LIMIT 1 FOR SHARE SKIP LOCKED))
                  FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::bigint[], $6::text[], $7::float8[])
                      WITH ORDINALITY AS t (merchant_id, event_id, type, payment_id, sequence, body, written, place)
-                 JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.created_at <= to_timestamp(t.written)
+                 JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.deleted_at IS NULL
+                     AND e.created_at <= to_timestamp(t.written)
                      AND (e.events = '{}' OR t.type = ANY(e.events) OR split_part(t.type, '.', 1) || '.*' = ANY(e.events))
                  ORDER BY t.place
                  ON CONFLICT (endpoint_id, event_id) DO NOTHING",

@@ -21,6 +21,8 @@ use uuid::Uuid;
 
 /// Failures of an event after which later events of its payment no longer wait for it.
 pub const ORDER_KEPT: i32 = 3;
+/// Deliveries that are ended in one statement.
+pub const END_AT_ONCE: i64 = 1000;
 /// Longer than any attempt with its settling.
 const LEASE: Duration = Duration::from_secs(45);
 
@@ -54,7 +56,7 @@ pub enum Health {
     Well,
     /// They answer, but take their time.
     Slow,
-    /// The last answer was none, or a bad one.
+    /// Nothing has arrived since one last failed.
     Failing,
 }
 
@@ -106,10 +108,10 @@ pub async fn claim(db: &impl GenericClient, room: Room<'_>) -> Result<Vec<Due>, 
                      extract(epoch FROM d.next_attempt)::float8 AS due_at
                  FROM (SELECT e.* FROM waiting w JOIN webhook_endpoints e ON e.id = w.endpoint_id
                        WHERE w.next_attempt <= now() AND e.enabled AND (e.paused_until IS NULL OR e.paused_until <= now())
+                           AND (e.resting_until IS NULL OR e.resting_until <= now())
                            AND CASE WHEN e.failing_since IS NOT NULL THEN 'failing' WHEN e.id = ANY($9) THEN 'slow'
                                ELSE 'well' END = $1
                        ORDER BY random()) e
-                 LEFT JOIN unnest($2::uuid[], $3::integer[]) AS busy (id, count) ON busy.id = e.id
                  CROSS JOIN LATERAL (
                      SELECT d.id, d.next_attempt FROM webhook_deliveries d
                      WHERE d.endpoint_id = e.id AND d.state = 'pending' AND d.next_attempt <= now()
@@ -117,7 +119,8 @@ pub async fn claim(db: &impl GenericClient, room: Room<'_>) -> Result<Vec<Due>, 
                              AND b.payment_id = d.payment_id AND b.sequence < d.sequence AND b.state = 'pending' AND b.tries < $4
                              ORDER BY b.sequence LIMIT 1) IS NULL
                      ORDER BY d.next_attempt, d.id
-                     LIMIT greatest(0, $5::integer - coalesce(busy.count, 0))
+                     LIMIT greatest(0, $5::integer - coalesce((SELECT count FROM unnest($2::uuid[], $3::integer[]) AS busy (id, count)
+                         WHERE busy.id = e.id), 0))
                      FOR UPDATE OF d SKIP LOCKED
                  ) d
                  LIMIT $6
@@ -184,8 +187,8 @@ pub async fn release(db: &impl GenericClient, instance: &str) -> Result<u64, Fai
 /// When the database fails. Nothing is settled then, and all of it is sent again.
 pub async fn settle(db: &mut Client, done: &[(Due, Outcome, Verdict)]) -> Result<Vec<Uuid>, Failure> {
     let endpoints = endpoints(done.iter());
-    // A message that arrives at once changes nothing else: most are settled without a lock on their endpoint.
-    let others: Vec<_> = done.iter().filter(|(due, _, verdict)| *verdict != Verdict::Delivered || due.tries > 0).collect();
+    // A message that arrives the first time changes nothing else: most are settled without a lock on their endpoint.
+    let others: Vec<_> = done.iter().filter(|(due, _, verdict)| *verdict != Verdict::Delivered || due.number > 1).collect();
     let tx = db.transaction().await.map_err(db::failure)?;
     let lock = "SELECT FROM webhook_endpoints WHERE id = ANY($1) AND (id = ANY($2) OR failing_since IS NOT NULL)
                 ORDER BY id FOR NO KEY UPDATE";
@@ -218,12 +221,13 @@ async fn put_off_followers(db: &impl GenericClient, tried: &[i64]) -> Result<(),
                            CASE WHEN state = 'pending' AND tries < $2 THEN next_attempt ELSE now() END AS until
                        FROM webhook_deliveries WHERE id = ANY($1)) d
                  CROSS JOIN LATERAL (
-                     SELECT id FROM webhook_deliveries f
+                     SELECT f.id FROM webhook_deliveries f
                      WHERE f.endpoint_id = d.endpoint_id AND f.payment_id = d.payment_id AND f.sequence > d.sequence
                          AND f.state = 'pending' AND f.tries = 0 AND f.claimed_by IS NULL
                          AND CASE WHEN d.until > now() THEN f.next_attempt < d.until ELSE f.next_attempt > now() END
                      ORDER BY f.endpoint_id, f.payment_id, f.sequence
-                     OFFSET 0) f
+                     -- Whoever has one of them locked sends it, or makes it due.
+                     FOR UPDATE SKIP LOCKED) f
              )
              UPDATE webhook_deliveries d SET next_attempt = f.until FROM followers f WHERE d.id = f.id",
         )
@@ -302,9 +306,9 @@ async fn judge_endpoints(
         .prepare_cached(
             "UPDATE webhook_endpoints e SET
                  failing_since = CASE WHEN t.healthy THEN NULL ELSE coalesce(e.failing_since, now()) END,
-                 -- An aggregate of nulls is null, and so is a pause of one that works.
-                 paused_until = greatest(e.paused_until, now() + make_interval(secs => t.peace),
-                     CASE WHEN NOT t.healthy THEN now() + least((now() - e.failing_since) * $4, make_interval(secs => $5)) END)
+                 paused_until = greatest(e.paused_until, now() + make_interval(secs => t.peace)),
+                 resting_until = CASE WHEN NOT t.healthy THEN
+                     now() + least(coalesce(now() - e.failing_since, interval '0') * $4, make_interval(secs => $5)) END
              FROM unnest($1::uuid[], $2::boolean[], $3::float8[]) AS t (id, healthy, peace)
              WHERE e.id = t.id AND (t.peace IS NOT NULL OR NOT t.healthy OR e.failing_since IS NOT NULL)",
         )
@@ -334,9 +338,8 @@ async fn judge_endpoints(
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// What was on its way to an endpoint has failed, and the merchant's other endpoints are told.
+/// The merchant's other endpoints are told.
 async fn disabled(db: &impl GenericClient, endpoint: Uuid, merchant: Uuid, reason: &str) -> Result<(), Failure> {
-    stop(db, endpoint).await?;
     tracing::warn!(%endpoint, "a webhook endpoint is disabled: {reason}");
     let data = serde_json::json!({ "webhook_id": endpoint, "reason": reason });
     let body = body::of_service("webhook.disabled", now(), &data).map_err(Failure::halt)?;
@@ -352,28 +355,25 @@ async fn disabled(db: &impl GenericClient, endpoint: Uuid, merchant: Uuid, reaso
     Ok(())
 }
 
-/// Ends what is pending for an endpoint that takes no more. Whoever enables it again asks for what failed.
+/// Ends some of what is pending for endpoints that are disabled; gives how many. Whoever enables one again asks for what failed.
+/// It comes after the fact, so whoever disables an endpoint has only it to change, and it does not matter who adds what meanwhile.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn stop(db: &impl GenericClient, endpoint: Uuid) -> Result<(), Failure> {
-    db.execute("SELECT pg_advisory_xact_lock($1)", &[&db::lock::DELIVERIES]).await.map_err(db::failure)?;
-    let sql = "WITH pending AS MATERIALIZED (
-                   SELECT id FROM webhook_deliveries WHERE endpoint_id = $1 AND state = 'pending' ORDER BY id FOR UPDATE
-               )
-               UPDATE webhook_deliveries d SET state = 'failed', claimed_by = NULL FROM pending p WHERE d.id = p.id";
-    db.execute(sql, &[&endpoint]).await.map_err(db::failure)?;
-    Ok(())
-}
-
-/// Until the end of the transaction no endpoint is disabled: nothing would end what is made pending for it meanwhile.
-///
-/// # Errors
-/// When the database fails.
-pub(crate) async fn none_is_disabled(db: &impl GenericClient) -> Result<(), Failure> {
-    let statement = db.prepare_cached("SELECT pg_advisory_xact_lock_shared($1)").await.map_err(db::failure)?;
-    db.execute(&statement, &[&db::lock::DELIVERIES]).await.map_err(db::failure)?;
-    Ok(())
+pub async fn end(db: &impl GenericClient) -> Result<u64, Failure> {
+    let statement = db
+        .prepare_cached(
+            "WITH pending AS MATERIALIZED (
+                 SELECT d.id FROM webhook_endpoints e CROSS JOIN LATERAL (
+                     SELECT d.id FROM webhook_deliveries d WHERE d.endpoint_id = e.id AND d.state = 'pending'
+                     ORDER BY d.endpoint_id, d.next_attempt, d.id LIMIT $1 FOR UPDATE OF d SKIP LOCKED) d
+                 WHERE NOT e.enabled LIMIT $1
+             )
+             UPDATE webhook_deliveries d SET state = 'failed', claimed_by = NULL FROM pending p WHERE d.id = p.id",
+        )
+        .await
+        .map_err(db::failure)?;
+    db.execute(&statement, &[&END_AT_ONCE]).await.map_err(db::failure)
 }
 
 /// Unix seconds.

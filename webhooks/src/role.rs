@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// One for each lane, and one for the fan-out.
-const CONNECTIONS: usize = 4;
+/// One for each lane, one for who ends what is pending, and one for the fan-out.
+const CONNECTIONS: usize = 5;
 
 /// The role: `payment.events` into deliveries, and deliveries to merchants' endpoints.
 ///

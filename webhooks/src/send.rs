@@ -8,8 +8,10 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Client, Response};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// From looking the name up to the kept part of the answer.
+/// From looking the name up to the answer's status.
 pub const WITHIN: Duration = Duration::from_secs(15);
+/// From there to the kept part of its body.
+const BODY_WITHIN: Duration = Duration::from_secs(1);
 /// Bytes of the answer's body that are kept.
 const KEPT: usize = 1024;
 
@@ -29,16 +31,23 @@ pub struct Outcome {
 /// Sends a message, signed for this moment. It never fails: that there was no answer is an outcome.
 pub async fn send(client: &Client, guard: &Guard, due: &Due) -> Outcome {
     let started = Instant::now();
-    let outcome = tokio::time::timeout(WITHIN, attempt(client, guard, due)).await;
-    let outcome = match outcome {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(error)) => Outcome { error: Some(error), ..Outcome::default() },
-        Err(_) => Outcome { error: Some(format!("no answer within {} s", WITHIN.as_secs())), ..Outcome::default() },
+    let (response, now) = match tokio::time::timeout(WITHIN, attempt(client, guard, due)).await {
+        Ok(Ok(answered)) => answered,
+        failed => {
+            let error = failed.map_or_else(
+                |_| format!("no answer within {} s", WITHIN.as_secs()),
+                |outcome| outcome.err().unwrap_or_default(),
+            );
+            return Outcome { error: Some(error), took: started.elapsed(), ..Outcome::default() };
+        }
     };
-    Outcome { took: started.elapsed(), ..outcome }
+    let took = started.elapsed();
+    let answer = Answer { status: Some(response.status().as_u16()), retry_after: retry_after(response.headers(), now) };
+    Outcome { answer, reply: reply(response).await, error: None, took }
 }
 
-async fn attempt(client: &Client, guard: &Guard, due: &Due) -> Result<Outcome, String> {
+/// The answer, and the time that it was asked for.
+async fn attempt(client: &Client, guard: &Guard, due: &Due) -> Result<(Response, SystemTime), String> {
     // Settings may have changed since the endpoint was made.
     let url = guard.check_url(&due.url).map_err(|refused| refused.to_string())?;
     let now = SystemTime::now();
@@ -53,18 +62,20 @@ async fn attempt(client: &Client, guard: &Guard, due: &Due) -> Result<Outcome, S
         .body(due.body.clone());
     // The URL may have a token in it, and the log has readers of its own.
     let response = request.send().await.map_err(|error| runtime::chain_of(&error.without_url()))?;
-    let status = response.status().as_u16();
-    let answer = Answer { status: Some(status), retry_after: retry_after(response.headers(), now) };
-    Ok(Outcome { answer, reply: reply(response).await, ..Outcome::default() })
+    Ok((response, now))
 }
 
-/// What there is of the body; the status has come, so that it breaks off is no failure.
+/// What there is of the body; the status has come, so that it breaks off or takes its time is no failure.
 async fn reply(mut response: Response) -> String {
     let mut kept = Vec::new();
-    while kept.len() < KEPT {
-        let Ok(Some(chunk)) = response.chunk().await else { break };
-        kept.extend_from_slice(&chunk);
-    }
+    let read = async {
+        while kept.len() < KEPT {
+            let Ok(Some(chunk)) = response.chunk().await else { break };
+            kept.extend_from_slice(&chunk);
+        }
+    };
+    // What has come by then is kept.
+    let _ = tokio::time::timeout(BODY_WITHIN, read).await;
     kept.truncate(KEPT);
     // Postgres keeps no U+0000.
     String::from_utf8_lossy(&kept).replace('\0', "\u{fffd}")

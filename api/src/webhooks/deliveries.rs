@@ -84,8 +84,10 @@ struct AttemptReply {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = WebhookRedelivery)]
 pub struct RedeliveryReply {
-    /// How many.
+    /// How many, at most 100,000.
     deliveries: u64,
+    /// Whether there are more: the same request goes on with those.
+    more: bool,
 }
 
 impl DeliveryReply {
@@ -172,7 +174,8 @@ impl Asked {
 #[utoipa::path(
     post, path = "/api/v1/webhooks/{id}/redeliver", operation_id = "redeliverWebhook", tag = "webhooks",
     summary = "Send again: one event, those of a time, or all that failed",
-    description = "Under the same `webhook-id`. What is on its way at the moment is left alone.",
+    description = "Under the same `webhook-id`. What is on its way at the moment is left alone; what else waits of the same payment is \
+        sent as well. At most 100,000 at a time: if there are `more`, ask again.",
     params(("id" = schemas::WebhookId, Path)),
     request_body = schemas::RedeliverWebhook,
     responses(
@@ -190,11 +193,11 @@ pub async fn redeliver(
     let mut db = app.db().await?;
     let endpoint = endpoints::get(&db, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
     let again = if endpoint.enabled { endpoints::redeliver(&mut db, caller.merchant, id, &which).await? } else { None };
-    let deliveries = again.ok_or_else(|| {
+    let (deliveries, more) = again.ok_or_else(|| {
         let detail = "Enable the webhook first; then what failed meanwhile can be sent again";
         Problem::new(StatusCode::CONFLICT, "webhook-disabled", "The webhook is disabled", detail)
     })?;
-    Ok((StatusCode::ACCEPTED, Json(RedeliveryReply { deliveries })))
+    Ok((StatusCode::ACCEPTED, Json(RedeliveryReply { deliveries, more })))
 }
 
 fn which(body: &[u8]) -> Result<Which, Problem> {

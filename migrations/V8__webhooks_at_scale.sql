@@ -1,0 +1,10 @@
+-- Whatever is done to an endpoint is a mark on it; what that means for its many deliveries is done after, a few at a time.
+
+ALTER TABLE webhook_endpoints
+    -- It fails, and is left alone so long; paused_until is what it asked for itself.
+    ADD COLUMN resting_until timestamptz,
+    -- The merchant does not see it any more, and it is sent nothing. Its deliveries are removed, and then the row.
+    ADD COLUMN deleted_at    timestamptz,
+    ADD CHECK (deleted_at IS NULL OR NOT enabled);
+-- What is pending for those has to end.
+CREATE INDEX webhook_endpoints_disabled ON webhook_endpoints (id) WHERE NOT enabled;

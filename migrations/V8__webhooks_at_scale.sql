@@ -8,3 +8,5 @@ ALTER TABLE webhook_endpoints
     ADD CHECK (deleted_at IS NULL OR NOT enabled);
 -- What is pending for those has to end.
 CREATE INDEX webhook_endpoints_disabled ON webhook_endpoints (id) WHERE NOT enabled;
+-- Redelivery of a time range.
+CREATE INDEX webhook_deliveries_made ON webhook_deliveries (endpoint_id, created_at, id);

@@ -283,7 +283,7 @@ pub async fn delete(State(app): State<App>, caller: Caller, WebhookId(id): Webho
     post, path = "/api/v1/webhooks/{id}/ping", operation_id = "pingWebhook", tag = "webhooks",
     summary = "Send a webhook.ping, to try an endpoint",
     params(("id" = schemas::WebhookId, Path)),
-    responses((status = 202, description = "It is on its way; to a disabled endpoint it has failed.", body = PingReply)),
+    responses((status = 202, description = "It is on its way; to a disabled endpoint it fails.", body = PingReply)),
 )]
 pub async fn ping(
     State(app): State<App>,

@@ -1,11 +1,12 @@
 //! Deliveries in Postgres: what may be sent when, whatever came of what was sent before.
 
-use anyhow::{Result, ensure};
-use deadpool_postgres::Client;
+use anyhow::{Context as _, Result, ensure};
+use deadpool_postgres::{Client, Pool};
 use e2e::{Lab, Plan};
 use runtime::{Folding, Span};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
+use time::OffsetDateTime;
 use topics::Topic;
 use uuid::Uuid;
 use webhooks::endpoints::{self, Which};
@@ -80,10 +81,11 @@ async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<(
 }
 
 /// A laboratory with one endpoint, and three events of one payment for it.
-async fn three_events() -> Result<(Lab, Client, Uuid, Uuid)> {
+async fn three_events() -> Result<(Lab, Pool, Client, Uuid, Uuid)> {
     let lab = Lab::start(Plan::default()).await?;
     lab.merchant("shop")?;
-    let db = runtime::db::pool(&lab.env["DATABASE_URL"], 2)?.get().await?;
+    let pool = runtime::db::pool(&lab.env["DATABASE_URL"], 2)?;
+    let db = pool.get().await?;
     db.batch_execute(
         "INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
          SELECT gen_random_uuid(), id, 'shop', 'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA' FROM merchants;
@@ -94,7 +96,7 @@ async fn three_events() -> Result<(Lab, Client, Uuid, Uuid)> {
     .await?;
     let merchant = db.query_one("SELECT id FROM merchants", &[]).await?.get(0);
     let endpoint = endpoint(&db, "shop").await?;
-    Ok((lab, db, merchant, endpoint))
+    Ok((lab, pool, db, merchant, endpoint))
 }
 
 /// Claims what is due at an endpoint of this health.
@@ -126,7 +128,7 @@ async fn waits(db: &Client) -> Result<Vec<i32>> {
 
 #[tokio::test]
 async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Result<()> {
-    let (_lab, mut db, merchant, endpoint) = three_events().await?;
+    let (_lab, pool, mut db, merchant, endpoint) = three_events().await?;
     let hour = Verdict::Again(Duration::from_secs(3600));
     let mut first = due(&db, Health::Well).await?;
     ensure!(first.len() == 1 && first[0].event_id == "1", "{first:?}");
@@ -138,8 +140,8 @@ async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Res
     for event in ["2", "1"] {
         db.execute("UPDATE webhook_deliveries SET next_attempt = now() + interval '1 hour'", &[]).await?;
         let event = Which::Event(event.to_owned());
-        let again = endpoints::redeliver(&mut db, merchant, endpoint, &event).await.map_err(failed)?;
-        ensure!(again == Some((1, false)) && waits(&db).await? == [0, 0, 0], "{again:?} {:?}", waits(&db).await?);
+        let again = endpoints::redeliver(&pool, merchant, endpoint, &event, 0).await.map_err(failed)?;
+        ensure!(again == Some((1, None)) && waits(&db).await? == [0, 0, 0], "{again:?} {:?}", waits(&db).await?);
     }
     for tries in 0..queue::ORDER_KEPT {
         let mut again = due(&db, Health::Failing).await?;
@@ -165,10 +167,13 @@ async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Res
 
 #[tokio::test]
 async fn what_arrives_after_failures_lets_the_later_events_go() -> Result<()> {
-    let (_lab, mut db, ..) = three_events().await?;
+    let (_lab, pool, mut db, merchant, endpoint) = three_events().await?;
     let mut first = due(&db, Health::Well).await?;
     settle(&mut db, first.remove(0), 500, Verdict::Again(Duration::from_secs(3600))).await?;
-    db.execute("UPDATE webhook_deliveries SET next_attempt = now() WHERE event_id = '1'", &[]).await?;
+    // By hand, while the others were being put off for the hour.
+    let event = Which::Event("1".to_owned());
+    endpoints::redeliver(&pool, merchant, endpoint, &event, 0).await.map_err(failed)?;
+    db.execute("UPDATE webhook_deliveries SET next_attempt = now() + interval '1 hour' WHERE event_id <> '1'", &[]).await?;
     let mut again = due(&db, Health::Failing).await?;
     settle(&mut db, again.remove(0), 204, Verdict::Delivered).await?;
     ensure!(waits(&db).await? == [0, 0], "{:?}", waits(&db).await?);
@@ -179,7 +184,7 @@ async fn what_arrives_after_failures_lets_the_later_events_go() -> Result<()> {
 
 #[tokio::test]
 async fn an_endpoint_rests_a_tenth_of_the_time_that_it_fails_at_most_a_minute_and_no_longer_than_it_fails() -> Result<()> {
-    let (_lab, mut db, merchant, endpoint) = three_events().await?;
+    let (_lab, _pool, mut db, merchant, endpoint) = three_events().await?;
     let rest = async |db: &Client| -> Result<Option<i32>> {
         let sql = "SELECT round(extract(epoch FROM resting_until - now()))::integer FROM webhook_endpoints";
         Ok(db.query_one(sql, &[]).await?.get(0))
@@ -213,27 +218,28 @@ async fn an_endpoint_rests_a_tenth_of_the_time_that_it_fails_at_most_a_minute_an
 /// What is pending for a disabled endpoint is sent no more and ends, whoever added it and when; and is sent again when asked for.
 #[tokio::test]
 async fn what_is_pending_for_a_disabled_endpoint_ends() -> Result<()> {
-    let (_lab, mut db, merchant, endpoint) = three_events().await?;
+    let (_lab, pool, mut db, merchant, endpoint) = three_events().await?;
     let enable = |enabled| endpoints::Changes { enabled: Some(enabled), ..endpoints::Changes::default() };
     let in_flight = due(&db, Health::Well).await?.remove(0);
+    endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?;
     endpoints::update(&db, merchant, endpoint, enable(false)).await.map_err(failed)?;
     ensure!(due(&db, Health::Well).await?.is_empty(), "something is sent to a disabled endpoint");
-    ensure!(queue::end(&db).await.map_err(failed)? == 3 && waits(&db).await?.is_empty(), "{:?} are pending", waits(&db).await?);
+    ensure!(queue::end(&db).await.map_err(failed)? == 4 && waits(&db).await?.is_empty(), "{:?} are pending", waits(&db).await?);
     endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.unwrap_or_default();
     ensure!(queue::end(&db).await.map_err(failed)? == 1, "the ping is pending");
     // What was on its way arrives all the same.
     settle(&mut db, in_flight, 204, Verdict::Delivered).await?;
     let which = Which::Failed;
-    ensure!(endpoints::redeliver(&mut db, merchant, endpoint, &which).await.map_err(failed)?.is_none(), "it is disabled");
+    ensure!(endpoints::redeliver(&pool, merchant, endpoint, &which, 0).await.map_err(failed)?.is_none(), "it is disabled");
     endpoints::update(&db, merchant, endpoint, enable(true)).await.map_err(failed)?;
-    let again = endpoints::redeliver(&mut db, merchant, endpoint, &which).await.map_err(failed)?;
-    ensure!(again == Some((3, false)) && queue::end(&db).await.map_err(failed)? == 0, "{again:?}");
+    let again = endpoints::redeliver(&pool, merchant, endpoint, &which, 0).await.map_err(failed)?;
+    ensure!(again == Some((4, None)) && queue::end(&db).await.map_err(failed)? == 0, "{again:?}");
     Ok(())
 }
 
 #[tokio::test]
 async fn a_deleted_endpoint_is_seen_by_nobody_and_sent_nothing() -> Result<()> {
-    let (_lab, mut db, merchant, endpoint) = three_events().await?;
+    let (_lab, pool, db, merchant, endpoint) = three_events().await?;
     ensure!(endpoints::delete(&db, merchant, endpoint).await.map_err(failed)?, "it was there");
     ensure!(!endpoints::delete(&db, merchant, endpoint).await.map_err(failed)?, "deleted twice");
     let enable = endpoints::Changes { enabled: Some(true), ..endpoints::Changes::default() };
@@ -242,7 +248,7 @@ async fn a_deleted_endpoint_is_seen_by_nobody_and_sent_nothing() -> Result<()> {
     ensure!(endpoints::list(&db, merchant).await.map_err(failed)?.is_empty(), "listed");
     ensure!(endpoints::rotate(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "rotated");
     ensure!(endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "sent a ping");
-    let again = endpoints::redeliver(&mut db, merchant, endpoint, &Which::Failed).await.map_err(failed)?;
+    let again = endpoints::redeliver(&pool, merchant, endpoint, &Which::Failed, 0).await.map_err(failed)?;
     ensure!(again.is_none() && due(&db, Health::Well).await?.is_empty(), "sent something: {again:?}");
     Ok(())
 }
@@ -260,5 +266,49 @@ async fn an_offset_that_was_taken_back_is_noticed() -> Result<()> {
     claim(10, 15).await.map_err(failed)?;
     db.execute("DELETE FROM stage_offsets", &[]).await?;
     ensure!(claim(15, 20).await.is_err(), "taken back");
+    Ok(())
+}
+
+/// A request sends so many again, and the next one goes on, whatever has become of those meanwhile.
+#[tokio::test]
+async fn a_large_redelivery_goes_on_where_the_one_before_ended() -> Result<()> {
+    let (_lab, pool, db, merchant, endpoint) = three_events().await?;
+    db.execute(
+        "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state)
+         SELECT $1, 'ping ' || i, 'webhook.ping', '{}', 'delivered' FROM generate_series(1, 105003) AS i",
+        &[&endpoint],
+    )
+    .await?;
+    let (from, before) = (OffsetDateTime::UNIX_EPOCH, OffsetDateTime::now_utc() + Duration::from_secs(60));
+    let which = Which::Made { from, before };
+    let (mut again, mut after) = (0, 0);
+    loop {
+        let found = endpoints::redeliver(&pool, merchant, endpoint, &which, after).await.map_err(failed)?;
+        let (count, next) = found.context("it is enabled")?;
+        again += count;
+        db.execute("UPDATE webhook_deliveries SET state = 'delivered' WHERE state = 'pending'", &[]).await?;
+        match next {
+            // A slow machine stops earlier.
+            Some(last) => ensure!((5_000..=100_000).contains(&count) && last > after, "{count} until {last} after {after}"),
+            None => break,
+        }
+        after = next.unwrap_or(after);
+    }
+    ensure!(again == 105_006, "{again} were sent again");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_former_server_answered_is_not_held_against_the_new_one() -> Result<()> {
+    let (_lab, _pool, mut db, merchant, endpoint) = three_events().await?;
+    let mut sent = due(&db, Health::Well).await?;
+    settle(&mut db, sent.remove(0), 500, Verdict::Again(Duration::ZERO)).await?;
+    let mut sent = due(&db, Health::Failing).await?;
+    let moved = endpoints::Changes { url: Some("elsewhere".to_owned()), ..endpoints::Changes::default() };
+    let moved = endpoints::update(&db, merchant, endpoint, moved).await.map_err(failed)?.context("no endpoint")?;
+    ensure!(moved.failing_since.is_none() && moved.paused_until.is_none(), "{moved:?}");
+    settle(&mut db, sent.remove(0), 410, Verdict::Gone).await?;
+    let now = endpoints::get(&db, merchant, endpoint).await.map_err(failed)?.context("no endpoint")?;
+    ensure!(now.enabled && now.failing_since.is_none(), "{now:?}");
     Ok(())
 }

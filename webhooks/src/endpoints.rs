@@ -3,10 +3,10 @@
 use crate::body;
 use crate::queue;
 use crate::signature::Secret;
-use deadpool_postgres::{Client, GenericClient};
+use deadpool_postgres::{Client, GenericClient, Pool};
 use runtime::{Failure, db};
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -15,9 +15,10 @@ use uuid::Uuid;
 /// Endpoints that a merchant may have: each event is kept once for each.
 pub const MOST: i64 = 20;
 /// Deliveries that one request sends again.
-const AGAIN_AT_MOST: u64 = 100_000;
+const AGAIN_AT_MOST: usize = 100_000;
 /// And one transaction of it.
 const AGAIN_AT_ONCE: i64 = 5_000;
+const AGAIN_WITHIN: Duration = Duration::from_secs(5);
 /// For so long the secret before signs as well.
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 
@@ -144,9 +145,9 @@ pub async fn update(db: &impl GenericClient, merchant: Uuid, id: Uuid, changes: 
              description = CASE WHEN $4::text IS NULL THEN description ELSE nullif($4, '') END,
              disabled_reason = CASE WHEN coalesce($6, enabled) THEN NULL ELSE coalesce(disabled_reason, 'asked') END,
              disabled_at = CASE WHEN coalesce($6, enabled) THEN NULL ELSE coalesce(disabled_at, now()) END,
-             failing_since = CASE WHEN $6 AND NOT enabled THEN NULL ELSE failing_since END,
-             paused_until = CASE WHEN $6 AND NOT enabled THEN NULL ELSE paused_until END,
-             resting_until = CASE WHEN $6 AND NOT enabled THEN NULL ELSE resting_until END
+             failing_since = CASE WHEN $6 AND NOT enabled OR $3 <> url THEN NULL ELSE failing_since END,
+             paused_until = CASE WHEN $6 AND NOT enabled OR $3 <> url THEN NULL ELSE paused_until END,
+             resting_until = CASE WHEN $6 AND NOT enabled OR $3 <> url THEN NULL ELSE resting_until END
          WHERE merchant_id = $1 AND id = $2 AND deleted_at IS NULL RETURNING {COLUMNS}"
     );
     let statement = db.prepare_cached(&sql).await.map_err(db::failure)?;
@@ -323,73 +324,86 @@ pub enum Which {
 }
 
 /// Sends deliveries again, from the begin of their schedule, under the ids they have; one that waits for its next attempt is
-/// sent at once, and so is what waits of the same payment. Gives how many, [`AGAIN_AT_MOST`] of them, and whether there are more;
-/// `None` if there is no such endpoint, or it is disabled.
+/// sent at once, and so is what waits of the same payment. Goes on after the delivery `after`, and gives how many it was, with the
+/// last of them if there may be more: a request is [`AGAIN_AT_MOST`], or takes [`AGAIN_WITHIN`]. `None` if there is no such
+/// endpoint, or it is disabled.
 ///
 /// # Errors
 /// When the database fails. Some are sent again then.
-pub async fn redeliver(db: &mut Client, merchant: Uuid, endpoint: Uuid, which: &Which) -> Result<Option<(u64, bool)>, Failure> {
-    if !wake(db, merchant, endpoint, true).await? {
+pub async fn redeliver(
+    pool: &Pool,
+    merchant: Uuid,
+    endpoint: Uuid,
+    which: &Which,
+    mut after: i64,
+) -> Result<Option<(usize, Option<i64>)>, Failure> {
+    if !wake(&pool.get().await.map_err(db::unavailable)?, merchant, endpoint, true).await? {
         return Ok(None);
     }
-    let (mut again, mut after) = (0, 0);
-    while again < AGAIN_AT_MOST {
-        let tx = db.transaction().await.map_err(db::failure)?;
-        let (ids, payments) = redeliver_some(&tx, endpoint, after, which).await?;
-        let count = ids.len();
-        if count > 0 {
-            // What waits for one of them, or what one of them waits for.
-            let sql = "WITH waiting AS MATERIALIZED (
-                           SELECT id FROM webhook_deliveries WHERE endpoint_id = $1 AND payment_id = ANY($2)
-                               AND state = 'pending' AND claimed_by IS NULL AND next_attempt > now()
-                           ORDER BY id FOR UPDATE SKIP LOCKED
-                       )
-                       UPDATE webhook_deliveries d SET next_attempt = now() FROM waiting w WHERE d.id = w.id";
-            let statement = tx.prepare_cached(sql).await.map_err(db::failure)?;
-            tx.execute(&statement, &[&endpoint, &payments]).await.map_err(db::failure)?;
-        }
-        tx.commit().await.map_err(db::failure)?;
-        again += u64::try_from(count).map_err(Failure::halt)?;
-        after = ids.into_iter().max().unwrap_or(after);
-        if i64::try_from(count).is_ok_and(|count| count < AGAIN_AT_ONCE) {
-            return Ok(Some((again, false)));
+    let (mut again, started) = (0, Instant::now());
+    loop {
+        // A connection for each batch: others want one too.
+        let db = pool.get().await.map_err(db::unavailable)?;
+        let found = redeliver_some(&db, endpoint, which, after).await?;
+        again += found.count;
+        // In a statement of its own, since what is locked is locked in the order of ids. What waits for one of them, or what
+        // one of them waits for.
+        let sql = "WITH waiting AS MATERIALIZED (
+                       SELECT id FROM webhook_deliveries WHERE endpoint_id = $1 AND payment_id = ANY($2)
+                           AND state = 'pending' AND claimed_by IS NULL AND next_attempt > now()
+                       ORDER BY id FOR UPDATE
+                   )
+                   UPDATE webhook_deliveries d SET next_attempt = now() FROM waiting w WHERE d.id = w.id";
+        let statement = db.prepare_cached(sql).await.map_err(db::failure)?;
+        db.execute(&statement, &[&endpoint, &found.payments]).await.map_err(db::failure)?;
+        match found.last {
+            None => return Ok(Some((again, None))),
+            Some(last) if again >= AGAIN_AT_MOST || started.elapsed() > AGAIN_WITHIN => return Ok(Some((again, Some(last)))),
+            Some(last) => after = last,
         }
     }
-    Ok(Some((again, true)))
 }
 
-/// Some of them, by id, with their payments.
-async fn redeliver_some(
-    db: &impl GenericClient,
-    endpoint: Uuid,
-    after: i64,
-    which: &Which,
-) -> Result<(Vec<i64>, Vec<Uuid>), Failure> {
+struct Found {
+    count: usize,
+    payments: Vec<Uuid>,
+    /// The last that was looked at, if there may be more.
+    last: Option<i64>,
+}
+
+async fn redeliver_some(db: &impl GenericClient, endpoint: Uuid, which: &Which, after: i64) -> Result<Found, Failure> {
     let mut values: Vec<&(dyn ToSql + Sync)> = vec![&endpoint, &after, &AGAIN_AT_ONCE];
-    let condition = match which {
+    let (condition, order) = match which {
         Which::Event(event) => {
             values.push(event);
-            "event_id = $4"
+            ("id > $2 AND event_id = $4", "id")
         }
-        // Not those that an earlier request has made due: so the same request goes on.
         Which::Made { from, before } => {
             values.extend([from as &(dyn ToSql + Sync), before]);
-            "created_at >= $4 AND created_at < $5 AND NOT (state = 'pending' AND tries = 0 AND next_attempt <= now())"
+            let place = "created_at >= $4 AND created_at < $5 AND ($2::bigint = 0 OR (created_at, id) > (
+                             SELECT created_at, id FROM webhook_deliveries WHERE endpoint_id = $1 AND id = $2))";
+            (place, "created_at, id")
         }
-        Which::Failed => "state = 'failed'",
+        Which::Failed => ("id > $2 AND state = 'failed'", "id"),
     };
     // What is on its way is on its way.
     let sql = format!(
-        "WITH again AS MATERIALIZED (
-             SELECT id FROM webhook_deliveries WHERE endpoint_id = $1 AND id > $2 AND claimed_by IS NULL AND {condition}
-             ORDER BY id LIMIT $3 FOR UPDATE
+        "WITH found AS MATERIALIZED (
+             SELECT id, created_at FROM webhook_deliveries WHERE endpoint_id = $1 AND {condition} ORDER BY {order} LIMIT $3
+         ), again AS MATERIALIZED (
+             SELECT d.id FROM found JOIN webhook_deliveries d ON d.id = found.id WHERE d.claimed_by IS NULL
+             ORDER BY d.id FOR UPDATE OF d
+         ), sent AS (
+             UPDATE webhook_deliveries d SET state = 'pending', tries = 0, next_attempt = now(), delivered_at = NULL
+             FROM again WHERE d.id = again.id RETURNING d.payment_id
          )
-         UPDATE webhook_deliveries d SET state = 'pending', tries = 0, next_attempt = now(), delivered_at = NULL
-         FROM again WHERE d.id = again.id RETURNING d.id, d.payment_id"
+         SELECT (SELECT count(*) FROM sent), (SELECT array_agg(DISTINCT payment_id) FROM sent WHERE payment_id IS NOT NULL),
+             (SELECT id FROM found ORDER BY {order} OFFSET $3 - 1)"
     );
     let statement = db.prepare_cached(&sql).await.map_err(db::failure)?;
-    let rows = db.query(&statement, &values).await.map_err(db::failure)?;
-    Ok((rows.iter().map(|row| row.get(0)).collect(), rows.iter().filter_map(|row| row.get(1)).collect()))
+    let row = db.query_one(&statement, &values).await.map_err(db::failure)?;
+    let count = usize::try_from(row.get::<_, i64>(0)).map_err(Failure::halt)?;
+    Ok(Found { count, payments: row.get::<_, Option<Vec<Uuid>>>(1).unwrap_or_default(), last: row.get(2) })
 }
 
 /// Whoever asks for something wants it now: an endpoint is left in peace no longer. Whether there is such a one.

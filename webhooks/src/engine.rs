@@ -179,13 +179,13 @@ impl Engine {
             return Ok(());
         }
         for sent in &done {
-            if sent.outcome.took > SLOW {
+            if sent.outcome.held > SLOW {
                 locked(&self.slow).insert(sent.due.endpoint, Instant::now());
             }
             report(sent);
         }
         let done: Vec<(Due, Outcome, Verdict)> =
-            done.into_iter().map(|Sent { due, outcome, verdict, .. }| (due, outcome, verdict)).collect();
+            done.into_iter().map(|Sent { due, outcome, verdict }| (due, outcome, verdict)).collect();
         let mut db = self.pool.get().await.map_err(db::unavailable)?;
         let disabled = queue::settle(&mut db, &done).await?;
         drop(db);
@@ -198,7 +198,7 @@ impl Engine {
                 }
             }
         }
-        metrics::WEBHOOKS_DISABLED.counter(&[]).increment(u64::try_from(disabled.len()).unwrap_or_default());
+        metrics::WEBHOOKS_DISABLED.counter(&[]).increment(u64::try_from(disabled).unwrap_or_default());
         Ok(())
     }
 }

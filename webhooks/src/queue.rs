@@ -174,26 +174,31 @@ fn due(row: &Row) -> Result<Due, Failure> {
 /// When the database fails.
 pub async fn release(db: &impl GenericClient, instance: &str) -> Result<u64, Failure> {
     db.execute(
-        "UPDATE webhook_deliveries SET claimed_by = NULL, next_attempt = least(next_attempt, now()) WHERE claimed_by = $1",
+        "WITH claimed AS MATERIALIZED (
+             SELECT id FROM webhook_deliveries WHERE claimed_by = $1 ORDER BY id FOR UPDATE
+         )
+         UPDATE webhook_deliveries d SET claimed_by = NULL, next_attempt = least(next_attempt, now())
+         FROM claimed c WHERE d.id = c.id",
         &[&instance],
     )
     .await
     .map_err(db::failure)
 }
 
-/// Settles attempts, all in one transaction. Returns the endpoints that it disabled.
+/// Settles attempts, all in one transaction. Returns how many endpoints it disabled.
 ///
 /// # Errors
 /// When the database fails. Nothing is settled then, and all of it is sent again.
-pub async fn settle(db: &mut Client, done: &[(Due, Outcome, Verdict)]) -> Result<Vec<Uuid>, Failure> {
+pub async fn settle(db: &mut Client, done: &[(Due, Outcome, Verdict)]) -> Result<usize, Failure> {
     let endpoints = endpoints(done.iter());
     // A message that arrives the first time changes nothing else: most are settled without a lock on their endpoint.
     let others: Vec<_> = done.iter().filter(|(due, _, verdict)| *verdict != Verdict::Delivered || due.number > 1).collect();
     let tx = db.transaction().await.map_err(db::failure)?;
-    let lock = "SELECT FROM webhook_endpoints WHERE id = ANY($1) AND (id = ANY($2) OR failing_since IS NOT NULL)
+    let lock = "SELECT id FROM webhook_endpoints WHERE id = ANY($1) AND (id = ANY($2) OR failing_since IS NOT NULL)
                 ORDER BY id FOR NO KEY UPDATE";
     let statement = tx.prepare_cached(lock).await.map_err(db::failure)?;
-    tx.execute(&statement, &[&endpoints, &self::endpoints(others.iter().copied())]).await.map_err(db::failure)?;
+    let rows = tx.query(&statement, &[&endpoints, &self::endpoints(others.iter().copied())]).await.map_err(db::failure)?;
+    let endpoints: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
     write(&tx, done).await?;
     if !others.is_empty() {
         put_off_followers(&tx, &others.iter().map(|(due, ..)| due.id).collect::<Vec<_>>()).await?;
@@ -237,7 +242,7 @@ async fn put_off_followers(db: &impl GenericClient, tried: &[i64]) -> Result<(),
     Ok(())
 }
 
-/// Attempts and deliveries. Those of an endpoint that was deleted meanwhile are gone, and nothing is written of them.
+/// Attempts and deliveries; of those that were removed meanwhile nothing is written.
 async fn write(db: &impl GenericClient, done: &[(Due, Outcome, Verdict)]) -> Result<(), Failure> {
     let statement = db
         .prepare_cached(
@@ -292,15 +297,19 @@ async fn judge_endpoints(
     db: &impl GenericClient,
     done: &[(Due, Outcome, Verdict)],
     endpoints: &[Uuid],
-) -> Result<Vec<Uuid>, Failure> {
+) -> Result<usize, Failure> {
     let of = |endpoint: &Uuid| done.iter().filter(move |(due, ..)| due.endpoint == *endpoint).collect::<Vec<_>>();
-    let (mut healthy, mut gone, mut peace) = (Vec::new(), Vec::new(), Vec::new());
+    if endpoints.is_empty() {
+        return Ok(0);
+    }
+    let (mut healthy, mut gone, mut peace, mut urls) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for endpoint in endpoints {
         let done = of(endpoint);
         healthy.push(done.iter().any(|(.., verdict)| *verdict == Verdict::Delivered));
         gone.push(done.iter().any(|(.., verdict)| *verdict == Verdict::Gone));
         let longest = done.iter().filter_map(|(_, outcome, _)| schedule::peace(outcome.answer)).max();
         peace.push(longest.map(|peace| peace.as_secs_f64()));
+        urls.push(done.last().map(|(due, ..)| due.url.as_str()));
     }
     let statement = db
         .prepare_cached(
@@ -309,33 +318,34 @@ async fn judge_endpoints(
                  paused_until = greatest(e.paused_until, now() + make_interval(secs => t.peace)),
                  resting_until = CASE WHEN NOT t.healthy THEN
                      now() + least(coalesce(now() - e.failing_since, interval '0') * $4, make_interval(secs => $5)) END
-             FROM unnest($1::uuid[], $2::boolean[], $3::float8[]) AS t (id, healthy, peace)
-             WHERE e.id = t.id AND (t.peace IS NOT NULL OR NOT t.healthy OR e.failing_since IS NOT NULL)",
+             -- What its former server answered tells nothing of it.
+             FROM unnest($1::uuid[], $2::boolean[], $3::float8[], $6::text[]) AS t (id, healthy, peace, url)
+             WHERE e.id = t.id AND e.url = t.url AND (t.peace IS NOT NULL OR NOT t.healthy OR e.failing_since IS NOT NULL)",
         )
         .await
         .map_err(db::failure)?;
     let longest = schedule::LONGEST_REST.as_secs_f64();
-    let values: [&(dyn ToSql + Sync); 5] = [&endpoints, &healthy, &peace, &schedule::REST, &longest];
+    let values: [&(dyn ToSql + Sync); 6] = [&endpoints, &healthy, &peace, &schedule::REST, &longest, &urls];
     db.execute(&statement, &values).await.map_err(db::failure)?;
     if healthy.iter().all(|healthy| *healthy) && !gone.contains(&true) {
-        return Ok(Vec::new());
+        return Ok(0);
     }
     let statement = db
         .prepare_cached(
             "UPDATE webhook_endpoints e SET enabled = false, disabled_at = now(),
                  disabled_reason = CASE WHEN t.gone THEN 'gone' ELSE 'failing' END
-             FROM unnest($1::uuid[], $2::boolean[]) AS t (id, gone)
-             WHERE e.id = t.id AND e.enabled AND (t.gone OR e.failing_since <= now() - make_interval(secs => $3))
+             FROM unnest($1::uuid[], $2::boolean[], $4::text[]) AS t (id, gone, url)
+             WHERE e.id = t.id AND e.url = t.url AND e.enabled AND (t.gone OR e.failing_since <= now() - make_interval(secs => $3))
              RETURNING e.id, e.merchant_id, e.disabled_reason",
         )
         .await
         .map_err(db::failure)?;
     let after = schedule::DISABLE_AFTER.as_secs_f64();
-    let rows = db.query(&statement, &[&endpoints, &gone, &after]).await.map_err(db::failure)?;
+    let rows = db.query(&statement, &[&endpoints, &gone, &after, &urls]).await.map_err(db::failure)?;
     for row in &rows {
         disabled(db, row.get(0), row.get(1), row.get(2)).await?;
     }
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    Ok(rows.len())
 }
 
 /// The merchant's other endpoints are told.
@@ -363,11 +373,16 @@ async fn disabled(db: &impl GenericClient, endpoint: Uuid, merchant: Uuid, reaso
 pub async fn end(db: &impl GenericClient) -> Result<u64, Failure> {
     let statement = db
         .prepare_cached(
-            "WITH pending AS MATERIALIZED (
-                 SELECT d.id FROM webhook_endpoints e CROSS JOIN LATERAL (
+            // Whoever enables one waits for this, or is seen.
+            "WITH disabled AS MATERIALIZED (
+                 SELECT e.id FROM webhook_endpoints e WHERE NOT e.enabled AND e.deleted_at IS NULL
+                     AND EXISTS (SELECT FROM webhook_deliveries d WHERE d.endpoint_id = e.id AND d.state = 'pending')
+                 ORDER BY e.id FOR SHARE SKIP LOCKED
+             ), pending AS MATERIALIZED (
+                 SELECT d.id FROM disabled e CROSS JOIN LATERAL (
                      SELECT d.id FROM webhook_deliveries d WHERE d.endpoint_id = e.id AND d.state = 'pending'
                      ORDER BY d.endpoint_id, d.next_attempt, d.id LIMIT $1 FOR UPDATE OF d SKIP LOCKED) d
-                 WHERE NOT e.enabled LIMIT $1
+                 LIMIT $1
              )
              UPDATE webhook_deliveries d SET state = 'failed', claimed_by = NULL FROM pending p WHERE d.id = p.id",
         )

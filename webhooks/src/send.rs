@@ -14,6 +14,8 @@ pub const WITHIN: Duration = Duration::from_secs(15);
 const BODY_WITHIN: Duration = Duration::from_secs(1);
 /// Bytes of the answer's body that are kept.
 const KEPT: usize = 1024;
+/// No attempt holds its connection longer.
+pub const LONGEST: Duration = WITHIN.saturating_add(BODY_WITHIN);
 
 /// What came of it.
 #[derive(Debug, Clone, Default)]
@@ -24,8 +26,10 @@ pub struct Outcome {
     pub reply: String,
     /// Why there was no answer, for people.
     pub error: Option<String>,
-    /// How long it took.
+    /// How long it took until there was an answer, or none.
     pub took: Duration,
+    /// And until the connection was not needed any more.
+    pub held: Duration,
 }
 
 /// Sends a message, signed for this moment. It never fails: that there was no answer is an outcome.
@@ -34,16 +38,17 @@ pub async fn send(client: &Client, guard: &Guard, due: &Due) -> Outcome {
     let (response, now) = match tokio::time::timeout(WITHIN, attempt(client, guard, due)).await {
         Ok(Ok(answered)) => answered,
         failed => {
-            let error = failed.map_or_else(
-                |_| format!("no answer within {} s", WITHIN.as_secs()),
-                |outcome| outcome.err().unwrap_or_default(),
-            );
-            return Outcome { error: Some(error), took: started.elapsed(), ..Outcome::default() };
+            let none = |_| format!("no answer within {} s", WITHIN.as_secs());
+            let error = failed.map_or_else(none, |outcome| outcome.err().unwrap_or_default());
+            let took = started.elapsed();
+            // A certificate for other names, for one, has them all in its error.
+            return Outcome { error: Some(storable(error.as_bytes())), took, held: took, ..Outcome::default() };
         }
     };
     let took = started.elapsed();
     let answer = Answer { status: Some(response.status().as_u16()), retry_after: retry_after(response.headers(), now) };
-    Outcome { answer, reply: reply(response).await, error: None, took }
+    let reply = reply(response).await;
+    Outcome { answer, reply, error: None, took, held: started.elapsed() }
 }
 
 /// The answer, and the time that it was asked for.
@@ -76,9 +81,12 @@ async fn reply(mut response: Response) -> String {
     };
     // What has come by then is kept.
     let _ = tokio::time::timeout(BODY_WITHIN, read).await;
-    kept.truncate(KEPT);
-    // Postgres keeps no U+0000.
-    String::from_utf8_lossy(&kept).replace('\0', "\u{fffd}")
+    storable(&kept)
+}
+
+/// The first kilobyte of what somebody else has written; Postgres keeps no U+0000.
+fn storable(text: &[u8]) -> String {
+    String::from_utf8_lossy(&text[..text.len().min(KEPT)]).replace('\0', "\u{fffd}")
 }
 
 /// Seconds, or a date.
@@ -93,6 +101,13 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_have_written_is_cut_and_can_be_stored() {
+        assert_eq!(storable(b"a\0b\xff"), "a\u{fffd}b\u{fffd}");
+        assert_eq!(storable(&[b'x'; 5000]), "x".repeat(KEPT));
+        assert!(storable("ä".repeat(KEPT).as_bytes()).len() <= KEPT + 2);
+    }
 
     #[test]
     fn retry_after_is_read_in_both_its_forms() {

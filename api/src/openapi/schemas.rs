@@ -306,6 +306,9 @@ pub struct RedeliverWebhook {
     before: Option<String>,
     /// All that failed.
     failed: Option<bool>,
+    /// The `next_cursor` of the answer before: goes on after those.
+    #[schema(pattern = r"^[0-9]{1,18}$")]
+    cursor: Option<String>,
 }
 
 fn event_types() -> Schema {

@@ -12,15 +12,18 @@ use crate::reply;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use runtime::Failure;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 use webhooks::endpoints::{self, Attempt, Delivery, Which};
 
 /// What a request to send again may have, as `openapi` documents it.
-pub const FIELDS: [&str; 4] = ["event_id", "from", "before", "failed"];
+pub const FIELDS: [&str; 5] = ["event_id", "from", "before", "failed", "cursor"];
+static REDELIVERIES: Semaphore = Semaphore::const_new(2);
 const STATES: [&str; 3] = ["pending", "delivered", "failed"];
 
 /// A page of deliveries.
@@ -84,10 +87,11 @@ struct AttemptReply {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = WebhookRedelivery)]
 pub struct RedeliveryReply {
-    /// How many, at most 100,000.
-    deliveries: u64,
-    /// Whether there are more: the same request goes on with those.
-    more: bool,
+    /// How many, at most about 100,000.
+    deliveries: usize,
+    /// If there may be more: the `cursor` of the same request for those.
+    #[schema(required = true)]
+    next_cursor: Option<String>,
 }
 
 impl DeliveryReply {
@@ -157,11 +161,7 @@ impl Asked {
     fn set(&mut self, name: &str, value: String) -> Result<(), String> {
         match name {
             "limit" => self.limit = page::limit(&value, page::LARGEST)?,
-            "cursor" => {
-                let digits = !value.is_empty() && value.len() <= 18 && value.bytes().all(|digit| digit.is_ascii_digit());
-                let place = value.parse().ok().filter(|_| digits);
-                self.before = place.ok_or_else(|| page::no_cursor(&value))?;
-            }
+            "cursor" => self.before = place(&value)?,
             "state" if STATES.contains(&value.as_str()) => self.state = Some(value),
             "state" => return Err(format!("expected one of {}, got {:?}", STATES.join(", "), shown(&value))),
             _ => return page::unknown("limit, cursor, state"),
@@ -175,7 +175,7 @@ impl Asked {
     post, path = "/api/v1/webhooks/{id}/redeliver", operation_id = "redeliverWebhook", tag = "webhooks",
     summary = "Send again: one event, those of a time, or all that failed",
     description = "Under the same `webhook-id`. What is on its way at the moment is left alone; what else waits of the same payment is \
-        sent as well. At most 100,000 at a time: if there are `more`, ask again.",
+        sent as well. There may be more than one request makes due: then ask again with its `next_cursor`.",
     params(("id" = schemas::WebhookId, Path)),
     request_body = schemas::RedeliverWebhook,
     responses(
@@ -189,30 +189,39 @@ pub async fn redeliver(
     WebhookId(id): WebhookId,
     Body(body): Body,
 ) -> Result<(StatusCode, Json<RedeliveryReply>), Problem> {
-    let which = which(&body)?;
-    let mut db = app.db().await?;
-    let endpoint = endpoints::get(&db, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
-    let again = if endpoint.enabled { endpoints::redeliver(&mut db, caller.merchant, id, &which).await? } else { None };
-    let (deliveries, more) = again.ok_or_else(|| {
+    let (which, after) = which(&body)?;
+    endpoints::get(&app.db().await?, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
+    // A few at a time, whoever asks: they are large.
+    let _turn = REDELIVERIES.acquire().await.map_err(Failure::halt)?;
+    let (deliveries, last) = endpoints::redeliver(&app.pool, caller.merchant, id, &which, after).await?.ok_or_else(|| {
         let detail = "Enable the webhook first; then what failed meanwhile can be sent again";
         Problem::new(StatusCode::CONFLICT, "webhook-disabled", "The webhook is disabled", detail)
     })?;
-    Ok((StatusCode::ACCEPTED, Json(RedeliveryReply { deliveries, more })))
+    Ok((StatusCode::ACCEPTED, Json(RedeliveryReply { deliveries, next_cursor: last.map(|last| last.to_string()) })))
 }
 
-fn which(body: &[u8]) -> Result<Which, Problem> {
+/// What is asked for, and the delivery to go on after.
+fn which(body: &[u8]) -> Result<(Which, i64), Problem> {
     let mut fields = Fields::read(body)?;
+    let cursor = fields.text("cursor").and_then(|text| fields.check("cursor", place(&text)));
     let one = fields.text("event_id").and_then(|id| fields.check("event_id", storable_text(&id).map(|()| id)));
     let mut time = |name: &str| fields.text(name).and_then(|text| fields.check(name, time(&text)));
     let (from, before) = (time("from"), time("before"));
     let failed = fields.flag("failed");
     fields.finish(&FIELDS)?;
-    match (one, from, before, failed) {
+    let which = match (one, from, before, failed) {
         (Some(event), None, None, None) => Ok(Which::Event(event)),
         (None, Some(from), Some(before), None) => Ok(Which::Made { from, before }),
         (None, None, None, Some(true)) => Ok(Which::Failed),
         _ => Err(Problem::field("event_id", "expected event_id alone, or from and before, or failed as true")),
-    }
+    };
+    Ok((which?, cursor.unwrap_or(0)))
+}
+
+/// A place in a list of deliveries.
+fn place(text: &str) -> Result<i64, String> {
+    let digits = !text.is_empty() && text.len() <= 18 && text.bytes().all(|digit| digit.is_ascii_digit());
+    text.parse().ok().filter(|_| digits).ok_or_else(|| page::no_cursor(text))
 }
 
 /// RFC 3339, as Postgres can compare it.
@@ -227,10 +236,10 @@ mod tests {
 
     #[test]
     fn a_request_to_send_again_names_one_way_and_no_other() {
-        assert_eq!(which(br#"{"event_id":"evt_1"}"#).unwrap(), Which::Event("evt_1".into()));
-        assert_eq!(which(br#"{"failed":true,"from":null}"#).unwrap(), Which::Failed);
+        assert_eq!(which(br#"{"event_id":"evt_1"}"#).unwrap(), (Which::Event("evt_1".into()), 0));
+        assert_eq!(which(br#"{"failed":true,"from":null,"cursor":"7"}"#).unwrap(), (Which::Failed, 7));
         let range = which(br#"{"from":"2026-11-25T12:00:00Z","before":"2026-11-25T13:00:00+01:00"}"#).unwrap();
-        let Which::Made { from, before } = range else { panic!("{range:?}") };
+        let (Which::Made { from, before }, 0) = range else { panic!("{range:?}") };
         assert_eq!(from, before);
         for bad in [
             "{}",
@@ -239,6 +248,8 @@ mod tests {
             r#"{"from":"today","before":"2026-11-25T12:00:00Z"}"#,
             r#"{"event_id":"e","failed":true}"#,
             r#"{"all":true}"#,
+            r#"{"failed":true,"cursor":"-1"}"#,
+            r#"{"failed":true,"cursor":7}"#,
             "[]",
         ] {
             assert!(which(bad.as_bytes()).is_err(), "{bad}");

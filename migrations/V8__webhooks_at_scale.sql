@@ -10,3 +10,7 @@ ALTER TABLE webhook_endpoints
 CREATE INDEX webhook_endpoints_disabled ON webhook_endpoints (id) WHERE NOT enabled;
 -- Redelivery of a time range.
 CREATE INDEX webhook_deliveries_made ON webhook_deliveries (endpoint_id, created_at, id);
+-- And of all that failed: for good, or so far.
+DROP INDEX webhook_deliveries_failed;
+CREATE INDEX webhook_deliveries_failed ON webhook_deliveries (endpoint_id, id)
+    WHERE state = 'failed' OR state = 'pending' AND tries > 0;

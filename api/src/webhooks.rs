@@ -18,6 +18,7 @@ use std::fmt::Display;
 use utoipa::ToSchema;
 use uuid::Uuid;
 use webhooks::Guard;
+use webhooks::body::{KINDS, TYPES};
 use webhooks::endpoints::{self, Changes, Endpoint};
 use webhooks::signature::Secret;
 
@@ -27,7 +28,6 @@ pub const FIELDS: [&str; 3] = ["url", "events", "description"];
 pub const UPDATE_FIELDS: [&str; 4] = ["url", "events", "description", "enabled"];
 const LONGEST_DESCRIPTION: usize = 255;
 const MOST_EVENTS: usize = 50;
-const LONGEST_EVENT: usize = 60;
 
 /// An endpoint for events.
 #[derive(Debug, Serialize, ToSchema)]
@@ -176,7 +176,7 @@ fn changes(fields: &mut Fields<'_>, guard: &Guard) -> Changes {
     let events = fields.raw("events").and_then(|raw| {
         let events = serde_json::from_str::<Vec<String>>(raw.get());
         let events = events.map_err(|_| format!("expected a list of event types, got {}", shown(raw.get())));
-        fields.check("events", events.and_then(known_form))
+        fields.check("events", events.and_then(known))
     });
     let description = fields.text("description").and_then(|text| {
         let length = text.chars().count();
@@ -189,18 +189,12 @@ fn changes(fields: &mut Fields<'_>, guard: &Guard) -> Changes {
     Changes { url, description, events, enabled: None }
 }
 
-/// More types may come, so what matters is their form.
-fn known_form(events: Vec<String>) -> Result<Vec<String>, String> {
-    let word = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-    let fits = |event: &String| {
-        event.len() <= LONGEST_EVENT
-            && event.split_once('.').is_some_and(|(kind, what)| word(kind) && (what == "*" || word(what)))
-    };
+fn known(events: Vec<String>) -> Result<Vec<String>, String> {
     if events.len() > MOST_EVENTS {
         return Err(format!("expected at most {MOST_EVENTS} event types, got {}", events.len()));
     }
-    match events.iter().find(|event| !fits(event)) {
-        Some(event) => Err(format!("expected types like payment.confirmed or payment.*, got {:?}", shown(event))),
+    match events.iter().find(|event| !KINDS.iter().chain(&TYPES).any(|known| known == event)) {
+        Some(event) => Err(format!("expected {}, {}; got {:?}", KINDS.join(", "), TYPES.join(", "), shown(event))),
         None => Ok(events),
     }
 }
@@ -254,7 +248,7 @@ pub async fn update(
     post, path = "/api/v1/webhooks/{id}/rotate", operation_id = "rotateWebhookSecret", tag = "webhooks",
     summary = "A new secret",
     description = "For 24 hours messages are signed with the new secret and the one before, so that you can change over without \
-        missing any. The secret is shown this once.",
+        missing any. Rotated again meanwhile, the oldest signs no more. The secret is shown this once.",
     params(("id" = schemas::WebhookId, Path)),
     responses((status = 200, description = "The endpoint and its new secret.", body = SecretReply)),
 )]
@@ -278,19 +272,29 @@ pub async fn delete(State(app): State<App>, caller: Caller, WebhookId(id): Webho
     }
 }
 
+fn disabled() -> Problem {
+    let detail = "Enable the webhook first; then what failed meanwhile can be sent again";
+    Problem::new(StatusCode::CONFLICT, "webhook-disabled", "The webhook is disabled", detail)
+}
+
 /// `POST /api/v1/webhooks/{id}/ping`
 #[utoipa::path(
     post, path = "/api/v1/webhooks/{id}/ping", operation_id = "pingWebhook", tag = "webhooks",
     summary = "Send a webhook.ping, to try an endpoint",
     params(("id" = schemas::WebhookId, Path)),
-    responses((status = 202, description = "It is on its way; to a disabled endpoint it fails.", body = PingReply)),
+    responses(
+        (status = 202, description = "It is on its way.", body = PingReply),
+        (status = 409, description = "The webhook is disabled.", body = Problem, content_type = "application/problem+json"),
+    ),
 )]
 pub async fn ping(
     State(app): State<App>,
     caller: Caller,
     WebhookId(id): WebhookId,
 ) -> Result<(StatusCode, Json<PingReply>), Problem> {
-    let event_id = endpoints::ping(&app.db().await?, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
+    let db = app.db().await?;
+    endpoints::get(&db, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
+    let event_id = endpoints::ping(&db, caller.merchant, id).await?.ok_or_else(disabled)?;
     Ok((StatusCode::ACCEPTED, Json(PingReply { event_id })))
 }
 
@@ -300,13 +304,34 @@ mod tests {
 
     #[test]
     fn filters_are_types_or_kinds() {
-        let check = |event: &str| known_form(vec![event.to_owned()]);
-        for good in ["payment.confirmed", "payment.unexpected_transfer", "payment.*", "webhook.disabled"] {
+        let check = |event: &str| known(vec![event.to_owned()]);
+        for good in ["payment.confirmed", "payment.unexpected_transfer", "payment.*", "deposit.*", "webhook.disabled"] {
             assert!(check(good).is_ok(), "{good}");
         }
-        for bad in ["", "*", "payment", "payment.", ".confirmed", "payment.*.x", "Payment.confirmed", "payment. confirmed"] {
-            assert!(check(bad).is_err(), "{bad}");
+        for bad in ["", "*", "payment", "payment.confirmd", "refund.*", "Payment.confirmed", "payment. confirmed"] {
+            assert!(check(bad).unwrap_err().contains("payment.confirmed, "), "{bad}");
         }
-        assert!(known_form(vec!["payment.*".to_owned(); MOST_EVENTS + 1]).is_err());
+        assert!(known(vec!["payment.*".to_owned(); MOST_EVENTS + 1]).is_err());
+    }
+
+    #[test]
+    fn what_the_confirmer_tells_can_be_asked_for() {
+        use confirmer::lifecycle::EventKind::*;
+        let kinds = [
+            Created,
+            Detected,
+            Confirmed,
+            Settled,
+            Expired,
+            Cancelled,
+            Underpaid,
+            Overpaid,
+            Late,
+            Reverted,
+            UnexpectedTransfer,
+        ];
+        for kind in kinds {
+            assert!(TYPES.contains(&kind.as_str()), "{}", kind.as_str());
+        }
     }
 }

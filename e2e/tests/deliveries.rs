@@ -136,6 +136,10 @@ async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Res
     ensure!(waits(&db).await? == [3600, 3600, 3600], "{:?}", waits(&db).await?);
     ensure!(due(&db, Health::Well).await?.is_empty() && due(&db, Health::Failing).await?.is_empty(), "before the hour is over");
 
+    // What failed so far is among all that failed.
+    let again = endpoints::redeliver(&pool, merchant, endpoint, &Which::Failed, 0).await.map_err(failed)?;
+    ensure!(again == Some((1, None)) && waits(&db).await? == [0, 0, 0], "{again:?} {:?}", waits(&db).await?);
+
     // Sent again by hand, whichever it is, it takes the others with it; in order still.
     for event in ["2", "1"] {
         db.execute("UPDATE webhook_deliveries SET next_attempt = now() + interval '1 hour'", &[]).await?;
@@ -225,8 +229,10 @@ async fn what_is_pending_for_a_disabled_endpoint_ends() -> Result<()> {
     endpoints::update(&db, merchant, endpoint, enable(false)).await.map_err(failed)?;
     ensure!(due(&db, Health::Well).await?.is_empty(), "something is sent to a disabled endpoint");
     ensure!(queue::end(&db).await.map_err(failed)? == 4 && waits(&db).await?.is_empty(), "{:?} are pending", waits(&db).await?);
-    endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.unwrap_or_default();
-    ensure!(queue::end(&db).await.map_err(failed)? == 1, "the ping is pending");
+    ensure!(endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "sent a ping");
+    let late = "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state) VALUES ($1, 'late', 'webhook.ping', '{}', 'pending')";
+    db.execute(late, &[&endpoint]).await?;
+    ensure!(queue::end(&db).await.map_err(failed)? == 1, "what was added meanwhile is pending");
     // What was on its way arrives all the same.
     settle(&mut db, in_flight, 204, Verdict::Delivered).await?;
     let which = Which::Failed;

@@ -218,6 +218,20 @@ fn verify(messages: &[(&str, &Message)]) -> Result<Vec<String>> {
     Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
 }
 
+/// What the function of docs/webhooks.md says of a message.
+fn verify_as_documented(secret: &str, message: &Message) -> Result<bool> {
+    let page = std::fs::read_to_string(root().join("docs/webhooks.md"))?;
+    let code =
+        page.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).context("no Python in docs/webhooks.md")?;
+    let run =
+        "import json, sys\nasked = json.load(sys.stdin)\nverify(asked['secret'], asked['headers'], asked['body'].encode())\n";
+    let mut child =
+        Command::new("python3").args(["-c", &format!("{code}\n{run}")]).stdin(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let asked = json!({ "secret": secret, "headers": message.headers, "body": message.body });
+    child.stdin.take().context("stdin")?.write_all(asked.to_string().as_bytes())?;
+    Ok(child.wait()?.success())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reference_library_verifies_every_message_also_while_a_secret_rotates() -> Result<()> {
     let running = running(&["up"]).await?;
@@ -266,6 +280,15 @@ async fn the_reference_library_verifies_every_message_also_while_a_secret_rotate
         "refused",
     ];
     ensure!(verdicts == expected, "{verdicts:?}");
+    ensure!(verify_as_documented(&secret, &messages[0])? && verify_as_documented(new, &messages[3])?, "docs/webhooks.md");
+    ensure!(!verify_as_documented(stranger, &messages[0])? && !verify_as_documented(&secret, &changed)?, "docs/webhooks.md");
+    // All fields that the page shows are there, and no others.
+    let page = std::fs::read_to_string(root().join("docs/webhooks.md"))?;
+    let shown =
+        page.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).context("no JSON in docs/webhooks.md")?;
+    let (shown, sent) = (serde_json::from_str::<Value>(shown)?, messages[2].json()?);
+    let names = |value: &Value| value.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>());
+    ensure!(names(&shown) == names(&sent) && names(&shown["data"]) == names(&sent["data"]), "docs/webhooks.md: {sent}");
 
     // And the API tells of it.
     let page = call(api, Method::GET, &format!("/{id}/deliveries?limit=3"), None).await?;

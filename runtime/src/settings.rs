@@ -1,5 +1,5 @@
 use ipnet::IpNet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 /// What the roles are told from outside: `--help` and the environment. The names are public.
@@ -41,8 +41,8 @@ pub struct Settings {
     /// Days for which the history of payments is kept, in whole months; for ever if left out.
     #[arg(long, env = "HISTORY_KEEP_DAYS", global = true, value_parser = clap::value_parser!(u32).range(1..))]
     pub history_keep_days: Option<u32>,
-    /// Networks that webhooks may go to although they are not the public Internet, `10.1.0.0/16`, comma-separated.
-    #[arg(long, env = "WEBHOOK_ALLOW_NETWORKS", global = true, value_delimiter = ',')]
+    /// Networks or addresses that webhooks may go to although they are not the public Internet, `10.1.0.0/16`, comma-separated.
+    #[arg(long, env = "WEBHOOK_ALLOW_NETWORKS", global = true, value_delimiter = ',', value_parser = network)]
     pub webhook_allow_networks: Vec<IpNet>,
     /// Whether webhooks may go to http and not only to https.
     #[arg(long, env = "WEBHOOK_ALLOW_HTTP", global = true)]
@@ -54,4 +54,22 @@ pub struct Settings {
     /// part of the transactional ids. Two live processes must not share one.
     #[arg(long, env = "CTRIP_INSTANCE", default_value = "0", global = true)]
     pub instance: String,
+}
+
+/// An address alone is a network of one.
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse().ok().or_else(address).ok_or_else(|| "expected a network like 10.1.0.0/16, or an address".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_may_be_one_address() {
+        assert_eq!(network("127.0.0.1"), network("127.0.0.1/32"));
+        assert_eq!(network("::1"), network("::1/128"));
+        assert!(network("10.1.0.0/16").is_ok() && network("10.1").unwrap_err().contains("10.1.0.0/16"));
+    }
 }

@@ -8,6 +8,29 @@ use topics::wire::PaymentEvent;
 use topics::wire::payment_event::{Block, Transfer};
 use topics::{Amount, AmountError, Malformed};
 
+/// All types that a message may have today.
+pub const TYPES: [&str; 17] = [
+    "payment.created",
+    "payment.detected",
+    "payment.confirmed",
+    "payment.settled",
+    "payment.expired",
+    "payment.cancelled",
+    "payment.underpaid",
+    "payment.overpaid",
+    "payment.late",
+    "payment.reverted",
+    "payment.unexpected_transfer",
+    "deposit.detected",
+    "deposit.confirmed",
+    "deposit.settled",
+    "deposit.reverted",
+    "webhook.disabled",
+    "webhook.ping",
+];
+/// Filters for all types of a kind.
+pub const KINDS: [&str; 3] = ["payment.*", "deposit.*", "webhook.*"];
+
 /// Why an event makes no body.
 #[derive(Debug, thiserror::Error)]
 pub enum NoBody {

@@ -23,7 +23,7 @@ const AGAIN_WITHIN: Duration = Duration::from_secs(5);
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 
 const COLUMNS: &str = "id, url, description, events, enabled, disabled_reason, disabled_at, failing_since,
-    greatest(paused_until, resting_until), secret_since, CASE WHEN old_secret_until > now() THEN old_secret_until END, created_at";
+    nullif(greatest(paused_until, resting_until, now()), now()), secret_since, CASE WHEN old_secret_until > now() THEN old_secret_until END, created_at";
 
 /// An endpoint as the API shows it, without its secrets.
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ pub struct Endpoint {
     pub disabled_at: Option<OffsetDateTime>,
     /// Of the first failure since the last success.
     pub failing_since: Option<OffsetDateTime>,
-    /// Until when it is left in peace, past or not: it asked for that, or it fails.
+    /// Until when it is left in peace: it asked for that, or it fails.
     pub paused_until: Option<OffsetDateTime>,
     /// When its secret was made.
     pub secret_since: OffsetDateTime,
@@ -184,12 +184,12 @@ pub async fn delete(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result
     Ok(db.execute(sql, &[&merchant, &id]).await.map_err(db::failure)? > 0)
 }
 
-/// Sends a `webhook.ping`, whatever its filter; gives the event's id. To a disabled endpoint it fails unsent.
+/// Sends a `webhook.ping`, whatever its filter; gives the event's id. `None` if there is no such endpoint, or it is disabled.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn ping(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<Option<String>, Failure> {
-    if !wake(db, merchant, id, false).await? {
+    if !wake(db, merchant, id).await? {
         return Ok(None);
     }
     let event = format!("evt_{}_0", Uuid::now_v7().simple());
@@ -319,7 +319,7 @@ pub enum Which {
         /// End.
         before: OffsetDateTime,
     },
-    /// All that failed.
+    /// All that failed, for good or so far.
     Failed,
 }
 
@@ -337,7 +337,7 @@ pub async fn redeliver(
     which: &Which,
     mut after: i64,
 ) -> Result<Option<(usize, Option<i64>)>, Failure> {
-    if !wake(&pool.get().await.map_err(db::unavailable)?, merchant, endpoint, true).await? {
+    if !wake(&pool.get().await.map_err(db::unavailable)?, merchant, endpoint).await? {
         return Ok(None);
     }
     let (mut again, started) = (0, Instant::now());
@@ -384,7 +384,7 @@ async fn redeliver_some(db: &impl GenericClient, endpoint: Uuid, which: &Which, 
                              SELECT created_at, id FROM webhook_deliveries WHERE endpoint_id = $1 AND id = $2))";
             (place, "created_at, id")
         }
-        Which::Failed => ("id > $2 AND state = 'failed'", "id"),
+        Which::Failed => ("id > $2 AND (state = 'failed' OR state = 'pending' AND tries > 0)", "id"),
     };
     // What is on its way is on its way.
     let sql = format!(
@@ -406,14 +406,14 @@ async fn redeliver_some(db: &impl GenericClient, endpoint: Uuid, which: &Which, 
     Ok(Found { count, payments: row.get::<_, Option<Vec<Uuid>>>(1).unwrap_or_default(), last: row.get(2) })
 }
 
-/// Whoever asks for something wants it now: an endpoint is left in peace no longer. Whether there is such a one.
-async fn wake(db: &impl GenericClient, merchant: Uuid, endpoint: Uuid, only_enabled: bool) -> Result<bool, Failure> {
+/// Whoever asks for something wants it now: an endpoint is left in peace no longer. Whether there is such a one that is enabled.
+async fn wake(db: &impl GenericClient, merchant: Uuid, endpoint: Uuid) -> Result<bool, Failure> {
     let statement = db
         .prepare_cached(
             "UPDATE webhook_endpoints SET paused_until = NULL, resting_until = NULL
-             WHERE merchant_id = $1 AND id = $2 AND deleted_at IS NULL AND (enabled OR NOT $3)",
+             WHERE merchant_id = $1 AND id = $2 AND enabled",
         )
         .await
         .map_err(db::failure)?;
-    Ok(db.execute(&statement, &[&merchant, &endpoint, &only_enabled]).await.map_err(db::failure)? > 0)
+    Ok(db.execute(&statement, &[&merchant, &endpoint]).await.map_err(db::failure)? > 0)
 }

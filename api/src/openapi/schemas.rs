@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, SchemaFormat, Type};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
+use webhooks::body::{KINDS, TYPES};
 
 macro_rules! texts {
     ($($(#[doc = $doc:literal])+ $name:ident = $pattern:literal, $format:expr, $example:literal;)*) => {$(
@@ -304,7 +305,7 @@ pub struct RedeliverWebhook {
     /// Those made before this time (RFC 3339).
     #[schema(format = "date-time")]
     before: Option<String>,
-    /// All that failed.
+    /// All that failed, for good or so far.
     failed: Option<bool>,
     /// The `next_cursor` of the answer before: goes on after those.
     #[schema(pattern = r"^[0-9]{1,18}$")]
@@ -312,7 +313,7 @@ pub struct RedeliverWebhook {
 }
 
 fn event_types() -> Schema {
-    let kind = ObjectBuilder::new().schema_type(Type::String).pattern(Some(r"^[a-z_]{1,20}\.([a-z_]{1,30}|\*)$"));
+    let kind = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(KINDS.into_iter().chain(TYPES)));
     let types = ArrayBuilder::new()
         .items(kind)
         .max_items(Some(50))

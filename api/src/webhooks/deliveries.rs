@@ -1,6 +1,6 @@
 //! What was sent to a merchant's endpoints, what came of it, and sending it again.
 
-use super::{WebhookId, no_webhook};
+use super::{WebhookId, disabled, no_webhook};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::extract::{Body, Parameters};
@@ -173,7 +173,7 @@ impl Asked {
 /// `POST /api/v1/webhooks/{id}/redeliver`
 #[utoipa::path(
     post, path = "/api/v1/webhooks/{id}/redeliver", operation_id = "redeliverWebhook", tag = "webhooks",
-    summary = "Send again: one event, those of a time, or all that failed",
+    summary = "Send again: one event, those of a time, or all that failed, for good or so far",
     description = "Under the same `webhook-id`. What is on its way at the moment is left alone; what else waits of the same payment is \
         sent as well. There may be more than one request makes due: then ask again with its `next_cursor`.",
     params(("id" = schemas::WebhookId, Path)),
@@ -193,10 +193,7 @@ pub async fn redeliver(
     endpoints::get(&app.db().await?, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
     // A few at a time, whoever asks: they are large.
     let _turn = REDELIVERIES.acquire().await.map_err(Failure::halt)?;
-    let (deliveries, last) = endpoints::redeliver(&app.pool, caller.merchant, id, &which, after).await?.ok_or_else(|| {
-        let detail = "Enable the webhook first; then what failed meanwhile can be sent again";
-        Problem::new(StatusCode::CONFLICT, "webhook-disabled", "The webhook is disabled", detail)
-    })?;
+    let (deliveries, last) = endpoints::redeliver(&app.pool, caller.merchant, id, &which, after).await?.ok_or_else(disabled)?;
     Ok((StatusCode::ACCEPTED, Json(RedeliveryReply { deliveries, next_cursor: last.map(|last| last.to_string()) })))
 }
 

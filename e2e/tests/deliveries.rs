@@ -9,7 +9,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use topics::Topic;
 use uuid::Uuid;
-use webhooks::endpoints::{self, Which};
+use webhooks::endpoints::{self, Place, Which};
 use webhooks::queue::{self, Due, Health, Room};
 use webhooks::schedule::{Answer, Verdict};
 use webhooks::send::Outcome;
@@ -107,7 +107,7 @@ async fn due(db: &Client, health: Health) -> Result<Vec<Due>> {
 
 /// Settles one attempt.
 async fn attempt(db: &mut Client, due: Due, answer: Answer, verdict: Verdict) -> Result<()> {
-    queue::settle(db, &[(due, Outcome { answer, ..Outcome::default() }, verdict)]).await.map_err(failed)?;
+    queue::settle(db, &mut [(due, Outcome { answer, ..Outcome::default() }, verdict)]).await.map_err(failed)?;
     Ok(())
 }
 
@@ -137,14 +137,14 @@ async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Res
     ensure!(due(&db, Health::Well).await?.is_empty() && due(&db, Health::Failing).await?.is_empty(), "before the hour is over");
 
     // What failed so far is among all that failed.
-    let again = endpoints::redeliver(&pool, merchant, endpoint, &Which::Failed, 0).await.map_err(failed)?;
+    let again = endpoints::redeliver(&pool, merchant, endpoint, &Which::Failed, Place::FIRST).await.map_err(failed)?;
     ensure!(again == Some((1, None)) && waits(&db).await? == [0, 0, 0], "{again:?} {:?}", waits(&db).await?);
 
     // Sent again by hand, whichever it is, it takes the others with it; in order still.
     for event in ["2", "1"] {
         db.execute("UPDATE webhook_deliveries SET next_attempt = now() + interval '1 hour'", &[]).await?;
         let event = Which::Event(event.to_owned());
-        let again = endpoints::redeliver(&pool, merchant, endpoint, &event, 0).await.map_err(failed)?;
+        let again = endpoints::redeliver(&pool, merchant, endpoint, &event, Place::FIRST).await.map_err(failed)?;
         ensure!(again == Some((1, None)) && waits(&db).await? == [0, 0, 0], "{again:?} {:?}", waits(&db).await?);
     }
     for tries in 0..queue::ORDER_KEPT {
@@ -176,7 +176,7 @@ async fn what_arrives_after_failures_lets_the_later_events_go() -> Result<()> {
     settle(&mut db, first.remove(0), 500, Verdict::Again(Duration::from_secs(3600))).await?;
     // By hand, while the others were being put off for the hour.
     let event = Which::Event("1".to_owned());
-    endpoints::redeliver(&pool, merchant, endpoint, &event, 0).await.map_err(failed)?;
+    endpoints::redeliver(&pool, merchant, endpoint, &event, Place::FIRST).await.map_err(failed)?;
     db.execute("UPDATE webhook_deliveries SET next_attempt = now() + interval '1 hour' WHERE event_id <> '1'", &[]).await?;
     let mut again = due(&db, Health::Failing).await?;
     settle(&mut db, again.remove(0), 204, Verdict::Delivered).await?;
@@ -236,9 +236,12 @@ async fn what_is_pending_for_a_disabled_endpoint_ends() -> Result<()> {
     // What was on its way arrives all the same.
     settle(&mut db, in_flight, 204, Verdict::Delivered).await?;
     let which = Which::Failed;
-    ensure!(endpoints::redeliver(&pool, merchant, endpoint, &which, 0).await.map_err(failed)?.is_none(), "it is disabled");
+    ensure!(
+        endpoints::redeliver(&pool, merchant, endpoint, &which, Place::FIRST).await.map_err(failed)?.is_none(),
+        "it is disabled"
+    );
     endpoints::update(&db, merchant, endpoint, enable(true)).await.map_err(failed)?;
-    let again = endpoints::redeliver(&pool, merchant, endpoint, &which, 0).await.map_err(failed)?;
+    let again = endpoints::redeliver(&pool, merchant, endpoint, &which, Place::FIRST).await.map_err(failed)?;
     ensure!(again == Some((4, None)) && queue::end(&db).await.map_err(failed)? == 0, "{again:?}");
     Ok(())
 }
@@ -254,7 +257,7 @@ async fn a_deleted_endpoint_is_seen_by_nobody_and_sent_nothing() -> Result<()> {
     ensure!(endpoints::list(&db, merchant).await.map_err(failed)?.is_empty(), "listed");
     ensure!(endpoints::rotate(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "rotated");
     ensure!(endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "sent a ping");
-    let again = endpoints::redeliver(&pool, merchant, endpoint, &Which::Failed, 0).await.map_err(failed)?;
+    let again = endpoints::redeliver(&pool, merchant, endpoint, &Which::Failed, Place::FIRST).await.map_err(failed)?;
     ensure!(again.is_none() && due(&db, Health::Well).await?.is_empty(), "sent something: {again:?}");
     Ok(())
 }
@@ -287,7 +290,7 @@ async fn a_large_redelivery_goes_on_where_the_one_before_ended() -> Result<()> {
     .await?;
     let (from, before) = (OffsetDateTime::UNIX_EPOCH, OffsetDateTime::now_utc() + Duration::from_secs(60));
     let which = Which::Made { from, before };
-    let (mut again, mut after) = (0, 0);
+    let (mut again, mut after) = (0, Place::FIRST);
     loop {
         let found = endpoints::redeliver(&pool, merchant, endpoint, &which, after).await.map_err(failed)?;
         let (count, next) = found.context("it is enabled")?;
@@ -295,7 +298,7 @@ async fn a_large_redelivery_goes_on_where_the_one_before_ended() -> Result<()> {
         db.execute("UPDATE webhook_deliveries SET state = 'delivered' WHERE state = 'pending'", &[]).await?;
         match next {
             // A slow machine stops earlier.
-            Some(last) => ensure!((5_000..=100_000).contains(&count) && last > after, "{count} until {last} after {after}"),
+            Some(last) => ensure!((5_000..=100_000).contains(&count) && last > after, "{count} until {last:?} after {after:?}"),
             None => break,
         }
         after = next.unwrap_or(after);
@@ -316,5 +319,7 @@ async fn what_a_former_server_answered_is_not_held_against_the_new_one() -> Resu
     settle(&mut db, sent.remove(0), 410, Verdict::Gone).await?;
     let now = endpoints::get(&db, merchant, endpoint).await.map_err(failed)?.context("no endpoint")?;
     ensure!(now.enabled && now.failing_since.is_none(), "{now:?}");
+    // The new one is asked at once.
+    ensure!(waits(&db).await? == [0, 0, 0], "{:?}", waits(&db).await?);
     Ok(())
 }

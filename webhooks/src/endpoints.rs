@@ -324,65 +324,80 @@ pub enum Which {
 }
 
 /// Sends deliveries again, from the begin of their schedule, under the ids they have; one that waits for its next attempt is
-/// sent at once, and so is what waits of the same payment. Goes on after the delivery `after`, and gives how many it was, with the
+/// sent at once, and so is what waits of the same payment. Goes on after a place, and gives how many it was, with the place of the
 /// last of them if there may be more: a request is [`AGAIN_AT_MOST`], or takes [`AGAIN_WITHIN`]. `None` if there is no such
 /// endpoint, or it is disabled.
 ///
 /// # Errors
-/// When the database fails. Some are sent again then.
+/// When the database fails, and nothing is sent again.
 pub async fn redeliver(
     pool: &Pool,
     merchant: Uuid,
     endpoint: Uuid,
     which: &Which,
-    mut after: i64,
-) -> Result<Option<(usize, Option<i64>)>, Failure> {
+    mut after: Place,
+) -> Result<Option<(usize, Option<Place>)>, Failure> {
     if !wake(&pool.get().await.map_err(db::unavailable)?, merchant, endpoint).await? {
         return Ok(None);
     }
     let (mut again, started) = (0, Instant::now());
     loop {
         // A connection for each batch: others want one too.
-        let db = pool.get().await.map_err(db::unavailable)?;
-        let found = redeliver_some(&db, endpoint, which, after).await?;
-        again += found.count;
-        // In a statement of its own, since what is locked is locked in the order of ids. What waits for one of them, or what
-        // one of them waits for.
-        let sql = "WITH waiting AS MATERIALIZED (
-                       SELECT id FROM webhook_deliveries WHERE endpoint_id = $1 AND payment_id = ANY($2)
-                           AND state = 'pending' AND claimed_by IS NULL AND next_attempt > now()
-                       ORDER BY id FOR UPDATE
-                   )
-                   UPDATE webhook_deliveries d SET next_attempt = now() FROM waiting w WHERE d.id = w.id";
-        let statement = db.prepare_cached(sql).await.map_err(db::failure)?;
-        db.execute(&statement, &[&endpoint, &found.payments]).await.map_err(db::failure)?;
-        match found.last {
-            None => return Ok(Some((again, None))),
-            Some(last) if again >= AGAIN_AT_MOST || started.elapsed() > AGAIN_WITHIN => return Ok(Some((again, Some(last)))),
-            Some(last) => after = last,
+        let found = match pool.get().await.map_err(db::unavailable) {
+            Ok(db) => redeliver_some(&db, endpoint, which, after).await,
+            Err(failure) => Err(failure),
+        };
+        match found {
+            Ok(found) => {
+                again += found.count;
+                match found.last {
+                    None => return Ok(Some((again, None))),
+                    Some(last) if again >= AGAIN_AT_MOST || started.elapsed() > AGAIN_WITHIN => {
+                        return Ok(Some((again, Some(last))));
+                    }
+                    Some(last) => after = last,
+                }
+            }
+            // Or the same would be sent again once more.
+            Err(failure) if again > 0 => {
+                tracing::warn!(%endpoint, "a redelivery broke off: {failure}");
+                return Ok(Some((again, Some(after))));
+            }
+            Err(failure) => return Err(failure),
         }
     }
 }
 
-struct Found {
-    count: usize,
-    payments: Vec<Uuid>,
-    /// The last that was looked at, if there may be more.
-    last: Option<i64>,
+/// Where a delivery is among an endpoint's: when it was made, and its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// When it was made.
+    pub made: OffsetDateTime,
+    /// Its id.
+    pub id: i64,
 }
 
-async fn redeliver_some(db: &impl GenericClient, endpoint: Uuid, which: &Which, after: i64) -> Result<Found, Failure> {
-    let mut values: Vec<&(dyn ToSql + Sync)> = vec![&endpoint, &after, &AGAIN_AT_ONCE];
+impl Place {
+    /// Before all.
+    pub const FIRST: Self = Self { made: OffsetDateTime::UNIX_EPOCH, id: 0 };
+}
+
+struct Found {
+    count: usize,
+    /// The last that was looked at, if there may be more.
+    last: Option<Place>,
+}
+
+async fn redeliver_some(db: &impl GenericClient, endpoint: Uuid, which: &Which, after: Place) -> Result<Found, Failure> {
+    let mut values: Vec<&(dyn ToSql + Sync)> = vec![&endpoint, &after.id, &AGAIN_AT_ONCE];
     let (condition, order) = match which {
         Which::Event(event) => {
             values.push(event);
             ("id > $2 AND event_id = $4", "id")
         }
         Which::Made { from, before } => {
-            values.extend([from as &(dyn ToSql + Sync), before]);
-            let place = "created_at >= $4 AND created_at < $5 AND ($2::bigint = 0 OR (created_at, id) > (
-                             SELECT created_at, id FROM webhook_deliveries WHERE endpoint_id = $1 AND id = $2))";
-            (place, "created_at, id")
+            values.extend([from as &(dyn ToSql + Sync), before, &after.made]);
+            ("created_at >= $4 AND created_at < $5 AND (created_at, id) > ($6, $2)", "created_at, id")
         }
         Which::Failed => ("id > $2 AND (state = 'failed' OR state = 'pending' AND tries > 0)", "id"),
     };
@@ -398,12 +413,25 @@ async fn redeliver_some(db: &impl GenericClient, endpoint: Uuid, which: &Which, 
              FROM again WHERE d.id = again.id RETURNING d.payment_id
          )
          SELECT (SELECT count(*) FROM sent), (SELECT array_agg(DISTINCT payment_id) FROM sent WHERE payment_id IS NOT NULL),
-             (SELECT id FROM found ORDER BY {order} OFFSET $3 - 1)"
+             last.id, last.created_at
+         FROM (SELECT) AS one LEFT JOIN (SELECT id, created_at FROM found ORDER BY {order} OFFSET $3 - 1) AS last ON true"
     );
     let statement = db.prepare_cached(&sql).await.map_err(db::failure)?;
     let row = db.query_one(&statement, &values).await.map_err(db::failure)?;
     let count = usize::try_from(row.get::<_, i64>(0)).map_err(Failure::halt)?;
-    Ok(Found { count, payments: row.get::<_, Option<Vec<Uuid>>>(1).unwrap_or_default(), last: row.get(2) })
+    // In a statement of its own, since what is locked is locked in the order of ids. What waits for one of them, or what one of
+    // them waits for.
+    let payments = row.get::<_, Option<Vec<Uuid>>>(1).unwrap_or_default();
+    let sql = "WITH waiting AS MATERIALIZED (
+                   SELECT id FROM webhook_deliveries WHERE endpoint_id = $1 AND payment_id = ANY($2)
+                       AND state = 'pending' AND claimed_by IS NULL AND next_attempt > now()
+                   ORDER BY id FOR UPDATE
+               )
+               UPDATE webhook_deliveries d SET next_attempt = now() FROM waiting w WHERE d.id = w.id";
+    let statement = db.prepare_cached(sql).await.map_err(db::failure)?;
+    db.execute(&statement, &[&endpoint, &payments]).await.map_err(db::failure)?;
+    let last = row.get::<_, Option<i64>>(2).map(|id| Place { id, made: row.get(3) });
+    Ok(Found { count, last })
 }
 
 /// Whoever asks for something wants it now: an endpoint is left in peace no longer. Whether there is such a one that is enabled.

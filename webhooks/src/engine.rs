@@ -184,10 +184,10 @@ impl Engine {
             }
             report(sent);
         }
-        let done: Vec<(Due, Outcome, Verdict)> =
+        let mut done: Vec<(Due, Outcome, Verdict)> =
             done.into_iter().map(|Sent { due, outcome, verdict }| (due, outcome, verdict)).collect();
         let mut db = self.pool.get().await.map_err(db::unavailable)?;
-        let disabled = queue::settle(&mut db, &done).await?;
+        let disabled = queue::settle(&mut db, &mut done).await?;
         drop(db);
         let mut busy = locked(&self.busy);
         for (due, ..) in &done {

@@ -14,6 +14,7 @@ use crate::send::Outcome;
 use crate::signature::Secret;
 use deadpool_postgres::{Client, GenericClient};
 use runtime::{Failure, db};
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -189,21 +190,29 @@ pub async fn release(db: &impl GenericClient, instance: &str) -> Result<u64, Fai
 ///
 /// # Errors
 /// When the database fails. Nothing is settled then, and all of it is sent again.
-pub async fn settle(db: &mut Client, done: &[(Due, Outcome, Verdict)]) -> Result<usize, Failure> {
-    let endpoints = endpoints(done.iter());
+pub async fn settle(db: &mut Client, done: &mut [(Due, Outcome, Verdict)]) -> Result<usize, Failure> {
     // A message that arrives the first time changes nothing else: most are settled without a lock on their endpoint.
-    let others: Vec<_> = done.iter().filter(|(due, _, verdict)| *verdict != Verdict::Delivered || due.number > 1).collect();
+    let plain = |(due, _, verdict): &(Due, Outcome, Verdict)| *verdict == Verdict::Delivered && due.number == 1;
+    let all = endpoints(done.iter());
+    let others = endpoints(done.iter().filter(|done| !plain(done)));
     let tx = db.transaction().await.map_err(db::failure)?;
-    let lock = "SELECT id FROM webhook_endpoints WHERE id = ANY($1) AND (id = ANY($2) OR failing_since IS NOT NULL)
+    let lock = "SELECT id, url FROM webhook_endpoints WHERE id = ANY($1) AND (id = ANY($2) OR failing_since IS NOT NULL)
                 ORDER BY id FOR NO KEY UPDATE";
     let statement = tx.prepare_cached(lock).await.map_err(db::failure)?;
-    let rows = tx.query(&statement, &[&endpoints, &self::endpoints(others.iter().copied())]).await.map_err(db::failure)?;
-    let endpoints: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
-    write(&tx, done).await?;
-    if !others.is_empty() {
-        put_off_followers(&tx, &others.iter().map(|(due, ..)| due.id).collect::<Vec<_>>()).await?;
+    let rows = tx.query(&statement, &[&all, &others]).await.map_err(db::failure)?;
+    let urls: HashMap<Uuid, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    for (due, _, verdict) in done.iter_mut() {
+        // Who wants nothing any more is a former server. The one of now has not been asked.
+        if *verdict == Verdict::Gone && urls.get(&due.endpoint).is_some_and(|url| *url != due.url) {
+            *verdict = Verdict::Again(Duration::ZERO);
+        }
     }
-    let disabled = judge_endpoints(&tx, done, &endpoints).await?;
+    write(&tx, done).await?;
+    let tried: Vec<i64> = done.iter().filter(|done| !plain(done)).map(|(due, ..)| due.id).collect();
+    if !tried.is_empty() {
+        put_off_followers(&tx, &tried).await?;
+    }
+    let disabled = judge_endpoints(&tx, done, &urls).await?;
     tx.commit().await.map_err(db::failure)?;
     Ok(disabled)
 }
@@ -292,24 +301,27 @@ async fn write(db: &impl GenericClient, done: &[(Due, Outcome, Verdict)]) -> Res
     Ok(())
 }
 
-/// Health of the endpoints: one success makes an endpoint healthy, and one that has had none for too long is disabled.
+/// Health of the endpoints, which are locked: one success makes an endpoint healthy, and one that has had none for too long is
+/// disabled. What a former server answered tells nothing of it.
 async fn judge_endpoints(
     db: &impl GenericClient,
     done: &[(Due, Outcome, Verdict)],
-    endpoints: &[Uuid],
+    urls: &HashMap<Uuid, String>,
 ) -> Result<usize, Failure> {
-    let of = |endpoint: &Uuid| done.iter().filter(move |(due, ..)| due.endpoint == *endpoint).collect::<Vec<_>>();
+    let (mut endpoints, mut healthy, mut gone, mut peace) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (endpoint, url) in urls {
+        let of: Vec<_> = done.iter().filter(|(due, ..)| due.endpoint == *endpoint && due.url == *url).collect();
+        if of.is_empty() {
+            continue;
+        }
+        endpoints.push(*endpoint);
+        healthy.push(of.iter().any(|(.., verdict)| *verdict == Verdict::Delivered));
+        gone.push(of.iter().any(|(.., verdict)| *verdict == Verdict::Gone));
+        let longest = of.iter().filter_map(|(_, outcome, _)| schedule::peace(outcome.answer)).max();
+        peace.push(longest.map(|peace| peace.as_secs_f64()));
+    }
     if endpoints.is_empty() {
         return Ok(0);
-    }
-    let (mut healthy, mut gone, mut peace, mut urls) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for endpoint in endpoints {
-        let done = of(endpoint);
-        healthy.push(done.iter().any(|(.., verdict)| *verdict == Verdict::Delivered));
-        gone.push(done.iter().any(|(.., verdict)| *verdict == Verdict::Gone));
-        let longest = done.iter().filter_map(|(_, outcome, _)| schedule::peace(outcome.answer)).max();
-        peace.push(longest.map(|peace| peace.as_secs_f64()));
-        urls.push(done.last().map(|(due, ..)| due.url.as_str()));
     }
     let statement = db
         .prepare_cached(
@@ -318,14 +330,13 @@ async fn judge_endpoints(
                  paused_until = greatest(e.paused_until, now() + make_interval(secs => t.peace)),
                  resting_until = CASE WHEN NOT t.healthy THEN
                      now() + least(coalesce(now() - e.failing_since, interval '0') * $4, make_interval(secs => $5)) END
-             -- What its former server answered tells nothing of it.
-             FROM unnest($1::uuid[], $2::boolean[], $3::float8[], $6::text[]) AS t (id, healthy, peace, url)
-             WHERE e.id = t.id AND e.url = t.url AND (t.peace IS NOT NULL OR NOT t.healthy OR e.failing_since IS NOT NULL)",
+             FROM unnest($1::uuid[], $2::boolean[], $3::float8[]) AS t (id, healthy, peace)
+             WHERE e.id = t.id AND (t.peace IS NOT NULL OR NOT t.healthy OR e.failing_since IS NOT NULL)",
         )
         .await
         .map_err(db::failure)?;
     let longest = schedule::LONGEST_REST.as_secs_f64();
-    let values: [&(dyn ToSql + Sync); 6] = [&endpoints, &healthy, &peace, &schedule::REST, &longest, &urls];
+    let values: [&(dyn ToSql + Sync); 5] = [&endpoints, &healthy, &peace, &schedule::REST, &longest];
     db.execute(&statement, &values).await.map_err(db::failure)?;
     if healthy.iter().all(|healthy| *healthy) && !gone.contains(&true) {
         return Ok(0);
@@ -334,14 +345,14 @@ async fn judge_endpoints(
         .prepare_cached(
             "UPDATE webhook_endpoints e SET enabled = false, disabled_at = now(),
                  disabled_reason = CASE WHEN t.gone THEN 'gone' ELSE 'failing' END
-             FROM unnest($1::uuid[], $2::boolean[], $4::text[]) AS t (id, gone, url)
-             WHERE e.id = t.id AND e.url = t.url AND e.enabled AND (t.gone OR e.failing_since <= now() - make_interval(secs => $3))
+             FROM unnest($1::uuid[], $2::boolean[]) AS t (id, gone)
+             WHERE e.id = t.id AND e.enabled AND (t.gone OR e.failing_since <= now() - make_interval(secs => $3))
              RETURNING e.id, e.merchant_id, e.disabled_reason",
         )
         .await
         .map_err(db::failure)?;
     let after = schedule::DISABLE_AFTER.as_secs_f64();
-    let rows = db.query(&statement, &[&endpoints, &gone, &after, &urls]).await.map_err(db::failure)?;
+    let rows = db.query(&statement, &[&endpoints, &gone, &after]).await.map_err(db::failure)?;
     for row in &rows {
         disabled(db, row.get(0), row.get(1), row.get(2)).await?;
     }

@@ -308,7 +308,7 @@ pub struct RedeliverWebhook {
     /// All that failed, for good or so far.
     failed: Option<bool>,
     /// The `next_cursor` of the answer before: goes on after those.
-    #[schema(pattern = r"^[0-9]{1,18}$")]
+    #[schema(pattern = r"^[0-9]{1,17}_[0-9]{1,18}$")]
     cursor: Option<String>,
 }
 

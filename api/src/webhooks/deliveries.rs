@@ -12,18 +12,19 @@ use crate::reply;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use runtime::Failure;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::Semaphore;
 use utoipa::ToSchema;
-use webhooks::endpoints::{self, Attempt, Delivery, Which};
+use webhooks::endpoints::{self, Attempt, Delivery, Place, Which};
 
 /// What a request to send again may have, as `openapi` documents it.
 pub const FIELDS: [&str; 5] = ["event_id", "from", "before", "failed", "cursor"];
 static REDELIVERIES: Semaphore = Semaphore::const_new(2);
+const TURN_WITHIN: Duration = Duration::from_secs(5);
 const STATES: [&str; 3] = ["pending", "delivered", "failed"];
 
 /// A page of deliveries.
@@ -191,16 +192,22 @@ pub async fn redeliver(
 ) -> Result<(StatusCode, Json<RedeliveryReply>), Problem> {
     let (which, after) = which(&body)?;
     endpoints::get(&app.db().await?, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
-    // A few at a time, whoever asks: they are large.
-    let _turn = REDELIVERIES.acquire().await.map_err(Failure::halt)?;
+    // A few at a time, whoever asks: they may be large.
+    let _turn = match which {
+        Which::Event(_) => None,
+        Which::Made { .. } | Which::Failed => {
+            let turn = tokio::time::timeout(TURN_WITHIN, REDELIVERIES.acquire()).await;
+            Some(turn.map_err(|_| Problem::unavailable(5, "Other redeliveries are under way"))?)
+        }
+    };
     let (deliveries, last) = endpoints::redeliver(&app.pool, caller.merchant, id, &which, after).await?.ok_or_else(disabled)?;
-    Ok((StatusCode::ACCEPTED, Json(RedeliveryReply { deliveries, next_cursor: last.map(|last| last.to_string()) })))
+    Ok((StatusCode::ACCEPTED, Json(RedeliveryReply { deliveries, next_cursor: last.map(cursor) })))
 }
 
 /// What is asked for, and the delivery to go on after.
-fn which(body: &[u8]) -> Result<(Which, i64), Problem> {
+fn which(body: &[u8]) -> Result<(Which, Place), Problem> {
     let mut fields = Fields::read(body)?;
-    let cursor = fields.text("cursor").and_then(|text| fields.check("cursor", place(&text)));
+    let after = fields.text("cursor").and_then(|text| fields.check("cursor", after(&text)));
     let one = fields.text("event_id").and_then(|id| fields.check("event_id", storable_text(&id).map(|()| id)));
     let mut time = |name: &str| fields.text(name).and_then(|text| fields.check(name, time(&text)));
     let (from, before) = (time("from"), time("before"));
@@ -212,7 +219,21 @@ fn which(body: &[u8]) -> Result<(Which, i64), Problem> {
         (None, None, None, Some(true)) => Ok(Which::Failed),
         _ => Err(Problem::field("event_id", "expected event_id alone, or from and before, or failed as true")),
     };
-    Ok((which?, cursor.unwrap_or(0)))
+    Ok((which?, after.unwrap_or(Place::FIRST)))
+}
+
+/// Microseconds, which is what Postgres has, and the id.
+fn cursor(place: Place) -> String {
+    format!("{}_{}", place.made.unix_timestamp_nanos() / 1000, place.id)
+}
+
+fn after(text: &str) -> Result<Place, String> {
+    let read = || {
+        let (micros, id) = text.split_once('_')?;
+        let made = OffsetDateTime::from_unix_timestamp_nanos(i128::from(place(micros).ok()?) * 1000).ok()?;
+        Some(Place { made, id: place(id).ok()? })
+    };
+    read().ok_or_else(|| page::no_cursor(text))
 }
 
 /// A place in a list of deliveries.
@@ -233,10 +254,11 @@ mod tests {
 
     #[test]
     fn a_request_to_send_again_names_one_way_and_no_other() {
-        assert_eq!(which(br#"{"event_id":"evt_1"}"#).unwrap(), (Which::Event("evt_1".into()), 0));
-        assert_eq!(which(br#"{"failed":true,"from":null,"cursor":"7"}"#).unwrap(), (Which::Failed, 7));
+        assert_eq!(which(br#"{"event_id":"evt_1"}"#).unwrap(), (Which::Event("evt_1".into()), Place::FIRST));
+        let (failed, place) = which(br#"{"failed":true,"from":null,"cursor":"1795637861123456_7"}"#).unwrap();
+        assert_eq!((failed, place.id, cursor(place).as_str()), (Which::Failed, 7, "1795637861123456_7"));
         let range = which(br#"{"from":"2026-11-25T12:00:00Z","before":"2026-11-25T13:00:00+01:00"}"#).unwrap();
-        let (Which::Made { from, before }, 0) = range else { panic!("{range:?}") };
+        let (Which::Made { from, before }, _) = range else { panic!("{range:?}") };
         assert_eq!(from, before);
         for bad in [
             "{}",
@@ -245,7 +267,8 @@ mod tests {
             r#"{"from":"today","before":"2026-11-25T12:00:00Z"}"#,
             r#"{"event_id":"e","failed":true}"#,
             r#"{"all":true}"#,
-            r#"{"failed":true,"cursor":"-1"}"#,
+            r#"{"failed":true,"cursor":"-1_7"}"#,
+            r#"{"failed":true,"cursor":"7"}"#,
             r#"{"failed":true,"cursor":7}"#,
             "[]",
         ] {

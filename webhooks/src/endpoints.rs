@@ -23,7 +23,8 @@ const AGAIN_WITHIN: Duration = Duration::from_secs(5);
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 
 const COLUMNS: &str = "id, url, description, events, enabled, disabled_reason, disabled_at, failing_since,
-    nullif(greatest(paused_until, resting_until, now()), now()), secret_since, CASE WHEN old_secret_until > now() THEN old_secret_until END, created_at";
+    nullif(greatest(paused_until, resting_until, now()), now()), secret_since,
+    CASE WHEN old_secret_until > now() THEN old_secret_until END, created_at";
 
 /// An endpoint as the API shows it, without its secrets.
 #[derive(Debug, Clone)]
@@ -342,28 +343,19 @@ pub async fn redeliver(
     }
     let (mut again, started) = (0, Instant::now());
     loop {
-        // A connection for each batch: others want one too.
-        let found = match pool.get().await.map_err(db::unavailable) {
-            Ok(db) => redeliver_some(&db, endpoint, which, after).await,
-            Err(failure) => Err(failure),
-        };
-        match found {
-            Ok(found) => {
-                again += found.count;
-                match found.last {
-                    None => return Ok(Some((again, None))),
-                    Some(last) if again >= AGAIN_AT_MOST || started.elapsed() > AGAIN_WITHIN => {
-                        return Ok(Some((again, Some(last))));
-                    }
-                    Some(last) => after = last,
-                }
-            }
+        let found = match redeliver_some(pool, endpoint, which, after).await {
+            Ok(found) => found,
             // Or the same would be sent again once more.
             Err(failure) if again > 0 => {
                 tracing::warn!(%endpoint, "a redelivery broke off: {failure}");
                 return Ok(Some((again, Some(after))));
             }
             Err(failure) => return Err(failure),
+        };
+        again += found.count;
+        match found.last {
+            Some(last) if again < AGAIN_AT_MOST && started.elapsed() <= AGAIN_WITHIN => after = last,
+            last => return Ok(Some((again, last))),
         }
     }
 }
@@ -388,7 +380,9 @@ struct Found {
     last: Option<Place>,
 }
 
-async fn redeliver_some(db: &impl GenericClient, endpoint: Uuid, which: &Which, after: Place) -> Result<Found, Failure> {
+/// One batch, on a connection of its own: others want one too.
+async fn redeliver_some(pool: &Pool, endpoint: Uuid, which: &Which, after: Place) -> Result<Found, Failure> {
+    let db = pool.get().await.map_err(db::unavailable)?;
     let mut values: Vec<&(dyn ToSql + Sync)> = vec![&endpoint, &after.id, &AGAIN_AT_ONCE];
     let (condition, order) = match which {
         Which::Event(event) => {

@@ -59,12 +59,8 @@ const LANES: [Lane; 3] = [
     Lane { health: Health::Failing, most: 64, an_endpoint: 1 },
 ];
 
-/// A message that was on its way.
-struct Sent {
-    due: Due,
-    outcome: Outcome,
-    verdict: Verdict,
-}
+/// A message that was on its way, as it is settled.
+type Sent = (Due, Outcome, Verdict);
 
 impl Engine {
     pub fn new(pool: Pool, clients: Clients, guard: Guard, instance: String) -> Arc<Self> {
@@ -168,24 +164,22 @@ impl Engine {
                 let outcome = send::send(&client, &guard, &due).await;
                 let tries = usize::try_from(due.tries).unwrap_or_default();
                 let verdict = schedule::judge(tries, outcome.answer, rand::random());
-                Sent { due, outcome, verdict }
+                (due, outcome, verdict)
             });
         }
         Ok(())
     }
 
-    async fn finish(&self, done: Vec<Sent>) -> Result<(), Failure> {
+    async fn finish(&self, mut done: Vec<Sent>) -> Result<(), Failure> {
         if done.is_empty() {
             return Ok(());
         }
-        for sent in &done {
-            if sent.outcome.held > SLOW {
-                locked(&self.slow).insert(sent.due.endpoint, Instant::now());
+        for (due, outcome, verdict) in &done {
+            if outcome.held > SLOW {
+                locked(&self.slow).insert(due.endpoint, Instant::now());
             }
-            report(sent);
+            report(due, outcome, *verdict);
         }
-        let mut done: Vec<(Due, Outcome, Verdict)> =
-            done.into_iter().map(|Sent { due, outcome, verdict }| (due, outcome, verdict)).collect();
         let mut db = self.pool.get().await.map_err(db::unavailable)?;
         let disabled = queue::settle(&mut db, &mut done).await?;
         drop(db);
@@ -211,17 +205,17 @@ fn finished(sent: Result<Sent, JoinError>) -> Result<Sent, Failure> {
     sent.map_err(Failure::halt)
 }
 
-fn report(sent: &Sent) {
-    let outcome = match sent.verdict {
+fn report(due: &Due, outcome: &Outcome, verdict: Verdict) {
+    let label = match verdict {
         Verdict::Delivered => "delivered",
         Verdict::Again(_) => "again",
         Verdict::Failed => "failed",
         Verdict::Gone => "gone",
     };
-    metrics::WEBHOOK_ATTEMPTS.counter(&[("outcome", outcome)]).increment(1);
-    metrics::WEBHOOK_LATENCY.histogram(&[]).record(sent.outcome.took);
-    if sent.verdict == Verdict::Delivered {
+    metrics::WEBHOOK_ATTEMPTS.counter(&[("outcome", label)]).increment(1);
+    metrics::WEBHOOK_LATENCY.histogram(&[]).record(outcome.took);
+    if verdict == Verdict::Delivered {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        metrics::WEBHOOK_DELAY.histogram(&[]).record((now.as_secs_f64() - sent.due.due_at).max(0.0));
+        metrics::WEBHOOK_DELAY.histogram(&[]).record((now.as_secs_f64() - due.due_at).max(0.0));
     }
 }

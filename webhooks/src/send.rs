@@ -35,17 +35,14 @@ pub struct Outcome {
 /// Sends a message, signed for this moment. It never fails: that there was no answer is an outcome.
 pub async fn send(client: &Client, guard: &Guard, due: &Due) -> Outcome {
     let started = Instant::now();
-    let (response, now) = match tokio::time::timeout(WITHIN, attempt(client, guard, due)).await {
-        Ok(Ok(answered)) => answered,
-        failed => {
-            let none = |_| format!("no answer within {} s", WITHIN.as_secs());
-            let error = failed.map_or_else(none, |outcome| outcome.err().unwrap_or_default());
-            let took = started.elapsed();
-            // A certificate for other names, for one, has them all in its error.
-            return Outcome { error: Some(storable(error.as_bytes())), took, held: took, ..Outcome::default() };
-        }
-    };
+    let answered = tokio::time::timeout(WITHIN, attempt(client, guard, due)).await;
+    let answered = answered.unwrap_or_else(|_| Err(format!("no answer within {} s", WITHIN.as_secs())));
     let took = started.elapsed();
+    let (response, now) = match answered {
+        Ok(answered) => answered,
+        // A certificate for other names, for one, has them all in its error.
+        Err(error) => return Outcome { error: Some(storable(error.as_bytes())), took, held: took, ..Outcome::default() },
+    };
     let answer = Answer { status: Some(response.status().as_u16()), retry_after: retry_after(response.headers(), now) };
     let reply = reply(response).await;
     Outcome { answer, reply, error: None, took, held: started.elapsed() }

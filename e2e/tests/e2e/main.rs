@@ -1,0 +1,33 @@
+//! The end-to-end tests: black-box tests of the built `ctrip`, on a real Kafka, schema registry, Postgres and EVM node.
+//!
+//! All of them are one binary, which links once and runs them side by side: each has a database, a topic prefix, a node and
+//! ports of its own (`e2e::Lab`). A test that kills a shared part starts a stack of its own (`Stack::own`). A test waits for
+//! conditions (`e2e::eventually`) and never for a time.
+//!
+//! `make test` runs all, `make test T=payments::a_part` those whose name contains `T`.
+
+mod acl;
+mod addresses;
+mod api;
+mod authorisation;
+mod check;
+mod concurrency;
+mod conservation;
+mod crash;
+mod deliveries;
+mod examples;
+mod gateway;
+mod history;
+mod ingest;
+mod lifecycle;
+mod merchants;
+mod openapi;
+mod outage;
+mod past;
+mod payments;
+mod real_blocks;
+mod reorgs;
+mod session;
+mod tail;
+mod webhooks;
+mod websockets;

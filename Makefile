@@ -1,41 +1,24 @@
-# `make demo` shows it, `make test` proves it, `make up` leaves it running, `make bench` measures it.
+# `make demo` shows it, `make check` and `make test` prove it, `make up` leaves it running, `make bench` measures it.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BENCH ?= all
+# Which of the end-to-end tests `make test` runs: part of a name, such as payments::a_part; nothing means everything.
+T ?=
+# Most of an end-to-end test is waiting for a block, a poll or a process: more of them run at once than there are cores.
+THREADS ?= $(shell expr 2 \* $$(nproc))
 
-.PHONY: help demo test up down bench build lint
+# What is built beside the tests: ctrip, which the end-to-end tests run, the examples, the demo and the benches.
+BUILD := cargo build --workspace --all-targets
+# Prints how long each test took.
+TEST := cargo test --quiet --config 'target."cfg(unix)".runner = "dev/timed"' --workspace
+
+.PHONY: help demo check test up down bench build build-tests lint doc deps
 
 help:
 	@echo "make demo   install, build, start the parts, and watch payments from creation to confirmation"
-	@echo "make test   all tests, on the real parts"
+	@echo "make check  formatting, clippy, and the tests that need no stack"
+	@echo "make test   all tests, on the real parts; T=payments::a_part for one end-to-end test or module"
 	@echo "make up     leave it running: prints the URL, a key and a first curl (make down stops it)"
 	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer or webhooks for one of them)"
-	@echo "make lint   formatting and clippy, as CI runs them"
-
-build:
-	@dev/stack toolchain
-	@echo "building (the first time takes some minutes)"
-	cargo build --workspace --bins
-
-demo: build
-	dev/with-stack target/debug/demo
-
-test: build
-	@rm -rf target/lab
-	dev/with-stack cargo test --workspace
-
-up: build
-	dev/run up
-
-down:
-	dev/run down
-
-bench:
-	@dev/stack toolchain
-	cargo build --release --workspace --bins
-	dev/with-stack target/release/bench $(BENCH)
-
-lint:
-	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	@echo "make lint   formatting and clippy; make doc: the docs of the code; make deps: licences, sources, unused dependencies"

@@ -191,7 +191,7 @@ install_parts() {
 
 # What `cargo build` needs: rdkafka compiles librdkafka from its source.
 install_toolchain() {
-  local missing=() wanted has
+  local missing=() wanted oldest has
   command -v cc >/dev/null || missing+=(gcc libc6-dev)
   command -v c++ >/dev/null || missing+=(g++)
   command -v make >/dev/null || missing+=(make)
@@ -200,10 +200,14 @@ install_toolchain() {
   echo '#include <zlib.h>' | cc -E - >/dev/null 2>&1 || missing+=(zlib1g-dev)
   if [ ${#missing[@]} -gt 0 ]; then apt_install "the C side of the build (librdkafka)" "${missing[@]}"; fi
 
-  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$HERE/../Cargo.toml")
+  wanted=$(sed -n 's/^channel = "\(.*\)"/\1/p' "$HERE/../rust-toolchain.toml")
+  oldest=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$HERE/../Cargo.toml")
+  [ "${wanted%.*}" = "$oldest" ] || die "rust-toolchain.toml has $wanted and Cargo.toml has rust-version $oldest: make them agree"
   command -v cargo >/dev/null ||
-    die "there is no cargo; install Rust $wanted or newer through rustup (https://rustup.rs); apt's is too old"
-  has=$(cargo --version | cut -d' ' -f2)
+    die "there is no cargo; install Rust $wanted through rustup (https://rustup.rs); apt's is too old"
+  # Where rustup is, it takes the pinned toolchain; elsewhere a newer one will do.
+  has=$(cd "$HERE" && cargo --version | cut -d' ' -f2)
+  [ -n "$has" ] || die "cargo does not run here: rustup toolchain install $wanted --component clippy --component rustfmt"
   [ "$(printf '%s\n%s\n' "$wanted" "$has" | sort -V | head -n 1)" = "$wanted" ] ||
-    die "cargo is $has and $wanted or newer is needed: rustup update stable"
+    die "cargo is $has; version $wanted is needed: rustup toolchain install $wanted"
 }

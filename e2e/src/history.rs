@@ -1,28 +1,30 @@
 //! What a consumer of `chain.blocks` and `chain.logs` has, held against what the node says when asked directly.
 
+use crate::{Lab, records::records_from};
 use anyhow::{Context as _, Result, ensure};
-use runtime::Kafka;
 use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use topics::{Message, wire};
 use wire::block_record::{Kind, Status};
 
 /// A block added or removed, with the logs record of the same sequence.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// Of `chain.blocks`.
+    /// The record of `chain.blocks`.
     pub block: wire::BlockRecord,
-    /// Of `chain.logs`.
+    /// The record of `chain.logs`.
     pub logs: wire::LogsRecord,
 }
 
-/// A chain's history, as far as it was written. Whoever holds one knows that its sequences have no gap and no double, and
-/// that its steps are a stack.
+/// What was published of a chain so far. Its sequences have no gap and no duplicate, and its steps are a stack: otherwise
+/// reading it fails.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    /// All of it, in order.
-    pub steps: Vec<Step>,
+    /// All steps, in order.
+    pub steps: Vec<Arc<Step>>,
     /// The steps whose blocks are still on the stack, lowest first.
-    pub stack: Vec<Step>,
+    pub stack: Vec<Arc<Step>>,
     /// Blocks added.
     pub added: usize,
     /// Blocks removed.
@@ -31,29 +33,74 @@ pub struct History {
     pub logs: usize,
 }
 
-impl History {
-    /// Reads both topics from their beginnings to their ends.
-    ///
-    /// # Errors
-    /// When a sequence has a gap or a double, the topics differ, or a block was added or removed elsewhere than at the tip.
-    pub async fn read(kafka: &Kafka, chain_id: u64) -> Result<Self> {
-        let kafka = kafka.clone();
-        tokio::task::spawn_blocking(move || {
-            let blocks = records(&kafka, chain_id, |block: &wire::BlockRecord| block.sequence)?;
-            // Read later, so it has all that the blocks have, and maybe more.
-            let logs = records(&kafka, chain_id, |logs: &wire::LogsRecord| logs.sequence)?;
-            ensure!(logs.len() >= blocks.len(), "{} logs records of {} blocks", logs.len(), blocks.len());
-            let mut history = Self::default();
-            for (block, logs) in blocks.into_iter().zip(logs) {
-                history.push(Step { block, logs })?;
-            }
-            Ok(history)
-        })
-        .await?
+/// Reads a chain's history as it grows: each read takes only what is new.
+pub struct HistoryReader {
+    chain_id: u64,
+    state: tokio::sync::Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    blocks: Unpaired<wire::BlockRecord>,
+    logs: Unpaired<wire::LogsRecord>,
+    history: History,
+}
+
+/// Records of a chain whose counterparts are not read yet.
+#[derive(Default)]
+struct Unpaired<M> {
+    /// Records of the topic that were read, of whatever chain.
+    read: usize,
+    records: VecDeque<M>,
+}
+
+impl HistoryReader {
+    /// The history of a chain, from its beginning.
+    pub fn new(chain_id: u64) -> Self {
+        Self { chain_id, state: tokio::sync::Mutex::default() }
     }
 
+    /// Reads on to the ends that both topics have now.
+    ///
+    /// # Errors
+    /// When a sequence has a gap or a duplicate, the topics differ, or a block was added or removed elsewhere than at the tip.
+    pub async fn read(&self, lab: &Lab) -> Result<History> {
+        let mut state = self.state.lock().await;
+        let State { blocks, logs, history } = &mut *state;
+        let paired = history.steps.len();
+        blocks.extend(lab, self.chain_id, paired, |block| block.sequence).await?;
+        // Read later, so it has all that the blocks have, and maybe more.
+        logs.extend(lab, self.chain_id, paired, |logs| logs.sequence).await?;
+        let (blocks, logs) = (&mut blocks.records, &mut logs.records);
+        ensure!(logs.len() >= blocks.len(), "{} logs records for {} blocks after step {paired}", logs.len(), blocks.len());
+        while let Some(block) = blocks.pop_front() {
+            let logs = logs.pop_front().context("a logs record")?;
+            history.push(Step { block, logs })?;
+        }
+        Ok(history.clone())
+    }
+}
+
+impl<M: Message + Send + 'static> Unpaired<M> {
+    /// Takes the chain's new records, whose sequences go on where those of the steps and of the records here end.
+    async fn extend(&mut self, lab: &Lab, chain_id: u64, paired: usize, sequence: impl Fn(&M) -> u64) -> Result<()> {
+        for record in records_from::<M>(lab, self.read).await? {
+            self.read += 1;
+            if record.key() != chain_id.to_string() {
+                continue;
+            }
+            let (expected, sequence) = (u64::try_from(paired + self.records.len())? + 1, sequence(&record));
+            ensure!(sequence == expected, "{:?}: sequence {sequence}; expected {expected}", M::TOPIC);
+            self.records.push_back(record);
+        }
+        Ok(())
+    }
+}
+
+impl History {
     fn push(&mut self, step: Step) -> Result<()> {
-        let Step { block, logs } = &step;
+        let step = Arc::new(step);
+        let Step { block, logs } = &*step;
         let place = format!("sequence {}, block {} {}", block.sequence, block.number, hex::encode(&block.hash));
         ensure!(
             (block.sequence, block.kind, block.number, &block.hash) == (logs.sequence, logs.kind, logs.number, &logs.hash),
@@ -69,7 +116,7 @@ impl History {
                 );
                 self.added += 1;
                 self.logs += logs.logs.len();
-                self.stack.push(step.clone());
+                self.stack.push(Arc::clone(&step));
             }
             Kind::Removed => {
                 ensure!(
@@ -187,17 +234,6 @@ fn log(log: &wire::logs_record::Log) -> Value {
 
 fn prefixed(bytes: &[u8]) -> String {
     format!("0x{}", hex::encode(bytes))
-}
-
-/// The records of a chain, whose sequences are 1, 2, 3 and so on.
-fn records<M: Message>(kafka: &Kafka, chain_id: u64, sequence: impl Fn(&M) -> u64) -> Result<Vec<M>> {
-    let mut records: Vec<M> = crate::read_records(kafka)?;
-    records.retain(|record| record.key() == chain_id.to_string());
-    for (record, expected) in records.iter().zip(1_u64..) {
-        let sequence = sequence(record);
-        ensure!(sequence == expected, "{:?}: sequence {sequence}; expected {expected}", M::TOPIC);
-    }
-    Ok(records)
 }
 
 async fn batch(node: &str, calls: impl IntoIterator<Item = (&str, Value)>) -> Result<Vec<Value>> {

@@ -1,37 +1,6 @@
 use crate::Lab;
-use anyhow::{Context as _, Result};
-use runtime::Kafka;
+use anyhow::Result;
 use std::collections::BTreeMap;
-use topics::{Message, frame, wire};
-
-/// Every event of `payment.events`, as a read_committed consumer sees them now, in order per payment.
-///
-/// # Errors
-/// When the topic can't be read.
-pub async fn events(lab: &Lab) -> Result<Vec<wire::PaymentEvent>> {
-    let kafka = lab.kafka().await?;
-    tokio::task::spawn_blocking(move || read_events(&kafka)).await?
-}
-
-/// [`events`], blocking.
-///
-/// # Errors
-/// When the topic can't be read.
-pub fn read_events(kafka: &Kafka) -> Result<Vec<wire::PaymentEvent>> {
-    read_records(kafka)
-}
-
-/// Every record of a topic, as a read_committed consumer sees them now, in order per partition. Blocks.
-///
-/// # Errors
-/// When the topic can't be read.
-pub fn read_records<M: Message>(kafka: &Kafka) -> Result<Vec<M>> {
-    let mut records = Vec::new();
-    kafka
-        .read_all(M::TOPIC, |record| records.push(frame::decode::<M>(record.payload())))
-        .map_err(|failure| anyhow::anyhow!("{failure}"))?;
-    records.into_iter().collect::<Result<_, _>>().with_context(|| M::TOPIC.to_string())
-}
 
 /// A payment as Postgres has it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,11 +5,13 @@
 mod client;
 mod faults;
 mod history;
+mod lab;
 mod ledger;
 mod node;
 pub mod prepared;
 mod process;
 mod proxy;
+mod records;
 pub mod replay;
 mod rig;
 mod session;
@@ -18,198 +20,21 @@ mod tunnel;
 
 pub use client::{Api, Payment};
 pub use faults::Fault;
-pub use history::{History, Step};
-pub use ledger::{Row, events, ledger, read_events, read_records};
+pub use history::{History, HistoryReader, Step};
+pub use lab::{Lab, Plan, XPUB};
+pub use ledger::{Row, ledger};
 pub use node::{Node, PAYER, TOKEN_SYMBOL};
 pub use process::{Process, free_port};
 pub use proxy::{Extent, Lacks, Proxy};
+pub use records::{events, records};
 pub use rig::{Rig, write_chains};
 pub use session::Session;
 pub use stack::{Stack, root};
 pub use tunnel::Tunnel;
 
 use anyhow::{Context as _, Result};
-use runtime::{Kafka, Settings};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::{Command, Output};
 use std::time::{Duration, Instant};
-
-/// The first account of BIP-39's test mnemonic `abandon … about`, so that a sweep of a demo is possible by anyone.
-pub const XPUB: &str =
-    "xpub6DCoCpSuQZB2jawqnGMEPS63ePKWkwWPH4TU45Q7LPXWuNd8TMtVxRrgjtEshuqpK3mdhaWHPFsBngh5GFZaM6si3yZdUsT8ddYM3PwnATt";
-
-/// One isolated cTrip.
-pub struct Lab {
-    /// The parts it runs on.
-    pub stack: Stack,
-    /// Its chain.
-    pub node: Node,
-    /// Variables of its processes.
-    pub env: BTreeMap<String, String>,
-    /// Its files: chains.yaml, logs. It stays, for whoever wants to read them after a failure.
-    pub dir: PathBuf,
-    binary: PathBuf,
-}
-
-/// How a laboratory's chain behaves.
-#[derive(Clone, Copy, Debug)]
-pub struct Plan {
-    /// Confirmations that a payment needs.
-    pub confirmations: u32,
-    /// Seconds between blocks; `None` mines a block a transaction.
-    pub block_time: Option<u64>,
-}
-
-impl Default for Plan {
-    fn default() -> Self {
-        Self { confirmations: 3, block_time: None }
-    }
-}
-
-impl Lab {
-    /// A database, topics, a chain with a token, and a key, on the stack that `dev/stack` runs.
-    ///
-    /// # Errors
-    /// When the stack is not up, or any step fails.
-    pub async fn start(plan: Plan) -> Result<Self> {
-        Self::on(Stack::attach()?, plan).await
-    }
-
-    /// The same on a given stack.
-    ///
-    /// # Errors
-    /// When any step fails.
-    pub async fn on(stack: Stack, plan: Plan) -> Result<Self> {
-        let name = format!("lab_{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
-        let dir = root().join("target/lab").join(&name);
-        std::fs::create_dir_all(&dir)?;
-        let node = Node::start(&stack, plan.block_time).await?;
-        let token = node.deploy("Token").await?;
-        let database_url = stack.create_database(&name).await?;
-        let chains_file = dir.join("chains.yaml");
-        std::fs::write(
-            &chains_file,
-            format!(
-                "- name: anvil\n  chain_id: 31337\n  rpc_url: {}\n  confirmations: {}\n  poll_interval_ms: 20\n  start_block: 0\n  tokens:\n    - {{ symbol: {TOKEN_SYMBOL}, address: \"{token}\", decimals: 6 }}\n",
-                node.url, plan.confirmations
-            ),
-        )?;
-        let mut env = BTreeMap::new();
-        let mut set = |key: &str, value: String| env.insert(key.to_owned(), value);
-        set("DATABASE_URL", database_url);
-        set("KAFKA_BROKERS", stack.get("KAFKA_BROKERS")?.to_owned());
-        set("SCHEMA_REGISTRY_URL", stack.get("SCHEMA_REGISTRY_URL")?.to_owned());
-        set("TOPIC_PREFIX", format!("{name}."));
-        set("CHAINS_FILE", chains_file.display().to_string());
-        set("CTRIP_XPUB", XPUB.to_owned());
-        set("API_LISTEN", format!("127.0.0.1:{}", free_port()?));
-        set("METRICS_LISTEN", format!("127.0.0.1:{}", free_port()?));
-        set("RUST_BACKTRACE", "0".to_owned());
-        let lab = Self { stack, node, env, dir, binary: built("ctrip")? };
-        lab.ctrip(&["migrate"])?;
-        lab.ctrip(&["topics", "apply"])?;
-        Ok(lab)
-    }
-
-    /// Runs `ctrip` to its end and gives its standard output.
-    ///
-    /// # Errors
-    /// When it fails; its standard error is in the message.
-    pub fn ctrip(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.output(arguments)?;
-        anyhow::ensure!(
-            output.status.success(),
-            "ctrip {}: {}: {}",
-            arguments.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
-    }
-
-    /// Runs `ctrip` to its end, however that is.
-    ///
-    /// # Errors
-    /// When it can't be started.
-    pub fn output(&self, arguments: &[&str]) -> Result<Output> {
-        self.command(arguments).output().context("ctrip")
-    }
-
-    /// `ctrip` with any arguments, for tests that want its output while it runs.
-    pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
-        command.args(arguments).env_remove("RUST_LOG").envs(&self.env);
-        command
-    }
-
-    /// Starts a role, or `up`. Its log is in the laboratory's folder.
-    ///
-    /// # Errors
-    /// When the process can't be started.
-    pub fn spawn(&self, role: &str) -> Result<Process> {
-        self.spawn_with(&[role])
-    }
-
-    /// Starts `ctrip` with any arguments, the first being the subcommand.
-    ///
-    /// # Errors
-    /// When the process can't be started.
-    pub fn spawn_with(&self, arguments: &[&str]) -> Result<Process> {
-        let role = arguments.first().copied().unwrap_or_default();
-        let mut env = self.env.clone();
-        if role != "up" && role != "api" {
-            // Each process has its own metrics.
-            env.insert("METRICS_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?));
-        }
-        Process::spawn(&self.binary, arguments, &env, &self.dir)
-    }
-
-    /// The API, as a merchant with a key of its own sees it.
-    ///
-    /// # Errors
-    /// When the key can't be made.
-    pub fn merchant(&self, name: &str) -> Result<Api> {
-        let key = self.ctrip(&["keys", "create", name])?;
-        Api::new(format!("http://{}", self.env["API_LISTEN"]), key)
-    }
-
-    /// Settings as the laboratory's processes have them.
-    pub fn settings(&self) -> Result<Settings> {
-        Ok(Settings {
-            database_url: self.env["DATABASE_URL"].clone(),
-            kafka_brokers: self.env["KAFKA_BROKERS"].clone(),
-            schema_registry_url: self.env["SCHEMA_REGISTRY_URL"].clone(),
-            topic_prefix: self.env["TOPIC_PREFIX"].clone(),
-            topic_replication: None,
-            chains_file: PathBuf::from(&self.env["CHAINS_FILE"]),
-            xpub: Some(XPUB.to_owned()),
-            api_rate_limit: 0,
-            api_listen: self.env["API_LISTEN"].parse()?,
-            history_keep_days: None,
-            webhook_allow_networks: Vec::new(),
-            webhook_allow_http: false,
-            metrics_listen: self.env["METRICS_LISTEN"].parse()?,
-            instance: "lab".to_owned(),
-        })
-    }
-
-    /// Kafka, as the laboratory's processes see it.
-    ///
-    /// # Errors
-    /// When the registry does not answer.
-    pub async fn kafka(&self) -> Result<Kafka> {
-        Kafka::connect(&self.settings()?).await
-    }
-
-    /// A connection to the laboratory's database.
-    ///
-    /// # Errors
-    /// When it can't be had.
-    pub async fn database(&self) -> Result<tokio_postgres::Client> {
-        stack::connect(&self.env["DATABASE_URL"]).await
-    }
-}
 
 /// A program of the workspace that was built beside the running test, demo or bench.
 ///

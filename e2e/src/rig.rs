@@ -1,9 +1,8 @@
 //! An ingest that reaches its node through faulty endpoints, and what its history is held against.
 
-use crate::{History, Lab, Lacks, Plan, Process, Proxy, eventually};
+use crate::{History, HistoryReader, Lab, Lacks, Plan, Process, Proxy, eventually};
 use alloy::primitives::{Address, B256, U256};
 use anyhow::{Context as _, Result};
-use runtime::Kafka;
 use serde_json::json;
 use std::fmt::Write as _;
 
@@ -17,7 +16,7 @@ pub struct Rig {
     pub endpoints: Vec<Proxy>,
     /// The process.
     pub ingest: Process,
-    kafka: Kafka,
+    history: HistoryReader,
 }
 
 impl Rig {
@@ -40,8 +39,7 @@ impl Rig {
         }
         write_chains(&lab, &endpoints, other_chains)?;
         let ingest = lab.spawn("ingest")?;
-        let kafka = lab.kafka().await?;
-        Ok(Self { lab, endpoints, ingest, kafka })
+        Ok(Self { lab, endpoints, ingest, history: HistoryReader::new(CHAIN) })
     }
 
     /// The first endpoint.
@@ -107,7 +105,7 @@ impl Rig {
     /// # Errors
     /// When it is no history.
     pub async fn history(&self) -> Result<History> {
-        History::read(&self.kafka, CHAIN).await
+        self.history.read(&self.lab).await
     }
 
     /// Waits until ingest has published the node's head, and holds all of it against the node.

@@ -1,7 +1,7 @@
 //! `kill -9` at random points loses nothing and doubles nothing.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Lab, Payment, Plan, Process, events, ledger, read_records};
+use e2e::{Api, Lab, Payment, Plan, Process, events, ledger, records};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
@@ -159,14 +159,9 @@ async fn check_events(lab: &Lab, payments: &[Payment]) -> Result<()> {
 
 /// The chain topics are a stack, without gap or double.
 async fn check_blocks(lab: &Lab) -> Result<()> {
-    let kafka = lab.kafka().await?;
-    let (blocks, logs, matches) = tokio::task::spawn_blocking(move || {
-        let blocks: Vec<wire::BlockRecord> = read_records(&kafka)?;
-        let logs: Vec<wire::LogsRecord> = read_records(&kafka)?;
-        let matches: Vec<wire::MatchesRecord> = read_records(&kafka)?;
-        anyhow::Ok((blocks, logs, matches))
-    })
-    .await??;
+    let blocks: Vec<wire::BlockRecord> = records(lab).await?;
+    let logs: Vec<wire::LogsRecord> = records(lab).await?;
+    let matches: Vec<wire::MatchesRecord> = records(lab).await?;
     let mut stack: Vec<&wire::BlockRecord> = Vec::new();
     for (block, sequence) in blocks.iter().zip(1..) {
         ensure!(block.sequence == sequence, "chain.blocks: sequence {} where {sequence} should be", block.sequence);

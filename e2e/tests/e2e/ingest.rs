@@ -1,7 +1,7 @@
 //! Whatever nodes and providers do wrong, ingest publishes every block and log once and in order.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Extent, Fault, History, Lab, Lacks, Node, Plan, Rig, write_chains};
+use e2e::{Extent, Fault, HistoryReader, Lab, Lacks, Node, Plan, Rig, write_chains};
 use std::time::{Duration, Instant};
 
 const SOUND: Lacks = Lacks { batches: false, block_receipts: false };
@@ -142,7 +142,7 @@ async fn with_all_endpoints_down_the_role_lives_other_chains_go_on_and_so_does_i
         other.url
     );
     let mut rig = Rig::on(lab, &[SOUND, SOUND], &yaml).await?;
-    let kafka = rig.lab.kafka().await?;
+    let others = HistoryReader::new(31338);
     rig.traffic().await?;
     let before = rig.arrive().await?;
     for endpoint in &mut rig.endpoints {
@@ -155,7 +155,7 @@ async fn with_all_endpoints_down_the_role_lives_other_chains_go_on_and_so_does_i
         other.mine(1).await?;
         let head = other.head_hash().await?;
         e2e::eventually("the other chain's head", || async {
-            Ok(Some(History::read(&kafka, 31338).await?).filter(|history| history.tip().as_ref() == Some(&head)))
+            Ok(Some(others.read(&rig.lab).await?).filter(|history| history.tip().as_ref() == Some(&head)))
         })
         .await?;
         rig.ingest.check()?;
@@ -173,7 +173,7 @@ async fn with_all_endpoints_down_the_role_lives_other_chains_go_on_and_so_does_i
     println!("at the head {:.1?} after the endpoints were back", back.elapsed());
     rig.traffic().await?;
     rig.arrive().await?;
-    History::read(&kafka, 31338).await?.check(&other.url, 0).await
+    others.read(&rig.lab).await?.check(&other.url, 0).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,7 +192,7 @@ async fn an_endpoint_of_another_chain_is_refused_at_start() -> Result<()> {
     let said = ingest.tail();
     ensure!(said.contains("of chain 5; expected 31337"), "it said: {said}");
     ensure!(endpoints[1].made(Fault::ChainId(5)) > 0, "nobody asked the endpoint for its chain");
-    ensure!(History::read(&lab.kafka().await?, 31337).await?.steps.is_empty(), "it published all the same");
+    ensure!(HistoryReader::new(31337).read(&lab).await?.steps.is_empty(), "it published all the same");
     Ok(())
 }
 

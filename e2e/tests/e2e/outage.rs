@@ -78,8 +78,7 @@ async fn live_through(stack: &Stack) -> Result<()> {
         }
         outcome?;
     }
-    let kafka = lab.kafka().await?;
-    let intents: Vec<PaymentIntent> = tokio::task::spawn_blocking(move || e2e::read_records(&kafka)).await??;
+    let intents: Vec<PaymentIntent> = e2e::records(&lab).await?;
     let watched = |address: &Address| intents.iter().any(|intent| intent.address == address.as_slice());
     ensure!(addresses.len() == 2 && addresses.iter().all(watched), "{addresses:?} are not all watched");
     let rows = ledger(&lab).await?;

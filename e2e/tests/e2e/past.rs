@@ -2,10 +2,10 @@
 //! its first block is brought by `ctrip backfill`, whatever kills that.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Extent, Fault, Lab, Lacks, Plan, Proxy, eventually, read_records};
+use e2e::{Api, Extent, Fault, Lab, Lacks, Plan, Proxy, eventually, records};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use topics::{Message, wire};
+use topics::wire;
 use wire::block_record::Kind;
 
 /// anvil calls everything final that is so far below its head.
@@ -160,9 +160,4 @@ async fn blocks(lab: &Lab) -> Result<Vec<wire::BlockRecord>> {
 
 async fn replayed(lab: &Lab) -> Result<Vec<wire::BlockRecord>> {
     Ok(blocks(lab).await?.into_iter().filter(|block| block.kind() == Kind::Replayed).collect())
-}
-
-async fn records<M: Message + Send + 'static>(lab: &Lab) -> Result<Vec<M>> {
-    let kafka = lab.kafka().await?;
-    tokio::task::spawn_blocking(move || read_records(&kafka)).await?
 }

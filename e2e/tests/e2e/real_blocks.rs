@@ -177,6 +177,5 @@ async fn watch(lab: &Lab, addresses: BTreeSet<Address>) -> Result<()> {
 }
 
 async fn matches(lab: &Lab) -> Result<Vec<wire::MatchesRecord>> {
-    let kafka = lab.kafka().await?;
-    tokio::task::spawn_blocking(move || e2e::read_records(&kafka)).await?
+    e2e::records(lab).await
 }

@@ -1,7 +1,7 @@
 //! A session that Polygon's nodes really had, with a reorganisation of one block, gives the history that it was.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{History, Lab, Plan, Session};
+use e2e::{HistoryReader, Lab, Plan, Session};
 use std::sync::Arc;
 
 const POLYGON: u64 = 137;
@@ -20,10 +20,10 @@ async fn a_recorded_session_with_an_orphan_is_published_with_it_and_with_its_rem
     );
     std::fs::write(&lab.env["CHAINS_FILE"], yaml)?;
     let mut ingest = lab.spawn("ingest")?;
-    let kafka = lab.kafka().await?;
+    let reader = HistoryReader::new(POLYGON);
     e2e::eventually("the end of the session", || async { Ok(session.is_over().then_some(())) }).await?;
     let whole = e2e::eventually("all blocks of the session", || async {
-        Ok(Some(History::read(&kafka, POLYGON).await?).filter(|history| history.added >= session.len()))
+        Ok(Some(reader.read(&lab).await?).filter(|history| history.added >= session.len()))
     });
     let history = whole.await.with_context(|| ingest.tail())?;
     ingest.check()?;

@@ -214,7 +214,7 @@ prepare_anvil() {
   mkdir -p "$DATA/anvil/cache"
 }
 
-# Without --prune-history old states go to disk by the gigabyte; 256 states allow reorganisations up to that depth.
+# Without --prune-history old states go to disk by the gigabyte; 256 states allow reorgs up to that depth.
 # Quiet, or it logs every request of everyone who polls it.
 start_anvil() {
   spawn anvil "$ANVIL_BIN" --host 127.0.0.1 --port "$ANVIL_PORT" --chain-id 31337 --prune-history 256 --quiet \

@@ -1,51 +1,53 @@
+//! The API as a merchant's program uses it.
+
 use crate::{Process, eventually};
 use anyhow::{Context as _, Result};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use topics::{Address, U256};
 
-/// A merchant's view of the API.
+/// A client of the API with a merchant's key.
 #[derive(Clone)]
 pub struct Api {
     http: reqwest::Client,
-    /// Where it is.
+    /// Base URL.
     pub url: String,
-    /// The merchant's key; empty is none.
+    /// The merchant's key; an empty one is not sent.
     pub key: String,
 }
 
-/// A payment as the API shows it.
+/// A payment as the API returns it.
 #[derive(Clone, Debug)]
 pub struct Payment(pub Value);
 
 impl Payment {
-    /// A field as text; empty if it is null or not there.
+    /// A field's text; empty when the field is null or missing.
     pub fn text(&self, field: &str) -> &str {
         self.0.get(field).and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// Its id.
+    /// The field `id`.
     pub fn id(&self) -> &str {
         self.text("id")
     }
 
-    /// Its status.
+    /// The field `status`.
     pub fn status(&self) -> &str {
         self.text("status")
     }
 
-    /// Where to pay.
+    /// The address to pay to.
     ///
     /// # Errors
-    /// When the API gave no address.
+    /// When the API returned no address.
     pub fn address(&self) -> Result<Address> {
         Ok(self.text("address").parse()?)
     }
 
-    /// What to pay.
+    /// The amount to pay, in base units.
     ///
     /// # Errors
-    /// When the API gave no amount.
+    /// When the API returned no amount.
     pub fn amount(&self) -> Result<U256> {
         Ok(self.text("amount").parse()?)
     }
@@ -63,10 +65,10 @@ impl Api {
         Self { key: key.to_owned(), ..self.clone() }
     }
 
-    /// Any request; gives the status and the JSON.
+    /// Sends any request; returns the status and the JSON.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// When there is no response.
     pub async fn request(
         &self,
         method: Method,
@@ -90,10 +92,10 @@ impl Api {
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
     }
 
-    /// A POST with a body, or a GET without one, as cheap as can be for the client; gives the text.
+    /// Sends a POST with a body, or a GET without one, at the least cost for the client; returns the text.
     ///
     /// # Errors
-    /// When there is no answer, or one that is no success.
+    /// When there is no response, or its status is not 2xx.
     pub async fn text(&self, path: &str, body: Option<&str>) -> Result<String> {
         let url = format!("{}{path}", self.url);
         let request = match body {
@@ -106,10 +108,10 @@ impl Api {
         Ok(text)
     }
 
-    /// Waits until the API, which `process` serves, listens and says that it is ready.
+    /// Waits until the API, which `process` serves, is ready.
     ///
     /// # Errors
-    /// When it does not within a minute.
+    /// When it is not ready within a minute.
     pub async fn ready(&self, process: &mut Process) -> Result<()> {
         let ready = eventually("the API to be ready", || async {
             let answer = self.request(Method::GET, "/readyz", None, &[]).await;
@@ -120,20 +122,20 @@ impl Api {
         outcome.with_context(|| process.tail())
     }
 
-    /// Creates a payment and insists on a 201.
+    /// Creates a payment.
     ///
     /// # Errors
-    /// When the API answers anything else.
+    /// When the API returns anything but 201.
     pub async fn create(&self, body: Value) -> Result<Payment> {
         let (status, answer) = self.request(Method::POST, "/api/v1/payments", Some(body), &[]).await?;
         anyhow::ensure!(status == StatusCode::CREATED, "create: {status} {answer}");
         Ok(Payment(answer))
     }
 
-    /// Creates a payment as a careful merchant does: with an idempotency key, until there is an answer.
+    /// Creates a payment as a careful merchant does: with an idempotency key, and with retries until the API returns it.
     ///
     /// # Errors
-    /// When the API refuses, or does not answer for a minute.
+    /// When the API refuses, or returns nothing for a minute.
     pub async fn create_surely(&self, body: Value) -> Result<Payment> {
         let key = uuid::Uuid::new_v4().to_string();
         eventually("a payment to be created", || async {
@@ -145,14 +147,14 @@ impl Api {
                 {
                     anyhow::bail!("create: {status} {answer}")
                 }
-                // The API is down, or asks to come again, or is still at the request before.
+                // The API is down, asks for a retry, or still works on the request before.
                 Ok(_) | Err(_) => Ok(None),
             }
         })
         .await
     }
 
-    /// A payment of the coin.
+    /// Creates a payment in the coin.
     ///
     /// # Errors
     /// When the API refuses.
@@ -160,10 +162,10 @@ impl Api {
         self.create(json!({ "chain": "anvil", "amount": amount.to_string() })).await
     }
 
-    /// A payment now.
+    /// Gets a payment.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When the API does not return it.
     pub async fn get(&self, id: &str) -> Result<Payment> {
         let (status, answer) = self.request(Method::GET, &format!("/api/v1/payments/{id}"), None, &[]).await?;
         anyhow::ensure!(status.is_success(), "get {id}: {status} {answer}");
@@ -173,7 +175,7 @@ impl Api {
     /// Waits until a payment has a status.
     ///
     /// # Errors
-    /// When it has not within a minute; the error shows the payment.
+    /// When a minute has passed; the error shows the payment.
     pub async fn until(&self, id: &str, status: &str) -> Result<Payment> {
         let what = format!("payment {id} to be {status}");
         let outcome = eventually(&what, || async { Ok(self.get(id).await.ok().filter(|payment| payment.status() == status)) });

@@ -1,61 +1,62 @@
-//! What nodes and their providers do wrong, each on purpose.
+//! The faults of nodes and providers, injected on purpose.
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode, header};
 use serde_json::{Value, json};
 
-/// A fault that a [`Proxy`](crate::Proxy) makes.
+/// A fault that a [`Proxy`](crate::Proxy) injects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
-    /// Receipts or logs come as an empty list, though the block has some: a node behind a load balancer that has the header
-    /// alone.
+    /// Receipts or logs are an empty list although the block has some: a node behind a load balancer that has only the
+    /// header.
     EmptyLogs,
     /// The last log is missing from receipts or logs.
     LogMissing,
-    /// A receipt says the contrary of how its transaction ended, or a log has another amount.
+    /// A receipt has the opposite status, or a log another amount.
     ReceiptAltered,
-    /// A block names another parent.
+    /// A block has a wrong parent hash.
     WrongParent,
-    /// Receipts, or logs, are of the block below the one asked for, as if the chain had changed in between.
+    /// Receipts or logs are those of the block below the requested one, as if the chain had changed in between.
     OtherBlocksReceipts,
-    /// The chain really changes between a block asked for by number and its receipts: the node replaces this many blocks.
-    Reorganises(u32),
-    /// `latest`, or a block by number or hash, is null.
+    /// A real reorg between a block requested by number and its receipts: the node replaces this many blocks.
+    Reorg(u32),
+    /// A block is null, whether requested as `latest`, by number or by hash.
     NullBlock,
-    /// HTTP 429, with a `Retry-After` of so many seconds or without one.
+    /// HTTP 429, with `Retry-After` in seconds or without it.
     TooManyRequests(Option<u32>),
-    /// HTTP 200 with JSON-RPC's -32005.
+    /// HTTP 200 with JSON-RPC error -32005.
     LimitExceeded,
-    /// No answer, until the client gives up.
+    /// No response until the client times out.
     Silence,
-    /// The connection breaks off in the middle of the answer.
+    /// The connection breaks in the middle of the response.
     BreaksOff,
-    /// JSON that ends in the middle.
+    /// JSON that is cut off in the middle.
     Truncated,
-    /// JSON with something in it that is none.
+    /// JSON with a syntax error.
     Malformed,
-    /// A page of HTML with status 200.
+    /// An HTML page with status 200.
     Html,
     /// HTTP 500.
     ServerError,
-    /// A provider finds receipts, or logs, too many.
+    /// A provider refuses receipts or logs as too many.
     RangeError,
-    /// The node is so many blocks behind, and knows nothing of those above.
+    /// The node is this many blocks behind, and knows none above.
     Behind(u32),
-    /// `eth_chainId` is another.
+    /// `eth_chainId` returns this id.
     ChainId(u32),
-    /// Blocks above this number are not answered until the fault is over. Not an error: it holds a client at a point.
+    /// Requests for blocks above this number get no response until the fault is over. This is no error: it holds a client at a
+    /// block.
     HoldAbove(u64),
 }
 
-/// How an HTTP request comes to no proper answer.
+/// How an HTTP request fails as a whole.
 pub(crate) enum Refusal {
     Answer(Response<Body>),
     Silence,
 }
 
 impl Fault {
-    /// The answer to an HTTP request that is refused as a whole. `whole` is what the node would have said.
+    /// The refusal of an HTTP request as a whole. `whole` is the node's real response.
     pub(crate) fn refuse(self, request: &Value, whole: &str) -> Option<Refusal> {
         let answer = |status, kind: &str, body: String| {
             let response = Response::builder().status(status).header(header::CONTENT_TYPE, kind);
@@ -80,7 +81,7 @@ impl Fault {
             }
             Self::Silence => Some(Refusal::Silence),
             Self::BreaksOff => {
-                let (first, broken) = (half(), std::io::Error::other("broken off on purpose"));
+                let (first, broken) = (half(), std::io::Error::other("broken on purpose"));
                 let chunks = futures::stream::iter([Ok(first), Err(broken)]);
                 Response::builder()
                     .header(header::CONTENT_TYPE, "application/json")
@@ -96,7 +97,7 @@ impl Fault {
         }
     }
 
-    /// Alters the node's answer to one call, where it is one that this fault alters; whether it did.
+    /// Alters the node's response to a call if this fault concerns it; returns whether it did.
     pub(crate) fn alter(self, call: &Value, answer: &mut Value) -> bool {
         let method = call["method"].as_str().unwrap_or_default();
         let of_block = matches!(method, "eth_getBlockByNumber" | "eth_getBlockByHash");
@@ -137,7 +138,7 @@ impl Fault {
     }
 }
 
-/// The list of logs that an answer ends with: it may be one of receipts, or of logs alone.
+/// The last list of logs in a response, which is a list of receipts or of logs.
 fn logs(result: &mut Value) -> Option<&mut Vec<Value>> {
     let all = result.as_array_mut()?;
     if all.first().is_none_or(|first| first.get("topics").is_some()) {
@@ -146,7 +147,7 @@ fn logs(result: &mut Value) -> Option<&mut Vec<Value>> {
     all.iter_mut().rev().filter_map(|receipt| receipt["logs"].as_array_mut()).find(|logs| !logs.is_empty())
 }
 
-/// A JSON-RPC error in answer to a call.
+/// A JSON-RPC error as the response to a call.
 pub(crate) fn error(call: &Value, code: i64, message: &str) -> Value {
     json!({ "jsonrpc": "2.0", "id": call["id"], "error": { "code": code, "message": message } })
 }

@@ -1,4 +1,4 @@
-//! What a consumer of `chain.blocks` and `chain.logs` has, held against what the node says when asked directly.
+//! The history in `chain.blocks` and `chain.logs`, compared with what the node says when asked directly.
 
 use crate::{Lab, records::records_from};
 use anyhow::{Context as _, Result, ensure};
@@ -139,8 +139,8 @@ impl History {
         self.stack.last().map(|step| prefixed(&step.block.hash))
     }
 
-    /// Holds the stack against the node: it is the node's chain from `start_block` to its head, and each block has the
-    /// transactions and logs that the node has.
+    /// Compares the stack with the node: it is the node's chain from `start_block` to its head, and each block has the node's
+    /// transactions and logs.
     ///
     /// # Errors
     /// With the first difference.
@@ -159,7 +159,7 @@ impl History {
                 step.check(block, &logs)?;
                 for (transaction, receipt) in step.block.transactions.iter().zip(receipts) {
                     let expected = if receipt["status"] == "0x1" { Status::Success } else { Status::Reverted };
-                    // Of what moves no coin it need not be known.
+                    // Ingest need not know it of a transaction that moves no coin.
                     let unknown = transaction.status() == Status::Unknown && transaction.value.is_empty();
                     ensure!(unknown || transaction.status() == expected, "{}: {transaction:?}", receipt);
                 }
@@ -177,7 +177,7 @@ impl History {
 }
 
 impl Step {
-    /// Holds the step against what a node says of its block: `block` with transactions, and all its logs.
+    /// Compares the step with a node's block, transactions included, and with all its logs.
     ///
     /// # Errors
     /// With the first difference.

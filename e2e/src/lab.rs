@@ -16,24 +16,24 @@ pub const XPUB: &str =
 
 /// One isolated cTrip.
 pub struct Lab {
-    /// The parts it runs on.
+    /// The stack it runs on.
     pub stack: Stack,
-    /// Its chain.
+    /// The node of its chain.
     pub node: Node,
-    /// Variables of its processes.
+    /// Environment of its processes.
     pub env: BTreeMap<String, String>,
-    /// Its files: chains.yaml, logs. It stays, for whoever wants to read them after a failure.
+    /// Folder of chains.yaml and logs, under `target/lab`. It stays after the test, to be read after a failure.
     pub dir: PathBuf,
     binary: PathBuf,
     pub(crate) reader: Arc<Mutex<Reader>>,
 }
 
-/// How a laboratory's chain behaves.
+/// How a lab's chain behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// Confirmations that a payment needs.
     pub confirmations: u32,
-    /// Seconds between blocks; `None` mines a block a transaction.
+    /// Seconds between blocks; `None` mines one block per transaction.
     pub block_time: Option<u64>,
 }
 
@@ -44,18 +44,18 @@ impl Default for Plan {
 }
 
 impl Lab {
-    /// A database, topics, a chain with a token, and a key, on the stack that `dev/stack` runs.
+    /// Makes a database, topics, and a chain with a token, on the stack that `dev/stack` runs.
     ///
     /// # Errors
-    /// When the stack is not up, or any step fails.
+    /// When the stack is not up, or a step fails.
     pub async fn start(plan: Plan) -> Result<Self> {
         Self::on(Stack::attach()?, plan).await
     }
 
-    /// The same on a given stack.
+    /// [`start`](Self::start) on a given stack.
     ///
     /// # Errors
-    /// When any step fails.
+    /// When a step fails.
     pub async fn on(stack: Stack, plan: Plan) -> Result<Self> {
         let name = format!("lab_{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let dir = root().join("target/lab").join(&name);
@@ -89,10 +89,10 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Runs `ctrip` to its end and gives its standard output.
+    /// Runs `ctrip` to its end and returns its standard output.
     ///
     /// # Errors
-    /// When it fails; its standard error is in the message.
+    /// When it fails; the error has its standard error.
     pub fn ctrip(&self, arguments: &[&str]) -> Result<String> {
         let output = self.output(arguments)?;
         anyhow::ensure!(
@@ -105,33 +105,33 @@ impl Lab {
         Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
     }
 
-    /// Runs `ctrip` to its end, however that is.
+    /// Runs `ctrip` to its end, whether it succeeds or fails.
     ///
     /// # Errors
-    /// When it can't be started.
+    /// When it cannot be started.
     pub fn output(&self, arguments: &[&str]) -> Result<Output> {
         self.command(arguments).output().context("ctrip")
     }
 
-    /// `ctrip` with any arguments, for tests that want its output while it runs.
+    /// A command of `ctrip`, for tests that read its output while it runs.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(arguments).env_remove("RUST_LOG").envs(&self.env);
         command
     }
 
-    /// Starts a role, or `up`. Its log is in the laboratory's folder.
+    /// Starts a role, or `up`, which logs into the lab's folder.
     ///
     /// # Errors
-    /// When the process can't be started.
+    /// When the process cannot be started.
     pub fn spawn(&self, role: &str) -> Result<Process> {
         self.spawn_with(&[role])
     }
 
-    /// Starts `ctrip` with any arguments, the first being the subcommand.
+    /// Starts `ctrip` with arguments, the first of which is the subcommand.
     ///
     /// # Errors
-    /// When the process can't be started.
+    /// When the process cannot be started.
     pub fn spawn_with(&self, arguments: &[&str]) -> Result<Process> {
         let role = arguments.first().copied().unwrap_or_default();
         let mut env = self.env.clone();
@@ -142,16 +142,19 @@ impl Lab {
         Process::spawn(&self.binary, arguments, &env, &self.dir)
     }
 
-    /// The API, as a merchant with a key of its own sees it.
+    /// A client of the API for a new merchant, with a key of its own.
     ///
     /// # Errors
-    /// When the key can't be made.
+    /// When the key cannot be created.
     pub fn merchant(&self, name: &str) -> Result<Api> {
         let key = self.ctrip(&["keys", "create", name])?;
         Api::new(format!("http://{}", self.env["API_LISTEN"]), key)
     }
 
-    /// Settings as the laboratory's processes have them.
+    /// The settings of the lab's processes.
+    ///
+    /// # Errors
+    /// When an address is malformed.
     pub fn settings(&self) -> Result<Settings> {
         Ok(Settings {
             database_url: self.env["DATABASE_URL"].clone(),
@@ -171,18 +174,18 @@ impl Lab {
         })
     }
 
-    /// Kafka, as the laboratory's processes see it.
+    /// Kafka as the lab's processes see it.
     ///
     /// # Errors
-    /// When the registry does not answer.
+    /// When the schema registry does not respond.
     pub async fn kafka(&self) -> Result<Kafka> {
         Kafka::connect(&self.settings()?).await
     }
 
-    /// A connection to the laboratory's database.
+    /// Opens a connection to the lab's database.
     ///
     /// # Errors
-    /// When it can't be had.
+    /// When Postgres refuses it.
     pub async fn database(&self) -> Result<tokio_postgres::Client> {
         connect(&self.env["DATABASE_URL"]).await
     }

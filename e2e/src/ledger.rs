@@ -1,23 +1,25 @@
+//! Payments as Postgres stores them, for comparison with the chain and the topics.
+
 use crate::Lab;
 use anyhow::Result;
 use std::collections::BTreeMap;
 
-/// A payment as Postgres has it.
+/// A payment as Postgres stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Status.
+    /// `pending`, `detected` and so on.
     pub status: String,
-    /// Base units asked for.
+    /// Requested, in base units.
     pub amount: String,
-    /// Base units received.
+    /// Received, in base units.
     pub received: String,
-    /// Transfers on the chain.
+    /// How many transfers stand on the canonical chain.
     pub transfers: i64,
-    /// Number of the last event.
+    /// Sequence of the last event.
     pub sequence: i64,
 }
 
-/// All payments by id, as Postgres has them.
+/// All payments by id, as Postgres stores them.
 ///
 /// # Errors
 /// When the database does not answer.

@@ -1,4 +1,4 @@
-//! The laboratory: what black-box tests, the demo and the benches need to run cTrip on the real stack.
+//! Labs: what black-box tests, the demo and the benches need to run cTrip on the real stack.
 //!
 //! Each [`Lab`] has a database, a topic prefix, a node and a folder of its own, so that any number run side by side.
 
@@ -36,10 +36,10 @@ use anyhow::{Context as _, Result};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// A program of the workspace that was built beside the running test, demo or bench.
+/// Finds a program of the workspace that was built beside the running test, demo or bench, whatever `CARGO_TARGET_DIR` is.
 ///
 /// # Errors
-/// When it was not.
+/// When it was not built.
 pub fn built(name: &str) -> Result<PathBuf> {
     let running = std::env::current_exe()?;
     let folders = running.ancestors().skip(1).take(2);
@@ -47,10 +47,10 @@ pub fn built(name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("no {name} beside this program: run `cargo build --workspace --bins` first, as `make` does"))
 }
 
-/// Asks again and again until the answer is `Some`, for a minute; `what` is for the error.
+/// Polls `ask` every 20 ms until it returns `Some`, for a minute at most. `what` is the condition, for the error.
 ///
 /// # Errors
-/// When the answer fails, or a minute has passed.
+/// When `ask` fails, or a minute has passed.
 pub async fn eventually<T, F, R>(what: &str, mut ask: F) -> Result<T>
 where
     F: FnMut() -> R,
@@ -61,7 +61,7 @@ where
         if let Some(answer) = ask().await? {
             return Ok(answer);
         }
-        anyhow::ensure!(started.elapsed() < Duration::from_secs(60), "waited a minute for: {what}");
+        anyhow::ensure!(started.elapsed() < Duration::from_secs(60), "timeout after a minute, waiting for: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

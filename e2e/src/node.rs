@@ -1,3 +1,5 @@
+//! An EVM node of a test's own, and what a payer does there.
+
 use crate::stack::{Stack, root};
 use crate::{eventually, free_port};
 use alloy::hex;
@@ -6,26 +8,26 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::process::{Child, Command, Stdio};
 
-/// The symbol of the token that [`Node::deploy`] makes of `testdata/token`.
+/// Symbol of the token that every [`Lab`](crate::Lab) deploys from `testdata/token`.
 pub const TOKEN_SYMBOL: &str = "DUSD";
-/// anvil's first unlocked account, who pays.
+/// anvil's first unlocked account, which pays.
 pub const PAYER: &str = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266";
 
-/// An anvil of one's own; killed when dropped.
+/// A running anvil. Dropping it kills the process.
 pub struct Node {
     child: Child,
-    /// Its RPC.
+    /// URL of its JSON-RPC.
     pub url: String,
-    /// The token, once deployed: the first contract of the first account.
+    /// Address of the token, once deployed: the first contract of the first account.
     pub token: Address,
     http: reqwest::Client,
 }
 
 impl Node {
-    /// An empty chain, 31337.
+    /// Starts an empty chain with id 31337.
     ///
     /// # Errors
-    /// When it does not start.
+    /// When anvil does not start.
     pub async fn start(stack: &Stack, block_time: Option<u64>) -> Result<Self> {
         match block_time {
             Some(seconds) => Self::start_with(stack, &["--block-time", &seconds.to_string()]).await,
@@ -33,10 +35,10 @@ impl Node {
         }
     }
 
-    /// An empty chain, with any of anvil's options.
+    /// Starts an empty chain with options of anvil.
     ///
     /// # Errors
-    /// When it does not start.
+    /// When anvil does not start.
     pub async fn start_with(stack: &Stack, options: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let mut command = Command::new(stack.get("ANVIL_BIN")?);
@@ -50,10 +52,10 @@ impl Node {
         Ok(node)
     }
 
-    /// A JSON-RPC call.
+    /// Makes a JSON-RPC call.
     ///
     /// # Errors
-    /// When the node does not answer, or answers with an error.
+    /// When the node does not respond, or returns an error.
     pub async fn call(&self, method: &str, params: Value) -> Result<Value> {
         let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
         let answer: Value = self.http.post(&self.url).json(&body).send().await?.json().await?;
@@ -78,32 +80,32 @@ impl Node {
     /// Sends a transaction from an unlocked account.
     ///
     /// # Errors
-    /// When the node refuses.
+    /// When the node refuses it.
     pub async fn send(&self, transaction: Value) -> Result<B256> {
         let hash = self.call("eth_sendTransaction", json!([transaction])).await?;
         Ok(hash.as_str().context("no transaction hash")?.parse()?)
     }
 
-    /// Pays coin.
+    /// Sends a payment in the coin.
     ///
     /// # Errors
-    /// When the node refuses.
+    /// When the node refuses it.
     pub async fn pay(&self, to: Address, amount: U256) -> Result<B256> {
         self.send(json!({ "from": PAYER, "to": to, "value": amount, "gas": "0x5208" })).await
     }
 
-    /// Pays with the token.
+    /// Sends a payment in the token.
     ///
     /// # Errors
-    /// When the node refuses.
+    /// When the node refuses it.
     pub async fn pay_token(&self, to: Address, amount: U256) -> Result<B256> {
         self.pay_with(self.token, to, amount).await
     }
 
-    /// Pays with any token.
+    /// Sends a payment in any token.
     ///
     /// # Errors
-    /// When the node refuses.
+    /// When the node refuses it.
     pub async fn pay_with(&self, token: Address, to: Address, amount: U256) -> Result<B256> {
         let mut data = hex!("a9059cbb").to_vec();
         data.extend(to.into_word());
@@ -111,15 +113,15 @@ impl Node {
         self.send(json!({ "from": PAYER, "to": token, "data": hex::encode_prefixed(data), "gas": "0x20000" })).await
     }
 
-    /// A transaction's receipt, once it is in a block.
+    /// Gets a transaction's receipt; `None` before it is in a block.
     ///
     /// # Errors
-    /// When the node does not answer.
+    /// When the node does not respond.
     pub async fn receipt(&self, hash: B256) -> Result<Option<Value>> {
         Ok(Some(self.call("eth_getTransactionReceipt", json!([hash])).await?).filter(|receipt| !receipt.is_null()))
     }
 
-    /// Mines empty blocks.
+    /// Mines empty blocks, or the pending transactions where automine is off.
     ///
     /// # Errors
     /// When the node refuses.
@@ -127,18 +129,18 @@ impl Node {
         self.call("anvil_mine", json!([format!("{blocks:#x}")])).await.map(drop)
     }
 
-    /// Replaces the last `depth` blocks by empty ones; their transactions are gone.
+    /// Makes a reorg: replaces the last `depth` blocks by empty ones and drops their transactions.
     ///
     /// # Errors
     /// When the node refuses.
-    pub async fn reorganise(&self, depth: u64) -> Result<()> {
+    pub async fn reorg(&self, depth: u64) -> Result<()> {
         self.call("anvil_reorg", json!([depth, []])).await.map(drop)
     }
 
     /// Hash of the head.
     ///
     /// # Errors
-    /// When the node does not answer.
+    /// When the node does not respond.
     pub async fn head_hash(&self) -> Result<String> {
         let head = self.call("eth_getBlockByNumber", json!(["latest", false])).await?;
         Ok(head["hash"].as_str().context("no head")?.to_owned())
@@ -147,7 +149,7 @@ impl Node {
     /// Number of the head.
     ///
     /// # Errors
-    /// When the node does not answer.
+    /// When the node does not respond.
     pub async fn head(&self) -> Result<u64> {
         let number = self.call("eth_blockNumber", json!([])).await?;
         let text = number.as_str().context("no block number")?;

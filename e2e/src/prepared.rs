@@ -1,8 +1,8 @@
-//! A chain of blocks like mainnet's, answered from prepared bytes, for benches: 150 transactions and 300 logs a block, every
-//! hash and root true, the JSON as geth writes it.
+//! A chain of blocks like mainnet's, served from prepared bytes, for benches: 150 transactions and 300 logs per block, every
+//! hash and root valid, the JSON as geth writes it.
 //!
-//! Blocks take turns with a few varieties of content, whose JSON is made once. What tells two blocks of a variety apart
-//! (hash, parent, number, time) is put into holes of it, so that a block costs a copy and the chain little memory.
+//! Blocks alternate between a few varieties of content, whose JSON is built once as a template. The fields that differ between
+//! two blocks of a variety (hash, parent, number, time) fill its holes, so that a block costs a copy and the chain little memory.
 
 mod template;
 mod variety;
@@ -16,16 +16,16 @@ use variety::Variety;
 
 /// EIP-155 id of the chain.
 pub const CHAIN_ID: u64 = 1;
-/// Number of the first block. Its parent is not there, as on a node that keeps only recent blocks.
+/// Number of the first block. Its parent is missing, as on a node that keeps only recent blocks.
 pub const FIRST: u64 = 20_971_520;
-/// In each block.
+/// Logs per block.
 pub const LOGS: u64 = 300;
-/// Blocks that follow each other differ; a variety takes half a megabyte.
+/// Consecutive blocks differ; a variety takes half a megabyte.
 const VARIETIES: u64 = 8;
 const SAFE_DEPTH: usize = 32;
 const FINALIZED_DEPTH: usize = 64;
 
-/// The chain, and what a node says of it.
+/// The chain, and a node's responses about it.
 pub struct Prepared {
     varieties: Vec<Variety>,
     blocks: Vec<Stamp>,
@@ -43,7 +43,7 @@ struct Request<'a> {
 }
 
 impl Prepared {
-    /// A chain of so many blocks, always the same.
+    /// Builds a chain of this many blocks, always the same.
     pub fn new(blocks: u64) -> Self {
         let varieties: Vec<Variety> = (0..VARIETIES).map(Variety::new).collect();
         let mut chain = Self { varieties, blocks: Vec::new(), by_hash: HashMap::new() };
@@ -66,7 +66,7 @@ impl Prepared {
         self.blocks.iter().map(|stamp| stamp.hash.as_str())
     }
 
-    /// The answer to a JSON-RPC request, or to a batch of them.
+    /// The response to a JSON-RPC request or a batch of them.
     pub fn answer(&self, body: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         if body.trim_ascii_start().starts_with(b"[") {
@@ -128,7 +128,7 @@ impl Prepared {
         &self.varieties[place % self.varieties.len()]
     }
 
-    /// A block named by number, tag or hash, or by an object with one of them (EIP-1898).
+    /// Finds a block by number, tag or hash, or by an object with one of them (EIP-1898).
     fn find(&self, which: &RawValue) -> Option<(usize, &Stamp)> {
         #[derive(Deserialize)]
         #[serde(untagged, rename_all_fields = "camelCase")]

@@ -1,3 +1,5 @@
+//! Processes of `ctrip` under test: their logs, metrics and ends.
+
 use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -7,11 +9,11 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-/// A port that nothing listens on right now, and that no outgoing connection takes: below the ephemeral ones, each only once
-/// in a process.
+/// Returns a port that nothing listens on now. It lies below the ephemeral range, so no outgoing connection takes it, and is
+/// handed out once per process.
 ///
 /// # Errors
-/// When there is none.
+/// When no port is free.
 pub fn free_port() -> Result<u16> {
     static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::random_range(0..RANGE)));
     const FIRST: u16 = 10_000;
@@ -25,12 +27,12 @@ pub fn free_port() -> Result<u16> {
     anyhow::bail!("no free port from {FIRST} on")
 }
 
-/// A running `ctrip`; killed when dropped.
+/// A running `ctrip`. Dropping it kills the process.
 pub struct Process {
     child: Child,
-    /// What it runs.
+    /// The subcommand.
     pub role: String,
-    /// Where its log is.
+    /// Path of its log.
     pub log: PathBuf,
     metrics: String,
 }
@@ -52,10 +54,10 @@ impl Process {
         Ok(Self { child, role: role.to_owned(), log, metrics })
     }
 
-    /// The sum of a metric over all that have these labels; 0 where there is none yet.
+    /// Sums a metric over all series that have these labels; 0 when there are none yet.
     ///
     /// # Errors
-    /// When its metrics are not served.
+    /// When the process does not serve its metrics.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
         let text = reqwest::get(&self.metrics).await?.error_for_status()?.text().await?;
         let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
@@ -64,7 +66,7 @@ impl Process {
         Ok(matching.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
-    /// Waits for it to end by itself.
+    /// Waits until the process ends by itself.
     ///
     /// # Errors
     /// When it has not ended after 20 s.
@@ -74,20 +76,20 @@ impl Process {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
-            ensure!(started.elapsed() < Duration::from_secs(20), "ctrip {} goes on:\n{}", self.role, self.tail());
+            ensure!(started.elapsed() < Duration::from_secs(20), "ctrip {} still runs:\n{}", self.role, self.tail());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Its process id.
+    /// Process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// `kill -9`.
+    /// Kills it with `kill -9`.
     ///
     /// # Errors
-    /// When it had ended by itself before: a finding, not a detail.
+    /// When it had ended by itself before, which is a bug.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
             anyhow::bail!("ctrip {} had ended by itself ({status}):\n{}", self.role, self.tail());
@@ -97,7 +99,7 @@ impl Process {
         Ok(())
     }
 
-    /// SIGTERM, and how it ended.
+    /// Sends SIGTERM and returns how the process ended.
     ///
     /// # Errors
     /// When it does not end within 12 s.
@@ -113,10 +115,10 @@ impl Process {
         }
     }
 
-    /// Fails if it has ended.
+    /// Checks that it runs.
     ///
     /// # Errors
-    /// With the end of its log.
+    /// When it has ended; the error has the end of its log.
     pub fn check(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
@@ -124,7 +126,7 @@ impl Process {
         }
     }
 
-    /// The end of its log.
+    /// The last 30 lines of its log.
     pub fn tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();

@@ -1,4 +1,4 @@
-//! A JSON-RPC endpoint in front of a sound node, which makes faults when told to.
+//! A JSON-RPC endpoint in front of a sound node, which injects faults on demand.
 
 use crate::faults::{Fault, Refusal, error};
 use anyhow::{Context as _, Result, ensure};
@@ -16,9 +16,9 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// The endpoint. It ends when dropped.
+/// The endpoint. Dropping it closes it.
 pub struct Proxy {
-    /// Where it listens.
+    /// The URL it listens on.
     pub url: String,
     address: SocketAddr,
     node: Arc<Upstream>,
@@ -28,20 +28,20 @@ pub struct Proxy {
 /// How long a fault lasts.
 #[derive(Clone, Copy, Debug)]
 pub enum Extent {
-    /// So often.
+    /// This many times.
     Times(u64),
-    /// For so long.
+    /// For this long.
     For(Duration),
     /// Until [`Proxy::heal`].
     Always,
 }
 
-/// What an endpoint does not have, without a fault.
+/// Features that an endpoint lacks without being faulty.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lacks {
-    /// It answers a batch with one error.
+    /// Returns one error for a whole batch.
     pub batches: bool,
-    /// It knows no `eth_getBlockReceipts`.
+    /// Does not know `eth_getBlockReceipts`.
     pub block_receipts: bool,
 }
 
@@ -81,10 +81,10 @@ impl Faults {
 }
 
 impl Proxy {
-    /// An endpoint in front of the node at `url`.
+    /// Opens an endpoint in front of the node at `url`.
     ///
     /// # Errors
-    /// When no port is to be had.
+    /// When no port is free.
     pub async fn start(url: &str, lacks: Lacks) -> Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], crate::free_port()?));
         let (http, changing, state) = (reqwest::Client::new(), tokio::sync::Mutex::default(), Mutex::default());
@@ -94,27 +94,27 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Makes a fault from now on, in place of the one before.
+    /// Injects a fault from now on, in place of the one before.
     pub fn make(&self, fault: Fault, extent: Extent) {
         self.node.with(|state| state.active = Some((fault, extent, Instant::now())));
     }
 
-    /// Makes no more faults.
+    /// Injects no more faults.
     pub fn heal(&self) {
         self.node.with(|state| state.active = None);
     }
 
-    /// Whether a fault is still to be made.
+    /// Whether the fault is still to be injected.
     pub fn is_faulty(&self) -> bool {
         self.node.active().is_some()
     }
 
-    /// How often it made a fault, ever.
+    /// How often a fault was injected since the start.
     pub fn made(&self, fault: Fault) -> u64 {
         self.node.with(|state| state.made.get(&fault).copied().unwrap_or_default())
     }
 
-    /// How often a method was asked for, ever; `batch` counts batches.
+    /// How often a method was called since the start; `batch` counts batches.
     pub fn asked(&self, method: &str) -> u64 {
         self.node.with(|state| state.asked.get(method).copied().unwrap_or_default())
     }
@@ -137,14 +137,14 @@ impl Proxy {
         Ok(())
     }
 
-    /// Connections are refused from now on, and those that were open are closed.
+    /// Closes all connections and refuses new ones.
     ///
     /// # Errors
-    /// When requests are not done within 15 s.
+    /// When open requests do not end within 15 s.
     pub async fn close(&mut self) -> Result<()> {
         let Some((stop, task)) = self.serving.take() else { return Ok(()) };
         stop.cancel();
-        tokio::time::timeout(Duration::from_secs(15), task).await.context("requests that do not end")??;
+        tokio::time::timeout(Duration::from_secs(15), task).await.context("open requests did not end within 15 s")??;
         Ok(())
     }
 }
@@ -197,7 +197,7 @@ impl Upstream {
         if self.lacks.batches {
             return Ok(error(&Value::Null, -32600, "batches are not supported"));
         }
-        // One after the other, so that a chain can change in between.
+        // In sequence, so that the chain can change in between.
         let mut answers = Vec::with_capacity(calls.len());
         for call in calls {
             answers.push(self.answer(call).await?);
@@ -215,15 +215,15 @@ impl Upstream {
             Some(Fault::Behind(blocks)) => self.answer_behind(call, u64::from(blocks)).await,
             Some(Fault::HoldAbove(number)) => self.answer_held(call, number).await,
             Some(Fault::OtherBlocksReceipts) => self.answer_otherwise(call).await,
-            Some(Fault::Reorganises(depth)) => {
+            Some(Fault::Reorg(depth)) => {
                 let answer = self.forward(call).await?;
                 let by_number = method == "eth_getBlockByNumber" && call["params"][1] == true && !answer["result"].is_null();
                 if by_number {
-                    // It counts as made when it is done: whoever waits for it must not send while anvil reorganises.
+                    // It counts when it is done: a test that waits for it must not send anything while anvil makes the reorg.
                     let _alone = self.changing.lock().await;
-                    if self.active() == Some(Fault::Reorganises(depth)) {
+                    if self.active() == Some(Fault::Reorg(depth)) {
                         self.ask("anvil_reorg", json!([depth, []])).await?;
-                        self.claim(Fault::Reorganises(depth));
+                        self.claim(Fault::Reorg(depth));
                     }
                 }
                 Ok(answer)
@@ -240,7 +240,7 @@ impl Upstream {
         }
     }
 
-    /// Whether this fault is still to be made; if so, it counts as made.
+    /// Whether this fault is still to be injected; if so, counts it.
     fn claim(&self, fault: Fault) -> bool {
         self.with(|state| {
             let mine = state.active() == Some(fault);
@@ -269,7 +269,7 @@ impl Upstream {
     }
 
     async fn answer_held(&self, call: &Value, above: u64) -> Result<Value> {
-        // The head and the tags are told: it is what lies below them that a client has to wait for.
+        // Heads and tags are answered: a client has to wait for the blocks below them.
         let is_tag = ["latest", "safe", "finalized"].iter().any(|tag| call["params"][0] == *tag);
         let held = if is_tag { None } else { self.block_of(call).await? };
         if let Some(number) = held.filter(|number| *number > above) {
@@ -289,7 +289,7 @@ impl Upstream {
         if !matches!(method, "eth_getBlockReceipts" | "eth_getLogs") {
             return Ok(right);
         }
-        let below = self.block_of(call).await?.context("which block?")?.saturating_sub(1);
+        let below = self.block_of(call).await?.context("a call without a block")?.saturating_sub(1);
         let below = json!(format!("{below:#x}"));
         let params = if method == "eth_getLogs" { json!([{ "fromBlock": below, "toBlock": below }]) } else { json!([below]) };
         let other = self.ask(method, params).await?;
@@ -299,7 +299,7 @@ impl Upstream {
         Ok(json!({ "jsonrpc": "2.0", "id": call["id"], "result": other }))
     }
 
-    /// The number of the block that a call is about, as far as the node knows it.
+    /// The number of the block that a call names, if the node knows it.
     async fn block_of(&self, call: &Value) -> Result<Option<u64>> {
         let first = &call["params"][0];
         let method = call["method"].as_str().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What a read_committed consumer sees of a laboratory's topics. Each record is fetched once and kept, so that a test that
-//! polls until something has happened fetches only what is new.
+//! The records of a lab's topics, as a read_committed consumer sees them. Each record is fetched once and kept, so that a
+//! test that polls fetches only new ones.
 
 use crate::Lab;
 use anyhow::{Context as _, Result, bail};
@@ -44,7 +44,7 @@ pub(crate) async fn records_from<M: Message + Send + 'static>(lab: &Lab, known: 
     .await?
 }
 
-/// The consumers of a laboratory, and what they have read.
+/// The consumers of a lab, and what they have read.
 pub(crate) struct Reader {
     prefix: String,
     committed: BaseConsumer<Quiet>,

@@ -1,3 +1,5 @@
+//! Recorded blocks, served as a node whose chain ends with them.
+
 use anyhow::{Context as _, Result};
 use axum::extract::State;
 use axum::routing::post;
@@ -9,7 +11,7 @@ use std::sync::Arc;
 /// A recorded block of `testdata`: `eth_getBlockByNumber(n, true)` and `eth_getBlockReceipts`.
 #[derive(Clone, Debug)]
 pub struct Recorded {
-    /// The chain it is of.
+    /// Id of its chain.
     pub chain_id: u64,
     /// The block, transactions included.
     pub block: Value,
@@ -17,10 +19,10 @@ pub struct Recorded {
     pub receipts: Vec<Value>,
 }
 
-/// The blocks of `NAME.blocks.jsonl.gz` that were recorded with receipts.
+/// Reads the blocks of `NAME.blocks.jsonl.gz` that were recorded with receipts.
 ///
 /// # Errors
-/// When the file is not there or not JSON.
+/// When the file is missing or not JSON.
 pub fn recorded(name: &str) -> Result<Vec<Recorded>> {
     let blocks = testdata::lines(&format!("{name}.blocks"))?.into_iter().filter_map(|line| {
         Some(Recorded {
@@ -38,10 +40,10 @@ struct Chain {
     by_key: HashMap<String, usize>,
 }
 
-/// Serves recorded blocks as a node whose head is the last of them; gives the URL. It ends with the runtime.
+/// Serves recorded blocks as a node whose head is the last of them, and returns the URL. The server ends with the runtime.
 ///
 /// # Errors
-/// When no port is to be had.
+/// When no port is free.
 pub async fn serve(id: u64, blocks: Vec<Recorded>) -> Result<String> {
     let mut by_key = HashMap::new();
     for (place, recorded) in blocks.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! An ingest that reaches its node through faulty endpoints, and what its history is held against.
+//! Ingest behind faulty endpoints, and checks of the history that it publishes.
 
 use crate::{History, HistoryReader, Lab, Lacks, Plan, Process, Proxy, eventually};
 use alloy::primitives::{Address, B256, U256};
@@ -8,19 +8,19 @@ use std::fmt::Write as _;
 
 const CHAIN: u64 = 31337;
 
-/// A laboratory of which ingest alone runs, between a node and Kafka.
+/// A lab in which only ingest runs, between a node and Kafka.
 pub struct Rig {
-    /// Its parts.
+    /// The parts.
     pub lab: Lab,
-    /// What ingest knows the node by, in order of preference.
+    /// The endpoints in ingest's configuration, in order of preference.
     pub endpoints: Vec<Proxy>,
-    /// The process.
+    /// The process `ctrip ingest`.
     pub ingest: Process,
     history: HistoryReader,
 }
 
 impl Rig {
-    /// Starts ingest with one endpoint for each of `lacks`.
+    /// Starts ingest with one endpoint per item of `lacks`.
     ///
     /// # Errors
     /// When a part does not start.
@@ -28,7 +28,7 @@ impl Rig {
         Self::on(Lab::start(Plan::default()).await?, lacks, "").await
     }
 
-    /// The same in a given laboratory, with other chains in its `chains.yaml`.
+    /// [`start`](Self::start) in a given lab, with other chains in its `chains.yaml`.
     ///
     /// # Errors
     /// When a part does not start.
@@ -47,7 +47,7 @@ impl Rig {
         &self.endpoints[0]
     }
 
-    /// `kill -9`, and a new one.
+    /// Kills ingest with `kill -9` and starts it again.
     ///
     /// # Errors
     /// When it had ended by itself, or does not start.
@@ -57,7 +57,7 @@ impl Rig {
         Ok(())
     }
 
-    /// A few blocks: a payment each in coin and in the token, one block with several of both and one that failed, an empty one.
+    /// Mines a few blocks: one payment each in coin and token, one block with several of both and a failed one, an empty one.
     ///
     /// # Errors
     /// When the node refuses.
@@ -79,7 +79,7 @@ impl Rig {
         node.mine(1).await
     }
 
-    /// Blocks of one payment each, coin and token in turn.
+    /// Mines blocks of one payment each, in coin and token alternately.
     ///
     /// # Errors
     /// When the node refuses.
@@ -90,7 +90,7 @@ impl Rig {
                 0 => self.lab.node.pay(to, amount).await?,
                 _ => self.lab.node.pay_token(to, amount).await?,
             };
-            // One block each; and anvil loses blocks when it reorganises while it mines.
+            // One block each. And anvil loses blocks when a reorg comes while it mines.
             self.mined(hash).await?;
         }
         Ok(())
@@ -100,18 +100,18 @@ impl Rig {
         eventually("a transaction's receipt", || self.lab.node.receipt(hash)).await.map(drop)
     }
 
-    /// What was published so far.
+    /// Reads what ingest has published.
     ///
     /// # Errors
-    /// When it is no history.
+    /// When it is not a valid [`History`].
     pub async fn history(&self) -> Result<History> {
         self.history.read(&self.lab).await
     }
 
-    /// Waits until ingest has published the node's head, and holds all of it against the node.
+    /// Waits until ingest has published the node's head, and compares the history with the node.
     ///
     /// # Errors
-    /// When it does not get there, or something is lost, doubled or different.
+    /// When ingest does not get there, or something is missing, duplicated or different.
     pub async fn arrive(&mut self) -> Result<History> {
         let head = self.lab.node.head_hash().await?;
         let arrived = eventually("ingest at the node's head", || async {
@@ -132,10 +132,10 @@ impl Rig {
     }
 }
 
-/// The laboratory's `chains.yaml`, with its node behind these endpoints and other chains.
+/// Writes the lab's `chains.yaml`, with its node behind these endpoints, and other chains.
 ///
 /// # Errors
-/// When it can't be written.
+/// When the file cannot be written.
 pub fn write_chains(lab: &Lab, endpoints: &[Proxy], other_chains: &str) -> Result<()> {
     let urls: Vec<String> = endpoints.iter().map(|endpoint| format!("{:?}", endpoint.url)).collect();
     let mut yaml = String::new();
@@ -144,7 +144,7 @@ pub fn write_chains(lab: &Lab, endpoints: &[Proxy], other_chains: &str) -> Resul
     Ok(std::fs::write(&lab.env["CHAINS_FILE"], yaml)?)
 }
 
-/// An address of nobody.
+/// A random address, which belongs to no payment.
 fn somebody() -> Address {
     Address::from(rand::random::<[u8; 20]>())
 }

@@ -1,4 +1,4 @@
-//! A recorded JSON-RPC session, served so that a client lives through what its first client lived through.
+//! A recorded JSON-RPC session, served so that a client sees the chain change as the recording client did.
 
 use anyhow::{Context as _, Result, ensure};
 use axum::extract::State;
@@ -9,26 +9,26 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// A session of `testdata`: what the chain's head was at each of its steps.
+/// A session of `testdata`: the chain's head at each step.
 pub struct Session {
     chain_id: u64,
-    /// The hash of the head, and whether asking for the next block gave null at this step.
+    /// The hash of the head, and whether a request for the next block returned null at this step.
     steps: Vec<(String, bool)>,
-    /// By hash: the block with its transactions.
+    /// Blocks with their transactions, by hash.
     blocks: HashMap<String, Value>,
-    /// By block hash.
+    /// Logs, by block hash.
     logs: HashMap<String, Vec<Value>>,
-    /// Of the step that the session is at.
+    /// Index of the current step.
     place: AtomicUsize,
-    /// By number, as of the step that the session is at: hashes.
+    /// Hashes of canonical blocks at the current step, by number.
     canonical: RwLock<HashMap<String, String>>,
 }
 
 impl Session {
-    /// Reads the recorded exchanges, and the blocks with their logs that were seen in it.
+    /// Reads the recorded exchanges, and the blocks with logs that occur in them.
     ///
     /// # Errors
-    /// When a file is not there, or a head was recorded of which nothing else is known.
+    /// When a file is missing, or the blocks lack a recorded head.
     pub fn read(chain_id: u64, exchanges: &str, blocks: &str) -> Result<Self> {
         let (mut by_hash, mut logs) = (HashMap::new(), HashMap::new());
         for line in testdata::lines(blocks)? {
@@ -45,15 +45,15 @@ impl Session {
             steps.push((head, by_number && exchange["response"]["result"].is_null()));
         }
         let session = Self { chain_id, steps, blocks: by_hash, logs, place: AtomicUsize::new(0), canonical: RwLock::default() };
-        session.look();
+        session.update_canonical();
         Ok(session)
     }
 
-    /// Serves it and gives the URL. Each time that its client asks for the head, it is a step further; at steps at which the
-    /// first client was told that there is no next block, the head is null.
+    /// Serves the session and returns the URL. Each request for the head takes it a step further; at steps at which the
+    /// recording client was told that there is no next block, the head is null.
     ///
     /// # Errors
-    /// When no port is to be had.
+    /// When no port is free.
     pub async fn serve(self: Arc<Self>) -> Result<String> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
@@ -62,22 +62,22 @@ impl Session {
         Ok(url)
     }
 
-    /// Whether its last step was told.
+    /// Whether the last step was served.
     pub fn is_over(&self) -> bool {
         self.place.load(Ordering::Relaxed) >= self.steps.len()
     }
 
-    /// How many of its steps had no next block.
+    /// How many steps had no next block.
     pub fn nulls(&self) -> usize {
         self.steps.iter().filter(|(_, null)| *null).count()
     }
 
-    /// The recorded block and its logs.
+    /// A recorded block and its logs.
     pub fn block(&self, hash: &str) -> Option<(&Value, &[Value])> {
         Some((self.blocks.get(hash)?, self.logs.get(hash)?))
     }
 
-    /// All recorded blocks, orphans included.
+    /// How many blocks were recorded, orphans included.
     pub fn len(&self) -> usize {
         self.blocks.len()
     }
@@ -91,8 +91,8 @@ impl Session {
         self.steps.get(place).or(self.steps.last())
     }
 
-    /// Finds out what is canonical at the present step: the head, and its parents as far as they were recorded.
-    fn look(&self) {
+    /// The canonical blocks at the current step are the head and its ancestors, as far as they were recorded.
+    fn update_canonical(&self) {
         let mut canonical = HashMap::new();
         let mut hash = self.step(self.place.load(Ordering::Relaxed)).map(|(head, _)| head.clone());
         while let Some(block) = hash.as_ref().and_then(|hash| self.blocks.get(hash)) {
@@ -105,7 +105,7 @@ impl Session {
 
     fn head(&self) -> Value {
         let place = self.place.load(Ordering::Relaxed);
-        self.look();
+        self.update_canonical();
         self.place.store(place + 1, Ordering::Relaxed);
         match self.step(place) {
             Some((hash, false)) => self.blocks.get(hash).cloned().unwrap_or_default(),
@@ -157,7 +157,7 @@ impl Session {
         canonical.and_then(|hash| self.logs.get(hash)).cloned().unwrap_or_default()
     }
 
-    /// Receipts were not recorded. One is made of the logs; that its transaction succeeded is invented.
+    /// Receipts were not recorded. This builds one from the logs, and its status is invented.
     fn receipt(&self, transaction: &Value) -> Value {
         let holds = |block: &&Value| {
             let canonical = block["hash"].as_str().is_some_and(|hash| self.is_canonical(hash));

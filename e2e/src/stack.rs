@@ -1,3 +1,5 @@
+//! The stack that `dev/stack` runs: Kafka, a schema registry, Postgres and an EVM node.
+
 use anyhow::{Context as _, Result, ensure};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,18 +19,18 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// The one that `make test` started: named by the environment, or the checkout's own.
+    /// Attaches to the stack that `make test` started: the one in `CTRIP_STACK_DATA`, or else the checkout's.
     ///
     /// # Errors
-    /// When there is none.
+    /// When none was started.
     pub fn attach() -> Result<Self> {
         Self::describe(std::env::var_os("CTRIP_STACK_DATA").map(PathBuf::from))
     }
 
-    /// One of its own, for tests that kill its parts.
+    /// Starts a stack of its own, for tests that kill its parts.
     ///
     /// # Errors
-    /// When it does not start.
+    /// When a part does not start.
     pub fn own(data: &Path) -> Result<Self> {
         let stack = Self { env: HashMap::new(), data: Some(data.to_owned()) };
         stack.run("up")?;
@@ -42,7 +44,7 @@ impl Stack {
         Ok(stack)
     }
 
-    /// Starts what is not running.
+    /// Starts the parts that do not run.
     ///
     /// # Errors
     /// When a part does not start.
@@ -50,7 +52,7 @@ impl Stack {
         self.run("up").map(drop)
     }
 
-    /// Stops it and removes its data.
+    /// Stops all parts and removes their data.
     ///
     /// # Errors
     /// When a part does not stop.
@@ -58,27 +60,27 @@ impl Stack {
         self.run_with(&["down", "--purge"]).map(drop)
     }
 
-    /// `kill -9` of a part: `kafka`, `postgres`, `registry`, `anvil`.
+    /// Kills a part with `kill -9`: `kafka`, `postgres`, `registry` or `anvil`.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When the part does not run, or the stack is the shared one.
     pub fn kill(&self, part: &str) -> Result<()> {
-        let data = self.data.as_ref().context("only a stack of one's own is killed")?;
+        let data = self.data.as_ref().context("the parts of the shared stack are not killed; start one with Stack::own")?;
         let pid = std::fs::read_to_string(data.join(format!("{part}.pid")))?;
         let pid = pid.lines().next().unwrap_or_default().trim().to_owned();
         ensure!(Command::new("kill").args(["-9", &pid]).status()?.success(), "kill -9 {pid} ({part})");
         Ok(())
     }
 
-    /// A variable of `dev/stack env`.
+    /// Looks up a variable of `dev/stack env`.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When it is not set.
     pub fn get(&self, name: &str) -> Result<&str> {
         self.env.get(name).map(String::as_str).with_context(|| format!("dev/stack env has no {name}"))
     }
 
-    /// An empty database; gives its URL.
+    /// Creates an empty database and returns its URL.
     ///
     /// # Errors
     /// When Postgres refuses.
@@ -107,7 +109,7 @@ impl Stack {
 
 pub(crate) async fn connect(url: &str) -> Result<tokio_postgres::Client> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.context("Postgres")?;
-    // Ends with the client; an error shows in the client's next call.
+    // The task ends with the client; the client's next call returns an error of the connection.
     tokio::spawn(connection);
     Ok(client)
 }

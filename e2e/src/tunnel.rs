@@ -1,23 +1,23 @@
-//! A TCP connection's way to a server, which can be cut: what a websocket goes through.
+//! A TCP tunnel to a server that a test can cut: websockets go through it.
 
 use anyhow::{Context as _, Result};
 use std::net::SocketAddr;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// The near end. It ends when dropped, with all that goes through.
+/// The listening end. Dropping it closes all connections.
 pub struct Tunnel {
-    /// Where it listens.
+    /// The address it listens on.
     pub address: SocketAddr,
     to: String,
     serving: Option<JoinHandle<()>>,
 }
 
 impl Tunnel {
-    /// A way to `to`, `host:port`.
+    /// Opens a tunnel to `to`, which is `host:port`.
     ///
     /// # Errors
-    /// When no port is to be had.
+    /// When no port is free.
     pub async fn start(to: &str) -> Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], crate::free_port()?));
         let mut tunnel = Self { address, to: to.to_owned(), serving: None };
@@ -25,7 +25,7 @@ impl Tunnel {
         Ok(tunnel)
     }
 
-    /// Connections are taken from now on.
+    /// Accepts connections from now on.
     ///
     /// # Errors
     /// When the port is taken.
@@ -36,7 +36,7 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Connections break off and are refused from now on.
+    /// Closes all connections and refuses new ones.
     pub fn cut(&mut self) {
         if let Some(serving) = self.serving.take() {
             serving.abort();
@@ -55,7 +55,7 @@ async fn serve(listener: TcpListener, to: String) {
     while let Ok((mut near, _)) = listener.accept().await {
         let to = to.clone();
         passing.spawn(async move {
-            // How it ends is seen at both ends.
+            // Both ends see how it ends.
             if let Ok(mut far) = TcpStream::connect(to).await {
                 let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
             }

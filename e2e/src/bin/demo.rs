@@ -1,4 +1,4 @@
-//! `make demo`: payments made, paid, taken back by a reorganisation, paid again and confirmed, on the real parts.
+//! `make demo`: payments made, paid, taken back by a reorg, paid again and confirmed, on the real parts.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Payment, Plan, Process, events};
@@ -66,10 +66,10 @@ async fn show(lab: &Lab, ctrip: &mut Process) -> Result<()> {
         table.until(ctrip, payment, "confirmed").await?;
     }
 
-    say("dinner is paid, and a reorganisation takes the block away");
+    say("dinner is paid, and a reorg takes the block away");
     lab.node.pay_token(dinner.address()?, dinner.amount()?).await?;
     table.until(ctrip, &dinner, "detected").await?;
-    lab.node.reorganise(1).await?;
+    lab.node.reorg(1).await?;
     table.until(ctrip, &dinner, "pending").await?;
 
     say("dinner is paid again");

@@ -1,12 +1,14 @@
+//! JSON with holes for the fields that differ between blocks.
+
 use alloy::consensus::Header;
 
-/// Holes in a text, as characters that no JSON has.
+/// Markers of holes: characters that no JSON contains.
 pub(super) const HASH: char = '\u{1}';
 pub(super) const PARENT: char = '\u{2}';
 pub(super) const NUMBER: char = '\u{3}';
 pub(super) const TIMESTAMP: char = '\u{4}';
 
-/// What differs between two blocks of a variety, as JSON-RPC writes it.
+/// The fields that differ between two blocks of a variety, as JSON-RPC writes them.
 pub(super) struct Stamp {
     pub hash: String,
     parent: String,
@@ -35,10 +37,10 @@ impl Stamp {
     }
 }
 
-/// A text cut at its holes: each piece, and the hole after it.
+/// A text, split at its holes: each piece with the hole after it.
 pub(super) struct Template {
     pieces: Vec<(String, Option<char>)>,
-    /// With the largest stamp in every hole.
+    /// Size with the largest stamp in every hole.
     most: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What is in the blocks: about the mix of mainnet's block 17,686,111, of `testdata`.
+//! The content of the blocks: about the mix of mainnet's block 17,686,111 in `testdata`.
 
 use super::template::{HASH, NUMBER, PARENT, TIMESTAMP, Template};
 use super::{CHAIN_ID, LOGS};
@@ -15,7 +15,7 @@ const WITHDRAWALS: u64 = 16;
 const BASE_FEE: u64 = 9_876_543_210;
 const TIP: u64 = 100_000_000;
 
-/// What a node answers about blocks of the same content, and the header that they share but for its place in the chain.
+/// A node's responses about blocks of the same content, and their header, which differs only by its place in the chain.
 pub(super) struct Variety {
     pub header: Header,
     pub block: Template,
@@ -23,12 +23,12 @@ pub(super) struct Variety {
     pub receipts: Template,
 }
 
-/// Pseudo-random, and always the same.
+/// A pseudo-random word, always the same for the same arguments.
 pub(super) fn word(what: &str, variety: u64, place: u64) -> B256 {
     keccak256([what.as_bytes(), &variety.to_be_bytes(), &place.to_be_bytes()].concat())
 }
 
-/// A transaction with what a node tells beside it.
+/// A transaction with its receipt's data.
 struct Executed {
     transaction: TxEnvelope,
     json: String,
@@ -162,7 +162,7 @@ fn log(address: Address, event: &str, indexed: &[B256], data: &[B256]) -> Log {
     Log { address, data: LogData::new_unchecked(topics, data.into()) }
 }
 
-/// What a swap leaves behind.
+/// A log of a swap.
 fn exchange_log(variety: u64, index: u64, place: u64) -> Log {
     let [sender, payee, pair] = ["sender", "payee", "pair"].map(|what| address(what, variety, index).into_word());
     let amount = |i: u64| B256::from(U256::from(1_000_000_000_000_000_007 + index * 31 + i));

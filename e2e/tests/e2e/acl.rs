@@ -1,4 +1,4 @@
-//! Kafka's ACLs as docs/consuming.md gives them: its commands are run as they stand, and then everybody tries more than is allowed.
+//! Kafka's ACLs as docs/consuming.md documents them: the test runs its commands as they stand, then tries everything else.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::{Lab, Plan, events, eventually, root};
@@ -20,7 +20,7 @@ use topics::Topic;
 const PATIENCE: Duration = Duration::from_secs(30);
 const PARTITIONS: i32 = Topic::Events.partitions();
 
-/// What `user` logs in with; the local stack knows three.
+/// Credentials of `user`; the local stack knows three users.
 fn login(user: &str) -> [(&'static str, String); 4] {
     [
         ("security.protocol", "SASL_PLAINTEXT".to_owned()),
@@ -39,8 +39,8 @@ fn client(lab: &Lab, user: &str) -> Result<ClientConfig> {
     Ok(config)
 }
 
-/// The commands of the page, with `kafka-acls.sh` being the stack's: those for the forwarder, then those for each merchant and its
-/// user.
+/// Runs the commands of the page with the stack's `kafka-acls.sh`: those for the forwarder, then those for each merchant and
+/// its user.
 fn run_documented(lab: &Lab, folder: &Path, merchants: &[(&str, &str)]) -> Result<()> {
     let page = std::fs::read_to_string(root().join("docs/consuming.md"))?;
     let blocks: Vec<&str> = page.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
@@ -64,7 +64,7 @@ fn run_documented(lab: &Lab, folder: &Path, merchants: &[(&str, &str)]) -> Resul
             .env("MERCHANT", merchant)
             .output()?;
         let said = String::from_utf8_lossy(&output.stdout);
-        // The tool ends well even where it failed.
+        // The tool exits with 0 even when it failed.
         let commands = block.lines().filter(|line| line.starts_with("$add ")).count();
         ensure!(
             output.status.success() && said.matches("Adding ACLs").count() == commands,
@@ -75,7 +75,7 @@ fn run_documented(lab: &Lab, folder: &Path, merchants: &[(&str, &str)]) -> Resul
     Ok(())
 }
 
-/// The keys of a topic's records, read to its end as `user` in `group`, or what Kafka says against it.
+/// Reads a topic to its end as `user` in `group`; returns the records' keys, or Kafka's refusal.
 fn read(lab: &Lab, user: &str, group: &str, topic: &str) -> Result<Result<Vec<String>, RDKafkaErrorCode>> {
     let consumer: BaseConsumer = client(lab, user)?
         .set("group.id", group)
@@ -103,7 +103,7 @@ fn read(lab: &Lab, user: &str, group: &str, topic: &str) -> Result<Result<Vec<St
     Ok(Ok(keys))
 }
 
-/// Keeps what became of a record.
+/// Keeps a record's delivery report.
 #[derive(Default)]
 struct Told(Mutex<Option<Result<(), RDKafkaErrorCode>>>);
 
@@ -120,7 +120,7 @@ impl ProducerContext for Told {
     }
 }
 
-/// What becomes of a record of `user`'s.
+/// Writes a record as `user`; returns its delivery report.
 fn write(lab: &Lab, user: &str, topic: &str) -> Result<Result<(), RDKafkaErrorCode>> {
     let producer: BaseProducer<Told> = client(lab, user)?.create_with_context(Told::default())?;
     producer.send(BaseRecord::<str, str>::to(topic).key("forged").payload("forged")).map_err(|(error, _)| error)?;
@@ -183,7 +183,7 @@ async fn a_merchant_reads_its_own_topic_and_may_do_nothing_else() -> Result<()> 
             let refused = write(&lab, user, topic)?;
             ensure!(refused == Err(TopicAuthorizationFailed), "{user} writes to {topic}: {refused:?}");
         }
-        // Of others not even the names.
+        // It sees no names of other topics either.
         let shop: BaseConsumer = client(&lab, "shop")?.set("group.id", &group).create()?;
         let metadata = shop.fetch_metadata(None, PATIENCE)?;
         let names: Vec<&str> = metadata.topics().iter().map(|topic| topic.name()).filter(|n| n.starts_with(prefix)).collect();

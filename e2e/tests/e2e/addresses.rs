@@ -1,4 +1,4 @@
-//! Static deposit addresses: one a customer, and whatever arrives there is told.
+//! Static deposit addresses: one per customer, and every deposit to it has events.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Plan, Process, events, eventually};
@@ -44,7 +44,7 @@ async fn a_customer_has_one_address_however_often_it_is_asked_for() -> Result<()
     ensure!(status == StatusCode::OK && &again == known, "the metadata of the first time stays: {status} {again}");
     ensure!(&get(&api, &format!("/api/v1/addresses/{}", known["id"].as_str().context("id")?)).await? == known);
 
-    // Another merchant's customer of the same name is another one, and neither sees the other's.
+    // A customer of another merchant with the same name is another customer, and neither merchant sees the other's.
     let other = lab.merchant("other shop")?;
     let (status, theirs) = address(&other, json!({ "external_id": "customer-1" })).await?;
     ensure!(status == StatusCode::CREATED && theirs["address"] != known["address"], "{status} {theirs}");
@@ -54,7 +54,7 @@ async fn a_customer_has_one_address_however_often_it_is_asked_for() -> Result<()
         ensure!(status == StatusCode::NOT_FOUND, "another merchant's {path}: {status} {answer}");
     }
 
-    // No address is a payment's, and a list shows all of them once.
+    // A static address is no payment's, and a list has each of them once.
     let payment = api.coin(1).await?;
     let mut expected = vec![known["address"].clone()];
     for number in 2..=5 {
@@ -115,7 +115,7 @@ async fn each_deposit_to_an_address_is_told_and_a_reorganisation_takes_it_back()
         ensure!(deposit["amount_received"] == deposit["amount"] && deposit["external_id"] == "customer-1", "{deposit}");
         ensure!(deposit["expires_at"].is_null() && deposit["payment_uri"].is_null(), "{deposit}");
     }
-    // Payments that were asked for are another list.
+    // Requested payments are another list.
     ensure!(get(&api, "/api/v1/payments").await?["data"] == json!([]));
     let (newest, rest) = {
         let first = get(&api, &format!("/api/v1/addresses/{id}/deposits?limit=1")).await?;
@@ -126,8 +126,8 @@ async fn each_deposit_to_an_address_is_told_and_a_reorganisation_takes_it_back()
     };
     ensure!(seen == [newest, rest], "{seen:?}");
 
-    // Both of its blocks go, and what was told is taken back.
-    lab.node.reorganise(5).await?;
+    // Both of its blocks are removed, and events take the deposits back.
+    lab.node.reorg(5).await?;
     eventually("both to be taken back", async || {
         let deposits = deposits(&api, id).await?;
         Ok(deposits.iter().all(|deposit| deposit["status"] == "pending").then_some(()))

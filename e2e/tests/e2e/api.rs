@@ -1,4 +1,4 @@
-//! What the API promises whoever calls it: batches, lists, limits, ids, and no address on a chain that nobody follows.
+//! The API's promises to its clients: batches, lists, limits, ids, and no address on a chain that lags.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Plan, Process, eventually};
@@ -43,12 +43,12 @@ async fn each_order_of_a_batch_is_answered_for_itself_and_in_order() -> Result<(
     let other = json!({ "chain": "anvil", "amount": 4, "idempotency_key": "three" });
     let orders = [coin(1), coin(0), json!({ "chain": "anvil", "token": "DUSD", "amount": 2 }), keyed.clone(), other, json!(7)];
     let (status, answer) = batch(&api, &orders, &[]).await?;
-    // The fifth has the key of the fourth, which is in flight then.
+    // The fifth has the key of the fourth, which is in flight at that time.
     ensure!(status == StatusCode::OK && statuses(&answer) == [201, 422, 201, 201, 409, 400], "{status} {answer}");
     let data = answer["data"].as_array().context("data")?;
     ensure!(data[1]["problem"]["errors"][0]["field"] == "amount" && data[1].get("payment").is_none(), "{answer}");
     ensure!(data[2]["payment"]["token"] == "DUSD" && data[0]["payment"]["amount"] == "1", "{answer}");
-    // Each as if it had come alone.
+    // Each order is treated as if it had come alone.
     let headers = [("Idempotency-Key", "three")];
     let (_, alone) = api.request(Method::POST, "/api/v1/payments", Some(coin(3)), &headers).await?;
     ensure!(alone == data[3]["payment"], "{alone} {answer}");
@@ -71,7 +71,7 @@ async fn a_thousand_orders_are_made_once_however_often_they_are_sent() -> Result
     ensure!(addresses.len() == 1000, "{} addresses", addresses.len());
     let (_, again) = batch(&api, &orders, &headers).await?;
     ensure!(payments(&again) == payments(&first), "the second time was another");
-    // The same key with other orders makes nothing, not even of those that are more.
+    // The same key with other orders creates nothing, not even the additional ones.
     for other in [orders[..999].to_vec(), [orders.clone(), vec![coin(1)]].concat()[1..].to_vec()] {
         let (status, refused) = batch(&api, &other, &headers).await?;
         ensure!(status == StatusCode::CONFLICT, "{status} {refused}");
@@ -84,7 +84,7 @@ async fn a_thousand_orders_are_made_once_however_often_they_are_sent() -> Result
     Ok(())
 }
 
-/// All pages of a list, three payments a page.
+/// All pages of a list, three payments per page.
 async fn pages(api: &Api, query: &str) -> Result<Vec<String>> {
     let (mut ids, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -112,7 +112,7 @@ async fn a_filtered_list_has_what_it_is_asked_for_newest_first_and_nothing_twice
         };
         made.push(api.create(order).await?);
     }
-    // Two hours apart, so that times can be asked for; ids say nothing of it.
+    // Two hours apart, so that a list can be filtered by time; ids do not show these times.
     let db = lab.database().await?;
     for (hours, payment) in made.iter().enumerate() {
         let (id, created_at) = (uuid::Uuid::parse_str(payment.id())?, 1_700_000_000 + 7200 * i64::try_from(hours)?);
@@ -164,7 +164,7 @@ async fn a_key_that_asks_too_often_is_told_when_to_come_back_and_others_go_on() 
     ensure!(wait == 1, "{wait}");
     ensure!(ask(&api.key).await?.status().is_success(), "another key of the merchant");
     eventually("the key to be heard again", async || Ok(ask(&limited.key).await?.status().is_success().then_some(()))).await?;
-    // Orders of a batch count one by one; who comes back when he is told to gets them through.
+    // Each order of a batch counts; a client that waits for `Retry-After` gets them through.
     let orders: Vec<Value> = (1..=10).map(coin).collect();
     tokio::time::sleep(Duration::from_secs(wait)).await;
     let (status, answer) = batch(&limited, &orders, &[]).await?;
@@ -209,7 +209,7 @@ async fn a_chain_that_lags_takes_no_new_payments_until_it_has_caught_up() -> Res
     let create = async || api.request(Method::POST, "/api/v1/payments", Some(coin(1)), &[]).await;
     lab.node.mine(1).await?;
     let (db, head) = (lab.database().await?, i64::try_from(lab.node.head().await?)?);
-    // As if the pipeline had stood still: the newest block that payments follow is of long ago.
+    // As if the pipeline had stopped: the last processed block is old.
     eventually("the pipeline to be at the head", async || {
         let aged = "UPDATE chain_heads SET block_timestamp = block_timestamp - 3600 WHERE number = $1";
         Ok((db.execute(aged, &[&head]).await? == 1).then_some(()))
@@ -239,7 +239,7 @@ async fn idempotency_keys_of_more_than_a_day_are_removed_and_no_others() -> Resu
         &[],
     )
     .await?;
-    // Both instances clean up at once.
+    // Both instances clean up at the same time.
     let port = || e2e::free_port().map(|port| format!("127.0.0.1:{port}"));
     let first = lab.spawn("api")?;
     let second = lab.spawn_with(&["api", "--api-listen", &port()?, "--metrics-listen", &port()?])?;

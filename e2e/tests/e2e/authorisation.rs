@@ -1,12 +1,12 @@
-//! Every endpoint of the API's own document, with every kind of key. An endpoint that is new and not described here fails the
-//! test until somebody says what it is.
+//! Every endpoint of the API's own document, with every kind of key. A new endpoint fails the test until it is described
+//! here.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::{Api, Lab, Payment, Plan, Process};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-/// What anyone may ask. None of it has a merchant's data.
+/// Public endpoints. None of them returns a merchant's data.
 const PUBLIC: &[&str] = &["/livez", "/readyz", "/health", "/openapi.json", "/docs", "/docs/{file}"];
 
 /// An operation of the document.
@@ -17,7 +17,7 @@ struct Operation {
 }
 
 impl Operation {
-    /// The path with the id of something of the victim's.
+    /// The path with the id of one of the victim's resources.
     fn of(&self, victim: &Scene) -> Result<String> {
         match self.path.as_str() {
             path if path.starts_with("/api/v1/payments/{id}") => Ok(path.replace("{id}", victim.payment.id())),
@@ -76,7 +76,7 @@ struct Scene {
     lab: Lab,
     victim: Api,
     payment: Payment,
-    /// A static one.
+    /// A static address.
     address: Payment,
     webhook: Payment,
     _process: Process,
@@ -102,7 +102,7 @@ async fn scene() -> Result<Scene> {
 }
 
 impl Scene {
-    /// Whether an answer has anything of the victim's.
+    /// Whether an answer contains any of the victim's data.
     fn tells(&self, answer: &Value) -> bool {
         let text = answer.to_string().to_lowercase();
         let addresses = [&self.payment, &self.address].map(|of| of.text("address").to_lowercase());
@@ -169,7 +169,7 @@ async fn no_endpoint_gives_another_merchants_data() -> Result<()> {
         let (_, answer) = operation.ask(&other.with_key(""), &scene).await?;
         ensure!(!scene.tells(&answer), "{operation:?}: {answer}");
     }
-    // Through what the victim's own answers have: filters, a cursor, an idempotency key.
+    // With data from the victim's own answers: filters, a cursor, an idempotency key.
     scene.victim.coin(8).await?;
     let (_, page) = scene.victim.request(Method::GET, "/api/v1/payments?limit=1", None, &[]).await?;
     let cursor = page["next_cursor"].as_str().context("a cursor")?;
@@ -197,7 +197,7 @@ async fn no_endpoint_gives_another_merchants_data() -> Result<()> {
 async fn a_key_that_may_write_does_everything() -> Result<()> {
     let scene = scene().await?;
     let (_, mut protected) = operations(&scene.victim).await?;
-    // What changes the payment, or ends the webhook, comes last.
+    // Operations that change the payment, or delete the webhook, come last.
     protected.sort_by_key(|operation| operation.path.ends_with("/cancel") || operation.method == Method::DELETE);
     for operation in &protected {
         let (status, answer) = operation.ask(&scene.victim, &scene).await?;

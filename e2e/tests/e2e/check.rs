@@ -1,4 +1,4 @@
-//! `ctrip check` tells of each endpoint and websocket what it is worth, before money depends on it.
+//! `ctrip check` gives a verdict on each endpoint and websocket before money depends on it.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Extent, Fault, Lab, Lacks, Node, Plan, Proxy, Tunnel};
@@ -7,7 +7,7 @@ use serde_json::json;
 const SOUND: Lacks = Lacks { batches: false, block_receipts: false };
 const BARE: Lacks = Lacks { batches: true, block_receipts: true };
 
-/// What one endpoint's row says, by column.
+/// The row of one endpoint, by column.
 struct Row<'a>(Vec<&'a str>, Vec<&'a str>);
 
 impl<'a> Row<'a> {
@@ -47,7 +47,7 @@ async fn each_endpoint_and_websocket_gets_the_verdict_that_it_deserves() -> Resu
     down.close().await?;
     let mut cut = Tunnel::start(host(&lab.node.url)).await?;
     cut.cut();
-    // Each block with a log, so that there is something to prove or to leave out.
+    // Each block has a log, so that there is something to prove or to leave out.
     for _ in 0..5 {
         lab.node.pay_token(lab.node.token, alloy::primitives::U256::from(1)).await?;
     }
@@ -99,7 +99,7 @@ async fn each_endpoint_and_websocket_gets_the_verdict_that_it_deserves() -> Resu
     says(&said, &format!("websocket {}: not usable: the connection failed", cut.address))?;
     says(&said, "anvil: 3 of 5 endpoints usable, 1 of 2 websockets usable")?;
 
-    // Of another chain is a mistake, however many others work.
+    // An endpoint of another chain is an error, however many others work.
     elsewhere.make(Fault::ChainId(5), Extent::Always);
     write(&[&sound, &elsewhere], &[host(&other.url)])?;
     let (code, said, complained) = check()?;
@@ -113,7 +113,7 @@ async fn each_endpoint_and_websocket_gets_the_verdict_that_it_deserves() -> Resu
         &format!("error: {endpoint} of anvil is of another chain; websocket {socket} of anvil is of another chain"),
     )?;
 
-    // Without websockets a chain works; without endpoints it does not.
+    // A chain works without websockets, and does not without endpoints.
     write(&[&down], &[])?;
     let (code, said, complained) = check()?;
     ensure!(code == Some(1), "{code:?}");

@@ -1,4 +1,4 @@
-//! Many clients at once, half of whose requests come again.
+//! Many clients at once, which send each request twice.
 
 use anyhow::{Result, ensure};
 use e2e::{Api, Lab, Plan};
@@ -12,7 +12,7 @@ use std::time::Duration;
 const REQUESTS: usize = 10_000;
 const CLIENTS: usize = 64;
 
-/// As a careful client does: until there is an answer that is one.
+/// Creates a payment as a careful client does: retries until there is a final answer.
 async fn create(api: &Api, number: usize) -> Result<Value> {
     let (key, body) = (format!("order-{number}"), json!({ "chain": "anvil", "amount": number + 1 }));
     loop {
@@ -35,7 +35,7 @@ async fn repeated_keys_from_many_clients_make_each_payment_once_at_an_address_of
     let mut server = lab.spawn("api")?;
     let api = lab.merchant("busy")?;
     api.ready(&mut server).await?;
-    // Each number twice, in any order; first among neighbours, so that many are in flight at the same time.
+    // Each number twice, in random order; the first half among neighbours, so that many are in flight at the same time.
     let mut numbers: Vec<usize> = (0..REQUESTS / 2).flat_map(|number| [number, number]).collect();
     numbers.chunks_mut(CLIENTS).for_each(|some| some.shuffle(&mut rand::rng()));
     let half = numbers.len() / 2;

@@ -1,5 +1,5 @@
-//! Money is neither made nor lost: random chains with reorganisations and replays go through the confirmer's fold into
-//! Postgres, and what is credited there is what stands on the surviving chain.
+//! Money is neither created nor lost: random chains with reorgs and replays go through the confirmer's fold into Postgres, and
+//! its credits are those of the surviving chain.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -43,7 +43,7 @@ const FILE: &str = r#"
 struct Books {
     pool: Pool,
     next: i64,
-    /// Payments in memory at once.
+    /// Most payments in memory at once.
     slice: usize,
 }
 
@@ -76,7 +76,7 @@ fn payments() -> Vec<Payment> {
                 terms,
                 policy,
                 created_at: 0,
-                // Spread over the time that a world takes.
+                // Spread over the duration of a world.
                 expires_at: 1_050 + 40 * u64::from(number),
                 deposit_address: None,
                 cancelled: false,
@@ -129,7 +129,7 @@ impl Books {
         Ok(())
     }
 
-    /// As the API does it. Whether it was possible.
+    /// Cancels a payment as the API does; returns whether its state allowed it.
     async fn cancel(&self, id: PaymentId) -> Result<bool> {
         let mut client = self.pool.get().await?;
         let transaction = client.transaction().await?;
@@ -160,7 +160,7 @@ fn failed(failure: Failure) -> anyhow::Error {
     anyhow::anyhow!("{failure}")
 }
 
-/// A chain that is made up as it goes on.
+/// A chain that is made up on the way.
 struct Fork {
     id: ChainId,
     sequence: u64,
@@ -168,13 +168,13 @@ struct Fork {
     finalized: u64,
     /// Removed blocks, the lowest last.
     gone: Vec<Matches>,
-    /// Money of removed blocks, which may come again elsewhere, or changed.
+    /// Transfers of removed blocks, which may come again in another block, or with another amount.
     loose: Vec<Transfer>,
-    /// Blocks from before the first one, which were only replayed.
+    /// Blocks from before the first one, which are only replayed.
     past: Vec<Matches>,
 }
 
-/// Height of the first block that is added.
+/// Height of the first added block.
 const FIRST: u64 = 50;
 
 impl Fork {
@@ -186,7 +186,7 @@ impl Fork {
         let mut transfers = Vec::new();
         let mut transaction = random_hash(random);
         for index in 0..[0, 0, 1, 1, 2, 5][random.random_range(0..6)] {
-            // Several transfers of one transaction, or each of its own.
+            // Several transfers per transaction, or one each.
             if random.random_bool(0.6) {
                 transaction = random_hash(random);
             }
@@ -216,7 +216,7 @@ impl Fork {
         let tip = self.blocks.last().map(|tip| (tip.block, tip.timestamp));
         let again = self.gone.pop().filter(|gone| tip.is_some_and(|(block, _)| block.hash == gone.parent));
         if let Some(again) = again.filter(|_| random.random_bool(0.5)) {
-            // The branch that was left is taken again.
+            // The abandoned branch becomes canonical again.
             self.sequence += 1;
             let record = Matches { sequence: self.sequence, ..again };
             self.blocks.push(record.clone());
@@ -243,7 +243,7 @@ impl Fork {
         record
     }
 
-    /// None when the head is final.
+    /// Removes the head; `None` when it is final.
     fn remove(&mut self) -> Option<Matches> {
         self.blocks.last().filter(|tip| tip.block.number > self.finalized)?;
         let tip = self.blocks.pop()?;
@@ -253,7 +253,7 @@ impl Fork {
         Some(Matches { sequence: self.sequence, kind: Kind::Removed, transfers: Vec::new(), ..tip })
     }
 
-    /// A final block again, or one from before the first.
+    /// Replays a final block, or one from before the first.
     fn replay(&mut self, random: &mut StdRng) -> Matches {
         let old = self.blocks.iter().filter(|block| block.block.number <= self.finalized).collect::<Vec<_>>();
         if let Some(block) = old.choose(random).filter(|_| random.random_bool(0.5)) {
@@ -276,7 +276,7 @@ impl Fork {
         block
     }
 
-    /// What of it is left, as if nothing else had ever been: no block removed, none replayed that was there.
+    /// The surviving blocks as if nothing else had ever been: none removed, none replayed that was added.
     fn surviving(&self) -> Vec<Matches> {
         let past = self.past.iter().cloned();
         past.chain(self.blocks.iter().zip(1..).map(|(block, sequence)| Matches { sequence, ..block.clone() })).collect()
@@ -295,12 +295,12 @@ async fn chains() -> Result<Chains> {
     Ok(Chains::load(&file)?.resolve().await?)
 }
 
-/// What the ledger says of a payment, without the way there.
+/// The ledger's result for a payment, without the way there.
 fn verdict(payment: &Payment) -> impl PartialEq + std::fmt::Debug + use<> {
     let mut transfers: Vec<_> =
         payment.transfers.iter().map(|t| (format!("{:?}", t.id), t.amount, t.credited, t.listed, t.confirmed)).collect();
     transfers.sort();
-    // What expired it is on the chain as well.
+    // The block that expired it is on the chain as well.
     let expired_by = payment.expired_by.filter(|_| payment.status() == Status::Expired);
     (payment.status(), payment.exception(), payment.received(), payment.cancelled, expired_by, transfers)
 }
@@ -367,7 +367,7 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
             }
         }
     }
-    // Whatever tags removed blocks had told, the last ones tell no less.
+    // The last tags cover no less than those of removed blocks.
     for fork in &mut forks {
         let last = fork.add(random);
         let last = Matches { safe: Some(fork.finalized + 1), finalized: Some(fork.finalized), ..last };
@@ -415,7 +415,7 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
     Ok(())
 }
 
-/// Each payment has received what the surviving chain sent it of its asset, and each deposit its transfer.
+/// Each payment has received the surviving chain's transfers of its asset, and each deposit its transfer.
 fn check_ledger(known: &BTreeMap<PaymentId, Payment>, surviving: &[Matches]) -> Result<()> {
     let sent = |to: Address| surviving.iter().flat_map(|block| &block.transfers).filter(move |t| t.to == to);
     for payment in payments() {
@@ -440,7 +440,7 @@ fn check_ledger(known: &BTreeMap<PaymentId, Payment>, surviving: &[Matches]) -> 
     Ok(())
 }
 
-/// Every transfer of the surviving chain has one row that is not removed, fakes among them.
+/// Every transfer of the surviving chain has one row that is not removed, transfers of fake tokens included.
 async fn check_rows(books: &Books, surviving: &[Matches]) -> Result<()> {
     let client = books.pool.get().await?;
     let rows = client.query("SELECT block_hash, transaction_hash, index FROM transfers WHERE NOT removed", &[]).await?;
@@ -455,7 +455,7 @@ async fn check_rows(books: &Books, surviving: &[Matches]) -> Result<()> {
     Ok(())
 }
 
-/// Events count without gaps, never tell a fake token, and the last one of each payment tells what the ledger has.
+/// Sequences of events have no gaps, no event has a fake token, and the last event of each payment agrees with the ledger.
 fn check_events(known: &BTreeMap<PaymentId, Payment>, events: &[wire::PaymentEvent]) -> Result<()> {
     let mut last: HashMap<&str, &wire::PaymentEvent> = HashMap::new();
     for event in events {
@@ -510,7 +510,7 @@ async fn what_a_tag_said_of_a_removed_block_confirms_nothing_in_the_one_that_tak
     let steps = [
         (block(1, FIRST, one, Kind::Added, Some(FIRST), true), "confirmed"),
         (block(2, FIRST, one, Kind::Removed, None, false), "pending"),
-        // The endpoint does not know the tags for a while, as after any deep reorganisation.
+        // The endpoint does not know the tags for a while, as after any deep reorg.
         (block(3, FIRST, two, Kind::Added, None, true), "detected"),
         (block(4, FIRST + 1, three, Kind::Added, Some(FIRST), false), "confirmed"),
     ];

@@ -1,4 +1,4 @@
-//! `kill -9` at random points loses nothing and doubles nothing.
+//! `kill -9` at random points loses and duplicates nothing.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Payment, Plan, Process, events, ledger, records};
@@ -72,7 +72,7 @@ async fn survive(roles: &[&str]) -> Result<()> {
     check_blocks(&lab).await
 }
 
-/// Creates payments and pays them one after the other, every third in the token; now and then a reorganisation.
+/// Creates payments and pays them one after the other, every third in the token, with a reorg now and then.
 async fn pay(lab: Arc<Lab>, api: Api, seed: u64) -> Result<Vec<Payment>> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut payments = Vec::new();
@@ -88,16 +88,16 @@ async fn pay(lab: Arc<Lab>, api: Api, seed: u64) -> Result<Vec<Payment>> {
         };
         payments.push(payment);
         if i % 50 == 49 {
-            // anvil loses blocks when it reorganises while it mines.
+            // anvil loses blocks when a reorg comes while it mines.
             e2e::eventually("the last payment's block", || lab.node.receipt(hash)).await?;
-            lab.node.reorganise(random.random_range(1..4)).await?;
+            lab.node.reorg(random.random_range(1..4)).await?;
         }
         tokio::time::sleep(Duration::from_millis(random.random_range(0..120))).await;
     }
     Ok(payments)
 }
 
-/// What the chain says each address has: the oracle.
+/// The balance of each address on the chain, which is the oracle.
 async fn balances(lab: &Lab, payments: &[Payment]) -> Result<BTreeMap<String, U256>> {
     let mut balances = BTreeMap::new();
     for payment in payments {
@@ -113,7 +113,7 @@ async fn balances(lab: &Lab, payments: &[Payment]) -> Result<BTreeMap<String, U2
     Ok(balances)
 }
 
-/// An address was paid once, in full, or a reorganisation took the payment away.
+/// An address was paid once, in full, or a reorg took the payment away.
 fn verdict(payment: &Payment, balances: &BTreeMap<String, U256>) -> &'static str {
     if balances[payment.id()].is_zero() { "pending" } else { "confirmed" }
 }
@@ -147,7 +147,7 @@ async fn check_events(lab: &Lab, payments: &[Payment]) -> Result<()> {
         );
         let kinds: Vec<&str> = events.iter().map(|event| event.r#type.trim_start_matches("payment.")).collect();
         if !kinds.contains(&"reverted") {
-            // A block that a reorganisation took before ingest saw it has left no trace.
+            // A block that a reorg removed before ingest saw it has left no trace.
             let expected: &[&str] = if row.status == "pending" { &["created"] } else { &["created", "detected", "confirmed"] };
             ensure!(kinds == expected, "payment {}: {kinds:?}", payment.id());
         }
@@ -157,7 +157,7 @@ async fn check_events(lab: &Lab, payments: &[Payment]) -> Result<()> {
     Ok(())
 }
 
-/// The chain topics are a stack, without gap or double.
+/// The chain topics are a stack, without gaps and duplicates.
 async fn check_blocks(lab: &Lab) -> Result<()> {
     let blocks: Vec<wire::BlockRecord> = records(lab).await?;
     let logs: Vec<wire::LogsRecord> = records(lab).await?;

@@ -1,4 +1,4 @@
-//! Deliveries in Postgres: what may be sent when, whatever came of what was sent before.
+//! Webhook deliveries in Postgres: which ones may be sent when, after whatever outcomes.
 
 use anyhow::{Context as _, Result, ensure};
 use deadpool_postgres::{Client, Pool};
@@ -22,8 +22,8 @@ async fn endpoint(db: &Client, url: &str) -> Result<Uuid> {
     Ok(db.query_one("SELECT id FROM webhook_endpoints WHERE url = $1", &[&url]).await?.get(0))
 }
 
-/// What may be claimed at once: of a healthy endpoint so many, of one that fails a single one, of a payment its first event alone
-/// unless that has failed too often, and nothing twice.
+/// The bounds of a claim: a number of deliveries per healthy endpoint, one per failing endpoint, only the first event of a
+/// payment unless it has failed too often, and nothing twice.
 #[tokio::test]
 async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
@@ -52,11 +52,11 @@ async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<(
     for endpoint in ["one", "two"] {
         let ids: Vec<&str> = first.iter().filter(|due| due.url == endpoint).map(|due| due.event_id.as_str()).collect();
         ensure!(ids.len() == 8 && !ids.contains(&"1_1"), "{endpoint}: {ids:?}");
-        // What has failed too often holds up no more than itself, and nothing overtakes anything else.
+        // A delivery that has failed too often blocks only itself, and nothing else overtakes.
         ensure!(ids.iter().all(|id| id.ends_with("_1") || *id == "1_2"), "{endpoint}: {ids:?}");
     }
     ensure!(first.len() == 16, "of endpoints that fail, are paused or disabled: {first:?}");
-    // Two more of each, and not those again.
+    // Two more per endpoint, and not the same ones again.
     let busy: Vec<(uuid::Uuid, i32)> =
         first.iter().map(|due| (due.endpoint, 6)).collect::<HashMap<_, _>>().into_iter().collect();
     let second = claim(Health::Well, &[], 3, &busy).await?;
@@ -66,10 +66,10 @@ async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<(
     let sick = claim(Health::Failing, &[], 100, &[]).await?;
     ensure!(sick.len() == 1 && sick[0].url == "failing" && sick[0].number == 1, "{sick:?}");
 
-    // Another instance takes none of them; the one that claimed them has them back when it comes again.
+    // Another instance releases none of them; the instance that claimed them releases them when it restarts.
     ensure!(queue::release(&db, "other").await.map_err(failed)? == 0, "another instance's claims");
     ensure!(queue::release(&db, "lab").await.map_err(failed)? == 20, "its own claims");
-    // One that is slow is claimed for on its own.
+    // Slow endpoints have a claim of their own.
     let slow = [endpoint(&db, "two").await?];
     let well = claim(Health::Well, &slow, 100, &[]).await?;
     ensure!(well.len() == 8 && well.iter().all(|due| due.url == "one"), "{well:?}");
@@ -80,7 +80,7 @@ async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<(
     Ok(())
 }
 
-/// A laboratory with one endpoint, and three events of one payment for it.
+/// A lab with one endpoint, and three events of one payment for it.
 async fn three_events() -> Result<(Lab, Pool, Client, Uuid, Uuid)> {
     let lab = Lab::start(Plan::default()).await?;
     lab.merchant("shop")?;
@@ -99,7 +99,7 @@ async fn three_events() -> Result<(Lab, Pool, Client, Uuid, Uuid)> {
     Ok((lab, pool, db, merchant, endpoint))
 }
 
-/// Claims what is due at an endpoint of this health.
+/// Claims the due deliveries of endpoints with this health.
 async fn due(db: &Client, health: Health) -> Result<Vec<Due>> {
     let room = Room { instance: "lab", health, slow: &[], most: 100, an_endpoint: 8, busy: &[] };
     queue::claim(db, room).await.map_err(failed)
@@ -111,7 +111,7 @@ async fn attempt(db: &mut Client, due: Due, answer: Answer, verdict: Verdict) ->
     Ok(())
 }
 
-/// [`attempt`] whose endpoint does not rest after it.
+/// [`attempt`], after which the endpoint does not rest.
 async fn settle(db: &mut Client, due: Due, status: u16, verdict: Verdict) -> Result<()> {
     attempt(db, due, Answer { status: Some(status), retry_after: None }, verdict).await?;
     db.execute("UPDATE webhook_endpoints SET resting_until = NULL", &[]).await?;
@@ -136,11 +136,11 @@ async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Res
     ensure!(waits(&db).await? == [3600, 3600, 3600], "{:?}", waits(&db).await?);
     ensure!(due(&db, Health::Well).await?.is_empty() && due(&db, Health::Failing).await?.is_empty(), "before the hour is over");
 
-    // What failed so far is among all that failed.
+    // Redelivery of failed events includes those that are still retried.
     let again = endpoints::redeliver(&pool, merchant, endpoint, &Which::Failed, Place::FIRST).await.map_err(failed)?;
     ensure!(again == Some((1, None)) && waits(&db).await? == [0, 0, 0], "{again:?} {:?}", waits(&db).await?);
 
-    // Sent again by hand, whichever it is, it takes the others with it; in order still.
+    // Redelivery of any event takes the others of the payment with it, still in order.
     for event in ["2", "1"] {
         db.execute("UPDATE webhook_deliveries SET next_attempt = now() + interval '1 hour'", &[]).await?;
         let event = Which::Event(event.to_owned());
@@ -160,7 +160,7 @@ async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Res
         }
     }
 
-    // It has failed often enough: the others go without it, and what arrives makes the endpoint well.
+    // It has failed often enough: the others go without it, and a delivery makes the endpoint healthy.
     let mut second = due(&db, Health::Failing).await?;
     ensure!(second.len() == 1 && second[0].event_id == "2", "{second:?}");
     settle(&mut db, second.remove(0), 204, Verdict::Delivered).await?;
@@ -174,7 +174,7 @@ async fn what_arrives_after_failures_lets_the_later_events_go() -> Result<()> {
     let (_lab, pool, mut db, merchant, endpoint) = three_events().await?;
     let mut first = due(&db, Health::Well).await?;
     settle(&mut db, first.remove(0), 500, Verdict::Again(Duration::from_secs(3600))).await?;
-    // By hand, while the others were being put off for the hour.
+    // Redelivered by hand while the others were being postponed by an hour.
     let event = Which::Event("1".to_owned());
     endpoints::redeliver(&pool, merchant, endpoint, &event, Place::FIRST).await.map_err(failed)?;
     db.execute("UPDATE webhook_deliveries SET next_attempt = now() + interval '1 hour' WHERE event_id <> '1'", &[]).await?;
@@ -203,12 +203,12 @@ async fn an_endpoint_rests_a_tenth_of_the_time_that_it_fails_at_most_a_minute_an
         ensure!((expected - 1..=expected).contains(&rests), "{rests} s after failing for {failing:?} s");
         if expected > 0 {
             ensure!(due(&db, Health::Failing).await?.is_empty(), "it rests");
-            // Whoever asks for a ping wants to know now.
+            // A ping is sent at once, even to a resting endpoint.
             endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?;
         }
         claimed = due(&db, Health::Failing).await?;
     }
-    // What it asks for itself holds also if something arrives, and its rest is over then.
+    // `Retry-After` holds even after a successful delivery; the rest is over then.
     let hour = Answer { status: Some(503), retry_after: Some(Duration::from_secs(3600)) };
     let ping = claimed.remove(1);
     attempt(&mut db, claimed.remove(0), hour, Verdict::Again(Duration::ZERO)).await?;
@@ -219,7 +219,7 @@ async fn an_endpoint_rests_a_tenth_of_the_time_that_it_fails_at_most_a_minute_an
     Ok(())
 }
 
-/// What is pending for a disabled endpoint is sent no more and ends, whoever added it and when; and is sent again when asked for.
+/// Pending deliveries of a disabled endpoint are not sent and end, whenever they were added; redelivery sends them again.
 #[tokio::test]
 async fn what_is_pending_for_a_disabled_endpoint_ends() -> Result<()> {
     let (_lab, pool, mut db, merchant, endpoint) = three_events().await?;
@@ -233,7 +233,7 @@ async fn what_is_pending_for_a_disabled_endpoint_ends() -> Result<()> {
     let late = "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state) VALUES ($1, 'late', 'webhook.ping', '{}', 'pending')";
     db.execute(late, &[&endpoint]).await?;
     ensure!(queue::end(&db).await.map_err(failed)? == 1, "what was added meanwhile is pending");
-    // What was on its way arrives all the same.
+    // A delivery in flight arrives all the same.
     settle(&mut db, in_flight, 204, Verdict::Delivered).await?;
     let which = Which::Failed;
     ensure!(
@@ -262,7 +262,7 @@ async fn a_deleted_endpoint_is_seen_by_nobody_and_sent_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A crash of Postgres may undo the last commits, the first of a partition among them.
+/// A crash of Postgres may undo the last commits, even the first commit of a partition.
 #[tokio::test]
 async fn an_offset_that_was_taken_back_is_noticed() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
@@ -278,7 +278,7 @@ async fn an_offset_that_was_taken_back_is_noticed() -> Result<()> {
     Ok(())
 }
 
-/// A request sends so many again, and the next one goes on, whatever has become of those meanwhile.
+/// A redelivery request covers a limited number of deliveries, and the next one continues, whatever became of them meanwhile.
 #[tokio::test]
 async fn a_large_redelivery_goes_on_where_the_one_before_ended() -> Result<()> {
     let (_lab, pool, db, merchant, endpoint) = three_events().await?;
@@ -319,7 +319,7 @@ async fn what_a_former_server_answered_is_not_held_against_the_new_one() -> Resu
     settle(&mut db, sent.remove(0), 410, Verdict::Gone).await?;
     let now = endpoints::get(&db, merchant, endpoint).await.map_err(failed)?.context("no endpoint")?;
     ensure!(now.enabled && now.failing_since.is_none(), "{now:?}");
-    // The new one is asked at once.
+    // The new server gets them at once.
     ensure!(waits(&db).await? == [0, 0, 0], "{:?}", waits(&db).await?);
     Ok(())
 }

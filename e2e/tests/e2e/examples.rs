@@ -1,5 +1,5 @@
-//! The examples for consumers, in Python, Java and Rust, read a laboratory's topics and agree with Postgres. They have nothing of
-//! ours but the schemas, or the `topics` crate.
+//! The consumer examples, in Python, Java and Rust, read a lab's topics and agree with Postgres. All that they use of ours is
+//! the schemas or the `topics` crate.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Lab, Plan, Row, built, events, ledger, root};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::Command;
 
-/// A laboratory where something of each kind has happened: paid in the coin and in parts, paid in the token, cancelled, open.
+/// A lab with a payment of each kind: paid in the coin, paid in parts, paid in the token, cancelled, open.
 async fn busy() -> Result<Lab> {
     let lab = Lab::start(Plan::default()).await?;
     let mut ctrip = lab.spawn("up")?;
@@ -30,7 +30,7 @@ async fn busy() -> Result<Lab> {
     api.until(cancelled.id(), "cancelled").await?;
     api.until(open.id(), "pending").await?;
     published(&lab).await?;
-    // What it had to say is said, and an example reads what is committed.
+    // All its records are committed now, which is what an example reads.
     ensure!(ctrip.terminate()?.success(), "ctrip up:\n{}", ctrip.tail());
     Ok(lab)
 }
@@ -78,7 +78,7 @@ fn says(line: &Value, row: &Row) -> bool {
         && line["sequence"] == row.sequence
 }
 
-/// The table is Postgres's, and the events of each payment are all there, in order, and end where Postgres does.
+/// The table equals Postgres, and the events of each payment are complete, in order, and end in Postgres's state.
 async fn agrees(seen: &Seen, lab: &Lab) -> Result<()> {
     let ledger = ledger(lab).await?;
     ensure!(ledger.len() == 5, "{} payments", ledger.len());
@@ -108,7 +108,7 @@ async fn a_consumer_in_any_language_sees_what_postgres_has() -> Result<()> {
     let rust = run(&mut Command::new(built("consume")?), &lab)?;
     agrees(&rust, &lab).await.context("Rust")?;
 
-    // kcat can't decode; it has every event, under its payment.
+    // kcat cannot decode; it sees every event under its payment's key.
     let kcat = run(&mut Command::new(root().join("examples/kcat/run")), &lab)?;
     let events: BTreeMap<_, _> = kcat.events.iter().map(|(payment, events)| (payment.clone(), events.len())).collect();
     let expected: BTreeMap<_, _> = rust.events.iter().map(|(payment, events)| (payment.clone(), events.len())).collect();
@@ -142,7 +142,7 @@ async fn a_forwarded_merchant_gets_its_own_events_and_no_others() -> Result<()> 
         Ok(())
     };
     forward()?;
-    // Again: what was forwarded is not forwarded twice.
+    // A second run forwards nothing twice.
     forward()?;
     let copies = run(Command::new(built("consume")?).arg(format!("merchant.{merchant}.events")), &lab)?;
     payments.sort();

@@ -1,4 +1,4 @@
-//! A client of the Python gateway, which knows nothing of cTrip, works with it unchanged.
+//! A client of the Python gateway, written without knowledge of cTrip, works with it unchanged.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Lab, Plan, root};

@@ -1,4 +1,4 @@
-//! What happened to a payment and why, looked up and streamed.
+//! The history of a payment with its causes, listed and streamed.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Payment, Plan, Process};
@@ -20,7 +20,7 @@ async fn running() -> Result<Running> {
     Ok(Running { lab, api, process })
 }
 
-/// A key's public name.
+/// The public id of a key.
 fn key_id(key: &str) -> String {
     use sha2::Digest as _;
     hex::encode(&sha2::Sha256::digest(key.as_bytes())[..8])
@@ -36,7 +36,7 @@ fn kinds(events: &[Value]) -> Vec<&str> {
     events.iter().filter_map(|event| event["type"].as_str()).collect()
 }
 
-/// A stream of server-sent events, read one by one.
+/// A stream of server-sent events.
 struct Stream {
     answer: reqwest::Response,
     text: String,
@@ -57,7 +57,7 @@ impl Stream {
         Ok(Self { answer, text: String::new() })
     }
 
-    /// The next event; `None` when the server ends the stream. Comments keep alive and are no events.
+    /// The next event; `None` when the server ends the stream. Keep-alive comments are skipped.
     async fn next(&mut self) -> Result<Option<Value>> {
         tokio::time::timeout(Duration::from_secs(30), self.read()).await.context("no event for 30 s")?
     }
@@ -117,7 +117,7 @@ async fn every_event_is_kept_in_order_with_its_cause() -> Result<()> {
     ensure!(confirmed_by.as_u64() == paid_in.as_u64().map(|number| number + 2), "{confirmed} after {detected}");
     ensure!(confirmed["cause"]["block"]["hash"] == lab.node.head_hash().await?, "{confirmed}");
 
-    // The same in pages.
+    // The same events in pages.
     let (mut cursor, mut paged) = (String::new(), Vec::new());
     loop {
         let page = listed(&api, paid.id(), &format!("?limit=1{cursor}")).await?;
@@ -127,7 +127,7 @@ async fn every_event_is_kept_in_order_with_its_cause() -> Result<()> {
     }
     ensure!(&paged == events, "{paged:?} for {events:?}");
 
-    // Whose key it was, of a merchant's several.
+    // The cause names the key, of several that a merchant has.
     let cancelled = api.coin(5).await?;
     let (status, _) = second.request(Method::POST, &format!("/api/v1/payments/{}/cancel", cancelled.id()), None, &[]).await?;
     ensure!(status.is_success(), "{status}");
@@ -147,15 +147,15 @@ async fn a_stream_cut_off_in_the_middle_misses_nothing_and_repeats_nothing() -> 
     let detected = stream.expect("payment.detected").await?;
     drop(stream);
 
-    // While nobody listens.
+    // While no client listens.
     lab.node.mine(2).await?;
     api.until(payment.id(), "confirmed").await?;
     let last = detected["id"].as_str();
     let mut stream = Stream::open(&api, payment.id(), last).await?;
     let confirmed = stream.expect("payment.confirmed").await?;
     ensure!(confirmed["sequence"] == 3, "{confirmed}");
-    // Live again: a reorganisation takes it back, and the stream goes on after a final state.
-    lab.node.reorganise(3).await?;
+    // Live again: a reorg takes it back, and the stream continues after a final state.
+    lab.node.reorg(3).await?;
     let mut seen = vec![confirmed];
     while seen.last().is_some_and(|event| event["status"] != "pending") {
         seen.push(stream.next().await?.context("the stream ended")?);
@@ -166,7 +166,7 @@ async fn a_stream_cut_off_in_the_middle_misses_nothing_and_repeats_nothing() -> 
     let all = listed(&api, payment.id(), "").await?;
     ensure!(all["data"].as_array().is_some_and(|all| all.ends_with(&seen)), "{all} against {seen:?}");
 
-    // At the stop the stream ends, and does not hold the process up.
+    // The stream ends at the stop, and does not delay it.
     process.terminate()?;
     ensure!(stream.next().await?.is_none(), "an event out of nowhere");
     Ok(())
@@ -187,8 +187,8 @@ async fn another_merchant_finds_no_history() -> Result<()> {
     Ok(())
 }
 
-/// Months are made ahead and dropped when they have aged, by however many instances at once; what came before its month was
-/// made moves into it.
+/// Partitions are created months ahead and dropped when they are old, by any number of instances at once; events that came
+/// before their month's partition move into it.
 #[tokio::test(flavor = "multi_thread")]
 async fn months_of_history_are_made_and_dropped_and_no_event_is_lost_in_between() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
@@ -225,7 +225,7 @@ async fn months_of_history_are_made_and_dropped_and_no_event_is_lost_in_between(
     let dropped = first.map_err(failed)? + second.map_err(failed)? + last.map_err(failed)?;
     ensure!(dropped == 1, "{dropped} months dropped");
     ensure!((count(0).await?, count(100).await?, count(400).await?) == (1, 1, 0));
-    // The next months are there before they begin.
+    // The partitions of the next months exist before they begin.
     let sql =
         "SELECT to_regclass('payment_events_' || to_char((now() + $1 * interval '1 month') AT TIME ZONE 'UTC', 'YYYY_MM'))
                IS NOT NULL";

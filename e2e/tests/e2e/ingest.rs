@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 
 const SOUND: Lacks = Lacks { batches: false, block_receipts: false };
 const BARE: Lacks = Lacks { batches: true, block_receipts: true };
-/// Answers that are not true, and that a proof shows to be so.
+/// False answers that a proof detects.
 const LIES: [Fault; 4] = [Fault::EmptyLogs, Fault::LogMissing, Fault::ReceiptAltered, Fault::WrongParent];
-/// Of a provider that was asked too much.
+/// Answers of a provider over its rate limit.
 const LIMITS: [Fault; 3] = [Fault::TooManyRequests(None), Fault::TooManyRequests(Some(1)), Fault::LimitExceeded];
 
-/// All that is wrong with one endpoint while it is reached at all. A silence lasts until the client gives up, so few do.
+/// All faults of an endpoint that accepts connections. A silence lasts until the client times out, so there are few.
 fn matrix() -> Vec<(Fault, Extent)> {
     let times = Extent::Times;
     let seconds = |seconds| Extent::For(Duration::from_secs(seconds));
     vec![
-        // For a time and not a number of times: an empty list by number is asked for again by hash, and is a lie only then.
+        // For a duration and not a number of times: an empty list by number is requested again by hash, and only then a lie.
         (Fault::EmptyLogs, seconds(1)),
         (Fault::LogMissing, times(3)),
         (Fault::ReceiptAltered, times(3)),
@@ -52,7 +52,7 @@ async fn no_fault_of_the_only_endpoint_loses_doubles_or_misorders_a_block() -> R
         ensure!(caught || !LIES.contains(&fault), "{fault:?} was not told in chain_unproven_answers_total");
         println!("{fault:?}: {} times, {:.1?}", rig.endpoint().made(fault), started.elapsed());
         if LIMITS.contains(&fault) {
-            // The pace that it has now would stay slow for a good while.
+            // Its reduced request rate would stay low for a while.
             rig.restart()?;
         }
     }
@@ -73,7 +73,7 @@ async fn a_faulty_endpoint_does_not_keep_ingest_from_the_head_that_a_sound_one_h
         e2e::eventually("the fault", || async { Ok((rig.endpoint().made(fault) > 0).then_some(())) }).await?;
         println!("{fault:?}: {} times, {:.1?}", rig.endpoint().made(fault), started.elapsed());
         rig.endpoint().heal();
-        // Otherwise the endpoint would not be asked, and the next fault not made, for a good while.
+        // Without a restart ingest would avoid the endpoint for a while, and not meet the next fault.
         rig.restart()?;
         rig.traffic().await?;
         rig.arrive().await.with_context(|| format!("restarted after {fault:?}"))?;
@@ -97,7 +97,7 @@ async fn a_fault_in_logs_without_receipts_is_seen_by_the_bloom_or_by_a_second_en
     ];
     for fault in of_logs {
         let started = Instant::now();
-        // Once: then the other one is preferred.
+        // Once: afterwards ingest prefers the other endpoint.
         rig.endpoint().make(fault, Extent::Times(1));
         until_over(&rig, fault).await?;
         rig.arrive().await.with_context(|| format!("after {fault:?}"))?;
@@ -117,11 +117,11 @@ async fn a_block_that_changes_between_two_calls_is_published_from_one_branch_alo
         rig.traffic().await?;
         rig.arrive().await?;
         for _ in 0..3 {
-            // So far behind that blocks are asked for by number.
+            // So far behind that ingest requests blocks by number.
             rig.endpoint().make(Fault::Behind(100), Extent::Always);
             rig.traffic().await?;
             rig.pay_blocks(3).await?;
-            let fault = Fault::Reorganises(5);
+            let fault = Fault::Reorg(5);
             let before = rig.endpoint().made(fault);
             rig.endpoint().make(fault, Extent::Times(1));
             e2e::eventually("the change", || async { Ok((rig.endpoint().made(fault) > before).then_some(())) }).await?;
@@ -183,7 +183,7 @@ async fn an_endpoint_of_another_chain_is_refused_at_start() -> Result<()> {
     for _ in 0..2 {
         endpoints.push(e2e::Proxy::start(&lab.node.url, SOUND).await?);
     }
-    // The second is enough: the first failover would bring in the other chain's blocks.
+    // One wrong endpoint is enough: the first failover would bring in the other chain's blocks.
     endpoints[1].make(Fault::ChainId(5), Extent::Always);
     write_chains(&lab, &endpoints, "")?;
     let mut ingest = lab.spawn("ingest")?;
@@ -196,7 +196,7 @@ async fn an_endpoint_of_another_chain_is_refused_at_start() -> Result<()> {
     Ok(())
 }
 
-/// Payments go on until the fault was made as often or as long as it should; and then some more.
+/// Makes payments until the fault was injected as often or as long as requested; and then some more.
 async fn until_over(rig: &Rig, fault: Fault) -> Result<()> {
     let started = Instant::now();
     while rig.endpoint().is_faulty() {
@@ -209,7 +209,7 @@ async fn until_over(rig: &Rig, fault: Fault) -> Result<()> {
 }
 
 async fn unproven(rig: &Rig) -> Result<f64> {
-    // A process that was started a moment ago does not serve them yet.
+    // A new process does not serve metrics yet.
     e2e::eventually("metrics", || async {
         Ok(rig.ingest.metric("chain_unproven_answers_total", &[("chain", "anvil")]).await.ok())
     })

@@ -1,4 +1,4 @@
-//! Every rule of a payment's life, on real chains: many payments in one laboratory, each with the way it must go.
+//! Every rule of a payment's life, on real chains: many payments in one lab, each with its expected course.
 
 use alloy::hex;
 use alloy::primitives::{Address, B256, U256, keccak256};
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 const DUSD: &str = "DUSD";
 
-/// What a payment must come to, and be told as, after `payment.created`.
+/// A payment with its expected end, and its expected events after `payment.created`.
 struct Case {
     name: &'static str,
     payment: Payment,
@@ -26,7 +26,7 @@ struct Field {
     /// Another chain, with the same token at the same address.
     other: Node,
     fee_token: Address,
-    /// Listed nowhere.
+    /// A token that no chain lists.
     fake: Address,
 }
 
@@ -90,7 +90,7 @@ impl Field {
         mined(&self.lab.node, hash).await
     }
 
-    /// A static address, with its intent where the API's repair publishes it.
+    /// A static address, with its intent where the API's repair task publishes it.
     async fn static_address(&self) -> Result<DepositAddress> {
         let database = self.lab.database().await?;
         let row = database.query_one("SELECT merchant_id, xpub FROM payments LIMIT 1", &[]).await?;
@@ -133,7 +133,7 @@ async fn every_rule_of_a_payments_life_holds_on_real_chains() -> Result<()> {
     let mut cases = Vec::new();
     let mut case = |name, payment: &Payment, end, events| cases.push(Case { name, payment: payment.clone(), end, events });
 
-    // The first address is one of those that the signing node below has.
+    // The signing node below has the key of the first addresses.
     let nothing = field.coin(100, json!({})).await?;
     case("no money moves", &nothing, ("pending", "", "0"), &[]);
     let parts = field.token(100, json!({})).await?;
@@ -161,9 +161,9 @@ async fn every_rule_of_a_payments_life_holds_on_real_chains() -> Result<()> {
     let fee = field.ask(json!({ "chain": "anvil", "token": "FUSD", "amount": 90 }), json!({})).await?;
     case("a fee on the transfer", &fee, ("confirmed", "", "90"), &["detected", "confirmed"]);
     let moved = field.coin(100, json!({ "confirmations": 5 })).await?;
-    case("moved by a reorganisation", &moved, ("confirmed", "", "100"), &["detected", "reverted", "detected", "confirmed"]);
+    case("moved by a reorg", &moved, ("confirmed", "", "100"), &["detected", "reverted", "detected", "confirmed"]);
     let changed = field.coin(100, json!({ "confirmations": 5 })).await?;
-    case("changed by a reorganisation", &changed, ("pending", "underpaid", "70"), &["detected", "reverted", "underpaid"]);
+    case("changed by a reorg", &changed, ("pending", "underpaid", "70"), &["detected", "reverted", "underpaid"]);
     let shallow = field.coin(10, json!({ "confirmations": 1 })).await?;
     case("a policy of its own", &shallow, ("confirmed", "", "10"), &["detected", "confirmed"]);
     let tiered = field.coin(2_000, json!({})).await?;
@@ -176,7 +176,7 @@ async fn every_rule_of_a_payments_life_holds_on_real_chains() -> Result<()> {
     case("late and accepted", &accepted, ("confirmed", "", "100"), &["expired", "late", "detected", "confirmed"]);
     let customer = field.static_address().await?;
 
-    // What a reorganisation takes away, before anything that must stay.
+    // Payments that the reorg removes come before anything that must stay.
     field.pay(&moved, 100).await?;
     field.pay(&changed, 100).await?;
     api.until(moved.id(), "detected").await?;
@@ -227,14 +227,14 @@ async fn every_rule_of_a_payments_life_holds_on_real_chains() -> Result<()> {
     let deeper = field.pay(&tiered, 2_000).await?;
     mined(&field.other, field.other.pay(finalized.address()?, U256::from(10)).await?).await?;
 
-    // Deposits: the coin, above a tier and below, and the token on the other chain. The fake makes none.
+    // Deposits: in the coin, above a tier and below, and in the token on the other chain. The fake token makes none.
     let small = mined(node, node.pay(customer.address, U256::from(10)).await?).await?;
     let large = mined(node, node.pay(customer.address, U256::from(5_000)).await?).await?;
     mined(node, node.pay_with(field.fake, customer.address, U256::from(10)).await?).await?;
     mined(&field.other, field.other.pay_token(customer.address, U256::from(30)).await?).await?;
     field.other.mine(3).await?;
 
-    // The chain's clock, not ours, goes beyond the expiry.
+    // The chain's clock, not ours, passes the expiry.
     node.call("evm_increaseTime", json!([120])).await?;
     node.mine(1).await?;
     for payment in [&late, &accepted] {
@@ -253,8 +253,8 @@ async fn every_rule_of_a_payments_life_holds_on_real_chains() -> Result<()> {
     deposits(&told, &customer, (small, large))
 }
 
-/// Sends coin from a payment's address to itself. Its key is one of a node that has the same mnemonic as our xpub: an
-/// impersonated sender would not do, since such a transaction's hash proves nothing.
+/// Sends coin from a payment's address to itself. A node with the mnemonic of our xpub has the key: an impersonated sender
+/// would not do, since such a transaction's hash proves nothing.
 async fn to_itself(lab: &Lab, address: Address) -> Result<()> {
     let mnemonic = format!("{}about", "abandon ".repeat(11));
     let signer = Node::start_with(&lab.stack, &["--mnemonic", &mnemonic]).await?;
@@ -267,7 +267,7 @@ async fn to_itself(lab: &Lab, address: Address) -> Result<()> {
     mined(&lab.node, hash).await.map(drop)
 }
 
-/// Waits until each payment is where it must be and was told as it must be; gives all events.
+/// Waits until each payment has its expected end and events; returns all events.
 async fn settle(field: &Field, cases: &[Case]) -> Result<Vec<PaymentEvent>> {
     let settled = eventually("every payment to end as it must", || async {
         let told = events(&field.lab).await?;
@@ -293,7 +293,7 @@ async fn differences(field: &Field, cases: &[Case], told: &[PaymentEvent]) -> Re
     Ok(differences)
 }
 
-/// A support desk can tell what arrived, where, and from whom.
+/// The event tells support what arrived, where, and from whom.
 fn unexpected(field: &Field, told: &[PaymentEvent], token: &Payment, chain: &Payment) -> Result<()> {
     let of = |payment: &Payment| {
         let event = told.iter().find(|e| e.payment_id == payment.id() && e.r#type == "payment.unexpected_transfer");

@@ -1,4 +1,4 @@
-//! Merchants, their keys and their own accounts, on the real stack.
+//! Merchants, their keys and their own accounts.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Plan, Process, XPUB, eventually};
@@ -98,7 +98,7 @@ async fn a_merchants_own_account_has_its_own_sequence_of_addresses() -> Result<(
         ensure!(api.coin(1).await?.address()? == ours.address(index)?, "ours at {index}");
         ensure!(other.coin(1).await?.address()? == theirs.address(index)?, "theirs at {index}");
     }
-    // Of both in one batch.
+    // Payments of both in one batch.
     let many = (0..20).map(|place| if place % 2 == 0 { api.coin(1) } else { other.coin(1) });
     let many = futures::future::try_join_all(many).await?;
     let mut addresses = many.iter().map(e2e::Payment::address).collect::<Result<Vec<_>>>()?;

@@ -1,4 +1,4 @@
-//! The OpenAPI document is true: requests made from it get the answers that it promises.
+//! The OpenAPI document is true: requests made from it get the documented answers.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Plan, root};
@@ -6,9 +6,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use std::process::Command;
 
-/// All checks that schemathesis has, among them that what the document allows is taken, what it forbids is refused, no answer
-/// has an undocumented status, header or shape, and no key means 401. First with ids as it finds or invents them, then with
-/// those of a payment and of a deposit address that have something to show.
+/// Runs all checks of schemathesis: among others, documented requests are accepted, undocumented ones refused, no answer has an
+/// undocumented status, header or shape, and requests without a key get 401. First with ids that it finds or invents, then
+/// with those of a payment and of a deposit address that have content.
 #[tokio::test(flavor = "multi_thread")]
 async fn schemathesis_finds_no_answer_that_the_document_does_not_promise() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
@@ -24,7 +24,7 @@ async fn schemathesis_finds_no_answer_that_the_document_does_not_promise() -> Re
     api.until(payment.id(), "confirmed").await?;
 
     let text = schemathesis(&api, "", &["--max-examples", "30"])?;
-    // It did what it is for: every operation was called, but that of the document, which it has read before.
+    // It called every operation, except that of the document, which it has read before.
     let (_, document) = api.request(Method::GET, "/openapi.json", None, &[]).await?;
     let paths = document["paths"].as_object().into_iter().flatten();
     let operations: usize = paths.map(|(_, item)| item.as_object().map_or(0, serde_json::Map::len)).sum();
@@ -42,7 +42,7 @@ async fn schemathesis_finds_no_answer_that_the_document_does_not_promise() -> Re
         + &known("addresses", address["id"].as_str().context("an id")?)
         + &known("webhooks", webhook["id"].as_str().context("an id")?);
     let phases = ["--phases", "examples,coverage,fuzzing", "--include-path-regex", r"\{id\}", "--max-examples", "10"];
-    // Nothing is left to show of what was deleted.
+    // A deleted webhook has nothing to show.
     let phases = [&phases[..], &["--exclude-method", "DELETE"]].concat();
     let text = schemathesis(&api, &known, &phases)?;
     ensure!(!text.contains("Missing test data"), "{text}");
@@ -60,7 +60,7 @@ fn schemathesis(api: &Api, config: &str, options: &[&str]) -> Result<String> {
     Ok(text)
 }
 
-/// Behind a firewall as well: the page and what it loads come from this server, and its policy lets the browser ask no other.
+/// Behind a firewall as well: the page and its resources come from this server, and its policy lets the browser ask no other.
 #[tokio::test]
 async fn the_page_asks_no_other_server() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;

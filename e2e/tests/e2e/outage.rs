@@ -1,4 +1,4 @@
-//! The parts die and come back; every role goes on by itself.
+//! Kafka and Postgres are killed and come back, and every role recovers by itself.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Lab, Plan, Process, Stack, events, ledger};
@@ -28,7 +28,7 @@ async fn live_through(stack: &Stack) -> Result<()> {
     let mut payments = Vec::new();
     let mut addresses = Vec::new();
     for i in 0..PAYMENTS {
-        // In mid-flow, with payments made and paid before, during and after.
+        // In mid-flow, with payments created and paid before, during and after.
         let part = match i {
             10 => Some("kafka"),
             20 => Some("postgres"),
@@ -42,7 +42,7 @@ async fn live_through(stack: &Stack) -> Result<()> {
             let api = api.clone();
             tokio::spawn(async move { api.create_surely(json!({ "chain": "anvil", "amount": 5 })).await })
         });
-        // An address of a customer is given out once, and only when Kafka has its intent.
+        // A customer gets an address once, and only when Kafka has its intent.
         let customer = part.map(|part| {
             let (api, customer) = (api.clone(), json!({ "external_id": part }));
             tokio::spawn(async move {

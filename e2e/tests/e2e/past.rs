@@ -1,5 +1,5 @@
-//! What a chain's past can do: a reorganisation deeper than final halts it, until a person resumes it; and a range from before
-//! its first block is brought by `ctrip backfill`, whatever kills that.
+//! A chain's past: a reorg below final blocks halts the chain until an operator resumes it; and `ctrip backfill` brings a
+//! range from before the first block, whatever kills it.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Extent, Fault, Lab, Lacks, Plan, Proxy, eventually, records};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use topics::wire;
 use wire::block_record::Kind;
 
-/// anvil calls everything final that is so far below its head.
+/// anvil calls every block final that is this far below its head.
 const FINAL_BELOW: u64 = 64;
 
 #[tokio::test]
@@ -27,7 +27,7 @@ async fn a_reorganisation_below_what_is_final_halts_the_chain_until_it_is_resume
     until_processed(&api, head).await?;
 
     let depth = FINAL_BELOW + 6;
-    lab.node.reorganise(depth).await?;
+    lab.node.reorg(depth).await?;
     lab.node.mine(1).await?;
     let halted =
         eventually("the chain to halt", || async { Ok(chain_health(&api).await?.filter(|c| c["status"] == "halted")) });
@@ -47,14 +47,14 @@ async fn a_reorganisation_below_what_is_final_halts_the_chain_until_it_is_resume
         "{refused}"
     );
 
-    // It is not forgotten by a restart.
+    // The halt survives a restart.
     up.kill()?;
     let mut up = lab.spawn("up")?;
     api.ready(&mut up).await?;
     eventually("the chain to be halted still", || async { Ok(chain_health(&api).await?.filter(|c| c["status"] == "halted")) })
         .await?;
 
-    // Without the number nothing is done, and the number is told.
+    // Without the number nothing happens, and the error tells it.
     let refused = lab.ctrip(&["resume", "--chain", "anvil"]).err().context("resumed without being told the depth")?;
     ensure!(format!("{refused:#}").contains(&format!("--take-back {depth}")), "{refused:#}");
     lab.ctrip(&["resume", "--chain", "anvil", "--take-back", &depth.to_string()])?;
@@ -69,7 +69,7 @@ async fn a_reorganisation_below_what_is_final_halts_the_chain_until_it_is_resume
     lab.node.mine(3).await?;
     api.until(payment.id(), "confirmed").await?;
     let removed = blocks(&lab).await?.iter().filter(|block| block.kind() == Kind::Removed).count();
-    ensure!(removed as u64 == depth, "{removed} blocks were taken back; the reorganisation had {depth}");
+    ensure!(removed as u64 == depth, "{removed} blocks were taken back; the reorg had {depth}");
     let again = lab.ctrip(&["resume", "--chain", "anvil"]).err().context("a chain that goes on was resumed")?;
     ensure!(format!("{again:#}").contains("is not halted"), "{again:#}");
     Ok(())
@@ -104,7 +104,7 @@ async fn a_backfill_that_is_killed_goes_on_and_brings_every_block_once() -> Resu
     let early = lab.ctrip(&["backfill", "--chain", "anvil", "--from", "0", "--to", &beyond]).err().context("not final")?;
     ensure!(format!("{early:#}").contains("can still be taken back"), "{early:#}");
 
-    // From here on the file is read by the backfill alone: its node holds back what is above a block, so that the kill comes
+    // From here on only the backfill reads the file: its node holds back the blocks above a number, so that the kill comes
     // in the middle.
     let proxy = Proxy::start(&lab.node.url, Lacks::default()).await?;
     let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
@@ -134,7 +134,7 @@ async fn a_backfill_that_is_killed_goes_on_and_brings_every_block_once() -> Resu
         let paid = api.until(payment.id(), "confirmed").await?;
         ensure!(paid.text("amount_received") == payment.text("amount"), "{what}: {}", paid.0);
     }
-    // The head stays where it is, and goes on.
+    // The head is unchanged, and follows the chain.
     lab.node.mine(2).await?;
     until_processed(&api, lab.node.head().await?).await?;
     up.check()

@@ -1,4 +1,4 @@
-//! The life of payments, end to end on the real stack.
+//! The life of payments, end to end.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Plan, Process, events};
@@ -77,7 +77,7 @@ async fn another_asset_is_reported_and_an_unpaid_payment_expires_by_chain_time()
     .await?;
     let mistaken = api.get(mistaken.id()).await?;
     ensure!(mistaken.status() == "pending" && mistaken.text("amount_received") == "0", "{}", mistaken.0);
-    // The chain's clock, not ours, goes beyond the expiry.
+    // The chain's clock, not ours, passes the expiry.
     lab.node.call("evm_increaseTime", json!([120])).await?;
     lab.node.mine(1).await?;
     api.until(forgotten.id(), "expired").await?;
@@ -142,12 +142,12 @@ async fn an_idempotency_key_gives_the_first_answer_again() -> Result<()> {
     let body = json!({ "chain": "anvil", "amount": 7 });
     let again = || api.request(Method::POST, "/api/v1/payments", Some(body.clone()), &headers);
     let answers = futures::future::try_join_all((0..8).map(|_| again())).await?;
-    // Whoever came while the first was being answered was told to come again.
+    // Requests during the first one were told to retry.
     let (made, in_flight): (Vec<_>, Vec<_>) = answers.iter().partition(|(status, _)| *status == StatusCode::CREATED);
     ensure!(in_flight.iter().all(|(status, _)| *status == StatusCode::CONFLICT), "{answers:?}");
     let (_, first) = made.first().context("an answer")?;
     ensure!(made.iter().all(|(_, answer)| answer == first), "{answers:?}");
-    // What happens to the payment changes nothing about the first answer.
+    // Later changes of the payment do not change the first answer.
     let id = first["id"].as_str().context("id")?;
     let (status, _) = api.request(Method::POST, &format!("/api/v1/payments/{id}/cancel"), None, &[]).await?;
     ensure!(status.is_success(), "{status}");

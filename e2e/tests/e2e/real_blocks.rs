@@ -1,5 +1,5 @@
-//! Real blocks, served by a small RPC, through ingest and detector: what is matched is what the receipts and an independent
-//! parser say.
+//! Real blocks, served by a small RPC, through ingest and detector: the matches are those of the receipts and of an independent
+//! parser.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::replay::{Recorded, recorded, serve};
@@ -14,7 +14,7 @@ use topics::{Address, Message as _, Topic, U256, wire};
 const TRANSFER: &str = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef";
 const SYSTEM: &str = "0xfffffffffffffffffffffffffffffffffffffffe";
 
-/// A transfer, as text so that a difference can be read: block, transaction, log index or `value`, token or `coin`, from,
+/// A transfer, as text so that a difference is readable: block, transaction, log index or `value`, token or `coin`, from,
 /// to, amount.
 type Credit = (String, String, String, String, String, String, U256);
 
@@ -22,7 +22,7 @@ type Credit = (String, String, String, String, String, String, U256);
 async fn the_matches_of_real_blocks_are_the_transfers_in_their_receipts() -> Result<()> {
     let mut chains = vec![recorded("eth-mainnet-17686110-17686112")?, recorded("amsterdam-dev")?];
     let odd = recorded("misc")?;
-    // Of the odd blocks those with a status in every receipt, each a chain of its own. (25 is Cronos, whose blocks lack
+    // Of the odd blocks, those with a status in every receipt, each as a chain of its own. (25 is Cronos, whose blocks lack
     // receipts.)
     let with_status = |b: &Recorded| b.chain_id != 25 && b.receipts.iter().all(|r| r["status"].is_string());
     chains.extend(odd.into_iter().filter(with_status).map(|block| vec![block]));
@@ -64,7 +64,7 @@ async fn the_matches_of_real_blocks_are_the_transfers_in_their_receipts() -> Res
     check_amsterdam(&distinct)
 }
 
-/// From the receipts, by the rules and without our decoder.
+/// The transfers in the receipts, by the rules and without our decoder.
 fn credits(recorded: &Recorded) -> Vec<Credit> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_lowercase();
     let word = |word: &str| format!("0x{}", word.get(24..).unwrap_or_default());
@@ -77,7 +77,7 @@ fn credits(recorded: &Recorded) -> Vec<Credit> {
         let data = text(&log["data"]);
         let words: Vec<String> =
             data.trim_start_matches("0x").as_bytes().chunks(64).map(|w| String::from_utf8_lossy(w).into()).collect();
-        // Both parties indexed, or neither; in both cases addresses with twelve zero bytes in front.
+        // Both parties are indexed, or neither; in both cases addresses have twelve leading zero bytes.
         let (from, to, amount) = match (topics.as_slice(), words.as_slice()) {
             ([first, from, to], [amount]) if first == TRANSFER => (from.replace("0x", ""), to.replace("0x", ""), amount),
             ([first], [from, to, amount]) if first == TRANSFER => (from.clone(), to.clone(), amount),
@@ -115,7 +115,7 @@ fn credit(record: &wire::MatchesRecord, t: &wire::matches_record::Transfer) -> C
     (hex(&record.hash), hex(&t.transaction_hash), index, token, hex(&t.from), hex(&t.to), amount)
 }
 
-/// `token-transfers-oracle`: parsed by another program.
+/// Every transfer of `token-transfers-oracle`, which another program parsed, is matched.
 fn check_oracle(matched: &BTreeSet<Credit>) -> Result<()> {
     let mut checked = 0;
     for block in testdata::lines("token-transfers-oracle")? {

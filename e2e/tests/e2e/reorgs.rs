@@ -1,4 +1,4 @@
-//! Reorganisations are written down as they happened: each block that was published and lost is removed once, from the tip down.
+//! Reorgs are published as they happened: each published block that was lost is removed once, from the tip down.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Extent, Fault, History, Lacks, Rig};
@@ -6,12 +6,12 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use std::time::Duration;
 
-/// The last is as deep as anvil lets one be: its fork is at the block that it calls finalized, 64 below the head.
+/// The last is the deepest that anvil allows: its fork is at the block that it calls finalized, 64 below the head.
 const DEPTHS: [u64; 4] = [1, 5, 12, 64];
 const KILLS: usize = 10;
 
-// Every block that is to be lost has a payment: an empty one may be replaced by itself, since anvil would mine it again with
-// the same timestamp.
+// Every block that a reorg will remove has a payment: an empty one may be replaced by itself, since anvil would mine it again
+// with the same timestamp.
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reorganisation_of_any_depth_removes_each_lost_block_once_and_adds_the_new_ones() -> Result<()> {
@@ -21,14 +21,14 @@ async fn a_reorganisation_of_any_depth_removes_each_lost_block_once_and_adds_the
     for depth in DEPTHS {
         rig.pay_blocks(depth).await?;
         before = rig.arrive().await.with_context(|| format!("before depth {depth}"))?;
-        rig.lab.node.reorganise(depth).await?;
+        rig.lab.node.reorg(depth).await?;
         let after = rig.arrive().await.with_context(|| format!("after depth {depth}"))?;
         check_removed(&before, &after, depth)?;
         before = after;
     }
-    // Back to back: ingest sees what it sees of them, and the last one as it is.
+    // Back to back: ingest sees some of them, and the last one for certain.
     for depth in DEPTHS {
-        rig.lab.node.reorganise(depth).await?;
+        rig.lab.node.reorg(depth).await?;
     }
     rig.pay_blocks(2).await?;
     let after = rig.arrive().await.context("after all of them at once")?;
@@ -47,20 +47,20 @@ async fn a_reorganisation_below_the_tip_of_an_ingest_that_catches_up_removes_wha
         rig.lab.node.mine(200).await?;
         rig.pay_blocks(depth).await?;
         let head = rig.lab.node.head().await?;
-        // Half of the blocks that will go are published, and the rest is not fetched yet.
+        // Half of the blocks to be removed are published, and the rest is not fetched yet.
         let published = head - depth / 2;
         rig.endpoint().make(Fault::HoldAbove(published), Extent::Always);
         rig.ingest = rig.lab.spawn("ingest")?;
         let there = |history: &History| history.stack.last().is_some_and(|step| step.block.number == published);
         e2e::eventually("half of the blocks", || async { Ok(Some(rig.history().await?).filter(there)) }).await?;
-        // From here on it hears of the new head, and gets no block until the chain has grown by a hundred.
+        // From here on ingest sees the new head, and gets no block until the chain has grown by a hundred.
         rig.endpoint().make(Fault::HoldAbove(0), Extent::Always);
-        rig.lab.node.reorganise(depth).await?;
+        rig.lab.node.reorg(depth).await?;
         rig.lab.node.mine(100).await?;
         rig.endpoint().heal();
         let after = rig.arrive().await.with_context(|| format!("after depth {depth}"))?;
         check_removed(&before, &after, depth - depth / 2)?;
-        // It was behind when it wrote them: a hundred blocks and more came afterwards.
+        // It was behind when it wrote the removals: more than a hundred blocks came afterwards.
         let last = after.steps.iter().rposition(|step| step.logs.kind() == topics::wire::logs_record::Kind::Removed);
         let later = after.steps.len() - last.context("a removal")?;
         ensure!(later > 100, "only {later} steps after the removal");
@@ -89,7 +89,7 @@ async fn kill_nine_in_the_midst_of_reorganisations_loses_and_doubles_nothing() -
             *ingest = lab.spawn("ingest")?;
             Ok(())
         };
-        tokio::try_join!(lab.node.reorganise(depth), killing)?;
+        tokio::try_join!(lab.node.reorg(depth), killing)?;
         let after = rig.arrive().await.with_context(|| format!("round {round}, depth {depth}, killed after {wait:?}"))?;
         check_removed(&before, &after, depth)?;
         before = after;

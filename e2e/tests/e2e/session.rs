@@ -1,4 +1,4 @@
-//! A session that Polygon's nodes really had, with a reorganisation of one block, gives the history that it was.
+//! A recorded session of Polygon's nodes, with a reorg of one block, becomes the history that it was.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{HistoryReader, Lab, Plan, Session};
@@ -42,7 +42,7 @@ async fn a_recorded_session_with_an_orphan_is_published_with_it_and_with_its_rem
         step.check(block, &logs.iter().collect::<Vec<_>>())?;
         added.push((step.block.number, hash));
     }
-    // In order: each number once, and that of the orphan twice, the canonical block after it.
+    // In order: each number once, and that of the orphan twice, with the canonical block after it.
     let numbers: Vec<u64> = (13_522_175..=13_522_194).chain(13_522_194..=13_522_230).collect();
     ensure!(added.iter().map(|(number, _)| *number).eq(numbers), "added in another order: {added:?}");
     let twins: Vec<&str> = added.iter().filter(|(number, _)| *number == 13_522_194).map(|(_, hash)| hash.as_str()).collect();

@@ -1,4 +1,4 @@
-//! `ctrip tail`, the real binary, on a laboratory's topics.
+//! `ctrip tail`, the real binary, on a lab's topics.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Lab, Plan, eventually};
@@ -25,7 +25,7 @@ async fn tail_shows_what_happened_in_every_topic() -> Result<()> {
     lab.node.mine(3).await?;
     api.until(payment.id(), "confirmed").await?;
 
-    // A line an event of this payment and of no other, in order, and the program ends by itself after three.
+    // One line per event of this payment and of no other, in order, and the program ends by itself after three.
     let filter = format!("payment_id={}", payment.id());
     let of_payment = ["tail", "payment.events", "--from", "beginning", "--filter", &filter, "--limit", "3"];
     let lines = lab.ctrip(&of_payment)?;
@@ -38,7 +38,7 @@ async fn tail_shows_what_happened_in_every_topic() -> Result<()> {
     }
     ensure!(lines.contains(&format!("transfer.transaction_hash={hash}")), "{lines}");
 
-    // The same as JSON, with two filters, a line a record.
+    // The same as JSON, with two filters, one line per record.
     let json = lab.ctrip(&[&of_payment[..6], &["--filter", "type=payment.confirmed", "--json", "--limit", "1"]].concat())?;
     let record: Value = serde_json::from_str(&json).context(json)?;
     let value = &record["value"];
@@ -46,7 +46,7 @@ async fn tail_shows_what_happened_in_every_topic() -> Result<()> {
     ensure!(value["transfers"][0]["amount"] == "12345678901234567" && value["transfers"][0]["confirmed"] == true, "{record}");
     ensure!(value["block"]["hash"].as_str().is_some_and(|hash| hash.len() == 66), "{record}");
 
-    // Every topic has a reader; nothing is in quarantine.
+    // Every topic can be read; quarantine is empty.
     for topic in Topic::ALL.into_iter().filter(|topic| *topic != Topic::Quarantine) {
         let shown = lab.ctrip(&["tail", topic.name(), "--from", "beginning", "--limit", "1", "--json=pretty"])?;
         let record: Value = serde_json::from_str(&shown).with_context(|| format!("{topic}: {shown}"))?;
@@ -54,7 +54,7 @@ async fn tail_shows_what_happened_in_every_topic() -> Result<()> {
             record["topic"] == topic.name() && record["value"].is_object() && shown.lines().count() > 5,
             "{topic}: {shown}"
         );
-        // From its own time on it is there; from its own offset on too.
+        // It is found from its own time on, and from its own offset on.
         let (time, offset) = (record["time"].as_str().context("time")?, record["offset"].to_string());
         for from in [time, &offset, "1970-01-01"] {
             let line = lab.ctrip(&["tail", topic.name(), "--from", from, "--limit", "1"])?;
@@ -98,7 +98,7 @@ async fn tail_follows_from_the_end_and_stops_when_nobody_reads() -> Result<()> {
         async move { Ok(ended?) }
     });
     let status = ended.await;
-    // Whatever the outcome, it does not stay.
+    // Whatever the outcome, the process does not stay.
     let _ = child.kill();
     ensure!(status?.success(), "tail failed when its reader went away");
     Ok(())

@@ -1,4 +1,4 @@
-//! Webhooks as a merchant's server gets them.
+//! Webhooks as a merchant's server receives them.
 
 use anyhow::{Context as _, Result, ensure};
 use axum::Router;
@@ -28,7 +28,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::server::TlsStream;
 
-/// A message that arrived.
+/// A received message.
 #[derive(Clone, Debug)]
 struct Message {
     headers: BTreeMap<String, String>,
@@ -46,8 +46,8 @@ impl Message {
     }
 }
 
-/// A merchant's server. What it does is in the path: `/well/…`, `/slow/…`, `/gone/…`, `/moved/…`, `/busy/…`, `/silent/…`, `/endless/…`, and
-/// `/broken/…`, which answers 500 until it is mended.
+/// A merchant's server. The path chooses its behaviour: `/well/…`, `/slow/…`, `/gone/…`, `/moved/…`, `/busy/…`, `/silent/…`,
+/// `/endless/…`, and `/broken/…`, which returns 500 until it is mended.
 #[derive(Clone)]
 struct Receiver {
     url: String,
@@ -67,7 +67,7 @@ impl Receiver {
         Ok(Self::on(listener, url))
     }
 
-    /// With a certificate for `localhost`; gives also the authority that signed it, as PEM.
+    /// Starts with a certificate for `localhost`; also returns the authority that signed it, as PEM.
     async fn start_tls() -> Result<(Self, String)> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -137,7 +137,7 @@ impl Receiver {
     }
 }
 
-/// TLS on TCP; who does not agree on it is not served.
+/// TLS on TCP. A connection whose handshake fails is dropped.
 struct Tls {
     tcp: TcpListener,
     acceptor: TlsAcceptor,
@@ -165,11 +165,11 @@ struct Running {
     lab: Lab,
     api: Api,
     receiver: Receiver,
-    /// Killed with it.
+    /// Killed when dropped.
     _processes: Vec<Process>,
 }
 
-/// The roles, each a process of its own, so that one can be killed.
+/// Starts roles, each as a process of its own, so that one can be killed.
 async fn running(roles: &[&str]) -> Result<Running> {
     running_with(roles, &[("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8"), ("WEBHOOK_ALLOW_HTTP", "true")]).await
 }
@@ -189,7 +189,7 @@ async fn call(api: &Api, method: Method, path: &str, body: Option<Value>) -> Res
     Ok(answer)
 }
 
-/// An endpoint at our server; gives its id and secret.
+/// Creates an endpoint at our server; returns its id and secret.
 async fn hook(running: &Running, path: &str, events: &[&str]) -> Result<(String, String)> {
     let body = json!({ "url": format!("{}/{path}", running.receiver.url), "events": events });
     let made = call(&running.api, Method::POST, "", Some(body)).await?;
@@ -197,7 +197,7 @@ async fn hook(running: &Running, path: &str, events: &[&str]) -> Result<(String,
     Ok((text("id")?, text("secret")?))
 }
 
-/// What the reference library says of messages.
+/// The verdicts of the reference library on messages.
 fn verify(messages: &[(&str, &Message)]) -> Result<Vec<String>> {
     let environment =
         Command::new(root().join("e2e/python/environment")).arg(root().join("e2e/python/webhooks.txt")).output()?;
@@ -218,7 +218,7 @@ fn verify(messages: &[(&str, &Message)]) -> Result<Vec<String>> {
     Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
 }
 
-/// What the function of docs/webhooks.md says of a message.
+/// The verdict of the function in docs/webhooks.md on a message.
 fn verify_as_documented(secret: &str, message: &Message) -> Result<bool> {
     let page = std::fs::read_to_string(root().join("docs/webhooks.md"))?;
     let code =
@@ -255,7 +255,7 @@ async fn the_reference_library_verifies_every_message_also_while_a_secret_rotate
     let some = receiver.until("well/some", 1).await?;
     ensure!(some.len() == 1 && some[0].json()? == last, "{some:?}");
 
-    // Both secrets verify while one rotates; somebody else's never.
+    // Both secrets verify during a rotation; another's never does.
     let rotated = call(api, Method::POST, &format!("/{id}/rotate"), None).await?;
     let new = rotated["secret"].as_str().context("secret")?;
     ensure!(new != secret && rotated["old_secret_until"].is_string(), "{rotated}");
@@ -282,7 +282,7 @@ async fn the_reference_library_verifies_every_message_also_while_a_secret_rotate
     ensure!(verdicts == expected, "{verdicts:?}");
     ensure!(verify_as_documented(&secret, &messages[0])? && verify_as_documented(new, &messages[3])?, "docs/webhooks.md");
     ensure!(!verify_as_documented(stranger, &messages[0])? && !verify_as_documented(&secret, &changed)?, "docs/webhooks.md");
-    // All fields that the page shows are there, and no others.
+    // The message has the fields that the page shows, and no others.
     let page = std::fs::read_to_string(root().join("docs/webhooks.md"))?;
     let shown =
         page.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).context("no JSON in docs/webhooks.md")?;
@@ -290,7 +290,7 @@ async fn the_reference_library_verifies_every_message_also_while_a_secret_rotate
     let names = |value: &Value| value.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>());
     ensure!(names(&shown) == names(&sent) && names(&shown["data"]) == names(&sent["data"]), "docs/webhooks.md: {sent}");
 
-    // And the API tells of it.
+    // And the API lists the deliveries.
     let page = call(api, Method::GET, &format!("/{id}/deliveries?limit=3"), None).await?;
     let newest = &page["data"][0];
     ensure!(newest["type"] == "webhook.ping" && page["next_cursor"].is_string(), "{page}");
@@ -320,7 +320,7 @@ async fn a_dead_a_slow_and_a_leaving_endpoint_delay_nobody_else() -> Result<()> 
     let orders: Vec<Value> = (0..60).map(|_| json!({ "chain": "anvil", "amount": "7" })).collect();
     let (status, _) = api.request(Method::POST, "/api/v1/payments/batch", Some(json!({ "payments": orders })), &[]).await?;
     ensure!(status.is_success(), "{status}");
-    // Those that say nothing hold their sockets for 15 s.
+    // Silent endpoints hold their sockets for 15 s.
     let started = receiver.until("silent/1", 1).await?[0].at;
     for path in healthy {
         let messages = receiver.until(path, 60).await?;
@@ -329,7 +329,7 @@ async fn a_dead_a_slow_and_a_leaving_endpoint_delay_nobody_else() -> Result<()> 
         ensure!(waited < Duration::from_secs(12), "{path} waited {waited:?} beside sick endpoints");
     }
 
-    // A redirect is not followed, a 503 is left in peace, and 410 ends it, which the others are told.
+    // A redirect is not followed, a 503 pauses the endpoint, and 410 disables it, which other endpoints are told.
     let told = receiver.until("well/operator", 1).await?;
     let told = told[0].json()?;
     ensure!(told["type"] == "webhook.disabled" && told["data"]["webhook_id"] == ids["gone/1"], "{told}");
@@ -340,7 +340,7 @@ async fn a_dead_a_slow_and_a_leaving_endpoint_delay_nobody_else() -> Result<()> 
         Ok((page["data"] == json!([])).then_some(()))
     })
     .await?;
-    // An answer is one also if its body never ends.
+    // A response counts even if its body never ends.
     eventually("what was answered at once", || async {
         let page = call(api, Method::GET, &format!("/{}/deliveries?state=delivered", ids["endless/1"]), None).await?;
         let attempt = &page["data"][0]["attempts"][0];
@@ -349,7 +349,7 @@ async fn a_dead_a_slow_and_a_leaving_endpoint_delay_nobody_else() -> Result<()> 
     .await?;
     let busy = call(api, Method::GET, &format!("/{}", ids["busy/1"]), None).await?;
     ensure!(busy["paused_until"].is_string() && busy["failing_since"].is_string(), "{busy}");
-    // Of one endpoint eight are on their way, and then none for an hour.
+    // Eight requests per endpoint are in flight, and then none for an hour.
     ensure!(receiver.at("busy/1").len() <= 8, "{} messages for one that wants peace", receiver.at("busy/1").len());
     ensure!(receiver.at("well/behind").is_empty(), "a redirect was followed");
     Ok(())
@@ -361,7 +361,7 @@ async fn a_certificate_is_asked_for_and_looked_at() -> Result<()> {
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), authority)?;
     let trusted = file.path().display().to_string();
-    // `localhost` may be ::1 as well, and a name goes nowhere if one of its addresses may not.
+    // `localhost` may be ::1 as well, and a name is refused if one of its addresses is.
     let env = [("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8,::1/128"), ("SSL_CERT_FILE", trusted.as_str())];
     let running = running_with(&["up"], &env).await?;
     let other = secure.url.replace("localhost", "127.0.0.1");
@@ -377,13 +377,13 @@ async fn a_certificate_is_asked_for_and_looked_at() -> Result<()> {
         Ok(Some(page["data"][0]["attempts"][0].clone()).filter(Value::is_object))
     });
     let refused = refused.await?;
-    // It is for another name.
+    // The certificate is for another name.
     ensure!(refused["status"].is_null() && refused["error"].as_str().is_some_and(|e| e.contains("certificate")), "{refused}");
     ensure!(running.receiver.at("well/other").is_empty(), "a message went to somebody with another's certificate");
     Ok(())
 }
 
-/// All that happens to one endpoint: it breaks, is looked at, mended, and gets what it missed; it fails for five days, is disabled,
+/// The life of an endpoint: it breaks, is inspected, mended, and gets what it missed; it fails for five days, is disabled,
 /// and gets what it missed after all.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_failed_is_shown_and_sent_again() -> Result<()> {
@@ -415,7 +415,7 @@ async fn what_failed_is_shown_and_sent_again() -> Result<()> {
     })
     .await?;
 
-    // Five days of this.
+    // Five days of failures.
     let db = lab.database().await?;
     db.execute("UPDATE webhook_endpoints SET failing_since = now() - interval '5 days' WHERE failing_since IS NOT NULL", &[])
         .await?;
@@ -429,7 +429,7 @@ async fn what_failed_is_shown_and_sent_again() -> Result<()> {
     let (status, refused) = api.request(Method::POST, &format!("/api/v1/webhooks/{id}/redeliver"), Some(again), &[]).await?;
     ensure!(status == StatusCode::CONFLICT, "{status} {refused}");
 
-    // What happens meanwhile is kept for it.
+    // Events in the meantime are kept for it.
     api.coin(2).await?;
     eventually("an event kept for a disabled endpoint", || async {
         let page = deliveries("?state=failed").await?;
@@ -445,7 +445,7 @@ async fn what_failed_is_shown_and_sent_again() -> Result<()> {
     let messages = receiver.until("broken/1", before + 3).await?;
     ensure!(messages[before..].iter().any(|message| Some(message.id()) == failed["event_id"].as_str()), "{messages:?}");
 
-    // A time range takes those that arrived as well.
+    // A time range includes delivered events.
     let range = json!({ "from": "2020-01-01T00:00:00Z", "before": "2120-01-01T00:00:00Z" });
     eventually("all to be settled", || async {
         let page = deliveries("?state=delivered").await?;
@@ -469,8 +469,8 @@ fn sender(lab: &mut Lab, instance: usize) -> Result<Process> {
     lab.spawn("webhooks")
 }
 
-/// `kill -9` between any two steps: what was claimed, sent or answered and not settled is sent again, by one of two instances.
-/// 5,000 events, two a payment.
+/// `kill -9` between any two steps: a delivery that was claimed, sent or answered and not settled is sent again, by one of
+/// two instances. 5,000 events, two per payment.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_sender_sends_again_rather_than_never_and_keeps_the_order() -> Result<()> {
     let payments = 2_500;
@@ -574,7 +574,7 @@ async fn no_inner_address_is_taken_for_an_endpoint() -> Result<()> {
         .request(Method::PATCH, &format!("/api/v1/webhooks{path}"), Some(json!({ "url": "https://127.0.0.1/" })), &[])
         .await?;
     ensure!(status == StatusCode::UNPROCESSABLE_ENTITY, "{status}");
-    // The secret is shown when it is made, and never again.
+    // The secret is shown once, when it is created.
     let shown = call(&api, Method::GET, &path, None).await?.to_string() + &call(&api, Method::GET, "", None).await?.to_string();
     ensure!(!shown.contains("whsec_"), "{shown}");
     Ok(())

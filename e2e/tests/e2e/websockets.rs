@@ -1,4 +1,4 @@
-//! A websocket brings a block long before the next look at the head; without it that look still finds every block.
+//! A websocket brings a block long before the next poll; without it polls still find every block.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Lab, Lacks, Plan, Rig, Tunnel, eventually};
@@ -34,7 +34,7 @@ async fn a_block_is_published_when_a_websocket_tells_of_it_and_with_the_next_pol
     publish(&mut rig).await.context("with the websocket back")
 }
 
-/// Mines blocks one after the other and waits for each: all of them are there before a second poll is due, however the first fell.
+/// Mines blocks one after the other and waits for each: all are published before a second poll is due, however the first fell.
 async fn publish(rig: &mut Rig) -> Result<()> {
     let told = rig.ingest.metric("ws_heads_total", &[("chain", "anvil")]).await?;
     let mut took = Duration::ZERO;
@@ -60,7 +60,7 @@ async fn publish(rig: &mut Rig) -> Result<()> {
 async fn until_connected(rig: &Rig, connected: bool) -> Result<()> {
     let expected = f64::from(u8::from(connected));
     eventually("the metric of the websocket", || async {
-        // A process that was started a moment ago does not serve it yet.
+        // A new process does not serve metrics yet.
         let shown = rig.ingest.metric("ws_endpoint_connected", &[("chain", "anvil")]).await.ok();
         Ok(shown.filter(|shown| (shown - expected).abs() < 0.5).map(drop))
     })

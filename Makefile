@@ -3,22 +3,65 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BENCH ?= all
-# Which of the end-to-end tests `make test` runs: part of a name, such as payments::a_part; nothing means everything.
+# Which end-to-end tests `make test` runs: part of a name, such as payments::a_part; all tests if empty.
 T ?=
-# Most of an end-to-end test is waiting for a block, a poll or a process: more of them run at once than there are cores.
+# An end-to-end test waits most of its time, for blocks, polls and processes: two run per core.
 THREADS ?= $(shell expr 2 \* $$(nproc))
 
-# What is built beside the tests: ctrip, which the end-to-end tests run, the examples, the demo and the benches.
-BUILD := cargo build --workspace --all-targets
-# Prints how long each test took.
-TEST := cargo test --quiet --config 'target."cfg(unix)".runner = "dev/timed"' --workspace
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Prints the duration of each test.
+TEST := cargo test --config 'target."cfg(unix)".runner = "dev/timed"'
 
-.PHONY: help demo check test up down bench build build-tests lint doc deps
+.PHONY: help demo check test up down bench build lint doc deps
 
 help:
 	@echo "make demo   install, build, start the parts, and watch payments from creation to confirmation"
 	@echo "make check  formatting, clippy, and the tests that need no stack"
-	@echo "make test   all tests, on the real parts; T=payments::a_part for one end-to-end test or module"
+	@echo "make test   all tests, on the real parts (T=payments::a_part for one end-to-end test or module)"
 	@echo "make up     leave it running: prints the URL, a key and a first curl (make down stops it)"
 	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer or webhooks for one of them)"
-	@echo "make lint   formatting and clippy; make doc: the docs of the code; make deps: licences, sources, unused dependencies"
+	@echo "make lint   formatting and clippy; make doc  the code's documentation; make deps  licences, sources, unused dependencies"
+
+build:
+	@dev/stack toolchain
+	@echo "building (the first time takes some minutes)"
+	cargo build --workspace --bins
+
+demo: build
+	dev/with-stack $(TARGET)/debug/demo
+
+check: lint
+	$(TEST) --workspace --exclude e2e --lib --bins --tests
+	$(TEST) -p e2e --lib
+
+test:
+	@dev/stack toolchain
+	@echo "building (the first time takes some minutes)"
+	cargo build --workspace --bins $(if $(T),--test e2e,--tests)
+	@rm -rf target/lab
+ifeq ($(T),)
+	$(TEST) --workspace --exclude e2e --lib --bins --tests
+	$(TEST) -p e2e --lib
+endif
+	CTRIP_DEV_SHORT=yes dev/with-stack $(TEST) --workspace --test e2e -- --test-threads $(THREADS) $(T)
+
+up: build
+	dev/run up
+
+down:
+	dev/run down
+
+bench:
+	@dev/stack toolchain
+	cargo build --release --workspace --bins
+	dev/with-stack $(TARGET)/release/bench $(BENCH)
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+deps:
+	dev/deps

@@ -82,7 +82,7 @@ impl Lab {
         set("API_LISTEN", format!("127.0.0.1:{}", free_port()?));
         set("METRICS_LISTEN", format!("127.0.0.1:{}", free_port()?));
         set("RUST_BACKTRACE", "0".to_owned());
-        let reader = Arc::new(Mutex::new(Reader::new(&env["KAFKA_BROKERS"], &env["TOPIC_PREFIX"])?));
+        let reader = Arc::new(Mutex::new(Reader::new(&env["KAFKA_BROKERS"], &env["TOPIC_PREFIX"])));
         let lab = Self { stack, node, env, dir, binary: built("ctrip")?, reader };
         lab.ctrip(&["migrate"])?;
         lab.ctrip(&["topics", "apply"])?;

@@ -46,11 +46,17 @@ pub(crate) async fn records_from<M: Message + Send + 'static>(lab: &Lab, known: 
 
 /// The consumers of a lab, and what they have read.
 pub(crate) struct Reader {
+    brokers: String,
     prefix: String,
+    /// Connected at the first read.
+    consumers: Option<Consumers>,
+    topics: HashMap<Topic, Seen>,
+}
+
+struct Consumers {
     committed: BaseConsumer<Quiet>,
     /// Sees records of open transactions as well: the ends that have to be reached.
     uncommitted: BaseConsumer<Quiet>,
-    topics: HashMap<Topic, Seen>,
 }
 
 #[derive(Default)]
@@ -61,33 +67,40 @@ struct Seen {
 }
 
 impl Reader {
-    pub(crate) fn new(brokers: &str, prefix: &str) -> Result<Self> {
+    pub(crate) fn new(brokers: &str, prefix: &str) -> Self {
+        Self { brokers: brokers.to_owned(), prefix: prefix.to_owned(), consumers: None, topics: HashMap::new() }
+    }
+
+    fn connect(&self) -> Result<Consumers> {
         let consumer = |isolation: &str| {
             let mut config = ClientConfig::new();
-            config.set("bootstrap.servers", brokers).set("group.id", format!("{prefix}reader"));
+            config.set("bootstrap.servers", &self.brokers).set("group.id", format!("{}reader", self.prefix));
             config.set("enable.auto.commit", "false").set("auto.offset.reset", "error").set("isolation.level", isolation);
             // The end of a partition is known from a fetch that finds nothing.
             config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "10").set("fetch.error.backoff.ms", "20");
             config.set("reconnect.backoff.max.ms", "1000").set("receive.message.max.bytes", (128 << 20).to_string());
             config.create_with_context(Quiet)
         };
-        let (committed, uncommitted) = (consumer("read_committed")?, consumer("read_uncommitted")?);
-        Ok(Self { prefix: prefix.to_owned(), committed, uncommitted, topics: HashMap::new() })
+        Ok(Consumers { committed: consumer("read_committed")?, uncommitted: consumer("read_uncommitted")? })
     }
 
     /// Reads on to the end that the topic has now; gives all payloads.
     fn read(&mut self, topic: Topic) -> Result<&[Vec<u8>]> {
+        if self.consumers.is_none() {
+            self.consumers = Some(self.connect()?);
+        }
+        let Consumers { committed, uncommitted } = self.consumers.as_ref().context("consumers")?;
         let name = format!("{}{topic}", self.prefix);
         let seen = self.topics.entry(topic).or_default();
         let deadline = Instant::now() + TIMEOUT;
-        let goal = until(deadline, || ends(&self.uncommitted, &name, topic.partitions()).map(Some))?;
+        let goal = until(deadline, || ends(uncommitted, &name, topic.partitions()).map(Some))?;
         let grown: BTreeMap<i32, i64> =
             goal.into_iter().filter(|(partition, end)| seen.next.get(partition).unwrap_or(&0) < end).collect();
         if grown.is_empty() {
             return Ok(&seen.payloads);
         }
         until(deadline, || {
-            let stable = ends(&self.committed, &name, topic.partitions())?;
+            let stable = ends(committed, &name, topic.partitions())?;
             Ok(grown.iter().all(|(partition, end)| stable.get(partition).is_some_and(|stable| stable >= end)).then_some(()))
         })
         .with_context(|| format!("an open transaction in {name}"))?;
@@ -96,10 +109,10 @@ impl Reader {
             let next = seen.next.get(partition).copied().unwrap_or_default();
             list.add_partition_offset(&name, *partition, Offset::Offset(next))?;
         }
-        self.committed.assign(&list)?;
+        committed.assign(&list)?;
         let mut open = grown;
         while !open.is_empty() {
-            match self.committed.poll(Duration::from_millis(100)) {
+            match committed.poll(Duration::from_millis(100)) {
                 Some(Ok(record)) => {
                     seen.payloads.push(record.payload().unwrap_or_default().to_vec());
                     seen.next.insert(record.partition(), record.offset() + 1);
@@ -111,12 +124,13 @@ impl Reader {
                         *next = end.max(*next);
                     }
                 }
-                Some(Err(error)) => return Err(error).with_context(|| format!("reading {name}")),
+                // librdkafka goes on by itself, also after a broker's restart.
+                Some(Err(error)) if Instant::now() > deadline => return Err(error).with_context(|| format!("reading {name}")),
                 None if Instant::now() > deadline => bail!("{name} could not be read to its end in {TIMEOUT:?}"),
-                None => {}
+                Some(Err(_)) | None => {}
             }
         }
-        self.committed.unassign()?;
+        committed.unassign()?;
         Ok(&seen.payloads)
     }
 }

@@ -1,4 +1,4 @@
-//! `make demo`: payments made, paid, taken back by a reorg, paid again and confirmed, on the real parts.
+//! `make demo`: payments are created, paid, taken back by a reorg, paid again and confirmed, on the real parts.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Payment, Plan, Process, events};
@@ -66,7 +66,7 @@ async fn show(lab: &Lab, ctrip: &mut Process) -> Result<()> {
         table.until(ctrip, payment, "confirmed").await?;
     }
 
-    say("dinner is paid, and a reorg takes the block away");
+    say("dinner is paid, and a reorg removes the block");
     lab.node.pay_token(dinner.address()?, dinner.amount()?).await?;
     table.until(ctrip, &dinner, "detected").await?;
     lab.node.reorg(1).await?;
@@ -88,7 +88,7 @@ async fn show(lab: &Lab, ctrip: &mut Process) -> Result<()> {
     Ok(())
 }
 
-/// Shows a command and its output, and gives the lines.
+/// Prints a command with its output, and returns the lines.
 fn tail(lab: &Lab, arguments: &[&str]) -> Result<Vec<String>> {
     println!("  $ ctrip {}", arguments.join(" "));
     let output = lab.ctrip(arguments)?;
@@ -127,12 +127,12 @@ async fn print_events(lab: &Lab, payments: &[(&str, &Payment)]) -> Result<()> {
     Ok(())
 }
 
-/// The payments, shown whenever one has changed; on a terminal in place.
+/// The table of payments, printed whenever one has changed; on a terminal in place.
 struct Table<'a> {
     api: &'a Api,
     payments: Vec<Payment>,
     shown: String,
-    /// Something else was printed below it, so that it can't be drawn over.
+    /// Something else was printed below it, so that it cannot be overwritten.
     left: bool,
 }
 

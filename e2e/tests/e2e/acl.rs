@@ -51,7 +51,8 @@ fn run_documented(lab: &Lab, folder: &Path, merchants: &[(&str, &str)]) -> Resul
     let mut commands = vec![((*forwarders).to_owned(), "")];
     commands.extend(merchants.iter().map(|(user, merchant)| (merchants_block.replace("User:shop", user), *merchant)));
     let tool = folder.join("kafka-acls.sh");
-    std::fs::write(&tool, "#!/bin/sh\nexec \"$JAVA\" -cp \"$KAFKA_HOME/*\" org.apache.kafka.tools.AclCommand \"$@\"\n")?;
+    let java = r#"exec "$JAVA" -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$KAFKA_HOME/*""#;
+    std::fs::write(&tool, format!("#!/bin/sh\n{java} org.apache.kafka.tools.AclCommand \"$@\"\n"))?;
     std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755))?;
     let path = format!("{}:{}", folder.display(), std::env::var("PATH")?);
     for (block, merchant) in commands {

@@ -148,10 +148,12 @@ async fn with_all_endpoints_down_the_role_lives_other_chains_go_on_and_so_does_i
     for endpoint in &mut rig.endpoints {
         endpoint.close().await?;
     }
-    let down = Instant::now();
+    let (down, refused) = (Instant::now(), errors(&rig).await?);
     rig.traffic().await?;
     let mut open = 0.0_f64;
-    while down.elapsed() < Duration::from_secs(30) {
+    // Until the back-off of both has grown from 250 ms to its longest, 10 s: three errors open a circuit, six more double it.
+    while errors(&rig).await? < refused + 18.0 {
+        ensure!(down.elapsed() < Duration::from_secs(60), "{} errors in a minute", errors(&rig).await? - refused);
         other.mine(1).await?;
         let head = other.head_hash().await?;
         e2e::eventually("the other chain's head", || async {
@@ -206,6 +208,10 @@ async fn until_over(rig: &Rig, fault: Fault) -> Result<()> {
     }
     ensure!(rig.endpoint().made(fault) > 0, "{fault:?} was not made");
     rig.traffic().await
+}
+
+async fn errors(rig: &Rig) -> Result<f64> {
+    rig.ingest.metric("rpc_requests_total", &[("chain", "anvil"), ("outcome", "error")]).await
 }
 
 async fn unproven(rig: &Rig) -> Result<f64> {

@@ -516,7 +516,10 @@ async fn a_killed_sender_sends_again_rather_than_never_and_keeps_the_order() -> 
     made.await??;
     ensure!(kills >= 5, "{kills} kills");
 
-    let told = events(&running.lab).await?;
+    let told = eventually("all events in Kafka", || async {
+        Ok(Some(events(&running.lab).await?).filter(|told| told.len() >= payments * 2))
+    });
+    let told = told.await?;
     for path in paths {
         let wanted: HashSet<&str> = told.iter().map(|event| event.id.as_str()).collect();
         ensure!(wanted.len() == payments * 2, "{} events", wanted.len());

@@ -1,4 +1,4 @@
-//! Payments created and read a second by 64 clients, beside pgbench inserting the same row, and what idle roles take of memory.
+//! Payments created and read per second by 64 clients, beside pgbench inserting the same row, and the memory of idle roles.
 
 use crate::{Figure, memory_mb, quantile};
 use anyhow::{Context as _, Result, ensure};
@@ -62,7 +62,7 @@ pub async fn run() -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Resident memory of each role when it has nothing to do, in MB of 10^6 bytes.
+/// Resident memory of each idle role, in MB of 10^6 bytes.
 async fn idle(lab: &Lab) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (role, name) in
@@ -70,7 +70,7 @@ async fn idle(lab: &Lab) -> Result<Vec<Figure>> {
     {
         let mut process = lab.spawn(role)?;
         let last = Cell::new(0.0);
-        // It is idle when it serves metrics and takes no more.
+        // It is idle when it serves metrics and its memory no longer grows.
         let settled = eventually("a role's memory to settle", || async {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let now = memory_mb(process.id(), "VmRSS")?;
@@ -85,16 +85,16 @@ async fn idle(lab: &Lab) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// What a client asks for, again and again. It is answered right if the answer has `sign` as often as there are units.
+/// A request that clients repeat. An answer is right if it contains `sign` once per unit.
 struct Work {
-    /// In turn.
+    /// Taken in turn.
     paths: Vec<String>,
     body: Option<String>,
     sign: &'static str,
     units: usize,
 }
 
-/// Reads by id, of payments that nobody has paid yet.
+/// Reads by id, of payments that are not paid yet.
 async fn some_payments(api: &Api) -> Result<Work> {
     let (_, page) = api.request(Method::GET, "/api/v1/payments?limit=200", None, &[]).await?;
     let ids = page["data"].as_array().context("data")?.iter().filter_map(|payment| payment["id"].as_str());
@@ -106,8 +106,8 @@ async fn some_payments(api: &Api) -> Result<Work> {
     })
 }
 
-/// Units a second, and milliseconds of each request. With a rate, clients send at times fixed beforehand, and a request that is
-/// late because the one before was slow counts from when it should have been sent.
+/// Units per second, and the milliseconds of each request. With a rate, clients send at fixed times, and a request that is late
+/// because the one before was slow counts from its planned time.
 async fn load(api: &Api, work: &Work, time: Duration, rate: Option<f64>) -> Result<(f64, Vec<f64>)> {
     let (started, sent) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
     let clients = (0..CLIENTS).map(|_| async {
@@ -131,7 +131,7 @@ async fn load(api: &Api, work: &Work, time: Duration, rate: Option<f64>) -> Resu
     Ok(((latencies.len() * work.units) as f64 / started.elapsed().as_secs_f64(), latencies))
 }
 
-/// The same row, one a transaction, as fast as Postgres takes it from as many clients.
+/// Inserts of the same row per second, one per transaction, by as many clients.
 fn pgbench(lab: &Lab) -> Result<f64> {
     let script = lab.dir.join("insert.sql");
     std::fs::write(

@@ -1,4 +1,4 @@
-//! The node of ingest's bench: prepared answers, from a process of its own so that its share of the cores can be told.
+//! The node of ingest's bench: prepared responses, from a process of its own so that its CPU time can be told apart.
 
 use anyhow::{Context as _, Result, ensure};
 use axum::Router;
@@ -13,10 +13,10 @@ use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-/// `bench serve BLOCKS`: serves a chain of so many blocks until it is killed. Prints its URL when it listens.
+/// `bench serve BLOCKS`: serves a chain of this many blocks until it is killed. Prints its URL when it listens.
 pub async fn serve(blocks: u64) -> Result<()> {
     let chain = Arc::new(Prepared::new(blocks));
-    // An answer's end must not wait for the acknowledgement of its beginning.
+    // A response's end must not wait for the acknowledgement of its beginning.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?.tap_io(|connection| {
         if let Err(error) = connection.set_nodelay(true) {
             eprintln!("TCP_NODELAY: {error}");
@@ -31,17 +31,17 @@ async fn answer(State(chain): State<Arc<Prepared>>, body: Bytes) -> ([(axum::htt
     ([(CONTENT_TYPE, "application/json")], chain.answer(&body))
 }
 
-/// A running `bench serve`; killed when dropped.
+/// A running `bench serve`. Dropping it kills the process.
 pub struct Server {
     _child: Child,
-    /// Its process id.
+    /// Process id.
     pub id: u32,
-    /// Its RPC.
+    /// URL of its JSON-RPC.
     pub url: String,
 }
 
 impl Server {
-    /// Starts this program again, as a node whose head is the last of so many blocks.
+    /// Starts this program again, as a node whose head is the last of this many blocks.
     pub async fn start(blocks: u64) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["serve", &blocks.to_string()])

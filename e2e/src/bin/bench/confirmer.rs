@@ -1,4 +1,4 @@
-//! Blocks a second of the confirmer, from `chain.matches` into Postgres, with few and many payments that wait.
+//! Blocks per second of the confirmer, from `chain.matches` into Postgres, with few and many pending payments.
 
 use crate::Figure;
 use anyhow::{Result, ensure};
@@ -11,7 +11,7 @@ use topics::{Amount, Message as _, Topic, wire};
 /// Enough that reading them takes seconds.
 const BLOCKS: u64 = 300_000;
 const BUSY_BLOCKS: u64 = 20_000;
-/// 1 % of 200 transfers a block.
+/// 1 % of 200 transfers per block.
 const MATCHES_A_BLOCK: u64 = 2;
 const AMOUNT: u64 = 1_000;
 
@@ -34,7 +34,7 @@ pub async fn run() -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Blocks a second with so many payments pending, of which each block pays some in full.
+/// Blocks per second with this many pending payments, of which each block pays some in full.
 async fn fold(pending: u64, blocks: u64, matches: u64) -> Result<f64> {
     let lab = Lab::start(Plan::default()).await?;
     lab.ctrip(&["keys", "create", "bench"])?;
@@ -55,7 +55,7 @@ async fn fold(pending: u64, blocks: u64, matches: u64) -> Result<f64> {
             &[&i64::try_from(pending)?, &i64::try_from(AMOUNT)?],
         )
         .await?;
-    // As autovacuum and the checkpointer leave it, who would otherwise be at it meanwhile.
+    // As autovacuum and the checkpointer leave it; otherwise they would run during the measurement.
     for statement in ["VACUUM ANALYZE payments", "CHECKPOINT"] {
         database.batch_execute(statement).await?;
     }
@@ -75,7 +75,7 @@ async fn fold(pending: u64, blocks: u64, matches: u64) -> Result<f64> {
                 confirmer.terminate()?;
                 let confirmed = "SELECT count(*) FROM payments WHERE status = 'confirmed'";
                 let confirmed: i64 = database.query_one(confirmed, &[]).await?.get(0);
-                // The last two blocks' are not deep enough.
+                // Those of the last two blocks are not deep enough.
                 let expected = blocks.saturating_sub(2) * matches;
                 ensure!(u64::try_from(confirmed)? == expected, "{confirmed} payments are confirmed, expected {expected}");
                 #[expect(clippy::cast_precision_loss, reason = "thousands")]

@@ -1,4 +1,4 @@
-//! Logs matched a second on one core, from Kafka, beside consumers of the same topic that do less.
+//! Logs matched per second on one core, from Kafka, beside consumers of the same topic that do less.
 
 use crate::{Figure, memory_mb};
 use alloy::primitives::keccak256;
@@ -16,7 +16,7 @@ const BLOCKS: u64 = 20_000;
 const LOGS_A_BLOCK: u32 = 300;
 const TRANSACTIONS_A_BLOCK: u32 = 150;
 const TOTAL: u64 = BLOCKS * LOGS_A_BLOCK as u64;
-/// The core that the measured process is pinned to; the broker has the rest.
+/// The core to which the measured process is pinned; the broker has the rest.
 const CORE: &str = "1";
 
 pub async fn run() -> Result<Vec<Figure>> {
@@ -83,7 +83,7 @@ fn write_intents(kafka: &Kafka, addresses: u64) -> Result<(), runtime::Failure> 
         }
         transaction.commit()?;
     }
-    // The detector's table counts on a record at the end of each partition, as the API's producer leaves it; a transaction
+    // The detector's table relies on a record at the end of each partition, as the API's producer leaves it; a transaction
     // ends with a marker.
     let publisher = runtime::kafka::Publisher::open(kafka, Duration::from_secs(30)).map_err(runtime::Failure::Halt)?;
     let last: Vec<_> = (0..addresses.min(1000)).map(|i| (alloy::hex::encode_prefixed(watched(i)), Vec::new())).collect();
@@ -93,7 +93,7 @@ fn write_intents(kafka: &Kafka, addresses: u64) -> Result<(), runtime::Failure> 
     Ok(())
 }
 
-/// Blocks whose logs are half transfers, to strangers but for one in ten thousand.
+/// Blocks whose logs are half transfers, of which one in ten thousand pays a watched address.
 fn write_blocks(kafka: &Kafka, addresses: u64) -> Result<(), runtime::Failure> {
     let producer = TransactionalProducer::open(kafka, "bench")?;
     let mut parent = B256::ZERO;
@@ -233,7 +233,7 @@ fn consumed(lab: &Lab, how: &str) -> Result<f64> {
     line.trim().parse().with_context(|| format!("a rate, got {line:?}"))
 }
 
-/// `bench consume bare|decode TOTAL`: prints logs a second.
+/// `bench consume bare|decode TOTAL`: prints logs per second.
 pub async fn consume(how: &str, total: u64) -> Result<()> {
     use clap::Parser as _;
     #[derive(clap::Parser)]

@@ -1,4 +1,4 @@
-//! Blocks a second from a node that answers at once to Kafka, beside a client that only fetches the same bytes.
+//! Blocks per second from a node with instant responses to Kafka, beside a client that only fetches the same bytes.
 
 use crate::chainserver::Server;
 use crate::{Figure, memory_mb};
@@ -13,10 +13,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const BLOCKS: u64 = 6_000;
-/// As many as ingest has on their way.
+/// Requests in flight, as in ingest.
 const PARALLEL: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(600);
-/// What /proc counts processors' time in, on every Linux.
+/// The unit of CPU time in /proc, on every Linux.
 const TICKS_PER_S: f64 = 100.0;
 
 pub async fn run() -> Result<Vec<Figure>> {
@@ -25,7 +25,7 @@ pub async fn run() -> Result<Vec<Figure>> {
     let bare = fetch(&server).await?;
     let lab = Lab::start(Plan::default()).await?;
     let run = ingest(&lab, &server).await?;
-    eprintln!("  CPU-seconds a second: ingest {:.2}, node {:.2}, broker {:.2}", run.busy(0), run.busy(1), run.busy(2));
+    eprintln!("  CPU-seconds per second: ingest {:.2}, node {:.2}, broker {:.2}", run.busy(0), run.busy(1), run.busy(2));
     let aim = (bare.rate() * 0.8).min(500.0);
     Ok(vec![
         Figure::new("ingest_blocks_per_s", run.rate(), "blocks/s", format!("{aim:.0} (0.8 of bare, at most 500)")),
@@ -39,7 +39,7 @@ pub async fn run() -> Result<Vec<Figure>> {
     ])
 }
 
-/// What some processes did in some time.
+/// Blocks, time and CPU time of some processes over a span.
 struct Span {
     blocks: f64,
     seconds: f64,
@@ -61,7 +61,7 @@ impl Span {
     }
 }
 
-/// A moment, and the processors' time that processes had until then.
+/// A moment, and the CPU time of processes until then.
 struct Mark {
     at: Instant,
     blocks: f64,
@@ -84,13 +84,13 @@ impl Mark {
     }
 }
 
-/// The request that ingest makes for each block, as many at once, the answers thrown away as they come.
+/// Ingest's request for each block, with as many in flight; the responses are discarded as they arrive.
 async fn fetch(server: &Server) -> Result<Span> {
     let http = reqwest::Client::builder().tcp_nodelay(true).build()?;
     let processes = [std::process::id(), server.id];
     let start = Mark::new(0.0, &processes)?;
     let bytes: usize = futures::stream::iter(FIRST..FIRST + BLOCKS)
-        // A task each, as ingest has them, so that both cores fetch.
+        // One task per request, as in ingest, so that both cores fetch.
         .map(|number| tokio::spawn(fetch_block(http.clone(), server.url.clone(), number)))
         .buffered(PARALLEL)
         .map(|size| size?)
@@ -101,7 +101,11 @@ async fn fetch(server: &Server) -> Result<Span> {
     let span = start.until(&end);
     #[expect(clippy::cast_precision_loss, reason = "gigabytes")]
     let each = bytes as f64 / span.blocks / 1000.0;
-    eprintln!("  bare fetch: {each:.0} kB a block; CPU-seconds a second: client {:.2}, node {:.2}", span.busy(0), span.busy(1));
+    eprintln!(
+        "  bare fetch: {each:.0} kB per block; CPU-seconds per second: client {:.2}, node {:.2}",
+        span.busy(0),
+        span.busy(1)
+    );
     Ok(span)
 }
 
@@ -155,7 +159,7 @@ async fn ingest(lab: &Lab, server: &Server) -> Result<Span> {
         if counters.blocks >= all {
             let end = Mark::new(counters.blocks, &processes)?;
             let first = first.context("all blocks at once: more are needed to measure")?;
-            // Fast and wrong is not what is measured.
+            // A fast run that is wrong does not count.
             let right = Counters { blocks: all, logs: all_logs, unproven: 0.0 };
             ensure!(counters == right, "published {counters:?}; expected {right:?}");
             return Ok(Span { peak_mb: memory_mb(id, "VmHWM")?, ..first.until(&end) });
@@ -164,7 +168,7 @@ async fn ingest(lab: &Lab, server: &Server) -> Result<Span> {
     }
 }
 
-/// What ingest says of itself.
+/// Ingest's own counters.
 #[derive(Debug, Default, PartialEq)]
 struct Counters {
     blocks: f64,
@@ -196,7 +200,7 @@ fn broker() -> Result<u32> {
     text.trim().parse().with_context(|| format!("{}: expected a process id, got {text:?}", file.display()))
 }
 
-/// Time on processors until now, its own and the kernel's for it.
+/// CPU time of a process until now, in user and kernel mode.
 fn cpu_seconds(process: u32) -> Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).with_context(|| format!("process {process}"))?;
     // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th field after it.

@@ -1,4 +1,4 @@
-//! From a block being there at the node to its event being readable by a read_committed consumer.
+//! Latency from a block at the node to its event at a read_committed consumer.
 
 use crate::{Figure, quantile};
 use anyhow::{Context as _, Result};
@@ -27,7 +27,7 @@ pub async fn run() -> Result<Vec<Figure>> {
             for record in consumer.poll(100, usize::MAX, Duration::from_millis(100))?.records {
                 let event: wire::PaymentEvent = frame::decode(record.payload()).map_err(runtime::Failure::halt)?;
                 if event.r#type == "payment.detected" {
-                    // The bench has stopped listening only when it has failed.
+                    // The receiver is gone only when the bench has failed.
                     let _ = seen.send((event.payment_id, Instant::now()));
                 }
             }

@@ -57,9 +57,9 @@ async fn run() -> Result<()> {
         ["ingest"] => ingest::run().await?,
         ["confirmer"] => confirmer::run().await?,
         ["webhooks"] => webhooks::run().await?,
-        // The ingest's bench starts itself again, as the node.
+        // Ingest's bench starts this program again, as the node.
         ["serve", blocks] => return chainserver::serve(blocks.parse().context("a number of blocks")?).await,
-        // The detector's bench starts itself again, pinned to a core.
+        // The detector's bench starts this program again, pinned to a core.
         ["consume", how, total] => return detector::consume(how, total.parse().context("a number of logs")?).await,
         other => bail!("expected all, detector, api, latency, ingest, confirmer or webhooks, got {other:?}"),
     };
@@ -80,7 +80,7 @@ fn written(value: f64) -> String {
     if value.abs() < 10.0 { format!("{value:.2}") } else { format!("{value:.1}") }
 }
 
-/// What a process has of memory now (`VmRSS`), or had at most (`VmHWM`), in MB of 10^6 bytes.
+/// Memory of a process now (`VmRSS`) or at its peak (`VmHWM`), in MB of 10^6 bytes.
 fn memory_mb(process: u32, which: &str) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let value = status.lines().find_map(|line| line.strip_prefix(which)?.strip_prefix(':')).context("no such memory")?;
@@ -88,7 +88,7 @@ fn memory_mb(process: u32, which: &str) -> Result<f64> {
     Ok(kib * 1024.0 / 1e6)
 }
 
-/// The value below which `share` of the samples are.
+/// The value below which a `share` of the samples lies.
 fn quantile(samples: &mut [f64], share: f64) -> f64 {
     samples.sort_by(f64::total_cmp);
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]

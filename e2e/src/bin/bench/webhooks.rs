@@ -1,4 +1,4 @@
-//! Deliveries a second to 100 merchants' endpoints, with and without sick ones beside them, and with a million queued.
+//! Deliveries per second to 100 merchants' endpoints, with and without sick ones beside them, and with a million queued.
 
 use crate::{Figure, memory_mb, quantile};
 use anyhow::{Context as _, Result, ensure};
@@ -16,7 +16,7 @@ use topics::{Message as _, Topic, wire};
 use uuid::Uuid;
 
 const HEALTHY: usize = 100;
-/// Half of them refuse connections, half take them and say nothing.
+/// Half of them refuse connections, half accept them and never respond.
 const DEAD: usize = 20;
 const SLOW: usize = 10;
 const SLOW_ANSWER: Duration = Duration::from_secs(5);
@@ -24,11 +24,11 @@ const SLOW_ANSWER: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_millis(20);
 /// Created, detected and confirmed.
 const EVENTS_A_PAYMENT: usize = 3;
-/// Payments of each merchant that are told of all at once.
+/// Payments per merchant whose events all come at once.
 const BURST: usize = 200;
-/// Events a second to healthy endpoints for the delays: half of the aim.
+/// Events per second to healthy endpoints while delays are measured: half of the aim.
 const PACE: f64 = 1_000.0;
-/// Longer than an endpoint that says nothing is waited for.
+/// Longer than the timeout of an endpoint that never responds.
 const PACED: Duration = Duration::from_secs(25);
 const WARM: Duration = Duration::from_secs(5);
 const MILLION: i32 = 1_000_000;
@@ -37,7 +37,7 @@ const FEW: i32 = 50_000;
 pub async fn run() -> Result<Vec<Figure>> {
     eprintln!("webhooks: {HEALTHY} endpoints; beside them {DEAD} dead and {SLOW} slow ones; a million queued");
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
-    // In turn, since a machine is not the same from one minute to the next.
+    // Alternating, since a machine's speed changes from one minute to the next.
     for sick in [false, true, true, false] {
         let (dead, slow) = if sick { (DEAD, SLOW) } else { (0, 0) };
         if sick { &mut beside } else { &mut alone }.extend(paced(dead, slow).await?);
@@ -72,7 +72,7 @@ struct Merchant {
     healthy: bool,
 }
 
-/// When an event came to a healthy endpoint for the first time.
+/// When each event first arrived at a healthy endpoint.
 #[derive(Default)]
 struct Arrivals(Mutex<HashMap<String, Instant>>);
 
@@ -105,7 +105,7 @@ impl Field {
         let mut merchants = Vec::new();
         for (i, (kind, port)) in kinds.enumerate() {
             let merchant = Merchant { id: Uuid::now_v7(), endpoint: Uuid::now_v7(), healthy: kind == "well" };
-            // Each has a host of its own, as in life.
+            // Each has a host of its own, as in production.
             let url = format!("http://127.0.1.{}:{port}/{kind}", i + 1);
             let name = format!("bench {i}");
             database.execute("INSERT INTO merchants (id, name) VALUES ($1, $2)", &[&merchant.id, &name]).await?;
@@ -121,7 +121,7 @@ impl Field {
         Ok(Self { lab, merchants, arrivals })
     }
 
-    /// Starts the role, and sends each endpoint something.
+    /// Starts the role, and waits until each healthy endpoint has got an event.
     async fn warm(&self) -> Result<Process> {
         let mut process = self.lab.spawn("webhooks")?;
         let writer = Writer::open(self).await?;
@@ -225,7 +225,7 @@ fn event(merchant: &Merchant, round: usize, sequence: usize) -> wire::PaymentEve
     }
 }
 
-/// Milliseconds from an event to its arrival, of those to healthy endpoints, at a steady pace.
+/// Milliseconds from each event to its arrival at a healthy endpoint, at a steady pace.
 async fn paced(dead: usize, slow: usize) -> Result<Vec<f64>> {
     let field = Field::new(dead, slow).await?;
     let mut process = field.warm().await?;
@@ -235,7 +235,7 @@ async fn paced(dead: usize, slow: usize) -> Result<Vec<f64>> {
     let mut due = HashMap::new();
     let (mut round, mut next) = (0, 0);
     while started.elapsed() < PACED {
-        // A new payment of each merchant in turn, told of as far as it has come: the one before is confirmed meanwhile.
+        // Merchants in turn: each wave tells the next event of a merchant's payment, which is confirmed by the third.
         #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "thousands")]
         let goal = (started.elapsed().as_secs_f64() * PACE / HEALTHY as f64 * field.merchants.len() as f64) as usize;
         let mut wave = Vec::new();
@@ -271,7 +271,7 @@ struct Run {
     peak_mb: f64,
 }
 
-/// Everybody has many events at once, the sick as well: how fast the healthy get theirs.
+/// All endpoints, sick ones included, get many events at once: how fast the healthy ones get theirs.
 async fn burst() -> Result<Run> {
     let field = Field::new(DEAD, SLOW).await?;
     let mut process = field.warm().await?;
@@ -287,7 +287,7 @@ async fn burst() -> Result<Run> {
     drain(&field, process, HEALTHY * BURST * EVENTS_A_PAYMENT).await
 }
 
-/// So many wait, at the sick endpoints and at the healthy ones.
+/// This many deliveries are queued, for sick endpoints and healthy ones.
 async fn queued(count: i32) -> Result<Run> {
     let field = Field::new(DEAD, SLOW).await?;
     let database = field.lab.database().await?;
@@ -309,7 +309,7 @@ async fn queued(count: i32) -> Result<Run> {
     drain(&field, process, 30_000).await
 }
 
-/// Deliveries a second from the first arrival until there were so many.
+/// Deliveries per second from the first arrival until this many have arrived.
 async fn drain(field: &Field, mut process: Process, wanted: usize) -> Result<Run> {
     let started = Instant::now();
     let mut first = None;

@@ -31,7 +31,7 @@ demo: build
 	dev/with-stack $(TARGET)/debug/demo
 
 check: lint
-	$(TEST) --workspace --exclude e2e --lib --bins --tests
+	$(TEST) --workspace --exclude e2e
 	$(TEST) -p e2e --lib
 
 test:
@@ -40,7 +40,7 @@ test:
 	cargo build --workspace --bins $(if $(T),--test e2e,--tests)
 	@rm -rf target/lab
 ifeq ($(T),)
-	$(TEST) --workspace --exclude e2e --lib --bins --tests
+	$(TEST) --workspace --exclude e2e
 	$(TEST) -p e2e --lib
 endif
 	CTRIP_DEV_SHORT=yes dev/with-stack $(TEST) --workspace --test e2e -- --test-threads $(THREADS) $(T)

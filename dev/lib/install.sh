@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Gets what the machine lacks, through its ordinary package clients, and says so.
+# Installs what the machine lacks, through its ordinary package clients, and reports it.
 #
-# What is downloaded lands in $CACHE, in a folder named after the content of the file that asks for it; a folder appears
-# only when it is complete, so an interrupted download is simply done again.
+# Downloads go to $CACHE, into a folder named after the content of the file that lists them. A folder appears only when it is
+# complete, so an interrupted download is retried.
 
 APT_UPDATED=
 
@@ -10,17 +10,17 @@ as_root() {
   if is_root; then "$@"; else sudo "$@"; fi
 }
 
-# apt COMMAND…: apt-get, waiting for another one that runs.
+# apt COMMAND…: runs apt-get, after waiting for another one that runs.
 apt() {
   as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 "$@" </dev/null >>"$CACHE/apt.log" 2>&1
 }
 
-# A fresh image knows no package before its first update; a failed one is no reason to give up, the lists may do.
+# A fresh image knows no packages before its first update. A failed update is no reason to give up: the lists may suffice.
 apt_update() {
   [ -n "$APT_UPDATED" ] && return
   APT_UPDATED=yes
   : >"$CACHE/apt.log"
-  apt update || say "apt-get update failed, going on with the package lists that are here"
+  apt update || say "apt-get update failed, using the present package lists"
 }
 
 can_install() { command -v apt-get >/dev/null && { is_root || command -v sudo >/dev/null; }; }
@@ -30,12 +30,12 @@ apt_install() {
   local why=$1
   shift
   say "installing $* (apt): $why"
-  can_install || die "there is no apt-get here, or neither root nor sudo; install $* (Debian's names) by hand: $why"
+  can_install || die "apt-get is missing, or neither root nor sudo is available; install $* (Debian's names) by hand: $why"
   mkdir -p "$CACHE"
   apt_update
   apt install -y --no-install-recommends "$@" || {
     tail -n 15 "$CACHE/apt.log" >&2
-    die "could not install $*; do it by hand (apt-get install $*), the whole log is $CACHE/apt.log"
+    die "could not install $*; install it by hand (apt-get install $*); the whole log is $CACHE/apt.log"
   }
 }
 
@@ -55,7 +55,7 @@ find_java() {
 
 install_java() {
   find_java >/dev/null && return
-  # Debian 12 and Ubuntu have 17, Debian 13 has 21 alone.
+  # Debian 12 and Ubuntu have 17, Debian 13 has only 21.
   if [ "$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME-}")" = trixie ]; then
     apt_install "Java, which Kafka and the schema registry run on" openjdk-21-jre-headless
   else
@@ -64,7 +64,7 @@ install_java() {
   find_java >/dev/null || die "no Java 17 or newer was found; install one, or set JAVA_HOME to it"
 }
 
-# Prints the folder of a PostgreSQL's binaries, the newest here, or the one that fits the cluster that is already there.
+# Prints the folder of PostgreSQL's binaries: the newest, or the one of the existing cluster's version.
 find_postgres() {
   local want dir best='' best_major=15 major
   want=$(cat "$PG_DATA/PG_VERSION" 2>/dev/null)
@@ -80,8 +80,8 @@ find_postgres() {
 install_postgres() {
   local conf=/etc/postgresql-common/createcluster.d/ctrip-dev.conf failed=
   find_postgres >/dev/null && return
-  # Debian's package makes and starts a cluster of the system when it is installed. We only want the programs, so it is
-  # told not to, for as long as the installation takes.
+  # Debian's package creates and starts a system cluster when it is installed. Only the programs are needed, so this setting
+  # prevents it during the installation.
   if can_install; then
     as_root mkdir -p "${conf%/*}"
     echo 'create_main_cluster = false' | as_root tee "$conf" >/dev/null
@@ -93,7 +93,7 @@ install_postgres() {
   find_postgres >/dev/null || die "no PostgreSQL 15 or newer ${PG_DATA:+that fits $PG_DATA }was found; install one"
 }
 
-# fetch NAME FILE FUNCTION: fills the cache folder of FILE by FUNCTION, which gets an empty folder to fill.
+# fetch NAME FILE FUNCTION: fills the cache folder of FILE with FUNCTION, which gets an empty folder.
 fetch() {
   local name=$1 file=$2 fill=$3 target part
   target=$(cached "$name" "$file")
@@ -140,8 +140,8 @@ fill_anvil() {
   local arch=amd64 version
   command -v npm >/dev/null || apt_install "npm, which downloads anvil" nodejs npm ca-certificates
   say "downloading anvil (npm, 43 MB): the EVM node"
-  # The platform's own package holds the program, which is all we run. It is asked for by name, since as the optional
-  # dependency that it is npm skips it, without a word, where Node is older than the launcher likes (Debian 12).
+  # The platform's own package has the program, which is all that runs. It is installed by name, since npm silently skips it
+  # as an optional dependency where Node is older than the launcher requires (Debian 12).
   if [ "$(uname -m)" = aarch64 ]; then arch=arm64; fi
   version=$(sed -n 's/.*"@foundry-rs\/anvil": "\(.*\)".*/\1/p' "$ANVIL_FILE")
   npm install --prefix "$1" --ignore-scripts --no-audit --no-fund --no-package-lock \
@@ -164,12 +164,12 @@ anvil_in() {
 }
 
 # shellcheck disable=SC2034 # parts.sh reads what this sets
-# Everything that the parts need; then JAVA, PG_BIN, ANVIL_BIN, KAFKA_HOME and REGISTRY_HOME say where it is.
+# Installs everything that the parts need, and sets JAVA, PG_BIN, ANVIL_BIN, KAFKA_HOME and REGISTRY_HOME.
 install_parts() {
   [ "$(uname -s)" = Linux ] || die "this runs on Linux; elsewhere use docker compose (docker-compose.yml)"
   mkdir -p "$CACHE"
-  # Two stacks that start at the same time on a fresh machine share one download. The lock is on the folder itself, so
-  # that a user who may only read the cache can use it too.
+  # Two stacks that start at the same time on a fresh machine share one download. The lock is on the folder itself, so that
+  # a user with read access only can use the cache too.
   exec 8<"$CACHE"
   if ! flock -n 8; then
     say "waiting for another dev/stack that is installing"
@@ -189,14 +189,14 @@ install_parts() {
   ANVIL_BIN=$(anvil_in "$(cached anvil "$ANVIL_FILE")") || die "no anvil in $CACHE; remove that folder and try again"
 }
 
-# What `cargo build` needs: rdkafka compiles librdkafka from its source.
+# Installs what `cargo build` needs, since rdkafka compiles librdkafka from source.
 install_toolchain() {
   local missing=() wanted oldest has
   command -v cc >/dev/null || missing+=(gcc libc6-dev)
   command -v c++ >/dev/null || missing+=(g++)
   command -v make >/dev/null || missing+=(make)
   command -v pkg-config >/dev/null || missing+=(pkg-config)
-  # The header may lie in a folder that only the compiler knows, so the compiler is asked.
+  # Only the compiler knows in which folder the header may be.
   echo '#include <zlib.h>' | cc -E - >/dev/null 2>&1 || missing+=(zlib1g-dev)
   if [ ${#missing[@]} -gt 0 ]; then apt_install "the C side of the build (librdkafka)" "${missing[@]}"; fi
 

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The four parts. For each: prepare_NAME makes what must be there before the first start, start_NAME starts the daemon,
-# ready_NAME tells whether it serves, marker NAME is a path of the data directory that its command line holds.
+# The four parts. For each: prepare_NAME creates what its first start needs, start_NAME starts the daemon, ready_NAME tells
+# whether it serves, and marker NAME is a path in the data directory that its command line contains.
 
 # shellcheck disable=SC2034 # dev/stack reads it
 PARTS=(kafka registry postgres anvil)
@@ -50,14 +50,14 @@ prepare_kafka() {
 	share.coordinator.state.topic.replication.factor=1
 	share.coordinator.state.topic.min.isr=1
 
-	# Topics are a contract and made by "ctrip topics apply"; a misspelt name must fail.
+	# Topics are a contract, created by "ctrip topics apply"; a misspelt name must fail.
 	auto.create.topics.enable=false
-	# A block of nothing but transfers makes a record of many megabytes.
+	# A block that is full of transfers becomes a record of many megabytes.
 	message.max.bytes=33554432
 	replica.fetch.max.bytes=33554432
 	socket.request.max.bytes=104857600
 
-	# Consumers start at once, and a killed producer's transaction holds readers up no longer than its own time-out.
+	# Consumers start at once, and a killed producer's transaction blocks readers no longer than its own timeout.
 	group.initial.rebalance.delay.ms=0
 	transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 
@@ -70,7 +70,7 @@ prepare_kafka() {
 	num.network.threads=2
 	num.io.threads=4
 	EOF
-  # meta.properties is what a format writes last; without it nothing was ever stored.
+  # Formatting writes meta.properties last; without it nothing was ever stored.
   [ -f "$DATA/kafka/data/meta.properties" ] && return
   rm -rf "$DATA/kafka/data"
   "$JAVA" -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$KAFKA_HOME/*" \
@@ -79,7 +79,7 @@ prepare_kafka() {
     >>"$DATA/logs/kafka.log" 2>&1
 }
 
-# A broker that lives for a run of tests never earns back what the second compiler costs (CTRIP_DEV_SHORT=yes).
+# In the few minutes of a test run the JVM's second compiler costs more than it saves: CTRIP_DEV_SHORT=yes turns it off.
 start_kafka() {
   local short=()
   if [ "${CTRIP_DEV_SHORT-}" = yes ]; then short=(-XX:TieredStopAtLevel=1); fi
@@ -88,16 +88,16 @@ start_kafka() {
     "-Dlog4j2.configurationFile=$HERE/kafka/log4j2.properties" kafka.Kafka "$DATA/kafka/server.properties"
 }
 
-# The log is this process's own (it is rotated at every start). The port opens before the broker takes part in its
-# cluster; the line comes after.
+# The log is this process's own, since it is rotated at every start. The port opens before the broker has joined its cluster;
+# the line comes afterwards.
 ready_kafka() { grep -q 'Kafka Server started' "$DATA/logs/kafka.log" && port_open "$KAFKA_PORT"; }
 
 # ── Schema registry ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 prepare_registry() { mkdir -p "$DATA/registry/tmp"; }
 
-# Its default is a database in memory, and then a restart forgets which schema an id in a Kafka record stands for.
-# H2, which is built in, keeps it in a file just as well; WRITE_DELAY=0 makes an acknowledged schema survive a kill.
+# By default its database is in memory, and a restart would forget the schema of an id in a Kafka record. The built-in H2
+# stores it in a file as well; with WRITE_DELAY=0 an acknowledged schema survives a kill.
 start_registry() {
   spawn registry env QUARKUS_HTTP_HOST=127.0.0.1 "QUARKUS_HTTP_PORT=$REGISTRY_PORT" \
     "REGISTRY_DATASOURCE_URL=jdbc:h2:file:$DATA/registry/db;WRITE_DELAY=0" QUARKUS_DATASOURCE_JDBC_INITIAL_SIZE=2 \
@@ -110,12 +110,12 @@ ready_registry() { [[ $(http "$REGISTRY_PORT" GET /apis/ccompat/v7/subjects) == 
 
 # ── PostgreSQL ───────────────────────────────────────────────────────────────────────────────────────────────────────
 #
-# PostgreSQL refuses to run as root, so root runs it as the user postgres, who must be able to reach the data through
-# every parent folder. Where it can't (a checkout under `mktemp -d` or /root), the cluster lies in /var/tmp instead, and
-# postgres.dir in the data directory says where. The other ways out were worse: chmod on the parents would change
-# folders that aren't ours, and lending the server CAP_DAC_READ_SEARCH would let any local client read any file.
+# PostgreSQL refuses to run as root, so root runs it as the user postgres, who needs access to every parent folder of the
+# data. Where it has none (a checkout under `mktemp -d` or /root), the cluster is in /var/tmp, and postgres.dir in the data
+# directory has its path. The alternatives were worse: chmod on the parents would change foreign folders, and
+# CAP_DAC_READ_SEARCH for the server would let any local client read any file.
 
-# Sets PG_DATA if a place was already chosen; empty otherwise.
+# Sets PG_DATA to the place that was already chosen; empty if there is none.
 locate_postgres() {
   PG_DATA=
   if [ -f "$DATA/postgres.dir" ]; then
@@ -131,7 +131,7 @@ place_postgres() {
   if is_root && ! as_postgres test -x "$DATA"; then
     home=$(mktemp -d /var/tmp/ctrip-pg-XXXXXX)
     chmod 755 "$home"
-    # In this order: a folder with an owner that does not point back at it is swept.
+    # In this order: sweep_postgres removes a folder whose owner does not point back at it.
     printf '%s\n' "$home" >"$DATA/postgres.dir"
     printf '%s\n' "$DATA" >"$home/owner"
   else
@@ -140,7 +140,7 @@ place_postgres() {
   locate_postgres
 }
 
-# setpriv rather than runuser: it becomes the command instead of waiting for it, so the pid is the server's own.
+# setpriv and not runuser: it becomes the command instead of waiting for it, so the pid is the server's own.
 as_postgres() {
   if is_root; then
     (cd / && exec setpriv --reuid=postgres --regid=postgres --init-groups -- env HOME=/ "$@")
@@ -153,7 +153,7 @@ prepare_postgres() {
   local home=${PG_DATA%/*} new
   new=$home/new
   if [ ! -d "$PG_DATA" ]; then
-    # Made beside its place and moved there when the database is in it, so that it is there whole or not at all.
+    # Created elsewhere and moved to its place with the database in it, so that it is complete or missing.
     rm -rf "$new"
     mkdir -p "$new"
     if is_root; then chown postgres: "$new"; fi
@@ -166,9 +166,9 @@ prepare_postgres() {
   clear_postgres
 }
 
-# After a kill -9 of the server its sessions may live on for a moment and keep the shared memory, and the next server
-# refuses to start. They are known by their working directory. A postmaster.pid whose number is some other program's by
-# now (after a reboot) is removed; any other is left for the server to judge.
+# After a kill -9 of the server its sessions may live on for a moment and hold the shared memory, and the next server refuses
+# to start. Their working directory identifies them. A postmaster.pid whose number belongs to another program (after a
+# reboot) is removed; any other is left to the server.
 clear_postgres() {
   local cwd pid
   for cwd in /proc/[0-9]*/cwd; do
@@ -181,7 +181,7 @@ clear_postgres() {
   if [ -d "/proc/$pid" ] && ! owned_by "$pid" "$PG_DATA"; then rm -f "$PG_DATA/postmaster.pid"; fi
 }
 
-# No Unix socket: TCP on loopback is enough, and a socket's path may not be longer than 107 characters.
+# No Unix socket: TCP on loopback suffices, and a socket's path is limited to 107 characters.
 start_postgres() {
   local user=()
   if is_root; then user=(setpriv --reuid=postgres --regid=postgres --init-groups -- env HOME=/); fi
@@ -193,12 +193,12 @@ ready_postgres() {
   "$PG_BIN/psql" -h 127.0.0.1 -p "$POSTGRES_PORT" -U ctrip -d ctrip -Atqc 'SELECT 1' >/dev/null 2>&1
 }
 
-# Clusters in /var/tmp whose data directory was removed by hand (a test's temporary folder): nothing can reach them any
-# more, so they go, and their servers with them.
+# Removes clusters in /var/tmp, and stops their servers, if their data directory was removed by hand (a test's temporary
+# folder): nothing can reach them any more.
 sweep_postgres() {
   local home owner pid
   for home in /var/tmp/ctrip-pg-*; do
-    # Only folders that are really ours: /var/tmp is everybody's.
+    # Only this script's folders: /var/tmp is shared.
     if [ ! -d "$home" ] || [ -L "$home" ] || [ ! -O "$home" ] || [ ! -f "$home/owner" ]; then continue; fi
     owner=$(cat "$home/owner")
     [ "$(cat "$owner/postgres.dir" 2>/dev/null)" != "$home" ] || continue
@@ -217,8 +217,8 @@ prepare_anvil() {
   mkdir -p "$DATA/anvil/cache"
 }
 
-# Without --prune-history old states go to disk by the gigabyte; 256 states allow reorgs up to that depth.
-# Quiet, or it logs every request of everyone who polls it.
+# Without --prune-history anvil writes old states to disk by the gigabyte; 256 states allow reorgs up to that depth. Quiet,
+# or it logs every poll.
 start_anvil() {
   spawn anvil "$ANVIL_BIN" --host 127.0.0.1 --port "$ANVIL_PORT" --chain-id 31337 --prune-history 256 --quiet \
     --cache-path "$DATA/anvil/cache"

@@ -1,7 +1,7 @@
-"""A merchant's client as it was written for the Python gateway: it knows nothing of cTrip, and works with it unchanged.
+"""A merchant's client, written for the Python gateway without knowledge of cTrip, which works with it unchanged.
 
-Takes API_URL and API_KEY from the environment and, for the payments in a token, TOKEN_ADDRESS. Prints a line of JSON for each
-payment it made, and then waits until each is confirmed: whoever started it reads the address there, and pays.
+Takes API_URL and API_KEY from the environment and, for payments in a token, TOKEN_ADDRESS. Prints a line of JSON for each
+payment that it created, for the test to pay, and then waits until each is confirmed.
 """
 
 import json
@@ -24,7 +24,7 @@ def request(url, body=None):
 
 def create(**order):
     payment = request(URL, order)
-    # What the gateway's clients read.
+    # The fields that the gateway's clients read.
     expires_at = datetime.fromisoformat(payment["expires_at"].replace("Z", "+00:00"))
     assert payment["status"] == "pending", payment
     assert expires_at.timestamp() > time.time(), payment

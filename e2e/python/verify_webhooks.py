@@ -1,6 +1,6 @@
 """Verifies messages with the reference library of Standard Webhooks.
 
-Standard input has a JSON object a line: `secret`, `headers`, `body`. Prints a line each: the type, or `refused`.
+Reads one JSON object per line: `secret`, `headers`, `body`. Prints one line each: the type, or `refused`.
 """
 
 import json

@@ -126,8 +126,9 @@ impl Rpc {
             .with_max_times(ROUNDS - 1)
             .with_jitter()
             .build();
+        // Kept over the rounds: a circuit that the failure opened may still be open in the last one, and says nothing of why.
+        let mut failure = None;
         loop {
-            let mut failure = None;
             let mut absent = false;
             for endpoint in self.by_preference() {
                 if !endpoint.admits() {
@@ -163,10 +164,9 @@ impl Rpc {
             if absent {
                 return Ok(None);
             }
-            match (delays.next(), failure) {
-                (Some(delay), _) => tokio::time::sleep(delay).await,
-                (None, Some(failure)) => return Err(failure),
-                (None, None) => return Err(E::from(RpcError::AllOpen(self.chain.clone()))),
+            match delays.next() {
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => return Err(failure.unwrap_or_else(|| E::from(RpcError::AllOpen(self.chain.clone())))),
             }
         }
     }

@@ -17,8 +17,8 @@ pub struct Step {
     pub logs: wire::LogsRecord,
 }
 
-/// What was published of a chain so far. Its sequences have no gap and no duplicate, and its steps are a stack: otherwise
-/// reading it fails.
+/// The published part of a chain. Its sequences have no gap and no duplicate, and its steps are a stack: otherwise reading it
+/// fails.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     /// All steps, in order.

@@ -118,7 +118,7 @@ impl Reader {
                     seen.next.insert(record.partition(), record.offset() + 1);
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    // What is below the goal and was not shown is of no record: a transaction's marker, or was aborted.
+                    // The other offsets below the goal belong to no record: markers of transactions, and aborted ones.
                     if let Some(end) = open.remove(&partition) {
                         let next = seen.next.entry(partition).or_default();
                         *next = end.max(*next);

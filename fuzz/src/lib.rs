@@ -1,7 +1,7 @@
-//! What must hold for any bytes: those that a node sends, and those that lie in a topic.
+//! Properties that hold for any bytes, from a node or in a topic.
 //!
-//! `dev/fuzz` lets libFuzzer loose on [`rpc`] and [`record`] (`targets/`), and `tests/mutations.rs` runs them a while in
-//! `make test`. Both begin with [`seeds`]. A finding is a panic.
+//! `dev/fuzz` runs libFuzzer on [`rpc`] and [`record`] (`targets/`), and `tests/mutations.rs` runs them for a moment in
+//! `make check`. Both begin with [`mod@seeds`]. A finding is a panic.
 
 mod seeds;
 
@@ -14,14 +14,14 @@ pub use seeds::{Seeds, seeds};
 use std::collections::HashMap;
 use topics::{Address, ChainId, Matches, frame, wire};
 
-/// A node's answers, one a line: a block, its receipts or logs, its traces. Whatever they are, they are an error or a block that
-/// can be published and matched.
+/// A node's answers, one per line: a block, its receipts or logs, its traces. Any answers give an error or a block that can be
+/// published and matched.
 pub fn rpc(data: &[u8]) {
     reply(data);
     let mut lines = data.splitn(3, |byte| *byte == b'\n').map(|line| std::str::from_utf8(line).unwrap_or_default());
     let (block, outcome, trace) =
         (lines.next().unwrap_or_default(), lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-    // Nothing depends on its outcome: it must not panic.
+    // The outcome does not matter: it must not panic.
     let _ = serde_json::from_str::<Head>(block);
     let Ok(block) = Block::parse(block) else { return };
     let receipts = serde_json::from_str(outcome)
@@ -46,7 +46,7 @@ pub fn rpc(data: &[u8]) {
     }
 }
 
-/// A node's whole reply to the two calls that bring a block: what is read in one pass is what its pieces say, too.
+/// A node's whole reply to the two calls for a block: reading it in one pass gives the same as reading its pieces.
 fn reply(data: &[u8]) {
     const METHODS: [&str; 2] = ["eth_getBlockByNumber", "eth_getBlockReceipts"];
     let reply = Reply::new(data.to_vec(), METHODS[0], "node");
@@ -60,7 +60,7 @@ fn reply(data: &[u8]) {
     assert_eq!(format!("{block:?} {receipts:?}"), format!("{one:?} {two:?}"));
 }
 
-/// A record of any topic, in its frame; two records one after the other are a block and its logs.
+/// A record of any topic, in its frame; two consecutive records are a block and its logs.
 pub fn record(data: &[u8]) {
     if let Some((length, rest)) = data.split_first() {
         let (block, logs) = rest.split_at_checked(usize::from(*length) * 8).unwrap_or((rest, &[]));
@@ -88,7 +88,7 @@ pub fn record(data: &[u8]) {
     let _ = wire::Quarantined::decode(message);
 }
 
-/// The detector, which reads records without decoding them, sees in them what Protobuf's own decoder sees.
+/// The detector, which reads records without decoding them, sees the same as Protobuf's decoder.
 fn matched(block: &[u8], logs: &[u8]) {
     let _ = RecordHead::read(block);
     let Ok(view) = BlockView::read(block) else { return };

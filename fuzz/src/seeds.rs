@@ -1,3 +1,5 @@
+//! Initial inputs of the fuzz targets.
+
 use anyhow::{Context as _, Result};
 use chain::{Block, FetchedBlock, Receipts, Verify};
 use ingest::Window;
@@ -6,19 +8,19 @@ use prost::Message as _;
 use serde_json::Value;
 use topics::{ChainId, frame, wire};
 
-/// Inputs to begin with, made of `testdata`: the real thing, from which mutations reach further than from nothing.
+/// Initial inputs, made from `testdata`: mutations of real data reach further.
 #[derive(Debug, Default)]
 pub struct Seeds {
-    /// Of [`rpc`](crate::rpc).
+    /// Inputs of [`rpc`](crate::rpc).
     pub rpc: Vec<Vec<u8>>,
-    /// Of [`record`](crate::record).
+    /// Inputs of [`record`](crate::record).
     pub record: Vec<Vec<u8>>,
 }
 
-/// Makes them.
+/// Makes the initial inputs.
 ///
 /// # Errors
-/// When the files are not there.
+/// When a file is missing.
 pub fn seeds() -> Result<Seeds> {
     let mut seeds = Seeds::default();
     for file in ["amsterdam-dev", "misc"] {
@@ -27,7 +29,7 @@ pub fn seeds() -> Result<Seeds> {
             let trace = traces.iter().find(|trace| trace["hash"] == line["hash"]).map(|trace| trace["result"].clone());
             let (block, outcome) = (&line["block"], line.get("receipts").or(line.get("logs")).context("receipts or logs")?);
             let answer = format!("{block}\n{outcome}\n{}", trace.unwrap_or_default());
-            // Larger ones only make each try slower.
+            // Larger ones only slow each run down.
             if answer.len() > 64 * 1024 {
                 continue;
             }

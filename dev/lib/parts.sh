@@ -61,8 +61,9 @@ prepare_kafka() {
 	group.initial.rebalance.delay.ms=0
 	transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 
-	# After a kill -9 the controller keeps the old broker's registration for a whole session, and the new one waits for it.
-	broker.session.timeout.ms=3000
+	# After a kill -9 the controller keeps the old broker's registration for a whole session, and the new one waits for it. A
+	# short session fences the broker when the machine is busy, and its transaction coordinators may not come back.
+	broker.session.timeout.ms=${KAFKA_SESSION_MS:-18000}
 	broker.heartbeat.interval.ms=500
 
 	# A small machine: the defaults take 128 MB of the heap for compaction alone.

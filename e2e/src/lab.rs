@@ -57,6 +57,20 @@ impl Lab {
     /// # Errors
     /// When a step fails.
     pub async fn on(stack: Stack, plan: Plan) -> Result<Self> {
+        let lab = Self::without_topics_on(stack, plan).await?;
+        lab.ctrip(&["topics", "apply"])?;
+        Ok(lab)
+    }
+
+    /// [`start`](Self::start) without topics, for tests of the database: 57 partitions less for Kafka.
+    ///
+    /// # Errors
+    /// When the stack is not up, or a step fails.
+    pub async fn without_topics() -> Result<Self> {
+        Self::without_topics_on(Stack::attach()?, Plan::default()).await
+    }
+
+    async fn without_topics_on(stack: Stack, plan: Plan) -> Result<Self> {
         let name = format!("lab_{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let dir = root().join("target/lab").join(&name);
         std::fs::create_dir_all(&dir)?;
@@ -85,7 +99,6 @@ impl Lab {
         let reader = Arc::new(Mutex::new(Reader::new(&env["KAFKA_BROKERS"], &env["TOPIC_PREFIX"])));
         let lab = Self { stack, node, env, dir, binary: built("ctrip")?, reader };
         lab.ctrip(&["migrate"])?;
-        lab.ctrip(&["topics", "apply"])?;
         Ok(lab)
     }
 

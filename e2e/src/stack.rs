@@ -16,6 +16,8 @@ pub fn root() -> PathBuf {
 pub struct Stack {
     env: HashMap<String, String>,
     data: Option<PathBuf>,
+    /// Its parts may be killed.
+    own: bool,
 }
 
 impl Stack {
@@ -24,7 +26,7 @@ impl Stack {
     /// # Errors
     /// When none was started.
     pub fn attach() -> Result<Self> {
-        Self::describe(std::env::var_os("CTRIP_STACK_DATA").map(PathBuf::from))
+        Self::describe(std::env::var_os("CTRIP_STACK_DATA").map(PathBuf::from), false)
     }
 
     /// Starts a stack of its own, for tests that kill its parts.
@@ -32,13 +34,13 @@ impl Stack {
     /// # Errors
     /// When a part does not start.
     pub fn own(data: &Path) -> Result<Self> {
-        let stack = Self { env: HashMap::new(), data: Some(data.to_owned()) };
+        let stack = Self { env: HashMap::new(), data: Some(data.to_owned()), own: true };
         stack.run("up")?;
-        Self::describe(Some(data.to_owned()))
+        Self::describe(Some(data.to_owned()), true)
     }
 
-    fn describe(data: Option<PathBuf>) -> Result<Self> {
-        let mut stack = Self { env: HashMap::new(), data };
+    fn describe(data: Option<PathBuf>, own: bool) -> Result<Self> {
+        let mut stack = Self { env: HashMap::new(), data, own };
         let output = stack.run("env")?;
         stack.env = output.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         Ok(stack)
@@ -65,7 +67,8 @@ impl Stack {
     /// # Errors
     /// When the part does not run, or the stack is the shared one.
     pub fn kill(&self, part: &str) -> Result<()> {
-        let data = self.data.as_ref().context("the parts of the shared stack are not killed; start one with Stack::own")?;
+        let data = self.data.as_ref().filter(|_| self.own);
+        let data = data.context("the parts of the shared stack are not killed; start one with Stack::own")?;
         let pid = std::fs::read_to_string(data.join(format!("{part}.pid")))?;
         let pid = pid.lines().next().unwrap_or_default().trim().to_owned();
         ensure!(Command::new("kill").args(["-9", &pid]).status()?.success(), "kill -9 {pid} ({part})");
@@ -98,6 +101,10 @@ impl Stack {
     fn run_with(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(root().join("dev/stack"));
         command.args(arguments);
+        if self.own {
+            // A killed broker comes back at once.
+            command.env("KAFKA_SESSION_MS", "3000");
+        }
         if let Some(data) = &self.data {
             command.arg("--data").arg(data);
         }

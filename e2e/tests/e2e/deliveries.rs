@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use deadpool_postgres::{Client, Pool};
-use e2e::{Lab, Plan};
+use e2e::Lab;
 use runtime::{Folding, Span};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -26,7 +26,7 @@ async fn endpoint(db: &Client, url: &str) -> Result<Uuid> {
 /// payment unless it has failed too often, and nothing twice.
 #[tokio::test]
 async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<()> {
-    let lab = Lab::start(Plan::default()).await?;
+    let lab = Lab::without_topics().await?;
     lab.merchant("shop")?;
     let db = runtime::db::pool(&lab.env["DATABASE_URL"], 2)?.get().await?;
     db.batch_execute(
@@ -82,7 +82,7 @@ async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<(
 
 /// A lab with one endpoint, and three events of one payment for it.
 async fn three_events() -> Result<(Lab, Pool, Client, Uuid, Uuid)> {
-    let lab = Lab::start(Plan::default()).await?;
+    let lab = Lab::without_topics().await?;
     lab.merchant("shop")?;
     let pool = runtime::db::pool(&lab.env["DATABASE_URL"], 2)?;
     let db = pool.get().await?;
@@ -265,7 +265,7 @@ async fn a_deleted_endpoint_is_seen_by_nobody_and_sent_nothing() -> Result<()> {
 /// A crash of Postgres may undo the last commits, even the first commit of a partition.
 #[tokio::test]
 async fn an_offset_that_was_taken_back_is_noticed() -> Result<()> {
-    let lab = Lab::start(Plan::default()).await?;
+    let lab = Lab::without_topics().await?;
     let db = runtime::db::pool(&lab.env["DATABASE_URL"], 1)?.get().await?;
     let folding = Folding { stage: "lab", topic: Topic::Events, most: 1, most_bytes: 1 };
     let claim = async |from: i64, next: i64| folding.claim(&db, Span { partition: 0, from, next }).await;

@@ -191,7 +191,7 @@ async fn another_merchant_finds_no_history() -> Result<()> {
 /// before their month's partition move into it.
 #[tokio::test(flavor = "multi_thread")]
 async fn months_of_history_are_made_and_dropped_and_no_event_is_lost_in_between() -> Result<()> {
-    let lab = Lab::start(Plan::default()).await?;
+    let lab = Lab::without_topics().await?;
     let db = lab.database().await?;
     let pool = runtime::db::pool(&lab.env["DATABASE_URL"], 4)?;
     let failed = |failure: runtime::Failure| anyhow::anyhow!("{failure}");

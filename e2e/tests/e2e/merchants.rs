@@ -118,7 +118,7 @@ async fn a_merchants_own_account_has_its_own_sequence_of_addresses() -> Result<(
 
 #[tokio::test]
 async fn settings_out_of_bounds_are_refused_and_change_nothing() -> Result<()> {
-    let lab = Lab::start(Plan::default()).await?;
+    let lab = Lab::without_topics().await?;
     lab.ctrip(&["merchants", "create", "m", "--underpaid-tolerance-bps", "50", "--accept-late", "true"])?;
     for wrong in [
         ["--underpaid-tolerance-bps", "10001"],

@@ -1,4 +1,4 @@
-//! `embed_migrations!` looks at the folder when it is compiled and at no other time.
+//! `embed_migrations!` reads the folder only when this crate is compiled, so a new migration has to trigger that.
 
 fn main() {
     println!("cargo:rerun-if-changed=../migrations");

@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), bare.encode_to_vec())?;
     prost_build::Config::new()
-        // Slices of the Kafka message instead of a copy a field.
+        // Slices of the Kafka message, instead of one copy per field.
         .bytes(["."])
         .compile_fds(descriptors)?;
     Ok(())

@@ -1,64 +1,66 @@
-//! What every handler can reach.
+//! The shared state of all handlers.
 
-use crate::account::Accounts;
-use crate::batch::Request;
-use crate::catalog::Catalog;
-use crate::feed::Feed;
-use crate::flight::Flights;
-use crate::heads::Heads;
-use crate::health::Health;
-use crate::intents::Intents;
-use crate::keys::Keys;
-use crate::problem::Problem;
-use deadpool_postgres::{Client, Pool};
-use runtime::db;
+use crate::chains::availability::Availability;
+use crate::chains::catalog::Catalog;
+use crate::chains::halts::Halts;
+use crate::create::idempotency::InFlightKeys;
+use crate::create::intents::Intents;
+use crate::create::queue::CreateRequest;
+use crate::event_feed::EventFeed;
+use crate::health_checks::HealthChecks;
+use crate::http::problem::Problem;
+use deadpool_postgres::Pool;
+use merchants::KeyCache;
+use merchants::accounts::Accounts;
 use std::ops::Deref;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use webhooks::Guard;
 
-/// Cheap to clone. The sender in it keeps the batcher alive, so the batcher ends after the last request.
+/// A connection to Postgres, as handlers pass it to the layers that own the tables.
+pub use deadpool_postgres::Client as Connection;
+
+/// Cheap to clone. Its sender of create requests keeps the batcher alive, so the batcher ends after the last request.
 #[derive(Clone)]
 pub struct App(Arc<Parts>);
 
-/// Its parts.
+/// The parts of an [`App`].
 pub struct Parts {
-    /// Postgres.
     pub pool: Pool,
-    /// The chains and tokens.
     pub catalog: Catalog,
-    /// The API keys known lately.
-    pub keys: Arc<Keys>,
-    /// Where addresses come from.
+    /// Looks up API keys, with a cache.
+    pub keys: Arc<KeyCache>,
+    /// The accounts that addresses are derived from.
     pub accounts: Accounts,
-    /// Where addresses get shown.
+    /// Publishes intents and keeps unacknowledged addresses hidden.
     pub intents: Intents,
-    /// Where payments get made.
-    pub requests: mpsc::Sender<Request>,
-    /// How the parts are.
-    pub health: Health,
-    /// The chains that can be paid on.
-    pub heads: Heads,
-    /// Which payments had an event just now.
-    pub feed: Feed,
-    /// The idempotency keys that are being answered.
-    pub flights: Flights,
-    /// Where webhooks may go.
+    /// To the batcher.
+    pub create_requests: mpsc::Sender<CreateRequest>,
+    pub health: HealthChecks,
+    /// Whether a chain takes new payments.
+    pub availability: Availability,
+    /// Why chains have halted.
+    pub halts: Halts,
+    /// Wakes live streams.
+    pub event_feed: EventFeed,
+    /// Idempotency keys whose request is being handled.
+    pub in_flight_keys: InFlightKeys,
+    /// Where webhooks may be sent to.
     pub guard: Guard,
 }
 
 impl App {
-    /// Wires it.
+    /// Wires the parts.
     pub fn new(parts: Parts) -> Self {
         Self(Arc::new(parts))
     }
 
-    /// A connection.
+    /// A connection from the pool.
     ///
     /// # Errors
-    /// A 503 when there is none.
-    pub async fn db(&self) -> Result<Client, Problem> {
-        Ok(self.pool.get().await.map_err(db::unavailable)?)
+    /// A 503 when none is to be had.
+    pub async fn db(&self) -> Result<Connection, Problem> {
+        Ok(self.pool.get().await?)
     }
 }
 

@@ -1,51 +1,30 @@
-//! HTTP in, payments out.
+//! The role `api`: HTTP in, payments out.
 //!
-//! A create request goes through these, in this order: `auth` says whose it is (with `keys` and `merchant`), `order` reads it against the `catalog` of
-//! chains, `batch` makes its payment together with others in one Postgres transaction, `intents` brings the address to
-//! Kafka, and only then `reply` shows it. `replay` is the way of a request that comes again.
+//! A create request goes through these, in this order: `auth` finds its merchant, `create::order` reads it against the
+//! `chains::catalog`, `create::batcher` creates its payment together with others in one Postgres transaction, `create::intents`
+//! publishes the address to Kafka, and only then `routes::payment_reply` shows it. `create::idempotency` handles retries.
 //!
 //! Two rules hold everywhere here:
-//! - No answer shows an address whose intent Kafka has not acknowledged (`intents`).
-//! - A key sees its own merchant's payments; another's are not found.
+//! - No response shows an address whose intent Kafka has not acknowledged (`create::intents`).
+//! - A key sees only its own merchant's payments; another merchant's are not found.
 //!
-//! Absent on purpose: private keys (addresses come from an xpub), and any knowledge of how a payment changes, which is
-//! `confirmer::lifecycle`'s.
+//! The rooms in order; each imports only from those before it: `http`; `chains`; `create`; `event_feed` and `health_checks`;
+//! `app`, the state that handlers share; `auth`; `openapi`; `routes`, one file per resource; `role`, which wires all of it.
+//!
+//! Left out on purpose: private keys (addresses are derived from an xpub), and how a payment changes and where it is kept,
+//! which is [`payments`]'.
 
-mod account;
-mod addresses;
-pub mod admin;
 mod app;
-mod around;
 mod auth;
-mod batch;
-mod bulk;
-mod catalog;
 mod chains;
-mod cursor;
-mod extract;
-mod feed;
-mod fields;
-mod flight;
-mod halts;
-mod heads;
-mod health;
-mod history;
+mod clock;
+mod create;
+mod event_feed;
+mod health_checks;
 mod housekeeping;
-mod intents;
-mod keys;
-mod list;
-mod merchant;
-mod nodes;
+mod http;
 mod openapi;
-mod order;
-mod page;
-mod payments;
-mod problem;
-mod replay;
-mod reply;
 mod role;
-mod server;
-mod webhooks;
+mod routes;
 
-pub use keys::Scope;
 pub use role::{run, xpub};

@@ -1,22 +1,25 @@
-use crate::account::{Account, Accounts};
+//! Wires the parts of the API and runs them until `stop`.
+
 use crate::app::{App, Parts};
-use crate::batch::{self, Maker};
-use crate::catalog::Catalog;
-use crate::feed::Feed;
-use crate::flight::Flights;
-use crate::halts::Halts;
-use crate::heads::Heads;
-use crate::health::Health;
+use crate::chains::availability::Availability;
+use crate::chains::catalog::Catalog;
+use crate::chains::halts::Halts;
+use crate::chains::nodes::Nodes;
+use crate::create::batcher::Batcher;
+use crate::create::idempotency::InFlightKeys;
+use crate::create::intents::{self, Intents};
+use crate::create::queue::MAX_QUEUED_REQUESTS;
+use crate::event_feed::EventFeed;
+use crate::health_checks::HealthChecks;
 use crate::housekeeping;
-use crate::intents::{self, Intents};
-use crate::keys::Keys;
-use crate::nodes::Nodes;
-use crate::server;
+use crate::routes;
 use anyhow::{Context as _, bail};
 use axum::extract::Request;
 use axum::{Router, ServiceExt};
 use deadpool_postgres::Pool;
-use runtime::{Kafka, Settings, db};
+use merchants::KeyCache;
+use merchants::accounts::{Account, Accounts};
+use runtime::{Kafka, Registry, Settings, db};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,15 +31,15 @@ use tower_http::normalize_path::NormalizePath;
 use wallet::AccountXpub;
 use webhooks::Guard;
 
-const CONNECTIONS: usize = 16;
-/// Requests that are on their way at the stop have this long; the process has 10 s.
-const DRAINED_WITHIN: Duration = Duration::from_secs(8);
-const POOL_OBSERVED_EVERY: Duration = Duration::from_secs(2);
+const MAX_CONNECTIONS: usize = 16;
+/// For requests in flight at the stop; the process has 10 s.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
+const POOL_METRICS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The account key that addresses are derived from.
 ///
 /// # Errors
-/// When `CTRIP_XPUB` is missing or is no account xpub.
+/// When `CTRIP_XPUB` is missing or is not an account xpub.
 pub fn xpub(settings: &Settings) -> anyhow::Result<AccountXpub> {
     let Some(text) = settings.xpub.as_deref().filter(|text| !text.is_empty()) else {
         bail!(
@@ -47,55 +50,56 @@ pub fn xpub(settings: &Settings) -> anyhow::Result<AccountXpub> {
     AccountXpub::parse(text).context("CTRIP_XPUB")
 }
 
-/// The role: serves the API on `API_LISTEN` until `stop`, then finishes what is on its way.
+/// Serves the API on `API_LISTEN` until `stop`, then finishes the requests in flight.
 ///
 /// # Errors
-/// When the configuration is wrong, a part can't be reached at the start, or a task ends that should not.
+/// When the configuration is wrong, a dependency can't be reached at the start, or a task ends before `stop`.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let xpub = xpub(&settings)?;
     let catalog = Catalog(chain::Chains::load(&settings.chains_file)?.resolve().await?.into_iter().collect());
     let kafka = Kafka::connect(&settings).await?;
-    let pool = db::pool(&settings.database_url, CONNECTIONS)?;
+    let pool = db::pool(&settings.database_url, MAX_CONNECTIONS)?;
     let account = Account::register(xpub, &pool).await?;
     let halts = Halts::default();
-    let health = Health::new(&settings.schema_registry_url, Nodes::new(&catalog), halts.clone())?;
-    let heads = Heads::new(halts.clone());
-    heads.read(&pool).await.map_err(|failure| anyhow::anyhow!("reading the chains' heads: {failure}"))?;
+    let availability = Availability::new(halts.clone());
+    availability.poll(&pool).await.map_err(|failure| anyhow::anyhow!("reading the chains' heads: {failure}"))?;
     let listener =
         TcpListener::bind(settings.api_listen).await.with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
 
     let (intents, acknowledged) = Intents::open(kafka.clone())?;
-    let (requests, queue) = mpsc::channel(batch::QUEUE);
-    let maker = Maker { pool: pool.clone(), intents: intents.clone() };
-    let keys = Arc::new(Keys::new(NonZeroU32::new(settings.api_rate_limit)));
-    // The tasks end in the order of the data's way: the server at `stop`, the batcher when the server has dropped its
-    // sender, `forget` when nobody publishes any more.
+    let health = HealthChecks::new(Registry::new(&settings)?, pool.clone(), intents.clone(), Nodes::new(&catalog));
+    let (create_requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
+    let batcher = Batcher { pool: pool.clone(), intents: intents.clone() };
+    let keys = Arc::new(KeyCache::new(NonZeroU32::new(settings.api_rate_limit)));
+    // The tasks end in the order of the data flow: the server at `stop`, the batcher when the server has dropped its sender,
+    // `forget` when all publishers are gone.
     let mut tasks = JoinSet::new();
-    tasks.spawn(batch::run(maker, queue));
+    tasks.spawn(batcher.run(queue));
     tasks.spawn(intents::forget(pool.clone(), acknowledged));
     tasks.spawn(intents::repair(pool.clone(), intents.clone(), stop.clone()));
-    tasks.spawn(halts.follow(kafka.clone(), stop.clone()));
-    let feed = Feed::new(stop.clone());
-    tasks.spawn(feed.clone().read(kafka));
-    tasks.spawn(heads.clone().follow(pool.clone(), stop.clone()));
+    tasks.spawn(halts.clone().run(kafka.clone(), stop.clone()));
+    let event_feed = EventFeed::new(stop.clone());
+    tasks.spawn(event_feed.clone().run(kafka));
+    tasks.spawn(availability.clone().run(pool.clone(), stop.clone()));
     tasks.spawn(housekeeping::run(pool.clone(), settings.history_keep_days, stop.clone()));
-    tasks.spawn(Arc::clone(&keys).write_uses(pool.clone(), stop.clone()));
-    tasks.spawn(observe(pool.clone(), stop.clone()));
+    tasks.spawn(Arc::clone(&keys).write_last_uses(pool.clone(), stop.clone()));
+    tasks.spawn(observe_pool(pool.clone(), stop.clone()));
     let app = App::new(Parts {
         pool,
         catalog,
         keys,
         accounts: Accounts::new(account),
         intents,
-        requests,
+        create_requests,
         health,
-        heads,
-        feed,
-        flights: Flights::default(),
+        availability,
+        halts,
+        event_feed,
+        in_flight_keys: InFlightKeys::default(),
         guard: Guard::of(&settings),
     });
     tracing::info!("the API listens on http://{}", listener.local_addr()?);
-    let service = server::service(app).context("the OpenAPI document")?;
+    let service = routes::service(app).context("the OpenAPI document")?;
     tasks.spawn(serve(listener, service, stop.clone()));
 
     tokio::select! {
@@ -103,11 +107,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         Some(ended) = tasks.join_next() => {
             ended.context("a task of the API")?;
             if !stop.is_cancelled() {
-                bail!("a task of the API ended without being asked to");
+                bail!("a task of the API ended before the stop");
             }
         }
     }
-    let drained = tokio::time::timeout(DRAINED_WITHIN, async {
+    let drained = tokio::time::timeout(DRAIN_TIMEOUT, async {
         while let Some(ended) = tasks.join_next().await {
             ended.context("a task of the API")?;
         }
@@ -116,7 +120,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     match drained.await {
         Ok(outcome) => outcome,
         Err(_) => {
-            tracing::warn!("connections were still open {DRAINED_WITHIN:?} after the stop and are cut off");
+            tracing::warn!("closing the connections that are still open {DRAIN_TIMEOUT:?} after the stop");
             Ok(())
         }
     }
@@ -125,18 +129,18 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 async fn serve(listener: TcpListener, service: NormalizePath<Router>, stop: CancellationToken) {
     let service = ServiceExt::<Request>::into_make_service(service);
     let served = axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await;
-    // axum retries what fails, so this is for the type.
+    // axum retries failed accepts, so this does not happen; the type asks for it.
     if let Err(error) = served {
         tracing::error!("serving HTTP: {error}");
     }
 }
 
-async fn observe(pool: Pool, stop: CancellationToken) {
+async fn observe_pool(pool: Pool, stop: CancellationToken) {
     while !stop.is_cancelled() {
         db::observe(&pool, "api");
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(POOL_OBSERVED_EVERY) => {}
+            () = tokio::time::sleep(POOL_METRICS_INTERVAL) => {}
         }
     }
 }

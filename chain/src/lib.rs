@@ -1,33 +1,39 @@
-//! Everything that talks to a node, and the file that says which nodes there are.
+//! Chains and their nodes: `chains.yaml`, JSON-RPC with failover, and blocks that are proven before anybody uses them.
 //!
-//! - [`Chains`] are the entries of `chains.yaml`, with what [presets](config) fill in.
-//! - [`Rpc`] asks a chain's endpoints, in order of preference and by how they behave, again and elsewhere when one fails.
-//! - [`fetch_block`] brings a block with its receipts, and [`prove`] checks both against the block's hash: a node that lags
-//!   or lies gives an error, never a block.
-//! - [`Heads`] hears of new heads over websockets. It wakes whoever looks at the head, and is believed in nothing.
+//! In floors, each importing only from those above it in this list:
 //!
-//! Only this crate names alloy's RPC client. It knows no payment rules and no Kafka.
+//! - `block`, `proof`, `trace` and `credit` read and prove what a node answered. Pure: no network, no configuration.
+//! - `config` turns `chains.yaml` into [`Chains`], with presets for what an entry leaves out. No network either.
+//! - `rpc`: [`Rpc`] sends JSON-RPC to a chain's endpoints, with failover, back-off, circuit breakers and rate limits.
+//! - `fetch`: [`fetch_block`] fetches a block with its receipts and [proves](prove) both against the block's hash. A node that
+//!   lags or lies causes an error, never a block.
+//! - `heads`: [`Heads`] announces new heads from websockets. It wakes the poller; nothing it says is trusted.
+//! - `resolve` and `check` join the configuration with live nodes: missing chain ids, and `ctrip check`.
+//!
+//! Only this crate speaks JSON-RPC to nodes. It knows no payment rules and no Kafka.
 
-pub mod block;
+mod block;
 mod check;
 mod config;
 mod credit;
-mod encode;
 mod fetch;
 mod heads;
 mod proof;
+mod resolve;
 mod rpc;
+mod text;
 mod trace;
 
-pub use block::{Block, Head, Log, Receipt, Transaction, Withdrawal};
-pub use check::{Hearing, Trial, check, check_websockets};
-pub use config::{COIN_DECIMALS, Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, Tier, Token, Verify};
+pub use block::{AccessListItem, Authorization, Block, Head, Log, Receipt, ReceiptStatus, Receipts, Transaction, Withdrawal};
+pub use check::{EndpointCheck, WebsocketCheck, check_endpoints, check_websockets};
+pub use config::{COIN_DECIMALS, Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, Tier, Token};
 pub use credit::{Credit, CreditSource};
 pub use fetch::{
-    BlockId, FetchError, FetchedBlock, PlacedLog, Reading, Receipts, Status, Witnesses, fetch_block, fetch_head, fetch_newest,
-    fetch_tag, witnesses,
+    BlockId, BlockTag, FetchError, FetchOptions, FetchedBlock, PlacedLog, Witnesses, fetch_block, fetch_head, fetch_newest,
+    fetch_tag, find_witnesses,
 };
-pub use heads::{Heads, HeadsError, Patience};
-pub use proof::{Part, Proof, Unproven, prove};
-pub use rpc::{Answer, Endpoint, LAGS, Probe, Reply, Rpc, RpcError, Tag, table};
+pub use heads::{Heads, HeadsError, WsTimeouts};
+pub use proof::{PartProof, Proof, ProofError, Verify, prove};
+pub use resolve::ResolveError;
+pub use rpc::{Answer, Endpoint, MAX_LAG_BLOCKS, Probe, Reply, Rpc, RpcError};
 pub use trace::{InternalTransfer, TraceError, Tracer, internal_transfers};

@@ -1,8 +1,8 @@
-//! Coin that comes without a transfer is told once, with its amount, and an invented one is refused.
+//! Coin that arrives without a transfer is credited once, with its amount; an invented credit is refused.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use chain::{Block, Credit, CreditSource, Part, Receipts, Verify, prove};
+use chain::{Block, Credit, CreditSource, PartProof, Receipts, Verify, prove};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use topics::{ChainId, U256};
@@ -15,7 +15,7 @@ fn block(file: &str, number: u64) -> Value {
     lines(file).into_iter().find(|line| line["number"] == number).unwrap()
 }
 
-fn withdrawals_part(line: &Value) -> Result<Part, String> {
+fn withdrawals_part(line: &Value) -> Result<PartProof, String> {
     let block = Block::parse(&line["block"].to_string()).unwrap();
     let receipts = Receipts::All(serde_json::from_value(line["receipts"].clone()).unwrap());
     prove(&block, &receipts, Verify::Auto).map(|proof| proof.withdrawals).map_err(|error| error.what)
@@ -41,7 +41,7 @@ fn withdrawals_are_credited_in_wei_and_as_the_balances_say() {
         if !credits.is_empty() {
             found.insert(line["number"].as_u64().unwrap(), credits);
         }
-        assert_eq!(withdrawals_part(&line), Ok(Part::Root));
+        assert_eq!(withdrawals_part(&line), Ok(PartProof::Root));
     }
     assert_eq!(found, expected);
 
@@ -69,21 +69,21 @@ fn an_invented_or_missing_withdrawal_is_refused() {
 }
 
 #[test]
-fn withdrawals_that_a_source_leaves_out_are_told_and_hinder_nothing() {
+fn withdrawals_that_a_node_leaves_out_are_a_proof_gap_and_no_error() {
     let mut line = block("misc", 19_807_080);
     line["block"].as_object_mut().unwrap().remove("withdrawals");
-    assert!(matches!(withdrawals_part(&line), Ok(Part::Unproven(_))));
+    assert!(matches!(withdrawals_part(&line), Ok(PartProof::Unproven(_))));
     assert_eq!(credits(&line), []);
     let block = Block::parse(&line["block"].to_string()).unwrap();
     let receipts = Receipts::All(serde_json::from_value(line["receipts"].clone()).unwrap());
     assert_eq!(prove(&block, &receipts, Verify::Roots).unwrap().gaps().count(), 1);
-    // One that can't be read whole is not credited, and told.
+    // One that can't be read whole is not credited, and is a gap.
     let mut odd = self::block("misc", 19_807_080);
     odd["block"]["withdrawals"][3]["amount"] = Value::Null;
-    assert!(matches!(withdrawals_part(&odd), Ok(Part::Unproven(_))));
+    assert!(matches!(withdrawals_part(&odd), Ok(PartProof::Unproven(_))));
     assert_eq!(credits(&odd).len(), 15);
     odd["block"]["withdrawals"] = json!({ "new": 1 });
-    assert!(matches!(withdrawals_part(&odd), Ok(Part::Unproven(_))));
+    assert!(matches!(withdrawals_part(&odd), Ok(PartProof::Unproven(_))));
     assert_eq!(credits(&odd), []);
 }
 
@@ -103,7 +103,7 @@ fn what_an_l2_mints_for_a_deposit_is_its_senders_even_if_the_deposit_fails() {
 }
 
 #[test]
-fn ops_withdrawals_root_is_of_something_else_and_gnosis_pays_a_token() {
+fn the_op_stack_reuses_the_withdrawals_root_and_gnosis_pays_a_token() {
     let mut isthmus = block("misc", 77_976);
     let root = "0x".to_owned() + &"12".repeat(32);
     isthmus["block"]["withdrawalsRoot"] = json!(root);
@@ -111,7 +111,7 @@ fn ops_withdrawals_root_is_of_something_else_and_gnosis_pays_a_token() {
     let parsed = Block::parse(&isthmus["block"].to_string()).unwrap();
     let hash = json!(parsed.header_hash().unwrap());
     let renamed = isthmus.to_string().replace(isthmus["block"]["hash"].as_str().unwrap(), hash.as_str().unwrap());
-    assert_eq!(withdrawals_part(&serde_json::from_str(&renamed).unwrap()), Ok(Part::Root));
+    assert_eq!(withdrawals_part(&serde_json::from_str(&renamed).unwrap()), Ok(PartProof::Root));
 
     let mut gnosis = block("misc", 19_807_080);
     gnosis["chainId"] = json!(100);

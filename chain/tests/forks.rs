@@ -1,15 +1,15 @@
-//! What a fork may bring does not stop a chain, and does not open a way for a node that lies: what is new is told, and everything
-//! else is proven as before.
+//! Hard forks: new fields, types and shapes do not stop a chain, and give a lying node no opening. What is new stays unproven
+//! and is reported; everything else is proven as before.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use alloy::consensus::proofs::ordered_trie_root_encoded;
 use alloy::primitives::{Address, B256, Bytes};
 use alloy::rlp::{Encodable, Header};
-use chain::{Block, Part, Proof, Receipt, Receipts, Unproven, Verify, prove};
+use chain::{Block, PartProof, Proof, ProofError, Receipt, Receipts, Verify, prove};
 use serde_json::{Value, json};
 
-/// A block as nodes give it, to be altered.
+/// A node's answer, to be altered.
 #[derive(Clone)]
 struct Answer {
     block: Value,
@@ -26,7 +26,7 @@ fn mainnet() -> Answer {
     recorded("eth-mainnet-17686110-17686112", 17_686_110)
 }
 
-/// Two transactions with logs, of Amsterdam.
+/// Two transactions with logs, from the Amsterdam network.
 fn small() -> Answer {
     recorded("amsterdam-dev", 8)
 }
@@ -37,12 +37,12 @@ impl Answer {
         (Block::parse(&self.block.to_string()).unwrap(), receipts)
     }
 
-    fn proof(&self) -> Result<Proof, Unproven> {
+    fn proof(&self) -> Result<Proof, ProofError> {
         let (block, receipts) = self.read();
         prove(&block, &receipts, Verify::Auto)
     }
 
-    /// Gives the block the hash that its header makes, as the chain would.
+    /// Gives the block the hash of its header, as the chain would.
     fn mined(mut self) -> Self {
         let (block, _) = self.read();
         let (was, is) = (block.hash.to_string(), block.header_hash().unwrap().to_string());
@@ -52,7 +52,7 @@ impl Answer {
         self
     }
 
-    /// Makes transaction and receipt `at` of a type that nobody knows, which the chain hashes as it does the others.
+    /// Gives transaction and receipt `at` an unknown type, which the chain hashes like the others.
     fn forked(mut self, at: usize, transaction: &Value) -> Self {
         let hash = self.block["transactions"][at]["hash"].clone();
         self.block["transactions"][at] = transaction.clone();
@@ -75,7 +75,7 @@ fn list(fields: &[&dyn Encodable]) -> Raw {
     Raw(out)
 }
 
-/// What is encoded already.
+/// Bytes that are encoded already.
 struct Raw(Vec<u8>);
 
 impl Encodable for Raw {
@@ -93,10 +93,10 @@ fn encode(receipt: &Receipt) -> Vec<u8> {
     if kind == 0 { fields.0 } else { [&[kind], &fields.0[..]].concat() }
 }
 
-fn gap(part: &Part) -> &str {
+fn gap(part: &PartProof) -> &str {
     match part {
-        Part::Root => "",
-        Part::Bloom(why) | Part::Unproven(why) => why,
+        PartProof::Root => "",
+        PartProof::Bloom(why) | PartProof::Unproven(why) => why,
     }
 }
 
@@ -111,19 +111,19 @@ fn a_transaction_of_a_new_type_does_not_stop_a_chain_however_it_looks() {
     for transaction in looks {
         let answer = small().forked(1, &transaction);
         let proof = answer.proof().unwrap_or_else(|e| panic!("{transaction}: {e}"));
-        assert_eq!((proof.header, proof.receipts), (Part::Root, Part::Root), "{transaction}");
-        assert_eq!(proof.transactions, Part::Unproven("transactions of type 0x50".to_owned()));
+        assert_eq!((proof.header, proof.receipts), (PartProof::Root, PartProof::Root), "{transaction}");
+        assert_eq!(proof.transactions, PartProof::Unproven("transactions of type 0x50".to_owned()));
         let (block, receipts) = answer.read();
         assert_eq!(block.transactions.len(), 3);
         assert!(prove(&block, &receipts, Verify::Roots).is_err());
-        // The receipts of a new type are held against the root like any other.
+        // Receipts of a new type must match the root like any other.
         let mut altered = answer.clone();
         altered.receipts[1]["status"] = json!("0x0");
         assert_eq!(altered.proof().unwrap_err().what, "the receipts", "{transaction}");
         altered = answer.clone();
         altered.receipts[1]["logs"].as_array_mut().unwrap().pop();
         assert!(altered.proof().is_err());
-        // And the others beside it as before.
+        // The other transactions are proven as before.
         altered = answer;
         altered.block["transactions"][0]["value"] = json!("0x1");
         assert_eq!(altered.proof().unwrap_err().what, "transaction 0");
@@ -131,12 +131,12 @@ fn a_transaction_of_a_new_type_does_not_stop_a_chain_however_it_looks() {
 }
 
 #[test]
-fn a_type_that_is_no_number_is_a_new_one() {
+fn a_type_that_is_no_number_is_an_unknown_type() {
     let mut answer = small();
     answer.block["transactions"][1]["type"] = json!("fancy");
     let (block, _) = answer.read();
     assert_eq!(block.transactions[1].kind, u64::MAX);
-    // Its receipt has to say so too.
+    // Its receipt must have that type too.
     assert_eq!(answer.proof().unwrap_err().what, "transaction 1's type");
 }
 
@@ -163,13 +163,13 @@ fn what_a_block_can_not_do_without_is_still_an_error() {
 fn a_new_receipt_encoding_falls_back_to_the_bloom_and_needs_a_new_field_as_its_excuse() {
     let mut answer = small();
     (answer.block["transactions"][1]["type"], answer.receipts[1]["type"]) = (json!("0x50"), json!("0x50"));
-    // A node that passes a transaction off as one of a new type, to say what it likes of its receipt.
+    // A node may claim a new type in order to falsify the receipt.
     assert_eq!(answer.proof().unwrap_err().what, "the receipts");
     answer.receipts[1]["payer"] = Value::Null;
     assert_eq!(answer.proof().unwrap_err().what, "the receipts");
     answer.receipts[1]["payer"] = json!("0x01");
     let proof = answer.proof().unwrap();
-    assert_eq!(proof.receipts, Part::Bloom("receipts of type 0x50 with unknown fields payer".to_owned()));
+    assert_eq!(proof.receipts, PartProof::Bloom("receipts of type 0x50 with unknown fields payer".to_owned()));
     answer.receipts[1]["logs"].as_array_mut().unwrap().pop();
     assert_eq!(answer.proof().unwrap_err().what, "the logs");
 }
@@ -177,10 +177,10 @@ fn a_new_receipt_encoding_falls_back_to_the_bloom_and_needs_a_new_field_as_its_e
 #[test]
 fn a_false_receipt_of_a_known_type_has_no_excuse() {
     for mut answer in [small(), mainnet()] {
-        // A new field beside the encoded ones is none of our business.
+        // A new field that the encoding does not cover does no harm.
         answer.receipts[1]["fancy"] = json!({ "a": [1] });
         answer.receipts[1]["logs"][0]["fancy"] = json!("0x1");
-        assert_eq!(answer.proof().unwrap().receipts, Part::Root);
+        assert_eq!(answer.proof().unwrap().receipts, PartProof::Root);
         for (field, value) in [("status", json!("0x0")), ("cumulativeGasUsed", json!("0x1")), ("status", Value::Null)] {
             let mut lie = answer.clone();
             lie.receipts[1][field] = value;
@@ -191,37 +191,37 @@ fn a_false_receipt_of_a_known_type_has_no_excuse() {
     }
 }
 
-/// Or a node could add a field to a transaction, and then say what it likes of whom it pays and how much.
+/// Otherwise a node could add a field to a transaction and then falsify payee and amount.
 #[test]
 fn no_new_field_excuses_a_transaction_that_hashes_otherwise_under_a_proven_header() {
     for mut answer in [small(), mainnet()] {
         let at = 1;
         answer.block["transactions"][at]["fancy"] = json!("0x1");
-        assert_eq!(answer.proof().unwrap().transactions, Part::Root, "a field that no hash covers");
+        assert_eq!(answer.proof().unwrap().transactions, PartProof::Root, "a field that no hash covers");
         for (field, value) in
             [("nonce", "0x999999"), ("value", "0x999999"), ("to", "0x00000000000000000000000000000000000000aa")]
         {
             let mut lie = answer.clone();
             lie.block["transactions"][at][field] = json!(value);
             assert_eq!(lie.proof().unwrap_err().what, "transaction 1", "{field}");
-            // A chain whose headers are of its own may have transactions of its own as well.
+            // A chain with headers of its own may have transactions of its own too.
             lie.block["fancyRoot"] = json!("0x01");
             lie.block["stateRoot"] = json!(B256::repeat_byte(1));
             let proof = lie.proof().unwrap();
             assert!(gap(&proof.header).ends_with("with unknown fields fancyRoot"), "{proof:?}");
             assert!(gap(&proof.transactions).ends_with("with unknown fields fancy"), "{proof:?}");
-            assert_eq!(proof.receipts, Part::Root);
+            assert_eq!(proof.receipts, PartProof::Root);
             lie.block["transactions"][at]["fancy"] = Value::Null;
             assert_eq!(lie.proof().unwrap_err().what, "transaction 1");
         }
     }
-    // Leaving out what the hash covers is no fork either.
+    // A missing field that the hash covers is no hard fork.
     let mut answer = small();
     answer.block["transactions"][1].as_object_mut().unwrap().remove("r");
     assert_eq!(answer.proof().unwrap_err().what, "transaction 1");
 }
 
-/// What an address sends to itself is no payment, and no root covers the sender: a node that names the payee as payer would make a
+/// A transfer to oneself is no payment, and no root covers the sender: a node that names the payee as payer would make a
 /// payment disappear.
 #[test]
 fn a_payment_does_not_pass_for_a_transfer_to_oneself() {
@@ -238,7 +238,7 @@ fn a_payment_does_not_pass_for_a_transfer_to_oneself() {
     }
 }
 
-/// Or an honest block would be refused.
+/// Otherwise an honest block would be refused.
 #[test]
 fn the_signer_of_each_recorded_transaction_is_its_sender_whatever_its_type() {
     let mut kinds = std::collections::BTreeSet::new();
@@ -268,13 +268,13 @@ fn a_header_of_a_new_shape_leaves_the_rest_proven() {
             assert_eq!(answer.proof().unwrap_err().what, "the header");
             answer.block[field] = value.clone();
             let proof = answer.proof().unwrap();
-            assert_eq!(proof.header, Part::Unproven(format!("header with unknown fields {field}")));
-            assert_eq!((&proof.transactions, &proof.receipts), (&Part::Root, &Part::Root), "{field}");
+            assert_eq!(proof.header, PartProof::Unproven(format!("header with unknown fields {field}")));
+            assert_eq!((&proof.transactions, &proof.receipts), (&PartProof::Root, &PartProof::Root), "{field}");
             answer.receipts[0]["status"] = json!("0x0");
             assert_eq!(answer.proof().unwrap_err().what, "the receipts");
         }
     }
-    // One that is left out is no news.
+    // A missing field is no unknown field.
     let mut answer = small();
     answer.block.as_object_mut().unwrap().remove("stateRoot");
     assert_eq!(answer.proof().unwrap_err().what, "the header");
@@ -284,12 +284,12 @@ fn a_header_of_a_new_shape_leaves_the_rest_proven() {
 fn a_miner_may_have_two_names() {
     let mut answer = small();
     answer.block["author"] = answer.block["miner"].clone();
-    assert_eq!(answer.proof().unwrap().header, Part::Root);
+    assert_eq!(answer.proof().unwrap().header, PartProof::Root);
     answer.block.as_object_mut().unwrap().remove("miner");
-    assert_eq!(answer.proof().unwrap().header, Part::Root);
+    assert_eq!(answer.proof().unwrap().header, PartProof::Root);
 }
 
-/// Bor's state sync is outside the roots; on a chain that has none, nobody can slip in logs as such.
+/// Bor's state sync is outside the roots. On a chain that has none, no logs may pass for one.
 #[test]
 fn logs_outside_the_roots_are_bors_alone() {
     for mut answer in [small(), mainnet()] {

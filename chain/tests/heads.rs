@@ -1,8 +1,8 @@
-//! Websockets that misbehave: whatever one does, heads are told again as soon as it does better, and nothing grows.
+//! Websockets that misbehave: whatever one does, heads are announced again once it recovers, and nothing grows.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use chain::{Chain, Chains, Heads, Patience};
+use chain::{Chain, Chains, Heads, WsTimeouts};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
@@ -13,17 +13,17 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::{WebSocketStream, accept_async, accept_hdr_async};
 
-/// So short that a test waits for little, and so long that a busy machine does not run out of it.
-const PATIENCE: Patience = Patience {
-    quiet: Duration::from_millis(150),
+/// Short enough for a fast test, long enough for a busy machine.
+const TIMEOUTS: WsTimeouts = WsTimeouts {
+    idle: Duration::from_millis(150),
     answer: Duration::from_millis(1500),
-    longest_delay: Duration::from_millis(300),
+    max_backoff: Duration::from_millis(300),
 };
 const LONG: Duration = Duration::from_secs(20);
 
 type Socket = WebSocketStream<TcpStream>;
 
-/// A node that does with its connections, counted from 0, what a script says.
+/// A node whose connections, counted from 0, follow a script.
 struct Server {
     address: std::net::SocketAddr,
     connected: Arc<Mutex<Vec<Instant>>>,
@@ -58,7 +58,7 @@ impl Server {
     }
 
     fn heads(&self) -> Heads {
-        Heads::with(&chain("ws", self.address), PATIENCE)
+        Heads::with_timeouts(&chain("ws", self.address), TIMEOUTS)
     }
 
     async fn until_connected(&self, times: usize) {
@@ -108,7 +108,7 @@ async fn answer(socket: &mut Socket, method: &str, result: Value) {
     say(socket, json!({ "jsonrpc": "2.0", "id": request["id"], "result": result }).to_string()).await;
 }
 
-/// As a sound node of chain 1 begins.
+/// Begins like a healthy node of chain 1.
 async fn greet(stream: TcpStream) -> Socket {
     let mut socket = accept(stream).await;
     answer(&mut socket, "eth_chainId", json!("0x1")).await;
@@ -125,7 +125,7 @@ async fn tell(socket: &mut Socket, number: u64) {
     say(socket, notification(json!({ "number": format!("{number:#x}"), "hash": format!("0x{number:064x}") }))).await;
 }
 
-/// Answers questions with this head until the client goes.
+/// Answers requests with this head until the client disconnects.
 async fn stay(mut socket: Socket, head: u64) {
     while let Some(request) = request(&mut socket).await {
         assert_eq!(request["method"], "eth_blockNumber");
@@ -156,7 +156,7 @@ async fn a_head_wakes_with_or_without_the_fields_that_nodes_leave_null() {
         (json!({ "number": "0x7", "hash": null, "withdrawalsRoot": null, "parentHash": null }), Some(7)),
         (json!({ "number": null, "hash": null, "totalDifficulty": null }), None),
         (json!({}), None),
-        // A reorganisation: lower than before, and a head all the same.
+        // A reorg: lower than before, and a head all the same.
         (json!({ "number": "0x5", "uncles": [], "difficulty": "0x0", "unheardOf": { "a": [1, 2.5] } }), Some(5)),
     ];
     for (header, number) in cases {
@@ -176,7 +176,7 @@ async fn ten_thousand_heads_that_nobody_waits_for_are_one_wake_up() {
             for number in 1..=10_000 {
                 tell(&mut socket, number).await;
             }
-            // Answered in turn, so all before it was taken in.
+            // The pong follows in order, so everything before it was received.
             socket.send(Message::Ping("x".into())).await.unwrap();
             while !matches!(socket.next().await.unwrap().unwrap(), Message::Pong(_)) {}
             all.send(()).await.unwrap();
@@ -187,11 +187,11 @@ async fn ten_thousand_heads_that_nobody_waits_for_are_one_wake_up() {
     let (mut heads, mut done) = (server.heads(), done);
     done.recv().await.unwrap();
     assert_eq!(next(&mut heads).await, Some(10_000));
-    let more = tokio::time::timeout(PATIENCE.quiet * 2, heads.next()).await;
+    let more = tokio::time::timeout(TIMEOUTS.idle * 2, heads.next()).await;
     assert!(more.is_err(), "woken again by {more:?}");
 }
 
-/// What a node does instead of telling heads.
+/// What a node does instead of announcing heads.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     DropsTheConnection,
@@ -239,7 +239,7 @@ const FAULTS: [Fault; 19] = [
 
 impl Fault {
     async fn make(self, mut stream: TcpStream) {
-        let refusal = |id: &Value| {
+        let error_object = |id: &Value| {
             json!({ "jsonrpc": "2.0", "id": id, "error": { "code": -32005, "message": "too many connections" } }).to_string()
         };
         match self {
@@ -254,7 +254,7 @@ impl Fault {
                 if matches!(self, Self::RefusesWithoutSayingWhat) {
                     id = Value::Null;
                 }
-                say(&mut socket, refusal(&id)).await;
+                say(&mut socket, error_object(&id)).await;
                 while request(&mut socket).await.is_some() {}
             }
             Self::NeverAnswersTheFirst => {
@@ -266,7 +266,7 @@ impl Fault {
                 answer(&mut socket, "eth_chainId", json!("0x1")).await;
                 let asked = request(&mut socket).await.unwrap();
                 if matches!(self, Self::RefusesToSubscribe) {
-                    say(&mut socket, refusal(&asked["id"])).await;
+                    say(&mut socket, error_object(&asked["id"])).await;
                 }
                 while request(&mut socket).await.is_some() {}
             }
@@ -295,7 +295,7 @@ async fn forever<T>(_kept: T) {
 
 async fn say_and_stay(stream: TcpStream, message: Message) {
     let mut socket = greet(stream).await;
-    // A client that has had enough may go before the end of it.
+    // The client may disconnect before the end.
     let _ = socket.send(message).await;
     while request(&mut socket).await.is_some() {}
 }
@@ -303,15 +303,15 @@ async fn say_and_stay(stream: TcpStream, message: Message) {
 #[expect(clippy::result_large_err, reason = "as tungstenite has it")]
 async fn refuse(stream: TcpStream) {
     let refused = accept_hdr_async(stream, |_: &Request, _: Response| {
-        let mut refusal = ErrorResponse::new(Some("secret ".repeat(10_000)));
-        *refusal.status_mut() = tokio_tungstenite::tungstenite::http::StatusCode::FORBIDDEN;
-        Err(refusal)
+        let mut error_object = ErrorResponse::new(Some("secret ".repeat(10_000)));
+        *error_object.status_mut() = tokio_tungstenite::tungstenite::http::StatusCode::FORBIDDEN;
+        Err(error_object)
     });
     assert!(refused.await.is_err());
 }
 
 #[tokio::test]
-async fn after_any_fault_it_connects_again_and_tells_heads() {
+async fn after_any_fault_it_reconnects_and_announces_heads() {
     let mut all = tokio::task::JoinSet::new();
     for fault in FAULTS {
         all.spawn(async move {
@@ -336,7 +336,7 @@ async fn after_any_fault_it_connects_again_and_tells_heads() {
 }
 
 #[tokio::test]
-async fn a_node_that_answers_and_tells_no_heads_is_left_and_its_heads_are_told_meanwhile() {
+async fn a_stalled_subscription_is_replaced_and_its_heads_are_announced_meanwhile() {
     let server = Server::start(|connection, stream| async move {
         let mut socket = greet(stream).await;
         if connection > 0 {
@@ -351,7 +351,7 @@ async fn a_node_that_answers_and_tells_no_heads_is_left_and_its_heads_are_told_m
     })
     .await;
     let mut heads = server.heads();
-    // With the first answer it can't know yet whether that head is new.
+    // The first answer can't show whether that head is new.
     assert_eq!(next(&mut heads).await, Some(12));
     assert_eq!(next(&mut heads).await, Some(100), "it never left the dead subscription");
 }
@@ -399,7 +399,7 @@ async fn heads_of_another_chain_wake_nobody() {
 }
 
 #[tokio::test]
-async fn one_that_refuses_is_asked_more_and_more_rarely_and_warned_of_once_without_its_key() {
+async fn reconnects_back_off_and_warn_once_without_the_urls_key() {
     let log = Log::default();
     let written = log.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -407,7 +407,7 @@ async fn one_that_refuses_is_asked_more_and_more_rarely_and_warned_of_once_witho
         .with_ansi(false)
         .with_writer(move || written.clone())
         .finish();
-    // Of this thread, on which all of the test runs.
+    // The whole test runs on this thread.
     let _guard = tracing::subscriber::set_default(subscriber);
     let server = Server::start(|connection, stream| async move {
         if connection % 2 == 0 {
@@ -424,16 +424,16 @@ async fn one_that_refuses_is_asked_more_and_more_rarely_and_warned_of_once_witho
     server.until_connected(10).await;
     drop(heads);
     let times = server.connections();
-    // 100 ms, 200 ms, then the longest delay, each with jitter on top.
+    // 100 ms, 200 ms, then the longest back-off, each with jitter on top.
     for (pair, least) in times.windows(2).zip([100, 200].into_iter().chain(std::iter::repeat(300))) {
         let gap = pair[1] - pair[0];
-        assert!(gap >= Duration::from_millis(least), "asked again after {gap:?}; expected {least} ms");
+        assert!(gap >= Duration::from_millis(least), "reconnected after {gap:?}; expected {least} ms");
     }
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let mine = |level: &str| log.lines().filter(|line| line.contains(level) && line.contains("no websocket")).count();
+    let mine = |level: &str| log.lines().filter(|line| line.contains(level) && line.contains("websocket failed")).count();
     assert_eq!(mine("WARN"), 1, "{log}");
     assert!(mine("DEBUG") >= 8, "{log}");
-    assert!(log.lines().all(|line| !line.contains("no websocket") || line.len() < 500), "{log}");
+    assert!(log.lines().all(|line| !line.contains("websocket failed") || line.len() < 500), "{log}");
     let told: Vec<&str> = log.lines().filter(|line| line.contains("chain::heads")).collect();
     assert!(!told.concat().contains("secret"), "{told:?}");
     assert!(told.concat().contains("403") && told.concat().contains("no more connections"), "{told:?}");
@@ -475,18 +475,18 @@ async fn a_user_and_a_password_in_the_url_are_sent_as_over_http() {
 }
 
 #[tokio::test]
-async fn a_socket_with_tls_to_something_without_fails_and_is_tried_again() {
+async fn tls_to_a_server_without_tls_fails_and_is_retried() {
     let server = Server::start(|_, mut stream| async move {
         let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
     })
     .await;
-    // Were there no TLS to be had in this build, its task would have ended with the first try.
-    let _heads = Heads::with(&chain("wss", server.address), PATIENCE);
+    // In a build without TLS its task would have panicked on the first attempt.
+    let _heads = Heads::with_timeouts(&chain("wss", server.address), TIMEOUTS);
     server.until_connected(3).await;
 }
 
 #[tokio::test]
-async fn whoever_drops_it_closes_its_sockets() {
+async fn dropping_the_last_clone_closes_the_sockets() {
     let (ended, end) = tokio::sync::mpsc::channel(1);
     let server = Server::start(move |_, stream| {
         let ended = ended.clone();
@@ -503,7 +503,7 @@ async fn whoever_drops_it_closes_its_sockets() {
     drop(heads.clone());
     tokio::select! {
         _ = end.recv() => panic!("closed with a clone while another is in use"),
-        () = tokio::time::sleep(PATIENCE.quiet) => {}
+        () = tokio::time::sleep(TIMEOUTS.idle) => {}
     }
     drop(heads);
     tokio::time::timeout(LONG, end.recv()).await.expect("the socket stays open").unwrap();

@@ -1,11 +1,11 @@
-//! Endpoints that misbehave, and what is made of them: who is asked, how often, and whom nobody believes.
+//! Endpoints that misbehave: which are asked, how often, and which are not trusted.
 
 #![allow(clippy::unwrap_used, clippy::result_large_err, reason = "a test fails by panicking")]
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use chain::{BlockId, FetchError, NodeUrl, Part, Reading, Rpc, Verify, fetch_block, fetch_head, witnesses};
+use chain::{BlockId, FetchError, FetchOptions, NodeUrl, PartProof, Rpc, Verify, fetch_block, fetch_head, find_witnesses};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,7 @@ use topics::{B256, ChainId};
 type Answer = Result<Value, Response>;
 type Handler = Box<dyn FnMut(&str, &Value) -> Answer + Send>;
 
-/// A node that answers by a script and counts what it is asked.
+/// A node that answers by a script and counts requests.
 #[derive(Clone)]
 struct Node {
     handler: Arc<Mutex<Handler>>,
@@ -70,7 +70,7 @@ async fn answer(State(node): State<Node>, body: String) -> Response {
         Some(_) if !node.batches => {
             Ok(json!({ "jsonrpc": "2.0", "id": null, "error": { "code": -32600, "message": "batches are not supported" } }))
         }
-        // In an order of its own.
+        // In another order than asked.
         Some(batch) => batch.iter().rev().map(|request| node.respond(request)).collect(),
         None => node.respond(&request),
     };
@@ -118,8 +118,8 @@ fn blocks_receipt(line: &Value, hash: &Value) -> Value {
 }
 
 const ETHEREUM: &str = "eth-mainnet-17686110-17686112";
-const ROOTS: Reading = Reading { verify: Verify::Roots, traces: false };
-const AUTO: Reading = Reading { verify: Verify::Auto, traces: false };
+const ROOTS: FetchOptions = FetchOptions { verify: Verify::Roots, traces: false };
+const AUTO: FetchOptions = FetchOptions { verify: Verify::Auto, traces: false };
 
 fn head_hash(lines: &[Value]) -> B256 {
     lines.last().unwrap()["hash"].as_str().unwrap().parse().unwrap()
@@ -133,7 +133,7 @@ async fn a_block_and_its_receipts_are_one_request_whatever_the_order_of_the_answ
     for (asked, id) in (1..).zip([BlockId::Number(17_686_110), BlockId::Hash(head_hash(&lines))]) {
         let fetched = fetch_block(&rpc, ROOTS, id).await.unwrap().unwrap();
         assert!(fetched.statuses.len() > 100);
-        // One for the chain's id.
+        // One request for the chain's id.
         assert_eq!(node.posts(), 1 + asked);
     }
 }
@@ -147,7 +147,7 @@ async fn an_endpoint_without_batches_is_asked_one_by_one() {
 }
 
 #[tokio::test]
-async fn receipts_of_a_block_that_took_the_others_place_are_asked_again_and_nobody_is_blamed() {
+async fn receipts_of_another_block_after_a_reorg_are_fetched_again_and_no_endpoint_is_blamed() {
     let (lines, answer) = recorded(ETHEREUM);
     let other = lines[0]["receipts"].clone();
     let node = Node::start(true, move |method, params| match method {
@@ -159,11 +159,11 @@ async fn receipts_of_a_block_that_took_the_others_place_are_asked_again_and_nobo
     let fetched = fetch_block(&rpc, ROOTS, BlockId::Number(17_686_112)).await.unwrap().unwrap();
     assert_eq!(fetched.block.number, 17_686_112);
     assert_eq!((node.asked("eth_getBlockReceipts"), node.asked("eth_getBlockByNumber")), (2, 1));
-    assert!(rpc.endpoints()[0].works(), "its circuit is open");
+    assert!(rpc.endpoints()[0].is_healthy(), "its circuit is open");
 }
 
 #[tokio::test]
-async fn without_block_receipts_those_of_paying_transactions_come_in_batches() {
+async fn without_block_receipts_those_of_transactions_with_value_come_in_batches() {
     let (lines, answer) = recorded(ETHEREUM);
     let node = Node::start(true, move |method, params| match method {
         "eth_getBlockReceipts" => unsupported(),
@@ -178,7 +178,7 @@ async fn without_block_receipts_those_of_paying_transactions_come_in_batches() {
 }
 
 #[tokio::test]
-async fn logs_that_are_too_many_for_a_provider_come_from_the_receipts_and_are_proven_by_root() {
+async fn logs_over_a_providers_limit_come_from_the_receipts_and_are_proven_by_root() {
     let (lines, answer) = recorded(ETHEREUM);
     let node = Node::start(true, move |method, params| match method {
         "eth_getBlockReceipts" => unsupported(),
@@ -204,9 +204,9 @@ async fn a_lie_opens_the_circuit_and_the_next_endpoint_answers() {
     for number in 17_686_110..=17_686_112 {
         assert!(fetch_block(&rpc, ROOTS, BlockId::Number(number)).await.unwrap().is_some());
     }
-    // By number, and by hash in case that an empty block had taken the other's place.
+    // By number, then by hash in case an empty block had replaced it.
     assert_eq!(liar.asked("eth_getBlockReceipts"), 2, "it was asked again while its circuit was open");
-    assert!(!rpc.endpoints()[0].works() && rpc.endpoints()[1].works());
+    assert!(!rpc.endpoints()[0].is_healthy() && rpc.endpoints()[1].is_healthy());
 }
 
 #[tokio::test]
@@ -224,14 +224,14 @@ async fn a_storm_of_429_slows_requests_down_and_opens_no_circuit() {
     let rpc = pool(&[&node]);
     let started = Instant::now();
     let mut tries = 0;
-    // The pool gives up after some rounds; its caller comes again.
+    // The pool gives up after some rounds; its caller retries.
     let fetched = loop {
         tries += 1;
         match fetch_block(&rpc, ROOTS, BlockId::Number(17_686_110)).await {
             Ok(fetched) => break fetched,
-            Err(error) => assert!(runtime::chain_of(&error).contains("429"), "{}", runtime::chain_of(&error)),
+            Err(error) => assert!(base::error_chain(&error).contains("429"), "{}", base::error_chain(&error)),
         }
-        assert!(rpc.endpoints()[0].works(), "an endpoint that only wants less was taken for broken");
+        assert!(rpc.endpoints()[0].is_healthy(), "a rate limit was taken for a fault");
     };
     assert!(fetched.is_some() && tries <= 4);
     let (asked, took) = (node.asked("eth_getBlockByNumber"), started.elapsed());
@@ -256,7 +256,7 @@ async fn an_endpoint_that_lags_is_asked_after_one_that_does_not() {
     let newest = Node::start(true, ahead).await;
     let rpc = pool(&[&lagging, &newest]);
     let deadline = Instant::now() + Duration::from_secs(10);
-    // The first look asks the first of the file; how far the other is shows beside it.
+    // The first poll asks the first endpoint of the file, and the other one's head in the background.
     while fetch_head(&rpc, None).await.unwrap().unwrap().number != 17_686_112 {
         assert!(Instant::now() < deadline, "the lagging endpoint is still preferred");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -264,7 +264,7 @@ async fn an_endpoint_that_lags_is_asked_after_one_that_does_not() {
 }
 
 #[tokio::test]
-async fn where_no_root_proves_logs_two_endpoints_have_to_agree() {
+async fn logs_without_a_proof_by_root_need_two_endpoints_that_agree() {
     let (lines, answer) = recorded(ETHEREUM);
     let hash = head_hash(&lines);
     let without = |alter: bool| {
@@ -273,7 +273,7 @@ async fn where_no_root_proves_logs_two_endpoints_have_to_agree() {
             "eth_getBlockReceipts" => unsupported(),
             "eth_getLogs" if alter => {
                 let mut logs = answer(method, params)?;
-                // The bloom does not cover the data: who got how much.
+                // The bloom does not cover the data, which contains the amount.
                 logs[0]["data"] = json!(format!("0x{}", "42".repeat(32)));
                 Ok(logs)
             }
@@ -286,15 +286,15 @@ async fn where_no_root_proves_logs_two_endpoints_have_to_agree() {
         Node::start(true, without(false)).await,
     );
     let error = fetch_block(&pool(&[&liar, &honest]), AUTO, BlockId::Hash(hash)).await.unwrap_err();
-    assert!(matches!(error, FetchError::Unproven { .. }), "{}", runtime::chain_of(&error));
+    assert!(matches!(error, FetchError::Unproven { .. }), "{}", base::error_chain(&error));
     assert!(fetch_block(&pool(&[&twin, &honest]), AUTO, BlockId::Hash(hash)).await.unwrap().is_some());
-    // Alone, it is believed as far as its bloom goes.
+    // Alone, it is trusted as far as the bloom goes.
     assert!(fetch_block(&pool(&[&liar]), AUTO, BlockId::Hash(hash)).await.unwrap().is_some());
 }
 
-/// A transaction whose hash can't be checked could pay anybody anything.
+/// A transaction whose hash can't be checked could have any payee and amount.
 #[tokio::test]
-async fn where_no_root_proves_transactions_two_endpoints_have_to_agree() {
+async fn transactions_without_a_proof_by_root_need_two_endpoints_that_agree() {
     let (lines, answer) = recorded("misc");
     let line = lines.iter().find(|line| line["chainId"] == 42161).unwrap();
     let hash: B256 = line["hash"].as_str().unwrap().parse().unwrap();
@@ -303,7 +303,7 @@ async fn where_no_root_proves_transactions_two_endpoints_have_to_agree() {
         move |method: &str, params: &Value| {
             let mut reply = answer(method, params)?;
             if method == "eth_getBlockByHash" {
-                // As after a fork of Arbitrum's that gives its own transaction a new field.
+                // As after a hard fork of Arbitrum that adds a field to its own transaction.
                 reply["transactions"][0]["fancy"] = json!("0x1");
                 reply["transactions"][0]["value"] = json!(value);
             }
@@ -316,13 +316,13 @@ async fn where_no_root_proves_transactions_two_endpoints_have_to_agree() {
         Node::start(true, with("0x1")).await,
     );
     let error = fetch_block(&pool(&[&liar, &honest]), AUTO, BlockId::Hash(hash)).await.unwrap_err();
-    assert!(runtime::chain_of(&error).contains("the transactions"), "{}", runtime::chain_of(&error));
+    assert!(base::error_chain(&error).contains("the transactions"), "{}", base::error_chain(&error));
     let fetched = fetch_block(&pool(&[&twin, &honest]), AUTO, BlockId::Hash(hash)).await.unwrap().unwrap();
-    assert!(matches!(fetched.proof.transactions, Part::Unproven(_)), "{:?}", fetched.proof);
+    assert!(matches!(fetched.proof.transactions, PartProof::Unproven(_)), "{:?}", fetched.proof);
 }
 
 #[tokio::test]
-async fn who_has_a_block_and_who_has_another_is_told_apart() {
+async fn endpoints_with_a_block_and_with_another_are_told_apart() {
     let (lines, answer) = recorded(ETHEREUM);
     let elsewhere = answer.clone();
     let node = Node::start(true, answer).await;
@@ -335,18 +335,18 @@ async fn who_has_a_block_and_who_has_another_is_told_apart() {
     })
     .await;
     let silent = Node::start(true, |_, _| Ok(Value::Null)).await;
-    let found = witnesses(&pool(&[&node, &other, &silent]), 17_686_112, head_hash(&lines)).await;
+    let found = find_witnesses(&pool(&[&node, &other, &silent]), 17_686_112, head_hash(&lines)).await;
     assert_eq!((found.with.len(), found.against.len()), (1, 1));
 }
 
 #[tokio::test]
-async fn a_block_that_an_empty_one_replaces_between_two_calls_is_nobodys_lie() {
+async fn a_reorg_to_an_empty_block_between_two_calls_is_no_lie() {
     let (lines, answer) = recorded(ETHEREUM);
     let number = u64::from_str_radix(lines[1]["block"]["number"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
     for still_has_it in [true, false] {
         let answer = answer.clone();
         let node = Node::start(true, move |method, params| match (method, params[0].as_str()) {
-            // By number they are of the empty block; by hash the old one may still be known.
+            // By number they belong to the empty block; by hash the node may still have the old ones.
             ("eth_getBlockReceipts", Some(id)) if id.len() < 66 => Ok(json!([])),
             ("eth_getBlockReceipts", _) if !still_has_it => Ok(Value::Null),
             _ => answer(method, params),
@@ -355,7 +355,7 @@ async fn a_block_that_an_empty_one_replaces_between_two_calls_is_nobodys_lie() {
         let rpc = pool(&[&node]);
         let fetched = fetch_block(&rpc, AUTO, BlockId::Number(number)).await.unwrap();
         assert_eq!(fetched.is_some(), still_has_it);
-        assert!(rpc.endpoints()[0].works(), "an honest endpoint was blamed");
+        assert!(rpc.endpoints()[0].is_healthy(), "an honest endpoint was blamed");
     }
 }
 
@@ -364,7 +364,7 @@ async fn a_traced_chain_is_never_without_its_traces() {
     let blocks = testdata::lines("amsterdam-dev.blocks").unwrap();
     let traces = testdata::lines("misc.traces").unwrap();
     let odd = testdata::lines("misc.blocks").unwrap();
-    let traced = Reading { verify: Verify::Auto, traces: true };
+    let traced = FetchOptions { verify: Verify::Auto, traces: true };
     let line = odd.iter().find(|line| line["chainId"] == 1 && line["number"] == 7_280_016).unwrap().clone();
     let trace = traces.iter().find(|trace| trace["hash"] == line["hash"]).unwrap()["result"].clone();
     let hash: B256 = line["hash"].as_str().unwrap().parse().unwrap();
@@ -381,11 +381,11 @@ async fn a_traced_chain_is_never_without_its_traces() {
         Node::start(true, served(line.clone(), Some(trace.clone()))).await,
     );
     let error = fetch_block(&pool(&[&without]), traced, BlockId::Hash(hash)).await.unwrap_err();
-    assert!(matches!(error, FetchError::NoTracer { .. }), "{}", runtime::chain_of(&error));
+    assert!(matches!(error, FetchError::NoTracer { .. }), "{}", base::error_chain(&error));
     let fetched = fetch_block(&pool(&[&without, &with]), traced, BlockId::Hash(hash)).await.unwrap().unwrap();
     assert!(fetched.internal.is_some_and(|internal| !internal.is_empty()));
 
-    // Nothing proves traces, so a second endpoint has to say the same; alone, one is believed.
+    // Nothing proves traces, so a second endpoint must confirm them; alone, one is trusted.
     let mut invented = trace.clone();
     invented[0]["result"]["calls"] = json!([{ "type": "CALL", "from": invented[0]["result"]["to"].clone(),
         "to": "0x00000000000000000000000000000000000000aa", "value": "0xde0b6b3a7640000", "gas": "0x0", "gasUsed": "0x0", "input": "0x" }]);
@@ -396,17 +396,17 @@ async fn a_traced_chain_is_never_without_its_traces() {
     assert!(fetch_block(&pool(&[&liar]), traced, BlockId::Hash(hash)).await.unwrap().is_some());
     for pair in [[&liar, &with], [&with, &liar]] {
         let error = fetch_block(&pool(&pair), traced, BlockId::Hash(hash)).await.unwrap_err();
-        assert!(runtime::chain_of(&error).contains("what contracts sent"), "{}", runtime::chain_of(&error));
+        assert!(base::error_chain(&error).contains("what contracts sent"), "{}", base::error_chain(&error));
     }
     assert!(fetch_block(&pool(&[&with, &without, &twin]), traced, BlockId::Hash(hash)).await.unwrap().is_some());
     assert_eq!(twin.asked("debug_traceBlockByHash"), 1);
 
-    // Where the block tells its coin's transfers itself, nobody is asked for traces.
+    // If the block logs its coin's transfers, no traces are requested.
     let line = blocks.iter().find(|line| line["number"] == 7).unwrap().clone();
     let hash: B256 = line["hash"].as_str().unwrap().parse().unwrap();
     let node = Node::start(true, served(line, None)).await;
     let fetched = fetch_block(&pool(&[&node]), traced, BlockId::Hash(hash)).await.unwrap().unwrap();
-    assert!(fetched.internal.is_none() && fetched.tells_its_coin());
+    assert!(fetched.internal.is_none() && fetched.logs_coin_transfers());
     assert_eq!(node.asked("debug_traceBlockByHash") + node.asked("trace_block"), 0);
 }
 
@@ -431,13 +431,13 @@ async fn all_endpoints_down_and_back_again() {
     *down.lock().unwrap() = false;
     let deadline = Instant::now() + Duration::from_secs(15);
     while fetch_head(&rpc, None).await.is_err() {
-        assert!(Instant::now() < deadline, "it is back and nobody asks it");
+        assert!(Instant::now() < deadline, "it is back and is not asked");
     }
-    assert!(rpc.endpoints()[0].works());
+    assert!(rpc.endpoints()[0].is_healthy());
 }
 
 #[tokio::test]
-async fn what_an_endpoint_can_do_is_found_out() {
+async fn a_probe_finds_an_endpoints_capabilities() {
     let (_, answer) = recorded(ETHEREUM);
     let node = Node::start(true, answer).await;
     let probe = pool(&[&node]).probe().await.pop().unwrap();

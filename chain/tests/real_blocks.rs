@@ -1,10 +1,10 @@
-//! Every block of testdata/ is proven as its `verified` field says an independent program found, and nothing in them can be
-//! altered unnoticed.
+//! Every block of testdata/ is proven as far as an independent program proved it (its `verified` field), and no alteration
+//! passes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use alloy::primitives::BloomInput;
-use chain::{Block, FetchedBlock, Log, Part, Receipt, Receipts, Status, Verify, prove};
+use chain::{Block, FetchedBlock, Log, PartProof, Receipt, ReceiptStatus, Receipts, Verify, prove};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
@@ -40,7 +40,9 @@ fn read(block: &Value, receipts: Option<&Value>, logs: Option<&Value>) -> Result
     let block = Block::parse(&block.to_string())?;
     let receipts = match (receipts, logs) {
         (Some(receipts), _) => Receipts::All(serde_json::from_value(receipts.clone())?),
-        (None, Some(logs)) => Receipts::Logs { logs: serde_json::from_value::<Vec<Log>>(logs.clone())?, some: HashMap::new() },
+        (None, Some(logs)) => {
+            Receipts::Logs { logs: serde_json::from_value::<Vec<Log>>(logs.clone())?, paying: HashMap::new() }
+        }
         (None, None) => panic!("neither receipts nor logs"),
     };
     Ok((block, receipts))
@@ -62,15 +64,20 @@ fn every_block_is_proven_as_an_independent_program_found() {
     for recorded in all().iter().filter(|recorded| !recorded.is_cronos()) {
         let (block, receipts) = recorded.read();
         let proof = prove(&block, &receipts, Verify::Auto).unwrap_or_else(|e| panic!("{}: {e}", recorded.name));
-        assert_eq!(proof.header, Part::Root, "{}", recorded.name);
+        assert_eq!(proof.header, PartProof::Root, "{}", recorded.name);
         let state_sync = block.transactions.iter().any(|transaction| transaction.is_state_sync());
         // What the independent program did not prove: Bor's state sync, which is left out of the roots, and Arbitrum's 0x6a.
         let roots = recorded.verified["txRoot"] == json!(true) || state_sync || recorded.name.starts_with("42161:");
-        assert_eq!(proof.transactions == Part::Root, roots, "{}: {:?}", recorded.name, proof.transactions);
+        assert_eq!(proof.transactions == PartProof::Root, roots, "{}: {:?}", recorded.name, proof.transactions);
         if recorded.receipts.is_some() {
-            assert_eq!(proof.receipts == Part::Root, recorded.verified["receiptsRoot"] == json!(true), "{}", recorded.name);
+            assert_eq!(
+                proof.receipts == PartProof::Root,
+                recorded.verified["receiptsRoot"] == json!(true),
+                "{}",
+                recorded.name
+            );
         } else {
-            assert!(matches!(proof.receipts, Part::Bloom(_)), "{}", recorded.name);
+            assert!(matches!(proof.receipts, PartProof::Bloom(_)), "{}", recorded.name);
         }
         blocks += 1;
         whole += usize::from(prove(&block, &receipts, Verify::Roots).is_ok());
@@ -86,14 +93,14 @@ fn a_chain_whose_headers_are_its_own_is_refused_unless_its_bloom_suffices() {
         let (block, receipts) = recorded.read();
         assert_eq!(prove(&block, &receipts, Verify::Auto).unwrap_err().what, "the header");
         let proof = prove(&block, &receipts, Verify::Bloom).unwrap();
-        assert!(matches!(proof.receipts, Part::Bloom(_)));
-        // One of their blocks lists a transaction that never ran: without a receipt it pays nothing.
+        assert!(matches!(proof.receipts, PartProof::Bloom(_)));
+        // One of their blocks lists a transaction that never ran. Without a receipt it pays nothing.
         let fetched = FetchedBlock::new(block, receipts, Verify::Bloom).unwrap();
-        assert_eq!(fetched.statuses.contains(&Status::Unknown), recorded.name == "25:6541");
+        assert_eq!(fetched.statuses.contains(&ReceiptStatus::Unknown), recorded.name == "25:6541");
     }
 }
 
-/// Flips one hexadecimal digit of the text at `place`, for every place where a text of such digits is.
+/// Collects the places of all texts, in which one hexadecimal digit can be flipped.
 fn alterations(value: &Value, place: &str, out: &mut Vec<String>) {
     match value {
         Value::Object(fields) => fields.iter().for_each(|(name, field)| alterations(field, &format!("{place}/{name}"), out)),
@@ -113,7 +120,7 @@ fn flip(value: &mut Value, place: &str, salt: usize) {
     *text = Value::String(String::from_utf8(bytes).unwrap());
 }
 
-/// What the JSON repeats or adds for convenience, which no hash covers and which nothing here reads.
+/// Fields that the JSON repeats or adds for convenience. No hash covers them and nothing here reads them.
 const NOT_READ: [&str; 16] = [
     "blockNumber",
     "transactionIndex",
@@ -169,7 +176,7 @@ fn places(block: &Value, part: &Value, place: &str) -> Vec<String> {
     places
 }
 
-/// Which of the places are tried: all of them, or one that is another from part to part.
+/// Which places are tried: all, or one per part, a different one each time.
 #[derive(Clone, Copy)]
 enum Tried {
     All,
@@ -263,7 +270,7 @@ impl Alterations<'_> {
     }
 }
 
-/// How many alterations were tried, and of how many receipts, logs and transactions.
+/// Returns the number of alterations tried, and of receipts, logs and transactions altered.
 fn refuses_every_alteration(file: &str, tried: Tried) -> (usize, usize) {
     let (mut count, mut parts) = (0, 0);
     for recorded in recorded(file).iter().filter(|recorded| !recorded.is_cronos()) {
@@ -297,17 +304,16 @@ fn one_altered_digit_is_noticed_in_each_receipt_log_and_transaction_of_odd_chain
     assert!(count > parts && parts > 800, "{count} {parts}");
 }
 
-fn prove_logs(block: &Block, logs: &mut Vec<Log>) -> Option<Part> {
-    let receipts = Receipts::Logs { logs: std::mem::take(logs), some: HashMap::new() };
+fn prove_logs(block: &Block, logs: &mut Vec<Log>) -> Option<PartProof> {
+    let receipts = Receipts::Logs { logs: std::mem::take(logs), paying: HashMap::new() };
     let proof = prove(block, &receipts, Verify::Auto);
     let Receipts::Logs { logs: back, .. } = receipts else { unreachable!() };
     *logs = back;
     proof.ok().map(|proof| proof.receipts)
 }
 
-/// Where a source has logs and no receipts, the bloom is all there is. It covers who emitted a log, and its topics: not its data,
-/// nor how often a log is there; and being a bloom, it takes a few words for others that it has. A second endpoint has to say the
-/// same then.
+/// Without receipts, the bloom is the only proof of logs. It covers emitter and topics, but not the data, nor how often a log
+/// occurs; and like every bloom filter it has false positives. Then a second endpoint must confirm.
 #[test]
 fn without_receipts_the_bloom_notices_an_altered_address_or_topic() {
     let (mut altered, mut mistaken, mut unnoticed) = (0, 0, 0);
@@ -337,7 +343,7 @@ fn without_receipts_the_bloom_notices_an_altered_address_or_topic() {
                 let mut data = whole.data.to_vec();
                 data[0] ^= 1;
                 logs[at].data = data.into();
-                unnoticed += usize::from(prove_logs(&block, &mut logs).is_some_and(|receipts| receipts != Part::Root));
+                unnoticed += usize::from(prove_logs(&block, &mut logs).is_some_and(|receipts| receipts != PartProof::Root));
                 logs[at] = whole;
             }
         }
@@ -376,7 +382,7 @@ fn a_missing_log_or_receipt_is_noticed() {
             .map(Receipts::All)
             .collect::<Vec<_>>(),
             Receipts::Logs { logs, .. } if logs.iter().all(synced) => continue,
-            Receipts::Logs { .. } => vec![Receipts::Logs { logs: vec![], some: HashMap::new() }],
+            Receipts::Logs { .. } => vec![Receipts::Logs { logs: vec![], paying: HashMap::new() }],
         };
         for receipts in without {
             assert!(prove(&block, &receipts, Verify::Auto).is_err(), "{}", recorded.name);
@@ -387,7 +393,7 @@ fn a_missing_log_or_receipt_is_noticed() {
 }
 
 #[test]
-fn an_unknown_header_field_does_not_stop_a_chain_but_is_told() {
+fn an_unknown_header_field_does_not_stop_a_chain_but_is_a_proof_gap() {
     let mut recorded = recorded("eth-mainnet-17686110-17686112").remove(0);
     let (was, is) = (recorded.block["hash"].as_str().unwrap().to_owned(), "0x".to_owned() + &"11".repeat(32));
     let renamed = |value: &Value| serde_json::from_str(&value.to_string().replace(&was, &is)).unwrap();
@@ -401,13 +407,13 @@ fn an_unknown_header_field_does_not_stop_a_chain_but_is_told() {
     recorded.block["fancyRoot"] = json!("0x01");
     let (block, receipts) = recorded.read();
     let proof = prove(&block, &receipts, Verify::Auto).unwrap();
-    assert_eq!(proof.header, Part::Unproven("header with unknown fields fancyRoot".to_owned()));
-    assert_eq!((proof.transactions, proof.receipts), (Part::Root, Part::Root));
+    assert_eq!(proof.header, PartProof::Unproven("header with unknown fields fancyRoot".to_owned()));
+    assert_eq!((proof.transactions, proof.receipts), (PartProof::Root, PartProof::Root));
     assert!(prove(&block, &receipts, Verify::Roots).is_err());
 }
 
 #[test]
-fn logs_are_placed_by_counting_and_as_the_nodes_said() {
+fn counted_log_places_are_those_of_the_node() {
     for recorded in all() {
         let (block, receipts) = recorded.read();
         let verify = if recorded.is_cronos() { Verify::Bloom } else { Verify::Auto };

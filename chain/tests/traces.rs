@@ -1,4 +1,4 @@
-//! What the recorded traces say moved, read by an independent walk, is what both readers find; and traces that do not fit their
+//! Both trace formats yield the transfers that an independent walk over the recorded traces finds; traces that do not fit their
 //! block are refused.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -14,7 +14,7 @@ fn lines(file: &str) -> Vec<Value> {
 struct Traced {
     name: String,
     fetched: FetchedBlock,
-    /// As `debug_traceBlockByHash` gave it.
+    /// The answer of `debug_traceBlockByHash`.
     calls: Value,
 }
 
@@ -35,7 +35,7 @@ impl Traced {
             });
             flatten(&trace["result"], &place, &mut Vec::new(), &mut items);
         }
-        // Before the merge, and on some chains still.
+        // As before the merge, and on some chains today.
         items.push(json!({
             "type": "reward", "blockHash": self.fetched.block.hash, "subtraces": 0, "traceAddress": [], "transactionHash": null,
             "action": { "author": Value::Null, "rewardType": "block", "value": "0x1bc16d674ec80000" }, "result": null,
@@ -44,7 +44,7 @@ impl Traced {
     }
 }
 
-/// The frames of a callTracer as Parity's list.
+/// Converts the frames of callTracer to Parity's list.
 fn flatten(frame: &Value, place: &Value, address: &mut Vec<usize>, out: &mut Vec<Value>) {
     let calls = frame["calls"].as_array().cloned().unwrap_or_default();
     let kind = frame["type"].as_str().unwrap().to_lowercase();
@@ -104,7 +104,7 @@ fn block(name: &str) -> Traced {
     traced().into_iter().find(|traced| traced.name == name).unwrap()
 }
 
-/// (transaction, frame, from, to, value): by the rules, over the JSON, without the code that is tested.
+/// (transaction, frame, from, to, value), found by the rules in the JSON, without the code under test.
 type Moved = (String, u32, String, String, String);
 
 fn expected(calls: &Value) -> Vec<Moved> {
@@ -171,7 +171,7 @@ fn coin_is_neither_missed_nor_invented_by_either_tracer() {
 fn a_frame_is_numbered_alike_whatever_a_tracer_leaves_out() {
     fn without_nothing(frame: &mut Value) {
         let Some(calls) = frame.get_mut("calls").and_then(Value::as_array_mut) else { return };
-        // As a tracer does that does not list precompiles, or calls that move nothing and call nobody.
+        // As a tracer that does not list precompiles, or calls that move nothing and call nothing.
         calls.retain(|call| call.get("calls").is_some() || call["value"].as_str().is_some_and(|value| value != "0x0"));
         calls.iter_mut().for_each(without_nothing);
     }
@@ -188,10 +188,10 @@ fn a_frame_is_numbered_alike_whatever_a_tracer_leaves_out() {
 }
 
 #[test]
-fn the_order_of_the_list_and_of_the_fields_is_the_nodes_own_business() {
+fn the_order_of_the_list_and_of_the_fields_does_not_matter() {
     let traced = block("1337:16");
     let whole = traced.read(Tracer::CallTracer, &traced.calls).unwrap();
-    // reth lists a destruction before the calls that came before it.
+    // reth lists a self-destruct before the calls that preceded it.
     let mut flat = traced.flat();
     let items = flat.as_array_mut().unwrap();
     items.sort_by_key(|item| (item["transactionPosition"].as_u64().unwrap_or(u64::MAX), item["type"] != "suicide"));
@@ -217,7 +217,7 @@ fn the_order_of_the_list_and_of_the_fields_is_the_nodes_own_business() {
     assert_eq!(read, whole);
 }
 
-/// Every way to break `answer` that `alter` knows is refused.
+/// Asserts that the altered answer is refused.
 fn refused(traced: &Traced, tracer: Tracer, answer: &Value, what: &str, alter: impl FnOnce(&mut Value)) {
     let mut altered = answer.clone();
     alter(&mut altered);
@@ -257,7 +257,7 @@ fn traces_of_other_transactions_or_too_few_are_refused() {
     refused(&traced, tracer, &calls, "a failure that succeeded", |a| {
         drop(a[failed]["result"].as_object_mut().unwrap().remove("error"))
     });
-    // Without hashes, as old nodes have it, the order has to do.
+    // Old nodes leave hashes out; then the order counts.
     let mut nameless = calls.clone();
     nameless.as_array_mut().unwrap().iter_mut().for_each(|trace| *trace = json!({ "result": trace["result"] }));
     assert_eq!(traced.read(tracer, &nameless).unwrap(), traced.read(tracer, &calls).unwrap());
@@ -289,7 +289,7 @@ fn a_flat_trace_of_another_block_or_with_holes_is_refused() {
 }
 
 #[test]
-fn what_is_cut_off_is_an_error_wherever_it_is_cut() {
+fn a_truncated_answer_is_an_error_wherever_it_is_cut() {
     let traced = block("1337:26");
     for (tracer, answer) in [(Tracer::CallTracer, traced.calls.clone()), (Tracer::TraceBlock, traced.flat())] {
         let whole = answer.to_string();
@@ -306,21 +306,21 @@ fn what_is_cut_off_is_an_error_wherever_it_is_cut() {
 }
 
 #[test]
-fn value_in_a_frame_of_a_kind_that_nobody_knows_is_not_passed_over() {
+fn value_in_a_frame_of_an_unknown_kind_is_refused() {
     let traced = block("1337:8");
     let place = traced.calls.as_array().unwrap().iter().position(|trace| trace["result"].get("calls").is_some()).unwrap();
     refused(&traced, Tracer::CallTracer, &traced.calls, "value in a new kind", |a| {
         a[place]["result"]["calls"][0]["type"] = json!("PAY");
     });
-    // One that moves nothing is nobody's business.
+    // Without a value it does no harm.
     let mut idle = traced.calls.clone();
     let calls = idle[place]["result"]["calls"].as_array_mut().unwrap();
     calls.push(json!({ "type": "NEWCALL", "from": calls[0]["from"], "to": calls[0]["to"], "value": "0x0" }));
     assert_eq!(traced.read(Tracer::CallTracer, &idle).unwrap(), traced.read(Tracer::CallTracer, &traced.calls).unwrap());
 }
 
-/// Anyone can make contracts that call one another 1,024 deep; a chain must not stop at that, nor the process at a node that
-/// says more.
+/// Anyone can deploy contracts that call one another 1,024 deep. That must not stop a chain, and a deeper answer must not crash
+/// the process.
 #[test]
 fn calls_as_deep_as_the_evm_allows_are_read_and_deeper_ones_refused() {
     let traced = block("1337:2");
@@ -335,7 +335,7 @@ fn calls_as_deep_as_the_evm_allows_are_read_and_deeper_ones_refused() {
         format!("[{}]", traces.join(","))
     };
     let read = |answer: &str| internal_transfers(&traced.fetched.block, &traced.fetched.statuses, Tracer::CallTracer, answer);
-    // On a thread with the little stack that a runtime's have.
+    // On a thread with as little stack as a runtime's.
     std::thread::scope(|scope| {
         let small = std::thread::Builder::new().stack_size(512 * 1024);
         let deep = small.spawn_scoped(scope, || {

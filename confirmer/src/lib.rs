@@ -1,23 +1,15 @@
-//! Folds `chain.matches` into payments and their events.
+//! The role `confirmer`: applies `chain.matches` to payments and publishes their events.
 //!
-//! - [`lifecycle`] is the pure core: what an input makes of a payment.
-//! - [`store`] keeps payments in Postgres, events beside them.
-//! - [`deposit`] makes payments of transfers to static addresses.
-//! - `fold` applies records of `chain.matches`: state, events and offsets in one Postgres transaction.
-//! - [`history`] keeps every event with its cause, for people to look up.
-//! - `relay` brings the events from Postgres to Kafka, exactly once.
+//! - `role` runs the two stages.
+//! - [`fold`] applies batches of `chain.matches`: payments, events, chain head and offset are one Postgres transaction.
+//! - `working_set` holds the payments that a batch can change, in memory.
+//! - `relay` publishes the outbox to Kafka, exactly once.
+//!
+//! Left out on purpose: the rules of a payment's life and its SQL, which are the crate [`payments`]'.
 
-pub mod deposit;
-pub mod events;
 pub mod fold;
-pub mod history;
-pub mod lifecycle;
-mod payment;
 mod relay;
 mod role;
-pub mod store;
-mod working;
+mod working_set;
 
-pub use deposit::DepositAddress;
-pub use payment::{Asset, Exception, Label, NEVER, Paid, Payment, Policy, Status, Terms, Token, Unknown};
 pub use role::run;

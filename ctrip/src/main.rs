@@ -1,11 +1,14 @@
-//! One binary, one subcommand a role. It parses, refuses what is wrong before it touches anything, wires and runs.
+//! The binary: one subcommand per role, and the operator's commands, each in the file of its name.
+//!
+//! It parses the command line, refuses bad configuration before it opens a port or a connection, and runs.
 
-mod chains;
-mod merchants;
-mod parts;
+mod backfill;
+mod check;
+mod dependencies;
+mod resume;
 mod roles;
 mod tail;
-mod wallet_files;
+mod wallet;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -25,39 +28,39 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Every role in one process; migrates the database and makes the topics first
+    /// Run every role in one process, after `migrate` and `topics apply`
     Up,
-    /// HTTP in, payments out
+    /// Run the HTTP API: creates payments and publishes their intents
     Api,
-    /// Chain to chain.blocks and chain.logs
+    /// Run ingest: follows the chains into chain.blocks and chain.logs
     Ingest,
-    /// Blocks, logs and watched addresses to chain.matches
+    /// Run the detector: matches blocks and logs with the watched addresses into chain.matches
     Detector,
-    /// chain.matches to payments and payment.events
+    /// Run the confirmer: turns chain.matches into payments' states and payment.events
     Confirmer,
-    /// payment.events to merchants' endpoints
+    /// Run webhooks: sends payment.events to merchants' endpoints
     Webhooks,
-    /// Bring the database to this version
+    /// Migrate the database to this version
     Migrate,
-    /// The Kafka topics and their schemas
+    /// Kafka topics and their schemas
     #[command(subcommand)]
     Topics(Topics),
     /// Merchants and their settings
     #[command(subcommand)]
-    Merchants(merchants::Merchants),
+    Merchants(merchants::commands::MerchantsCommand),
     /// API keys
     #[command(subcommand)]
-    Keys(merchants::Keys),
+    Keys(merchants::commands::KeysCommand),
     /// Mnemonics, account xpubs and addresses
     #[command(subcommand)]
     Wallet(Wallet),
-    /// Try every endpoint of the chains file: what it can do, its lag, and what of a block it proves
+    /// Probe every endpoint of the chains file: its capabilities, its lag, and which parts of a block it proves
     Check {
-        /// This chain alone
+        /// Probe this chain only
         #[arg(long)]
         chain: Option<String>,
     },
-    /// Bring a past range of a chain into the topics, as replayed records; after a kill it goes on where it was
+    /// Publish a past range of a chain as replayed records; a run that was interrupted continues where it stopped
     Backfill {
         /// Name in the chains file
         #[arg(long)]
@@ -65,57 +68,57 @@ enum Command {
         /// Number of the first block
         #[arg(long)]
         from: u64,
-        /// Number of the last block; no reorganisation may reach it any more
+        /// Number of the last block; it must be too deep for any reorg
         #[arg(long)]
         to: u64,
-        /// Bring it again, even if it was brought before
+        /// Publish the range again, even if it was published before
         #[arg(long)]
         again: bool,
     },
-    /// Say why a chain halted and what its nodes no longer have; with --take-back of as many blocks, let it go on
+    /// Show why a chain halted and which of its blocks the nodes no longer have; --take-back with their number resumes it
     Resume {
         /// Name in the chains file
         #[arg(long)]
         chain: String,
-        /// Blocks to take back, as this command says without it
+        /// Blocks to take back: the number that this command prints without it
         #[arg(long, default_value_t = 0)]
         take_back: u64,
     },
-    /// Print a topic's records as they come
+    /// Print a topic's records as they arrive
     Tail(tail::Tail),
-    /// Print the reference of metrics, as Markdown
+    /// Print the reference of metrics as Markdown
     Metrics,
 }
 
 #[derive(Subcommand)]
 enum Topics {
-    /// Create the topics and register the schemas; what is there stays, what contradicts is refused
+    /// Create missing topics and register the schemas; fails if an existing topic or schema contradicts
     Apply,
 }
 
 #[derive(Subcommand)]
 enum Wallet {
-    /// Write a new 24-word mnemonic to a file that only its owner can read, and print the account xpub
+    /// Write a new 24-word mnemonic to a file that only its owner can read, and print its account xpub
     New {
-        /// Where to; it must not exist yet
+        /// File to create; it must not exist yet
         #[arg(long)]
         out: PathBuf,
     },
     /// Print the account xpub of a mnemonic
     Xpub {
-        /// The file with the words
+        /// File that holds the words
         #[arg(long, env = "CTRIP_MNEMONIC_FILE")]
         mnemonic_file: PathBuf,
     },
-    /// Print the deposit address number N of CTRIP_XPUB
+    /// Print a deposit address of CTRIP_XPUB
     Address {
-        /// N of m/44'/60'/0'/0/N
+        /// N in m/44'/60'/0'/0/N
         #[arg(long)]
         index: u32,
     },
 }
 
-/// A block becomes thousands of small pieces and goes again, in another thread: half of what glibc's allocator takes for that.
+/// A block becomes thousands of small allocations that another thread frees. mimalloc needs half of glibc's time for that.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -141,22 +144,22 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
         Command::Webhooks => roles::alone(Role::Webhooks, settings),
         Command::Migrate => block_on(runtime::db::migrate(&settings.database_url)),
         Command::Topics(Topics::Apply) => block_on(runtime::kafka::apply(&settings)),
-        Command::Merchants(command) => block_on(merchants::merchants(&settings.database_url, command)),
-        Command::Keys(command) => block_on(merchants::keys(&settings.database_url, command)),
-        Command::Wallet(Wallet::New { out }) => wallet_files::new(&out),
-        Command::Wallet(Wallet::Xpub { mnemonic_file }) => wallet_files::xpub(&mnemonic_file),
+        Command::Merchants(command) => block_on(merchants::commands::run_merchants(&settings.database_url, command)),
+        Command::Keys(command) => block_on(merchants::commands::run_keys(&settings.database_url, command)),
+        Command::Wallet(Wallet::New { out }) => wallet::new(&out),
+        Command::Wallet(Wallet::Xpub { mnemonic_file }) => wallet::xpub(&mnemonic_file),
         Command::Wallet(Wallet::Address { index }) => {
             println!("{}", api::xpub(&settings)?.address(index)?);
             Ok(())
         }
-        Command::Check { chain } => block_on(chains::check(settings, chain.as_deref())),
+        Command::Check { chain } => block_on(check::run(settings, chain.as_deref())),
         Command::Backfill { chain, from, to, again } => {
-            block_on(chains::backfill(settings, ingest::Request { chain, from, to, again }))
+            block_on(backfill::run(settings, ingest::BackfillRequest { chain, from, to, again }))
         }
-        Command::Resume { chain, take_back } => block_on(chains::resume(settings, &chain, take_back)),
+        Command::Resume { chain, take_back } => block_on(resume::run(settings, &chain, take_back)),
         Command::Tail(arguments) => tail::run(&settings, &arguments),
         Command::Metrics => {
-            print!("{}", runtime::metrics::reference());
+            print!("{}", base::metrics::reference());
             Ok(())
         }
     }

@@ -1,8 +1,8 @@
-//! Running roles in this process until a signal, or until one of them ends.
+//! `ctrip up`, `ctrip api` and the other roles: runs them in this process until a signal, or until one of them ends.
 
-use crate::parts;
+use crate::dependencies;
 use anyhow::{Context as _, anyhow, bail};
-use runtime::{Settings, db, kafka, metrics};
+use runtime::{Settings, db, exporter, kafka};
 use std::fmt;
 use std::process;
 use std::time::Duration;
@@ -10,23 +10,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// What a role has to finish what it is at, after the first signal.
-const STOPS_WITHIN: Duration = Duration::from_secs(10);
-/// As shells say it of a process that SIGINT ended.
-const INTERRUPTED: i32 = 130;
+/// How long roles may take to finish their batches after the first signal.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// 128 + SIGINT, as shells report it.
+const EXIT_INTERRUPTED: i32 = 130;
 
 /// A part of the pipeline that runs by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// HTTP in, payments out.
     Api,
-    /// Chain to topics.
     Ingest,
-    /// Topics to matches.
     Detector,
-    /// Matches to payments.
     Confirmer,
-    /// Payment events to merchants' endpoints.
     Webhooks,
 }
 
@@ -43,7 +38,7 @@ impl Role {
         }
     }
 
-    /// Configuration that no retry mends, looked at before a port is bound or a part is touched.
+    /// Checks the configuration, which no retry mends, before a port is bound or a connection is opened.
     fn check(self, settings: &Settings) -> anyhow::Result<()> {
         match self {
             Self::Api => {
@@ -73,12 +68,12 @@ fn check_chains(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All roles, after the database and the topics are brought to this version.
+/// Runs all roles, after the migrations and `topics apply`.
 pub fn up(settings: Settings) -> anyhow::Result<()> {
     process(&Role::ALL, settings, true)
 }
 
-/// One role.
+/// Runs one role.
 pub fn alone(role: Role, settings: Settings) -> anyhow::Result<()> {
     process(&[role], settings, false)
 }
@@ -89,17 +84,17 @@ fn process(roles: &[Role], settings: Settings, prepare: bool) -> anyhow::Result<
     }
     let tokio = tokio::runtime::Runtime::new().context("the async runtime")?;
     let outcome = tokio.block_on(supervise(roles, settings, prepare));
-    // A thread that hangs in a C library's call must not hang the exit.
+    // A thread that hangs in a call of a C library must not block the exit.
     tokio.shutdown_background();
     outcome
 }
 
 async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    metrics::serve(settings.metrics_listen)?;
+    exporter::serve(settings.metrics_listen)?;
     let stop = CancellationToken::new();
     let ready = async {
-        parts::reachable(&settings).await?;
+        dependencies::await_ready(&settings).await?;
         if prepare {
             db::migrate(&settings.database_url).await?;
             kafka::apply(&settings).await?;
@@ -120,9 +115,9 @@ async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow:
         () = signals.next() => None,
         ended = running.join_next() => ended,
     };
-    // One that ends by itself is a failure, whatever it says: the pipeline is not whole without it.
+    // A role that ends by itself is a failure, whatever it returns: the pipeline is incomplete without it.
     let cause = ended.map(|ended| match ended {
-        Ok((role, Ok(()))) => anyhow!("{role} ended without being asked to"),
+        Ok((role, Ok(()))) => anyhow!("{role} ended by itself"),
         Ok((role, Err(error))) => error.context(role.to_string()),
         Err(panic) => anyhow!(panic).context("a role panicked"),
     });
@@ -131,14 +126,14 @@ async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow:
     }
     stop.cancel();
     let stopped = tokio::select! {
-        stopped = tokio::time::timeout(STOPS_WITHIN, wind_down(&mut running)) => stopped,
-        () = signals.next() => process::exit(INTERRUPTED),
+        stopped = tokio::time::timeout(SHUTDOWN_TIMEOUT, wind_down(&mut running)) => stopped,
+        () = signals.next() => process::exit(EXIT_INTERRUPTED),
     };
     match (cause, stopped) {
         (Some(cause), _) => Err(cause),
         (None, Ok(outcome)) => outcome,
         (None, Err(_)) => {
-            bail!("not all roles stopped within {STOPS_WITHIN:?}; what they were at is taken up at the next start")
+            bail!("not all roles stopped within {SHUTDOWN_TIMEOUT:?}; the next start resumes from what was committed")
         }
     }
 }
@@ -151,7 +146,7 @@ async fn wind_down(running: &mut JoinSet<(Role, anyhow::Result<()>)>) -> anyhow:
             Err(panic) => Err(anyhow!(panic).context("a role panicked")),
         };
         if let Err(error) = ended {
-            // Each is told, the first one decides.
+            // Each error is logged, the first one is returned.
             tracing::error!("while stopping: {error:#}");
             outcome = outcome.and(Err(error));
         }

@@ -1,9 +1,9 @@
-//! Blocks with their logs, within one partition of the two topics.
+//! Joins blocks with their logs, within one partition of the two topics.
 //!
-//! Blocks are taken in the order of their partition. Their logs are there too, since ingest writes both in one transaction,
-//! but where chains share a partition they may lie in another order; what is not needed yet waits. So an offset of
-//! `chain.logs` is not passed before everything below it is used, and after a restart some logs are read again whose
-//! blocks are done: their sequence is below their chain's, which tells.
+//! Blocks are taken in the order of their partition. Ingest writes a block and its logs in one transaction, so the logs are
+//! there too. If chains share a partition, the logs may be in another order than the blocks; those not needed yet wait. So an
+//! offset of `chain.logs` is committed only when everything below it is used. After a restart some logs are read again whose
+//! blocks are done; their sequence, which is below their chain's, shows it.
 
 use crate::matching::RecordHead;
 use anyhow::anyhow;
@@ -12,41 +12,42 @@ use runtime::kafka::Record;
 use std::collections::{HashMap, VecDeque};
 use topics::{Topic, frame};
 
-/// Blocks waiting for their logs that are enough for now.
-const ENOUGH: usize = 4096;
+/// More waiting blocks than this pause the partition.
+const MAX_WAITING_BLOCKS: usize = 4096;
 
-/// The records of one partition that are not used yet.
+/// The records of one partition that wait for their counterpart.
 #[derive(Default)]
 pub struct Join<'c> {
     blocks: VecDeque<Record<'c>>,
-    logs: HashMap<Lane, VecDeque<Waiting<'c>>>,
+    logs: HashMap<JoinKey, VecDeque<WaitingLogs<'c>>>,
     next_block: Option<i64>,
     next_logs: Option<i64>,
-    /// Its blocks are not fetched for now.
+    /// Whether `chain.blocks` of the partition is paused.
     pub paused: bool,
 }
 
-/// A chain's live records and its replayed ones are written by two producers, each in its own order.
-type Lane = (u64, bool);
+/// Chain id, and whether the record is replayed. Two producers write a chain's live and replayed records, each in its own
+/// order.
+type JoinKey = (u64, bool);
 
-struct Waiting<'c> {
+struct WaitingLogs<'c> {
     record: Record<'c>,
     sequence: u64,
 }
 
 /// A block's two records.
-pub struct Pair<'c> {
-    /// Of `chain.blocks`.
+pub struct JoinedBlock<'c> {
+    /// From `chain.blocks`.
     pub block: Record<'c>,
-    /// Of `chain.logs`.
+    /// From `chain.logs`.
     pub logs: Record<'c>,
 }
 
 impl<'c> Join<'c> {
-    /// Takes a record in.
+    /// Adds a record.
     ///
     /// # Errors
-    /// When it can't be read.
+    /// If it can't be read.
     pub fn push(&mut self, record: Record<'c>) -> Result<(), Failure> {
         if record.topic == Topic::Blocks {
             self.blocks.push_back(record);
@@ -54,49 +55,49 @@ impl<'c> Join<'c> {
         }
         self.next_logs = Some(record.offset() + 1);
         let RecordHead { chain_id, sequence, .. } = RecordHead::read(payload(&record)?).map_err(|e| unreadable(&record, e))?;
-        self.logs.entry((chain_id, sequence == 0)).or_default().push_back(Waiting { sequence, record });
+        self.logs.entry((chain_id, sequence == 0)).or_default().push_back(WaitingLogs { sequence, record });
         Ok(())
     }
 
-    /// The next block, if its logs are there.
+    /// Takes the next block, if its logs are there.
     ///
     /// # Errors
-    /// When a record can't be read, or the logs of a block are not where they should be.
-    pub fn pop(&mut self) -> Result<Option<Pair<'c>>, Failure> {
+    /// If a record can't be read, or the next logs do not belong to the block.
+    pub fn pop(&mut self) -> Result<Option<JoinedBlock<'c>>, Failure> {
         let Some(front) = self.blocks.front() else {
             return Ok(None);
         };
         let block = RecordHead::read(payload(front)?).map_err(|e| unreadable(front, e))?;
         let lane = (block.chain_id, block.sequence == 0);
-        let Some(found) = self.logs.get_mut(&lane).map(|waiting| find(waiting, &block)).transpose()?.flatten() else {
+        let Some(found) = self.logs.get_mut(&lane).map(|waiting| take_logs(waiting, &block)).transpose()?.flatten() else {
             return Ok(None);
         };
         let Some(block) = self.blocks.pop_front() else {
             return Ok(None);
         };
         self.next_block = Some(block.offset() + 1);
-        Ok(Some(Pair { block, logs: found }))
+        Ok(Some(JoinedBlock { block, logs: found }))
     }
 
-    /// Where a successor has to begin, in `chain.blocks` and in `chain.logs`; `None` where nothing has changed.
+    /// The offsets to commit in `chain.blocks` and in `chain.logs`. `None` if nothing was read.
     pub fn offsets(&self) -> (Option<i64>, Option<i64>) {
         let waiting = self.logs.values().flatten().map(|waiting| waiting.record.offset()).min();
         (self.next_block, waiting.or(self.next_logs))
     }
 
-    /// More blocks wait than is good for memory.
-    pub fn has_enough(&self) -> bool {
-        self.blocks.len() > ENOUGH
+    /// Whether more blocks wait than memory should hold.
+    pub fn is_full(&self) -> bool {
+        self.blocks.len() > MAX_WAITING_BLOCKS
     }
 
-    /// Blocks waiting for their logs.
+    /// The number of blocks that wait for their logs.
     pub fn waiting(&self) -> usize {
         self.blocks.len()
     }
 }
 
-/// The block's logs; what lies before them belongs to blocks that are done.
-fn find<'c>(waiting: &mut VecDeque<Waiting<'c>>, block: &RecordHead<'_>) -> Result<Option<Record<'c>>, Failure> {
+/// Takes the block's logs. Logs before them belong to blocks that are done, and are dropped.
+fn take_logs<'c>(waiting: &mut VecDeque<WaitingLogs<'c>>, block: &RecordHead<'_>) -> Result<Option<Record<'c>>, Failure> {
     while let Some(front) = waiting.pop_front() {
         let hash = RecordHead::read(payload(&front.record)?).map_err(|e| unreadable(&front.record, e))?.hash;
         if front.sequence == block.sequence && hash == block.hash {
@@ -115,12 +116,12 @@ fn find<'c>(waiting: &mut VecDeque<Waiting<'c>>, block: &RecordHead<'_>) -> Resu
     Ok(None)
 }
 
-/// The Protobuf in a record. One that can't be read stops the stage: its block would be missing downstream.
+/// The Protobuf in a record. An unreadable record halts the stage: its block would be missing downstream.
 pub fn payload<'r>(record: &'r Record<'_>) -> Result<&'r [u8], Failure> {
     frame::payload(record.payload()).map_err(|e| unreadable(record, e))
 }
 
-/// Where it was.
+/// Halts the stage, with the record's topic, partition and offset.
 pub fn unreadable(record: &Record<'_>, cause: impl Into<anyhow::Error>) -> Failure {
     let place = format!("{} partition {} offset {}", record.topic, record.partition(), record.offset());
     Failure::halt(cause).context(place)

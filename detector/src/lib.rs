@@ -1,14 +1,16 @@
-//! Blocks and logs × watched addresses → `chain.matches`. Kafka in, Kafka out: no database and no payment rules.
+//! Blocks and logs × issued addresses → `chain.matches`. Kafka in, Kafka out: no database and no payment rules.
 //!
-//! - [`WatchSet`] holds every address ever issued, and nothing else.
+//! - [`WatchSet`] holds every address ever issued, and nothing else. `intents` fills it from `payment.intents`, and is the
+//!   barrier that a batch waits for.
 //! - `join` pairs a block's record with its logs' record.
-//! - [`matching`] keeps the transfers to watched addresses: pure, and fast, since it decodes only what may match.
-//! - `role` consumes, transforms, produces and commits in one Kafka transaction, behind the intent barrier.
+//! - [`matching`] finds the transfers to watched addresses. It is pure, and fast since it decodes only what may match.
+//! - `role` consumes, matches, produces and commits in one Kafka transaction.
 
+mod intents;
 mod join;
 pub mod matching;
 mod role;
-mod watch;
+mod watch_set;
 
 pub use role::run;
-pub use watch::WatchSet;
+pub use watch_set::WatchSet;

@@ -1,27 +1,25 @@
-//! The transfers of a block whose recipient is watched.
+//! Matching: finds the transfers of a block whose recipient is a watched address. Pure.
 //!
-//! Of a log only the first topic is read, then the recipient; the rest is decoded when the recipient is watched. The
-//! lookups of a block are made in one go, so that their cache misses overlap.
+//! Of a log, only the first topic and then the recipient are read; the rest is decoded if the recipient is watched. All lookups
+//! of a block are made together, so that their cache misses overlap.
 //!
-//! Records are read in the order of their field numbers, which is how every Protobuf library writes them.
+//! Records are read in the order of their field numbers, in which every Protobuf library writes them.
 
-use crate::watch::WatchSet;
+use crate::watch_set::WatchSet;
 use prost::DecodeError;
 use topics::lazy::Fields;
 use topics::wire;
-pub use topics::{SYSTEM, TRANSFER};
+pub use topics::{COIN_LOG_ADDRESS, TRANSFER_TOPIC};
 use wire::matches_record::{Kind, Source, Transfer};
 
-/// A record of `chain.blocks`, its parts not decoded yet.
+/// A record of `chain.blocks` whose transactions are not decoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Block<'a> {
-    /// Chain.
+pub struct BlockView<'a> {
     pub chain_id: u64,
-    /// The chain's record counter.
+    /// The chain's record counter; 0 for a replayed block.
     pub sequence: u64,
-    /// [`Kind`] as a number; the two records count alike.
+    /// [`Kind`] as a number, which is the same in `chain.blocks`.
     pub kind: i32,
-    /// Height.
     pub number: u64,
     /// 32 bytes.
     pub hash: &'a [u8],
@@ -29,30 +27,28 @@ pub struct Block<'a> {
     pub parent_hash: &'a [u8],
     /// Unix seconds.
     pub timestamp: u64,
-    /// Number of the `safe` block.
+    /// Height of the `safe` block.
     pub safe_number: Option<u64>,
-    /// Number of the `finalized` block.
+    /// Height of the `finalized` block.
     pub finalized_number: Option<u64>,
     transactions: Vec<&'a [u8]>,
     internal_transfers: Vec<&'a [u8]>,
 }
 
-/// What a record of `chain.blocks` and its twin of `chain.logs` begin with alike, read without the rest.
+/// The beginning that a block's records in `chain.blocks` and `chain.logs` have in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecordHead<'a> {
-    /// Chain.
     pub chain_id: u64,
-    /// The chain's record counter.
+    /// The chain's record counter; 0 for a replayed block.
     pub sequence: u64,
-    /// Hash of the block.
     pub hash: &'a [u8],
 }
 
-impl<'a> Block<'a> {
-    /// Of a Protobuf message, without its frame.
+impl<'a> BlockView<'a> {
+    /// Reads a Protobuf message without its frame.
     ///
     /// # Errors
-    /// When it is cut off or garbled.
+    /// If it is truncated or malformed.
     pub fn read(message: &'a [u8]) -> Result<Self, DecodeError> {
         let mut block = Self::default();
         for field in Fields::new(message) {
@@ -77,10 +73,10 @@ impl<'a> Block<'a> {
 }
 
 impl<'a> RecordHead<'a> {
-    /// Of a Protobuf message, without its frame.
+    /// Reads a Protobuf message without its frame.
     ///
     /// # Errors
-    /// When it is cut off or garbled.
+    /// If it is truncated or malformed.
     pub fn read(message: &'a [u8]) -> Result<Self, DecodeError> {
         let mut head = Self::default();
         for field in Fields::new(message) {
@@ -97,7 +93,7 @@ impl<'a> RecordHead<'a> {
     }
 }
 
-/// Where a recipient was seen.
+/// A message with a recipient, not decoded.
 #[derive(Clone, Copy)]
 enum Candidate<'a> {
     Log(&'a [u8]),
@@ -105,21 +101,26 @@ enum Candidate<'a> {
     Internal(&'a [u8]),
 }
 
-/// Matches blocks; kept between them for its memory.
+/// Matches blocks. Reuse it for many blocks, since it keeps its buffers.
 #[derive(Default)]
 pub struct Matcher {
     recipients: Vec<[u8; 20]>,
     hits: Vec<usize>,
-    /// Logs looked at so far.
+    /// Logs examined so far.
     pub logs: u64,
 }
 
 impl Matcher {
-    /// The block's record of `chain.matches`. `logs` is the Protobuf of its record of `chain.logs`.
+    /// Makes the block's record of `chain.matches`. `logs` is the Protobuf of its record of `chain.logs`.
     ///
     /// # Errors
-    /// When a record is cut off or garbled.
-    pub fn matches(&mut self, watched: &WatchSet, block: &Block<'_>, logs: &[u8]) -> Result<wire::MatchesRecord, DecodeError> {
+    /// If a record is truncated or malformed.
+    pub fn matches(
+        &mut self,
+        watched: &WatchSet,
+        block: &BlockView<'_>,
+        logs: &[u8],
+    ) -> Result<wire::MatchesRecord, DecodeError> {
         let removed = block.kind == i32::from(Kind::Removed);
         let transfers = if removed { Vec::new() } else { self.transfers(watched, block, logs)? };
         Ok(wire::MatchesRecord {
@@ -136,7 +137,7 @@ impl Matcher {
         })
     }
 
-    fn transfers(&mut self, watched: &WatchSet, block: &Block<'_>, logs: &[u8]) -> Result<Vec<Transfer>, DecodeError> {
+    fn transfers(&mut self, watched: &WatchSet, block: &BlockView<'_>, logs: &[u8]) -> Result<Vec<Transfer>, DecodeError> {
         self.recipients.clear();
         self.hits.clear();
         let mut candidates = Vec::with_capacity(block.transactions.len());
@@ -145,13 +146,13 @@ impl Matcher {
             let (6, log) = field? else { continue };
             self.logs += 1;
             if let Some(seen) = recipient_of_log(log.bytes())? {
-                coin_in_logs |= seen.emitter == SYSTEM.as_slice();
+                coin_in_logs |= seen.emitter == COIN_LOG_ADDRESS.as_slice();
                 self.recipients.push(seen.to);
                 candidates.push(Candidate::Log(log.bytes()));
             }
         }
-        // Where the block reports its coin's transfers as logs (EIP-7708), those are all there are; the transactions' own
-        // values and the traces are the same money.
+        // If the block reports its coin's transfers as logs (EIP-7708), those are complete: the transactions' values and the
+        // traces are the same money.
         if !coin_in_logs {
             for transaction in &block.transactions {
                 self.candidate(transaction, Candidate::Transaction(transaction), &mut candidates)?;
@@ -169,14 +170,14 @@ impl Matcher {
                 Some(Candidate::Internal(internal)) => transfer_of_frame(internal)?,
                 None => None,
             };
-            // No money moves in these.
+            // A transfer to oneself or of nothing moves no money.
             transfers.extend(transfer.filter(|t| t.from != t.to && t.amount.iter().any(|byte| *byte != 0)));
         }
         transfers.sort_by_key(|t| (t.transaction_index, t.source, t.index));
         Ok(transfers)
     }
 
-    // Transactions and internal transfers have their recipient in field 1.
+    /// Adds a transaction or an internal transfer, whose recipient is field 1.
     fn candidate<'a>(
         &mut self,
         message: &'a [u8],
@@ -194,14 +195,14 @@ impl Matcher {
     }
 }
 
-struct Seen<'a> {
+struct LogRecipient<'a> {
     emitter: &'a [u8],
     to: [u8; 20],
 }
 
-/// The recipient, if the log looks like a transfer of fungible money: `Transfer` with both parties indexed, or with none,
-/// as some early tokens have it. With four topics it is an ERC-721.
-fn recipient_of_log(log: &[u8]) -> Result<Option<Seen<'_>>, DecodeError> {
+/// The recipient, if the log looks like a transfer of a fungible token: `Transfer` with both parties indexed, or with neither,
+/// as some early tokens have it. Four topics are an ERC-721.
+fn recipient_of_log(log: &[u8]) -> Result<Option<LogRecipient<'_>>, DecodeError> {
     let mut emitter: &[u8] = &[];
     let mut topics = 0;
     let mut to: &[u8] = &[];
@@ -211,7 +212,7 @@ fn recipient_of_log(log: &[u8]) -> Result<Option<Seen<'_>>, DecodeError> {
             (2, value) => {
                 topics += 1;
                 match topics {
-                    1 if value.bytes() != TRANSFER.as_slice() => return Ok(None),
+                    1 if value.bytes() != TRANSFER_TOPIC.as_slice() => return Ok(None),
                     3 => to = value.bytes(),
                     4 => return Ok(None),
                     _ => {}
@@ -224,7 +225,7 @@ fn recipient_of_log(log: &[u8]) -> Result<Option<Seen<'_>>, DecodeError> {
                     (1, 96) => to = data.get(32..64).unwrap_or_default(),
                     _ => return Ok(None),
                 }
-                return Ok(word_as_address(to).map(|to| Seen { emitter, to }));
+                return Ok(word_as_address(to).map(|to| LogRecipient { emitter, to }));
             }
             _ => {}
         }
@@ -259,7 +260,7 @@ fn transfer_of_log(log: &[u8]) -> Result<Option<Transfer>, DecodeError> {
     let (Some(from), Some(to)) = (word_as_address(from), word_as_address(to)) else {
         return Ok(None);
     };
-    let coin = log.address == SYSTEM.as_slice();
+    let coin = log.address == COIN_LOG_ADDRESS.as_slice();
     Ok(Some(Transfer {
         transaction_hash: log.transaction_hash,
         source: Source::Log.into(),
@@ -272,7 +273,7 @@ fn transfer_of_log(log: &[u8]) -> Result<Option<Transfer>, DecodeError> {
     }))
 }
 
-/// Only with receipt status 1: a reverted transaction pays nothing, and of one without status that is not known.
+/// Only with receipt status 1: a reverted transaction pays nothing, and without a status the outcome is unknown.
 fn transfer_of_transaction(transaction: &[u8]) -> Result<Option<Transfer>, DecodeError> {
     let transaction = <wire::block_record::Transaction as prost::Message>::decode(transaction)?;
     if transaction.status() != wire::block_record::Status::Success {

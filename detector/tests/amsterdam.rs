@@ -1,12 +1,12 @@
-//! The same money counts once: a chain with EIP-7708, whose every coin credit is known, gives exactly those from its logs alone,
-//! from traces alone, and from both.
+//! The same money counts once: on a chain with EIP-7708, logs alone, traces alone and both together give exactly the known coin
+//! credits.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use chain::{Block as Fetched, FetchedBlock, Receipts, Tracer, Verify, internal_transfers};
 use detector::WatchSet;
-use detector::matching::{Block, Matcher, SYSTEM};
-use ingest::records::{Change, Settled, records};
+use detector::matching::{BlockView, COIN_LOG_ADDRESS, Matcher};
+use ingest::records::{Change, FinalityTags, records};
 use prost::Message as _;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
@@ -20,7 +20,7 @@ fn oracle() -> Value {
     testdata::json("amsterdam-dev.transfers.json").unwrap()
 }
 
-/// Where the coin's movements come from.
+/// The source of the coin's transfers.
 #[derive(Clone, Copy, Debug)]
 enum Told {
     Logs,
@@ -28,7 +28,7 @@ enum Told {
     Both,
 }
 
-/// As the detector sees it, as text so that a difference can be read: transaction, from, to, amount, and the token if it is one.
+/// A credit as text, so that a difference is readable: transaction, from, to, amount, and the token if there is one.
 type Credit = (String, String, String, String, Option<String>);
 
 fn credits(told: Told) -> Vec<Credit> {
@@ -50,12 +50,12 @@ fn credits(told: Told) -> Vec<Credit> {
             let internal = internal_transfers(&fetched.block, &fetched.statuses, Tracer::CallTracer, &trace.to_string());
             fetched.internal = Some(internal.unwrap());
         }
-        let (block, mut logs) = records(ChainId(1337), sequence, Change::Added(Box::new(fetched)), Settled::default());
+        let (block, mut logs) = records(ChainId(1337), sequence, Change::Added(Box::new(fetched)), FinalityTags::default());
         if matches!(told, Told::Traces) {
-            logs.logs.retain(|log| log.address != SYSTEM.as_slice());
+            logs.logs.retain(|log| log.address != COIN_LOG_ADDRESS.as_slice());
         }
         let (block, logs) = (block.encode_to_vec(), logs.encode_to_vec());
-        let matches = matcher.matches(&watched, &Block::read(&block).unwrap(), &logs).unwrap();
+        let matches = matcher.matches(&watched, &BlockView::read(&block).unwrap(), &logs).unwrap();
         let hex = |bytes: &[u8]| alloy::hex::encode_prefixed(bytes);
         credits.extend(matches.transfers.iter().map(|transfer| {
             (
@@ -96,7 +96,7 @@ fn coin(credits: Vec<Credit>) -> Vec<Credit> {
 }
 
 #[test]
-fn coin_is_credited_once_and_in_order_whoever_tells_of_it() {
+fn coin_is_credited_once_and_in_order_from_every_source() {
     let expected = entries(&oracle(), "transfers");
     assert!(expected.len() > 100 && everybody(&oracle()).len() > 80);
     for told in [Told::Logs, Told::Traces, Told::Both] {
@@ -113,7 +113,7 @@ fn what_looks_like_a_payment_and_is_none_credits_no_coin() {
     let oracle = oracle();
     let (nothing, paid) = (entries(&oracle, "nothing"), entries(&oracle, "transfers"));
     let parties = |credit: &Credit| (credit.0.clone(), credit.1.clone(), credit.2.clone(), credit.3.clone());
-    // In some of these transactions something else does pay.
+    // Some of these transactions also contain a payment.
     let paid: BTreeSet<_> = paid.iter().map(parties).collect();
     let nothing: BTreeSet<_> = nothing.iter().map(parties).filter(|credit| !paid.contains(credit)).collect();
     let fakes: Vec<_> =
@@ -121,7 +121,7 @@ fn what_looks_like_a_payment_and_is_none_credits_no_coin() {
     assert!(nothing.len() > 10 && !fakes.is_empty(), "{} {}", nothing.len(), fakes.len());
     for told in [Told::Logs, Told::Traces, Told::Both] {
         let credits = credits(told);
-        // Those of the right shape are seen, as a token that anyone can make.
+        // Those of the right shape are seen as a token, which anyone can deploy.
         let seen = |fake: &&&Value| {
             credits.iter().any(|credit| fake["tx"] == *credit.0 && fake["token"].as_str() == credit.4.as_deref())
         };

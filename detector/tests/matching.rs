@@ -1,9 +1,9 @@
-//! What pays an address, and what only looks like it.
+//! Matching: transfers that pay an address, and lookalikes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use detector::WatchSet;
-use detector::matching::{Block, Matcher, SYSTEM, TRANSFER};
+use detector::matching::{BlockView, COIN_LOG_ADDRESS, Matcher, TRANSFER_TOPIC};
 use prost::Message as _;
 use topics::{Address, B256, wire};
 use wire::block_record::{InternalTransfer, Kind, Status, Transaction};
@@ -38,7 +38,7 @@ fn log(emitter: Address, topics: &[B256], data: &[u8]) -> Log {
 }
 
 fn erc20(emitter: Address, from: Address, to: Address, value: u64) -> Log {
-    log(emitter, &[TRANSFER, from.into_word(), to.into_word()], B256::from(topics::U256::from(value)).as_slice())
+    log(emitter, &[TRANSFER_TOPIC, from.into_word(), to.into_word()], B256::from(topics::U256::from(value)).as_slice())
 }
 
 fn found(transactions: Vec<Transaction>, internal_transfers: Vec<InternalTransfer>, logs: Vec<Log>) -> Vec<Transfer> {
@@ -55,7 +55,7 @@ fn found(transactions: Vec<Transaction>, internal_transfers: Vec<InternalTransfe
     }
     .encode_to_vec();
     let logs = wire::LogsRecord { chain_id: 1, sequence: 1, logs, ..Default::default() }.encode_to_vec();
-    let block = Block::read(&block).unwrap();
+    let block = BlockView::read(&block).unwrap();
     Matcher::default().matches(&watched, &block, &logs).unwrap().transfers
 }
 
@@ -70,7 +70,7 @@ fn coin_and_token_are_found_with_what_moved() {
 }
 
 #[test]
-fn what_failed_or_moved_nothing_pays_nothing() {
+fn failed_and_empty_transfers_pay_nothing() {
     assert_eq!(found(vec![transaction(PAYEE, 500, Status::Reverted)], vec![], vec![]), []);
     assert_eq!(found(vec![transaction(PAYEE, 500, Status::Unknown)], vec![], vec![]), []);
     assert_eq!(found(vec![transaction(PAYEE, 0, Status::Success)], vec![], vec![]), []);
@@ -85,14 +85,14 @@ fn a_log_of_another_shape_is_no_transfer() {
     let (from, to) = (PAYER.into_word(), PAYEE.into_word());
     let shapes = [
         // ERC-721: the token's id is indexed.
-        log(TOKEN, &[TRANSFER, from, to, word], &[]),
-        log(TOKEN, &[TRANSFER, from, to], &[]),
-        log(TOKEN, &[TRANSFER, from, to], &[0; 64]),
-        log(TOKEN, &[TRANSFER], word.as_slice()),
+        log(TOKEN, &[TRANSFER_TOPIC, from, to, word], &[]),
+        log(TOKEN, &[TRANSFER_TOPIC, from, to], &[]),
+        log(TOKEN, &[TRANSFER_TOPIC, from, to], &[0; 64]),
+        log(TOKEN, &[TRANSFER_TOPIC], word.as_slice()),
         log(TOKEN, &[word, from, to], word.as_slice()),
         log(TOKEN, &[], &[]),
         // An address has twelve zero bytes in front of it.
-        log(TOKEN, &[TRANSFER, from, B256::repeat_byte(0xaa)], word.as_slice()),
+        log(TOKEN, &[TRANSFER_TOPIC, from, B256::repeat_byte(0xaa)], word.as_slice()),
     ];
     for shape in shapes {
         assert_eq!(found(vec![], vec![], vec![shape.clone()]), [], "{shape:?}");
@@ -102,7 +102,7 @@ fn a_log_of_another_shape_is_no_transfer() {
 #[test]
 fn a_token_that_indexes_nothing_is_found() {
     let data = [PAYER.into_word(), PAYEE.into_word(), B256::with_last_byte(9)].concat();
-    let found = found(vec![], vec![], vec![log(TOKEN, &[TRANSFER], &data)]);
+    let found = found(vec![], vec![], vec![log(TOKEN, &[TRANSFER_TOPIC], &data)]);
     assert_eq!(found.iter().map(|t| (t.from.to_vec(), t.amount.to_vec())).collect::<Vec<_>>(), [(PAYER.to_vec(), vec![9])]);
 }
 
@@ -117,7 +117,7 @@ fn the_same_money_counts_once_where_the_block_has_eip_7708_logs() {
         frame: 1,
     };
     let paid = transaction(PAYEE, 500, Status::Success);
-    let by_logs = found(vec![paid.clone()], vec![internal.clone()], vec![erc20(SYSTEM, PAYER, PAYEE, 500)]);
+    let by_logs = found(vec![paid.clone()], vec![internal.clone()], vec![erc20(COIN_LOG_ADDRESS, PAYER, PAYEE, 500)]);
     assert_eq!(
         by_logs.iter().map(|t| (t.source(), t.token.len(), t.amount.to_vec())).collect::<Vec<_>>(),
         [(Source::Log, 0, vec![1, 0xf4])]
@@ -128,7 +128,7 @@ fn the_same_money_counts_once_where_the_block_has_eip_7708_logs() {
 
 #[test]
 fn a_fake_log_that_names_the_system_as_sender_is_a_token() {
-    let found = found(vec![], vec![], vec![erc20(TOKEN, SYSTEM, PAYEE, 500)]);
+    let found = found(vec![], vec![], vec![erc20(TOKEN, COIN_LOG_ADDRESS, PAYEE, 500)]);
     assert_eq!(found.iter().map(|t| t.token.to_vec()).collect::<Vec<_>>(), [TOKEN.to_vec()]);
 }
 

@@ -1,6 +1,7 @@
 //! The API as a merchant's program uses it.
 
-use crate::{Process, eventually};
+use crate::process::Process;
+use crate::wait::eventually;
 use anyhow::{Context as _, Result};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};

@@ -1,6 +1,7 @@
 //! The history in `chain.blocks` and `chain.logs`, compared with what the node says when asked directly.
 
-use crate::{Lab, records::records_from};
+use crate::lab::Lab;
+use crate::records::records_from;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::VecDeque;

@@ -1,8 +1,10 @@
 //! One isolated cTrip: a database, topics, a chain and a key of its own.
 
-use crate::records::Reader;
+use crate::client::Api;
+use crate::node::{Node, TOKEN_SYMBOL};
+use crate::process::{Process, built, free_port};
 use crate::stack::{Stack, connect, root};
-use crate::{Api, Node, Process, TOKEN_SYMBOL, built, free_port};
+use crate::topic_log::Reader;
 use anyhow::{Context as _, Result};
 use runtime::{Kafka, Settings};
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! Payments as Postgres stores them, for comparison with the chain and the topics.
 
-use crate::Lab;
+use crate::lab::Lab;
 use anyhow::Result;
 use std::collections::BTreeMap;
 

@@ -1,7 +1,8 @@
 //! An EVM node of a test's own, and what a payer does there.
 
+use crate::process::free_port;
 use crate::stack::{Stack, root};
-use crate::{eventually, free_port};
+use crate::wait::eventually;
 use alloy::hex;
 use alloy::primitives::{Address, B256, U256};
 use anyhow::{Context as _, Result};

@@ -4,6 +4,7 @@
 //! Blocks alternate between a few varieties of content, whose JSON is built once as a template. The fields that differ between
 //! two blocks of a variety (hash, parent, number, time) fill its holes, so that a block costs a copy and the chain little memory.
 
+mod shape;
 mod template;
 mod variety;
 
@@ -14,12 +15,8 @@ use std::collections::HashMap;
 use template::{Stamp, Template};
 use variety::Variety;
 
-/// EIP-155 id of the chain.
-pub const CHAIN_ID: u64 = 1;
-/// Number of the first block. Its parent is missing, as on a node that keeps only recent blocks.
-pub const FIRST: u64 = 20_971_520;
-/// Logs per block.
-pub const LOGS: u64 = 300;
+pub use shape::{CHAIN_ID, FIRST, LOGS};
+
 /// Consecutive blocks differ; a variety takes half a megabyte.
 const VARIETIES: u64 = 8;
 const SAFE_DEPTH: usize = 32;

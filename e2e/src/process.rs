@@ -141,3 +141,14 @@ impl Drop for Process {
         let _ = self.child.wait();
     }
 }
+
+/// Finds a program of the workspace that was built beside the running test, demo or bench, whatever `CARGO_TARGET_DIR` is.
+///
+/// # Errors
+/// When it was not built.
+pub fn built(name: &str) -> Result<PathBuf> {
+    let running = std::env::current_exe()?;
+    let folders = running.ancestors().skip(1).take(2);
+    let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("no {name} beside this program: run `cargo build --workspace --bins` first, as `make` does"))
+}

@@ -86,7 +86,7 @@ impl Proxy {
     /// # Errors
     /// When no port is free.
     pub async fn start(url: &str, lacks: Lacks) -> Result<Self> {
-        let address = SocketAddr::from(([127, 0, 0, 1], crate::free_port()?));
+        let address = SocketAddr::from(([127, 0, 0, 1], crate::process::free_port()?));
         let (http, changing, state) = (reqwest::Client::new(), tokio::sync::Mutex::default(), Mutex::default());
         let node = Upstream { url: url.to_owned(), lacks, http, changing, state };
         let mut proxy = Self { url: format!("http://{address}"), address, node: Arc::new(node), serving: None };

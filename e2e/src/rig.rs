@@ -1,6 +1,10 @@
 //! Ingest behind faulty endpoints, and checks of the history that it publishes.
 
-use crate::{History, HistoryReader, Lab, Lacks, Plan, Process, Proxy, eventually};
+use crate::history::{History, HistoryReader};
+use crate::lab::{Lab, Plan};
+use crate::process::Process;
+use crate::proxy::{Lacks, Proxy};
+use crate::wait::eventually;
 use alloy::primitives::{Address, B256, U256};
 use anyhow::{Context as _, Result};
 use serde_json::json;

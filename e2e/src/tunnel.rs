@@ -19,7 +19,7 @@ impl Tunnel {
     /// # Errors
     /// When no port is free.
     pub async fn start(to: &str) -> Result<Self> {
-        let address = SocketAddr::from(([127, 0, 0, 1], crate::free_port()?));
+        let address = SocketAddr::from(([127, 0, 0, 1], crate::process::free_port()?));
         let mut tunnel = Self { address, to: to.to_owned(), serving: None };
         tunnel.open().await?;
         Ok(tunnel)

@@ -1,32 +1,33 @@
-//! Properties that hold for any bytes, from a node or in a topic.
+//! Fuzz targets: what must hold for any bytes that a node sends or a topic contains. A finding is a panic.
 //!
-//! `dev/fuzz` runs libFuzzer on [`rpc`] and [`record`] (`targets/`), and `tests/mutations.rs` runs them for a moment in
-//! `make check`. Both begin with [`mod@seeds`]. A finding is a panic.
+//! `dev/fuzz` runs [`rpc`] and [`record`] under libFuzzer (`targets/`); `tests/mutations.rs` runs them for a while in `make
+//! check`. Both begin with [`mod@seeds`].
 
 mod seeds;
 
 use chain::{Block, FetchedBlock, Head, Log, Receipt, Receipts, Reply, Tracer, Verify, internal_transfers};
 use detector::WatchSet;
-use detector::matching::{Block as BlockView, Matcher, RecordHead};
-use ingest::records::{Change, Settled, records, restore};
+use detector::matching::{BlockView, Matcher, RecordHead};
+use ingest::cursor::{cursor as cursor_of, restore};
+use ingest::records::{Change, FinalityTags, records};
 use prost::Message as _;
 pub use seeds::{Seeds, seeds};
 use std::collections::HashMap;
 use topics::{Address, ChainId, Matches, frame, wire};
 
-/// A node's answers, one per line: a block, its receipts or logs, its traces. Any answers give an error or a block that can be
-/// published and matched.
+/// A node's answers, one per line: a block, its receipts or logs, its traces. Any bytes must give an error, or a block that can
+/// be published and matched.
 pub fn rpc(data: &[u8]) {
-    reply(data);
+    check_reply(data);
     let mut lines = data.splitn(3, |byte| *byte == b'\n').map(|line| std::str::from_utf8(line).unwrap_or_default());
     let (block, outcome, trace) =
         (lines.next().unwrap_or_default(), lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-    // The outcome does not matter: it must not panic.
+    // The result does not matter; it must not panic.
     let _ = serde_json::from_str::<Head>(block);
     let Ok(block) = Block::parse(block) else { return };
     let receipts = serde_json::from_str(outcome)
         .map(Receipts::All)
-        .or_else(|_| serde_json::from_str::<Vec<Log>>(outcome).map(|logs| Receipts::Logs { logs, some: HashMap::new() }));
+        .or_else(|_| serde_json::from_str::<Vec<Log>>(outcome).map(|logs| Receipts::Logs { logs, paying: HashMap::new() }));
     let Ok(receipts) = receipts else { return };
     let proven = [Verify::Roots, Verify::Auto, Verify::Bloom, Verify::Off]
         .map(|verify| FetchedBlock::new(block.clone(), receipts.clone(), verify).ok());
@@ -41,13 +42,13 @@ pub fn rpc(data: &[u8]) {
                 fetched.internal = Some(internal);
             }
         }
-        let (block, logs) = records(ChainId(1), 1, Change::Added(Box::new(fetched)), Settled::default());
-        matched(&block.encode_to_vec(), &logs.encode_to_vec());
+        let (block, logs) = records(ChainId(1), 1, Change::Added(Box::new(fetched)), FinalityTags::default());
+        check_matching(&block.encode_to_vec(), &logs.encode_to_vec());
     }
 }
 
-/// A node's whole reply to the two calls for a block: reading it in one pass gives the same as reading its pieces.
-fn reply(data: &[u8]) {
+/// A node's reply to the batch for a block: reading it in one pass must give the same as reading its parts.
+fn check_reply(data: &[u8]) {
     const METHODS: [&str; 2] = ["eth_getBlockByNumber", "eth_getBlockReceipts"];
     let reply = Reply::new(data.to_vec(), METHODS[0], "node");
     let whole: Option<(Block, Vec<Receipt>)> = reply.read();
@@ -56,22 +57,22 @@ fn reply(data: &[u8]) {
     let Ok([Ok(one), Ok(two)]) = pieces.as_deref() else { panic!("read whole, and its pieces are {pieces:?}") };
     let one = Block::parse(one.get()).expect("a block that was read as part of a reply");
     let two: Vec<Receipt> = serde_json::from_str(two.get()).expect("receipts that were read as part of a reply");
-    // All of it, since everything shows.
+    // Debug output shows every field.
     assert_eq!(format!("{block:?} {receipts:?}"), format!("{one:?} {two:?}"));
 }
 
-/// A record of any topic, in its frame; two consecutive records are a block and its logs.
+/// A framed record of any topic. The first byte splits the rest into a block and its logs.
 pub fn record(data: &[u8]) {
     if let Some((length, rest)) = data.split_first() {
         let (block, logs) = rest.split_at_checked(usize::from(*length) * 8).unwrap_or((rest, &[]));
-        matched(block, logs);
+        check_matching(block, logs);
     }
     let Ok(message) = frame::payload(data) else { return };
-    matched(message, message);
+    check_matching(message, message);
     if let Ok(cursor) = wire::ChainCursor::decode(message)
         && let Ok((sequence, window)) = restore(ChainId(cursor.chain_id), &cursor)
     {
-        let again = ingest::records::cursor(ChainId(cursor.chain_id), sequence, &window);
+        let again = cursor_of(ChainId(cursor.chain_id), sequence, &window);
         assert_eq!(
             restore(ChainId(cursor.chain_id), &again),
             Ok((sequence, window)),
@@ -88,8 +89,8 @@ pub fn record(data: &[u8]) {
     let _ = wire::Quarantined::decode(message);
 }
 
-/// The detector, which reads records without decoding them, sees the same as Protobuf's decoder.
-fn matched(block: &[u8], logs: &[u8]) {
+/// The detector's lazy decoding must agree with Protobuf's own decoder.
+fn check_matching(block: &[u8], logs: &[u8]) {
     let _ = RecordHead::read(block);
     let Ok(view) = BlockView::read(block) else { return };
     let decoded = wire::BlockRecord::decode(block);

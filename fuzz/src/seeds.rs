@@ -1,26 +1,27 @@
-//! Initial inputs of the fuzz targets.
+//! Inputs that fuzzing begins with, made of `testdata`.
 
 use anyhow::{Context as _, Result};
 use chain::{Block, FetchedBlock, Receipts, Verify};
 use ingest::Window;
-use ingest::records::{Change, Settled, cursor, records};
+use ingest::cursor::cursor;
+use ingest::records::{Change, FinalityTags, records};
 use prost::Message as _;
 use serde_json::Value;
 use topics::{ChainId, frame, wire};
 
-/// Initial inputs, made from `testdata`: mutations of real data reach further.
+/// Real inputs, from which mutations reach further than from nothing.
 #[derive(Debug, Default)]
 pub struct Seeds {
-    /// Inputs of [`rpc`](crate::rpc).
+    /// For [`rpc`](crate::rpc).
     pub rpc: Vec<Vec<u8>>,
-    /// Inputs of [`record`](crate::record).
+    /// For [`record`](crate::record).
     pub record: Vec<Vec<u8>>,
 }
 
-/// Makes the initial inputs.
+/// Makes the seeds of both targets.
 ///
 /// # Errors
-/// When a file is missing.
+/// If the test data is missing.
 pub fn seeds() -> Result<Seeds> {
     let mut seeds = Seeds::default();
     for file in ["amsterdam-dev", "misc"] {
@@ -29,7 +30,7 @@ pub fn seeds() -> Result<Seeds> {
             let trace = traces.iter().find(|trace| trace["hash"] == line["hash"]).map(|trace| trace["result"].clone());
             let (block, outcome) = (&line["block"], line.get("receipts").or(line.get("logs")).context("receipts or logs")?);
             let answer = format!("{block}\n{outcome}\n{}", trace.unwrap_or_default());
-            // Larger ones only slow each run down.
+            // Larger seeds only slow each try down.
             if answer.len() > 64 * 1024 {
                 continue;
             }
@@ -38,7 +39,7 @@ pub fn seeds() -> Result<Seeds> {
                 format!(r#"[{{"jsonrpc":"2.0","id":0,"result":{block}}},{{"jsonrpc":"2.0","id":1,"result":{outcome}}}]"#)
                     .into_bytes(),
             );
-            seeds.record.extend(stored_as(block, outcome)?);
+            seeds.record.extend(framed_records(block, outcome)?);
         }
     }
     let event = wire::PaymentEvent { payment_id: "a".to_owned(), ..Default::default() };
@@ -46,13 +47,15 @@ pub fn seeds() -> Result<Seeds> {
     Ok(seeds)
 }
 
-fn stored_as(block: &Value, outcome: &Value) -> Result<Vec<Vec<u8>>> {
+/// The framed records of a block.
+fn framed_records(block: &Value, outcome: &Value) -> Result<Vec<Vec<u8>>> {
     let block = Block::parse(&block.to_string())?;
     let Ok(receipts) = serde_json::from_value(outcome.clone()) else { return Ok(Vec::new()) };
     let mut window = Window::default();
     window.push(block.head());
     let Ok(fetched) = FetchedBlock::new(block, Receipts::All(receipts), Verify::Off) else { return Ok(Vec::new()) };
-    let (block, logs) = records(ChainId(1), 1, Change::Added(Box::new(fetched)), Settled { safe: Some(1), finalized: Some(2) });
+    let (block, logs) =
+        records(ChainId(1), 1, Change::Added(Box::new(fetched)), FinalityTags { safe: Some(1), finalized: Some(2) });
     let (block, logs) = (block.encode_to_vec(), logs.encode_to_vec());
     let cursor = cursor(ChainId(1), 1, &window).encode_to_vec();
     Ok([block, logs, cursor].iter().map(|message| frame::wrap(7, message)).collect())

@@ -1,4 +1,4 @@
-//! A short run of the fuzz targets on mutated seeds. `dev/fuzz` runs them for longer.
+//! A short run of the fuzz targets, in every `make test`. `dev/fuzz` runs them for as long as you like.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,7 +8,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 const TRIES: usize = 20_000;
 
-/// Flips, cuts and repeats bytes, and inserts sequences that break readers.
+/// Flips, cuts and repeats bytes, and inserts what tends to break parsers.
 fn mutate(seed: &[u8], random: &mut StdRng) -> Vec<u8> {
     let mut data = seed.to_vec();
     for _ in 0..random.random_range(1..6) {

@@ -1,65 +1,70 @@
-//! Following a chain: what comes next, fetched and in order. The side that talks to nodes; nothing here knows Kafka.
+//! Following the head of a chain: polls it, fetches the blocks that come next, and handles reorgs.
+//!
+//! Polls every `poll_interval_ms`, and at once when a websocket announces a head; the announcement itself is not trusted. Far
+//! behind the head, blocks are fetched by number, many at once; near the head, a branch is followed down to a block of ours.
+//! This side talks to nodes; nothing here knows Kafka.
 
-use crate::pipeline::Pipeline;
-use crate::reconcile::{Step, TooDeep, reconcile};
-use crate::records::{Change, Settled};
+use crate::prefetch::Prefetcher;
+use crate::records::{Change, FinalityTags};
+use crate::reorg::{Step, TooDeep, reconcile};
 use crate::window::Window;
+use base::{backoff, error_chain, metrics};
 use chain::{
-    BlockId, Chain, Endpoint, FetchError, FetchedBlock, Head, Heads, Rpc, RpcError, Tag, Witnesses, fetch_head, fetch_newest,
-    fetch_tag, witnesses,
+    BlockId, BlockTag, Chain, Endpoint, FetchError, FetchOptions, FetchedBlock, Head, Heads, Rpc, RpcError, Witnesses,
+    fetch_head, fetch_newest, fetch_tag, find_witnesses,
 };
-use runtime::{chain_of, metrics, stage};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-const LONGEST_DELAY: Duration = Duration::from_secs(10);
-/// Between two looks at the head that websockets bring about: nodes are not asked more often, however many heads are told.
-const SHORTEST_REST: Duration = Duration::from_millis(50);
-/// Looks at a head that a websocket told and that the node asked over HTTP, which may be another, does not have yet. Then the next
-/// is due with the interval.
-const LOOKS_AGAIN: u32 = 5;
-/// Looks in a row at heads that were not to be had, from which on others are asked first.
-const OFTEN_IN_VAIN: u32 = 3;
-/// A node that is slow with its tags must not hold blocks up.
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// Least time between polls that websockets cause, however many heads they announce.
+const MIN_POLL_DELAY: Duration = Duration::from_millis(50);
+/// Early polls for an announced head, which the node that answers over HTTP may not have yet. After these the next poll waits
+/// for the interval.
+const MAX_EARLY_POLLS: u32 = 5;
+/// Polls in a row that showed a head whose block nobody has. Then other endpoints are asked first.
+const MAX_MISSING_HEADS: u32 = 3;
+/// A node that is slow with its tags must not delay blocks.
 const TAG_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Changes to publish together, never none.
+/// Changes to publish in one transaction. Never empty.
 #[derive(Debug)]
 pub struct Batch {
-    /// In order.
+    /// In the order of the chain's history.
     pub changes: Vec<Change>,
-    /// As of now.
-    pub settled: Settled,
+    /// The chain's tags when the batch was put together.
+    pub finality: FinalityTags,
 }
 
-/// Follows one chain from where a window stands. The window runs ahead of what is committed: after a failed publication,
-/// drop the follower and start another from the cursor.
+/// Follows one chain from a window on. The window runs ahead of what is committed: if publishing fails, drop the follower and
+/// start another from the cursor.
 pub struct Follower {
     chain: Arc<Chain>,
     rpc: Arc<Rpc>,
     heads: Heads,
-    awaited: Option<Awaited>,
-    /// Looks in a row that showed a head which was not to be had.
-    in_vain: u32,
+    announced: Option<AnnouncedHead>,
+    /// Polls in a row that showed a head whose block nobody has.
+    missing_heads: u32,
     window: Window,
-    pipeline: Pipeline,
+    prefetcher: Prefetcher,
     tagged: Option<(Instant, Tagged)>,
-    /// When the head was looked at last.
-    looked: Instant,
-    told: HashSet<String>,
+    /// When the head was polled last.
+    polled_at: Instant,
+    /// Proof gaps logged so far: each is logged once.
+    logged_gaps: HashSet<String>,
 }
 
-/// A head that somebody told.
-struct Awaited {
+/// A head that was announced and is not published yet.
+struct AnnouncedHead {
     number: u64,
-    /// Looks since.
-    looks: u32,
+    /// Polls since the announcement.
+    polls: u32,
 }
 
-/// Why a step came to nothing.
+/// Why a step brought no changes.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+enum StepError {
     #[error(transparent)]
     TooDeep(#[from] TooDeep),
     #[error(transparent)]
@@ -71,132 +76,145 @@ enum Trouble {
 }
 
 impl Follower {
-    /// Goes on from `window`; an empty one starts at the chain's `start_block`, or at its head. It looks at the head once a
-    /// `poll_interval`, and as soon as `heads` has one.
+    /// Continues from `window`. An empty one starts at the chain's `start_block`, or at its head. Polls the head every
+    /// `poll_interval_ms`, and at once when `heads` announces one.
     pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, window: Window) -> Self {
-        let pipeline = Pipeline::new(rpc.clone(), chain.reading());
-        let looked = Instant::now();
-        Self { chain, rpc, heads, awaited: None, in_vain: 0, window, pipeline, tagged: None, looked, told: HashSet::new() }
+        let prefetcher = Prefetcher::new(rpc.clone(), FetchOptions::of(&chain));
+        let polled_at = Instant::now();
+        Self {
+            chain,
+            rpc,
+            heads,
+            announced: None,
+            missing_heads: 0,
+            window,
+            prefetcher,
+            tagged: None,
+            polled_at,
+            logged_gaps: HashSet::new(),
+        }
     }
 
-    /// The window with all that [`next`](Self::next) gave so far.
+    /// The window, including all changes that [`next`](Self::next) returned so far.
     pub fn window(&self) -> &Window {
         &self.window
     }
 
-    /// Waits for what comes next. Nodes that fail are asked again for as long as it takes: a chain without nodes waits, and
-    /// the others go on.
+    /// Waits for the next changes. Retries failing nodes for as long as it takes: a chain without nodes waits, and the other
+    /// chains go on.
     ///
     /// # Errors
-    /// When the nodes' chain and ours part below what can be taken back.
+    /// If a reorg is deeper than what can be taken back.
     pub async fn next(&mut self) -> Result<Batch, TooDeep> {
-        let mut delays = stage::delays(LONGEST_DELAY);
+        let mut delays = backoff::delays(MAX_BACKOFF);
         loop {
             match self.step().await {
                 Ok(changes) if changes.is_empty() => {
-                    delays = stage::delays(LONGEST_DELAY);
-                    self.rest().await;
+                    delays = backoff::delays(MAX_BACKOFF);
+                    self.wait_for_poll().await;
                 }
                 Ok(changes) => {
-                    let settled = self.tagged.map(|(_, tagged)| tagged.settled()).unwrap_or_default();
-                    return Ok(Batch { changes, settled });
+                    let finality = self.tagged.map(|(_, tagged)| tagged.finality()).unwrap_or_default();
+                    return Ok(Batch { changes, finality });
                 }
-                Err(Trouble::TooDeep(error)) => {
+                Err(StepError::TooDeep(error)) => {
                     if self.is_confirmed(error).await {
                         return Err(error);
                     }
-                    let delay = delays.next().unwrap_or(LONGEST_DELAY);
+                    let delay = delays.next().unwrap_or(MAX_BACKOFF);
                     tokio::time::sleep(delay).await;
                 }
-                Err(trouble) => {
-                    self.pipeline.clear();
-                    let delay = delays.next().unwrap_or(LONGEST_DELAY);
-                    tracing::warn!(chain = self.chain.name, "asking again in {delay:.1?}: {}", chain_of(&trouble));
+                Err(error) => {
+                    self.prefetcher.clear();
+                    let delay = delays.next().unwrap_or(MAX_BACKOFF);
+                    tracing::warn!(chain = self.chain.name, "retry in {delay:.1?}: {}", error_chain(&error));
                     tokio::time::sleep(delay).await;
                 }
             }
         }
     }
 
-    /// Waits for the next look at the head.
-    async fn rest(&mut self) {
+    /// Waits until the next poll of the head is due.
+    async fn wait_for_poll(&mut self) {
         let tip = self.window.tip().map(|tip| tip.number);
         let interval = self.chain.poll_interval;
-        let longest = match &mut self.awaited {
-            Some(Awaited { number, looks }) if tip.is_none_or(|tip| tip < *number) && *looks < LOOKS_AGAIN => {
-                let soon = SHORTEST_REST * 2_u32.pow(*looks);
-                *looks += 1;
+        let longest = match &mut self.announced {
+            Some(AnnouncedHead { number, polls }) if tip.is_none_or(|tip| tip < *number) && *polls < MAX_EARLY_POLLS => {
+                let soon = MIN_POLL_DELAY * 2_u32.pow(*polls);
+                *polls += 1;
                 interval.min(soon)
             }
             _ => interval,
         };
-        let earliest = tokio::time::Instant::now() + SHORTEST_REST;
-        let told = async {
+        let earliest = tokio::time::Instant::now() + MIN_POLL_DELAY;
+        let announced = async {
             let number = self.heads.next().await;
             tokio::time::sleep_until(earliest).await;
             number
         };
-        if let Ok(number) = tokio::time::timeout(longest, told).await {
-            self.awaited = number.map(|number| Awaited { number, looks: 0 });
+        if let Ok(number) = tokio::time::timeout(longest, announced).await {
+            self.announced = number.map(|number| AnnouncedHead { number, polls: 0 });
         }
     }
 
-    /// Whether the nodes agree that a block is gone that can't be taken back. A single one may lag on a branch of its own, or lie:
-    /// while any of the others has our block, that one is not listened to.
+    /// Whether the nodes agree on a reorg that is too deep. A single node may lag on a branch of its own, or lie: while any
+    /// other node has our block, it is not trusted.
     async fn is_confirmed(&mut self, error: TooDeep) -> bool {
-        self.pipeline.clear();
-        let Witnesses { with, against } = witnesses(&self.rpc, error.ours.number, error.ours.hash).await;
+        self.prefetcher.clear();
+        let Witnesses { with, against } = find_witnesses(&self.rpc, error.ours.number, error.ours.hash).await;
         for endpoint in against.iter().filter(|_| !with.is_empty()) {
-            tracing::warn!(chain = self.chain.name, endpoint = endpoint.host(), "on a branch that others are not on: {error}");
-            endpoint.lied();
+            tracing::warn!(chain = self.chain.name, endpoint = endpoint.host(), "endpoint is on a branch of its own: {error}");
+            endpoint.record_lie();
         }
         with.is_empty() && !against.is_empty()
     }
 
-    async fn step(&mut self) -> Result<Vec<Change>, Trouble> {
-        if !self.pipeline.is_empty() {
-            return self.bring().await;
+    /// Takes prefetched blocks, or polls the head and plans the next ones.
+    async fn step(&mut self) -> Result<Vec<Change>, StepError> {
+        if !self.prefetcher.is_empty() {
+            return self.take_batch().await;
         }
         let Some((endpoint, head)) = fetch_newest(&self.rpc).await? else { return Ok(Vec::new()) };
-        self.looked = Instant::now();
-        let outcome = match self.look(head).await {
-            Ok(()) => self.bring().await,
-            Err(trouble) => Err(trouble),
+        self.polled_at = Instant::now();
+        let outcome = match self.plan(head).await {
+            Ok(()) => self.take_batch().await,
+            Err(error) => Err(error),
         };
-        let in_vain = match &outcome {
+        let is_missing = match &outcome {
             Ok(changes) => changes.is_empty() && reconcile(&self.window, &[head]) != Step::Known,
-            Err(trouble) => matches!(trouble, Trouble::NoParent { .. }),
+            Err(error) => matches!(error, StepError::NoParent { .. }),
         };
-        self.weigh(&endpoint, head, in_vain);
+        self.track_missing_heads(&endpoint, head, is_missing);
         outcome
     }
 
-    /// A head that is nowhere to be had, time and again, would keep us from those that others have.
-    fn weigh(&mut self, endpoint: &Endpoint, head: Head, in_vain: bool) {
-        self.in_vain = if in_vain { self.in_vain + 1 } else { 0 };
-        if self.in_vain == OFTEN_IN_VAIN {
+    /// An endpoint that keeps announcing a head whose block nobody has would hide the heads of others. After some polls it
+    /// ranks behind them.
+    fn track_missing_heads(&mut self, endpoint: &Endpoint, head: Head, is_missing: bool) {
+        self.missing_heads = if is_missing { self.missing_heads + 1 } else { 0 };
+        if self.missing_heads == MAX_MISSING_HEADS {
             let (chain, number) = (&self.chain.name, head.number);
             tracing::warn!(
                 chain,
                 endpoint = endpoint.host(),
-                "told of block {number}, and no endpoint has it; asking others first"
+                "its head is block {number}, which no endpoint has; asking others first"
             );
-            endpoint.withheld();
-            self.in_vain = 0;
-            self.awaited = Some(Awaited { number, looks: 0 });
+            endpoint.record_withheld_head();
+            self.missing_heads = 0;
+            self.announced = Some(AnnouncedHead { number, polls: 0 });
         }
     }
 
-    /// What the pipeline has.
-    async fn bring(&mut self) -> Result<Vec<Change>, Trouble> {
-        if self.pipeline.is_empty() {
+    /// Takes a batch of prefetched blocks, with fresh finality tags.
+    async fn take_batch(&mut self) -> Result<Vec<Change>, StepError> {
+        if self.prefetcher.is_empty() {
             return Ok(Vec::new());
         }
-        // While the first block is on its way, so that they cost no time.
-        // What was asked before the head was seen may be out of date with it, and no other block may come for a while.
-        let known = self.tagged.filter(|(asked, _)| *asked >= self.looked);
-        let tags = tagged(self.rpc.clone(), known, self.chain.poll_interval);
-        let (tags, changes) = tokio::join!(tags, self.take());
+        // The tags are fetched while the first block is under way, so they cost no time. Tags from before the last poll may be
+        // older than the head, and no other block may follow for a while, so they are fetched again.
+        let known = self.tagged.filter(|(asked, _)| *asked >= self.polled_at);
+        let tags = fetch_tagged(self.rpc.clone(), known, self.chain.poll_interval);
+        let (tags, changes) = tokio::join!(tags, self.take_blocks());
         self.tagged = Some(tags);
         if let Some(finalized) = tags.1.finalized {
             self.window.finalize(&finalized);
@@ -204,23 +222,23 @@ impl Follower {
         changes
     }
 
-    /// Decides what a head means, and puts what is to be fetched into the pipeline.
-    async fn look(&mut self, head: Head) -> Result<(), Trouble> {
-        self.show_lag(head);
+    /// Plans what to fetch for a head, and starts fetching.
+    async fn plan(&mut self, head: Head) -> Result<(), StepError> {
+        self.record_lag(head);
         let next = match self.window.tip() {
             Some(tip) => tip.number.saturating_add(1),
             None => self.chain.start_block.unwrap_or(head.number),
         };
         if head.number > next || self.window.tip().is_none() {
-            // Behind: by number, many at once. Where the chain has another branch by now, the first block shows it.
-            self.pipeline.load((next..=head.number).map(BlockId::Number));
+            // Behind: by number, many at once. After a reorg the first block will not fit.
+            self.prefetcher.load((next..=head.number).map(BlockId::Number));
             return Ok(());
         }
-        self.walk(head).await
+        self.walk_branch(head).await
     }
 
-    /// Follows a branch down to a block of ours, and puts it into the pipeline.
-    async fn walk(&mut self, head: Head) -> Result<(), Trouble> {
+    /// Follows a branch down to a block of ours, and starts fetching it.
+    async fn walk_branch(&mut self, head: Head) -> Result<(), StepError> {
         let mut branch = vec![head];
         let mut newest = head;
         loop {
@@ -228,37 +246,37 @@ impl Follower {
                 Step::Known => return Ok(()),
                 Step::TooDeep(error) => return Err(error.into()),
                 Step::FetchParent(hash) => {
-                    // None: this branch is gone already, and the next look at the head shows another.
+                    // The branch is gone already; the next poll shows another.
                     let Some(parent) = fetch_head(&self.rpc, Some(BlockId::Hash(hash))).await? else { return Ok(()) };
                     if parent.hash != hash || parent.number.checked_add(1) != Some(newest.number) {
-                        return Err(Trouble::NoParent { child: newest.number, got: parent.number });
+                        return Err(StepError::NoParent { child: newest.number, got: parent.number });
                     }
                     newest = parent;
                     branch.push(parent);
                 }
                 Step::Extend | Step::Rewind(_) => {
                     let hashes: Vec<BlockId> = branch.iter().rev().map(|block| BlockId::Hash(block.hash)).collect();
-                    self.pipeline.load(hashes);
+                    self.prefetcher.load(hashes);
                     return Ok(());
                 }
             }
         }
     }
 
-    /// Takes blocks out of the pipeline: the first as soon as it is there, and then those that are there with it.
-    async fn take(&mut self) -> Result<Vec<Change>, Trouble> {
+    /// Takes prefetched blocks: waits for the first, then takes those that are ready.
+    async fn take_blocks(&mut self) -> Result<Vec<Change>, StepError> {
         let (mut changes, mut bytes) = (Vec::new(), 0);
-        while self.pipeline.goes_on(changes.len(), bytes) {
-            let block = match self.pipeline.next().await {
+        while self.prefetcher.has_room(changes.len(), bytes) {
+            let block = match self.prefetcher.next().await {
                 Some(Ok(Some(block))) => block,
-                // The end, or a block that the node does not have yet or any more: the head tells how to go on.
+                // The end, or a block that no node has yet or any more: the next poll shows how to go on.
                 Some(Ok(None)) | None => {
-                    self.pipeline.clear();
+                    self.prefetcher.clear();
                     break;
                 }
-                // What came before it is good; the error shows again, alone, if it stays.
+                // The blocks before it are good. A lasting error returns alone in the next step.
                 Some(Err(_)) if !changes.is_empty() => {
-                    self.pipeline.clear();
+                    self.prefetcher.clear();
                     break;
                 }
                 Some(Err(error)) => return Err(error.into()),
@@ -266,34 +284,30 @@ impl Follower {
             let head = block.block.head();
             match reconcile(&self.window, &[head]) {
                 Step::Extend => {}
-                Step::Rewind(removed) => self.take_back(removed, &mut changes),
+                Step::Rewind(removed) => self.rewind(removed, &mut changes),
                 Step::Known => continue,
-                // Its parent is none of ours: the chain has changed branch below it.
+                // Its parent is not ours: a reorg below it.
                 Step::FetchParent(_) | Step::TooDeep(_) => {
-                    self.pipeline.clear();
+                    self.prefetcher.clear();
                     if changes.is_empty() {
-                        self.walk(head).await?;
+                        self.walk_branch(head).await?;
                         continue;
                     }
                     break;
                 }
             }
-            bytes += block.weight();
-            self.tell_gaps(&block);
+            bytes += block.record_bytes();
+            self.log_proof_gaps(&block);
             self.window.push(head);
             changes.push(Change::Added(Box::new(block)));
         }
         Ok(changes)
     }
 
-    fn take_back(&mut self, removed: Vec<Head>, changes: &mut Vec<Change>) {
+    /// Takes the removed blocks off the window, newest first.
+    fn rewind(&mut self, removed: Vec<Head>, changes: &mut Vec<Change>) {
         let (chain, depth) = (&self.chain.name, removed.len());
-        tracing::info!(
-            chain,
-            depth,
-            "reorganisation: taking back down to block {}",
-            removed.last().map_or(0, |head| head.number)
-        );
+        tracing::info!(chain, depth, "reorg: taking back blocks down to {}", removed.last().map_or(0, |head| head.number));
         metrics::CHAIN_REORGS.counter(&[("chain", chain)]).increment(1);
         for head in removed {
             self.window.pop();
@@ -301,11 +315,12 @@ impl Follower {
         }
     }
 
-    fn tell_gaps(&mut self, block: &FetchedBlock) {
+    /// Logs each kind of gap once, and counts the blocks with gaps.
+    fn log_proof_gaps(&mut self, block: &FetchedBlock) {
         let mut whole = true;
         for gap in block.proof.gaps() {
             whole = false;
-            if self.told.insert(gap.to_owned()) {
+            if self.logged_gaps.insert(gap.to_owned()) {
                 tracing::warn!(chain = self.chain.name, block = block.block.number, "published without a proof by root: {gap}");
             }
         }
@@ -315,7 +330,7 @@ impl Follower {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "blocks and seconds are far below 2^52")]
-    fn show_lag(&self, head: Head) {
+    fn record_lag(&self, head: Head) {
         let labels = [("chain", self.chain.name.as_str())];
         let Some(tip) = self.window.tip() else { return };
         metrics::CHAIN_HEAD_LAG.gauge(&labels).set(head.number.saturating_sub(tip.number) as f64);
@@ -324,7 +339,7 @@ impl Follower {
     }
 }
 
-/// What the chain calls safe and finalized, as far as the endpoint tells.
+/// The `safe` and `finalized` blocks, as far as the endpoint has them.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tagged {
     safe: Option<Head>,
@@ -332,17 +347,17 @@ struct Tagged {
 }
 
 impl Tagged {
-    fn settled(&self) -> Settled {
-        Settled { safe: self.safe.map(|head| head.number), finalized: self.finalized.map(|head| head.number) }
+    fn finality(&self) -> FinalityTags {
+        FinalityTags { safe: self.safe.map(|head| head.number), finalized: self.finalized.map(|head| head.number) }
     }
 }
 
-/// What is safe and finalized, asked again when the last answer is older than `age`.
-async fn tagged(rpc: Arc<Rpc>, last: Option<(Instant, Tagged)>, age: Duration) -> (Instant, Tagged) {
-    if let Some((when, tagged)) = last.filter(|(when, _)| when.elapsed() < age) {
+/// The tagged blocks, fetched again if the last answer is older than `max_age`.
+async fn fetch_tagged(rpc: Arc<Rpc>, last: Option<(Instant, Tagged)>, max_age: Duration) -> (Instant, Tagged) {
+    if let Some((when, tagged)) = last.filter(|(when, _)| when.elapsed() < max_age) {
         return (when, tagged);
     }
-    let both = async { tokio::join!(fetch_tag(&rpc, Tag::Safe), fetch_tag(&rpc, Tag::Finalized)) };
+    let both = async { tokio::join!(fetch_tag(&rpc, BlockTag::Safe), fetch_tag(&rpc, BlockTag::Finalized)) };
     let (safe, finalized) = tokio::time::timeout(TAG_TIMEOUT, both).await.unwrap_or_default();
     (Instant::now(), Tagged { safe, finalized })
 }

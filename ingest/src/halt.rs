@@ -1,7 +1,7 @@
-//! A chain that stops until a person has looked at it. Why is written into its cursor, so that a restart does not forget it and
-//! the API can tell; `ctrip resume` takes it out again.
+//! Halting a chain until a person decides. The cause is written into the chain's cursor, so that a restart does not forget it
+//! and the API can show it; `ctrip resume` removes it.
 
-use crate::records::cursor;
+use crate::cursor::cursor;
 use crate::window::Window;
 use anyhow::anyhow;
 use runtime::kafka::{Kafka, TransactionalProducer};
@@ -11,25 +11,23 @@ use tokio_util::sync::CancellationToken;
 use topics::wire::ChainCursor;
 use topics::{ChainId, Topic, frame};
 
-const ASKED_EVERY: Duration = Duration::from_secs(2);
+const RESUME_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What ends a chain's stage until it is resumed.
+/// The error that stops a chain's stage until it is resumed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{cause}; look at it, then: ctrip resume --chain {chain}")]
+#[error("{cause}; check it, then run: ctrip resume --chain {chain}")]
 pub struct Halted {
-    /// The chain's name.
     pub chain: String,
-    /// Why.
     pub cause: String,
 }
 
-/// The chain's cursor, if it has one.
+/// Reads the chain's cursor, if there is one.
 pub fn read(kafka: &Kafka, chain: ChainId) -> Result<Option<ChainCursor>, Failure> {
     let Some(bytes) = kafka.read_last(Topic::Cursors, &chain.to_string())? else { return Ok(None) };
     frame::decode(&bytes).map(Some).map_err(|e| Failure::halt(e).context("reading the chain's cursor"))
 }
 
-/// Writes the cursor alone: halted for a cause, or going on.
+/// Writes the cursor without data. `halted` is the cause; empty resumes the chain.
 pub fn write(
     producer: &TransactionalProducer,
     kafka: &Kafka,
@@ -44,19 +42,19 @@ pub fn write(
     transaction.commit()
 }
 
-/// Waits until the chain is resumed. Blocks.
+/// Blocks until the chain is resumed, or `stop`. Retries when Kafka fails.
 ///
 /// # Errors
-/// Never because of Kafka, which is asked again.
-pub fn until_resumed(kafka: &Kafka, chain: ChainId, stop: &CancellationToken) -> Result<(), Failure> {
+/// If the chain's cursor is gone.
+pub fn wait_until_resumed(kafka: &Kafka, chain: ChainId, stop: &CancellationToken) -> Result<(), Failure> {
     while !stop.is_cancelled() {
         match read(kafka, chain) {
             Ok(Some(cursor)) if cursor.halted.is_empty() => return Ok(()),
             Ok(Some(_)) => {}
             Ok(None) => return Err(Failure::Halt(anyhow!("the cursor of chain {chain} is gone"))),
-            Err(failure) => tracing::warn!("asking whether chain {chain} is resumed: {failure}"),
+            Err(failure) => tracing::warn!("cannot read whether chain {chain} is resumed, retrying: {failure}"),
         }
-        stage::pause(stop, ASKED_EVERY);
+        stage::pause(stop, RESUME_POLL_INTERVAL);
     }
     Ok(())
 }

@@ -1,26 +1,31 @@
-//! Chains → `chain.blocks`, `chain.logs`: every block with its transactions and logs, proven, in order, exactly once.
+//! Chains → `chain.blocks`, `chain.logs`, `chain.cursors`: every block with its transactions and logs, proven, in order,
+//! exactly once.
 //!
-//! - [`reconcile`](reconcile()) is the pure core: what a branch of the node's chain means for what was published.
-//! - `follow` finds out what comes next and fetches it, with `pipeline`, many blocks at once when behind.
-//! - [`records`](mod@records) turns it into records, and the window into the cursor and back.
-//! - `role` publishes: data and cursor in one Kafka transaction. A chain that can't go on `halt`s until a person `resume`s it.
-//! - [`backfill`](backfill()) brings a past range, as records that are never the head.
+//! - `follow` polls the head and fetches what comes next, with `prefetch`, many blocks at once when behind.
+//! - [`reorg`] is the pure core: what a branch of the node's chain means for the blocks published, which `window` remembers.
+//! - [`records`](mod@records) makes the records of a block; [`cursor`](mod@cursor) stores the window.
+//! - `publish` writes data and cursor in one Kafka transaction. `role` runs one stage per chain.
+//! - `halt` stops a chain whose reorg is too deep, until a person runs `ctrip resume` (`resume`).
+//! - [`backfill`](backfill()) replays a past range, as records that are never the head.
 //!
-//! A reorganisation is written down, tip first, so nothing downstream infers one.
+//! A reorg is written down as removed blocks, tip first, so nothing downstream infers one.
 
 mod backfill;
+pub mod cursor;
 mod follow;
 mod halt;
-mod pipeline;
-pub mod reconcile;
+mod nodes;
+mod prefetch;
+mod publish;
 pub mod records;
+pub mod reorg;
 mod resume;
 mod role;
 mod window;
 
-pub use backfill::{Request, backfill};
+pub use backfill::{BackfillRequest, backfill};
 pub use follow::{Batch, Follower};
-pub use reconcile::{Step, TooDeep, reconcile};
-pub use resume::{Resumable, resume};
+pub use reorg::{Step, TooDeep, reconcile};
+pub use resume::{ResumePlan, resume};
 pub use role::run;
-pub use window::{DEPTH, Window};
+pub use window::{MIN_WINDOW_BLOCKS, Window};

@@ -36,8 +36,8 @@ fn fetched() -> FetchedBlock {
 
 #[test]
 fn an_added_block_is_written_whole() {
-    let settled = Settled { safe: Some(12), finalized: None };
-    let (block, logs) = records(ChainId(7), 42, Change::Added(Box::new(fetched())), settled);
+    let finality = FinalityTags { safe: Some(12), finalized: None };
+    let (block, logs) = records(ChainId(7), 42, Change::Added(Box::new(fetched())), finality);
     assert_eq!((block.chain_id, block.sequence, block.kind(), block.number), (7, 42, Kind::Added, 16));
     assert_eq!((block.hash, block.parent_hash, block.timestamp), (of(0xb1, 32), of(0xb0, 32), 100));
     assert_eq!((block.safe_number, block.finalized_number, block.traced), (Some(12), None, false));
@@ -65,8 +65,8 @@ fn an_added_block_is_written_whole() {
 }
 
 #[test]
-fn what_contracts_moved_is_written_and_so_is_that_nobody_was_asked() {
-    let word = B256::repeat_byte(0x12);
+fn internal_transfers_are_written_and_so_is_whether_traces_were_requested() {
+    let word = topics::B256::repeat_byte(0x12);
     let moved = InternalTransfer {
         from: topics::Address::repeat_byte(4),
         to: topics::Address::repeat_byte(5),
@@ -79,7 +79,7 @@ fn what_contracts_moved_is_written_and_so_is_that_nobody_was_asked() {
         let (traced, count) = (internal.is_some(), internal.iter().flatten().count());
         let fetched = FetchedBlock { internal, ..fetched() };
         for change in [Change::Added(Box::new(fetched.clone())), Change::Replayed(Box::new(fetched))] {
-            let (block, _) = records(ChainId(7), 42, change, Settled::default());
+            let (block, _) = records(ChainId(7), 42, change, FinalityTags::default());
             assert_eq!((block.traced, block.internal_transfers.len()), (traced, count));
             for (written, frame) in block.internal_transfers.iter().zip(2..) {
                 assert_eq!((&written.from, &written.to, &written.value[..]), (&of(4, 20), &of(5, 20), &[0x12, 0x34][..]));
@@ -90,7 +90,7 @@ fn what_contracts_moved_is_written_and_so_is_that_nobody_was_asked() {
 }
 
 #[test]
-fn what_came_without_a_transfer_is_written_once_for_each() {
+fn credits_are_written_one_by_one() {
     use block_record::credit::Source;
     let mut fetched = fetched();
     let withdrawal =
@@ -98,11 +98,11 @@ fn what_came_without_a_transfer_is_written_once_for_each() {
     fetched.block.withdrawals = serde_json::from_value(withdrawal).unwrap();
     fetched.block.transactions[1].kind = 0x7e;
     fetched.block.transactions[1].mint = Some(topics::U256::from(5));
-    let (block, _) = records(ChainId(7), 42, Change::Added(Box::new(fetched)), Settled::default());
+    let (block, _) = records(ChainId(7), 42, Change::Added(Box::new(fetched)), FinalityTags::default());
     let [withdrawn, minted] = &block.credits[..] else { panic!("{:?}", block.credits) };
     assert_eq!((withdrawn.source(), &withdrawn.to, withdrawn.index), (Source::Withdrawal, &of(6, 20), 9));
     assert_eq!((&withdrawn.value[..], withdrawn.transaction_hash.len()), (&[0x77, 0x35, 0x94, 0x00][..], 0));
-    // The deposit failed; what was minted stays.
+    // The deposit failed; the minted coin stays.
     assert_eq!(block.transactions[1].status(), block_record::Status::Reverted);
     assert_eq!((minted.source(), &minted.to, minted.index), (Source::Deposit, &of(1, 20), 1));
     assert_eq!((&minted.value[..], &minted.transaction_hash), (&[5][..], &of(0x12, 32)));
@@ -111,38 +111,9 @@ fn what_came_without_a_transfer_is_written_once_for_each() {
 #[test]
 fn a_removed_block_is_named_and_carries_nothing() {
     let head = fetched().block.head();
-    let (block, logs) = records(ChainId(7), 43, Change::Removed(head), Settled { safe: Some(12), finalized: Some(1) });
+    let (block, logs) = records(ChainId(7), 43, Change::Removed(head), FinalityTags { safe: Some(12), finalized: Some(1) });
     assert_eq!((block.kind(), block.number, block.sequence), (Kind::Removed, 16, 43));
     assert_eq!((&block.hash, &block.parent_hash), (&of(0xb1, 32), &of(0xb0, 32)));
     assert!(block.transactions.is_empty() && block.transactions_root.is_empty() && block.safe_number.is_none());
     assert_eq!((logs.kind(), logs.hash, logs.logs.len()), (logs_record::Kind::Removed, of(0xb1, 32), 0));
-}
-
-fn window(count: u64, whole: bool) -> Window {
-    let hash = |number: u64| B256::from(topics::U256::from(number + 1000));
-    Window::new(
-        (0..count).map(|n| Head { number: n + 5, hash: hash(n + 1), parent_hash: hash(n), timestamp: n }),
-        whole,
-        Some(6),
-    )
-}
-
-#[test]
-fn a_cursor_brings_the_window_back() {
-    for (count, whole) in [(0, true), (1, true), (1, false), (256, false)] {
-        let window = window(count, whole);
-        assert_eq!(restore(ChainId(7), &cursor(ChainId(7), 9, &window)), Ok((9, window)));
-    }
-}
-
-#[test]
-fn a_cursor_that_is_not_ours_is_refused() {
-    let good = cursor(ChainId(7), 9, &window(3, true));
-    assert_eq!(restore(ChainId(8), &good), Err(BadCursor::Chain(7)));
-    let mut gap = good.clone();
-    gap.window.remove(1);
-    assert_eq!(restore(ChainId(7), &gap), Err(BadCursor::Gap(7)));
-    let mut short = good;
-    short.window[2].hash.truncate(31);
-    assert_eq!(restore(ChainId(7), &short), Err(BadCursor::Hash(7)));
 }

@@ -1,12 +1,14 @@
-//! Letting a halted chain go on, after a person has looked at it.
+//! `ctrip resume`: resumes a halted chain after a person's decision.
 //!
-//! What the nodes' chain no longer has is taken back by ingest itself, as in any reorganisation: here only its cursor is
-//! made to remember far enough. What was published is read from `chain.blocks`, so it reaches as far back as that topic.
+//! Ingest itself takes back the blocks that the nodes no longer have, as in any reorg. Here its cursor only gets a window that
+//! reaches down to the common ancestor. The published blocks are read from `chain.blocks`, so a resume reaches as far back as
+//! that topic's retention.
 
+use crate::cursor::restore;
 use crate::halt;
-use crate::records::restore;
-use crate::role::{STAGE, reach};
-use crate::window::{DEPTH, Window};
+use crate::nodes::connect;
+use crate::publish::STAGE;
+use crate::window::{MIN_WINDOW_BLOCKS, Window};
 use anyhow::{Context as _, bail, ensure};
 use chain::{BlockId, Chain, Chains, Head, Rpc, fetch_head};
 use runtime::kafka::{Kafka, TransactionalProducer};
@@ -16,33 +18,33 @@ use topics::wire::ChainCursor;
 use topics::wire::block_record::Kind;
 use topics::{B256, BlockRef, ChainId, Topic, frame};
 
-/// What there is to resume.
+/// What resuming a halted chain would do.
 #[derive(Clone, Debug)]
-pub struct Resumable {
+pub struct ResumePlan {
     /// Why the chain halted.
     pub halted: String,
     /// The last block published.
     pub tip: BlockRef,
-    /// The last block published that the nodes still have.
+    /// The common ancestor: the last block published that the nodes still have.
     pub common: BlockRef,
-    /// Blocks that will be taken back.
+    /// The number of blocks that would be taken back.
     pub take_back: u64,
 }
 
-/// Looks at a halted chain and, if `take_back` is what there is to take back, lets it go on; a running ingest goes on by itself.
-/// Returns what it found, and whether the chain goes on.
+/// Examines a halted chain, and resumes it if `take_back` is the number of blocks to take back; a running ingest then continues
+/// by itself. Returns the plan, and whether the chain was resumed.
 ///
 /// # Errors
-/// When the chain is not halted, or its nodes have nothing in common with what was published.
-pub async fn resume(settings: &Settings, name: &str, take_back: u64) -> anyhow::Result<(Resumable, bool)> {
+/// If the chain is not halted, or its nodes have none of the blocks published.
+pub async fn resume(settings: &Settings, name: &str, take_back: u64) -> anyhow::Result<(ResumePlan, bool)> {
     let chains = Chains::load(&settings.chains_file)?.resolve().await?;
-    let (chain, rpc) = reach(chains.named(name)?.clone()).await?;
+    let (chain, rpc) = connect(chains.named(name)?.clone()).await?;
     let kafka = Kafka::connect(settings).await?;
     let (cursor, stack) = {
         let (kafka, id) = (kafka.clone(), chain.id);
         blocking(move || {
             let cursor = halt::read(&kafka, id)?;
-            Ok((cursor, published(&kafka, id)?))
+            Ok((cursor, read_published(&kafka, id)?))
         })
         .await?
     };
@@ -55,28 +57,28 @@ pub async fn resume(settings: &Settings, name: &str, take_back: u64) -> anyhow::
         stack.last().map(|last| last.number),
         tip.number
     );
-    let Some(common) = last_common(&rpc, &stack).await? else {
+    let Some(common) = find_common_ancestor(&rpc, &stack).await? else {
         let oldest = stack.first().map_or(0, |first| first.number);
         bail!(
-            "the nodes have none of our blocks {oldest} to {}, all that chain.blocks still holds: is it another chain? \
-             Nothing was changed",
+            "the nodes have none of our blocks {oldest} to {}, which are all that chain.blocks still holds: is this \
+             another chain? Nothing was changed",
             tip.number
         );
     };
-    let found = Resumable {
+    let plan = ResumePlan {
         halted: cursor.halted.clone(),
-        tip: refer(&tip),
-        common: refer(&common),
+        tip: block_ref(&tip),
+        common: block_ref(&common),
         take_back: tip.number - common.number,
     };
-    let goes_on = found.take_back == take_back;
-    if goes_on {
-        blocking(move || write(&kafka, &chain, sequence, &cursor, stack, common.number)).await?;
+    let resumed = plan.take_back == take_back;
+    if resumed {
+        blocking(move || write_cursor(&kafka, &chain, sequence, &cursor, stack, common.number)).await?;
     }
-    Ok((found, goes_on))
+    Ok((plan, resumed))
 }
 
-fn refer(head: &Head) -> BlockRef {
+fn block_ref(head: &Head) -> BlockRef {
     BlockRef { number: head.number, hash: head.hash }
 }
 
@@ -84,17 +86,17 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> +
     tokio::task::spawn_blocking(work).await?.map_err(|(Failure::Retry(error) | Failure::Halt(error))| error)
 }
 
-/// The canonical blocks as published, oldest first, as far back as the topic reaches.
-fn published(kafka: &Kafka, chain: ChainId) -> Result<Vec<Head>, Failure> {
+/// Reads the canonical blocks as published, oldest first, as far back as the topic reaches.
+fn read_published(kafka: &Kafka, chain: ChainId) -> Result<Vec<Head>, Failure> {
     let key = chain.to_string();
     let (mut stack, mut unreadable) = (Vec::new(), None);
     kafka.read_all(Topic::Blocks, |record| {
         if record.key() != key.as_bytes() {
             return;
         }
-        match frame::payload(record.payload()).map_err(Failure::halt).and_then(step) {
+        match frame::payload(record.payload()).map_err(Failure::halt).and_then(read_head) {
             Ok((Kind::Added, head)) => stack.push(head),
-            // Below what the topic still holds there is nothing to take off.
+            // Below the topic's retention there is nothing to take off.
             Ok((Kind::Removed, _)) => drop(stack.pop()),
             Ok((Kind::Replayed | Kind::Unspecified, _)) => {}
             Err(failure) => unreadable = Some(failure.context(format!("chain.blocks, offset {}", record.offset()))),
@@ -103,8 +105,8 @@ fn published(kafka: &Kafka, chain: ChainId) -> Result<Vec<Head>, Failure> {
     unreadable.map_or(Ok(stack), Err)
 }
 
-/// Reads the beginning of a record, without its transactions.
-fn step(message: &[u8]) -> Result<(Kind, Head), Failure> {
+/// Reads the beginning of a block's record, without its transactions.
+fn read_head(message: &[u8]) -> Result<(Kind, Head), Failure> {
     let mut kind = Kind::Unspecified;
     let mut head = Head { number: 0, hash: B256::ZERO, parent_hash: B256::ZERO, timestamp: 0 };
     for field in Fields::new(message) {
@@ -121,8 +123,8 @@ fn step(message: &[u8]) -> Result<(Kind, Head), Failure> {
     Ok((kind, head))
 }
 
-/// The newest of these blocks that the nodes have. A node that has one has all below it, so a binary search finds it.
-async fn last_common(rpc: &Rpc, stack: &[Head]) -> anyhow::Result<Option<Head>> {
+/// Finds the newest of these blocks that the nodes have. A node that has a block has all below it, so it is a binary search.
+async fn find_common_ancestor(rpc: &Rpc, stack: &[Head]) -> anyhow::Result<Option<Head>> {
     let (mut known, mut unknown) = (0, stack.len());
     while known < unknown {
         let middle = known.midpoint(unknown);
@@ -137,8 +139,8 @@ async fn last_common(rpc: &Rpc, stack: &[Head]) -> anyhow::Result<Option<Head>> 
     Ok(known.checked_sub(1).and_then(|last| stack.get(last)).copied())
 }
 
-/// A cursor at the same place that remembers the common block, and does not call final what is to be taken back.
-fn write(
+/// Writes the cursor with a window that includes the common block, and with no block to take back marked as final.
+fn write_cursor(
     kafka: &Kafka,
     chain: &Chain,
     sequence: u64,
@@ -147,7 +149,7 @@ fn write(
     common: u64,
 ) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{}-{}", STAGE, chain.id))?;
-    let kept = stack.iter().position(|head| head.number == common).unwrap_or_default().saturating_sub(DEPTH);
+    let kept = stack.iter().position(|head| head.number == common).unwrap_or_default().saturating_sub(MIN_WINDOW_BLOCKS);
     stack.drain(..kept);
     let finalized = cursor.finalized_number.map(|number| number.min(common));
     halt::write(&producer, kafka, chain.id, sequence, &Window::new(stack, false, finalized), "")

@@ -1,39 +1,44 @@
+//! The window: the recent blocks as published, on which a reorg is recognised. Pure.
+//!
+//! It reaches down to the last final block, since nothing below can be taken back.
+
 use chain::Head;
 use std::collections::VecDeque;
 
-/// Blocks that are remembered at least, and all there are where a chain has no `finalized` tag.
-pub const DEPTH: usize = 256;
-/// Blocks that are remembered at most, however long a chain does not finalise: the window is written with every batch.
-pub const MOST: usize = 16_384;
+/// The window keeps at least this many blocks; on a chain without a `finalized` tag, exactly as many.
+pub const MIN_WINDOW_BLOCKS: usize = 256;
+/// The window keeps at most this many blocks, however long a chain does not finalise: each batch writes it.
+pub const MAX_WINDOW_BLOCKS: usize = 16_384;
 
-/// The recent canonical blocks as published, one on the other, down to the last one that is final.
+/// The recent canonical blocks as published, each on its parent, down to the last final one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
     blocks: VecDeque<Head>,
+    /// Nothing was ever published below it.
     whole: bool,
     finalized: Option<u64>,
 }
 
 impl Default for Window {
-    /// Of a chain of which nothing was published yet.
+    /// The window of a chain without published blocks.
     fn default() -> Self {
         Self { blocks: VecDeque::new(), whole: true, finalized: None }
     }
 }
 
 impl Window {
-    /// From blocks that stand one on the other, oldest first. `whole` if nothing was ever published below them; `finalized`
-    /// is the number of the newest block that is final.
+    /// From blocks, oldest first, each the parent of the next. `whole` says that nothing was ever published below them;
+    /// `finalized` is the height of the newest final block.
     pub fn new(blocks: impl IntoIterator<Item = Head>, whole: bool, finalized: Option<u64>) -> Self {
         Self { blocks: blocks.into_iter().collect(), whole, finalized }
     }
 
-    /// The last block published that is still canonical.
+    /// The last block published that is canonical.
     pub fn tip(&self) -> Option<&Head> {
         self.blocks.back()
     }
 
-    /// The oldest block remembered.
+    /// The oldest block in the window.
     pub fn bottom(&self) -> Option<&Head> {
         self.blocks.front()
     }
@@ -43,7 +48,7 @@ impl Window {
         self.whole
     }
 
-    /// The newest block that the chain called final. Neither it nor what is below it is ever taken back.
+    /// Height of the newest final block. Neither it nor any block below is ever taken back.
     pub fn finalized(&self) -> Option<u64> {
         self.finalized
     }
@@ -64,11 +69,11 @@ impl Window {
         self.blocks.iter()
     }
 
-    /// Puts a block on the tip. Blocks below the last final one are forgotten when there are enough others.
+    /// Puts a block on the tip. Drops blocks below the last final one if enough others are left.
     pub fn push(&mut self, block: Head) {
         debug_assert!(self.tip().is_none_or(|tip| tip.hash == block.parent_hash && tip.number + 1 == block.number));
         self.blocks.push_back(block);
-        self.forget();
+        self.trim();
     }
 
     /// Takes the tip off.
@@ -76,19 +81,19 @@ impl Window {
         self.blocks.pop_back()
     }
 
-    /// Takes note of what a node calls final. It counts only if it is a block of ours: a number alone may be of another
-    /// branch, or of a node that lies.
+    /// Records a node's `finalized` block. It counts only if it is ours: a height alone may belong to another branch, or come
+    /// from a node that lies.
     pub fn finalize(&mut self, final_block: &Head) {
         let ours = self.at(final_block.number).is_some_and(|ours| ours.hash == final_block.hash);
         if ours && self.finalized.is_none_or(|before| before < final_block.number) {
             self.finalized = Some(final_block.number);
-            self.forget();
+            self.trim();
         }
     }
 
-    fn forget(&mut self) {
-        while self.blocks.len() > DEPTH
-            && (self.blocks.len() > MOST
+    fn trim(&mut self) {
+        while self.blocks.len() > MIN_WINDOW_BLOCKS
+            && (self.blocks.len() > MAX_WINDOW_BLOCKS
                 || self.bottom().is_some_and(|bottom| self.finalized.is_none_or(|last| bottom.number < last)))
         {
             self.blocks.pop_front();

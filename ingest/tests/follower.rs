@@ -1,11 +1,11 @@
-//! The follower against a node that serves real blocks, through a real reorganisation and through faults: whatever happens,
-//! what it gives is a stack of proven blocks that ends at the node's chain.
+//! The follower against a node that serves real blocks, through a real reorg and through faults: it always returns a stack of
+//! proven blocks that ends at the node's chain.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod node;
 
-use chain::{Chain, Chains, ConfigError, Heads, Policy, Rpc, RpcError};
+use chain::{Chain, Chains, Heads, Policy, ResolveError, Rpc, RpcError};
 use futures::{SinkExt as _, StreamExt as _};
 use ingest::records::Change;
 use ingest::{Follower, Window};
@@ -26,14 +26,14 @@ async fn chain(id: u64, nodes: &[&Node], start: u64) -> Arc<Chain> {
 }
 
 /// The only chain of a file with this text.
-async fn load(text: &str) -> Result<Arc<Chain>, ConfigError> {
+async fn load(text: &str) -> Result<Arc<Chain>, ResolveError> {
     static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("ctrip-follower-{}-{next}.yaml", std::process::id()));
     std::fs::write(&path, text).unwrap();
-    let file = Chains::load(&path);
+    let file = Chains::load(&path).unwrap();
     std::fs::remove_file(path).unwrap();
-    Ok(Arc::new(file?.resolve().await?.into_iter().next().unwrap()))
+    Ok(Arc::new(file.resolve().await?.into_iter().next().unwrap()))
 }
 
 /// A consumer that checks that history is a stack.
@@ -81,7 +81,7 @@ impl Consumer {
     }
 }
 
-/// The recorded Polygon chain before and after its reorganisation at 13522194.
+/// The recorded Polygon chain before and after its reorg at 13522194.
 fn polygon() -> (Vec<Recorded>, Vec<Recorded>) {
     let blocks = recorded(POLYGON);
     let branch_to = |tip: &Recorded| {
@@ -97,7 +97,7 @@ fn polygon() -> (Vec<Recorded>, Vec<Recorded>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_real_reorganisation_is_one_removal_and_the_right_additions() {
+async fn a_real_reorg_is_one_removal_and_the_right_additions() {
     let (before, after) = polygon();
     assert_eq!((before.len(), after.len()), (20, 56));
     let node = Node::start(137, false).await;
@@ -113,12 +113,12 @@ async fn a_real_reorganisation_is_one_removal_and_the_right_additions() {
     }
     consumer.is_at(&after);
     assert_eq!((consumer.removed, consumer.added), (vec![13_522_194], 57));
-    // The first eight are on their way together.
-    assert!(node.requests("eth_getBlockReceipts") <= 8, "asked again for a method that the node does not have");
+    // The first eight are fetched in parallel.
+    assert!(node.requests("eth_getBlockReceipts") <= 8, "requested a method again that the node does not have");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reorganisation_during_catch_up_is_seen_by_the_first_block_that_does_not_fit() {
+async fn a_reorg_during_catch_up_is_seen_at_the_first_block_that_does_not_fit() {
     let (before, after) = polygon();
     let node = Node::start(137, false).await;
     node.set(&before);
@@ -131,10 +131,10 @@ async fn a_reorganisation_during_catch_up_is_seen_by_the_first_block_that_does_n
     assert_eq!((consumer.removed, consumer.added), (vec![13_522_194], 57));
 }
 
-/// What is final moves with the head. With the last block before a pause comes what is final since that block, or a payment that
-/// waits for it would wait for the next one.
+/// The `finalized` tag moves with the head. The last block before a pause must carry the tag of its own time, or a payment that
+/// waits for it would wait for the next block.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_head_comes_with_what_is_final_by_then_however_soon_it_follows() {
+async fn a_new_head_carries_fresh_finality_tags_however_soon_it_follows() {
     let (_, after) = polygon();
     let node = Node::start(137, false).await;
     node.script.lock().unwrap().final_behind = Some(2);
@@ -147,7 +147,7 @@ async fn a_new_head_comes_with_what_is_final_by_then_however_soon_it_follows() {
     for reached in 11..15 {
         node.set(&after[..reached]);
         let batch = consumer.follower.next().await.unwrap();
-        assert_eq!(batch.settled.finalized, Some(after[reached - 3].number));
+        assert_eq!(batch.finality.finalized, Some(after[reached - 3].number));
     }
 }
 
@@ -221,10 +221,10 @@ async fn a_second_endpoint_takes_over_and_the_first_is_left_alone_for_a_while() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_preferred_endpoint_that_tells_of_heads_it_does_not_have_holds_nothing_up() {
+async fn a_preferred_endpoint_that_announces_heads_it_does_not_have_delays_nothing() {
     let blocks = recorded(ETHEREUM);
     let nobody = format!("0x{}", "24".repeat(32));
-    // On our tip, at its height, of a parent that nobody has, and far above all others.
+    // On our tip, at its height, with a parent that nobody has, and far above all others.
     let heads =
         [(17_686_111, &blocks[0].hash), (17_686_110, &blocks[0].parent), (17_686_111, &nobody), (99_999_999, &blocks[0].hash)];
     for (number, parent) in heads {
@@ -242,7 +242,7 @@ async fn a_preferred_endpoint_that_tells_of_heads_it_does_not_have_holds_nothing
     }
 }
 
-/// A websocket that tells of heads without end and without pause; its URL.
+/// The URL of a websocket that announces heads without end and without pause.
 async fn flood() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
@@ -266,7 +266,7 @@ async fn flood() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_websocket_that_floods_wakes_and_does_not_pass_the_flood_on_to_the_node() {
+async fn a_flood_of_announcements_is_not_passed_on_to_the_node() {
     const SPAN: Duration = Duration::from_secs(2);
     let blocks = recorded(ETHEREUM);
     let node = Node::start(1, true).await;
@@ -281,16 +281,16 @@ async fn a_websocket_that_floods_wakes_and_does_not_pass_the_flood_on_to_the_nod
     let before = node.requests("eth_getBlockByNumber");
     let idle = tokio::time::timeout(SPAN, consumer.follower.next()).await;
     assert!(idle.is_err(), "{idle:?}");
-    let looks = node.requests("eth_getBlockByNumber") - before;
-    // Each rests for 50 ms first.
-    assert!((2..=41).contains(&looks), "{looks} looks at the head in {SPAN:?}");
-    // With ten minutes to the next poll.
+    let polls = node.requests("eth_getBlockByNumber") - before;
+    // Each poll waits for 50 ms first.
+    assert!((2..=41).contains(&polls), "{polls} polls of the head in {SPAN:?}");
+    // The next regular poll is ten minutes away.
     node.set(&blocks);
     consumer.until(&blocks[2]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_endpoint_of_another_chain_is_refused_and_never_listened_to() {
+async fn an_endpoint_of_another_chain_is_refused_and_never_used() {
     let blocks = recorded(ETHEREUM);
     let (other, sound) = (Node::start(137, true).await, Node::start(1, true).await);
     other.set(&polygon().1);
@@ -310,7 +310,7 @@ async fn an_error_names_the_host_and_never_the_key_in_the_url() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("http://user:secret@127.0.0.1:{port}/secret").parse().unwrap();
     let error = Rpc::new("it", &[url], None).chain_id().await.unwrap_err();
-    let all = format!("{} {error:?}", runtime::chain_of(&error));
+    let all = format!("{} {error:?}", base::error_chain(&error));
     assert!(all.contains(&format!("127.0.0.1:{port}")) && !all.contains("secret"), "{all}");
 }
 
@@ -321,5 +321,5 @@ async fn a_chain_without_an_id_gets_its_nodes_and_that_ids_preset() {
     assert_eq!((chain.id.0, chain.policy), (137, Policy::Finalized));
 
     let twice = format!("- name: it\n  rpc_url: {0}\n- name: other\n  rpc_url: {0}", node.url);
-    assert!(matches!(load(&twice).await.unwrap_err(), ConfigError::SameId { id, .. } if id.0 == 137));
+    assert!(matches!(load(&twice).await.unwrap_err(), ResolveError::SameId { id, .. } if id.0 == 137));
 }

@@ -1,13 +1,12 @@
-//! A stage that folds a topic into Postgres: what its records do and the offset it has come to are one transaction.
+//! A stage that folds a topic into Postgres: the effects of its records and its offset are one transaction.
 //!
-//! The offset is a row of `stage_offsets`, not the consumer group's: an assignment begins where the database stands. A writer
-//! that finds another number there than it left is a zombie, and its transaction fails.
+//! The offset is a row of `stage_offsets` and not the consumer group's: an assignment begins at the offset in the database. A
+//! writer that finds another offset there than the one that it wrote is a zombie, and its transaction fails.
 
-use crate::db;
 use crate::failure::Failure;
 use crate::kafka::{Consumer, Kafka, Record};
-use crate::metrics;
 use anyhow::anyhow;
+use base::metrics;
 use deadpool_postgres::{GenericClient, Pool};
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -15,36 +14,34 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use topics::Topic;
 
-/// How long a look for records lasts while there are none.
-const WAITS: Duration = Duration::from_millis(100);
+/// How long a poll waits for a first record.
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A stage and its topic.
+/// A stage, its topic and the size of its batches.
 #[derive(Clone, Copy, Debug)]
-pub struct Folding {
-    /// Its name, also the consumer group's.
+pub struct FoldStage {
+    /// Name of the stage and of its consumer group.
     pub stage: &'static str,
-    /// What it reads.
     pub topic: Topic,
-    /// Records a transaction at most.
-    pub most: usize,
-    /// Likewise, in bytes.
-    pub most_bytes: usize,
+    /// Records per batch.
+    pub max_records: usize,
+    /// Bytes of values per batch.
+    pub max_bytes: usize,
 }
 
-/// A step of a stage in a partition.
+/// The offsets of a batch in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Partition of the topic.
     pub partition: i32,
-    /// Where the database should stand.
+    /// The offset that the database should have.
     pub from: i64,
-    /// Where it will stand.
+    /// The offset that it will have.
     pub next: i64,
 }
 
-impl Folding {
-    /// Gives `apply` records until `stop`, those of each partition in order. It has to [`claim`](Self::claim) a partition's span
-    /// in the transaction of what it does with them, be it one for all partitions or one each.
+impl FoldStage {
+    /// Hands `apply` batches until `stop`, each partition's records in order. `apply` must [`claim`](Self::claim) the span of a
+    /// partition in the transaction that holds the effects of its records; one transaction may cover several partitions.
     ///
     /// # Errors
     /// Those of `apply`; `Retry` when Kafka or the database fails.
@@ -56,13 +53,13 @@ impl Folding {
         stop: &CancellationToken,
         mut apply: impl FnMut(&[(Span, Vec<&Record<'_>>)]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let (folding, position_pool, position_handle) = (*self, pool.clone(), handle.clone());
-        let position = move |_: Topic, partition: i32| position_handle.block_on(folding.position(&position_pool, partition));
+        let (fold, position_pool, position_handle) = (*self, pool.clone(), handle.clone());
+        let position = move |_: Topic, partition: i32| position_handle.block_on(fold.position(&position_pool, partition));
         let consumer = Consumer::open(kafka, self.stage, &[self.topic], Some(Box::new(position)))?;
         let mut next: HashMap<i32, i64> = HashMap::new();
         let mut assignment = 0;
         while !stop.is_cancelled() {
-            let batch = consumer.poll(self.most, self.most_bytes, WAITS)?;
+            let batch = consumer.poll(self.max_records, self.max_bytes, POLL_TIMEOUT)?;
             if batch.assignment != assignment {
                 assignment = batch.assignment;
                 next.clear();
@@ -79,7 +76,7 @@ impl Folding {
             for (partition, records) in partitions {
                 let from = match next.get(&partition) {
                     Some(from) => *from,
-                    // First records since the assignment: they begin where the database stands.
+                    // The first records since the assignment begin at the offset in the database.
                     None => handle.block_on(self.position(pool, partition))?.unwrap_or(0),
                 };
                 spans.push((self.span(partition, from, &records)?, records));
@@ -93,45 +90,43 @@ impl Folding {
         Ok(())
     }
 
-    /// A record's place, for errors.
+    /// Topic, partition and offset of a record, for error messages.
     pub fn place(&self, record: &Record<'_>) -> String {
         format!("{} partition {} offset {}", self.topic, record.partition(), record.offset())
     }
 
-    /// Where the stage stands in a partition.
+    /// The stage's next offset in a partition; none before its first commit.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn position(&self, pool: &Pool, partition: i32) -> Result<Option<i64>, Failure> {
-        let db = pool.get().await.map_err(db::unavailable)?;
+        let db = pool.get().await?;
         let sql = "SELECT next_offset FROM stage_offsets WHERE stage = $1 AND topic = $2 AND partition = $3";
-        let row = db.query_opt(sql, &[&self.stage, &self.topic.name(), &partition]).await.map_err(db::failure)?;
+        let row = db.query_opt(sql, &[&self.stage, &self.topic.name(), &partition]).await?;
         Ok(row.map(|row| row.get(0)))
     }
 
-    /// Moves the offset on and keeps its row locked until the commit. A zombie finds it elsewhere than it left it.
+    /// Advances the offset and keeps its row locked until the commit. A zombie does not find the offset that it wrote.
     ///
     /// # Errors
-    /// `Retry` when another instance has read on, or the database fails.
+    /// `Retry` when another instance has advanced it, or the database fails.
     pub async fn claim(&self, db: &impl GenericClient, span: Span) -> Result<(), Failure> {
         let statement = db
             .prepare_cached(
-                // No row stands for 0 and nothing else: a crash of Postgres may have undone the first one.
+                // A missing row means 0 and nothing else: a crash of Postgres may have undone the first commit.
                 "INSERT INTO stage_offsets (stage, topic, partition, next_offset) SELECT $1::text, $2::text, $3::integer, $5::bigint
                  WHERE $4::bigint = 0 OR EXISTS (
                      SELECT FROM stage_offsets WHERE stage = $1 AND topic = $2 AND partition = $3)
                  ON CONFLICT (stage, topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, updated_at = now()
                      WHERE stage_offsets.next_offset = $4",
             )
-            .await
-            .map_err(db::failure)?;
+            .await?;
         let Span { partition, from, next } = span;
-        let moved =
-            db.execute(&statement, &[&self.stage, &self.topic.name(), &partition, &from, &next]).await.map_err(db::failure)?;
-        if moved == 0 {
+        let advanced = db.execute(&statement, &[&self.stage, &self.topic.name(), &partition, &from, &next]).await?;
+        if advanced == 0 {
             let topic = self.topic;
             return Err(Failure::Retry(anyhow!(
-                "partition {partition} of {topic} is no longer at {from}: another instance has read on"
+                "partition {partition} of {topic} is no longer at offset {from}: another instance has advanced it"
             )));
         }
         Ok(())
@@ -141,7 +136,7 @@ impl Folding {
         let mut next = from;
         for record in records {
             if record.offset() < next {
-                return Err(Failure::Retry(anyhow!("{}: read again, the database stands at {next}", self.place(record))));
+                return Err(Failure::Retry(anyhow!("{}: read again, the database is at offset {next}", self.place(record))));
             }
             next = record.offset() + 1;
         }

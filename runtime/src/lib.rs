@@ -1,20 +1,25 @@
-//! What every role shares: settings, the Kafka loops, the Postgres pool, metrics, shutdown. No business rules.
+//! What every role shares: settings, clients of Kafka, Postgres and the schema registry, stages, logs and metrics. No business
+//! rules.
 //!
-//! - [`kafka`] is the only place that names rdkafka. Its calls block, so each loop has an OS thread ([`stage`]).
-//! - [`Failure`] says what a loop does about an error; [`stage::run`] does it.
-//! - [`Folding`] is a loop whose records and offset go into Postgres together.
-//! - [`metrics`](mod@metrics) is the one list of metric names.
+//! - [`kafka`] is the only place in the pipeline that names rdkafka. Its calls block, so each loop has an OS thread ([`stage`]).
+//! - [`Registry`] registers and reads schemas.
+//! - [`Failure`] says what a stage does about an error; [`stage::run`] does it.
+//! - [`FoldStage`] is a stage whose effects and offset are one Postgres transaction.
+//! - [`db`] has the connection pools and the migrations.
+//! - [`exporter`] serves the metrics that [`base::metrics`] lists.
 
 pub mod db;
+pub mod exporter;
 mod failure;
 mod fold;
 pub mod kafka;
 pub mod logging;
-pub mod metrics;
+mod registry;
 mod settings;
 pub mod stage;
 
-pub use failure::{Failure, chain_of};
-pub use fold::{Folding, Span};
+pub use failure::Failure;
+pub use fold::{FoldStage, Span};
 pub use kafka::Kafka;
+pub use registry::{Registry, RegistryError};
 pub use settings::Settings;

@@ -1,4 +1,4 @@
-//! Logs: one line an event on standard error, `RUST_LOG` filters, `LOG_FORMAT=json` for machines.
+//! Logs: one line per event on standard error. `RUST_LOG` filters, `LOG_FORMAT=json` is for machines.
 
 use anyhow::Context as _;
 use std::io::IsTerminal as _;
@@ -7,10 +7,10 @@ use tracing_subscriber::EnvFilter;
 /// Installs the process's logger.
 ///
 /// # Errors
-/// When `RUST_LOG` does not parse, or a logger is there already.
+/// When `RUST_LOG` does not parse, or a logger is installed already.
 pub fn init() -> anyhow::Result<()> {
     let filter = match std::env::var("RUST_LOG") {
-        // At debug alloy's spans show URLs whole, with the keys in them.
+        // At level debug alloy's spans show whole URLs, with the keys in them.
         Ok(text) => EnvFilter::try_new(format!("alloy_transport_http=info,{text}")).context("RUST_LOG")?,
         Err(_) => EnvFilter::new("info,rdkafka=warn,librdkafka=warn,refinery_core=warn,tokio_postgres=warn"),
     };

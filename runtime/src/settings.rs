@@ -1,11 +1,14 @@
+//! The settings that all roles share, from flags and the environment. The names are public.
+
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use topics::Topic;
 
-/// What the roles are told from outside: `--help` and the environment. The names are public.
+/// Flags of every subcommand. The doc comments are their `--help`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
-    /// Postgres, the state of record.
+    /// Postgres, the system of record
     #[arg(
         long,
         env = "DATABASE_URL",
@@ -14,49 +17,63 @@ pub struct Settings {
         hide_env_values = true
     )]
     pub database_url: String,
-    /// Kafka brokers, `host:port`, comma-separated.
+    /// Kafka brokers, `host:port`, comma-separated
     #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092", global = true)]
     pub kafka_brokers: String,
-    /// A schema registry's Confluent-compatible API.
-    #[arg(long, env = "SCHEMA_REGISTRY_URL", default_value = "http://127.0.0.1:8081/apis/ccompat/v7", global = true)]
+    /// A schema registry's Confluent-compatible API: `http` or `https`, with `user:password@` for basic authentication. Several
+    /// URLs of one registry, comma-separated, are tried in order
+    #[arg(
+        long,
+        env = "SCHEMA_REGISTRY_URL",
+        default_value = "http://127.0.0.1:8081/apis/ccompat/v7",
+        global = true,
+        hide_env_values = true
+    )]
     pub schema_registry_url: String,
-    /// Put in front of every topic name, group and transactional id.
+    /// Prefix of every topic, consumer group and transactional id
     #[arg(long, env = "TOPIC_PREFIX", default_value = "", global = true)]
     pub topic_prefix: String,
-    /// Replicas of the topics that `topics apply` creates; the broker's default if left out.
+    /// Replication factor of the topics that `topics apply` creates; the broker's default if left out
     #[arg(long, env = "TOPIC_REPLICATION", global = true)]
     pub topic_replication: Option<i32>,
-    /// The chains.
+    /// The configuration of the chains, their endpoints and tokens
     #[arg(long, env = "CHAINS_FILE", default_value = "chains.yaml", global = true)]
     pub chains_file: PathBuf,
-    /// Account xpub at m/44'/60'/0'; payment i is paid to /0/i.
+    /// Account xpub at m/44'/60'/0'; payment i is paid to /0/i
     #[arg(long, env = "CTRIP_XPUB", global = true)]
     pub xpub: Option<String>,
-    /// Where the API listens.
+    /// Address that the API listens on
     #[arg(long, env = "API_LISTEN", default_value = "127.0.0.1:8000", global = true)]
     pub api_listen: SocketAddr,
-    /// Requests a second that a key may make of one instance of the API, unless the key has a limit of its own; 0 is no limit.
+    /// Rate limit of a key, in requests per second and instance of the API, unless the key has its own; 0 is no limit
     #[arg(long, env = "API_RATE_LIMIT", default_value_t = 10_000, global = true)]
     pub api_rate_limit: u32,
-    /// Days for which the history of payments is kept, in whole months; for ever if left out.
+    /// Days to keep the history of payments, rounded to whole months; forever if left out
     #[arg(long, env = "HISTORY_KEEP_DAYS", global = true, value_parser = clap::value_parser!(u32).range(1..))]
     pub history_keep_days: Option<u32>,
-    /// Networks or addresses that webhooks may go to although they are not the public Internet, `10.1.0.0/16`, comma-separated.
+    /// Networks or addresses outside the public Internet that webhooks may go to, such as `10.1.0.0/16`, comma-separated
     #[arg(long, env = "WEBHOOK_ALLOW_NETWORKS", global = true, value_delimiter = ',', value_parser = network)]
     pub webhook_allow_networks: Vec<IpNet>,
-    /// Whether webhooks may go to http and not only to https.
+    /// Let webhooks go to http URLs, and not only to https
     #[arg(long, env = "WEBHOOK_ALLOW_HTTP", global = true)]
     pub webhook_allow_http: bool,
-    /// Where `/metrics` listens.
+    /// Address that serves `/metrics`
     #[arg(long, env = "METRICS_LISTEN", default_value = "127.0.0.1:9100", global = true)]
     pub metrics_listen: SocketAddr,
-    /// Tells instances of one role apart, and stays the same across restarts: it is the consumer's static membership and
-    /// part of the transactional ids. Two live processes must not share one.
+    /// Name of this instance of a role, stable across restarts: it is the consumer's static membership and part of the
+    /// transactional ids. No two live processes of a role may share one
     #[arg(long, env = "CTRIP_INSTANCE", default_value = "0", global = true)]
     pub instance: String,
 }
 
-/// An address alone is a network of one.
+impl Settings {
+    /// The topic's name with the prefix.
+    pub fn topic_name(&self, topic: Topic) -> String {
+        format!("{}{}", self.topic_prefix, topic.name())
+    }
+}
+
+/// Parses a network; an address alone is a network of one.
 fn network(text: &str) -> Result<IpNet, String> {
     let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
     text.parse().ok().or_else(address).ok_or_else(|| "expected a network like 10.1.0.0/16, or an address".to_owned())

@@ -1,19 +1,18 @@
-//! Running the loops of a role: each on a thread of its own, started again after what passes, stopped by what does not.
+//! Stages: the blocking loops of a role. Each has an OS thread, restarts after [`Failure::Retry`] with back-off, and stops the
+//! role after [`Failure::Halt`].
 
 use crate::failure::Failure;
-use crate::metrics;
 use anyhow::Context as _;
-use backon::BackoffBuilder as _;
+use base::{backoff, metrics};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-const FIRST_DELAY: Duration = Duration::from_millis(100);
-const LONGEST_DELAY: Duration = Duration::from_secs(5);
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(5);
 
-/// Runs a blocking loop on an OS thread until `stop`, again and again: `body` returns `Ok` when it saw `stop`.
+/// Runs a blocking loop on an OS thread until `stop`, upon which `body` returns `Ok`.
 ///
-/// The body sets everything up itself, consumers and producers included, so that a retry starts from what was committed
-/// and from nothing else.
+/// The body sets up everything itself, consumers and producers included, so that a restart begins from what was committed and
+/// from nothing else.
 ///
 /// # Errors
 /// When the body halts, or panics.
@@ -25,29 +24,29 @@ where
     let thread = std::thread::Builder::new().name(name.to_owned());
     thread
         .spawn(move || {
-            // The receiver is gone only when the whole process stops.
-            let _ = done.send(repeat(name, &stop, &mut body));
+            // The receiver is gone only while the whole process stops.
+            let _ = done.send(supervise(name, &stop, &mut body));
         })
-        .with_context(|| format!("no thread for {name}"))?;
+        .with_context(|| format!("starting a thread for {name}"))?;
     outcome.await.with_context(|| format!("{name} panicked"))?
 }
 
-fn repeat<F>(name: &'static str, stop: &CancellationToken, body: &mut F) -> anyhow::Result<()>
+fn supervise<F>(name: &'static str, stop: &CancellationToken, body: &mut F) -> anyhow::Result<()>
 where
     F: FnMut(&CancellationToken) -> Result<(), Failure>,
 {
-    let mut delays = delays(LONGEST_DELAY);
+    let mut delays = backoff::delays(MAX_RESTART_DELAY);
     while !stop.is_cancelled() {
         let started = Instant::now();
         match body(stop) {
             Ok(()) => break,
             Err(Failure::Halt(cause)) => return Err(cause.context(format!("{name} halted"))),
             Err(Failure::Retry(cause)) => {
-                if started.elapsed() > LONGEST_DELAY * 2 {
-                    delays = self::delays(LONGEST_DELAY);
+                if started.elapsed() > MAX_RESTART_DELAY * 2 {
+                    delays = backoff::delays(MAX_RESTART_DELAY);
                 }
-                let delay = delays.next().unwrap_or(LONGEST_DELAY);
-                tracing::warn!(stage = name, "starting again in {delay:.1?}: {cause:#}");
+                let delay = delays.next().unwrap_or(MAX_RESTART_DELAY);
+                tracing::warn!(stage = name, "restarting in {delay:.1?}: {cause:#}");
                 metrics::STAGE_RESTARTS.counter(&[("stage", name)]).increment(1);
                 pause(stop, delay);
             }
@@ -57,17 +56,7 @@ where
     Ok(())
 }
 
-/// Delays between tries of what may take for ever: growing, with jitter, from 100 ms to `longest`.
-pub fn delays(longest: Duration) -> impl Iterator<Item = Duration> {
-    backon::ExponentialBuilder::new()
-        .with_min_delay(FIRST_DELAY)
-        .with_max_delay(longest)
-        .with_jitter()
-        .without_max_times()
-        .build()
-}
-
-/// Waits on this thread, but not beyond `stop`.
+/// Sleeps on this thread, but not beyond `stop`.
 pub fn pause(stop: &CancellationToken, delay: Duration) {
     let end = Instant::now() + delay;
     while !stop.is_cancelled() {

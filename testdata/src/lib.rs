@@ -1,4 +1,4 @@
-//! Reading the recordings in this folder. What they are and where they are from is in its `README.md`.
+//! Reads the recordings in this folder. Its `README.md` describes them and their sources.
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -6,10 +6,10 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-/// The lines of `NAME.jsonl.gz`.
+/// Reads the lines of `NAME.jsonl.gz`.
 ///
 /// # Errors
-/// When the file is not there, or not JSON.
+/// If the file is missing or not JSON.
 pub fn lines(name: &str) -> Result<Vec<Value>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("{name}.jsonl.gz"));
     let place = || path.display().to_string();
@@ -17,10 +17,10 @@ pub fn lines(name: &str) -> Result<Vec<Value>> {
     reader.lines().map(|line| Ok(serde_json::from_str(&line?)?)).collect::<Result<_>>().with_context(place)
 }
 
-/// The JSON of a file of this folder.
+/// Reads a JSON file.
 ///
 /// # Errors
-/// When the file is not there, or not JSON.
+/// If the file is missing or not JSON.
 pub fn json(file: &str) -> Result<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     let place = || path.display().to_string();

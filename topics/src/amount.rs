@@ -1,16 +1,18 @@
+//! Amounts of money: integers of up to 256 bits, never floating point.
+
 use alloy::primitives::U256;
 use std::fmt;
 use std::iter::Sum;
 use std::str::FromStr;
 
-/// A sum of money in an asset's base units (wei, or a token's smallest unit).
+/// An amount in an asset's base units (wei, or a token's smallest unit).
 ///
-/// There is no floating point and no wrapping arithmetic: a sum that does not fit is `None`, and a caller decides.
-/// On the wire it is big-endian without leading zeros, in JSON and Postgres a decimal string.
+/// No floating point and no wrapping arithmetic: a sum that does not fit is `None`, and the caller decides. On the wire it is
+/// big-endian without leading zeros, in JSON and Postgres a decimal string.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Amount(U256);
 
-/// Why a text or some bytes are no [`Amount`].
+/// Why text or bytes are no [`Amount`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AmountError {
     /// Something other than decimal digits.
@@ -25,25 +27,23 @@ pub enum AmountError {
 }
 
 impl Amount {
-    /// No money.
+    /// 0.
     pub const ZERO: Self = Self(U256::ZERO);
 
-    /// From base units.
+    /// An amount of base units.
     pub const fn new(units: U256) -> Self {
         Self(units)
     }
 
-    /// The base units.
     pub const fn units(self) -> U256 {
         self.0
     }
 
-    /// Whether it is nothing.
     pub fn is_zero(self) -> bool {
         self.0.is_zero()
     }
 
-    /// The sum, if it fits into 256 bits.
+    /// The sum. `None` if it exceeds 256 bits.
     pub fn checked_add(self, other: Self) -> Option<Self> {
         self.0.checked_add(other.0).map(Self)
     }
@@ -56,12 +56,12 @@ impl Amount {
     /// The reverse of [`to_wire`](Self::to_wire); leading zeros are accepted.
     ///
     /// # Errors
-    /// When there are more than 32 bytes.
+    /// If there are more than 32 bytes.
     pub fn from_wire(bytes: &[u8]) -> Result<Self, AmountError> {
         U256::try_from_be_slice(bytes).map(Self).ok_or(AmountError::TooLong(bytes.len()))
     }
 
-    /// The amount in whole units, `decimals` digits after the point, trailing zeros left out: `1.5` for 1500000 at 6.
+    /// The amount in whole coins or tokens, without trailing zeros: `1.5` for 1500000 at 6 decimals.
     pub fn to_decimal(self, decimals: u8) -> String {
         let decimals = usize::from(decimals);
         let digits = format!("{:0>width$}", self.0.to_string(), width = decimals + 1);

@@ -3,7 +3,7 @@
 //!
 //! Source: Confluent Schema Registry, "Wire format".
 
-/// Bytes in front of the Protobuf.
+/// Length in bytes.
 pub const HEADER_LEN: usize = 6;
 
 /// Why bytes are no framed record.
@@ -23,14 +23,14 @@ pub enum FrameError {
     Protobuf(#[source] prost::DecodeError),
 }
 
-/// The record behind its header.
+/// Encodes a message behind its header.
 pub fn encode(schema_id: u32, message: &impl prost::Message) -> Vec<u8> {
     let mut bytes = header(schema_id, message.encoded_len());
     message.encode_raw(&mut bytes);
     bytes
 }
 
-/// An encoded message behind its header.
+/// Puts the header in front of an encoded message.
 pub fn wrap(schema_id: u32, message: &[u8]) -> Vec<u8> {
     let mut bytes = header(schema_id, message.len());
     bytes.extend_from_slice(message);
@@ -48,7 +48,7 @@ fn header(schema_id: u32, room: usize) -> Vec<u8> {
 /// The Protobuf behind the header.
 ///
 /// # Errors
-/// When there is no such header.
+/// If there is no such header.
 pub fn payload(bytes: &[u8]) -> Result<&[u8], FrameError> {
     match bytes {
         [0, _, _, _, _, 0, payload @ ..] => Ok(payload),
@@ -58,10 +58,10 @@ pub fn payload(bytes: &[u8]) -> Result<&[u8], FrameError> {
     }
 }
 
-/// The record in framed bytes.
+/// Decodes a framed record.
 ///
 /// # Errors
-/// When the header or the Protobuf cannot be read.
+/// If the header or the Protobuf can't be read.
 pub fn decode<M: prost::Message + Default>(bytes: &[u8]) -> Result<M, FrameError> {
     M::decode(payload(bytes)?).map_err(FrameError::Protobuf)
 }

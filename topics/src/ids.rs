@@ -1,3 +1,5 @@
+//! Ids: of chains, payments, blocks and transfers.
+
 use alloy::primitives::B256;
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +16,7 @@ impl fmt::Display for ChainId {
     }
 }
 
-/// A payment's id: a UUID, version 7, so that ids made together lie together in an index.
+/// A payment's id. A UUID of version 7, so that ids of the same time are adjacent in an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PaymentId(pub Uuid);
 
@@ -39,10 +41,9 @@ impl FromStr for PaymentId {
     }
 }
 
-/// A block of one chain. The hash is its identity, the number only its place.
+/// A block of one chain. The hash is its identity; the number is only its height.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockRef {
-    /// Height.
     pub number: u64,
     /// Hash of the header.
     pub hash: B256,
@@ -54,7 +55,7 @@ impl fmt::Display for BlockRef {
     }
 }
 
-/// What a transfer was read from.
+/// What reported a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// The transaction's own value.
@@ -66,7 +67,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// The name that records and tables use.
+    /// The name in records and tables.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Transaction => "transaction",
@@ -87,17 +88,15 @@ impl FromStr for Source {
     }
 }
 
-/// What makes a transfer that transfer and no other: the same money in another block is another transfer.
+/// The identity of a transfer. The same money in another block is another transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TransferId {
-    /// Chain.
     pub chain: ChainId,
     /// Hash of its block.
     pub block: B256,
     /// Hash of its transaction.
     pub transaction: B256,
-    /// What it was read from.
     pub source: Source,
-    /// Its place there: 0, the log's index in the block, or the frame's in the transaction.
+    /// Its place in the source: 0 for a transaction, the log's index in the block, or the frame's in the transaction.
     pub index: u32,
 }

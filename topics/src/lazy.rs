@@ -1,7 +1,7 @@
-//! A record's fields one after the other, borrowed, without decoding what is not looked at.
+//! Lazy decoding: iterates over a record's fields, borrowed, and decodes only those that the reader uses.
 //!
-//! The detector looks at two fields of each of millions of logs a second; decoding all of them into a struct would cost
-//! ten times the rest of its work. Varints and keys are prost's; groups, which proto3 does not have, are malformed here.
+//! The detector reads two fields per log, of millions of logs per second; decoding whole logs into structs would cost ten times
+//! the rest of its work. prost decodes varints and keys. Groups, which proto3 does not have, are malformed here.
 
 use prost::bytes::Buf;
 use prost::encoding::{WireType, decode_key, decode_varint};
@@ -13,12 +13,12 @@ pub enum Value<'a> {
     Varint(u64),
     /// Bytes, strings and nested messages.
     Bytes(&'a [u8]),
-    /// Fixed-size numbers, which no record of ours has.
+    /// Fixed-size numbers, which none of our records has.
     Fixed,
 }
 
 impl<'a> Value<'a> {
-    /// The bytes, or nothing.
+    /// The bytes; empty for another type.
     pub fn bytes(self) -> &'a [u8] {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -26,7 +26,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The number, or 0, proto3's default.
+    /// The number; 0, proto3's default, for another type.
     pub fn varint(self) -> u64 {
         match self {
             Self::Varint(number) => number,
@@ -35,14 +35,14 @@ impl<'a> Value<'a> {
     }
 }
 
-/// Iterates over `(field number, value)`. After an error it ends.
+/// Iterates over `(field number, value)`. Ends after an error.
 #[derive(Clone, Debug)]
 pub struct Fields<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
-    /// Of an encoded message, without its frame.
+    /// The fields of an encoded message without its frame.
     pub const fn new(message: &'a [u8]) -> Self {
         Self { rest: message }
     }
@@ -88,7 +88,7 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-// prost has no public constructor of its error but for decoding something that is none.
+// prost's error has no public constructor, so a decoding that must fail makes one.
 fn truncated() -> prost::DecodeError {
     match decode_varint(&mut [0x80_u8].as_slice()) {
         Err(error) => error,

@@ -1,12 +1,13 @@
-//! The contract: topic names and settings, the records' schemas and the types of the domain.
+//! The contract: topic names and settings, the records' schemas, and the domain's types.
 //!
-//! Everything that two roles must agree on is here and nothing else: no IO, no Kafka client, no clock. Consumers in Rust
-//! can depend on this crate alone.
+//! It contains what two roles must agree on, and nothing else: no IO, no Kafka client, no clock. Consumers in Rust can depend
+//! on this crate alone.
 //!
 //! - [`Topic`] names the topics and their settings; [`Message`] ties a record type to its topic and key.
 //! - [`wire`] is generated from `proto/`; [`frame`] puts the Confluent header in front of it.
 //! - [`lazy`] reads a record's fields without decoding the rest, for hot paths.
-//! - The rest are newtypes that make a wrong value hard to pass on.
+//! - [`Matches`] is the checked form of a `chain.matches` record.
+//! - The rest are newtypes that prevent mixing up values, such as [`Amount`] and [`ChainId`].
 
 mod amount;
 pub mod frame;
@@ -15,24 +16,19 @@ pub mod lazy;
 mod matches;
 mod message;
 mod topic;
-mod transfer;
+mod transfer_log;
+pub mod wire;
 
-/// The records as generated from `proto/`.
-pub mod wire {
-    #![allow(missing_docs, clippy::all)]
-    include!(concat!(env!("OUT_DIR"), "/ctrip.v1.rs"));
-}
-
-/// The schemas as a Protobuf `FileDescriptorSet`, for programs that read records without knowing their types when they are
-/// compiled. [`Topic::record`] names each topic's message in it.
+/// The schemas as a Protobuf `FileDescriptorSet`, for programs that decode records without compiled types. [`Topic::record`]
+/// names each topic's message in it.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 pub use amount::{Amount, AmountError};
 pub use ids::{BlockRef, ChainId, PaymentId, Source, TransferId};
-pub use matches::{Kind, Malformed, Matches, Transfer, address, hash};
+pub use matches::{Kind, MalformedField, Matches, Transfer, address, hash};
 pub use message::Message;
 pub use topic::{Cleanup, Topic};
-pub use transfer::{SYSTEM, TRANSFER};
+pub use transfer_log::{COIN_LOG_ADDRESS, TRANSFER_TOPIC};
 
 pub use alloy::hex::encode_prefixed as hex;
 pub use alloy::primitives::{Address, B256, U256};

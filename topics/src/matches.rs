@@ -1,98 +1,97 @@
+//! Records of `chain.matches`, checked: hashes and addresses have their lengths, enums are known.
+
 use crate::amount::Amount;
 use crate::ids::{BlockRef, ChainId, Source, TransferId};
 use crate::wire;
 use alloy::primitives::{Address, B256};
 
-/// What a record says of its block.
+/// What happened to the record's block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// It is the new head.
     Added,
-    /// It was the head and is no longer on the chain.
+    /// It was the head, and a reorg removed it.
     Removed,
-    /// It is history, brought in again; the head is elsewhere.
+    /// It is a past block from a backfill. The head is elsewhere.
     Replayed,
 }
 
 /// A transfer to an issued address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transfer {
-    /// Identity.
     pub id: TransferId,
-    /// The emitting contract; `None` is the chain's coin.
+    /// The token's contract. `None` is the chain's coin.
     pub token: Option<Address>,
-    /// Payer, as the transfer says.
+    /// The payer, as the transfer says.
     pub from: Address,
     /// The issued address.
     pub to: Address,
-    /// What arrived.
     pub amount: Amount,
-    /// Place of the transaction in the block.
+    /// Position of the transaction in the block.
     pub transaction_index: u32,
 }
 
 /// [`wire::MatchesRecord`], checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Matches {
-    /// Chain.
     pub chain: ChainId,
-    /// The chain's record counter.
+    /// The chain's record counter; 0 for a replayed block.
     pub sequence: u64,
-    /// Added, removed or replayed.
     pub kind: Kind,
-    /// The block.
     pub block: BlockRef,
-    /// The block before it.
+    /// Hash of the parent block.
     pub parent: B256,
     /// Unix seconds.
     pub timestamp: u64,
-    /// Number of the `safe` block, if the chain has it.
+    /// Height of the `safe` block, if the chain has one.
     pub safe: Option<u64>,
-    /// Number of the `finalized` block, if the chain has it.
+    /// Height of the `finalized` block, if the chain has one.
     pub finalized: Option<u64>,
-    /// In the block's order.
+    /// In the order of the block.
     pub transfers: Vec<Transfer>,
 }
 
-/// A field of a record that does not hold what its schema says.
+/// A field whose value contradicts its schema.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("field {field}: expected {expected}, got {got}")]
-pub struct Malformed {
-    /// Path of the field.
+pub struct MalformedField {
+    /// Path of the field, e.g. `transfers.amount`.
     pub field: &'static str,
-    /// What the schema asks for.
     pub expected: &'static str,
-    /// What was there.
     pub got: String,
 }
 
-/// 32 bytes as a hash.
+/// Reads a hash of 32 bytes. `field` is for the error.
 ///
 /// # Errors
-/// When there are more or fewer.
-pub fn hash(field: &'static str, bytes: &[u8]) -> Result<B256, Malformed> {
-    B256::try_from(bytes).map_err(|_| Malformed { field, expected: "32 bytes", got: format!("{} bytes", bytes.len()) })
+/// If there are more or fewer bytes.
+pub fn hash(field: &'static str, bytes: &[u8]) -> Result<B256, MalformedField> {
+    B256::try_from(bytes).map_err(|_| MalformedField { field, expected: "32 bytes", got: format!("{} bytes", bytes.len()) })
 }
 
-/// 20 bytes as an address.
+/// Reads an address of 20 bytes. `field` is for the error.
 ///
 /// # Errors
-/// When there are more or fewer.
-pub fn address(field: &'static str, bytes: &[u8]) -> Result<Address, Malformed> {
-    Address::try_from(bytes).map_err(|_| Malformed { field, expected: "20 bytes", got: format!("{} bytes", bytes.len()) })
+/// If there are more or fewer bytes.
+pub fn address(field: &'static str, bytes: &[u8]) -> Result<Address, MalformedField> {
+    Address::try_from(bytes).map_err(|_| MalformedField { field, expected: "20 bytes", got: format!("{} bytes", bytes.len()) })
 }
 
 impl TryFrom<&wire::MatchesRecord> for Matches {
-    type Error = Malformed;
+    type Error = MalformedField;
 
-    fn try_from(record: &wire::MatchesRecord) -> Result<Self, Malformed> {
+    fn try_from(record: &wire::MatchesRecord) -> Result<Self, MalformedField> {
         use wire::matches_record as m;
         let kind = match record.kind() {
             m::Kind::Added => Kind::Added,
             m::Kind::Removed => Kind::Removed,
             m::Kind::Replayed => Kind::Replayed,
             m::Kind::Unspecified => {
-                return Err(Malformed { field: "kind", expected: "ADDED, REMOVED or REPLAYED", got: record.kind.to_string() });
+                return Err(MalformedField {
+                    field: "kind",
+                    expected: "ADDED, REMOVED or REPLAYED",
+                    got: record.kind.to_string(),
+                });
             }
         };
         let chain = ChainId(record.chain_id);
@@ -112,14 +111,14 @@ impl TryFrom<&wire::MatchesRecord> for Matches {
     }
 }
 
-fn transfer(chain: ChainId, block: B256, t: &wire::matches_record::Transfer) -> Result<Transfer, Malformed> {
+fn transfer(chain: ChainId, block: B256, t: &wire::matches_record::Transfer) -> Result<Transfer, MalformedField> {
     use wire::matches_record::Source as S;
     let source = match t.source() {
         S::Transaction => Source::Transaction,
         S::Log => Source::Log,
         S::Trace => Source::Trace,
         S::Unspecified => {
-            return Err(Malformed {
+            return Err(MalformedField {
                 field: "transfers.source",
                 expected: "TRANSACTION, LOG or TRACE",
                 got: t.source.to_string(),
@@ -138,7 +137,7 @@ fn transfer(chain: ChainId, block: B256, t: &wire::matches_record::Transfer) -> 
         token,
         from: address("transfers.from", &t.from)?,
         to: address("transfers.to", &t.to)?,
-        amount: Amount::from_wire(&t.amount).map_err(|e| Malformed {
+        amount: Amount::from_wire(&t.amount).map_err(|e| MalformedField {
             field: "transfers.amount",
             expected: "at most 32 bytes",
             got: e.to_string(),

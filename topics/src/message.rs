@@ -1,12 +1,13 @@
+//! Which record goes to which topic, under which key.
+
 use crate::topic::Topic;
 use crate::wire;
 
-/// A record type, which owns its topic and knows its key.
+/// A record type with its topic and key.
 pub trait Message: prost::Message + Default {
-    /// Where it goes.
     const TOPIC: Topic;
 
-    /// The Kafka key, UTF-8 text.
+    /// The Kafka key: UTF-8 text.
     fn key(&self) -> String;
 }
 

@@ -1,44 +1,46 @@
+//! The topics: names, retention, partitions and schemas. A new topic begins here.
+
 use std::fmt;
 
-/// A topic of the pipeline, with its settings and schema. `TOPIC_PREFIX` is put in front of the name by the runtime.
+/// A topic of the pipeline, with its settings and schema. The runtime puts `TOPIC_PREFIX` in front of the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Topic {
     /// Every block, added and removed.
     Blocks,
     /// Every block's logs.
     Logs,
-    /// Where ingest stands.
+    /// Each chain's cursor: how far ingest has come.
     Cursors,
     /// Transfers to issued addresses.
     Matches,
     /// Every address ever issued.
     Intents,
-    /// The life of every payment.
+    /// Every event of every payment.
     Events,
     /// The latest state of each payment.
     State,
-    /// What could not be read.
+    /// Records that a stage could not read.
     Quarantine,
 }
 
 /// What Kafka does with old records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cleanup {
-    /// Deleted after a time, or kept for ever when there is none.
+    /// Deletes them after the retention time, if there is one.
     Delete {
         /// `retention.ms`; `None` keeps everything.
         retention_ms: Option<u64>,
     },
-    /// The last record of each key stays.
+    /// Keeps the last record of each key.
     Compact,
 }
 
-/// A block of nothing but transfers makes 80,000 logs, some 15 MB.
+/// A block full of transfers has 80,000 logs, some 15 MB.
 const MAX_MESSAGE_BYTES: u32 = 32 * 1024 * 1024;
 const WEEK_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 
 impl Topic {
-    /// All topics, in the order of a payment's way.
+    /// All topics, in the order in which a payment passes through them.
     pub const ALL: [Self; 8] =
         [Self::Blocks, Self::Logs, Self::Cursors, Self::Intents, Self::Matches, Self::Events, Self::State, Self::Quarantine];
 
@@ -56,8 +58,8 @@ impl Topic {
         }
     }
 
-    /// Retention policy. Blocks and logs are large and can be fetched again; matches and events are small and are the
-    /// history that a rebuild reads.
+    /// The cleanup policy. Blocks and logs are large and can be fetched again; matches and events are small, and a rebuild
+    /// reads their whole history.
     pub const fn cleanup(self) -> Cleanup {
         match self {
             Self::Blocks | Self::Logs => Cleanup::Delete { retention_ms: Some(WEEK_MS) },
@@ -66,8 +68,8 @@ impl Topic {
         }
     }
 
-    /// Partitions. A key stays where its hash put it, so a count never changes; the chain topics share one, since the
-    /// detector joins blocks with logs partition by partition.
+    /// The number of partitions. It never changes, since a key's hash decides its partition. The chain topics have the same
+    /// number, since the detector joins blocks with logs partition by partition.
     pub const fn partitions(self) -> i32 {
         match self {
             Self::Blocks | Self::Logs | Self::Cursors | Self::Matches => 8,
@@ -81,7 +83,7 @@ impl Topic {
         MAX_MESSAGE_BYTES
     }
 
-    /// The full name of the record's message.
+    /// The full name of the record's Protobuf message.
     pub const fn record(self) -> &'static str {
         match self {
             Self::Blocks => "ctrip.v1.BlockRecord",
@@ -95,7 +97,7 @@ impl Topic {
         }
     }
 
-    /// The Protobuf schema, whole: its first message is the record.
+    /// The whole Protobuf schema. Its first message is the record.
     pub const fn schema(self) -> &'static str {
         match self {
             Self::Blocks => include_str!("../proto/block_record.proto"),

@@ -1,5 +1,5 @@
-//! `docs/asyncapi.yaml` is made of the topics, their settings, keys and schemas here, so it can't miss one. This test fails when
-//! it is not what they make; `CTRIP_WRITE_ASYNCAPI=1 cargo test -p topics --test asyncapi` writes it again.
+//! `docs/asyncapi.yaml` is generated from the topics, their settings, keys and schemas. This test fails when it is out of date;
+//! `CTRIP_WRITE_ASYNCAPI=1 cargo test -p topics --test asyncapi` writes it.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -20,17 +20,17 @@ fn prose(topic: Topic) -> Prose {
     let (title, (key, example), producer) = match topic {
         Topic::Blocks => ("Every block of every chain, added and removed", CHAIN, "ingest"),
         Topic::Logs => ("All logs of every block", CHAIN, "ingest"),
-        Topic::Cursors => ("Where ingest stands on each chain", CHAIN, "ingest"),
-        Topic::Matches => ("The transfers to issued addresses, one record a block", CHAIN, "detector"),
+        Topic::Cursors => ("The cursor of each chain, which stores how far ingest has come", CHAIN, "ingest"),
+        Topic::Matches => ("The transfers to issued addresses, one record per block", CHAIN, "detector"),
         Topic::Intents => (
             "Every address ever issued",
             ("The address as lower-case 0x hex", "0x9858effd232b4033e47d90003d41ec34ecaeda94"),
             "api",
         ),
-        Topic::Events => ("The life of every payment", PAYMENT, "outbox"),
+        Topic::Events => ("Every event of every payment", PAYMENT, "outbox"),
         Topic::State => ("The latest state of each payment", PAYMENT, "outbox"),
         Topic::Quarantine => {
-            ("What a stage could not read", ("The source topic, without TOPIC_PREFIX", "payment.intents"), "detector")
+            ("Records that a stage could not read", ("The source topic, without TOPIC_PREFIX", "payment.intents"), "detector")
         }
     };
     Prose { title, key, example, producer }

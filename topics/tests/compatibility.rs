@@ -1,5 +1,5 @@
-//! The schemas against those last released: what consumers were compiled from must stay readable. The rules, and what to do
-//! at a release, are in `proto/README.md`.
+//! Compares the schemas with the released ones: consumers compiled from those must be able to read new records. The rules, and
+//! the steps of a release, are in `proto/README.md`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -36,7 +36,7 @@ fn read(folder: &str) -> Sources {
     schemas.map(named).collect()
 }
 
-/// What in `new` breaks somebody who was compiled from `old`, or records that are there.
+/// Changes in `new` that break consumers compiled from `old`, or stored records.
 fn violations(old: &DescriptorPool, new: &DescriptorPool) -> Vec<String> {
     let mut found = Vec::new();
     for file in old.files() {
@@ -90,7 +90,7 @@ fn compare_messages(old: &MessageDescriptor, new: &MessageDescriptor, found: &mu
             None => {}
         }
     }
-    // A number that was given up once stays so: there may be records that have it.
+    // A reserved number stays reserved, since stored records may have it.
     for number in old.reserved_ranges().flatten() {
         if !new.reserved_ranges().any(|range| range.contains(&number)) {
             found.push(format!("{message}: number {number} is not reserved any more"));
@@ -103,12 +103,12 @@ fn compare_messages(old: &MessageDescriptor, new: &MessageDescriptor, found: &mu
     }
 }
 
-/// All that the wire and generated code depend on, but name and number.
+/// What the wire and generated code depend on besides name and number.
 fn shape(field: &FieldDescriptor) -> String {
     let cardinality = match field.cardinality() {
         Cardinality::Repeated => "repeated ",
         Cardinality::Required => "required ",
-        // Of a message, presence is no choice.
+        // Messages always have presence.
         Cardinality::Optional if field.supports_presence() && field.kind().as_message().is_none() => "optional ",
         Cardinality::Optional => "",
     };

@@ -1,4 +1,4 @@
-//! The bytes of a record, as consumers in other languages have them on disk. A change here is a change for all of them.
+//! The bytes of records, which consumers in other languages rely on. A change here is a change for all of them.
 
 use prost::Message as _;
 use topics::wire;

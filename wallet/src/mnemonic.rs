@@ -1,3 +1,5 @@
+//! BIP-39 mnemonics, for `ctrip wallet` only: the server never sees one. Errors and `Debug` never show a word.
+
 use crate::xpub::{AccountXpub, XpubError};
 use bip32::{DerivationPath, XPrv};
 use bip39::WordCount;
@@ -7,19 +9,19 @@ use std::str::FromStr;
 /// Ethereum's first account (BIP-44; coin 60 by SLIP-44).
 const ACCOUNT_PATH: &str = "m/44'/60'/0'";
 
-/// The words of a wallet (BIP-39, English). Neither `Debug` nor an error shows them; [`words`](Self::words) does.
+/// The words of a wallet (BIP-39, English). Only [`words`](Self::words) shows them.
 pub struct Mnemonic(bip39::Mnemonic);
 
-/// Why there is no mnemonic, or no account for one. No variant repeats a word.
+/// Why there is no mnemonic, or no account. No variant repeats a word.
 #[derive(Debug, thiserror::Error)]
 pub enum MnemonicError {
     /// A word that is not in the list, a wrong count, or a wrong checksum.
     #[error("this is no BIP-39 mnemonic; expected 12, 15, 18, 21 or 24 English words with a valid checksum")]
     Malformed,
-    /// The system has no randomness to give.
+    /// The system has no randomness.
     #[error("could not generate a mnemonic")]
     Generate(#[source] bip39::Error),
-    /// BIP-32 leaves out less than one seed in 2^127.
+    /// BIP-32 has no key for fewer than one seed in 2^127.
     #[error("this mnemonic has no key at {ACCOUNT_PATH}")]
     Derive(#[source] bip32::Error),
     /// The account has no external chain, which is as unlikely.
@@ -31,20 +33,20 @@ impl Mnemonic {
     /// 24 new words: 256 bits of the system's randomness.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system has no randomness.
     pub fn generate() -> Result<Self, MnemonicError> {
         bip39::Mnemonic::generate(WordCount::Words24).map(Self).map_err(MnemonicError::Generate)
     }
 
-    /// Reads the words, with any white space between them.
+    /// Parses the words, with any white space between them.
     ///
     /// # Errors
-    /// When they are no BIP-39 mnemonic. Which word is wrong is not said: errors end in logs.
+    /// If they are no BIP-39 mnemonic. The error does not say which word is wrong, since errors end up in logs.
     pub fn parse(words: &str) -> Result<Self, MnemonicError> {
         bip39::Mnemonic::parse(words).map(Self).map_err(|_| MnemonicError::Malformed)
     }
 
-    /// The words, separated by single spaces. For a file that only its owner can read, never for a log.
+    /// The words, separated by single spaces. Write them only to a file that no other user can read, never to a log.
     pub fn words(&self) -> String {
         self.0.to_string()
     }

@@ -1,4 +1,4 @@
-//! The official BIP-32 vectors, and 48 accounts of which an independent program derived the addresses.
+//! The official BIP-32 vectors, and 48 accounts whose addresses an independent program derived.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

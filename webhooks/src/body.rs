@@ -1,58 +1,34 @@
-//! A message's body: `type`, `timestamp` and `data`, as Standard Webhooks has it; `data` with the API's names and forms.
+//! The JSON body of a message: `type`, `timestamp` and `data`, as Standard Webhooks says; `data` has the API's names and
+//! formats. Pure, so that a replayed event has the same body, byte for byte.
 
+use base::timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use topics::wire::PaymentEvent;
 use topics::wire::payment_event::{Block, Transfer};
-use topics::{Amount, AmountError, Malformed};
+use topics::{Amount, AmountError, MalformedField};
 
-/// All types that a message may have today.
-pub const TYPES: [&str; 17] = [
-    "payment.created",
-    "payment.detected",
-    "payment.confirmed",
-    "payment.settled",
-    "payment.expired",
-    "payment.cancelled",
-    "payment.underpaid",
-    "payment.overpaid",
-    "payment.late",
-    "payment.reverted",
-    "payment.unexpected_transfer",
-    "deposit.detected",
-    "deposit.confirmed",
-    "deposit.settled",
-    "deposit.reverted",
-    "webhook.disabled",
-    "webhook.ping",
-];
-/// Filters for all types of a kind.
-pub const KINDS: [&str; 3] = ["payment.*", "deposit.*", "webhook.*"];
-
-/// Why an event makes no body.
+/// An event that does not hold what its schema says.
 #[derive(Debug, thiserror::Error)]
-pub enum NoBody {
-    /// A field is no address or hash.
-    #[error("a field does not hold what it should")]
-    Field(#[from] Malformed),
-    /// A field is no amount.
-    #[error("an amount does not hold what it should")]
+pub enum BodyError {
+    #[error("invalid address or hash")]
+    Field(#[from] MalformedField),
+    #[error("invalid amount")]
     Amount(#[from] AmountError),
-    /// A time that no calendar has, or metadata that is no JSON.
+    /// A time out of range, or metadata that is not JSON.
     #[error("{0}")]
     Text(String),
 }
 
 #[derive(Serialize)]
-struct Message<'a, T> {
+struct Envelope<'a, T> {
     r#type: &'a str,
     timestamp: String,
     data: T,
 }
 
-/// The payment right after the event, and what the event is about.
+/// The payment right after the event, and the block or transfer that the event is about.
 #[derive(Serialize)]
 struct Data<'a> {
     event_id: &'a str,
@@ -103,28 +79,28 @@ struct TransferData<'a> {
     confirmed: bool,
 }
 
-/// The body of an event's message, the same in every replay.
+/// The body of a payment event's message.
 ///
 /// # Errors
-/// When the event does not hold what its schema says.
-pub fn of_event(event: &PaymentEvent) -> Result<String, NoBody> {
-    let metadata = named(&event.metadata).map(serde_json::from_str::<&RawValue>).transpose();
+/// When a field is invalid.
+pub fn event_body(event: &PaymentEvent) -> Result<String, BodyError> {
+    let metadata = non_empty(&event.metadata).map(serde_json::from_str::<&RawValue>).transpose();
     let data = Data {
         event_id: &event.id,
         sequence: event.sequence,
         payment_id: &event.payment_id,
-        deposit_address_id: named(&event.deposit_address_id),
-        external_id: named(&event.external_id),
-        metadata: metadata.map_err(|error| NoBody::Text(format!("metadata: {error}")))?,
+        deposit_address_id: non_empty(&event.deposit_address_id),
+        external_id: non_empty(&event.external_id),
+        metadata: metadata.map_err(|error| BodyError::Text(format!("metadata: {error}")))?,
         chain: &event.chain,
         chain_id: event.chain_id,
-        token: named(&event.token),
+        token: non_empty(&event.token),
         token_contract_address: contract(&event.token_address)?,
         address: topics::address("address", &event.address)?.to_string(),
         amount: Amount::from_wire(&event.amount)?.to_string(),
         amount_received: Amount::from_wire(&event.amount_received)?.to_string(),
         status: &event.status,
-        exception: named(&event.exception),
+        exception: non_empty(&event.exception),
         confirmations_required: event.confirmations_required,
         created_at: time(event.created_at)?,
         expires_at: Some(event.expires_at).filter(|at| *at > 0).map(time).transpose()?,
@@ -135,35 +111,35 @@ pub fn of_event(event: &PaymentEvent) -> Result<String, NoBody> {
     message(&event.r#type, time(event.occurred_at)?, data)
 }
 
-/// The body of a message that is of no payment. `at` is in Unix seconds.
+/// The body of a message without a payment. `at` is in Unix seconds.
 ///
 /// # Errors
-/// When there is no such time.
-pub fn of_service(kind: &str, at: u64, data: &serde_json::Value) -> Result<String, NoBody> {
+/// When `at` is out of range.
+pub fn service_body(kind: &str, at: u64, data: &serde_json::Value) -> Result<String, BodyError> {
     message(kind, time(at)?, data)
 }
 
-fn message(kind: &str, timestamp: String, data: impl Serialize) -> Result<String, NoBody> {
-    let message = Message { r#type: kind, timestamp, data };
-    serde_json::to_string(&message).map_err(|error| NoBody::Text(error.to_string()))
+fn message(kind: &str, timestamp: String, data: impl Serialize) -> Result<String, BodyError> {
+    let message = Envelope { r#type: kind, timestamp, data };
+    serde_json::to_string(&message).map_err(|error| BodyError::Text(error.to_string()))
 }
 
-fn block(block: &Block) -> Result<BlockData, NoBody> {
+fn block(block: &Block) -> Result<BlockData, BodyError> {
     let hash = topics::hash("hash", &block.hash)?.to_string();
     Ok(BlockData { chain_id: block.chain_id, number: block.number, hash })
 }
 
-fn transfer(transfer: &Transfer) -> Result<TransferData<'_>, NoBody> {
+fn transfer(transfer: &Transfer) -> Result<TransferData<'_>, BodyError> {
     Ok(TransferData {
         chain_id: transfer.chain_id,
-        chain: named(&transfer.chain),
+        chain: non_empty(&transfer.chain),
         block_number: transfer.block_number,
         block_hash: topics::hash("block_hash", &transfer.block_hash)?.to_string(),
         transaction_hash: topics::hash("transaction_hash", &transfer.transaction_hash)?.to_string(),
         source: &transfer.source,
         index: transfer.index,
         timestamp: time(transfer.timestamp)?,
-        token: named(&transfer.token),
+        token: non_empty(&transfer.token),
         token_contract_address: contract(&transfer.token_address)?,
         from: topics::address("from", &transfer.from)?.to_string(),
         amount: Amount::from_wire(&transfer.amount)?.to_string(),
@@ -172,18 +148,19 @@ fn transfer(transfer: &Transfer) -> Result<TransferData<'_>, NoBody> {
     })
 }
 
-/// Protobuf has no other way to say that there is none.
-fn named(text: &str) -> Option<&str> {
+/// Protobuf says "none" with an empty string.
+fn non_empty(text: &str) -> Option<&str> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-fn contract(bytes: &[u8]) -> Result<Option<String>, NoBody> {
+fn contract(bytes: &[u8]) -> Result<Option<String>, BodyError> {
     if bytes.is_empty() { Ok(None) } else { Ok(Some(topics::address("token_address", bytes)?.to_string())) }
 }
 
-fn time(seconds: u64) -> Result<String, NoBody> {
+/// Stricter than `base::timestamp::rfc3339`: a time out of range fails, rather than to reach a merchant as the epoch.
+fn time(seconds: u64) -> Result<String, BodyError> {
     let time = i64::try_from(seconds).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
-    time.and_then(|time| time.format(&Rfc3339).ok()).ok_or_else(|| NoBody::Text(format!("{seconds} s is no time")))
+    time.map(timestamp::truncated).ok_or_else(|| BodyError::Text(format!("{seconds} is out of range for a Unix time")))
 }
 
 #[cfg(test)]
@@ -213,7 +190,7 @@ mod tests {
 
     #[test]
     fn the_envelope_is_standard_and_no_number_is_rounded() {
-        let text = of_event(&event()).unwrap();
+        let text = event_body(&event()).unwrap();
         assert!(text.contains(r#""metadata":{"n": 12345678901234567890123}"#), "{text}");
         let body: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(body["type"], "payment.detected");
@@ -228,10 +205,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_makes_no_body() {
-        assert!(of_event(&PaymentEvent { address: vec![1; 19].into(), ..event() }).is_err());
-        assert!(of_event(&PaymentEvent { amount: vec![1; 33].into(), ..event() }).is_err());
-        assert!(of_event(&PaymentEvent { metadata: "{".into(), ..event() }).is_err());
-        assert!(of_service("webhook.ping", 0, &json!({})).unwrap().contains("1970-01-01T00:00:00Z"));
+    fn an_invalid_event_has_no_body() {
+        assert!(event_body(&PaymentEvent { address: vec![1; 19].into(), ..event() }).is_err());
+        assert!(event_body(&PaymentEvent { amount: vec![1; 33].into(), ..event() }).is_err());
+        assert!(event_body(&PaymentEvent { metadata: "{".into(), ..event() }).is_err());
+        assert!(service_body("webhook.ping", 0, &json!({})).unwrap().contains("1970-01-01T00:00:00Z"));
     }
 }

@@ -1,26 +1,34 @@
-//! Payment events at merchants' endpoints, by [Standard Webhooks](https://www.standardwebhooks.com) 1.0.0.
+//! Payment events to merchants' endpoints, as [Standard Webhooks](https://www.standardwebhooks.com) 1.0.0. All SQL about
+//! webhooks is in this crate.
 //!
-//! - `fanout` turns records of `payment.events` into deliveries, one an endpoint, in the transaction of the offsets.
-//! - [`queue`] claims what is due and settles what came of it; `engine` sends in between, so many at once and no more.
-//! - [`signature`], [`schedule`] and [`guard`] are the rules: how a message is signed, when it is sent again, and where it is
-//!   never sent to.
-//! - [`endpoints`] is what the API does with all that.
+//! - `fanout` turns records of `payment.events` into deliveries, one per endpoint, in the transaction of the offsets.
+//! - `engine` claims what is due, sends it and settles the attempts, in three [`lane`]s. [`queue`] is the SQL of that, and
+//!   [`attempt`] the type that the two share.
+//! - [`signature`], [`retry_schedule`] and [`ssrf`] are the rules: how a message is signed, when it is retried, and where it
+//!   never goes.
+//! - [`endpoints`] and [`deliveries`] are what the API calls; [`retention`] is what its housekeeping removes.
 //!
-//! A message is sent at least once. Its `webhook-id` is the event's id and stays across attempts, instances and redeliveries, so
-//! that a receiver can tell a repetition. Events of a payment come in order while the endpoint is healthy; after
-//! [`queue::ORDER_KEPT`] failures of an event the later ones no longer wait for it.
+//! Delivery is at least once. The `webhook-id` is the event's id and stays the same across attempts, instances and
+//! redeliveries: receivers deduplicate by it. Events of a payment arrive in order while the endpoint is healthy; after
+//! [`retry_schedule::MAX_BLOCKING_FAILURES`] failures an event no longer blocks the later ones of its payment.
 
-pub mod body;
-pub mod clients;
+pub mod attempt;
+mod body;
+mod clients;
+pub mod deliveries;
 pub mod endpoints;
 mod engine;
+pub mod event_types;
 mod fanout;
-pub mod guard;
+pub mod lane;
 pub mod queue;
+pub mod retention;
+pub mod retry_schedule;
 mod role;
-pub mod schedule;
-pub mod send;
+mod send;
+mod service_event;
 pub mod signature;
+pub mod ssrf;
 
-pub use guard::Guard;
 pub use role::run;
+pub use ssrf::Guard;

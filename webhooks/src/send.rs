@@ -1,92 +1,87 @@
-//! One attempt at one message.
+//! Sends one message: checks the URL, signs, posts, and keeps the start of the response. It decides nothing; the retry schedule
+//! does.
 
-use crate::guard::Guard;
-use crate::queue::Due;
-use crate::schedule::Answer;
+use crate::attempt::{ClaimedDelivery, ResponseHead, SendOutcome};
 use crate::signature;
+use crate::ssrf::Guard;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Client, Response};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// From looking the name up to the answer's status.
-pub const WITHIN: Duration = Duration::from_secs(15);
-/// From there to the kept part of its body.
-const BODY_WITHIN: Duration = Duration::from_secs(1);
-/// Bytes of the answer's body that are kept.
-const KEPT: usize = 1024;
-/// No attempt holds its connection longer.
-pub const LONGEST: Duration = WITHIN.saturating_add(BODY_WITHIN);
+/// From the DNS lookup to the response's status.
+pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
+/// From there to the kept part of the body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Of the response body, or of an error's text.
+const MAX_KEPT_BYTES: usize = 1024;
+/// No attempt holds its connection for longer.
+pub const ATTEMPT_TIMEOUT: Duration = RESPONSE_TIMEOUT.saturating_add(BODY_TIMEOUT);
 
-/// What came of it.
-#[derive(Debug, Clone, Default)]
-pub struct Outcome {
-    /// What decides.
-    pub answer: Answer,
-    /// The first kilobyte of the answer's body, for people.
-    pub reply: String,
-    /// Why there was no answer, for people.
-    pub error: Option<String>,
-    /// How long it took until there was an answer, or none.
-    pub took: Duration,
-    /// And until the connection was not needed any more.
-    pub held: Duration,
-}
-
-/// Sends a message, signed for this moment. It never fails: that there was no answer is an outcome.
-pub async fn send(client: &Client, guard: &Guard, due: &Due) -> Outcome {
+/// Sends a message, signed with the current time. It never fails: no response is an outcome too.
+pub async fn send(client: &Client, guard: &Guard, delivery: &ClaimedDelivery) -> SendOutcome {
     let started = Instant::now();
-    let answered = tokio::time::timeout(WITHIN, attempt(client, guard, due)).await;
-    let answered = answered.unwrap_or_else(|_| Err(format!("no answer within {} s", WITHIN.as_secs())));
-    let took = started.elapsed();
-    let (response, now) = match answered {
-        Ok(answered) => answered,
-        // A certificate for other names, for one, has them all in its error.
-        Err(error) => return Outcome { error: Some(storable(error.as_bytes())), took, held: took, ..Outcome::default() },
+    let response = tokio::time::timeout(RESPONSE_TIMEOUT, post(client, guard, delivery)).await;
+    let response = response.unwrap_or_else(|_| Err(format!("no response within {} s", RESPONSE_TIMEOUT.as_secs())));
+    let latency = started.elapsed();
+    let (response, now) = match response {
+        Ok(response) => response,
+        // Errors can be long: a TLS error lists all the names that the certificate has.
+        Err(error) => {
+            return SendOutcome {
+                error: Some(storable(error.as_bytes())),
+                latency,
+                connection_held: latency,
+                ..SendOutcome::default()
+            };
+        }
     };
-    let answer = Answer { status: Some(response.status().as_u16()), retry_after: retry_after(response.headers(), now) };
-    let reply = reply(response).await;
-    Outcome { answer, reply, error: None, took, held: started.elapsed() }
+    let head = ResponseHead { status: Some(response.status().as_u16()), retry_after: retry_after(response.headers(), now) };
+    let reply = read_reply(response).await;
+    SendOutcome { head, reply, error: None, latency, connection_held: started.elapsed() }
 }
 
-/// The answer, and the time that it was asked for.
-async fn attempt(client: &Client, guard: &Guard, due: &Due) -> Result<(Response, SystemTime), String> {
-    // Settings may have changed since the endpoint was made.
-    let url = guard.check_url(&due.url).map_err(|refused| refused.to_string())?;
+/// The response, and when it was requested.
+async fn post(client: &Client, guard: &Guard, delivery: &ClaimedDelivery) -> Result<(Response, SystemTime), String> {
+    // The guard's settings may have changed since the endpoint was created.
+    let url = guard.check_url(&delivery.url).map_err(|refused| refused.to_string())?;
     let now = SystemTime::now();
     let timestamp = now.duration_since(UNIX_EPOCH).map_err(|error| error.to_string())?.as_secs();
     let timestamp = i64::try_from(timestamp).map_err(|error| error.to_string())?;
     let request = client
         .post(url)
         .header(CONTENT_TYPE, "application/json")
-        .header("webhook-id", &due.event_id)
+        .header("webhook-id", &delivery.event_id)
         .header("webhook-timestamp", timestamp)
-        .header("webhook-signature", signature::header(&due.secrets, &due.event_id, timestamp, &due.body))
-        .body(due.body.clone());
-    // The URL may have a token in it, and the log has readers of its own.
-    let response = request.send().await.map_err(|error| runtime::chain_of(&error.without_url()))?;
+        .header(
+            "webhook-signature",
+            signature::signature_header(&delivery.secrets, &delivery.event_id, timestamp, &delivery.body),
+        )
+        .body(delivery.body.clone());
+    // The URL may contain a token; stored errors and logs have other readers.
+    let response = request.send().await.map_err(|error| base::error_chain(&error.without_url()))?;
     Ok((response, now))
 }
 
-/// What there is of the body; the status has come, so that it breaks off or takes its time is no failure.
-async fn reply(mut response: Response) -> String {
+/// The start of the body. The status has arrived, so a body that breaks off or times out is no failure.
+async fn read_reply(mut response: Response) -> String {
     let mut kept = Vec::new();
     let read = async {
-        while kept.len() < KEPT {
+        while kept.len() < MAX_KEPT_BYTES {
             let Ok(Some(chunk)) = response.chunk().await else { break };
             kept.extend_from_slice(&chunk);
         }
     };
-    // What has come by then is kept.
-    let _ = tokio::time::timeout(BODY_WITHIN, read).await;
+    // After a timeout, what has arrived is kept.
+    let _ = tokio::time::timeout(BODY_TIMEOUT, read).await;
     storable(&kept)
 }
 
-/// The first kilobyte of what somebody else has written; Postgres keeps no U+0000.
+/// The first kilobyte of foreign text, as Postgres can store it, which is without U+0000.
 fn storable(text: &[u8]) -> String {
-    String::from_utf8_lossy(&text[..text.len().min(KEPT)]).replace('\0', "\u{fffd}")
+    String::from_utf8_lossy(&text[..text.len().min(MAX_KEPT_BYTES)]).replace('\0', "\u{fffd}")
 }
 
-/// Seconds, or a date.
+/// `Retry-After` in both its forms, seconds and a date.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     match text.parse() {
@@ -100,10 +95,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_have_written_is_cut_and_can_be_stored() {
+    fn foreign_text_is_truncated_and_storable() {
         assert_eq!(storable(b"a\0b\xff"), "a\u{fffd}b\u{fffd}");
-        assert_eq!(storable(&[b'x'; 5000]), "x".repeat(KEPT));
-        assert!(storable("ä".repeat(KEPT).as_bytes()).len() <= KEPT + 2);
+        assert_eq!(storable(&[b'x'; 5000]), "x".repeat(MAX_KEPT_BYTES));
+        assert!(storable("ä".repeat(MAX_KEPT_BYTES).as_bytes()).len() <= MAX_KEPT_BYTES + 2);
     }
 
     #[test]

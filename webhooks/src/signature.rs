@@ -1,4 +1,4 @@
-//! How a message is signed: Standard Webhooks 1.0.0, symmetric.
+//! Signatures: Standard Webhooks 1.0.0, symmetric (HMAC-SHA256, `v1`). Receivers verify them with any of its libraries.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -7,26 +7,26 @@ use rand::TryRngCore as _;
 use sha2::Sha256;
 use std::fmt;
 
-const PREFIX: &str = "whsec_";
-/// The specification wants 24 to 64.
-const BYTES: usize = 32;
+const SECRET_PREFIX: &str = "whsec_";
+/// The specification allows 24 to 64.
+const SECRET_BYTES: usize = 32;
 
 /// A signing secret. It is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);
 
-/// Text that is no secret. It is not repeated here.
+/// Text that is not a secret. The error does not repeat it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected {PREFIX} and the base64 of 24 to 64 bytes")]
-pub struct NoSecret;
+#[error("expected {SECRET_PREFIX} and the base64 of 24 to 64 bytes")]
+pub struct InvalidSecret;
 
 impl Secret {
-    /// A new one, of the system's random numbers.
+    /// A new secret from the system's random number generator.
     ///
     /// # Errors
-    /// When the system has none.
+    /// When the generator fails.
     pub fn generate() -> Result<Self, rand::rand_core::OsError> {
-        let mut bytes = vec![0; BYTES];
+        let mut bytes = vec![0; SECRET_BYTES];
         rand::rngs::OsRng.try_fill_bytes(&mut bytes)?;
         Ok(Self(bytes))
     }
@@ -34,16 +34,16 @@ impl Secret {
     /// The reverse of [`Self::reveal`].
     ///
     /// # Errors
-    /// When the text is no secret.
-    pub fn parse(text: &str) -> Result<Self, NoSecret> {
-        let encoded = text.strip_prefix(PREFIX).ok_or(NoSecret)?;
-        let bytes = STANDARD.decode(encoded).map_err(|_| NoSecret)?;
-        if (24..=64).contains(&bytes.len()) { Ok(Self(bytes)) } else { Err(NoSecret) }
+    /// When the text is not a secret.
+    pub fn parse(text: &str) -> Result<Self, InvalidSecret> {
+        let encoded = text.strip_prefix(SECRET_PREFIX).ok_or(InvalidSecret)?;
+        let bytes = STANDARD.decode(encoded).map_err(|_| InvalidSecret)?;
+        if (24..=64).contains(&bytes.len()) { Ok(Self(bytes)) } else { Err(InvalidSecret) }
     }
 
-    /// As the merchant is shown it, once, and as libraries take it.
+    /// As `whsec_…`: the form that the merchant sees once, that libraries take, and that the database stores.
     pub fn reveal(&self) -> String {
-        format!("{PREFIX}{}", STANDARD.encode(&self.0))
+        format!("{SECRET_PREFIX}{}", STANDARD.encode(&self.0))
     }
 
     fn sign(&self, id: &str, timestamp: i64, body: &str) -> Option<String> {
@@ -62,9 +62,9 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The header `webhook-signature`: one signature for each secret that is live, so that a receiver that knows any of them can
-/// verify it. `timestamp` is in Unix seconds, of this attempt.
-pub fn header(secrets: &[Secret], id: &str, timestamp: i64, body: &str) -> String {
+/// The header `webhook-signature`: one signature per valid secret, so that a receiver that knows any of them can verify the
+/// message. `timestamp` is the attempt's, in Unix seconds.
+pub fn signature_header(secrets: &[Secret], id: &str, timestamp: i64, body: &str) -> String {
     let signatures: Vec<String> = secrets.iter().filter_map(|secret| secret.sign(id, timestamp, body)).collect();
     signatures.join(" ")
 }
@@ -80,15 +80,15 @@ mod tests {
     #[test]
     fn the_published_vector_has_its_published_signature() {
         let secret = Secret::parse(SECRET).unwrap();
-        let signed = header(&[secret], ID, 1_614_265_330, r#"{"test": 2432232314}"#);
+        let signed = signature_header(&[secret], ID, 1_614_265_330, r#"{"test": 2432232314}"#);
         assert_eq!(signed, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     }
 
     #[test]
     fn while_a_secret_rotates_both_sign() {
         let (new, old) = (Secret::generate().unwrap(), Secret::parse(SECRET).unwrap());
-        let both = header(&[new.clone(), old.clone()], ID, 7, "{}");
-        assert_eq!(both, format!("{} {}", header(&[new], ID, 7, "{}"), header(&[old], ID, 7, "{}")));
+        let both = signature_header(&[new.clone(), old.clone()], ID, 7, "{}");
+        assert_eq!(both, format!("{} {}", signature_header(&[new], ID, 7, "{}"), signature_header(&[old], ID, 7, "{}")));
     }
 
     #[test]
@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(Secret::parse(&secret.reveal()), Ok(secret.clone()));
         assert_eq!(format!("{secret:?}"), "Secret(…)");
         for bad in ["", "whsec_", "whsec_AAAA", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_!"] {
-            assert_eq!(Secret::parse(bad), Err(NoSecret), "{bad}");
+            assert_eq!(Secret::parse(bad), Err(InvalidSecret), "{bad}");
         }
     }
 }

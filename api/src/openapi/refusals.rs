@@ -1,13 +1,14 @@
-//! The problem documents that operations have in common, each with a real one as its example.
+//! The refusals that operations share, each with a real problem document as its example. Which of them an operation has follows
+//! from its shape; refusals of one operation alone are in its annotation.
 
-use crate::keys::Scope;
-use crate::openapi::{PROBLEM, needs_key, operations};
-use crate::problem::Problem;
+use crate::http::problem::Problem;
+use crate::openapi::operations::{PROBLEM, needs_key, operations};
 use axum::http::StatusCode;
+use merchants::Scope;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Puts them where they belong: the shape of an operation says which it can answer.
+/// Adds each refusal to the operations that can respond with it.
 pub fn add(document: &mut Value) -> serde_json::Result<()> {
     document["components"]["responses"] = responses()?;
     for (path, method, operation) in operations(document) {
@@ -29,7 +30,7 @@ pub fn add(document: &mut Value) -> serde_json::Result<()> {
         ];
         for (status, name, _) in shared.into_iter().filter(|(_, _, applies)| *applies) {
             let status = status.to_string();
-            // What the annotation says of it is more exact.
+            // An annotation of the same status is more specific.
             if operation["responses"].get(&status).is_none() {
                 operation["responses"][&status] = json!({ "$ref": format!("#/components/responses/{name}") });
             }
@@ -42,41 +43,41 @@ fn responses() -> serde_json::Result<Value> {
     let unreadable = Problem::new(
         StatusCode::BAD_REQUEST,
         "malformed-json",
-        "The body is no JSON object",
+        "The body is not a JSON object",
         "expected value at line 1 column 12",
     );
-    let retry_after = json!({ "Retry-After": { "schema": { "type": "integer", "minimum": 1 }, "required": true, "description": "Seconds." } });
+    let retry_after = json!({ "Retry-After": { "schema": { "type": "integer", "minimum": 1 }, "required": true, "description": "Seconds until a retry." } });
     Ok(json!({
-        "BadRequest": response("The body or the query can't be read.", &unreadable, &json!({}))?,
+        "BadRequest": response("The body or the query can't be parsed.", &unreadable, &json!({}))?,
         "Unauthorized": response(
-            "No key, or none that is known.",
-            &crate::auth::unauthorized("The API key is not known, or was revoked"),
+            "No API key, or an unknown or revoked one.",
+            &crate::auth::unauthorized("The API key is unknown or revoked"),
             &json!({ "WWW-Authenticate": { "schema": { "type": "string" }, "required": true } }),
         )?,
-        "Forbidden": response("The key may only read.", &crate::auth::insufficient("0f1e2d3c4b5a6978", Scope::Read), &json!({}))?,
-        "BodyTimeout": response("The body did not arrive in time.", &crate::extract::body_timeout(), &json!({}))?,
+        "Forbidden": response("The key has the scope `read`.", &crate::auth::insufficient_scope("0f1e2d3c4b5a6978", Scope::Read), &json!({}))?,
+        "BodyTimeout": response("The body did not arrive in time.", &crate::http::limits::body_timeout(), &json!({}))?,
         "TooMany": response(
-            "The key has had its requests of this second.",
-            &crate::auth::too_many(Duration::from_secs(1)),
+            "The key is over its rate limit.",
+            &crate::auth::rate_limited(Duration::from_secs(1)),
             &retry_after,
         )?,
         "NotFound": response(
-            "It is not there, or it is another merchant's.",
+            "It does not exist, or belongs to another merchant.",
             &Problem::not_found("There is no payment 0198c5a2-7b1e-7c3a-9d1f-3b2a1c0d9e8f"),
             &json!({}),
         )?,
-        "TooLarge": response("The body is too large.", &crate::extract::too_large(), &json!({}))?,
+        "TooLarge": response("The body is too large.", &crate::http::limits::body_too_large(), &json!({}))?,
         "Invalid": response(
-            "Fields, parameters or headers do not hold what they should; each is named.",
+            "Fields, parameters or headers are invalid; each is named.",
             &Problem::field(
                 "amount",
                 "expected a positive whole number of base units below 2^256, as JSON integer or string, got -1",
             ),
             &json!({}),
         )?,
-        "Internal": response("Our fault.", &Problem::internal(), &json!({}))?,
+        "Internal": response("An error of the server.", &Problem::internal(), &json!({}))?,
         "Unavailable": response(
-            "A part that this needs is away. The same request may succeed later; with the same Idempotency-Key it is done once.",
+            "A dependency is unavailable. Retry after `Retry-After`; with the same Idempotency-Key the request takes effect once.",
             &Problem::unacknowledged(),
             &retry_after,
         )?,

@@ -1,7 +1,7 @@
-//! Reading what a fork may have changed: which fields of an object we do not know, and an object of which some can't be read.
+//! Deserializing what a hard fork may have changed: objects with unknown fields, or with fields that can't be read.
 //!
-//! A fork brings fields, types and shapes of its own. None of them may stop a chain, yet none may pass for proven: what was not
-//! understood is kept by name, and [`prove`](crate::prove) looks whether it matters.
+//! A hard fork brings fields, types and shapes of its own. None of them may stop a chain, yet none may pass for proven: the
+//! names of fields that were not understood are kept, and [`prove`](crate::prove) decides whether they matter.
 
 use serde::de::value::{MapAccessDeserializer, UnitDeserializer};
 use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny, IntoDeserializer as _, MapAccess, Visitor};
@@ -12,21 +12,23 @@ use std::fmt;
 use std::marker::PhantomData;
 
 /// An object that keeps the names of its unknown fields.
-pub(super) trait Keeps<'de>: Sized {
-    /// What it is, for errors.
+pub(super) trait KeepsUnknownFields<'de>: Sized {
+    /// Names the object in errors.
     const WHAT: &'static str;
-    /// All fields that it reads, and those that nodes send beside them and no hash covers.
+    /// The fields that it reads, and those that nodes send beside them and no hash covers.
     const KNOWN: &'static [&'static str];
-    /// Reads it without them.
-    fn plain<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
-    /// Where their names go.
+    /// Deserializes it without its unknown fields.
+    fn deserialize_known<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
+    /// Collects their names.
     fn unknown_fields(&mut self) -> &mut Vec<String>;
 }
 
-/// Reads an object together with the names of its unknown fields. One that is null says nothing, and is not named.
-pub(super) fn keeping<'de, T: Keeps<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+/// Deserializes an object together with the names of its unknown fields. A field that is null says nothing and is left out.
+pub(super) fn deserialize_keeping_unknown<'de, T: KeepsUnknownFields<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     struct Whole<T>(PhantomData<T>);
-    impl<'de, T: Keeps<'de>> Visitor<'de> for Whole<T> {
+    impl<'de, T: KeepsUnknownFields<'de>> Visitor<'de> for Whole<T> {
         type Value = T;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -35,8 +37,12 @@ pub(super) fn keeping<'de, T: Keeps<'de>, D: Deserializer<'de>>(deserializer: D)
 
         fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
             let mut unknown = Vec::new();
-            let mut read =
-                T::plain(MapAccessDeserializer::new(Watched { map, known: T::KNOWN, unknown: &mut unknown, pending: None }))?;
+            let mut read = T::deserialize_known(MapAccessDeserializer::new(UnknownFieldRecorder {
+                map,
+                known: T::KNOWN,
+                unknown: &mut unknown,
+                pending: None,
+            }))?;
             read.unknown_fields().append(&mut unknown);
             Ok(read)
         }
@@ -44,8 +50,8 @@ pub(super) fn keeping<'de, T: Keeps<'de>, D: Deserializer<'de>>(deserializer: D)
     deserializer.deserialize_map(Whole(PhantomData))
 }
 
-/// A map that notes the names of unknown fields as they are read.
-struct Watched<'a, A> {
+/// A map that records the names of unknown fields as they are read.
+struct UnknownFieldRecorder<'a, A> {
     map: A,
     known: &'static [&'static str],
     unknown: &'a mut Vec<String>,
@@ -55,7 +61,7 @@ struct Watched<'a, A> {
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Watched<'_, A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for UnknownFieldRecorder<'_, A> {
     type Error = A::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
@@ -69,17 +75,17 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Watched<'_, A> {
         if self.map.next_value::<Option<IgnoredAny>>()?.is_some() {
             self.unknown.push(name);
         }
-        // Whoever asked ignores it.
+        // The seed ignores an unknown field.
         seed.deserialize(UnitDeserializer::new())
     }
 }
 
-/// Reads what can be read of an object that does not read as a whole, and the names of the fields that can't. Those of `needed`
-/// have to be there.
+/// Deserializes an object that does not read as a whole without the fields that can't be read, and returns their names. The
+/// fields of `needed` are required.
 ///
 /// # Errors
 /// When one of `needed` is missing or can't be read.
-pub(super) fn partly<T: DeserializeOwned>(
+pub(super) fn deserialize_partly<T: DeserializeOwned>(
     object: Map<String, Value>,
     needed: &[&str],
 ) -> Result<(T, Vec<String>), serde_json::Error> {

@@ -1,9 +1,13 @@
-//! Reading `chains.yaml`. Checks run inside the deserializer's visitors, so that each mistake is reported at its own line.
+//! Parsing `chains.yaml`. Checks run inside the deserializer's visitors, so that each mistake is reported at its own line.
 
+use super::chain::{COIN_DECIMALS, Chain, Policy, Tier, Token};
+use super::error::ConfigError;
+use super::presets;
 use super::scalar::{ChainName, HttpUrl, Positive, Scalar, WsUrl};
 use super::tiers::{self, Finality, RawTier};
 use super::tokens::Tokens;
-use super::{COIN_DECIMALS, Chain, ConfigError, NodeUrl, Policy, Tier, Token, Verify, presets};
+use super::url::NodeUrl;
+use crate::proof::Verify;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -13,22 +17,23 @@ use std::path::Path;
 use std::time::Duration;
 use topics::ChainId;
 
-/// What `chains.yaml` says, before the nodes are asked for what it leaves out.
+/// The parsed `chains.yaml`, before the nodes are asked for missing chain ids.
 #[derive(Debug)]
 pub struct ChainsFile {
-    pub(super) entries: Vec<Entry>,
+    pub(crate) entries: Vec<ChainEntry>,
 }
 
+/// One chain, whose id may still be missing.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(crate) struct ChainEntry {
     pub name: String,
     pub chain_id: Option<ChainId>,
     pub rpc_urls: Vec<NodeUrl>,
-    rest: Rest,
+    rest: EntrySettings,
 }
 
 #[derive(Debug)]
-struct Rest {
+struct EntrySettings {
     ws_urls: Vec<NodeUrl>,
     poa: bool,
     policy: Option<Policy>,
@@ -51,7 +56,7 @@ impl ChainsFile {
         serde_norway::from_str(text).map_err(|error| {
             let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
             let message = error.to_string();
-            // The place is in front of the message already.
+            // The location is printed in front of the message already.
             let end = message.rfind(" at line ").unwrap_or(message.len());
             ConfigError::Invalid {
                 path: path.to_owned(),
@@ -63,10 +68,12 @@ impl ChainsFile {
     }
 }
 
-impl Entry {
-    pub(super) fn complete(self, id: ChainId) -> Chain {
-        let preset = presets::of(id);
-        let Rest { ws_urls, poa, policy, tiers, start_block, poll_interval_ms, max_lag_s, verify, traces, tokens } = self.rest;
+impl ChainEntry {
+    /// Completes the entry with the presets of its chain.
+    pub(crate) fn into_chain(self, id: ChainId) -> Chain {
+        let preset = presets::preset(id);
+        let EntrySettings { ws_urls, poa, policy, tiers, start_block, poll_interval_ms, max_lag_s, verify, traces, tokens } =
+            self.rest;
         Chain {
             name: self.name,
             id,
@@ -85,7 +92,7 @@ impl Entry {
     }
 }
 
-/// A list of chains, or one under `chains:`.
+/// A list of chains, on top or under `chains:`.
 impl<'de> Deserialize<'de> for ChainsFile {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct File;
@@ -98,7 +105,7 @@ impl<'de> Deserialize<'de> for ChainsFile {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ChainsFile, A::Error> {
                 let mut entries = Vec::new();
-                while let Some(entry) = list.next_element_seed(Unique { seen: &entries })? {
+                while let Some(entry) = list.next_element_seed(UniqueChain { seen: &entries })? {
                     entries.push(entry);
                 }
                 if entries.is_empty() {
@@ -126,27 +133,27 @@ impl<'de> Deserialize<'de> for ChainsFile {
     }
 }
 
-/// Reads one chain that is none of those before it.
-struct Unique<'a> {
-    seen: &'a [Entry],
+/// Reads one chain and refuses a name or id that was seen before.
+struct UniqueChain<'a> {
+    seen: &'a [ChainEntry],
 }
 
-impl<'de> DeserializeSeed<'de> for Unique<'_> {
-    type Value = Entry;
+impl<'de> DeserializeSeed<'de> for UniqueChain<'_> {
+    type Value = ChainEntry;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Entry, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<ChainEntry, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for Unique<'_> {
-    type Value = Entry;
+impl<'de> Visitor<'de> for UniqueChain<'_> {
+    type Value = ChainEntry;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a chain: name, rpc_url and so on")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entry, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ChainEntry, A::Error> {
         let entry = RawChain::deserialize(MapAccessDeserializer::new(map))?.check().map_err(A::Error::custom)?;
         for other in self.seen {
             if other.name == entry.name {
@@ -158,7 +165,7 @@ impl<'de> Visitor<'de> for Unique<'_> {
             if let Some(id) = entry.chain_id.filter(|_| entry.chain_id == other.chain_id) {
                 let name = &other.name;
                 return Err(A::Error::custom(format!(
-                    "chain_id: {id} is the chain {name:?} already; expected one entry a chain"
+                    "chain_id: {id} is the chain {name:?} already; expected one entry per chain"
                 )));
             }
         }
@@ -193,7 +200,7 @@ struct RawChain {
 }
 
 impl RawChain {
-    fn check(self) -> Result<Entry, String> {
+    fn check(self) -> Result<ChainEntry, String> {
         let rpc_urls: Vec<NodeUrl> = match (self.rpc_url, self.rpc_urls) {
             (Some(_), list) if !list.is_empty() => {
                 return Err("rpc_url and rpc_urls are both given; expected one of them".to_owned());
@@ -206,11 +213,11 @@ impl RawChain {
         }
         let policy = tiers::policy(self.confirmations, self.finality)?;
         let tiers = tiers::check(self.tiers, COIN_DECIMALS)?;
-        Ok(Entry {
+        Ok(ChainEntry {
             name: self.name.0.0,
             chain_id: self.chain_id.map(|id| ChainId(id.0)),
             rpc_urls,
-            rest: Rest {
+            rest: EntrySettings {
                 ws_urls: self.ws_urls.into_iter().map(|url| url.0.0).collect(),
                 poa: self.poa,
                 policy,
@@ -227,5 +234,5 @@ impl RawChain {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
+#[path = "file_tests.rs"]
 mod tests;

@@ -1,6 +1,6 @@
-//! The values of `chains.yaml` that have rules of their own.
+//! Values of `chains.yaml` with rules of their own: names, symbols, URLs, token addresses, positive numbers.
 
-use super::NodeUrl;
+use super::url::NodeUrl;
 use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 use std::fmt;
@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::str::FromStr;
 use topics::Address;
 
-/// A value that is read from its text, with the error at the place of the text.
+/// A value parsed from text, with errors reported at the text's location.
 pub(super) struct Scalar<T>(pub T);
 
 impl<'de, T: FromStr<Err = String>> Deserialize<'de> for Scalar<T> {
@@ -18,7 +18,7 @@ impl<'de, T: FromStr<Err = String>> Deserialize<'de> for Scalar<T> {
             type Value = Scalar<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text")
+                f.write_str("text")
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Scalar<T>, E> {
@@ -29,7 +29,7 @@ impl<'de, T: FromStr<Err = String>> Deserialize<'de> for Scalar<T> {
     }
 }
 
-/// A whole number from 1.
+/// A whole number above 0.
 #[derive(Deserialize)]
 #[serde(transparent)]
 pub(super) struct Positive(#[serde(deserialize_with = "positive")] pub u64);
@@ -100,7 +100,7 @@ impl FromStr for TokenAddress {
         let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 40).unwrap_or_default();
         let address =
             Address::from_str(digits).map_err(|_| format!("expected an address of 0x and 40 hex digits, got {text:?}"))?;
-        // Mixed case is a checksum (EIP-55); one case alone makes no claim.
+        // Mixed case is a checksum (EIP-55); a single case is none.
         let mixed = digits.contains(|c: char| c.is_ascii_lowercase()) && digits.contains(|c: char| c.is_ascii_uppercase());
         let checksummed = address.to_checksum(None);
         if mixed && text != checksummed {

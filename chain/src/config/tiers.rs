@@ -1,14 +1,14 @@
-//! Confirmation policies by amount, in `chains.yaml`.
+//! Confirmation tiers of `chains.yaml`: policies by amount.
 
+use super::chain::{Policy, Tier};
 use super::scalar::Scalar;
-use super::{Policy, Tier};
 use alloy::primitives::utils::{ParseUnits, parse_units};
 use serde::Deserialize;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 use topics::Amount;
 
-/// A tier as the file has it: its amount becomes base units once the asset's decimals are known.
+/// A tier as written. Its amount becomes base units once the asset's decimals are known.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawTier {
@@ -24,7 +24,7 @@ pub(super) enum Finality {
     Finalized,
 }
 
-/// Whole coins or tokens as decimal text: digits, and a point with digits behind it or none.
+/// An amount in whole coins or tokens: digits, optionally followed by a point and more digits.
 struct Decimal(String);
 
 impl FromStr for Decimal {
@@ -40,10 +40,10 @@ impl FromStr for Decimal {
     }
 }
 
-/// One of a count and a tag, or none.
+/// The policy of a confirmation count or a finality tag; `None` if neither is given.
 ///
 /// # Errors
-/// When both are given.
+/// If both are given.
 pub(super) fn policy(count: Option<NonZeroU32>, finality: Option<Finality>) -> Result<Option<Policy>, &'static str> {
     match (count, finality) {
         (Some(_), Some(_)) => Err("confirmations and finality are both given; expected one of them"),
@@ -54,10 +54,10 @@ pub(super) fn policy(count: Option<NonZeroU32>, finality: Option<Finality>) -> R
     }
 }
 
-/// The tiers of an asset with so many decimals, by rising amount.
+/// Checks the tiers of an asset and sorts them by amount.
 ///
 /// # Errors
-/// When one has no policy or an amount that the asset can't have, or two begin alike.
+/// If a tier has no policy or more decimals than the asset, or two begin at the same amount.
 pub(super) fn check(raw: Vec<RawTier>, decimals: u8) -> Result<Vec<Tier>, String> {
     let mut tiers = raw
         .into_iter()
@@ -77,7 +77,7 @@ pub(super) fn check(raw: Vec<RawTier>, decimals: u8) -> Result<Vec<Tier>, String
     }
 }
 
-/// Exactly: digits below a base unit are refused, not cut off.
+/// Converts exactly: digits below a base unit are refused, not cut off.
 fn base_units(text: &str, decimals: u8) -> Option<Amount> {
     let fraction = text.split_once('.').map_or(0, |(_, fraction)| fraction.trim_end_matches('0').len());
     if fraction > usize::from(decimals) {

@@ -1,6 +1,6 @@
-//! The tokens of a chain in `chains.yaml`.
+//! The token list of a chain in `chains.yaml`.
 
-use super::Token;
+use super::chain::Token;
 use super::scalar::{Scalar, Symbol, TokenAddress};
 use super::tiers::{self, RawTier};
 use serde::Deserialize;
@@ -8,7 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
-/// The tokens of a chain, none like another.
+/// The tokens of a chain, with unique symbols and addresses.
 #[derive(Default)]
 pub(super) struct Tokens(pub Vec<Token>);
 
@@ -48,6 +48,7 @@ impl<'de> Deserialize<'de> for Tokens {
     }
 }
 
+/// Reads one token and refuses a symbol or address that was seen before.
 struct UniqueToken<'a> {
     seen: &'a [Token],
 }

@@ -1,7 +1,9 @@
+//! Node URLs with environment variables in them. Their keys never reach logs or errors.
+
 use std::fmt;
 use std::str::FromStr;
 
-/// A node's address. It often carries a provider's key, so only its host is ever shown.
+/// The URL of a node. It often contains a provider's key, so `Display` and `Debug` show only the host.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NodeUrl {
     url: reqwest::Url,
@@ -9,7 +11,7 @@ pub struct NodeUrl {
 }
 
 impl NodeUrl {
-    /// The whole of it, key included. Not for logs.
+    /// The full URL, key included. Not for logs.
     pub(crate) fn url(&self) -> &reqwest::Url {
         &self.url
     }
@@ -31,8 +33,8 @@ impl NodeUrl {
 impl FromStr for NodeUrl {
     type Err = String;
 
-    /// Reads a URL in which `${NAME}` and `${NAME:-default}` stand for environment variables. An error shows neither the
-    /// URL nor a variable's value.
+    /// Parses a URL in which `${NAME}` and `${NAME:-default}` stand for environment variables. An error shows neither the URL
+    /// nor a variable's value.
     fn from_str(text: &str) -> Result<Self, String> {
         let text = expand(text, |name| std::env::var(name).ok())?;
         let url: reqwest::Url =
@@ -58,7 +60,7 @@ impl fmt::Debug for NodeUrl {
     }
 }
 
-/// Puts variables in, as a shell would: an empty one counts as unset where a default is given.
+/// Expands variables as a shell does: if there is a default, an empty variable counts as unset.
 fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;

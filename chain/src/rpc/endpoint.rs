@@ -1,10 +1,17 @@
+//! One endpoint: a node's URL with its transport, health, rate limit and capabilities.
+//!
+//! Every request waits for the rate limit and records its outcome, so that a failing endpoint slows only itself. Capabilities
+//! (batches, `eth_getBlockReceipts`, tracers) are found out by use and kept for the life of the process. Failover between
+//! endpoints is not here but in `pool`.
+
 use super::error::RpcError;
-use super::health::{Candidate, Circuit, Health};
-use super::pace::Pace;
-use super::transport::{Answer, Call, Reply, Transport};
+use super::health::{Candidate, Circuit, NodeHealth};
+use super::rate_limit::AdaptiveRateLimit;
+use super::reply::{Answer, Reply};
+use super::transport::{Call, Transport};
 use crate::config::NodeUrl;
 use alloy::primitives::U64;
-use runtime::metrics;
+use base::metrics;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::sync::Mutex;
@@ -14,9 +21,9 @@ use topics::ChainId;
 
 /// The answers to a batch.
 pub enum Batch<T> {
-    /// Read as a whole.
+    /// The reader understood the whole reply.
     Read(T),
-    /// One by one, in the order of the calls.
+    /// One answer per call, in the order of the calls.
     Split(Vec<Result<Answer, RpcError>>),
 }
 
@@ -26,15 +33,16 @@ pub struct Endpoint {
     chain: String,
     host: String,
     transport: Transport,
+    /// The chain id in `chains.yaml`.
     expected: Option<ChainId>,
     is_of_chain: AtomicBool,
     block_receipts: AtomicBool,
-    /// It has answered several requests made at once.
+    /// It has answered a batch.
     batches: AtomicBool,
-    /// Place of the next tracer to try.
+    /// Index of the tracer to use, in the order of preference.
     tracer: AtomicU8,
-    health: Mutex<Health>,
-    pace: Mutex<Pace>,
+    health: Mutex<NodeHealth>,
+    rate_limit: Mutex<AdaptiveRateLimit>,
 }
 
 impl Endpoint {
@@ -49,7 +57,7 @@ impl Endpoint {
             batches: AtomicBool::new(false),
             tracer: AtomicU8::new(0),
             health: Mutex::default(),
-            pace: Mutex::new(Pace::new(Instant::now())),
+            rate_limit: Mutex::new(AdaptiveRateLimit::new(Instant::now())),
         };
         metrics::RPC_STATE.gauge(&endpoint.labels()).set(Circuit::Closed.as_number());
         endpoint
@@ -64,30 +72,30 @@ impl Endpoint {
         [("chain", &self.chain), ("endpoint", &self.host)]
     }
 
-    /// Asks, and reads the answer.
+    /// Sends a request and deserializes the result.
     ///
     /// # Errors
-    /// When there is none within 10 s, or it is an error or something else.
+    /// On a timeout (10 s), an error answer, or a result of another type.
     pub async fn request<T: DeserializeOwned>(&self, method: &'static str, params: Value) -> Result<T, RpcError> {
         let answer = self.raw(method, params).await?;
         self.read(method, &answer)
     }
 
-    /// Asks, and gives the answer's JSON as it came.
+    /// Sends a request and returns the result's JSON as it came.
     ///
     /// # Errors
-    /// When there is none within 10 s, or it is an error.
+    /// On a timeout (10 s) or an error answer.
     pub async fn raw(&self, method: &'static str, params: Value) -> Result<Answer, RpcError> {
         let started = self.wait_for_slot().await;
         let answer = self.transport.call(method, &params).await;
-        self.note(started, answer.as_ref().err());
+        self.record_outcome(started, answer.as_ref().err());
         answer
     }
 
-    /// Asks several things in one HTTP request. Answers are in the order of the calls, whatever the node's order was.
+    /// Sends several calls in one HTTP request. Answers are in the order of the calls, whatever the node's order was.
     ///
     /// # Errors
-    /// When the node answers none, or not all of them.
+    /// If the node does not answer all calls.
     pub async fn batch(&self, calls: &[Call]) -> Result<Vec<Result<Answer, RpcError>>, RpcError> {
         match self.batch_read(calls, |_| None::<()>).await? {
             Batch::Split(answers) => Ok(answers),
@@ -95,10 +103,10 @@ impl Endpoint {
         }
     }
 
-    /// [`batch`](Self::batch) for a reader that may understand the reply as a whole, in one pass.
+    /// As [`batch`](Self::batch), with a reader that may understand the whole reply in one pass.
     ///
     /// # Errors
-    /// When the node answers none, or not all of them.
+    /// If the node does not answer all calls.
     pub async fn batch_read<T>(&self, calls: &[Call], read: impl FnOnce(&Reply) -> Option<T>) -> Result<Batch<T>, RpcError> {
         let started = self.wait_for_slot().await;
         let reply = self.transport.batch(calls).await;
@@ -109,24 +117,26 @@ impl Endpoint {
                 reply.split(&methods).map(Batch::Split)
             }
         });
-        let refused = match &answers {
+        let error = match &answers {
             Err(error) => Some(error),
             Ok(answers) => {
                 self.batches.store(true, Ordering::Relaxed);
                 match answers {
                     Batch::Read(_) => None,
-                    Batch::Split(all) => all.iter().filter_map(|answer| answer.as_ref().err()).find(|error| error.is_limit()),
+                    Batch::Split(all) => {
+                        all.iter().filter_map(|answer| answer.as_ref().err()).find(|error| error.is_rate_limit())
+                    }
                 }
             }
         };
-        self.note(started, refused);
+        self.record_outcome(started, error);
         answers
     }
 
-    /// Waits as long as the endpoint wants us to, and gives the time then.
+    /// Waits for the rate limit. Returns the time afterwards.
     async fn wait_for_slot(&self) -> Instant {
         let now = Instant::now();
-        let slot = locked(&self.pace, |pace| pace.slot(now));
+        let slot = locked(&self.rate_limit, |rate_limit| rate_limit.reserve(now));
         if slot > now {
             tokio::time::sleep_until(slot.into()).await;
             return Instant::now();
@@ -134,28 +144,29 @@ impl Endpoint {
         now
     }
 
-    fn note(&self, started: Instant, error: Option<&RpcError>) {
+    fn record_outcome(&self, started: Instant, error: Option<&RpcError>) {
         let (labels, took) = (self.labels(), started.elapsed());
         metrics::RPC_LATENCY.histogram(&labels).record(took.as_secs_f64());
         let outcome = match error {
             None => "ok",
-            Some(error) if error.is_limit() => "limited",
+            Some(error) if error.is_rate_limit() => "limited",
             Some(_) => "error",
         };
         metrics::RPC_REQUESTS.counter(&[labels[0], labels[1], ("outcome", outcome)]).increment(1);
         match error {
             None => {
-                locked(&self.health, |health| health.answered(took));
-                locked(&self.pace, Pace::succeeded);
+                locked(&self.health, |health| health.record_latency(took));
+                locked(&self.rate_limit, AdaptiveRateLimit::record_success);
             }
-            Some(error) if error.is_limit() => {
-                tracing::debug!(chain = self.chain, endpoint = self.host, "asked too often: {error}");
-                locked(&self.pace, |pace| pace.refused(Instant::now(), error.retry_after()));
+            Some(error) if error.is_rate_limit() => {
+                tracing::debug!(chain = self.chain, endpoint = self.host, "over the rate limit: {error}");
+                locked(&self.rate_limit, |rate_limit| rate_limit.record_refusal(Instant::now(), error.retry_after()));
             }
             Some(_) => {}
         }
     }
 
+    /// Deserializes a result.
     pub(crate) fn read<T: DeserializeOwned>(&self, method: &'static str, answer: &Answer) -> Result<T, RpcError> {
         serde_json::from_str(answer.get()).map_err(|source| self.malformed(method, source))
     }
@@ -164,20 +175,20 @@ impl Endpoint {
         RpcError::Malformed { method, endpoint: self.host.clone(), source }
     }
 
-    /// EIP-155.
+    /// Asks for the chain id (EIP-155).
     ///
     /// # Errors
-    /// When the node does not say.
+    /// If the node does not answer it.
     pub async fn chain_id(&self) -> Result<ChainId, RpcError> {
         self.request("eth_chainId", json!([])).await.map(|id: U64| ChainId(id.to()))
     }
 
-    /// Makes sure once that the node is of the chain that `chains.yaml` says: one wrong endpoint in a list would bring
-    /// another chain's blocks in on the first failover. Finds out with it whether the node takes batches.
+    /// Checks once that the node belongs to the chain of `chains.yaml`: otherwise one wrong endpoint in a list would bring in
+    /// another chain's blocks on the first failover. The same request shows whether the node accepts batches.
     ///
     /// # Errors
-    /// When it is not, or does not say.
-    pub async fn check_chain(&self) -> Result<(), RpcError> {
+    /// If it belongs to another chain, or does not answer.
+    pub async fn check_chain_id(&self) -> Result<(), RpcError> {
         if self.is_of_chain.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -186,10 +197,10 @@ impl Endpoint {
                 let answer = answers
                     .into_iter()
                     .next()
-                    .unwrap_or_else(|| Err(RpcError::NoBatch { method: "eth_chainId", endpoint: self.host.clone() }))?;
+                    .unwrap_or_else(|| Err(RpcError::IncompleteBatch { method: "eth_chainId", endpoint: self.host.clone() }))?;
                 self.read::<U64>("eth_chainId", &answer).map(|id| ChainId(id.to()))?
             }
-            // Whatever it thinks of batches, this it has to answer.
+            // A node without batches must answer this one.
             Err(_) => self.chain_id().await?,
         };
         if let Some(expected) = self.expected.filter(|expected| *expected != got) {
@@ -199,78 +210,86 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Whether it has answered a batch.
+    /// Whether it accepts batches, as far as known.
     pub(crate) fn takes_batches(&self) -> bool {
         self.batches.load(Ordering::Relaxed)
     }
 
-    /// Whether `eth_getBlockReceipts` is worth asking for.
+    /// Whether it has `eth_getBlockReceipts`. Assumed until it refuses.
     pub(crate) fn has_block_receipts(&self) -> bool {
         self.block_receipts.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn lacks_block_receipts(&self) {
+    /// From now on `eth_getLogs` is used here.
+    pub(crate) fn mark_without_block_receipts(&self) {
         if self.block_receipts.swap(false, Ordering::Relaxed) {
-            tracing::info!(chain = self.chain, endpoint = self.host, "no eth_getBlockReceipts here; using eth_getLogs");
+            tracing::info!(
+                chain = self.chain,
+                endpoint = self.host,
+                "no eth_getBlockReceipts at this endpoint; using eth_getLogs"
+            );
         }
     }
 
-    /// Place of the tracer to use, in the order of preference.
+    /// Index of the tracer to use, in the order of preference.
     pub(crate) fn tracer(&self) -> usize {
         usize::from(self.tracer.load(Ordering::Relaxed))
     }
 
-    /// This one it does not have: the next one from now on.
-    pub(crate) fn lacks_tracer(&self, place: usize) {
+    /// From now on the next tracer is used.
+    pub(crate) fn mark_without_tracer(&self, place: usize) {
         let next = u8::try_from(place.saturating_add(1)).unwrap_or(u8::MAX);
         self.tracer.fetch_max(next, Ordering::Relaxed);
     }
 
+    /// Its state for the ranking.
     pub(super) fn candidate(&self, now: Instant) -> Candidate {
         let health = locked(&self.health, |health| *health);
-        Candidate { health, waits: locked(&self.pace, |pace| pace.waits(now)) }
+        Candidate { health, is_throttled: locked(&self.rate_limit, |rate_limit| rate_limit.is_throttled(now)) }
     }
 
-    /// Whether a request may go through now; if it is the probe of an open circuit, the answer decides.
-    pub(super) fn admits(&self) -> bool {
-        self.change(|health| health.admits(Instant::now()))
+    /// Whether its circuit lets a request through now. If that is the probe of an open circuit, the outcome decides.
+    pub(super) fn allow_request(&self) -> bool {
+        self.update_health(|health| health.allow_request(Instant::now()))
     }
 
-    pub(super) fn failed(&self) {
-        self.change(|health| health.failed(Instant::now(), jitter()));
+    pub(super) fn record_failure(&self) {
+        self.update_health(|health| health.record_failure(Instant::now(), jitter()));
     }
 
-    pub(super) fn given_up(&self) {
-        self.change(|health| health.given_up(Instant::now()));
+    pub(super) fn release_probe(&self) {
+        self.update_health(|health| health.release_probe(Instant::now()));
     }
 
-    pub(super) fn succeeded(&self) {
-        self.change(Health::succeeded);
+    pub(super) fn record_success(&self) {
+        self.update_health(NodeHealth::record_success);
     }
 
-    /// It gave an answer that contradicts itself, or what is known.
-    pub fn lied(&self) {
+    /// Records an answer that contradicts itself or a proven fact. Opens the circuit.
+    pub fn record_lie(&self) {
         metrics::CHAIN_UNPROVEN.counter(&self.labels()).increment(1);
-        self.change(|health| health.lied(Instant::now(), jitter()));
+        self.update_health(|health| health.record_lie(Instant::now(), jitter()));
     }
 
-    /// It told of heads that neither it nor any other had when they were asked for.
-    pub fn withheld(&self) {
-        locked(&self.health, |health| health.withheld(Instant::now()));
+    /// Records a head that it told of and that no endpoint had when asked. It ranks behind the others for a while.
+    pub fn record_withheld_head(&self) {
+        locked(&self.health, |health| health.record_withheld_head(Instant::now()));
     }
 
-    pub(crate) fn saw_head(&self, number: u64) {
-        locked(&self.health, |health| health.saw_head(number));
+    /// Records the height of its head.
+    pub(crate) fn record_head(&self, number: u64) {
+        locked(&self.health, |health| health.record_head(number));
         #[expect(clippy::cast_precision_loss, reason = "block numbers are far below 2^52")]
         metrics::RPC_HEAD.gauge(&self.labels()).set(number as f64);
     }
 
     /// Whether its circuit is closed.
-    pub fn works(&self) -> bool {
+    pub fn is_healthy(&self) -> bool {
         locked(&self.health, |health| health.circuit() == Circuit::Closed)
     }
 
-    fn change<T>(&self, act: impl FnOnce(&mut Health) -> T) -> T {
+    /// Changes the health and updates the circuit's metric.
+    fn update_health<T>(&self, act: impl FnOnce(&mut NodeHealth) -> T) -> T {
         let (before, done, after) = locked(&self.health, |health| {
             let before = health.circuit();
             let done = act(health);
@@ -283,13 +302,13 @@ impl Endpoint {
     }
 }
 
-/// Of 0 to 1, so that of those that failed together not all come back at the same moment. The clock is random enough for it.
+/// From 0 to 1, so that endpoints that failed together are not all probed at the same moment. The clock is random enough.
 fn jitter() -> f64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     f64::from(now.subsec_nanos() % 1000) / 1000.0
 }
 
-/// Nothing panics while holding these, and what they hold is right whatever state it is in.
+/// Runs `act` under the lock. Nothing panics while holding it, and any state of its content is valid.
 fn locked<S, T>(state: &Mutex<S>, act: impl FnOnce(&mut S) -> T) -> T {
     act(&mut state.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }

@@ -1,99 +1,90 @@
+//! Errors of JSON-RPC requests, and their classification: providers report the same condition with different codes and texts.
+//!
+//! A provider's odd error code or text is added here: to [`RpcError::is_unsupported`] (the method is missing),
+//! [`RpcError::is_rate_limit`] (ask less), or [`RpcError::is_result_limit`] (ask for less at a time).
+
 use std::error::Error;
 use std::time::Duration;
 use topics::ChainId;
 
-/// Why a node gave no answer. It names the endpoint by its host alone, since a URL carries keys.
+/// Why a request has no result. It names the endpoint by its host alone, since URLs contain keys.
 #[derive(Debug, thiserror::Error)]
 pub enum RpcError {
-    /// It could not be reached, or broke off.
+    /// The node could not be reached, or the connection broke off.
     #[error("{method} at {endpoint}: no answer")]
     Transport {
-        /// JSON-RPC method.
         method: &'static str,
-        /// Host.
         endpoint: String,
         /// Without the URL.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// An HTTP status other than success.
+    /// An HTTP status other than 2xx.
     #[error("{method} at {endpoint}: HTTP {status}: {body}")]
     Http {
-        /// JSON-RPC method.
         method: &'static str,
-        /// Host.
         endpoint: String,
-        /// 429 and so on.
         status: u16,
-        /// The beginning of what came with it.
+        /// The beginning of the body.
         body: String,
-        /// When to come again, if it says so.
+        /// `Retry-After`, if it was sent.
         retry_after: Option<Duration>,
     },
-    /// Some of several requests made at once have no answer.
+    /// A batch whose calls were not all answered.
     #[error("{method} and more at {endpoint}: not all of a batch were answered")]
-    NoBatch {
-        /// JSON-RPC method of the first.
+    IncompleteBatch {
+        /// Method of the first call.
         method: &'static str,
-        /// Host.
         endpoint: String,
     },
-    /// More than anybody asked for.
+    /// The answer exceeds the size limit.
     #[error("{method} at {endpoint}: an answer of more than {limit} bytes")]
     TooLarge {
-        /// JSON-RPC method.
         method: &'static str,
-        /// Host.
         endpoint: String,
         /// In bytes.
         limit: usize,
     },
-    /// A JSON-RPC error.
+    /// A JSON-RPC error object.
     #[error("{method} at {endpoint}: error {code}: {message}")]
     Refused {
-        /// JSON-RPC method.
         method: &'static str,
-        /// Host.
         endpoint: String,
-        /// JSON-RPC's, or the node's own.
+        /// JSON-RPC's code, or the node's own.
         code: i64,
-        /// The node's.
         message: String,
     },
-    /// Something that is no answer to the question.
+    /// The answer is not the JSON that the method returns.
     #[error("{method} at {endpoint}: malformed answer")]
     Malformed {
-        /// JSON-RPC method.
         method: &'static str,
-        /// Host.
         endpoint: String,
-        /// Where it is wrong.
+        /// The position and the problem.
         #[source]
         source: serde_json::Error,
     },
-    /// The endpoint is of another chain.
+    /// The endpoint belongs to another chain.
     #[error("{endpoint} is of chain {got}; expected {expected}")]
     WrongChain {
-        /// Host.
         endpoint: String,
         /// The id in `chains.yaml`.
         expected: ChainId,
-        /// What the node said.
+        /// The id that the node answered.
         got: ChainId,
     },
-    /// All circuits are open.
-    #[error("no endpoint of chain {0} works; they are asked again soon")]
+    /// Every circuit is open. They are probed again within seconds.
+    #[error("all endpoints of chain {0} are failing; the next retry is soon")]
     AllOpen(String),
-    /// There is nobody to ask.
+    /// The chain has no endpoint to ask.
     #[error("chain {0} has no endpoint")]
     NoEndpoint(String),
 }
 
 impl RpcError {
-    /// Whether the node does not have the method at all.
+    /// Whether the node lacks the method.
     pub fn is_unsupported(&self) -> bool {
         let Self::Refused { code, message, .. } = self else { return false };
-        // -32601 is JSON-RPC's "method not found"; -32004 is EIP-1474's "method not supported"; some say it in words only.
+        // -32601 is JSON-RPC's "method not found"; -32004 is EIP-1474's "method not supported". Some nodes only use words.
         let message = message.to_lowercase();
         matches!(code, -32601 | -32004)
             || message.contains("method")
@@ -102,15 +93,15 @@ impl RpcError {
                     .any(|phrase| message.contains(phrase))
     }
 
-    /// Whether the endpoint was asked more than it allows: it should be asked less, and is no worse for it.
-    pub fn is_limit(&self) -> bool {
+    /// Whether we exceeded the provider's rate limit: ask less often. It does not count against the endpoint.
+    pub fn is_rate_limit(&self) -> bool {
         match self {
             Self::Http { status: 429, .. } => true,
             Self::Http { status: 503, retry_after, .. } => retry_after.is_some(),
-            // EIP-1474's "limit exceeded"; what providers say in words of their own.
+            // -32005 is EIP-1474's "limit exceeded". The rest are providers' own codes and words.
             Self::Refused { code, message, .. } => {
                 let message = message.to_lowercase();
-                !self.is_range()
+                !self.is_result_limit()
                     && (matches!(code, 429 | -32005 | -32016 | -32029)
                         || ["rate limit", "too many requests", "request limit", "throughput", "compute units", "exceeded its"]
                             .iter()
@@ -120,8 +111,8 @@ impl RpcError {
         }
     }
 
-    /// Whether the answer would have been too large for the provider: asking the same again does not help here.
-    pub fn is_range(&self) -> bool {
+    /// Whether the result would exceed the provider's size limit: retrying the same request does not help.
+    pub fn is_result_limit(&self) -> bool {
         let Self::Refused { message, .. } = self else { return false };
         let message = message.to_lowercase();
         ["query returned more than", "block range", "range is too", "response size", "too large", "max results", "limited to a"]
@@ -129,17 +120,8 @@ impl RpcError {
             .any(|phrase| message.contains(phrase))
     }
 
-    /// When to come again, if the endpoint said so.
+    /// The provider's `Retry-After`, if it sent one.
     pub fn retry_after(&self) -> Option<Duration> {
         if let Self::Http { retry_after, .. } = self { *retry_after } else { None }
-    }
-}
-
-/// The beginning, on one line.
-pub(crate) fn excerpt(text: &str) -> String {
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(200) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
     }
 }

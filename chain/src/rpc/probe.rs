@@ -1,41 +1,43 @@
-use super::{Endpoint, Rpc, RpcError};
+//! Probing an endpoint's capabilities, for the log at start and for `ctrip check`.
+
+use super::endpoint::Endpoint;
+use super::error::RpcError;
+use super::pool::Rpc;
 use crate::block::Head;
 use alloy::primitives::{B256, U64};
 use serde_json::{Value, json};
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 use topics::ChainId;
 
-/// What an endpoint can do.
+/// The capabilities of an endpoint.
 #[derive(Clone, Debug, Default)]
 pub struct Probe {
     /// Host and port.
     pub endpoint: String,
     /// `web3_clientVersion`.
     pub client: Option<String>,
-    /// EIP-155.
     pub chain_id: Option<ChainId>,
-    /// Number of its newest block.
+    /// Height of its head.
     pub head: Option<u64>,
-    /// Whole milliseconds of one small request.
+    /// Duration of one small request, in whole milliseconds.
     pub latency_ms: Option<u128>,
-    /// `eth_getBlockReceipts`.
+    /// Whether it has `eth_getBlockReceipts`.
     pub block_receipts: bool,
-    /// Several requests at once.
+    /// Whether it accepts batches.
     pub batches: bool,
-    /// Number of the block it calls safe.
+    /// Height of its `safe` block.
     pub safe: Option<u64>,
-    /// Number of the block it calls final.
+    /// Height of its `finalized` block.
     pub finalized: Option<u64>,
     /// `debug_traceBlockByHash` or `trace_block`.
     pub tracer: Option<&'static str>,
-    /// Why it is of no use.
+    /// Why it is not usable.
     pub error: Option<String>,
 }
 
 impl Rpc {
-    /// Asks every endpoint what it can do.
+    /// Probes every endpoint.
     pub async fn probe(&self) -> Vec<Probe> {
         futures::future::join_all(self.endpoints.iter().map(|endpoint| endpoint.probe())).await
     }
@@ -48,12 +50,12 @@ impl Endpoint {
         match self.chain_id().await {
             Ok(id) => probe.chain_id = Some(id),
             Err(error) => {
-                probe.error = Some(runtime::chain_of(&error));
+                probe.error = Some(base::error_chain(&error));
                 return probe;
             }
         }
         probe.latency_ms = Some(started.elapsed().as_millis());
-        if let Err(error) = self.check_chain().await {
+        if let Err(error) = self.check_chain_id().await {
             probe.error = Some(error.to_string());
             return probe;
         }
@@ -69,7 +71,7 @@ impl Endpoint {
         probe.client = client.ok();
         match head {
             Ok(head) => {
-                self.saw_head(head.to());
+                self.record_head(head.to());
                 probe.head = Some(head.to());
             }
             Err(error) => probe.error = Some(error.to_string()),
@@ -84,7 +86,7 @@ impl Endpoint {
         head.ok()?.map(|head| head.number)
     }
 
-    /// A node that has the method answers, or finds fault with something else.
+    /// Whether the node has the method: then it answers, or refuses for another reason.
     async fn has(&self, method: &'static str, params: Value) -> bool {
         match self.raw(method, params).await {
             Ok(_) => true,
@@ -101,42 +103,24 @@ impl Endpoint {
     }
 }
 
-/// Rows and columns, aligned for people.
-pub fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            // Writing into a string does not fail.
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
 impl Probe {
-    /// Blocks behind the newest head of all endpoints.
+    /// Blocks behind `newest`, the newest head of all endpoints.
     pub fn lag(&self, newest: Option<u64>) -> Option<u64> {
         self.head.zip(newest).map(|(head, newest)| newest.saturating_sub(head))
     }
 
-    /// The names of [`cells`](Self::cells).
+    /// The headings of [`cells`](Self::cells).
     pub fn columns() -> Vec<String> {
         ["endpoint", "chain", "head", "lag", "ms", "receipts", "batches", "safe", "finalized", "traces", "client"]
             .map(str::to_owned)
             .to_vec()
     }
 
-    /// The probe as a row of a table; `newest` is the newest head of all endpoints.
+    /// The probe as a table row. `newest` is the newest head of all endpoints.
     pub fn cells(&self, newest: Option<u64>) -> Vec<String> {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         let lag = self.lag(newest).map(|lag| lag.to_string());
-        // Who does not answer has not shown that it lacks anything.
+        // An endpoint that did not answer has not shown that it lacks anything.
         let known = |text: &str| if self.head.is_some() { text } else { "-" }.to_owned();
         vec![
             self.endpoint.clone(),

@@ -1,16 +1,16 @@
-//! Fields by name: what a filter asks for and a line shows. A value's text is the same in both, and in JSON.
+//! Fields by name, for filters and for the line of a record. A value has the same text in both, and in JSON.
 
 use anyhow::{Context as _, bail};
-use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value};
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, ReflectMessage as _, Value};
 use topics::Amount;
 
-/// A field, or one of a nested message: `transfer.token`.
+/// The path of a field: `status`, or `transfer.token` within a nested message.
 #[derive(Debug)]
 pub struct Path(Vec<FieldDescriptor>);
 
 impl Path {
     /// # Errors
-    /// When there is no such field; the error names those there are.
+    /// When there is no such field; the error names those that exist.
     pub fn parse(record: &MessageDescriptor, text: &str) -> anyhow::Result<Self> {
         let mut path: Vec<FieldDescriptor> = Vec::new();
         let mut message = record.clone();
@@ -29,12 +29,12 @@ impl Path {
         Ok(Self(path))
     }
 
-    /// The field at its end.
+    /// The field at the end of the path.
     pub fn last(&self) -> Option<&FieldDescriptor> {
         self.0.last()
     }
 
-    /// Every value there; none where an optional field or a message on the way is absent.
+    /// Shows every value at the end of the path; none where an optional field or a message on the way is absent.
     pub fn walk(&self, message: &DynamicMessage, see: &mut dyn FnMut(&FieldDescriptor, &Value)) {
         walk(message, &self.0, see);
     }
@@ -65,26 +65,30 @@ fn names(message: &MessageDescriptor) -> String {
 /// `FIELD=VALUE`.
 #[derive(Debug)]
 pub struct Filter {
-    path: Path,
+    field: String,
     value: String,
 }
 
 impl Filter {
     /// # Errors
-    /// When it is not of that form, or there is no such field, or it is a message.
+    /// When the text has another form, or the record has no such field, or the field is a message.
     pub fn parse(record: &MessageDescriptor, text: &str) -> anyhow::Result<Self> {
         let (field, value) = text.split_once('=').with_context(|| format!("expected FIELD=VALUE, got {text:?}"))?;
         let path = Path::parse(record, field)?;
         if let Some(Kind::Message(inner)) = path.last().map(FieldDescriptor::kind) {
-            bail!("{field} is more than one value; choose {field}.FIELD of {}", names(&inner));
+            bail!("{field} is a message; choose {field}.FIELD of {}", names(&inner));
         }
-        Ok(Self { path, value: value.to_owned() })
+        Ok(Self { field: field.to_owned(), value: value.to_owned() })
     }
 
-    /// Whether a value there is it. Hex and names of enums may be in either case.
+    /// Whether the field has the value, or one of its values is it. A record whose schema lacks the field does not match. Hex
+    /// and names of enums match in either case.
     pub fn matches(&self, message: &DynamicMessage) -> bool {
+        let Ok(path) = Path::parse(&message.descriptor(), &self.field) else {
+            return false;
+        };
         let mut found = false;
-        self.path.walk(message, &mut |field, value| {
+        path.walk(message, &mut |field, value| {
             let text = text(field, value);
             found |= match value {
                 Value::Bytes(_) | Value::EnumNumber(_) => text.eq_ignore_ascii_case(&self.value),
@@ -95,7 +99,7 @@ impl Filter {
     }
 }
 
-/// A single value as text: money as a whole number of base units, other bytes as hex, enums by name. Empty bytes are no text.
+/// A single value as text: money in base units, other bytes as hex, enums by name. Empty bytes are an empty text.
 pub fn text(field: &FieldDescriptor, value: &Value) -> String {
     match value {
         Value::Bool(value) => value.to_string(),
@@ -115,12 +119,12 @@ pub fn text(field: &FieldDescriptor, value: &Value) -> String {
             _ if bytes.is_empty() => String::new(),
             _ => topics::hex(bytes),
         },
-        // No single value.
+        // Not a single value.
         Value::Message(_) | Value::List(_) | Value::Map(_) => String::new(),
     }
 }
 
-/// Whether bytes are money, which the schemas say in words only.
+/// Whether bytes are money, which the schemas tell in comments only.
 fn is_amount(field: &FieldDescriptor) -> bool {
     match field.name() {
         "amount" | "amount_received" => true,
@@ -132,12 +136,11 @@ fn is_amount(field: &FieldDescriptor) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tail::descriptor;
-    use prost_reflect::DescriptorPool;
+    use crate::tail::testing::{compile, descriptor};
     use topics::{Topic, wire};
 
     fn dynamic(topic: Topic, record: &impl prost::Message) -> DynamicMessage {
-        DynamicMessage::decode(descriptor(topic).unwrap(), record.encode_to_vec().as_slice()).unwrap()
+        DynamicMessage::decode(descriptor(topic), record.encode_to_vec().as_slice()).unwrap()
     }
 
     fn event() -> DynamicMessage {
@@ -159,7 +162,7 @@ mod tests {
     }
 
     fn matches(filter: &str) -> bool {
-        Filter::parse(&descriptor(Topic::Events).unwrap(), filter).unwrap().matches(&event())
+        Filter::parse(&descriptor(Topic::Events), filter).unwrap().matches(&event())
     }
 
     #[test]
@@ -184,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_filter_that_can_match_nothing_is_refused_and_says_what_there_is() {
-        let refused = |filter| Filter::parse(&descriptor(Topic::Events).unwrap(), filter).unwrap_err().to_string();
+        let refused = |filter| Filter::parse(&descriptor(Topic::Events), filter).unwrap_err().to_string();
         assert!(refused("status").contains("FIELD=VALUE"));
         let unknown = refused("state=confirmed");
         assert!(unknown.contains("\"state\"") && unknown.contains("status") && unknown.contains("occurred_at"), "{unknown}");
@@ -194,12 +197,21 @@ mod tests {
         assert!(refused("status.x=1").contains("no fields of its own"));
     }
 
-    /// Which bytes are money can't be read off a schema: a new field has to be put on one side.
+    #[test]
+    fn a_record_whose_schema_lacks_the_field_does_not_match() {
+        let newer = compile(&Topic::Events.schema().replacen('{', "{\n  string added = 1000;", 1));
+        let filter = Filter::parse(&newer, "added=").unwrap();
+        assert!(filter.matches(&DynamicMessage::new(newer)));
+        assert!(!filter.matches(&event()));
+    }
+
+    /// A schema does not tell which bytes are money: a new field has to be put on one side.
     #[test]
     fn every_field_of_bytes_is_known_as_money_or_not() {
-        let pool = DescriptorPool::decode(topics::DESCRIPTORS).unwrap();
         let mut money = Vec::new();
-        for message in pool.all_messages() {
+        for message in
+            Topic::ALL.into_iter().flat_map(|topic| descriptor(topic).parent_pool().all_messages().collect::<Vec<_>>())
+        {
             for field in message.fields() {
                 assert!(!field.is_map(), "{}: maps are not shown", field.full_name());
                 let other = [

@@ -1,66 +1,80 @@
-//! `ctrip tail`: a topic, as people read it. It knows the schemas by their descriptors alone, so a new field needs no code.
+//! `ctrip tail`: a topic as text for people, or as JSON.
 //!
-//! It ends at `--limit`, or when nobody reads its output any more; Ctrl-C ends it as it ends any program. It commits nothing
-//! and joins no group, so that it disturbs nobody, and it asks no registry: records of a newer program show what this one knows.
+//! - A record is decoded with the schema that its frame names, which the registry has. So records of a newer program show
+//!   their new fields, and records of an older one only those that they had.
+//! - `--filter` names fields of the topic's latest schema.
+//! - It joins no group and commits no offset, so it disturbs no consumer.
+//! - It ends at `--limit`, or when the reader of its output is gone. Ctrl-C ends it like any program.
 
 mod fields;
 mod show;
+#[cfg(test)]
+mod testing;
 
 use anyhow::{Context as _, bail};
 use fields::Filter;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
-use runtime::Settings;
-use runtime::kafka::{Follower, Start};
+use prost_reflect::DynamicMessage;
+use runtime::kafka::{Record, Start, TopicReader};
+use runtime::{Registry, RegistryError, Settings};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use show::{Place, Shape};
+use show::{JsonLayout, Metadata};
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write as _};
 use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use topics::{Topic, frame};
+use topics::Topic;
 
-/// How often to look whether somebody still reads what is printed, while there is nothing to print.
-const LOOK: Duration = Duration::from_millis(200);
+/// How long a poll waits for a record, and so how often an idle `tail` checks that its output still has a reader.
+const POLL_TIMEOUT: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]
 pub struct Tail {
     /// payment.events, payment.state, payment.intents, chain.blocks, chain.logs, chain.matches, chain.cursors or quarantine;
-    /// TOPIC_PREFIX is put in front
+    /// TOPIC_PREFIX is added
     topic: String,
-    /// Where to begin: `beginning`, `end`, an offset (of every partition), or a time as in 2026-01-31T12:00:00Z or 2026-01-31
+    /// Where to start: `beginning`, `end`, an offset (of every partition), or a time such as 2026-01-31T12:00:00Z or 2026-01-31
     #[arg(long, value_name = "PLACE", default_value = "end", value_parser = start)]
     from: Start,
-    /// Only records with this in a field, all of them if given more than once: status=confirmed, transfer.token=USDT. Of a list,
-    /// one element is enough
+    /// Only records whose field has this value: status=confirmed, transfer.token=USDT. A list matches if one element does.
+    /// Repeated filters must all match
     #[arg(long = "filter", value_name = "FIELD=VALUE")]
     filters: Vec<String>,
-    /// A JSON object a record, whole; --json=pretty for one over many lines
-    #[arg(long, value_name = "SHAPE", num_args = 0..=1, require_equals = true, default_missing_value = "line")]
-    json: Option<Shape>,
-    /// End after so many records
+    /// Print each record as a JSON object with all its fields, on one line; --json=pretty spreads it over many
+    #[arg(long, value_name = "LAYOUT", num_args = 0..=1, require_equals = true, default_missing_value = "line")]
+    json: Option<JsonLayout>,
+    /// Exit after this many records
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 }
 
-/// Prints records until there have been enough, or nobody listens.
+/// Prints records until `--limit`, or until the reader of the output is gone.
 ///
 /// # Errors
-/// When the topic, a field or the place is none, and when Kafka can't be read.
+/// When there is no such topic or field, and when Kafka or the registry fails.
 pub fn run(settings: &Settings, tail: &Tail) -> anyhow::Result<()> {
     let topic = topic(&tail.topic, &settings.topic_prefix)?;
-    let record = descriptor(topic)?;
-    let filters: Vec<Filter> = tail
-        .filters
-        .iter()
-        .map(|text| Filter::parse(&record, text))
-        .collect::<Result<_, _>>()
-        .with_context(|| format!("--filter on {topic}"))?;
-    let follower = Follower::open(settings, topic, tail.from)?;
-    tracing::info!("reading {}{topic}, Ctrl-C ends it", settings.topic_prefix);
-    let mut printer =
-        Printer { topic, record, filters, json: tail.json, left: tail.limit, out: BufWriter::new(io::stdout().lock()) };
-    match printer.follow(&follower) {
-        // `head` has seen enough.
+    let reader = TopicReader::open(settings, topic, tail.from)?;
+    let registry = Registry::new(settings)?;
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the async runtime")?;
+    let filters: Vec<Filter> = if tail.filters.is_empty() {
+        Vec::new()
+    } else {
+        let latest = tokio.block_on(registry.latest(topic)).with_context(|| format!("the schema of {topic}"))?;
+        let parsed = tail.filters.iter().map(|text| Filter::parse(&latest, text));
+        parsed.collect::<Result<_, _>>().with_context(|| format!("--filter on {topic}"))?
+    };
+    tracing::info!("reading {}, Ctrl-C ends it", settings.topic_name(topic));
+    let mut printer = Printer {
+        topic,
+        registry,
+        tokio,
+        filters,
+        json: tail.json,
+        left: tail.limit,
+        out: BufWriter::new(io::stdout().lock()),
+    };
+    match printer.follow(&reader) {
+        // As when `head` has its lines.
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => Ok(()),
         outcome => outcome,
     }
@@ -68,23 +82,24 @@ pub fn run(settings: &Settings, tail: &Tail) -> anyhow::Result<()> {
 
 struct Printer {
     topic: Topic,
-    record: MessageDescriptor,
+    registry: Registry,
+    tokio: tokio::runtime::Runtime,
     filters: Vec<Filter>,
-    json: Option<Shape>,
+    json: Option<JsonLayout>,
     left: Option<u64>,
     out: BufWriter<StdoutLock<'static>>,
 }
 
 impl Printer {
-    fn follow(&mut self, follower: &Follower) -> anyhow::Result<()> {
+    fn follow(&mut self, reader: &TopicReader) -> anyhow::Result<()> {
         while self.left != Some(0) {
-            let mut record = follower.poll(Duration::ZERO)?;
+            let mut record = reader.poll(Duration::ZERO)?;
             if record.is_none() {
                 self.out.flush()?;
                 if closed(self.out.get_ref()) {
                     return Ok(());
                 }
-                record = follower.poll(LOOK)?;
+                record = reader.poll(POLL_TIMEOUT)?;
             }
             if let Some(record) = record {
                 self.print(&record)?;
@@ -93,47 +108,41 @@ impl Printer {
         Ok(self.out.flush()?)
     }
 
-    fn print(&mut self, record: &runtime::kafka::Record<'_>) -> anyhow::Result<()> {
-        let place = Place {
+    fn print(&mut self, record: &Record<'_>) -> anyhow::Result<()> {
+        let metadata = Metadata {
             topic: self.topic,
             partition: record.partition(),
             offset: record.offset(),
-            time: time_of(record.timestamp_ms()),
+            time_ms: record.timestamp_ms(),
             key: String::from_utf8_lossy(record.key()).into_owned(),
         };
         let value = match self.decode(record.payload()) {
             Ok(value) => value,
-            Err(error) => {
-                tracing::warn!(
-                    "partition {}, offset {}: no record of {}: {error:#}",
-                    place.partition,
-                    place.offset,
-                    self.topic
-                );
+            Err(RegistryError::Permanent(cause)) => {
+                let Metadata { partition, offset, .. } = metadata;
+                tracing::warn!("skipping {} partition {partition} offset {offset}: {cause}", self.topic);
                 return Ok(());
             }
+            Err(error) => return Err(error.into()),
         };
         let wanted = match &value {
             Some(value) => self.filters.iter().all(|filter| filter.matches(value)),
             None => self.filters.is_empty(),
         };
         if wanted {
-            writeln!(self.out, "{}", show::record(&place, value.as_ref(), self.json)?)?;
+            writeln!(self.out, "{}", show::record(&metadata, value.as_ref(), self.json)?)?;
             self.left = self.left.map(|left| left - 1);
         }
         Ok(())
     }
 
     /// None is a tombstone.
-    fn decode(&self, bytes: &[u8]) -> anyhow::Result<Option<DynamicMessage>> {
-        if bytes.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(DynamicMessage::decode(self.record.clone(), frame::payload(bytes)?)?))
+    fn decode(&self, value: &[u8]) -> Result<Option<DynamicMessage>, RegistryError> {
+        if value.is_empty() { Ok(None) } else { self.tokio.block_on(self.registry.decode(value)).map(Some) }
     }
 }
 
-/// Whether the other end of a pipe is gone, which a program that has nothing to write does not notice.
+/// Whether the other end of a pipe is gone. A program that writes nothing does not notice otherwise.
 fn closed(out: &StdoutLock<'_>) -> bool {
     let mut fds = [PollFd::new(out, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -144,12 +153,7 @@ fn closed(out: &StdoutLock<'_>) -> bool {
     fd.revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
-fn descriptor(topic: Topic) -> anyhow::Result<MessageDescriptor> {
-    let pool = DescriptorPool::decode(topics::DESCRIPTORS).context("the schemas' descriptors")?;
-    pool.get_message_by_name(topic.record()).with_context(|| format!("no message {} in the schemas", topic.record()))
-}
-
-/// By its public name, or as it is called here.
+/// A topic by its public name, or by its name with `TOPIC_PREFIX`.
 fn topic(name: &str, prefix: &str) -> anyhow::Result<Topic> {
     let bare = name.strip_prefix(prefix).unwrap_or(name);
     let found = Topic::ALL.into_iter().find(|topic| [name, bare].contains(&topic.name()));
@@ -159,10 +163,7 @@ fn topic(name: &str, prefix: &str) -> anyhow::Result<Topic> {
     Ok(topic)
 }
 
-fn time_of(ms: Option<i64>) -> Option<OffsetDateTime> {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms?) * 1_000_000).ok()
-}
-
+/// Parses `--from`.
 fn start(text: &str) -> Result<Start, String> {
     match text {
         "beginning" => return Ok(Start::Beginning),
@@ -170,14 +171,14 @@ fn start(text: &str) -> Result<Start, String> {
         _ => {}
     }
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return text.parse().map(Start::Offset).map_err(|_| format!("offset {text} is more than Kafka counts"));
+        return text.parse().map(Start::Offset).map_err(|_| format!("offset {text} is too large"));
     }
     let midnight = format!("{text}T00:00:00Z");
     let time = OffsetDateTime::parse(text, &Rfc3339).or_else(|_| OffsetDateTime::parse(&midnight, &Rfc3339));
     let time = time.map_err(|_| {
         "expected beginning, end, an offset such as 1200, or a time such as 2026-01-31T12:00:00Z or 2026-01-31".to_owned()
     })?;
-    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).map(Start::Time).map_err(|_| "no such time".to_owned())
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).map(Start::Time).map_err(|_| "the time is out of range".to_owned())
 }
 
 #[cfg(test)]

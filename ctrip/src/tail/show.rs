@@ -1,50 +1,52 @@
-//! A record as text: a line that says what happened, or all of it as JSON.
+//! A record as text: a line that sums it up, or JSON with all its fields.
 
 use super::fields::{Path, text};
 use anyhow::Context as _;
-use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, ReflectMessage as _, Value};
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage as _, Value};
 use serde::ser::{Error as _, Serialize, SerializeMap as _, Serializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use topics::Topic;
 
-/// How JSON is laid out.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Shape {
-    /// A line a record
+pub enum JsonLayout {
+    /// One line per record
     Line,
     /// With line breaks
     Pretty,
 }
 
-/// Where a record is.
-pub struct Place {
-    /// Topic.
+/// A record without its value.
+pub struct Metadata {
     pub topic: Topic,
-    /// Partition.
     pub partition: i32,
-    /// Offset.
     pub offset: i64,
-    /// When it was written, if Kafka knows.
-    pub time: Option<OffsetDateTime>,
-    /// Key.
+    /// When the record was written, in milliseconds of Unix time, if Kafka knows.
+    pub time_ms: Option<i64>,
     pub key: String,
 }
 
-/// Without a line's end; no value is a tombstone.
-///
-/// # Errors
-/// When a time or a value can't be written, which no schema of ours leads to.
-pub fn record(place: &Place, value: Option<&DynamicMessage>, json: Option<Shape>) -> anyhow::Result<String> {
-    let whole = Whole { place, value };
-    match json {
-        None => line(place, value),
-        Some(Shape::Line) => serde_json::to_string(&whole).context("JSON"),
-        Some(Shape::Pretty) => serde_json::to_string_pretty(&whole).context("JSON"),
+impl Metadata {
+    fn time(&self) -> Result<Option<String>, time::error::Format> {
+        let time = self.time_ms.and_then(|ms| OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok());
+        time.map(|time| time.format(&Rfc3339)).transpose()
     }
 }
 
-/// What a line shows of a record, in this order. Of a list, how many.
+/// The text of a record, without a final line break. A record without a value is a tombstone.
+///
+/// # Errors
+/// When a time or a value can't be written, which does not happen with cTrip's schemas.
+pub fn record(metadata: &Metadata, value: Option<&DynamicMessage>, json: Option<JsonLayout>) -> anyhow::Result<String> {
+    let record = JsonRecord { metadata, value };
+    match json {
+        None => line(metadata, value),
+        Some(JsonLayout::Line) => serde_json::to_string(&record).context("JSON"),
+        Some(JsonLayout::Pretty) => serde_json::to_string_pretty(&record).context("JSON"),
+    }
+}
+
+/// The fields that a line shows, in this order. Lists of messages show their length.
 const fn summary(topic: Topic) -> &'static [&'static str] {
     match topic {
         Topic::Blocks => &["kind", "number", "hash", "timestamp", "transactions", "internal_transfers", "credits"],
@@ -72,22 +74,25 @@ const fn summary(topic: Topic) -> &'static [&'static str] {
     }
 }
 
-fn line(place: &Place, value: Option<&DynamicMessage>) -> anyhow::Result<String> {
-    let time = place.time.map(|time| time.format(&Rfc3339)).transpose()?.unwrap_or_else(|| "-".to_owned());
-    let mut line = format!("{time}  {}", printable(&place.key));
+fn line(metadata: &Metadata, value: Option<&DynamicMessage>) -> anyhow::Result<String> {
+    let time = metadata.time()?.unwrap_or_else(|| "-".to_owned());
+    let mut line = format!("{time}  {}", printable(&metadata.key));
     let Some(value) = value else {
         line.push_str("  deleted");
         return Ok(line);
     };
-    for name in summary(place.topic) {
-        let path = Path::parse(&value.descriptor(), name)?;
+    for name in summary(metadata.topic) {
+        let Ok(path) = Path::parse(&value.descriptor(), name) else {
+            // A schema of another version may lack the field.
+            continue;
+        };
         let mut texts = Vec::new();
         path.walk(value, &mut |field, value| texts.push(text(field, value)));
         let counted = path.last().is_some_and(|field| field.is_list() && matches!(field.kind(), Kind::Message(_)));
         let shown = if counted { texts.len().to_string() } else { texts.join(",") };
         match *name {
             _ if shown.is_empty() => {}
-            // What it is needs no name.
+            // These need no name.
             "type" | "kind" => line.push_str(&format!("  {}", printable(&shown))),
             name => line.push_str(&format!("  {name}={}", printable(&shown))),
         }
@@ -95,36 +100,37 @@ fn line(place: &Place, value: Option<&DynamicMessage>) -> anyhow::Result<String>
     Ok(line)
 }
 
-/// Texts of merchants and of tokens end up here: what could move a terminal's cursor, or look like another field, is quoted.
+/// Quotes text that could move a terminal's cursor or look like another field. Merchants and tokens choose some of it.
 fn printable(text: &str) -> String {
     let plain = text.escape_debug().to_string() == text && !text.contains(char::is_whitespace);
     if plain { text.to_owned() } else { format!("{text:?}") }
 }
 
-struct Whole<'a> {
-    place: &'a Place,
+struct JsonRecord<'a> {
+    metadata: &'a Metadata,
     value: Option<&'a DynamicMessage>,
 }
 
-impl Serialize for Whole<'_> {
+impl Serialize for JsonRecord<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Place { topic, partition, offset, time, key } = self.place;
-        let time = time.map(|time| time.format(&Rfc3339)).transpose().map_err(S::Error::custom)?;
+        let Metadata { topic, partition, offset, time_ms: _, key } = self.metadata;
+        let time = self.metadata.time().map_err(S::Error::custom)?;
         let mut map = serializer.serialize_map(Some(6))?;
         map.serialize_entry("topic", topic.name())?;
         map.serialize_entry("partition", partition)?;
         map.serialize_entry("offset", offset)?;
         map.serialize_entry("time", &time)?;
         map.serialize_entry("key", key)?;
-        map.serialize_entry("value", &self.value.map(Fields))?;
+        map.serialize_entry("value", &self.value.map(JsonFields))?;
         map.end()
     }
 }
 
-/// A message with all its fields, in the order of their numbers: what is absent is null, so every record has the same shape.
-struct Fields<'a>(&'a DynamicMessage);
+/// A message with all fields of its schema, in the order of their numbers. An absent field is null, so all records of a schema
+/// have the same shape.
+struct JsonFields<'a>(&'a DynamicMessage);
 
-impl Serialize for Fields<'_> {
+impl Serialize for JsonFields<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let descriptor = self.0.descriptor();
         let mut map = serializer.serialize_map(Some(descriptor.fields().len()))?;
@@ -133,16 +139,16 @@ impl Serialize for Fields<'_> {
             if field.supports_presence() && !self.0.has_field(&field) {
                 map.serialize_value(&None::<()>)?;
             } else {
-                map.serialize_value(&Field(&field, &self.0.get_field(&field)))?;
+                map.serialize_value(&JsonField(&field, &self.0.get_field(&field)))?;
             }
         }
         map.end()
     }
 }
 
-struct Field<'a>(&'a FieldDescriptor, &'a Value);
+struct JsonField<'a>(&'a FieldDescriptor, &'a Value);
 
-impl Serialize for Field<'_> {
+impl Serialize for JsonField<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self(field, value) = self;
         match value {
@@ -153,26 +159,42 @@ impl Serialize for Field<'_> {
             Value::U64(value) => serializer.serialize_u64(*value),
             Value::F32(value) => serializer.serialize_f32(*value),
             Value::F64(value) => serializer.serialize_f64(*value),
-            Value::Message(message) => Fields(message).serialize(serializer),
-            Value::List(list) => serializer.collect_seq(list.iter().map(|value| Field(field, value))),
+            Value::Message(message) => JsonFields(message).serialize(serializer),
+            Value::List(list) => serializer.collect_seq(list.iter().map(|value| JsonField(field, value))),
             Value::String(_) | Value::Bytes(_) | Value::EnumNumber(_) => serializer.serialize_str(&text(field, value)),
-            Value::Map(_) => Err(S::Error::custom("a map, which no schema of ours has")),
+            // No schema of ours has a map, a newer one may.
+            Value::Map(map) => {
+                let entry = field.kind().as_message().map(prost_reflect::MessageDescriptor::map_entry_value_field);
+                let entry = entry.ok_or_else(|| S::Error::custom("a map without a type"))?;
+                serializer.collect_map(map.iter().map(|(key, value)| (map_key(key), JsonField(&entry, value))))
+            }
         }
+    }
+}
+
+fn map_key(key: &MapKey) -> String {
+    match key {
+        MapKey::Bool(key) => key.to_string(),
+        MapKey::I32(key) => key.to_string(),
+        MapKey::I64(key) => key.to_string(),
+        MapKey::U32(key) => key.to_string(),
+        MapKey::U64(key) => key.to_string(),
+        MapKey::String(key) => key.clone(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tail::{descriptor, time_of};
+    use crate::tail::testing::{compile, descriptor};
     use topics::wire;
 
-    fn place(topic: Topic, key: &str) -> Place {
-        Place { topic, partition: 3, offset: 41, time: time_of(Some(1_500)), key: key.to_owned() }
+    fn metadata(topic: Topic, key: &str) -> Metadata {
+        Metadata { topic, partition: 3, offset: 41, time_ms: Some(1_500), key: key.to_owned() }
     }
 
     fn dynamic(topic: Topic, record: &impl prost::Message) -> DynamicMessage {
-        DynamicMessage::decode(descriptor(topic).unwrap(), record.encode_to_vec().as_slice()).unwrap()
+        DynamicMessage::decode(descriptor(topic), record.encode_to_vec().as_slice()).unwrap()
     }
 
     #[test]
@@ -187,7 +209,7 @@ mod tests {
             external_id: "order 7\u{1b}[2J".to_owned(),
             ..Default::default()
         };
-        let shown = record(&place(Topic::Events, "p1"), Some(&dynamic(Topic::Events, &event)), None).unwrap();
+        let shown = record(&metadata(Topic::Events, "p1"), Some(&dynamic(Topic::Events, &event)), None).unwrap();
         let address = "ab".repeat(20);
         assert_eq!(
             shown,
@@ -196,7 +218,7 @@ mod tests {
                  address=0x{address}  block.number=7  external_id=\"order 7\\u{{1b}}[2J\""
             )
         );
-        let deleted = record(&place(Topic::State, "p1"), None, None).unwrap();
+        let deleted = record(&metadata(Topic::State, "p1"), None, None).unwrap();
         assert_eq!(deleted, "1970-01-01T00:00:01.5Z  p1  deleted");
     }
 
@@ -204,7 +226,7 @@ mod tests {
     fn every_topics_line_names_fields_that_its_schema_has() {
         for topic in Topic::ALL {
             for name in summary(topic) {
-                Path::parse(&descriptor(topic).unwrap(), name).unwrap();
+                Path::parse(&descriptor(topic), name).unwrap();
             }
         }
     }
@@ -212,8 +234,8 @@ mod tests {
     #[test]
     fn json_has_every_field_of_every_topic() {
         for topic in Topic::ALL {
-            let empty = DynamicMessage::new(descriptor(topic).unwrap());
-            let text = record(&place(topic, "k"), Some(&empty), Some(Shape::Line)).unwrap();
+            let empty = DynamicMessage::new(descriptor(topic));
+            let text = record(&metadata(topic, "k"), Some(&empty), Some(JsonLayout::Line)).unwrap();
             let json: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!((&json["topic"], &json["offset"], &json["key"]), (&topic.name().into(), &41.into(), &"k".into()));
             let value = json["value"].as_object().unwrap();
@@ -221,6 +243,24 @@ mod tests {
                 assert!(value.contains_key(field.name()), "{topic}: {}", field.full_name());
             }
         }
+    }
+
+    #[test]
+    fn a_record_shows_the_fields_of_its_own_schema() {
+        let newer = compile(&Topic::Cursors.schema().replacen('{', "{\n  string added = 1000;", 1));
+        let mut value = DynamicMessage::new(newer);
+        value.set_field_by_name("added", Value::String("new".to_owned()));
+        let text = record(&metadata(Topic::Cursors, "1"), Some(&value), Some(JsonLayout::Line)).unwrap();
+        assert!(text.contains(r#""added":"new""#), "{text}");
+
+        let older = compile("syntax = \"proto3\"; package ctrip.v1; message ChainCursor { uint64 sequence = 2; }");
+        let value = DynamicMessage::new(older);
+        let text = record(&metadata(Topic::Cursors, "1"), Some(&value), Some(JsonLayout::Line)).unwrap();
+        assert!(text.contains(r#""value":{"sequence":0}"#), "{text}");
+        assert_eq!(
+            record(&metadata(Topic::Cursors, "1"), Some(&value), None).unwrap(),
+            "1970-01-01T00:00:01.5Z  1  sequence=0"
+        );
     }
 
     #[test]
@@ -232,7 +272,7 @@ mod tests {
             ..Default::default()
         };
         let value = dynamic(Topic::Matches, &matched);
-        let text = record(&place(Topic::Matches, "1"), Some(&value), Some(Shape::Pretty)).unwrap();
+        let text = record(&metadata(Topic::Matches, "1"), Some(&value), Some(JsonLayout::Pretty)).unwrap();
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         let value = &json["value"];
         assert_eq!((&value["kind"], &value["safe_number"]), (&"ADDED".into(), &0.into()));

@@ -1,7 +1,7 @@
 //! The content of the blocks: about the mix of mainnet's block 17,686,111 in `testdata`.
 
+use super::shape::{CHAIN_ID, LOGS};
 use super::template::{HASH, NUMBER, PARENT, TIMESTAMP, Template};
-use super::{CHAIN_ID, LOGS};
 use alloy::consensus::proofs::{calculate_receipt_root, calculate_transaction_root, calculate_withdrawals_root};
 use alloy::consensus::{
     EMPTY_OMMER_ROOT_HASH, Header, Receipt, ReceiptEnvelope, SignableTransaction as _, TxEip1559, TxEnvelope, TxLegacy,

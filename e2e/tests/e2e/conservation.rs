@@ -6,10 +6,10 @@
 use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
 use confirmer::fold::{self, Batch};
-use confirmer::lifecycle::{Input, step};
-use confirmer::{Asset, DepositAddress, Payment, Policy, Status, Terms, Token, deposit, events, store};
 use deadpool_postgres::Pool;
 use e2e::{Stack, root};
+use payments::lifecycle::{Input, step};
+use payments::{Asset, DepositAddress, Payment, Policy, Status, Terms, Token, deposit, events, store};
 use prost::Message as _;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedMutRandom as _, IndexedRandom as _};
@@ -114,8 +114,8 @@ impl Books {
         let transaction = client.transaction().await?;
         transaction.execute("INSERT INTO merchants (id, name) VALUES ($1, 'shop')", &[&MERCHANT]).await?;
         transaction.batch_execute("INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('f', 'x', 's')").await?;
-        let new: Vec<_> = payments().into_iter().map(|p| (p.clone(), events::created(&p))).collect();
-        store::insert(&transaction, &new).await.map_err(failed)?;
+        let new: Vec<_> = payments().into_iter().map(|p| (p.clone(), events::created_event(&p))).collect();
+        store::insert_payments(&transaction, &new).await.map_err(failed)?;
         store::insert_addresses(&transaction, &static_addresses()).await.map_err(failed)?;
         transaction.commit().await?;
         Ok(Self { pool, next: 0, slice })
@@ -133,12 +133,12 @@ impl Books {
     async fn cancel(&self, id: PaymentId) -> Result<bool> {
         let mut client = self.pool.get().await?;
         let transaction = client.transaction().await?;
-        let payment = store::lock(&transaction, &[id.0]).await.map_err(failed)?.pop().context("no such payment")?;
+        let payment = store::lock_payments(&transaction, &[id.0]).await.map_err(failed)?.pop().context("no such payment")?;
         let Ok(step) = step(&payment, &Input::Cancel { at: 1 }) else {
             return Ok(false);
         };
-        store::save(&transaction, &[&step.next]).await.map_err(failed)?;
-        store::announce(&transaction, step.events.iter().map(|event| (&step.next, event))).await.map_err(failed)?;
+        store::save_payments(&transaction, &[&step.next]).await.map_err(failed)?;
+        store::record_events(&transaction, step.events.iter().map(|event| (&step.next, event))).await.map_err(failed)?;
         transaction.commit().await?;
         Ok(true)
     }
@@ -146,7 +146,7 @@ impl Books {
     async fn all(&self) -> Result<BTreeMap<PaymentId, Payment>> {
         let client = self.pool.get().await?;
         let ids: Vec<Uuid> = client.query("SELECT id FROM payments", &[]).await?.iter().map(|row| row.get(0)).collect();
-        Ok(store::load(&client, &ids).await.map_err(failed)?.into_iter().map(|p| (p.id, p)).collect())
+        Ok(store::load_payments(&client, &ids).await.map_err(failed)?.into_iter().map(|p| (p.id, p)).collect())
     }
 
     async fn events(&self) -> Result<Vec<wire::PaymentEvent>> {

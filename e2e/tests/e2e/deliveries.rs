@@ -3,16 +3,18 @@
 use anyhow::{Context as _, Result, ensure};
 use deadpool_postgres::{Client, Pool};
 use e2e::Lab;
-use runtime::{Folding, Span};
+use runtime::{FoldStage, Span};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use time::OffsetDateTime;
 use topics::Topic;
 use uuid::Uuid;
-use webhooks::endpoints::{self, Place, Which};
-use webhooks::queue::{self, Due, Health, Room};
-use webhooks::schedule::{Answer, Verdict};
-use webhooks::send::Outcome;
+use webhooks::attempt::{ClaimedDelivery, FinishedAttempt, ResponseHead, SendOutcome, Verdict};
+use webhooks::deliveries::{self, RedeliverCursor, RedeliverFilter};
+use webhooks::endpoints;
+use webhooks::lane::Lane;
+use webhooks::queue::{self, ClaimLimits};
+use webhooks::retry_schedule;
 
 fn failed(failure: runtime::Failure) -> anyhow::Error {
     anyhow::anyhow!("{failure}")
@@ -44,11 +46,13 @@ async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<(
          UPDATE webhook_deliveries SET tries = 3, next_attempt = now() + interval '1 hour' WHERE event_id = '1_1'",
     )
     .await?;
-    let claim = async |health: Health, slow: &[uuid::Uuid], most: i64, busy: &[(uuid::Uuid, i32)]| {
-        let an_endpoint = if health == Health::Failing { 1 } else { 8 };
-        queue::claim(&db, Room { instance: "lab", health, slow, most, an_endpoint, busy }).await.map_err(failed)
+    let claim = async |lane: Lane, slow: &[uuid::Uuid], max_deliveries: i64, in_flight: &[(uuid::Uuid, i32)]| {
+        let max_per_endpoint = if lane == Lane::Failing { 1 } else { 8 };
+        queue::claim_due(&db, ClaimLimits { instance: "lab", lane, slow, max_deliveries, max_per_endpoint, in_flight })
+            .await
+            .map_err(failed)
     };
-    let first = claim(Health::Well, &[], 100, &[]).await?;
+    let first = claim(Lane::Healthy, &[], 100, &[]).await?;
     for endpoint in ["one", "two"] {
         let ids: Vec<&str> = first.iter().filter(|due| due.url == endpoint).map(|due| due.event_id.as_str()).collect();
         ensure!(ids.len() == 8 && !ids.contains(&"1_1"), "{endpoint}: {ids:?}");
@@ -58,24 +62,24 @@ async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<(
     ensure!(first.len() == 16, "of endpoints that fail, are paused or disabled: {first:?}");
     // Two more per endpoint, and not the same ones again.
     let busy: Vec<(uuid::Uuid, i32)> =
-        first.iter().map(|due| (due.endpoint, 6)).collect::<HashMap<_, _>>().into_iter().collect();
-    let second = claim(Health::Well, &[], 3, &busy).await?;
-    let ids: HashSet<i64> = first.iter().chain(&second).map(|due| due.id).collect();
+        first.iter().map(|due| (due.endpoint_id, 6)).collect::<HashMap<_, _>>().into_iter().collect();
+    let second = claim(Lane::Healthy, &[], 3, &busy).await?;
+    let ids: HashSet<i64> = first.iter().chain(&second).map(|due| due.delivery_id).collect();
     ensure!(second.len() == 3 && ids.len() == 19, "{second:?}");
     ensure!(second.iter().all(|due| due.event_id.ends_with("_1") || due.event_id == "1_2"), "{second:?}");
-    let sick = claim(Health::Failing, &[], 100, &[]).await?;
-    ensure!(sick.len() == 1 && sick[0].url == "failing" && sick[0].number == 1, "{sick:?}");
+    let sick = claim(Lane::Failing, &[], 100, &[]).await?;
+    ensure!(sick.len() == 1 && sick[0].url == "failing" && sick[0].attempt_number == 1, "{sick:?}");
 
     // Another instance releases none of them; the instance that claimed them releases them when it restarts.
-    ensure!(queue::release(&db, "other").await.map_err(failed)? == 0, "another instance's claims");
-    ensure!(queue::release(&db, "lab").await.map_err(failed)? == 20, "its own claims");
+    ensure!(queue::release_claims(&db, "other").await.map_err(failed)? == 0, "another instance's claims");
+    ensure!(queue::release_claims(&db, "lab").await.map_err(failed)? == 20, "its own claims");
     // Slow endpoints have a claim of their own.
     let slow = [endpoint(&db, "two").await?];
-    let well = claim(Health::Well, &slow, 100, &[]).await?;
+    let well = claim(Lane::Healthy, &slow, 100, &[]).await?;
     ensure!(well.len() == 8 && well.iter().all(|due| due.url == "one"), "{well:?}");
-    let slow = claim(Health::Slow, &slow, 100, &[]).await?;
+    let slow = claim(Lane::Slow, &slow, 100, &[]).await?;
     ensure!(slow.len() == 8 && slow.iter().all(|due| due.url == "two"), "{slow:?}");
-    let repeated = well.iter().chain(&slow).filter(|due| due.number == 2).count();
+    let repeated = well.iter().chain(&slow).filter(|due| due.attempt_number == 2).count();
     ensure!(repeated > 0, "none was claimed a second time: {well:?}, {slow:?}");
     Ok(())
 }
@@ -99,21 +103,22 @@ async fn three_events() -> Result<(Lab, Pool, Client, Uuid, Uuid)> {
     Ok((lab, pool, db, merchant, endpoint))
 }
 
-/// Claims the due deliveries of endpoints with this health.
-async fn due(db: &Client, health: Health) -> Result<Vec<Due>> {
-    let room = Room { instance: "lab", health, slow: &[], most: 100, an_endpoint: 8, busy: &[] };
-    queue::claim(db, room).await.map_err(failed)
+/// Claims what is due in this lane.
+async fn due(db: &Client, lane: Lane) -> Result<Vec<ClaimedDelivery>> {
+    let limits = ClaimLimits { instance: "lab", lane, slow: &[], max_deliveries: 100, max_per_endpoint: 8, in_flight: &[] };
+    queue::claim_due(db, limits).await.map_err(failed)
 }
 
 /// Settles one attempt.
-async fn attempt(db: &mut Client, due: Due, answer: Answer, verdict: Verdict) -> Result<()> {
-    queue::settle(db, &mut [(due, Outcome { answer, ..Outcome::default() }, verdict)]).await.map_err(failed)?;
+async fn attempt(db: &mut Client, delivery: ClaimedDelivery, head: ResponseHead, verdict: Verdict) -> Result<()> {
+    let outcome = SendOutcome { head, ..SendOutcome::default() };
+    queue::settle(db, &mut [FinishedAttempt { delivery, outcome, verdict }]).await.map_err(failed)?;
     Ok(())
 }
 
-/// [`attempt`], after which the endpoint does not rest.
-async fn settle(db: &mut Client, due: Due, status: u16, verdict: Verdict) -> Result<()> {
-    attempt(db, due, Answer { status: Some(status), retry_after: None }, verdict).await?;
+/// [`attempt`] whose endpoint does not rest after it.
+async fn settle(db: &mut Client, due: ClaimedDelivery, status: u16, verdict: Verdict) -> Result<()> {
+    attempt(db, due, ResponseHead { status: Some(status), retry_after: None }, verdict).await?;
     db.execute("UPDATE webhook_endpoints SET resting_until = NULL", &[]).await?;
     Ok(())
 }
@@ -129,29 +134,31 @@ async fn waits(db: &Client) -> Result<Vec<i32>> {
 #[tokio::test]
 async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Result<()> {
     let (_lab, pool, mut db, merchant, endpoint) = three_events().await?;
-    let hour = Verdict::Again(Duration::from_secs(3600));
-    let mut first = due(&db, Health::Well).await?;
+    let hour = Verdict::Retry(Duration::from_secs(3600));
+    let mut first = due(&db, Lane::Healthy).await?;
     ensure!(first.len() == 1 && first[0].event_id == "1", "{first:?}");
     settle(&mut db, first.remove(0), 500, hour).await?;
     ensure!(waits(&db).await? == [3600, 3600, 3600], "{:?}", waits(&db).await?);
-    ensure!(due(&db, Health::Well).await?.is_empty() && due(&db, Health::Failing).await?.is_empty(), "before the hour is over");
+    ensure!(due(&db, Lane::Healthy).await?.is_empty() && due(&db, Lane::Failing).await?.is_empty(), "before the hour is over");
 
-    // Redelivery of failed events includes those that are still retried.
-    let again = endpoints::redeliver(&pool, merchant, endpoint, &Which::Failed, Place::FIRST).await.map_err(failed)?;
+    // What failed so far is among all that failed.
+    let again = deliveries::redeliver(&pool, merchant, endpoint, &RedeliverFilter::Failed, RedeliverCursor::START)
+        .await
+        .map_err(failed)?;
     ensure!(again == Some((1, None)) && waits(&db).await? == [0, 0, 0], "{again:?} {:?}", waits(&db).await?);
 
     // Redelivery of any event takes the others of the payment with it, still in order.
     for event in ["2", "1"] {
         db.execute("UPDATE webhook_deliveries SET next_attempt = now() + interval '1 hour'", &[]).await?;
-        let event = Which::Event(event.to_owned());
-        let again = endpoints::redeliver(&pool, merchant, endpoint, &event, Place::FIRST).await.map_err(failed)?;
+        let event = RedeliverFilter::Event(event.to_owned());
+        let again = deliveries::redeliver(&pool, merchant, endpoint, &event, RedeliverCursor::START).await.map_err(failed)?;
         ensure!(again == Some((1, None)) && waits(&db).await? == [0, 0, 0], "{again:?} {:?}", waits(&db).await?);
     }
-    for tries in 0..queue::ORDER_KEPT {
-        let mut again = due(&db, Health::Failing).await?;
-        ensure!(again.len() == 1 && again[0].event_id == "1" && again[0].tries == tries, "{again:?}");
+    for tries in 0..retry_schedule::MAX_BLOCKING_FAILURES {
+        let mut again = due(&db, Lane::Failing).await?;
+        ensure!(again.len() == 1 && again[0].event_id == "1" && again[0].failures == tries, "{again:?}");
         settle(&mut db, again.remove(0), 500, hour).await?;
-        let last = tries + 1 == queue::ORDER_KEPT;
+        let last = tries + 1 == retry_schedule::MAX_BLOCKING_FAILURES;
         let expected = if last { [3600, 0, 0] } else { [3600, 3600, 3600] };
         ensure!(waits(&db).await? == expected, "after {tries}: {:?}", waits(&db).await?);
         if !last {
@@ -160,11 +167,11 @@ async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Res
         }
     }
 
-    // It has failed often enough: the others go without it, and a delivery makes the endpoint healthy.
-    let mut second = due(&db, Health::Failing).await?;
+    // It has failed often enough: the others go without it, and what arrives makes the endpoint well.
+    let mut second = due(&db, Lane::Failing).await?;
     ensure!(second.len() == 1 && second[0].event_id == "2", "{second:?}");
     settle(&mut db, second.remove(0), 204, Verdict::Delivered).await?;
-    let third = due(&db, Health::Well).await?;
+    let third = due(&db, Lane::Healthy).await?;
     ensure!(third.len() == 1 && third[0].event_id == "3", "{third:?}");
     Ok(())
 }
@@ -172,16 +179,16 @@ async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Res
 #[tokio::test]
 async fn what_arrives_after_failures_lets_the_later_events_go() -> Result<()> {
     let (_lab, pool, mut db, merchant, endpoint) = three_events().await?;
-    let mut first = due(&db, Health::Well).await?;
-    settle(&mut db, first.remove(0), 500, Verdict::Again(Duration::from_secs(3600))).await?;
-    // Redelivered by hand while the others were being postponed by an hour.
-    let event = Which::Event("1".to_owned());
-    endpoints::redeliver(&pool, merchant, endpoint, &event, Place::FIRST).await.map_err(failed)?;
+    let mut first = due(&db, Lane::Healthy).await?;
+    settle(&mut db, first.remove(0), 500, Verdict::Retry(Duration::from_secs(3600))).await?;
+    // By hand, while the others were being put off for the hour.
+    let event = RedeliverFilter::Event("1".to_owned());
+    deliveries::redeliver(&pool, merchant, endpoint, &event, RedeliverCursor::START).await.map_err(failed)?;
     db.execute("UPDATE webhook_deliveries SET next_attempt = now() + interval '1 hour' WHERE event_id <> '1'", &[]).await?;
-    let mut again = due(&db, Health::Failing).await?;
+    let mut again = due(&db, Lane::Failing).await?;
     settle(&mut db, again.remove(0), 204, Verdict::Delivered).await?;
     ensure!(waits(&db).await? == [0, 0], "{:?}", waits(&db).await?);
-    let second = due(&db, Health::Well).await?;
+    let second = due(&db, Lane::Healthy).await?;
     ensure!(second.len() == 1 && second[0].event_id == "2", "{second:?}");
     Ok(())
 }
@@ -193,26 +200,26 @@ async fn an_endpoint_rests_a_tenth_of_the_time_that_it_fails_at_most_a_minute_an
         let sql = "SELECT round(extract(epoch FROM resting_until - now()))::integer FROM webhook_endpoints";
         Ok(db.query_one(sql, &[]).await?.get(0))
     };
-    let mut claimed = due(&db, Health::Well).await?;
+    let mut claimed = due(&db, Lane::Healthy).await?;
     for (failing, expected) in [(None, 0), (Some(100.0), 10), (Some(7200.0), 60)] {
         let sql = "UPDATE webhook_endpoints SET failing_since = now() - make_interval(secs => $1)";
         db.execute(sql, &[&failing]).await?;
-        let bad = Answer { status: Some(500), retry_after: None };
-        attempt(&mut db, claimed.remove(0), bad, Verdict::Again(Duration::ZERO)).await?;
+        let bad = ResponseHead { status: Some(500), retry_after: None };
+        attempt(&mut db, claimed.remove(0), bad, Verdict::Retry(Duration::ZERO)).await?;
         let rests = rest(&db).await?.unwrap_or(-1);
         ensure!((expected - 1..=expected).contains(&rests), "{rests} s after failing for {failing:?} s");
         if expected > 0 {
-            ensure!(due(&db, Health::Failing).await?.is_empty(), "it rests");
-            // A ping is sent at once, even to a resting endpoint.
+            ensure!(due(&db, Lane::Failing).await?.is_empty(), "it rests");
+            // Whoever asks for a ping wants to know now.
             endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?;
         }
-        claimed = due(&db, Health::Failing).await?;
+        claimed = due(&db, Lane::Failing).await?;
     }
-    // `Retry-After` holds even after a successful delivery; the rest is over then.
-    let hour = Answer { status: Some(503), retry_after: Some(Duration::from_secs(3600)) };
+    // What it asks for itself holds also if something arrives, and its rest is over then.
+    let hour = ResponseHead { status: Some(503), retry_after: Some(Duration::from_secs(3600)) };
     let ping = claimed.remove(1);
-    attempt(&mut db, claimed.remove(0), hour, Verdict::Again(Duration::ZERO)).await?;
-    attempt(&mut db, ping, Answer { status: Some(204), retry_after: None }, Verdict::Delivered).await?;
+    attempt(&mut db, claimed.remove(0), hour, Verdict::Retry(Duration::ZERO)).await?;
+    attempt(&mut db, ping, ResponseHead { status: Some(204), retry_after: None }, Verdict::Delivered).await?;
     let paused: bool =
         db.query_one("SELECT paused_until > now() + interval '59 minutes' FROM webhook_endpoints", &[]).await?.get(0);
     ensure!(paused && rest(&db).await?.is_none(), "it rests {:?}", rest(&db).await?);
@@ -223,26 +230,30 @@ async fn an_endpoint_rests_a_tenth_of_the_time_that_it_fails_at_most_a_minute_an
 #[tokio::test]
 async fn what_is_pending_for_a_disabled_endpoint_ends() -> Result<()> {
     let (_lab, pool, mut db, merchant, endpoint) = three_events().await?;
-    let enable = |enabled| endpoints::Changes { enabled: Some(enabled), ..endpoints::Changes::default() };
-    let in_flight = due(&db, Health::Well).await?.remove(0);
+    let enable = |enabled| endpoints::EndpointChanges { enabled: Some(enabled), ..endpoints::EndpointChanges::default() };
+    let in_flight = due(&db, Lane::Healthy).await?.remove(0);
     endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?;
     endpoints::update(&db, merchant, endpoint, enable(false)).await.map_err(failed)?;
-    ensure!(due(&db, Health::Well).await?.is_empty(), "something is sent to a disabled endpoint");
-    ensure!(queue::end(&db).await.map_err(failed)? == 4 && waits(&db).await?.is_empty(), "{:?} are pending", waits(&db).await?);
+    ensure!(due(&db, Lane::Healthy).await?.is_empty(), "something is sent to a disabled endpoint");
+    ensure!(
+        queue::fail_pending(&db).await.map_err(failed)? == 4 && waits(&db).await?.is_empty(),
+        "{:?} are pending",
+        waits(&db).await?
+    );
     ensure!(endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "sent a ping");
     let late = "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state) VALUES ($1, 'late', 'webhook.ping', '{}', 'pending')";
     db.execute(late, &[&endpoint]).await?;
-    ensure!(queue::end(&db).await.map_err(failed)? == 1, "what was added meanwhile is pending");
-    // A delivery in flight arrives all the same.
+    ensure!(queue::fail_pending(&db).await.map_err(failed)? == 1, "what was added meanwhile is pending");
+    // What was on its way arrives all the same.
     settle(&mut db, in_flight, 204, Verdict::Delivered).await?;
-    let which = Which::Failed;
+    let filter = RedeliverFilter::Failed;
     ensure!(
-        endpoints::redeliver(&pool, merchant, endpoint, &which, Place::FIRST).await.map_err(failed)?.is_none(),
+        deliveries::redeliver(&pool, merchant, endpoint, &filter, RedeliverCursor::START).await.map_err(failed)?.is_none(),
         "it is disabled"
     );
     endpoints::update(&db, merchant, endpoint, enable(true)).await.map_err(failed)?;
-    let again = endpoints::redeliver(&pool, merchant, endpoint, &which, Place::FIRST).await.map_err(failed)?;
-    ensure!(again == Some((4, None)) && queue::end(&db).await.map_err(failed)? == 0, "{again:?}");
+    let again = deliveries::redeliver(&pool, merchant, endpoint, &filter, RedeliverCursor::START).await.map_err(failed)?;
+    ensure!(again == Some((4, None)) && queue::fail_pending(&db).await.map_err(failed)? == 0, "{again:?}");
     Ok(())
 }
 
@@ -251,14 +262,16 @@ async fn a_deleted_endpoint_is_seen_by_nobody_and_sent_nothing() -> Result<()> {
     let (_lab, pool, db, merchant, endpoint) = three_events().await?;
     ensure!(endpoints::delete(&db, merchant, endpoint).await.map_err(failed)?, "it was there");
     ensure!(!endpoints::delete(&db, merchant, endpoint).await.map_err(failed)?, "deleted twice");
-    let enable = endpoints::Changes { enabled: Some(true), ..endpoints::Changes::default() };
+    let enable = endpoints::EndpointChanges { enabled: Some(true), ..endpoints::EndpointChanges::default() };
     ensure!(endpoints::update(&db, merchant, endpoint, enable).await.map_err(failed)?.is_none(), "changed");
     ensure!(endpoints::get(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "seen");
     ensure!(endpoints::list(&db, merchant).await.map_err(failed)?.is_empty(), "listed");
     ensure!(endpoints::rotate(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "rotated");
     ensure!(endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "sent a ping");
-    let again = endpoints::redeliver(&pool, merchant, endpoint, &Which::Failed, Place::FIRST).await.map_err(failed)?;
-    ensure!(again.is_none() && due(&db, Health::Well).await?.is_empty(), "sent something: {again:?}");
+    let again = deliveries::redeliver(&pool, merchant, endpoint, &RedeliverFilter::Failed, RedeliverCursor::START)
+        .await
+        .map_err(failed)?;
+    ensure!(again.is_none() && due(&db, Lane::Healthy).await?.is_empty(), "sent something: {again:?}");
     Ok(())
 }
 
@@ -267,7 +280,7 @@ async fn a_deleted_endpoint_is_seen_by_nobody_and_sent_nothing() -> Result<()> {
 async fn an_offset_that_was_taken_back_is_noticed() -> Result<()> {
     let lab = Lab::without_topics().await?;
     let db = runtime::db::pool(&lab.env["DATABASE_URL"], 1)?.get().await?;
-    let folding = Folding { stage: "lab", topic: Topic::Events, most: 1, most_bytes: 1 };
+    let folding = FoldStage { stage: "lab", topic: Topic::Events, max_records: 1, max_bytes: 1 };
     let claim = async |from: i64, next: i64| folding.claim(&db, Span { partition: 0, from, next }).await;
     ensure!(claim(10, 15).await.is_err(), "offset 10, and nothing tells of the ten before it");
     claim(0, 10).await.map_err(failed)?;
@@ -289,10 +302,10 @@ async fn a_large_redelivery_goes_on_where_the_one_before_ended() -> Result<()> {
     )
     .await?;
     let (from, before) = (OffsetDateTime::UNIX_EPOCH, OffsetDateTime::now_utc() + Duration::from_secs(60));
-    let which = Which::Made { from, before };
-    let (mut again, mut after) = (0, Place::FIRST);
+    let filter = RedeliverFilter::CreatedBetween { from, before };
+    let (mut again, mut after) = (0, RedeliverCursor::START);
     loop {
-        let found = endpoints::redeliver(&pool, merchant, endpoint, &which, after).await.map_err(failed)?;
+        let found = deliveries::redeliver(&pool, merchant, endpoint, &filter, after).await.map_err(failed)?;
         let (count, next) = found.context("it is enabled")?;
         again += count;
         db.execute("UPDATE webhook_deliveries SET state = 'delivered' WHERE state = 'pending'", &[]).await?;
@@ -310,10 +323,10 @@ async fn a_large_redelivery_goes_on_where_the_one_before_ended() -> Result<()> {
 #[tokio::test]
 async fn what_a_former_server_answered_is_not_held_against_the_new_one() -> Result<()> {
     let (_lab, _pool, mut db, merchant, endpoint) = three_events().await?;
-    let mut sent = due(&db, Health::Well).await?;
-    settle(&mut db, sent.remove(0), 500, Verdict::Again(Duration::ZERO)).await?;
-    let mut sent = due(&db, Health::Failing).await?;
-    let moved = endpoints::Changes { url: Some("elsewhere".to_owned()), ..endpoints::Changes::default() };
+    let mut sent = due(&db, Lane::Healthy).await?;
+    settle(&mut db, sent.remove(0), 500, Verdict::Retry(Duration::ZERO)).await?;
+    let mut sent = due(&db, Lane::Failing).await?;
+    let moved = endpoints::EndpointChanges { url: Some("elsewhere".to_owned()), ..endpoints::EndpointChanges::default() };
     let moved = endpoints::update(&db, merchant, endpoint, moved).await.map_err(failed)?.context("no endpoint")?;
     ensure!(moved.failing_since.is_none() && moved.paused_until.is_none(), "{moved:?}");
     settle(&mut db, sent.remove(0), 410, Verdict::Gone).await?;

@@ -215,12 +215,12 @@ async fn months_of_history_are_made_and_dropped_and_no_event_is_lost_in_between(
     ensure!(rest == 0, "{rest} events did not move");
 
     let (mut one, mut other, mut third) = (pool.get().await?, pool.get().await?, pool.get().await?);
-    let dropped = confirmer::history::partition(&mut one, None).await.map_err(failed)?;
+    let dropped = payments::history::roll_partitions(&mut one, None).await.map_err(failed)?;
     ensure!(dropped == 0 && count(400).await? == 1, "kept for ever unless told otherwise");
     let (first, second, last) = tokio::join!(
-        confirmer::history::partition(&mut one, Some(200)),
-        confirmer::history::partition(&mut other, Some(200)),
-        confirmer::history::partition(&mut third, Some(200)),
+        payments::history::roll_partitions(&mut one, Some(200)),
+        payments::history::roll_partitions(&mut other, Some(200)),
+        payments::history::roll_partitions(&mut third, Some(200)),
     );
     let dropped = first.map_err(failed)? + second.map_err(failed)? + last.map_err(failed)?;
     ensure!(dropped == 1, "{dropped} months dropped");

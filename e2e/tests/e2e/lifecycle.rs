@@ -3,8 +3,8 @@
 use alloy::hex;
 use alloy::primitives::{Address, B256, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
-use confirmer::{DepositAddress, store};
 use e2e::{Api, Lab, Node, PAYER, Payment, Plan, events, eventually};
+use payments::{DepositAddress, store};
 use reqwest::Method;
 use serde_json::{Value, json};
 use topics::wire::PaymentEvent;

@@ -43,7 +43,7 @@ async fn coin_and_token_are_detected_and_confirmed_and_told_once() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_reverted_transaction_pays_nothing_and_a_part_is_not_the_whole() -> Result<()> {
+async fn a_part_is_not_the_whole_and_a_reverted_transaction_pays_nothing() -> Result<()> {
     let Running { lab, api, process: _process } = running().await?;
     let payment = api.create(json!({ "chain": "anvil", "token": "DUSD", "amount": 100 })).await?;
     let too_much = U256::MAX;

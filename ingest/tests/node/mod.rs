@@ -1,4 +1,4 @@
-//! A node that serves recorded blocks, and lies on request.
+//! A node that serves recorded blocks, with faults on request.
 
 #![allow(clippy::result_large_err, reason = "of a test, where it costs nothing")]
 
@@ -48,7 +48,7 @@ impl Recorded {
     }
 }
 
-/// What it answers wrongly.
+/// A wrong answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// An empty list of receipts or logs, as from a node that lags.
@@ -71,12 +71,12 @@ pub enum Fault {
 #[derive(Default)]
 pub struct Script {
     chain: Vec<Recorded>,
-    /// How often each fault is still to be shown.
+    /// How often each fault is still to occur.
     pub faults: Vec<(Fault, usize)>,
     pub block_receipts: bool,
-    /// How far behind its head it calls blocks final; it has no tags if it says nothing.
+    /// How far its `finalized` tag is behind its head. `None`: it has no tags.
     pub final_behind: Option<usize>,
-    /// A head that it tells of and does not have.
+    /// A head that it announces and does not have.
     pub announces: Option<Value>,
     pub requests: HashMap<String, usize>,
     pub id: u64,
@@ -98,12 +98,12 @@ impl Node {
         Self { script, url }
     }
 
-    /// What the node calls canonical from now on.
+    /// Sets the node's canonical chain.
     pub fn set(&self, chain: &[Recorded]) {
         self.script.lock().unwrap().chain = chain.to_vec();
     }
 
-    /// Tells from now on of a head at this height, above `parent`, that nobody has.
+    /// Announces from now on a head at this height, above `parent`, that nobody has.
     pub fn announce(&self, number: u64, parent: &str) {
         let mut head = self.script.lock().unwrap().chain[0].block.clone();
         (head["number"], head["parentHash"]) = (json!(format!("{number:#x}")), json!(parent));
@@ -124,7 +124,7 @@ async fn answer(State(script): State<Arc<Mutex<Script>>>, body: String) -> Respo
     let request: Value = serde_json::from_str(&body).unwrap();
     let answer = match request.as_array() {
         None => respond(&script, &request),
-        // A fault of the transport is one of the whole batch. The order of a batch's answers is the node's to choose.
+        // A fault of the transport affects the whole batch. A node may answer a batch in any order.
         Some(batch) => batch.iter().rev().map(|request| respond(&script, request)).collect(),
     };
     answer.map_or_else(|broken| broken, |answer| answer.to_string().into_response())

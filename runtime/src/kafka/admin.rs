@@ -1,4 +1,10 @@
-use super::{base_config, registry};
+//! `ctrip topics apply`: the topics as `topics::Topic` describes them, and their schemas.
+//!
+//! Nothing that exists is changed or deleted. A setting that an operator may choose, such as the retention, may differ; one
+//! that would break a consumer may not.
+
+use super::client::client_config;
+use crate::registry::Registry;
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -9,22 +15,22 @@ use topics::{Cleanup, Topic};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Creates the topics and registers the schemas. What is there stays; where it contradicts, nothing more is done.
+/// Creates missing topics, then registers the schemas. Safe to repeat, and stops at the first contradiction.
 ///
 /// # Errors
-/// When Kafka or the registry does not answer, or has a topic or schema that is not ours.
+/// When Kafka or the registry does not answer, or has a topic or schema that contradicts ours.
 pub async fn apply(settings: &Settings) -> anyhow::Result<()> {
     let admin: AdminClient<DefaultClientContext> =
-        base_config(&settings.kafka_brokers, "admin").create().context("the Kafka client")?;
+        client_config(&settings.kafka_brokers, "admin").create().context("the Kafka client")?;
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
     for (topic, created) in create(settings, &admin, &options).await? {
-        let name = format!("{}{}", settings.topic_prefix, topic.name());
+        let name = settings.topic_name(topic);
         if created {
             tracing::info!("created topic {name}");
         }
-        check(&admin, &options, topic, &name).await.with_context(|| format!("topic {name} exists and contradicts"))?;
+        check(&admin, &options, topic, &name).await.with_context(|| format!("topic {name} exists with other settings"))?;
     }
-    registry::apply(settings).await
+    Registry::new(settings)?.register_all().await
 }
 
 async fn create(
@@ -32,7 +38,7 @@ async fn create(
     admin: &AdminClient<DefaultClientContext>,
     options: &AdminOptions,
 ) -> anyhow::Result<Vec<(Topic, bool)>> {
-    let names: Vec<String> = Topic::ALL.iter().map(|topic| format!("{}{}", settings.topic_prefix, topic.name())).collect();
+    let names: Vec<String> = Topic::ALL.into_iter().map(|topic| settings.topic_name(topic)).collect();
     let configs: Vec<Vec<(&str, String)>> = Topic::ALL.iter().map(|topic| config(*topic)).collect();
     let new: Vec<NewTopic<'_>> = Topic::ALL
         .iter()
@@ -67,16 +73,19 @@ fn config(topic: Topic) -> Vec<(&'static str, String)> {
     config
 }
 
-/// Retention may be changed by an operator; what would break a consumer may not.
+/// Compares only what would break a consumer.
 async fn check(
     admin: &AdminClient<DefaultClientContext>,
     options: &AdminOptions,
     topic: Topic,
     name: &str,
 ) -> anyhow::Result<()> {
-    let partitions = partitions(admin, name).await?;
+    let partitions = partition_count(admin, name).await?;
     if usize::try_from(topic.partitions()) != Ok(partitions) {
-        bail!("it has {partitions} partitions, expected {}: keys would be looked for in the wrong ones", topic.partitions());
+        bail!(
+            "it has {partitions} partitions, expected {}: consumers would look for a key in the wrong one",
+            topic.partitions()
+        );
     }
     let described = admin.describe_configs([&ResourceSpecifier::Topic(name)], options).await.context("its settings")?;
     for resource in described {
@@ -97,9 +106,9 @@ async fn check(
     Ok(())
 }
 
-/// How many there are. A topic that was made a moment ago is not known to every broker yet, nor has it leaders, and who uses
-/// it then waits for longer than for these.
-async fn partitions(admin: &AdminClient<DefaultClientContext>, name: &str) -> anyhow::Result<usize> {
+/// How many partitions the topic has, once all of them have a leader. Right after its creation a topic is not known to every
+/// broker; a client that used it then would wait for longer than this does.
+async fn partition_count(admin: &AdminClient<DefaultClientContext>, name: &str) -> anyhow::Result<usize> {
     let started = Instant::now();
     loop {
         let metadata = admin.inner().fetch_metadata(Some(name), TIMEOUT).context("its metadata")?;
@@ -107,7 +116,7 @@ async fn partitions(admin: &AdminClient<DefaultClientContext>, name: &str) -> an
         let led = topic.partitions().iter().all(|partition| partition.error().is_none() && partition.leader() >= 0);
         match topic.error() {
             None if led => return Ok(topic.partitions().len()),
-            error if started.elapsed() > TIMEOUT => bail!("it is not ready after {TIMEOUT:?}: {error:?}"),
+            error if started.elapsed() > TIMEOUT => bail!("not ready after {TIMEOUT:?}: {error:?}"),
             _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }

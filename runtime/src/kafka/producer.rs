@@ -1,7 +1,12 @@
-use super::{Kafka, failure};
+//! Producers. Both are idempotent and wait for all replicas.
+//!
+//! [`TransactionalProducer`] is for stages: its calls block. [`Publisher`] is for async code, which needs each record's own
+//! acknowledgement and no transaction.
+
+use super::client::Kafka;
 use crate::failure::Failure;
-use crate::metrics;
 use anyhow::Context as _;
+use base::metrics;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -10,27 +15,27 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::time::{Duration, Instant};
 use topics::Topic;
 
-/// How long the broker lets a transaction be open before it aborts it. Readers wait behind an open one, so it is short.
+/// The broker aborts a transaction that is open for longer. It is short, since readers wait behind an open transaction.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longer than the transaction's own, so that a call ends with Kafka's verdict and not with ours.
+/// Longer than the transaction's own timeout, so that a call ends with Kafka's verdict and not with ours.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
-fn common(config: &mut ClientConfig) -> &mut ClientConfig {
+fn configure(config: &mut ClientConfig) -> &mut ClientConfig {
     config
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("compression.type", "lz4")
-        // The Java client's partitioner, so that a key is found where any client looks for it.
+        // The Java client's partitioner, so that every client computes the same partition for a key.
         .set("partitioner", "murmur2_random")
         .set("queue.buffering.max.kbytes", (256 * 1024).to_string())
-        // All that a transaction has for a partition goes in one request.
+        // One request takes everything that a transaction has for a partition.
         .set("batch.size", (16 * 1024 * 1024).to_string())
 }
 
-/// A producer whose records appear together with offsets, or not at all.
+/// A producer whose records and offsets become visible together, or not at all.
 ///
-/// It is used up by the first error: drop it and open another with the same id, which fences this one and aborts what it
-/// left. librdkafka lacks KIP-588 and KIP-890, after which a producer could go on.
+/// The first error spoils it: drop it and open another with the same id, which fences this one and aborts its open
+/// transaction. librdkafka lacks KIP-588 and KIP-890, with which a producer could go on.
 pub struct TransactionalProducer {
     kafka: Kafka,
     producer: ThreadedProducer<DefaultProducerContext>,
@@ -44,31 +49,30 @@ pub struct Transaction<'a> {
 }
 
 impl TransactionalProducer {
-    /// Takes `id` over from whoever had it: an open transaction is aborted, a live predecessor is fenced. Blocks.
+    /// Takes the transactional id over: fences a live predecessor and aborts its open transaction. Blocks.
     ///
     /// # Errors
     /// When the broker does not answer within 20 s.
     pub fn open(kafka: &Kafka, id: &str) -> Result<Self, Failure> {
         let mut config = kafka.config(id);
-        common(&mut config)
+        configure(&mut config)
             .set("transactional.id", kafka.prefixed(id))
             .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
-            // A transaction that begins before the last one's markers are written is told to come again: soon, not in 100 ms.
+            // The broker refuses a transaction that begins before the markers of the last one are written; the default retries
+            // after 100 ms.
             .set("retry.backoff.ms", "10")
             .set("linger.ms", "1");
-        let producer: ThreadedProducer<_> = config.create().map_err(failure)?;
+        let producer: ThreadedProducer<_> = config.create()?;
         producer
             .init_transactions(CALL_TIMEOUT)
-            .map_err(|e| failure(e).context(format!("taking over transactional id {id}")))?;
+            .map_err(|e| Failure::from(e).context(format!("taking over transactional id {id}")))?;
         Ok(Self { kafka: kafka.clone(), producer, name: id.to_owned() })
     }
 
-    /// Begins a transaction.
-    ///
     /// # Errors
-    /// When the producer is used up.
+    /// When an earlier error has spoiled the producer.
     pub fn begin(&self) -> Result<Transaction<'_>, Failure> {
-        self.producer.begin_transaction().map_err(|e| failure(e).context("beginning a Kafka transaction"))?;
+        self.producer.begin_transaction().map_err(|e| Failure::from(e).context("beginning a Kafka transaction"))?;
         Ok(Transaction { producer: self, open: true })
     }
 
@@ -81,7 +85,7 @@ impl Transaction<'_> {
     /// Adds a record. Blocks only while the send queue is full.
     ///
     /// # Errors
-    /// When the record can't be queued. Whether it arrives is known at the commit.
+    /// When the record can't be queued. Whether Kafka takes it shows at the commit.
     pub fn send(&self, topic: Topic, key: &str, payload: &[u8]) -> Result<(), Failure> {
         let name = self.producer.kafka.name(topic);
         let mut record = BaseRecord::to(&name).key(key).payload(payload);
@@ -92,7 +96,9 @@ impl Transaction<'_> {
                     record = back;
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                Err((error, _)) => return Err(failure(error).context(format!("sending {} bytes to {name}", payload.len()))),
+                Err((error, _)) => {
+                    return Err(Failure::from(error).context(format!("sending {} bytes to {name}", payload.len())));
+                }
             }
         }
     }
@@ -100,26 +106,26 @@ impl Transaction<'_> {
     /// Adds the consumer's next offsets: `(topic, partition, offset)`.
     ///
     /// # Errors
-    /// When the group has moved on without this consumer (its generation is part of `group`), or the broker is gone.
+    /// When the group is in a later generation than `group`, or the broker does not answer.
     pub fn send_offsets(&self, offsets: &[(Topic, i32, i64)], group: &ConsumerGroupMetadata) -> Result<(), Failure> {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
         for (topic, partition, offset) in offsets {
-            list.add_partition_offset(&self.producer.kafka.name(*topic), *partition, Offset::Offset(*offset))
-                .map_err(failure)?;
+            list.add_partition_offset(&self.producer.kafka.name(*topic), *partition, Offset::Offset(*offset))?;
         }
         self.producer
             .producer
             .send_offsets_to_transaction(&list, group, CALL_TIMEOUT)
-            .map_err(|e| failure(e).context("adding offsets to a Kafka transaction"))
+            .map_err(|e| Failure::from(e).context("adding offsets to a Kafka transaction"))
     }
 
-    /// Commits: all of it is there, or none.
+    /// Commits records and offsets together.
     ///
     /// # Errors
-    /// When it is aborted, or when it is not known whether it was committed; what the next producer finds tells.
+    /// When it is aborted, or when the outcome is unknown. Once another producer has taken the id over, the
+    /// committed records and offsets show it.
     pub fn commit(mut self) -> Result<(), Failure> {
         // rdkafka's commit flushes by polling in steps of 100 ms that nothing ends early; with nothing in flight it does not
-        // wait at all. The producer's own thread serves the deliveries meanwhile.
+        // wait at all. Meanwhile the producer's own thread serves the delivery reports.
         let deadline = Instant::now() + CALL_TIMEOUT;
         while self.producer.producer.in_flight_count() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
@@ -127,7 +133,7 @@ impl Transaction<'_> {
         self.open = false;
         let outcome = self.producer.producer.commit_transaction(CALL_TIMEOUT);
         self.producer.count(if outcome.is_ok() { "committed" } else { "aborted" });
-        outcome.map_err(|e| failure(e).context("committing a Kafka transaction"))
+        outcome.map_err(|e| Failure::from(e).context("committing a Kafka transaction"))
     }
 }
 
@@ -135,7 +141,7 @@ impl Drop for Transaction<'_> {
     fn drop(&mut self) {
         if self.open {
             self.producer.count("aborted");
-            // Best effort, to free readers sooner: taking the id over aborts it for certain.
+            // Best effort, so that readers need not wait: taking the id over aborts it for certain.
             if let Err(error) = self.producer.producer.abort_transaction(Duration::from_secs(2)) {
                 tracing::debug!("aborting a Kafka transaction: {error}");
             }
@@ -151,25 +157,25 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Connects lazily; nothing is checked here but the configuration. A record fails after `timeout`.
+    /// Connects at the first record. Kafka has `timeout` to acknowledge a record.
     ///
     /// # Errors
     /// When librdkafka refuses its configuration.
     pub fn open(kafka: &Kafka, timeout: Duration) -> anyhow::Result<Self> {
         let mut config = kafka.config("publisher");
-        common(&mut config).set("message.timeout.ms", timeout.as_millis().to_string()).set("linger.ms", "1");
+        configure(&mut config).set("message.timeout.ms", timeout.as_millis().to_string()).set("linger.ms", "1");
         let producer = config.create().context("the Kafka producer")?;
         Ok(Self { kafka: kafka.clone(), producer })
     }
 
-    /// Sends all records at once and answers for each, in order, when Kafka has acknowledged it or given up.
+    /// Sends all records at once. Returns one outcome per record, in order, once each is acknowledged or has failed.
     pub async fn publish(&self, topic: Topic, records: &[(String, Vec<u8>)]) -> Vec<Result<(), anyhow::Error>> {
         let name = self.kafka.name(topic);
         let queued: Vec<_> = records
             .iter()
             .map(|(key, payload)| {
                 let record = FutureRecord::to(&name).key(key).payload(payload);
-                // The error carries the record; only its cause is of use.
+                // The error carries the record; only its cause is useful.
                 self.producer.send_result(record).map_err(|(error, _)| error)
             })
             .collect();
@@ -187,10 +193,10 @@ impl Publisher {
         outcomes
     }
 
-    /// Whether the brokers answer.
+    /// Asks the brokers for metadata.
     ///
     /// # Errors
-    /// When they do not, within two seconds.
+    /// When none answers within two seconds.
     pub async fn ping(&self) -> anyhow::Result<()> {
         let producer = self.producer.clone();
         let name = self.kafka.name(Topic::Intents);

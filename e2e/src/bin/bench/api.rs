@@ -1,6 +1,6 @@
 //! Payments created and read per second by 64 clients, beside pgbench inserting the same row, and the memory of idle roles.
 
-use crate::{Figure, memory_mb, quantile};
+use crate::figure::{Figure, memory_mb, quantile};
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Plan, eventually};
 use reqwest::Method;

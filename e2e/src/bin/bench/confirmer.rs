@@ -1,6 +1,6 @@
 //! Blocks per second of the confirmer, from `chain.matches` into Postgres, with few and many pending payments.
 
-use crate::Figure;
+use crate::figure::Figure;
 use anyhow::{Result, ensure};
 use e2e::{Lab, Plan};
 use runtime::Kafka;

@@ -1,6 +1,6 @@
 //! Logs matched per second on one core, from Kafka, beside consumers of the same topic that do less.
 
-use crate::{Figure, memory_mb};
+use crate::figure::{Figure, memory_mb};
 use alloy::primitives::keccak256;
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Lab, Plan, free_port};
@@ -141,7 +141,7 @@ fn logs(number: u64, hash: B256, addresses: u64) -> wire::LogsRecord {
     let logs = (0..LOGS_A_BLOCK).map(|index| {
         let place = number * u64::from(LOGS_A_BLOCK) + u64::from(index);
         let to = if place.is_multiple_of(10_000) { watched(place % addresses) } else { Address::from_word(word(index)) };
-        let topic = if index % 2 == 0 { detector::matching::TRANSFER } else { word(index + 5_000_000) };
+        let topic = if index % 2 == 0 { detector::matching::TRANSFER_TOPIC } else { word(index + 5_000_000) };
         wire::logs_record::Log {
             address: word(index % 16).get(12..).unwrap_or_default().to_vec().into(),
             topics: vec![

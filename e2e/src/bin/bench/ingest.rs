@@ -1,12 +1,12 @@
 //! Blocks per second from a node with instant responses to Kafka, beside a client that only fetches the same bytes.
 
 use crate::chainserver::Server;
-use crate::{Figure, memory_mb};
+use crate::figure::{Figure, memory_mb};
 use anyhow::{Context as _, Result, ensure};
+use base::metrics;
 use e2e::prepared::{CHAIN_ID, FIRST, LOGS};
 use e2e::{Lab, Plan, free_port};
 use futures::{StreamExt as _, TryStreamExt as _};
-use runtime::metrics;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::Stdio;

@@ -1,6 +1,6 @@
 //! Latency from a block at the node to its event at a read_committed consumer.
 
-use crate::{Figure, quantile};
+use crate::figure::{Figure, quantile};
 use anyhow::{Context as _, Result};
 use e2e::{Lab, Plan};
 use runtime::kafka::Consumer;

@@ -1,6 +1,6 @@
 //! Deliveries per second to 100 merchants' endpoints, with and without sick ones beside them, and with a million queued.
 
-use crate::{Figure, memory_mb, quantile};
+use crate::figure::{Figure, memory_mb, quantile};
 use anyhow::{Context as _, Result, ensure};
 use axum::Router;
 use axum::extract::{Path, State};

@@ -1,12 +1,13 @@
 //! Copies each merchant's events to a topic of its own, `merchant.<merchant id>.events`, for merchants that read Kafka
-//! directly: Kafka's ACLs know topics and no records (docs/consuming.md). Exactly once: copies and offsets are one transaction.
+//! directly: Kafka's ACLs apply to topics and not to records (docs/consuming.md). Exactly once: copies and offsets are one
+//! transaction.
 //!
-//! `forward MERCHANT_ID…` forwards these merchants' events. ACLs are the operator's to make; the topics too, or `--create` makes
-//! them. It goes on until it is killed, or with `--to-end` until it has copied all that is there. Run one of it a group.
+//! `forward MERCHANT_ID…` forwards these merchants' events. The operator creates the ACLs, and the topics too unless `--create`
+//! is given. It runs until it is killed, or with `--to-end` until it has copied every event. Run one instance per group.
 //!
-//! Keys and values are copied byte for byte, so the schema is the one that the values name. A group begins with the oldest event;
-//! a merchant that is added to the list of a group that is under way gets what comes from then on. To give it its past as well,
-//! start a `forward` of its own for it, under another FORWARD_GROUP.
+//! Keys and values are copied byte for byte, so a copy names the schema of its original. Only the merchant's id is read, with a
+//! type that is compiled in. A new group begins with the oldest event. A merchant that is added to a running group gets the
+//! events from then on; for its past as well, start another `forward` for it under another FORWARD_GROUP.
 
 use anyhow::{Context as _, Result, bail};
 use examples::{client, consumer, prefixed};
@@ -24,10 +25,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use topics::{Topic, frame, wire};
 
-const PATIENCE: Duration = Duration::from_secs(30);
-const WAIT: Duration = Duration::from_millis(100);
-/// Records a transaction.
-const MOST: usize = 500;
+const TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// Records per transaction.
+const MAX_RECORDS: usize = 500;
 
 fn main() -> Result<()> {
     let (flags, merchants): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|word| word.starts_with("--"));
@@ -45,13 +46,13 @@ fn main() -> Result<()> {
     consumer.subscribe(&[&events])?;
     let producer: BaseProducer = client()?
         .set("transactional.id", &group)
-        // As the pipeline does, so that a payment is in the same partition for everyone.
+        // The pipeline's partitioner, so that a payment has the same partition in both topics.
         .set("partitioner", "murmur2_random")
         .set("message.max.bytes", Topic::Events.max_message_bytes().to_string())
         .create()?;
-    // Fences a predecessor that still runs.
-    producer.init_transactions(PATIENCE)?;
-    let metadata = consumer.fetch_metadata(Some(&events), PATIENCE).context("Kafka does not answer")?;
+    // Fences a predecessor that is still running.
+    producer.init_transactions(TIMEOUT)?;
+    let metadata = consumer.fetch_metadata(Some(&events), TIMEOUT).context("Kafka does not answer")?;
     let partitions = metadata.topics().first().context("no metadata")?.partitions().len();
     let mut ended = BTreeSet::new();
     while !(to_end && ended.len() == partitions) {
@@ -68,7 +69,7 @@ fn topic_of(merchant: &str) -> String {
     prefixed(&format!("merchant.{merchant}.events"))
 }
 
-/// With as many partitions as payment.events has, and kept as long: for ever.
+/// Creates the topics with the partitions and the retention of payment.events, which is kept forever.
 fn create(merchants: &BTreeSet<String>) -> Result<()> {
     let admin: AdminClient<DefaultClientContext> = client()?.create()?;
     let names: Vec<String> = merchants.iter().map(|merchant| topic_of(merchant)).collect();
@@ -81,7 +82,7 @@ fn create(merchants: &BTreeSet<String>) -> Result<()> {
                 .set("max.message.bytes", &limit)
         })
         .collect();
-    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
     for outcome in block_on(admin.create_topics(&new, &options)).context("creating topics")? {
         match outcome {
             Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
@@ -91,11 +92,11 @@ fn create(merchants: &BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// What is at hand, and the partitions that had no more.
+/// A batch of the records that have arrived, and the partitions that have reached their ends.
 fn batch(consumer: &BaseConsumer) -> Result<(Vec<BorrowedMessage<'_>>, Vec<i32>)> {
     let (mut records, mut ended) = (Vec::new(), Vec::new());
-    while records.len() < MOST {
-        match consumer.poll(WAIT) {
+    while records.len() < MAX_RECORDS {
+        match consumer.poll(POLL_TIMEOUT) {
             None => break,
             Some(Err(KafkaError::PartitionEOF(partition))) => ended.push(partition),
             Some(Err(error)) => return Err(error).context("reading"),
@@ -105,7 +106,7 @@ fn batch(consumer: &BaseConsumer) -> Result<(Vec<BorrowedMessage<'_>>, Vec<i32>)
     Ok((records, ended))
 }
 
-/// A failure ends the program, and the transaction with it: started again, it is where it was before.
+/// Copies a batch in one transaction. A failure ends the program and aborts the transaction; the next run reads the batch again.
 fn copy(
     consumer: &BaseConsumer,
     producer: &BaseProducer,
@@ -134,7 +135,7 @@ fn copy(
         offsets.add_partition_offset(topic, partition, Offset::Offset(offset))?;
     }
     let group = consumer.group_metadata().context("no group")?;
-    producer.send_offsets_to_transaction(&offsets, &group, PATIENCE)?;
-    // Fails if a record was not taken, as when its topic is not there.
-    Ok(producer.commit_transaction(PATIENCE)?)
+    producer.send_offsets_to_transaction(&offsets, &group, TIMEOUT)?;
+    // Fails if Kafka did not take a record, for example because its topic does not exist.
+    Ok(producer.commit_transaction(TIMEOUT)?)
 }

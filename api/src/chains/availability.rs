@@ -1,0 +1,142 @@
+//! Whether a chain takes new payments, by how far the confirmer has processed it.
+//!
+//! No address is given out on a chain where payments would not be seen in time: one that has halted, one that lags beyond its
+//! `max_lag`, or one that has not begun. A chain without a `start_block` begins at the head that ingest finds when it first
+//! runs; payments in blocks before that one are never seen.
+//!
+//! The heads of all chains are polled together every [`POLL_INTERVAL`], so that requests cost no query.
+
+use crate::chains::halts::Halts;
+use crate::http::problem::Problem;
+use chain::Chain;
+use deadpool_postgres::Pool;
+use payments::store;
+use runtime::Failure;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use topics::ChainId;
+
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// `Retry-After` in seconds. A chain begins soon.
+const RETRY_AFTER_BEGINNING: u32 = 2;
+/// Catching up takes a while.
+const RETRY_AFTER_LAG: u32 = 30;
+/// A halted chain waits for an operator.
+const RETRY_AFTER_HALT: u32 = 300;
+
+/// The polled heads, and the halts. Cheap to clone.
+#[derive(Clone)]
+pub struct Availability {
+    /// Timestamps of the last blocks that the confirmer has processed, Unix seconds.
+    timestamps: Arc<RwLock<HashMap<ChainId, u64>>>,
+    halts: Halts,
+}
+
+impl Availability {
+    /// Knows no head before the first [`poll`](Self::poll).
+    pub fn new(halts: Halts) -> Self {
+        Self { timestamps: Arc::default(), halts }
+    }
+
+    /// Reads the heads once.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn poll(&self, pool: &Pool) -> Result<(), Failure> {
+        let client = pool.get().await?;
+        let found = store::head_timestamps(&client).await?;
+        *self.timestamps.write().unwrap_or_else(PoisonError::into_inner) = found;
+        Ok(())
+    }
+
+    /// Polls until `stop`. While polling fails, the last known heads age, and chains with a `max_lag` count as lagging.
+    pub async fn run(self, pool: Pool, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
+            }
+            if let Err(failure) = self.poll(&pool).await {
+                tracing::warn!("polling the chains' heads failed: {failure}");
+            }
+        }
+    }
+
+    /// Checks that the chain takes new payments; `now` is Unix seconds.
+    ///
+    /// # Errors
+    /// A 503 that names the chain and the reason.
+    pub fn check(&self, chain: &Chain, now: u64) -> Result<(), Problem> {
+        let timestamp = self.timestamps.read().unwrap_or_else(PoisonError::into_inner).get(&chain.id).copied();
+        check(chain, timestamp, self.halts.of(chain.id).as_deref(), now)
+    }
+}
+
+fn check(chain: &Chain, timestamp: Option<u64>, halted: Option<&str>, now: u64) -> Result<(), Problem> {
+    let name = format_args!("Chain {} ({})", chain.name, chain.id).to_string();
+    if let Some(why) = halted {
+        let detail = format!("{name} takes no new payments: it has halted ({why})");
+        return Err(Problem::unavailable(RETRY_AFTER_HALT, detail));
+    }
+    let Some(timestamp) = timestamp else {
+        // With a fixed start block every payment will be seen, however late.
+        return match chain.start_block {
+            Some(_) => Ok(()),
+            None => Err(Problem::unavailable(
+                RETRY_AFTER_BEGINNING,
+                format!("{name} takes no new payments yet: its first block is still being processed. Retry"),
+            )),
+        };
+    };
+    let lag = now.saturating_sub(timestamp);
+    match chain.max_lag.filter(|limit| lag > limit.as_secs()) {
+        Some(limit) => Err(Problem::unavailable(
+            RETRY_AFTER_LAG,
+            format!("{name} takes no new payments: it is {lag} s behind, and the limit is {} s", limit.as_secs()),
+        )),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chains::catalog::tests::catalog;
+
+    const NOW: u64 = 1_700_000_000;
+
+    fn chain(start_block: Option<u64>, max_lag: Option<u64>) -> Chain {
+        let mut chain = catalog().0.swap_remove(0);
+        chain.start_block = start_block;
+        chain.max_lag = max_lag.map(Duration::from_secs);
+        chain
+    }
+
+    fn detail(outcome: Result<(), Problem>) -> String {
+        serde_json::to_value(outcome.unwrap_err()).unwrap()["detail"].as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_chain_that_lags_beyond_its_limit_takes_no_payments_and_is_named() {
+        let limited = chain(None, Some(60));
+        assert_eq!(check(&limited, Some(NOW - 60), None, NOW), Ok(()));
+        let refused = detail(check(&limited, Some(NOW - 61), None, NOW));
+        assert!(refused.contains("anvil (31337)") && refused.contains("61 s behind"), "{refused}");
+        assert_eq!(check(&limited, Some(NOW + 10), None, NOW), Ok(()), "a block from the future");
+        assert_eq!(check(&chain(None, None), Some(0), None, NOW), Ok(()), "no limit");
+    }
+
+    #[test]
+    fn a_chain_that_has_halted_takes_no_payments_and_says_why() {
+        let refused = detail(check(&chain(Some(0), None), Some(NOW), Some("too deep"), NOW));
+        assert!(refused.contains("anvil (31337)") && refused.contains("too deep"), "{refused}");
+    }
+
+    #[test]
+    fn a_chain_that_begins_anywhere_must_have_begun() {
+        assert!(detail(check(&chain(None, None), None, None, NOW)).contains("31337"));
+        assert_eq!(check(&chain(Some(0), Some(60)), None, None, NOW), Ok(()));
+    }
+}

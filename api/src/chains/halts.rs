@@ -1,0 +1,88 @@
+//! Which chains have halted, and why. Ingest writes the reason into `chain.cursors`, which the API follows while it runs.
+
+use runtime::kafka::{Kafka, Table};
+use runtime::{Failure, stage};
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use topics::lazy::Fields;
+use topics::{ChainId, Topic, frame};
+
+const POLL_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// The reasons of halted chains. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Halts(Arc<RwLock<HashMap<ChainId, String>>>);
+
+impl Halts {
+    /// The reason, or `None` for a chain that runs.
+    pub fn of(&self, chain: ChainId) -> Option<String> {
+        self.0.read().ok()?.get(&chain).cloned()
+    }
+
+    /// Reads `chain.cursors` until `stop`.
+    pub async fn run(self, kafka: Kafka, stop: CancellationToken) {
+        let read = move |stop: &CancellationToken| -> Result<(), Failure> {
+            let mut cursors = Table::open(&kafka, Topic::Cursors)?;
+            while !stop.is_cancelled() {
+                cursors.poll(POLL_TIMEOUT, |record| self.note(record.payload()))?;
+            }
+            Ok(())
+        };
+        if let Err(error) = stage::run("api-halts", stop.clone(), read).await {
+            tracing::error!("reading chain.cursors stopped, so new halts of chains are not noticed: {error:#}");
+            // Creating payments does not depend on it.
+            stop.cancelled().await;
+        }
+    }
+
+    fn note(&self, record: &[u8]) {
+        // A record that can't be read is for ingest to halt at; here it is ignored.
+        let Some((chain, halted)) = frame::payload(record).ok().and_then(halted) else { return };
+        let Ok(mut halts) = self.0.write() else { return };
+        if halted.is_empty() {
+            halts.remove(&chain);
+        } else {
+            halts.insert(chain, halted);
+        }
+    }
+}
+
+/// Decodes only these two fields of a cursor: its window is long, and there is one per batch.
+fn halted(cursor: &[u8]) -> Option<(ChainId, String)> {
+    let (mut chain, mut halted) = (0, "");
+    for field in Fields::new(cursor) {
+        match field.ok()? {
+            (1, value) => chain = value.varint(),
+            (5, value) => halted = std::str::from_utf8(value.bytes()).ok()?,
+            _ => {}
+        }
+    }
+    Some((ChainId(chain), halted.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use prost::Message as _;
+    use topics::wire::ChainCursor;
+
+    #[test]
+    fn a_resumed_chain_is_no_longer_halted() {
+        let halts = Halts::default();
+        let note = |halted: &str| {
+            let cursor = ChainCursor { chain_id: 7, sequence: 3, halted: halted.to_owned(), ..ChainCursor::default() };
+            halts.note(&topics::frame::wrap(1, &cursor.encode_to_vec()));
+        };
+        note("");
+        assert_eq!(halts.of(ChainId(7)), None);
+        note("too deep");
+        assert_eq!(halts.of(ChainId(7)).as_deref(), Some("too deep"));
+        halts.note(b"garbage");
+        note("");
+        assert_eq!(halts.of(ChainId(7)), None);
+    }
+}

@@ -1,0 +1,63 @@
+//! Creates static deposit addresses, one per customer.
+//!
+//! As with payments, an address is shown only after Kafka has acknowledged its intent, and a retried request gets the same
+//! address: the customer's reference (`external_id`) is the idempotency key. Addresses are few beside payments, so each is
+//! created in a transaction of its own.
+
+use crate::clock;
+use crate::create::intents::Intents;
+use crate::http::problem::Problem;
+use deadpool_postgres::Client;
+use merchants::accounts::{self, Account};
+use payments::{DepositAddress, intents as intent_records, store};
+use std::collections::VecDeque;
+use topics::PaymentId;
+use uuid::Uuid;
+
+/// A request for the deposit address of a customer.
+pub struct AddressRequest {
+    /// The id of the merchant.
+    pub merchant: Uuid,
+    /// The account that a new address is derived from.
+    pub account: Account,
+    /// The merchant's reference of the customer.
+    pub external_id: String,
+    /// Kept only when the address is new.
+    pub metadata: Option<String>,
+}
+
+/// The customer's address, and whether this request created it. Kafka has acknowledged its intent.
+///
+/// # Errors
+/// A 503 when Kafka does not acknowledge the intent: a retry gets the same address.
+pub async fn create(mut db: Client, intents: &Intents, request: AddressRequest) -> Result<(DepositAddress, bool), Problem> {
+    let AddressRequest { merchant, account, external_id, metadata } = request;
+    let transaction = db.transaction().await?;
+    if let Some(known) = store::lock_customer_address(&transaction, merchant, &external_id).await? {
+        transaction.commit().await?;
+        intents.ensure_acknowledged(&db, known.id).await?;
+        return Ok((known, false));
+    }
+    let fingerprint = account.fingerprint().to_owned();
+    let mut taken = accounts::take_addresses(&transaction, vec![(account, 1)]).await?;
+    let (address_index, address) = taken.get_mut(&fingerprint).and_then(VecDeque::pop_front).ok_or_else(Problem::internal)?;
+    let new = DepositAddress {
+        id: PaymentId::generate().0,
+        merchant,
+        external_id: Some(external_id),
+        metadata,
+        address,
+        xpub: fingerprint,
+        address_index,
+        created_at: clock::now()?,
+    };
+    store::insert_addresses(&transaction, std::slice::from_ref(&new)).await?;
+    transaction.commit().await?;
+    // Kafka may take its time, and other requests need the connection.
+    drop(db);
+    if intents.publish(&[intent_records::address_intent_record(&new)]).await != [true] {
+        return Err(Problem::unavailable(5, "Kafka did not acknowledge the address. Retry: you get the same one"));
+    }
+    intents.forget_acknowledged(vec![new.id]);
+    Ok((new, true))
+}

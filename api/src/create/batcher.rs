@@ -1,0 +1,222 @@
+//! Creates payments in batches.
+//!
+//! A flush to disk and a round trip to Kafka cost the same for one payment as for hundreds, so the requests that arrive while
+//! one batch is in flight form the next one. No request waits for a batch to fill.
+//!
+//! A payment, its `payment.created` event, its idempotency key and its intent (as not acknowledged) are one transaction; the
+//! request is answered after Kafka has acknowledged the intent.
+
+use crate::clock;
+use crate::create::idempotency::{self, KeyClaim};
+use crate::create::intents::Intents;
+use crate::create::order::Order;
+use crate::create::queue::{CreateRequest, CreatedPayment};
+use crate::http::problem::Problem;
+use deadpool_postgres::{Pool, Transaction};
+use merchants::accounts::{self, Account};
+use payments::lifecycle::Event;
+use payments::{Payment, events, intents as intent_records, store};
+use runtime::Failure;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
+use topics::{Address, PaymentId};
+
+/// In a larger batch the first request would wait long for the last.
+const MAX_BATCH_SIZE: usize = 500;
+/// One batch waits for Postgres' disk while another waits for Kafka's.
+const MAX_BATCHES_IN_FLIGHT: usize = 4;
+
+/// Where the batches go.
+pub struct Batcher {
+    pub pool: Pool,
+    pub intents: Intents,
+}
+
+impl Batcher {
+    /// Handles requests until all senders are gone and the last batch is answered.
+    pub async fn run(self, mut requests: mpsc::Receiver<CreateRequest>) {
+        let batcher = Arc::new(self);
+        let mut batches = JoinSet::new();
+        loop {
+            // A free slot first: requests that arrive while there is none go into the next batch.
+            if batches.len() >= MAX_BATCHES_IN_FLIGHT {
+                log_panic(batches.join_next().await);
+            }
+            let mut batch = Vec::new();
+            if requests.recv_many(&mut batch, MAX_BATCH_SIZE).await == 0 {
+                break;
+            }
+            // No payment for a client that disconnected or timed out in the queue.
+            batch.retain(|request| !request.reply.is_closed());
+            if !batch.is_empty() {
+                let batcher = Arc::clone(&batcher);
+                batches.spawn(async move { batcher.create(batch).await });
+            }
+        }
+        while !batches.is_empty() {
+            log_panic(batches.join_next().await);
+        }
+    }
+
+    async fn create(&self, batch: Vec<CreateRequest>) {
+        // The same key twice in a batch: the second request finds the first one's payment once that is committed.
+        let mut keys = HashSet::new();
+        let (first, twins): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .partition(|r| r.idempotency_key.as_ref().is_none_or(|key| keys.insert((r.merchant, key.text.clone()))));
+        match self.write(&first).await {
+            Ok(written) => {
+                let (mut new, mut repeated) = (Vec::new(), twins);
+                for (request, payment) in first.into_iter().zip(written) {
+                    match payment {
+                        Some(payment) => new.push((request, payment)),
+                        None => repeated.push(request),
+                    }
+                }
+                tokio::join!(self.publish(new), self.answer_repeated(repeated));
+            }
+            Err(failure) => {
+                let problem = Problem::from(failure);
+                for request in first.into_iter().chain(twins) {
+                    reply(request, Err(problem.clone()));
+                }
+            }
+        }
+    }
+
+    /// One transaction: keys, addresses, payments. `None` for a request whose key was taken already.
+    async fn write(&self, requests: &[CreateRequest]) -> Result<Vec<Option<Payment>>, Failure> {
+        let mut client = self.pool.get().await?;
+        let transaction = client.transaction().await?;
+        let written = write_in(&transaction, requests).await?;
+        transaction.commit().await?;
+        Ok(written)
+    }
+
+    /// Publishes the intents of new payments and answers each request when Kafka has acknowledged its own.
+    async fn publish(&self, new: Vec<(CreateRequest, Payment)>) {
+        if new.is_empty() {
+            return;
+        }
+        let intents: Vec<_> = new.iter().map(|(_, payment)| intent_records::intent_record(payment)).collect();
+        let outcomes = self.intents.publish(&intents).await;
+        let mut acknowledged = Vec::with_capacity(new.len());
+        for ((request, payment), is_acknowledged) in new.into_iter().zip(outcomes) {
+            if is_acknowledged {
+                acknowledged.push(payment.id.0);
+                reply(request, Ok(CreatedPayment { payment, repeated: false }));
+            } else {
+                reply(request, Err(Problem::unacknowledged()));
+            }
+        }
+        self.intents.forget_acknowledged(acknowledged);
+    }
+
+    /// Answers requests whose idempotency keys were taken already with the payments of those keys.
+    async fn answer_repeated(&self, requests: Vec<CreateRequest>) {
+        if requests.is_empty() {
+            return;
+        }
+        let keys: Vec<_> = requests.iter().map(|request| (request.merchant, request.idempotency_key.as_ref())).collect();
+        match idempotency::find_payments(&self.pool, &self.intents, &keys).await {
+            Ok(found) => {
+                for (request, outcome) in requests.into_iter().zip(found) {
+                    reply(request, outcome.map(|payment| CreatedPayment { payment, repeated: true }));
+                }
+            }
+            Err(problem) => {
+                for request in requests {
+                    reply(request, Err(problem.clone()));
+                }
+            }
+        }
+    }
+}
+
+async fn write_in(transaction: &Transaction<'_>, requests: &[CreateRequest]) -> Result<Vec<Option<Payment>>, Failure> {
+    // Before the ids are made, so that the order of ids is that of creation times as far as clocks allow.
+    let now = clock::now()?;
+    let claims: Vec<KeyClaim<'_>> = requests
+        .iter()
+        .map(|r| KeyClaim { merchant: r.merchant, key: r.idempotency_key.as_ref(), payment: PaymentId::generate() })
+        .collect();
+    let refused = idempotency::claim_keys(transaction, &claims).await?;
+    let accepted = requests.iter().zip(&claims).filter(|(_, claim)| !refused.contains(&claim.payment));
+    let mut addresses = accounts::take_addresses(transaction, addresses_per_account(accepted.map(|(r, _)| &r.account))).await?;
+
+    let mut new: Vec<(Payment, Event)> = Vec::with_capacity(requests.len());
+    let mut api_keys = Vec::with_capacity(requests.len());
+    let mut places = Vec::with_capacity(requests.len());
+    for (request, claim) in requests.iter().zip(&claims) {
+        if refused.contains(&claim.payment) {
+            places.push(None);
+            continue;
+        }
+        let fingerprint = request.account.fingerprint();
+        let Some(address) = addresses.get_mut(fingerprint).and_then(VecDeque::pop_front) else {
+            return Err(Failure::Halt(anyhow::anyhow!("the sequence of {fingerprint} gave fewer indices than requested")));
+        };
+        let payment = new_payment(request, claim.payment, address, now);
+        let created = events::created_event(&payment);
+        places.push(Some(new.len()));
+        api_keys.push(request.api_key.to_string());
+        new.push((payment, created));
+    }
+    if !new.is_empty() {
+        store::insert_requested_payments(transaction, &new, &api_keys).await?;
+    }
+    let mut payments: Vec<Option<Payment>> = new.into_iter().map(|(payment, _)| Some(payment)).collect();
+    Ok(places.into_iter().map(|place| place.and_then(|at| payments.get_mut(at)).and_then(Option::take)).collect())
+}
+
+fn new_payment(request: &CreateRequest, id: PaymentId, (address_index, address): (u32, Address), now: u64) -> Payment {
+    let Order { chain, chain_name, asset, amount, terms, policy, expires_in, external_id, metadata, fingerprint: _ } =
+        request.order.clone();
+    Payment {
+        id,
+        merchant: request.merchant,
+        external_id,
+        metadata,
+        chain,
+        chain_name,
+        asset,
+        address,
+        xpub: request.account.fingerprint().to_owned(),
+        address_index,
+        amount,
+        terms,
+        policy,
+        created_at: now,
+        expires_at: now + expires_in,
+        cancelled: false,
+        expired_by: None,
+        deposit_address: None,
+        transfers: Vec::new(),
+        // The event of its creation.
+        sequence: 1,
+        updated_at: now,
+    }
+}
+
+/// How many addresses to take from each account.
+fn addresses_per_account<'a>(accounts: impl Iterator<Item = &'a Account>) -> Vec<(Account, usize)> {
+    let mut counts: HashMap<&str, (&Account, usize)> = HashMap::new();
+    for account in accounts {
+        counts.entry(account.fingerprint()).or_insert((account, 0)).1 += 1;
+    }
+    counts.into_values().map(|(account, count)| (account.clone(), count)).collect()
+}
+
+fn reply(request: CreateRequest, outcome: Result<CreatedPayment, Problem>) {
+    // The client may have disconnected.
+    let _ = request.reply.send(outcome);
+}
+
+/// The requests of a batch that panicked get a 500, as their senders are dropped.
+fn log_panic(batch: Option<Result<(), JoinError>>) {
+    if let Some(Err(panic)) = batch {
+        tracing::error!("a batch of create requests panicked: {panic}");
+    }
+}

@@ -1,0 +1,183 @@
+//! Idempotency keys in the database, each with a hash of its request and the payment that it created. `housekeeping` removes
+//! them after 24 hours.
+//!
+//! No response is stored: the first response follows from facts of the payment that never change. Only created payments are
+//! repeated. A request that failed has created nothing that a client knows of, so its key may be retried.
+
+use crate::create::intents::Intents;
+use crate::http::problem::Problem;
+use axum::http::{HeaderMap, StatusCode};
+use deadpool_postgres::{GenericClient, Pool};
+use payments::{Payment, store};
+use runtime::Failure;
+use std::collections::{HashMap, HashSet};
+use tokio_postgres::Row;
+use topics::PaymentId;
+use uuid::Uuid;
+
+const HEADER: &str = "Idempotency-Key";
+const MAX_LENGTH: usize = 255;
+const NOT_VISIBLE: &str = "expected visible ASCII characters";
+
+/// The key of a request.
+#[derive(Debug, Clone)]
+pub struct IdempotencyKey {
+    /// As the client sent it.
+    pub text: String,
+    /// A hash of the request.
+    pub fingerprint: [u8; 32],
+}
+
+/// A key to be claimed for a new payment; without a key there is nothing to claim.
+pub struct KeyClaim<'a> {
+    pub merchant: Uuid,
+    pub key: Option<&'a IdempotencyKey>,
+    /// The payment that the key would stand for.
+    pub payment: PaymentId,
+}
+
+/// Reads the header `Idempotency-Key`, if there is one.
+///
+/// # Errors
+/// A 422 when it is empty, too long, or not visible ASCII.
+pub fn read_header(headers: &HeaderMap, fingerprint: [u8; 32]) -> Result<Option<IdempotencyKey>, Problem> {
+    let Some(value) = headers.get(HEADER) else {
+        return Ok(None);
+    };
+    let text = value.to_str().map_err(|_| NOT_VISIBLE.to_owned()).and_then(|text| check_text(text).map(|()| text));
+    match text {
+        Ok(text) => Ok(Some(IdempotencyKey { text: text.to_owned(), fingerprint })),
+        Err(message) => Err(Problem::field(HEADER, message)),
+    }
+}
+
+/// Checks the text of a key, in a header or in an order of a batch.
+///
+/// # Errors
+/// A text that says what was expected.
+pub fn check_text(text: &str) -> Result<(), String> {
+    if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Err(NOT_VISIBLE.to_owned());
+    }
+    if (1..=MAX_LENGTH).contains(&text.len()) {
+        Ok(())
+    } else {
+        Err(format!("expected 1 to {MAX_LENGTH} characters, got {}", text.len()))
+    }
+}
+
+/// Claims the key of a whole batch. A retry with the same orders succeeds as well.
+///
+/// # Errors
+/// A 409 when the key was used for another request.
+pub async fn claim_batch_key(pool: &Pool, merchant: Uuid, key: &IdempotencyKey) -> Result<(), Problem> {
+    let client = pool.get().await?;
+    let statement = client
+        .prepare_cached(
+            "INSERT INTO idempotency_keys (merchant_id, key, request_hash) VALUES ($1, $2, $3)
+             ON CONFLICT (merchant_id, key) DO NOTHING",
+        )
+        .await?;
+    let hash = key.fingerprint.as_slice();
+    if client.execute(&statement, &[&merchant, &key.text, &hash]).await? == 1 {
+        return Ok(());
+    }
+    let statement =
+        client.prepare_cached("SELECT request_hash FROM idempotency_keys WHERE merchant_id = $1 AND key = $2").await?;
+    match client.query_opt(&statement, &[&merchant, &key.text]).await? {
+        Some(row) if row.get::<_, &[u8]>(0) == hash => Ok(()),
+        Some(_) => Err(reused()),
+        None => Err(expired()),
+    }
+}
+
+/// A 409 and not a 422: the request itself is valid, but an earlier one has its key.
+fn reused() -> Problem {
+    let detail = format!("The {HEADER} was used for another request; use a new key for a new request");
+    Problem::new(StatusCode::CONFLICT, "idempotency-key-reused", "The idempotency key was used before", detail)
+}
+
+/// Housekeeping has removed the key in between: a retry creates a new payment.
+fn expired() -> Problem {
+    Problem::unavailable(1, "The Idempotency-Key expired during the request; retry")
+}
+
+/// Claims keys for new payments. Returns the payments that must not be created, because an earlier one has their key. Waits for
+/// a concurrent transaction that claims one of the keys.
+///
+/// # Errors
+/// When the database fails.
+pub async fn claim_keys(db: &impl GenericClient, claims: &[KeyClaim<'_>]) -> Result<HashSet<PaymentId>, Failure> {
+    let keyed: Vec<(&KeyClaim<'_>, &IdempotencyKey)> = claims.iter().filter_map(|claim| Some((claim, claim.key?))).collect();
+    if keyed.is_empty() {
+        return Ok(HashSet::new());
+    }
+    // Sorted, so that two transactions with the same keys never deadlock.
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO idempotency_keys (merchant_id, key, request_hash, payment_id)
+             SELECT merchant_id, key, request_hash, payment_id
+             FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[]) AS t (merchant_id, key, request_hash, payment_id)
+             ORDER BY merchant_id, key
+             ON CONFLICT (merchant_id, key) DO NOTHING
+             RETURNING payment_id",
+        )
+        .await?;
+    let merchants: Vec<Uuid> = keyed.iter().map(|(claim, _)| claim.merchant).collect();
+    let texts: Vec<&str> = keyed.iter().map(|(_, key)| key.text.as_str()).collect();
+    let hashes: Vec<&[u8]> = keyed.iter().map(|(_, key)| key.fingerprint.as_slice()).collect();
+    let payments: Vec<Uuid> = keyed.iter().map(|(claim, _)| claim.payment.0).collect();
+    let rows = db.query(&statement, &[&merchants, &texts, &hashes, &payments]).await?;
+    let mut refused: HashSet<PaymentId> = payments.into_iter().map(PaymentId).collect();
+    for row in rows {
+        refused.remove(&PaymentId(row.get(0)));
+    }
+    Ok(refused)
+}
+
+/// The payment of each merchant's key, its intent acknowledged by Kafka, or the problem of that key.
+///
+/// # Errors
+/// When the database fails, for all keys.
+pub async fn find_payments(
+    pool: &Pool,
+    intents: &Intents,
+    keys: &[(Uuid, Option<&IdempotencyKey>)],
+) -> Result<Vec<Result<Payment, Problem>>, Problem> {
+    let client = pool.get().await?;
+    let statement = client
+        .prepare_cached(
+            "SELECT k.merchant_id, k.key, k.request_hash, k.payment_id
+             FROM unnest($1::uuid[], $2::text[]) AS t (merchant_id, key) JOIN idempotency_keys k USING (merchant_id, key)",
+        )
+        .await?;
+    let merchants: Vec<Uuid> = keys.iter().map(|(merchant, _)| *merchant).collect();
+    let texts: Vec<&str> = keys.iter().map(|(_, key)| key.map_or("", |key| key.text.as_str())).collect();
+    let rows = client.query(&statement, &[&merchants, &texts]).await?;
+    // Each row has the request's hash, and a payment unless it is the key of a whole batch.
+    let claimed: HashMap<(Uuid, &str), &Row> = rows.iter().map(|row| ((row.get(0), row.get(1)), row)).collect();
+
+    let matching: Vec<Result<Uuid, Problem>> = keys
+        .iter()
+        .map(|(merchant, key)| {
+            let entry = key.and_then(|key| claimed.get(&(*merchant, key.text.as_str())));
+            match (key, entry) {
+                (Some(key), Some(row)) if row.get::<_, &[u8]>(2) == key.fingerprint => {
+                    row.get::<_, Option<Uuid>>(3).ok_or_else(reused)
+                }
+                (_, Some(_)) => Err(reused()),
+                (_, None) => Err(expired()),
+            }
+        })
+        .collect();
+    let ids: Vec<Uuid> = matching.iter().filter_map(|outcome| outcome.as_ref().ok().copied()).collect();
+    let hidden = intents.still_unacknowledged(&client, &ids).await?;
+    let payments: HashMap<Uuid, Payment> =
+        store::load_payments(&client, &ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
+    let load = |id: Uuid| match payments.get(&id) {
+        _ if hidden.contains(&id) => Err(Problem::unacknowledged()),
+        Some(payment) => Ok(payment.clone()),
+        None => Err(Problem::internal()),
+    };
+    Ok(matching.into_iter().map(|outcome| outcome.and_then(load)).collect())
+}

@@ -1,0 +1,155 @@
+//! Publishes intents to Kafka. An address is given out only after Kafka has acknowledged its intent.
+//!
+//! A payment's row comes with one in `unacknowledged_intents`. After the acknowledgement the id goes to the [`forget`] task,
+//! which deletes that row. The [`repair`] task publishes again what is left there for seconds. Publishing an intent twice is
+//! harmless: the topic is compacted, and its reader keeps a set.
+
+use crate::http::problem::Problem;
+use base::metrics;
+use deadpool_postgres::{GenericClient, Pool};
+use payments::store;
+use runtime::kafka::Publisher;
+use runtime::{Failure, Kafka};
+use std::collections::HashSet;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use topics::{Message as _, Topic, wire};
+use uuid::Uuid;
+
+/// A request whose intent Kafka has not acknowledged by then gets a 503.
+pub const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Acknowledged batches that wait for the [`forget`] task. A batch that finds the queue full is left for [`repair`].
+const MAX_FORGET_QUEUE: usize = 1024;
+const REPAIR_INTERVAL: Duration = Duration::from_secs(2);
+const MAX_REPAIR_BATCH: i64 = 1000;
+
+/// The publisher of intents. Cheap to clone.
+#[derive(Clone)]
+pub struct Intents {
+    kafka: Kafka,
+    publisher: Publisher,
+    acknowledged: mpsc::Sender<Vec<Uuid>>,
+}
+
+impl Intents {
+    /// The receiver is for the [`forget`] task, which ends when all clones of the publisher are gone.
+    ///
+    /// # Errors
+    /// When librdkafka refuses its configuration.
+    pub fn open(kafka: Kafka) -> anyhow::Result<(Self, mpsc::Receiver<Vec<Uuid>>)> {
+        let publisher = Publisher::open(&kafka, ACKNOWLEDGEMENT_TIMEOUT)?;
+        let (acknowledged, forget) = mpsc::channel(MAX_FORGET_QUEUE);
+        Ok((Self { kafka, publisher, acknowledged }, forget))
+    }
+
+    /// Checks that the brokers respond.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub async fn ping(&self) -> anyhow::Result<()> {
+        self.publisher.ping().await
+    }
+
+    /// Publishes all at once. Returns for each, in order, whether Kafka acknowledged it.
+    pub async fn publish(&self, intents: &[wire::PaymentIntent]) -> Vec<bool> {
+        let records: Vec<(String, Vec<u8>)> = intents.iter().map(|intent| (intent.key(), self.kafka.encode(intent))).collect();
+        let outcomes = self.publisher.publish(Topic::Intents, &records).await;
+        let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+        if let Some(Err(cause)) = outcomes.iter().find(|outcome| outcome.is_err()) {
+            tracing::warn!("Kafka did not acknowledge {failed} of {} intents: {cause:#}", outcomes.len());
+        }
+        outcomes.iter().map(Result::is_ok).collect()
+    }
+
+    /// Hands acknowledged intents to the [`forget`] task.
+    pub fn forget_acknowledged(&self, ids: Vec<Uuid>) {
+        if !ids.is_empty() && self.acknowledged.try_send(ids).is_err() {
+            tracing::debug!("the forget queue is full; the repair task takes these acknowledged intents");
+        }
+    }
+
+    /// Needed before addresses that were loaded from the database are shown: publishes again those of their intents that Kafka
+    /// has not acknowledged. Returns the payments that it does not acknowledge now either; their addresses stay hidden.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn still_unacknowledged(&self, db: &impl GenericClient, ids: &[Uuid]) -> Result<HashSet<Uuid>, Failure> {
+        let unacknowledged = store::unacknowledged_intents(db, ids).await?;
+        if unacknowledged.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let (acknowledged, hidden) = self.publish_again(unacknowledged).await;
+        self.forget_acknowledged(acknowledged);
+        Ok(hidden.into_iter().collect())
+    }
+
+    /// Returns the ids that Kafka has acknowledged now, and those that it still has not.
+    async fn publish_again(&self, unacknowledged: Vec<(Uuid, wire::PaymentIntent)>) -> (Vec<Uuid>, Vec<Uuid>) {
+        let (ids, intents): (Vec<Uuid>, Vec<_>) = unacknowledged.into_iter().unzip();
+        let outcomes = self.publish(&intents).await;
+        let (acknowledged, failed): (Vec<_>, Vec<_>) =
+            ids.into_iter().zip(outcomes).partition(|(_, acknowledged)| *acknowledged);
+        let ids = |outcomes: Vec<(Uuid, bool)>| outcomes.into_iter().map(|(id, _)| id).collect();
+        (ids(acknowledged), ids(failed))
+    }
+
+    /// [`still_unacknowledged`](Self::still_unacknowledged) for one payment or address.
+    ///
+    /// # Errors
+    /// A 503 when its intent is not acknowledged.
+    pub async fn ensure_acknowledged(&self, db: &impl GenericClient, id: Uuid) -> Result<(), Problem> {
+        if self.still_unacknowledged(db, &[id]).await?.is_empty() { Ok(()) } else { Err(Problem::unacknowledged()) }
+    }
+}
+
+/// Deletes the rows of acknowledged intents, many per statement, until every [`Intents`] is gone.
+pub async fn forget(pool: Pool, mut acknowledged: mpsc::Receiver<Vec<Uuid>>) {
+    let mut batches = Vec::new();
+    while acknowledged.recv_many(&mut batches, MAX_FORGET_QUEUE).await > 0 {
+        let ids: Vec<Uuid> = batches.drain(..).flatten().collect();
+        if let Err(failure) = delete(&pool, &ids).await {
+            tracing::warn!("{} acknowledged intents will be published again: {failure}", ids.len());
+        }
+    }
+}
+
+async fn delete(pool: &Pool, ids: &[Uuid]) -> Result<(), Failure> {
+    let mut client = pool.get().await?;
+    let transaction = client.transaction().await?;
+    // If a crash takes the deletion back, intents are published once more: not worth a flush to the disk.
+    transaction.batch_execute("SET LOCAL synchronous_commit TO off").await?;
+    store::delete_intents(&transaction, ids).await?;
+    Ok(transaction.commit().await?)
+}
+
+/// Publishes unacknowledged intents again, until `stop`. Safe on several instances: each locks rows that no other has.
+pub async fn repair(pool: Pool, intents: Intents, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(REPAIR_INTERVAL) => {}
+        }
+        if let Err(failure) = repair_batch(&pool, &intents).await {
+            tracing::warn!("unacknowledged intents could not be published again: {failure}");
+        }
+    }
+}
+
+async fn repair_batch(pool: &Pool, intents: &Intents) -> Result<(), Failure> {
+    let mut client = pool.get().await?;
+    let transaction = client.transaction().await?;
+    let overdue = store::lock_overdue_intents(&transaction, MAX_REPAIR_BATCH).await?;
+    if overdue.is_empty() {
+        return Ok(());
+    }
+    let (repaired, _) = intents.publish_again(overdue).await;
+    if repaired.is_empty() {
+        return Ok(());
+    }
+    store::delete_intents(&transaction, &repaired).await?;
+    transaction.commit().await?;
+    metrics::INTENTS_REPAIRED.counter(&[]).increment(u64::try_from(repaired.len()).unwrap_or_default());
+    tracing::info!("published {} unacknowledged intents again", repaired.len());
+    Ok(())
+}

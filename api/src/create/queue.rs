@@ -1,0 +1,69 @@
+//! The queue in front of the batcher: what a handler puts in, and the created payment that it waits for.
+
+use crate::create::idempotency::IdempotencyKey;
+use crate::create::order::Order;
+use crate::http::problem::Problem;
+use merchants::KeyId;
+use merchants::accounts::Account;
+use payments::Payment;
+use std::time::Duration;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+/// Beyond it clients get a 503 rather than a longer wait.
+pub const MAX_QUEUED_REQUESTS: usize = 8192;
+/// From the queue to the acknowledged intent: longer than `intents::ACKNOWLEDGEMENT_TIMEOUT`, for the time in the queue.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// A payment to be created.
+pub struct CreateRequest {
+    /// The id of its merchant.
+    pub merchant: Uuid,
+    /// The account that its address is derived from.
+    pub account: Account,
+    pub order: Order,
+    /// The API key of the request.
+    pub api_key: KeyId,
+    pub idempotency_key: Option<IdempotencyKey>,
+    /// A request whose receiver is gone before its batch begins creates no payment.
+    pub reply: oneshot::Sender<Result<CreatedPayment, Problem>>,
+}
+
+/// A payment whose intent Kafka has acknowledged.
+#[derive(Debug)]
+pub struct CreatedPayment {
+    pub payment: Payment,
+    /// An earlier request with the same idempotency key created it.
+    pub repeated: bool,
+}
+
+/// The outcome of a [`CreateRequest`] in the queue.
+pub type PendingPayment = oneshot::Receiver<Result<CreatedPayment, Problem>>;
+
+/// Queues requests, all or none.
+///
+/// # Errors
+/// A 503 when the queue is full.
+pub fn enqueue(queue: &mpsc::Sender<CreateRequest>, requests: Vec<CreateRequest>) -> Result<(), Problem> {
+    let permits = queue.try_reserve_many(requests.len()).map_err(|error| match error {
+        TrySendError::Full(()) => Problem::unavailable(1, "The queue of payments to create is full; retry"),
+        TrySendError::Closed(()) => Problem::unavailable(5, "The server is stopping; retry"),
+    })?;
+    for (permit, request) in permits.zip(requests) {
+        permit.send(request);
+    }
+    Ok(())
+}
+
+/// Waits until a queued payment is created.
+///
+/// # Errors
+/// The batcher's, or a 503 after [`CREATE_TIMEOUT`].
+pub async fn created(pending: PendingPayment) -> Result<CreatedPayment, Problem> {
+    let outcome = tokio::time::timeout(CREATE_TIMEOUT, pending).await.map_err(|_| {
+        Problem::unavailable(5, "Creating the payment timed out. Retry: with the same Idempotency-Key it is created once")
+    })?;
+    // The sender is dropped without an outcome only when a batch panics, which the batcher logs.
+    outcome.map_err(|_| Problem::internal())?
+}

@@ -1,0 +1,98 @@
+//! Probes of what the API depends on: Postgres, Kafka, the schema registry, and the chains' nodes.
+//!
+//! Results are cached for seconds, so that frequent `/health` requests cost the dependencies nothing.
+
+use crate::chains::nodes::Nodes;
+use crate::create::intents::Intents;
+use anyhow::anyhow;
+use deadpool_postgres::Pool;
+use runtime::{Failure, Registry};
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+use topics::ChainId;
+
+const DEPENDENCIES_TTL: Duration = Duration::from_secs(1);
+const HEADS_TTL: Duration = Duration::from_secs(3);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The probes and their cached results.
+pub struct HealthChecks {
+    pool: Pool,
+    intents: Intents,
+    registry: Registry,
+    nodes: Nodes,
+    dependencies: Cached<Dependencies>,
+    heads: Cached<HashMap<ChainId, Result<u64, String>>>,
+}
+
+/// The error of a failed probe; `None` when it succeeded.
+pub type ProbeError = Option<String>;
+
+/// The results of the probes, except those of nodes.
+#[derive(Clone)]
+pub struct Dependencies {
+    pub database: ProbeError,
+    pub kafka: ProbeError,
+    pub registry: ProbeError,
+}
+
+impl HealthChecks {
+    pub fn new(registry: Registry, pool: Pool, intents: Intents, nodes: Nodes) -> Self {
+        Self { pool, intents, registry, nodes, dependencies: Cached::default(), heads: Cached::default() }
+    }
+
+    /// Probes Postgres, Kafka and the registry at the same time.
+    pub async fn dependencies(&self) -> Dependencies {
+        self.dependencies
+            .get(DEPENDENCIES_TTL, async {
+                let (database, kafka, registry) =
+                    tokio::join!(probe(ping_database(&self.pool)), probe(self.intents.ping()), probe(self.registry.ping()));
+                Dependencies { database, kafka, registry }
+            })
+            .await
+    }
+
+    /// The newest block number of each chain's nodes, or why none responded.
+    pub async fn heads(&self) -> HashMap<ChainId, Result<u64, String>> {
+        self.heads.get(HEADS_TTL, self.nodes.heads(PROBE_TIMEOUT)).await
+    }
+}
+
+async fn ping_database(pool: &Pool) -> anyhow::Result<()> {
+    let client = pool.get().await.map_err(|error| anyhow!("{}", Failure::from(error)))?;
+    client.query_one("SELECT 1", &[]).await?;
+    Ok(())
+}
+
+async fn probe(ping: impl Future<Output = anyhow::Result<()>>) -> ProbeError {
+    match tokio::time::timeout(PROBE_TIMEOUT, ping).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("{error:#}")),
+        Err(_) => Some(format!("no answer in {PROBE_TIMEOUT:?}")),
+    }
+}
+
+/// A value that is loaded again once it is older than its TTL. Concurrent callers wait for one load.
+struct Cached<T>(Mutex<Option<(Instant, T)>>);
+
+impl<T> Default for Cached<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Clone> Cached<T> {
+    async fn get(&self, ttl: Duration, load: impl Future<Output = T>) -> T {
+        let mut cached = self.0.lock().await;
+        if let Some((since, value)) = cached.as_ref()
+            && since.elapsed() < ttl
+        {
+            return value.clone();
+        }
+        let value = load.await;
+        *cached = Some((Instant::now(), value.clone()));
+        value
+    }
+}

@@ -1,0 +1,99 @@
+//! `/api/v1/chains` and `/api/v1/tokens`: the chains and tokens of chains.yaml.
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::http::extract::Parameters;
+use crate::http::problem::Problem;
+use crate::openapi::schemas;
+use axum::Json;
+use axum::extract::State;
+use chain::Chain;
+use payments::Policy;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// A whole list, without pages.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct List<T> {
+    data: Vec<T>,
+}
+
+/// A chain.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Chain)]
+pub struct ChainReply {
+    name: String,
+    chain_id: u64,
+    /// Blocks, the transfer's own and the head included; 0 where `finality` decides.
+    confirmations_required: u32,
+    /// The block tag that confirms a payment, `safe` or `finalized`.
+    #[schema(required = true, value_type = Option<schemas::Finality>)]
+    finality: Option<&'static str>,
+    /// Their symbols.
+    tokens: Vec<String>,
+}
+
+/// A token of a chain.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Token)]
+pub struct TokenReply {
+    chain: String,
+    chain_id: u64,
+    token: String,
+    #[schema(value_type = schemas::TokenId)]
+    token_id: String,
+    #[schema(value_type = schemas::Address)]
+    token_contract_address: String,
+    decimals: u8,
+}
+
+/// `GET /api/v1/chains`
+#[utoipa::path(
+    get, path = "/api/v1/chains", operation_id = "listChains", tag = "catalog", summary = "List the chains",
+    responses((status = 200, description = "All chains.", body = List<ChainReply>)),
+)]
+pub async fn chains(State(app): State<App>, _: Caller) -> Json<List<ChainReply>> {
+    let reply = |chain: &Chain| {
+        let policy = Policy::from(chain.policy);
+        ChainReply {
+            name: chain.name.clone(),
+            chain_id: chain.id.0,
+            confirmations_required: policy.confirmations(),
+            finality: policy.finality(),
+            tokens: chain.tokens.iter().map(|token| token.symbol.clone()).collect(),
+        }
+    };
+    Json(List { data: app.catalog.0.iter().map(reply).collect() })
+}
+
+/// `GET /api/v1/tokens`, of one chain with `?chain=NAME`.
+#[utoipa::path(
+    get, path = "/api/v1/tokens", operation_id = "listTokens", tag = "catalog", summary = "List the tokens",
+    params(schemas::ListTokens),
+    responses((status = 200, description = "All tokens, or the chain's.", body = List<TokenReply>)),
+)]
+pub async fn tokens(
+    State(app): State<App>,
+    _: Caller,
+    Parameters(parameters): Parameters,
+) -> Result<Json<List<TokenReply>>, Problem> {
+    let mut chains: Vec<&Chain> = app.catalog.0.iter().collect();
+    for (name, value) in &parameters {
+        match name.as_str() {
+            "chain" => chains = vec![app.catalog.by_name(value).map_err(|message| Problem::field("chain", message))?],
+            _ => return Err(Problem::field(name, "unknown parameter; expected chain")),
+        }
+    }
+    Ok(Json(List { data: chains.into_iter().flat_map(token_replies).collect() }))
+}
+
+fn token_replies(chain: &Chain) -> impl Iterator<Item = TokenReply> {
+    chain.tokens.iter().map(|token| TokenReply {
+        chain: chain.name.clone(),
+        chain_id: chain.id.0,
+        token: token.symbol.clone(),
+        token_id: token.id(chain.id),
+        token_contract_address: token.address.to_string(),
+        decimals: token.decimals,
+    })
+}

@@ -1,0 +1,252 @@
+//! A payment as JSON, as every route that replies with one shows it. A new field of the reply begins here.
+//!
+//! Only payments whose intent Kafka has acknowledged may be shown: callers check that first (`create::intents`).
+
+use crate::app::Connection;
+use crate::openapi::schemas;
+use crate::routes::transfer_reply::TransferReply;
+use base::timestamp::rfc3339;
+use payments::{Payment, ReceivedTransfer, Token, store};
+use runtime::Failure;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use std::collections::HashMap;
+use topics::{Amount, ChainId};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// Every field is always there. Amounts are decimal strings of base units.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Payment)]
+pub struct PaymentReply {
+    #[schema(value_type = schemas::PaymentId)]
+    id: String,
+    chain: String,
+    chain_id: u64,
+    #[schema(required = true)]
+    token: Option<String>,
+    #[schema(required = true, value_type = Option<schemas::TokenId>)]
+    token_id: Option<String>,
+    #[schema(required = true, value_type = Option<schemas::Address>)]
+    token_contract_address: Option<String>,
+    #[schema(value_type = schemas::Address)]
+    address: String,
+    /// The static address of a deposit; null for a payment that was created by a request.
+    #[schema(required = true, value_type = Option<schemas::PaymentId>)]
+    deposit_address_id: Option<String>,
+    #[schema(value_type = schemas::Amount)]
+    amount: String,
+    amount_decimal: String,
+    #[schema(value_type = schemas::Amount)]
+    amount_received: String,
+    #[schema(value_type = schemas::Status)]
+    status: &'static str,
+    #[schema(required = true, value_type = Option<schemas::Exception>)]
+    exception: Option<&'static str>,
+    confirmations: u64,
+    confirmations_required: u32,
+    #[schema(required = true, value_type = Option<schemas::Finality>)]
+    finality: Option<&'static str>,
+    /// Base units that may be missing while the payment still counts as paid in full.
+    #[schema(value_type = schemas::Amount)]
+    underpaid_tolerance: String,
+    /// Base units above the amount that do not count as overpaid.
+    #[schema(value_type = schemas::Amount)]
+    overpaid_tolerance: String,
+    /// Whether transfers after the expiry count.
+    accept_late: bool,
+    /// EIP-681, for a QR code; null for a deposit, which is already paid.
+    #[schema(required = true)]
+    payment_uri: Option<String>,
+    /// Null for a deposit, which never expires.
+    #[schema(required = true, value_type = Option<schemas::Time>)]
+    expires_at: Option<String>,
+    #[schema(value_type = schemas::Time)]
+    created_at: String,
+    #[schema(required = true)]
+    external_id: Option<String>,
+    /// As it was written in the request.
+    #[schema(required = true, value_type = Option<Object>)]
+    metadata: Option<Box<RawValue>>,
+    transfers: Vec<TransferReply>,
+}
+
+/// Loads payments and shows each with its confirmations so far. Ids in order; those of no payment are left out.
+///
+/// # Errors
+/// When the database fails.
+pub async fn load(db: &Connection, ids: &[Uuid]) -> Result<Vec<PaymentReply>, Failure> {
+    let mut found: HashMap<Uuid, Payment> = store::load_payments(db, ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
+    let payments: Vec<Payment> = ids.iter().filter_map(|id| found.remove(id)).collect();
+    let mut chains: Vec<ChainId> = payments.iter().map(|payment| payment.chain).collect();
+    chains.sort_unstable();
+    chains.dedup();
+    // After the transfers, so that no head is below theirs.
+    let heads = store::head_numbers(db, &chains).await?;
+    Ok(payments.iter().map(|payment| PaymentReply::new(payment, heads.get(&payment.chain).copied())).collect())
+}
+
+impl PaymentReply {
+    /// The payment as it was right after its creation, whatever happened since: a retried create request gets the first
+    /// response again.
+    pub fn first(payment: &Payment) -> Self {
+        let created = Payment { transfers: Vec::new(), cancelled: false, expired_by: None, ..payment.clone() };
+        Self::new(&created, None)
+    }
+
+    /// `head` is the number of the last block of the payment's chain that the confirmer has processed, if there is one.
+    pub fn new(payment: &Payment, head: Option<u64>) -> Self {
+        let token = payment.asset.token.as_ref();
+        let is_deposit = payment.deposit_address.is_some();
+        Self {
+            id: payment.id.to_string(),
+            chain: payment.chain_name.clone(),
+            chain_id: payment.chain.0,
+            token: token.map(|t| t.symbol.clone()),
+            token_id: token.map(|t| token_id(payment, t)),
+            token_contract_address: token.map(|t| t.address.to_string()),
+            address: payment.address.to_string(),
+            deposit_address_id: payment.deposit_address.map(|id| id.to_string()),
+            amount: payment.amount.to_string(),
+            amount_decimal: payment.amount.to_decimal(payment.asset.decimals),
+            amount_received: payment.received().unwrap_or_default().to_string(),
+            status: payment.status().as_str(),
+            exception: payment.exception().map(|e| e.as_str()),
+            confirmations: head.map_or(0, |head| confirmations(payment, head)),
+            confirmations_required: payment.policy.confirmations(),
+            finality: payment.policy.finality(),
+            underpaid_tolerance: payment.terms.underpaid_tolerance.to_string(),
+            overpaid_tolerance: payment.terms.overpaid_tolerance.to_string(),
+            accept_late: payment.terms.accept_late,
+            payment_uri: (!is_deposit).then(|| payment_uri(payment)),
+            expires_at: (!is_deposit).then(|| rfc3339(payment.expires_at)),
+            created_at: rfc3339(payment.created_at),
+            external_id: payment.external_id.clone(),
+            metadata: payment.metadata.clone().and_then(|text| RawValue::from_string(text).ok()),
+            transfers: payment.transfers.iter().map(TransferReply::new).collect(),
+        }
+    }
+}
+
+fn token_id(payment: &Payment, token: &Token) -> String {
+    let Token { symbol, address } = token.clone();
+    chain::Token { symbol, address, decimals: payment.asset.decimals, tiers: Vec::new() }.id(payment.chain)
+}
+
+/// Blocks from the credited transfer that reached the amount, its own and the head included. While the amount is not reached,
+/// they count from the first credited transfer.
+fn confirmations(payment: &Payment, head: u64) -> u64 {
+    let mut credited: Vec<&ReceivedTransfer> = payment.transfers.iter().filter(|t| t.credited).collect();
+    credited.sort_by_key(|t| t.block.number);
+    let reached = credited.iter().scan(Amount::ZERO, |sum, transfer| {
+        *sum = sum.checked_add(transfer.amount)?;
+        Some((transfer.block.number, *sum))
+    });
+    let reached = reached.skip_while(|(_, sum)| *sum < payment.needed()).map(|(number, _)| number).next();
+    let first = credited.first().map(|t| t.block.number);
+    reached.or(first).and_then(|number| head.checked_sub(number)).map_or(0, |blocks| blocks.saturating_add(1))
+}
+
+/// The URI of [EIP-681](https://eips.ethereum.org/EIPS/eip-681), which wallets read from a QR code.
+fn payment_uri(payment: &Payment) -> String {
+    let Payment { chain, address, amount, .. } = payment;
+    match &payment.asset.token {
+        None => format!("ethereum:{address}@{chain}?value={amount}"),
+        Some(token) => format!("ethereum:{}@{chain}/transfer?address={address}&uint256={amount}", token.address),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use payments::{Asset, Policy, Terms, TransferLabel};
+    use topics::{Address, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
+    use uuid::Uuid;
+
+    fn payment() -> Payment {
+        Payment {
+            id: PaymentId(Uuid::nil()),
+            merchant: Uuid::nil(),
+            external_id: None,
+            metadata: Some(r#"{"n": 12345678901234567890123}"#.into()),
+            chain: ChainId(31337),
+            chain_name: "anvil".into(),
+            asset: Asset { token: None, decimals: 18 },
+            address: "0x9858effd232b4033e47d90003d41ec34ecaeda94".parse().unwrap(),
+            xpub: "f".into(),
+            address_index: 0,
+            amount: Amount::from(1_500_000_000_000_000_000),
+            terms: Terms::default(),
+            policy: Policy::Confirmations(3),
+            created_at: 1_700_000_000,
+            expires_at: 1_700_003_600,
+            cancelled: false,
+            expired_by: None,
+            deposit_address: None,
+            transfers: vec![],
+            sequence: 1,
+            updated_at: 1_700_000_000,
+        }
+    }
+
+    fn paid(block: u64, amount: u64, credited: bool) -> ReceivedTransfer {
+        let hash = B256::with_last_byte(u8::try_from(block).unwrap());
+        ReceivedTransfer {
+            id: TransferId { chain: ChainId(31337), block: hash, transaction: hash, source: Source::Transaction, index: 0 },
+            block: BlockRef { number: block, hash },
+            timestamp: 1_700_000_100,
+            transaction_index: 0,
+            token: None,
+            from: Address::ZERO,
+            amount: Amount::from(amount),
+            credited,
+            listed: true,
+            confirmed: false,
+            label: TransferLabel::default(),
+        }
+    }
+
+    #[test]
+    fn payment_uris_follow_eip_681() {
+        let mut payment = payment();
+        assert_eq!(
+            payment_uri(&payment),
+            "ethereum:0x9858EfFD232B4033E47d90003D41EC34EcaEda94@31337?value=1500000000000000000"
+        );
+        let token = "0xdac17f958d2ee523a2206206994597c13d831ec7".parse().unwrap();
+        payment.asset = Asset { token: Some(Token { symbol: "USDT".into(), address: token }), decimals: 6 };
+        payment.amount = Amount::from(1_500_000);
+        assert_eq!(
+            payment_uri(&payment),
+            "ethereum:0xdAC17F958D2ee523a2206206994597C13D831ec7@31337/transfer\
+             ?address=0x9858EfFD232B4033E47d90003D41EC34EcaEda94&uint256=1500000"
+        );
+    }
+
+    #[test]
+    fn confirmations_count_from_the_transfer_that_reached_the_amount() {
+        let mut payment = payment();
+        payment.amount = Amount::from(10);
+        assert_eq!(confirmations(&payment, 20), 0);
+        payment.transfers = vec![paid(11, 5, true), paid(12, 9, false)];
+        assert_eq!(confirmations(&payment, 20), 10);
+        payment.transfers.push(paid(14, 5, true));
+        payment.transfers.push(paid(18, 1, true));
+        assert_eq!(confirmations(&payment, 20), 7);
+        assert_eq!(confirmations(&payment, 13), 0, "the head is not there yet");
+    }
+
+    #[test]
+    fn a_reply_has_every_field_and_amounts_as_strings() {
+        let reply = PaymentReply::new(&payment(), None);
+        let text = serde_json::to_string(&reply).unwrap();
+        assert!(text.contains(r#""metadata":{"n": 12345678901234567890123}"#), "{text}");
+        let reply = serde_json::to_value(&reply).unwrap();
+        assert_eq!(reply["amount"], "1500000000000000000");
+        assert_eq!(reply["amount_decimal"], "1.5");
+        assert_eq!(reply["created_at"], "2023-11-14T22:13:20Z");
+        assert_eq!(reply["status"], "pending");
+        assert!(reply["token_id"].is_null() && reply["exception"].is_null());
+        assert_eq!(reply["transfers"], serde_json::json!([]));
+    }
+}

@@ -1,0 +1,134 @@
+//! `/api/v1/payments`: create a payment, get it, cancel it. Lists are in `payments_list`, batches in `payments_batch`.
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::clock;
+use crate::create::idempotency;
+use crate::create::order::Order;
+use crate::create::queue::{self, CreateRequest, CreatedPayment};
+use crate::http::extract::{Body, path_id};
+use crate::http::problem::Problem;
+use crate::openapi::schemas;
+use crate::routes::payment_reply::PaymentReply;
+use axum::Json;
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use payments::lifecycle::{self, Input};
+use payments::store;
+use std::fmt::Display;
+use tokio::sync::oneshot;
+use topics::PaymentId;
+
+/// On the response to a request whose idempotency key had its payment already.
+const REPEATED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// The `{id}` of a payment's path.
+pub struct PaymentPath(pub PaymentId);
+
+impl<S: Send + Sync> FromRequestParts<S> for PaymentPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        path_id(parts, state, |id| no_payment(id)).await.map(Self)
+    }
+}
+
+/// A 404: the payment does not exist, or belongs to another merchant.
+pub fn no_payment(id: impl Display) -> Problem {
+    Problem::not_found(format_args!("There is no payment {id}"))
+}
+
+/// `POST /api/v1/payments`
+#[utoipa::path(
+    post, path = "/api/v1/payments", operation_id = "createPayment", tag = "payments", summary = "Create a payment",
+    description = "Responds only after Kafka has acknowledged the address, so that every transfer to it is seen.",
+    params(("Idempotency-Key" = Option<String>, Header, description = "A retry with the same key and body gets the same response \
+        for 24 hours; the same key with another body is refused.", min_length = 1, max_length = 255, pattern = "^[ -~]+$")),
+    request_body = schemas::CreatePayment,
+    responses(
+        (status = 201, description = "The payment, with an address of its own.", body = PaymentReply, headers(
+            ("Idempotent-Replayed" = Option<bool>, description = "`true` if an earlier request with this key created it.")),
+            links(
+                ("payment" = (operation_id = "getPayment", parameters(("id" = "$response.body#/id")))),
+                ("cancel" = (operation_id = "cancelPayment", parameters(("id" = "$response.body#/id")))),
+                ("events" = (operation_id = "listEvents", parameters(("id" = "$response.body#/id")))),
+            )),
+        (status = 409, description = "The Idempotency-Key was used for another request, or its request is still in flight.", body = Problem,
+            content_type = "application/problem+json"),
+    ),
+)]
+pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, Body(body): Body) -> Result<Response, Problem> {
+    let order = Order::read(&body, &app.catalog, caller.settings().terms)?;
+    let idempotency_key = idempotency::read_header(&headers, order.fingerprint)?;
+    // Held until the response.
+    let _in_flight = idempotency_key.as_ref().map(|key| app.in_flight_keys.begin(caller.merchant, &key.text)).transpose()?;
+    app.availability.check(app.catalog.by_id(order.chain).map_err(|_| Problem::internal())?, clock::now()?)?;
+    let account = app.accounts.get(&app.pool, caller.settings().xpub.as_deref()).await?;
+    let (reply, pending) = oneshot::channel();
+    let request = CreateRequest { merchant: caller.merchant, api_key: caller.id, account, order, idempotency_key, reply };
+    queue::enqueue(&app.create_requests, vec![request])?;
+    let CreatedPayment { payment, repeated } = queue::created(pending).await?;
+    let mut response = (StatusCode::CREATED, Json(PaymentReply::first(&payment))).into_response();
+    if repeated {
+        response.headers_mut().insert(REPEATED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// `GET /api/v1/payments/{id}`
+#[utoipa::path(
+    get, path = "/api/v1/payments/{id}", operation_id = "getPayment", tag = "payments", summary = "Get a payment",
+    params(("id" = schemas::PaymentId, Path)),
+    responses((status = 200, description = "The payment.", body = PaymentReply)),
+)]
+pub async fn get(State(app): State<App>, caller: Caller, PaymentPath(id): PaymentPath) -> Result<Json<PaymentReply>, Problem> {
+    let db = app.db().await?;
+    // Pipelined: the connection sends the second query before the first has its rows.
+    let ids = [id.0];
+    let (found, acknowledged) = tokio::join!(store::load_payments(&db, &ids), app.intents.ensure_acknowledged(&db, id.0));
+    let payment = found?.into_iter().find(|p| p.merchant == caller.merchant);
+    let payment = payment.ok_or_else(|| no_payment(id))?;
+    acknowledged?;
+    // After the transfers, so that the head is not below theirs. Without a transfer there is nothing to confirm.
+    let head = if payment.transfers.is_empty() {
+        None
+    } else {
+        store::head_numbers(&db, &[payment.chain]).await?.remove(&payment.chain)
+    };
+    Ok(Json(PaymentReply::new(&payment, head)))
+}
+
+/// `POST /api/v1/payments/{id}/cancel`
+#[utoipa::path(
+    post, path = "/api/v1/payments/{id}/cancel", operation_id = "cancelPayment", tag = "payments",
+    summary = "Cancel a pending payment", params(("id" = schemas::PaymentId, Path)),
+    responses(
+        (status = 200, description = "The payment, cancelled.", body = PaymentReply),
+        (status = 409, description = "The payment is not pending.", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn cancel(
+    State(app): State<App>,
+    caller: Caller,
+    PaymentPath(id): PaymentPath,
+) -> Result<Json<PaymentReply>, Problem> {
+    let mut db = app.db().await?;
+    let transaction = db.transaction().await?;
+    // Checked before the lock, so that no caller holds up another merchant's payment.
+    if !store::belongs_to_merchant(&transaction, caller.merchant, id).await? {
+        return Err(no_payment(id));
+    }
+    app.intents.ensure_acknowledged(&transaction, id.0).await?;
+    let payment = store::lock_payments(&transaction, &[id.0]).await?.pop().ok_or_else(|| no_payment(id))?;
+    let step = lifecycle::step(&payment, &Input::Cancel { at: clock::now()? })
+        .map_err(|illegal| Problem::new(StatusCode::CONFLICT, "not-pending", "The payment can't be cancelled", illegal))?;
+    store::save_payments(&transaction, &[&step.next]).await?;
+    let key = caller.id.to_string();
+    store::record_requested_events(&transaction, step.events.iter().map(|event| (&step.next, event, Some(key.as_str()))))
+        .await?;
+    transaction.commit().await?;
+    let head = store::head_numbers(&db, &[step.next.chain]).await?.remove(&step.next.chain);
+    Ok(Json(PaymentReply::new(&step.next, head)))
+}

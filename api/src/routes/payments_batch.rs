@@ -1,0 +1,210 @@
+//! `POST /api/v1/payments/batch`: many orders in one request, each with an answer of its own.
+//!
+//! An order has its own idempotency key, or one derived from the request's. The request's key is claimed as well, with a
+//! fingerprint of all orders, so that the same key with other orders is refused before any payment is created.
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::clock;
+use crate::create::idempotency::{self, IdempotencyKey};
+use crate::create::order::Order;
+use crate::create::queue::{self, CreateRequest, CreatedPayment, PendingPayment};
+use crate::http::extract::Body;
+use crate::http::fields::Fields;
+use crate::http::problem::Problem;
+use crate::openapi::schemas;
+use crate::routes::payment_reply::PaymentReply;
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use futures::future::join_all;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::oneshot;
+use utoipa::ToSchema;
+
+/// Per request.
+const MAX_ORDERS: usize = 1000;
+
+/// The answers, in the order of the request.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CreatedPayments)]
+pub struct BatchReply {
+    data: Vec<OrderReply>,
+}
+
+/// The answer to one order: the response that it would have got in a request of its own.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CreatedPayment)]
+struct OrderReply {
+    /// The HTTP status: 201, or the problem's.
+    #[schema(minimum = 201, maximum = 599)]
+    status: u16,
+    /// Whether an earlier request with this key created the payment; it is shown as in that response.
+    #[serde(rename = "replayed")]
+    repeated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payment: Option<PaymentReply>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<Problem>,
+}
+
+impl OrderReply {
+    fn new(outcome: Result<CreatedPayment, Problem>) -> Self {
+        match outcome {
+            Ok(CreatedPayment { payment, repeated }) => Self {
+                status: StatusCode::CREATED.as_u16(),
+                repeated,
+                payment: Some(PaymentReply::first(&payment)),
+                problem: None,
+            },
+            Err(problem) => Self { status: problem.status().as_u16(), repeated: false, payment: None, problem: Some(problem) },
+        }
+    }
+}
+
+/// `POST /api/v1/payments/batch`
+#[utoipa::path(
+    post, path = "/api/v1/payments/batch", operation_id = "createPayments", tag = "payments",
+    summary = "Create up to 1,000 payments",
+    description = "Each order has its own answer, in the order of the request, with the status that it would have got alone. \
+        An order may have an `idempotency_key` of its own; the key of the whole request applies to those that have none.",
+    params(("Idempotency-Key" = Option<String>, Header, description = "A retry with the same key and orders gets the same payments \
+        again; the same key with other orders is refused.", min_length = 1, max_length = 255, pattern = "^[ -~]+$")),
+    request_body = schemas::CreatePayments,
+    responses(
+        (status = 200, description = "An answer per order.", body = BatchReply),
+        (status = 409, description = "The Idempotency-Key was used for other orders, or its request is still in flight.", body = Problem,
+            content_type = "application/problem+json"),
+    ),
+)]
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    Body(body): Body,
+) -> Result<Json<BatchReply>, Problem> {
+    let items = read_items(&body)?;
+    // One request is counted already.
+    caller.spend(u32::try_from(items.len()).unwrap_or(u32::MAX).saturating_sub(1))?;
+    let terms = caller.settings().terms;
+    let orders: Vec<_> = items.iter().map(|item| Order::read_item(item.get().as_bytes(), &app.catalog, terms)).collect();
+    let batch_key = idempotency::read_header(&headers, fingerprint(&items, &orders))?;
+    // Held until all orders are answered.
+    let _in_flight = match &batch_key {
+        Some(key) => {
+            let in_flight = app.in_flight_keys.begin(caller.merchant, &key.text)?;
+            idempotency::claim_batch_key(&app.pool, caller.merchant, key).await?;
+            Some(in_flight)
+        }
+        None => None,
+    };
+    let account = app.accounts.get(&app.pool, caller.settings().xpub.as_deref()).await?;
+    let now = clock::now()?;
+    let mut in_flight = Vec::new();
+    let mut requests = Vec::with_capacity(orders.len());
+    let mut pending: Vec<Result<PendingPayment, Problem>> = Vec::with_capacity(orders.len());
+    for (place, order) in orders.into_iter().enumerate() {
+        let accepted = order.and_then(|(order, own_key)| {
+            app.availability.check(app.catalog.by_id(order.chain).map_err(|_| Problem::internal())?, now)?;
+            let key = match (own_key, &batch_key) {
+                (Some(text), _) => {
+                    in_flight.push(app.in_flight_keys.begin(caller.merchant, &text)?);
+                    Some(IdempotencyKey { text, fingerprint: order.fingerprint })
+                }
+                (None, Some(batch_key)) => Some(derived_key(batch_key, place, order.fingerprint)),
+                (None, None) => None,
+            };
+            Ok((order, key))
+        });
+        pending.push(accepted.map(|(order, idempotency_key)| {
+            let (reply, pending) = oneshot::channel();
+            requests.push(CreateRequest {
+                merchant: caller.merchant,
+                account: account.clone(),
+                order,
+                api_key: caller.id,
+                idempotency_key,
+                reply,
+            });
+            pending
+        }));
+    }
+    queue::enqueue(&app.create_requests, requests)?;
+    let outcomes = join_all(pending.into_iter().map(|pending| async { queue::created(pending?).await })).await;
+    Ok(Json(BatchReply { data: outcomes.into_iter().map(OrderReply::new).collect() }))
+}
+
+fn read_items(body: &[u8]) -> Result<Vec<&RawValue>, Problem> {
+    let mut fields = Fields::read(body)?;
+    let items = match fields.raw("payments").map(|raw| serde_json::from_str::<Vec<&RawValue>>(raw.get())) {
+        Some(Ok(items)) if (1..=MAX_ORDERS).contains(&items.len()) => Some(items),
+        Some(Ok(items)) => {
+            fields.refuse("payments", format_args!("expected 1 to {MAX_ORDERS} orders, got {}", items.len()));
+            None
+        }
+        Some(Err(_)) | None => {
+            fields.refuse("payments", format_args!("expected a list of 1 to {MAX_ORDERS} orders"));
+            None
+        }
+    };
+    fields.finish(&["payments"])?;
+    items.ok_or_else(Problem::internal)
+}
+
+/// Of all orders in their order. An invalid order counts by its text.
+fn fingerprint(items: &[&RawValue], orders: &[Result<(Order, Option<String>), Problem>]) -> [u8; 32] {
+    let mut all = Sha256::new();
+    for (item, order) in items.iter().zip(orders) {
+        let one: [u8; 32] = match order {
+            Ok((order, _)) => order.fingerprint,
+            Err(_) => Sha256::digest(item.get()).into(),
+        };
+        all.update(one);
+    }
+    all.finalize().into()
+}
+
+/// A key that no client can send: control characters are allowed neither in the header nor in the field.
+fn derived_key(batch_key: &IdempotencyKey, place: usize, fingerprint: [u8; 32]) -> IdempotencyKey {
+    IdempotencyKey { text: format!("\u{1}{}:{place}", hex::encode(Sha256::digest(&batch_key.text))), fingerprint }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_without_a_list_of_orders_is_refused() {
+        for wrong in [r#"{}"#, r#"{"payments":[]}"#, r#"{"payments":{}}"#, r#"{"payments":null}"#, r#"{"payments":[1],"x":1}"#]
+        {
+            assert!(read_items(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+        let many = |count: usize| format!(r#"{{"payments":[{}]}}"#, vec!["1"; count].join(","));
+        assert_eq!(read_items(many(MAX_ORDERS).as_bytes()).unwrap().len(), MAX_ORDERS);
+        assert!(read_items(many(MAX_ORDERS + 1).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn other_orders_have_another_fingerprint_and_places_have_keys_of_their_own() {
+        let read = |text: &str| -> [u8; 32] {
+            let body = format!(r#"{{"payments":{text}}}"#);
+            let items = read_items(body.as_bytes()).unwrap();
+            let catalog = crate::chains::catalog::tests::catalog();
+            let orders: Vec<_> = items
+                .iter()
+                .map(|item| Order::read_item(item.get().as_bytes(), &catalog, merchants::DefaultTerms::default()))
+                .collect();
+            fingerprint(&items, &orders)
+        };
+        let (one, two) = (r#"{"chain":"anvil","amount":1}"#, r#"{"chain":"anvil","amount":2}"#);
+        assert_eq!(read(&format!("[{one},{two}]")), read(&format!(r#"[{{"amount":"1","chain_id":31337}},{two}]"#)));
+        assert_ne!(read(&format!("[{one},{two}]")), read(&format!("[{two},{one}]")));
+        assert_ne!(read(&format!("[{one}]")), read(&format!("[{one},{two}]")));
+        assert_ne!(read(&format!("[{one},3]")), read(&format!("[{one},4]")));
+        let whole = IdempotencyKey { text: "k".repeat(255), fingerprint: [0; 32] };
+        let keys = [derived_key(&whole, 0, [0; 32]).text, derived_key(&whole, 1, [0; 32]).text];
+        assert!(keys[0] != keys[1] && keys.iter().all(|key| key.len() <= 255));
+    }
+}

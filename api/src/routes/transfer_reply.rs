@@ -1,0 +1,135 @@
+//! A transfer as JSON: among a payment's transfers, and as the cause of an event. A new field of both begins here.
+//!
+//! The two shapes differ by the fields that only one of them has. They come from one macro, since `#[serde(flatten)]` would
+//! document each as an `allOf` of parts.
+
+use crate::openapi::schemas;
+use base::timestamp::rfc3339;
+use payments::ReceivedTransfer;
+use runtime::Failure;
+use serde::Serialize;
+use topics::wire::payment_event::Transfer;
+use topics::{Address, Amount};
+use utoipa::ToSchema;
+
+macro_rules! transfer_reply {
+    (
+        $(#[$attribute:meta])* $name:ident,
+        chain: { $($chain:tt)* }, token: { $($token:tt)* }, listed: { $($listed:tt)* }
+    ) => {
+        #[derive(Debug, Serialize, ToSchema)]
+        $(#[$attribute])*
+        pub struct $name {
+            chain_id: u64,
+            $($chain)*
+            block_number: u64,
+            #[schema(value_type = schemas::Hash)]
+            block_hash: String,
+            #[schema(value_type = schemas::Hash)]
+            transaction_hash: String,
+            #[schema(value_type = schemas::Source)]
+            source: String,
+            index: u32,
+            #[schema(value_type = schemas::Time)]
+            timestamp: String,
+            $($token)*
+            #[schema(required = true, value_type = Option<schemas::Address>)]
+            token_contract_address: Option<String>,
+            #[schema(value_type = schemas::Address)]
+            from: String,
+            #[schema(value_type = schemas::Amount)]
+            amount: String,
+            credited: bool,
+            $($listed)*
+            confirmed: bool,
+        }
+    };
+}
+
+transfer_reply! {
+    /// A transfer to the payment's address.
+    #[schema(as = Transfer)]
+    TransferReply,
+    chain: {},
+    token: {},
+    listed: { listed: bool, }
+}
+
+transfer_reply! {
+    /// A transfer to the payment's address, as it was right after the event.
+    #[schema(as = EventTransfer)]
+    EventTransferReply,
+    chain: {
+        /// The chain's name; null if this service does not know the chain.
+        #[schema(required = true)]
+        chain: Option<String>,
+    },
+    token: {
+        /// The symbol of a listed token; null for the coin and for other tokens.
+        #[schema(required = true)]
+        token: Option<String>,
+    },
+    listed: {}
+}
+
+impl TransferReply {
+    /// A transfer of a payment.
+    pub fn new(paid: &ReceivedTransfer) -> Self {
+        Self {
+            chain_id: paid.id.chain.0,
+            block_number: paid.block.number,
+            block_hash: paid.block.hash.to_string(),
+            transaction_hash: paid.id.transaction.to_string(),
+            source: paid.id.source.as_str().to_owned(),
+            index: paid.id.index,
+            timestamp: rfc3339(paid.timestamp),
+            token_contract_address: paid.token.map(|address: Address| address.to_string()),
+            from: paid.from.to_string(),
+            amount: paid.amount.to_string(),
+            credited: paid.credited,
+            listed: paid.listed,
+            confirmed: paid.confirmed,
+        }
+    }
+}
+
+impl EventTransferReply {
+    /// The transfer of an event's record.
+    ///
+    /// # Errors
+    /// When the record holds a value of the wrong length.
+    pub fn new(transfer: Transfer) -> Result<Self, Failure> {
+        let hash = |name, bytes: &[u8]| topics::hash(name, bytes).map(|hash| hash.to_string()).map_err(Failure::halt);
+        let address = |name, bytes: &[u8]| topics::address(name, bytes).map(|a| a.to_string()).map_err(Failure::halt);
+        let token = Some(&transfer.token_address).filter(|token| !token.is_empty());
+        Ok(Self {
+            chain_id: transfer.chain_id,
+            chain: non_empty(transfer.chain),
+            block_number: transfer.block_number,
+            block_hash: hash("block_hash", &transfer.block_hash)?,
+            transaction_hash: hash("transaction_hash", &transfer.transaction_hash)?,
+            source: transfer.source,
+            index: transfer.index,
+            timestamp: rfc3339(transfer.timestamp),
+            token: non_empty(transfer.token),
+            token_contract_address: token.map(|token| address("token_address", token)).transpose()?,
+            from: address("from", &transfer.from)?,
+            amount: decimal(&transfer.amount)?,
+            credited: transfer.credited,
+            confirmed: transfer.confirmed,
+        })
+    }
+}
+
+/// A string of a record; Protobuf has no null, so an empty one stands for it.
+pub fn non_empty(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// An amount of a record, big-endian bytes, as a decimal string.
+///
+/// # Errors
+/// When it has more than 32 bytes.
+pub fn decimal(bytes: &[u8]) -> Result<String, Failure> {
+    Ok(Amount::from_wire(bytes).map_err(Failure::halt)?.to_string())
+}

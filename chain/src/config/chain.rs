@@ -1,0 +1,99 @@
+//! A chain as configured: its nodes, tokens and confirmation policies.
+
+use super::url::NodeUrl;
+use crate::proof::Verify;
+use std::time::Duration;
+use topics::{Address, Amount, ChainId};
+
+/// Decimals of every chain's coin: EVM balances count 10^-18.
+pub const COIN_DECIMALS: u8 = 18;
+
+/// One chain to follow.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    /// Its name in `chains.yaml`, in commands and in the API.
+    pub name: String,
+    /// EIP-155.
+    pub id: ChainId,
+    /// HTTP endpoints in order of preference. Never empty.
+    pub rpc_urls: Vec<NodeUrl>,
+    /// Websocket endpoints that announce new heads. May be empty: polling alone finds every block.
+    pub ws_urls: Vec<NodeUrl>,
+    /// A proof-of-authority chain. Only tools that sign need to know; blocks are read the same way.
+    pub poa: bool,
+    /// When a payment is confirmed, unless a tier says otherwise.
+    pub policy: Policy,
+    /// The policies for larger payments in the coin, by rising amount.
+    pub tiers: Vec<Tier>,
+    /// The first block to publish. `None`: the head at the first start.
+    pub start_block: Option<u64>,
+    /// Time between two polls of the head.
+    pub poll_interval: Duration,
+    /// How old the newest processed block may be while new payments are accepted. `None`: any age.
+    pub max_lag: Option<Duration>,
+    /// How much of a block must be proven.
+    pub verify: Verify,
+    /// Whether to request call traces, which show coin that contracts send.
+    pub traces: bool,
+    pub tokens: Vec<Token>,
+}
+
+/// When a transfer counts as confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// After this many blocks, its own included.
+    Confirmations(u32),
+    /// Once the node's `safe` block covers its block.
+    Safe,
+    /// Once the node's `finalized` block covers its block.
+    Finalized,
+}
+
+/// The policy for payments from an amount upwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tier {
+    /// Base units of the asset.
+    pub from: Amount,
+    pub policy: Policy,
+}
+
+/// A token in which payments can be requested.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Unique on its chain, ignoring case.
+    pub symbol: String,
+    /// The token's contract.
+    pub address: Address,
+    pub decimals: u8,
+    /// The policies for larger payments in this token, by rising amount.
+    pub tiers: Vec<Tier>,
+}
+
+impl Token {
+    /// The token's id across chains (CAIP-19): `eip155:<chain id>/erc20:<checksummed address>`.
+    pub fn id(&self, chain: ChainId) -> String {
+        format!("eip155:{chain}/erc20:{}", self.address.to_checksum(None))
+    }
+}
+
+impl Chain {
+    /// Finds a token by its symbol, ignoring case.
+    pub fn token_by_symbol(&self, symbol: &str) -> Option<&Token> {
+        self.tokens.iter().find(|token| token.symbol.eq_ignore_ascii_case(symbol))
+    }
+
+    /// Finds a token by its contract.
+    pub fn token_by_address(&self, address: Address) -> Option<&Token> {
+        self.tokens.iter().find(|token| token.address == address)
+    }
+
+    /// The policy for an amount of an asset: the highest tier that does not begin above the amount, otherwise the chain's
+    /// policy. `None` is the coin. A token that is not listed has no tiers.
+    pub fn policy_for(&self, token: Option<Address>, amount: Amount) -> Policy {
+        let tiers = match token {
+            None => self.tiers.as_slice(),
+            Some(address) => self.token_by_address(address).map_or([].as_slice(), |token| token.tiers.as_slice()),
+        };
+        tiers.iter().rev().find(|tier| tier.from <= amount).map_or(self.policy, |tier| tier.policy)
+    }
+}

@@ -1,0 +1,60 @@
+//! All configured chains, by name and by id.
+
+use super::chain::Chain;
+use super::error::ConfigError;
+use super::file::ChainsFile;
+use std::path::Path;
+use topics::ChainId;
+
+/// The chains of `chains.yaml`, with their ids resolved.
+#[derive(Clone, Debug)]
+pub struct Chains(Vec<Chain>);
+
+impl Chains {
+    pub(crate) fn new(chains: Vec<Chain>) -> Self {
+        Self(chains)
+    }
+
+    /// Reads the file. [`ChainsFile::resolve`] then asks the nodes for missing chain ids.
+    ///
+    /// # Errors
+    /// With the line and key of the first mistake.
+    pub fn load(path: impl AsRef<Path>) -> Result<ChainsFile, ConfigError> {
+        ChainsFile::load(path.as_ref())
+    }
+
+    /// Finds a chain by its name.
+    pub fn by_name(&self, name: &str) -> Option<&Chain> {
+        self.0.iter().find(|chain| chain.name == name)
+    }
+
+    /// Finds the chain that a command names.
+    ///
+    /// # Errors
+    /// If there is none. The error lists the chains there are.
+    pub fn named(&self, name: &str) -> Result<&Chain, ConfigError> {
+        self.by_name(name).ok_or_else(|| {
+            let names: Vec<&str> = self.iter().map(|chain| chain.name.as_str()).collect();
+            ConfigError::NoChain { name: name.to_owned(), names: names.join(", ") }
+        })
+    }
+
+    /// Finds a chain by its id.
+    pub fn by_id(&self, id: ChainId) -> Option<&Chain> {
+        self.0.iter().find(|chain| chain.id == id)
+    }
+
+    /// All chains in the file's order.
+    pub fn iter(&self) -> impl Iterator<Item = &Chain> {
+        self.0.iter()
+    }
+}
+
+impl IntoIterator for Chains {
+    type Item = Chain;
+    type IntoIter = std::vec::IntoIter<Chain>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}

@@ -1,0 +1,204 @@
+use super::*;
+use topics::Address;
+
+fn parse(text: &str) -> Result<Vec<Chain>, String> {
+    let file = ChainsFile::parse(Path::new("chains.yaml"), text).map_err(|error| error.to_string())?;
+    Ok(file
+        .entries
+        .into_iter()
+        .map(|entry| {
+            let id = entry.chain_id.unwrap_or(ChainId(424_242));
+            entry.into_chain(id)
+        })
+        .collect())
+}
+
+const WHOLE: &str = "
+- name: ethereum
+  chain_id: 1
+  rpc_urls: [https://one.example/key, https://two.example]
+  ws_urls: [wss://one.example]
+  poa: false
+  finality: finalized
+  start_block: 17686110
+  poll_interval_ms: 250
+  max_lag_s: 90
+  verify: roots
+  traces: true
+  tokens:
+    - { symbol: USDC, address: 0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48, decimals: 6 }
+    - symbol: USDT
+      address: '0xdac17f958d2ee523a2206206994597c13d831ec7'
+      decimals: 6
+- name: mine
+  rpc_url: http://127.0.0.1:8545
+";
+
+#[test]
+fn every_key_arrives_and_presets_fill_the_rest() {
+    let chains = parse(WHOLE).unwrap();
+    let [ethereum, mine] = &chains[..] else { panic!("{chains:?}") };
+    assert_eq!((ethereum.id, ethereum.policy, ethereum.start_block), (ChainId(1), Policy::Finalized, Some(17_686_110)));
+    assert_eq!((ethereum.rpc_urls.len(), ethereum.ws_urls.len()), (2, 1));
+    assert_eq!((ethereum.max_lag, mine.max_lag), (Some(Duration::from_secs(90)), Some(Duration::from_secs(1800))));
+    assert_eq!((ethereum.poll_interval, ethereum.verify, ethereum.traces), (Duration::from_millis(250), Verify::Roots, true));
+    assert_eq!(
+        ethereum.token_by_symbol("usdt").unwrap().id(ethereum.id),
+        "eip155:1/erc20:0xdAC17F958D2ee523a2206206994597C13D831ec7"
+    );
+    assert_eq!((mine.policy, mine.verify, mine.start_block), (Policy::Confirmations(32), Verify::Auto, None));
+
+    let under_a_key = format!("chains:\n{}", WHOLE.trim_start_matches('\n'));
+    assert_eq!(parse(&under_a_key).unwrap().len(), 2);
+    let anvil = parse("- {name: anvil, chain_id: 31337, rpc_url: http://127.0.0.1:8545, tokens: }").unwrap();
+    assert_eq!((anvil[0].policy, anvil[0].poll_interval), (Policy::Confirmations(3), Duration::from_millis(20)));
+    assert_eq!(anvil[0].max_lag, None, "it mines when it is asked to");
+}
+
+/// Each mistake, with its line and what the message must contain.
+#[test]
+fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
+    let token = |rest: &str| format!("- name: a\n  chain_id: 1\n  rpc_url: http://a\n  tokens:\n{rest}");
+    let usdc = "    - symbol: USDC\n      address: 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48\n      decimals: 6\n";
+    let cases: Vec<(String, usize, &[&str])> = vec![
+        ("chains: 5".into(), 1, &["chains", "expected"]),
+        ("[]".into(), 1, &["at least one chain"]),
+        ("- name: a\n  rpc_url: http://a\n  confirmatons: 3".into(), 3, &["confirmatons", "expected one of", "confirmations"]),
+        ("- name: a\n  rpc_url: http://a\n  confirmations: many".into(), 3, &["confirmations", "expected"]),
+        ("- name: a\n  rpc_url: http://a\n  confirmations: 0".into(), 3, &["confirmations", "nonzero"]),
+        ("- name: a\n  rpc_url: http://a\n  chain_id: -1".into(), 3, &["chain_id", "expected"]),
+        ("- name: a\n  rpc_url: http://a\n  max_lag_s: 0".into(), 3, &["max_lag_s", "expected"]),
+        ("- name: a\n  rpc_url: http://a\n  finality: soon".into(), 3, &["finality", "safe", "finalized"]),
+        ("- name: a\n  rpc_url: http://a\n  verify: yes".into(), 3, &["verify", "auto", "roots", "bloom", "off"]),
+        ("- name: a\n  rpc_url: ftp://a".into(), 2, &["rpc_url", "expected http"]),
+        ("- name: a\n  rpc_url: https://x/${CTRIP_NO_SUCH}".into(), 2, &["rpc_url", "CTRIP_NO_SUCH is not set"]),
+        ("- name: a\n  rpc_urls:\n  - http://a\n  - nonsense".into(), 4, &["rpc_urls", "expected a URL"]),
+        ("- name: a\n  rpc_url: http://a\n  ws_urls: [http://a]".into(), 3, &["ws_urls", "expected ws"]),
+        ("- name: ''\n  rpc_url: http://a".into(), 1, &["name", "expected"]),
+        ("- rpc_url: http://a".into(), 1, &["missing field `name`"]),
+        ("- name: a".into(), 1, &["rpc_url is missing"]),
+        ("- name: a\n  rpc_url: http://a\n  rpc_urls: [http://b]".into(), 1, &["rpc_url and rpc_urls", "one of them"]),
+        ("- name: a\n  rpc_url: http://a\n  confirmations: 1\n  finality: safe".into(), 1, &["confirmations and finality"]),
+        ("- name: a\n  rpc_url: http://a\n- name: a\n  rpc_url: http://b".into(), 3, &["name", "\"a\" already"]),
+        (
+            "- name: a\n  chain_id: 5\n  rpc_url: http://a\n- name: b\n  chain_id: 5\n  rpc_url: http://b".into(),
+            4,
+            &["chain_id", "5 is the chain \"a\""],
+        ),
+        ("- name: a\n  name: b\n  rpc_url: http://b".into(), 1, &["duplicate", "name"]),
+        (token("    - symbol: USDC\n      address: 0x1234\n      decimals: 6"), 6, &["address", "40 hex digits"]),
+        (
+            token("    - symbol: USDC\n      address: 0xa0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48\n      decimals: 6"),
+            6,
+            &["address", "checksum"],
+        ),
+        (
+            token("    - symbol: USDC\n      address: 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48\n      decimals: 300"),
+            7,
+            &["decimals", "u8"],
+        ),
+        (
+            token("    - symbol: US DC\n      address: 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48\n      decimals: 6"),
+            5,
+            &["symbol", "expected"],
+        ),
+        (
+            token(&format!(
+                "{usdc}    - symbol: usdc\n      address: 0xdac17f958d2ee523a2206206994597c13d831ec7\n      decimals: 6"
+            )),
+            8,
+            &["symbol", "once"],
+        ),
+        (
+            token(&format!(
+                "{usdc}    - symbol: USDX\n      address: 0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48\n      decimals: 6"
+            )),
+            8,
+            &["address", "as USDC"],
+        ),
+        (
+            "- name: a\n  rpc_url: http://a\n  tiers:\n  - from: 1,5\n    confirmations: 3".into(),
+            4,
+            &["tiers", "from", "like 1.5", "1,5"],
+        ),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: -1, confirmations: 3 }]".into(), 3, &["from", "-1"]),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1e3, confirmations: 3 }]".into(), 3, &["from", "1e3"]),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1., confirmations: 3 }]".into(), 3, &["from", "1."]),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1, confirmations: 0 }]".into(), 3, &["confirmations", "nonzero"]),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1, count: 3 }]".into(), 3, &["count", "expected one of"]),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1.5 }]".into(), 1, &["from 1.5", "confirmations is missing"]),
+        (
+            "- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1.5, confirmations: 3, finality: safe }]".into(),
+            1,
+            &["from 1.5", "both given"],
+        ),
+        (
+            "- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1.5, confirmations: 3 }, { from: '1.50', finality: safe }]"
+                .into(),
+            1,
+            &["two begin at 1.5"],
+        ),
+        (
+            token(&format!("{usdc}      tiers: [{{ from: 0.0000001, confirmations: 3 }}]")),
+            5,
+            &["from 0.0000001", "at most 6 digits"],
+        ),
+        ("- name: [".into(), 1, &["name"]),
+    ];
+    for (text, line, parts) in cases {
+        let error = parse(&text).expect_err(&text);
+        assert!(error.starts_with(&format!("chains.yaml:{line}:")), "line {line} of\n{text}\n{error}");
+        for part in parts {
+            assert!(error.contains(part), "{part:?} in {error:?}\nof\n{text}");
+        }
+    }
+}
+
+#[test]
+fn the_highest_tier_that_does_not_begin_above_the_amount_decides() {
+    let text = "
+- name: a
+  chain_id: 1
+  rpc_url: http://a
+  confirmations: 12
+  tiers: [{ from: '100', finality: finalized }, { from: 1.5, confirmations: 30 }]
+  tokens:
+    - { symbol: X, address: '0xdac17f958d2ee523a2206206994597c13d831ec7', decimals: 6, tiers: [{ from: 0.000001, finality: safe }] }
+    - { symbol: Y, address: '0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48', decimals: 6 }
+";
+    let chain = &parse(text).unwrap()[0];
+    let coin = |amount: &str| chain.policy_for(None, amount.parse().unwrap());
+    assert_eq!(coin("1499999999999999999"), Policy::Confirmations(12));
+    assert_eq!(coin("1500000000000000000"), Policy::Confirmations(30));
+    assert_eq!(coin("99999999999999999999"), Policy::Confirmations(30));
+    assert_eq!(coin("100000000000000000000"), Policy::Finalized);
+    let token = |symbol| chain.token_by_symbol(symbol).unwrap().address;
+    assert_eq!(chain.policy_for(Some(token("X")), 1.into()), Policy::Safe);
+    assert_eq!(chain.policy_for(Some(token("Y")), u64::MAX.into()), Policy::Confirmations(12));
+    assert_eq!(chain.policy_for(Some(Address::ZERO), u64::MAX.into()), Policy::Confirmations(12));
+}
+
+#[test]
+fn a_mirror_of_the_coin_is_no_token() {
+    for mirror in [
+        "0x0000000000000000000000000000000000001010",
+        "0x471EcE3750Da237f93B8E339c536989b8978a438",
+        "0x471ece3750da237f93b8e339c536989b8978a438",
+        "0x000000000000000000000000000000000000800A",
+        "0xfffffffffffffffffffffffffffffffffffffffe",
+    ] {
+        let text = format!("- name: a\n  rpc_url: http://a\n  tokens:\n    - {{symbol: X, address: {mirror}, decimals: 18}}");
+        let error = parse(&text).unwrap_err();
+        assert!(error.starts_with("chains.yaml:4:") && error.contains("count the same money twice"), "{error}");
+    }
+}
+
+#[test]
+fn the_repositorys_file_and_its_examples_parse() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../chains.yaml")).unwrap();
+    assert_eq!(parse(&text).unwrap()[0].name, "anvil");
+    let entries = &text[text.find("- name").unwrap()..];
+    let examples: String = entries.lines().map(|line| line.strip_prefix("# ").unwrap_or(line).to_owned() + "\n").collect();
+    let chains = parse(&examples.replace("${INFURA_KEY}", "key")).unwrap();
+    assert!(chains.len() > 5 && chains.iter().skip(1).all(|chain| !chain.tokens.is_empty()));
+}

@@ -1,0 +1,95 @@
+//! A fetched block, proven and put together for publishing.
+
+use crate::block::{Block, Log, ReceiptStatus, Receipts};
+use crate::proof::{Proof, ProofError, Verify, prove};
+use crate::trace::InternalTransfer;
+use alloy::primitives::{Address, B256};
+use std::collections::HashMap;
+use topics::{COIN_LOG_ADDRESS, TRANSFER_TOPIC};
+
+/// A log with its place, which is counted instead of trusting the node's numbers.
+#[derive(Clone, Debug)]
+pub struct PlacedLog {
+    pub log: Log,
+    /// Position in the block.
+    pub index: u32,
+    /// Position of its transaction in the block.
+    pub transaction_index: u32,
+    pub transaction_hash: B256,
+}
+
+/// A block that is proven as far as its chain's `verify` asks.
+#[derive(Clone, Debug)]
+pub struct FetchedBlock {
+    /// Header and transactions.
+    pub block: Block,
+    /// One status per transaction, in order.
+    pub statuses: Vec<ReceiptStatus>,
+    /// All logs of the block, in order.
+    pub logs: Vec<PlacedLog>,
+    /// Coin that contracts moved. `None` if no traces were requested.
+    pub internal: Option<Vec<InternalTransfer>>,
+    /// How well each part is proven.
+    pub proof: Proof,
+}
+
+impl FetchedBlock {
+    /// Proves a block with its receipts, and places its logs.
+    ///
+    /// # Errors
+    /// If the proof fails.
+    pub fn new(block: Block, receipts: Receipts, verify: Verify) -> Result<Self, ProofError> {
+        let proof = prove(&block, &receipts, verify)?;
+        let outcomes = receipts.statuses();
+        let statuses = block
+            .transactions
+            .iter()
+            .map(|transaction| outcomes.get(&transaction.hash).copied().unwrap_or(ReceiptStatus::Unknown))
+            .collect();
+        let logs = place_logs(&block, receipts)?;
+        Ok(Self { block, statuses, logs, internal: None, proof })
+    }
+
+    /// Whether the block reports transfers of its coin as logs (EIP-7708). Then those are complete, and proven like any log.
+    pub fn logs_coin_transfers(&self) -> bool {
+        self.logs
+            .iter()
+            .any(|placed| placed.log.address == COIN_LOG_ADDRESS && placed.log.topics.first() == Some(&TRANSFER_TOPIC))
+    }
+
+    /// Approximate size of its records, in bytes.
+    pub fn record_bytes(&self) -> usize {
+        let logs: usize = self.logs.iter().map(|log| 128 + 32 * log.log.topics.len() + log.log.data.len()).sum();
+        256 + 128 * self.block.transactions.len() + logs
+    }
+}
+
+impl PlacedLog {
+    /// What a payment depends on.
+    pub(super) fn content(&self) -> (Address, &[B256], &[u8], B256) {
+        (self.log.address, &self.log.topics, &self.log.data, self.transaction_hash)
+    }
+}
+
+/// Counts the logs and finds their transactions.
+fn place_logs(block: &Block, receipts: Receipts) -> Result<Vec<PlacedLog>, ProofError> {
+    let unknown = |what: String, got: String| ProofError::new(block.number, what, "a transaction of the block", got);
+    let positions: HashMap<B256, usize> =
+        block.transactions.iter().enumerate().map(|(index, transaction)| (transaction.hash, index)).collect();
+    let logs: Vec<(Option<B256>, Log)> = match receipts {
+        Receipts::All(all) => all
+            .into_iter()
+            .flat_map(|receipt| receipt.logs.into_iter().map(move |log| (Some(receipt.transaction_hash), log)))
+            .collect(),
+        Receipts::Logs { logs, .. } => logs.into_iter().map(|log| (log.transaction_hash, log)).collect(),
+    };
+    let narrow = |index: usize| u32::try_from(index).map_err(|_| unknown(format!("position {index}"), "too many".to_owned()));
+    logs.into_iter()
+        .enumerate()
+        .map(|(index, (transaction, log))| {
+            let hash = transaction.ok_or_else(|| unknown(format!("log {index}"), "none".to_owned()))?;
+            let position = positions.get(&hash).ok_or_else(|| unknown(format!("log {index}"), hash.to_string()))?;
+            Ok(PlacedLog { log, index: narrow(index)?, transaction_index: narrow(*position)?, transaction_hash: hash })
+        })
+        .collect()
+}

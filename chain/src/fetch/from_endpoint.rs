@@ -1,0 +1,103 @@
+//! A block with its receipts and traces from one endpoint, proven.
+
+use super::block_id::{BlockId, block_call};
+use super::error::FetchError;
+use super::fetched::FetchedBlock;
+use super::options::FetchOptions;
+use super::receipts::{BLOCK_RECEIPTS, fetch_logs, fetch_receipts};
+use super::traces;
+use crate::block::{Block, Receipt, Receipts};
+use crate::proof::ProofError;
+use crate::rpc::{Answer, Batch, Endpoint, Reply, RpcError};
+use serde_json::json;
+
+/// Fetches a block with its receipts, and its traces if asked. `None` if the endpoint lacks the block or its receipts.
+pub(super) async fn fetch_from_endpoint(
+    endpoint: &Endpoint,
+    options: FetchOptions,
+    id: BlockId,
+) -> Result<Option<FetchedBlock>, FetchError> {
+    let unproven = |source| FetchError::Unproven { endpoint: endpoint.host().to_owned(), source };
+    let (block, receipts) = if endpoint.has_block_receipts() {
+        fetch_block_and_receipts(endpoint, id).await?
+    } else {
+        (fetch_block_object(endpoint, id).await?, Ok(None))
+    };
+    let Some(block) = block else { return Ok(None) };
+    match id {
+        BlockId::Number(number) if number != block.number => {
+            return Err(unproven(ProofError::new(number, "the number", number, block.number)));
+        }
+        BlockId::Hash(hash) if hash != block.hash => {
+            return Err(unproven(ProofError::new(block.number, "the hash", hash, block.hash)));
+        }
+        _ => {}
+    }
+    let by_hash = matches!(id, BlockId::Hash(_));
+    let moved = |receipts: &[Receipt]| {
+        // A reorg put another block in its place, maybe an empty one.
+        receipts.is_empty() && !block.transactions.is_empty()
+            || receipts.iter().any(|receipt| receipt.block_hash.is_some_and(|hash| hash != block.hash))
+    };
+    let receipts = match receipts {
+        // A reorg between two answers is nobody's fault, and by hash it can't happen.
+        Ok(Some(receipts)) if !by_hash && moved(&receipts) => fetch_receipts(endpoint, BlockId::Hash(block.hash)).await,
+        Ok(None) if !by_hash && endpoint.has_block_receipts() => fetch_receipts(endpoint, BlockId::Hash(block.hash)).await,
+        receipts => receipts,
+    };
+    let receipts = match receipts {
+        Err(error) if error.is_unsupported() || error.is_result_limit() => {
+            if error.is_unsupported() {
+                endpoint.mark_without_block_receipts();
+            }
+            fetch_logs(endpoint, &block).await?
+        }
+        Err(error) => return Err(error.into()),
+        Ok(None) if !endpoint.has_block_receipts() => fetch_logs(endpoint, &block).await?,
+        Ok(all) => all.map(Receipts::All),
+    };
+    // A node that does not have the receipts yet counts as one without the block.
+    let Some(receipts) = receipts else { return Ok(None) };
+    let mut fetched = FetchedBlock::new(block, receipts, options.verify).map_err(unproven)?;
+    if options.traces && !fetched.logs_coin_transfers() {
+        fetched.internal = Some(traces::fetch_internal_transfers(endpoint, &fetched).await?);
+    }
+    Ok(Some(fetched))
+}
+
+/// Fetches a block and its receipts in one batch, or side by side from a node without batches.
+async fn fetch_block_and_receipts(
+    endpoint: &Endpoint,
+    id: BlockId,
+) -> Result<(Option<Block>, Result<Option<Vec<Receipt>>, RpcError>), RpcError> {
+    if !endpoint.takes_batches() {
+        let (block, receipts) = tokio::join!(fetch_block_object(endpoint, id), fetch_receipts(endpoint, id));
+        return Ok((block?, receipts));
+    }
+    let (method, params) = block_call(id, true);
+    let calls = [(method, params), (BLOCK_RECEIPTS, json!([id.as_json()]))];
+    // Nearly every block reads in one pass. Otherwise its parts are read one by one, tolerantly.
+    let whole = |reply: &Reply| {
+        let (block, receipts): (Block, Vec<Receipt>) = reply.read()?;
+        (block.header_hash() == Some(block.hash)).then_some((block, receipts))
+    };
+    let mut answers = match endpoint.batch_read(&calls, whole).await? {
+        Batch::Read((block, receipts)) => return Ok((Some(block), Ok(Some(receipts)))),
+        Batch::Split(answers) => answers.into_iter(),
+    };
+    let missing = || Err(RpcError::IncompleteBatch { method, endpoint: endpoint.host().to_owned() });
+    let (block, receipts) = (answers.next().unwrap_or_else(missing)?, answers.next().unwrap_or_else(missing));
+    Ok((read_block(endpoint, method, &block)?, receipts.and_then(|answer| endpoint.read(BLOCK_RECEIPTS, &answer))))
+}
+
+async fn fetch_block_object(endpoint: &Endpoint, id: BlockId) -> Result<Option<Block>, RpcError> {
+    let (method, params) = block_call(id, true);
+    read_block(endpoint, method, &endpoint.raw(method, params).await?)
+}
+
+fn read_block(endpoint: &Endpoint, method: &'static str, answer: &Answer) -> Result<Option<Block>, RpcError> {
+    if answer.get() == "null" {
+        return Ok(None);
+    }
+    Block::parse(answer.get()).map(Some).map_err(|source| endpoint.malformed(method, source))
+}

@@ -1,0 +1,25 @@
+//! Fetching proven blocks and heads from a chain's nodes.
+//!
+//! - `from_pool`: [`fetch_block`], with failover and confirmation by a second endpoint.
+//! - `from_endpoint`: a block with its receipts from one endpoint. `receipts`: what to do without `eth_getBlockReceipts`.
+//!   `traces`: which tracer an endpoint has.
+//! - `cross_check`: what no root covers, a second endpoint must confirm.
+//! - `head`: the newest head, tagged blocks, and which endpoints have a block.
+
+mod block_id;
+mod cross_check;
+mod error;
+mod fetched;
+mod from_endpoint;
+mod from_pool;
+mod head;
+mod options;
+mod receipts;
+mod traces;
+
+pub use block_id::{BlockId, BlockTag};
+pub use error::FetchError;
+pub use fetched::{FetchedBlock, PlacedLog};
+pub use from_pool::fetch_block;
+pub use head::{Witnesses, fetch_head, fetch_newest, fetch_tag, find_witnesses};
+pub use options::FetchOptions;

@@ -1,0 +1,20 @@
+//! What to fetch with a block, and how well to prove it.
+
+use crate::config::Chain;
+use crate::proof::Verify;
+
+/// What to fetch with a block, and how well to prove it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FetchOptions {
+    /// How much must be proven.
+    pub verify: Verify,
+    /// Whether to request call traces, unless the block's logs report coin transfers themselves (EIP-7708).
+    pub traces: bool,
+}
+
+impl FetchOptions {
+    /// The options that the chain's entry sets.
+    pub fn of(chain: &Chain) -> Self {
+        Self { verify: chain.verify, traces: chain.traces }
+    }
+}

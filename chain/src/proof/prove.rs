@@ -1,0 +1,109 @@
+//! Proving a block: the header, then the parts under its roots.
+
+use super::error::ProofError;
+use super::part::{PartProof, Proof};
+use super::receipts::{check_log_places, prove_bloom, prove_receipts};
+use super::state_sync::transactions_under_root;
+use super::verify::Verify;
+use super::withdrawals::prove_withdrawals;
+use crate::block::{Block, Receipts, Transaction, is_fixed, knows_transaction};
+use alloy::consensus::proofs::ordered_trie_root_encoded;
+use alloy::primitives::keccak256;
+
+/// Proves a block and its receipts against the block's hash, as far as `verify` asks.
+///
+/// # Errors
+/// If a part contradicts the hash, or with [`Verify::Roots`] can't be proven by a root.
+pub fn prove(block: &Block, receipts: &Receipts, verify: Verify) -> Result<Proof, ProofError> {
+    let part = |why: &str| PartProof::Unproven(why.to_owned());
+    match verify {
+        Verify::Off => {
+            let off = part("verify: off");
+            return Ok(Proof { header: off.clone(), transactions: off.clone(), receipts: off.clone(), withdrawals: off });
+        }
+        Verify::Bloom => {
+            check_log_places(block, receipts)?;
+            prove_bloom(block, receipts)?;
+            let only = part("verify: bloom");
+            let receipts = PartProof::Bloom("verify: bloom".to_owned());
+            return Ok(Proof { header: only.clone(), transactions: only.clone(), receipts, withdrawals: only });
+        }
+        Verify::Auto | Verify::Roots => {}
+    }
+    check_log_places(block, receipts)?;
+    let header = prove_header(block)?;
+    let withdrawals = prove_withdrawals(block, &header)?;
+    let transactions = prove_transactions(block, &header)?;
+    let proof = Proof { header, transactions, receipts: prove_receipts(block, receipts)?, withdrawals };
+    if verify == Verify::Roots
+        && let Some(gap) = proof.payments().find_map(PartProof::gap)
+    {
+        return Err(ProofError::new(block.number, "a part", "a proof by root (verify: roots)", gap));
+    }
+    Ok(proof)
+}
+
+fn prove_header(block: &Block) -> Result<PartProof, ProofError> {
+    match block.header_hash() {
+        Some(hash) if hash == block.hash => Ok(PartProof::Root),
+        _ if !block.unknown_fields.is_empty() => {
+            Ok(PartProof::Unproven(format!("header with unknown fields {}", block.unknown_fields.join(", "))))
+        }
+        Some(hash) => Err(ProofError::new(block.number, "the header", block.hash, hash)),
+        None => Err(ProofError::new(block.number, "the header", "logsBloom, mixHash and nonce", "a header without")),
+    }
+}
+
+fn prove_transactions(block: &Block, header: &PartProof) -> Result<PartProof, ProofError> {
+    let mut encodings = Vec::with_capacity(block.transactions.len());
+    let mut gap = None;
+    for (index, transaction) in transactions_under_root(block).enumerate() {
+        let encoding = transaction.encoded();
+        // The root covers the encoding. The hash that we publish is checked here.
+        let hash = encoding.as_ref().map(keccak256);
+        match encoding {
+            Some(encoding) if hash == Some(transaction.hash) => encodings.push(encoding),
+            _ if !knows_transaction(transaction.kind) => {
+                gap.get_or_insert_with(|| format!("transactions of type {:#04x}", transaction.kind));
+            }
+            // Under Ethereum's header, Ethereum's types have encodings that never change; a hard fork adds new types instead.
+            // So there a new field excuses nothing, or a node could add one and then claim anything.
+            _ if !transaction.unknown_fields.is_empty() && (*header != PartProof::Root || !is_fixed(transaction.kind)) => {
+                let fields = transaction.unknown_fields.join(", ");
+                gap.get_or_insert_with(|| {
+                    format!("transactions of type {:#04x} with unknown fields {fields}", transaction.kind)
+                });
+            }
+            // A missing, surplus or altered field is no hard fork.
+            _ => {
+                let got = hash.map_or_else(|| "one with fields missing".to_owned(), |hash| hash.to_string());
+                return Err(ProofError::new(block.number, format!("transaction {index}"), transaction.hash, got));
+            }
+        }
+        check_self_transfer(block, index, transaction)?;
+    }
+    if let Some(gap) = gap {
+        return Ok(PartProof::Unproven(gap));
+    }
+    let root = ordered_trie_root_encoded(&encodings);
+    if root != block.transactions_root {
+        return Err(ProofError::new(block.number, "the transactions", block.transactions_root, root));
+    }
+    Ok(PartProof::Root)
+}
+
+/// No hash covers the sender, and the sender decides only one thing: a transfer to oneself is no payment. So if a node claims
+/// such a transfer, the signature must confirm the sender.
+fn check_self_transfer(block: &Block, index: usize, transaction: &Transaction) -> Result<(), ProofError> {
+    let to_itself = transaction.to == Some(transaction.from) && !transaction.value.is_zero();
+    if !to_itself || !is_fixed(transaction.kind) {
+        return Ok(());
+    }
+    match transaction.signer() {
+        Some(signer) if signer == transaction.from => Ok(()),
+        signer => {
+            let got = signer.map_or_else(|| "no valid signature".to_owned(), |signer| format!("a signature of {signer}"));
+            Err(ProofError::new(block.number, format!("the sender of transaction {index}"), transaction.from, got))
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Waiting for Postgres, Kafka and the registry, which often start together with a role.
+
+use anyhow::{Context as _, bail};
+use base::error_chain;
+use runtime::{Registry, Settings};
+use std::future::Future;
+use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
+use tokio_postgres::NoTls;
+use tokio_postgres::error::SqlState;
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+const MIN_DELAY: Duration = Duration::from_millis(250);
+const MAX_DELAY: Duration = Duration::from_secs(5);
+
+/// Why an attempt failed.
+enum NotReady {
+    /// A retry may succeed.
+    Unreachable(String),
+    /// It answers, and refuses us.
+    Refused(anyhow::Error),
+}
+
+/// Returns once all three answer.
+///
+/// # Errors
+/// When one does not answer within a minute, or refuses us.
+pub async fn await_ready(settings: &Settings) -> anyhow::Result<()> {
+    let client = Registry::new(settings)?;
+    let postgres = wait("Postgres (DATABASE_URL)", || postgres(&settings.database_url));
+    let kafka = wait("Kafka (KAFKA_BROKERS)", || kafka(&settings.kafka_brokers));
+    let registry = wait("the schema registry (SCHEMA_REGISTRY_URL)", || registry(&client));
+    tokio::try_join!(postgres, kafka, registry)?;
+    Ok(())
+}
+
+async fn wait<F: Future<Output = Result<(), NotReady>>>(name: &str, mut attempt: impl FnMut() -> F) -> anyhow::Result<()> {
+    let (started, mut delay) = (Instant::now(), MIN_DELAY);
+    loop {
+        let cause = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(NotReady::Refused(error))) => return Err(error.context(name.to_owned())),
+            Ok(Err(NotReady::Unreachable(cause))) => cause,
+            Err(_) => format!("no answer within {ATTEMPT_TIMEOUT:?}"),
+        };
+        if started.elapsed() + delay > TIMEOUT {
+            bail!("{name} did not answer for {TIMEOUT:?}: {cause}");
+        }
+        tracing::warn!("{name} does not answer yet, retrying in {delay:.1?}: {cause}");
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(MAX_DELAY);
+    }
+}
+
+async fn postgres(url: &str) -> Result<(), NotReady> {
+    let config: tokio_postgres::Config =
+        url.parse().context("expected postgres://user:password@host:port/database").map_err(NotReady::Refused)?;
+    match config.connect(NoTls).await {
+        Ok(_) => Ok(()),
+        Err(error) => match error.code() {
+            // It is starting, stopping or full. Any other error would come again.
+            Some(&SqlState::CANNOT_CONNECT_NOW | &SqlState::TOO_MANY_CONNECTIONS | &SqlState::ADMIN_SHUTDOWN) | None => {
+                Err(NotReady::Unreachable(error_chain(&error)))
+            }
+            Some(_) => Err(NotReady::Refused(error.into())),
+        },
+    }
+}
+
+/// One broker that accepts connections is enough: it names the others.
+async fn kafka(brokers: &str) -> Result<(), NotReady> {
+    let mut last = "KAFKA_BROKERS is empty; expected host:port".to_owned();
+    for broker in brokers.split(',').map(str::trim).filter(|broker| !broker.is_empty()) {
+        match TcpStream::connect(broker).await {
+            Ok(_) => return Ok(()),
+            Err(error) => last = format!("{broker}: {error}"),
+        }
+    }
+    Err(NotReady::Unreachable(last))
+}
+
+async fn registry(client: &Registry) -> Result<(), NotReady> {
+    client.ping().await.map_err(|error| NotReady::Unreachable(format!("{error:#}")))
+}

@@ -1,0 +1,78 @@
+//! Publishing a batch: blocks, logs and the chain's cursor in one Kafka transaction.
+
+use crate::cursor::cursor;
+use crate::follow::Batch;
+use crate::records::{Change, records};
+use crate::window::Window;
+use base::metrics;
+use chain::Chain;
+use runtime::Failure;
+use runtime::kafka::{Kafka, Transaction, TransactionalProducer};
+use std::time::Instant;
+use topics::wire::{BlockRecord, LogsRecord};
+use topics::{ChainId, Topic};
+
+/// The name of the stage; with the chain's id it is the transactional id, so that a successor fences its predecessor.
+pub const STAGE: &str = "ingest";
+
+/// The encoded records of a batch. All are encoded before the first is sent, so that the producer sends them together: while a
+/// request is under way, librdkafka's thread busy-waits to send records that came too late for it.
+#[derive(Default)]
+pub struct OutgoingRecords(Vec<(Topic, Vec<u8>)>);
+
+impl OutgoingRecords {
+    /// Adds the two records of a block.
+    pub fn push_block(&mut self, kafka: &Kafka, block: &BlockRecord, logs: &LogsRecord) {
+        self.0.push((Topic::Blocks, kafka.encode(block)));
+        self.0.push((Topic::Logs, kafka.encode(logs)));
+    }
+
+    /// Sends all records under the chain's key.
+    pub fn send(&self, transaction: &Transaction<'_>, chain: ChainId) -> Result<(), Failure> {
+        let key = chain.to_string();
+        self.0.iter().try_for_each(|(topic, record)| transaction.send(*topic, &key, record))
+    }
+}
+
+/// Publishes a batch with its cursor in one transaction. Returns the sequence of its last record.
+pub fn publish_batch(
+    producer: &TransactionalProducer,
+    kafka: &Kafka,
+    chain: &Chain,
+    mut sequence: u64,
+    batch: Batch,
+    window: &Window,
+) -> Result<u64, Failure> {
+    let started = Instant::now();
+    let (mut added, mut removed, mut logs) = (0, 0, 0);
+    let mut outgoing = OutgoingRecords::default();
+    for change in batch.changes {
+        match &change {
+            Change::Added(block) => {
+                added += 1;
+                logs += block.logs.len() as u64;
+            }
+            Change::Replayed(_) => {}
+            Change::Removed(_) => removed += 1,
+        }
+        sequence += 1;
+        let (block, of_block) = records(chain.id, sequence, change, batch.finality);
+        outgoing.push_block(kafka, &block, &of_block);
+    }
+    outgoing.0.push((Topic::Cursors, kafka.encode(&cursor(chain.id, sequence, window))));
+    let transaction = producer.begin()?;
+    outgoing.send(&transaction, chain.id)?;
+    transaction.commit()?;
+
+    let labels = [("chain", chain.name.as_str())];
+    metrics::STAGE_LATENCY.histogram(&[("stage", STAGE)]).record(started.elapsed().as_secs_f64());
+    metrics::STAGE_RECORDS.counter(&[("stage", STAGE)]).increment(added + removed);
+    metrics::CHAIN_BLOCKS.counter(&[labels[0], ("kind", "added")]).increment(added);
+    metrics::CHAIN_BLOCKS.counter(&[labels[0], ("kind", "removed")]).increment(removed);
+    metrics::CHAIN_LOGS.counter(&labels).increment(logs);
+    if let Some(tip) = window.tip() {
+        #[expect(clippy::cast_precision_loss, reason = "block numbers are far below 2^52")]
+        metrics::CHAIN_HEAD_BLOCK.gauge(&labels).set(tip.number as f64);
+    }
+    Ok(sequence)
+}

@@ -1,0 +1,37 @@
+//! The database as a command uses it: one connection, and errors that tell the operator the remedy.
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use deadpool_postgres::{Client, Pool};
+use runtime::db;
+use tokio_postgres::error::SqlState;
+
+const MAX_NAME_CHARS: usize = 255;
+
+pub fn pool(database_url: &str) -> Result<Pool> {
+    db::pool(database_url, 1)
+}
+
+pub async fn connect(database_url: &str) -> Result<Client> {
+    pool(database_url)?.get().await.context("connecting to DATABASE_URL")
+}
+
+pub fn check_name(name: &str) -> Result<()> {
+    if name.trim().is_empty() || name.chars().count() > MAX_NAME_CHARS {
+        bail!("expected a merchant's name of 1 to {MAX_NAME_CHARS} characters");
+    }
+    Ok(())
+}
+
+/// Adds the remedy to an error that an operator can mend.
+pub fn explain(error: tokio_postgres::Error) -> anyhow::Error {
+    match error.code() {
+        Some(&SqlState::UNDEFINED_TABLE | &SqlState::UNDEFINED_COLUMN) => {
+            anyhow!("the database is not migrated to this version: run `ctrip migrate` first")
+        }
+        _ => error.into(),
+    }
+}
+
+pub fn merchant_not_found(name: &str) -> anyhow::Error {
+    anyhow!("there is no merchant {name:?}; `ctrip merchants list` shows all")
+}

@@ -1,0 +1,185 @@
+//! `ctrip merchants`: creates, lists and updates merchants. Settings are checked before the first write.
+
+use super::database::{check_name, connect, explain, merchant_not_found, pool};
+use crate::accounts::Account;
+use crate::merchant::MAX_BPS;
+use anyhow::{Context as _, Result, bail, ensure};
+use base::timestamp;
+use base::{json, text};
+use deadpool_postgres::Client;
+use serde_json::value::RawValue;
+use tokio_postgres::error::SqlState;
+use uuid::Uuid;
+use wallet::AccountXpub;
+
+const MAX_METADATA_BYTES: usize = 16 * 1024;
+
+/// Settings to change; `None` leaves one as it is.
+#[derive(Debug, Clone, Default)]
+pub struct MerchantChanges {
+    pub name: Option<String>,
+    /// The account of new addresses; the inner `None` is cTrip's own.
+    pub xpub: Option<Option<AccountXpub>>,
+    /// Hundredths of a percent, 0 to 10,000.
+    pub underpaid_tolerance_bps: Option<u32>,
+    /// Hundredths of a percent, 0 to 10,000.
+    pub overpaid_tolerance_bps: Option<u32>,
+    pub accept_late: Option<bool>,
+    /// A JSON object.
+    pub metadata: Option<String>,
+}
+
+/// A merchant as `ctrip merchants list` shows it.
+#[derive(Debug, Clone)]
+pub struct MerchantRow {
+    pub id: Uuid,
+    pub name: String,
+    /// Fingerprint of its own account, if it has one.
+    pub xpub: Option<String>,
+    /// Hundredths of a percent.
+    pub underpaid_tolerance_bps: i32,
+    /// Hundredths of a percent.
+    pub overpaid_tolerance_bps: i32,
+    pub accept_late: bool,
+    /// A JSON object, as text.
+    pub metadata: Option<String>,
+    /// The number of its keys that work.
+    pub keys: i64,
+    pub created_at: String,
+}
+
+/// Creates a merchant; returns its id.
+///
+/// # Errors
+/// When the name is taken, a setting is out of bounds, or the database fails.
+pub async fn create_merchant(database_url: &str, name: &str, changes: MerchantChanges) -> Result<Uuid> {
+    check_name(name)?;
+    let id = Uuid::now_v7();
+    write_merchant(database_url, changes, |client| async move {
+        let inserted = client.execute("INSERT INTO merchants (id, name) VALUES ($1, $2)", &[&id, &name]).await;
+        match inserted {
+            Ok(_) => Ok((client, id)),
+            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => bail!("a merchant {name:?} exists already"),
+            Err(error) => Err(explain(error)),
+        }
+    })
+    .await
+}
+
+/// Changes a merchant's settings. Running instances of the API apply them once their cached grants expire; payments keep the terms
+/// that they were created with.
+///
+/// # Errors
+/// When there is no such merchant, a setting is out of bounds, or the database fails.
+pub async fn update_merchant(database_url: &str, name: &str, changes: MerchantChanges) -> Result<Uuid> {
+    if let Some(name) = &changes.name {
+        check_name(name)?;
+    }
+    write_merchant(database_url, changes, |client| async move {
+        let row = client.query_opt("SELECT id FROM merchants WHERE name = $1", &[&name]).await.map_err(explain)?;
+        let id = row.with_context(|| merchant_not_found(name).to_string())?.get(0);
+        Ok((client, id))
+    })
+    .await
+}
+
+/// Checks all settings, then lets `merchant` find or insert the row, and writes them.
+async fn write_merchant<F, R>(database_url: &str, changes: MerchantChanges, merchant: F) -> Result<Uuid>
+where
+    F: FnOnce(Client) -> R,
+    R: Future<Output = Result<(Client, Uuid)>>,
+{
+    let underpaid = bps("--underpaid-tolerance-bps", changes.underpaid_tolerance_bps)?;
+    let overpaid = bps("--overpaid-tolerance-bps", changes.overpaid_tolerance_bps)?;
+    let metadata = changes.metadata.as_deref().map(check_metadata).transpose()?;
+    let fingerprint = match &changes.xpub {
+        Some(Some(xpub)) => Some(register(database_url, xpub).await?),
+        Some(None) | None => None,
+    };
+    let (client, id) = merchant(connect(database_url).await?).await?;
+    let updated = client
+        .execute(
+            "UPDATE merchants SET name = coalesce($2, name), xpub = CASE WHEN $3 THEN $4 ELSE xpub END,
+                 underpaid_tolerance_bps = coalesce($5, underpaid_tolerance_bps),
+                 overpaid_tolerance_bps = coalesce($6, overpaid_tolerance_bps), accept_late = coalesce($7, accept_late),
+                 metadata = coalesce($8::text::json, metadata)
+             WHERE id = $1",
+            &[
+                &id,
+                &changes.name,
+                &changes.xpub.is_some(),
+                &fingerprint,
+                &underpaid,
+                &overpaid,
+                &changes.accept_late,
+                &metadata,
+            ],
+        )
+        .await;
+    match updated {
+        Ok(_) => Ok(id),
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => bail!("a merchant of the new name exists already"),
+        Err(error) => Err(explain(error)),
+    }
+}
+
+fn bps(option: &str, value: Option<u32>) -> Result<Option<i32>> {
+    let Some(value) = value else { return Ok(None) };
+    ensure!(value <= MAX_BPS, "{option}: expected 0 to {MAX_BPS} hundredths of a percent, got {value}");
+    Ok(Some(i32::try_from(value)?))
+}
+
+fn check_metadata(text: &str) -> Result<String> {
+    let raw: &RawValue = serde_json::from_str(text).context("--metadata: expected a JSON object")?;
+    ensure!(raw.get().starts_with('{'), "--metadata: expected a JSON object, got {}", text::excerpt(raw.get()));
+    ensure!(raw.get().len() <= MAX_METADATA_BYTES, "--metadata: expected at most {MAX_METADATA_BYTES} bytes");
+    json::check_storable(raw.get()).map_err(|message| anyhow::anyhow!("--metadata: {message}"))?;
+    Ok(raw.get().to_owned())
+}
+
+/// Registers an account, unless its addresses are those of another one: two xpub texts can hold the same key, and each would give
+/// out the other's addresses again.
+async fn register(database_url: &str, xpub: &AccountXpub) -> Result<String> {
+    let client = connect(database_url).await?;
+    let first = xpub.address(0)?;
+    let rows = client.query("SELECT fingerprint, xpub FROM xpubs", &[]).await.map_err(explain)?;
+    for row in rows {
+        let (fingerprint, text): (String, &str) = (row.get(0), row.get(1));
+        let twin = fingerprint != xpub.fingerprint() && AccountXpub::parse(text)?.address(0)? == first;
+        ensure!(
+            !twin,
+            "this xpub holds the key of the account {fingerprint} under another text; use the xpub that is registered already"
+        );
+    }
+    Ok(Account::register(xpub.clone(), &pool(database_url)?).await?.fingerprint().to_owned())
+}
+
+/// All merchants, by name.
+///
+/// # Errors
+/// When the database fails.
+pub async fn list_merchants(database_url: &str) -> Result<Vec<MerchantRow>> {
+    let client = connect(database_url).await?;
+    let rows = client
+        .query(
+            "SELECT m.id, m.name, m.xpub, m.underpaid_tolerance_bps, m.overpaid_tolerance_bps, m.accept_late, m.metadata::text,
+                 (SELECT count(*) FROM api_keys k WHERE k.merchant_id = m.id AND k.revoked_at IS NULL
+                     AND (k.expires_at IS NULL OR k.expires_at > now())), m.created_at
+             FROM merchants m ORDER BY m.name",
+            &[],
+        )
+        .await
+        .map_err(explain)?;
+    let row = |row: &tokio_postgres::Row| MerchantRow {
+        id: row.get(0),
+        name: row.get(1),
+        xpub: row.get(2),
+        underpaid_tolerance_bps: row.get(3),
+        overpaid_tolerance_bps: row.get(4),
+        accept_late: row.get(5),
+        metadata: row.get(6),
+        keys: row.get(7),
+        created_at: timestamp::truncated(row.get(8)),
+    };
+    Ok(rows.iter().map(row).collect())
+}

@@ -1,0 +1,81 @@
+//! A merchant's settings: the account and the terms of its payments, unless a request sets other terms.
+
+use runtime::Failure;
+use topics::{Amount, U256};
+use uuid::Uuid;
+
+/// Hundredths of a percent in a whole.
+pub(crate) const MAX_BPS: u32 = 10_000;
+
+/// A merchant's settings. They may be some seconds old, since [`KeyCache`](crate::KeyCache) holds them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Merchant {
+    pub id: Uuid,
+    /// Fingerprint of the account that its addresses are derived from; `None` is cTrip's own.
+    pub xpub: Option<String>,
+    pub terms: DefaultTerms,
+}
+
+/// The terms of a payment as shares of its amount, which is not known yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DefaultTerms {
+    /// The part of the amount that may be missing when a payment counts as paid.
+    pub underpaid: BasisPoints,
+    /// The part of the amount that may come on top without an exception.
+    pub overpaid: BasisPoints,
+    /// Transfers after a payment's expiry count.
+    pub accept_late: bool,
+}
+
+/// A share in hundredths of a percent, 0 to 10,000.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BasisPoints(u32);
+
+/// The largest tolerance of underpayment for an amount: all but one base unit, since something has to be paid.
+pub fn max_underpaid_tolerance(amount: Amount) -> Amount {
+    Amount::new(amount.units().saturating_sub(U256::ONE))
+}
+
+impl DefaultTerms {
+    /// The tolerance of underpayment for this amount, in base units: always less than the amount.
+    pub fn underpaid_of(&self, amount: Amount) -> Amount {
+        self.underpaid.of(amount).min(max_underpaid_tolerance(amount))
+    }
+}
+
+impl BasisPoints {
+    /// From a column whose constraint has the same bounds.
+    ///
+    /// # Errors
+    /// When it is out of bounds.
+    pub fn new(bps: i32) -> Result<Self, Failure> {
+        let bps = u32::try_from(bps).ok().filter(|bps| *bps <= MAX_BPS);
+        bps.map(Self).ok_or_else(|| Failure::Halt(anyhow::anyhow!("a tolerance is not within 0 to {MAX_BPS} bps")))
+    }
+
+    /// This share of an amount, rounded down to base units.
+    pub fn of(self, amount: Amount) -> Amount {
+        let (share, whole) = (U256::from(self.0), U256::from(MAX_BPS));
+        let units = amount.units();
+        // Quotient and rest apart, since the product of a large amount would not fit into 256 bits.
+        let (quotient, rest) = (units / whole, units % whole);
+        Amount::new(quotient * share + rest * share / whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_rounded_down_and_never_overflows() {
+        let of = |bps, units: u64| BasisPoints::new(bps).unwrap().of(Amount::from(units));
+        assert_eq!(of(50, 1_000), Amount::from(5));
+        assert_eq!(of(50, 199), Amount::ZERO);
+        assert_eq!(of(1, 19_999), Amount::from(1));
+        assert_eq!(of(0, u64::MAX), Amount::ZERO);
+        assert_eq!(of(10_000, 7), Amount::from(7));
+        assert_eq!(BasisPoints::new(10_000).unwrap().of(Amount::new(U256::MAX)), Amount::new(U256::MAX));
+        assert!(BasisPoints::new(-1).is_err() && BasisPoints::new(10_001).is_err());
+    }
+}

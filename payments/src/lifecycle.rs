@@ -1,0 +1,321 @@
+//! The rule book of a payment's life: [`step`] takes a payment and an input to the payment after it and its events. No clock, no
+//! IO.
+//!
+//! An input changes facts; the status follows from the facts ([`Payment::status`]); events follow from the difference. So a
+//! payment ends where the surviving chain says it ends, whatever the way there: a removed block takes back all that it had
+//! brought, an expiry included.
+//!
+//! # The rules
+//!
+//! **Order.** Within a block: expiry, then transfers, then the new head. A transfer in the block whose timestamp expires a
+//! payment is late by definition, since that timestamp is its own.
+//!
+//! **Credited** is a transfer of the payment's asset on the payment's chain, with the amount that arrived according to its event:
+//! a fee-on-transfer token pays less. Partial payments add up, within a transaction, within a block and across blocks. A transfer
+//! is identified by its block's hash, its transaction and its place there ([`TransferId`]), and counts once. Transfers of zero,
+//! and from an address to itself, never come here: the detector drops them, as no money moves.
+//!
+//! **Detected** is a payment whose transfers in time reach the amount less [`underpaid_tolerance`](Terms): it is paid. A transfer
+//! that leaves it short emits `underpaid`. A sum that exceeds the amount by more than [`overpaid_tolerance`](Terms) is the
+//! exception `overpaid`. Every transfer that arrives once a payment is detected, confirmed or settled emits `overpaid`, tolerated
+//! or not: it is somebody's money.
+//!
+//! **Confirmed** is a payment when transfers that reach as much are all deep enough under its [`Policy`]. The policy is fixed when
+//! the payment is created: by the request, by its amount or by its chain. Confirmations are counted on the canonical chain, so
+//! they go down with the head. What a tag (`safe`, `finalized`) has covered stays covered as long as its own block is on the
+//! chain.
+//!
+//! **Late** is a transfer in a block whose timestamp is after `expires_at`. It is kept and emits `late`. It pays nothing, unless
+//! the terms say [`accept_late`](Terms): then it counts like any other, and an expired payment that reaches its amount is
+//! detected, and goes on from there.
+//!
+//! **Expired** is a payment that is not paid when a block of its chain has a timestamp after `expires_at`. A transfer in time that
+//! only a replay of the chain's past brings to light still pays it.
+//!
+//! **Cancelled** is for good. Transfers that arrive afterwards are kept and emit `late`.
+//!
+//! **Another asset**, or the asset on another chain, is kept and emits `unexpected_transfer` with its token and chain, whatever
+//! the payment's status. A token that chains.yaml does not list is the exception: anyone can deploy one under the name of a real
+//! one. Its transfers are kept beside the payment, shown as unlisted, and emit nothing; they are no part of a [`Payment`], so that
+//! a flood of them costs nothing but rows. The payment's own token counts as listed, even if chains.yaml has dropped it since.
+//!
+//! **A reorg** takes back what its removed blocks had brought, and emits `reverted` once per such block. The same money in another
+//! block, or in another amount, is another transfer.
+//!
+//! **A deposit** at a static address is a payment that its transfer creates: its amount is the transfer's, it never expires and
+//! can't be cancelled. Its life is the same, under the names `deposit.detected`, `deposit.confirmed` and `deposit.reverted`.
+//! When a reorg removes its transfer, the deposit is pending with nothing received, unless the same block comes back.
+
+use crate::payment::Payment;
+#[cfg(doc)]
+use crate::payment::Terms;
+use crate::policy::Policy;
+use crate::status::{Exception, Status};
+use crate::transfer::ReceivedTransfer;
+use topics::{BlockRef, ChainId, TransferId};
+
+/// What can happen to a payment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A transfer to its address, in a block that is now the head of its chain, or in a replayed one. Its `credited` and
+    /// `confirmed` are ignored.
+    Transfer(ReceivedTransfer),
+    /// A block is now the head of a chain.
+    Head(Head),
+    /// A reorg took the head off a chain.
+    Removed(Cause),
+    /// A block was added to a chain. It expires a pending payment if its timestamp is after `expires_at`.
+    Expired(Cause),
+    /// The merchant cancels it.
+    Cancel {
+        /// Unix seconds.
+        at: u64,
+    },
+}
+
+/// A chain's head, and the blocks that its tags point at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub cause: Cause,
+    /// Number of the `safe` block.
+    pub safe: Option<u64>,
+    /// Number of the `finalized` block.
+    pub finalized: Option<u64>,
+}
+
+/// The block that causes an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cause {
+    pub chain: ChainId,
+    pub block: BlockRef,
+    /// The block's, Unix seconds.
+    pub timestamp: u64,
+}
+
+/// The kinds of events. Their public names are in [`EventKind::name`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventKind {
+    /// The payment was created, its address given out.
+    Created,
+    /// The amount was reached in time, or late under `accept_late`.
+    Detected,
+    /// The amount was reached by transfers that are deep enough.
+    Confirmed,
+    /// The money was swept to the treasury. Nothing emits it yet.
+    Settled,
+    /// `expires_at` passed in chain time before the payment was paid.
+    Expired,
+    /// The merchant cancelled it.
+    Cancelled,
+    /// A transfer arrived in time; the sum is still short.
+    Underpaid,
+    /// More arrived than was asked for, or a transfer on top of what was enough.
+    Overpaid,
+    /// A transfer arrived after `expires_at`, or for a cancelled payment.
+    Late,
+    /// A reorg took back what an earlier event said.
+    Reverted,
+    /// A transfer of another asset, or on another chain, arrived.
+    UnexpectedTransfer,
+}
+
+impl EventKind {
+    /// The public name of an event of a payment that is no deposit.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "payment.created",
+            Self::Detected => "payment.detected",
+            Self::Confirmed => "payment.confirmed",
+            Self::Settled => "payment.settled",
+            Self::Expired => "payment.expired",
+            Self::Cancelled => "payment.cancelled",
+            Self::Underpaid => "payment.underpaid",
+            Self::Overpaid => "payment.overpaid",
+            Self::Late => "payment.late",
+            Self::Reverted => "payment.reverted",
+            Self::UnexpectedTransfer => "payment.unexpected_transfer",
+        }
+    }
+
+    /// The public name of an event of `payment`, which may be a deposit.
+    pub const fn name(self, payment: &Payment) -> &'static str {
+        match self {
+            Self::Detected if payment.deposit_address.is_some() => "deposit.detected",
+            Self::Confirmed if payment.deposit_address.is_some() => "deposit.confirmed",
+            Self::Settled if payment.deposit_address.is_some() => "deposit.settled",
+            Self::Reverted if payment.deposit_address.is_some() => "deposit.reverted",
+            Self::Created
+            | Self::Detected
+            | Self::Confirmed
+            | Self::Settled
+            | Self::Expired
+            | Self::Cancelled
+            | Self::Underpaid
+            | Self::Overpaid
+            | Self::Late
+            | Self::Reverted
+            | Self::UnexpectedTransfer => self.as_str(),
+        }
+    }
+}
+
+/// What happened to a payment. Published once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub kind: EventKind,
+    /// Counts the payment's events from 1, without gaps.
+    pub sequence: u64,
+    /// Unix seconds: the block's timestamp, or the clock of the API where a request is the cause.
+    pub at: u64,
+    /// The causing block; `None` if a request is the cause.
+    pub block: Option<(ChainId, BlockRef)>,
+    /// The transfer that it is about, if it is about one.
+    pub transfer: Option<ReceivedTransfer>,
+}
+
+/// What an input makes of a payment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The payment after the input.
+    pub next: Payment,
+    /// In order; each is to be published with `next`.
+    pub events: Vec<Event>,
+    /// Transfers that the reorg took off the chain.
+    pub removed: Vec<ReceivedTransfer>,
+}
+
+/// An input that contradicts the payment. Nothing changes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// Only a pending payment can be cancelled.
+    #[error("a payment that is {0} can't be cancelled, only one that is pending")]
+    NotPending(Status),
+    /// A deposit exists because its transfer does, so there is nothing to cancel.
+    #[error("a deposit can't be cancelled")]
+    CancelledDeposit,
+    /// The transfer is known already: its record was applied before, so the committed offset is wrong.
+    #[error("transfer {0:?} was credited already")]
+    DuplicateTransfer(TransferId),
+    /// The sum of the transfers does not fit into 256 bits.
+    #[error("the transfers of the payment add up to more than 256 bits")]
+    AmountOverflow,
+}
+
+/// Applies one input to a payment.
+///
+/// # Errors
+/// When the input contradicts the payment.
+pub fn step(payment: &Payment, input: &Input) -> Result<Step, StepError> {
+    let mut step = Step { next: payment.clone(), events: Vec::new(), removed: Vec::new() };
+    match input {
+        Input::Transfer(transfer) => step.transfer(payment, transfer)?,
+        Input::Head(head) => step.head(payment, head),
+        Input::Removed(cause) => step.remove(payment, cause),
+        Input::Expired(cause) => {
+            let expired = cause.chain == payment.chain && cause.timestamp > payment.expires_at;
+            if expired && payment.status() == Status::Pending {
+                step.next.expired_by = Some(cause.block.number);
+                step.emit(EventKind::Expired, cause.timestamp, Some((cause.chain, cause.block)), None);
+            }
+        }
+        Input::Cancel { at } => {
+            if payment.deposit_address.is_some() {
+                return Err(StepError::CancelledDeposit);
+            }
+            let status = payment.status();
+            if status != Status::Pending {
+                return Err(StepError::NotPending(status));
+            }
+            step.next.cancelled = true;
+            step.emit(EventKind::Cancelled, *at, None, None);
+        }
+    }
+    Ok(step)
+}
+
+impl Step {
+    fn transfer(&mut self, before: &Payment, transfer: &ReceivedTransfer) -> Result<(), StepError> {
+        if before.transfers.iter().any(|known| known.id == transfer.id) {
+            return Err(StepError::DuplicateTransfer(transfer.id));
+        }
+        let credited = before.asks_for(transfer.id.chain, transfer.token);
+        if !credited && !transfer.listed {
+            return Ok(());
+        }
+        let transfer = ReceivedTransfer { credited, confirmed: false, ..transfer.clone() };
+        self.next.transfers.push(transfer.clone());
+        self.next.received().ok_or(StepError::AmountOverflow)?;
+
+        let late = transfer.timestamp > before.expires_at;
+        let paid = match self.next.status() {
+            Status::Detected | Status::Confirmed | Status::Settled => true,
+            Status::Pending | Status::Expired | Status::Cancelled => false,
+        };
+        let exceeds = self.next.exception() == Some(Exception::Overpaid);
+        let kinds: &[EventKind] = match (credited, before.status()) {
+            (false, _) => &[EventKind::UnexpectedTransfer],
+            (true, Status::Detected | Status::Confirmed | Status::Settled) => &[EventKind::Overpaid],
+            (true, Status::Cancelled) => &[EventKind::Late],
+            (true, Status::Pending | Status::Expired) => match (late, paid, exceeds) {
+                (true, false, _) => &[EventKind::Late],
+                (true, true, false) => &[EventKind::Late, EventKind::Detected],
+                (true, true, true) => &[EventKind::Late, EventKind::Detected, EventKind::Overpaid],
+                (false, false, _) => &[EventKind::Underpaid],
+                (false, true, false) => &[EventKind::Detected],
+                (false, true, true) => &[EventKind::Detected, EventKind::Overpaid],
+            },
+        };
+        for kind in kinds {
+            self.emit(*kind, transfer.timestamp, Some((transfer.id.chain, transfer.block)), Some(transfer.clone()));
+        }
+        Ok(())
+    }
+
+    fn head(&mut self, before: &Payment, head: &Head) {
+        if head.cause.chain != before.chain {
+            return;
+        }
+        let reached = match before.policy {
+            Policy::Confirmations(_) => Some(head.cause.block.number),
+            Policy::Safe => head.safe,
+            Policy::Finalized => head.finalized,
+        };
+        for transfer in self.next.transfers.iter_mut().filter(|t| t.credited && !t.confirmed) {
+            transfer.confirmed = reached.is_some_and(|reached| reached >= before.policy.due(transfer.block.number));
+        }
+        if before.status() != Status::Confirmed && self.next.status() == Status::Confirmed {
+            self.emit(EventKind::Confirmed, head.cause.timestamp, Some((before.chain, head.cause.block)), None);
+        }
+    }
+
+    fn remove(&mut self, before: &Payment, cause: &Cause) {
+        let Cause { chain, block, timestamp } = *cause;
+        let (removed, kept) =
+            self.next.transfers.drain(..).partition(|t: &ReceivedTransfer| t.id.chain == chain && t.block.hash == block.hash);
+        self.removed = removed;
+        self.next.transfers = kept;
+        if chain == before.chain {
+            // The head is one lower now. A tag does not go down with it: what it had covered stays covered.
+            if let Policy::Confirmations(_) = before.policy {
+                let policy = before.policy;
+                for transfer in self.next.transfers.iter_mut().filter(|t| t.confirmed) {
+                    transfer.confirmed = policy.due(transfer.block.number) < block.number;
+                }
+            }
+            if self.next.expired_by == Some(block.number) {
+                self.next.expired_by = None;
+            }
+        }
+        let announced = |p: &Payment| (p.status(), p.exception(), p.received());
+        let transfer = self.removed.first().cloned();
+        if announced(before) != announced(&self.next) || transfer.is_some() {
+            self.emit(EventKind::Reverted, timestamp, Some((chain, block)), transfer);
+        }
+    }
+
+    fn emit(&mut self, kind: EventKind, at: u64, block: Option<(ChainId, BlockRef)>, transfer: Option<ReceivedTransfer>) {
+        self.next.sequence += 1;
+        self.next.updated_at = at;
+        self.events.push(Event { kind, sequence: self.next.sequence, at, block, transfer });
+    }
+}

@@ -1,0 +1,137 @@
+//! A payment: what was asked for, and the facts that have arrived since.
+//!
+//! The status is not stored as a fact: it follows from the facts ([`Payment::status`]), so it depends on the surviving chain and
+//! not on the way there. `lifecycle` changes the facts; the status that is written to the database is for queries alone.
+
+use crate::policy::Policy;
+use crate::status::{Exception, Status};
+use crate::transfer::ReceivedTransfer;
+use topics::{Address, Amount, ChainId, PaymentId};
+use uuid::Uuid;
+
+/// A payment with its transfers on the canonical chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payment {
+    pub id: PaymentId,
+    pub merchant: Uuid,
+    /// The merchant's own reference.
+    pub external_id: Option<String>,
+    /// The merchant's JSON object, as it was written.
+    pub metadata: Option<String>,
+    pub chain: ChainId,
+    /// The chain's name when the payment was created.
+    pub chain_name: String,
+    pub asset: Asset,
+    /// Where to pay. No other payment has it, but for the deposits at one static address.
+    pub address: Address,
+    /// Fingerprint of the account that the address is derived from.
+    pub xpub: String,
+    /// i of m/44'/60'/0'/0/i.
+    pub address_index: u32,
+    /// Base units to be paid.
+    pub amount: Amount,
+    pub terms: Terms,
+    pub policy: Policy,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// Unix seconds; a transfer in a block with a later timestamp is late. [`NEVER`] for a deposit.
+    pub expires_at: u64,
+    /// The static address if it is a deposit: a payment that its transfer created.
+    pub deposit_address: Option<Uuid>,
+    pub cancelled: bool,
+    /// Number of the block whose timestamp expired it.
+    pub expired_by: Option<u64>,
+    /// In the order seen; only those on the canonical chain.
+    pub transfers: Vec<ReceivedTransfer>,
+    /// Number of its last event.
+    pub sequence: u64,
+    /// When that event was, in Unix seconds.
+    pub updated_at: u64,
+}
+
+/// What a merchant tolerates. The default is nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Base units that may be missing from the amount when the payment counts as paid.
+    pub underpaid_tolerance: Amount,
+    /// Base units above the amount that are no exception.
+    pub overpaid_tolerance: Amount,
+    /// Transfers after `expires_at` count as well, so that an expired payment can still be paid.
+    pub accept_late: bool,
+}
+
+/// The `expires_at` of deposits, which do not expire: after every block's timestamp, and the largest bigint of Postgres.
+pub const NEVER: u64 = 0x7fff_ffff_ffff_ffff;
+
+/// The coin of a chain, or one of its tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asset {
+    /// `None` is the chain's coin.
+    pub token: Option<Token>,
+    pub decimals: u8,
+}
+
+/// An ERC-20 token that chains.yaml lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    pub symbol: String,
+    /// The contract.
+    pub address: Address,
+}
+
+impl Payment {
+    /// Whether transfers of this token on this chain are credited to it; `None` is the coin.
+    pub fn asks_for(&self, chain: ChainId, token: Option<Address>) -> bool {
+        self.chain == chain && self.asset.token.as_ref().map(|token| token.address) == token
+    }
+
+    /// The sum of all credited transfers, in time or late. `None` if it exceeds 256 bits, which no asset's supply does.
+    pub fn received(&self) -> Option<Amount> {
+        self.credited().map(|t| t.amount).sum()
+    }
+
+    /// The status, from the facts alone; the rules are at the top of [`lifecycle`](crate::lifecycle).
+    pub fn status(&self) -> Status {
+        if self.cancelled {
+            return Status::Cancelled;
+        }
+        let needed = self.needed();
+        let reaches = |confirmed_only: bool| {
+            let in_time = |t: &&ReceivedTransfer| self.terms.accept_late || t.timestamp <= self.expires_at;
+            let parts = self.credited().filter(in_time).filter(|t| t.confirmed || !confirmed_only);
+            parts.map(|t| t.amount).sum::<Option<Amount>>().is_none_or(|sum| sum >= needed)
+        };
+        if reaches(true) {
+            Status::Confirmed
+        } else if reaches(false) {
+            Status::Detected
+        } else if self.expired_by.is_some() {
+            Status::Expired
+        } else {
+            Status::Pending
+        }
+    }
+
+    /// Base units with which it counts as paid: the amount less the tolerance, but at least 1.
+    pub fn needed(&self) -> Amount {
+        let needed = self.amount.units().saturating_sub(self.terms.underpaid_tolerance.units());
+        Amount::new(needed).max(Amount::from(1))
+    }
+
+    /// The exception, from the facts alone.
+    pub fn exception(&self) -> Option<Exception> {
+        let received = self.received().unwrap_or(Amount::new(topics::U256::MAX));
+        let most = Amount::new(self.amount.units().saturating_add(self.terms.overpaid_tolerance.units()));
+        match self.status() {
+            Status::Pending => (!received.is_zero()).then_some(Exception::Underpaid),
+            Status::Detected | Status::Confirmed | Status::Settled => (received > most).then_some(Exception::Overpaid),
+            Status::Expired if self.credited().any(|t| t.timestamp > self.expires_at) => Some(Exception::Late),
+            Status::Expired => (!received.is_zero()).then_some(Exception::Underpaid),
+            Status::Cancelled => (!received.is_zero()).then_some(Exception::Late),
+        }
+    }
+
+    fn credited(&self) -> impl Iterator<Item = &ReceivedTransfer> {
+        self.transfers.iter().filter(|t| t.credited)
+    }
+}

@@ -1,0 +1,106 @@
+//! Rows of `chain_heads`: the canonical head of each chain as far as the confirmer has applied `chain.matches`.
+
+use deadpool_postgres::GenericClient;
+use runtime::Failure;
+use runtime::db::bigint;
+use std::collections::HashMap;
+use tokio_postgres::Row;
+use topics::{B256, ChainId};
+
+/// The head of a chain at the last applied record.
+#[derive(Clone, Copy, Debug)]
+pub struct ChainHead {
+    /// Of the last applied record of `chain.matches`.
+    pub sequence: u64,
+    /// Number of the first block that was ever added.
+    pub first: u64,
+    pub number: u64,
+    /// `None` once a reorg removed that first block: no block is left.
+    pub hash: Option<B256>,
+    /// Unix seconds.
+    pub timestamp: u64,
+    pub safe: Option<u64>,
+    pub finalized: Option<u64>,
+}
+
+/// The head of a chain, its row locked until the transaction ends; `None` for a chain without a block yet.
+///
+/// # Errors
+/// When the database fails, or the row holds no valid head.
+pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option<ChainHead>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number FROM chain_heads
+             WHERE chain_id = $1 FOR UPDATE",
+        )
+        .await?;
+    let Some(row) = db.query_opt(&statement, &[&bigint(chain.0)]).await? else {
+        return Ok(None);
+    };
+    let number = |column: usize| row.get::<_, Option<i64>>(column).and_then(|n| u64::try_from(n).ok());
+    let hash = row.get::<_, Option<&[u8]>>(3).map(|hash| topics::hash("hash", hash)).transpose().map_err(Failure::halt)?;
+    Ok(Some(ChainHead {
+        sequence: number(0).unwrap_or_default(),
+        first: number(1).unwrap_or_default(),
+        number: number(2).unwrap_or_default(),
+        hash,
+        timestamp: number(4).unwrap_or_default(),
+        safe: number(5),
+        finalized: number(6),
+    }))
+}
+
+/// Inserts or updates the head of a chain.
+///
+/// # Errors
+/// When the database fails.
+pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead) -> Result<(), Failure> {
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO chain_heads (chain_id, sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+             ON CONFLICT (chain_id) DO UPDATE SET sequence = EXCLUDED.sequence, first_number = EXCLUDED.first_number, number = EXCLUDED.number, hash = EXCLUDED.hash,
+                 block_timestamp = EXCLUDED.block_timestamp, safe_number = EXCLUDED.safe_number,
+                 finalized_number = EXCLUDED.finalized_number, updated_at = now()",
+        )
+        .await?;
+    db.execute(
+        &statement,
+        &[
+            &bigint(chain.0),
+            &bigint(head.sequence),
+            &bigint(head.first),
+            &bigint(head.number),
+            &head.hash.as_ref().map(|hash| hash.as_slice()),
+            &bigint(head.timestamp),
+            &head.safe.map(bigint),
+            &head.finalized.map(bigint),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Block numbers of the heads of some chains; those without a block yet are left out.
+///
+/// # Errors
+/// When the database fails.
+pub async fn head_numbers(db: &impl GenericClient, chains: &[ChainId]) -> Result<HashMap<ChainId, u64>, Failure> {
+    let statement = db.prepare_cached("SELECT chain_id, number FROM chain_heads WHERE chain_id = ANY($1)").await?;
+    let ids = chains.iter().map(|chain| i64::try_from(chain.0)).collect::<Result<Vec<_>, _>>().map_err(Failure::halt)?;
+    db.query(&statement, &[&ids]).await?.iter().map(read_number).collect()
+}
+
+/// Block timestamps of the heads of all chains, in Unix seconds.
+///
+/// # Errors
+/// When the database fails.
+pub async fn head_timestamps(db: &impl GenericClient) -> Result<HashMap<ChainId, u64>, Failure> {
+    let statement = db.prepare_cached("SELECT chain_id, block_timestamp FROM chain_heads").await?;
+    db.query(&statement, &[]).await?.iter().map(read_number).collect()
+}
+
+fn read_number(row: &Row) -> Result<(ChainId, u64), Failure> {
+    let (chain, number) = (u64::try_from(row.get::<_, i64>(0)), u64::try_from(row.get::<_, i64>(1)));
+    Ok((ChainId(chain.map_err(Failure::halt)?), number.map_err(Failure::halt)?))
+}

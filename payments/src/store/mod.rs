@@ -1,0 +1,28 @@
+//! Payments in Postgres: rows to [`Payment`](crate::Payment)s and back, and events into the outbox. Each file holds the statements
+//! of one table, but for three: `touched` finds the payments that a batch can change, `lists` finds the pages of lists, and
+//! `outbox` writes an event into the history too.
+//!
+//! Functions take the caller's connection or transaction and never commit. Rows are locked in the order of their ids, so that two
+//! writers never deadlock. A list of values is one array parameter, so a batch of any size is one statement.
+
+mod amount;
+mod deposit_addresses;
+mod heads;
+mod intents;
+mod lists;
+mod outbox;
+mod payments;
+mod touched;
+mod transfers;
+
+pub use deposit_addresses::{deposit_addresses, find_address, insert_addresses, list_addresses, lock_customer_address};
+pub use heads::{ChainHead, head_numbers, head_timestamps, lock_head, save_head};
+pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
+pub use lists::{PaymentFilter, Place, list_deposits, list_payments};
+pub use outbox::{OutboxRow, claim_outbox, outbox_depth, record_events, record_requested_events};
+pub use payments::{
+    belongs_to_merchant, insert_deposits, insert_payments, insert_requested_payments, load_payments, lock_payments,
+    payment_created_at, save_payments,
+};
+pub use touched::touched_payments;
+pub use transfers::{TransferOwner, TransferRow, remove_unlisted, save_transfers};

@@ -1,0 +1,113 @@
+//! Rows of `outbox`: events on their way to Kafka, written in the transaction that changed the payment.
+//!
+//! The confirmer's relay claims rows in numbered batches; its module says how that makes them exactly once.
+
+use crate::events::{event_record, state_record};
+use crate::history;
+use crate::lifecycle::Event;
+use crate::payment::Payment;
+use deadpool_postgres::GenericClient;
+use prost::Message as _;
+use runtime::Failure;
+use runtime::db::bigint;
+use uuid::Uuid;
+
+/// An event and the state after it, as the relay publishes them.
+#[derive(Debug)]
+pub struct OutboxRow {
+    /// Orders the events.
+    pub id: i64,
+    /// The key of both records.
+    pub payment: Uuid,
+    /// An encoded `PaymentEvent`.
+    pub event: Vec<u8>,
+    /// An encoded `PaymentState`.
+    pub state: Vec<u8>,
+}
+
+/// Writes events to the outbox and the history, in order, each with the payment as it is right after the event.
+///
+/// # Errors
+/// When the database fails.
+pub async fn record_events<'a>(
+    db: &impl GenericClient,
+    events: impl Iterator<Item = (&'a Payment, &'a Event)>,
+) -> Result<(), Failure> {
+    record_requested_events(db, events.map(|(payment, event)| (payment, event, None))).await
+}
+
+/// [`record_events`] with the ids of the API keys whose requests caused them.
+///
+/// # Errors
+/// When the database fails.
+pub async fn record_requested_events<'a>(
+    db: &impl GenericClient,
+    events: impl Iterator<Item = (&'a Payment, &'a Event, Option<&'a str>)>,
+) -> Result<(), Failure> {
+    let (mut ids, mut records, mut states) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut sequences, mut keys, mut entries) = (Vec::new(), Vec::new(), Vec::new());
+    for (payment, event, key) in events {
+        let record = event_record(payment, event);
+        ids.push(payment.id.0);
+        records.push(record.encode_to_vec());
+        states.push(state_record(payment).encode_to_vec());
+        sequences.push(bigint(event.sequence));
+        keys.push(key);
+        entries.push(history::trim(record).encode_to_vec());
+        base::metrics::PAYMENT_EVENTS.counter(&[("type", event.kind.name(payment))]).increment(1);
+    }
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let statement = db
+        .prepare_cached(
+            // One statement, so one round trip, for which a batch of new payments waits.
+            "WITH recorded AS (
+                 SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bigint[], $5::text[], $6::bytea[])
+                     WITH ORDINALITY AS t (payment_id, event, state, sequence, asked_by, entry, place)
+             ), history AS (
+                 INSERT INTO payment_events (payment_id, sequence, asked_by, record)
+                 SELECT payment_id, sequence, asked_by, entry FROM recorded
+             )
+             INSERT INTO outbox (payment_id, event, state) SELECT payment_id, event, state FROM recorded ORDER BY place",
+        )
+        .await?;
+    db.execute(&statement, &[&ids, &records, &states, &sequences, &keys, &entries]).await?;
+    Ok(())
+}
+
+/// Deletes published rows and claims the next ones under the number `batch`, or finds those that were claimed under it before a
+/// crash.
+///
+/// Events of payments whose intent Kafka has not acknowledged wait, since an event tells the payment's address.
+///
+/// # Errors
+/// When the database fails.
+pub async fn claim_outbox(db: &impl GenericClient, batch: i64, limit: i64) -> Result<Vec<OutboxRow>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "WITH published AS (DELETE FROM outbox WHERE batch < $1),
+                  claimed AS (SELECT id FROM outbox WHERE batch = $1),
+                  new AS (SELECT id FROM outbox o WHERE batch IS NULL AND NOT EXISTS (SELECT FROM claimed)
+                      AND NOT EXISTS (SELECT FROM unacknowledged_intents i WHERE i.payment_id = o.payment_id)
+                      ORDER BY id LIMIT $2)
+             UPDATE outbox SET batch = $1 WHERE id IN (SELECT id FROM claimed UNION ALL SELECT id FROM new)
+             RETURNING id, payment_id, event, state",
+        )
+        .await?;
+    let rows = db.query(&statement, &[&batch, &limit]).await?;
+    let mut rows: Vec<OutboxRow> = rows
+        .iter()
+        .map(|row| OutboxRow { id: row.get(0), payment: row.get(1), event: row.get(2), state: row.get(3) })
+        .collect();
+    rows.sort_unstable_by_key(|row| row.id);
+    Ok(rows)
+}
+
+/// Number of events that are not published yet, and of the last batch.
+///
+/// # Errors
+/// When the database fails.
+pub async fn outbox_depth(db: &impl GenericClient) -> Result<i64, Failure> {
+    Ok(db.query_one("SELECT count(*) FROM outbox", &[]).await?.get(0))
+}

@@ -1,0 +1,245 @@
+//! Rows of `payments`: inserts, loads, locks and saves them, with their transfers.
+
+use super::amount::read_amount;
+use super::intents::insert_intents;
+use super::outbox::record_requested_events;
+use super::transfers::load_transfers;
+use crate::intents::intent_record;
+use crate::lifecycle::Event;
+use crate::payment::{Asset, Payment, Terms, Token};
+use crate::policy::Policy;
+use deadpool_postgres::GenericClient;
+use runtime::Failure;
+use runtime::db::{bigint, unsigned};
+use std::collections::HashMap;
+use tokio_postgres::Row;
+use topics::{ChainId, PaymentId};
+use uuid::Uuid;
+
+/// Transfers of unlisted tokens per payment that are loaded to be shown: anyone can send a flood of them.
+const MAX_UNLISTED_SHOWN: i64 = 100;
+
+/// Inserts new payments, each with its first event, and their intents as not yet acknowledged.
+///
+/// # Errors
+/// When the database fails, or has such a payment already.
+pub async fn insert_payments(db: &impl GenericClient, new: &[(Payment, Event)]) -> Result<(), Failure> {
+    insert_requested_payments(db, new, &[]).await
+}
+
+/// [`insert_payments`] with the ids of the API keys that requested them, in the same order.
+///
+/// # Errors
+/// As for [`insert_payments`].
+pub async fn insert_requested_payments(
+    db: &impl GenericClient,
+    new: &[(Payment, Event)],
+    keys: &[String],
+) -> Result<(), Failure> {
+    let payments = || new.iter().map(|(payment, _)| payment);
+    insert_rows(db, &payments().collect::<Vec<_>>()).await?;
+    let intents: Vec<_> = payments().map(|p| (p.id.0, intent_record(p))).collect();
+    insert_intents(db, &intents).await?;
+    let keys = keys.iter().map(|key| Some(key.as_str())).chain(std::iter::repeat(None));
+    record_requested_events(db, new.iter().zip(keys).map(|((payment, event), key)| (payment, event, key))).await
+}
+
+/// Inserts the rows of new deposits. Their transfers and events are written as any payment's are.
+///
+/// # Errors
+/// When the database fails, or has such a deposit already.
+pub async fn insert_deposits(db: &impl GenericClient, new: &[&Payment]) -> Result<(), Failure> {
+    if new.is_empty() { Ok(()) } else { insert_rows(db, new).await }
+}
+
+/// Rows of payments as they are created, with nothing paid.
+async fn insert_rows(db: &impl GenericClient, new: &[&Payment]) -> Result<(), Failure> {
+    let payments = || new.iter();
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO payments (id, merchant_id, external_id, metadata, chain_id, chain, token, token_address, decimals, address,
+                 xpub, address_index, amount, underpaid_tolerance, overpaid_tolerance, accept_late, status, exception,
+                 confirmations_required, finality, sequence, created_at, expires_at, updated_at, deposit_address)
+             SELECT id, merchant_id, external_id, metadata::json, chain_id, chain, token, token_address, decimals, address,
+                 xpub, address_index, amount::numeric, underpaid_tolerance::numeric, overpaid_tolerance::numeric, accept_late,
+                 'pending', NULL, confirmations_required, finality, sequence, created_at, expires_at, created_at, deposit_address
+             FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::bytea[],
+                 $9::smallint[], $10::bytea[], $11::text[], $12::bigint[], $13::text[], $14::integer[], $15::text[],
+                 $16::bigint[], $17::bigint[], $18::bigint[], $19::text[], $20::text[], $21::boolean[], $22::uuid[])
+               AS t (id, merchant_id, external_id, metadata, chain_id, chain, token, token_address, decimals, address, xpub,
+                 address_index, amount, confirmations_required, finality, sequence, created_at, expires_at,
+                 underpaid_tolerance, overpaid_tolerance, accept_late, deposit_address)",
+        )
+        .await?;
+    db.execute(
+        &statement,
+        &[
+            &payments().map(|p| p.id.0).collect::<Vec<_>>(),
+            &payments().map(|p| p.merchant).collect::<Vec<_>>(),
+            &payments().map(|p| p.external_id.as_deref()).collect::<Vec<_>>(),
+            &payments().map(|p| p.metadata.as_deref()).collect::<Vec<_>>(),
+            &payments().map(|p| bigint(p.chain.0)).collect::<Vec<_>>(),
+            &payments().map(|p| p.chain_name.as_str()).collect::<Vec<_>>(),
+            &payments().map(|p| p.asset.token.as_ref().map(|t| t.symbol.as_str())).collect::<Vec<_>>(),
+            &payments().map(|p| p.asset.token.as_ref().map(|t| t.address.as_slice())).collect::<Vec<_>>(),
+            &payments().map(|p| i16::from(p.asset.decimals)).collect::<Vec<_>>(),
+            &payments().map(|p| p.address.as_slice()).collect::<Vec<_>>(),
+            &payments().map(|p| p.xpub.as_str()).collect::<Vec<_>>(),
+            &payments().map(|p| i64::from(p.address_index)).collect::<Vec<_>>(),
+            &payments().map(|p| p.amount.to_string()).collect::<Vec<_>>(),
+            &payments().map(|p| i32::try_from(p.policy.confirmations()).unwrap_or(i32::MAX)).collect::<Vec<_>>(),
+            &payments().map(|p| p.policy.finality()).collect::<Vec<_>>(),
+            &payments().map(|p| bigint(p.sequence)).collect::<Vec<_>>(),
+            &payments().map(|p| bigint(p.created_at)).collect::<Vec<_>>(),
+            &payments().map(|p| bigint(p.expires_at)).collect::<Vec<_>>(),
+            &payments().map(|p| p.terms.underpaid_tolerance.to_string()).collect::<Vec<_>>(),
+            &payments().map(|p| p.terms.overpaid_tolerance.to_string()).collect::<Vec<_>>(),
+            &payments().map(|p| p.terms.accept_late).collect::<Vec<_>>(),
+            &payments().map(|p| p.deposit_address).collect::<Vec<_>>(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+const COLUMNS: &str =
+    "id, merchant_id, external_id, metadata::text, chain_id, chain, token, token_address, decimals, address, xpub,
+    address_index, amount::text, confirmations_required, finality, sequence, created_at, expires_at, updated_at, cancelled,
+    expired_by, underpaid_tolerance::text, overpaid_tolerance::text, accept_late, deposit_address";
+
+/// Loads payments to be shown, ordered by id, with at most `MAX_UNLISTED_SHOWN` transfers of unlisted tokens each. Unknown ids
+/// are left out.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid payment.
+pub async fn load_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
+    select(db, ids, "", MAX_UNLISTED_SHOWN).await
+}
+
+/// Whether this merchant has a payment of this id.
+///
+/// # Errors
+/// When the database fails.
+pub async fn belongs_to_merchant(db: &impl GenericClient, merchant: Uuid, id: PaymentId) -> Result<bool, Failure> {
+    let statement = db.prepare_cached("SELECT FROM payments WHERE id = $1 AND merchant_id = $2").await?;
+    Ok(db.query_opt(&statement, &[&id.0, &merchant]).await?.is_some())
+}
+
+/// When a merchant's payment was created, in Unix seconds. 0 for a deposit: its `created_at` is its block's timestamp, which does
+/// not tell when its row was written. `None` if this merchant has no such payment.
+///
+/// # Errors
+/// When the database fails.
+pub async fn payment_created_at(db: &impl GenericClient, merchant: Uuid, id: PaymentId) -> Result<Option<i64>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT CASE WHEN deposit_address IS NULL THEN created_at ELSE 0 END FROM payments WHERE id = $1 AND merchant_id = $2",
+        )
+        .await?;
+    Ok(db.query_opt(&statement, &[&id.0, &merchant]).await?.map(|row| row.get(0)))
+}
+
+/// Loads payments for [`step`](crate::lifecycle::step), ordered by id, without transfers of unlisted tokens. Locks their rows until
+/// the transaction ends.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid payment.
+pub async fn lock_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
+    select(db, ids, "FOR UPDATE", 0).await
+}
+
+async fn select(db: &impl GenericClient, ids: &[Uuid], lock: &str, unlisted: i64) -> Result<Vec<Payment>, Failure> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = format!("SELECT {COLUMNS} FROM payments WHERE id = ANY($1) ORDER BY id {lock}");
+    let statement = db.prepare_cached(&query).await?;
+    let rows = db.query(&statement, &[&ids]).await?;
+    let mut payments = rows.iter().map(read_payment).collect::<Result<Vec<_>, _>>()?;
+    let positions: HashMap<Uuid, usize> = payments.iter().enumerate().map(|(position, p)| (p.id.0, position)).collect();
+    for (id, transfer) in load_transfers(db, ids, unlisted).await? {
+        if let Some(payment) = positions.get(&id).and_then(|position| payments.get_mut(*position)) {
+            payment.transfers.push(transfer);
+        }
+    }
+    Ok(payments)
+}
+
+/// Updates the rows of payments to their present state. Transfers are written apart, by
+/// [`save_transfers`](super::save_transfers).
+///
+/// # Errors
+/// When the database fails.
+pub async fn save_payments(db: &impl GenericClient, payments: &[&Payment]) -> Result<(), Failure> {
+    if payments.is_empty() {
+        return Ok(());
+    }
+    let statement = db
+        .prepare_cached(
+            "UPDATE payments p SET status = t.status, exception = t.exception, amount_received = t.received::numeric,
+                 cancelled = t.cancelled, expired_by = t.expired_by, sequence = t.sequence, updated_at = t.updated_at
+             FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::bigint[], $7::bigint[], $8::bigint[])
+                 AS t (id, status, exception, received, cancelled, expired_by, sequence, updated_at)
+             WHERE p.id = t.id",
+        )
+        .await?;
+    db.execute(
+        &statement,
+        &[
+            &payments.iter().map(|p| p.id.0).collect::<Vec<_>>(),
+            &payments.iter().map(|p| p.status().as_str()).collect::<Vec<_>>(),
+            &payments.iter().map(|p| p.exception().map(|e| e.as_str())).collect::<Vec<_>>(),
+            &payments.iter().map(|p| p.received().unwrap_or_default().to_string()).collect::<Vec<_>>(),
+            &payments.iter().map(|p| p.cancelled).collect::<Vec<_>>(),
+            &payments.iter().map(|p| p.expired_by.map(bigint)).collect::<Vec<_>>(),
+            &payments.iter().map(|p| bigint(p.sequence)).collect::<Vec<_>>(),
+            &payments.iter().map(|p| bigint(p.updated_at)).collect::<Vec<_>>(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+fn read_payment(row: &Row) -> Result<Payment, Failure> {
+    let token: Option<&str> = row.get(6);
+    let token = match (token, row.get::<_, Option<&[u8]>>(7)) {
+        (Some(symbol), Some(address)) => Some(Token {
+            symbol: symbol.to_owned(),
+            address: topics::address("token_address", address).map_err(Failure::halt)?,
+        }),
+        _ => None,
+    };
+    let confirmations = u32::try_from(row.get::<_, i32>(13)).unwrap_or_default();
+    let policy = match row.get::<_, Option<&str>>(14) {
+        None => Policy::Confirmations(confirmations),
+        Some("safe") => Policy::Safe,
+        Some(_) => Policy::Finalized,
+    };
+    Ok(Payment {
+        id: PaymentId(row.get(0)),
+        merchant: row.get(1),
+        external_id: row.get(2),
+        metadata: row.get(3),
+        chain: ChainId(unsigned(row.get(4))),
+        chain_name: row.get(5),
+        asset: Asset { token, decimals: u8::try_from(row.get::<_, i16>(8)).unwrap_or_default() },
+        address: topics::address("address", row.get(9)).map_err(Failure::halt)?,
+        xpub: row.get(10),
+        address_index: u32::try_from(row.get::<_, i64>(11)).unwrap_or_default(),
+        amount: read_amount(row, 12)?,
+        terms: Terms {
+            underpaid_tolerance: read_amount(row, 21)?,
+            overpaid_tolerance: read_amount(row, 22)?,
+            accept_late: row.get(23),
+        },
+        policy,
+        sequence: unsigned(row.get(15)),
+        created_at: unsigned(row.get(16)),
+        expires_at: unsigned(row.get(17)),
+        updated_at: unsigned(row.get(18)),
+        cancelled: row.get(19),
+        expired_by: row.get::<_, Option<i64>>(20).map(unsigned),
+        deposit_address: row.get(24),
+        transfers: Vec::new(),
+    })
+}

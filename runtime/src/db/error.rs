@@ -1,0 +1,27 @@
+//! Which errors of Postgres a retry mends.
+
+use crate::failure::Failure;
+use deadpool_postgres::PoolError;
+
+/// Classes of SQLSTATE that pass: connection, transaction state, transaction rollback, resources, operator intervention and
+/// system error.
+const TRANSIENT: [&str; 6] = ["08", "25", "40", "53", "57", "58"];
+
+impl From<tokio_postgres::Error> for Failure {
+    /// A lost connection, a deadlock or a serialization failure is transient. Any other error of a query means that our SQL
+    /// and the data contradict each other.
+    fn from(error: tokio_postgres::Error) -> Self {
+        let transient = error.code().is_none_or(|code| TRANSIENT.contains(&&code.code()[..2]));
+        if transient { Self::retry(error) } else { Self::halt(error) }
+    }
+}
+
+impl From<PoolError> for Failure {
+    /// Nothing works without a connection, so the stage waits for one.
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Backend(error) => Self::retry(error),
+            other => Self::retry(other),
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Migrations, embedded in the binary from `migrations/`.
+
+use super::lock;
+use super::pool::parse;
+use anyhow::Context as _;
+use tokio_postgres::NoTls;
+
+mod embedded {
+    refinery::embed_migrations!("../migrations");
+}
+
+/// Brings the database to this version, and does nothing if it is there already. Processes may race.
+///
+/// # Errors
+/// When the database can't be reached, or its history is not ours.
+pub async fn migrate(url: &str) -> anyhow::Result<()> {
+    let (mut client, connection) = parse(url)?.connect(NoTls).await.context("connecting to DATABASE_URL")?;
+    let driver = tokio::spawn(connection);
+    // Two processes that start together would otherwise both find the first migration missing.
+    client.execute("SELECT pg_advisory_lock($1)", &[&lock::MIGRATIONS]).await.context("waiting for other migrations")?;
+    let report = embedded::migrations::runner().run_async(&mut client).await.context("migrating the database")?;
+    for migration in report.applied_migrations() {
+        tracing::info!("applied migration {migration}");
+    }
+    drop(client);
+    driver.await.context("the database connection")?.context("the database connection")?;
+    Ok(())
+}

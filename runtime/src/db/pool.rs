@@ -1,0 +1,77 @@
+//! Connection pools.
+
+use anyhow::Context as _;
+use base::metrics;
+use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, PoolBuilder, RecyclingMethod, Runtime};
+use std::time::Duration;
+use tokio_postgres::{Config, NoTls};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a caller waits for a connection.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+
+/// When a commit of a connection returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitMode {
+    /// Once the commit is on disk.
+    Synchronous,
+    /// Before that (`synchronous_commit = off`). A crash of Postgres undoes the last half second, in order and in whole
+    /// transactions: for work that is then done again.
+    Asynchronous,
+}
+
+/// A pool of at most `size` connections, none opened yet.
+///
+/// # Errors
+/// When the URL does not parse.
+pub fn pool(url: &str, size: usize) -> anyhow::Result<Pool> {
+    Ok(builder(url, size)?.build()?)
+}
+
+/// [`pool`] for statements that read short index ranges and nothing else, whatever their parameters are.
+///
+/// They are planned once. Postgres would otherwise plan a large statement for each execution, since it can't know that a range
+/// of a large table is short, and planning takes longer than reading. Sequential scans are off, so that no plan is made for
+/// the size that a table had when it was still small.
+///
+/// # Errors
+/// When the URL does not parse.
+pub fn generic_plan_pool(url: &str, size: usize, commit: CommitMode) -> anyhow::Result<Pool> {
+    let settings = match commit {
+        CommitMode::Synchronous => "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off",
+        CommitMode::Asynchronous => {
+            "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET synchronous_commit = off"
+        }
+    };
+    let set = Hook::async_fn(move |client: &mut ClientWrapper, _| {
+        Box::pin(async move { client.batch_execute(settings).await.map_err(HookError::Backend) })
+    });
+    Ok(builder(url, size)?.post_create(set).build()?)
+}
+
+fn builder(url: &str, size: usize) -> anyhow::Result<PoolBuilder> {
+    let mut config = parse(url)?;
+    config.connect_timeout(CONNECT_TIMEOUT);
+    // Notices a dead peer. And a backend never waits for a client that is gone while it holds a row lock.
+    config.keepalives_idle(KEEPALIVE_IDLE);
+    config.application_name("ctrip");
+    let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+    let pool = Pool::builder(manager).max_size(size).runtime(Runtime::Tokio1);
+    Ok(pool.wait_timeout(Some(WAIT_TIMEOUT)).create_timeout(Some(CONNECT_TIMEOUT)))
+}
+
+/// The URL holds a password, so the error does not repeat it.
+pub(super) fn parse(url: &str) -> anyhow::Result<Config> {
+    url.parse().context("DATABASE_URL: expected postgres://user:password@host:port/database")
+}
+
+/// Exports the pool's connections as metrics.
+pub fn observe(pool: &Pool, role: &'static str) {
+    let status = pool.status();
+    #[expect(clippy::cast_precision_loss, reason = "a pool has dozens of connections")]
+    let gauge = |state, value: usize| metrics::POOL_CONNECTIONS.gauge(&[("role", role), ("state", state)]).set(value as f64);
+    gauge("open", status.size);
+    gauge("idle", status.available);
+    gauge("waiting", status.waiting);
+}

@@ -1,0 +1,109 @@
+//! The handle that every Kafka client of the process is made from, and the settings of librdkafka that they share.
+
+use crate::registry::Registry;
+use crate::settings::Settings;
+use rdkafka::ClientConfig;
+use std::collections::HashMap;
+use std::sync::Arc;
+use topics::{Message, Topic};
+
+/// Brokers, topic prefix and schema ids. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Kafka(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    brokers: String,
+    prefix: String,
+    instance: String,
+    schema_ids: HashMap<Topic, u32>,
+}
+
+impl Kafka {
+    /// Asks the registry for the ids of our schemas, once for the life of the process. No broker is contacted.
+    ///
+    /// # Errors
+    /// When the registry does not answer, or does not have our schemas (`ctrip topics apply` registers them).
+    pub async fn connect(settings: &Settings) -> anyhow::Result<Self> {
+        let schema_ids = Registry::new(settings)?.schema_ids().await?;
+        Ok(Self(Arc::new(Inner {
+            brokers: settings.kafka_brokers.clone(),
+            prefix: settings.topic_prefix.clone(),
+            instance: settings.instance.clone(),
+            schema_ids,
+        })))
+    }
+
+    /// The topic's name with `TOPIC_PREFIX`.
+    pub fn name(&self, topic: Topic) -> String {
+        self.prefixed(topic.name())
+    }
+
+    /// `CTRIP_INSTANCE`, which no other process of the role has.
+    pub fn instance(&self) -> &str {
+        &self.0.instance
+    }
+
+    /// The record in its Confluent frame.
+    pub fn encode<M: Message>(&self, record: &M) -> Vec<u8> {
+        topics::frame::encode(self.schema_id(M::TOPIC), record)
+    }
+
+    /// Puts the Confluent frame around a Protobuf message of the topic's type that is encoded already.
+    pub fn frame(&self, topic: Topic, message: &[u8]) -> Vec<u8> {
+        topics::frame::wrap(self.schema_id(topic), message)
+    }
+
+    /// The id under which the topic's schema is registered.
+    pub fn schema_id(&self, topic: Topic) -> u32 {
+        // `connect` fails unless the registry has all of them.
+        self.0.schema_ids.get(&topic).copied().unwrap_or_default()
+    }
+
+    /// A group or transactional id with `TOPIC_PREFIX`.
+    pub(super) fn prefixed(&self, name: &str) -> String {
+        format!("{}{name}", self.0.prefix)
+    }
+
+    /// The configuration of any client of this process.
+    pub(super) fn config(&self, client: &str) -> ClientConfig {
+        client_config(&self.0.brokers, client)
+    }
+
+    /// The configuration of any reader of this process.
+    pub(super) fn reader_config(&self, client: &str) -> ClientConfig {
+        reader_config(&self.0.brokers, client)
+    }
+}
+
+/// [`Kafka::config`] without a registry.
+pub(super) fn client_config(brokers: &str, client: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", brokers)
+        .set("client.id", format!("ctrip-{client}"))
+        // A broker that comes back is noticed within 1 s instead of 10 s.
+        .set("reconnect.backoff.max.ms", "1000")
+        .set("topic.metadata.refresh.interval.ms", "30000")
+        .set("message.max.bytes", (32 * 1024 * 1024).to_string())
+        .set("receive.message.max.bytes", (128 * 1024 * 1024).to_string());
+    config
+}
+
+/// [`Kafka::reader_config`] without a registry.
+pub(super) fn reader_config(brokers: &str, client: &str) -> ClientConfig {
+    let mut config = client_config(brokers, client);
+    config
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "earliest")
+        .set("isolation.level", "read_committed")
+        // A partition that is assigned during a fetch waits for that fetch to return.
+        .set("fetch.wait.max.ms", "100")
+        .set("fetch.message.max.bytes", (4 * 1024 * 1024).to_string())
+        .set("queued.max.messages.kbytes", (64 * 1024).to_string())
+        // By default librdkafka waits 1 s before it refills a queue that was full.
+        .set("fetch.queue.backoff.ms", "5")
+        .set("fetch.error.backoff.ms", "100");
+    config
+}

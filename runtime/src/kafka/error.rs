@@ -1,0 +1,27 @@
+//! Which Kafka errors a retry mends.
+
+use crate::failure::Failure;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+impl From<KafkaError> for Failure {
+    /// Fencing and a static membership that is taken mean that a twin of this process runs. Missing rights and messages that
+    /// are too large stay as they are. Every other error is transient, or shows again when the stage restarts.
+    fn from(error: KafkaError) -> Self {
+        let code = match &error {
+            KafkaError::Transaction(error) => Some(error.code()),
+            error => error.rdkafka_error_code(),
+        };
+        match code {
+            Some(RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::FencedInstanceId) => {
+                Self::halt(error).context("another process runs as this instance; each needs a CTRIP_INSTANCE of its own")
+            }
+            Some(
+                RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::GroupAuthorizationFailed
+                | RDKafkaErrorCode::MessageSizeTooLarge
+                | RDKafkaErrorCode::InvalidMessageSize,
+            ) => Self::halt(error),
+            _ => Self::retry(error),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Offsets that are not a consumer's position: the ends of a topic, and cursors of ours that Kafka keeps as a group's offset.
+
+use super::client::Kafka;
+use crate::failure::Failure;
+use anyhow::anyhow;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::collections::HashMap;
+use std::time::Duration;
+use topics::Topic;
+
+/// Timeout of a call for offsets or metadata.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of a call that waits for open transactions.
+const COMMITTED_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The next offset of each partition under this client's isolation level. One request asks for all of them.
+pub(super) fn end_offsets<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    name: &str,
+    partitions: i32,
+) -> Result<HashMap<i32, i64>, Failure> {
+    let failed = |e| Failure::from(e).context(format!("the end offsets of {name}"));
+    let mut list = TopicPartitionList::new();
+    for partition in 0..partitions {
+        list.add_partition_offset(name, partition, Offset::End).map_err(failed)?;
+    }
+    let answer = client.offsets_for_times(list, CALL_TIMEOUT).map_err(failed)?;
+    let mut ends = HashMap::new();
+    for element in answer.elements() {
+        element.error().map_err(failed)?;
+        if let Offset::Offset(end) = element.offset() {
+            ends.insert(element.partition(), end);
+        }
+    }
+    Ok(ends)
+}
+
+impl Kafka {
+    /// The offset that `group` has committed for a partition, once every transaction that holds one is over. Blocks.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn committed(&self, group: &str, topic: Topic, partition: i32) -> Result<Option<i64>, Failure> {
+        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&self.name(topic), partition);
+        let answer = inner
+            .committed_offsets(list, COMMITTED_TIMEOUT)
+            .map_err(|e| Failure::from(e).context(format!("the committed offset of {group}")))?;
+        Ok(answer.elements().first().and_then(|element| match element.offset() {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        }))
+    }
+
+    /// Group metadata without a member, for a group that no consumer joins: its offset is a cursor of ours.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the configuration.
+    pub fn bare_group(&self, group: &str) -> Result<ConsumerGroupMetadata, Failure> {
+        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
+        inner.group_metadata().ok_or_else(|| Failure::Halt(anyhow!("the consumer has no group")))
+    }
+}

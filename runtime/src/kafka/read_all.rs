@@ -1,0 +1,115 @@
+//! Reading a topic once, from its beginning to its end.
+//!
+//! The end is the one that the topic has at the time of the call, records of open transactions included. A read_committed
+//! reader sees nothing that lies behind an open transaction, of whatever producer, so these calls wait until it is over.
+
+use super::client::Kafka;
+use super::offsets::end_offsets;
+use super::record::Record;
+use crate::failure::Failure;
+use anyhow::anyhow;
+use rdkafka::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::time::{Duration, Instant};
+use topics::Topic;
+
+/// How long to wait for a next record, and for open transactions.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const RETRY_DELAY: Duration = Duration::from_millis(20);
+
+/// rdkafka logs the end of a partition as an error; here the reader waits for it.
+struct EofContext;
+
+impl ClientContext for EofContext {
+    fn error(&self, error: KafkaError, reason: &str) {
+        if !matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::PartitionEOF)) {
+            tracing::warn!("librdkafka: {error}: {reason}");
+        }
+    }
+}
+
+impl ConsumerContext for EofContext {}
+
+impl Kafka {
+    /// The last committed value under `key` in a compacted topic. Reads the whole topic, so it is for small ones. Blocks.
+    ///
+    /// # Errors
+    /// As [`read_all`](Self::read_all).
+    pub fn read_last(&self, topic: Topic, key: &str) -> Result<Option<Vec<u8>>, Failure> {
+        let mut found = None;
+        self.read_all(topic, |record| {
+            if record.key() == key.as_bytes() {
+                found = Some(record.payload().to_vec());
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Shows every committed record that is in a topic now, in order per partition. Blocks.
+    ///
+    /// # Errors
+    /// When a transaction stays open for 30 s, or no record arrives for 30 s before the end.
+    pub fn read_all(&self, topic: Topic, mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
+        let inner: BaseConsumer<EofContext> = self
+            .reader_config("lookup")
+            .set("group.id", self.prefixed("lookup"))
+            .set("enable.partition.eof", "true")
+            .create_with_context(EofContext)?;
+        let name = self.name(topic);
+        self.await_stable(&inner, &name, topic.partitions())?;
+        let mut list = TopicPartitionList::new();
+        for partition in 0..topic.partitions() {
+            list.add_partition_offset(&name, partition, Offset::Beginning)?;
+        }
+        inner.assign(&list)?;
+        let mut open: Vec<i32> = (0..topic.partitions()).collect();
+        let mut last = Instant::now();
+        while !open.is_empty() {
+            match inner.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    last = Instant::now();
+                    see(&Record { topic, message });
+                }
+                // A partition that grows meanwhile ends more than once.
+                Some(Err(KafkaError::PartitionEOF(partition))) => open.retain(|other| *other != partition),
+                Some(Err(error)) => return Err(Failure::from(error).context(format!("reading {name}"))),
+                None if last.elapsed() > READ_TIMEOUT => {
+                    return Err(Failure::Retry(anyhow!("no record and no end of {name} came for {READ_TIMEOUT:?}")));
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the last stable offset of each partition has reached the end that the partition has now.
+    fn await_stable(&self, committed: &BaseConsumer<EofContext>, name: &str, partitions: i32) -> Result<(), Failure> {
+        let uncommitted: BaseConsumer = self
+            .reader_config("lookup")
+            .set("group.id", self.prefixed("lookup"))
+            .set("isolation.level", "read_uncommitted")
+            .create()?;
+        // A topic that was created a moment ago may have no leader for a while.
+        let deadline = Instant::now() + READ_TIMEOUT;
+        let ends = retry_until(deadline, || end_offsets(&uncommitted, name, partitions))?;
+        retry_until(deadline, || {
+            let stable = end_offsets(committed, name, partitions)?;
+            if ends.iter().all(|(partition, end)| stable.get(partition).is_some_and(|stable| stable >= end)) {
+                return Ok(());
+            }
+            Err(Failure::Retry(anyhow!("a transaction on {name} has been open for {READ_TIMEOUT:?}")))
+        })
+    }
+}
+
+/// Calls again until there is an answer, a failure that no retry mends, or the deadline.
+fn retry_until<T>(deadline: Instant, mut call: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    loop {
+        match call() {
+            Err(Failure::Retry(_)) if Instant::now() < deadline => std::thread::sleep(RETRY_DELAY),
+            outcome => return outcome,
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! A record, and reading whatever has arrived of a topic.
+
+use crate::failure::Failure;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::message::{BorrowedMessage, Message as _};
+use std::time::Duration;
+use topics::Topic;
+
+/// A record in librdkafka's memory, which lives as long as its consumer.
+pub struct Record<'c> {
+    pub topic: Topic,
+    pub(super) message: BorrowedMessage<'c>,
+}
+
+impl Record<'_> {
+    pub fn partition(&self) -> i32 {
+        self.message.partition()
+    }
+
+    pub fn offset(&self) -> i64 {
+        self.message.offset()
+    }
+
+    /// Empty if the record has none.
+    pub fn key(&self) -> &[u8] {
+        self.message.key().unwrap_or_default()
+    }
+
+    /// The value with its frame; empty if the record has none.
+    pub fn payload(&self) -> &[u8] {
+        self.message.payload().unwrap_or_default()
+    }
+
+    /// When it was written, in milliseconds of Unix time.
+    pub fn timestamp_ms(&self) -> Option<i64> {
+        self.message.timestamp().to_millis()
+    }
+}
+
+/// Shows every record that has arrived, after waiting up to `wait` for the first.
+pub(super) fn poll_all(
+    inner: &BaseConsumer,
+    topic: Topic,
+    wait: Duration,
+    mut see: impl FnMut(&Record<'_>),
+) -> Result<(), Failure> {
+    let mut wait = wait;
+    while let Some(message) = inner.poll(wait) {
+        wait = Duration::ZERO;
+        let message = message.map_err(|e| Failure::from(e).context(format!("reading {topic}")))?;
+        see(&Record { topic, message });
+    }
+    Ok(())
+}

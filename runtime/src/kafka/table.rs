@@ -1,0 +1,88 @@
+//! A compacted topic as a table: every instance reads all of it, from the beginning, and keeps following it.
+
+use super::client::Kafka;
+use super::offsets::end_offsets;
+use super::record::{Record, poll_all};
+use crate::failure::Failure;
+use anyhow::anyhow;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+use topics::Topic;
+
+/// How long [`Table::catch_up`] waits for a next record.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A reader of a compacted topic.
+pub struct Table {
+    kafka: Kafka,
+    inner: BaseConsumer,
+    /// Asks for the end offsets. A broker serves a connection's requests in order: on the reader's own connection the request
+    /// would wait until the fetch before it has returned or timed out.
+    end_client: BaseConsumer,
+    topic: Topic,
+    next: HashMap<i32, i64>,
+}
+
+impl Table {
+    /// Opens the topic at its beginning. For [`catch_up`](Self::catch_up) its writers must use no transactions: it counts on
+    /// every offset below the end holding a record or nothing newer. (The last record of a compacted partition always stays.)
+    ///
+    /// # Errors
+    /// When librdkafka refuses the configuration.
+    pub fn open(kafka: &Kafka, topic: Topic) -> Result<Self, Failure> {
+        let client = || -> Result<BaseConsumer, Failure> {
+            let mut config = kafka.reader_config("table");
+            config
+                .set("group.id", kafka.prefixed("table"))
+                // Per partition. What is read ahead stays in the process's memory after a cold start.
+                .set("queued.max.messages.kbytes", "2048")
+                .set("fetch.message.max.bytes", (1024 * 1024).to_string());
+            Ok(config.create()?)
+        };
+        let (inner, end_client) = (client()?, client()?);
+        let name = kafka.name(topic);
+        let mut list = TopicPartitionList::new();
+        for partition in 0..topic.partitions() {
+            list.add_partition_offset(&name, partition, Offset::Beginning)?;
+        }
+        inner.assign(&list)?;
+        Ok(Self { kafka: kafka.clone(), inner, end_client, topic, next: HashMap::new() })
+    }
+
+    /// Shows every record that has arrived, after waiting up to `wait` for the first. Works for transactional writers too.
+    ///
+    /// # Errors
+    /// The broker's error.
+    pub fn poll(&mut self, wait: Duration, see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
+        poll_all(&self.inner, self.topic, wait, see)
+    }
+
+    /// Reads until every record that was in the topic at the time of the call has been seen.
+    ///
+    /// # Errors
+    /// When the broker does not answer within ten seconds, or nothing arrives for thirty.
+    pub fn catch_up(&mut self, mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
+        let ends = end_offsets(&self.end_client, &self.kafka.name(self.topic), self.topic.partitions())?;
+        let behind = |next: &HashMap<i32, i64>| ends.iter().any(|(p, end)| next.get(p).copied().unwrap_or(0) < *end);
+        let mut last = Instant::now();
+        while behind(&self.next) {
+            match self.inner.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    let record = Record { topic: self.topic, message };
+                    see(&record);
+                    self.next.insert(record.partition(), record.offset() + 1);
+                    last = Instant::now();
+                }
+                Some(Err(error)) => return Err(Failure::from(error).context(format!("reading {}", self.topic))),
+                None if last.elapsed() > IDLE_TIMEOUT => {
+                    let topic = self.topic;
+                    return Err(Failure::Retry(anyhow!("{topic} ends at {ends:?}, and no record came for {IDLE_TIMEOUT:?}")));
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,7 @@
+//! What the API does with deliveries: list them, and send them again.
+
+mod list;
+mod redeliver;
+
+pub use list::{Attempt, Delivery, list};
+pub use redeliver::{RedeliverCursor, RedeliverFilter, redeliver};

@@ -1,0 +1,116 @@
+//! Creating, reading, changing and deleting endpoints.
+
+use super::endpoint::{COLUMNS, Endpoint};
+use crate::signature::Secret;
+use deadpool_postgres::{Client, GenericClient};
+use runtime::Failure;
+use uuid::Uuid;
+
+/// Each event is stored once per endpoint.
+pub const MAX_ENDPOINTS_PER_MERCHANT: i64 = 20;
+
+/// Fields to set; `None` leaves a field as it is, or out of a new endpoint.
+#[derive(Debug, Clone, Default)]
+pub struct EndpointChanges {
+    /// The caller has checked it with the [`Guard`](crate::ssrf::Guard).
+    pub url: Option<String>,
+    /// An empty text removes it.
+    pub description: Option<String>,
+    /// Event types and wildcards; empty means all.
+    pub events: Option<Vec<String>>,
+    /// Enabling makes the endpoint healthy. Disabling fails what is pending, within a few seconds.
+    pub enabled: Option<bool>,
+}
+
+/// Creates an endpoint; `None` when the merchant has [`MAX_ENDPOINTS_PER_MERCHANT`] already. The caller has checked `url`.
+///
+/// # Errors
+/// When the database or the random number generator fails.
+pub async fn create(
+    db: &mut Client,
+    merchant: Uuid,
+    url: &str,
+    new: EndpointChanges,
+) -> Result<Option<(Endpoint, Secret)>, Failure> {
+    let secret = Secret::generate().map_err(Failure::retry)?;
+    let tx = db.transaction().await?;
+    // Concurrent requests take turns, so that they don't both create the last endpoint that is allowed.
+    let turn = "SELECT pg_advisory_xact_lock(hashtextextended('webhooks/' || $1::uuid::text, 0))";
+    tx.execute(turn, &[&merchant]).await?;
+    let sql = format!(
+        "INSERT INTO webhook_endpoints (id, merchant_id, url, description, events, secret)
+         SELECT $1::uuid, $2::uuid, $3::text, nullif($4::text, ''), $5::text[], $6::text
+         WHERE (SELECT count(*) FROM webhook_endpoints WHERE merchant_id = $2 AND deleted_at IS NULL) < $7
+         RETURNING {COLUMNS}"
+    );
+    let statement = tx.prepare_cached(&sql).await?;
+    let events = new.events.unwrap_or_default();
+    let row = tx
+        .query_opt(
+            &statement,
+            &[&Uuid::now_v7(), &merchant, &url, &new.description, &events, &secret.reveal(), &MAX_ENDPOINTS_PER_MERCHANT],
+        )
+        .await?;
+    tx.commit().await?;
+    Ok(row.map(|row| (Endpoint::read(&row), secret)))
+}
+
+/// The merchant's endpoints, oldest first.
+///
+/// # Errors
+/// When the database fails.
+pub async fn list(db: &impl GenericClient, merchant: Uuid) -> Result<Vec<Endpoint>, Failure> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM webhook_endpoints WHERE merchant_id = $1 AND deleted_at IS NULL ORDER BY created_at, id"
+    );
+    let statement = db.prepare_cached(&sql).await?;
+    let rows = db.query(&statement, &[&merchant]).await?;
+    Ok(rows.iter().map(Endpoint::read).collect())
+}
+
+/// The endpoint, if the merchant has it.
+///
+/// # Errors
+/// When the database fails.
+pub async fn get(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<Option<Endpoint>, Failure> {
+    let sql = format!("SELECT {COLUMNS} FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2 AND deleted_at IS NULL");
+    let statement = db.prepare_cached(&sql).await?;
+    Ok(db.query_opt(&statement, &[&merchant, &id]).await?.as_ref().map(Endpoint::read))
+}
+
+/// Changes an endpoint; `None` if there is no such endpoint. A new URL or enabling makes it healthy.
+///
+/// # Errors
+/// When the database fails.
+pub async fn update(
+    db: &impl GenericClient,
+    merchant: Uuid,
+    id: Uuid,
+    changes: EndpointChanges,
+) -> Result<Option<Endpoint>, Failure> {
+    let sql = format!(
+        "UPDATE webhook_endpoints SET url = coalesce($3, url), events = coalesce($5, events), enabled = coalesce($6, enabled),
+             description = CASE WHEN $4::text IS NULL THEN description ELSE nullif($4, '') END,
+             disabled_reason = CASE WHEN coalesce($6, enabled) THEN NULL ELSE coalesce(disabled_reason, 'asked') END,
+             disabled_at = CASE WHEN coalesce($6, enabled) THEN NULL ELSE coalesce(disabled_at, now()) END,
+             failing_since = CASE WHEN $6 AND NOT enabled OR $3 <> url THEN NULL ELSE failing_since END,
+             paused_until = CASE WHEN $6 AND NOT enabled OR $3 <> url THEN NULL ELSE paused_until END,
+             resting_until = CASE WHEN $6 AND NOT enabled OR $3 <> url THEN NULL ELSE resting_until END
+         WHERE merchant_id = $1 AND id = $2 AND deleted_at IS NULL RETURNING {COLUMNS}"
+    );
+    let statement = db.prepare_cached(&sql).await?;
+    let EndpointChanges { url, description, events, enabled } = changes;
+    let row = db.query_opt(&statement, &[&merchant, &id, &url, &description, &events, &enabled]).await?;
+    Ok(row.as_ref().map(Endpoint::read))
+}
+
+/// Marks an endpoint as deleted; returns whether there was one. Housekeeping removes its deliveries, and then the row.
+///
+/// # Errors
+/// When the database fails.
+pub async fn delete(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<bool, Failure> {
+    let sql = "UPDATE webhook_endpoints SET deleted_at = now(), enabled = false, disabled_at = coalesce(disabled_at, now()),
+                   disabled_reason = coalesce(disabled_reason, 'asked')
+               WHERE merchant_id = $1 AND id = $2 AND deleted_at IS NULL";
+    Ok(db.execute(sql, &[&merchant, &id]).await? > 0)
+}

@@ -1,0 +1,97 @@
+//! Settling: attempts, what they mean for their deliveries, and what for their endpoints, in one transaction.
+
+use super::endpoint_health::update_endpoints;
+use super::payment_order::postpone_later_events;
+use crate::attempt::{FinishedAttempt, Verdict};
+use deadpool_postgres::{Client, GenericClient};
+use runtime::Failure;
+use std::collections::HashMap;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Settles attempts; returns how many endpoints it disabled.
+///
+/// # Errors
+/// When the database fails. Nothing is settled then, and all of them are sent again.
+pub async fn settle(db: &mut Client, attempts: &mut [FinishedAttempt]) -> Result<usize, Failure> {
+    // A success at the first attempt changes nothing but its delivery, so most are settled without a lock on their endpoint.
+    let plain = |attempt: &FinishedAttempt| attempt.verdict == Verdict::Delivered && attempt.delivery.attempt_number == 1;
+    let all = endpoints(attempts.iter());
+    let others = endpoints(attempts.iter().filter(|attempt| !plain(attempt)));
+    let tx = db.transaction().await?;
+    let lock = "SELECT id, url FROM webhook_endpoints WHERE id = ANY($1) AND (id = ANY($2) OR failing_since IS NOT NULL)
+                ORDER BY id FOR NO KEY UPDATE";
+    let statement = tx.prepare_cached(lock).await?;
+    let rows = tx.query(&statement, &[&all, &others]).await?;
+    let urls: HashMap<Uuid, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    for FinishedAttempt { delivery, verdict, .. } in attempts.iter_mut() {
+        // The 410 is of the endpoint's former URL. The current one has not been asked.
+        if *verdict == Verdict::Gone && urls.get(&delivery.endpoint_id).is_some_and(|url| *url != delivery.url) {
+            *verdict = Verdict::Retry(Duration::ZERO);
+        }
+    }
+    record_attempts(&tx, attempts).await?;
+    let attempted: Vec<i64> =
+        attempts.iter().filter(|attempt| !plain(attempt)).map(|attempt| attempt.delivery.delivery_id).collect();
+    if !attempted.is_empty() {
+        postpone_later_events(&tx, &attempted).await?;
+    }
+    let disabled = update_endpoints(&tx, attempts, &urls).await?;
+    tx.commit().await?;
+    Ok(disabled)
+}
+
+fn endpoints<'a>(attempts: impl Iterator<Item = &'a FinishedAttempt>) -> Vec<Uuid> {
+    let mut endpoints: Vec<Uuid> = attempts.map(|attempt| attempt.delivery.endpoint_id).collect();
+    endpoints.sort_unstable();
+    endpoints.dedup();
+    endpoints
+}
+
+/// Writes attempts and the states of their deliveries; nothing for deliveries that were removed meanwhile.
+async fn record_attempts(db: &impl GenericClient, attempts: &[FinishedAttempt]) -> Result<(), Failure> {
+    let statement = db
+        .prepare_cached(
+            "WITH done AS MATERIALIZED (
+                 SELECT t.* FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::integer[], $5::text[], $6::text[],
+                     $7::text[], $8::float8[]) AS t (id, number, took_ms, status, error, reply, state, delay)
+                 JOIN webhook_deliveries d ON d.id = t.id ORDER BY d.id FOR UPDATE OF d
+             ), recorded AS (
+                 INSERT INTO webhook_attempts (delivery_id, number, took_ms, status, error, reply)
+                 SELECT id, number, took_ms, status, error, reply FROM done ON CONFLICT DO NOTHING
+             )
+             UPDATE webhook_deliveries d SET state = t.state, claimed_by = NULL,
+                 tries = CASE WHEN t.state = 'delivered' THEN d.tries ELSE d.tries + 1 END,
+                 next_attempt = CASE WHEN t.state = 'pending' THEN now() + make_interval(secs => t.delay) ELSE d.next_attempt END,
+                 delivered_at = CASE WHEN t.state = 'delivered' THEN now() END
+             FROM done t
+             -- A success counts even if another instance holds the claim by now; a failure only if no later attempt has begun.
+             WHERE d.id = t.id AND CASE WHEN t.state = 'delivered' THEN d.state <> 'delivered'
+                 ELSE d.state = 'pending' AND d.attempts = t.number END",
+        )
+        .await?;
+    let state = |verdict: Verdict| match verdict {
+        Verdict::Delivered => "delivered",
+        Verdict::Retry(_) => "pending",
+        Verdict::Failed | Verdict::Gone => "failed",
+    };
+    let delay = |verdict: Verdict| match verdict {
+        Verdict::Retry(delay) => delay.as_secs_f64(),
+        Verdict::Delivered | Verdict::Failed | Verdict::Gone => 0.0,
+    };
+    db.execute(
+        &statement,
+        &[
+            &attempts.iter().map(|a| a.delivery.delivery_id).collect::<Vec<_>>(),
+            &attempts.iter().map(|a| a.delivery.attempt_number).collect::<Vec<_>>(),
+            &attempts.iter().map(|a| i32::try_from(a.outcome.latency.as_millis()).unwrap_or(i32::MAX)).collect::<Vec<_>>(),
+            &attempts.iter().map(|a| a.outcome.head.status.map(i32::from)).collect::<Vec<_>>(),
+            &attempts.iter().map(|a| a.outcome.error.as_deref()).collect::<Vec<_>>(),
+            &attempts.iter().map(|a| a.outcome.reply.as_str()).collect::<Vec<_>>(),
+            &attempts.iter().map(|a| state(a.verdict)).collect::<Vec<_>>(),
+            &attempts.iter().map(|a| delay(a.verdict)).collect::<Vec<_>>(),
+        ],
+    )
+    .await?;
+    Ok(())
+}

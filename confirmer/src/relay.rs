@@ -6,7 +6,7 @@
 //! row is locked from one event to the next.
 //!
 //! One relay works at a time: the leader holds an advisory lock, on the connection that it claims with. A relay that lost that
-//! connection can claim nothing. What it still sends is fenced once the next leader takes over the transactional id.
+//! connection can claim nothing. Its late transactions are fenced once the next leader takes over the transactional id.
 
 use anyhow::anyhow;
 use base::metrics;

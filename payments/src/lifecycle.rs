@@ -22,8 +22,8 @@
 //!
 //! **Confirmed** is a payment when transfers that reach as much are all deep enough under its [`Policy`]. The policy is fixed when
 //! the payment is created: by the request, by its amount or by its chain. Confirmations are counted on the canonical chain, so
-//! they go down with the head. What a tag (`safe`, `finalized`) has covered stays covered as long as its own block is on the
-//! chain.
+//! they go down with the head. A transfer that a tag (`safe`, `finalized`) has covered stays covered as long as its own block is
+//! on the chain.
 //!
 //! **Late** is a transfer in a block whose timestamp is after `expires_at`. It is kept and emits `late`. It pays nothing, unless
 //! the terms say [`accept_late`](Terms): then it counts like any other, and an expired payment that reaches its amount is

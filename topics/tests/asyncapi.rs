@@ -49,7 +49,7 @@ fn document() -> String {
          \x20 description: |-\n\
          \x20   The Kafka topics of a crypto payment pipeline. Keys are UTF-8 text, partitioned as the Java client does. Values are\n\
          \x20   Protobuf in the Confluent wire format: a zero byte, the schema's id as four big-endian bytes, a zero byte, the message.\n\
-         \x20   Read with isolation.level=read_committed. What each topic guarantees is in docs/consuming.md.\n\
+         \x20   Read with isolation.level=read_committed. docs/consuming.md says what each topic guarantees.\n\
          defaultContentType: application/x-protobuf\n\
          channels:\n",
     );

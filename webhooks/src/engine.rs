@@ -50,7 +50,7 @@ impl Engine {
     /// Sends until `stop`, then waits up to [`DRAIN_TIMEOUT`] for what is in flight.
     ///
     /// # Errors
-    /// When the database fails. What is in flight is not settled then, and is sent again.
+    /// When the database fails. Attempts in flight are not settled then, and are sent again.
     pub async fn run(self: &Arc<Self>, new_deliveries: &Arc<Notify>, stop: &CancellationToken) -> Result<(), Failure> {
         let db = self.pool.get().await?;
         queue::release_claims(&db, &self.instance).await?;
@@ -95,7 +95,7 @@ impl Engine {
             }
             Ok(())
         });
-        // What is left is sent again after the next start.
+        // Attempts that are left are sent again after the next start.
         drained.await.unwrap_or(Ok(()))
     }
 

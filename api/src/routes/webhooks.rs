@@ -1,4 +1,4 @@
-//! `/api/v1/webhooks`: a merchant's endpoints for events. What was sent to them is in `webhook_deliveries`, sending it again in
+//! `/api/v1/webhooks`: a merchant's endpoints for events. Their deliveries are in `webhook_deliveries`, sending again is in
 //! `webhook_redeliver`.
 
 use crate::app::App;

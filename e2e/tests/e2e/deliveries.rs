@@ -141,7 +141,7 @@ async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Res
     ensure!(waits(&db).await? == [3600, 3600, 3600], "{:?}", waits(&db).await?);
     ensure!(due(&db, Lane::Healthy).await?.is_empty() && due(&db, Lane::Failing).await?.is_empty(), "before the hour is over");
 
-    // What failed so far is among all that failed.
+    // Redelivery of failed events includes those that are still retried.
     let again = deliveries::redeliver(&pool, merchant, endpoint, &RedeliverFilter::Failed, RedeliverCursor::START)
         .await
         .map_err(failed)?;
@@ -210,12 +210,12 @@ async fn an_endpoint_rests_a_tenth_of_the_time_that_it_fails_at_most_a_minute_an
         ensure!((expected - 1..=expected).contains(&rests), "{rests} s after failing for {failing:?} s");
         if expected > 0 {
             ensure!(due(&db, Lane::Failing).await?.is_empty(), "it rests");
-            // Whoever asks for a ping wants to know now.
+            // A ping is sent at once, even to a resting endpoint.
             endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?;
         }
         claimed = due(&db, Lane::Failing).await?;
     }
-    // What it asks for itself holds also if something arrives, and its rest is over then.
+    // `Retry-After` holds even after a successful delivery; the rest is over then.
     let hour = ResponseHead { status: Some(503), retry_after: Some(Duration::from_secs(3600)) };
     let ping = claimed.remove(1);
     attempt(&mut db, claimed.remove(0), hour, Verdict::Retry(Duration::ZERO)).await?;
@@ -244,7 +244,7 @@ async fn what_is_pending_for_a_disabled_endpoint_ends() -> Result<()> {
     let late = "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state) VALUES ($1, 'late', 'webhook.ping', '{}', 'pending')";
     db.execute(late, &[&endpoint]).await?;
     ensure!(queue::fail_pending(&db).await.map_err(failed)? == 1, "what was added meanwhile is pending");
-    // What was on its way arrives all the same.
+    // A delivery in flight arrives all the same.
     settle(&mut db, in_flight, 204, Verdict::Delivered).await?;
     let filter = RedeliverFilter::Failed;
     ensure!(

@@ -36,7 +36,7 @@ impl Table {
             let mut config = kafka.reader_config("table");
             config
                 .set("group.id", kafka.prefixed("table"))
-                // Per partition. What is read ahead stays in the process's memory after a cold start.
+                // Per partition. Prefetched records stay in the process's memory after a cold start.
                 .set("queued.max.messages.kbytes", "2048")
                 .set("fetch.message.max.bytes", (1024 * 1024).to_string());
             Ok(config.create()?)

@@ -101,7 +101,7 @@ async fn redeliver_batch(
         }
         RedeliverFilter::Failed => ("id > $2 AND (state = 'failed' OR state = 'pending' AND tries > 0)", "id"),
     };
-    // What is claimed is being sent already, and is left alone.
+    // Claimed deliveries are being sent already, and are left alone.
     let sql = format!(
         "WITH found AS MATERIALIZED (
              SELECT id, created_at FROM webhook_deliveries WHERE endpoint_id = $1 AND {condition} ORDER BY {order} LIMIT $3

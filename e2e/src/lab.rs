@@ -46,6 +46,17 @@ impl Default for Plan {
 }
 
 impl Lab {
+    /// Replaces `chains.yaml`. By a rename, since a process that is just starting may be reading it.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_chains(&self, yaml: &str) -> Result<()> {
+        let file = &self.env["CHAINS_FILE"];
+        let new = format!("{file}.new");
+        std::fs::write(&new, yaml)?;
+        Ok(std::fs::rename(new, file)?)
+    }
+
     /// Makes a database, topics, and a chain with a token, on the stack that `dev/stack` runs.
     ///
     /// # Errors

@@ -145,7 +145,7 @@ pub fn write_chains(lab: &Lab, endpoints: &[Proxy], other_chains: &str) -> Resul
     let mut yaml = String::new();
     writeln!(yaml, "- name: anvil\n  chain_id: {CHAIN}\n  rpc_urls: [{}]", urls.join(", "))?;
     writeln!(yaml, "  confirmations: 3\n  poll_interval_ms: 20\n  start_block: 0\n{other_chains}")?;
-    Ok(std::fs::write(&lab.env["CHAINS_FILE"], yaml)?)
+    lab.write_chains(&yaml)
 }
 
 /// A random address, which belongs to no payment.

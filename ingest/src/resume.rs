@@ -83,7 +83,9 @@ fn block_ref(head: &Head) -> BlockRef {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> anyhow::Result<T> {
-    tokio::task::spawn_blocking(work).await?.map_err(|(Failure::Retry(error) | Failure::Halt(error))| error)
+    tokio::task::spawn_blocking(work)
+        .await?
+        .map_err(|(Failure::Retry(error) | Failure::Reopen(error) | Failure::Halt(error))| error)
 }
 
 /// Reads the canonical blocks as published, oldest first, as far back as the topic reaches.

@@ -8,6 +8,10 @@ use std::fmt;
 pub enum Failure {
     /// Tear the loop down and restart it from what was committed: a broker, a database or a node went away.
     Retry(anyhow::Error),
+    /// Tear the loop down and open its producer once more: another one with its transactional id has opened. That may be the
+    /// broker itself, which ended a transaction that a pause had kept open too long. If it happens again before a transaction
+    /// can time out, a twin of this process runs.
+    Reopen(anyhow::Error),
     /// Stop the process: continuing would skip or double records, or a retry can't help. The loop cannot commit after it.
     Halt(anyhow::Error),
 }
@@ -26,6 +30,7 @@ impl Failure {
     pub fn context(self, what: impl fmt::Display + Send + Sync + 'static) -> Self {
         match self {
             Self::Retry(cause) => Self::Retry(cause.context(what)),
+            Self::Reopen(cause) => Self::Reopen(cause.context(what)),
             Self::Halt(cause) => Self::Halt(cause.context(what)),
         }
     }
@@ -34,7 +39,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Retry(cause) | Self::Halt(cause) => write!(f, "{cause:#}"),
+            Self::Retry(cause) | Self::Reopen(cause) | Self::Halt(cause) => write!(f, "{cause:#}"),
         }
     }
 }

@@ -114,7 +114,7 @@ impl From<Failure> for Problem {
     /// The one place where a failed request is logged.
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Retry(cause) => {
+            Failure::Retry(cause) | Failure::Reopen(cause) => {
                 tracing::warn!("a request failed and may be retried: {cause:#}");
                 Self::unavailable(5, "The database did not answer")
             }

@@ -203,7 +203,7 @@ async fn a_request_is_found_in_the_log_by_its_id_and_a_body_that_is_too_large_is
 async fn a_chain_that_lags_takes_no_new_payments_until_it_has_caught_up() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
     let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
-    std::fs::write(&lab.env["CHAINS_FILE"], chains.replace("  start_block: 0\n", "  start_block: 0\n  max_lag_s: 60\n"))?;
+    lab.write_chains(&chains.replace("  start_block: 0\n", "  start_block: 0\n  max_lag_s: 60\n"))?;
     let _roles = ["ingest", "detector", "confirmer"].map(|role| lab.spawn(role)).into_iter().collect::<Result<Vec<_>>>()?;
     let Running { lab, api, process: _process } = serving(lab).await?;
     let create = async || api.request(Method::POST, "/api/v1/payments", Some(coin(1)), &[]).await;

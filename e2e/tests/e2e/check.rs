@@ -59,7 +59,7 @@ async fn each_endpoint_and_websocket_gets_the_verdict_that_it_deserves() -> Resu
         let sockets: Vec<String> = sockets.iter().map(|socket| format!("ws://user:hunter2@{socket}/?key=hunter2")).collect();
         let chain = json!([{ "name": "anvil", "chain_id": 31337, "rpc_urls": urls, "ws_urls": sockets }]);
         // JSON is YAML.
-        std::fs::write(&lab.env["CHAINS_FILE"], chain.to_string())
+        lab.write_chains(&chain.to_string())
     };
     let check = || -> Result<(Option<i32>, String, String)> {
         let output = lab.output(&["check"])?;

@@ -60,7 +60,7 @@ impl Field {
 ",
             lab.node.url, other.url
         );
-        std::fs::write(&lab.env["CHAINS_FILE"], chains)?;
+        lab.write_chains(&chains)?;
         let api = lab.merchant("shop")?;
         Ok(Self { lab, api, other, fee_token, fake })
     }

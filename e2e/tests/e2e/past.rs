@@ -80,7 +80,7 @@ async fn a_backfill_that_is_killed_goes_on_and_brings_every_block_once() -> Resu
     const START: u64 = 2000;
     let lab = Lab::start(Plan::default()).await?;
     let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
-    std::fs::write(&lab.env["CHAINS_FILE"], chains.replace("start_block: 0", &format!("start_block: {START}")))?;
+    lab.write_chains(&chains.replace("start_block: 0", &format!("start_block: {START}")))?;
     let mut up = lab.spawn("up")?;
     let api = lab.merchant("shop")?;
     api.ready(&mut up).await?;
@@ -108,7 +108,7 @@ async fn a_backfill_that_is_killed_goes_on_and_brings_every_block_once() -> Resu
     // in the middle.
     let proxy = Proxy::start(&lab.node.url, Lacks::default()).await?;
     let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
-    std::fs::write(&lab.env["CHAINS_FILE"], chains.replace(&lab.node.url, &proxy.url))?;
+    lab.write_chains(&chains.replace(&lab.node.url, &proxy.url))?;
     let arguments = ["backfill", "--chain", "anvil", "--from", "0", "--to", &last];
     for held in [300, 400, 1500] {
         let before = replayed(&lab).await?.len();

@@ -177,7 +177,7 @@ async fn sigterm_drains_and_stops_and_what_was_created_is_there_afterwards() -> 
 async fn nobody_is_asked_to_pay_on_a_chain_before_ingest_has_begun_it() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
     let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
-    std::fs::write(&lab.env["CHAINS_FILE"], chains.replace("  start_block: 0\n", ""))?;
+    lab.write_chains(&chains.replace("  start_block: 0\n", ""))?;
     let mut server = lab.spawn("api")?;
     let api = lab.merchant("early")?;
     api.ready(&mut server).await?;

@@ -40,7 +40,7 @@ async fn the_matches_of_real_blocks_are_the_transfers_in_their_receipts() -> Res
             "- {{ name: chain{id}, chain_id: {id}, rpc_url: \"{url}\", confirmations: 1, start_block: {start}, poll_interval_ms: 50 }}"
         )?;
     }
-    std::fs::write(&lab.env["CHAINS_FILE"], yaml)?;
+    lab.write_chains(&yaml)?;
 
     let expected: BTreeSet<Credit> = chains.iter().flatten().flat_map(credits).collect();
     watch(&lab, expected.iter().map(|credit| credit.5.parse()).collect::<Result<BTreeSet<Address>, _>>()?).await?;

@@ -18,7 +18,7 @@ async fn a_recorded_session_with_an_orphan_is_published_with_it_and_with_its_rem
     let yaml = format!(
         "- {{ name: polygon, chain_id: {POLYGON}, rpc_url: \"{url}\", start_block: 13522175, poll_interval_ms: 10 }}\n"
     );
-    std::fs::write(&lab.env["CHAINS_FILE"], yaml)?;
+    lab.write_chains(&yaml)?;
     let mut ingest = lab.spawn("ingest")?;
     let reader = HistoryReader::new(POLYGON);
     e2e::eventually("the end of the session", || async { Ok(session.is_over().then_some(())) }).await?;

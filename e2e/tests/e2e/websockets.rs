@@ -14,7 +14,7 @@ async fn a_block_is_published_when_a_websocket_tells_of_it_and_with_the_next_pol
     let mut rig = Rig::on(lab, &[Lacks::default()], "").await?;
     let chains = std::fs::read_to_string(&rig.lab.env["CHAINS_FILE"])?;
     let websocket = format!("poll_interval_ms: {}\n  ws_urls: [\"ws://{}\"]", INTERVAL.as_millis(), tunnel.address);
-    std::fs::write(&rig.lab.env["CHAINS_FILE"], chains.replace("poll_interval_ms: 20", &websocket))?;
+    rig.lab.write_chains(&chains.replace("poll_interval_ms: 20", &websocket))?;
     rig.restart()?;
     rig.arrive().await?;
 

@@ -3,18 +3,21 @@
 use crate::failure::Failure;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+/// The error of a second process with this instance's name.
+pub(crate) const TWIN: &str = "another process runs as this instance; each needs a CTRIP_INSTANCE of its own";
+
 impl From<KafkaError> for Failure {
-    /// Fencing and a static membership that is taken mean that a twin of this process runs. Missing rights and messages that
-    /// are too large stay as they are. Every other error is transient, or shows again when the stage restarts.
+    /// A fenced producer is opened once more; a static membership that is taken means that a twin of this process runs. Missing
+    /// rights and messages that are too large stay as they are. Every other error is transient, or shows again when the stage
+    /// restarts.
     fn from(error: KafkaError) -> Self {
         let code = match &error {
             KafkaError::Transaction(error) => Some(error.code()),
             error => error.rdkafka_error_code(),
         };
         match code {
-            Some(RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::FencedInstanceId) => {
-                Self::halt(error).context("another process runs as this instance; each needs a CTRIP_INSTANCE of its own")
-            }
+            Some(RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced) => Self::Reopen(error.into()),
+            Some(RDKafkaErrorCode::FencedInstanceId) => Self::halt(error).context(TWIN),
             Some(
                 RDKafkaErrorCode::TopicAuthorizationFailed
                 | RDKafkaErrorCode::GroupAuthorizationFailed

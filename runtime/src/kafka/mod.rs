@@ -12,9 +12,9 @@
 mod admin;
 mod client;
 mod consumer;
-mod error;
+pub(crate) mod error;
 mod offsets;
-mod producer;
+pub(crate) mod producer;
 mod read_all;
 mod record;
 mod table;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use topics::Topic;
 
 /// The broker aborts a transaction that is open for longer. It is short, since readers wait behind an open transaction.
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longer than the transaction's own timeout, so that a call ends with Kafka's verdict and not with ours.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 

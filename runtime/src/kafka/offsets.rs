@@ -4,9 +4,10 @@ use super::client::Kafka;
 use crate::failure::Failure;
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use topics::Topic;
 
 /// Timeout of a call for offsets or metadata.
@@ -25,7 +26,7 @@ pub(super) fn end_offsets<C: ConsumerContext>(
     for partition in 0..partitions {
         list.add_partition_offset(name, partition, Offset::End).map_err(failed)?;
     }
-    let answer = client.offsets_for_times(list, CALL_TIMEOUT).map_err(failed)?;
+    let answer = with_leaders(|| client.offsets_for_times(list.clone(), CALL_TIMEOUT)).map_err(failed)?;
     let mut ends = HashMap::new();
     for element in answer.elements() {
         element.error().map_err(failed)?;
@@ -61,5 +62,19 @@ impl Kafka {
     pub fn bare_group(&self, group: &str) -> Result<ConsumerGroupMetadata, Failure> {
         let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
         inner.group_metadata().ok_or_else(|| Failure::Halt(anyhow!("the consumer has no group")))
+    }
+}
+
+/// Asks again for a while if a partition has no leader: its topic was created, or its broker restarted, a moment ago.
+pub(super) fn with_leaders<T>(mut ask: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
+    let deadline = Instant::now() + CALL_TIMEOUT;
+    loop {
+        let outcome = ask();
+        let code = outcome.as_ref().err().and_then(KafkaError::rdkafka_error_code);
+        let moving = matches!(code, Some(RDKafkaErrorCode::NotLeaderForPartition | RDKafkaErrorCode::LeaderNotAvailable));
+        if !moving || Instant::now() > deadline {
+            return outcome;
+        }
+        std::thread::sleep(Duration::from_millis(100));
     }
 }

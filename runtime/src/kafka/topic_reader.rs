@@ -1,7 +1,7 @@
 //! A topic from any position on, for people. It joins no group, commits no offset and asks no registry.
 
 use super::client::reader_config;
-use super::offsets::{CALL_TIMEOUT, end_offsets};
+use super::offsets::{CALL_TIMEOUT, end_offsets, with_leaders};
 use super::record::Record;
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
@@ -96,7 +96,8 @@ fn positions(client: &BaseConsumer, name: &str, partitions: i32, start: Start) -
         Start::Beginning => {}
         Start::Offset(offset) => {
             for partition in 0..partitions {
-                let (low, high) = client.fetch_watermarks(name, partition, CALL_TIMEOUT).with_context(failed)?;
+                let (low, high) =
+                    with_leaders(|| client.fetch_watermarks(name, partition, CALL_TIMEOUT)).with_context(failed)?;
                 list.set_partition_offset(name, partition, Offset::Offset(offset.max(low).min(high)))?;
             }
         }
@@ -111,7 +112,9 @@ fn positions(client: &BaseConsumer, name: &str, partitions: i32, start: Start) -
                 for partition in 0..partitions {
                     times.add_partition_offset(name, partition, Offset::Offset(time))?;
                 }
-                for found in client.offsets_for_times(times, CALL_TIMEOUT).with_context(failed)?.elements() {
+                for found in
+                    with_leaders(|| client.offsets_for_times(times.clone(), CALL_TIMEOUT)).with_context(failed)?.elements()
+                {
                     // No offset means that no record is as late: the partition is read from its end.
                     if let Offset::Offset(offset) = found.offset() {
                         list.set_partition_offset(name, found.partition(), Offset::Offset(offset))?;

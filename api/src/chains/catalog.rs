@@ -8,15 +8,12 @@ use payments::Asset;
 use std::fmt::Display;
 use topics::{Address, ChainId};
 
-/// The EVM counts every chain's coin in wei.
-const COIN_DECIMALS: u8 = 18;
-
 /// All chains, in the order of chains.yaml.
 #[derive(Debug, Clone)]
 pub struct Catalog(pub Vec<Chain>);
 
 /// Every chain's own coin.
-pub const COIN: Asset = Asset { token: None, decimals: COIN_DECIMALS };
+pub const COIN: Asset = Asset { token: None, decimals: chain::COIN_DECIMALS };
 
 fn asset(token: &Token) -> Asset {
     let Token { symbol, address, decimals, .. } = token.clone();

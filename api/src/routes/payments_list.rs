@@ -12,10 +12,9 @@ use axum::Json;
 use axum::extract::State;
 use base::json::check_storable_text;
 use base::text::excerpt;
+use base::timestamp;
 use payments::store::{self, PaymentFilter};
 use serde::Serialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use topics::Address;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -77,8 +76,7 @@ fn parse_address(text: &str) -> Result<Address, String> {
 
 /// RFC 3339 as Unix seconds. Creation times are whole seconds, so a time within a second means the next one.
 fn parse_seconds(text: &str) -> Result<i64, String> {
-    let time = OffsetDateTime::parse(text, &Rfc3339)
-        .map_err(|_| format!("expected a time like 2026-11-25T12:00:00Z, got {:?}", excerpt(text)))?;
+    let time = timestamp::parse(text)?;
     Ok(time.unix_timestamp().saturating_add(i64::from(time.nanosecond() > 0)))
 }
 

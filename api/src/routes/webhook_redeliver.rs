@@ -13,11 +13,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use base::json::check_storable_text;
-use base::text::excerpt;
+use base::timestamp;
 use serde::Serialize;
 use std::time::Duration;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 use webhooks::deliveries::{self, RedeliverCursor, RedeliverFilter};
@@ -80,7 +79,7 @@ fn read_request(body: &[u8]) -> Result<(RedeliverFilter, RedeliverCursor), Probl
     let mut fields = Fields::read(body)?;
     let after = fields.text("cursor").and_then(|text| fields.check("cursor", decode_cursor(&text)));
     let event = fields.text("event_id").and_then(|id| fields.check("event_id", check_storable_text(&id).map(|()| id)));
-    let mut time = |name: &str| fields.text(name).and_then(|text| fields.check(name, parse_time(&text)));
+    let mut time = |name: &str| fields.text(name).and_then(|text| fields.check(name, timestamp::parse(&text)));
     let (from, before) = (time("from"), time("before"));
     let failed = fields.flag("failed");
     fields.finish(&FIELDS)?;
@@ -106,11 +105,6 @@ fn decode_cursor(text: &str) -> Result<RedeliverCursor, String> {
         Some(RedeliverCursor { created_at: made, id: parse_delivery_id(id).ok()? })
     };
     decode().ok_or_else(|| bad_cursor(text))
-}
-
-fn parse_time(text: &str) -> Result<OffsetDateTime, String> {
-    OffsetDateTime::parse(text, &Rfc3339)
-        .map_err(|_| format!("expected a time like 2026-11-25T12:00:00Z, got {:?}", excerpt(text)))
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! Blocks and logs × issued addresses → `chain.matches`. Kafka in, Kafka out: no database and no payment rules.
 //!
-//! - [`WatchSet`] holds every address ever issued, and nothing else. `intents` fills it from `payment.intents`, and is the
-//!   barrier that a batch waits for.
+//! - [`WatchSet`] holds every address ever issued, and nothing else; `address_filter` rules most recipients out before it is
+//!   asked. `intents` fills it from `payment.intents`, and is the barrier that a batch waits for.
 //! - `join` pairs a block's record with its logs' record.
 //! - [`matching`] finds the transfers to watched addresses. It is pure, and fast since it decodes only what may match.
 //! - `role` consumes, matches, produces and commits in one Kafka transaction.
 
+mod address_filter;
 mod intents;
 mod join;
 pub mod matching;

@@ -161,7 +161,7 @@ impl Matcher {
                 self.candidate(internal, Candidate::Internal(internal), &mut candidates)?;
             }
         }
-        self.hits.extend(self.recipients.iter().enumerate().filter(|(_, to)| watched.contains(to)).map(|(place, _)| place));
+        watched.find(&self.recipients, &mut self.hits);
         let mut transfers = Vec::new();
         for place in &self.hits {
             let transfer = match candidates.get(*place) {

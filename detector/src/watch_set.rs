@@ -1,15 +1,24 @@
 //! The set of all issued addresses, in as little memory as possible.
 
+use crate::address_filter::{AddressFilter, may_contain};
 use hashbrown::HashTable;
 use topics::Address;
 
-/// Every address ever issued. Each takes 20 bytes and one control byte, times at most 8/7, and twice that just after growth.
+/// Addresses per allocation. What is full is never moved, so growing doubles nothing.
+const CHUNK: usize = 1 << 14;
+/// Addresses looked up together: more than a core can have memory accesses on their way.
+const LOOKUPS: usize = 64;
+
+/// Every address ever issued: 20 bytes each, their index in a hash table (4 and one control byte, times at most 16/7), and a
+/// filter of 1 to 2 bytes.
 ///
-/// An address is the end of a Keccak hash, so its first bytes serve as its hash. An attacker who chooses the recipients to look
-/// up can't make lookups slower, since the table contains only our addresses.
+/// An address is the end of a Keccak hash, so its bytes serve as its hash. An attacker who chooses the recipients to look up
+/// can't make a lookup take longer than a hit, since the table contains only our addresses.
 #[derive(Default)]
 pub struct WatchSet {
-    table: HashTable<[u8; 20]>,
+    addresses: Vec<Vec<[u8; 20]>>,
+    table: HashTable<u32>,
+    filter: AddressFilter,
 }
 
 fn hash(address: &[u8; 20]) -> u64 {
@@ -17,20 +26,65 @@ fn hash(address: &[u8; 20]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
+fn at(addresses: &[Vec<[u8; 20]>], index: u32) -> &[u8; 20] {
+    let index = index as usize;
+    match addresses.get(index / CHUNK).and_then(|chunk| chunk.get(index % CHUNK)) {
+        Some(address) => address,
+        None => unreachable!("the table has indices of addresses alone"),
+    }
+}
+
 impl WatchSet {
     /// Adds an address. Returns whether it is new.
     pub fn insert(&mut self, address: Address) -> bool {
         let address = address.into_array();
-        let entry = self.table.entry(hash(&address), |known| *known == address, hash);
-        let new = matches!(entry, hashbrown::hash_table::Entry::Vacant(_));
-        entry.or_insert(address);
-        new
+        let Self { addresses, table, .. } = self;
+        let Ok(next) = u32::try_from(table.len()) else { unreachable!("2^32 addresses take 128 GB") };
+        let entry = table.entry(hash(&address), |known| *at(addresses, *known) == address, |known| hash(at(addresses, *known)));
+        let hashbrown::hash_table::Entry::Vacant(entry) = entry else { return false };
+        entry.insert(next);
+        match addresses.last_mut() {
+            Some(chunk) if chunk.len() < CHUNK => chunk.push(address),
+            Some(_) => {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                chunk.push(address);
+                addresses.push(chunk);
+            }
+            None => addresses.push(vec![address]),
+        }
+        self.add_to_filter(&address);
+        true
+    }
+
+    fn add_to_filter(&mut self, address: &[u8; 20]) {
+        if self.filter.is_full(self.len()) {
+            self.filter = AddressFilter::for_twice(self.len());
+            self.addresses.iter().flatten().for_each(|address| self.filter.insert(address));
+        }
+        self.filter.insert(address);
     }
 
     /// Whether the address was issued.
-    #[inline]
     pub fn contains(&self, address: &[u8; 20]) -> bool {
-        self.table.find(hash(address), |known| known == address).is_some()
+        self.table.find(hash(address), |known| at(&self.addresses, *known) == address).is_some()
+    }
+
+    /// Adds the places of those recipients that were issued.
+    pub fn find(&self, recipients: &[[u8; 20]], found: &mut Vec<usize>) {
+        let mut words = [0; LOOKUPS];
+        let mut first = 0;
+        for together in recipients.chunks(LOOKUPS) {
+            // In a loop of its own: nothing here depends on what memory answers, so the accesses overlap.
+            for (word, recipient) in words.iter_mut().zip(together) {
+                *word = self.filter.word(recipient);
+            }
+            for (place, (word, recipient)) in words.iter().zip(together).enumerate() {
+                if may_contain(*word, recipient) && self.contains(recipient) {
+                    found.push(first + place);
+                }
+            }
+            first += together.len();
+        }
     }
 
     /// The number of addresses.
@@ -43,9 +97,10 @@ impl WatchSet {
         self.table.is_empty()
     }
 
-    /// The memory of the table, in bytes.
+    /// The memory of the set, in bytes.
     pub fn allocated_bytes(&self) -> usize {
-        self.table.allocation_size()
+        let chunks: usize = self.addresses.iter().map(|chunk| chunk.capacity() * size_of::<[u8; 20]>()).sum();
+        chunks + self.table.allocation_size() + self.filter.allocated_bytes()
     }
 }
 
@@ -53,16 +108,49 @@ impl WatchSet {
 mod tests {
     use super::*;
 
+    fn address(i: u64) -> Address {
+        Address::from_word(alloy::primitives::keccak256(i.to_be_bytes()))
+    }
+
     #[test]
-    fn ten_million_addresses_take_at_most_forty_bytes_each() {
-        // hashbrown holds up to 7/8 of a power of two.
+    fn ten_million_addresses_take_at_most_thirty_two_bytes_each() {
+        // 10,000,000 of 2^24 slots is as full as 78,125 of 2^17.
         let mut set = WatchSet::default();
-        for i in 0..40_000_u64 {
-            assert!(set.insert(Address::from_word(alloy::primitives::keccak256(i.to_be_bytes()))));
+        for i in 0..78_125 {
+            assert!(set.insert(address(i)));
         }
-        // 10,000,000 of 2^24 slots is as full as 39,063 of 2^16.
-        assert!(set.allocated_bytes() / set.len() <= 40, "{} bytes each", set.allocated_bytes() / set.len());
-        assert!(!set.insert(Address::from_word(alloy::primitives::keccak256(7_u64.to_be_bytes()))));
-        assert_eq!(set.len(), 40_000);
+        assert!(set.allocated_bytes() <= 32 * set.len(), "{} bytes for {}", set.allocated_bytes(), set.len());
+        assert!(!set.insert(address(7)));
+        assert_eq!(set.len(), 78_125);
+    }
+
+    #[test]
+    fn it_finds_those_that_were_issued_and_no_others() {
+        let mut set = WatchSet::default();
+        // Past several growths of the filter and of the table.
+        let issued = 100_000;
+        for i in 0..issued {
+            set.insert(address(i));
+        }
+        // Every tenth, strangers between them, and one that differs from an issued address in what no hash looks at.
+        let mut recipients: Vec<[u8; 20]> = (0..issued * 10).map(|i| address(i * 10).into_array()).collect();
+        let mut near = address(3).into_array();
+        *near.last_mut().unwrap() ^= 1;
+        recipients.push(near);
+        let mut found = Vec::new();
+        set.find(&recipients, &mut found);
+        assert_eq!(found, (0..10_000).collect::<Vec<usize>>());
+    }
+
+    #[test]
+    fn the_filter_lets_few_strangers_through() {
+        let mut filter = AddressFilter::for_twice(50_000);
+        for i in 0..100_000 {
+            filter.insert(&address(i).into_array());
+        }
+        assert!(!filter.is_full(100_000));
+        let strangers = (200_000..300_000_u64).map(|i| address(i).into_array());
+        let through = strangers.filter(|stranger| may_contain(filter.word(stranger), stranger)).count();
+        assert!(through < 8_000, "{through} of 100,000");
     }
 }

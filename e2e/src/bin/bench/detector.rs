@@ -47,8 +47,8 @@ pub async fn run() -> Result<Vec<Figure>> {
         }
         if addresses == 10_000_000 {
             let bytes = (run.memory - small_memory) / 10_000_000.0;
-            figures.push(Figure::new("detector_bytes_per_address", bytes, "bytes", "40"));
-            figures.push(Figure::new("detector_ready_s_10m", run.ready_s, "s", "30"));
+            figures.push(Figure::new("detector_bytes_per_address", bytes, "bytes", "32"));
+            figures.push(Figure::new("detector_ready_s_10m", run.ready_s, "s", "10"));
         }
     }
     if let (Some(small), Some(large)) = (rates.first(), rates.last()) {

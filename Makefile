@@ -42,6 +42,9 @@ test:
 ifeq ($(T),)
 	$(TEST) --workspace --exclude e2e
 	$(TEST) -p e2e --lib
+else
+	@cargo test --quiet --workspace --test e2e -- --list $(T) 2>/dev/null | grep -q ': test$$' || \
+	  { echo "T=$(T): expected a part of the name of an end-to-end test; their list: cargo test -p e2e --test e2e -- --list" >&2; exit 2; }
 endif
 	CTRIP_DEV_SHORT=yes dev/with-stack $(TEST) --workspace --test e2e -- --test-threads $(THREADS) $(T)
 

@@ -85,6 +85,19 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_vector_has_its_documented_signature() {
+        let page = include_str!("../../docs/webhooks.md");
+        let cell = |name: &str| {
+            let row = page.lines().find_map(|line| line.strip_prefix(&format!("| {name} | `"))).unwrap();
+            row.strip_suffix("` |").unwrap()
+        };
+        let secret = Secret::parse(cell("secret")).unwrap();
+        let signed =
+            signature_header(&[secret], cell("`webhook-id`"), cell("`webhook-timestamp`").parse().unwrap(), cell("body"));
+        assert_eq!(signed, cell("`webhook-signature`"));
+    }
+
+    #[test]
     fn while_a_secret_rotates_both_sign() {
         let (new, old) = (Secret::generate().unwrap(), Secret::parse(SECRET).unwrap());
         let both = signature_header(&[new.clone(), old.clone()], ID, 7, "{}");

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use topics::{Cleanup, Topic};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// A new topic has a leader within that, also on a broker that is still loading the topics of others.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Creates missing topics, then registers the schemas. Safe to repeat, and stops at the first contradiction.
 ///
@@ -28,7 +30,7 @@ pub async fn apply(settings: &Settings) -> anyhow::Result<()> {
         if created {
             tracing::info!("created topic {name}");
         }
-        check(&admin, &options, topic, &name).await.with_context(|| format!("topic {name} exists with other settings"))?;
+        check(&admin, &options, topic, &name).await.with_context(|| format!("topic {name}"))?;
     }
     Registry::new(settings)?.register_all().await
 }
@@ -116,7 +118,7 @@ async fn partition_count(admin: &AdminClient<DefaultClientContext>, name: &str) 
         let led = topic.partitions().iter().all(|partition| partition.error().is_none() && partition.leader() >= 0);
         match topic.error() {
             None if led => return Ok(topic.partitions().len()),
-            error if started.elapsed() > TIMEOUT => bail!("not ready after {TIMEOUT:?}: {error:?}"),
+            error if started.elapsed() > LEADER_TIMEOUT => bail!("no leader for {LEADER_TIMEOUT:?}: {error:?}"),
             _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }

@@ -15,6 +15,7 @@ mod ids;
 pub mod lazy;
 mod matches;
 mod message;
+mod partition;
 mod topic;
 mod transfer_log;
 pub mod wire;
@@ -25,7 +26,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 pub use amount::{Amount, AmountError};
 pub use ids::{BlockRef, ChainId, PaymentId, Source, TransferId};
-pub use matches::{Kind, MalformedField, Matches, Transfer, address, hash};
+pub use matches::{Kind, MAX_TIMESTAMP, MalformedField, Matches, Transfer, address, check_timestamp, hash};
 pub use message::Message;
 pub use topic::{Cleanup, Topic};
 pub use transfer_log::{COIN_LOG_ADDRESS, TRANSFER_TOPIC};

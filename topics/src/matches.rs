@@ -77,6 +77,20 @@ pub fn address(field: &'static str, bytes: &[u8]) -> Result<Address, MalformedFi
     Address::try_from(bytes).map_err(|_| MalformedField { field, expected: "20 bytes", got: format!("{} bytes", bytes.len()) })
 }
 
+/// The last second of the year 9999. Later ones are no Unix seconds but milliseconds or nanoseconds, or a chain's mistake; no text
+/// can express them, and one alone would expire every payment of its chain.
+pub const MAX_TIMESTAMP: u64 = 253_402_300_799;
+
+/// Checks that a block's timestamp is in Unix seconds.
+///
+/// # Errors
+/// If it is later than [`MAX_TIMESTAMP`].
+pub fn check_timestamp(timestamp: u64) -> Result<u64, MalformedField> {
+    let malformed =
+        || MalformedField { field: "timestamp", expected: "Unix seconds, not after the year 9999", got: timestamp.to_string() };
+    Some(timestamp).filter(|timestamp| *timestamp <= MAX_TIMESTAMP).ok_or_else(malformed)
+}
+
 impl TryFrom<&wire::MatchesRecord> for Matches {
     type Error = MalformedField;
 
@@ -103,7 +117,7 @@ impl TryFrom<&wire::MatchesRecord> for Matches {
             kind,
             block,
             parent: hash("parent_hash", &record.parent_hash)?,
-            timestamp: record.timestamp,
+            timestamp: check_timestamp(record.timestamp)?,
             safe: record.safe_number,
             finalized: record.finalized_number,
             transfers,

@@ -34,6 +34,13 @@ impl Kafka {
         })))
     }
 
+    /// A handle without a registry.
+    #[cfg(test)]
+    pub(super) fn on_brokers(brokers: &str) -> Self {
+        let (prefix, instance) = (String::new(), String::new());
+        Self(Arc::new(Inner { brokers: brokers.to_owned(), prefix, instance, schema_ids: HashMap::new() }))
+    }
+
     /// The topic's name with `TOPIC_PREFIX`.
     pub fn name(&self, topic: Topic) -> String {
         self.prefixed(topic.name())

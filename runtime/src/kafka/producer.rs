@@ -1,17 +1,19 @@
 //! Producers. Both are idempotent and wait for all replicas.
 //!
 //! [`TransactionalProducer`] is for stages: its calls block. [`Publisher`] is for async code, which needs each record's own
-//! acknowledgement and no transaction.
+//! acknowledgement and no transaction; after a fatal error of librdkafka it opens a new producer.
 
 use super::client::Kafka;
 use crate::failure::Failure;
-use anyhow::Context as _;
-use base::metrics;
+use anyhow::{Context as _, anyhow};
+use base::{backoff, metrics};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, FutureProducer, FutureRecord, Producer as _, ThreadedProducer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use topics::Topic;
 
@@ -31,6 +33,9 @@ fn configure(config: &mut ClientConfig) -> &mut ClientConfig {
         // One request takes everything that a transaction has for a partition.
         .set("batch.size", (16 * 1024 * 1024).to_string())
 }
+
+/// The longest back-off between two producers of a [`Publisher`].
+const MAX_REOPENING_DELAY: Duration = Duration::from_secs(10);
 
 /// A producer whose records and offsets become visible together, or not at all.
 ///
@@ -88,7 +93,21 @@ impl Transaction<'_> {
     /// When the record can't be queued. Whether Kafka takes it shows at the commit.
     pub fn send(&self, topic: Topic, key: &str, payload: &[u8]) -> Result<(), Failure> {
         let name = self.producer.kafka.name(topic);
-        let mut record = BaseRecord::to(&name).key(key).payload(payload);
+        self.queue(&name, BaseRecord::to(&name).key(key).payload(payload))
+    }
+
+    /// [`send`](Self::send) with a header.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn send_with_header(&self, topic: Topic, key: &str, payload: &[u8], header: (&str, &str)) -> Result<(), Failure> {
+        let name = self.producer.kafka.name(topic);
+        let headers = OwnedHeaders::new_with_capacity(1).insert(Header { key: header.0, value: Some(header.1) });
+        self.queue(&name, BaseRecord::to(&name).key(key).payload(payload).headers(headers))
+    }
+
+    fn queue(&self, name: &str, mut record: BaseRecord<'_, str, [u8]>) -> Result<(), Failure> {
+        let bytes = record.payload.map_or(0, <[u8]>::len);
         loop {
             match self.producer.producer.send(record) {
                 Ok(()) => return Ok(()),
@@ -97,7 +116,7 @@ impl Transaction<'_> {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err((error, _)) => {
-                    return Err(Failure::from(error).context(format!("sending {} bytes to {name}", payload.len())));
+                    return Err(Failure::from(error).context(format!("sending {bytes} bytes to {name}")));
                 }
             }
         }
@@ -149,11 +168,23 @@ impl Drop for Transaction<'_> {
     }
 }
 
-/// A producer for single records from async code: idempotent, acknowledged by all replicas.
+/// A producer for single records from async code: idempotent, acknowledged by all replicas. Cheap to clone.
+///
+/// A fatal error, such as that of a broker that has lost its last records, spoils librdkafka's producer for good. Then a new one
+/// is opened, with back-off; until then every record fails.
 #[derive(Clone)]
 pub struct Publisher {
     kafka: Kafka,
+    timeout: Duration,
+    current: Arc<Mutex<CurrentProducer>>,
+}
+
+struct CurrentProducer {
     producer: FutureProducer,
+    opened: Instant,
+    /// No other is opened before.
+    next_opening: Instant,
+    delays: Box<dyn Iterator<Item = Duration> + Send>,
 }
 
 impl Publisher {
@@ -162,21 +193,52 @@ impl Publisher {
     /// # Errors
     /// When librdkafka refuses its configuration.
     pub fn open(kafka: &Kafka, timeout: Duration) -> anyhow::Result<Self> {
-        let mut config = kafka.config("publisher");
-        configure(&mut config).set("message.timeout.ms", timeout.as_millis().to_string()).set("linger.ms", "1");
-        let producer = config.create().context("the Kafka producer")?;
-        Ok(Self { kafka: kafka.clone(), producer })
+        let current = CurrentProducer {
+            producer: open_producer(kafka, timeout)?,
+            opened: Instant::now(),
+            next_opening: Instant::now(),
+            delays: reopening_delays(),
+        };
+        Ok(Self { kafka: kafka.clone(), timeout, current: Arc::new(Mutex::new(current)) })
+    }
+
+    /// The producer, or its successor if a fatal error has spoiled it.
+    fn producer(&self) -> anyhow::Result<FutureProducer> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((code, cause)) = current.producer.client().fatal_error() else { return Ok(current.producer.clone()) };
+        let now = Instant::now();
+        if now < current.next_opening {
+            let wait = current.next_opening - now;
+            return Err(anyhow!("the Kafka producer failed for good, a new one is opened in {wait:.1?} ({code}: {cause})"));
+        }
+        tracing::error!("the Kafka producer failed for good, opening a new one ({code}: {cause})");
+        if current.opened.elapsed() > MAX_REOPENING_DELAY * 2 {
+            current.delays = reopening_delays();
+        }
+        let spoiled = std::mem::replace(&mut current.producer, open_producer(&self.kafka, self.timeout)?);
+        current.opened = now;
+        current.next_opening = now + current.delays.next().unwrap_or(MAX_REOPENING_DELAY);
+        metrics::PUBLISHER_REOPENED.counter(&[]).increment(1);
+        let producer = current.producer.clone();
+        drop(current);
+        // Its drop waits for its polling thread.
+        std::thread::spawn(move || drop(spoiled));
+        Ok(producer)
     }
 
     /// Sends all records at once. Returns one outcome per record, in order, once each is acknowledged or has failed.
     pub async fn publish(&self, topic: Topic, records: &[(String, Vec<u8>)]) -> Vec<Result<(), anyhow::Error>> {
         let name = self.kafka.name(topic);
+        let producer = match self.producer() {
+            Ok(producer) => producer,
+            Err(error) => return records.iter().map(|_| Err(anyhow!("{error:#}"))).collect(),
+        };
         let queued: Vec<_> = records
             .iter()
             .map(|(key, payload)| {
                 let record = FutureRecord::to(&name).key(key).payload(payload);
                 // The error carries the record; only its cause is useful.
-                self.producer.send_result(record).map_err(|(error, _)| error)
+                producer.send_result(record).map_err(|(error, _)| error)
             })
             .collect();
         let mut outcomes = Vec::with_capacity(queued.len());
@@ -196,12 +258,60 @@ impl Publisher {
     /// Asks the brokers for metadata.
     ///
     /// # Errors
-    /// When none answers within two seconds.
+    /// When none answers within two seconds, or the producer is spoiled and no other may be opened yet.
     pub async fn ping(&self) -> anyhow::Result<()> {
-        let producer = self.producer.clone();
+        let producer = self.producer()?;
         let name = self.kafka.name(Topic::Intents);
         tokio::task::spawn_blocking(move || producer.client().fetch_metadata(Some(&name), Duration::from_secs(2)).map(|_| ()))
             .await?
             .context("Kafka")
+    }
+}
+
+fn reopening_delays() -> Box<dyn Iterator<Item = Duration> + Send> {
+    Box::new(backoff::delays(MAX_REOPENING_DELAY))
+}
+
+fn open_producer(kafka: &Kafka, timeout: Duration) -> anyhow::Result<FutureProducer> {
+    let mut config = kafka.config("publisher");
+    configure(&mut config).set("message.timeout.ms", timeout.as_millis().to_string()).set("linger.ms", "1");
+    config.create().context("the Kafka producer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    #[tokio::test]
+    async fn a_publisher_opens_a_new_producer_after_a_fatal_error() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(Topic::Intents.name(), 1, 1).unwrap();
+        let publisher = Publisher::open(&Kafka::on_brokers(&cluster.bootstrap_servers()), Duration::from_secs(10)).unwrap();
+        let record = [("key".to_owned(), b"value".to_vec())];
+        assert!(publisher.publish(Topic::Intents, &record).await[0].is_ok());
+        // The answer of a broker that has lost its last records.
+        let lost = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+        cluster.request_errors(RDKafkaApiKey::Produce, &[lost]);
+        assert!(publisher.publish(Topic::Intents, &record).await[0].is_err());
+        assert!(publisher.publish(Topic::Intents, &record).await[0].is_ok(), "the successor of the spoiled producer");
+        // Again and again: within the back-off neither records nor the probe of /readyz pretend that all is well.
+        let mut cause = None;
+        for _ in 0..8 {
+            cluster.request_errors(RDKafkaApiKey::Produce, &[lost]);
+            assert!(publisher.publish(Topic::Intents, &record).await[0].is_err());
+            cause = publisher.ping().await.err();
+            if cause.is_some() {
+                break;
+            }
+        }
+        assert!(cause.is_some_and(|cause| cause.to_string().contains("failed for good")));
+        let opened = Instant::now();
+        while publisher.publish(Topic::Intents, &record).await[0].is_err() {
+            assert!(opened.elapsed() < MAX_REOPENING_DELAY * 2, "no new producer");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        publisher.ping().await.unwrap();
     }
 }

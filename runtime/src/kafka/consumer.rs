@@ -2,7 +2,8 @@
 //!
 //! - It never commits: offsets go where the work goes, into a Kafka or a Postgres transaction.
 //! - The group protocol is eager, so an assignment is always a whole one. Work that was kept from before an assignment must be
-//!   dropped ([`Batch::assignment`]): its records may be read again, here or by another member.
+//!   dropped ([`Batch::assignment`]): its records may be read again, here or by another member. No partition of a new assignment
+//!   is paused.
 //! - A failure within a rebalance callback surfaces at the next poll.
 
 use super::client::Kafka;
@@ -92,7 +93,8 @@ impl ConsumerContext for Context {
         self.assignment.fetch_add(1, Ordering::Relaxed);
         let outcome = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             tracing::debug!(stage = self.stage, "assigned {} partitions", list.count());
-            self.seek(list).and_then(|()| Ok(consumer.assign(list)?))
+            // librdkafka keeps a pause beyond the assignment. Whoever paused has dropped its work with the old one.
+            self.seek(list).and_then(|()| Ok(consumer.assign(list)?)).and_then(|()| Ok(consumer.resume(list)?))
         } else {
             consumer.unassign().map_err(Failure::from)
         };
@@ -171,7 +173,7 @@ impl Consumer {
         Ok(Batch { records, assignment })
     }
 
-    /// Stops fetching a partition until it is resumed.
+    /// Stops fetching a partition until it is resumed, or assigned anew.
     ///
     /// # Errors
     /// When the partition is not assigned.

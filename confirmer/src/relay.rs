@@ -1,9 +1,12 @@
 //! The relay: publishes the outbox from Postgres to Kafka, each event exactly once.
 //!
-//! Rows are claimed in numbered batches, and the claim is committed. A batch and its number go to Kafka in one transaction; then its
-//! rows are deleted. After a crash, the number that Kafka has committed tells whether the claimed batch was published. Because
-//! batches are numbered when they are claimed, writers may commit in any order. The events of one payment are in order because its
-//! row is locked from one event to the next.
+//! Rows are claimed in numbered batches, and the claim is committed. A batch goes to Kafka in one transaction, its number in the
+//! header [`BATCH`] of each event; then its rows are deleted. After a crash, the last number in `payment.events` tells whether the
+//! claimed batch was published. Because batches are numbered when they are claimed, writers may commit in any order. The events
+//! of one payment are in order because its row is locked from one event to the next.
+//!
+//! The number is committed as an offset of the relay's group too. A group expires, and is not copied with a topic; so it only
+//! counts where it is ahead of the topic, whose retention may have deleted the last events.
 //!
 //! One relay works at a time: the leader holds an advisory lock, on the connection that it claims with. A relay that lost that
 //! connection can claim nothing. Its late transactions are fenced once the next leader takes over the transactional id.
@@ -12,8 +15,9 @@ use anyhow::anyhow;
 use base::metrics;
 use deadpool_postgres::{Client, Object, Pool};
 use payments::store::{self, OutboxRow};
-use runtime::kafka::{Kafka, TransactionalProducer};
+use runtime::kafka::{Kafka, PartitionReader, Record, TransactionalProducer};
 use runtime::{Failure, db, stage};
+use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -21,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 use topics::Topic;
 
 const STAGE: &str = "outbox";
+/// The header of an event that holds the number of its batch, in decimal.
+const BATCH: &str = "ctrip-batch";
 const MAX_ROWS_PER_BATCH: i64 = 1000;
 /// How often to poll the outbox without a wake-up, for the events of other processes, the API's above all.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -56,8 +62,8 @@ pub fn run(kafka: &Kafka, pool: &Pool, handle: &Handle, wake: &Receiver<()>, sto
     };
     let producer = TransactionalProducer::open(kafka, STAGE)?;
     let group = kafka.bare_group(STAGE)?;
-    // The number of the next batch, stored as the offset of a partition that no consumer of this group reads.
-    let mut batch = kafka.committed(STAGE, Topic::Events, 0)?.unwrap_or(1);
+    // After the fencing: no predecessor publishes any more.
+    let mut batch = next_batch(kafka, leader.db()?, handle)?;
     tracing::info!("the relay is the leader and publishes payment.events from batch {batch}");
     let mut reported = Instant::now();
     while !stop.is_cancelled() {
@@ -75,6 +81,36 @@ pub fn run(kafka: &Kafka, pool: &Pool, handle: &Handle, wake: &Receiver<()>, sto
         }
     }
     Ok(())
+}
+
+/// The number of the first batch that Kafka does not have.
+fn next_batch(kafka: &Kafka, db: &Client, handle: &Handle) -> Result<i64, Failure> {
+    let in_topic = last_batch(kafka)?.map_or(1, |last| last + 1);
+    // The offset of a partition that no consumer of this group reads.
+    let in_group = kafka.committed(STAGE, Topic::Events, 0)?.unwrap_or(1);
+    // Claims go up one by one: a claim beyond means that Kafka has lost the batches before, and is published all the same.
+    let claimed = handle.block_on(store::first_claimed_batch(db))?.filter(|claimed| *claimed > in_topic.max(in_group));
+    if let Some(claimed) = claimed {
+        tracing::warn!("payment.events does not have the batches {} to {claimed} of the outbox", in_topic.max(in_group));
+    }
+    Ok(claimed.unwrap_or(in_topic.max(in_group)))
+}
+
+fn batch_of(event: &Record<'_>) -> Option<i64> {
+    std::str::from_utf8(event.header(BATCH)?).ok()?.parse().ok()
+}
+
+/// The number of the last batch in `payment.events`. It has a record that is the last of its partition.
+fn last_batch(kafka: &Kafka) -> Result<Option<i64>, Failure> {
+    let mut last = None;
+    for partition in 0..Topic::Events.partitions() {
+        PartitionReader::open(kafka, Topic::Events, partition)?.read_back(|records| {
+            let Some(batch) = records.iter().rev().find_map(batch_of) else { return Ok(ControlFlow::Continue(())) };
+            last = last.max(Some(batch));
+            Ok(ControlFlow::Break(()))
+        })?;
+    }
+    Ok(last)
 }
 
 fn wait(wake: &Receiver<()>) {
@@ -107,10 +143,11 @@ fn publish(
     rows: &[OutboxRow],
 ) -> Result<(), Failure> {
     let started = Instant::now();
+    let number = batch.to_string();
     let transaction = producer.begin()?;
     for row in rows {
         let key = row.payment.to_string();
-        transaction.send(Topic::Events, &key, &kafka.frame(Topic::Events, &row.event))?;
+        transaction.send_with_header(Topic::Events, &key, &kafka.frame(Topic::Events, &row.event), (BATCH, &number))?;
         transaction.send(Topic::State, &key, &kafka.frame(Topic::State, &row.state))?;
     }
     transaction.send_offsets(&[(Topic::Events, 0, batch + 1)], group)?;

@@ -19,10 +19,10 @@ pub use deposit_addresses::{deposit_addresses, find_address, insert_addresses, l
 pub use heads::{ChainHead, head_numbers, head_timestamps, lock_head, save_head};
 pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
 pub use lists::{PaymentFilter, Place, list_deposits, list_payments};
-pub use outbox::{OutboxRow, claim_outbox, outbox_depth, record_events, record_requested_events};
+pub use outbox::{OutboxRow, claim_outbox, first_claimed_batch, outbox_depth, record_events, record_requested_events};
 pub use payments::{
-    belongs_to_merchant, insert_deposits, insert_payments, insert_requested_payments, load_payments, lock_payments,
-    payment_created_at, save_payments,
+    OpenPayments, belongs_to_merchant, insert_deposits, insert_payments, insert_requested_payments, load_payments,
+    lock_payments, open_payments, payment_created_at, save_payments,
 };
 pub use touched::touched_payments;
 pub use transfers::{TransferOwner, TransferRow, remove_unlisted, save_transfers};

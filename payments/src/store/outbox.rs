@@ -104,6 +104,14 @@ pub async fn claim_outbox(db: &impl GenericClient, batch: i64, limit: i64) -> Re
     Ok(rows)
 }
 
+/// The lowest number that rows are claimed under.
+///
+/// # Errors
+/// When the database fails.
+pub async fn first_claimed_batch(db: &impl GenericClient) -> Result<Option<i64>, Failure> {
+    Ok(db.query_one("SELECT min(batch) FROM outbox WHERE batch IS NOT NULL", &[]).await?.get(0))
+}
+
 /// Number of events that are not published yet, and of the last batch.
 ///
 /// # Errors

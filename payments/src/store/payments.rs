@@ -243,3 +243,21 @@ fn read_payment(row: &Row) -> Result<Payment, Failure> {
         transfers: Vec::new(),
     })
 }
+
+/// The payments on a chain whose end is open.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenPayments {
+    pub pending: i64,
+    pub detected: i64,
+}
+
+/// Counts the payments on a chain whose end is open.
+///
+/// # Errors
+/// When the database fails.
+pub async fn open_payments(db: &impl GenericClient, chain: ChainId) -> Result<OpenPayments, Failure> {
+    let sql = "SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'detected') FROM payments
+               WHERE chain_id = $1 AND status IN ('pending', 'detected')";
+    let row = db.query_one(sql, &[&bigint(chain.0)]).await?;
+    Ok(OpenPayments { pending: row.get(0), detected: row.get(1) })
+}

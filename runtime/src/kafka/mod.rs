@@ -4,7 +4,8 @@
 //! a thread of its own (see [`stage`](crate::stage)).
 //!
 //! - [`Kafka`] is the handle that every client is made from.
-//! - [`Consumer`] is a member of a group; [`Table`], [`Tail`] and [`Kafka::read_all`] read a topic outside of any group.
+//! - [`Consumer`] is a member of a group; [`Table`], [`Tail`], [`PartitionReader`] and [`Kafka::read_all`] read a topic outside of
+//!   any group.
 //! - [`TransactionalProducer`] writes records and offsets together; [`Publisher`] writes single records from async code.
 //! - [`TopicReader`] is for people: it begins anywhere.
 //! - [`apply`] creates the topics and registers their schemas.
@@ -14,6 +15,7 @@ mod client;
 mod consumer;
 pub(crate) mod error;
 mod offsets;
+mod partition_reader;
 pub(crate) mod producer;
 mod read_all;
 mod record;
@@ -24,6 +26,7 @@ mod topic_reader;
 pub use admin::apply;
 pub use client::Kafka;
 pub use consumer::{Batch, Consumer, Position};
+pub use partition_reader::PartitionReader;
 pub use producer::{Publisher, Transaction, TransactionalProducer};
 /// The group, member and generation that a transaction's offsets come from.
 pub use rdkafka::consumer::ConsumerGroupMetadata as GroupMetadata;

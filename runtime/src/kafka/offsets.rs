@@ -55,6 +55,32 @@ impl Kafka {
         }))
     }
 
+    /// Whether `group` has committed an offset of any partition of the topic. Blocks.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn has_committed(&self, group: &str, topic: Topic) -> Result<bool, Failure> {
+        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
+        let mut list = TopicPartitionList::new();
+        for partition in 0..topic.partitions() {
+            list.add_partition(&self.name(topic), partition);
+        }
+        let answer = inner
+            .committed_offsets(list, COMMITTED_TIMEOUT)
+            .map_err(|e| Failure::from(e).context(format!("the committed offsets of {group}")))?;
+        Ok(answer.elements().iter().any(|element| matches!(element.offset(), Offset::Offset(_))))
+    }
+
+    /// Whether nothing was ever written to the topic. Blocks.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn is_new(&self, topic: Topic) -> Result<bool, Failure> {
+        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed("lookup")).create()?;
+        let ends = end_offsets(&inner, &self.name(topic), topic.partitions())?;
+        Ok(ends.values().all(|end| *end == 0))
+    }
+
     /// Group metadata without a member, for a group that no consumer joins: its offset is a cursor of ours.
     ///
     /// # Errors

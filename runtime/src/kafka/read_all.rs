@@ -12,15 +12,16 @@ use rdkafka::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use topics::Topic;
 
 /// How long to wait for a next record, and for open transactions.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// rdkafka logs the end of a partition as an error; here the reader waits for it.
-struct EofContext;
+pub(super) struct EofContext;
 
 impl ClientContext for EofContext {
     fn error(&self, error: KafkaError, reason: &str) {
@@ -58,13 +59,14 @@ impl Kafka {
             .set("enable.partition.eof", "true")
             .create_with_context(EofContext)?;
         let name = self.name(topic);
-        self.await_stable(&inner, &name, topic.partitions())?;
+        let all: Vec<i32> = (0..topic.partitions()).collect();
+        self.await_stable(&inner, topic, &all)?;
         let mut list = TopicPartitionList::new();
         for partition in 0..topic.partitions() {
             list.add_partition_offset(&name, partition, Offset::Beginning)?;
         }
         inner.assign(&list)?;
-        let mut open: Vec<i32> = (0..topic.partitions()).collect();
+        let mut open = all;
         let mut last = Instant::now();
         while !open.is_empty() {
             match inner.poll(Duration::from_millis(100)) {
@@ -84,8 +86,15 @@ impl Kafka {
         Ok(())
     }
 
-    /// Waits until the last stable offset of each partition has reached the end that the partition has now.
-    fn await_stable(&self, committed: &BaseConsumer<EofContext>, name: &str, partitions: i32) -> Result<(), Failure> {
+    /// Waits until the last stable offset of each of these partitions has reached the end that the partition has now. Returns
+    /// the ends.
+    pub(super) fn await_stable(
+        &self,
+        committed: &BaseConsumer<EofContext>,
+        topic: Topic,
+        partitions: &[i32],
+    ) -> Result<HashMap<i32, i64>, Failure> {
+        let name = self.name(topic);
         let uncommitted: BaseConsumer = self
             .reader_config("lookup")
             .set("group.id", self.prefixed("lookup"))
@@ -93,14 +102,16 @@ impl Kafka {
             .create()?;
         // A topic that was created a moment ago may have no leader for a while.
         let deadline = Instant::now() + READ_TIMEOUT;
-        let ends = retry_until(deadline, || end_offsets(&uncommitted, name, partitions))?;
+        let mut ends = retry_until(deadline, || end_offsets(&uncommitted, &name, topic.partitions()))?;
+        ends.retain(|partition, _| partitions.contains(partition));
         retry_until(deadline, || {
-            let stable = end_offsets(committed, name, partitions)?;
+            let stable = end_offsets(committed, &name, topic.partitions())?;
             if ends.iter().all(|(partition, end)| stable.get(partition).is_some_and(|stable| stable >= end)) {
                 return Ok(());
             }
             Err(Failure::Retry(anyhow!("a transaction on {name} has been open for {READ_TIMEOUT:?}")))
-        })
+        })?;
+        Ok(ends)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use rdkafka::consumer::BaseConsumer;
-use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use std::time::Duration;
 use topics::Topic;
 
@@ -29,6 +29,11 @@ impl Record<'_> {
     /// The value with its frame; empty if the record has none.
     pub fn payload(&self) -> &[u8] {
         self.message.payload().unwrap_or_default()
+    }
+
+    /// The value of its first header of that name.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.message.headers()?.iter().find(|header| header.key == name)?.value
     }
 
     /// When it was written, in milliseconds of Unix time.

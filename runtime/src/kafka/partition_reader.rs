@@ -1,0 +1,144 @@
+//! One partition from any offset on, and from its end backwards. Joins no group.
+//!
+//! The truth about what a stage has written is in the topic that it writes: the end of a partition tells it, whatever became of
+//! the consumer group. Offsets without a record (markers of transactions, aborted records) are passed over.
+
+use super::client::Kafka;
+use super::offsets::{CALL_TIMEOUT, with_leaders};
+use super::read_all::{EofContext, READ_TIMEOUT};
+use super::record::Record;
+use crate::failure::Failure;
+use anyhow::anyhow;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+use topics::Topic;
+
+/// Offsets in the first chunk of [`PartitionReader::read_back`]; each further one is four times as long, up to the most.
+const FIRST_CHUNK: i64 = 16;
+const MAX_CHUNK: i64 = 1024;
+
+/// A reader of the committed records of one partition. Its calls block.
+pub struct PartitionReader {
+    inner: BaseConsumer<EofContext>,
+    topic: Topic,
+    name: String,
+    partition: i32,
+    /// The partition's end when it was opened.
+    end: i64,
+}
+
+impl PartitionReader {
+    /// Opens the partition at its beginning, once every transaction is over that was open at the call.
+    ///
+    /// # Errors
+    /// When a transaction stays open for 30 s, or the broker does not answer.
+    pub fn open(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Self, Failure> {
+        let inner: BaseConsumer<EofContext> = kafka
+            .reader_config("lookup")
+            .set("group.id", kafka.prefixed("lookup"))
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "10")
+            .create_with_context(EofContext)?;
+        let ends = kafka.await_stable(&inner, topic, &[partition])?;
+        let end = ends.get(&partition).copied().unwrap_or_default();
+        let reader = Self { inner, topic, name: kafka.name(topic), partition, end };
+        reader.assign(Offset::Beginning)?;
+        Ok(reader)
+    }
+
+    /// The partition's end when it was opened.
+    pub fn end(&self) -> i64 {
+        self.end
+    }
+
+    /// Continues at an offset, or at the nearest later one that the partition has.
+    ///
+    /// # Errors
+    /// When librdkafka refuses.
+    pub fn seek(&self, offset: i64) -> Result<(), Failure> {
+        self.assign(Offset::Offset(offset))
+    }
+
+    /// The offset of the first record that was written at this time or later, in milliseconds of Unix time; the end if there is
+    /// none.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn offset_at(&self, time_ms: i64) -> Result<i64, Failure> {
+        let mut times = TopicPartitionList::new();
+        times.add_partition_offset(&self.name, self.partition, Offset::Offset(time_ms))?;
+        let found = with_leaders(|| self.inner.offsets_for_times(times.clone(), CALL_TIMEOUT))?;
+        Ok(match found.elements().first().map(|element| element.offset()) {
+            Some(Offset::Offset(offset)) => offset,
+            _ => self.end,
+        })
+    }
+
+    /// The next record; `None` at the end that the partition has now.
+    ///
+    /// # Errors
+    /// When nothing arrives for 30 s before the end.
+    pub fn next(&self) -> Result<Option<Record<'_>>, Failure> {
+        let started = Instant::now();
+        loop {
+            match self.inner.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => return Ok(Some(Record { topic: self.topic, message })),
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(None),
+                Some(Err(error)) => return Err(Failure::from(error).context(format!("reading {}", self.name))),
+                None if started.elapsed() > READ_TIMEOUT => {
+                    let (name, partition) = (&self.name, self.partition);
+                    return Err(Failure::Retry(anyhow!(
+                        "no record and no end of {name}/{partition} came for {READ_TIMEOUT:?}"
+                    )));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Shows the records from the end backwards, in chunks: the newest chunk first, the records of a chunk in order. Ends when
+    /// `see` breaks, or at the beginning. Memory holds one chunk.
+    ///
+    /// # Errors
+    /// Those of `see`, and when the broker does not answer.
+    pub fn read_back(&self, mut see: impl FnMut(&[Record<'_>]) -> Result<ControlFlow<()>, Failure>) -> Result<(), Failure> {
+        let watermarks = || self.inner.fetch_watermarks(&self.name, self.partition, CALL_TIMEOUT);
+        let (low, _) =
+            with_leaders(watermarks).map_err(|e| Failure::from(e).context(format!("the offsets of {}", self.name)))?;
+        let (mut end, mut length) = (self.end, FIRST_CHUNK);
+        while end > low {
+            let from = (end - length).max(low);
+            let chunk = self.chunk(from, end)?;
+            if see(&chunk)?.is_break() {
+                return Ok(());
+            }
+            end = from;
+            length = (length * 4).min(MAX_CHUNK);
+        }
+        Ok(())
+    }
+
+    fn chunk(&self, from: i64, end: i64) -> Result<Vec<Record<'_>>, Failure> {
+        self.seek(from)?;
+        let mut chunk = Vec::new();
+        while let Some(record) = self.next()? {
+            let offset = record.offset();
+            if offset < end {
+                chunk.push(record);
+            }
+            if offset + 1 >= end {
+                break;
+            }
+        }
+        Ok(chunk)
+    }
+
+    fn assign(&self, offset: Offset) -> Result<(), Failure> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.name, self.partition, offset)?;
+        Ok(self.inner.assign(&list)?)
+    }
+}

@@ -71,6 +71,7 @@ impl EventFeed {
         if let Err(error) = stage::run("api-events", stop.clone(), read).await {
             tracing::error!("reading payment.events stopped, so live streams get no new events: {error:#}");
             // Creating payments does not depend on it.
+            stage::waits("api-events", &format!("{error:#}"));
             stop.cancelled().await;
         }
     }

@@ -185,6 +185,7 @@ impl<'a> Backfill<'a> {
     /// Checks that the block stands on the one before it, and agrees with ingest at a height that ingest has published.
     fn check_continuity(&self, last: Option<Head>, head: Head) -> anyhow::Result<()> {
         let number = head.number;
+        topics::check_timestamp(head.timestamp).with_context(|| format!("block {number} ({})", head.hash))?;
         if let Some(last) = last.filter(|last| last.hash != head.parent_hash || last.number.checked_add(1) != Some(number)) {
             bail!("block {number} ({}) has parent {}; expected {}, which was replayed", head.hash, head.parent_hash, last.hash);
         }

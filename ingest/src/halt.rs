@@ -42,6 +42,15 @@ pub fn write(
     transaction.commit()
 }
 
+/// Writes into the cursor, as it was committed, why the chain halts.
+pub fn write_cause(producer: &TransactionalProducer, kafka: &Kafka, chain: ChainId, cause: &str) -> Result<(), Failure> {
+    let committed = read(kafka, chain)?.unwrap_or_else(|| cursor(chain, 0, &Window::default()));
+    let record = ChainCursor { halted: cause.to_owned(), ..committed };
+    let transaction = producer.begin()?;
+    transaction.send(Topic::Cursors, &chain.to_string(), &kafka.encode(&record))?;
+    transaction.commit()
+}
+
 /// Blocks until the chain is resumed, or `stop`. Retries when Kafka fails.
 ///
 /// # Errors

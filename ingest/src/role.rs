@@ -1,20 +1,25 @@
 //! The role: one stage per chain, which publishes what its follower brings. A chain that halts leaves the others running.
 
 use crate::cursor::{cursor, restore};
-use crate::follow::Follower;
+use crate::follow::{Batch, Follower};
 use crate::halt::{self, Halted};
 use crate::nodes::connect;
 use crate::publish::{STAGE, publish_batch};
+use crate::records::Change;
 use crate::window::Window;
-use anyhow::Context as _;
 use base::metrics;
 use chain::{Chain, Chains, Heads, Probe, Rpc};
 use runtime::kafka::{Kafka, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use topics::check_timestamp;
+
+/// How soon a chain is tried again that halted without its cursor saying so, such as one whose cursor can't be read.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Follows every chain of `chains.yaml` until `stop`. A chain that halts is logged and shown in a metric; the others go on.
 ///
@@ -35,7 +40,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         tasks.spawn(follow(kafka.clone(), chain, rpc, heads, stop.clone()));
     }
     while let Some(ended) = tasks.join_next().await {
-        ended.context("a chain's task panicked")?;
+        // The others go on. A stage outlives panics; this is a task beside it.
+        if let Err(error) = ended {
+            tracing::error!("a task of a chain ended: {error}");
+            stage::waits(STAGE, &format!("a task of a chain ended: {error}"));
+        }
     }
     Ok(())
 }
@@ -60,19 +69,25 @@ async fn follow(kafka: Kafka, chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, st
     let handle = Handle::current();
     // A stage's name lives as long as the process. There is one per chain.
     let name: &'static str = format!("{STAGE}-{}", chain.name).leak();
+    let waiting_name: &'static str = format!("{name}-halted").leak();
     while !stop.is_cancelled() {
         halted.set(0.0);
+        stage::resumed(name);
         let (handle, to, followed, rpc, heads) = (handle.clone(), kafka.clone(), chain.clone(), rpc.clone(), heads.clone());
         let outcome = stage::run(name, stop.clone(), move |stop| publish(&handle, &to, &followed, &rpc, &heads, stop)).await;
         let Err(error) = outcome else { return };
         halted.set(1.0);
-        tracing::error!(chain = chain.name, "halted until a person resumes it: {error:#}");
         // It waits here: returning an error would stop the other chains too.
+        stage::waits(name, &format!("{error:#}"));
         if error.downcast_ref::<Halted>().is_none() {
-            return stop.cancelled().await;
+            // Nothing of it is written down, and a person who mends it need not tell.
+            tracing::error!(chain = chain.name, "halted, trying again in {RETRY_INTERVAL:?}: {error:#}");
+            stop.run_until_cancelled(tokio::time::sleep(RETRY_INTERVAL)).await;
+            continue;
         }
+        tracing::error!(chain = chain.name, "halted until a person resumes it: {error:#}");
         let (asked, id) = (kafka.clone(), chain.id);
-        let waited = stage::run(name, stop.clone(), move |stop| halt::wait_until_resumed(&asked, id, stop)).await;
+        let waited = stage::run(waiting_name, stop.clone(), move |stop| halt::wait_until_resumed(&asked, id, stop)).await;
         match waited {
             Ok(()) if !stop.is_cancelled() => tracing::warn!(chain = chain.name, "resumed"),
             Ok(()) => {}
@@ -122,6 +137,22 @@ fn publish(
                 return Err(Failure::halt(halted));
             }
         };
+        if let Err(refused) = check_timestamps(&batch) {
+            let halted = Halted { chain: chain.name.clone(), cause: refused };
+            halt::write_cause(&producer, kafka, chain.id, &halted.cause)?;
+            return Err(Failure::halt(halted));
+        }
         sequence = publish_batch(&producer, kafka, chain, sequence, batch, follower.window())?;
     }
+}
+
+/// Refuses a block whose timestamp is not in seconds: every payment would expire by it.
+fn check_timestamps(batch: &Batch) -> Result<(), String> {
+    for change in &batch.changes {
+        if let Change::Added(block) = change {
+            let head = block.block.head();
+            check_timestamp(head.timestamp).map_err(|error| format!("block {} ({}): {error}", head.number, head.hash))?;
+        }
+    }
+    Ok(())
 }

@@ -8,9 +8,9 @@ use std::fmt;
 pub enum Failure {
     /// Tear the loop down and restart it from what was committed: a broker, a database or a node went away.
     Retry(anyhow::Error),
-    /// Tear the loop down and open its producer once more: another one with its transactional id has opened. That may be the
+    /// Tear the loop down and open its producer and consumer once more: another one with its name has opened. That may be the
     /// broker itself, which ended a transaction that a pause had kept open too long. If it happens again before a transaction
-    /// can time out, a twin of this process runs.
+    /// can time out, a twin of this process runs, and the loop waits.
     Reopen(anyhow::Error),
     /// Stop the process: continuing would skip or double records, or a retry can't help. The loop cannot commit after it.
     Halt(anyhow::Error),

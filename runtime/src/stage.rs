@@ -1,15 +1,28 @@
-//! Stages: the blocking loops of a role. Each has an OS thread, restarts after [`Failure::Retry`] with back-off, and stops the
-//! role after [`Failure::Halt`]. [`Failure::Reopen`] is a retry, unless it follows another one at once.
+//! Stages: the blocking loops of a role. Each has an OS thread, restarts with back-off after [`Failure::Retry`] or a panic, and
+//! stops the role after [`Failure::Halt`]. [`Failure::Reopen`] is a retry, unless a twin of this process runs: then the stage
+//! waits. [`waiting`] tells which stages do not run, and why.
 
 use crate::failure::Failure;
 use crate::kafka::error::TWIN;
 use crate::kafka::producer::TRANSACTION_TIMEOUT;
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use base::{backoff, metrics};
+use std::any::Any;
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(5);
+/// How long a stage with a twin waits at first, and at most. The newcomer works meanwhile; after it has gone this one takes over.
+const FIRST_TWIN_WAIT: Duration = Duration::from_secs(30);
+const MAX_TWIN_WAIT: Duration = Duration::from_secs(600);
+/// Fenced more often than this within the time means a twin, however far apart: on a quiet chain both write rarely.
+const MAX_FENCES: usize = 2;
+const FENCES_WITHIN: Duration = Duration::from_secs(600);
+/// A stage that has run for so long since its last failure is well.
+const WELL_AFTER: Duration = Duration::from_secs(15);
 
 /// Runs a blocking loop on an OS thread until `stop`, upon which `body` returns `Ok`.
 ///
@@ -17,53 +30,146 @@ const MAX_RESTART_DELAY: Duration = Duration::from_secs(5);
 /// from nothing else.
 ///
 /// # Errors
-/// When the body halts, or panics.
-pub async fn run<F>(name: &'static str, stop: CancellationToken, mut body: F) -> anyhow::Result<()>
+/// When the body halts.
+pub async fn run<F>(name: &'static str, stop: CancellationToken, body: F) -> anyhow::Result<()>
 where
     F: FnMut(&CancellationToken) -> Result<(), Failure> + Send + 'static,
 {
     let (done, outcome) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name(name.to_owned());
+    let supervisor = Supervisor { name, body, first_twin_wait: FIRST_TWIN_WAIT };
     thread
         .spawn(move || {
             // The receiver is gone only while the whole process stops.
-            let _ = done.send(supervise(name, &stop, &mut body));
+            let _ = done.send(supervisor.run(&stop));
         })
         .with_context(|| format!("starting a thread for {name}"))?;
     outcome.await.with_context(|| format!("{name} panicked"))?
 }
 
-fn supervise<F>(name: &'static str, stop: &CancellationToken, body: &mut F) -> anyhow::Result<()>
-where
-    F: FnMut(&CancellationToken) -> Result<(), Failure>,
-{
-    let mut delays = backoff::delays(MAX_RESTART_DELAY);
-    let mut reopened = false;
-    while !stop.is_cancelled() {
-        let started = Instant::now();
-        let outcome = body(stop);
-        let fenced = matches!(outcome, Err(Failure::Reopen(_)));
-        match outcome {
-            Ok(()) => break,
-            Err(Failure::Halt(cause)) => return Err(cause.context(format!("{name} halted"))),
-            // A broker ends no transaction sooner.
-            Err(Failure::Reopen(cause)) if reopened && started.elapsed() < TRANSACTION_TIMEOUT => {
-                return Err(cause.context(TWIN).context(format!("{name} halted")));
+struct Supervisor<F> {
+    name: &'static str,
+    body: F,
+    first_twin_wait: Duration,
+}
+
+impl<F: FnMut(&CancellationToken) -> Result<(), Failure>> Supervisor<F> {
+    fn run(mut self, stop: &CancellationToken) -> anyhow::Result<()> {
+        let name = self.name;
+        let mut delays = backoff::delays(MAX_RESTART_DELAY);
+        let mut twin = TwinWatch::new(self.first_twin_wait);
+        while !stop.is_cancelled() {
+            let started = Instant::now();
+            // After a panic the body begins anew as well, and keeps nothing.
+            let outcome = catch_unwind(AssertUnwindSafe(|| (self.body)(stop)));
+            let outcome = outcome.unwrap_or_else(|panic| Err(Failure::Retry(anyhow!("panicked: {}", panic_text(&*panic)))));
+            if started.elapsed() > MAX_RESTART_DELAY * 2 {
+                delays = backoff::delays(MAX_RESTART_DELAY);
             }
-            Err(Failure::Retry(cause) | Failure::Reopen(cause)) => {
-                if started.elapsed() > MAX_RESTART_DELAY * 2 {
-                    delays = backoff::delays(MAX_RESTART_DELAY);
+            let fenced_before = std::mem::replace(&mut twin.just_fenced, matches!(outcome, Err(Failure::Reopen(_))));
+            let (cause, delay) = match outcome {
+                Ok(()) => break,
+                Err(Failure::Halt(cause)) => {
+                    resumed(name);
+                    return Err(cause.context(format!("{name} halted")));
                 }
-                let delay = delays.next().unwrap_or(MAX_RESTART_DELAY);
-                tracing::warn!(stage = name, "restarting in {delay:.1?}: {cause:#}");
-                metrics::STAGE_RESTARTS.counter(&[("stage", name)]).increment(1);
-                pause(stop, delay);
-            }
+                Err(Failure::Reopen(cause)) => match twin.wait_after_fence(fenced_before, started) {
+                    Some(wait) => (cause.context(TWIN), wait),
+                    None => (cause, delays.next().unwrap_or(MAX_RESTART_DELAY)),
+                },
+                Err(Failure::Retry(cause)) => (cause, delays.next().unwrap_or(MAX_RESTART_DELAY)),
+            };
+            tracing::warn!(stage = name, "restarting in {delay:.1?}: {cause:#}");
+            metrics::STAGE_RESTARTS.counter(&[("stage", name)]).increment(1);
+            waits(name, &format!("restarts in {delay:.1?}: {cause:#}"));
+            pause(stop, delay);
+            restarted(name);
         }
-        reopened = fenced;
+        resumed(name);
+        tracing::debug!(stage = name, "stopped");
+        Ok(())
     }
-    tracing::debug!(stage = name, "stopped");
-    Ok(())
+}
+
+/// Tells a twin from a pause that has outlasted a transaction.
+struct TwinWatch {
+    /// Whether the last run was fenced.
+    just_fenced: bool,
+    fences: VecDeque<Instant>,
+    wait: Duration,
+}
+
+impl TwinWatch {
+    fn new(first_wait: Duration) -> Self {
+        Self { just_fenced: false, fences: VecDeque::new(), wait: first_wait }
+    }
+
+    /// How long to wait if a twin runs. The run that was fenced began at `started`.
+    fn wait_after_fence(&mut self, fenced_before: bool, started: Instant) -> Option<Duration> {
+        let now = Instant::now();
+        self.fences.retain(|fence| now - *fence < FENCES_WITHIN);
+        self.fences.push_back(now);
+        // A broker ends no transaction sooner.
+        let at_once = fenced_before && now - started < TRANSACTION_TIMEOUT;
+        if !at_once && self.fences.len() <= MAX_FENCES {
+            return None;
+        }
+        self.fences.clear();
+        let wait = self.wait;
+        self.wait = (wait * 2).min(MAX_TWIN_WAIT);
+        Some(wait)
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
+}
+
+/// A stage after a failure.
+struct FailedStage {
+    cause: String,
+    /// `None` while it waits.
+    running_since: Option<Instant>,
+}
+
+/// The stages of this process that have failed, by name.
+static FAILED: Mutex<BTreeMap<String, FailedStage>> = Mutex::new(BTreeMap::new());
+
+fn failed() -> MutexGuard<'static, BTreeMap<String, FailedStage>> {
+    FAILED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The stages of this process that wait, or have just begun again after a failure: their names and causes.
+pub fn waiting() -> Vec<(String, String)> {
+    let well = |stage: &FailedStage| stage.running_since.is_some_and(|since| since.elapsed() > WELL_AFTER);
+    failed().iter().filter(|(_, stage)| !well(stage)).map(|(name, stage)| (name.clone(), stage.cause.clone())).collect()
+}
+
+/// Notes that a stage waits, for [`waiting`] and the metric.
+pub fn waits(name: &str, cause: &str) {
+    failed().insert(name.to_owned(), FailedStage { cause: cause.to_owned(), running_since: None });
+    report();
+}
+
+/// Notes that a stage runs again after a failure.
+fn restarted(name: &str) {
+    if let Some(stage) = failed().get_mut(name) {
+        stage.running_since = Some(Instant::now());
+    }
+    report();
+}
+
+/// Notes that a stage waits no more.
+pub fn resumed(name: &str) {
+    failed().remove(name);
+    report();
+}
+
+fn report() {
+    let waiting = failed().values().filter(|stage| stage.running_since.is_none()).count();
+    #[expect(clippy::cast_precision_loss, reason = "there are dozens of stages")]
+    metrics::SET_ASIDE.gauge(&[("kind", "stage")]).set(waiting as f64);
 }
 
 /// Sleeps on this thread, but not beyond `stop`.
@@ -81,35 +187,61 @@ pub fn pause(stop: &CancellationToken, delay: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::anyhow;
 
     fn fenced() -> Result<(), Failure> {
         Err(Failure::Reopen(anyhow!("fenced")))
     }
 
-    /// Runs a stage whose body has these outcomes one after the other, and counts its runs.
-    fn runs(mut outcomes: Vec<Result<(), Failure>>) -> (usize, anyhow::Result<()>) {
-        let (mut count, stop) = (0, CancellationToken::new());
-        let outcome = supervise("test", &stop, &mut |_: &CancellationToken| {
-            count += 1;
+    /// Runs a stage whose body has these outcomes one after the other, and counts its runs. `seen` is what [`waiting`] told of it
+    /// at the beginning of each run.
+    fn runs(name: &'static str, mut outcomes: Vec<Result<(), Failure>>) -> (Vec<String>, anyhow::Result<()>) {
+        let (mut seen, stop) = (Vec::new(), CancellationToken::new());
+        let body = |_: &CancellationToken| {
+            let cause = waiting().into_iter().find(|(stage, _)| stage == name);
+            seen.push(cause.map(|(_, cause)| cause).unwrap_or_default());
             outcomes.remove(0)
-        });
-        (count, outcome)
+        };
+        let outcome = Supervisor { name, body, first_twin_wait: Duration::from_millis(1) }.run(&stop);
+        (seen, outcome)
+    }
+
+    fn tells_of_a_twin(seen: &[String]) -> Vec<bool> {
+        seen.iter().map(|cause| cause.contains("CTRIP_INSTANCE")).collect()
     }
 
     #[test]
     fn a_pause_is_not_taken_for_a_twin() {
-        let (count, outcome) = runs(vec![fenced(), Ok(())]);
-        assert!(outcome.is_ok() && count == 2, "{count}: {outcome:?}");
+        let (seen, outcome) = runs("pause", vec![fenced(), Ok(())]);
+        assert!(outcome.is_ok() && tells_of_a_twin(&seen) == [false, false], "{seen:?}: {outcome:?}");
         // A broker that was away in between.
-        let (count, outcome) = runs(vec![fenced(), Err(Failure::Retry(anyhow!("away"))), fenced(), Ok(())]);
-        assert!(outcome.is_ok() && count == 4, "{count}: {outcome:?}");
+        let (seen, outcome) = runs("away", vec![fenced(), Err(Failure::Retry(anyhow!("away"))), fenced(), Ok(())]);
+        assert!(outcome.is_ok() && tells_of_a_twin(&seen) == [false; 4], "{seen:?}: {outcome:?}");
     }
 
     #[test]
-    fn a_twin_stops_the_older_process_with_a_hint() {
-        let (count, outcome) = runs(vec![fenced(), fenced(), Ok(())]);
-        let error = format!("{:#}", outcome.unwrap_err());
-        assert!(count == 2 && error.contains("CTRIP_INSTANCE"), "{count}: {error}");
+    fn the_older_of_two_twins_says_so_waits_and_ends_nothing() {
+        let (seen, outcome) = runs("twin", vec![fenced(), fenced(), Ok(())]);
+        assert!(outcome.is_ok() && tells_of_a_twin(&seen) == [false, false, true], "{seen:?}: {outcome:?}");
+        assert!(!waiting().iter().any(|(stage, _)| stage == "twin"), "after its end");
+        // On a quiet chain the fences are far apart.
+        let long_ago = Instant::now() - TRANSACTION_TIMEOUT * 2;
+        let mut watch = TwinWatch::new(FIRST_TWIN_WAIT);
+        let waits: Vec<bool> = (0..3).map(|_| watch.wait_after_fence(true, long_ago).is_some()).collect();
+        assert_eq!(waits, [false, false, true]);
+    }
+
+    #[test]
+    fn a_panic_restarts_its_stage_and_is_told() {
+        let (mut runs, stop) = (0, CancellationToken::new());
+        let mut told = Vec::new();
+        let body = |_: &CancellationToken| {
+            runs += 1;
+            told.extend(waiting().into_iter().filter(|(stage, _)| stage == "panic"));
+            assert!(runs > 1, "a bug");
+            Ok(())
+        };
+        let outcome = Supervisor { name: "panic", body, first_twin_wait: FIRST_TWIN_WAIT }.run(&stop);
+        assert!(outcome.is_ok() && runs == 2, "{runs}: {outcome:?}");
+        assert!(told.len() == 1 && told[0].1.contains("a bug"), "{told:?}");
     }
 }

@@ -65,7 +65,8 @@ impl Engine {
         let (engine, stop) = (Arc::clone(self), stop.clone());
         lanes.spawn(async move { engine.fail_pending(&stop).await });
         while let Some(ended) = lanes.join_next().await {
-            ended.map_err(Failure::halt)??;
+            // A panic of one lane restarts them all, and ends nothing.
+            ended.map_err(Failure::retry)??;
         }
         Ok(())
     }
@@ -183,7 +184,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn finished(sent: Result<FinishedAttempt, JoinError>) -> Result<FinishedAttempt, Failure> {
-    sent.map_err(Failure::halt)
+    sent.map_err(Failure::retry)
 }
 
 fn record_metrics(FinishedAttempt { delivery, outcome, verdict }: &FinishedAttempt) {

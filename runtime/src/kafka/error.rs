@@ -7,17 +7,17 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 pub(crate) const TWIN: &str = "another process runs as this instance; each needs a CTRIP_INSTANCE of its own";
 
 impl From<KafkaError> for Failure {
-    /// A fenced producer is opened once more; a static membership that is taken means that a twin of this process runs. Missing
-    /// rights and messages that are too large stay as they are. Every other error is transient, or shows again when the stage
-    /// restarts.
+    /// A fenced producer or member is opened once more. Missing rights and messages that are too large stay as they are. Every
+    /// other error is transient, or shows again when the stage restarts.
     fn from(error: KafkaError) -> Self {
         let code = match &error {
             KafkaError::Transaction(error) => Some(error.code()),
             error => error.rdkafka_error_code(),
         };
         match code {
-            Some(RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced) => Self::Reopen(error.into()),
-            Some(RDKafkaErrorCode::FencedInstanceId) => Self::halt(error).context(TWIN),
+            Some(RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::FencedInstanceId) => {
+                Self::Reopen(error.into())
+            }
             Some(
                 RDKafkaErrorCode::TopicAuthorizationFailed
                 | RDKafkaErrorCode::GroupAuthorizationFailed

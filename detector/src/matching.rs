@@ -35,13 +35,18 @@ pub struct BlockView<'a> {
     internal_transfers: Vec<&'a [u8]>,
 }
 
-/// The beginning that a block's records in `chain.blocks` and `chain.logs` have in common.
+/// The beginning that a block's records in `chain.blocks`, `chain.matches` and, but for the parent, `chain.logs` have in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecordHead<'a> {
     pub chain_id: u64,
     /// The chain's record counter; 0 for a replayed block.
     pub sequence: u64,
+    /// [`Kind`] as a number.
+    pub kind: i32,
+    pub number: u64,
     pub hash: &'a [u8],
+    /// Not in `chain.logs`.
+    pub parent_hash: &'a [u8],
 }
 
 impl<'a> BlockView<'a> {
@@ -84,8 +89,13 @@ impl<'a> RecordHead<'a> {
             match number {
                 1 => head.chain_id = value.varint(),
                 2 => head.sequence = value.varint(),
+                3 => head.kind = i32::try_from(value.varint()).unwrap_or_default(),
+                4 => head.number = value.varint(),
                 5 => head.hash = value.bytes(),
-                6 => break,
+                6 => {
+                    head.parent_hash = value.bytes();
+                    break;
+                }
                 _ => {}
             }
         }

@@ -1,13 +1,17 @@
 //! The role: joins blocks with their logs, matches them, and commits input and output in one Kafka transaction.
 
+use crate::chains::{Action, Chains, Rewind};
 use crate::intents::IntentBarrier;
-use crate::join::{Join, JoinedBlock, payload, unreadable};
+use crate::join::{Join, JoinedBlock, Popped, payload, unreadable};
 use crate::matching::{BlockView, Matcher};
+use crate::output::guess_position;
 use crate::watch_set::WatchSet;
+use anyhow::anyhow;
 use base::metrics;
-use runtime::kafka::{Batch, Consumer, Kafka, Record, Transaction, TransactionalProducer};
+use runtime::kafka::{Batch, Consumer, Kafka, Position, Record, Transaction, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use topics::{Message as _, Topic, frame};
@@ -24,12 +28,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let kafka = Kafka::connect(&settings).await?;
     // Kept across restarts of the stage: reading millions of intents again takes long.
     let mut intents = None;
+    let mut rewind = None;
     stage::run(STAGE, stop, move |stop| {
         if intents.is_none() {
             intents = Some(IntentBarrier::open(&kafka, STAGE)?);
         }
         let outcome = match intents.as_mut() {
-            Some(intents) => detect(&kafka, intents, stop),
+            Some(intents) => detect(&kafka, intents, &mut rewind, stop),
             None => Ok(()),
         };
         if outcome.is_err() && intents.as_ref().is_some_and(|intents| intents.failed) {
@@ -40,10 +45,21 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     .await
 }
 
-fn detect(kafka: &Kafka, intents: &mut IntentBarrier, stop: &CancellationToken) -> Result<(), Failure> {
+fn detect(
+    kafka: &Kafka,
+    intents: &mut IntentBarrier,
+    rewind: &mut Option<Rewind>,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", kafka.instance()))?;
-    let consumer = Consumer::open(kafka, STAGE, &[Topic::Blocks, Topic::Logs], None)?;
+    let positions = match rewind.take() {
+        Some(rewind) => Some(rewound(kafka, rewind)),
+        None if kafka.has_committed(STAGE, Topic::Blocks)? || kafka.is_new(Topic::Matches)? => None,
+        None => Some(guessed(kafka)),
+    };
+    let consumer = Consumer::open(kafka, STAGE, &[Topic::Blocks, Topic::Logs], positions)?;
     let mut joins: BTreeMap<i32, Join<'_>> = BTreeMap::new();
+    let mut chains = Chains::new(kafka);
     let mut matcher = Matcher::default();
     let mut assignment = 0;
     while !stop.is_cancelled() {
@@ -53,29 +69,88 @@ fn detect(kafka: &Kafka, intents: &mut IntentBarrier, stop: &CancellationToken) 
         if now != assignment {
             assignment = now;
             joins.clear();
+            chains.clear();
         }
         let written = records.last().and_then(Record::timestamp_ms);
         for record in records {
-            joins.entry(record.partition()).or_default().push(record)?;
+            let is_done = |chain, sequence| chains.is_done(chain, sequence);
+            joins.entry(record.partition()).or_default().push(record, is_done)?;
         }
-        let mut pairs = Vec::new();
-        for join in joins.values_mut() {
-            while let Some(pair) = join.pop()? {
-                pairs.push(pair);
-            }
-        }
-        if !pairs.is_empty() {
+        let (pairs, passed) = take(&mut joins, &mut chains)?;
+        if !pairs.is_empty() || passed {
             intents.catch_up()?;
             let transaction = producer.begin()?;
             intents.quarantine(kafka, &transaction)?;
             match_blocks(kafka, &transaction, &intents.watched, &mut matcher, &pairs)?;
+            chains.notify(&transaction)?;
             transaction.send_offsets(&offsets(&joins), &consumer.group_metadata()?)?;
             transaction.commit()?;
             record_metrics(pairs.len(), &mut matcher, started, written);
         }
+        if let Some(asked) = chains.rewind {
+            let Rewind { chain, partition, to } = asked;
+            *rewind = Some(asked);
+            return Err(Failure::Retry(anyhow!(
+                "chain {chain} goes on at offset {} of chain.blocks/{partition}, from which the partition is read again",
+                to.blocks
+            )));
+        }
         apply_backpressure(&consumer, &mut joins)?;
     }
     Ok(())
+}
+
+/// Begins a partition where a chain goes on, and the others where the group left off. Once: a later assignment finds the offsets
+/// that were committed since.
+fn rewound(kafka: &Kafka, rewind: Rewind) -> Position {
+    let (kafka, rewinds) = (kafka.clone(), Mutex::new(vec![Topic::Blocks, Topic::Logs]));
+    Box::new(move |topic, partition| {
+        let mut rewinds = rewinds.lock().unwrap_or_else(PoisonError::into_inner);
+        if partition == rewind.partition && rewinds.contains(&topic) {
+            rewinds.retain(|other| *other != topic);
+            return Ok(Some(if topic == Topic::Blocks { rewind.to.blocks } else { rewind.to.logs }));
+        }
+        kafka.committed(STAGE, topic, partition)
+    })
+}
+
+/// Begins by what was written, since the group has lost its offsets.
+fn guessed(kafka: &Kafka) -> Position {
+    tracing::warn!("the group {STAGE} has no offsets; chain.matches tells what is done");
+    let kafka = kafka.clone();
+    Box::new(move |topic, partition| match kafka.committed(STAGE, topic, partition)? {
+        Some(offset) => Ok(Some(offset)),
+        None => guess_position(&kafka, topic, partition),
+    })
+}
+
+/// Takes the blocks that come next, with their logs; and whether others were passed over.
+fn take<'c>(joins: &mut BTreeMap<i32, Join<'c>>, chains: &mut Chains) -> Result<(Vec<JoinedBlock<'c>>, bool), Failure> {
+    let (mut pairs, mut passed) = (Vec::new(), false);
+    for join in joins.values_mut() {
+        while let Some(front) = join.front() {
+            match chains.action(front)? {
+                Action::Wait => break,
+                Action::Pass => {
+                    passed = true;
+                    chains.pass(front)?;
+                    join.pass()?;
+                }
+                Action::Match => match join.pop()? {
+                    Popped::Pair(pair) => {
+                        chains.advance(&pair.block)?;
+                        pairs.push(*pair);
+                    }
+                    Popped::Waiting => break,
+                    Popped::WithoutLogs { next_with_logs } => {
+                        let Some(front) = join.front() else { break };
+                        chains.set_aside_before(front, next_with_logs)?;
+                    }
+                },
+            }
+        }
+    }
+    Ok((pairs, passed))
 }
 
 /// Writes one record of `chain.matches` per block.
@@ -108,15 +183,22 @@ fn offsets(joins: &BTreeMap<i32, Join<'_>>) -> Vec<(Topic, i32, i64)> {
     offsets
 }
 
-/// Pauses `chain.blocks` of a partition while too many of its blocks wait for logs, which are larger and so arrive later.
+/// Pauses a topic of a partition while too many of its records wait for their counterparts: `chain.blocks`, since logs are larger
+/// and so arrive later, or `chain.logs` where blocks do.
 fn apply_backpressure(consumer: &Consumer, joins: &mut BTreeMap<i32, Join<'_>>) -> Result<(), Failure> {
     for (partition, join) in joins {
-        if !join.paused && join.is_full() {
-            consumer.pause(Topic::Blocks, *partition)?;
-            join.paused = true;
-        } else if join.paused && join.waiting() == 0 {
-            consumer.resume(Topic::Blocks, *partition)?;
-            join.paused = false;
+        match join.paused {
+            None => {
+                if let Some(topic) = join.excess() {
+                    consumer.pause(topic, *partition)?;
+                    join.paused = Some(topic);
+                }
+            }
+            Some(topic) if join.is_relieved() => {
+                consumer.resume(topic, *partition)?;
+                join.paused = None;
+            }
+            Some(_) => {}
         }
     }
     Ok(())

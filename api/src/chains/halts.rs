@@ -1,9 +1,10 @@
-//! Which chains have halted, and why. Ingest writes the reason into `chain.cursors`, which the API follows while it runs.
+//! Which chains have halted, and why. Ingest and the detector write the reason into `chain.cursors`, each under a key of its own
+//! per chain; the API follows it while it runs.
 
 use runtime::kafka::{Kafka, Table};
 use runtime::{Failure, stage};
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use topics::lazy::Fields;
@@ -13,12 +14,16 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The reasons of halted chains. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Halts(Arc<RwLock<HashMap<ChainId, String>>>);
+pub struct Halts(Arc<RwLock<Causes>>);
+
+/// By the key of the record that tells it.
+type Causes = HashMap<Vec<u8>, (ChainId, String)>;
 
 impl Halts {
     /// The reason, or `None` for a chain that runs.
     pub fn of(&self, chain: ChainId) -> Option<String> {
-        self.0.read().ok()?.get(&chain).cloned()
+        let halts = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        halts.values().find(|(halted, _)| *halted == chain).map(|(_, cause)| cause.clone())
     }
 
     /// Reads `chain.cursors` until `stop`.
@@ -26,25 +31,26 @@ impl Halts {
         let read = move |stop: &CancellationToken| -> Result<(), Failure> {
             let mut cursors = Table::open(&kafka, Topic::Cursors)?;
             while !stop.is_cancelled() {
-                cursors.poll(POLL_TIMEOUT, |record| self.note(record.payload()))?;
+                cursors.poll(POLL_TIMEOUT, |record| self.note(record.key(), record.payload()))?;
             }
             Ok(())
         };
         if let Err(error) = stage::run("api-halts", stop.clone(), read).await {
             tracing::error!("reading chain.cursors stopped, so new halts of chains are not noticed: {error:#}");
             // Creating payments does not depend on it.
+            stage::waits("api-halts", &format!("{error:#}"));
             stop.cancelled().await;
         }
     }
 
-    fn note(&self, record: &[u8]) {
+    fn note(&self, key: &[u8], record: &[u8]) {
         // A record that can't be read is for ingest to halt at; here it is ignored.
         let Some((chain, halted)) = frame::payload(record).ok().and_then(halted) else { return };
-        let Ok(mut halts) = self.0.write() else { return };
+        let mut halts = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if halted.is_empty() {
-            halts.remove(&chain);
+            halts.remove(key);
         } else {
-            halts.insert(chain, halted);
+            halts.insert(key.to_vec(), (chain, halted));
         }
     }
 }
@@ -73,16 +79,22 @@ mod tests {
     #[test]
     fn a_resumed_chain_is_no_longer_halted() {
         let halts = Halts::default();
-        let note = |halted: &str| {
+        let note = |key: &str, halted: &str| {
             let cursor = ChainCursor { chain_id: 7, sequence: 3, halted: halted.to_owned(), ..ChainCursor::default() };
-            halts.note(&topics::frame::wrap(1, &cursor.encode_to_vec()));
+            halts.note(key.as_bytes(), &topics::frame::wrap(1, &cursor.encode_to_vec()));
         };
-        note("");
+        note("7", "");
         assert_eq!(halts.of(ChainId(7)), None);
-        note("too deep");
+        note("7", "too deep");
         assert_eq!(halts.of(ChainId(7)).as_deref(), Some("too deep"));
-        halts.note(b"garbage");
-        note("");
+        halts.note(b"7", b"garbage");
+        note("7", "");
+        assert_eq!(halts.of(ChainId(7)), None);
+        // The detector's reason stays while ingest goes on.
+        note("detector/7", "a gap");
+        note("7", "");
+        assert_eq!(halts.of(ChainId(7)).as_deref(), Some("a gap"));
+        note("detector/7", "");
         assert_eq!(halts.of(ChainId(7)), None);
     }
 }

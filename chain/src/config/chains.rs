@@ -28,12 +28,13 @@ impl Chains {
         self.0.iter().find(|chain| chain.name == name)
     }
 
-    /// Finds the chain that a command names.
+    /// Finds the chain that a command names, by its name or id.
     ///
     /// # Errors
     /// If there is none. The error lists the chains there are.
     pub fn named(&self, name: &str) -> Result<&Chain, ConfigError> {
-        self.by_name(name).ok_or_else(|| {
+        let by_id = || name.parse().ok().and_then(|id| self.by_id(ChainId(id)));
+        self.by_name(name).or_else(by_id).ok_or_else(|| {
             let names: Vec<&str> = self.iter().map(|chain| chain.name.as_str()).collect();
             ConfigError::NoChain { name: name.to_owned(), names: names.join(", ") }
         })

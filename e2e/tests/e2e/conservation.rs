@@ -3,28 +3,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use crate::books::{Books, CHAINS, X, chains, failed, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
-use confirmer::fold::{self, Batch};
-use deadpool_postgres::Pool;
-use e2e::{Stack, root};
-use payments::lifecycle::{Input, step};
-use payments::{Asset, DepositAddress, Payment, Policy, Status, Terms, Token, deposit, events, store};
-use prost::Message as _;
+use e2e::Stack;
+use payments::{Payment, Policy, Status, deposit};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedMutRandom as _, IndexedRandom as _};
 use rand::{Rng as _, SeedableRng as _};
-use runtime::{Failure, Span, db};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use topics::{Address, Amount, B256, BlockRef, ChainId, Kind, Matches, PaymentId, Source, Transfer, TransferId, wire};
-use uuid::Uuid;
 
 const WORLDS: usize = 8;
 const STEPS: usize = 120;
-const MERCHANT: Uuid = Uuid::from_u128(7);
-const X: Address = Address::repeat_byte(0x77);
 const FAKE: Address = Address::repeat_byte(0x66);
-const CHAINS: [ChainId; 2] = [ChainId(1), ChainId(2)];
 const FILE: &str = r#"
 - name: one
   chain_id: 1
@@ -38,127 +30,6 @@ const FILE: &str = r#"
   finality: finalized
   tokens: [{ symbol: X, address: "0x7777777777777777777777777777777777777777", decimals: 6, tiers: [{ from: 0.00007, finality: safe }] }]
 "#;
-
-/// A database with a merchant, payments of every kind and two static addresses.
-struct Books {
-    pool: Pool,
-    next: i64,
-    /// Most payments in memory at once.
-    slice: usize,
-}
-
-fn payments() -> Vec<Payment> {
-    let terms = |under: u64, over: u64, accept_late| Terms {
-        underpaid_tolerance: Amount::from(under),
-        overpaid_tolerance: Amount::from(over),
-        accept_late,
-    };
-    let policies = [Policy::Confirmations(1), Policy::Confirmations(3), Policy::Safe, Policy::Finalized];
-    let terms = [terms(0, 0, false), terms(20, 20, false), terms(0, 0, true)];
-    let mut payments = Vec::new();
-    for (index, policy) in policies.into_iter().enumerate() {
-        for (place, terms) in terms.into_iter().enumerate() {
-            let number = u32::try_from(index * 3 + place).unwrap();
-            let chain = CHAINS[(index + place) % 2];
-            let token = (place != 1).then(|| Token { symbol: "X".to_owned(), address: X });
-            payments.push(Payment {
-                id: PaymentId(Uuid::from_u128(1_000 + u128::from(number))),
-                merchant: MERCHANT,
-                external_id: None,
-                metadata: None,
-                chain,
-                chain_name: String::new(),
-                asset: Asset { token, decimals: 6 },
-                address: Address::with_last_byte(u8::try_from(number + 1).unwrap()),
-                xpub: "f".to_owned(),
-                address_index: number,
-                amount: Amount::from(100),
-                terms,
-                policy,
-                created_at: 0,
-                // Spread over the duration of a world.
-                expires_at: 1_050 + 40 * u64::from(number),
-                deposit_address: None,
-                cancelled: false,
-                expired_by: None,
-                transfers: Vec::new(),
-                sequence: 1,
-                updated_at: 0,
-            });
-        }
-    }
-    payments
-}
-
-fn static_addresses() -> Vec<DepositAddress> {
-    let address = |number: u8| DepositAddress {
-        id: Uuid::from_u128(2_000 + u128::from(number)),
-        merchant: MERCHANT,
-        external_id: Some(format!("customer {number}")),
-        metadata: None,
-        address: Address::with_last_byte(200 + number),
-        xpub: "f".to_owned(),
-        address_index: 200 + u32::from(number),
-        created_at: 0,
-    };
-    vec![address(0), address(1)]
-}
-
-impl Books {
-    async fn open(stack: &Stack, slice: usize) -> Result<Self> {
-        let name = format!("books_{}", Uuid::new_v4().simple());
-        let url = stack.create_database(&name).await?;
-        db::migrate(&url).await?;
-        let pool = db::pool(&url, 2)?;
-        let mut client = pool.get().await?;
-        let transaction = client.transaction().await?;
-        transaction.execute("INSERT INTO merchants (id, name) VALUES ($1, 'shop')", &[&MERCHANT]).await?;
-        transaction.batch_execute("INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('f', 'x', 's')").await?;
-        let new: Vec<_> = payments().into_iter().map(|p| (p.clone(), events::created_event(&p))).collect();
-        store::insert_payments(&transaction, &new).await.map_err(failed)?;
-        store::insert_addresses(&transaction, &static_addresses()).await.map_err(failed)?;
-        transaction.commit().await?;
-        Ok(Self { pool, next: 0, slice })
-    }
-
-    async fn apply(&mut self, chains: &Chains, records: &[Matches]) -> Result<(), Failure> {
-        let next = self.next + i64::try_from(records.len()).unwrap();
-        let batch = Batch { span: Span { partition: 0, from: self.next, next }, records: records.to_vec() };
-        fold::apply_in_slices(&self.pool, chains, &batch, self.slice).await?;
-        self.next = next;
-        Ok(())
-    }
-
-    /// Cancels a payment as the API does; returns whether its state allowed it.
-    async fn cancel(&self, id: PaymentId) -> Result<bool> {
-        let mut client = self.pool.get().await?;
-        let transaction = client.transaction().await?;
-        let payment = store::lock_payments(&transaction, &[id.0]).await.map_err(failed)?.pop().context("no such payment")?;
-        let Ok(step) = step(&payment, &Input::Cancel { at: 1 }) else {
-            return Ok(false);
-        };
-        store::save_payments(&transaction, &[&step.next]).await.map_err(failed)?;
-        store::record_events(&transaction, step.events.iter().map(|event| (&step.next, event))).await.map_err(failed)?;
-        transaction.commit().await?;
-        Ok(true)
-    }
-
-    async fn all(&self) -> Result<BTreeMap<PaymentId, Payment>> {
-        let client = self.pool.get().await?;
-        let ids: Vec<Uuid> = client.query("SELECT id FROM payments", &[]).await?.iter().map(|row| row.get(0)).collect();
-        Ok(store::load_payments(&client, &ids).await.map_err(failed)?.into_iter().map(|p| (p.id, p)).collect())
-    }
-
-    async fn events(&self) -> Result<Vec<wire::PaymentEvent>> {
-        let client = self.pool.get().await?;
-        let rows = client.query("SELECT event FROM outbox ORDER BY id", &[]).await?;
-        Ok(rows.iter().map(|row| wire::PaymentEvent::decode(row.get::<_, &[u8]>(0))).collect::<Result<_, _>>()?)
-    }
-}
-
-fn failed(failure: Failure) -> anyhow::Error {
-    anyhow::anyhow!("{failure}")
-}
 
 /// A chain that is made up on the way.
 struct Fork {
@@ -287,14 +158,6 @@ fn random_hash(random: &mut StdRng) -> B256 {
     B256::from(random.random::<[u8; 32]>())
 }
 
-async fn chains() -> Result<Chains> {
-    let dir = root().join("target/lab");
-    std::fs::create_dir_all(&dir)?;
-    let file = dir.join(format!("conservation-{}.yaml", Uuid::new_v4()));
-    std::fs::write(&file, FILE)?;
-    Ok(Chains::load(&file)?.resolve().await?)
-}
-
 /// The ledger's result for a payment, without the way there.
 fn verdict(payment: &Payment) -> impl PartialEq + std::fmt::Debug + use<> {
     let mut transfers: Vec<_> =
@@ -311,7 +174,7 @@ async fn what_is_credited_is_what_stands_on_the_surviving_chain() -> Result<()> 
     println!("CTRIP_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let stack = Stack::attach()?;
-    let chains = chains().await?;
+    let chains = chains(FILE).await?;
     for world in 0..WORLDS {
         live(&stack, &chains, &mut random).await.with_context(|| format!("CTRIP_SEED={seed}, world {world}"))?;
     }
@@ -482,7 +345,7 @@ fn check_events(known: &BTreeMap<PaymentId, Payment>, events: &[wire::PaymentEve
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_tag_said_of_a_removed_block_confirms_nothing_in_the_one_that_takes_its_place() -> Result<()> {
-    let (stack, chains) = (Stack::attach()?, chains().await?);
+    let (stack, chains) = (Stack::attach()?, chains(FILE).await?);
     let mut books = Books::open(&stack, usize::MAX).await?;
     let payment = payments().into_iter().find(|p| p.policy == Policy::Safe && p.chain == CHAINS[0]).context("a payment")?;
     let block = |sequence, number: u64, hash, kind, safe: Option<u64>, pays: bool| {

@@ -104,7 +104,8 @@ pub async fn remove_unlisted(db: &impl GenericClient, chain: ChainId, blocks: &[
     Ok(())
 }
 
-/// Inserts new transfers and updates known ones. A removed transfer is on the chain again if its very block is.
+/// Inserts new transfers and updates known ones. A removed transfer is on the chain again if its very block is. One of a token that
+/// chains.yaml lists by now gets its owner, so that the next replay finds it.
 ///
 /// # Errors
 /// When the database fails.
@@ -127,7 +128,10 @@ pub async fn save_transfers(db: &impl GenericClient, rows: &[TransferRow<'_>]) -
                  transaction_index, token_address, sender, amount, credited, listed, due, finality, confirmed, removed, chain,
                  token, decimals, deposit_address)
              ON CONFLICT (chain_id, block_hash, transaction_hash, source, index)
-               DO UPDATE SET confirmed = EXCLUDED.confirmed, removed = EXCLUDED.removed",
+               DO UPDATE SET confirmed = EXCLUDED.confirmed, removed = EXCLUDED.removed, credited = EXCLUDED.credited,
+                 due = EXCLUDED.due, finality = EXCLUDED.finality, listed = transfers.listed OR EXCLUDED.listed,
+                 payment_id = coalesce(EXCLUDED.payment_id, transfers.payment_id), chain = EXCLUDED.chain,
+                 token = EXCLUDED.token, decimals = EXCLUDED.decimals",
         )
         .await?;
     db.execute(

@@ -1,0 +1,153 @@
+//! The confirmer's fold on a database of its own, without Kafka and nodes: a merchant's payments, and blocks that a test makes up.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use anyhow::{Context as _, Result};
+use chain::Chains;
+use confirmer::fold::{self, Batch};
+use deadpool_postgres::Pool;
+use e2e::{Stack, root};
+use payments::lifecycle::{Input, step};
+use payments::{Asset, DepositAddress, Payment, Policy, Terms, Token, events, store};
+use prost::Message as _;
+use runtime::{Failure, Span, db};
+use std::collections::BTreeMap;
+use topics::{Address, Amount, ChainId, Matches, PaymentId, wire};
+use uuid::Uuid;
+
+const MERCHANT: Uuid = Uuid::from_u128(7);
+/// The token of most payments.
+pub const X: Address = Address::repeat_byte(0x77);
+/// The chains of the payments, in turn.
+pub const CHAINS: [ChainId; 2] = [ChainId(1), ChainId(2)];
+
+/// The chains of a chains.yaml with this text.
+pub async fn chains(text: &str) -> Result<Chains> {
+    let dir = root().join("target/lab");
+    std::fs::create_dir_all(&dir)?;
+    let file = dir.join(format!("books-{}.yaml", Uuid::new_v4()));
+    std::fs::write(&file, text)?;
+    Ok(Chains::load(&file)?.resolve().await?)
+}
+
+/// A database with a merchant, payments of every kind and two static addresses.
+pub struct Books {
+    pub pool: Pool,
+    /// The offset after the last record.
+    pub next: i64,
+    /// Most payments in memory at once.
+    slice: usize,
+}
+
+pub fn payments() -> Vec<Payment> {
+    let terms = |under: u64, over: u64, accept_late| Terms {
+        underpaid_tolerance: Amount::from(under),
+        overpaid_tolerance: Amount::from(over),
+        accept_late,
+    };
+    let policies = [Policy::Confirmations(1), Policy::Confirmations(3), Policy::Safe, Policy::Finalized];
+    let terms = [terms(0, 0, false), terms(20, 20, false), terms(0, 0, true)];
+    let mut payments = Vec::new();
+    for (index, policy) in policies.into_iter().enumerate() {
+        for (place, terms) in terms.into_iter().enumerate() {
+            let number = u32::try_from(index * 3 + place).unwrap();
+            let chain = CHAINS[(index + place) % 2];
+            let token = (place != 1).then(|| Token { symbol: "X".to_owned(), address: X });
+            payments.push(Payment {
+                id: PaymentId(Uuid::from_u128(1_000 + u128::from(number))),
+                merchant: MERCHANT,
+                external_id: None,
+                metadata: None,
+                chain,
+                chain_name: String::new(),
+                asset: Asset { token, decimals: 6 },
+                address: Address::with_last_byte(u8::try_from(number + 1).unwrap()),
+                xpub: "f".to_owned(),
+                address_index: number,
+                amount: Amount::from(100),
+                terms,
+                policy,
+                created_at: 0,
+                // Spread over the duration of a world.
+                expires_at: 1_050 + 40 * u64::from(number),
+                deposit_address: None,
+                cancelled: false,
+                expired_by: None,
+                transfers: Vec::new(),
+                sequence: 1,
+                updated_at: 0,
+            });
+        }
+    }
+    payments
+}
+
+pub fn static_addresses() -> Vec<DepositAddress> {
+    let address = |number: u8| DepositAddress {
+        id: Uuid::from_u128(2_000 + u128::from(number)),
+        merchant: MERCHANT,
+        external_id: Some(format!("customer {number}")),
+        metadata: None,
+        address: Address::with_last_byte(200 + number),
+        xpub: "f".to_owned(),
+        address_index: 200 + u32::from(number),
+        created_at: 0,
+    };
+    vec![address(0), address(1)]
+}
+
+impl Books {
+    pub async fn open(stack: &Stack, slice: usize) -> Result<Self> {
+        let name = format!("books_{}", Uuid::new_v4().simple());
+        let url = stack.create_database(&name).await?;
+        db::migrate(&url).await?;
+        let pool = db::pool(&url, 2)?;
+        let mut client = pool.get().await?;
+        let transaction = client.transaction().await?;
+        transaction.execute("INSERT INTO merchants (id, name) VALUES ($1, 'shop')", &[&MERCHANT]).await?;
+        transaction.batch_execute("INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('f', 'x', 's')").await?;
+        let new: Vec<_> = payments().into_iter().map(|p| (p.clone(), events::created_event(&p))).collect();
+        store::insert_payments(&transaction, &new).await.map_err(failed)?;
+        store::insert_addresses(&transaction, &static_addresses()).await.map_err(failed)?;
+        transaction.commit().await?;
+        Ok(Self { pool, next: 0, slice })
+    }
+
+    pub async fn apply(&mut self, chains: &Chains, records: &[Matches]) -> Result<(), Failure> {
+        let next = self.next + i64::try_from(records.len()).unwrap();
+        let batch = Batch { span: Span { partition: 0, from: self.next, next }, records: records.to_vec() };
+        fold::apply_in_slices(&self.pool, chains, &batch, self.slice).await?;
+        self.next = next;
+        Ok(())
+    }
+
+    /// Cancels a payment as the API does; returns whether its state allowed it.
+    pub async fn cancel(&self, id: PaymentId) -> Result<bool> {
+        let mut client = self.pool.get().await?;
+        let transaction = client.transaction().await?;
+        let payment = store::lock_payments(&transaction, &[id.0]).await.map_err(failed)?.pop().context("no such payment")?;
+        let Ok(step) = step(&payment, &Input::Cancel { at: 1 }) else {
+            return Ok(false);
+        };
+        store::save_payments(&transaction, &[&step.next]).await.map_err(failed)?;
+        store::record_events(&transaction, step.events.iter().map(|event| (&step.next, event))).await.map_err(failed)?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    pub async fn all(&self) -> Result<BTreeMap<PaymentId, Payment>> {
+        let client = self.pool.get().await?;
+        let ids: Vec<Uuid> = client.query("SELECT id FROM payments", &[]).await?.iter().map(|row| row.get(0)).collect();
+        Ok(store::load_payments(&client, &ids).await.map_err(failed)?.into_iter().map(|p| (p.id, p)).collect())
+    }
+
+    pub async fn events(&self) -> Result<Vec<wire::PaymentEvent>> {
+        let client = self.pool.get().await?;
+        let rows = client.query("SELECT event FROM outbox ORDER BY id", &[]).await?;
+        Ok(rows.iter().map(|row| wire::PaymentEvent::decode(row.get::<_, &[u8]>(0))).collect::<Result<_, _>>()?)
+    }
+}
+
+pub fn failed(failure: Failure) -> anyhow::Error {
+    anyhow::anyhow!("{failure}")
+}

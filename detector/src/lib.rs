@@ -3,13 +3,15 @@
 //! - [`WatchSet`] holds every address ever issued, and nothing else; `address_filter` rules most recipients out before it is
 //!   asked. `intents` fills it from `payment.intents`, and is the barrier that a batch waits for.
 //! - `join` pairs a block's record with its logs' record.
-//! - [`matching`] finds the transfers to watched addresses. It is pure, and fast since it decodes only what may match.
+//! - [`matching`] finds the transfers to watched addresses. It is pure, and fast since it decodes only what may match. `coin`
+//!   says which of them are the same money.
 //! - `progress` tells which records of a chain are done, next or missing; `output` reads that from what was written, and `chains`
 //!   sets a chain aside whose records are missing.
 //! - `role` consumes, matches, produces and commits in one Kafka transaction.
 
 mod address_filter;
 mod chains;
+mod coin;
 mod intents;
 mod join;
 pub mod matching;

@@ -5,11 +5,12 @@
 //!
 //! Records are read in the order of their field numbers, in which every Protobuf library writes them.
 
+use crate::coin::{Told, coin_contracts, count_once, is_payment};
 use crate::watch_set::WatchSet;
 use prost::DecodeError;
 use topics::lazy::Fields;
-use topics::wire;
 pub use topics::{COIN_LOG_ADDRESS, TRANSFER_TOPIC};
+use topics::{CoinContract, CoinLogs, wire};
 use wire::matches_record::{Kind, Source, Transfer};
 
 /// A record of `chain.blocks` whose transactions are not decoded.
@@ -106,7 +107,8 @@ impl<'a> RecordHead<'a> {
 /// A message with a recipient, not decoded.
 #[derive(Clone, Copy)]
 enum Candidate<'a> {
-    Log(&'a [u8]),
+    /// With the contract, if it is the chain's coin.
+    Log(&'a [u8], Option<&'static CoinContract>),
     Transaction(&'a [u8]),
     Internal(&'a [u8]),
 }
@@ -116,6 +118,8 @@ enum Candidate<'a> {
 pub struct Matcher {
     recipients: Vec<[u8; 20]>,
     hits: Vec<usize>,
+    /// The contracts that are the chain's coin.
+    coins: Vec<&'static CoinContract>,
     /// Logs examined so far.
     pub logs: u64,
 }
@@ -150,19 +154,22 @@ impl Matcher {
     fn transfers(&mut self, watched: &WatchSet, block: &BlockView<'_>, logs: &[u8]) -> Result<Vec<Transfer>, DecodeError> {
         self.recipients.clear();
         self.hits.clear();
+        self.coins.clear();
+        self.coins.extend(coin_contracts(block.chain_id));
         let mut candidates = Vec::with_capacity(block.transactions.len());
         let mut coin_in_logs = false;
         for field in Fields::new(logs) {
             let (6, log) = field? else { continue };
             self.logs += 1;
             if let Some(seen) = recipient_of_log(log.bytes())? {
-                coin_in_logs |= seen.emitter == COIN_LOG_ADDRESS.as_slice();
+                let coin = self.coins.iter().copied().find(|coin| coin.address.as_slice() == seen.emitter);
+                coin_in_logs |= coin.is_some_and(|coin| coin.tells == CoinLogs::Every);
                 self.recipients.push(seen.to);
-                candidates.push(Candidate::Log(log.bytes()));
+                candidates.push(Candidate::Log(log.bytes(), coin));
             }
         }
-        // If the block reports its coin's transfers as logs (EIP-7708), those are complete: the transactions' values and the
-        // traces are the same money.
+        // If the block reports every movement of its coin as a log (EIP-7708, zkSync), the transactions' values and the traces
+        // are the same money.
         if !coin_in_logs {
             for transaction in &block.transactions {
                 self.candidate(transaction, Candidate::Transaction(transaction), &mut candidates)?;
@@ -172,17 +179,18 @@ impl Matcher {
             }
         }
         watched.find(&self.recipients, &mut self.hits);
-        let mut transfers = Vec::new();
-        for place in &self.hits {
-            let transfer = match candidates.get(*place) {
-                Some(Candidate::Log(log)) => transfer_of_log(log)?,
-                Some(Candidate::Transaction(transaction)) => transfer_of_transaction(transaction)?,
-                Some(Candidate::Internal(internal)) => transfer_of_frame(internal)?,
-                None => None,
+        let mut found = Vec::new();
+        for candidate in self.hits.iter().filter_map(|place| candidates.get(*place)) {
+            let (told, transfer) = match candidate {
+                Candidate::Log(log, coin) => (coin.map_or(Told::Token, Told::Coin), transfer_of_log(log, coin.is_some())?),
+                Candidate::Transaction(transaction) => (Told::Value, transfer_of_transaction(transaction)?),
+                Candidate::Internal(internal) => (Told::Frame, transfer_of_frame(internal)?),
             };
-            // A transfer to oneself or of nothing moves no money.
-            transfers.extend(transfer.filter(|t| t.from != t.to && t.amount.iter().any(|byte| *byte != 0)));
+            found.extend(transfer.map(|transfer| (told, transfer)));
         }
+        count_once(&mut found);
+        found.retain(|(told, transfer)| is_payment(*told, transfer));
+        let mut transfers: Vec<Transfer> = found.into_iter().map(|(_, transfer)| transfer).collect();
         transfers.sort_by_key(|t| (t.transaction_index, t.source, t.index));
         Ok(transfers)
     }
@@ -256,7 +264,8 @@ fn trim(number: &[u8]) -> Vec<u8> {
     number.iter().copied().skip_while(|byte| *byte == 0).collect()
 }
 
-fn transfer_of_log(log: &[u8]) -> Result<Option<Transfer>, DecodeError> {
+/// `is_coin` says that the contract is the chain's coin.
+fn transfer_of_log(log: &[u8], is_coin: bool) -> Result<Option<Transfer>, DecodeError> {
     let log = <wire::logs_record::Log as prost::Message>::decode(log)?;
     let (from, to, amount) = match (log.topics.as_slice(), log.data.len()) {
         ([_, from, to], 32) => (from.as_ref(), to.as_ref(), log.data.as_ref()),
@@ -270,12 +279,11 @@ fn transfer_of_log(log: &[u8]) -> Result<Option<Transfer>, DecodeError> {
     let (Some(from), Some(to)) = (word_as_address(from), word_as_address(to)) else {
         return Ok(None);
     };
-    let coin = log.address == COIN_LOG_ADDRESS.as_slice();
     Ok(Some(Transfer {
         transaction_hash: log.transaction_hash,
         source: Source::Log.into(),
         index: log.index,
-        token: if coin { Default::default() } else { log.address },
+        token: if is_coin { Default::default() } else { log.address },
         from: from.to_vec().into(),
         to: to.to_vec().into(),
         amount: trim(amount).into(),
@@ -283,10 +291,14 @@ fn transfer_of_log(log: &[u8]) -> Result<Option<Transfer>, DecodeError> {
     }))
 }
 
-/// Only with receipt status 1: a reverted transaction pays nothing, and without a status the outcome is unknown.
+/// zkSync's own type of transaction, whose sender may be a contract.
+const ZKSYNC_TRANSACTION: u32 = 0x71;
+
+/// Only with receipt status 1: a reverted transaction pays nothing, and without a status the outcome is unknown. Nor does the
+/// value of zkSync's own type pay: its sender's contract decides what becomes of it, and a log tells.
 fn transfer_of_transaction(transaction: &[u8]) -> Result<Option<Transfer>, DecodeError> {
     let transaction = <wire::block_record::Transaction as prost::Message>::decode(transaction)?;
-    if transaction.status() != wire::block_record::Status::Success {
+    if transaction.status() != wire::block_record::Status::Success || transaction.r#type == ZKSYNC_TRANSACTION {
         return Ok(None);
     }
     Ok(Some(Transfer {

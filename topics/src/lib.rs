@@ -29,7 +29,9 @@ pub use ids::{BlockRef, ChainId, PaymentId, Source, TransferId};
 pub use matches::{Kind, MAX_TIMESTAMP, MalformedField, Matches, Transfer, address, check_timestamp, hash};
 pub use message::Message;
 pub use topic::{Cleanup, Topic};
-pub use transfer_log::{COIN_LOG_ADDRESS, TRANSFER_TOPIC};
+pub use transfer_log::{
+    COIN_CONTRACTS, COIN_LOG_ADDRESS, CoinContract, CoinLogs, TRANSFER_TOPIC, ZKSYNC_BOOTLOADER, tells_every_movement,
+};
 
 pub use alloy::hex::encode_prefixed as hex;
 pub use alloy::primitives::{Address, B256, U256};

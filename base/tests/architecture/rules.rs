@@ -118,6 +118,7 @@ pub const PURE: Pure = Pure {
     files: &[
         "ingest/src/reorg.rs",
         "detector/src/matching.rs",
+        "detector/src/coin.rs",
         "payments/src/lifecycle.rs",
         "payments/src/payment.rs",
         "payments/src/policy.rs",

@@ -1,5 +1,14 @@
 //! Defaults for well-known chains, used for what `chains.yaml` leaves out: confirmations, poll interval, maximum lag, proof.
 //!
+//! Which source tells a chain's coin is no setting, since a payment would count twice if it changed: it follows from the chain's
+//! id and from what its blocks hold. `topics::COIN_CONTRACTS` has the chains with a contract that is the coin:
+//!
+//! - Any chain: the transactions' values, and the call frames with `traces: true`. Where a block logs every movement of the coin
+//!   (EIP-7708; zkSync and its sisters), those logs alone.
+//! - Celo, Moonbeam and their test networks: beside values and frames the logs of the coin's contract, which moves it by a
+//!   precompile.
+//! - Polygon and Amoy: beside values and frames the logs of 0x…1010, each in place of the frame that passes the money on.
+//!
 //! Sources: the confirmation counts that exchanges and Circle publish, and each chain's documentation of its finality.
 
 use super::chain::Policy;

@@ -6,7 +6,7 @@ use serde::de::{Deserializer, Visitor};
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
-use topics::Address;
+use topics::{Address, COIN_CONTRACTS, CoinContract};
 
 /// A value parsed from text, with errors reported at the text's location.
 pub(super) struct Scalar<T>(pub T);
@@ -85,14 +85,6 @@ impl FromStr for WsUrl {
 
 pub(super) struct TokenAddress(pub Address);
 
-/// Contracts that report the chain's coin as if it were a token. Listing one would count the same money twice.
-const COIN_MIRRORS: [(&str, &str); 4] = [
-    ("0x0000000000000000000000000000000000001010", "Polygon's mirror of its coin"),
-    ("0x471EcE3750Da237f93B8E339c536989b8978a438", "Celo's mirror of its coin"),
-    ("0x000000000000000000000000000000000000800A", "zkSync's mirror of its coin"),
-    ("0xffffFFFfFFffffffffffffffFfFFFfffFFFfFFfE", "where EIP-7708 logs coin transfers"),
-];
-
 impl FromStr for TokenAddress {
     type Err = String;
 
@@ -106,8 +98,9 @@ impl FromStr for TokenAddress {
         if mixed && text != checksummed {
             return Err(format!("the checksum of {text} is wrong; expected {checksummed} if the digits are right"));
         }
-        match COIN_MIRRORS.iter().find(|(mirror, _)| mirror.eq_ignore_ascii_case(text)) {
-            Some((_, what)) => Err(format!(
+        // Whichever chain it is: its id may not be known yet.
+        match COIN_CONTRACTS.iter().find(|coin| coin.address == address) {
+            Some(CoinContract { what, .. }) => Err(format!(
                 "{text} is {what}: as a token it would count the same money twice. Payments in the coin need no token entry"
             )),
             None => Ok(Self(address)),

@@ -5,7 +5,7 @@ use crate::proof::{Proof, ProofError, Verify, prove};
 use crate::trace::InternalTransfer;
 use alloy::primitives::{Address, B256};
 use std::collections::HashMap;
-use topics::{COIN_LOG_ADDRESS, TRANSFER_TOPIC};
+use topics::{TRANSFER_TOPIC, tells_every_movement};
 
 /// A log with its place, which is counted instead of trusting the node's numbers.
 #[derive(Clone, Debug)]
@@ -50,11 +50,11 @@ impl FetchedBlock {
         Ok(Self { block, statuses, logs, internal: None, proof })
     }
 
-    /// Whether the block reports transfers of its coin as logs (EIP-7708). Then those are complete, and proven like any log.
+    /// Whether the block reports every movement of its coin as a log (EIP-7708, zkSync). Then traces add nothing.
     pub fn logs_coin_transfers(&self) -> bool {
         self.logs
             .iter()
-            .any(|placed| placed.log.address == COIN_LOG_ADDRESS && placed.log.topics.first() == Some(&TRANSFER_TOPIC))
+            .any(|placed| placed.log.topics.first() == Some(&TRANSFER_TOPIC) && tells_every_movement(placed.log.address))
     }
 
     /// Approximate size of its records, in bytes.

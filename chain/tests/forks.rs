@@ -3,8 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use alloy::consensus::EMPTY_ROOT_HASH;
 use alloy::consensus::proofs::ordered_trie_root_encoded;
-use alloy::primitives::{Address, B256, Bytes};
+use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::rlp::{Encodable, Header};
 use chain::{Block, PartProof, Proof, ProofError, Receipt, Receipts, Verify, prove};
 use serde_json::{Value, json};
@@ -303,5 +304,131 @@ fn logs_outside_the_roots_are_bors_alone() {
         }));
         assert!(answer.read().0.transactions.last().unwrap().is_state_sync());
         assert!(answer.proof().is_err());
+    }
+}
+
+/// Nothing is proven of zkSync's blocks and those of its sisters, whose headers have zeros for roots. They must not stop.
+#[test]
+fn a_header_without_roots_leaves_the_rest_unproven_and_stops_no_chain() {
+    let mut answer = small();
+    let full_bloom = answer.block["logsBloom"].clone();
+    for root in ["transactionsRoot", "receiptsRoot", "stateRoot"] {
+        answer.block[root] = json!(B256::ZERO);
+    }
+    // At the head, and so no unknown field.
+    answer.block["l1BatchNumber"] = Value::Null;
+    answer.block["logsBloom"] = json!(format!("0x{}", "0".repeat(512)));
+    (answer.block["transactions"][0]["type"], answer.receipts[0]["type"]) = (json!("0x71"), json!("0x71"));
+    answer.block["transactions"][1]["nonce"] = json!("0x999999");
+    let proof = answer.proof().unwrap();
+    assert_eq!(proof.header, PartProof::Unproven("header without roots".to_owned()));
+    assert_eq!(gap(&proof.transactions), "transactions of type 0x71");
+    let unproven = "receipts without a root, under a bloom with no bit set".to_owned();
+    assert_eq!(proof.receipts, PartProof::Unproven(unproven));
+    let (block, receipts) = answer.read();
+    assert!(prove(&block, &receipts, Verify::Roots).is_err());
+    // A bloom that says something must be right.
+    let mut later = answer.clone();
+    later.block["logsBloom"] = full_bloom;
+    assert_eq!(later.proof().unwrap().receipts, PartProof::Bloom("receipts without a root".to_owned()));
+    later.receipts[1]["logs"].as_array_mut().unwrap().pop();
+    assert_eq!(later.proof().unwrap_err().what, "the logs");
+    // A node that lags is noticed all the same.
+    answer.receipts.as_array_mut().unwrap().pop();
+    assert_eq!(answer.proof().unwrap_err().what, "the number of receipts");
+    // Zeros excuse nothing under a header that has roots.
+    let mut lie = small();
+    lie.block["receiptsRoot"] = json!(B256::ZERO);
+    assert!(lie.proof().unwrap().gaps().count() > 0, "it is at least not said to be proven");
+}
+
+/// Some chains log what belongs to no transaction, or have a bloom that says nothing.
+#[test]
+fn an_empty_block_with_a_bloom_stops_no_chain_and_hides_no_transaction() {
+    let mut answer = small();
+    (answer.block["transactions"], answer.receipts) = (json!([]), json!([]));
+    answer.block["transactionsRoot"] = json!(EMPTY_ROOT_HASH);
+    let without_receipts = Receipts::Logs { logs: vec![], paying: std::collections::HashMap::new() };
+    let (block, _) = answer.clone().mined().read();
+    let proof = prove(&block, &without_receipts, Verify::Auto).unwrap();
+    assert!(matches!(proof.receipts, PartProof::Unproven(_)), "{proof:?}");
+    assert!(matches!(prove(&block, &without_receipts, Verify::Bloom).unwrap().receipts, PartProof::Unproven(_)));
+    // Filecoin's have no receipts root, and a header of their own.
+    let mut filecoin = answer.clone();
+    filecoin.block["receiptsRoot"] = json!(B256::ZERO);
+    filecoin.block["logsBloom"] = json!(format!("0x{}", "f".repeat(512)));
+    assert!(filecoin.proof().unwrap().gaps().any(|gap| gap.contains("every bit set")));
+    // A block whose transactions are left out.
+    answer.block["transactionsRoot"] = small().block["transactionsRoot"].clone();
+    let (block, _) = answer.mined().read();
+    assert!(
+        prove(&block, &without_receipts, Verify::Auto).is_err() && prove(&block, &without_receipts, Verify::Bloom).is_err()
+    );
+}
+
+/// A block with one transaction of type 0x7e, which is hashed as these fields.
+fn with_system_transaction(mut transaction: Value, fields: &[&dyn Encodable]) -> Answer {
+    let mut answer = recorded("misc", 109_860_869);
+    let encoded = [&[0x7e], &list(fields).0[..]].concat();
+    transaction["hash"] = json!(keccak256(&encoded));
+    let mut receipt = answer.receipts[0].clone();
+    (receipt["transactionHash"], receipt["from"]) = (transaction["hash"].clone(), transaction["from"].clone());
+    receipt["logs"] = json!([]);
+    receipt["logsBloom"] = json!(format!("0x{}", "0".repeat(512)));
+    answer.receipts = json!([receipt]);
+    answer.block["transactions"] = json!([transaction]);
+    answer.block["transactionsRoot"] = json!(ordered_trie_root_encoded(&[encoded]));
+    let receipts: Vec<Receipt> = serde_json::from_value(answer.receipts.clone()).unwrap();
+    answer.block["receiptsRoot"] = json!(ordered_trie_root_encoded(&receipts.iter().map(encode).collect::<Vec<_>>()));
+    answer.mined()
+}
+
+/// Mantle's mint and send ETH, beside its coin. Fields after op-geth's `DepositTx` in mantlenetworkio/op-geth.
+#[test]
+fn a_deposit_of_mantle_is_proven_with_its_eth() {
+    let (source, from, to) = (B256::repeat_byte(3), Address::repeat_byte(4), Address::repeat_byte(5));
+    let (mint, value, eth, sent) = (U256::from(6), U256::from(7), U256::from(8), U256::from(9));
+    let (gas, input) = (100_000_u64, Bytes::from_static(&[1, 2]));
+    let transaction = json!({
+        "type": "0x7e", "sourceHash": source, "from": from, "to": to, "mint": mint, "value": value, "gas": "0x186a0",
+        "isSystemTx": false, "input": input, "ethValue": eth, "nonce": "0x0",
+    });
+    let mut later = transaction.clone();
+    later["ethTxValue"] = json!(sent);
+    let fields: [&dyn Encodable; 10] = [&source, &from, &to, &mint, &value, &gas, &false, &eth, &input, &sent];
+    for (transaction, count) in [(transaction, 9), (later, 10)] {
+        let answer = with_system_transaction(transaction, &fields[..count]);
+        let proof = answer.proof().unwrap();
+        assert_eq!((proof.header, proof.transactions), (PartProof::Root, PartProof::Root));
+        for field in ["value", "mint", "ethValue"] {
+            let mut lie = answer.clone();
+            lie.block["transactions"][0][field] = json!("0x99");
+            assert_eq!(lie.proof().unwrap_err().what, "transaction 0", "{field}");
+        }
+    }
+}
+
+/// Berachain's system transaction has OP Stack's type and is no deposit (BRIP-0004; fields after berachain/bera-geth).
+#[test]
+fn a_system_transaction_of_berachain_is_no_deposit_and_carries_no_coin() {
+    let (chain, from, to, nonce, gas) =
+        (80_094_u64, Address::repeat_byte(0xfe), Address::repeat_byte(5), 7_u64, 30_000_000_u64);
+    let (price, input) = (U256::from(10), Bytes::from_static(&[1, 2]));
+    let transaction = json!({
+        "type": "0x7e", "chainId": "0x138de", "from": from, "to": to, "value": "0x0", "nonce": "0x7", "gas": "0x1c9c380",
+        "gasPrice": price, "input": input,
+    });
+    let fields: [&dyn Encodable; 7] = [&chain, &from, &to, &nonce, &gas, &price, &input];
+    let answer = with_system_transaction(transaction, &fields);
+    assert_eq!(answer.proof().unwrap().transactions, PartProof::Root);
+    // Hashed otherwise it is not proven, and does not stop the chain.
+    let mut other = answer.clone();
+    other.block["transactions"][0]["nonce"] = json!("0x8");
+    let why = "transactions of type 0x7e without a sourceHash".to_owned();
+    assert_eq!(other.proof().unwrap().transactions, PartProof::Unproven(why));
+    for field in ["value", "mint"] {
+        let mut lie = answer.clone();
+        lie.block["transactions"][0][field] = json!("0xde0b6b3a7640000");
+        assert_eq!(lie.proof().unwrap_err().what, "transaction 0", "coin in {field}");
     }
 }

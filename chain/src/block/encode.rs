@@ -39,18 +39,42 @@ impl Transaction {
                     append_list(out, |out| authorizations.iter().for_each(|one| encode_authorization(out, one)));
                 })
             }
-            OP_DEPOSIT => {
-                let (source, mint, system) =
-                    (self.source_hash?, self.mint.unwrap_or_default(), self.is_system_tx.unwrap_or_default());
-                let fields: [&dyn Encodable; 8] = [&source, &self.from, &To(self.to), &mint, value, gas, &system, input];
-                typed(self.kind, &list(|out| encode_all(out, &fields)))
-            }
+            OP_DEPOSIT => self.deposit(),
             // Arbitrum's internal transaction, the first of each block. Its hash does not cover a value, since it has none.
             0x6a if value.is_zero() => {
                 typed(self.kind, &list(|out| encode_all(out, &[&self.chain_id.unwrap_or_default(), input])))
             }
             _ => None,
         }
+    }
+
+    /// Encodes a transaction of OP Stack's type of deposits. Two chains have encodings of their own for it; the hash shows which
+    /// it is.
+    fn deposit(&self) -> Option<Vec<u8>> {
+        let (to, value, gas, input) = (To(self.to), &self.value, &self.gas, &self.input);
+        let Some(source) = self.source_hash else {
+            // Berachain's system transaction (BRIP-0004). Its hash does not cover a value, since it has none.
+            let (chain, price) = (self.chain_id?, self.gas_price.unwrap_or_default());
+            let fields: [&dyn Encodable; 7] = [&chain, &self.from, &to, &self.nonce, gas, &price, input];
+            return self
+                .is_foreign_deposit()
+                .then(|| typed(self.kind, &list(|out| encode_all(out, &fields))))
+                .flatten()
+                .filter(|encoded| keccak256(encoded) == self.hash);
+        };
+        let (mint, system) = (self.mint.unwrap_or_default(), self.is_system_tx.unwrap_or_default());
+        let fields: [&dyn Encodable; 8] = [&source, &self.from, &to, &mint, value, gas, &system, input];
+        let usual = typed(self.kind, &list(|out| encode_all(out, &fields)))?;
+        if keccak256(&usual) == self.hash {
+            return Some(usual);
+        }
+        // Mantle's deposits also mint and send ETH; what they send was added later.
+        let (eth, sent) = (self.eth_value.unwrap_or_default(), self.eth_tx_value.unwrap_or_default());
+        let fields: [&dyn Encodable; 10] = [&source, &self.from, &to, &mint, value, gas, &system, &eth, input, &sent];
+        let mut mantle = [fields.len(), fields.len() - 1]
+            .into_iter()
+            .filter_map(|count| typed(self.kind, &list(|out| encode_all(out, &fields[..count]))));
+        Some(mantle.find(|encoded| keccak256(encoded) == self.hash).unwrap_or(usual))
     }
 
     /// Encodes a typed transaction: its first fields, the access list, what else the type has, the signature.

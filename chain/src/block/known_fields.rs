@@ -43,7 +43,7 @@ pub(super) const HEADER_FIELDS: [&str; 23] = [
 ];
 
 /// Fields of a transaction, those that we read first.
-pub(super) const TRANSACTION_FIELDS: [&str; 38] = [
+pub(super) const TRANSACTION_FIELDS: [&str; 40] = [
     "hash",
     "from",
     "to",
@@ -68,6 +68,8 @@ pub(super) const TRANSACTION_FIELDS: [&str; 38] = [
     "sourceHash",
     "mint",
     "isSystemTx",
+    "ethValue",
+    "ethTxValue",
     // Its place, and what nodes add for convenience.
     "blockHash",
     "blockNumber",

@@ -51,6 +51,10 @@ pub struct Transaction {
     pub mint: Option<U256>,
     /// OP Stack deposits.
     pub is_system_tx: Option<bool>,
+    /// Mantle's deposits: the ETH that they mint, which is a token there.
+    pub eth_value: Option<U256>,
+    /// Mantle's deposits: the ETH that they send on.
+    pub eth_tx_value: Option<U256>,
 
     /// Fields that we do not know or can't read. The hash may cover them.
     #[serde(skip)]
@@ -97,6 +101,12 @@ impl Transaction {
             transaction.kind = u64::MAX;
         }
         Ok(transaction)
+    }
+
+    /// Whether it is of OP Stack's type of deposits and none: Berachain has a system transaction of that type, which carries no
+    /// coin. With coin it is refused, or a node could leave the hash out of a deposit and then claim anything.
+    pub(crate) fn is_foreign_deposit(&self) -> bool {
+        self.kind == OP_DEPOSIT && self.source_hash.is_none() && self.mint.is_none() && self.value.is_zero()
     }
 
     /// Whether this is Bor's state-sync pseudo transaction from before it had a type. The node adds it to the block's list, but

@@ -4,14 +4,14 @@ use super::error::ProofError;
 use super::part::PartProof;
 use super::state_sync::{state_sync, transactions_under_root};
 use crate::block::{Block, Receipt, Receipts, knows_receipt, knows_transaction};
+use alloy::consensus::EMPTY_ROOT_HASH;
 use alloy::consensus::proofs::ordered_trie_root_encoded;
-use alloy::primitives::{Bloom, BloomInput, keccak256};
+use alloy::primitives::{B256, Bloom, BloomInput, keccak256};
 
 /// Proves the receipts by their root, otherwise the logs by the bloom.
 pub(super) fn prove_receipts(block: &Block, receipts: &Receipts) -> Result<PartProof, ProofError> {
     let Receipts::All(all) = receipts else {
-        prove_bloom(block, receipts)?;
-        return Ok(PartProof::Bloom("logs without receipts".to_owned()));
+        return prove_bloom(block, receipts, "logs without receipts");
     };
     let synced = state_sync(block);
     let own: Vec<&Receipt> = all.iter().filter(|receipt| synced != Some(receipt.transaction_hash)).collect();
@@ -21,13 +21,15 @@ pub(super) fn prove_receipts(block: &Block, receipts: &Receipts) -> Result<PartP
     if root == Some(block.receipts_root) {
         return Ok(if synced.is_none() { PartProof::Root } else { PartProof::Unproven("logs of Bor's state sync".to_owned()) });
     }
+    if block.receipts_root.is_zero() {
+        return prove_bloom(block, receipts, "receipts without a root");
+    }
     // New types have been encoded like the others so far. A new type with fields of its own may be encoded otherwise. A receipt
     // without such fields, or of a known type, must match the root.
     match (own.iter().find(|receipt| !knows_receipt(receipt.kind) && !receipt.unknown_fields.is_empty()), root) {
         (Some(receipt), _) => {
-            prove_bloom(block, receipts)?;
             let fields = receipt.unknown_fields.join(", ");
-            Ok(PartProof::Bloom(format!("receipts of type {:#04x} with unknown fields {fields}", receipt.kind)))
+            prove_bloom(block, receipts, &format!("receipts of type {:#04x} with unknown fields {fields}", receipt.kind))
         }
         (None, Some(root)) => Err(ProofError::new(block.number, "the receipts", block.receipts_root, root)),
         (None, None) => Err(ProofError::new(block.number, "the receipts", "status, gas and bloom in each", "receipts without")),
@@ -83,8 +85,9 @@ fn match_transactions(block: &Block, receipts: &[&Receipt]) -> Result<(), ProofE
     Ok(())
 }
 
-/// Proves the logs by the header's bloom, which never covers Bor's state sync.
-pub(super) fn prove_bloom(block: &Block, receipts: &Receipts) -> Result<(), ProofError> {
+/// Proves the logs by the header's bloom, which never covers Bor's state sync. `why` there is no better proof. Some chains have a
+/// bloom that says nothing; then the logs are not proven.
+pub(super) fn prove_bloom(block: &Block, receipts: &Receipts, why: &str) -> Result<PartProof, ProofError> {
     let Some(expected) = block.logs_bloom else {
         return Err(ProofError::new(block.number, "the logs", "a logsBloom in the header", "none"));
     };
@@ -100,9 +103,28 @@ pub(super) fn prove_bloom(block: &Block, receipts: &Receipts) -> Result<(), Proo
         }
     }
     if got == expected {
-        Ok(())
+        return Ok(PartProof::Bloom(why.to_owned()));
+    }
+    match idle_bloom(block, &expected, got) {
+        Some(what) => Ok(PartProof::Unproven(format!("{why}, under {what}"))),
+        None => Err(ProofError::new(block.number, "the logs", bloom_digest(&expected), bloom_digest(&got))),
+    }
+}
+
+/// Why the header's bloom says nothing about the logs of its transactions, if it does not.
+fn idle_bloom(block: &Block, expected: &Bloom, got: Bloom) -> Option<&'static str> {
+    let empty = block.transactions.is_empty() && [EMPTY_ROOT_HASH, B256::ZERO].contains(&block.transactions_root);
+    if expected.iter().all(|byte| *byte == u8::MAX) {
+        // Filecoin.
+        Some("a bloom with every bit set")
+    } else if *expected == Bloom::ZERO && block.receipts_root.is_zero() {
+        // zkSync. A header with a root has a bloom too.
+        Some("a bloom with no bit set")
+    } else if empty && got == Bloom::ZERO {
+        // Chains whose blocks begin and end with logs of no transaction.
+        Some("a bloom of logs outside its transactions")
     } else {
-        Err(ProofError::new(block.number, "the logs", bloom_digest(&expected), bloom_digest(&got)))
+        None
     }
 }
 

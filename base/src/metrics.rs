@@ -42,6 +42,7 @@ metrics_list! {
     CHAIN_HEAD_AGE = Gauge "chain_head_age_seconds" ["chain"] "Age of the last block that ingest published, by its timestamp.";
     CHAIN_HEAD_LAG = Gauge "chain_head_lag_blocks" ["chain"] "Blocks between the node's head and the last one published.";
     CHAIN_BLOCKS = Counter "chain_blocks_total" ["chain", "kind"] "Block records published: added, removed or replayed.";
+    CHAIN_WITNESSED = Gauge "chain_witnessed_block" ["chain"] "Number of the highest block that enough endpoints have given; payments are confirmed up to it.";
     CHAIN_LOGS = Counter "chain_logs_total" ["chain"] "Logs published.";
     CHAIN_REORGS = Counter "chain_reorgs_total" ["chain"] "Reorgs published; chain_blocks_total counts the removed blocks.";
     CHAIN_UNPROVEN = Counter "chain_unproven_answers_total" ["chain", "endpoint"] "Answers of nodes that failed their proof, and so were not published.";
@@ -51,6 +52,7 @@ metrics_list! {
     RPC_LATENCY = Histogram "rpc_latency_seconds" ["chain", "endpoint"] "Response time of a node.";
     RPC_STATE = Gauge "rpc_endpoint_state" ["chain", "endpoint"] "Circuit breaker of a node: 0 closed, 1 half open, 2 open.";
     RPC_HEAD = Gauge "rpc_endpoint_head_block" ["chain", "endpoint"] "Number of the newest block that the node reported.";
+    RPC_CONTRADICTIONS = Counter "rpc_contradictions_total" ["chain", "endpoint"] "Blocks for which a node had another in two looks running, while others had ours or came to have it.";
     WS_CONNECTED = Gauge "ws_endpoint_connected" ["chain", "endpoint"] "1 while a websocket is subscribed to new heads.";
     WS_HEADS = Counter "ws_heads_total" ["chain", "endpoint"] "New heads that a websocket announced.";
     WATCHED_ADDRESSES = Gauge "watched_addresses" [] "Addresses in the detector's set.";

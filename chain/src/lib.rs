@@ -29,8 +29,8 @@ pub use check::{EndpointCheck, WebsocketCheck, check_endpoints, check_websockets
 pub use config::{COIN_DECIMALS, Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, Tier, Token};
 pub use credit::{Credit, CreditSource};
 pub use fetch::{
-    BlockId, BlockTag, FetchError, FetchOptions, FetchedBlock, PlacedLog, Witnesses, fetch_block, fetch_head, fetch_newest,
-    fetch_tag, find_witnesses,
+    BlockId, FetchError, FetchOptions, FetchedBlock, PlacedLog, Standing, Tags, Witnesses, fetch_block, fetch_head,
+    fetch_newest, fetch_standings, fetch_tags, find_witnesses, look_at,
 };
 pub use heads::{Heads, HeadsError, WsTimeouts};
 pub use proof::{PartProof, Proof, ProofError, Verify, prove};

@@ -13,7 +13,7 @@ use payments::lifecycle::{Cause, Head};
 use payments::store::{self, ChainHead};
 use runtime::{Failure, FoldStage, Span};
 use std::collections::{BTreeMap, HashSet};
-use topics::{Address, BlockRef, ChainId, Kind, Matches, Topic};
+use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic};
 use uuid::Uuid;
 
 /// The stage's name and topic, and the limits of its batches.
@@ -69,7 +69,7 @@ async fn fold_chain(
     slice: usize,
 ) -> Result<usize, Failure> {
     let head = store::lock_head(db, chain).await?;
-    let touched = store::touched_payments(db, chain, records).await?;
+    let touched = store::touched_payments(db, chain, head.as_ref(), records).await?;
     // Transfers are credited with the first slice, which has every payment that they can be to.
     let mut slices: Vec<Vec<Uuid>> = Vec::new();
     if touched.len() <= slice {
@@ -122,11 +122,13 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
             // An endpoint may not report the tags for a while; what was safe or final before stays so.
             let safe = record.safe.or(head.and_then(|h| h.safe));
             let finalized = record.finalized.or(head.and_then(|h| h.finalized));
+            // A fact: once enough endpoints have given a block, only its removal takes that back.
+            let witnessed = record.witnessed.max(head.and_then(|h| h.witnessed));
             working.expire(cause)?;
             for transfer in &record.transfers {
                 working.credit(&cause, transfer)?;
             }
-            working.head(Head { cause, safe, finalized })?;
+            working.head(Head { cause, safe, finalized, witnessed })?;
             Ok(Some(ChainHead {
                 sequence: record.sequence,
                 first: head.filter(|h| h.hash.is_some()).map_or(record.block.number, |h| h.first),
@@ -135,7 +137,23 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
                 timestamp: record.timestamp,
                 safe,
                 finalized,
+                witnessed,
             }))
+        }
+        (Kind::Tags, Some(head)) => {
+            if Some(record.block.hash) != head.hash || record.sequence != head.sequence + 1 {
+                return out_of_order("what is known of the head");
+            }
+            let after = ChainHead {
+                sequence: record.sequence,
+                safe: record.safe.or(head.safe),
+                finalized: record.finalized.or(head.finalized),
+                witnessed: record.witnessed.max(head.witnessed),
+                ..head
+            };
+            // The block's own time: what comes to light about it later is no news of a later time.
+            working.head(head_of(record.chain, &after, record.block.hash))?;
+            Ok(Some(after))
         }
         (Kind::Removed, Some(head)) => {
             if Some(record.block.hash) != head.hash || record.sequence != head.sequence + 1 {
@@ -143,27 +161,35 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
             }
             working.remove(cause)?;
             let number = head.number.saturating_sub(1);
-            // A tag that covered the removed block does not cover the one that takes its place.
-            let below = |tag: Option<u64>| tag.map(|tag| tag.min(number));
+            // A tag that covered the removed block does not cover the one that takes its place. Below the first block nothing is
+            // known: another branch may begin there.
+            let left = head.number > head.first;
+            let below = |tag: Option<u64>| tag.filter(|_| left).map(|tag| tag.min(number));
             Ok(Some(ChainHead {
                 sequence: record.sequence,
                 number,
-                hash: (head.number > head.first).then_some(record.parent),
+                hash: left.then_some(record.parent),
                 safe: below(head.safe),
                 finalized: below(head.finalized),
+                witnessed: below(head.witnessed),
                 ..head
             }))
         }
-        (Kind::Removed, None) => out_of_order("an added block before a removed one"),
+        (Kind::Removed | Kind::Tags, None) => out_of_order("an added block first"),
         (Kind::Replayed, head) => {
             for transfer in &record.transfers {
                 working.credit(&cause, transfer)?;
             }
-            if let Some(ChainHead { number, hash: Some(hash), timestamp, safe, finalized, .. }) = head {
-                let cause = Cause { chain: record.chain, block: BlockRef { number, hash }, timestamp };
-                working.head(Head { cause, safe, finalized })?;
+            if let Some(head @ ChainHead { hash: Some(hash), .. }) = &head {
+                working.head(head_of(record.chain, head, *hash))?;
             }
             Ok(head)
         }
     }
+}
+
+/// A known head as an input to payments.
+fn head_of(chain: ChainId, head: &ChainHead, hash: B256) -> Head {
+    let ChainHead { number, timestamp, safe, finalized, witnessed, .. } = *head;
+    Head { cause: Cause { chain, block: BlockRef { number, hash }, timestamp }, safe, finalized, witnessed }
 }

@@ -1,9 +1,10 @@
-//! `ctrip check`: probes the endpoints and websockets of the chains file.
+//! `ctrip check`: probes the endpoints and websockets of the chains file, and says who witnesses a chain's blocks.
 //!
 //! It prints an endpoint's host and never its URL, which carries a key.
 
-use chain::{Chain, Chains, EndpointCheck, HeadsError, MAX_LAG_BLOCKS, Probe, WebsocketCheck};
+use chain::{Chain, Chains, EndpointCheck, HeadsError, MAX_LAG_BLOCKS, NodeUrl, Policy, Probe, WebsocketCheck};
 use runtime::Settings;
+use std::collections::BTreeSet;
 
 /// Probes every endpoint and prints what it can do and what it proves.
 ///
@@ -58,5 +59,44 @@ fn print(chain: &Chain, trials: &[EndpointCheck], hearings: &[WebsocketCheck]) {
         0 => format!("no websocket, so a new block is seen within {:?}", chain.poll_interval),
         all => format!("{heard} of {all} websockets usable"),
     };
-    println!("{}: {usable} of {} endpoints usable, {sockets}\n", chain.name, trials.len());
+    println!("{}: {usable} of {} endpoints usable, {sockets}", chain.name, trials.len());
+    println!("{}: {}", chain.name, witnesses(chain, trials));
+    for lacking in lacking_tags(chain, trials) {
+        println!("{}: {lacking}", chain.name);
+    }
+    println!();
+}
+
+/// The tags that policies of the chain wait for and that too few endpoints report.
+fn lacking_tags(chain: &Chain, trials: &[EndpointCheck]) -> Vec<String> {
+    let tiers = chain.tiers.iter().chain(chain.tokens.iter().flat_map(|token| &token.tiers));
+    let policies: Vec<Policy> = tiers.map(|tier| tier.policy).chain([chain.policy]).collect();
+    let mut lacking = Vec::new();
+    for (policy, name) in [(Policy::Safe, "safe"), (Policy::Finalized, "finalized")] {
+        if !policies.contains(&policy) {
+            continue;
+        }
+        let tag = |probe: &Probe| if policy == Policy::Safe { probe.safe } else { probe.finalized };
+        let reports = |url: &&NodeUrl| trials.iter().any(|t| t.probe.endpoint == url.host() && tag(&t.probe).is_some());
+        let count = chain.rpc_urls.iter().filter(reports).map(NodeUrl::provider).collect::<BTreeSet<_>>().len();
+        if count < chain.witnesses {
+            lacking.push(format!(
+                "payments wait for {name}, which has to come from {} endpoints of different providers; {count} report it",
+                chain.witnesses
+            ));
+        }
+    }
+    lacking
+}
+
+/// Who witnesses the chain's blocks: how many providers of usable endpoints there are, of those that are asked for.
+fn witnesses(chain: &Chain, trials: &[EndpointCheck]) -> String {
+    if let Some(why) = chain.unwitnessed() {
+        return why.to_owned();
+    }
+    let usable = |url: &&NodeUrl| trials.iter().any(|trial| trial.verdict.is_ok() && trial.probe.endpoint == url.host());
+    let providers: BTreeSet<&str> = chain.rpc_urls.iter().filter(usable).map(NodeUrl::provider).collect();
+    let (asked, there) = (chain.witnesses, providers.len());
+    let without = if there < asked { ", so payments are detected and not confirmed" } else { "" };
+    format!("a block needs {asked} witnesses; {there} usable endpoints of different providers could be{without}")
 }

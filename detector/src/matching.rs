@@ -32,6 +32,8 @@ pub struct BlockView<'a> {
     pub safe_number: Option<u64>,
     /// Height of the `finalized` block.
     pub finalized_number: Option<u64>,
+    /// Height of the highest witnessed block.
+    pub witnessed_number: Option<u64>,
     transactions: Vec<&'a [u8]>,
     internal_transfers: Vec<&'a [u8]>,
 }
@@ -71,6 +73,7 @@ impl<'a> BlockView<'a> {
                 9 => block.finalized_number = Some(value.varint()),
                 12 => block.transactions.push(value.bytes()),
                 14 => block.internal_transfers.push(value.bytes()),
+                16 => block.witnessed_number = Some(value.varint()),
                 _ => {}
             }
         }
@@ -135,8 +138,8 @@ impl Matcher {
         block: &BlockView<'_>,
         logs: &[u8],
     ) -> Result<wire::MatchesRecord, DecodeError> {
-        let removed = block.kind == i32::from(Kind::Removed);
-        let transfers = if removed { Vec::new() } else { self.transfers(watched, block, logs)? };
+        let without = [Kind::Removed, Kind::Tags].into_iter().any(|kind| block.kind == i32::from(kind));
+        let transfers = if without { Vec::new() } else { self.transfers(watched, block, logs)? };
         Ok(wire::MatchesRecord {
             chain_id: block.chain_id,
             sequence: block.sequence,
@@ -148,6 +151,7 @@ impl Matcher {
             safe_number: block.safe_number,
             finalized_number: block.finalized_number,
             transfers,
+            witnessed_number: block.witnessed_number,
         })
     }
 

@@ -138,3 +138,28 @@ fn two_equal_payments_in_one_transaction_are_two() {
     let found = found(vec![], vec![], vec![erc20(TOKEN, PAYER, PAYEE, 5), second]);
     assert_eq!(found.iter().map(|t| t.index).collect::<Vec<_>>(), [3, 4]);
 }
+
+#[test]
+fn what_is_learned_between_blocks_goes_through_with_no_transfers() {
+    let mut watched = WatchSet::default();
+    watched.insert(PAYEE);
+    let block = wire::BlockRecord {
+        chain_id: 1,
+        sequence: 8,
+        kind: Kind::Tags.into(),
+        number: 5,
+        hash: B256::repeat_byte(9).to_vec().into(),
+        safe_number: Some(4),
+        finalized_number: Some(3),
+        transactions: vec![transaction(PAYEE, 5, Status::Success)],
+        witnessed_number: Some(5),
+        ..Default::default()
+    };
+    let logs = wire::LogsRecord { logs: vec![erc20(TOKEN, PAYER, PAYEE, 5)], ..Default::default() }.encode_to_vec();
+    let bytes = block.encode_to_vec();
+    let matches = Matcher::default().matches(&watched, &BlockView::read(&bytes).unwrap(), &logs).unwrap();
+    assert_eq!(matches.kind(), wire::matches_record::Kind::Tags);
+    assert_eq!((matches.sequence, matches.number, &matches.hash), (8, 5, &block.hash));
+    assert_eq!((matches.safe_number, matches.finalized_number, matches.witnessed_number), (Some(4), Some(3), Some(5)));
+    assert!(matches.transfers.is_empty());
+}

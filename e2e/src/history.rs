@@ -129,6 +129,11 @@ impl History {
                 self.removed += 1;
                 self.stack.pop();
             }
+            Kind::Tags => {
+                ensure!(tip.is_some_and(|tip| tip.hash == block.hash), "{place}: told of another block than the tip");
+                ensure!(logs.logs.is_empty() && block.transactions.is_empty(), "{place}: more than tags");
+                ensure!(block.witnessed_number <= Some(block.number), "{place}: witnessed above the tip");
+            }
             kind => anyhow::bail!("{place}: {kind:?} has no place in a chain's history"),
         }
         self.steps.push(step);

@@ -46,7 +46,7 @@ pub struct Lacks {
 }
 
 struct Upstream {
-    url: String,
+    url: Mutex<String>,
     lacks: Lacks,
     http: reqwest::Client,
     changing: tokio::sync::Mutex<()>,
@@ -88,7 +88,7 @@ impl Proxy {
     pub async fn start(url: &str, lacks: Lacks) -> Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], crate::process::free_port()?));
         let (http, changing, state) = (reqwest::Client::new(), tokio::sync::Mutex::default(), Mutex::default());
-        let node = Upstream { url: url.to_owned(), lacks, http, changing, state };
+        let node = Upstream { url: Mutex::new(url.to_owned()), lacks, http, changing, state };
         let mut proxy = Self { url: format!("http://{address}"), address, node: Arc::new(node), serving: None };
         proxy.open().await?;
         Ok(proxy)
@@ -97,6 +97,11 @@ impl Proxy {
     /// Injects a fault from now on, in place of the one before.
     pub fn make(&self, fault: Fault, extent: Extent) {
         self.node.with(|state| state.active = Some((fault, extent, Instant::now())));
+    }
+
+    /// Leads to another node from now on.
+    pub fn lead_to(&self, url: &str) {
+        *self.node.url.lock().unwrap_or_else(PoisonError::into_inner) = url.to_owned();
     }
 
     /// Injects no more faults.
@@ -322,7 +327,8 @@ impl Upstream {
     }
 
     async fn forward(&self, call: &Value) -> Result<Value> {
-        Ok(self.http.post(&self.url).json(call).send().await?.json().await?)
+        let url = self.url.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(self.http.post(url).json(call).send().await?.json().await?)
     }
 }
 

@@ -54,8 +54,12 @@ fn framed_records(block: &Value, outcome: &Value) -> Result<Vec<Vec<u8>>> {
     let mut window = Window::default();
     window.push(block.head());
     let Ok(fetched) = FetchedBlock::new(block, Receipts::All(receipts), Verify::Off) else { return Ok(Vec::new()) };
-    let (block, logs) =
-        records(ChainId(1), 1, Change::Added(Box::new(fetched)), FinalityTags { safe: Some(1), finalized: Some(2) });
+    let (block, logs) = records(
+        ChainId(1),
+        1,
+        Change::Added(Box::new(fetched)),
+        FinalityTags { safe: Some(1), finalized: Some(2), witnessed: Some(1) },
+    );
     let (block, logs) = (block.encode_to_vec(), logs.encode_to_vec());
     let cursor = cursor(ChainId(1), 1, &window).encode_to_vec();
     Ok([block, logs, cursor].iter().map(|message| frame::wrap(7, message)).collect())

@@ -1,19 +1,20 @@
 //! `ctrip backfill`: publishes a past range of a chain as replayed records.
 //!
 //! Replayed records are history and never the head: their kind says so, and their sequence is 0. So only blocks are replayed
-//! that no reorg can take back. The progress of a range is the offset of a consumer group of its own, committed in the Kafka
+//! that no reorg can take back, and only those that enough endpoints have: an old block confirms at once. The progress of a range is the offset of a consumer group of its own, committed in the Kafka
 //! transaction of the blocks: after a kill the backfill continues after the last block published, and publishes none twice.
 
 use crate::cursor::restore;
+use crate::depth::last_final_block;
 use crate::halt;
 use crate::nodes::connect;
 use crate::prefetch::Prefetcher;
 use crate::publish::OutgoingRecords;
 use crate::records::{Change, FinalityTags, records};
-use crate::window::{MIN_WINDOW_BLOCKS, Window};
+use crate::window::Window;
 use anyhow::{Context as _, anyhow, bail, ensure};
 use base::{backoff, error_chain, metrics};
-use chain::{BlockId, BlockTag, Chain, Chains, FetchOptions, Head, Rpc, fetch_head, fetch_tag};
+use chain::{BlockId, Chain, Chains, Endpoint, FetchOptions, Head, Rpc, fetch_standings, find_witnesses};
 use runtime::kafka::{GroupMetadata, Kafka, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
 use std::sync::Arc;
@@ -53,7 +54,9 @@ pub async fn backfill(
     ensure!(request.from <= request.to, "--from {} is above --to {}", request.from, request.to);
     let chains = Chains::load(&settings.chains_file)?.resolve().await?;
     let (chain, rpc) = connect(chains.named(&request.chain)?.clone()).await?;
-    let limit = last_final_block(&rpc).await?;
+    let limit = last_final_block(&fetch_standings(&rpc, None).await, chain.witnesses).with_context(|| {
+        format!("fewer than {} endpoints of {} answer, which is what witnesses asks for", chain.witnesses, chain.name)
+    })?;
     ensure!(
         request.to <= limit,
         "block {} can still be taken back by a reorg; expected --to {limit} at most, the last block that can't",
@@ -65,19 +68,10 @@ pub async fn backfill(
         .await
 }
 
-/// The last block that no reorg takes back: the chain's finalized one. On a chain without one, it is so deep that ingest would
-/// halt.
-async fn last_final_block(rpc: &Rpc) -> anyhow::Result<u64> {
-    if let Some(finalized) = fetch_tag(rpc, BlockTag::Finalized).await {
-        return Ok(finalized.number);
-    }
-    let head = fetch_head(rpc, None).await?.context("the nodes have no head")?;
-    Ok(head.number.saturating_sub(u64::try_from(MIN_WINDOW_BLOCKS)?))
-}
-
 struct Backfill<'a> {
     kafka: &'a Kafka,
     chain: &'a Chain,
+    rpc: &'a Rpc,
     producer: TransactionalProducer,
     group: GroupMetadata,
     prefetcher: Prefetcher,
@@ -90,7 +84,7 @@ struct Backfill<'a> {
 }
 
 impl<'a> Backfill<'a> {
-    fn open(kafka: &'a Kafka, chain: &'a Arc<Chain>, rpc: &Arc<Rpc>, request: &BackfillRequest) -> Result<Self, Failure> {
+    fn open(kafka: &'a Kafka, chain: &'a Arc<Chain>, rpc: &'a Arc<Rpc>, request: &BackfillRequest) -> Result<Self, Failure> {
         // One backfill per chain at a time: a second one fences the first. Otherwise their records would be in different orders
         // in the two topics.
         let producer = TransactionalProducer::open(kafka, &format!("{NAME}-{}", chain.id))?;
@@ -105,6 +99,7 @@ impl<'a> Backfill<'a> {
         Ok(Self {
             kafka,
             chain,
+            rpc,
             producer,
             group: kafka.bare_group(&group)?,
             prefetcher,
@@ -177,9 +172,35 @@ impl<'a> Backfill<'a> {
             last = Some(head);
             changes.push(Change::Replayed(Box::new(block)));
         }
+        if let Some(head) = last.filter(|_| !changes.is_empty())
+            && let Err(unwitnessed) = self.check_witnesses(head).await
+        {
+            self.prefetcher.clear();
+            return Err(unwitnessed);
+        }
         self.mismatches = 0;
         self.last = last;
         Ok(changes)
+    }
+
+    /// Checks that enough endpoints have this block. The blocks below it that it links to by their hashes are theirs too.
+    async fn check_witnesses(&mut self, head: Head) -> anyhow::Result<()> {
+        let (number, needed) = (head.number, self.chain.witnesses);
+        let found = find_witnesses(self.rpc, number, head.hash).await;
+        if found.count_with() >= needed && !found.outvote() {
+            return Ok(());
+        }
+        let hosts = |endpoints: &[Arc<Endpoint>]| endpoints.iter().map(|e| e.host().to_owned()).collect::<Vec<_>>().join(", ");
+        if found.outvote() {
+            self.mismatches += 1;
+            // Others are asked first next time.
+            for endpoint in &found.with {
+                endpoint.record_contradiction();
+                endpoint.count_contradiction();
+            }
+            bail!("contradiction: {} have another block {number} than {}", hosts(&found.against), hosts(&found.with));
+        }
+        bail!("block {number} has the witnesses {:?}, of {needed} that are asked for", hosts(&found.with));
     }
 
     /// Checks that the block stands on the one before it, and agrees with ingest at a height that ingest has published.

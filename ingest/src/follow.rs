@@ -1,17 +1,21 @@
 //! Following the head of a chain: polls it, fetches the blocks that come next, and handles reorgs.
 //!
 //! Polls every `poll_interval_ms`, and at once when a websocket announces a head; the announcement itself is not trusted. Far
-//! behind the head, blocks are fetched by number, many at once; near the head, a branch is followed down to a block of ours.
+//! behind the head, blocks are fetched by number, many at once; near the head, a branch is followed down to a block of ours. A block
+//! that stands on our tip is published at once, whoever gave it, and witnessed afterwards; a branch replaces ours only once a
+//! majority of the endpoints has left ours, in two looks running.
 //! This side talks to nodes; nothing here knows Kafka.
 
+use crate::depth::last_final_block;
 use crate::prefetch::Prefetcher;
 use crate::records::{Change, FinalityTags};
 use crate::reorg::{Step, TooDeep, reconcile};
 use crate::window::Window;
+use crate::witnesses::Witnesses;
 use base::{backoff, error_chain, metrics};
 use chain::{
-    BlockId, BlockTag, Chain, Endpoint, FetchError, FetchOptions, FetchedBlock, Head, Heads, Rpc, RpcError, Witnesses,
-    fetch_head, fetch_newest, fetch_tag, find_witnesses,
+    BlockId, Chain, Endpoint, FetchError, FetchOptions, FetchedBlock, Head, Heads, Rpc, RpcError, Tags, fetch_head,
+    fetch_newest, fetch_standings, fetch_tags, find_witnesses,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,6 +29,11 @@ const MIN_POLL_DELAY: Duration = Duration::from_millis(50);
 const MAX_EARLY_POLLS: u32 = 5;
 /// Polls in a row that showed a head whose block nobody has. Then other endpoints are asked first.
 const MAX_MISSING_HEADS: u32 = 3;
+/// Looks at endpoints that lag, after one at the head: each later than the one before by twice as much. After these the next poll
+/// looks again.
+const MAX_LATE_LOOKS: u32 = 7;
+/// The first block to publish lies at most this deep below the head, however slowly a chain finalises: it bounds the first start.
+const MAX_FIRST_DEPTH: u64 = 4096;
 /// A node that is slow with its tags must not delay blocks.
 const TAG_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -33,7 +42,7 @@ const TAG_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Batch {
     /// In the order of the chain's history.
     pub changes: Vec<Change>,
-    /// The chain's tags when the batch was put together.
+    /// What was known of the chain when the batch was put together.
     pub finality: FinalityTags,
 }
 
@@ -48,7 +57,19 @@ pub struct Follower {
     missing_heads: u32,
     window: Window,
     prefetcher: Prefetcher,
-    tagged: Option<(Instant, Tagged)>,
+    witnesses: Witnesses,
+    /// What consumers know of the chain's tags and witnesses.
+    told: FinalityTags,
+    /// The endpoint that showed its head last.
+    source: Option<Arc<Endpoint>>,
+    /// Looks since the tip was published, and when the last one was.
+    late_looks: (u32, tokio::time::Instant),
+    /// Polls in a row that showed a branch which no majority is on.
+    disputes: u32,
+    /// A reorg has left our chain below the first block ever published, so that it all makes way for what is fetched now.
+    starts_over: bool,
+    /// A wait for the next poll that news interrupted.
+    wait: Option<Wait>,
     /// When the head was polled last.
     polled_at: Instant,
     /// Proof gaps logged so far: each is logged once.
@@ -60,6 +81,15 @@ struct AnnouncedHead {
     number: u64,
     /// Polls since the announcement.
     polls: u32,
+}
+
+/// A wait for the next poll of the head.
+struct Wait {
+    /// No announcement causes a poll before.
+    earliest: tokio::time::Instant,
+    until: tokio::time::Instant,
+    /// A head was announced meanwhile.
+    announced: bool,
 }
 
 /// Why a step brought no changes.
@@ -76,11 +106,12 @@ enum StepError {
 }
 
 impl Follower {
-    /// Continues from `window`. An empty one starts at the chain's `start_block`, or at its head. Polls the head every
-    /// `poll_interval_ms`, and at once when `heads` announces one.
+    /// Continues from `window`. An empty one starts at the chain's `start_block` or at its head, or at the last final block below
+    /// that. Polls the head every `poll_interval_ms`, and at once when `heads` announces one.
     pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, window: Window) -> Self {
         let prefetcher = Prefetcher::new(rpc.clone(), FetchOptions::of(&chain));
         let polled_at = Instant::now();
+        let witnesses = Witnesses::new(chain.clone(), rpc.clone());
         Self {
             chain,
             rpc,
@@ -89,7 +120,13 @@ impl Follower {
             missing_heads: 0,
             window,
             prefetcher,
-            tagged: None,
+            witnesses,
+            told: FinalityTags::default(),
+            source: None,
+            late_looks: (0, tokio::time::Instant::now()),
+            disputes: 0,
+            starts_over: false,
+            wait: None,
             polled_at,
             logged_gaps: HashSet::new(),
         }
@@ -108,15 +145,17 @@ impl Follower {
     pub async fn next(&mut self) -> Result<Batch, TooDeep> {
         let mut delays = backoff::delays(MAX_BACKOFF);
         loop {
+            if let Some(wait) = self.wait.take()
+                && let Some(news) = self.wait_for_poll(wait).await
+            {
+                return Ok(news);
+            }
             match self.step().await {
                 Ok(changes) if changes.is_empty() => {
                     delays = backoff::delays(MAX_BACKOFF);
-                    self.wait_for_poll().await;
+                    self.wait = Some(self.plan_wait());
                 }
-                Ok(changes) => {
-                    let finality = self.tagged.map(|(_, tagged)| tagged.finality()).unwrap_or_default();
-                    return Ok(Batch { changes, finality });
-                }
+                Ok(changes) => return Ok(self.batch(changes)),
                 Err(StepError::TooDeep(error)) => {
                     if self.is_confirmed(error).await {
                         return Err(error);
@@ -134,11 +173,45 @@ impl Follower {
         }
     }
 
-    /// Waits until the next poll of the head is due.
-    async fn wait_for_poll(&mut self) {
+    /// Changes with what is known of the chain now.
+    fn batch(&mut self, changes: Vec<Change>) -> Batch {
+        let known = self.witnesses.settle(&mut self.window);
+        self.told = self.told.advanced(known);
+        if !matches!(changes[..], [Change::Tags(_)]) {
+            self.late_looks.0 = 0;
+        }
+        self.look_at_tip();
+        Batch { changes, finality: self.told }
+    }
+
+    fn look_at_tip(&mut self) {
+        if let (Some(tip), Some(source)) = (self.window.tip(), &self.source) {
+            self.witnesses.look(tip.number, source);
+        }
+        self.late_looks.1 = tokio::time::Instant::now();
+    }
+
+    /// When to look again for witnesses of the tip, if it lacks them. A block reaches other endpoints a moment later, and no poll
+    /// may be due for long.
+    fn next_late_look(&self) -> Option<tokio::time::Instant> {
+        let (looks, last) = self.late_looks;
+        let lacks = self.told.witnessed < self.window.tip().map(|tip| tip.number);
+        (lacks && looks < MAX_LATE_LOOKS).then(|| last + MIN_POLL_DELAY * 2_u32.pow(looks))
+    }
+
+    /// What has become known since the last batch, if it is more.
+    fn take_news(&mut self) -> Option<Batch> {
+        let known = self.told.advanced(self.witnesses.settle(&mut self.window));
+        let tip = *self.window.tip().filter(|_| known != self.told)?;
+        Some(self.batch(vec![Change::Tags(tip)]))
+    }
+
+    /// When the next poll is due.
+    fn plan_wait(&mut self) -> Wait {
         let tip = self.window.tip().map(|tip| tip.number);
         let interval = self.chain.poll_interval;
         let longest = match &mut self.announced {
+            _ if self.disputes > 0 => interval.min(MIN_POLL_DELAY * 2_u32.pow(self.disputes.min(MAX_EARLY_POLLS) - 1)),
             Some(AnnouncedHead { number, polls }) if tip.is_none_or(|tip| tip < *number) && *polls < MAX_EARLY_POLLS => {
                 let soon = MIN_POLL_DELAY * 2_u32.pow(*polls);
                 *polls += 1;
@@ -146,27 +219,56 @@ impl Follower {
             }
             _ => interval,
         };
-        let earliest = tokio::time::Instant::now() + MIN_POLL_DELAY;
-        let announced = async {
-            let number = self.heads.next().await;
-            tokio::time::sleep_until(earliest).await;
-            number
-        };
-        if let Ok(number) = tokio::time::timeout(longest, announced).await {
-            self.announced = number.map(|number| AnnouncedHead { number, polls: 0 });
+        let now = tokio::time::Instant::now();
+        Wait { earliest: now + MIN_POLL_DELAY, until: now + longest, announced: false }
+    }
+
+    /// Waits until the next poll of the head is due, or until more is known of the chain.
+    async fn wait_for_poll(&mut self, mut wait: Wait) -> Option<Batch> {
+        loop {
+            if let Some(news) = self.take_news() {
+                self.wait = Some(wait);
+                return Some(news);
+            }
+            let late_look = self.next_late_look();
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(wait.until) => return None,
+                () = tokio::time::sleep_until(late_look.unwrap_or(wait.until)), if late_look.is_some() => {
+                    self.late_looks.0 += 1;
+                    self.look_at_tip();
+                }
+                number = self.heads.next(), if !wait.announced => {
+                    self.announced = number.map(|number| AnnouncedHead { number, polls: 0 });
+                    wait.announced = true;
+                    wait.until = wait.earliest.max(tokio::time::Instant::now());
+                }
+                (place, seen) = self.witnesses.next() => self.witnesses.take(place, seen, &self.window),
+            }
         }
     }
 
-    /// Whether the nodes agree on a reorg that is too deep. A single node may lag on a branch of its own, or lie: while any
-    /// other node has our block, it is not trusted.
+    /// Whether the nodes agree on a reorg that is too deep. A single node may lag on a branch of its own, or lie: more providers
+    /// must have left our block than have it, in two looks running.
     async fn is_confirmed(&mut self, error: TooDeep) -> bool {
         self.prefetcher.clear();
-        let Witnesses { with, against } = find_witnesses(&self.rpc, error.ours.number, error.ours.hash).await;
-        for endpoint in against.iter().filter(|_| !with.is_empty()) {
-            tracing::warn!(chain = self.chain.name, endpoint = endpoint.host(), "endpoint is on a branch of its own: {error}");
-            endpoint.record_lie();
+        for _ in 0..2 {
+            let found = find_witnesses(&self.rpc, error.ours.number, error.ours.hash).await;
+            for endpoint in found.against.iter().filter(|_| !found.with.is_empty()) {
+                tracing::warn!(
+                    chain = self.chain.name,
+                    endpoint = endpoint.host(),
+                    "endpoint is on a branch of its own: {error}"
+                );
+                endpoint.record_contradiction();
+                endpoint.count_contradiction();
+            }
+            if !found.outvote() {
+                return false;
+            }
+            tokio::time::sleep(MIN_POLL_DELAY).await;
         }
-        with.is_empty() && !against.is_empty()
+        true
     }
 
     /// Takes prefetched blocks, or polls the head and plans the next ones.
@@ -176,11 +278,20 @@ impl Follower {
         }
         let Some((endpoint, head)) = fetch_newest(&self.rpc).await? else { return Ok(Vec::new()) };
         self.polled_at = Instant::now();
-        let outcome = match self.plan(head).await {
+        self.witnesses.shows(&endpoint, head);
+        self.source = Some(endpoint.clone());
+        self.starts_over = false;
+        let disputes = std::mem::take(&mut self.disputes);
+        let outcome = match self.plan(&endpoint, head).await {
             Ok(()) => self.take_batch().await,
             Err(error) => Err(error),
         };
+        // Disputed again.
+        if self.disputes > 0 {
+            self.disputes = disputes + 1;
+        }
         let is_missing = match &outcome {
+            _ if self.disputes > 0 => false,
             Ok(changes) => changes.is_empty() && reconcile(&self.window, &[head]) != Step::Known,
             Err(error) => matches!(error, StepError::NoParent { .. }),
         };
@@ -208,37 +319,46 @@ impl Follower {
     /// Takes a batch of prefetched blocks, with fresh finality tags.
     async fn take_batch(&mut self) -> Result<Vec<Change>, StepError> {
         if self.prefetcher.is_empty() {
+            self.witnesses.refresh_tags(None, None);
             return Ok(Vec::new());
         }
         // The tags are fetched while the first block is under way, so they cost no time. Tags from before the last poll may be
-        // older than the head, and no other block may follow for a while, so they are fetched again.
-        let known = self.tagged.filter(|(asked, _)| *asked >= self.polled_at);
-        let tags = fetch_tagged(self.rpc.clone(), known, self.chain.poll_interval);
+        // older than the head, so they are fetched again. Those of the other endpoints come when they come.
+        let source = self.source.clone().filter(|source| self.witnesses.refresh_tags(Some(self.polled_at), Some(source)));
+        let tags = async {
+            let Some(source) = &source else { return Tags::default() };
+            tokio::time::timeout(TAG_TIMEOUT, fetch_tags(source)).await.unwrap_or_default()
+        };
         let (tags, changes) = tokio::join!(tags, self.take_blocks());
-        self.tagged = Some(tags);
-        if let Some(finalized) = tags.1.finalized {
-            self.window.finalize(&finalized);
+        if let Some(source) = &source {
+            self.witnesses.tagged(source, tags);
         }
         changes
     }
 
     /// Plans what to fetch for a head, and starts fetching.
-    async fn plan(&mut self, head: Head) -> Result<(), StepError> {
+    async fn plan(&mut self, endpoint: &Arc<Endpoint>, head: Head) -> Result<(), StepError> {
         self.record_lag(head);
         let next = match self.window.tip() {
             Some(tip) => tip.number.saturating_add(1),
-            None => self.chain.start_block.unwrap_or(head.number),
+            None => {
+                let start = self.chain.start_block.unwrap_or(head.number);
+                if start > head.number { start } else { self.first_block(endpoint, head, start).await }
+            }
         };
         if head.number > next || self.window.tip().is_none() {
             // Behind: by number, many at once. After a reorg the first block will not fit.
             self.prefetcher.load((next..=head.number).map(BlockId::Number));
             return Ok(());
         }
-        self.walk_branch(head).await
+        // While its block is fetched.
+        self.witnesses.look(self.window.tip().map_or(head.number, |tip| tip.number.max(head.number)), endpoint);
+        self.walk_branch(endpoint, head).await
     }
 
-    /// Follows a branch down to a block of ours, and starts fetching it.
-    async fn walk_branch(&mut self, head: Head) -> Result<(), StepError> {
+    /// Follows an endpoint's branch down to a block of ours, and starts fetching it, unless it would replace blocks of ours that
+    /// no majority has left.
+    async fn walk_branch(&mut self, endpoint: &Arc<Endpoint>, head: Head) -> Result<(), StepError> {
         let mut branch = vec![head];
         let mut newest = head;
         loop {
@@ -254,6 +374,13 @@ impl Follower {
                     newest = parent;
                     branch.push(parent);
                 }
+                Step::Rewind(removed) if !self.may_rewind(endpoint, &removed, head) => {
+                    self.disputes = 1;
+                    return Ok(());
+                }
+                Step::Rewind(removed) if self.leaves_below_all(&removed, newest) => {
+                    return self.start_over(endpoint, head, newest).await;
+                }
                 Step::Extend | Step::Rewind(_) => {
                     let hashes: Vec<BlockId> = branch.iter().rev().map(|block| BlockId::Hash(block.hash)).collect();
                     self.prefetcher.load(hashes);
@@ -261,6 +388,39 @@ impl Follower {
                 }
             }
         }
+    }
+
+    /// The first block to publish of a chain of which none was published, or none is left: so deep below `start` that no reorg can
+    /// bring back, below it, money that was above.
+    async fn first_block(&mut self, endpoint: &Arc<Endpoint>, head: Head, start: u64) -> u64 {
+        let standings = fetch_standings(&self.rpc, Some((endpoint, head))).await;
+        let answers = standings.iter().filter(|standing| standing.head.is_some()).count();
+        // Not all have to answer: this is about how much is published, and not about what is believed.
+        let last_final = last_final_block(&standings, self.chain.witnesses.min(answers).max(1)).unwrap_or(head.number);
+        let mut first = start.min(last_final.max(head.number.saturating_sub(MAX_FIRST_DEPTH)));
+        // A node may hold no blocks as old as that.
+        while first < start && !matches!(fetch_head(&self.rpc, Some(BlockId::Number(first))).await, Ok(Some(_))) {
+            first = start - (start - first) / 2;
+        }
+        first
+    }
+
+    /// Whether a branch, whose oldest block is given, leaves our chain below the first block ever published.
+    fn leaves_below_all(&self, removed: &[Head], oldest: Head) -> bool {
+        removed.last().is_some_and(|lowest| self.window.bottom() == Some(lowest) && oldest.number == lowest.number)
+    }
+
+    /// Starts fetching a branch that leaves our chain below the first block ever published. The branch's blocks below that one were
+    /// never published, and may contain money that was above it. So it begins as deep as a chain does at its first start.
+    async fn start_over(&mut self, endpoint: &Arc<Endpoint>, head: Head, oldest: Head) -> Result<(), StepError> {
+        // Not for a head that is announced without being there.
+        let there = fetch_head(&self.rpc, Some(BlockId::Number(oldest.number))).await?;
+        if there.is_some_and(|there| there.hash == oldest.hash) {
+            let first = self.first_block(endpoint, head, oldest.number).await;
+            self.prefetcher.load((first..=head.number).map(BlockId::Number));
+            self.starts_over = true;
+        }
+        Ok(())
     }
 
     /// Takes prefetched blocks: waits for the first, then takes those that are ready.
@@ -282,6 +442,9 @@ impl Follower {
                 Some(Err(error)) => return Err(error.into()),
             };
             let head = block.block.head();
+            if std::mem::take(&mut self.starts_over) {
+                self.rewind(self.window.newest_first(), &mut changes);
+            }
             match reconcile(&self.window, &[head]) {
                 Step::Extend => {}
                 Step::Rewind(removed) => self.rewind(removed, &mut changes),
@@ -289,19 +452,36 @@ impl Follower {
                 // Its parent is not ours: a reorg below it.
                 Step::FetchParent(_) | Step::TooDeep(_) => {
                     self.prefetcher.clear();
-                    if changes.is_empty() {
-                        self.walk_branch(head).await?;
-                        continue;
+                    match block.source.clone().filter(|_| changes.is_empty()) {
+                        Some(source) => self.walk_branch(&source, head).await?,
+                        None => break,
                     }
-                    break;
+                    continue;
                 }
             }
             bytes += block.record_bytes();
             self.log_proof_gaps(&block);
             self.window.push(head);
+            if let Some(source) = &block.source {
+                self.witnesses.gave(source, head.number);
+            }
             changes.push(Change::Added(Box::new(block)));
         }
         Ok(changes)
+    }
+
+    /// Whether an endpoint's branch may replace these blocks, newest first. Each call is a look at the endpoint.
+    fn may_rewind(&mut self, endpoint: &Arc<Endpoint>, removed: &[Head], head: Head) -> bool {
+        let Some(lowest) = removed.last() else { return true };
+        let may = self.witnesses.leaves(endpoint, lowest.number, head.number);
+        if may {
+            // Once the branch is ours.
+            self.witnesses.shows(endpoint, head);
+        } else {
+            let (chain, depth) = (&self.chain.name, removed.len());
+            tracing::debug!(chain, endpoint = endpoint.host(), depth, "a branch of its own from block {} on", lowest.number);
+        }
+        may
     }
 
     /// Takes the removed blocks off the window, newest first.
@@ -311,7 +491,13 @@ impl Follower {
         metrics::CHAIN_REORGS.counter(&[("chain", chain)]).increment(1);
         for head in removed {
             self.window.pop();
+            self.witnesses.removed(head.number);
+            self.told = self.told.below(head.number);
             changes.push(Change::Removed(head));
+        }
+        if self.window.tip().is_none() {
+            self.witnesses.forget();
+            self.told = FinalityTags::default();
         }
     }
 
@@ -337,27 +523,4 @@ impl Follower {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         metrics::CHAIN_HEAD_AGE.gauge(&labels).set(now.as_secs_f64() - tip.timestamp as f64);
     }
-}
-
-/// The `safe` and `finalized` blocks, as far as the endpoint has them.
-#[derive(Clone, Copy, Debug, Default)]
-struct Tagged {
-    safe: Option<Head>,
-    finalized: Option<Head>,
-}
-
-impl Tagged {
-    fn finality(&self) -> FinalityTags {
-        FinalityTags { safe: self.safe.map(|head| head.number), finalized: self.finalized.map(|head| head.number) }
-    }
-}
-
-/// The tagged blocks, fetched again if the last answer is older than `max_age`.
-async fn fetch_tagged(rpc: Arc<Rpc>, last: Option<(Instant, Tagged)>, max_age: Duration) -> (Instant, Tagged) {
-    if let Some((when, tagged)) = last.filter(|(when, _)| when.elapsed() < max_age) {
-        return (when, tagged);
-    }
-    let both = async { tokio::join!(fetch_tag(&rpc, BlockTag::Safe), fetch_tag(&rpc, BlockTag::Finalized)) };
-    let (safe, finalized) = tokio::time::timeout(TAG_TIMEOUT, both).await.unwrap_or_default();
-    (Instant::now(), Tagged { safe, finalized })
 }

@@ -3,7 +3,9 @@
 //!
 //! - `follow` polls the head and fetches what comes next, with `prefetch`, many blocks at once when behind.
 //! - [`reorg`] is the pure core: what a branch of the node's chain means for the blocks published, which `window` remembers.
+//! - `witnesses` asks the other endpoints what they have, and counts.
 //! - [`records`](mod@records) makes the records of a block; [`cursor`](mod@cursor) stores the window.
+//! - `depth` says how deep a reorg may go.
 //! - `publish` writes data and cursor in one Kafka transaction. `role` runs one stage per chain.
 //! - `halt` stops a chain whose reorg is too deep, until a person runs `ctrip resume` (`resume`).
 //! - [`backfill`](backfill()) replays a past range, as records that are never the head.
@@ -12,6 +14,7 @@
 
 mod backfill;
 pub mod cursor;
+mod depth;
 mod follow;
 mod halt;
 mod nodes;
@@ -22,6 +25,7 @@ pub mod reorg;
 mod resume;
 mod role;
 mod window;
+mod witnesses;
 
 pub use backfill::{BackfillRequest, backfill};
 pub use follow::{Batch, Follower};

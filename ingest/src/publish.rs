@@ -52,7 +52,7 @@ pub fn publish_batch(
                 added += 1;
                 logs += block.logs.len() as u64;
             }
-            Change::Replayed(_) => {}
+            Change::Replayed(_) | Change::Tags(_) => {}
             Change::Removed(_) => removed += 1,
         }
         sequence += 1;

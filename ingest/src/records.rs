@@ -16,15 +16,38 @@ pub enum Change {
     Added(Box<FetchedBlock>),
     /// A past block, from a backfill. It is no step: the head stays where it is.
     Replayed(Box<FetchedBlock>),
+    /// The tip stays, and more is known of the chain.
+    Tags(Head),
 }
 
-/// The chain's finality tags when a block was fetched.
+/// What is known of a chain beside its blocks: its finality tags, and how far it is witnessed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FinalityTags {
     /// Height of the `safe` block.
     pub safe: Option<u64>,
     /// Height of the `finalized` block.
     pub finalized: Option<u64>,
+    /// Height of the highest block that enough endpoints have given.
+    pub witnessed: Option<u64>,
+}
+
+impl FinalityTags {
+    /// What is known from now on: nothing of it goes down.
+    #[must_use]
+    pub fn advanced(self, known: Self) -> Self {
+        Self {
+            safe: self.safe.max(known.safe),
+            finalized: self.finalized.max(known.finalized),
+            witnessed: self.witnessed.max(known.witnessed),
+        }
+    }
+
+    /// What is left of it once the block at this height was removed.
+    #[must_use]
+    pub fn below(self, removed: u64) -> Self {
+        let below = |number: Option<u64>| number.and_then(|number| removed.checked_sub(1).map(|below| number.min(below)));
+        Self { safe: below(self.safe), finalized: below(self.finalized), witnessed: below(self.witnessed) }
+    }
 }
 
 /// The two records of a change, for `chain.blocks` and `chain.logs`.
@@ -32,6 +55,10 @@ pub fn records(chain: ChainId, sequence: u64, change: Change, finality: Finality
     match change {
         Change::Removed(head) => {
             (block(chain, sequence, &head, Kind::Removed), logs(chain, sequence, &head, logs_record::Kind::Removed))
+        }
+        Change::Tags(head) => {
+            let of_block = block(chain, sequence, &head, Kind::Tags);
+            (with_tags(of_block, finality), logs(chain, sequence, &head, logs_record::Kind::Tags))
         }
         Change::Added(fetched) => records_of_block(chain, sequence, *fetched, finality, Kind::Added, logs_record::Kind::Added),
         Change::Replayed(fetched) => {
@@ -51,15 +78,13 @@ fn records_of_block(
     let head = fetched.block.head();
     let transactions = fetched.block.transactions.iter().zip(&fetched.statuses).zip(0..);
     let record = BlockRecord {
-        safe_number: finality.safe,
-        finalized_number: finality.finalized,
         transactions_root: to_bytes(&fetched.block.transactions_root),
         receipts_root: to_bytes(&fetched.block.receipts_root),
         transactions: transactions.map(|((transaction, status), index)| of_transaction(transaction, *status, index)).collect(),
         traced: fetched.internal.is_some(),
         internal_transfers: fetched.internal.iter().flatten().map(internal_transfer).collect(),
         credits: fetched.block.credits(chain).iter().map(credit).collect(),
-        ..block(chain, sequence, &head, kind)
+        ..with_tags(block(chain, sequence, &head, kind), finality)
     };
     let of_block = LogsRecord { logs: fetched.logs.into_iter().map(log).collect(), ..logs(chain, sequence, &head, logs_kind) };
     (record, of_block)
@@ -75,6 +100,16 @@ fn block(chain: ChainId, sequence: u64, head: &Head, kind: Kind) -> BlockRecord 
         parent_hash: to_bytes(&head.parent_hash),
         timestamp: head.timestamp,
         ..BlockRecord::default()
+    }
+}
+
+/// Adds what is known of the chain. A record claims no witnesses for blocks above its own.
+fn with_tags(record: BlockRecord, finality: FinalityTags) -> BlockRecord {
+    BlockRecord {
+        safe_number: finality.safe,
+        finalized_number: finality.finalized,
+        witnessed_number: finality.witnessed.map(|number| number.min(record.number)),
+        ..record
     }
 }
 

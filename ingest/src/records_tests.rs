@@ -36,11 +36,12 @@ fn fetched() -> FetchedBlock {
 
 #[test]
 fn an_added_block_is_written_whole() {
-    let finality = FinalityTags { safe: Some(12), finalized: None };
+    let finality = FinalityTags { safe: Some(12), finalized: None, witnessed: Some(99) };
     let (block, logs) = records(ChainId(7), 42, Change::Added(Box::new(fetched())), finality);
     assert_eq!((block.chain_id, block.sequence, block.kind(), block.number), (7, 42, Kind::Added, 16));
     assert_eq!((block.hash, block.parent_hash, block.timestamp), (of(0xb1, 32), of(0xb0, 32), 100));
     assert_eq!((block.safe_number, block.finalized_number, block.traced), (Some(12), None, false));
+    assert_eq!(block.witnessed_number, Some(16), "a record claims no witnesses for blocks above its own");
     assert_eq!((block.transactions_root, block.receipts_root), (of(0xa1, 32), of(0xa2, 32)));
 
     let [paid, created, odd] = &block.transactions[..] else { panic!("{:?}", block.transactions) };
@@ -109,9 +110,36 @@ fn credits_are_written_one_by_one() {
 }
 
 #[test]
+fn what_is_learned_between_blocks_names_the_tip_and_adds_nothing() {
+    let head = fetched().block.head();
+    let known = FinalityTags { safe: Some(12), finalized: Some(9), witnessed: Some(15) };
+    let (block, logs) = records(ChainId(7), 44, Change::Tags(head), known);
+    assert_eq!((block.kind(), block.number, block.sequence, &block.hash), (Kind::Tags, 16, 44, &of(0xb1, 32)));
+    assert_eq!((block.safe_number, block.finalized_number, block.witnessed_number), (Some(12), Some(9), Some(15)));
+    assert!(block.transactions.is_empty() && block.transactions_root.is_empty() && logs.logs.is_empty());
+    assert_eq!((logs.kind(), logs.sequence, logs.hash), (logs_record::Kind::Tags, 44, of(0xb1, 32)));
+}
+
+#[test]
+fn what_is_known_never_goes_down_but_below_a_removed_block() {
+    let known = |safe, finalized, witnessed| FinalityTags { safe, finalized, witnessed };
+    let told = known(Some(5), None, Some(9)).advanced(known(Some(4), Some(3), Some(10)));
+    assert_eq!(told, known(Some(5), Some(3), Some(10)));
+    assert_eq!(told.advanced(FinalityTags::default()), told);
+    assert_eq!(told.below(10), known(Some(5), Some(3), Some(9)));
+    assert_eq!(told.below(3), known(Some(2), Some(2), Some(2)));
+    assert_eq!(told.below(0), FinalityTags::default());
+}
+
+#[test]
 fn a_removed_block_is_named_and_carries_nothing() {
     let head = fetched().block.head();
-    let (block, logs) = records(ChainId(7), 43, Change::Removed(head), FinalityTags { safe: Some(12), finalized: Some(1) });
+    let (block, logs) = records(
+        ChainId(7),
+        43,
+        Change::Removed(head),
+        FinalityTags { safe: Some(12), finalized: Some(1), witnessed: Some(15) },
+    );
     assert_eq!((block.kind(), block.number, block.sequence), (Kind::Removed, 16, 43));
     assert_eq!((&block.hash, &block.parent_hash), (&of(0xb1, 32), &of(0xb0, 32)));
     assert!(block.transactions.is_empty() && block.transactions_root.is_empty() && block.safe_number.is_none());

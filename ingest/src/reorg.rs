@@ -63,8 +63,8 @@ pub fn reconcile(window: &Window, branch: &[Head]) -> Step {
         return Step::FetchParent(oldest.parent_hash);
     }
     if window.is_whole() && last_final.is_none() && oldest.number == bottom.number {
-        // All blocks ever published are removed, so what lies below them does not matter.
-        return Step::Rewind(window.iter().rev().copied().collect());
+        // All blocks ever published are removed. The follower starts over, below them.
+        return Step::Rewind(window.newest_first());
     }
     let as_ref = |block: &Head| BlockRef { number: block.number, hash: block.hash };
     Step::TooDeep(TooDeep { ours: as_ref(floor), theirs: as_ref(oldest), is_final: last_final.is_some() })

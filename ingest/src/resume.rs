@@ -100,7 +100,7 @@ fn read_published(kafka: &Kafka, chain: ChainId) -> Result<Vec<Head>, Failure> {
             Ok((Kind::Added, head)) => stack.push(head),
             // Below the topic's retention there is nothing to take off.
             Ok((Kind::Removed, _)) => drop(stack.pop()),
-            Ok((Kind::Replayed | Kind::Unspecified, _)) => {}
+            Ok((Kind::Replayed | Kind::Tags | Kind::Unspecified, _)) => {}
             Err(failure) => unreadable = Some(failure.context(format!("chain.blocks, offset {}", record.offset()))),
         }
     })?;

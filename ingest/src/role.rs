@@ -35,6 +35,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 
     let mut tasks = JoinSet::new();
     for (chain, rpc) in followed {
+        if let Some(why) = chain.unwitnessed() {
+            tracing::warn!(chain = chain.name, "{why}");
+        }
         tasks.spawn(log_endpoints(chain.clone(), rpc.clone(), stop.clone()));
         let heads = Heads::of(&chain);
         tasks.spawn(follow(kafka.clone(), chain, rpc, heads, stop.clone()));
@@ -116,7 +119,8 @@ fn publish(
     match window.tip() {
         Some(tip) => tracing::info!(chain = chain.name, sequence, "continuing after block {}", tip.number),
         None => {
-            tracing::info!(chain = chain.name, "starting at {}", chain.start_block.map_or("the head".into(), |n| n.to_string()))
+            let start = chain.start_block.map_or("the head".into(), |number| number.to_string());
+            tracing::info!(chain = chain.name, "starting at {start}, or at the last final block if that is below");
         }
     }
     let mut follower = Follower::new(chain.clone(), rpc.clone(), heads.clone(), window);

@@ -64,6 +64,11 @@ impl Window {
         self.blocks.iter().rev().take_while(move |block| block.number > number)
     }
 
+    /// All blocks, newest first.
+    pub fn newest_first(&self) -> Vec<Head> {
+        self.blocks.iter().rev().copied().collect()
+    }
+
     /// Oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Head> {
         self.blocks.iter()

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod node;
+mod witnesses;
 
 use chain::{Chain, Chains, Heads, Policy, ResolveError, Rpc, RpcError};
 use futures::{SinkExt as _, StreamExt as _};
@@ -47,29 +48,37 @@ struct Consumer {
 
 impl Consumer {
     fn new(chain: &Arc<Chain>) -> Self {
-        let follower = Follower::new(chain.clone(), Arc::new(Rpc::of(chain)), Heads::of(chain), Window::default());
+        Self::of(Follower::new(chain.clone(), Arc::new(Rpc::of(chain)), Heads::of(chain), Window::default()))
+    }
+
+    fn of(follower: Follower) -> Self {
         Self { follower, stack: vec![], added: 0, removed: vec![], logs: 0 }
     }
 
     async fn until(&mut self, tip: &Recorded) {
         while self.stack.last().is_none_or(|(_, hash)| *hash != tip.hash) {
             let batch = tokio::time::timeout(Duration::from_secs(20), self.follower.next()).await;
-            for change in batch.unwrap_or_else(|_| panic!("nothing more; at {:?}", self.stack.last())).unwrap().changes {
-                match change {
-                    Change::Removed(head) => {
-                        assert_eq!(self.stack.pop(), Some((head.number, head.hash.to_string())));
-                        self.removed.push(head.number);
+            self.take(batch.unwrap_or_else(|_| panic!("nothing more; at {:?}", self.stack.last())).unwrap().changes);
+        }
+    }
+
+    fn take(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Removed(head) => {
+                    assert_eq!(self.stack.pop(), Some((head.number, head.hash.to_string())));
+                    self.removed.push(head.number);
+                }
+                Change::Replayed(block) => panic!("{} is no past block", block.block.number),
+                Change::Tags(head) => assert_eq!(self.stack.last(), Some(&(head.number, head.hash.to_string()))),
+                Change::Added(block) => {
+                    let head = block.block.head();
+                    if let Some((number, hash)) = self.stack.last() {
+                        assert_eq!((head.number, head.parent_hash.to_string()), (number + 1, hash.clone()));
                     }
-                    Change::Replayed(block) => panic!("{} is no past block", block.block.number),
-                    Change::Added(block) => {
-                        let head = block.block.head();
-                        if let Some((number, hash)) = self.stack.last() {
-                            assert_eq!((head.number, head.parent_hash.to_string()), (number + 1, hash.clone()));
-                        }
-                        self.stack.push((head.number, head.hash.to_string()));
-                        self.added += 1;
-                        self.logs += block.logs.len();
-                    }
+                    self.stack.push((head.number, head.hash.to_string()));
+                    self.added += 1;
+                    self.logs += block.logs.len();
                 }
             }
         }

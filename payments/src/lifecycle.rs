@@ -25,6 +25,10 @@
 //! they go down with the head. A transfer that a tag (`safe`, `finalized`) has covered stays covered as long as its own block is
 //! on the chain.
 //!
+//! **Witnessed** has to be whatever confirms: the blocks that confirmations count, and the block that a tag covers, are at or below
+//! the highest block that as many endpoints have given as the chain asks. A block that one endpoint alone shows may be invented,
+//! so it can detect a payment and never confirm it. Where nothing is known of witnesses, everything waits.
+//!
 //! **Late** is a transfer in a block whose timestamp is after `expires_at`. It is kept and emits `late`. It pays nothing, unless
 //! the terms say [`accept_late`](Terms): then it counts like any other, and an expired payment that reaches its amount is
 //! detected, and goes on from there.
@@ -73,7 +77,7 @@ pub enum Input {
     },
 }
 
-/// A chain's head, and the blocks that its tags point at.
+/// A chain's head, the blocks that its tags point at, and how far it is witnessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     pub cause: Cause,
@@ -81,6 +85,20 @@ pub struct Head {
     pub safe: Option<u64>,
     /// Number of the `finalized` block.
     pub finalized: Option<u64>,
+    /// Number of the highest block that enough endpoints have given.
+    pub witnessed: Option<u64>,
+}
+
+impl Head {
+    /// The block number that counts under a policy: what the head or the tag has reached and witnesses have seen.
+    pub fn reached(&self, policy: Policy) -> Option<u64> {
+        let reached = match policy {
+            Policy::Confirmations(_) => Some(self.cause.block.number),
+            Policy::Safe => self.safe,
+            Policy::Finalized => self.finalized,
+        };
+        reached.zip(self.witnessed).map(|(reached, witnessed)| reached.min(witnessed))
+    }
 }
 
 /// The block that causes an event.
@@ -275,11 +293,7 @@ impl Step {
         if head.cause.chain != before.chain {
             return;
         }
-        let reached = match before.policy {
-            Policy::Confirmations(_) => Some(head.cause.block.number),
-            Policy::Safe => head.safe,
-            Policy::Finalized => head.finalized,
-        };
+        let reached = head.reached(before.policy);
         for transfer in self.next.transfers.iter_mut().filter(|t| t.credited && !t.confirmed) {
             transfer.confirmed = reached.is_some_and(|reached| reached >= before.policy.due(transfer.block.number));
         }
@@ -295,7 +309,8 @@ impl Step {
         self.removed = removed;
         self.next.transfers = kept;
         if chain == before.chain {
-            // The head is one lower now. A tag does not go down with it: what it had covered stays covered.
+            // The head is one lower now, and so is the highest witnessed block if it was the head. A tag does not go down with it:
+            // what it had covered stays covered.
             if let Policy::Confirmations(_) = before.policy {
                 let policy = before.policy;
                 for transfer in self.next.transfers.iter_mut().filter(|t| t.confirmed) {

@@ -4,7 +4,7 @@
 /// When a transfer is confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// Once this many blocks are on the chain from its own to the head, both counted; 0 means 1.
+    /// Once this many witnessed blocks are on the chain from its own on, itself counted; 0 means 1.
     Confirmations(u32),
     /// Once the `safe` block is at or above its own.
     Safe,

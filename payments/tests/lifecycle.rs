@@ -110,7 +110,8 @@ impl Driver {
         for transfer in block.transfers() {
             self.take(&Input::Transfer(transfer));
         }
-        self.take(&Input::Head(Head { cause: block.cause(), safe: None, finalized: Some(block.number.saturating_sub(4)) }));
+        let (finalized, witnessed) = (Some(block.number.saturating_sub(4)), Some(block.number));
+        self.take(&Input::Head(Head { cause: block.cause(), safe: None, finalized, witnessed }));
     }
 
     fn remove(&mut self, block: &Block) {
@@ -346,7 +347,8 @@ fn a_part_in_time_that_a_replay_finds_pays_an_expired_payment() {
     driver.take(&Input::Transfer(part(1, 60)));
     assert_eq!((driver.payment.status(), driver.payment.exception()), (Status::Expired, Some(Exception::Underpaid)));
     driver.take(&Input::Transfer(part(2, 40)));
-    driver.take(&Input::Head(Head { cause: block(5, EXPIRES + 1, &[]).cause(), safe: None, finalized: None }));
+    let cause = block(5, EXPIRES + 1, &[]).cause();
+    driver.take(&Input::Head(Head { cause, safe: None, finalized: None, witnessed: Some(5) }));
     assert_eq!((driver.payment.status(), driver.payment.exception()), (Status::Confirmed, None));
     use EventKind::{Confirmed, Detected, Expired, Underpaid};
     assert_eq!(driver.events, [Expired, Underpaid, Detected, Confirmed]);
@@ -370,12 +372,33 @@ fn the_payments_own_token_on_another_chain_is_told_with_its_chain_whatever_the_s
         let other = |timestamp| Cause { chain: ChainId(2), block: elsewhere.block, timestamp };
         let unmoved = driver.payment.clone();
         driver.take(&Input::Expired(other(EXPIRES + 1)));
-        driver.take(&Input::Head(Head { cause: other(10), safe: Some(9), finalized: Some(9) }));
+        driver.take(&Input::Head(Head { cause: other(10), safe: Some(9), finalized: Some(9), witnessed: Some(9) }));
         driver.take(&Input::Removed(Cause { chain: CHAIN, ..other(10) }));
         assert_eq!(driver.payment, unmoved);
         driver.take(&Input::Removed(other(10)));
         assert_eq!(driver.events.last(), Some(&EventKind::Reverted));
         assert!(driver.payment.transfers.is_empty());
+    }
+}
+
+/// The block and the depth that its policy asks for have to be witnessed, whatever the head and the tags say.
+#[test]
+fn what_enough_endpoints_have_not_given_confirms_nothing() {
+    for policy in [Policy::Confirmations(3), Policy::Safe, Policy::Finalized] {
+        let mut driver = Driver::new(policy);
+        let head = |number, witnessed| {
+            let cause = block(number, 10, &[]).cause();
+            Input::Head(Head { cause, safe: Some(number), finalized: Some(number), witnessed })
+        };
+        block(5, 10, &[100]).transfers().for_each(|transfer| driver.take(&Input::Transfer(transfer)));
+        let needed = policy.due(5);
+        for witnessed in [None, Some(4), Some(needed - 1)] {
+            driver.take(&head(20, witnessed));
+            assert_eq!(driver.payment.status(), Status::Detected, "{policy:?} with {witnessed:?} witnessed");
+        }
+        driver.take(&head(20, Some(needed)));
+        assert_eq!(driver.payment.status(), Status::Confirmed, "{policy:?}");
+        assert_eq!(driver.events, [EventKind::Detected, EventKind::Confirmed]);
     }
 }
 
@@ -400,6 +423,7 @@ fn chain() -> chain::Chain {
         id: CHAIN,
         rpc_urls: vec![],
         ws_urls: vec![],
+        witnesses: 1,
         poa: false,
         policy: Policy::Confirmations(1),
         tiers: vec![],

@@ -1,6 +1,6 @@
 //! Every sequence of up to seven inputs, through the production `step`, held against a payment's rules said once more.
 //!
-//! A world is a chain, and what the merchant and the node's tag said. Sequences that lead to the same world are followed
+//! A world is a chain, and what the merchant, the node's tag and witnesses said. Sequences that lead to the same world are followed
 //! once, which is sound because a payment is checked to be the same in it whichever of them led there.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -43,9 +43,11 @@ enum Move {
     Confirmation,
     /// The node's tag reaches the head.
     Finality,
+    /// Enough endpoints have given the head.
+    Witnesses,
 }
 
-const MOVES: [Move; 10] = [
+const MOVES: [Move; 11] = [
     Move::Transfer,
     Move::Duplicate,
     Move::Removed,
@@ -56,6 +58,7 @@ const MOVES: [Move; 10] = [
     Move::WrongAsset,
     Move::Confirmation,
     Move::Finality,
+    Move::Witnesses,
 ];
 
 /// Money that moves once: wherever it stands on the chain, it is this.
@@ -79,6 +82,8 @@ struct World {
     cancelled: bool,
     /// Number of the highest block on the chain that the tag has reached; 0 is none.
     tag: u64,
+    /// Number of the highest block on the chain that is witnessed; 0 is none.
+    witnessed: u64,
     /// What the last removed block had moved, while it is nowhere else.
     loose: Option<Money>,
 }
@@ -108,6 +113,10 @@ fn b256(of: u64) -> B256 {
 impl World {
     fn height(&self) -> u64 {
         u64::try_from(self.chain.len()).unwrap()
+    }
+
+    fn witnessed(&self) -> Option<u64> {
+        Some(self.witnessed).filter(|number| *number > 0)
     }
 
     fn cause(&self, place: usize) -> Cause {
@@ -149,7 +158,7 @@ impl World {
             Move::WrongAsset => fresh(true),
             Move::Elsewhere => Some(self.loose?),
             Move::Expiry | Move::Confirmation => None,
-            Move::Duplicate | Move::Removed | Move::Cancel | Move::Finality => return None,
+            Move::Duplicate | Move::Removed | Move::Cancel | Move::Finality | Move::Witnesses => return None,
         };
         let elsewhere = step == Move::Elsewhere;
         let mut next = self.clone();
@@ -162,14 +171,16 @@ impl World {
         let mut next = self.clone();
         let removed = next.chain.pop()?;
         next.tag = next.tag.min(next.height());
+        next.witnessed = next.witnessed.min(next.height());
         next.loose = removed.money.or(self.loose);
         Some(next)
     }
 
     fn confirmed(&self, policy: Policy, place: usize) -> bool {
         match policy {
-            Policy::Confirmations(count) => self.height() - number(place) + 1 >= u64::from(count.max(1)),
-            Policy::Safe | Policy::Finalized => number(place) <= self.tag,
+            // What nobody witnesses is no confirmation, and no block to confirm.
+            Policy::Confirmations(count) => number(place) + u64::from(count.max(1)) <= self.height().min(self.witnessed) + 1,
+            Policy::Safe | Policy::Finalized => number(place) <= self.tag.min(self.witnessed),
         }
     }
 
@@ -250,7 +261,7 @@ impl Case {
                     expected.push(EventKind::Reverted);
                 }
             }
-            Move::Finality => {}
+            Move::Finality | Move::Witnesses => {}
             Move::Transfer | Move::Elsewhere | Move::Expiry | Move::Late | Move::WrongAsset | Move::Confirmation => {
                 let block = after.chain.last().unwrap();
                 if block.late && was.status == Status::Pending {
@@ -293,8 +304,8 @@ impl Case {
         for place in 0..world.chain.len() {
             driver.add(world, place);
         }
-        if world.tag > 0 {
-            driver.finality(world);
+        if world.tag > 0 || world.witnessed > 0 {
+            driver.tags(world);
         }
         driver.payment
     }
@@ -342,12 +353,12 @@ impl Driver {
         if let Some(paid) = world.transfer(place) {
             self.take(&Input::Transfer(paid));
         }
-        self.take(&Input::Head(Head { cause, safe: None, finalized: None }));
+        self.take(&Input::Head(Head { cause, safe: None, finalized: None, witnessed: world.witnessed() }));
     }
 
-    fn finality(&mut self, world: &World) {
+    fn tags(&mut self, world: &World) {
         let (cause, tag) = (world.cause(world.chain.len() - 1), Some(world.tag));
-        self.take(&Input::Head(Head { cause, safe: tag, finalized: tag }));
+        self.take(&Input::Head(Head { cause, safe: tag, finalized: tag, witnessed: world.witnessed() }));
     }
 
     /// Makes a move; none if it can't be made in this world.
@@ -381,7 +392,13 @@ impl Driver {
             Move::Finality => {
                 let next = World { tag: world.height(), ..world.clone() };
                 world.chain.last()?;
-                self.finality(&next);
+                self.tags(&next);
+                Some(next)
+            }
+            Move::Witnesses => {
+                let next = World { witnessed: world.height(), ..world.clone() };
+                world.chain.last()?;
+                self.tags(&next);
                 Some(next)
             }
         }
@@ -417,8 +434,8 @@ fn explore(case: Case) {
                     Some(known) => assert_eq!(payment, *known, "{}", place()),
                     None => {
                         case.check(&next, &payment);
-                        // A block put on a world that was played straight is played straight, but for a tag told before.
-                        if next.chain.len() <= world.chain.len() || next.tag > 0 {
+                        // A block put on a world that was played straight is played straight, but for tags and witnesses told before.
+                        if next.chain.len() <= world.chain.len() || next.tag > 0 || next.witnessed > 0 {
                             assert_eq!(payment, facts(case.straight(&next)), "{}", place());
                         }
                         met.insert(next.clone(), payment);

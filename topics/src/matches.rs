@@ -14,6 +14,8 @@ pub enum Kind {
     Removed,
     /// It is a past block from a backfill. The head is elsewhere.
     Replayed,
+    /// It is the head still, and more is known of the chain: its tags, and how far it is witnessed.
+    Tags,
 }
 
 /// A transfer to an issued address.
@@ -47,6 +49,8 @@ pub struct Matches {
     pub safe: Option<u64>,
     /// Height of the `finalized` block, if the chain has one.
     pub finalized: Option<u64>,
+    /// Height of the highest block that enough endpoints have given, as far as this record says.
+    pub witnessed: Option<u64>,
     /// In the order of the block.
     pub transfers: Vec<Transfer>,
 }
@@ -100,10 +104,11 @@ impl TryFrom<&wire::MatchesRecord> for Matches {
             m::Kind::Added => Kind::Added,
             m::Kind::Removed => Kind::Removed,
             m::Kind::Replayed => Kind::Replayed,
+            m::Kind::Tags => Kind::Tags,
             m::Kind::Unspecified => {
                 return Err(MalformedField {
                     field: "kind",
-                    expected: "ADDED, REMOVED or REPLAYED",
+                    expected: "ADDED, REMOVED, REPLAYED or TAGS",
                     got: record.kind.to_string(),
                 });
             }
@@ -120,6 +125,7 @@ impl TryFrom<&wire::MatchesRecord> for Matches {
             timestamp: check_timestamp(record.timestamp)?,
             safe: record.safe_number,
             finalized: record.finalized_number,
+            witnessed: record.witnessed_number,
             transfers,
         })
     }

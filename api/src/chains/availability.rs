@@ -1,8 +1,8 @@
 //! Whether a chain takes new payments, by how far the confirmer has processed it.
 //!
 //! No address is given out on a chain where payments would not be seen in time: one that has halted, one that lags beyond its
-//! `max_lag`, or one that has not begun. A chain without a `start_block` begins at the head that ingest finds when it first
-//! runs; payments in blocks before that one are never seen.
+//! `max_lag`, or one that has not begun. A chain without a `start_block` begins at the last final block that ingest finds when
+//! it first runs; payments in blocks before that one are never seen.
 //!
 //! The heads of all chains are polled together every [`POLL_INTERVAL`], so that requests cost no query.
 

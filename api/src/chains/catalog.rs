@@ -113,6 +113,7 @@ pub mod tests {
             id: ChainId(id),
             rpc_urls: vec![],
             ws_urls: vec![],
+            witnesses: 1,
             poa: false,
             policy,
             tiers: vec![],

@@ -6,11 +6,17 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use payments::store;
+use chain::Chain;
+use payments::store::{self, Witnessed};
+use runtime::Failure;
 use serde::Serialize;
 use std::collections::HashMap;
+use std::time::Duration;
 use topics::ChainId;
 use utoipa::ToSchema;
+
+/// How long a chain's head may wait for its witnesses before it is said.
+const MAX_UNWITNESSED: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Health)]
@@ -63,6 +69,13 @@ struct ChainHealth {
     processed: Option<u64>,
     #[schema(required = true)]
     lag_blocks: Option<u64>,
+    /// The highest block that as many endpoints have given as `witnesses` asks. Payments are confirmed up to it.
+    #[schema(required = true)]
+    witnessed: Option<u64>,
+    /// Why payments on the chain are detected and not confirmed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    unwitnessed: Option<String>,
     /// Why ingest has halted the chain; `ctrip resume` clears it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -111,13 +124,13 @@ pub async fn readyz(State(app): State<App>) -> Response {
     get, path = "/health", operation_id = "health", tag = "service",
     summary = "Health of every dependency, and the lag of each chain behind its node",
     responses(
-        (status = 200, description = "In service, even if a chain lags or has halted.", body = HealthReply),
+        (status = 200, description = "In service, even if a chain lags, has halted or lacks witnesses.", body = HealthReply),
         (status = 503, description = "A dependency is unavailable.", body = HealthReply),
     ),
 )]
 pub async fn health(State(app): State<App>) -> Response {
     let (dependencies, heads) = tokio::join!(app.health.dependencies(), app.health.heads());
-    let processed = if dependencies.database.is_none() { processed(&app).await } else { HashMap::new() };
+    let (processed, witnessed) = if dependencies.database.is_none() { confirmer_heads(&app).await } else { Default::default() };
     let chains: Vec<ChainHealth> = app
         .catalog
         .0
@@ -131,21 +144,30 @@ pub async fn health(State(app): State<App>) -> Response {
             let processed = processed.get(&chain.id).copied();
             let lag_blocks = head.zip(processed).map(|(head, processed)| head.saturating_sub(processed));
             let halted = app.halts.of(chain.id);
+            let witnessed = witnessed.get(&chain.id);
+            let unwitnessed = witnessed.and_then(|witnessed| unwitnessed(chain, witnessed));
             ChainHealth {
                 chain: chain.name.clone(),
                 chain_id: chain.id.0,
-                status: if halted.is_some() { "halted" } else { status_of(&error) },
+                status: match (&halted, &unwitnessed) {
+                    (Some(_), _) => "halted",
+                    (None, Some(_)) if error.is_none() => "unwitnessed",
+                    (None, _) => status_of(&error),
+                },
                 head,
                 processed,
                 lag_blocks,
+                witnessed: witnessed.and_then(|witnessed| witnessed.number),
+                unwitnessed,
                 halted,
                 error,
             }
         })
         .collect();
     let failing = [&dependencies.database, &dependencies.kafka, &dependencies.registry].into_iter().any(Option::is_some);
-    // A node that is unavailable or a chain that has halted is no reason to take this process out of service: other chains run.
-    let degraded = chains.iter().any(|chain| chain.error.is_some() || chain.halted.is_some());
+    // A node that is unavailable or a chain that has halted or waits for witnesses is no reason to take this process out of
+    // service: other chains run.
+    let degraded = chains.iter().any(|chain| chain.error.is_some() || chain.halted.is_some() || chain.unwitnessed.is_some());
     let status = if failing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let reply = HealthReply {
         status: if failing {
@@ -165,13 +187,48 @@ pub async fn health(State(app): State<App>) -> Response {
     (status, Json(reply)).into_response()
 }
 
-async fn processed(app: &App) -> HashMap<ChainId, u64> {
+/// The heads as the confirmer has processed them, and how far they are witnessed.
+async fn confirmer_heads(app: &App) -> (HashMap<ChainId, u64>, HashMap<ChainId, Witnessed>) {
     let chains: Vec<ChainId> = app.catalog.0.iter().map(|chain| chain.id).collect();
     let Ok(client) = app.db().await else {
-        return HashMap::new();
+        return Default::default();
     };
-    store::head_numbers(&client, &chains).await.unwrap_or_else(|failure| {
+    let read = async { Ok::<_, Failure>((store::head_numbers(&client, &chains).await?, store::witnessed(&client).await?)) };
+    read.await.unwrap_or_else(|failure| {
         tracing::warn!("/health could not read the chains' heads: {failure}");
-        HashMap::new()
+        Default::default()
     })
+}
+
+/// Why payments on a chain wait for witnesses, if they have for a while.
+fn unwitnessed(chain: &Chain, witnessed: &Witnessed) -> Option<String> {
+    let behind = witnessed.behind.filter(|behind| *behind >= MAX_UNWITNESSED)?;
+    let above = witnessed.number.map_or("none of its blocks".to_owned(), |number| format!("no block above {number}"));
+    Some(format!(
+        "for {} s {above} has been given by {} endpoints, which is what witnesses asks for; payments are detected, and confirmed \
+         when enough endpoints give them. Look at the endpoints with: ctrip check --chain {}",
+        behind.as_secs(),
+        chain.witnesses,
+        chain.name
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chains::catalog::tests::catalog;
+
+    #[test]
+    fn a_chain_that_waits_for_witnesses_for_a_while_is_said_to() {
+        let chain = catalog().0.remove(0);
+        let said = |number, seconds: Option<u64>| {
+            unwitnessed(&chain, &Witnessed { number, behind: seconds.map(Duration::from_secs) }).unwrap_or_default()
+        };
+        assert_eq!((said(Some(5), None).as_str(), said(Some(5), Some(9)).as_str()), ("", ""));
+        assert!(
+            said(Some(5), Some(10)).contains("for 10 s no block above 5")
+                && said(None, Some(60)).contains("none of its blocks")
+        );
+        assert!(said(None, Some(60)).ends_with("ctrip check --chain anvil"));
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::url::NodeUrl;
 use crate::proof::Verify;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use topics::{Address, Amount, ChainId};
 
@@ -19,13 +20,16 @@ pub struct Chain {
     pub rpc_urls: Vec<NodeUrl>,
     /// Websocket endpoints that announce new heads. May be empty: polling alone finds every block.
     pub ws_urls: Vec<NodeUrl>,
+    /// How many providers must have given a block before money in it is confirmed; at most as many as `rpc_urls` has.
+    pub witnesses: usize,
     /// A proof-of-authority chain. Only tools that sign need to know; blocks are read the same way.
     pub poa: bool,
     /// When a payment is confirmed, unless a tier says otherwise.
     pub policy: Policy,
     /// The policies for larger payments in the coin, by rising amount.
     pub tiers: Vec<Tier>,
-    /// The first block to publish. `None`: the head at the first start.
+    /// The first block to publish. `None`: the head at the first start. Ingest begins lower where a reorg could still bring
+    /// money below it.
     pub start_block: Option<u64>,
     /// Time between two polls of the head.
     pub poll_interval: Duration,
@@ -77,6 +81,20 @@ impl Token {
 }
 
 impl Chain {
+    /// The providers of the endpoints, each once.
+    pub fn providers(&self) -> BTreeSet<&str> {
+        self.rpc_urls.iter().map(NodeUrl::provider).collect()
+    }
+
+    /// Why nobody would notice a block that an endpoint invents; `None` where other endpoints witness each block.
+    pub fn unwitnessed(&self) -> Option<&'static str> {
+        match (self.witnesses, self.providers().len()) {
+            (2.., _) => None,
+            (_, 0 | 1) => Some("it has one endpoint or provider, so nobody witnesses its blocks: it could invent a payment"),
+            _ => Some("witnesses is 1, so nobody witnesses its blocks: any of its endpoints could invent a payment"),
+        }
+    }
+
     /// Finds a token by its symbol, ignoring case.
     pub fn token_by_symbol(&self, symbol: &str) -> Option<&Token> {
         self.tokens.iter().find(|token| token.symbol.eq_ignore_ascii_case(symbol))

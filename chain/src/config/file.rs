@@ -3,7 +3,7 @@
 use super::chain::{COIN_DECIMALS, Chain, Policy, Tier, Token};
 use super::error::ConfigError;
 use super::presets;
-use super::scalar::{ChainName, HttpUrl, Positive, Scalar, WsUrl};
+use super::scalar::{ChainName, HttpUrl, Positive, RpcUrl, Scalar, WsUrl};
 use super::tiers::{self, Finality, RawTier};
 use super::tokens::Tokens;
 use super::url::NodeUrl;
@@ -11,8 +11,9 @@ use crate::proof::Verify;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use std::collections::BTreeSet;
 use std::fmt;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::time::Duration;
 use topics::ChainId;
@@ -35,6 +36,7 @@ pub(crate) struct ChainEntry {
 #[derive(Debug)]
 struct EntrySettings {
     ws_urls: Vec<NodeUrl>,
+    witnesses: usize,
     poa: bool,
     policy: Option<Policy>,
     tiers: Vec<Tier>,
@@ -72,13 +74,25 @@ impl ChainEntry {
     /// Completes the entry with the presets of its chain.
     pub(crate) fn into_chain(self, id: ChainId) -> Chain {
         let preset = presets::preset(id);
-        let EntrySettings { ws_urls, poa, policy, tiers, start_block, poll_interval_ms, max_lag_s, verify, traces, tokens } =
-            self.rest;
+        let EntrySettings {
+            ws_urls,
+            witnesses,
+            poa,
+            policy,
+            tiers,
+            start_block,
+            poll_interval_ms,
+            max_lag_s,
+            verify,
+            traces,
+            tokens,
+        } = self.rest;
         Chain {
             name: self.name,
             id,
             rpc_urls: self.rpc_urls,
             ws_urls,
+            witnesses,
             poa,
             policy: policy.unwrap_or(preset.policy),
             tiers,
@@ -180,9 +194,10 @@ struct RawChain {
     chain_id: Option<Positive>,
     rpc_url: Option<Scalar<HttpUrl>>,
     #[serde(default)]
-    rpc_urls: Vec<Scalar<HttpUrl>>,
+    rpc_urls: Vec<RpcUrl>,
     #[serde(default)]
     ws_urls: Vec<Scalar<WsUrl>>,
+    witnesses: Option<NonZeroUsize>,
     #[serde(default)]
     poa: bool,
     confirmations: Option<NonZeroU32>,
@@ -206,11 +221,12 @@ impl RawChain {
                 return Err("rpc_url and rpc_urls are both given; expected one of them".to_owned());
             }
             (Some(url), _) => vec![url.0.0],
-            (None, list) => list.into_iter().map(|url| url.0.0).collect(),
+            (None, list) => list.into_iter().map(|url| url.0).collect(),
         };
         if rpc_urls.is_empty() {
             return Err("rpc_url is missing; expected rpc_url or a list rpc_urls".to_owned());
         }
+        let witnesses = witnesses(self.witnesses, &rpc_urls)?;
         let policy = tiers::policy(self.confirmations, self.finality)?;
         let tiers = tiers::check(self.tiers, COIN_DECIMALS)?;
         Ok(ChainEntry {
@@ -219,6 +235,7 @@ impl RawChain {
             rpc_urls,
             rest: EntrySettings {
                 ws_urls: self.ws_urls.into_iter().map(|url| url.0.0).collect(),
+                witnesses,
                 poa: self.poa,
                 policy,
                 tiers,
@@ -231,6 +248,18 @@ impl RawChain {
             },
         })
     }
+}
+
+/// The number of witnesses asked for; by default two, where there are two to ask.
+fn witnesses(asked: Option<NonZeroUsize>, rpc_urls: &[NodeUrl]) -> Result<usize, String> {
+    let providers = rpc_urls.iter().map(NodeUrl::provider).collect::<BTreeSet<_>>().len();
+    let witnesses = asked.map_or(providers.min(2), NonZeroUsize::get);
+    if witnesses > providers {
+        return Err(format!(
+            "witnesses: {witnesses} is more than rpc_urls has; expected at most {providers}, the number of different hosts or groups"
+        ));
+    }
+    Ok(witnesses)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ const WHOLE: &str = "
   chain_id: 1
   rpc_urls: [https://one.example/key, https://two.example]
   ws_urls: [wss://one.example]
+  witnesses: 1
   poa: false
   finality: finalized
   start_block: 17686110
@@ -39,7 +40,7 @@ fn every_key_arrives_and_presets_fill_the_rest() {
     let chains = parse(WHOLE).unwrap();
     let [ethereum, mine] = &chains[..] else { panic!("{chains:?}") };
     assert_eq!((ethereum.id, ethereum.policy, ethereum.start_block), (ChainId(1), Policy::Finalized, Some(17_686_110)));
-    assert_eq!((ethereum.rpc_urls.len(), ethereum.ws_urls.len()), (2, 1));
+    assert_eq!((ethereum.rpc_urls.len(), ethereum.ws_urls.len(), ethereum.witnesses), (2, 1, 1));
     assert_eq!((ethereum.max_lag, mine.max_lag), (Some(Duration::from_secs(90)), Some(Duration::from_secs(1800))));
     assert_eq!((ethereum.poll_interval, ethereum.verify, ethereum.traces), (Duration::from_millis(250), Verify::Roots, true));
     assert_eq!(
@@ -74,6 +75,14 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
         ("- name: a\n  rpc_url: https://x/${CTRIP_NO_SUCH}".into(), 2, &["rpc_url", "CTRIP_NO_SUCH is not set"]),
         ("- name: a\n  rpc_urls:\n  - http://a\n  - nonsense".into(), 4, &["rpc_urls", "expected a URL"]),
         ("- name: a\n  rpc_url: http://a\n  ws_urls: [http://a]".into(), 3, &["ws_urls", "expected ws"]),
+        ("- name: a\n  rpc_url: http://a\n  witnesses: 0".into(), 3, &["witnesses", "nonzero"]),
+        ("- name: a\n  rpc_urls: [http://a/1, http://a/2]\n  witnesses: 2".into(), 1, &["witnesses: 2", "at most 1"]),
+        (
+            "- name: a\n  rpc_urls:\n  - http://a\n  - { url: http://b, grup: x }".into(),
+            4,
+            &["rpc_urls", "grup", "expected `url` or `group`"],
+        ),
+        ("- name: a\n  rpc_urls:\n  - http://a\n  - { url: ftp://b }".into(), 4, &["url", "expected http"]),
         ("- name: ''\n  rpc_url: http://a".into(), 1, &["name", "expected"]),
         ("- rpc_url: http://a".into(), 1, &["missing field `name`"]),
         ("- name: a".into(), 1, &["rpc_url is missing"]),
@@ -152,6 +161,20 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
             assert!(error.contains(part), "{part:?} in {error:?}\nof\n{text}");
         }
     }
+}
+
+#[test]
+fn as_many_witnesses_are_asked_as_there_are_providers_and_two_at_most() {
+    let witnesses = |urls: &str| {
+        let chain = parse(&format!("- name: a\n  rpc_urls: [{urls}]")).unwrap().remove(0);
+        (chain.witnesses, chain.providers().len(), chain.unwitnessed().is_some())
+    };
+    assert_eq!(witnesses("http://a"), (1, 1, true));
+    assert_eq!(witnesses("http://a/one, http://a/two"), (1, 1, true), "one host is one witness, whatever the key");
+    assert_eq!(witnesses("http://a:1, http://a:2"), (2, 2, false));
+    assert_eq!(witnesses("http://a, http://b, http://c"), (2, 3, false));
+    assert_eq!(witnesses("{ url: http://a, group: x }, { url: http://b, group: x }, http://c"), (2, 2, false));
+    assert_eq!(witnesses("{ url: http://a, group: x }, { url: http://b, group: x }"), (1, 1, true));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use super::url::NodeUrl;
 use serde::Deserialize;
-use serde::de::{Deserializer, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
@@ -69,6 +70,38 @@ impl FromStr for HttpUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         let url = NodeUrl::from_str(text)?;
         if url.is_http() { Ok(Self(url)) } else { Err("expected http:// or https://".to_owned()) }
+    }
+}
+
+/// An entry of `rpc_urls`: a URL, or a URL with the group that its endpoint is of.
+pub(super) struct RpcUrl(pub NodeUrl);
+
+impl<'de> Deserialize<'de> for RpcUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Grouped {
+            url: Scalar<HttpUrl>,
+            group: Option<Scalar<ChainName>>,
+        }
+        struct Entry;
+        impl<'de> Visitor<'de> for Entry {
+            type Value = RpcUrl;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a URL, or { url: …, group: … }")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<RpcUrl, E> {
+                HttpUrl::from_str(text).map(|url| RpcUrl(url.0)).map_err(E::custom)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RpcUrl, A::Error> {
+                let Grouped { url, group } = Grouped::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(RpcUrl(url.0.0.in_group(group.map(|group| group.0.0))))
+            }
+        }
+        deserializer.deserialize_any(Entry)
     }
 }
 

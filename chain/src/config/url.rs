@@ -8,6 +8,7 @@ use std::str::FromStr;
 pub struct NodeUrl {
     url: reqwest::Url,
     host: String,
+    group: Option<String>,
 }
 
 impl NodeUrl {
@@ -19,6 +20,15 @@ impl NodeUrl {
     /// Host and port.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// What tells witnesses apart: the `group` in `chains.yaml`, or host and port. Endpoints of one provider are one witness.
+    pub fn provider(&self) -> &str {
+        self.group.as_deref().unwrap_or(&self.host)
+    }
+
+    pub(super) fn in_group(self, group: Option<String>) -> Self {
+        Self { group, ..self }
     }
 
     pub(super) fn is_http(&self) -> bool {
@@ -44,7 +54,7 @@ impl FromStr for NodeUrl {
             Some(port) => format!("{name}:{port}"),
             None => name.to_owned(),
         };
-        Ok(Self { url, host })
+        Ok(Self { url, host, group: None })
     }
 }
 

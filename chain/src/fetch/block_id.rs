@@ -24,7 +24,7 @@ impl BlockId {
 
 /// A block tag of the chain's finality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlockTag {
+pub(super) enum BlockTag {
     /// A reorg of this block is unlikely.
     Safe,
     /// A reorg of this block would break the chain's consensus rules.
@@ -33,7 +33,7 @@ pub enum BlockTag {
 
 impl BlockTag {
     /// The tag in JSON-RPC.
-    pub const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Safe => "safe",
             Self::Finalized => "finalized",

@@ -2,9 +2,11 @@
 
 use crate::block::{Block, Log, ReceiptStatus, Receipts};
 use crate::proof::{Proof, ProofError, Verify, prove};
+use crate::rpc::Endpoint;
 use crate::trace::InternalTransfer;
 use alloy::primitives::{Address, B256};
 use std::collections::HashMap;
+use std::sync::Arc;
 use topics::{TRANSFER_TOPIC, tells_every_movement};
 
 /// A log with its place, which is counted instead of trusting the node's numbers.
@@ -31,6 +33,9 @@ pub struct FetchedBlock {
     pub internal: Option<Vec<InternalTransfer>>,
     /// How well each part is proven.
     pub proof: Proof,
+    /// The endpoint that gave it as its block at this height, and so is its first witness. `None` if it was asked for by hash: by
+    /// its hash an endpoint may give a block that is not on its chain.
+    pub source: Option<Arc<Endpoint>>,
 }
 
 impl FetchedBlock {
@@ -47,7 +52,7 @@ impl FetchedBlock {
             .map(|transaction| outcomes.get(&transaction.hash).copied().unwrap_or(ReceiptStatus::Unknown))
             .collect();
         let logs = place_logs(&block, receipts)?;
-        Ok(Self { block, statuses, logs, internal: None, proof })
+        Ok(Self { block, statuses, logs, internal: None, proof, source: None })
     }
 
     /// Whether the block reports every movement of its coin as a log (EIP-7708, zkSync). Then traces add nothing.

@@ -25,5 +25,6 @@ pub async fn fetch_block(rpc: &Rpc, options: FetchOptions, id: BlockId) -> Resul
     if options.verify != Verify::Off {
         confirm_elsewhere(rpc, &endpoint, &fetched).await?;
     }
-    Ok(Some(fetched))
+    let source = matches!(id, BlockId::Number(_)).then_some(endpoint);
+    Ok(Some(FetchedBlock { source, ..fetched }))
 }

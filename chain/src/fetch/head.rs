@@ -1,10 +1,11 @@
-//! Heads: the newest one, a given one, tagged ones; and which endpoints have a block.
+//! Heads: the newest one, a given one, tagged ones; and what single endpoints have.
 
 use super::block_id::{BlockId, BlockTag, block_call};
 use crate::block::Head;
 use crate::rpc::{Endpoint, Rpc, RpcError};
 use alloy::primitives::B256;
 use serde_json::json;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Fetches a block's place in the chain; without an id, the newest head of the preferred endpoint.
@@ -36,12 +37,63 @@ pub async fn fetch_newest(rpc: &Rpc) -> Result<Option<(Arc<Endpoint>, Head)>, Rp
     .await
 }
 
-/// Fetches the `safe` or `finalized` block of the preferred endpoint. `None` if it has none or fails: nothing depends on a
-/// single answer, since the next block's record carries the tags again.
-pub async fn fetch_tag(rpc: &Rpc, tag: BlockTag) -> Option<Head> {
-    let endpoint = rpc.preferred().await?;
-    let head: Result<Option<Head>, RpcError> = endpoint.request("eth_getBlockByNumber", json!([tag.as_str(), false])).await;
-    head.inspect_err(|error| tracing::trace!(tag = tag.as_str(), "no tagged block: {error}")).ok()?
+/// The `safe` and `finalized` blocks of an endpoint, as far as it has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tags {
+    pub safe: Option<Head>,
+    pub finalized: Option<Head>,
+}
+
+/// Fetches the tags of one endpoint. A tag that it lacks or does not answer is none: other endpoints have theirs.
+pub async fn fetch_tags(endpoint: &Endpoint) -> Tags {
+    if endpoint.check_chain_id().await.is_err() {
+        return Tags::default();
+    }
+    let fetch = |tag: BlockTag| async move {
+        let head: Result<Option<Head>, RpcError> = endpoint.request("eth_getBlockByNumber", json!([tag.as_str(), false])).await;
+        head.inspect_err(|error| tracing::trace!(tag = tag.as_str(), "no tagged block: {error}")).ok().flatten()
+    };
+    let (safe, finalized) = tokio::join!(fetch(BlockTag::Safe), fetch(BlockTag::Finalized));
+    Tags { safe, finalized }
+}
+
+/// Where an endpoint's chain stands, as far as it answers.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// [`Endpoint::provider`].
+    pub provider: String,
+    pub head: Option<Head>,
+    pub tags: Tags,
+}
+
+/// Asks every endpoint where its chain stands. The head of one may be known already.
+pub async fn fetch_standings(rpc: &Rpc, known: Option<(&Arc<Endpoint>, Head)>) -> Vec<Standing> {
+    futures::future::join_all(rpc.endpoints().iter().map(|endpoint| async move {
+        let head = async {
+            if let Some((_, head)) = known.filter(|(known, _)| Arc::ptr_eq(known, endpoint)) {
+                return Ok(Some(head));
+            }
+            endpoint.check_chain_id().await?;
+            endpoint.request("eth_getBlockByNumber", json!(["latest", false])).await
+        };
+        let (head, tags): (Result<Option<Head>, RpcError>, Tags) = tokio::join!(head, fetch_tags(endpoint));
+        Standing { provider: endpoint.provider().to_owned(), head: head.ok().flatten(), tags }
+    }))
+    .await
+}
+
+/// Looks at one endpoint: its block at a height, or its head if it has none there.
+///
+/// # Errors
+/// If it does not answer, or is of another chain.
+pub async fn look_at(endpoint: &Endpoint, number: u64) -> Result<Option<Head>, RpcError> {
+    endpoint.check_chain_id().await?;
+    let (method, params) = block_call(BlockId::Number(number), false);
+    let block: Option<Head> = endpoint.request(method, params).await?;
+    if block.is_some() {
+        return Ok(block.filter(|block| block.number == number));
+    }
+    endpoint.request(method, json!(["latest", false])).await
 }
 
 /// Which endpoints have a block on their chain, and which have another.
@@ -51,6 +103,23 @@ pub struct Witnesses {
     pub with: Vec<Arc<Endpoint>>,
     /// Endpoints that have another block at its height.
     pub against: Vec<Arc<Endpoint>>,
+}
+
+impl Witnesses {
+    /// The number of providers that have the block.
+    pub fn count_with(&self) -> usize {
+        count_providers(&self.with)
+    }
+
+    /// Whether more providers have another block than have this one. A provider that has both counts for it.
+    pub fn outvote(&self) -> bool {
+        let others = self.against.iter().filter(|other| self.with.iter().all(|with| with.provider() != other.provider()));
+        count_providers(others) > self.count_with()
+    }
+}
+
+fn count_providers<'a>(endpoints: impl IntoIterator<Item = &'a Arc<Endpoint>>) -> usize {
+    endpoints.into_iter().map(|endpoint| endpoint.provider()).collect::<HashSet<_>>().len()
 }
 
 /// Asks every endpoint for its block at a height. An endpoint that does not answer, or has no block there, is neither.

@@ -4,7 +4,7 @@
 //! - `from_endpoint`: a block with its receipts from one endpoint. `receipts`: what to do without `eth_getBlockReceipts`.
 //!   `traces`: which tracer an endpoint has.
 //! - `cross_check`: what no root covers, a second endpoint must confirm.
-//! - `head`: the newest head, tagged blocks, and which endpoints have a block.
+//! - `head`: the newest head, and what single endpoints show: a block, their tags.
 
 mod block_id;
 mod cross_check;
@@ -17,9 +17,9 @@ mod options;
 mod receipts;
 mod traces;
 
-pub use block_id::{BlockId, BlockTag};
+pub use block_id::BlockId;
 pub use error::FetchError;
 pub use fetched::{FetchedBlock, PlacedLog};
 pub use from_pool::fetch_block;
-pub use head::{Witnesses, fetch_head, fetch_newest, fetch_tag, find_witnesses};
+pub use head::{Standing, Tags, Witnesses, fetch_head, fetch_newest, fetch_standings, fetch_tags, find_witnesses, look_at};
 pub use options::FetchOptions;

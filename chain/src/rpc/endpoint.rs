@@ -32,6 +32,7 @@ pub enum Batch<T> {
 pub struct Endpoint {
     chain: String,
     host: String,
+    provider: String,
     transport: Transport,
     /// The chain id in `chains.yaml`.
     expected: Option<ChainId>,
@@ -50,6 +51,7 @@ impl Endpoint {
         let endpoint = Self {
             chain: chain.to_owned(),
             host: url.host().to_owned(),
+            provider: url.provider().to_owned(),
             transport: Transport::new(url),
             expected,
             is_of_chain: AtomicBool::new(false),
@@ -66,6 +68,11 @@ impl Endpoint {
     /// Host and port.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// What tells witnesses apart: the `group` in `chains.yaml`, or host and port.
+    pub fn provider(&self) -> &str {
+        &self.provider
     }
 
     fn labels(&self) -> [(&'static str, &str); 2] {
@@ -274,6 +281,16 @@ impl Endpoint {
     /// Records a head that it told of and that no endpoint had when asked. It ranks behind the others for a while.
     pub fn record_withheld_head(&self) {
         locked(&self.health, |health| health.record_withheld_head(Instant::now()));
+    }
+
+    /// Records that it has another block than ours where others have ours. While it goes on it ranks behind the others.
+    pub fn record_contradiction(&self) {
+        locked(&self.health, |health| health.record_contradiction(Instant::now()));
+    }
+
+    /// Counts a contradiction: one more block for which it has another.
+    pub fn count_contradiction(&self) {
+        metrics::RPC_CONTRADICTIONS.counter(&self.labels()).increment(1);
     }
 
     /// Records the height of its head.

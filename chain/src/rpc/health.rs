@@ -1,7 +1,8 @@
 //! Endpoint health: circuit breaker, latency, error rate and head, and the ranking made of them. Pure: the time is a parameter.
 //!
 //! Endpoints are ranked by these criteria, in this order: the circuit lets requests through; the head is at most
-//! [`MAX_LAG_BLOCKS`] behind the newest known, and the endpoint has the blocks that it announces; it is not throttled; it
+//! [`MAX_LAG_BLOCKS`] behind the newest known, and the endpoint has the blocks that it announces and the same as
+//! others; it is not throttled; it
 //! neither fails often nor is much slower than the fastest. Among equals the order of `chains.yaml` holds.
 
 use std::cmp::Reverse;
@@ -15,7 +16,7 @@ const MAX_OPEN_TIME: Duration = Duration::from_secs(10);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
 /// An endpoint further behind the newest head than this lags.
 pub const MAX_LAG_BLOCKS: u64 = 2;
-/// How long an endpoint ranks behind others after it told of a head that it did not have.
+/// How long an endpoint ranks behind others after it told of a head that it did not have, or contradicted the others.
 const DISTRUST_TTL: Duration = Duration::from_secs(30);
 /// Weight of the latest sample in the moving averages.
 const AVERAGE_WEIGHT: f64 = 0.1;
@@ -129,6 +130,11 @@ impl NodeHealth {
 
     /// It told of a head that it did not have.
     pub fn record_withheld_head(&mut self, now: Instant) {
+        self.distrusted_until = Some(now + DISTRUST_TTL);
+    }
+
+    /// It has another block than ours where others have ours.
+    pub fn record_contradiction(&mut self, now: Instant) {
         self.distrusted_until = Some(now + DISTRUST_TTL);
     }
 

@@ -49,10 +49,14 @@ pub fn record(metadata: &Metadata, value: Option<&DynamicMessage>, json: Option<
 /// The fields that a line shows, in this order. Lists of messages show their length.
 const fn summary(topic: Topic) -> &'static [&'static str] {
     match topic {
-        Topic::Blocks => &["kind", "number", "hash", "timestamp", "transactions", "internal_transfers", "credits"],
+        Topic::Blocks => {
+            &["kind", "number", "hash", "timestamp", "transactions", "internal_transfers", "credits", "witnessed_number"]
+        }
         Topic::Logs => &["kind", "number", "hash", "logs"],
         Topic::Cursors => &["sequence", "window", "finalized_number", "halted"],
-        Topic::Matches => &["kind", "number", "hash", "timestamp", "transfers", "transfers.to", "transfers.amount"],
+        Topic::Matches => {
+            &["kind", "number", "hash", "timestamp", "transfers", "transfers.to", "transfers.amount", "witnessed_number"]
+        }
         Topic::Intents => &["payment_id", "amount", "token", "chain", "expires_at", "external_id"],
         Topic::Events => &[
             "type",

@@ -108,10 +108,27 @@ impl Fork {
             timestamp,
             safe: random.random_bool(0.8).then(|| self.finalized + 1),
             finalized: random.random_bool(0.8).then_some(self.finalized),
+            // A block may wait for its witnesses, and for a record that tells of them.
+            witnessed: random.random_bool(0.7).then(|| number - random.random_range(0..3)),
             transfers: self.random_transfers(random, hash),
         };
         self.blocks.push(record.clone());
         record
+    }
+
+    /// What is learned between two blocks: enough endpoints have given the head, and the tags.
+    fn learn(&mut self) -> Option<Matches> {
+        let tip = self.blocks.last()?.clone();
+        self.sequence += 1;
+        Some(Matches {
+            sequence: self.sequence,
+            kind: Kind::Tags,
+            safe: Some(self.finalized + 1),
+            finalized: Some(self.finalized),
+            witnessed: Some(tip.block.number),
+            transfers: Vec::new(),
+            ..tip
+        })
     }
 
     /// Removes the head; `None` when it is final.
@@ -141,6 +158,7 @@ impl Fork {
             timestamp: 900,
             safe: None,
             finalized: None,
+            witnessed: None,
             transfers: self.random_transfers(random, hash),
         };
         self.past.push(block.clone());
@@ -202,6 +220,7 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
                 waiting.push(fork.replay(random));
                 replayed += 1;
             }
+            3 => waiting.extend(fork.learn()),
             2 => {
                 // The past is replayed up to the head before the chain gets there.
                 let added = fork.add(random);
@@ -230,10 +249,11 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
             }
         }
     }
-    // The last tags cover no less than those of removed blocks.
+    // The last tags cover no less than those of removed blocks, and the last block is witnessed.
     for fork in &mut forks {
         let last = fork.add(random);
-        let last = Matches { safe: Some(fork.finalized + 1), finalized: Some(fork.finalized), ..last };
+        let number = last.block.number;
+        let last = Matches { safe: Some(fork.finalized + 1), finalized: Some(fork.finalized), witnessed: Some(number), ..last };
         *fork.blocks.last_mut().unwrap() = last.clone();
         waiting.push(last);
     }
@@ -366,6 +386,7 @@ async fn what_a_tag_said_of_a_removed_block_confirms_nothing_in_the_one_that_tak
             timestamp: 1_000,
             safe,
             finalized: None,
+            witnessed: Some(number),
             transfers: if pays { vec![transfer] } else { Vec::new() },
         }
     };

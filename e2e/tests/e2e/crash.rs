@@ -168,6 +168,9 @@ async fn check_blocks(lab: &Lab) -> Result<()> {
         if block.kind() == wire::block_record::Kind::Removed {
             let head = stack.pop().context("a block was removed that was never added")?;
             ensure!(head.hash == block.hash, "block {} was removed, and was not the head", block.number);
+        } else if block.kind() == wire::block_record::Kind::Tags {
+            let at_head = stack.last().is_some_and(|head| head.hash == block.hash);
+            ensure!(at_head, "more was told of block {}, which is not the head", block.number);
         } else {
             let fits = stack.last().is_none_or(|head| head.hash == block.parent_hash && head.number + 1 == block.number);
             ensure!(fits, "block {} was added on something else than its parent", block.number);

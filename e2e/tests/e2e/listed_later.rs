@@ -37,6 +37,7 @@ fn block(sequence: u64, kind: Kind, transfers: Vec<Transfer>) -> Matches {
         timestamp: 1_000,
         safe: None,
         finalized: None,
+        witnessed: Some(50 + sequence),
         transfers,
     }
 }

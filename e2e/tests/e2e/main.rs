@@ -33,3 +33,4 @@ mod session;
 mod tail;
 mod webhooks;
 mod websockets;
+mod witnesses;

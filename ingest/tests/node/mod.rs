@@ -35,6 +35,23 @@ pub fn recorded(file: &str) -> Vec<Recorded> {
         .collect()
 }
 
+/// The chain with blocks of a fork put on it, up to so many blocks in all. They are empty, made up, and proven by nothing.
+pub fn branch(below: &[Recorded], count: u64, fork: u8) -> Vec<Recorded> {
+    let mut blocks = below.to_vec();
+    let word = |byte: u8| format!("0x{}", format!("{byte:02x}").repeat(32));
+    for number in u64::try_from(below.len()).unwrap()..count {
+        let parent = blocks.last().map_or_else(|| word(0), |block| block.hash.clone());
+        let hash = format!("0x{:062x}{fork:02x}", number + 1);
+        let block = json!({
+            "number": format!("{number:#x}"), "hash": hash, "parentHash": parent, "timestamp": format!("{:#x}", 1_700_000_000 + number),
+            "transactionsRoot": word(1), "receiptsRoot": word(2), "stateRoot": word(3), "sha3Uncles": word(4),
+            "miner": format!("0x{}", "00".repeat(20)), "gasLimit": "0x1", "gasUsed": "0x0", "transactions": [],
+        });
+        blocks.push(Recorded { number, hash, parent, block, receipts: Some(json!([])), logs: json!([]) });
+    }
+    blocks
+}
+
 impl Recorded {
     pub fn count_logs(&self) -> usize {
         self.receipts

@@ -4,6 +4,7 @@ use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::bigint;
 use std::collections::HashMap;
+use std::time::Duration;
 use tokio_postgres::Row;
 use topics::{B256, ChainId};
 
@@ -21,6 +22,8 @@ pub struct ChainHead {
     pub timestamp: u64,
     pub safe: Option<u64>,
     pub finalized: Option<u64>,
+    /// Number of the highest block that enough endpoints have given; at most `number`.
+    pub witnessed: Option<u64>,
 }
 
 /// The head of a chain, its row locked until the transaction ends; `None` for a chain without a block yet.
@@ -30,8 +33,8 @@ pub struct ChainHead {
 pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option<ChainHead>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number FROM chain_heads
-             WHERE chain_id = $1 FOR UPDATE",
+            "SELECT sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number
+             FROM chain_heads WHERE chain_id = $1 FOR UPDATE",
         )
         .await?;
     let Some(row) = db.query_opt(&statement, &[&bigint(chain.0)]).await? else {
@@ -47,6 +50,7 @@ pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option
         timestamp: number(4).unwrap_or_default(),
         safe: number(5),
         finalized: number(6),
+        witnessed: number(7),
     }))
 }
 
@@ -57,11 +61,18 @@ pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option
 pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead) -> Result<(), Failure> {
     let statement = db
         .prepare_cached(
-            "INSERT INTO chain_heads (chain_id, sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+            "INSERT INTO chain_heads
+                 (chain_id, sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,
+                  unwitnessed_since)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, CASE WHEN $9 >= $4::bigint THEN NULL ELSE now() END)
              ON CONFLICT (chain_id) DO UPDATE SET sequence = EXCLUDED.sequence, first_number = EXCLUDED.first_number, number = EXCLUDED.number, hash = EXCLUDED.hash,
                  block_timestamp = EXCLUDED.block_timestamp, safe_number = EXCLUDED.safe_number,
-                 finalized_number = EXCLUDED.finalized_number, updated_at = now()",
+                 finalized_number = EXCLUDED.finalized_number, witnessed_number = EXCLUDED.witnessed_number,
+                 unwitnessed_since = CASE
+                     WHEN EXCLUDED.unwitnessed_since IS NULL THEN NULL
+                     WHEN EXCLUDED.witnessed_number IS DISTINCT FROM chain_heads.witnessed_number THEN now()
+                     ELSE COALESCE(chain_heads.unwitnessed_since, now()) END,
+                 updated_at = now()",
         )
         .await?;
     db.execute(
@@ -75,6 +86,7 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
             &bigint(head.timestamp),
             &head.safe.map(bigint),
             &head.finalized.map(bigint),
+            &head.witnessed.map(bigint),
         ],
     )
     .await?;
@@ -98,6 +110,34 @@ pub async fn head_numbers(db: &impl GenericClient, chains: &[ChainId]) -> Result
 pub async fn head_timestamps(db: &impl GenericClient) -> Result<HashMap<ChainId, u64>, Failure> {
     let statement = db.prepare_cached("SELECT chain_id, block_timestamp FROM chain_heads").await?;
     db.query(&statement, &[]).await?.iter().map(read_number).collect()
+}
+
+/// How far a chain is witnessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Witnessed {
+    /// Number of the highest block that enough endpoints have given.
+    pub number: Option<u64>,
+    /// How long the head has been above it without it moving.
+    pub behind: Option<Duration>,
+}
+
+/// How far each chain is witnessed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn witnessed(db: &impl GenericClient) -> Result<HashMap<ChainId, Witnessed>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT chain_id, witnessed_number, EXTRACT(EPOCH FROM clock_timestamp() - unwitnessed_since)::bigint FROM chain_heads",
+        )
+        .await?;
+    let mut chains = HashMap::new();
+    for row in db.query(&statement, &[]).await? {
+        let chain = u64::try_from(row.get::<_, i64>(0)).map_err(Failure::halt)?;
+        let number = |column: usize| row.get::<_, Option<i64>>(column).and_then(|n| u64::try_from(n).ok());
+        chains.insert(ChainId(chain), Witnessed { number: number(1), behind: number(2).map(Duration::from_secs) });
+    }
+    Ok(chains)
 }
 
 fn read_number(row: &Row) -> Result<(ChainId, u64), Failure> {

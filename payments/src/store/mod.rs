@@ -16,7 +16,7 @@ mod touched;
 mod transfers;
 
 pub use deposit_addresses::{deposit_addresses, find_address, insert_addresses, list_addresses, lock_customer_address};
-pub use heads::{ChainHead, head_numbers, head_timestamps, lock_head, save_head};
+pub use heads::{ChainHead, Witnessed, head_numbers, head_timestamps, lock_head, save_head, witnessed};
 pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
 pub use lists::{PaymentFilter, Place, list_deposits, list_payments};
 pub use outbox::{OutboxRow, claim_outbox, first_claimed_batch, outbox_depth, record_events, record_requested_events};

@@ -1,6 +1,7 @@
 //! The query that finds which payments a batch of `chain.matches` can change, before [`lock_payments`](super::lock_payments) loads
 //! them. It may return more than the batch changes, and never fewer.
 
+use super::heads::ChainHead;
 use crate::deposit::deposit_id;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use topics::{ChainId, Kind, Matches};
 use uuid::Uuid;
 
-/// Ids of the payments that any block of the batch can change: those at the addresses paid, those that a timestamp expires, those
+/// Ids of the payments that any record of the batch can change, given the head before it: those at the addresses paid, those that a timestamp expires, those
 /// whose transfers get deep enough, and for removed blocks those that the blocks had paid, confirmed or expired. The flag tells
 /// whether the batch can hold a transfer to the payment.
 ///
@@ -18,6 +19,7 @@ use uuid::Uuid;
 pub async fn touched_payments(
     db: &impl GenericClient,
     chain: ChainId,
+    head: Option<&ChainHead>,
     records: &[&Matches],
 ) -> Result<BTreeMap<Uuid, bool>, Failure> {
     let added = || records.iter().filter(|r| r.kind != Kind::Removed);
@@ -26,7 +28,10 @@ pub async fn touched_payments(
     let deposits: Vec<Uuid> = added().flat_map(|r| &r.transfers).map(|t| deposit_id(&t.id).0).collect();
     let hashes: Vec<&[u8]> = removed().map(|r| r.block.hash.as_slice()).collect();
     let numbers: Vec<i64> = removed().map(|r| bigint(r.block.number)).collect();
-    let highest = |of: fn(&Matches) -> Option<u64>| added().filter_map(|r| of(r)).max().map_or(-1, bigint);
+    let highest = |of: fn(&Matches) -> Option<u64>| added().filter_map(|r| of(r)).max();
+    // A record without a tag, or without a word on witnesses, leaves both where they were.
+    let witnessed = highest(|r| r.witnessed).max(head.and_then(|head| head.witnessed));
+    let due = |reached: Option<u64>| reached.min(witnessed).map_or(-1, bigint);
     let statement = db
         .prepare_cached(
             "SELECT id, true FROM payments WHERE address = ANY($2) AND deposit_address IS NULL
@@ -50,10 +55,10 @@ pub async fn touched_payments(
             &[
                 &bigint(chain.0),
                 &addresses,
-                &highest(|r| Some(r.timestamp)),
-                &highest(|r| Some(r.block.number)),
-                &highest(|r| r.safe),
-                &highest(|r| r.finalized),
+                &highest(|r| Some(r.timestamp)).map_or(-1, bigint),
+                &due(highest(|r| Some(r.block.number))),
+                &due(highest(|r| r.safe).max(head.and_then(|head| head.safe))),
+                &due(highest(|r| r.finalized).max(head.and_then(|head| head.finalized))),
                 &hashes,
                 &numbers,
                 &deposits,

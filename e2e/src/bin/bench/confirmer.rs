@@ -124,5 +124,6 @@ fn block(number: u64, matches: u64) -> wire::MatchesRecord {
         safe_number: None,
         finalized_number: None,
         transfers: (0..matches).map(transfer).collect(),
+        witnessed_number: Some(number),
     }
 }

@@ -1,0 +1,236 @@
+//! Witnesses: what a chain's other endpoints say of the blocks that one of them gave.
+//!
+//! A block proves that it agrees with itself. That it is on the chain, only other endpoints can say. So each is looked at in the
+//! background, while a block is fetched and afterwards, and no block waits for them. `votes` counts, `looks` asks.
+
+mod looks;
+mod votes;
+
+use crate::records::FinalityTags;
+use crate::window::Window;
+use base::metrics;
+use chain::{Chain, Endpoint, Head, Rpc, Tags};
+use looks::{Fork, Looks, Seen};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use topics::B256;
+use votes::Votes;
+pub use votes::nth_highest;
+
+/// How often an endpoint that has our tip is looked at again while nothing happens.
+const IDLE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often tags are asked for while no block comes, at most.
+const MIN_TAG_INTERVAL: Duration = Duration::from_secs(3);
+
+/// The witnesses of a chain.
+pub struct Witnesses {
+    chain: Arc<Chain>,
+    rpc: Arc<Rpc>,
+    votes: Votes,
+    looks: Looks,
+    /// What endpoints showed last, until it can be compared with the window.
+    shown: Vec<Option<Head>>,
+    /// When each endpoint was looked at, or showed a head.
+    seen_at: Vec<Option<Instant>>,
+    tags_asked_at: Option<Instant>,
+    /// The contradictions counted last, by endpoint: our block that it contradicted.
+    counted: Vec<Option<B256>>,
+}
+
+impl Witnesses {
+    pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>) -> Self {
+        let count = rpc.endpoints().len();
+        Self {
+            votes: Votes::new(chain.witnesses, rpc.endpoints().iter().map(|endpoint| endpoint.provider().to_owned())),
+            looks: Looks::new(rpc.clone()),
+            shown: vec![None; count],
+            seen_at: vec![None; count],
+            tags_asked_at: None,
+            counted: vec![None; count],
+            chain,
+            rpc,
+        }
+    }
+
+    fn place(&self, endpoint: &Arc<Endpoint>) -> Option<usize> {
+        self.rpc.endpoints().iter().position(|other| Arc::ptr_eq(other, endpoint))
+    }
+
+    /// An endpoint has shown its head.
+    pub fn shows(&mut self, endpoint: &Arc<Endpoint>, head: Head) {
+        let Some(place) = self.place(endpoint) else { return };
+        self.mark_seen(place);
+        if let Some(shown) = self.shown.get_mut(place) {
+            *shown = Some(head);
+        }
+    }
+
+    /// An endpoint has given a block that is published now.
+    pub fn gave(&mut self, endpoint: &Arc<Endpoint>, number: u64) {
+        if let Some(place) = self.place(endpoint) {
+            self.votes.agree(place, number);
+        }
+    }
+
+    /// An endpoint shows a branch that leaves ours: it has other blocks than ours from one height to another. Returns whether the
+    /// branch may replace ours.
+    pub fn leaves(&mut self, endpoint: &Arc<Endpoint>, from: u64, to: u64) -> bool {
+        let Some(place) = self.place(endpoint) else { return false };
+        if let Some(shown) = self.shown.get_mut(place) {
+            *shown = None;
+        }
+        self.votes.differ(place, from.checked_sub(1), from, to);
+        self.votes.may_replace(place, from)
+    }
+
+    /// Our block at this height was taken off.
+    pub fn removed(&mut self, number: u64) {
+        self.votes.removed(number);
+    }
+
+    /// No block of ours is left.
+    pub fn forget(&mut self) {
+        self.votes.forget();
+    }
+
+    /// An endpoint's tags.
+    pub fn tagged(&mut self, endpoint: &Arc<Endpoint>, tags: Tags) {
+        if let Some(place) = self.place(endpoint) {
+            self.votes.tagged(place, tags);
+        }
+    }
+
+    /// Looks at each endpoint that has not given this block, and now and then, or while any differs from us, at those that have.
+    /// `but` has just shown its head.
+    pub fn look(&mut self, number: u64, but: &Arc<Endpoint>) {
+        let but = self.place(but);
+        for place in (0..self.shown.len()).filter(|place| Some(*place) != but) {
+            let idle = self.seen_at.get(place).copied().flatten().is_some_and(|seen| seen.elapsed() < IDLE_INTERVAL);
+            if !(idle && self.votes.has_given(place, number)) || self.votes.is_disputed() {
+                self.looks.at(place, number);
+            }
+        }
+    }
+
+    /// Asks for tags if they were asked for before `since`, or some time ago. `but` is asked by the caller.
+    pub fn refresh_tags(&mut self, since: Option<Instant>, but: Option<&Arc<Endpoint>>) -> bool {
+        let interval = self.chain.poll_interval.max(MIN_TAG_INTERVAL);
+        let due =
+            self.tags_asked_at.is_none_or(|asked| since.is_some_and(|since| asked < since) || asked.elapsed() >= interval);
+        if due {
+            self.tags_asked_at = Some(Instant::now());
+            let but = but.and_then(|endpoint| self.place(endpoint));
+            (0..self.shown.len()).filter(|place| Some(*place) != but).for_each(|place| self.looks.for_tags(place));
+        }
+        due
+    }
+
+    /// Waits for the outcome of a look.
+    pub async fn next(&mut self) -> (usize, Seen) {
+        self.looks.next().await
+    }
+
+    /// Takes all that is known now: what endpoints have shown, compared with the window, and the tags, which may make blocks
+    /// final. Returns what is known of the chain.
+    pub fn settle(&mut self, window: &mut Window) -> FinalityTags {
+        while let Some((place, seen)) = self.looks.try_next() {
+            self.take(place, seen, window);
+        }
+        for place in 0..self.shown.len() {
+            self.compare(place, window);
+        }
+        let safe = self.votes.tag(|tags| tags.safe, window);
+        let finalized = self.votes.tag(|tags| tags.finalized, window);
+        if let Some(finalized) = finalized {
+            window.finalize(&finalized);
+        }
+        let witnessed = self.votes.witnessed();
+        if let Some(witnessed) = witnessed {
+            #[expect(clippy::cast_precision_loss, reason = "block numbers are far below 2^52")]
+            metrics::CHAIN_WITNESSED.gauge(&[("chain", &self.chain.name)]).set(witnessed as f64);
+        }
+        self.name_contradictions(window);
+        FinalityTags { safe: safe.map(|head| head.number), finalized: finalized.map(|head| head.number), witnessed }
+    }
+
+    /// Takes the outcome of a look.
+    pub fn take(&mut self, place: usize, seen: Seen, window: &Window) {
+        match seen {
+            Seen::Tags(tags) => self.votes.tagged(place, tags),
+            Seen::Nothing => self.votes.silent(place),
+            Seen::Fork(Fork { agrees, ours, to }) => {
+                // A reorg of ours meanwhile makes it void.
+                if window.at(ours.number).is_some_and(|block| block.hash == ours.hash) {
+                    self.votes.differ(place, agrees, ours.number, to);
+                }
+            }
+            Seen::Block(head) => {
+                self.mark_seen(place);
+                if let Some(shown) = self.shown.get_mut(place) {
+                    *shown = Some(head);
+                }
+            }
+        }
+    }
+
+    fn mark_seen(&mut self, place: usize) {
+        if let Some(seen) = self.seen_at.get_mut(place) {
+            *seen = Some(Instant::now());
+        }
+    }
+
+    /// Compares what an endpoint has shown with our block at its height. Above our tip only the tip's child says something.
+    fn compare(&mut self, place: usize, window: &Window) {
+        let Some(shown) = self.shown.get(place).copied().flatten() else { return };
+        let Some(tip) = window.tip() else { return };
+        match window.at(shown.number) {
+            Some(ours) if ours.hash == shown.hash => self.votes.agree(place, shown.number),
+            Some(ours) => {
+                // From the last final block on, which nobody leaves.
+                let floor = window.finalized().unwrap_or(0);
+                let compared = window.iter().filter(|block| (floor..=ours.number).contains(&block.number)).copied().collect();
+                self.looks.for_fork(place, compared, shown.number);
+            }
+            None if shown.number > tip.number => {
+                if shown.parent_hash == tip.hash {
+                    self.votes.agree(place, tip.number);
+                }
+                // It is kept: the next block may be it, or stand on it.
+                return;
+            }
+            // Below the window: it lags.
+            None => self.votes.silent(place),
+        }
+        if let Some(shown) = self.shown.get_mut(place) {
+            *shown = None;
+        }
+    }
+
+    /// Names and counts the endpoints that contradict us in two looks running, or, if they are the majority, those that do not.
+    /// They rank behind the others while it goes on.
+    fn name_contradictions(&mut self, window: &Window) {
+        let outvoted = self.votes.outvoted().filter(|_| self.chain.witnesses > 1);
+        let contradicting = match outvoted {
+            Some(from) => self.votes.agreeing(from).into_iter().map(|place| (place, from)).collect(),
+            None => self.votes.contradicting(),
+        };
+        for (place, from) in contradicting {
+            let host = |place: usize| self.rpc.endpoints().get(place).map(|endpoint| endpoint.host());
+            let others: Vec<&str> = match outvoted {
+                Some(_) => self.votes.contradicting().into_iter().filter_map(|(place, _)| host(place)).collect(),
+                None => self.votes.agreeing(from).into_iter().filter_map(host).collect(),
+            };
+            let (Some(endpoint), Some(ours)) = (self.rpc.endpoints().get(place), window.at(from)) else { continue };
+            // Alone it contradicts nobody: its chain has changed, and ours will.
+            if others.is_empty() {
+                continue;
+            }
+            endpoint.record_contradiction();
+            let Some(counted) = self.counted.get_mut(place).filter(|counted| **counted != Some(ours.hash)) else { continue };
+            *counted = Some(ours.hash);
+            endpoint.count_contradiction();
+            let (chain, endpoint, others) = (&self.chain.name, endpoint.host(), others.join(", "));
+            tracing::warn!(chain, endpoint, "contradiction: it has another block {from} than {others}; asking it last");
+        }
+    }
+}

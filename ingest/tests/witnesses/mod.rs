@@ -1,0 +1,257 @@
+//! Several endpoints that do not all say the same: who is believed, and what is published meanwhile.
+
+use crate::node::{Node, Recorded, branch};
+use crate::{Consumer, load};
+use chain::{Chain, Heads, Rpc};
+use ingest::records::{Change, FinalityTags};
+use ingest::{Batch, Follower, Window};
+use std::sync::Arc;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A chain of these endpoints, in this order. Its blocks are made up, so none is proven.
+async fn chain(nodes: &[&Node], rest: &str) -> Arc<Chain> {
+    let urls: Vec<&str> = nodes.iter().map(|node| node.url.as_str()).collect();
+    let urls = urls.join(", ");
+    let text = format!("- {{ name: it, chain_id: 7, rpc_urls: [{urls}], verify: off, poll_interval_ms: 5, {rest} }}\n");
+    load(&text).await.unwrap()
+}
+
+/// A chain of one endpoint.
+async fn chain_of(node: &Node) -> Arc<Chain> {
+    chain(&[node], "start_block: 0").await
+}
+
+async fn nodes<const N: usize>(chains: [&[Recorded]; N]) -> [Node; N] {
+    let started = futures::future::join_all(chains.iter().map(|_| Node::start(7, true))).await;
+    for (node, chain) in started.iter().zip(chains) {
+        node.set(chain);
+    }
+    started.try_into().unwrap_or_else(|_| unreachable!())
+}
+
+/// A consumer that keeps all that ingest has told.
+struct Told {
+    rpc: Arc<Rpc>,
+    consumer: Consumer,
+    known: FinalityTags,
+    /// The stack's hash at `known.witnessed`, each time that it was told.
+    witnessed: Vec<(u64, String)>,
+}
+
+impl Told {
+    fn new(chain: &Arc<Chain>) -> Self {
+        let rpc = Arc::new(Rpc::of(chain));
+        let follower = Follower::new(chain.clone(), rpc.clone(), Heads::of(chain), Window::default());
+        Self { rpc, consumer: Consumer::of(follower), known: FinalityTags::default(), witnessed: vec![] }
+    }
+
+    async fn next(&mut self) {
+        let next = tokio::time::timeout(PATIENCE, self.consumer.follower.next()).await;
+        let Batch { changes, finality } = next.unwrap_or_else(|_| panic!("nothing more; {:?}", self.consumer.stack)).unwrap();
+        if let [Change::Tags(head)] = &changes[..] {
+            assert_eq!(self.consumer.stack.last().map(|(number, _)| *number), Some(head.number), "told of the tip");
+            assert_ne!(finality, self.known, "no news");
+        }
+        self.consumer.take(changes);
+        self.known = finality;
+        if let Some(number) = finality.witnessed {
+            let block = self.consumer.stack.iter().find(|(height, _)| *height == number);
+            self.witnessed.push(block.unwrap_or_else(|| panic!("{number} is witnessed and not there")).clone());
+        }
+    }
+
+    async fn until(&mut self, reached: impl Fn(&Self) -> bool) {
+        while !reached(self) {
+            self.next().await;
+        }
+    }
+
+    fn tip(&self) -> Option<&str> {
+        self.consumer.stack.last().map(|(_, hash)| hash.as_str())
+    }
+
+    /// Nothing is told while this node is asked so many times.
+    async fn is_quiet_for(&mut self, node: &Node, requests: usize) {
+        let before = node.requests("eth_getBlockByNumber");
+        let asked = async {
+            while node.requests("eth_getBlockByNumber") < before + requests {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            batch = self.consumer.follower.next() => panic!("told: {batch:?}"),
+            () = asked => {}
+        }
+    }
+}
+
+fn tip(chain: &[Recorded]) -> &str {
+    &chain.last().unwrap().hash
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_is_published_at_once_and_witnessed_as_soon_as_another_endpoint_has_it() {
+    let blocks = branch(&[], 5, 0);
+    let [first, second] = nodes([&blocks, &blocks[..3]]).await;
+    let chain = chain(&[&first, &second], "start_block: 0").await;
+    assert_eq!(chain.witnesses, 2);
+    let mut told = Told::new(&chain);
+    told.until(|told| told.tip() == Some(tip(&blocks))).await;
+    told.until(|told| told.known.witnessed == Some(2)).await;
+    assert_eq!(told.tip(), Some(tip(&blocks)), "the second endpoint has three blocks, and delays none");
+    second.set(&blocks);
+    told.until(|told| told.known.witnessed == Some(4)).await;
+    assert_eq!((told.consumer.added, told.consumer.removed.len()), (5, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_second_endpoint_that_answers_blocks_are_published_and_nothing_is_witnessed() {
+    let blocks = branch(&[], 5, 0);
+    let [first, second] = nodes([&blocks, &[]]).await;
+    let chain = chain(&[&first, &second], "start_block: 0").await;
+    let mut told = Told::new(&chain);
+    told.until(|told| told.tip() == Some(tip(&blocks))).await;
+    told.is_quiet_for(&first, 20).await;
+    assert_eq!(told.known.witnessed, None);
+    let alone = chain_of(&first).await;
+    let mut alone = Told::new(&alone);
+    alone.until(|told| told.tip() == Some(tip(&blocks))).await;
+    assert_eq!(alone.known.witnessed, Some(4), "one endpoint is its own witness, in the block's own record");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_branch_that_the_first_endpoint_invents_is_never_witnessed_and_makes_way_for_the_majority() {
+    let common = branch(&[], 5, 0);
+    let (honest, invented) = (branch(&common, 8, 0), branch(&common, 30, 9));
+    let [liar, one, two] = nodes([&common, &common, &common]).await;
+    let chain = chain(&[&liar, &one, &two], "start_block: 0").await;
+    let mut told = Told::new(&chain);
+    told.until(|told| told.known.witnessed == Some(4)).await;
+    liar.set(&invented[..6]);
+    told.until(|told| told.tip() == Some(&invented[5].hash)).await;
+    // The others go on, and so does the liar, which is always ahead.
+    one.set(&honest);
+    two.set(&honest);
+    liar.set(&invented);
+    told.until(|told| told.tip() == Some(tip(&honest)) && told.known.witnessed == Some(7)).await;
+    told.consumer.is_at(&honest);
+    for (number, hash) in &told.witnessed {
+        assert_eq!(hash, &honest[usize::try_from(*number).unwrap()].hash, "block {number} was witnessed");
+    }
+    let removed = told.consumer.removed.len();
+    assert!(removed > 0, "the invented blocks were not taken back");
+    // It is asked last now, and nothing of its branch comes any more.
+    let preferred = told.rpc.preferred().await.unwrap();
+    assert!(!liar.url.contains(preferred.host()), "{} is still asked first", preferred.host());
+    let longer = branch(&honest, 12, 0);
+    one.set(&longer);
+    two.set(&longer);
+    told.until(|told| told.known.witnessed == Some(11)).await;
+    told.consumer.is_at(&longer);
+    assert_eq!(told.consumer.removed.len(), removed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_against_one_takes_nothing_back_and_confirms_nothing_until_one_of_them_follows() {
+    let common = branch(&[], 5, 0);
+    let (ours, theirs) = (branch(&common, 6, 1), branch(&common, 7, 2));
+    let [first, second] = nodes([&ours, &theirs]).await;
+    let chain = chain(&[&first, &second], "start_block: 0").await;
+    let mut told = Told::new(&chain);
+    told.until(|told| told.tip() == Some(tip(&ours)) && told.known.witnessed == Some(4)).await;
+    told.is_quiet_for(&second, 20).await;
+    first.set(&theirs);
+    told.until(|told| told.known.witnessed == Some(6)).await;
+    told.consumer.is_at(&theirs);
+    assert_eq!(told.consumer.removed, [5]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorg_is_followed_once_more_than_half_of_the_endpoints_have_made_it() {
+    let common = branch(&[], 8, 0);
+    let after = branch(&common[..5], 10, 3);
+    let [first, second, third] = nodes([&common, &common, &common]).await;
+    let chain = chain(&[&first, &second, &third], "start_block: 0").await;
+    let mut told = Told::new(&chain);
+    told.until(|told| told.known.witnessed == Some(7)).await;
+    first.set(&after);
+    told.is_quiet_for(&second, 20).await;
+    third.set(&after);
+    told.until(|told| told.known.witnessed == Some(9)).await;
+    told.consumer.is_at(&after);
+    assert_eq!(told.consumer.removed, [7, 6, 5]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_one_witness_the_branch_of_the_first_endpoint_is_followed() {
+    let common = branch(&[], 5, 0);
+    let (ours, theirs) = (branch(&common, 6, 1), branch(&common, 8, 2));
+    let [first, second] = nodes([&ours, &ours]).await;
+    let chain = chain(&[&first, &second], "start_block: 0, witnesses: 1").await;
+    let mut told = Told::new(&chain);
+    told.until(|told| told.tip() == Some(tip(&ours))).await;
+    assert_eq!(told.known.witnessed, Some(5));
+    first.set(&theirs);
+    told.until(|told| told.tip() == Some(tip(&theirs)) && told.known.witnessed == Some(7)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tag_needs_as_many_endpoints_as_a_block_and_its_hash_on_our_chain() {
+    let blocks = branch(&[], 20, 0);
+    let other = branch(&blocks[..5], 20, 4);
+    let [without, high, low, elsewhere] = nodes([&blocks, &blocks, &blocks, &other]).await;
+    let behind = |node: &Node, blocks| node.script.lock().unwrap().final_behind = Some(blocks);
+    behind(&high, 3);
+    behind(&elsewhere, 0);
+    let chain = chain(&[&without, &high, &low, &elsewhere], "start_block: 0").await;
+    let mut told = Told::new(&chain);
+    told.until(|told| told.known.witnessed == Some(19)).await;
+    told.is_quiet_for(&high, 10).await;
+    assert_eq!(told.known.finalized, None, "one endpoint has it, one has none, and one is on another branch");
+    // On a chain that stands still, a tag that moves is told.
+    behind(&low, 9);
+    told.until(|told| told.known.finalized == Some(10)).await;
+    behind(&low, 1);
+    told.until(|told| told.known.finalized == Some(16)).await;
+    assert_eq!((told.consumer.added, told.consumer.removed.len()), (20, 0));
+    assert_eq!(told.consumer.follower.window().finalized(), Some(16));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_begins_as_deep_below_its_head_as_a_reorg_may_go() {
+    let blocks = branch(&[], 400, 0);
+    for (start, finalized_behind, first) in
+        [("", None, 143), ("", Some(20), 379), ("start_block: 390", Some(20), 379), ("start_block: 3", Some(20), 3)]
+    {
+        let [node] = nodes([&blocks]).await;
+        node.script.lock().unwrap().final_behind = finalized_behind;
+        let mut told = Told::new(&chain(&[&node], start).await);
+        told.until(|told| told.tip() == Some(tip(&blocks))).await;
+        assert_eq!(told.consumer.stack[0].0, first, "{start} {finalized_behind:?}");
+    }
+    // A node that holds less begins where it can.
+    let [node] = nodes([&blocks[390..]]).await;
+    let mut told = Told::new(&chain(&[&node], "start_block: 395").await);
+    told.until(|told| told.tip() == Some(tip(&blocks))).await;
+    assert!((390..=395).contains(&told.consumer.stack[0].0), "{:?}", told.consumer.stack[0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fork_below_the_first_block_brings_every_block_that_money_may_have_moved_to() {
+    let blocks = branch(&[], 40, 0);
+    let after = branch(&blocks[..12], 41, 5);
+    // It begins at block 30, since its node holds nothing below; the fork begins at 12.
+    let [node] = nodes([&blocks[30..]]).await;
+    let mut told = Told::new(&chain(&[&node], "").await);
+    told.until(|told| told.tip() == Some(tip(&blocks))).await;
+    let first = told.consumer.stack[0].0;
+    assert!(first >= 30, "{first}");
+    node.set(&after);
+    told.until(|told| told.tip() == Some(tip(&after))).await;
+    let begins = usize::try_from(told.consumer.stack[0].0).unwrap();
+    assert!(begins <= 12, "block {begins} is the first, and the fork is at 12");
+    told.consumer.is_at(&after[begins..]);
+    assert_eq!(u64::try_from(told.consumer.removed.len()).unwrap(), 40 - first, "all that was published was taken back, once");
+}

@@ -2,7 +2,6 @@
 
 use crate::chains::availability::Availability;
 use crate::chains::catalog::Catalog;
-use crate::chains::halts::Halts;
 use crate::create::idempotency::InFlightKeys;
 use crate::create::intents::Intents;
 use crate::create::queue::CreateRequest;
@@ -39,8 +38,6 @@ pub struct Parts {
     pub health: HealthChecks,
     /// Whether a chain takes new payments.
     pub availability: Availability,
-    /// Why chains have halted.
-    pub halts: Halts,
     /// Wakes live streams.
     pub event_feed: EventFeed,
     /// Idempotency keys whose request is being handled.

@@ -93,7 +93,6 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         create_requests,
         health,
         availability,
-        halts,
         event_feed,
         in_flight_keys: InFlightKeys::default(),
         guard: Guard::of(&settings),

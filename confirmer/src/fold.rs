@@ -2,7 +2,8 @@
 //!
 //! - A batch gives what its records give one at a time: it is applied block by block, in memory. Each payment that any of its blocks
 //!   can change is loaded and saved once.
-//! - Records of a chain form a stack. A record that does not continue the known head halts the stage.
+//! - Records of a chain form a stack. A record that does not continue the known head is a fault of its chain, which is set aside.
+//!   Over a gap the chain goes on where replayed blocks lead to by their parents.
 //! - An offset that is not where this writer left it fails the transaction: another instance has read on.
 
 use crate::working_set::WorkingSet;
@@ -20,7 +21,7 @@ use uuid::Uuid;
 pub const FOLDING: FoldStage =
     FoldStage { stage: "confirmer", topic: Topic::Matches, max_records: 256, max_bytes: 4 * 1024 * 1024 };
 /// Payments in memory at once: each takes about 1 kB, and may have an event.
-const MAX_PAYMENTS_IN_MEMORY: usize = 20_000;
+pub(crate) const MAX_PAYMENTS_IN_MEMORY: usize = 20_000;
 
 /// Consecutive records of one partition of `chain.matches`.
 pub struct Batch {
@@ -44,8 +45,31 @@ pub async fn apply_in_slices(pool: &Pool, chains: &Chains, batch: &Batch, slice:
     let mut client = pool.get().await?;
     let tx = client.transaction().await?;
     FOLDING.claim(&tx, batch.span).await?;
+    let events = fold_chains(&tx, chains, &batch.records, &HashSet::new(), slice).await.map_err(|fault| fault.failure)?;
+    tx.commit().await?;
+    Ok(events)
+}
+
+/// A failure, and the chain whose records brought it.
+pub struct ChainFault {
+    pub chain: ChainId,
+    pub failure: Failure,
+}
+
+/// Applies records, but for those of skipped chains; returns how many events they emitted. The transaction is of no use after a
+/// fault.
+///
+/// # Errors
+/// As for [`apply`], with the chain.
+pub(crate) async fn fold_chains(
+    db: &impl GenericClient,
+    chains: &Chains,
+    records: &[Matches],
+    skipped: &HashSet<ChainId>,
+    slice: usize,
+) -> Result<usize, ChainFault> {
     let mut by_chain: Vec<(ChainId, Vec<&Matches>)> = Vec::new();
-    for record in &batch.records {
+    for record in records.iter().filter(|record| !skipped.contains(&record.chain)) {
         match by_chain.iter_mut().find(|(chain, _)| *chain == record.chain) {
             Some((_, records)) => records.push(record),
             None => by_chain.push((record.chain, vec![record])),
@@ -53,9 +77,9 @@ pub async fn apply_in_slices(pool: &Pool, chains: &Chains, batch: &Batch, slice:
     }
     let mut events = 0;
     for (chain, records) in by_chain {
-        events += fold_chain(&tx, chains, chain, &records, slice).await.map_err(|f| f.context(format!("chain {chain}")))?;
+        let fault = |failure: Failure| ChainFault { chain, failure: failure.context(format!("chain {chain}")) };
+        events += fold_chain(db, chains, chain, &records, slice).await.map_err(fault)?;
     }
-    tx.commit().await?;
     Ok(events)
 }
 
@@ -114,8 +138,12 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
     match (record.kind, head) {
         (Kind::Added, head) => {
             if let Some(head) = head {
-                let fits = head.hash.is_none_or(|hash| record.parent == hash && record.block.number == head.number + 1);
-                if !fits || record.sequence != head.sequence + 1 {
+                let on = |tip: BlockRef| record.parent == tip.hash && record.block.number == tip.number + 1;
+                let tip = head.hash.map(|hash| BlockRef { number: head.number, hash });
+                let next = record.sequence == head.sequence + 1 && tip.is_none_or(on);
+                // Nothing is missing where the parents lead on, whatever the counter says.
+                let linked = record.sequence > head.sequence && head.bridge.or(tip).is_some_and(on);
+                if !next && !linked {
                     return out_of_order("the child of the head");
                 }
             }
@@ -138,6 +166,7 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
                 safe,
                 finalized,
                 witnessed,
+                bridge: None,
             }))
         }
         (Kind::Tags, Some(head)) => {
@@ -172,10 +201,26 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
                 safe: below(head.safe),
                 finalized: below(head.finalized),
                 witnessed: below(head.witnessed),
+                bridge: None,
                 ..head
             }))
         }
         (Kind::Removed | Kind::Tags, None) => out_of_order("an added block first"),
+        (Kind::Replayed, Some(head)) if record.sequence != 0 => {
+            if record.sequence <= head.sequence {
+                return out_of_order("a later sequence");
+            }
+            // The chain begins anew: what comes next may stand on anything, and no tag of before is of that history.
+            Ok(Some(ChainHead {
+                sequence: record.sequence,
+                hash: None,
+                safe: None,
+                finalized: None,
+                witnessed: None,
+                bridge: None,
+                ..head
+            }))
+        }
         (Kind::Replayed, head) => {
             for transfer in &record.transfers {
                 working.credit(&cause, transfer)?;
@@ -183,7 +228,7 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
             if let Some(head @ ChainHead { hash: Some(hash), .. }) = &head {
                 working.head(head_of(record.chain, head, *hash))?;
             }
-            Ok(head)
+            Ok(head.map(|head| ChainHead { bridge: bridge_after(&head, record), ..head }))
         }
     }
 }
@@ -192,4 +237,11 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
 fn head_of(chain: ChainId, head: &ChainHead, hash: B256) -> Head {
     let ChainHead { number, timestamp, safe, finalized, witnessed, .. } = *head;
     Head { cause: Cause { chain, block: BlockRef { number, hash }, timestamp }, safe, finalized, witnessed }
+}
+
+/// The bridge after a replayed block: it grows if the block leads on from its end, or from the head.
+fn bridge_after(head: &ChainHead, record: &Matches) -> Option<BlockRef> {
+    let leads_on = |from: B256| from == record.parent;
+    let grows = head.bridge.is_some_and(|bridge| leads_on(bridge.hash)) || head.hash.is_some_and(leads_on);
+    if grows { Some(record.block) } else { head.bridge }
 }

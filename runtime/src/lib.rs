@@ -5,6 +5,7 @@
 //! - [`Registry`] registers and reads schemas.
 //! - [`Failure`] says what a stage does about an error; [`stage::run`] does it.
 //! - [`FoldStage`] is a stage whose effects and offset are one Postgres transaction.
+//! - [`set_aside`] is what such a stage keeps from being processed while all else goes on.
 //! - [`db`] has the connection pools and the migrations.
 //! - [`exporter`] serves the metrics that [`base::metrics`] lists.
 
@@ -15,6 +16,7 @@ mod fold;
 pub mod kafka;
 pub mod logging;
 mod registry;
+pub mod set_aside;
 mod settings;
 pub mod stage;
 
@@ -22,4 +24,5 @@ pub use failure::Failure;
 pub use fold::{FoldStage, Span};
 pub use kafka::Kafka;
 pub use registry::{Registry, RegistryError};
+pub use set_aside::SetAside;
 pub use settings::Settings;

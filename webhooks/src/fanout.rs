@@ -1,9 +1,11 @@
 //! The fan-out: records of `payment.events` become deliveries, one per endpoint that wants the event.
 //!
-//! A batch is one Postgres transaction, with the offsets it ends at. (endpoint, event) is unique, so a replay adds nothing.
+//! A batch is one Postgres transaction, with the offsets it ends at. (endpoint, event) is unique, so a replay adds nothing. An
+//! event that can't be told is set aside (`runtime::set_aside`), and the others go on.
 
 use crate::body;
 use crate::retry_schedule::MAX_BLOCKING_FAILURES;
+use base::{error_chain, metrics};
 use deadpool_postgres::{GenericClient, Pool};
 use runtime::kafka::Record;
 use runtime::{Failure, FoldStage, Kafka, Span};
@@ -28,7 +30,7 @@ const YEAR_9999_MS: i64 = 253_000_000_000_000;
 /// Consumes until `stop`, and notifies the engine of new deliveries.
 ///
 /// # Errors
-/// `Retry` when Kafka or the database fails; `Halt` at a record that is not a valid event, since skipping it would lose it.
+/// `Retry` when Kafka or the database fails.
 pub fn run(
     kafka: &Kafka,
     pool: &Pool,
@@ -36,50 +38,108 @@ pub fn run(
     new_deliveries: &Notify,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
+    handle.block_on(report(pool))?;
     FOLDING.follow(kafka, pool, handle, stop, |spans| {
         let records = spans.iter().flat_map(|(_, records)| records);
-        let events = records.map(|record| decode(record)).collect::<Result<Vec<_>, _>>()?;
+        let (mut events, mut untold) = (Vec::new(), Vec::new());
+        for record in records {
+            match read(record) {
+                Ok(event) => events.push(event),
+                Err(event) => untold.push(event),
+            }
+        }
         let spans: Vec<Span> = spans.iter().map(|(span, _)| *span).collect();
-        if handle.block_on(apply(pool, &spans, &events))? > 0 {
+        if handle.block_on(apply(pool, &spans, &events, untold))? > 0 {
             new_deliveries.notify_one();
         }
         Ok(())
     })
 }
 
-/// An event, and its record's timestamp in milliseconds.
-fn decode(record: &Record<'_>) -> Result<(PaymentEvent, i64), Failure> {
-    let event = frame::decode(record.payload()).map_err(|error| Failure::halt(error).context(FOLDING.place(record)))?;
-    Ok((event, record.timestamp_ms().unwrap_or(YEAR_9999_MS)))
+/// An event that can be told, with what its delivery needs.
+struct ReadEvent {
+    event: PaymentEvent,
+    /// The record's timestamp in milliseconds.
+    written_ms: i64,
+    merchant: Uuid,
+    payment: Uuid,
+    sequence: i64,
+    place: (i32, i64),
+}
+
+/// An event that can't be told: its item in `set_aside`.
+struct UntoldEvent {
+    place: (i32, i64),
+    id: String,
+    cause: String,
+}
+
+fn read(record: &Record<'_>) -> Result<ReadEvent, UntoldEvent> {
+    let place = (record.partition(), record.offset());
+    let unreadable = |cause: String| UntoldEvent { place, id: format!("{}/{}", place.0, place.1), cause };
+    let event: PaymentEvent = frame::decode(record.payload()).map_err(|error| unreadable(error.to_string()))?;
+    let untold = |cause: String| UntoldEvent { place, id: event.id.clone(), cause };
+    let merchant = event.merchant_id.parse().map_err(|error| untold(format!("merchant_id: {error}")))?;
+    let payment = event.payment_id.parse().map_err(|error| untold(format!("payment_id: {error}")))?;
+    let sequence = i64::try_from(event.sequence).map_err(|error| untold(format!("sequence: {error}")))?;
+    let written_ms = record.timestamp_ms().unwrap_or(YEAR_9999_MS);
+    Ok(ReadEvent { event, written_ms, merchant, payment, sequence, place })
 }
 
 /// Returns the number of new deliveries.
-async fn apply(pool: &Pool, spans: &[Span], events: &[(PaymentEvent, i64)]) -> Result<u64, Failure> {
+async fn apply(pool: &Pool, spans: &[Span], events: &[ReadEvent], mut untold: Vec<UntoldEvent>) -> Result<u64, Failure> {
     let mut client = pool.get().await?;
     let tx = client.transaction().await?;
     for span in spans {
         FOLDING.claim(&tx, *span).await?;
     }
-    let inserted = insert_deliveries(&tx, events).await?;
+    let inserted = insert_deliveries(&tx, events, &mut untold).await?;
+    for UntoldEvent { place: (partition, offset), id, cause } in &untold {
+        let cause = format!(
+            "no webhook tells it: {cause}; it is in {0}/{partition}, `ctrip tail {0} --from {offset}` shows it",
+            FOLDING.topic
+        );
+        FOLDING.set_aside(&tx, *partition, id, *offset, &cause).await?;
+    }
     tx.commit().await?;
+    if !untold.is_empty() {
+        for UntoldEvent { id, cause, .. } in &untold {
+            tracing::error!("event {id} is set aside, the others go on: {cause}");
+        }
+        report(pool).await?;
+    }
     Ok(inserted)
+}
+
+async fn report(pool: &Pool) -> Result<(), Failure> {
+    let all = runtime::set_aside::all(&pool.get().await?).await?;
+    #[expect(clippy::cast_precision_loss, reason = "2^52 events are not met")]
+    let count = all.iter().filter(|item| item.stage == FOLDING.stage).count() as f64;
+    metrics::SET_ASIDE.gauge(&[("kind", "webhook_event")]).set(count);
+    Ok(())
 }
 
 /// Inserts a delivery per endpoint that wants the event. Disabled endpoints get one too, so that the merchant can redeliver it
 /// after enabling the endpoint.
-async fn insert_deliveries(db: &impl GenericClient, events: &[(PaymentEvent, i64)]) -> Result<u64, Failure> {
-    let merchants = events.iter().map(|(event, _)| event.merchant_id.parse::<Uuid>()).collect::<Result<HashSet<_>, _>>();
-    let merchants: Vec<Uuid> = merchants.map_err(Failure::halt)?.into_iter().collect();
+async fn insert_deliveries(
+    db: &impl GenericClient,
+    events: &[ReadEvent],
+    untold: &mut Vec<UntoldEvent>,
+) -> Result<u64, Failure> {
+    let merchants: Vec<Uuid> = events.iter().map(|read| read.merchant).collect::<HashSet<_>>().into_iter().collect();
     let sql = "SELECT DISTINCT merchant_id FROM webhook_endpoints WHERE merchant_id = ANY($1) AND deleted_at IS NULL";
     let statement = db.prepare_cached(sql).await?;
     let found = db.query(&statement, &[&merchants]).await?;
     // Most merchants have no endpoint, and their events need no body.
     let with_endpoints: HashSet<Uuid> = found.iter().map(|row| row.get(0)).collect();
     let mut rows = DeliveryRows::default();
-    for (event, written) in events {
-        let merchant: Uuid = event.merchant_id.parse().map_err(Failure::halt)?;
-        if with_endpoints.contains(&merchant) {
-            rows.push(merchant, event, *written).map_err(|failure| failure.context(event.id.clone()))?;
+    for read in events.iter().filter(|read| with_endpoints.contains(&read.merchant)) {
+        match body::event_body(&read.event) {
+            Ok(body) => rows.push(read, body),
+            Err(error) => {
+                let cause = error_chain(&error);
+                untold.push(UntoldEvent { place: read.place, id: read.event.id.clone(), cause });
+            }
         }
     }
     rows.insert(db).await
@@ -99,16 +159,15 @@ struct DeliveryRows {
 }
 
 impl DeliveryRows {
-    fn push(&mut self, merchant: Uuid, event: &PaymentEvent, written_ms: i64) -> Result<(), Failure> {
-        self.bodies.push(body::event_body(event).map_err(Failure::halt)?);
-        self.merchants.push(merchant);
-        self.ids.push(event.id.clone());
-        self.event_types.push(event.r#type.clone());
-        self.payments.push(event.payment_id.parse().map_err(Failure::halt)?);
-        self.sequences.push(i64::try_from(event.sequence).map_err(Failure::halt)?);
-        let written = Duration::from_millis(u64::try_from(written_ms).unwrap_or_default());
+    fn push(&mut self, read: &ReadEvent, body: String) {
+        self.bodies.push(body);
+        self.merchants.push(read.merchant);
+        self.ids.push(read.event.id.clone());
+        self.event_types.push(read.event.r#type.clone());
+        self.payments.push(read.payment);
+        self.sequences.push(read.sequence);
+        let written = Duration::from_millis(u64::try_from(read.written_ms).unwrap_or_default());
         self.written.push((written + MAX_CLOCK_SKEW).as_secs_f64());
-        Ok(())
     }
 
     async fn insert(&self, db: &impl GenericClient) -> Result<u64, Failure> {

@@ -1,8 +1,8 @@
 //! Whether a chain takes new payments, by how far the confirmer has processed it.
 //!
-//! No address is given out on a chain where payments would not be seen in time: one that has halted, one that lags beyond its
-//! `max_lag`, or one that has not begun. A chain without a `start_block` begins at the last final block that ingest finds when
-//! it first runs; payments in blocks before that one are never seen.
+//! No address is given out on a chain where payments would not be seen in time: one that has halted or that a stage has set
+//! aside, one that lags beyond its `max_lag`, or one that has not begun. A chain without a `start_block` begins at the last final
+//! block that ingest finds when it first runs; payments in blocks before that one are never seen.
 //!
 //! The heads of all chains are polled together every [`POLL_INTERVAL`], so that requests cost no query.
 
@@ -11,12 +11,12 @@ use crate::http::problem::Problem;
 use chain::Chain;
 use deadpool_postgres::Pool;
 use payments::store;
-use runtime::Failure;
+use runtime::{Failure, set_aside};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use topics::ChainId;
+use topics::{ChainId, Topic};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// `Retry-After` in seconds. A chain begins soon.
@@ -31,22 +31,28 @@ const RETRY_AFTER_HALT: u32 = 300;
 pub struct Availability {
     /// Timestamps of the last blocks that the confirmer has processed, Unix seconds.
     timestamps: Arc<RwLock<HashMap<ChainId, u64>>>,
+    /// Why the confirmer has set chains aside.
+    aside: Arc<RwLock<HashMap<ChainId, String>>>,
     halts: Halts,
 }
 
 impl Availability {
     /// Knows no head before the first [`poll`](Self::poll).
     pub fn new(halts: Halts) -> Self {
-        Self { timestamps: Arc::default(), halts }
+        Self { timestamps: Arc::default(), aside: Arc::default(), halts }
     }
 
-    /// Reads the heads once.
+    /// Reads the heads, and which chains are set aside, once.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn poll(&self, pool: &Pool) -> Result<(), Failure> {
         let client = pool.get().await?;
         let found = store::head_timestamps(&client).await?;
+        let aside = set_aside::all(&client).await?;
+        let of_chains = aside.into_iter().filter(|item| item.topic == Topic::Matches.name());
+        let aside = of_chains.filter_map(|item| Some((ChainId(item.item.parse().ok()?), item.cause))).collect();
+        *self.aside.write().unwrap_or_else(PoisonError::into_inner) = aside;
         *self.timestamps.write().unwrap_or_else(PoisonError::into_inner) = found;
         Ok(())
     }
@@ -64,13 +70,19 @@ impl Availability {
         }
     }
 
+    /// Why a chain stands still, in whatever role, or `None` for one that goes on.
+    pub fn halted(&self, chain: ChainId) -> Option<String> {
+        let aside = || self.aside.read().unwrap_or_else(PoisonError::into_inner).get(&chain).cloned();
+        self.halts.of(chain).or_else(aside)
+    }
+
     /// Checks that the chain takes new payments; `now` is Unix seconds.
     ///
     /// # Errors
     /// A 503 that names the chain and the reason.
     pub fn check(&self, chain: &Chain, now: u64) -> Result<(), Problem> {
         let timestamp = self.timestamps.read().unwrap_or_else(PoisonError::into_inner).get(&chain.id).copied();
-        check(chain, timestamp, self.halts.of(chain.id).as_deref(), now)
+        check(chain, timestamp, self.halted(chain.id).as_deref(), now)
     }
 }
 

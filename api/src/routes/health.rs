@@ -2,13 +2,14 @@
 
 use crate::app::App;
 use crate::health_checks::{Dependencies, ProbeError};
+use crate::http::problem::Problem;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use chain::Chain;
 use payments::store::{self, Witnessed};
-use runtime::Failure;
+use runtime::{SetAside, set_aside, stage};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -46,6 +47,27 @@ struct Components {
     kafka: Component,
     registry: Component,
     chains: Vec<ChainHealth>,
+    /// Stages of this process that do not run now.
+    stages: Vec<StageHealth>,
+    /// What one fault keeps from being processed, while all else goes on.
+    set_aside: Vec<SetAsideItem>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct StageHealth {
+    stage: String,
+    /// Why it waits, or restarts.
+    error: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct SetAsideItem {
+    /// The stage that has set it aside.
+    stage: String,
+    /// A chain's id, or an event's.
+    item: String,
+    /// Why, and the command that helps.
+    cause: String,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -76,7 +98,7 @@ struct ChainHealth {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     unwitnessed: Option<String>,
-    /// Why ingest has halted the chain; `ctrip resume` clears it.
+    /// Why the chain stands still, and the command that helps.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     halted: Option<String>,
@@ -130,7 +152,9 @@ pub async fn readyz(State(app): State<App>) -> Response {
 )]
 pub async fn health(State(app): State<App>) -> Response {
     let (dependencies, heads) = tokio::join!(app.health.dependencies(), app.health.heads());
-    let (processed, witnessed) = if dependencies.database.is_none() { confirmer_heads(&app).await } else { Default::default() };
+    let FromDatabase { processed, witnessed, set_aside } =
+        if dependencies.database.is_none() { from_database(&app).await } else { FromDatabase::default() };
+    let stages = stage::waiting().into_iter().map(|(stage, error)| StageHealth { stage, error }).collect::<Vec<_>>();
     let chains: Vec<ChainHealth> = app
         .catalog
         .0
@@ -143,7 +167,7 @@ pub async fn health(State(app): State<App>) -> Response {
             };
             let processed = processed.get(&chain.id).copied();
             let lag_blocks = head.zip(processed).map(|(head, processed)| head.saturating_sub(processed));
-            let halted = app.halts.of(chain.id);
+            let halted = app.availability.halted(chain.id);
             let witnessed = witnessed.get(&chain.id);
             let unwitnessed = witnessed.and_then(|witnessed| unwitnessed(chain, witnessed));
             ChainHealth {
@@ -167,7 +191,9 @@ pub async fn health(State(app): State<App>) -> Response {
     let failing = [&dependencies.database, &dependencies.kafka, &dependencies.registry].into_iter().any(Option::is_some);
     // A node that is unavailable or a chain that has halted or waits for witnesses is no reason to take this process out of
     // service: other chains run.
-    let degraded = chains.iter().any(|chain| chain.error.is_some() || chain.halted.is_some() || chain.unwitnessed.is_some());
+    let degraded = chains.iter().any(|chain| chain.error.is_some() || chain.halted.is_some() || chain.unwitnessed.is_some())
+        || !stages.is_empty()
+        || !set_aside.is_empty();
     let status = if failing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let reply = HealthReply {
         status: if failing {
@@ -182,20 +208,33 @@ pub async fn health(State(app): State<App>) -> Response {
             kafka: component(dependencies.kafka),
             registry: component(dependencies.registry),
             chains,
+            stages,
+            set_aside,
         },
     };
     (status, Json(reply)).into_response()
 }
 
-/// The heads as the confirmer has processed them, and how far they are witnessed.
-async fn confirmer_heads(app: &App) -> (HashMap<ChainId, u64>, HashMap<ChainId, Witnessed>) {
-    let chains: Vec<ChainId> = app.catalog.0.iter().map(|chain| chain.id).collect();
-    let Ok(client) = app.db().await else {
-        return Default::default();
+#[derive(Default)]
+struct FromDatabase {
+    /// The numbers of the chains' heads, as the confirmer has processed them.
+    processed: HashMap<ChainId, u64>,
+    witnessed: HashMap<ChainId, Witnessed>,
+    set_aside: Vec<SetAsideItem>,
+}
+
+async fn from_database(app: &App) -> FromDatabase {
+    let read = async {
+        let chains: Vec<ChainId> = app.catalog.0.iter().map(|chain| chain.id).collect();
+        let client = app.db().await?;
+        let processed = store::head_numbers(&client, &chains).await?;
+        let witnessed = store::witnessed(&client).await?;
+        let items = set_aside::all(&client).await?.into_iter();
+        let set_aside = items.map(|SetAside { stage, item, cause, .. }| SetAsideItem { stage, item, cause }).collect();
+        Ok::<_, Problem>(FromDatabase { processed, witnessed, set_aside })
     };
-    let read = async { Ok::<_, Failure>((store::head_numbers(&client, &chains).await?, store::witnessed(&client).await?)) };
-    read.await.unwrap_or_else(|failure| {
-        tracing::warn!("/health could not read the chains' heads: {failure}");
+    read.await.unwrap_or_else(|problem| {
+        tracing::warn!("/health could not read the database: {problem:?}");
         Default::default()
     })
 }

@@ -6,7 +6,7 @@ use runtime::db::bigint;
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio_postgres::Row;
-use topics::{B256, ChainId};
+use topics::{B256, BlockRef, ChainId};
 
 /// The head of a chain at the last applied record.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,8 @@ pub struct ChainHead {
     pub finalized: Option<u64>,
     /// Number of the highest block that enough endpoints have given; at most `number`.
     pub witnessed: Option<u64>,
+    /// The last of the replayed blocks that lead on from this head, by their parents: they close a gap of records.
+    pub bridge: Option<BlockRef>,
 }
 
 /// The head of a chain, its row locked until the transaction ends; `None` for a chain without a block yet.
@@ -33,7 +35,8 @@ pub struct ChainHead {
 pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option<ChainHead>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number
+            "SELECT sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,
+                 bridge_number, bridge_hash
              FROM chain_heads WHERE chain_id = $1 FOR UPDATE",
         )
         .await?;
@@ -41,16 +44,20 @@ pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option
         return Ok(None);
     };
     let number = |column: usize| row.get::<_, Option<i64>>(column).and_then(|n| u64::try_from(n).ok());
-    let hash = row.get::<_, Option<&[u8]>>(3).map(|hash| topics::hash("hash", hash)).transpose().map_err(Failure::halt)?;
+    let hash = |column: usize| {
+        row.get::<_, Option<&[u8]>>(column).map(|hash| topics::hash("hash", hash)).transpose().map_err(Failure::halt)
+    };
+    let bridge = number(8).zip(hash(9)?).map(|(number, hash)| BlockRef { number, hash });
     Ok(Some(ChainHead {
         sequence: number(0).unwrap_or_default(),
         first: number(1).unwrap_or_default(),
         number: number(2).unwrap_or_default(),
-        hash,
+        hash: hash(3)?,
         timestamp: number(4).unwrap_or_default(),
         safe: number(5),
         finalized: number(6),
         witnessed: number(7),
+        bridge,
     }))
 }
 
@@ -63,16 +70,17 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
         .prepare_cached(
             "INSERT INTO chain_heads
                  (chain_id, sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,
-                  unwitnessed_since)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, CASE WHEN $9 >= $4::bigint THEN NULL ELSE now() END)
-             ON CONFLICT (chain_id) DO UPDATE SET sequence = EXCLUDED.sequence, first_number = EXCLUDED.first_number, number = EXCLUDED.number, hash = EXCLUDED.hash,
+                  unwitnessed_since, bridge_number, bridge_hash)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, CASE WHEN $9 >= $4::bigint THEN NULL ELSE now() END, $10, $11)
+             ON CONFLICT (chain_id) DO UPDATE SET sequence = EXCLUDED.sequence, first_number = EXCLUDED.first_number,
+                 number = EXCLUDED.number, hash = EXCLUDED.hash,
                  block_timestamp = EXCLUDED.block_timestamp, safe_number = EXCLUDED.safe_number,
                  finalized_number = EXCLUDED.finalized_number, witnessed_number = EXCLUDED.witnessed_number,
                  unwitnessed_since = CASE
                      WHEN EXCLUDED.unwitnessed_since IS NULL THEN NULL
                      WHEN EXCLUDED.witnessed_number IS DISTINCT FROM chain_heads.witnessed_number THEN now()
                      ELSE COALESCE(chain_heads.unwitnessed_since, now()) END,
-                 updated_at = now()",
+                 bridge_number = EXCLUDED.bridge_number, bridge_hash = EXCLUDED.bridge_hash, updated_at = now()",
         )
         .await?;
     db.execute(
@@ -87,6 +95,8 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
             &head.safe.map(bigint),
             &head.finalized.map(bigint),
             &head.witnessed.map(bigint),
+            &head.bridge.map(|bridge| bigint(bridge.number)),
+            &head.bridge.as_ref().map(|bridge| bridge.hash.as_slice()),
         ],
     )
     .await?;

@@ -1,0 +1,271 @@
+//! Chains that are set aside: one whose records can't be applied, or that chains.yaml does not have, stops no other.
+//!
+//! Its records stay unread from an offset of its own on (`runtime::set_aside`), while the partition's offset moves on with its
+//! neighbours. Once the chain can go on, [`catch_up`] applies what has waited, in order, until it meets the partition's offset.
+
+use crate::fold::{Batch, ChainFault, FOLDING, MAX_PAYMENTS_IN_MEMORY, fold_chains};
+use anyhow::anyhow;
+use base::metrics;
+use chain::Chains;
+use deadpool_postgres::Pool;
+use runtime::kafka::{Kafka, PartitionReader, Record};
+use runtime::{Failure, SetAside, stage};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use topics::{ChainId, Kind, Matches, Topic, frame, wire};
+
+/// How often to look for chains that can go on.
+const CATCH_UP_INTERVAL: Duration = Duration::from_secs(1);
+/// Records of any chain that are read for one transaction.
+const MAX_PASSED: usize = 16_384;
+/// How soon a chain is tried again whose records could not be applied.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The chains of a batch whose records can't be applied, and why.
+pub type Faults = BTreeMap<ChainId, String>;
+
+/// Reads a record. One that can't be read is a fault of its chain, which the key names.
+///
+/// # Errors
+/// `Halt` when the key names no chain.
+pub fn read(record: &Record<'_>, faults: &mut Faults) -> Result<Option<Matches>, Failure> {
+    let decoded = frame::decode::<wire::MatchesRecord>(record.payload()).map_err(|e| format!("{e}"));
+    let fault = match decoded.and_then(|decoded| Matches::try_from(&decoded).map_err(|e| format!("{e}"))) {
+        Ok(matches) => return Ok(Some(matches)),
+        Err(fault) => format!("{}: {fault}", FOLDING.place(record)),
+    };
+    let chain = std::str::from_utf8(record.key()).ok().and_then(|key| key.parse().ok());
+    let chain = chain.ok_or_else(|| Failure::Halt(anyhow!("{fault}; and its key names no chain")))?;
+    faults.entry(ChainId(chain)).or_insert(fault);
+    Ok(None)
+}
+
+/// Applies a batch, but for the chains that are set aside; `faults` are set aside as well, from the batch's beginning on. Returns
+/// how many events it emitted.
+///
+/// # Errors
+/// `Retry` when the database fails or another instance has read on.
+pub async fn apply(pool: &Pool, chains: &Chains, batch: &Batch, mut faults: Faults) -> Result<usize, Failure> {
+    for record in &batch.records {
+        if chains.by_id(record.chain).is_none() {
+            faults.entry(record.chain).or_insert_with(|| unlisted(record.chain));
+        }
+    }
+    loop {
+        match attempt(pool, chains, batch, &faults).await? {
+            Err(ChainFault { chain, failure: Failure::Halt(cause) }) => {
+                faults.insert(chain, format!("{cause:#}; `ctrip chain restart {chain}` begins anew"));
+            }
+            outcome => return outcome.map_err(|fault| fault.failure),
+        }
+    }
+}
+
+fn unlisted(chain: ChainId) -> String {
+    format!(
+        "the chains file does not have it; once it does, its records are applied, or `ctrip chain forget {chain}` drops them"
+    )
+}
+
+async fn attempt(pool: &Pool, chains: &Chains, batch: &Batch, faults: &Faults) -> Result<Result<usize, ChainFault>, Failure> {
+    let mut client = pool.get().await?;
+    let tx = client.transaction().await?;
+    let partition = batch.span.partition;
+    // One round trip: the second statement runs after the first.
+    let (claimed, waiting) = tokio::join!(FOLDING.claim(&tx, batch.span), FOLDING.set_aside_in(&tx, partition));
+    claimed?;
+    let mut skipped: HashSet<ChainId> = waiting?.iter().filter_map(chain_of).collect();
+    let new: Vec<(&ChainId, &String)> = faults.iter().filter(|(chain, _)| skipped.insert(**chain)).collect();
+    for (chain, cause) in &new {
+        FOLDING.set_aside(&tx, partition, &chain.to_string(), batch.span.from, cause).await?;
+    }
+    let events = match fold_chains(&tx, chains, &batch.records, &skipped, MAX_PAYMENTS_IN_MEMORY).await {
+        Ok(events) => events,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    tx.commit().await?;
+    for (chain, cause) in new {
+        tracing::error!("chain {chain} is set aside, the others go on: {cause}");
+    }
+    Ok(Ok(events))
+}
+
+fn chain_of(item: &SetAside) -> Option<ChainId> {
+    item.item.parse().ok().map(ChainId)
+}
+
+/// Brings chains back that are set aside and can go on, until `stop`.
+///
+/// # Errors
+/// `Retry` when Kafka or the database fails.
+pub fn catch_up(kafka: &Kafka, pool: &Pool, chains: &Chains, handle: &Handle, stop: &CancellationToken) -> Result<(), Failure> {
+    // When each was tried last without success.
+    let mut failed: HashMap<(i32, String), Instant> = HashMap::new();
+    while !stop.is_cancelled() {
+        let items = handle.block_on(items(pool))?;
+        report(&items);
+        for item in items {
+            let Some(chain) = chain_of(&item).filter(|chain| chains.by_id(*chain).is_some()) else { continue };
+            let key = (item.partition, item.item.clone());
+            if failed.get(&key).is_some_and(|last| last.elapsed() < RETRY_INTERVAL) {
+                continue;
+            }
+            match (Returning { kafka, pool, chains, handle, chain, item, batch: FOLDING.max_records }).run(stop) {
+                Ok(()) => tracing::warn!("chain {chain} goes on"),
+                Err(Failure::Halt(cause)) => {
+                    tracing::error!("chain {chain} stays set aside: {cause:#}");
+                    failed.insert(key, Instant::now());
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        stage::pause(stop, CATCH_UP_INTERVAL);
+    }
+    Ok(())
+}
+
+async fn items(pool: &Pool) -> Result<Vec<SetAside>, Failure> {
+    let all = runtime::set_aside::all(&pool.get().await?).await?;
+    Ok(all.into_iter().filter(|item| item.stage == FOLDING.stage).collect())
+}
+
+fn report(items: &[SetAside]) {
+    #[expect(clippy::cast_precision_loss, reason = "there are dozens of chains")]
+    metrics::SET_ASIDE.gauge(&[("kind", "confirmer_chain")]).set(items.len() as f64);
+}
+
+/// A chain that can go on.
+struct Returning<'a> {
+    kafka: &'a Kafka,
+    pool: &'a Pool,
+    chains: &'a Chains,
+    handle: &'a Handle,
+    chain: ChainId,
+    item: SetAside,
+    /// Records per transaction: one after a fault, so that what comes before it is applied.
+    batch: usize,
+}
+
+/// The chain's next records, and the offset after them.
+struct Waiting {
+    records: Vec<Matches>,
+    next: i64,
+    /// Why the record at that offset can't be read.
+    fault: Option<String>,
+    at_end: bool,
+}
+
+impl Returning<'_> {
+    /// Applies what has waited, until the chain has met its partition's offset.
+    fn run(mut self, stop: &CancellationToken) -> Result<(), Failure> {
+        while !stop.is_cancelled() {
+            let reader = self.reader()?;
+            loop {
+                let waiting = self.read_waiting(&reader)?;
+                let fault = self.apply(&waiting)?.or(waiting.fault);
+                match fault {
+                    Some(_) if self.batch > 1 => {
+                        self.batch = 1;
+                        reader.seek(self.item.next_offset)?;
+                    }
+                    Some(fault) => {
+                        self.skip_to_new_beginning(fault)?;
+                        reader.seek(self.item.next_offset)?;
+                    }
+                    None if waiting.at_end => break,
+                    None => {}
+                }
+            }
+            if self.handle.block_on(self.rejoin())? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn reader(&self) -> Result<PartitionReader, Failure> {
+        let reader = PartitionReader::open(self.kafka, Topic::Matches, self.item.partition)?;
+        reader.seek(self.item.next_offset)?;
+        Ok(reader)
+    }
+
+    fn read_waiting(&self, reader: &PartitionReader) -> Result<Waiting, Failure> {
+        let mut waiting = Waiting { records: Vec::new(), next: self.item.next_offset, fault: None, at_end: false };
+        let (mut bytes, mut passed) = (0, 0);
+        while waiting.records.len() < self.batch && bytes < FOLDING.max_bytes && passed < MAX_PASSED {
+            let Some(record) = reader.next()? else {
+                waiting.at_end = true;
+                break;
+            };
+            if record.key() == self.chain.to_string().as_bytes() {
+                let mut faults = Faults::new();
+                let Some(matches) = read(&record, &mut faults)? else {
+                    waiting.fault = faults.into_values().next();
+                    break;
+                };
+                bytes += record.payload().len();
+                waiting.records.push(matches);
+            }
+            passed += 1;
+            waiting.next = record.offset() + 1;
+        }
+        Ok(waiting)
+    }
+
+    /// Applies records and advances the chain's offset; returns the fault of one that can't be applied.
+    fn apply(&mut self, waiting: &Waiting) -> Result<Option<String>, Failure> {
+        if waiting.next == self.item.next_offset {
+            return Ok(None);
+        }
+        let applied = self.handle.block_on(async {
+            let mut client = self.pool.get().await?;
+            let tx = client.transaction().await?;
+            FOLDING.claim_set_aside(&tx, &self.item, waiting.next).await?;
+            match fold_chains(&tx, self.chains, &waiting.records, &HashSet::new(), MAX_PAYMENTS_IN_MEMORY).await {
+                Ok(_) => tx.commit().await?,
+                Err(ChainFault { failure: Failure::Halt(cause), .. }) => return Ok(Some(format!("{cause:#}"))),
+                Err(fault) => return Err(fault.failure),
+            }
+            Ok::<_, Failure>(None)
+        })?;
+        if applied.is_none() {
+            self.item.next_offset = waiting.next;
+        }
+        Ok(applied)
+    }
+
+    /// Passes over what can't be applied, up to where `ctrip chain restart` has begun the chain anew.
+    ///
+    /// # Errors
+    /// `Halt` with the fault when it has not.
+    fn skip_to_new_beginning(&mut self, fault: String) -> Result<(), Failure> {
+        let reader = self.reader()?;
+        while let Some(record) = reader.next()? {
+            let begins = record.key() == self.chain.to_string().as_bytes()
+                && record.offset() > self.item.next_offset
+                && read(&record, &mut Faults::new())?.is_some_and(|r| r.kind == Kind::Replayed && r.sequence != 0);
+            if begins {
+                tracing::warn!("chain {} begins anew, past: {fault}", self.chain);
+                let next = record.offset();
+                self.handle.block_on(async { FOLDING.claim_set_aside(&self.pool.get().await?, &self.item, next).await })?;
+                self.item.next_offset = next;
+                return Ok(());
+            }
+        }
+        let cause = format!("{fault}; `ctrip chain restart {}` begins anew", self.chain);
+        let SetAside { partition, item, next_offset, .. } = &self.item;
+        self.handle
+            .block_on(async { FOLDING.set_aside(&self.pool.get().await?, *partition, item, *next_offset, &cause).await })?;
+        Err(Failure::Halt(anyhow!(cause)))
+    }
+
+    async fn rejoin(&self) -> Result<bool, Failure> {
+        let mut client = self.pool.get().await?;
+        let tx = client.transaction().await?;
+        let met = FOLDING.rejoin(&tx, &self.item).await?;
+        tx.commit().await?;
+        Ok(met)
+    }
+}

@@ -27,4 +27,4 @@ mod openapi;
 mod role;
 mod routes;
 
-pub use role::{run, xpub};
+pub use role::{bind, run, xpub};

@@ -20,10 +20,11 @@ use deadpool_postgres::Pool;
 use merchants::KeyCache;
 use merchants::accounts::{Account, Accounts};
 use runtime::{Kafka, Registry, Settings, db};
+use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,7 @@ use wallet::AccountXpub;
 use webhooks::Guard;
 
 const MAX_CONNECTIONS: usize = 16;
+const LISTEN_BACKLOG: u32 = 1024;
 /// For requests in flight at the stop; the process has 10 s.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
 const POOL_METRICS_INTERVAL: Duration = Duration::from_secs(2);
@@ -50,11 +52,26 @@ pub fn xpub(settings: &Settings) -> anyhow::Result<AccountXpub> {
     AccountXpub::parse(text).context("CTRIP_XPUB")
 }
 
-/// Serves the API on `API_LISTEN` until `stop`, then finishes the requests in flight.
+/// Takes `API_LISTEN`, before anything else is touched. Nobody can connect yet.
+///
+/// # Errors
+/// When another process listens there.
+pub fn bind(settings: &Settings) -> anyhow::Result<TcpSocket> {
+    let address = settings.api_listen;
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        io::Result::Ok(socket)
+    };
+    bind().with_context(|| format!("API_LISTEN {address}"))
+}
+
+/// Serves the API on a socket of [`bind`] until `stop`, then finishes the requests in flight.
 ///
 /// # Errors
 /// When the configuration is wrong, a dependency can't be reached at the start, or a task ends before `stop`.
-pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken) -> anyhow::Result<()> {
     let xpub = xpub(&settings)?;
     let catalog = Catalog(chain::Chains::load(&settings.chains_file)?.resolve().await?.into_iter().collect());
     let kafka = Kafka::connect(&settings).await?;
@@ -63,8 +80,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let halts = Halts::default();
     let availability = Availability::new(halts.clone());
     availability.poll(&pool).await.map_err(|failure| anyhow::anyhow!("reading the chains' heads: {failure}"))?;
-    let listener =
-        TcpListener::bind(settings.api_listen).await.with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
+    let listener = socket.listen(LISTEN_BACKLOG).with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
 
     let (intents, acknowledged) = Intents::open(kafka.clone())?;
     let health = HealthChecks::new(Registry::new(&settings)?, pool.clone(), intents.clone(), Nodes::new(&catalog));

@@ -5,6 +5,7 @@
 mod backfill;
 mod check;
 mod dependencies;
+mod instance_lock;
 mod resume;
 mod roles;
 mod tail;

@@ -1,11 +1,13 @@
 //! `ctrip up`, `ctrip api` and the other roles: runs them in this process until a signal, or until one of them ends.
 
 use crate::dependencies;
+use crate::instance_lock::InstanceLock;
 use anyhow::{Context as _, anyhow, bail};
 use runtime::{Settings, db, exporter, kafka};
 use std::fmt;
 use std::process;
 use std::time::Duration;
+use tokio::net::TcpSocket;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -28,13 +30,26 @@ pub enum Role {
 impl Role {
     const ALL: [Self; 5] = [Self::Api, Self::Ingest, Self::Detector, Self::Confirmer, Self::Webhooks];
 
-    async fn run(self, settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    async fn run(self, settings: Settings, taken: Taken, stop: CancellationToken) -> anyhow::Result<()> {
         match self {
-            Self::Api => api::run(settings, stop).await,
+            Self::Api => api::run(settings, taken.socket.context("API_LISTEN")?, stop).await,
             Self::Ingest => ingest::run(settings, stop).await,
             Self::Detector => detector::run(settings, stop).await,
             Self::Confirmer => confirmer::run(settings, stop).await,
             Self::Webhooks => webhooks::run(settings, stop).await,
+        }
+    }
+
+    /// The lock that no other process on this machine may hold. The API has a port instead.
+    fn lock(self, settings: &Settings) -> anyhow::Result<Option<InstanceLock>> {
+        let Settings { kafka_brokers, topic_prefix, instance, .. } = settings;
+        match self {
+            Self::Api => Ok(None),
+            // It has one producer per chain, whatever the instance.
+            Self::Ingest => InstanceLock::take(&self.to_string(), &[kafka_brokers, topic_prefix]).map(Some),
+            Self::Detector | Self::Confirmer | Self::Webhooks => {
+                InstanceLock::take(&self.to_string(), &[kafka_brokers, topic_prefix, instance]).map(Some)
+            }
         }
     }
 
@@ -60,6 +75,21 @@ impl fmt::Display for Role {
             Self::Confirmer => "confirmer",
             Self::Webhooks => "webhooks",
         })
+    }
+}
+
+/// What a role has taken before anything else is touched: a second start by mistake ends here, and disturbs nobody.
+struct Taken {
+    /// Of the API.
+    socket: Option<TcpSocket>,
+    /// Held until the role has ended.
+    _lock: Option<InstanceLock>,
+}
+
+impl Taken {
+    fn of(role: Role, settings: &Settings) -> anyhow::Result<Self> {
+        let socket = (role == Role::Api).then(|| api::bind(settings)).transpose()?;
+        Ok(Self { socket, _lock: role.lock(settings)? })
     }
 }
 
@@ -91,6 +121,7 @@ fn process(roles: &[Role], settings: Settings, prepare: bool) -> anyhow::Result<
 
 async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    let taken = roles.iter().map(|role| Ok((*role, Taken::of(*role, &settings)?))).collect::<anyhow::Result<Vec<_>>>()?;
     exporter::serve(settings.metrics_listen)?;
     let stop = CancellationToken::new();
     let ready = async {
@@ -107,9 +138,9 @@ async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow:
     }
 
     let mut running = JoinSet::new();
-    for role in roles.iter().copied() {
+    for (role, taken) in taken {
         let (settings, stop) = (settings.clone(), stop.clone());
-        running.spawn(async move { (role, role.run(settings, stop).await) });
+        running.spawn(async move { (role, role.run(settings, taken, stop).await) });
     }
     let ended = tokio::select! {
         () = signals.next() => None,

@@ -3,6 +3,7 @@
 //! It parses the command line, refuses bad configuration before it opens a port or a connection, and runs.
 
 mod backfill;
+mod chain;
 mod check;
 mod dependencies;
 mod instance_lock;
@@ -85,6 +86,9 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         take_back: u64,
     },
+    /// Chains that can't be continued, or are not wanted any more
+    #[command(subcommand)]
+    Chain(chain::ChainCommand),
     /// Print a topic's records as they arrive
     Tail(tail::Tail),
     /// Print the reference of metrics as Markdown
@@ -158,6 +162,7 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
             block_on(backfill::run(settings, ingest::BackfillRequest { chain, from, to, again }))
         }
         Command::Resume { chain, take_back } => block_on(resume::run(settings, &chain, take_back)),
+        Command::Chain(command) => block_on(chain::run(settings, command)),
         Command::Tail(arguments) => tail::run(&settings, &arguments),
         Command::Metrics => {
             print!("{}", base::metrics::reference());

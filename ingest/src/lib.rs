@@ -8,6 +8,7 @@
 //! - `depth` says how deep a reorg may go.
 //! - `publish` writes data and cursor in one Kafka transaction. `role` runs one stage per chain.
 //! - `halt` stops a chain whose reorg is too deep, until a person runs `ctrip resume` (`resume`).
+//! - `restart` lets a chain begin anew that can't be continued.
 //! - [`backfill`](backfill()) replays a past range, as records that are never the head.
 //!
 //! A reorg is written down as removed blocks, tip first, so nothing downstream infers one.
@@ -22,6 +23,7 @@ mod prefetch;
 mod publish;
 pub mod records;
 pub mod reorg;
+mod restart;
 mod resume;
 mod role;
 mod window;
@@ -30,6 +32,7 @@ mod witnesses;
 pub use backfill::{BackfillRequest, backfill};
 pub use follow::{Batch, Follower};
 pub use reorg::{Step, TooDeep, reconcile};
+pub use restart::{RestartPlan, restart};
 pub use resume::{ResumePlan, resume};
 pub use role::run;
 pub use window::{MIN_WINDOW_BLOCKS, Window};

@@ -50,7 +50,9 @@ pub async fn resume(settings: &Settings, name: &str, take_back: u64) -> anyhow::
     };
     let cursor = cursor.filter(|cursor| !cursor.halted.is_empty()).with_context(|| format!("chain {name} is not halted"))?;
     let (sequence, window) = restore(chain.id, &cursor)?;
-    let tip = *window.tip().context("the chain halted before its first block")?;
+    let tip = *window
+        .tip()
+        .with_context(|| format!("chain {name} halted before its first block; `ctrip chain restart {name}` lets it begin"))?;
     ensure!(
         stack.last() == Some(&tip),
         "chain.blocks ends at {:?} and the cursor at block {}: is this the right topic?",
@@ -82,7 +84,7 @@ fn block_ref(head: &Head) -> BlockRef {
     BlockRef { number: head.number, hash: head.hash }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> anyhow::Result<T> {
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> anyhow::Result<T> {
     tokio::task::spawn_blocking(work)
         .await?
         .map_err(|(Failure::Retry(error) | Failure::Reopen(error) | Failure::Halt(error))| error)

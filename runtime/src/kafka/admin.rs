@@ -41,7 +41,7 @@ async fn create(
     options: &AdminOptions,
 ) -> anyhow::Result<Vec<(Topic, bool)>> {
     let names: Vec<String> = Topic::ALL.into_iter().map(|topic| settings.topic_name(topic)).collect();
-    let configs: Vec<Vec<(&str, String)>> = Topic::ALL.iter().map(|topic| config(*topic)).collect();
+    let configs: Vec<Vec<(&str, String)>> = Topic::ALL.iter().map(|topic| config(*topic, settings.topic_replication)).collect();
     let new: Vec<NewTopic<'_>> = Topic::ALL
         .iter()
         .zip(&names)
@@ -63,8 +63,11 @@ async fn create(
     Ok(outcomes)
 }
 
-fn config(topic: Topic) -> Vec<(&'static str, String)> {
+fn config(topic: Topic, replication: Option<i32>) -> Vec<(&'static str, String)> {
     let mut config = vec![("max.message.bytes", topic.max_message_bytes().to_string())];
+    if let Some(replication) = replication {
+        config.push(("min.insync.replicas", min_insync_replicas(replication).to_string()));
+    }
     match topic.cleanup() {
         Cleanup::Delete { retention_ms } => {
             config.push(("cleanup.policy", "delete".to_owned()));
@@ -73,6 +76,12 @@ fn config(topic: Topic) -> Vec<(&'static str, String)> {
         Cleanup::Compact => config.push(("cleanup.policy", "compact".to_owned())),
     }
     config
+}
+
+/// How many replicas acknowledge a record: a majority, so that it outlives a broker, and one broker may be away. Two replicas do not
+/// have both.
+const fn min_insync_replicas(replication: i32) -> i32 {
+    if replication < 3 { 1 } else { replication / 2 + 1 }
 }
 
 /// Compares only what would break a consumer.
@@ -121,5 +130,23 @@ async fn partition_count(admin: &AdminClient<DefaultClientContext>, name: &str) 
             error if started.elapsed() > LEADER_TIMEOUT => bail!("no leader for {LEADER_TIMEOUT:?}: {error:?}"),
             _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_that_is_replicated_acknowledges_no_record_that_one_broker_alone_has() {
+        let acknowledged_by = |replication| {
+            let config = config(Topic::Intents, replication);
+            config.into_iter().find(|(key, _)| *key == "min.insync.replicas").map(|(_, value)| value)
+        };
+        assert_eq!(acknowledged_by(Some(3)).as_deref(), Some("2"));
+        assert_eq!(acknowledged_by(Some(5)).as_deref(), Some("3"));
+        assert_eq!(acknowledged_by(Some(1)).as_deref(), Some("1"));
+        // The broker's defaults for both.
+        assert_eq!(acknowledged_by(None), None);
     }
 }

@@ -236,7 +236,8 @@ impl Publisher {
         let queued: Vec<_> = records
             .iter()
             .map(|(key, payload)| {
-                let record = FutureRecord::to(&name).key(key).payload(payload);
+                // Not librdkafka's partitioner, which would follow partitions that somebody adds.
+                let record = FutureRecord::to(&name).key(key).payload(payload).partition(topic.partition_of(key));
                 // The error carries the record; only its cause is useful.
                 producer.send_result(record).map_err(|(error, _)| error)
             })

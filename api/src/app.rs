@@ -14,6 +14,7 @@ use merchants::accounts::Accounts;
 use std::ops::Deref;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use uuid::Uuid;
 use webhooks::Guard;
 
 /// A connection to Postgres, as handlers pass it to the layers that own the tables.
@@ -31,6 +32,8 @@ pub struct Parts {
     pub keys: Arc<KeyCache>,
     /// The accounts that addresses are derived from.
     pub accounts: Accounts,
+    /// The installation that the database belongs to.
+    pub installation: Uuid,
     /// Publishes intents and keeps unacknowledged addresses hidden.
     pub intents: Intents,
     /// To the batcher.

@@ -6,6 +6,8 @@ use crate::chains::nodes::Nodes;
 use crate::create::intents::Intents;
 use anyhow::anyhow;
 use deadpool_postgres::Pool;
+use payments::store;
+use recovery::Recovery;
 use runtime::{Failure, Registry};
 use std::collections::HashMap;
 use std::future::Future;
@@ -21,6 +23,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct HealthChecks {
     pool: Pool,
     intents: Intents,
+    recovery: Recovery,
     registry: Registry,
     nodes: Nodes,
     dependencies: Cached<Dependencies>,
@@ -39,8 +42,8 @@ pub struct Dependencies {
 }
 
 impl HealthChecks {
-    pub fn new(registry: Registry, pool: Pool, intents: Intents, nodes: Nodes) -> Self {
-        Self { pool, intents, registry, nodes, dependencies: Cached::default(), heads: Cached::default() }
+    pub fn new(registry: Registry, pool: Pool, intents: Intents, recovery: Recovery, nodes: Nodes) -> Self {
+        Self { pool, intents, recovery, registry, nodes, dependencies: Cached::default(), heads: Cached::default() }
     }
 
     /// Probes Postgres, Kafka and the registry at the same time.
@@ -52,6 +55,24 @@ impl HealthChecks {
                 Dependencies { database, kafka, registry }
             })
             .await
+    }
+
+    /// What the topics lack of what Kafka had acknowledged, or who else writes to them.
+    pub fn topics(&self) -> ProbeError {
+        self.recovery.problem()
+    }
+
+    /// Transfers to addresses of which Postgres has no payment.
+    pub async fn orphans(&self) -> ProbeError {
+        let count = async { store::count_orphans(&self.pool.get().await?).await };
+        match count.await {
+            Ok(None) => None,
+            Ok(Some((count, address))) => Some(format!(
+                "{count} transfers are to addresses without a payment, such as {address}; each is credited when its payment is there \
+                 again. Restore the database that has it"
+            )),
+            Err(failure) => Some(failure.to_string()),
+        }
     }
 
     /// The newest block number of each chain's nodes, or why none responded.

@@ -19,6 +19,7 @@ use axum::{Router, ServiceExt};
 use deadpool_postgres::Pool;
 use merchants::KeyCache;
 use merchants::accounts::{Account, Accounts};
+use recovery::Recovery;
 use runtime::{Kafka, Registry, Settings, db};
 use std::io;
 use std::num::NonZeroU32;
@@ -75,7 +76,15 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let xpub = xpub(&settings)?;
     let catalog = Catalog(chain::Chains::load(&settings.chains_file)?.resolve().await?.into_iter().collect());
     let kafka = Kafka::connect(&settings).await?;
-    let pool = db::pool(&settings.database_url, MAX_CONNECTIONS)?;
+    // Nothing is created before Postgres has what the topics have.
+    let recovery = Recovery::new(kafka.clone(), &settings)?;
+    let mut recovering = tokio::spawn(recovery.clone().run(stop.clone()));
+    tokio::select! {
+        () = recovery.gate().opened() => {}
+        ended = &mut recovering => return ended.context("comparing Postgres with the topics")?,
+    }
+    let installation = recovery.installation().await?;
+    let pool = db::gated_pool(&settings.database_url, MAX_CONNECTIONS, recovery.gate())?;
     let account = Account::register(xpub, &pool).await?;
     let halts = Halts::default();
     let availability = Availability::new(halts.clone());
@@ -83,9 +92,9 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let listener = socket.listen(LISTEN_BACKLOG).with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
 
     let (intents, acknowledged) = Intents::open(kafka.clone())?;
-    let health = HealthChecks::new(Registry::new(&settings)?, pool.clone(), intents.clone(), Nodes::new(&catalog));
+    let health = HealthChecks::new(Registry::new(&settings)?, pool.clone(), intents.clone(), recovery, Nodes::new(&catalog));
     let (create_requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
-    let batcher = Batcher { pool: pool.clone(), intents: intents.clone() };
+    let batcher = Batcher { pool: pool.clone(), intents: intents.clone(), installation };
     let keys = Arc::new(KeyCache::new(NonZeroU32::new(settings.api_rate_limit)));
     // The tasks end in the order of the data flow: the server at `stop`, the batcher when the server has dropped its sender,
     // `forget` when all publishers are gone.
@@ -105,6 +114,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
         catalog,
         keys,
         accounts: Accounts::new(account),
+        installation,
         intents,
         create_requests,
         health,
@@ -119,6 +129,12 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
 
     tokio::select! {
         () = stop.cancelled() => {}
+        ended = &mut recovering => {
+            ended.context("comparing Postgres with the topics")??;
+            if !stop.is_cancelled() {
+                bail!("comparing Postgres with the topics ended before the stop");
+            }
+        }
         Some(ended) = tasks.join_next() => {
             ended.context("a task of the API")?;
             if !stop.is_cancelled() {

@@ -58,12 +58,14 @@ metrics_list! {
     WATCHED_ADDRESSES = Gauge "watched_addresses" [] "Addresses in the detector's set.";
     MATCHED_LOGS = Counter "matched_logs_total" [] "Logs that the detector has examined.";
     MATCHED_TRANSFERS = Counter "matched_transfers_total" ["source"] "Transfers to issued addresses.";
+    ORPHAN_TRANSFERS = Counter "orphan_transfers_total" [] "Transfers to an address that has an intent and no payment, kept until its payment is there.";
     PAYMENT_EVENTS = Counter "payment_events_total" ["type"] "Payment events written.";
     OUTBOX_DEPTH = Gauge "outbox_depth_records" [] "Events in Postgres that are not in Kafka yet.";
     OUTBOX_PUBLISHED = Counter "outbox_published_total" [] "Events published from Postgres to Kafka.";
     PUBLISHER_REOPENED = Counter "kafka_publishers_reopened_total" [] "Producers that the API opened after a fatal error of the one before.";
     SET_ASIDE = Gauge "set_aside_items" ["kind"] "What one fault keeps from being processed, by kind, while all else goes on: /health and the log name each.";
     INTENTS_REPAIRED = Counter "intents_repaired_total" [] "Intents published again, since Kafka had not acknowledged them.";
+    RESTORED = Counter "restored_from_topics_total" ["what"] "What Postgres had lost and took from the topics: payments, addresses, keys and events.";
     POOL_CONNECTIONS = Gauge "database_pool_connections" ["role", "state"] "Connections to Postgres: open, idle, and callers waiting for one.";
     ROWS_AGED = Counter "aged_rows_removed_total" ["table"] "Expired rows that housekeeping removed.";
     WEBHOOK_ATTEMPTS = Counter "webhook_attempts_total" ["outcome"] "Delivery attempts: delivered, to be retried, failed for good, or gone (410).";

@@ -10,8 +10,9 @@ use crate::working_set::WorkingSet;
 use anyhow::anyhow;
 use chain::Chains;
 use deadpool_postgres::{GenericClient, Pool};
+use payments::deposit::deposit_id;
 use payments::lifecycle::{Cause, Head};
-use payments::store::{self, ChainHead};
+use payments::store::{self, ChainHead, OrphanTransfer};
 use runtime::{Failure, FoldStage, Span};
 use std::collections::{BTreeMap, HashSet};
 use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic};
@@ -93,7 +94,14 @@ async fn fold_chain(
     slice: usize,
 ) -> Result<usize, Failure> {
     let head = store::lock_head(db, chain).await?;
-    let touched = store::touched_payments(db, chain, head.as_ref(), records).await?;
+    let mut touched = store::touched_payments(db, chain, head.as_ref(), records).await?;
+    // Transfers whose payment was not there when their block came, and is now.
+    let orphans = store::take_owned_orphans(db, chain).await?;
+    if !orphans.is_empty() {
+        let addresses: Vec<Address> = orphans.iter().map(|orphan| orphan.transfer.to).collect();
+        touched.extend(store::payments_at(db, &addresses).await?.into_iter().map(|id| (id, true)));
+    }
+    let transfers = || records.iter().flat_map(|r| &r.transfers).chain(orphans.iter().map(|orphan| &orphan.transfer));
     // Transfers are credited with the first slice, which has every payment that they can be to.
     let mut slices: Vec<Vec<Uuid>> = Vec::new();
     if touched.len() <= slice {
@@ -106,15 +114,20 @@ async fn fold_chain(
     let (mut after, mut events) = (head, 0);
     for (index, ids) in slices.iter().enumerate() {
         let payments = store::lock_payments(db, ids).await?;
+        let deposits = transfers().map(|t| deposit_id(&t.id).0).filter(|_| index == 0);
+        let told = store::told_events(db, &ids.iter().copied().chain(deposits).collect::<Vec<_>>()).await?;
         let mut working = if index == 0 {
             let paid: HashSet<Address> = payments.iter().filter(|p| p.deposit_address.is_none()).map(|p| p.address).collect();
-            let others = records.iter().flat_map(|r| &r.transfers).map(|t| t.to).filter(|to| !paid.contains(to));
+            let others = transfers().map(|t| t.to).filter(|to| !paid.contains(to));
             let deposit_addresses = store::deposit_addresses(db, &others.collect::<HashSet<_>>()).await?;
-            WorkingSet::new(chains, payments, deposit_addresses)
+            WorkingSet::new(chains, payments, deposit_addresses, told)
         } else {
-            WorkingSet::without_transfers(chains, payments)
+            WorkingSet::without_transfers(chains, payments, told)
         };
         after = head;
+        for OrphanTransfer { block, timestamp, transfer } in &orphans {
+            working.credit(&Cause { chain, block: *block, timestamp: *timestamp }, transfer)?;
+        }
         for record in records {
             after = apply_record(&mut working, after, record)
                 .map_err(|f| f.context(format!("record {} of chain {chain}, block {}", record.sequence, record.block)))?;

@@ -15,6 +15,7 @@ use anyhow::anyhow;
 use base::metrics;
 use deadpool_postgres::{Client, Object, Pool};
 use payments::store::{self, OutboxRow};
+use recovery::Recovery;
 use runtime::kafka::{Kafka, PartitionReader, Record, TransactionalProducer};
 use runtime::{Failure, db, stage};
 use std::ops::ControlFlow;
@@ -56,11 +57,20 @@ impl Drop for LeaderConnection {
 ///
 /// # Errors
 /// `Retry` when Kafka or Postgres is not reachable.
-pub fn run(kafka: &Kafka, pool: &Pool, handle: &Handle, wake: &Receiver<()>, stop: &CancellationToken) -> Result<(), Failure> {
+pub fn run(
+    kafka: &Kafka,
+    pool: &Pool,
+    recovery: &Recovery,
+    handle: &Handle,
+    wake: &Receiver<()>,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
     let Some(leader) = become_leader(pool, handle, stop)? else {
         return Ok(());
     };
     let producer = TransactionalProducer::open(kafka, STAGE)?;
+    // Now that no transaction of a predecessor is open: what Kafka has is taken out of an outbox that came from a backup.
+    recovery.catch_up(handle)?;
     let group = kafka.bare_group(STAGE)?;
     // After the fencing: no predecessor publishes any more.
     let mut batch = next_batch(kafka, leader.db()?, handle)?;

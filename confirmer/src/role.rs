@@ -1,11 +1,13 @@
-//! Runs the role's stages until one ends: the fold of `chain.matches`, the return of chains that were set aside, and the relay of
-//! the outbox. The fold wakes the relay after each batch that emitted events.
+//! Runs the role's stages until one ends: the comparison of Postgres with the topics, and once that is through, the fold of
+//! `chain.matches`, the return of chains that were set aside, and the relay of the outbox. The fold wakes the relay after each
+//! batch that emitted events.
 
 use crate::aside::{self, Faults};
 use crate::fold::{Batch, FOLDING};
 use crate::relay;
 use chain::Chains;
 use deadpool_postgres::Pool;
+use recovery::Recovery;
 use runtime::db::{self, CommitMode};
 use runtime::{Failure, Kafka, Settings, stage};
 use std::sync::mpsc::{Sender, channel};
@@ -21,12 +23,19 @@ use tokio_util::sync::CancellationToken;
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let chains = Arc::new(Chains::load(&settings.chains_file)?.resolve().await?);
     let kafka = Kafka::connect(&settings).await?;
-    let pool = db::generic_plan_pool(&settings.database_url, 4, CommitMode::Synchronous)?;
+    let recovery = Recovery::new(kafka.clone(), &settings)?;
+    let pool = db::generic_plan_pool(&settings.database_url, 4, CommitMode::Synchronous, Some(recovery.gate()))?;
     let (wake, woken) = channel();
     // A stage's body is run again after each failure, with the one receiver there is.
     let woken = Mutex::new(woken);
 
     let mut stages = JoinSet::new();
+    stages.spawn(recovery.clone().run(stop.clone()));
+    // Nothing is folded before Postgres has what the topics have.
+    tokio::select! {
+        () = recovery.gate().opened() => {}
+        Some(ended) = stages.join_next() => return ended?,
+    }
     let (folding_kafka, folding_pool, listed, handle) = (kafka.clone(), pool.clone(), chains.clone(), Handle::current());
     stages.spawn(stage::run(FOLDING.stage, stop.clone(), move |stop| {
         follow(&folding_kafka, &folding_pool, &listed, &handle, &wake, stop)
@@ -38,7 +47,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let handle = Handle::current();
     stages.spawn(stage::run("outbox", stop.clone(), move |stop| {
         let woken = woken.lock().unwrap_or_else(PoisonError::into_inner);
-        relay::run(&kafka, &pool, &handle, &woken, stop)
+        relay::run(&kafka, &pool, &recovery, &handle, &woken, stop)
     }));
     while let Some(ended) = stages.join_next().await {
         ended??;

@@ -8,7 +8,8 @@ use chain::{COIN_DECIMALS, Chains};
 use deadpool_postgres::GenericClient;
 use payments::deposit::{DepositAddress, deposit_id};
 use payments::lifecycle::{Cause, Event, Head, Input, step};
-use payments::store::{self, TransferOwner, TransferRow};
+use payments::store::{self, OrphanTransfer, TransferOwner, TransferRow};
+use payments::told::ToldEvents;
 use payments::{Payment, ReceivedTransfer, TransferLabel};
 use runtime::Failure;
 use std::collections::{HashMap, HashSet};
@@ -42,6 +43,10 @@ pub struct WorkingSet<'a> {
     by_id: HashMap<PaymentId, usize>,
     deposit_addresses: HashMap<Address, DepositAddress>,
     unlisted: HashMap<TransferId, UnlistedTransfer>,
+    /// Transfers to an address of which Postgres has no payment.
+    orphans: HashMap<TransferId, OrphanTransfer>,
+    /// Events that were told before the database was restored, by their payments.
+    told: HashMap<PaymentId, ToldEvents>,
     /// Hashes of the blocks that the batch removes.
     removed_blocks: Vec<B256>,
     /// In order, each with its payment right after the event.
@@ -49,7 +54,12 @@ pub struct WorkingSet<'a> {
 }
 
 impl<'a> WorkingSet<'a> {
-    pub fn new(chains: &'a Chains, payments: Vec<Payment>, deposit_addresses: Vec<DepositAddress>) -> Self {
+    pub fn new(
+        chains: &'a Chains,
+        payments: Vec<Payment>,
+        deposit_addresses: Vec<DepositAddress>,
+        told: HashMap<PaymentId, ToldEvents>,
+    ) -> Self {
         let mut working = Self {
             chains,
             takes_transfers: true,
@@ -58,6 +68,8 @@ impl<'a> WorkingSet<'a> {
             by_id: HashMap::new(),
             deposit_addresses: deposit_addresses.into_iter().map(|address| (address.address, address)).collect(),
             unlisted: HashMap::new(),
+            orphans: HashMap::new(),
+            told,
             removed_blocks: Vec::new(),
             events: Vec::new(),
         };
@@ -68,8 +80,8 @@ impl<'a> WorkingSet<'a> {
     }
 
     /// A slice of payments to which the batch has no transfer: the transfers are credited in another slice.
-    pub fn without_transfers(chains: &'a Chains, payments: Vec<Payment>) -> Self {
-        Self { takes_transfers: false, ..Self::new(chains, payments, Vec::new()) }
+    pub fn without_transfers(chains: &'a Chains, payments: Vec<Payment>, told: HashMap<PaymentId, ToldEvents>) -> Self {
+        Self { takes_transfers: false, ..Self::new(chains, payments, Vec::new(), told) }
     }
 
     fn insert(&mut self, payment: Payment, new: bool) -> usize {
@@ -86,8 +98,11 @@ impl<'a> WorkingSet<'a> {
         let Some(touched) = self.payments.get_mut(index) else {
             return Ok(());
         };
-        let step =
-            step(&touched.payment, input).map_err(|e| Failure::halt(e).context(format!("payment {}", touched.payment.id)))?;
+        let step = match self.told.get_mut(&touched.payment.id) {
+            Some(told) => told.step(&touched.payment, input),
+            None => step(&touched.payment, input),
+        };
+        let step = step.map_err(|e| Failure::halt(e).context(format!("payment {}", touched.payment.id)))?;
         touched.changed |= step.next != touched.payment;
         touched.removed.extend(step.removed);
         touched.payment = step.next;
@@ -123,6 +138,7 @@ impl<'a> WorkingSet<'a> {
         for unlisted in self.unlisted.values_mut().filter(|unlisted| unlisted.transfer.block.hash == cause.block.hash) {
             unlisted.removed = true;
         }
+        self.orphans.retain(|_, orphan| orphan.block.hash != cause.block.hash);
         self.apply_where(&Input::Removed(cause), |_| true)
     }
 
@@ -135,6 +151,10 @@ impl<'a> WorkingSet<'a> {
             return Ok(());
         }
         let to = transfer.to;
+        if !self.by_address.contains_key(&to) && !self.deposit_addresses.contains_key(&to) {
+            self.keep_orphan(cause, transfer);
+            return Ok(());
+        }
         let transfer = self.received(cause, transfer);
         let index = match self.by_address.get(&to) {
             Some(index) => *index,
@@ -165,10 +185,7 @@ impl<'a> WorkingSet<'a> {
             return Ok(Some(*index));
         }
         let Some(address) = self.deposit_addresses.get(&to) else {
-            return Err(Failure::Halt(anyhow!(
-                "transfer {:?} is to {to}, which has an intent in Kafka and no payment in Postgres: does DATABASE_URL name the right database?",
-                transfer.id,
-            )));
+            return Ok(None);
         };
         let chain = self.chains.by_id(transfer.id.chain).ok_or_else(|| {
             Failure::Halt(anyhow!(
@@ -184,6 +201,30 @@ impl<'a> WorkingSet<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// Sets a transfer aside whose payment Postgres does not have: it stops nobody else, and is credited when the payment is there.
+    fn keep_orphan(&mut self, cause: &Cause, transfer: &Transfer) {
+        let orphan = OrphanTransfer { block: cause.block, timestamp: cause.timestamp, transfer: transfer.clone() };
+        self.orphans.insert(transfer.id, orphan);
+    }
+
+    /// Names the batch's orphans, of which a stranger can send many.
+    fn report_orphans(&self) {
+        let Some(OrphanTransfer { block, transfer, .. }) = self.orphans.values().next() else { return };
+        base::metrics::ORPHAN_TRANSFERS.counter(&[]).increment(u64::try_from(self.orphans.len()).unwrap_or_default());
+        tracing::error!(
+            "{} orphans: transfers to addresses that have an intent in Kafka and no payment in Postgres, such as {} base units of {} to \
+             {} in block {} of chain {}, transaction {}. Each is credited when its payment is there again. Does DATABASE_URL name the \
+             right database?",
+            self.orphans.len(),
+            transfer.amount,
+            transfer.token.map_or_else(|| "the coin".to_owned(), |token| token.to_string()),
+            transfer.to,
+            block.number,
+            transfer.id.chain,
+            transfer.id.transaction,
+        );
     }
 
     /// The transfer with what chains.yaml calls its chain and token.
@@ -221,6 +262,9 @@ impl<'a> WorkingSet<'a> {
         store::save_payments(db, &changed.iter().map(|touched| &touched.payment).collect::<Vec<_>>()).await?;
         if self.takes_transfers {
             store::remove_unlisted(db, chain, &self.removed_blocks).await?;
+            store::remove_orphans(db, chain, &self.removed_blocks).await?;
+            store::save_orphans(db, &self.orphans.values().collect::<Vec<_>>()).await?;
+            self.report_orphans();
         }
         let mut rows: Vec<TransferRow<'_>> = Vec::new();
         for touched in &changed {
@@ -234,6 +278,10 @@ impl<'a> WorkingSet<'a> {
         }
         rows.extend(self.unlisted.values().map(|row| TransferRow::unlisted(row.owner, &row.transfer, row.removed)));
         store::save_transfers(db, &rows).await?;
+        for (id, _) in self.told.iter().filter(|(_, told)| told.is_contradicted()) {
+            tracing::error!("payment {id} was cancelled before the database was restored, and its state does not allow it now");
+        }
+        store::forget_told_events(db, self.told.iter()).await?;
         store::record_events(db, self.events.iter().map(|(payment, event)| (payment, event))).await
     }
 }

@@ -7,6 +7,7 @@ mod chain;
 mod check;
 mod dependencies;
 mod instance_lock;
+mod intents;
 mod resume;
 mod roles;
 mod tail;
@@ -47,6 +48,9 @@ enum Command {
     /// Kafka topics and their schemas
     #[command(subcommand)]
     Topics(Topics),
+    /// The addresses that the detector watches, in payment.intents
+    #[command(subcommand)]
+    Intents(intents::IntentsCommand),
     /// Merchants and their settings
     #[command(subcommand)]
     Merchants(merchants::commands::MerchantsCommand),
@@ -149,6 +153,7 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
         Command::Webhooks => roles::alone(Role::Webhooks, settings),
         Command::Migrate => block_on(runtime::db::migrate(&settings.database_url)),
         Command::Topics(Topics::Apply) => block_on(runtime::kafka::apply(&settings)),
+        Command::Intents(command) => block_on(intents::run(&settings, command)),
         Command::Merchants(command) => block_on(merchants::commands::run_merchants(&settings.database_url, command)),
         Command::Keys(command) => block_on(merchants::commands::run_keys(&settings.database_url, command)),
         Command::Wallet(Wallet::New { out }) => wallet::new(&out),

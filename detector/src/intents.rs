@@ -27,13 +27,17 @@ pub struct IntentBarrier {
 }
 
 impl IntentBarrier {
-    /// Reads all intents.
-    pub fn open(kafka: &Kafka, stage: &'static str) -> Result<Self, Failure> {
+    /// Reads all intents into `watched`. An address that is in it stays, whatever became of the topic; after a failure it has them
+    /// still.
+    pub fn open(kafka: &Kafka, stage: &'static str, watched: &mut WatchSet) -> Result<Self, Failure> {
         let table = Table::open(kafka, Topic::Intents)?;
-        let mut intents =
-            Self { table, watched: WatchSet::default(), unreadable: Vec::new(), quarantined: 0, failed: false, stage };
+        let kept = std::mem::take(watched);
+        let mut intents = Self { table, watched: kept, unreadable: Vec::new(), quarantined: 0, failed: false, stage };
         let started = Instant::now();
-        intents.catch_up()?;
+        if let Err(failure) = intents.catch_up() {
+            *watched = intents.watched;
+            return Err(failure);
+        }
         tracing::info!("watching {} addresses, read in {:.1?}", intents.watched.len(), started.elapsed());
         Ok(intents)
     }

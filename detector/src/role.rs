@@ -27,18 +27,19 @@ const MAX_BATCH_BYTES: usize = 96 * 1024 * 1024;
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let kafka = Kafka::connect(&settings).await?;
     // Kept across restarts of the stage: reading millions of intents again takes long.
-    let mut intents = None;
+    let mut intents: Option<IntentBarrier> = None;
+    let mut watched = WatchSet::default();
     let mut rewind = None;
     stage::run(STAGE, stop, move |stop| {
         if intents.is_none() {
-            intents = Some(IntentBarrier::open(&kafka, STAGE)?);
+            intents = Some(IntentBarrier::open(&kafka, STAGE, &mut watched)?);
         }
         let outcome = match intents.as_mut() {
             Some(intents) => detect(&kafka, intents, &mut rewind, stop),
             None => Ok(()),
         };
         if outcome.is_err() && intents.as_ref().is_some_and(|intents| intents.failed) {
-            intents = None;
+            watched = intents.take().map(|intents| intents.watched).unwrap_or_default();
         }
         outcome
     })

@@ -2,6 +2,7 @@
 //!
 //! Each [`Lab`] has a database, a topic prefix, a node and a folder of its own, so that any number run side by side.
 
+mod backup;
 mod client;
 mod faults;
 mod history;
@@ -20,6 +21,7 @@ mod topic_log;
 mod tunnel;
 mod wait;
 
+pub use backup::Backup;
 pub use client::{Api, Payment};
 pub use faults::Fault;
 pub use history::{History, HistoryReader, Step};

@@ -3,10 +3,11 @@
 //! Each account has a Postgres sequence of address indices. A sequence never goes back, so no address is given out twice; a rollback
 //! leaves a gap.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use deadpool_postgres::{GenericClient, Pool};
 use runtime::Failure;
-use std::collections::{HashMap, VecDeque};
+use runtime::db::lock;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 use topics::Address;
 use wallet::AccountXpub;
@@ -29,28 +30,32 @@ impl Account {
     /// Writes the account to the database, unless it is there. Its sequence is created once and never reset.
     ///
     /// # Errors
-    /// When the database fails.
+    /// When another account has the same addresses: two xpub texts can hold the same key, such as that of an export under another
+    /// parent, and each would give out the other's addresses again. When the database fails.
     pub async fn register(xpub: AccountXpub, pool: &Pool) -> anyhow::Result<Self> {
         let fingerprint = xpub.fingerprint();
-        // Hex, so it is safe to put into a statement, where a name can't be a parameter.
-        let sequence = format!("address_index_{fingerprint}");
         let mut client = pool.get().await.context("connecting to DATABASE_URL")?;
         let register = async {
             let transaction = client.transaction().await?;
-            // CREATE SEQUENCE IF NOT EXISTS alone fails when two processes do it at once.
-            transaction.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", &[&sequence]).await?;
-            transaction
-                .batch_execute(&format!("CREATE SEQUENCE IF NOT EXISTS {sequence} MINVALUE 0 START 0 MAXVALUE 2147483647"))
-                .await?;
+            // Twins are found among the rows. And CREATE SEQUENCE IF NOT EXISTS fails when two processes do it at once.
+            transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&lock::ACCOUNTS]).await?;
+            let rows = transaction.query("SELECT fingerprint, xpub FROM xpubs WHERE xpub IS NOT NULL", &[]).await?;
+            let sequence = create_sequence(&transaction, &fingerprint).await?;
             transaction
                 .execute(
-                    "INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ($1, $2, $3) ON CONFLICT (fingerprint) DO NOTHING",
+                    // An account that came back from an intent has no xpub yet.
+                    "INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ($1, $2, $3)
+                     ON CONFLICT (fingerprint) DO UPDATE SET xpub = EXCLUDED.xpub WHERE xpubs.xpub IS NULL",
                     &[&fingerprint, &xpub.as_str(), &sequence],
                 )
                 .await?;
-            transaction.commit().await
+            Ok::<_, tokio_postgres::Error>((transaction, sequence, rows))
         };
-        register.await.context("registering the xpub in the database (`ctrip migrate` creates its tables)")?;
+        let (transaction, sequence, rows) =
+            register.await.context("registering the xpub in the database (`ctrip migrate` creates its tables)")?;
+        // A transaction that is dropped is rolled back.
+        refuse_twin(&xpub, rows.iter().map(|row| (row.get(0), row.get(1))))?;
+        transaction.commit().await.context("registering the xpub in the database")?;
         Ok(Self::new(xpub, sequence))
     }
 
@@ -58,6 +63,64 @@ impl Account {
     pub fn fingerprint(&self) -> &str {
         &self.0.fingerprint
     }
+}
+
+/// Creates the sequence of an account, unless it is there, and returns its name.
+async fn create_sequence(db: &impl GenericClient, fingerprint: &str) -> Result<String, tokio_postgres::Error> {
+    // Hex, so it is safe to put into a statement, where a name can't be a parameter.
+    let sequence = format!("address_index_{fingerprint}");
+    db.batch_execute(&format!("CREATE SEQUENCE IF NOT EXISTS {sequence} MINVALUE 0 START 0 MAXVALUE 2147483647")).await?;
+    Ok(sequence)
+}
+
+/// Refuses an xpub whose addresses are those of another account, given by its fingerprint and its text.
+fn refuse_twin<'a>(xpub: &AccountXpub, known: impl Iterator<Item = (&'a str, &'a str)>) -> anyhow::Result<()> {
+    for (fingerprint, text) in known {
+        let twin = fingerprint != xpub.fingerprint() && AccountXpub::parse(text)?.holds_key_of(xpub);
+        ensure!(
+            !twin,
+            "this xpub holds the key of the account {fingerprint} under another text; use the xpub that is registered already"
+        );
+    }
+    Ok(())
+}
+
+/// Moves the sequences of accounts past indices that were given out, in a database that lost them. An account that is not there is
+/// written without its xpub, which an operator has to give again. `highest` has the largest index of each by its fingerprint.
+///
+/// A sequence is moved by taking numbers from it, so that it never goes back, whoever else takes some meanwhile.
+///
+/// # Errors
+/// When a fingerprint is none, or the database fails.
+pub async fn move_sequences(db: &impl GenericClient, highest: &BTreeMap<String, u32>) -> Result<(), Failure> {
+    for (fingerprint, index) in highest {
+        if fingerprint.is_empty() || !fingerprint.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(Failure::Halt(anyhow::anyhow!("{fingerprint:?} is no account's fingerprint")));
+        }
+        db.execute("SELECT pg_advisory_xact_lock($1)", &[&lock::ACCOUNTS]).await?;
+        let known = db.query_opt("SELECT index_sequence FROM xpubs WHERE fingerprint = $1", &[fingerprint]).await?;
+        let sequence = match known {
+            Some(row) => row.get(0),
+            None => {
+                tracing::error!(
+                    "account {fingerprint} is known from payment.intents alone: give its xpub again, as CTRIP_XPUB or with \
+                     `ctrip merchants update NAME --own-xpub XPUB`"
+                );
+                let sequence = create_sequence(db, fingerprint).await?;
+                db.execute("INSERT INTO xpubs (fingerprint, index_sequence) VALUES ($1, $2)", &[fingerprint, &sequence])
+                    .await?;
+                sequence
+            }
+        };
+        let row = db.query_one(&format!("SELECT last_value, is_called FROM {sequence}"), &[]).await?;
+        let next = row.get::<_, i64>(0) + i64::from(row.get::<_, bool>(1));
+        let missing = i64::from(*index) + 1 - next;
+        if missing > 0 {
+            let take = format!("SELECT max(nextval('{sequence}')) FROM generate_series(1, $1::bigint)");
+            db.query_one(&take, &[&missing]).await?;
+        }
+    }
+    Ok(())
 }
 
 /// cTrip's own account, and a cache of the others.
@@ -85,7 +148,13 @@ impl Accounts {
         }
         let db = pool.get().await?;
         let row = db.query_one("SELECT xpub, index_sequence FROM xpubs WHERE fingerprint = $1", &[&fingerprint]).await?;
-        let account = Account::new(AccountXpub::parse(row.get(0)).map_err(Failure::halt)?, row.get(1));
+        let xpub: Option<&str> = row.get(0);
+        let xpub = xpub.ok_or_else(|| {
+            Failure::Retry(anyhow::anyhow!(
+                "the xpub of account {fingerprint} was lost with the database; `ctrip merchants update NAME --own-xpub XPUB` gives it again"
+            ))
+        })?;
+        let account = Account::new(AccountXpub::parse(xpub).map_err(Failure::halt)?, row.get(1));
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         Ok(known.entry(fingerprint.to_owned()).or_insert(account).clone())
     }

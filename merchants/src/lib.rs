@@ -18,4 +18,4 @@ mod merchant;
 pub use grant::Grant;
 pub use key_cache::KeyCache;
 pub use keys::{KeyId, Scope};
-pub use merchant::{BasisPoints, DefaultTerms, Merchant, max_underpaid_tolerance};
+pub use merchant::{BasisPoints, DefaultTerms, Merchant, max_underpaid_tolerance, restore_merchants};

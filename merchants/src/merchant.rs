@@ -1,5 +1,6 @@
 //! A merchant's settings: the account and the terms of its payments, unless a request sets other terms.
 
+use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use topics::{Amount, U256};
 use uuid::Uuid;
@@ -30,6 +31,27 @@ pub struct DefaultTerms {
 /// A share in hundredths of a percent, 0 to 10,000.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BasisPoints(u32);
+
+/// Writes merchants that a restored database lost, by their ids. Their names and settings are an operator's to give again.
+///
+/// # Errors
+/// When the database fails.
+pub async fn restore_merchants(db: &impl GenericClient, ids: &[Uuid]) -> Result<(), Failure> {
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO merchants (id, name) SELECT DISTINCT id, 'restored ' || id FROM unnest($1::uuid[]) AS t (id)
+             ON CONFLICT DO NOTHING RETURNING name",
+        )
+        .await?;
+    for row in db.query(&statement, &[&ids]).await? {
+        let name: &str = row.get(0);
+        tracing::error!(
+            "a merchant is known from payment.intents alone, and is now called {name:?}: give its name, settings and keys again with \
+             `ctrip merchants update` and `ctrip keys create`"
+        );
+    }
+    Ok(())
+}
 
 /// The largest tolerance of underpayment for an amount: all but one base unit, since something has to be paid.
 pub fn max_underpaid_tolerance(amount: Amount) -> Amount {

@@ -82,6 +82,7 @@ pub fn event_record(payment: &Payment, event: &Event) -> wire::PaymentEvent {
         }),
         transfer: event.transfer.as_ref().map(|t| transfer_fields!(e::Transfer, t)),
         deposit_address_id: state.deposit_address_id,
+        asked_by: String::new(),
     }
 }
 

@@ -13,16 +13,23 @@ use topics::wire::PaymentEvent;
 /// An event in the history.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordedEvent {
-    /// The record of `payment.events` without the payment's transfers, metadata and external id.
+    /// The record of `payment.events` without the payment's transfers, metadata and external id, and without `asked_by`.
     pub event: PaymentEvent,
     /// The id of the API key whose request caused it; `None` where a block is the cause.
     pub asked_by: Option<String>,
 }
 
 /// The part of an event that the history keeps. The payment's transfers are left out: anyone can send a thousand small ones, and
-/// the thousandth event would hold them all. Metadata and external id never change, and stand in the payment's own row.
+/// the thousandth event would hold them all. Metadata and external id never change, and stand in the payment's own row;
+/// `asked_by` has a column of its own.
 pub(crate) fn trim(event: PaymentEvent) -> PaymentEvent {
-    PaymentEvent { transfers: Vec::new(), metadata: String::new(), external_id: String::new(), ..event }
+    PaymentEvent {
+        transfers: Vec::new(),
+        metadata: String::new(),
+        external_id: String::new(),
+        asked_by: String::new(),
+        ..event
+    }
 }
 
 /// At most `limit` events of a payment with a sequence above `after`, in order. `created_at` is the payment's, in Unix seconds:

@@ -1,14 +1,66 @@
 //! Records of `payment.intents`: the addresses that the detector watches, one per payment or static address.
 //!
-//! An address is given out only after Kafka has acknowledged its intent (`store` keeps the unacknowledged ones).
+//! An address is given out only after Kafka has acknowledged its intent (`store` keeps the unacknowledged ones). An intent says
+//! all that makes its row, so that a database which lost the row gets it back ([`issued`]).
 
 use crate::deposit::DepositAddress;
-use crate::payment::Payment;
-use topics::wire;
+use crate::payment::{Asset, Payment, Terms, Token};
+use crate::policy::Policy;
+use topics::{Amount, AmountError, ChainId, MalformedField, PaymentId, wire};
+use uuid::Uuid;
+
+/// The request that an address was issued for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The installation that issued it.
+    pub installation: Uuid,
+    /// The id of the API key that asked; empty if none did.
+    pub asked_by: String,
+    pub idempotency: Option<IdempotencyClaim>,
+}
+
+impl Origin {
+    /// The id of the API key that asked, if one did.
+    pub fn asked_by(&self) -> Option<&str> {
+        (!self.asked_by.is_empty()).then_some(self.asked_by.as_str())
+    }
+}
+
+/// An idempotency key, and the hash of the request that it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyClaim {
+    pub key: String,
+    pub request_hash: Vec<u8>,
+}
+
+/// What an intent was written for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Issued {
+    /// As it was created, with nothing paid.
+    Payment(Box<Payment>),
+    Address(DepositAddress),
+}
+
+/// Why an intent is not enough to make its row again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IntentError {
+    /// It was written before intents named their account.
+    #[error("it is from before intents said all about their payments")]
+    Incomplete,
+    /// An id that is none.
+    #[error("field {0}: expected a UUID")]
+    Id(&'static str),
+    /// An amount of more than 256 bits.
+    #[error("{0}")]
+    Amount(#[from] AmountError),
+    #[error("{0}")]
+    Field(#[from] MalformedField),
+}
 
 /// The intent of a payment.
-pub fn intent_record(payment: &Payment) -> wire::PaymentIntent {
+pub fn intent_record(payment: &Payment, origin: &Origin) -> wire::PaymentIntent {
     let token = payment.asset.token.as_ref();
+    let claim = origin.idempotency.as_ref();
     wire::PaymentIntent {
         address: payment.address.to_vec().into(),
         payment_id: payment.id.to_string(),
@@ -22,11 +74,23 @@ pub fn intent_record(payment: &Payment) -> wire::PaymentIntent {
         expires_at: payment.expires_at,
         address_index: payment.address_index,
         external_id: payment.external_id.clone().unwrap_or_default(),
+        decimals: payment.asset.decimals.into(),
+        metadata: payment.metadata.clone().unwrap_or_default(),
+        account: payment.xpub.clone(),
+        underpaid_tolerance: payment.terms.underpaid_tolerance.to_wire().into(),
+        overpaid_tolerance: payment.terms.overpaid_tolerance.to_wire().into(),
+        accept_late: payment.terms.accept_late,
+        confirmations_required: payment.policy.confirmations(),
+        finality: payment.policy.finality().unwrap_or_default().to_owned(),
+        asked_by: origin.asked_by.clone(),
+        idempotency_key: claim.map(|claim| claim.key.clone()).unwrap_or_default(),
+        request_hash: claim.map(|claim| claim.request_hash.clone()).unwrap_or_default().into(),
+        installation: origin.installation.to_string(),
     }
 }
 
 /// The intent of a static address, which is watched like a payment's. It names no chain, token or amount.
-pub fn address_intent_record(address: &DepositAddress) -> wire::PaymentIntent {
+pub fn address_intent_record(address: &DepositAddress, installation: Uuid) -> wire::PaymentIntent {
     wire::PaymentIntent {
         address: address.address.to_vec().into(),
         payment_id: address.id.to_string(),
@@ -34,6 +98,95 @@ pub fn address_intent_record(address: &DepositAddress) -> wire::PaymentIntent {
         created_at: address.created_at,
         address_index: address.address_index,
         external_id: address.external_id.clone().unwrap_or_default(),
+        metadata: address.metadata.clone().unwrap_or_default(),
+        account: address.xpub.clone(),
+        installation: installation.to_string(),
         ..wire::PaymentIntent::default()
     }
+}
+
+/// The payment or static address of an intent, and the request that it was issued for.
+///
+/// # Errors
+/// When the intent does not say all about it.
+pub fn issued(intent: &wire::PaymentIntent) -> Result<(Issued, Origin), IntentError> {
+    if intent.account.is_empty() {
+        return Err(IntentError::Incomplete);
+    }
+    let id = uuid("payment_id", &intent.payment_id)?;
+    let merchant = uuid("merchant_id", &intent.merchant_id)?;
+    let address = topics::address("address", &intent.address)?;
+    let text = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let origin = Origin {
+        // Nil if it does not say.
+        installation: intent.installation.parse().unwrap_or_default(),
+        asked_by: intent.asked_by.clone(),
+        idempotency: text(&intent.idempotency_key)
+            .map(|key| IdempotencyClaim { key, request_hash: intent.request_hash.to_vec() }),
+    };
+    // A payment always has a chain, and a static address none.
+    if intent.chain_id == 0 {
+        let address = DepositAddress {
+            id,
+            merchant,
+            external_id: text(&intent.external_id),
+            metadata: text(&intent.metadata),
+            address,
+            xpub: intent.account.clone(),
+            address_index: intent.address_index,
+            created_at: intent.created_at,
+        };
+        return Ok((Issued::Address(address), origin));
+    }
+    let token = if intent.token_address.is_empty() {
+        None
+    } else {
+        Some(Token { symbol: intent.token.clone(), address: topics::address("token_address", &intent.token_address)? })
+    };
+    let decimals = u8::try_from(intent.decimals).map_err(|_| MalformedField {
+        field: "decimals",
+        expected: "at most 255",
+        got: intent.decimals.to_string(),
+    })?;
+    let payment = Payment {
+        id: PaymentId(id),
+        merchant,
+        external_id: text(&intent.external_id),
+        metadata: text(&intent.metadata),
+        chain: ChainId(intent.chain_id),
+        chain_name: intent.chain.clone(),
+        asset: Asset { token, decimals },
+        address,
+        xpub: intent.account.clone(),
+        address_index: intent.address_index,
+        amount: Amount::from_wire(&intent.amount)?,
+        terms: Terms {
+            underpaid_tolerance: Amount::from_wire(&intent.underpaid_tolerance)?,
+            overpaid_tolerance: Amount::from_wire(&intent.overpaid_tolerance)?,
+            accept_late: intent.accept_late,
+        },
+        policy: policy(intent)?,
+        created_at: intent.created_at,
+        expires_at: intent.expires_at,
+        deposit_address: None,
+        cancelled: false,
+        expired_by: None,
+        transfers: Vec::new(),
+        sequence: 1,
+        updated_at: intent.created_at,
+    };
+    Ok((Issued::Payment(Box::new(payment)), origin))
+}
+
+fn policy(intent: &wire::PaymentIntent) -> Result<Policy, MalformedField> {
+    match intent.finality.as_str() {
+        "" => Ok(Policy::Confirmations(intent.confirmations_required)),
+        "safe" => Ok(Policy::Safe),
+        "finalized" => Ok(Policy::Finalized),
+        other => Err(MalformedField { field: "finality", expected: "safe or finalized", got: other.to_owned() }),
+    }
+}
+
+fn uuid(field: &'static str, text: &str) -> Result<Uuid, IntentError> {
+    text.parse().map_err(|_| IntentError::Id(field))
 }

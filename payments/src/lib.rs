@@ -4,6 +4,7 @@
 //!   follow from them.
 //! - [`lifecycle`] is the rule book, a pure function: what an input makes of a payment, and which events it emits.
 //! - [`events`] and [`intents`] turn payments into records of `payment.events`, `payment.state` and `payment.intents`.
+//! - [`told`] recognises the events that Kafka has and a restored database makes again.
 //! - [`store`] keeps payments in Postgres, with their events in the outbox and in the [`history`].
 //!
 //! Every SQL statement about payments stands in this crate. Those that write run in the caller's transaction, but for
@@ -20,6 +21,7 @@ mod payment;
 mod policy;
 mod status;
 pub mod store;
+pub mod told;
 mod transfer;
 
 pub use deposit::DepositAddress;

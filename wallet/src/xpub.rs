@@ -87,6 +87,13 @@ impl AccountXpub {
         digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// Whether both hold the same key and chain code, and so have the same addresses, though their texts may differ: an xpub also
+    /// tells its parent and its place there.
+    pub fn holds_key_of(&self, other: &Self) -> bool {
+        let of = |xpub: &Self| (xpub.external.to_bytes(), xpub.external.attrs().chain_code);
+        of(self) == of(other)
+    }
+
     /// The xpub as text.
     pub fn as_str(&self) -> &str {
         &self.text

@@ -108,3 +108,17 @@ fn a_generated_mnemonic_is_new_whole_and_silent() {
     let wrong = one.words().replacen(' ', " zebra ", 1);
     assert!(!format!("{:?}", Mnemonic::parse(&wrong).unwrap_err()).contains("zebra"));
 }
+
+#[test]
+fn an_xpub_exported_under_another_parent_holds_the_same_key() {
+    let ours =
+        "xpub6DCoCpSuQZB2jawqnGMEPS63ePKWkwWPH4TU45Q7LPXWuNd8TMtVxRrgjtEshuqpK3mdhaWHPFsBngh5GFZaM6si3yZdUsT8ddYM3PwnATt";
+    // The same key and chain code under the parent 01020304.
+    let twin =
+        "xpub6BfCU6SeCoGLy92bvSZvNKRX2UMZopiPQ1e5UE6v6wVLWWXtMz1Qc94NcGd1MH21r7cdbLkBCJxVmsk2zq8KHW34pZzeR1KPN71raQyzwsj";
+    let (ours, twin) = (AccountXpub::parse(ours).unwrap(), AccountXpub::parse(twin).unwrap());
+    assert!(ours.holds_key_of(&twin) && ours.fingerprint() != twin.fingerprint());
+    assert_eq!(ours.address(7).unwrap(), twin.address(7).unwrap());
+    let other = Mnemonic::generate().unwrap().account_xpub("").unwrap();
+    assert!(!ours.holds_key_of(&other));
+}

@@ -25,7 +25,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let clients = Clients::new(&guard, Arc::new(SystemResolver)).context("creating the HTTP client of webhooks")?;
     let kafka = Kafka::connect(&settings).await?;
     // A crash undoes whole transactions: offsets go with their deliveries, and a delivery not known to have arrived is retried.
-    let pool = db::generic_plan_pool(&settings.database_url, POOL_SIZE, CommitMode::Asynchronous)?;
+    let pool = db::generic_plan_pool(&settings.database_url, POOL_SIZE, CommitMode::Asynchronous, None)?;
     let new_deliveries = Arc::new(Notify::new());
 
     let mut stages = JoinSet::new();

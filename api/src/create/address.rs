@@ -24,6 +24,8 @@ pub struct AddressRequest {
     pub external_id: String,
     /// Kept only when the address is new.
     pub metadata: Option<String>,
+    /// The installation that the database belongs to.
+    pub installation: Uuid,
 }
 
 /// The customer's address, and whether this request created it. Kafka has acknowledged its intent.
@@ -31,7 +33,7 @@ pub struct AddressRequest {
 /// # Errors
 /// A 503 when Kafka does not acknowledge the intent: a retry gets the same address.
 pub async fn create(mut db: Client, intents: &Intents, request: AddressRequest) -> Result<(DepositAddress, bool), Problem> {
-    let AddressRequest { merchant, account, external_id, metadata } = request;
+    let AddressRequest { merchant, account, external_id, metadata, installation } = request;
     let transaction = db.transaction().await?;
     if let Some(known) = store::lock_customer_address(&transaction, merchant, &external_id).await? {
         transaction.commit().await?;
@@ -51,11 +53,11 @@ pub async fn create(mut db: Client, intents: &Intents, request: AddressRequest) 
         address_index,
         created_at: clock::now()?,
     };
-    store::insert_addresses(&transaction, std::slice::from_ref(&new)).await?;
+    store::insert_addresses(&transaction, std::slice::from_ref(&new), installation).await?;
     transaction.commit().await?;
     // Kafka may take its time, and other requests need the connection.
     drop(db);
-    if intents.publish(&[intent_records::address_intent_record(&new)]).await != [true] {
+    if intents.publish(&[intent_records::address_intent_record(&new, installation)]).await != [true] {
         return Err(Problem::unavailable(5, "Kafka did not acknowledge the address. Retry: you get the same one"));
     }
     intents.forget_acknowledged(vec![new.id]);

@@ -7,21 +7,23 @@
 //! request is answered after Kafka has acknowledged the intent.
 
 use crate::clock;
-use crate::create::idempotency::{self, KeyClaim};
+use crate::create::idempotency::{self, IdempotencyKey, KeyClaim};
 use crate::create::intents::Intents;
 use crate::create::order::Order;
 use crate::create::queue::{CreateRequest, CreatedPayment};
 use crate::http::problem::Problem;
 use deadpool_postgres::{Pool, Transaction};
 use merchants::accounts::{self, Account};
+use payments::intents::{IdempotencyClaim, Origin, intent_record};
 use payments::lifecycle::Event;
-use payments::{Payment, events, intents as intent_records, store};
+use payments::{Payment, events, store};
 use runtime::Failure;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use topics::{Address, PaymentId};
+use uuid::Uuid;
 
 /// In a larger batch the first request would wait long for the last.
 const MAX_BATCH_SIZE: usize = 500;
@@ -32,6 +34,8 @@ const MAX_BATCHES_IN_FLIGHT: usize = 4;
 pub struct Batcher {
     pub pool: Pool,
     pub intents: Intents,
+    /// The installation that the database belongs to.
+    pub installation: Uuid,
 }
 
 impl Batcher {
@@ -90,7 +94,7 @@ impl Batcher {
     async fn write(&self, requests: &[CreateRequest]) -> Result<Vec<Option<Payment>>, Failure> {
         let mut client = self.pool.get().await?;
         let transaction = client.transaction().await?;
-        let written = write_in(&transaction, requests).await?;
+        let written = write_in(&transaction, requests, self.installation).await?;
         transaction.commit().await?;
         Ok(written)
     }
@@ -100,7 +104,8 @@ impl Batcher {
         if new.is_empty() {
             return;
         }
-        let intents: Vec<_> = new.iter().map(|(_, payment)| intent_records::intent_record(payment)).collect();
+        let intents: Vec<_> =
+            new.iter().map(|(request, payment)| intent_record(payment, &origin(request, self.installation))).collect();
         let outcomes = self.intents.publish(&intents).await;
         let mut acknowledged = Vec::with_capacity(new.len());
         for ((request, payment), is_acknowledged) in new.into_iter().zip(outcomes) {
@@ -135,7 +140,11 @@ impl Batcher {
     }
 }
 
-async fn write_in(transaction: &Transaction<'_>, requests: &[CreateRequest]) -> Result<Vec<Option<Payment>>, Failure> {
+async fn write_in(
+    transaction: &Transaction<'_>,
+    requests: &[CreateRequest],
+    installation: Uuid,
+) -> Result<Vec<Option<Payment>>, Failure> {
     // Before the ids are made, so that the order of ids is that of creation times as far as clocks allow.
     let now = clock::now()?;
     let claims: Vec<KeyClaim<'_>> = requests
@@ -147,7 +156,7 @@ async fn write_in(transaction: &Transaction<'_>, requests: &[CreateRequest]) -> 
     let mut addresses = accounts::take_addresses(transaction, addresses_per_account(accepted.map(|(r, _)| &r.account))).await?;
 
     let mut new: Vec<(Payment, Event)> = Vec::with_capacity(requests.len());
-    let mut api_keys = Vec::with_capacity(requests.len());
+    let mut origins = Vec::with_capacity(requests.len());
     let mut places = Vec::with_capacity(requests.len());
     for (request, claim) in requests.iter().zip(&claims) {
         if refused.contains(&claim.payment) {
@@ -161,14 +170,20 @@ async fn write_in(transaction: &Transaction<'_>, requests: &[CreateRequest]) -> 
         let payment = new_payment(request, claim.payment, address, now);
         let created = events::created_event(&payment);
         places.push(Some(new.len()));
-        api_keys.push(request.api_key.to_string());
+        origins.push(origin(request, installation));
         new.push((payment, created));
     }
     if !new.is_empty() {
-        store::insert_requested_payments(transaction, &new, &api_keys).await?;
+        store::insert_requested_payments(transaction, &new, &origins).await?;
     }
     let mut payments: Vec<Option<Payment>> = new.into_iter().map(|(payment, _)| Some(payment)).collect();
     Ok(places.into_iter().map(|place| place.and_then(|at| payments.get_mut(at)).and_then(Option::take)).collect())
+}
+
+/// The request as a payment's intent tells it.
+fn origin(request: &CreateRequest, installation: Uuid) -> Origin {
+    let claim = |key: &IdempotencyKey| IdempotencyClaim { key: key.text.clone(), request_hash: key.fingerprint.to_vec() };
+    Origin { installation, asked_by: request.api_key.to_string(), idempotency: request.idempotency_key.as_ref().map(claim) }
 }
 
 fn new_payment(request: &CreateRequest, id: PaymentId, (address_index, address): (u32, Address), now: u64) -> Payment {

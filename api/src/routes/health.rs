@@ -46,6 +46,10 @@ struct Components {
     database: Component,
     kafka: Component,
     registry: Component,
+    /// Whether the topics have what Kafka had acknowledged.
+    topics: Component,
+    /// Transfers to addresses of which the database has no payment.
+    orphans: Component,
     chains: Vec<ChainHealth>,
     /// Stages of this process that do not run now.
     stages: Vec<StageHealth>,
@@ -155,6 +159,8 @@ pub async fn health(State(app): State<App>) -> Response {
     let FromDatabase { processed, witnessed, set_aside } =
         if dependencies.database.is_none() { from_database(&app).await } else { FromDatabase::default() };
     let stages = stage::waiting().into_iter().map(|(stage, error)| StageHealth { stage, error }).collect::<Vec<_>>();
+    let topics = app.health.topics();
+    let orphans = if dependencies.database.is_none() { app.health.orphans().await } else { None };
     let chains: Vec<ChainHealth> = app
         .catalog
         .0
@@ -193,7 +199,9 @@ pub async fn health(State(app): State<App>) -> Response {
     // service: other chains run.
     let degraded = chains.iter().any(|chain| chain.error.is_some() || chain.halted.is_some() || chain.unwitnessed.is_some())
         || !stages.is_empty()
-        || !set_aside.is_empty();
+        || !set_aside.is_empty()
+        || topics.is_some()
+        || orphans.is_some();
     let status = if failing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let reply = HealthReply {
         status: if failing {
@@ -207,6 +215,8 @@ pub async fn health(State(app): State<App>) -> Response {
             database: component(dependencies.database),
             kafka: component(dependencies.kafka),
             registry: component(dependencies.registry),
+            topics: component(topics),
+            orphans: component(orphans),
             chains,
             stages,
             set_aside,

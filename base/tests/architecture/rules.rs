@@ -27,8 +27,8 @@ pub const KEPT_TO: &[Rule] = &[
     rule("rdkafka", &["runtime/src/kafka/", "examples/", "e2e/"], "since its calls block and its defaults lose data"),
     rule(
         "runtime::kafka",
-        &["confirmer/", "detector/", "ingest/", "webhooks/", "api/", "ctrip/", "e2e/"],
-        "since only roles have Kafka loops",
+        &["recovery/", "confirmer/", "detector/", "ingest/", "webhooks/", "api/", "ctrip/", "e2e/"],
+        "since only roles, and what they share, have Kafka loops",
     ),
     rule(
         "schema_registry_converter",
@@ -78,6 +78,11 @@ pub const KEPT_OUT: &[Rule] = &[
     rule("crate::app", &["api/src/http/", "api/src/chains/", "api/src/create/"], "since the shared state holds what they make"),
     rule("axum", &["api/src/chains/"], "since chains know no HTTP but the problems that they refuse with"),
     rule("runtime::Kafka", &["payments/", "merchants/"], "since they are used by roles and are none"),
+    rule(
+        "recovery",
+        &["payments/", "merchants/", "detector/", "ingest/", "webhooks/"],
+        "since it is for roles that write payments",
+    ),
     rule(
         "payments",
         &["merchants/", "detector/", "ingest/", "chain/"],

@@ -127,7 +127,7 @@ pub fn text(field: &FieldDescriptor, value: &Value) -> String {
 /// Whether bytes are money, which the schemas tell in comments only.
 fn is_amount(field: &FieldDescriptor) -> bool {
     match field.name() {
-        "amount" | "amount_received" => true,
+        "amount" | "amount_received" | "underpaid_tolerance" | "overpaid_tolerance" => true,
         "value" => field.parent_message().name() != "Quarantined",
         _ => false,
     }
@@ -245,6 +245,9 @@ mod tests {
             ("PaymentEvent.amount", true),
             ("PaymentEvent.amount_received", true),
             ("PaymentIntent.amount", true),
+            ("PaymentIntent.overpaid_tolerance", true),
+            ("PaymentIntent.request_hash", false),
+            ("PaymentIntent.underpaid_tolerance", true),
             ("PaymentState.Transfer.amount", true),
             ("PaymentState.amount", true),
             ("PaymentState.amount_received", true),

@@ -108,7 +108,7 @@ impl Books {
         transaction.batch_execute("INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('f', 'x', 's')").await?;
         let new: Vec<_> = payments().into_iter().map(|p| (p.clone(), events::created_event(&p))).collect();
         store::insert_payments(&transaction, &new).await.map_err(failed)?;
-        store::insert_addresses(&transaction, &static_addresses()).await.map_err(failed)?;
+        store::insert_addresses(&transaction, &static_addresses(), Uuid::nil()).await.map_err(failed)?;
         transaction.commit().await?;
         Ok(Self { pool, next: 0, slice })
     }

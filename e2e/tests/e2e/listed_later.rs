@@ -84,7 +84,8 @@ async fn a_token_that_is_listed_later_is_credited_once_however_often_its_blocks_
         let unexpected = &known[&coin.id];
         ensure!(unexpected.transfers.len() == 1 && unexpected.transfers[0].listed, "{unexpected:?}");
         let told = books.events().await?;
-        let told: Vec<&str> = told.iter().map(|event| event.r#type.as_str()).filter(|kind| *kind != "payment.created").collect();
+        let told: Vec<&str> =
+            told.iter().map(|event| event.r#type.as_str()).filter(|kind| *kind != "payment.created").collect();
         ensure!(told == ["deposit.detected", "payment.unexpected_transfer", "deposit.confirmed"], "{first:?}: {told:?}");
         let client = books.pool.get().await?;
         let ownerless = "SELECT count(*) FROM transfers WHERE payment_id IS NULL OR NOT listed";

@@ -93,7 +93,7 @@ where
     let overpaid = bps("--overpaid-tolerance-bps", changes.overpaid_tolerance_bps)?;
     let metadata = changes.metadata.as_deref().map(check_metadata).transpose()?;
     let fingerprint = match &changes.xpub {
-        Some(Some(xpub)) => Some(register(database_url, xpub).await?),
+        Some(Some(xpub)) => Some(Account::register(xpub.clone(), &pool(database_url)?).await?.fingerprint().to_owned()),
         Some(None) | None => None,
     };
     let (client, id) = merchant(connect(database_url).await?).await?;
@@ -135,23 +135,6 @@ fn check_metadata(text: &str) -> Result<String> {
     ensure!(raw.get().len() <= MAX_METADATA_BYTES, "--metadata: expected at most {MAX_METADATA_BYTES} bytes");
     json::check_storable(raw.get()).map_err(|message| anyhow::anyhow!("--metadata: {message}"))?;
     Ok(raw.get().to_owned())
-}
-
-/// Registers an account, unless its addresses are those of another one: two xpub texts can hold the same key, and each would give
-/// out the other's addresses again.
-async fn register(database_url: &str, xpub: &AccountXpub) -> Result<String> {
-    let client = connect(database_url).await?;
-    let first = xpub.address(0)?;
-    let rows = client.query("SELECT fingerprint, xpub FROM xpubs", &[]).await.map_err(explain)?;
-    for row in rows {
-        let (fingerprint, text): (String, &str) = (row.get(0), row.get(1));
-        let twin = fingerprint != xpub.fingerprint() && AccountXpub::parse(text)?.address(0)? == first;
-        ensure!(
-            !twin,
-            "this xpub holds the key of the account {fingerprint} under another text; use the xpub that is registered already"
-        );
-    }
-    Ok(Account::register(xpub.clone(), &pool(database_url)?).await?.fingerprint().to_owned())
 }
 
 /// All merchants, by name.

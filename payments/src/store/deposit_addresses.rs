@@ -12,37 +12,49 @@ use tokio_postgres::Row;
 use topics::Address;
 use uuid::Uuid;
 
-/// Inserts new static addresses, and their intents as not yet acknowledged.
+/// Inserts new static addresses of this installation, and their intents as not yet acknowledged.
 ///
 /// # Errors
 /// When the database fails, or the merchant has an address under the same external id.
-pub async fn insert_addresses(db: &impl GenericClient, new: &[DepositAddress]) -> Result<(), Failure> {
-    let statement = db
-        .prepare_cached(
-            "INSERT INTO deposit_addresses (id, merchant_id, external_id, metadata, address, xpub, address_index, created_at)
-             SELECT id, merchant_id, external_id, metadata::json, address, xpub, address_index, created_at
-             FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::bigint[], $8::bigint[])
-               AS t (id, merchant_id, external_id, metadata, address, xpub, address_index, created_at)",
+pub async fn insert_addresses(db: &impl GenericClient, new: &[DepositAddress], installation: Uuid) -> Result<(), Failure> {
+    insert_rows(db, &new.iter().collect::<Vec<_>>(), "").await?;
+    let intents: Vec<_> = new.iter().map(|address| (address.id, address_intent_record(address, installation))).collect();
+    insert_intents(db, &intents).await
+}
+
+/// Inserts static addresses that the database had lost. Returns the ids of those inserted: one that contradicts a row stays out.
+///
+/// # Errors
+/// When the database fails.
+pub async fn restore_addresses(db: &impl GenericClient, lost: &[&DepositAddress]) -> Result<Vec<Uuid>, Failure> {
+    if lost.is_empty() { Ok(Vec::new()) } else { insert_rows(db, lost, "ON CONFLICT DO NOTHING").await }
+}
+
+async fn insert_rows(db: &impl GenericClient, new: &[&DepositAddress], conflict: &str) -> Result<Vec<Uuid>, Failure> {
+    let sql = format!(
+        "INSERT INTO deposit_addresses (id, merchant_id, external_id, metadata, address, xpub, address_index, created_at)
+         SELECT id, merchant_id, external_id, metadata::json, address, xpub, address_index, created_at
+         FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::bigint[], $8::bigint[])
+           AS t (id, merchant_id, external_id, metadata, address, xpub, address_index, created_at)
+         {conflict} RETURNING id"
+    );
+    let statement = db.prepare_cached(&sql).await?;
+    let rows = db
+        .query(
+            &statement,
+            &[
+                &new.iter().map(|a| a.id).collect::<Vec<_>>(),
+                &new.iter().map(|a| a.merchant).collect::<Vec<_>>(),
+                &new.iter().map(|a| a.external_id.as_deref()).collect::<Vec<_>>(),
+                &new.iter().map(|a| a.metadata.as_deref()).collect::<Vec<_>>(),
+                &new.iter().map(|a| a.address.as_slice()).collect::<Vec<_>>(),
+                &new.iter().map(|a| a.xpub.as_str()).collect::<Vec<_>>(),
+                &new.iter().map(|a| i64::from(a.address_index)).collect::<Vec<_>>(),
+                &new.iter().map(|a| bigint(a.created_at)).collect::<Vec<_>>(),
+            ],
         )
         .await?;
-    let ids: Vec<Uuid> = new.iter().map(|a| a.id).collect();
-    db.execute(
-        &statement,
-        &[
-            &ids,
-            &new.iter().map(|a| a.merchant).collect::<Vec<_>>(),
-            &new.iter().map(|a| a.external_id.as_deref()).collect::<Vec<_>>(),
-            &new.iter().map(|a| a.metadata.as_deref()).collect::<Vec<_>>(),
-            &new.iter().map(|a| a.address.as_slice()).collect::<Vec<_>>(),
-            &new.iter().map(|a| a.xpub.as_str()).collect::<Vec<_>>(),
-            &new.iter().map(|a| i64::from(a.address_index)).collect::<Vec<_>>(),
-            &new.iter().map(|a| bigint(a.created_at)).collect::<Vec<_>>(),
-        ],
-    )
-    .await?;
-    let intents: Vec<_> = new.iter().map(|address| (address.id, address_intent_record(address))).collect();
-    insert_intents(db, &intents).await?;
-    Ok(())
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 const COLUMNS: &str = "id, merchant_id, external_id, metadata::text, address, xpub, address_index, created_at";
@@ -116,6 +128,13 @@ pub async fn deposit_addresses(db: &impl GenericClient, addresses: &HashSet<Addr
     let addresses: Vec<&[u8]> = addresses.iter().map(|address| address.as_slice()).collect();
     let rows = db.query(&statement, &[&addresses]).await?;
     rows.iter().map(read_address).collect()
+}
+
+/// At most `limit` static addresses with ids below `below`, by falling id.
+pub(super) async fn all_addresses(db: &impl GenericClient, below: Uuid, limit: i64) -> Result<Vec<DepositAddress>, Failure> {
+    let sql = format!("SELECT {COLUMNS} FROM deposit_addresses WHERE id < $1 ORDER BY id DESC LIMIT $2");
+    let statement = db.prepare_cached(&sql).await?;
+    db.query(&statement, &[&below, &limit]).await?.iter().map(read_address).collect()
 }
 
 fn read_address(row: &Row) -> Result<DepositAddress, Failure> {

@@ -9,20 +9,28 @@ mod amount;
 mod deposit_addresses;
 mod heads;
 mod intents;
+mod issued;
 mod lists;
+mod orphans;
 mod outbox;
 mod payments;
+mod restore;
+mod told;
 mod touched;
 mod transfers;
 
 pub use deposit_addresses::{deposit_addresses, find_address, insert_addresses, list_addresses, lock_customer_address};
 pub use heads::{ChainHead, Witnessed, head_numbers, head_timestamps, lock_head, save_head, witnessed};
 pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
+pub use issued::{issued_addresses, issued_payments, origins};
 pub use lists::{PaymentFilter, Place, list_deposits, list_payments};
+pub use orphans::{OrphanTransfer, count_orphans, payments_at, remove_orphans, save_orphans, take_owned_orphans};
 pub use outbox::{OutboxRow, claim_outbox, first_claimed_batch, outbox_depth, record_events, record_requested_events};
 pub use payments::{
     OpenPayments, belongs_to_merchant, insert_deposits, insert_payments, insert_requested_payments, load_payments,
     lock_payments, open_payments, payment_created_at, save_payments,
 };
+pub use restore::{RestoredRows, lost_ids, restore_issued};
+pub use told::{forget_told_events, is_behind_told_events, keep_told_events, told_events};
 pub use touched::touched_payments;
 pub use transfers::{TransferOwner, TransferRow, remove_unlisted, save_transfers};

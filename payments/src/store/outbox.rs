@@ -10,6 +10,7 @@ use deadpool_postgres::GenericClient;
 use prost::Message as _;
 use runtime::Failure;
 use runtime::db::bigint;
+use topics::wire::PaymentEvent;
 use uuid::Uuid;
 
 /// An event and the state after it, as the relay publishes them.
@@ -47,7 +48,7 @@ pub async fn record_requested_events<'a>(
     let (mut ids, mut records, mut states) = (Vec::new(), Vec::new(), Vec::new());
     let (mut sequences, mut keys, mut entries) = (Vec::new(), Vec::new(), Vec::new());
     for (payment, event, key) in events {
-        let record = event_record(payment, event);
+        let record = PaymentEvent { asked_by: key.unwrap_or_default().to_owned(), ..event_record(payment, event) };
         ids.push(payment.id.0);
         records.push(record.encode_to_vec());
         states.push(state_record(payment).encode_to_vec());
@@ -69,7 +70,8 @@ pub async fn record_requested_events<'a>(
                  INSERT INTO payment_events (payment_id, sequence, asked_by, record)
                  SELECT payment_id, sequence, asked_by, entry FROM recorded
              )
-             INSERT INTO outbox (payment_id, event, state) SELECT payment_id, event, state FROM recorded ORDER BY place",
+             INSERT INTO outbox (payment_id, sequence, event, state) SELECT payment_id, sequence, event, state FROM recorded
+             ORDER BY place",
         )
         .await?;
     db.execute(&statement, &[&ids, &records, &states, &sequences, &keys, &entries]).await?;

@@ -4,7 +4,7 @@ use super::amount::read_amount;
 use super::intents::insert_intents;
 use super::outbox::record_requested_events;
 use super::transfers::load_transfers;
-use crate::intents::intent_record;
+use crate::intents::{Origin, intent_record};
 use crate::lifecycle::Event;
 use crate::payment::{Asset, Payment, Terms, Token};
 use crate::policy::Policy;
@@ -24,24 +24,31 @@ const MAX_UNLISTED_SHOWN: i64 = 100;
 /// # Errors
 /// When the database fails, or has such a payment already.
 pub async fn insert_payments(db: &impl GenericClient, new: &[(Payment, Event)]) -> Result<(), Failure> {
-    insert_requested_payments(db, new, &[]).await
+    insert_requested_payments(db, new, &vec![Origin::default(); new.len()]).await
 }
 
-/// [`insert_payments`] with the ids of the API keys that requested them, in the same order.
+/// [`insert_payments`] with the requests that asked for them, in the same order.
 ///
 /// # Errors
 /// As for [`insert_payments`].
 pub async fn insert_requested_payments(
     db: &impl GenericClient,
     new: &[(Payment, Event)],
-    keys: &[String],
+    origins: &[Origin],
 ) -> Result<(), Failure> {
-    let payments = || new.iter().map(|(payment, _)| payment);
-    insert_rows(db, &payments().collect::<Vec<_>>()).await?;
-    let intents: Vec<_> = payments().map(|p| (p.id.0, intent_record(p))).collect();
+    insert_rows(db, &new.iter().map(|(payment, _)| payment).collect::<Vec<_>>(), "").await?;
+    let requested = || new.iter().zip(origins);
+    let intents: Vec<_> = requested().map(|((p, _), origin)| (p.id.0, intent_record(p, origin))).collect();
     insert_intents(db, &intents).await?;
-    let keys = keys.iter().map(|key| Some(key.as_str())).chain(std::iter::repeat(None));
-    record_requested_events(db, new.iter().zip(keys).map(|((payment, event), key)| (payment, event, key))).await
+    record_requested_events(db, requested().map(|((payment, event), origin)| (payment, event, origin.asked_by()))).await
+}
+
+/// Inserts payments that the database had lost. Returns the ids of those inserted: one that contradicts a row stays out.
+///
+/// # Errors
+/// When the database fails.
+pub async fn restore_payments(db: &impl GenericClient, lost: &[&Payment]) -> Result<Vec<Uuid>, Failure> {
+    if lost.is_empty() { Ok(Vec::new()) } else { insert_rows(db, lost, "ON CONFLICT DO NOTHING").await }
 }
 
 /// Inserts the rows of new deposits. Their transfers and events are written as any payment's are.
@@ -49,14 +56,16 @@ pub async fn insert_requested_payments(
 /// # Errors
 /// When the database fails, or has such a deposit already.
 pub async fn insert_deposits(db: &impl GenericClient, new: &[&Payment]) -> Result<(), Failure> {
-    if new.is_empty() { Ok(()) } else { insert_rows(db, new).await }
+    if !new.is_empty() {
+        insert_rows(db, new, "").await?;
+    }
+    Ok(())
 }
 
 /// Rows of payments as they are created, with nothing paid.
-async fn insert_rows(db: &impl GenericClient, new: &[&Payment]) -> Result<(), Failure> {
+async fn insert_rows(db: &impl GenericClient, new: &[&Payment], conflict: &str) -> Result<Vec<Uuid>, Failure> {
     let payments = || new.iter();
-    let statement = db
-        .prepare_cached(
+    let sql = format!(
             "INSERT INTO payments (id, merchant_id, external_id, metadata, chain_id, chain, token, token_address, decimals, address,
                  xpub, address_index, amount, underpaid_tolerance, overpaid_tolerance, accept_late, status, exception,
                  confirmations_required, finality, sequence, created_at, expires_at, updated_at, deposit_address)
@@ -68,38 +77,40 @@ async fn insert_rows(db: &impl GenericClient, new: &[&Payment]) -> Result<(), Fa
                  $16::bigint[], $17::bigint[], $18::bigint[], $19::text[], $20::text[], $21::boolean[], $22::uuid[])
                AS t (id, merchant_id, external_id, metadata, chain_id, chain, token, token_address, decimals, address, xpub,
                  address_index, amount, confirmations_required, finality, sequence, created_at, expires_at,
-                 underpaid_tolerance, overpaid_tolerance, accept_late, deposit_address)",
+                 underpaid_tolerance, overpaid_tolerance, accept_late, deposit_address)
+             {conflict} RETURNING id"
+    );
+    let statement = db.prepare_cached(&sql).await?;
+    let rows = db
+        .query(
+            &statement,
+            &[
+                &payments().map(|p| p.id.0).collect::<Vec<_>>(),
+                &payments().map(|p| p.merchant).collect::<Vec<_>>(),
+                &payments().map(|p| p.external_id.as_deref()).collect::<Vec<_>>(),
+                &payments().map(|p| p.metadata.as_deref()).collect::<Vec<_>>(),
+                &payments().map(|p| bigint(p.chain.0)).collect::<Vec<_>>(),
+                &payments().map(|p| p.chain_name.as_str()).collect::<Vec<_>>(),
+                &payments().map(|p| p.asset.token.as_ref().map(|t| t.symbol.as_str())).collect::<Vec<_>>(),
+                &payments().map(|p| p.asset.token.as_ref().map(|t| t.address.as_slice())).collect::<Vec<_>>(),
+                &payments().map(|p| i16::from(p.asset.decimals)).collect::<Vec<_>>(),
+                &payments().map(|p| p.address.as_slice()).collect::<Vec<_>>(),
+                &payments().map(|p| p.xpub.as_str()).collect::<Vec<_>>(),
+                &payments().map(|p| i64::from(p.address_index)).collect::<Vec<_>>(),
+                &payments().map(|p| p.amount.to_string()).collect::<Vec<_>>(),
+                &payments().map(|p| i32::try_from(p.policy.confirmations()).unwrap_or(i32::MAX)).collect::<Vec<_>>(),
+                &payments().map(|p| p.policy.finality()).collect::<Vec<_>>(),
+                &payments().map(|p| bigint(p.sequence)).collect::<Vec<_>>(),
+                &payments().map(|p| bigint(p.created_at)).collect::<Vec<_>>(),
+                &payments().map(|p| bigint(p.expires_at)).collect::<Vec<_>>(),
+                &payments().map(|p| p.terms.underpaid_tolerance.to_string()).collect::<Vec<_>>(),
+                &payments().map(|p| p.terms.overpaid_tolerance.to_string()).collect::<Vec<_>>(),
+                &payments().map(|p| p.terms.accept_late).collect::<Vec<_>>(),
+                &payments().map(|p| p.deposit_address).collect::<Vec<_>>(),
+            ],
         )
         .await?;
-    db.execute(
-        &statement,
-        &[
-            &payments().map(|p| p.id.0).collect::<Vec<_>>(),
-            &payments().map(|p| p.merchant).collect::<Vec<_>>(),
-            &payments().map(|p| p.external_id.as_deref()).collect::<Vec<_>>(),
-            &payments().map(|p| p.metadata.as_deref()).collect::<Vec<_>>(),
-            &payments().map(|p| bigint(p.chain.0)).collect::<Vec<_>>(),
-            &payments().map(|p| p.chain_name.as_str()).collect::<Vec<_>>(),
-            &payments().map(|p| p.asset.token.as_ref().map(|t| t.symbol.as_str())).collect::<Vec<_>>(),
-            &payments().map(|p| p.asset.token.as_ref().map(|t| t.address.as_slice())).collect::<Vec<_>>(),
-            &payments().map(|p| i16::from(p.asset.decimals)).collect::<Vec<_>>(),
-            &payments().map(|p| p.address.as_slice()).collect::<Vec<_>>(),
-            &payments().map(|p| p.xpub.as_str()).collect::<Vec<_>>(),
-            &payments().map(|p| i64::from(p.address_index)).collect::<Vec<_>>(),
-            &payments().map(|p| p.amount.to_string()).collect::<Vec<_>>(),
-            &payments().map(|p| i32::try_from(p.policy.confirmations()).unwrap_or(i32::MAX)).collect::<Vec<_>>(),
-            &payments().map(|p| p.policy.finality()).collect::<Vec<_>>(),
-            &payments().map(|p| bigint(p.sequence)).collect::<Vec<_>>(),
-            &payments().map(|p| bigint(p.created_at)).collect::<Vec<_>>(),
-            &payments().map(|p| bigint(p.expires_at)).collect::<Vec<_>>(),
-            &payments().map(|p| p.terms.underpaid_tolerance.to_string()).collect::<Vec<_>>(),
-            &payments().map(|p| p.terms.overpaid_tolerance.to_string()).collect::<Vec<_>>(),
-            &payments().map(|p| p.terms.accept_late).collect::<Vec<_>>(),
-            &payments().map(|p| p.deposit_address).collect::<Vec<_>>(),
-        ],
-    )
-    .await?;
-    Ok(())
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 const COLUMNS: &str =
@@ -146,6 +157,13 @@ pub async fn payment_created_at(db: &impl GenericClient, merchant: Uuid, id: Pay
 /// When the database fails, or a row holds no valid payment.
 pub async fn lock_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
     select(db, ids, "FOR UPDATE", 0).await
+}
+
+/// At most `limit` payments with ids below `below`, by falling id, without transfers and deposits.
+pub(super) async fn all_payments(db: &impl GenericClient, below: Uuid, limit: i64) -> Result<Vec<Payment>, Failure> {
+    let query = format!("SELECT {COLUMNS} FROM payments WHERE id < $1 AND deposit_address IS NULL ORDER BY id DESC LIMIT $2");
+    let statement = db.prepare_cached(&query).await?;
+    db.query(&statement, &[&below, &limit]).await?.iter().map(read_payment).collect()
 }
 
 async fn select(db: &impl GenericClient, ids: &[Uuid], lock: &str, unlisted: i64) -> Result<Vec<Payment>, Failure> {

@@ -1,11 +1,13 @@
-//! Postgres, as the roles need it: pools, migrations, which errors a retry mends, and advisory locks.
+//! Postgres, as the roles need it: pools, a gate in front of them, migrations, which errors a retry mends, and advisory locks.
 
 mod error;
+mod gate;
 pub mod lock;
 mod migrate;
 mod number;
 mod pool;
 
+pub use gate::{Gate, Lineage};
 pub use migrate::migrate;
 pub use number::{bigint, unsigned};
-pub use pool::{CommitMode, generic_plan_pool, observe, pool};
+pub use pool::{CommitMode, gated_pool, generic_plan_pool, observe, pool};

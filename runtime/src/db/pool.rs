@@ -1,5 +1,6 @@
 //! Connection pools.
 
+use super::gate::Gate;
 use anyhow::Context as _;
 use base::metrics;
 use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, PoolBuilder, RecyclingMethod, Runtime};
@@ -29,15 +30,23 @@ pub fn pool(url: &str, size: usize) -> anyhow::Result<Pool> {
     Ok(builder(url, size)?.build()?)
 }
 
+/// [`pool`] behind a gate.
+///
+/// # Errors
+/// When the URL does not parse.
+pub fn gated_pool(url: &str, size: usize, gate: &Gate) -> anyhow::Result<Pool> {
+    Ok(builder(url, size)?.post_create(gate.hook()).build()?)
+}
+
 /// [`pool`] for statements that read short index ranges and nothing else, whatever their parameters are.
 ///
 /// They are planned once. Postgres would otherwise plan a large statement for each execution, since it can't know that a range
 /// of a large table is short, and planning takes longer than reading. Sequential scans are off, so that no plan is made for
-/// the size that a table had when it was still small.
+/// the size that a table had when it was still small. `gate` stands in front of it, if given.
 ///
 /// # Errors
 /// When the URL does not parse.
-pub fn generic_plan_pool(url: &str, size: usize, commit: CommitMode) -> anyhow::Result<Pool> {
+pub fn generic_plan_pool(url: &str, size: usize, commit: CommitMode, gate: Option<&Gate>) -> anyhow::Result<Pool> {
     let settings = match commit {
         CommitMode::Synchronous => "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off",
         CommitMode::Asynchronous => {
@@ -47,7 +56,11 @@ pub fn generic_plan_pool(url: &str, size: usize, commit: CommitMode) -> anyhow::
     let set = Hook::async_fn(move |client: &mut ClientWrapper, _| {
         Box::pin(async move { client.batch_execute(settings).await.map_err(HookError::Backend) })
     });
-    Ok(builder(url, size)?.post_create(set).build()?)
+    let mut builder = builder(url, size)?.post_create(set);
+    if let Some(gate) = gate {
+        builder = builder.post_create(gate.hook());
+    }
+    Ok(builder.build()?)
 }
 
 fn builder(url: &str, size: usize) -> anyhow::Result<PoolBuilder> {

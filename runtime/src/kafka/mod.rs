@@ -4,13 +4,14 @@
 //! a thread of its own (see [`stage`](crate::stage)).
 //!
 //! - [`Kafka`] is the handle that every client is made from.
-//! - [`Consumer`] is a member of a group; [`Table`], [`Tail`], [`PartitionReader`] and [`Kafka::read_all`] read a topic outside of
-//!   any group.
+//! - [`Consumer`] is a member of a group; [`Table`], [`Tail`], [`PartitionReader`], [`Backlog`] and [`Kafka::read_all`] read a
+//!   topic outside of any group.
 //! - [`TransactionalProducer`] writes records and offsets together; [`Publisher`] writes single records from async code.
 //! - [`TopicReader`] is for people: it begins anywhere.
 //! - [`apply`] creates the topics and registers their schemas.
 
 mod admin;
+mod backlog;
 mod client;
 mod consumer;
 pub(crate) mod error;
@@ -24,6 +25,7 @@ mod tail;
 mod topic_reader;
 
 pub use admin::apply;
+pub use backlog::{Backlog, Offsets};
 pub use client::Kafka;
 pub use consumer::{Batch, Consumer, Position};
 pub use partition_reader::PartitionReader;

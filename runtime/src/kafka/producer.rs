@@ -288,7 +288,7 @@ mod tests {
     #[tokio::test]
     async fn a_publisher_opens_a_new_producer_after_a_fatal_error() {
         let cluster = MockCluster::new(1).unwrap();
-        cluster.create_topic(Topic::Intents.name(), 1, 1).unwrap();
+        cluster.create_topic(Topic::Intents.name(), Topic::Intents.partitions(), 1).unwrap();
         let publisher = Publisher::open(&Kafka::on_brokers(&cluster.bootstrap_servers()), Duration::from_secs(10)).unwrap();
         let record = [("key".to_owned(), b"value".to_vec())];
         assert!(publisher.publish(Topic::Intents, &record).await[0].is_ok());

@@ -1,5 +1,6 @@
 //! A compacted topic as a table: every instance reads all of it, from the beginning, and keeps following it.
 
+use super::backlog::partitions;
 use super::client::Kafka;
 use super::offsets::end_offsets;
 use super::record::{Record, poll_all};
@@ -13,6 +14,8 @@ use topics::Topic;
 
 /// How long [`Table::catch_up`] waits for a next record.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the partitions are counted.
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A reader of a compacted topic.
 pub struct Table {
@@ -23,6 +26,8 @@ pub struct Table {
     end_client: BaseConsumer,
     topic: Topic,
     next: HashMap<i32, i64>,
+    /// When the partitions were counted last.
+    counted: Option<Instant>,
 }
 
 impl Table {
@@ -48,7 +53,7 @@ impl Table {
             list.add_partition_offset(&name, partition, Offset::Beginning)?;
         }
         inner.assign(&list)?;
-        Ok(Self { kafka: kafka.clone(), inner, end_client, topic, next: HashMap::new() })
+        Ok(Self { kafka: kafka.clone(), inner, end_client, topic, next: HashMap::new(), counted: None })
     }
 
     /// Shows every record that has arrived, after waiting up to `wait` for the first. Works for transactional writers too.
@@ -62,9 +67,17 @@ impl Table {
     /// Reads until every record that was in the topic at the time of the call has been seen.
     ///
     /// # Errors
+    /// When the topic is shorter than what was read, or has another number of partitions than its key's hash is taken over.
     /// When the broker does not answer within ten seconds, or nothing arrives for thirty.
     pub fn catch_up(&mut self, mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
         let ends = end_offsets(&self.end_client, &self.kafka.name(self.topic), self.topic.partitions())?;
+        if let Some((partition, end)) = ends.iter().find(|(p, end)| self.next.get(p).is_some_and(|next| next > *end)) {
+            let topic = self.topic;
+            return Err(Failure::Retry(anyhow!(
+                "partition {partition} of {topic} ends at {end}, before what was read: it lost records, or was made anew"
+            )));
+        }
+        self.check_partitions()?;
         let behind = |next: &HashMap<i32, i64>| ends.iter().any(|(p, end)| next.get(p).copied().unwrap_or(0) < *end);
         let mut last = Instant::now();
         while behind(&self.next) {
@@ -83,6 +96,23 @@ impl Table {
                 None => {}
             }
         }
+        Ok(())
+    }
+
+    /// Another program would look for a key in a partition that is not read here.
+    fn check_partitions(&mut self) -> Result<(), Failure> {
+        if self.counted.is_some_and(|at| at.elapsed() < COUNT_INTERVAL) {
+            return Ok(());
+        }
+        let (topic, found) = (self.topic, partitions(&self.end_client, &self.kafka.name(self.topic))?);
+        if usize::try_from(topic.partitions()) != Ok(found) {
+            let expected = topic.partitions();
+            return Err(Failure::Retry(anyhow!(
+                "{topic} has {found} partitions, expected {expected}: somebody added some, and a key may be where nobody reads. Make the \
+                 topic anew with `ctrip topics apply`, then run `ctrip intents republish`"
+            )));
+        }
+        self.counted = Some(Instant::now());
         Ok(())
     }
 }

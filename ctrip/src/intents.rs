@@ -1,0 +1,33 @@
+//! `ctrip intents`: brings `payment.intents` and Postgres together by hand.
+
+use clap::Subcommand;
+use recovery::{installation, republish};
+use runtime::{Kafka, Settings, db};
+use uuid::Uuid;
+
+#[derive(Subcommand)]
+pub enum IntentsCommand {
+    /// Publish the intents of all payments and static addresses in Postgres again, the newest first. Safe at any time
+    Republish,
+    /// Make this database that of an installation whose own was lost: at its next start it gets what the topics have
+    Adopt {
+        /// The installation's id, as the refused start prints it
+        installation: Uuid,
+    },
+}
+
+pub async fn run(settings: &Settings, command: IntentsCommand) -> anyhow::Result<()> {
+    match command {
+        IntentsCommand::Republish => {
+            let kafka = Kafka::connect(settings).await?;
+            let pool = db::pool(&settings.database_url, 1)?;
+            let count = republish::republish(&kafka, &pool).await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            println!("published {count} intents");
+        }
+        IntentsCommand::Adopt { installation: id } => {
+            installation::adopt(&settings.database_url, id).await?;
+            println!("this database is that of installation {id}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,398 @@
+//! Postgres is restored from a backup, or `payment.intents` is lost: what was given out and told stays as it was.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{Api, Backup, Lab, Payment, Plan, Process, events, eventually, ledger};
+use futures::future::try_join_all;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use topics::{Topic, U256, wire};
+
+const PER_ROUND: usize = 100;
+const AMOUNT: u64 = 1_000;
+
+/// [`e2e::XPUB`] with the fingerprint 01020304 of another parent.
+const TWIN: &str =
+    "xpub6BfCU6SeCoGLy92bvSZvNKRX2UMZopiPQ1e5UE6v6wVLWWXtMz1Qc94NcGd1MH21r7cdbLkBCJxVmsk2zq8KHW34pZzeR1KPN71raQyzwsj";
+
+/// What becomes of a payment in its round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Paid,
+    Cancelled,
+    /// Paid at the end.
+    Open,
+}
+
+struct Made {
+    key: String,
+    payment: Payment,
+    fate: Fate,
+}
+
+/// Creates a payment with a key, with retries while the API catches up. Returns whether an earlier request had made it.
+async fn create(api: &Api, key: &str) -> Result<(Payment, bool)> {
+    let client = reqwest::Client::new();
+    let body = json!({ "chain": "anvil", "amount": AMOUNT.to_string(), "metadata": { "key": key }, "confirmations": 2 });
+    eventually("a payment to be created", async || {
+        let request = client.post(format!("{}/api/v1/payments", api.url)).header("X-Api-Key", &api.key);
+        let Ok(answer) = request.header("Idempotency-Key", key).json(&body).send().await else { return Ok(None) };
+        let (status, repeated) = (answer.status(), answer.headers().contains_key("idempotent-replayed"));
+        let text = answer.text().await?;
+        // Also while the database is away, keys of the API can't be looked up.
+        ensure!(status == StatusCode::CREATED || status.is_server_error(), "{key}: {status} {text}");
+        Ok((status == StatusCode::CREATED)
+            .then(|| serde_json::from_str(&text))
+            .transpose()?
+            .map(|made| (Payment(made), repeated)))
+    })
+    .await
+}
+
+/// Waits until the last event of each payment has the status that `expected` says; `None` stands for any.
+async fn until_told<'a>(lab: &Lab, all: &'a [Made], expected: impl Fn(&'a Made) -> Option<&'static str>) -> Result<()> {
+    let outcome = eventually("all to be told", async || {
+        let told = events(lab).await?;
+        let mut last: HashMap<&str, &wire::PaymentEvent> = HashMap::new();
+        for event in &told {
+            let known = last.entry(event.payment_id.as_str()).or_insert(event);
+            if known.sequence < event.sequence {
+                *known = event;
+            }
+        }
+        let missing = all.iter().find(|made| {
+            let status = last.get(made.payment.id()).map(|event| event.status.as_str());
+            expected(made).is_some_and(|expected| status != Some(expected))
+        });
+        Ok(missing.is_none().then_some(()))
+    });
+    outcome.await
+}
+
+/// A round of payments, of which some are paid and some cancelled, all of it told.
+async fn round(lab: &Lab, api: &Api, name: &str) -> Result<Vec<Made>> {
+    let made = try_join_all((0..PER_ROUND).map(|place| async move {
+        let key = format!("{name}-{place}");
+        let (payment, repeated) = create(api, &key).await?;
+        ensure!(!repeated, "{key} was made before");
+        let fate = [Fate::Paid, Fate::Cancelled, Fate::Open][place % 3];
+        anyhow::Ok(Made { key, payment, fate })
+    }))
+    .await?;
+    let mut parts = Vec::new();
+    for (place, made) in made.iter().enumerate() {
+        let amount = match made.fate {
+            Fate::Paid => AMOUNT,
+            // A part before it is cancelled, and the rest at the end, so that its life has events on both sides.
+            Fate::Cancelled if place % 2 == 0 => 1,
+            Fate::Cancelled | Fate::Open => continue,
+        };
+        if amount == 1 {
+            parts.push(made.payment.id().to_owned());
+        }
+        lab.node.pay(made.payment.address()?, U256::from(amount)).await?;
+    }
+    lab.node.mine(2).await?;
+    until_told(lab, &made, |made| (made.fate == Fate::Paid).then_some("confirmed")).await?;
+    eventually("the parts to be told", async || {
+        let told = events(lab).await?;
+        let has = |id: &String| told.iter().any(|event| event.payment_id == *id && event.r#type == "payment.underpaid");
+        Ok(parts.iter().all(has).then_some(()))
+    })
+    .await?;
+    for made in made.iter().filter(|made| made.fate == Fate::Cancelled) {
+        let path = format!("/api/v1/payments/{}/cancel", made.payment.id());
+        let (status, answer) = api.request(Method::POST, &path, None, &[]).await?;
+        ensure!(status.is_success(), "cancel: {status} {answer}");
+    }
+    until_told(lab, &made, |made| {
+        Some(match made.fate {
+            Fate::Paid => "confirmed",
+            Fate::Cancelled => "cancelled",
+            Fate::Open => "pending",
+        })
+    })
+    .await?;
+    Ok(made)
+}
+
+async fn customer(api: &Api, name: &str) -> Result<Value> {
+    eventually("a static address", async || {
+        let body = json!({ "external_id": name });
+        let answer = api.request(Method::POST, "/api/v1/addresses", Some(body), &[]).await;
+        Ok(answer.ok().filter(|(status, _)| status.is_success()).map(|(_, address)| address))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_restored_while_all_roles_are_stopped_takes_back_nothing() -> Result<()> {
+    restored(false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_restored_while_all_roles_run_takes_back_nothing() -> Result<()> {
+    restored(true).await
+}
+
+async fn restored(while_running: bool) -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let mut up = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut up).await?;
+    let mut all = round(&lab, &api, "before").await?;
+    let backup = Backup::take(&lab)?;
+    all.extend(round(&lab, &api, "lost").await?);
+    let known = customer(&api, "customer 7").await?;
+    let deposit = lab.node.pay(known["address"].as_str().context("an address")?.parse()?, U256::from(5)).await?;
+    eventually("the receipt", || lab.node.receipt(deposit)).await?;
+    lab.node.mine(3).await?;
+    let is_deposit = |event: &&wire::PaymentEvent| event.r#type == "deposit.confirmed";
+    eventually("the deposit", async || Ok(events(&lab).await?.iter().find(is_deposit).map(drop))).await?;
+
+    if while_running {
+        backup.restore(&lab).await?;
+    } else {
+        ensure!(up.terminate()?.success(), "{}", up.tail());
+        backup.restore(&lab).await?;
+        up = lab.spawn("up")?;
+        api.ready(&mut up).await?;
+    }
+    all.extend(round(&lab, &api, "after").await.with_context(|| up.tail())?);
+    up.check()?;
+    ensure!(up.metric("restored_from_topics_total", &[("what", "payments")]).await? >= 100.0, "{}", up.tail());
+    let again = customer(&api, "customer 7").await?;
+    ensure!(again == known, "the customer's address was {known}, and is {again}");
+
+    let addresses = all.iter().map(|made| made.payment.address()).collect::<Result<BTreeSet<_>>>()?;
+    ensure!(addresses.len() == 3 * PER_ROUND, "an address was given out twice");
+    for made in all.iter().filter(|made| made.fate != Fate::Paid) {
+        lab.node.pay(made.payment.address()?, U256::from(AMOUNT)).await?;
+    }
+    lab.node.mine(3).await?;
+    let end = |made: &Made| if made.fate == Fate::Cancelled { "cancelled" } else { "confirmed" };
+    until_told(&lab, &all, |made| Some(end(made))).await.with_context(|| up.tail())?;
+    eventually("the last money to be told", async || {
+        let told = events(&lab).await?;
+        let late = told.iter().filter(|event| event.r#type == "payment.late").count();
+        Ok((late == all.iter().filter(|made| made.fate == Fate::Cancelled).count()).then_some(()))
+    })
+    .await?;
+    for made in &all {
+        let id = made.payment.id();
+        let now = api.get(id).await?;
+        let received: u64 = now.text("amount_received").parse()?;
+        ensure!(now.status() == end(made) && received >= AMOUNT, "{}: {}", made.key, now.0);
+        for field in ["address", "amount", "expires_at", "created_at"] {
+            ensure!(now.0[field] == made.payment.0[field], "{}: {field} was {} and is {}", made.key, made.payment.0, now.0);
+        }
+        ensure!(now.0["metadata"] == json!({ "key": made.key }) && now.0["confirmations_required"] == 2, "{}", now.0);
+        let (repeated, is_repeated) = create(&api, &made.key).await?;
+        ensure!(is_repeated && repeated.id() == id, "{}: the key made {} and then {}", made.key, id, repeated.id());
+    }
+    ensure!(ledger(&lab).await?.len() == 3 * PER_ROUND + 1, "payments and the deposit in Postgres");
+    check_events(&lab, &all).await?;
+    up.check()
+}
+
+/// No event is there twice, and none is missing: each payment's are numbered without gaps, and their types are those of its life.
+async fn check_events(lab: &Lab, all: &[Made]) -> Result<()> {
+    let left = eventually("the outbox to be empty", async || {
+        let depth = lab.database().await?.query_one("SELECT count(*) FROM outbox WHERE batch IS NULL", &[]).await?;
+        Ok((depth.get::<_, i64>(0) == 0).then_some(()))
+    });
+    left.await?;
+    let told = events(lab).await?;
+    let mut lives: BTreeMap<&str, BTreeMap<u64, &wire::PaymentEvent>> = BTreeMap::new();
+    for event in &told {
+        let twice = lives.entry(&event.payment_id).or_default().insert(event.sequence, event);
+        ensure!(twice.is_none(), "{} was told twice:\n{event:?}\n{twice:?}", event.id);
+    }
+    for made in all {
+        let life = lives.get(made.payment.id()).context("a payment without events")?;
+        let kinds: Vec<&str> = life.values().map(|event| event.r#type.trim_start_matches("payment.")).collect();
+        ensure!(life.keys().copied().eq(1..=life.len() as u64), "{}: {:?}", made.key, life.keys());
+        let expected: &[&[&str]] = match made.fate {
+            Fate::Paid | Fate::Open => &[&["created", "detected", "confirmed"]],
+            Fate::Cancelled => &[&["created", "cancelled", "late"], &["created", "underpaid", "cancelled", "late"]],
+        };
+        ensure!(expected.contains(&kinds.as_slice()), "{}: {kinds:?}", made.key);
+    }
+    let left = lab.database().await?.query_one("SELECT count(*) FROM told_events", &[]).await?;
+    ensure!(left.get::<_, i64>(0) == 0, "told events that were not made again");
+    Ok(())
+}
+
+fn admin(lab: &Lab) -> Result<AdminClient<DefaultClientContext>> {
+    Ok(rdkafka::config::ClientConfig::new().set("bootstrap.servers", &lab.env["KAFKA_BROKERS"]).create()?)
+}
+
+/// Deletes `payment.intents`, and makes it anew and empty.
+async fn lose_intents(lab: &Lab) -> Result<()> {
+    let (admin, name) = (admin(lab)?, format!("{}{}", lab.env["TOPIC_PREFIX"], Topic::Intents));
+    for deleted in admin.delete_topics(&[&name], &AdminOptions::new()).await? {
+        deleted.map_err(|(topic, code)| anyhow::anyhow!("deleting {topic}: {code}"))?;
+    }
+    eventually("the topic to be anew", async || {
+        let new = NewTopic::new(&name, Topic::Intents.partitions(), TopicReplication::Fixed(1))
+            .set("cleanup.policy", "compact")
+            .set("max.message.bytes", "33554432");
+        let made = admin.create_topics(&[new], &AdminOptions::new()).await?;
+        Ok(made.into_iter().next().and_then(Result::ok).map(drop))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn intents_that_kafka_lost_are_published_again_and_their_addresses_watched() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let mut up = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut up).await?;
+    let payments = try_join_all((0..10).map(|_| api.coin(AMOUNT))).await?;
+    let address = customer(&api, "customer 7").await?;
+    let db = lab.database().await?;
+    eventually("the intents to be known", async || {
+        let sql = "SELECT coalesce(sum(next_offset), 0)::bigint FROM known_offsets WHERE topic LIKE '%payment.intents'";
+        Ok((db.query_one(sql, &[]).await?.get::<_, i64>(0) >= 11).then_some(()))
+    })
+    .await?;
+    ensure!(up.terminate()?.success(), "{}", up.tail());
+    lose_intents(&lab).await?;
+
+    let mut up = lab.spawn("up")?;
+    api.ready(&mut up).await?;
+    for payment in &payments {
+        lab.node.pay(payment.address()?, payment.amount()?).await?;
+    }
+    lab.node.pay(address["address"].as_str().context("an address")?.parse()?, U256::from(5)).await?;
+    lab.node.mine(3).await?;
+    try_join_all(payments.iter().map(|payment| api.until(payment.id(), "confirmed"))).await.with_context(|| up.tail())?;
+    let is_deposit = |event: &&wire::PaymentEvent| event.r#type == "deposit.confirmed";
+    eventually("the deposit", async || Ok(events(&lab).await?.iter().find(is_deposit).map(drop))).await?;
+    let log = std::fs::read_to_string(&up.log)?;
+    ensure!(log.contains("lacks records that Kafka had acknowledged"), "{log}");
+    ensure!(lab.ctrip(&["intents", "republish"])?.contains("published 11 intents"));
+    up.check()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_somebody_adds_move_no_address_and_are_named() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let name = format!("{}{}", lab.env["TOPIC_PREFIX"], Topic::Intents);
+    let more = NewPartitions::new(&name, 20);
+    for added in admin(&lab)?.create_partitions(&[more], &AdminOptions::new()).await? {
+        added.map_err(|(topic, code)| anyhow::anyhow!("adding partitions to {topic}: {code}"))?;
+    }
+    let mut roles: Vec<Process> =
+        ["ingest", "detector", "confirmer", "api"].map(|role| lab.spawn(role)).into_iter().collect::<Result<_>>()?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut roles[3]).await?;
+    let health = eventually("the partitions to be named", async || {
+        let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+        Ok(Some(health).filter(|health| health["components"]["topics"]["status"] == "failing"))
+    })
+    .await?;
+    let said = health["components"]["topics"]["error"].as_str().unwrap_or_default();
+    ensure!(health["status"] == "degraded" && said.contains("20 partitions"), "{health}");
+    let log = roles[1].log.clone();
+    eventually("the detector to refuse", async || Ok(std::fs::read_to_string(&log)?.contains("20 partitions").then_some(())))
+        .await?;
+    let consumer: rdkafka::consumer::BaseConsumer =
+        rdkafka::config::ClientConfig::new().set("bootstrap.servers", &lab.env["KAFKA_BROKERS"]).create()?;
+    try_join_all((0..30).map(|_| api.create_surely(json!({ "chain": "anvil", "amount": AMOUNT })))).await?;
+    let written = |partition| -> Result<i64> {
+        use rdkafka::consumer::Consumer as _;
+        Ok(consumer.fetch_watermarks(&name, partition, std::time::Duration::from_secs(10))?.1)
+    };
+    let beyond = (Topic::Intents.partitions()..20).map(written).sum::<Result<i64>>()?;
+    ensure!(beyond == 0, "{beyond} intents are in partitions that no detector reads");
+    Ok(())
+}
+
+/// A second installation on our topics, with a database of its own, would give out our addresses.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_installation_on_the_same_topics_is_refused_unless_it_takes_the_place_of_the_first() -> Result<()> {
+    let mut lab = Lab::start(Plan::default()).await?;
+    let mut up = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut up).await?;
+    let payment = api.coin(AMOUNT).await?;
+    ensure!(up.terminate()?.success(), "{}", up.tail());
+
+    let (_, name) = lab.env["DATABASE_URL"].rsplit_once('/').context("DATABASE_URL")?;
+    let second = lab.stack.create_database(&format!("{name}_second")).await?;
+    lab.env.insert("DATABASE_URL".to_owned(), second);
+    let refused = lab.output(&["up"])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && said.contains("ctrip intents adopt"), "{said}");
+    let id = said.split("ctrip intents adopt ").nth(1).and_then(|rest| rest.get(..36)).context("an installation's id")?;
+
+    lab.ctrip(&["intents", "adopt", id])?;
+    let mut up = lab.spawn("up")?;
+    let api = lab.merchant("clerk")?;
+    api.ready(&mut up).await?;
+    lab.node.pay(payment.address()?, payment.amount()?).await?;
+    lab.node.mine(3).await?;
+    eventually("the payment of the first database", async || {
+        let rows = ledger(&lab).await?;
+        Ok(rows.get(payment.id()).filter(|row| row.status == "confirmed").map(drop))
+    })
+    .await
+    .with_context(|| up.tail())?;
+    ensure!(api.coin(AMOUNT).await?.address()? != payment.address()?, "an address was given out twice");
+    up.check()
+}
+
+/// The same key exported under another parent has another text, and the same addresses.
+#[tokio::test]
+async fn an_xpub_with_the_key_of_another_is_refused_for_the_api_too() -> Result<()> {
+    let mut lab = Lab::start(Plan::default()).await?;
+    let mut up = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut up).await?;
+    ensure!(up.terminate()?.success(), "{}", up.tail());
+    lab.env.insert("CTRIP_XPUB".to_owned(), TWIN.to_owned());
+    let refused = lab.output(&["api"])?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(!refused.status.success() && said.contains("under another text"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_payment_and_a_static_address_share_no_index() -> Result<()> {
+    let lab = Lab::without_topics().await?;
+    let db = lab.database().await?;
+    db.batch_execute(
+        "INSERT INTO merchants (id, name) VALUES ('00000000-0000-0000-0000-000000000001', 'shop');
+         INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('f', 'x', 's'), ('g', 'y', 't');",
+    )
+    .await?;
+    let payment = |account: &str, index: i64| {
+        format!(
+            "INSERT INTO payments (id, merchant_id, chain_id, chain, decimals, address, xpub, address_index, amount, status,
+                 confirmations_required, sequence, created_at, expires_at, updated_at)
+             SELECT gen_random_uuid(), id, 1, 'c', 18, decode(lpad(md5(random()::text), 40, '0'), 'hex'), '{account}', {index}, 1, 'pending',
+                 1, 1, 0, 1, 0 FROM merchants"
+        )
+    };
+    let address = |account: &str, index: i64| {
+        format!(
+            "INSERT INTO deposit_addresses (id, merchant_id, external_id, address, xpub, address_index, created_at)
+             SELECT gen_random_uuid(), id, gen_random_uuid()::text, decode(lpad(md5(random()::text), 40, '0'), 'hex'), '{account}', {index}, 0
+             FROM merchants"
+        )
+    };
+    db.batch_execute(&payment("f", 1)).await?;
+    db.batch_execute(&address("f", 2)).await?;
+    // Another account has indices of its own.
+    db.batch_execute(&payment("g", 2)).await?;
+    db.batch_execute(&address("g", 1)).await?;
+    for sql in [address("f", 1), payment("f", 2)] {
+        let refused = db.batch_execute(&sql).await.err().context("an index was given out twice")?;
+        ensure!(refused.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION), "{refused}");
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Rows of `orphan_transfers`: transfers to an address that has an intent in Kafka and no payment in Postgres, as after a restore
+//! that could not bring the payment back. They wait for it; the chain goes on.
+
+use super::amount::read_amount;
+use deadpool_postgres::GenericClient;
+use runtime::Failure;
+use runtime::db::{bigint, unsigned};
+use tokio_postgres::Row;
+use topics::{Address, B256, BlockRef, ChainId, Source, Transfer, TransferId};
+use uuid::Uuid;
+
+/// A transfer without an owner, in a block that is on the chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrphanTransfer {
+    pub block: BlockRef,
+    /// The block's, Unix seconds.
+    pub timestamp: u64,
+    pub transfer: Transfer,
+}
+
+/// Inserts orphans. Those that are there already stay as they are.
+///
+/// # Errors
+/// When the database fails.
+pub async fn save_orphans(db: &impl GenericClient, orphans: &[&OrphanTransfer]) -> Result<(), Failure> {
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO orphan_transfers (chain_id, block_hash, transaction_hash, source, index, address, block_number,
+                 block_timestamp, transaction_index, token_address, sender, amount)
+             SELECT chain_id, block_hash, transaction_hash, source, index, address, block_number, block_timestamp,
+                 transaction_index, token_address, sender, amount::numeric
+             FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::bytea[], $7::bigint[], $8::bigint[],
+                 $9::bigint[], $10::bytea[], $11::bytea[], $12::text[])
+               AS t (chain_id, block_hash, transaction_hash, source, index, address, block_number, block_timestamp,
+                 transaction_index, token_address, sender, amount)
+             ON CONFLICT DO NOTHING",
+        )
+        .await?;
+    let transfers = || orphans.iter().map(|orphan| &orphan.transfer);
+    db.execute(
+        &statement,
+        &[
+            &transfers().map(|t| bigint(t.id.chain.0)).collect::<Vec<_>>(),
+            &transfers().map(|t| t.id.block.as_slice()).collect::<Vec<_>>(),
+            &transfers().map(|t| t.id.transaction.as_slice()).collect::<Vec<_>>(),
+            &transfers().map(|t| t.id.source.as_str()).collect::<Vec<_>>(),
+            &transfers().map(|t| i64::from(t.id.index)).collect::<Vec<_>>(),
+            &transfers().map(|t| t.to.as_slice()).collect::<Vec<_>>(),
+            &orphans.iter().map(|o| bigint(o.block.number)).collect::<Vec<_>>(),
+            &orphans.iter().map(|o| bigint(o.timestamp)).collect::<Vec<_>>(),
+            &transfers().map(|t| i64::from(t.transaction_index)).collect::<Vec<_>>(),
+            &transfers().map(|t| t.token.as_ref().map(|a| a.as_slice())).collect::<Vec<_>>(),
+            &transfers().map(|t| t.from.as_slice()).collect::<Vec<_>>(),
+            &transfers().map(|t| t.amount.to_string()).collect::<Vec<_>>(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Deletes the orphans in blocks that a reorg removed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn remove_orphans(db: &impl GenericClient, chain: ChainId, blocks: &[B256]) -> Result<(), Failure> {
+    if blocks.is_empty() {
+        return Ok(());
+    }
+    let statement = db.prepare_cached("DELETE FROM orphan_transfers WHERE chain_id = $1 AND block_hash = ANY($2)").await?;
+    let blocks: Vec<&[u8]> = blocks.iter().map(|hash| hash.as_slice()).collect();
+    db.execute(&statement, &[&bigint(chain.0), &blocks]).await?;
+    Ok(())
+}
+
+/// Deletes a chain's orphans whose payment or static address is there now, and returns them in the chain's order, to be credited.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid transfer.
+pub async fn take_owned_orphans(db: &impl GenericClient, chain: ChainId) -> Result<Vec<OrphanTransfer>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "DELETE FROM orphan_transfers o
+             WHERE chain_id = $1
+                 AND (EXISTS (SELECT FROM payments p WHERE p.address = o.address AND p.deposit_address IS NULL)
+                      OR EXISTS (SELECT FROM deposit_addresses d WHERE d.address = o.address))
+             RETURNING chain_id, block_hash, transaction_hash, source, index, address, block_number, block_timestamp,
+                 transaction_index, token_address, sender, amount::text",
+        )
+        .await?;
+    let rows = db.query(&statement, &[&bigint(chain.0)]).await?;
+    let mut orphans = rows.iter().map(read_orphan).collect::<Result<Vec<_>, _>>()?;
+    orphans.sort_by_key(|o| (o.block.number, o.transfer.transaction_index, o.transfer.id.source.as_str(), o.transfer.id.index));
+    Ok(orphans)
+}
+
+/// Ids of the payments at these addresses; deposits are left out.
+///
+/// # Errors
+/// When the database fails.
+pub async fn payments_at(db: &impl GenericClient, addresses: &[Address]) -> Result<Vec<Uuid>, Failure> {
+    let statement = db.prepare_cached("SELECT id FROM payments WHERE address = ANY($1) AND deposit_address IS NULL").await?;
+    let addresses: Vec<&[u8]> = addresses.iter().map(|address| address.as_slice()).collect();
+    Ok(db.query(&statement, &[&addresses]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// The number of orphans, and the address of the oldest.
+///
+/// # Errors
+/// When the database fails.
+pub async fn count_orphans(db: &impl GenericClient) -> Result<Option<(i64, Address)>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT address, (SELECT count(*) FROM orphan_transfers) FROM orphan_transfers ORDER BY seen_at LIMIT 1",
+        )
+        .await?;
+    let row = db.query_opt(&statement, &[]).await?;
+    row.map(|row| Ok((row.get(1), topics::address("address", row.get(0)).map_err(Failure::halt)?))).transpose()
+}
+
+fn read_orphan(row: &Row) -> Result<OrphanTransfer, Failure> {
+    let hash = |field, bytes: &[u8]| topics::hash(field, bytes).map_err(Failure::halt);
+    let address = |field, bytes: &[u8]| topics::address(field, bytes).map_err(Failure::halt);
+    let block = hash("block_hash", row.get(1))?;
+    let source: &str = row.get(3);
+    Ok(OrphanTransfer {
+        block: BlockRef { number: unsigned(row.get(6)), hash: block },
+        timestamp: unsigned(row.get(7)),
+        transfer: Transfer {
+            id: TransferId {
+                chain: ChainId(unsigned(row.get(0))),
+                block,
+                transaction: hash("transaction_hash", row.get(2))?,
+                source: source.parse::<Source>().map_err(|e| Failure::Halt(anyhow::anyhow!("orphan_transfers.source: {e}")))?,
+                index: u32::try_from(row.get::<_, i64>(4)).unwrap_or_default(),
+            },
+            token: row.get::<_, Option<&[u8]>>(9).map(|bytes| address("token_address", bytes)).transpose()?,
+            from: address("sender", row.get(10))?,
+            to: address("address", row.get(5))?,
+            amount: read_amount(row, 11)?,
+            transaction_index: u32::try_from(row.get::<_, i64>(8)).unwrap_or_default(),
+        },
+    })
+}

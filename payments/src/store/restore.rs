@@ -1,0 +1,96 @@
+//! Rows that a restored database lost, written again from `payment.intents`.
+
+use super::deposit_addresses::restore_addresses;
+use super::outbox::record_requested_events;
+use super::payments::restore_payments;
+use super::told::{apply_cancellations, forget_told_creations};
+use crate::events::created_event;
+use crate::intents::{Issued, Origin};
+use crate::payment::Payment;
+use deadpool_postgres::GenericClient;
+use runtime::Failure;
+use runtime::db::bigint;
+use std::collections::HashSet;
+use uuid::Uuid;
+
+/// What was written again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RestoredRows {
+    pub payments: usize,
+    pub addresses: usize,
+    pub keys: u64,
+    /// Ids of those whose address or index another row has.
+    pub contradictory: Vec<Uuid>,
+}
+
+/// The payments and static addresses among `ids` that the database does not have.
+///
+/// # Errors
+/// When the database fails.
+pub async fn lost_ids(db: &impl GenericClient, ids: &[Uuid]) -> Result<HashSet<Uuid>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT id FROM unnest($1::uuid[]) AS t (id)
+             WHERE NOT EXISTS (SELECT FROM payments p WHERE p.id = t.id)
+                 AND NOT EXISTS (SELECT FROM deposit_addresses d WHERE d.id = t.id)",
+        )
+        .await?;
+    Ok(db.query(&statement, &[&ids]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// Inserts lost payments, static addresses and idempotency keys. Merchants and accounts have to be there. A creation that was not
+/// told is told now; cancellations that were told are applied.
+///
+/// # Errors
+/// When the database fails.
+pub async fn restore_issued(db: &impl GenericClient, lost: &[(Issued, Origin)]) -> Result<RestoredRows, Failure> {
+    let mut addresses = Vec::new();
+    let mut payments: Vec<(&Payment, &Origin)> = Vec::new();
+    for (issued, origin) in lost {
+        match issued {
+            Issued::Payment(payment) => payments.push((payment, origin)),
+            Issued::Address(address) => addresses.push(address),
+        }
+    }
+    let written_addresses = restore_addresses(db, &addresses).await?;
+    let written: HashSet<Uuid> =
+        restore_payments(db, &payments.iter().map(|(p, _)| *p).collect::<Vec<_>>()).await?.into_iter().collect();
+    let ids = addresses.iter().map(|address| address.id).chain(payments.iter().map(|(p, _)| p.id.0));
+    let contradictory = ids.filter(|id| !written.contains(id) && !written_addresses.contains(id)).collect();
+    payments.retain(|(payment, _)| written.contains(&payment.id.0));
+    let keys = restore_keys(db, &payments).await?;
+
+    let ids: Vec<Uuid> = written.into_iter().collect();
+    let told = forget_told_creations(db, &ids).await?;
+    let untold: Vec<_> = payments
+        .iter()
+        .filter(|(payment, _)| !told.contains(&payment.id.0))
+        .map(|(payment, origin)| (*payment, created_event(payment), origin.asked_by()))
+        .collect();
+    record_requested_events(db, untold.iter().map(|(payment, event, key)| (*payment, event, *key))).await?;
+    apply_cancellations(db, &ids).await?;
+    Ok(RestoredRows { payments: payments.len(), addresses: written_addresses.len(), keys, contradictory })
+}
+
+async fn restore_keys(db: &impl GenericClient, payments: &[(&Payment, &Origin)]) -> Result<u64, Failure> {
+    let claims: Vec<_> =
+        payments.iter().filter_map(|(payment, origin)| Some((payment, origin.idempotency.as_ref()?))).collect();
+    if claims.is_empty() {
+        return Ok(0);
+    }
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO idempotency_keys (merchant_id, key, request_hash, payment_id, created_at)
+             SELECT merchant_id, key, request_hash, payment_id, to_timestamp(created_at)
+             FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[], $5::bigint[])
+               AS t (merchant_id, key, request_hash, payment_id, created_at)
+             ON CONFLICT DO NOTHING",
+        )
+        .await?;
+    let merchants: Vec<Uuid> = claims.iter().map(|(payment, _)| payment.merchant).collect();
+    let keys: Vec<&str> = claims.iter().map(|(_, claim)| claim.key.as_str()).collect();
+    let hashes: Vec<&[u8]> = claims.iter().map(|(_, claim)| claim.request_hash.as_slice()).collect();
+    let ids: Vec<Uuid> = claims.iter().map(|(payment, _)| payment.id.0).collect();
+    let times: Vec<i64> = claims.iter().map(|(payment, _)| bigint(payment.created_at)).collect();
+    Ok(db.execute(&statement, &[&merchants, &keys, &hashes, &ids, &times]).await?)
+}

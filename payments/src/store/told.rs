@@ -1,0 +1,139 @@
+//! Rows of `told_events`: events that Kafka has and this database lost. [`told`](crate::told) says how they are known again.
+
+use super::payments::{lock_payments, save_payments};
+use crate::history;
+use crate::payment::Payment;
+use crate::told::ToldEvents;
+use deadpool_postgres::GenericClient;
+use prost::Message as _;
+use runtime::Failure;
+use runtime::db::{bigint, unsigned};
+use std::collections::{HashMap, HashSet};
+use topics::PaymentId;
+use topics::wire::PaymentEvent;
+use uuid::Uuid;
+
+/// Compares events of `payment.events` with the database. Those that it lost are written down as told, and into the history; those
+/// that it knows and has still in the outbox are taken out of it. Returns how many were lost.
+///
+/// # Errors
+/// When the database fails.
+pub async fn keep_told_events(db: &impl GenericClient, events: &[(Uuid, PaymentEvent)]) -> Result<u64, Failure> {
+    if events.is_empty() {
+        return Ok(0);
+    }
+    let ids: Vec<Uuid> = events.iter().map(|(id, _)| *id).collect::<HashSet<_>>().into_iter().collect();
+    let statement = db.prepare_cached("SELECT id, sequence FROM payments WHERE id = ANY($1)").await?;
+    let rows = db.query(&statement, &[&ids]).await?;
+    let known: HashMap<Uuid, u64> = rows.iter().map(|row| (row.get(0), unsigned(row.get(1)))).collect();
+    let (known, lost): (Vec<_>, Vec<_>) =
+        events.iter().partition(|(id, event)| known.get(id).is_some_and(|last| event.sequence <= *last));
+
+    // The relay may hold rows of a batch that it publishes or deletes now.
+    let statement = db
+        .prepare_cached(
+            "DELETE FROM outbox WHERE id IN (
+                 SELECT o.id FROM outbox o JOIN unnest($1::uuid[], $2::bigint[]) AS t (payment_id, sequence) USING (payment_id, sequence)
+                 FOR UPDATE OF o SKIP LOCKED)",
+        )
+        .await?;
+    let ids: Vec<Uuid> = known.iter().map(|(id, _)| *id).collect();
+    let sequences: Vec<i64> = known.iter().map(|(_, event)| bigint(event.sequence)).collect();
+    db.execute(&statement, &[&ids, &sequences]).await?;
+    if lost.is_empty() {
+        return Ok(0);
+    }
+
+    let statement = db
+        .prepare_cached(
+            "WITH lost AS (
+                 SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::bytea[]) AS t (payment_id, sequence, asked_by, record)
+             ), told AS (
+                 INSERT INTO told_events (payment_id, sequence, record) SELECT payment_id, sequence, record FROM lost
+                 ON CONFLICT DO NOTHING RETURNING payment_id, sequence
+             )
+             INSERT INTO payment_events (payment_id, sequence, asked_by, record)
+             SELECT payment_id, sequence, nullif(asked_by, ''), record FROM lost JOIN told USING (payment_id, sequence)",
+        )
+        .await?;
+    let ids: Vec<Uuid> = lost.iter().map(|(id, _)| *id).collect();
+    let sequences: Vec<i64> = lost.iter().map(|(_, event)| bigint(event.sequence)).collect();
+    let asked_by: Vec<&str> = lost.iter().map(|(_, event)| event.asked_by.as_str()).collect();
+    let records: Vec<Vec<u8>> = lost.iter().map(|(_, event)| history::trim(event.clone()).encode_to_vec()).collect();
+    let written = db.execute(&statement, &[&ids, &sequences, &asked_by, &records]).await?;
+    apply_cancellations(db, &ids).await?;
+    Ok(written)
+}
+
+/// The told events of payments, also of deposits that have no row yet.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid event.
+pub async fn told_events(db: &impl GenericClient, ids: &[Uuid]) -> Result<HashMap<PaymentId, ToldEvents>, Failure> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let statement = db.prepare_cached("SELECT payment_id, record FROM told_events WHERE payment_id = ANY($1)").await?;
+    let mut told: HashMap<PaymentId, ToldEvents> = HashMap::new();
+    for row in db.query(&statement, &[&ids]).await? {
+        let record = PaymentEvent::decode(row.get::<_, &[u8]>(1)).map_err(|e| Failure::halt(e).context("told_events"))?;
+        told.entry(PaymentId(row.get(0))).or_default().insert(&record);
+    }
+    Ok(told)
+}
+
+/// Deletes told events that were made again.
+///
+/// # Errors
+/// When the database fails.
+pub async fn forget_told_events<'a>(
+    db: &impl GenericClient,
+    told: impl Iterator<Item = (&'a PaymentId, &'a ToldEvents)>,
+) -> Result<(), Failure> {
+    let made: Vec<(Uuid, i64)> =
+        told.flat_map(|(id, told)| told.made().iter().map(|sequence| (id.0, bigint(*sequence)))).collect();
+    if made.is_empty() {
+        return Ok(());
+    }
+    let statement = db
+        .prepare_cached(
+            "DELETE FROM told_events WHERE (payment_id, sequence) IN (SELECT * FROM unnest($1::uuid[], $2::bigint[]))",
+        )
+        .await?;
+    let (ids, sequences): (Vec<Uuid>, Vec<i64>) = made.into_iter().unzip();
+    db.execute(&statement, &[&ids, &sequences]).await?;
+    Ok(())
+}
+
+/// Whether the confirmer has still to make events of this payment again, so that its state is behind what was told.
+///
+/// # Errors
+/// When the database fails.
+pub async fn is_behind_told_events(db: &impl GenericClient, id: PaymentId) -> Result<bool, Failure> {
+    let statement = db.prepare_cached("SELECT EXISTS (SELECT FROM told_events WHERE payment_id = $1)").await?;
+    Ok(db.query_one(&statement, &[&id.0]).await?.get(0))
+}
+
+/// Takes the events of these payments' creation out of the told ones; returns the payments that had one.
+///
+/// # Errors
+/// When the database fails.
+pub(super) async fn forget_told_creations(db: &impl GenericClient, ids: &[Uuid]) -> Result<HashSet<Uuid>, Failure> {
+    let statement =
+        db.prepare_cached("DELETE FROM told_events WHERE payment_id = ANY($1) AND sequence = 1 RETURNING payment_id").await?;
+    Ok(db.query(&statement, &[&ids]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// Applies the cancellations that were told next. Those that were told after an event of a block wait for it, in the confirmer.
+///
+/// # Errors
+/// When the database fails.
+pub(super) async fn apply_cancellations(db: &impl GenericClient, ids: &[Uuid]) -> Result<(), Failure> {
+    let mut told = told_events(db, ids).await?;
+    told.retain(|_, told| told.next_cancellation().is_some());
+    let ids: Vec<Uuid> = told.keys().map(|id| id.0).collect();
+    let cancel = |payment: Payment| told.get_mut(&payment.id).map(|told| told.cancel(payment));
+    let cancelled: Vec<Payment> = lock_payments(db, &ids).await?.into_iter().filter_map(cancel).collect();
+    save_payments(db, &cancelled.iter().collect::<Vec<_>>()).await?;
+    forget_told_events(db, told.iter()).await
+}

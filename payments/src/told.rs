@@ -1,0 +1,145 @@
+//! Events that Kafka has and a restored database lost.
+//!
+//! The confirmer applies `chain.matches` again from where the backup stood, and so makes those events again. One that it makes
+//! again is known by what it says: its type, its block and its transfer. It keeps the number under which it was told, and is not
+//! told twice. An event that was never told gets a number above all that were.
+//!
+//! A cancellation comes from no block. It is applied again in its place: when the events told before it have been made.
+
+use crate::lifecycle::{Event, EventKind, Input, Step, StepError, step};
+use crate::payment::Payment;
+use std::collections::BTreeMap;
+use topics::wire::PaymentEvent;
+
+/// The events of one payment that were told and are not made again yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ToldEvents {
+    left: BTreeMap<u64, ToldEvent>,
+    highest: u64,
+    /// Numbers of those that were made again, or given up.
+    made: Vec<u64>,
+    contradicted: bool,
+}
+
+/// What an event says, but for its number and the payment's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ToldEvent {
+    kind: String,
+    at: u64,
+    /// Chain id and hash.
+    block: Option<(u64, Vec<u8>)>,
+    transfer: Option<ToldTransfer>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ToldTransfer {
+    chain: u64,
+    block: Vec<u8>,
+    transaction: Vec<u8>,
+    source: String,
+    index: u32,
+}
+
+impl ToldEvents {
+    /// Adds an event of `payment.events`.
+    pub fn insert(&mut self, record: &PaymentEvent) {
+        self.highest = self.highest.max(record.sequence);
+        let told = ToldEvent {
+            kind: record.r#type.clone(),
+            at: record.occurred_at,
+            block: record.block.as_ref().map(|block| (block.chain_id, block.hash.to_vec())),
+            transfer: record.transfer.as_ref().map(|transfer| ToldTransfer {
+                chain: transfer.chain_id,
+                block: transfer.block_hash.to_vec(),
+                transaction: transfer.transaction_hash.to_vec(),
+                source: transfer.source.clone(),
+                index: transfer.index,
+            }),
+        };
+        self.left.insert(record.sequence, told);
+    }
+
+    /// [`step`] for the payment of these events: with the cancellation that was told before or after the input, and without the events
+    /// that were told.
+    ///
+    /// # Errors
+    /// As for [`step`].
+    pub fn step(&mut self, payment: &Payment, input: &Input) -> Result<Step, StepError> {
+        let before = self.cancel(payment.clone());
+        let made = self.recognise(before.sequence, step(&before, input)?);
+        Ok(Step { next: self.cancel(made.next), ..made })
+    }
+
+    /// The payment, cancelled if that is what was told next.
+    #[must_use]
+    pub fn cancel(&mut self, payment: Payment) -> Payment {
+        let Some(at) = self.next_cancellation() else { return payment };
+        match step(&payment, &Input::Cancel { at }) {
+            Ok(step) => self.recognise(payment.sequence, step).next,
+            Err(_) => {
+                self.contradicted = true;
+                self.made.extend(self.left.pop_first().map(|(sequence, _)| sequence));
+                payment
+            }
+        }
+    }
+
+    /// When the payment was cancelled, in Unix seconds, if that is the next event to make again.
+    pub fn next_cancellation(&self) -> Option<u64> {
+        let (_, told) = self.left.first_key_value()?;
+        (told.kind == EventKind::Cancelled.as_str()).then_some(told.at)
+    }
+
+    /// Whether a cancellation was told that the payment's state does not allow any more.
+    pub const fn is_contradicted(&self) -> bool {
+        self.contradicted
+    }
+
+    /// Takes the events that were told out of a step, and numbers the others after all that were. `before` is the number of the
+    /// payment's last event before the step.
+    fn recognise(&mut self, before: u64, step: Step) -> Step {
+        let Step { mut next, events, removed } = step;
+        if events.is_empty() {
+            return Step { next, events, removed };
+        }
+        let mut sequence = before.max(self.highest);
+        let mut untold = Vec::new();
+        for event in events {
+            let made = ToldEvent::of(&event, &next);
+            match self.left.iter().find(|(_, told)| **told == made).map(|(sequence, _)| *sequence) {
+                Some(told) => {
+                    self.left.remove(&told);
+                    self.made.push(told);
+                }
+                None => {
+                    sequence += 1;
+                    untold.push(Event { sequence, ..event });
+                }
+            }
+        }
+        next.sequence = sequence;
+        Step { next, events: untold, removed }
+    }
+
+    /// The numbers of the events that were made again, or given up.
+    pub fn made(&self) -> &[u64] {
+        &self.made
+    }
+}
+
+impl ToldEvent {
+    fn of(event: &Event, payment: &Payment) -> Self {
+        Self {
+            kind: event.kind.name(payment).to_owned(),
+            at: event.at,
+            block: event.block.map(|(chain, block)| (chain.0, block.hash.to_vec())),
+            transfer: event.transfer.as_ref().map(|transfer| ToldTransfer {
+                chain: transfer.id.chain.0,
+                block: transfer.id.block.to_vec(),
+                transaction: transfer.id.transaction.to_vec(),
+                source: transfer.id.source.as_str().to_owned(),
+                index: transfer.id.index,
+            }),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! A restored payment makes its events again, and none of them is told twice or under another number.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use payments::events::event_record;
+use payments::lifecycle::{Cause, Event, Head, Input, step};
+use payments::told::ToldEvents;
+use payments::{Asset, Payment, Policy, ReceivedTransfer, Status, Terms, TransferLabel};
+use topics::{Address, Amount, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
+use uuid::Uuid;
+
+const HOME: ChainId = ChainId(1);
+const ABROAD: ChainId = ChainId(2);
+
+fn payment() -> Payment {
+    Payment {
+        id: PaymentId(Uuid::nil()),
+        merchant: Uuid::nil(),
+        external_id: None,
+        metadata: None,
+        chain: HOME,
+        chain_name: "home".to_owned(),
+        asset: Asset { token: None, decimals: 18 },
+        address: Address::repeat_byte(1),
+        xpub: String::new(),
+        address_index: 0,
+        amount: Amount::from(100),
+        terms: Terms::default(),
+        policy: Policy::Confirmations(1),
+        created_at: 0,
+        expires_at: 1_000,
+        cancelled: false,
+        expired_by: None,
+        deposit_address: None,
+        transfers: Vec::new(),
+        sequence: 1,
+        updated_at: 0,
+    }
+}
+
+fn cause(chain: ChainId, number: u8) -> Cause {
+    let block = BlockRef { number: number.into(), hash: B256::repeat_byte(number) };
+    Cause { chain, block, timestamp: number.into() }
+}
+
+fn transfer(chain: ChainId, number: u8, amount: u64) -> Input {
+    let Cause { block, timestamp, .. } = cause(chain, number);
+    Input::Transfer(ReceivedTransfer {
+        id: TransferId { chain, block: block.hash, transaction: B256::ZERO, source: Source::Transaction, index: 0 },
+        block,
+        timestamp,
+        transaction_index: 0,
+        token: None,
+        from: Address::ZERO,
+        amount: Amount::from(amount),
+        credited: false,
+        listed: true,
+        confirmed: false,
+        label: TransferLabel::default(),
+    })
+}
+
+fn head(number: u8) -> Input {
+    Input::Head(Head { cause: cause(HOME, number), safe: None, finalized: None, witnessed: Some(u64::from(number)) })
+}
+
+/// Lives through the inputs; returns the payment and its events.
+fn live(mut payment: Payment, inputs: &[Input]) -> (Payment, Vec<(Payment, Event)>) {
+    let mut events = Vec::new();
+    for input in inputs {
+        let step = step(&payment, input).unwrap();
+        payment = step.next;
+        events.extend(step.events.into_iter().map(|event| (payment.clone(), event)));
+    }
+    (payment, events)
+}
+
+/// [`live`] for a payment that was restored: with what was told, and with blocks' inputs alone.
+fn live_again(mut payment: Payment, inputs: &[Input], told: &mut ToldEvents) -> (Payment, Vec<Event>) {
+    let mut events = Vec::new();
+    payment = told.cancel(payment);
+    for input in inputs {
+        let step = told.step(&payment, input).unwrap();
+        payment = step.next;
+        events.extend(step.events);
+    }
+    (payment, events)
+}
+
+fn told(events: &[(Payment, Event)]) -> ToldEvents {
+    let mut told = ToldEvents::default();
+    for (payment, event) in events {
+        told.insert(&event_record(payment, event));
+    }
+    told
+}
+
+#[test]
+fn what_was_told_is_made_again_in_silence_and_what_was_not_is_told() {
+    let inputs = [transfer(HOME, 2, 40), transfer(HOME, 3, 60), head(3)];
+    let (ended, events) = live(payment(), &inputs);
+    assert_eq!(events.len(), 3);
+    for known in 0..=events.len() {
+        let mut told = told(&events[..known]);
+        let (again, made) = live_again(payment(), &inputs, &mut told);
+        assert_eq!(again.status(), ended.status());
+        assert_eq!(again.transfers, ended.transfers);
+        let untold: Vec<&Event> = events[known..].iter().map(|(_, event)| event).collect();
+        assert_eq!(made.iter().collect::<Vec<_>>(), untold, "with {known} told");
+        assert_eq!(told.made().len(), known);
+    }
+}
+
+#[test]
+fn a_cancellation_stands_where_it_stood() {
+    let lived = [transfer(HOME, 2, 40), Input::Cancel { at: 7 }, transfer(HOME, 9, 60), head(9)];
+    let (ended, events) = live(payment(), &lived);
+    let blocks = [transfer(HOME, 2, 40), transfer(HOME, 9, 60), head(9)];
+    let mut told = told(&events);
+    let (again, made) = live_again(payment(), &blocks, &mut told);
+    assert!(made.is_empty(), "{made:?}");
+    assert_eq!((again.status(), again.exception()), (ended.status(), ended.exception()));
+    assert_eq!((again.sequence, again.updated_at), (ended.sequence, ended.updated_at));
+    assert_eq!(told.made().len(), events.len());
+    // As the first event after the restored one, it needs no block.
+    let (_, events) = live(payment(), &[Input::Cancel { at: 7 }]);
+    let mut told = self::told(&events);
+    assert_eq!(told.cancel(payment()).status(), Status::Cancelled);
+}
+
+/// The records of two chains come in any order.
+#[test]
+fn events_of_two_chains_keep_their_numbers_whichever_comes_first() {
+    let (home, abroad) = (transfer(HOME, 2, 100), transfer(ABROAD, 3, 5));
+    let (ended, events) = live(payment(), &[abroad.clone(), home.clone()]);
+    let mut told = told(&events);
+    let late = transfer(HOME, 4, 1);
+    let (again, made) = live_again(payment(), &[home, abroad, late], &mut told);
+    assert_eq!(made.iter().map(|event| event.sequence).collect::<Vec<_>>(), [ended.sequence + 1]);
+    assert_eq!(again.sequence, ended.sequence + 1);
+}
+
+#[test]
+fn a_cancellation_that_the_chain_contradicts_is_given_up_and_said() {
+    let (_, events) = live(payment(), &[Input::Cancel { at: 7 }]);
+    let mut told = told(&events);
+    let paid = step(&payment(), &transfer(HOME, 2, 100)).unwrap().next;
+    assert_eq!(told.cancel(paid).status(), Status::Detected);
+    assert!(told.is_contradicted() && told.next_cancellation().is_none());
+}

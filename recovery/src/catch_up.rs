@@ -1,0 +1,226 @@
+//! Postgres catches up with the topics: what they have gained since the offsets that the database knows is compared with its rows,
+//! and what it lacks is written again. Comparing costs as much as was gained, not as much as there is.
+//!
+//! - `payment.events` first: events that the database does not know are written down as told, before anyone could make them again.
+//!   Those that wait in the outbox although Kafka has them are taken out of it.
+//! - Then `payment.intents`: payments, static addresses and idempotency keys that are missing are inserted, and the sequences of
+//!   their accounts moved past them.
+//!
+//! Several processes may compare at the same time. The offsets are written in the transaction of their records, and only by the
+//! one that finds them where it began.
+
+use crate::installation::installation;
+use crate::known::{self, Known, LastRecords};
+use anyhow::anyhow;
+use base::metrics;
+use deadpool_postgres::{Client, GenericClient};
+use merchants::{accounts, restore_merchants};
+use payments::intents::{Issued, Origin, issued};
+use payments::store::{self, RestoredRows};
+use runtime::db::lock;
+use runtime::kafka::{Backlog, Offsets, Record};
+use runtime::{Failure, Kafka};
+use std::collections::{BTreeMap, HashMap};
+use tokio::runtime::Handle;
+use topics::wire::{PaymentEvent, PaymentIntent};
+use topics::{Topic, frame};
+use uuid::Uuid;
+
+/// Records per transaction.
+const MAX_RECORDS: usize = 20_000;
+
+/// What a comparison found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    pub payments: usize,
+    pub addresses: usize,
+    pub keys: u64,
+    pub events: u64,
+    /// Another installation that writes to our topics.
+    pub foreign: Option<Uuid>,
+}
+
+/// One run of the comparison.
+pub struct CatchUp<'a> {
+    pub handle: &'a Handle,
+    pub kafka: &'a Kafka,
+    pub backlog: &'a Backlog,
+    pub client: &'a mut Client,
+}
+
+impl CatchUp<'_> {
+    /// Compares up to the present ends of both topics.
+    ///
+    /// # Errors
+    /// `Retry` when Kafka or the database fails; `Halt` when this database is new and the topics are another installation's.
+    pub fn run(&mut self) -> Result<Findings, Failure> {
+        let intents = self.backlog.ends(Topic::Intents)?;
+        let events = self.backlog.ends(Topic::Events)?;
+        let own = self.handle.block_on(installation(&*self.client))?;
+        let mut findings = Findings::default();
+        self.topic(Topic::Events, &events, async |db, records, _| {
+            let told: Vec<(Uuid, PaymentEvent)> = records.iter().filter_map(|value| read_event(value)).collect();
+            findings.events += store::keep_told_events(db, &told).await?;
+            Ok(())
+        })?;
+        self.topic(Topic::Intents, &intents, async |db, records, is_new| {
+            let read: Vec<PaymentIntent> = records.iter().filter_map(|value| read_intent(value)).collect();
+            restore(db, own, is_new, &read, &mut findings).await
+        })?;
+        report(&findings);
+        Ok(findings)
+    }
+
+    /// Hands the values of a topic's records to `apply`, with whether the database knew nothing of the topic before.
+    fn topic(
+        &mut self,
+        topic: Topic,
+        ends: &Offsets,
+        mut apply: impl AsyncFnMut(&deadpool_postgres::Transaction<'_>, &[Vec<u8>], bool) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let Self { handle, kafka, backlog, client } = self;
+        let name = kafka.name(topic);
+        let mut is_new = None;
+        loop {
+            let Known { next, .. } = handle.block_on(known::load(&**client, &name))?;
+            let is_new = *is_new.get_or_insert(next.is_empty());
+            if !next.is_empty() && ends.iter().all(|(partition, end)| next.get(partition).is_some_and(|next| next >= end)) {
+                return Ok(());
+            }
+            let (mut values, mut last) = (Vec::new(), LastRecords::new());
+            let reached = backlog.read(topic, &next, ends, MAX_RECORDS, |record| {
+                values.push(record.payload().to_vec());
+                last.insert(record.partition(), (record.offset(), mark(record)));
+            })?;
+            handle.block_on(async {
+                let transaction = client.transaction().await?;
+                transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&lock::CATCH_UP]).await?;
+                if known::load(&transaction, &name).await?.next != next {
+                    // Another process has compared them.
+                    return Ok(());
+                }
+                apply(&transaction, &values, is_new).await?;
+                known::save(&transaction, &name, &reached, &last).await?;
+                Ok::<_, Failure>(transaction.commit().await?)
+            })?;
+        }
+    }
+}
+
+/// What tells a record from the one that has its offset in a topic that was made anew.
+pub fn mark(record: &Record<'_>) -> Vec<u8> {
+    let mut mark = record.timestamp_ms().unwrap_or_default().to_be_bytes().to_vec();
+    mark.extend_from_slice(record.key());
+    mark
+}
+
+fn read_event(value: &[u8]) -> Option<(Uuid, PaymentEvent)> {
+    let event: PaymentEvent = frame::decode(value).inspect_err(|e| tracing::warn!("a record of payment.events: {e}")).ok()?;
+    let id =
+        event.payment_id.parse().inspect_err(|e| tracing::warn!("an event of payment {:?}: {e}", event.payment_id)).ok()?;
+    Some((id, event))
+}
+
+/// One that can't be read is the detector's to set aside.
+fn read_intent(value: &[u8]) -> Option<PaymentIntent> {
+    frame::decode(value).inspect_err(|e| tracing::warn!("a record of payment.intents: {e}")).ok()
+}
+
+async fn restore(
+    db: &impl GenericClient,
+    own: Uuid,
+    is_new: bool,
+    intents: &[PaymentIntent],
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    // A compacted topic may have several of an address; the last one counts.
+    let by_id: HashMap<Uuid, &PaymentIntent> =
+        intents.iter().filter_map(|intent| Some((intent.payment_id.parse().ok()?, intent))).collect();
+    let ids: Vec<Uuid> = by_id.keys().copied().collect();
+    let lost = store::lost_ids(db, &ids).await?;
+    let mut restorable: Vec<(Issued, Origin)> = Vec::new();
+    let mut highest: BTreeMap<String, u32> = BTreeMap::new();
+    for intent in lost.iter().filter_map(|id| by_id.get(id)) {
+        let (issued, origin) = match issued(intent) {
+            Ok(issued) => issued,
+            Err(error) => {
+                tracing::warn!("payment {} is lost, and its intent can't bring it back: {error}", intent.payment_id);
+                continue;
+            }
+        };
+        let (account, index) = match &issued {
+            Issued::Payment(payment) => (&payment.xpub, payment.address_index),
+            Issued::Address(address) => (&address.xpub, address.address_index),
+        };
+        if !origin.installation.is_nil() && origin.installation != own {
+            if is_new {
+                return Err(refused(own, origin.installation));
+            }
+            findings.foreign = Some(origin.installation);
+            // Its address is given out, whoever did it.
+            if known_account(db, account).await? {
+                highest.entry(account.clone()).and_modify(|known| *known = index.max(*known)).or_insert(index);
+            }
+            continue;
+        }
+        highest.entry(account.clone()).and_modify(|known| *known = index.max(*known)).or_insert(index);
+        restorable.push((issued, origin));
+    }
+    accounts::move_sequences(db, &highest).await?;
+    if restorable.is_empty() {
+        return Ok(());
+    }
+    let merchants: Vec<Uuid> = restorable
+        .iter()
+        .map(|(issued, _)| match issued {
+            Issued::Payment(payment) => payment.merchant,
+            Issued::Address(address) => address.merchant,
+        })
+        .collect();
+    restore_merchants(db, &merchants).await?;
+    let RestoredRows { payments, addresses, keys, contradictory } = store::restore_issued(db, &restorable).await?;
+    for id in contradictory {
+        tracing::error!(
+            "payment {id} is lost and stays so: its address or its index belongs to another payment of this database"
+        );
+    }
+    findings.payments += payments;
+    findings.addresses += addresses;
+    findings.keys += keys;
+    Ok(())
+}
+
+async fn known_account(db: &impl GenericClient, fingerprint: &str) -> Result<bool, Failure> {
+    Ok(db.query_opt("SELECT FROM xpubs WHERE fingerprint = $1", &[&fingerprint]).await?.is_some())
+}
+
+fn refused(own: Uuid, other: Uuid) -> Failure {
+    Failure::Halt(anyhow!(
+        "payment.intents has the addresses of installation {other}, and the database is that of {own}, which is new here: two \
+         installations on one xpub would give the same address to two customers. Give this one a TOPIC_PREFIX and a CTRIP_XPUB of its \
+         own. If its database takes the place of the one that was lost: `ctrip intents adopt {other}`"
+    ))
+}
+
+fn report(findings: &Findings) {
+    let Findings { payments, addresses, keys, events, foreign } = findings;
+    if let Some(other) = foreign {
+        tracing::error!(
+            "installation {other} writes its intents to our payment.intents: with the same xpub it gives out the same addresses. Stop \
+             it, or give it a TOPIC_PREFIX and a CTRIP_XPUB of its own"
+        );
+    }
+    let rows = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    for (what, count) in [("payments", rows(*payments)), ("addresses", rows(*addresses)), ("keys", *keys), ("events", *events)]
+    {
+        if count > 0 {
+            metrics::RESTORED.counter(&[("what", what)]).increment(count);
+        }
+    }
+    if payments + addresses > 0 || *events > 0 {
+        tracing::warn!(
+            "Postgres had lost what the topics have, as after a restore: {payments} payments, {addresses} static addresses, {keys} \
+             idempotency keys and {events} events are there again"
+        );
+    }
+}

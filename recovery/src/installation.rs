@@ -1,0 +1,33 @@
+//! The row of `installation`: which installation a database belongs to. It is written at the first start, and each intent names it.
+//!
+//! Two installations on the same topics would give out the same addresses if they have the same xpub. The newcomer is refused; the
+//! one that was there first says so.
+
+use anyhow::{Context as _, Result};
+use deadpool_postgres::GenericClient;
+use runtime::{Failure, db};
+use uuid::Uuid;
+
+/// The installation of this database; a new one if it has none yet.
+///
+/// # Errors
+/// When the database fails.
+pub async fn installation(db: &impl GenericClient) -> Result<Uuid, Failure> {
+    let select = db.prepare_cached("SELECT id FROM installation").await?;
+    if let Some(row) = db.query_opt(&select, &[]).await? {
+        return Ok(row.get(0));
+    }
+    db.execute("INSERT INTO installation (id) VALUES (gen_random_uuid()) ON CONFLICT DO NOTHING", &[]).await?;
+    Ok(db.query_one(&select, &[]).await?.get(0))
+}
+
+/// Makes the database that of another installation: it takes the place of a database that was lost, and gets what the topics have.
+///
+/// # Errors
+/// When the database fails.
+pub async fn adopt(database_url: &str, installation: Uuid) -> Result<()> {
+    let db = db::pool(database_url, 1)?.get().await.context("connecting to DATABASE_URL")?;
+    let sql = "INSERT INTO installation (id) VALUES ($1) ON CONFLICT (singleton) DO UPDATE SET id = EXCLUDED.id";
+    db.execute(sql, &[&installation]).await.context("`ctrip migrate` creates the tables")?;
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! Rows of `known_offsets`: up to which offset of a topic the database knows all records. They are written in the transaction that
+//! compared the records with the database, so a restored database has those of its backup.
+
+use deadpool_postgres::GenericClient;
+use runtime::Failure;
+use runtime::kafka::Offsets;
+use std::collections::BTreeMap;
+
+/// The last record that was read of each partition: its offset, and a text that no other record has.
+pub type LastRecords = BTreeMap<i32, (i64, Vec<u8>)>;
+
+/// What is known of a topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The next offset of each partition; none before the first time.
+    pub next: Offsets,
+    pub last: LastRecords,
+}
+
+/// What the database knows of a topic, by its name with the prefix.
+///
+/// # Errors
+/// When the database fails.
+pub async fn load(db: &impl GenericClient, topic: &str) -> Result<Known, Failure> {
+    let statement = db
+        .prepare_cached("SELECT partition, next_offset, last_offset, last_record FROM known_offsets WHERE topic = $1")
+        .await?;
+    let mut known = Known::default();
+    for row in db.query(&statement, &[&topic]).await? {
+        let partition: i32 = row.get(0);
+        known.next.insert(partition, row.get(1));
+        if let (Some(offset), Some(record)) = (row.get(2), row.get::<_, Option<Vec<u8>>>(3)) {
+            known.last.insert(partition, (offset, record));
+        }
+    }
+    Ok(known)
+}
+
+/// Writes the offsets up to which all is known now, and the last records of those partitions that had any.
+///
+/// # Errors
+/// When the database fails.
+pub async fn save(db: &impl GenericClient, topic: &str, next: &Offsets, last: &LastRecords) -> Result<(), Failure> {
+    let statement = db
+        .prepare_cached(
+            "INSERT INTO known_offsets (topic, partition, next_offset, last_offset, last_record)
+             SELECT $1, partition, next_offset, last_offset, last_record
+             FROM unnest($2::integer[], $3::bigint[], $4::bigint[], $5::bytea[]) AS t (partition, next_offset, last_offset, last_record)
+             ON CONFLICT (topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, updated_at = now(),
+                 last_offset = coalesce(EXCLUDED.last_offset, known_offsets.last_offset),
+                 last_record = coalesce(EXCLUDED.last_record, known_offsets.last_record)",
+        )
+        .await?;
+    let partitions: Vec<i32> = next.keys().copied().collect();
+    let offsets: Vec<i64> = next.values().copied().collect();
+    let last_offsets: Vec<Option<i64>> = partitions.iter().map(|p| last.get(p).map(|(offset, _)| *offset)).collect();
+    let records: Vec<Option<&[u8]>> = partitions.iter().map(|p| last.get(p).map(|(_, record)| record.as_slice())).collect();
+    db.execute(&statement, &[&topic, &partitions, &offsets, &last_offsets, &records]).await?;
+    Ok(())
+}
+
+/// Begins again at these offsets: the topic does not have the records any more that were known of it.
+///
+/// # Errors
+/// When the database fails.
+pub async fn rewind(db: &impl GenericClient, topic: &str, next: &Offsets) -> Result<(), Failure> {
+    db.execute("DELETE FROM known_offsets WHERE topic = $1", &[&topic]).await?;
+    save(db, topic, next, &LastRecords::new()).await
+}

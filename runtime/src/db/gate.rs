@@ -1,0 +1,115 @@
+//! A gate in front of a pool: its connections reach only a database that is known to have all that Kafka has.
+//!
+//! A backup that was restored, or a standby that was promoted while it lagged, has lost what came after. No statement may run on
+//! such a database before it has caught up, so a connection to a database that was not looked at yet fails, and asks for the look.
+
+use deadpool_postgres::{ClientWrapper, Hook, HookError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Tells apart the database behind one connection and that behind another, though both have the same URL: another server process,
+/// another database of the name, or tables made anew. While it stays the same, nothing was restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lineage {
+    /// When the server's process started; a promoted standby has another one, and so has a server on restored files.
+    started: String,
+    database: u32,
+    table: Option<u32>,
+}
+
+/// Whether a database may be used. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    open: Mutex<Option<Lineage>>,
+    opened: Notify,
+    asked: Notify,
+}
+
+impl Lineage {
+    /// Of the database that the connection reaches.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn of(client: &tokio_postgres::Client) -> Result<Self, tokio_postgres::Error> {
+        let sql = "SELECT extract(epoch FROM pg_postmaster_start_time())::text,
+                (SELECT oid FROM pg_database WHERE datname = current_database()), to_regclass('stage_offsets')::oid";
+        let row = client.query_one(sql, &[]).await?;
+        Ok(Self { started: row.get(0), database: row.get(1), table: row.get(2) })
+    }
+}
+
+impl Gate {
+    /// Lets connections to this database through, and to no other.
+    pub fn open(&self, lineage: Lineage) {
+        *self.lineage() = Some(lineage);
+        self.0.opened.notify_waiters();
+    }
+
+    /// Lets no connection through.
+    pub fn close(&self) {
+        *self.lineage() = None;
+    }
+
+    pub fn is_open_to(&self, lineage: &Lineage) -> bool {
+        self.lineage().as_ref() == Some(lineage)
+    }
+
+    /// Waits until it is open.
+    pub async fn opened(&self) {
+        loop {
+            let opened = self.0.opened.notified();
+            if self.lineage().is_some() {
+                return;
+            }
+            opened.await;
+        }
+    }
+
+    /// Waits until a connection to another database asks to be let through, `longest` at most. Returns whether one has.
+    pub async fn asked(&self, longest: Duration) -> bool {
+        tokio::time::timeout(longest, self.0.asked.notified()).await.is_ok()
+    }
+
+    /// The check of each new connection of a pool.
+    pub(super) fn hook(&self) -> Hook {
+        let gate = self.clone();
+        Hook::async_fn(move |client: &mut ClientWrapper, _| {
+            let gate = gate.clone();
+            Box::pin(async move {
+                let lineage = Lineage::of(client).await.map_err(HookError::Backend)?;
+                if gate.is_open_to(&lineage) {
+                    return Ok(());
+                }
+                gate.0.asked.notify_one();
+                Err(HookError::message("Postgres was restarted or restored, and first catches up with the topics"))
+            })
+        })
+    }
+
+    /// Nobody panics while holding the lock.
+    fn lineage(&self) -> std::sync::MutexGuard<'_, Option<Lineage>> {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_gate_is_open_to_the_database_that_was_looked_at_and_to_no_other() {
+        let lineage = |started: &str| Lineage { started: started.to_owned(), database: 1, table: Some(2) };
+        let gate = Gate::default();
+        assert!(!gate.is_open_to(&lineage("1")));
+        gate.open(lineage("1"));
+        gate.opened().await;
+        assert!(gate.is_open_to(&lineage("1")) && !gate.is_open_to(&lineage("2")));
+        assert!(!gate.is_open_to(&Lineage { table: Some(3), ..lineage("1") }));
+        gate.close();
+        assert!(!gate.is_open_to(&lineage("1")));
+    }
+}

@@ -1,0 +1,134 @@
+//! What topics have gained since given offsets, read as often as asked. It joins no group and keeps no position: the offsets are
+//! the caller's.
+
+use super::client::Kafka;
+use super::offsets::{CALL_TIMEOUT, end_offsets, with_leaders};
+use super::read_all::EofContext;
+use super::record::Record;
+use crate::failure::Failure;
+use anyhow::anyhow;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use topics::Topic;
+
+/// How long to wait for a next record.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An offset per partition.
+pub type Offsets = BTreeMap<i32, i64>;
+
+/// A reader of whatever lies between two sets of offsets. Its calls block.
+pub struct Backlog {
+    kafka: Kafka,
+    inner: BaseConsumer<EofContext>,
+}
+
+impl Backlog {
+    /// # Errors
+    /// When librdkafka refuses the configuration.
+    pub fn open(kafka: &Kafka) -> Result<Self, Failure> {
+        let inner = kafka
+            .reader_config("backlog")
+            .set("group.id", kafka.prefixed("backlog"))
+            .set("enable.partition.eof", "true")
+            .create_with_context(EofContext)?;
+        Ok(Self { kafka: kafka.clone(), inner })
+    }
+
+    /// The end of each partition, before which all is committed.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn ends(&self, topic: Topic) -> Result<Offsets, Failure> {
+        Ok(end_offsets(&self.inner, &self.kafka.name(topic), topic.partitions())?.into_iter().collect())
+    }
+
+    /// How many partitions the topic has now.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or has no such topic.
+    pub fn partitions(&self, topic: Topic) -> Result<usize, Failure> {
+        partitions(&self.inner, &self.kafka.name(topic))
+    }
+
+    /// Shows the records from `from` to `ends`, in order per partition, and about `limit` of them at most. Returns the offsets up
+    /// to which all were shown: those of `ends`, unless the limit came first.
+    ///
+    /// # Errors
+    /// When no record arrives for 30 s before the end, or the broker fails.
+    pub fn read(
+        &self,
+        topic: Topic,
+        from: &Offsets,
+        ends: &Offsets,
+        limit: usize,
+        mut see: impl FnMut(&Record<'_>),
+    ) -> Result<Offsets, Failure> {
+        let start = |partition: &i32| from.get(partition).copied().unwrap_or(0);
+        let mut reached: Offsets = ends.keys().map(|partition| (*partition, start(partition))).collect();
+        let mut open: Offsets = ends.iter().filter(|(p, end)| start(p) < **end).map(|(p, end)| (*p, *end)).collect();
+        if open.is_empty() {
+            return Ok(reached);
+        }
+        let name = self.kafka.name(topic);
+        let mut list = TopicPartitionList::new();
+        for partition in open.keys() {
+            list.add_partition_offset(&name, *partition, Offset::Offset(start(partition)))?;
+        }
+        self.inner.assign(&list)?;
+        let (mut last, mut seen) = (Instant::now(), 0);
+        while !open.is_empty() && seen < limit {
+            match self.inner.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    let record = Record { topic, message };
+                    let (partition, offset) = (record.partition(), record.offset());
+                    last = Instant::now();
+                    let Some(end) = open.get(&partition).copied() else { continue };
+                    if offset < end {
+                        see(&record);
+                        seen += 1;
+                    }
+                    reached.insert(partition, end.min(offset + 1));
+                    if offset + 1 >= end {
+                        open.remove(&partition);
+                    }
+                }
+                // The other offsets below the end belong to no record: markers of transactions, and aborted ones.
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    if let Some(end) = open.remove(&partition) {
+                        reached.insert(partition, end);
+                    }
+                }
+                // librdkafka connects again by itself. What it says may be from an outage that is over.
+                Some(Err(error)) if is_outage(&error) && last.elapsed() < READ_TIMEOUT => {}
+                Some(Err(error)) => return Err(Failure::from(error).context(format!("reading {name}"))),
+                None if last.elapsed() > READ_TIMEOUT => {
+                    return Err(Failure::Retry(anyhow!("no record and no end of {name} came for {READ_TIMEOUT:?}")));
+                }
+                None => {}
+            }
+        }
+        self.inner.unassign()?;
+        Ok(reached)
+    }
+}
+
+fn is_outage(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut};
+    matches!(error.rdkafka_error_code(), Some(AllBrokersDown | BrokerTransportFailure | OperationTimedOut))
+}
+
+/// How many partitions a topic has.
+pub(super) fn partitions<C: rdkafka::consumer::ConsumerContext>(
+    client: &BaseConsumer<C>,
+    name: &str,
+) -> Result<usize, Failure> {
+    let metadata = with_leaders(|| client.fetch_metadata(Some(name), CALL_TIMEOUT))
+        .map_err(|e| Failure::from(e).context(format!("the partitions of {name}")))?;
+    let topic = metadata.topics().first().filter(|topic| topic.error().is_none());
+    let topic = topic.ok_or_else(|| Failure::Retry(anyhow!("Kafka has no topic {name}; `ctrip topics apply` creates it")))?;
+    Ok(topic.partitions().len())
+}

@@ -1,14 +1,18 @@
 //! Postgres is restored from a backup, or `payment.intents` is lost: what was given out and told stays as it was.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Backup, Lab, Payment, Plan, Process, events, eventually, ledger};
+use e2e::{Api, Backup, Lab, Payment, Plan, Process, XPUB, events, eventually, ledger};
 use futures::future::try_join_all;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use reqwest::{Method, StatusCode};
+use runtime::kafka::Publisher;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use topics::{Topic, U256, wire};
+use std::time::Duration;
+use topics::{Message as _, Topic, U256, wire};
+use uuid::Uuid;
+use wallet::AccountXpub;
 
 const PER_ROUND: usize = 100;
 const AMOUNT: u64 = 1_000;
@@ -343,6 +347,43 @@ async fn a_second_installation_on_the_same_topics_is_refused_unless_it_takes_the
     .await
     .with_context(|| up.tail())?;
     ensure!(api.coin(AMOUNT).await?.address()? != payment.address()?, "an address was given out twice");
+    up.check()
+}
+
+/// The one that was there first goes on, names the other, and gives out no index that the other gave out.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installation_that_writes_to_our_topics_is_named_and_its_indices_are_left_out() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let mut up = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut up).await?;
+    let account = AccountXpub::parse(XPUB)?;
+    ensure!(api.coin(AMOUNT).await?.address()? == account.address(0)?);
+    let (kafka, other) = (lab.kafka().await?, Uuid::new_v4());
+    let intent = wire::PaymentIntent {
+        address: account.address(50)?.to_vec().into(),
+        payment_id: Uuid::now_v7().to_string(),
+        merchant_id: Uuid::new_v4().to_string(),
+        chain_id: 31337,
+        chain: "anvil".to_owned(),
+        amount: vec![1].into(),
+        address_index: 50,
+        account: account.fingerprint(),
+        installation: other.to_string(),
+        ..Default::default()
+    };
+    let records = [(intent.key(), kafka.encode(&intent))];
+    for outcome in Publisher::open(&kafka, Duration::from_secs(10))?.publish(Topic::Intents, &records).await {
+        outcome?;
+    }
+    let health = eventually("the other installation to be named", async || {
+        let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+        Ok(Some(health).filter(|health| health["components"]["topics"]["status"] == "failing"))
+    })
+    .await?;
+    ensure!(health["status"] == "degraded" && health.to_string().contains(&other.to_string()), "{health}");
+    ensure!(api.coin(AMOUNT).await?.address()? == account.address(51)?, "an index of the other installation");
+    ensure!(!ledger(&lab).await?.contains_key(&intent.payment_id), "the other's payment is not ours");
     up.check()
 }
 

@@ -47,8 +47,10 @@ metrics_list! {
     CHAIN_REORGS = Counter "chain_reorgs_total" ["chain"] "Reorgs published; chain_blocks_total counts the removed blocks.";
     CHAIN_UNPROVEN = Counter "chain_unproven_answers_total" ["chain", "endpoint"] "Answers of nodes that failed their proof, and so were not published.";
     CHAIN_UNCHECKED = Counter "chain_unchecked_blocks_total" ["chain"] "Blocks published with a part that no root proves, as verify allows.";
+    CHAIN_UNAGREED = Counter "chain_unagreed_blocks_total" ["chain"] "Blocks with a part that no root proves and no second endpoint has agreed to.";
+    CHAIN_UNTRACED = Counter "chain_untraced_blocks_total" ["chain"] "Blocks of a chain with traces that could not be traced whole; a backfill brings what is missing.";
     CHAIN_HALTED = Gauge "chain_halted" ["chain"] "1 while the chain is halted and needs an operator.";
-    RPC_REQUESTS = Counter "rpc_requests_total" ["chain", "endpoint", "outcome"] "Requests to nodes: ok, error, or rate limited by the provider.";
+    RPC_REQUESTS = Counter "rpc_requests_total" ["chain", "endpoint", "outcome"] "Requests to nodes: ok, error, late, or limited by the provider.";
     RPC_LATENCY = Histogram "rpc_latency_seconds" ["chain", "endpoint"] "Response time of a node.";
     RPC_STATE = Gauge "rpc_endpoint_state" ["chain", "endpoint"] "Circuit breaker of a node: 0 closed, 1 half open, 2 open.";
     RPC_HEAD = Gauge "rpc_endpoint_head_block" ["chain", "endpoint"] "Number of the newest block that the node reported.";

@@ -81,7 +81,7 @@ fn records_of_block(
         transactions_root: to_bytes(&fetched.block.transactions_root),
         receipts_root: to_bytes(&fetched.block.receipts_root),
         transactions: transactions.map(|((transaction, status), index)| of_transaction(transaction, *status, index)).collect(),
-        traced: fetched.internal.is_some(),
+        traced: fetched.is_traced(),
         internal_transfers: fetched.internal.iter().flatten().map(internal_transfer).collect(),
         credits: fetched.block.credits(chain).iter().map(credit).collect(),
         ..with_tags(block(chain, sequence, &head, kind), finality)
@@ -120,7 +120,7 @@ fn logs(chain: ChainId, sequence: u64, head: &Head, kind: logs_record::Kind) -> 
         kind: kind.into(),
         number: head.number,
         hash: to_bytes(&head.hash),
-        logs: Vec::new(),
+        ..LogsRecord::default()
     }
 }
 

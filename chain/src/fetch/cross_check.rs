@@ -1,58 +1,166 @@
 //! What no root covers, a second endpoint must confirm: parts that a chain hashes in its own way, and call traces, which
 //! nothing hashes.
+//!
+//! The others are asked by our block's hash, all at once, and the first that agrees is enough: a slow one sets no pace. One that
+//! does not have the block, or does not answer, has not agreed: the block waits. An endpoint that has confirmed nothing for
+//! 15 s is not waited for until it does, so its silence does not stop the chain. Then the block rests on one word, and
+//! says so; traces are left out, for a later backfill, since they are all that shows the coin which contracts send.
 
 use super::block_id::BlockId;
 use super::error::FetchError;
 use super::fetched::{FetchedBlock, PlacedLog};
 use super::from_endpoint::fetch_from_endpoint;
-use super::options::FetchOptions;
-use super::traces;
+use super::traces::{Traces, fetch_traces};
 use crate::block::{Block, ReceiptStatus, Transaction};
 use crate::proof::{PartProof, Proof, ProofError, Verify};
 use crate::rpc::{Endpoint, Rpc};
 use alloy::primitives::{Address, B256, U256};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use std::sync::Arc;
+use std::time::Duration;
 
-/// Compares what is not proven with another endpoint's answer. Endpoints with an open circuit are asked too: one that has just
-/// failed is better than none. An endpoint that does not answer, or does not have the block yet, is skipped; if none is left,
-/// `asked` is trusted alone.
+/// How often an endpoint is asked for a block that it does not have yet, and the pause in between.
+const MAX_ABSENT: u32 = 5;
+const ABSENT_PAUSE: Duration = Duration::from_millis(200);
+/// How long an endpoint is listened to that is not waited for.
+const SHORT_WAIT: Duration = Duration::from_secs(2);
+
+/// A part that no root proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// Header, transactions, statuses, logs.
+    Content,
+    Traces,
+}
+
+/// What another endpoint says about a part.
+#[derive(Debug)]
+enum Verdict {
+    Agrees,
+    /// With the part that differs.
+    Contradicts(&'static str),
+    /// It can't say: it has no tracer.
+    Unable,
+    /// It does not have the block, or did not answer.
+    Silent(String),
+}
+
+/// Compares what is not proven with other endpoints' answers. `traces` are those that `asked` gave. Where no endpoint agrees and
+/// none is waited for, content is marked as resting on one word, and traces are taken out again.
 ///
 /// # Errors
-/// If another endpoint contradicts. Then neither is trusted.
-pub(super) async fn confirm_elsewhere(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &FetchedBlock) -> Result<(), FetchError> {
+/// If another endpoint contradicts: then neither is trusted. If none has agreed yet that is waited for.
+pub(super) async fn confirm_elsewhere(
+    rpc: &Rpc,
+    asked: &Arc<Endpoint>,
+    fetched: &mut FetchedBlock,
+    traces: Option<&Traces>,
+) -> Result<(), FetchError> {
     let Proof { header, transactions, receipts, withdrawals: _ } = &fetched.proof;
     let unproven = [header, transactions, receipts].into_iter().any(|part| *part != PartProof::Root);
-    let mut traced = fetched.internal.as_ref().filter(|_| !fetched.block.transactions.is_empty());
-    let mut unproven = unproven.then_some(fetched);
-    for other in rpc.by_preference().into_iter().filter(|other| !Arc::ptr_eq(other, asked)) {
-        if unproven.is_none() && traced.is_none() {
-            break;
-        }
-        if other.check_chain_id().await.is_err() {
-            continue;
-        }
-        if let Some(ours) = unproven
-            && let Some(theirs) = fetch_unproven(&other, ours.block.hash).await
-        {
-            difference(ours, &theirs).map_or(Ok(()), |what| Err(contradiction(fetched, what, asked, &other)))?;
-            unproven = None;
-        }
-        if let Some(ours) = traced
-            && let Ok(theirs) = traces::fetch_internal_transfers(&other, fetched).await
-        {
-            if *ours != theirs {
-                return Err(contradiction(fetched, "what contracts sent", asked, &other));
-            }
-            traced = None;
-        }
+    let traces = traces.filter(|traces| !fetched.block.transactions.is_empty() && !traces.are_none());
+    let others = rpc.others(asked);
+    if unproven {
+        fetched.on_one_word = !is_confirmed(&others, asked, fetched, Part::Content, traces).await?;
+    }
+    if traces.is_some() && !is_confirmed(&others, asked, fetched, Part::Traces, traces).await? {
+        fetched.internal = Some(Vec::new());
+        fetched.untraced = Some("no second endpoint has confirmed the traces".to_owned());
     }
     Ok(())
 }
 
-async fn fetch_unproven(other: &Endpoint, hash: B256) -> Option<FetchedBlock> {
-    // Without a proof: only the comparison counts.
-    let options = FetchOptions { verify: Verify::Off, traces: false };
-    Box::pin(fetch_from_endpoint(other, options, BlockId::Hash(hash))).await.ok()?
+/// Whether the part may be published as it is: an endpoint agrees, or, for traces, no other one has a tracer.
+async fn is_confirmed(
+    others: &[Arc<Endpoint>],
+    asked: &Endpoint,
+    fetched: &FetchedBlock,
+    part: Part,
+    traces: Option<&Traces>,
+) -> Result<bool, FetchError> {
+    let questions = others.iter().cloned().map(|other| async move {
+        let verdict = ask(&other, fetched, part, traces).await;
+        (other, verdict)
+    });
+    let mut answers: FuturesUnordered<_> = questions.collect();
+    let (mut silent, mut waited_for) = (Vec::new(), false);
+    while let Some((other, verdict)) = answers.next().await {
+        match verdict {
+            Verdict::Agrees => {
+                other.record_confirmation();
+                return Ok(true);
+            }
+            Verdict::Contradicts(what) => {
+                other.record_confirmation();
+                return Err(contradiction(fetched, what, asked, &other));
+            }
+            Verdict::Unable => {}
+            Verdict::Silent(why) => {
+                waited_for |= other.is_waited_for();
+                other.record_silence();
+                silent.push(format!("{}: {why}", other.host()));
+            }
+        }
+    }
+    let (what, silent_ones) = (if part == Part::Traces { "the traces" } else { "what no root proves" }, silent.join("; "));
+    match silent.is_empty() {
+        // Nobody else can say anything.
+        true => Ok(part == Part::Traces),
+        false if waited_for => Err(FetchError::Unconfirmed { number: fetched.block.number, what, silent: silent_ones }),
+        false => Ok(false),
+    }
+}
+
+/// Asks an endpoint, for as long as it is waited for.
+async fn ask(other: &Endpoint, fetched: &FetchedBlock, part: Part, traces: Option<&Traces>) -> Verdict {
+    let verdict = async {
+        if let Err(error) = other.check_chain_id().await {
+            return Verdict::Silent(error.to_string());
+        }
+        match (part, traces) {
+            (Part::Traces, Some(ours)) => compare_traces(other, fetched, ours).await,
+            _ => compare_content(other, fetched).await,
+        }
+    };
+    if other.is_waited_for() {
+        return verdict.await;
+    }
+    let short = tokio::time::timeout(SHORT_WAIT, verdict).await;
+    short.unwrap_or_else(|_| Verdict::Silent("no answer for a while".to_owned()))
+}
+
+async fn compare_content(other: &Endpoint, ours: &FetchedBlock) -> Verdict {
+    for _ in 0..MAX_ABSENT {
+        // Without a proof: only the comparison counts.
+        match fetch_from_endpoint(other, Verify::Off, BlockId::Hash(ours.block.hash)).await {
+            Ok(Some(theirs)) => return difference(ours, &theirs).map_or(Verdict::Agrees, Verdict::Contradicts),
+            Ok(None) if !other.is_waited_for() => break,
+            Ok(None) => tokio::time::sleep(ABSENT_PAUSE).await,
+            Err(error) => return Verdict::Silent(base::error_chain(&error)),
+        }
+    }
+    Verdict::Silent("it does not have the block".to_owned())
+}
+
+async fn compare_traces(other: &Endpoint, fetched: &FetchedBlock, ours: &Traces) -> Verdict {
+    let mut absent = 0;
+    loop {
+        match fetch_traces(other, fetched).await {
+            // It could trace nothing: so far it has not said anything.
+            Ok(theirs) if theirs.are_none() => {
+                absent += 1;
+                if absent == MAX_ABSENT || !other.is_waited_for() {
+                    return Verdict::Silent(theirs.why.map_or_else(|| "it has no traces".to_owned(), |why| why.to_string()));
+                }
+                tokio::time::sleep(ABSENT_PAUSE).await;
+            }
+            Ok(theirs) if ours.in_common(&theirs).eq(theirs.in_common(ours)) => return Verdict::Agrees,
+            Ok(_) => return Verdict::Contradicts("what contracts sent"),
+            Err(FetchError::NoTracer { .. }) => return Verdict::Unable,
+            Err(error) => return Verdict::Silent(base::error_chain(&error)),
+        }
+    }
 }
 
 /// Next time the other endpoint is asked first. If it can prove its answer, the contradiction is settled.
@@ -83,8 +191,8 @@ fn difference(ours: &FetchedBlock, theirs: &FetchedBlock) -> Option<&'static str
 }
 
 /// The fields of a transaction that a payment depends on.
-fn payment_fields(transaction: &Transaction) -> (B256, Option<Address>, U256, u64) {
-    (transaction.hash, transaction.to, transaction.value, transaction.kind)
+fn payment_fields(transaction: &Transaction) -> (B256, Address, Option<Address>, U256, u64) {
+    (transaction.hash, transaction.from, transaction.to, transaction.value, transaction.kind)
 }
 
 /// Whether the statuses agree wherever both are known.

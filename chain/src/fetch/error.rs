@@ -29,6 +29,29 @@ pub enum FetchError {
         #[source]
         source: Box<TraceError>,
     },
+    /// A part that no root proves waits for a second endpoint to agree.
+    #[error("no second endpoint has confirmed {what} of block {number} yet: {silent}")]
+    Unconfirmed {
+        /// Height of the block.
+        number: u64,
+        /// The part.
+        what: &'static str,
+        /// The endpoints that did not answer, and why.
+        silent: String,
+    },
+    /// Transactions of the block could not be traced, and may be yet.
+    #[error("{endpoint} could not trace {count} transactions of block {number}")]
+    Untraced {
+        /// Host and port.
+        endpoint: String,
+        /// Height of the block.
+        number: u64,
+        /// Transactions without a trace.
+        count: usize,
+        /// Why, of one of them.
+        #[source]
+        source: Option<Box<RpcError>>,
+    },
     /// The chain has `traces: true`, and the endpoint has no tracer.
     #[error("{endpoint} has neither debug_traceBlockByHash nor trace_block, and its chain has traces: true")]
     NoTracer {
@@ -43,6 +66,7 @@ impl BlamesEndpoint for FetchError {
             Self::Rpc(error) => error.blame(),
             Self::Unproven { .. } => Blame::Lie,
             Self::Trace { .. } | Self::NoTracer { .. } => Blame::Fault,
+            Self::Unconfirmed { .. } | Self::Untraced { .. } => Blame::None,
         }
     }
 }

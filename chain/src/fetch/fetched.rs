@@ -31,6 +31,10 @@ pub struct FetchedBlock {
     pub logs: Vec<PlacedLog>,
     /// Coin that contracts moved. `None` if no traces were requested.
     pub internal: Option<Vec<InternalTransfer>>,
+    /// Why `internal` may lack transfers, although they were requested.
+    pub untraced: Option<String>,
+    /// A part that no root proves rests on the word of one endpoint: there is no other, or none that answers.
+    pub on_one_word: bool,
     /// How well each part is proven.
     pub proof: Proof,
     /// The endpoint that gave it as its block at this height, and so is its first witness. `None` if it was asked for by hash: by
@@ -52,7 +56,7 @@ impl FetchedBlock {
             .map(|transaction| outcomes.get(&transaction.hash).copied().unwrap_or(ReceiptStatus::Unknown))
             .collect();
         let logs = place_logs(&block, receipts)?;
-        Ok(Self { block, statuses, logs, internal: None, proof, source: None })
+        Ok(Self { block, statuses, logs, internal: None, untraced: None, on_one_word: false, proof, source: None })
     }
 
     /// Whether the block reports every movement of its coin as a log (EIP-7708, zkSync). Then traces add nothing.
@@ -60,6 +64,11 @@ impl FetchedBlock {
         self.logs
             .iter()
             .any(|placed| placed.log.topics.first() == Some(&TRANSFER_TOPIC) && tells_every_movement(placed.log.address))
+    }
+
+    /// Whether `internal` has every transfer.
+    pub fn is_traced(&self) -> bool {
+        self.internal.is_some() && self.untraced.is_none()
     }
 
     /// Approximate size of its records, in bytes.

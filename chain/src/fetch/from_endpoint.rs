@@ -1,20 +1,18 @@
-//! A block with its receipts and traces from one endpoint, proven.
+//! A block with its receipts from one endpoint, proven.
 
 use super::block_id::{BlockId, block_call};
 use super::error::FetchError;
 use super::fetched::FetchedBlock;
-use super::options::FetchOptions;
-use super::receipts::{BLOCK_RECEIPTS, fetch_logs, fetch_receipts};
-use super::traces;
+use super::receipts::{BLOCK_RECEIPTS, fetch_logs, fetch_receipts, fetch_single_receipts};
 use crate::block::{Block, Receipt, Receipts};
-use crate::proof::ProofError;
+use crate::proof::{ProofError, Verify};
 use crate::rpc::{Answer, Batch, Endpoint, Reply, RpcError};
 use serde_json::json;
 
-/// Fetches a block with its receipts, and its traces if asked. `None` if the endpoint lacks the block or its receipts.
+/// Fetches a block with its receipts. `None` if the endpoint lacks the block or its receipts.
 pub(super) async fn fetch_from_endpoint(
     endpoint: &Endpoint,
-    options: FetchOptions,
+    verify: Verify,
     id: BlockId,
 ) -> Result<Option<FetchedBlock>, FetchError> {
     let unproven = |source| FetchError::Unproven { endpoint: endpoint.host().to_owned(), source };
@@ -46,23 +44,28 @@ pub(super) async fn fetch_from_endpoint(
         receipts => receipts,
     };
     let receipts = match receipts {
+        Ok(Some(all)) => {
+            endpoint.mark_with_block_receipts();
+            Some(Receipts::All(all))
+        }
         Err(error) if error.is_unsupported() || error.is_result_limit() => {
             if error.is_unsupported() {
                 endpoint.mark_without_block_receipts();
             }
             fetch_logs(endpoint, &block).await?
         }
-        Err(error) => return Err(error.into()),
+        Err(error) if error.is_rate_limit() || error.is_unreachable() => return Err(error.into()),
+        // It may fail for this block alone. The receipts one by one prove as much.
+        Err(error) => match fetch_single_receipts(endpoint, &block).await {
+            Ok(receipts) => receipts,
+            Err(_) => return Err(error.into()),
+        },
         Ok(None) if !endpoint.has_block_receipts() => fetch_logs(endpoint, &block).await?,
-        Ok(all) => all.map(Receipts::All),
+        Ok(None) => fetch_single_receipts(endpoint, &block).await?,
     };
     // A node that does not have the receipts yet counts as one without the block.
     let Some(receipts) = receipts else { return Ok(None) };
-    let mut fetched = FetchedBlock::new(block, receipts, options.verify).map_err(unproven)?;
-    if options.traces && !fetched.logs_coin_transfers() {
-        fetched.internal = Some(traces::fetch_internal_transfers(endpoint, &fetched).await?);
-    }
-    Ok(Some(fetched))
+    Ok(Some(FetchedBlock::new(block, receipts, verify).map_err(unproven)?))
 }
 
 /// Fetches a block and its receipts in one batch, or side by side from a node without batches.
@@ -81,9 +84,12 @@ async fn fetch_block_and_receipts(
         let (block, receipts): (Block, Vec<Receipt>) = reply.read()?;
         (block.header_hash() == Some(block.hash)).then_some((block, receipts))
     };
-    let mut answers = match endpoint.batch_read(&calls, whole).await? {
-        Batch::Read((block, receipts)) => return Ok((Some(block), Ok(Some(receipts)))),
-        Batch::Split(answers) => answers.into_iter(),
+    let mut answers = match endpoint.batch_read(&calls, whole).await {
+        Ok(Batch::Read((block, receipts))) => return Ok((Some(block), Ok(Some(receipts)))),
+        Ok(Batch::Split(answers)) => answers.into_iter(),
+        // Both together may be too much.
+        Err(error) if error.is_too_much() => return Ok((fetch_block_object(endpoint, id).await?, Err(error))),
+        Err(error) => return Err(error),
     };
     let missing = || Err(RpcError::IncompleteBatch { method, endpoint: endpoint.host().to_owned() });
     let (block, receipts) = (answers.next().unwrap_or_else(missing)?, answers.next().unwrap_or_else(missing));

@@ -6,8 +6,15 @@ use super::error::FetchError;
 use super::fetched::FetchedBlock;
 use super::from_endpoint::fetch_from_endpoint;
 use super::options::FetchOptions;
+use super::traces::{Traces, fetch_traces};
 use crate::proof::Verify;
-use crate::rpc::Rpc;
+use crate::rpc::{Endpoint, Rpc};
+use base::metrics;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// For so long a block waits for a trace that fails; longer would let one transaction stop the chain.
+const TRACE_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Fetches a block with its receipts from the first endpoint that has both and can prove them. `None` if no endpoint has it.
 ///
@@ -15,16 +22,90 @@ use crate::rpc::Rpc;
 /// then fetched again by hash. What no root covers, such as traces, a second endpoint must confirm if there is one.
 ///
 /// # Errors
-/// The last endpoint's failure, if none gave a proven answer; or a contradiction between two endpoints.
+/// The last endpoint's failure, if none gave a proven answer; or that two endpoints contradict each other, or that a second one
+/// has not confirmed yet.
 pub async fn fetch_block(rpc: &Rpc, options: FetchOptions, id: BlockId) -> Result<Option<FetchedBlock>, FetchError> {
     let found = rpc.with_failover(|endpoint| async move {
-        let fetched = fetch_from_endpoint(&endpoint, options, id).await?;
+        let fetched = fetch_from_endpoint(&endpoint, options.verify, id).await?;
         Ok::<_, FetchError>(fetched.map(|fetched| (endpoint, fetched)))
     });
-    let Some((endpoint, fetched)) = found.await? else { return Ok(None) };
-    if options.verify != Verify::Off {
-        confirm_elsewhere(rpc, &endpoint, &fetched).await?;
+    let Some((endpoint, mut fetched)) = found.await? else { return Ok(None) };
+    if options.traces && !fetched.logs_coin_transfers() {
+        let (tracer, traces) = trace(rpc, &endpoint, &mut fetched).await?;
+        if options.verify != Verify::Off {
+            confirm_elsewhere(rpc, &tracer, &mut fetched, Some(&traces)).await?;
+        }
+    } else if options.verify != Verify::Off {
+        confirm_elsewhere(rpc, &endpoint, &mut fetched, None).await?;
     }
+    count_doubts(rpc, &fetched);
     let source = matches!(id, BlockId::Number(_)).then_some(endpoint);
     Ok(Some(FetchedBlock { source, ..fetched }))
+}
+
+/// Traces the block at the first endpoint that can, beginning with the one that gave it. What nobody can trace stays untraced.
+///
+/// # Errors
+/// If no endpoint could trace anything, and may be able to yet.
+async fn trace(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &mut FetchedBlock) -> Result<(Arc<Endpoint>, Traces), FetchError> {
+    let (mut best, mut failure): (Option<(Arc<Endpoint>, Traces)>, _) = (None, None);
+    for endpoint in [asked.clone()].into_iter().chain(rpc.others(asked)) {
+        if let Err(error) = endpoint.check_chain_id().await {
+            failure = Some(error.into());
+            continue;
+        }
+        match fetch_traces(&endpoint, fetched).await {
+            Ok(traces) => {
+                let is_whole = traces.untraced.is_empty();
+                if best.as_ref().is_none_or(|(_, best)| traces.untraced.len() < best.untraced.len()) {
+                    best = Some((endpoint, traces));
+                }
+                if is_whole {
+                    break;
+                }
+            }
+            Err(error) => failure = Some(error),
+        }
+    }
+    let waited = rpc.tried_for(fetched.block.hash);
+    match best {
+        Some((endpoint, traces)) if traces.are_final() || waited >= TRACE_PATIENCE => {
+            fetched.internal = Some(traces.transfers.clone());
+            fetched.untraced = (!traces.untraced.is_empty()).then(|| {
+                let why = traces.why.as_ref().map_or_else(|| "an unusable answer".to_owned(), ToString::to_string);
+                format!("{} transactions could not be traced: {why}", traces.untraced.len())
+            });
+            Ok((endpoint, traces))
+        }
+        Some((endpoint, Traces { untraced, why, .. })) => Err(FetchError::Untraced {
+            endpoint: endpoint.host().to_owned(),
+            number: fetched.block.number,
+            count: untraced.len(),
+            source: why.map(Box::new),
+        }),
+        None => match failure {
+            Some(error) if waited < TRACE_PATIENCE => Err(error),
+            failure => {
+                fetched.internal = Some(Vec::new());
+                fetched.untraced = Some(failure.map_or_else(|| "no endpoint".to_owned(), |error| base::error_chain(&error)));
+                Ok((asked.clone(), Traces::none(fetched)))
+            }
+        },
+    }
+}
+
+/// Counts and names what is published although it is not whole, or rests on one word.
+fn count_doubts(rpc: &Rpc, fetched: &FetchedBlock) {
+    let (chain, number) = (rpc.chain(), fetched.block.number);
+    if let Some(why) = &fetched.untraced {
+        metrics::CHAIN_UNTRACED.counter(&[("chain", chain)]).increment(1);
+        tracing::warn!(
+            chain,
+            "block {number} is not traced whole, so coin that contracts sent in it may not be seen: {why}. Once a node can trace \
+             it: ctrip backfill --chain {chain} --from {number} --to {number} --again"
+        );
+    }
+    if fetched.on_one_word {
+        metrics::CHAIN_UNAGREED.counter(&[("chain", chain)]).increment(1);
+    }
 }

@@ -1,8 +1,8 @@
 //! Fetching proven blocks and heads from a chain's nodes.
 //!
 //! - `from_pool`: [`fetch_block`], with failover and confirmation by a second endpoint.
-//! - `from_endpoint`: a block with its receipts from one endpoint. `receipts`: what to do without `eth_getBlockReceipts`.
-//!   `traces`: which tracer an endpoint has.
+//! - `from_endpoint`: a block with its receipts from one endpoint. `receipts`: what to do without `eth_getBlockReceipts`, or where
+//!   it fails. `traces`: which tracer an endpoint has, and what to do where it fails.
 //! - `cross_check`: what no root covers, a second endpoint must confirm.
 //! - `head`: the newest head, and what single endpoints show: a block, their tags.
 

@@ -1,4 +1,4 @@
-//! The receipts of a block, or its logs from nodes without `eth_getBlockReceipts`.
+//! The receipts of a block: at once, one by one where that fails, or its logs from nodes without `eth_getBlockReceipts`.
 
 use super::block_id::BlockId;
 use crate::block::{Block, Log, Receipt, Receipts};
@@ -23,8 +23,7 @@ pub(super) async fn fetch_logs(endpoint: &Endpoint, block: &Block) -> Result<Opt
     let mut logs = match logs {
         // Too many logs for this provider. Receipts by transaction have fewer each, and prove more.
         Err(error) if error.is_result_limit() => {
-            let hashes: Vec<B256> = block.transactions.iter().map(|transaction| transaction.hash).collect();
-            return Ok(fetch_receipts_of(endpoint, block, &hashes).await?.map(Receipts::All));
+            return fetch_single_receipts(endpoint, block).await;
         }
         logs => logs?,
     };
@@ -36,10 +35,16 @@ pub(super) async fn fetch_logs(endpoint: &Endpoint, block: &Block) -> Result<Opt
     Ok(with_value.iter().all(|hash| paying.contains_key(hash)).then_some(Receipts::Logs { logs, paying }))
 }
 
+/// Fetches all receipts of a block one by one, for a block whose `eth_getBlockReceipts` fails. `None` if the node lacks one.
+pub(super) async fn fetch_single_receipts(endpoint: &Endpoint, block: &Block) -> Result<Option<Receipts>, RpcError> {
+    let hashes: Vec<B256> = block.transactions.iter().map(|transaction| transaction.hash).collect();
+    Ok(fetch_receipts_of(endpoint, block, &hashes).await?.map(Receipts::All))
+}
+
 /// Fetches the receipts of these transactions of the block. `None` if the node lacks one.
 async fn fetch_receipts_of(endpoint: &Endpoint, block: &Block, hashes: &[B256]) -> Result<Option<Vec<Receipt>>, RpcError> {
     let mut receipts = Vec::with_capacity(hashes.len());
-    for hashes in hashes.chunks(if endpoint.takes_batches() { RECEIPTS_PER_BATCH } else { 1 }) {
+    for hashes in hashes.chunks(RECEIPTS_PER_BATCH) {
         for receipt in fetch_some_receipts(endpoint, hashes).await? {
             // The transaction may be in another block too, whose receipt says nothing about this one.
             match receipt.filter(|receipt| receipt.block_hash == Some(block.hash)) {
@@ -53,9 +58,6 @@ async fn fetch_receipts_of(endpoint: &Endpoint, block: &Block, hashes: &[B256]) 
 
 async fn fetch_some_receipts(endpoint: &Endpoint, hashes: &[B256]) -> Result<Vec<Option<Receipt>>, RpcError> {
     const METHOD: &str = "eth_getTransactionReceipt";
-    if let [hash] = hashes {
-        return Ok(vec![endpoint.request(METHOD, json!([hash])).await?]);
-    }
     let calls: Vec<Call> = hashes.iter().map(|hash| (METHOD, json!([hash]))).collect();
     endpoint.batch(&calls).await?.into_iter().map(|answer| endpoint.read(METHOD, &answer?)).collect()
 }

@@ -1,21 +1,25 @@
 //! One endpoint: a node's URL with its transport, health, rate limit and capabilities.
 //!
 //! Every request waits for the rate limit and records its outcome, so that a failing endpoint slows only itself. Capabilities
-//! (batches, `eth_getBlockReceipts`, tracers) are found out by use and kept for the life of the process. Failover between
-//! endpoints is not here but in `pool`.
+//! (batches, `eth_getBlockReceipts`, tracers) are found out by use, and tried again after a while. `ask` has the requests;
+//! failover between endpoints is in `pool`.
 
+use super::batch_limit::BatchLimit;
+use super::capability::Capability;
 use super::error::RpcError;
 use super::health::{Candidate, Circuit, NodeHealth};
+use super::patience::LearnedLatency;
 use super::rate_limit::AdaptiveRateLimit;
-use super::reply::{Answer, Reply};
-use super::transport::{Call, Transport};
+use super::reply::Answer;
+use super::silence::Silence;
+use super::transport::Transport;
 use crate::config::NodeUrl;
 use alloy::primitives::U64;
 use base::metrics;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use topics::ChainId;
 
@@ -30,34 +34,40 @@ pub enum Batch<T> {
 /// One node of a chain.
 #[derive(Debug)]
 pub struct Endpoint {
-    chain: String,
-    host: String,
+    pub(super) chain: String,
+    pub(super) host: String,
     provider: String,
-    transport: Transport,
+    pub(super) transport: Transport,
+    /// The chain has no other.
+    pub(super) is_lone: bool,
     /// The chain id in `chains.yaml`.
     expected: Option<ChainId>,
     is_of_chain: AtomicBool,
-    block_receipts: AtomicBool,
-    /// It has answered a batch.
-    batches: AtomicBool,
-    /// Index of the tracer to use, in the order of preference.
-    tracer: AtomicU8,
+    block_receipts: Mutex<Capability>,
+    /// The tracers, in the order of preference.
+    tracers: Mutex<[Capability; 2]>,
+    pub(super) batch_limit: Mutex<BatchLimit>,
+    pub(super) latency: Mutex<LearnedLatency>,
+    silence: Mutex<Silence>,
     health: Mutex<NodeHealth>,
-    rate_limit: Mutex<AdaptiveRateLimit>,
+    pub(super) rate_limit: Mutex<AdaptiveRateLimit>,
 }
 
 impl Endpoint {
-    pub(super) fn new(chain: &str, url: &NodeUrl, expected: Option<ChainId>) -> Self {
+    pub(super) fn new(chain: &str, url: &NodeUrl, expected: Option<ChainId>, is_lone: bool) -> Self {
         let endpoint = Self {
             chain: chain.to_owned(),
             host: url.host().to_owned(),
             provider: url.provider().to_owned(),
             transport: Transport::new(url),
+            is_lone,
             expected,
             is_of_chain: AtomicBool::new(false),
-            block_receipts: AtomicBool::new(true),
-            batches: AtomicBool::new(false),
-            tracer: AtomicU8::new(0),
+            block_receipts: Mutex::default(),
+            tracers: Mutex::default(),
+            batch_limit: Mutex::default(),
+            latency: Mutex::default(),
+            silence: Mutex::default(),
             health: Mutex::default(),
             rate_limit: Mutex::new(AdaptiveRateLimit::new(Instant::now())),
         };
@@ -79,97 +89,30 @@ impl Endpoint {
         [("chain", &self.chain), ("endpoint", &self.host)]
     }
 
-    /// Sends a request and deserializes the result.
-    ///
-    /// # Errors
-    /// On a timeout (10 s), an error answer, or a result of another type.
-    pub async fn request<T: DeserializeOwned>(&self, method: &'static str, params: Value) -> Result<T, RpcError> {
-        let answer = self.raw(method, params).await?;
-        self.read(method, &answer)
-    }
-
-    /// Sends a request and returns the result's JSON as it came.
-    ///
-    /// # Errors
-    /// On a timeout (10 s) or an error answer.
-    pub async fn raw(&self, method: &'static str, params: Value) -> Result<Answer, RpcError> {
-        let started = self.wait_for_slot().await;
-        let answer = self.transport.call(method, &params).await;
-        self.record_outcome(started, answer.as_ref().err());
-        answer
-    }
-
-    /// Sends several calls in one HTTP request. Answers are in the order of the calls, whatever the node's order was.
-    ///
-    /// # Errors
-    /// If the node does not answer all calls.
-    pub async fn batch(&self, calls: &[Call]) -> Result<Vec<Result<Answer, RpcError>>, RpcError> {
-        match self.batch_read(calls, |_| None::<()>).await? {
-            Batch::Split(answers) => Ok(answers),
-            Batch::Read(()) => Ok(Vec::new()),
-        }
-    }
-
-    /// As [`batch`](Self::batch), with a reader that may understand the whole reply in one pass.
-    ///
-    /// # Errors
-    /// If the node does not answer all calls.
-    pub async fn batch_read<T>(&self, calls: &[Call], read: impl FnOnce(&Reply) -> Option<T>) -> Result<Batch<T>, RpcError> {
-        let started = self.wait_for_slot().await;
-        let reply = self.transport.batch(calls).await;
-        let answers = reply.and_then(|reply| match read(&reply) {
-            Some(read) => Ok(Batch::Read(read)),
-            None => {
-                let methods: Vec<_> = calls.iter().map(|(method, _)| *method).collect();
-                reply.split(&methods).map(Batch::Split)
-            }
-        });
-        let error = match &answers {
-            Err(error) => Some(error),
-            Ok(answers) => {
-                self.batches.store(true, Ordering::Relaxed);
-                match answers {
-                    Batch::Read(_) => None,
-                    Batch::Split(all) => {
-                        all.iter().filter_map(|answer| answer.as_ref().err()).find(|error| error.is_rate_limit())
-                    }
-                }
-            }
-        };
-        self.record_outcome(started, error);
-        answers
-    }
-
-    /// Waits for the rate limit. Returns the time afterwards.
-    async fn wait_for_slot(&self) -> Instant {
-        let now = Instant::now();
-        let slot = locked(&self.rate_limit, |rate_limit| rate_limit.reserve(now));
-        if slot > now {
-            tokio::time::sleep_until(slot.into()).await;
-            return Instant::now();
-        }
-        now
-    }
-
-    fn record_outcome(&self, started: Instant, error: Option<&RpcError>) {
-        let (labels, took) = (self.labels(), started.elapsed());
-        metrics::RPC_LATENCY.histogram(&labels).record(took.as_secs_f64());
-        let outcome = match error {
-            None => "ok",
-            Some(error) if error.is_rate_limit() => "limited",
-            Some(_) => "error",
-        };
+    /// Counts an HTTP request by its outcome.
+    pub(super) fn count_request(&self, outcome: &str) {
+        let labels = self.labels();
         metrics::RPC_REQUESTS.counter(&[labels[0], labels[1], ("outcome", outcome)]).increment(1);
+    }
+
+    /// Records an answer, or why there is none. `limited` says that the rate limit refused parts of the answer.
+    pub(super) fn record_outcome(&self, method: &'static str, started: Instant, error: Option<&RpcError>, limited: bool) {
+        let took = started.elapsed();
+        metrics::RPC_LATENCY.histogram(&self.labels()).record(took.as_secs_f64());
         match error {
+            _ if limited || error.is_some_and(RpcError::is_rate_limit) => {
+                self.count_request("limited");
+                tracing::debug!(chain = self.chain, endpoint = self.host, "over the rate limit");
+                let retry_after = error.and_then(RpcError::retry_after);
+                locked(&self.rate_limit, |rate_limit| rate_limit.record_refusal(Instant::now(), retry_after));
+            }
             None => {
+                self.count_request("ok");
                 locked(&self.health, |health| health.record_latency(took));
+                locked(&self.latency, |latency| latency.record(method, took));
                 locked(&self.rate_limit, AdaptiveRateLimit::record_success);
             }
-            Some(error) if error.is_rate_limit() => {
-                tracing::debug!(chain = self.chain, endpoint = self.host, "over the rate limit: {error}");
-                locked(&self.rate_limit, |rate_limit| rate_limit.record_refusal(Instant::now(), error.retry_after()));
-            }
-            Some(_) => {}
+            Some(_) => self.count_request("error"),
         }
     }
 
@@ -219,17 +162,17 @@ impl Endpoint {
 
     /// Whether it accepts batches, as far as known.
     pub(crate) fn takes_batches(&self) -> bool {
-        self.batches.load(Ordering::Relaxed)
+        locked(&self.batch_limit, |limit| limit.calls(Instant::now())) > 1
     }
 
-    /// Whether it has `eth_getBlockReceipts`. Assumed until it refuses.
+    /// Whether it has `eth_getBlockReceipts`. Assumed until it refuses, and again after a while.
     pub(crate) fn has_block_receipts(&self) -> bool {
-        self.block_receipts.load(Ordering::Relaxed)
+        locked(&self.block_receipts, |capability| capability.is_assumed(Instant::now()))
     }
 
-    /// From now on `eth_getLogs` is used here.
+    /// For a while `eth_getLogs` is used here.
     pub(crate) fn mark_without_block_receipts(&self) {
-        if self.block_receipts.swap(false, Ordering::Relaxed) {
+        if locked(&self.block_receipts, |capability| capability.record_refusal(Instant::now())) {
             tracing::info!(
                 chain = self.chain,
                 endpoint = self.host,
@@ -238,15 +181,45 @@ impl Endpoint {
         }
     }
 
-    /// Index of the tracer to use, in the order of preference.
-    pub(crate) fn tracer(&self) -> usize {
-        usize::from(self.tracer.load(Ordering::Relaxed))
+    /// It has answered `eth_getBlockReceipts`.
+    pub(crate) fn mark_with_block_receipts(&self) {
+        locked(&self.block_receipts, Capability::record_answer);
     }
 
-    /// From now on the next tracer is used.
+    /// Index of the tracer to use, in the order of preference. `None` if it refused all of them.
+    pub(crate) fn tracer(&self) -> Option<usize> {
+        let now = Instant::now();
+        locked(&self.tracers, |tracers| tracers.iter().position(|tracer| tracer.is_assumed(now)))
+    }
+
+    /// For a while the next tracer is used.
     pub(crate) fn mark_without_tracer(&self, place: usize) {
-        let next = u8::try_from(place.saturating_add(1)).unwrap_or(u8::MAX);
-        self.tracer.fetch_max(next, Ordering::Relaxed);
+        locked(&self.tracers, |tracers| tracers.get_mut(place).map(|tracer| tracer.record_refusal(Instant::now())));
+    }
+
+    /// It has answered with this tracer.
+    pub(crate) fn mark_with_tracer(&self, place: usize) {
+        locked(&self.tracers, |tracers| tracers.get_mut(place).map(Capability::record_answer));
+    }
+
+    /// Whether a block waits for its confirmation of what no root proves. Not for one that has been silent for long.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        locked(&self.silence, |silence| silence.is_waited_for(Instant::now()))
+    }
+
+    /// It has confirmed or contradicted what another endpoint said.
+    pub(crate) fn record_confirmation(&self) {
+        if locked(&self.silence, Silence::record_confirmation) {
+            tracing::info!(chain = self.chain, endpoint = self.host, "it confirms again what no root proves");
+        }
+    }
+
+    /// It has neither confirmed nor contradicted what another endpoint said.
+    pub(crate) fn record_silence(&self) {
+        if locked(&self.silence, |silence| silence.record(Instant::now())) {
+            let (chain, endpoint) = (&self.chain, &self.host);
+            tracing::warn!(chain, endpoint, "it does not confirm what no root proves; blocks go on without it until it does");
+        }
     }
 
     /// Its state for the ranking.
@@ -320,12 +293,12 @@ impl Endpoint {
 }
 
 /// From 0 to 1, so that endpoints that failed together are not all probed at the same moment. The clock is random enough.
-fn jitter() -> f64 {
+pub(super) fn jitter() -> f64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     f64::from(now.subsec_nanos() % 1000) / 1000.0
 }
 
 /// Runs `act` under the lock. Nothing panics while holding it, and any state of its content is valid.
-fn locked<S, T>(state: &Mutex<S>, act: impl FnOnce(&mut S) -> T) -> T {
+pub(super) fn locked<S, T>(state: &Mutex<S>, act: impl FnOnce(&mut S) -> T) -> T {
     act(&mut state.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }

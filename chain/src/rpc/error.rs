@@ -1,7 +1,8 @@
 //! Errors of JSON-RPC requests, and their classification: providers report the same condition with different codes and texts.
 //!
 //! A provider's odd error code or text is added here: to [`RpcError::is_unsupported`] (the method is missing),
-//! [`RpcError::is_rate_limit`] (ask less), or [`RpcError::is_result_limit`] (ask for less at a time).
+//! [`RpcError::is_rate_limit`] (ask less), [`RpcError::is_result_limit`] (ask for less at a time), or
+//! [`RpcError::is_batch_limit`] (ask for less in a batch).
 
 use std::error::Error;
 use std::time::Duration;
@@ -18,6 +19,14 @@ pub enum RpcError {
         /// Without the URL.
         #[source]
         source: Box<dyn Error + Send + Sync>,
+    },
+    /// No answer came in time.
+    #[error("{method} at {endpoint}: no answer within {after:.1?}")]
+    Late {
+        method: &'static str,
+        endpoint: String,
+        /// The deadline, which follows the usual latency.
+        after: Duration,
     },
     /// An HTTP status other than 2xx.
     #[error("{method} at {endpoint}: HTTP {status}: {body}")]
@@ -102,6 +111,7 @@ impl RpcError {
             Self::Refused { code, message, .. } => {
                 let message = message.to_lowercase();
                 !self.is_result_limit()
+                    && !self.is_batch_limit()
                     && (matches!(code, 429 | -32005 | -32016 | -32029)
                         || ["rate limit", "too many requests", "request limit", "throughput", "compute units", "exceeded its"]
                             .iter()
@@ -118,6 +128,61 @@ impl RpcError {
         ["query returned more than", "block range", "range is too", "response size", "too large", "max results", "limited to a"]
             .iter()
             .any(|phrase| message.contains(phrase))
+    }
+
+    /// Whether a batch of several calls was too large for the provider, or it takes none: fewer at a time may work.
+    pub fn is_batch_limit(&self) -> bool {
+        match self {
+            Self::IncompleteBatch { .. } => true,
+            Self::Http { status, .. } => matches!(status, 400 | 405 | 413 | 415 | 422),
+            // Erigon drops the connection.
+            Self::Transport { source, .. } => {
+                let error = source.downcast_ref::<reqwest::Error>();
+                error.is_some_and(|error| !error.is_connect() && !error.is_timeout())
+            }
+            // Codes -32000, -32005, -32007, -32010, 31 and more have been seen, with these words.
+            Self::Refused { message, .. } => {
+                let message = message.to_lowercase();
+                message.contains("batch")
+                    && [
+                        "limit",
+                        "exceed",
+                        "too many",
+                        "too large",
+                        "too big",
+                        "larger",
+                        "more than",
+                        "max",
+                        "not allowed",
+                        "size",
+                    ]
+                    .iter()
+                    .any(|phrase| message.contains(phrase))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether no answer came in time, which says nothing about what it would have been.
+    pub fn is_late(&self) -> bool {
+        match self {
+            Self::Late { .. } => true,
+            Self::Transport { source, .. } => source.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout),
+            _ => false,
+        }
+    }
+
+    /// Whether less may be answered: what was asked for was too large, or took too long.
+    pub fn is_too_much(&self) -> bool {
+        matches!(self, Self::TooLarge { .. } | Self::Malformed { .. } | Self::Http { status: 413 | 500..=599, .. })
+            && !self.is_rate_limit()
+            || self.is_late()
+    }
+
+    /// Whether the node can't be reached at all, whatever is asked.
+    pub fn is_unreachable(&self) -> bool {
+        let Self::Transport { source, .. } = self else { return false };
+        source.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_connect)
     }
 
     /// The provider's `Retry-After`, if it sent one.

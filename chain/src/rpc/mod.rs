@@ -1,22 +1,29 @@
 //! JSON-RPC to a chain's nodes: in order of preference, with failover to the next endpoint and back-off when all fail.
 //!
 //! - `pool`: [`Rpc`], failover, retries and the order in which endpoints are asked.
-//! - `endpoint`: one node, its requests and batches.
+//! - `endpoint`: one node. `ask`: its requests and batches.
 //! - `error`: [`RpcError`], and what providers mean by their error codes and texts.
-//! - `health`: circuit breaker and ranking. `rate_limit`: how fast a provider lets us ask. Both are pure.
+//! - `health`: circuit breaker and ranking. `rate_limit`: how fast a provider lets us ask. `batch_limit`: how much at a time.
+//!   `patience`: when an answer is late. `capability`: which methods it has.
+//!   `silence`: whether blocks wait for its word. All are pure.
 //! - `transport` and `reply`: JSON-RPC over HTTP. `probe`: what an endpoint can do.
 //!
 //! alloy's and tower's layers for retry, fallback and throttling are not used: none of them knows that an answer failed its
 //! proof, how far an endpoint lags, or what a provider allows.
 
+mod ask;
+mod batch_limit;
 mod blame;
+mod capability;
 mod endpoint;
 mod error;
 mod health;
+mod patience;
 mod pool;
 mod probe;
 mod rate_limit;
 mod reply;
+mod silence;
 mod transport;
 
 pub(crate) use blame::{Blame, BlamesEndpoint};

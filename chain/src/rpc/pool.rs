@@ -5,9 +5,10 @@ use super::endpoint::Endpoint;
 use super::error::RpcError;
 use super::health;
 use crate::config::{Chain, NodeUrl};
-use alloy::primitives::U64;
+use alloy::primitives::{B256, U64};
 use backon::BackoffBuilder as _;
 use serde_json::json;
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ use topics::ChainId;
 const MAX_ROUNDS: usize = 3;
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// After so long a block counts as not tried before.
+const MAX_TRIED_AGE: Duration = Duration::from_secs(300);
 /// How often idle endpoints are asked for their head, which shows how far they lag.
 const HEAD_REFRESH_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -26,18 +29,26 @@ pub struct Rpc {
     chain: String,
     pub(super) endpoints: Vec<Arc<Endpoint>>,
     heads_refreshed: Arc<Mutex<Option<Instant>>>,
+    /// Since when blocks have been tried that are not complete yet.
+    tried: Arc<Mutex<HashMap<B256, Instant>>>,
 }
 
 impl Rpc {
     /// A pool of the nodes at `urls`, in order of preference. With `expected`, a node of another chain is never used.
     pub fn new(chain: &str, urls: &[NodeUrl], expected: Option<ChainId>) -> Self {
-        let endpoints = urls.iter().map(|url| Arc::new(Endpoint::new(chain, url, expected))).collect();
-        Self { chain: chain.to_owned(), endpoints, heads_refreshed: Arc::default() }
+        let is_lone = urls.len() == 1;
+        let endpoints = urls.iter().map(|url| Arc::new(Endpoint::new(chain, url, expected, is_lone))).collect();
+        Self { chain: chain.to_owned(), endpoints, heads_refreshed: Arc::default(), tried: Arc::default() }
     }
 
     /// A pool of the chain's `rpc_urls`.
     pub fn of(chain: &Chain) -> Self {
         Self::new(&chain.name, &chain.rpc_urls, Some(chain.id))
+    }
+
+    /// The chain's name.
+    pub(crate) fn chain(&self) -> &str {
+        &self.chain
     }
 
     /// All endpoints, in the order of `chains.yaml`.
@@ -159,6 +170,22 @@ impl Rpc {
                 }
             });
         }
+    }
+
+    /// The endpoints that can confirm what `asked` says, in the order in which they are asked: another path of the same server
+    /// is the same node.
+    pub(crate) fn others(&self, asked: &Endpoint) -> Vec<Arc<Endpoint>> {
+        let mut others = self.by_preference();
+        others.retain(|other| other.host() != asked.host());
+        others
+    }
+
+    /// How long ago this block was tried first.
+    pub(crate) fn tried_for(&self, block: B256) -> Duration {
+        let now = Instant::now();
+        let mut tried = self.tried.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        tried.retain(|_, since| now.saturating_duration_since(*since) < MAX_TRIED_AGE);
+        now.saturating_duration_since(*tried.entry(block).or_insert(now))
     }
 
     /// The endpoints in the order in which they are asked.

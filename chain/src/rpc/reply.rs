@@ -97,13 +97,17 @@ impl Reply {
     pub fn split(&self, methods: &[&'static str]) -> Result<Vec<Result<Answer, RpcError>>, RpcError> {
         let envelopes: Vec<Envelope<&RawValue>> = match self.one() {
             Ok(envelopes) => envelopes,
-            // One error for the whole batch: the node accepts no batches, or we exceeded its rate limit.
+            // One error for the whole batch: the node accepts none, or none of this size, or we exceeded its rate limit.
             Err(error) => {
                 let Ok(Envelope { error: Some(error_object), .. }) = self.one::<Envelope<&RawValue>>() else {
                     return Err(error);
                 };
                 let refused = self.refused(self.method, &error_object);
-                return Err(if refused.is_rate_limit() { refused } else { self.incomplete_batch() });
+                return Err(if refused.is_rate_limit() || refused.is_batch_limit() {
+                    refused
+                } else {
+                    self.incomplete_batch()
+                });
             }
         };
         let find = |id| envelopes.iter().find(|envelope| envelope.id() == Some(id));
@@ -122,6 +126,11 @@ impl Reply {
 
     fn malformed(&self, method: &'static str, source: serde_json::Error) -> RpcError {
         RpcError::Malformed { method, endpoint: self.endpoint.clone(), source }
+    }
+
+    /// The error of a batch that is too large.
+    pub(super) fn batch_refused(&self) -> RpcError {
+        self.incomplete_batch()
     }
 
     fn incomplete_batch(&self) -> RpcError {

@@ -4,6 +4,7 @@
 //! catch-up spends much of its time on. Here a reply has a size limit, and one pass may read it ([`Reply::read`]).
 
 use super::error::RpcError;
+use super::patience::MAX_DEADLINE;
 use super::reply::{Answer, Reply};
 use crate::config::NodeUrl;
 use crate::text::one_line;
@@ -12,7 +13,6 @@ use reqwest::{Client, Response, Url};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Traces of a full block have tens of megabytes. A larger reply could fill the memory.
 const MAX_REPLY_BYTES: usize = 256 * 1024 * 1024;
@@ -33,7 +33,7 @@ pub struct Transport {
 impl Transport {
     pub fn new(url: &NodeUrl) -> Self {
         // Building fails only if TLS can't be set up at all; the default client then fails in the same way.
-        let http = Client::builder().timeout(REQUEST_TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build().unwrap_or_default();
+        let http = Client::builder().timeout(MAX_DEADLINE).connect_timeout(CONNECT_TIMEOUT).build().unwrap_or_default();
         Self { http, url: url.url().clone(), host: url.host().to_owned() }
     }
 

@@ -23,6 +23,16 @@ pub(super) fn read(answer: &str) -> Result<Vec<Trace>, serde_json::Error> {
     Ok(traces)
 }
 
+/// Reads the answer of `debug_traceTransaction`: the top frame alone.
+pub(super) fn read_one(answer: &str) -> Result<Trace, serde_json::Error> {
+    let mut json = serde_json::Deserializer::from_str(answer);
+    json.disable_recursion_limit();
+    let mut frames = Vec::new();
+    let top = FrameReader { frames: &mut frames, depth: 0 }.deserialize(serde_stacker::Deserializer::new(&mut json))?;
+    json.end()?;
+    Ok(Trace { hash: None, top, transfers_below: frames.into_iter().skip(1).flatten().collect() })
+}
+
 #[derive(Deserialize)]
 #[serde(field_identifier, rename_all = "camelCase")]
 enum Field {

@@ -12,3 +12,4 @@ mod transfers;
 
 pub use error::TraceError;
 pub use transfers::{InternalTransfer, Tracer, internal_transfers};
+pub(crate) use transfers::{internal_transfers_one_by_one, may_move_coin};

@@ -106,6 +106,18 @@ pub(super) fn read(block: &Block, answer: &str) -> Result<Vec<Trace>, TraceError
     by_transaction.into_iter().map(|(hash, items)| read_tree(block, hash, items)).collect::<Result<_, _>>().map_err(Into::into)
 }
 
+/// Reads the answer of `trace_transaction`: the frames of one transaction.
+pub(super) fn read_one(block: &Block, hash: B256, answer: &str) -> Result<Trace, TraceError> {
+    let mut traces = read(block, answer)?;
+    match (traces.pop(), traces.is_empty()) {
+        (Some(trace), true) if trace.hash == Some(hash) => Ok(trace),
+        (other, _) => {
+            let got = other.and_then(|trace| trace.hash).map_or_else(|| "none".to_owned(), |hash| hash.to_string());
+            Err(ProofError::new(block.number, "the trace of a transaction", hash, got).into())
+        }
+    }
+}
+
 /// Reads a transaction's frames in the order of execution, without failed ones and those below them.
 fn read_tree(block: &Block, hash: B256, mut items: Vec<&FlatFrame>) -> Result<Trace, ProofError> {
     let unproven = |expected: String, got: String| ProofError::new(block.number, format!("the trace of {hash}"), expected, got);

@@ -51,6 +51,41 @@ pub fn internal_transfers(
     Ok(number_transfers(block, statuses, &traces)?)
 }
 
+/// Reads the transfers of single transactions in a tracer's answers, `None` where it gave none. Returns them with the positions
+/// of the transactions that stay untraced: those without an answer, or whose answer can't be read or contradicts the block.
+pub fn internal_transfers_one_by_one(
+    block: &Block,
+    statuses: &[ReceiptStatus],
+    tracer: Tracer,
+    answers: &[Option<&str>],
+) -> (Vec<InternalTransfer>, Vec<u32>) {
+    let (mut transfers, mut untraced) = (Vec::new(), Vec::new());
+    for ((index, transaction), answer) in (0_u32..).zip(&block.transactions).zip(answers) {
+        let read = |answer: &str| -> Result<Vec<InternalTransfer>, TraceError> {
+            let trace = match tracer {
+                Tracer::CallTracer => call_tracer::read_one(answer)?,
+                Tracer::TraceBlock => trace_block::read_one(block, transaction.hash, answer)?,
+            };
+            Ok(transfers_of(block, statuses, index, transaction, &trace)?)
+        };
+        match answer.map(read) {
+            Some(Ok(found)) => transfers.extend(found),
+            None if !may_move_coin(statuses, index, transaction) => {}
+            None | Some(Err(_)) => untraced.push(index),
+        }
+    }
+    (transfers, untraced)
+}
+
+/// Whether a trace of the transaction could show a transfer. Not every node traces Bor's state sync.
+pub fn may_move_coin(statuses: &[ReceiptStatus], index: u32, transaction: &Transaction) -> bool {
+    !transaction.is_state_sync() && status_at(statuses, index) != ReceiptStatus::Reverted
+}
+
+fn status_at(statuses: &[ReceiptStatus], index: u32) -> ReceiptStatus {
+    usize::try_from(index).ok().and_then(|index| statuses.get(index)).copied().unwrap_or(ReceiptStatus::Unknown)
+}
+
 /// Checks traces against the block and numbers the transfers.
 fn number_transfers(block: &Block, statuses: &[ReceiptStatus], traces: &[Trace]) -> Result<Vec<InternalTransfer>, ProofError> {
     let unproven = |what: String, expected: String, got: String| ProofError::new(block.number, what, expected, got);
@@ -70,43 +105,7 @@ fn number_transfers(block: &Block, statuses: &[ReceiptStatus], traces: &[Trace])
             return Err(unproven(format!("the trace of transaction {index}"), transaction.hash.to_string(), got));
         };
         next = rest.next();
-        let status =
-            usize::try_from(index).ok().and_then(|index| statuses.get(index)).copied().unwrap_or(ReceiptStatus::Unknown);
-        let what = |part: &str| format!("the trace of transaction {index} ({part})");
-        let runs = TopFrameRule::of(transaction);
-        let contradicts = match status {
-            ReceiptStatus::Unknown => false,
-            ReceiptStatus::Success => trace.top.failed && runs != TopFrameRule::Independent,
-            ReceiptStatus::Reverted => !trace.top.failed && runs == TopFrameRule::IsTransaction,
-        };
-        if contradicts {
-            let failed = if trace.top.failed { "a failure" } else { "a success" };
-            return Err(unproven(what("outcome"), format!("{status:?}, as its receipt says"), failed.to_owned()));
-        }
-        if status == ReceiptStatus::Reverted || trace.top.failed {
-            continue;
-        }
-        if runs != TopFrameRule::Independent {
-            match_top_frame(transaction, &trace.top).map_err(|(part, expected, got)| unproven(what(part), expected, got))?;
-        }
-        let own = Some(&trace.top).filter(|top| transaction.to.is_none() && top.moves_coin());
-        let first = if own.is_some() { 0 } else { 1 };
-        for (frame, place) in own.into_iter().chain(&trace.transfers_below).zip(first..) {
-            let (FrameKind::Call | FrameKind::Create | FrameKind::SelfDestruct, Some(from), Some(to)) =
-                (frame.kind, frame.from, frame.to)
-            else {
-                let expected = "a call, a creation or a self-destruct with sender and recipient".to_owned();
-                return Err(unproven(what("a frame with value"), expected, format!("{frame:?}")));
-            };
-            transfers.push(InternalTransfer {
-                from,
-                to,
-                value: frame.value,
-                transaction_hash: transaction.hash,
-                transaction_index: index,
-                frame: place,
-            });
-        }
+        transfers.extend(transfers_of(block, statuses, index, transaction, trace)?);
     }
     match next {
         None => Ok(transfers),
@@ -115,6 +114,55 @@ fn number_transfers(block: &Block, statuses: &[ReceiptStatus], traces: &[Trace])
             Err(unproven("the number of traces".to_owned(), "one per transaction".to_owned(), got))
         }
     }
+}
+
+/// Checks a transaction's trace and numbers its transfers.
+fn transfers_of(
+    block: &Block,
+    statuses: &[ReceiptStatus],
+    index: u32,
+    transaction: &Transaction,
+    trace: &Trace,
+) -> Result<Vec<InternalTransfer>, ProofError> {
+    let unproven = |what: String, expected: String, got: String| ProofError::new(block.number, what, expected, got);
+    let mut transfers = Vec::new();
+    let status = status_at(statuses, index);
+    let what = |part: &str| format!("the trace of transaction {index} ({part})");
+    let runs = TopFrameRule::of(transaction);
+    let contradicts = match status {
+        ReceiptStatus::Unknown => false,
+        ReceiptStatus::Success => trace.top.failed && runs != TopFrameRule::Independent,
+        ReceiptStatus::Reverted => !trace.top.failed && runs == TopFrameRule::IsTransaction,
+    };
+    if contradicts {
+        let failed = if trace.top.failed { "a failure" } else { "a success" };
+        return Err(unproven(what("outcome"), format!("{status:?}, as its receipt says"), failed.to_owned()));
+    }
+    if status == ReceiptStatus::Reverted || trace.top.failed {
+        return Ok(Vec::new());
+    }
+    if runs != TopFrameRule::Independent {
+        match_top_frame(transaction, &trace.top).map_err(|(part, expected, got)| unproven(what(part), expected, got))?;
+    }
+    let own = Some(&trace.top).filter(|top| transaction.to.is_none() && top.moves_coin());
+    let first = if own.is_some() { 0 } else { 1 };
+    for (frame, place) in own.into_iter().chain(&trace.transfers_below).zip(first..) {
+        let (FrameKind::Call | FrameKind::Create | FrameKind::SelfDestruct, Some(from), Some(to)) =
+            (frame.kind, frame.from, frame.to)
+        else {
+            let expected = "a call, a creation or a self-destruct with sender and recipient".to_owned();
+            return Err(unproven(what("a frame with value"), expected, format!("{frame:?}")));
+        };
+        transfers.push(InternalTransfer {
+            from,
+            to,
+            value: frame.value,
+            transaction_hash: transaction.hash,
+            transaction_index: index,
+            frame: place,
+        });
+    }
+    Ok(transfers)
 }
 
 /// How a transaction's top frame must agree with the transaction.

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A recorded block.
 #[derive(Clone)]
@@ -97,6 +98,13 @@ pub struct Script {
     pub announces: Option<Value>,
     pub requests: HashMap<String, usize>,
     pub id: u64,
+    /// How long each answer takes.
+    pub latency: Duration,
+    /// Of ten HTTP requests so many have no answer for twelve seconds.
+    pub hangs: usize,
+    /// Of ten HTTP requests so many are refused with -32005.
+    pub refuses: usize,
+    posts: usize,
 }
 
 #[derive(Clone)]
@@ -139,6 +147,12 @@ impl Node {
 
 async fn answer(State(script): State<Arc<Mutex<Script>>>, body: String) -> Response {
     let request: Value = serde_json::from_str(&body).unwrap();
+    let (latency, hangs, refuses) = script.lock().unwrap().pace();
+    tokio::time::sleep(if hangs { Duration::from_secs(12) } else { latency }).await;
+    if refuses {
+        let error = json!({ "code": -32005, "message": "limit exceeded" });
+        return json!({ "jsonrpc": "2.0", "id": request["id"], "error": error }).to_string().into_response();
+    }
     let answer = match request.as_array() {
         None => respond(&script, &request),
         // A fault of the transport affects the whole batch. A node may answer a batch in any order.
@@ -189,6 +203,13 @@ fn drop_log(result: &mut Result<Value, (i64, String)>) {
 }
 
 impl Script {
+    /// How long the next HTTP request takes, whether it has no answer, and whether it is refused: in an order that is no method's.
+    fn pace(&mut self) -> (Duration, bool, bool) {
+        self.posts += 1;
+        let place = self.posts * 7 % 10;
+        (self.latency, place < self.hangs, place < self.refuses)
+    }
+
     fn take_fault(&mut self, of_block: bool, full: bool, result: &Result<Value, (i64, String)>) -> Option<Fault> {
         let worth = result.as_ref().is_ok_and(|value| value.as_array().is_some_and(|list| !list.is_empty()));
         let fault = self.faults.iter_mut().find(|(fault, times)| {

@@ -2,6 +2,7 @@
 //!
 //! Each [`Lab`] has a database, a topic prefix, a node and a folder of its own, so that any number run side by side.
 
+mod admin;
 mod backup;
 mod client;
 mod faults;
@@ -21,6 +22,7 @@ mod topic_log;
 mod tunnel;
 mod wait;
 
+pub use admin::KafkaAdmin;
 pub use backup::Backup;
 pub use client::{Api, Payment};
 pub use faults::Fault;

@@ -14,6 +14,7 @@ use futures::{StreamExt as _, stream};
 use rand::Rng as _;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use reqwest::Method;
+use runtime::kafka::TransactionalProducer;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
@@ -27,6 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::server::TlsStream;
+use topics::{Topic, wire};
 
 /// A received message.
 #[derive(Clone, Debug)]
@@ -620,5 +622,36 @@ async fn deliveries_of_long_ago_are_removed_and_no_others() -> Result<()> {
     });
     ensure!(endpoints.await? == ["0 hours", "https://shop.example/"], "endpoints");
     ensure!(kept == ["delivered89", "failed89", "pending89", "pending91"], "{kept:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_no_message_can_tell_is_set_aside_and_the_others_arrive() -> Result<()> {
+    let running = running(&["up"]).await?;
+    let Running { lab, api, receiver, .. } = &running;
+    hook(&running, "well/all", &["payment.created"]).await?;
+    let first = api.create(json!({ "chain": "anvil", "amount": "1" })).await?;
+    receiver.until("well/all", 1).await?;
+    // In nanoseconds, as a chain's stored records may have it.
+    let event = events(lab).await?.into_iter().find(|event| event.payment_id == first.id()).context("its event")?;
+    let bad = wire::PaymentEvent { id: "evt_untold".to_owned(), sequence: 2, occurred_at: 1_790_000_000_000_000_000, ..event };
+    let kafka = lab.kafka().await?;
+    let written = tokio::task::spawn_blocking(move || {
+        let producer = TransactionalProducer::open(&kafka, "test")?;
+        let transaction = producer.begin()?;
+        transaction.send(Topic::Events, &bad.payment_id, &kafka.encode(&bad))?;
+        transaction.commit()
+    });
+    written.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    let aside = eventually("the event to be set aside", || async {
+        let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+        Ok(health.pointer("/components/set_aside/0").cloned())
+    });
+    let aside = aside.await?;
+    ensure!(aside["item"] == "evt_untold" && aside["stage"] == "webhooks", "{aside}");
+    ensure!(aside["cause"].as_str().is_some_and(|cause| cause.contains("ctrip tail payment.events --from")), "{aside}");
+    let later = api.create(json!({ "chain": "anvil", "amount": "1" })).await?;
+    let messages = receiver.until("well/all", 2).await?;
+    ensure!(messages.len() == 2 && messages[1].json()?["data"]["payment_id"] == later.id(), "{messages:?}");
     Ok(())
 }

@@ -1,0 +1,63 @@
+//! What happens to a Kafka cluster over the years: groups expire, and retention deletes records.
+
+use crate::lab::Lab;
+use anyhow::{Context as _, Result, ensure};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::time::Duration;
+use topics::Topic;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An operator of a lab's topics and groups.
+pub struct KafkaAdmin {
+    client: AdminClient<DefaultClientContext>,
+    prefix: String,
+}
+
+impl KafkaAdmin {
+    /// Connects at the first call.
+    ///
+    /// # Errors
+    /// When librdkafka refuses its configuration.
+    pub fn of(lab: &Lab) -> Result<Self> {
+        let client = ClientConfig::new().set("bootstrap.servers", &lab.env["KAFKA_BROKERS"]).create()?;
+        Ok(Self { client, prefix: lab.env["TOPIC_PREFIX"].clone() })
+    }
+
+    /// Deletes a consumer group with its offsets. Its members must have left or timed out.
+    ///
+    /// # Errors
+    /// When Kafka refuses.
+    pub async fn delete_group(&self, group: &str) -> Result<()> {
+        let name = format!("{}{group}", self.prefix);
+        let deleted = self.client.delete_groups(&[&name], &AdminOptions::new()).await?;
+        let outcome = deleted.into_iter().next().context("no answer")?;
+        outcome.map(drop).map_err(|(group, code)| anyhow::anyhow!("deleting group {group}: {code}"))
+    }
+
+    /// The end of the partition that holds a key.
+    ///
+    /// # Errors
+    /// When Kafka does not answer.
+    pub fn end(&self, topic: Topic, key: &str) -> Result<i64> {
+        let name = format!("{}{topic}", self.prefix);
+        Ok(self.client.inner().fetch_watermarks(&name, topic.partition_of(key), TIMEOUT)?.1)
+    }
+
+    /// Deletes the records before an offset of the partition that holds a key, as retention does.
+    ///
+    /// # Errors
+    /// When Kafka refuses.
+    pub async fn delete_before(&self, topic: Topic, key: &str, offset: i64) -> Result<()> {
+        let name = format!("{}{topic}", self.prefix);
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&name, topic.partition_of(key), Offset::Offset(offset))?;
+        let deleted = self.client.delete_records(&list, &AdminOptions::new()).await?;
+        let low = deleted.elements().first().map(|element| element.offset());
+        ensure!(low == Some(Offset::Offset(offset)), "{name} begins at {low:?} and not at {offset}");
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! One chain's fault stops one chain: it is set aside, named with the command that helps, and goes on where it left off.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{Api, KafkaAdmin, Lab, Node, Payment, Plan, Process, eventually};
+use reqwest::Method;
+use serde_json::{Value, json};
+use topics::Topic;
+
+const CHAIN: &str = "31337";
+const OTHER: u64 = 31338;
+/// anvil calls every block final that is this far below its head.
+const FINAL_BELOW: u64 = 64;
+
+/// A lab with a second chain, `other`.
+struct TwoChains {
+    lab: Lab,
+    other: Node,
+}
+
+impl TwoChains {
+    async fn start() -> Result<Self> {
+        let lab = Lab::start(Plan::default()).await?;
+        let other = Node::start_with(&lab.stack, &["--chain-id", &OTHER.to_string()]).await?;
+        let this = Self { lab, other };
+        this.list_both()?;
+        Ok(this)
+    }
+
+    fn list_both(&self) -> Result<()> {
+        let first = format!("{}{}", chain("anvil", CHAIN, &self.lab.node.url), self.only_other());
+        self.lab.write_chains(&first)
+    }
+
+    fn only_other(&self) -> String {
+        chain("other", &OTHER.to_string(), &self.other.url)
+    }
+
+    async fn pay(&self, api: &Api, name: &str) -> Result<Payment> {
+        let order = json!({ "chain": name, "amount": "1000", "expires_in": 86_400 });
+        let payment = api.create_surely(order).await?;
+        self.pay_to(&payment, name).await?;
+        Ok(payment)
+    }
+
+    async fn pay_to(&self, payment: &Payment, name: &str) -> Result<()> {
+        let node = if name == "anvil" { &self.lab.node } else { &self.other };
+        let hash = node.pay(payment.address()?, payment.amount()?).await?;
+        eventually("the receipt", || node.receipt(hash)).await?;
+        node.mine(3).await
+    }
+}
+
+fn chain(name: &str, id: &str, url: &str) -> String {
+    format!(
+        "- {{ name: {name}, chain_id: {id}, rpc_url: \"{url}\", confirmations: 3, start_block: 0, poll_interval_ms: 20 }}\n"
+    )
+}
+
+/// The chain's entry in /health, once it is halted or goes on.
+async fn until_halted(api: &Api, name: &str, halted: bool) -> Result<Value> {
+    eventually(&format!("{name} to be halted: {halted}"), || async {
+        let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+        let chains = health.pointer("/components/chains").and_then(Value::as_array).cloned().unwrap_or_default();
+        Ok(chains.into_iter().find(|chain| chain["chain"] == name && chain["halted"].is_string() == halted))
+    })
+    .await
+}
+
+fn spawn(lab: &Lab, roles: &[&str]) -> Result<Vec<Process>> {
+    roles.iter().map(|role| lab.spawn(role)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_were_deleted_before_they_were_matched_set_their_chain_aside_until_a_backfill_brings_them() -> Result<()> {
+    let chains = TwoChains::start().await?;
+    let lab = &chains.lab;
+    let mut roles = spawn(lab, &["api", "ingest", "confirmer"])?;
+    let mut detector = lab.spawn("detector")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut roles[0]).await?;
+    api.until(chains.pay(&api, "anvil").await?.id(), "confirmed").await?;
+    let missed = api.create_surely(json!({ "chain": "anvil", "amount": "1000", "expires_in": 86_400 })).await?;
+    detector.kill()?;
+    chains.pay_to(&missed, "anvil").await?;
+    let admin = KafkaAdmin::of(lab)?;
+    until_published(&roles[1], lab.node.head().await?).await?;
+    // Retention takes what was published until now.
+    for topic in [Topic::Blocks, Topic::Logs] {
+        admin.delete_before(topic, CHAIN, admin.end(topic, CHAIN)?).await?;
+    }
+    lab.node.mine(FINAL_BELOW + 10).await?;
+
+    let mut detector = lab.spawn("detector")?;
+    let halted = until_halted(&api, "anvil", true).await?;
+    let cause = halted["halted"].as_str().context("a cause")?.to_owned();
+    let command = cause.split('`').nth(1).context("a command")?.to_owned();
+    ensure!(command.starts_with("ctrip backfill --chain 31337 --from "), "{cause}");
+    api.until(chains.pay(&api, "other").await?.id(), "confirmed").await?;
+    ensure!(api.get(missed.id()).await?.status() == "pending", "paid in a block that nobody has matched");
+    until_counted(&detector, "detector_chain").await?;
+
+    lab.ctrip(&command.split(' ').skip(1).collect::<Vec<_>>())?;
+    api.until(missed.id(), "confirmed").await?;
+    until_halted(&api, "anvil", false).await?;
+    api.until(chains.pay(&api, "anvil").await?.id(), "confirmed").await?;
+    detector.check()?;
+    roles.iter_mut().try_for_each(Process::check)
+}
+
+async fn until_counted(process: &Process, kind: &str) -> Result<()> {
+    eventually("a metric to tell it", || async {
+        Ok((process.metric("set_aside_items", &[("kind", kind)]).await? >= 1.0).then_some(()))
+    })
+    .await
+}
+
+async fn until_published(ingest: &Process, head: u64) -> Result<()> {
+    #[expect(clippy::cast_precision_loss, reason = "a short chain")]
+    let head = head as f64;
+    eventually("ingest at the head", || async {
+        Ok((ingest.metric("chain_head_block", &[("chain", "anvil")]).await? >= head).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_whose_timestamps_are_not_seconds_is_refused_and_the_others_go_on() -> Result<()> {
+    let chains = TwoChains::start().await?;
+    let lab = &chains.lab;
+    let mut up = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut up).await?;
+    let waiting = api.create_surely(json!({ "chain": "anvil", "amount": "1000", "expires_in": 86_400 })).await?;
+    api.until(chains.pay(&api, "other").await?.id(), "confirmed").await?;
+    // In nanoseconds.
+    lab.node.call("evm_setNextBlockTimestamp", json!([1_790_000_000_000_000_000_u64])).await?;
+    lab.node.mine(1).await?;
+    let halted = until_halted(&api, "anvil", true).await?;
+    ensure!(halted["halted"].as_str().is_some_and(|cause| cause.contains("Unix seconds")), "{halted}");
+    api.until(chains.pay(&api, "other").await?.id(), "confirmed").await?;
+    ensure!(api.get(waiting.id()).await?.status() == "pending", "a timestamp that is none has expired a payment");
+    up.check()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_leaves_the_file_waits_where_it_was_and_begins_anew_when_asked() -> Result<()> {
+    let chains = TwoChains::start().await?;
+    let lab = &chains.lab;
+    let mut roles = spawn(lab, &["api", "ingest", "detector"])?;
+    let mut confirmer = lab.spawn("confirmer")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut roles[0]).await?;
+    api.until(chains.pay(&api, "anvil").await?.id(), "confirmed").await?;
+    confirmer.kill()?;
+    let unread = chains.pay(&api, "anvil").await?;
+    let others = chains.pay(&api, "other").await?;
+
+    // The chain leaves the file with matches unread: its neighbours go on.
+    lab.write_chains(&chains.only_other())?;
+    confirmer = lab.spawn("confirmer")?;
+    api.until(others.id(), "confirmed").await?;
+    let halted = until_halted(&api, "anvil", true).await?;
+    ensure!(halted["halted"].as_str().is_some_and(|cause| cause.contains("chain forget 31337")), "{halted}");
+    ensure!(api.get(unread.id()).await?.status() == "pending", "credited without the chain's policy");
+    until_counted(&confirmer, "confirmer_chain").await?;
+
+    // It comes back, and goes on where it was.
+    confirmer.kill()?;
+    chains.list_both()?;
+    confirmer = lab.spawn("confirmer")?;
+    api.until(unread.id(), "confirmed").await?;
+    until_halted(&api, "anvil", false).await?;
+
+    // Forgotten, it does not go on by itself, for its records do not follow; restarted, it begins anew.
+    confirmer.kill()?;
+    lab.write_chains(&chains.only_other())?;
+    confirmer = lab.spawn("confirmer")?;
+    let forgotten = chains.pay(&api, "anvil").await?;
+    until_halted(&api, "anvil", true).await?;
+    until_matched(lab).await?;
+    let refused = lab.ctrip(&["chain", "forget", CHAIN]).err().context("forgotten without --execute")?;
+    ensure!(format!("{refused:#}").contains("--execute"), "{refused:#}");
+    lab.ctrip(&["chain", "forget", CHAIN, "--execute"])?;
+    confirmer.kill()?;
+    chains.list_both()?;
+    confirmer = lab.spawn("confirmer")?;
+    lab.node.mine(1).await?;
+    until_halted(&api, "anvil", true).await?;
+    let refused = lab.ctrip(&["chain", "restart", "anvil"]).err().context("restarted without --execute")?;
+    ensure!(format!("{refused:#}").contains("--execute"), "{refused:#}");
+    lab.ctrip(&["chain", "restart", "anvil", "--execute"])?;
+    confirmer.kill()?;
+    confirmer = lab.spawn("confirmer")?;
+    // The chain's start_block is 0: what was forgotten comes again.
+    api.until(forgotten.id(), "confirmed").await?;
+    until_halted(&api, "anvil", false).await?;
+    api.until(chains.pay(&api, "anvil").await?.id(), "confirmed").await?;
+    confirmer.check()?;
+    roles.iter_mut().try_for_each(Process::check)
+}
+
+/// Waits until what was published of the first chain is matched, and passed over by the confirmer.
+async fn until_matched(lab: &Lab) -> Result<()> {
+    let (head, db) = (lab.node.head().await?, lab.database().await?);
+    let admin = KafkaAdmin::of(lab)?;
+    let partition = Topic::Matches.partition_of(CHAIN);
+    eventually("the matches to be passed over", || async {
+        let matches: Vec<topics::wire::MatchesRecord> = e2e::records(lab).await?;
+        let matched = matches.iter().any(|record| record.chain_id == 31337 && record.number == head);
+        let sql = "SELECT next_offset FROM stage_offsets WHERE stage = 'confirmer' AND partition = $1";
+        let next = db.query_opt(sql, &[&partition]).await?.map(|row| row.get::<_, i64>(0));
+        // The last offset of the partition is the marker of a transaction.
+        Ok((matched && next.is_some_and(|next| next + 1 >= admin.end(Topic::Matches, CHAIN).unwrap_or(i64::MAX))).then_some(()))
+    })
+    .await
+}

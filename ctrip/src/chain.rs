@@ -82,7 +82,7 @@ async fn restart(settings: &Settings, name: &str, execute: bool) -> anyhow::Resu
         bail!("not restarted; if that is right, run it again with --execute");
     }
     ingest::restart(settings, name, true).await?;
-    println!("restarted: a running ingest begins within seconds");
+    println!("restarted: a running ingest begins with the chain's next block");
     Ok(())
 }
 

@@ -38,7 +38,7 @@ struct Matched {
     timestamp: u64,
 }
 
-/// Examines a chain, and restarts it if `execute`; a running ingest then begins anew by itself.
+/// Examines a chain, and restarts it if `execute`; a running ingest then begins anew with the next block.
 ///
 /// # Errors
 /// If the nodes do not have the last block that was matched, or a running ingest has gone on meanwhile.

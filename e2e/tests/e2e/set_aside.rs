@@ -189,6 +189,8 @@ async fn a_chain_that_leaves_the_file_waits_where_it_was_and_begins_anew_when_as
     let refused = lab.ctrip(&["chain", "restart", "anvil"]).err().context("restarted without --execute")?;
     ensure!(format!("{refused:#}").contains("--execute"), "{refused:#}");
     lab.ctrip(&["chain", "restart", "anvil", "--execute"])?;
+    // A running ingest notices with the next block.
+    lab.node.mine(1).await?;
     confirmer.kill()?;
     confirmer = lab.spawn("confirmer")?;
     // The chain's start_block is 0: what was forgotten comes again.

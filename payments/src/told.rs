@@ -4,11 +4,13 @@
 //! again is known by what it says: its type, its block and its transfer. It keeps the number under which it was told, and is not
 //! told twice. An event that was never told gets a number above all that were.
 //!
-//! A cancellation comes from no block. It is applied again in its place: when the events told before it have been made.
+//! A cancellation comes from no block. It is applied again in its place: when the events of the payment's own chain that were told
+//! before it have been made.
 
 use crate::lifecycle::{Event, EventKind, Input, Step, StepError, step};
 use crate::payment::Payment;
 use std::collections::BTreeMap;
+use topics::ChainId;
 use topics::wire::PaymentEvent;
 
 /// The events of one payment that were told and are not made again yet.
@@ -73,21 +75,29 @@ impl ToldEvents {
     /// The payment, cancelled if that is what was told next.
     #[must_use]
     pub fn cancel(&mut self, payment: Payment) -> Payment {
-        let Some(at) = self.next_cancellation() else { return payment };
+        let Some((sequence, at)) = self.next_cancellation(payment.chain) else { return payment };
         match step(&payment, &Input::Cancel { at }) {
             Ok(step) => self.recognise(payment.sequence, step).next,
             Err(_) => {
                 self.contradicted = true;
-                self.made.extend(self.left.pop_first().map(|(sequence, _)| sequence));
+                self.left.remove(&sequence);
+                self.made.push(sequence);
                 payment
             }
         }
     }
 
-    /// When the payment was cancelled, in Unix seconds, if that is the next event to make again.
-    pub fn next_cancellation(&self) -> Option<u64> {
-        let (_, told) = self.left.first_key_value()?;
-        (told.kind == EventKind::Cancelled.as_str()).then_some(told.at)
+    /// The number and the time, in Unix seconds, of the cancellation that comes next. What happens on other chains than the
+    /// payment's own changes no status, so it is not waited for.
+    fn next_cancellation(&self, chain: ChainId) -> Option<(u64, u64)> {
+        let here = |told: &ToldEvent| told.block.as_ref().is_none_or(|(of, _)| *of == chain.0);
+        let (sequence, told) = self.left.iter().find(|(_, told)| here(told))?;
+        (told.kind == EventKind::Cancelled.as_str()).then_some((*sequence, told.at))
+    }
+
+    /// Whether an event of this type is to be made again.
+    pub fn has(&self, kind: &str) -> bool {
+        self.left.values().any(|told| told.kind == kind)
     }
 
     /// Whether a cancellation was told that the payment's state does not allow any more.

@@ -140,11 +140,22 @@ fn events_of_two_chains_keep_their_numbers_whichever_comes_first() {
     assert_eq!(again.sequence, ended.sequence + 1);
 }
 
+/// What happened abroad before the cancellation may come again long after it.
+#[test]
+fn a_cancellation_waits_for_no_other_chain() {
+    let (abroad, late) = (transfer(ABROAD, 3, 5), transfer(HOME, 9, 60));
+    let (ended, events) = live(payment(), &[abroad.clone(), Input::Cancel { at: 7 }, late.clone()]);
+    let mut told = told(&events);
+    let (again, made) = live_again(payment(), &[late, abroad], &mut told);
+    assert!(made.is_empty() && !told.is_contradicted(), "{made:?}");
+    assert_eq!((again.status(), again.exception(), again.sequence), (ended.status(), ended.exception(), ended.sequence));
+}
+
 #[test]
 fn a_cancellation_that_the_chain_contradicts_is_given_up_and_said() {
     let (_, events) = live(payment(), &[Input::Cancel { at: 7 }]);
     let mut told = told(&events);
     let paid = step(&payment(), &transfer(HOME, 2, 100)).unwrap().next;
     assert_eq!(told.cancel(paid).status(), Status::Detected);
-    assert!(told.is_contradicted() && told.next_cancellation().is_none());
+    assert!(told.is_contradicted() && !told.has("payment.cancelled"));
 }

@@ -2,6 +2,7 @@
 
 use super::payments::{lock_payments, save_payments};
 use crate::history;
+use crate::lifecycle::EventKind;
 use crate::payment::Payment;
 use crate::told::ToldEvents;
 use deadpool_postgres::GenericClient;
@@ -130,8 +131,8 @@ pub(super) async fn forget_told_creations(db: &impl GenericClient, ids: &[Uuid])
 /// When the database fails.
 pub(super) async fn apply_cancellations(db: &impl GenericClient, ids: &[Uuid]) -> Result<(), Failure> {
     let mut told = told_events(db, ids).await?;
-    told.retain(|_, told| told.next_cancellation().is_some());
-    let ids: Vec<Uuid> = told.keys().map(|id| id.0).collect();
+    let cancelled = EventKind::Cancelled.as_str();
+    let ids: Vec<Uuid> = told.iter().filter(|(_, told)| told.has(cancelled)).map(|(id, _)| id.0).collect();
     let cancel = |payment: Payment| told.get_mut(&payment.id).map(|told| told.cancel(payment));
     let cancelled: Vec<Payment> = lock_payments(db, &ids).await?.into_iter().filter_map(cancel).collect();
     save_payments(db, &cancelled.iter().collect::<Vec<_>>()).await?;

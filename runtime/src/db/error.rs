@@ -1,7 +1,7 @@
 //! Which errors of Postgres a retry mends.
 
 use crate::failure::Failure;
-use deadpool_postgres::PoolError;
+use deadpool_postgres::{HookError, PoolError};
 
 /// Classes of SQLSTATE that pass: connection, transaction state, transaction rollback, resources, operator intervention and
 /// system error.
@@ -20,7 +20,9 @@ impl From<PoolError> for Failure {
     /// Nothing works without a connection, so the stage waits for one.
     fn from(error: PoolError) -> Self {
         match error {
-            PoolError::Backend(error) => Self::retry(error),
+            PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => Self::retry(error),
+            // The gate's own words, which the pool would repeat.
+            PoolError::PostCreateHook(HookError::Message(message)) => Self::Retry(anyhow::Error::msg(message)),
             other => Self::retry(other),
         }
     }

@@ -50,7 +50,7 @@ impl ToldEvents {
             kind: record.r#type.clone(),
             at: record.occurred_at,
             block: record.block.as_ref().map(|block| (block.chain_id, block.hash.to_vec())),
-            transfer: record.transfer.as_ref().map(|transfer| ToldTransfer {
+            transfer: record.transfer.as_ref().filter(|_| !is_reverted(&record.r#type)).map(|transfer| ToldTransfer {
                 chain: transfer.chain_id,
                 block: transfer.block_hash.to_vec(),
                 transaction: transfer.transaction_hash.to_vec(),
@@ -137,13 +137,18 @@ impl ToldEvents {
     }
 }
 
+/// A removed block may have brought several transfers; which of them the event names depends on how the batches were cut.
+fn is_reverted(kind: &str) -> bool {
+    kind.ends_with(".reverted")
+}
+
 impl ToldEvent {
     fn of(event: &Event, payment: &Payment) -> Self {
         Self {
             kind: event.kind.name(payment).to_owned(),
             at: event.at,
             block: event.block.map(|(chain, block)| (chain.0, block.hash.to_vec())),
-            transfer: event.transfer.as_ref().map(|transfer| ToldTransfer {
+            transfer: event.transfer.as_ref().filter(|_| event.kind != EventKind::Reverted).map(|transfer| ToldTransfer {
                 chain: transfer.id.chain.0,
                 block: transfer.id.block.to_vec(),
                 transaction: transfer.id.transaction.to_vec(),

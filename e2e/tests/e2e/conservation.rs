@@ -7,12 +7,13 @@ use crate::books::{Books, CHAINS, X, chains, failed, payments, static_addresses}
 use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
 use e2e::Stack;
-use payments::{Payment, Policy, Status, deposit};
+use payments::{Payment, Policy, Status, deposit, store};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedMutRandom as _, IndexedRandom as _};
 use rand::{Rng as _, SeedableRng as _};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use topics::{Address, Amount, B256, BlockRef, ChainId, Kind, Matches, PaymentId, Source, Transfer, TransferId, wire};
+use uuid::Uuid;
 
 const WORLDS: usize = 8;
 const STEPS: usize = 120;
@@ -205,6 +206,7 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
     let mut forks = CHAINS.map(Fork::new);
     let mut cancelled = Vec::new();
     let mut waiting: Vec<Matches> = Vec::new();
+    let mut applied: Vec<Matches> = Vec::new();
     let (mut removed, mut replayed) = (0, 0);
     for _ in 0..STEPS {
         let fork = forks.choose_mut(random).unwrap();
@@ -240,7 +242,7 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
                 ensure!(!matches!(again, Some(Ok(()))), "records were applied twice");
                 books.next = from;
             }
-            waiting.clear();
+            applied.append(&mut waiting);
             if random.random_bool(0.05) {
                 let payment = payments().choose(random).map(|payment| payment.id).unwrap();
                 if books.cancel(payment).await? {
@@ -258,13 +260,16 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
         waiting.push(last);
     }
     books.apply(chains, &waiting).await.map_err(failed)?;
+    applied.append(&mut waiting);
     ensure!(removed > 0 && replayed > 0, "a dull world: {removed} removed, {replayed} replayed");
 
     let surviving: Vec<Matches> = forks.iter().flat_map(Fork::surviving).collect();
     let known = books.all().await?;
     check_ledger(&known, &surviving)?;
     check_rows(&books, &surviving).await?;
-    check_events(&known, &books.events().await?)?;
+    let events = books.events().await?;
+    check_events(&known, &events)?;
+    restored(stack, chains, random, &applied, (&known, &events)).await.context("a restored life")?;
     let mut ends: BTreeMap<String, usize> = BTreeMap::new();
     for payment in known.values() {
         let kind = if payment.deposit_address.is_some() { "deposit" } else { "payment" };
@@ -295,6 +300,66 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
         }
     }
     ensure!(expected.keys().all(|id| known.contains_key(id)), "a deposit is missing");
+    Ok(())
+}
+
+/// A database as it was before the first block, restored when Kafka has some of the events or all, ends as the one that was lost. The
+/// records of the two chains come in another order than they did; nothing is told twice, under another number, or not at all.
+async fn restored(
+    stack: &Stack,
+    chains: &Chains,
+    random: &mut StdRng,
+    applied: &[Matches],
+    (known, events): (&BTreeMap<PaymentId, Payment>, &[wire::PaymentEvent]),
+) -> Result<()> {
+    let mut books = Books::open(stack, usize::MAX).await?;
+    let told = events.split_at(random.random_range(events.len() / 2..=events.len())).0;
+    let told: Vec<_> = told.iter().filter(|event| event.r#type != "payment.created").cloned().collect();
+    let by_id: Vec<(Uuid, wire::PaymentEvent)> =
+        told.iter().map(|event| Ok((event.payment_id.parse()?, event.clone()))).collect::<Result<_>>()?;
+    let mut client = books.pool.get().await?;
+    let transaction = client.transaction().await?;
+    store::keep_told_events(&transaction, &by_id).await.map_err(failed)?;
+    transaction.commit().await?;
+    drop(client);
+    let cancelled: Vec<_> = events.iter().filter(|event| event.r#type == "payment.cancelled").collect();
+    let untold = |event: &&wire::PaymentEvent| !told.iter().any(|told| told.id == event.id);
+    // What was never told is a request that its merchant repeats, or not: here the order of the two does not matter.
+    if cancelled.iter().any(untold) {
+        return Ok(());
+    }
+    for chain in CHAINS {
+        let records: Vec<Matches> = applied.iter().filter(|record| record.chain == chain).cloned().collect();
+        for batch in records.chunks(random.random_range(1..20)) {
+            books.apply(chains, batch).await.map_err(failed)?;
+        }
+    }
+    let now = books.all().await?;
+    for (id, payment) in known {
+        let again = now.get(id).with_context(|| format!("{payment:?} is lost"))?;
+        ensure!(verdict(again) == verdict(payment), "{:?}\nbefore:\n{:?}", verdict(again), verdict(payment));
+    }
+    let mut all = told;
+    all.extend(books.events().await?);
+    all.sort_by_key(|event| (event.payment_id.clone(), event.sequence));
+    // Which of a removed block's transfers a reverted event names depends on how the batches were cut.
+    let transfer = |event: &wire::PaymentEvent| {
+        let transfer = event.transfer.clone().filter(|_| !event.r#type.ends_with(".reverted"));
+        transfer.map(|transfer| (transfer.transaction_hash, transfer.index))
+    };
+    let said = |event: &wire::PaymentEvent| {
+        let block = event.block.clone().map(|block| block.hash);
+        (event.payment_id.clone(), event.r#type.clone(), block, transfer(event))
+    };
+    let (mut before, mut after): (Vec<_>, Vec<_>) = (events.iter().map(said).collect(), all.iter().map(said).collect());
+    before.sort();
+    after.sort();
+    ensure!(before == after, "events that were told twice, or never: {} before, {} after", before.len(), after.len());
+    let mut numbers: HashMap<&str, u64> = HashMap::new();
+    for event in &all {
+        let last = numbers.insert(&event.payment_id, event.sequence).unwrap_or(0);
+        ensure!(event.sequence == last + 1, "{} after number {last}", event.id);
+    }
     Ok(())
 }
 

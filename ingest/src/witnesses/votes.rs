@@ -5,7 +5,10 @@
 
 use crate::window::Window;
 use chain::{Head, Tags};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// After so many looks a contradiction is one, even if another endpoint lags below it.
+const MAX_UNDECIDED_LOOKS: u32 = 4;
 
 /// The votes of a chain's endpoints, in the order of `chains.yaml`.
 #[derive(Clone, Debug)]
@@ -48,6 +51,8 @@ struct Difference {
     before: Option<u64>,
     /// The highest that it has shown. Above it the endpoint lags, which is no vote.
     to: u64,
+    /// Looks running that have shown a difference.
+    looks: u32,
 }
 
 impl Difference {
@@ -89,7 +94,8 @@ impl Votes {
         let Some(vote) = self.votes.get_mut(place) else { return };
         vote.answer = Answer::Given;
         vote.agrees = agrees;
-        vote.differs = Some(Difference { from, before: vote.differs.map(|last| last.from), to });
+        let (before, looks) = vote.differs.map_or((None, 0), |last| (Some(last.from), last.looks));
+        vote.differs = Some(Difference { from, before, to, looks: looks.saturating_add(1) });
     }
 
     /// An endpoint did not answer, or shows nothing to compare.
@@ -174,9 +180,14 @@ impl Votes {
         lowest.is_some_and(|lowest| lowest <= from)
     }
 
-    /// The endpoints that contradict us in two looks running, each with the lowest block that it contradicts.
+    /// The endpoints that contradict us in two looks running, each with the lowest block that it contradicts. While others have
+    /// still to say which side they are on, nobody knows who contradicts whom; they have a few looks' time.
     pub fn contradicting(&self) -> Vec<(usize, u64)> {
-        let from = |vote: &Vote| vote.differs.and_then(|difference| difference.confirmed_from());
+        let from = |vote: &Vote| {
+            let difference = vote.differs?;
+            let from = difference.confirmed_from()?;
+            (difference.looks >= MAX_UNDECIDED_LOOKS || self.is_decided(from)).then_some(from)
+        };
         self.votes.iter().enumerate().filter_map(|(place, vote)| Some((place, from(vote)?))).collect()
     }
 
@@ -188,6 +199,13 @@ impl Votes {
     /// The endpoints that answer and have our block at this height.
     pub fn agreeing(&self, number: u64) -> Vec<usize> {
         (0..self.votes.len()).filter(|place| self.has_given(*place, number)).collect()
+    }
+
+    /// Whether all providers that answer have an opinion of our block at this height, and those that differ have differed twice.
+    fn is_decided(&self, height: u64) -> bool {
+        let answering = self.votes.iter().filter(|vote| vote.answer != Answer::None).map(|vote| &vote.provider);
+        let opinions = self.opinions(height);
+        opinions.len() == answering.collect::<BTreeSet<_>>().len() && !opinions.contains(&Opinion::DiffersOnce)
     }
 
     /// One opinion per provider that answers at this height.

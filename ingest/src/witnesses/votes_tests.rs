@@ -73,6 +73,23 @@ fn one_that_contradicts_two_is_outvoted_and_two_outvote_one() {
 }
 
 #[test]
+fn nobody_is_named_while_others_have_still_to_say_on_which_side_they_are() {
+    let mut votes = votes(2, &["liar", "b", "c"]);
+    votes.agree(0, 10);
+    votes.agree(2, 8);
+    contradict(&mut votes, 1, 9, 12, 2);
+    assert_eq!(votes.contradicting(), [], "the third lags");
+    contradict(&mut votes, 2, 9, 12, 1);
+    assert_eq!(votes.contradicting(), [], "the third was looked at once");
+    contradict(&mut votes, 2, 9, 12, 1);
+    assert_eq!(votes.outvoted(), Some(9));
+    // One that lags for long decides nothing.
+    votes.agree(2, 8);
+    contradict(&mut votes, 1, 9, 12, 2);
+    assert_eq!(votes.contradicting(), [(1, 9)]);
+}
+
+#[test]
 fn lag_and_silence_are_no_vote() {
     let mut votes = votes(2, &["a", "b", "c"]);
     contradict(&mut votes, 0, 9, 12, 2);

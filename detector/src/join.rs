@@ -4,8 +4,10 @@
 //! there too. If chains share a partition, the logs may be in another order than the blocks; those not needed yet wait. So an
 //! offset of `chain.logs` is committed only when everything below it is used. After a restart some records are read again that
 //! are done, and their counterpart may be gone; their sequence, which is not above their chain's, shows it.
+//!
+//! The logs of a block may come in parts, one after the other. A block waits for the last one.
 
-use crate::matching::RecordHead;
+use crate::matching::{LogsPart, RecordHead};
 use anyhow::anyhow;
 use runtime::Failure;
 use runtime::kafka::Record;
@@ -15,11 +17,37 @@ use topics::{Topic, frame};
 /// More waiting blocks than this pause the partition, and so do more waiting logs.
 const MAX_WAITING: usize = 4096;
 
+/// A record of `chain.blocks` or `chain.logs`.
+pub trait ChainRecord {
+    fn topic(&self) -> Topic;
+    fn partition(&self) -> i32;
+    fn offset(&self) -> i64;
+    /// The value with its frame.
+    fn value(&self) -> &[u8];
+}
+
+impl ChainRecord for Record<'_> {
+    fn topic(&self) -> Topic {
+        self.topic
+    }
+
+    fn partition(&self) -> i32 {
+        Self::partition(self)
+    }
+
+    fn offset(&self) -> i64 {
+        Self::offset(self)
+    }
+
+    fn value(&self) -> &[u8] {
+        Self::payload(self)
+    }
+}
+
 /// The records of one partition that wait for their counterpart.
-#[derive(Default)]
-pub struct Join<'c> {
-    blocks: VecDeque<Record<'c>>,
-    logs: HashMap<JoinKey, VecDeque<WaitingLogs<'c>>>,
+pub struct Join<R> {
+    blocks: VecDeque<R>,
+    logs: HashMap<JoinKey, VecDeque<WaitingLogs<R>>>,
     next_block: Option<i64>,
     next_logs: Option<i64>,
     /// The topic of the partition that is paused.
@@ -30,43 +58,49 @@ pub struct Join<'c> {
 /// order.
 type JoinKey = (u64, bool);
 
-struct WaitingLogs<'c> {
-    record: Record<'c>,
+struct WaitingLogs<R> {
+    record: R,
     sequence: u64,
 }
 
-/// A block's two records.
-pub struct JoinedBlock<'c> {
+/// A block's records.
+pub struct JoinedBlock<R> {
     /// From `chain.blocks`.
-    pub block: Record<'c>,
-    /// From `chain.logs`.
-    pub logs: Record<'c>,
+    pub block: R,
+    /// From `chain.logs`: all parts, in order.
+    pub logs: Vec<R>,
 }
 
 /// What [`Join::pop`] finds.
-pub enum Popped<'c> {
-    Pair(Box<JoinedBlock<'c>>),
+pub enum Popped<R> {
+    Pair(Box<JoinedBlock<R>>),
     /// There is no block, or its logs have not arrived.
     Waiting,
-    /// The block's logs are gone: those that come next are of a later record, with this sequence.
+    /// The block's logs are gone, or some of their parts: those that come next are of a later record, with this sequence.
     WithoutLogs {
         next_with_logs: u64,
     },
 }
 
-enum TakenLogs<'c> {
-    Found(Record<'c>),
+enum TakenLogs<R> {
+    Found(Vec<R>),
     None,
     Later(u64),
 }
 
-impl<'c> Join<'c> {
+impl<R> Default for Join<R> {
+    fn default() -> Self {
+        Self { blocks: VecDeque::new(), logs: HashMap::new(), next_block: None, next_logs: None, paused: None }
+    }
+}
+
+impl<R: ChainRecord> Join<R> {
     /// Adds a record, but for logs that are done.
     ///
     /// # Errors
     /// If it can't be read.
-    pub fn push(&mut self, record: Record<'c>, is_done: impl Fn(u64, u64) -> bool) -> Result<(), Failure> {
-        if record.topic == Topic::Blocks {
+    pub fn push(&mut self, record: R, is_done: impl Fn(u64, u64) -> bool) -> Result<(), Failure> {
+        if record.topic() == Topic::Blocks {
             self.blocks.push_back(record);
             return Ok(());
         }
@@ -79,11 +113,11 @@ impl<'c> Join<'c> {
     }
 
     /// The next block.
-    pub fn front(&self) -> Option<&Record<'c>> {
+    pub fn front(&self) -> Option<&R> {
         self.blocks.front()
     }
 
-    /// Passes over the next block, which is no replayed one, and its chain's logs up to it.
+    /// Passes over the next block, which is no replayed one, and its chain's logs up to it, with all their parts.
     ///
     /// # Errors
     /// If it can't be read.
@@ -99,11 +133,11 @@ impl<'c> Join<'c> {
         Ok(())
     }
 
-    /// Takes the next block, if its logs are there.
+    /// Takes the next block, if all its logs are there.
     ///
     /// # Errors
     /// If a record can't be read, or the next logs do not belong to the block.
-    pub fn pop(&mut self) -> Result<Popped<'c>, Failure> {
+    pub fn pop(&mut self) -> Result<Popped<R>, Failure> {
         let Some(front) = self.blocks.front() else {
             return Ok(Popped::Waiting);
         };
@@ -148,16 +182,20 @@ impl<'c> Join<'c> {
     }
 }
 
-/// Takes the block's logs. Logs before them belong to blocks that are done, and are dropped.
-fn take_logs<'c>(waiting: &mut VecDeque<WaitingLogs<'c>>, block: &RecordHead<'_>) -> Result<TakenLogs<'c>, Failure> {
+/// Takes the block's logs, once all their parts are there. Logs before them belong to blocks that are done, and are dropped, as
+/// are the last parts of logs whose first ones are gone.
+fn take_logs<R: ChainRecord>(waiting: &mut VecDeque<WaitingLogs<R>>, block: &RecordHead<'_>) -> Result<TakenLogs<R>, Failure> {
     while let Some(front) = waiting.front() {
         if front.sequence > block.sequence {
             return Ok(TakenLogs::Later(front.sequence));
         }
-        let Some(front) = waiting.pop_front() else { break };
-        let hash = RecordHead::read(payload(&front.record)?).map_err(|e| unreadable(&front.record, e))?.hash;
-        if front.sequence == block.sequence && hash == block.hash {
-            return Ok(TakenLogs::Found(front.record));
+        if is_of_block(front, block)? {
+            let first = part_of(front)?;
+            if first.part <= 1 {
+                return take_parts(waiting, block, first.parts.max(1));
+            }
+            waiting.pop_front();
+            continue;
         }
         if front.sequence == block.sequence && block.sequence != 0 {
             return Err(Failure::Halt(anyhow!(
@@ -167,17 +205,51 @@ fn take_logs<'c>(waiting: &mut VecDeque<WaitingLogs<'c>>, block: &RecordHead<'_>
                 block.sequence
             )));
         }
+        waiting.pop_front();
     }
     Ok(TakenLogs::None)
 }
 
+fn is_of_block<R: ChainRecord>(logs: &WaitingLogs<R>, block: &RecordHead<'_>) -> Result<bool, Failure> {
+    let hash = RecordHead::read(payload(&logs.record)?).map_err(|e| unreadable(&logs.record, e))?.hash;
+    Ok(logs.sequence == block.sequence && hash == block.hash)
+}
+
+/// Takes so many parts, of which the first is at the front.
+fn take_parts<R: ChainRecord>(
+    waiting: &mut VecDeque<WaitingLogs<R>>,
+    block: &RecordHead<'_>,
+    parts: u32,
+) -> Result<TakenLogs<R>, Failure> {
+    let count = usize::try_from(parts).map_err(Failure::halt)?;
+    if waiting.len() < count {
+        return Ok(TakenLogs::None);
+    }
+    for (logs, place) in waiting.iter().take(count).zip(1..).filter(|_| count > 1) {
+        let part = part_of(logs)?;
+        if !is_of_block(logs, block)? || part != (LogsPart { part: place, parts }) {
+            let cause = anyhow!("expected part {place} of {parts} of the logs of sequence {}, got {part:?}", block.sequence);
+            return Err(unreadable(&logs.record, cause));
+        }
+    }
+    Ok(TakenLogs::Found(waiting.drain(..count).map(|logs| logs.record).collect()))
+}
+
+fn part_of<R: ChainRecord>(logs: &WaitingLogs<R>) -> Result<LogsPart, Failure> {
+    LogsPart::read(payload(&logs.record)?).map_err(|e| unreadable(&logs.record, e))
+}
+
 /// The Protobuf in a record. An unreadable record halts the stage: its block would be missing downstream.
-pub fn payload<'r>(record: &'r Record<'_>) -> Result<&'r [u8], Failure> {
-    frame::payload(record.payload()).map_err(|e| unreadable(record, e))
+pub fn payload<R: ChainRecord>(record: &R) -> Result<&[u8], Failure> {
+    frame::payload(record.value()).map_err(|e| unreadable(record, e))
 }
 
 /// Halts the stage, with the record's topic, partition and offset.
-pub fn unreadable(record: &Record<'_>, cause: impl Into<anyhow::Error>) -> Failure {
-    let place = format!("{} partition {} offset {}", record.topic, record.partition(), record.offset());
+pub fn unreadable(record: &impl ChainRecord, cause: impl Into<anyhow::Error>) -> Failure {
+    let place = format!("{} partition {} offset {}", record.topic(), record.partition(), record.offset());
     Failure::halt(cause).context(place)
 }
+
+#[cfg(test)]
+#[path = "join_tests.rs"]
+mod tests;

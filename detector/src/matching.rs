@@ -10,7 +10,7 @@ use crate::watch_set::WatchSet;
 use prost::DecodeError;
 use topics::lazy::Fields;
 pub use topics::{COIN_LOG_ADDRESS, TRANSFER_TOPIC};
-use topics::{CoinContract, CoinLogs, wire};
+use topics::{CoinContract, CoinLogs, MAX_LOGS_BYTES, wire};
 use wire::matches_record::{Kind, Source, Transfer};
 
 /// A record of `chain.blocks` whose transactions are not decoded.
@@ -107,6 +107,40 @@ impl<'a> RecordHead<'a> {
     }
 }
 
+/// Which part of a block's logs a record of `chain.logs` has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogsPart {
+    /// Counted from 1.
+    pub part: u32,
+    pub parts: u32,
+}
+
+impl LogsPart {
+    /// All of them.
+    pub const WHOLE: Self = Self { part: 1, parts: 1 };
+
+    /// Reads a Protobuf message without its frame. The fields come after all logs, which are passed over only if there may be
+    /// another part: the message is large, or ends with both fields, as the last part does, of fewer than 128.
+    ///
+    /// # Errors
+    /// If it is truncated or malformed.
+    pub fn read(message: &[u8]) -> Result<Self, DecodeError> {
+        let may_be_part = message.len() >= MAX_LOGS_BYTES / 2 || matches!(message, [.., 0x38, _, 0x40, _]);
+        if !may_be_part {
+            return Ok(Self::WHOLE);
+        }
+        let mut part = Self { part: 0, parts: 0 };
+        for field in Fields::new(message) {
+            match field? {
+                (7, value) => part.part = u32::try_from(value.varint()).unwrap_or(u32::MAX),
+                (8, value) => part.parts = u32::try_from(value.varint()).unwrap_or(u32::MAX),
+                _ => {}
+            }
+        }
+        Ok(part)
+    }
+}
+
 /// A message with a recipient, not decoded.
 #[derive(Clone, Copy)]
 enum Candidate<'a> {
@@ -138,6 +172,19 @@ impl Matcher {
         block: &BlockView<'_>,
         logs: &[u8],
     ) -> Result<wire::MatchesRecord, DecodeError> {
+        self.matches_in_parts(watched, block, &[logs])
+    }
+
+    /// As [`matches`](Self::matches), for logs that are in several records.
+    ///
+    /// # Errors
+    /// If a record is truncated or malformed.
+    pub fn matches_in_parts(
+        &mut self,
+        watched: &WatchSet,
+        block: &BlockView<'_>,
+        logs: &[&[u8]],
+    ) -> Result<wire::MatchesRecord, DecodeError> {
         let without = [Kind::Removed, Kind::Tags].into_iter().any(|kind| block.kind == i32::from(kind));
         let transfers = if without { Vec::new() } else { self.transfers(watched, block, logs)? };
         Ok(wire::MatchesRecord {
@@ -155,14 +202,14 @@ impl Matcher {
         })
     }
 
-    fn transfers(&mut self, watched: &WatchSet, block: &BlockView<'_>, logs: &[u8]) -> Result<Vec<Transfer>, DecodeError> {
+    fn transfers(&mut self, watched: &WatchSet, block: &BlockView<'_>, logs: &[&[u8]]) -> Result<Vec<Transfer>, DecodeError> {
         self.recipients.clear();
         self.hits.clear();
         self.coins.clear();
         self.coins.extend(coin_contracts(block.chain_id));
         let mut candidates = Vec::with_capacity(block.transactions.len());
         let mut coin_in_logs = false;
-        for field in Fields::new(logs) {
+        for field in logs.iter().flat_map(|part| Fields::new(part)) {
             let (6, log) = field? else { continue };
             self.logs += 1;
             if let Some(seen) = recipient_of_log(log.bytes())? {

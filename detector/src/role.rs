@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
-use topics::{Message as _, Topic, frame};
+use topics::{Message as _, Topic};
 
 const STAGE: &str = "detector";
 /// Per Kafka transaction, when far behind: large enough that the commit costs little in comparison.
@@ -59,7 +59,7 @@ fn detect(
         None => Some(guessed(kafka)),
     };
     let consumer = Consumer::open(kafka, STAGE, &[Topic::Blocks, Topic::Logs], positions)?;
-    let mut joins: BTreeMap<i32, Join<'_>> = BTreeMap::new();
+    let mut joins: BTreeMap<i32, Join<Record<'_>>> = BTreeMap::new();
     let mut chains = Chains::new(kafka);
     let mut matcher = Matcher::default();
     let mut assignment = 0;
@@ -126,7 +126,10 @@ fn guessed(kafka: &Kafka) -> Position {
 }
 
 /// Takes the blocks that come next, with their logs; and whether others were passed over.
-fn take<'c>(joins: &mut BTreeMap<i32, Join<'c>>, chains: &mut Chains) -> Result<(Vec<JoinedBlock<'c>>, bool), Failure> {
+fn take<'c>(
+    joins: &mut BTreeMap<i32, Join<Record<'c>>>,
+    chains: &mut Chains,
+) -> Result<(Vec<JoinedBlock<Record<'c>>>, bool), Failure> {
     let (mut pairs, mut passed) = (Vec::new(), false);
     for join in joins.values_mut() {
         while let Some(front) = join.front() {
@@ -160,12 +163,12 @@ fn match_blocks(
     transaction: &Transaction<'_>,
     watched: &WatchSet,
     matcher: &mut Matcher,
-    pairs: &[JoinedBlock<'_>],
+    pairs: &[JoinedBlock<Record<'_>>],
 ) -> Result<(), Failure> {
     for pair in pairs {
         let block = BlockView::read(payload(&pair.block)?).map_err(|e| unreadable(&pair.block, e))?;
-        let logs = frame::payload(pair.logs.payload()).map_err(|e| unreadable(&pair.logs, e))?;
-        let matches = matcher.matches(watched, &block, logs).map_err(|e| unreadable(&pair.logs, e))?;
+        let logs: Vec<&[u8]> = pair.logs.iter().map(payload).collect::<Result<_, _>>()?;
+        let matches = matcher.matches_in_parts(watched, &block, &logs).map_err(|e| unreadable(&pair.block, e))?;
         for transfer in &matches.transfers {
             metrics::MATCHED_TRANSFERS.counter(&[("source", transfer.source().as_str_name())]).increment(1);
         }
@@ -174,7 +177,7 @@ fn match_blocks(
     Ok(())
 }
 
-fn offsets(joins: &BTreeMap<i32, Join<'_>>) -> Vec<(Topic, i32, i64)> {
+fn offsets(joins: &BTreeMap<i32, Join<Record<'_>>>) -> Vec<(Topic, i32, i64)> {
     let mut offsets = Vec::new();
     for (partition, join) in joins {
         let (blocks, logs) = join.offsets();
@@ -186,7 +189,7 @@ fn offsets(joins: &BTreeMap<i32, Join<'_>>) -> Vec<(Topic, i32, i64)> {
 
 /// Pauses a topic of a partition while too many of its records wait for their counterparts: `chain.blocks`, since logs are larger
 /// and so arrive later, or `chain.logs` where blocks do.
-fn apply_backpressure(consumer: &Consumer, joins: &mut BTreeMap<i32, Join<'_>>) -> Result<(), Failure> {
+fn apply_backpressure(consumer: &Consumer, joins: &mut BTreeMap<i32, Join<Record<'_>>>) -> Result<(), Failure> {
     for (partition, join) in joins {
         match join.paused {
             None => {

@@ -227,7 +227,7 @@ impl<'a> Backfill<'a> {
             let (block, of_block) = records(self.chain.id, 0, change, FinalityTags::default());
             next = block.number + 1;
             logs += of_block.logs.len();
-            outgoing.push_block(self.kafka, &block, &of_block);
+            outgoing.push_block(self.kafka, self.chain, block, of_block);
         }
         let offset =
             i64::try_from(next).map_err(|_| Failure::Halt(anyhow!("block number {next} does not fit a Kafka offset")))?;

@@ -4,7 +4,8 @@
 //! - `follow` polls the head and fetches what comes next, with `prefetch`, many blocks at once when behind.
 //! - [`reorg`] is the pure core: what a branch of the node's chain means for the blocks published, which `window` remembers.
 //! - `witnesses` asks the other endpoints what they have, and counts.
-//! - [`records`](mod@records) makes the records of a block; [`cursor`](mod@cursor) stores the window.
+//! - [`records`](mod@records) makes the records of a block, which `record_size` keeps small enough; [`cursor`](mod@cursor) stores
+//!   the window.
 //! - `depth` says how deep a reorg may go.
 //! - `publish` writes data and cursor in one Kafka transaction. `role` runs one stage per chain.
 //! - `halt` stops a chain whose reorg is too deep, until a person runs `ctrip resume` (`resume`).
@@ -21,6 +22,7 @@ mod halt;
 mod nodes;
 mod prefetch;
 mod publish;
+mod record_size;
 pub mod records;
 pub mod reorg;
 mod restart;

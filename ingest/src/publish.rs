@@ -2,6 +2,7 @@
 
 use crate::cursor::cursor;
 use crate::follow::Batch;
+use crate::record_size::{bound_block, split_logs};
 use crate::records::{Change, records};
 use crate::window::Window;
 use base::metrics;
@@ -21,10 +22,14 @@ pub const STAGE: &str = "ingest";
 pub struct OutgoingRecords(Vec<(Topic, Vec<u8>)>);
 
 impl OutgoingRecords {
-    /// Adds the two records of a block.
-    pub fn push_block(&mut self, kafka: &Kafka, block: &BlockRecord, logs: &LogsRecord) {
-        self.0.push((Topic::Blocks, kafka.encode(block)));
-        self.0.push((Topic::Logs, kafka.encode(logs)));
+    /// Adds the records of a block: its own and that of its logs, or several if there are too many.
+    pub fn push_block(&mut self, kafka: &Kafka, chain: &Chain, mut block: BlockRecord, logs: LogsRecord) {
+        if bound_block(&mut block) {
+            metrics::CHAIN_UNTRACED.counter(&[("chain", &chain.name)]).increment(1);
+            tracing::warn!(chain = chain.name, "block {} has too many internal transfers for a record", block.number);
+        }
+        self.0.push((Topic::Blocks, kafka.encode(&block)));
+        self.0.extend(split_logs(logs).iter().map(|part| (Topic::Logs, kafka.encode(part))));
     }
 
     /// Sends all records under the chain's key.
@@ -57,7 +62,7 @@ pub fn publish_batch(
         }
         sequence += 1;
         let (block, of_block) = records(chain.id, sequence, change, batch.finality);
-        outgoing.push_block(kafka, &block, &of_block);
+        outgoing.push_block(kafka, chain, block, of_block);
     }
     outgoing.0.push((Topic::Cursors, kafka.encode(&cursor(chain.id, sequence, window))));
     let transaction = producer.begin()?;

@@ -13,7 +13,7 @@ use crate::records::to_bytes;
 use crate::resume::blocking;
 use crate::window::Window;
 use anyhow::{Context as _, bail};
-use chain::{BlockId, Chains, fetch_head};
+use chain::{BlockId, Chain, Chains, fetch_head};
 use runtime::kafka::{Kafka, PartitionReader, TransactionalProducer};
 use runtime::{Failure, Settings};
 use std::ops::ControlFlow;
@@ -67,7 +67,7 @@ pub async fn restart(settings: &Settings, name: &str, execute: bool) -> anyhow::
     let head = fetch_head(&rpc, None).await?.context("the nodes have no head")?;
     let plan = RestartPlan { chain: id, last, begins: chain.start_block.unwrap_or(head.number) };
     if execute {
-        blocking(move || write(&kafka, id, sequence, matched)).await?;
+        blocking(move || write(&kafka, &chain, sequence, matched)).await?;
     }
     Ok(plan)
 }
@@ -100,22 +100,22 @@ fn end_after(record: &MatchesRecord) -> Result<Matched, Failure> {
     Ok(Matched { sequence: record.sequence, head, timestamp: record.timestamp })
 }
 
-fn write(kafka: &Kafka, chain: ChainId, planned: Option<u64>, matched: Option<Matched>) -> Result<(), Failure> {
-    let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{chain}"))?;
-    if halt::read(kafka, chain)?.map(|cursor| cursor.sequence) != planned {
+fn write(kafka: &Kafka, chain: &Chain, planned: Option<u64>, matched: Option<Matched>) -> Result<(), Failure> {
+    let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", chain.id))?;
+    if halt::read(kafka, chain.id)?.map(|cursor| cursor.sequence) != planned {
         return Err(Failure::halt(MovedOn));
     }
     let mut sequence = planned.unwrap_or_default().max(matched.map_or(0, |matched| matched.sequence));
     let transaction = producer.begin()?;
     if sequence > 0 {
         sequence += 1;
-        let (block, logs) = beginning(chain, sequence, matched);
+        let (block, logs) = beginning(chain.id, sequence, matched);
         let mut outgoing = OutgoingRecords::default();
-        outgoing.push_block(kafka, &block, &logs);
-        outgoing.send(&transaction, chain)?;
+        outgoing.push_block(kafka, chain, block, logs);
+        outgoing.send(&transaction, chain.id)?;
     }
-    let record = cursor(chain, sequence, &Window::default());
-    transaction.send(Topic::Cursors, &chain.to_string(), &kafka.encode(&record))?;
+    let record = cursor(chain.id, sequence, &Window::default());
+    transaction.send(Topic::Cursors, &chain.id.to_string(), &kafka.encode(&record))?;
     transaction.commit()
 }
 
@@ -144,7 +144,7 @@ fn beginning(chain: ChainId, sequence: u64, matched: Option<Matched>) -> (BlockR
         kind: logs_record::Kind::Replayed.into(),
         number,
         hash: to_bytes(&hash),
-        logs: Vec::new(),
+        ..LogsRecord::default()
     };
     (block, logs)
 }

@@ -19,6 +19,7 @@ fn a_logs_record_is_written_in_the_order_of_its_fields() {
             transaction_index: 6,
             transaction_hash: vec![7].into(),
         }],
+        ..wire::LogsRecord::default()
     };
     assert_eq!(
         alloy::hex::encode(record.encode_to_vec()),

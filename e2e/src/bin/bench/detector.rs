@@ -162,6 +162,7 @@ fn logs(number: u64, hash: B256, addresses: u64) -> wire::LogsRecord {
         number,
         hash: hash.to_vec().into(),
         logs: logs.collect(),
+        ..Default::default()
     }
 }
 

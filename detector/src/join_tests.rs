@@ -1,0 +1,215 @@
+use super::*;
+use topics::wire::logs_record::Log;
+use topics::{MAX_LOGS_BYTES, wire};
+
+struct Fake {
+    topic: Topic,
+    offset: i64,
+    value: Vec<u8>,
+}
+
+impl ChainRecord for Fake {
+    fn topic(&self) -> Topic {
+        self.topic
+    }
+
+    fn partition(&self) -> i32 {
+        3
+    }
+
+    fn offset(&self) -> i64 {
+        self.offset
+    }
+
+    fn value(&self) -> &[u8] {
+        &self.value
+    }
+}
+
+fn hash(sequence: u64) -> Vec<u8> {
+    vec![sequence.to_le_bytes()[0]; 32]
+}
+
+fn block(chain_id: u64, sequence: u64) -> Fake {
+    let record = wire::BlockRecord { chain_id, sequence, hash: hash(sequence).into(), ..Default::default() };
+    Fake { topic: Topic::Blocks, offset: i64::try_from(sequence).unwrap(), value: frame::encode(1, &record) }
+}
+
+/// A record of logs with so many bytes of data.
+fn logs(offset: i64, chain_id: u64, sequence: u64, (part, parts): (u32, u32), size: usize) -> Fake {
+    let log = Log { data: vec![7; size].into(), ..Default::default() };
+    let hash = hash(sequence).into();
+    let record = wire::LogsRecord { chain_id, sequence, hash, logs: vec![log], part, parts, ..Default::default() };
+    Fake { topic: Topic::Logs, offset, value: frame::encode(1, &record) }
+}
+
+const LARGE: usize = MAX_LOGS_BYTES / 2;
+
+/// Adds a record that is not done.
+fn push(join: &mut Join<Fake>, record: Fake) {
+    join.push(record, |_, _| false).unwrap();
+}
+
+fn pair(join: &mut Join<Fake>) -> JoinedBlock<Fake> {
+    let Popped::Pair(pair) = join.pop().unwrap() else { panic!("no block with all its logs") };
+    *pair
+}
+
+fn is_waiting(join: &mut Join<Fake>) -> bool {
+    matches!(join.pop().unwrap(), Popped::Waiting)
+}
+
+#[test]
+fn a_block_waits_for_all_parts_of_its_logs_and_gets_them_in_order() {
+    let mut join = Join::default();
+    push(&mut join, block(1, 1));
+    push(&mut join, block(1, 2));
+    for (offset, part) in [(10, 1), (11, 2)] {
+        push(&mut join, logs(offset, 1, 1, (part, 3), LARGE));
+        // Of another chain in the partition.
+        push(&mut join, logs(offset + 100, 2, 7, (0, 0), 1));
+        assert!(is_waiting(&mut join), "matched before part 3 is there");
+    }
+    assert_eq!(join.offsets(), (None, Some(10)), "a restart must read the parts again");
+    // The last part may be small.
+    push(&mut join, logs(12, 1, 1, (3, 3), 5));
+    push(&mut join, logs(13, 1, 2, (0, 0), 5));
+    let joined = pair(&mut join);
+    assert_eq!(joined.logs.iter().map(|logs| logs.offset).collect::<Vec<_>>(), [10, 11, 12]);
+    let joined = pair(&mut join);
+    assert_eq!((joined.block.offset, joined.logs.len(), joined.logs[0].offset), (2, 1, 13));
+    assert!(is_waiting(&mut join));
+}
+
+#[test]
+fn a_large_record_that_says_nothing_of_parts_is_whole() {
+    for part in [(0, 0), (1, 1)] {
+        let mut join = Join::default();
+        push(&mut join, block(1, 1));
+        push(&mut join, logs(10, 1, 1, part, LARGE * 2));
+        assert_eq!(pair(&mut join).logs.len(), 1);
+    }
+}
+
+#[test]
+fn a_missing_part_stops_the_stage_and_is_not_skipped() {
+    let mut join = Join::default();
+    push(&mut join, block(1, 1));
+    push(&mut join, logs(10, 1, 1, (1, 3), LARGE));
+    push(&mut join, logs(11, 1, 1, (3, 3), 5));
+    push(&mut join, logs(12, 1, 2, (0, 0), 5));
+    let Err(Failure::Halt(error)) = join.pop() else { panic!("matched without part 2") };
+    assert!(format!("{error:#}").contains("expected part 2 of 3"), "{error:#}");
+}
+
+/// After a restart, logs of blocks that are done are read again.
+#[test]
+fn parts_of_a_block_that_is_done_are_dropped() {
+    let mut join = Join::default();
+    for (offset, part) in [(10, 1), (11, 2)] {
+        push(&mut join, logs(offset, 1, 1, (part, 2), LARGE));
+    }
+    push(&mut join, logs(12, 1, 2, (0, 0), 5));
+    push(&mut join, block(1, 2));
+    assert_eq!(pair(&mut join).logs[0].offset, 12);
+}
+
+/// As after a kill: what was matched last is read again, and part 1 of its logs is below the offset that was committed.
+#[test]
+fn every_part_of_logs_that_are_done_is_dropped_at_once() {
+    let mut join = Join::default();
+    let done_up_to_1 = |chain_id, sequence| chain_id == 1 && sequence == 1;
+    join.push(logs(10, 1, 1, (1, 2), LARGE), done_up_to_1).unwrap();
+    join.push(logs(11, 1, 1, (2, 2), 5), done_up_to_1).unwrap();
+    assert_eq!(join.offsets(), (None, Some(12)));
+    join.push(logs(12, 1, 2, (1, 2), LARGE), done_up_to_1).unwrap();
+    assert_eq!(join.offsets(), (None, Some(12)), "part 1 waits for its block");
+}
+
+/// Of a chain that is set aside, blocks may be passed over before their logs have arrived.
+#[test]
+fn a_block_that_is_passed_over_takes_all_parts_of_its_logs_along() {
+    let mut join = Join::default();
+    for sequence in 1..=3 {
+        push(&mut join, block(1, sequence));
+    }
+    push(&mut join, logs(10, 1, 1, (1, 3), LARGE));
+    push(&mut join, logs(11, 1, 1, (2, 3), LARGE));
+    join.pass().unwrap();
+    assert_eq!(join.offsets(), (Some(2), Some(12)));
+    // The last part comes late; its block is gone.
+    push(&mut join, logs(12, 1, 1, (3, 3), 5));
+    push(&mut join, logs(13, 1, 2, (0, 0), 5));
+    assert_eq!(join.offsets(), (Some(2), Some(12)));
+    join.pass().unwrap();
+    assert_eq!(join.offsets(), (Some(3), Some(14)));
+    push(&mut join, logs(14, 1, 3, (1, 2), LARGE));
+    push(&mut join, logs(15, 1, 3, (2, 2), 5));
+    assert_eq!(pair(&mut join).logs.len(), 2);
+    assert_eq!(join.offsets(), (Some(4), Some(16)));
+}
+
+/// A retention deletes whole files, whose end may be between two parts.
+#[test]
+fn logs_without_their_first_part_are_gone_and_never_taken_for_a_whole() {
+    for left in [2..=3, 3..=3] {
+        let mut join = Join::default();
+        push(&mut join, block(1, 1));
+        for part in left {
+            let size = if part == 3 { 5 } else { LARGE };
+            push(&mut join, logs(10 + i64::from(part), 1, 1, (part, 3), size));
+        }
+        assert!(is_waiting(&mut join), "matched without part 1");
+        push(&mut join, logs(14, 1, 2, (0, 0), 5));
+        assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { next_with_logs: 2 }));
+        assert_eq!(join.front().map(|block| block.offset), Some(1), "the block is not lost");
+    }
+}
+
+#[test]
+fn a_block_whose_logs_are_gone_is_told_from_one_that_waits() {
+    let mut join = Join::default();
+    push(&mut join, block(1, 1));
+    push(&mut join, logs(10, 2, 7, (0, 0), 5));
+    assert!(is_waiting(&mut join));
+    push(&mut join, logs(11, 1, 4, (1, 2), LARGE));
+    assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { next_with_logs: 4 }));
+    assert_eq!(join.offsets(), (None, Some(10)));
+}
+
+#[test]
+fn replayed_blocks_have_a_lane_of_their_own_in_which_parts_are_joined_by_hash() {
+    let mut join = Join::default();
+    push(&mut join, block(1, 0));
+    push(&mut join, block(1, 1));
+    push(&mut join, logs(10, 1, 1, (1, 2), LARGE));
+    push(&mut join, logs(11, 1, 0, (1, 2), LARGE));
+    push(&mut join, logs(12, 1, 1, (2, 2), 5));
+    assert!(is_waiting(&mut join));
+    push(&mut join, logs(13, 1, 0, (2, 2), 5));
+    for offsets in [[11, 13], [10, 12]] {
+        assert_eq!(pair(&mut join).logs.iter().map(|logs| logs.offset).collect::<Vec<_>>(), offsets);
+    }
+    assert_eq!(join.offsets(), (Some(2), Some(14)));
+}
+
+#[test]
+fn each_topic_is_paused_when_too_much_of_it_waits_and_logs_never_while_a_block_waits_for_its_last_part() {
+    let mut join = Join::default();
+    let limit = u64::try_from(MAX_WAITING).unwrap();
+    for sequence in 1..=limit + 1 {
+        push(&mut join, logs(i64::try_from(sequence).unwrap(), 2, sequence, (0, 0), 5));
+    }
+    assert_eq!(join.excess(), Some(Topic::Logs));
+    join.paused = Some(Topic::Logs);
+    assert!(!join.is_relieved());
+    push(&mut join, block(1, 1));
+    assert!(join.is_relieved() && join.excess().is_none(), "the logs of block 1 would never come");
+    join.paused = None;
+    for sequence in 2..=limit + 1 {
+        push(&mut join, block(1, sequence));
+    }
+    assert_eq!(join.excess(), Some(Topic::Blocks));
+    join.paused = Some(Topic::Blocks);
+    assert!(!join.is_relieved());
+}

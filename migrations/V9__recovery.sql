@@ -5,7 +5,10 @@
 -- topics is noticed. Absent until the first start.
 CREATE TABLE installation (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-    id        uuid NOT NULL
+    id        uuid NOT NULL,
+    -- Another one that was seen to write to the same topics, and when last.
+    other         uuid,
+    other_seen_at timestamptz
 );
 
 -- Up to which offset this database knows all records of a topic. A restored database has the offsets of its backup, and so what it

@@ -8,7 +8,7 @@ mod seeds;
 use chain::{Block, FetchedBlock, Head, Log, Receipt, Receipts, Reply, Tracer, Verify, internal_transfers};
 use detector::WatchSet;
 use detector::matching::{BlockView, Matcher, RecordHead};
-use ingest::cursor::{cursor as cursor_of, restore};
+use ingest::cursor::{StoredCursor, WrittenParts, encode, restore};
 use ingest::records::{Change, FinalityTags, records};
 use prost::Message as _;
 pub use seeds::{Seeds, seeds};
@@ -70,14 +70,12 @@ pub fn record(data: &[u8]) {
     let Ok(message) = frame::payload(data) else { return };
     check_matching(message, message);
     if let Ok(cursor) = wire::ChainCursor::decode(message)
-        && let Ok((sequence, window)) = restore(ChainId(cursor.chain_id), &cursor)
+        && let chain = ChainId(cursor.chain_id)
+        && let Ok((sequence, window, _)) = restore(chain, &StoredCursor::new(cursor))
     {
-        let again = cursor_of(ChainId(cursor.chain_id), sequence, &window);
-        assert_eq!(
-            restore(ChainId(cursor.chain_id), &again),
-            Ok((sequence, window)),
-            "a cursor changes when it is written again"
-        );
+        let (mut again, mut written) = (StoredCursor::default(), WrittenParts::default());
+        again.take(chain, encode(chain, sequence, &window, "", &mut written));
+        assert_eq!(restore(chain, &again), Ok((sequence, window, written)), "a cursor changes when it is written again");
     }
     if let Ok(record) = wire::MatchesRecord::decode(message) {
         let _ = Matches::try_from(&record);

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use chain::{Block, FetchedBlock, Receipts, Verify};
 use ingest::Window;
-use ingest::cursor::cursor;
+use ingest::cursor::{WrittenParts, encode};
 use ingest::records::{Change, FinalityTags, records};
 use prost::Message as _;
 use serde_json::Value;
@@ -61,6 +61,7 @@ fn framed_records(block: &Value, outcome: &Value) -> Result<Vec<Vec<u8>>> {
         FinalityTags { safe: Some(1), finalized: Some(2), witnessed: Some(1) },
     );
     let (block, logs) = (block.encode_to_vec(), logs.encode_to_vec());
-    let cursor = cursor(ChainId(1), 1, &window).encode_to_vec();
-    Ok([block, logs, cursor].iter().map(|message| frame::wrap(7, message)).collect())
+    let cursor = encode(ChainId(1), 1, &window, "", &mut WrittenParts::default());
+    let cursor = cursor.into_iter().filter_map(|(_, record)| record).map(|record| record.encode_to_vec());
+    Ok([block, logs].into_iter().chain(cursor).map(|message| frame::wrap(7, &message)).collect())
 }

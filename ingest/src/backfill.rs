@@ -92,7 +92,7 @@ impl<'a> Backfill<'a> {
         let done = kafka.committed(&group, Topic::Blocks, 0)?.and_then(|next| u64::try_from(next).ok());
         let next = done.filter(|_| !request.again).unwrap_or(request.from);
         let window = match halt::read(kafka, chain.id)? {
-            Some(cursor) => restore(chain.id, &cursor).map_err(Failure::halt)?.1,
+            Some(stored) => restore(chain.id, &stored).map_err(Failure::halt)?.1,
             None => Window::default(),
         };
         let prefetcher = Prefetcher::new(rpc.clone(), FetchOptions::of(chain));

@@ -1,28 +1,126 @@
-//! The record of `chain.cursors`: stores the window and the last sequence, from which a restart continues. Pure.
+//! The records of `chain.cursors`, from which a restart continues: the last sequence and the window. Pure.
+//!
+//! A chain that finalises slowly has thousands of blocks in its window, and a fast one writes several batches a second. So the
+//! cursor has the newest blocks alone. Those below it are in parts of 32 blocks, records with keys of their own, each written
+//! once when it is full and deleted once the window has left it.
 
 use crate::records::to_bytes;
 use crate::window::Window;
 use bytes::Bytes;
 use chain::Head;
+use std::collections::{BTreeMap, VecDeque};
 use topics::wire::{ChainCursor, chain_cursor};
 use topics::{B256, ChainId};
 
-/// The cursor's record. A block's parent is the block before it, so only the first block's parent is written.
-pub fn cursor(chain: ChainId, sequence: u64, window: &Window) -> ChainCursor {
-    let blocks = window.iter().enumerate().map(|(index, head)| chain_cursor::Block {
+/// Blocks of a part: those whose numbers give the same quotient.
+const PART_BLOCKS: u64 = 32;
+
+/// A chain's records in `chain.cursors`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StoredCursor {
+    pub cursor: ChainCursor,
+    parts: BTreeMap<u64, ChainCursor>,
+}
+
+/// The parts that are written, each with the hash of its last block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WrittenParts(BTreeMap<u64, B256>);
+
+/// A record to write under a key; `None` deletes what is there.
+pub type CursorRecord = (String, Option<ChainCursor>);
+
+/// The part that a key of `chain.cursors` names, if it is one of this chain's: `<chain id>/<part>`.
+pub fn part_of_key(chain: ChainId, key: &[u8]) -> Option<u64> {
+    let (id, part) = std::str::from_utf8(key).ok()?.split_once('/')?;
+    (id == chain.to_string()).then(|| part.parse().ok())?
+}
+
+impl StoredCursor {
+    pub fn new(cursor: ChainCursor) -> Self {
+        Self { cursor, parts: BTreeMap::new() }
+    }
+
+    /// Of a chain of which nothing was published.
+    pub fn of_new_chain(chain: ChainId) -> Self {
+        Self::new(ChainCursor { chain_id: chain.0, ..ChainCursor::default() })
+    }
+
+    /// The parts for a window that does not continue this one: each is written again or deleted, whatever it has.
+    pub fn outdated_parts(&self) -> WrittenParts {
+        WrittenParts(self.parts.keys().map(|part| (*part, B256::ZERO)).collect())
+    }
+
+    /// Adds or replaces a part; `None` removes it.
+    pub fn set_part(&mut self, part: u64, record: Option<ChainCursor>) {
+        match record {
+            Some(record) => self.parts.insert(part, record),
+            None => self.parts.remove(&part),
+        };
+    }
+
+    /// Takes records as they are written.
+    pub fn take(&mut self, chain: ChainId, records: Vec<CursorRecord>) {
+        for (key, record) in records {
+            match (part_of_key(chain, key.as_bytes()), record) {
+                (Some(part), record) => self.set_part(part, record),
+                (None, Some(cursor)) => self.cursor = cursor,
+                (None, None) => {}
+            }
+        }
+    }
+}
+
+/// The records to write for a window: the cursor, and the parts that have changed since `written`. `halted` is the cause of a halt.
+pub fn encode(chain: ChainId, sequence: u64, window: &Window, halted: &str, written: &mut WrittenParts) -> Vec<CursorRecord> {
+    let bottom = window.bottom().map(|bottom| bottom.number);
+    let tip_part = window.tip().map_or(0, |tip| tip.number / PART_BLOCKS);
+    let cursor = ChainCursor {
+        chain_id: chain.0,
+        sequence,
+        window: blocks(window, tip_part * PART_BLOCKS..),
+        finalized_number: window.finalized(),
+        halted: halted.to_owned(),
+        bottom_number: bottom,
+        part: false,
+    };
+    let mut records = vec![(chain.to_string(), Some(cursor))];
+    let parts = bottom.map_or(tip_part, |bottom| bottom / PART_BLOCKS)..tip_part;
+    for part in parts.clone() {
+        let (first, last) = (part * PART_BLOCKS, part * PART_BLOCKS + PART_BLOCKS - 1);
+        let Some(head) = window.at(last) else { continue };
+        if written.0.insert(part, head.hash) != Some(head.hash) {
+            let window = blocks(window, first..=last);
+            let record = ChainCursor { chain_id: chain.0, window, part: true, ..ChainCursor::default() };
+            records.push((format!("{chain}/{part}"), Some(record)));
+        }
+    }
+    written.0.retain(|part, _| {
+        let kept = parts.contains(part);
+        if !kept {
+            records.push((format!("{chain}/{part}"), None));
+        }
+        kept
+    });
+    records
+}
+
+/// The blocks of a range. A block's parent is the block before it, so only the first block's parent is written.
+fn blocks(window: &Window, range: impl std::ops::RangeBounds<u64>) -> Vec<chain_cursor::Block> {
+    let mut blocks: Vec<&Head> = window
+        .iter()
+        .rev()
+        .skip_while(|head| !range.contains(&head.number))
+        .take_while(|head| range.contains(&head.number))
+        .collect();
+    blocks.reverse();
+    let block = |(index, head): (usize, &Head)| chain_cursor::Block {
         number: head.number,
         hash: to_bytes(&head.hash),
         timestamp: head.timestamp,
         parent_hash: if index == 0 { to_bytes(&head.parent_hash) } else { Bytes::new() },
-        first: index == 0 && window.is_whole(),
-    });
-    ChainCursor {
-        chain_id: chain.0,
-        sequence,
-        window: blocks.collect(),
-        finalized_number: window.finalized(),
-        halted: String::new(),
-    }
+        first: window.is_whole() && window.bottom() == Some(head),
+    };
+    blocks.into_iter().enumerate().map(block).collect()
 }
 
 /// Why a cursor can't be restored.
@@ -39,16 +137,39 @@ pub enum BadCursor {
     Chain(u64),
 }
 
-/// Restores the sequence of the last record, and the window.
+/// Restores the sequence of the last record, the window, and which parts are written. Where a part is missing the window ends
+/// above it.
 ///
 /// # Errors
-/// If it is not a record that [`cursor`] made for this chain.
-pub fn restore(chain: ChainId, cursor: &ChainCursor) -> Result<(u64, Window), BadCursor> {
+/// If they are not records that [`encode`] made for this chain.
+pub fn restore(chain: ChainId, stored: &StoredCursor) -> Result<(u64, Window, WrittenParts), BadCursor> {
+    let cursor = &stored.cursor;
     if cursor.chain_id != chain.0 {
         return Err(BadCursor::Chain(cursor.chain_id));
     }
-    let mut blocks: Vec<Head> = Vec::with_capacity(cursor.window.len());
-    for block in &cursor.window {
+    let mut heads: VecDeque<Head> = read_blocks(&cursor.window)?.into();
+    let mut first = cursor.window.first().filter(|block| block.first).map(|block| block.number);
+    let mut written = WrittenParts::default();
+    while let (Some(bottom), Some(lowest)) = (cursor.bottom_number, heads.front().copied())
+        && let Some(below) = lowest.number.checked_sub(1).filter(|below| *below >= bottom)
+        && let Some(part) = stored.parts.get(&(below / PART_BLOCKS))
+    {
+        let below = read_blocks(&part.window)?;
+        let Some(last) = below.last().filter(|last| last.hash == lowest.parent_hash && last.number + 1 == lowest.number) else {
+            break;
+        };
+        written.0.insert(last.number / PART_BLOCKS, last.hash);
+        first = part.window.first().filter(|block| block.first).map(|block| block.number);
+        below.into_iter().rev().take_while(|head| head.number >= bottom).for_each(|head| heads.push_front(head));
+    }
+    let whole = heads.front().is_none_or(|bottom| first == Some(bottom.number));
+    Ok((cursor.sequence, Window::new(heads, whole, cursor.finalized_number), written))
+}
+
+/// Reads blocks, each of which is the parent of the next.
+fn read_blocks(window: &[chain_cursor::Block]) -> Result<Vec<Head>, BadCursor> {
+    let mut blocks: Vec<Head> = Vec::with_capacity(window.len());
+    for block in window {
         let hash = |bytes: &[u8]| B256::try_from(bytes).map_err(|_| BadCursor::Hash(block.number));
         let parent_hash = match blocks.last() {
             Some(below) if below.number.checked_add(1) != Some(block.number) => return Err(BadCursor::Gap(block.number)),
@@ -58,40 +179,163 @@ pub fn restore(chain: ChainId, cursor: &ChainCursor) -> Result<(u64, Window), Ba
         };
         blocks.push(Head { number: block.number, hash: hash(&block.hash)?, parent_hash, timestamp: block.timestamp });
     }
-    let whole = cursor.window.first().is_none_or(|block| block.first);
-    Ok((cursor.sequence, Window::new(blocks, whole, cursor.finalized_number)))
+    Ok(blocks)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prost::Message as _;
+
+    const CHAIN: ChainId = ChainId(42_161);
+    /// The head of Arbitrum, about.
+    const START: u64 = 300_000_017;
+
+    fn head(number: u64, fork: u64) -> Head {
+        let hash = |number: u64, fork: u64| B256::from(topics::U256::from(number * 1000 + fork));
+        Head {
+            number,
+            hash: hash(number, fork),
+            parent_hash: hash(number.wrapping_sub(1), 0),
+            timestamp: 1_700_000_000 + number,
+        }
+    }
 
     fn window(count: u64, whole: bool) -> Window {
-        let hash = |number: u64| B256::from(topics::U256::from(number + 1000));
-        Window::new(
-            (0..count).map(|n| Head { number: n + 5, hash: hash(n + 1), parent_hash: hash(n), timestamp: n }),
-            whole,
-            Some(6),
-        )
+        Window::new((START..START + count).map(|number| head(number, 0)), whole, Some(START))
+    }
+
+    fn store(stored: &mut StoredCursor, sequence: u64, window: &Window, written: &mut WrittenParts) -> usize {
+        let records = encode(CHAIN, sequence, window, "", written);
+        let bytes = records.iter().map(|(key, record)| key.len() + record.as_ref().map_or(0, |r| 6 + r.encoded_len())).sum();
+        stored.take(CHAIN, records);
+        bytes
     }
 
     #[test]
     fn a_cursor_brings_the_window_back() {
-        for (count, whole) in [(0, true), (1, true), (1, false), (256, false)] {
-            let window = window(count, whole);
-            assert_eq!(restore(ChainId(7), &cursor(ChainId(7), 9, &window)), Ok((9, window)));
+        for (count, whole) in [(0, true), (1, true), (1, false), (15, true), (16, true), (256, true), (256, false)] {
+            let (window, mut stored, mut written) = (window(count, whole), StoredCursor::default(), WrittenParts::default());
+            store(&mut stored, 9, &window, &mut written);
+            assert_eq!(restore(CHAIN, &stored), Ok((9, window, written)), "{count} blocks, {whole}");
+        }
+    }
+
+    /// Some 5,000 blocks wait for finality, and each block is a batch.
+    #[test]
+    fn at_arbitrums_pace_a_batch_writes_less_than_4_kb_and_nothing_of_the_window_is_lost() {
+        let (mut window, mut stored, mut written) = (window(5_000, false), StoredCursor::default(), WrittenParts::default());
+        store(&mut stored, 1, &window, &mut written);
+        let (mut most, mut sum) = (0, 0);
+        for step in 0..400 {
+            let next = window.tip().unwrap().number + 1;
+            window.push(head(next, 0));
+            window.finalize(&head(next - 5_000, 0));
+            let bytes = store(&mut stored, step, &window, &mut written);
+            (most, sum) = (most.max(bytes), sum + bytes);
+            assert_eq!(restore(CHAIN, &stored), Ok((step, window.clone(), written.clone())));
+        }
+        assert!(most < 4_096 && sum / 400 < 1_500, "{most} bytes at most, {} on average", sum / 400);
+        assert!(stored.parts.len() < 160, "{} parts of 157 are left", stored.parts.len());
+    }
+
+    #[test]
+    fn a_reorg_over_parts_writes_them_anew() {
+        let (mut window, mut stored, mut written) = (window(200, true), StoredCursor::default(), WrittenParts::default());
+        window = Window::new(window.iter().copied().collect::<Vec<_>>(), true, None);
+        store(&mut stored, 1, &window, &mut written);
+        for depth in [1, 40, 100, 199] {
+            for _ in 0..depth {
+                window.pop();
+            }
+            store(&mut stored, 2, &window, &mut written);
+            assert_eq!(restore(CHAIN, &stored), Ok((2, window.clone(), written.clone())), "{depth} blocks down");
+            for number in window.tip().unwrap().number + 1..START + 200 {
+                let parent_hash = window.tip().unwrap().hash;
+                window.push(Head { parent_hash, ..head(number, depth) });
+            }
+            store(&mut stored, 3, &window, &mut written);
+            assert_eq!(restore(CHAIN, &stored), Ok((3, window.clone(), written.clone())), "after {depth} blocks");
         }
     }
 
     #[test]
+    fn a_window_ends_above_a_part_that_is_missing_or_of_another_branch() {
+        let (window, mut stored, mut written) = (window(100, true), StoredCursor::default(), WrittenParts::default());
+        store(&mut stored, 1, &window, &mut written);
+        let middle = (START + 50) / PART_BLOCKS;
+        let mut other = stored.clone();
+        other.set_part(middle, None);
+        let (_, short, _) = restore(CHAIN, &other).unwrap();
+        assert_eq!(short.bottom().map(|head| head.number), Some((middle + 1) * PART_BLOCKS));
+        assert!(!short.is_whole());
+        let mut part = stored.parts[&middle].clone();
+        part.window.last_mut().unwrap().hash = vec![7; 32].into();
+        stored.set_part(middle, Some(part));
+        assert_eq!(restore(CHAIN, &stored).unwrap().1, short);
+    }
+
+    /// As cursors were before they had parts.
+    #[test]
+    fn a_cursor_that_has_the_whole_window_is_read_and_then_split() {
+        let whole = window(100, true);
+        let (mut stored, mut written) = (StoredCursor::default(), WrittenParts::default());
+        stored.cursor = ChainCursor {
+            chain_id: CHAIN.0,
+            sequence: 4,
+            window: blocks(&whole, ..),
+            finalized_number: whole.finalized(),
+            ..ChainCursor::default()
+        };
+        assert_eq!(restore(CHAIN, &stored), Ok((4, whole.clone(), WrittenParts::default())));
+        store(&mut stored, 5, &whole, &mut written);
+        assert!(stored.cursor.window.len() <= 32);
+        assert_eq!(restore(CHAIN, &stored), Ok((5, whole, written)));
+    }
+
+    #[test]
     fn a_cursor_that_is_not_ours_is_refused() {
-        let good = cursor(ChainId(7), 9, &window(3, true));
-        assert_eq!(restore(ChainId(8), &good), Err(BadCursor::Chain(7)));
-        let mut gap = good.clone();
-        gap.window.remove(1);
-        assert_eq!(restore(ChainId(7), &gap), Err(BadCursor::Gap(7)));
-        let mut short = good;
-        short.window[2].hash.truncate(31);
-        assert_eq!(restore(ChainId(7), &short), Err(BadCursor::Hash(7)));
+        let (mut stored, mut written) = (StoredCursor::default(), WrittenParts::default());
+        // Three blocks in the middle of a part.
+        let window = Window::new((START..START + 3).map(|number| head(number, 0)), true, None);
+        store(&mut stored, 9, &window, &mut written);
+        assert_eq!(restore(ChainId(8), &stored), Err(BadCursor::Chain(CHAIN.0)));
+        let mut gap = stored.clone();
+        gap.cursor.window.remove(1);
+        assert_eq!(restore(CHAIN, &gap), Err(BadCursor::Gap(START + 2)));
+        stored.cursor.window[2].hash.truncate(31);
+        assert_eq!(restore(CHAIN, &stored), Err(BadCursor::Hash(START + 2)));
+    }
+
+    /// As `ctrip resume` does after a reorg that is deeper than the window.
+    #[test]
+    fn a_window_that_reaches_deeper_than_the_one_before_is_brought_back_whole() {
+        let (mut stored, mut written) = (StoredCursor::default(), WrittenParts::default());
+        store(&mut stored, 1, &window(300, false), &mut written);
+        let deeper = Window::new((START - 500..START + 300).map(|number| head(number, 0)), false, None);
+        written = stored.outdated_parts();
+        store(&mut stored, 1, &deeper, &mut written);
+        assert_eq!(restore(CHAIN, &stored).unwrap().1, deeper);
+    }
+
+    /// As `ctrip chain restart` does.
+    #[test]
+    fn a_chain_that_begins_anew_leaves_no_part_behind() {
+        let (mut stored, mut written) = (StoredCursor::default(), WrittenParts::default());
+        store(&mut stored, 1, &window(300, true), &mut written);
+        // One that the window does not reach, since the part above it is missing.
+        stored.set_part((START + 100) / PART_BLOCKS, None);
+        written = stored.outdated_parts();
+        store(&mut stored, 2, &Window::default(), &mut written);
+        assert!(stored.parts.is_empty());
+        assert_eq!(restore(CHAIN, &stored), Ok((2, Window::default(), WrittenParts::default())));
+    }
+
+    #[test]
+    fn a_key_names_a_part_of_its_chain_alone() {
+        assert_eq!(part_of_key(ChainId(1), b"1/17"), Some(17));
+        for key in ["1", "10/17", "1/x", "1/", "/17", "detector/1", "detector/17"] {
+            assert_eq!(part_of_key(ChainId(1), key.as_bytes()), None, "{key}");
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! Halting a chain until a person decides. The cause is written into the chain's cursor, so that a restart does not forget it
 //! and the API can show it; `ctrip resume` removes it.
 
-use crate::cursor::cursor;
+use crate::cursor::{StoredCursor, WrittenParts, encode, part_of_key};
+use crate::publish::send_cursor;
 use crate::window::Window;
 use anyhow::anyhow;
 use runtime::kafka::{Kafka, TransactionalProducer};
 use runtime::{Failure, stage};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use topics::wire::ChainCursor;
@@ -21,10 +23,24 @@ pub struct Halted {
     pub cause: String,
 }
 
-/// Reads the chain's cursor, if there is one.
-pub fn read(kafka: &Kafka, chain: ChainId) -> Result<Option<ChainCursor>, Failure> {
-    let Some(bytes) = kafka.read_last(Topic::Cursors, &chain.to_string())? else { return Ok(None) };
-    frame::decode(&bytes).map(Some).map_err(|e| Failure::halt(e).context("reading the chain's cursor"))
+/// Reads the chain's cursor, with the parts of its window, if there is one.
+pub fn read(kafka: &Kafka, chain: ChainId) -> Result<Option<StoredCursor>, Failure> {
+    let (mut cursor, mut parts) = (None, BTreeMap::new());
+    kafka.read_all(Topic::Cursors, |record| {
+        let value = Some(record.payload().to_vec()).filter(|value| !value.is_empty());
+        if record.key() == chain.to_string().as_bytes() {
+            cursor = value;
+        } else if let Some(part) = part_of_key(chain, record.key()) {
+            parts.insert(part, value);
+        }
+    })?;
+    let decode = |bytes: Vec<u8>| frame::decode(&bytes).map_err(|e| Failure::halt(e).context("reading the chain's cursor"));
+    let Some(cursor) = cursor.map(decode).transpose()? else { return Ok(None) };
+    let mut stored = StoredCursor::new(cursor);
+    for (part, record) in parts {
+        stored.set_part(part, record.map(decode).transpose()?);
+    }
+    Ok(Some(stored))
 }
 
 /// Writes the cursor without data. `halted` is the cause; empty resumes the chain.
@@ -35,17 +51,18 @@ pub fn write(
     sequence: u64,
     window: &Window,
     halted: &str,
+    written: &mut WrittenParts,
 ) -> Result<(), Failure> {
-    let record = ChainCursor { halted: halted.to_owned(), ..cursor(chain, sequence, window) };
+    let records = encode(chain, sequence, window, halted, written);
     let transaction = producer.begin()?;
-    transaction.send(Topic::Cursors, &chain.to_string(), &kafka.encode(&record))?;
+    send_cursor(kafka, &transaction, &records)?;
     transaction.commit()
 }
 
-/// Writes into the cursor, as it was committed, why the chain halts.
+/// Writes into the cursor, as it was committed, why the chain halts. The parts of its window stay.
 pub fn write_cause(producer: &TransactionalProducer, kafka: &Kafka, chain: ChainId, cause: &str) -> Result<(), Failure> {
-    let committed = read(kafka, chain)?.unwrap_or_else(|| cursor(chain, 0, &Window::default()));
-    let record = ChainCursor { halted: cause.to_owned(), ..committed };
+    let committed = read(kafka, chain)?.unwrap_or_else(|| StoredCursor::of_new_chain(chain));
+    let record = ChainCursor { halted: cause.to_owned(), ..committed.cursor };
     let transaction = producer.begin()?;
     transaction.send(Topic::Cursors, &chain.to_string(), &kafka.encode(&record))?;
     transaction.commit()
@@ -58,7 +75,7 @@ pub fn write_cause(producer: &TransactionalProducer, kafka: &Kafka, chain: Chain
 pub fn wait_until_resumed(kafka: &Kafka, chain: ChainId, stop: &CancellationToken) -> Result<(), Failure> {
     while !stop.is_cancelled() {
         match read(kafka, chain) {
-            Ok(Some(cursor)) if cursor.halted.is_empty() => return Ok(()),
+            Ok(Some(stored)) if stored.cursor.halted.is_empty() => return Ok(()),
             Ok(Some(_)) => {}
             Ok(None) => return Err(Failure::Halt(anyhow!("the cursor of chain {chain} is gone"))),
             Err(failure) => tracing::warn!("cannot read whether chain {chain} is resumed, retrying: {failure}"),

@@ -1,6 +1,6 @@
 //! Publishing a batch: blocks, logs and the chain's cursor in one Kafka transaction.
 
-use crate::cursor::cursor;
+use crate::cursor::{CursorRecord, WrittenParts, encode};
 use crate::follow::Batch;
 use crate::record_size::{bound_block, split_logs};
 use crate::records::{Change, records};
@@ -15,6 +15,14 @@ use topics::{ChainId, Topic};
 
 /// The name of the stage; with the chain's id it is the transactional id, so that a successor fences its predecessor.
 pub const STAGE: &str = "ingest";
+
+/// Writes a chain's records of `chain.cursors`.
+pub fn send_cursor(kafka: &Kafka, transaction: &Transaction<'_>, records: &[CursorRecord]) -> Result<(), Failure> {
+    records.iter().try_for_each(|(key, record)| match record {
+        Some(record) => transaction.send(Topic::Cursors, key, &kafka.encode(record)),
+        None => transaction.delete(Topic::Cursors, key),
+    })
+}
 
 /// The encoded records of a batch. All are encoded before the first is sent, so that the producer sends them together: while a
 /// request is under way, librdkafka's thread busy-waits to send records that came too late for it.
@@ -47,6 +55,7 @@ pub fn publish_batch(
     mut sequence: u64,
     batch: Batch,
     window: &Window,
+    written: &mut WrittenParts,
 ) -> Result<u64, Failure> {
     let started = Instant::now();
     let (mut added, mut removed, mut logs) = (0, 0, 0);
@@ -64,9 +73,10 @@ pub fn publish_batch(
         let (block, of_block) = records(chain.id, sequence, change, batch.finality);
         outgoing.push_block(kafka, chain, block, of_block);
     }
-    outgoing.0.push((Topic::Cursors, kafka.encode(&cursor(chain.id, sequence, window))));
+    let cursor = encode(chain.id, sequence, window, "", written);
     let transaction = producer.begin()?;
     outgoing.send(&transaction, chain.id)?;
+    send_cursor(kafka, &transaction, &cursor)?;
     transaction.commit()?;
 
     let labels = [("chain", chain.name.as_str())];

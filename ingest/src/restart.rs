@@ -5,10 +5,10 @@
 //! what comes next without asking for its parent. The last block that was matched has to be on the chain still: what it brought is
 //! confirmed by the heads to come.
 
-use crate::cursor::cursor;
+use crate::cursor::{StoredCursor, encode};
 use crate::halt;
 use crate::nodes::connect;
-use crate::publish::{OutgoingRecords, STAGE};
+use crate::publish::{OutgoingRecords, STAGE, send_cursor};
 use crate::records::to_bytes;
 use crate::resume::blocking;
 use crate::window::Window;
@@ -48,7 +48,7 @@ pub async fn restart(settings: &Settings, name: &str, execute: bool) -> anyhow::
     let kafka = Kafka::connect(settings).await?;
     let (id, reading) = (chain.id, kafka.clone());
     let (sequence, matched) = blocking(move || {
-        let sequence = halt::read(&reading, id)?.map(|cursor| cursor.sequence);
+        let sequence = halt::read(&reading, id)?.map(|stored| stored.cursor.sequence);
         Ok((sequence, read_matched(&reading, id)?))
     })
     .await?;
@@ -102,7 +102,8 @@ fn end_after(record: &MatchesRecord) -> Result<Matched, Failure> {
 
 fn write(kafka: &Kafka, chain: &Chain, planned: Option<u64>, matched: Option<Matched>) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", chain.id))?;
-    if halt::read(kafka, chain.id)?.map(|cursor| cursor.sequence) != planned {
+    let stored = halt::read(kafka, chain.id)?;
+    if stored.as_ref().map(|stored| stored.cursor.sequence) != planned {
         return Err(Failure::halt(MovedOn));
     }
     let mut sequence = planned.unwrap_or_default().max(matched.map_or(0, |matched| matched.sequence));
@@ -114,8 +115,8 @@ fn write(kafka: &Kafka, chain: &Chain, planned: Option<u64>, matched: Option<Mat
         outgoing.push_block(kafka, chain, block, logs);
         outgoing.send(&transaction, chain.id)?;
     }
-    let record = cursor(chain.id, sequence, &Window::default());
-    transaction.send(Topic::Cursors, &chain.id.to_string(), &kafka.encode(&record))?;
+    let mut parts = stored.as_ref().map(StoredCursor::outdated_parts).unwrap_or_default();
+    send_cursor(kafka, &transaction, &encode(chain.id, sequence, &Window::default(), "", &mut parts))?;
     transaction.commit()
 }
 

@@ -4,7 +4,7 @@
 //! reaches down to the common ancestor. The published blocks are read from `chain.blocks`, so a resume reaches as far back as
 //! that topic's retention.
 
-use crate::cursor::restore;
+use crate::cursor::{StoredCursor, restore};
 use crate::halt;
 use crate::nodes::connect;
 use crate::publish::STAGE;
@@ -14,7 +14,6 @@ use chain::{BlockId, Chain, Chains, Head, Rpc, fetch_head};
 use runtime::kafka::{Kafka, TransactionalProducer};
 use runtime::{Failure, Settings};
 use topics::lazy::Fields;
-use topics::wire::ChainCursor;
 use topics::wire::block_record::Kind;
 use topics::{B256, BlockRef, ChainId, Topic, frame};
 
@@ -40,16 +39,17 @@ pub async fn resume(settings: &Settings, name: &str, take_back: u64) -> anyhow::
     let chains = Chains::load(&settings.chains_file)?.resolve().await?;
     let (chain, rpc) = connect(chains.named(name)?.clone()).await?;
     let kafka = Kafka::connect(settings).await?;
-    let (cursor, stack) = {
+    let (stored, stack) = {
         let (kafka, id) = (kafka.clone(), chain.id);
         blocking(move || {
-            let cursor = halt::read(&kafka, id)?;
-            Ok((cursor, read_published(&kafka, id)?))
+            let stored = halt::read(&kafka, id)?;
+            Ok((stored, read_published(&kafka, id)?))
         })
         .await?
     };
-    let cursor = cursor.filter(|cursor| !cursor.halted.is_empty()).with_context(|| format!("chain {name} is not halted"))?;
-    let (sequence, window) = restore(chain.id, &cursor)?;
+    let stored =
+        stored.filter(|stored| !stored.cursor.halted.is_empty()).with_context(|| format!("chain {name} is not halted"))?;
+    let (_, window, _) = restore(chain.id, &stored)?;
     let tip = *window
         .tip()
         .with_context(|| format!("chain {name} halted before its first block; `ctrip chain restart {name}` lets it begin"))?;
@@ -68,14 +68,14 @@ pub async fn resume(settings: &Settings, name: &str, take_back: u64) -> anyhow::
         );
     };
     let plan = ResumePlan {
-        halted: cursor.halted.clone(),
+        halted: stored.cursor.halted.clone(),
         tip: block_ref(&tip),
         common: block_ref(&common),
         take_back: tip.number - common.number,
     };
     let resumed = plan.take_back == take_back;
     if resumed {
-        blocking(move || write_cursor(&kafka, &chain, sequence, &cursor, stack, common.number)).await?;
+        blocking(move || write_cursor(&kafka, &chain, &stored, stack, common.number)).await?;
     }
     Ok((plan, resumed))
 }
@@ -144,17 +144,12 @@ async fn find_common_ancestor(rpc: &Rpc, stack: &[Head]) -> anyhow::Result<Optio
 }
 
 /// Writes the cursor with a window that includes the common block, and with no block to take back marked as final.
-fn write_cursor(
-    kafka: &Kafka,
-    chain: &Chain,
-    sequence: u64,
-    cursor: &ChainCursor,
-    mut stack: Vec<Head>,
-    common: u64,
-) -> Result<(), Failure> {
+fn write_cursor(kafka: &Kafka, chain: &Chain, stored: &StoredCursor, mut stack: Vec<Head>, common: u64) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{}-{}", STAGE, chain.id))?;
     let kept = stack.iter().position(|head| head.number == common).unwrap_or_default().saturating_sub(MIN_WINDOW_BLOCKS);
     stack.drain(..kept);
+    let cursor = &stored.cursor;
     let finalized = cursor.finalized_number.map(|number| number.min(common));
-    halt::write(&producer, kafka, chain.id, sequence, &Window::new(stack, false, finalized), "")
+    let window = Window::new(stack, false, finalized);
+    halt::write(&producer, kafka, chain.id, cursor.sequence, &window, "", &mut stored.outdated_parts())
 }

@@ -1,12 +1,11 @@
 //! The role: one stage per chain, which publishes what its follower brings. A chain that halts leaves the others running.
 
-use crate::cursor::{cursor, restore};
+use crate::cursor::{StoredCursor, restore};
 use crate::follow::{Batch, Follower};
 use crate::halt::{self, Halted};
 use crate::nodes::connect;
 use crate::publish::{STAGE, publish_batch};
 use crate::records::Change;
-use crate::window::Window;
 use base::metrics;
 use chain::{Chain, Chains, Heads, Probe, Rpc};
 use runtime::kafka::{Kafka, TransactionalProducer};
@@ -111,11 +110,19 @@ fn publish(
 ) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", chain.id))?;
     // Read after the fencing: a predecessor with the same transactional id can't move the cursor any more.
-    let cursor = halt::read(kafka, chain.id)?.unwrap_or_else(|| cursor(chain.id, 0, &Window::default()));
-    if !cursor.halted.is_empty() {
-        return Err(Failure::halt(Halted { chain: chain.name.clone(), cause: cursor.halted }));
+    let stored = halt::read(kafka, chain.id)?.unwrap_or_else(|| StoredCursor::of_new_chain(chain.id));
+    if !stored.cursor.halted.is_empty() {
+        return Err(Failure::halt(Halted { chain: chain.name.clone(), cause: stored.cursor.halted }));
     }
-    let (mut sequence, window) = restore(chain.id, &cursor).map_err(Failure::halt)?;
+    let (mut sequence, window, mut written) = restore(chain.id, &stored).map_err(Failure::halt)?;
+    let (reaches, expected) = (window.bottom().map(|bottom| bottom.number), stored.cursor.bottom_number);
+    if expected.is_some() && reaches != expected {
+        let chain = &chain.name;
+        tracing::warn!(
+            chain,
+            "chain.cursors lacks parts of the window: it reaches down to {reaches:?} instead of {expected:?}"
+        );
+    }
     match window.tip() {
         Some(tip) => tracing::info!(chain = chain.name, sequence, "continuing after block {}", tip.number),
         None => {
@@ -137,7 +144,7 @@ fn publish(
             Ok(batch) => batch,
             Err(too_deep) => {
                 let halted = Halted { chain: chain.name.clone(), cause: too_deep.to_string() };
-                halt::write(&producer, kafka, chain.id, sequence, follower.window(), &halted.cause)?;
+                halt::write(&producer, kafka, chain.id, sequence, follower.window(), &halted.cause, &mut written)?;
                 return Err(Failure::halt(halted));
             }
         };
@@ -146,7 +153,7 @@ fn publish(
             halt::write_cause(&producer, kafka, chain.id, &halted.cause)?;
             return Err(Failure::halt(halted));
         }
-        sequence = publish_batch(&producer, kafka, chain, sequence, batch, follower.window())?;
+        sequence = publish_batch(&producer, kafka, chain, sequence, batch, follower.window(), &mut written)?;
     }
 }
 

@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 
 /// The window keeps at least this many blocks; on a chain without a `finalized` tag, exactly as many.
 pub const MIN_WINDOW_BLOCKS: usize = 256;
-/// The window keeps at most this many blocks, however long a chain does not finalise: each batch writes it.
-pub const MAX_WINDOW_BLOCKS: usize = 16_384;
+/// The window keeps at most this many blocks, however long a chain does not finalise: they are in memory, and read at each start.
+pub const MAX_WINDOW_BLOCKS: usize = 65_536;
 
 /// The recent canonical blocks as published, each on its parent, down to the last final one.
 #[derive(Clone, Debug, PartialEq, Eq)]

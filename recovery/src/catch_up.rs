@@ -9,7 +9,7 @@
 //! Several processes may compare at the same time. The offsets are written in the transaction of their records, and only by the
 //! one that finds them where it began.
 
-use crate::installation::installation;
+use crate::installation::{installation, note_other};
 use crate::known::{self, Known, LastRecords};
 use anyhow::anyhow;
 use base::metrics;
@@ -31,7 +31,7 @@ const MAX_RECORDS: usize = 20_000;
 
 /// What a comparison found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Findings {
+struct Findings {
     pub payments: usize,
     pub addresses: usize,
     pub keys: u64,
@@ -53,7 +53,7 @@ impl CatchUp<'_> {
     ///
     /// # Errors
     /// `Retry` when Kafka or the database fails; `Halt` when this database is new and the topics are another installation's.
-    pub fn run(&mut self) -> Result<Findings, Failure> {
+    pub fn run(&mut self) -> Result<(), Failure> {
         let intents = self.backlog.ends(Topic::Intents)?;
         let events = self.backlog.ends(Topic::Events)?;
         let own = self.handle.block_on(installation(&*self.client))?;
@@ -65,10 +65,14 @@ impl CatchUp<'_> {
         })?;
         self.topic(Topic::Intents, &intents, async |db, records, is_new| {
             let read: Vec<PaymentIntent> = records.iter().filter_map(|value| read_intent(value)).collect();
-            restore(db, own, is_new, &read, &mut findings).await
+            restore(db, own, is_new, &read, &mut findings).await?;
+            match findings.foreign {
+                Some(other) => note_other(db, other).await,
+                None => Ok(()),
+            }
         })?;
         report(&findings);
-        Ok(findings)
+        Ok(())
     }
 
     /// Hands the values of a topic's records to `apply`, with whether the database knew nothing of the topic before.

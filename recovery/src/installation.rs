@@ -21,13 +21,32 @@ pub async fn installation(db: &impl GenericClient) -> Result<Uuid, Failure> {
     Ok(db.query_one(&select, &[]).await?.get(0))
 }
 
+/// Notes another installation that writes to the same topics, for every process of this one.
+///
+/// # Errors
+/// When the database fails.
+pub async fn note_other(db: &impl GenericClient, other: Uuid) -> Result<(), Failure> {
+    db.execute("UPDATE installation SET other = $1, other_seen_at = now()", &[&other]).await?;
+    Ok(())
+}
+
+/// Another installation that has written to the same topics within a day.
+///
+/// # Errors
+/// When the database fails.
+pub async fn other(db: &impl GenericClient) -> Result<Option<Uuid>, Failure> {
+    let select = "SELECT other FROM installation WHERE other_seen_at > now() - interval '1 day'";
+    let select = db.prepare_cached(select).await?;
+    Ok(db.query_opt(&select, &[]).await?.and_then(|row| row.get(0)))
+}
+
 /// Makes the database that of another installation: it takes the place of a database that was lost, and gets what the topics have.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn adopt(database_url: &str, installation: Uuid) -> Result<()> {
     let db = db::pool(database_url, 1)?.get().await.context("connecting to DATABASE_URL")?;
-    let sql = "INSERT INTO installation (id) VALUES ($1) ON CONFLICT (singleton) DO UPDATE SET id = EXCLUDED.id";
+    let sql = "INSERT INTO installation (id) VALUES ($1) ON CONFLICT (singleton) DO UPDATE SET id = EXCLUDED.id, other = NULL";
     db.execute(sql, &[&installation]).await.context("`ctrip migrate` creates the tables")?;
     Ok(())
 }

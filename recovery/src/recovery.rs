@@ -1,8 +1,8 @@
 //! What a role that writes payments starts beside its work: it compares Postgres with the topics before the first connection is
 //! handed out, whenever a connection reaches another database than before, and on a schedule.
 
-use crate::catch_up::{CatchUp, Findings, mark};
-use crate::installation::installation;
+use crate::catch_up::{CatchUp, mark};
+use crate::installation::{installation, other};
 use crate::known::{self, Known};
 use crate::republish;
 use anyhow::Context as _;
@@ -191,6 +191,7 @@ impl Recovery {
             self.0.gate.open(lineage);
         }
         watch.seen = handle.block_on(self.offsets(db))?;
+        lock_in(&self.0.problems).foreign = handle.block_on(other(db))?;
         watch.client = Some(client);
         Ok(())
     }
@@ -198,11 +199,7 @@ impl Recovery {
     fn compare(&self, handle: &Handle, client: &mut Client) -> Result<(), Failure> {
         let mut backlog = lock_in(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
-        let Findings { foreign, .. } = CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run()?;
-        if foreign.is_some() {
-            lock_in(&self.0.problems).foreign = foreign;
-        }
-        Ok(())
+        CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run()
     }
 
     /// Holds the topics against what the database knows of them. Intents that Kafka had acknowledged and has no more are published

@@ -26,6 +26,7 @@ macro_rules! message {
 
 message!(BlockRecord, Blocks, |r| r.chain_id.to_string());
 message!(LogsRecord, Logs, |r| r.chain_id.to_string());
+// Of the cursor itself; the parts of its window have keys of their own.
 message!(ChainCursor, Cursors, |r| r.chain_id.to_string());
 message!(MatchesRecord, Matches, |r| r.chain_id.to_string());
 message!(PaymentIntent, Intents, |r| alloy::hex::encode_prefixed(&r.address));

@@ -40,6 +40,7 @@ const MAX_MESSAGE_BYTES: u32 = 32 * 1024 * 1024;
 /// The logs of a block that have more bytes are in several records of `chain.logs`. Each part but the last has at least half.
 pub const MAX_LOGS_BYTES: usize = 16 * 1024 * 1024;
 const WEEK_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+const TEN_MINUTES_MS: u64 = 10 * 60 * 1000;
 
 impl Topic {
     /// All topics, in the order in which a payment passes through them.
@@ -67,6 +68,15 @@ impl Topic {
             Self::Blocks | Self::Logs => Cleanup::Delete { retention_ms: Some(WEEK_MS) },
             Self::Matches | Self::Events | Self::Quarantine => Cleanup::Delete { retention_ms: None },
             Self::Cursors | Self::Intents | Self::State => Cleanup::Compact,
+        }
+    }
+
+    /// `segment.ms` of a compacted topic whose keys change often: Kafka compacts what is no longer being written to, and by default
+    /// begins a new file once a week.
+    pub const fn segment_ms(self) -> Option<u64> {
+        match self {
+            Self::Cursors => Some(TEN_MINUTES_MS),
+            Self::Blocks | Self::Logs | Self::Matches | Self::Intents | Self::Events | Self::State | Self::Quarantine => None,
         }
     }
 

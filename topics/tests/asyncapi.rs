@@ -66,7 +66,12 @@ fn document() -> String {
         )
         .unwrap();
         match topic.cleanup() {
-            Cleanup::Compact => out.push_str("          cleanup.policy: [compact]\n"),
+            Cleanup::Compact => {
+                out.push_str("          cleanup.policy: [compact]\n");
+                if let Some(ms) = topic.segment_ms() {
+                    writeln!(out, "          segment.ms: {ms}").unwrap();
+                }
+            }
             Cleanup::Delete { retention_ms } => {
                 let retention = retention_ms.map_or("-1".to_owned(), |ms| ms.to_string());
                 writeln!(out, "          cleanup.policy: [delete]\n          retention.ms: {retention}").unwrap();

@@ -44,8 +44,10 @@ impl Halts {
     }
 
     fn note(&self, key: &[u8], record: &[u8]) {
-        // A record that can't be read is for ingest to halt at; here it is ignored.
-        let Some((chain, halted)) = frame::payload(record).ok().and_then(halted) else { return };
+        // A record without a value deletes its key. One that can't be read is for ingest to halt at; here it is ignored.
+        let told =
+            if record.is_empty() { Some((ChainId(0), String::new())) } else { frame::payload(record).ok().and_then(halted) };
+        let Some((chain, halted)) = told else { return };
         let mut halts = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if halted.is_empty() {
             halts.remove(key);
@@ -55,13 +57,14 @@ impl Halts {
     }
 }
 
-/// Decodes only these two fields of a cursor: its window is long, and there is one per batch.
+/// Decodes only these fields of a cursor, of which there is one per batch. A part of its window says nothing of halts.
 fn halted(cursor: &[u8]) -> Option<(ChainId, String)> {
     let (mut chain, mut halted) = (0, "");
     for field in Fields::new(cursor) {
         match field.ok()? {
             (1, value) => chain = value.varint(),
             (5, value) => halted = std::str::from_utf8(value.bytes()).ok()?,
+            (7, value) if value.varint() != 0 => return None,
             _ => {}
         }
     }
@@ -88,6 +91,13 @@ mod tests {
         note("7", "too deep");
         assert_eq!(halts.of(ChainId(7)).as_deref(), Some("too deep"));
         halts.note(b"7", b"garbage");
+        let part = ChainCursor { chain_id: 7, part: true, ..ChainCursor::default() };
+        for key in [b"7".as_slice(), b"7/3"] {
+            halts.note(key, &topics::frame::wrap(1, &part.encode_to_vec()));
+        }
+        // It has left the window.
+        halts.note(b"7/3", b"");
+        assert_eq!(halts.of(ChainId(7)).as_deref(), Some("too deep"), "a part of the window says nothing of halts");
         note("7", "");
         assert_eq!(halts.of(ChainId(7)), None);
         // The detector's reason stays while ingest goes on.
@@ -95,6 +105,9 @@ mod tests {
         note("7", "");
         assert_eq!(halts.of(ChainId(7)).as_deref(), Some("a gap"));
         note("detector/7", "");
+        assert_eq!(halts.of(ChainId(7)), None);
+        note("detector/7", "a gap");
+        halts.note(b"detector/7", b"");
         assert_eq!(halts.of(ChainId(7)), None);
     }
 }

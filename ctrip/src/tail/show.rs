@@ -53,7 +53,7 @@ const fn summary(topic: Topic) -> &'static [&'static str] {
             &["kind", "number", "hash", "timestamp", "transactions", "internal_transfers", "credits", "witnessed_number"]
         }
         Topic::Logs => &["kind", "number", "hash", "logs"],
-        Topic::Cursors => &["sequence", "window", "finalized_number", "halted"],
+        Topic::Cursors => &["sequence", "window", "finalized_number", "bottom_number", "halted"],
         Topic::Matches => {
             &["kind", "number", "hash", "timestamp", "transfers", "transfers.to", "transfers.amount", "witnessed_number"]
         }

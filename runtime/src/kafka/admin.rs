@@ -75,6 +75,11 @@ fn config(topic: Topic, replication: Option<i32>) -> Vec<(&'static str, String)>
         }
         Cleanup::Compact => config.push(("cleanup.policy", "compact".to_owned())),
     }
+    if let Some(ms) = topic.segment_ms() {
+        config.push(("segment.ms", ms.to_string()));
+        // A tenth of it may be outdated, not half.
+        config.push(("min.cleanable.dirty.ratio", "0.1".to_owned()));
+    }
     config
 }
 

@@ -106,6 +106,15 @@ impl Transaction<'_> {
         self.queue(&name, BaseRecord::to(&name).key(key).payload(payload).headers(headers))
     }
 
+    /// Deletes what a compacted topic has under a key: adds a record without a value.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn delete(&self, topic: Topic, key: &str) -> Result<(), Failure> {
+        let name = self.producer.kafka.name(topic);
+        self.queue(&name, BaseRecord::to(&name).key(key))
+    }
+
     fn queue(&self, name: &str, mut record: BaseRecord<'_, str, [u8]>) -> Result<(), Failure> {
         let bytes = record.payload.map_or(0, <[u8]>::len);
         loop {

@@ -10,11 +10,10 @@ use crate::working_set::WorkingSet;
 use anyhow::anyhow;
 use chain::Chains;
 use deadpool_postgres::{GenericClient, Pool};
-use payments::deposit::deposit_id;
 use payments::lifecycle::{Cause, Head};
-use payments::store::{self, ChainHead, OrphanTransfer};
+use payments::store::{self, BatchScope, ChainHead, OrphanTransfer};
 use runtime::{Failure, FoldStage, Span};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic};
 use uuid::Uuid;
 
@@ -94,14 +93,13 @@ async fn fold_chain(
     slice: usize,
 ) -> Result<usize, Failure> {
     let head = store::lock_head(db, chain).await?;
-    let mut touched = store::touched_payments(db, chain, head.as_ref(), records).await?;
     // Transfers whose payment was not there when their block came, and is now.
     let orphans = store::take_owned_orphans(db, chain).await?;
-    if !orphans.is_empty() {
-        let addresses: Vec<Address> = orphans.iter().map(|orphan| orphan.transfer.to).collect();
-        touched.extend(store::payments_at(db, &addresses).await?.into_iter().map(|id| (id, true)));
-    }
-    let transfers = || records.iter().flat_map(|r| &r.transfers).chain(orphans.iter().map(|orphan| &orphan.transfer));
+    let mut scope = BatchScope::new(chain, head.as_ref(), records, &orphans);
+    let mut known = store::known_transfers(db, &scope).await?;
+    scope.add_owners(known.values().filter_map(|known| known.payment));
+    let touched = store::touched_payments(db, &scope).await?;
+    let mut parts = if touched.is_empty() { HashMap::new() } else { store::touched_parts(db, &scope).await? };
     // Transfers are credited with the first slice, which has every payment that they can be to.
     let mut slices: Vec<Vec<Uuid>> = Vec::new();
     if touched.len() <= slice {
@@ -113,32 +111,62 @@ async fn fold_chain(
     }
     let (mut after, mut events) = (head, 0);
     for (index, ids) in slices.iter().enumerate() {
-        let payments = store::lock_payments(db, ids).await?;
-        let deposits = transfers().map(|t| deposit_id(&t.id).0).filter(|_| index == 0);
-        let told = store::told_events(db, &ids.iter().copied().chain(deposits).collect::<Vec<_>>()).await?;
+        let payments = store::lock_touched_payments(db, ids, &scope, &mut parts).await?;
+        let told = if index == 0 {
+            store::told_events(db, &ids.iter().copied().chain(scope.deposits()).collect::<Vec<_>>()).await?
+        } else {
+            store::told_events(db, ids).await?
+        };
         let mut working = if index == 0 {
             let paid: HashSet<Address> = payments.iter().filter(|p| p.deposit_address.is_none()).map(|p| p.address).collect();
-            let others = transfers().map(|t| t.to).filter(|to| !paid.contains(to));
+            let transfers = records.iter().flat_map(|r| &r.transfers).chain(orphans.iter().map(|orphan| &orphan.transfer));
+            let others = transfers.map(|t| t.to).filter(|to| !paid.contains(to));
             let deposit_addresses = store::deposit_addresses(db, &others.collect::<HashSet<_>>()).await?;
-            WorkingSet::new(chains, payments, deposit_addresses, told)
+            WorkingSet::new(chains, payments, deposit_addresses, std::mem::take(&mut known), told)
         } else {
             WorkingSet::without_transfers(chains, payments, told)
         };
         after = head;
-        for OrphanTransfer { block, timestamp, transfer } in &orphans {
-            working.credit(&Cause { chain, block: *block, timestamp: *timestamp }, transfer)?;
+        for orphans in orphans.chunk_by(|one, next| one.block == next.block) {
+            credit_orphans(&mut working, orphans)?;
         }
         for record in records {
             after = apply_record(&mut working, after, record)
                 .map_err(|f| f.context(format!("record {} of chain {chain}, block {}", record.sequence, record.block)))?;
         }
-        working.write(db, chain).await?;
-        events += working.events.len();
+        events += working.write(db).await?;
     }
+    // After the last slice, since a payment's events show the transfers of the blocks before they are removed.
+    let removed = removed_at_last(records);
+    store::remove_transfers(db, chain, &removed).await?;
+    store::remove_orphans(db, chain, &removed).await?;
     if let Some(head) = after {
         store::save_head(db, chain, &head).await?;
     }
     Ok(events)
+}
+
+/// Hashes of the blocks that the records remove and do not bring again.
+fn removed_at_last(records: &[&Matches]) -> Vec<B256> {
+    let mut removed = HashSet::new();
+    for record in records {
+        match record.kind {
+            Kind::Removed => removed.insert(record.block.hash),
+            Kind::Replayed if record.sequence != 0 => false,
+            Kind::Added | Kind::Replayed => removed.remove(&record.block.hash),
+            Kind::Tags => false,
+        };
+    }
+    removed.into_iter().collect()
+}
+
+/// Credits orphans of one block.
+fn credit_orphans(working: &mut WorkingSet<'_>, orphans: &[OrphanTransfer]) -> Result<(), Failure> {
+    let Some(OrphanTransfer { block, timestamp, transfer }) = orphans.first() else {
+        return Ok(());
+    };
+    let cause = Cause { chain: transfer.id.chain, block: *block, timestamp: *timestamp };
+    working.credit(&cause, &orphans.iter().map(|orphan| orphan.transfer.clone()).collect::<Vec<_>>())
 }
 
 /// Applies one record after checking that it continues the chain's stack. Returns the head after it.
@@ -166,9 +194,7 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
             // A fact: once enough endpoints have given a block, only its removal takes that back.
             let witnessed = record.witnessed.max(head.and_then(|h| h.witnessed));
             working.expire(cause)?;
-            for transfer in &record.transfers {
-                working.credit(&cause, transfer)?;
-            }
+            working.credit(&cause, &record.transfers)?;
             working.head(Head { cause, safe, finalized, witnessed })?;
             Ok(Some(ChainHead {
                 sequence: record.sequence,
@@ -235,9 +261,7 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
             }))
         }
         (Kind::Replayed, head) => {
-            for transfer in &record.transfers {
-                working.credit(&cause, transfer)?;
-            }
+            working.credit(&cause, &record.transfers)?;
             if let Some(head @ ChainHead { hash: Some(hash), .. }) = &head {
                 working.head(head_of(record.chain, head, *hash))?;
             }

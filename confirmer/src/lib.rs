@@ -2,12 +2,14 @@
 //!
 //! - `role` runs the stages.
 //! - [`fold`] applies batches of `chain.matches`: payments, events, chain head and offset are one Postgres transaction.
+//! - `arrivals` puts a block's transfers together by payment.
 //! - `aside` keeps the chain apart whose records can't be applied, and brings it back.
 //! - `working_set` holds the payments that a batch can change, in memory.
 //! - `relay` publishes the outbox to Kafka, exactly once.
 //!
 //! Left out on purpose: the rules of a payment's life and its SQL, which are the crate [`payments`]'.
 
+mod arrivals;
 pub mod aside;
 pub mod fold;
 mod relay;

@@ -1,19 +1,22 @@
 //! The payments that a batch can change, in memory: takes the inputs of its blocks, and then writes what changed.
 //!
-//! It turns records into [`Input`]s and leaves the rules to [`step`]. Transfers of unlisted tokens never reach `step`: they are
+//! It turns records into [`Input`]s and leaves the rules to [`step`]. Transfers that count for nothing never reach `step`: they are
 //! written beside their payment.
 
+use crate::arrivals::{Arrivals, Owner};
 use anyhow::anyhow;
-use chain::{COIN_DECIMALS, Chains};
+use chain::{COIN_DECIMALS, Chain, Chains};
 use deadpool_postgres::GenericClient;
-use payments::deposit::{DepositAddress, deposit_id};
-use payments::lifecycle::{Cause, Event, Head, Input, step};
-use payments::store::{self, OrphanTransfer, TransferOwner, TransferRow};
+use payments::deposit::DepositAddress;
+use payments::events::state_for_records;
+use payments::lifecycle::{Cause, Event, Head, Input, MAX_TOLD_SINGLY, step};
+use payments::store::{self, KnownTransfer, OrphanTransfer, PartRow, TransferOwner, TransferRow};
 use payments::told::ToldEvents;
-use payments::{Payment, ReceivedTransfer, TransferLabel};
+use payments::{Part, Payment, ReceivedTransfer, TransferLabel};
 use runtime::Failure;
-use std::collections::{HashMap, HashSet};
-use topics::{Address, B256, ChainId, PaymentId, Transfer, TransferId};
+use std::collections::HashMap;
+use std::sync::Arc;
+use topics::{Address, Amount, ChainId, PaymentId, Transfer, TransferId};
 
 /// A payment that the batch may change.
 struct TouchedPayment {
@@ -21,15 +24,8 @@ struct TouchedPayment {
     /// It is a deposit that the batch created, so it has no row yet.
     new: bool,
     changed: bool,
-    /// Its transfers that a reorg within the batch took off the chain.
-    removed: Vec<ReceivedTransfer>,
-}
-
-/// A transfer of an unlisted token, written without being part of its payment.
-struct UnlistedTransfer {
-    owner: TransferOwner,
-    transfer: ReceivedTransfer,
-    removed: bool,
+    /// Its parts as their rows are.
+    stored: Vec<Part>,
 }
 
 /// The payments that the batch may change, and their events so far.
@@ -42,13 +38,14 @@ pub struct WorkingSet<'a> {
     /// Deposits, since they share addresses.
     by_id: HashMap<PaymentId, usize>,
     deposit_addresses: HashMap<Address, DepositAddress>,
-    unlisted: HashMap<TransferId, UnlistedTransfer>,
+    /// The transfers of the batch's blocks that are known, those of the batch itself included.
+    known: HashMap<TransferId, KnownTransfer>,
+    /// Transfers that are new, or on the chain again, or listed by now.
+    rows: HashMap<TransferId, TransferRow>,
     /// Transfers to an address of which Postgres has no payment.
     orphans: HashMap<TransferId, OrphanTransfer>,
     /// Events that were told before the database was restored, by their payments.
     told: HashMap<PaymentId, ToldEvents>,
-    /// Hashes of the blocks that the batch removes.
-    removed_blocks: Vec<B256>,
     /// In order, each with its payment right after the event.
     pub events: Vec<(Payment, Event)>,
 }
@@ -58,6 +55,7 @@ impl<'a> WorkingSet<'a> {
         chains: &'a Chains,
         payments: Vec<Payment>,
         deposit_addresses: Vec<DepositAddress>,
+        known: HashMap<TransferId, KnownTransfer>,
         told: HashMap<PaymentId, ToldEvents>,
     ) -> Self {
         let mut working = Self {
@@ -67,10 +65,10 @@ impl<'a> WorkingSet<'a> {
             by_address: HashMap::new(),
             by_id: HashMap::new(),
             deposit_addresses: deposit_addresses.into_iter().map(|address| (address.address, address)).collect(),
-            unlisted: HashMap::new(),
+            known,
+            rows: HashMap::new(),
             orphans: HashMap::new(),
             told,
-            removed_blocks: Vec::new(),
             events: Vec::new(),
         };
         for payment in payments {
@@ -81,7 +79,7 @@ impl<'a> WorkingSet<'a> {
 
     /// A slice of payments to which the batch has no transfer: the transfers are credited in another slice.
     pub fn without_transfers(chains: &'a Chains, payments: Vec<Payment>, told: HashMap<PaymentId, ToldEvents>) -> Self {
-        Self { takes_transfers: false, ..Self::new(chains, payments, Vec::new(), told) }
+        Self { takes_transfers: false, ..Self::new(chains, payments, Vec::new(), HashMap::new(), told) }
     }
 
     fn insert(&mut self, payment: Payment, new: bool) -> usize {
@@ -90,7 +88,8 @@ impl<'a> WorkingSet<'a> {
             None => self.by_address.insert(payment.address, index),
             Some(_) => self.by_id.insert(payment.id, index),
         };
-        self.payments.push(TouchedPayment { payment, new, changed: false, removed: Vec::new() });
+        let stored = payment.parts.clone();
+        self.payments.push(TouchedPayment { payment, new, changed: false, stored });
         index
     }
 
@@ -103,10 +102,16 @@ impl<'a> WorkingSet<'a> {
             None => step(&touched.payment, input),
         };
         let step = step.map_err(|e| Failure::halt(e).context(format!("payment {}", touched.payment.id)))?;
+        if step.next.sums.received.is_saturated() && !touched.payment.sums.received.is_saturated() {
+            let (id, sum) = (step.next.id, step.next.sums.received);
+            tracing::warn!(payment = %id, "more than 256 bits arrived, {sum}: it is shown as the largest amount");
+        }
         touched.changed |= step.next != touched.payment;
-        touched.removed.extend(step.removed);
         touched.payment = step.next;
-        self.events.extend(step.events.into_iter().map(|event| (touched.payment.clone(), event)));
+        if !step.events.is_empty() {
+            let state = state_for_records(&touched.payment);
+            self.events.extend(step.events.into_iter().map(|event| (state.clone(), event)));
+        }
         Ok(())
     }
 
@@ -127,79 +132,181 @@ impl<'a> WorkingSet<'a> {
 
     /// Confirms what is deep enough under this head.
     pub fn head(&mut self, head: Head) -> Result<(), Failure> {
-        self.apply_where(&Input::Head(head), |payment| {
-            payment.transfers.iter().any(|transfer| transfer.credited && !transfer.confirmed)
-        })
+        self.apply_where(&Input::Head(head), |payment| payment.parts.iter().any(|part| part.confirmed != part.credited))
     }
 
     /// Takes back what a removed block had brought.
     pub fn remove(&mut self, cause: Cause) -> Result<(), Failure> {
-        self.removed_blocks.push(cause.block.hash);
-        for unlisted in self.unlisted.values_mut().filter(|unlisted| unlisted.transfer.block.hash == cause.block.hash) {
-            unlisted.removed = true;
+        for (_, known) in self.known.iter_mut().filter(|(id, _)| id.block == cause.block.hash) {
+            known.on_chain = false;
         }
         self.orphans.retain(|_, orphan| orphan.block.hash != cause.block.hash);
-        self.apply_where(&Input::Removed(cause), |_| true)
+        self.apply_where(&Input::Removed(cause), |payment| {
+            payment.expired_by == Some(cause.block.number)
+                || payment.parts.iter().any(|part| part.block.hash == cause.block.hash || !part.confirmed.is_zero())
+        })
     }
 
-    /// Credits a transfer to one of our addresses, in a block that is on the chain.
+    /// Credits the transfers of a block that is on the chain.
     ///
     /// A known transfer changes nothing: a replay of the chain's past went beyond the head, which now gets there, or the other way
     /// round. That no record is applied twice is what the sequence checks.
-    pub fn credit(&mut self, cause: &Cause, transfer: &Transfer) -> Result<(), Failure> {
+    pub fn credit(&mut self, cause: &Cause, transfers: &[Transfer]) -> Result<(), Failure> {
         if !self.takes_transfers {
             return Ok(());
         }
-        let to = transfer.to;
-        if !self.by_address.contains_key(&to) && !self.deposit_addresses.contains_key(&to) {
+        let mut arrivals = Arrivals::default();
+        for transfer in transfers {
+            self.arrive(cause, transfer, &mut arrivals)?;
+        }
+        for (owner, transfers) in arrivals.into_owners() {
+            match owner {
+                Owner::Payment(index) => self.credit_payment(index, &transfers)?,
+                Owner::Deposit { id, at } => self.credit_deposit(id, at, transfers)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides about one transfer: writes it down, and adds it to `arrivals` if it counts.
+    fn arrive(&mut self, cause: &Cause, transfer: &Transfer, arrivals: &mut Arrivals) -> Result<(), Failure> {
+        let payment = self.by_address.get(&transfer.to).copied();
+        if payment.is_none() && !self.deposit_addresses.contains_key(&transfer.to) {
             self.keep_orphan(cause, transfer);
             return Ok(());
         }
-        let transfer = self.received(cause, transfer);
-        let index = match self.by_address.get(&to) {
-            Some(index) => *index,
-            None => match self.deposit(&transfer, to)? {
-                Some(index) => index,
-                None => return Ok(()),
-            },
+        let known = self.known.get(&transfer.id).copied();
+        let received = self.received(cause, transfer, payment, known);
+        let (owner, row_owner) = match payment {
+            Some(index) => {
+                let id = self.payments.get(index).map(|touched| touched.payment.id.0).unwrap_or_default();
+                (Owner::Payment(index), TransferOwner::Payment(id))
+            }
+            None if received.counts() => {
+                let id = arrivals.deposit(&received, transfer.to, known.and_then(|known| known.payment).map(PaymentId));
+                (Owner::Deposit { id, at: transfer.to }, TransferOwner::Payment(id.0))
+            }
+            None => {
+                let at = self.deposit_address(&transfer.id, transfer.to)?;
+                (Owner::Deposit { id: PaymentId(at.id), at: transfer.to }, TransferOwner::DepositAddress(at.id))
+            }
         };
-        let Some(touched) = self.payments.get(index) else {
-            return Ok(());
-        };
-        if touched.payment.transfers.iter().any(|known| known.id == transfer.id) {
+        // Nothing changes what was decided, but for a token that is listed by now.
+        if known.is_some_and(|known| known.on_chain && (known.listed || !received.listed)) {
             return Ok(());
         }
-        let own = touched.payment.asks_for(cause.chain, transfer.token);
-        if !own && !transfer.listed {
-            let owner = TransferOwner::Payment(touched.payment.id.0);
-            self.unlisted.insert(transfer.id, UnlistedTransfer { owner, transfer, removed: false });
-            return Ok(());
+        let decided = KnownTransfer {
+            payment: row_owner.payment(),
+            listed: received.listed,
+            below_minimum: received.below_minimum,
+            on_chain: true,
+        };
+        self.known.insert(transfer.id, decided);
+        let received = Arc::new(received);
+        if received.counts() {
+            arrivals.add(owner, received.clone());
         }
-        // The payment's own token counts, even if chains.yaml has dropped it since.
-        self.apply(index, &Input::Transfer(ReceivedTransfer { listed: true, ..transfer }))
+        self.rows.insert(transfer.id, TransferRow { owner: row_owner, transfer: received });
+        Ok(())
     }
 
-    /// The index of the deposit that a transfer to a static address creates, or has created; `None` if its token is not listed.
-    fn deposit(&mut self, transfer: &ReceivedTransfer, to: Address) -> Result<Option<usize>, Failure> {
-        if let Some(index) = self.by_id.get(&deposit_id(&transfer.id)) {
-            return Ok(Some(*index));
+    /// Of one asset a few transfers are inputs of their own, and many are one.
+    fn credit_payment(&mut self, index: usize, transfers: &[Arc<ReceivedTransfer>]) -> Result<(), Failure> {
+        let mut by_token: HashMap<Option<Address>, Vec<Arc<ReceivedTransfer>>> = HashMap::new();
+        for transfer in transfers {
+            by_token.entry(transfer.token).or_default().push(transfer.clone());
         }
-        let Some(address) = self.deposit_addresses.get(&to) else {
-            return Ok(None);
-        };
-        let chain = self.chains.by_id(transfer.id.chain).ok_or_else(|| {
-            Failure::Halt(anyhow!(
-                "a deposit arrived on chain {}, which the chains file does not have, so it has no confirmation policy",
-                transfer.id.chain
-            ))
-        })?;
-        match address.deposit(chain, transfer) {
-            Some(deposit) => Ok(Some(self.insert(deposit, true))),
-            None => {
-                let owner = TransferOwner::DepositAddress(address.id);
-                self.unlisted.insert(transfer.id, UnlistedTransfer { owner, transfer: transfer.clone(), removed: false });
-                Ok(None)
+        for transfer in transfers {
+            match by_token.get(&transfer.token) {
+                Some(many) if many.len() > MAX_TOLD_SINGLY => {
+                    let many = by_token.remove(&transfer.token).unwrap_or_default();
+                    self.apply(index, &Input::Transfers(many))?;
+                }
+                Some(_) => self.apply(index, &Input::Transfers(vec![transfer.clone()]))?,
+                // Its asset's many have been applied.
+                None => {}
             }
+        }
+        Ok(())
+    }
+
+    /// Credits a deposit, which its transfers create unless it is there.
+    fn credit_deposit(&mut self, id: PaymentId, at: Address, transfers: Vec<Arc<ReceivedTransfer>>) -> Result<(), Failure> {
+        let Some(first) = transfers.first() else {
+            return Ok(());
+        };
+        let index = match self.by_id.get(&id) {
+            Some(index) => *index,
+            None => {
+                let address = self.deposit_address(&first.id, at)?;
+                match address.deposit(self.chain(first.id.chain)?, &transfers) {
+                    Some(deposit) => self.insert(deposit, true),
+                    None => return Ok(()),
+                }
+            }
+        };
+        self.apply(index, &Input::Transfers(transfers))
+    }
+
+    fn deposit_address(&self, transfer: &TransferId, to: Address) -> Result<&DepositAddress, Failure> {
+        self.deposit_addresses.get(&to).ok_or_else(|| {
+            Failure::Halt(anyhow!(
+                "transfer {transfer:?} is to {to}, which has an intent in Kafka and no payment in Postgres: does DATABASE_URL name the right database?"
+            ))
+        })
+    }
+
+    fn chain(&self, id: ChainId) -> Result<&'a Chain, Failure> {
+        self.chains.by_id(id).ok_or_else(|| {
+            Failure::Halt(anyhow!(
+                "a deposit arrived on chain {id}, which the chains file does not have, so it has no confirmation policy"
+            ))
+        })
+    }
+
+    /// The transfer with what chains.yaml says of its chain and token, or what was decided about it before. `payment` is the index of
+    /// the payment that it is to; it is to a static address otherwise.
+    fn received(
+        &self,
+        cause: &Cause,
+        transfer: &Transfer,
+        payment: Option<usize>,
+        known: Option<KnownTransfer>,
+    ) -> ReceivedTransfer {
+        let chain = self.chains.by_id(cause.chain);
+        let token = transfer.token.and_then(|address| chain.and_then(|chain| chain.token_by_address(address)));
+        let decimals = match transfer.token {
+            None => Some(COIN_DECIMALS),
+            Some(_) => token.map(|token| token.decimals),
+        };
+        let payment = payment.and_then(|index| self.payments.get(index)).map(|touched| &touched.payment);
+        let own = payment.filter(|payment| payment.asks_for(cause.chain, transfer.token));
+        // The payment's own token counts, even if chains.yaml has dropped it since.
+        let listed = transfer.token.is_none() || token.is_some() || own.is_some();
+        let minimum = chain.map_or(Amount::ZERO, |chain| chain.min_transfer_of(transfer.token));
+        // An amount that pays the payment alone was asked for, before the minimum was raised.
+        let below_minimum = listed && transfer.amount < minimum && own.is_none_or(|own| transfer.amount < own.needed());
+        let (listed, below_minimum) = match known {
+            Some(known) if known.listed => (true, known.below_minimum),
+            _ => (listed, below_minimum),
+        };
+        ReceivedTransfer {
+            id: transfer.id,
+            block: cause.block,
+            timestamp: cause.timestamp,
+            transaction_index: transfer.transaction_index,
+            token: transfer.token,
+            from: transfer.from,
+            amount: transfer.amount,
+            credited: listed && !below_minimum && (own.is_some() || payment.is_none()),
+            listed,
+            below_minimum,
+            confirmed: false,
+            label: TransferLabel {
+                chain: chain.map(|chain| chain.name.clone()),
+                token: token.map(|token| token.symbol.clone()),
+                decimals,
+            },
         }
     }
 
@@ -227,61 +334,31 @@ impl<'a> WorkingSet<'a> {
         );
     }
 
-    /// The transfer with what chains.yaml calls its chain and token.
-    fn received(&self, cause: &Cause, transfer: &Transfer) -> ReceivedTransfer {
-        let chain = self.chains.by_id(cause.chain);
-        let token = transfer.token.and_then(|address| chain.and_then(|chain| chain.token_by_address(address)));
-        let decimals = match transfer.token {
-            None => Some(COIN_DECIMALS),
-            Some(_) => token.map(|token| token.decimals),
-        };
-        ReceivedTransfer {
-            id: transfer.id,
-            block: cause.block,
-            timestamp: cause.timestamp,
-            transaction_index: transfer.transaction_index,
-            token: transfer.token,
-            from: transfer.from,
-            amount: transfer.amount,
-            credited: false,
-            listed: transfer.token.is_none() || token.is_some(),
-            confirmed: false,
-            label: TransferLabel {
-                chain: chain.map(|chain| chain.name.clone()),
-                token: token.map(|token| token.symbol.clone()),
-                decimals,
-            },
-        }
-    }
-
-    /// Writes all that changed, and the events.
-    pub async fn write(&self, db: &impl GenericClient, chain: ChainId) -> Result<(), Failure> {
+    /// Writes all that changed, and the events; returns their number.
+    pub async fn write(self, db: &impl GenericClient) -> Result<usize, Failure> {
         let changed: Vec<&TouchedPayment> = self.payments.iter().filter(|touched| touched.changed).collect();
         let new: Vec<&Payment> = changed.iter().filter(|touched| touched.new).map(|touched| &touched.payment).collect();
         store::insert_deposits(db, &new).await?;
         store::save_payments(db, &changed.iter().map(|touched| &touched.payment).collect::<Vec<_>>()).await?;
-        if self.takes_transfers {
-            store::remove_unlisted(db, chain, &self.removed_blocks).await?;
-            store::remove_orphans(db, chain, &self.removed_blocks).await?;
-            store::save_orphans(db, &self.orphans.values().collect::<Vec<_>>()).await?;
-            self.report_orphans();
+        let (mut saved, mut gone): (Vec<PartRow<'_>>, Vec<PartRow<'_>>) = (Vec::new(), Vec::new());
+        for TouchedPayment { payment, stored, .. } in changed {
+            saved.extend(payment.parts.iter().filter(|part| !stored.contains(part)).map(|part| (payment, *part)));
+            let is_there =
+                |part: &Part| payment.parts.iter().any(|other| other.block == part.block && other.chain == part.chain);
+            gone.extend(stored.iter().filter(|part| !is_there(part)).map(|part| (payment, *part)));
         }
-        let mut rows: Vec<TransferRow<'_>> = Vec::new();
-        for touched in &changed {
-            rows.extend(
-                touched.payment.transfers.iter().map(|transfer| TransferRow::of_payment(&touched.payment, transfer, false)),
-            );
-            // A block can be removed, added and removed again within one batch: each transfer is written once, in its last state.
-            let mut written: HashSet<_> = touched.payment.transfers.iter().map(|transfer| transfer.id).collect();
-            let removed = touched.removed.iter().filter(|transfer| written.insert(transfer.id));
-            rows.extend(removed.map(|transfer| TransferRow::of_payment(&touched.payment, transfer, true)));
-        }
-        rows.extend(self.unlisted.values().map(|row| TransferRow::unlisted(row.owner, &row.transfer, row.removed)));
+        store::save_orphans(db, &self.orphans.values().collect::<Vec<_>>()).await?;
+        self.report_orphans();
+        store::delete_parts(db, &gone).await?;
+        store::save_parts(db, &saved).await?;
+        let mut rows: Vec<TransferRow> = self.rows.into_values().collect();
+        rows.sort_unstable_by_key(|row| row.transfer.place());
         store::save_transfers(db, &rows).await?;
         for (id, _) in self.told.iter().filter(|(_, told)| told.is_contradicted()) {
             tracing::error!("payment {id} was cancelled before the database was restored, and its state does not allow it now");
         }
         store::forget_told_events(db, self.told.iter()).await?;
-        store::record_events(db, self.events.iter().map(|(payment, event)| (payment, event))).await
+        store::record_events(db, self.events.iter().map(|(payment, event)| (payment, event))).await?;
+        Ok(self.events.len())
     }
 }

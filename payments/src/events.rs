@@ -2,9 +2,10 @@
 //!
 //! Both records come from the payment as it is right after the event. The proto files in `topics` document the fields.
 
-use crate::lifecycle::{Event, EventKind};
+use crate::lifecycle::{Event, EventKind, Summary};
 use crate::payment::{NEVER, Payment};
 use crate::transfer::ReceivedTransfer;
+use std::sync::Arc;
 use topics::wire;
 
 /// Builds a record's `Transfer`: both records have one of their own, generated from the same fields.
@@ -35,8 +36,16 @@ macro_rules! transfer_fields {
 /// A record holds the last transfers of a payment, so that dust makes no record too large for Kafka.
 const MAX_TRANSFERS_PER_RECORD: usize = 100;
 
-fn last_transfers(payment: &Payment) -> &[ReceivedTransfer] {
+fn last_transfers(payment: &Payment) -> &[Arc<ReceivedTransfer>] {
     payment.transfers.split_at(payment.transfers.len().saturating_sub(MAX_TRANSFERS_PER_RECORD)).1
+}
+
+/// The payment with no more than its records need: a batch may hold thousands of its transfers, and as many of its events.
+pub fn state_for_records(payment: &Payment) -> Payment {
+    let mut state = payment.clone();
+    state.parts = Vec::new();
+    state.transfers = last_transfers(payment).to_vec();
+    state
 }
 
 /// An event's public id, the same in every replay, since a payment counts its own events.
@@ -46,7 +55,14 @@ pub fn event_id(payment: &Payment, event: &Event) -> String {
 
 /// `payment.created`, the first event of a new payment.
 pub fn created_event(payment: &Payment) -> Event {
-    Event { kind: EventKind::Created, sequence: payment.sequence, at: payment.created_at, block: None, transfer: None }
+    Event {
+        kind: EventKind::Created,
+        sequence: payment.sequence,
+        at: payment.created_at,
+        block: None,
+        transfer: None,
+        summary: None,
+    }
 }
 
 /// An event as a record of `payment.events`; `payment` is the state right after it.
@@ -83,6 +99,18 @@ pub fn event_record(payment: &Payment, event: &Event) -> wire::PaymentEvent {
         transfer: event.transfer.as_ref().map(|t| transfer_fields!(e::Transfer, t)),
         deposit_address_id: state.deposit_address_id,
         asked_by: String::new(),
+        summary: event.summary.as_ref().map(summary),
+        amount_received_saturated: state.amount_received_saturated,
+    }
+}
+
+fn summary(summary: &Summary) -> wire::payment_event::Summary {
+    use wire::payment_event as e;
+    e::Summary {
+        count: summary.count,
+        amount: summary.sum.saturated().to_wire().into(),
+        first: summary.first.as_ref().map(|t| transfer_fields!(e::Transfer, t)),
+        last: summary.last.as_ref().map(|t| transfer_fields!(e::Transfer, t)),
     }
 }
 
@@ -102,7 +130,7 @@ pub fn state_record(payment: &Payment) -> wire::PaymentState {
         token_address: token.map(|t| t.address.to_vec()).unwrap_or_default().into(),
         address: payment.address.to_vec().into(),
         amount: payment.amount.to_wire().into(),
-        amount_received: payment.received().unwrap_or_default().to_wire().into(),
+        amount_received: payment.received().to_wire().into(),
         status: payment.status().as_str().to_owned(),
         exception: payment.exception().map(|e| e.as_str().to_owned()).unwrap_or_default(),
         confirmations_required: payment.policy.confirmations(),
@@ -111,5 +139,6 @@ pub fn state_record(payment: &Payment) -> wire::PaymentState {
         transfers: last_transfers(payment).iter().map(|t| transfer_fields!(s::Transfer, t)).collect(),
         updated_at: payment.updated_at,
         deposit_address_id: payment.deposit_address.map(|id| id.to_string()).unwrap_or_default(),
+        amount_received_saturated: payment.sums.received.is_saturated(),
     }
 }

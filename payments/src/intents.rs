@@ -4,7 +4,7 @@
 //! all that makes its row, so that a database which lost the row gets it back ([`issued`]).
 
 use crate::deposit::DepositAddress;
-use crate::payment::{Asset, Payment, Terms, Token};
+use crate::payment::{Asset, Payment, Sums, Terms, Token};
 use crate::policy::Policy;
 use topics::{Amount, AmountError, ChainId, MalformedField, PaymentId, wire};
 use uuid::Uuid;
@@ -171,6 +171,8 @@ pub fn issued(intent: &wire::PaymentIntent) -> Result<(Issued, Origin), IntentEr
         deposit_address: None,
         cancelled: false,
         expired_by: None,
+        sums: Sums::default(),
+        parts: Vec::new(),
         transfers: Vec::new(),
         sequence: 1,
         updated_at: intent.created_at,

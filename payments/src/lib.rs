@@ -22,10 +22,12 @@ mod policy;
 mod status;
 pub mod store;
 pub mod told;
+mod total;
 mod transfer;
 
 pub use deposit::DepositAddress;
-pub use payment::{Asset, NEVER, Payment, Terms, Token};
+pub use payment::{Asset, MAX_TRANSFERS_OF_BLOCK, NEVER, Part, Payment, Sums, Terms, Token};
 pub use policy::Policy;
 pub use status::{Exception, Status, UnknownName};
-pub use transfer::{ReceivedTransfer, TransferLabel};
+pub use total::Total;
+pub use transfer::{ReceivedTransfer, TransferLabel, TransferPlace};

@@ -15,6 +15,13 @@
 //! is identified by its block's hash, its transaction and its place there ([`TransferId`]), and counts once. Transfers of zero,
 //! and from an address to itself, never come here: the detector drops them, as no money moves.
 //!
+//! **Many at once.** Of one asset and one block, more than [`MAX_TOLD_SINGLY`] transfers are taken as one, of their sum: a flood of
+//! dust costs a payment one event. That event has a [`Summary`] in place of a transfer. Sums are exact; one beyond 256 bits is shown
+//! as the largest amount.
+//!
+//! **Below the minimum** is a transfer of less than the `min_transfer` that chains.yaml had for its asset when it was seen. It is
+//! kept beside the payment and shown, and does nothing else.
+//!
 //! **Detected** is a payment whose transfers in time reach the amount less [`underpaid_tolerance`](Terms): it is paid. A transfer
 //! that leaves it short emits `underpaid`. A sum that exceeds the amount by more than [`overpaid_tolerance`](Terms) is the
 //! exception `overpaid`. Every transfer that arrives once a payment is detected, confirmed or settled emits `overpaid`, tolerated
@@ -48,15 +55,21 @@
 //!
 //! **A deposit** at a static address is a payment that its transfer creates: its amount is the transfer's, it never expires and
 //! can't be cancelled. Its life is the same, under the names `deposit.detected`, `deposit.confirmed` and `deposit.reverted`.
-//! When a reorg removes its transfer, the deposit is pending with nothing received, unless the same block comes back.
+//! When a reorg removes its transfer, the deposit is pending with nothing received, unless the same block comes back. Of one block,
+//! one sender and one asset, the transfers beyond the first hundred are one deposit.
 
-use crate::payment::Payment;
 #[cfg(doc)]
 use crate::payment::Terms;
+use crate::payment::{MAX_TRANSFERS_OF_BLOCK, Part, Payment};
 use crate::policy::Policy;
 use crate::status::{Exception, Status};
+use crate::total::Total;
 use crate::transfer::ReceivedTransfer;
+use std::sync::Arc;
 use topics::{BlockRef, ChainId, TransferId};
+
+/// Transfers of one asset in one block that are inputs of their own, each with its events.
+pub const MAX_TOLD_SINGLY: usize = 10;
 
 /// What can happen to a payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +77,8 @@ pub enum Input {
     /// A transfer to its address, in a block that is now the head of its chain, or in a replayed one. Its `credited` and
     /// `confirmed` are ignored.
     Transfer(ReceivedTransfer),
+    /// Transfers of one asset in one such block, taken as one.
+    Transfers(Vec<Arc<ReceivedTransfer>>),
     /// A block is now the head of a chain.
     Head(Head),
     /// A reorg took the head off a chain.
@@ -188,7 +203,37 @@ pub struct Event {
     /// The causing block; `None` if a request is the cause.
     pub block: Option<(ChainId, BlockRef)>,
     /// The transfer that it is about, if it is about one.
-    pub transfer: Option<ReceivedTransfer>,
+    pub transfer: Option<Arc<ReceivedTransfer>>,
+    /// The transfers that it is about, if they are many.
+    pub summary: Option<Summary>,
+}
+
+/// Transfers of one block that one event tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub count: u64,
+    /// Of one asset; in a [`Reverted`](EventKind::Reverted), of those that were credited.
+    pub sum: Total,
+    /// `None` in a [`Reverted`](EventKind::Reverted) of more than [`MAX_TRANSFERS_OF_BLOCK`].
+    pub first: Option<Arc<ReceivedTransfer>>,
+    pub last: Option<Arc<ReceivedTransfer>>,
+}
+
+/// The transfers that an event is about.
+#[derive(Default)]
+struct About {
+    transfer: Option<Arc<ReceivedTransfer>>,
+    summary: Option<Summary>,
+}
+
+impl About {
+    /// One transfer, or the summary of many. `first` and `last` are the ends of those that are at hand.
+    fn new(count: u64, sum: Total, first: Option<Arc<ReceivedTransfer>>, last: Option<Arc<ReceivedTransfer>>) -> Self {
+        match count {
+            0 | 1 => Self { transfer: first, summary: None },
+            _ => Self { transfer: None, summary: Some(Summary { count, sum, first, last }) },
+        }
+    }
 }
 
 /// What an input makes of a payment.
@@ -198,8 +243,6 @@ pub struct Step {
     pub next: Payment,
     /// In order; each is to be published with `next`.
     pub events: Vec<Event>,
-    /// Transfers that the reorg took off the chain.
-    pub removed: Vec<ReceivedTransfer>,
 }
 
 /// An input that contradicts the payment. Nothing changes.
@@ -214,9 +257,6 @@ pub enum StepError {
     /// The transfer is known already: its record was applied before, so the committed offset is wrong.
     #[error("transfer {0:?} was credited already")]
     DuplicateTransfer(TransferId),
-    /// The sum of the transfers does not fit into 256 bits.
-    #[error("the transfers of the payment add up to more than 256 bits")]
-    AmountOverflow,
 }
 
 /// Applies one input to a payment.
@@ -224,16 +264,17 @@ pub enum StepError {
 /// # Errors
 /// When the input contradicts the payment.
 pub fn step(payment: &Payment, input: &Input) -> Result<Step, StepError> {
-    let mut step = Step { next: payment.clone(), events: Vec::new(), removed: Vec::new() };
+    let mut step = Step { next: payment.clone(), events: Vec::new() };
     match input {
-        Input::Transfer(transfer) => step.transfer(payment, transfer)?,
+        Input::Transfer(transfer) => step.transfers(payment, &[Arc::new(transfer.clone())])?,
+        Input::Transfers(transfers) => step.transfers(payment, transfers)?,
         Input::Head(head) => step.head(payment, head),
         Input::Removed(cause) => step.remove(payment, cause),
         Input::Expired(cause) => {
             let expired = cause.chain == payment.chain && cause.timestamp > payment.expires_at;
             if expired && payment.status() == Status::Pending {
                 step.next.expired_by = Some(cause.block.number);
-                step.emit(EventKind::Expired, cause.timestamp, Some((cause.chain, cause.block)), None);
+                step.emit(EventKind::Expired, cause.timestamp, Some((cause.chain, cause.block)), About::default());
             }
         }
         Input::Cancel { at } => {
@@ -245,26 +286,36 @@ pub fn step(payment: &Payment, input: &Input) -> Result<Step, StepError> {
                 return Err(StepError::NotPending(status));
             }
             step.next.cancelled = true;
-            step.emit(EventKind::Cancelled, *at, None, None);
+            step.emit(EventKind::Cancelled, *at, None, About::default());
         }
     }
     Ok(step)
 }
 
 impl Step {
-    fn transfer(&mut self, before: &Payment, transfer: &ReceivedTransfer) -> Result<(), StepError> {
-        if before.transfers.iter().any(|known| known.id == transfer.id) {
-            return Err(StepError::DuplicateTransfer(transfer.id));
+    fn transfers(&mut self, before: &Payment, transfers: &[Arc<ReceivedTransfer>]) -> Result<(), StepError> {
+        let Some(one) = transfers.first() else {
+            return Ok(());
+        };
+        let known = || before.transfers.iter().filter(|known| known.block.hash == one.block.hash);
+        if let Some(again) = transfers.iter().find(|transfer| known().any(|known| known.id == transfer.id)) {
+            return Err(StepError::DuplicateTransfer(again.id));
         }
-        let credited = before.asks_for(transfer.id.chain, transfer.token);
-        if !credited && !transfer.listed {
+        let credited = before.asks_for(one.id.chain, one.token);
+        if one.below_minimum || (!credited && !one.listed) {
             return Ok(());
         }
-        let transfer = ReceivedTransfer { credited, confirmed: false, ..transfer.clone() };
-        self.next.transfers.push(transfer.clone());
-        self.next.received().ok_or(StepError::AmountOverflow)?;
+        let late = one.timestamp > before.expires_at;
+        let sum = transfers.iter().fold(Total::ZERO, |sum, transfer| sum.plus(transfer.amount));
+        let count = u64::try_from(transfers.len()).unwrap_or(u64::MAX);
+        let taken = |transfer: &Arc<ReceivedTransfer>| {
+            Arc::new(ReceivedTransfer { credited, confirmed: false, ..ReceivedTransfer::clone(transfer) })
+        };
+        self.receive(one, count, if credited { sum } else { Total::ZERO }, late);
+        for transfer in transfers.split_at(transfers.len().saturating_sub(MAX_TRANSFERS_OF_BLOCK)).1 {
+            self.keep(taken(transfer));
+        }
 
-        let late = transfer.timestamp > before.expires_at;
         let paid = match self.next.status() {
             Status::Detected | Status::Confirmed | Status::Settled => true,
             Status::Pending | Status::Expired | Status::Cancelled => false,
@@ -284,9 +335,47 @@ impl Step {
             },
         };
         for kind in kinds {
-            self.emit(*kind, transfer.timestamp, Some((transfer.id.chain, transfer.block)), Some(transfer.clone()));
+            let about = About::new(count, sum, Some(taken(one)), transfers.last().map(taken));
+            self.emit(*kind, one.timestamp, Some((one.id.chain, one.block)), about);
         }
         Ok(())
+    }
+
+    /// Adds transfers to the sums, and to the part of their block. `one` is any of them.
+    fn receive(&mut self, one: &ReceivedTransfer, count: u64, credited: Total, late: bool) {
+        let sums = &mut self.next.sums;
+        sums.received = sums.received.plus(credited);
+        if !late {
+            sums.in_time = sums.in_time.plus(credited);
+        }
+        let (chain, block) = (one.id.chain, one.block);
+        match self.next.parts.iter_mut().find(|part| part.chain == chain && part.block.hash == block.hash) {
+            Some(part) => {
+                part.transfers = part.transfers.saturating_add(count);
+                part.credited = part.credited.plus(credited);
+            }
+            None => self.next.parts.push(Part {
+                chain,
+                block,
+                timestamp: one.timestamp,
+                transfers: count,
+                credited,
+                confirmed: Total::ZERO,
+            }),
+        }
+    }
+
+    /// Puts a transfer among those that records show, and drops its block's first if there are too many.
+    fn keep(&mut self, transfer: Arc<ReceivedTransfer>) {
+        let kept = &mut self.next.transfers;
+        let (place, hash) = (transfer.place(), transfer.block.hash);
+        let index = kept.iter().rposition(|other| other.place() <= place).map_or(0, |before| before + 1);
+        kept.insert(index, transfer);
+        if kept.iter().filter(|other| other.block.hash == hash).count() > MAX_TRANSFERS_OF_BLOCK
+            && let Some(first) = kept.iter().position(|other| other.block.hash == hash)
+        {
+            kept.remove(first);
+        }
     }
 
     fn head(&mut self, before: &Payment, head: &Head) {
@@ -294,43 +383,78 @@ impl Step {
             return;
         }
         let reached = head.reached(before.policy);
-        for transfer in self.next.transfers.iter_mut().filter(|t| t.credited && !t.confirmed) {
-            transfer.confirmed = reached.is_some_and(|reached| reached >= before.policy.due(transfer.block.number));
+        let deep_enough = |number| reached.is_some_and(|reached| reached >= before.policy.due(number));
+        let Payment { parts, sums, transfers, .. } = &mut self.next;
+        for part in parts.iter_mut().filter(|p| p.confirmed != p.credited && deep_enough(p.block.number)) {
+            let more = part.credited.minus(part.confirmed);
+            part.confirmed = part.credited;
+            sums.confirmed = sums.confirmed.plus(more);
+            if part.timestamp <= before.expires_at {
+                sums.confirmed_in_time = sums.confirmed_in_time.plus(more);
+            }
+            mark_confirmed(transfers, part, true);
         }
         if before.status() != Status::Confirmed && self.next.status() == Status::Confirmed {
-            self.emit(EventKind::Confirmed, head.cause.timestamp, Some((before.chain, head.cause.block)), None);
+            self.emit(EventKind::Confirmed, head.cause.timestamp, Some((before.chain, head.cause.block)), About::default());
         }
     }
 
     fn remove(&mut self, before: &Payment, cause: &Cause) {
         let Cause { chain, block, timestamp } = *cause;
-        let (removed, kept) =
-            self.next.transfers.drain(..).partition(|t: &ReceivedTransfer| t.id.chain == chain && t.block.hash == block.hash);
-        self.removed = removed;
-        self.next.transfers = kept;
+        let taken = |at: ChainId, hash| at == chain && hash == block.hash;
+        let Payment { parts, sums, transfers, .. } = &mut self.next;
+        let removed: Vec<Arc<ReceivedTransfer>> = transfers.extract_if(.., |t| taken(t.id.chain, t.block.hash)).collect();
+        let part = parts.iter().position(|p| taken(p.chain, p.block.hash)).map(|index| parts.remove(index));
+        if let Some(part) = &part {
+            sums.received = sums.received.minus(part.credited);
+            sums.confirmed = sums.confirmed.minus(part.confirmed);
+            if part.timestamp <= before.expires_at {
+                sums.in_time = sums.in_time.minus(part.credited);
+                sums.confirmed_in_time = sums.confirmed_in_time.minus(part.confirmed);
+            }
+        }
         if chain == before.chain {
             // The head is one lower now, and so is the highest witnessed block if it was the head. A tag does not go down with it:
             // what it had covered stays covered.
             if let Policy::Confirmations(_) = before.policy {
                 let policy = before.policy;
-                for transfer in self.next.transfers.iter_mut().filter(|t| t.confirmed) {
-                    transfer.confirmed = policy.due(transfer.block.number) < block.number;
+                let too_shallow = |p: &Part| !p.confirmed.is_zero() && policy.due(p.block.number) >= block.number;
+                for part in parts.iter_mut().filter(|p| too_shallow(p)) {
+                    sums.confirmed = sums.confirmed.minus(part.confirmed);
+                    if part.timestamp <= before.expires_at {
+                        sums.confirmed_in_time = sums.confirmed_in_time.minus(part.confirmed);
+                    }
+                    part.confirmed = Total::ZERO;
+                    mark_confirmed(transfers, part, false);
                 }
             }
             if self.next.expired_by == Some(block.number) {
                 self.next.expired_by = None;
             }
         }
-        let announced = |p: &Payment| (p.status(), p.exception(), p.received());
-        let transfer = self.removed.first().cloned();
-        if announced(before) != announced(&self.next) || transfer.is_some() {
-            self.emit(EventKind::Reverted, timestamp, Some((chain, block)), transfer);
+        let announced = |p: &Payment| (p.status(), p.exception(), p.sums.received);
+        if announced(before) != announced(&self.next) || part.is_some() {
+            let count = part.as_ref().map_or(0, |part| part.transfers);
+            let sum = part.map_or(Total::ZERO, |part| part.credited);
+            // Of more than are kept, the first is not at hand.
+            let whole = u64::try_from(removed.len()).is_ok_and(|kept| kept == count);
+            let about = About::new(count, sum, removed.first().filter(|_| whole).cloned(), removed.last().cloned());
+            self.emit(EventKind::Reverted, timestamp, Some((chain, block)), about);
         }
     }
 
-    fn emit(&mut self, kind: EventKind, at: u64, block: Option<(ChainId, BlockRef)>, transfer: Option<ReceivedTransfer>) {
+    fn emit(&mut self, kind: EventKind, at: u64, block: Option<(ChainId, BlockRef)>, about: About) {
         self.next.sequence += 1;
         self.next.updated_at = at;
-        self.events.push(Event { kind, sequence: self.next.sequence, at, block, transfer });
+        let About { transfer, summary } = about;
+        self.events.push(Event { kind, sequence: self.next.sequence, at, block, transfer, summary });
+    }
+}
+
+/// Marks the credited transfers of a part's block.
+fn mark_confirmed(transfers: &mut [Arc<ReceivedTransfer>], part: &Part, confirmed: bool) {
+    let of_part = |t: &&mut Arc<ReceivedTransfer>| t.credited && t.id.chain == part.chain && t.block.hash == part.block.hash;
+    for transfer in transfers.iter_mut().filter(of_part) {
+        Arc::make_mut(transfer).confirmed = confirmed;
     }
 }

@@ -5,11 +5,14 @@
 
 use crate::policy::Policy;
 use crate::status::{Exception, Status};
+use crate::total::Total;
 use crate::transfer::ReceivedTransfer;
-use topics::{Address, Amount, ChainId, PaymentId};
+use std::sync::Arc;
+use topics::{Address, Amount, BlockRef, ChainId, PaymentId};
 use uuid::Uuid;
 
-/// A payment with its transfers on the canonical chain.
+/// A payment with what the canonical chain has brought it: in sums, by block, and its last transfers. Its size does not depend on
+/// how many transfers there were.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payment {
     pub id: PaymentId,
@@ -41,12 +44,54 @@ pub struct Payment {
     pub cancelled: bool,
     /// Number of the block whose timestamp expired it.
     pub expired_by: Option<u64>,
-    /// In the order seen; only those on the canonical chain.
-    pub transfers: Vec<ReceivedTransfer>,
+    /// Over all blocks of the canonical chain.
+    pub sums: Sums,
+    /// The blocks of the canonical chain that brought it something: all of which the next inputs may confirm or take back.
+    pub parts: Vec<Part>,
+    /// Those on the canonical chain that records show, in the chain's order; of a block at most the last
+    /// [`MAX_TRANSFERS_OF_BLOCK`].
+    pub transfers: Vec<Arc<ReceivedTransfer>>,
     /// Number of its last event.
     pub sequence: u64,
     /// When that event was, in Unix seconds.
     pub updated_at: u64,
+}
+
+/// A block's transfers to a payment that are kept in memory, and all that a record shows.
+pub const MAX_TRANSFERS_OF_BLOCK: usize = 100;
+
+/// Sums of a payment's credited transfers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    pub received: Total,
+    /// Of those not after `expires_at`.
+    pub in_time: Total,
+    /// Of those deep enough under the payment's policy.
+    pub confirmed: Total,
+    /// Of those that are both.
+    pub confirmed_in_time: Total,
+}
+
+/// What one block has brought a payment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub chain: ChainId,
+    pub block: BlockRef,
+    /// The block's, Unix seconds.
+    pub timestamp: u64,
+    /// Number of transfers, those of other assets included.
+    pub transfers: u64,
+    /// Sum of those that are credited.
+    pub credited: Total,
+    /// How much of that sum is confirmed. A replay may add to a confirmed block; the next head confirms that as well.
+    pub confirmed: Total,
+}
+
+impl Part {
+    /// Whether all that is credited is deep enough.
+    pub fn is_confirmed(&self) -> bool {
+        !self.credited.is_zero() && self.confirmed == self.credited
+    }
 }
 
 /// What a merchant tolerates. The default is nothing.
@@ -85,9 +130,9 @@ impl Payment {
         self.chain == chain && self.asset.token.as_ref().map(|token| token.address) == token
     }
 
-    /// The sum of all credited transfers, in time or late. `None` if it exceeds 256 bits, which no asset's supply does.
-    pub fn received(&self) -> Option<Amount> {
-        self.credited().map(|t| t.amount).sum()
+    /// The sum of all credited transfers, in time or late: the largest amount if it exceeds 256 bits.
+    pub fn received(&self) -> Amount {
+        self.sums.received.saturated()
     }
 
     /// The status, from the facts alone; the rules are at the top of [`lifecycle`](crate::lifecycle).
@@ -95,15 +140,12 @@ impl Payment {
         if self.cancelled {
             return Status::Cancelled;
         }
-        let needed = self.needed();
-        let reaches = |confirmed_only: bool| {
-            let in_time = |t: &&ReceivedTransfer| self.terms.accept_late || t.timestamp <= self.expires_at;
-            let parts = self.credited().filter(in_time).filter(|t| t.confirmed || !confirmed_only);
-            parts.map(|t| t.amount).sum::<Option<Amount>>().is_none_or(|sum| sum >= needed)
-        };
-        if reaches(true) {
+        let Sums { received, in_time, confirmed, confirmed_in_time } = self.sums;
+        let (paid, paid_for_good) = if self.terms.accept_late { (received, confirmed) } else { (in_time, confirmed_in_time) };
+        let needed = self.needed().into();
+        if paid_for_good >= needed {
             Status::Confirmed
-        } else if reaches(false) {
+        } else if paid >= needed {
             Status::Detected
         } else if self.expired_by.is_some() {
             Status::Expired
@@ -120,18 +162,14 @@ impl Payment {
 
     /// The exception, from the facts alone.
     pub fn exception(&self) -> Option<Exception> {
-        let received = self.received().unwrap_or(Amount::new(topics::U256::MAX));
-        let most = Amount::new(self.amount.units().saturating_add(self.terms.overpaid_tolerance.units()));
+        let Sums { received, in_time, .. } = self.sums;
+        let most = Total::from(self.amount).plus(self.terms.overpaid_tolerance);
         match self.status() {
             Status::Pending => (!received.is_zero()).then_some(Exception::Underpaid),
             Status::Detected | Status::Confirmed | Status::Settled => (received > most).then_some(Exception::Overpaid),
-            Status::Expired if self.credited().any(|t| t.timestamp > self.expires_at) => Some(Exception::Late),
+            Status::Expired if received != in_time => Some(Exception::Late),
             Status::Expired => (!received.is_zero()).then_some(Exception::Underpaid),
             Status::Cancelled => (!received.is_zero()).then_some(Exception::Late),
         }
-    }
-
-    fn credited(&self) -> impl Iterator<Item = &ReceivedTransfer> {
-        self.transfers.iter().filter(|t| t.credited)
     }
 }

@@ -1,8 +1,9 @@
 //! Events that Kafka has and a restored database lost.
 //!
 //! The confirmer applies `chain.matches` again from where the backup stood, and so makes those events again. One that it makes
-//! again is known by what it says: its type, its block and its transfer. It keeps the number under which it was told, and is not
-//! told twice. An event that was never told gets a number above all that were.
+//! again is known by what it says: its type, its block and its transfer; of many transfers that are told as one, the first and their
+//! number. It keeps the number under which it was told, and is not told twice. An event that was never told gets a number above all
+//! that were.
 //!
 //! A cancellation comes from no block. It is applied again in its place: when the events of the payment's own chain that were told
 //! before it have been made.
@@ -33,6 +34,7 @@ struct ToldEvent {
     transfer: Option<ToldTransfer>,
 }
 
+/// The transfer that an event is about, or the first of those that it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ToldTransfer {
     chain: u64,
@@ -40,22 +42,28 @@ struct ToldTransfer {
     transaction: Vec<u8>,
     source: String,
     index: u32,
+    /// How many it is about.
+    count: u64,
 }
 
 impl ToldEvents {
     /// Adds an event of `payment.events`.
     pub fn insert(&mut self, record: &PaymentEvent) {
         self.highest = self.highest.max(record.sequence);
+        let many = record.summary.as_ref();
+        let many = many.and_then(|summary| summary.first.as_ref().map(|first| (first, summary.count)));
+        let transfers = record.transfer.as_ref().map(|transfer| (transfer, 1)).or(many);
         let told = ToldEvent {
             kind: record.r#type.clone(),
             at: record.occurred_at,
             block: record.block.as_ref().map(|block| (block.chain_id, block.hash.to_vec())),
-            transfer: record.transfer.as_ref().filter(|_| !is_reverted(&record.r#type)).map(|transfer| ToldTransfer {
+            transfer: transfers.filter(|_| !is_reverted(&record.r#type)).map(|(transfer, count)| ToldTransfer {
                 chain: transfer.chain_id,
                 block: transfer.block_hash.to_vec(),
                 transaction: transfer.transaction_hash.to_vec(),
                 source: transfer.source.clone(),
                 index: transfer.index,
+                count,
             }),
         };
         self.left.insert(record.sequence, told);
@@ -69,7 +77,7 @@ impl ToldEvents {
     pub fn step(&mut self, payment: &Payment, input: &Input) -> Result<Step, StepError> {
         let before = self.cancel(payment.clone());
         let made = self.recognise(before.sequence, step(&before, input)?);
-        Ok(Step { next: self.cancel(made.next), ..made })
+        Ok(Step { next: self.cancel(made.next), events: made.events })
     }
 
     /// The payment, cancelled if that is what was told next.
@@ -108,9 +116,9 @@ impl ToldEvents {
     /// Takes the events that were told out of a step, and numbers the others after all that were. `before` is the number of the
     /// payment's last event before the step.
     fn recognise(&mut self, before: u64, step: Step) -> Step {
-        let Step { mut next, events, removed } = step;
+        let Step { mut next, events } = step;
         if events.is_empty() {
-            return Step { next, events, removed };
+            return Step { next, events };
         }
         let mut sequence = before.max(self.highest);
         let mut untold = Vec::new();
@@ -128,7 +136,7 @@ impl ToldEvents {
             }
         }
         next.sequence = sequence;
-        Step { next, events: untold, removed }
+        Step { next, events: untold }
     }
 
     /// The numbers of the events that were made again, or given up.
@@ -144,16 +152,20 @@ fn is_reverted(kind: &str) -> bool {
 
 impl ToldEvent {
     fn of(event: &Event, payment: &Payment) -> Self {
+        let many = event.summary.as_ref();
+        let many = many.and_then(|summary| summary.first.as_ref().map(|first| (first, summary.count)));
+        let transfers = event.transfer.as_ref().map(|transfer| (transfer, 1)).or(many);
         Self {
             kind: event.kind.name(payment).to_owned(),
             at: event.at,
             block: event.block.map(|(chain, block)| (chain.0, block.hash.to_vec())),
-            transfer: event.transfer.as_ref().filter(|_| event.kind != EventKind::Reverted).map(|transfer| ToldTransfer {
+            transfer: transfers.filter(|_| event.kind != EventKind::Reverted).map(|(transfer, count)| ToldTransfer {
                 chain: transfer.id.chain.0,
                 block: transfer.id.block.to_vec(),
                 transaction: transfer.id.transaction.to_vec(),
                 source: transfer.id.source.as_str().to_owned(),
                 index: transfer.id.index,
+                count,
             }),
         }
     }

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panicking; its numbers are small")]
 
 use payments::lifecycle::{Cause, EventKind, Head, Input, Step, StepError, step};
-use payments::{Asset, DepositAddress, Exception, Payment, Policy, ReceivedTransfer, Status, Terms, Token, TransferLabel};
+use payments::{
+    Asset, DepositAddress, Exception, Payment, Policy, ReceivedTransfer, Status, Sums, Terms, Token, Total, TransferLabel,
+};
 use proptest::prelude::*;
 use std::collections::HashSet;
+use std::sync::Arc;
 use topics::{Address, Amount, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
 use uuid::Uuid;
 
@@ -33,6 +36,8 @@ fn payment(policy: Policy) -> Payment {
         cancelled: false,
         expired_by: None,
         deposit_address: None,
+        sums: Sums::default(),
+        parts: Vec::new(),
         transfers: Vec::new(),
         sequence: 1,
         updated_at: 0,
@@ -66,9 +71,28 @@ impl Block {
             amount: Amount::from(amount),
             credited: false,
             listed: true,
+            below_minimum: false,
             confirmed: false,
             label: TransferLabel::default(),
         })
+    }
+}
+
+/// A payment whose parts are all in memory: the sums, kept step by step, are those of the parts.
+fn check_sums(payment: &Payment) {
+    let sum = |of: &dyn Fn(&payments::Part) -> Total| payment.parts.iter().fold(Total::ZERO, |sum, part| sum.plus(of(part)));
+    let in_time = |part: &payments::Part| part.timestamp <= payment.expires_at;
+    let timely = |part: &payments::Part, of: Total| if in_time(part) { of } else { Total::ZERO };
+    let sums = Sums {
+        received: sum(&|part| part.credited),
+        in_time: sum(&|part| timely(part, part.credited)),
+        confirmed: sum(&|part| part.confirmed),
+        confirmed_in_time: sum(&|part| timely(part, part.confirmed)),
+    };
+    assert_eq!(payment.sums, sums);
+    for transfer in payment.transfers.iter().filter(|t| t.credited) {
+        let part = payment.parts.iter().find(|part| part.block == transfer.block).unwrap();
+        assert!(!part.is_confirmed() || transfer.confirmed, "{transfer:?} of {part:?}");
     }
 }
 
@@ -97,6 +121,7 @@ impl Driver {
         if next.status() != before.status() {
             assert!(!events.is_empty(), "{} became {} and nobody was told", before.status(), next.status());
         }
+        check_sums(&next);
         let ids: HashSet<_> = next.transfers.iter().map(|t| t.id).collect();
         assert_eq!(ids.len(), next.transfers.len(), "a transfer counts once");
         self.events.extend(events.iter().map(|event| event.kind));
@@ -118,9 +143,9 @@ impl Driver {
         self.take(&Input::Removed(block.cause()));
     }
 
-    fn verdict(&self) -> (Status, Option<Exception>, Option<Amount>, Vec<TransferId>) {
+    fn verdict(&self) -> (Status, Option<Exception>, Sums, Vec<TransferId>) {
         let payment = &self.payment;
-        (payment.status(), payment.exception(), payment.received(), payment.transfers.iter().map(|t| t.id).collect())
+        (payment.status(), payment.exception(), payment.sums, payment.transfers.iter().map(|t| t.id).collect())
     }
 }
 
@@ -174,7 +199,7 @@ proptest! {
         prop_assert_eq!(lived.verdict(), straight.verdict());
 
         let on_chain: u64 = chain.iter().flat_map(|block| &block.amounts).sum();
-        prop_assert_eq!(lived.payment.received(), Some(Amount::from(on_chain)));
+        prop_assert_eq!(lived.payment.received(), Amount::from(on_chain));
     }
 }
 
@@ -255,7 +280,7 @@ fn a_fake_token_changes_nothing_and_is_announced_to_nobody() {
     assert_eq!(driver.events, []);
     driver.take(&Input::Transfer(ReceivedTransfer { id: TransferId { index: 1, ..fake.id }, listed: true, ..fake }));
     assert_eq!(driver.events, [EventKind::UnexpectedTransfer]);
-    assert_eq!(driver.payment.received(), Some(Amount::ZERO));
+    assert_eq!(driver.payment.received(), Amount::ZERO);
 }
 
 #[test]
@@ -366,7 +391,7 @@ fn the_payments_own_token_on_another_chain_is_told_with_its_chain_whatever_the_s
         driver.take(&Input::Transfer(elsewhere.clone()));
         assert_eq!(
             (driver.events.as_slice(), driver.payment.received()),
-            ([EventKind::UnexpectedTransfer].as_slice(), Some(Amount::ZERO))
+            ([EventKind::UnexpectedTransfer].as_slice(), Amount::ZERO)
         );
         // Neither chain's blocks do anything to the other's.
         let other = |timestamp| Cause { chain: ChainId(2), block: elsewhere.block, timestamp };
@@ -427,6 +452,7 @@ fn chain() -> chain::Chain {
         poa: false,
         policy: Policy::Confirmations(1),
         tiers: vec![],
+        min_transfer: Amount::ZERO,
         start_block: None,
         poll_interval: std::time::Duration::ZERO,
         max_lag: None,
@@ -437,11 +463,12 @@ fn chain() -> chain::Chain {
             address: TOKEN,
             decimals: 6,
             tiers: vec![tier(100, Policy::Confirmations(3))],
+            min_transfer: Amount::ZERO,
         }],
     }
 }
 
-fn deposit(paid: &ReceivedTransfer) -> Option<Payment> {
+fn deposit(paid: &[ReceivedTransfer]) -> Option<Payment> {
     let address = DepositAddress {
         id: Uuid::from_u128(5),
         merchant: Uuid::nil(),
@@ -452,14 +479,14 @@ fn deposit(paid: &ReceivedTransfer) -> Option<Payment> {
         address_index: 5,
         created_at: 0,
     };
-    address.deposit(&chain(), paid)
+    address.deposit(&chain(), &paid.iter().cloned().map(Arc::new).collect::<Vec<_>>())
 }
 
 #[test]
 fn a_transfer_to_a_static_address_makes_a_deposit_of_its_own_amount_and_policy() {
     for (amount, depth) in [(99, 1), (100, 3)] {
         let paid = block(1, EXPIRES + 1, &[amount]);
-        let mut driver = Driver::of(deposit(&paid.transfers().next().unwrap()).unwrap());
+        let mut driver = Driver::of(deposit(&[paid.transfers().next().unwrap()]).unwrap());
         assert_eq!(driver.payment.policy, Policy::Confirmations(depth));
         driver.add(&paid);
         for number in 2..=u64::from(depth) {
@@ -477,24 +504,24 @@ fn a_transfer_to_a_static_address_makes_a_deposit_of_its_own_amount_and_policy()
 fn a_deposit_goes_with_its_block_comes_back_with_it_and_is_never_cancelled() {
     let paid = block(1, 10, &[50]);
     let transfer = paid.transfers().next().unwrap();
-    let mut driver = Driver::of(deposit(&transfer).unwrap());
+    let mut driver = Driver::of(deposit(std::slice::from_ref(&transfer)).unwrap());
     driver.add(&paid);
     assert_eq!(step(&driver.payment, &Input::Cancel { at: 1 }), Err(StepError::CancelledDeposit));
     driver.remove(&paid);
-    assert_eq!((driver.payment.status(), driver.payment.received()), (Status::Pending, Some(Amount::ZERO)));
+    assert_eq!((driver.payment.status(), driver.payment.received()), (Status::Pending, Amount::ZERO));
     assert_eq!(step(&driver.payment, &Input::Cancel { at: 1 }), Err(StepError::CancelledDeposit));
     driver.add(&paid);
     assert_eq!(driver.payment.status(), Status::Confirmed);
-    let again = deposit(&transfer).unwrap();
+    let again = deposit(std::slice::from_ref(&transfer)).unwrap();
     assert_eq!(again.id, driver.payment.id, "the same transfer makes the same deposit");
     let moved = ReceivedTransfer { id: TransferId { block: B256::ZERO, ..transfer.id }, ..transfer.clone() };
-    assert_ne!(deposit(&moved).unwrap().id, again.id, "in another block it is another");
+    assert_ne!(deposit(&[moved]).unwrap().id, again.id, "in another block it is another");
 }
 
 #[test]
 fn a_fake_token_makes_no_deposit() {
     let paid = block(1, 10, &[50]).transfers().next().unwrap();
-    assert_eq!(deposit(&ReceivedTransfer { token: Some(Address::repeat_byte(0x66)), listed: false, ..paid }), None);
+    assert_eq!(deposit(&[ReceivedTransfer { token: Some(Address::repeat_byte(0x66)), listed: false, ..paid }]), None);
 }
 
 #[test]
@@ -504,4 +531,113 @@ fn dust_makes_no_record_that_kafka_refuses() {
     let told = payments::events::state_record(&driver.payment);
     assert_eq!((told.transfers.len(), told.amount_received.as_ref()), (100, [150].as_slice()));
     assert_eq!(told.transfers.last().map(|t| t.index), Some(149));
+}
+
+fn bundle(block: &Block) -> Input {
+    Input::Transfers(block.transfers().map(Arc::new).collect())
+}
+
+#[test]
+fn many_transfers_of_a_block_are_one_event_with_their_count_sum_first_and_last() {
+    let mut driver = Driver::new(Policy::Confirmations(1));
+    let dust = block(1, 10, &vec![1; 2_000]);
+    let step = step(&driver.payment, &bundle(&dust)).unwrap();
+    let kinds: Vec<EventKind> = step.events.iter().map(|event| event.kind).collect();
+    assert_eq!(kinds, [EventKind::Detected, EventKind::Overpaid], "they are paid with as one, of their sum");
+    for event in &step.events {
+        let told = event.summary.as_ref().unwrap();
+        let ends = [&told.first, &told.last].map(|end| end.as_ref().map(|t| (t.id.index, t.credited)));
+        assert_eq!((told.count, told.sum, ends), (2_000, Amount::from(2_000).into(), [Some((0, true)), Some((1_999, true))]));
+        assert_eq!(event.transfer, None);
+        let record = payments::events::event_record(&step.next, event);
+        assert_eq!((record.summary.unwrap().count, record.transfers.len()), (2_000, 100));
+    }
+    assert!(step.next.transfers.len() == 100 && step.next.parts.len() == 1, "its size does not depend on how many they are");
+    driver.take(&bundle(&dust));
+    driver.take(&Input::Head(Head { cause: dust.cause(), safe: None, finalized: None, witnessed: Some(1) }));
+    assert_eq!(driver.payment.status(), Status::Confirmed);
+    driver.remove(&dust);
+    assert_eq!((driver.payment.status(), driver.payment.received()), (Status::Pending, Amount::ZERO));
+    assert!(driver.payment.transfers.is_empty() && driver.payment.parts.is_empty());
+}
+
+#[test]
+fn a_reorg_tells_how_many_transfers_it_took_back() {
+    for count in [1, 2, 100, 101] {
+        let mut driver = Driver::new(Policy::Confirmations(1));
+        let paid = block(1, 10, &vec![1; count]);
+        driver.take(&bundle(&paid));
+        let reverted = step(&driver.payment, &Input::Removed(paid.cause())).unwrap().events.pop().unwrap();
+        assert_eq!((reverted.kind, reverted.transfer.is_some()), (EventKind::Reverted, count == 1));
+        let told = reverted.summary.map(|told| (told.count, told.sum, told.first.is_some(), told.last.is_some()));
+        assert_eq!(told, (count > 1).then(|| (count as u64, Amount::from(count as u64).into(), count <= 100, true)));
+    }
+}
+
+#[test]
+fn a_reorg_of_a_flood_uncovers_the_transfers_before_it() {
+    let mut driver = Driver::new(Policy::Confirmations(1));
+    driver.add(&block(1, 10, &[30, 20]));
+    let flood = block(2, 20, &vec![1; 500]);
+    driver.take(&bundle(&flood));
+    let shown = || |p: &Payment| payments::events::state_record(p).transfers.len();
+    assert_eq!((shown()(&driver.payment), driver.payment.received()), (100, Amount::from(550)));
+    driver.remove(&flood);
+    assert_eq!((shown()(&driver.payment), driver.payment.received()), (2, Amount::from(50)));
+}
+
+/// A contract may claim to have moved any amount.
+#[test]
+fn a_sum_beyond_256_bits_is_shown_as_the_largest_amount_and_can_be_taken_back() {
+    let most = Amount::new(topics::U256::MAX);
+    let mut driver = Driver::new(Policy::Confirmations(1));
+    driver.add(&block(1, 10, &[40]));
+    let huge = block(2, 20, &[1, 1]);
+    for transfer in huge.transfers() {
+        driver.take(&Input::Transfer(ReceivedTransfer { amount: most, ..transfer }));
+    }
+    driver.take(&Input::Head(Head { cause: huge.cause(), safe: None, finalized: None, witnessed: Some(2) }));
+    assert_eq!((driver.payment.status(), driver.payment.exception()), (Status::Confirmed, Some(Exception::Overpaid)));
+    assert_eq!(driver.payment.received(), most);
+    let told = payments::events::state_record(&driver.payment);
+    assert!(told.amount_received_saturated && told.amount_received.as_ref() == [0xff; 32]);
+    driver.remove(&huge);
+    assert_eq!((driver.payment.status(), driver.payment.received()), (Status::Pending, Amount::from(40)));
+    assert!(!payments::events::state_record(&driver.payment).amount_received_saturated);
+}
+
+#[test]
+fn what_is_below_the_minimum_changes_nothing_and_is_announced_to_nobody() {
+    let mut driver = Driver::new(Policy::Confirmations(1));
+    let dust = ReceivedTransfer { below_minimum: true, ..block(1, 10, &[100]).transfers().next().unwrap() };
+    driver.take(&Input::Transfer(dust.clone()));
+    driver.take(&Input::Transfer(ReceivedTransfer { token: None, ..dust }));
+    assert_eq!(driver.payment, payment(Policy::Confirmations(1)));
+    assert_eq!(driver.events, []);
+}
+
+#[test]
+fn what_a_replay_adds_to_a_confirmed_block_is_confirmed_by_the_next_head_and_told_once() {
+    let mut driver = Driver::new(Policy::Confirmations(1));
+    let paid = block(1, 10, &[100, 7]);
+    let head = Input::Head(Head { cause: paid.cause(), safe: None, finalized: None, witnessed: Some(1) });
+    let mut transfers = paid.transfers();
+    for _ in 0..2 {
+        driver.take(&Input::Transfer(transfers.next().unwrap()));
+        driver.take(&head);
+    }
+    assert!(driver.payment.parts[0].is_confirmed() && driver.payment.transfers.iter().all(|t| t.confirmed));
+    assert_eq!(driver.events, [EventKind::Detected, EventKind::Confirmed, EventKind::Overpaid]);
+}
+
+#[test]
+fn many_transfers_make_one_deposit_of_their_sum() {
+    let paid = block(1, 10, &[60, 60]);
+    let transfers: Vec<ReceivedTransfer> = paid.transfers().collect();
+    let one = deposit(&transfers).unwrap();
+    assert_eq!((one.amount, one.policy), (Amount::from(120), Policy::Confirmations(3)));
+    assert_eq!(one.id, deposit(&transfers[..1]).unwrap().id, "its id is its first transfer's");
+    let mut driver = Driver::of(one);
+    driver.take(&bundle(&paid));
+    assert_eq!((driver.payment.status(), driver.events.as_slice()), (Status::Detected, [EventKind::Detected].as_slice()));
 }

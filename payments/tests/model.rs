@@ -6,9 +6,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use payments::lifecycle::{Cause, EventKind, Head, Input, StepError, step};
-use payments::{Asset, Exception, Payment, Policy, ReceivedTransfer, Status, Terms, Token, TransferLabel};
+use payments::{Asset, Exception, Payment, Policy, ReceivedTransfer, Status, Sums, Terms, Token, Total, TransferLabel};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use topics::{Address, Amount, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
 use uuid::Uuid;
 
@@ -39,6 +40,10 @@ enum Move {
     Late,
     /// A block with another listed token.
     WrongAsset,
+    /// A block with a part that is below the minimum.
+    BelowMinimum,
+    /// A block with a part in two transfers that are taken as one.
+    Many,
     /// A block with nothing.
     Confirmation,
     /// The node's tag reaches the head.
@@ -60,12 +65,44 @@ const MOVES: [Move; 11] = [
     Move::Finality,
     Move::Witnesses,
 ];
+/// All moves at once are too many.
+const MOVES_WITH_DUST: [Move; 9] = [
+    Move::Transfer,
+    Move::Duplicate,
+    Move::Removed,
+    Move::Elsewhere,
+    Move::Expiry,
+    Move::BelowMinimum,
+    Move::Many,
+    Move::Confirmation,
+    Move::Witnesses,
+];
 
 /// Money that moves once: wherever it stands on the chain, it is this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Money {
     transaction: u64,
-    wrong: bool,
+    what: What,
+}
+
+/// What money is to the payment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum What {
+    Part,
+    /// A part in two transfers.
+    Halves,
+    WrongAsset,
+    BelowMinimum,
+}
+
+impl What {
+    fn credited(self) -> bool {
+        matches!(self, Self::Part | Self::Halves)
+    }
+
+    fn counts(self) -> bool {
+        self != Self::BelowMinimum
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -125,37 +162,46 @@ impl World {
         Cause { chain: CHAIN, block: BlockRef { number: number(place), hash: b256(block.hash) }, timestamp }
     }
 
-    fn transfer(&self, place: usize) -> Option<ReceivedTransfer> {
+    /// The transfers of a block.
+    fn transfers(&self, place: usize) -> Vec<ReceivedTransfer> {
         let cause = self.cause(place);
-        self.chain[place].money.map(|money| ReceivedTransfer {
+        let Some(money) = self.chain[place].money else {
+            return Vec::new();
+        };
+        let halves = money.what == What::Halves;
+        let transfer = |index| ReceivedTransfer {
             id: TransferId {
                 chain: CHAIN,
                 block: cause.block.hash,
                 transaction: b256(money.transaction),
                 source: Source::Log,
-                index: 0,
+                index,
             },
             block: cause.block,
             timestamp: cause.timestamp,
             transaction_index: 0,
-            token: Some(if money.wrong { OTHER_TOKEN } else { TOKEN }),
+            token: Some(if money.what == What::WrongAsset { OTHER_TOKEN } else { TOKEN }),
             from: Address::ZERO,
-            amount: Amount::from(PART),
+            amount: Amount::from(if halves { PART / 2 } else { PART }),
             credited: false,
             listed: true,
+            below_minimum: money.what == What::BelowMinimum,
             confirmed: false,
             label: TransferLabel::default(),
-        })
+        };
+        (0..if halves { 2 } else { 1 }).map(transfer).collect()
     }
 
     /// The world with a block more. Its hash follows from its parent and what it holds, so the same block can come again.
     fn with(&self, step: Move) -> Option<Self> {
         let parent = self.chain.last().map_or(0, |block| block.hash);
         let late = self.chain.last().is_some_and(|block| block.late) || matches!(step, Move::Expiry | Move::Late);
-        let fresh = |wrong| Some(Money { transaction: hash((parent, late, wrong)), wrong });
+        let fresh = |what| Some(Money { transaction: hash((parent, late, what)), what });
         let money = match step {
-            Move::Transfer | Move::Late => fresh(false),
-            Move::WrongAsset => fresh(true),
+            Move::Transfer | Move::Late => fresh(What::Part),
+            Move::WrongAsset => fresh(What::WrongAsset),
+            Move::BelowMinimum => fresh(What::BelowMinimum),
+            Move::Many => fresh(What::Halves),
             Move::Elsewhere => Some(self.loose?),
             Move::Expiry | Move::Confirmation => None,
             Move::Duplicate | Move::Removed | Move::Cancel | Move::Finality | Move::Witnesses => return None,
@@ -186,7 +232,8 @@ impl World {
 
     fn verdict(&self, Case { policy, terms }: Case) -> Verdict {
         let units = |amount: Amount| amount.to_string().parse::<u64>().unwrap();
-        let parts = || (0..self.chain.len()).filter(|place| self.chain[*place].money.is_some_and(|money| !money.wrong));
+        let parts =
+            || (0..self.chain.len()).filter(|place| self.chain[*place].money.is_some_and(|money| money.what.credited()));
         let sum = |that: &dyn Fn(usize) -> bool| PART * u64::try_from(parts().filter(|place| that(*place)).count()).unwrap();
         let counts = |place: usize| terms.accept_late || !self.chain[place].late;
         let needed = AMOUNT - units(terms.underpaid_tolerance);
@@ -243,6 +290,8 @@ impl Case {
             deposit_address: None,
             cancelled: false,
             expired_by: None,
+            sums: Sums::default(),
+            parts: Vec::new(),
             transfers: Vec::new(),
             sequence: 1,
             updated_at: 0,
@@ -257,20 +306,28 @@ impl Case {
             Move::Duplicate => {}
             Move::Cancel => expected.push(EventKind::Cancelled),
             Move::Removed => {
-                if was != is || before.chain.last().unwrap().money.is_some() {
+                let money = before.chain.last().unwrap().money;
+                if was != is || money.is_some_and(|money| money.what.counts()) {
                     expected.push(EventKind::Reverted);
                 }
             }
             Move::Finality | Move::Witnesses => {}
-            Move::Transfer | Move::Elsewhere | Move::Expiry | Move::Late | Move::WrongAsset | Move::Confirmation => {
+            Move::Transfer
+            | Move::Elsewhere
+            | Move::Expiry
+            | Move::Late
+            | Move::WrongAsset
+            | Move::BelowMinimum
+            | Move::Many
+            | Move::Confirmation => {
                 let block = after.chain.last().unwrap();
                 if block.late && was.status == Status::Pending {
                     expected.push(EventKind::Expired);
                 }
                 let paid = matches!(is.status, Status::Detected | Status::Confirmed);
                 match (block.money, was.status) {
-                    (None, _) => {}
-                    (Some(Money { wrong: true, .. }), _) => expected.push(EventKind::UnexpectedTransfer),
+                    (None | Some(Money { what: What::BelowMinimum, .. }), _) => {}
+                    (Some(Money { what: What::WrongAsset, .. }), _) => expected.push(EventKind::UnexpectedTransfer),
                     (_, Status::Cancelled) => expected.push(EventKind::Late),
                     (_, Status::Detected | Status::Confirmed | Status::Settled) => expected.push(EventKind::Overpaid),
                     (_, Status::Pending | Status::Expired) => {
@@ -314,9 +371,10 @@ impl Case {
         let verdict = world.verdict(self);
         assert_eq!(payment.status(), verdict.status);
         assert_eq!(payment.exception(), verdict.exception);
-        assert_eq!(payment.received(), Some(Amount::from(verdict.received)), "what is credited is what is on the chain");
+        assert_eq!(payment.received(), Amount::from(verdict.received), "what is credited is what is on the chain");
         let on_chain: Vec<(TransferId, bool, bool)> = (0..world.chain.len())
-            .filter_map(|place| Some((world.transfer(place)?, place)))
+            .flat_map(|place| world.transfers(place).into_iter().map(move |paid| (paid, place)))
+            .filter(|(paid, _)| !paid.below_minimum)
             .map(|(paid, place)| {
                 let credited = paid.token == Some(TOKEN);
                 (paid.id, credited, credited && world.confirmed(self.policy, place))
@@ -324,10 +382,13 @@ impl Case {
             .collect();
         let known: Vec<_> = payment.transfers.iter().map(|paid| (paid.id, paid.credited, paid.confirmed)).collect();
         assert_eq!(known, on_chain, "each transfer once, confirmed if its block is on the chain and deep enough");
-        let mut money: Vec<B256> = payment.transfers.iter().map(|paid| paid.id.transaction).collect();
+        let mut money: Vec<(B256, u32)> = payment.transfers.iter().map(|paid| (paid.id.transaction, paid.id.index)).collect();
         money.sort();
         money.dedup();
         assert_eq!(money.len(), payment.transfers.len(), "the same money twice");
+        let sum = |of: fn(&payments::Part) -> Total| payment.parts.iter().fold(Total::ZERO, |sum, part| sum.plus(of(part)));
+        let (received, confirmed) = (sum(|part| part.credited), sum(|part| part.confirmed));
+        assert_eq!((payment.sums.received, payment.sums.confirmed), (received, confirmed), "the sums are those of the parts");
     }
 }
 
@@ -350,8 +411,11 @@ impl Driver {
     fn add(&mut self, world: &World, place: usize) {
         let cause = world.cause(place);
         self.take(&Input::Expired(cause));
-        if let Some(paid) = world.transfer(place) {
-            self.take(&Input::Transfer(paid));
+        let mut transfers = world.transfers(place);
+        match transfers.len() {
+            0 => {}
+            1 => self.take(&Input::Transfer(transfers.remove(0))),
+            _ => self.take(&Input::Transfers(transfers.into_iter().map(Arc::new).collect())),
         }
         self.take(&Input::Head(Head { cause, safe: None, finalized: None, witnessed: world.witnessed() }));
     }
@@ -364,7 +428,14 @@ impl Driver {
     /// Makes a move; none if it can't be made in this world.
     fn play(&mut self, world: &World, one: Move) -> Option<World> {
         match one {
-            Move::Transfer | Move::Elsewhere | Move::Expiry | Move::Late | Move::WrongAsset | Move::Confirmation => {
+            Move::Transfer
+            | Move::Elsewhere
+            | Move::Expiry
+            | Move::Late
+            | Move::WrongAsset
+            | Move::BelowMinimum
+            | Move::Many
+            | Move::Confirmation => {
                 let next = world.with(one)?;
                 self.add(&next, next.chain.len() - 1);
                 Some(next)
@@ -375,7 +446,8 @@ impl Driver {
                 Some(next)
             }
             Move::Duplicate => {
-                let known = (0..world.chain.len()).rev().find_map(|place| world.transfer(place))?;
+                let counted = (0..world.chain.len()).rev().flat_map(|place| world.transfers(place));
+                let known = counted.into_iter().find(|paid| !paid.below_minimum)?;
                 let refused = step(&self.payment, &Input::Transfer(known.clone()));
                 assert_eq!(refused, Err(StepError::DuplicateTransfer(known.id)));
                 Some(world.clone())
@@ -412,7 +484,7 @@ fn facts(mut payment: Payment) -> Payment {
     payment
 }
 
-fn explore(case: Case) {
+fn explore(case: Case, moves: &[Move]) {
     let start = World::default();
     case.check(&start, &case.payment());
     let mut sequences: u64 = 0;
@@ -422,7 +494,7 @@ fn explore(case: Case) {
     for _ in 0..LONGEST {
         let mut reached: HashMap<World, u64> = HashMap::new();
         for (world, ways) in &frontier {
-            for one in MOVES {
+            for one in moves.iter().copied() {
                 let mut driver = Driver { payment: met[world].clone(), events: Vec::new() };
                 let Some(next) = driver.play(world, one) else {
                     continue;
@@ -457,20 +529,25 @@ fn terms(underpaid: u64, overpaid: u64, accept_late: bool) -> Terms {
 
 #[test]
 fn every_short_life_under_one_confirmation() {
-    explore(Case { policy: Policy::Confirmations(1), terms: terms(0, 0, false) });
+    explore(Case { policy: Policy::Confirmations(1), terms: terms(0, 0, false) }, &MOVES);
 }
 
 #[test]
 fn every_short_life_under_two_confirmations_that_accepts_late_money() {
-    explore(Case { policy: Policy::Confirmations(2), terms: terms(0, 2 * PART - AMOUNT, true) });
+    explore(Case { policy: Policy::Confirmations(2), terms: terms(0, 2 * PART - AMOUNT, true) }, &MOVES);
 }
 
 #[test]
 fn every_short_life_under_finality_that_tolerates_a_part_less() {
-    explore(Case { policy: Policy::Finalized, terms: terms(AMOUNT - PART, 0, false) });
+    explore(Case { policy: Policy::Finalized, terms: terms(AMOUNT - PART, 0, false) }, &MOVES);
 }
 
 #[test]
 fn every_short_life_under_safety() {
-    explore(Case { policy: Policy::Safe, terms: terms(0, 0, false) });
+    explore(Case { policy: Policy::Safe, terms: terms(0, 0, false) }, &MOVES);
+}
+
+#[test]
+fn every_short_life_with_many_transfers_at_once_and_some_below_the_minimum() {
+    explore(Case { policy: Policy::Confirmations(2), terms: terms(0, 0, false) }, &MOVES_WITH_DUST);
 }

@@ -5,7 +5,8 @@
 use payments::events::event_record;
 use payments::lifecycle::{Cause, Event, Head, Input, step};
 use payments::told::ToldEvents;
-use payments::{Asset, Payment, Policy, ReceivedTransfer, Status, Terms, TransferLabel};
+use payments::{Asset, Payment, Policy, ReceivedTransfer, Status, Sums, Terms, TransferLabel};
+use std::sync::Arc;
 use topics::{Address, Amount, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
 use uuid::Uuid;
 
@@ -32,6 +33,8 @@ fn payment() -> Payment {
         cancelled: false,
         expired_by: None,
         deposit_address: None,
+        sums: Sums::default(),
+        parts: Vec::new(),
         transfers: Vec::new(),
         sequence: 1,
         updated_at: 0,
@@ -44,20 +47,30 @@ fn cause(chain: ChainId, number: u8) -> Cause {
 }
 
 fn transfer(chain: ChainId, number: u8, amount: u64) -> Input {
+    Input::Transfer(received(chain, number, None, 0, amount))
+}
+
+fn received(chain: ChainId, number: u8, token: Option<Address>, index: u32, amount: u64) -> ReceivedTransfer {
     let Cause { block, timestamp, .. } = cause(chain, number);
-    Input::Transfer(ReceivedTransfer {
-        id: TransferId { chain, block: block.hash, transaction: B256::ZERO, source: Source::Transaction, index: 0 },
+    ReceivedTransfer {
+        id: TransferId { chain, block: block.hash, transaction: B256::ZERO, source: Source::Transaction, index },
         block,
         timestamp,
         transaction_index: 0,
-        token: None,
+        token,
         from: Address::ZERO,
         amount: Amount::from(amount),
         credited: false,
         listed: true,
+        below_minimum: false,
         confirmed: false,
         label: TransferLabel::default(),
-    })
+    }
+}
+
+/// Twelve of a block that are taken as one.
+fn many(number: u8, token: Option<Address>, first: u32) -> Input {
+    Input::Transfers((first..first + 12).map(|index| Arc::new(received(HOME, number, token, index, 10))).collect())
 }
 
 fn head(number: u8) -> Input {
@@ -109,6 +122,31 @@ fn what_was_told_is_made_again_in_silence_and_what_was_not_is_told() {
         assert_eq!(made.iter().collect::<Vec<_>>(), untold, "with {known} told");
         assert_eq!(told.made().len(), known);
     }
+}
+
+/// Many transfers of a block are one event, which names none of them but its first and last.
+#[test]
+fn what_was_told_of_many_transfers_is_known_by_their_first_and_their_number() {
+    let other = Some(Address::repeat_byte(7));
+    let inputs = [many(2, None, 0), many(2, other, 20), many(2, Some(Address::repeat_byte(8)), 40), head(2)];
+    let (ended, events) = live(payment(), &inputs);
+    assert!(events.iter().filter(|(_, event)| event.summary.is_some()).count() == 4, "{events:?}");
+    for known in 0..=events.len() {
+        let mut told = told(&events[..known]);
+        let (again, made) = live_again(payment(), &inputs, &mut told);
+        assert_eq!(again.sums, ended.sums);
+        let untold: Vec<&Event> = events[known..].iter().map(|(_, event)| event).collect();
+        assert_eq!(made.iter().collect::<Vec<_>>(), untold, "with {known} told");
+    }
+    // A reorg takes them back, and is known by its block.
+    let inputs = [many(2, None, 0), Input::Removed(cause(HOME, 2))];
+    let (_, events) = live(payment(), &inputs);
+    let (again, made) = live_again(payment(), &inputs, &mut told(&events));
+    assert!(made.is_empty() && again.sums == Sums::default(), "{made:?}");
+    // What brings more than was told is told.
+    let more = Input::Transfers((0..13).map(|index| Arc::new(received(HOME, 2, None, index, 10))).collect());
+    let (_, made) = live_again(payment(), &[more], &mut told(&events));
+    assert_eq!(made.len(), 2, "{made:?}");
 }
 
 #[test]

@@ -34,4 +34,4 @@ pub use transfer_log::{
 };
 
 pub use alloy::hex::encode_prefixed as hex;
-pub use alloy::primitives::{Address, B256, U256};
+pub use alloy::primitives::{Address, B256, U256, U512};

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use topics::wire::PaymentEvent;
-use topics::wire::payment_event::{Block, Transfer};
+use topics::wire::payment_event::{Block, Summary, Transfer};
 use topics::{Amount, AmountError, MalformedField};
 
 /// An event that does not hold what its schema says.
@@ -28,7 +28,7 @@ struct Envelope<'a, T> {
     data: T,
 }
 
-/// The payment right after the event, and the block or transfer that the event is about.
+/// The payment right after the event, and the block, transfer or transfers that the event is about.
 #[derive(Serialize)]
 struct Data<'a> {
     event_id: &'a str,
@@ -51,7 +51,17 @@ struct Data<'a> {
     expires_at: Option<String>,
     block: Option<BlockData>,
     transfer: Option<TransferData<'a>>,
+    summary: Option<SummaryData<'a>>,
     transfers: Vec<TransferData<'a>>,
+}
+
+/// Many transfers of one block that are told as one.
+#[derive(Serialize)]
+struct SummaryData<'a> {
+    count: u64,
+    amount: String,
+    first: Option<TransferData<'a>>,
+    last: Option<TransferData<'a>>,
 }
 
 #[derive(Serialize)]
@@ -106,6 +116,7 @@ pub fn event_body(event: &PaymentEvent) -> Result<String, BodyError> {
         expires_at: Some(event.expires_at).filter(|at| *at > 0).map(time).transpose()?,
         block: event.block.as_ref().map(block).transpose()?,
         transfer: event.transfer.as_ref().map(transfer).transpose()?,
+        summary: event.summary.as_ref().map(summary).transpose()?,
         transfers: event.transfers.iter().map(transfer).collect::<Result<_, _>>()?,
     };
     message(&event.r#type, time(event.occurred_at)?, data)
@@ -127,6 +138,15 @@ fn message(kind: &str, timestamp: String, data: impl Serialize) -> Result<String
 fn block(block: &Block) -> Result<BlockData, BodyError> {
     let hash = topics::hash("hash", &block.hash)?.to_string();
     Ok(BlockData { chain_id: block.chain_id, number: block.number, hash })
+}
+
+fn summary(summary: &Summary) -> Result<SummaryData<'_>, BodyError> {
+    Ok(SummaryData {
+        count: summary.count,
+        amount: Amount::from_wire(&summary.amount)?.to_string(),
+        first: summary.first.as_ref().map(transfer).transpose()?,
+        last: summary.last.as_ref().map(transfer).transpose()?,
+    })
 }
 
 fn transfer(transfer: &Transfer) -> Result<TransferData<'_>, BodyError> {
@@ -199,7 +219,7 @@ mod tests {
         assert_eq!(data["amount"], "115792089237316195423570985008687907853269984665640564039457584007913129639935");
         assert_eq!(data["amount_received"], "0");
         assert_eq!(data["block"]["number"], 7);
-        for none in ["token", "token_contract_address", "external_id", "exception", "expires_at", "transfer"] {
+        for none in ["token", "token_contract_address", "external_id", "exception", "expires_at", "transfer", "summary"] {
             assert_eq!(data[none], Value::Null, "{none}");
         }
     }

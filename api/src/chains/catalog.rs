@@ -117,6 +117,7 @@ pub mod tests {
             poa: false,
             policy,
             tiers: vec![],
+            min_transfer: topics::Amount::ZERO,
             start_block: None,
             poll_interval: Duration::from_secs(1),
             max_lag: None,
@@ -127,7 +128,13 @@ pub mod tests {
     }
 
     pub fn catalog() -> Catalog {
-        let usdx = Token { symbol: "USDX".into(), address: Address::repeat_byte(0xab), decimals: 6, tiers: vec![] };
+        let usdx = Token {
+            symbol: "USDX".into(),
+            address: Address::repeat_byte(0xab),
+            decimals: 6,
+            tiers: vec![],
+            min_transfer: topics::Amount::ZERO,
+        };
         Catalog(vec![
             chain("anvil", 31337, chain::Policy::Confirmations(3), vec![usdx]),
             chain("base", 8453, chain::Policy::Safe, vec![]),

@@ -16,7 +16,7 @@ use deadpool_postgres::{Pool, Transaction};
 use merchants::accounts::{self, Account};
 use payments::intents::{IdempotencyClaim, Origin, intent_record};
 use payments::lifecycle::Event;
-use payments::{Payment, events, store};
+use payments::{Payment, Sums, events, store};
 use runtime::Failure;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -208,6 +208,8 @@ fn new_payment(request: &CreateRequest, id: PaymentId, (address_index, address):
         cancelled: false,
         expired_by: None,
         deposit_address: None,
+        sums: Sums::default(),
+        parts: Vec::new(),
         transfers: Vec::new(),
         // The event of its creation.
         sequence: 1,

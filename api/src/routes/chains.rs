@@ -29,6 +29,9 @@ pub struct ChainReply {
     /// The block tag that confirms a payment, `safe` or `finalized`.
     #[schema(required = true, value_type = Option<schemas::Finality>)]
     finality: Option<&'static str>,
+    /// Base units of the coin: a transfer of less is kept and shown, and changes nothing. 0 if any counts.
+    #[schema(value_type = schemas::Amount)]
+    min_transfer: String,
     /// Their symbols.
     tokens: Vec<String>,
 }
@@ -45,6 +48,9 @@ pub struct TokenReply {
     #[schema(value_type = schemas::Address)]
     token_contract_address: String,
     decimals: u8,
+    /// Base units: a transfer of less is kept and shown, and changes nothing. 0 if any counts.
+    #[schema(value_type = schemas::Amount)]
+    min_transfer: String,
 }
 
 /// `GET /api/v1/chains`
@@ -60,6 +66,7 @@ pub async fn chains(State(app): State<App>, _: Caller) -> Json<List<ChainReply>>
             chain_id: chain.id.0,
             confirmations_required: policy.confirmations(),
             finality: policy.finality(),
+            min_transfer: chain.min_transfer.to_string(),
             tokens: chain.tokens.iter().map(|token| token.symbol.clone()).collect(),
         }
     };
@@ -95,5 +102,6 @@ fn token_replies(chain: &Chain) -> impl Iterator<Item = TokenReply> {
         token_id: token.id(chain.id),
         token_contract_address: token.address.to_string(),
         decimals: token.decimals,
+        min_transfer: token.min_transfer.to_string(),
     })
 }

@@ -13,6 +13,7 @@ mod payments;
 mod payments_batch;
 mod payments_list;
 mod transfer_reply;
+mod transfers;
 mod webhook_deliveries;
 pub mod webhook_redeliver;
 pub mod webhooks;
@@ -44,9 +45,11 @@ fn merchant_routes() -> OpenApiRouter<App> {
         .routes(routes!(payments::get))
         .routes(routes!(payments::cancel))
         .routes(routes!(payment_events::list))
+        .routes(routes!(transfers::of_payment))
         .routes(routes!(addresses::create, addresses::list))
         .routes(routes!(addresses::get))
         .routes(routes!(address_deposits::list))
+        .routes(routes!(transfers::of_address))
         .routes(routes!(webhooks::create, webhooks::list))
         .routes(routes!(webhooks::get, webhooks::update, webhooks::delete))
         .routes(routes!(webhooks::rotate))

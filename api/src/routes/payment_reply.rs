@@ -6,7 +6,7 @@ use crate::app::Connection;
 use crate::openapi::schemas;
 use crate::routes::transfer_reply::TransferReply;
 use base::timestamp::rfc3339;
-use payments::{Payment, ReceivedTransfer, Token, store};
+use payments::{Payment, Sums, Token, store};
 use runtime::Failure;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -68,6 +68,8 @@ pub struct PaymentReply {
     /// As it was written in the request.
     #[schema(required = true, value_type = Option<Object>)]
     metadata: Option<Box<RawValue>>,
+    /// The last hundred, and the last hundred of those that do not count: of unlisted tokens or below the minimum. All are at
+    /// `/api/v1/payments/{id}/transfers`.
     transfers: Vec<TransferReply>,
 }
 
@@ -78,24 +80,46 @@ pub struct PaymentReply {
 pub async fn load(db: &Connection, ids: &[Uuid]) -> Result<Vec<PaymentReply>, Failure> {
     let mut found: HashMap<Uuid, Payment> = store::load_payments(db, ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
     let payments: Vec<Payment> = ids.iter().filter_map(|id| found.remove(id)).collect();
-    let mut chains: Vec<ChainId> = payments.iter().map(|payment| payment.chain).collect();
+    complete(db, &payments).await
+}
+
+/// Shows payments, each with its confirmations so far.
+///
+/// # Errors
+/// When the database fails.
+pub async fn complete(db: &Connection, payments: &[Payment]) -> Result<Vec<PaymentReply>, Failure> {
+    // Nothing is confirmed of what has received nothing.
+    let paid = || payments.iter().filter(|payment| !payment.sums.received.is_zero());
+    let mut chains: Vec<ChainId> = paid().map(|payment| payment.chain).collect();
     chains.sort_unstable();
     chains.dedup();
-    // After the transfers, so that no head is below theirs.
-    let heads = store::head_numbers(db, &chains).await?;
-    Ok(payments.iter().map(|payment| PaymentReply::new(payment, heads.get(&payment.chain).copied())).collect())
+    let (counted_from, heads) = if chains.is_empty() {
+        Default::default()
+    } else {
+        // After the transfers, so that no head is below theirs. Pipelined, so one round trip.
+        let (counted_from, heads) = tokio::join!(store::counted_from(db, payments), store::head_numbers(db, &chains));
+        (counted_from?, heads?)
+    };
+    let confirmations = |payment: &Payment| confirmations(counted_from.get(&payment.id), heads.get(&payment.chain));
+    Ok(payments.iter().map(|payment| PaymentReply::new(payment, confirmations(payment))).collect())
 }
 
 impl PaymentReply {
     /// The payment as it was right after its creation, whatever happened since: a retried create request gets the first
     /// response again.
     pub fn first(payment: &Payment) -> Self {
-        let created = Payment { transfers: Vec::new(), cancelled: false, expired_by: None, ..payment.clone() };
-        Self::new(&created, None)
+        let created = Payment {
+            sums: Sums::default(),
+            parts: Vec::new(),
+            transfers: Vec::new(),
+            cancelled: false,
+            expired_by: None,
+            ..payment.clone()
+        };
+        Self::new(&created, 0)
     }
 
-    /// `head` is the number of the last block of the payment's chain that the confirmer has processed, if there is one.
-    pub fn new(payment: &Payment, head: Option<u64>) -> Self {
+    fn new(payment: &Payment, confirmations: u64) -> Self {
         let token = payment.asset.token.as_ref();
         let is_deposit = payment.deposit_address.is_some();
         Self {
@@ -109,10 +133,10 @@ impl PaymentReply {
             deposit_address_id: payment.deposit_address.map(|id| id.to_string()),
             amount: payment.amount.to_string(),
             amount_decimal: payment.amount.to_decimal(payment.asset.decimals),
-            amount_received: payment.received().unwrap_or_default().to_string(),
+            amount_received: payment.received().to_string(),
             status: payment.status().as_str(),
             exception: payment.exception().map(|e| e.as_str()),
-            confirmations: head.map_or(0, |head| confirmations(payment, head)),
+            confirmations,
             confirmations_required: payment.policy.confirmations(),
             finality: payment.policy.finality(),
             underpaid_tolerance: payment.terms.underpaid_tolerance.to_string(),
@@ -123,28 +147,22 @@ impl PaymentReply {
             created_at: rfc3339(payment.created_at),
             external_id: payment.external_id.clone(),
             metadata: payment.metadata.clone().and_then(|text| RawValue::from_string(text).ok()),
-            transfers: payment.transfers.iter().map(TransferReply::new).collect(),
+            transfers: payment.transfers.iter().map(|transfer| TransferReply::new(transfer)).collect(),
         }
     }
 }
 
 fn token_id(payment: &Payment, token: &Token) -> String {
     let Token { symbol, address } = token.clone();
-    chain::Token { symbol, address, decimals: payment.asset.decimals, tiers: Vec::new() }.id(payment.chain)
+    chain::Token { symbol, address, decimals: payment.asset.decimals, tiers: Vec::new(), min_transfer: Amount::ZERO }
+        .id(payment.chain)
 }
 
-/// Blocks from the credited transfer that reached the amount, its own and the head included. While the amount is not reached,
-/// they count from the first credited transfer.
-fn confirmations(payment: &Payment, head: u64) -> u64 {
-    let mut credited: Vec<&ReceivedTransfer> = payment.transfers.iter().filter(|t| t.credited).collect();
-    credited.sort_by_key(|t| t.block.number);
-    let reached = credited.iter().scan(Amount::ZERO, |sum, transfer| {
-        *sum = sum.checked_add(transfer.amount)?;
-        Some((transfer.block.number, *sum))
-    });
-    let reached = reached.skip_while(|(_, sum)| *sum < payment.needed()).map(|(number, _)| number).next();
-    let first = credited.first().map(|t| t.block.number);
-    reached.or(first).and_then(|number| head.checked_sub(number)).map_or(0, |blocks| blocks.saturating_add(1))
+/// Blocks from the one that reached the amount to the head that the confirmer has processed, both included. While the amount is not
+/// reached, they count from the first that brought a part of it.
+fn confirmations(counted_from: Option<&u64>, head: Option<&u64>) -> u64 {
+    let blocks = counted_from.and_then(|number| head.and_then(|head| head.checked_sub(*number)));
+    blocks.map_or(0, |blocks| blocks.saturating_add(1))
 }
 
 /// The URI of [EIP-681](https://eips.ethereum.org/EIPS/eip-681), which wallets read from a QR code.
@@ -159,8 +177,8 @@ fn payment_uri(payment: &Payment) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use payments::{Asset, Policy, Terms, TransferLabel};
-    use topics::{Address, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
+    use payments::{Asset, Policy, Terms};
+    use topics::PaymentId;
     use uuid::Uuid;
 
     fn payment() -> Payment {
@@ -183,26 +201,11 @@ mod tests {
             cancelled: false,
             expired_by: None,
             deposit_address: None,
+            sums: Sums::default(),
+            parts: vec![],
             transfers: vec![],
             sequence: 1,
             updated_at: 1_700_000_000,
-        }
-    }
-
-    fn paid(block: u64, amount: u64, credited: bool) -> ReceivedTransfer {
-        let hash = B256::with_last_byte(u8::try_from(block).unwrap());
-        ReceivedTransfer {
-            id: TransferId { chain: ChainId(31337), block: hash, transaction: hash, source: Source::Transaction, index: 0 },
-            block: BlockRef { number: block, hash },
-            timestamp: 1_700_000_100,
-            transaction_index: 0,
-            token: None,
-            from: Address::ZERO,
-            amount: Amount::from(amount),
-            credited,
-            listed: true,
-            confirmed: false,
-            label: TransferLabel::default(),
         }
     }
 
@@ -224,21 +227,15 @@ mod tests {
     }
 
     #[test]
-    fn confirmations_count_from_the_transfer_that_reached_the_amount() {
-        let mut payment = payment();
-        payment.amount = Amount::from(10);
-        assert_eq!(confirmations(&payment, 20), 0);
-        payment.transfers = vec![paid(11, 5, true), paid(12, 9, false)];
-        assert_eq!(confirmations(&payment, 20), 10);
-        payment.transfers.push(paid(14, 5, true));
-        payment.transfers.push(paid(18, 1, true));
-        assert_eq!(confirmations(&payment, 20), 7);
-        assert_eq!(confirmations(&payment, 13), 0, "the head is not there yet");
+    fn confirmations_count_both_ends() {
+        assert_eq!(confirmations(None, Some(&20)), 0);
+        assert_eq!(confirmations(Some(&14), Some(&20)), 7);
+        assert_eq!(confirmations(Some(&14), Some(&13)), 0, "the head is not there yet");
     }
 
     #[test]
     fn a_reply_has_every_field_and_amounts_as_strings() {
-        let reply = PaymentReply::new(&payment(), None);
+        let reply = PaymentReply::new(&payment(), 0);
         let text = serde_json::to_string(&reply).unwrap();
         assert!(text.contains(r#""metadata":{"n": 12345678901234567890123}"#), "{text}");
         let reply = serde_json::to_value(&reply).unwrap();

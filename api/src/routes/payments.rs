@@ -9,7 +9,7 @@ use crate::create::queue::{self, CreateRequest, CreatedPayment};
 use crate::http::extract::{Body, path_id};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
-use crate::routes::payment_reply::PaymentReply;
+use crate::routes::payment_reply::{self, PaymentReply};
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
@@ -88,16 +88,12 @@ pub async fn get(State(app): State<App>, caller: Caller, PaymentPath(id): Paymen
     // Pipelined: the connection sends the second query before the first has its rows.
     let ids = [id.0];
     let (found, acknowledged) = tokio::join!(store::load_payments(&db, &ids), app.intents.ensure_acknowledged(&db, id.0));
-    let payment = found?.into_iter().find(|p| p.merchant == caller.merchant);
-    let payment = payment.ok_or_else(|| no_payment(id))?;
+    let found: Vec<_> = found?.into_iter().filter(|payment| payment.merchant == caller.merchant).collect();
+    if found.is_empty() {
+        return Err(no_payment(id));
+    }
     acknowledged?;
-    // After the transfers, so that the head is not below theirs. Without a transfer there is nothing to confirm.
-    let head = if payment.transfers.is_empty() {
-        None
-    } else {
-        store::head_numbers(&db, &[payment.chain]).await?.remove(&payment.chain)
-    };
-    Ok(Json(PaymentReply::new(&payment, head)))
+    payment_reply::complete(&db, &found).await?.pop().map(Json).ok_or_else(|| no_payment(id))
 }
 
 /// `POST /api/v1/payments/{id}/cancel`
@@ -132,6 +128,5 @@ pub async fn cancel(
     store::record_requested_events(&transaction, step.events.iter().map(|event| (&step.next, event, Some(key.as_str()))))
         .await?;
     transaction.commit().await?;
-    let head = store::head_numbers(&db, &[step.next.chain]).await?.remove(&step.next.chain);
-    Ok(Json(PaymentReply::new(&step.next, head)))
+    payment_reply::load(&db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id))
 }

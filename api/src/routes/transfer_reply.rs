@@ -8,7 +8,7 @@ use base::timestamp::rfc3339;
 use payments::ReceivedTransfer;
 use runtime::Failure;
 use serde::Serialize;
-use topics::wire::payment_event::Transfer;
+use topics::wire::payment_event::{Summary, Transfer};
 use topics::{Address, Amount};
 use utoipa::ToSchema;
 
@@ -52,7 +52,11 @@ transfer_reply! {
     TransferReply,
     chain: {},
     token: {},
-    listed: { listed: bool, }
+    listed: {
+        listed: bool,
+        /// Less than the least that counts when it was seen (`min_transfer`): it is kept, and changes nothing.
+        below_minimum: bool,
+    }
 }
 
 transfer_reply! {
@@ -88,8 +92,39 @@ impl TransferReply {
             amount: paid.amount.to_string(),
             credited: paid.credited,
             listed: paid.listed,
+            below_minimum: paid.below_minimum,
             confirmed: paid.confirmed,
         }
+    }
+}
+
+/// Many transfers of one block that one event tells.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EventSummary)]
+pub struct SummaryReply {
+    count: u64,
+    /// Their sum.
+    #[schema(value_type = schemas::Amount)]
+    amount: String,
+    /// Null in a `.reverted` of more than a hundred.
+    #[schema(required = true)]
+    first: Option<EventTransferReply>,
+    #[schema(required = true)]
+    last: Option<EventTransferReply>,
+}
+
+impl SummaryReply {
+    /// The summary of an event's record.
+    ///
+    /// # Errors
+    /// When the record holds a value of the wrong length.
+    pub fn new(summary: Summary) -> Result<Self, Failure> {
+        Ok(Self {
+            count: summary.count,
+            amount: decimal(&summary.amount)?,
+            first: summary.first.map(EventTransferReply::new).transpose()?,
+            last: summary.last.map(EventTransferReply::new).transpose()?,
+        })
     }
 }
 

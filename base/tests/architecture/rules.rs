@@ -128,10 +128,12 @@ pub const PURE: Pure = Pure {
         "payments/src/payment.rs",
         "payments/src/policy.rs",
         "payments/src/status.rs",
+        "payments/src/total.rs",
         "payments/src/transfer.rs",
         "payments/src/deposit.rs",
         "payments/src/events.rs",
         "payments/src/intents.rs",
+        "confirmer/src/arrivals.rs",
         "wallet/src/xpub.rs",
     ],
     words: &[

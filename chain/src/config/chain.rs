@@ -28,6 +28,8 @@ pub struct Chain {
     pub policy: Policy,
     /// The policies for larger payments in the coin, by rising amount.
     pub tiers: Vec<Tier>,
+    /// A transfer of less in the coin is kept and changes nothing. Base units; 0 is none.
+    pub min_transfer: Amount,
     /// The first block to publish. `None`: the head at the first start. Ingest begins lower where a reorg could still bring
     /// money below it.
     pub start_block: Option<u64>,
@@ -71,6 +73,8 @@ pub struct Token {
     pub decimals: u8,
     /// The policies for larger payments in this token, by rising amount.
     pub tiers: Vec<Tier>,
+    /// A transfer of less is kept and changes nothing. Base units; 0 is none.
+    pub min_transfer: Amount,
 }
 
 impl Token {
@@ -103,6 +107,14 @@ impl Chain {
     /// Finds a token by its contract.
     pub fn token_by_address(&self, address: Address) -> Option<&Token> {
         self.tokens.iter().find(|token| token.address == address)
+    }
+
+    /// The least that a transfer of an asset has to be to count. `None` is the coin; 0 for a token that is not listed.
+    pub fn min_transfer_of(&self, token: Option<Address>) -> Amount {
+        match token {
+            None => self.min_transfer,
+            Some(address) => self.token_by_address(address).map_or(Amount::ZERO, |token| token.min_transfer),
+        }
     }
 
     /// The policy for an amount of an asset: the highest tier that does not begin above the amount, otherwise the chain's

@@ -4,7 +4,7 @@ use super::chain::{COIN_DECIMALS, Chain, Policy, Tier, Token};
 use super::error::ConfigError;
 use super::presets;
 use super::scalar::{ChainName, HttpUrl, Positive, RpcUrl, Scalar, WsUrl};
-use super::tiers::{self, Finality, RawTier};
+use super::tiers::{self, Decimal, Finality, RawTier};
 use super::tokens::Tokens;
 use super::url::NodeUrl;
 use crate::proof::Verify;
@@ -16,7 +16,7 @@ use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::time::Duration;
-use topics::ChainId;
+use topics::{Amount, ChainId};
 
 /// The parsed `chains.yaml`, before the nodes are asked for missing chain ids.
 #[derive(Debug)]
@@ -40,6 +40,7 @@ struct EntrySettings {
     poa: bool,
     policy: Option<Policy>,
     tiers: Vec<Tier>,
+    min_transfer: Amount,
     start_block: Option<u64>,
     poll_interval_ms: Option<u64>,
     max_lag_s: Option<u64>,
@@ -80,6 +81,7 @@ impl ChainEntry {
             poa,
             policy,
             tiers,
+            min_transfer,
             start_block,
             poll_interval_ms,
             max_lag_s,
@@ -96,6 +98,7 @@ impl ChainEntry {
             poa,
             policy: policy.unwrap_or(preset.policy),
             tiers,
+            min_transfer,
             start_block,
             poll_interval: Duration::from_millis(poll_interval_ms.unwrap_or(preset.poll_interval_ms)),
             max_lag: max_lag_s.or(preset.max_lag_s).map(Duration::from_secs),
@@ -204,6 +207,7 @@ struct RawChain {
     finality: Option<Finality>,
     #[serde(default)]
     tiers: Vec<RawTier>,
+    min_transfer: Option<Scalar<Decimal>>,
     start_block: Option<u64>,
     poll_interval_ms: Option<Positive>,
     max_lag_s: Option<Positive>,
@@ -229,6 +233,7 @@ impl RawChain {
         let witnesses = witnesses(self.witnesses, &rpc_urls)?;
         let policy = tiers::policy(self.confirmations, self.finality)?;
         let tiers = tiers::check(self.tiers, COIN_DECIMALS)?;
+        let min_transfer = tiers::min_transfer(self.min_transfer, COIN_DECIMALS)?.unwrap_or_default();
         Ok(ChainEntry {
             name: self.name.0.0,
             chain_id: self.chain_id.map(|id| ChainId(id.0)),
@@ -239,6 +244,7 @@ impl RawChain {
                 poa: self.poa,
                 policy,
                 tiers,
+                min_transfer,
                 start_block: self.start_block,
                 poll_interval_ms: self.poll_interval_ms.map(|ms| ms.0),
                 max_lag_s: self.max_lag_s.map(|s| s.0),

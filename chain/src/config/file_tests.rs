@@ -56,6 +56,23 @@ fn every_key_arrives_and_presets_fill_the_rest() {
     assert_eq!(anvil[0].max_lag, None, "it mines when it is asked to");
 }
 
+#[test]
+fn the_least_transfer_is_in_whole_coins_and_tokens_and_known_tokens_have_a_preset() {
+    let tokens = "  tokens:
+    - { symbol: USDC, address: 0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48, decimals: 6 }
+    - { symbol: USDT, address: 0xdAC17F958D2ee523a2206206994597C13D831ec7, decimals: 6, min_transfer: 0 }
+    - { symbol: X, address: 0x7777777777777777777777777777777777777777, decimals: 2, min_transfer: 1.5 }
+    - { symbol: Y, address: 0x7777777777777777777777777777777777777778, decimals: 2 }";
+    let chain =
+        |rest: &str| parse(&format!("- name: a\n  chain_id: 1\n  rpc_url: http://a\n{rest}{tokens}")).unwrap().remove(0);
+    let given = chain("  min_transfer: 0.000000000000000007\n");
+    let least = |symbol: &str| given.min_transfer_of(given.token_by_symbol(symbol).map(|token| token.address)).to_string();
+    assert_eq!(["USDC", "USDT", "X", "Y"].map(least), ["10000", "0", "150", "0"]);
+    assert_eq!(given.min_transfer_of(None), topics::Amount::from(7));
+    assert_eq!(chain("").min_transfer_of(None), topics::Amount::ZERO);
+    assert_eq!(chain("").min_transfer_of(Some(Address::repeat_byte(1))), topics::Amount::ZERO);
+}
+
 /// Each mistake, with its line and what the message must contain.
 #[test]
 fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
@@ -130,6 +147,7 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
             4,
             &["tiers", "from", "like 1.5", "1,5"],
         ),
+        ("- name: a\n  rpc_url: http://a\n  min_transfer: 1e3".into(), 3, &["min_transfer", "1e3"]),
         ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: -1, confirmations: 3 }]".into(), 3, &["from", "-1"]),
         ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1e3, confirmations: 3 }]".into(), 3, &["from", "1e3"]),
         ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1., confirmations: 3 }]".into(), 3, &["from", "1."]),

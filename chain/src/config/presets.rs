@@ -1,4 +1,5 @@
-//! Defaults for well-known chains, used for what `chains.yaml` leaves out: confirmations, poll interval, maximum lag, proof.
+//! Defaults for well-known chains and tokens, used for what `chains.yaml` leaves out: confirmations, poll interval, maximum lag,
+//! proof, and the least transfer that counts.
 //!
 //! Which source tells a chain's coin is no setting, since a payment would count twice if it changed: it follows from the chain's
 //! id and from what its blocks hold. `topics::COIN_CONTRACTS` has the chains with a contract that is the coin:
@@ -9,11 +10,14 @@
 //!   precompile.
 //! - Polygon and Amoy: beside values and frames the logs of 0x…1010, each in place of the frame that passes the money on.
 //!
-//! Sources: the confirmation counts that exchanges and Circle publish, and each chain's documentation of its finality.
+//! Sources: the confirmation counts that exchanges and Circle publish, each chain's documentation of its finality, and the lists of
+//! contracts that Circle, Tether and Maker publish.
 
 use super::chain::Policy;
+use super::tiers::base_units;
 use crate::proof::Verify;
-use topics::ChainId;
+use alloy::primitives::address;
+use topics::{Address, Amount, ChainId};
 
 pub(super) struct Preset {
     pub policy: Policy,
@@ -55,4 +59,34 @@ pub(super) fn preset(chain: ChainId) -> Preset {
         _ => Some(1800),
     };
     Preset { policy, poll_interval_ms, max_lag_s, verify }
+}
+
+/// Tokens worth a dollar each. What is below a cent is dust: moving it on costs more. A token has one contract per chain, and none
+/// of another token is at the same address elsewhere.
+const DOLLARS: [Address; 16] = [
+    // USDC on Ethereum, Polygon, BNB Smart Chain, Base, Arbitrum, Optimism, Avalanche.
+    address!("A0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48"),
+    address!("3c499c542cEF5E3811e1192ce70d8cC03d5c3359"),
+    address!("8AC76a51cc950d9822D68b83fE1Ad97B32Cd580d"),
+    address!("833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"),
+    address!("af88d065e77c8cC2239327C5EDb3A432268e5831"),
+    address!("0b2C639c533813f4Aa9D7837CAf62653d097Ff85"),
+    address!("B97EF9Ef8734C71904D8002F8b6Bc66Dd9c48a6E"),
+    // USDT on Ethereum, Polygon, BNB Smart Chain, Arbitrum, Optimism, Avalanche.
+    address!("dAC17F958D2ee523a2206206994597C13D831ec7"),
+    address!("c2132D05D31c914a87C6611C10748AEb04B58e8F"),
+    address!("55d398326f99059fF775485246999027B3197955"),
+    address!("Fd086bC7CD5C481DCC9C85ebE478A1C0b69FCbb9"),
+    address!("94b008aA00579c1307B0EF2c499aD98a8ce58e58"),
+    address!("9702230A8Ea53601f5cD2dc00fDBc13d4dF4A8c7"),
+    // DAI on Ethereum, Polygon, and on Arbitrum and Optimism.
+    address!("6B175474E89094C44Da98b954EedeAC495271d0F"),
+    address!("8f3Cf7ad23Cd3CaDbD9735AFf958023239c6A063"),
+    address!("DA10009cBd5D07dd0CeCc66161FC93D7c9000da1"),
+];
+
+/// The least transfer of a token that counts, in base units; 0 for an unknown token.
+pub(super) fn min_transfer(token: Address, decimals: u8) -> Amount {
+    let known = DOLLARS.contains(&token).then(|| base_units("0.01", decimals));
+    known.flatten().unwrap_or_default()
 }

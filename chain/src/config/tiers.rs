@@ -1,4 +1,4 @@
-//! Confirmation tiers of `chains.yaml`: policies by amount.
+//! Amounts of `chains.yaml` in whole coins or tokens: of confirmation tiers, which are policies by amount, and of `min_transfer`.
 
 use super::chain::{Policy, Tier};
 use super::scalar::Scalar;
@@ -25,7 +25,7 @@ pub(super) enum Finality {
 }
 
 /// An amount in whole coins or tokens: digits, optionally followed by a point and more digits.
-struct Decimal(String);
+pub(super) struct Decimal(String);
 
 impl FromStr for Decimal {
     type Err = String;
@@ -77,8 +77,20 @@ pub(super) fn check(raw: Vec<RawTier>, decimals: u8) -> Result<Vec<Tier>, String
     }
 }
 
+/// `min_transfer` of an asset; `None` if it is left out.
+///
+/// # Errors
+/// If it has more decimals than the asset.
+pub(super) fn min_transfer(raw: Option<Scalar<Decimal>>, decimals: u8) -> Result<Option<Amount>, String> {
+    let units = |Scalar(Decimal(text)): Scalar<Decimal>| {
+        base_units(&text, decimals)
+            .ok_or_else(|| format!("min_transfer: expected at most {decimals} digits after the point, got {text}"))
+    };
+    raw.map(units).transpose()
+}
+
 /// Converts exactly: digits below a base unit are refused, not cut off.
-fn base_units(text: &str, decimals: u8) -> Option<Amount> {
+pub(super) fn base_units(text: &str, decimals: u8) -> Option<Amount> {
     let fraction = text.split_once('.').map_or(0, |(_, fraction)| fraction.trim_end_matches('0').len());
     if fraction > usize::from(decimals) {
         return None;

@@ -1,8 +1,9 @@
 //! The token list of a chain in `chains.yaml`.
 
 use super::chain::Token;
+use super::presets;
 use super::scalar::{Scalar, Symbol, TokenAddress};
-use super::tiers::{self, RawTier};
+use super::tiers::{self, Decimal, RawTier};
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -20,6 +21,7 @@ struct RawToken {
     decimals: u8,
     #[serde(default)]
     tiers: Vec<RawTier>,
+    min_transfer: Option<Scalar<Decimal>>,
 }
 
 impl<'de> Deserialize<'de> for Tokens {
@@ -29,7 +31,7 @@ impl<'de> Deserialize<'de> for Tokens {
             type Value = Tokens;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of tokens: symbol, address, decimals, tiers")
+                f.write_str("a list of tokens: symbol, address, decimals, tiers, min_transfer")
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Tokens, A::Error> {
@@ -69,9 +71,13 @@ impl<'de> Visitor<'de> for UniqueToken<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Token, A::Error> {
-        let RawToken { symbol, address, decimals, tiers } = RawToken::deserialize(MapAccessDeserializer::new(map))?;
+        let RawToken { symbol, address, decimals, tiers, min_transfer } =
+            RawToken::deserialize(MapAccessDeserializer::new(map))?;
         let tiers = tiers::check(tiers, decimals).map_err(A::Error::custom)?;
-        let token = Token { symbol: symbol.0.0, address: address.0.0, decimals, tiers };
+        let min_transfer = tiers::min_transfer(min_transfer, decimals)
+            .map_err(A::Error::custom)?
+            .unwrap_or_else(|| presets::min_transfer(address.0.0, decimals));
+        let token = Token { symbol: symbol.0.0, address: address.0.0, decimals, tiers, min_transfer };
         for other in self.seen {
             if other.symbol.eq_ignore_ascii_case(&token.symbol) {
                 let symbol = &token.symbol;

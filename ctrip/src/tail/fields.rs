@@ -241,6 +241,7 @@ mod tests {
             ("BlockRecord.InternalTransfer.value", true),
             ("BlockRecord.Transaction.value", true),
             ("MatchesRecord.Transfer.amount", true),
+            ("PaymentEvent.Summary.amount", true),
             ("PaymentEvent.Transfer.amount", true),
             ("PaymentEvent.amount", true),
             ("PaymentEvent.amount_received", true),

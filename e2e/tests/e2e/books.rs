@@ -8,7 +8,7 @@ use confirmer::fold::{self, Batch};
 use deadpool_postgres::Pool;
 use e2e::{Stack, root};
 use payments::lifecycle::{Input, step};
-use payments::{Asset, DepositAddress, Payment, Policy, Terms, Token, events, store};
+use payments::{Asset, DepositAddress, Payment, Policy, Sums, Terms, Token, events, store};
 use prost::Message as _;
 use runtime::{Failure, Span, db};
 use std::collections::BTreeMap;
@@ -73,6 +73,8 @@ pub fn payments() -> Vec<Payment> {
                 deposit_address: None,
                 cancelled: false,
                 expired_by: None,
+                sums: Sums::default(),
+                parts: Vec::new(),
                 transfers: Vec::new(),
                 sequence: 1,
                 updated_at: 0,

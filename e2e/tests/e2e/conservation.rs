@@ -17,6 +17,10 @@ use uuid::Uuid;
 
 const WORLDS: usize = 8;
 const STEPS: usize = 120;
+/// Each costs as much again.
+const WORLDS_PLAYED_SINGLY: usize = 2;
+/// `min_transfer` of the token on the first chain.
+const LEAST: u64 = 30;
 const FAKE: Address = Address::repeat_byte(0x66);
 const FILE: &str = r#"
 - name: one
@@ -24,7 +28,7 @@ const FILE: &str = r#"
   rpc_url: http://127.0.0.1:1
   confirmations: 2
   tiers: [{ from: 0.00000000000000007, confirmations: 4 }]
-  tokens: [{ symbol: X, address: "0x7777777777777777777777777777777777777777", decimals: 6 }]
+  tokens: [{ symbol: X, address: "0x7777777777777777777777777777777777777777", decimals: 6, min_transfer: 0.00003 }]
 - name: two
   chain_id: 2
   rpc_url: http://127.0.0.1:1
@@ -74,6 +78,19 @@ impl Fork {
                 amount: Amount::from(*[20_u64, 40, 80, 100, 120].choose(random).unwrap()),
                 transaction_index: index,
             });
+        }
+        if random.random_bool(0.05) {
+            // Enough that a payment takes them as one, or so many that a static address does.
+            let to = *[1, 3, 8, 200].choose(random).unwrap();
+            let (count, amount) = (*[12, 107, 130].choose(random).unwrap(), *[20_u64, 40].choose(random).unwrap());
+            transfers.extend((1_000..1_000 + count).map(|index| Transfer {
+                id: TransferId { chain: self.id, block, transaction, source: Source::Log, index },
+                token: Some(X),
+                from: Address::ZERO,
+                to: Address::with_last_byte(to),
+                amount: Amount::from(amount),
+                transaction_index: index,
+            }));
         }
         if random.random_bool(0.5)
             && let Some(loose) = self.loose.pop()
@@ -195,16 +212,18 @@ async fn what_is_credited_is_what_stands_on_the_surviving_chain() -> Result<()> 
     let stack = Stack::attach()?;
     let chains = chains(FILE).await?;
     for world in 0..WORLDS {
-        live(&stack, &chains, &mut random).await.with_context(|| format!("CTRIP_SEED={seed}, world {world}"))?;
+        let singly = world < WORLDS_PLAYED_SINGLY;
+        live(&stack, &chains, &mut random, singly).await.with_context(|| format!("CTRIP_SEED={seed}, world {world}"))?;
     }
     Ok(())
 }
 
-async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()> {
+async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng, singly: bool) -> Result<()> {
     let slice = *[3, 8, usize::MAX].choose(random).unwrap();
     let mut books = Books::open(stack, slice).await?;
     let mut forks = CHAINS.map(Fork::new);
     let mut cancelled = Vec::new();
+    let mut played: Vec<Played> = Vec::new();
     let mut waiting: Vec<Matches> = Vec::new();
     let mut applied: Vec<Matches> = Vec::new();
     let (mut removed, mut replayed) = (0, 0);
@@ -235,6 +254,7 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
         }
         if random.random_bool(0.3) {
             books.apply(chains, &waiting).await.map_err(failed)?;
+            played.extend(as_applied(&waiting));
             if random.random_bool(0.2) {
                 let from = books.next;
                 books.next = from - i64::try_from(waiting.len())?;
@@ -247,6 +267,7 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
                 let payment = payments().choose(random).map(|payment| payment.id).unwrap();
                 if books.cancel(payment).await? {
                     cancelled.push(payment);
+                    played.push(Played::Cancel(payment));
                 }
             }
         }
@@ -260,6 +281,7 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
         waiting.push(last);
     }
     books.apply(chains, &waiting).await.map_err(failed)?;
+    played.extend(as_applied(&waiting));
     applied.append(&mut waiting);
     ensure!(removed > 0 && replayed > 0, "a dull world: {removed} removed, {replayed} replayed");
 
@@ -267,6 +289,10 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng) -> Result<()>
     let known = books.all().await?;
     check_ledger(&known, &surviving)?;
     check_rows(&books, &surviving).await?;
+    check_counted_from(&books, &known, &surviving).await?;
+    if singly {
+        check_one_at_a_time(stack, chains, &played, &books).await?;
+    }
     let events = books.events().await?;
     check_events(&known, &events)?;
     restored(stack, chains, random, &applied, (&known, &events)).await.context("a restored life")?;
@@ -342,14 +368,11 @@ async fn restored(
     let mut all = told;
     all.extend(books.events().await?);
     all.sort_by_key(|event| (event.payment_id.clone(), event.sequence));
-    // Which of a removed block's transfers a reverted event names depends on how the batches were cut.
-    let transfer = |event: &wire::PaymentEvent| {
-        let transfer = event.transfer.clone().filter(|_| !event.r#type.ends_with(".reverted"));
-        transfer.map(|transfer| (transfer.transaction_hash, transfer.index))
-    };
+    let place = |transfer: wire::payment_event::Transfer| (transfer.transaction_hash, transfer.index);
     let said = |event: &wire::PaymentEvent| {
         let block = event.block.clone().map(|block| block.hash);
-        (event.payment_id.clone(), event.r#type.clone(), block, transfer(event))
+        let many = event.summary.clone().map(|many| (many.count, many.amount, many.first.map(place), many.last.map(place)));
+        (event.payment_id.clone(), event.r#type.clone(), block, event.transfer.clone().map(place), many)
     };
     let (mut before, mut after): (Vec<_>, Vec<_>) = (events.iter().map(said).collect(), all.iter().map(said).collect());
     before.sort();
@@ -363,27 +386,115 @@ async fn restored(
     Ok(())
 }
 
-/// Each payment has received the surviving chain's transfers of its asset, and each deposit its transfer.
+/// What was applied, in order.
+enum Played {
+    Record(Box<Matches>),
+    Cancel(PaymentId),
+}
+
+/// A batch in the order in which it is applied: one chain after the other.
+fn as_applied(batch: &[Matches]) -> impl Iterator<Item = Played> {
+    let mut chains: Vec<ChainId> = Vec::new();
+    for record in batch {
+        if !chains.contains(&record.chain) {
+            chains.push(record.chain);
+        }
+    }
+    let of = |chain| batch.iter().filter(move |record| record.chain == chain);
+    chains.into_iter().flat_map(of).map(|record| Played::Record(Box::new(record.clone())))
+}
+
+/// Batches of any size, and slices, tell what the records tell one at a time, byte for byte.
+async fn check_one_at_a_time(stack: &Stack, chains: &Chains, played: &[Played], batched: &Books) -> Result<()> {
+    let mut single = Books::open(stack, usize::MAX).await?;
+    for one in played {
+        match one {
+            Played::Record(record) => single.apply(chains, std::slice::from_ref(record)).await.map_err(failed)?,
+            Played::Cancel(payment) => ensure!(single.cancel(*payment).await?, "it can be cancelled as before"),
+        }
+    }
+    let told = |events: Vec<wire::PaymentEvent>| -> BTreeMap<String, wire::PaymentEvent> {
+        events.into_iter().map(|event| (event.id.clone(), event)).collect()
+    };
+    let (batched, single) = (told(batched.events().await?), told(single.events().await?));
+    for (id, event) in &batched {
+        ensure!(single.get(id) == Some(event), "{event:?}\nand one at a time:\n{:?}", single.get(id));
+    }
+    ensure!(batched.len() == single.len(), "{} events, and {} one at a time", batched.len(), single.len());
+    Ok(())
+}
+
+/// Confirmations count from the block that reached the amount, or the first that brought something.
+async fn check_counted_from(books: &Books, known: &BTreeMap<PaymentId, Payment>, surviving: &[Matches]) -> Result<()> {
+    let client = books.pool.get().await?;
+    let all: Vec<Payment> = known.values().cloned().collect();
+    let counted = store::counted_from(&client, &all).await.map_err(failed)?;
+    for payment in payments() {
+        let own = payment.asset.token.as_ref().map(|token| token.address);
+        let mut parts: Vec<(u64, Amount)> = surviving
+            .iter()
+            .flat_map(|block| block.transfers.iter().map(move |t| (block.block.number, t)))
+            .filter(|(_, t)| t.to == payment.address && t.id.chain == payment.chain && t.token == own && counts(&payment, t))
+            .map(|(number, t)| (number, t.amount))
+            .collect();
+        parts.sort_unstable();
+        let mut sum = Amount::ZERO;
+        let reached = parts.iter().find(|(_, amount)| {
+            sum = sum.checked_add(*amount).unwrap();
+            sum >= payment.needed()
+        });
+        let expected = reached.or(parts.first()).map(|(number, _)| *number);
+        ensure!(counted.get(&payment.id) == expected.as_ref(), "{payment:?}: {:?}, not {expected:?}", counted.get(&payment.id));
+    }
+    Ok(())
+}
+
+/// Whether a transfer is not below the minimum for a payment.
+fn counts(payment: &Payment, transfer: &Transfer) -> bool {
+    let own = payment.asset.token.as_ref().map(|token| token.address) == transfer.token && payment.chain == transfer.id.chain;
+    is_large_enough(transfer) || (own && transfer.amount >= payment.needed())
+}
+
+fn is_large_enough(transfer: &Transfer) -> bool {
+    transfer.id.chain != CHAINS[0] || transfer.token != Some(X) || transfer.amount >= Amount::from(LEAST)
+}
+
+/// Each payment has received the surviving chain's transfers of its asset, and each deposit its transfer, or those of a block beyond
+/// the hundredth.
 fn check_ledger(known: &BTreeMap<PaymentId, Payment>, surviving: &[Matches]) -> Result<()> {
     let sent = |to: Address| surviving.iter().flat_map(|block| &block.transfers).filter(move |t| t.to == to);
     for payment in payments() {
         let own = payment.asset.token.as_ref().map(|token| token.address);
-        let sum: Option<Amount> =
-            sent(payment.address).filter(|t| t.id.chain == payment.chain && t.token == own).map(|t| t.amount).sum();
+        let sum: Option<Amount> = sent(payment.address)
+            .filter(|t| t.id.chain == payment.chain && t.token == own && counts(&payment, t))
+            .map(|t| t.amount)
+            .sum();
         let now = &known[&payment.id];
-        ensure!(now.received() == sum, "{}: {:?} is credited, {sum:?} is on the chain", payment.id, now.received());
+        ensure!(Some(now.received()) == sum, "{}: {:?} is credited, {sum:?} is on the chain", payment.id, now.received());
     }
-    let mut deposits = HashMap::new();
+    let mut deposits: HashMap<PaymentId, (Uuid, Amount)> = HashMap::new();
     for address in static_addresses() {
-        for transfer in sent(address.address).filter(|t| t.token != Some(FAKE)) {
-            let deposit = known.get(&deposit::deposit_id(&transfer.id)).context("a transfer without a deposit")?;
-            ensure!(deposit.deposit_address == Some(address.id) && deposit.amount == transfer.amount, "{deposit:?}");
-            ensure!(deposit.received() == Some(transfer.amount), "{deposit:?} is of {transfer:?}");
-            deposits.insert(deposit.id, ());
+        let mut of_block: HashMap<(B256, Option<Address>), Vec<&Transfer>> = HashMap::new();
+        for transfer in sent(address.address).filter(|t| t.token != Some(FAKE) && is_large_enough(t)) {
+            of_block.entry((transfer.id.block, transfer.token)).or_default().push(transfer);
+        }
+        for transfers in of_block.into_values() {
+            let (single, rest) = transfers.split_at(transfers.len().min(100));
+            for (first, all) in
+                single.iter().map(|one| (one, std::slice::from_ref(one))).chain(rest.first().map(|one| (one, rest)))
+            {
+                let sum = all.iter().map(|t| t.amount).sum::<Option<Amount>>().unwrap();
+                deposits.insert(deposit::deposit_id(&first.id), (address.id, sum));
+            }
         }
     }
+    for (id, (address, sum)) in &deposits {
+        let deposit = known.get(id).context("a transfer without a deposit")?;
+        ensure!(deposit.deposit_address == Some(*address) && deposit.amount == *sum, "{deposit:?}, not of {sum}");
+        ensure!(deposit.received() == *sum, "{deposit:?}, not of {sum}");
+    }
     for payment in known.values().filter(|p| p.deposit_address.is_some() && !deposits.contains_key(&p.id)) {
-        ensure!(payment.received() == Some(Amount::ZERO), "{payment:?}, and its transfer is not on the chain");
+        ensure!(payment.received() == Amount::ZERO, "{payment:?}, and its transfer is not on the chain");
     }
     Ok(())
 }
@@ -400,6 +511,20 @@ async fn check_rows(books: &Books, surviving: &[Matches]) -> Result<()> {
         .collect();
     ensure!(rows.len() == expected.len(), "{} rows of {} transfers", rows.len(), expected.len());
     ensure!(rows.iter().all(|row| expected.contains(row)), "a transfer that is not on the chain");
+    // The sums, which are kept step by step, are those of the parts, and these of the transfers.
+    let wrong = "SELECT count(*) FROM payments p
+         LEFT JOIN LATERAL (SELECT coalesce(sum(credited), 0) AS received, coalesce(sum(transfers), 0) AS transfers,
+                 coalesce(sum(confirmed), 0) AS confirmed,
+                 coalesce(sum(credited) FILTER (WHERE block_timestamp <= expires_at), 0) AS in_time,
+                 coalesce(sum(confirmed) FILTER (WHERE block_timestamp <= expires_at), 0) AS confirmed_in_time
+             FROM payment_parts WHERE payment_id = p.id) AS part ON true
+         LEFT JOIN LATERAL (SELECT coalesce(sum(amount) FILTER (WHERE credited), 0) AS received, count(*) AS transfers
+             FROM transfers WHERE payment_id = p.id AND listed AND NOT below_minimum AND NOT removed) AS transfer ON true
+         WHERE (p.received, p.confirmed, p.in_time, p.confirmed_in_time)
+             <> (part.received, part.confirmed, part.in_time, part.confirmed_in_time)
+             OR (transfer.received, transfer.transfers) <> (part.received, part.transfers)";
+    let wrong: i64 = client.query_one(wrong, &[]).await?.get(0);
+    ensure!(wrong == 0, "{wrong} payments whose sums are not those of their transfers");
     Ok(())
 }
 
@@ -411,6 +536,10 @@ fn check_events(known: &BTreeMap<PaymentId, Payment>, events: &[wire::PaymentEve
         ensure!(event.sequence == before + 1, "{} after number {before}", event.id);
         let fake = |t: &wire::payment_event::Transfer| t.token_address == FAKE.as_slice();
         ensure!(!event.transfers.iter().any(fake) && !event.transfer.as_ref().is_some_and(fake), "{} tells a fake", event.id);
+        let dust =
+            |t: &wire::payment_event::Transfer| t.chain_id == 1 && t.token_address == X.as_slice() && t.amount.as_ref() == [20];
+        // Twenty alone pay nothing that a payment here needs.
+        ensure!(!event.transfers.iter().any(dust) && !event.transfer.as_ref().is_some_and(dust), "{} tells dust", event.id);
         ensure!(event.r#type.starts_with("deposit.") != event.deposit_address_id.is_empty(), "{}: {}", event.id, event.r#type);
     }
     for payment in known.values() {
@@ -419,7 +548,7 @@ fn check_events(known: &BTreeMap<PaymentId, Payment>, events: &[wire::PaymentEve
         let received = Amount::from_wire(&told.amount_received)?;
         let exception = payment.exception().map_or("", |exception| exception.as_str());
         ensure!(
-            (told.status.as_str(), told.exception.as_str(), Some(received))
+            (told.status.as_str(), told.exception.as_str(), received)
                 == (payment.status().as_str(), exception, payment.received()),
             "{payment:?}, last told as {told:?}"
         );

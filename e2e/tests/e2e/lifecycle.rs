@@ -250,9 +250,28 @@ async fn every_rule_of_a_payments_life_holds_on_real_chains() -> Result<()> {
     unexpected(&field, &told, &wrong_token, &wrong_chain)?;
     let shown = api.get(faked.id()).await?;
     ensure!(shown.0["transfers"][0]["listed"] == false && shown.0["transfers"][0]["amount"] == "100", "{}", shown.0);
+    let paged = pages(api, &format!("/api/v1/payments/{}/transfers", again.id())).await?;
+    let shown = api.get(again.id()).await?;
+    ensure!(paged.len() == 2 && shown.0["transfers"] == json!(paged), "{paged:?}, and beside the payment {}", shown.0);
+    let uncredited = pages(api, &format!("/api/v1/addresses/{}/transfers", customer.id)).await?;
+    ensure!(uncredited.len() == 1 && uncredited[0]["listed"] == false && uncredited[0]["amount"] == "10", "{uncredited:?}");
     ensure!(confirmed_by(&told, shallow.id())? == at_once, "one confirmation is the block itself");
     ensure!(confirmed_by(&told, tiered.id())? == deeper + 3, "four confirmations, as the tier has it");
     deposits(&told, &customer, (small, large))
+}
+
+/// A list of transfers, one a page.
+async fn pages(api: &Api, path: &str) -> Result<Vec<Value>> {
+    let (mut all, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let (status, page) = api.request(Method::GET, &format!("{path}?limit=1{cursor}"), None, &[]).await?;
+        ensure!(status.is_success(), "{status} {page}");
+        all.extend(page["data"].as_array().context("a page")?.iter().cloned());
+        let Some(next) = page["next_cursor"].as_str() else {
+            return Ok(all);
+        };
+        cursor = format!("&cursor={next}");
+    }
 }
 
 /// Sends coin from a payment's address to itself. A node with the mnemonic of our xpub has the key: an impersonated sender

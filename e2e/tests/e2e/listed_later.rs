@@ -79,7 +79,7 @@ async fn a_token_that_is_listed_later_is_credited_once_however_often_its_blocks_
         let known = books.all().await?;
         let deposit = known.get(&deposit::deposit_id(&paid[0].id)).context("the deposit")?;
         ensure!(deposit.policy == Policy::Confirmations(1), "{deposit:?}");
-        ensure!((deposit.status(), deposit.received()) == (Status::Confirmed, Some(paid[0].amount)), "{deposit:?}");
+        ensure!((deposit.status(), deposit.received()) == (Status::Confirmed, paid[0].amount), "{deposit:?}");
         ensure!(deposit.transfers.len() == 1 && deposit.transfers[0].confirmed, "{deposit:?}");
         let unexpected = &known[&coin.id];
         ensure!(unexpected.transfers.len() == 1 && unexpected.transfers[0].listed, "{unexpected:?}");

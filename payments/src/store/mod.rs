@@ -13,6 +13,7 @@ mod issued;
 mod lists;
 mod orphans;
 mod outbox;
+mod parts;
 mod payments;
 mod restore;
 mod told;
@@ -24,13 +25,16 @@ pub use heads::{ChainHead, Witnessed, head_numbers, head_timestamps, lock_head, 
 pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
 pub use issued::{issued_addresses, issued_payments, origins};
 pub use lists::{PaymentFilter, Place, list_deposits, list_payments};
-pub use orphans::{OrphanTransfer, count_orphans, payments_at, remove_orphans, save_orphans, take_owned_orphans};
+pub use orphans::{OrphanTransfer, count_orphans, remove_orphans, save_orphans, take_owned_orphans};
 pub use outbox::{OutboxRow, claim_outbox, first_claimed_batch, outbox_depth, record_events, record_requested_events};
+pub use parts::{PartRow, counted_from, delete_parts, save_parts, touched_parts};
 pub use payments::{
     OpenPayments, belongs_to_merchant, insert_deposits, insert_payments, insert_requested_payments, load_payments,
-    lock_payments, open_payments, payment_created_at, save_payments,
+    lock_payments, lock_touched_payments, open_payments, payment_created_at, save_payments,
 };
 pub use restore::{RestoredRows, lost_ids, restore_issued};
 pub use told::{forget_told_events, is_behind_told_events, keep_told_events, told_events};
-pub use touched::touched_payments;
-pub use transfers::{TransferOwner, TransferRow, remove_unlisted, save_transfers};
+pub use touched::{BatchScope, touched_payments};
+pub use transfers::{
+    KnownTransfer, TransferOwner, TransferRow, known_transfers, list_transfers, remove_transfers, save_transfers,
+};

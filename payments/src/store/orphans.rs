@@ -7,7 +7,6 @@ use runtime::Failure;
 use runtime::db::{bigint, unsigned};
 use tokio_postgres::Row;
 use topics::{Address, B256, BlockRef, ChainId, Source, Transfer, TransferId};
-use uuid::Uuid;
 
 /// A transfer without an owner, in a block that is on the chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +74,8 @@ pub async fn remove_orphans(db: &impl GenericClient, chain: ChainId, blocks: &[B
     Ok(())
 }
 
-/// Deletes a chain's orphans whose payment or static address is there now, and returns them in the chain's order, to be credited.
+/// Deletes a chain's orphans whose payment or static address is there now, and returns them in the chain's order, block by block, to be
+/// credited.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid transfer.
@@ -92,18 +92,9 @@ pub async fn take_owned_orphans(db: &impl GenericClient, chain: ChainId) -> Resu
         .await?;
     let rows = db.query(&statement, &[&bigint(chain.0)]).await?;
     let mut orphans = rows.iter().map(read_orphan).collect::<Result<Vec<_>, _>>()?;
-    orphans.sort_by_key(|o| (o.block.number, o.transfer.transaction_index, o.transfer.id.source.as_str(), o.transfer.id.index));
+    let place = |t: &Transfer| (t.transaction_index, t.id.source, t.id.index);
+    orphans.sort_by_key(|orphan| (orphan.block.number, orphan.block.hash, place(&orphan.transfer)));
     Ok(orphans)
-}
-
-/// Ids of the payments at these addresses; deposits are left out.
-///
-/// # Errors
-/// When the database fails.
-pub async fn payments_at(db: &impl GenericClient, addresses: &[Address]) -> Result<Vec<Uuid>, Failure> {
-    let statement = db.prepare_cached("SELECT id FROM payments WHERE address = ANY($1) AND deposit_address IS NULL").await?;
-    let addresses: Vec<&[u8]> = addresses.iter().map(|address| address.as_slice()).collect();
-    Ok(db.query(&statement, &[&addresses]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 /// The number of orphans, and the address of the oldest.

@@ -13,6 +13,9 @@ use runtime::db::bigint;
 use topics::wire::PaymentEvent;
 use uuid::Uuid;
 
+/// Bytes of records per statement: those of a payment with many transfers are some 20 kB each.
+const MAX_BYTES_PER_STATEMENT: usize = 4 * 1024 * 1024;
+
 /// An event and the state after it, as the relay publishes them.
 #[derive(Debug)]
 pub struct OutboxRow {
@@ -45,37 +48,66 @@ pub async fn record_requested_events<'a>(
     db: &impl GenericClient,
     events: impl Iterator<Item = (&'a Payment, &'a Event, Option<&'a str>)>,
 ) -> Result<(), Failure> {
-    let (mut ids, mut records, mut states) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut sequences, mut keys, mut entries) = (Vec::new(), Vec::new(), Vec::new());
+    let mut batch = Encoded::default();
     for (payment, event, key) in events {
+        batch.push(payment, event, key);
+        if batch.bytes > MAX_BYTES_PER_STATEMENT {
+            batch.write(db).await?;
+            batch = Encoded::default();
+        }
+    }
+    batch.write(db).await
+}
+
+/// Events as values of a statement.
+#[derive(Default)]
+struct Encoded<'a> {
+    ids: Vec<Uuid>,
+    records: Vec<Vec<u8>>,
+    states: Vec<Vec<u8>>,
+    sequences: Vec<i64>,
+    keys: Vec<Option<&'a str>>,
+    /// Of the history.
+    entries: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl<'a> Encoded<'a> {
+    fn push(&mut self, payment: &Payment, event: &Event, key: Option<&'a str>) {
         let record = PaymentEvent { asked_by: key.unwrap_or_default().to_owned(), ..event_record(payment, event) };
-        ids.push(payment.id.0);
-        records.push(record.encode_to_vec());
-        states.push(state_record(payment).encode_to_vec());
-        sequences.push(bigint(event.sequence));
-        keys.push(key);
-        entries.push(history::trim(record).encode_to_vec());
+        let (encoded, state) = (record.encode_to_vec(), state_record(payment).encode_to_vec());
+        self.bytes += encoded.len() + state.len();
+        self.ids.push(payment.id.0);
+        self.records.push(encoded);
+        self.states.push(state);
+        self.sequences.push(bigint(event.sequence));
+        self.keys.push(key);
+        self.entries.push(history::trim(record).encode_to_vec());
         base::metrics::PAYMENT_EVENTS.counter(&[("type", event.kind.name(payment))]).increment(1);
     }
-    if ids.is_empty() {
-        return Ok(());
+
+    async fn write(&self, db: &impl GenericClient) -> Result<(), Failure> {
+        if self.ids.is_empty() {
+            return Ok(());
+        }
+        let statement = db
+            .prepare_cached(
+                // One statement, so one round trip, for which a batch of new payments waits.
+                "WITH recorded AS (
+                     SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bigint[], $5::text[], $6::bytea[])
+                         WITH ORDINALITY AS t (payment_id, event, state, sequence, asked_by, entry, place)
+                 ), history AS (
+                     INSERT INTO payment_events (payment_id, sequence, asked_by, record)
+                     SELECT payment_id, sequence, asked_by, entry FROM recorded
+                 )
+                 INSERT INTO outbox (payment_id, sequence, event, state) SELECT payment_id, sequence, event, state FROM recorded
+                 ORDER BY place",
+            )
+            .await?;
+        let Self { ids, records, states, sequences, keys, entries, .. } = self;
+        db.execute(&statement, &[ids, records, states, sequences, keys, entries]).await?;
+        Ok(())
     }
-    let statement = db
-        .prepare_cached(
-            // One statement, so one round trip, for which a batch of new payments waits.
-            "WITH recorded AS (
-                 SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bigint[], $5::text[], $6::bytea[])
-                     WITH ORDINALITY AS t (payment_id, event, state, sequence, asked_by, entry, place)
-             ), history AS (
-                 INSERT INTO payment_events (payment_id, sequence, asked_by, record)
-                 SELECT payment_id, sequence, asked_by, entry FROM recorded
-             )
-             INSERT INTO outbox (payment_id, sequence, event, state) SELECT payment_id, sequence, event, state FROM recorded
-             ORDER BY place",
-        )
-        .await?;
-    db.execute(&statement, &[&ids, &records, &states, &sequences, &keys, &entries]).await?;
-    Ok(())
 }
 
 /// Deletes published rows and claims the next ones under the number `batch`, or finds those that were claimed under it before a

@@ -1,23 +1,24 @@
-//! Rows of `payments`: inserts, loads, locks and saves them, with their transfers.
+//! Rows of `payments`: inserts, loads, locks and saves them. A payment is loaded with a bounded number of its transfers.
 
 use super::amount::read_amount;
 use super::intents::insert_intents;
 use super::outbox::record_requested_events;
-use super::transfers::load_transfers;
+use super::touched::BatchScope;
+use super::transfers::{last_transfers, last_transfers_in};
 use crate::intents::{Origin, intent_record};
 use crate::lifecycle::Event;
-use crate::payment::{Asset, Payment, Terms, Token};
+use crate::payment::{Asset, Part, Payment, Sums, Terms, Token};
 use crate::policy::Policy;
+use crate::total::Total;
+use crate::transfer::ReceivedTransfer;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
 use std::collections::HashMap;
+use std::sync::Arc;
 use tokio_postgres::Row;
 use topics::{ChainId, PaymentId};
 use uuid::Uuid;
-
-/// Transfers of unlisted tokens per payment that are loaded to be shown: anyone can send a flood of them.
-const MAX_UNLISTED_SHOWN: i64 = 100;
 
 /// Inserts new payments, each with its first event, and their intents as not yet acknowledged.
 ///
@@ -116,15 +117,18 @@ async fn insert_rows(db: &impl GenericClient, new: &[&Payment], conflict: &str) 
 const COLUMNS: &str =
     "id, merchant_id, external_id, metadata::text, chain_id, chain, token, token_address, decimals, address, xpub,
     address_index, amount::text, confirmations_required, finality, sequence, created_at, expires_at, updated_at, cancelled,
-    expired_by, underpaid_tolerance::text, overpaid_tolerance::text, accept_late, deposit_address";
+    expired_by, underpaid_tolerance::text, overpaid_tolerance::text, accept_late, deposit_address, received::text, in_time::text,
+    confirmed::text, confirmed_in_time::text";
 
-/// Loads payments to be shown, ordered by id, with at most `MAX_UNLISTED_SHOWN` transfers of unlisted tokens each. Unknown ids
-/// are left out.
+/// Loads payments to be shown, ordered by id, each with its last hundred transfers and the last hundred that do not count, without
+/// its parts. Unknown ids are left out.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid payment.
 pub async fn load_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
-    select(db, ids, "", MAX_UNLISTED_SHOWN).await
+    let mut payments = select(db, ids, "").await?;
+    attach_transfers(&mut payments, last_transfers(db, ids, true).await?);
+    Ok(payments)
 }
 
 /// Whether this merchant has a payment of this id.
@@ -150,41 +154,64 @@ pub async fn payment_created_at(db: &impl GenericClient, merchant: Uuid, id: Pay
     Ok(db.query_opt(&statement, &[&id.0, &merchant]).await?.map(|row| row.get(0)))
 }
 
-/// Loads payments for [`step`](crate::lifecycle::step), ordered by id, without transfers of unlisted tokens. Locks their rows until
-/// the transaction ends.
+/// Loads payments for a request, ordered by id, each with its last hundred transfers and without its parts: no request changes what
+/// blocks have brought. Locks their rows until the transaction ends.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid payment.
 pub async fn lock_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
-    select(db, ids, "FOR UPDATE", 0).await
+    let mut payments = select(db, ids, "FOR UPDATE").await?;
+    attach_transfers(&mut payments, last_transfers(db, ids, false).await?);
+    Ok(payments)
 }
 
-/// At most `limit` payments with ids below `below`, by falling id, without transfers and deposits.
+/// At most `limit` payments with ids below `below`, by falling id, without parts, transfers and deposits.
 pub(super) async fn all_payments(db: &impl GenericClient, below: Uuid, limit: i64) -> Result<Vec<Payment>, Failure> {
     let query = format!("SELECT {COLUMNS} FROM payments WHERE id < $1 AND deposit_address IS NULL ORDER BY id DESC LIMIT $2");
     let statement = db.prepare_cached(&query).await?;
     db.query(&statement, &[&below, &limit]).await?.iter().map(read_payment).collect()
 }
 
-async fn select(db: &impl GenericClient, ids: &[Uuid], lock: &str, unlisted: i64) -> Result<Vec<Payment>, Failure> {
+/// Loads payments for [`step`](crate::lifecycle::step), ordered by id, with their parts out of `parts`, which are
+/// [`touched_parts`](super::touched_parts), and the transfers that records can show. Locks their rows until the transaction ends.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid payment.
+pub async fn lock_touched_payments(
+    db: &impl GenericClient,
+    ids: &[Uuid],
+    scope: &BatchScope<'_>,
+    parts: &mut HashMap<Uuid, Vec<Part>>,
+) -> Result<Vec<Payment>, Failure> {
+    let mut payments = select(db, ids, "FOR UPDATE").await?;
+    for payment in &mut payments {
+        payment.parts = parts.remove(&payment.id.0).unwrap_or_default();
+    }
+    attach_transfers(&mut payments, last_transfers_in(db, ids, scope).await?);
+    Ok(payments)
+}
+
+async fn select(db: &impl GenericClient, ids: &[Uuid], lock: &str) -> Result<Vec<Payment>, Failure> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
     let query = format!("SELECT {COLUMNS} FROM payments WHERE id = ANY($1) ORDER BY id {lock}");
     let statement = db.prepare_cached(&query).await?;
-    let rows = db.query(&statement, &[&ids]).await?;
-    let mut payments = rows.iter().map(read_payment).collect::<Result<Vec<_>, _>>()?;
-    let positions: HashMap<Uuid, usize> = payments.iter().enumerate().map(|(position, p)| (p.id.0, position)).collect();
-    for (id, transfer) in load_transfers(db, ids, unlisted).await? {
-        if let Some(payment) = positions.get(&id).and_then(|position| payments.get_mut(*position)) {
-            payment.transfers.push(transfer);
-        }
-    }
-    Ok(payments)
+    db.query(&statement, &[&ids]).await?.iter().map(read_payment).collect()
 }
 
-/// Updates the rows of payments to their present state. Transfers are written apart, by
-/// [`save_transfers`](super::save_transfers).
+fn attach_transfers(payments: &mut [Payment], transfers: Vec<(Uuid, ReceivedTransfer)>) {
+    let positions: HashMap<Uuid, usize> =
+        payments.iter().enumerate().map(|(position, payment)| (payment.id.0, position)).collect();
+    for (id, transfer) in transfers {
+        if let Some(payment) = positions.get(&id).and_then(|position| payments.get_mut(*position)) {
+            payment.transfers.push(Arc::new(transfer));
+        }
+    }
+}
+
+/// Updates the rows of payments to their present state. Parts and transfers are written apart, by
+/// [`save_parts`](super::save_parts) and [`save_transfers`](super::save_transfers).
 ///
 /// # Errors
 /// When the database fails.
@@ -192,12 +219,17 @@ pub async fn save_payments(db: &impl GenericClient, payments: &[&Payment]) -> Re
     if payments.is_empty() {
         return Ok(());
     }
+    let sums = |of: fn(&Sums) -> Total| payments.iter().map(|p| of(&p.sums).to_string()).collect::<Vec<_>>();
     let statement = db
         .prepare_cached(
-            "UPDATE payments p SET status = t.status, exception = t.exception, amount_received = t.received::numeric,
-                 cancelled = t.cancelled, expired_by = t.expired_by, sequence = t.sequence, updated_at = t.updated_at
-             FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::bigint[], $7::bigint[], $8::bigint[])
-                 AS t (id, status, exception, received, cancelled, expired_by, sequence, updated_at)
+            "UPDATE payments p SET status = t.status, exception = t.exception, amount_received = t.amount_received::numeric,
+                 cancelled = t.cancelled, expired_by = t.expired_by, sequence = t.sequence, updated_at = t.updated_at,
+                 received = t.received::numeric, in_time = t.in_time::numeric, confirmed = t.confirmed::numeric,
+                 confirmed_in_time = t.confirmed_in_time::numeric
+             FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::bigint[], $7::bigint[], $8::bigint[],
+                     $9::text[], $10::text[], $11::text[], $12::text[])
+                 AS t (id, status, exception, amount_received, cancelled, expired_by, sequence, updated_at, received, in_time,
+                     confirmed, confirmed_in_time)
              WHERE p.id = t.id",
         )
         .await?;
@@ -207,15 +239,23 @@ pub async fn save_payments(db: &impl GenericClient, payments: &[&Payment]) -> Re
             &payments.iter().map(|p| p.id.0).collect::<Vec<_>>(),
             &payments.iter().map(|p| p.status().as_str()).collect::<Vec<_>>(),
             &payments.iter().map(|p| p.exception().map(|e| e.as_str())).collect::<Vec<_>>(),
-            &payments.iter().map(|p| p.received().unwrap_or_default().to_string()).collect::<Vec<_>>(),
+            &payments.iter().map(|p| p.received().to_string()).collect::<Vec<_>>(),
             &payments.iter().map(|p| p.cancelled).collect::<Vec<_>>(),
             &payments.iter().map(|p| p.expired_by.map(bigint)).collect::<Vec<_>>(),
             &payments.iter().map(|p| bigint(p.sequence)).collect::<Vec<_>>(),
             &payments.iter().map(|p| bigint(p.updated_at)).collect::<Vec<_>>(),
+            &sums(|sums| sums.received),
+            &sums(|sums| sums.in_time),
+            &sums(|sums| sums.confirmed),
+            &sums(|sums| sums.confirmed_in_time),
         ],
     )
     .await?;
     Ok(())
+}
+
+fn read_total(row: &Row, column: usize) -> Result<Total, Failure> {
+    row.get::<_, &str>(column).parse().map_err(Failure::halt)
 }
 
 fn read_payment(row: &Row) -> Result<Payment, Failure> {
@@ -258,6 +298,13 @@ fn read_payment(row: &Row) -> Result<Payment, Failure> {
         cancelled: row.get(19),
         expired_by: row.get::<_, Option<i64>>(20).map(unsigned),
         deposit_address: row.get(24),
+        sums: Sums {
+            received: read_total(row, 25)?,
+            in_time: read_total(row, 26)?,
+            confirmed: read_total(row, 27)?,
+            confirmed_in_time: read_total(row, 28)?,
+        },
+        parts: Vec::new(),
         transfers: Vec::new(),
     })
 }

@@ -1,51 +1,95 @@
-//! The query that finds which payments a batch of `chain.matches` can change, before [`lock_payments`](super::lock_payments) loads
-//! them. It may return more than the batch changes, and never fewer.
+//! The query that finds which payments a batch of `chain.matches` can change, before
+//! [`lock_touched_payments`](super::lock_touched_payments) loads them. It may return more than the batch changes, and never fewer.
 
 use super::heads::ChainHead;
+use super::orphans::OrphanTransfer;
 use crate::deposit::deposit_id;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::bigint;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use topics::{ChainId, Kind, Matches};
 use uuid::Uuid;
 
-/// Ids of the payments that any record of the batch can change, given the head before it: those at the addresses paid, those that a timestamp expires, those
-/// whose transfers get deep enough, and for removed blocks those that the blocks had paid, confirmed or expired. The flag tells
-/// whether the batch can hold a transfer to the payment.
+/// What a batch of `chain.matches` brings, as arguments of statements.
+pub struct BatchScope<'a> {
+    pub(super) chain: i64,
+    /// Addresses paid.
+    addresses: Vec<&'a [u8]>,
+    /// Deposits that its transfers may create, or may have created before.
+    deposits: BTreeSet<Uuid>,
+    /// The highest of its blocks' timestamps; -1 for none.
+    timestamp: i64,
+    /// What is due at these numbers or below is deep enough at some point of the batch, by policy: under confirmations, `safe` and
+    /// `finalized`. Nothing is where witnesses have not been. -1 for nothing.
+    pub(super) number: i64,
+    pub(super) safe: i64,
+    pub(super) finalized: i64,
+    /// Hashes of the blocks that have transfers.
+    pub(super) paying_blocks: Vec<&'a [u8]>,
+    /// Hashes and numbers of the blocks that it removes.
+    pub(super) removed_blocks: Vec<&'a [u8]>,
+    pub(super) removed_numbers: Vec<i64>,
+}
+
+impl<'a> BatchScope<'a> {
+    /// `head` is the one before the batch; `orphans` are credited with it.
+    pub fn new(chain: ChainId, head: Option<&ChainHead>, records: &[&'a Matches], orphans: &'a [OrphanTransfer]) -> Self {
+        let added = || records.iter().filter(|r| r.kind != Kind::Removed);
+        let removed = || records.iter().filter(|r| r.kind == Kind::Removed);
+        let transfers = || added().flat_map(|r| &r.transfers).chain(orphans.iter().map(|orphan| &orphan.transfer));
+        let addresses: BTreeSet<&[u8]> = transfers().map(|t| t.to.as_slice()).collect();
+        let paying_blocks: BTreeSet<&[u8]> = transfers().map(|t| t.id.block.as_slice()).collect();
+        let highest = |of: fn(&Matches) -> Option<u64>| added().filter_map(|r| of(r)).max();
+        // A record without a tag, or without a word on witnesses, leaves both where they were.
+        let witnessed = highest(|r| r.witnessed).max(head.and_then(|head| head.witnessed));
+        let due = |reached: Option<u64>| reached.min(witnessed).map_or(-1, bigint);
+        Self {
+            chain: bigint(chain.0),
+            addresses: addresses.into_iter().collect(),
+            deposits: transfers().map(|t| deposit_id(&t.id).0).collect(),
+            timestamp: highest(|r| Some(r.timestamp)).map_or(-1, bigint),
+            number: due(highest(|r| Some(r.block.number)).max(head.filter(|head| head.hash.is_some()).map(|head| head.number))),
+            safe: due(highest(|r| r.safe).max(head.and_then(|head| head.safe))),
+            finalized: due(highest(|r| r.finalized).max(head.and_then(|head| head.finalized))),
+            paying_blocks: paying_blocks.into_iter().collect(),
+            removed_blocks: removed().map(|r| r.block.hash.as_slice()).collect(),
+            removed_numbers: removed().map(|r| bigint(r.block.number)).collect(),
+        }
+    }
+
+    /// Adds the payments of those of the batch's transfers that are known: a deposit may have another transfer's id.
+    pub fn add_owners(&mut self, owners: impl Iterator<Item = Uuid>) {
+        self.deposits.extend(owners);
+    }
+
+    /// The deposits that the batch's transfers may create, or may have created before.
+    pub fn deposits(&self) -> impl Iterator<Item = Uuid> {
+        self.deposits.iter().copied()
+    }
+}
+
+/// Ids of the payments that any record of the batch can change: those at the addresses paid, those that a timestamp expires, those
+/// that get deep enough, and for removed blocks those that the blocks had paid, confirmed or expired. The flag tells whether the
+/// batch can hold a transfer to the payment.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn touched_payments(
-    db: &impl GenericClient,
-    chain: ChainId,
-    head: Option<&ChainHead>,
-    records: &[&Matches],
-) -> Result<BTreeMap<Uuid, bool>, Failure> {
-    let added = || records.iter().filter(|r| r.kind != Kind::Removed);
-    let removed = || records.iter().filter(|r| r.kind == Kind::Removed);
-    let addresses: Vec<&[u8]> = added().flat_map(|r| &r.transfers).map(|t| t.to.as_slice()).collect();
-    let deposits: Vec<Uuid> = added().flat_map(|r| &r.transfers).map(|t| deposit_id(&t.id).0).collect();
-    let hashes: Vec<&[u8]> = removed().map(|r| r.block.hash.as_slice()).collect();
-    let numbers: Vec<i64> = removed().map(|r| bigint(r.block.number)).collect();
-    let highest = |of: fn(&Matches) -> Option<u64>| added().filter_map(|r| of(r)).max();
-    // A record without a tag, or without a word on witnesses, leaves both where they were.
-    let witnessed = highest(|r| r.witnessed).max(head.and_then(|head| head.witnessed));
-    let due = |reached: Option<u64>| reached.min(witnessed).map_or(-1, bigint);
+pub async fn touched_payments(db: &impl GenericClient, scope: &BatchScope<'_>) -> Result<BTreeMap<Uuid, bool>, Failure> {
     let statement = db
         .prepare_cached(
             "SELECT id, true FROM payments WHERE address = ANY($2) AND deposit_address IS NULL
              UNION SELECT id, true FROM payments WHERE id = ANY($9)
              UNION SELECT id, false FROM payments WHERE chain_id = $1 AND status = 'pending' AND expires_at < $3
-             UNION SELECT payment_id, false FROM transfers
-                 WHERE chain_id = $1 AND due IS NOT NULL AND NOT confirmed AND NOT removed AND finality IS NULL AND due <= $4
-             UNION SELECT payment_id, false FROM transfers
-                 WHERE chain_id = $1 AND due IS NOT NULL AND NOT confirmed AND NOT removed AND finality = 'safe' AND due <= $5
-             UNION SELECT payment_id, false FROM transfers
-                 WHERE chain_id = $1 AND due IS NOT NULL AND NOT confirmed AND NOT removed AND finality = 'finalized' AND due <= $6
-             UNION SELECT payment_id, false FROM transfers WHERE chain_id = $1 AND block_hash = ANY($7) AND listed AND NOT removed
-             UNION SELECT payment_id, false FROM transfers
-                 WHERE chain_id = $1 AND confirmed AND NOT removed AND finality IS NULL AND due = ANY($8)
+             UNION SELECT payment_id, false FROM payment_parts
+                 WHERE chain_id = $1 AND due IS NOT NULL AND confirmed <> credited AND finality IS NULL AND due <= $4
+             UNION SELECT payment_id, false FROM payment_parts
+                 WHERE chain_id = $1 AND due IS NOT NULL AND confirmed <> credited AND finality = 'safe' AND due <= $5
+             UNION SELECT payment_id, false FROM payment_parts
+                 WHERE chain_id = $1 AND due IS NOT NULL AND confirmed <> credited AND finality = 'finalized' AND due <= $6
+             UNION SELECT payment_id, false FROM payment_parts WHERE chain_id = $1 AND block_hash = ANY($7)
+             UNION SELECT payment_id, false FROM payment_parts
+                 WHERE chain_id = $1 AND confirmed > 0 AND finality IS NULL AND due = ANY($8)
              UNION SELECT id, false FROM payments WHERE chain_id = $1 AND expired_by = ANY($8)",
         )
         .await?;
@@ -53,15 +97,15 @@ pub async fn touched_payments(
         .query(
             &statement,
             &[
-                &bigint(chain.0),
-                &addresses,
-                &highest(|r| Some(r.timestamp)).map_or(-1, bigint),
-                &due(highest(|r| Some(r.block.number))),
-                &due(highest(|r| r.safe).max(head.and_then(|head| head.safe))),
-                &due(highest(|r| r.finalized).max(head.and_then(|head| head.finalized))),
-                &hashes,
-                &numbers,
-                &deposits,
+                &scope.chain,
+                &scope.addresses,
+                &scope.timestamp,
+                &scope.number,
+                &scope.safe,
+                &scope.finalized,
+                &scope.removed_blocks,
+                &scope.removed_numbers,
+                &scope.deposits().collect::<Vec<_>>(),
             ],
         )
         .await?;

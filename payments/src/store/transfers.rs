@@ -1,26 +1,34 @@
-//! Rows of `transfers`: every transfer to one of our addresses, also those of unlisted tokens and those that a reorg removed.
+//! Rows of `transfers`: every transfer to one of our addresses, also those that count for nothing and those that a reorg removed.
+//! The part of its block says whether one is confirmed.
 
 use super::amount::read_amount;
-use crate::payment::Payment;
-use crate::transfer::{ReceivedTransfer, TransferLabel};
+use super::touched::BatchScope;
+use crate::payment::MAX_TRANSFERS_OF_BLOCK;
+use crate::transfer::{ReceivedTransfer, TransferLabel, TransferPlace};
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
+use std::collections::HashMap;
+use std::sync::Arc;
 use tokio_postgres::Row;
 use topics::{Address, B256, BlockRef, ChainId, Source, TransferId};
 use uuid::Uuid;
+
+/// Rows per statement. Their values are in memory several times over.
+const MAX_ROWS_PER_STATEMENT: usize = 10_000;
 
 /// The payment or static address that a transfer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransferOwner {
     /// The payment may be a deposit.
     Payment(Uuid),
-    /// Of an unlisted token, so it created no deposit.
+    /// Of an unlisted token, or below the minimum, so it created no deposit.
     DepositAddress(Uuid),
 }
 
 impl TransferOwner {
-    const fn payment(self) -> Option<Uuid> {
+    /// The payment's id, if it is one.
+    pub const fn payment(self) -> Option<Uuid> {
         match self {
             Self::Payment(id) => Some(id),
             Self::DepositAddress(_) => None,
@@ -36,101 +44,92 @@ impl TransferOwner {
 }
 
 /// A transfer to write.
-pub struct TransferRow<'a> {
-    owner: TransferOwner,
-    transfer: &'a ReceivedTransfer,
-    /// The block number that confirms it; `None` if it is not credited.
-    due: Option<u64>,
-    finality: Option<&'static str>,
-    removed: bool,
+#[derive(Debug)]
+pub struct TransferRow {
+    pub owner: TransferOwner,
+    pub transfer: Arc<ReceivedTransfer>,
 }
 
-impl<'a> TransferRow<'a> {
-    /// A transfer that is part of a payment; `removed` if a reorg took it off the chain.
-    pub fn of_payment(payment: &Payment, transfer: &'a ReceivedTransfer, removed: bool) -> Self {
-        let due = transfer.credited.then(|| payment.policy.due(transfer.block.number));
-        Self { owner: TransferOwner::Payment(payment.id.0), transfer, due, finality: payment.policy.finality(), removed }
-    }
-
-    /// A transfer of an unlisted token.
-    pub const fn unlisted(owner: TransferOwner, transfer: &'a ReceivedTransfer, removed: bool) -> Self {
-        Self { owner, transfer, due: None, finality: None, removed }
-    }
+/// The decisions about a transfer when it was seen first. A replay does not change them, but for a token that is listed by now.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownTransfer {
+    /// `None` if it belongs to a static address.
+    pub payment: Option<Uuid>,
+    pub listed: bool,
+    pub below_minimum: bool,
+    /// Its block is on the canonical chain.
+    pub on_chain: bool,
 }
 
-/// Loads the transfers of payments that are on the canonical chain, each with its payment's id, in the chain's order. `unlisted`
-/// is the limit of transfers of unlisted tokens per payment.
+/// The transfers that are known of the blocks that a batch adds or replays: usually none.
 ///
 /// # Errors
-/// When the database fails, or a row holds no valid transfer.
-pub(super) async fn load_transfers(
+/// When the database fails, or a row holds no valid id.
+pub async fn known_transfers(
     db: &impl GenericClient,
-    payments: &[Uuid],
-    unlisted: i64,
-) -> Result<Vec<(Uuid, ReceivedTransfer)>, Failure> {
+    scope: &BatchScope<'_>,
+) -> Result<HashMap<TransferId, KnownTransfer>, Failure> {
+    if scope.paying_blocks.is_empty() {
+        return Ok(HashMap::new());
+    }
     let statement = db
         .prepare_cached(
-            "SELECT t.payment_id, t.chain_id, block_hash, transaction_hash, source, index, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount::text, credited, listed, confirmed, chain, token, decimals
-             FROM (
-                 SELECT * FROM transfers WHERE payment_id = ANY($1::uuid[]) AND listed AND NOT removed
-                 UNION ALL
-                 SELECT kept.* FROM unnest(CASE WHEN $2::bigint > 0 THEN $1::uuid[] END) AS p (id)
-                     CROSS JOIN LATERAL
-                     (SELECT * FROM transfers WHERE payment_id = p.id AND NOT listed AND NOT removed LIMIT $2::bigint) AS kept
-             ) AS t
-             ORDER BY block_timestamp, t.chain_id, block_number, transaction_index, source, index",
+            "SELECT chain_id, block_hash, transaction_hash, source, index, payment_id, listed, below_minimum, NOT removed
+             FROM transfers WHERE chain_id = $1 AND block_hash = ANY($2)",
         )
         .await?;
-    let rows = db.query(&statement, &[&payments, &unlisted]).await?;
-    rows.iter().map(|row| Ok((row.get(0), read_transfer(row)?))).collect()
+    let known = |row: &Row| {
+        let decided =
+            KnownTransfer { payment: row.get(5), listed: row.get(6), below_minimum: row.get(7), on_chain: row.get(8) };
+        Ok((read_id(row)?, decided))
+    };
+    db.query(&statement, &[&scope.chain, &scope.paying_blocks]).await?.iter().map(known).collect()
 }
 
-/// Marks the transfers of unlisted tokens in removed blocks as removed. Those of listed tokens are saved with their payments.
+/// Marks the transfers of removed blocks.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn remove_unlisted(db: &impl GenericClient, chain: ChainId, blocks: &[B256]) -> Result<(), Failure> {
+pub async fn remove_transfers(db: &impl GenericClient, chain: ChainId, blocks: &[B256]) -> Result<(), Failure> {
     if blocks.is_empty() {
         return Ok(());
     }
     let statement = db
-        .prepare_cached(
-            "UPDATE transfers SET removed = true WHERE chain_id = $1 AND block_hash = ANY($2) AND NOT listed AND NOT removed",
-        )
+        .prepare_cached("UPDATE transfers SET removed = true WHERE chain_id = $1 AND block_hash = ANY($2) AND NOT removed")
         .await?;
     let blocks: Vec<&[u8]> = blocks.iter().map(|hash| hash.as_slice()).collect();
     db.execute(&statement, &[&bigint(chain.0), &blocks]).await?;
     Ok(())
 }
 
-/// Inserts new transfers and updates known ones. A removed transfer is on the chain again if its very block is. One of a token that
-/// chains.yaml lists by now gets its owner, so that the next replay finds it.
+/// Inserts transfers. One that is known is on the chain again, or of a token that chains.yaml lists by now: then it gets its owner.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn save_transfers(db: &impl GenericClient, rows: &[TransferRow<'_>]) -> Result<(), Failure> {
-    if rows.is_empty() {
-        return Ok(());
+pub async fn save_transfers(db: &impl GenericClient, rows: &[TransferRow]) -> Result<(), Failure> {
+    for rows in rows.chunks(MAX_ROWS_PER_STATEMENT) {
+        save_rows(db, rows).await?;
     }
+    Ok(())
+}
+
+async fn save_rows(db: &impl GenericClient, rows: &[TransferRow]) -> Result<(), Failure> {
     let statement = db
         .prepare_cached(
             "INSERT INTO transfers (chain_id, block_hash, transaction_hash, source, index, payment_id, deposit_address, block_number,
-                 block_timestamp, transaction_index, token_address, sender, amount, credited, listed, due, finality, confirmed,
-                 removed, chain, token, decimals)
+                 block_timestamp, transaction_index, token_address, sender, amount, credited, listed, below_minimum, chain, token,
+                 decimals)
              SELECT chain_id, block_hash, transaction_hash, source, index, payment_id, deposit_address, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount::numeric, credited, listed, due, finality, confirmed, removed,
-                 chain, token, decimals
+                 transaction_index, token_address, sender, amount::numeric, credited, listed, below_minimum, chain, token, decimals
              FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::uuid[], $7::bigint[],
                  $8::bigint[], $9::bigint[], $10::bytea[], $11::bytea[], $12::text[], $13::boolean[], $14::boolean[],
-                 $15::bigint[], $16::text[], $17::boolean[], $18::boolean[], $19::text[], $20::text[], $21::smallint[], $22::uuid[])
+                 $15::boolean[], $16::text[], $17::text[], $18::smallint[], $19::uuid[])
                AS t (chain_id, block_hash, transaction_hash, source, index, payment_id, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount, credited, listed, due, finality, confirmed, removed, chain,
-                 token, decimals, deposit_address)
+                 transaction_index, token_address, sender, amount, credited, listed, below_minimum, chain, token, decimals,
+                 deposit_address)
              ON CONFLICT (chain_id, block_hash, transaction_hash, source, index)
-               DO UPDATE SET confirmed = EXCLUDED.confirmed, removed = EXCLUDED.removed, credited = EXCLUDED.credited,
-                 due = EXCLUDED.due, finality = EXCLUDED.finality, listed = transfers.listed OR EXCLUDED.listed,
-                 payment_id = coalesce(EXCLUDED.payment_id, transfers.payment_id), chain = EXCLUDED.chain,
+               DO UPDATE SET removed = false, payment_id = coalesce(EXCLUDED.payment_id, transfers.payment_id),
+                 credited = EXCLUDED.credited, listed = EXCLUDED.listed, below_minimum = EXCLUDED.below_minimum,
                  token = EXCLUDED.token, decimals = EXCLUDED.decimals",
         )
         .await?;
@@ -151,10 +150,7 @@ pub async fn save_transfers(db: &impl GenericClient, rows: &[TransferRow<'_>]) -
             &rows.iter().map(|r| r.transfer.amount.to_string()).collect::<Vec<_>>(),
             &rows.iter().map(|r| r.transfer.credited).collect::<Vec<_>>(),
             &rows.iter().map(|r| r.transfer.listed).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.due.map(bigint)).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.finality).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.transfer.confirmed).collect::<Vec<_>>(),
-            &rows.iter().map(|r| r.removed).collect::<Vec<_>>(),
+            &rows.iter().map(|r| r.transfer.below_minimum).collect::<Vec<_>>(),
             &rows.iter().map(|r| r.transfer.label.chain.as_deref()).collect::<Vec<_>>(),
             &rows.iter().map(|r| r.transfer.label.token.as_deref()).collect::<Vec<_>>(),
             &rows.iter().map(|r| r.transfer.label.decimals.map(i16::from)).collect::<Vec<_>>(),
@@ -165,30 +161,148 @@ pub async fn save_transfers(db: &impl GenericClient, rows: &[TransferRow<'_>]) -
     Ok(())
 }
 
+/// The columns that [`read_transfer`] reads, of a row `t`.
+const COLUMNS: &str =
+    "t.chain_id, t.block_hash, t.transaction_hash, t.source, t.index, t.block_number, t.block_timestamp, t.transaction_index,
+    t.token_address, t.sender, t.amount::text, t.credited, t.listed, t.below_minimum,
+    t.credited AND coalesce((SELECT p.confirmed = p.credited FROM payment_parts p
+        WHERE p.chain_id = t.chain_id AND p.block_hash = t.block_hash AND p.payment_id = t.payment_id), false),
+    t.chain, t.token, t.decimals, t.payment_id";
+const ORDER: &str = "block_timestamp, chain_id, block_number, transaction_index, source, index";
+const REVERSE_ORDER: &str =
+    "block_timestamp DESC, chain_id DESC, block_number DESC, transaction_index DESC, source DESC, index DESC";
+/// Those that count, and those beside a payment. Each has its index, so that a flood of the one does not hide the other.
+const COUNTS: &str = "listed AND NOT below_minimum";
+
+/// The transfers of payments that a record or a reply shows, each with its payment's id, in the chain's order: the last hundred that
+/// count. `beside` adds the last hundred that do not.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid transfer.
+pub(super) async fn last_transfers(
+    db: &impl GenericClient,
+    payments: &[Uuid],
+    beside: bool,
+) -> Result<Vec<(Uuid, ReceivedTransfer)>, Failure> {
+    if payments.is_empty() {
+        return Ok(Vec::new());
+    }
+    let last = |condition: &str| {
+        format!(
+            "SELECT last.* FROM unnest($1::uuid[]) AS o (id) CROSS JOIN LATERAL (
+                 SELECT * FROM transfers WHERE payment_id = o.id AND {condition} AND NOT removed
+                 ORDER BY {REVERSE_ORDER} LIMIT {MAX_TRANSFERS_OF_BLOCK}) AS last"
+        )
+    };
+    let mut rows = last(COUNTS);
+    if beside {
+        rows = format!("{rows} UNION ALL {}", last(&format!("NOT ({COUNTS})")));
+    }
+    let sql = format!("SELECT {COLUMNS} FROM ({rows}) AS t ORDER BY {ORDER}");
+    let statement = db.prepare_cached(&sql).await?;
+    db.query(&statement, &[&payments]).await?.iter().map(|row| Ok((row.get(18), read_transfer(row)?))).collect()
+}
+
+/// [`last_transfers`] for a batch that removes blocks: the last hundred of each of those, and of all others. Whatever the batch
+/// removes, the last hundred of the rest are there.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid transfer.
+pub(super) async fn last_transfers_in(
+    db: &impl GenericClient,
+    payments: &[Uuid],
+    scope: &BatchScope<'_>,
+) -> Result<Vec<(Uuid, ReceivedTransfer)>, Failure> {
+    if scope.removed_blocks.is_empty() || payments.is_empty() {
+        return last_transfers(db, payments, false).await;
+    }
+    let sql = format!(
+        "SELECT {COLUMNS} FROM (
+             SELECT last.* FROM unnest($1::uuid[]) AS o (id) CROSS JOIN LATERAL (
+                 SELECT * FROM transfers WHERE payment_id = o.id AND {COUNTS} AND NOT removed
+                     AND NOT (chain_id = $2 AND block_hash = ANY($3))
+                 ORDER BY {REVERSE_ORDER} LIMIT {MAX_TRANSFERS_OF_BLOCK}) AS last
+             UNION ALL
+             SELECT last.* FROM (
+                 SELECT * FROM payment_parts WHERE chain_id = $2 AND block_hash = ANY($3) OFFSET 0) AS part CROSS JOIN LATERAL (
+                 SELECT * FROM transfers WHERE payment_id = part.payment_id AND {COUNTS} AND NOT removed
+                     AND block_timestamp = part.block_timestamp AND chain_id = part.chain_id AND block_number = part.block_number
+                     AND block_hash = part.block_hash
+                 ORDER BY {REVERSE_ORDER} LIMIT {MAX_TRANSFERS_OF_BLOCK}) AS last
+             WHERE part.payment_id = ANY($1)
+         ) AS t ORDER BY {ORDER}"
+    );
+    let statement = db.prepare_cached(&sql).await?;
+    let rows = db.query(&statement, &[&payments, &scope.chain, &scope.removed_blocks]).await?;
+    rows.iter().map(|row| Ok((row.get(18), read_transfer(row)?))).collect()
+}
+
+/// At most `limit` transfers of a payment, or of those that made no deposit at a static address, after a place, in the chain's
+/// order. Also those that count for nothing; none that a reorg removed.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid transfer.
+pub async fn list_transfers(
+    db: &impl GenericClient,
+    owner: TransferOwner,
+    after: Option<&TransferPlace>,
+    limit: i64,
+) -> Result<Vec<ReceivedTransfer>, Failure> {
+    let page = |condition: &str| {
+        format!(
+            "(SELECT * FROM transfers WHERE {condition} AND NOT removed
+                 AND (block_timestamp, chain_id, block_number, transaction_index, source, index) > ($2, $3, $4, $5, $6, $7)
+             ORDER BY {ORDER} LIMIT $8)"
+        )
+    };
+    let (id, rows) = match owner {
+        TransferOwner::Payment(id) => {
+            let both = [COUNTS.to_owned(), format!("NOT ({COUNTS})")];
+            (id, both.map(|which| page(&format!("payment_id = $1 AND {which}"))).join(" UNION ALL "))
+        }
+        TransferOwner::DepositAddress(id) => (id, page("deposit_address = $1 AND payment_id IS NULL")),
+    };
+    let sql = format!("SELECT {COLUMNS} FROM ({rows}) AS t ORDER BY {ORDER} LIMIT $8");
+    let statement = db.prepare_cached(&sql).await?;
+    let place = after.map_or((-1, -1, -1, -1, "", -1), |place| {
+        let TransferPlace { timestamp, chain, number, transaction_index, source, index } = *place;
+        (bigint(timestamp), bigint(chain.0), bigint(number), i64::from(transaction_index), source, i64::from(index))
+    });
+    let (timestamp, chain, number, transaction_index, source, index) = place;
+    let rows = db.query(&statement, &[&id, &timestamp, &chain, &number, &transaction_index, &source, &index, &limit]).await?;
+    rows.iter().map(read_transfer).collect()
+}
+
+fn read_hash(field: &'static str, bytes: &[u8]) -> Result<B256, Failure> {
+    topics::hash(field, bytes).map_err(Failure::halt)
+}
+
+/// The id in a row's first five columns.
+fn read_id(row: &Row) -> Result<TransferId, Failure> {
+    Ok(TransferId {
+        chain: ChainId(unsigned(row.get(0))),
+        block: read_hash("block_hash", row.get(1))?,
+        transaction: read_hash("transaction_hash", row.get(2))?,
+        source: row.get::<_, &str>(3).parse::<Source>().map_err(|e| Failure::Halt(anyhow::anyhow!("transfers.source: {e}")))?,
+        index: u32::try_from(row.get::<_, i64>(4)).unwrap_or_default(),
+    })
+}
+
 fn read_transfer(row: &Row) -> Result<ReceivedTransfer, Failure> {
-    let hash = |field, bytes: &[u8]| -> Result<B256, Failure> { topics::hash(field, bytes).map_err(Failure::halt) };
     let token: Option<Address> =
-        row.get::<_, Option<&[u8]>>(9).map(|a| topics::address("token_address", a)).transpose().map_err(Failure::halt)?;
-    let block = hash("block_hash", row.get(2))?;
+        row.get::<_, Option<&[u8]>>(8).map(|a| topics::address("token_address", a)).transpose().map_err(Failure::halt)?;
+    let id = read_id(row)?;
     Ok(ReceivedTransfer {
-        id: TransferId {
-            chain: ChainId(unsigned(row.get(1))),
-            block,
-            transaction: hash("transaction_hash", row.get(3))?,
-            source: row
-                .get::<_, &str>(4)
-                .parse::<Source>()
-                .map_err(|e| Failure::Halt(anyhow::anyhow!("transfers.source: {e}")))?,
-            index: u32::try_from(row.get::<_, i64>(5)).unwrap_or_default(),
-        },
-        block: BlockRef { number: unsigned(row.get(6)), hash: block },
-        timestamp: unsigned(row.get(7)),
-        transaction_index: u32::try_from(row.get::<_, i64>(8)).unwrap_or_default(),
+        id,
+        block: BlockRef { number: unsigned(row.get(5)), hash: id.block },
+        timestamp: unsigned(row.get(6)),
+        transaction_index: u32::try_from(row.get::<_, i64>(7)).unwrap_or_default(),
         token,
-        from: topics::address("sender", row.get(10)).map_err(Failure::halt)?,
-        amount: read_amount(row, 11)?,
-        credited: row.get(12),
-        listed: row.get(13),
+        from: topics::address("sender", row.get(9)).map_err(Failure::halt)?,
+        amount: read_amount(row, 10)?,
+        credited: row.get(11),
+        listed: row.get(12),
+        below_minimum: row.get(13),
         confirmed: row.get(14),
         label: TransferLabel {
             chain: row.get(15),

@@ -85,6 +85,16 @@ pub fn asset(fields: &mut Fields<'_>, chain: Option<&Chain>) -> Option<Asset> {
     }
 }
 
+/// Refuses an amount that no transfer of it would pay.
+pub fn payable(fields: &mut Fields<'_>, chain: &Chain, asset: &Asset, amount: Amount) {
+    let least = chain.min_transfer_of(asset.token.as_ref().map(|token| token.address));
+    if amount < least {
+        let name = asset.token.as_ref().map_or("the coin", |token| token.symbol.as_str());
+        let message = format!("expected at least {least}: less of {name} does not count on chain {}, got {amount}", chain.name);
+        fields.refuse("amount", message);
+    }
+}
+
 /// A whole number within bounds.
 pub fn bounded(fields: &mut Fields<'_>, name: &str, bounds: RangeInclusive<u64>) -> Option<u64> {
     let number = fields.number(name)?;

@@ -99,6 +99,9 @@ impl Order {
         let underpaid = fields::tolerance(&mut fields, "underpaid_tolerance");
         let overpaid = fields::tolerance(&mut fields, "overpaid_tolerance");
         let accept_late = fields.flag("accept_late");
+        if let (Some(amount), Some(chain), Some(asset)) = (amount, chain, &asset) {
+            fields::payable(&mut fields, chain, asset, amount);
+        }
         let finished = fields.finish(known);
         let (Some(amount), Some(chain), Some(asset)) = (amount, chain, asset) else {
             return Err(finished.err().unwrap_or_else(Problem::internal));

@@ -41,6 +41,23 @@ fn a_wrong_amount_names_its_field() {
 }
 
 #[test]
+fn an_amount_that_no_transfer_of_it_would_pay_is_refused_with_the_least() {
+    let mut catalog = catalog();
+    catalog.0[0].min_transfer = Amount::from(7);
+    catalog.0[0].tokens[0].min_transfer = Amount::from(5);
+    let read = |body: &str| Order::read(body.as_bytes(), &catalog, DefaultTerms::default());
+    for (least, token) in [(7, "null"), (5, r#""USDX""#)] {
+        let order = |amount: u64| format!(r#"{{"chain":"anvil","token":{token},"amount":{amount}}}"#);
+        assert!(read(&order(least)).is_ok());
+        let problem = serde_json::to_value(read(&order(least - 1)).unwrap_err()).unwrap();
+        assert_eq!(problem["errors"][0]["field"], "amount");
+        let message = problem["errors"][0]["message"].as_str().unwrap();
+        assert!(message.contains(&format!("at least {least}")), "{message}");
+    }
+    assert!(read(r#"{"chain":"base","amount":1}"#).is_ok());
+}
+
+#[test]
 fn a_chain_is_named_by_name_or_id_and_both_must_agree() {
     let order = read(r#"{"amount":1,"chain":"anvil","chain_id":31337}"#).unwrap();
     assert_eq!((order.chain, order.policy, order.expires_in), (ChainId(31337), Policy::Confirmations(3), 3600));

@@ -12,7 +12,7 @@ mod webhooks;
 
 pub use addresses::{CreateAddress, ListAddresses, ListDeposits};
 pub use catalog::ListTokens;
-pub use payments::{CreatePayment, CreatePayments, ListEvents, ListPayments};
+pub use payments::{CreatePayment, CreatePayments, ListEvents, ListPayments, ListTransfers};
 pub use texts::{
     Address, Amount, DeliveryState, EventId, Exception, Finality, Hash, PaymentId, Source, Status, Time, TokenId, WebhookId,
 };

@@ -51,6 +51,19 @@ pub struct ListEvents {
     cursor: Option<String>,
 }
 
+/// The query of a list of transfers.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "`routes::transfers` reads the parameters one by one")]
+pub struct ListTransfers {
+    /// The page's size; 50 if left out.
+    #[param(minimum = 1, maximum = 200)]
+    limit: Option<u64>,
+    /// The `next_cursor` of the previous page.
+    #[param(pattern = "^03[0-9a-fA-F]{56}0[0-2][0-9a-fA-F]{8}$")]
+    cursor: Option<String>,
+}
+
 /// The body of a create request. `null` is the same as leaving a field out.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "`create::order` reads the body field by field")]

@@ -1,7 +1,7 @@
 //! An event of a payment as JSON, in the list and in the stream.
 
 use crate::openapi::schemas;
-use crate::routes::transfer_reply::{EventTransferReply, decimal, non_empty};
+use crate::routes::transfer_reply::{EventTransferReply, SummaryReply, decimal, non_empty};
 use base::timestamp::rfc3339;
 use runtime::Failure;
 use serde::Serialize;
@@ -38,7 +38,7 @@ pub struct EventReply {
     amount_received: String,
 }
 
-/// Why it happened: a request, a block, or a transfer in a block.
+/// Why it happened: a request, a block, or transfers in a block.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = EventCause)]
 struct Cause {
@@ -51,6 +51,9 @@ struct Cause {
     block: Option<BlockReply>,
     #[schema(required = true)]
     transfer: Option<EventTransferReply>,
+    /// In place of `transfer` where many of one block are told as one.
+    #[schema(required = true)]
+    summary: Option<SummaryReply>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
@@ -77,20 +80,21 @@ impl EventReply {
     /// # Errors
     /// When the record holds a value of the wrong length.
     pub fn new(event: PaymentEvent, api_key: Option<String>) -> Result<Self, Failure> {
-        let kind = match (&event.block, &event.transfer) {
-            (_, Some(_)) => CauseKind::Transfer,
-            (Some(_), None) => CauseKind::Block,
-            (None, None) => CauseKind::Request,
+        let kind = match (&event.block, &event.transfer, &event.summary) {
+            (_, Some(_), _) | (_, _, Some(_)) => CauseKind::Transfer,
+            (Some(_), None, None) => CauseKind::Block,
+            (None, None, None) => CauseKind::Request,
         };
         let block = event.block.map(BlockReply::new).transpose()?;
         let transfer = event.transfer.map(EventTransferReply::new).transpose()?;
+        let summary = event.summary.map(SummaryReply::new).transpose()?;
         Ok(Self {
             id: event.id,
             r#type: event.r#type,
             sequence: event.sequence,
             payment_id: event.payment_id,
             occurred_at: rfc3339(event.occurred_at),
-            cause: Cause { kind, api_key, block, transfer },
+            cause: Cause { kind, api_key, block, transfer, summary },
             status: event.status,
             exception: non_empty(event.exception),
             amount: decimal(&event.amount)?,

@@ -147,6 +147,17 @@ impl Drop for Process {
     }
 }
 
+/// Memory of a process now (`VmRSS`) or at its peak (`VmHWM`), in MB of 10^6 bytes.
+///
+/// # Errors
+/// When there is no such process.
+pub fn memory_mb(process: u32, which: &str) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let value = status.lines().find_map(|line| line.strip_prefix(which)?.strip_prefix(':')).context("no such memory")?;
+    let kib: f64 = value.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib * 1024.0 / 1e6)
+}
+
 /// Finds a program of the workspace that was built beside the running test, demo or bench, whatever `CARGO_TARGET_DIR` is.
 ///
 /// # Errors

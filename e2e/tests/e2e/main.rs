@@ -16,6 +16,7 @@ mod concurrency;
 mod conservation;
 mod crash;
 mod deliveries;
+mod dust;
 mod examples;
 mod gateway;
 mod groups;

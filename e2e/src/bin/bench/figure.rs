@@ -1,6 +1,6 @@
 //! Figures, and what several benches measure alike.
 
-use anyhow::{Context as _, Result};
+pub use e2e::memory_mb;
 use serde::Serialize;
 
 /// One line of the table.
@@ -22,14 +22,6 @@ impl Figure {
 /// Ratios need more decimals than rates.
 pub fn written(value: f64) -> String {
     if value.abs() < 10.0 { format!("{value:.2}") } else { format!("{value:.1}") }
-}
-
-/// Memory of a process now (`VmRSS`) or at its peak (`VmHWM`), in MB of 10^6 bytes.
-pub fn memory_mb(process: u32, which: &str) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let value = status.lines().find_map(|line| line.strip_prefix(which)?.strip_prefix(':')).context("no such memory")?;
-    let kib: f64 = value.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib * 1024.0 / 1e6)
 }
 
 /// The value below which a `share` of the samples lies.

@@ -1,12 +1,13 @@
 //! `make bench`: the figures of the README, measured in one run on one machine, on the real parts.
 //!
 //! Prints a table and writes `target/bench/results.json`. `bench detector`, `bench api`, `bench latency`,
-//! `bench ingest`, `bench confirmer` and `bench webhooks` run alone.
+//! `bench ingest`, `bench confirmer`, `bench dust` and `bench webhooks` run alone.
 
 mod api;
 mod chainserver;
 mod confirmer;
 mod detector;
+mod dust;
 mod figure;
 mod ingest;
 mod latency;
@@ -33,6 +34,7 @@ async fn run() -> Result<()> {
             figures.extend(ingest::run().await?);
             figures.extend(detector::run().await?);
             figures.extend(confirmer::run().await?);
+            figures.extend(dust::run().await?);
             figures.extend(webhooks::run().await?);
             figures
         }
@@ -41,12 +43,13 @@ async fn run() -> Result<()> {
         ["latency"] => latency::run().await?,
         ["ingest"] => ingest::run().await?,
         ["confirmer"] => confirmer::run().await?,
+        ["dust"] => dust::run().await?,
         ["webhooks"] => webhooks::run().await?,
         // Ingest's bench starts this program again, as the node.
         ["serve", blocks] => return chainserver::serve(blocks.parse().context("a number of blocks")?).await,
         // The detector's bench starts this program again, pinned to a core.
         ["consume", how, total] => return detector::consume(how, total.parse().context("a number of logs")?).await,
-        other => bail!("expected all, detector, api, latency, ingest, confirmer or webhooks, got {other:?}"),
+        other => bail!("expected all, detector, api, latency, ingest, confirmer, dust or webhooks, got {other:?}"),
     };
     let folder = e2e::root().join("target/bench");
     std::fs::create_dir_all(&folder)?;

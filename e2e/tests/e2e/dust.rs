@@ -1,0 +1,278 @@
+//! Dust: what anyone sends, however much of it, costs its payment and nobody else.
+
+use crate::books::{Books, CHAINS, X, chains, failed, payments, static_addresses};
+use anyhow::{Context as _, Result, ensure};
+use e2e::{Flood, Stack};
+use payments::{DepositAddress, Payment, Status, Total, events, store};
+use std::time::Duration;
+use topics::{Address, Amount, B256, BlockRef, Kind, Matches, PaymentId, Source, Transfer, TransferId, U256};
+use uuid::Uuid;
+
+const FILE: &str = r#"
+- name: one
+  chain_id: 1
+  rpc_url: http://127.0.0.1:1
+  confirmations: 1
+  tokens: [{ symbol: X, address: "0x7777777777777777777777777777777777777777", decimals: 6 }]
+- name: two
+  chain_id: 2
+  rpc_url: http://127.0.0.1:1
+"#;
+
+/// The whole size is `make bench BENCH=dust`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_takes_little_memory_and_holds_nobody_up() -> Result<()> {
+    let flood = Flood { blocks: 2, transfers: 10_000, block_time: Duration::from_secs(1) };
+    let wet = flood.run().await?;
+    ensure!(wet.peak_memory_mb < 300.0, "{wet:?}");
+    // One for the first block of dust, which leaves it short, one for the second.
+    ensure!(wet.events == 2, "{wet:?}");
+    // The other merchant waits two blocks for its confirmation, with dust or without.
+    ensure!(wet.confirmed_after < 2 * 2 * flood.block_time, "{wet:?}");
+    Ok(())
+}
+
+fn block(number: u64, kind: Kind, transfers: Vec<Transfer>) -> Matches {
+    let hash = |number: u64| B256::left_padding_from(&number.to_be_bytes());
+    let with_block = |transfer: Transfer| Transfer { id: TransferId { block: hash(number), ..transfer.id }, ..transfer };
+    Matches {
+        chain: CHAINS[0],
+        sequence: if kind == Kind::Replayed { 0 } else { number },
+        kind,
+        block: BlockRef { number, hash: hash(number) },
+        parent: hash(number - 1),
+        timestamp: 1_000,
+        safe: None,
+        finalized: None,
+        witnessed: Some(number),
+        transfers: transfers.into_iter().map(with_block).collect(),
+    }
+}
+
+/// Transfers of these amounts of X from one sender.
+fn transfers(to: Address, sender: u8, amounts: &[Amount]) -> Vec<Transfer> {
+    let transfer = |(amount, index): (&Amount, u32)| Transfer {
+        id: TransferId {
+            chain: CHAINS[0],
+            block: B256::ZERO,
+            transaction: B256::repeat_byte(sender),
+            source: Source::Log,
+            index,
+        },
+        token: Some(X),
+        from: Address::repeat_byte(sender),
+        to,
+        amount: *amount,
+        transaction_index: u32::from(sender),
+    };
+    amounts.iter().zip(0..).map(transfer).collect()
+}
+
+/// Kinds and sums of the events told since the payments were created.
+async fn told(books: &Books) -> Result<Vec<(String, Option<u64>)>> {
+    let told = books.events().await?.into_iter().filter(|event| event.r#type != "payment.created");
+    Ok(told.map(|event| (event.r#type, event.summary.map(|summary| summary.count))).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_one_sender_the_transfers_beyond_the_hundredth_are_one_deposit() -> Result<()> {
+    let chains = chains(FILE).await?;
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let to = static_addresses().remove(0).address;
+    let mut paid = transfers(to, 1, &[Amount::from(1); 250]);
+    paid.extend(transfers(to, 2, &[Amount::from(5); 3]));
+    let added = |sequence| Matches { sequence, ..block(1, Kind::Added, paid.clone()) };
+    let removed = Matches { sequence: 2, kind: Kind::Removed, transfers: Vec::new(), ..added(2) };
+    books.apply(&chains, &[added(1)]).await.map_err(failed)?;
+    let deposits = |known: &std::collections::BTreeMap<_, payments::Payment>| {
+        let mut sums: Vec<u64> = known
+            .values()
+            .filter(|payment| payment.deposit_address.is_some() && payment.status() == Status::Confirmed)
+            .map(|payment| payment.received().to_string().parse().unwrap_or_default())
+            .collect();
+        sums.sort_unstable();
+        sums
+    };
+    let expected = [vec![1; 100], vec![5; 3], vec![150]].concat();
+    let known = books.all().await?;
+    ensure!(deposits(&known) == expected, "{:?}", deposits(&known));
+    ensure!(told(&books).await?.len() == 2 * expected.len());
+    // Replayed, removed and brought again, it is the same deposits.
+    books.apply(&chains, &[block(1, Kind::Replayed, paid.clone())]).await.map_err(failed)?;
+    ensure!(told(&books).await?.len() == 2 * expected.len(), "a replay told something");
+    books.apply(&chains, &[removed]).await.map_err(failed)?;
+    ensure!(deposits(&books.all().await?).is_empty());
+    books.apply(&chains, &[added(3)]).await.map_err(failed)?;
+    let again = books.all().await?;
+    ensure!(deposits(&again) == expected && again.keys().eq(known.keys()), "other deposits than before");
+    let rest = told(&books).await?.into_iter().filter(|(_, count)| *count == Some(150)).map(|(kind, _)| kind);
+    ensure!(rest.eq(["deposit.detected", "deposit.reverted", "deposit.detected"]), "{:?}", told(&books).await?);
+    Ok(())
+}
+
+/// Whatever the minimum is when its block is replayed, what was decided about a transfer stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_below_the_minimum_is_kept_and_does_nothing() -> Result<()> {
+    let raised = chains(&FILE.replace("decimals: 6", "decimals: 6, min_transfer: 0.00005")).await?;
+    let lowered = chains(FILE).await?;
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let payment =
+        payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
+    let unexpected = payments().into_iter().find(|p| p.asset.token.is_none()).context("a payment in the coin")?;
+    let customer = static_addresses().remove(0);
+    let amounts = [49, 50].map(Amount::from);
+    let of = |sender, to| transfers(to, sender, &amounts);
+    let paid = [of(1, payment.address), of(2, unexpected.address), of(3, customer.address)].concat();
+    for chains in [&raised, &lowered] {
+        books.apply(chains, &[block(1, Kind::Replayed, paid.clone())]).await.map_err(failed)?;
+    }
+    books.apply(&lowered, &[block(1, Kind::Added, paid.clone())]).await.map_err(failed)?;
+    let known = books.all().await?;
+    ensure!(known[&payment.id].received() == amounts[1], "{:?}", known[&payment.id]);
+    let deposits: Vec<_> = known.values().filter(|payment| payment.deposit_address.is_some()).collect();
+    ensure!(deposits.len() == 1 && deposits[0].amount == amounts[1], "{deposits:?}");
+    for id in [payment.id, unexpected.id] {
+        let shown: Vec<(Amount, bool)> = known[&id].transfers.iter().map(|t| (t.amount, t.below_minimum)).collect();
+        ensure!(shown == [(amounts[0], true), (amounts[1], false)], "{shown:?}");
+    }
+    let told: Vec<String> = told(&books).await?.into_iter().map(|(kind, _)| kind).collect();
+    let expected = ["payment.underpaid", "payment.unexpected_transfer", "deposit.detected", "deposit.confirmed"];
+    ensure!(told == expected, "{told:?}");
+    Ok(())
+}
+
+/// A payment that was created before the minimum was raised asks for less.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_pays_a_payment_alone_counts_below_the_minimum() -> Result<()> {
+    let raised = chains(&FILE.replace("decimals: 6", "decimals: 6, min_transfer: 1")).await?;
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let payment =
+        payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
+    books.apply(&raised, &[block(1, Kind::Added, transfers(payment.address, 1, &[payment.amount]))]).await.map_err(failed)?;
+    let paid = books.all().await?.remove(&payment.id).context("the payment")?;
+    ensure!(paid.received() == payment.amount && paid.transfers.iter().all(|t| !t.below_minimum), "{paid:?}");
+    Ok(())
+}
+
+/// A listed token's contract may claim any amounts. The payment stops at the largest, and the chain goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sum_beyond_256_bits_stops_nobody() -> Result<()> {
+    let chains = chains(FILE).await?;
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let payment =
+        payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
+    let most = Amount::new(U256::MAX);
+    let huge = block(2, Kind::Added, transfers(payment.address, 1, &[most; 12]));
+    let removed = Matches { sequence: 3, kind: Kind::Removed, transfers: Vec::new(), ..huge.clone() };
+    books
+        .apply(&chains, &[block(1, Kind::Added, transfers(payment.address, 2, &[Amount::from(40)])), huge])
+        .await
+        .map_err(failed)?;
+    let paid = books.all().await?.remove(&payment.id).context("the payment")?;
+    let sum = (0..12).fold(Total::from(Amount::from(40)), |sum, _| sum.plus(most));
+    ensure!(paid.received() == most && paid.sums.received == sum && paid.status() == Status::Confirmed, "{paid:?}");
+    let last = books.events().await?.pop().context("an event")?;
+    ensure!(last.amount_received_saturated && Amount::from_wire(&last.amount_received)? == most, "{last:?}");
+    books.apply(&chains, &[removed]).await.map_err(failed)?;
+    let paid = books.all().await?.remove(&payment.id).context("the payment")?;
+    ensure!(paid.received() == Amount::from(40), "a reorg takes it back: {paid:?}");
+    Ok(())
+}
+
+/// A payment and a static address that are restored only after a flood has reached them.
+#[tokio::test(flavor = "multi_thread")]
+async fn orphans_are_decided_about_and_summed_up_as_if_their_payment_had_been_there() -> Result<()> {
+    let chains = chains(&FILE.replace("decimals: 6", "decimals: 6, min_transfer: 0.000002")).await?;
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let payment =
+        payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
+    let payment =
+        Payment { id: PaymentId(Uuid::from_u128(5_000)), address: Address::with_last_byte(210), address_index: 210, ..payment };
+    let customer = DepositAddress {
+        id: Uuid::from_u128(5_001),
+        external_id: None,
+        address: Address::with_last_byte(211),
+        address_index: 211,
+        ..static_addresses().remove(0)
+    };
+    let least = Amount::from(2);
+    let [dust, flood, many, few] = [vec![Amount::from(1); 20], vec![least; 130], vec![least; 45], vec![least; 2]];
+    let to_customer = [transfers(customer.address, 1, &flood), transfers(customer.address, 2, &dust)].concat();
+    let to_payment = [transfers(payment.address, 3, &many), transfers(payment.address, 4, &dust)].concat();
+    let paid = [to_customer, to_payment].concat();
+    books.apply(&chains, &[block(1, Kind::Added, paid.clone())]).await.map_err(failed)?;
+    books.apply(&chains, &[block(2, Kind::Added, transfers(payment.address, 5, &few))]).await.map_err(failed)?;
+    ensure!(told(&books).await?.is_empty(), "nobody can be told yet");
+
+    let mut client = books.pool.get().await?;
+    let transaction = client.transaction().await?;
+    store::insert_payments(&transaction, &[(payment.clone(), events::created_event(&payment))]).await.map_err(failed)?;
+    store::insert_addresses(&transaction, &[customer], Uuid::nil()).await.map_err(failed)?;
+    transaction.commit().await?;
+    // The block of the orphans is replayed in the batch that credits them.
+    let batch = [block(1, Kind::Replayed, paid.clone()), block(3, Kind::Added, Vec::new())];
+    books.apply(&chains, &batch).await.map_err(failed)?;
+    let deposits = |known: &std::collections::BTreeMap<_, Payment>| {
+        let mut sums: Vec<(Amount, Status)> = known
+            .values()
+            .filter(|payment| payment.deposit_address.is_some())
+            .map(|payment| (payment.received(), payment.status()))
+            .collect();
+        sums.sort_unstable_by_key(|(sum, _)| *sum);
+        sums
+    };
+    let known = books.all().await?;
+    let expected = [vec![(least, Status::Confirmed); 100], vec![(Amount::from(60), Status::Confirmed)]].concat();
+    ensure!(deposits(&known) == expected, "{:?}", deposits(&known));
+    let now = &known[&payment.id];
+    ensure!((now.received(), now.status()) == (Amount::from(94), Status::Pending), "{now:?}");
+    let count = async |condition: &str| -> Result<i64> {
+        let sql = format!("SELECT count(*) FROM {condition}");
+        Ok(client.query_one(&sql, &[]).await?.get(0))
+    };
+    ensure!(count("transfers WHERE below_minimum AND NOT credited").await? == 40, "what is below the minimum is kept");
+    ensure!(count("transfers WHERE deposit_address IS NOT NULL AND payment_id IS NULL").await? == 20);
+    ensure!(count("orphan_transfers").await? == 0);
+    ensure!(count("payment_parts p JOIN payments o ON o.id = p.payment_id WHERE o.deposit_address IS NULL").await? == 2);
+    let mut events = told(&books).await?;
+    events.retain(|(kind, _)| kind.starts_with("payment."));
+    let [one, two] = [Some(45), None].map(|count| ("payment.underpaid".to_owned(), count));
+    ensure!(events == [one, two.clone(), two], "{events:?}");
+    let all = told(&books).await?.len();
+    books.apply(&chains, &[block(1, Kind::Replayed, paid)]).await.map_err(failed)?;
+    ensure!(told(&books).await?.len() == all, "a replay told something");
+
+    // What a reorg removes is taken back, each part of it.
+    let removed = |sequence, number| Matches { sequence, ..block(number, Kind::Removed, Vec::new()) };
+    books.apply(&chains, &[removed(4, 3), removed(5, 2), removed(6, 1)]).await.map_err(failed)?;
+    let known = books.all().await?;
+    ensure!(known[&payment.id].received() == Amount::ZERO, "{:?}", known[&payment.id]);
+    ensure!(deposits(&known).iter().all(|deposit| *deposit == (Amount::ZERO, Status::Pending)), "{:?}", deposits(&known));
+    Ok(())
+}
+
+/// A chain begins anew, and a replay finds more in a block that is confirmed, before there is a head to confirm it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_confirmed_of_a_part_is_confirmed_once() -> Result<()> {
+    let chains = chains(FILE).await?;
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let payment =
+        payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
+    let some = |amounts: &[u64]| transfers(payment.address, 1, &amounts.iter().map(|n| Amount::from(*n)).collect::<Vec<_>>());
+    let anew = Matches { sequence: 2, ..block(1, Kind::Replayed, Vec::new()) };
+    let next = Matches { sequence: 3, ..block(2, Kind::Added, Vec::new()) };
+    let steps = [
+        (block(1, Kind::Added, some(&[40])), 40, 40),
+        (anew, 40, 40),
+        (block(1, Kind::Replayed, some(&[40, 30])), 70, 40),
+        (next, 70, 70),
+    ];
+    for (record, received, confirmed) in steps {
+        books.apply(&chains, std::slice::from_ref(&record)).await.map_err(failed)?;
+        let now = books.all().await?.remove(&payment.id).context("the payment")?;
+        let sums = [now.sums.received, now.sums.confirmed, now.sums.confirmed_in_time];
+        let expected = [received, confirmed, confirmed].map(|sum| Total::from(Amount::from(sum)));
+        ensure!(sums == expected && now.status() == Status::Pending, "{sums:?} after {record:?}");
+    }
+    Ok(())
+}

@@ -5,8 +5,8 @@ SHELL := /bin/bash
 BENCH ?= all
 # Which end-to-end tests `make test` runs: part of a name, such as payments::a_part; all tests if empty.
 T ?=
-# An end-to-end test waits most of its time, for blocks, polls and processes, so one more runs than there are cores.
-THREADS ?= $(shell expr 1 + $$(nproc))
+# An end-to-end test waits most of its time, for blocks, polls and processes, so twice as many run as there are cores.
+THREADS ?= $(shell expr 2 \* $$(nproc))
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Prints the duration of each test.

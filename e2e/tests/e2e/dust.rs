@@ -19,7 +19,8 @@ const FILE: &str = r#"
   rpc_url: http://127.0.0.1:1
 "#;
 
-/// The whole size is `make bench BENCH=dust`.
+/// That the other merchant's payments are confirmed is part of the run. How soon is for `make bench BENCH=dust`, which has the whole
+/// size too, and measures the same without dust.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_takes_little_memory_and_holds_nobody_up() -> Result<()> {
     let flood = Flood { blocks: 2, transfers: 10_000, block_time: Duration::from_secs(1) };
@@ -27,8 +28,6 @@ async fn a_flood_takes_little_memory_and_holds_nobody_up() -> Result<()> {
     ensure!(wet.peak_memory_mb < 300.0, "{wet:?}");
     // One for the first block of dust, which leaves it short, one for the second.
     ensure!(wet.events == 2, "{wet:?}");
-    // The other merchant waits two blocks for its confirmation, with dust or without.
-    ensure!(wet.confirmed_after < 2 * 2 * flood.block_time, "{wet:?}");
     Ok(())
 }
 

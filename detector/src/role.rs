@@ -133,6 +133,10 @@ fn take<'c>(
     let (mut pairs, mut passed) = (Vec::new(), false);
     for join in joins.values_mut() {
         while let Some(front) = join.front() {
+            // The partition is read again first: what was matched beyond would end past the block that closes the gap.
+            if chains.rewind.is_some() {
+                break;
+            }
             match chains.action(front)? {
                 Action::Wait => break,
                 Action::Pass => {

@@ -15,7 +15,7 @@ use crate::witnesses::Witnesses;
 use base::{backoff, error_chain, metrics};
 use chain::{
     BlockId, Chain, Endpoint, FetchError, FetchOptions, FetchedBlock, Head, Heads, Rpc, RpcError, Tags, fetch_head,
-    fetch_newest, fetch_standings, fetch_tags, find_witnesses,
+    fetch_head_from, fetch_newest, fetch_standings, fetch_tags, find_witnesses,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -366,8 +366,9 @@ impl Follower {
                 Step::Known => return Ok(()),
                 Step::TooDeep(error) => return Err(error.into()),
                 Step::FetchParent(hash) => {
-                    // The branch is gone already; the next poll shows another.
-                    let Some(parent) = fetch_head(&self.rpc, Some(BlockId::Hash(hash))).await? else { return Ok(()) };
+                    // The branch is gone already; the next poll shows another. Nobody else is asked: what comes of it is a vote of
+                    // this endpoint.
+                    let Some(parent) = fetch_head_from(endpoint, BlockId::Hash(hash)).await? else { return Ok(()) };
                     if parent.hash != hash || parent.number.checked_add(1) != Some(newest.number) {
                         return Err(StepError::NoParent { child: newest.number, got: parent.number });
                     }

@@ -90,7 +90,8 @@ impl ToldEvents {
                 self.contradicted = true;
                 self.left.remove(&sequence);
                 self.made.push(sequence);
-                payment
+                // Its number stays used: the event was told.
+                Payment { sequence: payment.sequence.max(sequence), ..payment }
             }
         }
     }

@@ -60,7 +60,8 @@ pub(super) async fn confirm_elsewhere(
     let Proof { header, transactions, receipts, withdrawals: _ } = &fetched.proof;
     let unproven = [header, transactions, receipts].into_iter().any(|part| *part != PartProof::Root);
     let traces = traces.filter(|traces| !fetched.block.transactions.is_empty() && !traces.are_none());
-    let others = rpc.others(asked);
+    // An endpoint of the same provider says what that provider says.
+    let others: Vec<_> = rpc.others(asked).into_iter().filter(|other| other.provider() != asked.provider()).collect();
     if unproven {
         fetched.on_one_word = !is_confirmed(&others, asked, fetched, Part::Content, traces).await?;
     }

@@ -21,6 +21,15 @@ pub async fn fetch_head(rpc: &Rpc, id: Option<BlockId>) -> Result<Option<Head>, 
     .await
 }
 
+/// Fetches the header of a block from this endpoint, and asks no other: another one's answer would be taken for its word.
+///
+/// # Errors
+/// If it does not answer.
+pub async fn fetch_head_from(endpoint: &Arc<Endpoint>, id: BlockId) -> Result<Option<Head>, RpcError> {
+    let (method, params) = block_call(id, false);
+    endpoint.request(method, params).await
+}
+
 /// Fetches the newest head, with the endpoint that answered it.
 ///
 /// # Errors

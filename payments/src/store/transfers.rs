@@ -130,7 +130,8 @@ async fn save_rows(db: &impl GenericClient, rows: &[TransferRow]) -> Result<(), 
              ON CONFLICT (chain_id, block_hash, transaction_hash, source, index)
                DO UPDATE SET removed = false, payment_id = coalesce(EXCLUDED.payment_id, transfers.payment_id),
                  credited = EXCLUDED.credited, listed = EXCLUDED.listed, below_minimum = EXCLUDED.below_minimum,
-                 token = EXCLUDED.token, decimals = EXCLUDED.decimals",
+                 token = coalesce(EXCLUDED.token, transfers.token),
+                 decimals = coalesce(EXCLUDED.decimals, transfers.decimals)",
         )
         .await?;
     db.execute(

@@ -17,7 +17,6 @@ use crate::rpc::{Endpoint, Rpc};
 use alloy::primitives::{Address, B256, U256};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How often an endpoint is asked for a block that it does not have yet, and the pause in between.
@@ -27,11 +26,11 @@ const ABSENT_PAUSE: Duration = Duration::from_millis(200);
 const SHORT_WAIT: Duration = Duration::from_secs(2);
 
 /// A part that no root proves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+#[derive(Clone, Copy, Debug)]
+enum Part<'a> {
     /// Header, transactions, statuses, logs.
     Content,
-    Traces,
+    Traces(&'a Traces),
 }
 
 /// What another endpoint says about a part.
@@ -46,26 +45,32 @@ enum Verdict {
     Silent(String),
 }
 
-/// Compares what is not proven with other endpoints' answers. `traces` are those that `asked` gave. Where no endpoint agrees and
-/// none is waited for, content is marked as resting on one word, and traces are taken out again.
+/// Compares content that no root proves with other endpoints' answers; `giver` gave it. Where no endpoint agrees and none is waited
+/// for, it is marked as resting on one word.
 ///
 /// # Errors
 /// If another endpoint contradicts: then neither is trusted. If none has agreed yet that is waited for.
-pub(super) async fn confirm_elsewhere(
-    rpc: &Rpc,
-    asked: &Arc<Endpoint>,
-    fetched: &mut FetchedBlock,
-    traces: Option<&Traces>,
-) -> Result<(), FetchError> {
+pub(super) async fn confirm_content(rpc: &Rpc, giver: &Endpoint, fetched: &mut FetchedBlock) -> Result<(), FetchError> {
     let Proof { header, transactions, receipts, withdrawals: _ } = &fetched.proof;
-    let unproven = [header, transactions, receipts].into_iter().any(|part| *part != PartProof::Root);
-    let traces = traces.filter(|traces| !fetched.block.transactions.is_empty() && !traces.are_none());
-    // An endpoint of the same provider says what that provider says.
-    let others: Vec<_> = rpc.others(asked).into_iter().filter(|other| other.provider() != asked.provider()).collect();
-    if unproven {
-        fetched.on_one_word = !is_confirmed(&others, asked, fetched, Part::Content, traces).await?;
+    if [header, transactions, receipts].into_iter().any(|part| *part != PartProof::Root) {
+        fetched.on_one_word = !is_confirmed(rpc, giver, fetched, Part::Content).await?;
     }
-    if traces.is_some() && !is_confirmed(&others, asked, fetched, Part::Traces, traces).await? {
+    Ok(())
+}
+
+/// Compares traces with those of other endpoints; `tracer` gave them. Where no endpoint agrees and none is waited for, they are
+/// taken out again.
+///
+/// # Errors
+/// As for [`confirm_content`].
+pub(super) async fn confirm_traces(
+    rpc: &Rpc,
+    tracer: &Endpoint,
+    fetched: &mut FetchedBlock,
+    traces: &Traces,
+) -> Result<(), FetchError> {
+    let nothing = fetched.block.transactions.is_empty() || traces.are_none();
+    if !nothing && !is_confirmed(rpc, tracer, fetched, Part::Traces(traces)).await? {
         fetched.internal = Some(Vec::new());
         fetched.untraced = Some("no second endpoint has confirmed the traces".to_owned());
     }
@@ -73,15 +78,11 @@ pub(super) async fn confirm_elsewhere(
 }
 
 /// Whether the part may be published as it is: an endpoint agrees, or, for traces, no other one has a tracer.
-async fn is_confirmed(
-    others: &[Arc<Endpoint>],
-    asked: &Endpoint,
-    fetched: &FetchedBlock,
-    part: Part,
-    traces: Option<&Traces>,
-) -> Result<bool, FetchError> {
-    let questions = others.iter().cloned().map(|other| async move {
-        let verdict = ask(&other, fetched, part, traces).await;
+async fn is_confirmed(rpc: &Rpc, asked: &Endpoint, fetched: &FetchedBlock, part: Part<'_>) -> Result<bool, FetchError> {
+    // An endpoint of the same provider says what that provider says.
+    let others = rpc.others(asked).into_iter().filter(|other| other.provider() != asked.provider());
+    let questions = others.map(|other| async move {
+        let verdict = ask(&other, fetched, part).await;
         (other, verdict)
     });
     let mut answers: FuturesUnordered<_> = questions.collect();
@@ -104,24 +105,23 @@ async fn is_confirmed(
             }
         }
     }
-    let (what, silent_ones) = (if part == Part::Traces { "the traces" } else { "what no root proves" }, silent.join("; "));
-    match silent.is_empty() {
-        // Nobody else can say anything.
-        true => Ok(part == Part::Traces),
-        false if waited_for => Err(FetchError::Unconfirmed { number: fetched.block.number, what, silent: silent_ones }),
-        false => Ok(false),
+    if waited_for {
+        let what = if matches!(part, Part::Traces(_)) { "the traces" } else { "what no root proves" };
+        return Err(FetchError::Unconfirmed { number: fetched.block.number, what, silent: silent.join("; ") });
     }
+    // Where nobody else has a tracer, traces are believed.
+    Ok(silent.is_empty() && matches!(part, Part::Traces(_)))
 }
 
 /// Asks an endpoint, for as long as it is waited for.
-async fn ask(other: &Endpoint, fetched: &FetchedBlock, part: Part, traces: Option<&Traces>) -> Verdict {
+async fn ask(other: &Endpoint, fetched: &FetchedBlock, part: Part<'_>) -> Verdict {
     let verdict = async {
         if let Err(error) = other.check_chain_id().await {
             return Verdict::Silent(error.to_string());
         }
-        match (part, traces) {
-            (Part::Traces, Some(ours)) => compare_traces(other, fetched, ours).await,
-            _ => compare_content(other, fetched).await,
+        match part {
+            Part::Traces(ours) => compare_traces(other, fetched, ours).await,
+            Part::Content => compare_content(other, fetched).await,
         }
     };
     if other.is_waited_for() {

@@ -1,7 +1,7 @@
 //! A block from the first endpoint that can prove it.
 
 use super::block_id::BlockId;
-use super::cross_check::confirm_elsewhere;
+use super::cross_check::{confirm_content, confirm_traces};
 use super::error::FetchError;
 use super::fetched::FetchedBlock;
 use super::from_endpoint::fetch_from_endpoint;
@@ -30,20 +30,23 @@ pub async fn fetch_block(rpc: &Rpc, options: FetchOptions, id: BlockId) -> Resul
         Ok::<_, FetchError>(fetched.map(|fetched| (endpoint, fetched)))
     });
     let Some((endpoint, mut fetched)) = found.await? else { return Ok(None) };
+    let mut traced = None;
     if options.traces && !fetched.logs_coin_transfers() {
-        let (tracer, traces) = trace(rpc, &endpoint, &mut fetched).await?;
-        if options.verify != Verify::Off {
-            confirm_elsewhere(rpc, &tracer, &mut fetched, Some(&traces)).await?;
+        traced = Some(trace(rpc, &endpoint, &mut fetched).await?);
+    }
+    if options.verify != Verify::Off {
+        confirm_content(rpc, &endpoint, &mut fetched).await?;
+        if let Some((tracer, traces)) = &traced {
+            confirm_traces(rpc, tracer, &mut fetched, traces).await?;
         }
-    } else if options.verify != Verify::Off {
-        confirm_elsewhere(rpc, &endpoint, &mut fetched, None).await?;
     }
     count_doubts(rpc, &fetched);
     let source = matches!(id, BlockId::Number(_)).then_some(endpoint);
     Ok(Some(FetchedBlock { source, ..fetched }))
 }
 
-/// Traces the block at the first endpoint that can, beginning with the one that gave it. What nobody can trace stays untraced.
+/// Traces the block at the first endpoint that can, beginning with the one that gave it. Transactions that nobody can trace stay
+/// untraced.
 ///
 /// # Errors
 /// If no endpoint could trace anything, and may be able to yet.
@@ -67,9 +70,11 @@ async fn trace(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &mut FetchedBlock) -> 
             Err(error) => failure = Some(error),
         }
     }
-    let waited = rpc.tried_for(fetched.block.hash);
+    // Only blocks that lack something are remembered.
+    let hash = fetched.block.hash;
+    let waited = || rpc.tried_for(hash);
     match best {
-        Some((endpoint, traces)) if traces.are_final() || waited >= TRACE_PATIENCE => {
+        Some((endpoint, traces)) if traces.are_final() || waited() >= TRACE_PATIENCE => {
             fetched.internal = Some(traces.transfers.clone());
             fetched.untraced = (!traces.untraced.is_empty()).then(|| {
                 let why = traces.why.as_ref().map_or_else(|| "an unusable answer".to_owned(), ToString::to_string);
@@ -84,7 +89,7 @@ async fn trace(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &mut FetchedBlock) -> 
             source: why.map(Box::new),
         }),
         None => match failure {
-            Some(error) if waited < TRACE_PATIENCE => Err(error),
+            Some(error) if waited() < TRACE_PATIENCE => Err(error),
             failure => {
                 fetched.internal = Some(Vec::new());
                 fetched.untraced = Some(failure.map_or_else(|| "no endpoint".to_owned(), |error| base::error_chain(&error)));

@@ -14,7 +14,7 @@ use std::time::Duration;
 const TRACERS: [Tracer; 2] = [Tracer::CallTracer, Tracer::TraceBlock];
 /// How long the node may run one transaction. It gives up before we do, and does not work for nobody.
 const TRACER_TIMEOUT: &str = "5s";
-/// For all single traces of a block. What is not there by then stays untraced.
+/// Limit on all single traces of a block together. Transactions without an answer by then stay untraced.
 const SINGLE_TRACES_TIME: Duration = Duration::from_secs(10);
 const MAX_PARALLEL_TRACES: usize = 4;
 

@@ -33,7 +33,7 @@ macro_rules! metrics_list {
 metrics_list! {
     STAGE_RECORDS = Counter "stage_records_total" ["stage"] "Records that a stage has processed and committed.";
     STAGE_LATENCY = Histogram "stage_latency_seconds" ["stage"] "Time from a batch's first record to its commit.";
-    STAGE_RESTARTS = Counter "stage_restarts_total" ["stage"] "Restarts of a stage after a transient failure.";
+    STAGE_RESTARTS = Counter "stage_restarts_total" ["stage"] "Restarts of a stage after a failure that passes, a panic or fencing.";
     STAGE_LAG_RECORDS = Gauge "stage_lag_records" ["stage"] "Records between a stage's position and the end of its input.";
     STAGE_LAG_SECONDS = Gauge "stage_lag_seconds" ["stage"] "Age of the last record of a batch at its commit.";
     TRANSACTIONS = Counter "kafka_transactions_total" ["producer", "outcome"] "Kafka transactions, committed and aborted.";

@@ -4,8 +4,7 @@
 //! place needs no offset: what it has matched is in `chain.matches`. Once a backfill has closed the gap, the partition is read
 //! again from the chain's next record; what its neighbours have matched is done, and passed over.
 
-use crate::join::{payload, unreadable};
-use crate::matching::RecordHead;
+use crate::join::head_of;
 use crate::output::{FoundRecord, Resumption, find_next, read_progress};
 use crate::progress::{Progress, Turn};
 use anyhow::anyhow;
@@ -73,7 +72,7 @@ impl Chains {
 
     /// What to do with the next block of a partition.
     pub fn action(&mut self, record: &Record<'_>) -> Result<Action, Failure> {
-        let head = RecordHead::read(payload(record)?).map_err(|e| unreadable(record, e))?;
+        let head = head_of(record)?;
         let chain_id = head.chain_id;
         let goes_back = head.sequence != 0 && self.read.get(&chain_id).is_some_and(|last| head.sequence <= *last);
         if !self.known.contains_key(&chain_id) || (goes_back && !self.aside.contains_key(&chain_id)) {
@@ -99,14 +98,14 @@ impl Chains {
 
     /// Notes that the front block of a partition is passed over.
     pub fn pass(&mut self, record: &Record<'_>) -> Result<(), Failure> {
-        let head = RecordHead::read(payload(record)?).map_err(|e| unreadable(record, e))?;
+        let head = head_of(record)?;
         self.read.insert(head.chain_id, head.sequence);
         Ok(())
     }
 
     /// Notes that the front block of a partition is about to be matched.
     pub fn advance(&mut self, record: &Record<'_>) -> Result<(), Failure> {
-        let head = RecordHead::read(payload(record)?).map_err(|e| unreadable(record, e))?;
+        let head = head_of(record)?;
         let progress = self.known.entry(head.chain_id).or_default();
         progress.advance(&head);
         if head.sequence != 0 {
@@ -148,7 +147,7 @@ impl Chains {
 
     /// Sets the chain of the front block aside, whose logs are gone. `next_with_logs` is the sequence of the first logs there are.
     pub fn set_aside_before(&mut self, front: &Record<'_>, next_with_logs: u64) -> Result<(), Failure> {
-        let chain_id = RecordHead::read(payload(front)?).map_err(|e| unreadable(front, e))?.chain_id;
+        let chain_id = head_of(front)?.chain_id;
         let next = find(&self.kafka, front.partition(), chain_id, next_with_logs.saturating_sub(1))?;
         self.set_aside(front.partition(), chain_id, Some(next), next_with_logs);
         Ok(())

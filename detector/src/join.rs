@@ -105,7 +105,7 @@ impl<R: ChainRecord> Join<R> {
             return Ok(());
         }
         self.next_logs = Some(record.offset() + 1);
-        let RecordHead { chain_id, sequence, .. } = RecordHead::read(payload(&record)?).map_err(|e| unreadable(&record, e))?;
+        let RecordHead { chain_id, sequence, .. } = head_of(&record)?;
         if !is_done(chain_id, sequence) {
             self.logs.entry((chain_id, sequence == 0)).or_default().push_back(WaitingLogs { sequence, record });
         }
@@ -124,7 +124,7 @@ impl<R: ChainRecord> Join<R> {
     pub fn pass(&mut self) -> Result<(), Failure> {
         let Some(block) = self.blocks.pop_front() else { return Ok(()) };
         self.next_block = Some(block.offset() + 1);
-        let RecordHead { chain_id, sequence, .. } = RecordHead::read(payload(&block)?).map_err(|e| unreadable(&block, e))?;
+        let RecordHead { chain_id, sequence, .. } = head_of(&block)?;
         if let Some(waiting) = self.logs.get_mut(&(chain_id, false)) {
             while waiting.front().is_some_and(|logs| logs.sequence <= sequence) {
                 waiting.pop_front();
@@ -141,7 +141,7 @@ impl<R: ChainRecord> Join<R> {
         let Some(front) = self.blocks.front() else {
             return Ok(Popped::Waiting);
         };
-        let block = RecordHead::read(payload(front)?).map_err(|e| unreadable(front, e))?;
+        let block = head_of(front)?;
         let lane = (block.chain_id, block.sequence == 0);
         let logs = match self.logs.get_mut(&lane).map_or(Ok(TakenLogs::None), |waiting| take_logs(waiting, &block))? {
             TakenLogs::Found(logs) => logs,
@@ -211,7 +211,7 @@ fn take_logs<R: ChainRecord>(waiting: &mut VecDeque<WaitingLogs<R>>, block: &Rec
 }
 
 fn is_of_block<R: ChainRecord>(logs: &WaitingLogs<R>, block: &RecordHead<'_>) -> Result<bool, Failure> {
-    let hash = RecordHead::read(payload(&logs.record)?).map_err(|e| unreadable(&logs.record, e))?.hash;
+    let hash = head_of(&logs.record)?.hash;
     Ok(logs.sequence == block.sequence && hash == block.hash)
 }
 
@@ -242,6 +242,11 @@ fn part_of<R: ChainRecord>(logs: &WaitingLogs<R>) -> Result<LogsPart, Failure> {
 /// The Protobuf in a record. An unreadable record halts the stage: its block would be missing downstream.
 pub fn payload<R: ChainRecord>(record: &R) -> Result<&[u8], Failure> {
     frame::payload(record.value()).map_err(|e| unreadable(record, e))
+}
+
+/// The beginning of a record's Protobuf.
+pub fn head_of<R: ChainRecord>(record: &R) -> Result<RecordHead<'_>, Failure> {
+    RecordHead::read(payload(record)?).map_err(|e| unreadable(record, e))
 }
 
 /// Halts the stage, with the record's topic, partition and offset.

@@ -1,7 +1,7 @@
 //! Reads what the detector has written, and what it has yet to read: how far a chain is matched, from the end of
 //! `chain.matches`, and where `chain.blocks` goes on. Both topics have a chain in the partition of the same number.
 
-use crate::join::{payload, unreadable};
+use crate::join::head_of;
 use crate::matching::RecordHead;
 use crate::progress::Progress;
 use runtime::Failure;
@@ -61,7 +61,7 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
     let reader = PartitionReader::open(kafka, Topic::Matches, next.partition())?;
     reader.read_back(|records| {
         for record in records.iter().rev() {
-            let matched = RecordHead::read(payload(record)?).map_err(|e| unreadable(record, e))?;
+            let matched = head_of(record)?;
             let ours = matched.chain_id == head.chain_id;
             if ours && matched.sequence != 0 {
                 if progress.sequence == 0 {
@@ -104,7 +104,7 @@ pub fn guess_position(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Opt
 pub fn find_next(kafka: &Kafka, partition: i32, chain_id: u64, sequence: u64) -> Result<Option<FoundRecord>, Failure> {
     let reader = PartitionReader::open(kafka, Topic::Blocks, partition)?;
     while let Some(record) = reader.next()? {
-        let head = RecordHead::read(payload(&record)?).map_err(|e| unreadable(&record, e))?;
+        let head = head_of(&record)?;
         if head.chain_id == chain_id && head.sequence > sequence {
             let written = record.timestamp_ms().unwrap_or_default();
             let logs = PartitionReader::open(kafka, Topic::Logs, partition)?;

@@ -3,7 +3,7 @@
 
 use crate::lab::{Lab, Plan};
 use crate::process::memory_mb;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use runtime::Kafka;
 use runtime::kafka::TransactionalProducer;
 use std::time::{Duration, Instant};
@@ -80,9 +80,7 @@ impl Flood {
 
     /// Payment 0 gets the dust; payment n is paid by block n.
     async fn insert_payments(self, lab: &Lab, database: &tokio_postgres::Client) -> Result<Address> {
-        let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
-        let (_, token) = chains.split_once("address: \"").context("a token")?;
-        let token: Address = token.split('"').next().unwrap_or_default().parse()?;
+        let token = lab.node.token;
         database.batch_execute("INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('dust', 'dust', 'dust')").await?;
         database
             .execute(

@@ -90,7 +90,7 @@ fn records_of_block(
     (record, of_block)
 }
 
-fn block(chain: ChainId, sequence: u64, head: &Head, kind: Kind) -> BlockRecord {
+pub(crate) fn block(chain: ChainId, sequence: u64, head: &Head, kind: Kind) -> BlockRecord {
     BlockRecord {
         chain_id: chain.0,
         sequence,
@@ -113,7 +113,7 @@ fn with_tags(record: BlockRecord, finality: FinalityTags) -> BlockRecord {
     }
 }
 
-fn logs(chain: ChainId, sequence: u64, head: &Head, kind: logs_record::Kind) -> LogsRecord {
+pub(crate) fn logs(chain: ChainId, sequence: u64, head: &Head, kind: logs_record::Kind) -> LogsRecord {
     LogsRecord {
         chain_id: chain.0,
         sequence,

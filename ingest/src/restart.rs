@@ -1,4 +1,4 @@
-//! `ctrip chain restart`: lets a chain begin anew, at its `start_block` or head, after what can't be continued: a gap that nobody
+//! `ctrip chain restart`: lets a chain begin anew, as at its first start, after what can't be continued: a gap that nobody
 //! wants to fill, records that contradict each other, a lost cursor, or years without it.
 //!
 //! The new beginning is a record like any other: REPLAYED, with a sequence. Whoever reads the chain in order passes it, and takes
@@ -9,11 +9,11 @@ use crate::cursor::{StoredCursor, encode};
 use crate::halt;
 use crate::nodes::connect;
 use crate::publish::{OutgoingRecords, STAGE, send_cursor};
-use crate::records::to_bytes;
+use crate::records::{block, logs};
 use crate::resume::blocking;
 use crate::window::Window;
 use anyhow::{Context as _, bail};
-use chain::{BlockId, Chain, Chains, fetch_head};
+use chain::{BlockId, Chain, Chains, Head, fetch_head};
 use runtime::kafka::{Kafka, PartitionReader, TransactionalProducer};
 use runtime::{Failure, Settings};
 use std::ops::ControlFlow;
@@ -26,7 +26,8 @@ pub struct RestartPlan {
     pub chain: ChainId,
     /// The last block that was matched, if any is left.
     pub last: Option<BlockRef>,
-    /// The block that the chain begins with: its `start_block`, or the head that the nodes have now.
+    /// The highest block that the chain can begin with: its `start_block`, or the head that the nodes have now. The last final block,
+    /// if that is lower.
     pub begins: u64,
 }
 
@@ -129,23 +130,7 @@ struct MovedOn;
 fn beginning(chain: ChainId, sequence: u64, matched: Option<Matched>) -> (BlockRecord, LogsRecord) {
     let last = matched.and_then(|matched| matched.head);
     let (number, hash) = last.map_or((0, B256::ZERO), |last| (last.number, last.hash));
-    let block = BlockRecord {
-        chain_id: chain.0,
-        sequence,
-        kind: block_record::Kind::Replayed.into(),
-        number,
-        hash: to_bytes(&hash),
-        parent_hash: to_bytes(&B256::ZERO),
-        timestamp: matched.map_or(0, |matched| matched.timestamp),
-        ..BlockRecord::default()
-    };
-    let logs = LogsRecord {
-        chain_id: chain.0,
-        sequence,
-        kind: logs_record::Kind::Replayed.into(),
-        number,
-        hash: to_bytes(&hash),
-        ..LogsRecord::default()
-    };
-    (block, logs)
+    let head = Head { number, hash, parent_hash: B256::ZERO, timestamp: matched.map_or(0, |matched| matched.timestamp) };
+    let block = block(chain, sequence, &head, block_record::Kind::Replayed);
+    (block, logs(chain, sequence, &head, logs_record::Kind::Replayed))
 }

@@ -3,7 +3,7 @@
 //! Both records come from the payment as it is right after the event. The proto files in `topics` document the fields.
 
 use crate::lifecycle::{Event, EventKind, Summary};
-use crate::payment::{NEVER, Payment};
+use crate::payment::{MAX_TRANSFERS_OF_BLOCK, NEVER, Payment};
 use crate::transfer::ReceivedTransfer;
 use std::sync::Arc;
 use topics::wire;
@@ -34,10 +34,8 @@ macro_rules! transfer_fields {
 }
 
 /// A record holds the last transfers of a payment, so that dust makes no record too large for Kafka.
-const MAX_TRANSFERS_PER_RECORD: usize = 100;
-
 fn last_transfers(payment: &Payment) -> &[Arc<ReceivedTransfer>] {
-    payment.transfers.split_at(payment.transfers.len().saturating_sub(MAX_TRANSFERS_PER_RECORD)).1
+    payment.transfers.split_at(payment.transfers.len().saturating_sub(MAX_TRANSFERS_OF_BLOCK)).1
 }
 
 /// The payment with no more than its records need: a batch may hold thousands of its transfers, and as many of its events.

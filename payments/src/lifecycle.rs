@@ -20,7 +20,7 @@
 //! as the largest amount.
 //!
 //! **Below the minimum** is a transfer of less than the `min_transfer` that chains.yaml had for its asset when it was seen. It is
-//! kept beside the payment and shown, and does nothing else.
+//! kept beside the payment and shown, and does nothing else, unless it pays its payment alone.
 //!
 //! **Detected** is a payment whose transfers in time reach the amount less [`underpaid_tolerance`](Terms): it is paid. A transfer
 //! that leaves it short emits `underpaid`. A sum that exceeds the amount by more than [`overpaid_tolerance`](Terms) is the

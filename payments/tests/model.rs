@@ -85,7 +85,7 @@ struct Money {
     what: What,
 }
 
-/// What money is to the payment.
+/// How the money counts for the payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum What {
     Part,

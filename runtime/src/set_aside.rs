@@ -35,17 +35,17 @@ impl SetAside {
 /// When the database fails.
 pub async fn all(db: &impl GenericClient) -> Result<Vec<SetAside>, Failure> {
     let sql = "SELECT stage, topic, partition, item, next_offset, cause FROM set_aside ORDER BY stage, item, partition";
-    Ok(db.query(sql, &[]).await?.iter().map(SetAside::of).collect())
+    let statement = db.prepare_cached(sql).await?;
+    Ok(db.query(&statement, &[]).await?.iter().map(SetAside::of).collect())
 }
 
-/// Forgets an item of a stage; its records stay unprocessed. Returns what was forgotten.
+/// Forgets an item of a stage; its records stay unprocessed.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn forget(db: &impl GenericClient, stage: &str, item: &str) -> Result<Vec<SetAside>, Failure> {
-    let sql = "DELETE FROM set_aside WHERE stage = $1 AND item = $2
-               RETURNING stage, topic, partition, item, next_offset, cause";
-    Ok(db.query(sql, &[&stage, &item]).await?.iter().map(SetAside::of).collect())
+pub async fn forget(db: &impl GenericClient, stage: &str, item: &str) -> Result<(), Failure> {
+    db.execute("DELETE FROM set_aside WHERE stage = $1 AND item = $2", &[&stage, &item]).await?;
+    Ok(())
 }
 
 impl FoldStage {

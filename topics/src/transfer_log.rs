@@ -19,7 +19,7 @@ pub struct CoinContract {
     pub chains: &'static [u64],
     /// What its logs tell.
     pub tells: CoinLogs,
-    /// What it is, for a message that refuses it as a token.
+    /// Completes "…, which is …" in the error of a chains file that lists it as a token.
     pub what: &'static str,
 }
 

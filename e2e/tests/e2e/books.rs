@@ -18,6 +18,17 @@ use uuid::Uuid;
 const MERCHANT: Uuid = Uuid::from_u128(7);
 /// The token of most payments.
 pub const X: Address = Address::repeat_byte(0x77);
+/// Both chains, of which the first lists [`X`].
+pub const X_LISTED: &str = r#"
+- name: one
+  chain_id: 1
+  rpc_url: http://127.0.0.1:1
+  confirmations: 1
+  tokens: [{ symbol: X, address: "0x7777777777777777777777777777777777777777", decimals: 6 }]
+- name: two
+  chain_id: 2
+  rpc_url: http://127.0.0.1:1
+"#;
 /// The chains of the payments, in turn.
 pub const CHAINS: [ChainId; 2] = [ChainId(1), ChainId(2)];
 

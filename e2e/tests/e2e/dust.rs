@@ -1,23 +1,12 @@
 //! Dust: what anyone sends, however much of it, costs its payment and nobody else.
 
-use crate::books::{Books, CHAINS, X, chains, failed, payments, static_addresses};
+use crate::books::{Books, CHAINS, X, X_LISTED, chains, failed, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Flood, Stack};
 use payments::{DepositAddress, Payment, Status, Total, events, store};
 use std::time::Duration;
 use topics::{Address, Amount, B256, BlockRef, Kind, Matches, PaymentId, Source, Transfer, TransferId, U256};
 use uuid::Uuid;
-
-const FILE: &str = r#"
-- name: one
-  chain_id: 1
-  rpc_url: http://127.0.0.1:1
-  confirmations: 1
-  tokens: [{ symbol: X, address: "0x7777777777777777777777777777777777777777", decimals: 6 }]
-- name: two
-  chain_id: 2
-  rpc_url: http://127.0.0.1:1
-"#;
 
 /// That the other merchant's payments are confirmed is part of the run. How soon is for `make bench BENCH=dust`, which has the whole
 /// size too, and measures the same without dust.
@@ -75,7 +64,7 @@ async fn told(books: &Books) -> Result<Vec<(String, Option<u64>)>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_one_sender_the_transfers_beyond_the_hundredth_are_one_deposit() -> Result<()> {
-    let chains = chains(FILE).await?;
+    let chains = chains(X_LISTED).await?;
     let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
     let to = static_addresses().remove(0).address;
     let mut paid = transfers(to, 1, &[Amount::from(1); 250]);
@@ -112,8 +101,8 @@ async fn of_one_sender_the_transfers_beyond_the_hundredth_are_one_deposit() -> R
 /// Whatever the minimum is when its block is replayed, what was decided about a transfer stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_below_the_minimum_is_kept_and_does_nothing() -> Result<()> {
-    let raised = chains(&FILE.replace("decimals: 6", "decimals: 6, min_transfer: 0.00005")).await?;
-    let lowered = chains(FILE).await?;
+    let raised = chains(&X_LISTED.replace("decimals: 6", "decimals: 6, min_transfer: 0.00005")).await?;
+    let lowered = chains(X_LISTED).await?;
     let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
     let payment =
         payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
@@ -143,7 +132,7 @@ async fn a_transfer_below_the_minimum_is_kept_and_does_nothing() -> Result<()> {
 /// A payment that was created before the minimum was raised asks for less.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_pays_a_payment_alone_counts_below_the_minimum() -> Result<()> {
-    let raised = chains(&FILE.replace("decimals: 6", "decimals: 6, min_transfer: 1")).await?;
+    let raised = chains(&X_LISTED.replace("decimals: 6", "decimals: 6, min_transfer: 1")).await?;
     let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
     let payment =
         payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
@@ -156,7 +145,7 @@ async fn what_pays_a_payment_alone_counts_below_the_minimum() -> Result<()> {
 /// A listed token's contract may claim any amounts. The payment stops at the largest, and the chain goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sum_beyond_256_bits_stops_nobody() -> Result<()> {
-    let chains = chains(FILE).await?;
+    let chains = chains(X_LISTED).await?;
     let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
     let payment =
         payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
@@ -181,7 +170,7 @@ async fn a_sum_beyond_256_bits_stops_nobody() -> Result<()> {
 /// A payment and a static address that are restored only after a flood has reached them.
 #[tokio::test(flavor = "multi_thread")]
 async fn orphans_are_decided_about_and_summed_up_as_if_their_payment_had_been_there() -> Result<()> {
-    let chains = chains(&FILE.replace("decimals: 6", "decimals: 6, min_transfer: 0.000002")).await?;
+    let chains = chains(&X_LISTED.replace("decimals: 6", "decimals: 6, min_transfer: 0.000002")).await?;
     let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
     let payment =
         payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
@@ -253,7 +242,7 @@ async fn orphans_are_decided_about_and_summed_up_as_if_their_payment_had_been_th
 /// A chain begins anew, and a replay finds more in a block that is confirmed, before there is a head to confirm it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_confirmed_of_a_part_is_confirmed_once() -> Result<()> {
-    let chains = chains(FILE).await?;
+    let chains = chains(X_LISTED).await?;
     let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
     let payment =
         payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;

@@ -1,6 +1,6 @@
 //! A token that chains.yaml lists only after it was received: the next replay credits it, and any further one changes nothing.
 
-use crate::books::{Books, CHAINS, X, chains, failed, payments, static_addresses};
+use crate::books::{Books, CHAINS, X, X_LISTED, chains, failed, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use e2e::Stack;
 use payments::{Policy, Status, deposit};
@@ -15,17 +15,6 @@ const NOTHING_LISTED: &str = "
   chain_id: 2
   rpc_url: http://127.0.0.1:1
 ";
-const LISTED: &str = r#"
-- name: one
-  chain_id: 1
-  rpc_url: http://127.0.0.1:1
-  confirmations: 1
-  tokens: [{ symbol: X, address: "0x7777777777777777777777777777777777777777", decimals: 6 }]
-- name: two
-  chain_id: 2
-  rpc_url: http://127.0.0.1:1
-"#;
-
 fn block(sequence: u64, kind: Kind, transfers: Vec<Transfer>) -> Matches {
     let hash = B256::left_padding_from(&sequence.to_be_bytes());
     Matches {
@@ -57,7 +46,7 @@ fn transfer(sequence: u64, index: u32, to: Address) -> Transfer {
 /// To a static address it is a deposit, to a payment in the coin something unexpected: each is told once, under one id.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_is_listed_later_is_credited_once_however_often_its_blocks_are_replayed() -> Result<()> {
-    let (before, after) = (chains(NOTHING_LISTED).await?, chains(LISTED).await?);
+    let (before, after) = (chains(NOTHING_LISTED).await?, chains(X_LISTED).await?);
     let coin = payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_none()).context("a payment")?;
     let customer = static_addresses().remove(0);
     let paid = vec![transfer(1, 0, customer.address), transfer(1, 1, coin.address)];

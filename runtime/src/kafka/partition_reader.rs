@@ -49,11 +49,6 @@ impl PartitionReader {
         Ok(reader)
     }
 
-    /// The partition's end when it was opened.
-    pub fn end(&self) -> i64 {
-        self.end
-    }
-
     /// Continues at an offset, or at the nearest later one that the partition has.
     ///
     /// # Errors

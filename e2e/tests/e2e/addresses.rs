@@ -102,9 +102,11 @@ async fn each_deposit_to_an_address_is_told_and_a_reorganisation_takes_it_back()
     lab.node.pay(to, U256::from(1_000)).await?;
     lab.node.pay_token(to, U256::from(2_500_000)).await?;
     lab.node.mine(3).await?;
-    let confirmed = eventually("two deposits to be confirmed", async || {
+    // Until the last block is counted, since the pages below have to show the same count. The coin's block is the token's parent.
+    let confirmed = eventually("two deposits to be confirmed, and counted to the head", async || {
         let deposits = deposits(&api, id).await?;
-        Ok((deposits.len() == 2 && deposits.iter().all(|deposit| deposit["status"] == "confirmed")).then_some(deposits))
+        let counted = |deposit: &Value| deposit["status"] == "confirmed" && deposit["confirmations"].as_u64() >= Some(4);
+        Ok((deposits.len() == 2 && deposits.iter().all(counted)).then_some(deposits))
     });
     let seen = confirmed.await?;
     let of = |amount: &str| seen.iter().find(|deposit| deposit["amount"] == amount).context("a deposit");

@@ -60,6 +60,7 @@ metrics_list! {
     WATCHED_ADDRESSES = Gauge "watched_addresses" [] "Addresses in the detector's set.";
     MATCHED_LOGS = Counter "matched_logs_total" [] "Logs that the detector has examined.";
     MATCHED_TRANSFERS = Counter "matched_transfers_total" ["source"] "Transfers to issued addresses.";
+    UNMATCHED_REPLAYS = Counter "unmatched_replays_total" [] "Replayed blocks that could not be matched, such as those whose logs were deleted: the log has the backfill.";
     ORPHAN_TRANSFERS = Counter "orphan_transfers_total" [] "Transfers to an address that has an intent and no payment, kept until its payment is there.";
     PAYMENT_EVENTS = Counter "payment_events_total" ["type"] "Payment events written.";
     OUTBOX_DEPTH = Gauge "outbox_depth_records" [] "Events in Postgres that are not in Kafka yet.";

@@ -5,9 +5,9 @@
 //! again from the chain's next record; what its neighbours have matched is done, and passed over.
 
 use crate::join::head_of;
-use crate::output::{FoundRecord, Resumption, find_next, read_progress};
+use crate::matching::RecordHead;
+use crate::output::{FoundRecord, Matched, Resumption, find_next, read_progress};
 use crate::progress::{Progress, Turn};
-use anyhow::anyhow;
 use base::metrics;
 use runtime::Failure;
 use runtime::kafka::{Kafka, Record, Transaction};
@@ -26,8 +26,17 @@ pub struct Rewind {
 
 struct SetAside {
     partition: i32,
-    /// What `chain.blocks` has after the gap; none if nothing but a new beginning helps.
-    next: Option<FoundRecord>,
+    goes_on: GoesOn,
+}
+
+/// With which record a chain that is set aside can go on.
+enum GoesOn {
+    /// With the one after the gap, once replayed blocks lead to it.
+    At(FoundRecord),
+    /// As above, but `chain.blocks` had no block after the gap yet, which ends with this sequence.
+    After(u64),
+    /// With a new beginning alone.
+    Anew,
 }
 
 /// What to do with the front block of a partition.
@@ -72,35 +81,63 @@ impl Chains {
 
     /// What to do with the next block of a partition.
     pub fn action(&mut self, record: &Record<'_>) -> Result<Action, Failure> {
-        let head = head_of(record)?;
+        let head = match head_of(record) {
+            Ok(head) => head,
+            // If it was a block, the gap in its chain's sequence shows it.
+            Err(failure) => {
+                tracing::error!("a record that can't be read is passed over: {failure}");
+                return Ok(Action::Pass);
+            }
+        };
         let chain_id = head.chain_id;
         let goes_back = head.sequence != 0 && self.read.get(&chain_id).is_some_and(|last| head.sequence <= *last);
         if !self.known.contains_key(&chain_id) || (goes_back && !self.aside.contains_key(&chain_id)) {
-            let matched = read_progress(&self.kafka, record, &head)?;
-            self.known.insert(chain_id, matched.progress);
-            if matched.contradicted || goes_back {
-                self.set_aside(record.partition(), chain_id, None, head.sequence);
+            let Matched { progress, contradicted } = read_progress(&self.kafka, record, &head)?;
+            if self.known.get(&chain_id).is_some_and(|known| known.sequence > progress.sequence) {
+                // What was taken before this record has to be written first: then it is known whether this one contradicts it.
+                return Ok(Action::Wait);
             }
+            if contradicted {
+                let cause = contradiction(chain_id, &progress, head.sequence);
+                self.set_aside(record.partition(), chain_id, progress.sequence, GoesOn::Anew, cause);
+            }
+            self.known.insert(chain_id, progress);
         }
         let progress = self.known.entry(chain_id).or_default();
         let turn = progress.turn(&head);
         if let Some(aside) = self.aside.get(&chain_id).filter(|_| head.sequence != 0) {
-            let begins_anew = turn == Turn::Next && head.kind == i32::from(Kind::Replayed);
-            let after_gap = aside.next.as_ref().is_some_and(|next| head.sequence >= next.sequence) && turn == Turn::Next;
-            return Ok(if begins_anew || after_gap { Action::Match } else { Action::Pass });
+            let begins_anew = head.kind == i32::from(Kind::Replayed);
+            let goes_on = match &aside.goes_on {
+                GoesOn::At(next) => begins_anew || head.sequence >= next.sequence,
+                GoesOn::After(last) if head.kind == i32::from(Kind::Added) => return self.at_gap(record, chain_id, *last),
+                GoesOn::After(_) | GoesOn::Anew => begins_anew,
+            };
+            return Ok(if goes_on && turn == Turn::Next { Action::Match } else { Action::Pass });
         }
         match turn {
             Turn::Done => Ok(Action::Pass),
             Turn::Next => Ok(Action::Match),
-            Turn::Gap => self.at_gap(record, chain_id),
+            Turn::Gap => {
+                let last = progress.sequence;
+                self.at_gap(record, chain_id, last)
+            }
         }
     }
 
     /// Notes that the front block of a partition is passed over.
-    pub fn pass(&mut self, record: &Record<'_>) -> Result<(), Failure> {
-        let head = head_of(record)?;
-        self.read.insert(head.chain_id, head.sequence);
-        Ok(())
+    pub fn pass(&mut self, record: &Record<'_>) {
+        if let Ok(head) = head_of(record) {
+            self.read.insert(head.chain_id, head.sequence);
+        }
+    }
+
+    /// Sets a chain aside one of whose records can't be read, and forgets what was taken from that one on. It is a gap like any
+    /// other, which replayed blocks can close.
+    pub fn set_aside_at(&mut self, partition: i32, unreadable: &RecordHead<'_>, failure: &Failure) {
+        let RecordHead { chain_id, sequence, number, .. } = *unreadable;
+        self.known.remove(&chain_id);
+        let cause = format!("block {number} (sequence {sequence}) can't be matched: {failure}");
+        self.set_aside(partition, chain_id, sequence, GoesOn::After(sequence), cause);
     }
 
     /// Notes that the front block of a partition is about to be matched.
@@ -116,7 +153,7 @@ impl Chains {
                 self.report();
             }
         } else if let Some(aside) = self.aside.get(&head.chain_id)
-            && let Some(next) = &aside.next
+            && let GoesOn::At(next) = &aside.goes_on
             && progress.turn(&next.head(head.chain_id)) == Turn::Next
         {
             self.rewind = Some(Rewind { chain: ChainId(head.chain_id), partition: aside.partition, to: next.at });
@@ -125,17 +162,21 @@ impl Chains {
     }
 
     /// Reads the partition again if `chain.blocks` has what is missing, and else sets the chain aside.
-    fn at_gap(&mut self, record: &Record<'_>, chain_id: u64) -> Result<Action, Failure> {
+    ///
+    /// The gap ends with the sequence `last`, or later.
+    fn at_gap(&mut self, record: &Record<'_>, chain_id: u64, last: u64) -> Result<Action, Failure> {
         let partition = record.partition();
         let progress = self.known.entry(chain_id).or_default();
-        let next = find(&self.kafka, partition, chain_id, progress.sequence)?;
+        let Some(next) = find_next(&self.kafka, partition, chain_id, progress, last)? else {
+            self.set_aside_after_gap(partition, chain_id, last, None);
+            return Ok(Action::Pass);
+        };
         if progress.sequence == 0 {
-            // Nothing of it was matched, so it begins with the first record that there is.
+            // Nothing of it was matched, so it begins with the first block that there is.
             progress.sequence = next.sequence - 1;
         }
         if progress.turn(&next.head(chain_id)) != Turn::Next {
-            let sequence = next.sequence;
-            self.set_aside(partition, chain_id, Some(next), sequence);
+            self.set_aside_after_gap(partition, chain_id, last, Some(next));
             return Ok(Action::Pass);
         }
         if next.at.blocks == record.offset() {
@@ -147,25 +188,23 @@ impl Chains {
 
     /// Sets the chain of the front block aside, whose logs are gone. `next_with_logs` is the sequence of the first logs there are.
     pub fn set_aside_before(&mut self, front: &Record<'_>, next_with_logs: u64) -> Result<(), Failure> {
-        let chain_id = head_of(front)?.chain_id;
-        let next = find(&self.kafka, front.partition(), chain_id, next_with_logs.saturating_sub(1))?;
-        self.set_aside(front.partition(), chain_id, Some(next), next_with_logs);
+        let (chain_id, last) = (head_of(front)?.chain_id, next_with_logs.saturating_sub(1));
+        let progress = self.known.entry(chain_id).or_default();
+        let next = find_next(&self.kafka, front.partition(), chain_id, progress, last)?;
+        self.set_aside_after_gap(front.partition(), chain_id, last, next);
         Ok(())
     }
 
-    fn set_aside(&mut self, partition: i32, chain_id: u64, next: Option<FoundRecord>, sequence: u64) {
+    fn set_aside_after_gap(&mut self, partition: i32, chain_id: u64, last: u64, next: Option<FoundRecord>) {
         let progress = self.known.entry(chain_id).or_default();
-        let cause = match &next {
-            Some(next) => gap(chain_id, progress, next),
-            None => format!(
-                "chain.blocks has another record with sequence {sequence} than chain.matches, which ends at {}: was chain.cursors \
-                 lost? `ctrip chain restart {chain_id}` begins anew",
-                progress.sequence
-            ),
-        };
+        let (sequence, cause) = (progress.sequence, gap(chain_id, progress, next.as_ref()));
+        self.set_aside(partition, chain_id, sequence, next.map_or(GoesOn::After(last), GoesOn::At), cause);
+    }
+
+    fn set_aside(&mut self, partition: i32, chain_id: u64, sequence: u64, goes_on: GoesOn, cause: String) {
         tracing::error!("chain {chain_id} is set aside, the others go on: {cause}");
-        self.notices.push((chain_id, progress.sequence, cause));
-        self.aside.insert(chain_id, SetAside { partition, next });
+        self.notices.push((chain_id, sequence, cause));
+        self.aside.insert(chain_id, SetAside { partition, goes_on });
         self.report();
     }
 
@@ -184,24 +223,34 @@ impl Chains {
     }
 }
 
-fn find(kafka: &Kafka, partition: i32, chain_id: u64, sequence: u64) -> Result<FoundRecord, Failure> {
-    let found = find_next(kafka, partition, chain_id, sequence)?;
-    found.ok_or_else(|| Failure::Retry(anyhow!("chain.blocks/{partition} has no record of chain {chain_id} after {sequence}")))
+fn anew(chain_id: u64) -> String {
+    format!("`ctrip chain restart {chain_id}` begins anew")
 }
 
-fn gap(chain_id: u64, progress: &Progress, next: &FoundRecord) -> String {
-    let last = progress.head.map_or("none".to_owned(), |head| head.number.to_string());
+fn contradiction(chain_id: u64, progress: &Progress, sequence: u64) -> String {
+    format!(
+        "chain.blocks has another record with sequence {sequence} than chain.matches, which ends at {}: was chain.cursors lost? {}",
+        progress.sequence,
+        anew(chain_id)
+    )
+}
+
+fn gap(chain_id: u64, progress: &Progress, next: Option<&FoundRecord>) -> String {
+    let (last, sequence) = (progress.head.map_or("none".to_owned(), |head| head.number.to_string()), progress.sequence);
+    let matched = format!("the last block matched is {last} (sequence {sequence}), and chain.blocks goes on with");
+    let Some(next) = next else {
+        return format!("{matched} no block yet after what is missing; {}", anew(chain_id));
+    };
     let found = format!(
-        "the last block matched is {last} (sequence {}), and chain.blocks goes on with block {} (sequence {}): what lies between \
-         was deleted by its retention before it was matched",
-        progress.sequence, next.number, next.sequence
+        "{matched} block {} (sequence {}): what lies between was deleted by its retention, or can't be read",
+        next.number, next.sequence
     );
     let missing = progress.head.map(|head| (head.number + 1, next.number.saturating_sub(1)));
-    let anew = format!("`ctrip chain restart {chain_id}` begins anew");
     match missing.filter(|(from, to)| from <= to && next.kind == i32::from(Kind::Added)) {
         Some((from, to)) => {
-            format!("{found}; `ctrip backfill --chain {chain_id} --from {from} --to {to}` closes the gap, or {anew}")
+            let closes = format!("`ctrip backfill --chain {chain_id} --from {from} --to {to}` closes the gap");
+            format!("{found}; {closes}, or {}", anew(chain_id))
         }
-        None => format!("{found}; {anew}"),
+        None => format!("{found}; {}", anew(chain_id)),
     }
 }

@@ -3,7 +3,8 @@
 //! Blocks are taken in the order of their partition. Ingest writes a block and its logs in one transaction, so the logs are
 //! there too. If chains share a partition, the logs may be in another order than the blocks; those not needed yet wait. So an
 //! offset of `chain.logs` is committed only when everything below it is used. After a restart some records are read again that
-//! are done, and their counterpart may be gone; their sequence, which is not above their chain's, shows it.
+//! are done, and their counterpart may be gone; their sequence, which is not above their chain's, shows it. A retention may delete
+//! one of the two topics further than the other: a record waits for nothing once records came that were written long after it.
 //!
 //! The logs of a block may come in parts, one after the other. A block waits for the last one.
 
@@ -16,12 +17,19 @@ use topics::{Topic, frame};
 
 /// More waiting blocks than this pause the partition, and so do more waiting logs.
 const MAX_WAITING: usize = 4096;
+/// Clocks of the machines that write records may differ by this.
+pub const MAX_CLOCK_SKEW_MS: i64 = 60 * 60 * 1000;
+/// By how much the timestamps of a block's record and of its logs, or of two blocks in the order of their partition, may differ. A
+/// block and its logs are one transaction, which takes seconds.
+pub const MAX_BETWEEN_BLOCK_AND_LOGS_MS: i64 = MAX_CLOCK_SKEW_MS + 10 * 60 * 1000;
 
 /// A record of `chain.blocks` or `chain.logs`.
 pub trait ChainRecord {
     fn topic(&self) -> Topic;
     fn partition(&self) -> i32;
     fn offset(&self) -> i64;
+    /// When it was written, in milliseconds of Unix time.
+    fn written(&self) -> i64;
     /// The value with its frame.
     fn value(&self) -> &[u8];
 }
@@ -39,6 +47,10 @@ impl ChainRecord for Record<'_> {
         Self::offset(self)
     }
 
+    fn written(&self) -> i64 {
+        self.timestamp_ms().unwrap_or_default()
+    }
+
     fn value(&self) -> &[u8] {
         Self::payload(self)
     }
@@ -50,6 +62,9 @@ pub struct Join<R> {
     logs: HashMap<JoinKey, VecDeque<WaitingLogs<R>>>,
     next_block: Option<i64>,
     next_logs: Option<i64>,
+    /// When the newest of the blocks that are taken or passed over, and of the logs that were read, was written.
+    newest_block: i64,
+    newest_logs: i64,
     /// The topic of the partition that is paused.
     pub paused: Option<Topic>,
 }
@@ -76,7 +91,7 @@ pub enum Popped<R> {
     Pair(Box<JoinedBlock<R>>),
     /// There is no block, or its logs have not arrived.
     Waiting,
-    /// The block's logs are gone, or some of their parts: those that come next are of a later record, with this sequence.
+    /// The block's logs are gone, or some of their parts. Those that come next are of this sequence or a later one.
     WithoutLogs {
         next_with_logs: u64,
     },
@@ -90,26 +105,27 @@ enum TakenLogs<R> {
 
 impl<R> Default for Join<R> {
     fn default() -> Self {
-        Self { blocks: VecDeque::new(), logs: HashMap::new(), next_block: None, next_logs: None, paused: None }
+        let (blocks, logs) = (VecDeque::new(), HashMap::new());
+        Self { blocks, logs, next_block: None, next_logs: None, newest_block: 0, newest_logs: 0, paused: None }
     }
 }
 
 impl<R: ChainRecord> Join<R> {
-    /// Adds a record, but for logs that are done.
-    ///
-    /// # Errors
-    /// If it can't be read.
-    pub fn push(&mut self, record: R, is_done: impl Fn(u64, u64) -> bool) -> Result<(), Failure> {
+    /// Adds a record, but for logs that are done, or can't be read: their block finds itself without logs.
+    pub fn push(&mut self, record: R, is_done: impl Fn(u64, u64) -> bool) {
         if record.topic() == Topic::Blocks {
             self.blocks.push_back(record);
-            return Ok(());
+            return;
         }
         self.next_logs = Some(record.offset() + 1);
-        let RecordHead { chain_id, sequence, .. } = head_of(&record)?;
-        if !is_done(chain_id, sequence) {
-            self.logs.entry((chain_id, sequence == 0)).or_default().push_back(WaitingLogs { sequence, record });
+        self.newest_logs = self.newest_logs.max(record.written());
+        match head_of(&record) {
+            Ok(RecordHead { chain_id, sequence, .. }) if !is_done(chain_id, sequence) => {
+                self.logs.entry((chain_id, sequence == 0)).or_default().push_back(WaitingLogs { sequence, record });
+            }
+            Ok(_) => {}
+            Err(failure) => tracing::error!("logs that can't be read are passed over: {failure}"),
         }
-        Ok(())
     }
 
     /// The next block.
@@ -117,20 +133,32 @@ impl<R: ChainRecord> Join<R> {
         self.blocks.front()
     }
 
-    /// Passes over the next block, which is no replayed one, and its chain's logs up to it, with all their parts.
-    ///
-    /// # Errors
-    /// If it can't be read.
-    pub fn pass(&mut self) -> Result<(), Failure> {
-        let Some(block) = self.blocks.pop_front() else { return Ok(()) };
-        self.next_block = Some(block.offset() + 1);
-        let RecordHead { chain_id, sequence, .. } = head_of(&block)?;
+    /// Passes over the next block, and its chain's logs up to it, with all their parts. Those of a replayed block may be another
+    /// replay's.
+    pub fn pass(&mut self) {
+        let Some(block) = self.take_block() else { return };
+        let Ok(RecordHead { chain_id, sequence, .. }) = head_of(&block) else { return };
         if let Some(waiting) = self.logs.get_mut(&(chain_id, false)) {
             while waiting.front().is_some_and(|logs| logs.sequence <= sequence) {
                 waiting.pop_front();
             }
         }
-        Ok(())
+    }
+
+    fn take_block(&mut self) -> Option<R> {
+        let block = self.blocks.pop_front()?;
+        self.next_block = Some(block.offset() + 1);
+        self.newest_block = self.newest_block.max(block.written());
+        Some(block)
+    }
+
+    /// Drops logs whose block is gone: what is read of `chain.blocks` by now was written long after them.
+    pub fn drop_logs_without_block(&mut self) {
+        for waiting in self.logs.values_mut() {
+            while waiting.front().is_some_and(|logs| is_long_before(logs.record.written(), self.newest_block)) {
+                waiting.pop_front();
+            }
+        }
     }
 
     /// Takes the next block, if all its logs are there.
@@ -145,13 +173,15 @@ impl<R: ChainRecord> Join<R> {
         let lane = (block.chain_id, block.sequence == 0);
         let logs = match self.logs.get_mut(&lane).map_or(Ok(TakenLogs::None), |waiting| take_logs(waiting, &block))? {
             TakenLogs::Found(logs) => logs,
+            TakenLogs::None if is_long_before(front.written(), self.newest_logs) => {
+                return Ok(Popped::WithoutLogs { next_with_logs: block.sequence + 1 });
+            }
             TakenLogs::None => return Ok(Popped::Waiting),
             TakenLogs::Later(sequence) => return Ok(Popped::WithoutLogs { next_with_logs: sequence }),
         };
-        let Some(block) = self.blocks.pop_front() else {
+        let Some(block) = self.take_block() else {
             return Ok(Popped::Waiting);
         };
-        self.next_block = Some(block.offset() + 1);
         Ok(Popped::Pair(Box::new(JoinedBlock { block, logs })))
     }
 
@@ -182,9 +212,17 @@ impl<R: ChainRecord> Join<R> {
     }
 }
 
+/// Whether a record was written so long before another of the partition that its counterpart was read by then, if there is one.
+fn is_long_before(written: i64, newest: i64) -> bool {
+    written < newest.saturating_sub(MAX_BETWEEN_BLOCK_AND_LOGS_MS)
+}
+
 /// Takes the block's logs, once all their parts are there. Logs before them belong to blocks that are done, and are dropped, as
 /// are the last parts of logs whose first ones are gone.
 fn take_logs<R: ChainRecord>(waiting: &mut VecDeque<WaitingLogs<R>>, block: &RecordHead<'_>) -> Result<TakenLogs<R>, Failure> {
+    if block.sequence == 0 {
+        return take_replayed_logs(waiting, block);
+    }
     while let Some(front) = waiting.front() {
         if front.sequence > block.sequence {
             return Ok(TakenLogs::Later(front.sequence));
@@ -197,7 +235,7 @@ fn take_logs<R: ChainRecord>(waiting: &mut VecDeque<WaitingLogs<R>>, block: &Rec
             waiting.pop_front();
             continue;
         }
-        if front.sequence == block.sequence && block.sequence != 0 {
+        if front.sequence == block.sequence {
             return Err(Failure::Halt(anyhow!(
                 "chain {}: the block and the logs with sequence {} have different hashes: \
                  chain.blocks and chain.logs do not belong together",
@@ -206,6 +244,22 @@ fn take_logs<R: ChainRecord>(waiting: &mut VecDeque<WaitingLogs<R>>, block: &Rec
             )));
         }
         waiting.pop_front();
+    }
+    Ok(TakenLogs::None)
+}
+
+/// As [`take_logs`]. A hash alone names them, so those before them are dropped only once they are found: if they are gone, the
+/// others are of later blocks.
+fn take_replayed_logs<R: ChainRecord>(
+    waiting: &mut VecDeque<WaitingLogs<R>>,
+    block: &RecordHead<'_>,
+) -> Result<TakenLogs<R>, Failure> {
+    for (index, logs) in waiting.iter().enumerate() {
+        let LogsPart { part, parts } = part_of(logs)?;
+        if part <= 1 && is_of_block(logs, block)? {
+            waiting.drain(..index);
+            return take_parts(waiting, block, parts.max(1));
+        }
     }
     Ok(TakenLogs::None)
 }

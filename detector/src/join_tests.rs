@@ -5,6 +5,7 @@ use topics::{MAX_LOGS_BYTES, wire};
 struct Fake {
     topic: Topic,
     offset: i64,
+    written: i64,
     value: Vec<u8>,
 }
 
@@ -21,10 +22,16 @@ impl ChainRecord for Fake {
         self.offset
     }
 
+    fn written(&self) -> i64 {
+        self.written
+    }
+
     fn value(&self) -> &[u8] {
         &self.value
     }
 }
+
+const NOW: i64 = 1_790_000_000_000;
 
 fn hash(sequence: u64) -> Vec<u8> {
     vec![sequence.to_le_bytes()[0]; 32]
@@ -32,7 +39,7 @@ fn hash(sequence: u64) -> Vec<u8> {
 
 fn block(chain_id: u64, sequence: u64) -> Fake {
     let record = wire::BlockRecord { chain_id, sequence, hash: hash(sequence).into(), ..Default::default() };
-    Fake { topic: Topic::Blocks, offset: i64::try_from(sequence).unwrap(), value: frame::encode(1, &record) }
+    Fake { topic: Topic::Blocks, offset: i64::try_from(sequence).unwrap(), written: NOW, value: frame::encode(1, &record) }
 }
 
 /// A record of logs with so many bytes of data.
@@ -40,14 +47,14 @@ fn logs(offset: i64, chain_id: u64, sequence: u64, (part, parts): (u32, u32), si
     let log = Log { data: vec![7; size].into(), ..Default::default() };
     let hash = hash(sequence).into();
     let record = wire::LogsRecord { chain_id, sequence, hash, logs: vec![log], part, parts, ..Default::default() };
-    Fake { topic: Topic::Logs, offset, value: frame::encode(1, &record) }
+    Fake { topic: Topic::Logs, offset, written: NOW, value: frame::encode(1, &record) }
 }
 
 const LARGE: usize = MAX_LOGS_BYTES / 2;
 
 /// Adds a record that is not done.
 fn push(join: &mut Join<Fake>, record: Fake) {
-    join.push(record, |_, _| false).unwrap();
+    join.push(record, |_, _| false);
 }
 
 fn pair(join: &mut Join<Fake>) -> JoinedBlock<Fake> {
@@ -119,10 +126,10 @@ fn parts_of_a_block_that_is_done_are_dropped() {
 fn every_part_of_logs_that_are_done_is_dropped_at_once() {
     let mut join = Join::default();
     let done_up_to_1 = |chain_id, sequence| chain_id == 1 && sequence == 1;
-    join.push(logs(10, 1, 1, (1, 2), LARGE), done_up_to_1).unwrap();
-    join.push(logs(11, 1, 1, (2, 2), 5), done_up_to_1).unwrap();
+    join.push(logs(10, 1, 1, (1, 2), LARGE), done_up_to_1);
+    join.push(logs(11, 1, 1, (2, 2), 5), done_up_to_1);
     assert_eq!(join.offsets(), (None, Some(12)));
-    join.push(logs(12, 1, 2, (1, 2), LARGE), done_up_to_1).unwrap();
+    join.push(logs(12, 1, 2, (1, 2), LARGE), done_up_to_1);
     assert_eq!(join.offsets(), (None, Some(12)), "part 1 waits for its block");
 }
 
@@ -135,13 +142,13 @@ fn a_block_that_is_passed_over_takes_all_parts_of_its_logs_along() {
     }
     push(&mut join, logs(10, 1, 1, (1, 3), LARGE));
     push(&mut join, logs(11, 1, 1, (2, 3), LARGE));
-    join.pass().unwrap();
+    join.pass();
     assert_eq!(join.offsets(), (Some(2), Some(12)));
     // The last part comes late; its block is gone.
     push(&mut join, logs(12, 1, 1, (3, 3), 5));
     push(&mut join, logs(13, 1, 2, (0, 0), 5));
     assert_eq!(join.offsets(), (Some(2), Some(12)));
-    join.pass().unwrap();
+    join.pass();
     assert_eq!(join.offsets(), (Some(3), Some(14)));
     push(&mut join, logs(14, 1, 3, (1, 2), LARGE));
     push(&mut join, logs(15, 1, 3, (2, 2), 5));
@@ -212,4 +219,68 @@ fn each_topic_is_paused_when_too_much_of_it_waits_and_logs_never_while_a_block_w
     assert_eq!(join.excess(), Some(Topic::Blocks));
     join.paused = Some(Topic::Blocks);
     assert!(!join.is_relieved());
+}
+
+/// A replayed block, or its logs.
+fn replayed(mut record: Fake, number: u8, written: i64) -> Fake {
+    let hash = vec![number; 32].into();
+    record.value = match record.topic {
+        Topic::Blocks => frame::encode(1, &wire::BlockRecord { hash, ..frame::decode(&record.value).unwrap() }),
+        _ => frame::encode(1, &wire::LogsRecord { hash, ..frame::decode(&record.value).unwrap() }),
+    };
+    Fake { written, ..record }
+}
+
+#[test]
+fn a_replayed_block_whose_logs_are_gone_takes_no_others_along_and_waits_for_ever_no_more() {
+    let mut join = Join::default();
+    for number in [7, 8] {
+        push(&mut join, replayed(block(1, 0), number, NOW));
+    }
+    push(&mut join, replayed(logs(10, 1, 0, (0, 0), 5), 8, NOW));
+    assert!(is_waiting(&mut join), "the logs of 7 may be late");
+    let later = MAX_BETWEEN_BLOCK_AND_LOGS_MS + 1;
+    push(&mut join, Fake { written: NOW + later, ..logs(11, 2, 5, (0, 0), 5) });
+    assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { .. }));
+    join.pass();
+    assert_eq!(pair(&mut join).logs[0].offset, 10, "the logs of 8");
+    assert_eq!(join.offsets(), (Some(1), Some(11)));
+}
+
+#[test]
+fn a_block_whose_logs_are_gone_holds_up_its_partition_only_while_they_may_come() {
+    let mut join = Join::default();
+    push(&mut join, block(1, 1));
+    assert!(is_waiting(&mut join));
+    // Another chain's come, and none of its own ever will: the chain is dead.
+    let later = MAX_BETWEEN_BLOCK_AND_LOGS_MS + 1;
+    push(&mut join, Fake { written: NOW + later - 1, ..logs(10, 2, 5, (0, 0), 5) });
+    assert!(is_waiting(&mut join));
+    push(&mut join, Fake { written: NOW + later, ..logs(11, 2, 6, (0, 0), 5) });
+    assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { next_with_logs: 2 }));
+}
+
+#[test]
+fn logs_whose_block_is_gone_hold_no_offset_back() {
+    let mut join = Join::default();
+    push(&mut join, replayed(logs(10, 1, 0, (0, 0), 5), 7, NOW));
+    let later = MAX_BETWEEN_BLOCK_AND_LOGS_MS;
+    for (sequence, written) in [(1, NOW + later), (2, NOW + later + 1)] {
+        push(&mut join, Fake { written, ..block(2, sequence) });
+        push(&mut join, Fake { written, ..logs(10 + i64::try_from(sequence).unwrap(), 2, sequence, (0, 0), 5) });
+        pair(&mut join);
+        join.drop_logs_without_block();
+        let expected = if sequence == 1 { 10 } else { 13 };
+        assert_eq!(join.offsets().1, Some(expected));
+    }
+}
+
+#[test]
+fn logs_that_nobody_can_read_are_passed_over() {
+    let mut join = Join::default();
+    push(&mut join, block(1, 1));
+    push(&mut join, Fake { value: vec![1, 2, 3], ..logs(10, 1, 1, (0, 0), 5) });
+    assert!(is_waiting(&mut join));
+    push(&mut join, logs(11, 1, 2, (0, 0), 5));
+    assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { next_with_logs: 2 }), "matched without its logs");
 }

@@ -1,19 +1,17 @@
 //! Reads what the detector has written, and what it has yet to read: how far a chain is matched, from the end of
 //! `chain.matches`, and where `chain.blocks` goes on. Both topics have a chain in the partition of the same number.
 
-use crate::join::head_of;
+use crate::join::{MAX_BETWEEN_BLOCK_AND_LOGS_MS, MAX_CLOCK_SKEW_MS, head_of};
 use crate::matching::RecordHead;
-use crate::progress::Progress;
+use crate::progress::{Progress, Turn};
 use runtime::Failure;
 use runtime::kafka::{Kafka, PartitionReader, Record};
 use std::ops::ControlFlow;
-use std::time::Duration;
 use topics::Topic;
+use topics::wire::matches_record::Kind;
 
-/// Clocks of the machines that write records may differ by this.
-const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60 * 60);
-/// A block and its logs are one transaction, which takes seconds.
-const MAX_BETWEEN_BLOCK_AND_LOGS: Duration = Duration::from_secs(10 * 60);
+/// The header of a match that holds the offset of its block in `chain.blocks`, in decimal.
+pub const BLOCK_OFFSET: &str = "ctrip-block-offset";
 
 /// Where a chain goes on in `chain.blocks`.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +50,7 @@ pub struct Matched {
 pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) -> Result<Matched, Failure> {
     // A record is matched after it was written. So where the chain's first record is next, older matches need not be searched.
     let first_of_chain = head.sequence == 1;
-    let oldest = next.timestamp_ms().filter(|_| first_of_chain).map(|written| written - millis(MAX_CLOCK_SKEW));
+    let oldest = next.timestamp_ms().filter(|_| first_of_chain).map(|written| written - MAX_CLOCK_SKEW_MS);
     let mut progress = Progress::default();
     // Whether the next record was matched, once its sequence was met.
     let mut same = None;
@@ -87,37 +85,54 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
     Ok(Matched { progress, contradicted })
 }
 
-/// Where to begin in a partition whose offsets the group has lost: well before the last match was written. It is a guess, which
-/// saves reading all that was matched: where it is too late for a chain, its records show a gap, and the partition is read again.
-pub fn guess_position(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Option<i64>, Failure> {
+/// Where to go on in a partition whose offsets the group has lost: after the block that the last match is of, which the match's
+/// header names. `None` is the beginning: nothing was matched, or `chain.blocks` has something else at that offset, since its
+/// retention has deleted the block, or it is a copy with offsets of its own.
+pub fn position_after_output(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Option<i64>, Failure> {
     let mut last = None;
     PartitionReader::open(kafka, Topic::Matches, partition)?.read_back(|records| {
-        last = records.iter().filter_map(Record::timestamp_ms).max();
-        Ok(if last.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        let Some(record) = records.last() else { return Ok(ControlFlow::Continue(())) };
+        let offset = record.header(BLOCK_OFFSET).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        let head = head_of(record)?;
+        last = offset.map(|offset: i64| (offset, head.chain_id, head.sequence, head.hash.to_vec()));
+        Ok(ControlFlow::Break(()))
     })?;
-    let Some(last) = last else { return Ok(None) };
-    let margin = MAX_CLOCK_SKEW + if topic == Topic::Logs { MAX_BETWEEN_BLOCK_AND_LOGS } else { Duration::ZERO };
-    Ok(Some(PartitionReader::open(kafka, topic, partition)?.offset_at(last - millis(margin))?))
+    let Some((offset, chain_id, sequence, hash)) = last else { return Ok(None) };
+    let reader = PartitionReader::open(kafka, Topic::Blocks, partition)?;
+    reader.seek(offset)?;
+    let Some(block) = reader.next()?.filter(|block| block.offset() == offset) else { return Ok(None) };
+    let head = head_of(&block)?;
+    if (head.chain_id, head.sequence, head.hash) != (chain_id, sequence, &hash[..]) {
+        return Ok(None);
+    }
+    Ok(Some(if topic == Topic::Blocks { offset + 1 } else { logs_offset(kafka, &block)? }))
 }
 
-/// The chain's first record after `sequence` that `chain.blocks` still has.
-pub fn find_next(kafka: &Kafka, partition: i32, chain_id: u64, sequence: u64) -> Result<Option<FoundRecord>, Failure> {
+/// At or before the logs of a block, and of any that comes after it.
+fn logs_offset(kafka: &Kafka, block: &Record<'_>) -> Result<i64, Failure> {
+    let written = block.timestamp_ms().unwrap_or_default();
+    PartitionReader::open(kafka, Topic::Logs, block.partition())?.offset_at(written - MAX_BETWEEN_BLOCK_AND_LOGS_MS)
+}
+
+/// The chain's first record after the sequence `after` that can follow the last match, or, over a gap, that replayed blocks may lead to: the
+/// first block that was added, or a new beginning. Tags and removals tell of blocks within the gap.
+pub fn find_next(
+    kafka: &Kafka,
+    partition: i32,
+    chain_id: u64,
+    progress: &Progress,
+    after: u64,
+) -> Result<Option<FoundRecord>, Failure> {
     let reader = PartitionReader::open(kafka, Topic::Blocks, partition)?;
     while let Some(record) = reader.next()? {
-        let head = head_of(&record)?;
-        if head.chain_id == chain_id && head.sequence > sequence {
-            let written = record.timestamp_ms().unwrap_or_default();
-            let logs = PartitionReader::open(kafka, Topic::Logs, partition)?;
-            let at =
-                Resumption { blocks: record.offset(), logs: logs.offset_at(written - millis(MAX_BETWEEN_BLOCK_AND_LOGS))? };
+        let Ok(head) = head_of(&record) else { continue };
+        let closes = matches!(Kind::try_from(head.kind), Ok(Kind::Added | Kind::Replayed));
+        if head.chain_id == chain_id && head.sequence > after && (closes || progress.turn(&head) == Turn::Next) {
+            let at = Resumption { blocks: record.offset(), logs: logs_offset(kafka, &record)? };
             let RecordHead { sequence, kind, number, hash, parent_hash, .. } = head;
             let (hash, parent_hash) = (hash.to_vec(), parent_hash.to_vec());
             return Ok(Some(FoundRecord { sequence, kind, number, hash, parent_hash, at }));
         }
     }
     Ok(None)
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

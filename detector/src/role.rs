@@ -2,18 +2,19 @@
 
 use crate::chains::{Action, Chains, Rewind};
 use crate::intents::IntentBarrier;
-use crate::join::{Join, JoinedBlock, Popped, payload, unreadable};
-use crate::matching::{BlockView, Matcher};
-use crate::output::guess_position;
+use crate::join::{Join, JoinedBlock, Popped, head_of, payload, unreadable};
+use crate::matching::{BlockView, Matcher, RecordHead};
+use crate::output::{BLOCK_OFFSET, position_after_output};
 use crate::watch_set::WatchSet;
 use anyhow::anyhow;
 use base::metrics;
-use runtime::kafka::{Batch, Consumer, Kafka, Position, Record, Transaction, TransactionalProducer};
+use runtime::kafka::{Batch, Consumer, Kafka, Position, Record, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+use topics::wire::MatchesRecord;
 use topics::{Message as _, Topic};
 
 const STAGE: &str = "detector";
@@ -56,7 +57,7 @@ fn detect(
     let positions = match rewind.take() {
         Some(rewind) => Some(rewound(kafka, rewind)),
         None if kafka.has_committed(STAGE, Topic::Blocks)? || kafka.is_new(Topic::Matches)? => None,
-        None => Some(guessed(kafka)),
+        None => Some(after_output(kafka)),
     };
     let consumer = Consumer::open(kafka, STAGE, &[Topic::Blocks, Topic::Logs], positions)?;
     let mut joins: BTreeMap<i32, Join<Record<'_>>> = BTreeMap::new();
@@ -75,14 +76,18 @@ fn detect(
         let written = records.last().and_then(Record::timestamp_ms);
         for record in records {
             let is_done = |chain, sequence| chains.is_done(chain, sequence);
-            joins.entry(record.partition()).or_default().push(record, is_done)?;
+            joins.entry(record.partition()).or_default().push(record, is_done);
         }
         let (pairs, passed) = take(&mut joins, &mut chains)?;
         if !pairs.is_empty() || passed {
             intents.catch_up()?;
+            let matched = match_blocks(&intents.watched, &mut matcher, &mut chains, &pairs);
             let transaction = producer.begin()?;
             intents.quarantine(kafka, &transaction)?;
-            match_blocks(kafka, &transaction, &intents.watched, &mut matcher, &pairs)?;
+            for Matched { matches, block } in &matched {
+                let header = (BLOCK_OFFSET, &*block.to_string());
+                transaction.send_with_header(Topic::Matches, &matches.key(), &kafka.encode(matches), header)?;
+            }
             chains.notify(&transaction)?;
             transaction.send_offsets(&offsets(&joins), &consumer.group_metadata()?)?;
             transaction.commit()?;
@@ -115,13 +120,13 @@ fn rewound(kafka: &Kafka, rewind: Rewind) -> Position {
     })
 }
 
-/// Begins by what was written, since the group has lost its offsets.
-fn guessed(kafka: &Kafka) -> Position {
+/// Begins after what was written, since the group has lost its offsets.
+fn after_output(kafka: &Kafka) -> Position {
     tracing::warn!("the group {STAGE} has no offsets; chain.matches tells what is done");
     let kafka = kafka.clone();
     Box::new(move |topic, partition| match kafka.committed(STAGE, topic, partition)? {
         Some(offset) => Ok(Some(offset)),
-        None => guess_position(&kafka, topic, partition),
+        None => position_after_output(&kafka, topic, partition),
     })
 }
 
@@ -141,44 +146,93 @@ fn take<'c>(
                 Action::Wait => break,
                 Action::Pass => {
                     passed = true;
-                    chains.pass(front)?;
-                    join.pass()?;
+                    chains.pass(front);
+                    join.pass();
                 }
-                Action::Match => match join.pop()? {
-                    Popped::Pair(pair) => {
+                Action::Match => match join.pop() {
+                    Ok(Popped::Pair(pair)) => {
                         chains.advance(&pair.block)?;
                         pairs.push(*pair);
                     }
-                    Popped::Waiting => break,
-                    Popped::WithoutLogs { next_with_logs } => {
+                    Ok(Popped::Waiting) => break,
+                    // The next turn passes over the block.
+                    Ok(Popped::WithoutLogs { next_with_logs }) if !is_replayed(join) => {
                         let Some(front) = join.front() else { break };
                         chains.set_aside_before(front, next_with_logs)?;
+                    }
+                    Err(failure) if !is_replayed(join) => {
+                        let Some(front) = join.front() else { break };
+                        chains.set_aside_at(front.partition(), &head_of(front)?, &failure);
+                    }
+                    without_logs => {
+                        let Some(front) = join.front() else { break };
+                        let cause = without_logs.err().map_or("its logs are gone".to_owned(), |failure| failure.to_string());
+                        skip_replayed(&head_of(front)?, &cause);
+                        passed = true;
+                        join.pass();
                     }
                 },
             }
         }
+        join.drop_logs_without_block();
     }
     Ok((pairs, passed))
 }
 
-/// Writes one record of `chain.matches` per block.
+/// Whether the front block is a replayed one.
+fn is_replayed(join: &Join<Record<'_>>) -> bool {
+    join.front().and_then(|front| head_of(front).ok()).is_some_and(|head| head.sequence == 0)
+}
+
+/// Names a replayed block that can't be matched. Nothing waits for it but the backfill's user.
+fn skip_replayed(block: &RecordHead<'_>, cause: &str) {
+    let RecordHead { chain_id, number, .. } = block;
+    metrics::UNMATCHED_REPLAYS.counter(&[]).increment(1);
+    tracing::error!(
+        "replayed block {number} of chain {chain_id} is not matched: {cause}; run `ctrip backfill --chain {chain_id} --from \
+         {number} --to {number}` again"
+    );
+}
+
+/// The record of `chain.matches` that a block becomes.
+struct Matched {
+    matches: MatchesRecord,
+    /// The block's offset in `chain.blocks`.
+    block: i64,
+}
+
+/// Matches blocks. One that can't be read sets its chain aside from there on.
 fn match_blocks(
-    kafka: &Kafka,
-    transaction: &Transaction<'_>,
     watched: &WatchSet,
     matcher: &mut Matcher,
+    chains: &mut Chains,
     pairs: &[JoinedBlock<Record<'_>>],
-) -> Result<(), Failure> {
+) -> Vec<Matched> {
+    let (mut matched, mut unreadable_from) = (Vec::with_capacity(pairs.len()), HashSet::new());
     for pair in pairs {
-        let block = BlockView::read(payload(&pair.block)?).map_err(|e| unreadable(&pair.block, e))?;
-        let logs: Vec<&[u8]> = pair.logs.iter().map(payload).collect::<Result<_, _>>()?;
-        let matches = matcher.matches_in_parts(watched, &block, &logs).map_err(|e| unreadable(&pair.block, e))?;
-        for transfer in &matches.transfers {
-            metrics::MATCHED_TRANSFERS.counter(&[("source", transfer.source().as_str_name())]).increment(1);
+        let Ok(head) = head_of(&pair.block) else { continue };
+        if head.sequence != 0 && unreadable_from.contains(&head.chain_id) {
+            continue;
         }
-        transaction.send(Topic::Matches, &matches.key(), &kafka.encode(&matches))?;
+        match match_block(watched, matcher, pair) {
+            Ok(matches) => matched.push(Matched { matches, block: pair.block.offset() }),
+            Err(failure) if head.sequence == 0 => skip_replayed(&head, &failure.to_string()),
+            Err(failure) => {
+                unreadable_from.insert(head.chain_id);
+                chains.set_aside_at(pair.block.partition(), &head, &failure);
+            }
+        }
     }
-    Ok(())
+    for transfer in matched.iter().flat_map(|matched| &matched.matches.transfers) {
+        metrics::MATCHED_TRANSFERS.counter(&[("source", transfer.source().as_str_name())]).increment(1);
+    }
+    matched
+}
+
+fn match_block(watched: &WatchSet, matcher: &mut Matcher, pair: &JoinedBlock<Record<'_>>) -> Result<MatchesRecord, Failure> {
+    let block = BlockView::read(payload(&pair.block)?).map_err(|e| unreadable(&pair.block, e))?;
+    let logs: Vec<&[u8]> = pair.logs.iter().map(payload).collect::<Result<_, _>>()?;
+    matcher.matches_in_parts(watched, &block, &logs).map_err(|e| unreadable(&pair.block, e))
 }
 
 fn offsets(joins: &BTreeMap<i32, Join<Record<'_>>>) -> Vec<(Topic, i32, i64)> {

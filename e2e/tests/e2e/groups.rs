@@ -12,12 +12,21 @@ use tokio::sync::oneshot::{self, Sender};
 use tokio_util::sync::CancellationToken;
 use topics::{Topic, wire};
 
+/// anvil calls every block final that is this far below its head.
+const FINAL_BELOW: u64 = 64;
+
 async fn pay(lab: &Lab, api: &Api) -> Result<Payment> {
     let payment = api.create_surely(json!({ "chain": "anvil", "amount": "1000", "expires_in": 86_400 })).await?;
     let hash = lab.node.pay(payment.address()?, payment.amount()?).await?;
     eventually("the receipt", || lab.node.receipt(hash)).await?;
     lab.node.mine(3).await?;
     Ok(payment)
+}
+
+/// The numbers of the replayed blocks in `chain.matches`.
+async fn replayed(lab: &Lab) -> Result<Vec<u64>> {
+    let matches: Vec<wire::MatchesRecord> = records(lab).await?;
+    Ok(matches.iter().filter(|record| record.sequence == 0).map(|record| record.number).collect())
 }
 
 /// Deletes a group whose members were killed, once their session has timed out.
@@ -35,7 +44,12 @@ async fn the_detector_goes_on_where_its_output_ends_when_its_group_is_gone() -> 
     let api = lab.merchant("shop")?;
     api.ready(&mut roles[0]).await?;
     api.until(pay(&lab, &api).await?.id(), "confirmed").await?;
+    // A backfill replays final blocks only.
+    lab.node.mine(FINAL_BELOW + 10).await?;
+    lab.ctrip(&["backfill", "--chain", "anvil", "--from", "1", "--to", "3"])?;
+    eventually("replayed blocks to be matched", || async { Ok((replayed(&lab).await?.len() == 3).then_some(())) }).await?;
     detector.terminate()?;
+    lab.ctrip(&["backfill", "--chain", "anvil", "--from", "4", "--to", "6"])?;
     let meanwhile = pay(&lab, &api).await?;
     delete_group(&lab, "detector").await?;
 
@@ -43,9 +57,12 @@ async fn the_detector_goes_on_where_its_output_ends_when_its_group_is_gone() -> 
     api.until(meanwhile.id(), "confirmed").await?;
     api.until(pay(&lab, &api).await?.id(), "confirmed").await?;
     let matches: Vec<wire::MatchesRecord> = records(&lab).await?;
-    let sequences: Vec<u64> = matches.iter().map(|record| record.sequence).collect();
+    let sequences: Vec<u64> = matches.iter().map(|record| record.sequence).filter(|sequence| *sequence != 0).collect();
     let expected: Vec<u64> = (1..=sequences.len() as u64).collect();
     ensure!(sequences == expected, "chain.matches has the sequences {sequences:?}");
+    // Nothing tells of a replayed block whether it was matched but the place of the last match.
+    let replayed = replayed(&lab).await?;
+    ensure!(replayed == [1, 2, 3, 4, 5, 6], "chain.matches has the replayed blocks {replayed:?}");
     detector.check()?;
     roles.iter_mut().try_for_each(Process::check)
 }

@@ -1,10 +1,12 @@
 //! One chain's fault stops one chain: it is set aside, named with the command that helps, and goes on where it left off.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, KafkaAdmin, Lab, Node, Payment, Plan, Process, eventually};
+use e2e::{Api, KafkaAdmin, Lab, Node, Payment, Plan, Process, eventually, records};
 use reqwest::Method;
+use runtime::kafka::Publisher;
 use serde_json::{Value, json};
-use topics::Topic;
+use std::time::Duration;
+use topics::{Topic, frame, wire};
 
 const CHAIN: &str = "31337";
 const OTHER: u64 = 31338;
@@ -104,6 +106,56 @@ async fn blocks_that_were_deleted_before_they_were_matched_set_their_chain_aside
     until_halted(&api, "anvil", false).await?;
     api.until(chains.pay(&api, "anvil").await?.id(), "confirmed").await?;
     detector.check()?;
+    roles.iter_mut().try_for_each(Process::check)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_nobody_can_read_sets_its_chain_aside_only_if_a_block_is_missing() -> Result<()> {
+    let chains = TwoChains::start().await?;
+    let lab = &chains.lab;
+    let mut roles = spawn(lab, &["api", "confirmer", "detector"])?;
+    let mut ingest = lab.spawn("ingest")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut roles[0]).await?;
+    let publisher = Publisher::open(&lab.kafka().await?, Duration::from_secs(10))?;
+    let publish = async |key: &str, records: [(Topic, Vec<u8>); 2]| {
+        for (topic, value) in records {
+            publisher.publish(topic, &[(key.to_owned(), value)]).await.into_iter().collect::<Result<Vec<()>>>()?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    api.until(chains.pay(&api, "anvil").await?.id(), "confirmed").await?;
+    ingest.terminate()?;
+
+    let last = records::<wire::BlockRecord>(lab).await?.into_iter().rfind(|block| block.chain_id == 31337);
+    let last = last.context("a block")?;
+    let junk = || b"junk".to_vec();
+    publish(&OTHER.to_string(), [(Topic::Blocks, junk()), (Topic::Logs, junk())]).await?;
+    let missed = api.create_surely(json!({ "chain": "anvil", "amount": "1000", "expires_in": 86_400 })).await?;
+    let head = wire::BlockRecord { sequence: last.sequence + 1, number: last.number + 1, ..wire::BlockRecord::default() };
+    let head = wire::BlockRecord { chain_id: 31337, hash: vec![9; 32].into(), parent_hash: last.hash.clone(), ..head };
+    let logs = wire::LogsRecord { chain_id: 31337, sequence: head.sequence, hash: head.hash.clone(), ..Default::default() };
+    let mut block = frame::encode(1, &head);
+    // A transaction that has fewer bytes than it says.
+    block.extend([0x62, 0x7f]);
+    publish(CHAIN, [(Topic::Blocks, block), (Topic::Logs, frame::encode(1, &logs))]).await?;
+    let halted = until_halted(&api, "anvil", true).await?;
+    ensure!(halted["halted"].as_str().is_some_and(|cause| cause.contains("can't be matched")), "{halted}");
+    // The chain's own next block has the sequence of the one that can't be read, so it is missing.
+    chains.pay_to(&missed, "anvil").await?;
+    lab.node.mine(FINAL_BELOW + 10).await?;
+    let mut ingest = lab.spawn("ingest")?;
+    api.until(chains.pay(&api, "other").await?.id(), "confirmed").await?;
+    let command = eventually("the backfill to be named", || async {
+        let halted = until_halted(&api, "anvil", true).await?;
+        Ok(halted["halted"].as_str().and_then(|cause| cause.split('`').nth(1)).map(str::to_owned))
+    });
+    let command = command.await?;
+    ensure!(api.get(missed.id()).await?.status() == "pending", "paid in a block that nobody has matched");
+    lab.ctrip(&command.split(' ').skip(1).collect::<Vec<_>>())?;
+    api.until(missed.id(), "confirmed").await?;
+    until_halted(&api, "anvil", false).await?;
+    ingest.check()?;
     roles.iter_mut().try_for_each(Process::check)
 }
 

@@ -1,11 +1,13 @@
 //! What happens to a Kafka cluster over the years: groups expire, and retention deletes records.
 
 use crate::lab::Lab;
+use crate::wait::eventually;
 use anyhow::{Context as _, Result, ensure};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
 use std::time::Duration;
 use topics::Topic;
 
@@ -27,15 +29,20 @@ impl KafkaAdmin {
         Ok(Self { client, prefix: lab.env["TOPIC_PREFIX"].clone() })
     }
 
-    /// Deletes a consumer group with its offsets. Its members must have left or timed out.
+    /// Deletes a consumer group with its offsets, if there is one, once its members have left or timed out.
     ///
     /// # Errors
-    /// When Kafka refuses.
+    /// When Kafka refuses for a minute.
     pub async fn delete_group(&self, group: &str) -> Result<()> {
         let name = format!("{}{group}", self.prefix);
-        let deleted = self.client.delete_groups(&[&name], &AdminOptions::new()).await?;
-        let outcome = deleted.into_iter().next().context("no answer")?;
-        outcome.map(drop).map_err(|(group, code)| anyhow::anyhow!("deleting group {group}: {code}"))
+        eventually(&format!("group {name} to be deleted"), || async {
+            let deleted = self.client.delete_groups(&[&name], &AdminOptions::new()).await?;
+            Ok(match deleted.into_iter().next().context("no answer")? {
+                Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound)) => Some(()),
+                Err(_) => None,
+            })
+        })
+        .await
     }
 
     /// The end of the partition that holds a key.

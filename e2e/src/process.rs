@@ -99,12 +99,28 @@ impl Process {
         Ok(())
     }
 
+    /// Stops it for a while, as a machine's pause does, and lets it go on.
+    ///
+    /// # Errors
+    /// When it had ended by itself.
+    pub async fn pause(&mut self, pause: Duration) -> Result<()> {
+        self.check()?;
+        self.signal("STOP")?;
+        tokio::time::sleep(pause).await;
+        self.signal("CONT")
+    }
+
+    fn signal(&self, name: &str) -> Result<()> {
+        ensure!(Command::new("kill").args(["-s", name, &self.id().to_string()]).status()?.success(), "kill -s {name}");
+        Ok(())
+    }
+
     /// Sends SIGTERM and returns how the process ended.
     ///
     /// # Errors
     /// When it does not end within 12 s.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
-        ensure!(Command::new("kill").arg(self.id().to_string()).status()?.success(), "kill");
+        self.signal("TERM")?;
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {

@@ -1,48 +1,88 @@
-//! `kill -9` at random points loses and duplicates nothing.
+//! Blows at random points lose and double nothing, and stop nothing for good: `kill -9`, pauses as of a machine that is moved, and
+//! the loss of all consumer groups. The chain is fresh, begins at its head, and forks below that within its first seconds.
+//!
+//! `CTRIP_BLOWS` makes a run longer than CI's.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Lab, Payment, Plan, Process, events, ledger, records};
+use e2e::{Api, KafkaAdmin, Lab, Payment, Plan, Process, events, ledger, records};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 use topics::{Address, U256, wire};
 
+/// At least; payments go on while blows do.
 const PAYMENTS: u64 = 200;
-const KILLS: u32 = 10;
+const BLOWS: u32 = 12;
 const CONFIRMATIONS: u32 = 3;
+/// The first reorg comes after so many payments, and goes below the block that the chain began with.
+const FIRST_REORG: u64 = 4;
+const FIRST_REORG_DEPTH: u64 = 7;
+/// Longer than a transaction may take, and than a member's session.
+const LONG_PAUSE_S: u64 = 18;
+
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    Kill,
+    Pause(Duration),
+    /// Kills all roles and deletes their groups.
+    LoseGroups,
+}
+
+impl Blow {
+    /// Each kind comes in the shortest run.
+    fn random(index: u32, random: &mut StdRng) -> Self {
+        match index {
+            4 => Self::Pause(Duration::from_secs(LONG_PAUSE_S)),
+            8 => Self::LoseGroups,
+            _ if index < BLOWS => Self::Kill,
+            _ => match random.random_range(0..10) {
+                0..6 => Self::Kill,
+                6..9 => Self::Pause(Duration::from_millis(random.random_range(5_000..40_000))),
+                _ => Self::LoseGroups,
+            },
+        }
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killing_single_roles_loses_and_doubles_nothing() -> Result<()> {
+async fn blows_to_single_roles_lose_and_double_nothing() -> Result<()> {
     survive(&["api", "ingest", "detector", "confirmer"]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killing_the_whole_of_ctrip_up_loses_and_doubles_nothing() -> Result<()> {
+async fn blows_to_the_whole_of_ctrip_up_lose_and_double_nothing() -> Result<()> {
     survive(&["up"]).await
 }
 
+fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
 async fn survive(roles: &[&str]) -> Result<()> {
-    let seed = std::env::var("CTRIP_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
+    let seed = variable("CTRIP_SEED").unwrap_or_else(rand::random::<u64>);
     println!("CTRIP_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let lab = Arc::new(Lab::start(Plan { confirmations: CONFIRMATIONS, block_time: None }).await?);
+    begin_at_the_head(&lab).await?;
     let mut processes = roles.iter().map(|role| lab.spawn(role)).collect::<Result<Vec<Process>>>()?;
     let api = lab.merchant("crash")?;
     api.ready(processes.first_mut().context("a process")?).await?;
 
-    let paying = tokio::spawn(pay(lab.clone(), api.clone(), random.random()));
-    for kill in 0..KILLS {
+    let over = CancellationToken::new();
+    let paying = tokio::spawn(pay(lab.clone(), api.clone(), random.random(), over.clone()));
+    for index in 0..variable("CTRIP_BLOWS").unwrap_or(BLOWS) {
         tokio::time::sleep(Duration::from_millis(random.random_range(300..2500))).await;
         let victim = random.random_range(0..processes.len());
-        let process = processes.get_mut(victim).context("a victim")?;
-        println!("kill {kill}: {}", process.role);
-        process.kill()?;
-        *process = lab.spawn(roles.get(victim).context("its role")?)?;
+        let blow = Blow::random(index, &mut random);
+        strike(&lab, &mut processes, victim, blow).await.with_context(|| format!("blow {index}, {blow:?}"))?;
     }
+    over.cancel();
     let payments = paying.await??;
+    println!("{} payments", payments.len());
     lab.node.mine(u64::from(CONFIRMATIONS)).await?;
 
     let balances = balances(&lab, &payments).await?;
@@ -72,11 +112,47 @@ async fn survive(roles: &[&str]) -> Result<()> {
     check_blocks(&lab).await
 }
 
+/// Drops `start_block` from chains.yaml.
+async fn begin_at_the_head(lab: &Lab) -> Result<()> {
+    // Beside the token's block.
+    lab.node.mine(3).await?;
+    let yaml = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
+    let (with, without) = ("  start_block: 0\n", "");
+    ensure!(yaml.contains(with), "{yaml}");
+    lab.write_chains(&yaml.replace(with, without))
+}
+
+async fn strike(lab: &Lab, processes: &mut [Process], victim: usize, blow: Blow) -> Result<()> {
+    let process = processes.get_mut(victim).context("a victim")?;
+    println!("{blow:?}: {}", process.role);
+    match blow {
+        Blow::Kill => {
+            process.kill()?;
+            *process = lab.spawn(&process.role.clone())?;
+        }
+        Blow::Pause(pause) => process.pause(pause).await?,
+        Blow::LoseGroups => {
+            processes.iter_mut().try_for_each(Process::kill)?;
+            let admin = KafkaAdmin::of(lab)?;
+            for group in ["detector", "outbox"] {
+                admin.delete_group(group).await?;
+            }
+            for process in processes {
+                *process = lab.spawn(&process.role.clone())?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Creates payments and pays them one after the other, every third in the token, with a reorg now and then.
-async fn pay(lab: Arc<Lab>, api: Api, seed: u64) -> Result<Vec<Payment>> {
+async fn pay(lab: Arc<Lab>, api: Api, seed: u64, over: CancellationToken) -> Result<Vec<Payment>> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut payments = Vec::new();
-    for i in 0..PAYMENTS {
+    for i in 0.. {
+        if i >= PAYMENTS && over.is_cancelled() {
+            break;
+        }
         let token = (i % 3 == 0).then_some(e2e::TOKEN_SYMBOL);
         let amount = random.random_range(1_000..1_000_000_u64);
         let body = json!({ "chain": "anvil", "token": token, "amount": amount, "external_id": i.to_string() });
@@ -87,12 +163,14 @@ async fn pay(lab: Arc<Lab>, api: Api, seed: u64) -> Result<Vec<Payment>> {
             Some(_) => lab.node.pay_token(to, amount).await?,
         };
         payments.push(payment);
-        if i % 50 == 49 {
+        let depth = if i == FIRST_REORG { FIRST_REORG_DEPTH } else { random.random_range(1..4) };
+        if i == FIRST_REORG || i % 50 == 49 {
             // anvil loses blocks when a reorg comes while it mines.
             e2e::eventually("the last payment's block", || lab.node.receipt(hash)).await?;
-            lab.node.reorg(random.random_range(1..4)).await?;
+            lab.node.reorg(depth).await?;
         }
-        tokio::time::sleep(Duration::from_millis(random.random_range(0..120))).await;
+        // Slower once there are enough.
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..if i < PAYMENTS { 120 } else { 1000 }))).await;
     }
     Ok(payments)
 }

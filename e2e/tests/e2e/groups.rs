@@ -29,12 +29,6 @@ async fn replayed(lab: &Lab) -> Result<Vec<u64>> {
     Ok(matches.iter().filter(|record| record.sequence == 0).map(|record| record.number).collect())
 }
 
-/// Deletes a group whose members were killed, once their session has timed out.
-async fn delete_group(lab: &Lab, group: &str) -> Result<()> {
-    let admin = KafkaAdmin::of(lab)?;
-    eventually("the group to be empty", || async { Ok(admin.delete_group(group).await.ok()) }).await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_detector_goes_on_where_its_output_ends_when_its_group_is_gone() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
@@ -51,7 +45,7 @@ async fn the_detector_goes_on_where_its_output_ends_when_its_group_is_gone() -> 
     detector.terminate()?;
     lab.ctrip(&["backfill", "--chain", "anvil", "--from", "4", "--to", "6"])?;
     let meanwhile = pay(&lab, &api).await?;
-    delete_group(&lab, "detector").await?;
+    KafkaAdmin::of(&lab)?.delete_group("detector").await?;
 
     let mut detector = lab.spawn("detector")?;
     api.until(meanwhile.id(), "confirmed").await?;
@@ -79,7 +73,7 @@ async fn the_relay_publishes_each_event_once_when_its_group_is_gone() -> Result<
         until_published(&lab, &[payment.id().to_owned()]).await?;
     }
     confirmer.kill()?;
-    delete_group(&lab, "outbox").await?;
+    KafkaAdmin::of(&lab)?.delete_group("outbox").await?;
     let mut claimed = Vec::new();
     for _ in 0..2 {
         claimed.push(api.create_surely(json!({ "chain": "anvil", "amount": "1" })).await?.id().to_owned());

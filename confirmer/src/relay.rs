@@ -13,11 +13,12 @@
 
 use anyhow::anyhow;
 use base::metrics;
-use deadpool_postgres::{Client, Object, Pool};
+use deadpool_postgres::{Client, Pool};
 use payments::store::{self, OutboxRow};
 use recovery::Recovery;
+use runtime::db::{self, OwnConnection};
 use runtime::kafka::{Kafka, PartitionReader, Record, TransactionalProducer};
-use runtime::{Failure, db, stage};
+use runtime::{Failure, stage};
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -36,23 +37,6 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the depth of the outbox and the use of the pool are measured.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The connection that holds the leader's lock. It is closed on drop and not returned to the pool, where it would keep the lock.
-struct LeaderConnection(Option<Client>);
-
-impl LeaderConnection {
-    fn db(&self) -> Result<&Client, Failure> {
-        self.0.as_ref().ok_or_else(|| Failure::Retry(anyhow!("the relay's connection is closed")))
-    }
-}
-
-impl Drop for LeaderConnection {
-    fn drop(&mut self) {
-        if let Some(client) = self.0.take() {
-            drop(Object::take(client));
-        }
-    }
-}
-
 /// Leads and publishes until `stop`. A message on `wake` means that this process has written events.
 ///
 /// # Errors
@@ -65,7 +49,7 @@ pub fn run(
     wake: &Receiver<()>,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let Some(leader) = become_leader(pool, handle, stop)? else {
+    let Some(mut leader) = become_leader(pool, handle, stop)? else {
         return Ok(());
     };
     let producer = TransactionalProducer::open(kafka, STAGE)?;
@@ -77,6 +61,9 @@ pub fn run(
     tracing::info!("the relay is the leader and publishes payment.events from batch {batch}");
     let mut reported = Instant::now();
     while !stop.is_cancelled() {
+        if !leader.created().is_some_and(|created| recovery.gate().admits(created)) {
+            return Err(Failure::Retry(anyhow!("another database has taken the place of the one that the relay reads")));
+        }
         let rows = handle.block_on(store::claim_outbox(leader.db()?, batch, MAX_ROWS_PER_BATCH))?;
         if rows.is_empty() {
             wait(wake);
@@ -133,8 +120,9 @@ fn wait(wake: &Receiver<()>) {
     }
 }
 
-fn become_leader(pool: &Pool, handle: &Handle, stop: &CancellationToken) -> Result<Option<LeaderConnection>, Failure> {
-    let leader = LeaderConnection(Some(handle.block_on(pool.get())?));
+fn become_leader(pool: &Pool, handle: &Handle, stop: &CancellationToken) -> Result<Option<OwnConnection>, Failure> {
+    // It holds the leader's lock.
+    let mut leader = handle.block_on(OwnConnection::open(pool))?;
     while !stop.is_cancelled() {
         let row = handle.block_on(leader.db()?.query_one("SELECT pg_try_advisory_lock($1)", &[&db::lock::RELAY]))?;
         if row.get(0) {

@@ -2,10 +2,12 @@
 //!
 //! A backup that was restored, or a standby that was promoted while it lagged, has lost what came after. No statement may run on
 //! such a database before it has caught up, so a connection to a database that was not looked at yet fails, and asks for the look.
+//! One from before the last look that found another database is not used again: the old server may still answer.
 
 use deadpool_postgres::{ClientWrapper, Hook, HookError};
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Tells apart the database behind one connection and that behind another, though both have the same URL: another server process,
@@ -24,7 +26,8 @@ pub struct Gate(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    open: Mutex<Option<Lineage>>,
+    /// The database that it is open to, and since when.
+    open: Mutex<Option<(Lineage, Instant)>>,
     opened: Notify,
     asked: Notify,
 }
@@ -42,10 +45,19 @@ impl Lineage {
     }
 }
 
+impl fmt::Display for Lineage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { started, database, table } = self;
+        write!(f, "{started}/{database}/{}", table.unwrap_or_default())
+    }
+}
+
 impl Gate {
     /// Lets connections to this database through, and to no other.
     pub fn open(&self, lineage: Lineage) {
-        *self.lineage() = Some(lineage);
+        if !self.is_open_to(&lineage) {
+            *self.lineage() = Some((lineage, Instant::now()));
+        }
         self.0.opened.notify_waiters();
     }
 
@@ -55,7 +67,12 @@ impl Gate {
     }
 
     pub fn is_open_to(&self, lineage: &Lineage) -> bool {
-        self.lineage().as_ref() == Some(lineage)
+        self.lineage().as_ref().is_some_and(|(open, _)| open == lineage)
+    }
+
+    /// Whether it is open to the database behind a connection that was let through after this time.
+    pub fn admits(&self, created: Instant) -> bool {
+        self.lineage().as_ref().is_some_and(|(_, since)| created >= *since)
     }
 
     /// Waits until it is open.
@@ -75,7 +92,7 @@ impl Gate {
     }
 
     /// The check of each new connection of a pool.
-    pub(super) fn hook(&self) -> Hook {
+    pub(super) fn new_connection(&self) -> Hook {
         let gate = self.clone();
         Hook::async_fn(move |client: &mut ClientWrapper, _| {
             let gate = gate.clone();
@@ -90,8 +107,17 @@ impl Gate {
         })
     }
 
+    /// The check of a connection that is used again.
+    pub(super) fn used_connection(&self) -> Hook {
+        let gate = self.clone();
+        Hook::sync_fn(move |_, metrics| {
+            let stale = || HookError::message("another database has taken the place of the one behind this connection");
+            gate.admits(metrics.created).then_some(()).ok_or_else(stale)
+        })
+    }
+
     /// Nobody panics while holding the lock.
-    fn lineage(&self) -> std::sync::MutexGuard<'_, Option<Lineage>> {
+    fn lineage(&self) -> std::sync::MutexGuard<'_, Option<(Lineage, Instant)>> {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -100,9 +126,12 @@ impl Gate {
 mod tests {
     use super::*;
 
+    fn lineage(started: &str) -> Lineage {
+        Lineage { started: started.to_owned(), database: 1, table: Some(2) }
+    }
+
     #[tokio::test]
     async fn a_gate_is_open_to_the_database_that_was_looked_at_and_to_no_other() {
-        let lineage = |started: &str| Lineage { started: started.to_owned(), database: 1, table: Some(2) };
         let gate = Gate::default();
         assert!(!gate.is_open_to(&lineage("1")));
         gate.open(lineage("1"));
@@ -111,5 +140,21 @@ mod tests {
         assert!(!gate.is_open_to(&Lineage { table: Some(3), ..lineage("1") }));
         gate.close();
         assert!(!gate.is_open_to(&lineage("1")));
+    }
+
+    #[test]
+    fn a_connection_to_a_database_that_another_has_taken_the_place_of_is_not_used_again() {
+        let gate = Gate::default();
+        assert!(!gate.admits(Instant::now()), "closed");
+        gate.open(lineage("1"));
+        let old = Instant::now();
+        gate.open(lineage("1"));
+        assert!(gate.admits(old), "the same database");
+        gate.open(lineage("2"));
+        assert!(!gate.admits(old) && gate.admits(Instant::now()));
+        gate.close();
+        assert!(!gate.admits(Instant::now()));
+        gate.open(lineage("2"));
+        assert!(!gate.admits(old), "it was closed meanwhile");
     }
 }

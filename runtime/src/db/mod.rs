@@ -5,9 +5,11 @@ mod gate;
 pub mod lock;
 mod migrate;
 mod number;
+mod own_connection;
 mod pool;
 
 pub use gate::{Gate, Lineage};
 pub use migrate::migrate;
 pub use number::{bigint, unsigned};
+pub use own_connection::OwnConnection;
 pub use pool::{CommitMode, gated_pool, generic_plan_pool, observe, pool};

@@ -11,6 +11,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a caller waits for a connection.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 4;
+/// How long the server's host may leave what was sent to it unacknowledged, and so all of the above.
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// When a commit of a connection returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +39,7 @@ pub fn pool(url: &str, size: usize) -> anyhow::Result<Pool> {
 /// # Errors
 /// When the URL does not parse.
 pub fn gated_pool(url: &str, size: usize, gate: &Gate) -> anyhow::Result<Pool> {
-    Ok(builder(url, size)?.post_create(gate.hook()).build()?)
+    Ok(behind(builder(url, size)?, gate).build()?)
 }
 
 /// [`pool`] for statements that read short index ranges and nothing else, whatever their parameters are.
@@ -58,25 +62,31 @@ pub fn generic_plan_pool(url: &str, size: usize, commit: CommitMode, gate: Optio
     });
     let mut builder = builder(url, size)?.post_create(set);
     if let Some(gate) = gate {
-        builder = builder.post_create(gate.hook());
+        builder = behind(builder, gate);
     }
     Ok(builder.build()?)
 }
 
+fn behind(builder: PoolBuilder, gate: &Gate) -> PoolBuilder {
+    builder.post_create(gate.new_connection()).pre_recycle(gate.used_connection())
+}
+
 fn builder(url: &str, size: usize) -> anyhow::Result<PoolBuilder> {
-    let mut config = parse(url)?;
-    config.connect_timeout(CONNECT_TIMEOUT);
-    // Notices a dead peer. And a backend never waits for a client that is gone while it holds a row lock.
-    config.keepalives_idle(KEEPALIVE_IDLE);
-    config.application_name("ctrip");
-    let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+    let manager = Manager::from_config(parse(url)?, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
     let pool = Pool::builder(manager).max_size(size).runtime(Runtime::Tokio1);
     Ok(pool.wait_timeout(Some(WAIT_TIMEOUT)).create_timeout(Some(CONNECT_TIMEOUT)))
 }
 
-/// The URL holds a password, so the error does not repeat it.
+/// The configuration of every connection. The URL holds a password, so the error does not repeat it.
 pub(super) fn parse(url: &str) -> anyhow::Result<Config> {
-    url.parse().context("DATABASE_URL: expected postgres://user:password@host:port/database")
+    let mut config: Config = url.parse().context("DATABASE_URL: expected postgres://user:password@host:port/database")?;
+    config.connect_timeout(CONNECT_TIMEOUT);
+    // A host that vanishes says nothing: neither what waits for an answer nor what is still to be sent waits for it for ever. And a
+    // backend never waits for a client that is gone while it holds a row lock.
+    config.keepalives_idle(KEEPALIVE_IDLE).keepalives_interval(KEEPALIVE_INTERVAL).keepalives_retries(KEEPALIVE_RETRIES);
+    config.tcp_user_timeout(UNACKNOWLEDGED_TIMEOUT);
+    config.application_name("ctrip");
+    Ok(config)
 }
 
 /// Exports the pool's connections as metrics.
@@ -87,4 +97,18 @@ pub fn observe(pool: &Pool, role: &'static str) {
     gauge("open", status.size);
     gauge("idle", status.available);
     gauge("waiting", status.waiting);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_connection_waits_for_ever_for_a_host_that_has_vanished() {
+        let config = parse("postgres://ctrip@localhost/ctrip").unwrap();
+        assert!(config.get_keepalives());
+        assert_eq!(config.get_tcp_user_timeout(), Some(&UNACKNOWLEDGED_TIMEOUT));
+        assert!(config.get_keepalives_interval().is_some() && config.get_keepalives_retries().is_some());
+        assert!(KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_RETRIES <= UNACKNOWLEDGED_TIMEOUT);
+    }
 }

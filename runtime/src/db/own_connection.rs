@@ -1,0 +1,39 @@
+//! A connection that is closed on drop and not returned to its pool, where it would keep a lock, and stay with a database that
+//! another one has taken the place of.
+
+use crate::failure::Failure;
+use anyhow::anyhow;
+use deadpool_postgres::{Client, Object, Pool};
+use std::time::Instant;
+
+/// A connection that no one else gets.
+pub struct OwnConnection(Option<Client>);
+
+impl OwnConnection {
+    /// Takes one out of the pool.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn open(pool: &Pool) -> Result<Self, Failure> {
+        Ok(Self(Some(pool.get().await?)))
+    }
+
+    /// # Errors
+    /// None while it is not dropped.
+    pub fn db(&mut self) -> Result<&mut Client, Failure> {
+        self.0.as_mut().ok_or_else(|| Failure::Retry(anyhow!("the connection is closed")))
+    }
+
+    /// When it was opened.
+    pub fn created(&self) -> Option<Instant> {
+        self.0.as_ref().map(|client| Object::metrics(client).created)
+    }
+}
+
+impl Drop for OwnConnection {
+    fn drop(&mut self) {
+        if let Some(client) = self.0.take() {
+            drop(Object::take(client));
+        }
+    }
+}

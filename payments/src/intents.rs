@@ -6,8 +6,12 @@
 use crate::deposit::DepositAddress;
 use crate::payment::{Asset, Payment, Sums, Terms, Token};
 use crate::policy::Policy;
+use std::time::Duration;
 use topics::{Amount, AmountError, ChainId, MalformedField, PaymentId, wire};
 use uuid::Uuid;
+
+/// How long Kafka has for the acknowledgement of an intent. Later its address is not given out, until it is published again.
+pub const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The request that an address was issued for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 
 use anyhow::{Context as _, Result};
 use deadpool_postgres::GenericClient;
+use runtime::db::Lineage;
 use runtime::{Failure, db};
 use uuid::Uuid;
 
@@ -38,6 +39,24 @@ pub async fn other(db: &impl GenericClient) -> Result<Option<Uuid>, Failure> {
     let select = "SELECT other FROM installation WHERE other_seen_at > now() - interval '1 day'";
     let select = db.prepare_cached(select).await?;
     Ok(db.query_opt(&select, &[]).await?.and_then(|row| row.get(0)))
+}
+
+/// Which database has caught up with the topics last under this row, as [`Lineage`] says it.
+///
+/// # Errors
+/// When the database fails.
+pub async fn caught_up_lineage(db: &impl GenericClient) -> Result<Option<String>, Failure> {
+    let select = db.prepare_cached("SELECT lineage FROM installation").await?;
+    Ok(db.query_opt(&select, &[]).await?.and_then(|row| row.get(0)))
+}
+
+/// Notes that this database has caught up; `None` that it has to anew.
+///
+/// # Errors
+/// When the database fails.
+pub async fn note_lineage(db: &impl GenericClient, lineage: Option<&Lineage>) -> Result<(), Failure> {
+    db.execute("UPDATE installation SET lineage = $1", &[&lineage.map(Lineage::to_string)]).await?;
+    Ok(())
 }
 
 /// Makes the database that of another installation: it takes the place of a database that was lost, and gets what the topics have.

@@ -1,13 +1,18 @@
 //! What a role that writes payments starts beside its work: it compares Postgres with the topics before the first connection is
 //! handed out, whenever a connection reaches another database than before, and on a schedule.
+//!
+//! When a database takes the place of another, processes may still wait for Kafka with intents that they wrote to the one before. So
+//! the gate opens [`SETTLING_TIME`] later, after one more comparison. Which database has caught up is a row of its own: a process
+//! that starts on the same one does not wait.
 
 use crate::catch_up::{CatchUp, mark};
-use crate::installation::{installation, other};
+use crate::installation::{caught_up_lineage, installation, note_lineage, other};
 use crate::known::{self, Known};
 use crate::republish;
 use anyhow::Context as _;
-use deadpool_postgres::{Client, Object, Pool};
-use runtime::db::{Gate, Lineage, lock};
+use deadpool_postgres::{Client, Pool};
+use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
+use runtime::db::{Gate, Lineage, OwnConnection, lock};
 use runtime::kafka::{Backlog, Offsets};
 use runtime::{Failure, Kafka, Settings, db, stage};
 use std::collections::BTreeMap;
@@ -19,10 +24,18 @@ use topics::Topic;
 use uuid::Uuid;
 
 const STAGE: &str = "recovery";
-/// One for the schedule, one for publishing intents again, one for the relay.
-const MAX_CONNECTIONS: usize = 3;
+/// Two for the schedule, one for publishing intents again, one for the relay.
+const MAX_CONNECTIONS: usize = 4;
 /// How often the database is looked at, and what the topics have gained is compared.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How often to connect anew: the name may lead to another server by now, while the old one still answers.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(2);
+/// Until each process has noticed a database that took the place of another, and Kafka has acknowledged the last intent of an address
+/// that is given out. A second is for the looks themselves.
+const SETTLING_TIME: Duration =
+    RECONNECT_INTERVAL.saturating_add(INTERVAL).saturating_add(ACKNOWLEDGEMENT_TIMEOUT).saturating_add(Duration::from_secs(1));
+/// How long the database may take for an answer to a look. Comparing takes as long as was lost.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the topics are held against what Kafka had acknowledged.
 const TOPICS_INTERVAL: Duration = Duration::from_secs(30);
 /// The topics that Postgres is compared with.
@@ -56,26 +69,12 @@ struct Watch {
     seen: Seen,
     /// It compares on the schedule, and holds the lock for that on its connection.
     leads: bool,
+    /// When a connection was opened last.
+    connected: Option<Instant>,
     /// When the topics were checked.
     checked: Option<Instant>,
-}
-
-/// A connection that is closed on drop and not returned to the pool, where it would keep the lock, and stay with a database that
-/// another one has taken the place of.
-struct OwnConnection(Option<Client>);
-
-impl OwnConnection {
-    fn db(&mut self) -> Result<&mut Client, Failure> {
-        self.0.as_mut().ok_or_else(|| Failure::Retry(anyhow::anyhow!("the connection is closed")))
-    }
-}
-
-impl Drop for OwnConnection {
-    fn drop(&mut self) {
-        if let Some(client) = self.0.take() {
-            drop(Object::take(client));
-        }
-    }
+    /// A database that took the place of another, and since when it is looked at.
+    settling: Option<(Lineage, Instant)>,
 }
 
 /// What one process has seen of the offsets of each topic.
@@ -153,7 +152,9 @@ impl Recovery {
             let asked = handle.block_on(async {
                 tokio::select! {
                     () = stop.cancelled() => false,
-                    asked = self.0.gate.asked(INTERVAL) => asked,
+                    // Connections to a database that settles ask all the time.
+                    () = tokio::time::sleep(INTERVAL), if watch.settling.is_some() => false,
+                    asked = self.0.gate.asked(INTERVAL), if watch.settling.is_none() => asked,
                 }
             });
             if asked {
@@ -164,36 +165,91 @@ impl Recovery {
         Ok(())
     }
 
-    /// Looks at the database behind the connection, and compares it with the topics if it is another one, or it is time.
+    /// Looks at the database that `DATABASE_URL` leads to, and compares it with the topics if it is another one, or it is time.
     fn look(&self, handle: &Handle, watch: &mut Watch) -> Result<(), Failure> {
-        let mut client = match watch.client.take() {
-            Some(client) => client,
-            None => {
-                watch.leads = false;
-                handle.block_on(async { Ok::<_, Failure>(OwnConnection(Some(self.0.pool.get().await?))) })?
-            }
-        };
+        let (mut client, lineage) = self.connect(handle, watch)?;
         let db = client.db()?;
-        let lineage = handle.block_on(Lineage::of(db))?;
-        let went_back = goes_back(&watch.seen, &handle.block_on(self.offsets(db))?);
+        let went_back = goes_back(&watch.seen, &within(handle, self.offsets(db))?);
         if went_back {
             tracing::warn!("Postgres knows less of the topics than before: it was restored");
-            self.0.gate.close();
+            within(handle, note_lineage(db, None))?;
         }
         let is_known = !went_back && self.0.gate.is_open_to(&lineage);
-        watch.leads = watch.leads || handle.block_on(try_lead(db))?;
+        if !is_known {
+            self.0.gate.close();
+        }
+        watch.leads = watch.leads || within(handle, try_lead(db))?;
         if !is_known || watch.leads {
-            if !is_known || watch.checked.is_none_or(|at| at.elapsed() > TOPICS_INTERVAL) {
+            let is_due = watch.checked.is_none_or(|at| at.elapsed() > TOPICS_INTERVAL);
+            if is_due || (!is_known && watch.settling.is_none()) {
                 self.check_topics(handle, db)?;
                 watch.checked = Some(Instant::now());
             }
+            let is_settled = is_known || self.is_settled(handle, db, &lineage, &mut watch.settling)?;
             self.compare(handle, db)?;
-            self.0.gate.open(lineage);
+            if !is_known && is_settled {
+                within(handle, note_lineage(db, Some(&lineage)))?;
+                watch.settling = None;
+                self.0.gate.open(lineage);
+            }
         }
-        watch.seen = handle.block_on(self.offsets(db))?;
-        lock_in(&self.0.problems).foreign = handle.block_on(other(db))?;
+        watch.seen = within(handle, self.offsets(db))?;
+        lock_in(&self.0.problems).foreign = within(handle, other(db))?;
         watch.client = Some(client);
         Ok(())
+    }
+
+    /// The connection of the last look, or a new one where `DATABASE_URL` leads to another database by now.
+    fn connect(&self, handle: &Handle, watch: &mut Watch) -> Result<(OwnConnection, Lineage), Failure> {
+        let lineage_of = |mut client: OwnConnection| {
+            let lineage = within(handle, async { Ok(Lineage::of(client.db()?).await?) })?;
+            Ok::<_, Failure>((client, lineage))
+        };
+        let last = watch.client.take().map(lineage_of).transpose()?;
+        let is_recent = watch.connected.is_some_and(|at| at.elapsed() < RECONNECT_INTERVAL);
+        if is_recent && let Some(last) = last {
+            return Ok(last);
+        }
+        // None that the pool has kept.
+        self.0.pool.retain(|_, _| false);
+        let new = lineage_of(handle.block_on(OwnConnection::open(&self.0.pool))?)?;
+        watch.connected = Some(Instant::now());
+        match last {
+            Some(last) if last.1 == new.1 => Ok(last),
+            _ => {
+                watch.leads = false;
+                Ok(new)
+            }
+        }
+    }
+
+    /// Whether no process can have something in flight any more that it wrote to another database: this one has caught up before, it
+    /// has been looked at for long enough, or nothing was ever written.
+    fn is_settled(
+        &self,
+        handle: &Handle,
+        db: &Client,
+        lineage: &Lineage,
+        settling: &mut Option<(Lineage, Instant)>,
+    ) -> Result<bool, Failure> {
+        if within(handle, caught_up_lineage(db))? == Some(lineage.to_string()) {
+            return Ok(true);
+        }
+        if let Some((_, since)) = settling.as_ref().filter(|(of, _)| of == lineage) {
+            return Ok(since.elapsed() >= SETTLING_TIME);
+        }
+        let mut backlog = lock_in(&self.0.backlog);
+        let backlog = open(&mut backlog, &self.0.kafka)?;
+        for topic in COMPARED {
+            if backlog.ends(topic)?.values().any(|end| *end > 0) {
+                tracing::warn!(
+                    "Postgres was restarted or restored: waiting {SETTLING_TIME:?} for what is still on its way to Kafka"
+                );
+                *settling = Some((lineage.clone(), Instant::now()));
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn compare(&self, handle: &Handle, client: &mut Client) -> Result<(), Failure> {
@@ -280,6 +336,12 @@ fn goes_back(seen: &Seen, now: &Seen) -> bool {
         let now = now.get(topic);
         offsets.iter().any(|(partition, offset)| now.and_then(|now| now.get(partition)).copied().unwrap_or(0) < *offset)
     })
+}
+
+/// A server that does not answer is no reason to wait for it for ever.
+fn within<T>(handle: &Handle, answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let answer = handle.block_on(async { tokio::time::timeout(LOOK_TIMEOUT, answer).await });
+    answer.unwrap_or_else(|_| Err(Failure::Retry(anyhow::anyhow!("Postgres did not answer for {LOOK_TIMEOUT:?}"))))
 }
 
 async fn try_lead(client: &Client) -> Result<bool, Failure> {

@@ -11,6 +11,7 @@ use deadpool_postgres::Client;
 use merchants::accounts::{self, Account};
 use payments::{DepositAddress, intents as intent_records, store};
 use std::collections::VecDeque;
+use std::time::Instant;
 use topics::PaymentId;
 use uuid::Uuid;
 
@@ -54,10 +55,12 @@ pub async fn create(mut db: Client, intents: &Intents, request: AddressRequest) 
         created_at: clock::now()?,
     };
     store::insert_addresses(&transaction, std::slice::from_ref(&new), installation).await?;
+    let written = Instant::now();
     transaction.commit().await?;
     // Kafka may take its time, and other requests need the connection.
     drop(db);
-    if intents.publish(&[intent_records::address_intent_record(&new, installation)]).await != [true] {
+    let intent = intent_records::address_intent_record(&new, installation);
+    if intents.publish(&[intent], written).await != [true] {
         return Err(Problem::unavailable(5, "Kafka did not acknowledge the address. Retry: you get the same one"));
     }
     intents.forget_acknowledged(vec![new.id]);

@@ -7,18 +7,20 @@
 use crate::http::problem::Problem;
 use base::metrics;
 use deadpool_postgres::{GenericClient, Pool};
+use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use payments::store;
 use runtime::kafka::Publisher;
 use runtime::{Failure, Kafka};
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use topics::{Message as _, Topic, wire};
 use uuid::Uuid;
 
-/// A request whose intent Kafka has not acknowledged by then gets a 503.
-pub const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long after its row was written an address may be given out: a process that was paused for longer does not know whether the
+/// database is still the one that it wrote to. `recovery` waits for as long before it lets a restored one be used.
+const GIVE_OUT_TIMEOUT: Duration = ACKNOWLEDGEMENT_TIMEOUT.saturating_add(Duration::from_millis(500));
 /// Acknowledged batches that wait for the [`forget`] task. A batch that finds the queue full is left for [`repair`].
 const MAX_FORGET_QUEUE: usize = 1024;
 const REPAIR_INTERVAL: Duration = Duration::from_secs(2);
@@ -51,15 +53,20 @@ impl Intents {
         self.publisher.ping().await
     }
 
-    /// Publishes all at once. Returns for each, in order, whether Kafka acknowledged it.
-    pub async fn publish(&self, intents: &[wire::PaymentIntent]) -> Vec<bool> {
+    /// Publishes all at once. Returns for each, in order, whether Kafka acknowledged it in time to give its address out. `written` is
+    /// from before their rows were committed, or read.
+    pub async fn publish(&self, intents: &[wire::PaymentIntent], written: Instant) -> Vec<bool> {
         let records: Vec<(String, Vec<u8>)> = intents.iter().map(|intent| (intent.key(), self.kafka.encode(intent))).collect();
         let outcomes = self.publisher.publish(Topic::Intents, &records).await;
         let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
         if let Some(Err(cause)) = outcomes.iter().find(|outcome| outcome.is_err()) {
             tracing::warn!("Kafka did not acknowledge {failed} of {} intents: {cause:#}", outcomes.len());
         }
-        outcomes.iter().map(Result::is_ok).collect()
+        let in_time = may_give_out(written);
+        if !in_time {
+            tracing::warn!("{} addresses are not given out: their intents took {:.1?}", intents.len(), written.elapsed());
+        }
+        outcomes.iter().map(|outcome| in_time && outcome.is_ok()).collect()
     }
 
     /// Hands acknowledged intents to the [`forget`] task.
@@ -75,19 +82,20 @@ impl Intents {
     /// # Errors
     /// When the database fails.
     pub async fn still_unacknowledged(&self, db: &impl GenericClient, ids: &[Uuid]) -> Result<HashSet<Uuid>, Failure> {
+        let read = Instant::now();
         let unacknowledged = store::unacknowledged_intents(db, ids).await?;
         if unacknowledged.is_empty() {
             return Ok(HashSet::new());
         }
-        let (acknowledged, hidden) = self.publish_again(unacknowledged).await;
+        let (acknowledged, hidden) = self.publish_again(unacknowledged, read).await;
         self.forget_acknowledged(acknowledged);
         Ok(hidden.into_iter().collect())
     }
 
     /// Returns the ids that Kafka has acknowledged now, and those that it still has not.
-    async fn publish_again(&self, unacknowledged: Vec<(Uuid, wire::PaymentIntent)>) -> (Vec<Uuid>, Vec<Uuid>) {
+    async fn publish_again(&self, unacknowledged: Vec<(Uuid, wire::PaymentIntent)>, read: Instant) -> (Vec<Uuid>, Vec<Uuid>) {
         let (ids, intents): (Vec<Uuid>, Vec<_>) = unacknowledged.into_iter().unzip();
-        let outcomes = self.publish(&intents).await;
+        let outcomes = self.publish(&intents, read).await;
         let (acknowledged, failed): (Vec<_>, Vec<_>) =
             ids.into_iter().zip(outcomes).partition(|(_, acknowledged)| *acknowledged);
         let ids = |outcomes: Vec<(Uuid, bool)>| outcomes.into_iter().map(|(id, _)| id).collect();
@@ -101,6 +109,10 @@ impl Intents {
     pub async fn ensure_acknowledged(&self, db: &impl GenericClient, id: Uuid) -> Result<(), Problem> {
         if self.still_unacknowledged(db, &[id]).await?.is_empty() { Ok(()) } else { Err(Problem::unacknowledged()) }
     }
+}
+
+fn may_give_out(written: Instant) -> bool {
+    written.elapsed() < GIVE_OUT_TIMEOUT
 }
 
 /// Deletes the rows of acknowledged intents, many per statement, until every [`Intents`] is gone.
@@ -139,11 +151,12 @@ pub async fn repair(pool: Pool, intents: Intents, stop: CancellationToken) {
 async fn repair_batch(pool: &Pool, intents: &Intents) -> Result<(), Failure> {
     let mut client = pool.get().await?;
     let transaction = client.transaction().await?;
+    let read = Instant::now();
     let overdue = store::lock_overdue_intents(&transaction, MAX_REPAIR_BATCH).await?;
     if overdue.is_empty() {
         return Ok(());
     }
-    let (repaired, _) = intents.publish_again(overdue).await;
+    let (repaired, _) = intents.publish_again(overdue, read).await;
     if repaired.is_empty() {
         return Ok(());
     }
@@ -152,4 +165,15 @@ async fn repair_batch(pool: &Pool, intents: &Intents) -> Result<(), Failure> {
     metrics::INTENTS_REPAIRED.counter(&[]).increment(u64::try_from(repaired.len()).unwrap_or_default());
     tracing::info!("published {} unacknowledged intents again", repaired.len());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_paused_gives_out_no_address_that_a_restored_database_may_not_have() {
+        assert!(may_give_out(Instant::now()));
+        assert!(!may_give_out(Instant::now() - GIVE_OUT_TIMEOUT));
+    }
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Backup, Lab, Payment, Plan, Process, XPUB, events, eventually, ledger};
 use futures::future::try_join_all;
+use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use reqwest::{Method, StatusCode};
@@ -198,6 +199,45 @@ async fn restored(while_running: bool) -> Result<()> {
     }
     ensure!(ledger(&lab).await?.len() == 3 * PER_ROUND + 1, "payments and the deposit in Postgres");
     check_events(&lab, &all).await?;
+    up.check()
+}
+
+/// A replica wrote it to the database that another one has taken the place of, and still waited for Kafka.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_intent_that_reaches_kafka_after_the_restore_keeps_its_address() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let mut up = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut up).await?;
+    let account = AccountXpub::parse(XPUB)?;
+    let first = api.coin(AMOUNT).await?;
+    ensure!(first.address()? == account.address(0)?);
+    let sql = "SELECT merchant_id, i.id FROM payments, installation i";
+    let row = lab.database().await?.query_one(sql, &[]).await?;
+    let intent = wire::PaymentIntent {
+        address: account.address(1)?.to_vec().into(),
+        payment_id: Uuid::now_v7().to_string(),
+        merchant_id: row.get::<_, Uuid>(0).to_string(),
+        chain_id: 31337,
+        chain: "anvil".to_owned(),
+        amount: vec![1].into(),
+        address_index: 1,
+        account: account.fingerprint(),
+        installation: row.get::<_, Uuid>(1).to_string(),
+        ..Default::default()
+    };
+    let kafka = lab.kafka().await?;
+    let publisher = Publisher::open(&kafka, Duration::from_secs(10))?;
+
+    Backup::take(&lab)?.restore(&lab).await?;
+    let acknowledged_late = async {
+        tokio::time::sleep(ACKNOWLEDGEMENT_TIMEOUT - Duration::from_secs(1)).await;
+        publisher.publish(Topic::Intents, &[(intent.key(), kafka.encode(&intent))]).await.into_iter().collect::<Result<()>>()
+    };
+    let create = api.create_surely(json!({ "chain": "anvil", "amount": AMOUNT }));
+    let (next, ()) = tokio::try_join!(create, acknowledged_late)?;
+    ensure!(next.address()? == account.address(2)?, "the address of the intent that was on its way was given out again");
+    ensure!(ledger(&lab).await?.contains_key(&intent.payment_id), "{}", up.tail());
     up.check()
 }
 

@@ -1,15 +1,13 @@
 //! Rows of `unacknowledged_intents`: intents that Kafka has not acknowledged yet. Each is inserted in the transaction of its payment
 //! or static address, and deleted once Kafka has it.
 
+use crate::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use deadpool_postgres::GenericClient;
 use prost::Message as _;
 use runtime::Failure;
 use tokio_postgres::Row;
 use topics::wire::PaymentIntent;
 use uuid::Uuid;
-
-/// Seconds after which the request that wrote an intent has given up on Kafka, or its process has died.
-const ACKNOWLEDGEMENT_TIMEOUT_S: i32 = 5;
 
 /// Inserts intents by the ids of their payments or static addresses.
 pub(super) async fn insert_intents(db: &impl GenericClient, new: &[(Uuid, PaymentIntent)]) -> Result<(), Failure> {
@@ -32,19 +30,19 @@ pub async fn unacknowledged_intents(db: &impl GenericClient, ids: &[Uuid]) -> Re
     db.query(&statement, &[&ids]).await?.iter().map(read_intent).collect()
 }
 
-/// At most `limit` intents older than `ACKNOWLEDGEMENT_TIMEOUT_S`, the oldest first, locked until the transaction ends. Those that
-/// another instance has locked are skipped.
+/// At most `limit` intents older than [`ACKNOWLEDGEMENT_TIMEOUT`], the oldest first, locked until the transaction ends: the request that
+/// wrote one has given up on Kafka, or its process has died. Those that another instance has locked are skipped.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid intent.
 pub async fn lock_overdue_intents(db: &impl GenericClient, limit: i64) -> Result<Vec<(Uuid, PaymentIntent)>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT payment_id, intent FROM unacknowledged_intents WHERE created_at < now() - make_interval(secs => $2::integer)
+            "SELECT payment_id, intent FROM unacknowledged_intents WHERE created_at < now() - make_interval(secs => $2::double precision)
              ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED",
         )
         .await?;
-    db.query(&statement, &[&limit, &ACKNOWLEDGEMENT_TIMEOUT_S]).await?.iter().map(read_intent).collect()
+    db.query(&statement, &[&limit, &ACKNOWLEDGEMENT_TIMEOUT.as_secs_f64()]).await?.iter().map(read_intent).collect()
 }
 
 /// Deletes intents that Kafka has acknowledged.

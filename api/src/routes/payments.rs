@@ -117,10 +117,10 @@ pub async fn cancel(
         return Err(no_payment(id));
     }
     app.intents.ensure_acknowledged(&transaction, id.0).await?;
+    let payment = store::lock_payments(&transaction, &[id.0]).await?.pop().ok_or_else(|| no_payment(id))?;
     if store::is_behind_told_events(&transaction, id).await? {
         return Err(Problem::unavailable(1, "The database was restored, and this payment is not up to date yet; retry"));
     }
-    let payment = store::lock_payments(&transaction, &[id.0]).await?.pop().ok_or_else(|| no_payment(id))?;
     let step = lifecycle::step(&payment, &Input::Cancel { at: clock::now()? })
         .map_err(|illegal| Problem::new(StatusCode::CONFLICT, "not-pending", "The payment can't be cancelled", illegal))?;
     store::save_payments(&transaction, &[&step.next]).await?;

@@ -2,7 +2,7 @@
 
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
-use runtime::db::bigint;
+use runtime::db::{bigint, lock};
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio_postgres::Row;
@@ -28,11 +28,13 @@ pub struct ChainHead {
     pub bridge: Option<BlockRef>,
 }
 
-/// The head of a chain, its row locked until the transaction ends; `None` for a chain without a block yet.
+/// The head of a chain, its row locked until the transaction ends; `None` for a chain without a block yet. Until then told events are
+/// not compared either.
 ///
 /// # Errors
 /// When the database fails, or the row holds no valid head.
 pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option<ChainHead>, Failure> {
+    lock::hold_off_comparison(db).await?;
     let statement = db
         .prepare_cached(
             "SELECT sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,

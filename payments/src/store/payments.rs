@@ -13,7 +13,7 @@ use crate::total::Total;
 use crate::transfer::ReceivedTransfer;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
-use runtime::db::{bigint, unsigned};
+use runtime::db::{bigint, lock, unsigned};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_postgres::Row;
@@ -155,11 +155,15 @@ pub async fn payment_created_at(db: &impl GenericClient, merchant: Uuid, id: Pay
 }
 
 /// Loads payments for a request, ordered by id, each with its last hundred transfers and without its parts: no request changes what
-/// blocks have brought. Locks their rows until the transaction ends.
+/// blocks have brought. Locks their rows until the transaction ends; until then told events are not compared either.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid payment.
 pub async fn lock_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    lock::hold_off_comparison(db).await?;
     let mut payments = select(db, ids, "FOR UPDATE").await?;
     attach_transfers(&mut payments, last_transfers(db, ids, false).await?);
     Ok(payments)

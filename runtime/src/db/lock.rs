@@ -1,5 +1,8 @@
 //! Keys of advisory locks, in one place so that no two are the same. Other keys are hashes of names.
 
+use crate::failure::Failure;
+use deadpool_postgres::GenericClient;
+
 /// Held while migrating.
 pub const MIGRATIONS: i64 = 7_233_017;
 /// Held by the relay that publishes; its other instances stand by.
@@ -10,3 +13,14 @@ pub const CATCH_UP: i64 = 7_233_019;
 pub const CATCH_UP_LEADER: i64 = 7_233_020;
 /// Held while an account is registered.
 pub const ACCOUNTS: i64 = 7_233_021;
+
+/// Keeps the comparison of told events out until this transaction ends: it would not see the events that are made here, nor would this
+/// see what it writes down as told, and both would be told.
+///
+/// # Errors
+/// When the database fails.
+pub async fn hold_off_comparison(db: &impl GenericClient) -> Result<(), Failure> {
+    let statement = db.prepare_cached("SELECT pg_advisory_xact_lock_shared($1)").await?;
+    db.execute(&statement, &[&CATCH_UP]).await?;
+    Ok(())
+}

@@ -1,8 +1,9 @@
 //! `ctrip intents`: brings `payment.intents` and Postgres together by hand.
 
+use anyhow::Context as _;
 use clap::Subcommand;
 use recovery::{installation, republish};
-use runtime::{Kafka, Settings, db};
+use runtime::{Kafka, Settings, db, set_aside};
 use uuid::Uuid;
 
 #[derive(Subcommand)]
@@ -13,6 +14,11 @@ pub enum IntentsCommand {
     Adopt {
         /// The installation's id, as the refused start prints it
         installation: Uuid,
+    },
+    /// Forget what /health names of a lost payment or static address that can't be restored. Changes nothing else
+    Forget {
+        /// The payment's id, or the static address's
+        id: Uuid,
     },
 }
 
@@ -27,6 +33,13 @@ pub async fn run(settings: &Settings, command: IntentsCommand) -> anyhow::Result
         IntentsCommand::Adopt { installation: id } => {
             installation::adopt(&settings.database_url, id).await?;
             println!("this database is that of installation {id}");
+        }
+        IntentsCommand::Forget { id } => {
+            let pool = db::pool(&settings.database_url, 1)?;
+            let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
+            let stage = recovery::RESTORING.stage;
+            set_aside::forget(&db, stage, &id.to_string()).await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            println!("forgotten");
         }
     }
     Ok(())

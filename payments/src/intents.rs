@@ -13,6 +13,9 @@ use uuid::Uuid;
 /// How long Kafka has for the acknowledgement of an intent. Later its address is not given out, until it is published again.
 pub const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Above it are hardened indices, which no xpub derives.
+const MAX_ADDRESS_INDEX: u32 = i32::MAX.cast_unsigned();
+
 /// The request that an address was issued for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
@@ -43,6 +46,32 @@ pub enum Issued {
     /// As it was created, with nothing paid.
     Payment(Box<Payment>),
     Address(DepositAddress),
+}
+
+impl Issued {
+    /// The id of the payment or static address.
+    pub fn id(&self) -> Uuid {
+        match self {
+            Self::Payment(payment) => payment.id.0,
+            Self::Address(address) => address.id,
+        }
+    }
+
+    /// The merchant that it was issued to.
+    pub fn merchant(&self) -> Uuid {
+        match self {
+            Self::Payment(payment) => payment.merchant,
+            Self::Address(address) => address.merchant,
+        }
+    }
+
+    /// The fingerprint of the account that its address is derived from, and the index there.
+    pub fn account(&self) -> (&str, u32) {
+        match self {
+            Self::Payment(payment) => (&payment.xpub, payment.address_index),
+            Self::Address(address) => (&address.xpub, address.address_index),
+        }
+    }
 }
 
 /// Why an intent is not enough to make its row again.
@@ -120,6 +149,13 @@ pub fn issued(intent: &wire::PaymentIntent) -> Result<(Issued, Origin), IntentEr
     let id = uuid("payment_id", &intent.payment_id)?;
     let merchant = uuid("merchant_id", &intent.merchant_id)?;
     let address = topics::address("address", &intent.address)?;
+    if !intent.account.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(MalformedField { field: "account", expected: "a fingerprint in hex", got: intent.account.clone() }.into());
+    }
+    if intent.address_index > MAX_ADDRESS_INDEX {
+        let got = intent.address_index.to_string();
+        return Err(MalformedField { field: "address_index", expected: "below 2^31 (BIP-32)", got }.into());
+    }
     let text = |text: &String| (!text.is_empty()).then(|| text.clone());
     let origin = Origin {
         // Nil if it does not say.
@@ -195,4 +231,30 @@ fn policy(intent: &wire::PaymentIntent) -> Result<Policy, MalformedField> {
 
 fn uuid(field: &'static str, text: &str) -> Result<Uuid, IntentError> {
     text.parse().map_err(|_| IntentError::Id(field))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_intent_whose_account_or_index_no_xpub_can_have_is_refused() {
+        let address = DepositAddress {
+            id: Uuid::from_u128(1),
+            merchant: Uuid::from_u128(2),
+            external_id: None,
+            metadata: None,
+            address: topics::Address::ZERO,
+            xpub: "0a1b".to_owned(),
+            address_index: MAX_ADDRESS_INDEX,
+            created_at: 0,
+        };
+        let right = address_intent_record(&address, Uuid::nil());
+        assert_eq!(issued(&right).map(|(issued, _)| issued), Ok(Issued::Address(address)));
+        let hardened = wire::PaymentIntent { address_index: MAX_ADDRESS_INDEX + 1, ..right.clone() };
+        let other = wire::PaymentIntent { account: "a'; --".to_owned(), ..right };
+        for (wrong, field) in [(hardened, "address_index"), (other, "account")] {
+            assert!(matches!(issued(&wrong), Err(IntentError::Field(error)) if error.field == field));
+        }
+    }
 }

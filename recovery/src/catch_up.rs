@@ -19,15 +19,16 @@ use payments::intents::{Issued, Origin, issued};
 use payments::store::{self, RestoredRows};
 use runtime::db::lock;
 use runtime::kafka::{Backlog, Offsets, Record};
-use runtime::{Failure, Kafka};
+use runtime::{Failure, FoldStage, Kafka};
 use std::collections::{BTreeMap, HashMap};
 use tokio::runtime::Handle;
 use topics::wire::{PaymentEvent, PaymentIntent};
 use topics::{Topic, frame};
 use uuid::Uuid;
 
-/// Records per transaction.
-const MAX_RECORDS: usize = 20_000;
+/// The stage that restores, as far as others see it, and the limits of its transactions.
+pub const RESTORING: FoldStage =
+    FoldStage { stage: "recovery", topic: Topic::Intents, max_records: 20_000, max_bytes: 64 * 1024 * 1024 };
 
 /// What a comparison found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,7 +93,7 @@ impl CatchUp<'_> {
                 return Ok(());
             }
             let (mut values, mut last) = (Vec::new(), LastRecords::new());
-            let reached = backlog.read(topic, &next, ends, MAX_RECORDS, |record| {
+            let reached = backlog.read(topic, &next, ends, (RESTORING.max_records, RESTORING.max_bytes), |record| {
                 values.push(record.payload().to_vec());
                 last.insert(record.partition(), (record.offset(), mark(record)));
             })?;
@@ -152,46 +153,51 @@ async fn restore(
                 continue;
             }
         };
-        let (account, index) = match &issued {
-            Issued::Payment(payment) => (&payment.xpub, payment.address_index),
-            Issued::Address(address) => (&address.xpub, address.address_index),
-        };
+        let (account, index) = issued.account();
+        let account = account.to_owned();
         if !origin.installation.is_nil() && origin.installation != own {
             if is_new {
                 return Err(refused(own, origin.installation));
             }
             findings.foreign = Some(origin.installation);
             // Its address is given out, whoever did it.
-            if known_account(db, account).await? {
-                highest.entry(account.clone()).and_modify(|known| *known = index.max(*known)).or_insert(index);
+            if known_account(db, &account).await? {
+                highest.entry(account).and_modify(|known| *known = index.max(*known)).or_insert(index);
             }
             continue;
         }
-        highest.entry(account.clone()).and_modify(|known| *known = index.max(*known)).or_insert(index);
+        highest.entry(account).and_modify(|known| *known = index.max(*known)).or_insert(index);
         restorable.push((issued, origin));
     }
     accounts::move_sequences(db, &highest).await?;
     if restorable.is_empty() {
         return Ok(());
     }
-    let merchants: Vec<Uuid> = restorable
-        .iter()
-        .map(|(issued, _)| match issued {
-            Issued::Payment(payment) => payment.merchant,
-            Issued::Address(address) => address.merchant,
-        })
-        .collect();
-    restore_merchants(db, &merchants).await?;
-    let RestoredRows { payments, addresses, keys, contradictory } = store::restore_issued(db, &restorable).await?;
-    for id in contradictory {
-        tracing::error!(
-            "payment {id} is lost and stays so: its address or its index belongs to another payment of this database"
-        );
+    restore_merchants(db, &restorable.iter().map(|(issued, _)| issued.merchant()).collect::<Vec<_>>()).await?;
+    let RestoredRows { payments, addresses, keys, refused } = store::restore_issued(db, &restorable).await?;
+    for (issued, cause) in refused {
+        set_aside(db, &issued, &cause).await?;
     }
     findings.payments += payments;
     findings.addresses += addresses;
     findings.keys += keys;
     Ok(())
+}
+
+/// Names one that stays lost, in `/health` too; the others are restored.
+async fn set_aside(db: &impl GenericClient, issued: &Issued, cause: &str) -> Result<(), Failure> {
+    let (kind, address) = match issued {
+        Issued::Payment(payment) => ("payment", payment.address),
+        Issued::Address(address) => ("static address", address.address),
+    };
+    let id = issued.id();
+    let cause = format!(
+        "the {kind} {id} at {address} is lost and can't be restored: {cause}. Money to it is another's, or an orphan; `ctrip intents \
+         forget {id}` drops this note"
+    );
+    tracing::error!("{cause}");
+    let partition = Topic::Intents.partition_of(&format!("{address:#x}"));
+    RESTORING.set_aside(db, partition, &id.to_string(), 0, &cause).await
 }
 
 async fn known_account(db: &impl GenericClient, fingerprint: &str) -> Result<bool, Failure> {

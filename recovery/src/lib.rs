@@ -16,4 +16,5 @@ mod known;
 mod recovery;
 pub mod republish;
 
+pub use catch_up::RESTORING;
 pub use recovery::Recovery;

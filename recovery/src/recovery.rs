@@ -5,16 +5,17 @@
 //! the gate opens [`SETTLING_TIME`] later, after one more comparison. Which database has caught up is a row of its own: a process
 //! that starts on the same one does not wait.
 
-use crate::catch_up::{CatchUp, mark};
+use crate::catch_up::{CatchUp, RESTORING, mark};
 use crate::installation::{caught_up_lineage, installation, note_lineage, other};
 use crate::known::{self, Known};
 use crate::republish;
 use anyhow::Context as _;
+use base::metrics;
 use deadpool_postgres::{Client, Pool};
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use runtime::db::{Gate, Lineage, OwnConnection, lock};
 use runtime::kafka::{Backlog, Offsets};
-use runtime::{Failure, Kafka, Settings, db, stage};
+use runtime::{Failure, Kafka, Settings, db, set_aside, stage};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -169,7 +170,9 @@ impl Recovery {
     fn look(&self, handle: &Handle, watch: &mut Watch) -> Result<(), Failure> {
         let (mut client, lineage) = self.connect(handle, watch)?;
         let db = client.db()?;
-        let went_back = goes_back(&watch.seen, &within(handle, self.offsets(db))?);
+        let seen = within(handle, self.offsets(db))?;
+        let went_back = goes_back(&watch.seen, &seen);
+        watch.seen = seen;
         if went_back {
             tracing::warn!("Postgres knows less of the topics than before: it was restored");
             within(handle, note_lineage(db, None))?;
@@ -184,6 +187,8 @@ impl Recovery {
             if is_due || (!is_known && watch.settling.is_none()) {
                 self.check_topics(handle, db)?;
                 watch.checked = Some(Instant::now());
+                // It may have gone back by itself, for a topic that was lost.
+                watch.seen = Seen::new();
             }
             let is_settled = is_known || self.is_settled(handle, db, &lineage, &mut watch.settling)?;
             self.compare(handle, db)?;
@@ -193,8 +198,8 @@ impl Recovery {
                 self.0.gate.open(lineage);
             }
         }
-        watch.seen = within(handle, self.offsets(db))?;
         lock_in(&self.0.problems).foreign = within(handle, other(db))?;
+        within(handle, report(db))?;
         watch.client = Some(client);
         Ok(())
     }
@@ -314,7 +319,7 @@ fn lost(backlog: &Backlog, topic: Topic, known: &Known) -> Result<Option<Offsets
     let after =
         one.iter().filter(|(p, offset)| ends.get(p).is_some_and(|end| *offset < end)).map(|(p, o)| (*p, o + 1)).collect();
     let mut other = Vec::new();
-    backlog.read(topic, &one, &after, usize::MAX, |record| {
+    backlog.read(topic, &one, &after, (usize::MAX, usize::MAX), |record| {
         let last = known.last.get(&record.partition());
         if last.is_some_and(|(offset, last)| *offset == record.offset() && *last != mark(record)) {
             other.push(record.partition());
@@ -342,6 +347,13 @@ fn goes_back(seen: &Seen, now: &Seen) -> bool {
 fn within<T>(handle: &Handle, answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let answer = handle.block_on(async { tokio::time::timeout(LOOK_TIMEOUT, answer).await });
     answer.unwrap_or_else(|_| Err(Failure::Retry(anyhow::anyhow!("Postgres did not answer for {LOOK_TIMEOUT:?}"))))
+}
+
+async fn report(db: &Client) -> Result<(), Failure> {
+    let lost = set_aside::all(db).await?.iter().filter(|item| item.stage == RESTORING.stage).count();
+    #[expect(clippy::cast_precision_loss, reason = "few intents contradict the database")]
+    metrics::SET_ASIDE.gauge(&[("kind", "lost_payment")]).set(lost as f64);
+    Ok(())
 }
 
 async fn try_lead(client: &Client) -> Result<bool, Failure> {

@@ -15,7 +15,7 @@ pub struct SetAside {
     pub stage: String,
     pub topic: String,
     pub partition: i32,
-    /// A chain's id, or an event's.
+    /// A chain's id, an event's, or a lost payment's.
     pub item: String,
     /// The first record that is not processed, or an earlier one.
     pub next_offset: i64,

@@ -68,7 +68,7 @@ struct StageHealth {
 struct SetAsideItem {
     /// The stage that has set it aside.
     stage: String,
-    /// A chain's id, or an event's.
+    /// A chain's id, an event's, or a lost payment's.
     item: String,
     /// Why, and the command that helps.
     cause: String,

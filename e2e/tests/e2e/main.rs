@@ -24,6 +24,7 @@ mod history;
 mod ingest;
 mod lifecycle;
 mod listed_later;
+mod lost_rows;
 mod merchants;
 mod openapi;
 mod orphans;

@@ -19,8 +19,8 @@ pub struct RestoredRows {
     pub payments: usize,
     pub addresses: usize,
     pub keys: u64,
-    /// Ids of those whose address or index another row has.
-    pub contradictory: Vec<Uuid>,
+    /// Those that stay lost, and why.
+    pub refused: Vec<(Issued, String)>,
 }
 
 /// The payments and static addresses among `ids` that the database does not have.
@@ -39,11 +39,42 @@ pub async fn lost_ids(db: &impl GenericClient, ids: &[Uuid]) -> Result<HashSet<U
 }
 
 /// Inserts lost payments, static addresses and idempotency keys. Merchants and accounts have to be there. A creation that was not
-/// told is told now; cancellations that were told are applied.
+/// told is told now; cancellations that were told are applied. One that contradicts the database, whichever of its rules it is, stays
+/// out and keeps none of the others out.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn restore_issued(db: &impl GenericClient, lost: &[(Issued, Origin)]) -> Result<RestoredRows, Failure> {
+    let mut restored = RestoredRows::default();
+    let mut slices = vec![lost];
+    while let Some(slice) = slices.pop() {
+        db.batch_execute("SAVEPOINT slice").await?;
+        match restore_slice(db, slice).await {
+            Ok(RestoredRows { payments, addresses, keys, refused }) => {
+                restored.payments += payments;
+                restored.addresses += addresses;
+                restored.keys += keys;
+                restored.refused.extend(refused);
+                db.batch_execute("RELEASE SAVEPOINT slice").await?;
+            }
+            Err(Failure::Halt(cause)) => {
+                db.batch_execute("ROLLBACK TO SAVEPOINT slice").await?;
+                match slice {
+                    [(issued, _)] => restored.refused.push((issued.clone(), format!("{cause:#}"))),
+                    // Halves, until the one is found.
+                    _ => {
+                        let (first, second) = slice.split_at(slice.len() / 2);
+                        slices.extend([second, first]);
+                    }
+                }
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(restored)
+}
+
+async fn restore_slice(db: &impl GenericClient, lost: &[(Issued, Origin)]) -> Result<RestoredRows, Failure> {
     let mut addresses = Vec::new();
     let mut payments: Vec<(&Payment, &Origin)> = Vec::new();
     for (issued, origin) in lost {
@@ -55,8 +86,10 @@ pub async fn restore_issued(db: &impl GenericClient, lost: &[(Issued, Origin)]) 
     let written_addresses = restore_addresses(db, &addresses).await?;
     let written: HashSet<Uuid> =
         restore_payments(db, &payments.iter().map(|(p, _)| *p).collect::<Vec<_>>()).await?.into_iter().collect();
-    let ids = addresses.iter().map(|address| address.id).chain(payments.iter().map(|(p, _)| p.id.0));
-    let contradictory = ids.filter(|id| !written.contains(id) && !written_addresses.contains(id)).collect();
+    let is_written = |issued: &Issued| written.contains(&issued.id()) || written_addresses.contains(&issued.id());
+    let cause = "another payment or static address of this database has its address, its index or its customer";
+    let refused = lost.iter().filter(|(issued, _)| !is_written(issued));
+    let refused = refused.map(|(issued, _)| (issued.clone(), cause.to_owned())).collect();
     payments.retain(|(payment, _)| written.contains(&payment.id.0));
     let keys = restore_keys(db, &payments).await?;
 
@@ -69,7 +102,7 @@ pub async fn restore_issued(db: &impl GenericClient, lost: &[(Issued, Origin)]) 
         .collect();
     record_requested_events(db, untold.iter().map(|(payment, event, key)| (*payment, event, *key))).await?;
     apply_cancellations(db, &ids).await?;
-    Ok(RestoredRows { payments: payments.len(), addresses: written_addresses.len(), keys, contradictory })
+    Ok(RestoredRows { payments: payments.len(), addresses: written_addresses.len(), keys, refused })
 }
 
 async fn restore_keys(db: &impl GenericClient, payments: &[(&Payment, &Origin)]) -> Result<u64, Failure> {

@@ -54,8 +54,8 @@ impl Backlog {
         partitions(&self.inner, &self.kafka.name(topic))
     }
 
-    /// Shows the records from `from` to `ends`, in order per partition, and about `limit` of them at most. Returns the offsets up
-    /// to which all were shown: those of `ends`, unless the limit came first.
+    /// Shows the records from `from` to `ends`, in order per partition, until there are `max_records` of them, or `max_bytes` of values.
+    /// Returns the offsets up to which all were shown: those of `ends`, unless a limit came first.
     ///
     /// # Errors
     /// When no record arrives for 30 s before the end, or the broker fails.
@@ -64,7 +64,7 @@ impl Backlog {
         topic: Topic,
         from: &Offsets,
         ends: &Offsets,
-        limit: usize,
+        (max_records, max_bytes): (usize, usize),
         mut see: impl FnMut(&Record<'_>),
     ) -> Result<Offsets, Failure> {
         let start = |partition: &i32| from.get(partition).copied().unwrap_or(0);
@@ -79,8 +79,8 @@ impl Backlog {
             list.add_partition_offset(&name, *partition, Offset::Offset(start(partition)))?;
         }
         self.inner.assign(&list)?;
-        let (mut last, mut seen) = (Instant::now(), 0);
-        while !open.is_empty() && seen < limit {
+        let (mut last, mut seen, mut bytes) = (Instant::now(), 0, 0);
+        while !open.is_empty() && seen < max_records && bytes < max_bytes {
             match self.inner.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => {
                     let record = Record { topic, message };
@@ -90,6 +90,7 @@ impl Backlog {
                     if offset < end {
                         see(&record);
                         seen += 1;
+                        bytes += record.payload().len();
                     }
                     reached.insert(partition, end.min(offset + 1));
                     if offset + 1 >= end {
@@ -131,4 +132,32 @@ pub(super) fn partitions<C: rdkafka::consumer::ConsumerContext>(
     let topic = metadata.topics().first().filter(|topic| topic.error().is_none());
     let topic = topic.ok_or_else(|| Failure::Retry(anyhow!("Kafka has no topic {name}; `ctrip topics apply` creates it")))?;
     Ok(topic.partitions().len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::Publisher;
+    use rdkafka::mocking::MockCluster;
+
+    #[tokio::test]
+    async fn records_are_read_in_parts_that_fit_into_memory() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(Topic::Intents.name(), Topic::Intents.partitions(), 1).unwrap();
+        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+        let publisher = Publisher::open(&kafka, Duration::from_secs(10)).unwrap();
+        let records: Vec<_> = (0..9).map(|_| ("key".to_owned(), vec![0; 1000])).collect();
+        assert!(publisher.publish(Topic::Intents, &records).await.iter().all(Result::is_ok));
+        let read = tokio::task::spawn_blocking(move || {
+            let backlog = Backlog::open(&kafka).unwrap();
+            let (ends, mut from, mut parts) = (backlog.ends(Topic::Intents).unwrap(), Offsets::new(), Vec::new());
+            while from != ends {
+                let mut seen = 0;
+                from = backlog.read(Topic::Intents, &from, &ends, (usize::MAX, 3500), |_| seen += 1).unwrap();
+                parts.push(seen);
+            }
+            parts
+        });
+        assert_eq!(read.await.unwrap(), [4, 4, 1]);
+    }
 }

@@ -1,0 +1,121 @@
+//! What the store does for a database that lost rows, on a database of its own: payments come back, and events that were told are
+//! not told again.
+
+use crate::books::{Books, CHAINS, X, X_LISTED, chains, failed, payments, static_addresses};
+use anyhow::{Context as _, Result, ensure};
+use confirmer::fold::{self, Batch};
+use e2e::{Stack, eventually};
+use payments::intents::{Issued, Origin};
+use payments::{DepositAddress, Payment, store};
+use runtime::Span;
+use runtime::db::lock;
+use std::collections::BTreeSet;
+use topics::{Address, Amount, B256, BlockRef, Kind, Matches, PaymentId, Source, Transfer, TransferId};
+use uuid::Uuid;
+
+/// One that is lost, at an index and an address of its own.
+fn lost(number: u8) -> Payment {
+    Payment {
+        id: PaymentId(Uuid::from_u128(3_000 + u128::from(number))),
+        address: Address::with_last_byte(100 + number),
+        address_index: 1_000 + u32::from(number),
+        ..payments().remove(0)
+    }
+}
+
+fn issued(payment: Payment) -> (Issued, Origin) {
+    (Issued::Payment(Box::new(payment)), Origin::default())
+}
+
+/// Whichever rule of the database it breaks: it is named, and keeps none of the others out.
+#[tokio::test]
+async fn an_intent_that_contradicts_the_database_keeps_no_other_from_being_restored() -> Result<()> {
+    let books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let taken = static_addresses().remove(0);
+    let of_static_address = Payment { address_index: taken.address_index, ..lost(1) };
+    let malformed = Payment { metadata: Some("{".to_owned()), ..lost(2) };
+    let worthless = Payment { amount: Amount::ZERO, ..lost(3) };
+    let of_another = Payment { address: payments()[0].address, ..lost(4) };
+    let of_payment = DepositAddress {
+        id: Uuid::from_u128(4_000),
+        external_id: None,
+        address: Address::with_last_byte(250),
+        address_index: payments()[0].address_index,
+        ..taken
+    };
+    let bad = [&of_static_address, &malformed, &worthless, &of_another].map(|payment| payment.id.0);
+    let bad: BTreeSet<Uuid> = bad.into_iter().chain([of_payment.id]).collect();
+    let good: Vec<Payment> = (10..30).map(lost).collect();
+    let mut all = vec![(Issued::Address(of_payment), Origin::default()), issued(of_static_address)];
+    all.extend(good.iter().cloned().map(issued));
+    all.extend([malformed, worthless, of_another].map(issued));
+
+    let mut client = books.pool.get().await?;
+    let transaction = client.transaction().await?;
+    let restored = store::restore_issued(&transaction, &all).await.map_err(failed)?;
+    transaction.commit().await?;
+    let refused: BTreeSet<Uuid> = restored.refused.iter().map(|(issued, _)| issued.id()).collect();
+    ensure!(restored.payments == good.len() && restored.addresses == 0, "{restored:?}");
+    ensure!(refused == bad, "{:?}", restored.refused);
+    let there = books.all().await?;
+    ensure!(good.iter().all(|payment| there.contains_key(&payment.id)) && there.len() == payments().len() + good.len());
+    Ok(())
+}
+
+fn block(number: u64, transfers: Vec<Transfer>) -> Matches {
+    Matches {
+        chain: CHAINS[0],
+        sequence: number,
+        kind: Kind::Added,
+        block: BlockRef { number, hash: B256::left_padding_from(&number.to_be_bytes()) },
+        parent: B256::left_padding_from(&(number - 1).to_be_bytes()),
+        timestamp: 1_000,
+        safe: None,
+        finalized: None,
+        witnessed: Some(number),
+        transfers,
+    }
+}
+
+fn transfer(number: u64, to: Address, amount: Amount) -> Transfer {
+    let block = B256::left_padding_from(&number.to_be_bytes());
+    Transfer {
+        id: TransferId { chain: CHAINS[0], block, transaction: B256::repeat_byte(9), source: Source::Log, index: 0 },
+        token: Some(X),
+        from: Address::ZERO,
+        to,
+        amount,
+        transaction_index: 0,
+    }
+}
+
+/// Holds the lock of a comparison until `work` waits for it, and then lets it go on.
+async fn while_comparing<T>(books: &Books, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut client = books.pool.get().await?;
+    let comparison = client.transaction().await?;
+    comparison.execute("SELECT pg_advisory_xact_lock($1)", &[&lock::CATCH_UP]).await?;
+    let sql = "SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+               WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()";
+    tokio::pin!(work);
+    tokio::select! {
+        _ = &mut work => anyhow::bail!("it did not wait"),
+        waits = eventually("it to wait", async || Ok(comparison.query_opt(sql, &[]).await?.map(drop))) => waits?,
+    }
+    comparison.commit().await?;
+    work.await
+}
+
+/// An event that is made while the topic's events are compared would be told although it was told before.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_folded_or_cancelled_while_told_events_are_compared() -> Result<()> {
+    let books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let chains = chains(X_LISTED).await?;
+    let paid = payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment")?;
+    let open = payments().into_iter().find(|p| p.id != paid.id).context("another payment")?;
+    let records = vec![block(1, vec![transfer(1, paid.address, paid.amount)])];
+    let batch = Batch { span: Span { partition: 0, from: 0, next: 1 }, records };
+    let fold = async { fold::apply(&books.pool, &chains, &batch).await.map_err(failed) };
+    ensure!(while_comparing(&books, fold).await? > 0, "nothing was folded");
+    ensure!(while_comparing(&books, books.cancel(open.id)).await?, "nothing was cancelled");
+    Ok(())
+}

@@ -3,7 +3,8 @@
 //! The confirmer applies `chain.matches` again from where the backup stood, and so makes those events again. One that it makes
 //! again is known by what it says: its type, its block and its transfer; of many transfers that are told as one, the first and their
 //! number. It keeps the number under which it was told, and is not told twice. An event that was never told gets a number above all
-//! that were.
+//! that were. A payment that comes back after its blocks have passed, whose transfers were orphans meanwhile, is confirmed or expires at
+//! a later block than it was told: that says nothing new as long as its status is the one that was told last.
 //!
 //! A cancellation comes from no block. It is applied again in its place: when the events of the payment's own chain that were told
 //! before it have been made.
@@ -19,6 +20,8 @@ use topics::wire::PaymentEvent;
 pub struct ToldEvents {
     left: BTreeMap<u64, ToldEvent>,
     highest: u64,
+    /// The payment's status after the one with the highest number.
+    status: String,
     /// Numbers of those that were made again, or given up.
     made: Vec<u64>,
     contradicted: bool,
@@ -49,7 +52,10 @@ struct ToldTransfer {
 impl ToldEvents {
     /// Adds an event of `payment.events`.
     pub fn insert(&mut self, record: &PaymentEvent) {
-        self.highest = self.highest.max(record.sequence);
+        if record.sequence >= self.highest {
+            self.highest = record.sequence;
+            self.status.clone_from(&record.status);
+        }
         let many = record.summary.as_ref();
         let many = many.and_then(|summary| summary.first.as_ref().map(|first| (first, summary.count)));
         let transfers = record.transfer.as_ref().map(|transfer| (transfer, 1)).or(many);
@@ -125,16 +131,18 @@ impl ToldEvents {
         let mut untold = Vec::new();
         for event in events {
             let made = ToldEvent::of(&event, &next);
-            match self.left.iter().find(|(_, told)| **told == made).map(|(sequence, _)| *sequence) {
-                Some(told) => {
-                    self.left.remove(&told);
-                    self.made.push(told);
-                }
-                None => {
-                    sequence += 1;
-                    untold.push(Event { sequence, ..event });
-                }
+            let mut told: Vec<u64> = self.left.iter().filter(|(_, told)| **told == made).map(|(n, _)| *n).take(1).collect();
+            let is_news = sequence > self.highest || self.status != next.status().as_str();
+            if told.is_empty() && !is_news && matches!(event.kind, EventKind::Confirmed | EventKind::Expired) {
+                // With those before it, which the payment has got beyond.
+                told.extend(self.left.iter().filter(|(_, told)| told.kind == made.kind).map(|(n, _)| *n));
             }
+            if told.is_empty() {
+                sequence += 1;
+                untold.push(Event { sequence, ..event });
+            }
+            self.left.retain(|n, _| !told.contains(n));
+            self.made.append(&mut told);
         }
         next.sequence = sequence;
         Step { next, events: untold }

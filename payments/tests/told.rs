@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use payments::events::event_record;
-use payments::lifecycle::{Cause, Event, Head, Input, step};
+use payments::lifecycle::{Cause, Event, EventKind, Head, Input, step};
 use payments::told::ToldEvents;
 use payments::{Asset, Payment, Policy, ReceivedTransfer, Status, Sums, Terms, TransferLabel};
 use std::sync::Arc;
@@ -196,4 +196,32 @@ fn a_cancellation_that_the_chain_contradicts_is_given_up_and_said() {
     let paid = step(&payment(), &transfer(HOME, 2, 100)).unwrap().next;
     assert_eq!(told.cancel(paid).status(), Status::Detected);
     assert!(told.is_contradicted() && !told.has("payment.cancelled"));
+}
+
+/// Its transfers were orphans until it was there again, and the head has gone on.
+#[test]
+fn a_payment_that_comes_back_late_is_confirmed_and_expires_once() {
+    let (_, events) = live(payment(), &[transfer(HOME, 2, 100), head(2)]);
+    let mut told = self::told(&events);
+    let (again, made) = live_again(payment(), &[transfer(HOME, 2, 100), head(9)], &mut told);
+    assert!(made.is_empty() && told.made().len() == events.len(), "{made:?}");
+    assert_eq!(again.status(), Status::Confirmed);
+    // What happens from here on is news.
+    let lives_on = [Input::Removed(cause(HOME, 2)), transfer(HOME, 10, 100), head(10)];
+    let (_, made) = live_again(again, &lives_on, &mut told);
+    assert_eq!(made.iter().map(|event| event.sequence).collect::<Vec<_>>(), [4, 5, 6], "{made:?}");
+
+    let expires = |number| Input::Expired(cause(HOME, number));
+    let soon = Payment { expires_at: 5, ..payment() };
+    let (_, events) = live(soon.clone(), &[expires(6)]);
+    let (again, made) = live_again(soon, &[expires(9)], &mut self::told(&events));
+    assert!(made.is_empty() && again.status() == Status::Expired, "{made:?}");
+}
+
+#[test]
+fn a_confirmation_after_a_reorg_that_was_told_last_is_told() {
+    let (_, events) = live(payment(), &[transfer(HOME, 2, 100), head(2), Input::Removed(cause(HOME, 2))]);
+    let (again, made) = live_again(payment(), &[transfer(HOME, 2, 100), head(9)], &mut told(&events));
+    assert_eq!(again.status(), Status::Confirmed);
+    assert_eq!(made.iter().map(|event| (event.kind, event.sequence)).collect::<Vec<_>>(), [(EventKind::Confirmed, 5)]);
 }

@@ -1,7 +1,8 @@
 //! Chains that are set aside: one whose records can't be applied, or that chains.yaml does not have, stops no other.
 //!
 //! Its records stay unread from an offset of its own on (`runtime::set_aside`), while the partition's offset moves on with its
-//! neighbours. Once the chain can go on, [`catch_up`] applies what has waited, in order, until it meets the partition's offset.
+//! neighbours. Once the chain can go on, [`catch_up`] applies what has waited, in order, up to the partition's offset and no
+//! further: what comes after it is the stage's.
 
 use crate::fold::{Batch, ChainFault, FOLDING, MAX_PAYMENTS_IN_MEMORY, fold_chains};
 use anyhow::anyhow;
@@ -113,7 +114,9 @@ pub fn catch_up(kafka: &Kafka, pool: &Pool, chains: &Chains, handle: &Handle, st
                 continue;
             }
             match (Returning { kafka, pool, chains, handle, chain, item, batch: FOLDING.max_records }).run(stop) {
-                Ok(()) => tracing::warn!("chain {chain} goes on"),
+                Ok(true) => tracing::warn!("chain {chain} goes on"),
+                // The partition's offset has moved on meanwhile.
+                Ok(false) => {}
                 Err(Failure::Halt(cause)) => {
                     tracing::error!("chain {chain} stays set aside: {cause:#}");
                     failed.insert(key, Instant::now());
@@ -154,35 +157,31 @@ struct Waiting {
     next: i64,
     /// Why the record at that offset can't be read.
     fault: Option<String>,
+    /// Nothing else waits below the partition's offset.
     at_end: bool,
 }
 
 impl Returning<'_> {
-    /// Applies what has waited, until the chain has met its partition's offset.
-    fn run(mut self, stop: &CancellationToken) -> Result<(), Failure> {
+    /// Applies what has waited, up to the partition's offset. Returns whether the chain goes on with its neighbours from there.
+    fn run(mut self, stop: &CancellationToken) -> Result<bool, Failure> {
+        let reader = self.reader()?;
         while !stop.is_cancelled() {
-            let reader = self.reader()?;
-            loop {
-                let waiting = self.read_waiting(&reader)?;
-                let fault = self.apply(&waiting)?.or(waiting.fault);
-                match fault {
-                    Some(_) if self.batch > 1 => {
-                        self.batch = 1;
-                        reader.seek(self.item.next_offset)?;
-                    }
-                    Some(fault) => {
-                        self.skip_to_new_beginning(fault)?;
-                        reader.seek(self.item.next_offset)?;
-                    }
-                    None if waiting.at_end => break,
-                    None => {}
+            let waiting = self.read_waiting(&reader)?;
+            let fault = self.apply(&waiting)?.or(waiting.fault);
+            match fault {
+                Some(_) if self.batch > 1 => {
+                    self.batch = 1;
+                    reader.seek(self.item.next_offset)?;
                 }
-            }
-            if self.handle.block_on(self.rejoin())? {
-                return Ok(());
+                Some(fault) => {
+                    self.skip_to_new_beginning(fault)?;
+                    reader.seek(self.item.next_offset)?;
+                }
+                None if waiting.at_end => return self.handle.block_on(self.rejoin()),
+                None => {}
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn reader(&self) -> Result<PartitionReader, Failure> {
@@ -191,12 +190,21 @@ impl Returning<'_> {
         Ok(reader)
     }
 
+    /// The partition's offset: the stage applies the records from there on, once the chain is back.
+    fn limit(&self) -> Result<i64, Failure> {
+        Ok(self.handle.block_on(FOLDING.position(self.pool, self.item.partition))?.unwrap_or_default())
+    }
+
     fn read_waiting(&self, reader: &PartitionReader) -> Result<Waiting, Failure> {
         let mut waiting = Waiting { records: Vec::new(), next: self.item.next_offset, fault: None, at_end: false };
         let (mut bytes, mut passed) = (0, 0);
+        let limit = self.limit()?;
         while waiting.records.len() < self.batch && bytes < FOLDING.max_bytes && passed < MAX_PASSED {
-            let Some(record) = reader.next()? else {
+            let record = if waiting.next < limit { reader.next()?.filter(|record| record.offset() < limit) } else { None };
+            let Some(record) = record else {
                 waiting.at_end = true;
+                // Retention may have deleted what was there.
+                waiting.next = waiting.next.max(limit);
                 break;
             };
             if record.key() == self.chain.to_string().as_bytes() {
@@ -241,8 +249,8 @@ impl Returning<'_> {
     /// # Errors
     /// `Halt` with the fault when it has not.
     fn skip_to_new_beginning(&mut self, fault: String) -> Result<(), Failure> {
-        let reader = self.reader()?;
-        while let Some(record) = reader.next()? {
+        let (reader, limit) = (self.reader()?, self.limit()?);
+        while let Some(record) = reader.next()?.filter(|record| record.offset() < limit) {
             let begins = record.key() == self.chain.to_string().as_bytes()
                 && record.offset() > self.item.next_offset
                 && read(&record, &mut Faults::new())?.is_some_and(|r| r.kind == Kind::Replayed && r.sequence != 0);

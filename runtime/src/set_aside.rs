@@ -95,7 +95,8 @@ impl FoldStage {
         Ok(())
     }
 
-    /// Ends the setting aside of an item whose offset has reached the stage's own. Returns whether it has.
+    /// Ends the setting aside of an item whose offset is the stage's own. Returns whether it is: further back something waits
+    /// still, and what is done ahead of the stage, the stage would do again.
     ///
     /// # Errors
     /// When the database fails.
@@ -104,7 +105,7 @@ impl FoldStage {
         let sql = "SELECT next_offset FROM stage_offsets WHERE stage = $1 AND topic = $2 AND partition = $3 FOR UPDATE";
         let SetAside { stage, topic, partition, item, next_offset, .. } = item;
         let row = db.query_opt(sql, &[stage, topic, partition]).await?;
-        if row.is_some_and(|row| row.get::<_, i64>(0) > *next_offset) {
+        if row.is_some_and(|row| row.get::<_, i64>(0) != *next_offset) {
             return Ok(false);
         }
         let sql = "DELETE FROM set_aside

@@ -1,12 +1,19 @@
 //! One chain's fault stops one chain: it is set aside, named with the command that helps, and goes on where it left off.
 
 use anyhow::{Context as _, Result, ensure};
+use chain::Chains;
+use confirmer::aside;
+use confirmer::fold::FOLDING;
 use e2e::{Api, KafkaAdmin, Lab, Node, Payment, Plan, Process, eventually, records};
 use reqwest::Method;
 use runtime::kafka::Publisher;
+use runtime::{Span, db};
 use serde_json::{Value, json};
 use std::time::Duration;
-use topics::{Topic, frame, wire};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use topics::wire::matches_record::Kind;
+use topics::{B256, ChainId, Message as _, Topic, frame, wire};
 
 const CHAIN: &str = "31337";
 const OTHER: u64 = 31338;
@@ -251,6 +258,48 @@ async fn a_chain_that_leaves_the_file_waits_where_it_was_and_begins_anew_when_as
     api.until(chains.pay(&api, "anvil").await?.id(), "confirmed").await?;
     confirmer.check()?;
     roles.iter_mut().try_for_each(Process::check)
+}
+
+/// A record beyond the stage's offset is the stage's: applied here as well, it would contradict the chain's head.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_comes_back_stops_at_the_offset_of_the_stage() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let kafka = lab.kafka().await?;
+    let hash = |number: u64| B256::left_padding_from(&number.to_be_bytes()).to_vec().into();
+    let block = |sequence: u64| wire::MatchesRecord {
+        chain_id: 31337,
+        sequence,
+        kind: Kind::Added.into(),
+        number: 10 + sequence,
+        hash: hash(10 + sequence),
+        parent_hash: hash(9 + sequence),
+        timestamp: 1_000 + sequence,
+        ..Default::default()
+    };
+    let records: Vec<_> = (1..=6).map(block).map(|record| (record.key(), kafka.encode(&record))).collect();
+    for outcome in Publisher::open(&kafka, Duration::from_secs(10))?.publish(Topic::Matches, &records).await {
+        outcome?;
+    }
+    let pool = db::pool(&lab.env["DATABASE_URL"], 2)?;
+    let client = pool.get().await?;
+    let partition = Topic::Matches.partition_of(CHAIN);
+    let failed = |failure| anyhow::anyhow!("{failure}");
+    // The stage has passed over three of them.
+    FOLDING.claim(&client, Span { partition, from: 0, next: 3 }).await.map_err(failed)?;
+    FOLDING.set_aside(&client, partition, CHAIN, 0, "a test").await.map_err(failed)?;
+
+    let (chains, stop) = (Chains::load(&lab.settings()?.chains_file)?.resolve().await?, CancellationToken::new());
+    let (stopped, catching_up, handle) = (stop.clone(), pool.clone(), Handle::current());
+    let catch_up = tokio::task::spawn_blocking(move || aside::catch_up(&kafka, &catching_up, &chains, &handle, &stopped));
+    eventually("the chain to be back", async || {
+        Ok(FOLDING.set_aside_in(&client, partition).await.map_err(failed)?.is_empty().then_some(()))
+    })
+    .await?;
+    stop.cancel();
+    catch_up.await?.map_err(failed)?;
+    let heads = payments::store::head_numbers(&client, &[ChainId(31337)]).await.map_err(failed)?;
+    ensure!(heads.get(&ChainId(31337)) == Some(&13), "the head is {heads:?}, and the stage goes on after block 13");
+    Ok(())
 }
 
 /// Waits until what was published of the first chain is matched, and passed over by the confirmer.

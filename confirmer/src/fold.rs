@@ -29,18 +29,11 @@ pub struct Batch {
     pub records: Vec<Matches>,
 }
 
-/// Applies a batch; returns how many events it emitted.
+/// Applies a batch with at most `slice` payments in memory at once, and sets no chain aside; returns how many events it emitted. The
+/// result does not depend on `slice`.
 ///
 /// # Errors
 /// `Retry` when the database fails or another instance has read on; `Halt` when the records contradict the known head or payments.
-pub async fn apply(pool: &Pool, chains: &Chains, batch: &Batch) -> Result<usize, Failure> {
-    apply_in_slices(pool, chains, batch, MAX_PAYMENTS_IN_MEMORY).await
-}
-
-/// [`apply`] with at most `slice` payments in memory at once. The result does not depend on it.
-///
-/// # Errors
-/// As for [`apply`].
 pub async fn apply_in_slices(pool: &Pool, chains: &Chains, batch: &Batch, slice: usize) -> Result<usize, Failure> {
     let mut client = pool.get().await?;
     let tx = client.transaction().await?;
@@ -60,7 +53,7 @@ pub struct ChainFault {
 /// fault.
 ///
 /// # Errors
-/// As for [`apply`], with the chain.
+/// As for [`apply_in_slices`], with the chain.
 pub(crate) async fn fold_chains(
     db: &impl GenericClient,
     chains: &Chains,

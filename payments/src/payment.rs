@@ -87,13 +87,6 @@ pub struct Part {
     pub confirmed: Total,
 }
 
-impl Part {
-    /// Whether all that is credited is deep enough.
-    pub fn is_confirmed(&self) -> bool {
-        !self.credited.is_zero() && self.confirmed == self.credited
-    }
-}
-
 /// What a merchant tolerates. The default is nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Terms {

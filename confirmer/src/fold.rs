@@ -88,6 +88,8 @@ async fn fold_chain(
     let head = store::lock_head(db, chain).await?;
     // Transfers whose payment was not there when their block came, and is now.
     let orphans = store::take_owned_orphans(db, chain).await?;
+    let removed = removed_blocks(records);
+    store::remove_orphans(db, chain, &removed).await?;
     let mut scope = BatchScope::new(chain, head.as_ref(), records, &orphans);
     let mut known = store::known_transfers(db, &scope).await?;
     scope.add_owners(known.values().filter_map(|known| known.payment));
@@ -102,7 +104,7 @@ async fn fold_chain(
         slices.push(paid.into_keys().collect());
         slices.extend(rest.into_keys().collect::<Vec<_>>().chunks(slice.max(1)).map(<[Uuid]>::to_vec));
     }
-    let (mut after, mut events) = (head, 0);
+    let (mut after, mut events, mut rows) = (head, 0, (Vec::new(), Vec::new()));
     for (index, ids) in slices.iter().enumerate() {
         let payments = store::lock_touched_payments(db, ids, &scope, &mut parts).await?;
         let told = if index == 0 {
@@ -127,30 +129,26 @@ async fn fold_chain(
             after = apply_record(&mut working, after, record)
                 .map_err(|f| f.context(format!("record {} of chain {chain}, block {}", record.sequence, record.block)))?;
         }
+        if index == 0 {
+            rows = working.take_rows();
+        }
         events += working.write(db).await?;
     }
-    // After the last slice, since a payment's events show the transfers of the blocks before they are removed.
-    let removed = removed_at_last(records);
+    // After the last slice, since a payment's events show the transfers of the blocks before they are removed. A block may come
+    // again without one of its transfers, so all of a removed block are marked before those that stand are written.
+    let (gone, standing) = rows;
+    store::save_transfers(db, &gone).await?;
     store::remove_transfers(db, chain, &removed).await?;
-    store::remove_orphans(db, chain, &removed).await?;
+    store::save_transfers(db, &standing).await?;
     if let Some(head) = after {
         store::save_head(db, chain, &head).await?;
     }
     Ok(events)
 }
 
-/// Hashes of the blocks that the records remove and do not bring again.
-fn removed_at_last(records: &[&Matches]) -> Vec<B256> {
-    let mut removed = HashSet::new();
-    for record in records {
-        match record.kind {
-            Kind::Removed => removed.insert(record.block.hash),
-            Kind::Replayed if record.sequence != 0 => false,
-            Kind::Added | Kind::Replayed => removed.remove(&record.block.hash),
-            Kind::Tags => false,
-        };
-    }
-    removed.into_iter().collect()
+/// Hashes of the blocks that the records remove, if they bring them again or not.
+fn removed_blocks(records: &[&Matches]) -> Vec<B256> {
+    records.iter().filter(|record| record.kind == Kind::Removed).map(|record| record.block.hash).collect()
 }
 
 /// Credits orphans of one block.

@@ -334,7 +334,15 @@ impl<'a> WorkingSet<'a> {
         );
     }
 
-    /// Writes all that changed, and the events; returns their number.
+    /// The rows of transfers to write once those of removed blocks are marked: first those that are not on the chain any more, then
+    /// those that are.
+    pub fn take_rows(&mut self) -> (Vec<TransferRow>, Vec<TransferRow>) {
+        let mut rows: Vec<TransferRow> = std::mem::take(&mut self.rows).into_values().collect();
+        rows.sort_unstable_by_key(|row| row.transfer.place());
+        rows.into_iter().partition(|row| self.known.get(&row.transfer.id).is_none_or(|known| !known.on_chain))
+    }
+
+    /// Writes all that changed but rows of transfers, and the events; returns their number.
     pub async fn write(self, db: &impl GenericClient) -> Result<usize, Failure> {
         let changed: Vec<&TouchedPayment> = self.payments.iter().filter(|touched| touched.changed).collect();
         let new: Vec<&Payment> = changed.iter().filter(|touched| touched.new).map(|touched| &touched.payment).collect();
@@ -351,9 +359,6 @@ impl<'a> WorkingSet<'a> {
         self.report_orphans();
         store::delete_parts(db, &gone).await?;
         store::save_parts(db, &saved).await?;
-        let mut rows: Vec<TransferRow> = self.rows.into_values().collect();
-        rows.sort_unstable_by_key(|row| row.transfer.place());
-        store::save_transfers(db, &rows).await?;
         for (id, _) in self.told.iter().filter(|(_, told)| told.is_contradicted()) {
             tracing::error!("payment {id} was cancelled before the database was restored, and its state does not allow it now");
         }

@@ -557,6 +557,47 @@ fn check_events(known: &BTreeMap<PaymentId, Payment>, events: &[wire::PaymentEve
     Ok(())
 }
 
+/// A block is removed and comes again in one batch, the second time without its traces. A backfill brings what was missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_comes_again_with_fewer_transfers_keeps_no_more() -> Result<()> {
+    let (stack, chains) = (Stack::attach()?, chains(FILE).await?);
+    let payment = payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_none()).context("a payment")?;
+    let [below, hash] = [1, 2].map(B256::repeat_byte);
+    let transfer = |source| Transfer {
+        id: TransferId { chain: CHAINS[0], block: hash, transaction: hash, source, index: u32::from(source == Source::Trace) },
+        token: None,
+        from: Address::ZERO,
+        to: payment.address,
+        amount: Amount::from(40),
+        transaction_index: 0,
+    };
+    let block = |sequence, kind, sources: &[Source]| Matches {
+        chain: CHAINS[0],
+        sequence,
+        kind,
+        block: BlockRef { number: FIRST + 1, hash },
+        parent: below,
+        timestamp: 1_000,
+        safe: None,
+        finalized: None,
+        witnessed: None,
+        transfers: sources.iter().map(|source| transfer(*source)).collect(),
+    };
+    let first = Matches { block: BlockRef { number: FIRST, hash: below }, ..block(1, Kind::Added, &[]) };
+    let whole = [Source::Transaction, Source::Trace];
+    for again in [&whole[..1], &[]] {
+        let mut books = Books::open(&stack, usize::MAX).await?;
+        books.apply(&chains, &[first.clone(), block(2, Kind::Added, &whole)]).await.map_err(failed)?;
+        books.apply(&chains, &[block(3, Kind::Removed, &[]), block(4, Kind::Added, again)]).await.map_err(failed)?;
+        check_rows(&books, &[block(4, Kind::Added, again)]).await?;
+        books.apply(&chains, &[block(0, Kind::Replayed, &whole)]).await.map_err(failed)?;
+        check_rows(&books, &[block(4, Kind::Added, &whole)]).await?;
+        let received = books.all().await?[&payment.id].received();
+        ensure!(received == Amount::from(80), "{received:?} after a backfill, and 80 are on the chain");
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_tag_said_of_a_removed_block_confirms_nothing_in_the_one_that_takes_its_place() -> Result<()> {
     let (stack, chains) = (Stack::attach()?, chains(FILE).await?);

@@ -6,68 +6,17 @@ mod node;
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse as _;
-use chain::{BlockId, FetchError, FetchOptions, FetchedBlock, PartProof, Rpc, Verify, fetch_block, fetch_head};
-use node::{AUTO, Answer, ETHEREUM, Node, ROOTS, head_hash, pool, recorded, unsupported};
+use chain::{BlockId, FetchError, FetchedBlock, PartProof, fetch_block, fetch_head};
+use node::{
+    Answer, ETHEREUM, Node, ROOTS, TRACED, TraceAnswer, head_hash, impatient, is_odd, pool, recorded, refused, traced,
+    until_published,
+};
 use serde_json::{Value, json};
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
-use topics::B256;
-
-const TRACED: FetchOptions = FetchOptions { verify: Verify::Auto, traces: true };
-
-/// What a node says to a call for a trace: the method, and the trace of the transaction that it names.
-type TraceAnswer = fn(&str, Option<&Value>) -> Option<Answer>;
-
-/// A node with the newest block of `ETHEREUM` and its traces, some of which are answered by `odd`.
-async fn traced(odd: TraceAnswer) -> Node {
-    let (_, answer) = recorded(ETHEREUM);
-    let traces = traces();
-    Node::start(true, move |method, params| {
-        let single = traces.iter().find(|trace| trace["txHash"] == params[0]);
-        if let Some(answer) = odd(method, single) {
-            return answer;
-        }
-        match method {
-            "debug_traceBlockByHash" => Ok(json!(traces)),
-            "debug_traceTransaction" => {
-                assert_eq!(params[1]["tracer"], "callTracer");
-                assert!(params[1]["timeout"].is_string(), "the node may work for nobody");
-                Ok(single.unwrap()["result"].clone())
-            }
-            method => answer(method, params),
-        }
-    })
-    .await
-}
-
-/// The traces of the newest block of `ETHEREUM`.
-fn traces() -> Vec<Value> {
-    let (lines, _) = recorded(ETHEREUM);
-    let all = testdata::lines(&format!("{ETHEREUM}.traces")).unwrap();
-    let of_block = all.into_iter().find(|line| line["hash"] == lines.last().unwrap()["hash"]).unwrap();
-    of_block["result"].as_array().unwrap().clone()
-}
 
 async fn newest(nodes: &[&Node]) -> Result<FetchedBlock, FetchError> {
     let hash = head_hash(&recorded(ETHEREUM).0);
     fetch_block(&pool(nodes), TRACED, BlockId::Hash(hash)).await.map(Option::unwrap)
-}
-
-fn refused(code: i64, message: &str) -> Answer {
-    Ok(json!({ "code": code, "message": message }))
-}
-
-/// Whether it is the trace of the first transaction with a transfer below its top frame, in the recorded block.
-fn is_odd(trace: Option<&Value>) -> bool {
-    static ODD: LazyLock<Value> = LazyLock::new(|| traces().iter().find(|one| has_transfer(one)).unwrap()["txHash"].clone());
-    trace.is_some_and(|trace| trace["txHash"] == *ODD)
-}
-
-fn has_transfer(trace: &Value) -> bool {
-    let calls = trace["result"]["calls"].as_array();
-    calls.is_some_and(|calls| {
-        calls.iter().any(|call| call["type"] == "CALL" && call["value"].as_str().is_some_and(|v| v != "0x0"))
-    }) && trace["result"].get("error").is_none()
 }
 
 #[tokio::test]
@@ -106,26 +55,17 @@ async fn a_transaction_that_nobody_can_trace_costs_its_own_transfers_and_no_othe
         );
     }
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
-    // Another endpoint may be able to. Whoever of the two is asked first, both have to say the same of the rest.
-    let able = traced(|_, _| None).await;
-    assert!(newest(&[&one, &able]).await.unwrap().is_traced());
+    // Two other endpoints may be able to, one of which confirms the other.
+    let (able, twin) = (traced(|_, _| None).await, traced(|_, _| None).await);
+    assert!(newest(&[&one, &able, &twin]).await.unwrap().is_traced());
 }
 
 /// A node without a trace for now is asked again; one that never has one does not stop the chain.
 #[tokio::test]
 async fn a_block_without_any_trace_waits_a_while_and_is_published_as_not_traced() {
     let node = traced(|method, _| method.starts_with("debug_").then(|| refused(-32000, "missing trie node"))).await;
-    let (rpc, hash) = (pool(&[&node]), head_hash(&recorded(ETHEREUM).0));
-    let started = Instant::now();
-    let fetched = loop {
-        match fetch_block(&rpc, TRACED, BlockId::Hash(hash)).await {
-            Ok(fetched) => break fetched.unwrap(),
-            Err(error) => assert!(matches!(error, FetchError::Untraced { .. }), "{}", base::error_chain(&error)),
-        }
-        assert!(started.elapsed() < Duration::from_secs(60), "the chain stands still");
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    };
-    assert!(started.elapsed() > Duration::from_secs(5), "it did not wait for the node at all");
+    let (rpc, hash) = (impatient(&[&node]), head_hash(&recorded(ETHEREUM).0));
+    let fetched = until_published(&rpc, TRACED, hash, |error| matches!(error, FetchError::Untraced { .. })).await;
     assert!(fetched.internal.as_ref().is_some_and(Vec::is_empty) && !fetched.is_traced());
     assert!(rpc.endpoints()[0].is_healthy(), "a block that can't be traced is no fault of the endpoint");
 }
@@ -220,7 +160,9 @@ async fn time_of_blocks(node: &Node, count: usize) -> Duration {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lone_endpoint_that_hangs_or_refuses_three_times_of_ten_sets_the_pace_within_reason() {
-    const BLOCKS: usize = 20;
+    const BLOCKS: usize = 10;
+    // One call that hangs until a fixed deadline would cost far more.
+    const SLACK: Duration = Duration::from_secs(3);
     let (_, answer) = recorded(ETHEREUM);
     let node = Node::start(true, answer).await;
     // A node far away. On this machine the answers would take no time, and tests that run beside this one would.
@@ -234,76 +176,6 @@ async fn a_lone_endpoint_that_hangs_or_refuses_three_times_of_ten_sets_the_pace_
     node.set(|transport| transport.refuse = 0);
     let clean = clean.max(time_of_blocks(&node, BLOCKS).await);
     println!("{BLOCKS} blocks: {clean:.1?}; 30 % hang: {hanging:.1?}; 30 % are refused: {refusing:.1?}");
-    assert!(hanging < clean * 3, "{clean:?} {hanging:?}");
-    assert!(refusing < clean * 3, "{clean:?} {refusing:?}");
-}
-
-/// Logs without receipts, which no root proves.
-fn without_receipts(answer: impl Fn(&str, &Value) -> Answer) -> impl Fn(&str, &Value) -> Answer {
-    move |method, params| match method {
-        "eth_getBlockReceipts" => unsupported(),
-        method => answer(method, params),
-    }
-}
-
-async fn until_published(rpc: &Rpc, options: FetchOptions, hash: B256) -> (FetchedBlock, Duration) {
-    let started = Instant::now();
-    loop {
-        match fetch_block(rpc, options, BlockId::Hash(hash)).await {
-            Ok(fetched) => return (fetched.unwrap(), started.elapsed()),
-            Err(error) => assert!(matches!(error, FetchError::Unconfirmed { .. }), "{}", base::error_chain(&error)),
-        }
-        assert!(started.elapsed() < Duration::from_secs(60), "one endpoint's silence stops the chain");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// Its null passed for agreement, and so did its silence.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_no_root_proves_waits_for_the_second_endpoint_but_not_for_ever() {
-    let (lines, answer) = recorded(ETHEREUM);
-    let hash = head_hash(&lines);
-    let first = Node::start(true, without_receipts(answer.clone())).await;
-    let (lagging, failing) = (
-        Node::start(true, |_, _| Ok(Value::Null)).await,
-        Node::start(true, |_, _| Err((StatusCode::BAD_GATEWAY, "down").into_response())).await,
-    );
-    let silent = |other: &Node| pool(&[&first, other]);
-    let (lagging, failing) = (silent(&lagging), silent(&failing));
-    let ((one, waited), (other, waited_too)) =
-        tokio::join!(until_published(&lagging, AUTO, hash), until_published(&failing, AUTO, hash));
-    for (fetched, waited) in [(one, waited), (other, waited_too)] {
-        assert!(waited > Duration::from_secs(5), "it did not wait at all");
-        assert!(fetched.on_one_word);
-    }
-    // Now that it is known to be silent, the next block does not wait as long.
-    let (next, waited) = until_published(&failing, AUTO, hash).await;
-    assert!(next.on_one_word && waited < Duration::from_secs(5), "{waited:?}");
-    // One that agrees is enough, and a block that is proven asks nobody.
-    let (twin, sound) = (Node::start(true, without_receipts(answer.clone())).await, Node::start(true, answer).await);
-    let started = Instant::now();
-    let slow = Node::start(true, |_, _| Ok(Value::Null)).await;
-    slow.set(|transport| transport.slow = Duration::from_secs(8));
-    let agreed = fetch_block(&pool(&[&first, &slow, &twin]), AUTO, BlockId::Hash(hash)).await.unwrap().unwrap();
-    assert!(!agreed.on_one_word && started.elapsed() < Duration::from_secs(6), "a slow endpoint sets the pace");
-    let proven = fetch_block(&pool(&[&sound, &slow]), AUTO, BlockId::Hash(hash)).await.unwrap().unwrap();
-    assert!(!proven.on_one_word);
-    assert!(fetch_block(&pool(&[&first]), AUTO, BlockId::Hash(hash)).await.unwrap().unwrap().on_one_word);
-}
-
-/// A lone liar could invent what contracts sent while the other endpoint is away.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn traces_that_nobody_confirms_are_left_out_where_another_endpoint_could() {
-    let hash = head_hash(&recorded(ETHEREUM).0);
-    let (first, away) = (
-        traced(|_, _| None).await,
-        traced(|method, _| method.starts_with("debug_").then(|| Err((StatusCode::BAD_GATEWAY, "down").into_response()))).await,
-    );
-    let (fetched, waited) = until_published(&pool(&[&first, &away]), TRACED, hash).await;
-    assert!(waited > Duration::from_secs(5), "it did not wait at all");
-    assert!(!fetched.is_traced() && fetched.internal.unwrap().is_empty());
-    // Where the other one has no tracer, this one is believed alone.
-    let without = traced(|method, _| method.starts_with("debug_").then(unsupported)).await;
-    let fetched = fetch_block(&pool(&[&first, &without]), TRACED, BlockId::Hash(hash)).await.unwrap().unwrap();
-    assert!(fetched.is_traced() && !fetched.internal.unwrap().is_empty());
+    assert!(hanging < clean * 3 + SLACK, "{clean:?} {hanging:?}");
+    assert!(refusing < clean * 3 + SLACK, "{clean:?} {refusing:?}");
 }

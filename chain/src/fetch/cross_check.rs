@@ -1,15 +1,17 @@
 //! What no root covers, a second endpoint must confirm: parts that a chain hashes in its own way, and call traces, which
 //! nothing hashes.
 //!
-//! The others are asked by our block's hash, all at once, and the first that agrees is enough: a slow one sets no pace. One that
-//! does not have the block, or does not answer, has not agreed: the block waits. An endpoint that has confirmed nothing for
-//! 15 s is not waited for until it does, so its silence does not stop the chain. Then the block rests on one word, and
-//! says so; traces are left out, for a later backfill, since they are all that shows the coin which contracts send.
+//! The others are asked by our block's hash, all at once, and the first that agrees is enough: a slow one sets no pace. Where one
+//! contradicts, most must agree, and it is named. One that does not have the block, or does not answer, or could not trace a
+//! transaction, has not agreed: the block waits. An endpoint that has confirmed nothing for 15 s is not waited for until it
+//! does, so its silence does not stop the chain. Then the block rests on one word, and says so; traces are left out, for a later
+//! backfill, since they are all that shows the coin which contracts send.
 
 use super::block_id::BlockId;
 use super::error::FetchError;
 use super::fetched::{FetchedBlock, PlacedLog};
 use super::from_endpoint::fetch_from_endpoint;
+use super::head::count_providers;
 use super::traces::{Traces, fetch_traces};
 use crate::block::{Block, ReceiptStatus, Transaction};
 use crate::proof::{PartProof, Proof, ProofError, Verify};
@@ -17,6 +19,7 @@ use crate::rpc::{Endpoint, Rpc};
 use alloy::primitives::{Address, B256, U256};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often an endpoint is asked for a block that it does not have yet, and the pause in between.
@@ -36,7 +39,8 @@ enum Part<'a> {
 /// What another endpoint says about a part.
 #[derive(Debug)]
 enum Verdict {
-    Agrees,
+    /// But for these transactions, which it could not trace.
+    Agrees(Vec<u32>),
     /// With the part that differs.
     Contradicts(&'static str),
     /// It can't say: it has no tracer.
@@ -45,21 +49,52 @@ enum Verdict {
     Silent(String),
 }
 
+/// The endpoints that have said something about a part.
+#[derive(Debug, Default)]
+struct Verdicts {
+    agreeing: Vec<Arc<Endpoint>>,
+    contradicting: Vec<(Arc<Endpoint>, &'static str)>,
+    /// The transactions that none of those that agree could trace. `None` if none agrees.
+    unconfirmed: Option<Vec<u32>>,
+}
+
+impl Verdicts {
+    fn agree(&mut self, endpoint: Arc<Endpoint>, untraced: Vec<u32>) {
+        match &mut self.unconfirmed {
+            Some(unconfirmed) => unconfirmed.retain(|index| untraced.contains(index)),
+            None => self.unconfirmed = Some(untraced),
+        }
+        self.agreeing.push(endpoint);
+    }
+
+    /// The number of providers on each side: those with the giver, itself counted, and those against it.
+    fn sides(&self) -> (usize, usize) {
+        (1 + count_providers(&self.agreeing), count_providers(self.contradicting.iter().map(|(endpoint, _)| endpoint)))
+    }
+
+    /// What is unconfirmed, if another endpoint agrees and most are on its side.
+    fn agreed(&self) -> Option<&Vec<u32>> {
+        let (with, against) = self.sides();
+        self.unconfirmed.as_ref().filter(|_| with > against)
+    }
+}
+
 /// Compares content that no root proves with other endpoints' answers; `giver` gave it. Where no endpoint agrees and none is waited
 /// for, it is marked as resting on one word.
 ///
 /// # Errors
-/// If another endpoint contradicts: then neither is trusted. If none has agreed yet that is waited for.
+/// If others contradict and those that agree are not the majority: then nobody is trusted. If none has agreed yet that is waited
+/// for.
 pub(super) async fn confirm_content(rpc: &Rpc, giver: &Endpoint, fetched: &mut FetchedBlock) -> Result<(), FetchError> {
     let Proof { header, transactions, receipts, withdrawals: _ } = &fetched.proof;
     if [header, transactions, receipts].into_iter().any(|part| *part != PartProof::Root) {
-        fetched.on_one_word = !is_confirmed(rpc, giver, fetched, Part::Content).await?;
+        fetched.on_one_word = confirm(rpc, giver, fetched, Part::Content).await?.is_none();
     }
     Ok(())
 }
 
-/// Compares traces with those of other endpoints; `tracer` gave them. Where no endpoint agrees and none is waited for, they are
-/// taken out again.
+/// Compares traces with those of other endpoints; `tracer` gave them. Those that no other endpoint confirms are taken out again,
+/// where one could.
 ///
 /// # Errors
 /// As for [`confirm_content`].
@@ -69,16 +104,32 @@ pub(super) async fn confirm_traces(
     fetched: &mut FetchedBlock,
     traces: &Traces,
 ) -> Result<(), FetchError> {
-    let nothing = fetched.block.transactions.is_empty() || traces.are_none();
-    if !nothing && !is_confirmed(rpc, tracer, fetched, Part::Traces(traces)).await? {
-        fetched.internal = Some(Vec::new());
-        fetched.untraced = Some("no second endpoint has confirmed the traces".to_owned());
+    if fetched.block.transactions.is_empty() || traces.are_none() {
+        return Ok(());
+    }
+    match confirm(rpc, tracer, fetched, Part::Traces(traces)).await? {
+        Some(unconfirmed) => leave_out(fetched, &unconfirmed),
+        None => {
+            fetched.internal = Some(Vec::new());
+            fetched.untraced = Some("no second endpoint has confirmed the traces".to_owned());
+        }
     }
     Ok(())
 }
 
-/// Whether the part may be published as it is: an endpoint agrees, or, for traces, no other one has a tracer.
-async fn is_confirmed(rpc: &Rpc, asked: &Endpoint, fetched: &FetchedBlock, part: Part<'_>) -> Result<bool, FetchError> {
+/// Takes out what contracts sent in these transactions.
+fn leave_out(fetched: &mut FetchedBlock, transactions: &[u32]) {
+    if transactions.is_empty() {
+        return;
+    }
+    fetched.internal.iter_mut().for_each(|all| all.retain(|transfer| !transactions.contains(&transfer.transaction_index)));
+    let why = format!("no second endpoint could trace {} transactions", transactions.len());
+    fetched.untraced = Some(fetched.untraced.take().map_or(why.clone(), |before| format!("{before}; {why}")));
+}
+
+/// Asks whether other endpoints agree. Returns the transactions that no other one has traced, or `None` if no endpoint agrees. For
+/// traces, those agree who have no tracer, if nobody has one.
+async fn confirm(rpc: &Rpc, asked: &Endpoint, fetched: &FetchedBlock, part: Part<'_>) -> Result<Option<Vec<u32>>, FetchError> {
     // An endpoint of the same provider says what that provider says.
     let others = rpc.others(asked).into_iter().filter(|other| other.provider() != asked.provider());
     let questions = others.map(|other| async move {
@@ -86,16 +137,18 @@ async fn is_confirmed(rpc: &Rpc, asked: &Endpoint, fetched: &FetchedBlock, part:
         (other, verdict)
     });
     let mut answers: FuturesUnordered<_> = questions.collect();
-    let (mut silent, mut waited_for) = (Vec::new(), false);
-    while let Some((other, verdict)) = answers.next().await {
+    let (mut verdicts, mut silent, mut waited_for) = (Verdicts::default(), Vec::new(), false);
+    while !verdicts.agreed().is_some_and(Vec::is_empty)
+        && let Some((other, verdict)) = answers.next().await
+    {
         match verdict {
-            Verdict::Agrees => {
+            Verdict::Agrees(untraced) => {
                 other.record_confirmation();
-                return Ok(true);
+                verdicts.agree(other, untraced);
             }
             Verdict::Contradicts(what) => {
                 other.record_confirmation();
-                return Err(contradiction(fetched, what, asked, &other));
+                verdicts.contradicting.push((other, what));
             }
             Verdict::Unable => {}
             Verdict::Silent(why) => {
@@ -105,12 +158,20 @@ async fn is_confirmed(rpc: &Rpc, asked: &Endpoint, fetched: &FetchedBlock, part:
             }
         }
     }
-    if waited_for {
+    let whole = verdicts.agreed().is_some_and(Vec::is_empty);
+    if !verdicts.contradicting.is_empty() && verdicts.agreed().is_none() {
+        return Err(contradiction(rpc, fetched, asked, &verdicts));
+    }
+    if waited_for && !whole {
         let what = if matches!(part, Part::Traces(_)) { "the traces" } else { "what no root proves" };
         return Err(FetchError::Unconfirmed { number: fetched.block.number, what, silent: silent.join("; ") });
     }
+    for (liar, what) in &verdicts.contradicting {
+        name_liar(rpc, fetched, what, liar);
+    }
     // Where nobody else has a tracer, traces are believed.
-    Ok(silent.is_empty() && matches!(part, Part::Traces(_)))
+    let nobody_can = silent.is_empty() && matches!(part, Part::Traces(_));
+    Ok(verdicts.unconfirmed.or_else(|| nobody_can.then(Vec::new)))
 }
 
 /// Asks an endpoint, for as long as it is waited for.
@@ -135,7 +196,7 @@ async fn compare_content(other: &Endpoint, ours: &FetchedBlock) -> Verdict {
     for _ in 0..MAX_ABSENT {
         // Without a proof: only the comparison counts.
         match fetch_from_endpoint(other, Verify::Off, BlockId::Hash(ours.block.hash)).await {
-            Ok(Some(theirs)) => return difference(ours, &theirs).map_or(Verdict::Agrees, Verdict::Contradicts),
+            Ok(Some(theirs)) => return compare(ours, &theirs),
             Ok(None) if !other.is_waited_for() => break,
             Ok(None) => tokio::time::sleep(ABSENT_PAUSE).await,
             Err(error) => return Verdict::Silent(base::error_chain(&error)),
@@ -156,7 +217,11 @@ async fn compare_traces(other: &Endpoint, fetched: &FetchedBlock, ours: &Traces)
                 }
                 tokio::time::sleep(ABSENT_PAUSE).await;
             }
-            Ok(theirs) if ours.in_common(&theirs).eq(theirs.in_common(ours)) => return Verdict::Agrees,
+            Ok(theirs) if ours.in_common(&theirs).eq(theirs.in_common(ours)) => {
+                let Traces { mut untraced, .. } = theirs;
+                untraced.retain(|index| !ours.untraced.contains(index));
+                return Verdict::Agrees(untraced);
+            }
             Ok(_) => return Verdict::Contradicts("what contracts sent"),
             Err(FetchError::NoTracer { .. }) => return Verdict::Unable,
             Err(error) => return Verdict::Silent(base::error_chain(&error)),
@@ -164,13 +229,49 @@ async fn compare_traces(other: &Endpoint, fetched: &FetchedBlock, ours: &Traces)
     }
 }
 
-/// Next time the other endpoint is asked first. If it can prove its answer, the contradiction is settled.
-fn contradiction(fetched: &FetchedBlock, what: &str, asked: &Endpoint, other: &Endpoint) -> FetchError {
+/// Next time another endpoint is asked first. If that one can prove its answer, or most agree with it, the contradiction is
+/// settled.
+fn contradiction(rpc: &Rpc, fetched: &FetchedBlock, asked: &Endpoint, verdicts: &Verdicts) -> FetchError {
     asked.record_lie();
-    let (one, two) = (asked.host(), other.host());
-    FetchError::Unproven {
-        endpoint: format!("{one} or {two}"),
-        source: ProofError::new(fetched.block.number, what, format!("what {two} says"), format!("something else from {one}")),
+    let what = verdicts.contradicting.first().map_or("a part", |(_, what)| what);
+    let (with, against) = verdicts.sides();
+    let (one, two) =
+        (asked.host(), verdicts.contradicting.iter().map(|(endpoint, _)| endpoint.host()).collect::<Vec<_>>().join(" and "));
+    let endpoint = if against > with {
+        name_liar(rpc, fetched, what, asked);
+        one.to_owned()
+    } else {
+        format!("{one} or {two}")
+    };
+    let (expected, got) = (format!("what {two} says"), format!("something else from {one}"));
+    FetchError::Unproven { endpoint, source: ProofError::new(fetched.block.number, what, expected, got) }
+}
+
+/// Names and counts an endpoint that contradicts most others. It ranks behind them for a while.
+fn name_liar(rpc: &Rpc, fetched: &FetchedBlock, what: &str, liar: &Endpoint) {
+    liar.record_contradiction();
+    liar.count_contradiction();
+    let (chain, endpoint, number) = (rpc.chain(), liar.host(), fetched.block.number);
+    tracing::warn!(
+        chain,
+        endpoint,
+        "contradiction: it says something else about {what} of block {number} than most; asking it last"
+    );
+}
+
+/// Compares another endpoint's content with ours.
+fn compare(ours: &FetchedBlock, theirs: &FetchedBlock) -> Verdict {
+    let unknown = |(place, transaction): (usize, &Transaction)| {
+        let is_unknown = |of: &FetchedBlock| of.statuses.get(place).is_none_or(|status| *status == ReceiptStatus::Unknown);
+        !transaction.value.is_zero() && is_unknown(theirs) && !is_unknown(ours)
+    };
+    match difference(ours, theirs) {
+        Some(what) => Verdict::Contradicts(what),
+        // All that moves its value rests on its status.
+        None if ours.block.transactions.iter().enumerate().any(unknown) => {
+            Verdict::Silent("it does not say which transactions failed".to_owned())
+        }
+        None => Verdict::Agrees(Vec::new()),
     }
 }
 

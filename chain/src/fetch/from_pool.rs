@@ -11,10 +11,6 @@ use crate::proof::Verify;
 use crate::rpc::{Endpoint, Rpc};
 use base::metrics;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// For so long a block waits for a trace that fails; longer would let one transaction stop the chain.
-const TRACE_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Fetches a block with its receipts from the first endpoint that has both and can prove them. `None` if no endpoint has it.
 ///
@@ -72,9 +68,9 @@ async fn trace(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &mut FetchedBlock) -> 
     }
     // Only blocks that lack something are remembered.
     let hash = fetched.block.hash;
-    let waited = || rpc.tried_for(hash);
+    let has_waited = || rpc.has_waited_for(hash);
     match best {
-        Some((endpoint, traces)) if traces.are_final() || waited() >= TRACE_PATIENCE => {
+        Some((endpoint, traces)) if traces.are_final() || has_waited() => {
             fetched.internal = Some(traces.transfers.clone());
             fetched.untraced = (!traces.untraced.is_empty()).then(|| {
                 let why = traces.why.as_ref().map_or_else(|| "an unusable answer".to_owned(), ToString::to_string);
@@ -89,7 +85,7 @@ async fn trace(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &mut FetchedBlock) -> 
             source: why.map(Box::new),
         }),
         None => match failure {
-            Some(error) if waited() < TRACE_PATIENCE => Err(error),
+            Some(error) if !has_waited() => Err(error),
             failure => {
                 fetched.internal = Some(Vec::new());
                 fetched.untraced = Some(failure.map_or_else(|| "no endpoint".to_owned(), |error| base::error_chain(&error)));

@@ -127,7 +127,8 @@ impl Witnesses {
     }
 }
 
-fn count_providers<'a>(endpoints: impl IntoIterator<Item = &'a Arc<Endpoint>>) -> usize {
+/// The number of distinct providers.
+pub(super) fn count_providers<'a>(endpoints: impl IntoIterator<Item = &'a Arc<Endpoint>>) -> usize {
     endpoints.into_iter().map(|endpoint| endpoint.provider()).collect::<HashSet<_>>().len()
 }
 

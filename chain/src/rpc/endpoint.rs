@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use topics::ChainId;
 
 /// The answers to a batch.
@@ -54,7 +54,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(chain: &str, url: &NodeUrl, expected: Option<ChainId>, is_lone: bool) -> Self {
+    pub(super) fn new(chain: &str, url: &NodeUrl, expected: Option<ChainId>, is_lone: bool, patience: Duration) -> Self {
         let endpoint = Self {
             chain: chain.to_owned(),
             host: url.host().to_owned(),
@@ -67,7 +67,7 @@ impl Endpoint {
             tracers: Mutex::default(),
             batch_limit: Mutex::default(),
             latency: Mutex::default(),
-            silence: Mutex::default(),
+            silence: Mutex::new(Silence::new(patience)),
             health: Mutex::default(),
             rate_limit: Mutex::new(AdaptiveRateLimit::new(Instant::now())),
         };

@@ -23,11 +23,16 @@ const MAX_TRIED_AGE: Duration = Duration::from_secs(300);
 /// How often idle endpoints are asked for their head, which shows how far they lag.
 const HEAD_REFRESH_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How long a block waits for what no root proves: for an endpoint that does not confirm it, or for a trace that fails. Longer would
+/// let one endpoint or one transaction stop the chain.
+const PATIENCE: Duration = Duration::from_secs(15);
+
 /// The endpoints of a chain.
 #[derive(Clone, Debug)]
 pub struct Rpc {
     chain: String,
     pub(super) endpoints: Vec<Arc<Endpoint>>,
+    patience: Duration,
     heads_refreshed: Arc<Mutex<Option<Instant>>>,
     /// Since when blocks have been tried that are not complete yet.
     tried: Arc<Mutex<HashMap<B256, Instant>>>,
@@ -36,9 +41,14 @@ pub struct Rpc {
 impl Rpc {
     /// A pool of the nodes at `urls`, in order of preference. With `expected`, a node of another chain is never used.
     pub fn new(chain: &str, urls: &[NodeUrl], expected: Option<ChainId>) -> Self {
+        Self::with_patience(chain, urls, expected, PATIENCE)
+    }
+
+    /// As [`new`](Self::new), with another time that a block waits for what no root proves.
+    pub fn with_patience(chain: &str, urls: &[NodeUrl], expected: Option<ChainId>, patience: Duration) -> Self {
         let is_lone = urls.len() == 1;
-        let endpoints = urls.iter().map(|url| Arc::new(Endpoint::new(chain, url, expected, is_lone))).collect();
-        Self { chain: chain.to_owned(), endpoints, heads_refreshed: Arc::default(), tried: Arc::default() }
+        let endpoints = urls.iter().map(|url| Arc::new(Endpoint::new(chain, url, expected, is_lone, patience))).collect();
+        Self { chain: chain.to_owned(), endpoints, patience, heads_refreshed: Arc::default(), tried: Arc::default() }
     }
 
     /// A pool of the chain's `rpc_urls`.
@@ -180,12 +190,12 @@ impl Rpc {
         others
     }
 
-    /// How long ago this block was tried first.
-    pub(crate) fn tried_for(&self, block: B256) -> Duration {
+    /// Whether this block has been tried for so long that it waits no longer for what it lacks.
+    pub(crate) fn has_waited_for(&self, block: B256) -> bool {
         let now = Instant::now();
         let mut tried = self.tried.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         tried.retain(|_, since| now.saturating_duration_since(*since) < MAX_TRIED_AGE);
-        now.saturating_duration_since(*tried.entry(block).or_insert(now))
+        now.saturating_duration_since(*tried.entry(block).or_insert(now)) >= self.patience
     }
 
     /// The endpoints in the order in which they are asked.

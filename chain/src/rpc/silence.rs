@@ -2,21 +2,24 @@
 
 use std::time::{Duration, Instant};
 
-/// An endpoint that has confirmed nothing for so long is not waited for until it does.
-const MAX_SILENCE: Duration = Duration::from_secs(15);
-
 /// Since when an endpoint has confirmed nothing that another one said.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Silence {
+    /// An endpoint that has confirmed nothing for so long is not waited for until it does.
+    patience: Duration,
     since: Option<Instant>,
     /// It is not waited for any more, and that was logged.
     is_known: bool,
 }
 
 impl Silence {
+    pub fn new(patience: Duration) -> Self {
+        Self { patience, since: None, is_known: false }
+    }
+
     /// Whether a block waits for it.
     pub fn is_waited_for(&self, now: Instant) -> bool {
-        self.since.is_none_or(|since| now.saturating_duration_since(since) < MAX_SILENCE)
+        self.since.is_none_or(|since| now.saturating_duration_since(since) < self.patience)
     }
 
     /// It neither confirmed nor contradicted. Returns whether that is why it is not waited for from now on.
@@ -29,7 +32,7 @@ impl Silence {
 
     /// It confirmed or contradicted. Returns whether it is waited for again.
     pub fn record_confirmation(&mut self) -> bool {
-        std::mem::take(self).is_known
+        std::mem::replace(self, Self::new(self.patience)).is_known
     }
 }
 
@@ -39,11 +42,12 @@ mod tests {
 
     #[test]
     fn a_silent_endpoint_is_waited_for_a_while_and_again_once_it_confirms() {
-        let (mut silence, now) = (Silence::default(), Instant::now());
+        const PATIENCE: Duration = Duration::from_secs(15);
+        let (mut silence, now) = (Silence::new(PATIENCE), Instant::now());
         assert!(silence.is_waited_for(now) && !silence.record(now));
-        let before = now + MAX_SILENCE / 2;
+        let before = now + PATIENCE / 2;
         assert!(silence.is_waited_for(before) && !silence.record(before));
-        let after = now + MAX_SILENCE;
+        let after = now + PATIENCE;
         assert!(!silence.is_waited_for(after));
         assert!(silence.record(after) && !silence.record(after), "it is said once");
         assert!(silence.record_confirmation() && !silence.record_confirmation());

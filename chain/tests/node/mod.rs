@@ -4,11 +4,11 @@
 
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use chain::{FetchOptions, NodeUrl, Rpc, Verify};
+use chain::{BlockId, FetchError, FetchOptions, FetchedBlock, NodeUrl, Rpc, Verify, fetch_block};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
 use topics::{B256, ChainId};
 
 pub type Answer = Result<Value, Response>;
@@ -138,6 +138,31 @@ pub fn pool(nodes: &[&Node]) -> Rpc {
     Rpc::new("it", &urls, Some(ChainId(1)))
 }
 
+/// For so long a pool of [`impatient`] lets a block wait for what no root proves.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A pool that does not wait as long as others for what no root proves.
+pub fn impatient(nodes: &[&Node]) -> Rpc {
+    let urls: Vec<NodeUrl> = nodes.iter().map(|node| node.url.parse().unwrap()).collect();
+    Rpc::with_patience("it", &urls, Some(ChainId(1)), PATIENCE)
+}
+
+/// Fetches a block of an [`impatient`] pool again and again until it comes. It does not come before the pool has waited for it,
+/// and until then the error is as expected.
+pub async fn until_published(rpc: &Rpc, options: FetchOptions, hash: B256, expected: fn(&FetchError) -> bool) -> FetchedBlock {
+    let started = Instant::now();
+    let fetched = loop {
+        match fetch_block(rpc, options, BlockId::Hash(hash)).await {
+            Ok(fetched) => break fetched.unwrap(),
+            Err(error) => assert!(expected(&error), "{}", base::error_chain(&error)),
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "the chain stands still");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(started.elapsed() >= PATIENCE, "it did not wait at all");
+    fetched
+}
+
 /// Answers of a node with the recorded blocks of a file, head last.
 pub fn recorded(file: &str) -> (Vec<Value>, impl Fn(&str, &Value) -> Answer + Clone + Send + 'static) {
     let blocks = Arc::new(testdata::lines(&format!("{file}.blocks")).unwrap());
@@ -172,7 +197,58 @@ fn blocks_receipt(line: &Value, hash: &Value) -> Value {
 pub const ETHEREUM: &str = "eth-mainnet-17686110-17686112";
 pub const ROOTS: FetchOptions = FetchOptions { verify: Verify::Roots, traces: false };
 pub const AUTO: FetchOptions = FetchOptions { verify: Verify::Auto, traces: false };
+pub const TRACED: FetchOptions = FetchOptions { verify: Verify::Auto, traces: true };
 
 pub fn head_hash(lines: &[Value]) -> B256 {
     lines.last().unwrap()["hash"].as_str().unwrap().parse().unwrap()
+}
+
+/// What a node says to a call for a trace: the method, and the trace of the transaction that it names.
+pub type TraceAnswer = fn(&str, Option<&Value>) -> Option<Answer>;
+
+/// A node with the newest block of `ETHEREUM` and its traces, some of which are answered by `odd`.
+pub async fn traced(odd: TraceAnswer) -> Node {
+    let (_, answer) = recorded(ETHEREUM);
+    let traces = traces();
+    Node::start(true, move |method, params| {
+        let single = traces.iter().find(|trace| trace["txHash"] == params[0]);
+        if let Some(answer) = odd(method, single) {
+            return answer;
+        }
+        match method {
+            "debug_traceBlockByHash" => Ok(json!(traces)),
+            "debug_traceTransaction" => {
+                assert_eq!(params[1]["tracer"], "callTracer");
+                assert!(params[1]["timeout"].is_string(), "the node may work for nobody");
+                Ok(single.unwrap()["result"].clone())
+            }
+            method => answer(method, params),
+        }
+    })
+    .await
+}
+
+/// The traces of the newest block of `ETHEREUM`.
+pub fn traces() -> Vec<Value> {
+    let (lines, _) = recorded(ETHEREUM);
+    let all = testdata::lines(&format!("{ETHEREUM}.traces")).unwrap();
+    let of_block = all.into_iter().find(|line| line["hash"] == lines.last().unwrap()["hash"]).unwrap();
+    of_block["result"].as_array().unwrap().clone()
+}
+
+pub fn refused(code: i64, message: &str) -> Answer {
+    Ok(json!({ "code": code, "message": message }))
+}
+
+/// Whether it is the trace of the first transaction with a transfer below its top frame, in the recorded block.
+pub fn is_odd(trace: Option<&Value>) -> bool {
+    static ODD: LazyLock<Value> = LazyLock::new(|| traces().iter().find(|one| has_transfer(one)).unwrap()["txHash"].clone());
+    trace.is_some_and(|trace| trace["txHash"] == *ODD)
+}
+
+fn has_transfer(trace: &Value) -> bool {
+    let calls = trace["result"]["calls"].as_array();
+    calls.is_some_and(|calls| {
+        calls.iter().any(|call| call["type"] == "CALL" && call["value"].as_str().is_some_and(|v| v != "0x0"))
+    }) && trace["result"].get("error").is_none()
 }

@@ -30,7 +30,7 @@ pub use config::{COIN_DECIMALS, Chain, Chains, ChainsFile, ConfigError, NodeUrl,
 pub use credit::{Credit, CreditSource};
 pub use fetch::{
     BlockId, FetchError, FetchOptions, FetchedBlock, PlacedLog, Standing, Tags, Witnesses, fetch_block, fetch_head,
-    fetch_head_from, fetch_newest, fetch_standings, fetch_tags, find_witnesses, look_at,
+    fetch_head_from, fetch_newest, fetch_standings, fetch_tags, find_content_witnesses, find_witnesses, look_at,
 };
 pub use heads::{Heads, HeadsError, WsTimeouts};
 pub use proof::{PartProof, Proof, ProofError, Verify, prove};

@@ -168,6 +168,16 @@ impl<'a> Backfill<'a> {
                 self.mismatches += 1;
                 return Err(mismatch);
             }
+            if block.on_one_word && self.chain.witnesses > 1 {
+                self.prefetcher.clear();
+                let number = head.number;
+                ensure!(
+                    !changes.is_empty(),
+                    "the content of block {number} is proven by no root, and rests on the word of one endpoint; it is replayed once \
+                     another one gives the same, or with witnesses: 1"
+                );
+                break;
+            }
             bytes += block.record_bytes();
             last = Some(head);
             changes.push(Change::Replayed(Box::new(block)));

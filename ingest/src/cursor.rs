@@ -119,6 +119,7 @@ fn blocks(window: &Window, range: impl std::ops::RangeBounds<u64>) -> Vec<chain_
         timestamp: head.timestamp,
         parent_hash: if index == 0 { to_bytes(&head.parent_hash) } else { Bytes::new() },
         first: window.is_whole() && window.bottom() == Some(head),
+        unagreed_content: window.doubt_of(head).map(|content| to_bytes(&content)).unwrap_or_default(),
     };
     blocks.into_iter().enumerate().map(block).collect()
 }
@@ -163,7 +164,15 @@ pub fn restore(chain: ChainId, stored: &StoredCursor) -> Result<(u64, Window, Wr
         below.into_iter().rev().take_while(|head| head.number >= bottom).for_each(|head| heads.push_front(head));
     }
     let whole = heads.front().is_none_or(|bottom| first == Some(bottom.number));
-    Ok((cursor.sequence, Window::new(heads, whole, cursor.finalized_number), written))
+    let mut window = Window::new(heads, whole, cursor.finalized_number);
+    let stored = cursor.window.iter().chain(stored.parts.values().flat_map(|part| &part.window));
+    for block in stored.filter(|block| !block.unagreed_content.is_empty()) {
+        let content = B256::try_from(block.unagreed_content.as_ref()).map_err(|_| BadCursor::Hash(block.number))?;
+        if let Some(head) = window.at(block.number).filter(|head| head.hash.as_slice() == block.hash.as_ref()).copied() {
+            window.doubt(&head, content);
+        }
+    }
+    Ok((cursor.sequence, window, written))
 }
 
 /// Reads blocks, each of which is the parent of the next.
@@ -219,6 +228,20 @@ mod tests {
             store(&mut stored, 9, &window, &mut written);
             assert_eq!(restore(CHAIN, &stored), Ok((9, window, written)), "{count} blocks, {whole}");
         }
+    }
+
+    /// After a restart the block's hash would be witnessed, which says nothing of its content.
+    #[test]
+    fn a_cursor_remembers_which_content_one_endpoint_alone_has_given() {
+        let (mut window, mut stored, mut written) = (window(200, false), StoredCursor::default(), WrittenParts::default());
+        for number in [START + 1, START + 100, START + 199] {
+            let content = B256::from(topics::U256::from(number));
+            window.doubt(&head(number, 0), content);
+        }
+        store(&mut stored, 9, &window, &mut written);
+        let (_, restored, _) = restore(CHAIN, &stored).unwrap();
+        assert_eq!(restored, window);
+        assert_eq!(restored.doubts().count(), 3);
     }
 
     /// Some 5,000 blocks wait for finality, and each block is a batch.

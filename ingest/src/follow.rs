@@ -103,12 +103,20 @@ enum StepError {
     Rpc(#[from] RpcError),
     #[error("a node gave block {got} as the parent of block {child}")]
     NoParent { child: u64, got: u64 },
+    #[error(
+        "the content of block {0}, and of all after it, rests on the word of one endpoint; it goes on once another one gives the same, \
+         or with witnesses: 1"
+    )]
+    FullOfDoubt(u64),
 }
 
 impl Follower {
     /// Continues from `window`. An empty one starts at the chain's `start_block` or at its head, or at the last final block below
     /// that. Polls the head every `poll_interval_ms`, and at once when `heads` announces one.
-    pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, window: Window) -> Self {
+    pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, mut window: Window) -> Self {
+        if chain.witnesses == 1 {
+            window.trust_all();
+        }
         let prefetcher = Prefetcher::new(rpc.clone(), FetchOptions::of(&chain));
         let polled_at = Instant::now();
         let witnesses = Witnesses::new(chain.clone(), rpc.clone());
@@ -243,7 +251,7 @@ impl Follower {
                     wait.announced = true;
                     wait.until = wait.earliest.max(tokio::time::Instant::now());
                 }
-                (place, seen) = self.witnesses.next() => self.witnesses.take(place, seen, &self.window),
+                news = self.witnesses.next() => self.witnesses.take(news, &mut self.window),
             }
         }
     }
@@ -460,9 +468,17 @@ impl Follower {
                     continue;
                 }
             }
+            if self.window.is_full_of_doubt() {
+                self.prefetcher.clear();
+                let lowest = self.window.bottom().map_or(0, |bottom| bottom.number);
+                return if changes.is_empty() { Err(StepError::FullOfDoubt(lowest)) } else { Ok(changes) };
+            }
             bytes += block.record_bytes();
             self.log_proof_gaps(&block);
             self.window.push(head);
+            if block.on_one_word && self.chain.witnesses > 1 {
+                self.window.doubt(&head, block.content_digest());
+            }
             if let Some(source) = &block.source {
                 self.witnesses.gave(source, head.number);
             }

@@ -75,7 +75,7 @@ pub async fn resume(settings: &Settings, name: &str, take_back: u64) -> anyhow::
     };
     let resumed = plan.take_back == take_back;
     if resumed {
-        blocking(move || write_cursor(&kafka, &chain, &stored, stack, common.number)).await?;
+        blocking(move || write_cursor(&kafka, &chain, &stored, &window, stack, common.number)).await?;
     }
     Ok((plan, resumed))
 }
@@ -144,12 +144,20 @@ async fn find_common_ancestor(rpc: &Rpc, stack: &[Head]) -> anyhow::Result<Optio
 }
 
 /// Writes the cursor with a window that includes the common block, and with no block to take back marked as final.
-fn write_cursor(kafka: &Kafka, chain: &Chain, stored: &StoredCursor, mut stack: Vec<Head>, common: u64) -> Result<(), Failure> {
+fn write_cursor(
+    kafka: &Kafka,
+    chain: &Chain,
+    stored: &StoredCursor,
+    before: &Window,
+    mut stack: Vec<Head>,
+    common: u64,
+) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{}-{}", STAGE, chain.id))?;
     let kept = stack.iter().position(|head| head.number == common).unwrap_or_default().saturating_sub(MIN_WINDOW_BLOCKS);
     stack.drain(..kept);
     let cursor = &stored.cursor;
     let finalized = cursor.finalized_number.map(|number| number.min(common));
-    let window = Window::new(stack, false, finalized);
+    let mut window = Window::new(stack, false, finalized);
+    before.doubts().for_each(|(head, content)| window.doubt(&head, content));
     halt::write(&producer, kafka, chain.id, cursor.sequence, &window, "", &mut stored.outdated_parts())
 }

@@ -3,7 +3,8 @@
 //! It reaches down to the last final block, since nothing below can be taken back.
 
 use chain::Head;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use topics::B256;
 
 /// The window keeps at least this many blocks; on a chain without a `finalized` tag, exactly as many.
 pub const MIN_WINDOW_BLOCKS: usize = 256;
@@ -17,12 +18,14 @@ pub struct Window {
     /// Nothing was ever published below it.
     whole: bool,
     finalized: Option<u64>,
+    /// By height, a digest of the content of blocks whose content no root proves and one endpoint alone has given.
+    doubts: BTreeMap<u64, B256>,
 }
 
 impl Default for Window {
     /// The window of a chain without published blocks.
     fn default() -> Self {
-        Self { blocks: VecDeque::new(), whole: true, finalized: None }
+        Self { blocks: VecDeque::new(), whole: true, finalized: None, doubts: BTreeMap::new() }
     }
 }
 
@@ -30,7 +33,7 @@ impl Window {
     /// From blocks, oldest first, each the parent of the next. `whole` says that nothing was ever published below them;
     /// `finalized` is the height of the newest final block.
     pub fn new(blocks: impl IntoIterator<Item = Head>, whole: bool, finalized: Option<u64>) -> Self {
-        Self { blocks: blocks.into_iter().collect(), whole, finalized }
+        Self { blocks: blocks.into_iter().collect(), whole, finalized, doubts: BTreeMap::new() }
     }
 
     /// The last block published that is canonical.
@@ -74,6 +77,42 @@ impl Window {
         self.blocks.iter()
     }
 
+    /// The blocks whose content one endpoint alone has given, with its digest, lowest first. A hash says nothing of that content, so
+    /// none of them is witnessed before others have given the same.
+    pub fn doubts(&self) -> impl Iterator<Item = (Head, B256)> {
+        self.doubts.iter().filter_map(|(number, content)| Some((*self.at(*number)?, *content)))
+    }
+
+    /// The digest of the block's content, if one endpoint alone has given that.
+    pub fn doubt_of(&self, head: &Head) -> Option<B256> {
+        self.doubts.get(&head.number).copied()
+    }
+
+    /// One endpoint alone has given the content of this block of ours.
+    pub fn doubt(&mut self, head: &Head, content: B256) {
+        if self.at(head.number) == Some(head) {
+            self.doubts.insert(head.number, content);
+        }
+    }
+
+    /// Others have given the content of this block too.
+    pub fn trust(&mut self, head: &Head) {
+        if self.at(head.number) == Some(head) {
+            self.doubts.remove(&head.number);
+        }
+    }
+
+    /// One endpoint is enough for any content.
+    pub fn trust_all(&mut self) {
+        self.doubts.clear();
+    }
+
+    /// Whether another block would push one out that is in doubt.
+    pub fn is_full_of_doubt(&self) -> bool {
+        let lowest = self.doubts.keys().next().copied();
+        self.blocks.len() >= MAX_WINDOW_BLOCKS && lowest.is_some() && self.bottom().map(|bottom| bottom.number) >= lowest
+    }
+
     /// Puts a block on the tip. Drops blocks below the last final one if enough others are left.
     pub fn push(&mut self, block: Head) {
         debug_assert!(self.tip().is_none_or(|tip| tip.hash == block.parent_hash && tip.number + 1 == block.number));
@@ -83,7 +122,9 @@ impl Window {
 
     /// Takes the tip off.
     pub fn pop(&mut self) -> Option<Head> {
-        self.blocks.pop_back()
+        let tip = self.blocks.pop_back()?;
+        self.doubts.remove(&tip.number);
+        Some(tip)
     }
 
     /// Records a node's `finalized` block. It counts only if it is ours: a height alone may belong to another branch, or come
@@ -97,12 +138,60 @@ impl Window {
     }
 
     fn trim(&mut self) {
+        let doubtful = self.doubts.keys().next().copied().unwrap_or(u64::MAX);
+        let ends = |bottom: &Head| bottom.number < doubtful && self.finalized.is_none_or(|last| bottom.number < last);
         while self.blocks.len() > MIN_WINDOW_BLOCKS
-            && (self.blocks.len() > MAX_WINDOW_BLOCKS
-                || self.bottom().is_some_and(|bottom| self.finalized.is_none_or(|last| bottom.number < last)))
+            && (self.blocks.len() > MAX_WINDOW_BLOCKS || self.blocks.front().is_some_and(ends))
         {
             self.blocks.pop_front();
             self.whole = false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(number: u64) -> Head {
+        let hash = |number: u64| B256::from(topics::U256::from(number + 1000));
+        Head { number, hash: hash(number + 1), parent_hash: hash(number), timestamp: number }
+    }
+
+    fn doubts(window: &Window) -> Vec<u64> {
+        window.doubts().map(|(head, _)| head.number).collect()
+    }
+
+    #[test]
+    fn a_block_in_doubt_stays_until_it_is_trusted_or_taken_back() {
+        let mut window = Window::new((0..300).map(head), true, None);
+        [10, 20, 299].into_iter().for_each(|number| window.doubt(&head(number), B256::repeat_byte(1)));
+        let of_another_branch = Head { hash: B256::ZERO, ..head(12) };
+        window.doubt(&of_another_branch, B256::ZERO);
+        window.trust(&Head { hash: B256::ZERO, ..head(10) });
+        assert_eq!(doubts(&window), [10, 20, 299]);
+        window.finalize(&head(290));
+        assert_eq!(window.bottom(), Some(&head(10)), "a final block above it says nothing of its content");
+        window.pop();
+        assert_eq!(doubts(&window), [10, 20]);
+        window.trust(&head(10));
+        window.push(head(299));
+        assert_eq!((doubts(&window), window.bottom()), (vec![20], Some(&head(20))));
+        assert!(!window.is_full_of_doubt());
+        window.trust_all();
+        window.push(head(300));
+        assert_eq!(window.bottom(), Some(&head(45)));
+    }
+
+    #[test]
+    fn a_window_is_full_before_it_forgets_a_doubt() {
+        let mut window = Window::new((0..10).map(head), true, None);
+        window.doubt(&head(5), B256::ZERO);
+        let mut number = 10;
+        while !window.is_full_of_doubt() {
+            window.push(head(number));
+            number += 1;
+        }
+        assert_eq!((doubts(&window), window.iter().count()), (vec![5], MAX_WINDOW_BLOCKS));
     }
 }

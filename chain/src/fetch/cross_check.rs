@@ -8,15 +8,15 @@
 //! backfill, since they are all that shows the coin which contracts send.
 
 use super::block_id::BlockId;
+use super::content::difference;
 use super::error::FetchError;
-use super::fetched::{FetchedBlock, PlacedLog};
+use super::fetched::FetchedBlock;
 use super::from_endpoint::fetch_from_endpoint;
 use super::head::count_providers;
 use super::traces::{Traces, fetch_traces};
-use crate::block::{Block, ReceiptStatus, Transaction};
+use crate::block::{ReceiptStatus, Transaction};
 use crate::proof::{PartProof, Proof, ProofError, Verify};
 use crate::rpc::{Endpoint, Rpc};
-use alloy::primitives::{Address, B256, U256};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use std::sync::Arc;
@@ -273,33 +273,4 @@ fn compare(ours: &FetchedBlock, theirs: &FetchedBlock) -> Verdict {
         }
         None => Verdict::Agrees(Vec::new()),
     }
-}
-
-/// The first part that differs.
-fn difference(ours: &FetchedBlock, theirs: &FetchedBlock) -> Option<&'static str> {
-    let roots =
-        |block: &Block| (block.number, block.parent_hash, block.timestamp, block.transactions_root, block.receipts_root);
-    if roots(&ours.block) != roots(&theirs.block) {
-        Some("the header")
-    } else if !ours.block.transactions.iter().map(payment_fields).eq(theirs.block.transactions.iter().map(payment_fields)) {
-        Some("the transactions")
-    } else if !ours.logs.iter().map(PlacedLog::content).eq(theirs.logs.iter().map(PlacedLog::content)) {
-        Some("the logs")
-    } else if !statuses_agree(&ours.statuses, &theirs.statuses) {
-        Some("the outcome of the transactions")
-    } else {
-        None
-    }
-}
-
-/// The fields of a transaction that a payment depends on.
-fn payment_fields(transaction: &Transaction) -> (B256, Address, Option<Address>, U256, u64) {
-    (transaction.hash, transaction.from, transaction.to, transaction.value, transaction.kind)
-}
-
-/// Whether the statuses agree wherever both are known.
-fn statuses_agree(ours: &[ReceiptStatus], theirs: &[ReceiptStatus]) -> bool {
-    let both =
-        ours.iter().zip(theirs).filter(|(ours, theirs)| **ours != ReceiptStatus::Unknown && **theirs != ReceiptStatus::Unknown);
-    ours.len() == theirs.len() && both.into_iter().all(|(ours, theirs)| ours == theirs)
 }

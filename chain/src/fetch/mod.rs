@@ -3,10 +3,11 @@
 //! - `from_pool`: [`fetch_block`], with failover and confirmation by a second endpoint.
 //! - `from_endpoint`: a block with its receipts from one endpoint. `receipts`: what to do without `eth_getBlockReceipts`, or where
 //!   it fails. `traces`: which tracer an endpoint has, and what to do where it fails.
-//! - `cross_check`: what no root covers, a second endpoint must confirm.
+//! - `cross_check`: what no root covers, a second endpoint must confirm. `content`: what of a block that is.
 //! - `head`: the newest head, and what single endpoints show: a block, their tags.
 
 mod block_id;
+mod content;
 mod cross_check;
 mod error;
 mod fetched;
@@ -18,6 +19,7 @@ mod receipts;
 mod traces;
 
 pub use block_id::BlockId;
+pub use content::find_content_witnesses;
 pub use error::FetchError;
 pub use fetched::{FetchedBlock, PlacedLog};
 pub use from_pool::fetch_block;

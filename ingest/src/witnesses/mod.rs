@@ -1,8 +1,10 @@
 //! Witnesses: what a chain's other endpoints say of the blocks that one of them gave.
 //!
 //! A block proves that it agrees with itself. That it is on the chain, only other endpoints can say. So each is looked at in the
-//! background, while a block is fetched and afterwards, and no block waits for them. `votes` counts, `looks` asks.
+//! background, while a block is fetched and afterwards, and no block waits for them. `votes` counts, `looks` asks; `contents` asks
+//! for what a hash says nothing of.
 
+mod contents;
 mod looks;
 mod votes;
 
@@ -10,6 +12,7 @@ use crate::records::FinalityTags;
 use crate::window::Window;
 use base::metrics;
 use chain::{Chain, Endpoint, Head, Rpc, Tags};
+use contents::{Contents, Looked};
 use looks::{Fork, Looks, Seen};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,12 +25,19 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often tags are asked for while no block comes, at most.
 const MIN_TAG_INTERVAL: Duration = Duration::from_secs(3);
 
+/// What a look in the background has found.
+pub enum News {
+    Seen(usize, Seen),
+    Content(Looked),
+}
+
 /// The witnesses of a chain.
 pub struct Witnesses {
     chain: Arc<Chain>,
     rpc: Arc<Rpc>,
     votes: Votes,
     looks: Looks,
+    contents: Contents,
     /// What endpoints showed last, until it can be compared with the window.
     shown: Vec<Option<Head>>,
     /// When each endpoint was looked at, or showed a head.
@@ -35,6 +45,8 @@ pub struct Witnesses {
     tags_asked_at: Option<Instant>,
     /// The contradictions counted last, by endpoint: our block that it contradicted.
     counted: Vec<Option<B256>>,
+    /// The same, of blocks for which it has other content.
+    counted_contents: Vec<Option<B256>>,
 }
 
 impl Witnesses {
@@ -43,10 +55,12 @@ impl Witnesses {
         Self {
             votes: Votes::new(chain.witnesses, rpc.endpoints().iter().map(|endpoint| endpoint.provider().to_owned())),
             looks: Looks::new(rpc.clone()),
+            contents: Contents::new(rpc.clone(), chain.witnesses),
             shown: vec![None; count],
             seen_at: vec![None; count],
             tags_asked_at: None,
             counted: vec![None; count],
+            counted_contents: vec![None; count],
             chain,
             rpc,
         }
@@ -126,16 +140,23 @@ impl Witnesses {
     }
 
     /// Waits for the outcome of a look.
-    pub async fn next(&mut self) -> (usize, Seen) {
-        self.looks.next().await
+    pub async fn next(&mut self) -> News {
+        tokio::select! {
+            (place, seen) = self.looks.next() => News::Seen(place, seen),
+            looked = self.contents.next() => News::Content(looked),
+        }
     }
 
     /// Takes all that is known now: what endpoints have shown, compared with the window, and the tags, which may make blocks
     /// final. Returns what is known of the chain.
     pub fn settle(&mut self, window: &mut Window) -> FinalityTags {
         while let Some((place, seen)) = self.looks.try_next() {
-            self.take(place, seen, window);
+            self.take_seen(place, seen, window);
         }
+        while let Some(looked) = self.contents.try_next() {
+            self.take_content(looked, window);
+        }
+        self.contents.ask(window);
         for place in 0..self.shown.len() {
             self.compare(place, window);
         }
@@ -144,7 +165,7 @@ impl Witnesses {
         if let Some(finalized) = finalized {
             window.finalize(&finalized);
         }
-        let witnessed = self.votes.witnessed();
+        let witnessed = below_doubts(self.votes.witnessed(), window);
         if let Some(witnessed) = witnessed {
             #[expect(clippy::cast_precision_loss, reason = "block numbers are far below 2^52")]
             metrics::CHAIN_WITNESSED.gauge(&[("chain", &self.chain.name)]).set(witnessed as f64);
@@ -154,7 +175,31 @@ impl Witnesses {
     }
 
     /// Takes the outcome of a look.
-    pub fn take(&mut self, place: usize, seen: Seen, window: &Window) {
+    pub fn take(&mut self, news: News, window: &mut Window) {
+        match news {
+            News::Seen(place, seen) => self.take_seen(place, seen, window),
+            News::Content(looked) => self.take_content(looked, window),
+        }
+    }
+
+    /// Takes a block out of doubt whose content enough endpoints have given, and names those that give something else.
+    fn take_content(&mut self, (head, found): Looked, window: &mut Window) {
+        if self.contents.confirms(&found) {
+            window.trust(&head);
+        }
+        let (liars, others) = if found.outvote() { (&found.with, &found.against) } else { (&found.against, &found.with) };
+        for endpoint in liars.iter().filter(|_| !others.is_empty()) {
+            let Some(counted) = self.place(endpoint).and_then(|place| self.counted_contents.get_mut(place)) else { continue };
+            if counted.replace(head.hash) != Some(head.hash) {
+                endpoint.count_contradiction();
+                let others: Vec<&str> = others.iter().map(|other| other.host()).collect();
+                let (chain, number, endpoint, others) = (&self.chain.name, head.number, endpoint.host(), others.join(", "));
+                tracing::warn!(chain, endpoint, "contradiction: it has other content for block {number} than {others}");
+            }
+        }
+    }
+
+    fn take_seen(&mut self, place: usize, seen: Seen, window: &Window) {
         match seen {
             Seen::Tags(tags) => self.votes.tagged(place, tags),
             Seen::Nothing => self.votes.silent(place),
@@ -233,4 +278,11 @@ impl Witnesses {
             tracing::warn!(chain, endpoint, "contradiction: it has another block {from} than {others}; asking it last");
         }
     }
+}
+
+/// Down to below the lowest block whose content one endpoint alone has given.
+fn below_doubts(witnessed: Option<u64>, window: &Window) -> Option<u64> {
+    let Some((doubtful, _)) = window.doubts().next() else { return witnessed };
+    let below = doubtful.number.checked_sub(1).and_then(|below| window.at(below)).map(|head| head.number);
+    witnessed.min(below)
 }

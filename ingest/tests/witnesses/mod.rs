@@ -1,7 +1,7 @@
 //! Several endpoints that do not all say the same: who is believed, and what is published meanwhile.
 
-use crate::node::{Node, Recorded, branch};
-use crate::{Consumer, load};
+use crate::node::{Fault, Node, Recorded, branch};
+use crate::{Consumer, load, polygon};
 use chain::{Chain, Heads, Rpc};
 use ingest::records::{Change, FinalityTags};
 use ingest::{Batch, Follower, Window};
@@ -42,8 +42,12 @@ struct Told {
 
 impl Told {
     fn new(chain: &Arc<Chain>) -> Self {
-        let rpc = Arc::new(Rpc::of(chain));
-        let follower = Follower::new(chain.clone(), rpc.clone(), Heads::of(chain), Window::default());
+        Self::of(chain, Rpc::of(chain), Window::default())
+    }
+
+    fn of(chain: &Arc<Chain>, rpc: Rpc, window: Window) -> Self {
+        let rpc = Arc::new(rpc);
+        let follower = Follower::new(chain.clone(), rpc.clone(), Heads::of(chain), window);
         Self { rpc, consumer: Consumer::of(follower), known: FinalityTags::default(), witnessed: vec![] }
     }
 
@@ -254,4 +258,33 @@ async fn a_fork_below_the_first_block_brings_every_block_that_money_may_have_mov
     assert!(begins <= 12, "block {begins} is the first, and the fork is at 12");
     told.consumer.is_at(&after[begins..]);
     assert_eq!(u64::try_from(told.consumer.removed.len()).unwrap(), 40 - first, "all that was published was taken back, once");
+}
+
+/// An endpoint has the block, but gives nothing of its content. Its hash proves none of it where a root does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_that_one_endpoint_alone_has_given_is_not_witnessed_by_its_hash() {
+    let blocks = &polygon().1[..3];
+    let (first, second) = (Node::start(137, false).await, Node::start(137, false).await);
+    [&first, &second].into_iter().for_each(|node| node.set(blocks));
+    second.fault(Fault::Null, usize::MAX);
+    let text = format!(
+        "- {{ name: it, chain_id: 137, rpc_urls: [{}, {}], start_block: {}, poll_interval_ms: 5 }}\n",
+        first.url, second.url, blocks[0].number
+    );
+    let chain = load(&text).await.unwrap();
+    let rpc = || Rpc::with_patience(&chain.name, &chain.rpc_urls, Some(chain.id), Duration::from_millis(200));
+    let mut told = Told::of(&chain, rpc(), Window::default());
+    told.until(|told| told.tip() == Some(tip(blocks))).await;
+    told.is_quiet_for(&second, 20).await;
+    assert_eq!(told.known.witnessed, None);
+    // Nor is it after a restart.
+    let window = told.consumer.follower.window().clone();
+    assert_eq!(window.doubts().count(), 3);
+    let stack = std::mem::take(&mut told.consumer.stack);
+    let mut told = Told::of(&chain, rpc(), window);
+    told.consumer.stack = stack;
+    told.is_quiet_for(&second, 20).await;
+    second.script.lock().unwrap().faults.clear();
+    told.until(|told| told.known.witnessed == Some(blocks[2].number)).await;
+    assert_eq!(told.consumer.follower.window().doubts().count(), 0);
 }

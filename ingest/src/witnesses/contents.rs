@@ -1,0 +1,73 @@
+//! Looks at the content of blocks that no root proves and one endpoint alone has given: others are asked for it, until as many have
+//! given the same as a block needs witnesses. The block's hash says nothing of it.
+
+use crate::window::Window;
+use chain::{Head, Rpc, Witnesses, find_content_witnesses};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+/// Blocks that are asked for at the same time, the lowest first.
+const MAX_BLOCKS: usize = 8;
+/// Between two rounds, unless the first has taken a block out of doubt.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Who gives the content of a block, and who gives another.
+pub type Looked = (Head, Witnesses);
+
+/// The looks under way. Dropping it ends them.
+pub struct Contents {
+    rpc: Arc<Rpc>,
+    /// Witnesses that content needs.
+    needed: usize,
+    running: JoinSet<Looked>,
+    paused_until: Option<Instant>,
+}
+
+impl Contents {
+    pub fn new(rpc: Arc<Rpc>, needed: usize) -> Self {
+        Self { rpc, needed, running: JoinSet::new(), paused_until: None }
+    }
+
+    /// Begins the next round, if blocks are in doubt and it is due.
+    pub fn ask(&mut self, window: &Window) {
+        let now = Instant::now();
+        if !self.running.is_empty() || self.paused_until.is_some_and(|until| now < until) {
+            return;
+        }
+        for (head, content) in window.doubts().take(MAX_BLOCKS) {
+            let (rpc, needed) = (self.rpc.clone(), self.needed);
+            self.running.spawn(async move { (head, find_content_witnesses(&rpc, head.hash, content, needed).await) });
+        }
+        if !self.running.is_empty() {
+            self.paused_until = Some(now + PAUSE);
+        }
+    }
+
+    /// Waits for the outcome of a look, for ever if none is under way.
+    pub async fn next(&mut self) -> Looked {
+        match self.running.join_next().await {
+            Some(ended) => self.end(ended),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// An outcome that is there already.
+    pub fn try_next(&mut self) -> Option<Looked> {
+        self.running.try_join_next().map(|ended| self.end(ended))
+    }
+
+    fn end(&mut self, ended: Result<Looked, tokio::task::JoinError>) -> Looked {
+        // Not aborted: only dropping the set aborts. So it panicked.
+        let looked = ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        if self.confirms(&looked.1) {
+            self.paused_until = None;
+        }
+        looked
+    }
+
+    /// Whether enough providers give the content, and most of those that answer.
+    pub fn confirms(&self, found: &Witnesses) -> bool {
+        found.count_with() >= self.needed && !found.outvote()
+    }
+}

@@ -20,7 +20,7 @@ use deadpool_postgres::Pool;
 use merchants::KeyCache;
 use merchants::accounts::{Account, Accounts};
 use recovery::Recovery;
-use runtime::{Kafka, Registry, Settings, db};
+use runtime::{Kafka, Registry, Settings, db, stage};
 use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -74,7 +74,11 @@ pub fn bind(settings: &Settings) -> anyhow::Result<TcpSocket> {
 /// When the configuration is wrong, a dependency can't be reached at the start, or a task ends before `stop`.
 pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken) -> anyhow::Result<()> {
     let xpub = xpub(&settings)?;
-    let catalog = Catalog(chain::Chains::load(&settings.chains_file)?.resolve().await?.into_iter().collect());
+    let (chains, left_out) = chain::Chains::load(&settings.chains_file)?.resolve_known().await;
+    for error in left_out {
+        stage::leaves_out(error.chain(), &base::error_chain(&error));
+    }
+    let catalog = Catalog(chains.into_iter().collect());
     let kafka = Kafka::connect(&settings).await?;
     // Nothing is created before Postgres has what the topics have.
     let recovery = Recovery::new(kafka.clone(), &settings)?;

@@ -21,7 +21,11 @@ use tokio_util::sync::CancellationToken;
 /// # Errors
 /// When the configuration is wrong, or a stage halts.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let chains = Arc::new(Chains::load(&settings.chains_file)?.resolve().await?);
+    let (chains, left_out) = Chains::load(&settings.chains_file)?.resolve_known().await;
+    for error in left_out {
+        stage::leaves_out(error.chain(), &base::error_chain(&error));
+    }
+    let chains = Arc::new(chains);
     let kafka = Kafka::connect(&settings).await?;
     let recovery = Recovery::new(kafka.clone(), &settings)?;
     let pool = db::generic_plan_pool(&settings.database_url, 4, CommitMode::Synchronous, Some(recovery.gate()))?;

@@ -95,6 +95,6 @@ async fn id(settings: &Settings, name: &str) -> anyhow::Result<ChainId> {
     if let Ok(id) = name.parse() {
         return Ok(ChainId(id));
     }
-    let chains = Chains::load(&settings.chains_file)?.resolve().await?;
+    let chains = Chains::load(&settings.chains_file)?.only(name).resolve().await?;
     Ok(chains.named(name).context("a chain that the file does not have is named by its id")?.id)
 }

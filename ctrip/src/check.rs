@@ -11,11 +11,16 @@ use std::collections::BTreeSet;
 /// # Errors
 /// When a chain has no usable endpoint, or an endpoint or a websocket is of another chain.
 pub async fn run(settings: Settings, only: Option<&str>) -> anyhow::Result<()> {
-    let chains = Chains::load(&settings.chains_file)?.resolve().await?;
-    if let Some(name) = only {
+    let file = Chains::load(&settings.chains_file)?;
+    let file = match only {
+        Some(name) => file.only(name),
+        None => file,
+    };
+    let (chains, left_out) = file.resolve_known().await;
+    let mut wrong: Vec<String> = left_out.iter().map(|error| base::error_chain(error)).collect();
+    if let Some(name) = only.filter(|_| left_out.is_empty()) {
         chains.named(name)?;
     }
-    let mut wrong = Vec::new();
     for chain in chains.iter().filter(|chain| only.is_none_or(|name| chain.name == name)) {
         let (trials, hearings) = tokio::join!(chain::check_endpoints(chain), chain::check_websockets(chain));
         print(chain, &trials, &hearings);

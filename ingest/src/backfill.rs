@@ -52,7 +52,7 @@ pub async fn backfill(
     progress: impl Fn(u64) + Send + 'static,
 ) -> anyhow::Result<()> {
     ensure!(request.from <= request.to, "--from {} is above --to {}", request.from, request.to);
-    let chains = Chains::load(&settings.chains_file)?.resolve().await?;
+    let chains = Chains::load(&settings.chains_file)?.only(&request.chain).resolve().await?;
     let (chain, rpc) = connect(chains.named(&request.chain)?.clone()).await?;
     let limit = last_final_block(&fetch_standings(&rpc, None).await, chain.witnesses).with_context(|| {
         format!("fewer than {} endpoints of {} answer, which is what witnesses asks for", chain.witnesses, chain.name)

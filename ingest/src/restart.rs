@@ -44,7 +44,7 @@ struct Matched {
 /// # Errors
 /// If the nodes do not have the last block that was matched, or a running ingest has gone on meanwhile.
 pub async fn restart(settings: &Settings, name: &str, execute: bool) -> anyhow::Result<RestartPlan> {
-    let chains = Chains::load(&settings.chains_file)?.resolve().await?;
+    let chains = Chains::load(&settings.chains_file)?.only(name).resolve().await?;
     let (chain, rpc) = connect(chains.named(name)?.clone()).await?;
     let kafka = Kafka::connect(settings).await?;
     let (id, reading) = (chain.id, kafka.clone());

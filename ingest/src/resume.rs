@@ -36,7 +36,7 @@ pub struct ResumePlan {
 /// # Errors
 /// If the chain is not halted, or its nodes have none of the blocks published.
 pub async fn resume(settings: &Settings, name: &str, take_back: u64) -> anyhow::Result<(ResumePlan, bool)> {
-    let chains = Chains::load(&settings.chains_file)?.resolve().await?;
+    let chains = Chains::load(&settings.chains_file)?.only(name).resolve().await?;
     let (chain, rpc) = connect(chains.named(name)?.clone()).await?;
     let kafka = Kafka::connect(settings).await?;
     let (stored, stack) = {

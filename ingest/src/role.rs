@@ -3,10 +3,9 @@
 use crate::cursor::{StoredCursor, restore};
 use crate::follow::{Batch, Follower};
 use crate::halt::{self, Halted};
-use crate::nodes::connect;
 use crate::publish::{STAGE, publish_batch};
 use crate::records::Change;
-use base::metrics;
+use base::{error_chain, metrics};
 use chain::{Chain, Chains, Heads, Probe, Rpc};
 use runtime::kafka::{Kafka, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
@@ -23,17 +22,20 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 /// Follows every chain of `chains.yaml` until `stop`. A chain that halts is logged and shown in a metric; the others go on.
 ///
 /// # Errors
-/// Before it starts: if the chains file has a mistake, or a node belongs to another chain than the file says.
+/// Before it starts: if the chains file has a mistake, or the id of no chain in it is known.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let chains = Chains::load(&settings.chains_file)?.resolve().await?;
-    let mut followed = Vec::new();
-    for chain in chains {
-        followed.push(connect(chain).await?);
+    let (chains, left_out) = Chains::load(&settings.chains_file)?.resolve_known().await;
+    for error in &left_out {
+        stage::leaves_out(error.chain(), &error_chain(error));
+    }
+    if let Some(error) = left_out.into_iter().next().filter(|_| chains.iter().next().is_none()) {
+        return Err(error.into());
     }
     let kafka = Kafka::connect(&settings).await?;
 
     let mut tasks = JoinSet::new();
-    for (chain, rpc) in followed {
+    for chain in chains {
+        let (rpc, chain) = (Arc::new(Rpc::of(&chain)), Arc::new(chain));
         if let Some(why) = chain.unwitnessed() {
             tracing::warn!(chain = chain.name, "{why}");
         }
@@ -108,6 +110,8 @@ fn publish(
     heads: &Heads,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
+    let is_of_chain = handle.block_on(stop.run_until_cancelled(rpc.refuse_wrong_chain()));
+    is_of_chain.unwrap_or(Ok(())).map_err(Failure::halt)?;
     let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", chain.id))?;
     // Read after the fencing: a predecessor with the same transactional id can't move the cursor any more.
     let stored = halt::read(kafka, chain.id)?.unwrap_or_else(|| StoredCursor::of_new_chain(chain.id));

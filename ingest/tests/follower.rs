@@ -6,7 +6,7 @@
 mod node;
 mod witnesses;
 
-use chain::{Chain, Chains, Heads, Policy, ResolveError, Rpc, RpcError};
+use chain::{Chain, Chains, ChainsFile, Heads, Policy, ResolveError, Rpc, RpcError};
 use futures::{SinkExt as _, StreamExt as _};
 use ingest::records::Change;
 use ingest::{Follower, Window};
@@ -28,13 +28,17 @@ async fn chain(id: u64, nodes: &[&Node], start: u64) -> Arc<Chain> {
 
 /// The only chain of a file with this text.
 async fn load(text: &str) -> Result<Arc<Chain>, ResolveError> {
+    Ok(Arc::new(file(text).resolve().await?.into_iter().next().unwrap()))
+}
+
+fn file(text: &str) -> ChainsFile {
     static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("ctrip-follower-{}-{next}.yaml", std::process::id()));
     std::fs::write(&path, text).unwrap();
     let file = Chains::load(&path).unwrap();
     std::fs::remove_file(path).unwrap();
-    Ok(Arc::new(file.resolve().await?.into_iter().next().unwrap()))
+    file
 }
 
 /// A consumer that checks that history is a stack.
@@ -330,18 +334,22 @@ async fn a_flood_of_announcements_is_not_passed_on_to_the_node() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_endpoint_of_another_chain_is_refused_and_never_used() {
+async fn an_endpoint_of_another_chain_is_never_used_and_a_chain_that_has_no_other_is_refused() {
     let blocks = recorded(ETHEREUM);
     let (other, sound) = (Node::start(137, true).await, Node::start(1, true).await);
     other.set(&polygon().1);
     sound.set(&blocks);
     let chain = chain(1, &[&other, &sound], 17_686_110).await;
-    let refused = Rpc::of(&chain).refuse_wrong_chain().await.unwrap_err();
-    assert!(matches!(refused, RpcError::WrongChain { expected, got, .. } if expected.0 == 1 && got.0 == 137), "{refused}");
-    assert!(!format!("{refused} {refused:?}").contains("secret"), "{refused:?}");
+    assert!(Rpc::of(&chain).refuse_wrong_chain().await.is_ok(), "one endpoint stops a chain");
     let mut consumer = Consumer::new(&chain);
     consumer.until(&blocks[2]).await;
     consumer.is_at(&blocks);
+    let asked: Vec<String> = other.script.lock().unwrap().requests.keys().cloned().collect();
+    assert!(asked.iter().all(|method| ["eth_chainId", "eth_blockNumber"].contains(&method.as_str())), "{asked:?}");
+    let alone = self::chain(1, &[&other], 17_686_110).await;
+    let refused = Rpc::of(&alone).refuse_wrong_chain().await.unwrap_err();
+    assert!(matches!(refused, RpcError::WrongChain { expected, got, .. } if expected.0 == 1 && got.0 == 137), "{refused}");
+    assert!(!format!("{refused} {refused:?}").contains("secret"), "{refused:?}");
 }
 
 #[tokio::test]
@@ -359,6 +367,17 @@ async fn a_chain_without_an_id_gets_its_nodes_and_that_ids_preset() {
     let node = Node::start(137, true).await;
     let chain = load(&format!("- name: it\n  rpc_url: {}", node.url)).await.unwrap();
     assert_eq!((chain.id.0, chain.policy), (137, Policy::Finalized));
+
+    // Where the node is down, or is of a chain that the file has already, that entry is left out.
+    let [down, up] = ["http://127.0.0.1:1", &node.url];
+    let text = format!(
+        "- {{ name: down, rpc_url: \"{down}\" }}\n- {{ name: twin, rpc_url: \"{up}\" }}\n- {{ name: it, chain_id: 137, rpc_url: \"{up}\" }}"
+    );
+    let (chains, left_out) = file(&text).resolve_known().await;
+    assert_eq!(chains.iter().map(|chain| chain.name.as_str()).collect::<Vec<_>>(), ["it"]);
+    assert_eq!(left_out.iter().map(ResolveError::chain).collect::<Vec<_>>(), ["down", "twin"]);
+
+    assert_eq!(file(&text).only("it").resolve().await.unwrap().iter().count(), 1, "a command waits for another chain's node");
 
     let twice = format!("- name: it\n  rpc_url: {0}\n- name: other\n  rpc_url: {0}", node.url);
     assert!(matches!(load(&twice).await.unwrap_err(), ResolveError::SameId { id, .. } if id.0 == 137));

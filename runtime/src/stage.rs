@@ -152,6 +152,12 @@ pub fn waits(name: &str, cause: &str) {
     report();
 }
 
+/// Notes that this process goes on without a chain, for [`waiting`], the metric and the log.
+pub fn leaves_out(chain: &str, cause: &str) {
+    tracing::error!(chain, "left out, while the other chains go on: {cause}");
+    waits(&format!("chain {chain}"), cause);
+}
+
 /// Notes that a stage runs again after a failure.
 fn restarted(name: &str) {
     if let Some(stage) = failed().get_mut(name) {

@@ -7,6 +7,8 @@ use super::health;
 use crate::config::{Chain, NodeUrl};
 use alloy::primitives::{B256, U64};
 use backon::BackoffBuilder as _;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use serde_json::json;
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -81,21 +83,22 @@ impl Rpc {
         id.ok_or_else(|| RpcError::NoEndpoint(self.chain.clone()))
     }
 
-    /// Asks every endpoint for its chain id. An endpoint that does not answer is skipped: it is asked again before its first
-    /// use.
+    /// Checks that an endpoint belongs to this chain. Those of another chain are never used; one that does not answer is asked again
+    /// before its first use.
     ///
     /// # Errors
-    /// If an endpoint belongs to another chain.
+    /// If all endpoints belong to another chain.
     pub async fn refuse_wrong_chain(&self) -> Result<(), RpcError> {
-        let answers = futures::future::join_all(self.endpoints.iter().map(|endpoint| endpoint.check_chain_id())).await;
-        for answer in answers {
+        let mut answers: FuturesUnordered<_> = self.endpoints.iter().map(|endpoint| endpoint.check_chain_id()).collect();
+        let (mut wrong, mut silent) = (None, false);
+        while let Some(answer) = answers.next().await {
             match answer {
-                Err(wrong @ RpcError::WrongChain { .. }) => return Err(wrong),
-                Err(error) => tracing::warn!(chain = self.chain, "chain id not checked yet: {error}"),
-                Ok(()) => {}
+                Ok(()) => return Ok(()),
+                Err(error @ RpcError::WrongChain { .. }) => wrong = Some(error),
+                Err(_) => silent = true,
             }
         }
-        Ok(())
+        wrong.filter(|_| !silent).map_or(Ok(()), Err)
     }
 
     /// Runs `work` at the preferred endpoint, and at the next one if it fails or returns `None`. If all fail, retries all with
@@ -174,6 +177,10 @@ impl Rpc {
             let endpoint = endpoint.clone();
             // The request's timeout ends it.
             tokio::spawn(async move {
+                // Another chain's height would make all others lag.
+                if endpoint.check_chain_id().await.is_err() {
+                    return;
+                }
                 let number: Result<U64, RpcError> = endpoint.request("eth_blockNumber", json!([])).await;
                 if let Ok(number) = number {
                     endpoint.record_head(number.to());

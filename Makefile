@@ -19,7 +19,7 @@ help:
 	@echo "make check  formatting, clippy, and the tests that need no stack"
 	@echo "make test   all tests, on the real parts (T=payments::a_part for one end-to-end test or module)"
 	@echo "make up     leave it running: prints the URL, a key and a first curl (make down stops it)"
-	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer, dust or webhooks for one of them)"
+	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer, dust, webhooks or restore for one of them)"
 	@echo "make lint   formatting and clippy; make doc  the code's documentation; make deps  licences, sources, unused dependencies"
 
 build:

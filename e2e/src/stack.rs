@@ -83,6 +83,14 @@ impl Stack {
         self.env.get(name).map(String::as_str).with_context(|| format!("dev/stack env has no {name}"))
     }
 
+    /// A connection to the server that may create, rename and drop databases.
+    ///
+    /// # Errors
+    /// When Postgres refuses.
+    pub async fn admin(&self) -> Result<tokio_postgres::Client> {
+        connect(self.get("DATABASE_URL")?).await
+    }
+
     /// Creates an empty database and returns its URL.
     ///
     /// # Errors

@@ -62,7 +62,7 @@ fn watched(i: u64) -> Address {
     Address::from_word(keccak256(i.to_be_bytes()))
 }
 
-fn write_intents(kafka: &Kafka, addresses: u64) -> Result<(), runtime::Failure> {
+pub fn write_intents(kafka: &Kafka, addresses: u64) -> Result<(), runtime::Failure> {
     let producer = TransactionalProducer::open(kafka, "bench")?;
     for start in (0..addresses).step_by(100_000) {
         let transaction = producer.begin()?;

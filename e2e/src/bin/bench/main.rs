@@ -1,7 +1,7 @@
 //! `make bench`: the figures of the README, measured in one run on one machine, on the real parts.
 //!
 //! Prints a table and writes `target/bench/results.json`. `bench detector`, `bench api`, `bench latency`,
-//! `bench ingest`, `bench confirmer`, `bench dust` and `bench webhooks` run alone.
+//! `bench ingest`, `bench confirmer`, `bench dust` and `bench webhooks` run alone; `bench restore` runs alone only.
 
 mod api;
 mod chainserver;
@@ -11,6 +11,7 @@ mod dust;
 mod figure;
 mod ingest;
 mod latency;
+mod restore;
 mod webhooks;
 
 use anyhow::{Context as _, Result, bail};
@@ -45,11 +46,14 @@ async fn run() -> Result<()> {
         ["confirmer"] => confirmer::run().await?,
         ["dust"] => dust::run().await?,
         ["webhooks"] => webhooks::run().await?,
+        // Not among all: filling ten million rows takes longer than the others together.
+        ["restore"] => restore::run(10_000_000).await?,
+        ["restore", intents] => restore::run(intents.parse().context("a number of intents")?).await?,
         // Ingest's bench starts this program again, as the node.
         ["serve", blocks] => return chainserver::serve(blocks.parse().context("a number of blocks")?).await,
         // The detector's bench starts this program again, pinned to a core.
         ["consume", how, total] => return detector::consume(how, total.parse().context("a number of logs")?).await,
-        other => bail!("expected all, detector, api, latency, ingest, confirmer, dust or webhooks, got {other:?}"),
+        other => bail!("expected all, detector, api, latency, ingest, confirmer, dust, restore or webhooks, got {other:?}"),
     };
     let folder = e2e::root().join("target/bench");
     std::fs::create_dir_all(&folder)?;

@@ -240,6 +240,7 @@ mod tests {
             ("BlockRecord.Credit.value", true),
             ("BlockRecord.InternalTransfer.value", true),
             ("BlockRecord.Transaction.value", true),
+            ("ChainCursor.Block.unagreed_content", false),
             ("MatchesRecord.Transfer.amount", true),
             ("PaymentEvent.Summary.amount", true),
             ("PaymentEvent.Transfer.amount", true),

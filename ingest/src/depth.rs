@@ -12,10 +12,15 @@ pub fn last_final_block(standings: &[Standing], needed: usize) -> Option<u64> {
     if let Some(number) = nth_highest(needed, finalized.iter().copied()) {
         return Some(number);
     }
-    let head = nth_highest(needed, highest(standings, |standing| standing.head))?;
+    let head = reached_head(standings, needed)?;
     let deep = head.saturating_sub(u64::try_from(MIN_WINDOW_BLOCKS).unwrap_or(u64::MAX));
     // A tag that too few report is no proof that a block is final, but it may show that the chain is slow to finalise.
     Some(finalized.into_iter().fold(deep, u64::min))
+}
+
+/// The highest head that `needed` providers have reached. `None` if fewer of them answer.
+pub fn reached_head(standings: &[Standing], needed: usize) -> Option<u64> {
+    nth_highest(needed, highest(standings, |standing| standing.head))
 }
 
 /// The highest block of each provider.

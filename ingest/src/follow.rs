@@ -6,20 +6,22 @@
 //! majority of the endpoints has left ours, in two looks running.
 //! This side talks to nodes; nothing here knows Kafka.
 
-use crate::depth::last_final_block;
+use crate::beginning::find_beginning;
+use crate::cannot_follow::CannotFollow;
 use crate::prefetch::Prefetcher;
 use crate::records::{Change, FinalityTags};
-use crate::reorg::{Step, TooDeep, reconcile};
+use crate::reorg::{Step, reconcile};
 use crate::window::Window;
 use crate::witnesses::Witnesses;
 use base::{backoff, error_chain, metrics};
 use chain::{
     BlockId, Chain, Endpoint, FetchError, FetchOptions, FetchedBlock, Head, Heads, Rpc, RpcError, Tags, fetch_head,
-    fetch_head_from, fetch_newest, fetch_standings, fetch_tags, find_witnesses,
+    fetch_head_from, fetch_newest, fetch_tags,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use topics::{BlockRef, check_timestamp};
 
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// Least time between polls that websockets cause, however many heads they announce.
@@ -32,8 +34,6 @@ const MAX_MISSING_HEADS: u32 = 3;
 /// Looks at endpoints that lag, after one at the head: each later than the one before by twice as much. After these the next poll
 /// looks again.
 const MAX_LATE_LOOKS: u32 = 7;
-/// The first block to publish lies at most this deep below the head, however slowly a chain finalises: it bounds the first start.
-const MAX_FIRST_DEPTH: u64 = 4096;
 /// A node that is slow with its tags must not delay blocks.
 const TAG_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -96,7 +96,7 @@ struct Wait {
 #[derive(Debug, thiserror::Error)]
 enum StepError {
     #[error(transparent)]
-    TooDeep(#[from] TooDeep),
+    CannotFollow(#[from] CannotFollow),
     #[error(transparent)]
     Fetch(#[from] FetchError),
     #[error(transparent)]
@@ -149,8 +149,8 @@ impl Follower {
     /// chains go on.
     ///
     /// # Errors
-    /// If a reorg is deeper than what can be taken back.
-    pub async fn next(&mut self) -> Result<Batch, TooDeep> {
+    /// If a reorg is deeper than what can be taken back, or a block has no time, as far as enough nodes say so.
+    pub async fn next(&mut self) -> Result<Batch, CannotFollow> {
         let mut delays = backoff::delays(MAX_BACKOFF);
         loop {
             if let Some(wait) = self.wait.take()
@@ -164,12 +164,12 @@ impl Follower {
                     self.wait = Some(self.plan_wait());
                 }
                 Ok(changes) => return Ok(self.batch(changes)),
-                Err(StepError::TooDeep(error)) => {
-                    if self.is_confirmed(error).await {
+                Err(StepError::CannotFollow(error)) => {
+                    self.prefetcher.clear();
+                    if error.is_agreed(&self.rpc, &self.chain).await {
                         return Err(error);
                     }
-                    let delay = delays.next().unwrap_or(MAX_BACKOFF);
-                    tokio::time::sleep(delay).await;
+                    tokio::time::sleep(delays.next().unwrap_or(MAX_BACKOFF)).await;
                 }
                 Err(error) => {
                     self.prefetcher.clear();
@@ -256,29 +256,6 @@ impl Follower {
         }
     }
 
-    /// Whether the nodes agree on a reorg that is too deep. A single node may lag on a branch of its own, or lie: more providers
-    /// must have left our block than have it, in two looks running.
-    async fn is_confirmed(&mut self, error: TooDeep) -> bool {
-        self.prefetcher.clear();
-        for _ in 0..2 {
-            let found = find_witnesses(&self.rpc, error.ours.number, error.ours.hash).await;
-            for endpoint in found.against.iter().filter(|_| !found.with.is_empty()) {
-                tracing::warn!(
-                    chain = self.chain.name,
-                    endpoint = endpoint.host(),
-                    "endpoint is on a branch of its own: {error}"
-                );
-                endpoint.record_contradiction();
-                endpoint.count_contradiction();
-            }
-            if !found.outvote() {
-                return false;
-            }
-            tokio::time::sleep(MIN_POLL_DELAY).await;
-        }
-        true
-    }
-
     /// Takes prefetched blocks, or polls the head and plans the next ones.
     async fn step(&mut self) -> Result<Vec<Change>, StepError> {
         if !self.prefetcher.is_empty() {
@@ -347,20 +324,19 @@ impl Follower {
     /// Plans what to fetch for a head, and starts fetching.
     async fn plan(&mut self, endpoint: &Arc<Endpoint>, head: Head) -> Result<(), StepError> {
         self.record_lag(head);
-        let next = match self.window.tip() {
-            Some(tip) => tip.number.saturating_add(1),
-            None => {
-                let start = self.chain.start_block.unwrap_or(head.number);
-                if start > head.number { start } else { self.first_block(endpoint, head, start).await }
-            }
+        let Some(tip) = self.window.tip() else {
+            let blocks = find_beginning(&self.rpc, &self.chain, (endpoint, head), self.chain.start_block).await;
+            self.prefetcher.load(blocks.map(BlockId::Number));
+            return Ok(());
         };
-        if head.number > next || self.window.tip().is_none() {
+        let next = tip.number.saturating_add(1);
+        if head.number > next {
             // Behind: by number, many at once. After a reorg the first block will not fit.
             self.prefetcher.load((next..=head.number).map(BlockId::Number));
             return Ok(());
         }
         // While its block is fetched.
-        self.witnesses.look(self.window.tip().map_or(head.number, |tip| tip.number.max(head.number)), endpoint);
+        self.witnesses.look(tip.number.max(head.number), endpoint);
         self.walk_branch(endpoint, head).await
     }
 
@@ -372,7 +348,7 @@ impl Follower {
         loop {
             match reconcile(&self.window, &branch) {
                 Step::Known => return Ok(()),
-                Step::TooDeep(error) => return Err(error.into()),
+                Step::TooDeep(error) => return Err(CannotFollow::TooDeep(error).into()),
                 Step::FetchParent(hash) => {
                     // The branch is gone already; the next poll shows another. Nobody else is asked: what comes of it is a vote of
                     // this endpoint.
@@ -399,21 +375,6 @@ impl Follower {
         }
     }
 
-    /// The first block to publish of a chain of which none was published, or none is left: so deep below `start` that no reorg can
-    /// bring back, below it, money that was above.
-    async fn first_block(&mut self, endpoint: &Arc<Endpoint>, head: Head, start: u64) -> u64 {
-        let standings = fetch_standings(&self.rpc, Some((endpoint, head))).await;
-        let answers = standings.iter().filter(|standing| standing.head.is_some()).count();
-        // Not all have to answer: this is about how much is published, and not about what is believed.
-        let last_final = last_final_block(&standings, self.chain.witnesses.min(answers).max(1)).unwrap_or(head.number);
-        let mut first = start.min(last_final.max(head.number.saturating_sub(MAX_FIRST_DEPTH)));
-        // A node may hold no blocks as old as that.
-        while first < start && !matches!(fetch_head(&self.rpc, Some(BlockId::Number(first))).await, Ok(Some(_))) {
-            first = start - (start - first) / 2;
-        }
-        first
-    }
-
     /// Whether a branch, whose oldest block is given, leaves our chain below the first block ever published.
     fn leaves_below_all(&self, removed: &[Head], oldest: Head) -> bool {
         removed.last().is_some_and(|lowest| self.window.bottom() == Some(lowest) && oldest.number == lowest.number)
@@ -425,8 +386,8 @@ impl Follower {
         // Not for a head that is announced without being there.
         let there = fetch_head(&self.rpc, Some(BlockId::Number(oldest.number))).await?;
         if there.is_some_and(|there| there.hash == oldest.hash) {
-            let first = self.first_block(endpoint, head, oldest.number).await;
-            self.prefetcher.load((first..=head.number).map(BlockId::Number));
+            let blocks = find_beginning(&self.rpc, &self.chain, (endpoint, head), Some(oldest.number)).await;
+            self.prefetcher.load((*blocks.start()..=head.number).map(BlockId::Number));
             self.starts_over = true;
         }
         Ok(())
@@ -451,6 +412,14 @@ impl Follower {
                 Some(Err(error)) => return Err(error.into()),
             };
             let head = block.block.head();
+            if let Err(cause) = check_timestamp(head.timestamp) {
+                self.prefetcher.clear();
+                return if changes.is_empty() {
+                    Err(CannotFollow::BadTimestamp { block: BlockRef { number: head.number, hash: head.hash }, cause }.into())
+                } else {
+                    Ok(changes)
+                };
+            }
             if std::mem::take(&mut self.starts_over) {
                 self.rewind(self.window.newest_first(), &mut changes);
             }
@@ -497,6 +466,8 @@ impl Follower {
         } else {
             let (chain, depth) = (&self.chain.name, removed.len());
             tracing::debug!(chain, endpoint = endpoint.host(), depth, "a branch of its own from block {} on", lowest.number);
+            // The others may be on it by now.
+            self.look_at_tip();
         }
         may
     }

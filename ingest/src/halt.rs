@@ -10,7 +10,6 @@ use runtime::{Failure, stage};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use topics::wire::ChainCursor;
 use topics::{ChainId, Topic, frame};
 
 const RESUME_POLL_INTERVAL: Duration = Duration::from_secs(2);
@@ -56,15 +55,6 @@ pub fn write(
     let records = encode(chain, sequence, window, halted, written);
     let transaction = producer.begin()?;
     send_cursor(kafka, &transaction, &records)?;
-    transaction.commit()
-}
-
-/// Writes into the cursor, as it was committed, why the chain halts. The parts of its window stay.
-pub fn write_cause(producer: &TransactionalProducer, kafka: &Kafka, chain: ChainId, cause: &str) -> Result<(), Failure> {
-    let committed = read(kafka, chain)?.unwrap_or_else(|| StoredCursor::of_new_chain(chain));
-    let record = ChainCursor { halted: cause.to_owned(), ..committed.cursor };
-    let transaction = producer.begin()?;
-    transaction.send(Topic::Cursors, &chain.to_string(), &kafka.encode(&record))?;
     transaction.commit()
 }
 

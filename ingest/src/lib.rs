@@ -15,6 +15,8 @@
 //! A reorg is written down as removed blocks, tip first, so nothing downstream infers one.
 
 mod backfill;
+mod beginning;
+mod cannot_follow;
 pub mod cursor;
 mod depth;
 mod follow;
@@ -32,6 +34,7 @@ mod window;
 mod witnesses;
 
 pub use backfill::{BackfillRequest, backfill};
+pub use cannot_follow::CannotFollow;
 pub use follow::{Batch, Follower};
 pub use reorg::{Step, TooDeep, reconcile};
 pub use restart::{RestartPlan, restart};

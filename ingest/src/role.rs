@@ -1,10 +1,9 @@
 //! The role: one stage per chain, which publishes what its follower brings. A chain that halts leaves the others running.
 
 use crate::cursor::{StoredCursor, restore};
-use crate::follow::{Batch, Follower};
+use crate::follow::Follower;
 use crate::halt::{self, Halted};
 use crate::publish::{STAGE, publish_batch};
-use crate::records::Change;
 use base::{error_chain, metrics};
 use chain::{Chain, Chains, Heads, Probe, Rpc};
 use runtime::kafka::{Kafka, TransactionalProducer};
@@ -14,7 +13,6 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use topics::check_timestamp;
 
 /// How soon a chain is tried again that halted without its cursor saying so, such as one whose cursor can't be read.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
@@ -146,28 +144,12 @@ fn publish(
         let Some(batch) = next else { return Ok(()) };
         let batch = match batch {
             Ok(batch) => batch,
-            Err(too_deep) => {
-                let halted = Halted { chain: chain.name.clone(), cause: too_deep.to_string() };
+            Err(error) => {
+                let halted = Halted { chain: chain.name.clone(), cause: error.to_string() };
                 halt::write(&producer, kafka, chain.id, sequence, follower.window(), &halted.cause, &mut written)?;
                 return Err(Failure::halt(halted));
             }
         };
-        if let Err(refused) = check_timestamps(&batch) {
-            let halted = Halted { chain: chain.name.clone(), cause: refused };
-            halt::write_cause(&producer, kafka, chain.id, &halted.cause)?;
-            return Err(Failure::halt(halted));
-        }
         sequence = publish_batch(&producer, kafka, chain, sequence, batch, follower.window(), &mut written)?;
     }
-}
-
-/// Refuses a block whose timestamp is not in seconds: every payment would expire by it.
-fn check_timestamps(batch: &Batch) -> Result<(), String> {
-    for change in &batch.changes {
-        if let Change::Added(block) = change {
-            let head = block.block.head();
-            check_timestamp(head.timestamp).map_err(|error| format!("block {} ({}): {error}", head.number, head.hash))?;
-        }
-    }
-    Ok(())
 }

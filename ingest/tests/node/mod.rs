@@ -54,6 +54,12 @@ pub fn branch(below: &[Recorded], count: u64, fork: u8) -> Vec<Recorded> {
 }
 
 impl Recorded {
+    /// The block with its time in nanoseconds.
+    pub fn in_nanoseconds(mut self) -> Self {
+        self.block["timestamp"] = json!(format!("{:#x}", 1_700_000_000_000_000_000_u64));
+        self
+    }
+
     pub fn count_logs(&self) -> usize {
         self.receipts
             .as_ref()
@@ -94,6 +100,8 @@ pub struct Script {
     pub block_receipts: bool,
     /// How far its `finalized` tag is behind its head. `None`: it has no tags.
     pub final_behind: Option<usize>,
+    /// It does not say which block is the latest.
+    pub no_latest: bool,
     /// A head that it announces and does not have.
     pub announces: Option<Value>,
     pub requests: HashMap<String, usize>,
@@ -238,6 +246,7 @@ impl Script {
         Ok(match method {
             "eth_chainId" => json!(format!("{:#x}", self.id)),
             "eth_getBlockByNumber" => match params[0].as_str().unwrap() {
+                "latest" if self.no_latest => return Err((-32000, "no latest block".to_owned())),
                 "latest" => self.announces.clone().unwrap_or_else(|| shown(self.chain.last())),
                 "finalized" if self.final_behind.is_some() => {
                     shown(self.chain.iter().nth_back(self.final_behind.unwrap_or_default()))

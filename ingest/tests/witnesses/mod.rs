@@ -78,9 +78,13 @@ impl Told {
 
     /// Nothing is told while this node is asked so many times.
     async fn is_quiet_for(&mut self, node: &Node, requests: usize) {
-        let before = node.requests("eth_getBlockByNumber");
+        self.is_quiet_while(node, "eth_getBlockByNumber", requests).await;
+    }
+
+    async fn is_quiet_while(&mut self, node: &Node, method: &str, requests: usize) {
+        let before = node.requests(method);
         let asked = async {
-            while node.requests("eth_getBlockByNumber") < before + requests {
+            while node.requests(method) < before + requests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -275,7 +279,7 @@ async fn content_that_one_endpoint_alone_has_given_is_not_witnessed_by_its_hash(
     let rpc = || Rpc::with_patience(&chain.name, &chain.rpc_urls, Some(chain.id), Duration::from_millis(200));
     let mut told = Told::of(&chain, rpc(), Window::default());
     told.until(|told| told.tip() == Some(tip(blocks))).await;
-    told.is_quiet_for(&second, 20).await;
+    told.is_quiet_while(&second, "eth_getBlockByHash", 1).await;
     assert_eq!(told.known.witnessed, None);
     // Nor is it after a restart.
     let window = told.consumer.follower.window().clone();
@@ -283,8 +287,69 @@ async fn content_that_one_endpoint_alone_has_given_is_not_witnessed_by_its_hash(
     let stack = std::mem::take(&mut told.consumer.stack);
     let mut told = Told::of(&chain, rpc(), window);
     told.consumer.stack = stack;
-    told.is_quiet_for(&second, 20).await;
+    // The second one has been asked for the content of all three, and has shown its hashes meanwhile.
+    told.is_quiet_while(&second, "eth_getBlockByHash", 4).await;
     second.script.lock().unwrap().faults.clear();
     told.until(|told| told.known.witnessed == Some(blocks[2].number)).await;
     assert_eq!(told.consumer.follower.window().doubts().count(), 0);
+}
+
+/// The only endpoint that gives its head and blocks keeps showing a long branch. Only a look shows that the other one is on it too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dispute_ends_when_the_other_endpoint_has_changed_its_mind() {
+    let common = branch(&[], 8, 0);
+    let after = branch(&common[..5], 12, 3);
+    let [first, second] = nodes([&common, &common]).await;
+    let chain = chain(&[&first, &second], "start_block: 0").await;
+    second.script.lock().unwrap().no_latest = true;
+    second.fault(Fault::Null, usize::MAX);
+    let mut told = Told::new(&chain);
+    told.until(|told| told.known.witnessed == Some(7)).await;
+    first.set(&after);
+    told.is_quiet_for(&first, 20).await;
+    second.set(&after);
+    told.until(|told| told.tip() == Some(tip(&after)) && told.known.witnessed == Some(11)).await;
+}
+
+/// Above all heads there is nobody to contradict, and the others' heads below the first block would pass for lagging ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_chain_begins_on_blocks_that_one_endpoint_alone_has_reached() {
+    let (honest, invented) = (branch(&[], 400, 0), branch(&[], 6_000, 9));
+    let [liar, one, two] = nodes([&invented[5_900..], &honest, &honest]).await;
+    let mut told = Told::new(&chain(&[&liar, &one, &two], "").await);
+    told.until(|told| told.tip() == Some(tip(&honest)) && told.known.witnessed == Some(399)).await;
+    assert_eq!((told.consumer.stack[0].0, told.consumer.removed.len()), (143, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_endpoint_alone_stops_no_chain_by_a_timestamp_and_two_do() {
+    let common = branch(&[], 5, 0);
+    let honest = branch(&common, 9, 0);
+    let odd = |fork| [&common[..], &[branch(&common, 6, fork)[5].clone().in_nanoseconds()]].concat();
+    let [liar, one, two] = nodes([&common, &common, &common]).await;
+    let chain = chain(&[&liar, &one, &two], "start_block: 0").await;
+    let mut told = Told::new(&chain);
+    told.until(|told| told.known.witnessed == Some(4)).await;
+    liar.set(&odd(9));
+    // Others are asked first then.
+    told.is_quiet_for(&one, 20).await;
+    assert!(!liar.url.contains(told.rpc.preferred().await.unwrap().host()), "it is asked first");
+    one.set(&honest);
+    two.set(&honest);
+    told.until(|told| told.known.witnessed == Some(8)).await;
+    told.consumer.is_at(&honest);
+
+    let mut told = Told::new(&chain);
+    [&liar, &one, &two].iter().for_each(|node| node.set(&common));
+    told.until(|told| told.known.witnessed == Some(4)).await;
+    [&liar, &one].iter().for_each(|node| node.set(&odd(0)));
+    let refused = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Err(refused) = told.consumer.follower.next().await {
+                return refused;
+            }
+        }
+    });
+    assert!(refused.await.unwrap().to_string().contains("Unix seconds"));
+    told.consumer.is_at(&common);
 }

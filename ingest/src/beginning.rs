@@ -1,0 +1,38 @@
+//! Where a chain begins of which nothing was published, or nothing is left: so deep below its head that no reorg can bring back,
+//! below it, money that was above.
+
+use crate::depth::{last_final_block, reached_head};
+use chain::{BlockId, Chain, Endpoint, Head, Rpc, fetch_head, fetch_standings};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+/// The first block to publish lies at most this deep below the head, however slowly a chain finalises: it bounds the first start.
+const MAX_FIRST_DEPTH: u64 = 4096;
+
+/// The blocks to publish first: to reach `start`, or the head if there is none. An endpoint has shown its head; it counts as far as
+/// enough others have reached it, or one could let a chain begin on blocks of its own, above all others.
+pub async fn find_beginning(
+    rpc: &Rpc,
+    chain: &Chain,
+    shown: (&Arc<Endpoint>, Head),
+    start: Option<u64>,
+) -> RangeInclusive<u64> {
+    let head = shown.1.number;
+    let standings = fetch_standings(rpc, Some(shown)).await;
+    let answers = standings.iter().filter(|standing| standing.head.is_some()).count();
+    // Not all have to answer: this is about how much is published, and not about what is believed.
+    let needed = chain.witnesses.min(answers).max(1);
+    let reached = reached_head(&standings, needed).unwrap_or(head);
+    let last = head.min(reached);
+    let start = start.unwrap_or(reached);
+    if start > reached {
+        return start..=last;
+    }
+    let last_final = last_final_block(&standings, needed).unwrap_or(reached);
+    let mut first = start.min(last_final.max(reached.saturating_sub(MAX_FIRST_DEPTH)));
+    // A node may hold no blocks as old as that.
+    while first < start && !matches!(fetch_head(rpc, Some(BlockId::Number(first))).await, Ok(Some(_))) {
+        first = start - (start - first) / 2;
+    }
+    first..=last
+}

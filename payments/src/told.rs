@@ -56,23 +56,7 @@ impl ToldEvents {
             self.highest = record.sequence;
             self.status.clone_from(&record.status);
         }
-        let many = record.summary.as_ref();
-        let many = many.and_then(|summary| summary.first.as_ref().map(|first| (first, summary.count)));
-        let transfers = record.transfer.as_ref().map(|transfer| (transfer, 1)).or(many);
-        let told = ToldEvent {
-            kind: record.r#type.clone(),
-            at: record.occurred_at,
-            block: record.block.as_ref().map(|block| (block.chain_id, block.hash.to_vec())),
-            transfer: transfers.filter(|_| !is_reverted(&record.r#type)).map(|(transfer, count)| ToldTransfer {
-                chain: transfer.chain_id,
-                block: transfer.block_hash.to_vec(),
-                transaction: transfer.transaction_hash.to_vec(),
-                source: transfer.source.clone(),
-                index: transfer.index,
-                count,
-            }),
-        };
-        self.left.insert(record.sequence, told);
+        self.left.insert(record.sequence, ToldEvent::read(record));
     }
 
     /// [`step`] for the payment of these events: with the cancellation that was told before or after the input, and without the events
@@ -159,7 +143,31 @@ fn is_reverted(kind: &str) -> bool {
     kind.ends_with(".reverted")
 }
 
+/// Whether two events of a payment are the same, whatever their numbers are.
+pub(crate) fn says_the_same(one: &PaymentEvent, other: &PaymentEvent) -> bool {
+    ToldEvent::read(one) == ToldEvent::read(other)
+}
+
 impl ToldEvent {
+    fn read(record: &PaymentEvent) -> Self {
+        let many = record.summary.as_ref();
+        let many = many.and_then(|summary| summary.first.as_ref().map(|first| (first, summary.count)));
+        let transfers = record.transfer.as_ref().map(|transfer| (transfer, 1)).or(many);
+        Self {
+            kind: record.r#type.clone(),
+            at: record.occurred_at,
+            block: record.block.as_ref().map(|block| (block.chain_id, block.hash.to_vec())),
+            transfer: transfers.filter(|_| !is_reverted(&record.r#type)).map(|(transfer, count)| ToldTransfer {
+                chain: transfer.chain_id,
+                block: transfer.block_hash.to_vec(),
+                transaction: transfer.transaction_hash.to_vec(),
+                source: transfer.source.clone(),
+                index: transfer.index,
+                count,
+            }),
+        }
+    }
+
     fn of(event: &Event, payment: &Payment) -> Self {
         let many = event.summary.as_ref();
         let many = many.and_then(|summary| summary.first.as_ref().map(|first| (first, summary.count)));

@@ -10,7 +10,7 @@ use payments::{DepositAddress, Payment, store};
 use runtime::Span;
 use runtime::db::lock;
 use std::collections::BTreeSet;
-use topics::{Address, Amount, B256, BlockRef, Kind, Matches, PaymentId, Source, Transfer, TransferId};
+use topics::{Address, Amount, B256, BlockRef, Kind, Matches, PaymentId, Source, Transfer, TransferId, wire};
 use uuid::Uuid;
 
 /// One that is lost, at an index and an address of its own.
@@ -117,5 +117,46 @@ async fn nothing_is_folded_or_cancelled_while_told_events_are_compared() -> Resu
     let fold = async { fold::apply_in_slices(&books.pool, &chains, &batch, usize::MAX).await.map_err(failed) };
     ensure!(while_comparing(&books, fold).await? > 0, "nothing was folded");
     ensure!(while_comparing(&books, books.cancel(open.id)).await?, "nothing was cancelled");
+    Ok(())
+}
+
+/// An old primary told something else under a number that was given here too: neither is lost, and no number has two contents.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_number_was_told_with_another_content_gets_a_new_number() -> Result<()> {
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let paid = payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment")?;
+    let block = block(1, vec![transfer(1, paid.address, paid.amount)]);
+    books.apply(&chains(X_LISTED).await?, &[block]).await.map_err(failed)?;
+    let of_payment = async |books: &Books| -> Result<Vec<wire::PaymentEvent>> {
+        let all = books.events().await?;
+        Ok(all.into_iter().filter(|event| event.payment_id == paid.id.to_string()).collect())
+    };
+    let made = of_payment(&books).await?;
+    let [created, detected, confirmed] = made.as_slice() else { anyhow::bail!("{made:?}") };
+    let told = wire::PaymentEvent {
+        r#type: "payment.cancelled".to_owned(),
+        occurred_at: 7,
+        block: None,
+        transfer: None,
+        ..detected.clone()
+    };
+
+    let mut client = books.pool.get().await?;
+    let transaction = client.transaction().await?;
+    let events = [(paid.id.0, created.clone()), (paid.id.0, told.clone())];
+    let kept = store::keep_told_events(&transaction, &events).await.map_err(failed)?;
+    transaction.commit().await?;
+    ensure!(kept == 1, "{kept}");
+    let renumbered = |event: &wire::PaymentEvent, sequence: u64| {
+        let id = format!("evt_{}_{sequence}", paid.id.0.simple());
+        wire::PaymentEvent { id, sequence, ..event.clone() }
+    };
+    let left = of_payment(&books).await?;
+    ensure!(left == [renumbered(detected, 4), renumbered(confirmed, 5)], "{left:?}");
+    let sequences = "SELECT array_agg(sequence ORDER BY sequence) FROM payment_events WHERE payment_id = $1";
+    let history: Vec<i64> = client.query_one(sequences, &[&paid.id.0]).await?.get(0);
+    ensure!(history == [1, 2, 4, 5], "{history:?}");
+    let now = books.all().await?.remove(&paid.id).context("the payment")?;
+    ensure!(now.sequence == 5, "{now:?}");
     Ok(())
 }

@@ -13,6 +13,7 @@ mod issued;
 mod lists;
 mod orphans;
 mod outbox;
+mod outbox_told;
 mod parts;
 mod payments;
 mod restore;

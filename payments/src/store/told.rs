@@ -1,5 +1,6 @@
 //! Rows of `told_events`: events that Kafka has and this database lost. [`told`](crate::told) says how they are known again.
 
+use super::outbox_told::take_out_told;
 use super::payments::{lock_payments, save_payments};
 use crate::history;
 use crate::lifecycle::EventKind;
@@ -31,17 +32,8 @@ pub async fn keep_told_events(db: &impl GenericClient, events: &[(Uuid, PaymentE
     let (known, lost): (Vec<_>, Vec<_>) =
         events.iter().partition(|(id, event)| known.get(id).is_some_and(|last| event.sequence <= *last));
 
-    // The relay may hold rows of a batch that it publishes or deletes now.
-    let statement = db
-        .prepare_cached(
-            "DELETE FROM outbox WHERE id IN (
-                 SELECT o.id FROM outbox o JOIN unnest($1::uuid[], $2::bigint[]) AS t (payment_id, sequence) USING (payment_id, sequence)
-                 FOR UPDATE OF o SKIP LOCKED)",
-        )
-        .await?;
-    let ids: Vec<Uuid> = known.iter().map(|(id, _)| *id).collect();
-    let sequences: Vec<i64> = known.iter().map(|(_, event)| bigint(event.sequence)).collect();
-    db.execute(&statement, &[&ids, &sequences]).await?;
+    let others = take_out_told(db, &known).await?;
+    let lost: Vec<_> = lost.into_iter().chain(others).collect();
     if lost.is_empty() {
         return Ok(0);
     }

@@ -9,7 +9,6 @@ use crate::catch_up::{CatchUp, RESTORING, mark};
 use crate::installation::{caught_up_lineage, installation, note_lineage, other};
 use crate::known::{self, Known};
 use crate::republish;
-use anyhow::Context as _;
 use base::metrics;
 use deadpool_postgres::{Client, Pool};
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
@@ -48,7 +47,8 @@ pub struct Recovery(Arc<Inner>);
 
 struct Inner {
     kafka: Kafka,
-    /// Without the gate: it has to reach the database that the gate is closed to.
+    /// Without the gate: it has to reach the database that the gate is closed to. None of its connections is used twice, so each
+    /// reaches the database that `DATABASE_URL` leads to now.
     pool: Pool,
     gate: Gate,
     /// Opened at the first use. One comparison at a time.
@@ -115,8 +115,8 @@ impl Recovery {
     /// # Errors
     /// When the database fails.
     pub async fn installation(&self) -> anyhow::Result<Uuid> {
-        let client = self.0.pool.get().await.context("connecting to DATABASE_URL")?;
-        installation(&client).await.map_err(|failure| anyhow::anyhow!("{failure}"))
+        let of_database = async { installation(&*OwnConnection::open(&self.0.pool).await?.db()?).await };
+        of_database.await.map_err(|failure| anyhow::anyhow!("{failure}"))
     }
 
     /// What is wrong with the topics, and who else writes to them; `None` when nothing is.
@@ -134,8 +134,8 @@ impl Recovery {
     /// # Errors
     /// As for [`run`](Self::run), and when Kafka or the database fails.
     pub fn catch_up(&self, handle: &Handle) -> Result<(), Failure> {
-        let mut client = handle.block_on(self.0.pool.get())?;
-        self.compare(handle, &mut client)
+        let mut client = handle.block_on(OwnConnection::open(&self.0.pool))?;
+        self.compare(handle, client.db()?)
     }
 
     /// A failure that passes closes nothing: what was found before holds as long as the database is the same.
@@ -175,11 +175,11 @@ impl Recovery {
         watch.seen = seen;
         if went_back {
             tracing::warn!("Postgres knows less of the topics than before: it was restored");
-            within(handle, note_lineage(db, None))?;
         }
         let is_known = !went_back && self.0.gate.is_open_to(&lineage);
-        if !is_known {
-            self.0.gate.close();
+        if !is_known && (self.0.gate.close() || went_back) {
+            // Though it may be one that had caught up before, and was away.
+            within(handle, note_lineage(db, None))?;
         }
         watch.leads = watch.leads || within(handle, try_lead(db))?;
         if !is_known || watch.leads {
@@ -215,8 +215,6 @@ impl Recovery {
         if is_recent && let Some(last) = last {
             return Ok(last);
         }
-        // None that the pool has kept.
-        self.0.pool.retain(|_, _| false);
         let new = lineage_of(handle.block_on(OwnConnection::open(&self.0.pool))?)?;
         watch.connected = Some(Instant::now());
         match last {

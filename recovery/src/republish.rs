@@ -6,6 +6,7 @@ use anyhow::anyhow;
 use deadpool_postgres::Pool;
 use payments::intents::{Origin, address_intent_record, intent_record};
 use payments::store;
+use runtime::db::OwnConnection;
 use runtime::kafka::Publisher;
 use runtime::{Failure, Kafka};
 use std::time::Duration;
@@ -22,14 +23,15 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// When Kafka does not acknowledge one, or the database fails.
 pub async fn republish(kafka: &Kafka, pool: &Pool) -> Result<u64, Failure> {
     let publisher = Publisher::open(kafka, TIMEOUT).map_err(Failure::Retry)?;
-    let db = pool.get().await?;
-    let own = installation(&db).await?;
+    let mut connection = OwnConnection::open(pool).await?;
+    let db = &*connection.db()?;
+    let own = installation(db).await?;
     let (mut below, mut count) = (Uuid::max(), 0);
     loop {
-        let payments = store::issued_payments(&db, below, PAGE).await?;
+        let payments = store::issued_payments(db, below, PAGE).await?;
         let Some(last) = payments.last() else { break };
         below = last.id.0;
-        let mut origins = store::origins(&db, &payments).await?;
+        let mut origins = store::origins(db, &payments).await?;
         let intents = payments.iter().map(|payment| {
             let origin = origins.remove(&payment.id.0).unwrap_or_default();
             intent_record(payment, &Origin { installation: own, ..origin })
@@ -38,7 +40,7 @@ pub async fn republish(kafka: &Kafka, pool: &Pool) -> Result<u64, Failure> {
     }
     let mut below = Uuid::max();
     loop {
-        let addresses = store::issued_addresses(&db, below, PAGE).await?;
+        let addresses = store::issued_addresses(db, below, PAGE).await?;
         let Some(last) = addresses.last() else { break };
         below = last.id;
         let intents: Vec<_> = addresses.iter().map(|address| address_intent_record(address, own)).collect();

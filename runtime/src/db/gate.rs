@@ -61,9 +61,9 @@ impl Gate {
         self.0.opened.notify_waiters();
     }
 
-    /// Lets no connection through.
-    pub fn close(&self) {
-        *self.lineage() = None;
+    /// Lets no connection through. Returns whether it was open.
+    pub fn close(&self) -> bool {
+        self.lineage().take().is_some()
     }
 
     pub fn is_open_to(&self, lineage: &Lineage) -> bool {
@@ -138,7 +138,7 @@ mod tests {
         gate.opened().await;
         assert!(gate.is_open_to(&lineage("1")) && !gate.is_open_to(&lineage("2")));
         assert!(!gate.is_open_to(&Lineage { table: Some(3), ..lineage("1") }));
-        gate.close();
+        assert!(gate.close() && !gate.close());
         assert!(!gate.is_open_to(&lineage("1")));
     }
 

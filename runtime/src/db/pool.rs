@@ -4,7 +4,7 @@ use super::gate::Gate;
 use anyhow::Context as _;
 use base::metrics;
 use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, PoolBuilder, RecyclingMethod, Runtime};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::{Config, NoTls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -15,6 +15,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 4;
 /// How long the server's host may leave what was sent to it unacknowledged, and so all of the above.
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_UNGATED_AGE: Duration = Duration::from_secs(60);
 
 /// When a commit of a connection returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,8 @@ pub fn gated_pool(url: &str, size: usize, gate: &Gate) -> anyhow::Result<Pool> {
 ///
 /// They are planned once. Postgres would otherwise plan a large statement for each execution, since it can't know that a range
 /// of a large table is short, and planning takes longer than reading. Sequential scans are off, so that no plan is made for
-/// the size that a table had when it was still small. `gate` stands in front of it, if given.
+/// the size that a table had when it was still small. `gate` stands in front of it, if given; without one its connections are used
+/// for a minute, so that it leaves an old primary that still answers.
 ///
 /// # Errors
 /// When the URL does not parse.
@@ -60,11 +62,19 @@ pub fn generic_plan_pool(url: &str, size: usize, commit: CommitMode, gate: Optio
     let set = Hook::async_fn(move |client: &mut ClientWrapper, _| {
         Box::pin(async move { client.batch_execute(settings).await.map_err(HookError::Backend) })
     });
-    let mut builder = builder(url, size)?.post_create(set);
-    if let Some(gate) = gate {
-        builder = behind(builder, gate);
-    }
+    let builder = builder(url, size)?.post_create(set);
+    let builder = match gate {
+        Some(gate) => behind(builder, gate),
+        None => builder.pre_recycle(Hook::sync_fn(|_, metrics| {
+            let old = || HookError::message("the connection is old");
+            is_young(metrics.created).then_some(()).ok_or_else(old)
+        })),
+    };
     Ok(builder.build()?)
+}
+
+fn is_young(created: Instant) -> bool {
+    created.elapsed() < MAX_UNGATED_AGE
 }
 
 fn behind(builder: PoolBuilder, gate: &Gate) -> PoolBuilder {
@@ -104,11 +114,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_connection_waits_for_ever_for_a_host_that_has_vanished() {
+    fn no_connection_stays_for_ever_with_a_host_that_has_vanished_or_was_replaced() {
         let config = parse("postgres://ctrip@localhost/ctrip").unwrap();
         assert!(config.get_keepalives());
         assert_eq!(config.get_tcp_user_timeout(), Some(&UNACKNOWLEDGED_TIMEOUT));
         assert!(config.get_keepalives_interval().is_some() && config.get_keepalives_retries().is_some());
+        assert!(is_young(Instant::now()) && !is_young(Instant::now() - MAX_UNGATED_AGE));
         assert!(KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_RETRIES <= UNACKNOWLEDGED_TIMEOUT);
     }
 }

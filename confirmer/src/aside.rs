@@ -4,7 +4,7 @@
 //! neighbours. Once the chain can go on, [`catch_up`] applies what has waited, in order, up to the partition's offset and no
 //! further: what comes after it is the stage's.
 
-use crate::fold::{Batch, ChainFault, FOLDING, MAX_PAYMENTS_IN_MEMORY, fold_chains};
+use crate::fold::{Batch, ChainFault, FOLDING, MAX_PAYMENTS_IN_MEMORY, begins_anew, fold_chains};
 use anyhow::anyhow;
 use base::metrics;
 use chain::Chains;
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
-use topics::{ChainId, Kind, Matches, Topic, frame, wire};
+use topics::{ChainId, Matches, Topic, frame, wire};
 
 /// How often to look for chains that can go on.
 const CATCH_UP_INTERVAL: Duration = Duration::from_secs(1);
@@ -253,7 +253,7 @@ impl Returning<'_> {
         while let Some(record) = reader.next()?.filter(|record| record.offset() < limit) {
             let begins = record.key() == self.chain.to_string().as_bytes()
                 && record.offset() > self.item.next_offset
-                && read(&record, &mut Faults::new())?.is_some_and(|r| r.kind == Kind::Replayed && r.sequence != 0);
+                && read(&record, &mut Faults::new())?.is_some_and(|matches| begins_anew(&matches));
             if begins {
                 tracing::warn!("chain {} begins anew, past: {fault}", self.chain);
                 let next = record.offset();

@@ -11,7 +11,7 @@ use anyhow::anyhow;
 use chain::Chains;
 use deadpool_postgres::{GenericClient, Pool};
 use payments::lifecycle::{Cause, Head};
-use payments::store::{self, BatchScope, ChainHead, OrphanTransfer};
+use payments::store::{self, BatchScope, ChainHead, LostBlocks, OrphanTransfer};
 use runtime::{Failure, FoldStage, Span};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic};
@@ -88,9 +88,10 @@ async fn fold_chain(
     let head = store::lock_head(db, chain).await?;
     // Transfers whose payment was not there when their block came, and is now.
     let orphans = store::take_owned_orphans(db, chain).await?;
-    let removed = removed_blocks(records);
+    let lost = lost_blocks(db, chain, records).await?;
+    let removed = removed_blocks(records, &lost);
     store::remove_orphans(db, chain, &removed).await?;
-    let mut scope = BatchScope::new(chain, head.as_ref(), records, &orphans);
+    let mut scope = BatchScope::new(chain, head.as_ref(), records, &orphans, &lost);
     let mut known = store::known_transfers(db, &scope).await?;
     scope.add_owners(known.values().filter_map(|known| known.payment));
     let touched = store::touched_payments(db, &scope).await?;
@@ -126,7 +127,7 @@ async fn fold_chain(
             credit_orphans(&mut working, orphans)?;
         }
         for record in records {
-            after = apply_record(&mut working, after, record)
+            after = apply_record(&mut working, after, record, &lost)
                 .map_err(|f| f.context(format!("record {} of chain {chain}, block {}", record.sequence, record.block)))?;
         }
         if index == 0 {
@@ -146,9 +147,25 @@ async fn fold_chain(
     Ok(events)
 }
 
-/// Hashes of the blocks that the records remove, if they bring them again or not.
-fn removed_blocks(records: &[&Matches]) -> Vec<B256> {
-    records.iter().filter(|record| record.kind == Kind::Removed).map(|record| record.block.hash).collect()
+/// Whether a record says that its chain begins anew.
+pub(crate) fn begins_anew(record: &Matches) -> bool {
+    record.kind == Kind::Replayed && record.sequence != 0
+}
+
+/// The blocks that a chain that begins anew may lose, those of the batch included.
+async fn lost_blocks(db: &impl GenericClient, chain: ChainId, records: &[&Matches]) -> Result<LostBlocks, Failure> {
+    let lowest = records.iter().filter(|record| begins_anew(record)).map(|record| record.block.number).min();
+    let Some(lowest) = lowest else { return Ok(LostBlocks::default()) };
+    let mut lost = store::lost_blocks(db, chain, lowest).await?;
+    let of_batch = records.iter().map(|record| record.block).filter(|block| block.number > lowest);
+    lost.numbers.extend(of_batch.map(|block| (block.hash, block.number)));
+    Ok(lost)
+}
+
+/// Hashes of the blocks that the records take back, if they bring them again or not.
+fn removed_blocks(records: &[&Matches], lost: &LostBlocks) -> Vec<B256> {
+    let removed = records.iter().filter(|record| record.kind == Kind::Removed).map(|record| record.block.hash);
+    removed.chain(lost.numbers.keys().copied()).collect()
 }
 
 /// Credits orphans of one block.
@@ -161,7 +178,12 @@ fn credit_orphans(working: &mut WorkingSet<'_>, orphans: &[OrphanTransfer]) -> R
 }
 
 /// Applies one record after checking that it continues the chain's stack. Returns the head after it.
-fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &Matches) -> Result<Option<ChainHead>, Failure> {
+fn apply_record(
+    working: &mut WorkingSet<'_>,
+    head: Option<ChainHead>,
+    record: &Matches,
+    lost: &LostBlocks,
+) -> Result<Option<ChainHead>, Failure> {
     let cause = Cause { chain: record.chain, block: record.block, timestamp: record.timestamp };
     let out_of_order = |expected: &str| {
         let at = head.map_or("nothing".to_owned(), |h| format!("block {} ({:?}) at sequence {}", h.number, h.hash, h.sequence));
@@ -200,9 +222,11 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
             }))
         }
         (Kind::Tags, Some(head)) => {
-            if Some(record.block.hash) != head.hash || record.sequence != head.sequence + 1 {
+            if head.hash.is_some_and(|hash| hash != record.block.hash) || record.sequence != head.sequence + 1 {
                 return out_of_order("what is known of the head");
             }
+            // It is of a block that was not applied, on which the chain begins anew.
+            let Some(hash) = head.hash else { return Ok(Some(ChainHead { sequence: record.sequence, ..head })) };
             let after = ChainHead {
                 sequence: record.sequence,
                 safe: record.safe.or(head.safe),
@@ -211,7 +235,7 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
                 ..head
             };
             // The block's own time: what comes to light about it later is no news of a later time.
-            working.head(head_of(record.chain, &after, record.block.hash))?;
+            working.head(head_of(record.chain, &after, hash))?;
             Ok(Some(after))
         }
         (Kind::Removed, Some(head)) => {
@@ -236,13 +260,16 @@ fn apply_record(working: &mut WorkingSet<'_>, head: Option<ChainHead>, record: &
             }))
         }
         (Kind::Removed | Kind::Tags, None) => out_of_order("an added block first"),
-        (Kind::Replayed, Some(head)) if record.sequence != 0 => {
+        (Kind::Replayed, Some(head)) if begins_anew(record) => {
             if record.sequence <= head.sequence {
                 return out_of_order("a later sequence");
             }
-            // The chain begins anew: what comes next may stand on anything, and no tag of before is of that history.
+            // The chain begins anew: what comes next may stand on anything, no tag of before is of that history, and nobody will
+            // remove the blocks above the one up to which it stands.
+            working.rewind(cause, &lost.numbers)?;
             Ok(Some(ChainHead {
                 sequence: record.sequence,
+                number: head.number.min(record.block.number),
                 hash: None,
                 safe: None,
                 finalized: None,

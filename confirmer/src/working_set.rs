@@ -16,7 +16,7 @@ use payments::{Part, Payment, ReceivedTransfer, TransferLabel};
 use runtime::Failure;
 use std::collections::HashMap;
 use std::sync::Arc;
-use topics::{Address, Amount, ChainId, PaymentId, Transfer, TransferId};
+use topics::{Address, Amount, B256, ChainId, PaymentId, Transfer, TransferId};
 
 /// A payment that the batch may change.
 struct TouchedPayment {
@@ -144,6 +144,20 @@ impl<'a> WorkingSet<'a> {
         self.apply_where(&Input::Removed(cause), |payment| {
             payment.expired_by == Some(cause.block.number)
                 || payment.parts.iter().any(|part| part.block.hash == cause.block.hash || !part.confirmed.is_zero())
+        })
+    }
+
+    /// Takes back what blocks above this one had brought: the chain begins anew. `lost` has the numbers of those that are known.
+    pub fn rewind(&mut self, cause: Cause, lost: &HashMap<B256, u64>) -> Result<(), Failure> {
+        let number = cause.block.number;
+        let is_lost = |hash| lost.get(&hash).is_some_and(|lost| *lost > number);
+        for (_, known) in self.known.iter_mut().filter(|(id, _)| is_lost(id.block)) {
+            known.on_chain = false;
+        }
+        self.orphans.retain(|_, orphan| orphan.block.number <= number);
+        self.apply_where(&Input::Rewound(cause), |payment| {
+            payment.expired_by.is_some_and(|by| by > number)
+                || payment.parts.iter().any(|part| part.block.number > number || !part.confirmed.is_zero())
         })
     }
 

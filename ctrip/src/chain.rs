@@ -4,10 +4,11 @@
 
 use anyhow::{Context as _, bail};
 use chain::Chains;
-use payments::store::{self, OpenPayments};
+use ingest::{Applied, MAX_PAID_BLOCKS, Restart};
+use payments::store::{self, ChainHead, OpenPayments};
 use runtime::set_aside;
-use runtime::{Settings, db};
-use topics::{ChainId, Topic};
+use runtime::{SetAside, Settings, db};
+use topics::{BlockRef, ChainId, Topic};
 
 #[derive(clap::Subcommand)]
 pub enum ChainCommand {
@@ -18,7 +19,7 @@ pub enum ChainCommand {
         #[arg(long)]
         execute: bool,
     },
-    /// Begin a chain anew, at its start_block or its head, whatever it was set aside or halted for. Shows it; --execute does it
+    /// Begin a chain anew, above its last final block, whatever it was set aside or halted for. Shows it; --execute does it
     Restart {
         /// Name in the chains file, or the chain's id
         chain: String,
@@ -61,29 +62,44 @@ async fn forget(settings: &Settings, name: &str, execute: bool) -> anyhow::Resul
 }
 
 async fn restart(settings: &Settings, name: &str, execute: bool) -> anyhow::Result<()> {
-    // What is printed comes first: the plan changes nothing.
-    let plan = ingest::restart(settings, name, false).await?;
+    let restart = Restart::open(settings, name).await?;
     let pool = db::pool(&settings.database_url, 1)?;
     let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
-    match plan.last {
-        Some(last) => println!("last block matched: {last}"),
-        None => println!("no block was matched"),
+    let failed = |failure| anyhow::anyhow!("{failure}");
+    let chain = restart.chain();
+    let head = store::lock_head(&db, chain).await.map_err(failed)?;
+    let paid = store::paid_blocks(&db, chain, restart.last_final(), i64::from(MAX_PAID_BLOCKS)).await.map_err(failed)?;
+    let items = set_aside::all(&db).await.map_err(failed)?;
+    let applied = head.map(|head| applied(chain, &head, paid, &items));
+    let plan = restart.plan(applied.as_ref()).await?;
+    match plan.stands {
+        Some(stands) => println!(
+            "what was applied up to block {stands} stands; what later blocks have brought is taken back, and comes again with the \
+             blocks that are read"
+        ),
+        None => println!("nothing of it was applied"),
     }
     println!("begins anew at block {}", plan.begins);
-    print_open(&store::open_payments(&db, plan.chain).await.map_err(|failure| anyhow::anyhow!("{failure}"))?);
+    print_open(&store::open_payments(&db, chain).await.map_err(failed)?);
     println!(
         "pending payments expire by the timestamps of the blocks to come; detected ones are confirmed by their depth below them"
     );
-    if let Some(last) = plan.last.filter(|last| last.number + 1 < plan.begins) {
-        let (from, to) = (last.number + 1, plan.begins - 1);
+    if let Some((from, to)) = plan.gap() {
         println!("money in blocks {from} to {to} is credited by: ctrip backfill --chain {name} --from {from} --to {to}");
     }
     if !execute {
         bail!("not restarted; if that is right, run it again with --execute");
     }
-    ingest::restart(settings, name, true).await?;
+    restart.execute(plan, applied.as_ref()).await?;
     println!("restarted: a running ingest begins with the chain's next block");
     Ok(())
+}
+
+/// What the confirmer has applied of a chain, whose records may be among the items set aside.
+fn applied(chain: ChainId, head: &ChainHead, paid: Vec<BlockRef>, items: &[SetAside]) -> Applied {
+    let ChainHead { sequence, first, number, hash, finalized, .. } = *head;
+    let waits = items.iter().any(|item| item.topic == Topic::Matches.name() && item.item == chain.to_string());
+    Applied { sequence, first, number, hash, finalized, paid, waits }
 }
 
 fn print_open(open: &OpenPayments) {

@@ -51,7 +51,8 @@
 //! a flood of them costs nothing but rows. The payment's own token counts as listed, even if chains.yaml has dropped it since.
 //!
 //! **A reorg** takes back what its removed blocks had brought, and emits `reverted` once per such block. The same money in another
-//! block, or in another amount, is another transfer.
+//! block, or in another amount, is another transfer. A chain that begins anew takes back all above the block up to which it stands,
+//! and emits `reverted` once.
 //!
 //! **A deposit** at a static address is a payment that its transfer creates: its amount is the transfer's, it never expires and
 //! can't be cancelled. Its life is the same, under the names `deposit.detected`, `deposit.confirmed` and `deposit.reverted`.
@@ -83,6 +84,8 @@ pub enum Input {
     Head(Head),
     /// A reorg took the head off a chain.
     Removed(Cause),
+    /// A chain begins anew: nothing above this block is known to be on it.
+    Rewound(Cause),
     /// A block was added to a chain. It expires a pending payment if its timestamp is after `expires_at`.
     Expired(Cause),
     /// The merchant cancels it.
@@ -269,7 +272,11 @@ pub fn step(payment: &Payment, input: &Input) -> Result<Step, StepError> {
         Input::Transfer(transfer) => step.transfers(payment, &[Arc::new(transfer.clone())])?,
         Input::Transfers(transfers) => step.transfers(payment, transfers)?,
         Input::Head(head) => step.head(payment, head),
-        Input::Removed(cause) => step.remove(payment, cause),
+        Input::Removed(cause) => step.take_back(payment, cause, cause.block.number, |block| block.hash == cause.block.hash),
+        Input::Rewound(cause) => {
+            let above = cause.block.number.saturating_add(1);
+            step.take_back(payment, cause, above, |block| block.number >= above);
+        }
         Input::Expired(cause) => {
             let expired = cause.chain == payment.chain && cause.timestamp > payment.expires_at;
             if expired && payment.status() == Status::Pending {
@@ -399,13 +406,14 @@ impl Step {
         }
     }
 
-    fn remove(&mut self, before: &Payment, cause: &Cause) {
+    /// Takes back what the blocks that are `lost` had brought, confirmed or expired. `lowest` is the lowest number of such a block.
+    fn take_back(&mut self, before: &Payment, cause: &Cause, lowest: u64, lost: impl Fn(BlockRef) -> bool) {
         let Cause { chain, block, timestamp } = *cause;
-        let taken = |at: ChainId, hash| at == chain && hash == block.hash;
+        let taken = |at: ChainId, block| at == chain && lost(block);
         let Payment { parts, sums, transfers, .. } = &mut self.next;
-        let removed: Vec<Arc<ReceivedTransfer>> = transfers.extract_if(.., |t| taken(t.id.chain, t.block.hash)).collect();
-        let part = parts.iter().position(|p| taken(p.chain, p.block.hash)).map(|index| parts.remove(index));
-        if let Some(part) = &part {
+        let removed: Vec<Arc<ReceivedTransfer>> = transfers.extract_if(.., |t| taken(t.id.chain, t.block)).collect();
+        let gone: Vec<Part> = parts.extract_if(.., |part| taken(part.chain, part.block)).collect();
+        for part in &gone {
             sums.received = sums.received.minus(part.credited);
             sums.confirmed = sums.confirmed.minus(part.confirmed);
             if part.timestamp <= before.expires_at {
@@ -414,11 +422,11 @@ impl Step {
             }
         }
         if chain == before.chain {
-            // The head is one lower now, and so is the highest witnessed block if it was the head. A tag does not go down with it:
-            // what it had covered stays covered.
+            // The head is lower now, and so is the highest witnessed block if it was above. A tag does not go down with it: what it
+            // had covered stays covered.
             if let Policy::Confirmations(_) = before.policy {
                 let policy = before.policy;
-                let too_shallow = |p: &Part| !p.confirmed.is_zero() && policy.due(p.block.number) >= block.number;
+                let too_shallow = |p: &Part| !p.confirmed.is_zero() && policy.due(p.block.number) >= lowest;
                 for part in parts.iter_mut().filter(|p| too_shallow(p)) {
                     sums.confirmed = sums.confirmed.minus(part.confirmed);
                     if part.timestamp <= before.expires_at {
@@ -428,14 +436,14 @@ impl Step {
                     mark_confirmed(transfers, part, false);
                 }
             }
-            if self.next.expired_by == Some(block.number) {
+            if self.next.expired_by.is_some_and(|number| number >= lowest) {
                 self.next.expired_by = None;
             }
         }
         let announced = |p: &Payment| (p.status(), p.exception(), p.sums.received);
-        if announced(before) != announced(&self.next) || part.is_some() {
-            let count = part.as_ref().map_or(0, |part| part.transfers);
-            let sum = part.map_or(Total::ZERO, |part| part.credited);
+        if announced(before) != announced(&self.next) || !gone.is_empty() {
+            let count = gone.iter().fold(0_u64, |count, part| count.saturating_add(part.transfers));
+            let sum = gone.iter().fold(Total::ZERO, |sum, part| sum.plus(part.credited));
             // Of more than are kept, the first is not at hand.
             let whole = u64::try_from(removed.len()).is_ok_and(|kept| kept == count);
             let about = About::new(count, sum, removed.first().filter(|_| whole).cloned(), removed.last().cloned());

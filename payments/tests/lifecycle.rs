@@ -151,8 +151,17 @@ impl Driver {
 
 #[derive(Clone, Debug)]
 enum Move {
-    Add { later: u64, amounts: Vec<u64> },
-    Reorganise { depth: usize },
+    Add {
+        later: u64,
+        amounts: Vec<u64>,
+    },
+    Reorganise {
+        depth: usize,
+    },
+    /// The chain begins anew so deep.
+    Restart {
+        depth: usize,
+    },
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -162,6 +171,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         prop_oneof![
             4 => add.prop_map(|(later, amounts)| Move::Add { later, amounts }),
             1 => (1..6_usize).prop_map(|depth| Move::Reorganise { depth }),
+            1 => (0..6_usize).prop_map(|depth| Move::Restart { depth }),
         ],
         1..40,
     )
@@ -191,6 +201,11 @@ proptest! {
                         let block = chain.pop().unwrap();
                         lived.remove(&block);
                     }
+                }
+                Move::Restart { depth } => {
+                    chain.truncate(chain.len().saturating_sub(depth));
+                    let none = Block { number: 0, hash: B256::ZERO, timestamp: 500, amounts: Vec::new() };
+                    lived.take(&Input::Rewound(chain.last().unwrap_or(&none).cause()));
                 }
             }
         }

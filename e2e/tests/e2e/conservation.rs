@@ -159,6 +159,33 @@ impl Fork {
         Some(Matches { sequence: self.sequence, kind: Kind::Removed, transfers: Vec::new(), ..tip })
     }
 
+    /// The chain begins anew above its last final block, past records that nobody could apply.
+    fn restart(&mut self, random: &mut StdRng) -> Matches {
+        let stands = self.finalized;
+        for _ in 0..random.random_range(0..4) {
+            if random.random_bool(0.5) { drop(self.remove()) } else { drop(self.add(random)) }
+        }
+        self.finalized = stands;
+        while let Some(lost) = self.blocks.pop_if(|block| block.block.number > stands) {
+            self.loose.extend(lost.transfers);
+        }
+        self.gone.clear();
+        self.sequence += 1;
+        let last = self.blocks.last().map_or(B256::ZERO, |block| block.block.hash);
+        Matches {
+            chain: self.id,
+            sequence: self.sequence,
+            kind: Kind::Replayed,
+            block: BlockRef { number: stands, hash: last },
+            parent: B256::ZERO,
+            timestamp: 1_000,
+            safe: None,
+            finalized: None,
+            witnessed: None,
+            transfers: Vec::new(),
+        }
+    }
+
     /// Replays a final block, or one from before the first.
     fn replay(&mut self, random: &mut StdRng) -> Matches {
         let old = self.blocks.iter().filter(|block| block.block.number <= self.finalized).collect::<Vec<_>>();
@@ -229,6 +256,9 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng, singly: bool)
     let (mut removed, mut replayed) = (0, 0);
     for _ in 0..STEPS {
         let fork = forks.choose_mut(random).unwrap();
+        if random.random_bool(0.03) {
+            waiting.push(fork.restart(random));
+        }
         match random.random_range(0..10) {
             0 => {
                 for _ in 0..random.random_range(1..6) {

@@ -2,7 +2,7 @@
 //! range from before the first block, whatever kills it.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Extent, Fault, Lab, Lacks, Plan, Proxy, eventually, records};
+use e2e::{Api, Extent, Fault, Lab, Lacks, Payment, Plan, Proxy, events, eventually, records};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use topics::wire;
@@ -73,6 +73,53 @@ async fn a_reorganisation_below_what_is_final_halts_the_chain_until_it_is_resume
     let again = lab.ctrip(&["resume", "--chain", "anvil"]).err().context("a chain that goes on was resumed")?;
     ensure!(format!("{again:#}").contains("is not halted"), "{again:#}");
     Ok(())
+}
+
+/// On a chain without a `start_block`: what is final stands, and what is not comes again, without a backfill.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_begins_anew_goes_on_above_its_last_final_block() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
+    lab.write_chains(&chains.replace("  start_block: 0\n", ""))?;
+    let mut up = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut up).await?;
+    let pay = async || -> Result<_> {
+        let payment = api.create_surely(json!({ "chain": "anvil", "amount": "1000", "expires_in": 86_400 })).await?;
+        let hash = lab.node.pay(payment.address()?, payment.amount()?).await?;
+        eventually("the receipt", || lab.node.receipt(hash)).await?;
+        lab.node.mine(3).await?;
+        api.until(payment.id(), "confirmed").await
+    };
+    let old = pay().await?;
+    lab.node.mine(FINAL_BELOW).await?;
+    let new = pay().await?;
+    let head = lab.node.head().await?;
+    until_processed(&api, head).await?;
+
+    let refused = lab.output(&["chain", "restart", "anvil"])?;
+    let said = String::from_utf8_lossy(&refused.stdout);
+    let (stands, begins) = (head - FINAL_BELOW, head - FINAL_BELOW + 1);
+    ensure!(said.contains(&format!("up to block {stands} stands")) && said.contains(&format!("at block {begins}")), "{said}");
+    ensure!(!refused.status.success() && !said.contains("ctrip backfill"), "{said}");
+    lab.ctrip(&["chain", "restart", "anvil", "--execute"])?;
+    // A running ingest notices with the next block.
+    lab.node.mine(1).await?;
+    let told = async |payment: &Payment, kind: &str| -> Result<usize> {
+        let of_kind = |event: &&wire::PaymentEvent| event.payment_id == payment.id() && event.r#type == kind;
+        Ok(events(&lab).await?.iter().filter(of_kind).count())
+    };
+    eventually("the new payment to be taken back and confirmed again", async || {
+        Ok((told(&new, "payment.confirmed").await? == 2).then_some(()))
+    })
+    .await?;
+    ensure!(told(&new, "payment.reverted").await? == 1 && told(&old, "payment.reverted").await? == 0, "what was final stands");
+    for payment in [&old, &new] {
+        let now = api.get(payment.id()).await?;
+        ensure!(now.status() == "confirmed" && now.text("amount_received") == "1000", "{}", now.0);
+    }
+    pay().await?;
+    up.check()
 }
 
 #[tokio::test(flavor = "multi_thread")]

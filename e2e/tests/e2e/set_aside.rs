@@ -236,6 +236,9 @@ async fn a_chain_that_leaves_the_file_waits_where_it_was_and_begins_anew_when_as
     confirmer = lab.spawn("confirmer")?;
     let forgotten = chains.pay(&api, "anvil").await?;
     until_halted(&api, "anvil", true).await?;
+    // Among what is forgotten are the removals of a reorg. It takes the last payment along.
+    lab.node.reorg(8).await?;
+    chains.pay_to(&forgotten, "anvil").await?;
     until_matched(lab).await?;
     let refused = lab.ctrip(&["chain", "forget", CHAIN]).err().context("forgotten without --execute")?;
     ensure!(format!("{refused:#}").contains("--execute"), "{refused:#}");
@@ -255,6 +258,9 @@ async fn a_chain_that_leaves_the_file_waits_where_it_was_and_begins_anew_when_as
     // The chain's start_block is 0: what was forgotten comes again.
     api.until(forgotten.id(), "confirmed").await?;
     until_halted(&api, "anvil", false).await?;
+    // Its reorg has left no credit.
+    api.until(unread.id(), "pending").await?;
+    ensure!(api.get(unread.id()).await?.text("amount_received") == "0", "credited by a block that is not on the chain");
     api.until(chains.pay(&api, "anvil").await?.id(), "confirmed").await?;
     confirmer.check()?;
     roles.iter_mut().try_for_each(Process::check)

@@ -1,6 +1,6 @@
 //! Payments in Postgres: rows to [`Payment`](crate::Payment)s and back, and events into the outbox. Each file holds the statements
-//! of one table, but for three: `touched` finds the payments that a batch can change, `lists` finds the pages of lists, and
-//! `outbox` writes an event into the history too.
+//! of one table, but for four: `touched` finds the payments that a batch can change, `lost` the blocks that a chain which begins
+//! anew loses, `lists` the pages of lists, and `outbox` writes an event into the history too.
 //!
 //! Functions take the caller's connection or transaction and never commit. Rows are locked in the order of their ids, so that two
 //! writers never deadlock. A list of values is one array parameter, so a batch of any size is one statement.
@@ -11,6 +11,7 @@ mod heads;
 mod intents;
 mod issued;
 mod lists;
+mod lost;
 mod orphans;
 mod outbox;
 mod outbox_told;
@@ -26,6 +27,7 @@ pub use heads::{ChainHead, Witnessed, head_numbers, head_timestamps, lock_head, 
 pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
 pub use issued::{issued_addresses, issued_payments, origins};
 pub use lists::{PaymentFilter, Place, list_deposits, list_payments};
+pub use lost::{LostBlocks, lost_blocks, paid_blocks};
 pub use orphans::{OrphanTransfer, count_orphans, remove_orphans, save_orphans, take_owned_orphans};
 pub use outbox::{OutboxRow, claim_outbox, first_claimed_batch, outbox_depth, record_events, record_requested_events};
 pub use parts::{PartRow, counted_from, delete_parts, save_parts, touched_parts};

@@ -2,6 +2,7 @@
 //! [`lock_touched_payments`](super::lock_touched_payments) loads them. It may return more than the batch changes, and never fewer.
 
 use super::heads::ChainHead;
+use super::lost::LostBlocks;
 use super::orphans::OrphanTransfer;
 use crate::deposit::deposit_id;
 use deadpool_postgres::GenericClient;
@@ -27,14 +28,20 @@ pub struct BatchScope<'a> {
     pub(super) finalized: i64,
     /// Hashes of the blocks that have transfers.
     pub(super) paying_blocks: Vec<&'a [u8]>,
-    /// Hashes and numbers of the blocks that it removes.
+    /// Hashes and numbers of the blocks that it takes back.
     pub(super) removed_blocks: Vec<&'a [u8]>,
     pub(super) removed_numbers: Vec<i64>,
 }
 
 impl<'a> BatchScope<'a> {
-    /// `head` is the one before the batch; `orphans` are credited with it.
-    pub fn new(chain: ChainId, head: Option<&ChainHead>, records: &[&'a Matches], orphans: &'a [OrphanTransfer]) -> Self {
+    /// `head` is the one before the batch; `orphans` are credited with it; `lost` is taken back where the chain begins anew.
+    pub fn new(
+        chain: ChainId,
+        head: Option<&ChainHead>,
+        records: &[&'a Matches],
+        orphans: &'a [OrphanTransfer],
+        lost: &'a LostBlocks,
+    ) -> Self {
         let added = || records.iter().filter(|r| r.kind != Kind::Removed);
         let removed = || records.iter().filter(|r| r.kind == Kind::Removed);
         let transfers = || added().flat_map(|r| &r.transfers).chain(orphans.iter().map(|orphan| &orphan.transfer));
@@ -53,8 +60,8 @@ impl<'a> BatchScope<'a> {
             safe: due(highest(|r| r.safe).max(head.and_then(|head| head.safe))),
             finalized: due(highest(|r| r.finalized).max(head.and_then(|head| head.finalized))),
             paying_blocks: paying_blocks.into_iter().collect(),
-            removed_blocks: removed().map(|r| r.block.hash.as_slice()).collect(),
-            removed_numbers: removed().map(|r| bigint(r.block.number)).collect(),
+            removed_blocks: removed().map(|r| &r.block.hash).chain(lost.numbers.keys()).map(|hash| hash.as_slice()).collect(),
+            removed_numbers: removed().map(|r| bigint(r.block.number)).chain(lost.heights.iter().copied()).collect(),
         }
     }
 

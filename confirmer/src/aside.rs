@@ -5,6 +5,7 @@
 //! further: what comes after it is the stage's.
 
 use crate::fold::{Batch, ChainFault, FOLDING, MAX_PAYMENTS_IN_MEMORY, begins_anew, fold_chains};
+use crate::orphans::OrphanLook;
 use anyhow::anyhow;
 use base::metrics;
 use chain::Chains;
@@ -97,14 +98,16 @@ fn chain_of(item: &SetAside) -> Option<ChainId> {
     item.item.parse().ok().map(ChainId)
 }
 
-/// Brings chains back that are set aside and can go on, until `stop`.
+/// Brings chains back that are set aside and can go on, and credits orphans that have an owner by now, until `stop`.
 ///
 /// # Errors
 /// `Retry` when Kafka or the database fails.
 pub fn catch_up(kafka: &Kafka, pool: &Pool, chains: &Chains, handle: &Handle, stop: &CancellationToken) -> Result<(), Failure> {
     // When each was tried last without success.
     let mut failed: HashMap<(i32, String), Instant> = HashMap::new();
+    let mut orphans = OrphanLook::default();
     while !stop.is_cancelled() {
+        handle.block_on(orphans.credit_owned(pool, chains))?;
         let items = handle.block_on(items(pool))?;
         report(&items);
         for item in items {

@@ -71,27 +71,27 @@ pub(crate) async fn fold_chains(
     let mut events = 0;
     for (chain, records) in by_chain {
         let fault = |failure: Failure| ChainFault { chain, failure: failure.context(format!("chain {chain}")) };
-        events += fold_chain(db, chains, chain, &records, slice).await.map_err(fault)?;
+        events += fold_chain(db, chains, chain, &records, &[], slice).await.map_err(fault)?;
     }
     Ok(events)
 }
 
 /// Payments do not depend on each other. So where a batch can change very many (after a day of downtime one block expires a day's
-/// payments), they are applied slice by slice, all in the one transaction.
-async fn fold_chain(
+/// payments), they are applied slice by slice, all in the one transaction. `orphans`, whose payment was not there when their block
+/// came, are credited first.
+pub(crate) async fn fold_chain(
     db: &impl GenericClient,
     chains: &Chains,
     chain: ChainId,
     records: &[&Matches],
+    orphans: &[OrphanTransfer],
     slice: usize,
 ) -> Result<usize, Failure> {
     let head = store::lock_head(db, chain).await?;
-    // Transfers whose payment was not there when their block came, and is now.
-    let orphans = store::take_owned_orphans(db, chain).await?;
     let lost = lost_blocks(db, chain, records).await?;
     let removed = removed_blocks(records, &lost);
     store::remove_orphans(db, chain, &removed).await?;
-    let mut scope = BatchScope::new(chain, head.as_ref(), records, &orphans, &lost);
+    let mut scope = BatchScope::new(chain, head.as_ref(), records, orphans, &lost);
     let mut known = store::known_transfers(db, &scope).await?;
     scope.add_owners(known.values().filter_map(|known| known.payment));
     let touched = store::touched_payments(db, &scope).await?;
@@ -125,6 +125,9 @@ async fn fold_chain(
         after = head;
         for orphans in orphans.chunk_by(|one, next| one.block == next.block) {
             credit_orphans(&mut working, orphans)?;
+        }
+        if let Some((head, hash)) = head.as_ref().and_then(|head| Some((head, head.hash?))).filter(|_| !orphans.is_empty()) {
+            working.head(head_of(chain, head, hash))?;
         }
         for record in records {
             after = apply_record(&mut working, after, record, &lost)

@@ -4,6 +4,7 @@
 //! - [`fold`] applies batches of `chain.matches`: payments, events, chain head and offset are one Postgres transaction.
 //! - `arrivals` puts a block's transfers together by payment.
 //! - `aside` keeps the chain apart whose records can't be applied, and brings it back.
+//! - `orphans` credits transfers whose payment is there by now.
 //! - `working_set` holds the payments that a batch can change, in memory.
 //! - `relay` publishes the outbox to Kafka, exactly once.
 //!
@@ -12,6 +13,7 @@
 mod arrivals;
 pub mod aside;
 pub mod fold;
+pub mod orphans;
 mod relay;
 mod role;
 mod working_set;

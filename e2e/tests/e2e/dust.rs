@@ -2,6 +2,7 @@
 
 use crate::books::{Books, CHAINS, X, X_LISTED, chains, failed, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
+use confirmer::orphans::OrphanLook;
 use e2e::{Flood, Stack};
 use payments::{DepositAddress, Payment, Status, Total, events, store};
 use std::time::Duration;
@@ -197,9 +198,10 @@ async fn orphans_are_decided_about_and_summed_up_as_if_their_payment_had_been_th
     store::insert_payments(&transaction, &[(payment.clone(), events::created_event(&payment))]).await.map_err(failed)?;
     store::insert_addresses(&transaction, &[customer], Uuid::nil()).await.map_err(failed)?;
     transaction.commit().await?;
-    // The block of the orphans is replayed in the batch that credits them.
+    // A block of the orphans is replayed before they are credited.
     let batch = [block(1, Kind::Replayed, paid.clone()), block(3, Kind::Added, Vec::new())];
     books.apply(&chains, &batch).await.map_err(failed)?;
+    OrphanLook::default().credit_owned(&books.pool, &chains).await.map_err(failed)?;
     let deposits = |known: &std::collections::BTreeMap<_, Payment>| {
         let mut sums: Vec<(Amount, Status)> = known
             .values()

@@ -1,13 +1,24 @@
 //! A transfer to an address that has an intent in Kafka and no payment in Postgres.
 
+use crate::books::{Books, X_LISTED, chains, failed, payments};
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Lab, Plan, eventually};
+use confirmer::orphans::OrphanLook;
+use e2e::{Lab, Plan, Stack, eventually};
+use payments::Status;
 use reqwest::Method;
 use runtime::kafka::Publisher;
 use serde_json::Value;
 use std::time::Duration;
-use topics::{Address, Message as _, Topic, U256, wire};
+use topics::{Address, Amount, B256, BlockRef, Kind, Matches, Message as _, Source, Topic, Transfer, TransferId, U256, wire};
 use uuid::Uuid;
+
+/// Inserts a payment $1 to the address $2, which is like the payment $3.
+const COPY: &str =
+    "INSERT INTO payments (id, merchant_id, chain_id, chain, decimals, address, xpub, address_index, amount, status,
+        confirmations_required, sequence, created_at, expires_at, updated_at)
+    SELECT $1, merchant_id, chain_id, chain, decimals, $2, xpub, 1000000, 70, 'pending', confirmations_required, 1, created_at,
+        expires_at, updated_at
+    FROM payments WHERE id = $3";
 
 /// It stops nobody, is named, and is credited when its payment is there. The reorg that removes one leaves nothing of it.
 #[tokio::test(flavor = "multi_thread")]
@@ -64,11 +75,7 @@ async fn an_orphan_stops_nobody_and_is_credited_when_its_payment_is_there() -> R
 
     // Its payment comes back.
     let id = Uuid::now_v7();
-    let copied = "INSERT INTO payments (id, merchant_id, chain_id, chain, decimals, address, xpub, address_index, amount, status,
-            confirmations_required, sequence, created_at, expires_at, updated_at)
-        SELECT $1, merchant_id, chain_id, chain, decimals, $2, xpub, 1000000, 70, 'pending', 3, 1, created_at, expires_at, updated_at
-        FROM payments WHERE id = $3";
-    db.execute(copied, &[&id, &lost.as_slice(), &other.id().parse::<Uuid>()?]).await?;
+    db.execute(COPY, &[&id, &lost.as_slice(), &other.id().parse::<Uuid>()?]).await?;
     lab.node.mine(1).await?;
     let payment = api.until(&id.to_string(), "confirmed").await?;
     ensure!(payment.text("amount_received") == "70", "{}", payment.0);
@@ -77,4 +84,56 @@ async fn an_orphan_stops_nobody_and_is_credited_when_its_payment_is_there() -> R
     let found: Vec<Value> = payment.0["transfers"].as_array().context("transfers")?.clone();
     ensure!(found.len() == 1, "{found:?}");
     up.check()
+}
+
+/// Thousands of orphans cost the fold nothing while they wait, and are credited some blocks at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_orphans_wait_beside_the_fold_and_are_credited_block_by_block() -> Result<()> {
+    let chains = chains(X_LISTED).await?;
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let like = payments().into_iter().find(|payment| payment.asset.token.is_none()).context("a payment in the coin")?;
+    let (chain, lost) = (like.chain, Address::repeat_byte(0x99));
+    let hash = |number: u64| B256::left_padding_from(&number.to_be_bytes());
+    let block = |number: u64, count: u32| Matches {
+        chain,
+        sequence: number,
+        kind: Kind::Added,
+        block: BlockRef { number, hash: hash(number) },
+        parent: hash(number - 1),
+        timestamp: 1_000,
+        safe: None,
+        finalized: None,
+        witnessed: Some(number),
+        transfers: (0..count)
+            .map(|index| Transfer {
+                id: TransferId { chain, block: hash(number), transaction: hash(9), source: Source::Trace, index },
+                token: None,
+                from: Address::ZERO,
+                to: lost,
+                amount: Amount::from(1),
+                transaction_index: 0,
+            })
+            .collect(),
+    };
+    books.apply(&chains, &[block(1, 700), block(2, 700), block(3, 700)]).await.map_err(failed)?;
+    let client = books.pool.get().await?;
+    let count = async || -> Result<i64> { Ok(client.query_one("SELECT count(*) FROM orphan_transfers", &[]).await?.get(0)) };
+    OrphanLook::default().credit_owned(&books.pool, &chains).await.map_err(failed)?;
+    ensure!(count().await? == 2_100, "credited to nobody");
+
+    let id = Uuid::from_u128(5_000);
+    client.execute(COPY, &[&id, &lost.as_slice(), &like.id.0]).await?;
+    books.apply(&chains, &[block(4, 0)]).await.map_err(failed)?;
+    ensure!(count().await? == 2_100, "the fold looks at those that wait");
+    OrphanLook::default().credit_owned(&books.pool, &chains).await.map_err(failed)?;
+    ensure!(count().await? == 0, "{} orphans are left", count().await?);
+    let paid = books.all().await?.into_values().find(|payment| payment.id.0 == id).context("the payment")?;
+    ensure!(paid.received() == Amount::from(2_100) && paid.status() == Status::Confirmed, "{paid:?}");
+    let told = books.events().await?.into_iter().filter(|event| event.payment_id == id.to_string()).map(|event| event.r#type);
+    let told: Vec<String> = told.collect();
+    ensure!(
+        told == ["payment.detected", "payment.overpaid", "payment.overpaid", "payment.confirmed", "payment.overpaid"],
+        "{told:?}"
+    );
+    Ok(())
 }

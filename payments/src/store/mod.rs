@@ -28,7 +28,7 @@ pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
 pub use issued::{issued_addresses, issued_payments, origins};
 pub use lists::{PaymentFilter, Place, list_deposits, list_payments};
 pub use lost::{LostBlocks, lost_blocks, paid_blocks};
-pub use orphans::{OrphanTransfer, count_orphans, remove_orphans, save_orphans, take_owned_orphans};
+pub use orphans::{OrphanTransfer, count_orphans, owned_orphans, remove_orphans, save_orphans, take_orphans};
 pub use outbox::{OutboxRow, claim_outbox, first_claimed_batch, outbox_depth, record_events, record_requested_events};
 pub use parts::{PartRow, counted_from, delete_parts, save_parts, touched_parts};
 pub use payments::{

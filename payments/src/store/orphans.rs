@@ -5,6 +5,7 @@ use super::amount::read_amount;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
+use std::collections::BTreeMap;
 use tokio_postgres::Row;
 use topics::{Address, B256, BlockRef, ChainId, Source, Transfer, TransferId};
 
@@ -74,23 +75,61 @@ pub async fn remove_orphans(db: &impl GenericClient, chain: ChainId, blocks: &[B
     Ok(())
 }
 
-/// Deletes a chain's orphans whose payment or static address is there now, and returns them in the chain's order, block by block, to be
-/// credited.
+/// Addresses of these chains' orphans whose payment or static address is there now: at most `limit`. It looks each address up, so it
+/// takes as long as there are orphans.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid address.
+pub async fn owned_orphans(
+    db: &impl GenericClient,
+    chains: &[ChainId],
+    limit: i64,
+) -> Result<BTreeMap<ChainId, Vec<Address>>, Failure> {
+    let statement = db
+        .prepare_cached(
+            // The limits keep the planner from reading all payments.
+            "SELECT o.chain_id, o.address FROM (
+                 SELECT DISTINCT chain_id, address FROM orphan_transfers WHERE chain_id = ANY($1)) AS o
+             CROSS JOIN LATERAL (
+                 (SELECT FROM payments p WHERE p.address = o.address AND p.deposit_address IS NULL LIMIT 1)
+                 UNION ALL (SELECT FROM deposit_addresses d WHERE d.address = o.address LIMIT 1)
+                 LIMIT 1) AS owner
+             LIMIT $2",
+        )
+        .await?;
+    let chains: Vec<i64> = chains.iter().map(|chain| bigint(chain.0)).collect();
+    let mut owned: BTreeMap<ChainId, Vec<Address>> = BTreeMap::new();
+    for row in db.query(&statement, &[&chains, &limit]).await? {
+        let address = topics::address("address", row.get(1)).map_err(Failure::halt)?;
+        owned.entry(ChainId(unsigned(row.get(0)))).or_default().push(address);
+    }
+    Ok(owned)
+}
+
+/// Deletes a chain's first orphans to these addresses, and returns them in the chain's order, block by block, to be credited: about
+/// `limit`, of whole blocks.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid transfer.
-pub async fn take_owned_orphans(db: &impl GenericClient, chain: ChainId) -> Result<Vec<OrphanTransfer>, Failure> {
+pub async fn take_orphans(
+    db: &impl GenericClient,
+    chain: ChainId,
+    addresses: &[Address],
+    limit: i64,
+) -> Result<Vec<OrphanTransfer>, Failure> {
     let statement = db
         .prepare_cached(
-            "DELETE FROM orphan_transfers o
-             WHERE chain_id = $1
-                 AND (EXISTS (SELECT FROM payments p WHERE p.address = o.address AND p.deposit_address IS NULL)
-                      OR EXISTS (SELECT FROM deposit_addresses d WHERE d.address = o.address))
-             RETURNING chain_id, block_hash, transaction_hash, source, index, address, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount::text",
+            "DELETE FROM orphan_transfers o USING (
+                 SELECT DISTINCT block_hash FROM (
+                     SELECT block_hash FROM orphan_transfers WHERE chain_id = $1 AND address = ANY($2)
+                     ORDER BY block_number, block_hash LIMIT $3) AS first) AS block
+             WHERE o.chain_id = $1 AND o.address = ANY($2) AND o.block_hash = block.block_hash
+             RETURNING o.chain_id, o.block_hash, o.transaction_hash, o.source, o.index, o.address, o.block_number, o.block_timestamp,
+                 o.transaction_index, o.token_address, o.sender, o.amount::text",
         )
         .await?;
-    let rows = db.query(&statement, &[&bigint(chain.0)]).await?;
+    let addresses: Vec<&[u8]> = addresses.iter().map(|address| address.as_slice()).collect();
+    let rows = db.query(&statement, &[&bigint(chain.0), &addresses, &limit]).await?;
     let mut orphans = rows.iter().map(read_orphan).collect::<Result<Vec<_>, _>>()?;
     let place = |t: &Transfer| (t.transaction_index, t.id.source, t.id.index);
     orphans.sort_by_key(|orphan| (orphan.block.number, orphan.block.hash, place(&orphan.transfer)));

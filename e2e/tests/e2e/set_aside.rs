@@ -247,10 +247,15 @@ async fn a_chain_that_leaves_the_file_waits_where_it_was_and_begins_anew_when_as
     chains.list_both()?;
     confirmer = lab.spawn("confirmer")?;
     lab.node.mine(1).await?;
-    until_halted(&api, "anvil", true).await?;
+    // What the API knows may be from before it was forgotten.
+    let db = lab.database().await?;
+    eventually("the chain to be set aside again", async || {
+        Ok(db.query_opt("SELECT FROM set_aside WHERE item = $1", &[&CHAIN]).await?.map(drop))
+    })
+    .await?;
     let refused = lab.ctrip(&["chain", "restart", "anvil"]).err().context("restarted without --execute")?;
     ensure!(format!("{refused:#}").contains("--execute"), "{refused:#}");
-    lab.ctrip(&["chain", "restart", "anvil", "--execute"])?;
+    eventually("a restart", async || Ok(lab.ctrip(&["chain", "restart", "anvil", "--execute"]).ok())).await?;
     // A running ingest notices with the next block.
     lab.node.mine(1).await?;
     confirmer.kill()?;

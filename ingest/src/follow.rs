@@ -12,7 +12,7 @@ use crate::prefetch::Prefetcher;
 use crate::records::{Change, FinalityTags};
 use crate::reorg::{Step, reconcile};
 use crate::window::Window;
-use crate::witnesses::Witnesses;
+use crate::witnesses::{Witnesses, find_fork};
 use base::{backoff, error_chain, metrics};
 use chain::{
     BlockId, Chain, Endpoint, FetchError, FetchOptions, FetchedBlock, Head, Heads, Rpc, RpcError, Tags, fetch_head,
@@ -34,6 +34,9 @@ const MAX_MISSING_HEADS: u32 = 3;
 /// Looks at endpoints that lag, after one at the head: each later than the one before by twice as much. After these the next poll
 /// looks again.
 const MAX_LATE_LOOKS: u32 = 7;
+/// A branch is walked down block by block this far. Below, the place where it leaves ours is searched by height: a window may have
+/// thousands of blocks, and any endpoint may show a branch that leaves it at the bottom.
+const MAX_WALKED_BLOCKS: usize = 16;
 /// A node that is slow with its tags must not delay blocks.
 const TAG_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -349,6 +352,13 @@ impl Follower {
             match reconcile(&self.window, &branch) {
                 Step::Known => return Ok(()),
                 Step::TooDeep(error) => return Err(CannotFollow::TooDeep(error).into()),
+                Step::FetchParent(_) if branch.len() == MAX_WALKED_BLOCKS => {
+                    let Some(lowest) = self.find_lowest(endpoint, newest, head).await? else { return Ok(()) };
+                    newest = lowest;
+                    branch.push(lowest);
+                }
+                // The branch has changed meanwhile.
+                Step::FetchParent(_) if branch.len() > MAX_WALKED_BLOCKS => return Ok(()),
                 Step::FetchParent(hash) => {
                     // The branch is gone already; the next poll shows another. Nobody else is asked: what comes of it is a vote of
                     // this endpoint.
@@ -366,6 +376,10 @@ impl Follower {
                 Step::Rewind(removed) if self.leaves_below_all(&removed, newest) => {
                     return self.start_over(endpoint, head, newest).await;
                 }
+                Step::Extend | Step::Rewind(_) if branch.len() > MAX_WALKED_BLOCKS => {
+                    self.prefetcher.load((newest.number..=head.number).map(BlockId::Number));
+                    return Ok(());
+                }
                 Step::Extend | Step::Rewind(_) => {
                     let hashes: Vec<BlockId> = branch.iter().rev().map(|block| BlockId::Hash(block.hash)).collect();
                     self.prefetcher.load(hashes);
@@ -373,6 +387,16 @@ impl Follower {
                 }
             }
         }
+    }
+
+    /// The lowest block of an endpoint's branch that is not ours, if it lies below `known` of that branch.
+    async fn find_lowest(&mut self, endpoint: &Arc<Endpoint>, known: Head, head: Head) -> Result<Option<Head>, RpcError> {
+        // From the last final block on, which nobody leaves.
+        let floor = self.window.finalized().unwrap_or(0);
+        let ours: Vec<Head> =
+            self.window.iter().filter(|block| (floor..=known.number).contains(&block.number)).copied().collect();
+        let Some(fork) = find_fork(endpoint, &ours, head.number).await? else { return Ok(None) };
+        fetch_head_from(endpoint, BlockId::Number(fork.ours.number)).await
     }
 
     /// Whether a branch, whose oldest block is given, leaves our chain below the first block ever published.
@@ -425,6 +449,10 @@ impl Follower {
             }
             match reconcile(&self.window, &[head]) {
                 Step::Extend => {}
+                Step::Rewind(removed) if self.is_outdated(&block, &removed) => {
+                    self.prefetcher.clear();
+                    break;
+                }
                 Step::Rewind(removed) => self.rewind(removed, &mut changes),
                 Step::Known => continue,
                 // Its parent is not ours: a reorg below it.
@@ -470,6 +498,13 @@ impl Follower {
             self.look_at_tip();
         }
         may
+    }
+
+    /// Whether a block that was asked for by its height is of another branch than the one that was let through, and the majority has
+    /// not left ours for it.
+    fn is_outdated(&self, block: &FetchedBlock, removed: &[Head]) -> bool {
+        let lowest = removed.last().map_or(u64::MAX, |lowest| lowest.number);
+        block.source.as_ref().is_some_and(|source| !self.witnesses.may_replace(source, lowest))
     }
 
     /// Takes the removed blocks off the window, newest first.

@@ -141,7 +141,7 @@ fn silence(endpoint: &Endpoint, error: &RpcError) -> Seen {
 
 /// Goes down from the last of `ours` in growing steps, and then halves what is left. `None` if the endpoint lacks a block on
 /// the way, or has ours after all.
-async fn find_fork(endpoint: &Endpoint, ours: &[Head], to: u64) -> Result<Option<Fork>, RpcError> {
+pub async fn find_fork(endpoint: &Endpoint, ours: &[Head], to: u64) -> Result<Option<Fork>, RpcError> {
     let has = |place: usize| async move {
         let Some(block) = ours.get(place) else { return Ok(None) };
         let theirs = look_at(endpoint, block.number).await?.filter(|theirs| theirs.number == block.number);

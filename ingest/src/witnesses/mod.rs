@@ -13,6 +13,7 @@ use crate::window::Window;
 use base::metrics;
 use chain::{Chain, Endpoint, Head, Rpc, Tags};
 use contents::{Contents, Looked};
+pub use looks::find_fork;
 use looks::{Fork, Looks, Seen};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -95,6 +96,11 @@ impl Witnesses {
         }
         self.votes.differ(place, from.checked_sub(1), from, to);
         self.votes.may_replace(place, from)
+    }
+
+    /// Whether an endpoint's branch may replace our blocks from this height on, as far as is known.
+    pub fn may_replace(&self, endpoint: &Arc<Endpoint>, from: u64) -> bool {
+        self.place(endpoint).is_some_and(|place| self.votes.may_replace(place, from))
     }
 
     /// Our block at this height was taken off.

@@ -353,3 +353,23 @@ async fn one_endpoint_alone_stops_no_chain_by_a_timestamp_and_two_do() {
     assert!(refused.await.unwrap().to_string().contains("Unix seconds"));
     told.consumer.is_at(&common);
 }
+
+/// It was walked down block by block at every look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_branch_that_leaves_ours_far_below_costs_few_requests_and_is_followed_where_most_are_on_it() {
+    let common = branch(&[], 250, 0);
+    let after = branch(&common[..20], 252, 3);
+    let [first, second, third] = nodes([&common, &common, &common]).await;
+    let chain = chain(&[&first, &second, &third], "start_block: 0").await;
+    let mut told = Told::new(&chain);
+    told.until(|told| told.known.witnessed == Some(249)).await;
+    let before = first.requests("eth_getBlockByHash") + first.requests("eth_getBlockByNumber");
+    first.set(&after);
+    told.is_quiet_for(&second, 20).await;
+    let requests = first.requests("eth_getBlockByHash") + first.requests("eth_getBlockByNumber") - before;
+    assert!(requests < 200, "{requests} requests to tell where its branch leaves ours");
+    second.set(&after);
+    told.until(|told| told.known.witnessed == Some(251)).await;
+    told.consumer.is_at(&after);
+    assert_eq!(told.consumer.removed, (20..250).rev().collect::<Vec<_>>());
+}

@@ -131,6 +131,13 @@ impl Chains {
         }
     }
 
+    /// Forgets what was taken of a chain since its last match: a replayed block that was taken could not be matched, and what comes
+    /// after it leads on from nothing.
+    pub fn forget_replayed(&mut self, chain_id: u64) {
+        self.known.remove(&chain_id);
+        self.rewind = self.rewind.filter(|rewind| rewind.chain != ChainId(chain_id));
+    }
+
     /// Sets a chain aside one of whose records can't be read, and forgets what was taken from that one on. It is a gap like any
     /// other, which replayed blocks can close.
     pub fn set_aside_at(&mut self, partition: i32, unreadable: &RecordHead<'_>, failure: &Failure) {
@@ -171,9 +178,18 @@ impl Chains {
             self.set_aside_after_gap(partition, chain_id, last, None);
             return Ok(Action::Pass);
         };
-        if progress.sequence == 0 {
+        if progress.sequence == 0 && last == 0 {
             // Nothing of it was matched, so it begins with the first block that there is.
             progress.sequence = next.sequence - 1;
+            if next.sequence > 1 {
+                tracing::error!(
+                    "chain {chain_id} begins with block {} (sequence {}), the first that chain.blocks has: what its retention deleted \
+                     before is brought by `ctrip backfill --chain {chain_id} --to {}`, with --from its first block",
+                    next.number,
+                    next.sequence,
+                    next.number.saturating_sub(1)
+                );
+            }
         }
         if progress.turn(&next.head(chain_id)) != Turn::Next {
             self.set_aside_after_gap(partition, chain_id, last, Some(next));
@@ -181,6 +197,11 @@ impl Chains {
         }
         if next.at.blocks == record.offset() {
             return Ok(Action::Match);
+        }
+        if next.at.blocks > record.offset() {
+            // It comes by itself. Going there at once would pass over what neighbours have in between.
+            self.aside.insert(chain_id, SetAside { partition, goes_on: GoesOn::At(next) });
+            return Ok(Action::Pass);
         }
         self.rewind = Some(Rewind { chain: ChainId(chain_id), partition, to: next.at });
         Ok(Action::Wait)

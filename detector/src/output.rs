@@ -59,7 +59,8 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
     let reader = PartitionReader::open(kafka, Topic::Matches, next.partition())?;
     reader.read_back(|records| {
         for record in records.iter().rev() {
-            let matched = head_of(record)?;
+            // The confirmer names what can't be read there.
+            let Ok(matched) = head_of(record) else { continue };
             let ours = matched.chain_id == head.chain_id;
             if ours && matched.sequence != 0 {
                 if progress.sequence == 0 {
@@ -91,17 +92,18 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
 pub fn position_after_output(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Option<i64>, Failure> {
     let mut last = None;
     PartitionReader::open(kafka, Topic::Matches, partition)?.read_back(|records| {
-        let Some(record) = records.last() else { return Ok(ControlFlow::Continue(())) };
-        let offset = record.header(BLOCK_OFFSET).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-        let head = head_of(record)?;
-        last = offset.map(|offset: i64| (offset, head.chain_id, head.sequence, head.hash.to_vec()));
-        Ok(ControlFlow::Break(()))
+        last = records.iter().rev().find_map(|record| {
+            let offset: i64 = std::str::from_utf8(record.header(BLOCK_OFFSET)?).ok()?.parse().ok()?;
+            let head = head_of(record).ok()?;
+            Some((offset, head.chain_id, head.sequence, head.hash.to_vec()))
+        });
+        Ok(if last.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     let Some((offset, chain_id, sequence, hash)) = last else { return Ok(None) };
     let reader = PartitionReader::open(kafka, Topic::Blocks, partition)?;
     reader.seek(offset)?;
     let Some(block) = reader.next()?.filter(|block| block.offset() == offset) else { return Ok(None) };
-    let head = head_of(&block)?;
+    let Ok(head) = head_of(&block) else { return Ok(None) };
     if (head.chain_id, head.sequence, head.hash) != (chain_id, sequence, &hash[..]) {
         return Ok(None);
     }

@@ -14,13 +14,15 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
-use topics::wire::MatchesRecord;
-use topics::{Message as _, Topic};
+use topics::{MAX_MESSAGE_BYTES, Message as _, Topic};
 
 const STAGE: &str = "detector";
 /// Per Kafka transaction, when far behind: large enough that the commit costs little in comparison.
 const MAX_BATCH_RECORDS: usize = 8192;
 const MAX_BATCH_BYTES: usize = 96 * 1024 * 1024;
+/// Kafka takes no larger record, with room for its key and header.
+const MAX_RECORD_BYTES: usize = MAX_MESSAGE_BYTES as usize - 64 * 1024;
+
 /// Matches every block with the addresses ever issued, until `stop`.
 ///
 /// # Errors
@@ -81,12 +83,11 @@ fn detect(
         let (pairs, passed) = take(&mut joins, &mut chains)?;
         if !pairs.is_empty() || passed {
             intents.catch_up()?;
-            let matched = match_blocks(&intents.watched, &mut matcher, &mut chains, &pairs);
+            let matched = match_blocks(kafka, &intents.watched, &mut matcher, &mut chains, &pairs);
             let transaction = producer.begin()?;
             intents.quarantine(kafka, &transaction)?;
-            for Matched { matches, block } in &matched {
-                let header = (BLOCK_OFFSET, &*block.to_string());
-                transaction.send_with_header(Topic::Matches, &matches.key(), &kafka.encode(matches), header)?;
+            for Matched { key, record, block } in &matched {
+                transaction.send_with_header(Topic::Matches, key, record, (BLOCK_OFFSET, &block.to_string()))?;
             }
             chains.notify(&transaction)?;
             transaction.send_offsets(&offsets(&joins), &consumer.group_metadata()?)?;
@@ -155,14 +156,20 @@ fn take<'c>(
                         pairs.push(*pair);
                     }
                     Ok(Popped::Waiting) => break,
-                    // The next turn passes over the block.
+                    // The block is passed over here: a new beginning would be taken up again and again.
                     Ok(Popped::WithoutLogs { next_with_logs }) if !is_replayed(join) => {
                         let Some(front) = join.front() else { break };
                         chains.set_aside_before(front, next_with_logs)?;
+                        chains.pass(front);
+                        passed = true;
+                        join.pass();
                     }
                     Err(failure) if !is_replayed(join) => {
                         let Some(front) = join.front() else { break };
                         chains.set_aside_at(front.partition(), &head_of(front)?, &failure);
+                        chains.pass(front);
+                        passed = true;
+                        join.pass();
                     }
                     without_logs => {
                         let Some(front) = join.front() else { break };
@@ -196,13 +203,15 @@ fn skip_replayed(block: &RecordHead<'_>, cause: &str) {
 
 /// The record of `chain.matches` that a block becomes.
 struct Matched {
-    matches: MatchesRecord,
+    key: String,
+    record: Vec<u8>,
     /// The block's offset in `chain.blocks`.
     block: i64,
 }
 
 /// Matches blocks. One that can't be read sets its chain aside from there on.
 fn match_blocks(
+    kafka: &Kafka,
     watched: &WatchSet,
     matcher: &mut Matcher,
     chains: &mut Chains,
@@ -214,25 +223,40 @@ fn match_blocks(
         if head.sequence != 0 && unreadable_from.contains(&head.chain_id) {
             continue;
         }
-        match match_block(watched, matcher, pair) {
-            Ok(matches) => matched.push(Matched { matches, block: pair.block.offset() }),
-            Err(failure) if head.sequence == 0 => skip_replayed(&head, &failure.to_string()),
+        match match_block(kafka, watched, matcher, pair) {
+            Ok(block) => matched.push(block),
+            Err(failure) if head.sequence == 0 => {
+                skip_replayed(&head, &failure.to_string());
+                chains.forget_replayed(head.chain_id);
+            }
             Err(failure) => {
                 unreadable_from.insert(head.chain_id);
                 chains.set_aside_at(pair.block.partition(), &head, &failure);
             }
         }
     }
-    for transfer in matched.iter().flat_map(|matched| &matched.matches.transfers) {
-        metrics::MATCHED_TRANSFERS.counter(&[("source", transfer.source().as_str_name())]).increment(1);
-    }
     matched
 }
 
-fn match_block(watched: &WatchSet, matcher: &mut Matcher, pair: &JoinedBlock<Record<'_>>) -> Result<MatchesRecord, Failure> {
+fn match_block(
+    kafka: &Kafka,
+    watched: &WatchSet,
+    matcher: &mut Matcher,
+    pair: &JoinedBlock<Record<'_>>,
+) -> Result<Matched, Failure> {
     let block = BlockView::read(payload(&pair.block)?).map_err(|e| unreadable(&pair.block, e))?;
     let logs: Vec<&[u8]> = pair.logs.iter().map(payload).collect::<Result<_, _>>()?;
-    matcher.matches_in_parts(watched, &block, &logs).map_err(|e| unreadable(&pair.block, e))
+    let matches = matcher.matches_in_parts(watched, &block, &logs).map_err(|e| unreadable(&pair.block, e))?;
+    let record = kafka.encode(&matches);
+    if record.len() > MAX_RECORD_BYTES {
+        let (count, bytes) = (matches.transfers.len(), record.len());
+        let cause = anyhow!("its {count} transfers take {bytes} bytes, more than the {MAX_RECORD_BYTES} of a record");
+        return Err(unreadable(&pair.block, cause));
+    }
+    for transfer in &matches.transfers {
+        metrics::MATCHED_TRANSFERS.counter(&[("source", transfer.source().as_str_name())]).increment(1);
+    }
+    Ok(Matched { key: matches.key(), record, block: pair.block.offset() })
 }
 
 fn offsets(joins: &BTreeMap<i32, Join<Record<'_>>>) -> Vec<(Topic, i32, i64)> {

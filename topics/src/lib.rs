@@ -28,7 +28,7 @@ pub use amount::{Amount, AmountError};
 pub use ids::{BlockRef, ChainId, PaymentId, Source, TransferId};
 pub use matches::{Kind, MAX_TIMESTAMP, MalformedField, Matches, Transfer, address, check_timestamp, hash};
 pub use message::Message;
-pub use topic::{Cleanup, MAX_LOGS_BYTES, Topic};
+pub use topic::{Cleanup, MAX_LOGS_BYTES, MAX_MESSAGE_BYTES, Topic};
 pub use transfer_log::{
     COIN_CONTRACTS, COIN_LOG_ADDRESS, CoinContract, CoinLogs, TRANSFER_TOPIC, ZKSYNC_BOOTLOADER, tells_every_movement,
 };

@@ -35,8 +35,8 @@ pub enum Cleanup {
     Compact,
 }
 
-/// A block full of transfers has 80,000 logs, some 15 MB.
-const MAX_MESSAGE_BYTES: u32 = 32 * 1024 * 1024;
+/// The largest record of any topic. A block full of transfers has 80,000 logs, some 15 MB.
+pub const MAX_MESSAGE_BYTES: u32 = 32 * 1024 * 1024;
 /// The logs of a block that have more bytes are in several records of `chain.logs`. Each part but the last has at least half.
 pub const MAX_LOGS_BYTES: usize = 16 * 1024 * 1024;
 const WEEK_MS: u64 = 7 * 24 * 60 * 60 * 1000;

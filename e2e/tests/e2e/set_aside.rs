@@ -148,6 +148,12 @@ async fn a_record_that_nobody_can_read_sets_its_chain_aside_only_if_a_block_is_m
     publish(CHAIN, [(Topic::Blocks, block), (Topic::Logs, frame::encode(1, &logs))]).await?;
     let halted = until_halted(&api, "anvil", true).await?;
     ensure!(halted["halted"].as_str().is_some_and(|cause| cause.contains("can't be matched")), "{halted}");
+    // A new beginning whose logs are another block's.
+    let marker =
+        wire::BlockRecord { chain_id: 31337, sequence: last.sequence + 2, hash: vec![8; 32].into(), ..Default::default() };
+    let marker = wire::BlockRecord { kind: wire::block_record::Kind::Replayed.into(), ..marker };
+    let logs = wire::LogsRecord { chain_id: 31337, sequence: marker.sequence, hash: vec![7; 32].into(), ..Default::default() };
+    publish(CHAIN, [(Topic::Blocks, frame::encode(1, &marker)), (Topic::Logs, frame::encode(1, &logs))]).await?;
     // The chain's own next block has the sequence of the one that can't be read, so it is missing.
     chains.pay_to(&missed, "anvil").await?;
     lab.node.mine(FINAL_BELOW + 10).await?;

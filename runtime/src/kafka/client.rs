@@ -5,7 +5,7 @@ use crate::settings::Settings;
 use rdkafka::ClientConfig;
 use std::collections::HashMap;
 use std::sync::Arc;
-use topics::{Message, Topic};
+use topics::{MAX_MESSAGE_BYTES, Message, Topic};
 
 /// Brokers, topic prefix and schema ids. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -92,7 +92,7 @@ pub(super) fn client_config(brokers: &str, client: &str) -> ClientConfig {
         // A broker that comes back is noticed within 1 s instead of 10 s.
         .set("reconnect.backoff.max.ms", "1000")
         .set("topic.metadata.refresh.interval.ms", "30000")
-        .set("message.max.bytes", (32 * 1024 * 1024).to_string())
+        .set("message.max.bytes", MAX_MESSAGE_BYTES.to_string())
         .set("receive.message.max.bytes", (128 * 1024 * 1024).to_string());
     config
 }

@@ -87,13 +87,14 @@ impl TransactionalProducer {
 }
 
 impl Transaction<'_> {
-    /// Adds a record. Blocks only while the send queue is full.
+    /// Adds a record, in the partition that the topic has for its key, whatever somebody has added since. Blocks only while the send
+    /// queue is full.
     ///
     /// # Errors
     /// When the record can't be queued. Whether Kafka takes it shows at the commit.
     pub fn send(&self, topic: Topic, key: &str, payload: &[u8]) -> Result<(), Failure> {
         let name = self.producer.kafka.name(topic);
-        self.queue(&name, BaseRecord::to(&name).key(key).payload(payload))
+        self.queue(&name, BaseRecord::to(&name).partition(topic.partition_of(key)).key(key).payload(payload))
     }
 
     /// [`send`](Self::send) with a header.
@@ -103,7 +104,8 @@ impl Transaction<'_> {
     pub fn send_with_header(&self, topic: Topic, key: &str, payload: &[u8], header: (&str, &str)) -> Result<(), Failure> {
         let name = self.producer.kafka.name(topic);
         let headers = OwnedHeaders::new_with_capacity(1).insert(Header { key: header.0, value: Some(header.1) });
-        self.queue(&name, BaseRecord::to(&name).key(key).payload(payload).headers(headers))
+        let record = BaseRecord::to(&name).partition(topic.partition_of(key)).key(key).payload(payload);
+        self.queue(&name, record.headers(headers))
     }
 
     /// Deletes what a compacted topic has under a key: adds a record without a value.
@@ -112,7 +114,7 @@ impl Transaction<'_> {
     /// As for [`send`](Self::send).
     pub fn delete(&self, topic: Topic, key: &str) -> Result<(), Failure> {
         let name = self.producer.kafka.name(topic);
-        self.queue(&name, BaseRecord::to(&name).key(key))
+        self.queue(&name, BaseRecord::to(&name).partition(topic.partition_of(key)).key(key))
     }
 
     fn queue(&self, name: &str, mut record: BaseRecord<'_, str, [u8]>) -> Result<(), Failure> {

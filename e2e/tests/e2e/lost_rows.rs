@@ -7,6 +7,7 @@ use confirmer::fold::{self, Batch};
 use e2e::{Stack, eventually};
 use payments::intents::{Issued, Origin};
 use payments::{DepositAddress, Payment, store};
+use prost::Message as _;
 use runtime::Span;
 use runtime::db::lock;
 use std::collections::BTreeSet;
@@ -158,5 +159,31 @@ async fn an_event_whose_number_was_told_with_another_content_gets_a_new_number()
     ensure!(history == [1, 2, 4, 5], "{history:?}");
     let now = books.all().await?.remove(&paid.id).context("the payment")?;
     ensure!(now.sequence == 5, "{now:?}");
+    Ok(())
+}
+
+/// Two primaries told an event each, and both came in one read: the first is the one that was told.
+#[tokio::test]
+async fn two_events_that_were_told_under_one_number_stop_nobody() -> Result<()> {
+    let books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let paid = &payments()[0];
+    let told = |kind: &str| wire::PaymentEvent {
+        payment_id: paid.id.to_string(),
+        sequence: 2,
+        r#type: kind.to_owned(),
+        ..Default::default()
+    };
+    let mut client = books.pool.get().await?;
+    let transaction = client.transaction().await?;
+    let events = ["payment.detected", "payment.underpaid"].map(|kind| (paid.id.0, told(kind)));
+    let kept = store::keep_told_events(&transaction, &events).await.map_err(failed)?;
+    transaction.commit().await?;
+    ensure!(kept == 1, "{kept}");
+    for table in ["told_events", "payment_events"] {
+        let sql = format!("SELECT record FROM {table} WHERE payment_id = $1 AND sequence = 2");
+        let record = client.query_one(&sql, &[&paid.id.0]).await?;
+        let kept = wire::PaymentEvent::decode(record.get::<_, &[u8]>(0))?;
+        ensure!(kept.r#type == "payment.detected", "{table}: {kept:?}");
+    }
     Ok(())
 }

@@ -41,7 +41,11 @@ pub async fn keep_told_events(db: &impl GenericClient, events: &[(Uuid, PaymentE
     let statement = db
         .prepare_cached(
             "WITH lost AS (
-                 SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::bytea[]) AS t (payment_id, sequence, asked_by, record)
+                 -- Two primaries may have told two events under one number.
+                 SELECT DISTINCT ON (payment_id, sequence) *
+                 FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::bytea[]) WITH ORDINALITY
+                   AS t (payment_id, sequence, asked_by, record, place)
+                 ORDER BY payment_id, sequence, place
              ), told AS (
                  INSERT INTO told_events (payment_id, sequence, record) SELECT payment_id, sequence, record FROM lost
                  ON CONFLICT DO NOTHING RETURNING payment_id, sequence

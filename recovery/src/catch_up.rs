@@ -99,7 +99,7 @@ impl CatchUp<'_> {
             })?;
             handle.block_on(async {
                 let transaction = client.transaction().await?;
-                transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&lock::CATCH_UP]).await?;
+                lock::begin_comparison(&transaction).await?;
                 if known::load(&transaction, &name).await?.next != next {
                     // Another process has compared them.
                     return Ok(());

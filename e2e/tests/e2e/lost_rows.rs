@@ -8,9 +8,10 @@ use e2e::{Stack, eventually};
 use payments::intents::{Issued, Origin};
 use payments::{DepositAddress, Payment, store};
 use prost::Message as _;
-use runtime::Span;
+use runtime::{Failure, Span};
 use runtime::db::lock;
 use std::collections::BTreeSet;
+use std::time::Duration;
 use topics::{Address, Amount, B256, BlockRef, Kind, Matches, PaymentId, Source, Transfer, TransferId, wire};
 use uuid::Uuid;
 
@@ -118,6 +119,31 @@ async fn nothing_is_folded_or_cancelled_while_told_events_are_compared() -> Resu
     let fold = async { fold::apply_in_slices(&books.pool, &chains, &batch, usize::MAX).await.map_err(failed) };
     ensure!(while_comparing(&books, fold).await? > 0, "nothing was folded");
     ensure!(while_comparing(&books, books.cancel(open.id)).await?, "nothing was cancelled");
+    Ok(())
+}
+
+/// It holds the lock that folds share. A comparison that waited for it would hold up all folds after it.
+#[tokio::test]
+async fn a_process_that_is_paused_amid_a_fold_holds_up_no_other() -> Result<()> {
+    let books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let (mut paused, mut other) = (books.pool.get().await?, books.pool.get().await?);
+    let ends = paused.query_one("SHOW idle_in_transaction_session_timeout", &[]).await?;
+    ensure!(ends.get::<_, &str>(0) == "30s", "the server does not end its transaction");
+    let fold = paused.transaction().await?;
+    lock::hold_off_comparison(&fold).await.map_err(failed)?;
+
+    let comparison = other.transaction().await?;
+    let given_up = tokio::time::timeout(Duration::from_secs(30), lock::begin_comparison(&comparison)).await?;
+    ensure!(matches!(given_up, Err(Failure::Retry(_))), "{given_up:?}");
+    comparison.rollback().await?;
+    let next = other.transaction().await?;
+    lock::hold_off_comparison(&next).await.map_err(failed)?;
+    next.rollback().await?;
+    fold.rollback().await?;
+    let comparison = other.transaction().await?;
+    lock::begin_comparison(&comparison).await.map_err(failed)?;
+    let timeout = comparison.query_one("SHOW lock_timeout", &[]).await?;
+    ensure!(timeout.get::<_, &str>(0) == "0", "what the comparison writes may wait");
     Ok(())
 }
 

@@ -2,16 +2,18 @@
 
 use crate::failure::Failure;
 use deadpool_postgres::{HookError, PoolError};
+use tokio_postgres::error::SqlState;
 
 /// Classes of SQLSTATE that pass: connection, transaction state, transaction rollback, resources, operator intervention and
 /// system error.
 const TRANSIENT: [&str; 6] = ["08", "25", "40", "53", "57", "58"];
 
 impl From<tokio_postgres::Error> for Failure {
-    /// A lost connection, a deadlock or a serialization failure is transient. Any other error of a query means that our SQL
-    /// and the data contradict each other.
+    /// A lost connection, a deadlock, a lock that others keep or a serialization failure is transient. Any other error of a query
+    /// means that our SQL and the data contradict each other.
     fn from(error: tokio_postgres::Error) -> Self {
-        let transient = error.code().is_none_or(|code| TRANSIENT.contains(&&code.code()[..2]));
+        let passes = |code: &SqlState| TRANSIENT.contains(&&code.code()[..2]) || *code == SqlState::LOCK_NOT_AVAILABLE;
+        let transient = error.code().is_none_or(passes);
         if transient { Self::retry(error) } else { Self::halt(error) }
     }
 }

@@ -24,3 +24,14 @@ pub async fn hold_off_comparison(db: &impl GenericClient) -> Result<(), Failure>
     db.execute(&statement, &[&CATCH_UP]).await?;
     Ok(())
 }
+
+/// Keeps folds and cancellations out until this transaction ends. All that come meanwhile wait behind this, and a process that was paused
+/// amid a fold may never end it, so this gives up after a second.
+///
+/// # Errors
+/// `Retry` when a fold takes longer, or the database fails.
+pub async fn begin_comparison(db: &impl GenericClient) -> Result<(), Failure> {
+    let sql =
+        format!("SET LOCAL lock_timeout = '1s'; SELECT pg_advisory_xact_lock({CATCH_UP}); SET LOCAL lock_timeout TO DEFAULT");
+    db.batch_execute(&sql).await.map_err(|error| Failure::from(error).context("waiting for folds and cancellations"))
+}

@@ -16,6 +16,8 @@ const KEEPALIVE_RETRIES: u32 = 4;
 /// How long the server's host may leave what was sent to it unacknowledged, and so all of the above.
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_UNGATED_AGE: Duration = Duration::from_secs(60);
+/// How long a transaction may wait for its client. The longest of ours waits for Kafka's acknowledgement, which takes seconds.
+const MAX_IDLE_IN_TRANSACTION: Duration = Duration::from_secs(30);
 
 /// When a commit of a connection returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,12 +93,28 @@ fn builder(url: &str, size: usize) -> anyhow::Result<PoolBuilder> {
 pub(super) fn parse(url: &str) -> anyhow::Result<Config> {
     let mut config: Config = url.parse().context("DATABASE_URL: expected postgres://user:password@host:port/database")?;
     config.connect_timeout(CONNECT_TIMEOUT);
-    // A host that vanishes says nothing: neither what waits for an answer nor what is still to be sent waits for it for ever. And a
-    // backend never waits for a client that is gone while it holds a row lock.
+    // A host that vanishes says nothing: neither what waits for an answer nor what is still to be sent waits for it for ever.
     config.keepalives_idle(KEEPALIVE_IDLE).keepalives_interval(KEEPALIVE_INTERVAL).keepalives_retries(KEEPALIVE_RETRIES);
     config.tcp_user_timeout(UNACKNOWLEDGED_TIMEOUT);
+    // The last of two settings counts: the operator's.
+    let options = format!("{} {}", server_options(), config.get_options().unwrap_or_default());
+    config.options(options.trim_end());
     config.application_name("ctrip");
     Ok(config)
+}
+
+/// Settings of the server's end of a connection: it keeps no lock for a client whose host has vanished, or that was paused amid a
+/// transaction.
+fn server_options() -> String {
+    format!(
+        "-c idle_in_transaction_session_timeout={} -c tcp_keepalives_idle={} -c tcp_keepalives_interval={} -c tcp_keepalives_count={} \
+         -c tcp_user_timeout={}",
+        MAX_IDLE_IN_TRANSACTION.as_millis(),
+        KEEPALIVE_IDLE.as_secs(),
+        KEEPALIVE_INTERVAL.as_secs(),
+        KEEPALIVE_RETRIES,
+        UNACKNOWLEDGED_TIMEOUT.as_millis()
+    )
 }
 
 /// Exports the pool's connections as metrics.
@@ -121,5 +139,13 @@ mod tests {
         assert!(config.get_keepalives_interval().is_some() && config.get_keepalives_retries().is_some());
         assert!(is_young(Instant::now()) && !is_young(Instant::now() - MAX_UNGATED_AGE));
         assert!(KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_RETRIES <= UNACKNOWLEDGED_TIMEOUT);
+    }
+
+    #[test]
+    fn the_operators_options_count_beside_ours() {
+        let config = parse("postgres://ctrip@localhost/ctrip?options=-c%20statement_timeout%3D7").unwrap();
+        let options = config.get_options().unwrap();
+        assert!(options.starts_with(&server_options()) && options.ends_with(" -c statement_timeout=7"), "{options}");
+        assert_eq!(parse("postgres://ctrip@localhost/ctrip").unwrap().get_options(), Some(server_options().as_str()));
     }
 }

@@ -16,7 +16,7 @@ use base::metrics;
 use deadpool_postgres::{Client, Pool};
 use payments::store::{self, OutboxRow};
 use recovery::Recovery;
-use runtime::db::{self, OwnConnection};
+use runtime::db::{self, Gate, OwnConnection};
 use runtime::kafka::{Kafka, PartitionReader, Record, TransactionalProducer};
 use runtime::{Failure, stage};
 use std::ops::ControlFlow;
@@ -49,9 +49,11 @@ pub fn run(
     wake: &Receiver<()>,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let Some(mut leader) = become_leader(pool, handle, stop)? else {
+    let Some(mut leader) = become_leader(pool, recovery.gate(), handle, stop)? else {
         return Ok(());
     };
+    // The producer would fence that of the relay that reads the right one.
+    check_database(&leader, recovery.gate())?;
     let producer = TransactionalProducer::open(kafka, STAGE)?;
     // Now that no transaction of a predecessor is open: what Kafka has is taken out of an outbox that came from a backup.
     recovery.catch_up(handle)?;
@@ -61,9 +63,7 @@ pub fn run(
     tracing::info!("the relay is the leader and publishes payment.events from batch {batch}");
     let mut reported = Instant::now();
     while !stop.is_cancelled() {
-        if !leader.created().is_some_and(|created| recovery.gate().admits(created)) {
-            return Err(Failure::Retry(anyhow!("another database has taken the place of the one that the relay reads")));
-        }
+        check_database(&leader, recovery.gate())?;
         let rows = handle.block_on(store::claim_outbox(leader.db()?, batch, MAX_ROWS_PER_BATCH))?;
         if rows.is_empty() {
             wait(wake);
@@ -120,10 +120,17 @@ fn wait(wake: &Receiver<()>) {
     }
 }
 
-fn become_leader(pool: &Pool, handle: &Handle, stop: &CancellationToken) -> Result<Option<OwnConnection>, Failure> {
+fn become_leader(
+    pool: &Pool,
+    gate: &Gate,
+    handle: &Handle,
+    stop: &CancellationToken,
+) -> Result<Option<OwnConnection>, Failure> {
     // It holds the leader's lock.
     let mut leader = handle.block_on(OwnConnection::open(pool))?;
     while !stop.is_cancelled() {
+        // Who leads on an old primary may never end.
+        check_database(&leader, gate)?;
         let row = handle.block_on(leader.db()?.query_one("SELECT pg_try_advisory_lock($1)", &[&db::lock::RELAY]))?;
         if row.get(0) {
             return Ok(Some(leader));
@@ -131,6 +138,14 @@ fn become_leader(pool: &Pool, handle: &Handle, stop: &CancellationToken) -> Resu
         stage::pause(stop, LOCK_RETRY_INTERVAL);
     }
     Ok(None)
+}
+
+/// An old primary may still answer; what its outbox has is not to be told.
+fn check_database(leader: &OwnConnection, gate: &Gate) -> Result<(), Failure> {
+    if leader.created().is_some_and(|created| gate.admits(created)) {
+        return Ok(());
+    }
+    Err(Failure::Retry(anyhow!("another database has taken the place of the one that the relay reads")))
 }
 
 fn publish(

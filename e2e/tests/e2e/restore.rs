@@ -7,6 +7,7 @@ use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use reqwest::{Method, StatusCode};
+use runtime::db::lock;
 use runtime::kafka::Publisher;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -239,6 +240,31 @@ async fn an_intent_that_reaches_kafka_after_the_restore_keeps_its_address() -> R
     ensure!(next.address()? == account.address(2)?, "the address of the intent that was on its way was given out again");
     ensure!(ledger(&lab).await?.contains_key(&intent.payment_id), "{}", up.tail());
     up.check()
+}
+
+/// Whoever leads there holds the lock for as long as the server runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_waits_for_the_lead_on_an_old_primary_leaves_it() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let db = lab.database().await?;
+    db.execute("SELECT pg_advisory_lock($1)", &[&lock::RELAY]).await?;
+    let mut confirmer = lab.spawn("confirmer")?;
+    eventually("the relay to wait", async || {
+        let sql =
+            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT pg_try_advisory_lock($1)'
+                   AND state = 'idle' AND state_change < clock_timestamp() - interval '50 ms'";
+        Ok(db.query_opt(sql, &[]).await?.map(drop))
+    })
+    .await?;
+    // From now on new connections find another database, while the old ones answer.
+    db.batch_execute(
+        "BEGIN; CREATE TABLE anew (LIKE stage_offsets INCLUDING ALL); INSERT INTO anew TABLE stage_offsets;
+         DROP TABLE stage_offsets; ALTER TABLE anew RENAME TO stage_offsets; COMMIT",
+    )
+    .await?;
+    let said = "another database has taken the place of the one that the relay reads";
+    eventually("the relay to leave", async || Ok(confirmer.log().contains(said).then_some(()))).await?;
+    confirmer.check()
 }
 
 /// No event is there twice, and none is missing: each payment's are numbered without gaps, and their types are those of its life.

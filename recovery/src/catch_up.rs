@@ -41,6 +41,12 @@ struct Findings {
     pub foreign: Option<Uuid>,
 }
 
+impl Findings {
+    const fn had_lost(&self) -> bool {
+        self.payments + self.addresses > 0 || self.events > 0
+    }
+}
+
 /// One run of the comparison.
 pub struct CatchUp<'a> {
     pub handle: &'a Handle,
@@ -50,11 +56,11 @@ pub struct CatchUp<'a> {
 }
 
 impl CatchUp<'_> {
-    /// Compares up to the present ends of both topics.
+    /// Compares up to the present ends of both topics. Returns whether the database had lost something.
     ///
     /// # Errors
     /// `Retry` when Kafka or the database fails; `Halt` when this database is new and the topics are another installation's.
-    pub fn run(&mut self) -> Result<(), Failure> {
+    pub fn run(&mut self) -> Result<bool, Failure> {
         let intents = self.backlog.ends(Topic::Intents)?;
         let events = self.backlog.ends(Topic::Events)?;
         let own = self.handle.block_on(installation(&*self.client))?;
@@ -73,7 +79,7 @@ impl CatchUp<'_> {
             }
         })?;
         report(&findings);
-        Ok(())
+        Ok(findings.had_lost())
     }
 
     /// Hands the values of a topic's records to `apply`, with whether the database knew nothing of the topic before.
@@ -227,7 +233,7 @@ fn report(findings: &Findings) {
             metrics::RESTORED.counter(&[("what", what)]).increment(count);
         }
     }
-    if payments + addresses > 0 || *events > 0 {
+    if findings.had_lost() {
         tracing::warn!(
             "Postgres had lost what the topics have, as after a restore: {payments} payments, {addresses} static addresses, {keys} \
              idempotency keys and {events} events are there again"

@@ -75,7 +75,17 @@ struct Watch {
     /// When the topics were checked.
     checked: Option<Instant>,
     /// A database that took the place of another, and since when it is looked at.
-    settling: Option<(Lineage, Instant)>,
+    settling: Option<(String, Instant)>,
+    /// The database has still to be told that it has to catch up anew.
+    must_note: bool,
+}
+
+impl Watch {
+    /// Notes that the gate is closed to this database, though it may be one that had caught up before, and was away.
+    fn leave(&mut self, lineage: &str, went_back: bool, was_open: bool) {
+        let other_settled = self.settling.take_if(|(of, _)| went_back || of != lineage).is_some();
+        self.must_note |= other_settled || went_back || was_open;
+    }
 }
 
 /// What one process has seen of the offsets of each topic.
@@ -135,7 +145,7 @@ impl Recovery {
     /// As for [`run`](Self::run), and when Kafka or the database fails.
     pub fn catch_up(&self, handle: &Handle) -> Result<(), Failure> {
         let mut client = handle.block_on(OwnConnection::open(&self.0.pool))?;
-        self.compare(handle, client.db()?)
+        self.compare(handle, client.db()?).map(drop)
     }
 
     /// A failure that passes closes nothing: what was found before holds as long as the database is the same.
@@ -177,9 +187,12 @@ impl Recovery {
             tracing::warn!("Postgres knows less of the topics than before: it was restored");
         }
         let is_known = !went_back && self.0.gate.is_open_to(&lineage);
-        if !is_known && (self.0.gate.close() || went_back) {
-            // Though it may be one that had caught up before, and was away.
+        if !is_known {
+            watch.leave(&lineage.to_string(), went_back, self.0.gate.close());
+        }
+        if watch.must_note {
             within(handle, note_lineage(db, None))?;
+            watch.must_note = false;
         }
         watch.leads = watch.leads || within(handle, try_lead(db))?;
         if !is_known || watch.leads {
@@ -191,8 +204,11 @@ impl Recovery {
                 watch.seen = Seen::new();
             }
             let is_settled = is_known || self.is_settled(handle, db, &lineage, &mut watch.settling)?;
-            self.compare(handle, db)?;
-            if !is_known && is_settled {
+            let had_lost = self.compare(handle, db)?;
+            if !is_known && had_lost && watch.settling.is_none() {
+                // Its row says that it had caught up, and it had not.
+                (watch.settling, watch.must_note) = (Some((lineage.to_string(), Instant::now())), true);
+            } else if !is_known && is_settled {
                 within(handle, note_lineage(db, Some(&lineage)))?;
                 watch.settling = None;
                 self.0.gate.open(lineage);
@@ -233,12 +249,12 @@ impl Recovery {
         handle: &Handle,
         db: &Client,
         lineage: &Lineage,
-        settling: &mut Option<(Lineage, Instant)>,
+        settling: &mut Option<(String, Instant)>,
     ) -> Result<bool, Failure> {
         if within(handle, caught_up_lineage(db))? == Some(lineage.to_string()) {
             return Ok(true);
         }
-        if let Some((_, since)) = settling.as_ref().filter(|(of, _)| of == lineage) {
+        if let Some((_, since)) = settling {
             return Ok(since.elapsed() >= SETTLING_TIME);
         }
         let mut backlog = lock_in(&self.0.backlog);
@@ -248,14 +264,15 @@ impl Recovery {
                 tracing::warn!(
                     "Postgres was restarted or restored: waiting {SETTLING_TIME:?} for what is still on its way to Kafka"
                 );
-                *settling = Some((lineage.clone(), Instant::now()));
+                *settling = Some((lineage.to_string(), Instant::now()));
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn compare(&self, handle: &Handle, client: &mut Client) -> Result<(), Failure> {
+    /// Returns whether the database had lost something.
+    fn compare(&self, handle: &Handle, client: &mut Client) -> Result<bool, Failure> {
         let mut backlog = lock_in(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
         CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run()
@@ -383,5 +400,24 @@ mod tests {
         assert!(!goes_back(&seen(5, 5), &seen(5, 6)));
         assert!(goes_back(&seen(5, 5), &seen(4, 9)) && goes_back(&seen(5, 5), &seen(9, 4)));
         assert!(goes_back(&seen(5, 5), &Seen::new()));
+    }
+
+    /// The row of a database that comes back says still that it has caught up.
+    #[test]
+    fn a_database_that_comes_back_after_another_settles_anew() {
+        let mut watch = Watch::default();
+        watch.leave("new", false, true);
+        assert!(watch.must_note, "the new one could not be told");
+        watch.leave("old", false, false);
+        assert!(watch.must_note, "nor is it told any more");
+
+        let mut watch = Watch { settling: Some(("new".to_owned(), Instant::now())), ..Watch::default() };
+        watch.leave("new", false, false);
+        assert!(!watch.must_note && watch.settling.is_some(), "the same one settles");
+        watch.leave("old", false, false);
+        assert!(watch.must_note && watch.settling.is_none());
+        let mut watch = Watch::default();
+        watch.leave("old", false, false);
+        assert!(!watch.must_note, "a start");
     }
 }

@@ -16,26 +16,29 @@ use runtime::db::{Gate, Lineage, OwnConnection, lock};
 use runtime::kafka::{Backlog, Offsets};
 use runtime::{Failure, Kafka, Settings, db, set_aside, stage};
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use topics::Topic;
 use uuid::Uuid;
 
 const STAGE: &str = "recovery";
-/// Two for the schedule, one for publishing intents again, one for the relay.
-const MAX_CONNECTIONS: usize = 4;
+/// Two for the schedule, one for publishing intents again, one for the relay, one for the gate's lease.
+const MAX_CONNECTIONS: usize = 5;
 /// How often the database is looked at, and what the topics have gained is compared.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How often to connect anew: the name may lead to another server by now, while the old one still answers.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(2);
-/// Until each process has noticed a database that took the place of another, and Kafka has acknowledged the last intent of an address
-/// that is given out. A second is for the looks themselves.
-const SETTLING_TIME: Duration =
-    RECONNECT_INTERVAL.saturating_add(INTERVAL).saturating_add(ACKNOWLEDGEMENT_TIMEOUT).saturating_add(Duration::from_secs(1));
+/// Until no process takes a connection to another database any more, and Kafka has acknowledged the last intent of an address that is
+/// given out. The API gives none out later than half a second after that time.
+const SETTLING_TIME: Duration = Gate::LEASE.saturating_add(ACKNOWLEDGEMENT_TIMEOUT).saturating_add(Duration::from_secs(1));
 /// How long the database may take for an answer to a look. Comparing takes as long as was lost.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a look that renews the gate's lease: there is time for another one before it ends.
+const LEASE_LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the topics are held against what Kafka had acknowledged.
 const TOPICS_INTERVAL: Duration = Duration::from_secs(30);
 /// The topics that Postgres is compared with.
@@ -116,8 +119,28 @@ impl Recovery {
     /// # Errors
     /// When the topics are another installation's.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let handle = Handle::current();
-        stage::run(STAGE, stop, move |stop| self.follow(&handle, stop)).await
+        let (handle, leases) = (Handle::current(), self.clone());
+        tokio::select! {
+            ended = stage::run(STAGE, stop, move |stop| self.follow(&handle, stop)) => ended,
+            never = leases.keep_lease() => match never {},
+        }
+    }
+
+    /// Looks where a new connection leads to, beside the comparison, which may take long. The gate's lease runs out while it can't.
+    async fn keep_lease(&self) -> Infallible {
+        let mut turns = tokio::time::interval(INTERVAL);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            let began = Instant::now();
+            let look = async { Ok::<_, Failure>(Lineage::of(OwnConnection::open(&self.0.pool).await?.db()?).await?) };
+            match tokio::time::timeout(LEASE_LOOK_TIMEOUT, look).await {
+                Ok(Ok(lineage)) => self.0.gate.looked(lineage, began),
+                // The stage tells of a database that stays away.
+                Ok(Err(failure)) => tracing::debug!("which database is reached could not be seen: {failure}"),
+                Err(_) => tracing::debug!("which database is reached was not seen for {LEASE_LOOK_TIMEOUT:?}"),
+            }
+        }
     }
 
     /// The installation of the database.

@@ -7,7 +7,7 @@
 use crate::clock;
 use crate::create::intents::Intents;
 use crate::http::problem::Problem;
-use deadpool_postgres::Client;
+use deadpool_postgres::Pool;
 use merchants::accounts::{self, Account};
 use payments::{DepositAddress, intents as intent_records, store};
 use std::collections::VecDeque;
@@ -33,8 +33,10 @@ pub struct AddressRequest {
 ///
 /// # Errors
 /// A 503 when Kafka does not acknowledge the intent: a retry gets the same address.
-pub async fn create(mut db: Client, intents: &Intents, request: AddressRequest) -> Result<(DepositAddress, bool), Problem> {
+pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> Result<(DepositAddress, bool), Problem> {
     let AddressRequest { merchant, account, external_id, metadata, installation } = request;
+    let began = Instant::now();
+    let mut db = pool.get().await?;
     let transaction = db.transaction().await?;
     if let Some(known) = store::lock_customer_address(&transaction, merchant, &external_id).await? {
         transaction.commit().await?;
@@ -55,12 +57,11 @@ pub async fn create(mut db: Client, intents: &Intents, request: AddressRequest) 
         created_at: clock::now()?,
     };
     store::insert_addresses(&transaction, std::slice::from_ref(&new), installation).await?;
-    let written = Instant::now();
     transaction.commit().await?;
     // Kafka may take its time, and other requests need the connection.
     drop(db);
     let intent = intent_records::address_intent_record(&new, installation);
-    if intents.publish(&[intent], written).await != [true] {
+    if intents.publish(&[intent], began).await != [true] {
         return Err(Problem::unavailable(5, "Kafka did not acknowledge the address. Retry: you get the same one"));
     }
     intents.forget_acknowledged(vec![new.id]);

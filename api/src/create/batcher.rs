@@ -72,7 +72,7 @@ impl Batcher {
             .into_iter()
             .partition(|r| r.idempotency_key.as_ref().is_none_or(|key| keys.insert((r.merchant, key.text.clone()))));
         match self.write(&first).await {
-            Ok((written, at)) => {
+            Ok((written, began)) => {
                 let (mut new, mut repeated) = (Vec::new(), twins);
                 for (request, payment) in first.into_iter().zip(written) {
                     match payment {
@@ -80,7 +80,7 @@ impl Batcher {
                         None => repeated.push(request),
                     }
                 }
-                tokio::join!(self.publish(new, at), self.answer_repeated(repeated));
+                tokio::join!(self.publish(new, began), self.answer_repeated(repeated));
             }
             Err(failure) => {
                 let problem = Problem::from(failure);
@@ -91,25 +91,25 @@ impl Batcher {
         }
     }
 
-    /// One transaction: keys, addresses, payments. `None` for a request whose key was taken already. With the time of the commit, or
-    /// a little before.
+    /// One transaction: keys, addresses, payments. `None` for a request whose key was taken already. With the time before its
+    /// connection was taken.
     async fn write(&self, requests: &[CreateRequest]) -> Result<(Vec<Option<Payment>>, Instant), Failure> {
+        let began = Instant::now();
         let mut client = self.pool.get().await?;
         let transaction = client.transaction().await?;
         let written = write_in(&transaction, requests, self.installation).await?;
-        let at = Instant::now();
         transaction.commit().await?;
-        Ok((written, at))
+        Ok((written, began))
     }
 
     /// Publishes the intents of new payments and answers each request when Kafka has acknowledged its own.
-    async fn publish(&self, new: Vec<(CreateRequest, Payment)>, written: Instant) {
+    async fn publish(&self, new: Vec<(CreateRequest, Payment)>, began: Instant) {
         if new.is_empty() {
             return;
         }
         let intents: Vec<_> =
             new.iter().map(|(request, payment)| intent_record(payment, &origin(request, self.installation))).collect();
-        let outcomes = self.intents.publish(&intents, written).await;
+        let outcomes = self.intents.publish(&intents, began).await;
         let mut acknowledged = Vec::with_capacity(new.len());
         for ((request, payment), is_acknowledged) in new.into_iter().zip(outcomes) {
             if is_acknowledged {

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use topics::{Message as _, Topic, wire};
 use uuid::Uuid;
 
-/// How long after its row was written an address may be given out: a process that was paused for longer does not know whether the
-/// database is still the one that it wrote to. `recovery` waits for as long before it lets a restored one be used.
+/// How long an address may be given out after the connection was asked for that wrote its row: a process that was paused for longer does
+/// not know whether the database is still the one that it wrote to. `recovery` waits for as long before it lets a restored one be used.
 const GIVE_OUT_TIMEOUT: Duration = ACKNOWLEDGEMENT_TIMEOUT.saturating_add(Duration::from_millis(500));
 /// Acknowledged batches that wait for the [`forget`] task. A batch that finds the queue full is left for [`repair`].
 const MAX_FORGET_QUEUE: usize = 1024;
@@ -53,18 +53,18 @@ impl Intents {
         self.publisher.ping().await
     }
 
-    /// Publishes all at once. Returns for each, in order, whether Kafka acknowledged it in time to give its address out. `written` is
-    /// from before their rows were committed, or read.
-    pub async fn publish(&self, intents: &[wire::PaymentIntent], written: Instant) -> Vec<bool> {
+    /// Publishes all at once. Returns for each, in order, whether Kafka acknowledged it in time to give its address out. `began` is from
+    /// before the connection was taken that wrote their rows, or read them: it was checked then.
+    pub async fn publish(&self, intents: &[wire::PaymentIntent], began: Instant) -> Vec<bool> {
         let records: Vec<(String, Vec<u8>)> = intents.iter().map(|intent| (intent.key(), self.kafka.encode(intent))).collect();
         let outcomes = self.publisher.publish(Topic::Intents, &records).await;
         let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
         if let Some(Err(cause)) = outcomes.iter().find(|outcome| outcome.is_err()) {
             tracing::warn!("Kafka did not acknowledge {failed} of {} intents: {cause:#}", outcomes.len());
         }
-        let in_time = may_give_out(written);
+        let in_time = may_give_out(began);
         if !in_time {
-            tracing::warn!("{} addresses are not given out: their intents took {:.1?}", intents.len(), written.elapsed());
+            tracing::warn!("{} addresses are not given out: their intents took {:.1?}", intents.len(), began.elapsed());
         }
         outcomes.iter().map(|outcome| in_time && outcome.is_ok()).collect()
     }
@@ -111,8 +111,8 @@ impl Intents {
     }
 }
 
-fn may_give_out(written: Instant) -> bool {
-    written.elapsed() < GIVE_OUT_TIMEOUT
+fn may_give_out(began: Instant) -> bool {
+    began.elapsed() < GIVE_OUT_TIMEOUT
 }
 
 /// Deletes the rows of acknowledged intents, many per statement, until every [`Intents`] is gone.
@@ -149,14 +149,14 @@ pub async fn repair(pool: Pool, intents: Intents, stop: CancellationToken) {
 }
 
 async fn repair_batch(pool: &Pool, intents: &Intents) -> Result<(), Failure> {
+    let began = Instant::now();
     let mut client = pool.get().await?;
     let transaction = client.transaction().await?;
-    let read = Instant::now();
     let overdue = store::lock_overdue_intents(&transaction, MAX_REPAIR_BATCH).await?;
     if overdue.is_empty() {
         return Ok(());
     }
-    let (repaired, _) = intents.publish_again(overdue, read).await;
+    let (repaired, _) = intents.publish_again(overdue, began).await;
     if repaired.is_empty() {
         return Ok(());
     }

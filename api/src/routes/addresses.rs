@@ -113,7 +113,7 @@ pub async fn create(
     let external_id = external_id.ok_or_else(Problem::internal)?;
     let account = app.accounts.get(&app.pool, caller.settings().xpub.as_deref()).await?;
     let request = AddressRequest { merchant: caller.merchant, account, external_id, metadata, installation: app.installation };
-    let (address, is_new) = address::create(app.db().await?, &app.intents, request).await?;
+    let (address, is_new) = address::create(&app.pool, &app.intents, request).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(address.into())))
 }

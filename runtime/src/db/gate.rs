@@ -2,7 +2,9 @@
 //!
 //! A backup that was restored, or a standby that was promoted while it lagged, has lost what came after. No statement may run on
 //! such a database before it has caught up, so a connection to a database that was not looked at yet fails, and asks for the look.
-//! One from before the last look that found another database is not used again: the old server may still answer.
+//! One from before the last look that found another database is not used again: the old server may still answer. Nor is any while the
+//! last look is older than [`Gate::LEASE`]: a process that was paused, or whose looks fail, does not know whether another database has
+//! taken the place of its own. A new connection tells by itself where it leads to.
 
 use deadpool_postgres::{ClientWrapper, Hook, HookError};
 use std::fmt;
@@ -26,10 +28,25 @@ pub struct Gate(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    /// The database that it is open to, and since when.
-    open: Mutex<Option<(Lineage, Instant)>>,
+    state: Mutex<State>,
     opened: Notify,
     asked: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// The database that it is open to, and since when.
+    open: Option<(Lineage, Instant)>,
+    /// The database that a new connection has led to last, and when that look began.
+    looked: Option<(Lineage, Instant)>,
+}
+
+impl State {
+    /// Since when it is open, if the last look is recent and has found that database.
+    fn held(&self) -> Option<Instant> {
+        let ((open, since), (looked, at)) = self.open.as_ref().zip(self.looked.as_ref())?;
+        (open == looked && at.elapsed() < Gate::LEASE).then_some(*since)
+    }
 }
 
 impl Lineage {
@@ -53,33 +70,47 @@ impl fmt::Display for Lineage {
 }
 
 impl Gate {
+    /// How long connections are used after a look began that has found their database.
+    pub const LEASE: Duration = Duration::from_secs(4);
+
     /// Lets connections to this database through, and to no other.
     pub fn open(&self, lineage: Lineage) {
-        if !self.is_open_to(&lineage) {
-            *self.lineage() = Some((lineage, Instant::now()));
+        let mut state = self.state();
+        if state.open.as_ref().is_none_or(|(open, _)| *open != lineage) {
+            state.open = Some((lineage, Instant::now()));
         }
         self.0.opened.notify_waiters();
     }
 
     /// Lets no connection through. Returns whether it was open.
     pub fn close(&self) -> bool {
-        self.lineage().take().is_some()
+        self.state().open.take().is_some()
+    }
+
+    /// Notes the database that a new connection has led to. The look `began` before it was opened.
+    pub fn looked(&self, lineage: Lineage, began: Instant) {
+        let mut state = self.state();
+        if state.open.as_ref().is_some_and(|(open, _)| *open != lineage) {
+            self.0.asked.notify_one();
+        }
+        state.looked = Some((lineage, began));
+        self.0.opened.notify_waiters();
     }
 
     pub fn is_open_to(&self, lineage: &Lineage) -> bool {
-        self.lineage().as_ref().is_some_and(|(open, _)| open == lineage)
+        self.state().open.as_ref().is_some_and(|(open, _)| open == lineage)
     }
 
     /// Whether it is open to the database behind a connection that was let through after this time.
     pub fn admits(&self, created: Instant) -> bool {
-        self.lineage().as_ref().is_some_and(|(_, since)| created >= *since)
+        self.state().held().is_some_and(|since| created >= since)
     }
 
     /// Waits until it is open.
     pub async fn opened(&self) {
         loop {
             let opened = self.0.opened.notified();
-            if self.lineage().is_some() {
+            if self.state().held().is_some() {
                 return;
             }
             opened.await;
@@ -117,8 +148,8 @@ impl Gate {
     }
 
     /// Nobody panics while holding the lock.
-    fn lineage(&self) -> std::sync::MutexGuard<'_, Option<(Lineage, Instant)>> {
-        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,6 +166,7 @@ mod tests {
         let gate = Gate::default();
         assert!(!gate.is_open_to(&lineage("1")));
         gate.open(lineage("1"));
+        gate.looked(lineage("1"), Instant::now());
         gate.opened().await;
         assert!(gate.is_open_to(&lineage("1")) && !gate.is_open_to(&lineage("2")));
         assert!(!gate.is_open_to(&Lineage { table: Some(3), ..lineage("1") }));
@@ -146,15 +178,36 @@ mod tests {
     fn a_connection_to_a_database_that_another_has_taken_the_place_of_is_not_used_again() {
         let gate = Gate::default();
         assert!(!gate.admits(Instant::now()), "closed");
+        gate.looked(lineage("1"), Instant::now());
         gate.open(lineage("1"));
         let old = Instant::now();
         gate.open(lineage("1"));
         assert!(gate.admits(old), "the same database");
+        gate.looked(lineage("2"), Instant::now());
+        assert!(!gate.admits(old), "before it is compared");
         gate.open(lineage("2"));
         assert!(!gate.admits(old) && gate.admits(Instant::now()));
         gate.close();
         assert!(!gate.admits(Instant::now()));
         gate.open(lineage("2"));
         assert!(!gate.admits(old), "it was closed meanwhile");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_has_not_looked_for_a_while_uses_no_connection_again() {
+        let gate = Gate::default();
+        gate.open(lineage("1"));
+        let created = Instant::now();
+        assert!(!gate.admits(created), "nobody has looked");
+        gate.looked(lineage("1"), created);
+        assert!(gate.admits(created));
+        // As after a pause, or while no look succeeds.
+        gate.looked(lineage("1"), created - Gate::LEASE);
+        assert!(!gate.admits(created) && gate.is_open_to(&lineage("1")));
+        assert!(tokio::time::timeout(Duration::from_millis(1), gate.opened()).await.is_err());
+        gate.looked(lineage("1"), created);
+        assert!(gate.admits(created), "nothing has changed meanwhile");
+        gate.looked(lineage("2"), created);
+        assert!(gate.asked(Duration::ZERO).await, "another one is looked at");
     }
 }

@@ -17,8 +17,8 @@ pub enum IntentsCommand {
     },
     /// Forget what /health names of a lost payment or static address that can't be restored. Changes nothing else
     Forget {
-        /// The payment's id, or the static address's
-        id: Uuid,
+        /// The payment's id, or the static address's, as /health prints it
+        id: String,
     },
 }
 
@@ -38,7 +38,7 @@ pub async fn run(settings: &Settings, command: IntentsCommand) -> anyhow::Result
             let pool = db::pool(&settings.database_url, 1)?;
             let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
             let stage = recovery::RESTORING.stage;
-            set_aside::forget(&db, stage, &id.to_string()).await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            set_aside::forget(&db, stage, &id).await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
             println!("forgotten");
         }
     }

@@ -138,17 +138,14 @@ pub fn address_intent_record(address: &DepositAddress, installation: Uuid) -> wi
     }
 }
 
-/// The payment or static address of an intent, and the request that it was issued for.
+/// The account of an intent's address and the index there, which are given out whatever else it says.
 ///
 /// # Errors
-/// When the intent does not say all about it.
-pub fn issued(intent: &wire::PaymentIntent) -> Result<(Issued, Origin), IntentError> {
+/// When no xpub can have them, or the intent does not name them.
+pub fn account(intent: &wire::PaymentIntent) -> Result<(&str, u32), IntentError> {
     if intent.account.is_empty() {
         return Err(IntentError::Incomplete);
     }
-    let id = uuid("payment_id", &intent.payment_id)?;
-    let merchant = uuid("merchant_id", &intent.merchant_id)?;
-    let address = topics::address("address", &intent.address)?;
     if !intent.account.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(MalformedField { field: "account", expected: "a fingerprint in hex", got: intent.account.clone() }.into());
     }
@@ -156,10 +153,26 @@ pub fn issued(intent: &wire::PaymentIntent) -> Result<(Issued, Origin), IntentEr
         let got = intent.address_index.to_string();
         return Err(MalformedField { field: "address_index", expected: "below 2^31 (BIP-32)", got }.into());
     }
+    Ok((&intent.account, intent.address_index))
+}
+
+/// The installation that issued an intent's address; nil if it does not say.
+pub fn installation(intent: &wire::PaymentIntent) -> Uuid {
+    intent.installation.parse().unwrap_or_default()
+}
+
+/// The payment or static address of an intent, and the request that it was issued for.
+///
+/// # Errors
+/// When the intent does not say all about it.
+pub fn issued(intent: &wire::PaymentIntent) -> Result<(Issued, Origin), IntentError> {
+    let (account, address_index) = account(intent)?;
+    let id = uuid("payment_id", &intent.payment_id)?;
+    let merchant = uuid("merchant_id", &intent.merchant_id)?;
+    let address = topics::address("address", &intent.address)?;
     let text = |text: &String| (!text.is_empty()).then(|| text.clone());
     let origin = Origin {
-        // Nil if it does not say.
-        installation: intent.installation.parse().unwrap_or_default(),
+        installation: installation(intent),
         asked_by: intent.asked_by.clone(),
         idempotency: text(&intent.idempotency_key)
             .map(|key| IdempotencyClaim { key, request_hash: intent.request_hash.to_vec() }),
@@ -172,8 +185,8 @@ pub fn issued(intent: &wire::PaymentIntent) -> Result<(Issued, Origin), IntentEr
             external_id: text(&intent.external_id),
             metadata: text(&intent.metadata),
             address,
-            xpub: intent.account.clone(),
-            address_index: intent.address_index,
+            xpub: account.to_owned(),
+            address_index,
             created_at: intent.created_at,
         };
         return Ok((Issued::Address(address), origin));
@@ -197,8 +210,8 @@ pub fn issued(intent: &wire::PaymentIntent) -> Result<(Issued, Origin), IntentEr
         chain_name: intent.chain.clone(),
         asset: Asset { token, decimals },
         address,
-        xpub: intent.account.clone(),
-        address_index: intent.address_index,
+        xpub: account.to_owned(),
+        address_index,
         amount: Amount::from_wire(&intent.amount)?,
         terms: Terms {
             underpaid_tolerance: Amount::from_wire(&intent.underpaid_tolerance)?,

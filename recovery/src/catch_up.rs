@@ -15,7 +15,7 @@ use anyhow::anyhow;
 use base::metrics;
 use deadpool_postgres::{Client, GenericClient};
 use merchants::{accounts, restore_merchants};
-use payments::intents::{Issued, Origin, issued};
+use payments::intents::{Issued, Origin, account, installation as installation_of, issued};
 use payments::store::{self, RestoredRows};
 use runtime::db::lock;
 use runtime::kafka::{Backlog, Offsets, Record};
@@ -23,7 +23,7 @@ use runtime::{Failure, FoldStage, Kafka};
 use std::collections::{BTreeMap, HashMap};
 use tokio::runtime::Handle;
 use topics::wire::{PaymentEvent, PaymentIntent};
-use topics::{Topic, frame};
+use topics::{Message as _, Topic, frame};
 use uuid::Uuid;
 
 /// The stage that restores, as far as others see it, and the limits of its transactions.
@@ -151,29 +151,26 @@ async fn restore(
     let lost = store::lost_ids(db, &ids).await?;
     let mut restorable: Vec<(Issued, Origin)> = Vec::new();
     let mut highest: BTreeMap<String, u32> = BTreeMap::new();
-    for intent in lost.iter().filter_map(|id| by_id.get(id)) {
-        let (issued, origin) = match issued(intent) {
-            Ok(issued) => issued,
-            Err(error) => {
-                tracing::warn!("payment {} is lost, and its intent can't bring it back: {error}", intent.payment_id);
-                continue;
-            }
-        };
-        let (account, index) = issued.account();
-        let account = account.to_owned();
-        if !origin.installation.is_nil() && origin.installation != own {
+    let without_id = intents.iter().filter(|intent| intent.payment_id.parse::<Uuid>().is_err());
+    for intent in lost.iter().filter_map(|id| by_id.get(id).copied()).chain(without_id) {
+        let other = Some(installation_of(intent)).filter(|other| !other.is_nil() && *other != own);
+        if let Some(other) = other {
             if is_new {
-                return Err(refused(own, origin.installation));
+                return Err(refused(own, other));
             }
-            findings.foreign = Some(origin.installation);
-            // Its address is given out, whoever did it.
-            if known_account(db, &account).await? {
-                highest.entry(account).and_modify(|known| *known = index.max(*known)).or_insert(index);
-            }
-            continue;
+            findings.foreign = Some(other);
         }
-        highest.entry(account).and_modify(|known| *known = index.max(*known)).or_insert(index);
-        restorable.push((issued, origin));
+        // Its address is given out, whoever did it, and whether or not the rest can be read.
+        if let Ok((account, index)) = account(intent)
+            && (other.is_none() || known_account(db, account).await?)
+        {
+            highest.entry(account.to_owned()).and_modify(|known| *known = index.max(*known)).or_insert(index);
+        }
+        match issued(intent) {
+            _ if other.is_some() => {}
+            Ok(issued) => restorable.push(issued),
+            Err(error) => set_aside(db, &intent.payment_id, &intent.key(), &error.to_string()).await?,
+        }
     }
     accounts::move_sequences(db, &highest).await?;
     if restorable.is_empty() {
@@ -182,7 +179,11 @@ async fn restore(
     restore_merchants(db, &restorable.iter().map(|(issued, _)| issued.merchant()).collect::<Vec<_>>()).await?;
     let RestoredRows { payments, addresses, keys, refused } = store::restore_issued(db, &restorable).await?;
     for (issued, cause) in refused {
-        set_aside(db, &issued, &cause).await?;
+        let address = match &issued {
+            Issued::Payment(payment) => payment.address,
+            Issued::Address(address) => address.address,
+        };
+        set_aside(db, &issued.id().to_string(), &format!("{address:#x}"), &cause).await?;
     }
     findings.payments += payments;
     findings.addresses += addresses;
@@ -191,19 +192,14 @@ async fn restore(
 }
 
 /// Names one that stays lost, in `/health` too; the others are restored.
-async fn set_aside(db: &impl GenericClient, issued: &Issued, cause: &str) -> Result<(), Failure> {
-    let (kind, address) = match issued {
-        Issued::Payment(payment) => ("payment", payment.address),
-        Issued::Address(address) => ("static address", address.address),
-    };
-    let id = issued.id();
+async fn set_aside(db: &impl GenericClient, id: &str, address: &str, cause: &str) -> Result<(), Failure> {
     let cause = format!(
-        "the {kind} {id} at {address} is lost and can't be restored: {cause}. Money to it is another's, or an orphan; `ctrip intents \
-         forget {id}` drops this note"
+        "the payment or static address {id} at {address} is lost and can't be restored: {cause}. Money to it is another's, or an orphan; `ctrip intents forget {id}` \
+         drops this note"
     );
     tracing::error!("{cause}");
-    let partition = Topic::Intents.partition_of(&format!("{address:#x}"));
-    RESTORING.set_aside(db, partition, &id.to_string(), 0, &cause).await
+    let partition = Topic::Intents.partition_of(address);
+    RESTORING.set_aside(db, partition, id, 0, &cause).await
 }
 
 async fn known_account(db: &impl GenericClient, fingerprint: &str) -> Result<bool, Failure> {

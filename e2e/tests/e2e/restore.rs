@@ -416,9 +416,10 @@ async fn a_second_installation_on_the_same_topics_is_refused_unless_it_takes_the
     up.check()
 }
 
-/// The one that was there first goes on, names the other, and gives out no index that the other gave out.
+/// The one that was there first goes on, names the other, and gives out no index that the other gave out, nor one of an intent that it
+/// can't read.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_installation_that_writes_to_our_topics_is_named_and_its_indices_are_left_out() -> Result<()> {
+async fn intents_that_bring_nothing_back_keep_their_indices() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
     let mut up = lab.spawn("up")?;
     let api = lab.merchant("shop")?;
@@ -438,10 +439,12 @@ async fn an_installation_that_writes_to_our_topics_is_named_and_its_indices_are_
         installation: other.to_string(),
         ..Default::default()
     };
-    let records = [(intent.key(), kafka.encode(&intent))];
-    for outcome in Publisher::open(&kafka, Duration::from_secs(10))?.publish(Topic::Intents, &records).await {
-        outcome?;
-    }
+    let publisher = Publisher::open(&kafka, Duration::from_secs(10))?;
+    let publish = async |intent: &wire::PaymentIntent| {
+        let outcomes = publisher.publish(Topic::Intents, &[(intent.key(), kafka.encode(intent))]).await;
+        outcomes.into_iter().collect::<Result<()>>()
+    };
+    publish(&intent).await?;
     let health = eventually("the other installation to be named", async || {
         let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
         Ok(Some(health).filter(|health| health["components"]["topics"]["status"] == "failing"))
@@ -450,6 +453,25 @@ async fn an_installation_that_writes_to_our_topics_is_named_and_its_indices_are_
     ensure!(health["status"] == "degraded" && health.to_string().contains(&other.to_string()), "{health}");
     ensure!(api.coin(AMOUNT).await?.address()? == account.address(51)?, "an index of the other installation");
     ensure!(!ledger(&lab).await?.contains_key(&intent.payment_id), "the other's payment is not ours");
+
+    let own: Uuid = lab.database().await?.query_one("SELECT id FROM installation", &[]).await?.get(0);
+    let unreadable = wire::PaymentIntent {
+        address: account.address(60)?.to_vec().into(),
+        payment_id: Uuid::now_v7().to_string(),
+        address_index: 60,
+        finality: "soon".to_owned(),
+        installation: own.to_string(),
+        ..intent
+    };
+    publish(&unreadable).await?;
+    eventually("the unreadable intent to be named", async || {
+        let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+        let mut items = health["components"]["set_aside"].as_array().into_iter().flatten();
+        Ok(items.find(|item| item["item"] == unreadable.payment_id.as_str()).map(drop))
+    })
+    .await?;
+    ensure!(api.coin(AMOUNT).await?.address()? == account.address(61)?, "the index of an unreadable intent");
+    lab.ctrip(&["intents", "forget", &unreadable.payment_id])?;
     up.check()
 }
 

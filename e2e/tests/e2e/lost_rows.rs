@@ -5,7 +5,7 @@ use crate::books::{Books, CHAINS, X, X_LISTED, chains, failed, payments, static_
 use anyhow::{Context as _, Result, ensure};
 use confirmer::fold::{self, Batch};
 use e2e::{Stack, eventually};
-use payments::intents::{Issued, Origin};
+use payments::intents::{IdempotencyClaim, Issued, Origin};
 use payments::{DepositAddress, Payment, store};
 use prost::Message as _;
 use runtime::{Failure, Span};
@@ -61,6 +61,32 @@ async fn an_intent_that_contradicts_the_database_keeps_no_other_from_being_resto
     ensure!(refused == bad, "{:?}", restored.refused);
     let there = books.all().await?;
     ensure!(good.iter().all(|payment| there.contains_key(&payment.id)) && there.len() == payments().len() + good.len());
+    Ok(())
+}
+
+/// A key can be used again after a day, and a retry gets the payment of its last use.
+#[tokio::test]
+async fn a_key_comes_back_with_its_newest_payment() -> Result<()> {
+    let books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let merchant = payments()[0].merchant;
+    let with_key = |number: u8, key: &str, created_at: u64| {
+        let claim = IdempotencyClaim { key: key.to_owned(), request_hash: vec![number] };
+        let payment = Payment { created_at, ..lost(number) };
+        (Issued::Payment(Box::new(payment)), Origin { idempotency: Some(claim), ..Origin::default() })
+    };
+    let mut client = books.pool.get().await?;
+    let there = "INSERT INTO idempotency_keys (merchant_id, key, request_hash, payment_id, created_at)
+                 VALUES ($1, 'old', '', $2, to_timestamp(10)), ($1, 'new', '', $2, to_timestamp(30))";
+    client.execute(there, &[&merchant, &payments()[0].id.0]).await?;
+    let transaction = client.transaction().await?;
+    let all = [with_key(1, "twice", 10), with_key(2, "twice", 20), with_key(3, "old", 20), with_key(4, "new", 20)];
+    store::restore_issued(&transaction, &all).await.map_err(failed)?;
+    transaction.commit().await?;
+    for (key, payment) in [("twice", lost(2).id), ("old", lost(3).id), ("new", payments()[0].id)] {
+        let sql = "SELECT payment_id FROM idempotency_keys WHERE merchant_id = $1 AND key = $2";
+        let row = client.query_one(sql, &[&merchant, &key]).await?;
+        ensure!(row.get::<_, Uuid>(0) == payment.0, "{key}: {row:?}");
+    }
     Ok(())
 }
 

@@ -105,6 +105,7 @@ async fn restore_slice(db: &impl GenericClient, lost: &[(Issued, Origin)]) -> Re
     Ok(RestoredRows { payments: payments.len(), addresses: written_addresses.len(), keys, refused })
 }
 
+/// A key is used again after a day, and stands for its newest payment.
 async fn restore_keys(db: &impl GenericClient, payments: &[(&Payment, &Origin)]) -> Result<u64, Failure> {
     let claims: Vec<_> =
         payments.iter().filter_map(|(payment, origin)| Some((payment, origin.idempotency.as_ref()?))).collect();
@@ -114,10 +115,13 @@ async fn restore_keys(db: &impl GenericClient, payments: &[(&Payment, &Origin)])
     let statement = db
         .prepare_cached(
             "INSERT INTO idempotency_keys (merchant_id, key, request_hash, payment_id, created_at)
-             SELECT merchant_id, key, request_hash, payment_id, to_timestamp(created_at)
+             SELECT DISTINCT ON (merchant_id, key) merchant_id, key, request_hash, payment_id, to_timestamp(created_at)
              FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[], $5::bigint[])
                AS t (merchant_id, key, request_hash, payment_id, created_at)
-             ON CONFLICT DO NOTHING",
+             ORDER BY merchant_id, key, created_at DESC, payment_id DESC
+             ON CONFLICT (merchant_id, key) DO UPDATE SET request_hash = EXCLUDED.request_hash, payment_id = EXCLUDED.payment_id,
+                 created_at = EXCLUDED.created_at
+             WHERE EXCLUDED.created_at > idempotency_keys.created_at",
         )
         .await?;
     let merchants: Vec<Uuid> = claims.iter().map(|(payment, _)| payment.merchant).collect();

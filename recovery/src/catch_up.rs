@@ -9,7 +9,7 @@
 //! Several processes may compare at the same time. The offsets are written in the transaction of their records, and only by the
 //! one that finds them where it began.
 
-use crate::installation::{installation, note_other};
+use crate::installation::{installation, is_compared, note_compared, note_other};
 use crate::known::{self, Known, LastRecords};
 use anyhow::anyhow;
 use base::metrics;
@@ -64,13 +64,14 @@ impl CatchUp<'_> {
         let intents = self.backlog.ends(Topic::Intents)?;
         let events = self.backlog.ends(Topic::Events)?;
         let own = self.handle.block_on(installation(&*self.client))?;
+        let is_new = !self.handle.block_on(is_compared(&*self.client))?;
         let mut findings = Findings::default();
-        self.topic(Topic::Events, &events, async |db, records, _| {
+        self.topic(Topic::Events, &events, async |db, records| {
             let told: Vec<(Uuid, PaymentEvent)> = records.iter().filter_map(|value| read_event(value)).collect();
             findings.events += store::keep_told_events(db, &told).await?;
             Ok(())
         })?;
-        self.topic(Topic::Intents, &intents, async |db, records, is_new| {
+        self.topic(Topic::Intents, &intents, async |db, records| {
             let read: Vec<PaymentIntent> = records.iter().filter_map(|value| read_intent(value)).collect();
             restore(db, own, is_new, &read, &mut findings).await?;
             match findings.foreign {
@@ -78,23 +79,24 @@ impl CatchUp<'_> {
                 None => Ok(()),
             }
         })?;
+        if is_new {
+            self.handle.block_on(note_compared(&*self.client))?;
+        }
         report(&findings);
         Ok(findings.had_lost())
     }
 
-    /// Hands the values of a topic's records to `apply`, with whether the database knew nothing of the topic before.
+    /// Hands the values of a topic's records to `apply`.
     fn topic(
         &mut self,
         topic: Topic,
         ends: &Offsets,
-        mut apply: impl AsyncFnMut(&deadpool_postgres::Transaction<'_>, &[Vec<u8>], bool) -> Result<(), Failure>,
+        mut apply: impl AsyncFnMut(&deadpool_postgres::Transaction<'_>, &[Vec<u8>]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let Self { handle, kafka, backlog, client } = self;
         let name = kafka.name(topic);
-        let mut is_new = None;
         loop {
             let Known { next, .. } = handle.block_on(known::load(&**client, &name))?;
-            let is_new = *is_new.get_or_insert(next.is_empty());
             if !next.is_empty() && ends.iter().all(|(partition, end)| next.get(partition).is_some_and(|next| next >= end)) {
                 return Ok(());
             }
@@ -110,7 +112,7 @@ impl CatchUp<'_> {
                     // Another process has compared them.
                     return Ok(());
                 }
-                apply(&transaction, &values, is_new).await?;
+                apply(&transaction, &values).await?;
                 known::save(&transaction, &name, &reached, &last).await?;
                 Ok::<_, Failure>(transaction.commit().await?)
             })?;

@@ -59,13 +59,34 @@ pub async fn note_lineage(db: &impl GenericClient, lineage: Option<&Lineage>) ->
     Ok(())
 }
 
-/// Makes the database that of another installation: it takes the place of a database that was lost, and gets what the topics have.
+/// Whether the database has been compared with the topics before.
+///
+/// # Errors
+/// When the database fails.
+pub async fn is_compared(db: &impl GenericClient) -> Result<bool, Failure> {
+    let select = db.prepare_cached("SELECT compared FROM installation").await?;
+    Ok(db.query_opt(&select, &[]).await?.is_some_and(|row| row.get(0)))
+}
+
+/// Notes that the database has been compared with the topics, to their ends.
+///
+/// # Errors
+/// When the database fails.
+pub async fn note_compared(db: &impl GenericClient) -> Result<(), Failure> {
+    db.execute("UPDATE installation SET compared = true", &[]).await?;
+    Ok(())
+}
+
+/// Makes the database that of another installation: it takes the place of a database that was lost, and gets what the topics have, from
+/// their beginning.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn adopt(database_url: &str, installation: Uuid) -> Result<()> {
     let db = db::pool(database_url, 1)?.get().await.context("connecting to DATABASE_URL")?;
-    let sql = "INSERT INTO installation (id) VALUES ($1) ON CONFLICT (singleton) DO UPDATE SET id = EXCLUDED.id, other = NULL";
+    let sql = "WITH forgotten AS (DELETE FROM known_offsets)
+               INSERT INTO installation (id) VALUES ($1)
+               ON CONFLICT (singleton) DO UPDATE SET id = EXCLUDED.id, other = NULL, lineage = NULL, compared = false";
     db.execute(sql, &[&installation]).await.context("`ctrip migrate` creates the tables")?;
     Ok(())
 }

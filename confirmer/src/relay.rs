@@ -64,7 +64,10 @@ pub fn run(
     let mut reported = Instant::now();
     while !stop.is_cancelled() {
         check_database(&leader, recovery.gate())?;
-        let rows = handle.block_on(store::claim_outbox(leader.db()?, batch, MAX_ROWS_PER_BATCH))?;
+        let claim = store::claim_outbox(leader.db()?, batch, MAX_ROWS_PER_BATCH);
+        // The commit of an old primary may take for ever.
+        let rows = handle.block_on(async { tokio::time::timeout(db::WRITE_TIMEOUT, claim).await });
+        let rows = rows.map_err(|_| Failure::Retry(anyhow!("Postgres did not answer for {:?}", db::WRITE_TIMEOUT)))??;
         if rows.is_empty() {
             wait(wake);
         } else {

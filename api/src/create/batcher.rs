@@ -12,12 +12,12 @@ use crate::create::intents::Intents;
 use crate::create::order::Order;
 use crate::create::queue::{CreateRequest, CreatedPayment};
 use crate::http::problem::Problem;
-use deadpool_postgres::{Pool, Transaction};
+use deadpool_postgres::{Client, Pool, Transaction};
 use merchants::accounts::{self, Account};
 use payments::intents::{IdempotencyClaim, Origin, intent_record};
 use payments::lifecycle::Event;
 use payments::{Payment, Sums, events, store};
-use runtime::Failure;
+use runtime::{Failure, db};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -95,10 +95,13 @@ impl Batcher {
     /// connection was taken.
     async fn write(&self, requests: &[CreateRequest]) -> Result<(Vec<Option<Payment>>, Instant), Failure> {
         let began = Instant::now();
-        let mut client = self.pool.get().await?;
-        let transaction = client.transaction().await?;
-        let written = write_in(&transaction, requests, self.installation).await?;
-        transaction.commit().await?;
+        let write = async |client: &mut Client| {
+            let transaction = client.transaction().await?;
+            let written = write_in(&transaction, requests, self.installation).await?;
+            transaction.commit().await?;
+            Ok(written)
+        };
+        let written = db::in_time(self.pool.get().await?, db::WRITE_TIMEOUT, write).await?;
         Ok((written, began))
     }
 

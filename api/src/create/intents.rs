@@ -6,11 +6,11 @@
 
 use crate::http::problem::Problem;
 use base::metrics;
-use deadpool_postgres::{GenericClient, Pool};
+use deadpool_postgres::{Client, GenericClient, Pool};
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use payments::store;
 use runtime::kafka::Publisher;
-use runtime::{Failure, Kafka};
+use runtime::{Failure, Kafka, db};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -127,12 +127,14 @@ pub async fn forget(pool: Pool, mut acknowledged: mpsc::Receiver<Vec<Uuid>>) {
 }
 
 async fn delete(pool: &Pool, ids: &[Uuid]) -> Result<(), Failure> {
-    let mut client = pool.get().await?;
-    let transaction = client.transaction().await?;
-    // If a crash takes the deletion back, intents are published once more: not worth a flush to the disk.
-    transaction.batch_execute("SET LOCAL synchronous_commit TO off").await?;
-    store::delete_intents(&transaction, ids).await?;
-    Ok(transaction.commit().await?)
+    let delete = async |client: &mut Client| {
+        let transaction = client.transaction().await?;
+        // If a crash takes the deletion back, intents are published once more: not worth a flush to the disk.
+        transaction.batch_execute("SET LOCAL synchronous_commit TO off").await?;
+        store::delete_intents(&transaction, ids).await?;
+        Ok(transaction.commit().await?)
+    };
+    db::in_time(pool.get().await?, db::WRITE_TIMEOUT, delete).await
 }
 
 /// Publishes unacknowledged intents again, until `stop`. Safe on several instances: each locks rows that no other has.
@@ -150,20 +152,22 @@ pub async fn repair(pool: Pool, intents: Intents, stop: CancellationToken) {
 
 async fn repair_batch(pool: &Pool, intents: &Intents) -> Result<(), Failure> {
     let began = Instant::now();
-    let mut client = pool.get().await?;
-    let transaction = client.transaction().await?;
-    let overdue = store::lock_overdue_intents(&transaction, MAX_REPAIR_BATCH).await?;
-    if overdue.is_empty() {
-        return Ok(());
+    let repair = async |client: &mut Client| {
+        let transaction = client.transaction().await?;
+        let overdue = store::lock_overdue_intents(&transaction, MAX_REPAIR_BATCH).await?;
+        if overdue.is_empty() {
+            return Ok(0);
+        }
+        let (repaired, _) = intents.publish_again(overdue, began).await;
+        store::delete_intents(&transaction, &repaired).await?;
+        transaction.commit().await?;
+        Ok(repaired.len())
+    };
+    let repaired = db::in_time(pool.get().await?, db::WRITE_TIMEOUT, repair).await?;
+    if repaired > 0 {
+        metrics::INTENTS_REPAIRED.counter(&[]).increment(u64::try_from(repaired).unwrap_or_default());
+        tracing::info!("published {repaired} unacknowledged intents again");
     }
-    let (repaired, _) = intents.publish_again(overdue, began).await;
-    if repaired.is_empty() {
-        return Ok(());
-    }
-    store::delete_intents(&transaction, &repaired).await?;
-    transaction.commit().await?;
-    metrics::INTENTS_REPAIRED.counter(&[]).increment(u64::try_from(repaired.len()).unwrap_or_default());
-    tracing::info!("published {} unacknowledged intents again", repaired.len());
     Ok(())
 }
 

@@ -4,12 +4,13 @@
 use crate::books::{Books, CHAINS, X, X_LISTED, chains, failed, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use confirmer::fold::{self, Batch};
+use deadpool_postgres::Client;
 use e2e::{Stack, eventually};
 use payments::intents::{IdempotencyClaim, Issued, Origin};
 use payments::{DepositAddress, Payment, store};
 use prost::Message as _;
+use runtime::db::{self, lock};
 use runtime::{Failure, Span};
-use runtime::db::lock;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use topics::{Address, Amount, B256, BlockRef, Kind, Matches, PaymentId, Source, Transfer, TransferId, wire};
@@ -250,5 +251,18 @@ async fn a_database_before_its_migrations_is_waited_for() -> Result<()> {
         let waits = matches!(&failure, Failure::Retry(cause) if format!("{cause:#}").contains("ctrip migrate"));
         ensure!(waits, "{sql}: {failure:?}");
     }
+    Ok(())
+}
+
+/// Such as an old primary, whose commits wait for a standby that is gone.
+#[tokio::test]
+async fn a_server_that_does_not_answer_holds_up_nobody_for_ever() -> Result<()> {
+    let books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let sleep = async |client: &mut Client| Ok(client.execute("SELECT pg_sleep(60)", &[]).await?);
+    let client = books.pool.get().await?;
+    let open = books.pool.status().size;
+    let late = db::in_time(client, Duration::from_millis(50), sleep).await;
+    ensure!(matches!(late, Err(Failure::Retry(_))), "{late:?}");
+    ensure!(books.pool.status().size + 1 == open, "the connection is used again");
     Ok(())
 }

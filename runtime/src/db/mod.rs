@@ -1,7 +1,8 @@
-//! Postgres, as the roles need it: pools, a gate in front of them, migrations, which errors a retry mends, and advisory locks.
+//! Postgres, as the roles need it: pools, a gate in front of them, deadlines, migrations, which errors a retry mends, and advisory locks.
 
 mod error;
 mod gate;
+mod in_time;
 pub mod lock;
 mod migrate;
 mod number;
@@ -9,6 +10,7 @@ mod own_connection;
 mod pool;
 
 pub use gate::{Gate, Lineage};
+pub use in_time::{WRITE_TIMEOUT, in_time};
 pub use migrate::migrate;
 pub use number::{bigint, unsigned};
 pub use own_connection::OwnConnection;

@@ -1,0 +1,28 @@
+//! A deadline for what is asked of Postgres. A server may take a commit and never answer: an old primary that waits for its standby, or
+//! one whose disk stalls. Its host answers, so no connection ends by itself.
+
+use crate::failure::Failure;
+use anyhow::anyhow;
+use deadpool_postgres::{Client, Object};
+use std::time::Duration;
+
+/// For a transaction of a batch, and longer than any that is well.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Works on a connection. One whose server does not answer in time is closed, and whether the work was committed is not known.
+///
+/// # Errors
+/// Those of `work`; `Retry` when it takes longer than `limit`.
+pub async fn in_time<T>(
+    mut client: Client,
+    limit: Duration,
+    work: impl AsyncFnOnce(&mut Client) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(limit, work(&mut client)).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            drop(Object::take(client));
+            Err(Failure::Retry(anyhow!("Postgres did not answer for {limit:?}")))
+        }
+    }
+}

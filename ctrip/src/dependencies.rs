@@ -11,6 +11,8 @@ use tokio_postgres::error::SqlState;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A process that was paused in an attempt has not waited that long.
+const MIN_ATTEMPTS: u32 = 3;
 const MIN_DELAY: Duration = Duration::from_millis(250);
 const MAX_DELAY: Duration = Duration::from_secs(5);
 
@@ -36,15 +38,16 @@ pub async fn await_ready(settings: &Settings) -> anyhow::Result<()> {
 }
 
 async fn wait<F: Future<Output = Result<(), NotReady>>>(name: &str, mut attempt: impl FnMut() -> F) -> anyhow::Result<()> {
-    let (started, mut delay) = (Instant::now(), MIN_DELAY);
+    let (started, mut delay, mut attempts) = (Instant::now(), MIN_DELAY, 0);
     loop {
+        attempts += 1;
         let cause = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt()).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(NotReady::Refused(error))) => return Err(error.context(name.to_owned())),
             Ok(Err(NotReady::Unreachable(cause))) => cause,
             Err(_) => format!("no answer within {ATTEMPT_TIMEOUT:?}"),
         };
-        if started.elapsed() + delay > TIMEOUT {
+        if attempts >= MIN_ATTEMPTS && started.elapsed() + delay > TIMEOUT {
             bail!("{name} did not answer for {TIMEOUT:?}: {cause}");
         }
         tracing::warn!("{name} does not answer yet, retrying in {delay:.1?}: {cause}");

@@ -3,7 +3,7 @@
 //!
 //! - `SCHEMA_REGISTRY_URL` may list several URLs of one registry, which are tried in order. A URL may be `https`, and carry
 //!   `user:password@` for basic authentication.
-//! - Where a schema is registered or read, a registry that is away (no answer, 502, 503) is retried with back-off for 10 s.
+//! - Where a schema is registered or read, a registry that is away (no answer, 502, 503) is retried with back-off for 10 s, twice at least.
 //! - Setting a subject's compatibility is a request of ours, since the crate has none; so is the check of [`Registry::ping`].
 //! - Stages encode and decode without the crate. On their hot path a record's frame is six constant bytes (`topics::frame`),
 //!   and the crate would copy each record.
@@ -29,6 +29,8 @@ const COMPATIBILITY: &str = "BACKWARD_TRANSITIVE";
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_FOR: Duration = Duration::from_secs(10);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// A process that was paused in a call has not waited that long.
+const MIN_ATTEMPTS: u32 = 3;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -205,9 +207,11 @@ where
 {
     let deadline = Instant::now() + RETRY_FOR;
     let mut delays = backoff::delays(MAX_RETRY_DELAY);
+    let mut attempts = 0;
     loop {
+        attempts += 1;
         match call().await.map_err(RegistryError::from) {
-            Err(error @ RegistryError::Unavailable(_)) if Instant::now() < deadline => {
+            Err(error @ RegistryError::Unavailable(_)) if attempts < MIN_ATTEMPTS || Instant::now() < deadline => {
                 let delay = delays.next().unwrap_or(MAX_RETRY_DELAY);
                 tracing::warn!("retrying in {delay:.1?}: {error}");
                 tokio::time::sleep(delay).await;

@@ -50,7 +50,7 @@ pub async fn run(settings: Settings, request: BackfillRequest) -> anyhow::Result
     }
     bar.abandon();
     if stopped.is_cancelled() {
-        bail!("interrupted; the same command continues where it stopped");
+        bail!("interrupted; the same command without --again continues where it stopped");
     }
     println!("blocks {range} are in the topics");
     Ok(())

@@ -4,10 +4,11 @@
 
 use anyhow::{Context as _, bail};
 use chain::Chains;
-use ingest::{Applied, MAX_PAID_BLOCKS, Restart};
+use confirmer::fold::FOLDING;
+use ingest::{Applied, MAX_PAID_BLOCKS, Restart, Unapplied};
 use payments::store::{self, ChainHead, OpenPayments};
 use runtime::set_aside;
-use runtime::{SetAside, Settings, db};
+use runtime::{Settings, db};
 use topics::{BlockRef, ChainId, Topic};
 
 #[derive(clap::Subcommand)]
@@ -63,15 +64,20 @@ async fn forget(settings: &Settings, name: &str, execute: bool) -> anyhow::Resul
 
 async fn restart(settings: &Settings, name: &str, execute: bool) -> anyhow::Result<()> {
     let restart = Restart::open(settings, name).await?;
-    let pool = db::pool(&settings.database_url, 1)?;
+    let pool = db::pool(&settings.database_url, 2)?;
     let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
     let failed = |failure| anyhow::anyhow!("{failure}");
     let chain = restart.chain();
+    // In this order: what comes before the offset is applied or set aside by then.
+    let partition = Topic::Matches.partition_of(&chain.to_string());
+    let next = FOLDING.position(&pool, partition).await.map_err(failed)?.unwrap_or_default();
+    let items = FOLDING.set_aside_in(&db, partition).await.map_err(failed)?;
+    let waiting = items.iter().find(|item| item.item == chain.to_string());
+    let unapplied = waiting.map_or(Unapplied::Next(next), |item| Unapplied::Waiting(item.next_offset));
     let head = store::lock_head(&db, chain).await.map_err(failed)?;
     let paid = store::paid_blocks(&db, chain, restart.last_final(), i64::from(MAX_PAID_BLOCKS)).await.map_err(failed)?;
-    let items = set_aside::all(&db).await.map_err(failed)?;
-    let applied = head.map(|head| applied(chain, &head, paid, &items));
-    let plan = restart.plan(applied.as_ref()).await?;
+    let applied = head.map(|head| applied(&head, paid));
+    let plan = restart.plan(applied.as_ref(), unapplied).await?;
     match plan.stands {
         Some(stands) => println!(
             "what was applied up to block {stands} stands; what later blocks have brought is taken back, and comes again with the \
@@ -84,22 +90,30 @@ async fn restart(settings: &Settings, name: &str, execute: bool) -> anyhow::Resu
     println!(
         "pending payments expire by the timestamps of the blocks to come; detected ones are confirmed by their depth below them"
     );
-    if let Some((from, to)) = plan.gap() {
-        println!("money in blocks {from} to {to} is credited by: ctrip backfill --chain {name} --from {from} --to {to}");
+    let gap = plan.gap();
+    if let Some((from, to)) = gap {
+        println!(
+            "of blocks {from} to {to} some or all are read by nobody then: the restart names the backfill that brings them"
+        );
     }
     if !execute {
         bail!("not restarted; if that is right, run it again with --execute");
     }
     restart.execute(plan, applied.as_ref()).await?;
     println!("restarted: a running ingest begins with the chain's next block");
+    // Not earlier: what a backfill brings above the block that stands is taken back by the restart.
+    if let Some((from, to)) = gap {
+        println!(
+            "money in blocks {from} to {to} is credited by: ctrip backfill --chain {name} --from {from} --to {to} --again"
+        );
+    }
     Ok(())
 }
 
-/// What the confirmer has applied of a chain, whose records may be among the items set aside.
-fn applied(chain: ChainId, head: &ChainHead, paid: Vec<BlockRef>, items: &[SetAside]) -> Applied {
+/// What the confirmer has applied of a chain.
+fn applied(head: &ChainHead, paid: Vec<BlockRef>) -> Applied {
     let ChainHead { sequence, first, number, hash, finalized, .. } = *head;
-    let waits = items.iter().any(|item| item.topic == Topic::Matches.name() && item.item == chain.to_string());
-    Applied { sequence, first, number, hash, finalized, paid, waits }
+    Applied { sequence, first, number, hash, finalized, paid }
 }
 
 fn print_open(open: &OpenPayments) {

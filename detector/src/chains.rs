@@ -269,7 +269,7 @@ fn gap(chain_id: u64, progress: &Progress, next: Option<&FoundRecord>) -> String
     let missing = progress.head.map(|head| (head.number + 1, next.number.saturating_sub(1)));
     match missing.filter(|(from, to)| from <= to && next.kind == i32::from(Kind::Added)) {
         Some((from, to)) => {
-            let closes = format!("`ctrip backfill --chain {chain_id} --from {from} --to {to}` closes the gap");
+            let closes = format!("`ctrip backfill --chain {chain_id} --from {from} --to {to} --again` closes the gap");
             format!("{found}; {closes}, or {}", anew(chain_id))
         }
         None => format!("{found}; {}", anew(chain_id)),

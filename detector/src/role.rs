@@ -196,8 +196,8 @@ fn skip_replayed(block: &RecordHead<'_>, cause: &str) {
     let RecordHead { chain_id, number, .. } = block;
     metrics::UNMATCHED_REPLAYS.counter(&[]).increment(1);
     tracing::error!(
-        "replayed block {number} of chain {chain_id} is not matched: {cause}; run `ctrip backfill --chain {chain_id} --from \
-         {number} --to {number}` again"
+        "replayed block {number} of chain {chain_id} is not matched: {cause}; `ctrip backfill --chain {chain_id} --from {number} --to \
+         {number} --again` brings it again"
     );
 }
 

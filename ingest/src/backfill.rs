@@ -64,8 +64,17 @@ pub async fn backfill(
     );
     let kafka = Kafka::connect(settings).await?;
     let handle = Handle::current();
-    stage::run(NAME, stop, move |stop| Backfill::open(&kafka, &chain, &rpc, &request)?.run(&handle, &request, &progress, stop))
-        .await
+    let mut again = request.again;
+    stage::run(NAME, stop, move |stop| {
+        let mut backfill = Backfill::open(&kafka, &chain, &rpc, &request)?;
+        if again {
+            backfill.start_over(request.from)?;
+            // Once: after a failure it continues.
+            again = false;
+        }
+        backfill.run(&handle, &request, &progress, stop)
+    })
+    .await
 }
 
 struct Backfill<'a> {
@@ -90,7 +99,7 @@ impl<'a> Backfill<'a> {
         let producer = TransactionalProducer::open(kafka, &format!("{NAME}-{}", chain.id))?;
         let group = format!("{NAME}-{}-{}-{}", chain.id, request.from, request.to);
         let done = kafka.committed(&group, Topic::Blocks, 0)?.and_then(|next| u64::try_from(next).ok());
-        let next = done.filter(|_| !request.again).unwrap_or(request.from);
+        let next = done.unwrap_or(request.from);
         let window = match halt::read(kafka, chain.id)? {
             Some(stored) => restore(chain.id, &stored).map_err(Failure::halt)?.1,
             None => Window::default(),
@@ -108,6 +117,15 @@ impl<'a> Backfill<'a> {
             last: None,
             mismatches: 0,
         })
+    }
+
+    /// Forgets the progress of the range.
+    fn start_over(&mut self, from: u64) -> Result<(), Failure> {
+        let transaction = self.producer.begin()?;
+        transaction.send_offsets(&[(Topic::Blocks, 0, offset(from)?)], &self.group)?;
+        transaction.commit()?;
+        self.next = from;
+        Ok(())
     }
 
     fn run(
@@ -239,11 +257,9 @@ impl<'a> Backfill<'a> {
             logs += of_block.logs.len();
             outgoing.push_block(self.kafka, self.chain, block, of_block);
         }
-        let offset =
-            i64::try_from(next).map_err(|_| Failure::Halt(anyhow!("block number {next} does not fit a Kafka offset")))?;
         let transaction = self.producer.begin()?;
         outgoing.send(&transaction, self.chain.id)?;
-        transaction.send_offsets(&[(Topic::Blocks, 0, offset)], &self.group)?;
+        transaction.send_offsets(&[(Topic::Blocks, 0, offset(next)?)], &self.group)?;
         transaction.commit()?;
         self.next = next;
         let labels = [("chain", self.chain.name.as_str())];
@@ -251,4 +267,9 @@ impl<'a> Backfill<'a> {
         metrics::CHAIN_LOGS.counter(&labels).increment(logs as u64);
         Ok(())
     }
+}
+
+/// A block's number as the offset of a range's group.
+fn offset(number: u64) -> Result<i64, Failure> {
+    i64::try_from(number).map_err(|_| Failure::Halt(anyhow!("block number {number} does not fit a Kafka offset")))
 }

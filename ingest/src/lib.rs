@@ -37,7 +37,7 @@ pub use backfill::{BackfillRequest, backfill};
 pub use cannot_follow::CannotFollow;
 pub use follow::{Batch, Follower};
 pub use reorg::{Step, TooDeep, reconcile};
-pub use restart::{Applied, MAX_PAID_BLOCKS, Restart, RestartPlan};
+pub use restart::{Applied, MAX_PAID_BLOCKS, Restart, RestartPlan, Unapplied};
 pub use resume::{ResumePlan, resume};
 pub use role::run;
 pub use window::{MIN_WINDOW_BLOCKS, Window};

@@ -41,8 +41,15 @@ pub struct Applied {
     pub finalized: Option<u64>,
     /// Blocks that have brought payments something, newest first, from [`Restart::last_final`] down: at most [`MAX_PAID_BLOCKS`].
     pub paid: Vec<BlockRef>,
-    /// Its records wait, set aside.
-    pub waits: bool,
+}
+
+/// From which offset in `chain.matches` on the confirmer has not applied a chain's records, and whether it will.
+#[derive(Clone, Copy, Debug)]
+pub enum Unapplied {
+    /// It applies them.
+    Next(i64),
+    /// They wait, set aside.
+    Waiting(i64),
 }
 
 /// What restarting a chain would do.
@@ -50,6 +57,8 @@ pub struct Applied {
 pub struct RestartPlan {
     /// The block up to which all that was applied stands; none if nothing was applied.
     pub stands: Option<u64>,
+    /// The block up to which every block was applied, at most [`Self::stands`]: above it a backfill may have brought some.
+    pub whole: Option<u64>,
     /// The first block that ingest publishes.
     pub begins: u64,
 }
@@ -57,7 +66,7 @@ pub struct RestartPlan {
 impl RestartPlan {
     /// The blocks that nobody reads, unless a backfill brings them.
     pub fn gap(&self) -> Option<(u64, u64)> {
-        let from = self.stands? + 1;
+        let from = self.whole? + 1;
         (from < self.begins).then(|| (from, self.begins - 1))
     }
 }
@@ -70,8 +79,14 @@ pub struct Restart {
     /// Of the chain's cursor; a running ingest that has published since has another.
     sequence: Option<u64>,
     /// Of the last record that was matched.
-    matched: Option<u64>,
+    matched: Option<Matched>,
     last_final: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Matched {
+    sequence: u64,
+    offset: i64,
 }
 
 impl Restart {
@@ -106,21 +121,29 @@ impl Restart {
     ///
     /// # Errors
     /// If matches wait that the confirmer will apply, or endpoints do not tell which blocks are on the chain.
-    pub async fn plan(&self, applied: Option<&Applied>) -> anyhow::Result<RestartPlan> {
-        let applies = applied.is_none_or(|applied| !applied.waits);
-        let waiting = self.matched.filter(|matched| applied.is_none_or(|applied| applied.sequence < *matched));
-        if let Some(matched) = waiting.filter(|_| applies) {
+    pub async fn plan(&self, applied: Option<&Applied>, unapplied: Unapplied) -> anyhow::Result<RestartPlan> {
+        if let Some(Matched { sequence, .. }) = self.matched.filter(|matched| is_due(*matched, unapplied)) {
             bail!(
-                "chain.matches has records of the chain up to sequence {matched} that the confirmer has yet to apply: let it, then run \
+                "chain.matches has records of the chain up to sequence {sequence} that the confirmer has yet to apply: let it, then run \
                  this again"
             );
         }
         let start = self.chain.start_block.filter(|start| *start <= self.last_final);
         let Some(applied) = applied else {
-            return Ok(RestartPlan { stands: None, begins: start.unwrap_or(self.last_final) });
+            let begins = start.unwrap_or(self.last_final);
+            return Ok(RestartPlan { stands: None, whole: self.below_first(unapplied).await?, begins });
         };
-        let stands = standing(self.last_final, applied, async |block| is_on_chain(&self.chain, &self.rpc, block).await).await?;
-        Ok(RestartPlan { stands: Some(stands), begins: start.unwrap_or(self.last_final + 1) })
+        let (stands, whole) =
+            standing(self.last_final, applied, async |block| is_on_chain(&self.chain, &self.rpc, block).await).await?;
+        Ok(RestartPlan { stands: Some(stands), whole: Some(whole), begins: start.unwrap_or(self.last_final + 1) })
+    }
+
+    /// The block below the first one that waits, of a chain of which nothing was applied.
+    async fn below_first(&self, unapplied: Unapplied) -> anyhow::Result<Option<u64>> {
+        let Unapplied::Waiting(offset) = unapplied else { return Ok(None) };
+        let (kafka, chain) = (self.kafka.clone(), self.chain.id);
+        let first = blocking(move || first_matched(&kafka, chain, offset)).await?;
+        Ok(first.map(|first| first.saturating_sub(1)))
     }
 
     /// Restarts the chain; a running ingest then begins anew with the next block.
@@ -147,7 +170,8 @@ impl Restart {
         if stored.as_ref().map(|stored| stored.cursor.sequence) != self.sequence {
             return Err(Failure::halt(MovedOn));
         }
-        let mut sequence = self.sequence.unwrap_or_default().max(self.matched.unwrap_or_default()).max(applied);
+        let mut sequence =
+            self.sequence.unwrap_or_default().max(self.matched.map_or(0, |matched| matched.sequence)).max(applied);
         let transaction = producer.begin()?;
         if sequence > 0 {
             sequence += 1;
@@ -168,30 +192,50 @@ async fn last_final(chain: &Chain, rpc: &Rpc) -> anyhow::Result<u64> {
     })
 }
 
-/// The block up to which what was applied stands. It is final. Of a head that is not on the chain, the blocks that have brought
-/// something tell where its branch has left the chain: those of one branch are on it up to there.
+/// The block up to which what was applied stands, and the one up to which every block was applied. Both are final. The tags that
+/// were applied are believed as far as the blocks that have brought something bear them out. Those need not be of one branch: a
+/// backfill may have brought blocks of the chain beside those of a branch that has left it. So what stands ends below the lowest
+/// one that is not on the chain.
 async fn standing(
     last_final: u64,
     applied: &Applied,
     is_on_chain: impl AsyncFn(BlockRef) -> anyhow::Result<bool>,
-) -> anyhow::Result<u64> {
+) -> anyhow::Result<(u64, u64)> {
     let limit = applied.number.min(last_final);
-    let mut believed = match applied.hash {
-        Some(hash) if is_on_chain(BlockRef { number: applied.number, hash }).await? => return Ok(limit),
-        Some(_) => applied.finalized.unwrap_or(applied.first.saturating_sub(1)).min(limit),
-        None => limit,
-    };
-    for block in applied.paid.iter().filter(|block| block.number <= limit) {
-        if is_on_chain(*block).await? {
-            return Ok(believed.max(block.number));
+    let mut whole = match applied.hash {
+        Some(hash) if !is_on_chain(BlockRef { number: applied.number, hash }).await? => {
+            applied.finalized.unwrap_or(applied.first.saturating_sub(1)).min(limit)
         }
-        believed = believed.min(block.number.saturating_sub(1));
+        _ => limit,
+    };
+    // The highest block on the chain below all that are not, and whether one is down where blocks are believed.
+    let (mut highest, mut reached) = (None, None);
+    let (mut lowest_off, mut are_all_off) = (None, true);
+    for block in applied.paid.iter().filter(|block| block.number <= last_final) {
+        if reached.is_some_and(|reached| block.number < reached) {
+            break;
+        }
+        if !is_on_chain(*block).await? {
+            lowest_off = Some(block.number);
+            (highest, reached) = (None, None);
+            whole = whole.min(block.number.saturating_sub(1));
+            continue;
+        }
+        are_all_off = false;
+        if lowest_off.is_none_or(|off| block.number < off) {
+            highest = highest.or(Some(block.number));
+            reached = reached.or(Some(block.number).filter(|number| *number <= whole));
+        }
     }
-    ensure!(
-        applied.paid.len() < usize::from(MAX_PAID_BLOCKS),
-        "none of the last {MAX_PAID_BLOCKS} blocks with payments is on the chain: are its endpoints of the chain that was followed?"
-    );
-    Ok(believed)
+    if reached.is_none() && applied.paid.len() >= usize::from(MAX_PAID_BLOCKS) {
+        ensure!(
+            !are_all_off,
+            "none of the last {MAX_PAID_BLOCKS} blocks with payments is on the chain: are its endpoints of the chain that was followed?"
+        );
+        // Nobody has looked at those further down.
+        highest = None;
+    }
+    Ok((highest.unwrap_or(whole).max(whole), whole))
 }
 
 /// Whether a block is on the chain, as far as enough endpoints say.
@@ -220,15 +264,37 @@ async fn witnessed(chain: &Chain, rpc: &Rpc, number: u64) -> anyhow::Result<Head
     Ok(head)
 }
 
-/// The sequence of the chain's last record that was matched.
-fn last_matched(kafka: &Kafka, chain: ChainId) -> Result<Option<u64>, Failure> {
+/// Whether the confirmer will apply a record by itself.
+const fn is_due(matched: Matched, unapplied: Unapplied) -> bool {
+    matches!(unapplied, Unapplied::Next(next) if next <= matched.offset)
+}
+
+/// The number of the chain's first block in `chain.matches` from an offset on.
+fn first_matched(kafka: &Kafka, chain: ChainId, offset: i64) -> Result<Option<u64>, Failure> {
+    let key = chain.to_string();
+    let reader = PartitionReader::open(kafka, Topic::Matches, Topic::Matches.partition_of(&key))?;
+    reader.seek(offset)?;
+    while let Some(record) = reader.next()? {
+        if record.key() == key.as_bytes()
+            && let Ok(record) = frame::decode::<MatchesRecord>(record.payload())
+            && record.sequence != 0
+        {
+            return Ok(Some(record.number));
+        }
+    }
+    Ok(None)
+}
+
+/// The chain's last record that was matched.
+fn last_matched(kafka: &Kafka, chain: ChainId) -> Result<Option<Matched>, Failure> {
     let key = chain.to_string();
     let mut matched = None;
     PartitionReader::open(kafka, Topic::Matches, Topic::Matches.partition_of(&key))?.read_back(|records| {
         for record in records.iter().rev().filter(|record| record.key() == key.as_bytes()) {
+            let offset = record.offset();
             let record: MatchesRecord = frame::decode(record.payload()).map_err(Failure::halt)?;
             if record.sequence != 0 {
-                matched = Some(record.sequence);
+                matched = Some(Matched { sequence: record.sequence, offset });
                 return Ok(ControlFlow::Break(()));
             }
         }
@@ -260,7 +326,7 @@ mod tests {
     fn applied(number: u64, finalized: Option<u64>, paid: &[u64]) -> Applied {
         let paid = paid.iter().map(|number| block(*number, if *number > 40 { 2 } else { 1 })).collect();
         let hash = Some(B256::repeat_byte(if number > 40 { 2 } else { 1 }));
-        Applied { sequence: 9, first: 10, number, hash, finalized, paid, waits: true }
+        Applied { sequence: 9, first: 10, number, hash, finalized, paid }
     }
 
     #[tokio::test]
@@ -275,16 +341,55 @@ mod tests {
             (Applied { hash: None, ..applied(33, None, &[25]) }, 33, "it has begun anew since"),
         ] {
             let on_chain = async |asked: BlockRef| Ok(asked.hash == B256::repeat_byte(1));
-            assert_eq!(standing(38, &applied, on_chain).await.unwrap(), stands, "{case}");
+            assert_eq!(standing(38, &applied, on_chain).await.unwrap().0, stands, "{case}");
         }
         // A reorg has gone below what was final.
         let on_chain = async |asked: BlockRef| Ok(asked.number <= 22);
-        assert_eq!(standing(38, &applied(45, Some(35), &[34, 30, 22]), on_chain).await.unwrap(), 29);
+        assert_eq!(standing(38, &applied(45, Some(35), &[34, 30, 22]), on_chain).await.unwrap(), (29, 29));
+    }
+
+    /// Of branch 2, which leaves the chain after block 20, and of the chain, which a backfill has brought.
+    #[tokio::test]
+    async fn a_backfill_beside_a_branch_that_left_the_chain_lets_nothing_of_that_branch_stand() {
+        let on_chain = async |asked: BlockRef| Ok(asked.hash == B256::repeat_byte(1));
+        for (paid, stands, case) in [
+            (vec![block(30, 1), block(28, 2), block(26, 1), block(15, 1)], 26, "the newest is on the chain, one below is not"),
+            (vec![block(30, 1), block(28, 2), block(26, 2), block(24, 1)], 24, "the lowest that is not on it counts"),
+            (vec![block(28, 1), block(28, 2), block(15, 1)], 20, "two blocks of a height"),
+            (vec![block(28, 2), block(28, 1), block(15, 1)], 20, "or the other way round"),
+            (vec![block(34, 1), block(20, 1), block(20, 2), block(15, 1)], 19, "not where tags are believed either"),
+        ] {
+            let applied = Applied { hash: Some(B256::repeat_byte(2)), paid, ..applied(33, Some(20), &[]) };
+            let (stood, whole) = standing(38, &applied, on_chain).await.unwrap();
+            assert_eq!((stood, whole), (stands, stands.min(20)), "{case}");
+        }
+    }
+
+    /// The head is far below: the chain has begun anew there, or goes through its blocks once more from its start_block.
+    #[tokio::test]
+    async fn what_a_backfill_has_brought_above_the_head_stands_too() {
+        let on_chain = async |asked: BlockRef| Ok(asked.hash == B256::repeat_byte(1));
+        let paid = vec![block(37, 1), block(30, 1), block(12, 1)];
+        for hash in [None, Some(B256::repeat_byte(1))] {
+            let applied = Applied { hash, paid: paid.clone(), ..applied(15, None, &[]) };
+            assert_eq!(standing(38, &applied, on_chain).await.unwrap(), (37, 15), "and what lies between is named again");
+        }
+        let many: Vec<_> = (0..MAX_PAID_BLOCKS).map(|below| block(5_000 - u64::from(below), 1)).collect();
+        let applied = Applied { hash: None, paid: many, ..applied(15, None, &[]) };
+        assert_eq!(standing(6_000, &applied, on_chain).await.unwrap(), (15, 15), "more than are looked at");
+    }
+
+    #[test]
+    fn a_chain_waits_only_for_matches_that_the_confirmer_will_apply() {
+        let is_due = |unapplied| is_due(Matched { sequence: 9, offset: 7 }, unapplied);
+        assert!(is_due(Unapplied::Next(7)));
+        // It has gone past them, by `ctrip chain forget` too; or they wait for the restart.
+        assert!(!is_due(Unapplied::Next(8)) && !is_due(Unapplied::Waiting(3)));
     }
 
     #[test]
     fn the_blocks_that_nobody_reads_are_named() {
-        let gap = |stands, begins| RestartPlan { stands, begins }.gap();
+        let gap = |whole, begins| RestartPlan { stands: whole, whole, begins }.gap();
         assert_eq!(gap(Some(30), 39), Some((31, 38)));
         assert_eq!([gap(Some(38), 39), gap(Some(38), 5), gap(None, 39)], [None; 3]);
     }

@@ -24,6 +24,8 @@ const CATCH_UP_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_PASSED: usize = 16_384;
 /// How soon a chain is tried again whose records could not be applied.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a chain's records are applied before the others have their turn.
+const TURN: Duration = Duration::from_secs(10);
 
 /// The chains of a batch whose records can't be applied, and why.
 pub type Faults = BTreeMap<ChainId, String>;
@@ -103,8 +105,7 @@ fn chain_of(item: &SetAside) -> Option<ChainId> {
 /// # Errors
 /// `Retry` when Kafka or the database fails.
 pub fn catch_up(kafka: &Kafka, pool: &Pool, chains: &Chains, handle: &Handle, stop: &CancellationToken) -> Result<(), Failure> {
-    // When each was tried last without success.
-    let mut failed: HashMap<(i32, String), Instant> = HashMap::new();
+    let mut failed: HashMap<(i32, String), Failed> = HashMap::new();
     let mut orphans = OrphanLook::default();
     while !stop.is_cancelled() {
         handle.block_on(orphans.credit_owned(pool, chains))?;
@@ -113,23 +114,38 @@ pub fn catch_up(kafka: &Kafka, pool: &Pool, chains: &Chains, handle: &Handle, st
         for item in items {
             let Some(chain) = chain_of(&item).filter(|chain| chains.by_id(*chain).is_some()) else { continue };
             let key = (item.partition, item.item.clone());
-            if failed.get(&key).is_some_and(|last| last.elapsed() < RETRY_INTERVAL) {
+            let last = failed.get(&key);
+            if last.is_some_and(|last| last.at.elapsed() < RETRY_INTERVAL) {
                 continue;
             }
-            match (Returning { kafka, pool, chains, handle, chain, item, batch: FOLDING.max_records }).run(stop) {
+            let searched = last.filter(|last| last.from <= item.next_offset).map_or(0, |last| last.searched);
+            let batch = FOLDING.max_records;
+            let mut returning = Returning { kafka, pool, chains, handle, chain, item, batch, searched };
+            match returning.run(stop) {
                 Ok(true) => tracing::warn!("chain {chain} goes on"),
-                // The partition's offset has moved on meanwhile.
+                // The partition's offset has moved on meanwhile, or it is the others' turn.
                 Ok(false) => {}
                 Err(Failure::Halt(cause)) => {
                     tracing::error!("chain {chain} stays set aside: {cause:#}");
-                    failed.insert(key, Instant::now());
+                    let (from, searched) = (returning.item.next_offset, returning.searched);
+                    failed.insert(key, Failed { at: Instant::now(), from, searched });
                 }
-                Err(failure) => return Err(failure),
+                // It keeps none of the others from going on.
+                Err(failure) => tracing::warn!("chain {chain} stays set aside for now: {failure}"),
             }
         }
         stage::pause(stop, CATCH_UP_INTERVAL);
     }
     Ok(())
+}
+
+/// A chain that was tried without success.
+struct Failed {
+    at: Instant,
+    /// Its offset.
+    from: i64,
+    /// Between these offsets it does not begin anew.
+    searched: i64,
 }
 
 async fn items(pool: &Pool) -> Result<Vec<SetAside>, Failure> {
@@ -152,6 +168,8 @@ struct Returning<'a> {
     item: SetAside,
     /// Records per transaction: one after a fault, so that what comes before it is applied.
     batch: usize,
+    /// Up to this offset the chain does not begin anew.
+    searched: i64,
 }
 
 /// The chain's next records, and the offset after them.
@@ -165,12 +183,13 @@ struct Waiting {
 }
 
 impl Returning<'_> {
-    /// Applies what has waited, up to the partition's offset. Returns whether the chain goes on with its neighbours from there.
-    fn run(mut self, stop: &CancellationToken) -> Result<bool, Failure> {
-        let reader = self.reader()?;
-        while !stop.is_cancelled() {
+    /// Applies what has waited, up to the partition's offset, for some time. Returns whether the chain goes on with its neighbours
+    /// from there.
+    fn run(&mut self, stop: &CancellationToken) -> Result<bool, Failure> {
+        let (reader, started) = (self.reader()?, Instant::now());
+        while !stop.is_cancelled() && started.elapsed() < TURN {
             let waiting = self.read_waiting(&reader)?;
-            let fault = self.apply(&waiting)?.or(waiting.fault);
+            let fault = self.apply(&waiting.records, waiting.next)?.or(waiting.fault);
             match fault {
                 Some(_) if self.batch > 1 => {
                     self.batch = 1;
@@ -178,6 +197,7 @@ impl Returning<'_> {
                 }
                 Some(fault) => {
                     self.skip_to_new_beginning(fault)?;
+                    self.batch = FOLDING.max_records;
                     reader.seek(self.item.next_offset)?;
                 }
                 None if waiting.at_end => return self.handle.block_on(self.rejoin()),
@@ -210,7 +230,7 @@ impl Returning<'_> {
                 waiting.next = waiting.next.max(limit);
                 break;
             };
-            if record.key() == self.chain.to_string().as_bytes() {
+            if self.is_ours(&record) {
                 let mut faults = Faults::new();
                 let Some(matches) = read(&record, &mut faults)? else {
                     waiting.fault = faults.into_values().next();
@@ -225,16 +245,20 @@ impl Returning<'_> {
         Ok(waiting)
     }
 
+    fn is_ours(&self, record: &Record<'_>) -> bool {
+        record.key() == self.chain.to_string().as_bytes()
+    }
+
     /// Applies records and advances the chain's offset; returns the fault of one that can't be applied.
-    fn apply(&mut self, waiting: &Waiting) -> Result<Option<String>, Failure> {
-        if waiting.next == self.item.next_offset {
+    fn apply(&mut self, records: &[Matches], next: i64) -> Result<Option<String>, Failure> {
+        if next == self.item.next_offset {
             return Ok(None);
         }
         let applied = self.handle.block_on(async {
             let mut client = self.pool.get().await?;
             let tx = client.transaction().await?;
-            FOLDING.claim_set_aside(&tx, &self.item, waiting.next).await?;
-            match fold_chains(&tx, self.chains, &waiting.records, &HashSet::new(), MAX_PAYMENTS_IN_MEMORY).await {
+            FOLDING.claim_set_aside(&tx, &self.item, next).await?;
+            match fold_chains(&tx, self.chains, records, &HashSet::new(), MAX_PAYMENTS_IN_MEMORY).await {
                 Ok(_) => tx.commit().await?,
                 Err(ChainFault { failure: Failure::Halt(cause), .. }) => return Ok(Some(format!("{cause:#}"))),
                 Err(fault) => return Err(fault.failure),
@@ -242,7 +266,7 @@ impl Returning<'_> {
             Ok::<_, Failure>(None)
         })?;
         if applied.is_none() {
-            self.item.next_offset = waiting.next;
+            self.item.next_offset = next;
         }
         Ok(applied)
     }
@@ -252,24 +276,73 @@ impl Returning<'_> {
     /// # Errors
     /// `Halt` with the fault when it has not.
     fn skip_to_new_beginning(&mut self, fault: String) -> Result<(), Failure> {
-        let (reader, limit) = (self.reader()?, self.limit()?);
-        while let Some(record) = reader.next()?.filter(|record| record.offset() < limit) {
-            let begins = record.key() == self.chain.to_string().as_bytes()
-                && record.offset() > self.item.next_offset
-                && read(&record, &mut Faults::new())?.is_some_and(|matches| begins_anew(&matches));
-            if begins {
-                tracing::warn!("chain {} begins anew, past: {fault}", self.chain);
-                let next = record.offset();
-                self.handle.block_on(async { FOLDING.claim_set_aside(&self.pool.get().await?, &self.item, next).await })?;
-                self.item.next_offset = next;
-                return Ok(());
-            }
+        if let Some(beginning) = self.find_new_beginning()? {
+            tracing::warn!("chain {} begins anew, past: {fault}", self.chain);
+            return self.pass_to(beginning);
         }
         let cause = format!("{fault}; `ctrip chain restart {}` begins anew", self.chain);
         let SetAside { partition, item, next_offset, .. } = &self.item;
         self.handle
             .block_on(async { FOLDING.set_aside(&self.pool.get().await?, *partition, item, *next_offset, &cause).await })?;
         Err(Failure::Halt(anyhow!(cause)))
+    }
+
+    /// The offset of the record with which the chain begins anew. What was searched is not searched again.
+    fn find_new_beginning(&mut self) -> Result<Option<i64>, Failure> {
+        let (reader, limit) = (self.reader()?, self.limit()?);
+        reader.seek(self.searched.max(self.item.next_offset + 1))?;
+        while let Some(record) = reader.next()?.filter(|record| record.offset() < limit) {
+            if self.is_ours(&record) && read(&record, &mut Faults::new())?.is_some_and(|matches| begins_anew(&matches)) {
+                return Ok(Some(record.offset()));
+            }
+            self.searched = record.offset() + 1;
+        }
+        Ok(None)
+    }
+
+    /// Passes over what lies before a new beginning, but for replayed blocks: they need no order, and nobody brings them again.
+    fn pass_to(&mut self, beginning: i64) -> Result<(), Failure> {
+        let reader = self.reader()?;
+        let (mut replayed, mut nexts, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some(record) = reader.next()?.filter(|record| record.offset() < beginning) {
+            if !self.is_ours(&record) {
+                continue;
+            }
+            let mut faults = Faults::new();
+            if let Some(matches) = read(&record, &mut faults)?.filter(|matches| matches.sequence == 0) {
+                bytes += record.payload().len();
+                replayed.push(matches);
+                nexts.push(record.offset() + 1);
+            }
+            for fault in faults.values() {
+                tracing::error!("chain {} passes over a record that can't be read: {fault}", self.chain);
+            }
+            if replayed.len() >= FOLDING.max_records || bytes >= FOLDING.max_bytes {
+                self.apply_replayed(&replayed, &nexts)?;
+                (replayed, nexts, bytes) = (Vec::new(), Vec::new(), 0);
+            }
+        }
+        self.apply_replayed(&replayed, &nexts)?;
+        self.apply(&[], beginning)?;
+        Ok(())
+    }
+
+    /// Applies replayed blocks before a new beginning, and names those that can't be. `nexts` are the offsets after them.
+    fn apply_replayed(&mut self, replayed: &[Matches], nexts: &[i64]) -> Result<(), Failure> {
+        let Some(next) = nexts.last() else { return Ok(()) };
+        if self.apply(replayed, *next)?.is_none() {
+            return Ok(());
+        }
+        for (matches, next) in replayed.iter().zip(nexts) {
+            if let Some(fault) = self.apply(std::slice::from_ref(matches), *next)? {
+                let (chain, number) = (self.chain, matches.block.number);
+                tracing::error!(
+                    "replayed block {number} of chain {chain} is passed over: {fault}; `ctrip backfill --chain {chain} --from {number} \
+                     --to {number} --again` brings it again"
+                );
+            }
+        }
+        Ok(())
     }
 
     async fn rejoin(&self) -> Result<bool, Failure> {

@@ -18,6 +18,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 const MAX_ADDRESSES: i64 = 1_000;
 /// Orphans per transaction, but for the rest of their last block.
 const MAX_TAKEN: i64 = 1_000;
+/// How long a chain's orphans are credited before others have their turn.
+const TURN: Duration = Duration::from_secs(10);
 
 /// Looks for orphans that have an owner by now.
 #[derive(Default)]
@@ -48,7 +50,9 @@ impl OrphanLook {
                     tracing::error!("orphans of chain {chain} wait, though their payments are there: {cause:#}");
                     pause = RETRY_INTERVAL;
                 }
-                outcome => outcome?,
+                // They keep none of another chain waiting.
+                Err(failure) => tracing::warn!("orphans of chain {chain} wait for the next look: {failure}"),
+                Ok(()) => {}
             }
         }
         self.next = Some(Instant::now() + pause);
@@ -56,9 +60,10 @@ impl OrphanLook {
     }
 }
 
-/// Credits a chain's orphans to these addresses, some blocks at a time.
+/// Credits a chain's orphans to these addresses, some blocks at a time. The next look goes on where the time is up.
 async fn credit(pool: &Pool, chains: &Chains, chain: ChainId, addresses: &[Address]) -> Result<(), Failure> {
-    loop {
+    let started = Instant::now();
+    while started.elapsed() < TURN {
         let mut client = pool.get().await?;
         let tx = client.transaction().await?;
         // First, as in the fold.
@@ -71,4 +76,5 @@ async fn credit(pool: &Pool, chains: &Chains, chain: ChainId, addresses: &[Addre
         tx.commit().await?;
         tracing::warn!("{} orphans of chain {chain} are credited: their payments are there again", orphans.len());
     }
+    Ok(())
 }

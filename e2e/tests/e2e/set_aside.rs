@@ -277,23 +277,29 @@ async fn a_chain_that_leaves_the_file_waits_where_it_was_and_begins_anew_when_as
     roles.iter_mut().try_for_each(Process::check)
 }
 
-/// A record beyond the stage's offset is the stage's: applied here as well, it would contradict the chain's head.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_chain_that_comes_back_stops_at_the_offset_of_the_stage() -> Result<()> {
-    let lab = Lab::start(Plan::default()).await?;
-    let kafka = lab.kafka().await?;
-    let hash = |number: u64| B256::left_padding_from(&number.to_be_bytes()).to_vec().into();
-    let block = |sequence: u64| wire::MatchesRecord {
+fn hash(number: u64) -> Vec<u8> {
+    B256::left_padding_from(&number.to_be_bytes()).to_vec()
+}
+
+/// A block on the one before it.
+fn matches(sequence: u64, kind: Kind, number: u64) -> wire::MatchesRecord {
+    wire::MatchesRecord {
         chain_id: 31337,
         sequence,
-        kind: Kind::Added.into(),
-        number: 10 + sequence,
-        hash: hash(10 + sequence),
-        parent_hash: hash(9 + sequence),
-        timestamp: 1_000 + sequence,
+        kind: kind.into(),
+        number,
+        hash: hash(number).into(),
+        parent_hash: hash(number - 1).into(),
+        timestamp: 1_000 + number,
         ..Default::default()
-    };
-    let records: Vec<_> = (1..=6).map(block).map(|record| (record.key(), kafka.encode(&record))).collect();
+    }
+}
+
+/// Publishes records of a chain that is set aside, of which the stage has passed over some, and waits until it is back. Returns
+/// its head.
+async fn bring_back(lab: &Lab, records: &[wire::MatchesRecord], passed: i64) -> Result<Option<u64>> {
+    let kafka = lab.kafka().await?;
+    let records: Vec<_> = records.iter().map(|record| (record.key(), kafka.encode(record))).collect();
     for outcome in Publisher::open(&kafka, Duration::from_secs(10))?.publish(Topic::Matches, &records).await {
         outcome?;
     }
@@ -301,8 +307,7 @@ async fn a_chain_that_comes_back_stops_at_the_offset_of_the_stage() -> Result<()
     let client = pool.get().await?;
     let partition = Topic::Matches.partition_of(CHAIN);
     let failed = |failure| anyhow::anyhow!("{failure}");
-    // The stage has passed over three of them.
-    FOLDING.claim(&client, Span { partition, from: 0, next: 3 }).await.map_err(failed)?;
+    FOLDING.claim(&client, Span { partition, from: 0, next: passed }).await.map_err(failed)?;
     FOLDING.set_aside(&client, partition, CHAIN, 0, "a test").await.map_err(failed)?;
 
     let (chains, stop) = (Chains::load(&lab.settings()?.chains_file)?.resolve().await?, CancellationToken::new());
@@ -315,7 +320,41 @@ async fn a_chain_that_comes_back_stops_at_the_offset_of_the_stage() -> Result<()
     stop.cancel();
     catch_up.await?.map_err(failed)?;
     let heads = payments::store::head_numbers(&client, &[ChainId(31337)]).await.map_err(failed)?;
-    ensure!(heads.get(&ChainId(31337)) == Some(&13), "the head is {heads:?}, and the stage goes on after block 13");
+    Ok(heads.get(&ChainId(31337)).copied())
+}
+
+/// A record beyond the stage's offset is the stage's: applied here as well, it would contradict the chain's head.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_comes_back_stops_at_the_offset_of_the_stage() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let records: Vec<_> = (1..=6).map(|sequence| matches(sequence, Kind::Added, 10 + sequence)).collect();
+    let head = bring_back(&lab, &records, 3).await?;
+    ensure!(head == Some(13), "the head is {head:?}, and the stage goes on after block 13");
+    Ok(())
+}
+
+/// What a backfill has brought behind a fault is part of no order, and nobody would bring it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn replayed_blocks_that_wait_behind_a_fault_are_applied_before_the_chain_begins_anew() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let transfer = wire::matches_record::Transfer {
+        transaction_hash: hash(1).into(),
+        source: wire::matches_record::Source::Transaction.into(),
+        from: vec![1; 20].into(),
+        to: vec![2; 20].into(),
+        amount: vec![70].into(),
+        ..Default::default()
+    };
+    let paid = |number| wire::MatchesRecord { transfers: vec![transfer.clone()], ..matches(0, Kind::Replayed, number) };
+    let stray = wire::MatchesRecord { parent_hash: hash(99).into(), ..matches(3, Kind::Added, 13) };
+    let anew = matches(9, Kind::Replayed, 11);
+    let records = [matches(1, Kind::Added, 11), matches(2, Kind::Added, 12), stray, paid(5), paid(12), anew];
+    let head = bring_back(&lab, &records, 6).await?;
+    ensure!(head == Some(11), "the head is {head:?}, and what was applied up to block 11 stands");
+    // Nobody has the address. What lies above the block that stands is taken back.
+    let sql = "SELECT block_number FROM orphan_transfers";
+    let kept: Vec<i64> = lab.database().await?.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect();
+    ensure!(kept == [5], "{kept:?}");
     Ok(())
 }
 

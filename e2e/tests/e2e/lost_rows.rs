@@ -174,19 +174,63 @@ async fn a_process_that_is_paused_amid_a_fold_holds_up_no_other() -> Result<()> 
     Ok(())
 }
 
+/// A payment with three events that are not told yet, and what becomes of them beside one that was told.
+struct Told {
+    books: Books,
+    payment: PaymentId,
+    /// Created, detected, confirmed.
+    made: [wire::PaymentEvent; 3],
+}
+
+impl Told {
+    async fn start() -> Result<Self> {
+        let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+        let paid = payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment")?;
+        let block = block(1, vec![transfer(1, paid.address, paid.amount)]);
+        books.apply(&chains(X_LISTED).await?, &[block]).await.map_err(failed)?;
+        let made = Self::events(&books, paid.id).await?;
+        let made = made.try_into().map_err(|made| anyhow::anyhow!("{made:?}"))?;
+        Ok(Self { books, payment: paid.id, made })
+    }
+
+    async fn events(books: &Books, payment: PaymentId) -> Result<Vec<wire::PaymentEvent>> {
+        let all = books.events().await?;
+        Ok(all.into_iter().filter(|event| event.payment_id == payment.to_string()).collect())
+    }
+
+    fn renumbered(&self, event: &wire::PaymentEvent, sequence: u64) -> wire::PaymentEvent {
+        let id = format!("evt_{}_{sequence}", self.payment.0.simple());
+        wire::PaymentEvent { id, sequence, ..event.clone() }
+    }
+
+    /// Compares with what was told. Returns how many were lost.
+    async fn compare(&self, told: &[&wire::PaymentEvent]) -> Result<u64> {
+        let mut client = self.books.pool.get().await?;
+        let transaction = client.transaction().await?;
+        let told: Vec<_> = told.iter().map(|told| (self.payment.0, (*told).clone())).collect();
+        let lost = store::keep_told_events(&transaction, &told).await.map_err(failed)?;
+        transaction.commit().await?;
+        Ok(lost)
+    }
+
+    /// The outbox has these events, and the history numbers without a gap up to the payment's.
+    async fn expect(&self, left: &[wire::PaymentEvent], last: u64) -> Result<()> {
+        let found = Self::events(&self.books, self.payment).await?;
+        ensure!(found == left, "{found:?}");
+        let sequences = "SELECT array_agg(sequence ORDER BY sequence) FROM payment_events WHERE payment_id = $1";
+        let history: Vec<i64> = self.books.pool.get().await?.query_one(sequences, &[&self.payment.0]).await?.get(0);
+        ensure!(history.iter().copied().eq(1..=i64::try_from(last)?), "{history:?}");
+        let now = self.books.all().await?.remove(&self.payment).context("the payment")?;
+        ensure!(now.sequence == last, "{now:?}");
+        Ok(())
+    }
+}
+
 /// An old primary told something else under a number that was given here too: neither is lost, and no number has two contents.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_whose_number_was_told_with_another_content_gets_a_new_number() -> Result<()> {
-    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
-    let paid = payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment")?;
-    let block = block(1, vec![transfer(1, paid.address, paid.amount)]);
-    books.apply(&chains(X_LISTED).await?, &[block]).await.map_err(failed)?;
-    let of_payment = async |books: &Books| -> Result<Vec<wire::PaymentEvent>> {
-        let all = books.events().await?;
-        Ok(all.into_iter().filter(|event| event.payment_id == paid.id.to_string()).collect())
-    };
-    let made = of_payment(&books).await?;
-    let [created, detected, confirmed] = made.as_slice() else { anyhow::bail!("{made:?}") };
+    let lab = Told::start().await?;
+    let [created, detected, confirmed] = &lab.made;
     let told = wire::PaymentEvent {
         r#type: "payment.cancelled".to_owned(),
         occurred_at: 7,
@@ -194,25 +238,19 @@ async fn an_event_whose_number_was_told_with_another_content_gets_a_new_number()
         transfer: None,
         ..detected.clone()
     };
+    let lost = lab.compare(&[created, &told]).await?;
+    ensure!(lost == 1, "{lost}");
+    lab.expect(&[lab.renumbered(detected, 3), lab.renumbered(confirmed, 4)], 4).await
+}
 
-    let mut client = books.pool.get().await?;
-    let transaction = client.transaction().await?;
-    let events = [(paid.id.0, created.clone()), (paid.id.0, told.clone())];
-    let kept = store::keep_told_events(&transaction, &events).await.map_err(failed)?;
-    transaction.commit().await?;
-    ensure!(kept == 1, "{kept}");
-    let renumbered = |event: &wire::PaymentEvent, sequence: u64| {
-        let id = format!("evt_{}_{sequence}", paid.id.0.simple());
-        wire::PaymentEvent { id, sequence, ..event.clone() }
-    };
-    let left = of_payment(&books).await?;
-    ensure!(left == [renumbered(detected, 4), renumbered(confirmed, 5)], "{left:?}");
-    let sequences = "SELECT array_agg(sequence ORDER BY sequence) FROM payment_events WHERE payment_id = $1";
-    let history: Vec<i64> = client.query_one(sequences, &[&paid.id.0]).await?.get(0);
-    ensure!(history == [1, 2, 4, 5], "{history:?}");
-    let now = books.all().await?.remove(&paid.id).context("the payment")?;
-    ensure!(now.sequence == 5, "{now:?}");
-    Ok(())
+/// It takes the number under which it was told, and leaves its own to the event that had that one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_told_under_the_number_of_another_is_not_told_again() -> Result<()> {
+    let lab = Told::start().await?;
+    let [created, detected, confirmed] = &lab.made;
+    let lost = lab.compare(&[created, &lab.renumbered(confirmed, 2)]).await?;
+    ensure!(lost == 0, "{lost}");
+    lab.expect(&[lab.renumbered(detected, 3)], 3).await
 }
 
 /// Two primaries told an event each, and both came in one read: the first is the one that was told.

@@ -1,4 +1,5 @@
-//! Blocks that a chain loses when it begins anew (`ctrip chain restart`). Rare, so no index serves these statements.
+//! Blocks that a chain loses when it begins anew (`ctrip chain restart`). Rare, so no index serves these statements: they
+//! read all that their tables have of the chain, or more, and the fold waits meanwhile.
 
 use deadpool_postgres::GenericClient;
 use runtime::Failure;

@@ -5,8 +5,8 @@ use crate::told::says_the_same;
 use deadpool_postgres::GenericClient;
 use prost::Message as _;
 use runtime::Failure;
-use runtime::db::bigint;
-use std::collections::{HashMap, HashSet};
+use runtime::db::{bigint, unsigned};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use topics::wire::{PaymentEvent, PaymentState};
 use uuid::Uuid;
 
@@ -46,46 +46,95 @@ pub(super) async fn take_out_told<'a>(
         rows.into_iter().partition(|row| told_as(row).is_some_and(|(_, told)| says_the_same(told, &row.event)));
 
     let mut others: Vec<_> = left.iter().filter_map(told_as).collect();
-    let mut moved: HashSet<Uuid> = HashSet::new();
+    let mut later: BTreeMap<Uuid, Later<'_>> = BTreeMap::new();
     for row in left {
-        if told_as(&row).is_some() {
+        let disputed = told_as(&row).is_some();
+        if disputed {
             tracing::error!("{} was told, and the event of that number here says something else", row.event.id);
-            moved.insert(row.payment);
         }
+        let same = |(id, told): &&(Uuid, PaymentEvent)| *id == row.payment && says_the_same(told, &row.event);
+        let of_payment = later.entry(row.payment).or_default();
+        of_payment.disputed |= disputed;
         // The relay tells it as it is.
-        if row.is_claimed || !moved.contains(&row.payment) {
-            continue;
+        if row.is_claimed || !of_payment.disputed {
+            of_payment.stays.insert(row.event.sequence);
+        } else if let Some(same) = others.iter().position(same) {
+            of_payment.told.push((row, &others.swap_remove(same).1));
+        } else {
+            of_payment.moved.push(row);
         }
-        match others.iter().position(|(id, told)| *id == row.payment && says_the_same(told, &row.event)) {
-            Some(same) => {
-                others.swap_remove(same);
-                out.push(row);
-            }
-            None => {
-                let highest = told.iter().filter(|(id, _)| *id == row.payment).map(|(_, told)| told.sequence).max();
-                renumber(db, &row, highest.unwrap_or_default()).await?;
-            }
-        }
+    }
+    for (payment, later) in later.into_iter().filter(|(_, later)| later.disputed) {
+        let highest = told.iter().filter(|(id, _)| *id == payment).map(|(_, told)| told.sequence).max();
+        out.extend(later.renumber(db, payment, highest.unwrap_or_default()).await?);
     }
     let out: Vec<i64> = out.iter().map(|row| row.id).collect();
     db.execute(&db.prepare_cached("DELETE FROM outbox WHERE id = ANY($1)").await?, &[&out]).await?;
     Ok(others)
 }
 
-/// Gives an event the next number of its payment, after the highest that was told.
-async fn renumber(db: &impl GenericClient, row: &Row, highest: u64) -> Result<(), Failure> {
-    let sql = "UPDATE payments SET sequence = greatest(sequence, $2) + 1 WHERE id = $1 RETURNING sequence";
-    let sequence: i64 = db.query_one(sql, &[&row.payment, &bigint(highest)]).await?.get(0);
-    let number = runtime::db::unsigned(sequence);
-    let id = format!("evt_{}_{number}", row.payment.simple());
-    let event = PaymentEvent { id, sequence: number, ..row.event.clone() };
-    let state = PaymentState::decode(row.state.as_slice()).map_err(|e| Failure::halt(e).context("outbox"))?;
-    let state = PaymentState { sequence: number, ..state };
-    let sql = "UPDATE outbox SET sequence = $2, event = $3, state = $4 WHERE id = $1";
-    db.execute(sql, &[&row.id, &sequence, &event.encode_to_vec(), &state.encode_to_vec()]).await?;
-    let entry = |event: PaymentEvent| history::trim(event).encode_to_vec();
-    let sql = "UPDATE payment_events SET sequence = $3, record = $4 WHERE payment_id = $1 AND sequence = $2 AND record = $5";
-    let (old, was, becomes) = (bigint(row.event.sequence), entry(row.event.clone()), entry(event));
-    db.execute(sql, &[&row.payment, &old, &sequence, &becomes, &was]).await?;
+/// A payment's rows of which none was told under its own number.
+#[derive(Default)]
+struct Later<'a> {
+    /// One of them has a number that was told with another content.
+    disputed: bool,
+    /// Numbers of those that keep them.
+    stays: HashSet<u64>,
+    /// From the disputed one on, in order: they get new numbers.
+    moved: Vec<Row>,
+    /// Those that were told under other numbers.
+    told: Vec<(Row, &'a PaymentEvent)>,
+}
+
+impl Later<'_> {
+    /// Numbers what moves one after another, behind all that stays and all that was told: a payment's numbers have no gap. Returns
+    /// the rows that were told.
+    async fn renumber(self, db: &impl GenericClient, payment: Uuid, highest: u64) -> Result<Vec<Row>, Failure> {
+        let Self { mut stays, moved, told, .. } = self;
+        let sql = "SELECT sequence, (SELECT max(sequence) FROM told_events WHERE payment_id = $1)
+                   FROM payments WHERE id = $1 FOR UPDATE";
+        let row = db.query_one(sql, &[&payment]).await?;
+        let (last, kept) = (unsigned(row.get(0)), row.get::<_, Option<i64>>(1).map(unsigned));
+        let mut history = Vec::new();
+        for (row, told) in &told {
+            // Its number here may be that of a row that the relay has.
+            if stays.contains(&told.sequence) {
+                stays.insert(row.event.sequence);
+            } else {
+                history.push((row, (*told).clone()));
+            }
+        }
+        let ours = moved.iter().chain(told.iter().map(|(row, _)| row)).map(|row| row.event.sequence).max();
+        // The relay has the rows beyond, and may delete them now.
+        let beyond = Some(last).filter(|last| ours.is_none_or(|ours| ours < *last));
+        let before = stays.into_iter().chain(kept).chain(beyond).fold(highest, u64::max);
+        for (row, number) in moved.iter().zip(before + 1..) {
+            let id = format!("evt_{}_{number}", payment.simple());
+            let event = PaymentEvent { id, sequence: number, ..row.event.clone() };
+            let state = PaymentState::decode(row.state.as_slice()).map_err(|e| Failure::halt(e).context("outbox"))?;
+            let state = PaymentState { sequence: number, ..state };
+            let sql = "UPDATE outbox SET sequence = $2, event = $3, state = $4 WHERE id = $1";
+            db.execute(sql, &[&row.id, &bigint(number), &event.encode_to_vec(), &state.encode_to_vec()]).await?;
+            history.push((row, event));
+        }
+        let last = before + u64::try_from(moved.len()).unwrap_or_default();
+        db.execute("UPDATE payments SET sequence = $2 WHERE id = $1", &[&payment, &bigint(last)]).await?;
+        rewrite_history(db, payment, &history).await?;
+        Ok(told.into_iter().map(|(row, _)| row).collect())
+    }
+}
+
+/// Gives events of the history other numbers. First each gets one that no event has, since one may take another's.
+async fn rewrite_history(db: &impl GenericClient, payment: Uuid, events: &[(&Row, PaymentEvent)]) -> Result<(), Failure> {
+    let entry = |event: &PaymentEvent| history::trim(event.clone()).encode_to_vec();
+    for (row, _) in events {
+        let sql = "UPDATE payment_events SET sequence = -sequence WHERE payment_id = $1 AND sequence = $2 AND record = $3";
+        db.execute(sql, &[&payment, &bigint(row.event.sequence), &entry(&row.event)]).await?;
+    }
+    for (row, becomes) in events {
+        let sql = "UPDATE payment_events SET sequence = $3, record = $4 WHERE payment_id = $1 AND sequence = $2";
+        let (old, new) = (-bigint(row.event.sequence), bigint(becomes.sequence));
+        db.execute(sql, &[&payment, &old, &new, &entry(becomes)]).await?;
+    }
     Ok(())
 }

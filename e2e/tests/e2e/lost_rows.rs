@@ -304,3 +304,14 @@ async fn a_server_that_does_not_answer_holds_up_nobody_for_ever() -> Result<()> 
     ensure!(books.pool.status().size + 1 == open, "the connection is used again");
     Ok(())
 }
+
+/// The old primary went on for longer than this one: no new number is one of its later events'.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_event_gets_the_number_of_one_that_was_told_and_lost() -> Result<()> {
+    let lab = Told::start().await?;
+    let [created, detected, confirmed] = &lab.made;
+    let other = |number| wire::PaymentEvent { occurred_at: number, ..lab.renumbered(detected, number) };
+    let lost = lab.compare(&[created, &other(2), &other(3), &other(4)]).await?;
+    ensure!(lost == 3, "{lost}");
+    lab.expect(&[lab.renumbered(detected, 5), lab.renumbered(confirmed, 6)], 6).await
+}

@@ -20,11 +20,12 @@ struct Row {
 }
 
 /// Takes events out of the outbox that Kafka has. Where one has the number of a told one and says something else, as after two primaries,
-/// it gets a new number, and so do the payment's later ones. Returns the told events whose numbers others had, and that are not among
-/// the others.
+/// it gets a new number, above all that were `read`, and so do the payment's later ones. Returns the told events whose numbers others
+/// had, and that are not among the others.
 pub(super) async fn take_out_told<'a>(
     db: &impl GenericClient,
     told: &[&'a (Uuid, PaymentEvent)],
+    read: &[(Uuid, PaymentEvent)],
 ) -> Result<Vec<&'a (Uuid, PaymentEvent)>, Failure> {
     let ids: Vec<Uuid> = told.iter().map(|(id, _)| *id).collect::<HashSet<_>>().into_iter().collect();
     // The relay may delete rows that it has published now.
@@ -65,7 +66,7 @@ pub(super) async fn take_out_told<'a>(
         }
     }
     for (payment, later) in later.into_iter().filter(|(_, later)| later.disputed) {
-        let highest = told.iter().filter(|(id, _)| *id == payment).map(|(_, told)| told.sequence).max();
+        let highest = read.iter().filter(|(id, _)| *id == payment).map(|(_, told)| told.sequence).max();
         out.extend(later.renumber(db, payment, highest.unwrap_or_default()).await?);
     }
     let out: Vec<i64> = out.iter().map(|row| row.id).collect();

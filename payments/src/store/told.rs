@@ -32,7 +32,7 @@ pub async fn keep_told_events(db: &impl GenericClient, events: &[(Uuid, PaymentE
     let (known, lost): (Vec<_>, Vec<_>) =
         events.iter().partition(|(id, event)| known.get(id).is_some_and(|last| event.sequence <= *last));
 
-    let others = take_out_told(db, &known).await?;
+    let others = take_out_told(db, &known, events).await?;
     let lost: Vec<_> = lost.into_iter().chain(others).collect();
     if lost.is_empty() {
         return Ok(0);

@@ -112,6 +112,10 @@ async fn blocks_that_were_deleted_before_they_were_matched_set_their_chain_aside
     api.until(missed.id(), "confirmed").await?;
     until_halted(&api, "anvil", false).await?;
     api.until(chains.pay(&api, "anvil").await?.id(), "confirmed").await?;
+    // What the command has brought before, it brings again.
+    let end = admin.end(Topic::Blocks, CHAIN)?;
+    lab.ctrip(&command.split(' ').skip(1).collect::<Vec<_>>())?;
+    ensure!(admin.end(Topic::Blocks, CHAIN)? > end, "nothing was replayed");
     detector.check()?;
     roles.iter_mut().try_for_each(Process::check)
 }

@@ -246,7 +246,7 @@ impl Returning<'_> {
     }
 
     fn is_ours(&self, record: &Record<'_>) -> bool {
-        record.key() == self.chain.to_string().as_bytes()
+        record.key() == self.item.item.as_bytes()
     }
 
     /// Applies records and advances the chain's offset; returns the fault of one that can't be applied.

@@ -66,8 +66,7 @@ pub fn run(
         check_database(&leader, recovery.gate())?;
         let claim = store::claim_outbox(leader.db()?, batch, MAX_ROWS_PER_BATCH);
         // The commit of an old primary may take for ever.
-        let rows = handle.block_on(async { tokio::time::timeout(db::WRITE_TIMEOUT, claim).await });
-        let rows = rows.map_err(|_| Failure::Retry(anyhow!("Postgres did not answer for {:?}", db::WRITE_TIMEOUT)))??;
+        let rows = handle.block_on(db::answered(db::WRITE_TIMEOUT, claim))?;
         if rows.is_empty() {
             wait(wake);
         } else {

@@ -156,25 +156,9 @@ fn take<'c>(
                         pairs.push(*pair);
                     }
                     Ok(Popped::Waiting) => break,
-                    // The block is passed over here: a new beginning would be taken up again and again.
-                    Ok(Popped::WithoutLogs { next_with_logs }) if !is_replayed(join) => {
-                        let Some(front) = join.front() else { break };
-                        chains.set_aside_before(front, next_with_logs)?;
-                        chains.pass(front);
-                        passed = true;
-                        join.pass();
-                    }
-                    Err(failure) if !is_replayed(join) => {
-                        let Some(front) = join.front() else { break };
-                        chains.set_aside_at(front.partition(), &head_of(front)?, &failure);
-                        chains.pass(front);
-                        passed = true;
-                        join.pass();
-                    }
                     without_logs => {
                         let Some(front) = join.front() else { break };
-                        let cause = without_logs.err().map_or("its logs are gone".to_owned(), |failure| failure.to_string());
-                        skip_replayed(&head_of(front)?, &cause);
+                        give_up(chains, front, without_logs)?;
                         passed = true;
                         join.pass();
                     }
@@ -186,9 +170,21 @@ fn take<'c>(
     Ok((pairs, passed))
 }
 
-/// Whether the front block is a replayed one.
-fn is_replayed(join: &Join<Record<'_>>) -> bool {
-    join.front().and_then(|front| head_of(front).ok()).is_some_and(|head| head.sequence == 0)
+/// Sets the chain of a block aside whose logs are gone or can't be joined, or names it if it is a replayed one. The caller passes
+/// over the block: a new beginning would be taken up again and again.
+fn give_up(chains: &mut Chains, front: &Record<'_>, without_logs: Result<Popped<Record<'_>>, Failure>) -> Result<(), Failure> {
+    let head = head_of(front)?;
+    if head.sequence == 0 {
+        skip_replayed(&head, &without_logs.err().map_or("its logs are gone".to_owned(), |failure| failure.to_string()));
+        return Ok(());
+    }
+    match without_logs {
+        Err(failure) => chains.set_aside_at(front.partition(), &head, &failure),
+        Ok(Popped::WithoutLogs { next_with_logs }) => chains.set_aside_before(front, next_with_logs)?,
+        Ok(Popped::Pair(_) | Popped::Waiting) => {}
+    }
+    chains.pass(front);
+    Ok(())
 }
 
 /// Names a replayed block that can't be matched. Nothing waits for it but the backfill's user.

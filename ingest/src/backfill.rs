@@ -215,7 +215,7 @@ impl<'a> Backfill<'a> {
     async fn check_witnesses(&mut self, head: Head) -> anyhow::Result<()> {
         let (number, needed) = (head.number, self.chain.witnesses);
         let found = find_witnesses(self.rpc, number, head.hash).await;
-        if found.count_with() >= needed && !found.outvote() {
+        if found.confirm(needed) {
             return Ok(());
         }
         let hosts = |endpoints: &[Arc<Endpoint>]| endpoints.iter().map(|e| e.host().to_owned()).collect::<Vec<_>>().join(", ");

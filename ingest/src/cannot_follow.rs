@@ -40,7 +40,7 @@ impl CannotFollow {
             }
             Self::BadTimestamp { block, .. } => {
                 let found = find_witnesses(rpc, block.number, block.hash).await;
-                let is_agreed = found.count_with() >= chain.witnesses && !found.outvote();
+                let is_agreed = found.confirm(chain.witnesses);
                 if !is_agreed {
                     self.name(chain, &found.with, !found.against.is_empty());
                 }

@@ -18,7 +18,6 @@ use anyhow::{Context as _, bail, ensure};
 use chain::{BlockId, Chain, Chains, Head, Rpc, fetch_head, fetch_standings, find_witnesses};
 use runtime::kafka::{Kafka, PartitionReader, TransactionalProducer};
 use runtime::{Failure, Settings};
-use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use topics::wire::{BlockRecord, LogsRecord, MatchesRecord, block_record, logs_record};
@@ -241,18 +240,20 @@ async fn standing(
 /// Whether a block is on the chain, as far as enough endpoints say.
 async fn is_on_chain(chain: &Chain, rpc: &Rpc, block: BlockRef) -> anyhow::Result<bool> {
     let found = find_witnesses(rpc, block.number, block.hash).await;
-    let against = found.against.iter().map(|endpoint| endpoint.provider()).collect::<HashSet<_>>().len();
-    match (found.count_with() >= chain.witnesses, against >= chain.witnesses) {
-        (_, true) if found.outvote() => Ok(false),
-        (true, _) if !found.outvote() => Ok(true),
-        _ => bail!(
-            "of the providers of {}, {} have block {block} and {against} have another, of {} that witnesses asks for: run this again \
-             when more of them agree",
-            chain.name,
-            found.count_with(),
-            chain.witnesses
-        ),
+    let against = found.count_against();
+    if found.confirm(chain.witnesses) {
+        return Ok(true);
     }
+    if against >= chain.witnesses && found.outvote() {
+        return Ok(false);
+    }
+    bail!(
+        "of the providers of {}, {} have block {block} and {against} have another, of {} that witnesses asks for: run this again \
+         when more of them agree",
+        chain.name,
+        found.count_with(),
+        chain.witnesses
+    )
 }
 
 /// The block of this height that enough endpoints have.

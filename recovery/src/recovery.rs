@@ -383,8 +383,7 @@ fn goes_back(seen: &Seen, now: &Seen) -> bool {
 
 /// A server that does not answer is no reason to wait for it for ever.
 fn within<T>(handle: &Handle, answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let answer = handle.block_on(async { tokio::time::timeout(LOOK_TIMEOUT, answer).await });
-    answer.unwrap_or_else(|_| Err(Failure::Retry(anyhow::anyhow!("Postgres did not answer for {LOOK_TIMEOUT:?}"))))
+    handle.block_on(db::answered(LOOK_TIMEOUT, answer))
 }
 
 async fn report(db: &Client) -> Result<(), Failure> {

@@ -120,6 +120,16 @@ impl Witnesses {
         count_providers(&self.with)
     }
 
+    /// The number of providers that have another block.
+    pub fn count_against(&self) -> usize {
+        count_providers(&self.against)
+    }
+
+    /// Whether `needed` providers have the block, and are not outvoted.
+    pub fn confirm(&self, needed: usize) -> bool {
+        self.count_with() >= needed && !self.outvote()
+    }
+
     /// Whether more providers have another block than have this one. A provider that has both counts for it.
     pub fn outvote(&self) -> bool {
         let others = self.against.iter().filter(|other| self.with.iter().all(|with| with.provider() != other.provider()));

@@ -12,7 +12,7 @@ use payments::{Asset, DepositAddress, Payment, Policy, Sums, Terms, Token, event
 use prost::Message as _;
 use runtime::{Failure, Span, db};
 use std::collections::BTreeMap;
-use topics::{Address, Amount, ChainId, Matches, PaymentId, wire};
+use topics::{Address, Amount, B256, BlockRef, ChainId, Kind, Matches, PaymentId, Transfer, wire};
 use uuid::Uuid;
 
 const MERCHANT: Uuid = Uuid::from_u128(7);
@@ -39,6 +39,27 @@ pub async fn chains(text: &str) -> Result<Chains> {
     let file = dir.join(format!("books-{}.yaml", Uuid::new_v4()));
     std::fs::write(&file, text)?;
     Ok(Chains::load(&file)?.resolve().await?)
+}
+
+/// The hash of a chain's block of this height.
+pub fn block_hash(number: u64) -> B256 {
+    B256::left_padding_from(&number.to_be_bytes())
+}
+
+/// An added block of a chain that has one per sequence, witnessed.
+pub fn block(chain: ChainId, number: u64, transfers: Vec<Transfer>) -> Matches {
+    Matches {
+        chain,
+        sequence: number,
+        kind: Kind::Added,
+        block: BlockRef { number, hash: block_hash(number) },
+        parent: block_hash(number - 1),
+        timestamp: 1_000,
+        safe: None,
+        finalized: None,
+        witnessed: Some(number),
+        transfers,
+    }
 }
 
 /// A database with a merchant, payments of every kind and two static addresses.

@@ -1,12 +1,12 @@
 //! Dust: what anyone sends, however much of it, costs its payment and nobody else.
 
-use crate::books::{Books, CHAINS, X, X_LISTED, chains, failed, payments, static_addresses};
+use crate::books::{self, Books, CHAINS, X, X_LISTED, block_hash, chains, failed, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use confirmer::orphans::OrphanLook;
 use e2e::{Flood, Stack};
 use payments::{DepositAddress, Payment, Status, Total, events, store};
 use std::time::Duration;
-use topics::{Address, Amount, B256, BlockRef, Kind, Matches, PaymentId, Source, Transfer, TransferId, U256};
+use topics::{Address, Amount, B256, Kind, Matches, PaymentId, Source, Transfer, TransferId, U256};
 use uuid::Uuid;
 
 /// That the other merchant's payments are confirmed is part of the run. How soon is for `make bench BENCH=dust`, which has the whole
@@ -22,20 +22,9 @@ async fn a_flood_takes_little_memory_and_holds_nobody_up() -> Result<()> {
 }
 
 fn block(number: u64, kind: Kind, transfers: Vec<Transfer>) -> Matches {
-    let hash = |number: u64| B256::left_padding_from(&number.to_be_bytes());
-    let with_block = |transfer: Transfer| Transfer { id: TransferId { block: hash(number), ..transfer.id }, ..transfer };
-    Matches {
-        chain: CHAINS[0],
-        sequence: if kind == Kind::Replayed { 0 } else { number },
-        kind,
-        block: BlockRef { number, hash: hash(number) },
-        parent: hash(number - 1),
-        timestamp: 1_000,
-        safe: None,
-        finalized: None,
-        witnessed: Some(number),
-        transfers: transfers.into_iter().map(with_block).collect(),
-    }
+    let with_block = |transfer: Transfer| Transfer { id: TransferId { block: block_hash(number), ..transfer.id }, ..transfer };
+    let sequence = if kind == Kind::Replayed { 0 } else { number };
+    Matches { sequence, kind, ..books::block(CHAINS[0], number, transfers.into_iter().map(with_block).collect()) }
 }
 
 /// Transfers of these amounts of X from one sender.

@@ -1,7 +1,7 @@
 //! What the store does for a database that lost rows, on a database of its own: payments come back, and events that were told are
 //! not told again.
 
-use crate::books::{Books, CHAINS, X, X_LISTED, chains, failed, payments, static_addresses};
+use crate::books::{self, Books, CHAINS, X, X_LISTED, block_hash, chains, failed, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use confirmer::fold::{self, Batch};
 use deadpool_postgres::Client;
@@ -13,7 +13,7 @@ use runtime::db::{self, lock};
 use runtime::{Failure, Span};
 use std::collections::BTreeSet;
 use std::time::Duration;
-use topics::{Address, Amount, B256, BlockRef, Kind, Matches, PaymentId, Source, Transfer, TransferId, wire};
+use topics::{Address, Amount, B256, Matches, PaymentId, Source, Transfer, TransferId, wire};
 use uuid::Uuid;
 
 /// One that is lost, at an index and an address of its own.
@@ -92,22 +92,11 @@ async fn a_key_comes_back_with_its_newest_payment() -> Result<()> {
 }
 
 fn block(number: u64, transfers: Vec<Transfer>) -> Matches {
-    Matches {
-        chain: CHAINS[0],
-        sequence: number,
-        kind: Kind::Added,
-        block: BlockRef { number, hash: B256::left_padding_from(&number.to_be_bytes()) },
-        parent: B256::left_padding_from(&(number - 1).to_be_bytes()),
-        timestamp: 1_000,
-        safe: None,
-        finalized: None,
-        witnessed: Some(number),
-        transfers,
-    }
+    books::block(CHAINS[0], number, transfers)
 }
 
 fn transfer(number: u64, to: Address, amount: Amount) -> Transfer {
-    let block = B256::left_padding_from(&number.to_be_bytes());
+    let block = block_hash(number);
     Transfer {
         id: TransferId { chain: CHAINS[0], block, transaction: B256::repeat_byte(9), source: Source::Log, index: 0 },
         token: Some(X),

@@ -1,6 +1,6 @@
 //! A transfer to an address that has an intent in Kafka and no payment in Postgres.
 
-use crate::books::{Books, X_LISTED, chains, failed, payments};
+use crate::books::{self, Books, X_LISTED, block_hash, chains, failed, payments};
 use anyhow::{Context as _, Result, ensure};
 use confirmer::orphans::OrphanLook;
 use e2e::{Lab, Plan, Stack, eventually};
@@ -9,7 +9,7 @@ use reqwest::Method;
 use runtime::kafka::Publisher;
 use serde_json::Value;
 use std::time::Duration;
-use topics::{Address, Amount, B256, BlockRef, Kind, Matches, Message as _, Source, Topic, Transfer, TransferId, U256, wire};
+use topics::{Address, Amount, Message as _, Source, Topic, Transfer, TransferId, U256, wire};
 use uuid::Uuid;
 
 /// Inserts a payment $1 to the address $2, which is like the payment $3.
@@ -93,27 +93,16 @@ async fn many_orphans_wait_beside_the_fold_and_are_credited_block_by_block() -> 
     let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
     let like = payments().into_iter().find(|payment| payment.asset.token.is_none()).context("a payment in the coin")?;
     let (chain, lost) = (like.chain, Address::repeat_byte(0x99));
-    let hash = |number: u64| B256::left_padding_from(&number.to_be_bytes());
-    let block = |number: u64, count: u32| Matches {
-        chain,
-        sequence: number,
-        kind: Kind::Added,
-        block: BlockRef { number, hash: hash(number) },
-        parent: hash(number - 1),
-        timestamp: 1_000,
-        safe: None,
-        finalized: None,
-        witnessed: Some(number),
-        transfers: (0..count)
-            .map(|index| Transfer {
-                id: TransferId { chain, block: hash(number), transaction: hash(9), source: Source::Trace, index },
-                token: None,
-                from: Address::ZERO,
-                to: lost,
-                amount: Amount::from(1),
-                transaction_index: 0,
-            })
-            .collect(),
+    let block = |number: u64, count: u32| {
+        let transfer = |index| Transfer {
+            id: TransferId { chain, block: block_hash(number), transaction: block_hash(9), source: Source::Trace, index },
+            token: None,
+            from: Address::ZERO,
+            to: lost,
+            amount: Amount::from(1),
+            transaction_index: 0,
+        };
+        books::block(chain, number, (0..count).map(transfer).collect())
     };
     books.apply(&chains, &[block(1, 700), block(2, 700), block(3, 700)]).await.map_err(failed)?;
     let client = books.pool.get().await?;

@@ -68,6 +68,6 @@ impl Contents {
 
     /// Whether enough providers give the content, and most of those that answer.
     pub fn confirms(&self, found: &Witnesses) -> bool {
-        found.count_with() >= self.needed && !found.outvote()
+        found.confirm(self.needed)
     }
 }

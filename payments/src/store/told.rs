@@ -15,8 +15,8 @@ use topics::PaymentId;
 use topics::wire::PaymentEvent;
 use uuid::Uuid;
 
-/// Compares events of `payment.events` with the database, under the lock [`CATCH_UP`](runtime::db::lock::CATCH_UP), which folds and cancellations
-/// share. Those that it lost are written down as told, and into the history; those
+/// Compares events of `payment.events` with the database, under the lock [`CATCH_UP`](runtime::db::lock::CATCH_UP), which folds and
+/// cancellations share. Those that it lost are written down as told, and into the history; those
 /// that it knows and has still in the outbox are taken out of it. Returns how many were lost.
 ///
 /// # Errors

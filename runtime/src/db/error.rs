@@ -10,8 +10,7 @@ const TRANSIENT: [&str; 6] = ["08", "25", "40", "53", "57", "58"];
 
 impl From<tokio_postgres::Error> for Failure {
     /// A lost connection, a deadlock, a lock that others keep or a serialization failure is transient. A table that is missing comes
-    /// with a migration. Any other error of a query
-    /// means that our SQL and the data contradict each other.
+    /// with a migration. Any other error of a query means that our SQL and the data contradict each other.
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(&SqlState::UNDEFINED_TABLE | &SqlState::UNDEFINED_COLUMN | &SqlState::UNDEFINED_FUNCTION) = error.code() {
             return Self::retry(error)

@@ -22,7 +22,19 @@ pub async fn in_time<T>(
         Ok(outcome) => outcome,
         Err(_) => {
             drop(Object::take(client));
-            Err(Failure::Retry(anyhow!("Postgres did not answer for {limit:?}")))
+            Err(no_answer(limit))
         }
     }
+}
+
+/// What a server answers, unless it takes too long.
+///
+/// # Errors
+/// That of the answer; `Retry` when it takes longer than `limit`.
+pub async fn answered<T>(limit: Duration, answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(no_answer(limit)))
+}
+
+fn no_answer(limit: Duration) -> Failure {
+    Failure::Retry(anyhow!("Postgres did not answer for {limit:?}"))
 }

@@ -10,7 +10,7 @@ mod own_connection;
 mod pool;
 
 pub use gate::{Gate, Lineage};
-pub use in_time::{WRITE_TIMEOUT, in_time};
+pub use in_time::{WRITE_TIMEOUT, answered, in_time};
 pub use migrate::migrate;
 pub use number::{bigint, unsigned};
 pub use own_connection::OwnConnection;

@@ -263,14 +263,14 @@ fn apply_record(
             }))
         }
         (Kind::Removed | Kind::Tags, None) => out_of_order("an added block first"),
-        (Kind::Replayed, Some(head)) if begins_anew(record) => {
-            if record.sequence <= head.sequence {
+        (Kind::Replayed, head) if begins_anew(record) => {
+            if head.is_some_and(|head| record.sequence <= head.sequence) {
                 return out_of_order("a later sequence");
             }
             // The chain begins anew: what comes next may stand on anything, no tag of before is of that history, and nobody will
-            // remove the blocks above the one up to which it stands.
+            // remove the blocks above the one up to which it stands, nor what a backfill brought before the first.
             working.rewind(cause, &lost.numbers)?;
-            Ok(Some(ChainHead {
+            Ok(head.map(|head| ChainHead {
                 sequence: record.sequence,
                 number: head.number.min(record.block.number),
                 hash: None,

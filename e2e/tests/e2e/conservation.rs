@@ -169,6 +169,10 @@ impl Fork {
         while let Some(lost) = self.blocks.pop_if(|block| block.block.number > stands) {
             self.loose.extend(lost.transfers);
         }
+        // What a backfill had brought above it goes too: the one that the restart asks for brings it again.
+        for lost in self.past.extract_if(.., |block| block.block.number > stands) {
+            self.loose.extend(lost.transfers);
+        }
         self.gone.clear();
         self.sequence += 1;
         let last = self.blocks.last().map_or(B256::ZERO, |block| block.block.hash);
@@ -193,7 +197,7 @@ impl Fork {
             return Matches { sequence: 0, kind: Kind::Replayed, ..(*block).clone() };
         }
         let hash = random_hash(random);
-        let number = FIRST - 1 - u64::try_from(self.past.len()).unwrap().min(FIRST - 1);
+        let number = self.past.iter().map(|block| block.block.number).min().unwrap_or(FIRST).saturating_sub(1);
         let block = Matches {
             chain: self.id,
             sequence: 0,
@@ -539,8 +543,9 @@ async fn check_rows(books: &Books, surviving: &[Matches]) -> Result<()> {
         .flat_map(|block| &block.transfers)
         .map(|t| (t.id.block.to_vec(), t.id.transaction.to_vec(), i64::from(t.id.index)))
         .collect();
-    ensure!(rows.len() == expected.len(), "{} rows of {} transfers", rows.len(), expected.len());
     ensure!(rows.iter().all(|row| expected.contains(row)), "a transfer that is not on the chain");
+    let missing: Vec<_> = expected.iter().filter(|transfer| !rows.contains(transfer)).collect();
+    ensure!(missing.is_empty() && rows.len() == expected.len(), "{} rows of {}: no {missing:?}", rows.len(), expected.len());
     // The sums, which are kept step by step, are those of the parts, and these of the transfers.
     let wrong = "SELECT count(*) FROM payments p
          LEFT JOIN LATERAL (SELECT coalesce(sum(credited), 0) AS received, coalesce(sum(transfers), 0) AS transfers,
@@ -667,6 +672,45 @@ async fn what_a_tag_said_of_a_removed_block_confirms_nothing_in_the_one_that_tak
         books.apply(&chains, std::slice::from_ref(&record)).await.map_err(failed)?;
         let now = books.all().await?.remove(&payment.id).context("the payment")?;
         ensure!(now.status().as_str() == status, "{} after {record:?}, expected {status}", now.status());
+    }
+    Ok(())
+}
+
+/// A backfill may come before the first block, and a new beginning before that: what is taken back leaves the payment too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_begins_anew_before_its_first_block_takes_back_what_a_backfill_brought() -> Result<()> {
+    let (stack, chains) = (Stack::attach()?, chains(FILE).await?);
+    let payment = payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment")?;
+    let hash = B256::repeat_byte(1);
+    let transfer = Transfer {
+        id: TransferId { chain: CHAINS[0], block: hash, transaction: hash, source: Source::Log, index: 0 },
+        token: Some(X),
+        from: Address::ZERO,
+        to: payment.address,
+        amount: payment.amount,
+        transaction_index: 0,
+    };
+    let record = |sequence, number, transfers| Matches {
+        chain: CHAINS[0],
+        sequence,
+        kind: Kind::Replayed,
+        block: BlockRef { number, hash },
+        parent: B256::ZERO,
+        timestamp: 900,
+        safe: None,
+        finalized: None,
+        witnessed: None,
+        transfers,
+    };
+    let records = [record(0, FIRST - 1, vec![transfer]), record(1, FIRST - 2, Vec::new())];
+    for batch in [1, 2] {
+        let mut books = Books::open(&stack, usize::MAX).await?;
+        for records in records.chunks(batch) {
+            books.apply(&chains, records).await.map_err(failed)?;
+        }
+        let now = books.all().await?.remove(&payment.id).context("the payment")?;
+        ensure!(now.received() == Amount::ZERO, "{now:?}, {batch} records per batch");
+        check_rows(&books, &[]).await?;
     }
     Ok(())
 }

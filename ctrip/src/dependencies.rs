@@ -1,12 +1,11 @@
 //! Waiting for Postgres, Kafka and the registry, which often start together with a role.
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
 use base::error_chain;
-use runtime::{Registry, Settings};
+use runtime::{Registry, Settings, db};
 use std::future::Future;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
-use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -57,15 +56,21 @@ async fn wait<F: Future<Output = Result<(), NotReady>>>(name: &str, mut attempt:
 }
 
 async fn postgres(url: &str) -> Result<(), NotReady> {
-    let config: tokio_postgres::Config =
-        url.parse().context("expected postgres://user:password@host:port/database").map_err(NotReady::Refused)?;
-    match config.connect(NoTls).await {
-        Ok(_) => Ok(()),
+    match db::Primary::of(url).map_err(NotReady::Refused)?.shares_sessions().await {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(NotReady::Refused(anyhow!(
+            "a pooler in transaction mode stands in front of it. Locks, settings and prepared statements of cTrip belong to a session: \
+             set `pool_mode = session`, or name the server itself"
+        ))),
         Err(error) => match error.code() {
             // It is starting, stopping or full. Any other error would come again.
             Some(&SqlState::CANNOT_CONNECT_NOW | &SqlState::TOO_MANY_CONNECTIONS | &SqlState::ADMIN_SHUTDOWN) | None => {
                 Err(NotReady::Unreachable(error_chain(&error)))
             }
+            Some(&SqlState::PROTOCOL_VIOLATION) => Err(NotReady::Refused(
+                anyhow::Error::new(error)
+                    .context("PgBouncer needs `pool_mode = session` and `ignore_startup_parameters = options`"),
+            )),
             Some(_) => Err(NotReady::Refused(error.into())),
         },
     }

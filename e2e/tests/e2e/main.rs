@@ -18,6 +18,7 @@ mod crash;
 mod deliveries;
 mod dust;
 mod examples;
+mod failover;
 mod gateway;
 mod groups;
 mod history;

@@ -2,11 +2,21 @@
 
 use crate::failure::Failure;
 use deadpool_postgres::{HookError, PoolError};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 use tokio_postgres::error::SqlState;
 
 /// Classes of SQLSTATE that pass: connection, transaction state, transaction rollback, resources, operator intervention and
 /// system error.
 const TRANSIENT: [&str; 6] = ["08", "25", "40", "53", "57", "58"];
+
+/// When a server last refused a write as a standby does, to which an old primary was demoted.
+static REFUSED_WRITE: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// The pools try a connection again that was tried before this time.
+pub(super) fn last_refused_write() -> Option<Instant> {
+    *REFUSED_WRITE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl From<tokio_postgres::Error> for Failure {
     /// A lost connection, a deadlock, a lock that others keep or a serialization failure is transient. A table that is missing comes
@@ -15,6 +25,9 @@ impl From<tokio_postgres::Error> for Failure {
         if let Some(&SqlState::UNDEFINED_TABLE | &SqlState::UNDEFINED_COLUMN | &SqlState::UNDEFINED_FUNCTION) = error.code() {
             return Self::retry(error)
                 .context("the database is of another version, such as an older backup: `ctrip migrate` mends that");
+        }
+        if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
+            *REFUSED_WRITE.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         let passes = |code: &SqlState| TRANSIENT.contains(&&code.code()[..2]) || *code == SqlState::LOCK_NOT_AVAILABLE;
         let transient = error.code().is_none_or(passes);

@@ -1,9 +1,8 @@
 //! Migrations, embedded in the binary from `migrations/`.
 
 use super::lock;
-use super::pool::parse;
+use super::primary::Primary;
 use anyhow::Context as _;
-use tokio_postgres::NoTls;
 
 mod embedded {
     refinery::embed_migrations!("../migrations");
@@ -14,8 +13,7 @@ mod embedded {
 /// # Errors
 /// When the database can't be reached, or its history is not ours.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
-    let (mut client, connection) = parse(url)?.connect(NoTls).await.context("connecting to DATABASE_URL")?;
-    let driver = tokio::spawn(connection);
+    let (mut client, driver) = Primary::of(url)?.open().await.context("connecting to DATABASE_URL")?;
     // Two processes that start together would otherwise both find the first migration missing.
     client.execute("SELECT pg_advisory_lock($1)", &[&lock::MIGRATIONS]).await.context("waiting for other migrations")?;
     let report = embedded::migrations::runner().run_async(&mut client).await.context("migrating the database")?;

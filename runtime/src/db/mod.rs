@@ -8,6 +8,7 @@ mod migrate;
 mod number;
 mod own_connection;
 mod pool;
+mod primary;
 
 pub use gate::{Gate, Lineage};
 pub use in_time::{WRITE_TIMEOUT, answered, in_time};
@@ -15,3 +16,4 @@ pub use migrate::migrate;
 pub use number::{bigint, unsigned};
 pub use own_connection::OwnConnection;
 pub use pool::{CommitMode, gated_pool, generic_plan_pool, observe, pool};
+pub use primary::Primary;

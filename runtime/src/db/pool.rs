@@ -1,20 +1,27 @@
 //! Connection pools.
 
+use super::error::last_refused_write;
 use super::gate::Gate;
+use super::primary::{HOST_TIMEOUT, Primary};
 use anyhow::Context as _;
 use base::metrics;
 use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, PoolBuilder, RecyclingMethod, Runtime};
 use std::time::{Duration, Instant};
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::{Config, SimpleQueryMessage};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a caller waits for a connection.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_RETRIES: u32 = 4;
-/// How long the server's host may leave what was sent to it unacknowledged, and so all of the above.
-const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(30);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+const KEEPALIVE_RETRIES: u32 = 3;
+/// How long a host may leave what was sent to it unacknowledged, and so all of the above. Then the connection ends, and with it the
+/// locks of a client that has vanished, and the wait for a server that has.
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(15);
+/// A connection that rested for longer is tried before it is used.
+const MAX_UNTRIED_REST: Duration = Duration::from_secs(1);
+const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_UNGATED_AGE: Duration = Duration::from_secs(60);
 /// How long a transaction may wait for its client. The longest of ours waits for Kafka's acknowledgement, which takes seconds.
 const MAX_IDLE_IN_TRANSACTION: Duration = Duration::from_secs(30);
@@ -84,14 +91,37 @@ fn behind(builder: PoolBuilder, gate: &Gate) -> PoolBuilder {
 }
 
 fn builder(url: &str, size: usize) -> anyhow::Result<PoolBuilder> {
-    let manager = Manager::from_config(parse(url)?, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
-    let pool = Pool::builder(manager).max_size(size).runtime(Runtime::Tokio1);
-    Ok(pool.wait_timeout(Some(WAIT_TIMEOUT)).create_timeout(Some(CONNECT_TIMEOUT)))
+    let (config, primary) = (parse(url)?, Primary::of(url)?);
+    let others = u32::try_from(primary.hosts()).unwrap_or(u32::MAX).saturating_sub(1);
+    let create = CONNECT_TIMEOUT + HOST_TIMEOUT.saturating_mul(others);
+    let manager = Manager::from_connect(config, primary, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+    let pool = Pool::builder(manager).max_size(size).runtime(Runtime::Tokio1).pre_recycle(rested_connection());
+    Ok(pool.wait_timeout(Some(WAIT_TIMEOUT)).create_timeout(Some(create)))
+}
+
+/// Tries a connection that has rested, or whose server may have become a standby since it was tried last.
+fn rested_connection() -> Hook {
+    Hook::async_fn(|client: &mut ClientWrapper, metrics| {
+        let tried = metrics.recycled.unwrap_or(metrics.created);
+        let trust = tried.elapsed() < MAX_UNTRIED_REST && last_refused_write().is_none_or(|refused| refused < tried);
+        Box::pin(async move {
+            if trust {
+                return Ok(());
+            }
+            let asked = tokio::time::timeout(TRY_TIMEOUT, client.simple_query("SHOW transaction_read_only")).await;
+            let answer = asked.map_err(|_| HookError::message("the database does not answer"))?.map_err(HookError::Backend)?;
+            let writes =
+                answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("off")));
+            if writes { Ok(()) } else { Err(HookError::message("the database takes no writes any more")) }
+        })
+    })
 }
 
 /// The configuration of every connection. The URL holds a password, so the error does not repeat it.
 pub(super) fn parse(url: &str) -> anyhow::Result<Config> {
     let mut config: Config = url.parse().context("DATABASE_URL: expected postgres://user:password@host:port/database")?;
+    // Of several hosts, and of a name that leads to another one after a failover, only the primary is of use.
+    config.target_session_attrs(TargetSessionAttrs::ReadWrite);
     config.connect_timeout(CONNECT_TIMEOUT);
     // A host that vanishes says nothing: neither what waits for an answer nor what is still to be sent waits for it for ever.
     config.keepalives_idle(KEEPALIVE_IDLE).keepalives_interval(KEEPALIVE_INTERVAL).keepalives_retries(KEEPALIVE_RETRIES);

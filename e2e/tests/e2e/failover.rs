@@ -1,0 +1,65 @@
+//! Another server becomes the primary.
+
+use anyhow::{Result, anyhow, ensure};
+use e2e::{Lab, Plan, PostgresServer, Stack};
+use runtime::Failure;
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// The old primary is named first and still accepts connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_is_promoted_while_the_primary_stands_still_takes_the_writes() -> Result<()> {
+    let mut lab = Lab::start(Plan::default()).await?;
+    let primary = PostgresServer::primary(&lab.stack).await?;
+    let standby = primary.standby().await?;
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", primary.port, standby.port);
+    lab.env.insert("DATABASE_URL".to_owned(), format!("postgres://ctrip@{hosts}/postgres"));
+    lab.ctrip(&["migrate"])?;
+    let mut ctrip = lab.spawn("up")?;
+    let api = lab.merchant("failover")?;
+    api.ready(&mut ctrip).await?;
+    let order = || json!({ "chain": "anvil", "amount": 5 });
+    let before = api.create_surely(order()).await?;
+    lab.node.pay(before.address()?, before.amount()?).await?;
+    lab.node.mine(3).await?;
+    api.until(before.id(), "confirmed").await?;
+    let unpaid = api.create_surely(order()).await?;
+
+    primary.stand_still()?;
+    let promoting = Instant::now();
+    standby.promote().await?;
+    let after = api.create_surely(order()).await?;
+    let took = promoting.elapsed();
+    println!("payments are created again {took:.1?} after the promotion began");
+    ensure!(took < Duration::from_secs(40), "{took:?}");
+    ensure!(after.address()? != unpaid.address()?, "an address was given out twice");
+    for payment in [&unpaid, &after] {
+        lab.node.pay(payment.address()?, payment.amount()?).await?;
+    }
+    lab.node.mine(3).await?;
+    for payment in [&before, &unpaid, &after] {
+        api.until(payment.id(), "confirmed").await?;
+    }
+    ctrip.check()
+}
+
+/// As a server does that becomes a standby, or is set so, under its connections.
+#[tokio::test]
+async fn a_server_that_takes_no_more_writes_is_left() -> Result<()> {
+    let stack = Stack::attach()?;
+    let url = stack.create_database(&format!("refuses_{}", uuid::Uuid::new_v4().simple())).await?;
+    let pool = runtime::db::pool(&url, 1)?;
+    pool.get().await?.batch_execute("CREATE TABLE t (i int)").await?;
+    let write = async || pool.get().await?.execute("INSERT INTO t VALUES (1)", &[]).await.map_err(Failure::from);
+    for rests in [false, true] {
+        pool.get().await?.batch_execute("SET default_transaction_read_only = on").await?;
+        if rests {
+            tokio::time::sleep(Duration::from_millis(1_100)).await;
+        } else {
+            let refused = write().await.err().map(|failure| failure.to_string()).unwrap_or_default();
+            ensure!(refused.contains("read-only"), "{refused:?}");
+        }
+        write().await.map_err(|failure| anyhow!("{failure}"))?;
+    }
+    Ok(())
+}

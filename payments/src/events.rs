@@ -99,6 +99,9 @@ pub fn event_record(payment: &Payment, event: &Event) -> wire::PaymentEvent {
         asked_by: String::new(),
         summary: event.summary.as_ref().map(summary),
         amount_received_saturated: state.amount_received_saturated,
+        decimals: state.decimals,
+        address_index: state.address_index,
+        finality: state.finality,
     }
 }
 
@@ -138,5 +141,8 @@ pub fn state_record(payment: &Payment) -> wire::PaymentState {
         updated_at: payment.updated_at,
         deposit_address_id: payment.deposit_address.map(|id| id.to_string()).unwrap_or_default(),
         amount_received_saturated: payment.sums.received.is_saturated(),
+        decimals: payment.asset.decimals.into(),
+        address_index: payment.address_index,
+        finality: payment.policy.finality().unwrap_or_default().to_owned(),
     }
 }

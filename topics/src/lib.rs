@@ -10,6 +10,7 @@
 //! - The rest are newtypes that prevent mixing up values, such as [`Amount`] and [`ChainId`].
 
 mod amount;
+mod deposit_address;
 pub mod frame;
 mod ids;
 pub mod lazy;
@@ -25,6 +26,7 @@ pub mod wire;
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 pub use amount::{Amount, AmountError};
+pub use deposit_address::{derivation_path, payment_uri};
 pub use ids::{BlockRef, ChainId, PaymentId, Source, TransferId};
 pub use matches::{Kind, MAX_TIMESTAMP, MalformedField, Matches, Transfer, address, check_timestamp, hash};
 pub use message::Message;

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use topics::wire::PaymentEvent;
 use topics::wire::payment_event::{Block, Summary, Transfer};
-use topics::{Amount, AmountError, MalformedField};
+use topics::{Address, Amount, AmountError, ChainId, MalformedField, derivation_path, payment_uri};
 
 /// An event that does not hold what its schema says.
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +42,18 @@ struct Data<'a> {
     token: Option<&'a str>,
     token_contract_address: Option<String>,
     address: String,
+    address_index: u32,
+    derivation_path: String,
     amount: String,
+    amount_decimal: String,
     amount_received: String,
+    amount_received_decimal: String,
+    decimals: u8,
+    payment_uri: Option<String>,
     status: &'a str,
     exception: Option<&'a str>,
     confirmations_required: u32,
+    finality: Option<&'a str>,
     created_at: String,
     expires_at: Option<String>,
     block: Option<BlockData>,
@@ -85,6 +92,8 @@ struct TransferData<'a> {
     token_contract_address: Option<String>,
     from: String,
     amount: String,
+    amount_decimal: Option<String>,
+    decimals: Option<u8>,
     credited: bool,
     confirmed: bool,
 }
@@ -95,6 +104,12 @@ struct TransferData<'a> {
 /// When a field is invalid.
 pub fn event_body(event: &PaymentEvent) -> Result<String, BodyError> {
     let metadata = non_empty(&event.metadata).map(serde_json::from_str::<&RawValue>).transpose();
+    let address = topics::address("address", &event.address)?;
+    let token = contract(&event.token_address)?;
+    let (amount, received) = (Amount::from_wire(&event.amount)?, Amount::from_wire(&event.amount_received)?);
+    let decimals = u8::try_from(event.decimals).map_err(|_| BodyError::Text(format!("{} decimals", event.decimals)))?;
+    // A deposit is paid already.
+    let is_payment = event.deposit_address_id.is_empty();
     let data = Data {
         event_id: &event.id,
         sequence: event.sequence,
@@ -105,13 +120,20 @@ pub fn event_body(event: &PaymentEvent) -> Result<String, BodyError> {
         chain: &event.chain,
         chain_id: event.chain_id,
         token: non_empty(&event.token),
-        token_contract_address: contract(&event.token_address)?,
-        address: topics::address("address", &event.address)?.to_string(),
-        amount: Amount::from_wire(&event.amount)?.to_string(),
-        amount_received: Amount::from_wire(&event.amount_received)?.to_string(),
+        token_contract_address: token.map(|token| token.to_string()),
+        address: address.to_string(),
+        address_index: event.address_index,
+        derivation_path: derivation_path(event.address_index),
+        amount: amount.to_string(),
+        amount_decimal: amount.to_decimal(decimals),
+        amount_received: received.to_string(),
+        amount_received_decimal: received.to_decimal(decimals),
+        decimals,
+        payment_uri: is_payment.then(|| payment_uri(ChainId(event.chain_id), token, address, amount)),
         status: &event.status,
         exception: non_empty(&event.exception),
         confirmations_required: event.confirmations_required,
+        finality: non_empty(&event.finality),
         created_at: time(event.created_at)?,
         expires_at: Some(event.expires_at).filter(|at| *at > 0).map(time).transpose()?,
         block: event.block.as_ref().map(block).transpose()?,
@@ -150,6 +172,7 @@ fn summary(summary: &Summary) -> Result<SummaryData<'_>, BodyError> {
 }
 
 fn transfer(transfer: &Transfer) -> Result<TransferData<'_>, BodyError> {
+    let (amount, decimals) = (Amount::from_wire(&transfer.amount)?, transfer.known_decimals());
     Ok(TransferData {
         chain_id: transfer.chain_id,
         chain: non_empty(&transfer.chain),
@@ -160,9 +183,11 @@ fn transfer(transfer: &Transfer) -> Result<TransferData<'_>, BodyError> {
         index: transfer.index,
         timestamp: time(transfer.timestamp)?,
         token: non_empty(&transfer.token),
-        token_contract_address: contract(&transfer.token_address)?,
+        token_contract_address: contract(&transfer.token_address)?.map(|token| token.to_string()),
         from: topics::address("from", &transfer.from)?.to_string(),
-        amount: Amount::from_wire(&transfer.amount)?.to_string(),
+        amount: amount.to_string(),
+        amount_decimal: decimals.map(|decimals| amount.to_decimal(decimals)),
+        decimals,
         credited: transfer.credited,
         confirmed: transfer.confirmed,
     })
@@ -173,8 +198,8 @@ fn non_empty(text: &str) -> Option<&str> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-fn contract(bytes: &[u8]) -> Result<Option<String>, BodyError> {
-    if bytes.is_empty() { Ok(None) } else { Ok(Some(topics::address("token_address", bytes)?.to_string())) }
+fn contract(bytes: &[u8]) -> Result<Option<Address>, BodyError> {
+    if bytes.is_empty() { Ok(None) } else { Ok(Some(topics::address("token_address", bytes)?)) }
 }
 
 /// Stricter than `base::timestamp::rfc3339`: a time out of range fails, rather than to reach a merchant as the epoch.
@@ -198,7 +223,9 @@ mod tests {
             chain_id: 31337,
             chain: "anvil".into(),
             address: vec![0x11; 20].into(),
+            address_index: 7,
             amount: vec![0xff; 32].into(),
+            decimals: 6,
             status: "detected".into(),
             confirmations_required: 3,
             created_at: 1_700_000_000,
@@ -217,8 +244,12 @@ mod tests {
         assert_eq!(body["timestamp"], "2023-11-14T22:15:00Z");
         let data = &body["data"];
         assert_eq!(data["amount"], "115792089237316195423570985008687907853269984665640564039457584007913129639935");
-        assert_eq!(data["amount_received"], "0");
+        assert_eq!(data["amount_decimal"], "115792089237316195423570985008687907853269984665640564039457584007913129.639935");
+        assert_eq!((&data["amount_received"], &data["decimals"], &data["derivation_path"]), (&"0".into(), &6.into(), &"0/7".into()));
+        assert!(data["payment_uri"].as_str().unwrap().starts_with("ethereum:0x1111111111111111111111111111111111111111@31337?value=115"));
         assert_eq!(data["block"]["number"], 7);
+        let deposit = event_body(&PaymentEvent { deposit_address_id: "x".into(), ..event() }).unwrap();
+        assert!(deposit.contains(r#""payment_uri":null"#), "a deposit is paid already: {deposit}");
         for none in ["token", "token_contract_address", "external_id", "exception", "expires_at", "transfer", "summary"] {
             assert_eq!(data[none], Value::Null, "{none}");
         }

@@ -22,7 +22,7 @@ use runtime::db::bigint;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use std::fmt::Display;
-use topics::PaymentId;
+use topics::{PaymentId, derivation_path};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -40,6 +40,10 @@ pub struct AddressReply {
     external_id: Option<String>,
     #[schema(value_type = schemas::Address)]
     address: String,
+    /// i of `derivation_path`.
+    address_index: u32,
+    /// Of the address, below the account's xpub (BIP-32).
+    derivation_path: String,
     /// As it was written in the request.
     #[schema(required = true, value_type = Option<Object>)]
     metadata: Option<Box<RawValue>>,
@@ -63,6 +67,8 @@ impl From<DepositAddress> for AddressReply {
             id: address.id.to_string(),
             external_id: address.external_id,
             address: address.address.to_string(),
+            address_index: address.address_index,
+            derivation_path: derivation_path(address.address_index),
             metadata: address.metadata.and_then(|text| RawValue::from_string(text).ok()),
             created_at: rfc3339(address.created_at),
         }

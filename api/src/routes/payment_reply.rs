@@ -11,7 +11,7 @@ use runtime::Failure;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
-use topics::{Amount, ChainId};
+use topics::{Amount, ChainId, derivation_path, payment_uri};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -31,14 +31,22 @@ pub struct PaymentReply {
     token_contract_address: Option<String>,
     #[schema(value_type = schemas::Address)]
     address: String,
+    /// i of `derivation_path`.
+    address_index: u32,
+    /// Of the address, below the account's xpub (BIP-32).
+    derivation_path: String,
     /// The static address of a deposit; null for a payment that was created by a request.
     #[schema(required = true, value_type = Option<schemas::PaymentId>)]
     deposit_address_id: Option<String>,
     #[schema(value_type = schemas::Amount)]
     amount: String,
+    /// In whole coins or tokens.
     amount_decimal: String,
     #[schema(value_type = schemas::Amount)]
     amount_received: String,
+    amount_received_decimal: String,
+    /// Of the amounts: a base unit is 10^-decimals of a coin or token.
+    decimals: u8,
     #[schema(value_type = schemas::Status)]
     status: &'static str,
     #[schema(required = true, value_type = Option<schemas::Exception>)]
@@ -130,10 +138,14 @@ impl PaymentReply {
             token_id: token.map(|t| token_id(payment, t)),
             token_contract_address: token.map(|t| t.address.to_string()),
             address: payment.address.to_string(),
+            address_index: payment.address_index,
+            derivation_path: derivation_path(payment.address_index),
             deposit_address_id: payment.deposit_address.map(|id| id.to_string()),
             amount: payment.amount.to_string(),
             amount_decimal: payment.amount.to_decimal(payment.asset.decimals),
             amount_received: payment.received().to_string(),
+            amount_received_decimal: payment.received().to_decimal(payment.asset.decimals),
+            decimals: payment.asset.decimals,
             status: payment.status().as_str(),
             exception: payment.exception().map(|e| e.as_str()),
             confirmations,
@@ -142,7 +154,8 @@ impl PaymentReply {
             underpaid_tolerance: payment.terms.underpaid_tolerance.to_string(),
             overpaid_tolerance: payment.terms.overpaid_tolerance.to_string(),
             accept_late: payment.terms.accept_late,
-            payment_uri: (!is_deposit).then(|| payment_uri(payment)),
+            payment_uri: (!is_deposit)
+                .then(|| payment_uri(payment.chain, token.map(|t| t.address), payment.address, payment.amount)),
             expires_at: (!is_deposit).then(|| rfc3339(payment.expires_at)),
             created_at: rfc3339(payment.created_at),
             external_id: payment.external_id.clone(),
@@ -165,15 +178,6 @@ fn confirmations(counted_from: Option<&u64>, head: Option<&u64>) -> u64 {
     blocks.map_or(0, |blocks| blocks.saturating_add(1))
 }
 
-/// The URI of [EIP-681](https://eips.ethereum.org/EIPS/eip-681), which wallets read from a QR code.
-fn payment_uri(payment: &Payment) -> String {
-    let Payment { chain, address, amount, .. } = payment;
-    match &payment.asset.token {
-        None => format!("ethereum:{address}@{chain}?value={amount}"),
-        Some(token) => format!("ethereum:{}@{chain}/transfer?address={address}&uint256={amount}", token.address),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,7 +196,7 @@ mod tests {
             asset: Asset { token: None, decimals: 18 },
             address: "0x9858effd232b4033e47d90003d41ec34ecaeda94".parse().unwrap(),
             xpub: "f".into(),
-            address_index: 0,
+            address_index: 7,
             amount: Amount::from(1_500_000_000_000_000_000),
             terms: Terms::default(),
             policy: Policy::Confirmations(3),
@@ -210,23 +214,6 @@ mod tests {
     }
 
     #[test]
-    fn payment_uris_follow_eip_681() {
-        let mut payment = payment();
-        assert_eq!(
-            payment_uri(&payment),
-            "ethereum:0x9858EfFD232B4033E47d90003D41EC34EcaEda94@31337?value=1500000000000000000"
-        );
-        let token = "0xdac17f958d2ee523a2206206994597c13d831ec7".parse().unwrap();
-        payment.asset = Asset { token: Some(Token { symbol: "USDT".into(), address: token }), decimals: 6 };
-        payment.amount = Amount::from(1_500_000);
-        assert_eq!(
-            payment_uri(&payment),
-            "ethereum:0xdAC17F958D2ee523a2206206994597C13D831ec7@31337/transfer\
-             ?address=0x9858EfFD232B4033E47d90003D41EC34EcaEda94&uint256=1500000"
-        );
-    }
-
-    #[test]
     fn confirmations_count_both_ends() {
         assert_eq!(confirmations(None, Some(&20)), 0);
         assert_eq!(confirmations(Some(&14), Some(&20)), 7);
@@ -241,6 +228,7 @@ mod tests {
         let reply = serde_json::to_value(&reply).unwrap();
         assert_eq!(reply["amount"], "1500000000000000000");
         assert_eq!(reply["amount_decimal"], "1.5");
+        assert_eq!((&reply["decimals"], &reply["derivation_path"]), (&18.into(), &"0/7".into()));
         assert_eq!(reply["created_at"], "2023-11-14T22:13:20Z");
         assert_eq!(reply["status"], "pending");
         assert!(reply["token_id"].is_null() && reply["exception"].is_null());

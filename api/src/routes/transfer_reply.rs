@@ -14,14 +14,15 @@ use utoipa::ToSchema;
 
 macro_rules! transfer_reply {
     (
-        $(#[$attribute:meta])* $name:ident,
-        chain: { $($chain:tt)* }, token: { $($token:tt)* }, listed: { $($listed:tt)* }
+        $(#[$attribute:meta])* $name:ident { $($listed:tt)* }
     ) => {
         #[derive(Debug, Serialize, ToSchema)]
         $(#[$attribute])*
         pub struct $name {
             chain_id: u64,
-            $($chain)*
+            /// The chain's name; null if this service did not know the chain.
+            #[schema(required = true)]
+            chain: Option<String>,
             block_number: u64,
             #[schema(value_type = schemas::Hash)]
             block_hash: String,
@@ -32,13 +33,20 @@ macro_rules! transfer_reply {
             index: u32,
             #[schema(value_type = schemas::Time)]
             timestamp: String,
-            $($token)*
+            /// The symbol of a listed token; null for the coin and for other tokens.
+            #[schema(required = true)]
+            token: Option<String>,
             #[schema(required = true, value_type = Option<schemas::Address>)]
             token_contract_address: Option<String>,
             #[schema(value_type = schemas::Address)]
             from: String,
             #[schema(value_type = schemas::Amount)]
             amount: String,
+            /// In whole coins or tokens; null for a token that is not listed, as `decimals`.
+            #[schema(required = true)]
+            amount_decimal: Option<String>,
+            #[schema(required = true)]
+            decimals: Option<u8>,
             credited: bool,
             $($listed)*
             confirmed: bool,
@@ -49,10 +57,7 @@ macro_rules! transfer_reply {
 transfer_reply! {
     /// A transfer to the payment's address.
     #[schema(as = Transfer)]
-    TransferReply,
-    chain: {},
-    token: {},
-    listed: {
+    TransferReply {
         listed: bool,
         /// Less than the least that counts when it was seen (`min_transfer`): it is kept, and changes nothing.
         below_minimum: bool,
@@ -62,18 +67,7 @@ transfer_reply! {
 transfer_reply! {
     /// A transfer to the payment's address, as it was right after the event.
     #[schema(as = EventTransfer)]
-    EventTransferReply,
-    chain: {
-        /// The chain's name; null if this service does not know the chain.
-        #[schema(required = true)]
-        chain: Option<String>,
-    },
-    token: {
-        /// The symbol of a listed token; null for the coin and for other tokens.
-        #[schema(required = true)]
-        token: Option<String>,
-    },
-    listed: {}
+    EventTransferReply {}
 }
 
 impl TransferReply {
@@ -81,15 +75,19 @@ impl TransferReply {
     pub fn new(paid: &ReceivedTransfer) -> Self {
         Self {
             chain_id: paid.id.chain.0,
+            chain: paid.label.chain.clone(),
             block_number: paid.block.number,
             block_hash: paid.block.hash.to_string(),
             transaction_hash: paid.id.transaction.to_string(),
             source: paid.id.source.as_str().to_owned(),
             index: paid.id.index,
             timestamp: rfc3339(paid.timestamp),
+            token: paid.label.token.clone(),
             token_contract_address: paid.token.map(|address: Address| address.to_string()),
             from: paid.from.to_string(),
             amount: paid.amount.to_string(),
+            amount_decimal: paid.label.decimals.map(|decimals| paid.amount.to_decimal(decimals)),
+            decimals: paid.label.decimals,
             credited: paid.credited,
             listed: paid.listed,
             below_minimum: paid.below_minimum,
@@ -136,6 +134,8 @@ impl EventTransferReply {
     pub fn new(transfer: Transfer) -> Result<Self, Failure> {
         let hash = |name, bytes: &[u8]| topics::hash(name, bytes).map(|hash| hash.to_string()).map_err(Failure::halt);
         let address = |name, bytes: &[u8]| topics::address(name, bytes).map(|a| a.to_string()).map_err(Failure::halt);
+        let amount = Amount::from_wire(&transfer.amount).map_err(Failure::halt)?;
+        let decimals = transfer.known_decimals();
         let token = Some(&transfer.token_address).filter(|token| !token.is_empty());
         Ok(Self {
             chain_id: transfer.chain_id,
@@ -149,7 +149,9 @@ impl EventTransferReply {
             token: non_empty(transfer.token),
             token_contract_address: token.map(|token| address("token_address", token)).transpose()?,
             from: address("from", &transfer.from)?,
-            amount: decimal(&transfer.amount)?,
+            amount: amount.to_string(),
+            amount_decimal: decimals.map(|decimals| amount.to_decimal(decimals)),
+            decimals,
             credited: transfer.credited,
             confirmed: transfer.confirmed,
         })

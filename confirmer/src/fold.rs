@@ -195,7 +195,8 @@ fn apply_record(
     match (record.kind, head) {
         (Kind::Added, head) => {
             if let Some(head) = head {
-                let on = |tip: BlockRef| record.parent == tip.hash && record.block.number == tip.number + 1;
+                // The parent alone says that nothing lies between: some chains skip numbers.
+                let on = |tip: BlockRef| record.parent == tip.hash && record.block.number > tip.number;
                 let tip = head.hash.map(|hash| BlockRef { number: head.number, hash });
                 let next = record.sequence == head.sequence + 1 && tip.is_none_or(on);
                 // Nothing is missing where the parents lead on, whatever the counter says.
@@ -246,9 +247,9 @@ fn apply_record(
                 return out_of_order("the removal of the head");
             }
             working.remove(cause)?;
-            let number = head.number.saturating_sub(1);
-            // A tag that covered the removed block does not cover the one that takes its place. Below the first block nothing is
-            // known: another branch may begin there.
+            let number = record.parent_number.unwrap_or(head.number.saturating_sub(1));
+            // A tag that covered the removed block does not cover the one that takes its place, whatever that one's number is.
+            // Below the first block nothing is known: another branch may begin there.
             let left = head.number > head.first;
             let below = |tag: Option<u64>| tag.filter(|_| left).map(|tag| tag.min(number));
             Ok(Some(ChainHead {

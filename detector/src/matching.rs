@@ -34,6 +34,8 @@ pub struct BlockView<'a> {
     pub finalized_number: Option<u64>,
     /// Height of the highest witnessed block.
     pub witnessed_number: Option<u64>,
+    /// Height of a removed block's parent, if it is told.
+    pub parent_number: Option<u64>,
     transactions: Vec<&'a [u8]>,
     internal_transfers: Vec<&'a [u8]>,
 }
@@ -50,6 +52,8 @@ pub struct RecordHead<'a> {
     pub hash: &'a [u8],
     /// Not in `chain.logs`.
     pub parent_hash: &'a [u8],
+    /// Of a removed block, if it is told.
+    pub parent_number: Option<u64>,
 }
 
 impl<'a> BlockView<'a> {
@@ -74,6 +78,7 @@ impl<'a> BlockView<'a> {
                 12 => block.transactions.push(value.bytes()),
                 14 => block.internal_transfers.push(value.bytes()),
                 16 => block.witnessed_number = Some(value.varint()),
+                17 => block.parent_number = Some(value.varint()),
                 _ => {}
             }
         }
@@ -98,8 +103,11 @@ impl<'a> RecordHead<'a> {
                 5 => head.hash = value.bytes(),
                 6 => {
                     head.parent_hash = value.bytes();
-                    break;
+                    if head.kind != i32::from(Kind::Removed) {
+                        break;
+                    }
                 }
+                17 => head.parent_number = Some(value.varint()),
                 _ => {}
             }
         }
@@ -199,6 +207,7 @@ impl Matcher {
             finalized_number: block.finalized_number,
             transfers,
             witnessed_number: block.witnessed_number,
+            parent_number: block.parent_number,
         })
     }
 

@@ -35,7 +35,8 @@ pub struct FoundRecord {
 impl FoundRecord {
     pub fn head(&self, chain_id: u64) -> RecordHead<'_> {
         let Self { sequence, kind, number, hash, parent_hash, .. } = self;
-        RecordHead { chain_id, sequence: *sequence, kind: *kind, number: *number, hash, parent_hash }
+        let head = RecordHead { chain_id, sequence: *sequence, kind: *kind, number: *number, ..RecordHead::default() };
+        RecordHead { hash, parent_hash, ..head }
     }
 }
 

@@ -76,7 +76,10 @@ impl Progress {
         self.sequence = record.sequence;
         match Kind::try_from(record.kind) {
             Ok(Kind::Added) => self.head = at(record.number, record.hash),
-            Ok(Kind::Removed) => self.head = at(record.number.saturating_sub(1), record.parent_hash),
+            Ok(Kind::Removed) => {
+                let number = record.parent_number.unwrap_or(record.number.saturating_sub(1));
+                self.head = at(number, record.parent_hash);
+            }
             Ok(Kind::Replayed) => self.head = None,
             // It adds and removes nothing.
             _ => return,
@@ -97,7 +100,8 @@ mod tests {
 
     fn block(sequence: u64, kind: Kind, number: u8, hashes: &[Hash; 2]) -> RecordHead<'_> {
         let [parent_hash, hash] = hashes;
-        RecordHead { chain_id: 1, sequence, kind: kind.into(), number: number.into(), hash, parent_hash }
+        let head = RecordHead { chain_id: 1, sequence, kind: kind.into(), number: number.into(), ..RecordHead::default() };
+        RecordHead { hash, parent_hash, ..head }
     }
 
     /// Progress after block 5 with sequence 7.
@@ -152,6 +156,23 @@ mod tests {
         progress.advance(&marker);
         assert_eq!((progress.sequence, progress.head), (30, None));
         assert_eq!(progress.turn(&block(31, Kind::Added, 90, &[hash(89, 1), hash(90, 1)])), Turn::Next);
+    }
+
+    /// Blocks 5 and 9 with nothing in between.
+    #[test]
+    fn a_chain_that_skips_numbers_goes_on_and_back_over_the_hole() {
+        let mut progress = progress();
+        let over = [hash(5, 1), hash(9, 1)];
+        let added = block(8, Kind::Added, 9, &over);
+        assert_eq!(progress.turn(&added), Turn::Next);
+        progress.advance(&added);
+        let removed = RecordHead { parent_number: Some(5), ..block(9, Kind::Removed, 9, &over) };
+        assert_eq!(progress.turn(&removed), Turn::Next);
+        progress.advance(&removed);
+        assert_eq!(progress.head, Some(Head { number: 5, hash: hash(5, 1) }), "a gap after it begins with block 6");
+        // A gap is closed over a hole as well.
+        progress.advance(&block(0, Kind::Replayed, 9, &over));
+        assert_eq!(progress.turn(&block(20, Kind::Added, 12, &[hash(9, 1), hash(12, 1)])), Turn::Next);
     }
 
     #[test]

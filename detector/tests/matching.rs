@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use detector::WatchSet;
-use detector::matching::{BlockView, COIN_LOG_ADDRESS, Matcher, TRANSFER_TOPIC};
+use detector::matching::{BlockView, COIN_LOG_ADDRESS, Matcher, RecordHead, TRANSFER_TOPIC};
 use prost::Message as _;
 use topics::{Address, B256, wire};
 use wire::block_record::{InternalTransfer, Kind, Status, Transaction};
@@ -162,4 +162,16 @@ fn what_is_learned_between_blocks_goes_through_with_no_transfers() {
     assert_eq!((matches.sequence, matches.number, &matches.hash), (8, 5, &block.hash));
     assert_eq!((matches.safe_number, matches.finalized_number, matches.witnessed_number), (Some(4), Some(3), Some(5)));
     assert!(matches.transfers.is_empty());
+}
+
+#[test]
+fn a_removed_block_tells_the_number_of_its_parent() {
+    let kind = Kind::Removed.into();
+    let block = wire::BlockRecord { chain_id: 1, sequence: 5, kind, number: 13, parent_number: Some(11), ..Default::default() };
+    let block = wire::BlockRecord { parent_hash: vec![7; 32].into(), ..block }.encode_to_vec();
+    let matched = Matcher::default().matches(&WatchSet::default(), &BlockView::read(&block).unwrap(), &[]).unwrap();
+    assert_eq!(matched.parent_number, Some(11));
+    for record in [block, matched.encode_to_vec()] {
+        assert_eq!(RecordHead::read(&record).unwrap().parent_number, Some(11));
+    }
 }

@@ -143,6 +143,7 @@ impl Flood {
             safe_number: None,
             finalized_number: None,
             witnessed_number: Some(number),
+            parent_number: None,
             transfers,
         }
     }

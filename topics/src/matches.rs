@@ -43,6 +43,8 @@ pub struct Matches {
     pub block: BlockRef,
     /// Hash of the parent block.
     pub parent: B256,
+    /// Height of a removed block's parent, if it is told; else it is the height below.
+    pub parent_number: Option<u64>,
     /// Unix seconds.
     pub timestamp: u64,
     /// Height of the `safe` block, if the chain has one.
@@ -122,6 +124,7 @@ impl TryFrom<&wire::MatchesRecord> for Matches {
             kind,
             block,
             parent: hash("parent_hash", &record.parent_hash)?,
+            parent_number: record.parent_number,
             timestamp: check_timestamp(record.timestamp)?,
             safe: record.safe_number,
             finalized: record.finalized_number,

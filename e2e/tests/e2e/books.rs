@@ -54,6 +54,7 @@ pub fn block(chain: ChainId, number: u64, transfers: Vec<Transfer>) -> Matches {
         kind: Kind::Added,
         block: BlockRef { number, hash: block_hash(number) },
         parent: block_hash(number - 1),
+        parent_number: None,
         timestamp: 1_000,
         safe: None,
         finalized: None,

@@ -113,9 +113,14 @@ impl Fork {
         }
         self.gone.clear();
         let (number, parent) = tip.map_or((FIRST, B256::ZERO), |(block, _)| (block.number + 1, block.hash));
+        // Some chains skip numbers.
+        let number = number + if random.random_bool(0.2) { random.random_range(1..4) } else { 0 };
         let timestamp = tip.map_or(1_000, |(_, timestamp)| timestamp) + random.random_range(0..25);
         let hash = random_hash(random);
-        self.finalized = self.finalized.max(number.saturating_sub(random.random_range(2..12)));
+        let below = number.saturating_sub(random.random_range(2..12));
+        let last_final =
+            self.blocks.iter().rev().find(|block| block.block.number <= below).map_or(below, |block| block.block.number);
+        self.finalized = self.finalized.max(last_final);
         self.sequence += 1;
         let record = Matches {
             chain: self.id,
@@ -123,6 +128,7 @@ impl Fork {
             kind: Kind::Added,
             block: BlockRef { number, hash },
             parent,
+            parent_number: None,
             timestamp,
             safe: random.random_bool(0.8).then(|| self.finalized + 1),
             finalized: random.random_bool(0.8).then_some(self.finalized),
@@ -156,7 +162,8 @@ impl Fork {
         self.sequence += 1;
         self.loose.extend(tip.transfers.iter().cloned());
         self.gone.push(tip.clone());
-        Some(Matches { sequence: self.sequence, kind: Kind::Removed, transfers: Vec::new(), ..tip })
+        let parent_number = self.blocks.last().map(|tip| tip.block.number);
+        Some(Matches { sequence: self.sequence, kind: Kind::Removed, parent_number, transfers: Vec::new(), ..tip })
     }
 
     /// The chain begins anew above its last final block, past records that nobody could apply.
@@ -182,6 +189,7 @@ impl Fork {
             kind: Kind::Replayed,
             block: BlockRef { number: stands, hash: last },
             parent: B256::ZERO,
+            parent_number: None,
             timestamp: 1_000,
             safe: None,
             finalized: None,
@@ -204,6 +212,7 @@ impl Fork {
             kind: Kind::Replayed,
             block: BlockRef { number, hash },
             parent: B256::ZERO,
+            parent_number: None,
             timestamp: 900,
             safe: None,
             finalized: None,
@@ -612,6 +621,7 @@ async fn a_block_that_comes_again_with_fewer_transfers_keeps_no_more() -> Result
         kind,
         block: BlockRef { number: FIRST + 1, hash },
         parent: below,
+        parent_number: None,
         timestamp: 1_000,
         safe: None,
         finalized: None,
@@ -653,6 +663,7 @@ async fn what_a_tag_said_of_a_removed_block_confirms_nothing_in_the_one_that_tak
             kind,
             block: BlockRef { number, hash },
             parent: if number == FIRST { B256::ZERO } else { B256::repeat_byte(2) },
+            parent_number: None,
             timestamp: 1_000,
             safe,
             finalized: None,

@@ -23,6 +23,7 @@ fn block(sequence: u64, kind: Kind, transfers: Vec<Transfer>) -> Matches {
         kind,
         block: BlockRef { number: 50 + sequence, hash },
         parent: B256::left_padding_from(&(sequence - 1).to_be_bytes()),
+        parent_number: None,
         timestamp: 1_000,
         safe: None,
         finalized: None,

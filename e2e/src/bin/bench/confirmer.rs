@@ -125,5 +125,6 @@ fn block(number: u64, matches: u64) -> wire::MatchesRecord {
         finalized_number: None,
         transfers: (0..matches).map(transfer).collect(),
         witnessed_number: Some(number),
+        parent_number: None,
     }
 }

@@ -24,7 +24,9 @@ mod rpc;
 mod text;
 mod trace;
 
-pub use block::{AccessListItem, Authorization, Block, Head, Log, Receipt, ReceiptStatus, Receipts, Transaction, Withdrawal};
+pub use block::{
+    AccessListItem, Authorization, Block, Head, Log, MAX_SKIPPED, Receipt, ReceiptStatus, Receipts, Transaction, Withdrawal,
+};
 pub use check::{EndpointCheck, WebsocketCheck, check_endpoints, check_websockets};
 pub use config::{COIN_DECIMALS, Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, Tier, Token};
 pub use credit::{Credit, CreditSource};

@@ -14,7 +14,9 @@ use crate::records::{Change, FinalityTags, records};
 use crate::window::Window;
 use anyhow::{Context as _, anyhow, bail, ensure};
 use base::{backoff, error_chain, metrics};
-use chain::{BlockId, Chain, Chains, Endpoint, FetchOptions, Head, Rpc, fetch_standings, find_witnesses};
+use chain::{
+    BlockId, Chain, Chains, Endpoint, FetchOptions, Head, MAX_SKIPPED, Rpc, fetch_block, fetch_standings, find_witnesses,
+};
 use runtime::kafka::{GroupMetadata, Kafka, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
 use std::sync::Arc;
@@ -168,11 +170,16 @@ impl<'a> Backfill<'a> {
         if self.prefetcher.is_empty() {
             self.prefetcher.load((self.next..=to).map(BlockId::Number));
         }
-        let (mut changes, mut bytes, mut last) = (Vec::new(), 0, self.last);
+        let (mut changes, mut bytes, mut last, mut skipped) = (Vec::new(), 0, self.last, 0);
         while self.prefetcher.has_room(changes.len(), bytes) {
             let block = match self.prefetcher.next().await {
                 Some(Ok(Some(block))) => block,
                 None => break,
+                // The chain may skip the number. The next block shows it.
+                Some(Ok(None)) if skipped < MAX_SKIPPED => {
+                    skipped += 1;
+                    continue;
+                }
                 // The blocks before it are good. A lasting error returns alone next time.
                 Some(_) if !changes.is_empty() => {
                     self.prefetcher.clear();
@@ -182,6 +189,15 @@ impl<'a> Backfill<'a> {
                 Some(Err(error)) => bail!("{}", error_chain(&error)),
             };
             let head = block.block.head();
+            if std::mem::take(&mut skipped) > 0
+                && let Err(missing) = self.check_hole(last, head).await
+            {
+                self.prefetcher.clear();
+                if changes.is_empty() {
+                    return Err(missing);
+                }
+                break;
+            }
             if let Err(mismatch) = self.check_continuity(last, head) {
                 self.mismatches += 1;
                 return Err(mismatch);
@@ -200,6 +216,9 @@ impl<'a> Backfill<'a> {
             last = Some(head);
             changes.push(Change::Replayed(Box::new(block)));
         }
+        if changes.is_empty() && skipped > 0 {
+            self.skip_to_end(to).await?;
+        }
         if let Some(head) = last.filter(|_| !changes.is_empty())
             && let Err(unwitnessed) = self.check_witnesses(head).await
         {
@@ -209,6 +228,41 @@ impl<'a> Backfill<'a> {
         self.mismatches = 0;
         self.last = last;
         Ok(changes)
+    }
+
+    /// Checks that the chain skips the numbers from the next one to this block: its parent lies below them. That no node gives
+    /// a block by its number proves nothing.
+    async fn check_hole(&self, last: Option<Head>, above: Head) -> anyhow::Result<()> {
+        let is_hole = match last {
+            Some(last) => above.stands_on(&last),
+            None => {
+                let parent = self.fetch_place(BlockId::Hash(above.parent_hash)).await?;
+                parent.is_some_and(|parent| above.stands_on(&parent) && parent.number < self.next)
+            }
+        };
+        let next = last.map_or(self.next, |last| last.number + 1);
+        ensure!(is_hole, "no node has block {next}, and block {} does not show that the chain skips it", above.number);
+        Ok(())
+    }
+
+    /// Passes over the rest of the range, in which the chain has no block, once the block above it shows that.
+    async fn skip_to_end(&mut self, to: u64) -> anyhow::Result<()> {
+        for number in to + 1..=to.saturating_add(MAX_SKIPPED) {
+            if let Some(above) = self.fetch_place(BlockId::Number(number)).await? {
+                self.check_hole(self.last, above).await?;
+                self.check_witnesses(above).await?;
+                self.next = to + 1;
+                return Ok(());
+            }
+        }
+        bail!("no node has block {}, nor one of the {MAX_SKIPPED} numbers above {to}", self.next)
+    }
+
+    /// A block's place in the chain, unless it is proven by no root and rests on the word of one endpoint.
+    async fn fetch_place(&self, id: BlockId) -> anyhow::Result<Option<Head>> {
+        let options = FetchOptions { traces: false, ..FetchOptions::of(self.chain) };
+        let block = fetch_block(self.rpc, options, id).await?;
+        Ok(block.filter(|block| !block.on_one_word || self.chain.witnesses == 1).map(|block| block.block.head()))
     }
 
     /// Checks that enough endpoints have this block. The blocks below it that it links to by their hashes are theirs too.
@@ -235,7 +289,7 @@ impl<'a> Backfill<'a> {
     fn check_continuity(&self, last: Option<Head>, head: Head) -> anyhow::Result<()> {
         let number = head.number;
         topics::check_timestamp(head.timestamp).with_context(|| format!("block {number} ({})", head.hash))?;
-        if let Some(last) = last.filter(|last| last.hash != head.parent_hash || last.number.checked_add(1) != Some(number)) {
+        if let Some(last) = last.filter(|last| !head.stands_on(last)) {
             bail!("block {number} ({}) has parent {}; expected {}, which was replayed", head.hash, head.parent_hash, last.hash);
         }
         if let Some(ours) = self.window.at(number).filter(|ours| ours.hash != head.hash) {

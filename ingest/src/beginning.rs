@@ -9,6 +9,9 @@ use std::sync::Arc;
 /// The first block to publish lies at most this deep below the head, however slowly a chain finalises: it bounds the first start.
 const MAX_FIRST_DEPTH: u64 = 4096;
 
+/// Numbers below a first one without a block at which another is looked for. It is likelier that nodes hold none as old.
+const MAX_LOOKED_AT: u64 = 16;
+
 /// The blocks to publish first: to reach `start`, or the head if there is none. An endpoint has shown its head; it counts as far as
 /// enough others have reached it, or one could let a chain begin on blocks of its own, above all others.
 pub async fn find_beginning(
@@ -30,9 +33,25 @@ pub async fn find_beginning(
     }
     let last_final = last_final_block(&standings, needed).unwrap_or(reached);
     let mut first = start.min(last_final.max(reached.saturating_sub(MAX_FIRST_DEPTH)));
-    // A node may hold no blocks as old as that.
-    while first < start && !matches!(fetch_head(rpc, Some(BlockId::Number(first))).await, Ok(Some(_))) {
+    loop {
+        // The chain may skip the number. Nothing is lost if it begins with a block below.
+        if let Some(number) = find_at_or_below(rpc, first).await {
+            return number..=last;
+        }
+        if first >= start {
+            return start..=last;
+        }
+        // A node may hold no blocks as old as that.
         first = start - (start - first) / 2;
     }
-    first..=last
+}
+
+/// The highest block at a height or somewhat below.
+async fn find_at_or_below(rpc: &Rpc, number: u64) -> Option<u64> {
+    for number in (number.saturating_sub(MAX_LOOKED_AT)..=number).rev() {
+        if fetch_head(rpc, Some(BlockId::Number(number))).await.ok()?.is_some() {
+            return Some(number);
+        }
+    }
+    None
 }

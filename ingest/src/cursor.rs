@@ -9,6 +9,7 @@ use crate::window::Window;
 use bytes::Bytes;
 use chain::Head;
 use std::collections::{BTreeMap, VecDeque};
+use std::mem::replace;
 use topics::wire::{ChainCursor, chain_cursor};
 use topics::{B256, ChainId};
 
@@ -86,10 +87,11 @@ pub fn encode(chain: ChainId, sequence: u64, window: &Window, halted: &str, writ
     let mut records = vec![(chain.to_string(), Some(cursor))];
     let parts = bottom.map_or(tip_part, |bottom| bottom / PART_BLOCKS)..tip_part;
     for part in parts.clone() {
-        let (first, last) = (part * PART_BLOCKS, part * PART_BLOCKS + PART_BLOCKS - 1);
-        let Some(head) = window.at(last) else { continue };
-        if written.0.insert(part, head.hash) != Some(head.hash) {
-            let window = blocks(window, first..=last);
+        let (first, end) = (part * PART_BLOCKS, (part + 1) * PART_BLOCKS);
+        // The chain may skip the numbers of a whole part.
+        let Some(last) = window.below(end).filter(|last| last.number >= first) else { continue };
+        if written.0.insert(part, last.hash) != Some(last.hash) {
+            let window = blocks(window, first..end);
             let record = ChainCursor { chain_id: chain.0, window, part: true, ..ChainCursor::default() };
             records.push((format!("{chain}/{part}"), Some(record)));
         }
@@ -104,7 +106,8 @@ pub fn encode(chain: ChainId, sequence: u64, window: &Window, halted: &str, writ
     records
 }
 
-/// The blocks of a range. A block's parent is the block before it, so only the first block's parent is written.
+/// The blocks of a range. A block's parent is the block before it, so only the first block's parent is written, and that of a
+/// block below which the chain skips numbers: there a block could be missing.
 fn blocks(window: &Window, range: impl std::ops::RangeBounds<u64>) -> Vec<chain_cursor::Block> {
     let mut blocks: Vec<&Head> = window
         .iter()
@@ -113,15 +116,20 @@ fn blocks(window: &Window, range: impl std::ops::RangeBounds<u64>) -> Vec<chain_
         .take_while(|head| range.contains(&head.number))
         .collect();
     blocks.reverse();
-    let block = |(index, head): (usize, &Head)| chain_cursor::Block {
+    let mut next = None;
+    let block = |head: &Head| chain_cursor::Block {
         number: head.number,
         hash: to_bytes(&head.hash),
         timestamp: head.timestamp,
-        parent_hash: if index == 0 { to_bytes(&head.parent_hash) } else { Bytes::new() },
+        parent_hash: if replace(&mut next, head.number.checked_add(1)) == Some(head.number) {
+            Bytes::new()
+        } else {
+            to_bytes(&head.parent_hash)
+        },
         first: window.is_whole() && window.bottom() == Some(head),
         unagreed_content: window.doubt_of(head).map(|content| to_bytes(&content)).unwrap_or_default(),
     };
-    blocks.into_iter().enumerate().map(block).collect()
+    blocks.into_iter().map(block).collect()
 }
 
 /// Why a cursor can't be restored.
@@ -152,13 +160,11 @@ pub fn restore(chain: ChainId, stored: &StoredCursor) -> Result<(u64, Window, Wr
     let mut first = cursor.window.first().filter(|block| block.first).map(|block| block.number);
     let mut written = WrittenParts::default();
     while let (Some(bottom), Some(lowest)) = (cursor.bottom_number, heads.front().copied())
-        && let Some(below) = lowest.number.checked_sub(1).filter(|below| *below >= bottom)
-        && let Some(part) = stored.parts.get(&(below / PART_BLOCKS))
+        && lowest.number > bottom
+        && let Some((_, part)) = stored.parts.range(..lowest.number / PART_BLOCKS).next_back()
     {
         let below = read_blocks(&part.window)?;
-        let Some(last) = below.last().filter(|last| last.hash == lowest.parent_hash && last.number + 1 == lowest.number) else {
-            break;
-        };
+        let Some(last) = below.last().filter(|last| lowest.stands_on(last)) else { break };
         written.0.insert(last.number / PART_BLOCKS, last.hash);
         first = part.window.first().filter(|block| block.first).map(|block| block.number);
         below.into_iter().rev().take_while(|head| head.number >= bottom).for_each(|head| heads.push_front(head));
@@ -175,15 +181,16 @@ pub fn restore(chain: ChainId, stored: &StoredCursor) -> Result<(u64, Window, Wr
     Ok((cursor.sequence, window, written))
 }
 
-/// Reads blocks, each of which is the parent of the next.
+/// Reads blocks, each of which is the parent of the next. Where numbers are skipped, the parent's hash says so.
 fn read_blocks(window: &[chain_cursor::Block]) -> Result<Vec<Head>, BadCursor> {
     let mut blocks: Vec<Head> = Vec::with_capacity(window.len());
     for block in window {
         let hash = |bytes: &[u8]| B256::try_from(bytes).map_err(|_| BadCursor::Hash(block.number));
         let parent_hash = match blocks.last() {
-            Some(below) if below.number.checked_add(1) != Some(block.number) => return Err(BadCursor::Gap(block.number)),
-            Some(below) if block.parent_hash.is_empty() => below.hash,
-            Some(below) if below.hash.as_slice() != block.parent_hash.as_ref() => return Err(BadCursor::Gap(block.number)),
+            Some(below) if block.parent_hash.is_empty() && below.number.checked_add(1) == Some(block.number) => below.hash,
+            Some(below) if below.hash.as_slice() != block.parent_hash.as_ref() || below.number >= block.number => {
+                return Err(BadCursor::Gap(block.number));
+            }
             _ => hash(&block.parent_hash)?,
         };
         blocks.push(Head { number: block.number, hash: hash(&block.hash)?, parent_hash, timestamp: block.timestamp });
@@ -282,6 +289,51 @@ mod tests {
         }
     }
 
+    /// A window whose chain skips these numbers.
+    fn skipping(count: u64, skipped: &[u64]) -> Window {
+        let mut window = Window::new([], true, None);
+        for number in (START..START + count).filter(|number| !skipped.contains(number)) {
+            let parent_hash = window.tip().map_or(B256::ZERO, |tip| tip.hash);
+            window.push(Head { parent_hash, ..head(number, 0) });
+        }
+        window
+    }
+
+    #[test]
+    fn a_window_over_numbers_that_the_chain_skips_is_brought_back() {
+        let part = (START / PART_BLOCKS + 2) * PART_BLOCKS;
+        let all = |from: u64, to: u64| (from..to).collect::<Vec<_>>();
+        let holes = [
+            vec![START + 3],
+            // The first and the last number of a part, both, a part, and more than two.
+            vec![part],
+            vec![part - 1],
+            all(part - 1, part + 1),
+            all(part, part + PART_BLOCKS),
+            all(part - 5, part + 2 * PART_BLOCKS + 5),
+            // Below the tip.
+            all(START + 150, START + 199),
+        ];
+        for skipped in holes {
+            let (mut window, mut stored, mut written) =
+                (skipping(200, &skipped), StoredCursor::default(), WrittenParts::default());
+            store(&mut stored, 1, &window, &mut written);
+            assert_eq!(restore(CHAIN, &stored), Ok((1, window.clone(), written.clone())), "{skipped:?}");
+            // A reorg into the hole, and blocks where there were none.
+            while window.tip().unwrap().number >= skipped[0] {
+                window.pop();
+            }
+            store(&mut stored, 2, &window, &mut written);
+            assert_eq!(restore(CHAIN, &stored), Ok((2, window.clone(), written.clone())), "{skipped:?}");
+            for number in skipped[0]..START + 200 {
+                let parent_hash = window.tip().unwrap().hash;
+                window.push(Head { parent_hash, ..head(number, 1) });
+            }
+            store(&mut stored, 3, &window, &mut written);
+            assert_eq!(restore(CHAIN, &stored), Ok((3, window, written)), "{skipped:?}");
+        }
+    }
+
     #[test]
     fn a_window_ends_above_a_part_that_is_missing_or_of_another_branch() {
         let (window, mut stored, mut written) = (window(100, true), StoredCursor::default(), WrittenParts::default());
@@ -326,6 +378,8 @@ mod tests {
         let mut gap = stored.clone();
         gap.cursor.window.remove(1);
         assert_eq!(restore(CHAIN, &gap), Err(BadCursor::Gap(START + 2)));
+        gap.cursor.window[1].parent_hash = stored.cursor.window[1].hash.clone();
+        assert_eq!(restore(CHAIN, &gap), Err(BadCursor::Gap(START + 2)), "its parent is the block that is missing");
         stored.cursor.window[2].hash.truncate(31);
         assert_eq!(restore(CHAIN, &stored), Err(BadCursor::Hash(START + 2)));
     }

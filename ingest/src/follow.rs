@@ -1,10 +1,10 @@
 //! Following the head of a chain: polls it, fetches the blocks that come next, and handles reorgs.
 //!
 //! Polls every `poll_interval_ms`, and at once when a websocket announces a head; the announcement itself is not trusted. Far
-//! behind the head, blocks are fetched by number, many at once; near the head, a branch is followed down to a block of ours. A block
-//! that stands on our tip is published at once, whoever gave it, and witnessed afterwards; a branch replaces ours only once a
-//! majority of the endpoints has left ours, in two looks running.
-//! This side talks to nodes; nothing here knows Kafka.
+//! behind the head, blocks are fetched by number, many at once; near the head, a branch is followed down to a block of ours. A
+//! number without a block is passed over: the parent of the next block shows whether the chain skips it. A block that stands on
+//! our tip is published at once, whoever gave it, and witnessed afterwards; a branch replaces ours only once a majority of the
+//! endpoints has left ours, in two looks running. This side talks to nodes; nothing here knows Kafka.
 
 use crate::beginning::find_beginning;
 use crate::cannot_follow::CannotFollow;
@@ -12,11 +12,11 @@ use crate::prefetch::Prefetcher;
 use crate::records::{Change, FinalityTags};
 use crate::reorg::{Step, reconcile};
 use crate::window::Window;
-use crate::witnesses::{Witnesses, find_fork};
+use crate::witnesses::{Fork, Witnesses, find_fork};
 use base::{backoff, error_chain, metrics};
 use chain::{
-    BlockId, Chain, Endpoint, FetchError, FetchOptions, FetchedBlock, Head, Heads, Rpc, RpcError, Tags, fetch_head,
-    fetch_head_from, fetch_newest, fetch_tags,
+    BlockId, Chain, Endpoint, FetchError, FetchOptions, FetchedBlock, Head, Heads, MAX_SKIPPED, Rpc, RpcError, Tags,
+    fetch_head, fetch_head_from, fetch_newest, fetch_tags, look_at,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -104,8 +104,15 @@ enum StepError {
     Fetch(#[from] FetchError),
     #[error(transparent)]
     Rpc(#[from] RpcError),
-    #[error("a node gave block {got} as the parent of block {child}")]
+    #[error(
+        "a node gave block {got} as the parent of block {child}; expected a lower number, and at most {MAX_SKIPPED} numbers skipped"
+    )]
     NoParent { child: u64, got: u64 },
+    #[error(
+        "no endpoint has a block of the {MAX_SKIPPED} numbers above block {0}, although one is ahead of them; a chain that skips more \
+         goes on by `ctrip chain restart`"
+    )]
+    NoneAbove(u64),
     #[error(
         "the content of block {0}, and of all after it, rests on the word of one endpoint; it goes on once another one gives the same, \
          or with witnesses: 1"
@@ -281,7 +288,7 @@ impl Follower {
         let is_missing = match &outcome {
             _ if self.disputes > 0 => false,
             Ok(changes) => changes.is_empty() && reconcile(&self.window, &[head]) != Step::Known,
-            Err(error) => matches!(error, StepError::NoParent { .. }),
+            Err(error) => matches!(error, StepError::NoParent { .. } | StepError::NoneAbove(_)),
         };
         self.track_missing_heads(&endpoint, head, is_missing);
         outcome
@@ -333,8 +340,9 @@ impl Follower {
             return Ok(());
         };
         let next = tip.number.saturating_add(1);
-        if head.number > next {
-            // Behind: by number, many at once. After a reorg the first block will not fit.
+        let is_ahead = head.number > next && matches!(reconcile(&self.window, &[head]), Step::FetchParent(_));
+        if is_ahead {
+            // By number, many at once. After a reorg the first block will not fit.
             self.prefetcher.load((next..=head.number).map(BlockId::Number));
             return Ok(());
         }
@@ -363,7 +371,7 @@ impl Follower {
                     // The branch is gone already; the next poll shows another. Nobody else is asked: what comes of it is a vote of
                     // this endpoint.
                     let Some(parent) = fetch_head_from(endpoint, BlockId::Hash(hash)).await? else { return Ok(()) };
-                    if parent.hash != hash || parent.number.checked_add(1) != Some(newest.number) {
+                    if !newest.stands_on(&parent) {
                         return Err(StepError::NoParent { child: newest.number, got: parent.number });
                     }
                     newest = parent;
@@ -373,7 +381,7 @@ impl Follower {
                     self.disputes = 1;
                     return Ok(());
                 }
-                Step::Rewind(removed) if self.leaves_below_all(&removed, newest) => {
+                Step::Rewind(removed) if self.leaves_below_all(&removed) => {
                     return self.start_over(endpoint, head, newest).await;
                 }
                 Step::Extend | Step::Rewind(_) if branch.len() > MAX_WALKED_BLOCKS => {
@@ -391,17 +399,21 @@ impl Follower {
 
     /// The lowest block of an endpoint's branch that is not ours, if it lies below `known` of that branch.
     async fn find_lowest(&mut self, endpoint: &Arc<Endpoint>, known: Head, head: Head) -> Result<Option<Head>, RpcError> {
+        if self.window.tip().is_some_and(|tip| tip.number < known.number) {
+            // It may stand on our tip.
+            return Ok(None);
+        }
         // From the last final block on, which nobody leaves.
         let floor = self.window.finalized().unwrap_or(0);
         let ours: Vec<Head> =
             self.window.iter().filter(|block| (floor..=known.number).contains(&block.number)).copied().collect();
         let Some(fork) = find_fork(endpoint, &ours, head.number).await? else { return Ok(None) };
-        fetch_head_from(endpoint, BlockId::Number(fork.ours.number)).await
+        Ok(look_at(endpoint, fork.from()).await?.filter(|lowest| lowest.number >= fork.from()))
     }
 
-    /// Whether a branch, whose oldest block is given, leaves our chain below the first block ever published.
-    fn leaves_below_all(&self, removed: &[Head], oldest: Head) -> bool {
-        removed.last().is_some_and(|lowest| self.window.bottom() == Some(lowest) && oldest.number == lowest.number)
+    /// Whether a branch leaves our chain below the first block ever published.
+    fn leaves_below_all(&self, removed: &[Head]) -> bool {
+        removed.last().is_some_and(|lowest| self.window.bottom() == Some(lowest))
     }
 
     /// Starts fetching a branch that leaves our chain below the first block ever published. The branch's blocks below that one were
@@ -419,10 +431,18 @@ impl Follower {
 
     /// Takes prefetched blocks: waits for the first, then takes those that are ready.
     async fn take_blocks(&mut self) -> Result<Vec<Change>, StepError> {
-        let (mut changes, mut bytes) = (Vec::new(), 0);
+        let (mut changes, mut bytes, mut skipped) = (Vec::new(), 0, 0);
         while self.prefetcher.has_room(changes.len(), bytes) {
             let block = match self.prefetcher.next().await {
                 Some(Ok(Some(block))) => block,
+                // The chain may skip the number. If it does, the next block stands on ours; else it shows what is missing.
+                Some(Ok(None)) if self.window.tip().is_some() && !self.starts_over && skipped < MAX_SKIPPED => {
+                    skipped += 1;
+                    continue;
+                }
+                Some(Ok(None)) if skipped >= MAX_SKIPPED && changes.is_empty() => {
+                    return Err(StepError::NoneAbove(self.window.tip().map_or(0, |tip| tip.number)));
+                }
                 // The end, or a block that no node has yet or any more: the next poll shows how to go on.
                 Some(Ok(None)) | None => {
                     self.prefetcher.clear();
@@ -435,6 +455,7 @@ impl Follower {
                 }
                 Some(Err(error)) => return Err(error.into()),
             };
+            skipped = 0;
             let head = block.block.head();
             if let Err(cause) = check_timestamp(head.timestamp) {
                 self.prefetcher.clear();
@@ -449,14 +470,10 @@ impl Follower {
             }
             match reconcile(&self.window, &[head]) {
                 Step::Extend => {}
-                Step::Rewind(removed) if self.is_outdated(&block, &removed) => {
-                    self.prefetcher.clear();
-                    break;
-                }
-                Step::Rewind(removed) => self.rewind(removed, &mut changes),
+                Step::Rewind(removed) if !self.is_outdated(&block, &removed) => self.rewind(removed, &mut changes),
                 Step::Known => continue,
-                // Its parent is not ours: a reorg below it.
-                Step::FetchParent(_) | Step::TooDeep(_) => {
+                // Its parent is not our tip: a reorg below it, or a block between them that nobody gave by its number.
+                Step::Rewind(_) | Step::FetchParent(_) | Step::TooDeep(_) => {
                     self.prefetcher.clear();
                     match block.source.clone().filter(|_| changes.is_empty()) {
                         Some(source) => self.walk_branch(&source, head).await?,
@@ -487,7 +504,8 @@ impl Follower {
     /// Whether an endpoint's branch may replace these blocks, newest first. Each call is a look at the endpoint.
     fn may_rewind(&mut self, endpoint: &Arc<Endpoint>, removed: &[Head], head: Head) -> bool {
         let Some(lowest) = removed.last() else { return true };
-        let may = self.witnesses.leaves(endpoint, lowest.number, head.number);
+        let agrees = self.window.below(lowest.number).map(|ancestor| ancestor.number);
+        let may = self.witnesses.leaves(endpoint, Fork { agrees, ours: *lowest, to: head.number });
         if may {
             // Once the branch is ours.
             self.witnesses.shows(endpoint, head);
@@ -500,8 +518,8 @@ impl Follower {
         may
     }
 
-    /// Whether a block that was asked for by its height is of another branch than the one that was let through, and the majority has
-    /// not left ours for it.
+    /// Whether a block that was asked for by its height is of another branch than one that was let through, and the majority
+    /// has not left ours for it.
     fn is_outdated(&self, block: &FetchedBlock, removed: &[Head]) -> bool {
         let lowest = removed.last().map_or(u64::MAX, |lowest| lowest.number);
         block.source.as_ref().is_some_and(|source| !self.witnesses.may_replace(source, lowest))
@@ -514,13 +532,10 @@ impl Follower {
         metrics::CHAIN_REORGS.counter(&[("chain", chain)]).increment(1);
         for head in removed {
             self.window.pop();
-            self.witnesses.removed(head.number);
-            self.told = self.told.below(head.number);
-            changes.push(Change::Removed(head));
-        }
-        if self.window.tip().is_none() {
-            self.witnesses.forget();
-            self.told = FinalityTags::default();
+            let tip = self.window.tip().map(|tip| tip.number);
+            self.witnesses.removed(tip);
+            self.told = self.told.below(tip);
+            changes.push(Change::Removed(head, tip));
         }
     }
 

@@ -67,7 +67,7 @@ pub fn publish_batch(
                 logs += block.logs.len() as u64;
             }
             Change::Replayed(_) | Change::Tags(_) => {}
-            Change::Removed(_) => removed += 1,
+            Change::Removed(..) => removed += 1,
         }
         sequence += 1;
         let (block, of_block) = records(chain.id, sequence, change, batch.finality);

@@ -10,8 +10,8 @@ use topics::{Amount, ChainId};
 /// One step of a chain's history.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// A reorg takes the tip off.
-    Removed(Head),
+    /// A reorg takes the tip off. With the number of its parent, which is the tip again, unless no block is left.
+    Removed(Head, Option<u64>),
     /// A block is added on the tip.
     Added(Box<FetchedBlock>),
     /// A past block, from a backfill. It is no step: the head stays where it is.
@@ -42,19 +42,19 @@ impl FinalityTags {
         }
     }
 
-    /// What is left of it once the block at this height was removed.
+    /// What is left of it once a reorg has taken off all above this tip, or all.
     #[must_use]
-    pub fn below(self, removed: u64) -> Self {
-        let below = |number: Option<u64>| number.and_then(|number| removed.checked_sub(1).map(|below| number.min(below)));
-        Self { safe: below(self.safe), finalized: below(self.finalized), witnessed: below(self.witnessed) }
+    pub fn below(self, tip: Option<u64>) -> Self {
+        Self { safe: self.safe.min(tip), finalized: self.finalized.min(tip), witnessed: self.witnessed.min(tip) }
     }
 }
 
 /// The two records of a change, for `chain.blocks` and `chain.logs`.
 pub fn records(chain: ChainId, sequence: u64, change: Change, finality: FinalityTags) -> (BlockRecord, LogsRecord) {
     match change {
-        Change::Removed(head) => {
-            (block(chain, sequence, &head, Kind::Removed), logs(chain, sequence, &head, logs_record::Kind::Removed))
+        Change::Removed(head, parent_number) => {
+            let of_block = BlockRecord { parent_number, ..block(chain, sequence, &head, Kind::Removed) };
+            (of_block, logs(chain, sequence, &head, logs_record::Kind::Removed))
         }
         Change::Tags(head) => {
             let of_block = block(chain, sequence, &head, Kind::Tags);

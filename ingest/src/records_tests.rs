@@ -126,9 +126,9 @@ fn what_is_known_never_goes_down_but_below_a_removed_block() {
     let told = known(Some(5), None, Some(9)).advanced(known(Some(4), Some(3), Some(10)));
     assert_eq!(told, known(Some(5), Some(3), Some(10)));
     assert_eq!(told.advanced(FinalityTags::default()), told);
-    assert_eq!(told.below(10), known(Some(5), Some(3), Some(9)));
-    assert_eq!(told.below(3), known(Some(2), Some(2), Some(2)));
-    assert_eq!(told.below(0), FinalityTags::default());
+    assert_eq!(told.below(Some(9)), known(Some(5), Some(3), Some(9)));
+    assert_eq!(told.below(Some(2)), known(Some(2), Some(2), Some(2)));
+    assert_eq!(told.below(None), FinalityTags::default());
 }
 
 #[test]
@@ -137,11 +137,11 @@ fn a_removed_block_is_named_and_carries_nothing() {
     let (block, logs) = records(
         ChainId(7),
         43,
-        Change::Removed(head),
+        Change::Removed(head, Some(12)),
         FinalityTags { safe: Some(12), finalized: Some(1), witnessed: Some(15) },
     );
     assert_eq!((block.kind(), block.number, block.sequence), (Kind::Removed, 16, 43));
-    assert_eq!((&block.hash, &block.parent_hash), (&of(0xb1, 32), &of(0xb0, 32)));
+    assert_eq!((&block.hash, &block.parent_hash, block.parent_number), (&of(0xb1, 32), &of(0xb0, 32), Some(12)));
     assert!(block.transactions.is_empty() && block.transactions_root.is_empty() && block.safe_number.is_none());
     assert_eq!((logs.kind(), logs.hash, logs.logs.len()), (logs_record::Kind::Removed, of(0xb1, 32), 0));
 }

@@ -52,17 +52,14 @@ pub fn reconcile(window: &Window, branch: &[Head]) -> Step {
     if newest.number < floor.number || published(newest) {
         return Step::Known;
     }
-    if let Some(below) = oldest.number.checked_sub(1)
-        && below >= floor.number
-        && window.at(below).is_some_and(|ours| ours.hash == oldest.parent_hash)
-    {
-        let removed: Vec<Head> = window.above(below).copied().collect();
+    if let Some(ancestor) = window.parent_of(oldest).filter(|ours| ours.number >= floor.number) {
+        let removed: Vec<Head> = window.above(ancestor.number).copied().collect();
         return if removed.is_empty() { Step::Extend } else { Step::Rewind(removed) };
     }
     if oldest.number > floor.number {
         return Step::FetchParent(oldest.parent_hash);
     }
-    if window.is_whole() && last_final.is_none() && oldest.number == bottom.number {
+    if window.is_whole() && last_final.is_none() {
         // All blocks ever published are removed. The follower starts over, below them.
         return Step::Rewind(window.newest_first());
     }

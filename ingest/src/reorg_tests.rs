@@ -19,11 +19,13 @@ struct Node {
     chain: Vec<Head>,
     forks: u64,
     finalized: usize,
+    /// Of so many blocks one stands above a hole of one to three numbers; 0 for none.
+    hole_every: u64,
 }
 
 impl Node {
     fn new() -> Self {
-        Self { chain: vec![GENESIS], forks: 0, finalized: 0 }
+        Self { chain: vec![GENESIS], forks: 0, finalized: 0, hole_every: 0 }
     }
 
     fn head(&self) -> Head {
@@ -33,8 +35,16 @@ impl Node {
     fn mine(&mut self, count: u64) {
         for _ in 0..count {
             let head = self.head();
-            self.chain.push(block(head.number + 1, self.forks, &head));
+            // At other places on each branch.
+            let place = head.number + 3 * self.forks;
+            let skipped = if self.hole_every > 0 && place.is_multiple_of(self.hole_every) { 1 + place % 3 } else { 0 };
+            self.chain.push(block(head.number + 1 + skipped, self.forks, &head));
         }
+    }
+
+    /// Its block at this height, or the next one.
+    fn from(&self, number: u64) -> Head {
+        self.chain[self.chain.partition_point(|block| block.number < number)]
     }
 
     fn reorg(&mut self, depth: usize, count: u64) {
@@ -65,11 +75,8 @@ fn follow(node: &Node, head: Head, window: &mut Window, consumer: &mut Consumer,
         if window.tip().is_none() && head.number < next {
             return Ok(());
         }
-        let mut branch = if head.number > next || window.tip().is_none() {
-            vec![node.chain[usize::try_from(next).unwrap()]]
-        } else {
-            vec![head]
-        };
+        let is_ahead = head.number > next && matches!(reconcile(window, &[head]), Step::FetchParent(_));
+        let mut branch = if is_ahead || window.tip().is_none() { vec![node.from(next)] } else { vec![head] };
         let removed = loop {
             match reconcile(window, &branch) {
                 Step::Known => return Ok(()),
@@ -82,19 +89,27 @@ fn follow(node: &Node, head: Head, window: &mut Window, consumer: &mut Consumer,
                 },
                 // The follower asks the nodes for their block at that height, which clears a stale branch.
                 Step::TooDeep(error) => {
-                    let theirs = usize::try_from(error.ours.number).ok().and_then(|at| node.chain.get(at));
-                    let in_vain = theirs.is_some_and(|block| block.hash == error.ours.hash);
+                    let in_vain = node.chain.iter().any(|block| block.hash == error.ours.hash);
                     return if in_vain { Ok(()) } else { Err(error) };
                 }
             }
         };
+        if removed.last().is_some_and(|lowest| window.bottom() == Some(lowest)) {
+            // The follower begins below.
+            while let Some(below) =
+                branch.last().filter(|lowest| lowest.number > start).map(|lowest| known[&lowest.parent_hash])
+            {
+                branch.push(below);
+            }
+        }
         for block in removed {
             assert_eq!(window.pop(), Some(block));
             assert_eq!(consumer.0.pop(), Some(block), "what is removed is not the tip");
         }
         for block in branch.into_iter().rev() {
             if let Some(tip) = consumer.0.last() {
-                assert_eq!((block.parent_hash, block.number), (tip.hash, tip.number + 1), "what is added is not on the tip");
+                assert!(block.stands_on(tip), "what is added is not on the tip");
+                assert!(node.hole_every > 0 || block.number == tip.number + 1, "{block:?} on {tip:?}");
             }
             consumer.0.push(block);
             window.push(block);
@@ -130,8 +145,11 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 
 proptest! {
     #[test]
-    fn whatever_the_forks_history_is_a_stack_that_ends_at_the_nodes_chain(events in events(), start in 0..4u64) {
-        let (mut node, mut window, mut consumer) = (Node::new(), Window::default(), Consumer::default());
+    fn whatever_the_forks_history_is_a_stack_that_ends_at_the_nodes_chain(
+        events in events(), start in 0..4u64, hole_every in prop_oneof![Just(0), 1..8u64],
+    ) {
+        let (node, mut window, mut consumer) = (Node::new(), Window::default(), Consumer::default());
+        let mut node = Node { hole_every, ..node };
         let mut heads = vec![node.head()];
         for event in events {
             match event {
@@ -154,7 +172,10 @@ proptest! {
         // Mines once more, since a chain that only got shorter is not followed down.
         node.mine(80);
         follow(&node, node.head(), &mut window, &mut consumer, start).unwrap();
-        let first = usize::try_from(start).unwrap();
+        // A branch that skips all that was published stands on a block below.
+        let first = if hole_every == 0 { start } else { consumer.0[0].number };
+        let first = node.chain.partition_point(|block| block.number < first);
+        prop_assert!(node.chain[first].number <= node.from(start).number);
         prop_assert_eq!(&consumer.0[..], &node.chain[first..]);
         let remembered: Vec<Head> = window.iter().copied().collect();
         prop_assert!(remembered.len() >= MIN_WINDOW_BLOCKS.min(consumer.0.len()));
@@ -191,6 +212,63 @@ fn nothing_is_removed_before_the_ancestor_is_known() {
         other => panic!("{other:?}"),
     };
     assert_eq!(removed, [20, 19, 18]);
+}
+
+/// The chain 0 to 10, and blocks of a fork with these numbers on it.
+fn skipping(fork: u64, numbers: &[u64]) -> Vec<Head> {
+    let mut node = Node::new();
+    node.mine(10);
+    for number in numbers {
+        let head = node.head();
+        node.chain.push(block(*number, fork, &head));
+    }
+    node.chain
+}
+
+#[test]
+fn a_branch_with_a_hole_and_one_without_replace_each_other() {
+    let branches =
+        [skipping(1, &[11, 12, 13]), skipping(2, &[13, 14]), skipping(3, &[11, 14]), skipping(4, &[14]), skipping(5, &[12])];
+    for (ours, theirs) in branches.iter().flat_map(|ours| branches.iter().map(move |theirs| (ours, theirs))) {
+        let window = Window::new(ours.clone(), true, None);
+        let branch: Vec<Head> = theirs[11..].iter().rev().copied().collect();
+        for known in 1..branch.len() {
+            let step = if ours == theirs { Step::Known } else { Step::FetchParent(branch[known].hash) };
+            assert_eq!(reconcile(&window, &branch[..known]), step);
+        }
+        let removed: Vec<Head> = ours[11..].iter().rev().copied().collect();
+        let step = if ours == theirs { Step::Known } else { Step::Rewind(removed) };
+        assert_eq!(reconcile(&window, &branch), step, "{ours:?} {theirs:?}");
+    }
+    // The parent alone says what a block stands on.
+    let window = Window::new(skipping(1, &[11]), true, None);
+    let on = |parent: &Head, number| reconcile(&window, &[block(number, 9, parent)]);
+    let tip = window.tip().unwrap();
+    assert_eq!((on(tip, 12), on(tip, 15)), (Step::Extend, Step::Extend));
+    assert_eq!(on(&block(14, 8, tip), 15), Step::FetchParent(hash(14, 8)), "block 14 is missing");
+    assert_eq!(on(tip, 13 + chain::MAX_SKIPPED), Step::FetchParent(tip.hash), "too far");
+}
+
+#[test]
+fn a_branch_that_skips_what_is_final_halts_and_one_that_skips_all_that_was_published_replaces_it() {
+    let theirs = skipping(3, &[30]);
+    let ours = |from: usize| {
+        let mut node = Node { chain: skipping(1, &[]), ..Node::new() };
+        node.mine(8);
+        Window::new(node.chain.into_iter().skip(from), true, None)
+    };
+    let branch = [theirs[11], theirs[10]];
+    let whole = ours(12);
+    assert_eq!(reconcile(&whole, &branch[..1]), Step::FetchParent(theirs[10].hash));
+    assert_eq!(reconcile(&whole, &branch), Step::Rewind(whole.newest_first()));
+    let mut window = ours(5);
+    assert!(matches!(reconcile(&window, &branch[..1]), Step::Rewind(removed) if removed.len() == 8));
+    window.finalize(&window.at(12).copied().unwrap());
+    assert_eq!(reconcile(&window, &branch[..1]), Step::FetchParent(theirs[10].hash));
+    assert!(matches!(
+        reconcile(&window, &branch),
+        Step::TooDeep(TooDeep { ours: BlockRef { number: 12, .. }, is_final: true, .. })
+    ));
 }
 
 #[test]

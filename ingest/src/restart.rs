@@ -15,7 +15,7 @@ use crate::records::{block, logs};
 use crate::resume::blocking;
 use crate::window::Window;
 use anyhow::{Context as _, bail, ensure};
-use chain::{BlockId, Chain, Chains, Head, Rpc, fetch_head, fetch_standings, find_witnesses};
+use chain::{BlockId, Chain, Chains, Head, Rpc, fetch_head, fetch_head_from, fetch_standings, find_witnesses, look_at};
 use runtime::kafka::{Kafka, PartitionReader, TransactionalProducer};
 use runtime::{Failure, Settings};
 use std::ops::ControlFlow;
@@ -154,7 +154,10 @@ impl Restart {
         let below = plan.begins.checked_sub(1).filter(|_| plan.stands.is_some() && plan.begins > self.last_final);
         let window = match below {
             // It goes on from there, whatever becomes final until it does.
-            Some(below) => Window::new([witnessed(&self.chain, &self.rpc, below).await?], false, Some(below)),
+            Some(below) => {
+                let below = witnessed(&self.chain, &self.rpc, below).await?;
+                Window::new([below], false, Some(below.number))
+            }
             // As at its first start.
             None => Window::default(),
         };
@@ -256,13 +259,30 @@ async fn is_on_chain(chain: &Chain, rpc: &Rpc, block: BlockRef) -> anyhow::Resul
     )
 }
 
-/// The block of this height that enough endpoints have.
+/// The block of this height that enough endpoints have or, where the chain skips it, the one below.
 async fn witnessed(chain: &Chain, rpc: &Rpc, number: u64) -> anyhow::Result<Head> {
-    let head = fetch_head(rpc, Some(BlockId::Number(number))).await?;
+    let head = match fetch_head(rpc, Some(BlockId::Number(number))).await? {
+        None => below_hole(rpc, number).await,
+        head => head,
+    };
     let head = head.with_context(|| format!("no endpoint of {} has block {number}", chain.name))?;
-    let block = BlockRef { number, hash: head.hash };
+    let block = BlockRef { number: head.number, hash: head.hash };
     ensure!(is_on_chain(chain, rpc, block).await?, "most endpoints of {} have another block than {block}", chain.name);
     Ok(head)
+}
+
+/// The block below a height that the endpoints' chain skips, which is the parent of the one above: the highest that they name,
+/// since nothing may lie between.
+async fn below_hole(rpc: &Rpc, number: u64) -> Option<Head> {
+    let mut highest: Option<Head> = None;
+    for endpoint in rpc.endpoints() {
+        let Ok(Some(above)) = look_at(endpoint, number).await else { continue };
+        let Ok(Some(below)) = fetch_head_from(endpoint, BlockId::Hash(above.parent_hash)).await else { continue };
+        if above.number > number && below.number < number && above.stands_on(&below) {
+            highest = highest.filter(|known| known.number >= below.number).or(Some(below));
+        }
+    }
+    highest
 }
 
 /// Whether the confirmer will apply a record by itself.

@@ -67,12 +67,9 @@ pub async fn resume(settings: &Settings, name: &str, take_back: u64) -> anyhow::
             tip.number
         );
     };
-    let plan = ResumePlan {
-        halted: stored.cursor.halted.clone(),
-        tip: block_ref(&tip),
-        common: block_ref(&common),
-        take_back: tip.number - common.number,
-    };
+    let count = stack.iter().rev().take_while(|head| head.number > common.number).count() as u64;
+    let plan =
+        ResumePlan { halted: stored.cursor.halted.clone(), tip: block_ref(&tip), common: block_ref(&common), take_back: count };
     let resumed = plan.take_back == take_back;
     if resumed {
         blocking(move || write_cursor(&kafka, &chain, &stored, &window, stack, common.number)).await?;

@@ -56,10 +56,29 @@ impl Window {
         self.finalized
     }
 
-    /// The block at this height.
+    /// The block at this height. There is none where the chain skips it.
     pub fn at(&self, number: u64) -> Option<&Head> {
-        let index = number.checked_sub(self.bottom()?.number)?;
-        self.blocks.get(usize::try_from(index).ok()?)
+        self.at_or_above(number).filter(|block| block.number == number)
+    }
+
+    /// The lowest block at this height or above.
+    pub fn at_or_above(&self, number: u64) -> Option<&Head> {
+        self.blocks.get(self.count_below(number))
+    }
+
+    /// The highest block below this height.
+    pub fn below(&self, number: u64) -> Option<&Head> {
+        self.blocks.get(self.count_below(number).checked_sub(1)?)
+    }
+
+    fn count_below(&self, number: u64) -> usize {
+        self.blocks.partition_point(|block| block.number < number)
+    }
+
+    /// The block of ours that this one stands on.
+    pub fn parent_of(&self, block: &Head) -> Option<&Head> {
+        let below = self.blocks.range(..self.count_below(block.number)).rev();
+        below.take_while(|ours| block.may_stand_above(ours.number)).find(|ours| block.stands_on(ours))
     }
 
     /// The blocks above this height, newest first.
@@ -115,7 +134,7 @@ impl Window {
 
     /// Puts a block on the tip. Drops blocks below the last final one if enough others are left.
     pub fn push(&mut self, block: Head) {
-        debug_assert!(self.tip().is_none_or(|tip| tip.hash == block.parent_hash && tip.number + 1 == block.number));
+        debug_assert!(self.tip().is_none_or(|tip| block.stands_on(tip)));
         self.blocks.push_back(block);
         self.trim();
     }
@@ -152,6 +171,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use chain::MAX_SKIPPED;
 
     fn head(number: u64) -> Head {
         let hash = |number: u64| B256::from(topics::U256::from(number + 1000));
@@ -160,6 +180,29 @@ mod tests {
 
     fn doubts(window: &Window) -> Vec<u64> {
         window.doubts().map(|(head, _)| head.number).collect()
+    }
+
+    #[test]
+    fn a_window_has_no_block_where_the_chain_skips_numbers() {
+        let hole = head(20);
+        let mut window = Window::new((10..15).map(head), true, None);
+        let over = Head { parent_hash: head(14).hash, ..hole };
+        window.push(over);
+        assert_eq!((window.at(14), window.at(15), window.at(19), window.at(20)), (Some(&head(14)), None, None, Some(&over)));
+        assert_eq!((window.below(20), window.below(15), window.below(10)), (Some(&head(14)), Some(&head(14)), None));
+        assert_eq!(
+            (window.at_or_above(15), window.at_or_above(21), window.at_or_above(3)),
+            (Some(&over), None, Some(&head(10)))
+        );
+        assert_eq!(window.above(16).collect::<Vec<_>>(), [&over]);
+        let far = |number| Head { number, ..over };
+        assert_eq!(window.parent_of(&over), Some(&head(14)));
+        assert_eq!(window.parent_of(&far(14 + MAX_SKIPPED + 1)), Some(&head(14)));
+        assert_eq!(window.parent_of(&far(14 + MAX_SKIPPED + 2)), None, "nobody is believed that jumps so far");
+        assert_eq!(window.parent_of(&far(14)), None, "a number that does not grow");
+        window.finalize(&over);
+        assert_eq!(window.pop().map(|tip| tip.number), Some(20));
+        assert_eq!(window.tip(), Some(&head(14)));
     }
 
     #[test]

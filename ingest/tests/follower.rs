@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod holes;
 mod node;
 mod witnesses;
 
@@ -44,6 +45,8 @@ fn file(text: &str) -> ChainsFile {
 /// A consumer that checks that history is a stack.
 struct Consumer {
     follower: Follower,
+    /// Whether the chain may skip numbers.
+    skips: bool,
     stack: Vec<(u64, String)>,
     added: usize,
     removed: Vec<u64>,
@@ -56,7 +59,7 @@ impl Consumer {
     }
 
     fn of(follower: Follower) -> Self {
-        Self { follower, stack: vec![], added: 0, removed: vec![], logs: 0 }
+        Self { follower, skips: false, stack: vec![], added: 0, removed: vec![], logs: 0 }
     }
 
     async fn until(&mut self, tip: &Recorded) {
@@ -69,8 +72,9 @@ impl Consumer {
     fn take(&mut self, changes: Vec<Change>) {
         for change in changes {
             match change {
-                Change::Removed(head) => {
+                Change::Removed(head, tip) => {
                     assert_eq!(self.stack.pop(), Some((head.number, head.hash.to_string())));
+                    assert_eq!(tip, self.stack.last().map(|(number, _)| *number));
                     self.removed.push(head.number);
                 }
                 Change::Replayed(block) => panic!("{} is no past block", block.block.number),
@@ -78,7 +82,12 @@ impl Consumer {
                 Change::Added(block) => {
                     let head = block.block.head();
                     if let Some((number, hash)) = self.stack.last() {
-                        assert_eq!((head.number, head.parent_hash.to_string()), (number + 1, hash.clone()));
+                        assert_eq!(&head.parent_hash.to_string(), hash);
+                        assert!(
+                            head.number == number + 1 || self.skips && head.number > *number,
+                            "{} on {number}",
+                            head.number
+                        );
                     }
                     self.stack.push((head.number, head.hash.to_string()));
                     self.added += 1;
@@ -86,6 +95,10 @@ impl Consumer {
                 }
             }
         }
+    }
+
+    fn block(&self, number: u64) -> Option<&(u64, String)> {
+        self.stack.iter().find(|(height, _)| *height == number)
     }
 
     fn is_at(&self, chain: &[Recorded]) {

@@ -12,6 +12,10 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
+/// The most numbers that a chain may skip between a block and its parent. Confirmations count numbers, so none is believed that
+/// jumps further.
+pub const MAX_SKIPPED: u64 = 256;
+
 /// A block's place in its chain. Reads from any block object, whatever its transactions look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -21,11 +25,24 @@ pub struct Head {
     pub number: u64,
     /// Hash of the header.
     pub hash: B256,
-    /// Hash of the block one height below.
+    /// Hash of the block below.
     pub parent_hash: B256,
     /// Unix seconds.
     #[serde(deserialize_with = "quantity")]
     pub timestamp: u64,
+}
+
+impl Head {
+    /// Whether this block stands on `parent`, by its hash. Its number is the next one, or a greater one where the chain skips
+    /// numbers: no block can lie between the two.
+    pub fn stands_on(&self, parent: &Self) -> bool {
+        self.parent_hash == parent.hash && self.may_stand_above(parent.number)
+    }
+
+    /// Whether a block at this height may be the parent.
+    pub fn may_stand_above(&self, height: u64) -> bool {
+        self.number.checked_sub(height).is_some_and(|distance| (1..=MAX_SKIPPED + 1).contains(&distance))
+    }
 }
 
 /// A block with its transactions, as `eth_getBlockBy…(…, true)` answers it. The optional fields came with hard forks.

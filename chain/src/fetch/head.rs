@@ -1,7 +1,7 @@
 //! Heads: the newest one, a given one, tagged ones; and what single endpoints have.
 
 use super::block_id::{BlockId, BlockTag, block_call};
-use crate::block::Head;
+use crate::block::{Head, MAX_SKIPPED};
 use crate::rpc::{Endpoint, Rpc, RpcError};
 use alloy::primitives::B256;
 use serde_json::json;
@@ -91,7 +91,8 @@ pub async fn fetch_standings(rpc: &Rpc, known: Option<(&Arc<Endpoint>, Head)>) -
     .await
 }
 
-/// Looks at one endpoint: its block at a height, or its head if it has none there.
+/// Looks at one endpoint: its block at a height; its head, if that is below; or, where its chain skips the height, the block
+/// that comes next.
 ///
 /// # Errors
 /// If it does not answer, or is of another chain.
@@ -102,7 +103,29 @@ pub async fn look_at(endpoint: &Endpoint, number: u64) -> Result<Option<Head>, R
     if block.is_some() {
         return Ok(block.filter(|block| block.number == number));
     }
-    endpoint.request(method, json!(["latest", false])).await
+    let head: Option<Head> = endpoint.request(method, json!(["latest", false])).await?;
+    match head {
+        Some(head) if head.number > number => look_above(endpoint, number, head).await,
+        head => Ok(head),
+    }
+}
+
+/// The first block from a height on, if nothing of the endpoint's chain lies between: that it has no block there may come of
+/// its lag, but the parent of the one above tells.
+async fn look_above(endpoint: &Endpoint, number: u64, head: Head) -> Result<Option<Head>, RpcError> {
+    for above in number..=head.number.min(number.saturating_add(MAX_SKIPPED)) {
+        let (method, params) = block_call(BlockId::Number(above), false);
+        let Some(block) = endpoint.request::<Option<Head>>(method, params).await?.filter(|block| block.number == above) else {
+            continue;
+        };
+        if above == number {
+            return Ok(Some(block));
+        }
+        let (method, params) = block_call(BlockId::Hash(block.parent_hash), false);
+        let parent: Option<Head> = endpoint.request(method, params).await?;
+        return Ok(parent.filter(|parent| parent.number < number && block.stands_on(parent)).map(|_| block));
+    }
+    Ok(None)
 }
 
 /// Which endpoints have a block on their chain, and which have another.
@@ -110,7 +133,7 @@ pub async fn look_at(endpoint: &Endpoint, number: u64) -> Result<Option<Head>, R
 pub struct Witnesses {
     /// Endpoints that have the block.
     pub with: Vec<Arc<Endpoint>>,
-    /// Endpoints that have another block at its height.
+    /// Endpoints that have another block at its height, or none there and others above.
     pub against: Vec<Arc<Endpoint>>,
 }
 
@@ -142,12 +165,12 @@ pub(super) fn count_providers<'a>(endpoints: impl IntoIterator<Item = &'a Arc<En
     endpoints.into_iter().map(|endpoint| endpoint.provider()).collect::<HashSet<_>>().len()
 }
 
-/// Asks every endpoint for its block at a height. An endpoint that does not answer, or has no block there, is neither.
+/// Asks every endpoint for its block at a height. One whose chain skips the height has another above it. An endpoint that does
+/// not answer, or whose head is below, is neither.
 pub async fn find_witnesses(rpc: &Rpc, number: u64, hash: B256) -> Witnesses {
     let answers = futures::future::join_all(rpc.endpoints().iter().map(|endpoint| async move {
-        endpoint.check_chain_id().await?;
-        let (method, params) = block_call(BlockId::Number(number), false);
-        endpoint.request(method, params).await.map(|head: Option<Head>| (endpoint.clone(), head))
+        let head = look_at(endpoint, number).await?;
+        Ok((endpoint.clone(), head.filter(|head| head.number >= number)))
     }))
     .await;
     let mut witnesses = Witnesses::default();

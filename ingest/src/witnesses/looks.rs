@@ -16,6 +16,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 pub enum Seen {
     /// Its block at the height asked for, or its head if that is lower.
     Block(Head),
+    /// It has none at this height. Its chain goes on with this block.
+    Hole(u64, Head),
     /// Where it leaves our chain.
     Fork(Fork),
     /// Its tags.
@@ -29,10 +31,17 @@ pub enum Seen {
 pub struct Fork {
     /// The highest block of ours that it has; none if it lies below all that were compared.
     pub agrees: Option<u64>,
-    /// The lowest of ours for which it has another.
+    /// The lowest of ours that it does not have.
     pub ours: Head,
     /// The height up to which it has shown others.
     pub to: u64,
+}
+
+impl Fork {
+    /// The height from which on it has others.
+    pub fn from(&self) -> u64 {
+        self.agrees.map_or(self.ours.number, |agrees| agrees + 1)
+    }
 }
 
 /// The looks under way. Dropping it ends them.
@@ -60,6 +69,7 @@ impl Looks {
     pub fn at(&mut self, place: usize, number: u64) {
         self.start(place, |endpoint| async move {
             match look_at(&endpoint, number).await {
+                Ok(Some(head)) if head.number > number => Seen::Hole(number, head),
                 Ok(Some(head)) => Seen::Block(head),
                 Ok(None) => Seen::Nothing,
                 Err(error) => silence(&endpoint, &error),
@@ -67,7 +77,7 @@ impl Looks {
         });
     }
 
-    /// Looks for the place where an endpoint leaves these blocks of ours, of which it has another than the last, up to `to`.
+    /// Looks for the place where an endpoint leaves these blocks of ours, of which it does not have the last, up to `to`.
     pub fn for_fork(&mut self, place: usize, ours: Vec<Head>, to: u64) {
         self.start(place, move |endpoint| async move {
             match find_fork(&endpoint, &ours, to).await {
@@ -119,7 +129,7 @@ impl Looks {
         if let Some(state) = self.states.get_mut(place) {
             match seen {
                 Seen::Tags(_) => state.tags = false,
-                Seen::Block(_) | Seen::Fork(_) => {
+                Seen::Block(_) | Seen::Hole(..) | Seen::Fork(_) => {
                     (state.blocks, state.failures, state.paused_until) = (false, 0, None);
                 }
                 Seen::Nothing => {
@@ -144,7 +154,7 @@ fn silence(endpoint: &Endpoint, error: &RpcError) -> Seen {
 pub async fn find_fork(endpoint: &Endpoint, ours: &[Head], to: u64) -> Result<Option<Fork>, RpcError> {
     let has = |place: usize| async move {
         let Some(block) = ours.get(place) else { return Ok(None) };
-        let theirs = look_at(endpoint, block.number).await?.filter(|theirs| theirs.number == block.number);
+        let theirs = look_at(endpoint, block.number).await?.filter(|theirs| theirs.number >= block.number);
         Ok::<_, RpcError>(theirs.map(|theirs| theirs.hash == block.hash))
     };
     let Some(mut differs) = ours.len().checked_sub(1) else { return Ok(None) };

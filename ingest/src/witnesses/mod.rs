@@ -13,8 +13,8 @@ use crate::window::Window;
 use base::metrics;
 use chain::{Chain, Endpoint, Head, Rpc, Tags};
 use contents::{Contents, Looked};
-pub use looks::find_fork;
-use looks::{Fork, Looks, Seen};
+pub use looks::{Fork, find_fork};
+use looks::{Looks, Seen};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use topics::B256;
@@ -87,15 +87,14 @@ impl Witnesses {
         }
     }
 
-    /// An endpoint shows a branch that leaves ours: it has other blocks than ours from one height to another. Returns whether the
-    /// branch may replace ours.
-    pub fn leaves(&mut self, endpoint: &Arc<Endpoint>, from: u64, to: u64) -> bool {
+    /// An endpoint shows a branch that leaves ours. Returns whether the branch may replace ours.
+    pub fn leaves(&mut self, endpoint: &Arc<Endpoint>, fork: Fork) -> bool {
         let Some(place) = self.place(endpoint) else { return false };
         if let Some(shown) = self.shown.get_mut(place) {
             *shown = None;
         }
-        self.votes.differ(place, from.checked_sub(1), from, to);
-        self.votes.may_replace(place, from)
+        self.votes.differ(place, fork.agrees, fork.from(), fork.to);
+        self.votes.may_replace(place, fork.from())
     }
 
     /// Whether an endpoint's branch may replace our blocks from this height on, as far as is known.
@@ -103,14 +102,9 @@ impl Witnesses {
         self.place(endpoint).is_some_and(|place| self.votes.may_replace(place, from))
     }
 
-    /// Our block at this height was taken off.
-    pub fn removed(&mut self, number: u64) {
-        self.votes.removed(number);
-    }
-
-    /// No block of ours is left.
-    pub fn forget(&mut self) {
-        self.votes.forget();
+    /// Our blocks above this tip were taken off, or all.
+    pub fn removed(&mut self, tip: Option<u64>) {
+        self.votes.removed(tip);
     }
 
     /// An endpoint's tags.
@@ -209,13 +203,17 @@ impl Witnesses {
         match seen {
             Seen::Tags(tags) => self.votes.tagged(place, tags),
             Seen::Nothing => self.votes.silent(place),
-            Seen::Fork(Fork { agrees, ours, to }) => {
+            Seen::Fork(fork) => {
                 // A reorg of ours meanwhile makes it void.
-                if window.at(ours.number).is_some_and(|block| block.hash == ours.hash) {
-                    self.votes.differ(place, agrees, ours.number, to);
+                if window.at(fork.ours.number).is_some_and(|block| block.hash == fork.ours.hash) {
+                    self.votes.differ(place, fork.agrees, fork.from(), fork.to);
                 }
             }
-            Seen::Block(head) => {
+            Seen::Hole(number, head) if window.at(number).is_some() => {
+                self.mark_seen(place);
+                self.look_for_fork(place, number, head.number, window);
+            }
+            Seen::Hole(_, head) | Seen::Block(head) => {
                 self.mark_seen(place);
                 if let Some(shown) = self.shown.get_mut(place) {
                     *shown = Some(head);
@@ -230,27 +228,32 @@ impl Witnesses {
         }
     }
 
-    /// Compares what an endpoint has shown with our block at its height. Above our tip only the tip's child says something.
+    /// Looks for the place where an endpoint leaves ours that does not have our block at a height.
+    fn look_for_fork(&mut self, place: usize, ours: u64, to: u64, window: &Window) {
+        // From the last final block on, which nobody leaves.
+        let floor = window.finalized().unwrap_or(0);
+        let compared = window.iter().filter(|block| (floor..=ours).contains(&block.number)).copied().collect();
+        self.looks.for_fork(place, compared, to);
+    }
+
+    /// Compares what an endpoint has shown with our block at its height, or, if we have none there, with the one above, which
+    /// that contradicts as well. Above our tip only the tip's child says something.
     fn compare(&mut self, place: usize, window: &Window) {
         let Some(shown) = self.shown.get(place).copied().flatten() else { return };
         let Some(tip) = window.tip() else { return };
-        match window.at(shown.number) {
+        let is_in_window = window.bottom().is_some_and(|bottom| bottom.number <= shown.number);
+        match window.at_or_above(shown.number) {
             Some(ours) if ours.hash == shown.hash => self.votes.agree(place, shown.number),
-            Some(ours) => {
-                // From the last final block on, which nobody leaves.
-                let floor = window.finalized().unwrap_or(0);
-                let compared = window.iter().filter(|block| (floor..=ours.number).contains(&block.number)).copied().collect();
-                self.looks.for_fork(place, compared, shown.number);
-            }
-            None if shown.number > tip.number => {
+            Some(ours) if is_in_window => self.look_for_fork(place, ours.number, shown.number, window),
+            // It lags.
+            Some(_) => self.votes.silent(place),
+            None => {
                 if shown.parent_hash == tip.hash {
                     self.votes.agree(place, tip.number);
                 }
                 // It is kept: the next block may be it, or stand on it.
                 return;
             }
-            // Below the window: it lags.
-            None => self.votes.silent(place),
         }
         if let Some(shown) = self.shown.get_mut(place) {
             *shown = None;
@@ -271,7 +274,7 @@ impl Witnesses {
                 Some(_) => self.votes.contradicting().into_iter().filter_map(|(place, _)| host(place)).collect(),
                 None => self.votes.agreeing(from).into_iter().filter_map(host).collect(),
             };
-            let (Some(endpoint), Some(ours)) = (self.rpc.endpoints().get(place), window.at(from)) else { continue };
+            let (Some(endpoint), Some(ours)) = (self.rpc.endpoints().get(place), window.at_or_above(from)) else { continue };
             // Alone it contradicts nobody: its chain has changed, and ours will.
             if others.is_empty() {
                 continue;
@@ -280,8 +283,8 @@ impl Witnesses {
             let Some(counted) = self.counted.get_mut(place).filter(|counted| **counted != Some(ours.hash)) else { continue };
             *counted = Some(ours.hash);
             endpoint.count_contradiction();
-            let (chain, endpoint, others) = (&self.chain.name, endpoint.host(), others.join(", "));
-            tracing::warn!(chain, endpoint, "contradiction: it has another block {from} than {others}; asking it last");
+            let (chain, number, endpoint, others) = (&self.chain.name, ours.number, endpoint.host(), others.join(", "));
+            tracing::warn!(chain, endpoint, "contradiction: it has another block {number} than {others}; asking it last");
         }
     }
 }
@@ -289,6 +292,5 @@ impl Witnesses {
 /// Down to below the lowest block whose content one endpoint alone has given.
 fn below_doubts(witnessed: Option<u64>, window: &Window) -> Option<u64> {
     let Some((doubtful, _)) = window.doubts().next() else { return witnessed };
-    let below = doubtful.number.checked_sub(1).and_then(|below| window.at(below)).map(|head| head.number);
-    witnessed.min(below)
+    witnessed.min(window.below(doubtful.number).map(|head| head.number))
 }

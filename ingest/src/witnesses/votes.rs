@@ -1,7 +1,8 @@
 //! The votes: how far endpoints witness our blocks, whether a majority of them contradicts us, and which tags count. Pure.
 //!
 //! An endpoint that has a block of ours has all below it, since a block's hash commits to its ancestors; one that has another
-//! block has another above it too. So a vote is two heights. Endpoints of one provider are one voter.
+//! block has another above it too. So a vote is two heights. Where a chain skips numbers a height has no block, and what is
+//! said of it holds for the one above. Endpoints of one provider are one voter.
 
 use crate::window::Window;
 use chain::{Head, Tags};
@@ -89,7 +90,8 @@ impl Votes {
         vote.differs = None;
     }
 
-    /// An endpoint has other blocks than ours, from one height to another; `agrees` is the block of ours below them that it has.
+    /// An endpoint has other blocks than ours, or none, from one height to another; `agrees` is the block of ours below that it
+    /// has.
     pub fn differ(&mut self, place: usize, agrees: Option<u64>, from: u64, to: u64) {
         let Some(vote) = self.votes.get_mut(place) else { return };
         vote.answer = Answer::Given;
@@ -111,21 +113,12 @@ impl Votes {
         vote.tags = Tags { safe: tags.safe.or(vote.tags.safe), finalized: tags.finalized.or(vote.tags.finalized) };
     }
 
-    /// A reorg took our block at this height off: nobody witnesses it or a block above it any more.
-    pub fn removed(&mut self, number: u64) {
-        let below = |height: Option<u64>| height.and_then(|height| number.checked_sub(1).map(|below| height.min(below)));
-        self.witnessed = below(self.witnessed);
+    /// A reorg took our blocks above this tip off, or all: nobody witnesses one of them any more.
+    pub fn removed(&mut self, tip: Option<u64>) {
+        self.witnessed = self.witnessed.min(tip);
         for vote in &mut self.votes {
-            vote.agrees = below(vote.agrees);
-            vote.differs = vote.differs.filter(|difference| difference.from < number);
-        }
-    }
-
-    /// No block of ours is left, so nobody has given any.
-    pub fn forget(&mut self) {
-        self.witnessed = None;
-        for vote in &mut self.votes {
-            (vote.agrees, vote.differs) = (None, None);
+            vote.agrees = vote.agrees.min(tip);
+            vote.differs = vote.differs.filter(|difference| Some(difference.from) <= tip);
         }
     }
 

@@ -28,9 +28,9 @@ fn a_block_is_witnessed_once_enough_providers_have_given_it_or_one_above() {
     assert_eq!(votes.witnessed(), Some(10), "two endpoints of one provider are one witness");
     votes.silent(0);
     assert_eq!(votes.witnessed(), Some(10), "silence takes nothing back");
-    votes.removed(9);
+    votes.removed(Some(8));
     assert_eq!(votes.witnessed(), Some(8), "what a reorg takes off has no witnesses");
-    votes.removed(0);
+    votes.removed(None);
     assert_eq!(votes.witnessed(), None);
 }
 
@@ -40,9 +40,8 @@ fn nothing_is_witnessed_once_no_block_of_ours_is_left() {
     votes.agree(0, 10);
     votes.agree(1, 10);
     assert_eq!(votes.witnessed(), Some(10));
-    votes.removed(10);
-    // What they had below it was never ours.
-    votes.forget();
+    // What they have below it was never ours.
+    votes.removed(None);
     assert_eq!(votes.witnessed(), None);
 }
 
@@ -143,10 +142,30 @@ fn a_reorg_of_ours_ends_what_was_said_of_the_removed_blocks() {
     votes.agree(0, 10);
     contradict(&mut votes, 1, 9, 12, 2);
     contradict(&mut votes, 2, 9, 12, 2);
-    votes.removed(10);
-    votes.removed(9);
+    votes.removed(Some(9));
+    votes.removed(Some(8));
     assert_eq!((votes.outvoted(), votes.contradicting()), (None, vec![]));
     assert_eq!(votes.witnessed(), Some(8));
+}
+
+/// Ours are the blocks 5, 9 and 10.
+#[test]
+fn what_is_said_of_a_height_that_the_chain_skips_holds_for_the_block_above() {
+    let mut votes = votes(2, &["a", "b", "c"]);
+    votes.agree(0, 10);
+    // They have block 7, or 12, on block 5.
+    (0..2).for_each(|_| votes.differ(1, Some(5), 6, 7));
+    (0..2).for_each(|_| votes.differ(2, Some(5), 6, 12));
+    assert_eq!(votes.outvoted(), Some(6));
+    assert!(votes.may_replace(1, 9), "block 9 is the lowest of ours above 5");
+    assert!(!votes.may_replace(1, 5));
+    votes.removed(Some(9));
+    assert_eq!(votes.outvoted(), Some(6), "block 9 is ours still");
+    votes.agree(1, 9);
+    assert_eq!(votes.witnessed(), Some(9));
+    // Nothing of block 7, which takes its place, is witnessed.
+    votes.removed(Some(5));
+    assert_eq!((votes.witnessed(), votes.outvoted(), votes.is_disputed()), (Some(5), None, false));
 }
 
 #[test]

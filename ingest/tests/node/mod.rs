@@ -38,9 +38,14 @@ pub fn recorded(file: &str) -> Vec<Recorded> {
 
 /// The chain with blocks of a fork put on it, up to so many blocks in all. They are empty, made up, and proven by nothing.
 pub fn branch(below: &[Recorded], count: u64, fork: u8) -> Vec<Recorded> {
+    skipping(below, u64::try_from(below.len()).unwrap()..count, fork)
+}
+
+/// As [`branch`], with blocks of these numbers.
+pub fn skipping(below: &[Recorded], numbers: impl IntoIterator<Item = u64>, fork: u8) -> Vec<Recorded> {
     let mut blocks = below.to_vec();
     let word = |byte: u8| format!("0x{}", format!("{byte:02x}").repeat(32));
-    for number in u64::try_from(below.len()).unwrap()..count {
+    for number in numbers {
         let parent = blocks.last().map_or_else(|| word(0), |block| block.hash.clone());
         let hash = format!("0x{:062x}{fork:02x}", number + 1);
         let block = json!({
@@ -92,6 +97,13 @@ pub enum Fault {
     OtherParent,
 }
 
+/// How a node hides a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hiding {
+    ByNumber,
+    Wholly,
+}
+
 #[derive(Default)]
 pub struct Script {
     chain: Vec<Recorded>,
@@ -104,6 +116,8 @@ pub struct Script {
     pub no_latest: bool,
     /// A head that it announces and does not have.
     pub announces: Option<Value>,
+    /// A block that it does not give by its number, or not at all.
+    pub hides: Option<(u64, Hiding)>,
     pub requests: HashMap<String, usize>,
     pub id: u64,
     /// How long each answer takes.
@@ -233,7 +247,9 @@ impl Script {
     }
 
     fn result(&self, method: &str, params: &Value) -> Result<Value, (i64, String)> {
-        let by_hash = |hash: &Value| self.chain.iter().find(|block| hash.as_str() == Some(&block.hash));
+        let is_hidden = |block: &Recorded, hiding| self.hides.is_some_and(|hides| hides == (block.number, hiding));
+        let gives = |block: &&Recorded| !is_hidden(block, Hiding::Wholly);
+        let by_hash = |hash: &Value| self.chain.iter().find(|block| hash.as_str() == Some(&block.hash)).filter(gives);
         let shown = |block: Option<&Recorded>| {
             let mut shown = block.map(|block| block.block.clone()).unwrap_or_default();
             if params[1] == false && shown.is_object() {
@@ -254,7 +270,8 @@ impl Script {
                 "safe" | "finalized" => return Err((-32000, "safe block not found".to_owned())),
                 number => {
                     let number = u64::from_str_radix(&number[2..], 16).unwrap();
-                    shown(self.chain.iter().find(|block| block.number == number))
+                    let by_number = |block: &&Recorded| gives(block) && !is_hidden(block, Hiding::ByNumber);
+                    shown(self.chain.iter().find(|block| block.number == number).filter(by_number))
                 }
             },
             "eth_getBlockByHash" => shown(by_hash(&params[0])),

@@ -11,7 +11,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A chain of these endpoints, in this order. Its blocks are made up, so none is proven.
-async fn chain(nodes: &[&Node], rest: &str) -> Arc<Chain> {
+pub async fn chain(nodes: &[&Node], rest: &str) -> Arc<Chain> {
     let urls: Vec<&str> = nodes.iter().map(|node| node.url.as_str()).collect();
     let urls = urls.join(", ");
     let text = format!("- {{ name: it, chain_id: 7, rpc_urls: [{urls}], verify: off, poll_interval_ms: 5, {rest} }}\n");
@@ -23,7 +23,7 @@ async fn chain_of(node: &Node) -> Arc<Chain> {
     chain(&[node], "start_block: 0").await
 }
 
-async fn nodes<const N: usize>(chains: [&[Recorded]; N]) -> [Node; N] {
+pub async fn nodes<const N: usize>(chains: [&[Recorded]; N]) -> [Node; N] {
     let started = futures::future::join_all(chains.iter().map(|_| Node::start(7, true))).await;
     for (node, chain) in started.iter().zip(chains) {
         node.set(chain);
@@ -32,20 +32,20 @@ async fn nodes<const N: usize>(chains: [&[Recorded]; N]) -> [Node; N] {
 }
 
 /// A consumer that keeps all that ingest has told.
-struct Told {
+pub struct Told {
     rpc: Arc<Rpc>,
-    consumer: Consumer,
-    known: FinalityTags,
+    pub consumer: Consumer,
+    pub known: FinalityTags,
     /// The stack's hash at `known.witnessed`, each time that it was told.
     witnessed: Vec<(u64, String)>,
 }
 
 impl Told {
-    fn new(chain: &Arc<Chain>) -> Self {
+    pub fn new(chain: &Arc<Chain>) -> Self {
         Self::of(chain, Rpc::of(chain), Window::default())
     }
 
-    fn of(chain: &Arc<Chain>, rpc: Rpc, window: Window) -> Self {
+    pub fn of(chain: &Arc<Chain>, rpc: Rpc, window: Window) -> Self {
         let rpc = Arc::new(rpc);
         let follower = Follower::new(chain.clone(), rpc.clone(), Heads::of(chain), window);
         Self { rpc, consumer: Consumer::of(follower), known: FinalityTags::default(), witnessed: vec![] }
@@ -60,24 +60,27 @@ impl Told {
         }
         self.consumer.take(changes);
         self.known = finality;
+        for tag in [finality.safe, finality.finalized].into_iter().flatten() {
+            assert!(self.consumer.block(tag).is_some(), "{tag} has a tag and is not there");
+        }
         if let Some(number) = finality.witnessed {
-            let block = self.consumer.stack.iter().find(|(height, _)| *height == number);
+            let block = self.consumer.block(number);
             self.witnessed.push(block.unwrap_or_else(|| panic!("{number} is witnessed and not there")).clone());
         }
     }
 
-    async fn until(&mut self, reached: impl Fn(&Self) -> bool) {
+    pub async fn until(&mut self, reached: impl Fn(&Self) -> bool) {
         while !reached(self) {
             self.next().await;
         }
     }
 
-    fn tip(&self) -> Option<&str> {
+    pub fn tip(&self) -> Option<&str> {
         self.consumer.stack.last().map(|(_, hash)| hash.as_str())
     }
 
     /// Nothing is told while this node is asked so many times.
-    async fn is_quiet_for(&mut self, node: &Node, requests: usize) {
+    pub async fn is_quiet_for(&mut self, node: &Node, requests: usize) {
         self.is_quiet_while(node, "eth_getBlockByNumber", requests).await;
     }
 
@@ -95,7 +98,7 @@ impl Told {
     }
 }
 
-fn tip(chain: &[Recorded]) -> &str {
+pub fn tip(chain: &[Recorded]) -> &str {
     &chain.last().unwrap().hash
 }
 

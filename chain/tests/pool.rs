@@ -6,7 +6,7 @@ mod node;
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse as _;
-use chain::{BlockId, FetchError, FetchOptions, PartProof, Rpc, Verify, fetch_block, fetch_head, find_witnesses};
+use chain::{BlockId, FetchError, FetchOptions, PartProof, Rpc, Verify, fetch_block, fetch_head, find_witnesses, look_at};
 use node::{AUTO, ETHEREUM, Node, ROOTS, head_hash, pool, recorded, unsupported};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
@@ -225,6 +225,32 @@ async fn endpoints_with_a_block_and_with_another_are_told_apart() {
     let silent = Node::start(true, |_, _| Ok(Value::Null)).await;
     let found = find_witnesses(&pool(&[&node, &other, &silent]), 17_686_112, head_hash(&lines)).await;
     assert_eq!((found.with.len(), found.against.len()), (1, 1));
+}
+
+/// Blocks 10, 11 and 13. The hash of a block has its number in all bytes.
+#[tokio::test]
+async fn an_endpoint_whose_chain_skips_a_height_has_no_block_there_and_one_that_lacks_it_says_nothing() {
+    let word = |number: u8| json!(B256::repeat_byte(number));
+    let head = move |number: u8, parent: u8| json!({ "number": format!("{number:#x}"), "hash": word(number), "parentHash": word(parent), "timestamp": "0x1" });
+    let node = async |parent_of_last: u8| {
+        let blocks = [head(10, 9), head(11, 10), head(12, 11), head(13, parent_of_last)];
+        Node::start(true, move |_, params| {
+            // Block 12 is not given by its number.
+            let is_asked = |block: &&Value| params[0] == block["hash"] || params[0] == block["number"] && params[0] != "0xc";
+            let block = if params[0] == "latest" { blocks.last() } else { blocks.iter().find(is_asked) };
+            Ok(block.cloned().unwrap_or_default())
+        })
+        .await
+    };
+    let (skips, lacks) = (node(11).await, node(12).await);
+    let pool = pool(&[&skips, &lacks]);
+    let found = find_witnesses(&pool, 12, B256::repeat_byte(12)).await;
+    let hosts =
+        |endpoints: &[std::sync::Arc<chain::Endpoint>]| endpoints.iter().map(|e| e.host().to_owned()).collect::<Vec<_>>();
+    assert_eq!((hosts(&found.with), hosts(&found.against)), (vec![], hosts(&pool.endpoints()[..1])));
+    let [over, nothing] = [&pool.endpoints()[0], &pool.endpoints()[1]].map(|endpoint| look_at(endpoint, 12));
+    assert_eq!(over.await.unwrap().map(|head| head.number), Some(13));
+    assert_eq!(nothing.await.unwrap(), None);
 }
 
 #[tokio::test]

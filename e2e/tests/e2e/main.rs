@@ -22,6 +22,7 @@ mod failover;
 mod gateway;
 mod groups;
 mod history;
+mod holes;
 mod ingest;
 mod lifecycle;
 mod listed_later;

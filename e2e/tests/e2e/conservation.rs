@@ -707,6 +707,7 @@ async fn a_chain_that_begins_anew_before_its_first_block_takes_back_what_a_backf
         kind: Kind::Replayed,
         block: BlockRef { number, hash },
         parent: B256::ZERO,
+        parent_number: None,
         timestamp: 900,
         safe: None,
         finalized: None,

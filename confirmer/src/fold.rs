@@ -4,6 +4,8 @@
 //!   can change is loaded and saved once.
 //! - Records of a chain form a stack. A record that does not continue the known head is a fault of its chain, which is set aside.
 //!   Over a gap the chain goes on where replayed blocks lead to by their parents.
+//! - The parts of a block may be in several batches: each is credited as it comes, and the block is the head with the last one. So
+//!   memory does not grow with a block, and a crash between parts continues with the next one.
 //! - An offset that is not where this writer left it fails the transaction: another instance has read on.
 
 use crate::working_set::WorkingSet;
@@ -87,6 +89,7 @@ pub(crate) async fn fold_chain(
     orphans: &[OrphanTransfer],
     slice: usize,
 ) -> Result<usize, Failure> {
+    check_parts(records)?;
     let head = store::lock_head(db, chain).await?;
     let lost = lost_blocks(db, chain, records).await?;
     let removed = removed_blocks(records, &lost);
@@ -150,6 +153,14 @@ pub(crate) async fn fold_chain(
     Ok(events)
 }
 
+/// Checks that no part of a block is missing between two records. What comes before the first of them was applied.
+fn check_parts(records: &[&Matches]) -> Result<(), Failure> {
+    let mut pairs = records.iter().zip(records.iter().skip(1));
+    let Some((before, record)) = pairs.find(|(before, record)| !record.can_follow(before)) else { return Ok(()) };
+    let place = |record: &Matches| format!("part {} of {} of block {}", record.part, record.parts, record.block);
+    Err(Failure::Halt(anyhow!("chain.matches is out of order: {} comes after {}", place(record), place(before))))
+}
+
 /// Whether a record says that its chain begins anew.
 pub(crate) fn begins_anew(record: &Matches) -> bool {
     record.kind == Kind::Replayed && record.sequence != 0
@@ -210,8 +221,13 @@ fn apply_record(
             let finalized = record.finalized.or(head.and_then(|h| h.finalized));
             // A fact: once enough endpoints have given a block, only its removal takes that back.
             let witnessed = record.witnessed.max(head.and_then(|h| h.witnessed));
-            working.expire(cause)?;
+            if record.begins_block() {
+                working.expire(cause)?;
+            }
             working.credit(&cause, &record.transfers)?;
+            if !record.ends_block() {
+                return Ok(head);
+            }
             working.head(Head { cause, safe, finalized, witnessed })?;
             Ok(Some(ChainHead {
                 sequence: record.sequence,
@@ -284,6 +300,9 @@ fn apply_record(
         }
         (Kind::Replayed, head) => {
             working.credit(&cause, &record.transfers)?;
+            if !record.ends_block() {
+                return Ok(head);
+            }
             if let Some(head @ ChainHead { hash: Some(hash), .. }) = &head {
                 working.head(head_of(record.chain, head, *hash))?;
             }

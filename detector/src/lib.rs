@@ -4,7 +4,7 @@
 //!   asked. `intents` fills it from `payment.intents`, and is the barrier that a batch waits for.
 //! - `join` pairs a block's record with its logs' record.
 //! - [`matching`] finds the transfers to watched addresses. It is pure, and fast since it decodes only what may match. `coin`
-//!   says which of them are the same money.
+//!   says which of them are the same money. `parts` splits what is too large for a record.
 //! - `progress` tells which records of a chain are done, next or missing; `output` reads that from what was written, and `chains`
 //!   sets a chain aside whose records are missing.
 //! - `role` consumes, matches, produces and commits in one Kafka transaction.
@@ -16,6 +16,7 @@ mod intents;
 mod join;
 pub mod matching;
 mod output;
+mod parts;
 mod progress;
 mod role;
 mod watch_set;

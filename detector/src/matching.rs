@@ -208,6 +208,8 @@ impl Matcher {
             transfers,
             witnessed_number: block.witnessed_number,
             parent_number: block.parent_number,
+            part: 0,
+            parts: 0,
         })
     }
 

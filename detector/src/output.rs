@@ -1,8 +1,9 @@
 //! Reads what the detector has written, and what it has yet to read: how far a chain is matched, from the end of
 //! `chain.matches`, and where `chain.blocks` goes on. Both topics have a chain in the partition of the same number.
 
-use crate::join::{MAX_BETWEEN_BLOCK_AND_LOGS_MS, MAX_CLOCK_SKEW_MS, head_of};
+use crate::join::{MAX_BETWEEN_BLOCK_AND_LOGS_MS, MAX_CLOCK_SKEW_MS, head_of, payload};
 use crate::matching::RecordHead;
+use crate::parts::ends_block;
 use crate::progress::{Progress, Turn};
 use runtime::Failure;
 use runtime::kafka::{Kafka, PartitionReader, Record};
@@ -47,6 +48,11 @@ pub struct Matched {
     pub contradicted: bool,
 }
 
+/// Whether a record of `chain.matches` is the last of its block. All are one transaction, but a copy of the topic may end between them.
+fn is_whole(record: &Record<'_>) -> bool {
+    payload(record).is_ok_and(|message| ends_block(message).unwrap_or(false))
+}
+
 /// How far a chain is matched. `next` is the record of `chain.blocks` that comes next, with its head.
 pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) -> Result<Matched, Failure> {
     // A record is matched after it was written. So where the chain's first record is next, older matches need not be searched.
@@ -62,7 +68,7 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
         for record in records.iter().rev() {
             // The confirmer names what can't be read there.
             let Ok(matched) = head_of(record) else { continue };
-            let ours = matched.chain_id == head.chain_id;
+            let ours = matched.chain_id == head.chain_id && is_whole(record);
             if ours && matched.sequence != 0 {
                 if progress.sequence == 0 {
                     progress.advance(&matched);
@@ -95,7 +101,7 @@ pub fn position_after_output(kafka: &Kafka, topic: Topic, partition: i32) -> Res
     PartitionReader::open(kafka, Topic::Matches, partition)?.read_back(|records| {
         last = records.iter().rev().find_map(|record| {
             let offset: i64 = std::str::from_utf8(record.header(BLOCK_OFFSET)?).ok()?.parse().ok()?;
-            let head = head_of(record).ok()?;
+            let head = head_of(record).ok().filter(|_| is_whole(record))?;
             Some((offset, head.chain_id, head.sequence, head.hash.to_vec()))
         });
         Ok(if last.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })

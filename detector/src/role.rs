@@ -5,6 +5,7 @@ use crate::intents::IntentBarrier;
 use crate::join::{Join, JoinedBlock, Popped, head_of, payload, unreadable};
 use crate::matching::{BlockView, Matcher, RecordHead};
 use crate::output::{BLOCK_OFFSET, position_after_output};
+use crate::parts::split_matches;
 use crate::watch_set::WatchSet;
 use anyhow::anyhow;
 use base::metrics;
@@ -14,14 +15,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
-use topics::{MAX_MESSAGE_BYTES, Message as _, Topic};
+use topics::{Message as _, Topic};
 
 const STAGE: &str = "detector";
 /// Per Kafka transaction, when far behind: large enough that the commit costs little in comparison.
 const MAX_BATCH_RECORDS: usize = 8192;
 const MAX_BATCH_BYTES: usize = 96 * 1024 * 1024;
-/// Kafka takes no larger record, with room for its key and header.
-const MAX_RECORD_BYTES: usize = MAX_MESSAGE_BYTES as usize - 64 * 1024;
 
 /// Matches every block with the addresses ever issued, until `stop`.
 ///
@@ -86,8 +85,11 @@ fn detect(
             let matched = match_blocks(kafka, &intents.watched, &mut matcher, &mut chains, &pairs);
             let transaction = producer.begin()?;
             intents.quarantine(kafka, &transaction)?;
-            for Matched { key, record, block } in &matched {
-                transaction.send_with_header(Topic::Matches, key, record, (BLOCK_OFFSET, &block.to_string()))?;
+            for Matched { key, records, block } in &matched {
+                let block = block.to_string();
+                for record in records {
+                    transaction.send_with_header(Topic::Matches, key, record, (BLOCK_OFFSET, &block))?;
+                }
             }
             chains.notify(&transaction)?;
             transaction.send_offsets(&offsets(&joins), &consumer.group_metadata()?)?;
@@ -197,10 +199,11 @@ fn skip_replayed(block: &RecordHead<'_>, cause: &str) {
     );
 }
 
-/// The record of `chain.matches` that a block becomes.
+/// What a block becomes in `chain.matches`.
 struct Matched {
     key: String,
-    record: Vec<u8>,
+    /// One, or all parts in order.
+    records: Vec<Vec<u8>>,
     /// The block's offset in `chain.blocks`.
     block: i64,
 }
@@ -243,16 +246,12 @@ fn match_block(
     let block = BlockView::read(payload(&pair.block)?).map_err(|e| unreadable(&pair.block, e))?;
     let logs: Vec<&[u8]> = pair.logs.iter().map(payload).collect::<Result<_, _>>()?;
     let matches = matcher.matches_in_parts(watched, &block, &logs).map_err(|e| unreadable(&pair.block, e))?;
-    let record = kafka.encode(&matches);
-    if record.len() > MAX_RECORD_BYTES {
-        let (count, bytes) = (matches.transfers.len(), record.len());
-        let cause = anyhow!("its {count} transfers take {bytes} bytes, more than the {MAX_RECORD_BYTES} of a record");
-        return Err(unreadable(&pair.block, cause));
-    }
     for transfer in &matches.transfers {
         metrics::MATCHED_TRANSFERS.counter(&[("source", transfer.source().as_str_name())]).increment(1);
     }
-    Ok(Matched { key: matches.key(), record, block: pair.block.offset() })
+    let key = matches.key();
+    let records = split_matches(matches).iter().map(|part| kafka.encode(part)).collect();
+    Ok(Matched { key, records, block: pair.block.offset() })
 }
 
 fn offsets(joins: &BTreeMap<i32, Join<Record<'_>>>) -> Vec<(Topic, i32, i64)> {

@@ -145,6 +145,8 @@ impl Flood {
             witnessed_number: Some(number),
             parent_number: None,
             transfers,
+            part: 0,
+            parts: 0,
         }
     }
 

@@ -16,8 +16,8 @@
 //! and from an address to itself, never come here: the detector drops them, as no money moves.
 //!
 //! **Many at once.** Of one asset and one block, more than [`MAX_TOLD_SINGLY`] transfers are taken as one, of their sum: a flood of
-//! dust costs a payment one event. That event has a [`Summary`] in place of a transfer. Sums are exact; one beyond 256 bits is shown
-//! as the largest amount.
+//! dust costs a payment one event, or one for each part of a block that is in parts. That event has a [`Summary`] in place of a
+//! transfer. Sums are exact; one beyond 256 bits is shown as the largest amount.
 //!
 //! **Below the minimum** is a transfer of less than the `min_transfer` that chains.yaml had for its asset when it was seen. It is
 //! kept beside the payment and shown, and does nothing else, unless it pays its payment alone.
@@ -57,7 +57,7 @@
 //! **A deposit** at a static address is a payment that its transfer creates: its amount is the transfer's, it never expires and
 //! can't be cancelled. Its life is the same, under the names `deposit.detected`, `deposit.confirmed` and `deposit.reverted`.
 //! When a reorg removes its transfer, the deposit is pending with nothing received, unless the same block comes back. Of one block,
-//! one sender and one asset, the transfers beyond the first hundred are one deposit.
+//! one sender and one asset, the transfers beyond the first hundred are one deposit; of a block in parts, those of each part.
 
 #[cfg(doc)]
 use crate::payment::Terms;

@@ -55,6 +55,32 @@ pub struct Matches {
     pub witnessed: Option<u64>,
     /// In the order of the block.
     pub transfers: Vec<Transfer>,
+    /// Which part of the block's transfers they are, counted from 1, of how many; both may be 0 if they are all.
+    pub part: u32,
+    pub parts: u32,
+}
+
+impl Matches {
+    /// Whether the block begins with this record.
+    pub const fn begins_block(&self) -> bool {
+        self.part <= 1
+    }
+
+    /// Whether the block is whole with this record.
+    pub const fn ends_block(&self) -> bool {
+        self.part >= self.parts
+    }
+
+    /// Whether this record can come right after another of its chain: the parts of a block stay together.
+    pub fn can_follow(&self, before: &Self) -> bool {
+        let same_block = (self.block, self.sequence) == (before.block, before.sequence);
+        if self.begins_block() {
+            // A copy of the topic may end within a block, which is then matched again.
+            before.ends_block() || same_block
+        } else {
+            same_block && (self.part, self.parts) == (before.part + 1, before.parts)
+        }
+    }
 }
 
 /// A field whose value contradicts its schema.
@@ -118,6 +144,10 @@ impl TryFrom<&wire::MatchesRecord> for Matches {
         let chain = ChainId(record.chain_id);
         let block = BlockRef { number: record.number, hash: hash("hash", &record.hash)? };
         let transfers = record.transfers.iter().map(|t| transfer(chain, block.hash, t)).collect::<Result<_, _>>()?;
+        let (part, parts) = (record.part, record.parts);
+        if part > parts || (part == 0 && parts > 1) {
+            return Err(MalformedField { field: "part", expected: "1 up to parts", got: format!("{part} of {parts}") });
+        }
         Ok(Self {
             chain,
             sequence: record.sequence,
@@ -130,6 +160,8 @@ impl TryFrom<&wire::MatchesRecord> for Matches {
             finalized: record.finalized_number,
             witnessed: record.witnessed_number,
             transfers,
+            part,
+            parts,
         })
     }
 }

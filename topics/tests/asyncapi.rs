@@ -21,7 +21,9 @@ fn prose(topic: Topic) -> Prose {
         Topic::Blocks => ("Every block of every chain, added and removed", CHAIN, "ingest"),
         Topic::Logs => ("All logs of every block", CHAIN, "ingest"),
         Topic::Cursors => ("The cursor of each chain, which stores how far ingest has come", CHAIN, "ingest"),
-        Topic::Matches => ("The transfers to issued addresses, one record per block", CHAIN, "detector"),
+        Topic::Matches => {
+            ("The transfers to issued addresses, one record per block, or several of a large one", CHAIN, "detector")
+        }
         Topic::Intents => (
             "Every address ever issued",
             ("The address as lower-case 0x hex", "0x9858effd232b4033e47d90003d41ec34ecaeda94"),

@@ -54,12 +54,14 @@ fn a_matches_record_is_written_in_the_order_of_its_fields() {
         }],
         witnessed_number: Some(8),
         parent_number: Some(9),
+        part: 9,
+        parts: 10,
     };
     assert_eq!(
         alloy::hex::encode(record.encode_to_vec()),
         concat!(
             "0801", "1002", "1802", "2003", "2a01aa", "3201bb", "3804", "4000", "5215", "0a0101", "1002", "1802", "220103",
-            "2a0104", "320105", "3a0106", "4007", "5808", "880109"
+            "2a0104", "320105", "3a0106", "4007", "5808", "6009", "680a", "880109"
         )
     );
 }

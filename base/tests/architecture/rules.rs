@@ -124,6 +124,7 @@ pub const PURE: Pure = Pure {
         "ingest/src/reorg.rs",
         "detector/src/matching.rs",
         "detector/src/coin.rs",
+        "detector/src/parts.rs",
         "payments/src/lifecycle.rs",
         "payments/src/payment.rs",
         "payments/src/policy.rs",

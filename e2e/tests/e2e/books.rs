@@ -60,6 +60,8 @@ pub fn block(chain: ChainId, number: u64, transfers: Vec<Transfer>) -> Matches {
         finalized: None,
         witnessed: Some(number),
         transfers,
+        part: 0,
+        parts: 0,
     }
 }
 

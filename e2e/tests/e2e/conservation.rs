@@ -135,6 +135,8 @@ impl Fork {
             // A block may wait for its witnesses, and for a record that tells of them.
             witnessed: random.random_bool(0.7).then(|| number - random.random_range(0..3)),
             transfers: self.random_transfers(random, hash),
+            part: 0,
+            parts: 0,
         };
         self.blocks.push(record.clone());
         record
@@ -195,6 +197,8 @@ impl Fork {
             finalized: None,
             witnessed: None,
             transfers: Vec::new(),
+            part: 0,
+            parts: 0,
         }
     }
 
@@ -218,6 +222,8 @@ impl Fork {
             finalized: None,
             witnessed: None,
             transfers: self.random_transfers(random, hash),
+            part: 0,
+            parts: 0,
         };
         self.past.push(block.clone());
         block
@@ -627,6 +633,8 @@ async fn a_block_that_comes_again_with_fewer_transfers_keeps_no_more() -> Result
         finalized: None,
         witnessed: None,
         transfers: sources.iter().map(|source| transfer(*source)).collect(),
+        part: 0,
+        parts: 0,
     };
     let first = Matches { block: BlockRef { number: FIRST, hash: below }, ..block(1, Kind::Added, &[]) };
     let whole = [Source::Transaction, Source::Trace];
@@ -669,6 +677,8 @@ async fn what_a_tag_said_of_a_removed_block_confirms_nothing_in_the_one_that_tak
             finalized: None,
             witnessed: Some(number),
             transfers: if pays { vec![transfer] } else { Vec::new() },
+            part: 0,
+            parts: 0,
         }
     };
     let [one, two, three] = [1, 2, 3].map(B256::repeat_byte);

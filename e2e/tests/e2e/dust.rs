@@ -255,3 +255,41 @@ async fn what_is_confirmed_of_a_part_is_confirmed_once() -> Result<()> {
     }
     Ok(())
 }
+
+/// However its parts are divided into batches, which is where a crash divides them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_in_parts_is_credited_part_by_part_and_is_the_head_with_the_last() -> Result<()> {
+    let chains = chains(X_LISTED).await?;
+    let payment =
+        payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
+    let part = |part, kind, sender, amount: u64| {
+        let sequence = if kind == Kind::Added { 2 } else { 0 };
+        let paid = block(2, kind, transfers(payment.address, sender, &[Amount::from(amount)]));
+        Matches { sequence, part, parts: 3, ..paid }
+    };
+    let of_kind = |kind| [part(1, kind, 1, 40), part(2, kind, 2, 50), part(3, kind, 3, 10)];
+    let records = [&[block(1, Kind::Added, Vec::new())], &of_kind(Kind::Added)[..]].concat();
+    for sizes in [&[1, 1, 1, 1][..], &[2, 2], &[3, 1], &[4]] {
+        let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+        let mut rest = &records[..];
+        for size in sizes {
+            let (batch, later) = rest.split_at(*size);
+            ensure!(books.all().await?[&payment.id].status() == Status::Pending, "paid before its last part, in {sizes:?}");
+            books.apply(&chains, batch).await.map_err(failed)?;
+            rest = later;
+        }
+        let paid = books.all().await?.remove(&payment.id).context("the payment")?;
+        ensure!((paid.status(), paid.received()) == (Status::Confirmed, Amount::from(100)), "{paid:?} in {sizes:?}");
+        let events = told(&books).await?;
+        books.apply(&chains, &of_kind(Kind::Replayed)).await.map_err(failed)?;
+        ensure!(told(&books).await? == events, "a replay told something");
+        let removed = Matches { sequence: 3, ..block(2, Kind::Removed, Vec::new()) };
+        books.apply(&chains, &[removed]).await.map_err(failed)?;
+        ensure!(books.all().await?[&payment.id].received().is_zero(), "a removed part counts");
+    }
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let without_two = [records[0].clone(), records[1].clone(), records[3].clone()];
+    let Err(failure) = books.apply(&chains, &without_two).await else { anyhow::bail!("applied without part 2") };
+    ensure!(failure.to_string().contains("part 3 of 3"), "{failure}");
+    Ok(())
+}

@@ -29,6 +29,8 @@ fn block(sequence: u64, kind: Kind, transfers: Vec<Transfer>) -> Matches {
         finalized: None,
         witnessed: Some(50 + sequence),
         transfers,
+        part: 0,
+        parts: 0,
     }
 }
 

@@ -28,6 +28,8 @@ pub struct BatchScope<'a> {
     pub(super) finalized: i64,
     /// Hashes of the blocks that have transfers.
     pub(super) paying_blocks: Vec<&'a [u8]>,
+    /// Hashes of the transactions with its transfers. A block in parts has more.
+    pub(super) transactions: Vec<&'a [u8]>,
     /// Hashes and numbers of the blocks that it takes back.
     pub(super) removed_blocks: Vec<&'a [u8]>,
     pub(super) removed_numbers: Vec<i64>,
@@ -47,6 +49,7 @@ impl<'a> BatchScope<'a> {
         let transfers = || added().flat_map(|r| &r.transfers).chain(orphans.iter().map(|orphan| &orphan.transfer));
         let addresses: BTreeSet<&[u8]> = transfers().map(|t| t.to.as_slice()).collect();
         let paying_blocks: BTreeSet<&[u8]> = transfers().map(|t| t.id.block.as_slice()).collect();
+        let transactions: BTreeSet<&[u8]> = transfers().map(|t| t.id.transaction.as_slice()).collect();
         let highest = |of: fn(&Matches) -> Option<u64>| added().filter_map(|r| of(r)).max();
         // A record without a tag, or without a word on witnesses, leaves both where they were.
         let witnessed = highest(|r| r.witnessed).max(head.and_then(|head| head.witnessed));
@@ -60,6 +63,7 @@ impl<'a> BatchScope<'a> {
             safe: due(highest(|r| r.safe).max(head.and_then(|head| head.safe))),
             finalized: due(highest(|r| r.finalized).max(head.and_then(|head| head.finalized))),
             paying_blocks: paying_blocks.into_iter().collect(),
+            transactions: transactions.into_iter().collect(),
             removed_blocks: removed().map(|r| &r.block.hash).chain(lost.numbers.keys()).map(|hash| hash.as_slice()).collect(),
             removed_numbers: removed().map(|r| bigint(r.block.number)).chain(lost.heights.iter().copied()).collect(),
         }

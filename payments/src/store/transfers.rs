@@ -61,7 +61,7 @@ pub struct KnownTransfer {
     pub on_chain: bool,
 }
 
-/// The transfers that are known of the blocks that a batch adds or replays: usually none.
+/// The transfers that are known of the transactions that a batch adds or replays: usually none.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid id.
@@ -75,7 +75,7 @@ pub async fn known_transfers(
     let statement = db
         .prepare_cached(
             "SELECT chain_id, block_hash, transaction_hash, source, index, payment_id, listed, below_minimum, NOT removed
-             FROM transfers WHERE chain_id = $1 AND block_hash = ANY($2)",
+             FROM transfers WHERE chain_id = $1 AND block_hash = ANY($2) AND transaction_hash = ANY($3)",
         )
         .await?;
     let known = |row: &Row| {
@@ -83,7 +83,7 @@ pub async fn known_transfers(
             KnownTransfer { payment: row.get(5), listed: row.get(6), below_minimum: row.get(7), on_chain: row.get(8) };
         Ok((read_id(row)?, decided))
     };
-    db.query(&statement, &[&scope.chain, &scope.paying_blocks]).await?.iter().map(known).collect()
+    db.query(&statement, &[&scope.chain, &scope.paying_blocks, &scope.transactions]).await?.iter().map(known).collect()
 }
 
 /// Marks the transfers of removed blocks.

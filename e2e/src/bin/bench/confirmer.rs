@@ -126,5 +126,7 @@ fn block(number: u64, matches: u64) -> wire::MatchesRecord {
         transfers: (0..matches).map(transfer).collect(),
         witnessed_number: Some(number),
         parent_number: None,
+        part: 0,
+        parts: 0,
     }
 }

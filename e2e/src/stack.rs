@@ -62,6 +62,21 @@ impl Stack {
         self.run_with(&["down", "--purge"]).map(drop)
     }
 
+    /// Copies the logs of its parts to `target/lab/NAME`, for whoever looks into a failure.
+    ///
+    /// # Errors
+    /// When a file can't be copied.
+    pub fn keep_logs(&self, name: &str) -> Result<()> {
+        let to = root().join("target/lab").join(name);
+        std::fs::create_dir_all(&to)?;
+        for log in std::fs::read_dir(self.data.as_ref().context("a stack without a data directory")?.join("logs"))? {
+            let log = log?;
+            std::fs::copy(log.path(), to.join(log.file_name()))?;
+        }
+        println!("the logs of Kafka and the other parts are in {}", to.display());
+        Ok(())
+    }
+
     /// Kills a part with `kill -9`: `kafka`, `postgres`, `registry` or `anvil`.
     ///
     /// # Errors
@@ -110,8 +125,9 @@ impl Stack {
         let mut command = Command::new(root().join("dev/stack"));
         command.args(arguments);
         if self.own {
-            // A killed broker comes back at once.
-            command.env("KAFKA_SESSION_MS", "3000");
+            // A killed broker comes back soon. A session that is shorter still fences it on a busy machine, and the coordinators of
+            // its transactions may not come back.
+            command.env("KAFKA_SESSION_MS", "6000");
         }
         if let Some(data) = &self.data {
             command.arg("--data").arg(data);

@@ -15,6 +15,9 @@ async fn every_role_recovers_when_kafka_or_postgres_was_killed() -> Result<()> {
     let data = tempfile::Builder::new().prefix("ctrip-stack-").tempdir()?;
     let stack = Stack::own(data.path())?;
     let outcome = live_through(&stack).await;
+    if outcome.is_err() {
+        stack.keep_logs("outage")?;
+    }
     stack.purge()?;
     outcome
 }

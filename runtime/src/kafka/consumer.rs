@@ -7,6 +7,7 @@
 //! - A failure within a rebalance callback surfaces at the next poll.
 
 use super::client::Kafka;
+use super::hanging::OpenTransactions;
 use super::record::Record;
 use crate::failure::Failure;
 use anyhow::anyhow;
@@ -17,9 +18,9 @@ use rdkafka::message::Message as _;
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use topics::Topic;
 
 /// A batch of at least so many bytes means that the consumer is behind.
@@ -44,6 +45,7 @@ struct Context {
     topics: Vec<(String, Topic)>,
     positions: Option<Position>,
     assignment: AtomicU64,
+    open: Mutex<OpenTransactions>,
     failed: Mutex<Option<Failure>>,
 }
 
@@ -84,6 +86,12 @@ impl ClientContext for Context {
             .sum();
         #[expect(clippy::cast_precision_loss, reason = "no lag reaches 2^52 records")]
         metrics::STAGE_LAG_RECORDS.gauge(&[("stage", self.stage)]).set(lag as f64);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, topic) in &statistics.topics {
+            // What was not read up to there waits for its reader, and its ends are old.
+            let read = topic.partitions.values().filter(|p| p.fetch_state == "active" && p.next_offset >= p.ls_offset);
+            open.see(name, read.map(|p| (p.partition, p.ls_offset, p.hi_offset)), Instant::now());
+        }
     }
 }
 
@@ -120,8 +128,14 @@ impl Consumer {
     pub fn open(kafka: &Kafka, group: &'static str, topics: &[Topic], positions: Option<Position>) -> Result<Self, Failure> {
         let named: Vec<(String, Topic)> = topics.iter().map(|topic| (kafka.name(*topic), *topic)).collect();
         let names: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
-        let context =
-            Context { stage: group, topics: named, positions, assignment: AtomicU64::new(0), failed: Mutex::new(None) };
+        let context = Context {
+            stage: group,
+            topics: named,
+            positions,
+            assignment: AtomicU64::new(0),
+            open: Mutex::default(),
+            failed: Mutex::new(None),
+        };
         let inner: BaseConsumer<Context> = kafka
             .reader_config(group)
             .set("group.id", kafka.prefixed(group))

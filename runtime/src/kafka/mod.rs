@@ -15,6 +15,7 @@ mod backlog;
 mod client;
 mod consumer;
 pub(crate) mod error;
+mod hanging;
 mod offsets;
 mod partition_reader;
 pub(crate) mod producer;

@@ -4,9 +4,11 @@
 //! reader sees nothing that lies behind an open transaction, of whatever producer, so these calls wait until it is over.
 
 use super::client::Kafka;
+use super::hanging;
 use super::offsets::end_offsets;
 use super::record::Record;
 use crate::failure::Failure;
+use crate::stage;
 use anyhow::anyhow;
 use rdkafka::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
@@ -87,7 +89,7 @@ impl Kafka {
     }
 
     /// Waits until the last stable offset of each of these partitions has reached the end that the partition has now. Returns
-    /// the ends.
+    /// the ends. A transaction that stays open is named by [`stage::waiting`].
     pub(super) fn await_stable(
         &self,
         committed: &BaseConsumer<EofContext>,
@@ -104,14 +106,21 @@ impl Kafka {
         let deadline = Instant::now() + READ_TIMEOUT;
         let mut ends = retry_until(deadline, || end_offsets(&uncommitted, &name, topic.partitions()))?;
         ends.retain(|partition, _| partitions.contains(partition));
-        retry_until(deadline, || {
+        let mut open = None;
+        let outcome = retry_until(deadline, || {
             let stable = end_offsets(committed, &name, topic.partitions())?;
-            if ends.iter().all(|(partition, end)| stable.get(partition).is_some_and(|stable| stable >= end)) {
-                return Ok(());
-            }
-            Err(Failure::Retry(anyhow!("a transaction on {name} has been open for {READ_TIMEOUT:?}")))
-        })?;
-        Ok(ends)
+            let reached = |partition| stable.get(partition).copied().unwrap_or_default();
+            open = ends
+                .iter()
+                .find(|(partition, end)| reached(partition) < **end)
+                .map(|(p, _)| hanging::remedy(&name, *p, reached(p), READ_TIMEOUT));
+            open.clone().map_or(Ok(()), |open| Err(Failure::Retry(anyhow!(open))))
+        });
+        match open {
+            Some(open) => stage::waits(&hanging::item(&name), &open),
+            None => stage::resumed(&hanging::item(&name)),
+        }
+        outcome.map(|()| ends)
     }
 }
 

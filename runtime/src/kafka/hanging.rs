@@ -1,0 +1,85 @@
+//! Transactions that stay open. Whoever reads committed records stops in front of one, and sees nothing that is behind it.
+//!
+//! A broker ends a transaction whose producer is gone within seconds. If it loses sight of one, only a person can end that.
+
+use crate::stage;
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+/// For longer no transaction of ours is open: the broker ends it after 15 s, and looks every 10 s for those.
+const MAX_OPEN: Duration = Duration::from_secs(40);
+
+/// What a person can do about a transaction that has been open for so long, from an offset of a partition on.
+pub(super) fn remedy(name: &str, partition: i32, offset: i64, open: Duration) -> String {
+    let tool = "kafka-transactions.sh --bootstrap-server $KAFKA_BROKERS";
+    let place = format!("--topic {name} --partition {partition}");
+    format!(
+        "a transaction on {name}/{partition} has been open for {open:.0?}, from offset {offset} on, and nothing behind it can be read. If \
+         `{tool} find-hanging {place} --max-transaction-timeout 1` shows it, `{tool} abort {place} --start-offset {offset}` ends it"
+    )
+}
+
+/// The name under which [`stage::waiting`] tells of open transactions.
+pub(super) fn item(name: &str) -> String {
+    format!("transaction on {name}")
+}
+
+/// The partitions of a consumer that have an open transaction.
+#[derive(Default)]
+pub(super) struct OpenTransactions {
+    /// By topic and partition: where committed records end, and since when.
+    open: HashMap<(String, i32), (i64, Instant)>,
+    /// Topics of which it was told.
+    told: BTreeSet<String>,
+}
+
+impl OpenTransactions {
+    /// Notes up to where each partition of a topic can be read, and its end; tells of what has been open for too long.
+    pub fn see(&mut self, name: &str, partitions: impl Iterator<Item = (i32, i64, i64)>, now: Instant) {
+        let late = partitions.filter_map(|(partition, stable, end)| self.late(name, partition, stable, end, now)).last();
+        match late {
+            Some(remedy) => {
+                if self.told.insert(name.to_owned()) {
+                    tracing::error!("{remedy}");
+                }
+                stage::waits(&item(name), &remedy);
+            }
+            None if self.told.remove(name) => stage::resumed(&item(name)),
+            None => {}
+        }
+    }
+
+    fn late(&mut self, name: &str, partition: i32, stable: i64, end: i64, now: Instant) -> Option<String> {
+        let key = (name.to_owned(), partition);
+        if stable < 0 || stable >= end {
+            self.open.remove(&key);
+            return None;
+        }
+        let (offset, since) = self.open.entry(key).or_insert((stable, now));
+        if *offset != stable {
+            (*offset, *since) = (stable, now);
+        }
+        let open = now - *since;
+        (open > MAX_OPEN).then(|| remedy(name, partition, stable, open))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_that_hangs_is_told_with_the_command_that_ends_it() {
+        let (mut open, start) = (OpenTransactions::default(), Instant::now());
+        let told = || stage::waiting().into_iter().find(|(item, _)| item == "transaction on lab.topic").map(|(_, cause)| cause);
+        let mut see = |seconds, stable, end| {
+            open.see("lab.topic", [(3, stable, end), (4, 9, 9)].into_iter(), start + Duration::from_secs(seconds));
+            told()
+        };
+        // A busy partition always has one, each time another.
+        assert_eq!((see(0, 5, 7), see(30, 7, 9), see(60, 9, 11), see(90, 9, 30)), (None, None, None, None));
+        let cause = see(101, 9, 40).expect("an open transaction");
+        assert!(cause.contains("abort --topic lab.topic --partition 3 --start-offset 9"), "{cause}");
+        assert_eq!(see(103, 40, 40), None);
+    }
+}

@@ -162,7 +162,7 @@ fn publish(
     let transaction = producer.begin()?;
     for row in rows {
         let key = row.payment.to_string();
-        transaction.send_with_header(Topic::Events, &key, &kafka.frame(Topic::Events, &row.event), (BATCH, &number))?;
+        transaction.send_with_headers(Topic::Events, &key, &kafka.frame(Topic::Events, &row.event), &[(BATCH, &number)])?;
         transaction.send(Topic::State, &key, &kafka.frame(Topic::State, &row.state))?;
     }
     transaction.send_offsets(&[(Topic::Events, 0, batch + 1)], group)?;

@@ -6,7 +6,7 @@
 
 use crate::join::head_of;
 use crate::matching::RecordHead;
-use crate::output::{FoundRecord, Matched, Resumption, find_next, read_progress};
+use crate::output::{FoundRecord, Matched, MatchedBlock, Resumption, find_next, read_progress};
 use crate::progress::{Progress, Turn};
 use base::metrics;
 use runtime::Failure;
@@ -53,25 +53,45 @@ pub enum Action {
 pub struct Chains {
     kafka: Kafka,
     known: HashMap<u64, Progress>,
+    /// What was matched last of each chain when it was met.
+    last: HashMap<u64, MatchedBlock>,
     /// The sequence of each chain's last record that was read.
     read: HashMap<u64, u64>,
     aside: HashMap<u64, SetAside>,
     /// What `chain.cursors` is to say about a chain: its sequence, and why it is set aside.
     notices: Vec<(u64, u64, String)>,
     noticed: HashSet<u64>,
+    /// The sequence up to which each chain has records that could not be matched. Another assignment does not read them again; a
+    /// new process does, which may be of another version.
+    unmatchable: HashMap<u64, u64>,
     pub rewind: Option<Rewind>,
 }
 
 impl Chains {
     pub fn new(kafka: &Kafka) -> Self {
-        let (known, read, aside) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { kafka: kafka.clone(), known, read, aside, notices: Vec::new(), noticed: HashSet::new(), rewind: None }
+        Self {
+            kafka: kafka.clone(),
+            known: HashMap::new(),
+            last: HashMap::new(),
+            read: HashMap::new(),
+            aside: HashMap::new(),
+            notices: Vec::new(),
+            noticed: HashSet::new(),
+            unmatchable: HashMap::new(),
+            rewind: None,
+        }
     }
 
-    /// Forgets all: a new assignment begins.
+    /// Forgets all but what can't be matched: a new assignment begins.
     pub fn clear(&mut self) {
-        *self = Self::new(&self.kafka);
+        *self = Self { unmatchable: std::mem::take(&mut self.unmatchable), ..Self::new(&self.kafka) };
         self.report();
+    }
+
+    /// A new beginning is never among them: the counter may have gone back.
+    fn is_unmatchable(&self, head: &RecordHead<'_>) -> bool {
+        let is_live = head.sequence != 0 && head.kind != i32::from(Kind::Replayed);
+        is_live && self.unmatchable.get(&head.chain_id).is_some_and(|last| head.sequence <= *last)
     }
 
     /// Whether a record of this chain and sequence is known to be matched.
@@ -92,7 +112,7 @@ impl Chains {
         let chain_id = head.chain_id;
         let goes_back = head.sequence != 0 && self.read.get(&chain_id).is_some_and(|last| head.sequence <= *last);
         if !self.known.contains_key(&chain_id) || (goes_back && !self.aside.contains_key(&chain_id)) {
-            let Matched { progress, contradicted } = read_progress(&self.kafka, record, &head)?;
+            let Matched { progress, contradicted, last } = read_progress(&self.kafka, record, &head)?;
             if self.known.get(&chain_id).is_some_and(|known| known.sequence > progress.sequence) {
                 // What was taken before this record has to be written first: then it is known whether this one contradicts it.
                 return Ok(Action::Wait);
@@ -102,7 +122,9 @@ impl Chains {
                 self.set_aside(record.partition(), chain_id, progress.sequence, GoesOn::Anew, cause);
             }
             self.known.insert(chain_id, progress);
+            last.map(|last| self.last.insert(chain_id, last));
         }
+        let unmatchable = self.is_unmatchable(&head);
         let progress = self.known.entry(chain_id).or_default();
         let turn = progress.turn(&head);
         if let Some(aside) = self.aside.get(&chain_id).filter(|_| head.sequence != 0) {
@@ -116,8 +138,8 @@ impl Chains {
         }
         match turn {
             Turn::Done => Ok(Action::Pass),
-            Turn::Next => Ok(Action::Match),
-            Turn::Gap => {
+            Turn::Next if !unmatchable => Ok(Action::Match),
+            Turn::Next | Turn::Gap => {
                 let last = progress.sequence;
                 self.at_gap(record, chain_id, last)
             }
@@ -143,6 +165,7 @@ impl Chains {
     pub fn set_aside_at(&mut self, partition: i32, unreadable: &RecordHead<'_>, failure: &Failure) {
         let RecordHead { chain_id, sequence, number, .. } = *unreadable;
         self.known.remove(&chain_id);
+        self.unmatchable.insert(chain_id, sequence);
         let cause = format!("block {number} (sequence {sequence}) can't be matched: {failure}");
         self.set_aside(partition, chain_id, sequence, GoesOn::After(sequence), cause);
     }
@@ -154,6 +177,9 @@ impl Chains {
         progress.advance(&head);
         if head.sequence != 0 {
             self.read.insert(head.chain_id, head.sequence);
+            if head.kind == i32::from(Kind::Replayed) {
+                self.unmatchable.remove(&head.chain_id);
+            }
             // It goes on by itself, or begins anew.
             if self.aside.remove(&head.chain_id).is_some() | self.noticed.insert(head.chain_id) {
                 self.notices.push((head.chain_id, head.sequence, String::new()));
@@ -162,6 +188,8 @@ impl Chains {
         } else if let Some(aside) = self.aside.get(&head.chain_id)
             && let GoesOn::At(next) = &aside.goes_on
             && progress.turn(&next.head(head.chain_id)) == Turn::Next
+            // If it is yet to come, going there would pass over what neighbours have in between.
+            && next.at.blocks < record.offset()
         {
             self.rewind = Some(Rewind { chain: ChainId(head.chain_id), partition: aside.partition, to: next.at });
         }
@@ -173,8 +201,9 @@ impl Chains {
     /// The gap ends with the sequence `last`, or later.
     fn at_gap(&mut self, record: &Record<'_>, chain_id: u64, last: u64) -> Result<Action, Failure> {
         let partition = record.partition();
+        let last = self.unmatchable.get(&chain_id).map_or(last, |unmatchable| last.max(*unmatchable));
         let progress = self.known.entry(chain_id).or_default();
-        let Some(next) = find_next(&self.kafka, partition, chain_id, progress, last)? else {
+        let Some(next) = find_next(&self.kafka, partition, chain_id, progress, last, self.last.get(&chain_id))? else {
             self.set_aside_after_gap(partition, chain_id, last, None);
             return Ok(Action::Pass);
         };
@@ -210,8 +239,9 @@ impl Chains {
     /// Sets the chain of the front block aside, whose logs are gone. `next_with_logs` is the sequence of the first logs there are.
     pub fn set_aside_before(&mut self, front: &Record<'_>, next_with_logs: u64) -> Result<(), Failure> {
         let (chain_id, last) = (head_of(front)?.chain_id, next_with_logs.saturating_sub(1));
+        self.unmatchable.insert(chain_id, last);
         let progress = self.known.entry(chain_id).or_default();
-        let next = find_next(&self.kafka, front.partition(), chain_id, progress, last)?;
+        let next = find_next(&self.kafka, front.partition(), chain_id, progress, last, self.last.get(&chain_id))?;
         self.set_aside_after_gap(front.partition(), chain_id, last, next);
         Ok(())
     }

@@ -4,7 +4,8 @@
 //! there too. If chains share a partition, the logs may be in another order than the blocks; those not needed yet wait. So an
 //! offset of `chain.logs` is committed only when everything below it is used. After a restart some records are read again that
 //! are done, and their counterpart may be gone; their sequence, which is not above their chain's, shows it. A retention may delete
-//! one of the two topics further than the other: a record waits for nothing once records came that were written long after it.
+//! one of the two topics further than the other. Logs wait for no block once blocks came that were written long after them; a block
+//! waits for no logs once everything was read that `chain.logs` had after the block was read (`logs_watch`).
 //!
 //! The logs of a block may come in parts, one after the other. A block waits for the last one.
 
@@ -62,9 +63,10 @@ pub struct Join<R> {
     logs: HashMap<JoinKey, VecDeque<WaitingLogs<R>>>,
     next_block: Option<i64>,
     next_logs: Option<i64>,
-    /// When the newest of the blocks that are taken or passed over, and of the logs that were read, was written.
+    /// The end of `chain.logs` while the next block waited: its logs are below, or nowhere.
+    logs_end: Option<i64>,
+    /// When the newest of the blocks that are taken or passed over was written.
     newest_block: i64,
-    newest_logs: i64,
     /// The topic of the partition that is paused.
     pub paused: Option<Topic>,
 }
@@ -84,6 +86,8 @@ pub struct JoinedBlock<R> {
     pub block: R,
     /// From `chain.logs`: all parts, in order.
     pub logs: Vec<R>,
+    /// Once it was taken, everything below this offset of `chain.logs` was used.
+    pub logs_used: i64,
 }
 
 /// What [`Join::pop`] finds.
@@ -106,7 +110,7 @@ enum TakenLogs<R> {
 impl<R> Default for Join<R> {
     fn default() -> Self {
         let (blocks, logs) = (VecDeque::new(), HashMap::new());
-        Self { blocks, logs, next_block: None, next_logs: None, newest_block: 0, newest_logs: 0, paused: None }
+        Self { blocks, logs, next_block: None, next_logs: None, logs_end: None, newest_block: 0, paused: None }
     }
 }
 
@@ -118,7 +122,6 @@ impl<R: ChainRecord> Join<R> {
             return;
         }
         self.next_logs = Some(record.offset() + 1);
-        self.newest_logs = self.newest_logs.max(record.written());
         match head_of(&record) {
             Ok(RecordHead { chain_id, sequence, .. }) if !is_done(chain_id, sequence) => {
                 self.logs.entry((chain_id, sequence == 0)).or_default().push_back(WaitingLogs { sequence, record });
@@ -148,6 +151,7 @@ impl<R: ChainRecord> Join<R> {
     fn take_block(&mut self) -> Option<R> {
         let block = self.blocks.pop_front()?;
         self.next_block = Some(block.offset() + 1);
+        self.logs_end = None;
         self.newest_block = self.newest_block.max(block.written());
         Some(block)
     }
@@ -173,7 +177,7 @@ impl<R: ChainRecord> Join<R> {
         let lane = (block.chain_id, block.sequence == 0);
         let logs = match self.logs.get_mut(&lane).map_or(Ok(TakenLogs::None), |waiting| take_logs(waiting, &block))? {
             TakenLogs::Found(logs) => logs,
-            TakenLogs::None if is_long_before(front.written(), self.newest_logs) => {
+            TakenLogs::None if self.logs_end.zip(self.next_logs).is_some_and(|(end, next)| next >= end) => {
                 return Ok(Popped::WithoutLogs { next_with_logs: block.sequence + 1 });
             }
             TakenLogs::None => return Ok(Popped::Waiting),
@@ -182,12 +186,29 @@ impl<R: ChainRecord> Join<R> {
         let Some(block) = self.take_block() else {
             return Ok(Popped::Waiting);
         };
-        Ok(Popped::Pair(Box::new(JoinedBlock { block, logs })))
+        let logs_used = self.offsets().1.unwrap_or_default();
+        Ok(Popped::Pair(Box::new(JoinedBlock { block, logs, logs_used })))
+    }
+
+    /// The offset after the logs that were read. `None` if none were.
+    pub const fn next_logs(&self) -> Option<i64> {
+        self.next_logs
+    }
+
+    /// Notes the end that `chain.logs` has while the next block waits; the first one counts, and is returned.
+    pub fn expect_logs_below(&mut self, end: i64) -> i64 {
+        *self.logs_end.get_or_insert(end)
+    }
+
+    /// Notes that `chain.logs` has no more records below this offset.
+    pub fn read_logs_up_to(&mut self, offset: i64) {
+        self.next_logs = self.next_logs.max(Some(offset));
     }
 
     /// The offsets to commit in `chain.blocks` and in `chain.logs`. `None` if nothing was read.
     pub fn offsets(&self) -> (Option<i64>, Option<i64>) {
-        let waiting = self.logs.values().flatten().map(|waiting| waiting.record.offset()).min();
+        // Each lane is in the order of its offsets.
+        let waiting = self.logs.values().filter_map(|lane| lane.front()).map(|waiting| waiting.record.offset()).min();
         (self.next_block, waiting.or(self.next_logs))
     }
 
@@ -212,7 +233,7 @@ impl<R: ChainRecord> Join<R> {
     }
 }
 
-/// Whether a record was written so long before another of the partition that its counterpart was read by then, if there is one.
+/// Whether logs were written so long before a block of the partition that their own block was read by then, if there is one.
 fn is_long_before(written: i64, newest: i64) -> bool {
     written < newest.saturating_sub(MAX_BETWEEN_BLOCK_AND_LOGS_MS)
 }

@@ -239,8 +239,9 @@ fn a_replayed_block_whose_logs_are_gone_takes_no_others_along_and_waits_for_ever
     }
     push(&mut join, replayed(logs(10, 1, 0, (0, 0), 5), 8, NOW));
     assert!(is_waiting(&mut join), "the logs of 7 may be late");
-    let later = MAX_BETWEEN_BLOCK_AND_LOGS_MS + 1;
-    push(&mut join, Fake { written: NOW + later, ..logs(11, 2, 5, (0, 0), 5) });
+    join.expect_logs_below(12);
+    assert!(is_waiting(&mut join), "the logs of 7 may be late");
+    push(&mut join, logs(11, 2, 5, (0, 0), 5));
     assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { .. }));
     join.pass();
     assert_eq!(pair(&mut join).logs[0].offset, 10, "the logs of 8");
@@ -251,13 +252,29 @@ fn a_replayed_block_whose_logs_are_gone_takes_no_others_along_and_waits_for_ever
 fn a_block_whose_logs_are_gone_holds_up_its_partition_only_while_they_may_come() {
     let mut join = Join::default();
     push(&mut join, block(1, 1));
+    push(&mut join, block(1, 2));
+    // However late another's are: nobody's clock counts.
+    push(&mut join, Fake { written: NOW * 2, ..logs(10, 2, 5, (0, 0), 5) });
     assert!(is_waiting(&mut join));
-    // Another chain's come, and none of its own ever will: the chain is dead.
-    let later = MAX_BETWEEN_BLOCK_AND_LOGS_MS + 1;
-    push(&mut join, Fake { written: NOW + later - 1, ..logs(10, 2, 5, (0, 0), 5) });
-    assert!(is_waiting(&mut join));
-    push(&mut join, Fake { written: NOW + later, ..logs(11, 2, 6, (0, 0), 5) });
+    assert_eq!(join.expect_logs_below(14), 14);
+    push(&mut join, logs(12, 2, 6, (0, 0), 5));
+    assert!(is_waiting(&mut join), "they may be at offset 13");
+    // The topic grows. What comes is of later blocks.
+    assert_eq!(join.expect_logs_below(20), 14);
+    // A marker ends the transaction.
+    join.read_logs_up_to(14);
     assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { next_with_logs: 2 }));
+    join.pass();
+    assert!(is_waiting(&mut join), "nothing is known of the next block's logs");
+}
+
+#[test]
+fn logs_that_come_in_time_are_used_whatever_end_was_asked_for() {
+    let mut join = Join::default();
+    push(&mut join, block(1, 1));
+    join.expect_logs_below(12);
+    push(&mut join, logs(11, 1, 1, (0, 0), 5));
+    assert_eq!(pair(&mut join).logs_used, 12);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! - [`WatchSet`] holds every address ever issued, and nothing else; `address_filter` rules most recipients out before it is
 //!   asked. `intents` fills it from `payment.intents`, and is the barrier that a batch waits for.
-//! - `join` pairs a block's record with its logs' record.
+//! - `join` pairs a block's record with its logs' record. `logs_watch` tells it whether logs that do not come are gone.
 //! - [`matching`] finds the transfers to watched addresses. It is pure, and fast since it decodes only what may match. `coin`
 //!   says which of them are the same money. `parts` splits what is too large for a record.
 //! - `progress` tells which records of a chain are done, next or missing; `output` reads that from what was written, and `chains`
@@ -14,6 +14,7 @@ mod chains;
 mod coin;
 mod intents;
 mod join;
+mod logs_watch;
 pub mod matching;
 mod output;
 mod parts;

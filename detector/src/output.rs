@@ -13,6 +13,8 @@ use topics::wire::matches_record::Kind;
 
 /// The header of a match that holds the offset of its block in `chain.blocks`, in decimal.
 pub const BLOCK_OFFSET: &str = "ctrip-block-offset";
+/// The header that holds the offset in `chain.logs` below which everything was used by then.
+pub const LOGS_OFFSET: &str = "ctrip-logs-offset";
 
 /// Where a chain goes on in `chain.blocks`.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +48,36 @@ pub struct Matched {
     pub progress: Progress,
     /// The next record has a sequence that was matched, and is another record: the chain's counter went back.
     pub contradicted: bool,
+    /// What was matched last, but for replayed blocks.
+    pub last: Option<MatchedBlock>,
+}
+
+/// A block that was matched, and its place in `chain.blocks`.
+pub struct MatchedBlock {
+    offset: i64,
+    chain_id: u64,
+    sequence: u64,
+    hash: Vec<u8>,
+}
+
+impl MatchedBlock {
+    /// Reads it from the last record of its matches; before that one the block is not whole.
+    fn of(record: &Record<'_>) -> Option<Self> {
+        let offset = number_in(record, BLOCK_OFFSET)?;
+        let head = head_of(record).ok().filter(|_| is_whole(record))?;
+        Some(Self { offset, chain_id: head.chain_id, sequence: head.sequence, hash: head.hash.to_vec() })
+    }
+
+    /// When its record was written, if `chain.blocks` has it at that offset: its retention may have deleted it, and a topic that was
+    /// copied or made anew has offsets of its own.
+    fn written(&self, kafka: &Kafka, partition: i32) -> Result<Option<i64>, Failure> {
+        let reader = PartitionReader::open(kafka, Topic::Blocks, partition)?;
+        reader.seek(self.offset)?;
+        let Some(block) = reader.next()?.filter(|block| block.offset() == self.offset) else { return Ok(None) };
+        let Ok(head) = head_of(&block) else { return Ok(None) };
+        let is_same = (head.chain_id, head.sequence, head.hash) == (self.chain_id, self.sequence, &self.hash[..]);
+        Ok(is_same.then(|| block.timestamp_ms().unwrap_or_default()))
+    }
 }
 
 /// Whether a record of `chain.matches` is the last of its block. All are one transaction, but a copy of the topic may end between them.
@@ -58,7 +90,7 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
     // A record is matched after it was written. So where the chain's first record is next, older matches need not be searched.
     let first_of_chain = head.sequence == 1;
     let oldest = next.timestamp_ms().filter(|_| first_of_chain).map(|written| written - MAX_CLOCK_SKEW_MS);
-    let mut progress = Progress::default();
+    let (mut progress, mut last) = (Progress::default(), None);
     // Whether the next record was matched, once its sequence was met.
     let mut same = None;
     // Replayed blocks since the last live record, newest first: number, hash, parent.
@@ -72,6 +104,7 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
             if ours && matched.sequence != 0 {
                 if progress.sequence == 0 {
                     progress.advance(&matched);
+                    last = MatchedBlock::of(record);
                 }
                 if matched.sequence <= head.sequence || head.sequence == 0 {
                     same = Some(matched.sequence != head.sequence || matched.hash == head.hash);
@@ -89,8 +122,11 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
     for (number, hash, parent_hash) in replayed.iter().rev() {
         progress.advance(&RecordHead { number: *number, hash, parent_hash, ..RecordHead::default() });
     }
-    let contradicted = progress.is_done(head.sequence) && same != Some(true);
-    Ok(Matched { progress, contradicted })
+    let differs = progress.is_done(head.sequence) && same != Some(true);
+    // What comes before the last match was matched, or passed over for a reason: it is only read again.
+    let before = last.as_ref().filter(|last| differs && next.offset() < last.offset);
+    let is_read_again = before.map_or(Ok(None), |last| last.written(kafka, next.partition()))?.is_some();
+    Ok(Matched { progress, contradicted: differs && !is_read_again, last })
 }
 
 /// Where to go on in a partition whose offsets the group has lost: after the block that the last match is of, which the match's
@@ -99,45 +135,50 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
 pub fn position_after_output(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Option<i64>, Failure> {
     let mut last = None;
     PartitionReader::open(kafka, Topic::Matches, partition)?.read_back(|records| {
-        last = records.iter().rev().find_map(|record| {
-            let offset: i64 = std::str::from_utf8(record.header(BLOCK_OFFSET)?).ok()?.parse().ok()?;
-            let head = head_of(record).ok().filter(|_| is_whole(record))?;
-            Some((offset, head.chain_id, head.sequence, head.hash.to_vec()))
-        });
+        last = records.iter().rev().find_map(|record| Some((MatchedBlock::of(record)?, number_in(record, LOGS_OFFSET))));
         Ok(if last.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
-    let Some((offset, chain_id, sequence, hash)) = last else { return Ok(None) };
-    let reader = PartitionReader::open(kafka, Topic::Blocks, partition)?;
-    reader.seek(offset)?;
-    let Some(block) = reader.next()?.filter(|block| block.offset() == offset) else { return Ok(None) };
-    let Ok(head) = head_of(&block) else { return Ok(None) };
-    if (head.chain_id, head.sequence, head.hash) != (chain_id, sequence, &hash[..]) {
-        return Ok(None);
-    }
-    Ok(Some(if topic == Topic::Blocks { offset + 1 } else { logs_offset(kafka, &block)? }))
+    let Some((last, logs)) = last else { return Ok(None) };
+    let Some(written) = last.written(kafka, partition)? else { return Ok(None) };
+    Ok(Some(match (topic, logs) {
+        (Topic::Blocks, _) => last.offset + 1,
+        (_, Some(logs)) => logs,
+        (_, None) => logs_offset(kafka, partition, written)?,
+    }))
 }
 
-/// At or before the logs of a block, and of any that comes after it.
-fn logs_offset(kafka: &Kafka, block: &Record<'_>) -> Result<i64, Failure> {
-    let written = block.timestamp_ms().unwrap_or_default();
-    PartitionReader::open(kafka, Topic::Logs, block.partition())?.offset_at(written - MAX_BETWEEN_BLOCK_AND_LOGS_MS)
+/// The number in a header.
+fn number_in(record: &Record<'_>, header: &str) -> Option<i64> {
+    std::str::from_utf8(record.header(header)?).ok()?.parse().ok()
+}
+
+/// At or before the logs of a block that was written then, and of any that comes after it.
+fn logs_offset(kafka: &Kafka, partition: i32, written: i64) -> Result<i64, Failure> {
+    PartitionReader::open(kafka, Topic::Logs, partition)?.offset_at(written - MAX_BETWEEN_BLOCK_AND_LOGS_MS)
 }
 
 /// The chain's first record after the sequence `after` that can follow the last match, or, over a gap, that replayed blocks may lead to: the
-/// first block that was added, or a new beginning. Tags and removals tell of blocks within the gap.
+/// first block that was added, or a new beginning. Tags and removals tell of blocks within the gap. `last` is before them all.
 pub fn find_next(
     kafka: &Kafka,
     partition: i32,
     chain_id: u64,
     progress: &Progress,
     after: u64,
+    last: Option<&MatchedBlock>,
 ) -> Result<Option<FoundRecord>, Failure> {
     let reader = PartitionReader::open(kafka, Topic::Blocks, partition)?;
+    if let Some(last) = last
+        && last.written(kafka, partition)?.is_some()
+    {
+        reader.seek(last.offset + 1)?;
+    }
     while let Some(record) = reader.next()? {
         let Ok(head) = head_of(&record) else { continue };
         let closes = matches!(Kind::try_from(head.kind), Ok(Kind::Added | Kind::Replayed));
         if head.chain_id == chain_id && head.sequence > after && (closes || progress.turn(&head) == Turn::Next) {
-            let at = Resumption { blocks: record.offset(), logs: logs_offset(kafka, &record)? };
+            let written = record.timestamp_ms().unwrap_or_default();
+            let at = Resumption { blocks: record.offset(), logs: logs_offset(kafka, partition, written)? };
             let RecordHead { sequence, kind, number, hash, parent_hash, .. } = head;
             let (hash, parent_hash) = (hash.to_vec(), parent_hash.to_vec());
             return Ok(Some(FoundRecord { sequence, kind, number, hash, parent_hash, at }));

@@ -3,8 +3,9 @@
 use crate::chains::{Action, Chains, Rewind};
 use crate::intents::IntentBarrier;
 use crate::join::{Join, JoinedBlock, Popped, head_of, payload, unreadable};
+use crate::logs_watch::LogsWatch;
 use crate::matching::{BlockView, Matcher, RecordHead};
-use crate::output::{BLOCK_OFFSET, position_after_output};
+use crate::output::{BLOCK_OFFSET, LOGS_OFFSET, position_after_output};
 use crate::parts::split_matches;
 use crate::watch_set::WatchSet;
 use anyhow::anyhow;
@@ -31,13 +32,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     // Kept across restarts of the stage: reading millions of intents again takes long.
     let mut intents: Option<IntentBarrier> = None;
     let mut watched = WatchSet::default();
-    let mut rewind = None;
+    let mut chains = Chains::new(&kafka);
     stage::run(STAGE, stop, move |stop| {
         if intents.is_none() {
             intents = Some(IntentBarrier::open(&kafka, STAGE, &mut watched)?);
         }
         let outcome = match intents.as_mut() {
-            Some(intents) => detect(&kafka, intents, &mut rewind, stop),
+            Some(intents) => detect(&kafka, intents, &mut chains, stop),
             None => Ok(()),
         };
         if outcome.is_err() && intents.as_ref().is_some_and(|intents| intents.failed) {
@@ -48,23 +49,18 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     .await
 }
 
-fn detect(
-    kafka: &Kafka,
-    intents: &mut IntentBarrier,
-    rewind: &mut Option<Rewind>,
-    stop: &CancellationToken,
-) -> Result<(), Failure> {
+fn detect(kafka: &Kafka, intents: &mut IntentBarrier, chains: &mut Chains, stop: &CancellationToken) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", kafka.instance()))?;
-    let positions = match rewind.take() {
+    let positions = match chains.rewind.take() {
         Some(rewind) => Some(rewound(kafka, rewind)),
         None if kafka.has_committed(STAGE, Topic::Blocks)? || kafka.is_new(Topic::Matches)? => None,
         None => Some(after_output(kafka)),
     };
     let consumer = Consumer::open(kafka, STAGE, &[Topic::Blocks, Topic::Logs], positions)?;
     let mut joins: BTreeMap<i32, Join<Record<'_>>> = BTreeMap::new();
-    let mut chains = Chains::new(kafka);
+    chains.clear();
     let mut matcher = Matcher::default();
-    let mut assignment = 0;
+    let (mut assignment, mut watch) = (0, LogsWatch::default());
     while !stop.is_cancelled() {
         let Batch { records, assignment: now } =
             consumer.poll(MAX_BATCH_RECORDS, MAX_BATCH_BYTES, Duration::from_millis(100))?;
@@ -79,16 +75,17 @@ fn detect(
             let is_done = |chain, sequence| chains.is_done(chain, sequence);
             joins.entry(record.partition()).or_default().push(record, is_done);
         }
-        let (pairs, passed) = take(&mut joins, &mut chains)?;
+        let (pairs, passed) = take(&mut joins, chains)?;
         if !pairs.is_empty() || passed {
             intents.catch_up()?;
-            let matched = match_blocks(kafka, &intents.watched, &mut matcher, &mut chains, &pairs);
+            let matched = match_blocks(kafka, &intents.watched, &mut matcher, chains, &pairs);
             let transaction = producer.begin()?;
             intents.quarantine(kafka, &transaction)?;
-            for Matched { key, records, block } in &matched {
-                let block = block.to_string();
+            for Matched { key, records, block, logs } in &matched {
+                let (block, logs) = (block.to_string(), logs.to_string());
                 for record in records {
-                    transaction.send_with_header(Topic::Matches, key, record, (BLOCK_OFFSET, &block))?;
+                    let headers = [(BLOCK_OFFSET, &*block), (LOGS_OFFSET, &*logs)];
+                    transaction.send_with_headers(Topic::Matches, key, record, &headers)?;
                 }
             }
             chains.notify(&transaction)?;
@@ -96,15 +93,16 @@ fn detect(
             transaction.commit()?;
             record_metrics(pairs.len(), &mut matcher, started, written);
         }
-        if let Some(asked) = chains.rewind {
-            let Rewind { chain, partition, to } = asked;
-            *rewind = Some(asked);
+        if let Some(Rewind { chain, partition, to }) = chains.rewind {
             return Err(Failure::Retry(anyhow!(
                 "chain {chain} goes on at offset {} of chain.blocks/{partition}, from which the partition is read again",
                 to.blocks
             )));
         }
         apply_backpressure(&consumer, &mut joins)?;
+        for (partition, join) in &mut joins {
+            watch.look(kafka, &consumer, STAGE, *partition, join)?;
+        }
     }
     Ok(())
 }
@@ -206,6 +204,8 @@ struct Matched {
     records: Vec<Vec<u8>>,
     /// The block's offset in `chain.blocks`.
     block: i64,
+    /// Below this offset of `chain.logs` everything is used.
+    logs: i64,
 }
 
 /// Matches blocks. One that can't be read sets its chain aside from there on.
@@ -251,7 +251,7 @@ fn match_block(
     }
     let key = matches.key();
     let records = split_matches(matches).iter().map(|part| kafka.encode(part)).collect();
-    Ok(Matched { key, records, block: pair.block.offset() })
+    Ok(Matched { key, records, block: pair.block.offset(), logs: pair.logs_used })
 }
 
 fn offsets(joins: &BTreeMap<i32, Join<Record<'_>>>) -> Vec<(Topic, i32, i64)> {

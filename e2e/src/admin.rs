@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 use std::time::Duration;
@@ -15,6 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An operator of a lab's topics and groups.
 pub struct KafkaAdmin {
+    brokers: String,
     client: AdminClient<DefaultClientContext>,
     prefix: String,
 }
@@ -25,8 +27,9 @@ impl KafkaAdmin {
     /// # Errors
     /// When librdkafka refuses its configuration.
     pub fn of(lab: &Lab) -> Result<Self> {
-        let client = ClientConfig::new().set("bootstrap.servers", &lab.env["KAFKA_BROKERS"]).create()?;
-        Ok(Self { client, prefix: lab.env["TOPIC_PREFIX"].clone() })
+        let brokers = lab.env["KAFKA_BROKERS"].clone();
+        let client = ClientConfig::new().set("bootstrap.servers", &brokers).create()?;
+        Ok(Self { brokers, client, prefix: lab.env["TOPIC_PREFIX"].clone() })
     }
 
     /// Deletes a consumer group with its offsets, if there is one, once its members have left or timed out.
@@ -43,6 +46,21 @@ impl KafkaAdmin {
             })
         })
         .await
+    }
+
+    /// Commits an offset of the partition that holds a key, for a group without members.
+    ///
+    /// # Errors
+    /// When Kafka refuses.
+    pub fn commit(&self, group: &str, topic: Topic, key: &str, offset: i64) -> Result<()> {
+        let member: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.brokers)
+            .set("group.id", format!("{}{group}", self.prefix))
+            .create()?;
+        let mut list = TopicPartitionList::new();
+        let name = format!("{}{topic}", self.prefix);
+        list.add_partition_offset(&name, topic.partition_of(key), Offset::Offset(offset))?;
+        Ok(member.commit(&list, CommitMode::Sync)?)
     }
 
     /// The end of the partition that holds a key.

@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot::{self, Sender};
 use tokio_util::sync::CancellationToken;
-use topics::{Topic, wire};
+use topics::wire::block_record::Kind;
+use topics::wire::logs_record::Log;
+use topics::{Address, Message as _, TRANSFER_TOPIC, Topic, wire};
 
 /// anvil calls every block final that is this far below its head.
 const FINAL_BELOW: u64 = 64;
@@ -59,6 +61,126 @@ async fn the_detector_goes_on_where_its_output_ends_when_its_group_is_gone() -> 
     ensure!(replayed == [1, 2, 3, 4, 5, 6], "chain.matches has the replayed blocks {replayed:?}");
     detector.check()?;
     roles.iter_mut().try_for_each(Process::check)
+}
+
+/// Writes a chain's records as ingest does.
+struct Chain {
+    kafka: Kafka,
+    publisher: Publisher,
+}
+
+impl Chain {
+    async fn of(lab: &Lab) -> Result<Self> {
+        let kafka = lab.kafka().await?;
+        Ok(Self { publisher: Publisher::open(&kafka, Duration::from_secs(10))?, kafka })
+    }
+
+    async fn publish(&self, topic: Topic, key: String, value: Vec<u8>) -> Result<()> {
+        self.publisher.publish(topic, &[(key, value)]).await.into_iter().collect()
+    }
+
+    async fn write(&self, block: wire::BlockRecord, logs: Vec<Log>) -> Result<()> {
+        let wire::BlockRecord { chain_id, sequence, kind, number, hash, .. } = block.clone();
+        let logs = wire::LogsRecord { chain_id, sequence, kind, number, hash, logs, ..Default::default() };
+        self.publish(Topic::Logs, logs.key(), self.kafka.encode(&logs)).await?;
+        self.write_without_logs(&block).await
+    }
+
+    async fn write_without_logs(&self, block: &wire::BlockRecord) -> Result<()> {
+        self.publish(Topic::Blocks, block.key(), self.kafka.encode(block)).await
+    }
+}
+
+const CHAIN: &str = "31337";
+
+/// A block on the one before it, of this branch.
+fn block(sequence: u64, kind: Kind, number: u64, branch: u8) -> wire::BlockRecord {
+    let hash = |number: u64| [&[branch; 24][..], &number.to_be_bytes()].concat();
+    wire::BlockRecord {
+        chain_id: 31337,
+        sequence,
+        kind: kind.into(),
+        number,
+        hash: hash(number).into(),
+        parent_hash: hash(number - 1).into(),
+        timestamp: number,
+        ..Default::default()
+    }
+}
+
+/// Waits until `chain.matches` has records of these sequences.
+async fn until_matched(lab: &Lab, sequences: &[u64]) -> Result<Vec<wire::MatchesRecord>> {
+    eventually(&format!("matches of {sequences:?}"), || async {
+        let matches: Vec<wire::MatchesRecord> = records(lab).await?;
+        let found: Vec<u64> = matches.iter().map(|record| record.sequence).collect();
+        ensure!(sequences.starts_with(&found), "chain.matches has the sequences {found:?}, expected {sequences:?}");
+        Ok((found.len() == sequences.len()).then_some(matches))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_are_read_again_contradict_nothing() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let (chain, admin) = (Chain::of(&lab).await?, KafkaAdmin::of(&lab)?);
+    let watched = Address::repeat_byte(7);
+    chain.publish(Topic::Intents, format!("{watched:#x}"), chain.kafka.encode(&wire::PaymentIntent::default())).await?;
+    let log = |index| Log {
+        address: vec![1; 20].into(),
+        topics: [TRANSFER_TOPIC, Address::ZERO.into_word(), watched.into_word()].map(|topic| topic.to_vec().into()).to_vec(),
+        data: vec![1; 32].into(),
+        index,
+        transaction_index: 0,
+        transaction_hash: vec![2; 32].into(),
+    };
+    // Retention deleted what was before the tags.
+    chain.write(block(4, Kind::Tags, 9, 1), Vec::new()).await?;
+    chain.write(block(5, Kind::Added, 10, 1), (0..40_000).map(log).collect()).await?;
+    chain.write(block(6, Kind::Added, 11, 1), Vec::new()).await?;
+    // The counter went back, and the chain began anew.
+    chain.write(block(1, Kind::Added, 11, 2), Vec::new()).await?;
+    chain.write(block(2, Kind::Added, 12, 2), Vec::new()).await?;
+    chain.write(block(7, Kind::Replayed, 10, 1), Vec::new()).await?;
+    chain.write(block(8, Kind::Added, 11, 2), Vec::new()).await?;
+    let mut detector = lab.spawn("detector")?;
+    let matches = until_matched(&lab, &[5, 5, 6, 7, 8]).await?;
+    let parts: Vec<_> = matches.iter().map(|record| (record.part, record.parts)).collect();
+    ensure!(parts == [(1, 2), (2, 2), (0, 0), (0, 0), (0, 0)], "{parts:?}");
+    let indices = matches.iter().flat_map(|record| &record.transfers).map(|transfer| transfer.index);
+    ensure!(indices.eq(0..40_000), "transfers are lost");
+
+    detector.terminate()?;
+    let logged = std::fs::read_to_string(&detector.log)?.len();
+    admin.delete_group("detector").await?;
+    for topic in [Topic::Blocks, Topic::Logs] {
+        admin.commit("detector", topic, CHAIN, 0)?;
+    }
+    chain.write(block(9, Kind::Added, 12, 2), Vec::new()).await?;
+    let mut detector = lab.spawn("detector")?;
+    until_matched(&lab, &[5, 5, 6, 7, 8, 9]).await?;
+    let log = std::fs::read_to_string(&detector.log)?.split_off(logged);
+    ensure!(!log.contains("set aside"), "{log}");
+    detector.check()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_whose_logs_kafka_does_not_have_waits_for_nothing() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let chain = Chain::of(&lab).await?;
+    chain.write(block(1, Kind::Added, 10, 1), Vec::new()).await?;
+    chain.write_without_logs(&block(2, Kind::Added, 11, 1)).await?;
+    let mut detector = lab.spawn("detector")?;
+    eventually("the chain to be set aside", || async {
+        let aside = detector.metric("set_aside_items", &[("kind", "detector_chain")]).await.unwrap_or_default();
+        Ok((aside >= 1.0).then_some(()))
+    })
+    .await?;
+    // A backfill brings it again.
+    chain.write(block(3, Kind::Added, 12, 1), Vec::new()).await?;
+    chain.write(block(0, Kind::Replayed, 11, 1), Vec::new()).await?;
+    // The partition is read again from the block after the gap, and with it the replayed one.
+    until_matched(&lab, &[1, 0, 3, 0]).await?;
+    detector.check()
 }
 
 #[tokio::test(flavor = "multi_thread")]

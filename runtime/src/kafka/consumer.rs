@@ -18,8 +18,9 @@ use rdkafka::message::Message as _;
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use topics::Topic;
 
@@ -45,6 +46,8 @@ struct Context {
     topics: Vec<(String, Topic)>,
     positions: Option<Position>,
     assignment: AtomicU64,
+    /// Where `positions` told to begin.
+    begun: Mutex<HashMap<(Topic, i32), i64>>,
     open: Mutex<OpenTransactions>,
     failed: Mutex<Option<Failure>>,
 }
@@ -61,10 +64,15 @@ impl Context {
         let assigned: Vec<(String, i32)> = list.elements().iter().map(|e| (e.topic().to_owned(), e.partition())).collect();
         for (name, partition) in assigned {
             let topic = self.topic(&name).ok_or_else(|| Failure::Halt(anyhow!("assigned {name}, without a subscription")))?;
-            let offset = positions(topic, partition)?.map_or(Offset::Beginning, Offset::Offset);
-            list.set_partition_offset(&name, partition, offset)?;
+            let position = positions(topic, partition)?;
+            list.set_partition_offset(&name, partition, position.map_or(Offset::Beginning, Offset::Offset))?;
+            self.begun().insert((topic, partition), position.unwrap_or_default());
         }
         Ok(())
+    }
+
+    fn begun(&self) -> MutexGuard<'_, HashMap<(Topic, i32), i64>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fail(&self, failure: Failure) {
@@ -133,6 +141,7 @@ impl Consumer {
             topics: named,
             positions,
             assignment: AtomicU64::new(0),
+            begun: Mutex::default(),
             open: Mutex::default(),
             failed: Mutex::new(None),
         };
@@ -188,6 +197,11 @@ impl Consumer {
             }
         }
         Ok(Batch { records, assignment })
+    }
+
+    /// Where a partition was begun, if that was told to [`open`](Self::open).
+    pub fn begun(&self, topic: Topic, partition: i32) -> Option<i64> {
+        self.inner.context().begun().get(&(topic, partition)).copied()
     }
 
     /// Stops fetching a partition until it is resumed, or assigned anew.

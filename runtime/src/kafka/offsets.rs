@@ -81,6 +81,23 @@ impl Kafka {
         Ok(ends.values().all(|end| *end == 0))
     }
 
+    /// Up to where committed records can be read in a partition, and its end, which is beyond that while a transaction is open. Blocks.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn ends(&self, topic: Topic, partition: i32) -> Result<(i64, i64), Failure> {
+        let end = |isolation| {
+            let mut config = self.reader_config("lookup");
+            config.set("group.id", self.prefixed("lookup")).set("isolation.level", isolation);
+            let inner: BaseConsumer = config.create()?;
+            let ends = end_offsets(&inner, &self.name(topic), topic.partitions())?;
+            Ok::<_, Failure>(ends.get(&partition).copied().unwrap_or_default())
+        };
+        // In this order, so that what was committed between the two does not look open.
+        let end_of_all = end("read_uncommitted")?;
+        Ok((end("read_committed")?, end_of_all))
+    }
+
     /// Group metadata without a member, for a group that no consumer joins: its offset is a cursor of ours.
     ///
     /// # Errors

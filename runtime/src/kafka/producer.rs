@@ -97,13 +97,15 @@ impl Transaction<'_> {
         self.queue(&name, BaseRecord::to(&name).partition(topic.partition_of(key)).key(key).payload(payload))
     }
 
-    /// [`send`](Self::send) with a header.
+    /// [`send`](Self::send) with headers.
     ///
     /// # Errors
     /// As for [`send`](Self::send).
-    pub fn send_with_header(&self, topic: Topic, key: &str, payload: &[u8], header: (&str, &str)) -> Result<(), Failure> {
+    pub fn send_with_headers(&self, topic: Topic, key: &str, payload: &[u8], headers: &[(&str, &str)]) -> Result<(), Failure> {
         let name = self.producer.kafka.name(topic);
-        let headers = OwnedHeaders::new_with_capacity(1).insert(Header { key: header.0, value: Some(header.1) });
+        let headers = headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |headers, (key, value)| {
+            headers.insert(Header { key, value: Some(*value) })
+        });
         let record = BaseRecord::to(&name).partition(topic.partition_of(key)).key(key).payload(payload);
         self.queue(&name, record.headers(headers))
     }

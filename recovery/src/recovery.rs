@@ -311,10 +311,19 @@ impl Recovery {
             let name = self.0.kafka.name(topic);
             let partitions = backlog.partitions(topic)?;
             if usize::try_from(topic.partitions()) != Ok(partitions) {
+                let expected = topic.partitions();
+                let remedy = if topic == Topic::Intents {
+                    format!(
+                        "Delete it (`kafka-topics.sh --bootstrap-server $KAFKA_BROKERS --delete --topic {name}`), then make it anew with \
+                         `ctrip topics apply` and `ctrip intents republish`"
+                    )
+                } else {
+                    "Do not delete it, its records are nowhere else: the added partitions stay empty, and such a program must take \
+                     a key's partition from the number expected"
+                        .to_owned()
+                };
                 problems.push(format!(
-                    "{name} has {partitions} partitions, expected {}: other programs look for a key in the wrong one. Make it anew with \
-                     `ctrip topics apply`, then `ctrip intents republish`",
-                    topic.partitions()
+                    "{name} has {partitions} partitions, expected {expected}: other programs look for a key in the wrong one. {remedy}"
                 ));
             }
             let known = handle.block_on(known::load(&*client, &name))?;

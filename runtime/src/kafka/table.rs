@@ -41,9 +41,11 @@ impl Table {
             let mut config = kafka.reader_config("table");
             config
                 .set("group.id", kafka.prefixed("table"))
-                // Per partition. Prefetched records stay in the process's memory after a cold start.
-                .set("queued.max.messages.kbytes", "2048")
-                .set("fetch.message.max.bytes", (1024 * 1024).to_string());
+                // Per partition. Prefetched records, and the buffers of answers, stay in the process's memory after a cold start.
+                .set("queued.max.messages.kbytes", "512")
+                .set("fetch.message.max.bytes", (256 * 1024).to_string())
+                // Small queues are full more often.
+                .set("fetch.queue.backoff.ms", "1");
             Ok(config.create()?)
         };
         let (inner, end_client) = (client()?, client()?);
@@ -104,12 +106,13 @@ impl Table {
         if self.counted.is_some_and(|at| at.elapsed() < COUNT_INTERVAL) {
             return Ok(());
         }
-        let (topic, found) = (self.topic, partitions(&self.end_client, &self.kafka.name(self.topic))?);
-        if usize::try_from(topic.partitions()) != Ok(found) {
-            let expected = topic.partitions();
+        let (expected, name) = (self.topic.partitions(), self.kafka.name(self.topic));
+        let found = partitions(&self.end_client, &name)?;
+        if usize::try_from(expected) != Ok(found) {
             return Err(Failure::Retry(anyhow!(
-                "{topic} has {found} partitions, expected {expected}: somebody added some, and a key may be where nobody reads. Make the \
-                 topic anew with `ctrip topics apply`, then run `ctrip intents republish`"
+                "{name} has {found} partitions, expected {expected}: somebody added some, and a key may be where nobody reads. Delete it \
+                 (`kafka-topics.sh --bootstrap-server $KAFKA_BROKERS --delete --topic {name}`), then make it anew with `ctrip topics \
+                 apply` and `ctrip intents republish`"
             )));
         }
         self.counted = Some(Instant::now());

@@ -19,6 +19,8 @@ use topics::Topic;
 /// Offsets in the first chunk of [`PartitionReader::read_back`]; each further one is four times as long, up to the most.
 const FIRST_CHUNK: i64 = 16;
 const MAX_CHUNK: i64 = 1024;
+/// A chunk with more bytes of values is read again in smaller ones: anyone can make records large.
+const MAX_CHUNK_BYTES: usize = 32 * 1024 * 1024;
 
 /// A reader of the committed records of one partition. Its calls block.
 pub struct PartitionReader {
@@ -95,7 +97,7 @@ impl PartitionReader {
     }
 
     /// Shows the records from the end backwards, in chunks: the newest chunk first, the records of a chunk in order. Ends when
-    /// `see` breaks, or at the beginning. Memory holds one chunk.
+    /// `see` breaks, or at the beginning. Memory holds one chunk, of at most 32 MiB if it has more than one record.
     ///
     /// # Errors
     /// Those of `see`, and when the broker does not answer.
@@ -105,35 +107,79 @@ impl PartitionReader {
             with_leaders(watermarks).map_err(|e| Failure::from(e).context(format!("the offsets of {}", self.name)))?;
         let (mut end, mut length) = (self.end, FIRST_CHUNK);
         while end > low {
-            let from = (end - length).max(low);
-            let chunk = self.chunk(from, end)?;
+            let from = (end - length.max(1)).max(low);
+            let Some(chunk) = self.chunk(from, end)? else {
+                length = (end - from) / 4;
+                continue;
+            };
             if see(&chunk)?.is_break() {
                 return Ok(());
             }
             end = from;
-            length = (length * 4).min(MAX_CHUNK);
+            length = (length.max(1) * 4).min(MAX_CHUNK);
         }
         Ok(())
     }
 
-    fn chunk(&self, from: i64, end: i64) -> Result<Vec<Record<'_>>, Failure> {
+    /// The records between two offsets; `None` if they are too large to be in memory together.
+    fn chunk(&self, from: i64, end: i64) -> Result<Option<Vec<Record<'_>>>, Failure> {
         self.seek(from)?;
-        let mut chunk = Vec::new();
+        let (mut chunk, mut bytes) = (Vec::new(), 0);
         while let Some(record) = self.next()? {
             let offset = record.offset();
             if offset < end {
+                bytes += record.payload().len();
                 chunk.push(record);
+            }
+            if bytes > MAX_CHUNK_BYTES && chunk.len() > 1 {
+                return Ok(None);
             }
             if offset + 1 >= end {
                 break;
             }
         }
-        Ok(chunk)
+        Ok(Some(chunk))
     }
 
     fn assign(&self, offset: Offset) -> Result<(), Failure> {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.name, self.partition, offset)?;
         Ok(self.inner.assign(&list)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::Publisher;
+    use rdkafka::mocking::MockCluster;
+
+    #[tokio::test]
+    async fn large_records_are_read_back_in_smaller_chunks() {
+        const RECORDS: usize = 50;
+        let cluster = MockCluster::new(1).unwrap();
+        let topic = Topic::Matches;
+        cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap();
+        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+        let publisher = Publisher::open(&kafka, Duration::from_secs(30)).unwrap();
+        for number in 0..RECORDS {
+            let record = [("1".to_owned(), vec![u8::try_from(number).unwrap(); 1024 * 1024])];
+            publisher.publish(topic, &record).await.remove(0).unwrap();
+        }
+        let (sizes, seen) = tokio::task::spawn_blocking(move || {
+            let (mut sizes, mut seen) = (Vec::new(), Vec::new());
+            let reader = PartitionReader::open(&kafka, topic, topic.partition_of("1")).unwrap();
+            let see = |records: &[Record<'_>]| {
+                sizes.push(records.len());
+                seen.extend(records.iter().rev().map(|record| usize::from(record.payload()[0])));
+                Ok(ControlFlow::Continue(()))
+            };
+            reader.read_back(see).unwrap();
+            (sizes, seen)
+        })
+        .await
+        .unwrap();
+        assert!(seen.into_iter().eq((0..RECORDS).rev()), "records are missing, or in another order");
+        assert!(sizes.iter().all(|size| *size <= 32), "{sizes:?} MiB in memory");
     }
 }

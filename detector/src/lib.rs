@@ -5,8 +5,8 @@
 //! - `join` pairs a block's record with its logs' record. `logs_watch` tells it whether logs that do not come are gone.
 //! - [`matching`] finds the transfers to watched addresses. It is pure, and fast since it decodes only what may match. `coin`
 //!   says which of them are the same money. `parts` splits what is too large for a record.
-//! - `progress` tells which records of a chain are done, next or missing; `output` reads that from what was written, and `chains`
-//!   sets a chain aside whose records are missing.
+//! - `progress` tells which records of a chain are done, next or missing; `output` reads that from what was written (`lookup` tells
+//!   when it takes long), and `chains` sets a chain aside whose records are missing.
 //! - `role` consumes, matches, produces and commits in one Kafka transaction.
 
 mod address_filter;
@@ -15,6 +15,7 @@ mod coin;
 mod intents;
 mod join;
 mod logs_watch;
+mod lookup;
 pub mod matching;
 mod output;
 mod parts;

@@ -2,6 +2,7 @@
 //! `chain.matches`, and where `chain.blocks` goes on. Both topics have a chain in the partition of the same number.
 
 use crate::join::{MAX_BETWEEN_BLOCK_AND_LOGS_MS, MAX_CLOCK_SKEW_MS, head_of, payload};
+use crate::lookup::Lookup;
 use crate::matching::RecordHead;
 use crate::parts::ends_block;
 use crate::progress::{Progress, Turn};
@@ -95,8 +96,12 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
     let mut same = None;
     // Replayed blocks since the last live record, newest first: number, hash, parent.
     let mut replayed: Vec<(u64, Vec<u8>, Vec<u8>)> = Vec::new();
+    let mut lookup = Lookup::of(head.chain_id);
     let reader = PartitionReader::open(kafka, Topic::Matches, next.partition())?;
     reader.read_back(|records| {
+        if let Some(record) = records.first() {
+            lookup.at(Topic::Matches, record.partition(), record.offset());
+        }
         for record in records.iter().rev() {
             // The confirmer names what can't be read there.
             let Ok(matched) = head_of(record) else { continue };
@@ -173,7 +178,9 @@ pub fn find_next(
     {
         reader.seek(last.offset + 1)?;
     }
+    let mut lookup = Lookup::of(chain_id);
     while let Some(record) = reader.next()? {
+        lookup.at(Topic::Blocks, partition, record.offset());
         let Ok(head) = head_of(&record) else { continue };
         let closes = matches!(Kind::try_from(head.kind), Ok(Kind::Added | Kind::Replayed));
         if head.chain_id == chain_id && head.sequence > after && (closes || progress.turn(&head) == Turn::Next) {

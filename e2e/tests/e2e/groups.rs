@@ -183,6 +183,24 @@ async fn a_block_whose_logs_kafka_does_not_have_waits_for_nothing() -> Result<()
     detector.check()
 }
 
+/// The partition goes to the end of a gap only if it was there before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_whose_end_is_yet_to_come_skips_no_block_of_a_neighbour() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let chain = Chain::of(&lab).await?;
+    let partition = |id: u64| Topic::Blocks.partition_of(&id.to_string());
+    let neighbour = (1..31337).find(|id| partition(*id) == partition(31337)).context("a chain in the same partition")?;
+    chain.write(block(1, Kind::Added, 10, 1), Vec::new()).await?;
+    // Block 11 is missing, and comes as a replayed one.
+    chain.write(block(3, Kind::Tags, 11, 1), Vec::new()).await?;
+    chain.write(block(0, Kind::Replayed, 11, 1), Vec::new()).await?;
+    chain.write(wire::BlockRecord { chain_id: neighbour, ..block(1, Kind::Added, 50, 3) }, Vec::new()).await?;
+    chain.write(block(4, Kind::Added, 12, 1), Vec::new()).await?;
+    let mut detector = lab.spawn("detector")?;
+    until_matched(&lab, &[1, 0, 1, 4]).await?;
+    detector.check()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_relay_publishes_each_event_once_when_its_group_is_gone() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;

@@ -14,12 +14,13 @@ use crate::health_checks::HealthChecks;
 use crate::housekeeping;
 use crate::routes;
 use anyhow::{Context as _, bail};
-use axum::extract::Request;
-use axum::{Router, ServiceExt};
+use axum::Router;
+use axum::body::Body;
 use deadpool_postgres::Pool;
 use merchants::KeyCache;
 use merchants::accounts::{Account, Accounts};
 use recovery::Recovery;
+use runtime::http::{self, Limits, Timeouts};
 use runtime::{Kafka, Registry, Settings, db, stage};
 use std::io;
 use std::num::NonZeroU32;
@@ -29,6 +30,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 use tower_http::normalize_path::NormalizePath;
 use wallet::AccountXpub;
 use webhooks::Guard;
@@ -107,6 +109,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     tasks.spawn(intents::forget(pool.clone(), acknowledged));
     tasks.spawn(intents::repair(pool.clone(), intents.clone(), stop.clone()));
     tasks.spawn(halts.clone().run(kafka.clone(), stop.clone()));
+    let limits = limits(&settings);
     let event_feed = EventFeed::new(stop.clone());
     tasks.spawn(event_feed.clone().run(kafka));
     tasks.spawn(availability.clone().run(pool.clone(), stop.clone()));
@@ -129,7 +132,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     });
     tracing::info!("the API listens on http://{}", listener.local_addr()?);
     let service = routes::service(app).context("the OpenAPI document")?;
-    tasks.spawn(serve(listener, service, stop.clone()));
+    tasks.spawn(serve(listener, limits, service, stop.clone()));
 
     tokio::select! {
         () = stop.cancelled() => {}
@@ -161,13 +164,32 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     }
 }
 
-async fn serve(listener: TcpListener, service: NormalizePath<Router>, stop: CancellationToken) {
-    let service = ServiceExt::<Request>::into_make_service(service);
-    let served = axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await;
-    // axum retries failed accepts, so this does not happen; the type asks for it.
-    if let Err(error) = served {
-        tracing::error!("serving HTTP: {error}");
+fn limits(settings: &Settings) -> Limits {
+    let number = |connections: u32| usize::try_from(connections).unwrap_or(usize::MAX);
+    let wanted = number(settings.api_max_connections);
+    // The other files are for Kafka, Postgres, nodes and webhooks.
+    let connections = wanted.min(http::raise_open_files() / 2).max(1);
+    if connections < wanted {
+        tracing::warn!(
+            "the API has at most {connections} connections, and not API_MAX_CONNECTIONS={wanted}: the process may open no more \
+             files (ulimit -n)"
+        );
     }
+    Limits {
+        server: "api",
+        connections,
+        connections_per_address: number(settings.api_max_connections_per_address),
+        trusted_proxies: settings.api_trusted_proxies.clone(),
+        timeouts: Timeouts::default(),
+    }
+}
+
+async fn serve(listener: TcpListener, limits: Limits, service: NormalizePath<Router>, stop: CancellationToken) {
+    let answer = move |request: http::Request| {
+        let answered = service.clone().oneshot(request.map(Body::new));
+        async move { answered.await.unwrap_or_else(|never| match never {}) }
+    };
+    http::serve(listener, limits, answer, stop).await;
 }
 
 async fn observe_pool(pool: Pool, stop: CancellationToken) {

@@ -77,6 +77,8 @@ metrics_list! {
     WEBHOOKS_IN_FLIGHT = Gauge "webhooks_in_flight" ["endpoints"] "Delivery attempts in flight, by the health of the endpoint: well, slow or failing.";
     WEBHOOKS_DISABLED = Counter "webhook_endpoints_disabled_total" [] "Endpoints disabled because they are gone (410) or have failed for days.";
     HTTP_REQUESTS = Counter "http_requests_total" ["route", "status"] "Requests that the API answered.";
+    HTTP_CONNECTIONS = Gauge "http_connections" ["server"] "Connections that clients have open to the API, or to the metrics.";
+    HTTP_CLOSED = Counter "http_connections_closed_total" ["server", "cause"] "Connections that the server closed: no-request, idle or stalled for too long, evicted by a newer one, or refused at a limit.";
     HTTP_LATENCY = Histogram "http_request_duration_seconds" ["route"] "Response time of the API.";
 }
 

@@ -7,12 +7,13 @@
 //! - [`FoldStage`] is a stage whose effects and offset are one Postgres transaction.
 //! - [`set_aside`] is what such a stage keeps from being processed while all else goes on.
 //! - [`db`] has the connection pools and the migrations.
-//! - [`exporter`] serves the metrics that [`base::metrics`] lists.
+//! - [`http`] is a server that strangers can reach; [`exporter`] serves the metrics that [`base::metrics`] lists.
 
 pub mod db;
 pub mod exporter;
 mod failure;
 mod fold;
+pub mod http;
 pub mod kafka;
 pub mod logging;
 mod registry;

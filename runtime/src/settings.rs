@@ -48,6 +48,21 @@ pub struct Settings {
     /// Rate limit of a key, in requests per second and instance of the API, unless the key has its own; 0 is no limit
     #[arg(long, env = "API_RATE_LIMIT", default_value_t = 10_000, global = true)]
     pub api_rate_limit: u32,
+    /// Connections that the API keeps open; at most half of the files that the process may open
+    #[arg(long, env = "API_MAX_CONNECTIONS", default_value_t = 10_000, global = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pub api_max_connections: u32,
+    /// Connections of one address; those of a trusted proxy have no limit of their own
+    #[arg(
+        long,
+        env = "API_MAX_CONNECTIONS_PER_ADDRESS",
+        default_value_t = 512,
+        global = true,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub api_max_connections_per_address: u32,
+    /// Networks or addresses of the proxies in front of the API, comma-separated: the `X-Forwarded-For` of these is believed
+    #[arg(long, env = "API_TRUSTED_PROXIES", global = true, value_delimiter = ',', value_parser = network)]
+    pub api_trusted_proxies: Vec<IpNet>,
     /// Days to keep the history of payments, rounded to whole months; forever if left out
     #[arg(long, env = "HISTORY_KEEP_DAYS", global = true, value_parser = clap::value_parser!(u32).range(1..))]
     pub history_keep_days: Option<u32>,

@@ -36,6 +36,7 @@ pub const KEPT_TO: &[Rule] = &[
         "since stages encode and decode without a registry",
     ),
     rule("axum", &["api/", "e2e/"], "since HTTP comes in at one place"),
+    rule("hyper", &["runtime/src/http/", "runtime/src/exporter.rs"], "since strangers meet one server"),
     rule("utoipa", &["api/"], "since the API's document is made from the API"),
     rule(
         "clap",

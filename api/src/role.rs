@@ -36,6 +36,8 @@ use wallet::AccountXpub;
 use webhooks::Guard;
 
 const MAX_CONNECTIONS: usize = 16;
+/// For keys that were never seen, which anyone can invent.
+const MAX_LOOK_UP_CONNECTIONS: usize = 2;
 const LISTEN_BACKLOG: u32 = 1024;
 /// For requests in flight at the stop; the process has 10 s.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
@@ -91,6 +93,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     }
     let installation = recovery.installation().await?;
     let pool = db::gated_pool(&settings.database_url, MAX_CONNECTIONS, recovery.gate())?;
+    let look_up_pool = db::gated_pool(&settings.database_url, MAX_LOOK_UP_CONNECTIONS, recovery.gate())?;
     let account = Account::register(xpub, &pool).await?;
     let halts = Halts::default();
     let availability = Availability::new(halts.clone());
@@ -101,7 +104,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let health = HealthChecks::new(Registry::new(&settings)?, pool.clone(), intents.clone(), recovery, Nodes::new(&catalog));
     let (create_requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
     let batcher = Batcher { pool: pool.clone(), intents: intents.clone(), installation };
-    let keys = Arc::new(KeyCache::new(NonZeroU32::new(settings.api_rate_limit)));
+    let keys = Arc::new(KeyCache::new(pool.clone(), look_up_pool, NonZeroU32::new(settings.api_rate_limit)));
     // The tasks end in the order of the data flow: the server at `stop`, the batcher when the server has dropped its sender,
     // `forget` when all publishers are gone.
     let mut tasks = JoinSet::new();
@@ -114,7 +117,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     tasks.spawn(event_feed.clone().run(kafka));
     tasks.spawn(availability.clone().run(pool.clone(), stop.clone()));
     tasks.spawn(housekeeping::run(pool.clone(), settings.history_keep_days, stop.clone()));
-    tasks.spawn(Arc::clone(&keys).write_last_uses(pool.clone(), stop.clone()));
+    tasks.spawn(Arc::clone(&keys).write_last_uses(stop.clone()));
     tasks.spawn(observe_pool(pool.clone(), stop.clone()));
     let app = App::new(Parts {
         pool,

@@ -4,11 +4,10 @@
 
 use crate::keys::{KeyId, Scope};
 use crate::merchant::Merchant;
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use crate::rate_limit::RateLimiter;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a key allows. A key that does not work has none.
 #[derive(Debug)]
@@ -18,34 +17,30 @@ pub struct Grant {
     pub merchant: Merchant,
     /// Requests per second; `None` is the API's default.
     pub(crate) rate_limit: Option<NonZeroU32>,
-    pub(crate) limiter: Option<Arc<DefaultDirectRateLimiter>>,
+    pub(crate) limiter: Option<Arc<RateLimiter>>,
 }
 
 /// A new limiter, with the burst of one second.
-pub(crate) fn rate_limiter(per_second: NonZeroU32) -> Arc<DefaultDirectRateLimiter> {
-    Arc::new(RateLimiter::direct(Quota::per_second(per_second)))
+pub(crate) fn rate_limiter(per_second: NonZeroU32) -> Arc<RateLimiter> {
+    Arc::new(RateLimiter::new(per_second, per_second, Instant::now()))
 }
 
 impl Grant {
-    /// Counts requests against the key's rate limit.
+    /// Counts a request against the key's rate limit.
     ///
     /// # Errors
-    /// The time to wait, when the key is over its limit. A batch larger than the limit of a second counts as what is left of that
-    /// limit after the HTTP request, which was counted before. Otherwise no wait would ever let it through.
-    pub fn spend(&self, requests: NonZeroU32) -> Result<(), Duration> {
-        let Some(limiter) = &self.limiter else { return Ok(()) };
-        let wait = |until: &governor::NotUntil<_>| until.wait_time_from(DefaultClock::default().now());
-        match limiter.check_n(requests) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(until)) => Err(wait(&until)),
-            Err(governor::InsufficientCapacity(most)) => {
-                let rest = NonZeroU32::new(most.saturating_sub(1));
-                match rest.map(|rest| limiter.check_n(rest)) {
-                    Some(Ok(Err(until))) => Err(wait(&until)),
-                    _ => Ok(()),
-                }
-            }
-        }
+    /// The time to wait, when the key is over its limit.
+    pub fn spend(&self) -> Result<(), Duration> {
+        self.limiter.as_ref().map_or(Ok(()), |limiter| limiter.spend(Instant::now()))
+    }
+
+    /// Counts the orders of a batch beyond the first, for which its request was counted.
+    ///
+    /// # Errors
+    /// The time to wait, when the key is over its limit. A batch larger than the limit of a second needs what is left of that after
+    /// its request, and counts whole: what comes next waits for it.
+    pub fn spend_more(&self, requests: NonZeroU32) -> Result<(), Duration> {
+        self.limiter.as_ref().map_or(Ok(()), |limiter| limiter.spend_more(requests, Instant::now()))
     }
 }
 
@@ -70,21 +65,21 @@ mod tests {
     #[test]
     fn a_key_that_had_its_share_is_told_how_long_to_wait() {
         let limited = grant(Some(2));
-        assert_eq!(limited.spend(n(1)), Ok(()));
-        assert_eq!(limited.spend(n(1)), Ok(()));
-        let wait = limited.spend(n(1)).unwrap_err();
+        assert_eq!(limited.spend(), Ok(()));
+        assert_eq!(limited.spend(), Ok(()));
+        let wait = limited.spend().unwrap_err();
         assert!(wait > Duration::ZERO && wait <= Duration::from_millis(500), "{wait:?}");
         let unlimited = grant(None);
-        assert!((0..10_000).all(|_| unlimited.spend(n(1)).is_ok()));
+        assert!((0..10_000).all(|_| unlimited.spend().is_ok()));
     }
 
     #[test]
     fn a_batch_above_a_seconds_share_empties_it_and_is_not_refused_for_ever() {
         let limited = grant(Some(10));
-        assert_eq!(limited.spend(n(1)), Ok(()));
-        assert_eq!(limited.spend(n(999)), Ok(()));
-        assert!(limited.spend(n(1)).is_err());
+        assert_eq!(limited.spend(), Ok(()));
+        assert_eq!(limited.spend_more(n(999)), Ok(()));
+        assert!(limited.spend().is_err());
         let slow = grant(Some(1));
-        assert_eq!((slow.spend(n(1)), slow.spend(n(9))), (Ok(()), Ok(())));
+        assert_eq!((slow.spend(), slow.spend_more(n(9))), (Ok(()), Ok(())));
     }
 }

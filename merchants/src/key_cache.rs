@@ -1,23 +1,29 @@
-//! The cache of API keys: a key that was looked up is served from memory for `KEY_CACHE_TTL`.
+//! The cache of API keys: the answer to a look-up, yes or no, is believed for `KEY_CACHE_TTL`.
 //!
-//! Only keys that exist are cached, so guesses can't fill the memory. A wrong key costs a query each time. The cache also collects
-//! when each key was last used, and writes that in batches.
+//! Anyone can invent keys. So those that were never seen are looked up with connections of their own, of which nobody else needs
+//! one, and an address whose look-ups find nothing is refused before the next. Keys that do not work are remembered apart from those
+//! that do ([`UnknownKeys`]). The cache also collects when each key was last used, and writes that in batches.
 
 use crate::grant::{Grant, rate_limiter};
 use crate::keys::{KeyHash, KeyId, Scope, hash_key};
 use crate::merchant::{BasisPoints, DefaultTerms, Merchant};
+use crate::unknown_keys::{FailedAttempts, UnknownKeys};
 use deadpool_postgres::Pool;
 use runtime::Failure;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq as _;
 use time::OffsetDateTime;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::sync::CancellationToken;
 
 /// How long a looked-up key is believed: so long a revoked key may still work, and a merchant's old settings apply.
 const KEY_CACHE_TTL: Duration = Duration::from_secs(5);
+/// Look-ups of new keys that may wait for a connection.
+const MAX_WAITING: usize = 200;
 /// How often `api_keys.last_used_at` is written.
 const LAST_USE_WRITE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -30,45 +36,142 @@ struct CachedGrant {
     last_use: Option<OffsetDateTime>,
 }
 
+/// Why a key is refused.
+#[derive(Debug)]
+pub enum KeyRefused {
+    /// There is no such key, or it was revoked or has expired.
+    Unknown,
+    /// Too many keys from this address are unknown; with the time to wait.
+    TooManyUnknown(Duration),
+    /// The database failed, or too many keys wait to be looked up.
+    Failed(Failure),
+}
+
+impl From<Failure> for KeyRefused {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
 /// Grants by the public ids of their keys.
 pub struct KeyCache {
+    /// For keys that are known.
+    pool: Pool,
+    /// For those that are not.
+    look_up_pool: Pool,
     grants: Mutex<HashMap<KeyId, CachedGrant>>,
+    unknown: UnknownKeys,
+    /// The new keys that are being looked up, each once.
+    under_way: Mutex<HashMap<KeyHash, Arc<AsyncMutex<()>>>>,
+    attempts: FailedAttempts,
     /// Requests per second for a key without a limit of its own; `None` is no limit.
     default_rate_limit: Option<NonZeroU32>,
 }
 
 impl KeyCache {
-    /// `default_rate_limit` is for keys without a limit of their own, in requests per second; `None` is no limit.
-    pub fn new(default_rate_limit: Option<NonZeroU32>) -> Self {
-        Self { grants: Mutex::default(), default_rate_limit }
+    /// `look_up_pool` is for keys that were never seen, `default_rate_limit` for keys without a limit of their own, in requests per
+    /// second; `None` is no limit.
+    pub fn new(pool: Pool, look_up_pool: Pool, default_rate_limit: Option<NonZeroU32>) -> Self {
+        let unknown = UnknownKeys::new(KEY_CACHE_TTL);
+        let (grants, under_way, attempts) = (Mutex::default(), Mutex::default(), FailedAttempts::default());
+        Self { pool, look_up_pool, grants, unknown, under_way, attempts, default_rate_limit }
     }
 
-    /// Nothing panics while it holds the lock, and the map is consistent at any time, so a poisoned lock is safe to use.
+    /// Nothing panics while it holds a lock, and the maps are consistent at any time, so a poisoned lock is safe to use.
     fn grants(&self) -> MutexGuard<'_, HashMap<KeyId, CachedGrant>> {
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the key allows; `None` if there is no such key, or it was revoked or has expired.
+    fn under_way(&self) -> MutexGuard<'_, HashMap<KeyHash, Arc<AsyncMutex<()>>>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the key allows. `from` is the address that sent it, if attempts of it are counted.
+    ///
+    /// # Errors
+    /// When it allows nothing, or that can't be found out now.
+    pub async fn grant(&self, key: &str, from: Option<IpAddr>) -> Result<Arc<Grant>, KeyRefused> {
+        let hash = hash_key(key);
+        let id = KeyId::of(&hash);
+        if let Some(outcome) = self.remembered(id, &hash).await {
+            return outcome;
+        }
+        let turn = Turn::of(self, hash);
+        let _first = turn.under_way.lock().await;
+        // Another request with this key may have looked it up meanwhile.
+        match self.remembered(id, &hash).await {
+            Some(outcome) => outcome,
+            None => self.look_up_new(id, hash, from).await,
+        }
+    }
+
+    /// What is known of a key that was looked up before.
+    async fn remembered(&self, id: KeyId, hash: &KeyHash) -> Option<Result<Arc<Grant>, KeyRefused>> {
+        match self.known(id, |cached| bool::from(cached.hash.ct_eq(hash)), Some(OffsetDateTime::now_utc())) {
+            Some((_, Some(grant))) => Some(Ok(grant)),
+            Some((_, None)) => match look_up(&self.pool, id, hash).await {
+                Ok(found) => Some(self.keep(id, *hash, found).ok_or(KeyRefused::Unknown)),
+                Err(failure) => Some(Err(failure.into())),
+            },
+            None => self.unknown.contains(hash).then_some(Err(KeyRefused::Unknown)),
+        }
+    }
+
+    /// What a key that was granted before allows now; `None` if it does not work any more.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn grant(&self, pool: &Pool, key: &str) -> Result<Option<Arc<Grant>>, Failure> {
-        let hash = hash_key(key);
-        let id = KeyId::of(&hash);
-        if let Some(cached) = self.grants().get_mut(&id)
-            && bool::from(cached.hash.ct_eq(&hash))
-        {
-            cached.last_use = Some(OffsetDateTime::now_utc());
-            if cached.refreshed.elapsed() < KEY_CACHE_TTL {
-                return Ok(Some(Arc::clone(&cached.grant)));
-            }
-            // This request refreshes the grant. Concurrent ones use the cached grant meanwhile, or they would take every connection.
-            cached.refreshed = Instant::now();
+    pub async fn grant_again(&self, id: KeyId) -> Result<Option<Arc<Grant>>, Failure> {
+        match self.known(id, |_| true, None) {
+            Some((_, Some(grant))) => Ok(Some(grant)),
+            Some((hash, None)) => Ok(self.keep(id, hash, look_up(&self.pool, id, &hash).await?)),
+            None => Ok(None),
         }
-        let found = look_up(pool, id, &hash).await?;
+    }
+
+    /// A key that is known, with what it allows, or without if that is to be looked up again.
+    fn known(
+        &self,
+        id: KeyId,
+        is_meant: impl Fn(&CachedGrant) -> bool,
+        used: Option<OffsetDateTime>,
+    ) -> Option<(KeyHash, Option<Arc<Grant>>)> {
+        let mut grants = self.grants();
+        let cached = grants.get_mut(&id).filter(|cached| is_meant(cached))?;
+        cached.last_use = used.or(cached.last_use);
+        if cached.refreshed.elapsed() < KEY_CACHE_TTL {
+            return Some((cached.hash, Some(Arc::clone(&cached.grant))));
+        }
+        // This request refreshes the grant. Concurrent ones use the cached grant meanwhile, or they would take every connection.
+        cached.refreshed = Instant::now();
+        Some((cached.hash, None))
+    }
+
+    async fn look_up_new(&self, id: KeyId, hash: KeyHash, from: Option<IpAddr>) -> Result<Arc<Grant>, KeyRefused> {
+        if let Some(address) = from {
+            self.attempts.begin(address, Instant::now()).map_err(KeyRefused::TooManyUnknown)?;
+        }
+        let found = if self.look_up_pool.status().waiting < MAX_WAITING {
+            look_up(&self.look_up_pool, id, &hash).await
+        } else {
+            Err(Failure::Retry(anyhow::anyhow!("{MAX_WAITING} keys wait to be looked up")))
+        };
+        if let Some(address) = from
+            && !matches!(found, Ok(None))
+        {
+            self.attempts.forgive(address);
+        }
+        self.keep(id, hash, found?).ok_or(KeyRefused::Unknown)
+    }
+
+    /// Believes what a look-up has found.
+    fn keep(&self, id: KeyId, hash: KeyHash, found: Option<Grant>) -> Option<Arc<Grant>> {
         let mut grants = self.grants();
         let before = grants.remove(&id).filter(|cached| bool::from(cached.hash.ct_eq(&hash)));
-        let Some(mut grant) = found else { return Ok(None) };
+        let Some(mut grant) = found else {
+            self.unknown.insert(hash);
+            return None;
+        };
         grant.limiter = match before {
             // If the limit did not change, its limiter goes on counting.
             Some(before) if before.grant.rate_limit == grant.rate_limit => before.grant.limiter.clone(),
@@ -77,11 +180,11 @@ impl KeyCache {
         let grant = Arc::new(grant);
         let last_use = Some(OffsetDateTime::now_utc());
         grants.insert(id, CachedGrant { hash, grant: Arc::clone(&grant), refreshed: Instant::now(), last_use });
-        Ok(Some(grant))
+        Some(grant)
     }
 
     /// Writes the last uses of all keys in one statement every `LAST_USE_WRITE_INTERVAL`, and once more at `stop`.
-    pub async fn write_last_uses(self: Arc<Self>, pool: Pool, stop: CancellationToken) {
+    pub async fn write_last_uses(self: Arc<Self>, stop: CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -89,12 +192,36 @@ impl KeyCache {
             }
             let uses: Vec<(KeyId, OffsetDateTime)> =
                 self.grants().iter_mut().filter_map(|(id, cached)| Some((*id, cached.last_use.take()?))).collect();
-            if let Err(failure) = save_last_uses(&pool, &uses).await {
+            if let Err(failure) = save_last_uses(&self.pool, &uses).await {
                 tracing::warn!("writing the last uses of {} keys failed: {failure}", uses.len());
             }
             if stop.is_cancelled() {
                 return;
             }
+        }
+    }
+}
+
+/// A request's place in the queue for the look-up of one new key.
+struct Turn<'a> {
+    cache: &'a KeyCache,
+    hash: KeyHash,
+    under_way: Arc<AsyncMutex<()>>,
+}
+
+impl<'a> Turn<'a> {
+    fn of(cache: &'a KeyCache, hash: KeyHash) -> Self {
+        let under_way = Arc::clone(cache.under_way().entry(hash).or_default());
+        Self { cache, hash, under_way }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut all = self.cache.under_way();
+        // The map's and this one.
+        if Arc::strong_count(&self.under_way) == 2 {
+            all.remove(&self.hash);
         }
     }
 }

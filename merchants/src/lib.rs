@@ -14,8 +14,10 @@ mod grant;
 mod key_cache;
 mod keys;
 mod merchant;
+mod rate_limit;
+mod unknown_keys;
 
 pub use grant::Grant;
-pub use key_cache::KeyCache;
+pub use key_cache::{KeyCache, KeyRefused};
 pub use keys::{KeyId, Scope};
 pub use merchant::{BasisPoints, DefaultTerms, Merchant, max_underpaid_tolerance, restore_merchants};

@@ -2,27 +2,33 @@
 
 use crate::app::App;
 use crate::auth::caller::Caller;
+use crate::auth::rate_limit::too_many_unknown_keys;
 use crate::http::problem::Problem;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use merchants::Scope;
+use merchants::{KeyRefused, Scope};
+use runtime::http::ClientAddress;
 use std::fmt::Display;
 
 /// Passes a request on with its [`Caller`].
 ///
 /// # Errors
-/// A 401 without a valid key, a 429 over the rate limit, a 403 when the key's scope does not cover the method.
+/// A 401 without a valid key, a 429 over the rate limit or after too many unknown keys, a 403 when the key's scope does not cover
+/// the method.
 pub async fn authenticate(State(app): State<App>, mut request: Request, next: Next) -> Result<Response, Problem> {
     let Some(key) = api_key(request.headers()) else {
         return Err(unauthorized("No API key; send it as X-Api-Key, or as Authorization: Bearer"));
     };
-    let Some(grant) = app.keys.grant(&app.pool, key).await? else {
-        return Err(unauthorized("The API key is unknown or revoked"));
-    };
+    let from = request.extensions().get().and_then(|ClientAddress(address)| *address);
+    let grant = app.keys.grant(key, from).await.map_err(|refused| match refused {
+        KeyRefused::Unknown => unauthorized("The API key is unknown or revoked"),
+        KeyRefused::TooManyUnknown(wait) => too_many_unknown_keys(wait),
+        KeyRefused::Failed(failure) => failure.into(),
+    })?;
     let caller = Caller::new(grant);
-    caller.spend(1)?;
+    caller.spend()?;
     if !matches!(*request.method(), Method::GET | Method::HEAD) && caller.scope < Scope::Write {
         return Err(insufficient_scope(caller.id, caller.scope));
     }

@@ -38,13 +38,21 @@ impl Caller {
         &self.grant.merchant
     }
 
-    /// Counts requests against the key's rate limit.
+    /// Counts a request against the key's rate limit.
     ///
     /// # Errors
     /// A 429 with `Retry-After`.
-    pub fn spend(&self, requests: u32) -> Result<(), Problem> {
-        let Some(requests) = NonZeroU32::new(requests) else { return Ok(()) };
-        self.grant.spend(requests).map_err(rate_limited)
+    pub fn spend(&self) -> Result<(), Problem> {
+        self.grant.spend().map_err(rate_limited)
+    }
+
+    /// Counts the orders of a batch, for one of which its request was counted.
+    ///
+    /// # Errors
+    /// A 429 with `Retry-After`.
+    pub fn spend_orders(&self, orders: usize) -> Result<(), Problem> {
+        let more = u32::try_from(orders.saturating_sub(1)).unwrap_or(u32::MAX);
+        NonZeroU32::new(more).map_or(Ok(()), |more| self.grant.spend_more(more).map_err(rate_limited))
     }
 }
 

@@ -57,7 +57,8 @@ fn responses() -> serde_json::Result<Value> {
         "Forbidden": response("The key has the scope `read`.", &crate::auth::insufficient_scope("0f1e2d3c4b5a6978", Scope::Read), &json!({}))?,
         "BodyTimeout": response("The body did not arrive in time.", &crate::http::limits::body_timeout(), &json!({}))?,
         "TooMany": response(
-            "The key is over its rate limit.",
+            "The key is over its rate limit, too many unknown keys came from this address, or the key or its merchant has too many \
+                live streams open.",
             &crate::auth::rate_limited(Duration::from_secs(1)),
             &retry_after,
         )?,

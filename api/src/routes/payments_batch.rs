@@ -86,8 +86,7 @@ pub async fn create(
     Body(body): Body,
 ) -> Result<Json<BatchReply>, Problem> {
     let items = read_items(&body)?;
-    // One request is counted already.
-    caller.spend(u32::try_from(items.len()).unwrap_or(u32::MAX).saturating_sub(1))?;
+    caller.spend_orders(items.len())?;
     let terms = caller.settings().terms;
     let orders: Vec<_> = items.iter().map(|item| Order::read_item(item.get().as_bytes(), &app.catalog, terms)).collect();
     let batch_key = idempotency::read_header(&headers, fingerprint(&items, &orders))?;

@@ -7,6 +7,7 @@ use crate::create::intents::Intents;
 use crate::create::queue::CreateRequest;
 use crate::event_feed::EventFeed;
 use crate::health_checks::HealthChecks;
+use crate::heavy_work::HeavyWork;
 use crate::http::problem::Problem;
 use deadpool_postgres::Pool;
 use merchants::KeyCache;
@@ -47,6 +48,8 @@ pub struct Parts {
     pub in_flight_keys: InFlightKeys,
     /// Where webhooks may be sent to.
     pub guard: Guard,
+    /// For what takes a processor for long.
+    pub heavy_work: HeavyWork,
 }
 
 impl App {

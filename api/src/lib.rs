@@ -8,7 +8,7 @@
 //! - No response shows an address whose intent Kafka has not acknowledged (`create::intents`).
 //! - A key sees only its own merchant's payments; another merchant's are not found.
 //!
-//! The rooms in order; each imports only from those before it: `http`; `chains`; `create`; `event_feed` and `health_checks`;
+//! The rooms in order; each imports only from those before it: `http`; `chains`; `create`; `event_feed`, `health_checks` and `heavy_work`;
 //! `app`, the state that handlers share; `auth`; `openapi`; `routes`, one file per resource; `role`, which wires all of it.
 //!
 //! Left out on purpose: private keys (addresses are derived from an xpub), and how a payment changes and where it is kept,
@@ -21,6 +21,7 @@ mod clock;
 mod create;
 mod event_feed;
 mod health_checks;
+mod heavy_work;
 mod housekeeping;
 mod http;
 mod openapi;

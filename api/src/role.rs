@@ -11,6 +11,7 @@ use crate::create::intents::{self, Intents};
 use crate::create::queue::MAX_QUEUED_REQUESTS;
 use crate::event_feed::EventFeed;
 use crate::health_checks::HealthChecks;
+use crate::heavy_work::HeavyWork;
 use crate::housekeeping;
 use crate::routes;
 use anyhow::{Context as _, bail};
@@ -132,6 +133,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
         event_feed,
         in_flight_keys: InFlightKeys::default(),
         guard: Guard::of(&settings),
+        heavy_work: HeavyWork::default(),
     });
     tracing::info!("the API listens on http://{}", listener.local_addr()?);
     let service = routes::service(app).context("the OpenAPI document")?;

@@ -4,12 +4,16 @@ use crate::text::excerpt;
 use serde::Deserialize;
 use serde::de::{self, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use std::collections::HashSet;
 use std::fmt;
 
 /// Readers of metadata recurse, so it is limited.
 const MAX_DEPTH: usize = 32;
+/// More than the largest metadata has room for.
+const MAX_MEMBERS: usize = 4096;
 
-/// The members of a JSON object, in the order of the text. A duplicate name is an error: readers differ in which value they take.
+/// The members of a JSON object, in the order of the text. A duplicate name is an error, since readers differ in which value they
+/// take, and so are more than [`MAX_MEMBERS`], of which each costs more memory than text.
 pub struct Object<'a>(pub Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Object<'de> {
@@ -24,9 +28,13 @@ impl<'de> Deserialize<'de> for Object<'de> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<'de>, A::Error> {
                 let mut members: Vec<(String, &'de RawValue)> = Vec::new();
+                let mut names = HashSet::new();
                 while let Some((name, value)) = map.next_entry::<String, &'de RawValue>()? {
-                    if members.iter().any(|(known, _)| *known == name) {
-                        return Err(de::Error::custom(format_args!("duplicate field {name:?}")));
+                    if !names.insert(name.clone()) {
+                        return Err(de::Error::custom(format_args!("duplicate field {:?}", excerpt(&name))));
+                    }
+                    if names.len() > MAX_MEMBERS {
+                        return Err(de::Error::custom(format_args!("expected at most {MAX_MEMBERS} fields in an object")));
                     }
                     members.push((name, value));
                 }
@@ -101,5 +109,17 @@ mod tests {
         ] {
             assert_eq!(check_storable(good), Ok(()));
         }
+    }
+
+    #[test]
+    fn an_object_has_as_many_fields_as_metadata_has_room_for_and_no_more() {
+        let object = |fields: usize| {
+            let fields: Vec<String> = (0..fields).map(|n| format!("\"{n}\":0")).collect();
+            format!("{{{}}}", fields.join(","))
+        };
+        assert_eq!(check_storable(&object(MAX_MEMBERS)), Ok(()));
+        assert!(check_storable(&object(MAX_MEMBERS + 1)).unwrap_err().contains("at most 4096 fields"));
+        // A reader that compared each name with all before it would take minutes.
+        assert!(check_storable(&object(900_000)).is_err());
     }
 }

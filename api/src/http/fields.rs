@@ -7,6 +7,9 @@ use base::text::excerpt;
 use serde_json::value::RawValue;
 use std::fmt;
 
+/// Unknown fields that are named; the others are counted.
+const MAX_NAMED: usize = 10;
+
 /// The fields in the order of the text. Reading a field takes it out; those left at [`finish`](Self::finish) are unknown.
 /// Errors are collected, so that a client sees all of them at once.
 pub struct Fields<'a> {
@@ -76,11 +79,14 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// A 422 when there is any.
     pub fn finish(mut self, known: &[&str]) -> Result<(), Problem> {
-        for (name, _) in std::mem::take(&mut self.rest) {
-            if known.contains(&name.as_str()) {
-                continue;
-            }
-            self.refuse(&name, format_args!("unknown field; expected one of {}", known.join(", ")));
+        let rest = std::mem::take(&mut self.rest);
+        let mut unknown = rest.iter().map(|(name, _)| name.as_str()).filter(|name| !known.contains(name));
+        for name in unknown.by_ref().take(MAX_NAMED) {
+            self.refuse(&excerpt(name), format_args!("unknown field; expected one of {}", known.join(", ")));
+        }
+        let more = unknown.count();
+        if more > 0 {
+            self.refuse("…", format_args!("{more} more unknown fields"));
         }
         if self.errors.is_empty() { Ok(()) } else { Err(Problem::invalid(self.errors)) }
     }
@@ -116,5 +122,13 @@ mod tests {
         let problem = serde_json::to_value(fields.finish(&["a", "b"]).unwrap_err()).unwrap();
         assert_eq!(problem["errors"][0]["message"], r#"expected a whole number, got "y""#);
         assert_eq!(problem["errors"][1]["field"], "e");
+    }
+
+    #[test]
+    fn many_unknown_fields_are_refused_in_few_words() {
+        let unknown: Vec<String> = (0..4000).map(|n| format!("\"{n}{}\":0", "x".repeat(1000))).collect();
+        let problem = Fields::read(format!("{{{}}}", unknown.join(",")).as_bytes()).unwrap().finish(&["a"]).unwrap_err();
+        let text = serde_json::to_string(&problem).unwrap();
+        assert!(text.len() < 5000 && text.contains("3990 more unknown fields"), "{text}");
     }
 }

@@ -10,6 +10,8 @@ use topics::PaymentId;
 use uuid::Uuid;
 
 const CURSOR_VERSION: u8 = 2;
+/// Parameters that are named as wrong. A URL has room for thousands.
+const MAX_ERRORS: usize = 20;
 
 /// How many rows a page of a list has.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +41,7 @@ impl<C> PageQuery<C> {
     /// that the list does not have. `names` are all parameters of the list, for the error text.
     ///
     /// # Errors
-    /// A 422 that names every parameter that is wrong.
+    /// A 422 that names every parameter that is wrong, up to [`MAX_ERRORS`].
     pub fn read(
         parameters: Vec<(String, String)>,
         size: PageSize,
@@ -60,8 +62,9 @@ impl<C> PageQuery<C> {
             }
             Ok(())
         };
-        let wrong = |(name, value): (String, String)| set(&name, value).err().map(|message| FieldError::new(name, message));
-        let errors: Vec<FieldError> = parameters.into_iter().filter_map(wrong).collect();
+        let wrong =
+            |(name, value): (String, String)| set(&name, value).err().map(|message| FieldError::new(excerpt(&name), message));
+        let errors: Vec<FieldError> = parameters.into_iter().filter_map(wrong).take(MAX_ERRORS).collect();
         if errors.is_empty() { Ok(query) } else { Err(Problem::invalid(errors)) }
     }
 
@@ -149,6 +152,8 @@ mod tests {
         let problem = serde_json::to_value(read(&[("limit", "201"), ("cursor", "x"), ("sort", "up")]).unwrap_err()).unwrap();
         let fields: Vec<_> = problem["errors"].as_array().unwrap().iter().map(|error| error["field"].clone()).collect();
         assert_eq!(fields, ["limit", "cursor", "sort"]);
+        let many = serde_json::to_value(read(&[("sort", "up"); 30_000]).unwrap_err()).unwrap();
+        assert_eq!(many["errors"].as_array().unwrap().len(), MAX_ERRORS);
         let page = read(&[("limit", "2"), ("cursor", "7")]).unwrap();
         assert_eq!((page.rows_to_load(), page.cursor), (3, Some(7)));
         let (mut full, mut last) = (vec![1, 2, 3], vec![1, 2]);

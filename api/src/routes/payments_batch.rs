@@ -17,6 +17,7 @@ use crate::routes::payment_reply::PaymentReply;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
 use futures::future::join_all;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -79,17 +80,20 @@ impl OrderReply {
             content_type = "application/problem+json"),
     ),
 )]
-pub async fn create(
-    State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
-    Body(body): Body,
-) -> Result<Json<BatchReply>, Problem> {
-    let items = read_items(&body)?;
-    caller.spend_orders(items.len())?;
-    let terms = caller.settings().terms;
-    let orders: Vec<_> = items.iter().map(|item| Order::read_item(item.get().as_bytes(), &app.catalog, terms)).collect();
-    let batch_key = idempotency::read_header(&headers, fingerprint(&items, &orders))?;
+pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, Body(body): Body) -> Result<Response, Problem> {
+    let read = {
+        let (app, caller) = (app.clone(), caller.clone());
+        move || {
+            let items = read_items(&body)?;
+            caller.spend_orders(items.len())?;
+            let terms = caller.settings().terms;
+            let orders: Vec<_> =
+                items.iter().map(|item| Order::read_item(item.get().as_bytes(), &app.catalog, terms)).collect();
+            Ok((fingerprint(&items, &orders), orders))
+        }
+    };
+    let (fingerprint, orders) = app.heavy_work.run(read).await?;
+    let batch_key = idempotency::read_header(&headers, fingerprint)?;
     // Held until all orders are answered.
     let _in_flight = match &batch_key {
         Some(key) => {
@@ -132,7 +136,8 @@ pub async fn create(
     }
     queue::enqueue(&app.create_requests, requests)?;
     let outcomes = join_all(pending.into_iter().map(|pending| async { queue::created(pending?).await })).await;
-    Ok(Json(BatchReply { data: outcomes.into_iter().map(OrderReply::new).collect() }))
+    let write = || Ok(Json(BatchReply { data: outcomes.into_iter().map(OrderReply::new).collect() }).into_response());
+    app.heavy_work.run(write).await
 }
 
 fn read_items(body: &[u8]) -> Result<Vec<&RawValue>, Problem> {

@@ -1,0 +1,41 @@
+//! Work that takes a processor for long, such as reading a batch of 8 MiB: away from the threads that serve everyone, and on half of
+//! the processors at most. What comes beyond that waits.
+
+use crate::http::problem::Problem;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+
+/// The processors that heavy work may have.
+pub struct HeavyWork(Arc<Semaphore>);
+
+impl Default for HeavyWork {
+    fn default() -> Self {
+        let processors = available_parallelism().map_or(1, NonZeroUsize::get);
+        Self(Arc::new(Semaphore::new(processors.div_ceil(2))))
+    }
+}
+
+impl HeavyWork {
+    /// Does the work when its turn comes.
+    ///
+    /// # Errors
+    /// Those of the work; a 500 if it panics.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let turn = Arc::clone(&self.0).acquire_owned().await.map_err(|_| Problem::internal())?;
+        let worked = spawn_blocking(move || {
+            // Held to the end of the work, also when nobody waits for it any more.
+            let _turn = turn;
+            work()
+        });
+        worked.await.unwrap_or_else(|panic| {
+            tracing::error!("heavy work: {panic}");
+            Err(Problem::internal())
+        })
+    }
+}

@@ -1,59 +1,126 @@
-//! Wakes the live streams of payments' events.
+//! Wakes the live streams of payments' events, and reads each event once for all of them.
 //!
 //! One reader of `payment.events` per process wakes the streams of the payments that had an event, so an open stream costs
-//! nothing while nothing happens. A wake-up says only *that* there is an event; what it is, the stream reads from the history.
+//! nothing while nothing happens. A wake-up says only *that* there is an event; what it is, the first stream of the payment reads
+//! from the history, and the others take what it has read.
+//!
+//! A stream holds its connection for as long as its client likes. So there are limits on those of one key, of one merchant, and on
+//! all of them.
 
 use crate::http::problem::Problem;
+use axum::http::StatusCode;
+use merchants::KeyId;
+use payments::history::RecordedEvent;
 use runtime::kafka::{Kafka, Tail};
 use runtime::{Failure, stage};
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use topics::Topic;
 use uuid::Uuid;
 
 const POLL_TIMEOUT: Duration = Duration::from_millis(200);
-/// Each stream holds a connection, of which a process has a limited number.
-const MAX_FOLLOWED_PAYMENTS: usize = 10_000;
+/// Events that are read at once.
+pub const MAX_EVENTS: usize = 100;
+/// Seconds until a client that is refused a stream may find room for one.
+const RETRY_AFTER: u32 = 30;
 
 /// The payments that open streams follow. Cheap to clone.
 #[derive(Clone)]
 pub struct EventFeed(Arc<Inner>);
 
 struct Inner {
-    followed: Mutex<HashMap<Uuid, watch::Sender<()>>>,
+    limits: StreamLimits,
+    streams: Mutex<Streams>,
     stop: CancellationToken,
+}
+
+/// How many streams may be open.
+#[derive(Clone, Copy)]
+pub struct StreamLimits {
+    pub all: usize,
+    pub of_merchant: usize,
+    pub of_key: usize,
+}
+
+#[derive(Default)]
+struct Streams {
+    followed: HashMap<Uuid, Arc<Followed>>,
+    open: usize,
+    of_merchant: HashMap<Uuid, usize>,
+    of_key: HashMap<KeyId, usize>,
+}
+
+/// A payment that streams follow.
+#[derive(Default)]
+struct Followed {
+    /// How often it was woken.
+    wakes: watch::Sender<u64>,
+    recent: AsyncMutex<Recent>,
+}
+
+/// What was read from the history last.
+#[derive(Default)]
+struct Recent {
+    /// Those after this sequence number, at most [`MAX_EVENTS`].
+    after: u64,
+    events: Vec<Arc<RecordedEvent>>,
+    /// How often the payment had been woken before; `None` if nothing was read yet.
+    wakes: Option<u64>,
 }
 
 /// A stream's subscription to one payment; dropping it ends it.
 pub struct Subscription {
     feed: EventFeed,
     payment: Uuid,
-    woken: watch::Receiver<()>,
+    merchant: Uuid,
+    key: KeyId,
+    followed: Arc<Followed>,
+    wakes: watch::Receiver<u64>,
+}
+
+impl StreamLimits {
+    /// Leaves half of the connections to requests, and no merchant more than a quarter of the rest.
+    pub fn within(connections: usize) -> Self {
+        let share = |of: usize, parts: usize| (of / parts).max(1);
+        let all = share(connections, 2);
+        Self { all, of_merchant: share(all, 4), of_key: share(all, 8) }
+    }
 }
 
 impl EventFeed {
     /// Subscriptions end at `stop`.
-    pub fn new(stop: CancellationToken) -> Self {
-        Self(Arc::new(Inner { followed: Mutex::default(), stop }))
+    pub fn new(limits: StreamLimits, stop: CancellationToken) -> Self {
+        Self(Arc::new(Inner { limits, streams: Mutex::default(), stop }))
     }
 
     /// Every event committed after this call wakes the subscriber; earlier ones it has to read from the history.
     ///
     /// # Errors
-    /// A 503 when the process already follows [`MAX_FOLLOWED_PAYMENTS`].
-    pub fn subscribe(&self, payment: Uuid) -> Result<Subscription, Problem> {
-        let mut followed = self.followed();
-        if followed.len() >= MAX_FOLLOWED_PAYMENTS && !followed.contains_key(&payment) {
-            return Err(Problem::unavailable(
-                30,
-                format_args!("The limit of {MAX_FOLLOWED_PAYMENTS} streamed payments is reached; request the list instead"),
-            ));
+    /// A 429 when the key or the merchant has as many streams as it may, a 503 when the process has.
+    pub fn subscribe(&self, merchant: Uuid, key: KeyId, payment: Uuid) -> Result<Subscription, Problem> {
+        let limits = self.0.limits;
+        let mut streams = self.streams();
+        if streams.of_key.get(&key).is_some_and(|open| *open >= limits.of_key) {
+            return Err(too_many(limits.of_key, "key"));
         }
-        let woken = followed.entry(payment).or_insert_with(|| watch::channel(()).0).subscribe();
-        Ok(Subscription { feed: self.clone(), payment, woken })
+        if streams.of_merchant.get(&merchant).is_some_and(|open| *open >= limits.of_merchant) {
+            return Err(too_many(limits.of_merchant, "merchant"));
+        }
+        if streams.open >= limits.all {
+            let detail = format!("The limit of {} streams is reached; request the list instead", limits.all);
+            return Err(Problem::unavailable(RETRY_AFTER, detail));
+        }
+        streams.open += 1;
+        *streams.of_merchant.entry(merchant).or_default() += 1;
+        *streams.of_key.entry(key).or_default() += 1;
+        let followed = Arc::clone(streams.followed.entry(payment).or_default());
+        let wakes = followed.wakes.subscribe();
+        Ok(Subscription { feed: self.clone(), payment, merchant, key, followed, wakes })
     }
 
     /// Reads `payment.events` until `stop`.
@@ -62,7 +129,7 @@ impl EventFeed {
         let read = move |stop: &CancellationToken| -> Result<(), Failure> {
             let mut events = Tail::open(&kafka, Topic::Events)?;
             // The tail begins at the topic's end; events written while nobody read are before it.
-            self.followed().values().for_each(|subscribers| subscribers.send_replace(()));
+            self.streams().followed.values().for_each(|followed| followed.wake());
             while !stop.is_cancelled() {
                 events.poll(POLL_TIMEOUT, |record| self.wake(record.key()))?;
             }
@@ -79,33 +146,87 @@ impl EventFeed {
     fn wake(&self, key: &[u8]) {
         // A record with any other key is not about a payment.
         let Some(payment) = std::str::from_utf8(key).ok().and_then(|key| key.parse().ok()) else { return };
-        if let Some(subscribers) = self.followed().get(&payment) {
-            subscribers.send_replace(());
+        if let Some(followed) = self.streams().followed.get(&payment) {
+            followed.wake();
         }
     }
 
-    fn followed(&self) -> MutexGuard<'_, HashMap<Uuid, watch::Sender<()>>> {
+    fn streams(&self) -> MutexGuard<'_, Streams> {
         // Nobody panics while holding the lock.
-        self.0.followed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A 429.
+fn too_many(limit: usize, whose: &str) -> Problem {
+    let detail = format!("The {whose} has {limit} streams open, which is the limit; close one, or request the list instead");
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-streams", "Too many live streams", detail).retry_after(RETRY_AFTER)
+}
+
+impl Followed {
+    fn wake(&self) {
+        self.wakes.send_modify(|wakes| *wakes += 1);
+    }
+}
+
+impl Recent {
+    /// Whether it has what a stream that knows all up to `after` does not know yet.
+    fn is_enough(&self, after: u64, wakes: u64) -> bool {
+        let is_whole = self.events.len() < MAX_EVENTS;
+        self.wakes == Some(wakes)
+            && after >= self.after
+            && (is_whole || self.events.last().is_some_and(|last| last.event.sequence > after))
     }
 }
 
 impl Subscription {
+    /// The next events of the payment after this sequence number, [`MAX_EVENTS`] at most. `read` reads them from the history, unless
+    /// another stream has done so since the last event.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub async fn events(
+        &self,
+        after: u64,
+        read: impl AsyncFnOnce() -> Result<Vec<RecordedEvent>, Failure>,
+    ) -> Result<Vec<Arc<RecordedEvent>>, Failure> {
+        let mut recent = self.followed.recent.lock().await;
+        // Before it is read: an event that comes meanwhile is another wake-up.
+        let wakes = *self.followed.wakes.borrow();
+        if !recent.is_enough(after, wakes) {
+            let events = read().await?.into_iter().map(Arc::new).collect();
+            *recent = Recent { after, events, wakes: Some(wakes) };
+        }
+        Ok(recent.events.iter().filter(|recorded| recorded.event.sequence > after).cloned().collect())
+    }
+
     /// Waits for an event since the last call; `false` at the stop.
     pub async fn woken(&mut self) -> bool {
         tokio::select! {
             () = self.feed.0.stop.cancelled() => false,
-            woken = self.woken.changed() => woken.is_ok(),
+            woken = self.wakes.changed() => woken.is_ok(),
         }
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut followed = self.feed.followed();
+        let mut streams = self.feed.streams();
+        streams.open -= 1;
+        count_down(&mut streams.of_merchant, &self.merchant);
+        count_down(&mut streams.of_key, &self.key);
         // This receiver is still counted.
-        if followed.get(&self.payment).is_some_and(|subscribers| subscribers.receiver_count() <= 1) {
-            followed.remove(&self.payment);
+        if self.followed.wakes.receiver_count() <= 1 {
+            streams.followed.remove(&self.payment);
+        }
+    }
+}
+
+fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }
@@ -113,24 +234,99 @@ impl Drop for Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
+    use topics::wire::PaymentEvent;
+
+    const LIMITS: StreamLimits = StreamLimits { all: 10, of_merchant: 6, of_key: 4 };
+
+    fn key(number: u8) -> KeyId {
+        KeyId::of(&[number; 32])
+    }
 
     #[tokio::test]
     async fn a_subscriber_is_woken_by_its_own_payment_alone_and_leaves_nothing_behind() {
         let stop = CancellationToken::new();
-        let feed = EventFeed::new(stop.clone());
-        let (one, other) = (Uuid::now_v7(), Uuid::now_v7());
-        let (mut first, mut second) = (feed.subscribe(one).unwrap(), feed.subscribe(one).unwrap());
-        let mut third = feed.subscribe(other).unwrap();
+        let feed = EventFeed::new(LIMITS, stop.clone());
+        let (merchant, one, other) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+        let subscribe = |payment| feed.subscribe(merchant, key(1), payment).unwrap();
+        let (mut first, mut second) = (subscribe(one), subscribe(one));
+        let mut third = subscribe(other);
         feed.wake(one.to_string().as_bytes());
         feed.wake(b"no payment");
         assert!(first.woken().await && second.woken().await);
-        assert!(!third.woken.has_changed().unwrap());
+        assert!(!third.wakes.has_changed().unwrap());
         drop(first);
         feed.wake(one.to_string().as_bytes());
         assert!(second.woken().await);
         drop(second);
-        assert_eq!(feed.followed().len(), 1);
+        assert_eq!(feed.streams().followed.len(), 1);
         stop.cancel();
         assert!(!third.woken().await);
+        drop(third);
+        let streams = feed.streams();
+        assert!(
+            streams.open == 0 && streams.followed.is_empty() && streams.of_merchant.is_empty() && streams.of_key.is_empty()
+        );
+    }
+
+    #[test]
+    fn no_key_no_merchant_and_not_all_together_have_more_streams_than_they_may() {
+        let feed = EventFeed::new(LIMITS, CancellationToken::new());
+        let (merchant, payment) = (Uuid::now_v7(), Uuid::now_v7());
+        let open = |merchant: Uuid, number: u8| {
+            let opened: Vec<_> = (0..20).map_while(|_| feed.subscribe(merchant, key(number), payment).ok()).collect();
+            (opened.len(), feed.subscribe(merchant, key(number), payment).err().map(|problem| problem.status()), opened)
+        };
+        let (of_key, refused, first) = open(merchant, 1);
+        assert_eq!((of_key, refused), (4, Some(StatusCode::TOO_MANY_REQUESTS)));
+        let (of_second_key, refused, _second) = open(merchant, 2);
+        assert_eq!((of_second_key, refused), (2, Some(StatusCode::TOO_MANY_REQUESTS)));
+        let (of_other, refused, _third) = open(Uuid::now_v7(), 3);
+        assert_eq!((of_other, refused), (4, Some(StatusCode::TOO_MANY_REQUESTS)));
+        assert_eq!(open(Uuid::now_v7(), 4).1, Some(StatusCode::SERVICE_UNAVAILABLE));
+        drop(first);
+        assert_eq!(open(merchant, 1).0, 4);
+    }
+
+    /// A history that counts how often it is read.
+    async fn read(of: &Subscription, after: u64, last: u64, reads: &Cell<usize>) -> Vec<u64> {
+        let history = async || {
+            reads.set(reads.get() + 1);
+            // The others come while it is read.
+            tokio::task::yield_now().await;
+            let record = |sequence| RecordedEvent { event: PaymentEvent { sequence, ..Default::default() }, asked_by: None };
+            Ok((after + 1..=last).take(MAX_EVENTS).map(record).collect())
+        };
+        of.events(after, history).await.unwrap().iter().map(|recorded| recorded.event.sequence).collect()
+    }
+
+    #[tokio::test]
+    async fn an_event_is_read_once_however_many_streams_follow_its_payment() {
+        let limits = StreamLimits { all: 1000, of_merchant: 1000, of_key: 1000 };
+        let feed = EventFeed::new(limits, CancellationToken::new());
+        let payment = Uuid::now_v7();
+        let streams: Vec<_> = (0..500).map(|_| feed.subscribe(Uuid::nil(), key(1), payment).unwrap()).collect();
+        let reads = Cell::new(0);
+        let all = async |after: u64, last: u64| {
+            let each = streams.iter().map(|stream| read(stream, after, last, &reads));
+            let expected: Vec<u64> = (after + 1..=last).take(MAX_EVENTS).collect();
+            for seen in futures::future::join_all(each).await {
+                assert_eq!(seen, expected);
+            }
+            reads.replace(0)
+        };
+        assert_eq!(all(0, 3).await, 1);
+        assert_eq!(all(3, 3).await, 0, "nothing has happened");
+        feed.wake(payment.to_string().as_bytes());
+        assert_eq!(all(3, 4).await, 1);
+        // One that begins, and one that was slow, see all the same.
+        assert_eq!(read(&streams[0], 0, 4, &reads).await, [1, 2, 3, 4]);
+        assert_eq!(read(&streams[1], 2, 4, &reads).await, [3, 4]);
+        // A history that is longer than what is read at once.
+        feed.wake(payment.to_string().as_bytes());
+        assert_eq!(all(4, 250).await, 2);
+        for (from, to) in [(104, 204), (204, 250), (250, 250)] {
+            assert_eq!(read(&streams[0], from, 250, &reads).await, (from + 1..=to).collect::<Vec<_>>());
+        }
     }
 }

@@ -9,7 +9,7 @@ use crate::create::batcher::Batcher;
 use crate::create::idempotency::InFlightKeys;
 use crate::create::intents::{self, Intents};
 use crate::create::queue::MAX_QUEUED_REQUESTS;
-use crate::event_feed::EventFeed;
+use crate::event_feed::{EventFeed, StreamLimits};
 use crate::health_checks::HealthChecks;
 use crate::heavy_work::HeavyWork;
 use crate::housekeeping;
@@ -114,7 +114,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     tasks.spawn(intents::repair(pool.clone(), intents.clone(), stop.clone()));
     tasks.spawn(halts.clone().run(kafka.clone(), stop.clone()));
     let limits = limits(&settings);
-    let event_feed = EventFeed::new(stop.clone());
+    let event_feed = EventFeed::new(StreamLimits::within(limits.connections), stop.clone());
     tasks.spawn(event_feed.clone().run(kafka));
     tasks.spawn(availability.clone().run(pool.clone(), stop.clone()));
     tasks.spawn(housekeeping::run(pool.clone(), settings.history_keep_days, stop.clone()));

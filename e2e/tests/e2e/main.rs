@@ -38,6 +38,7 @@ mod reorgs;
 mod restore;
 mod session;
 mod set_aside;
+mod strangers;
 mod tail;
 mod twins;
 mod webhooks;

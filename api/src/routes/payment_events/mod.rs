@@ -38,7 +38,7 @@ pub struct Page {
     summary = "What happened to a payment, and why",
     description = "With `Accept: text/event-stream` a live stream of server-sent events: first the events so far, after \
         `Last-Event-ID` if that is sent, then each event as it happens. `id` is the event's id, `event` its type, `data` the same \
-        JSON as in the list. A stream may end at any time. A client that reconnects with the last `id` misses no event and gets \
+        JSON as in the list. A stream may end at any time, and ends when its key is revoked. A client that reconnects with the last `id` misses no event and gets \
         none twice.",
     params(
         ("id" = schemas::PaymentId, Path),
@@ -62,14 +62,15 @@ pub async fn list(
     let page = PageQuery::read(parameters, PAGE_SIZE, "limit, cursor", cursor, no_filter)?;
     let after = page.cursor.flatten();
     // Before the first query, so that no event falls between the two.
-    let subscription = wants_stream(&headers).then(|| app.event_feed.subscribe(id.0)).transpose()?;
+    let subscription =
+        wants_stream(&headers).then(|| app.event_feed.subscribe(caller.merchant, caller.id, id.0)).transpose()?;
     let db = app.db().await?;
     let created_at = store::payment_created_at(&db, caller.merchant, id).await?.ok_or_else(|| no_payment(id))?;
     // Events have the payment's address.
     app.intents.ensure_acknowledged(&db, id.0).await?;
     if let Some(subscription) = subscription {
         let after = last_event_id(&headers, id).or(after).unwrap_or(0);
-        return Ok(EventStream::new(app, subscription, id, created_at, after).into_response());
+        return Ok(EventStream::new(app, caller.id, subscription, id, created_at, after).into_response());
     }
     let mut events = history::list_events(&db, id, created_at, after.unwrap_or(0), page.rows_to_load()).await?;
     let next_cursor = page.cut(&mut events, |last| last.event.id.clone());

@@ -2,24 +2,26 @@
 //!
 //! The stream replays the history after the client's last event, then waits for the event feed to wake it and reads on there.
 //! Since every event comes from the history, in order of `sequence`, a client that reconnects misses none and gets none twice.
-//! A failure ends the stream: the client reconnects with the last id.
+//! A failure ends the stream: the client reconnects with the last id. A key that does not work any more ends it as well.
 
 use super::event_reply::{EventReply, sequence_in_id};
 use crate::app::App;
-use crate::event_feed::Subscription;
+use crate::event_feed::{MAX_EVENTS, Subscription};
 use axum::http::{HeaderMap, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
-use payments::history;
+use merchants::KeyId;
+use payments::history::{self, RecordedEvent};
 use runtime::Failure;
 use std::collections::VecDeque;
 use std::time::Duration;
+use tokio::time::Instant;
 use topics::PaymentId;
 
 const LAST_EVENT_ID: &str = "last-event-id";
-/// Events per query.
-const MAX_EVENTS: i64 = 100;
+/// How often the key is looked at again.
+const KEY_INTERVAL: Duration = Duration::from_secs(5);
 /// Proxies often close a connection that is silent for a minute.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -40,6 +42,9 @@ pub fn last_event_id(headers: &HeaderMap, payment: PaymentId) -> Option<u64> {
 /// A stream, and the last event that it has sent.
 pub struct EventStream {
     app: App,
+    key: KeyId,
+    /// When the key was looked at.
+    key_seen: Instant,
     subscription: Subscription,
     payment: PaymentId,
     /// Unix seconds; the history skips the months before it.
@@ -51,25 +56,42 @@ pub struct EventStream {
 
 impl EventStream {
     /// Begins after the event with the number `after`. The subscription must be older than the check that the payment exists.
-    pub fn new(app: App, subscription: Subscription, payment: PaymentId, created_at: i64, after: u64) -> Self {
-        Self { app, subscription, payment, created_at, after, ready: VecDeque::new() }
+    pub fn new(app: App, key: KeyId, subscription: Subscription, payment: PaymentId, created_at: i64, after: u64) -> Self {
+        Self { app, key, key_seen: Instant::now(), subscription, payment, created_at, after, ready: VecDeque::new() }
     }
 
-    /// The next event; `None` at the stop.
+    /// The next event; `None` at the stop, and when the key does not work any more.
     async fn next(&mut self) -> Result<Option<EventReply>, Failure> {
         loop {
+            if self.key_seen.elapsed() >= KEY_INTERVAL {
+                // While the database can't be asked, the stream has no events to tell.
+                if matches!(self.app.keys.grant_again(self.key).await, Ok(None)) {
+                    return Ok(None);
+                }
+                self.key_seen = Instant::now();
+            }
             if let Some(event) = self.ready.pop_front() {
                 self.after = event.sequence;
                 return Ok(Some(event));
             }
-            let events = {
+            let read = async || {
                 // The connection goes back to the pool before this waits.
                 let db = self.app.pool.get().await?;
-                history::list_events(&db, self.payment, self.created_at, self.after, MAX_EVENTS).await?
+                let limit = i64::try_from(MAX_EVENTS).map_err(Failure::halt)?;
+                history::list_events(&db, self.payment, self.created_at, self.after, limit).await
             };
-            self.ready = events.into_iter().map(|e| EventReply::new(e.event, e.asked_by)).collect::<Result<_, _>>()?;
-            if self.ready.is_empty() && !self.subscription.woken().await {
-                return Ok(None);
+            let events = self.subscription.events(self.after, read).await?;
+            let reply = |recorded: &RecordedEvent| EventReply::new(recorded.event.clone(), recorded.asked_by.clone());
+            self.ready = events.iter().map(|recorded| reply(recorded)).collect::<Result<_, _>>()?;
+            if self.ready.is_empty() {
+                tokio::select! {
+                    woken = self.subscription.woken() => {
+                        if !woken {
+                            return Ok(None);
+                        }
+                    }
+                    () = tokio::time::sleep_until(self.key_seen + KEY_INTERVAL) => {}
+                }
             }
         }
     }

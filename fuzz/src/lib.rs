@@ -1,11 +1,13 @@
-//! Fuzz targets: what must hold for any bytes that a node sends or a topic contains. A finding is a panic.
+//! Fuzz targets: what must hold for any bytes that a node or a client sends or a topic contains. A finding is a panic.
 //!
-//! `dev/fuzz` runs [`rpc`] and [`record`] under libFuzzer (`targets/`); `tests/mutations.rs` runs them for a while in `make
+//! `dev/fuzz` runs [`rpc`], [`record`] and [`body`] under libFuzzer (`targets/`); `tests/mutations.rs` runs them for a while in `make
 //! check`. Both begin with [`mod@seeds`].
 
 mod seeds;
 
-use chain::{Block, FetchedBlock, Head, Log, Receipt, Receipts, Reply, Tracer, Verify, internal_transfers};
+use chain::{
+    Block, Chain, FetchedBlock, Head, Log, Policy, Receipt, Receipts, Reply, Token, Tracer, Verify, internal_transfers,
+};
 use detector::WatchSet;
 use detector::matching::{BlockView, Matcher, RecordHead};
 use ingest::cursor::{StoredCursor, WrittenParts, encode, restore};
@@ -13,7 +15,37 @@ use ingest::records::{Change, FinalityTags, records};
 use prost::Message as _;
 pub use seeds::{Seeds, seeds};
 use std::collections::HashMap;
-use topics::{Address, ChainId, Matches, frame, wire};
+use std::sync::LazyLock;
+use std::time::Duration;
+use topics::{Address, Amount, ChainId, Matches, frame, wire};
+
+/// A chain with a token.
+static CHAINS: LazyLock<[Chain; 1]> = LazyLock::new(|| {
+    let token = Token {
+        symbol: "USDX".to_owned(),
+        address: Address::repeat_byte(0x5f),
+        decimals: 6,
+        tiers: vec![],
+        min_transfer: Amount::ZERO,
+    };
+    [Chain {
+        name: "anvil".to_owned(),
+        id: ChainId(31337),
+        rpc_urls: vec![],
+        ws_urls: vec![],
+        witnesses: 1,
+        poa: false,
+        policy: Policy::Confirmations(3),
+        tiers: vec![],
+        min_transfer: Amount::ZERO,
+        start_block: None,
+        poll_interval: Duration::from_secs(1),
+        max_lag: None,
+        verify: Verify::Auto,
+        traces: false,
+        tokens: vec![token],
+    }]
+});
 
 /// A node's answers, one per line: a block, its receipts or logs, its traces. Any bytes must give an error, or a block that can
 /// be published and matched.
@@ -85,6 +117,11 @@ pub fn record(data: &[u8]) {
     let _ = wire::PaymentEvent::decode(message);
     let _ = wire::PaymentState::decode(message);
     let _ = wire::Quarantined::decode(message);
+}
+
+/// A request's body, for each route that takes one.
+pub fn body(data: &[u8]) {
+    api::fuzzing::read_body(data, CHAINS.as_slice());
 }
 
 /// The detector's lazy decoding must agree with Protobuf's own decoder.

@@ -52,3 +52,8 @@ fn no_answer_of_a_node_makes_the_reader_panic() {
 fn no_record_makes_a_reader_panic() {
     walk(&fuzz::seeds().unwrap().record, fuzz::record);
 }
+
+#[test]
+fn no_request_body_makes_a_reader_panic() {
+    walk(&fuzz::seeds().unwrap().body, fuzz::body);
+}

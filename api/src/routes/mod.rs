@@ -10,7 +10,7 @@ mod health;
 mod payment_events;
 mod payment_reply;
 mod payments;
-mod payments_batch;
+pub mod payments_batch;
 mod payments_list;
 mod transfer_reply;
 mod transfers;

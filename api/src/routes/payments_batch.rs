@@ -140,7 +140,11 @@ pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, 
     app.heavy_work.run(write).await
 }
 
-fn read_items(body: &[u8]) -> Result<Vec<&RawValue>, Problem> {
+/// The orders of a batch, each as it was written.
+///
+/// # Errors
+/// When the body is no list of orders, or of too many.
+pub fn read_items(body: &[u8]) -> Result<Vec<&RawValue>, Problem> {
     let mut fields = Fields::read(body)?;
     let items = match fields.raw("payments").map(|raw| serde_json::from_str::<Vec<&RawValue>>(raw.get())) {
         Some(Ok(items)) if (1..=MAX_ORDERS).contains(&items.len()) => Some(items),

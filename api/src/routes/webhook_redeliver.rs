@@ -75,7 +75,10 @@ pub async fn redeliver(
 }
 
 /// The deliveries to send again, and the place to continue after.
-fn read_request(body: &[u8]) -> Result<(RedeliverFilter, RedeliverCursor), Problem> {
+///
+/// # Errors
+/// When the body does not name them.
+pub fn read_request(body: &[u8]) -> Result<(RedeliverFilter, RedeliverCursor), Problem> {
     let mut fields = Fields::read(body)?;
     let after = fields.text("cursor").and_then(|text| fields.check("cursor", decode_cursor(&text)));
     let event = fields.text("event_id").and_then(|id| fields.check("event_id", check_storable_text(&id).map(|()| id)));

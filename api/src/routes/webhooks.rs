@@ -168,7 +168,8 @@ pub async fn create(
     Ok((StatusCode::CREATED, Json(SecretReply::new(created))))
 }
 
-fn read_changes(fields: &mut Fields<'_>, guard: &Guard) -> EndpointChanges {
+/// What a body sets of a webhook.
+pub fn read_changes(fields: &mut Fields<'_>, guard: &Guard) -> EndpointChanges {
     let url = fields.text("url").and_then(|url| {
         let checked = check_storable_text(&url).and_then(|()| guard.check_url(&url).map_err(|refused| refused.to_string()));
         fields.check("url", checked.map(|_| url))

@@ -50,7 +50,7 @@ pub const KEPT_TO: &[Rule] = &[
     rule("alloy::consensus", &["chain/", "e2e/"], "since what a node answers is read in one place"),
     rule("metrics_exporter_prometheus", &["runtime/"], "since a process has one exporter"),
     rule("confirmer", &["ctrip/", "e2e/"], "since payments are what others need of it"),
-    rule("api", &["ctrip/", "e2e/"], "since nothing stands on the API"),
+    rule("api", &["ctrip/", "e2e/", "fuzz/"], "since nothing stands on the API"),
 ];
 
 /// Where `chain` proves what a node answered.

@@ -8,6 +8,7 @@ use crate::create::queue::CreateRequest;
 use crate::event_feed::EventFeed;
 use crate::health_checks::HealthChecks;
 use crate::heavy_work::HeavyWork;
+use crate::http::body_budget::BodyBudget;
 use crate::http::problem::Problem;
 use deadpool_postgres::Pool;
 use merchants::KeyCache;
@@ -48,6 +49,8 @@ pub struct Parts {
     pub in_flight_keys: InFlightKeys,
     /// Where webhooks may be sent to.
     pub guard: Guard,
+    /// For the bodies of batches.
+    pub body_budget: BodyBudget,
     /// For what takes a processor for long.
     pub heavy_work: HeavyWork,
 }

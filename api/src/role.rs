@@ -13,6 +13,7 @@ use crate::event_feed::{EventFeed, StreamLimits};
 use crate::health_checks::HealthChecks;
 use crate::heavy_work::HeavyWork;
 use crate::housekeeping;
+use crate::http::body_budget::BodyBudget;
 use crate::routes;
 use anyhow::{Context as _, bail};
 use axum::Router;
@@ -133,6 +134,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
         event_feed,
         in_flight_keys: InFlightKeys::default(),
         guard: Guard::of(&settings),
+        body_budget: BodyBudget::default(),
         heavy_work: HeavyWork::default(),
     });
     tracing::info!("the API listens on http://{}", listener.local_addr()?);

@@ -58,7 +58,7 @@ fn responses() -> serde_json::Result<Value> {
         "BodyTimeout": response("The body did not arrive in time.", &crate::http::limits::body_timeout(), &json!({}))?,
         "TooMany": response(
             "The key is over its rate limit, too many unknown keys came from this address, or the key or its merchant has too many \
-                live streams open.",
+                live streams or large batches in hand.",
             &crate::auth::rate_limited(Duration::from_secs(1)),
             &retry_after,
         )?,

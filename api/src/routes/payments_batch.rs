@@ -9,14 +9,17 @@ use crate::clock;
 use crate::create::idempotency::{self, IdempotencyKey};
 use crate::create::order::Order;
 use crate::create::queue::{self, CreateRequest, CreatedPayment, PendingPayment};
+use crate::http::body_budget::BodyShare;
 use crate::http::extract::Body;
 use crate::http::fields::Fields;
+use crate::http::limits::MAX_BATCH_BODY_BYTES;
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
 use crate::routes::payment_reply::PaymentReply;
 use axum::Json;
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use futures::future::join_all;
 use serde::Serialize;
@@ -65,6 +68,24 @@ impl OrderReply {
     }
 }
 
+/// The body of a batch, read whole, with the room that it takes until it is dropped.
+pub struct BatchBody {
+    bytes: Bytes,
+    room: BodyShare,
+}
+
+impl FromRequest<App> for BatchBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
+        let merchant = request.extensions().get::<Caller>().ok_or_else(Problem::internal)?.merchant;
+        let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let room = app.body_budget.take(merchant, MAX_BATCH_BODY_BYTES.min(length.unwrap_or(MAX_BATCH_BODY_BYTES)))?;
+        let Body(bytes) = Body::from_request(request, app).await?;
+        Ok(Self { bytes, room })
+    }
+}
+
 /// `POST /api/v1/payments/batch`
 #[utoipa::path(
     post, path = "/api/v1/payments/batch", operation_id = "createPayments", tag = "payments",
@@ -80,11 +101,18 @@ impl OrderReply {
             content_type = "application/problem+json"),
     ),
 )]
-pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, Body(body): Body) -> Result<Response, Problem> {
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    BatchBody { bytes, room }: BatchBody,
+) -> Result<Response, Problem> {
+    // Until all of it is answered.
+    let _room = room;
     let read = {
         let (app, caller) = (app.clone(), caller.clone());
         move || {
-            let items = read_items(&body)?;
+            let items = read_items(&bytes)?;
             caller.spend_orders(items.len())?;
             let terms = caller.settings().terms;
             let orders: Vec<_> =

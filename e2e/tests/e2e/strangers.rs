@@ -127,6 +127,8 @@ async fn five_thousand_slow_sockets_and_a_body_of_800_000_fields_cost_a_client_n
     };
     let (during, ()) = tokio::try_join!(median(&api), large)?;
     ensure!(during < before * 3 + Duration::from_millis(50), "{before:?} before, {during:?} beside slow sockets");
+    let evicted = process.metric("http_connections_closed_total", &[("server", "api"), ("cause", "evicted")]).await?;
+    ensure!(evicted > 0.0, "its own address has more than its share");
     let open = process.metric("http_connections", &[("server", "api")]).await?;
     println!("{before:?} before, {during:?} beside {open} connections");
     drop(sockets);

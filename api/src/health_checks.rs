@@ -1,14 +1,14 @@
 //! Probes of what the API depends on: Postgres, Kafka, the schema registry, and the chains' nodes.
 //!
-//! Results are cached for seconds, so that frequent `/health` requests cost the dependencies nothing.
+//! Results are cached for seconds, so that frequent `/health` requests, which anyone can send, cost the dependencies nothing.
 
 use crate::chains::nodes::Nodes;
 use crate::create::intents::Intents;
 use anyhow::anyhow;
 use deadpool_postgres::Pool;
-use payments::store;
+use payments::store::{self, Witnessed};
 use recovery::Recovery;
-use runtime::{Failure, Registry};
+use runtime::{Failure, Registry, SetAside, set_aside};
 use std::collections::HashMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ pub struct HealthChecks {
     registry: Registry,
     nodes: Nodes,
     dependencies: Cached<Dependencies>,
+    findings: Cached<Findings>,
     heads: Cached<HashMap<ChainId, Result<u64, String>>>,
 }
 
@@ -41,9 +42,21 @@ pub struct Dependencies {
     pub registry: ProbeError,
 }
 
+/// What the database says.
+#[derive(Clone, Default)]
+pub struct Findings {
+    /// The numbers of the chains' heads, as the confirmer has processed them.
+    pub processed: HashMap<ChainId, u64>,
+    pub witnessed: HashMap<ChainId, Witnessed>,
+    pub set_aside: Vec<SetAside>,
+    /// Transfers to addresses of which there is no payment.
+    pub orphans: ProbeError,
+}
+
 impl HealthChecks {
     pub fn new(registry: Registry, pool: Pool, intents: Intents, recovery: Recovery, nodes: Nodes) -> Self {
-        Self { pool, intents, recovery, registry, nodes, dependencies: Cached::default(), heads: Cached::default() }
+        let (dependencies, findings, heads) = (Cached::default(), Cached::default(), Cached::default());
+        Self { pool, intents, recovery, registry, nodes, dependencies, findings, heads }
     }
 
     /// Probes Postgres, Kafka and the registry at the same time.
@@ -62,23 +75,38 @@ impl HealthChecks {
         self.recovery.problem()
     }
 
-    /// Transfers to addresses of which Postgres has no payment.
-    pub async fn orphans(&self) -> ProbeError {
-        let count = async { store::count_orphans(&self.pool.get().await?).await };
-        match count.await {
-            Ok(None) => None,
-            Ok(Some((count, address))) => Some(format!(
-                "{count} transfers are to addresses without a payment, such as {address}; each is credited when its payment is there \
-                 again. Restore the database that has it"
-            )),
-            Err(failure) => Some(failure.to_string()),
-        }
+    /// What the database says about these chains, and about what waits.
+    pub async fn findings(&self, chains: &[ChainId]) -> Findings {
+        self.findings
+            .get(DEPENDENCIES_TTL, async {
+                find(&self.pool, chains).await.unwrap_or_else(|failure| {
+                    tracing::warn!("/health could not read the database: {failure}");
+                    Findings { orphans: Some(failure.to_string()), ..Findings::default() }
+                })
+            })
+            .await
     }
 
     /// The newest block number of each chain's nodes, or why none responded.
     pub async fn heads(&self) -> HashMap<ChainId, Result<u64, String>> {
         self.heads.get(HEADS_TTL, self.nodes.heads(PROBE_TIMEOUT)).await
     }
+}
+
+async fn find(pool: &Pool, chains: &[ChainId]) -> Result<Findings, Failure> {
+    let client = pool.get().await?;
+    let orphans = store::count_orphans(&client).await?.map(|(count, address)| {
+        format!(
+            "{count} transfers are to addresses without a payment, such as {address}; each is credited when its payment is there \
+             again. Restore the database that has it"
+        )
+    });
+    Ok(Findings {
+        processed: store::head_numbers(&client, chains).await?,
+        witnessed: store::witnessed(&client).await?,
+        set_aside: set_aside::all(&client).await?,
+        orphans,
+    })
 }
 
 async fn ping_database(pool: &Pool) -> anyhow::Result<()> {

@@ -1,17 +1,15 @@
 //! `/livez`, `/readyz` and `/health`. The probes themselves are in `health_checks`.
 
 use crate::app::App;
-use crate::health_checks::{Dependencies, ProbeError};
-use crate::http::problem::Problem;
+use crate::health_checks::{Dependencies, Findings, ProbeError};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use chain::Chain;
-use payments::store::{self, Witnessed};
-use runtime::{SetAside, set_aside, stage};
+use payments::store::Witnessed;
+use runtime::{SetAside, stage};
 use serde::Serialize;
-use std::collections::HashMap;
 use std::time::Duration;
 use topics::ChainId;
 use utoipa::ToSchema;
@@ -156,11 +154,13 @@ pub async fn readyz(State(app): State<App>) -> Response {
 )]
 pub async fn health(State(app): State<App>) -> Response {
     let (dependencies, heads) = tokio::join!(app.health.dependencies(), app.health.heads());
-    let FromDatabase { processed, witnessed, set_aside } =
-        if dependencies.database.is_none() { from_database(&app).await } else { FromDatabase::default() };
+    let chains: Vec<ChainId> = app.catalog.0.iter().map(|chain| chain.id).collect();
+    let Findings { processed, witnessed, set_aside, orphans } =
+        if dependencies.database.is_none() { app.health.findings(&chains).await } else { Findings::default() };
+    let set_aside: Vec<SetAsideItem> =
+        set_aside.into_iter().map(|SetAside { stage, item, cause, .. }| SetAsideItem { stage, item, cause }).collect();
     let stages = stage::waiting().into_iter().map(|(stage, error)| StageHealth { stage, error }).collect::<Vec<_>>();
     let topics = app.health.topics();
-    let orphans = if dependencies.database.is_none() { app.health.orphans().await } else { None };
     let chains: Vec<ChainHealth> = app
         .catalog
         .0
@@ -223,30 +223,6 @@ pub async fn health(State(app): State<App>) -> Response {
         },
     };
     (status, Json(reply)).into_response()
-}
-
-#[derive(Default)]
-struct FromDatabase {
-    /// The numbers of the chains' heads, as the confirmer has processed them.
-    processed: HashMap<ChainId, u64>,
-    witnessed: HashMap<ChainId, Witnessed>,
-    set_aside: Vec<SetAsideItem>,
-}
-
-async fn from_database(app: &App) -> FromDatabase {
-    let read = async {
-        let chains: Vec<ChainId> = app.catalog.0.iter().map(|chain| chain.id).collect();
-        let client = app.db().await?;
-        let processed = store::head_numbers(&client, &chains).await?;
-        let witnessed = store::witnessed(&client).await?;
-        let items = set_aside::all(&client).await?.into_iter();
-        let set_aside = items.map(|SetAside { stage, item, cause, .. }| SetAsideItem { stage, item, cause }).collect();
-        Ok::<_, Problem>(FromDatabase { processed, witnessed, set_aside })
-    };
-    read.await.unwrap_or_else(|problem| {
-        tracing::warn!("/health could not read the database: {problem:?}");
-        Default::default()
-    })
 }
 
 /// Why payments on a chain wait for witnesses, if they have for a while.

@@ -137,9 +137,9 @@ async fn five_thousand_slow_sockets_and_a_body_of_800_000_fields_cost_a_client_n
     process.check()
 }
 
-/// With a lock on the keys, each look-up takes as long as the test likes.
+/// With locks, each look-up and each probe takes as long as the test likes.
 #[tokio::test]
-async fn invented_keys_take_no_connection_that_others_need_and_their_sender_is_told_to_wait() -> Result<()> {
+async fn invented_keys_and_probes_take_no_connection_that_others_need() -> Result<()> {
     let mut lab = Lab::start(Plan::default()).await?;
     lab.env.insert("API_TRUSTED_PROXIES".to_owned(), "127.0.0.1".to_owned());
     let mut process = lab.spawn("api")?;
@@ -169,15 +169,19 @@ async fn invented_keys_take_no_connection_that_others_need_and_their_sender_is_t
 
     let mut db = lab.database().await?;
     let lock = db.transaction().await?;
-    lock.batch_execute("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE").await?;
+    lock.batch_execute("LOCK TABLE api_keys, orphan_transfers IN ACCESS EXCLUSIVE MODE").await?;
     ensure!(ask("another", "198.51.100.8").await?.status() == StatusCode::UNAUTHORIZED, "it is remembered");
     let mut flood = JoinSet::new();
     for number in 0..60 {
         flood.spawn(ask(&format!("flood-{number}"), &format!("203.0.113.{number}")));
     }
-    eventually("look-ups that wait", async || {
+    let mut probes = JoinSet::new();
+    for _ in 0..40 {
+        probes.spawn(http.get(format!("{}/health", api.url)).send());
+    }
+    eventually("look-ups, and a probe, that wait", async || {
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-        Ok((lock.query_one(waiting, &[]).await?.get::<_, i64>(0) >= 2).then_some(()))
+        Ok((lock.query_one(waiting, &[]).await?.get::<_, i64>(0) >= 3).then_some(()))
     })
     .await?;
     // One of these may be the one that looks whether the key still works.

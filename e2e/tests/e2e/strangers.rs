@@ -181,15 +181,17 @@ async fn invented_keys_and_probes_take_no_connection_that_others_need() -> Resul
     }
     eventually("look-ups, and a probe, that wait", async || {
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-        Ok((lock.query_one(waiting, &[]).await?.get::<_, i64>(0) >= 3).then_some(()))
+        let connections = process.metric("http_connections", &[("server", "api")]).await?;
+        Ok((lock.query_one(waiting, &[]).await?.get::<_, i64>(0) >= 3 && connections >= 100.0).then_some(()))
     })
     .await?;
-    // One of these may be the one that looks whether the key still works.
-    let own =
-        futures::future::join_all((0..10).map(|_| tokio::time::timeout(Duration::from_secs(4), ask(&api.key, "192.0.2.1"))));
-    let answered = own.await.into_iter().filter(|answer| matches!(answer, Ok(Ok(answer)) if answer.status() == StatusCode::OK));
-    let answered = answered.count();
-    ensure!(answered >= 9, "{answered} of 10");
+    for _ in 0..3 {
+        let own = (0..10).map(|_| tokio::time::timeout(Duration::from_secs(4), ask(&api.key, "192.0.2.1")));
+        let answers = futures::future::join_all(own).await.into_iter();
+        let answered = answers.filter(|answer| matches!(answer, Ok(Ok(answer)) if answer.status() == StatusCode::OK)).count();
+        // One of them may be the one that looks whether the key still works.
+        ensure!(answered >= 9, "{answered} of 10");
+    }
     lock.rollback().await?;
     while let Some(answer) = flood.join_next().await {
         ensure!(answer??.status() == StatusCode::UNAUTHORIZED);

@@ -718,6 +718,8 @@ async fn a_chain_that_begins_anew_before_its_first_block_takes_back_what_a_backf
         block: BlockRef { number, hash },
         parent: B256::ZERO,
         parent_number: None,
+        part: 0,
+        parts: 0,
         timestamp: 900,
         safe: None,
         finalized: None,

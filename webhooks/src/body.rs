@@ -245,8 +245,16 @@ mod tests {
         let data = &body["data"];
         assert_eq!(data["amount"], "115792089237316195423570985008687907853269984665640564039457584007913129639935");
         assert_eq!(data["amount_decimal"], "115792089237316195423570985008687907853269984665640564039457584007913129.639935");
-        assert_eq!((&data["amount_received"], &data["decimals"], &data["derivation_path"]), (&"0".into(), &6.into(), &"0/7".into()));
-        assert!(data["payment_uri"].as_str().unwrap().starts_with("ethereum:0x1111111111111111111111111111111111111111@31337?value=115"));
+        assert_eq!(
+            (&data["amount_received"], &data["decimals"], &data["derivation_path"]),
+            (&"0".into(), &6.into(), &"0/7".into())
+        );
+        assert!(
+            data["payment_uri"]
+                .as_str()
+                .unwrap()
+                .starts_with("ethereum:0x1111111111111111111111111111111111111111@31337?value=115")
+        );
         assert_eq!(data["block"]["number"], 7);
         let deposit = event_body(&PaymentEvent { deposit_address_id: "x".into(), ..event() }).unwrap();
         assert!(deposit.contains(r#""payment_uri":null"#), "a deposit is paid already: {deposit}");

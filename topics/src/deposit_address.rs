@@ -1,6 +1,8 @@
 //! What tells a wallet about a deposit address: where it belongs, and how to pay to it.
 
-use crate::{Address, Amount, ChainId};
+use crate::amount::Amount;
+use crate::ids::ChainId;
+use alloy::primitives::Address;
 
 /// A request to pay an address, as [EIP-681](https://eips.ethereum.org/EIPS/eip-681) writes it. `token` is the contract; `None` is the
 /// chain's coin.

@@ -1,5 +1,6 @@
 //! Postgres, as the roles need it: pools, a gate in front of them, deadlines, migrations, which errors a retry mends, and advisory locks.
 
+mod config;
 mod error;
 mod gate;
 mod in_time;

@@ -1,30 +1,20 @@
 //! Connection pools.
 
+use super::config::{CONNECT_TIMEOUT, parse};
 use super::error::last_refused_write;
 use super::gate::Gate;
 use super::primary::{HOST_TIMEOUT, Primary};
-use anyhow::Context as _;
 use base::metrics;
 use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, PoolBuilder, RecyclingMethod, Runtime};
 use std::time::{Duration, Instant};
-use tokio_postgres::config::TargetSessionAttrs;
-use tokio_postgres::{Config, SimpleQueryMessage};
+use tokio_postgres::SimpleQueryMessage;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a caller waits for a connection.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
-const KEEPALIVE_RETRIES: u32 = 3;
-/// How long a host may leave what was sent to it unacknowledged, and so all of the above. Then the connection ends, and with it the
-/// locks of a client that has vanished, and the wait for a server that has.
-const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(15);
 /// A connection that rested for longer is tried before it is used.
 const MAX_UNTRIED_REST: Duration = Duration::from_secs(1);
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_UNGATED_AGE: Duration = Duration::from_secs(60);
-/// How long a transaction may wait for its client. The longest of ours waits for Kafka's acknowledgement, which takes seconds.
-const MAX_IDLE_IN_TRANSACTION: Duration = Duration::from_secs(30);
 
 /// When a commit of a connection returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,36 +107,6 @@ fn rested_connection() -> Hook {
     })
 }
 
-/// The configuration of every connection. The URL holds a password, so the error does not repeat it.
-pub(super) fn parse(url: &str) -> anyhow::Result<Config> {
-    let mut config: Config = url.parse().context("DATABASE_URL: expected postgres://user:password@host:port/database")?;
-    // Of several hosts, and of a name that leads to another one after a failover, only the primary is of use.
-    config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-    config.connect_timeout(CONNECT_TIMEOUT);
-    // A host that vanishes says nothing: neither what waits for an answer nor what is still to be sent waits for it for ever.
-    config.keepalives_idle(KEEPALIVE_IDLE).keepalives_interval(KEEPALIVE_INTERVAL).keepalives_retries(KEEPALIVE_RETRIES);
-    config.tcp_user_timeout(UNACKNOWLEDGED_TIMEOUT);
-    // The last of two settings counts: the operator's.
-    let options = format!("{} {}", server_options(), config.get_options().unwrap_or_default());
-    config.options(options.trim_end());
-    config.application_name("ctrip");
-    Ok(config)
-}
-
-/// Settings of the server's end of a connection: it keeps no lock for a client whose host has vanished, or that was paused amid a
-/// transaction.
-fn server_options() -> String {
-    format!(
-        "-c idle_in_transaction_session_timeout={} -c tcp_keepalives_idle={} -c tcp_keepalives_interval={} -c tcp_keepalives_count={} \
-         -c tcp_user_timeout={}",
-        MAX_IDLE_IN_TRANSACTION.as_millis(),
-        KEEPALIVE_IDLE.as_secs(),
-        KEEPALIVE_INTERVAL.as_secs(),
-        KEEPALIVE_RETRIES,
-        UNACKNOWLEDGED_TIMEOUT.as_millis()
-    )
-}
-
 /// Exports the pool's connections as metrics.
 pub fn observe(pool: &Pool, role: &'static str) {
     let status = pool.status();
@@ -162,20 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_connection_stays_for_ever_with_a_host_that_has_vanished_or_was_replaced() {
-        let config = parse("postgres://ctrip@localhost/ctrip").unwrap();
-        assert!(config.get_keepalives());
-        assert_eq!(config.get_tcp_user_timeout(), Some(&UNACKNOWLEDGED_TIMEOUT));
-        assert!(config.get_keepalives_interval().is_some() && config.get_keepalives_retries().is_some());
+    fn an_old_primary_that_still_answers_is_left() {
         assert!(is_young(Instant::now()) && !is_young(Instant::now() - MAX_UNGATED_AGE));
-        assert!(KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_RETRIES <= UNACKNOWLEDGED_TIMEOUT);
-    }
-
-    #[test]
-    fn the_operators_options_count_beside_ours() {
-        let config = parse("postgres://ctrip@localhost/ctrip?options=-c%20statement_timeout%3D7").unwrap();
-        let options = config.get_options().unwrap();
-        assert!(options.starts_with(&server_options()) && options.ends_with(" -c statement_timeout=7"), "{options}");
-        assert_eq!(parse("postgres://ctrip@localhost/ctrip").unwrap().get_options(), Some(server_options().as_str()));
     }
 }

@@ -4,7 +4,7 @@
 //! stands still, or whose name nobody resolves, would keep it from the others for good. So each host has a time of its own here, and the
 //! one that was the primary last is asked first.
 
-use super::pool::parse;
+use super::config::parse;
 use deadpool_postgres::Connect;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;

@@ -13,7 +13,7 @@ use anyhow::anyhow;
 use chain::Chains;
 use deadpool_postgres::{GenericClient, Pool};
 use payments::lifecycle::{Cause, Head};
-use payments::store::{self, BatchScope, ChainHead, LostBlocks, OrphanTransfer};
+use payments::store::{self, BatchScope, ChainHead, LostBlocks, OpenBlock, OrphanTransfer};
 use runtime::{Failure, FoldStage, Span};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic};
@@ -89,8 +89,8 @@ pub(crate) async fn fold_chain(
     orphans: &[OrphanTransfer],
     slice: usize,
 ) -> Result<usize, Failure> {
-    check_parts(records)?;
     let head = store::lock_head(db, chain).await?;
+    check_parts(head.as_ref(), records)?;
     let lost = lost_blocks(db, chain, records).await?;
     let removed = removed_blocks(records, &lost);
     store::remove_orphans(db, chain, &removed).await?;
@@ -126,7 +126,7 @@ pub(crate) async fn fold_chain(
             WorkingSet::without_transfers(chains, payments, told)
         };
         after = head;
-        for orphans in orphans.chunk_by(|one, next| one.block == next.block) {
+        for orphans in orphans.chunk_by(|one, next| (one.block, one.part) == (next.block, next.part)) {
             credit_orphans(&mut working, orphans)?;
         }
         if let Some((head, hash)) = head.as_ref().and_then(|head| Some((head, head.hash?))).filter(|_| !orphans.is_empty()) {
@@ -147,14 +147,35 @@ pub(crate) async fn fold_chain(
     store::save_transfers(db, &gone).await?;
     store::remove_transfers(db, chain, &removed).await?;
     store::save_transfers(db, &standing).await?;
-    if let Some(head) = after {
+    if let Some(mut head) = after {
+        if let Some(last) = records.last() {
+            head.open = (!last.ends_block()).then_some(OpenBlock { hash: last.block.hash, part: last.part });
+        }
         store::save_head(db, chain, &head).await?;
     }
     Ok(events)
 }
 
-/// Checks that no part of a block is missing between two records. What comes before the first of them was applied.
-fn check_parts(records: &[&Matches]) -> Result<(), Failure> {
+/// Checks that no part of a block is missing between two records, nor before the first of them.
+fn check_parts(head: Option<&ChainHead>, records: &[&Matches]) -> Result<(), Failure> {
+    if let (Some(head), Some(first)) = (head, records.first()) {
+        let follows = match head.open {
+            // The block may come again from its first part, as in a copy of the topic.
+            Some(open) if first.block.hash == open.hash => first.part == open.part + 1 || first.begins_block(),
+            Some(_) => begins_anew(first),
+            None => first.begins_block(),
+        };
+        if !follows {
+            let open =
+                head.open.map_or("a whole block".to_owned(), |open| format!("part {} of block {}", open.part, open.hash));
+            return Err(Failure::Halt(anyhow!(
+                "chain.matches is out of order: part {} of {} of block {} comes after {open}",
+                first.part,
+                first.parts,
+                first.block
+            )));
+        }
+    }
     let mut pairs = records.iter().zip(records.iter().skip(1));
     let Some((before, record)) = pairs.find(|(before, record)| !record.can_follow(before)) else { return Ok(()) };
     let place = |record: &Matches| format!("part {} of {} of block {}", record.part, record.parts, record.block);
@@ -182,13 +203,13 @@ fn removed_blocks(records: &[&Matches], lost: &LostBlocks) -> Vec<B256> {
     removed.chain(lost.numbers.keys().copied()).collect()
 }
 
-/// Credits orphans of one block.
+/// Credits orphans of one block, or of one part of it.
 fn credit_orphans(working: &mut WorkingSet<'_>, orphans: &[OrphanTransfer]) -> Result<(), Failure> {
-    let Some(OrphanTransfer { block, timestamp, transfer }) = orphans.first() else {
+    let Some(OrphanTransfer { block, timestamp, part, transfer }) = orphans.first() else {
         return Ok(());
     };
     let cause = Cause { chain: transfer.id.chain, block: *block, timestamp: *timestamp };
-    working.credit(&cause, &orphans.iter().map(|orphan| orphan.transfer.clone()).collect::<Vec<_>>())
+    working.credit(&cause, *part, &orphans.iter().map(|orphan| orphan.transfer.clone()).collect::<Vec<_>>())
 }
 
 /// Applies one record after checking that it continues the chain's stack. Returns the head after it.
@@ -224,7 +245,7 @@ fn apply_record(
             if record.begins_block() {
                 working.expire(cause)?;
             }
-            working.credit(&cause, &record.transfers)?;
+            working.credit(&cause, record.part, &record.transfers)?;
             if !record.ends_block() {
                 return Ok(head);
             }
@@ -239,6 +260,7 @@ fn apply_record(
                 finalized,
                 witnessed,
                 bridge: None,
+                open: None,
             }))
         }
         (Kind::Tags, Some(head)) => {
@@ -299,7 +321,7 @@ fn apply_record(
             }))
         }
         (Kind::Replayed, head) => {
-            working.credit(&cause, &record.transfers)?;
+            working.credit(&cause, record.part, &record.transfers)?;
             if !record.ends_block() {
                 return Ok(head);
             }

@@ -161,17 +161,17 @@ impl<'a> WorkingSet<'a> {
         })
     }
 
-    /// Credits the transfers of a block that is on the chain.
+    /// Credits the transfers of a block that is on the chain, or of a part of it.
     ///
     /// A known transfer changes nothing: a replay of the chain's past went beyond the head, which now gets there, or the other way
     /// round. That no record is applied twice is what the sequence checks.
-    pub fn credit(&mut self, cause: &Cause, transfers: &[Transfer]) -> Result<(), Failure> {
+    pub fn credit(&mut self, cause: &Cause, part: u32, transfers: &[Transfer]) -> Result<(), Failure> {
         if !self.takes_transfers {
             return Ok(());
         }
         let mut arrivals = Arrivals::default();
         for transfer in transfers {
-            self.arrive(cause, transfer, &mut arrivals)?;
+            self.arrive(cause, part, transfer, &mut arrivals)?;
         }
         for (owner, transfers) in arrivals.into_owners() {
             match owner {
@@ -183,10 +183,10 @@ impl<'a> WorkingSet<'a> {
     }
 
     /// Decides about one transfer: writes it down, and adds it to `arrivals` if it counts.
-    fn arrive(&mut self, cause: &Cause, transfer: &Transfer, arrivals: &mut Arrivals) -> Result<(), Failure> {
+    fn arrive(&mut self, cause: &Cause, part: u32, transfer: &Transfer, arrivals: &mut Arrivals) -> Result<(), Failure> {
         let payment = self.by_address.get(&transfer.to).copied();
         if payment.is_none() && !self.deposit_addresses.contains_key(&transfer.to) {
-            self.keep_orphan(cause, transfer);
+            self.keep_orphan(cause, part, transfer);
             return Ok(());
         }
         let known = self.known.get(&transfer.id).copied();
@@ -289,12 +289,9 @@ impl<'a> WorkingSet<'a> {
     ) -> ReceivedTransfer {
         let chain = self.chains.by_id(cause.chain);
         let token = transfer.token.and_then(|address| chain.and_then(|chain| chain.token_by_address(address)));
-        let decimals = match transfer.token {
-            None => Some(COIN_DECIMALS),
-            Some(_) => token.map(|token| token.decimals),
-        };
         let payment = payment.and_then(|index| self.payments.get(index)).map(|touched| &touched.payment);
         let own = payment.filter(|payment| payment.asks_for(cause.chain, transfer.token));
+        let own_token = own.and_then(|own| own.asset.token.as_ref());
         // The payment's own token counts, even if chains.yaml has dropped it since.
         let listed = transfer.token.is_none() || token.is_some() || own.is_some();
         let minimum = chain.map_or(Amount::ZERO, |chain| chain.min_transfer_of(transfer.token));
@@ -318,15 +315,18 @@ impl<'a> WorkingSet<'a> {
             confirmed: false,
             label: TransferLabel {
                 chain: chain.map(|chain| chain.name.clone()),
-                token: token.map(|token| token.symbol.clone()),
-                decimals,
+                token: token.map(|token| &token.symbol).or(own_token.map(|token| &token.symbol)).cloned(),
+                decimals: match transfer.token {
+                    None => Some(COIN_DECIMALS),
+                    Some(_) => token.map(|token| token.decimals).or(own.map(|own| own.asset.decimals)),
+                },
             },
         }
     }
 
     /// Sets a transfer aside whose payment Postgres does not have: it stops nobody else, and is credited when the payment is there.
-    fn keep_orphan(&mut self, cause: &Cause, transfer: &Transfer) {
-        let orphan = OrphanTransfer { block: cause.block, timestamp: cause.timestamp, transfer: transfer.clone() };
+    fn keep_orphan(&mut self, cause: &Cause, part: u32, transfer: &Transfer) {
+        let orphan = OrphanTransfer { block: cause.block, timestamp: cause.timestamp, part, transfer: transfer.clone() };
         self.orphans.insert(transfer.id, orphan);
     }
 

@@ -141,8 +141,8 @@ pub fn state_record(payment: &Payment) -> wire::PaymentState {
         updated_at: payment.updated_at,
         deposit_address_id: payment.deposit_address.map(|id| id.to_string()).unwrap_or_default(),
         amount_received_saturated: payment.sums.received.is_saturated(),
-        decimals: payment.asset.decimals.into(),
-        address_index: payment.address_index,
+        decimals: Some(payment.asset.decimals.into()),
+        address_index: Some(payment.address_index),
         finality: payment.policy.finality().unwrap_or_default().to_owned(),
     }
 }

@@ -42,13 +42,13 @@ struct Data<'a> {
     token: Option<&'a str>,
     token_contract_address: Option<String>,
     address: String,
-    address_index: u32,
-    derivation_path: String,
+    address_index: Option<u32>,
+    derivation_path: Option<String>,
     amount: String,
-    amount_decimal: String,
+    amount_decimal: Option<String>,
     amount_received: String,
-    amount_received_decimal: String,
-    decimals: u8,
+    amount_received_decimal: Option<String>,
+    decimals: Option<u8>,
     payment_uri: Option<String>,
     status: &'a str,
     exception: Option<&'a str>,
@@ -107,7 +107,9 @@ pub fn event_body(event: &PaymentEvent) -> Result<String, BodyError> {
     let address = topics::address("address", &event.address)?;
     let token = contract(&event.token_address)?;
     let (amount, received) = (Amount::from_wire(&event.amount)?, Amount::from_wire(&event.amount_received)?);
-    let decimals = u8::try_from(event.decimals).map_err(|_| BodyError::Text(format!("{} decimals", event.decimals)))?;
+    let decimals = event.decimals.map(u8::try_from).transpose();
+    let decimals = decimals.map_err(|error| BodyError::Text(format!("decimals: {error}")))?;
+    let whole = |amount: Amount| decimals.map(|decimals| amount.to_decimal(decimals));
     // A deposit is paid already.
     let is_payment = event.deposit_address_id.is_empty();
     let data = Data {
@@ -123,11 +125,11 @@ pub fn event_body(event: &PaymentEvent) -> Result<String, BodyError> {
         token_contract_address: token.map(|token| token.to_string()),
         address: address.to_string(),
         address_index: event.address_index,
-        derivation_path: derivation_path(event.address_index),
+        derivation_path: event.address_index.map(derivation_path),
         amount: amount.to_string(),
-        amount_decimal: amount.to_decimal(decimals),
+        amount_decimal: whole(amount),
         amount_received: received.to_string(),
-        amount_received_decimal: received.to_decimal(decimals),
+        amount_received_decimal: whole(received),
         decimals,
         payment_uri: is_payment.then(|| payment_uri(ChainId(event.chain_id), token, address, amount)),
         status: &event.status,
@@ -223,9 +225,9 @@ mod tests {
             chain_id: 31337,
             chain: "anvil".into(),
             address: vec![0x11; 20].into(),
-            address_index: 7,
+            address_index: Some(7),
             amount: vec![0xff; 32].into(),
-            decimals: 6,
+            decimals: Some(6),
             status: "detected".into(),
             confirmations_required: 3,
             created_at: 1_700_000_000,
@@ -256,10 +258,33 @@ mod tests {
                 .starts_with("ethereum:0x1111111111111111111111111111111111111111@31337?value=115")
         );
         assert_eq!(data["block"]["number"], 7);
+        let old = event_body(&PaymentEvent { decimals: None, address_index: None, ..event() }).unwrap();
+        let unknown = [r#""derivation_path":null"#, r#""amount_decimal":null"#, r#""decimals":null"#];
+        assert!(unknown.iter().all(|field| old.contains(field)), "an event from before these fields: {old}");
         let deposit = event_body(&PaymentEvent { deposit_address_id: "x".into(), ..event() }).unwrap();
         assert!(deposit.contains(r#""payment_uri":null"#), "a deposit is paid already: {deposit}");
         for none in ["token", "token_contract_address", "external_id", "exception", "expires_at", "transfer", "summary"] {
             assert_eq!(data[none], Value::Null, "{none}");
+        }
+    }
+
+    #[test]
+    fn a_transfer_of_a_token_that_nobody_knew_has_no_whole_amount() {
+        let transfer = |token: &str| Transfer {
+            chain: "anvil".into(),
+            token: token.into(),
+            block_hash: vec![1; 32].into(),
+            transaction_hash: vec![2; 32].into(),
+            token_address: vec![3; 20].into(),
+            from: vec![4; 20].into(),
+            amount: vec![150].into(),
+            decimals: if token.is_empty() { 0 } else { 2 },
+            ..Transfer::default()
+        };
+        for (token, whole) in [("", Value::Null), ("X", "1.5".into())] {
+            let body = event_body(&PaymentEvent { transfer: Some(transfer(token)), ..event() }).unwrap();
+            let body: Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(body["data"]["transfer"]["amount_decimal"], whole);
         }
     }
 

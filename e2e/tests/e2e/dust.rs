@@ -287,9 +287,51 @@ async fn a_block_in_parts_is_credited_part_by_part_and_is_the_head_with_the_last
         books.apply(&chains, &[removed]).await.map_err(failed)?;
         ensure!(books.all().await?[&payment.id].received().is_zero(), "a removed part counts");
     }
-    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
     let without_two = [records[0].clone(), records[1].clone(), records[3].clone()];
-    let Err(failure) = books.apply(&chains, &without_two).await else { anyhow::bail!("applied without part 2") };
-    ensure!(failure.to_string().contains("part 3 of 3"), "{failure}");
+    for size in [3, 2, 1] {
+        let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+        let mut batches = without_two.chunks(size);
+        let failure = loop {
+            let Some(batch) = batches.next() else { anyhow::bail!("applied without part 2, {size} records per batch") };
+            match books.apply(&chains, batch).await {
+                Ok(()) => {}
+                Err(failure) => break failure,
+            }
+        };
+        ensure!(failure.to_string().contains("part 3 of 3"), "{failure}");
+    }
+    Ok(())
+}
+
+/// Its transfers are told part by part, also when their payment comes after them.
+#[tokio::test(flavor = "multi_thread")]
+async fn orphans_of_a_block_in_parts_are_told_as_if_their_payment_had_been_there() -> Result<()> {
+    let chains = chains(X_LISTED).await?;
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let payment =
+        payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
+    let late = Payment {
+        id: PaymentId(Uuid::from_u128(5_000)),
+        address: Address::with_last_byte(210),
+        address_index: 210,
+        ..payment.clone()
+    };
+    let to_both = |part: u8| {
+        let amounts = vec![Amount::from(1); 20];
+        let sent = [transfers(payment.address, part, &amounts), transfers(late.address, 10 + part, &amounts)];
+        Matches { part: part.into(), parts: 2, ..block(1, Kind::Added, sent.concat()) }
+    };
+    books.apply(&chains, &[to_both(1), to_both(2)]).await.map_err(failed)?;
+    let mut client = books.pool.get().await?;
+    let transaction = client.transaction().await?;
+    store::insert_payments(&transaction, &[(late.clone(), events::created_event(&late))]).await.map_err(failed)?;
+    transaction.commit().await?;
+    OrphanLook::default().credit_owned(&books.pool, &chains).await.map_err(failed)?;
+    let mut of_payment: std::collections::BTreeMap<String, Vec<_>> = std::collections::BTreeMap::new();
+    for event in books.events().await?.into_iter().filter(|event| event.r#type != "payment.created") {
+        of_payment.entry(event.payment_id).or_default().push((event.r#type, event.summary.map(|many| many.count)));
+    }
+    let told: Vec<_> = [&payment, &late].iter().map(|payment| of_payment.remove(&payment.id.to_string())).collect();
+    ensure!(told[0].is_some() && told[0] == told[1], "{told:?}");
     Ok(())
 }

@@ -26,6 +26,16 @@ pub struct ChainHead {
     pub witnessed: Option<u64>,
     /// The last of the replayed blocks that lead on from this head, by their parents: they close a gap of records.
     pub bridge: Option<BlockRef>,
+    /// The block after it, if parts of that were applied and its last one was not.
+    pub open: Option<OpenBlock>,
+}
+
+/// A block of which some parts were applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenBlock {
+    pub hash: B256,
+    /// The last of them.
+    pub part: u32,
 }
 
 /// The head of a chain, its row locked until the transaction ends; `None` for a chain without a block yet. Until then told events are
@@ -38,7 +48,7 @@ pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option
     let statement = db
         .prepare_cached(
             "SELECT sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,
-                 bridge_number, bridge_hash
+                 bridge_number, bridge_hash, open_part, open_hash
              FROM chain_heads WHERE chain_id = $1 FOR UPDATE",
         )
         .await?;
@@ -60,6 +70,7 @@ pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option
         finalized: number(6),
         witnessed: number(7),
         bridge,
+        open: number(10).zip(hash(11)?).map(|(part, hash)| OpenBlock { hash, part: u32::try_from(part).unwrap_or_default() }),
     }))
 }
 
@@ -72,8 +83,9 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
         .prepare_cached(
             "INSERT INTO chain_heads
                  (chain_id, sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,
-                  unwitnessed_since, bridge_number, bridge_hash)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, CASE WHEN $9 >= $4::bigint THEN NULL ELSE now() END, $10, $11)
+                  unwitnessed_since, bridge_number, bridge_hash, open_part, open_hash)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, CASE WHEN $9 >= $4::bigint THEN NULL ELSE now() END, $10, $11, $12,
+                 $13)
              ON CONFLICT (chain_id) DO UPDATE SET sequence = EXCLUDED.sequence, first_number = EXCLUDED.first_number,
                  number = EXCLUDED.number, hash = EXCLUDED.hash,
                  block_timestamp = EXCLUDED.block_timestamp, safe_number = EXCLUDED.safe_number,
@@ -82,7 +94,8 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
                      WHEN EXCLUDED.unwitnessed_since IS NULL THEN NULL
                      WHEN EXCLUDED.witnessed_number IS DISTINCT FROM chain_heads.witnessed_number THEN now()
                      ELSE COALESCE(chain_heads.unwitnessed_since, now()) END,
-                 bridge_number = EXCLUDED.bridge_number, bridge_hash = EXCLUDED.bridge_hash, updated_at = now()",
+                 bridge_number = EXCLUDED.bridge_number, bridge_hash = EXCLUDED.bridge_hash,
+                 open_part = EXCLUDED.open_part, open_hash = EXCLUDED.open_hash, updated_at = now()",
         )
         .await?;
     db.execute(
@@ -99,6 +112,8 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
             &head.witnessed.map(bigint),
             &head.bridge.map(|bridge| bigint(bridge.number)),
             &head.bridge.as_ref().map(|bridge| bridge.hash.as_slice()),
+            &head.open.map(|open| i64::from(open.part)),
+            &head.open.as_ref().map(|open| open.hash.as_slice()),
         ],
     )
     .await?;

@@ -23,7 +23,7 @@ mod touched;
 mod transfers;
 
 pub use deposit_addresses::{deposit_addresses, find_address, insert_addresses, list_addresses, lock_customer_address};
-pub use heads::{ChainHead, Witnessed, head_numbers, head_timestamps, lock_head, save_head, witnessed};
+pub use heads::{ChainHead, OpenBlock, Witnessed, head_numbers, head_timestamps, lock_head, save_head, witnessed};
 pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
 pub use issued::{issued_addresses, issued_payments, origins};
 pub use lists::{PaymentFilter, Place, list_deposits, list_payments};

@@ -15,6 +15,8 @@ pub struct OrphanTransfer {
     pub block: BlockRef,
     /// The block's, Unix seconds.
     pub timestamp: u64,
+    /// The part of the block that brought it, as in `chain.matches`.
+    pub part: u32,
     pub transfer: Transfer,
 }
 
@@ -29,13 +31,13 @@ pub async fn save_orphans(db: &impl GenericClient, orphans: &[&OrphanTransfer]) 
     let statement = db
         .prepare_cached(
             "INSERT INTO orphan_transfers (chain_id, block_hash, transaction_hash, source, index, address, block_number,
-                 block_timestamp, transaction_index, token_address, sender, amount)
+                 block_timestamp, transaction_index, token_address, sender, amount, part)
              SELECT chain_id, block_hash, transaction_hash, source, index, address, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount::numeric
+                 transaction_index, token_address, sender, amount::numeric, part
              FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::bytea[], $7::bigint[], $8::bigint[],
-                 $9::bigint[], $10::bytea[], $11::bytea[], $12::text[])
+                 $9::bigint[], $10::bytea[], $11::bytea[], $12::text[], $13::bigint[])
                AS t (chain_id, block_hash, transaction_hash, source, index, address, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount)
+                 transaction_index, token_address, sender, amount, part)
              ON CONFLICT DO NOTHING",
         )
         .await?;
@@ -55,6 +57,7 @@ pub async fn save_orphans(db: &impl GenericClient, orphans: &[&OrphanTransfer]) 
             &transfers().map(|t| t.token.as_ref().map(|a| a.as_slice())).collect::<Vec<_>>(),
             &transfers().map(|t| t.from.as_slice()).collect::<Vec<_>>(),
             &transfers().map(|t| t.amount.to_string()).collect::<Vec<_>>(),
+            &orphans.iter().map(|o| i64::from(o.part)).collect::<Vec<_>>(),
         ],
     )
     .await?;
@@ -125,14 +128,14 @@ pub async fn take_orphans(
                      ORDER BY block_number, block_hash LIMIT $3) AS first) AS block
              WHERE o.chain_id = $1 AND o.address = ANY($2) AND o.block_hash = block.block_hash
              RETURNING o.chain_id, o.block_hash, o.transaction_hash, o.source, o.index, o.address, o.block_number, o.block_timestamp,
-                 o.transaction_index, o.token_address, o.sender, o.amount::text",
+                 o.transaction_index, o.token_address, o.sender, o.amount::text, o.part",
         )
         .await?;
     let addresses: Vec<&[u8]> = addresses.iter().map(|address| address.as_slice()).collect();
     let rows = db.query(&statement, &[&bigint(chain.0), &addresses, &limit]).await?;
     let mut orphans = rows.iter().map(read_orphan).collect::<Result<Vec<_>, _>>()?;
     let place = |t: &Transfer| (t.transaction_index, t.id.source, t.id.index);
-    orphans.sort_by_key(|orphan| (orphan.block.number, orphan.block.hash, place(&orphan.transfer)));
+    orphans.sort_by_key(|orphan| (orphan.block.number, orphan.block.hash, orphan.part, place(&orphan.transfer)));
     Ok(orphans)
 }
 
@@ -158,6 +161,7 @@ fn read_orphan(row: &Row) -> Result<OrphanTransfer, Failure> {
     Ok(OrphanTransfer {
         block: BlockRef { number: unsigned(row.get(6)), hash: block },
         timestamp: unsigned(row.get(7)),
+        part: u32::try_from(row.get::<_, i64>(12)).unwrap_or_default(),
         transfer: Transfer {
             id: TransferId {
                 chain: ChainId(unsigned(row.get(0))),

@@ -64,6 +64,13 @@ impl OpenTransactions {
     }
 }
 
+impl Drop for OpenTransactions {
+    /// Its stage starts again, with a consumer that looks anew.
+    fn drop(&mut self) {
+        self.told.iter().for_each(|name| stage::resumed(&item(name)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,5 +88,8 @@ mod tests {
         let cause = see(101, 9, 40).expect("an open transaction");
         assert!(cause.contains("abort --topic lab.topic --partition 3 --start-offset 9"), "{cause}");
         assert_eq!(see(103, 40, 40), None);
+        assert!(see(104, 40, 41).is_none() && see(150, 40, 41).is_some());
+        drop(open);
+        assert_eq!(told(), None, "the next consumer looks anew");
     }
 }

@@ -10,7 +10,7 @@
 
 use crate::working_set::WorkingSet;
 use anyhow::anyhow;
-use chain::Chains;
+use chain::{Chains, MAX_SKIPPED};
 use deadpool_postgres::{GenericClient, Pool};
 use payments::lifecycle::{Cause, Head};
 use payments::store::{self, BatchScope, ChainHead, LostBlocks, OpenBlock, OrphanTransfer};
@@ -284,8 +284,12 @@ fn apply_record(
             if Some(record.block.hash) != head.hash || record.sequence != head.sequence + 1 {
                 return out_of_order("the removal of the head");
             }
-            working.remove(cause)?;
-            let number = record.parent_number.unwrap_or(head.number.saturating_sub(1));
+            let number = record.number_below();
+            let fits = |below| record.block.number.checked_sub(below).is_some_and(|fall| (1..=MAX_SKIPPED + 1).contains(&fall));
+            if !record.parent_number.is_none_or(fits) {
+                return out_of_order("the parent of the removed block below it, over no wider a hole than a chain may have");
+            }
+            working.remove(cause, number)?;
             // A tag that covered the removed block does not cover the one that takes its place, whatever that one's number is.
             // Below the first block nothing is known: another branch may begin there.
             let left = head.number > head.first;

@@ -135,13 +135,13 @@ impl<'a> WorkingSet<'a> {
         self.apply_where(&Input::Head(head), |payment| payment.parts.iter().any(|part| part.confirmed != part.credited))
     }
 
-    /// Takes back what a removed block had brought.
-    pub fn remove(&mut self, cause: Cause) -> Result<(), Failure> {
+    /// Takes back what a removed block had brought. The head is the block at `below` now.
+    pub fn remove(&mut self, cause: Cause, below: u64) -> Result<(), Failure> {
         for (_, known) in self.known.iter_mut().filter(|(id, _)| id.block == cause.block.hash) {
             known.on_chain = false;
         }
         self.orphans.retain(|_, orphan| orphan.block.hash != cause.block.hash);
-        self.apply_where(&Input::Removed(cause), |payment| {
+        self.apply_where(&Input::Removed { cause, below }, |payment| {
             payment.expired_by == Some(cause.block.number)
                 || payment.parts.iter().any(|part| part.block.hash == cause.block.hash || !part.confirmed.is_zero())
         })

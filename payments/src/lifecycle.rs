@@ -82,8 +82,8 @@ pub enum Input {
     Transfers(Vec<Arc<ReceivedTransfer>>),
     /// A block is now the head of a chain.
     Head(Head),
-    /// A reorg took the head off a chain.
-    Removed(Cause),
+    /// A reorg took the head off a chain. The head is the block at `below` now: the chain may skip the numbers between.
+    Removed { cause: Cause, below: u64 },
     /// A chain begins anew: nothing above this block is known to be on it.
     Rewound(Cause),
     /// A block was added to a chain. It expires a pending payment if its timestamp is after `expires_at`.
@@ -272,7 +272,10 @@ pub fn step(payment: &Payment, input: &Input) -> Result<Step, StepError> {
         Input::Transfer(transfer) => step.transfers(payment, &[Arc::new(transfer.clone())])?,
         Input::Transfers(transfers) => step.transfers(payment, transfers)?,
         Input::Head(head) => step.head(payment, head),
-        Input::Removed(cause) => step.take_back(payment, cause, cause.block.number, |block| block.hash == cause.block.hash),
+        Input::Removed { cause, below } => {
+            let lowest = below.saturating_add(1).min(cause.block.number);
+            step.take_back(payment, cause, lowest, |block| block.hash == cause.block.hash);
+        }
         Input::Rewound(cause) => {
             let above = cause.block.number.saturating_add(1);
             step.take_back(payment, cause, above, |block| block.number >= above);
@@ -406,7 +409,8 @@ impl Step {
         }
     }
 
-    /// Takes back what the blocks that are `lost` had brought, confirmed or expired. `lowest` is the lowest number of such a block.
+    /// Takes back what the blocks that are `lost` had brought, confirmed or expired. `lowest` is the lowest number that the
+    /// chain does not reach without them.
     fn take_back(&mut self, before: &Payment, cause: &Cause, lowest: u64, lost: impl Fn(BlockRef) -> bool) {
         let Cause { chain, block, timestamp } = *cause;
         let taken = |at: ChainId, block| at == chain && lost(block);

@@ -58,6 +58,10 @@ impl Block {
         Cause { chain: CHAIN, block: BlockRef { number: self.number, hash: self.hash }, timestamp: self.timestamp }
     }
 
+    fn removed(&self) -> Input {
+        Input::Removed { cause: self.cause(), below: self.number - 1 }
+    }
+
     fn transfers(&self) -> impl Iterator<Item = ReceivedTransfer> {
         let block = BlockRef { number: self.number, hash: self.hash };
         let timestamp = self.timestamp;
@@ -140,7 +144,7 @@ impl Driver {
     }
 
     fn remove(&mut self, block: &Block) {
-        self.take(&Input::Removed(block.cause()));
+        self.take(&block.removed());
     }
 
     fn verdict(&self) -> (Status, Option<Exception>, Sums, Vec<TransferId>) {
@@ -253,6 +257,21 @@ fn a_reorganisation_takes_a_confirmed_payment_back() {
     driver.remove(&paid);
     assert_eq!(driver.payment.status(), Status::Pending);
     assert_eq!(driver.events, [EventKind::Detected, EventKind::Confirmed, EventKind::Reverted]);
+}
+
+/// The block at 13 stands on the one at 11.
+#[test]
+fn what_a_block_above_a_hole_confirms_is_taken_back_with_it() {
+    let mut driver = Driver::new(Policy::Confirmations(3));
+    let [paid, below, above] = [block(10, 10, &[100]), block(11, 20, &[]), block(13, 30, &[])];
+    for block in [&paid, &below, &above] {
+        driver.add(block);
+    }
+    assert_eq!(driver.payment.status(), Status::Confirmed);
+    driver.take(&Input::Removed { cause: above.cause(), below: 11 });
+    assert_eq!((driver.payment.status(), driver.events.last()), (Status::Detected, Some(&EventKind::Reverted)));
+    driver.add(&above);
+    assert_eq!(driver.payment.status(), Status::Confirmed);
 }
 
 #[test]
@@ -413,9 +432,9 @@ fn the_payments_own_token_on_another_chain_is_told_with_its_chain_whatever_the_s
         let unmoved = driver.payment.clone();
         driver.take(&Input::Expired(other(EXPIRES + 1)));
         driver.take(&Input::Head(Head { cause: other(10), safe: Some(9), finalized: Some(9), witnessed: Some(9) }));
-        driver.take(&Input::Removed(Cause { chain: CHAIN, ..other(10) }));
+        driver.take(&Input::Removed { cause: Cause { chain: CHAIN, ..other(10) }, below: 9 });
         assert_eq!(driver.payment, unmoved);
-        driver.take(&Input::Removed(other(10)));
+        driver.take(&Input::Removed { cause: other(10), below: 9 });
         assert_eq!(driver.events.last(), Some(&EventKind::Reverted));
         assert!(driver.payment.transfers.is_empty());
     }
@@ -582,7 +601,7 @@ fn a_reorg_tells_how_many_transfers_it_took_back() {
         let mut driver = Driver::new(Policy::Confirmations(1));
         let paid = block(1, 10, &vec![1; count]);
         driver.take(&bundle(&paid));
-        let reverted = step(&driver.payment, &Input::Removed(paid.cause())).unwrap().events.pop().unwrap();
+        let reverted = step(&driver.payment, &paid.removed()).unwrap().events.pop().unwrap();
         assert_eq!((reverted.kind, reverted.transfer.is_some()), (EventKind::Reverted, count == 1));
         let told = reverted.summary.map(|told| (told.count, told.sum, told.first.is_some(), told.last.is_some()));
         assert_eq!(told, (count > 1).then(|| (count as u64, Amount::from(count as u64).into(), count <= 100, true)));

@@ -442,7 +442,8 @@ impl Driver {
             }
             Move::Removed => {
                 let next = world.without_head()?;
-                self.take(&Input::Removed(world.cause(next.chain.len())));
+                let cause = world.cause(next.chain.len());
+                self.take(&Input::Removed { cause, below: cause.block.number - 1 });
                 Some(next)
             }
             Move::Duplicate => {

@@ -77,6 +77,10 @@ fn head(number: u8) -> Input {
     Input::Head(Head { cause: cause(HOME, number), safe: None, finalized: None, witnessed: Some(u64::from(number)) })
 }
 
+fn removed(number: u8) -> Input {
+    Input::Removed { cause: cause(HOME, number), below: u64::from(number) - 1 }
+}
+
 /// Lives through the inputs; returns the payment and its events.
 fn live(mut payment: Payment, inputs: &[Input]) -> (Payment, Vec<(Payment, Event)>) {
     let mut events = Vec::new();
@@ -139,7 +143,7 @@ fn what_was_told_of_many_transfers_is_known_by_their_first_and_their_number() {
         assert_eq!(made.iter().collect::<Vec<_>>(), untold, "with {known} told");
     }
     // A reorg takes them back, and is known by its block.
-    let inputs = [many(2, None, 0), Input::Removed(cause(HOME, 2))];
+    let inputs = [many(2, None, 0), removed(2)];
     let (_, events) = live(payment(), &inputs);
     let (again, made) = live_again(payment(), &inputs, &mut told(&events));
     assert!(made.is_empty() && again.sums == Sums::default(), "{made:?}");
@@ -207,7 +211,7 @@ fn a_payment_that_comes_back_late_is_confirmed_and_expires_once() {
     assert!(made.is_empty() && told.made().len() == events.len(), "{made:?}");
     assert_eq!(again.status(), Status::Confirmed);
     // What happens from here on is news.
-    let lives_on = [Input::Removed(cause(HOME, 2)), transfer(HOME, 10, 100), head(10)];
+    let lives_on = [removed(2), transfer(HOME, 10, 100), head(10)];
     let (_, made) = live_again(again, &lives_on, &mut told);
     assert_eq!(made.iter().map(|event| event.sequence).collect::<Vec<_>>(), [4, 5, 6], "{made:?}");
 
@@ -220,7 +224,7 @@ fn a_payment_that_comes_back_late_is_confirmed_and_expires_once() {
 
 #[test]
 fn a_confirmation_after_a_reorg_that_was_told_last_is_told() {
-    let (_, events) = live(payment(), &[transfer(HOME, 2, 100), head(2), Input::Removed(cause(HOME, 2))]);
+    let (_, events) = live(payment(), &[transfer(HOME, 2, 100), head(2), removed(2)]);
     let (again, made) = live_again(payment(), &[transfer(HOME, 2, 100), head(9)], &mut told(&events));
     assert_eq!(again.status(), Status::Confirmed);
     assert_eq!(made.iter().map(|event| (event.kind, event.sequence)).collect::<Vec<_>>(), [(EventKind::Confirmed, 5)]);

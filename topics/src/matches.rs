@@ -71,6 +71,11 @@ impl Matches {
         self.part >= self.parts
     }
 
+    /// Height of the block below.
+    pub fn number_below(&self) -> u64 {
+        self.parent_number.unwrap_or(self.block.number.saturating_sub(1))
+    }
+
     /// Whether this record can come right after another of its chain: the parts of a block stay together.
     pub fn can_follow(&self, before: &Self) -> bool {
         let same_block = (self.block, self.sequence) == (before.block, before.sequence);

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use crate::books::{Books, CHAINS, X, chains, failed, payments, static_addresses};
+use crate::books::{Books, CHAINS, X, block, block_hash, chains, failed, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
 use e2e::Stack;
@@ -735,6 +735,50 @@ async fn a_chain_that_begins_anew_before_its_first_block_takes_back_what_a_backf
         let now = books.all().await?.remove(&payment.id).context("the payment")?;
         ensure!(now.received() == Amount::ZERO, "{now:?}, {batch} records per batch");
         check_rows(&books, &[]).await?;
+    }
+    Ok(())
+}
+
+/// Blocks FIRST, FIRST + 1 and FIRST + 3: a payment in the first one is confirmed at the number that the chain skips.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_that_a_block_above_a_hole_confirmed_is_taken_back_with_that_block() -> Result<()> {
+    let (stack, chains) = (Stack::attach()?, chains(FILE).await?);
+    let payment =
+        payments().into_iter().find(|p| p.policy == Policy::Confirmations(3) && p.chain == CHAINS[0]).context("one")?;
+    let pays = Transfer {
+        id: TransferId {
+            chain: CHAINS[0],
+            block: block_hash(FIRST),
+            transaction: B256::ZERO,
+            source: Source::Transaction,
+            index: 0,
+        },
+        token: None,
+        from: Address::ZERO,
+        to: payment.address,
+        amount: payment.amount,
+        transaction_index: 0,
+    };
+    let added = |sequence, number, transfers| Matches { sequence, ..block(CHAINS[0], number, transfers) };
+    let above = Matches { parent: block_hash(FIRST + 1), ..added(3, FIRST + 3, Vec::new()) };
+    let removed = |parent| Matches { sequence: 4, kind: Kind::Removed, parent_number: Some(parent), ..above.clone() };
+    let records = [added(1, FIRST, vec![pays]), added(2, FIRST + 1, Vec::new()), above.clone(), removed(FIRST + 1)];
+    for batch in [1, 2, 4] {
+        let mut books = Books::open(&stack, usize::MAX).await?;
+        for records in records.chunks(batch) {
+            books.apply(&chains, records).await.map_err(failed)?;
+        }
+        let now = books.all().await?.remove(&payment.id).context("the payment")?;
+        ensure!(now.status() == Status::Detected, "{} with two confirmations, {batch} records per batch", now.status());
+        let told = books.events().await?.into_iter().filter(|event| event.payment_id == payment.id.to_string());
+        let told: Vec<_> = told.map(|event| event.r#type).skip(1).collect();
+        ensure!(told == ["payment.detected", "payment.confirmed", "payment.reverted"], "{told:?}, {batch} records per batch");
+    }
+    // No block stands on another by so much.
+    for parent in [FIRST + 3, u64::MAX] {
+        let mut books = Books::open(&stack, usize::MAX).await?;
+        books.apply(&chains, &records[..3]).await.map_err(failed)?;
+        ensure!(books.apply(&chains, &[removed(parent)]).await.is_err(), "parent {parent}");
     }
     Ok(())
 }

@@ -5,10 +5,12 @@ use super::heads::ChainHead;
 use super::lost::LostBlocks;
 use super::orphans::OrphanTransfer;
 use crate::deposit::deposit_id;
+use chain::MAX_SKIPPED;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::bigint;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use topics::{ChainId, Kind, Matches};
 use uuid::Uuid;
 
@@ -30,7 +32,8 @@ pub struct BatchScope<'a> {
     pub(super) paying_blocks: Vec<&'a [u8]>,
     /// Hashes of the transactions with its transfers. A block in parts has more.
     pub(super) transactions: Vec<&'a [u8]>,
-    /// Hashes and numbers of the blocks that it takes back.
+    /// Hashes of the blocks that it takes back, and their numbers with those that the chain skips below them: all that the head
+    /// falls from.
     pub(super) removed_blocks: Vec<&'a [u8]>,
     pub(super) removed_numbers: Vec<i64>,
 }
@@ -65,7 +68,7 @@ impl<'a> BatchScope<'a> {
             paying_blocks: paying_blocks.into_iter().collect(),
             transactions: transactions.into_iter().collect(),
             removed_blocks: removed().map(|r| &r.block.hash).chain(lost.numbers.keys()).map(|hash| hash.as_slice()).collect(),
-            removed_numbers: removed().map(|r| bigint(r.block.number)).chain(lost.heights.iter().copied()).collect(),
+            removed_numbers: removed().flat_map(fallen_numbers).map(bigint).chain(lost.heights.iter().copied()).collect(),
         }
     }
 
@@ -78,6 +81,13 @@ impl<'a> BatchScope<'a> {
     pub fn deposits(&self) -> impl Iterator<Item = Uuid> {
         self.deposits.iter().copied()
     }
+}
+
+/// The numbers from which the head falls where this block is removed. A record of a wider hole than a chain may have is refused.
+fn fallen_numbers(removed: &&Matches) -> RangeInclusive<u64> {
+    let number = removed.block.number;
+    let lowest = removed.number_below().saturating_add(1).max(number.saturating_sub(MAX_SKIPPED));
+    lowest.min(number)..=number
 }
 
 /// Ids of the payments that any record of the batch can change: those at the addresses paid, those that a timestamp expires, those

@@ -118,6 +118,11 @@ enum StepError {
          or with witnesses: 1"
     )]
     FullOfDoubt(u64),
+    #[error(
+        "block {above} skips the numbers from {next} on, which no root proves: it is the word of one endpoint, and goes on once \
+         another one gives the same, or with witnesses: 1"
+    )]
+    DoubtfulHole { above: u64, next: u64 },
 }
 
 impl Follower {
@@ -469,6 +474,10 @@ impl Follower {
                 self.rewind(self.window.newest_first(), &mut changes);
             }
             match reconcile(&self.window, &[head]) {
+                Step::Extend | Step::Rewind(_) if let Some(hole) = self.find_doubtful_hole(&block) => {
+                    self.prefetcher.clear();
+                    return if changes.is_empty() { Err(hole) } else { Ok(changes) };
+                }
                 Step::Extend => {}
                 Step::Rewind(removed) if !self.is_outdated(&block, &removed) => self.rewind(removed, &mut changes),
                 Step::Known => continue,
@@ -499,6 +508,15 @@ impl Follower {
             changes.push(Change::Added(Box::new(block)));
         }
         Ok(changes)
+    }
+
+    /// The hole below a block whose header no root proves and one endpoint alone has given. Such a word may hide a block under the
+    /// next one's true hash, which nobody would ever contradict.
+    fn find_doubtful_hole(&self, block: &FetchedBlock) -> Option<StepError> {
+        let above = block.block.head();
+        let next = self.window.parent_of(&above)?.number + 1;
+        let is_doubtful = block.on_one_word && self.chain.witnesses > 1 && next < above.number;
+        is_doubtful.then_some(StepError::DoubtfulHole { above: above.number, next })
     }
 
     /// Whether an endpoint's branch may replace these blocks, newest first. Each call is a look at the endpoint.

@@ -1,11 +1,13 @@
 //! Chains that skip numbers: they go on by their blocks' parents, and nothing is skipped that a node only lacks or hides.
 
-use crate::node::{Hiding, Node, Recorded, branch, skipping};
+use crate::load;
+use crate::node::{Fault, Hiding, Node, Recorded, branch, skipping};
 use crate::witnesses::{Told, chain, nodes, tip};
 use chain::{Chain, MAX_SKIPPED, Rpc};
 use ingest::Window;
 use ingest::cursor::{StoredCursor, WrittenParts, encode, restore};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A chain that skips some numbers.
 fn told(chain: &Arc<Chain>, window: Window) -> Told {
@@ -130,6 +132,26 @@ async fn an_endpoint_that_invents_a_hole_is_never_witnessed_and_makes_way_for_th
     told.until(|told| told.known.witnessed == Some(10)).await;
     told.consumer.is_at(&honest);
     assert_eq!(told.consumer.removed, [12]);
+}
+
+/// Nothing would contradict it later: the block above the one that it hides has its true hash.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hole_that_no_root_proves_waits_for_a_second_word() {
+    let rootless: Vec<_> = on_nine([12, 13], 0).into_iter().map(Recorded::without_roots).collect();
+    let [first, second] = nodes([&rootless, &rootless]).await;
+    second.fault(Fault::Null, usize::MAX);
+    let urls = [&first.url, &second.url];
+    let text =
+        format!("- {{ name: it, chain_id: 7, rpc_urls: [{}, {}], start_block: 0, poll_interval_ms: 5 }}\n", urls[0], urls[1]);
+    let chain = load(&text).await.unwrap();
+    let rpc = Rpc::with_patience(&chain.name, &chain.rpc_urls, Some(chain.id), Duration::from_millis(200));
+    let mut told = Told::of(&chain, rpc, Window::default());
+    told.consumer.skips = true;
+    told.until(|told| told.tip() == Some(&rootless[9].hash)).await;
+    told.is_quiet_for(&first, 20).await;
+    second.script.lock().unwrap().faults.clear();
+    told.until(|told| told.known.witnessed == Some(13)).await;
+    told.consumer.is_at(&rootless);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,14 +2,17 @@
 //!
 //! Anyone can invent keys. So those that were never seen are looked up with connections of their own, of which nobody else needs
 //! one, and an address whose look-ups find nothing is refused before the next. Keys that do not work are remembered apart from those
-//! that do ([`UnknownKeys`]). The cache also collects when each key was last used, and writes that in batches.
+//! that do ([`UnknownKeys`]).
+//!
+//! A key that is known is looked up again in a task, for which requests only wait: one that leaves early can't keep the answer from
+//! those that follow. The cache also collects when each key was last used, and writes that in batches.
 
 use crate::grant::{Grant, rate_limiter};
 use crate::keys::{KeyHash, KeyId, Scope, hash_key};
 use crate::merchant::{BasisPoints, DefaultTerms, Merchant};
 use crate::unknown_keys::{FailedAttempts, UnknownKeys};
-use deadpool_postgres::Pool;
-use runtime::Failure;
+use deadpool_postgres::{Client, Pool};
+use runtime::{Failure, db};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -17,11 +20,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq as _;
 use time::OffsetDateTime;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio_util::sync::CancellationToken;
 
-/// How long a looked-up key is believed: so long a revoked key may still work, and a merchant's old settings apply.
+/// How long an answer is believed: so long a revoked key may still work, and a merchant's old settings apply.
 const KEY_CACHE_TTL: Duration = Duration::from_secs(5);
+/// How long an answer is believed while the next one is on its way. After that all wait for it.
+const MAX_BELIEF: Duration = Duration::from_secs(10);
+/// Longer than any look-up takes that is well.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Look-ups of new keys that may wait for a connection.
 const MAX_WAITING: usize = 200;
 /// How often `api_keys.last_used_at` is written.
@@ -30,10 +37,22 @@ const LAST_USE_WRITE_INTERVAL: Duration = Duration::from_secs(10);
 struct CachedGrant {
     hash: KeyHash,
     grant: Arc<Grant>,
-    /// When the last look-up ended, or the one under way began.
-    refreshed: Instant,
+    /// When the last look-up that was answered ended.
+    answered: Instant,
+    /// The last look-up that was begun since; its sender is gone when it has ended.
+    refresh: Option<Refresh>,
     /// `None` once it is written.
     last_use: Option<OffsetDateTime>,
+}
+
+/// A look-up of a key that is known, and its outcome once there is one.
+type Refresh = watch::Receiver<Option<Result<Option<Arc<Grant>>, Arc<Failure>>>>;
+
+/// What is known of a key.
+enum Known {
+    Believed(Arc<Grant>),
+    /// Its answer has to be waited for.
+    Asked(Refresh),
 }
 
 /// Why a key is refused.
@@ -90,7 +109,7 @@ impl KeyCache {
     ///
     /// # Errors
     /// When it allows nothing, or that can't be found out now.
-    pub async fn grant(&self, key: &str, from: Option<IpAddr>) -> Result<Arc<Grant>, KeyRefused> {
+    pub async fn grant(self: &Arc<Self>, key: &str, from: Option<IpAddr>) -> Result<Arc<Grant>, KeyRefused> {
         let hash = hash_key(key);
         let id = KeyId::of(&hash);
         if let Some(outcome) = self.remembered(id, &hash).await {
@@ -106,13 +125,11 @@ impl KeyCache {
     }
 
     /// What is known of a key that was looked up before.
-    async fn remembered(&self, id: KeyId, hash: &KeyHash) -> Option<Result<Arc<Grant>, KeyRefused>> {
+    async fn remembered(self: &Arc<Self>, id: KeyId, hash: &KeyHash) -> Option<Result<Arc<Grant>, KeyRefused>> {
         match self.known(id, |cached| bool::from(cached.hash.ct_eq(hash)), Some(OffsetDateTime::now_utc())) {
-            Some((_, Some(grant))) => Some(Ok(grant)),
-            Some((_, None)) => match look_up(&self.pool, id, hash).await {
-                Ok(found) => Some(self.keep(id, *hash, found).ok_or(KeyRefused::Unknown)),
-                Err(failure) => Some(Err(failure.into())),
-            },
+            Some(known) => {
+                Some(known.grant().await.map_err(KeyRefused::Failed).and_then(|grant| grant.ok_or(KeyRefused::Unknown)))
+            }
             None => self.unknown.contains(hash).then_some(Err(KeyRefused::Unknown)),
         }
     }
@@ -121,30 +138,46 @@ impl KeyCache {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn grant_again(&self, id: KeyId) -> Result<Option<Arc<Grant>>, Failure> {
+    pub async fn grant_again(self: &Arc<Self>, id: KeyId) -> Result<Option<Arc<Grant>>, Failure> {
         match self.known(id, |_| true, None) {
-            Some((_, Some(grant))) => Ok(Some(grant)),
-            Some((hash, None)) => Ok(self.keep(id, hash, look_up(&self.pool, id, &hash).await?)),
+            Some(known) => known.grant().await,
             None => Ok(None),
         }
     }
 
-    /// A key that is known, with what it allows, or without if that is to be looked up again.
+    /// What is known of a key. What is old is looked up again: whoever is the first to see that waits for it. The others go on with the
+    /// old answer for a while.
     fn known(
-        &self,
+        self: &Arc<Self>,
         id: KeyId,
         is_meant: impl Fn(&CachedGrant) -> bool,
         used: Option<OffsetDateTime>,
-    ) -> Option<(KeyHash, Option<Arc<Grant>>)> {
+    ) -> Option<Known> {
         let mut grants = self.grants();
         let cached = grants.get_mut(&id).filter(|cached| is_meant(cached))?;
         cached.last_use = used.or(cached.last_use);
-        if cached.refreshed.elapsed() < KEY_CACHE_TTL {
-            return Some((cached.hash, Some(Arc::clone(&cached.grant))));
+        let age = cached.answered.elapsed();
+        if age < KEY_CACHE_TTL {
+            return Some(Known::Believed(Arc::clone(&cached.grant)));
         }
-        // This request refreshes the grant. Concurrent ones use the cached grant meanwhile, or they would take every connection.
-        cached.refreshed = Instant::now();
-        Some((cached.hash, None))
+        let under_way = cached.refresh.clone().filter(|refresh| refresh.has_changed().is_ok());
+        if under_way.is_some() && age < MAX_BELIEF {
+            return Some(Known::Believed(Arc::clone(&cached.grant)));
+        }
+        let refresh = under_way.unwrap_or_else(|| self.refresh(id, cached.hash));
+        cached.refresh = Some(refresh.clone());
+        Some(Known::Asked(refresh))
+    }
+
+    /// Looks a key up again, whether or not anybody waits for it.
+    fn refresh(self: &Arc<Self>, id: KeyId, hash: KeyHash) -> Refresh {
+        let (answer, refresh) = watch::channel(None);
+        let cache = Arc::clone(self);
+        tokio::spawn(async move {
+            let found = look_up(&cache.pool, id, &hash).await;
+            answer.send_replace(Some(found.map(|found| cache.keep(id, hash, found)).map_err(Arc::new)));
+        });
+        refresh
     }
 
     async fn look_up_new(&self, id: KeyId, hash: KeyHash, from: Option<IpAddr>) -> Result<Arc<Grant>, KeyRefused> {
@@ -179,7 +212,7 @@ impl KeyCache {
         };
         let grant = Arc::new(grant);
         let last_use = Some(OffsetDateTime::now_utc());
-        grants.insert(id, CachedGrant { hash, grant: Arc::clone(&grant), refreshed: Instant::now(), last_use });
+        grants.insert(id, CachedGrant { hash, grant: Arc::clone(&grant), answered: Instant::now(), refresh: None, last_use });
         Some(grant)
     }
 
@@ -199,6 +232,29 @@ impl KeyCache {
                 return;
             }
         }
+    }
+}
+
+impl Known {
+    async fn grant(self) -> Result<Option<Arc<Grant>>, Failure> {
+        let mut refresh = match self {
+            Self::Believed(grant) => return Ok(Some(grant)),
+            Self::Asked(refresh) => refresh,
+        };
+        match refresh.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(Ok(found))) => Ok(found.clone()),
+            Ok(Some(Err(failure))) => Err(copy(failure)),
+            _ => Err(Failure::Retry(anyhow::anyhow!("the look-up of the key ended without an answer"))),
+        }
+    }
+}
+
+/// Each that waits gets the failure.
+fn copy(failure: &Failure) -> Failure {
+    let cause = anyhow::anyhow!("{failure}");
+    match failure {
+        Failure::Retry(_) | Failure::Reopen(_) => Failure::Retry(cause),
+        Failure::Halt(_) => Failure::Halt(cause),
     }
 }
 
@@ -227,7 +283,10 @@ impl Drop for Turn<'_> {
 }
 
 async fn look_up(pool: &Pool, id: KeyId, hash: &KeyHash) -> Result<Option<Grant>, Failure> {
-    let client = pool.get().await?;
+    db::in_time(pool.get().await?, LOOK_UP_TIMEOUT, async |client| find(client, id, hash).await).await
+}
+
+async fn find(client: &Client, id: KeyId, hash: &KeyHash) -> Result<Option<Grant>, Failure> {
     let statement = client
         .prepare_cached(
             "SELECT k.hash, k.scope, k.rate_limit, m.id, m.xpub, m.underpaid_tolerance_bps, m.overpaid_tolerance_bps, m.accept_late
@@ -268,4 +327,64 @@ async fn save_last_uses(pool: &Pool, uses: &[(KeyId, OffsetDateTime)]) -> Result
     let (ids, at): (Vec<String>, Vec<OffsetDateTime>) = uses.iter().map(|(id, at)| (id.to_string(), *at)).unzip();
     client.execute(&statement, &[&ids, &at]).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::merchant::DefaultTerms;
+    use futures::FutureExt as _;
+    use tokio::net::TcpListener;
+    use uuid::Uuid;
+
+    /// A cache that knows `key`, in front of a server which accepts connections and says nothing.
+    async fn cache() -> (TcpListener, Arc<KeyCache>) {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let pool = db::pool(&format!("postgres://ctrip@{}/ctrip", silent.local_addr().unwrap()), 2).unwrap();
+        let cache = Arc::new(KeyCache::new(pool.clone(), pool, None));
+        let hash = hash_key("key");
+        let merchant = Merchant { id: Uuid::nil(), xpub: None, terms: DefaultTerms::default() };
+        cache.keep(id(), hash, Some(Grant { id: id(), scope: Scope::Read, merchant, rate_limit: None, limiter: None }));
+        (silent, cache)
+    }
+
+    fn id() -> KeyId {
+        KeyId::of(&hash_key("key"))
+    }
+
+    fn age(cache: &KeyCache, by: Duration) {
+        cache.grants().get_mut(&id()).unwrap().answered -= by;
+    }
+
+    #[tokio::test]
+    async fn requests_that_leave_before_the_answer_keep_no_key_alive() {
+        let (_silent, cache) = cache().await;
+        assert!(cache.grant("key", None).await.is_ok());
+        age(&cache, KEY_CACHE_TTL);
+        assert!(cache.grant("key", None).now_or_never().is_none(), "the first waits for the answer, and leaves");
+        assert!(cache.grant("key", None).await.is_ok(), "the others go on meanwhile");
+        age(&cache, MAX_BELIEF - KEY_CACHE_TTL);
+        for _ in 0..3 {
+            assert!(cache.grant("key", None).now_or_never().is_none(), "nobody has confirmed it for too long");
+            assert!(cache.grant_again(id()).now_or_never().is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn all_that_wait_get_one_answer_and_the_next_asks_again() {
+        let (silent, cache) = cache().await;
+        age(&cache, MAX_BELIEF);
+        let waiting = futures::future::join_all((0..20).map(|_| cache.grant("key", None)));
+        let hangs_up = async {
+            drop(silent.accept().await.unwrap());
+            drop(silent);
+        };
+        let (outcomes, ()) = tokio::join!(waiting, hangs_up);
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(KeyRefused::Failed(_)))), "{outcomes:?}");
+        assert!(matches!(cache.grant("key", None).await, Err(KeyRefused::Failed(_))));
+        // A look-up that finds nothing ends it.
+        cache.keep(id(), hash_key("key"), None);
+        assert!(matches!(cache.grant("key", None).await, Err(KeyRefused::Unknown)));
+        assert!(matches!(cache.grant_again(id()).await, Ok(None)));
+    }
 }

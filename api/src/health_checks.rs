@@ -1,6 +1,7 @@
 //! Probes of what the API depends on: Postgres, Kafka, the schema registry, and the chains' nodes.
 //!
-//! Results are cached for seconds, so that frequent `/health` requests, which anyone can send, cost the dependencies nothing.
+//! Results are cached for seconds, so that frequent `/health` requests, which anyone can send, cost the dependencies nothing. Each
+//! is found out in a task, for which requests only wait: those that leave early cost nothing either.
 
 use crate::chains::nodes::Nodes;
 use crate::create::intents::Intents;
@@ -11,8 +12,9 @@ use recovery::Recovery;
 use runtime::{Failure, Registry, SetAside, set_aside};
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::Mutex;
+use tokio::sync::watch;
 use topics::ChainId;
 
 const DEPENDENCIES_TTL: Duration = Duration::from_secs(1);
@@ -21,14 +23,19 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The probes and their cached results.
 pub struct HealthChecks {
-    pool: Pool,
-    intents: Intents,
+    probed: Arc<Probed>,
     recovery: Recovery,
-    registry: Registry,
-    nodes: Nodes,
     dependencies: Cached<Dependencies>,
     findings: Cached<Findings>,
     heads: Cached<HashMap<ChainId, Result<u64, String>>>,
+}
+
+/// What is probed.
+struct Probed {
+    pool: Pool,
+    intents: Intents,
+    registry: Registry,
+    nodes: Nodes,
 }
 
 /// The error of a failed probe; `None` when it succeeded.
@@ -56,18 +63,20 @@ pub struct Findings {
 impl HealthChecks {
     pub fn new(registry: Registry, pool: Pool, intents: Intents, recovery: Recovery, nodes: Nodes) -> Self {
         let (dependencies, findings, heads) = (Cached::default(), Cached::default(), Cached::default());
-        Self { pool, intents, recovery, registry, nodes, dependencies, findings, heads }
+        Self { probed: Arc::new(Probed { pool, intents, registry, nodes }), recovery, dependencies, findings, heads }
     }
 
     /// Probes Postgres, Kafka and the registry at the same time.
     pub async fn dependencies(&self) -> Dependencies {
-        self.dependencies
-            .get(DEPENDENCIES_TTL, async {
-                let (database, kafka, registry) =
-                    tokio::join!(probe(ping_database(&self.pool)), probe(self.intents.ping()), probe(self.registry.ping()));
-                Dependencies { database, kafka, registry }
-            })
-            .await
+        let probed = Arc::clone(&self.probed);
+        let load = async move {
+            let Probed { pool, intents, registry, nodes: _ } = &*probed;
+            let (database, kafka, registry) =
+                tokio::join!(probe(ping_database(pool)), probe(intents.ping()), probe(registry.ping()));
+            Dependencies { database, kafka, registry }
+        };
+        let failed = || Dependencies { database: unknown(), kafka: unknown(), registry: unknown() };
+        self.dependencies.get(DEPENDENCIES_TTL, load).await.unwrap_or_else(failed)
     }
 
     /// What the topics lack of what Kafka had acknowledged, or who else writes to them.
@@ -76,21 +85,29 @@ impl HealthChecks {
     }
 
     /// What the database says about these chains, and about what waits.
-    pub async fn findings(&self, chains: &[ChainId]) -> Findings {
-        self.findings
-            .get(DEPENDENCIES_TTL, async {
-                find(&self.pool, chains).await.unwrap_or_else(|failure| {
-                    tracing::warn!("/health could not read the database: {failure}");
-                    Findings { orphans: Some(failure.to_string()), ..Findings::default() }
-                })
+    pub async fn findings(&self, chains: Vec<ChainId>) -> Findings {
+        let probed = Arc::clone(&self.probed);
+        let load = async move {
+            find(&probed.pool, &chains).await.unwrap_or_else(|failure| {
+                tracing::warn!("/health could not read the database: {failure}");
+                Findings { orphans: Some(failure.to_string()), ..Findings::default() }
             })
-            .await
+        };
+        let failed = || Findings { orphans: unknown(), ..Findings::default() };
+        self.findings.get(DEPENDENCIES_TTL, load).await.unwrap_or_else(failed)
     }
 
     /// The newest block number of each chain's nodes, or why none responded.
     pub async fn heads(&self) -> HashMap<ChainId, Result<u64, String>> {
-        self.heads.get(HEADS_TTL, self.nodes.heads(PROBE_TIMEOUT)).await
+        let probed = Arc::clone(&self.probed);
+        let load = async move { probed.nodes.heads(PROBE_TIMEOUT).await };
+        self.heads.get(HEADS_TTL, load).await.unwrap_or_default()
     }
+}
+
+/// For a probe that has panicked.
+fn unknown() -> ProbeError {
+    Some("the probe ended without an answer".to_owned())
 }
 
 async fn find(pool: &Pool, chains: &[ChainId]) -> Result<Findings, Failure> {
@@ -123,8 +140,11 @@ async fn probe(ping: impl Future<Output = anyhow::Result<()>>) -> ProbeError {
     }
 }
 
-/// A value that is loaded again once it is older than its TTL. Concurrent callers wait for one load.
-struct Cached<T>(Mutex<Option<(Instant, T)>>);
+/// A value that is loaded again once it is older than its TTL. Callers wait for one load, which goes on when they leave.
+struct Cached<T>(Mutex<Option<Load<T>>>);
+
+/// The last load, and when it ended with what; its sender is gone then.
+type Load<T> = watch::Receiver<Option<(Instant, T)>>;
 
 impl<T> Default for Cached<T> {
     fn default() -> Self {
@@ -132,16 +152,67 @@ impl<T> Default for Cached<T> {
     }
 }
 
-impl<T: Clone> Cached<T> {
-    async fn get(&self, ttl: Duration, load: impl Future<Output = T>) -> T {
-        let mut cached = self.0.lock().await;
-        if let Some((since, value)) = cached.as_ref()
-            && since.elapsed() < ttl
-        {
-            return value.clone();
+impl<T: Clone + Send + Sync + 'static> Cached<T> {
+    /// `None` if the load has panicked.
+    async fn get(&self, ttl: Duration, load: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        let mut last = self.last(ttl, load);
+        let loaded = last.wait_for(Option::is_some).await.ok()?;
+        loaded.as_ref().map(|(_, value)| value.clone())
+    }
+
+    fn last(&self, ttl: Duration, load: impl Future<Output = T> + Send + 'static) -> Load<T> {
+        let serves = |last: &Load<T>| match &*last.borrow() {
+            Some((ended, _)) => ended.elapsed() < ttl,
+            None => last.has_changed().is_ok(),
+        };
+        // Nothing panics while it holds the lock.
+        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = cached.as_ref().filter(|last| serves(last)) {
+            return last.clone();
         }
-        let value = load.await;
-        *cached = Some((Instant::now(), value.clone()));
-        value
+        let (ended, last) = watch::channel(None);
+        tokio::spawn(async move {
+            let value = load.await;
+            ended.send_replace(Some((Instant::now(), value)));
+        });
+        cached.insert(last).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt as _;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::sync::Semaphore;
+
+    #[tokio::test]
+    async fn requests_that_leave_early_begin_one_load_and_the_next_gets_it() {
+        let (cached, begun, may_end) = (Cached::default(), Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let load = || {
+            let (begun, may_end) = (Arc::clone(&begun), Arc::clone(&may_end));
+            async move {
+                begun.fetch_add(1, Ordering::Relaxed);
+                may_end.acquire().await.map(|turn| turn.forget()).unwrap();
+                begun.load(Ordering::Relaxed)
+            }
+        };
+        let ttl = Duration::from_secs(3600);
+        for _ in 0..100 {
+            assert_eq!(cached.get(ttl, load()).now_or_never(), None);
+            tokio::task::yield_now().await;
+        }
+        may_end.add_permits(1);
+        assert_eq!(cached.get(ttl, load()).await, Some(1));
+        assert_eq!(cached.get(ttl, load()).await, Some(1), "it is believed for its TTL");
+        may_end.add_permits(1);
+        assert_eq!(cached.get(Duration::ZERO, load()).await, Some(2));
+    }
+
+    #[tokio::test]
+    async fn a_load_that_panics_is_begun_again() {
+        let cached = Cached::default();
+        assert_eq!(cached.get(Duration::MAX, async { panic!("on purpose") }).await, None::<u8>);
+        assert_eq!(cached.get(Duration::MAX, async { 1 }).await, Some(1));
     }
 }

@@ -156,7 +156,7 @@ pub async fn health(State(app): State<App>) -> Response {
     let (dependencies, heads) = tokio::join!(app.health.dependencies(), app.health.heads());
     let chains: Vec<ChainId> = app.catalog.0.iter().map(|chain| chain.id).collect();
     let Findings { processed, witnessed, set_aside, orphans } =
-        if dependencies.database.is_none() { app.health.findings(&chains).await } else { Findings::default() };
+        if dependencies.database.is_none() { app.health.findings(chains).await } else { Findings::default() };
     let set_aside: Vec<SetAsideItem> =
         set_aside.into_iter().map(|SetAside { stage, item, cause, .. }| SetAsideItem { stage, item, cause }).collect();
     let stages = stage::waiting().into_iter().map(|(stage, error)| StageHealth { stage, error }).collect::<Vec<_>>();

@@ -19,7 +19,7 @@ impl ClientAddress {
             return Self(Some(network(peer)));
         }
         let lists = headers.get_all(X_FORWARDED_FOR).iter().rev();
-        let hops = lists.flat_map(|list| list.to_str().unwrap_or_default().rsplit(','));
+        let hops = lists.flat_map(|list| list.as_bytes().rsplit(|byte| *byte == b','));
         let client = hops.map(hop).find(|hop| hop.is_none_or(|address| !is_trusted(address, trusted)));
         Self(client.flatten().map(network))
     }
@@ -38,9 +38,9 @@ pub(super) fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Some proxies write the port, too.
-fn hop(text: &str) -> Option<IpAddr> {
-    let text = text.trim();
+/// Some proxies write the port, too. Bytes that are no text spoil the hop that they are in, and no other.
+fn hop(bytes: &[u8]) -> Option<IpAddr> {
+    let text = str::from_utf8(bytes).ok()?.trim();
     let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
     text.parse().ok().or_else(with_port).map(|address: IpAddr| address.to_canonical())
 }
@@ -48,11 +48,12 @@ fn hop(text: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper::header::HeaderValue;
 
-    fn of(peer: &str, forwarded: &[&str]) -> Option<String> {
+    fn of(peer: &str, forwarded: &[impl AsRef<[u8]>]) -> Option<String> {
         let mut headers = HeaderMap::new();
         for list in forwarded {
-            headers.append(X_FORWARDED_FOR, list.parse().unwrap());
+            headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(list.as_ref()).unwrap());
         }
         let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
         ClientAddress::new(peer.parse().unwrap(), &headers, &trusted).0.map(|address| address.to_string())
@@ -68,6 +69,8 @@ mod tests {
         assert_eq!(of("::ffff:10.0.0.1", &["::ffff:198.51.100.1"]), is("198.51.100.1"));
         assert_eq!(of("10.0.0.1", &["198.51.100.1:4711"]), is("198.51.100.1"));
         assert_eq!(of("fd00::1", &["[2001:db8:1:2:3::4]:443"]), is("2001:db8:1:2::"));
+        assert_eq!(of("10.0.0.1", &[b"\xff, 198.51.100.1"]), is("198.51.100.1"), "the client's word again");
+        assert_eq!(of("10.0.0.1", &[&b"\xff"[..], b"198.51.100.1"]), is("198.51.100.1"));
     }
 
     #[test]
@@ -79,7 +82,8 @@ mod tests {
 
     #[test]
     fn all_addresses_of_a_clients_network_are_one() {
-        assert_eq!(of("2001:db8::1", &[]), of("2001:db8::ffff:2", &[]));
-        assert_ne!(of("2001:db8::1", &[]), of("2001:db8:0:1::1", &[]));
+        let alone = |peer| of(peer, &[""; 0]);
+        assert_eq!(alone("2001:db8::1"), alone("2001:db8::ffff:2"));
+        assert_ne!(alone("2001:db8::1"), alone("2001:db8:0:1::1"));
     }
 }

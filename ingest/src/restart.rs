@@ -18,6 +18,7 @@ use anyhow::{Context as _, bail, ensure};
 use chain::{BlockId, Chain, Chains, Head, Rpc, fetch_head, fetch_head_from, fetch_standings, find_witnesses, look_at};
 use runtime::kafka::{Kafka, PartitionReader, TransactionalProducer};
 use runtime::{Failure, Settings};
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use topics::wire::{BlockRecord, LogsRecord, MatchesRecord, block_record, logs_record};
@@ -262,27 +263,62 @@ async fn is_on_chain(chain: &Chain, rpc: &Rpc, block: BlockRef) -> anyhow::Resul
 /// The block of this height that enough endpoints have or, where the chain skips it, the one below.
 async fn witnessed(chain: &Chain, rpc: &Rpc, number: u64) -> anyhow::Result<Head> {
     let head = match fetch_head(rpc, Some(BlockId::Number(number))).await? {
-        None => below_hole(rpc, number).await,
+        None => below_hole(chain, rpc, number).await?,
         head => head,
     };
-    let head = head.with_context(|| format!("no endpoint of {} has block {number}", chain.name))?;
+    let head = head
+        .with_context(|| format!("no endpoint of {} has block {number}, and too few agree that there is none", chain.name))?;
     let block = BlockRef { number: head.number, hash: head.hash };
     ensure!(is_on_chain(chain, rpc, block).await?, "most endpoints of {} have another block than {block}", chain.name);
     Ok(head)
 }
 
-/// The block below a height that the endpoints' chain skips, which is the parent of the one above: the highest that they name,
-/// since nothing may lie between.
-async fn below_hole(rpc: &Rpc, number: u64) -> Option<Head> {
-    let mut highest: Option<Head> = None;
+/// What an endpoint has at a height: a block, or none, and the blocks above and below.
+#[derive(Clone, Copy, Debug)]
+enum Look {
+    At(Head),
+    Hole { above: Head, below: Head },
+}
+
+/// The block below a height that the endpoints' chain skips, which is the parent of the one above; or that of the height, if one of
+/// them has it after all.
+async fn below_hole(chain: &Chain, rpc: &Rpc, number: u64) -> anyhow::Result<Option<Head>> {
+    let mut looks = Vec::new();
     for endpoint in rpc.endpoints() {
         let Ok(Some(above)) = look_at(endpoint, number).await else { continue };
-        let Ok(Some(below)) = fetch_head_from(endpoint, BlockId::Hash(above.parent_hash)).await else { continue };
-        if above.number > number && below.number < number && above.stands_on(&below) {
-            highest = highest.filter(|known| known.number >= below.number).or(Some(below));
+        if above.number == number {
+            looks.push((endpoint.provider(), Look::At(above)));
+        } else if let Ok(Some(below)) = fetch_head_from(endpoint, BlockId::Hash(above.parent_hash)).await
+            && below.number < number
+            && number < above.number
+            && above.stands_on(&below)
+        {
+            looks.push((endpoint.provider(), Look::Hole { above, below }));
         }
     }
-    highest
+    match choose(&looks, chain.witnesses) {
+        None => Ok(None),
+        Some(Look::At(head)) => Ok(Some(head)),
+        Some(Look::Hole { above, below }) => {
+            let block = BlockRef { number: above.number, hash: above.hash };
+            ensure!(is_on_chain(chain, rpc, block).await?, "most endpoints of {} have another block than {block}", chain.name);
+            Ok(Some(below))
+        }
+    }
+}
+
+/// What providers say of a height. A block that one of them has there is in nobody's hole; of holes the one counts whose lower end
+/// is the highest, since nothing may lie between, and so many have to name it: its hash does not prove the link between the two.
+fn choose(looks: &[(&str, Look)], needed: usize) -> Option<Look> {
+    if let Some((_, at)) = looks.iter().find(|(_, look)| matches!(look, Look::At(_))) {
+        return Some(*at);
+    }
+    let below_of = |look: &Look| match look {
+        Look::At(below) | Look::Hole { below, .. } => *below,
+    };
+    let highest = looks.iter().map(|(_, look)| *look).max_by_key(|look| below_of(look).number)?;
+    let named = looks.iter().filter(|(_, look)| below_of(look).hash == below_of(&highest).hash);
+    (named.map(|(provider, _)| provider).collect::<HashSet<_>>().len() >= needed).then_some(highest)
 }
 
 /// Whether the confirmer will apply a record by itself.
@@ -398,6 +434,29 @@ mod tests {
         let many: Vec<_> = (0..MAX_PAID_BLOCKS).map(|below| block(5_000 - u64::from(below), 1)).collect();
         let applied = Applied { hash: None, paid: many, ..applied(15, None, &[]) };
         assert_eq!(standing(6_000, &applied, on_chain).await.unwrap(), (15, 15), "more than are looked at");
+    }
+
+    #[test]
+    fn a_hole_counts_only_if_nobody_has_a_block_there_and_enough_name_its_lower_end() {
+        let head = |number: u8, parent: u8| Head {
+            number: number.into(),
+            hash: B256::repeat_byte(number),
+            parent_hash: B256::repeat_byte(parent),
+            timestamp: 1,
+        };
+        let at = Look::At(head(12, 11));
+        let hole = |below: u8| Look::Hole { above: head(14, below), below: head(below, below - 1) };
+        let chosen = |looks: &[(&'static str, Look)], needed| match choose(looks, needed) {
+            Some(Look::At(at)) => Some(at.number),
+            Some(Look::Hole { below, .. }) => Some(below.number),
+            None => None,
+        };
+        assert_eq!(chosen(&[("one", hole(10)), ("two", hole(10)), ("three", at)], 2), Some(12));
+        assert_eq!(chosen(&[("one", hole(10)), ("two", hole(10))], 2), Some(10));
+        assert_eq!(chosen(&[("one", hole(10)), ("one", hole(10))], 2), None, "one provider");
+        assert_eq!(chosen(&[("one", hole(10)), ("two", hole(10)), ("three", hole(11))], 2), None, "something may lie between");
+        assert_eq!(chosen(&[("one", hole(10))], 1), Some(10));
+        assert_eq!(chosen(&[], 1), None);
     }
 
     #[test]

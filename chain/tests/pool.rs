@@ -229,7 +229,7 @@ async fn endpoints_with_a_block_and_with_another_are_told_apart() {
 
 /// Blocks 10, 11 and 13. The hash of a block has its number in all bytes.
 #[tokio::test]
-async fn an_endpoint_whose_chain_skips_a_height_has_no_block_there_and_one_that_lacks_it_says_nothing() {
+async fn an_endpoint_whose_chain_skips_a_height_has_no_block_there_and_one_whose_index_lags_has_it() {
     let word = |number: u8| json!(B256::repeat_byte(number));
     let head = move |number: u8, parent: u8| json!({ "number": format!("{number:#x}"), "hash": word(number), "parentHash": word(parent), "timestamp": "0x1" });
     let node = async |parent_of_last: u8| {
@@ -247,10 +247,44 @@ async fn an_endpoint_whose_chain_skips_a_height_has_no_block_there_and_one_that_
     let found = find_witnesses(&pool, 12, B256::repeat_byte(12)).await;
     let hosts =
         |endpoints: &[std::sync::Arc<chain::Endpoint>]| endpoints.iter().map(|e| e.host().to_owned()).collect::<Vec<_>>();
-    assert_eq!((hosts(&found.with), hosts(&found.against)), (vec![], hosts(&pool.endpoints()[..1])));
-    let [over, nothing] = [&pool.endpoints()[0], &pool.endpoints()[1]].map(|endpoint| look_at(endpoint, 12));
+    let endpoints = pool.endpoints();
+    assert_eq!((hosts(&found.with), hosts(&found.against)), (hosts(&endpoints[1..]), hosts(&endpoints[..1])));
+    let [over, named] = [&endpoints[0], &endpoints[1]].map(|endpoint| look_at(endpoint, 12));
     assert_eq!(over.await.unwrap().map(|head| head.number), Some(13));
-    assert_eq!(nothing.await.unwrap(), None);
+    assert_eq!(named.await.unwrap().map(|head| head.number), Some(12));
+}
+
+/// One has pruned its blocks but the last; one shows a head far above and keeps each request waiting.
+#[tokio::test]
+async fn an_endpoint_without_old_blocks_costs_few_requests_and_a_slow_one_not_forever() {
+    let head = |number: u64| json!({ "number": format!("{number:#x}"), "hash": B256::repeat_byte(9), "parentHash": B256::ZERO, "timestamp": "0x1" });
+    let latest = move |params: &Value| if params[0] == "latest" { head(1_000_000) } else { Value::Null };
+    let pruned = Node::start(true, move |_, params| Ok(latest(params))).await;
+    let pool = pool(&[&pruned]);
+    assert_eq!(look_at(&pool.endpoints()[0], 12).await.unwrap(), None);
+    assert!(pruned.posts() <= 5, "{} requests", pruned.posts());
+    // Blocks 12 to 267 are skipped, so that all numbers are looked at.
+    let hole = Node::start(true, move |_, params| {
+        let is_above = params[0] == "latest" || params[0] == "0x10c";
+        let above =
+            json!({ "number": "0x10c", "hash": B256::repeat_byte(9), "parentHash": B256::repeat_byte(8), "timestamp": "0x1" });
+        let below = json!({ "number": "0xb", "hash": B256::repeat_byte(8), "parentHash": B256::ZERO, "timestamp": "0x1" });
+        Ok(if is_above {
+            above
+        } else if params[0] == json!(B256::repeat_byte(8)) {
+            below
+        } else {
+            Value::Null
+        })
+    })
+    .await;
+    let pool = self::pool(&[&hole]);
+    assert_eq!(look_at(&pool.endpoints()[0], 12).await.unwrap().map(|above| above.number), Some(268));
+    assert!(hole.posts() <= 20, "{} requests", hole.posts());
+    hole.set(|transport| transport.slow = Duration::from_millis(900));
+    let started = Instant::now();
+    assert!(look_at(&pool.endpoints()[0], 12).await.is_err());
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
 }
 
 #[tokio::test]

@@ -16,13 +16,19 @@ pub(super) async fn fetch_from_endpoint(
     id: BlockId,
 ) -> Result<Option<FetchedBlock>, FetchError> {
     let unproven = |source| FetchError::Unproven { endpoint: endpoint.host().to_owned(), source };
-    let (block, receipts) = if endpoint.has_block_receipts() {
-        fetch_block_and_receipts(endpoint, id).await?
+    let answer = if endpoint.has_block_receipts() {
+        fetch_block_and_receipts(endpoint, id).await
     } else {
-        (fetch_block_object(endpoint, id).await?, Ok(None))
+        fetch_block_object(endpoint, id).await.map(|block| (block, Ok(None)))
+    };
+    let (block, receipts) = match answer {
+        Err(error) if error.is_null_round() => return Ok(None),
+        answer => answer?,
     };
     let Some(block) = block else { return Ok(None) };
     match id {
+        // Where the chain skips the number, some nodes answer with the block below.
+        BlockId::Number(number) if block.number < number => return Ok(None),
         BlockId::Number(number) if number != block.number => {
             return Err(unproven(ProofError::new(number, "the number", number, block.number)));
         }

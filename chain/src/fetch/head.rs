@@ -2,11 +2,15 @@
 
 use super::block_id::{BlockId, BlockTag, block_call};
 use crate::block::{Head, MAX_SKIPPED};
-use crate::rpc::{Endpoint, Rpc, RpcError};
+use crate::rpc::{Answer, Endpoint, MAX_DEADLINE, Rpc, RpcError};
 use alloy::primitives::B256;
 use serde_json::json;
 use std::collections::HashSet;
 use std::sync::Arc;
+
+const BY_NUMBER: &str = "eth_getBlockByNumber";
+/// Of the highest numbers that are looked at above a hole so many, and one, show whether an endpoint has blocks there at all.
+const FAR_NUMBERS: u64 = 3;
 
 /// Fetches a block's place in the chain; without an id, the newest head of the preferred endpoint.
 ///
@@ -14,11 +18,7 @@ use std::sync::Arc;
 /// If no endpoint answered.
 pub async fn fetch_head(rpc: &Rpc, id: Option<BlockId>) -> Result<Option<Head>, RpcError> {
     let Some(id) = id else { return Ok(fetch_newest(rpc).await?.map(|(_, head)| head)) };
-    rpc.with_failover(|endpoint| async move {
-        let (method, params) = block_call(id, false);
-        endpoint.request(method, params).await
-    })
-    .await
+    rpc.with_failover(|endpoint| async move { fetch_head_from(&endpoint, id).await }).await
 }
 
 /// Fetches the header of a block from this endpoint, and asks no other: another one's answer would be taken for its word.
@@ -27,7 +27,16 @@ pub async fn fetch_head(rpc: &Rpc, id: Option<BlockId>) -> Result<Option<Head>, 
 /// If it does not answer.
 pub async fn fetch_head_from(endpoint: &Arc<Endpoint>, id: BlockId) -> Result<Option<Head>, RpcError> {
     let (method, params) = block_call(id, false);
-    endpoint.request(method, params).await
+    let answer = endpoint.request(method, params).await;
+    if let BlockId::Number(number) = id { at_height(answer, number) } else { answer }
+}
+
+/// An endpoint's block at a height. That it has none there it says by null, by an error, or by the block below.
+fn at_height(answer: Result<Option<Head>, RpcError>, number: u64) -> Result<Option<Head>, RpcError> {
+    match answer {
+        Err(error) if error.is_null_round() => Ok(None),
+        answer => Ok(answer?.filter(|block| block.number == number)),
+    }
 }
 
 /// Fetches the newest head, with the endpoint that answered it.
@@ -95,13 +104,18 @@ pub async fn fetch_standings(rpc: &Rpc, known: Option<(&Arc<Endpoint>, Head)>) -
 /// that comes next.
 ///
 /// # Errors
-/// If it does not answer, or is of another chain.
+/// If it does not answer in time, or is of another chain.
 pub async fn look_at(endpoint: &Endpoint, number: u64) -> Result<Option<Head>, RpcError> {
+    let late = |_| RpcError::Late { method: BY_NUMBER, endpoint: endpoint.host().to_owned(), after: MAX_DEADLINE };
+    tokio::time::timeout(MAX_DEADLINE, look(endpoint, number)).await.map_err(late)?
+}
+
+async fn look(endpoint: &Endpoint, number: u64) -> Result<Option<Head>, RpcError> {
     endpoint.check_chain_id().await?;
     let (method, params) = block_call(BlockId::Number(number), false);
-    let block: Option<Head> = endpoint.request(method, params).await?;
+    let block = at_height(endpoint.request(method, params).await, number)?;
     if block.is_some() {
-        return Ok(block.filter(|block| block.number == number));
+        return Ok(block);
     }
     let head: Option<Head> = endpoint.request(method, json!(["latest", false])).await?;
     match head {
@@ -111,21 +125,41 @@ pub async fn look_at(endpoint: &Endpoint, number: u64) -> Result<Option<Head>, R
 }
 
 /// The first block from a height on, if nothing of the endpoint's chain lies between: that it has no block there may come of
-/// its lag, but the parent of the one above tells.
+/// its lag, but the parent of the one above tells. That parent may be the block of the height, not yet given by its number.
 async fn look_above(endpoint: &Endpoint, number: u64, head: Head) -> Result<Option<Head>, RpcError> {
-    for above in number..=head.number.min(number.saturating_add(MAX_SKIPPED)) {
-        let (method, params) = block_call(BlockId::Number(above), false);
-        let Some(block) = endpoint.request::<Option<Head>>(method, params).await?.filter(|block| block.number == above) else {
-            continue;
-        };
-        if above == number {
-            return Ok(Some(block));
+    let last = head.number.min(number.saturating_add(MAX_SKIPPED));
+    // One that has pruned its blocks has none at the far end either.
+    let far = last.saturating_sub(FAR_NUMBERS).max(number + 1)..=last;
+    let near = at_numbers(endpoint, [number].into_iter().chain(far)).await?;
+    if let Some(at) = near.iter().flatten().find(|at| at.number == number) {
+        return Ok(Some(*at));
+    }
+    if near.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    let (mut next, mut count) = (number + 1, 1);
+    while next <= last {
+        let end = last.min(next.saturating_add(count - 1));
+        if let Some(above) = at_numbers(endpoint, next..=end).await?.into_iter().flatten().next() {
+            let (method, params) = block_call(BlockId::Hash(above.parent_hash), false);
+            let parent: Option<Head> = endpoint.request(method, params).await?;
+            let parent = parent.filter(|parent| parent.number <= number && above.stands_on(parent));
+            return Ok(parent.map(|parent| if parent.number == number { parent } else { above }));
         }
-        let (method, params) = block_call(BlockId::Hash(block.parent_hash), false);
-        let parent: Option<Head> = endpoint.request(method, params).await?;
-        return Ok(parent.filter(|parent| parent.number < number && block.stands_on(parent)).map(|_| block));
+        (next, count) = (end + 1, count * 2);
     }
     Ok(None)
+}
+
+/// The blocks of an endpoint at these heights, in few requests.
+async fn at_numbers(endpoint: &Endpoint, numbers: impl Iterator<Item = u64>) -> Result<Vec<Option<Head>>, RpcError> {
+    let numbers: Vec<u64> = numbers.collect();
+    let calls: Vec<_> = numbers.iter().map(|number| block_call(BlockId::Number(*number), false)).collect();
+    let answers = endpoint.batch(&calls).await?;
+    let read = |(answer, number): (Result<Answer, RpcError>, &u64)| {
+        at_height(answer.and_then(|answer| endpoint.read(BY_NUMBER, &answer)), *number)
+    };
+    answers.into_iter().zip(&numbers).map(read).collect()
 }
 
 /// Which endpoints have a block on their chain, and which have another.

@@ -102,6 +102,12 @@ impl RpcError {
                     .any(|phrase| message.contains(phrase))
     }
 
+    /// Whether the node says that its chain has no block at the height: 12 is Lotus' "requested epoch was a null round".
+    pub fn is_null_round(&self) -> bool {
+        let Self::Refused { code, message, .. } = self else { return false };
+        *code == 12 && message.contains("null round")
+    }
+
     /// Whether we exceeded the provider's rate limit: ask less often. It does not count against the endpoint.
     pub fn is_rate_limit(&self) -> bool {
         match self {

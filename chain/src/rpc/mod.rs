@@ -31,6 +31,7 @@ pub(crate) use endpoint::Batch;
 pub use endpoint::Endpoint;
 pub use error::RpcError;
 pub use health::MAX_LAG_BLOCKS;
+pub use patience::MAX_DEADLINE;
 pub use pool::Rpc;
 pub use probe::Probe;
 pub use reply::{Answer, Reply};

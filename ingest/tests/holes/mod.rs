@@ -1,7 +1,7 @@
 //! Chains that skip numbers: they go on by their blocks' parents, and nothing is skipped that a node only lacks or hides.
 
 use crate::load;
-use crate::node::{Fault, Hiding, Node, Recorded, branch, skipping};
+use crate::node::{Fault, Hiding, Node, Recorded, Skipped, branch, skipping};
 use crate::witnesses::{Told, chain, nodes, tip};
 use chain::{Chain, MAX_SKIPPED, Rpc};
 use ingest::Window;
@@ -33,6 +33,20 @@ async fn numbers_that_a_chain_skips_are_passed_over_far_behind_its_head_and_at_i
     }
     told.consumer.is_at(&blocks);
     assert!(told.consumer.removed.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_says_in_three_ways_that_its_chain_skips_a_number() {
+    let blocks = on_nine([12, 13, 16, 17], 0);
+    for skipped in [Skipped::Null, Skipped::Error, Skipped::Below] {
+        let [first, second] = nodes([&blocks[..12], &blocks[..12]]).await;
+        [&first, &second].iter().for_each(|node| node.script.lock().unwrap().skipped = skipped);
+        let mut told = told(&chain(&[&first, &second], "start_block: 0").await, Window::default());
+        told.until(|told| told.known.witnessed == Some(13)).await;
+        [&first, &second].iter().for_each(|node| node.set(&blocks));
+        told.until(|told| told.known.witnessed == Some(17)).await;
+        told.consumer.is_at(&blocks);
+    }
 }
 
 /// Of its node, and of a majority of three.

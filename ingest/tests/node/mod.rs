@@ -105,6 +105,17 @@ pub enum Fault {
     OtherParent,
 }
 
+/// How a node says that its chain skips a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Skipped {
+    #[default]
+    Null,
+    /// As Lotus does.
+    Error,
+    /// As Forest does: by the block below.
+    Below,
+}
+
 /// How a node hides a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hiding {
@@ -126,6 +137,7 @@ pub struct Script {
     pub announces: Option<Value>,
     /// A block that it does not give by its number, or not at all.
     pub hides: Option<(u64, Hiding)>,
+    pub skipped: Skipped,
     pub requests: HashMap<String, usize>,
     pub id: u64,
     /// How long each answer takes.
@@ -279,7 +291,15 @@ impl Script {
                 number => {
                     let number = u64::from_str_radix(&number[2..], 16).unwrap();
                     let by_number = |block: &&Recorded| gives(block) && !is_hidden(block, Hiding::ByNumber);
-                    shown(self.chain.iter().find(|block| block.number == number).filter(by_number))
+                    let at = self.chain.iter().find(|block| block.number == number);
+                    let below = self.chain.iter().rfind(|block| block.number < number);
+                    match self.skipped {
+                        _ if at.is_some() || self.chain.last().is_none_or(|head| head.number < number) => {}
+                        Skipped::Null => {}
+                        Skipped::Error => return Err((12, format!("requested epoch was a null round ({number})"))),
+                        Skipped::Below => return Ok(shown(below)),
+                    }
+                    shown(at.filter(by_number))
                 }
             },
             "eth_getBlockByHash" => shown(by_hash(&params[0])),

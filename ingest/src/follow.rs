@@ -445,8 +445,16 @@ impl Follower {
                     skipped += 1;
                     continue;
                 }
-                Some(Ok(None)) if skipped >= MAX_SKIPPED && changes.is_empty() => {
-                    return Err(StepError::NoneAbove(self.window.tip().map_or(0, |tip| tip.number)));
+                Some(Ok(None)) if skipped >= MAX_SKIPPED => {
+                    self.prefetcher.clear();
+                    // Whoever shows a head above so many missing blocks is asked after the others, or each poll would cost as much.
+                    if let Some(source) = &self.source {
+                        source.record_withheld_head();
+                    }
+                    if changes.is_empty() {
+                        return Err(StepError::NoneAbove(self.window.tip().map_or(0, |tip| tip.number)));
+                    }
+                    break;
                 }
                 // The end, or a block that no node has yet or any more: the next poll shows how to go on.
                 Some(Ok(None)) | None => {

@@ -49,6 +49,21 @@ async fn a_node_says_in_three_ways_that_its_chain_skips_a_number() {
     }
 }
 
+/// It has the blocks that there are, so that each poll brings one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_shows_a_head_far_above_all_blocks_costs_little() {
+    let blocks = branch(&[], 40, 0);
+    let [liar, honest] = nodes([&blocks[..20], &blocks[..20]]).await;
+    liar.announce(5_000, tip(&blocks));
+    let mut told = told(&chain(&[&liar, &honest], "start_block: 0").await, Window::default());
+    for reached in 20..=blocks.len() {
+        [&liar, &honest].iter().for_each(|node| node.set(&blocks[..reached]));
+        told.until(|told| told.tip() == Some(&blocks[reached - 1].hash)).await;
+    }
+    let asked = honest.requests("eth_getBlockByNumber");
+    assert!(asked < 2_000, "{asked} requests");
+}
+
 /// Of its node, and of a majority of three.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reorg_over_a_hole_is_followed_and_so_is_the_one_back() {

@@ -89,7 +89,12 @@ pub fn encode(chain: ChainId, sequence: u64, window: &Window, halted: &str, writ
     for part in parts.clone() {
         let (first, end) = (part * PART_BLOCKS, (part + 1) * PART_BLOCKS);
         // The chain may skip the numbers of a whole part.
-        let Some(last) = window.below(end).filter(|last| last.number >= first) else { continue };
+        let Some(last) = window.below(end).filter(|last| last.number >= first) else {
+            if written.0.remove(&part).is_some() {
+                records.push((format!("{chain}/{part}"), None));
+            }
+            continue;
+        };
         if written.0.insert(part, last.hash) != Some(last.hash) {
             let window = blocks(window, first..end);
             let record = ChainCursor { chain_id: chain.0, window, part: true, ..ChainCursor::default() };
@@ -159,12 +164,18 @@ pub fn restore(chain: ChainId, stored: &StoredCursor) -> Result<(u64, Window, Wr
     let mut heads: VecDeque<Head> = read_blocks(&cursor.window)?.into();
     let mut first = cursor.window.first().filter(|block| block.first).map(|block| block.number);
     let mut written = WrittenParts::default();
+    let mut above = u64::MAX;
     while let (Some(bottom), Some(lowest)) = (cursor.bottom_number, heads.front().copied())
         && lowest.number > bottom
-        && let Some((_, part)) = stored.parts.range(..lowest.number / PART_BLOCKS).next_back()
+        && let Some((number, part)) = stored.parts.range(..above.min(lowest.number / PART_BLOCKS)).next_back()
     {
+        above = *number;
         let below = read_blocks(&part.window)?;
-        let Some(last) = below.last().filter(|last| lowest.stands_on(last)) else { break };
+        let Some(last) = below.last().filter(|last| lowest.stands_on(last)) else {
+            // Of a branch before a reorg, maybe, after which the chain skips its numbers. It is to be deleted or written again.
+            written.0.insert(above, B256::ZERO);
+            continue;
+        };
         written.0.insert(last.number / PART_BLOCKS, last.hash);
         first = part.window.first().filter(|block| block.first).map(|block| block.number);
         below.into_iter().rev().take_while(|head| head.number >= bottom).for_each(|head| heads.push_front(head));
@@ -249,6 +260,27 @@ mod tests {
         let (_, restored, _) = restore(CHAIN, &stored).unwrap();
         assert_eq!(restored, window);
         assert_eq!(restored.doubts().count(), 3);
+    }
+
+    #[test]
+    fn a_part_that_a_reorg_has_made_a_hole_is_deleted_and_hides_nothing_below() {
+        let part = START / PART_BLOCKS * PART_BLOCKS;
+        let below = part + PART_BLOCKS - 1;
+        let above = Head { parent_hash: head(below, 0).hash, ..head(below + 2 * PART_BLOCKS, 1) };
+        let before = Window::new((part..above.number).map(|number| head(number, 0)), false, None);
+        let after = Window::new((part..=below).map(|number| head(number, 0)).chain([above]), false, None);
+        for is_known in [true, false] {
+            let (mut stored, mut written) = (StoredCursor::default(), WrittenParts::default());
+            store(&mut stored, 9, &before, &mut written);
+            if !is_known {
+                written = WrittenParts::default();
+            }
+            store(&mut stored, 10, &after, &mut written);
+            let (_, window, mut written) = restore(CHAIN, &stored).unwrap();
+            assert_eq!(window, after, "{is_known}");
+            store(&mut stored, 11, &after, &mut written);
+            assert_eq!(stored.parts.len(), 1, "{is_known}");
+        }
     }
 
     /// Some 5,000 blocks wait for finality, and each block is a batch.

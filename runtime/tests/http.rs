@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 const TIMEOUTS: Timeouts = Timeouts {
     first_request: Duration::from_millis(500),
     next_request: Duration::from_millis(1000),
+    next_request_of_proxy: Duration::from_secs(3600),
     reply: Duration::from_millis(2000),
 };
 /// For what has to happen, on a machine with much else to do.
@@ -230,6 +231,50 @@ async fn http2_has_limits_and_a_stream_that_takes_nothing_ends() {
     assert_eq!((max_concurrent_streams, max_header_list_size), (Some(100), Some(64 * 1024)));
     is_let_go(&server).await;
     client.ended().await;
+}
+
+/// `GET /large` on stream 1 with a window of no bytes; returns when it is at work.
+async fn asks_and_takes_nothing(client: &mut Client) {
+    let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let get = frame(HEADERS, 5, 1, b"\x82\x86\x44\x06/large\x41\x04test");
+    client.send(&[PREFACE, &no_window, &get].concat()).await;
+    loop {
+        let mut head = [0; 9];
+        client.0.read_exact(&mut head).await.unwrap();
+        let length = u16::from_be_bytes([head[1], head[2]]);
+        client.0.read_exact(&mut vec![0; usize::from(length)]).await.unwrap();
+        if head[3] == HEADERS {
+            return;
+        }
+    }
+}
+
+/// Small requests without end, while the server takes them.
+async fn keeps_asking(client: &mut Client) {
+    for stream in (3..=u8::MAX).step_by(2) {
+        let head = frame(HEADERS, 5, stream, b"\x42\x04HEAD\x86\x84\x41\x04test");
+        if client.0.write_all(&head).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(TIMEOUTS.reply / 10).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_takes_nothing_ends_its_connection_beside_small_requests_but_not_a_proxys() {
+    let server = Server::start(1, 1, TIMEOUTS).await;
+    let mut client = server.connect("127.0.0.2").await;
+    asks_and_takes_nothing(&mut client).await;
+    tokio::select! {
+        () = keeps_asking(&mut client) => {}
+        () = is_let_go(&server) => {}
+    }
+    client.ended().await;
+
+    let mut proxy = server.connect("127.0.9.1").await;
+    asks_and_takes_nothing(&mut proxy).await;
+    let asks = tokio::time::timeout(TIMEOUTS.reply * 2, keeps_asking(&mut proxy));
+    assert!(asks.await.is_err(), "one of its clients has ended it");
 }
 
 #[tokio::test]

@@ -42,10 +42,10 @@ struct Connection {
 }
 
 struct State {
-    /// In hand: being answered, or their reply being taken.
-    requests: usize,
-    /// Whether there was any.
-    has_served: bool,
+    /// In hand: being answered, or their reply being taken; with when each last did something, by its number.
+    requests: BTreeMap<u64, Instant>,
+    /// The number of the next one.
+    next: u64,
     /// Its turn while it waits for a request.
     turn: Option<u64>,
     /// When it last did something.
@@ -62,6 +62,7 @@ pub struct Place {
 pub struct Busy {
     connections: Connections,
     connection: Arc<Connection>,
+    number: u64,
 }
 
 /// Nothing panics while it holds a lock, and what they guard is consistent at any time, so a poisoned lock is safe to use.
@@ -95,7 +96,7 @@ impl Connections {
         if !is_proxy {
             *table.open_of_address.entry(address).or_default() += 1;
         }
-        let state = State { requests: 0, has_served: false, turn: None, progressed: Instant::now() };
+        let state = State { requests: BTreeMap::new(), next: 0, turn: None, progressed: Instant::now() };
         let gone = CancellationToken::new();
         let connection = Arc::new(Connection { peer, address, is_proxy, state: Mutex::new(state), gone });
         lock(&connection.state).turn = table.wait(&connection);
@@ -171,6 +172,13 @@ impl Table {
     }
 }
 
+impl State {
+    fn progress(&mut self, number: u64) {
+        self.progressed = Instant::now();
+        self.requests.insert(number, self.progressed);
+    }
+}
+
 impl Place {
     pub fn peer(&self) -> IpAddr {
         self.connection.peer
@@ -184,28 +192,33 @@ impl Place {
     pub fn begin(&self) -> Busy {
         let Self { connections, connection } = self;
         let mut state = lock(&connection.state);
-        (state.has_served, state.progressed) = (true, Instant::now());
-        state.requests += 1;
+        let number = state.next;
+        state.next += 1;
+        state.progress(number);
         if let Some(turn) = state.turn.take() {
             lock(&connections.0.table).wait_no_more(turn);
         }
-        Busy { connections: connections.clone(), connection: Arc::clone(connection) }
+        Busy { connections: connections.clone(), connection: Arc::clone(connection), number }
     }
 
-    /// How long it may still stand still as it does now; the cause of its end if that is over.
+    /// How long it may still stand still as it does now; the cause of its end if that is over. One request that stands still ends it,
+    /// or small ones beside it would keep it for ever. A trusted proxy's has requests of many clients, and all have to stand still.
     ///
     /// # Errors
     /// The cause, for the metric.
     pub fn patience(&self) -> Result<Duration, &'static str> {
-        let Timeouts { first_request, next_request, reply } = self.connections.limits().timeouts;
-        let state = lock(&self.connection.state);
-        let (limit, cause) = match (state.requests, state.has_served) {
-            (0, false) => (first_request, "no-request"),
-            (0, true) => (next_request, "idle"),
-            _ => (reply, "stalled"),
+        let Timeouts { first_request, next_request, next_request_of_proxy, reply } = self.connections.limits().timeouts;
+        let Connection { is_proxy, ref state, .. } = *self.connection;
+        let state = lock(state);
+        let (since, limit, cause) = match state.requests.values().min() {
+            Some(_) if is_proxy => (state.progressed, reply, "stalled"),
+            Some(progressed) => (*progressed, reply, "stalled"),
+            None if state.next == 0 => (state.progressed, first_request, "no-request"),
+            None if is_proxy => (state.progressed, next_request_of_proxy, "idle"),
+            None => (state.progressed, next_request, "idle"),
         };
         // It may come to stand still in another way meanwhile, for which there is less time.
-        let left = limit.checked_sub(state.progressed.elapsed()).filter(|left| !left.is_zero()).ok_or(cause)?;
+        let left = limit.checked_sub(since.elapsed()).filter(|left| !left.is_zero()).ok_or(cause)?;
         Ok(left.min(first_request).min(reply))
     }
 
@@ -232,16 +245,16 @@ impl Drop for Place {
 impl Busy {
     /// Notes that the client took a piece of its reply.
     pub fn progressed(&self) {
-        lock(&self.connection.state).progressed = Instant::now();
+        lock(&self.connection.state).progress(self.number);
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
         let mut state = lock(&self.connection.state);
-        state.requests -= 1;
+        state.requests.remove(&self.number);
         state.progressed = Instant::now();
-        if state.requests == 0 {
+        if state.requests.is_empty() {
             state.turn = lock(&self.connections.0.table).wait(&self.connection);
         }
     }

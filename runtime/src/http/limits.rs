@@ -24,6 +24,8 @@ pub struct Timeouts {
     pub first_request: Duration,
     /// Until the head of the next one.
     pub next_request: Duration,
+    /// The same, of a trusted proxy's.
+    pub next_request_of_proxy: Duration,
     /// Until a request has its reply, and until the client takes the next piece of it.
     pub reply: Duration,
 }
@@ -32,8 +34,9 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             first_request: Duration::from_secs(10),
-            // Proxies close theirs after a minute. Whoever closes first never meets a request on its way.
             next_request: Duration::from_secs(75),
+            // Proxies close theirs after a minute, or after an hour at most. Whoever closes first never meets a request on its way.
+            next_request_of_proxy: Duration::from_secs(3700),
             // Longer than any request takes, and than a stream is silent.
             reply: Duration::from_secs(30),
         }

@@ -47,7 +47,6 @@ fn builder() -> Builder<TokioExecutor> {
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
         .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
-        .max_local_error_reset_streams(MAX_RESET_STREAMS)
         .max_send_buf_size(MAX_BUFFER_BYTES);
     builder
 }

@@ -6,10 +6,10 @@
 use crate::chains::nodes::Nodes;
 use crate::create::intents::Intents;
 use anyhow::anyhow;
-use deadpool_postgres::Pool;
+use deadpool_postgres::{Client, Pool};
 use payments::store::{self, Witnessed};
 use recovery::Recovery;
-use runtime::{Failure, Registry, SetAside, set_aside};
+use runtime::{Failure, Registry, SetAside, db, set_aside};
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +20,8 @@ use topics::ChainId;
 const DEPENDENCIES_TTL: Duration = Duration::from_secs(1);
 const HEADS_TTL: Duration = Duration::from_secs(3);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longer than it takes where Postgres is well. All requests wait for one load, so it has to end.
+const FIND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The probes and their cached results.
 pub struct HealthChecks {
@@ -111,17 +113,20 @@ fn unknown() -> ProbeError {
 }
 
 async fn find(pool: &Pool, chains: &[ChainId]) -> Result<Findings, Failure> {
-    let client = pool.get().await?;
-    let orphans = store::count_orphans(&client).await?.map(|(count, address)| {
+    db::in_time(pool.get().await?, FIND_TIMEOUT, async |client| find_with(client, chains).await).await
+}
+
+async fn find_with(client: &Client, chains: &[ChainId]) -> Result<Findings, Failure> {
+    let orphans = store::count_orphans(client).await?.map(|(count, address)| {
         format!(
             "{count} transfers are to addresses without a payment, such as {address}; each is credited when its payment is there \
              again. Restore the database that has it"
         )
     });
     Ok(Findings {
-        processed: store::head_numbers(&client, chains).await?,
-        witnessed: store::witnessed(&client).await?,
-        set_aside: set_aside::all(&client).await?,
+        processed: store::head_numbers(client, chains).await?,
+        witnessed: store::witnessed(client).await?,
+        set_aside: set_aside::all(client).await?,
         orphans,
     })
 }

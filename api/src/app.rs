@@ -49,7 +49,7 @@ pub struct Parts {
     pub in_flight_keys: InFlightKeys,
     /// Where webhooks may be sent to.
     pub guard: Guard,
-    /// For the bodies of batches.
+    /// For the bodies of batches, and for replies.
     pub body_budget: BodyBudget,
     /// For what takes a processor for long.
     pub heavy_work: HeavyWork,

@@ -228,7 +228,7 @@ async fn http2_has_limits_and_a_stream_that_takes_nothing_ends() {
     client.0.read_exact(&mut settings).await.unwrap();
     let of = |id: u8| settings.chunks(6).find(|one| one[1] == id).map(|one| u32::from_be_bytes(one[2..].try_into().unwrap()));
     let (max_concurrent_streams, max_header_list_size) = (of(3), of(6));
-    assert_eq!((max_concurrent_streams, max_header_list_size), (Some(100), Some(64 * 1024)));
+    assert_eq!((max_concurrent_streams, max_header_list_size), (Some(32), Some(64 * 1024)));
     is_let_go(&server).await;
     client.ended().await;
 }

@@ -15,7 +15,7 @@ use std::fmt::Display;
 /// Passes a request on with its [`Caller`].
 ///
 /// # Errors
-/// A 401 without a valid key, a 429 over the rate limit or after too many unknown keys, a 403 when the key's scope does not cover
+/// A 401 without a valid key, a 429 over the rate limit, after too many unknown keys or beside replies that nobody takes, a 403 when the key's scope does not cover
 /// the method.
 pub async fn authenticate(State(app): State<App>, mut request: Request, next: Next) -> Result<Response, Problem> {
     let Some(key) = api_key(request.headers()) else {
@@ -32,8 +32,9 @@ pub async fn authenticate(State(app): State<App>, mut request: Request, next: Ne
     if !matches!(*request.method(), Method::GET | Method::HEAD) && caller.scope < Scope::Write {
         return Err(insufficient_scope(caller.id, caller.scope));
     }
+    let (merchant, method) = (caller.merchant, request.method().clone());
     request.extensions_mut().insert(caller);
-    Ok(next.run(request).await)
+    app.body_budget.hold(merchant, &method, next.run(request).await).await
 }
 
 fn api_key(headers: &HeaderMap) -> Option<&str> {

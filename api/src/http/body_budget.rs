@@ -1,8 +1,10 @@
-//! The memory that large bodies may take while they are read and answered, in all and for one merchant. A body counts by its
-//! `Content-Length` before it is read.
+//! The memory that bodies may take, in all and for one merchant: those of batches while they are read and answered, by their
+//! `Content-Length` before they are read, and replies until their client has taken them.
 
 use crate::http::problem::Problem;
-use axum::http::StatusCode;
+use axum::body::{Body, Bytes, HttpBody as _, to_bytes};
+use axum::http::{Method, StatusCode};
+use axum::response::Response;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
@@ -10,10 +12,24 @@ use uuid::Uuid;
 /// Room for dozens of the largest batches.
 const MAX_BYTES: usize = 256 * 1024 * 1024;
 const MAX_BYTES_OF_MERCHANT: usize = MAX_BYTES / 4;
+/// Room that a merchant has whatever others take.
+const MIN_BYTES_OF_MERCHANT: usize = 256 * 1024;
 
-/// The bytes of the bodies in hand, by merchant. Cheap to clone.
+/// The bytes of the bodies in hand. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct BodyBudget(Arc<Mutex<HashMap<Uuid, usize>>>);
+pub struct BodyBudget(Arc<Mutex<Taken>>);
+
+#[derive(Default)]
+struct Taken {
+    all: usize,
+    of_merchant: HashMap<Uuid, usize>,
+}
+
+/// Why there is no room.
+enum Full {
+    Merchant,
+    All,
+}
 
 /// What one body takes of the budget; dropping it gives it back.
 pub struct BodyShare {
@@ -22,39 +38,93 @@ pub struct BodyShare {
     bytes: usize,
 }
 
+/// A reply, and the room that it takes.
+struct Held {
+    reply: Bytes,
+    _share: BodyShare,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.reply
+    }
+}
+
 impl BodyBudget {
-    /// Takes room for a body.
+    /// Takes room for a batch's body.
     ///
     /// # Errors
     /// A 429 when the merchant's bodies in hand leave none, a 503 when all together do.
     pub fn take(&self, merchant: Uuid, bytes: usize) -> Result<BodyShare, Problem> {
+        self.check(merchant, bytes).map_err(|full| {
+            let detail = "Batches and replies of yours take as much memory as they may; retry when one is answered";
+            full.problem("too-many-batches", "Too many large batches", detail)
+        })?;
+        Ok(self.count(merchant, bytes))
+    }
+
+    /// A reply that takes room until its client has taken it, or leaves. One to a change is never refused, since that is made.
+    ///
+    /// # Errors
+    /// A 429 when the merchant's bodies leave no room for what was read, a 503 when all together do.
+    pub async fn hold(&self, merchant: Uuid, method: &Method, response: Response) -> Result<Response, Problem> {
+        let length = response.body().size_hint().exact().and_then(|length| usize::try_from(length).ok());
+        // The others are live streams, which have a limit of their own.
+        let Some(bytes) = length.filter(|bytes| *bytes > 0) else { return Ok(response) };
+        if matches!(*method, Method::GET | Method::HEAD) {
+            self.check(merchant, bytes).map_err(|full| {
+                let detail = "Replies that your clients do not take, and batches, have as much memory as they may; retry when one is taken";
+                full.problem("too-many-replies", "Too many replies that nobody takes", detail)
+            })?;
+        }
+        let share = self.count(merchant, bytes);
+        let (head, body) = response.into_parts();
+        let reply = to_bytes(body, bytes).await.map_err(|_| Problem::internal())?;
+        Ok(Response::from_parts(head, Body::from(Bytes::from_owner(Held { reply, _share: share }))))
+    }
+
+    fn check(&self, merchant: Uuid, bytes: usize) -> Result<(), Full> {
+        let taken = self.taken();
+        let of_merchant = taken.of_merchant.get(&merchant).copied().unwrap_or_default() + bytes;
+        if of_merchant > MAX_BYTES_OF_MERCHANT {
+            return Err(Full::Merchant);
+        }
+        if taken.all + bytes > MAX_BYTES && of_merchant > MIN_BYTES_OF_MERCHANT {
+            return Err(Full::All);
+        }
+        Ok(())
+    }
+
+    fn count(&self, merchant: Uuid, bytes: usize) -> BodyShare {
         let mut taken = self.taken();
-        let (of_merchant, all) = (taken.get(&merchant).copied().unwrap_or_default(), taken.values().sum::<usize>());
-        if of_merchant + bytes > MAX_BYTES_OF_MERCHANT {
-            let detail = "Batches of yours that are being answered take as much memory as they may; retry when one is answered";
-            let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-batches", "Too many large batches", detail);
-            return Err(problem.retry_after(1));
-        }
-        if all + bytes > MAX_BYTES {
-            return Err(Problem::unavailable(1, "Batches that are being answered take as much memory as they may; retry"));
-        }
-        *taken.entry(merchant).or_default() += bytes;
-        Ok(BodyShare { budget: self.clone(), merchant, bytes })
+        taken.all += bytes;
+        *taken.of_merchant.entry(merchant).or_default() += bytes;
+        BodyShare { budget: self.clone(), merchant, bytes }
     }
 
     /// Nobody panics while holding the lock.
-    fn taken(&self) -> MutexGuard<'_, HashMap<Uuid, usize>> {
+    fn taken(&self) -> MutexGuard<'_, Taken> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Full {
+    fn problem(self, slug: &'static str, title: &'static str, detail: &str) -> Problem {
+        match self {
+            Self::Merchant => Problem::new(StatusCode::TOO_MANY_REQUESTS, slug, title, detail).retry_after(1),
+            Self::All => Problem::unavailable(1, "Batches and replies take as much memory as they may; retry"),
+        }
     }
 }
 
 impl Drop for BodyShare {
     fn drop(&mut self) {
         let mut taken = self.budget.taken();
-        if let Some(bytes) = taken.get_mut(&self.merchant) {
+        taken.all -= self.bytes;
+        if let Some(bytes) = taken.of_merchant.get_mut(&self.merchant) {
             *bytes -= self.bytes;
             if *bytes == 0 {
-                taken.remove(&self.merchant);
+                taken.of_merchant.remove(&self.merchant);
             }
         }
     }
@@ -77,7 +147,29 @@ mod tests {
         }
         let (shares, refused, _) = take(5);
         assert_eq!((shares, refused), (0, Some(StatusCode::SERVICE_UNAVAILABLE)));
+        assert!(budget.take(Uuid::from_u128(6), MIN_BYTES_OF_MERCHANT).is_ok(), "a small one has room whatever others take");
         drop(all);
-        assert!(budget.taken().is_empty() && take(5).0 == 8);
+        assert!(budget.taken().of_merchant.is_empty() && budget.taken().all == 0 && take(5).0 == 8);
+    }
+
+    #[tokio::test]
+    async fn replies_that_nobody_takes_leave_a_merchant_no_room_for_more_and_refuse_no_change() {
+        let (budget, merchant) = (BodyBudget::default(), Uuid::from_u128(1));
+        let reply = || Response::new(Body::from(vec![0; MAX_BYTES_OF_MERCHANT / 8]));
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            held.push(budget.hold(merchant, &Method::GET, reply()).await.unwrap());
+        }
+        let refused = budget.hold(merchant, &Method::GET, reply()).await.unwrap_err();
+        assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert!(budget.hold(Uuid::from_u128(2), &Method::GET, reply()).await.is_ok(), "another merchant's");
+        held.push(budget.hold(merchant, &Method::POST, reply()).await.unwrap());
+        assert!(budget.take(merchant, 1).is_err(), "no batch begins meanwhile");
+        // What is still being sent counts.
+        let last = to_bytes(held.pop().unwrap().into_body(), usize::MAX).await.unwrap().slice(..1);
+        drop(held);
+        assert_eq!(budget.taken().all, MAX_BYTES_OF_MERCHANT / 8);
+        drop(last);
+        assert!(budget.taken().all == 0 && budget.hold(merchant, &Method::GET, reply()).await.is_ok());
     }
 }

@@ -107,7 +107,7 @@ pub async fn create(
     headers: HeaderMap,
     BatchBody { bytes, room }: BatchBody,
 ) -> Result<Response, Problem> {
-    // Until all of it is answered.
+    // Until all of it is answered; then the reply takes room of its own.
     let _room = room;
     let read = {
         let (app, caller) = (app.clone(), caller.clone());

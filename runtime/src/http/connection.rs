@@ -23,7 +23,7 @@ pub type Request = hyper::Request<Incoming>;
 /// Of a request's head, and of what is read and written at once.
 const MAX_BUFFER_BYTES: usize = 64 * 1024;
 /// HTTP/2: requests of a connection at the same time.
-const MAX_STREAMS: u32 = 100;
+const MAX_STREAMS: u32 = 32;
 const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
 /// HTTP/2: requests that a client gave up before they were answered, and that may wait for that. More end the connection.
 const MAX_RESET_STREAMS: usize = 50;

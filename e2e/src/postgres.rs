@@ -67,11 +67,23 @@ impl PostgresServer {
     /// # Errors
     /// When `kill` fails.
     pub fn stand_still(&self) -> Result<()> {
+        self.signal("-STOP")
+    }
+
+    /// Lets a server that stands still go on.
+    ///
+    /// # Errors
+    /// When `kill` fails.
+    pub fn go_on(&self) -> Result<()> {
+        self.signal("-CONT")
+    }
+
+    fn signal(&self, signal: &str) -> Result<()> {
         let parent = self.child.id().to_string();
         // Its sessions are processes of their own.
         let children = Command::new("ps").args(["-o", "pid=", "--ppid", &parent]).output()?;
         let children = String::from_utf8(children.stdout)?;
-        run(Command::new("kill").arg("-STOP").arg(&parent).args(children.split_whitespace()))
+        run(Command::new("kill").arg(signal).arg(&parent).args(children.split_whitespace()))
     }
 
     /// Makes a standby the primary.

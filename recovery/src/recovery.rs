@@ -12,7 +12,7 @@ use crate::republish;
 use base::metrics;
 use deadpool_postgres::{Client, Pool};
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
-use runtime::db::{Gate, Lineage, OwnConnection, lock};
+use runtime::db::{Gate, Lineage, OwnConnection, Primary, lock};
 use runtime::kafka::{Backlog, Offsets};
 use runtime::{Failure, Kafka, Settings, db, set_aside, stage};
 use std::collections::BTreeMap;
@@ -53,6 +53,7 @@ struct Inner {
     /// Without the gate: it has to reach the database that the gate is closed to. None of its connections is used twice, so each
     /// reaches the database that `DATABASE_URL` leads to now.
     pool: Pool,
+    primary: Primary,
     gate: Gate,
     /// Opened at the first use. One comparison at a time.
     backlog: Mutex<Option<Backlog>>,
@@ -103,6 +104,7 @@ impl Recovery {
         Ok(Self(Arc::new(Inner {
             kafka,
             pool: db::pool(&settings.database_url, MAX_CONNECTIONS)?,
+            primary: Primary::of(&settings.database_url)?,
             gate: Gate::default(),
             backlog: Mutex::default(),
             problems: Mutex::default(),
@@ -152,13 +154,13 @@ impl Recovery {
         of_database.await.map_err(|failure| anyhow::anyhow!("{failure}"))
     }
 
-    /// What is wrong with the topics, and who else writes to them; `None` when nothing is.
+    /// What is wrong with the topics, who else writes to them, and which other server takes writes; `None` when nothing is.
     pub fn problem(&self) -> Option<String> {
         let Problems { topics, foreign } = &*lock_in(&self.0.problems);
         let foreign = foreign.map(|other| {
             format!("installation {other} writes to our payment.intents; with the same xpub it gives out the same addresses")
         });
-        let all: Vec<String> = topics.iter().cloned().chain(foreign).collect();
+        let all: Vec<String> = topics.iter().cloned().chain(foreign).chain(self.0.primary.problem()).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 

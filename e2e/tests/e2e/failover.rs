@@ -1,12 +1,12 @@
 //! Another server becomes the primary.
 
 use anyhow::{Result, anyhow, ensure};
-use e2e::{Lab, Plan, PostgresServer, Stack};
+use e2e::{Lab, Plan, PostgresServer, Stack, eventually};
 use runtime::Failure;
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// The old primary is named first and still accepts connections.
+/// The old primary is named first and still accepts connections. It stands still with statements of all roles in hand, and goes on later.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_that_is_promoted_while_the_primary_stands_still_takes_the_writes() -> Result<()> {
     let mut lab = Lab::start(Plan::default()).await?;
@@ -25,6 +25,15 @@ async fn a_standby_that_is_promoted_while_the_primary_stands_still_takes_the_wri
     api.until(before.id(), "confirmed").await?;
     let unpaid = api.create_surely(order()).await?;
 
+    // It has statements in hand that it will never answer.
+    let locking = runtime::db::pool(&primary.url("postgres"), 1)?.get().await?;
+    locking.batch_execute("BEGIN; LOCK TABLE stage_offsets, webhook_deliveries IN ACCESS EXCLUSIVE MODE").await?;
+    lab.node.mine(1).await?;
+    eventually("the fold and the webhooks to wait", || async {
+        let sql = "SELECT count(DISTINCT query) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        Ok((locking.query_one(sql, &[]).await?.get::<_, i64>(0) >= 2).then_some(()))
+    })
+    .await?;
     primary.stand_still()?;
     let promoting = Instant::now();
     standby.promote().await?;
@@ -40,6 +49,17 @@ async fn a_standby_that_is_promoted_while_the_primary_stands_still_takes_the_wri
     for payment in [&before, &unpaid, &after] {
         api.until(payment.id(), "confirmed").await?;
     }
+    ctrip.check()?;
+
+    // Nobody has told it that it is the primary no more.
+    primary.go_on()?;
+    ctrip.kill()?;
+    let mut ctrip = lab.spawn("up")?;
+    api.ready(&mut ctrip).await?;
+    let restarted = api.create_surely(order()).await?;
+    let db = runtime::db::pool(&standby.url("postgres"), 1)?.get().await?;
+    let id: uuid::Uuid = restarted.id().parse()?;
+    ensure!(db.query_opt("SELECT FROM payments WHERE id = $1", &[&id]).await?.is_some(), "created on the old primary");
     ctrip.check()
 }
 

@@ -13,7 +13,9 @@ mod embedded {
 /// # Errors
 /// When the database can't be reached, or its history is not ours.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
-    let (mut client, driver) = Primary::of(url)?.open().await.context("connecting to DATABASE_URL")?;
+    let primary = Primary::of(url)?;
+    let opened = tokio::time::timeout(primary.patience(), primary.open()).await;
+    let (mut client, driver) = opened.context("DATABASE_URL: no server answers")?.context("connecting to DATABASE_URL")?;
     // Two processes that start together would otherwise both find the first migration missing.
     client.execute("SELECT pg_advisory_lock($1)", &[&lock::MIGRATIONS]).await.context("waiting for other migrations")?;
     let report = embedded::migrations::runner().run_async(&mut client).await.context("migrating the database")?;
@@ -21,6 +23,6 @@ pub async fn migrate(url: &str) -> anyhow::Result<()> {
         tracing::info!("applied migration {migration}");
     }
     drop(client);
-    driver.await.context("the database connection")?.context("the database connection")?;
+    driver.await.context("the database connection")?;
     Ok(())
 }

@@ -10,6 +10,7 @@ mod number;
 mod own_connection;
 mod pool;
 mod primary;
+mod server;
 
 pub use gate::{Gate, Lineage};
 pub use in_time::{WRITE_TIMEOUT, answered, in_time};

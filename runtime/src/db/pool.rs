@@ -1,9 +1,9 @@
 //! Connection pools.
 
-use super::config::{CONNECT_TIMEOUT, parse};
+use super::config::parse;
 use super::error::last_refused_write;
 use super::gate::Gate;
-use super::primary::{HOST_TIMEOUT, Primary};
+use super::primary::Primary;
 use base::metrics;
 use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, PoolBuilder, RecyclingMethod, Runtime};
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ pub enum CommitMode {
 /// # Errors
 /// When the URL does not parse.
 pub fn pool(url: &str, size: usize) -> anyhow::Result<Pool> {
-    Ok(builder(url, size)?.build()?)
+    Ok(builder(url, size)?.pre_recycle(rested_connection()).build()?)
 }
 
 /// [`pool`] behind a gate.
@@ -64,10 +64,13 @@ pub fn generic_plan_pool(url: &str, size: usize, commit: CommitMode, gate: Optio
     let builder = builder(url, size)?.post_create(set);
     let builder = match gate {
         Some(gate) => behind(builder, gate),
-        None => builder.pre_recycle(Hook::sync_fn(|_, metrics| {
-            let old = || HookError::message("the connection is old");
-            is_young(metrics.created).then_some(()).ok_or_else(old)
-        })),
+        None => {
+            let young = Hook::sync_fn(|_, metrics| {
+                let old = || HookError::message("the connection is old");
+                is_young(metrics.created).then_some(()).ok_or_else(old)
+            });
+            builder.pre_recycle(young).pre_recycle(rested_connection())
+        }
     };
     Ok(builder.build()?)
 }
@@ -77,16 +80,16 @@ fn is_young(created: Instant) -> bool {
 }
 
 fn behind(builder: PoolBuilder, gate: &Gate) -> PoolBuilder {
-    builder.post_create(gate.new_connection()).pre_recycle(gate.used_connection())
+    // The free check first.
+    builder.post_create(gate.new_connection()).pre_recycle(gate.used_connection()).pre_recycle(rested_connection())
 }
 
 fn builder(url: &str, size: usize) -> anyhow::Result<PoolBuilder> {
     let (config, primary) = (parse(url)?, Primary::of(url)?);
-    let others = u32::try_from(primary.hosts()).unwrap_or(u32::MAX).saturating_sub(1);
-    let create = CONNECT_TIMEOUT + HOST_TIMEOUT.saturating_mul(others);
+    let patience = primary.patience();
     let manager = Manager::from_connect(config, primary, ManagerConfig { recycling_method: RecyclingMethod::Fast });
-    let pool = Pool::builder(manager).max_size(size).runtime(Runtime::Tokio1).pre_recycle(rested_connection());
-    Ok(pool.wait_timeout(Some(WAIT_TIMEOUT)).create_timeout(Some(create)))
+    let pool = Pool::builder(manager).max_size(size).runtime(Runtime::Tokio1);
+    Ok(pool.wait_timeout(Some(WAIT_TIMEOUT)).create_timeout(Some(patience)))
 }
 
 /// Tries a connection that has rested, or whose server may have become a standby since it was tried last.

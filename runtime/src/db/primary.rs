@@ -1,54 +1,148 @@
-//! Connects to the primary, the one server among those of `DATABASE_URL` that takes writes.
+//! Connects to the primary, the one server among those of `DATABASE_URL` that takes writes, and leaves it when it is that no more.
 //!
 //! tokio-postgres tries the hosts in their order, and gives a time-out to the TCP handshake alone: a host that accepts connections and
-//! stands still, or whose name nobody resolves, would keep it from the others for good. So each host has a time of its own here, and the
-//! one that was the primary last is asked first.
+//! stands still, or whose name nobody resolves, would keep it from the others for good. So the next host is asked here when one has not
+//! answered for a second. An old primary that was not stopped takes writes too: of two, the one that was promoted last counts.
+//!
+//! No statement has a deadline: one that waits for a lock may take long, and all is well. A server that stands still with a statement in
+//! hand never answers it, though, and its host acknowledges what it is sent. So each process looks every few seconds where `DATABASE_URL`
+//! leads to. Connections to another server, and all if nobody answers for long, are closed, and what waits for them fails.
 
-use super::config::parse;
+use super::config::{CONNECT_TIMEOUT, parse};
+use super::server::{Server, ask, name, single_hosts};
 use deadpool_postgres::Connect;
 use futures::FutureExt as _;
+use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
-use tokio::task::JoinHandle;
-use tokio_postgres::config::Host;
-use tokio_postgres::{Client, Config, Error, NoTls};
+use futures::stream::FuturesUnordered;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_postgres::{Client, Config, Connection, Error, NoTls};
 
-/// For each host but the last one asked, which has what is left of the caller's own time.
-pub(super) const HOST_TIMEOUT: Duration = Duration::from_secs(1);
+/// After this time without an answer the next host is asked as well.
+const HOST_TIMEOUT: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// After this time without an answer, over some looks, connections are closed.
+const MAX_SILENCE: Duration = Duration::from_secs(10);
+const MIN_SILENT_LOOKS: u32 = 3;
 
-/// The servers.
-#[derive(Debug)]
-pub struct Primary {
+/// One for each URL: all pools of a process agree on the primary.
+static PRIMARIES: Mutex<BTreeMap<String, Primary>> = Mutex::new(BTreeMap::new());
+
+/// The servers. Cheap to clone.
+#[derive(Clone)]
+pub struct Primary(Arc<Inner>);
+
+struct Inner {
     /// A configuration with one host each.
     hosts: Vec<Config>,
-    /// Place of the one that was the primary last.
-    last: AtomicUsize,
+    last: Mutex<Last>,
+    looks: watch::Sender<Look>,
+    /// The task that looks while there are connections.
+    watcher: Mutex<Option<JoinHandle<()>>>,
+    problem: Mutex<Option<String>>,
+}
+
+/// The server that was the primary last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Last {
+    /// Of its host.
+    place: usize,
+    timeline: u32,
+}
+
+/// What a look has found.
+#[derive(Clone, Debug)]
+enum Look {
+    /// There was none yet.
+    None,
+    Primary {
+        server: Server,
+        began: Instant,
+    },
+    /// Not enough to close anything.
+    Unclear,
+    /// Nobody answers.
+    Silence {
+        began: Instant,
+    },
+}
+
+impl Look {
+    /// Whether a connection that was opened before is of no use.
+    fn leaves(&self, server: &Server, opened: Instant) -> bool {
+        match self {
+            Self::None | Self::Unclear => false,
+            Self::Primary { server: found, began } => *began > opened && found != server,
+            Self::Silence { began } => *began > opened,
+        }
+    }
 }
 
 impl Primary {
     /// # Errors
-    /// When the URL does not parse.
+    /// When the URL does not parse, or names no host.
     pub fn of(url: &str) -> anyhow::Result<Self> {
-        Ok(Self { hosts: single_hosts(&parse(url)?), last: AtomicUsize::new(0) })
+        let mut primaries = locked(&PRIMARIES);
+        if let Some(known) = primaries.get(url) {
+            return Ok(known.clone());
+        }
+        let hosts = single_hosts(&parse(url)?);
+        anyhow::ensure!(!hosts.is_empty(), "DATABASE_URL names no host; expected postgres://user:password@host:port/database");
+        let inner = Inner {
+            hosts,
+            last: Mutex::default(),
+            looks: watch::Sender::new(Look::None),
+            watcher: Mutex::default(),
+            problem: Mutex::default(),
+        };
+        let primary = Self(Arc::new(inner));
+        primaries.insert(url.to_owned(), primary.clone());
+        Ok(primary)
     }
 
-    pub fn hosts(&self) -> usize {
-        self.hosts.len()
+    /// How long opening a connection may take.
+    pub(super) fn patience(&self) -> Duration {
+        CONNECT_TIMEOUT + HOST_TIMEOUT.saturating_mul(u32::try_from(self.hosts()).unwrap_or(u32::MAX))
     }
 
-    /// Opens a connection, which its task drives until the client is dropped.
+    fn hosts(&self) -> usize {
+        self.0.hosts.len()
+    }
+
+    /// Two servers that take writes; `None` when there is but one.
+    pub fn problem(&self) -> Option<String> {
+        locked(&self.0.problem).clone()
+    }
+
+    /// Opens a connection, which its task drives until the client is dropped, the task is aborted, or the server is the primary no more.
     ///
     /// # Errors
-    /// That of the host that was asked last.
-    pub async fn open(&self) -> Result<(Client, JoinHandle<Result<(), Error>>), Error> {
-        let (count, first) = (self.hosts.len(), self.last.load(Ordering::Relaxed));
-        for place in (0..count.saturating_sub(1)).map(|step| (first + step) % count) {
-            if let Ok(Ok(opened)) = tokio::time::timeout(HOST_TIMEOUT, self.open_at(place)).await {
-                return Ok(opened);
+    /// That of a host, when none takes writes.
+    pub async fn open(&self) -> Result<(Client, JoinHandle<()>), Error> {
+        let mut looks = self.0.looks.subscribe();
+        self.watch();
+        if self.hosts() > 1 {
+            // Without one, an old primary that takes writes still would do. A slow host holds up nobody.
+            drop(tokio::time::timeout(HOST_TIMEOUT * 2, looks.wait_for(|look| !matches!(look, Look::None))).await);
+        }
+        let (count, first) = (self.hosts(), locked(&self.0.last).place);
+        let mut places = (0..count).map(|step| (first + step) % count);
+        let mut attempts = FuturesUnordered::new();
+        loop {
+            attempts.extend(places.next().map(|place| self.open_at(place, looks.clone())));
+            let is_last = places.len() == 0;
+            let patience = if is_last { Duration::MAX } else { HOST_TIMEOUT };
+            match tokio::time::timeout(patience, attempts.next()).await {
+                Ok(Some(Ok(opened))) => return Ok(opened),
+                Ok(Some(Err(error))) if is_last && attempts.is_empty() => return Err(error),
+                _ => {}
             }
         }
-        self.open_at((first + count - 1) % count).await
     }
 
     /// Whether two connections get the same session of the server in turn, as behind a pooler in transaction mode.
@@ -57,101 +151,195 @@ impl Primary {
     /// When a connection fails.
     pub async fn shares_sessions(&self) -> Result<bool, Error> {
         let ((one, _), (other, _)) = (self.open().await?, self.open().await?);
-        let session = async |client: &Client| Ok::<i32, Error>(client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0));
         // Other clients of the pooler may come between two statements.
         for _ in 0..3 {
-            if session(&one).await? == session(&other).await? {
+            let sql = "SELECT pg_backend_pid()";
+            if ask(&one, sql).await? == ask(&other, sql).await? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    async fn open_at(&self, place: usize) -> Result<(Client, JoinHandle<Result<(), Error>>), Error> {
-        let (client, connection) = self.hosts[place].connect(NoTls).await?;
-        self.last.store(place, Ordering::Relaxed);
-        Ok((client, tokio::spawn(connection)))
+    async fn open_at(&self, place: usize, looks: watch::Receiver<Look>) -> Result<(Client, JoinHandle<()>), Error> {
+        let opened = Instant::now();
+        let (client, connection) = self.0.hosts[place].connect(NoTls).await?;
+        let (tell, told) = oneshot::channel();
+        let driver = tokio::spawn(drive(connection, told, looks, opened));
+        let server = Server::of(&client, self.hosts() > 1).await?;
+        if !self.note(place, &server) {
+            refuse(&client).await?;
+        }
+        // Its task is there as long as the client.
+        let _ = tell.send(server);
+        Ok((client, driver))
+    }
+
+    /// Notes a server that takes writes. Returns whether it is the primary, as far as is known.
+    fn note(&self, place: usize, server: &Server) -> bool {
+        let mut last = locked(&self.0.last);
+        let is_primary = server.timeline >= last.timeline;
+        if is_primary {
+            *last = Last { place, timeline: server.timeline };
+        }
+        is_primary
+    }
+
+    /// Looks from now on, if nobody does. A runtime that ends takes the task with it.
+    fn watch(&self) {
+        let mut watcher = locked(&self.0.watcher);
+        if watcher.as_ref().is_none_or(JoinHandle::is_finished) {
+            *watcher = Some(tokio::spawn(self.clone().look_while_used()));
+        }
+    }
+
+    async fn look_while_used(self) {
+        let (mut heard, mut silent) = (Instant::now(), 0);
+        loop {
+            let began = Instant::now();
+            let look = match self.look().await {
+                Some(server) => {
+                    (heard, silent) = (Instant::now(), 0);
+                    Look::Primary { server, began }
+                }
+                None => {
+                    silent += 1;
+                    // A process that was paused has not heard anything either.
+                    let is_silent = silent >= MIN_SILENT_LOOKS && heard.elapsed() > MAX_SILENCE;
+                    if is_silent { Look::Silence { began } } else { Look::Unclear }
+                }
+            };
+            self.0.looks.send_replace(look);
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            let mut watcher = locked(&self.0.watcher);
+            if self.0.looks.receiver_count() == 0 {
+                *watcher = None;
+                return;
+            }
+        }
+    }
+
+    /// Asks all hosts, and returns the primary.
+    async fn look(&self) -> Option<Server> {
+        let ask = async |place: usize| (place, server_at(&self.0.hosts[place], self.hosts() > 1).await);
+        let mut asked: FuturesUnordered<_> = (0..self.hosts()).map(ask).collect();
+        let mut found: Vec<(usize, Server)> = Vec::new();
+        let mut deadline = Instant::now() + CONNECT_TIMEOUT;
+        while let Ok(Some((place, answer))) = tokio::time::timeout_at(deadline.into(), asked.next()).await {
+            match answer {
+                Ok(server) => {
+                    found.push((place, server));
+                    deadline = deadline.min(Instant::now() + HOST_TIMEOUT);
+                }
+                Err(error) => tracing::debug!("{} was not looked at: {error}", name(&self.0.hosts[place])),
+            }
+        }
+        self.tell(&found);
+        let (place, server) = found.into_iter().max_by_key(|(_, server)| server.timeline)?;
+        self.note(place, &server).then_some(server)
+    }
+
+    /// Names two that take writes.
+    fn tell(&self, found: &[(usize, Server)]) {
+        let is_split = found.iter().any(|(_, server)| *server != found[0].1);
+        let problem = is_split.then(|| {
+            let named =
+                |(place, server): &(usize, Server)| format!("{} (timeline {})", name(&self.0.hosts[*place]), server.timeline);
+            let named: Vec<String> = found.iter().map(named).collect();
+            format!(
+                "{} of DATABASE_URL take writes; the one of the highest timeline is used. Stop the other, or make it a standby",
+                named.join(" and ")
+            )
+        });
+        let mut known = locked(&self.0.problem);
+        if let Some(problem) = problem.as_ref().filter(|problem| known.as_ref() != Some(problem)) {
+            tracing::error!("{problem}");
+        }
+        *known = problem;
+    }
+}
+
+impl fmt::Debug for Primary {
+    /// Without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.hosts.iter().map(name)).finish()
     }
 }
 
 impl Connect for Primary {
     fn connect(&self, _: &Config) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), Error>> {
-        async {
-            let (client, driver) = self.open().await?;
-            // The client's next call returns the connection's error.
-            Ok((client, tokio::spawn(async { drop(driver.await) })))
+        self.open().boxed()
+    }
+}
+
+/// Drives a connection. The client's next call returns its error, or that it was closed.
+async fn drive<S, T>(
+    connection: Connection<S, T>,
+    server: oneshot::Receiver<Server>,
+    mut looks: watch::Receiver<Look>,
+    opened: Instant,
+) where
+    Connection<S, T>: Future,
+{
+    let left = async {
+        // Nobody waits for one that was not opened in time.
+        if let Ok(server) = server.await {
+            let _ = looks.wait_for(|look| look.leaves(&server, opened)).await;
+            tracing::warn!("a connection to Postgres is closed: its server does not answer, or is the primary no more");
         }
-        .boxed()
+    };
+    tokio::select! {
+        _ = connection => {}
+        () = left => {}
     }
 }
 
-/// The same configuration once per host.
-fn single_hosts(config: &Config) -> Vec<Config> {
-    let count = config.get_hosts().len().max(config.get_hostaddrs().len());
-    (0..count).map(|place| single_host(config, place)).collect()
+async fn server_at(host: &Config, with_timeline: bool) -> Result<Server, Error> {
+    let (client, connection) = host.connect(NoTls).await?;
+    // It ends with this look.
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    Server::of(&client, with_timeline).await
 }
 
-fn single_host(config: &Config, place: usize) -> Config {
-    let mut single = Config::new();
-    match config.get_hosts().get(place) {
-        Some(Host::Tcp(host)) => drop(single.host(host)),
-        #[cfg(unix)]
-        Some(Host::Unix(path)) => drop(single.host_path(path)),
-        None => {}
-    }
-    config.get_hostaddrs().get(place).map(|address| single.hostaddr(*address));
-    config.get_ports().get(place).or(config.get_ports().first()).map(|port| single.port(*port));
-    config.get_user().map(|user| single.user(user));
-    config.get_password().map(|password| single.password(password));
-    config.get_dbname().map(|name| single.dbname(name));
-    config.get_options().map(|options| single.options(options));
-    config.get_application_name().map(|name| single.application_name(name));
-    config.get_connect_timeout().map(|timeout| single.connect_timeout(*timeout));
-    config.get_tcp_user_timeout().map(|timeout| single.tcp_user_timeout(*timeout));
-    config.get_keepalives_interval().map(|interval| single.keepalives_interval(interval));
-    config.get_keepalives_retries().map(|retries| single.keepalives_retries(retries));
-    single
-        .ssl_mode(config.get_ssl_mode())
-        .ssl_negotiation(config.get_ssl_negotiation())
-        .keepalives(config.get_keepalives())
-        .keepalives_idle(config.get_keepalives_idle())
-        .target_session_attrs(config.get_target_session_attrs())
-        .channel_binding(config.get_channel_binding());
-    single
+/// The error of a server that takes writes and should not.
+async fn refuse(client: &Client) -> Result<(), Error> {
+    client
+        .batch_execute(
+            "DO $$ BEGIN RAISE read_only_sql_transaction USING MESSAGE = 'this server takes writes, and another one of DATABASE_URL was \
+             promoted after it: stop it, or make it a standby'; END $$",
+        )
+        .await
+}
+
+/// Nothing is left half done by a panic while one of these locks is held.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
     use tokio::net::TcpListener;
-
-    #[test]
-    fn each_host_has_all_settings() {
-        let url = "postgres://u:p@one:1,two:2/d?options=-c%20statement_timeout%3D7&sslmode=disable";
-        let all = single_hosts(&parse(url).unwrap());
-        let at = |config: &Config| (config.get_hosts().to_vec(), config.get_ports().to_vec());
-        let host = |name: &str| Host::Tcp(name.to_owned());
-        assert_eq!(all.iter().map(at).collect::<Vec<_>>(), [(vec![host("one")], vec![1]), (vec![host("two")], vec![2])]);
-        for (single, name) in all.iter().zip(["one:1", "two:2"]) {
-            let url = url.replace("one:1,two:2", name);
-            let mut expected = parse(&url).unwrap();
-            // One of several has less time.
-            expected.connect_timeout(*single.get_connect_timeout().unwrap());
-            assert_eq!(*single, expected);
-        }
-        assert_eq!(single_hosts(&parse("postgres://u@one,two:7/d").unwrap())[0].get_ports(), [5432]);
-    }
 
     #[tokio::test]
     async fn a_host_that_stands_still_keeps_nobody_from_the_next() {
         // It accepts connections and says nothing.
         let still = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let refuses = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        let url = format!("postgres://u@127.0.0.1:{},127.0.0.1:{refuses}/d", still.local_addr().unwrap().port());
-        let (primary, started) = (Primary::of(&url).unwrap(), Instant::now());
-        let error = primary.open().await.err().unwrap();
-        assert!(base::error_chain(&error).contains("refused"), "{error}");
-        assert!(started.elapsed() < HOST_TIMEOUT * 2);
+        let next = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+        let url = format!("postgres://u@127.0.0.1:{},127.0.0.1:{}/d", port(&still), port(&next));
+        let primary = Primary::of(&url).unwrap();
+        let opening = tokio::spawn(async move { primary.open().await.map(drop) });
+        // Once by the look, once to open a connection.
+        for _ in 0..2 {
+            tokio::time::timeout(HOST_TIMEOUT * 5, next.accept()).await.unwrap().unwrap();
+        }
+        opening.abort();
+    }
+
+    #[test]
+    fn a_url_without_a_host_is_refused() {
+        assert!(format!("{:#}", Primary::of("postgres:///d").unwrap_err()).contains("names no host"));
     }
 }

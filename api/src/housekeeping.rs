@@ -59,7 +59,6 @@ async fn partition(pool: &Pool, keep_days: Option<u32>) -> Result<i32, Failure> 
 
 async fn remove(pool: &Pool, Retention { table, sql }: &Retention, stop: &CancellationToken) -> Result<(), Failure> {
     while !stop.is_cancelled() {
-        // A connection per statement, so that requests go first.
         let client = pool.get().await?;
         let statement = client.prepare_cached(sql).await?;
         let removed = client.execute(&statement, &[&MAX_ROWS]).await?;

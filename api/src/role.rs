@@ -40,6 +40,8 @@ use webhooks::Guard;
 const MAX_CONNECTIONS: usize = 16;
 /// For keys that were never seen, which anyone can invent.
 const MAX_LOOK_UP_CONNECTIONS: usize = 2;
+/// For a statement of a request: none that is well takes as long.
+const MAX_STATEMENT: Duration = Duration::from_secs(10);
 const LISTEN_BACKLOG: u32 = 1024;
 /// For requests in flight at the stop; the process has 10 s.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
@@ -94,8 +96,9 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
         ended = &mut recovering => return ended.context("comparing Postgres with the topics")?,
     }
     let installation = recovery.installation().await?;
-    let pool = db::gated_pool(&settings.database_url, MAX_CONNECTIONS, recovery.gate())?;
-    let look_up_pool = db::gated_pool(&settings.database_url, MAX_LOOK_UP_CONNECTIONS, recovery.gate())?;
+    let limited = |size| db::gated_pool(&settings.database_url, size, recovery.gate(), Some(MAX_STATEMENT));
+    let (pool, look_up_pool) = (limited(MAX_CONNECTIONS)?, limited(MAX_LOOK_UP_CONNECTIONS)?);
+    let housekeeping_pool = db::gated_pool(&settings.database_url, 1, recovery.gate(), None)?;
     let account = Account::register(xpub, &pool).await?;
     let halts = Halts::default();
     let availability = Availability::new(halts.clone());
@@ -118,7 +121,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let event_feed = EventFeed::new(StreamLimits::within(limits.connections), stop.clone());
     tasks.spawn(event_feed.clone().run(kafka));
     tasks.spawn(availability.clone().run(pool.clone(), stop.clone()));
-    tasks.spawn(housekeeping::run(pool.clone(), settings.history_keep_days, stop.clone()));
+    tasks.spawn(housekeeping::run(housekeeping_pool, settings.history_keep_days, stop.clone()));
     tasks.spawn(Arc::clone(&keys).write_last_uses(stop.clone()));
     tasks.spawn(observe_pool(pool.clone(), stop.clone()));
     let app = App::new(Parts {

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use runtime::Failure;
 use serde::Serialize;
 use std::fmt;
+use tokio_postgres::error::SqlState;
 use utoipa::ToSchema;
 
 /// Why a request was refused or failed.
@@ -116,7 +117,16 @@ impl From<Failure> for Problem {
         match failure {
             Failure::Retry(cause) | Failure::Reopen(cause) => {
                 tracing::warn!("a request failed and may be retried: {cause:#}");
-                Self::unavailable(5, "The database did not answer")
+                let of_database = cause.chain().find_map(|error| error.downcast_ref::<tokio_postgres::Error>());
+                let took_too_long = of_database.and_then(tokio_postgres::Error::code) == Some(&SqlState::QUERY_CANCELED);
+                Self::unavailable(
+                    5,
+                    if took_too_long {
+                        "The database took too long for this request and ended it. Try again later; a list with narrower filters takes less"
+                    } else {
+                        "The database did not answer"
+                    },
+                )
             }
             Failure::Halt(cause) => {
                 tracing::error!("a request failed: {cause:#}");

@@ -3,6 +3,7 @@
 use anyhow::{Result, anyhow, ensure};
 use e2e::{Lab, Plan, PostgresServer, Stack, eventually};
 use runtime::Failure;
+use runtime::db::{Gate, Lineage};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -81,5 +82,31 @@ async fn a_server_that_takes_no_more_writes_is_left() -> Result<()> {
         }
         write().await.map_err(|failure| anyhow!("{failure}"))?;
     }
+    Ok(())
+}
+
+/// The callers are gone, their connections are replaced, and the server would go on.
+#[tokio::test]
+async fn statements_whose_callers_are_gone_end_and_do_not_pile_up() -> Result<()> {
+    let stack = Stack::attach()?;
+    let url = stack.create_database(&format!("gone_{}", uuid::Uuid::new_v4().simple())).await?;
+    let (gate, plain) = (Gate::default(), runtime::db::pool(&url, 1)?);
+    let db = plain.get().await?;
+    let lineage = Lineage::of(&db).await?;
+    gate.open(lineage.clone());
+    let pool = runtime::db::gated_pool(&url, 1, &gate, Some(Duration::from_secs(2)))?;
+    for _ in 0..3 {
+        gate.looked(lineage.clone(), Instant::now());
+        let client = pool.get().await?;
+        let dropped = tokio::time::timeout(Duration::from_millis(1_100), client.batch_execute("SELECT pg_sleep(60)")).await;
+        ensure!(dropped.is_err(), "{dropped:?}");
+    }
+    eventually("the statements to end", || async {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND query LIKE '%sleep(60)'";
+        Ok((db.query_one(sql, &[]).await?.get::<_, i64>(0) == 0).then_some(()))
+    })
+    .await?;
+    let ended = pool.get().await?.batch_execute("SELECT pg_sleep(60)").await.err().and_then(|error| error.code().cloned());
+    ensure!(ended.is_some_and(|code| code.code() == "57014"), "not ended as too long");
     Ok(())
 }

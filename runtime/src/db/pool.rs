@@ -34,12 +34,24 @@ pub fn pool(url: &str, size: usize) -> anyhow::Result<Pool> {
     Ok(builder(url, size)?.pre_recycle(rested_connection()).build()?)
 }
 
-/// [`pool`] behind a gate.
+/// [`pool`] behind a gate. A statement ends after `longest`, if given and the operator has set no `statement_timeout`: the server goes on
+/// with one whose caller is gone, on a connection that is replaced meanwhile. It is not asked to cancel it, since a commit that waits
+/// for a standby would then count without it.
 ///
 /// # Errors
 /// When the URL does not parse.
-pub fn gated_pool(url: &str, size: usize, gate: &Gate) -> anyhow::Result<Pool> {
-    Ok(behind(builder(url, size)?, gate).build()?)
+pub fn gated_pool(url: &str, size: usize, gate: &Gate, longest: Option<Duration>) -> anyhow::Result<Pool> {
+    let builder = behind(builder(url, size)?, gate);
+    let Some(longest) = longest else { return Ok(builder.build()?) };
+    let set = format!(
+        "SELECT set_config('statement_timeout', '{}', false) WHERE current_setting('statement_timeout') = '0'",
+        longest.as_millis()
+    );
+    let limit = Hook::async_fn(move |client: &mut ClientWrapper, _| {
+        let set = set.clone();
+        Box::pin(async move { client.batch_execute(&set).await.map_err(HookError::Backend) })
+    });
+    Ok(builder.post_create(limit).build()?)
 }
 
 /// [`pool`] for statements that read short index ranges and nothing else, whatever their parameters are.

@@ -40,7 +40,7 @@ pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> 
     let transaction = db.transaction().await?;
     if let Some(known) = store::lock_customer_address(&transaction, merchant, &external_id).await? {
         transaction.commit().await?;
-        intents.ensure_acknowledged(&db, known.id).await?;
+        drop(intents.ensure_acknowledged(pool, db, known.id).await?);
         return Ok((known, false));
     }
     let fingerprint = account.fingerprint().to_owned();

@@ -6,7 +6,7 @@
 
 use crate::http::problem::Problem;
 use base::metrics;
-use deadpool_postgres::{Client, GenericClient, Pool};
+use deadpool_postgres::{Client, Pool};
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use payments::store;
 use runtime::kafka::Publisher;
@@ -77,19 +77,41 @@ impl Intents {
     }
 
     /// Needed before addresses that were loaded from the database are shown: publishes again those of their intents that Kafka
-    /// has not acknowledged. Returns the payments that it does not acknowledge now either; their addresses stay hidden.
+    /// has not acknowledged. Returns the payments that it does not acknowledge now either; their addresses stay hidden. The
+    /// connection comes back, or another one.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn still_unacknowledged(&self, db: &impl GenericClient, ids: &[Uuid]) -> Result<HashSet<Uuid>, Failure> {
+    pub async fn still_unacknowledged(
+        &self,
+        pool: &Pool,
+        db: Client,
+        ids: &[Uuid],
+    ) -> Result<(Client, HashSet<Uuid>), Failure> {
         let read = Instant::now();
-        let unacknowledged = store::unacknowledged_intents(db, ids).await?;
+        let unacknowledged = store::unacknowledged_intents(&db, ids).await?;
+        self.publish_unacknowledged(pool, db, unacknowledged, read).await
+    }
+
+    /// [`still_unacknowledged`](Self::still_unacknowledged) for intents that were `read`.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn publish_unacknowledged(
+        &self,
+        pool: &Pool,
+        db: Client,
+        unacknowledged: Vec<(Uuid, wire::PaymentIntent)>,
+        read: Instant,
+    ) -> Result<(Client, HashSet<Uuid>), Failure> {
         if unacknowledged.is_empty() {
-            return Ok(HashSet::new());
+            return Ok((db, HashSet::new()));
         }
+        // Kafka may take its time, and other requests need the connection.
+        drop(db);
         let (acknowledged, hidden) = self.publish_again(unacknowledged, read).await;
         self.forget_acknowledged(acknowledged);
-        Ok(hidden.into_iter().collect())
+        Ok((pool.get().await?, hidden.into_iter().collect()))
     }
 
     /// Returns the ids that Kafka has acknowledged now, and those that it still has not.
@@ -106,8 +128,9 @@ impl Intents {
     ///
     /// # Errors
     /// A 503 when its intent is not acknowledged.
-    pub async fn ensure_acknowledged(&self, db: &impl GenericClient, id: Uuid) -> Result<(), Problem> {
-        if self.still_unacknowledged(db, &[id]).await?.is_empty() { Ok(()) } else { Err(Problem::unacknowledged()) }
+    pub async fn ensure_acknowledged(&self, pool: &Pool, db: Client, id: Uuid) -> Result<Client, Problem> {
+        let (db, hidden) = self.still_unacknowledged(pool, db, &[id]).await?;
+        if hidden.is_empty() { Ok(db) } else { Err(Problem::unacknowledged()) }
     }
 }
 

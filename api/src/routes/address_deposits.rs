@@ -42,7 +42,7 @@ pub async fn list(
 ) -> Result<Json<DepositPage>, Problem> {
     let page = PageQuery::read(parameters, PageSize::STANDARD, "limit, cursor", decode_cursor, no_filter)?;
     let db = app.db().await?;
-    let address = addresses::find(&app, &db, &caller, id).await?;
+    let (address, db) = addresses::find(&app, db, &caller, id).await?;
     let below = page.cursor.unwrap_or(Place::FIRST);
     let mut places = store::list_deposits(&db, address.id, below, page.rows_to_load()).await?;
     let next_cursor = page.cut(&mut places, |last| encode_cursor(*last));

@@ -124,14 +124,13 @@ pub async fn create(
     Ok((status, Json(address.into())))
 }
 
-/// The address of a path, if it is the caller's and Kafka has acknowledged it.
+/// The address of a path, if it is the caller's and Kafka has acknowledged it, and a connection.
 ///
 /// # Errors
 /// A 404 when it is not the caller's, a 503 when its intent is not acknowledged.
-pub async fn find(app: &App, db: &Connection, caller: &Caller, id: Uuid) -> Result<DepositAddress, Problem> {
-    let address = store::find_address(db, caller.merchant, id).await?.ok_or_else(|| no_address(id))?;
-    app.intents.ensure_acknowledged(db, id).await?;
-    Ok(address)
+pub async fn find(app: &App, db: Connection, caller: &Caller, id: Uuid) -> Result<(DepositAddress, Connection), Problem> {
+    let address = store::find_address(&db, caller.merchant, id).await?.ok_or_else(|| no_address(id))?;
+    Ok((address, app.intents.ensure_acknowledged(&app.pool, db, id).await?))
 }
 
 /// `GET /api/v1/addresses/{id}`
@@ -142,7 +141,7 @@ pub async fn find(app: &App, db: &Connection, caller: &Caller, id: Uuid) -> Resu
 )]
 pub async fn get(State(app): State<App>, caller: Caller, AddressPath(id): AddressPath) -> Result<Json<AddressReply>, Problem> {
     let db = app.db().await?;
-    Ok(Json(find(&app, &db, &caller, id).await?.into()))
+    Ok(Json(find(&app, db, &caller, id).await?.0.into()))
 }
 
 /// `GET /api/v1/addresses`, newest first. Addresses that must not be shown yet are left out: no client knows of them.
@@ -174,7 +173,7 @@ pub async fn list(
     let next_cursor =
         page.cut(&mut found, |last| encode_cursor(Place { created_at: bigint(last.created_at), id: PaymentId(last.id) }));
     let ids: Vec<Uuid> = found.iter().map(|address| address.id).collect();
-    let hidden = app.intents.still_unacknowledged(&db, &ids).await?;
+    let (_, hidden) = app.intents.still_unacknowledged(&app.pool, db, &ids).await?;
     found.retain(|address| !hidden.contains(&address.id));
     Ok(Json(AddressPage { data: found.into_iter().map(AddressReply::from).collect(), next_cursor }))
 }

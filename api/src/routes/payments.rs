@@ -18,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use payments::lifecycle::{self, Input};
 use payments::store;
 use std::fmt::Display;
+use std::time::Instant;
 use tokio::sync::oneshot;
 use topics::PaymentId;
 
@@ -86,13 +87,16 @@ pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, 
 pub async fn get(State(app): State<App>, caller: Caller, PaymentPath(id): PaymentPath) -> Result<Json<PaymentReply>, Problem> {
     let db = app.db().await?;
     // Pipelined: the connection sends the second query before the first has its rows.
-    let ids = [id.0];
-    let (found, acknowledged) = tokio::join!(store::load_payments(&db, &ids), app.intents.ensure_acknowledged(&db, id.0));
+    let (ids, read) = ([id.0], Instant::now());
+    let (found, unacknowledged) = tokio::join!(store::load_payments(&db, &ids), store::unacknowledged_intents(&db, &ids));
     let found: Vec<_> = found?.into_iter().filter(|payment| payment.merchant == caller.merchant).collect();
     if found.is_empty() {
         return Err(no_payment(id));
     }
-    acknowledged?;
+    let (db, hidden) = app.intents.publish_unacknowledged(&app.pool, db, unacknowledged?, read).await?;
+    if !hidden.is_empty() {
+        return Err(Problem::unacknowledged());
+    }
     payment_reply::complete(&db, &found).await?.pop().map(Json).ok_or_else(|| no_payment(id))
 }
 
@@ -110,13 +114,13 @@ pub async fn cancel(
     caller: Caller,
     PaymentPath(id): PaymentPath,
 ) -> Result<Json<PaymentReply>, Problem> {
-    let mut db = app.db().await?;
-    let transaction = db.transaction().await?;
+    let db = app.db().await?;
     // Checked before the lock, so that no caller holds up another merchant's payment.
-    if !store::belongs_to_merchant(&transaction, caller.merchant, id).await? {
+    if !store::belongs_to_merchant(&db, caller.merchant, id).await? {
         return Err(no_payment(id));
     }
-    app.intents.ensure_acknowledged(&transaction, id.0).await?;
+    let mut db = app.intents.ensure_acknowledged(&app.pool, db, id.0).await?;
+    let transaction = db.transaction().await?;
     let payment = store::lock_payments(&transaction, &[id.0]).await?.pop().ok_or_else(|| no_payment(id))?;
     if store::is_behind_told_events(&transaction, id).await? {
         return Err(Problem::unavailable(1, "The database was restored, and this payment is not up to date yet; retry"));

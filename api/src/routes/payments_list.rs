@@ -48,7 +48,7 @@ pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters)
     // A hidden payment counts as well: the next page begins below it.
     let next_cursor = page.cut(&mut places, |last| encode_cursor(*last));
     let mut ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
-    let hidden = app.intents.still_unacknowledged(&db, &ids).await?;
+    let (db, hidden) = app.intents.still_unacknowledged(&app.pool, db, &ids).await?;
     ids.retain(|id| !hidden.contains(id));
     Ok(Json(Page { data: payment_reply::load(&db, &ids).await?, next_cursor }))
 }

@@ -50,7 +50,7 @@ pub async fn of_payment(
     if !store::belongs_to_merchant(&db, caller.merchant, id).await? {
         return Err(no_payment(id));
     }
-    app.intents.ensure_acknowledged(&db, id.0).await?;
+    let db = app.intents.ensure_acknowledged(&app.pool, db, id.0).await?;
     list(&db, TransferOwner::Payment(id.0), page).await
 }
 
@@ -70,7 +70,7 @@ pub async fn of_address(
 ) -> Result<Json<TransferPage>, Problem> {
     let page = read(parameters)?;
     let db = app.db().await?;
-    let address = addresses::find(&app, &db, &caller, id).await?;
+    let (address, db) = addresses::find(&app, db, &caller, id).await?;
     list(&db, TransferOwner::DepositAddress(address.id), page).await
 }
 

@@ -1,10 +1,11 @@
 //! Kafka and Postgres are killed and come back, and every role recovers by itself.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Lab, Plan, Process, Stack, events, ledger};
-use reqwest::Method;
+use e2e::{Api, Lab, Payment, Plan, Process, Stack, events, ledger};
+use reqwest::{Method, StatusCode};
 use serde_json::json;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 use topics::Address;
 use topics::wire::PaymentIntent;
 
@@ -28,7 +29,7 @@ async fn live_through(stack: &Stack) -> Result<()> {
         ["api", "ingest", "detector", "confirmer"].map(|role| lab.spawn(role)).into_iter().collect::<Result<Vec<Process>>>()?;
     let api = lab.merchant("outage")?;
     api.ready(&mut roles[0]).await?;
-    let mut payments = Vec::new();
+    let mut payments: Vec<Payment> = Vec::new();
     let mut addresses = Vec::new();
     for i in 0..PAYMENTS {
         // In mid-flow, with payments created and paid before, during and after.
@@ -60,6 +61,9 @@ async fn live_through(stack: &Stack) -> Result<()> {
             // The chain does not wait: what was issued is paid while the part is away.
             tokio::time::sleep(Duration::from_secs(2)).await;
             lab.node.mine(2).await?;
+            if part == Some("kafka") {
+                reads_go_on(&lab, &api, payments[0].id()).await?;
+            }
             stack.up()?;
         }
         let payment = match during {
@@ -89,5 +93,34 @@ async fn live_through(stack: &Stack) -> Result<()> {
     let seen =
         e2e::eventually("all events", || async { Ok(Some(events(&lab).await?).filter(|e| e.len() >= 3 * PAYMENTS)) }).await?;
     ensure!(seen.len() == 3 * PAYMENTS, "{} events of {PAYMENTS} payments, expected three each", seen.len());
+    Ok(())
+}
+
+/// Reads of a payment that Kafka does not have wait for Kafka, and take no connection from others meanwhile.
+async fn reads_go_on(lab: &Lab, api: &Api, shown: &str) -> Result<()> {
+    let db = lab.database().await?;
+    let hidden = e2e::eventually("a payment that Kafka does not have", async || {
+        let sql = "SELECT p.id::text FROM unacknowledged_intents u JOIN payments p ON p.id = u.payment_id";
+        Ok(db.query_opt(&format!("{sql} LIMIT 1"), &[]).await?.map(|row| row.get::<_, String>(0)))
+    })
+    .await?;
+    let mut waiting = JoinSet::new();
+    for _ in 0..40 {
+        let (api, path) = (api.clone(), format!("/api/v1/payments/{hidden}"));
+        waiting.spawn(async move { api.request(Method::GET, &path, None, &[]).await });
+    }
+    let (mut longest, path) = (Duration::ZERO, format!("/api/v1/payments/{shown}"));
+    while !waiting.is_empty() {
+        let started = Instant::now();
+        let (status, answer) = api.request(Method::GET, &path, None, &[]).await?;
+        ensure!(status.is_success(), "{status} {answer}");
+        longest = longest.max(started.elapsed());
+        while let Some(ended) = waiting.try_join_next() {
+            ensure!(ended??.0 == StatusCode::SERVICE_UNAVAILABLE, "an address that Kafka does not have is shown");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // Kafka is given five seconds.
+    ensure!(longest < Duration::from_secs(3), "a read took {longest:?}");
     Ok(())
 }

@@ -171,7 +171,7 @@ pub async fn find_payments(
         })
         .collect();
     let ids: Vec<Uuid> = matching.iter().filter_map(|outcome| outcome.as_ref().ok().copied()).collect();
-    let hidden = intents.still_unacknowledged(&client, &ids).await?;
+    let (client, hidden) = intents.still_unacknowledged(pool, client, &ids).await?;
     let payments: HashMap<Uuid, Payment> =
         store::load_payments(&client, &ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
     let load = |id: Uuid| match payments.get(&id) {

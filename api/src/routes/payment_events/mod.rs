@@ -67,7 +67,7 @@ pub async fn list(
     let db = app.db().await?;
     let created_at = store::payment_created_at(&db, caller.merchant, id).await?.ok_or_else(|| no_payment(id))?;
     // Events have the payment's address.
-    app.intents.ensure_acknowledged(&db, id.0).await?;
+    let db = app.intents.ensure_acknowledged(&app.pool, db, id.0).await?;
     if let Some(subscription) = subscription {
         let after = last_event_id(&headers, id).or(after).unwrap_or(0);
         return Ok(EventStream::new(app, caller.id, subscription, id, created_at, after).into_response());

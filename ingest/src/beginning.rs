@@ -2,7 +2,7 @@
 //! below it, money that was above.
 
 use crate::depth::{last_final_block, reached_head};
-use chain::{BlockId, Chain, Endpoint, Head, Rpc, fetch_head, fetch_standings};
+use chain::{BlockId, Chain, Endpoint, Head, Rpc, fetch_head, fetch_head_from, fetch_standings, look_at};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -51,6 +51,21 @@ async fn find_at_or_below(rpc: &Rpc, number: u64) -> Option<u64> {
     for number in (number.saturating_sub(MAX_LOOKED_AT)..=number).rev() {
         if fetch_head(rpc, Some(BlockId::Number(number))).await.ok()?.is_some() {
             return Some(number);
+        }
+    }
+    below_wide_hole(rpc, number).await
+}
+
+/// The block below a hole that is wider than that, as far as an endpoint tells by the parent of the block above.
+async fn below_wide_hole(rpc: &Rpc, number: u64) -> Option<u64> {
+    for endpoint in rpc.endpoints() {
+        if let Ok(Some(above)) = look_at(endpoint, number).await
+            && above.number > number
+            && let Ok(Some(below)) = fetch_head_from(endpoint, BlockId::Hash(above.parent_hash)).await
+            && below.number < number
+            && above.stands_on(&below)
+        {
+            return Some(below.number);
         }
     }
     None

@@ -205,10 +205,11 @@ async fn a_chain_goes_on_after_a_restart_above_below_and_beside_a_hole() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_that_is_to_begin_in_a_hole_begins_below_it() {
-    let numbers = (0..400).filter(|number| !(100..=105).contains(number) && !(140..=145).contains(number));
+    let holes = [60..=95, 100..=105, 140..=145];
+    let numbers = (0..400).filter(|number| !holes.iter().any(|hole| hole.contains(number)));
     let blocks = skipping(&[], numbers, 0);
     // Without tags it begins 256 below its head.
-    for (rest, first) in [("start_block: 103", 99), ("", 139)] {
+    for (rest, first) in [("start_block: 90", 59), ("start_block: 103", 99), ("", 139)] {
         let [node] = nodes([&blocks]).await;
         let mut told = told(&chain(&[&node], rest).await, Window::default());
         told.until(|told| told.tip() == Some(tip(&blocks))).await;

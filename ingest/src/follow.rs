@@ -21,6 +21,7 @@ use chain::{
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
 use topics::{BlockRef, check_timestamp};
 
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
@@ -77,6 +78,8 @@ pub struct Follower {
     polled_at: Instant,
     /// Proof gaps logged so far: each is logged once.
     logged_gaps: HashSet<String>,
+    /// Why it waits, where that may last.
+    lasting_wait: watch::Sender<Option<String>>,
 }
 
 /// A head that was announced and is not published yet.
@@ -152,7 +155,13 @@ impl Follower {
             wait: None,
             polled_at,
             logged_gaps: HashSet::new(),
+            lasting_wait: watch::Sender::default(),
         }
+    }
+
+    /// Why it waits, where that may last until a person helps.
+    pub fn lasting_wait(&self) -> watch::Receiver<Option<String>> {
+        self.lasting_wait.subscribe()
     }
 
     /// The window, including all changes that [`next`](Self::next) returned so far.
@@ -173,7 +182,9 @@ impl Follower {
             {
                 return Ok(news);
             }
-            match self.step().await {
+            let outcome = self.step().await;
+            self.tell_wait(outcome.as_ref().err());
+            match outcome {
                 Ok(changes) if changes.is_empty() => {
                     delays = backoff::delays(MAX_BACKOFF);
                     self.wait = Some(self.plan_wait());
@@ -194,6 +205,19 @@ impl Follower {
                 }
             }
         }
+    }
+
+    /// Tells of a wait that may last, and of its end.
+    fn tell_wait(&self, error: Option<&StepError>) {
+        let lasting = match error {
+            Some(StepError::NoneAbove(_) | StepError::FullOfDoubt(_) | StepError::DoubtfulHole { .. }) => {
+                error.map(ToString::to_string)
+            }
+            None => None,
+            // It says nothing of what was waited for.
+            Some(_) => return,
+        };
+        self.lasting_wait.send_if_modified(|told| std::mem::replace(told, lasting.clone()) != lasting);
     }
 
     /// Changes with what is known of the chain now.

@@ -8,6 +8,7 @@ use base::{error_chain, metrics};
 use chain::{Chain, Chains, Heads, Probe, Rpc};
 use runtime::kafka::{Kafka, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -133,12 +134,20 @@ fn publish(
         }
     }
     let mut follower = Follower::new(chain.clone(), rpc.clone(), heads.clone(), window);
+    let (name, mut lasting_wait) = (format!("{STAGE}-{}", chain.name), follower.lasting_wait());
     loop {
         let next = handle.block_on(async {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => None,
-                batch = follower.next() => Some(batch),
+            let mut next = pin!(follower.next());
+            loop {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return None,
+                    Ok(()) = lasting_wait.changed() => match lasting_wait.borrow_and_update().as_deref() {
+                        Some(cause) => stage::waits(&name, cause),
+                        None => stage::resumed(&name),
+                    },
+                    batch = &mut next => return Some(batch),
+                }
             }
         });
         let Some(batch) = next else { return Ok(()) };

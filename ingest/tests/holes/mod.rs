@@ -225,5 +225,11 @@ async fn a_hole_that_is_too_wide_is_named_and_not_crossed() {
     let mut told = told(&chain(&[&node], "start_block: 0").await, Window::default());
     told.until(|told| told.tip() == Some(tip(&blocks))).await;
     node.set(&skipping(&blocks, [9 + 2 * widest + further, 9 + 2 * widest + further + 1], 0));
+    let mut wait = told.consumer.follower.lasting_wait();
     told.is_quiet_for(&node, 700).await;
+    assert!(wait.borrow_and_update().as_ref().is_some_and(|cause| cause.contains("ctrip chain restart")));
+    node.set(&skipping(&blocks, [9 + 2 * widest + 1], 0));
+    told.until(|told| told.tip().is_some_and(|tip| told.consumer.block(9 + 2 * widest + 1).is_some_and(|at| at.1 == tip)))
+        .await;
+    assert!(wait.has_changed().unwrap() && wait.borrow_and_update().is_none());
 }

@@ -146,10 +146,11 @@ async fn invented_keys_and_probes_take_no_connection_that_others_need() -> Resul
     let api = lab.merchant("shop")?;
     api.ready(&mut process).await?;
     let http = reqwest::Client::new();
-    let ask = |key: &str, from: &str| {
+    let request = |key: &str, from: &str| {
         let request = http.get(format!("{}/api/v1/payments", api.url)).header("X-Api-Key", key);
-        request.header("X-Forwarded-For", from).send()
+        request.header("X-Forwarded-For", from)
     };
+    let ask = |key: &str, from: &str| request(key, from).send();
     ensure!(ask(&api.key, "192.0.2.1").await?.status() == StatusCode::OK);
     // Each address has its own attempts; a key that is known and one that was refused before cost none.
     let first = ask("invented", "198.51.100.7").await?;
@@ -167,35 +168,71 @@ async fn invented_keys_and_probes_take_no_connection_that_others_need() -> Resul
     ensure!(ask("another", "198.51.100.8").await?.status() == StatusCode::UNAUTHORIZED);
     ensure!(ask(&api.key, "198.51.100.7").await?.status() == StatusCode::OK);
 
-    let mut db = lab.database().await?;
+    // A transaction sees what the others do as it was when it first looked, so another one looks.
+    let (mut db, looks) = (lab.database().await?, lab.database().await?);
     let lock = db.transaction().await?;
-    lock.batch_execute("LOCK TABLE api_keys, orphan_transfers IN ACCESS EXCLUSIVE MODE").await?;
-    ensure!(ask("another", "198.51.100.8").await?.status() == StatusCode::UNAUTHORIZED, "it is remembered");
-    let mut flood = JoinSet::new();
-    for number in 0..60 {
-        flood.spawn(ask(&format!("flood-{number}"), &format!("203.0.113.{number}")));
-    }
+    lock.batch_execute("LOCK TABLE orphan_transfers IN ACCESS EXCLUSIVE MODE; SAVEPOINT probes").await?;
     let mut probes = JoinSet::new();
     for _ in 0..40 {
-        probes.spawn(http.get(format!("{}/health", api.url)).send());
+        let probe = http.get(format!("{}/health", api.url));
+        probes.spawn(async move {
+            // One that waits for too long is answered. There are as many at any time.
+            while let Some(probe) = probe.try_clone() {
+                let _ = probe.send().await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
     }
-    eventually("look-ups, and a probe, that wait", async || {
-        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-        let connections = process.metric("http_connections", &[("server", "api")]).await?;
-        Ok((lock.query_one(waiting, &[]).await?.get::<_, i64>(0) >= 3 && connections >= 100.0).then_some(()))
-    })
-    .await?;
-    for _ in 0..3 {
-        let own = (0..10).map(|_| tokio::time::timeout(Duration::from_secs(4), ask(&api.key, "192.0.2.1")));
-        let answers = futures::future::join_all(own).await.into_iter();
-        let answered = answers.filter(|answer| matches!(answer, Ok(Ok(answer)) if answer.status() == StatusCode::OK)).count();
-        // One of them may be the one that looks whether the key still works.
-        ensure!(answered >= 9, "{answered} of 10");
+    let waiting = async |count: i64| {
+        eventually("look-ups, or a probe, that wait", async || {
+            let waiting =
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+            Ok((looks.query_one(waiting, &[]).await?.get::<_, i64>(0) >= count).then_some(()))
+        })
+        .await
+    };
+    waiting(1).await?;
+    // An answer is believed for some seconds. On a machine that takes longer than that, other keys are tried.
+    for tries in 1.. {
+        let own = lab.ctrip(&["keys", "create", "shop"])?;
+        let unknown = format!("unknown-{tries}");
+        ensure!(ask(&own, "192.0.2.1").await?.status() == StatusCode::OK);
+        ensure!(ask(&unknown, "198.51.100.8").await?.status() == StatusCode::UNAUTHORIZED);
+        lock.batch_execute("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE").await?;
+        let in_time = async |key: &str, from: &str| match tokio::time::timeout(Duration::from_secs(4), ask(key, from)).await {
+            Ok(Ok(answer)) => Some(answer.status()),
+            _ => None,
+        };
+        let is_remembered = in_time(&unknown, "198.51.100.8").await == Some(StatusCode::UNAUTHORIZED);
+        let mut flood = JoinSet::new();
+        for number in 0..60 {
+            let asks = request(&format!("flood-{own}-{number}"), &format!("203.0.113.{number}"));
+            flood.spawn(async move {
+                loop {
+                    let status = asks.try_clone().context("a body")?.send().await?.status();
+                    if status != StatusCode::SERVICE_UNAVAILABLE {
+                        return anyhow::Ok(status);
+                    }
+                }
+            });
+        }
+        waiting(3).await?;
+        let mut answered = Vec::new();
+        for _ in 0..3 {
+            let answers = futures::future::join_all((0..10).map(|_| in_time(&own, "192.0.2.1"))).await;
+            answered.push(answers.into_iter().filter(|status| *status == Some(StatusCode::OK)).count());
+        }
+        lock.batch_execute("ROLLBACK TO probes").await?;
+        while let Some(status) = flood.join_next().await {
+            ensure!(status?? == StatusCode::UNAUTHORIZED);
+        }
+        if is_remembered && answered == [10; 3] {
+            break;
+        }
+        ensure!(tries < 5, "{answered:?} of 10 were answered; the key that does not work was remembered: {is_remembered}");
     }
+    drop(probes);
     lock.rollback().await?;
-    while let Some(answer) = flood.join_next().await {
-        ensure!(answer??.status() == StatusCode::UNAUTHORIZED);
-    }
     process.check()
 }
 

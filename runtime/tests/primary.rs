@@ -31,12 +31,14 @@ struct Is {
     /// Before a connection is opened.
     delay: Duration,
     still: bool,
+    /// It has as many connections as it may have.
+    full: bool,
 }
 
 impl Server {
     async fn start(writable: bool, timeline: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let is = Is { writable, timeline, delay: Duration::ZERO, still: false };
+        let is = Is { writable, timeline, delay: Duration::ZERO, still: false, full: false };
         let port = listener.local_addr().unwrap().port();
         let server = Self { port, is: Arc::new(Mutex::new(is)), ended: Arc::default() };
         let serving = server.clone();
@@ -61,6 +63,9 @@ impl Server {
         let length = socket.read_u32().await?;
         self.read(&mut socket, length).await?;
         tokio::time::sleep(self.is().delay).await;
+        if self.is().full {
+            return socket.write_all(&error("53300")).await;
+        }
         self.answers().await;
         socket.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await?;
         let mut worked = false;
@@ -82,7 +87,7 @@ impl Server {
             } else {
                 self.port.to_string()
             };
-            socket.write_all(&if query.starts_with("DO") { error() } else { row(&value) }).await?;
+            socket.write_all(&if query.starts_with("DO") { error("25006") } else { row(&value) }).await?;
         }
         if worked {
             self.ended.notify_one();
@@ -116,8 +121,9 @@ fn row(value: &str) -> Vec<u8> {
     [message(b'T', &description), message(b'D', &data), message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat()
 }
 
-fn error() -> Vec<u8> {
-    [message(b'E', b"SERROR\0C25006\0Mrefused\0\0"), message(b'Z', b"I")].concat()
+fn error(code: &str) -> Vec<u8> {
+    let error = format!("SERROR\0C{code}\0Mrefused\0\0");
+    [message(b'E', error.as_bytes()), message(b'Z', b"I")].concat()
 }
 
 fn url(servers: &[&Server]) -> String {
@@ -155,12 +161,20 @@ async fn what_waits_for_a_server_that_stands_still_fails_once_another_is_the_pri
 }
 
 #[tokio::test]
-async fn what_waits_for_a_server_that_stands_still_fails_when_nobody_answers() {
-    let server = Server::start(true, 1).await;
-    let primary = Primary::of(&url(&[&server])).unwrap();
-    let (client, _driver) = tokio::time::timeout(LONG, primary.open()).await.unwrap().unwrap();
-    server.set(|is| is.still = true);
-    tokio::time::timeout(LONG * 3, port(&client)).await.expect("it waits still").unwrap_err();
+async fn what_waits_for_a_server_that_stands_still_fails_when_nobody_answers_and_a_full_one_is_waited_for() {
+    let (still, full) = (Server::start(true, 1).await, Server::start(true, 1).await);
+    let open = async |server| {
+        let primary = Primary::of(&url(&[server])).unwrap();
+        tokio::time::timeout(LONG, primary.open()).await.unwrap().unwrap()
+    };
+    let ((client, _still), (patient, _full)) = (open(&still).await, open(&full).await);
+    still.set(|is| is.still = true);
+    full.set(|is| (is.still, is.full) = (true, true));
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(LONG * 3, port(&client)) => ended,
+        ended = port(&patient) => panic!("a server that is full is there: {ended:?}"),
+    };
+    ended.expect("it waits still").unwrap_err();
 }
 
 #[tokio::test]

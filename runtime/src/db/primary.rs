@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Connection, Error, NoTls};
 
 /// After this time without an answer the next host is asked as well.
@@ -197,7 +198,7 @@ impl Primary {
         let (mut heard, mut silent) = (Instant::now(), 0);
         loop {
             let began = Instant::now();
-            let look = match self.look().await {
+            let look = match self.look(&mut heard).await {
                 Some(server) => {
                     (heard, silent) = (Instant::now(), 0);
                     Look::Primary { server, began }
@@ -219,8 +220,8 @@ impl Primary {
         }
     }
 
-    /// Asks all hosts, and returns the primary.
-    async fn look(&self) -> Option<Server> {
+    /// Asks all hosts, and returns the primary. A server that is full is `heard` too.
+    async fn look(&self, heard: &mut Instant) -> Option<Server> {
         let ask = async |place: usize| (place, server_at(&self.0.hosts[place], self.hosts() > 1).await);
         let mut asked: FuturesUnordered<_> = (0..self.hosts()).map(ask).collect();
         let mut found: Vec<(usize, Server)> = Vec::new();
@@ -231,11 +232,17 @@ impl Primary {
                     found.push((place, server));
                     deadline = deadline.min(Instant::now() + HOST_TIMEOUT);
                 }
-                Err(error) => tracing::debug!("{} was not looked at: {error}", name(&self.0.hosts[place])),
+                Err(error) => {
+                    if error.code().is_some_and(|code| *code != SqlState::CANNOT_CONNECT_NOW) {
+                        *heard = Instant::now();
+                    }
+                    tracing::debug!("{} was not looked at: {error}", name(&self.0.hosts[place]));
+                }
             }
         }
         self.tell(&found);
-        let (place, server) = found.into_iter().max_by_key(|(_, server)| server.timeline)?;
+        let last = locked(&self.0.last).place;
+        let (place, server) = found.into_iter().max_by_key(|(place, server)| (server.timeline, *place == last))?;
         self.note(place, &server).then_some(server)
     }
 

@@ -207,6 +207,7 @@ mod tests {
             assert_eq!(cached.get(ttl, load()).now_or_never(), None);
             tokio::task::yield_now().await;
         }
+        assert_eq!(begun.load(Ordering::Relaxed), 1);
         may_end.add_permits(1);
         assert_eq!(cached.get(ttl, load()).await, Some(1));
         assert_eq!(cached.get(ttl, load()).await, Some(1), "it is believed for its TTL");

@@ -133,7 +133,9 @@ fn become_leader(
     while !stop.is_cancelled() {
         // Who leads on an old primary may never end.
         check_database(&leader, gate)?;
-        let row = handle.block_on(leader.db()?.query_one("SELECT pg_try_advisory_lock($1)", &[&db::lock::RELAY]))?;
+        // The name tells whoever looks at the server's sessions which one waits.
+        let sql = "SELECT pg_try_advisory_lock($1) AS leads_the_relay";
+        let row = handle.block_on(leader.db()?.query_one(sql, &[&db::lock::RELAY]))?;
         if row.get(0) {
             return Ok(Some(leader));
         }

@@ -80,10 +80,9 @@ impl PostgresServer {
 
     fn signal(&self, signal: &str) -> Result<()> {
         let parent = self.child.id().to_string();
-        // Its sessions are processes of their own.
-        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &parent]).output()?;
-        let children = String::from_utf8(children.stdout)?;
-        run(Command::new("kill").arg(signal).arg(&parent).args(children.split_whitespace()))
+        run(Command::new("kill").arg(signal).arg(&parent))?;
+        // Its sessions are processes of their own, and one that goes on may end at once.
+        run(Command::new("pkill").args([signal, "-P", &parent]))
     }
 
     /// Makes a standby the primary.

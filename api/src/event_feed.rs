@@ -9,13 +9,14 @@
 
 use crate::http::problem::Problem;
 use axum::http::StatusCode;
+use base::counts::Counts;
+use base::locked;
 use merchants::KeyId;
 use payments::history::RecordedEvent;
 use runtime::kafka::{Kafka, Tail};
 use runtime::{Failure, stage};
 use std::collections::HashMap;
-use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::sync::watch;
@@ -51,8 +52,8 @@ pub struct StreamLimits {
 struct Streams {
     followed: HashMap<Uuid, Arc<Followed>>,
     open: usize,
-    of_merchant: HashMap<Uuid, usize>,
-    of_key: HashMap<KeyId, usize>,
+    of_merchant: Counts<Uuid>,
+    of_key: Counts<KeyId>,
 }
 
 /// A payment that streams follow.
@@ -105,10 +106,10 @@ impl EventFeed {
     pub fn subscribe(&self, merchant: Uuid, key: KeyId, payment: Uuid) -> Result<Subscription, Problem> {
         let limits = self.0.limits;
         let mut streams = self.streams();
-        if streams.of_key.get(&key).is_some_and(|open| *open >= limits.of_key) {
+        if streams.of_key.of(&key) >= limits.of_key {
             return Err(too_many(limits.of_key, "key"));
         }
-        if streams.of_merchant.get(&merchant).is_some_and(|open| *open >= limits.of_merchant) {
+        if streams.of_merchant.of(&merchant) >= limits.of_merchant {
             return Err(too_many(limits.of_merchant, "merchant"));
         }
         if streams.open >= limits.all {
@@ -116,8 +117,8 @@ impl EventFeed {
             return Err(Problem::unavailable(RETRY_AFTER, detail));
         }
         streams.open += 1;
-        *streams.of_merchant.entry(merchant).or_default() += 1;
-        *streams.of_key.entry(key).or_default() += 1;
+        streams.of_merchant.add(merchant, 1);
+        streams.of_key.add(key, 1);
         let followed = Arc::clone(streams.followed.entry(payment).or_default());
         let wakes = followed.wakes.subscribe();
         Ok(Subscription { feed: self.clone(), payment, merchant, key, followed, wakes })
@@ -152,8 +153,7 @@ impl EventFeed {
     }
 
     fn streams(&self) -> MutexGuard<'_, Streams> {
-        // Nobody panics while holding the lock.
-        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0.streams)
     }
 }
 
@@ -213,20 +213,11 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         let mut streams = self.feed.streams();
         streams.open -= 1;
-        count_down(&mut streams.of_merchant, &self.merchant);
-        count_down(&mut streams.of_key, &self.key);
+        streams.of_merchant.take_off(&self.merchant, 1);
+        streams.of_key.take_off(&self.key, 1);
         // This receiver is still counted.
         if self.followed.wakes.receiver_count() <= 1 {
             streams.followed.remove(&self.payment);
-        }
-    }
-}
-
-fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
-    if let Some(count) = counts.get_mut(key) {
-        *count -= 1;
-        if *count == 0 {
-            counts.remove(key);
         }
     }
 }

@@ -6,13 +6,14 @@
 use crate::chains::nodes::Nodes;
 use crate::create::intents::Intents;
 use anyhow::anyhow;
+use base::locked;
 use deadpool_postgres::{Client, Pool};
 use payments::store::{self, Witnessed};
 use recovery::Recovery;
 use runtime::{Failure, Registry, SetAside, db, set_aside};
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use topics::ChainId;
@@ -170,8 +171,7 @@ impl<T: Clone + Send + Sync + 'static> Cached<T> {
             Some((ended, _)) => ended.elapsed() < ttl,
             None => last.has_changed().is_ok(),
         };
-        // Nothing panics while it holds the lock.
-        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = locked(&self.0);
         if let Some(last) = cached.as_ref().filter(|last| serves(last)) {
             return last.clone();
         }

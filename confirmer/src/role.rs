@@ -5,13 +5,14 @@
 use crate::aside::{self, Faults};
 use crate::fold::{Batch, FOLDING};
 use crate::relay;
+use base::locked;
 use chain::Chains;
 use deadpool_postgres::Pool;
 use recovery::Recovery;
 use runtime::db::{self, CommitMode};
 use runtime::{Failure, Kafka, Settings, stage};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -50,7 +51,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     }));
     let handle = Handle::current();
     stages.spawn(stage::run("outbox", stop.clone(), move |stop| {
-        let woken = woken.lock().unwrap_or_else(PoisonError::into_inner);
+        let woken = locked(&woken);
         relay::run(&kafka, &pool, &recovery, &handle, &woken, stop)
     }));
     while let Some(ended) = stages.join_next().await {

@@ -9,11 +9,11 @@ use crate::output::{BLOCK_OFFSET, LOGS_OFFSET, position_after_output};
 use crate::parts::split_matches;
 use crate::watch_set::WatchSet;
 use anyhow::anyhow;
-use base::metrics;
+use base::{locked, metrics};
 use runtime::kafka::{Batch, Consumer, Kafka, Position, Record, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use topics::{Message as _, Topic};
@@ -112,7 +112,7 @@ fn detect(kafka: &Kafka, intents: &mut IntentBarrier, chains: &mut Chains, stop:
 fn rewound(kafka: &Kafka, rewind: Rewind) -> Position {
     let (kafka, rewinds) = (kafka.clone(), Mutex::new(vec![Topic::Blocks, Topic::Logs]));
     Box::new(move |topic, partition| {
-        let mut rewinds = rewinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rewinds = locked(&rewinds);
         if partition == rewind.partition && rewinds.contains(&topic) {
             rewinds.retain(|other| *other != topic);
             return Ok(Some(if topic == Topic::Blocks { rewind.to.blocks } else { rewind.to.logs }));

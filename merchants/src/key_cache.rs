@@ -11,12 +11,13 @@ use crate::grant::{Grant, rate_limiter};
 use crate::keys::{KeyHash, KeyId, Scope, hash_key};
 use crate::merchant::{BasisPoints, DefaultTerms, Merchant};
 use crate::unknown_keys::{FailedAttempts, UnknownKeys};
+use base::locked;
 use deadpool_postgres::{Client, Pool};
 use runtime::{Failure, db};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq as _;
 use time::OffsetDateTime;
@@ -96,13 +97,12 @@ impl KeyCache {
         Self { pool, look_up_pool, grants, unknown, under_way, attempts, default_rate_limit }
     }
 
-    /// Nothing panics while it holds a lock, and the maps are consistent at any time, so a poisoned lock is safe to use.
     fn grants(&self) -> MutexGuard<'_, HashMap<KeyId, CachedGrant>> {
-        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.grants)
     }
 
     fn under_way(&self) -> MutexGuard<'_, HashMap<KeyHash, Arc<AsyncMutex<()>>>> {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.under_way)
     }
 
     /// What the key allows. `from` is the address that sent it, if attempts of it are counted.

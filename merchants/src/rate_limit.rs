@@ -1,8 +1,9 @@
 //! A rate limit that knows debt: a request that costs more than the limit allows at once is let through whole, and the next one
 //! waits until it is paid.
 
+use base::locked;
 use std::num::NonZeroU32;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Counts one client's requests (the generic cell rate algorithm).
@@ -65,8 +66,7 @@ impl RateLimiter {
     }
 
     fn paid_at(&self) -> MutexGuard<'_, Instant> {
-        // Nothing panics while it holds the lock.
-        self.paid_at.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.paid_at)
     }
 }
 

@@ -2,10 +2,11 @@
 
 use crate::keys::KeyHash;
 use crate::rate_limit::RateLimiter;
+use base::locked;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Look-ups of an address that find no key, in a second, and at once.
@@ -25,11 +26,6 @@ struct Generations {
     since: Instant,
     young: HashSet<KeyHash>,
     old: HashSet<KeyHash>,
-}
-
-/// Nothing panics while it holds a lock.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl UnknownKeys {
@@ -52,7 +48,7 @@ impl UnknownKeys {
     }
 
     fn current(&self) -> MutexGuard<'_, Generations> {
-        let mut generations = lock(&self.generations);
+        let mut generations = locked(&self.generations);
         let age = generations.since.elapsed();
         if age >= self.generation {
             let young = std::mem::take(&mut generations.young);
@@ -73,7 +69,7 @@ impl FailedAttempts {
     /// # Errors
     /// How long to wait, when too many have failed.
     pub fn begin(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
-        let mut addresses = lock(&self.0);
+        let mut addresses = locked(&self.0);
         if addresses.len() >= MAX_REMEMBERED && !addresses.contains_key(&address) {
             addresses.retain(|_, attempts| !attempts.is_idle(now));
             // So that this is not done for each one.
@@ -87,7 +83,7 @@ impl FailedAttempts {
 
     /// The attempt found a key, or nothing could be found out.
     pub fn forgive(&self, address: IpAddr) {
-        if let Some(attempts) = lock(&self.0).get(&address) {
+        if let Some(attempts) = locked(&self.0).get(&address) {
             attempts.refund();
         }
     }
@@ -105,9 +101,9 @@ mod tests {
         unknown.insert(key(0));
         (1..=2 * MAX_REMEMBERED).for_each(|n| unknown.insert(key(n)));
         assert!(unknown.contains(&key(0)) && !unknown.contains(&key(2 * MAX_REMEMBERED)));
-        assert_eq!(lock(&unknown.generations).young.len(), MAX_REMEMBERED);
+        assert_eq!(locked(&unknown.generations).young.len(), MAX_REMEMBERED);
 
-        let age = |by: u64| lock(&unknown.generations).since -= Duration::from_secs(by);
+        let age = |by: u64| locked(&unknown.generations).since -= Duration::from_secs(by);
         age(31);
         assert!(unknown.contains(&key(0)));
         age(31);
@@ -138,6 +134,6 @@ mod tests {
         for n in 0..3 * u32::try_from(MAX_REMEMBERED).unwrap() {
             assert_eq!(attempts.begin(IpAddr::from(n.to_be_bytes()), now), Ok(()));
         }
-        assert!(lock(&attempts.0).len() <= MAX_REMEMBERED);
+        assert!(locked(&attempts.0).len() <= MAX_REMEMBERED);
     }
 }

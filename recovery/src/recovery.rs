@@ -9,7 +9,7 @@ use crate::catch_up::{CatchUp, RESTORING, mark};
 use crate::installation::{caught_up_lineage, installation, note_lineage, other};
 use crate::known::{self, Known};
 use crate::republish;
-use base::metrics;
+use base::{locked, metrics};
 use deadpool_postgres::{Client, Pool};
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use runtime::db::{Gate, Lineage, OwnConnection, Primary, lock};
@@ -17,7 +17,7 @@ use runtime::kafka::{Backlog, Offsets};
 use runtime::{Failure, Kafka, Settings, db, set_aside, stage};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::time::MissedTickBehavior;
@@ -156,7 +156,7 @@ impl Recovery {
 
     /// What is wrong with the topics, who else writes to them, and which other server takes writes; `None` when nothing is.
     pub fn problem(&self) -> Option<String> {
-        let Problems { topics, foreign } = &*lock_in(&self.0.problems);
+        let Problems { topics, foreign } = &*locked(&self.0.problems);
         let foreign = foreign.map(|other| {
             format!("installation {other} writes to our payment.intents; with the same xpub it gives out the same addresses")
         });
@@ -183,7 +183,7 @@ impl Recovery {
                 }
                 tracing::warn!(stage = STAGE, "Postgres could not be compared with the topics, will retry: {failure}");
                 watch.client = None;
-                *lock_in(&self.0.backlog) = None;
+                *locked(&self.0.backlog) = None;
             }
             let asked = handle.block_on(async {
                 tokio::select! {
@@ -239,7 +239,7 @@ impl Recovery {
                 self.0.gate.open(lineage);
             }
         }
-        lock_in(&self.0.problems).foreign = within(handle, other(db))?;
+        locked(&self.0.problems).foreign = within(handle, other(db))?;
         within(handle, report(db))?;
         watch.client = Some(client);
         Ok(())
@@ -282,7 +282,7 @@ impl Recovery {
         if let Some((_, since)) = settling {
             return Ok(since.elapsed() >= SETTLING_TIME);
         }
-        let mut backlog = lock_in(&self.0.backlog);
+        let mut backlog = locked(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
         for topic in COMPARED {
             if backlog.ends(topic)?.values().any(|end| *end > 0) {
@@ -298,7 +298,7 @@ impl Recovery {
 
     /// Returns whether the database had lost something.
     fn compare(&self, handle: &Handle, client: &mut Client) -> Result<bool, Failure> {
-        let mut backlog = lock_in(&self.0.backlog);
+        let mut backlog = locked(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
         CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run()
     }
@@ -306,7 +306,7 @@ impl Recovery {
     /// Holds the topics against what the database knows of them. Intents that Kafka had acknowledged and has no more are published
     /// again, and the topic is compared anew.
     fn check_topics(&self, handle: &Handle, client: &mut Client) -> Result<(), Failure> {
-        let mut backlog = lock_in(&self.0.backlog);
+        let mut backlog = locked(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
         let mut problems = Vec::new();
         for topic in COMPARED {
@@ -332,7 +332,7 @@ impl Recovery {
             let Some(again) = lost(backlog, topic, &known)? else { continue };
             tracing::error!("{name} lacks records that Kafka had acknowledged: it was lost, or made anew");
             problems.push(format!("{name} lacked records that Kafka had acknowledged"));
-            lock_in(&self.0.problems).topics.clone_from(&problems);
+            locked(&self.0.problems).topics.clone_from(&problems);
             if topic == Topic::Intents {
                 let count = handle.block_on(republish::republish(&self.0.kafka, &self.0.pool))?;
                 tracing::warn!(
@@ -347,7 +347,7 @@ impl Recovery {
             })?;
             problems.pop();
         }
-        lock_in(&self.0.problems).topics = problems;
+        locked(&self.0.problems).topics = problems;
         Ok(())
     }
 
@@ -413,11 +413,6 @@ fn open<'a>(backlog: &'a mut Option<Backlog>, kafka: &Kafka) -> Result<&'a Backl
         Some(backlog) => Ok(backlog),
         none => Ok(none.insert(Backlog::open(kafka)?)),
     }
-}
-
-/// Nothing is left half done by a panic while one of these locks is held.
-fn lock_in<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -6,11 +6,11 @@ use crate::failure::Failure;
 use crate::kafka::error::TWIN;
 use crate::kafka::producer::TRANSACTION_TIMEOUT;
 use anyhow::{Context as _, anyhow};
-use base::{backoff, metrics};
+use base::{backoff, locked, metrics};
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -137,7 +137,7 @@ struct FailedStage {
 static FAILED: Mutex<BTreeMap<String, FailedStage>> = Mutex::new(BTreeMap::new());
 
 fn failed() -> MutexGuard<'static, BTreeMap<String, FailedStage>> {
-    FAILED.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&FAILED)
 }
 
 /// The stages of this process that wait, or have just begun again after a failure: their names and causes.

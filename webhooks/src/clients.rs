@@ -6,10 +6,11 @@
 
 use crate::send;
 use crate::ssrf::{Guard, GuardedResolver};
+use base::locked;
 use reqwest::Client;
 use reqwest::dns::Resolve;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -51,7 +52,7 @@ impl Clients {
 
     /// The client for a message that is sent to this endpoint now.
     pub fn client_for(&self, endpoint: Uuid) -> Client {
-        if keeps_alive(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner), endpoint, Instant::now()) {
+        if keeps_alive(&mut locked(&self.kept), endpoint, Instant::now()) {
             self.keep_alive.clone()
         } else {
             self.closing.clone()

@@ -8,12 +8,12 @@ use crate::lane::Lane;
 use crate::queue::{self, ClaimLimits};
 use crate::ssrf::Guard;
 use crate::{retry_schedule, send};
-use base::metrics;
+use base::counts::Counts;
+use base::{locked, metrics};
 use deadpool_postgres::Pool;
 use runtime::Failure;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
@@ -37,7 +37,7 @@ pub struct Engine {
     guard: Guard,
     instance: String,
     /// Messages in flight per endpoint, over all lanes.
-    in_flight: Mutex<HashMap<Uuid, i32>>,
+    in_flight: Mutex<Counts<Uuid>>,
     /// When each slow endpoint was last slow.
     slow: Mutex<HashMap<Uuid, Instant>>,
 }
@@ -56,7 +56,7 @@ impl Engine {
         queue::release_claims(&db, &self.instance).await?;
         drop(db);
         // The sends of an earlier run were cancelled with it.
-        locked(&self.in_flight).clear();
+        *locked(&self.in_flight) = Counts::default();
         let mut lanes = JoinSet::new();
         for lane in Lane::ALL {
             let (engine, notify, stop) = (Arc::clone(self), Arc::clone(new_deliveries), stop.clone());
@@ -122,7 +122,8 @@ impl Engine {
         if free == 0 {
             return Ok(());
         }
-        let in_flight: Vec<(Uuid, i32)> = locked(&self.in_flight).iter().map(|(id, count)| (*id, *count)).collect();
+        let in_flight: Vec<(Uuid, i32)> =
+            locked(&self.in_flight).iter().map(|(id, count)| (*id, i32::try_from(count).unwrap_or(i32::MAX))).collect();
         let slow: Vec<Uuid> = {
             let mut slow = locked(&self.slow);
             slow.retain(|_, last| last.elapsed() < SLOW_TTL);
@@ -140,7 +141,7 @@ impl Engine {
         let claimed = queue::claim_due(&db, limits).await?;
         drop(db);
         for delivery in claimed {
-            *locked(&self.in_flight).entry(delivery.endpoint_id).or_default() += 1;
+            locked(&self.in_flight).add(delivery.endpoint_id, 1);
             let (client, guard) = (self.clients.client_for(delivery.endpoint_id), self.guard.clone());
             sends.spawn(async move {
                 let outcome = send::send(&client, &guard, &delivery).await;
@@ -167,20 +168,11 @@ impl Engine {
         drop(db);
         let mut in_flight = locked(&self.in_flight);
         for attempt in &done {
-            if let Entry::Occupied(mut count) = in_flight.entry(attempt.delivery.endpoint_id) {
-                *count.get_mut() -= 1;
-                if *count.get() == 0 {
-                    count.remove();
-                }
-            }
+            in_flight.take_off(&attempt.delivery.endpoint_id, 1);
         }
         metrics::WEBHOOKS_DISABLED.counter(&[]).increment(u64::try_from(disabled).unwrap_or_default());
         Ok(())
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn finished(sent: Result<FinishedAttempt, JoinError>) -> Result<FinishedAttempt, Failure> {

@@ -5,8 +5,9 @@ use crate::http::problem::Problem;
 use axum::body::{Body, Bytes, HttpBody as _, to_bytes};
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use base::counts::Counts;
+use base::locked;
+use std::sync::{Arc, Mutex, MutexGuard};
 use uuid::Uuid;
 
 /// Room for dozens of the largest batches.
@@ -22,7 +23,7 @@ pub struct BodyBudget(Arc<Mutex<Taken>>);
 #[derive(Default)]
 struct Taken {
     all: usize,
-    of_merchant: HashMap<Uuid, usize>,
+    of_merchant: Counts<Uuid>,
 }
 
 /// Why there is no room.
@@ -85,7 +86,7 @@ impl BodyBudget {
 
     fn check(&self, merchant: Uuid, bytes: usize) -> Result<(), Full> {
         let taken = self.taken();
-        let of_merchant = taken.of_merchant.get(&merchant).copied().unwrap_or_default() + bytes;
+        let of_merchant = taken.of_merchant.of(&merchant) + bytes;
         if of_merchant > MAX_BYTES_OF_MERCHANT {
             return Err(Full::Merchant);
         }
@@ -98,13 +99,12 @@ impl BodyBudget {
     fn count(&self, merchant: Uuid, bytes: usize) -> BodyShare {
         let mut taken = self.taken();
         taken.all += bytes;
-        *taken.of_merchant.entry(merchant).or_default() += bytes;
+        taken.of_merchant.add(merchant, bytes);
         BodyShare { budget: self.clone(), merchant, bytes }
     }
 
-    /// Nobody panics while holding the lock.
     fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0)
     }
 }
 
@@ -121,12 +121,7 @@ impl Drop for BodyShare {
     fn drop(&mut self) {
         let mut taken = self.budget.taken();
         taken.all -= self.bytes;
-        if let Some(bytes) = taken.of_merchant.get_mut(&self.merchant) {
-            *bytes -= self.bytes;
-            if *bytes == 0 {
-                taken.of_merchant.remove(&self.merchant);
-            }
-        }
+        taken.of_merchant.take_off(&self.merchant, self.bytes);
     }
 }
 

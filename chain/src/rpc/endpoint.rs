@@ -300,5 +300,5 @@ pub(super) fn jitter() -> f64 {
 
 /// Runs `act` under the lock. Nothing panics while holding it, and any state of its content is valid.
 pub(super) fn locked<S, T>(state: &Mutex<S>, act: impl FnOnce(&mut S) -> T) -> T {
-    act(&mut state.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    act(&mut base::locked(state))
 }

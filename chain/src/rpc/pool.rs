@@ -200,7 +200,7 @@ impl Rpc {
     /// Whether this block has been tried for so long that it waits no longer for what it lacks.
     pub(crate) fn has_waited_for(&self, block: B256) -> bool {
         let now = Instant::now();
-        let mut tried = self.tried.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut tried = base::locked(&self.tried);
         tried.retain(|_, since| now.saturating_duration_since(*since) < MAX_TRIED_AGE);
         now.saturating_duration_since(*tried.entry(block).or_insert(now)) >= self.patience
     }

@@ -1,8 +1,9 @@
 //! Which errors of Postgres a retry mends.
 
 use crate::failure::Failure;
+use base::locked;
 use deadpool_postgres::{HookError, PoolError};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Instant;
 use tokio_postgres::error::SqlState;
 
@@ -15,7 +16,7 @@ static REFUSED_WRITE: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// The pools try a connection again that was tried before this time.
 pub(super) fn last_refused_write() -> Option<Instant> {
-    *REFUSED_WRITE.lock().unwrap_or_else(PoisonError::into_inner)
+    *locked(&REFUSED_WRITE)
 }
 
 impl From<tokio_postgres::Error> for Failure {
@@ -27,7 +28,7 @@ impl From<tokio_postgres::Error> for Failure {
                 .context("the database is of another version, such as an older backup: `ctrip migrate` mends that");
         }
         if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
-            *REFUSED_WRITE.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            *locked(&REFUSED_WRITE) = Some(Instant::now());
         }
         let passes = |code: &SqlState| TRANSIENT.contains(&&code.code()[..2]) || *code == SqlState::LOCK_NOT_AVAILABLE;
         let transient = error.code().is_none_or(passes);

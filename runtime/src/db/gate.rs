@@ -6,9 +6,10 @@
 //! last look is older than [`Gate::LEASE`]: a process that was paused, or whose looks fail, does not know whether another database has
 //! taken the place of its own. A new connection tells by itself where it leads to.
 
+use base::locked;
 use deadpool_postgres::{ClientWrapper, Hook, HookError};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -147,9 +148,8 @@ impl Gate {
         })
     }
 
-    /// Nobody panics while holding the lock.
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0.state)
     }
 }
 

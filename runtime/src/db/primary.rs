@@ -10,6 +10,7 @@
 
 use super::config::{CONNECT_TIMEOUT, parse};
 use super::server::{Server, ask, name, single_hosts};
+use base::locked;
 use deadpool_postgres::Connect;
 use futures::FutureExt as _;
 use futures::StreamExt as _;
@@ -17,7 +18,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -317,11 +318,6 @@ async fn refuse(client: &Client) -> Result<(), Error> {
              promoted after it: stop it, or make it a standby'; END $$",
         )
         .await
-}
-
-/// Nothing is left half done by a panic while one of these locks is held.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -2,10 +2,11 @@
 
 use super::client_address::{is_trusted, network};
 use super::limits::{Limits, Timeouts};
-use base::metrics;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use base::counts::Counts;
+use base::{locked, metrics};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,7 @@ struct Inner {
 struct Table {
     open: usize,
     /// Without those of trusted proxies.
-    open_of_address: HashMap<IpAddr, usize>,
+    open_of_address: Counts<IpAddr>,
     /// Those that wait for a request, by the turn in which they came to do so.
     waiting: BTreeMap<u64, Arc<Connection>>,
     waiting_of_address: BTreeSet<(IpAddr, u64)>,
@@ -65,11 +66,6 @@ pub struct Busy {
     number: u64,
 }
 
-/// Nothing panics while it holds a lock, and what they guard is consistent at any time, so a poisoned lock is safe to use.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Connections {
     pub fn new(limits: Limits) -> Self {
         Self(Arc::new(Inner { limits, table: Mutex::default() }))
@@ -79,8 +75,8 @@ impl Connections {
     pub fn admit(&self, peer: IpAddr) -> Option<Place> {
         let limits = self.limits();
         let (address, is_proxy) = (network(peer), is_trusted(peer, &limits.trusted_proxies));
-        let mut table = lock(&self.0.table);
-        let of_address = table.open_of_address.get(&address).copied().unwrap_or_default();
+        let mut table = locked(&self.0.table);
+        let of_address = table.open_of_address.of(&address);
         let full = table.open >= limits.connections;
         // An address that floods the server loses its own connections first.
         let admitted = if !is_proxy && (full || of_address >= limits.connections_per_address) {
@@ -94,19 +90,19 @@ impl Connections {
         }
         table.open += 1;
         if !is_proxy {
-            *table.open_of_address.entry(address).or_default() += 1;
+            table.open_of_address.add(address, 1);
         }
         let state = State { requests: BTreeMap::new(), next: 0, turn: None, progressed: Instant::now() };
         let gone = CancellationToken::new();
         let connection = Arc::new(Connection { peer, address, is_proxy, state: Mutex::new(state), gone });
-        lock(&connection.state).turn = table.wait(&connection);
+        locked(&connection.state).turn = table.wait(&connection);
         self.observe(&table);
         Some(Place { connections: self.clone(), connection })
     }
 
     /// Closes the connection that has waited longest for a request.
     pub fn evict_oldest(&self) {
-        lock(&self.0.table).evict_oldest();
+        locked(&self.0.table).evict_oldest();
     }
 
     pub fn limits(&self) -> &Limits {
@@ -161,13 +157,8 @@ impl Table {
     fn close(&mut self, connection: &Connection) {
         connection.gone.cancel();
         self.open -= 1;
-        if !connection.is_proxy
-            && let Some(open) = self.open_of_address.get_mut(&connection.address)
-        {
-            *open -= 1;
-            if *open == 0 {
-                self.open_of_address.remove(&connection.address);
-            }
+        if !connection.is_proxy {
+            self.open_of_address.take_off(&connection.address, 1);
         }
     }
 }
@@ -191,12 +182,12 @@ impl Place {
     /// Marks that a request is in hand.
     pub fn begin(&self) -> Busy {
         let Self { connections, connection } = self;
-        let mut state = lock(&connection.state);
+        let mut state = locked(&connection.state);
         let number = state.next;
         state.next += 1;
         state.progress(number);
         if let Some(turn) = state.turn.take() {
-            lock(&connections.0.table).wait_no_more(turn);
+            locked(&connections.0.table).wait_no_more(turn);
         }
         Busy { connections: connections.clone(), connection: Arc::clone(connection), number }
     }
@@ -209,7 +200,7 @@ impl Place {
     pub fn patience(&self) -> Result<Duration, &'static str> {
         let Timeouts { first_request, next_request, next_request_of_proxy, reply } = self.connections.limits().timeouts;
         let Connection { is_proxy, ref state, .. } = *self.connection;
-        let state = lock(state);
+        let state = locked(state);
         let (since, limit, cause) = match state.requests.values().min() {
             Some(_) if is_proxy => (state.progressed, reply, "stalled"),
             Some(progressed) => (*progressed, reply, "stalled"),
@@ -230,8 +221,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let turn = lock(&self.connection.state).turn.take();
-        let mut table = lock(&self.connections.0.table);
+        let turn = locked(&self.connection.state).turn.take();
+        let mut table = locked(&self.connections.0.table);
         if let Some(turn) = turn {
             table.wait_no_more(turn);
         }
@@ -245,17 +236,17 @@ impl Drop for Place {
 impl Busy {
     /// Notes that the client took a piece of its reply.
     pub fn progressed(&self) {
-        lock(&self.connection.state).progress(self.number);
+        locked(&self.connection.state).progress(self.number);
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let mut state = lock(&self.connection.state);
+        let mut state = locked(&self.connection.state);
         state.requests.remove(&self.number);
         state.progressed = Instant::now();
         if state.requests.is_empty() {
-            state.turn = lock(&self.connections.0.table).wait(&self.connection);
+            state.turn = locked(&self.connections.0.table).wait(&self.connection);
         }
     }
 }

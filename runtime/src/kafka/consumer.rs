@@ -11,7 +11,7 @@ use super::hanging::OpenTransactions;
 use super::record::Record;
 use crate::failure::Failure;
 use anyhow::anyhow;
-use base::metrics;
+use base::{locked, metrics};
 use rdkafka::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::message::Message as _;
@@ -20,7 +20,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use topics::Topic;
 
@@ -72,7 +72,7 @@ impl Context {
     }
 
     fn begun(&self) -> MutexGuard<'_, HashMap<(Topic, i32), i64>> {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.begun)
     }
 
     fn fail(&self, failure: Failure) {
@@ -94,7 +94,7 @@ impl ClientContext for Context {
             .sum();
         #[expect(clippy::cast_precision_loss, reason = "no lag reaches 2^52 records")]
         metrics::STAGE_LAG_RECORDS.gauge(&[("stage", self.stage)]).set(lag as f64);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = locked(&self.open);
         for (name, topic) in &statistics.topics {
             // What was not read up to there waits for its reader, and its ends are old.
             let read = topic.partitions.values().filter(|p| p.fetch_state == "active" && p.next_offset >= p.ls_offset);

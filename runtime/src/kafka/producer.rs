@@ -6,14 +6,14 @@
 use super::client::Kafka;
 use crate::failure::Failure;
 use anyhow::{Context as _, anyhow};
-use base::{backoff, metrics};
+use base::{backoff, locked, metrics};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, FutureProducer, FutureRecord, Producer as _, ThreadedProducer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use topics::Topic;
 
@@ -217,7 +217,7 @@ impl Publisher {
 
     /// The producer, or its successor if a fatal error has spoiled it.
     fn producer(&self) -> anyhow::Result<FutureProducer> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = locked(&self.current);
         let Some((code, cause)) = current.producer.client().fatal_error() else { return Ok(current.producer.clone()) };
         let now = Instant::now();
         if now < current.next_opening {

@@ -5,8 +5,9 @@
 
 use crate::http::problem::Problem;
 use axum::http::StatusCode;
+use base::locked;
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use uuid::Uuid;
 
 /// A merchant, and the text of a key of its own.
@@ -38,9 +39,8 @@ impl InFlightKeys {
         Ok(InFlightKey { keys: self.clone(), key })
     }
 
-    /// Nobody panics while holding the lock.
     fn all(&self) -> MutexGuard<'_, HashSet<MerchantKey>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0)
     }
 }
 

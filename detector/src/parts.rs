@@ -4,6 +4,7 @@
 //! their size also bounds its memory and its transactions.
 
 use prost::{DecodeError, Message as _};
+use topics::in_parts;
 use topics::lazy::Fields;
 use topics::wire::MatchesRecord;
 
@@ -15,25 +16,10 @@ pub fn split_matches(mut record: MatchesRecord) -> Vec<MatchesRecord> {
     if record.encoded_len() <= MAX_TRANSFERS_BYTES {
         return vec![record];
     }
-    let transfers = std::mem::take(&mut record.transfers);
-    let (mut parts, mut bytes) = (vec![record.clone()], 0);
-    for transfer in transfers {
-        // Its key and its length.
-        let length = transfer.encoded_len() + 8;
-        if bytes + length > MAX_TRANSFERS_BYTES {
-            parts.push(record.clone());
-            bytes = 0;
-        }
-        bytes += length;
-        if let Some(part) = parts.last_mut() {
-            part.transfers.push(transfer);
-        }
-    }
+    let parts = in_parts(std::mem::take(&mut record.transfers), MAX_TRANSFERS_BYTES);
     let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
-    for (part, place) in parts.iter_mut().zip(1..) {
-        (part.part, part.parts) = (place, count);
-    }
-    parts
+    let part = |(transfers, part)| MatchesRecord { transfers, part, parts: count, ..record.clone() };
+    parts.into_iter().zip(1..).map(part).collect()
 }
 
 /// Whether a record of `chain.matches`, without its frame, is the last of its block.

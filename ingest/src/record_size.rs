@@ -2,8 +2,9 @@
 //! log that no record holds loses its data, and internal transfers that no record holds are left for a backfill. Pure.
 
 use prost::Message as _;
+use topics::wire::logs_record::Log;
 use topics::wire::{BlockRecord, LogsRecord};
-use topics::{MAX_LOGS_BYTES, hex};
+use topics::{MAX_LOGS_BYTES, hex, in_parts};
 
 /// No transfer has so much data. Half of a record, so that each part but the last is at least half full.
 const MAX_LOG_BYTES: usize = MAX_LOGS_BYTES / 2;
@@ -17,36 +18,21 @@ pub fn split_logs(mut record: LogsRecord) -> Vec<LogsRecord> {
     }
     let logs = std::mem::take(&mut record.logs);
     let head = record;
-    let (mut parts, mut bytes) = (vec![head.clone()], 0);
-    for mut log in logs {
-        if log.encoded_len() > MAX_LOG_BYTES {
-            let (number, hash) = (head.number, hex(&head.hash));
-            tracing::warn!(
-                chain = head.chain_id,
-                number,
-                hash,
-                index = log.index,
-                "a log of {} bytes loses its data",
-                log.data.len()
-            );
-            log.data.clear();
-        }
-        // Its key and its length.
-        let length = log.encoded_len() + 8;
-        if bytes + length > MAX_LOGS_BYTES {
-            parts.push(head.clone());
-            bytes = 0;
-        }
-        bytes += length;
-        if let Some(part) = parts.last_mut() {
-            part.logs.push(log);
-        }
-    }
+    let parts = in_parts(logs.into_iter().map(|log| bound_log(log, &head)), MAX_LOGS_BYTES);
     let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
-    for (part, place) in parts.iter_mut().zip(1..) {
-        (part.part, part.parts) = (place, count);
+    let part = |(logs, part)| LogsRecord { logs, part, parts: count, ..head.clone() };
+    parts.into_iter().zip(1..).map(part).collect()
+}
+
+/// A log of a block, without its data if no record holds it.
+fn bound_log(mut log: Log, head: &LogsRecord) -> Log {
+    if log.encoded_len() > MAX_LOG_BYTES {
+        let (number, hash) = (head.number, hex(&head.hash));
+        let bytes = log.data.len();
+        tracing::warn!(chain = head.chain_id, number, hash, index = log.index, "a log of {bytes} bytes loses its data");
+        log.data.clear();
     }
-    parts
+    log
 }
 
 /// Leaves out the internal transfers of a block whose record would be too large. Returns whether it was.

@@ -17,6 +17,7 @@ pub mod lazy;
 mod matches;
 mod message;
 mod partition;
+mod parts;
 mod topic;
 mod transfer_log;
 pub mod wire;
@@ -30,6 +31,7 @@ pub use deposit_address::{derivation_path, payment_uri};
 pub use ids::{BlockRef, ChainId, PaymentId, Source, TransferId};
 pub use matches::{Kind, MAX_TIMESTAMP, MalformedField, Matches, Transfer, address, check_timestamp, hash};
 pub use message::Message;
+pub use parts::in_parts;
 pub use topic::{Cleanup, MAX_LOGS_BYTES, MAX_MESSAGE_BYTES, Topic};
 pub use transfer_log::{
     COIN_CONTRACTS, COIN_LOG_ADDRESS, CoinContract, CoinLogs, TRANSFER_TOPIC, ZKSYNC_BOOTLOADER, tells_every_movement,

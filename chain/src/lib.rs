@@ -26,13 +26,14 @@ mod trace;
 
 pub use block::{
     AccessListItem, Authorization, Block, Head, Log, MAX_SKIPPED, Receipt, ReceiptStatus, Receipts, Transaction, Withdrawal,
+    may_stand_above,
 };
 pub use check::{EndpointCheck, WebsocketCheck, check_endpoints, check_websockets};
 pub use config::{COIN_DECIMALS, Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, Tier, Token};
 pub use credit::{Credit, CreditSource};
 pub use fetch::{
-    BlockId, FetchError, FetchOptions, FetchedBlock, PlacedLog, Standing, Tags, Witnesses, fetch_block, fetch_head,
-    fetch_head_from, fetch_newest, fetch_standings, fetch_tags, find_content_witnesses, find_witnesses, look_at,
+    BlockId, FetchError, FetchOptions, FetchedBlock, PlacedLog, Standing, Tags, Witnesses, fetch_below_hole, fetch_block,
+    fetch_head, fetch_head_from, fetch_newest, fetch_standings, fetch_tags, find_content_witnesses, find_witnesses, look_at,
 };
 pub use heads::{Heads, HeadsError, WsTimeouts};
 pub use proof::{PartProof, Proof, ProofError, Verify, prove};

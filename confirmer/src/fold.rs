@@ -10,7 +10,7 @@
 
 use crate::working_set::WorkingSet;
 use anyhow::anyhow;
-use chain::{Chains, MAX_SKIPPED};
+use chain::{Chains, may_stand_above};
 use deadpool_postgres::{GenericClient, Pool};
 use payments::lifecycle::{Cause, Head};
 use payments::store::{self, BatchScope, ChainHead, LostBlocks, OpenBlock, OrphanTransfer};
@@ -158,6 +158,10 @@ pub(crate) async fn fold_chain(
 
 /// Checks that no part of a block is missing between two records, nor before the first of them.
 fn check_parts(head: Option<&ChainHead>, records: &[&Matches]) -> Result<(), Failure> {
+    let place = |record: &Matches| format!("part {} of {} of block {}", record.part, record.parts, record.block);
+    let out_of_order = |record, before: String| {
+        Failure::Halt(anyhow!("chain.matches is out of order: {} comes after {before}", place(record)))
+    };
     if let (Some(head), Some(first)) = (head, records.first()) {
         let follows = match head.open {
             // The block may come again from its first part, as in a copy of the topic.
@@ -166,20 +170,17 @@ fn check_parts(head: Option<&ChainHead>, records: &[&Matches]) -> Result<(), Fai
             None => first.begins_block(),
         };
         if !follows {
-            let open =
-                head.open.map_or("a whole block".to_owned(), |open| format!("part {} of block {}", open.part, open.hash));
-            return Err(Failure::Halt(anyhow!(
-                "chain.matches is out of order: part {} of {} of block {} comes after {open}",
-                first.part,
-                first.parts,
-                first.block
-            )));
+            let whole = "a whole block".to_owned();
+            return Err(out_of_order(
+                first,
+                head.open.map_or(whole, |open| format!("part {} of block {}", open.part, open.hash)),
+            ));
         }
     }
-    let mut pairs = records.iter().zip(records.iter().skip(1));
-    let Some((before, record)) = pairs.find(|(before, record)| !record.can_follow(before)) else { return Ok(()) };
-    let place = |record: &Matches| format!("part {} of {} of block {}", record.part, record.parts, record.block);
-    Err(Failure::Halt(anyhow!("chain.matches is out of order: {} comes after {}", place(record), place(before))))
+    match records.iter().zip(records.iter().skip(1)).find(|(before, record)| !record.can_follow(before)) {
+        Some((before, record)) => Err(out_of_order(record, place(before))),
+        None => Ok(()),
+    }
 }
 
 /// Whether a record says that its chain begins anew.
@@ -285,8 +286,7 @@ fn apply_record(
                 return out_of_order("the removal of the head");
             }
             let number = record.number_below();
-            let fits = |below| record.block.number.checked_sub(below).is_some_and(|fall| (1..=MAX_SKIPPED + 1).contains(&fall));
-            if !record.parent_number.is_none_or(fits) {
+            if !record.parent_number.is_none_or(|below| may_stand_above(record.block.number, below)) {
                 return out_of_order("the parent of the removed block below it, over no wider a hole than a chain may have");
             }
             working.remove(cause, number)?;

@@ -7,6 +7,7 @@
 //! from the last block matched to the first one after the gap.
 
 use crate::matching::RecordHead;
+use topics::number_below;
 use topics::wire::matches_record::Kind;
 
 /// A block's hash.
@@ -76,10 +77,7 @@ impl Progress {
         self.sequence = record.sequence;
         match Kind::try_from(record.kind) {
             Ok(Kind::Added) => self.head = at(record.number, record.hash),
-            Ok(Kind::Removed) => {
-                let number = record.parent_number.unwrap_or(record.number.saturating_sub(1));
-                self.head = at(number, record.parent_hash);
-            }
+            Ok(Kind::Removed) => self.head = at(number_below(record.number, record.parent_number), record.parent_hash),
             Ok(Kind::Replayed) => self.head = None,
             // It adds and removes nothing.
             _ => return,

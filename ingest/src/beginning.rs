@@ -2,7 +2,7 @@
 //! below it, money that was above.
 
 use crate::depth::{last_final_block, reached_head};
-use chain::{BlockId, Chain, Endpoint, Head, Rpc, fetch_head, fetch_head_from, fetch_standings, look_at};
+use chain::{BlockId, Chain, Endpoint, Head, Rpc, fetch_below_hole, fetch_head, fetch_standings, look_at};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -60,10 +60,7 @@ async fn find_at_or_below(rpc: &Rpc, number: u64) -> Option<u64> {
 async fn below_wide_hole(rpc: &Rpc, number: u64) -> Option<u64> {
     for endpoint in rpc.endpoints() {
         if let Ok(Some(above)) = look_at(endpoint, number).await
-            && above.number > number
-            && let Ok(Some(below)) = fetch_head_from(endpoint, BlockId::Hash(above.parent_hash)).await
-            && below.number < number
-            && above.stands_on(&below)
+            && let Some(below) = fetch_below_hole(endpoint, above, number).await
         {
             return Some(below.number);
         }

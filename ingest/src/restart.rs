@@ -15,7 +15,7 @@ use crate::records::{block, logs};
 use crate::resume::blocking;
 use crate::window::Window;
 use anyhow::{Context as _, bail, ensure};
-use chain::{BlockId, Chain, Chains, Head, Rpc, fetch_head, fetch_head_from, fetch_standings, find_witnesses, look_at};
+use chain::{BlockId, Chain, Chains, Head, Rpc, fetch_below_hole, fetch_head, fetch_standings, find_witnesses, look_at};
 use runtime::kafka::{Kafka, PartitionReader, TransactionalProducer};
 use runtime::{Failure, Settings};
 use std::collections::HashSet;
@@ -288,11 +288,7 @@ async fn below_hole(chain: &Chain, rpc: &Rpc, number: u64) -> anyhow::Result<Opt
         let Ok(Some(above)) = look_at(endpoint, number).await else { continue };
         if above.number == number {
             looks.push((endpoint.provider(), Look::At(above)));
-        } else if let Ok(Some(below)) = fetch_head_from(endpoint, BlockId::Hash(above.parent_hash)).await
-            && below.number < number
-            && number < above.number
-            && above.stands_on(&below)
-        {
+        } else if let Some(below) = fetch_below_hole(endpoint, above, number).await {
             looks.push((endpoint.provider(), Look::Hole { above, below }));
         }
     }

@@ -73,7 +73,7 @@ impl Matches {
 
     /// Height of the block below.
     pub fn number_below(&self) -> u64 {
-        self.parent_number.unwrap_or(self.block.number.saturating_sub(1))
+        number_below(self.block.number, self.parent_number)
     }
 
     /// Whether this record can come right after another of its chain: the parts of a block stay together.
@@ -86,6 +86,11 @@ impl Matches {
             same_block && (self.part, self.parts) == (before.part + 1, before.parts)
         }
     }
+}
+
+/// Height of the block below one of this number. Its own record tells it; in old ones it is the height below.
+pub fn number_below(number: u64, parent_number: Option<u64>) -> u64 {
+    parent_number.unwrap_or(number.saturating_sub(1))
 }
 
 /// A field whose value contradicts its schema.

@@ -41,8 +41,13 @@ impl Head {
 
     /// Whether a block at this height may be the parent.
     pub fn may_stand_above(&self, height: u64) -> bool {
-        self.number.checked_sub(height).is_some_and(|distance| (1..=MAX_SKIPPED + 1).contains(&distance))
+        may_stand_above(self.number, height)
     }
+}
+
+/// Whether a block of this number may have a parent at this height.
+pub fn may_stand_above(number: u64, height: u64) -> bool {
+    number.checked_sub(height).is_some_and(|distance| (1..=MAX_SKIPPED + 1).contains(&distance))
 }
 
 /// A block with its transactions, as `eth_getBlockBy…(…, true)` answers it. The optional fields came with hard forks.

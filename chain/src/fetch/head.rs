@@ -151,6 +151,12 @@ async fn look_above(endpoint: &Endpoint, number: u64, head: Head) -> Result<Opti
     Ok(None)
 }
 
+/// The block that an endpoint has below a height which its chain skips: the parent of the one above, as [`look_at`] gave it.
+pub async fn fetch_below_hole(endpoint: &Arc<Endpoint>, above: Head, number: u64) -> Option<Head> {
+    let below = fetch_head_from(endpoint, BlockId::Hash(above.parent_hash)).await.ok()??;
+    (below.number < number && number < above.number && above.stands_on(&below)).then_some(below)
+}
+
 /// The blocks of an endpoint at these heights, in few requests.
 async fn at_numbers(endpoint: &Endpoint, numbers: impl Iterator<Item = u64>) -> Result<Vec<Option<Head>>, RpcError> {
     let numbers: Vec<u64> = numbers.collect();

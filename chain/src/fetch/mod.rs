@@ -24,6 +24,7 @@ pub use error::FetchError;
 pub use fetched::{FetchedBlock, PlacedLog};
 pub use from_pool::fetch_block;
 pub use head::{
-    Standing, Tags, Witnesses, fetch_head, fetch_head_from, fetch_newest, fetch_standings, fetch_tags, find_witnesses, look_at,
+    Standing, Tags, Witnesses, fetch_below_hole, fetch_head, fetch_head_from, fetch_newest, fetch_standings, fetch_tags,
+    find_witnesses, look_at,
 };
 pub use options::FetchOptions;

@@ -10,12 +10,11 @@ use base::locked;
 use deadpool_postgres::{Client, Pool};
 use payments::store::{self, Witnessed};
 use recovery::Recovery;
-use runtime::{Failure, Registry, SetAside, db, set_aside};
+use runtime::{Failure, Registry, SetAside, SharedTask, db, set_aside};
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
 use topics::ChainId;
 
 const DEPENDENCIES_TTL: Duration = Duration::from_secs(1);
@@ -149,8 +148,8 @@ async fn probe(ping: impl Future<Output = anyhow::Result<()>>) -> ProbeError {
 /// A value that is loaded again once it is older than its TTL. Callers wait for one load, which goes on when they leave.
 struct Cached<T>(Mutex<Option<Load<T>>>);
 
-/// The last load, and when it ended with what; its sender is gone then.
-type Load<T> = watch::Receiver<Option<(Instant, T)>>;
+/// The last load: when it ended, with what.
+type Load<T> = SharedTask<(Instant, T)>;
 
 impl<T> Default for Cached<T> {
     fn default() -> Self {
@@ -161,26 +160,20 @@ impl<T> Default for Cached<T> {
 impl<T: Clone + Send + Sync + 'static> Cached<T> {
     /// `None` if the load has panicked.
     async fn get(&self, ttl: Duration, load: impl Future<Output = T> + Send + 'static) -> Option<T> {
-        let mut last = self.last(ttl, load);
-        let loaded = last.wait_for(Option::is_some).await.ok()?;
-        loaded.as_ref().map(|(_, value)| value.clone())
+        self.last(ttl, load).outcome().await.map(|(_, value)| value)
     }
 
     fn last(&self, ttl: Duration, load: impl Future<Output = T> + Send + 'static) -> Load<T> {
-        let serves = |last: &Load<T>| match &*last.borrow() {
-            Some((ended, _)) => ended.elapsed() < ttl,
-            None => last.has_changed().is_ok(),
-        };
+        let serves = |last: &&Load<T>| last.is_under_way() || last.has_ended_with(|(ended, _)| ended.elapsed() < ttl);
         let mut cached = locked(&self.0);
-        if let Some(last) = cached.as_ref().filter(|last| serves(last)) {
+        if let Some(last) = cached.as_ref().filter(serves) {
             return last.clone();
         }
-        let (ended, last) = watch::channel(None);
-        tokio::spawn(async move {
+        let load = async {
             let value = load.await;
-            ended.send_replace(Some((Instant::now(), value)));
-        });
-        cached.insert(last).clone()
+            (Instant::now(), value)
+        };
+        cached.insert(SharedTask::spawn(load)).clone()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::merchant::{BasisPoints, DefaultTerms, Merchant};
 use crate::unknown_keys::{FailedAttempts, UnknownKeys};
 use base::locked;
 use deadpool_postgres::{Client, Pool};
-use runtime::{Failure, db};
+use runtime::{Failure, SharedTask, db};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq as _;
 use time::OffsetDateTime;
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::sync::CancellationToken;
 
 /// How long an answer is believed: so long a revoked key may still work, and a merchant's old settings apply.
@@ -40,14 +40,14 @@ struct CachedGrant {
     grant: Arc<Grant>,
     /// When the last look-up that was answered ended.
     answered: Instant,
-    /// The last look-up that was begun since; its sender is gone when it has ended.
+    /// The last look-up that was begun since.
     refresh: Option<Refresh>,
     /// `None` once it is written.
     last_use: Option<OffsetDateTime>,
 }
 
-/// A look-up of a key that is known, and its outcome once there is one.
-type Refresh = watch::Receiver<Option<Result<Option<Arc<Grant>>, Arc<Failure>>>>;
+/// A look-up of a key that is known.
+type Refresh = SharedTask<Result<Option<Arc<Grant>>, Arc<Failure>>>;
 
 /// What is known of a key.
 enum Known {
@@ -160,7 +160,7 @@ impl KeyCache {
         if age < KEY_CACHE_TTL {
             return Some(Known::Believed(Arc::clone(&cached.grant)));
         }
-        let under_way = cached.refresh.clone().filter(|refresh| refresh.has_changed().is_ok());
+        let under_way = cached.refresh.clone().filter(SharedTask::is_under_way);
         if under_way.is_some() && age < MAX_BELIEF {
             return Some(Known::Believed(Arc::clone(&cached.grant)));
         }
@@ -171,13 +171,11 @@ impl KeyCache {
 
     /// Looks a key up again, whether or not anybody waits for it.
     fn refresh(self: &Arc<Self>, id: KeyId, hash: KeyHash) -> Refresh {
-        let (answer, refresh) = watch::channel(None);
         let cache = Arc::clone(self);
-        tokio::spawn(async move {
+        SharedTask::spawn(async move {
             let found = look_up(&cache.pool, id, &hash).await;
-            answer.send_replace(Some(found.map(|found| cache.keep(id, hash, found)).map_err(Arc::new)));
-        });
-        refresh
+            found.map(|found| cache.keep(id, hash, found)).map_err(Arc::new)
+        })
     }
 
     async fn look_up_new(&self, id: KeyId, hash: KeyHash, from: Option<IpAddr>) -> Result<Arc<Grant>, KeyRefused> {
@@ -237,14 +235,12 @@ impl KeyCache {
 
 impl Known {
     async fn grant(self) -> Result<Option<Arc<Grant>>, Failure> {
-        let mut refresh = match self {
-            Self::Believed(grant) => return Ok(Some(grant)),
-            Self::Asked(refresh) => refresh,
-        };
-        match refresh.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(Ok(found))) => Ok(found.clone()),
-            Ok(Some(Err(failure))) => Err(copy(failure)),
-            _ => Err(Failure::Retry(anyhow::anyhow!("the look-up of the key ended without an answer"))),
+        match self {
+            Self::Believed(grant) => Ok(Some(grant)),
+            Self::Asked(refresh) => match refresh.outcome().await {
+                Some(answer) => answer.map_err(|failure| copy(&failure)),
+                None => Err(Failure::Retry(anyhow::anyhow!("the look-up of the key ended without an answer"))),
+            },
         }
     }
 }

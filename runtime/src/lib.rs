@@ -6,6 +6,7 @@
 //! - [`Failure`] says what a stage does about an error; [`stage::run`] does it.
 //! - [`FoldStage`] is a stage whose effects and offset are one Postgres transaction.
 //! - [`set_aside`] is what such a stage keeps from being processed while all else goes on.
+//! - [`SharedTask`] is work for which several may wait.
 //! - [`db`] has the connection pools and the migrations.
 //! - [`http`] is a server that strangers can reach; [`exporter`] serves the metrics that [`base::metrics`] lists.
 
@@ -19,6 +20,7 @@ pub mod logging;
 mod registry;
 pub mod set_aside;
 mod settings;
+mod shared_task;
 pub mod stage;
 
 pub use failure::Failure;
@@ -27,3 +29,4 @@ pub use kafka::Kafka;
 pub use registry::{Registry, RegistryError};
 pub use set_aside::SetAside;
 pub use settings::Settings;
+pub use shared_task::SharedTask;

@@ -1,8 +1,9 @@
 //! Backups of a lab's database, made and restored with Postgres' own tools.
 
 use crate::lab::Lab;
+use crate::process::run;
 use crate::stack::connect;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -36,10 +37,4 @@ impl Backup {
         admin.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await?;
         Ok(admin.batch_execute(&format!("ALTER DATABASE {new} RENAME TO {name}")).await?)
     }
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }

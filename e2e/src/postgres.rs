@@ -1,6 +1,6 @@
 //! Postgres servers of a test's own: a primary and its standby, for failovers.
 
-use crate::process::free_port;
+use crate::process::{free_port, run};
 use crate::stack::{Stack, connect};
 use crate::wait::eventually;
 use anyhow::{Context as _, Result, ensure};
@@ -134,10 +134,4 @@ fn as_postgres(program: &Path) -> Command {
 
 fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n")
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }

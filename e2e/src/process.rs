@@ -174,6 +174,13 @@ pub fn memory_mb(process: u32, which: &str) -> Result<f64> {
     Ok(kib * 1024.0 / 1e6)
 }
 
+/// Runs a program to its end. The error has its standard error.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// Finds a program of the workspace that was built beside the running test, demo or bench, whatever `CARGO_TARGET_DIR` is.
 ///
 /// # Errors

@@ -259,7 +259,7 @@ fn a_block_whose_logs_are_gone_holds_up_its_partition_only_while_they_may_come()
     assert_eq!(join.expect_logs_below(14), 14);
     push(&mut join, logs(12, 2, 6, (0, 0), 5));
     assert!(is_waiting(&mut join), "they may be at offset 13");
-    // The topic grows. What comes is of later blocks.
+    // The topic grows by logs of later blocks.
     assert_eq!(join.expect_logs_below(20), 14);
     // A marker ends the transaction.
     join.read_logs_up_to(14);

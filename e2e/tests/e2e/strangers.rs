@@ -70,7 +70,7 @@ async fn hold_always(server: SocketAddr, number: usize, key: Arc<str>, open: Arc
     loop {
         let connect = async {
             let socket = TcpSocket::new_v4()?;
-            // What is not read would fill the machine's memory with buffers.
+            // A client that reads nothing would fill the machine's memory with buffers.
             socket.set_recv_buffer_size(4096)?;
             socket.bind(SocketAddr::from((from, 0)))?;
             socket.connect(server).await

@@ -96,7 +96,7 @@ impl ClientContext for Context {
         metrics::STAGE_LAG_RECORDS.gauge(&[("stage", self.stage)]).set(lag as f64);
         let mut open = locked(&self.open);
         for (name, topic) in &statistics.topics {
-            // What was not read up to there waits for its reader, and its ends are old.
+            // The ends of a partition that is not read up to there are old.
             let read = topic.partitions.values().filter(|p| p.fetch_state == "active" && p.next_offset >= p.ls_offset);
             open.see(name, read.map(|p| (p.partition, p.ls_offset, p.hi_offset)), Instant::now());
         }

@@ -53,7 +53,8 @@ impl Reader {
         Ok(Consumers { committed: consumer("read_committed")?, uncommitted: consumer("read_uncommitted")? })
     }
 
-    /// Reads on to the end that the topic has now; gives all payloads.
+    /// Reads on to the end that the topic has now, in no partition further, since a reader would miss in the others what came
+    /// at the same time; gives all payloads.
     pub(crate) fn read(&mut self, topic: Topic) -> Result<&[Vec<u8>]> {
         if self.consumers.is_none() {
             self.consumers = Some(self.connect()?);
@@ -79,12 +80,17 @@ impl Reader {
             list.add_partition_offset(&name, *partition, Offset::Offset(next))?;
         }
         committed.assign(&list)?;
-        let mut open = grown;
+        let mut open = grown.clone();
         while !open.is_empty() {
             match committed.poll(Duration::from_millis(100)) {
-                Some(Ok(record)) => {
+                Some(Ok(record)) if grown.get(&record.partition()).is_some_and(|end| record.offset() < *end) => {
                     seen.payloads.push(record.payload().unwrap_or_default().to_vec());
                     seen.next.insert(record.partition(), record.offset() + 1);
+                }
+                Some(Ok(record)) => {
+                    if let Some(end) = open.remove(&record.partition()) {
+                        seen.next.insert(record.partition(), end);
+                    }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     // The other offsets below the goal belong to no record: markers of transactions, and aborted ones.

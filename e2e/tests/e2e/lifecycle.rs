@@ -245,7 +245,7 @@ async fn every_rule_of_a_payments_life_holds_on_real_chains() -> Result<()> {
     }
     node.mine(3).await?;
 
-    let told = settle(&field, &cases).await?;
+    let told = settle(&field, &cases, &customer).await?;
     up.check()?;
     unexpected(&field, &told, &wrong_token, &wrong_chain)?;
     let shown = api.get(faked.id()).await?;
@@ -288,20 +288,25 @@ async fn to_itself(lab: &Lab, address: Address) -> Result<()> {
     mined(&lab.node, hash).await.map(drop)
 }
 
-/// Waits until each payment has its expected end and events; returns all events.
-async fn settle(field: &Field, cases: &[Case]) -> Result<Vec<PaymentEvent>> {
+/// Waits until each payment and each deposit has its expected end and events; returns all events.
+async fn settle(field: &Field, cases: &[Case], customer: &DepositAddress) -> Result<Vec<PaymentEvent>> {
     let settled = eventually("every payment to end as it must", || async {
         let told = events(&field.lab).await?;
-        Ok(differences(field, cases, &told).await?.is_empty().then_some(told))
+        Ok(differences(field, cases, customer, &told).await?.is_empty().then_some(told))
     });
     match settled.await {
         Ok(told) => Ok(told),
-        Err(error) => Err(error.context(differences(field, cases, &events(&field.lab).await?).await?)),
+        Err(error) => Err(error.context(differences(field, cases, customer, &events(&field.lab).await?).await?)),
     }
 }
 
-async fn differences(field: &Field, cases: &[Case], told: &[PaymentEvent]) -> Result<String> {
+async fn differences(field: &Field, cases: &[Case], customer: &DepositAddress, told: &[PaymentEvent]) -> Result<String> {
     let mut differences = String::new();
+    let id = customer.id.to_string();
+    let confirmed = told.iter().filter(|e| e.deposit_address_id == id && e.r#type == "deposit.confirmed").count();
+    if confirmed < 3 {
+        differences.push_str(&format!("{confirmed} deposits are confirmed, expected 3\n"));
+    }
     for Case { name, payment, end, events } in cases {
         let now = field.api.get(payment.id()).await?;
         let is = (now.status(), now.text("exception"), now.text("amount_received"));

@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BENCH ?= all
 # Which end-to-end tests `make test` runs: part of a name, such as payments::a_part; all tests if empty.
 T ?=
-# An end-to-end test waits most of its time, for blocks, polls and processes, so twice as many run as there are cores.
+# A test waits much of its time, for blocks, polls and time-outs, so twice as many run as there are cores.
 THREADS ?= $(shell expr 2 \* $$(nproc))
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -31,7 +31,7 @@ demo: build
 	dev/with-stack $(TARGET)/debug/demo
 
 check: lint
-	$(TEST) --workspace --exclude e2e
+	RUST_TEST_THREADS=$(THREADS) $(TEST) --workspace --exclude e2e
 	$(TEST) -p e2e --lib
 
 test:
@@ -40,7 +40,7 @@ test:
 	cargo build --workspace --bins $(if $(T),--test e2e,--tests)
 	@rm -rf target/lab
 ifeq ($(T),)
-	$(TEST) --workspace --exclude e2e
+	RUST_TEST_THREADS=$(THREADS) $(TEST) --workspace --exclude e2e
 	$(TEST) -p e2e --lib
 else
 	@cargo test --quiet --workspace --test e2e -- --list $(T) 2>/dev/null | grep -q ': test$$' || \

@@ -407,7 +407,9 @@ async fn reconnects_back_off_and_warn_once_without_the_urls_key() {
         .with_ansi(false)
         .with_writer(move || written.clone())
         .finish();
-    // The whole test runs on this thread.
+    // The whole test runs on this thread. While there is one subscriber, tracing asks that of whichever thread comes first to a
+    // line of code whether anyone wants it; other tests' threads have none.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let _guard = tracing::subscriber::set_default(subscriber);
     let server = Server::start(|connection, stream| async move {
         if connection % 2 == 0 {

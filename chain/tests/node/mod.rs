@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use chain::{BlockId, FetchError, FetchOptions, FetchedBlock, NodeUrl, Rpc, Verify, fetch_block};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 use topics::{B256, ChainId};
@@ -18,7 +18,7 @@ type Handler = Box<dyn FnMut(&str, &Value) -> Answer + Send>;
 #[derive(Clone)]
 pub struct Node {
     handler: Arc<Mutex<Handler>>,
-    asked: Arc<Mutex<HashMap<String, usize>>>,
+    asked: Arc<Mutex<HashMap<String, Vec<Value>>>>,
     /// HTTP requests.
     posts: Arc<Mutex<usize>>,
     batches: bool,
@@ -69,7 +69,13 @@ impl Node {
     }
 
     pub fn asked(&self, method: &str) -> usize {
-        self.asked.lock().unwrap().get(method).copied().unwrap_or_default()
+        self.asked.lock().unwrap().get(method).map_or(0, Vec::len)
+    }
+
+    /// How many different things it was asked by a method: an answer that is late is asked for a second time.
+    pub fn asked_different(&self, method: &str) -> usize {
+        let asked = self.asked.lock().unwrap();
+        asked.get(method).map_or(0, |params| params.iter().map(Value::to_string).collect::<HashSet<_>>().len())
     }
 
     pub fn posts(&self) -> usize {
@@ -78,7 +84,7 @@ impl Node {
 
     fn respond(&self, request: &Value) -> Answer {
         let method = request["method"].as_str().unwrap();
-        *self.asked.lock().unwrap().entry(method.to_owned()).or_default() += 1;
+        self.asked.lock().unwrap().entry(method.to_owned()).or_default().push(request["params"].clone());
         let result = match method {
             "eth_chainId" => json!("0x1"),
             method => (self.handler.lock().unwrap())(method, &request["params"])?,

@@ -4,8 +4,8 @@
 //! there too. If chains share a partition, the logs may be in another order than the blocks; those not needed yet wait. So an
 //! offset of `chain.logs` is committed only when everything below it is used. After a restart some records are read again that
 //! are done, and their counterpart may be gone; their sequence, which is not above their chain's, shows it. A retention may delete
-//! one of the two topics further than the other. Logs wait for no block once blocks came that were written long after them; a block
-//! waits for no logs once everything was read that `chain.logs` had after the block was read (`logs_watch`).
+//! one of the two topics further than the other. A record waits for its counterpart no longer once everything was read that the other
+//! topic had after the record was read (`logs_watch`).
 //!
 //! The logs of a block may come in parts, one after the other. A block waits for the last one.
 
@@ -16,21 +16,16 @@ use runtime::kafka::Record;
 use std::collections::{HashMap, VecDeque};
 use topics::{Topic, frame};
 
-/// More waiting blocks than this pause the partition, and so do more waiting logs.
+/// More waiting blocks than this pause their topic, and so do more waiting logs.
 const MAX_WAITING: usize = 4096;
-/// Clocks of the machines that write records may differ by this.
-pub const MAX_CLOCK_SKEW_MS: i64 = 60 * 60 * 1000;
-/// By how much the timestamps of a block's record and of its logs, or of two blocks in the order of their partition, may differ. A
-/// block and its logs are one transaction, which takes seconds.
-pub const MAX_BETWEEN_BLOCK_AND_LOGS_MS: i64 = MAX_CLOCK_SKEW_MS + 10 * 60 * 1000;
+/// More bytes of waiting records than this pause it as well.
+const MAX_WAITING_BYTES: usize = 128 * 1024 * 1024;
 
 /// A record of `chain.blocks` or `chain.logs`.
 pub trait ChainRecord {
     fn topic(&self) -> Topic;
     fn partition(&self) -> i32;
     fn offset(&self) -> i64;
-    /// When it was written, in milliseconds of Unix time.
-    fn written(&self) -> i64;
     /// The value with its frame.
     fn value(&self) -> &[u8];
 }
@@ -48,10 +43,6 @@ impl ChainRecord for Record<'_> {
         Self::offset(self)
     }
 
-    fn written(&self) -> i64 {
-        self.timestamp_ms().unwrap_or_default()
-    }
-
     fn value(&self) -> &[u8] {
         Self::payload(self)
     }
@@ -65,8 +56,6 @@ pub struct Join<R> {
     next_logs: Option<i64>,
     /// The end of `chain.logs` while the next block waited: its logs are below, or nowhere.
     logs_end: Option<i64>,
-    /// When the newest of the blocks that are taken or passed over was written.
-    newest_block: i64,
     /// The topic of the partition that is paused.
     pub paused: Option<Topic>,
 }
@@ -110,7 +99,7 @@ enum TakenLogs<R> {
 impl<R> Default for Join<R> {
     fn default() -> Self {
         let (blocks, logs) = (VecDeque::new(), HashMap::new());
-        Self { blocks, logs, next_block: None, next_logs: None, logs_end: None, newest_block: 0, paused: None }
+        Self { blocks, logs, next_block: None, next_logs: None, logs_end: None, paused: None }
     }
 }
 
@@ -152,14 +141,13 @@ impl<R: ChainRecord> Join<R> {
         let block = self.blocks.pop_front()?;
         self.next_block = Some(block.offset() + 1);
         self.logs_end = None;
-        self.newest_block = self.newest_block.max(block.written());
         Some(block)
     }
 
-    /// Drops logs whose block is gone: what is read of `chain.blocks` by now was written long after them.
-    pub fn drop_logs_without_block(&mut self) {
+    /// Drops the logs below an offset: their blocks are gone.
+    pub fn drop_logs_below(&mut self, offset: i64) {
         for waiting in self.logs.values_mut() {
-            while waiting.front().is_some_and(|logs| is_long_before(logs.record.written(), self.newest_block)) {
+            while waiting.front().is_some_and(|logs| logs.record.offset() < offset) {
                 waiting.pop_front();
             }
         }
@@ -190,6 +178,17 @@ impl<R: ChainRecord> Join<R> {
         Ok(Popped::Pair(Box::new(JoinedBlock { block, logs, logs_used })))
     }
 
+    /// The offset of the first logs that wait for a block.
+    pub fn first_waiting_logs(&self) -> Option<i64> {
+        // Each lane is in the order of its offsets.
+        self.logs.values().filter_map(|lane| lane.front()).map(|waiting| waiting.record.offset()).min()
+    }
+
+    /// The offset after the last block that was taken or passed over. `None` if none was.
+    pub const fn next_block(&self) -> Option<i64> {
+        self.next_block
+    }
+
     /// The offset after the logs that were read. `None` if none were.
     pub const fn next_logs(&self) -> Option<i64> {
         self.next_logs
@@ -207,17 +206,15 @@ impl<R: ChainRecord> Join<R> {
 
     /// The offsets to commit in `chain.blocks` and in `chain.logs`. `None` if nothing was read.
     pub fn offsets(&self) -> (Option<i64>, Option<i64>) {
-        // Each lane is in the order of its offsets.
-        let waiting = self.logs.values().filter_map(|lane| lane.front()).map(|waiting| waiting.record.offset()).min();
-        (self.next_block, waiting.or(self.next_logs))
+        (self.next_block, self.first_waiting_logs().or(self.next_logs))
     }
 
     /// The topic that should be paused, since more of its records wait than memory should hold. Logs wait beyond the limit while
     /// a block does: its own may be the next.
     pub fn excess(&self) -> Option<Topic> {
-        if self.blocks.len() > MAX_WAITING {
+        if is_too_much(self.blocks.iter()) {
             Some(Topic::Blocks)
-        } else if self.blocks.is_empty() && self.logs.values().map(VecDeque::len).sum::<usize>() > MAX_WAITING {
+        } else if self.blocks.is_empty() && is_too_much(self.logs.values().flatten().map(|waiting| &waiting.record)) {
             Some(Topic::Logs)
         } else {
             None
@@ -233,9 +230,13 @@ impl<R: ChainRecord> Join<R> {
     }
 }
 
-/// Whether logs were written so long before a block of the partition that their own block was read by then, if there is one.
-fn is_long_before(written: i64, newest: i64) -> bool {
-    written < newest.saturating_sub(MAX_BETWEEN_BLOCK_AND_LOGS_MS)
+fn is_too_much<'r, R: ChainRecord + 'r>(waiting: impl Iterator<Item = &'r R>) -> bool {
+    let (mut records, mut bytes) = (0, 0);
+    for record in waiting {
+        records += 1;
+        bytes += record.value().len();
+    }
+    records > MAX_WAITING || bytes > MAX_WAITING_BYTES
 }
 
 /// Takes the block's logs, once all their parts are there. Logs before them belong to blocks that are done, and are dropped, as

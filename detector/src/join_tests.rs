@@ -5,7 +5,6 @@ use topics::{MAX_LOGS_BYTES, wire};
 struct Fake {
     topic: Topic,
     offset: i64,
-    written: i64,
     value: Vec<u8>,
 }
 
@@ -22,16 +21,10 @@ impl ChainRecord for Fake {
         self.offset
     }
 
-    fn written(&self) -> i64 {
-        self.written
-    }
-
     fn value(&self) -> &[u8] {
         &self.value
     }
 }
-
-const NOW: i64 = 1_790_000_000_000;
 
 fn hash(sequence: u64) -> Vec<u8> {
     vec![sequence.to_le_bytes()[0]; 32]
@@ -39,7 +32,7 @@ fn hash(sequence: u64) -> Vec<u8> {
 
 fn block(chain_id: u64, sequence: u64) -> Fake {
     let record = wire::BlockRecord { chain_id, sequence, hash: hash(sequence).into(), ..Default::default() };
-    Fake { topic: Topic::Blocks, offset: i64::try_from(sequence).unwrap(), written: NOW, value: frame::encode(1, &record) }
+    Fake { topic: Topic::Blocks, offset: i64::try_from(sequence).unwrap(), value: frame::encode(1, &record) }
 }
 
 /// A record of logs with so many bytes of data.
@@ -47,7 +40,7 @@ fn logs(offset: i64, chain_id: u64, sequence: u64, (part, parts): (u32, u32), si
     let log = Log { data: vec![7; size].into(), ..Default::default() };
     let hash = hash(sequence).into();
     let record = wire::LogsRecord { chain_id, sequence, hash, logs: vec![log], part, parts, ..Default::default() };
-    Fake { topic: Topic::Logs, offset, written: NOW, value: frame::encode(1, &record) }
+    Fake { topic: Topic::Logs, offset, value: frame::encode(1, &record) }
 }
 
 const LARGE: usize = MAX_LOGS_BYTES / 2;
@@ -222,22 +215,22 @@ fn each_topic_is_paused_when_too_much_of_it_waits_and_logs_never_while_a_block_w
 }
 
 /// A replayed block, or its logs.
-fn replayed(mut record: Fake, number: u8, written: i64) -> Fake {
+fn replayed(mut record: Fake, number: u8) -> Fake {
     let hash = vec![number; 32].into();
     record.value = match record.topic {
         Topic::Blocks => frame::encode(1, &wire::BlockRecord { hash, ..frame::decode(&record.value).unwrap() }),
         _ => frame::encode(1, &wire::LogsRecord { hash, ..frame::decode(&record.value).unwrap() }),
     };
-    Fake { written, ..record }
+    record
 }
 
 #[test]
 fn a_replayed_block_whose_logs_are_gone_takes_no_others_along_and_waits_for_ever_no_more() {
     let mut join = Join::default();
     for number in [7, 8] {
-        push(&mut join, replayed(block(1, 0), number, NOW));
+        push(&mut join, replayed(block(1, 0), number));
     }
-    push(&mut join, replayed(logs(10, 1, 0, (0, 0), 5), 8, NOW));
+    push(&mut join, replayed(logs(10, 1, 0, (0, 0), 5), 8));
     assert!(is_waiting(&mut join), "the logs of 7 may be late");
     join.expect_logs_below(12);
     assert!(is_waiting(&mut join), "the logs of 7 may be late");
@@ -254,7 +247,7 @@ fn a_block_whose_logs_are_gone_holds_up_its_partition_only_while_they_may_come()
     push(&mut join, block(1, 1));
     push(&mut join, block(1, 2));
     // However late another's are: nobody's clock counts.
-    push(&mut join, Fake { written: NOW * 2, ..logs(10, 2, 5, (0, 0), 5) });
+    push(&mut join, logs(10, 2, 5, (0, 0), 5));
     assert!(is_waiting(&mut join));
     assert_eq!(join.expect_logs_below(14), 14);
     push(&mut join, logs(12, 2, 6, (0, 0), 5));
@@ -280,16 +273,13 @@ fn logs_that_come_in_time_are_used_whatever_end_was_asked_for() {
 #[test]
 fn logs_whose_block_is_gone_hold_no_offset_back() {
     let mut join = Join::default();
-    push(&mut join, replayed(logs(10, 1, 0, (0, 0), 5), 7, NOW));
-    let later = MAX_BETWEEN_BLOCK_AND_LOGS_MS;
-    for (sequence, written) in [(1, NOW + later), (2, NOW + later + 1)] {
-        push(&mut join, Fake { written, ..block(2, sequence) });
-        push(&mut join, Fake { written, ..logs(10 + i64::try_from(sequence).unwrap(), 2, sequence, (0, 0), 5) });
-        pair(&mut join);
-        join.drop_logs_without_block();
-        let expected = if sequence == 1 { 10 } else { 13 };
-        assert_eq!(join.offsets().1, Some(expected));
-    }
+    push(&mut join, replayed(logs(10, 1, 0, (0, 0), 5), 7));
+    push(&mut join, logs(11, 2, 1, (0, 0), 5));
+    assert_eq!((join.first_waiting_logs(), join.offsets().1), (Some(10), Some(10)));
+    join.drop_logs_below(11);
+    assert_eq!((join.first_waiting_logs(), join.offsets().1), (Some(11), Some(11)));
+    push(&mut join, block(2, 1));
+    assert_eq!(pair(&mut join).logs_used, 12);
 }
 
 #[test]

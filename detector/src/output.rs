@@ -1,7 +1,7 @@
 //! Reads what the detector has written, and what it has yet to read: how far a chain is matched, from the end of
 //! `chain.matches`, and where `chain.blocks` goes on. Both topics have a chain in the partition of the same number.
 
-use crate::join::{MAX_BETWEEN_BLOCK_AND_LOGS_MS, MAX_CLOCK_SKEW_MS, head_of, payload};
+use crate::join::{head_of, payload};
 use crate::lookup::Lookup;
 use crate::matching::RecordHead;
 use crate::parts::ends_block;
@@ -16,6 +16,12 @@ use topics::wire::matches_record::Kind;
 pub const BLOCK_OFFSET: &str = "ctrip-block-offset";
 /// The header that holds the offset in `chain.logs` below which everything was used by then.
 pub const LOGS_OFFSET: &str = "ctrip-logs-offset";
+
+/// Clocks of the machines that write records may differ by this.
+const MAX_CLOCK_SKEW_MS: i64 = 60 * 60 * 1000;
+/// By how much the timestamps of a block's record and of the logs of an earlier one may differ. A block and its logs are one
+/// transaction, which takes seconds.
+const MAX_BETWEEN_BLOCK_AND_LOGS_MS: i64 = MAX_CLOCK_SKEW_MS + 10 * 60 * 1000;
 
 /// Where a chain goes on in `chain.blocks`.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +65,8 @@ pub struct MatchedBlock {
     chain_id: u64,
     sequence: u64,
     hash: Vec<u8>,
+    /// The offset in `chain.logs` below which everything was used by then.
+    logs: Option<i64>,
 }
 
 impl MatchedBlock {
@@ -66,7 +74,8 @@ impl MatchedBlock {
     fn of(record: &Record<'_>) -> Option<Self> {
         let offset = number_in(record, BLOCK_OFFSET)?;
         let head = head_of(record).ok().filter(|_| is_whole(record))?;
-        Some(Self { offset, chain_id: head.chain_id, sequence: head.sequence, hash: head.hash.to_vec() })
+        let logs = number_in(record, LOGS_OFFSET);
+        Some(Self { offset, chain_id: head.chain_id, sequence: head.sequence, hash: head.hash.to_vec(), logs })
     }
 
     /// When its record was written, if `chain.blocks` has it at that offset: its retention may have deleted it, and a topic that was
@@ -140,15 +149,15 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
 pub fn position_after_output(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Option<i64>, Failure> {
     let mut last = None;
     PartitionReader::open(kafka, Topic::Matches, partition)?.read_back(|records| {
-        last = records.iter().rev().find_map(|record| Some((MatchedBlock::of(record)?, number_in(record, LOGS_OFFSET))));
+        last = records.iter().rev().find_map(MatchedBlock::of);
         Ok(if last.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
-    let Some((last, logs)) = last else { return Ok(None) };
+    let Some(last) = last else { return Ok(None) };
     let Some(written) = last.written(kafka, partition)? else { return Ok(None) };
-    Ok(Some(match (topic, logs) {
+    Ok(Some(match (topic, last.logs) {
         (Topic::Blocks, _) => last.offset + 1,
         (_, Some(logs)) => logs,
-        (_, None) => logs_offset(kafka, partition, written)?,
+        (_, None) => logs_by_time(kafka, partition, written)?,
     }))
 }
 
@@ -157,8 +166,8 @@ fn number_in(record: &Record<'_>, header: &str) -> Option<i64> {
     std::str::from_utf8(record.header(header)?).ok()?.parse().ok()
 }
 
-/// At or before the logs of a block that was written then, and of any that comes after it.
-fn logs_offset(kafka: &Kafka, partition: i32, written: i64) -> Result<i64, Failure> {
+/// At or before the logs of a block that was written then, and of any that comes after it, if the clocks of those who write agree.
+fn logs_by_time(kafka: &Kafka, partition: i32, written: i64) -> Result<i64, Failure> {
     PartitionReader::open(kafka, Topic::Logs, partition)?.offset_at(written - MAX_BETWEEN_BLOCK_AND_LOGS_MS)
 }
 
@@ -173,9 +182,8 @@ pub fn find_next(
     last: Option<&MatchedBlock>,
 ) -> Result<Option<FoundRecord>, Failure> {
     let reader = PartitionReader::open(kafka, Topic::Blocks, partition)?;
-    if let Some(last) = last
-        && last.written(kafka, partition)?.is_some()
-    {
+    let is_there = last.map_or(Ok(None), |last| last.written(kafka, partition))?.is_some();
+    if let Some(last) = last.filter(|_| is_there) {
         reader.seek(last.offset + 1)?;
     }
     let mut lookup = Lookup::of(chain_id);
@@ -185,7 +193,13 @@ pub fn find_next(
         let closes = matches!(Kind::try_from(head.kind), Ok(Kind::Added | Kind::Replayed));
         if head.chain_id == chain_id && head.sequence > after && (closes || progress.turn(&head) == Turn::Next) {
             let written = record.timestamp_ms().unwrap_or_default();
-            let at = Resumption { blocks: record.offset(), logs: logs_offset(kafka, partition, written)? };
+            // If the block is gone, its topics may be others by now.
+            let logs = match last.and_then(|last| last.logs) {
+                Some(logs) if is_there => logs,
+                Some(logs) => logs.min(logs_by_time(kafka, partition, written)?),
+                None => logs_by_time(kafka, partition, written)?,
+            };
+            let at = Resumption { blocks: record.offset(), logs };
             let RecordHead { sequence, kind, number, hash, parent_hash, .. } = head;
             let (hash, parent_hash) = (hash.to_vec(), parent_hash.to_vec());
             return Ok(Some(FoundRecord { sequence, kind, number, hash, parent_hash, at }));

@@ -165,7 +165,6 @@ fn take<'c>(
                 },
             }
         }
-        join.drop_logs_without_block();
     }
     Ok((pairs, passed))
 }

@@ -7,6 +7,7 @@ use runtime::Kafka;
 use runtime::kafka::{Consumer, Publisher, Record};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot::{self, Sender};
 use tokio_util::sync::CancellationToken;
@@ -80,10 +81,14 @@ impl Chain {
     }
 
     async fn write(&self, block: wire::BlockRecord, logs: Vec<Log>) -> Result<()> {
+        self.write_logs(&block, logs).await?;
+        self.write_without_logs(&block).await
+    }
+
+    async fn write_logs(&self, block: &wire::BlockRecord, logs: Vec<Log>) -> Result<()> {
         let wire::BlockRecord { chain_id, sequence, kind, number, hash, .. } = block.clone();
         let logs = wire::LogsRecord { chain_id, sequence, kind, number, hash, logs, ..Default::default() };
-        self.publish(Topic::Logs, logs.key(), self.kafka.encode(&logs)).await?;
-        self.write_without_logs(&block).await
+        self.publish(Topic::Logs, logs.key(), self.kafka.encode(&logs)).await
     }
 
     async fn write_without_logs(&self, block: &wire::BlockRecord) -> Result<()> {
@@ -180,6 +185,28 @@ async fn a_block_whose_logs_kafka_does_not_have_waits_for_nothing() -> Result<()
     chain.write(block(0, Kind::Replayed, 11, 1), Vec::new()).await?;
     // The partition is read again from the block after the gap, and with it the replayed one.
     until_matched(&lab, &[1, 0, 3, 0]).await?;
+    detector.check()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_whose_block_kafka_does_not_have_are_not_read_again_for_ever() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let chain = Chain::of(&lab).await?;
+    // A retention deleted the block of a backfill.
+    chain.write_logs(&block(0, Kind::Replayed, 500, 1), Vec::new()).await?;
+    let mut detector = lab.spawn("detector")?;
+    let written = AtomicU64::new(0);
+    eventually("the offset to pass the logs without a block", || async {
+        let next = written.fetch_add(1, Ordering::Relaxed) + 1;
+        chain.write(block(next, Kind::Added, 10 + next, 1), Vec::new()).await?;
+        let kafka = chain.kafka.clone();
+        let committed = move || kafka.committed("detector", Topic::Logs, Topic::Logs.partition_of(CHAIN));
+        // A coordinator that is still loading answers with an error.
+        let committed = tokio::task::spawn_blocking(committed).await?.ok().flatten();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok(committed.filter(|offset| *offset > 0))
+    })
+    .await?;
     detector.check()
 }
 

@@ -32,6 +32,8 @@ const BATCH: &str = "ctrip-batch";
 const MAX_ROWS_PER_BATCH: i64 = 1000;
 /// How often to poll the outbox without a wake-up, for the events of other processes, the API's above all.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// The lead of a process that is frozen ends after this, which is longer than a Kafka transaction takes.
+const MAX_IDLE: Duration = Duration::from_secs(30);
 /// How often another instance tries to become the leader.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the depth of the outbox and the use of the pool are measured.
@@ -130,6 +132,7 @@ fn become_leader(
 ) -> Result<Option<OwnConnection>, Failure> {
     // It holds the leader's lock.
     let mut leader = handle.block_on(OwnConnection::open(pool))?;
+    handle.block_on(leader.end_if_idle(MAX_IDLE))?;
     while !stop.is_cancelled() {
         // Who leads on an old primary may never end.
         check_database(&leader, gate)?;

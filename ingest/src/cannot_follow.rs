@@ -3,12 +3,16 @@
 
 use crate::reorg::TooDeep;
 use chain::{Chain, Endpoint, Rpc, find_witnesses};
+use std::fmt::Display;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use topics::{BlockRef, MalformedField};
 
 /// Between two looks at the nodes.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// A timestamp may be so far ahead of this machine's clock. Nodes take blocks that are some seconds ahead (geth: 15 s).
+const MAX_AHEAD: Duration = Duration::from_secs(60);
 
 /// Why a chain can't be followed until a person has decided.
 #[derive(Debug, thiserror::Error)]
@@ -38,25 +42,41 @@ impl CannotFollow {
                 }
                 true
             }
-            Self::BadTimestamp { block, .. } => {
-                let found = find_witnesses(rpc, block.number, block.hash).await;
-                let is_agreed = found.confirm(chain.witnesses);
-                if !is_agreed {
-                    self.name(chain, &found.with, !found.against.is_empty());
-                }
-                is_agreed
-            }
+            Self::BadTimestamp { block, .. } => is_witnessed(rpc, chain, *block, self).await,
         }
     }
 
-    /// Names endpoints that say so. They contradict others, or others say nothing.
+    /// Names endpoints that say so.
     fn name(&self, chain: &Chain, endpoints: &[Arc<Endpoint>], contradict: bool) {
-        for endpoint in endpoints {
-            tracing::warn!(chain = chain.name, endpoint = endpoint.host(), "endpoint is on a branch of its own: {self}");
-            endpoint.record_contradiction();
-            if contradict {
-                endpoint.count_contradiction();
-            }
+        name(chain, endpoints, contradict, self);
+    }
+}
+
+/// Whether a block may be published before others witness it, or enough nodes have it. Its timestamp expires payments, and merchants
+/// are told: the removal of an invented one comes too late for that.
+pub async fn may_expire(rpc: &Rpc, chain: &Chain, block: BlockRef, timestamp: u64) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let is_ahead = chain.witnesses > 1 && Duration::from_secs(timestamp) > now + MAX_AHEAD;
+    !is_ahead || is_witnessed(rpc, chain, block, &format!("block {} has a timestamp to come, {timestamp}", block.number)).await
+}
+
+/// Whether as many nodes have a block as the chain needs. Those that are alone with it are named and asked last.
+async fn is_witnessed(rpc: &Rpc, chain: &Chain, block: BlockRef, what: &impl Display) -> bool {
+    let found = find_witnesses(rpc, block.number, block.hash).await;
+    let is_witnessed = found.confirm(chain.witnesses);
+    if !is_witnessed {
+        name(chain, &found.with, !found.against.is_empty(), what);
+    }
+    is_witnessed
+}
+
+/// Names endpoints that are alone. They contradict others, or others say nothing.
+fn name(chain: &Chain, endpoints: &[Arc<Endpoint>], contradict: bool, what: &impl Display) {
+    for endpoint in endpoints {
+        tracing::warn!(chain = chain.name, endpoint = endpoint.host(), "endpoint is on a branch of its own: {what}");
+        endpoint.record_contradiction();
+        if contradict {
+            endpoint.count_contradiction();
         }
     }
 }

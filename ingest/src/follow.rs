@@ -7,7 +7,7 @@
 //! endpoints has left ours, in two looks running. This side talks to nodes; nothing here knows Kafka.
 
 use crate::beginning::find_beginning;
-use crate::cannot_follow::CannotFollow;
+use crate::cannot_follow::{CannotFollow, may_expire};
 use crate::prefetch::Prefetcher;
 use crate::records::{Change, FinalityTags};
 use crate::reorg::{Step, reconcile};
@@ -126,6 +126,11 @@ enum StepError {
          another one gives the same, or with witnesses: 1"
     )]
     DoubtfulHole { above: u64, next: u64 },
+    #[error(
+        "block {0} has a timestamp more than a minute ahead of this machine's clock: it is published once as many endpoints have it as \
+         a block needs witnesses"
+    )]
+    AheadOfTime(u64),
 }
 
 impl Follower {
@@ -210,9 +215,12 @@ impl Follower {
     /// Tells of a wait that may last, and of its end.
     fn tell_wait(&self, error: Option<&StepError>) {
         let lasting = match error {
-            Some(StepError::NoneAbove(_) | StepError::FullOfDoubt(_) | StepError::DoubtfulHole { .. }) => {
-                error.map(ToString::to_string)
-            }
+            Some(
+                StepError::NoneAbove(_)
+                | StepError::FullOfDoubt(_)
+                | StepError::DoubtfulHole { .. }
+                | StepError::AheadOfTime(_),
+            ) => error.map(ToString::to_string),
             None => None,
             // It says nothing of what was waited for.
             Some(_) => return,
@@ -501,6 +509,11 @@ impl Follower {
                 } else {
                     Ok(changes)
                 };
+            }
+            let at = BlockRef { number: head.number, hash: head.hash };
+            if !may_expire(&self.rpc, &self.chain, at, head.timestamp).await {
+                self.prefetcher.clear();
+                return if changes.is_empty() { Err(StepError::AheadOfTime(head.number)) } else { Ok(changes) };
             }
             if std::mem::take(&mut self.starts_over) {
                 self.rewind(self.window.newest_first(), &mut changes);

@@ -1,10 +1,11 @@
 //! A second process of a role, by mistake or since the first was paused: nothing is written twice, and nobody ends for it.
 
 use anyhow::{Result, ensure};
-use e2e::{Lab, Plan, records};
+use e2e::{Lab, Payment, Plan, events, eventually, records};
 use runtime::kafka::TransactionalProducer;
 use runtime::{Failure, Kafka, stage};
 use serde_json::json;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
@@ -76,4 +77,29 @@ async fn a_second_start_by_mistake_is_refused_before_it_touches_kafka() -> Resul
     let log = std::fs::read_to_string(&first.log)?.to_lowercase();
     ensure!(!log.contains("fenced"), "the first was fenced: {log}");
     Ok(())
+}
+
+/// The kernel of a frozen process answers keepalives, so its session lives, and with it the lock of the relay's leader.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lead_of_a_frozen_relay_passes_to_another() -> Result<()> {
+    let mut lab = Lab::start(Plan::default()).await?;
+    let mut server = lab.spawn("api")?;
+    let mut leader = lab.spawn("confirmer")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut server).await?;
+    until_told(&lab, &api.create_surely(json!({ "chain": "anvil", "amount": 5 })).await?).await?;
+    lab.env.insert("CTRIP_INSTANCE".to_owned(), "second".to_owned());
+    let mut second = lab.spawn("confirmer")?;
+    let frozen = Command::new("kill").args(["-STOP", &leader.id().to_string()]).status()?;
+    ensure!(frozen.success(), "kill -STOP");
+    until_told(&lab, &api.create_surely(json!({ "chain": "anvil", "amount": 5 })).await?).await?;
+    second.check()?;
+    leader.kill()
+}
+
+async fn until_told(lab: &Lab, payment: &Payment) -> Result<()> {
+    eventually("payment.created", || async {
+        Ok(events(lab).await?.iter().any(|event| event.payment_id == payment.id()).then_some(()))
+    })
+    .await
 }

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A recorded block.
 #[derive(Clone)]
@@ -62,6 +62,13 @@ impl Recorded {
     /// The block with its time in nanoseconds.
     pub fn in_nanoseconds(mut self) -> Self {
         self.block["timestamp"] = json!(format!("{:#x}", 1_700_000_000_000_000_000_u64));
+        self
+    }
+
+    /// The block with the time of a month from now.
+    pub fn ahead_of_time(mut self) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        self.block["timestamp"] = json!(format!("{:#x}", now + 30 * 86_400));
         self
     }
 

@@ -357,6 +357,33 @@ async fn one_endpoint_alone_stops_no_chain_by_a_timestamp_and_two_do() {
     told.consumer.is_at(&common);
 }
 
+/// Its timestamp would expire all payments, and merchants be told, before others witness it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_with_a_timestamp_to_come_is_not_published_on_one_word() {
+    let common = branch(&[], 5, 0);
+    let honest = branch(&common, 9, 0);
+    let ahead = |fork| [&common[..], &[branch(&common, 6, fork)[5].clone().ahead_of_time()]].concat();
+    let [liar, one, two] = nodes([&common, &common, &common]).await;
+    let chain = chain(&[&liar, &one, &two], "start_block: 0").await;
+    let mut told = Told::new(&chain);
+    told.until(|told| told.known.witnessed == Some(4)).await;
+    liar.set(&ahead(9));
+    // Others are asked first then.
+    told.is_quiet_for(&one, 20).await;
+    one.set(&honest);
+    two.set(&honest);
+    told.until(|told| told.known.witnessed == Some(8)).await;
+    told.consumer.is_at(&honest);
+
+    // Our clock may be wrong.
+    let mut told = Told::new(&chain);
+    [&liar, &one, &two].iter().for_each(|node| node.set(&common));
+    told.until(|told| told.known.witnessed == Some(4)).await;
+    [&liar, &one].iter().for_each(|node| node.set(&ahead(0)));
+    told.until(|told| told.known.witnessed == Some(5)).await;
+    told.consumer.is_at(&ahead(0));
+}
+
 /// It was walked down block by block at every look.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_branch_that_leaves_ours_far_below_costs_few_requests_and_is_followed_where_most_are_on_it() {

@@ -4,7 +4,7 @@
 use crate::failure::Failure;
 use anyhow::anyhow;
 use deadpool_postgres::{Client, Object, Pool};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A connection that no one else gets.
 pub struct OwnConnection(Option<Client>);
@@ -22,6 +22,16 @@ impl OwnConnection {
     /// None while it is not dropped.
     pub fn db(&mut self) -> Result<&mut Client, Failure> {
         self.0.as_mut().ok_or_else(|| Failure::Retry(anyhow!("the connection is closed")))
+    }
+
+    /// Lets the server end it, and so release its locks, once it has rested for so long: the kernel of a process that is frozen still
+    /// answers keepalives.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn end_if_idle(&mut self, limit: Duration) -> Result<(), Failure> {
+        let sql = format!("SET idle_session_timeout = {}", limit.as_millis());
+        Ok(self.db()?.batch_execute(&sql).await?)
     }
 
     /// When it was opened.

@@ -54,8 +54,9 @@ pub struct Join<R> {
     logs: HashMap<JoinKey, VecDeque<WaitingLogs<R>>>,
     next_block: Option<i64>,
     next_logs: Option<i64>,
-    /// The end of `chain.logs` while the next block waited: its logs are below, or nowhere.
-    logs_end: Option<i64>,
+    /// The end of `chain.logs` while a block waited, and the offset after the blocks that were read by then: their logs are below that
+    /// end, or nowhere.
+    logs_end: Option<(i64, i64)>,
     /// The topic of the partition that is paused.
     pub paused: Option<Topic>,
 }
@@ -140,7 +141,6 @@ impl<R: ChainRecord> Join<R> {
     fn take_block(&mut self) -> Option<R> {
         let block = self.blocks.pop_front()?;
         self.next_block = Some(block.offset() + 1);
-        self.logs_end = None;
         Some(block)
     }
 
@@ -165,7 +165,7 @@ impl<R: ChainRecord> Join<R> {
         let lane = (block.chain_id, block.sequence == 0);
         let logs = match self.logs.get_mut(&lane).map_or(Ok(TakenLogs::None), |waiting| take_logs(waiting, &block))? {
             TakenLogs::Found(logs) => logs,
-            TakenLogs::None if self.logs_end.zip(self.next_logs).is_some_and(|(end, next)| next >= end) => {
+            TakenLogs::None if self.has_no_logs(front) || (lane.1 && self.is_flooded()) => {
                 return Ok(Popped::WithoutLogs { next_with_logs: block.sequence + 1 });
             }
             TakenLogs::None => return Ok(Popped::Waiting),
@@ -194,9 +194,27 @@ impl<R: ChainRecord> Join<R> {
         self.next_logs
     }
 
-    /// Notes the end that `chain.logs` has while the next block waits; the first one counts, and is returned.
+    /// Notes the end that `chain.logs` has while the next block waits; the first one since that block was read counts, and is
+    /// returned.
     pub fn expect_logs_below(&mut self, end: i64) -> i64 {
-        *self.logs_end.get_or_insert(end)
+        let offset = |block: Option<&R>| block.map(ChainRecord::offset).unwrap_or_default();
+        if let Some((end, _)) = self.logs_end.filter(|(_, below)| offset(self.blocks.front()) < *below) {
+            return end;
+        }
+        self.logs_end = Some((end, offset(self.blocks.back()) + 1));
+        end
+    }
+
+    /// Whether a block's logs are nowhere, since none of them came below the end that was noted.
+    fn has_no_logs(&self, block: &R) -> bool {
+        let is_noted = |(end, below): (i64, i64)| block.offset() < below && self.next_logs >= Some(end);
+        self.logs_end.is_some_and(is_noted)
+    }
+
+    /// Whether far more logs wait than memory should hold. A replayed block that they wait behind has most likely lost its own, and
+    /// its backfill can bring it again.
+    fn is_flooded(&self) -> bool {
+        is_more(self.logs.values().flatten().map(|waiting| &waiting.record), 4)
     }
 
     /// Notes that `chain.logs` has no more records below this offset.
@@ -212,9 +230,9 @@ impl<R: ChainRecord> Join<R> {
     /// The topic that should be paused, since more of its records wait than memory should hold. Logs wait beyond the limit while
     /// a block does: its own may be the next.
     pub fn excess(&self) -> Option<Topic> {
-        if is_too_much(self.blocks.iter()) {
+        if is_more(self.blocks.iter(), 1) {
             Some(Topic::Blocks)
-        } else if self.blocks.is_empty() && is_too_much(self.logs.values().flatten().map(|waiting| &waiting.record)) {
+        } else if self.blocks.is_empty() && is_more(self.logs.values().flatten().map(|waiting| &waiting.record), 1) {
             Some(Topic::Logs)
         } else {
             None
@@ -230,13 +248,14 @@ impl<R: ChainRecord> Join<R> {
     }
 }
 
-fn is_too_much<'r, R: ChainRecord + 'r>(waiting: impl Iterator<Item = &'r R>) -> bool {
+/// Whether records are more than so many times what may wait.
+fn is_more<'r, R: ChainRecord + 'r>(waiting: impl Iterator<Item = &'r R>, times: usize) -> bool {
     let (mut records, mut bytes) = (0, 0);
     for record in waiting {
         records += 1;
         bytes += record.value().len();
     }
-    records > MAX_WAITING || bytes > MAX_WAITING_BYTES
+    records > times * MAX_WAITING || bytes > times * MAX_WAITING_BYTES
 }
 
 /// Takes the block's logs, once all their parts are there. Logs before them belong to blocks that are done, and are dropped, as

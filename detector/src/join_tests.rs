@@ -258,7 +258,27 @@ fn a_block_whose_logs_are_gone_holds_up_its_partition_only_while_they_may_come()
     join.read_logs_up_to(14);
     assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { next_with_logs: 2 }));
     join.pass();
-    assert!(is_waiting(&mut join), "nothing is known of the next block's logs");
+    // It was read by then, so its logs would have been below that end as well.
+    assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { next_with_logs: 3 }));
+    join.pass();
+    push(&mut join, block(1, 3));
+    assert!(is_waiting(&mut join), "nothing is known of a later block's logs");
+    assert_eq!(join.expect_logs_below(30), 30);
+    assert!(is_waiting(&mut join));
+}
+
+#[test]
+fn replayed_blocks_without_logs_hold_no_more_than_memory_may() {
+    let mut join = Join::default();
+    push(&mut join, replayed(block(1, 0), 7));
+    let limit = 4 * i64::try_from(MAX_WAITING).unwrap();
+    for offset in 0..limit {
+        push(&mut join, logs(10 + offset, 2, 5, (0, 0), 5));
+        assert!(offset % 1000 != 0 || is_waiting(&mut join));
+    }
+    assert!(is_waiting(&mut join));
+    push(&mut join, logs(10 + limit, 2, 5, (0, 0), 5));
+    assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { .. }));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! that starts on the same one does not wait.
 
 use crate::catch_up::{CatchUp, RESTORING, mark};
-use crate::installation::{caught_up_lineage, installation, note_lineage, other};
+use crate::installation::{caught_up_lineage, installation, is_compared, note_lineage, other};
 use crate::known::{self, Known};
 use crate::republish;
 use base::{locked, metrics};
@@ -329,8 +329,16 @@ impl Recovery {
                 ));
             }
             let known = handle.block_on(known::load(&*client, &name))?;
-            let Some(again) = lost(backlog, topic, &known)? else { continue };
-            tracing::error!("{name} lacks records that Kafka had acknowledged: it was lost, or made anew");
+            let again = if known.next.is_empty() && handle.block_on(is_compared(&*client))? {
+                // Only the topics of another TOPIC_PREFIX were compared.
+                Some(backlog.ends(topic)?.into_keys().map(|partition| (partition, 0)).collect())
+            } else {
+                lost(backlog, topic, &known)?
+            };
+            let Some(again) = again else { continue };
+            tracing::error!(
+                "{name} lacks records that Kafka had acknowledged: it was lost, made anew, or TOPIC_PREFIX is another"
+            );
             problems.push(format!("{name} lacked records that Kafka had acknowledged"));
             locked(&self.0.problems).topics.clone_from(&problems);
             if topic == Topic::Intents {

@@ -352,6 +352,28 @@ async fn intents_that_kafka_lost_are_published_again_and_their_addresses_watched
     up.check()
 }
 
+/// Nothing of such topics is known, and neither are the addresses that were given out under the other prefix.
+#[tokio::test(flavor = "multi_thread")]
+async fn intents_are_published_again_under_another_topic_prefix() -> Result<()> {
+    let mut lab = Lab::start(Plan::default()).await?;
+    let mut up = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut up).await?;
+    try_join_all((0..10).map(|_| api.coin(AMOUNT))).await?;
+    customer(&api, "customer 7").await?;
+    until_known(&lab.database().await?, 11).await?;
+    ensure!(up.terminate()?.success(), "{}", up.tail());
+    let other = format!("{}other.", lab.env["TOPIC_PREFIX"]);
+    lab.env.insert("TOPIC_PREFIX".to_owned(), other);
+    lab.ctrip(&["topics", "apply"])?;
+
+    let mut confirmer = lab.spawn("confirmer")?;
+    // Not before the intents: from the first offsets on that are known the topic seems whole.
+    until_known(&lab.database().await?, 22).await.with_context(|| confirmer.tail())?;
+    ensure!(confirmer.log().contains("published 11 intents again"), "{}", confirmer.tail());
+    confirmer.check()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_that_somebody_adds_move_no_address_and_are_named() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;

@@ -3,6 +3,7 @@
 //! - A batch gives what its records give one at a time: it is applied block by block, in memory. Each payment that any of its blocks
 //!   can change is loaded and saved once.
 //! - Records of a chain form a stack. A record that does not continue the known head is a fault of its chain, which is set aside.
+//!   One that was applied before is passed over: where Kafka has lost the end of a topic, some are written, or read, again.
 //!   Over a gap the chain goes on where replayed blocks lead to by their parents.
 //! - The parts of a block may be in several batches: each is credited as it comes, and the block is the head with the last one. So
 //!   memory does not grow with a block, and a crash between parts continues with the next one.
@@ -90,6 +91,11 @@ pub(crate) async fn fold_chain(
     slice: usize,
 ) -> Result<usize, Failure> {
     let head = store::lock_head(db, chain).await?;
+    let records: Vec<&Matches> = records.iter().copied().filter(|record| !was_applied(head.as_ref(), record)).collect();
+    if records.is_empty() && orphans.is_empty() {
+        return Ok(0);
+    }
+    let records = records.as_slice();
     check_parts(head.as_ref(), records)?;
     let lost = lost_blocks(db, chain, records).await?;
     let removed = removed_blocks(records, &lost);
@@ -154,6 +160,13 @@ pub(crate) async fn fold_chain(
         store::save_head(db, chain, &head).await?;
     }
     Ok(events)
+}
+
+/// Whether a record is of those that led to the head. A block beyond the head is not, whatever its sequence: a cursor was lost, and the
+/// numbering has begun anew. What leads to it links to the head by its hash, or is a fault.
+fn was_applied(head: Option<&ChainHead>, record: &Matches) -> bool {
+    let is_beyond = |head: &ChainHead| record.block.number > head.number && record.timestamp > head.timestamp;
+    head.is_some_and(|head| record.sequence != 0 && record.sequence <= head.sequence && !is_beyond(head))
 }
 
 /// Checks that no part of a block is missing between two records, nor before the first of them.

@@ -2,6 +2,10 @@
 //!
 //! The offset is a row of `stage_offsets` and not the consumer group's: an assignment begins at the offset in the database. A
 //! writer that finds another offset there than the one that it wrote is a zombie, and its transaction fails.
+//!
+//! A topic may lose its end, as when a single broker loses power, or be another one, as under another `TOPIC_PREFIX`. All below the
+//! offset was written before the offset was: a younger record there tells that it was never applied. Then the offset goes back
+//! to what may not be applied, and what is applied all the same must change nothing.
 
 use crate::failure::Failure;
 use crate::kafka::{Consumer, Kafka, Record};
@@ -16,6 +20,16 @@ use topics::Topic;
 
 /// How long a poll waits for a first record.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// How far the clocks of Postgres and of those who write records may differ, in milliseconds.
+const MAX_CLOCK_SKEW_MS: i64 = 60_000;
+
+/// A missing row means 0 and nothing else: a crash of Postgres may have undone the first commit.
+pub(crate) const CLAIM: &str =
+    "INSERT INTO stage_offsets (stage, topic, partition, next_offset) SELECT $1::text, $2::text, $3::integer, $5::bigint
+     WHERE $4::bigint = 0 OR EXISTS (
+         SELECT FROM stage_offsets WHERE stage = $1 AND topic = $2 AND partition = $3)
+     ON CONFLICT (stage, topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, updated_at = now()
+         WHERE stage_offsets.next_offset = $4";
 
 /// A stage, its topic and the size of its batches.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +67,7 @@ impl FoldStage {
         stop: &CancellationToken,
         mut apply: impl FnMut(&[(Span, Vec<&Record<'_>>)]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
+        self.go_back_if_cut(kafka, pool, handle, None)?;
         let (fold, position_pool, position_handle) = (*self, pool.clone(), handle.clone());
         let position = move |_: Topic, partition: i32| position_handle.block_on(fold.position(&position_pool, partition));
         let consumer = Consumer::open(kafka, self.stage, &[self.topic], Some(Box::new(position)))?;
@@ -74,6 +89,12 @@ impl FoldStage {
             let started = Instant::now();
             let mut spans = Vec::with_capacity(partitions.len());
             for (partition, records) in partitions {
+                if let (Some(first), Some(begun)) = (records.first(), consumer.begun(self.topic, partition))
+                    && first.offset() < begun
+                {
+                    self.go_back_if_cut(kafka, pool, handle, Some(partition))?;
+                    return Err(Failure::Retry(anyhow!("{}: the topic does not have offset {begun} yet", self.place(first))));
+                }
                 let from = match next.get(&partition) {
                     Some(from) => *from,
                     // The first records since the assignment begin at the offset in the database.
@@ -88,6 +109,56 @@ impl FoldStage {
             self.report(&batch.records, started);
         }
         Ok(())
+    }
+
+    /// Lowers the offsets of partitions that do not have what was applied: of those that have younger records below them, and of
+    /// one that is `known` to have ended before.
+    fn go_back_if_cut(&self, kafka: &Kafka, pool: &Pool, handle: &Handle, known: Option<i32>) -> Result<(), Failure> {
+        let applied = handle.block_on(self.applied(pool))?;
+        let since = |skew: i64| applied.iter().map(|(partition, (_, at))| (*partition, at + skew)).collect();
+        let unapplied = kafka.first_since(self.topic, &since(MAX_CLOCK_SKEW_MS))?;
+        let below = |partition: &i32, next: &i64| unapplied.get(partition).is_some_and(|unapplied| unapplied < next);
+        let cut = applied.iter().filter(|(partition, (next, _))| Some(**partition) == known || below(partition, next));
+        let cut: Vec<(i32, i64)> = cut.map(|(partition, (next, _))| (*partition, *next)).collect();
+        if cut.is_empty() {
+            return Ok(());
+        }
+        let again = kafka.first_since(self.topic, &since(-MAX_CLOCK_SKEW_MS))?;
+        for (partition, next) in cut {
+            let Some(to) = again.get(&partition).filter(|to| **to < next) else { continue };
+            if handle.block_on(self.go_back(pool, Span { partition, from: next, next: *to }))? {
+                let name = kafka.name(self.topic);
+                tracing::error!(
+                    stage = self.stage,
+                    "{name}/{partition} lacks records up to offset {next} that were applied: Kafka has lost them, or TOPIC_PREFIX is \
+                     another. Goes on at offset {to}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The stage's next offset in each partition, and when it was written, in milliseconds of Unix time.
+    async fn applied(&self, pool: &Pool) -> Result<BTreeMap<i32, (i64, i64)>, Failure> {
+        let sql = "SELECT partition, next_offset, (extract(epoch FROM updated_at) * 1000)::bigint FROM stage_offsets
+                   WHERE stage = $1 AND topic = $2";
+        let rows = pool.get().await?.query(sql, &[&self.stage, &self.topic.name()]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
+    }
+
+    /// Lowers the stage's offset, and those of what it has set aside, unless an instance has advanced it meanwhile.
+    async fn go_back(&self, pool: &Pool, span: Span) -> Result<bool, Failure> {
+        let sql = "WITH lowered AS (
+                       UPDATE stage_offsets SET next_offset = $5
+                       WHERE stage = $1 AND topic = $2 AND partition = $3 AND next_offset = $4 RETURNING partition
+                   ), aside AS (
+                       UPDATE set_aside s SET next_offset = $5 FROM lowered
+                       WHERE s.stage = $1 AND s.topic = $2 AND s.partition = lowered.partition AND s.next_offset > $5
+                   )
+                   SELECT FROM lowered";
+        let Span { partition, from, next } = span;
+        let lowered = pool.get().await?.query_opt(sql, &[&self.stage, &self.topic.name(), &partition, &from, &next]).await?;
+        Ok(lowered.is_some())
     }
 
     /// Topic, partition and offset of a record, for error messages.
@@ -111,16 +182,7 @@ impl FoldStage {
     /// # Errors
     /// `Retry` when another instance has advanced it, or the database fails.
     pub async fn claim(&self, db: &impl GenericClient, span: Span) -> Result<(), Failure> {
-        let statement = db
-            .prepare_cached(
-                // A missing row means 0 and nothing else: a crash of Postgres may have undone the first commit.
-                "INSERT INTO stage_offsets (stage, topic, partition, next_offset) SELECT $1::text, $2::text, $3::integer, $5::bigint
-                 WHERE $4::bigint = 0 OR EXISTS (
-                     SELECT FROM stage_offsets WHERE stage = $1 AND topic = $2 AND partition = $3)
-                 ON CONFLICT (stage, topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, updated_at = now()
-                     WHERE stage_offsets.next_offset = $4",
-            )
-            .await?;
+        let statement = db.prepare_cached(CLAIM).await?;
         let Span { partition, from, next } = span;
         let advanced = db.execute(&statement, &[&self.stage, &self.topic.name(), &partition, &from, &next]).await?;
         if advanced == 0 {

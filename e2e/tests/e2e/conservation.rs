@@ -782,3 +782,23 @@ async fn a_payment_that_a_block_above_a_hole_confirmed_is_taken_back_with_that_b
     }
     Ok(())
 }
+
+/// Kafka has lost the end of a topic, and what was applied is written, or read, again.
+#[tokio::test]
+async fn records_that_were_applied_before_are_passed_over_and_a_chain_that_is_numbered_anew_is_not() -> Result<()> {
+    let (stack, chains) = (Stack::attach()?, chains(FILE).await?);
+    let mut books = Books::open(&stack, usize::MAX).await?;
+    let later = |number: u64| Matches { timestamp: 1_000 + number, ..block(CHAINS[0], number, Vec::new()) };
+    let records: Vec<Matches> = (1..=4).map(later).collect();
+    books.apply(&chains, &records[..3]).await.map_err(failed)?;
+    books.apply(&chains, &records[1..]).await.map_err(failed)?;
+    books.apply(&chains, &records[..2]).await.map_err(failed)?;
+    let heads = store::head_numbers(&books.pool.get().await?, &[CHAINS[0]]).await.map_err(failed)?;
+    ensure!(heads.get(&CHAINS[0]) == Some(&4), "{heads:?}");
+    // What comes after them still has to stand on the head, and another block of the head's height is no news.
+    let other = Matches { parent: B256::repeat_byte(7), ..later(5) };
+    ensure!(books.apply(&chains, &[records[3].clone(), other]).await.is_err(), "another branch");
+    let anew = Matches { sequence: 1, ..later(5) };
+    ensure!(books.apply(&chains, &[anew]).await.is_err(), "a block beyond the head under an old sequence");
+    Ok(())
+}

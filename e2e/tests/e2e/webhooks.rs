@@ -305,6 +305,38 @@ async fn the_reference_library_verifies_every_message_also_while_a_secret_rotate
     Ok(())
 }
 
+/// After a broker's power cut, or under another prefix: Postgres has applied records that the topics do not have any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn stages_that_are_beyond_the_end_of_their_topic_go_back_and_do_nothing_twice() -> Result<()> {
+    let Running { lab, api, receiver, _processes: mut processes } = running(&["up"]).await?;
+    let hooked = json!({ "url": format!("{}/well/all", receiver.url), "events": ["payment.confirmed"] });
+    call(&api, Method::POST, "", Some(hooked)).await?;
+    let pay = async || -> Result<_> {
+        let payment = api.create_surely(json!({ "chain": "anvil", "amount": "1000" })).await?;
+        lab.node.pay(payment.address()?, payment.amount()?).await?;
+        lab.node.mine(3).await?;
+        api.until(payment.id(), "confirmed").await
+    };
+    let first = pay().await?;
+    receiver.until("well/all", 1).await?;
+    ensure!(processes[0].terminate()?.success(), "{}", processes[0].tail());
+    let beyond = "UPDATE stage_offsets SET next_offset = next_offset + 10";
+    ensure!(lab.database().await?.execute(beyond, &[]).await? >= 2);
+
+    processes[0] = lab.spawn("up")?;
+    let second = pay().await.with_context(|| processes[0].tail())?;
+    receiver.until("well/all", 2).await.with_context(|| processes[0].tail())?;
+    let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+    ensure!(health.pointer("/components/set_aside").and_then(Value::as_array).is_some_and(Vec::is_empty), "{health}");
+    for payment in [&first, &second] {
+        ensure!(api.get(payment.id()).await?.text("amount_received") == "1000", "credited twice");
+    }
+    let told = events(&lab).await?;
+    let ids: HashSet<&str> = told.iter().map(|event| event.id.as_str()).collect();
+    ensure!(told.len() == 6 && ids.len() == 6 && receiver.at("well/all").len() == 2, "{told:?}");
+    processes[0].check()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_a_slow_and_a_leaving_endpoint_delay_nobody_else() -> Result<()> {
     let running = running(&["up"]).await?;

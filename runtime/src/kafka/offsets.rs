@@ -1,12 +1,13 @@
 //! Offsets that are not a consumer's position: the ends of a topic, and cursors of ours that Kafka keeps as a group's offset.
 
+use super::backlog::Offsets;
 use super::client::Kafka;
 use crate::failure::Failure;
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 use topics::Topic;
 
@@ -69,6 +70,35 @@ impl Kafka {
             .committed_offsets(list, COMMITTED_TIMEOUT)
             .map_err(|e| Failure::from(e).context(format!("the committed offsets of {group}")))?;
         Ok(answer.elements().iter().any(|element| matches!(element.offset(), Offset::Offset(_))))
+    }
+
+    /// The offset of the first record of each of these partitions that was written at its time, in milliseconds of Unix time, or
+    /// later; the partition's end if there is none. Blocks.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn first_since(&self, topic: Topic, times: &BTreeMap<i32, i64>) -> Result<Offsets, Failure> {
+        if times.is_empty() {
+            return Ok(Offsets::new());
+        }
+        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed("lookup")).create()?;
+        let name = self.name(topic);
+        let failed = |e| Failure::from(e).context(format!("the offsets of {name}"));
+        let mut list = TopicPartitionList::new();
+        for (partition, time) in times {
+            list.add_partition_offset(&name, *partition, Offset::Offset((*time).max(0))).map_err(failed)?;
+        }
+        let found = with_leaders(|| inner.offsets_for_times(list.clone(), CALL_TIMEOUT)).map_err(failed)?;
+        // Afterwards, so that no record is beyond the end.
+        let ends = end_offsets(&inner, &name, topic.partitions())?;
+        let mut first = Offsets::new();
+        for element in found.elements() {
+            element.error().map_err(failed)?;
+            let end = ends.get(&element.partition()).copied();
+            let offset = if let Offset::Offset(offset) = element.offset() { Some(offset) } else { end };
+            first.extend(offset.map(|offset| (element.partition(), offset)));
+        }
+        Ok(first)
     }
 
     /// Whether nothing was ever written to the topic. Blocks.

@@ -2,7 +2,8 @@
 //!
 //! Rows are claimed in numbered batches, and the claim is committed. A batch goes to Kafka in one transaction, its number in the
 //! header [`BATCH`] of each event; then its rows are deleted. After a crash, the last number in `payment.events` tells whether the
-//! claimed batch was published. Because batches are numbered when they are claimed, writers may commit in any order. The events
+//! claimed batch was published. What was claimed under a number that Kafka has, and is not there, was claimed before another database
+//! took over for a while, and is claimed anew. Because batches are numbered when they are claimed, writers may commit in any order. The events
 //! of one payment are in order because its row is locked from one event to the next.
 //!
 //! The number is committed as an offset of the relay's group too. A group expires, and is not copied with a topic; so it only
@@ -24,7 +25,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
-use topics::Topic;
+use topics::wire::PaymentEvent;
+use topics::{Topic, frame};
 
 const STAGE: &str = "outbox";
 /// The header of an event that holds the number of its batch, in decimal.
@@ -57,11 +59,13 @@ pub fn run(
     // The producer would fence that of the relay that reads the right one.
     check_database(&leader, recovery.gate())?;
     let producer = TransactionalProducer::open(kafka, STAGE)?;
-    // Now that no transaction of a predecessor is open: what Kafka has is taken out of an outbox that came from a backup.
+    // After the fencing: no predecessor publishes any more.
+    let told = told_batches(kafka)?;
+    release_claims(kafka, leader.db()?, handle, told)?;
+    // What Kafka has is taken out of an outbox that came from a backup.
     recovery.catch_up(handle)?;
     let group = kafka.bare_group(STAGE)?;
-    // After the fencing: no predecessor publishes any more.
-    let mut batch = next_batch(kafka, leader.db()?, handle)?;
+    let mut batch = next_batch(leader.db()?, handle, told)?;
     tracing::info!("the relay is the leader and publishes payment.events from batch {batch}");
     let mut reported = Instant::now();
     while !stop.is_cancelled() {
@@ -84,34 +88,57 @@ pub fn run(
     Ok(())
 }
 
-/// The number of the first batch that Kafka does not have.
-fn next_batch(kafka: &Kafka, db: &Client, handle: &Handle) -> Result<i64, Failure> {
-    let in_topic = last_batch(kafka)?.map_or(1, |last| last + 1);
+/// The number after those of the batches that Kafka has.
+fn told_batches(kafka: &Kafka) -> Result<i64, Failure> {
+    let mut last = None;
+    read_batches_back(kafka, |records| {
+        // Each partition's last record has its highest number.
+        last = last.max(records.iter().rev().find_map(batch_of));
+        records.iter().any(|record| batch_of(record).is_some())
+    })?;
+    let in_topic = last.map_or(1, |last| last + 1);
     // The offset of a partition that no consumer of this group reads.
-    let in_group = kafka.committed(STAGE, Topic::Events, 0)?.unwrap_or(1);
-    // Claims go up one by one: a claim beyond means that Kafka has lost the batches before, and is published all the same.
-    let claimed = handle.block_on(store::first_claimed_batch(db))?.filter(|claimed| *claimed > in_topic.max(in_group));
-    if let Some(claimed) = claimed {
-        tracing::warn!("payment.events does not have the batches {} to {claimed} of the outbox", in_topic.max(in_group));
+    Ok(kafka.committed(STAGE, Topic::Events, 0)?.unwrap_or(1).max(in_topic))
+}
+
+/// Lets rows be claimed anew that were claimed under a number that Kafka has, and that it does not have.
+fn release_claims(kafka: &Kafka, db: &mut Client, handle: &Handle, next: i64) -> Result<(), Failure> {
+    let claimed = handle.block_on(store::claimed_before(db, next))?;
+    let Some(first) = claimed.values().min() else { return Ok(()) };
+    let mut told = Vec::new();
+    read_batches_back(kafka, |records| {
+        let events = records.iter().filter_map(|record| frame::decode::<PaymentEvent>(record.payload()).ok());
+        told.extend(events.filter(|event| claimed.contains_key(&event.id)));
+        records.iter().filter_map(batch_of).any(|batch| batch < *first)
+    })?;
+    let released = handle.block_on(store::release_claims(db, next, &told))?;
+    if released > 0 {
+        tracing::warn!("{released} events were claimed before another database took over, and never told: they are told now");
     }
-    Ok(claimed.unwrap_or(in_topic.max(in_group)))
+    Ok(())
+}
+
+/// The number of the next batch.
+fn next_batch(db: &Client, handle: &Handle, told: i64) -> Result<i64, Failure> {
+    // Claims go up one by one: a claim beyond means that Kafka has lost the batches before, and is published all the same.
+    let claimed = handle.block_on(store::first_claimed_batch(db))?.filter(|claimed| *claimed > told);
+    if let Some(claimed) = claimed {
+        tracing::warn!("payment.events does not have the batches {told} to {claimed} of the outbox");
+    }
+    Ok(claimed.unwrap_or(told))
 }
 
 fn batch_of(event: &Record<'_>) -> Option<i64> {
     std::str::from_utf8(event.header(BATCH)?).ok()?.parse().ok()
 }
 
-/// The number of the last batch in `payment.events`. It has a record that is the last of its partition.
-fn last_batch(kafka: &Kafka) -> Result<Option<i64>, Failure> {
-    let mut last = None;
+/// Shows the records of each partition of `payment.events` from its end backwards, in chunks, until `see` has seen enough of it.
+fn read_batches_back(kafka: &Kafka, mut see: impl FnMut(&[Record<'_>]) -> bool) -> Result<(), Failure> {
     for partition in 0..Topic::Events.partitions() {
-        PartitionReader::open(kafka, Topic::Events, partition)?.read_back(|records| {
-            let Some(batch) = records.iter().rev().find_map(batch_of) else { return Ok(ControlFlow::Continue(())) };
-            last = last.max(Some(batch));
-            Ok(ControlFlow::Break(()))
-        })?;
+        PartitionReader::open(kafka, Topic::Events, partition)?
+            .read_back(|records| Ok(if see(records) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }))?;
     }
-    Ok(last)
+    Ok(())
 }
 
 fn wait(wake: &Receiver<()>) {

@@ -77,10 +77,8 @@ async fn attempt(pool: &Pool, chains: &Chains, batch: &Batch, faults: &Faults) -
     let mut client = pool.get().await?;
     let tx = client.transaction().await?;
     let partition = batch.span.partition;
-    // One round trip: the second statement runs after the first.
-    let (claimed, waiting) = tokio::join!(FOLDING.claim(&tx, batch.span), FOLDING.set_aside_in(&tx, partition));
-    claimed?;
-    let mut skipped: HashSet<ChainId> = waiting?.iter().filter_map(chain_of).collect();
+    let waiting = FOLDING.claim_beside_set_aside(&tx, batch.span).await?;
+    let mut skipped: HashSet<ChainId> = waiting.iter().filter_map(chain_of).collect();
     let new: Vec<(&ChainId, &String)> = faults.iter().filter(|(chain, _)| skipped.insert(**chain)).collect();
     for (chain, cause) in &new {
         FOLDING.set_aside(&tx, partition, &chain.to_string(), batch.span.from, cause).await?;

@@ -15,6 +15,8 @@ pub const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Above it are hardened indices, which no xpub derives.
 const MAX_ADDRESS_INDEX: u32 = i32::MAX.cast_unsigned();
+/// An account's fingerprint has 16; it becomes part of a sequence's name.
+const MAX_FINGERPRINT_DIGITS: usize = 32;
 
 /// The request that an address was issued for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -146,8 +148,13 @@ pub fn account(intent: &wire::PaymentIntent) -> Result<(&str, u32), IntentError>
     if intent.account.is_empty() {
         return Err(IntentError::Incomplete);
     }
-    if !intent.account.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(MalformedField { field: "account", expected: "a fingerprint in hex", got: intent.account.clone() }.into());
+    if intent.account.len() > MAX_FINGERPRINT_DIGITS || !intent.account.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(MalformedField {
+            field: "account",
+            expected: "a fingerprint in hex",
+            got: base::text::excerpt(&intent.account),
+        }
+        .into());
     }
     if intent.address_index > MAX_ADDRESS_INDEX {
         let got = intent.address_index.to_string();
@@ -265,8 +272,9 @@ mod tests {
         let right = address_intent_record(&address, Uuid::nil());
         assert_eq!(issued(&right).map(|(issued, _)| issued), Ok(Issued::Address(address)));
         let hardened = wire::PaymentIntent { address_index: MAX_ADDRESS_INDEX + 1, ..right.clone() };
+        let long = wire::PaymentIntent { account: "a".repeat(3_000), ..right.clone() };
         let other = wire::PaymentIntent { account: "a'; --".to_owned(), ..right };
-        for (wrong, field) in [(hardened, "address_index"), (other, "account")] {
+        for (wrong, field) in [(hardened, "address_index"), (long, "account"), (other, "account")] {
             assert!(matches!(issued(&wrong), Err(IntentError::Field(error)) if error.field == field));
         }
     }

@@ -67,12 +67,12 @@ impl CatchUp<'_> {
         let is_new = !self.handle.block_on(is_compared(&*self.client))?;
         let mut findings = Findings::default();
         self.topic(Topic::Events, &events, async |db, records| {
-            let told: Vec<(Uuid, PaymentEvent)> = records.iter().filter_map(|value| read_event(value)).collect();
+            let told: Vec<(Uuid, PaymentEvent)> = records.iter().filter_map(|read| read_event(&read.value)).collect();
             findings.events += store::keep_told_events(db, &told).await?;
             Ok(())
         })?;
         self.topic(Topic::Intents, &intents, async |db, records| {
-            let read: Vec<PaymentIntent> = records.iter().filter_map(|value| read_intent(value)).collect();
+            let read: Vec<ReadIntent> = records.iter().filter_map(ReadIntent::of).collect();
             restore(db, own, is_new, &read, &mut findings).await?;
             match findings.foreign {
                 Some(other) => note_other(db, other).await,
@@ -86,12 +86,12 @@ impl CatchUp<'_> {
         Ok(findings.had_lost())
     }
 
-    /// Hands the values of a topic's records to `apply`.
+    /// Hands a topic's records to `apply`.
     fn topic(
         &mut self,
         topic: Topic,
         ends: &Offsets,
-        mut apply: impl AsyncFnMut(&deadpool_postgres::Transaction<'_>, &[Vec<u8>]) -> Result<(), Failure>,
+        mut apply: impl AsyncFnMut(&deadpool_postgres::Transaction<'_>, &[ReadRecord]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let Self { handle, kafka, backlog, client } = self;
         let name = kafka.name(topic);
@@ -100,9 +100,9 @@ impl CatchUp<'_> {
             if !next.is_empty() && ends.iter().all(|(partition, end)| next.get(partition).is_some_and(|next| next >= end)) {
                 return Ok(());
             }
-            let (mut values, mut last) = (Vec::new(), LastRecords::new());
+            let (mut records, mut last) = (Vec::new(), LastRecords::new());
             let reached = backlog.read(topic, &next, ends, (RESTORING.max_records, RESTORING.max_bytes), |record| {
-                values.push(record.payload().to_vec());
+                records.push(ReadRecord { place: (record.partition(), record.offset()), value: record.payload().to_vec() });
                 last.insert(record.partition(), (record.offset(), mark(record)));
             })?;
             handle.block_on(async {
@@ -112,12 +112,19 @@ impl CatchUp<'_> {
                     // Another process has compared them.
                     return Ok(());
                 }
-                apply(&transaction, &values).await?;
+                apply(&transaction, &records).await?;
                 known::save(&transaction, &name, &reached, &last).await?;
                 Ok::<_, Failure>(transaction.commit().await?)
             })?;
         }
     }
+}
+
+/// A record that was read.
+struct ReadRecord {
+    /// Partition and offset.
+    place: (i32, i64),
+    value: Vec<u8>,
 }
 
 /// What tells a record from the one that has its offset in a topic that was made anew.
@@ -134,27 +141,45 @@ fn read_event(value: &[u8]) -> Option<(Uuid, PaymentEvent)> {
     Some((id, event))
 }
 
-/// One that can't be read is the detector's to set aside.
-fn read_intent(value: &[u8]) -> Option<PaymentIntent> {
-    frame::decode(value).inspect_err(|e| tracing::warn!("a record of payment.intents: {e}")).ok()
+struct ReadIntent {
+    place: (i32, i64),
+    intent: PaymentIntent,
+}
+
+impl ReadIntent {
+    /// One that can't be read is the detector's to set aside.
+    fn of(ReadRecord { place, value }: &ReadRecord) -> Option<Self> {
+        let intent = frame::decode(value).inspect_err(|e| tracing::warn!("a record of payment.intents: {e}")).ok()?;
+        Some(Self { place: *place, intent })
+    }
+
+    fn id(&self) -> Option<Uuid> {
+        self.intent.payment_id.parse().ok()
+    }
+
+    /// Its name where it is set aside: anything may be in the place of an id.
+    fn item(&self) -> String {
+        let (partition, offset) = self.place;
+        self.id().map_or_else(|| format!("{partition}/{offset}"), |id| id.to_string())
+    }
 }
 
 async fn restore(
     db: &impl GenericClient,
     own: Uuid,
     is_new: bool,
-    intents: &[PaymentIntent],
+    intents: &[ReadIntent],
     findings: &mut Findings,
 ) -> Result<(), Failure> {
     // A compacted topic may have several of an address; the last one counts.
-    let by_id: HashMap<Uuid, &PaymentIntent> =
-        intents.iter().filter_map(|intent| Some((intent.payment_id.parse().ok()?, intent))).collect();
+    let by_id: HashMap<Uuid, &ReadIntent> = intents.iter().filter_map(|read| Some((read.id()?, read))).collect();
     let ids: Vec<Uuid> = by_id.keys().copied().collect();
     let lost = store::lost_ids(db, &ids).await?;
     let mut restorable: Vec<(Issued, Origin)> = Vec::new();
     let mut highest: BTreeMap<String, u32> = BTreeMap::new();
-    let without_id = intents.iter().filter(|intent| intent.payment_id.parse::<Uuid>().is_err());
-    for intent in lost.iter().filter_map(|id| by_id.get(id).copied()).chain(without_id) {
+    let without_id = intents.iter().filter(|read| read.id().is_none());
+    for read in lost.iter().filter_map(|id| by_id.get(id).copied()).chain(without_id) {
+        let intent = &read.intent;
         let other = Some(installation_of(intent)).filter(|other| !other.is_nil() && *other != own);
         if let Some(other) = other {
             if is_new {
@@ -171,7 +196,7 @@ async fn restore(
         match issued(intent) {
             _ if other.is_some() => {}
             Ok(issued) => restorable.push(issued),
-            Err(error) => set_aside(db, &intent.payment_id, &intent.key(), &error.to_string()).await?,
+            Err(error) => set_aside(db, &read.item(), &intent.key(), &error.to_string()).await?,
         }
     }
     accounts::move_sequences(db, &highest).await?;

@@ -4,10 +4,16 @@
 //! rows of their partitions after the claim, so whoever removes a row under the same lock is noticed.
 
 use crate::failure::Failure;
-use crate::fold::FoldStage;
+use crate::fold::{CLAIM, FoldStage, Span};
 use anyhow::anyhow;
 use deadpool_postgres::GenericClient;
 use tokio_postgres::Row;
+
+const SET_ASIDE_IN: &str = "SELECT stage, topic, partition, item, next_offset, cause FROM set_aside
+    WHERE stage = $1 AND topic = $2 AND partition = $3";
+/// An index entry has room for some 2,700 bytes.
+const MAX_ITEM_CHARS: usize = 200;
+const MAX_CAUSE_CHARS: usize = 2_000;
 
 /// A row of `set_aside`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,20 +54,37 @@ pub async fn forget(db: &impl GenericClient, stage: &str, item: &str) -> Result<
     Ok(())
 }
 
+/// A text of Postgres has no NUL.
+fn kept(text: &str, max_chars: usize) -> String {
+    text.chars().filter(|char| *char != '\0').take(max_chars).collect()
+}
+
 impl FoldStage {
-    /// What the stage has set aside in a partition. In a transaction it comes after [`claim`](Self::claim), or at the same time.
+    /// [`claim`](Self::claim), and then what the stage has set aside in the partition, in one round trip.
+    ///
+    /// # Errors
+    /// As for `claim`.
+    pub async fn claim_beside_set_aside(&self, db: &impl GenericClient, span: Span) -> Result<Vec<SetAside>, Failure> {
+        // Whichever were prepared first would run first.
+        db.prepare_cached(CLAIM).await?;
+        db.prepare_cached(SET_ASIDE_IN).await?;
+        let (claimed, aside) = tokio::join!(biased; self.claim(db, span), self.set_aside_in(db, span.partition));
+        claimed?;
+        aside
+    }
+
+    /// What the stage has set aside in a partition.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn set_aside_in(&self, db: &impl GenericClient, partition: i32) -> Result<Vec<SetAside>, Failure> {
-        let sql = "SELECT stage, topic, partition, item, next_offset, cause FROM set_aside
-                   WHERE stage = $1 AND topic = $2 AND partition = $3";
-        let statement = db.prepare_cached(sql).await?;
+        let statement = db.prepare_cached(SET_ASIDE_IN).await?;
         let rows = db.query(&statement, &[&self.stage, &self.topic.name(), &partition]).await?;
         Ok(rows.iter().map(SetAside::of).collect())
     }
 
-    /// Sets an item aside from an offset on. One that is set aside already stays where it is.
+    /// Sets an item aside from an offset on. One that is set aside already stays where it is. Its name and the cause may have come with
+    /// a record: what Postgres can't keep of them is left out.
     ///
     /// # Errors
     /// When the database fails.
@@ -75,6 +98,7 @@ impl FoldStage {
     ) -> Result<(), Failure> {
         let sql = "INSERT INTO set_aside (stage, topic, partition, item, next_offset, cause) VALUES ($1, $2, $3, $4, $5, $6)
                    ON CONFLICT (stage, topic, partition, item) DO UPDATE SET cause = EXCLUDED.cause";
+        let (item, cause) = (kept(item, MAX_ITEM_CHARS), kept(cause, MAX_CAUSE_CHARS));
         db.execute(sql, &[&self.stage, &self.topic.name(), &partition, &item, &next_offset, &cause]).await?;
         Ok(())
     }

@@ -515,6 +515,31 @@ async fn intents_that_bring_nothing_back_keep_their_indices() -> Result<()> {
     .await?;
     ensure!(api.coin(AMOUNT).await?.address()? == account.address(61)?, "the index of an unreadable intent");
     lab.ctrip(&["intents", "forget", &unreadable.payment_id])?;
+
+    // Texts that Postgres can't keep end no role: neither as they are, nor in what names them.
+    for (payment_id, index) in [("x\0".to_owned(), 70), ((0..400).map(|n| format!("{n:08}")).collect(), 71)] {
+        let address = account.address(index)?.to_vec().into();
+        publish(&wire::PaymentIntent { address, payment_id, address_index: index, ..unreadable.clone() }).await?;
+    }
+    let nul = wire::PaymentIntent {
+        address: account.address(72)?.to_vec().into(),
+        payment_id: Uuid::now_v7().to_string(),
+        address_index: 72,
+        finality: "soon\0".to_owned(),
+        ..unreadable
+    };
+    publish(&nul).await?;
+    let items = eventually("all three to be named", async || {
+        let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+        Ok(health["components"]["set_aside"].as_array().filter(|items| items.len() == 3).cloned())
+    })
+    .await
+    .with_context(|| up.tail())?;
+    ensure!(items.iter().any(|item| item["item"] == nul.payment_id.as_str()), "{items:?}");
+    ensure!(api.coin(AMOUNT).await?.address()? == account.address(73)?, "their indices");
+    for item in &items {
+        lab.ctrip(&["intents", "forget", item["item"].as_str().context("an item")?])?;
+    }
     up.check()
 }
 

@@ -56,7 +56,8 @@ pub async fn keep_told_events(db: &impl GenericClient, events: &[(Uuid, PaymentE
         .await?;
     let ids: Vec<Uuid> = lost.iter().map(|(id, _)| *id).collect();
     let sequences: Vec<i64> = lost.iter().map(|(_, event)| bigint(event.sequence)).collect();
-    let asked_by: Vec<&str> = lost.iter().map(|(_, event)| event.asked_by.as_str()).collect();
+    // A text of Postgres has no NUL.
+    let asked_by: Vec<String> = lost.iter().map(|(_, event)| event.asked_by.replace('\0', "")).collect();
     let records: Vec<Vec<u8>> = lost.iter().map(|(_, event)| history::trim(event.clone()).encode_to_vec()).collect();
     let written = db.execute(&statement, &[&ids, &sequences, &asked_by, &records]).await?;
     apply_cancellations(db, &ids).await?;

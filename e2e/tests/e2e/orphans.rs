@@ -109,6 +109,10 @@ async fn many_orphans_wait_beside_the_fold_and_are_credited_block_by_block() -> 
     let count = async || -> Result<i64> { Ok(client.query_one("SELECT count(*) FROM orphan_transfers", &[]).await?.get(0)) };
     OrphanLook::default().credit_owned(&books.pool, &chains).await.map_err(failed)?;
     ensure!(count().await? == 2_100, "credited to nobody");
+    // `ctrip chain restart` looks whether they are on the chain.
+    let paid: Vec<u64> =
+        store::paid_blocks(&client, chain, 2, 10).await.map_err(failed)?.iter().map(|block| block.number).collect();
+    ensure!(paid == [2, 1], "{paid:?}");
 
     let id = Uuid::from_u128(5_000);
     client.execute(COPY, &[&id, &lost.as_slice(), &like.id.0]).await?;

@@ -33,12 +33,13 @@ pub async fn lost_blocks(db: &impl GenericClient, chain: ChainId, above: u64) ->
     Ok(LostBlocks { numbers, heights })
 }
 
-/// The last blocks up to this number that have brought payments something, newest first: at most `limit`.
+/// The last blocks up to this number that have brought payments something, or orphans, newest first: at most `limit`.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid hash.
 pub async fn paid_blocks(db: &impl GenericClient, chain: ChainId, up_to: u64, limit: i64) -> Result<Vec<BlockRef>, Failure> {
-    let sql = "SELECT DISTINCT block_hash, block_number FROM payment_parts WHERE chain_id = $1 AND block_number <= $2
+    let sql = "SELECT block_hash, block_number FROM payment_parts WHERE chain_id = $1 AND block_number <= $2
+        UNION SELECT block_hash, block_number FROM orphan_transfers WHERE chain_id = $1 AND block_number <= $2
         ORDER BY block_number DESC LIMIT $3";
     let rows = db.query(sql, &[&bigint(chain.0), &bigint(up_to), &limit]).await?;
     rows.iter().map(|row| Ok(BlockRef { number: unsigned(row.get(1)), hash: read_hash(row)? })).collect()

@@ -21,8 +21,8 @@ use runtime::{Failure, Settings};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use topics::wire::{BlockRecord, LogsRecord, MatchesRecord, block_record, logs_record};
-use topics::{B256, BlockRef, ChainId, Topic, frame};
+use topics::wire::{BlockRecord, LogsRecord, MatchesRecord, block_record, logs_record, matches_record};
+use topics::{B256, BlockRef, ChainId, Topic, frame, number_below};
 
 /// Blocks with payments that are looked up where the confirmer's head is not on the chain.
 pub const MAX_PAID_BLOCKS: u16 = 1_000;
@@ -133,8 +133,11 @@ impl Restart {
             let begins = start.unwrap_or(self.last_final);
             return Ok(RestartPlan { stands: None, whole: self.below_first(unapplied).await?, begins });
         };
-        let (stands, whole) =
+        let (mut stands, mut whole) =
             standing(self.last_final, applied, async |block| is_on_chain(&self.chain, &self.rpc, block).await).await?;
+        if let Some(kept) = self.kept_by_waiting(unapplied).await? {
+            (stands, whole) = (stands.min(kept), whole.min(kept));
+        }
         Ok(RestartPlan { stands: Some(stands), whole: Some(whole), begins: start.unwrap_or(self.last_final + 1) })
     }
 
@@ -144,6 +147,21 @@ impl Restart {
         let (kafka, chain) = (self.kafka.clone(), self.chain.id);
         let first = blocking(move || first_matched(&kafka, chain, offset)).await?;
         Ok(first.map(|first| first.saturating_sub(1)))
+    }
+
+    /// The block up to which records that wait leave what was applied, if they take something back: the confirmer applies them first.
+    async fn kept_by_waiting(&self, unapplied: Unapplied) -> anyhow::Result<Option<u64>> {
+        let Unapplied::Waiting(offset) = unapplied else { return Ok(None) };
+        let (kafka, chain) = (self.kafka.clone(), self.chain.id);
+        let mut kept: Option<u64> = None;
+        blocking(move || {
+            read_matched(&kafka, chain, offset, |record| {
+                kept = [kept, kept_by(&record)].into_iter().flatten().min();
+                ControlFlow::Continue(())
+            })?;
+            Ok(kept)
+        })
+        .await
     }
 
     /// Restarts the chain; a running ingest then begins anew with the next block.
@@ -322,20 +340,45 @@ const fn is_due(matched: Matched, unapplied: Unapplied) -> bool {
     matches!(unapplied, Unapplied::Next(next) if next <= matched.offset)
 }
 
+/// The block up to which a record leaves what was applied, if it takes something back. Another branch may have blocks that are as high
+/// as one that this one skips.
+fn kept_by(record: &MatchesRecord) -> Option<u64> {
+    match record.kind() {
+        matches_record::Kind::Removed => Some(number_below(record.number, record.parent_number)),
+        matches_record::Kind::Replayed if record.sequence != 0 => Some(record.number),
+        _ => None,
+    }
+}
+
 /// The number of the chain's first block in `chain.matches` from an offset on.
 fn first_matched(kafka: &Kafka, chain: ChainId, offset: i64) -> Result<Option<u64>, Failure> {
+    let mut first = None;
+    read_matched(kafka, chain, offset, |record| {
+        first = Some(record.number).filter(|_| record.sequence != 0);
+        if first.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    Ok(first)
+}
+
+/// Shows the chain's records in `chain.matches` from an offset on that can be read.
+fn read_matched(
+    kafka: &Kafka,
+    chain: ChainId,
+    offset: i64,
+    mut see: impl FnMut(MatchesRecord) -> ControlFlow<()>,
+) -> Result<(), Failure> {
     let key = chain.to_string();
     let reader = PartitionReader::open(kafka, Topic::Matches, Topic::Matches.partition_of(&key))?;
     reader.seek(offset)?;
     while let Some(record) = reader.next()? {
         if record.key() == key.as_bytes()
             && let Ok(record) = frame::decode::<MatchesRecord>(record.payload())
-            && record.sequence != 0
+            && see(record).is_break()
         {
-            return Ok(Some(record.number));
+            break;
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 /// The chain's last record that was matched.
@@ -461,6 +504,29 @@ mod tests {
         assert!(is_due(Unapplied::Next(7)));
         // It has gone past them, by `ctrip chain forget` too; or they wait for the restart.
         assert!(!is_due(Unapplied::Next(8)) && !is_due(Unapplied::Waiting(3)));
+    }
+
+    /// Else what they add stays, and what they take back comes never again.
+    #[test]
+    fn what_waiting_records_take_back_does_not_stand() {
+        use matches_record::Kind;
+        let record = |kind: Kind, number, parent_number, sequence| MatchesRecord {
+            kind: kind.into(),
+            number,
+            parent_number,
+            sequence,
+            ..Default::default()
+        };
+        for (waiting, kept) in [
+            (record(Kind::Added, 96, Some(95), 7), None),
+            (record(Kind::Tags, 95, None, 7), None),
+            (record(Kind::Removed, 95, None, 7), Some(94)),
+            (record(Kind::Removed, 95, Some(93), 7), Some(93)),
+            (record(Kind::Replayed, 40, None, 0), None),
+            (record(Kind::Replayed, 40, None, 7), Some(40)),
+        ] {
+            assert_eq!(kept_by(&waiting), kept, "{waiting:?}");
+        }
     }
 
     #[test]

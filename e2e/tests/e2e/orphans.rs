@@ -4,7 +4,7 @@ use crate::books::{self, Books, X_LISTED, block_hash, chains, failed, payments};
 use anyhow::{Context as _, Result, ensure};
 use confirmer::orphans::OrphanLook;
 use e2e::{Lab, Plan, Stack, eventually};
-use payments::Status;
+use payments::{Status, store};
 use reqwest::Method;
 use runtime::kafka::Publisher;
 use serde_json::Value;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can't be read.
-    #[error("cannot read the chains file {path}")]
+    #[error("cannot read the chains file {path}; CHAINS_FILE says where it is, and the repository's chains.yaml has every key")]
     Read {
         /// The value of `CHAINS_FILE`.
         path: PathBuf,

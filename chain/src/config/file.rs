@@ -2,8 +2,10 @@
 
 use super::chain::{COIN_DECIMALS, Chain, Policy, Tier, Token};
 use super::error::ConfigError;
+use super::keys::UniqueKeys;
+use super::names::name_chain;
 use super::presets;
-use super::scalar::{ChainName, HttpUrl, Positive, RpcUrl, Scalar, WsUrl};
+use super::scalar::{ChainName, HttpUrl, RpcUrl, Scalar, Whole, WsUrl};
 use super::tiers::{self, Decimal, Finality, RawTier};
 use super::tokens::Tokens;
 use super::url::NodeUrl;
@@ -13,7 +15,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::collections::BTreeSet;
 use std::fmt;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::Path;
 use std::time::Duration;
 use topics::{Amount, ChainId};
@@ -61,12 +63,8 @@ impl ChainsFile {
             let message = error.to_string();
             // The location is printed in front of the message already.
             let end = message.rfind(" at line ").unwrap_or(message.len());
-            ConfigError::Invalid {
-                path: path.to_owned(),
-                line,
-                column,
-                message: message[..end].trim_start_matches('.').to_owned(),
-            }
+            let message = name_chain(message[..end].trim_start_matches('.'), text);
+            ConfigError::Invalid { path: path.to_owned(), line, column, message }
         })
     }
 }
@@ -143,7 +141,7 @@ impl<'de> Deserialize<'de> for ChainsFile {
                         deserializer.deserialize_seq(File).map(List)
                     }
                 }
-                Keyed::deserialize(MapAccessDeserializer::new(map)).map(|keyed| keyed.chains.0)
+                Keyed::deserialize(MapAccessDeserializer::new(UniqueKeys::new(map))).map(|keyed| keyed.chains.0)
             }
         }
         deserializer.deserialize_any(File)
@@ -171,7 +169,8 @@ impl<'de> Visitor<'de> for UniqueChain<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ChainEntry, A::Error> {
-        let entry = RawChain::deserialize(MapAccessDeserializer::new(map))?.check().map_err(A::Error::custom)?;
+        let entry =
+            RawChain::deserialize(MapAccessDeserializer::new(UniqueKeys::new(map)))?.check().map_err(A::Error::custom)?;
         for other in self.seen {
             if other.name == entry.name {
                 return Err(A::Error::custom(format!(
@@ -194,23 +193,23 @@ impl<'de> Visitor<'de> for UniqueChain<'_> {
 #[serde(deny_unknown_fields)]
 struct RawChain {
     name: Scalar<ChainName>,
-    chain_id: Option<Positive>,
+    chain_id: Option<Whole<NonZeroU64>>,
     rpc_url: Option<Scalar<HttpUrl>>,
     #[serde(default)]
     rpc_urls: Vec<RpcUrl>,
     #[serde(default)]
     ws_urls: Vec<Scalar<WsUrl>>,
-    witnesses: Option<NonZeroUsize>,
+    witnesses: Option<Whole<NonZeroU64>>,
     #[serde(default)]
     poa: bool,
-    confirmations: Option<NonZeroU32>,
+    confirmations: Option<Whole<NonZeroU32>>,
     finality: Option<Finality>,
     #[serde(default)]
     tiers: Vec<RawTier>,
     min_transfer: Option<Scalar<Decimal>>,
-    start_block: Option<u64>,
-    poll_interval_ms: Option<Positive>,
-    max_lag_s: Option<Positive>,
+    start_block: Option<Whole<u64>>,
+    poll_interval_ms: Option<Whole<NonZeroU64>>,
+    max_lag_s: Option<Whole<NonZeroU64>>,
     verify: Option<Verify>,
     #[serde(default)]
     traces: bool,
@@ -236,7 +235,7 @@ impl RawChain {
         let min_transfer = tiers::min_transfer(self.min_transfer, COIN_DECIMALS)?.unwrap_or_default();
         Ok(ChainEntry {
             name: self.name.0.0,
-            chain_id: self.chain_id.map(|id| ChainId(id.0)),
+            chain_id: self.chain_id.map(|Whole(id)| ChainId(id.get())),
             rpc_urls,
             rest: EntrySettings {
                 ws_urls: self.ws_urls.into_iter().map(|url| url.0.0).collect(),
@@ -245,9 +244,9 @@ impl RawChain {
                 policy,
                 tiers,
                 min_transfer,
-                start_block: self.start_block,
-                poll_interval_ms: self.poll_interval_ms.map(|ms| ms.0),
-                max_lag_s: self.max_lag_s.map(|s| s.0),
+                start_block: self.start_block.map(|Whole(number)| number),
+                poll_interval_ms: self.poll_interval_ms.map(|Whole(ms)| ms.get()),
+                max_lag_s: self.max_lag_s.map(|Whole(s)| s.get()),
                 verify: self.verify,
                 traces: self.traces,
                 tokens: self.tokens.0,
@@ -257,9 +256,9 @@ impl RawChain {
 }
 
 /// The number of witnesses asked for; by default two, where there are two to ask.
-fn witnesses(asked: Option<NonZeroUsize>, rpc_urls: &[NodeUrl]) -> Result<usize, String> {
+fn witnesses(asked: Option<Whole<NonZeroU64>>, rpc_urls: &[NodeUrl]) -> Result<usize, String> {
     let providers = rpc_urls.iter().map(NodeUrl::provider).collect::<BTreeSet<_>>().len();
-    let witnesses = asked.map_or(providers.min(2), NonZeroUsize::get);
+    let witnesses = asked.map_or(providers.min(2), |Whole(asked)| usize::try_from(asked.get()).unwrap_or(usize::MAX));
     if witnesses > providers {
         return Err(format!(
             "witnesses: {witnesses} is more than rpc_urls has; expected at most {providers}, the number of different hosts or groups"

@@ -83,7 +83,7 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
         ("[]".into(), 1, &["at least one chain"]),
         ("- name: a\n  rpc_url: http://a\n  confirmatons: 3".into(), 3, &["confirmatons", "expected one of", "confirmations"]),
         ("- name: a\n  rpc_url: http://a\n  confirmations: many".into(), 3, &["confirmations", "expected"]),
-        ("- name: a\n  rpc_url: http://a\n  confirmations: 0".into(), 3, &["confirmations", "nonzero"]),
+        ("- name: a\n  rpc_url: http://a\n  confirmations: 0".into(), 3, &["confirmations", "above 0"]),
         ("- name: a\n  rpc_url: http://a\n  chain_id: -1".into(), 3, &["chain_id", "expected"]),
         ("- name: a\n  rpc_url: http://a\n  max_lag_s: 0".into(), 3, &["max_lag_s", "expected"]),
         ("- name: a\n  rpc_url: http://a\n  finality: soon".into(), 3, &["finality", "safe", "finalized"]),
@@ -92,7 +92,7 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
         ("- name: a\n  rpc_url: https://x/${CTRIP_NO_SUCH}".into(), 2, &["rpc_url", "CTRIP_NO_SUCH is not set"]),
         ("- name: a\n  rpc_urls:\n  - http://a\n  - nonsense".into(), 4, &["rpc_urls", "expected a URL"]),
         ("- name: a\n  rpc_url: http://a\n  ws_urls: [http://a]".into(), 3, &["ws_urls", "expected ws"]),
-        ("- name: a\n  rpc_url: http://a\n  witnesses: 0".into(), 3, &["witnesses", "nonzero"]),
+        ("- name: a\n  rpc_url: http://a\n  witnesses: 0".into(), 3, &["witnesses", "above 0"]),
         ("- name: a\n  rpc_urls: [http://a/1, http://a/2]\n  witnesses: 2".into(), 1, &["witnesses: 2", "at most 1"]),
         (
             "- name: a\n  rpc_urls:\n  - http://a\n  - { url: http://b, grup: x }".into(),
@@ -111,7 +111,15 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
             4,
             &["chain_id", "5 is the chain \"a\""],
         ),
-        ("- name: a\n  name: b\n  rpc_url: http://b".into(), 1, &["duplicate", "name"]),
+        ("- name: a\n  name: b\n  rpc_url: http://b".into(), 2, &["chain a: duplicate key name"]),
+        ("- rpc_url: http://a\n- name: b\n  rpc_url: http://b".into(), 1, &["chain number 1: missing field `name`"]),
+        ("- name: a\n  rpc_url: http://a\n- name: b\n  rpc_url: http://b\n  poa: 7".into(), 5, &["chain b: poa: "]),
+        ("chains:\n- name: b\n  rpc_url: http://b\n  poa: true\n  tokens:\n  poa: false".into(), 6, &["duplicate key poa"]),
+        ("chains:\n- {name: a, rpc_url: 'http://a'}\nchains:\n- {name: b}".into(), 3, &["duplicate key chains"]),
+        (token(&format!("{usdc}      decimals: 6")), 8, &["duplicate key decimals"]),
+        ("- name: a\n  rpc_url: http://a\n  tiers:\n  - from: 1\n    from: 2".into(), 5, &["duplicate key from"]),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [5]".into(), 3, &["chain a: tiers[0]", "expected a tier"]),
+        ("- name: a\n  rpc_url: http://a\n  start_block: -1".into(), 3, &["start_block", "a whole number"]),
         (token("    - symbol: USDC\n      address: 0x1234\n      decimals: 6"), 6, &["address", "40 hex digits"]),
         (
             token("    - symbol: USDC\n      address: 0xa0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48\n      decimals: 6"),
@@ -121,7 +129,7 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
         (
             token("    - symbol: USDC\n      address: 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48\n      decimals: 300"),
             7,
-            &["decimals", "u8"],
+            &["chain a: tokens[0].decimals", "from 0 to 255"],
         ),
         (
             token("    - symbol: US DC\n      address: 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48\n      decimals: 6"),
@@ -151,7 +159,7 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
         ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: -1, confirmations: 3 }]".into(), 3, &["from", "-1"]),
         ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1e3, confirmations: 3 }]".into(), 3, &["from", "1e3"]),
         ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1., confirmations: 3 }]".into(), 3, &["from", "1."]),
-        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1, confirmations: 0 }]".into(), 3, &["confirmations", "nonzero"]),
+        ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1, confirmations: 0 }]".into(), 3, &["confirmations", "above 0"]),
         ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1, count: 3 }]".into(), 3, &["count", "expected one of"]),
         ("- name: a\n  rpc_url: http://a\n  tiers: [{ from: 1.5 }]".into(), 1, &["from 1.5", "confirmations is missing"]),
         (
@@ -174,6 +182,8 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
     ];
     for (text, line, parts) in cases {
         let error = parse(&text).expect_err(&text);
+        let types = ["u8", "u32", "u64", "nonzero", "struct ", "Raw"];
+        assert!(!types.iter().any(|name| error.contains(name)), "a type of Rust: {error}");
         assert!(error.starts_with(&format!("chains.yaml:{line}:")), "line {line} of\n{text}\n{error}");
         for part in parts {
             assert!(error.contains(part), "{part:?} in {error:?}\nof\n{text}");

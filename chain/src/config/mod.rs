@@ -7,6 +7,8 @@ mod chain;
 mod chains;
 mod error;
 mod file;
+mod keys;
+mod names;
 mod presets;
 mod scalar;
 mod tiers;

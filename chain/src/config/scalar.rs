@@ -1,11 +1,13 @@
 //! Values of `chains.yaml` with rules of their own: names, symbols, URLs, token addresses, positive numbers.
 
+use super::keys::UniqueKeys;
 use super::url::NodeUrl;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Unexpected, Visitor};
 use std::fmt;
 use std::marker::PhantomData;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::str::FromStr;
 use topics::{Address, COIN_CONTRACTS, CoinContract};
 
@@ -30,13 +32,59 @@ impl<'de, T: FromStr<Err = String>> Deserialize<'de> for Scalar<T> {
     }
 }
 
-/// A whole number above 0.
-#[derive(Deserialize)]
-#[serde(transparent)]
-pub(super) struct Positive(#[serde(deserialize_with = "positive")] pub u64);
+/// A number of `chains.yaml`, and how it is asked for.
+pub(super) trait Number: Sized {
+    const EXPECTED: &'static str;
+    fn of(number: u64) -> Option<Self>;
+}
 
-fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    std::num::NonZeroU64::deserialize(deserializer).map(std::num::NonZeroU64::get)
+impl Number for u8 {
+    const EXPECTED: &'static str = "a whole number from 0 to 255";
+    fn of(number: u64) -> Option<Self> {
+        Self::try_from(number).ok()
+    }
+}
+
+impl Number for u64 {
+    const EXPECTED: &'static str = "a whole number from 0 on";
+    fn of(number: u64) -> Option<Self> {
+        Some(number)
+    }
+}
+
+impl Number for NonZeroU64 {
+    const EXPECTED: &'static str = "a whole number above 0";
+    fn of(number: u64) -> Option<Self> {
+        Self::new(number)
+    }
+}
+
+impl Number for NonZeroU32 {
+    const EXPECTED: &'static str = "a whole number above 0, and below 2^32";
+    fn of(number: u64) -> Option<Self> {
+        Self::try_from(NonZeroU64::new(number)?).ok()
+    }
+}
+
+/// A whole number, refused at its location and without the name of a type.
+pub(super) struct Whole<N>(pub N);
+
+impl<'de, N: Number> Deserialize<'de> for Whole<N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Digits<N>(PhantomData<N>);
+        impl<N: Number> Visitor<'_> for Digits<N> {
+            type Value = Whole<N>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(N::EXPECTED)
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Whole<N>, E> {
+                N::of(number).map(Whole).ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
+            }
+        }
+        deserializer.deserialize_u64(Digits(PhantomData))
+    }
 }
 
 pub(super) struct ChainName(pub String);
@@ -97,7 +145,7 @@ impl<'de> Deserialize<'de> for RpcUrl {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RpcUrl, A::Error> {
-                let Grouped { url, group } = Grouped::deserialize(MapAccessDeserializer::new(map))?;
+                let Grouped { url, group } = Grouped::deserialize(MapAccessDeserializer::new(UniqueKeys::new(map)))?;
                 Ok(RpcUrl(url.0.0.in_group(group.map(|group| group.0.0))))
             }
         }

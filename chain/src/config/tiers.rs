@@ -1,20 +1,47 @@
 //! Amounts of `chains.yaml` in whole coins or tokens: of confirmation tiers, which are policies by amount, and of `min_transfer`.
 
 use super::chain::{Policy, Tier};
-use super::scalar::Scalar;
+use super::keys::UniqueKeys;
+use super::scalar::{Scalar, Whole};
 use alloy::primitives::utils::{ParseUnits, parse_units};
 use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 use topics::Amount;
 
 /// A tier as written. Its amount becomes base units once the asset's decimals are known.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct RawTier {
     from: Scalar<Decimal>,
-    confirmations: Option<NonZeroU32>,
+    confirmations: Option<Whole<NonZeroU32>>,
     finality: Option<Finality>,
+}
+
+impl<'de> Deserialize<'de> for RawTier {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(remote = "RawTier", deny_unknown_fields)]
+        struct Fields {
+            from: Scalar<Decimal>,
+            confirmations: Option<Whole<NonZeroU32>>,
+            finality: Option<Finality>,
+        }
+        struct Entry;
+        impl<'de> Visitor<'de> for Entry {
+            type Value = RawTier;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a tier: from, and confirmations or finality")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawTier, A::Error> {
+                Fields::deserialize(MapAccessDeserializer::new(UniqueKeys::new(map)))
+            }
+        }
+        deserializer.deserialize_map(Entry)
+    }
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -44,10 +71,10 @@ impl FromStr for Decimal {
 ///
 /// # Errors
 /// If both are given.
-pub(super) fn policy(count: Option<NonZeroU32>, finality: Option<Finality>) -> Result<Option<Policy>, &'static str> {
+pub(super) fn policy(count: Option<Whole<NonZeroU32>>, finality: Option<Finality>) -> Result<Option<Policy>, &'static str> {
     match (count, finality) {
         (Some(_), Some(_)) => Err("confirmations and finality are both given; expected one of them"),
-        (Some(count), None) => Ok(Some(Policy::Confirmations(count.get()))),
+        (Some(Whole(count)), None) => Ok(Some(Policy::Confirmations(count.get()))),
         (None, Some(Finality::Safe)) => Ok(Some(Policy::Safe)),
         (None, Some(Finality::Finalized)) => Ok(Some(Policy::Finalized)),
         (None, None) => Ok(None),

@@ -1,8 +1,9 @@
 //! The token list of a chain in `chains.yaml`.
 
 use super::chain::Token;
+use super::keys::UniqueKeys;
 use super::presets;
-use super::scalar::{Scalar, Symbol, TokenAddress};
+use super::scalar::{Scalar, Symbol, TokenAddress, Whole};
 use super::tiers::{self, Decimal, RawTier};
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
@@ -18,7 +19,7 @@ pub(super) struct Tokens(pub Vec<Token>);
 struct RawToken {
     symbol: Scalar<Symbol>,
     address: Scalar<TokenAddress>,
-    decimals: u8,
+    decimals: Whole<u8>,
     #[serde(default)]
     tiers: Vec<RawTier>,
     min_transfer: Option<Scalar<Decimal>>,
@@ -71,8 +72,8 @@ impl<'de> Visitor<'de> for UniqueToken<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Token, A::Error> {
-        let RawToken { symbol, address, decimals, tiers, min_transfer } =
-            RawToken::deserialize(MapAccessDeserializer::new(map))?;
+        let RawToken { symbol, address, decimals: Whole(decimals), tiers, min_transfer } =
+            RawToken::deserialize(MapAccessDeserializer::new(UniqueKeys::new(map)))?;
         let tiers = tiers::check(tiers, decimals).map_err(A::Error::custom)?;
         let min_transfer = tiers::min_transfer(min_transfer, decimals)
             .map_err(A::Error::custom)?

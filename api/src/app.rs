@@ -4,6 +4,7 @@ use crate::chains::availability::Availability;
 use crate::chains::catalog::Catalog;
 use crate::create::idempotency::InFlightKeys;
 use crate::create::intents::Intents;
+use crate::create::order::Order;
 use crate::create::queue::CreateRequest;
 use crate::event_feed::EventFeed;
 use crate::health_checks::HealthChecks;
@@ -67,6 +68,15 @@ impl App {
     /// A 503 when none is to be had.
     pub async fn db(&self) -> Result<Connection, Problem> {
         Ok(self.pool.get().await?)
+    }
+
+    /// Checks that the order's chain takes new payments in its token; `now` is Unix seconds.
+    ///
+    /// # Errors
+    /// A 503 that names the chain or token and the reason.
+    pub fn check_available(&self, order: &Order, now: u64) -> Result<(), Problem> {
+        let chain = self.catalog.by_id(order.chain).map_err(|_| Problem::internal())?;
+        self.availability.check(chain, order.asset.token.as_ref(), now)
     }
 }
 

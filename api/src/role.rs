@@ -5,6 +5,7 @@ use crate::chains::availability::Availability;
 use crate::chains::catalog::Catalog;
 use crate::chains::halts::Halts;
 use crate::chains::nodes::Nodes;
+use crate::chains::wrong_tokens::WrongTokens;
 use crate::create::batcher::Batcher;
 use crate::create::idempotency::InFlightKeys;
 use crate::create::intents::{self, Intents};
@@ -42,6 +43,8 @@ const MAX_CONNECTIONS: usize = 16;
 const MAX_LOOK_UP_CONNECTIONS: usize = 2;
 /// For a statement of a request: none that is well takes as long.
 const MAX_STATEMENT: Duration = Duration::from_secs(10);
+/// For the first look at the tokens' contracts.
+const FIRST_LOOK_AT_TOKENS: Duration = Duration::from_secs(2);
 const LISTEN_BACKLOG: u32 = 1024;
 /// For requests in flight at the stop; the process has 10 s.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
@@ -101,7 +104,10 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let housekeeping_pool = db::gated_pool(&settings.database_url, 1, recovery.gate(), None)?;
     let account = Account::register(xpub, &pool).await?;
     let halts = Halts::default();
-    let availability = Availability::new(halts.clone());
+    let wrong_tokens = WrongTokens::new(&catalog);
+    // A node that hangs must not hold up the start.
+    let _ = tokio::time::timeout(FIRST_LOOK_AT_TOKENS, wrong_tokens.look()).await;
+    let availability = Availability::new(halts.clone(), wrong_tokens.clone());
     availability.poll(&pool).await.map_err(|failure| anyhow::anyhow!("reading the chains' heads: {failure}"))?;
     let listener = socket.listen(LISTEN_BACKLOG).with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
 
@@ -121,6 +127,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let event_feed = EventFeed::new(StreamLimits::within(limits.connections), stop.clone());
     tasks.spawn(event_feed.clone().run(kafka));
     tasks.spawn(availability.clone().run(pool.clone(), stop.clone()));
+    tasks.spawn(wrong_tokens.run(stop.clone()));
     tasks.spawn(housekeeping::run(housekeeping_pool, settings.history_keep_days, stop.clone()));
     tasks.spawn(Arc::clone(&keys).write_last_uses(stop.clone()));
     tasks.spawn(observe_pool(pool.clone(), stop.clone()));

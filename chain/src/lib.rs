@@ -8,7 +8,8 @@
 //! - `fetch`: [`fetch_block`] fetches a block with its receipts and [proves](prove) both against the block's hash. A node that
 //!   lags or lies causes an error, never a block.
 //! - `heads`: [`Heads`] announces new heads from websockets. It wakes the poller; nothing it says is trusted.
-//! - `resolve` and `check` join the configuration with live nodes: missing chain ids, and `ctrip check`.
+//! - `resolve`, `tokens` and `check` join the configuration with live nodes: missing chain ids, what tokens' contracts say, and
+//!   `ctrip check`.
 //!
 //! Only this crate speaks JSON-RPC to nodes. It knows no payment rules and no Kafka.
 
@@ -22,6 +23,7 @@ mod proof;
 mod resolve;
 mod rpc;
 mod text;
+mod tokens;
 mod trace;
 
 pub use block::{
@@ -39,4 +41,5 @@ pub use heads::{Heads, HeadsError, WsTimeouts};
 pub use proof::{PartProof, Proof, ProofError, Verify, prove};
 pub use resolve::ResolveError;
 pub use rpc::{Answer, Endpoint, MAX_LAG_BLOCKS, Probe, Reply, Rpc, RpcError};
+pub use tokens::{TokenVerdict, check_token, check_tokens};
 pub use trace::{InternalTransfer, TraceError, Tracer, internal_transfers};

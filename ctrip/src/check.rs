@@ -1,15 +1,18 @@
-//! `ctrip check`: probes the endpoints and websockets of the chains file, and says who witnesses a chain's blocks.
+//! `ctrip check`: probes the endpoints and websockets of the chains file, asks the tokens' contracts, and says who witnesses a
+//! chain's blocks.
 //!
 //! It prints an endpoint's host and never its URL, which carries a key.
 
-use chain::{Chain, Chains, EndpointCheck, HeadsError, MAX_LAG_BLOCKS, NodeUrl, Policy, Probe, WebsocketCheck};
+use chain::{
+    Chain, Chains, EndpointCheck, HeadsError, MAX_LAG_BLOCKS, NodeUrl, Policy, Probe, Token, TokenVerdict, WebsocketCheck,
+};
 use runtime::Settings;
 use std::collections::BTreeSet;
 
 /// Probes every endpoint and prints what it can do and what it proves.
 ///
 /// # Errors
-/// When a chain has no usable endpoint, or an endpoint or a websocket is of another chain.
+/// When a chain has no usable endpoint, an endpoint or a websocket is of another chain, or a token is not as the file says.
 pub async fn run(settings: Settings, only: Option<&str>) -> anyhow::Result<()> {
     let file = Chains::load(&settings.chains_file)?;
     let file = match only {
@@ -33,6 +36,8 @@ pub async fn run(settings: Settings, only: Option<&str>) -> anyhow::Result<()> {
         let others = hearings.iter().filter(|hearing| matches!(hearing.verdict, Err(HeadsError::WrongChain { .. })));
         let sockets = others.map(|hearing| format!("websocket {} of {} is of another chain", hearing.endpoint, chain.name));
         wrong.extend(endpoints.chain(sockets));
+        wrong.extend(check_tokens(chain).await);
+        println!();
     }
     anyhow::ensure!(wrong.is_empty(), "{}", wrong.join("; "));
     Ok(())
@@ -69,7 +74,23 @@ fn print(chain: &Chain, trials: &[EndpointCheck], hearings: &[WebsocketCheck]) {
     for lacking in lacking_tags(chain, trials) {
         println!("{}: {lacking}", chain.name);
     }
-    println!();
+}
+
+/// Prints what the tokens' contracts say, and returns which contradict the file.
+async fn check_tokens(chain: &Chain) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (Token { symbol, .. }, verdict) in chain::check_tokens(chain).await {
+        match verdict {
+            TokenVerdict::Fits(how) => println!("  token {symbol}: usable; {how}"),
+            TokenVerdict::OtherSymbol(how) => println!("  token {symbol}: usable, but {how}"),
+            TokenVerdict::Unknown(why) => println!("  token {symbol}: could not be asked: {why}"),
+            TokenVerdict::Wrong(cause) => {
+                println!("  token {symbol}: not usable: {cause}");
+                wrong.push(format!("token {symbol} of {}: {cause}", chain.name));
+            }
+        }
+    }
+    wrong
 }
 
 /// The tags that policies of the chain wait for and that too few endpoints report.

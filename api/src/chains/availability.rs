@@ -1,4 +1,4 @@
-//! Whether a chain takes new payments, by how far the confirmer has processed it.
+//! Whether a chain takes new payments, by how far the confirmer has processed it, and in which of its tokens.
 //!
 //! No address is given out on a chain where payments would not be seen in time: one that has halted or that a stage has set
 //! aside, one that lags beyond its `max_lag`, or one that has not begun. A chain without a `start_block` begins at the last final
@@ -7,6 +7,7 @@
 //! The heads of all chains are polled together every [`POLL_INTERVAL`], so that requests cost no query.
 
 use crate::chains::halts::Halts;
+use crate::chains::wrong_tokens::WrongTokens;
 use crate::http::problem::Problem;
 use chain::Chain;
 use deadpool_postgres::Pool;
@@ -16,17 +17,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use topics::{ChainId, Topic};
+use topics::{Address, ChainId, Topic};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// `Retry-After` in seconds. A chain begins soon.
 const RETRY_AFTER_BEGINNING: u32 = 2;
 /// Catching up takes a while.
 const RETRY_AFTER_LAG: u32 = 30;
-/// A halted chain waits for an operator.
+/// A halted chain, or a wrong token, waits for an operator.
 const RETRY_AFTER_HALT: u32 = 300;
 
-/// The polled heads, and the halts. Cheap to clone.
+/// The polled heads, the halts and the wrong tokens. Cheap to clone.
 #[derive(Clone)]
 pub struct Availability {
     /// Timestamps of the last blocks that the confirmer has processed, Unix seconds.
@@ -34,12 +35,13 @@ pub struct Availability {
     /// Why the confirmer has set chains aside.
     aside: Arc<RwLock<HashMap<ChainId, String>>>,
     halts: Halts,
+    wrong_tokens: WrongTokens,
 }
 
 impl Availability {
     /// Knows no head before the first [`poll`](Self::poll).
-    pub fn new(halts: Halts) -> Self {
-        Self { timestamps: Arc::default(), aside: Arc::default(), halts }
+    pub fn new(halts: Halts, wrong_tokens: WrongTokens) -> Self {
+        Self { timestamps: Arc::default(), aside: Arc::default(), halts, wrong_tokens }
     }
 
     /// Reads the heads, and which chains are set aside, once.
@@ -76,11 +78,20 @@ impl Availability {
         self.halts.of(chain).or_else(aside)
     }
 
-    /// Checks that the chain takes new payments; `now` is Unix seconds.
+    /// Whether payments can be asked for in a token.
+    pub fn offers(&self, chain: ChainId, token: Address) -> bool {
+        self.wrong_tokens.cause(chain, token).is_none()
+    }
+
+    /// Checks that the chain takes new payments in an asset, of which `None` is the coin; `now` is Unix seconds.
     ///
     /// # Errors
-    /// A 503 that names the chain and the reason.
-    pub fn check(&self, chain: &Chain, now: u64) -> Result<(), Problem> {
+    /// A 503 that names the chain or token and the reason.
+    pub fn check(&self, chain: &Chain, token: Option<&payments::Token>, now: u64) -> Result<(), Problem> {
+        if let Some((token, why)) = token.and_then(|token| Some((token, self.wrong_tokens.cause(chain.id, token.address)?))) {
+            let detail = format!("Token {} of chain {} takes no new payments: {why}", token.symbol, chain.name);
+            return Err(Problem::unavailable(RETRY_AFTER_HALT, detail));
+        }
         let timestamp = self.timestamps.read().unwrap_or_else(PoisonError::into_inner).get(&chain.id).copied();
         check(chain, timestamp, self.halted(chain.id).as_deref(), now)
     }

@@ -7,7 +7,7 @@ use crate::http::problem::Problem;
 use crate::openapi::schemas;
 use axum::Json;
 use axum::extract::State;
-use chain::Chain;
+use chain::{Chain, Token};
 use payments::Policy;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -67,7 +67,7 @@ pub async fn chains(State(app): State<App>, _: Caller) -> Json<List<ChainReply>>
             confirmations_required: policy.confirmations(),
             finality: policy.finality(),
             min_transfer: chain.min_transfer.to_string(),
-            tokens: chain.tokens.iter().map(|token| token.symbol.clone()).collect(),
+            tokens: offered(&app, chain).map(|token| token.symbol.clone()).collect(),
         }
     };
     Json(List { data: app.catalog.0.iter().map(reply).collect() })
@@ -91,11 +91,15 @@ pub async fn tokens(
             _ => return Err(Problem::field(name, "unknown parameter; expected chain")),
         }
     }
-    Ok(Json(List { data: chains.into_iter().flat_map(token_replies).collect() }))
+    Ok(Json(List { data: chains.into_iter().flat_map(|chain| token_replies(&app, chain)).collect() }))
 }
 
-fn token_replies(chain: &Chain) -> impl Iterator<Item = TokenReply> {
-    chain.tokens.iter().map(|token| TokenReply {
+fn offered<'a>(app: &'a App, chain: &'a Chain) -> impl Iterator<Item = &'a Token> {
+    chain.tokens.iter().filter(|token| app.availability.offers(chain.id, token.address))
+}
+
+fn token_replies<'a>(app: &'a App, chain: &'a Chain) -> impl Iterator<Item = TokenReply> + 'a {
+    offered(app, chain).map(|token| TokenReply {
         chain: chain.name.clone(),
         chain_id: chain.id.0,
         token: token.symbol.clone(),

@@ -65,7 +65,7 @@ pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, 
     let idempotency_key = idempotency::read_header(&headers, order.fingerprint)?;
     // Held until the response.
     let _in_flight = idempotency_key.as_ref().map(|key| app.in_flight_keys.begin(caller.merchant, &key.text)).transpose()?;
-    app.availability.check(app.catalog.by_id(order.chain).map_err(|_| Problem::internal())?, clock::now()?)?;
+    app.check_available(&order, clock::now()?)?;
     let account = app.accounts.get(&app.pool, caller.settings().xpub.as_deref()).await?;
     let (reply, pending) = oneshot::channel();
     let request = CreateRequest { merchant: caller.merchant, api_key: caller.id, account, order, idempotency_key, reply };

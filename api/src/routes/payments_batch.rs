@@ -138,7 +138,7 @@ pub async fn create(
     let mut pending: Vec<Result<PendingPayment, Problem>> = Vec::with_capacity(orders.len());
     for (place, order) in orders.into_iter().enumerate() {
         let accepted = order.and_then(|(order, own_key)| {
-            app.availability.check(app.catalog.by_id(order.chain).map_err(|_| Problem::internal())?, now)?;
+            app.check_available(&order, now)?;
             let key = match (own_key, &batch_key) {
                 (Some(text), _) => {
                     in_flight.push(app.in_flight_keys.begin(caller.merchant, &text)?);

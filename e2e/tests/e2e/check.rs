@@ -1,7 +1,8 @@
-//! `ctrip check` gives a verdict on each endpoint and websocket before money depends on it.
+//! `ctrip check` gives a verdict on each endpoint, websocket and token before money depends on it.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Extent, Fault, Lab, Lacks, Node, Plan, Proxy, Tunnel};
+use reqwest::Method;
 use serde_json::json;
 
 const SOUND: Lacks = Lacks { batches: false, block_receipts: false };
@@ -122,5 +123,48 @@ async fn each_endpoint_and_websocket_gets_the_verdict_that_it_deserves() -> Resu
     write(&[&sound], &[])?;
     let (code, _, complained) = check()?;
     ensure!(code == Some(0), "{code:?}: {complained}");
+    Ok(())
+}
+
+/// 1.5 units of such a token would be asked for as 0.0000000000015.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_its_contract_contradicts_is_named_and_not_offered_and_the_others_are() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let twin = lab.node.deploy("Token").await?;
+    let token =
+        |symbol: &str, address: String, decimals: u8| json!({ "symbol": symbol, "address": address, "decimals": decimals });
+    let tokens = [
+        token("DUSD", lab.node.token.to_string(), 6),
+        token("WIDE", twin.to_string(), 18),
+        token("GONE", format!("0x{}", "77".repeat(20)), 6),
+    ];
+    let chain = json!([{ "name": "anvil", "chain_id": 31337, "rpc_url": lab.node.url, "start_block": 0, "tokens": tokens }]);
+    lab.write_chains(&chain.to_string())?;
+    let output = lab.output(&["check"])?;
+    let (said, complained) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+    ensure!(!output.status.success() && said.contains("token DUSD: usable; 6 decimals"), "{said}{complained}");
+    for expected in [
+        "token WIDE of anvil: its contract",
+        "has 6 decimals and the chains file says 18",
+        "token GONE of anvil: there is no contract",
+    ] {
+        ensure!(complained.contains(expected), "expected {expected:?} in {complained}");
+    }
+
+    let mut process = lab.spawn("api")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut process).await?;
+    let (_, listed) = api.request(Method::GET, "/api/v1/tokens", None, &[]).await?;
+    ensure!(listed["data"].as_array().is_some_and(|all| all.len() == 1 && all[0]["token"] == "DUSD"), "{listed}");
+    for (token, expected) in [("DUSD", 201), ("WIDE", 503), ("GONE", 503)] {
+        let order = json!({ "chain": "anvil", "token": token, "amount": 1_500_000 });
+        let (status, answer) = api.request(Method::POST, "/api/v1/payments", Some(order.clone()), &[]).await?;
+        let (_, batch) = api.request(Method::POST, "/api/v1/payments/batch", Some(json!({ "payments": [order] })), &[]).await?;
+        ensure!(status == expected && batch["data"][0]["status"] == expected, "{token}: {status} {answer} {batch}");
+        ensure!(expected == 201 || answer["detail"].as_str().is_some_and(|text| text.contains(token)), "{answer}");
+    }
+    let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+    let named = |token: &str| health["components"]["stages"].to_string().contains(&format!("token {token} of chain anvil"));
+    ensure!(health["status"] == "degraded" && named("WIDE") && named("GONE") && !named("DUSD"), "{health}");
     Ok(())
 }

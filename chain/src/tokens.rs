@@ -1,0 +1,128 @@
+//! Asking a token's contract whether it is what `chains.yaml` says: with other decimals each amount would be wrong by a power of ten.
+
+use crate::config::{Chain, Token};
+use crate::rpc::{Endpoint, Rpc, RpcError};
+use alloy::primitives::{Address, Bytes, U256};
+use base::locked;
+use base::text::excerpt;
+use serde_json::json;
+use std::sync::Mutex;
+
+/// Selector of `decimals()`.
+const DECIMALS: &str = "0x313ce567";
+/// Selector of `symbol()`.
+const SYMBOL: &str = "0x95d89b41";
+const WORD: usize = 32;
+
+/// Whether a token is what `chains.yaml` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenVerdict {
+    /// Nothing that its contract says contradicts the file. The text tells what is left to the file.
+    Fits(String),
+    /// It has another symbol, which does no harm.
+    OtherSymbol(String),
+    /// It has other decimals, or there is no contract. No payment may be asked for in it.
+    Wrong(String),
+    /// No endpoint has answered.
+    Unknown(String),
+}
+
+/// What a contract says of itself; `None` for what it lacks: both functions are optional in ERC-20.
+struct Told {
+    has_code: bool,
+    decimals: Option<U256>,
+    symbol: Option<String>,
+}
+
+/// Asks the endpoints in turn, until one has what the file says: a single one that lags or lies takes no token away.
+pub async fn check_token(rpc: &Rpc, token: &Token) -> TokenVerdict {
+    let contradicted = Mutex::new(None);
+    let contradicted = &contradicted;
+    let told = rpc.with_failover(|endpoint| async move {
+        let told = ask(&endpoint, token.address).await?;
+        match told.contradiction(token) {
+            None => Ok::<_, RpcError>(Some(told)),
+            Some(contradiction) => {
+                *locked(contradicted) = Some(format!("{contradiction} (says {})", endpoint.host()));
+                Ok(None)
+            }
+        }
+    });
+    match told.await {
+        Ok(Some(told)) => told.verdict(token),
+        Ok(None) => TokenVerdict::Wrong(locked(contradicted).take().unwrap_or_default()),
+        Err(error) => TokenVerdict::Unknown(base::error_chain(&error)),
+    }
+}
+
+/// As [`check_token`], for all tokens of a chain.
+pub async fn check_tokens(chain: &Chain) -> Vec<(&Token, TokenVerdict)> {
+    let rpc = Rpc::of(chain);
+    let mut verdicts = Vec::new();
+    for token in &chain.tokens {
+        verdicts.push((token, check_token(&rpc, token).await));
+    }
+    verdicts
+}
+
+async fn ask(endpoint: &Endpoint, contract: Address) -> Result<Told, RpcError> {
+    let (code, decimals, symbol) = tokio::join!(
+        endpoint.request::<Bytes>("eth_getCode", json!([contract, "latest"])),
+        call(endpoint, contract, DECIMALS),
+        call(endpoint, contract, SYMBOL),
+    );
+    let (decimals, symbol) = (decimals?, symbol?);
+    // A precompile may be a token and have no code.
+    Ok(Told { has_code: !code?.is_empty() || !decimals.is_empty(), decimals: word(&decimals), symbol: text(&symbol) })
+}
+
+/// What a function returns; nothing if the contract lacks it.
+async fn call(endpoint: &Endpoint, contract: Address, selector: &str) -> Result<Bytes, RpcError> {
+    match endpoint.request("eth_call", json!([{ "to": contract, "data": selector }, "latest"])).await {
+        Err(RpcError::Refused { .. }) => Ok(Bytes::new()),
+        answer => answer,
+    }
+}
+
+fn word(returned: &[u8]) -> Option<U256> {
+    (returned.len() == WORD).then(|| U256::from_be_slice(returned))
+}
+
+/// An ABI string, or the `bytes32` of older tokens such as MKR.
+fn text(returned: &[u8]) -> Option<String> {
+    let bytes = match returned.len() {
+        WORD => returned.split(|byte| *byte == 0).next()?,
+        _ => {
+            let length = usize::try_from(word(returned.get(WORD..2 * WORD)?)?).ok()?;
+            returned.get(2 * WORD..)?.get(..length)?
+        }
+    };
+    std::str::from_utf8(bytes).ok().filter(|text| !text.is_empty()).map(excerpt)
+}
+
+impl Told {
+    fn contradiction(&self, token: &Token) -> Option<String> {
+        let Token { address, decimals: listed, .. } = token;
+        if !self.has_code {
+            return Some(format!("there is no contract at {address}; write its address on this chain into the chains file"));
+        }
+        let decimals = self.decimals.filter(|decimals| *decimals != U256::from(*listed))?;
+        Some(format!(
+            "its contract {address} has {decimals} decimals and the chains file says {listed}, so each amount would be wrong by a \
+             power of ten; write decimals: {decimals}"
+        ))
+    }
+
+    fn verdict(self, token: &Token) -> TokenVerdict {
+        let Token { symbol: listed, decimals, .. } = token;
+        match self.symbol {
+            Some(symbol) if !symbol.eq_ignore_ascii_case(listed) => {
+                TokenVerdict::OtherSymbol(format!("its contract calls itself {symbol:?}"))
+            }
+            _ if self.decimals.is_none() => {
+                TokenVerdict::Fits(format!("its contract does not say its decimals; {decimals} are believed"))
+            }
+            _ => TokenVerdict::Fits(format!("{decimals} decimals, as its contract says")),
+        }
+    }
+}

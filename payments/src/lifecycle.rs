@@ -108,14 +108,9 @@ pub struct Head {
 }
 
 impl Head {
-    /// The block number that counts under a policy: what the head or the tag has reached and witnesses have seen.
+    /// The block number that counts under a policy.
     pub fn reached(&self, policy: Policy) -> Option<u64> {
-        let reached = match policy {
-            Policy::Confirmations(_) => Some(self.cause.block.number),
-            Policy::Safe => self.safe,
-            Policy::Finalized => self.finalized,
-        };
-        reached.zip(self.witnessed).map(|(reached, witnessed)| reached.min(witnessed))
+        policy.reached(self.cause.block.number, self.safe, self.finalized, self.witnessed)
     }
 }
 

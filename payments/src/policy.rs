@@ -31,6 +31,16 @@ impl Policy {
         }
     }
 
+    /// The block number that counts: what the head or the tag has reached and witnesses have seen.
+    pub fn reached(self, head: u64, safe: Option<u64>, finalized: Option<u64>, witnessed: Option<u64>) -> Option<u64> {
+        let reached = match self {
+            Self::Confirmations(_) => Some(head),
+            Self::Safe => safe,
+            Self::Finalized => finalized,
+        };
+        reached.zip(witnessed).map(|(reached, witnessed)| reached.min(witnessed))
+    }
+
     /// The tag's public name, if the policy is one.
     pub const fn finality(self) -> Option<&'static str> {
         match self {

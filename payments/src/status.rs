@@ -31,7 +31,7 @@ pub enum Exception {
     Late,
 }
 
-/// A text that is not the name of a status.
+/// A text that is not the name of a status or an exception.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected one of {expected}, got {got:?}")]
 pub struct UnknownName {
@@ -70,6 +70,17 @@ impl FromStr for Status {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Exception {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        [Self::Underpaid, Self::Overpaid, Self::Late]
+            .into_iter()
+            .find(|exception| exception.as_str() == text)
+            .ok_or_else(|| UnknownName { expected: "underpaid, overpaid, late", got: text.to_owned() })
     }
 }
 

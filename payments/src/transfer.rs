@@ -23,7 +23,7 @@ pub struct ReceivedTransfer {
     pub listed: bool,
     /// It is less than the `min_transfer` of chains.yaml when it was seen. It is kept, pays nothing, and emits no event.
     pub below_minimum: bool,
-    /// It is credited, and deep enough under the payment's policy.
+    /// It is credited, and deep enough under the payment's policy. The API finds out for others when they are read.
     pub confirmed: bool,
     /// For the person who has to explain the transfer.
     pub label: TransferLabel,

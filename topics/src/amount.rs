@@ -61,6 +61,18 @@ impl Amount {
         U256::try_from_be_slice(bytes).map(Self).ok_or(AmountError::TooLong(bytes.len()))
     }
 
+    /// The reverse of [`to_decimal`](Self::to_decimal): digits, optionally followed by a point and at most `decimals` more digits.
+    /// `None` if it is not that, or more than 256 bits hold.
+    pub fn from_decimal(text: &str, decimals: u8) -> Option<Self> {
+        let (whole, fraction) = match text.split_once('.') {
+            Some((whole, fraction)) if !fraction.is_empty() => (whole, fraction),
+            Some(_) => return None,
+            None => (text, ""),
+        };
+        let zeros = usize::from(decimals).checked_sub(fraction.len())?;
+        if whole.is_empty() { None } else { format!("{whole}{fraction}{}", "0".repeat(zeros)).parse().ok() }
+    }
+
     /// The amount in whole coins or tokens, without trailing zeros: `1.5` for 1500000 at 6 decimals.
     pub fn to_decimal(self, decimals: u8) -> String {
         let decimals = usize::from(decimals);
@@ -135,6 +147,15 @@ mod tests {
         assert_eq!(amount(1_000_000).to_decimal(6), "1");
         assert_eq!(amount(42).to_decimal(0), "42");
         assert_eq!(amount(0).to_decimal(6), "0");
+        let read = |text: &str, decimals| Amount::from_decimal(text, decimals);
+        assert_eq!(read("1.5", 6), Some(amount(1_500_000)));
+        assert_eq!([read("0.000001", 6), read("007", 0), read("1.50", 2)], [amount(1), amount(7), amount(150)].map(Some));
+        for (wrong, decimals) in
+            [("1.5", 0), ("0.0000001", 6), ("1.50", 1), (".5", 6), ("1.", 6), ("", 6), ("-1", 6), ("1e3", 6), ("1.-1", 6)]
+        {
+            assert_eq!(read(wrong, decimals), None, "{wrong}");
+        }
+        assert_eq!(read(&"9".repeat(78), 0), None, "more than 256 bits");
     }
 
     #[test]

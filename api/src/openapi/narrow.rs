@@ -66,6 +66,7 @@ fn narrow_order(create: &mut Value, catalog: &Catalog) {
     fields["token"]["enum"] = one_of(&mut tokens().map(|(_, token)| json!(token.symbol))).into();
     fields["token_id"]["enum"] = one_of(&mut tokens().map(|(chain, token)| json!(token.id(chain.id)))).into();
     fields["token_contract_address"]["enum"] = one_of(&mut tokens().map(|(_, token)| json!(token.address.to_string()))).into();
+    fields["amount_decimal"]["pattern"] = json!(decimal_pattern(catalog));
     create["additionalProperties"] = json!(false);
     create["example"] = json!({
         "chain": chains.first().map(|chain| &chain.name),
@@ -75,7 +76,12 @@ fn narrow_order(create: &mut Value, catalog: &Catalog) {
     });
     let given = |name: &str, kind: &str| json!({ "required": [name], "properties": { name: { "type": kind } } });
     let none = |[first, second]: [&str; 2]| json!({ "properties": { first: { "type": "null" }, second: { "type": "null" } } });
+    let amount = |name: &str, kinds: Value, other: &str| json!({ "required": [name], "properties": { name: { "type": kinds }, other: { "type": "null" } } });
     create["allOf"] = json!([
+        { "oneOf": [
+            amount("amount", json!(["string", "integer"]), "amount_decimal"),
+            amount("amount_decimal", json!("string"), "amount"),
+        ] },
         { "anyOf": [given("chain", "string"), given("chain_id", "integer")] },
         { "anyOf": [
             none(["token_id", "token_contract_address"]),
@@ -83,4 +89,19 @@ fn narrow_order(create: &mut Value, catalog: &Catalog) {
             none(["token", "token_id"]),
         ] },
     ]);
+}
+
+/// Positive numbers that are an amount of every asset of this server: with so many digits that each has room for them. Others may be
+/// accepted as well, by the asset's decimals.
+fn decimal_pattern(catalog: &Catalog) -> String {
+    let tokens = catalog.0.iter().flat_map(|chain| &chain.tokens).map(|token| token.decimals);
+    let decimals: Vec<u8> = tokens.chain([chain::COIN_DECIMALS]).collect();
+    let (least, most) =
+        (decimals.iter().min().copied().unwrap_or_default(), decimals.iter().max().copied().unwrap_or_default());
+    // All numbers of 77 digits are below 2^256.
+    let whole = format!("0*[1-9][0-9]{{0,{}}}", 76_u8.saturating_sub(most));
+    match least {
+        0 => format!("^{whole}$"),
+        least => format!(r"^({whole}(\.[0-9]{{1,{least}}})?|0+\.[0-9]{{0,{}}}[1-9])$", least - 1),
+    }
 }

@@ -47,5 +47,5 @@ pub async fn list(
     let mut places = store::list_deposits(&db, address.id, below, page.rows_to_load()).await?;
     let next_cursor = page.cut(&mut places, |last| encode_cursor(*last));
     let ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
-    Ok(Json(DepositPage { data: payment_reply::load(&db, &ids).await?, next_cursor }))
+    Ok(Json(DepositPage { data: payment_reply::load(&app.catalog, &db, &ids).await?, next_cursor }))
 }

@@ -3,15 +3,16 @@
 //! Only payments whose intent Kafka has acknowledged may be shown: callers check that first (`create::intents`).
 
 use crate::app::Connection;
+use crate::chains::catalog::Catalog;
 use crate::openapi::schemas;
-use crate::routes::transfer_reply::TransferReply;
+use crate::routes::transfer_reply::{Depths, TransferReply};
 use base::timestamp::rfc3339;
 use payments::{Payment, Sums, Token, store};
 use runtime::Failure;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
-use topics::{Amount, ChainId, derivation_path, payment_uri};
+use topics::{Amount, derivation_path, payment_uri};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -51,6 +52,8 @@ pub struct PaymentReply {
     status: &'static str,
     #[schema(required = true, value_type = Option<schemas::Exception>)]
     exception: Option<&'static str>,
+    /// How many transfers came in another listed token, or on another chain. They are kept, and not credited.
+    unexpected_transfers: u64,
     confirmations: u64,
     confirmations_required: u32,
     #[schema(required = true, value_type = Option<schemas::Finality>)]
@@ -85,31 +88,36 @@ pub struct PaymentReply {
 ///
 /// # Errors
 /// When the database fails.
-pub async fn load(db: &Connection, ids: &[Uuid]) -> Result<Vec<PaymentReply>, Failure> {
+pub async fn load(catalog: &Catalog, db: &Connection, ids: &[Uuid]) -> Result<Vec<PaymentReply>, Failure> {
     let mut found: HashMap<Uuid, Payment> = store::load_payments(db, ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
     let payments: Vec<Payment> = ids.iter().filter_map(|id| found.remove(id)).collect();
-    complete(db, &payments).await
+    complete(catalog, db, &payments).await
 }
 
 /// Shows payments, each with its confirmations so far.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn complete(db: &Connection, payments: &[Payment]) -> Result<Vec<PaymentReply>, Failure> {
+pub async fn complete(catalog: &Catalog, db: &Connection, payments: &[Payment]) -> Result<Vec<PaymentReply>, Failure> {
     // Nothing is confirmed of what has received nothing.
-    let paid = || payments.iter().filter(|payment| !payment.sums.received.is_zero());
-    let mut chains: Vec<ChainId> = paid().map(|payment| payment.chain).collect();
-    chains.sort_unstable();
-    chains.dedup();
-    let (counted_from, heads) = if chains.is_empty() {
-        Default::default()
-    } else {
-        // After the transfers, so that no head is below theirs. Pipelined, so one round trip.
-        let (counted_from, heads) = tokio::join!(store::counted_from(db, payments), store::head_numbers(db, &chains));
-        (counted_from?, heads?)
-    };
-    let confirmations = |payment: &Payment| confirmations(counted_from.get(&payment.id), heads.get(&payment.chain));
-    Ok(payments.iter().map(|payment| PaymentReply::new(payment, confirmations(payment))).collect())
+    let paid = payments.iter().filter(|payment| !payment.sums.received.is_zero()).map(|payment| payment.chain);
+    let transfers = payments.iter().flat_map(|payment| &payment.transfers).map(|transfer| &**transfer);
+    // After the transfers, so that no head is below theirs. Pipelined, so one round trip.
+    let (counted_from, unexpected, depths) = tokio::join!(
+        store::counted_from(db, payments),
+        store::unexpected_transfers(db, payments),
+        Depths::load(catalog, db, transfers, paid),
+    );
+    let (counted_from, unexpected, depths) = (counted_from?, unexpected?, depths?);
+    Ok(payments
+        .iter()
+        .map(|payment| PaymentReply {
+            confirmations: confirmations(counted_from.get(&payment.id), depths.head(payment.chain)),
+            unexpected_transfers: unexpected.get(&payment.id).copied().unwrap_or_default(),
+            transfers: payment.transfers.iter().map(|transfer| depths.reply(transfer)).collect(),
+            ..PaymentReply::new(payment)
+        })
+        .collect())
 }
 
 impl PaymentReply {
@@ -124,10 +132,11 @@ impl PaymentReply {
             expired_by: None,
             ..payment.clone()
         };
-        Self::new(&created, 0)
+        Self::new(&created)
     }
 
-    fn new(payment: &Payment, confirmations: u64) -> Self {
+    /// Without what its transfers and the chains' heads tell.
+    fn new(payment: &Payment) -> Self {
         let token = payment.asset.token.as_ref();
         let is_deposit = payment.deposit_address.is_some();
         Self {
@@ -148,7 +157,8 @@ impl PaymentReply {
             decimals: payment.asset.decimals,
             status: payment.status().as_str(),
             exception: payment.exception().map(|e| e.as_str()),
-            confirmations,
+            unexpected_transfers: 0,
+            confirmations: 0,
             confirmations_required: payment.policy.confirmations(),
             finality: payment.policy.finality(),
             underpaid_tolerance: payment.terms.underpaid_tolerance.to_string(),
@@ -160,7 +170,7 @@ impl PaymentReply {
             created_at: rfc3339(payment.created_at),
             external_id: payment.external_id.clone(),
             metadata: payment.metadata.clone().and_then(|text| RawValue::from_string(text).ok()),
-            transfers: payment.transfers.iter().map(|transfer| TransferReply::new(transfer)).collect(),
+            transfers: Vec::new(),
         }
     }
 }
@@ -173,7 +183,7 @@ fn token_id(payment: &Payment, token: &Token) -> String {
 
 /// Blocks from the one that reached the amount to the head that the confirmer has processed, both included. While the amount is not
 /// reached, they count from the first that brought a part of it.
-fn confirmations(counted_from: Option<&u64>, head: Option<&u64>) -> u64 {
+fn confirmations(counted_from: Option<&u64>, head: Option<u64>) -> u64 {
     let blocks = counted_from.and_then(|number| head.and_then(|head| head.checked_sub(*number)));
     blocks.map_or(0, |blocks| blocks.saturating_add(1))
 }
@@ -182,7 +192,7 @@ fn confirmations(counted_from: Option<&u64>, head: Option<&u64>) -> u64 {
 mod tests {
     use super::*;
     use payments::{Asset, Policy, Terms};
-    use topics::PaymentId;
+    use topics::{ChainId, PaymentId};
     use uuid::Uuid;
 
     fn payment() -> Payment {
@@ -215,14 +225,14 @@ mod tests {
 
     #[test]
     fn confirmations_count_both_ends() {
-        assert_eq!(confirmations(None, Some(&20)), 0);
-        assert_eq!(confirmations(Some(&14), Some(&20)), 7);
-        assert_eq!(confirmations(Some(&14), Some(&13)), 0, "the head is not there yet");
+        assert_eq!(confirmations(None, Some(20)), 0);
+        assert_eq!(confirmations(Some(&14), Some(20)), 7);
+        assert_eq!(confirmations(Some(&14), Some(13)), 0, "the head is not there yet");
     }
 
     #[test]
     fn a_reply_has_every_field_and_amounts_as_strings() {
-        let reply = PaymentReply::new(&payment(), 0);
+        let reply = PaymentReply::new(&payment());
         let text = serde_json::to_string(&reply).unwrap();
         assert!(text.contains(r#""metadata":{"n": 12345678901234567890123}"#), "{text}");
         let reply = serde_json::to_value(&reply).unwrap();

@@ -97,7 +97,7 @@ pub async fn get(State(app): State<App>, caller: Caller, PaymentPath(id): Paymen
     if !hidden.is_empty() {
         return Err(Problem::unacknowledged());
     }
-    payment_reply::complete(&db, &found).await?.pop().map(Json).ok_or_else(|| no_payment(id))
+    payment_reply::complete(&app.catalog, &db, &found).await?.pop().map(Json).ok_or_else(|| no_payment(id))
 }
 
 /// `POST /api/v1/payments/{id}/cancel`
@@ -132,5 +132,5 @@ pub async fn cancel(
     store::record_requested_events(&transaction, step.events.iter().map(|event| (&step.next, event, Some(key.as_str()))))
         .await?;
     transaction.commit().await?;
-    payment_reply::load(&db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id))
+    payment_reply::load(&app.catalog, &db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id))
 }

@@ -15,11 +15,12 @@ use base::text::excerpt;
 use base::timestamp;
 use payments::store::{self, PaymentFilter};
 use serde::Serialize;
-use topics::Address;
+use topics::{Address, B256};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-const PARAMETERS: &str = "limit, cursor, status, chain, token, external_id, address, created_from, created_before";
+const PARAMETERS: &str =
+    "limit, cursor, status, exception, chain, token, external_id, address, transaction_hash, created_from, created_before";
 
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]
@@ -50,12 +51,13 @@ pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters)
     let mut ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
     let (db, hidden) = app.intents.still_unacknowledged(&app.pool, db, &ids).await?;
     ids.retain(|id| !hidden.contains(id));
-    Ok(Json(Page { data: payment_reply::load(&db, &ids).await?, next_cursor }))
+    Ok(Json(Page { data: payment_reply::load(&app.catalog, &db, &ids).await?, next_cursor }))
 }
 
 fn set_filter(filter: &mut PaymentFilter, catalog: &Catalog, name: &str, value: String) -> Result<bool, String> {
     match name {
         "status" => filter.status = Some(value.parse().map_err(|unknown: payments::UnknownName| unknown.to_string())?),
+        "exception" => filter.exception = Some(value.parse().map_err(|unknown: payments::UnknownName| unknown.to_string())?),
         "chain" => filter.chain = Some(catalog.by_name(&value)?.id),
         "token" => filter.token = Some(catalog.symbol(&value)?),
         "external_id" => {
@@ -63,6 +65,7 @@ fn set_filter(filter: &mut PaymentFilter, catalog: &Catalog, name: &str, value: 
             filter.external_id = Some(value);
         }
         "address" => filter.address = Some(parse_address(&value)?),
+        "transaction_hash" => filter.transaction = Some(parse_hash(&value)?),
         "created_from" => filter.created_from = Some(parse_seconds(&value)?),
         "created_before" => filter.created_before = Some(parse_seconds(&value)?),
         _ => return Ok(false),
@@ -72,6 +75,10 @@ fn set_filter(filter: &mut PaymentFilter, catalog: &Catalog, name: &str, value: 
 
 fn parse_address(text: &str) -> Result<Address, String> {
     text.parse().map_err(|_| format!("expected an address, 0x and 40 hex digits, got {:?}", excerpt(text)))
+}
+
+fn parse_hash(text: &str) -> Result<B256, String> {
+    text.parse().map_err(|_| format!("expected a transaction's hash, 0x and 64 hex digits, got {:?}", excerpt(text)))
 }
 
 /// RFC 3339 as Unix seconds. Creation times are whole seconds, so a time within a second means the next one.

@@ -3,13 +3,17 @@
 //! The two shapes differ by the fields that only one of them has. They come from one macro, since `#[serde(flatten)]` would
 //! document each as an `allOf` of parts.
 
+use crate::app::Connection;
+use crate::chains::catalog::Catalog;
 use crate::openapi::schemas;
 use base::timestamp::rfc3339;
 use payments::ReceivedTransfer;
+use payments::store::{self, ChainDepth};
 use runtime::Failure;
 use serde::Serialize;
+use std::collections::{BTreeSet, HashMap};
 use topics::wire::payment_event::{Summary, Transfer};
-use topics::{Address, Amount};
+use topics::{Address, Amount, ChainId};
 use utoipa::ToSchema;
 
 macro_rules! transfer_reply {
@@ -49,6 +53,7 @@ macro_rules! transfer_reply {
             decimals: Option<u8>,
             credited: bool,
             $($listed)*
+            /// Its block is deep enough: for the payment if it is credited, otherwise under its chain's policy.
             confirmed: bool,
         }
     };
@@ -70,9 +75,50 @@ transfer_reply! {
     EventTransferReply {}
 }
 
+/// How deep the blocks of transfers are, for those that are not credited: nothing writes down when they are confirmed.
+pub struct Depths<'a> {
+    catalog: &'a Catalog,
+    chains: HashMap<ChainId, ChainDepth>,
+}
+
+impl<'a> Depths<'a> {
+    /// Of the chains of those transfers that are not credited, and of others. The transfers are loaded before.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn load(
+        catalog: &'a Catalog,
+        db: &Connection,
+        transfers: impl Iterator<Item = &ReceivedTransfer>,
+        others: impl Iterator<Item = ChainId>,
+    ) -> Result<Self, Failure> {
+        let chains: BTreeSet<ChainId> =
+            transfers.filter(|paid| !paid.credited).map(|paid| paid.id.chain).chain(others).collect();
+        let chains: Vec<ChainId> = chains.into_iter().collect();
+        let chains = if chains.is_empty() { HashMap::new() } else { store::chain_depths(db, &chains).await? };
+        Ok(Self { catalog, chains })
+    }
+
+    /// The number of a chain's head.
+    pub fn head(&self, chain: ChainId) -> Option<u64> {
+        self.chains.get(&chain).map(|depth| depth.number)
+    }
+
+    /// A transfer as a reply.
+    pub fn reply(&self, paid: &ReceivedTransfer) -> TransferReply {
+        TransferReply { confirmed: if paid.credited { paid.confirmed } else { self.covers(paid) }, ..TransferReply::new(paid) }
+    }
+
+    fn covers(&self, paid: &ReceivedTransfer) -> bool {
+        let (chain, depth) = (self.catalog.by_id(paid.id.chain).ok(), self.chains.get(&paid.id.chain));
+        chain
+            .zip(depth)
+            .is_some_and(|(chain, depth)| depth.confirms(paid.block.number, chain.policy_for(paid.token, paid.amount).into()))
+    }
+}
+
 impl TransferReply {
-    /// A transfer of a payment.
-    pub fn new(paid: &ReceivedTransfer) -> Self {
+    fn new(paid: &ReceivedTransfer) -> Self {
         Self {
             chain_id: paid.id.chain.0,
             chain: paid.label.chain.clone(),
@@ -119,7 +165,7 @@ impl SummaryReply {
     pub fn new(summary: Summary) -> Result<Self, Failure> {
         Ok(Self {
             count: summary.count,
-            amount: decimal(&summary.amount)?,
+            amount: from_wire(&summary.amount)?.to_string(),
             first: summary.first.map(EventTransferReply::new).transpose()?,
             last: summary.last.map(EventTransferReply::new).transpose()?,
         })
@@ -134,7 +180,7 @@ impl EventTransferReply {
     pub fn new(transfer: Transfer) -> Result<Self, Failure> {
         let hash = |name, bytes: &[u8]| topics::hash(name, bytes).map(|hash| hash.to_string()).map_err(Failure::halt);
         let address = |name, bytes: &[u8]| topics::address(name, bytes).map(|a| a.to_string()).map_err(Failure::halt);
-        let amount = Amount::from_wire(&transfer.amount).map_err(Failure::halt)?;
+        let amount = from_wire(&transfer.amount)?;
         let decimals = transfer.known_decimals();
         let token = Some(&transfer.token_address).filter(|token| !token.is_empty());
         Ok(Self {
@@ -163,10 +209,10 @@ pub fn non_empty(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-/// An amount of a record, big-endian bytes, as a decimal string.
+/// An amount of a record, big-endian bytes.
 ///
 /// # Errors
 /// When it has more than 32 bytes.
-pub fn decimal(bytes: &[u8]) -> Result<String, Failure> {
-    Ok(Amount::from_wire(bytes).map_err(Failure::halt)?.to_string())
+pub fn from_wire(bytes: &[u8]) -> Result<Amount, Failure> {
+    Amount::from_wire(bytes).map_err(Failure::halt)
 }

@@ -9,12 +9,13 @@ use crate::http::problem::Problem;
 use crate::openapi::schemas;
 use crate::routes::addresses::{self, AddressPath};
 use crate::routes::payments::{PaymentPath, no_payment};
-use crate::routes::transfer_reply::TransferReply;
+use crate::routes::transfer_reply::{Depths, TransferReply};
 use axum::Json;
 use axum::extract::State;
 use payments::store::{self, TransferOwner};
 use payments::{ReceivedTransfer, TransferPlace};
 use serde::Serialize;
+use std::iter;
 use topics::{ChainId, Source};
 use utoipa::ToSchema;
 
@@ -51,7 +52,7 @@ pub async fn of_payment(
         return Err(no_payment(id));
     }
     let db = app.intents.ensure_acknowledged(&app.pool, db, id.0).await?;
-    list(&db, TransferOwner::Payment(id.0), page).await
+    list(&app, &db, TransferOwner::Payment(id.0), page).await
 }
 
 /// `GET /api/v1/addresses/{id}/transfers`
@@ -71,7 +72,7 @@ pub async fn of_address(
     let page = read(parameters)?;
     let db = app.db().await?;
     let (address, db) = addresses::find(&app, db, &caller, id).await?;
-    list(&db, TransferOwner::DepositAddress(address.id), page).await
+    list(&app, &db, TransferOwner::DepositAddress(address.id), page).await
 }
 
 type Page = PageQuery<TransferPlace>;
@@ -80,10 +81,11 @@ fn read(parameters: Vec<(String, String)>) -> Result<Page, Problem> {
     PageQuery::read(parameters, PageSize::STANDARD, "limit, cursor", decode_cursor, no_filter)
 }
 
-async fn list(db: &Connection, owner: TransferOwner, page: Page) -> Result<Json<TransferPage>, Problem> {
+async fn list(app: &App, db: &Connection, owner: TransferOwner, page: Page) -> Result<Json<TransferPage>, Problem> {
     let mut transfers = store::list_transfers(db, owner, page.cursor.as_ref(), page.rows_to_load()).await?;
     let next_cursor = page.cut(&mut transfers, |last: &ReceivedTransfer| encode_cursor(&last.place()));
-    Ok(Json(TransferPage { data: transfers.iter().map(TransferReply::new).collect(), next_cursor }))
+    let depths = Depths::load(&app.catalog, db, transfers.iter(), iter::empty()).await?;
+    Ok(Json(TransferPage { data: transfers.iter().map(|paid| depths.reply(paid)).collect(), next_cursor }))
 }
 
 fn encode_cursor(last: &TransferPlace) -> String {

@@ -3,7 +3,6 @@
 use super::chain::{Policy, Tier};
 use super::keys::UniqueKeys;
 use super::scalar::{Scalar, Whole};
-use alloy::primitives::utils::{ParseUnits, parse_units};
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -118,12 +117,6 @@ pub(super) fn min_transfer(raw: Option<Scalar<Decimal>>, decimals: u8) -> Result
 
 /// Converts exactly: digits below a base unit are refused, not cut off.
 pub(super) fn base_units(text: &str, decimals: u8) -> Option<Amount> {
-    let fraction = text.split_once('.').map_or(0, |(_, fraction)| fraction.trim_end_matches('0').len());
-    if fraction > usize::from(decimals) {
-        return None;
-    }
-    match parse_units(text, decimals).ok()? {
-        ParseUnits::U256(units) => Some(Amount::new(units)),
-        ParseUnits::I256(_) => None,
-    }
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text };
+    Amount::from_decimal(text, decimals)
 }

@@ -248,6 +248,8 @@ async fn every_rule_of_a_payments_life_holds_on_real_chains() -> Result<()> {
     let told = settle(&field, &cases, &customer).await?;
     up.check()?;
     unexpected(&field, &told, &wrong_token, &wrong_chain)?;
+    beside(api, [&wrong_token, &wrong_chain, &faked]).await?;
+    found(api, &again).await?;
     let shown = api.get(faked.id()).await?;
     ensure!(shown.0["transfers"][0]["listed"] == false && shown.0["transfers"][0]["amount"] == "100", "{}", shown.0);
     let paged = pages(api, &format!("/api/v1/payments/{}/transfers", again.id())).await?;
@@ -336,6 +338,39 @@ fn unexpected(field: &Field, told: &[PaymentEvent], token: &Payment, chain: &Pay
     ensure!(named == ("other", DUSD, 6, 31338), "{elsewhere:?}");
     ensure!(elsewhere.token_address == field.lab.node.token.as_slice(), "{elsewhere:?}");
     ensure!(event.block.is_some_and(|block| block.chain_id == 31338), "the block is of the chain where it arrived");
+    Ok(())
+}
+
+/// What is not credited is counted beside the payment, unless it is of no listed token, and is confirmed once it is deep enough.
+async fn beside(api: &Api, payments: [&Payment; 3]) -> Result<()> {
+    for (payment, unexpected) in payments.into_iter().zip([1, 1, 0]) {
+        let shown = api.get(payment.id()).await?.0;
+        let transfer = &shown["transfers"][0];
+        ensure!(shown["unexpected_transfers"] == unexpected && shown["exception"].is_null(), "{shown}");
+        ensure!(transfer["credited"] == false && transfer["confirmed"] == true, "{shown}");
+        ensure!(
+            json!(pages(api, &format!("/api/v1/payments/{}/transfers", payment.id())).await?) == shown["transfers"],
+            "{shown}"
+        );
+    }
+    Ok(())
+}
+
+/// A payment is found by its exception and by the hash of each of its transactions.
+async fn found(api: &Api, payment: &Payment) -> Result<()> {
+    let shown = api.get(payment.id()).await?.0;
+    let hashes =
+        shown["transfers"].as_array().context("transfers")?.iter().filter_map(|transfer| transfer["transaction_hash"].as_str());
+    let filters = hashes.map(|hash| format!("transaction_hash={hash}")).chain(["exception=overpaid&chain=anvil".to_owned()]);
+    for filter in filters {
+        let (_, page) = api.request(Method::GET, &format!("/api/v1/payments?{filter}"), None, &[]).await?;
+        let ids: Vec<&str> = page["data"].as_array().context("a page")?.iter().filter_map(|one| one["id"].as_str()).collect();
+        ensure!(ids.contains(&payment.id()) && ids.len() <= 2, "{filter}: {page}");
+    }
+    let (_, none) = api.request(Method::GET, &format!("/api/v1/payments?transaction_hash={}", B256::ZERO), None, &[]).await?;
+    ensure!(none["data"] == json!([]), "{none}");
+    let (status, _) = api.request(Method::GET, "/api/v1/payments?exception=odd", None, &[]).await?;
+    ensure!(status == 422, "{status}");
     Ok(())
 }
 

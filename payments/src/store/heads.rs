@@ -1,8 +1,9 @@
 //! Rows of `chain_heads`: the canonical head of each chain as far as the confirmer has applied `chain.matches`.
 
+use crate::policy::Policy;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
-use runtime::db::{bigint, lock};
+use runtime::db::{bigint, lock, unsigned};
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio_postgres::Row;
@@ -137,6 +138,43 @@ pub async fn head_numbers(db: &impl GenericClient, chains: &[ChainId]) -> Result
 pub async fn head_timestamps(db: &impl GenericClient) -> Result<HashMap<ChainId, u64>, Failure> {
     let statement = db.prepare_cached("SELECT chain_id, block_timestamp FROM chain_heads").await?;
     db.query(&statement, &[]).await?.iter().map(read_number).collect()
+}
+
+/// How far a chain has come.
+#[derive(Clone, Copy, Debug)]
+pub struct ChainDepth {
+    /// The head's number.
+    pub number: u64,
+    witnessed: Option<u64>,
+    safe: Option<u64>,
+    finalized: Option<u64>,
+}
+
+impl ChainDepth {
+    /// Whether a transfer in block `number` is deep enough.
+    pub fn confirms(&self, number: u64, policy: Policy) -> bool {
+        let reached = policy.reached(self.number, self.safe, self.finalized, self.witnessed);
+        reached.is_some_and(|reached| reached >= policy.due(number))
+    }
+}
+
+/// How far some chains have come; those without a block are left out.
+///
+/// # Errors
+/// When the database fails.
+pub async fn chain_depths(db: &impl GenericClient, chains: &[ChainId]) -> Result<HashMap<ChainId, ChainDepth>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT chain_id, number, witnessed_number, safe_number, finalized_number FROM chain_heads WHERE chain_id = ANY($1)",
+        )
+        .await?;
+    let ids: Vec<i64> = chains.iter().map(|chain| bigint(chain.0)).collect();
+    let read = |row: &Row| {
+        let (chain, number) = read_number(row)?;
+        let tag = |column: usize| row.get::<_, Option<i64>>(column).map(unsigned);
+        Ok((chain, ChainDepth { number, witnessed: tag(2), safe: tag(3), finalized: tag(4) }))
+    };
+    db.query(&statement, &[&ids]).await?.iter().map(read).collect()
 }
 
 /// How far a chain is witnessed.

@@ -1,13 +1,13 @@
 //! The queries behind the API's lists: pages of payments and deposits, newest first, by keyset and not by offset. They return
 //! places, and [`load_payments`](super::load_payments) then loads the payments by id.
 
-use crate::status::Status;
+use crate::status::{Exception, Status};
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use std::fmt::Write as _;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
-use topics::{Address, ChainId, PaymentId};
+use topics::{Address, B256, ChainId, PaymentId};
 use uuid::Uuid;
 
 /// The place of a row in its list, which is ordered by creation time and then by id: the key of keyset pagination.
@@ -34,11 +34,14 @@ pub struct PaymentFilter {
     /// The page begins below this place.
     pub below: Option<Place>,
     pub status: Option<Status>,
+    pub exception: Option<Exception>,
     pub chain: Option<ChainId>,
     /// The symbol, as chains.yaml writes it.
     pub token: Option<String>,
     pub external_id: Option<String>,
     pub address: Option<Address>,
+    /// Of a transaction on the canonical chain with a transfer to the payment, also one that is not credited.
+    pub transaction: Option<B256>,
     /// Unix seconds, inclusive.
     pub created_from: Option<i64>,
     /// Unix seconds, exclusive.
@@ -97,6 +100,9 @@ impl PaymentFilter {
         if let Some(status) = self.status {
             and("status = ", Box::new(status.as_str()));
         }
+        if let Some(exception) = self.exception {
+            and("exception = ", Box::new(exception.as_str()));
+        }
         if let Some(chain) = self.chain {
             and("chain_id = ", Box::new(i64::try_from(chain.0).map_err(Failure::halt)?));
         }
@@ -114,6 +120,13 @@ impl PaymentFilter {
         }
         if let Some(before) = self.created_before {
             and("created_at < ", Box::new(before));
+        }
+        if let Some(transaction) = self.transaction {
+            and(
+                "id IN (SELECT payment_id FROM transfers WHERE NOT removed AND transaction_hash = ",
+                Box::new(transaction.to_vec()),
+            );
+            sql.push(')');
         }
         if let Some(place) = self.below {
             values.push(Box::new(place.created_at));
@@ -141,18 +154,23 @@ mod tests {
         let all = PaymentFilter {
             below: Some(Place { created_at: 7, id: PaymentId(Uuid::nil()) }),
             status: Some(Status::Pending),
+            exception: Some(Exception::Late),
             chain: Some(ChainId(1)),
             token: Some("USDC".into()),
             external_id: Some("x".into()),
             address: Some(Address::ZERO),
+            transaction: Some(B256::ZERO),
             created_from: Some(1),
             created_before: Some(2),
         };
         let (sql, values) = all.query(Uuid::nil(), 1).unwrap();
-        for column in ["status", "chain_id", "token", "external_id", "address"] {
+        for column in ["status", "exception", "chain_id", "token", "external_id", "address", "transaction_hash"] {
             assert_eq!(sql.matches(&format!(" {column} = $")).count(), 1, "{sql}");
         }
-        assert!(sql.contains("(created_at, id) < ($9, $10)") && sql.ends_with("LIMIT $11"), "{sql}");
-        assert_eq!(values.len(), 11);
+        assert!(
+            sql.contains("AND transaction_hash = $10) AND (created_at, id) < ($11, $12)") && sql.ends_with("LIMIT $13"),
+            "{sql}"
+        );
+        assert_eq!(values.len(), 13);
     }
 }

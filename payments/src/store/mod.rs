@@ -23,7 +23,9 @@ mod touched;
 mod transfers;
 
 pub use deposit_addresses::{deposit_addresses, find_address, insert_addresses, list_addresses, lock_customer_address};
-pub use heads::{ChainHead, OpenBlock, Witnessed, head_numbers, head_timestamps, lock_head, save_head, witnessed};
+pub use heads::{
+    ChainDepth, ChainHead, OpenBlock, Witnessed, chain_depths, head_numbers, head_timestamps, lock_head, save_head, witnessed,
+};
 pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
 pub use issued::{issued_addresses, issued_payments, origins};
 pub use lists::{PaymentFilter, Place, list_deposits, list_payments};
@@ -43,4 +45,5 @@ pub use told::{forget_told_events, is_behind_told_events, keep_told_events, told
 pub use touched::{BatchScope, touched_payments};
 pub use transfers::{
     KnownTransfer, TransferOwner, TransferRow, known_transfers, list_transfers, remove_transfers, save_transfers,
+    unexpected_transfers,
 };

@@ -3,7 +3,7 @@
 
 use super::amount::read_amount;
 use super::touched::BatchScope;
-use crate::payment::MAX_TRANSFERS_OF_BLOCK;
+use crate::payment::{MAX_TRANSFERS_OF_BLOCK, Payment};
 use crate::transfer::{ReceivedTransfer, TransferLabel, TransferPlace};
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
@@ -11,7 +11,7 @@ use runtime::db::{bigint, unsigned};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_postgres::Row;
-use topics::{Address, B256, BlockRef, ChainId, Source, TransferId};
+use topics::{Address, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
 use uuid::Uuid;
 
 /// Rows per statement. Their values are in memory several times over.
@@ -272,6 +272,34 @@ pub async fn list_transfers(
     let (timestamp, chain, number, transaction_index, source, index) = place;
     let rows = db.query(&statement, &[&id, &timestamp, &chain, &number, &transaction_index, &source, &index, &limit]).await?;
     rows.iter().map(read_transfer).collect()
+}
+
+/// How many transfers on the canonical chain each payment has had in another listed asset, or on another chain; none are left out.
+/// `payments` are as they are [loaded](super::load_payments).
+///
+/// # Errors
+/// When the database fails.
+pub async fn unexpected_transfers(db: &impl GenericClient, payments: &[Payment]) -> Result<HashMap<PaymentId, u64>, Failure> {
+    let unexpected = |transfer: &&Arc<ReceivedTransfer>| transfer.counts() && !transfer.credited;
+    let has_more = |payment: &&Payment| payment.transfers.iter().filter(|t| t.counts()).count() >= MAX_TRANSFERS_OF_BLOCK;
+    let mut counts: HashMap<PaymentId, u64> = HashMap::new();
+    for payment in payments {
+        let count = payment.transfers.iter().filter(unexpected).count();
+        counts.insert(payment.id, u64::try_from(count).unwrap_or(u64::MAX));
+    }
+    // Those that were loaded are the last hundred.
+    let flooded: Vec<Uuid> = payments.iter().filter(has_more).map(|payment| payment.id.0).collect();
+    if !flooded.is_empty() {
+        let sql = format!(
+            "SELECT payment_id, count(*) FROM transfers WHERE payment_id = ANY($1) AND {COUNTS} AND NOT removed AND NOT credited
+             GROUP BY payment_id"
+        );
+        let statement = db.prepare_cached(&sql).await?;
+        let rows = db.query(&statement, &[&flooded]).await?;
+        counts.extend(rows.iter().map(|row| (PaymentId(row.get(0)), unsigned(row.get(1)))));
+    }
+    counts.retain(|_, count| *count > 0);
+    Ok(counts)
 }
 
 fn read_hash(field: &'static str, bytes: &[u8]) -> Result<B256, Failure> {

@@ -18,15 +18,51 @@ const MAX_EXTERNAL_ID_LENGTH: usize = 255;
 /// Bytes of JSON.
 pub const MAX_METADATA_BYTES: usize = 16 * 1024;
 
-/// The required positive amount.
-pub fn amount(fields: &mut Fields<'_>) -> Option<Amount> {
-    let Some(raw) = fields.raw("amount") else {
-        fields.refuse("amount", "missing; expected a positive whole number of base units");
-        return None;
-    };
-    let amount = base_units(raw).filter(|amount| !amount.is_zero());
+/// The required positive amount, in base units or in whole coins or tokens.
+pub fn amount(fields: &mut Fields<'_>, asset: Option<&Asset>) -> Option<Amount> {
+    match (fields.has("amount"), fields.has("amount_decimal")) {
+        (true, false) => amount_in_base_units(fields, asset),
+        (false, true) => amount_in_whole(fields, asset?),
+        (false, false) => {
+            fields.refuse("amount", "missing; expected a positive whole number of base units, or amount_decimal");
+            None
+        }
+        (true, true) => {
+            fields.refuse("amount_decimal", "the amount is given as amount already; expected one of them");
+            None
+        }
+    }
+}
+
+fn amount_in_base_units(fields: &mut Fields<'_>, asset: Option<&Asset>) -> Option<Amount> {
+    let raw = fields.raw("amount")?;
     let expected = "expected a positive whole number of base units below 2^256, as JSON integer or string";
-    fields.check("amount", amount.ok_or_else(|| format!("{expected}, got {}", excerpt(raw.get()))))
+    let amount = base_units(raw).filter(|amount| !amount.is_zero());
+    fields.check("amount", amount.ok_or_else(|| format!("{expected}, got {}{}", excerpt(raw.get()), meant(raw, asset))))
+}
+
+/// The base units that a number with a point may stand for.
+fn meant(raw: &RawValue, asset: Option<&Asset>) -> String {
+    let text: String = serde_json::from_str(raw.get()).unwrap_or_else(|_| raw.get().to_owned());
+    let meant =
+        asset.filter(|_| text.contains('.')).and_then(|asset| Some((asset, Amount::from_decimal(&text, asset.decimals)?)));
+    meant.map_or_else(String::new, |(asset, units)| {
+        format!("; {text} of {} is {units}, or write amount_decimal instead", asset_name(asset))
+    })
+}
+
+fn amount_in_whole(fields: &mut Fields<'_>, asset: &Asset) -> Option<Amount> {
+    let text = fields.text("amount_decimal")?;
+    let (name, decimals) = (asset_name(asset), asset.decimals);
+    let amount = Amount::from_decimal(&text, decimals).filter(|amount| !amount.is_zero());
+    let expected = format_args!(
+        "expected a positive number of {name} below 2^256 base units, with at most {decimals} digits after the point"
+    );
+    fields.check("amount_decimal", amount.ok_or_else(|| format!("{expected}, got {:?}", excerpt(&text))))
+}
+
+fn asset_name(asset: &Asset) -> &str {
+    asset.token.as_ref().map_or("the coin", |token| &token.symbol)
 }
 
 /// A tolerance; zero is one.
@@ -89,7 +125,7 @@ pub fn asset(fields: &mut Fields<'_>, chain: Option<&Chain>) -> Option<Asset> {
 pub fn payable(fields: &mut Fields<'_>, chain: &Chain, asset: &Asset, amount: Amount) {
     let least = chain.min_transfer_of(asset.token.as_ref().map(|token| token.address));
     if amount < least {
-        let name = asset.token.as_ref().map_or("the coin", |token| token.symbol.as_str());
+        let name = asset_name(asset);
         let message = format!("expected at least {least}: less of {name} does not count on chain {}, got {amount}", chain.name);
         fields.refuse("amount", message);
     }

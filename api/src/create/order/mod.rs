@@ -20,8 +20,9 @@ use std::ops::RangeInclusive;
 use topics::{Amount, ChainId};
 
 /// The fields of a create request. A test holds them against the OpenAPI schema.
-pub const FIELDS: [&str; 13] = [
+pub const FIELDS: [&str; 14] = [
     "amount",
+    "amount_decimal",
     "chain",
     "chain_id",
     "token",
@@ -89,9 +90,9 @@ impl Order {
     }
 
     fn read_fields(mut fields: Fields<'_>, catalog: &Catalog, terms: DefaultTerms, known: &[&str]) -> Result<Self, Problem> {
-        let amount = fields::amount(&mut fields);
         let chain = fields::chain(&mut fields, catalog);
         let asset = fields::asset(&mut fields, chain);
+        let amount = fields::amount(&mut fields, asset.as_ref());
         let expires_in = fields::bounded(&mut fields, "expires_in", EXPIRES_IN);
         let confirmations = fields::bounded(&mut fields, "confirmations", CONFIRMATIONS);
         let external_id = external_id(&mut fields);

@@ -41,6 +41,27 @@ fn a_wrong_amount_names_its_field() {
 }
 
 #[test]
+fn an_amount_may_be_in_whole_tokens_and_is_the_same_order() {
+    let whole = |token: &str, text: &str| read(&format!(r#"{{"chain":"anvil","token":{token},"amount_decimal":{text}}}"#));
+    let units = read(r#"{"chain":"anvil","token":"USDX","amount":1500000}"#).unwrap();
+    assert_eq!(whole(r#""USDX""#, r#""1.5""#), Ok(units));
+    assert_eq!(whole("null", r#""0.000000000000000001""#).unwrap().amount, Amount::from(1));
+    for wrong in [r#""1.5000001""#, r#""0""#, r#""0.0""#, r#""-1""#, r#""1e3""#, r#""""#, "1.5", r#"".5""#] {
+        let problem = whole(r#""USDX""#, wrong).unwrap_err();
+        assert_eq!(problem["errors"][0]["field"], "amount_decimal", "{wrong}: {problem}");
+    }
+    let problem = whole(r#""USDX""#, r#""1.5000001""#).unwrap_err();
+    assert!(problem["detail"].as_str().unwrap().contains("of USDX below 2^256 base units, with at most 6 digits"), "{problem}");
+    assert_eq!(refused(r#"{"chain":"anvil","amount":1,"amount_decimal":"1"}"#), ["amount_decimal"]);
+    assert_eq!(read(r#"{"chain":"anvil","amount":1,"amount_decimal":null}"#), read(r#"{"chain":"anvil","amount":1}"#));
+    assert_eq!(refused(r#"{"chain":"nowhere","amount_decimal":"1"}"#), ["chain"]);
+    for amount in ["1.5", r#""1.5""#] {
+        let problem = read(&format!(r#"{{"chain":"anvil","token":"USDX","amount":{amount}}}"#)).unwrap_err();
+        assert!(problem["detail"].as_str().unwrap().contains("1.5 of USDX is 1500000, or"), "{problem}");
+    }
+}
+
+#[test]
 fn an_amount_that_no_transfer_of_it_would_pay_is_refused_with_the_least() {
     let mut catalog = catalog();
     catalog.0[0].min_transfer = Amount::from(7);
@@ -90,7 +111,7 @@ fn a_token_is_named_in_one_way_only() {
 #[test]
 fn every_wrong_field_is_named_at_once() {
     let body = r#"{"amount":"x","chain":"y","expires_in":59,"confirmations":0,"external_id":"","metadata":[],"callback":1}"#;
-    assert_eq!(refused(body), ["amount", "chain", "expires_in", "confirmations", "external_id", "metadata", "callback"]);
+    assert_eq!(refused(body), ["chain", "amount", "expires_in", "confirmations", "external_id", "metadata", "callback"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Payments: create requests, batches, and the queries of their lists and events.
 
-use crate::openapi::schemas::texts::Status;
+use crate::openapi::schemas::texts::{Exception, Status};
 use serde_json::Value;
 use std::borrow::Cow;
 use utoipa::openapi::RefOr;
@@ -21,6 +21,9 @@ pub struct ListPayments {
     /// With this status.
     #[param(inline)]
     status: Option<Status>,
+    /// With this exception.
+    #[param(inline)]
+    exception: Option<Exception>,
     /// On this chain, by name.
     chain: Option<String>,
     /// In this token, by symbol.
@@ -31,6 +34,9 @@ pub struct ListPayments {
     /// With this deposit address.
     #[param(pattern = "^0x[0-9a-fA-F]{40}$")]
     address: Option<String>,
+    /// With a transfer, credited or not, in the transaction of this hash.
+    #[param(pattern = "^0x[0-9a-fA-F]{64}$")]
+    transaction_hash: Option<String>,
     /// Created at this time (RFC 3339) or later.
     #[param(format = "date-time")]
     created_from: Option<String>,
@@ -68,8 +74,11 @@ pub struct ListTransfers {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "`create::order` reads the body field by field")]
 pub struct CreatePayment {
-    #[schema(schema_with = amount)]
+    #[schema(schema_with = amount, required = false)]
     amount: String,
+    /// In whole coins or tokens, such as `1.5`, with at most as many digits after the point as the asset has decimals. This or
+    /// `amount`.
+    amount_decimal: Option<String>,
     /// The chain to pay on, by name. This or `chain_id`; both if they agree.
     chain: Option<String>,
     /// The chain to pay on, by EIP-155 id.
@@ -139,9 +148,12 @@ fn amount() -> Schema {
     // All numbers of 77 digits are below 2^256. Some of 78 digits are as well, and are accepted.
     let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^0*[1-9][0-9]{0,76}$"));
     let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
-    let either = OneOfBuilder::new().item(text).item(number);
+    let nothing = ObjectBuilder::new().schema_type(Type::Null);
+    let either = OneOfBuilder::new().item(text).item(number).item(nothing);
     either
-        .description(Some("Base units of the asset. Better a string, since many programs read a JSON number into 53 bits."))
+        .description(Some(
+            "Base units of the asset. Better a string, since many programs read a JSON number into 53 bits. This or `amount_decimal`.",
+        ))
         .into()
 }
 

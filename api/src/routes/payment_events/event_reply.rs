@@ -1,13 +1,13 @@
 //! An event of a payment as JSON, in the list and in the stream.
 
 use crate::openapi::schemas;
-use crate::routes::transfer_reply::{EventTransferReply, SummaryReply, decimal, non_empty};
+use crate::routes::transfer_reply::{EventTransferReply, SummaryReply, from_wire, non_empty};
 use base::timestamp::rfc3339;
 use runtime::Failure;
 use serde::Serialize;
-use topics::PaymentId;
 use topics::wire::PaymentEvent;
 use topics::wire::payment_event::Block;
+use topics::{Amount, ChainId, PaymentId, payment_uri};
 use utoipa::ToSchema;
 
 /// Something that happened to a payment, with the payment's state right after it.
@@ -34,8 +34,18 @@ pub struct EventReply {
     exception: Option<String>,
     #[schema(value_type = schemas::Amount)]
     amount: String,
+    /// In whole coins or tokens; null in events from before it was recorded, as `decimals`.
+    #[schema(required = true)]
+    amount_decimal: Option<String>,
     #[schema(value_type = schemas::Amount)]
     amount_received: String,
+    #[schema(required = true)]
+    amount_received_decimal: Option<String>,
+    #[schema(required = true)]
+    decimals: Option<u8>,
+    /// EIP-681; null for a deposit, which is already paid.
+    #[schema(required = true)]
+    payment_uri: Option<String>,
 }
 
 /// Why it happened: a request, a block, or transfers in a block.
@@ -85,6 +95,10 @@ impl EventReply {
             (Some(_), None, None) => CauseKind::Block,
             (None, None, None) => CauseKind::Request,
         };
+        let (amount, received) = (from_wire(&event.amount)?, from_wire(&event.amount_received)?);
+        let decimals = event.decimals.map(u8::try_from).transpose().map_err(Failure::halt)?;
+        let whole = |amount: Amount| decimals.map(|decimals| amount.to_decimal(decimals));
+        let payment_uri = if event.deposit_address_id.is_empty() { Some(uri(&event, amount)?) } else { None };
         let block = event.block.map(BlockReply::new).transpose()?;
         let transfer = event.transfer.map(EventTransferReply::new).transpose()?;
         let summary = event.summary.map(SummaryReply::new).transpose()?;
@@ -97,10 +111,21 @@ impl EventReply {
             cause: Cause { kind, api_key, block, transfer, summary },
             status: event.status,
             exception: non_empty(event.exception),
-            amount: decimal(&event.amount)?,
-            amount_received: decimal(&event.amount_received)?,
+            amount: amount.to_string(),
+            amount_decimal: whole(amount),
+            amount_received: received.to_string(),
+            amount_received_decimal: whole(received),
+            decimals,
+            payment_uri,
         })
     }
+}
+
+fn uri(event: &PaymentEvent, amount: Amount) -> Result<String, Failure> {
+    let address = |name, bytes: &[u8]| topics::address(name, bytes).map_err(Failure::halt);
+    let token = Some(&event.token_address).filter(|token| !token.is_empty());
+    let token = token.map(|token| address("token_address", token)).transpose()?;
+    Ok(payment_uri(ChainId(event.chain_id), token, address("address", &event.address)?, amount))
 }
 
 impl BlockReply {
@@ -119,6 +144,30 @@ pub fn sequence_in_id(payment: PaymentId, event_id: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_has_its_amounts_in_whole_tokens_and_the_uri_of_its_payment() {
+        let event = PaymentEvent {
+            chain_id: 31337,
+            address: vec![0x11; 20].into(),
+            token_address: vec![0xab; 20].into(),
+            amount: Amount::from(1_500_000).to_wire().into(),
+            decimals: Some(6),
+            ..PaymentEvent::default()
+        };
+        let shown = |event: PaymentEvent| serde_json::to_value(EventReply::new(event, None).unwrap()).unwrap();
+        let reply = shown(event.clone());
+        assert_eq!(
+            (&reply["amount"], &reply["amount_decimal"], &reply["decimals"]),
+            (&"1500000".into(), &"1.5".into(), &6.into())
+        );
+        assert_eq!(reply["amount_received_decimal"], "0");
+        assert!(reply["payment_uri"].as_str().unwrap().ends_with("&uint256=1500000"), "{reply}");
+        let old = shown(PaymentEvent { decimals: None, deposit_address_id: "x".into(), ..event });
+        assert!(
+            ["amount_decimal", "amount_received_decimal", "decimals", "payment_uri"].iter().all(|name| old[name].is_null())
+        );
+    }
 
     #[test]
     fn an_id_of_another_payment_is_no_place_in_this_one() {

@@ -5,6 +5,13 @@ use crate::signature::Secret;
 use std::time::Duration;
 use uuid::Uuid;
 
+/// From the DNS lookup to the response's status.
+pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
+/// From there to the kept part of the body.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(1);
+/// No attempt holds its connection for longer.
+pub const ATTEMPT_TIMEOUT: Duration = RESPONSE_TIMEOUT.saturating_add(BODY_TIMEOUT);
+
 /// A delivery under lease, with all that sending it takes.
 #[derive(Debug, Clone)]
 pub struct ClaimedDelivery {

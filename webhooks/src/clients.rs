@@ -4,14 +4,18 @@
 //!
 //! Both connect only to what the SSRF guard allows, follow no redirects and use no proxy.
 
-use crate::send;
+use crate::attempt::ATTEMPT_TIMEOUT;
 use crate::ssrf::{Guard, GuardedResolver};
 use base::locked;
-use reqwest::Client;
 use reqwest::dns::Resolve;
+use reqwest::{Client, Request, RequestBuilder, Response, Url};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use tower::Service;
+use tower::layer::layer_fn;
 use uuid::Uuid;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,12 +46,33 @@ impl Clients {
                 .no_proxy()
                 .http1_only()
                 .connect_timeout(CONNECT_TIMEOUT)
+                .connector_layer(layer_fn(NotingConnector))
                 .pool_max_idle_per_host(idle)
                 .pool_idle_timeout(IDLE_TIMEOUT)
                 .user_agent(concat!("ctrip-webhooks/", env!("CARGO_PKG_VERSION")))
                 .build()
         };
         Ok(Self { keep_alive: client(MAX_IDLE_PER_ENDPOINT)?, closing: client(0)?, kept: Mutex::default() })
+    }
+
+    /// A request for [`execute`](Self::execute).
+    pub fn post(&self, url: Url) -> RequestBuilder {
+        self.closing.post(url)
+    }
+
+    /// Sends a request to an endpoint. If the connection was one that had been kept, and ends without a response, the endpoint had
+    /// closed it for being idle: then the request goes out once more, on a new one.
+    ///
+    /// # Errors
+    /// When there is no response.
+    pub async fn execute(&self, endpoint: Uuid, request: Request) -> reqwest::Result<Response> {
+        let again = request.try_clone();
+        let client = self.client_for(endpoint);
+        let sent = async { (client.execute(request).await, CONNECTS.with(Cell::get)) };
+        match (CONNECTS.scope(Cell::new(false), sent).await, again) {
+            ((Err(error), false), Some(again)) if !error.is_timeout() => self.closing.execute(again).await,
+            ((outcome, _), _) => outcome,
+        }
     }
 
     /// The client for a message that is sent to this endpoint now.
@@ -60,10 +85,35 @@ impl Clients {
     }
 }
 
+tokio::task_local! {
+    /// Whether the request that this task sends began a connection.
+    static CONNECTS: Cell<bool>;
+}
+
+/// Notes that a request begins a connection.
+#[derive(Clone)]
+struct NotingConnector<S>(S);
+
+impl<R, S: Service<R>> Service<R> for NotingConnector<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, to: R) -> S::Future {
+        // Without a request there is nothing to note.
+        let _ = CONNECTS.try_with(|connects| connects.set(true));
+        self.0.call(to)
+    }
+}
+
 fn keeps_alive(kept: &mut HashMap<Uuid, Instant>, endpoint: Uuid, now: Instant) -> bool {
     if kept.len() >= MAX_KEEP_ALIVE_ENDPOINTS && !kept.contains_key(&endpoint) {
         // Their last connections are closed by then: the pool looks for idle ones once per `IDLE_TIMEOUT`.
-        kept.retain(|_, last| now.saturating_duration_since(*last) < send::ATTEMPT_TIMEOUT + 2 * IDLE_TIMEOUT);
+        kept.retain(|_, last| now.saturating_duration_since(*last) < ATTEMPT_TIMEOUT + 2 * IDLE_TIMEOUT);
         if kept.len() >= MAX_KEEP_ALIVE_ENDPOINTS {
             return false;
         }

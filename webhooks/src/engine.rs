@@ -33,7 +33,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The engine; its lanes share it.
 pub struct Engine {
     pool: Pool,
-    clients: Clients,
+    clients: Arc<Clients>,
     guard: Guard,
     instance: String,
     /// Messages in flight per endpoint, over all lanes.
@@ -44,7 +44,14 @@ pub struct Engine {
 
 impl Engine {
     pub fn new(pool: Pool, clients: Clients, guard: Guard, instance: String) -> Arc<Self> {
-        Arc::new(Self { pool, clients, guard, instance, in_flight: Mutex::default(), slow: Mutex::default() })
+        Arc::new(Self {
+            pool,
+            clients: Arc::new(clients),
+            guard,
+            instance,
+            in_flight: Mutex::default(),
+            slow: Mutex::default(),
+        })
     }
 
     /// Sends until `stop`, then waits up to [`DRAIN_TIMEOUT`] for what is in flight.
@@ -142,9 +149,9 @@ impl Engine {
         drop(db);
         for delivery in claimed {
             locked(&self.in_flight).add(delivery.endpoint_id, 1);
-            let (client, guard) = (self.clients.client_for(delivery.endpoint_id), self.guard.clone());
+            let (clients, guard) = (Arc::clone(&self.clients), self.guard.clone());
             sends.spawn(async move {
-                let outcome = send::send(&client, &guard, &delivery).await;
+                let outcome = send::send(&clients, &guard, &delivery).await;
                 let failures = usize::try_from(delivery.failures).unwrap_or_default();
                 let verdict = retry_schedule::judge(failures, outcome.head, rand::random());
                 FinishedAttempt { delivery, outcome, verdict }

@@ -1,26 +1,21 @@
 //! Sends one message: checks the URL, signs, posts, and keeps the start of the response. It decides nothing; the retry schedule
 //! does.
 
-use crate::attempt::{ClaimedDelivery, ResponseHead, SendOutcome};
+use crate::attempt::{BODY_TIMEOUT, ClaimedDelivery, RESPONSE_TIMEOUT, ResponseHead, SendOutcome};
+use crate::clients::Clients;
 use crate::signature;
 use crate::ssrf::Guard;
+use reqwest::Response;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
-use reqwest::{Client, Response};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// From the DNS lookup to the response's status.
-pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
-/// From there to the kept part of the body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Of the response body, or of an error's text.
 const MAX_KEPT_BYTES: usize = 1024;
-/// No attempt holds its connection for longer.
-pub const ATTEMPT_TIMEOUT: Duration = RESPONSE_TIMEOUT.saturating_add(BODY_TIMEOUT);
 
 /// Sends a message, signed with the current time. It never fails: no response is an outcome too.
-pub async fn send(client: &Client, guard: &Guard, delivery: &ClaimedDelivery) -> SendOutcome {
+pub async fn send(clients: &Clients, guard: &Guard, delivery: &ClaimedDelivery) -> SendOutcome {
     let started = Instant::now();
-    let response = tokio::time::timeout(RESPONSE_TIMEOUT, post(client, guard, delivery)).await;
+    let response = tokio::time::timeout(RESPONSE_TIMEOUT, post(clients, guard, delivery)).await;
     let response = response.unwrap_or_else(|_| Err(format!("no response within {} s", RESPONSE_TIMEOUT.as_secs())));
     let latency = started.elapsed();
     let (response, now) = match response {
@@ -41,13 +36,13 @@ pub async fn send(client: &Client, guard: &Guard, delivery: &ClaimedDelivery) ->
 }
 
 /// The response, and when it was requested.
-async fn post(client: &Client, guard: &Guard, delivery: &ClaimedDelivery) -> Result<(Response, SystemTime), String> {
+async fn post(clients: &Clients, guard: &Guard, delivery: &ClaimedDelivery) -> Result<(Response, SystemTime), String> {
     // The guard's settings may have changed since the endpoint was created.
     let url = guard.check_url(&delivery.url).map_err(|refused| refused.to_string())?;
     let now = SystemTime::now();
     let timestamp = now.duration_since(UNIX_EPOCH).map_err(|error| error.to_string())?.as_secs();
     let timestamp = i64::try_from(timestamp).map_err(|error| error.to_string())?;
-    let request = client
+    let request = clients
         .post(url)
         .header(CONTENT_TYPE, "application/json")
         .header("webhook-id", &delivery.event_id)
@@ -56,10 +51,14 @@ async fn post(client: &Client, guard: &Guard, delivery: &ClaimedDelivery) -> Res
             "webhook-signature",
             signature::signature_header(&delivery.secrets, &delivery.event_id, timestamp, &delivery.body),
         )
-        .body(delivery.body.clone());
+        .body(delivery.body.clone())
+        .build();
+    let response = match request {
+        Ok(request) => clients.execute(delivery.endpoint_id, request).await,
+        Err(error) => Err(error),
+    };
     // The URL may contain a token; stored errors and logs have other readers.
-    let response = request.send().await.map_err(|error| base::error_chain(&error.without_url()))?;
-    Ok((response, now))
+    Ok((response.map_err(|error| base::error_chain(&error.without_url()))?, now))
 }
 
 /// The start of the body. The status has arrived, so a body that breaks off or times out is no failure.
@@ -93,6 +92,59 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ssrf::SystemResolver;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use uuid::Uuid;
+
+    /// A server that answers so many requests of each connection, and closes it when the next one has come.
+    async fn closing_after(answers: usize) -> (ClaimedDelivery, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::SeqCst);
+                for _ in 0..answers {
+                    let _ = socket.read(&mut [0; 4096]).await;
+                    let _ = socket.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+                }
+                let _ = socket.read(&mut [0; 4096]).await;
+            }
+        });
+        let delivery = ClaimedDelivery {
+            delivery_id: 1,
+            endpoint_id: Uuid::nil(),
+            attempt_number: 1,
+            failures: 0,
+            event_id: "evt_1".to_owned(),
+            url,
+            secrets: Vec::new(),
+            body: "{}".to_owned(),
+            due_at: 0.0,
+        };
+        (delivery, connections)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_receiver_closes_while_it_is_idle_costs_no_attempt() {
+        let guard = Guard::new(vec!["127.0.0.0/8".parse().unwrap()], true);
+        let clients = Clients::new(&guard, Arc::new(SystemResolver)).unwrap();
+        let (delivery, connections) = closing_after(1).await;
+        for (_, expected) in (0..3).zip([1, 2, 3]) {
+            let outcome = send(&clients, &guard, &delivery).await;
+            assert_eq!((outcome.head.status, outcome.error), (Some(204), None));
+            assert!(connections.load(Ordering::SeqCst) <= expected);
+        }
+        assert!(connections.load(Ordering::SeqCst) > 1, "no connection was closed");
+        // One that was new says that the receiver is not well.
+        let (delivery, connections) = closing_after(0).await;
+        let outcome = send(&clients, &guard, &delivery).await;
+        assert!(outcome.error.is_some() && connections.load(Ordering::SeqCst) == 1, "{outcome:?}");
+    }
 
     #[test]
     fn foreign_text_is_truncated_and_storable() {

@@ -13,21 +13,21 @@ const MAX_URL_BYTES: usize = 2048;
 pub enum GuardError {
     #[error("expected an absolute URL of at most {MAX_URL_BYTES} bytes")]
     Malformed,
-    #[error("expected https, got {0}")]
+    #[error("expected https, got {0}; the operator may allow http with WEBHOOK_ALLOW_HTTP")]
     Scheme(String),
     /// A user or password in a URL would be stored and shown.
     #[error("expected no user and no password in the URL")]
     Credentials,
     #[error("expected a port from 1 to 65535")]
     Port,
-    #[error("{0} is not on the public Internet")]
+    #[error("{0} is not on the public Internet; the operator may allow it with WEBHOOK_ALLOW_NETWORKS")]
     Address(IpAddr),
     /// `localhost` and names under it.
-    #[error("{0} is this machine")]
+    #[error("{0} is this machine; the operator may allow 127.0.0.1 with WEBHOOK_ALLOW_NETWORKS")]
     Local(String),
-    /// The name resolves to an address that is not public. The error leaves the address out, so that merchants can't look up
-    /// names of the internal network.
-    #[error("{0} resolves to an address that is not on the public Internet")]
+    /// The name resolves to nothing, or to an address that is not public. One text for both, and without the address, so that
+    /// merchants can't find out which names the internal network has.
+    #[error("{0} has no address, or one that is not on the public Internet")]
     Name(String),
 }
 
@@ -97,9 +97,9 @@ impl Guard {
         }
     }
 
-    /// The addresses of a name, if all of them are allowed; one that is not refuses them all.
+    /// The addresses of a name, if there are some and all of them are allowed; one that is not refuses them all.
     pub(super) fn check_resolved(&self, name: &str, addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, GuardError> {
-        if addresses.iter().all(|address| self.allows(address.ip())) {
+        if !addresses.is_empty() && addresses.iter().all(|address| self.allows(address.ip())) {
             Ok(addresses)
         } else {
             Err(GuardError::Name(name.to_owned()))

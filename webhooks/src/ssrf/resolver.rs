@@ -23,7 +23,11 @@ impl Resolve for GuardedResolver {
         let text = name.as_str().to_owned();
         let (guard, asked) = (self.guard.clone(), self.names.resolve(name));
         Box::pin(async move {
-            let checked = guard.check_resolved(&text, asked.await?.collect())?;
+            let found = asked.await.map(Iterator::collect).unwrap_or_else(|error| {
+                tracing::debug!("{text} was not resolved: {error}");
+                Vec::new()
+            });
+            let checked = guard.check_resolved(&text, found)?;
             Ok(Box::new(checked.into_iter()) as Addrs)
         })
     }

@@ -154,6 +154,27 @@ async fn a_name_that_rebinds_is_not_connected_to() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
+/// Otherwise a merchant could try which names the internal network has.
+#[tokio::test]
+async fn a_name_that_is_internal_and_one_that_is_not_there_have_one_text() {
+    let guard = Guard::new(Vec::new(), true);
+    let url = "http://db.internal.example/";
+    let internal = get(&guard, names(&[&["10.0.0.1"]]), url).await.unwrap_err();
+    let empty = get(&guard, names(&[&[]]), url).await.unwrap_err();
+    let missing = get(&guard, Arc::new(Missing), url).await.unwrap_err();
+    assert!(internal.contains("db.internal.example has no address, or one"), "{internal}");
+    assert!(internal == empty && internal == missing, "{internal}\n{empty}\n{missing}");
+}
+
+/// Knows no name.
+struct Missing;
+
+impl Resolve for Missing {
+    fn resolve(&self, _: Name) -> Resolving {
+        Box::pin(async { Err("failed to lookup address information: Name or service not known".into()) })
+    }
+}
+
 #[test]
 fn public_addresses_are_allowed_and_special_ones_are_not() {
     let guard = Guard::default();

@@ -76,7 +76,7 @@ pub fn bind(settings: &Settings) -> anyhow::Result<TcpSocket> {
         socket.bind(address)?;
         io::Result::Ok(socket)
     };
-    bind().with_context(|| format!("API_LISTEN {address}"))
+    bind().with_context(|| format!("API_LISTEN {address}; stop what listens there, or set API_LISTEN to another address"))
 }
 
 /// Serves the API on a socket of [`bind`] until `stop`, then finishes the requests in flight.

@@ -4,7 +4,7 @@ use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ingest::BackfillRequest;
 use runtime::Settings;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,8 @@ pub async fn run(settings: Settings, request: BackfillRequest) -> anyhow::Result
         .with_message(request.chain.clone());
     let stop = CancellationToken::new();
     let (shown, last) = (bar.clone(), Mutex::new(Instant::now()));
-    let started = std::sync::OnceLock::new();
+    let started = Arc::new(OnceLock::new());
+    let before = Arc::clone(&started);
     let progress = move |done: u64| {
         // Blocks of an earlier run do not count for the rate.
         if started.set(done).is_ok() {
@@ -52,6 +53,12 @@ pub async fn run(settings: Settings, request: BackfillRequest) -> anyhow::Result
     if stopped.is_cancelled() {
         bail!("interrupted; the same command without --again continues where it stopped");
     }
-    println!("blocks {range} are in the topics");
+    if before.get() == Some(&blocks) {
+        println!(
+            "blocks {range} are in the topics since an earlier run, and nothing was published; --again publishes them once more"
+        );
+    } else {
+        println!("blocks {range} are in the topics");
+    }
     Ok(())
 }

@@ -6,6 +6,7 @@ mod backfill;
 mod chain;
 mod check;
 mod dependencies;
+mod help;
 mod instance_lock;
 mod intents;
 mod resume;
@@ -14,7 +15,7 @@ mod tail;
 mod wallet;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use roles::Role;
 use runtime::Settings;
 use std::path::PathBuf;
@@ -22,6 +23,9 @@ use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(name = "ctrip", version, about = "A payment pipeline for EVM chains", propagate_version = true)]
+#[command(
+    after_help = "ctrip COMMAND --help lists the command's options, and the settings (environment variables) that it uses."
+)]
 struct Cli {
     #[command(flatten)]
     settings: Settings,
@@ -132,7 +136,7 @@ enum Wallet {
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_arg_matches(&help::trim(Cli::command()).get_matches()).unwrap_or_else(|error| error.exit());
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

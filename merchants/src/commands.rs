@@ -49,8 +49,8 @@ pub struct SettingFlags {
     /// Overpayment that is no exception, in hundredths of a percent of the amount
     #[arg(long)]
     overpaid_tolerance_bps: Option<u32>,
-    /// Whether transfers after a payment's expiry still count
-    #[arg(long, value_name = "true|false")]
+    /// Whether transfers after a payment's expiry still count; true if no value follows
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     accept_late: Option<bool>,
     /// A JSON object for the operator's own use
     #[arg(long)]
@@ -169,7 +169,10 @@ pub async fn run_keys(database_url: &str, command: KeysCommand) -> anyhow::Resul
             });
             print_table(&head, rows);
         }
-        KeysCommand::Revoke { key } => admin::revoke_key(database_url, &key).await?,
+        KeysCommand::Revoke { key } => match admin::revoke_key(database_url, &key).await? {
+            None => println!("revoked; running APIs refuse it within seconds"),
+            Some(at) => println!("it was revoked already, at {at}"),
+        },
         KeysCommand::Rotate { key, grace } => {
             println!("{}", admin::rotate_key(database_url, &key, Duration::from_secs(grace.into())).await?);
         }

@@ -22,7 +22,9 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// # Errors
 /// When the address is in use.
 pub fn serve(listen: SocketAddr) -> anyhow::Result<()> {
-    let listener = std::net::TcpListener::bind(listen).with_context(|| format!("METRICS_LISTEN {listen}"))?;
+    let listener = std::net::TcpListener::bind(listen).with_context(|| {
+        format!("METRICS_LISTEN {listen}; stop what listens there, or set METRICS_LISTEN to another address")
+    })?;
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let metrics = PrometheusBuilder::new().set_buckets(&BUCKETS).context("histogram buckets")?.install_recorder()?;

@@ -16,7 +16,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use payments::lifecycle::{self, Input};
-use payments::store;
+use payments::{Status, store};
 use std::fmt::Display;
 use std::time::Instant;
 use tokio::sync::oneshot;
@@ -105,8 +105,8 @@ pub async fn get(State(app): State<App>, caller: Caller, PaymentPath(id): Paymen
     post, path = "/api/v1/payments/{id}/cancel", operation_id = "cancelPayment", tag = "payments",
     summary = "Cancel a pending payment", params(("id" = schemas::PaymentId, Path)),
     responses(
-        (status = 200, description = "The payment, cancelled.", body = PaymentReply),
-        (status = 409, description = "The payment is not pending.", body = Problem, content_type = "application/problem+json"),
+        (status = 200, description = "The payment, cancelled; also if it was before.", body = PaymentReply),
+        (status = 409, description = "The payment is neither pending nor cancelled.", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub async fn cancel(
@@ -124,6 +124,11 @@ pub async fn cancel(
     let payment = store::lock_payments(&transaction, &[id.0]).await?.pop().ok_or_else(|| no_payment(id))?;
     if store::is_behind_told_events(&transaction, id).await? {
         return Err(Problem::unavailable(1, "The database was restored, and this payment is not up to date yet; retry"));
+    }
+    // A client that did not get the answer asks again.
+    if payment.status() == Status::Cancelled {
+        drop(transaction);
+        return payment_reply::load(&app.catalog, &db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id));
     }
     let step = lifecycle::step(&payment, &Input::Cancel { at: clock::now()? })
         .map_err(|illegal| Problem::new(StatusCode::CONFLICT, "not-pending", "The payment can't be cancelled", illegal))?;

@@ -19,7 +19,7 @@ use std::fmt::Display;
 use utoipa::ToSchema;
 use uuid::Uuid;
 use webhooks::Guard;
-use webhooks::endpoints::{self, Endpoint, EndpointChanges};
+use webhooks::endpoints::{self, CreateRefusal, Endpoint, EndpointChanges};
 use webhooks::event_types::{EVENT_TYPES, EVENT_WILDCARDS};
 use webhooks::signature::Secret;
 
@@ -145,7 +145,7 @@ pub fn no_webhook(id: impl Display) -> Problem {
             ("webhook" = (operation_id = "getWebhook", parameters(("id" = "$response.body#/id")))),
             ("deliveries" = (operation_id = "listWebhookDeliveries", parameters(("id" = "$response.body#/id")))),
         )),
-        (status = 409, description = "You have the maximum number of webhooks.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "You have a webhook with this URL, or the maximum number of them.", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub async fn create(
@@ -161,9 +161,15 @@ pub async fn create(
     fields.finish(&FIELDS)?;
     let url = new.url.clone().ok_or_else(Problem::internal)?;
     let created = endpoints::create(&mut app.db().await?, caller.merchant, &url, new).await?;
-    let created = created.ok_or_else(|| {
-        let detail = format!("You have {} webhooks, the maximum; delete one first", endpoints::MAX_ENDPOINTS_PER_MERCHANT);
-        Problem::new(StatusCode::CONFLICT, "too-many-webhooks", "Too many webhooks", detail)
+    let created = created.map_err(|refusal| match refusal {
+        CreateRefusal::TooMany => {
+            let detail = format!("You have {} webhooks, the maximum; delete one first", endpoints::MAX_ENDPOINTS_PER_MERCHANT);
+            Problem::new(StatusCode::CONFLICT, "too-many-webhooks", "Too many webhooks", detail)
+        }
+        CreateRefusal::SameUrl(id) => {
+            let detail = format!("Your webhook {id} has this URL; change its events with PATCH, or delete it first");
+            Problem::new(StatusCode::CONFLICT, "webhook-exists", "There is a webhook with this URL", detail)
+        }
     })?;
     Ok((StatusCode::CREATED, Json(SecretReply::new(created))))
 }

@@ -130,8 +130,12 @@ async fn a_key_sees_its_own_payments_and_nothing_else() -> Result<()> {
     ensure!(status == StatusCode::UNAUTHORIZED, "a wrong key: {status}");
     let (status, cancelled) = api.request(Method::POST, &format!("{path}/cancel/"), None, &[]).await?;
     ensure!(status.is_success() && cancelled["status"] == "cancelled", "{status} {cancelled}");
-    let (status, _) = api.request(Method::POST, &format!("{path}/cancel"), None, &[]).await?;
-    ensure!(status == StatusCode::CONFLICT, "a second time: {status}");
+    let (status, again) = api.request(Method::POST, &format!("{path}/cancel"), None, &[]).await?;
+    ensure!(status == StatusCode::OK && again == cancelled, "a second time: {status} {again}");
+    let (_, events) = api.request(Method::GET, &format!("{path}/events"), None, &[]).await?;
+    ensure!(events["data"].as_array().is_some_and(|all| all.len() == 2), "it is cancelled once: {events}");
+    ensure!(events["data"][1]["amount_decimal"] == cancelled["amount_decimal"], "{events}");
+    ensure!(events["data"][1]["payment_uri"] == cancelled["payment_uri"], "{events}");
     Ok(())
 }
 

@@ -607,6 +607,12 @@ async fn no_inner_address_is_taken_for_an_endpoint() -> Result<()> {
     }
     let made = call(&api, Method::POST, "", Some(json!({ "url": "https://shop.example/hook" }))).await?;
     let path = format!("/{}", made["id"].as_str().context("id")?);
+    let twin = json!({ "url": "https://shop.example/hook", "events": ["payment.confirmed"] });
+    let (status, answer) = api.request(Method::POST, "/api/v1/webhooks", Some(twin), &[]).await?;
+    ensure!(
+        status == StatusCode::CONFLICT && answer.to_string().contains(&path[1..]),
+        "each event would come twice: {status} {answer}"
+    );
     let (status, _) = api
         .request(Method::PATCH, &format!("/api/v1/webhooks{path}"), Some(json!({ "url": "https://127.0.0.1/" })), &[])
         .await?;

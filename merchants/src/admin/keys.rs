@@ -2,7 +2,7 @@
 
 use super::database::{check_name, connect, explain, merchant_not_found};
 use crate::keys::{KeyId, Scope, hash_key};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use base::timestamp;
 use deadpool_postgres::GenericClient;
 use rand::TryRngCore as _;
@@ -110,18 +110,23 @@ pub async fn list_keys(database_url: &str, merchant: Option<&str>) -> Result<Vec
     Ok(rows.iter().map(row).collect())
 }
 
-/// Revokes a key. Running instances of the API refuse it once their cached grant is older than `KEY_CACHE_TTL`.
+/// Revokes a key. Running instances of the API refuse it once their cached grant is older than `KEY_CACHE_TTL`. Returns the time if it
+/// was revoked before.
 ///
 /// # Errors
 /// When there is no such key, or the database fails.
-pub async fn revoke_key(database_url: &str, key: &str) -> Result<()> {
+pub async fn revoke_key(database_url: &str, key: &str) -> Result<Option<String>> {
     let client = connect(database_url).await?;
-    let revoked = client
-        .execute("UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1", &[&key_id(key)])
+    let row = client
+        .query_opt(
+            "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1
+             RETURNING CASE WHEN revoked_at < now() THEN revoked_at END",
+            &[&key_id(key)],
+        )
         .await
         .map_err(explain)?;
-    ensure!(revoked == 1, key_not_found());
-    Ok(())
+    let row = row.with_context(key_not_found)?;
+    Ok(row.get::<_, Option<OffsetDateTime>>(0).map(timestamp::truncated))
 }
 
 /// Creates a key with the scope and rate limit of an old one. The old one works on for `grace`, or until its own expiry if that is

@@ -22,7 +22,16 @@ pub struct EndpointChanges {
     pub enabled: Option<bool>,
 }
 
-/// Creates an endpoint; `None` when the merchant has [`MAX_ENDPOINTS_PER_MERCHANT`] already. The caller has checked `url`.
+/// Why an endpoint is not created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CreateRefusal {
+    /// The merchant has [`MAX_ENDPOINTS_PER_MERCHANT`].
+    TooMany,
+    /// This one has the URL: each event would reach it twice.
+    SameUrl(Uuid),
+}
+
+/// Creates an endpoint. The caller has checked `url`.
 ///
 /// # Errors
 /// When the database or the random number generator fails.
@@ -31,12 +40,16 @@ pub async fn create(
     merchant: Uuid,
     url: &str,
     new: EndpointChanges,
-) -> Result<Option<(Endpoint, Secret)>, Failure> {
+) -> Result<Result<(Endpoint, Secret), CreateRefusal>, Failure> {
     let secret = Secret::generate().map_err(Failure::retry)?;
     let tx = db.transaction().await?;
     // Concurrent requests take turns, so that they don't both create the last endpoint that is allowed.
     let turn = "SELECT pg_advisory_xact_lock(hashtextextended('webhooks/' || $1::uuid::text, 0))";
     tx.execute(turn, &[&merchant]).await?;
+    let twin = "SELECT id FROM webhook_endpoints WHERE merchant_id = $1 AND url = $2 AND deleted_at IS NULL LIMIT 1";
+    if let Some(row) = tx.query_opt(twin, &[&merchant, &url]).await? {
+        return Ok(Err(CreateRefusal::SameUrl(row.get(0))));
+    }
     let sql = format!(
         "INSERT INTO webhook_endpoints (id, merchant_id, url, description, events, secret)
          SELECT $1::uuid, $2::uuid, $3::text, nullif($4::text, ''), $5::text[], $6::text
@@ -52,7 +65,7 @@ pub async fn create(
         )
         .await?;
     tx.commit().await?;
-    Ok(row.map(|row| (Endpoint::read(&row), secret)))
+    Ok(row.map(|row| (Endpoint::read(&row), secret)).ok_or(CreateRefusal::TooMany))
 }
 
 /// The merchant's endpoints, oldest first.

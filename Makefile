@@ -12,13 +12,14 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Prints the duration of each test.
 TEST := cargo test --config 'target."cfg(unix)".runner = "dev/timed"'
 
-.PHONY: help demo check test up down bench build lint doc deps
+.PHONY: help demo check test up restart down bench build lint doc deps
 
 help:
 	@echo "make demo   install, build, start the parts, and watch payments from creation to confirmation"
 	@echo "make check  formatting, clippy, and the tests that need no stack"
 	@echo "make test   all tests, on the real parts (T=payments::a_part for one end-to-end test or module)"
-	@echo "make up     leave it running: prints the URL, a key and a first curl (make down stops it)"
+	@echo "make up     leave it running: prints the URL, a key and a first curl (make down stops it and deletes its data)"
+	@echo "make restart  ctrip again, built anew and with chains.yaml as it is now; the parts, the chain and all data stay"
 	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer, dust, webhooks or restore for one of them)"
 	@echo "make lint   formatting and clippy; make doc  the code's documentation; make deps  licences, sources, unused dependencies"
 
@@ -50,6 +51,9 @@ endif
 
 up: build
 	dev/run up
+
+restart: build
+	dev/run restart
 
 down:
 	dev/run down

@@ -65,7 +65,7 @@ async fn postgres(url: &str) -> Result<(), NotReady> {
         Err(error) => match error.code() {
             // It is starting, stopping or full. Any other error would come again.
             Some(&SqlState::CANNOT_CONNECT_NOW | &SqlState::TOO_MANY_CONNECTIONS | &SqlState::ADMIN_SHUTDOWN) | None => {
-                Err(NotReady::Unreachable(error_chain(&error)))
+                Err(NotReady::Unreachable(format!("{}: {}", db::hosts(url), error_chain(&error))))
             }
             Some(&SqlState::PROTOCOL_VIOLATION) => Err(NotReady::Refused(
                 anyhow::Error::new(error)

@@ -83,7 +83,8 @@ pub async fn note_compared(db: &impl GenericClient) -> Result<(), Failure> {
 /// # Errors
 /// When the database fails.
 pub async fn adopt(database_url: &str, installation: Uuid) -> Result<()> {
-    let db = db::pool(database_url, 1)?.get().await.context("connecting to DATABASE_URL")?;
+    let db = db::pool(database_url, 1)?.get().await;
+    let db = db.with_context(|| format!("Postgres at {} (DATABASE_URL)", db::hosts(database_url)))?;
     let sql = "WITH forgotten AS (DELETE FROM known_offsets)
                INSERT INTO installation (id) VALUES ($1)
                ON CONFLICT (singleton) DO UPDATE SET id = EXCLUDED.id, other = NULL, lineage = NULL, compared = false";

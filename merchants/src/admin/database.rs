@@ -12,7 +12,7 @@ pub fn pool(database_url: &str) -> Result<Pool> {
 }
 
 pub async fn connect(database_url: &str) -> Result<Client> {
-    pool(database_url)?.get().await.context("connecting to DATABASE_URL")
+    pool(database_url)?.get().await.with_context(|| format!("Postgres at {} (DATABASE_URL)", db::hosts(database_url)))
 }
 
 pub fn check_name(name: &str) -> Result<()> {

@@ -19,3 +19,4 @@ pub use number::{bigint, unsigned};
 pub use own_connection::OwnConnection;
 pub use pool::{CommitMode, gated_pool, generic_plan_pool, observe, pool};
 pub use primary::Primary;
+pub use server::hosts;

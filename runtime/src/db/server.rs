@@ -52,6 +52,12 @@ pub(super) fn name(config: &Config) -> String {
     format!("{host}:{}", config.get_ports().first().unwrap_or(&5432))
 }
 
+/// The hosts and ports of a URL, for the message that none of them answers; nothing if it is no URL.
+pub fn hosts(url: &str) -> String {
+    let hosts = url.parse().map(|config| single_hosts(&config)).unwrap_or_default();
+    hosts.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
 /// The same configuration once per host.
 pub(super) fn single_hosts(config: &Config) -> Vec<Config> {
     let count = config.get_hosts().len().max(config.get_hostaddrs().len());
@@ -104,5 +110,7 @@ mod tests {
             assert_eq!(*single, parse(&url).unwrap());
         }
         assert_eq!(single_hosts(&parse("postgres://u@one,two:7/d").unwrap())[0].get_ports(), [5432]);
+        assert_eq!(hosts(url), "one:1, two:2", "and no password");
+        assert_eq!((hosts("postgres://u@one/d").as_str(), hosts("nonsense").as_str()), ("one:5432", ""));
     }
 }

@@ -51,7 +51,8 @@ async fn create(
             config.iter().fold(NewTopic::new(name, topic.partitions(), replication), |new, (key, value)| new.set(key, value))
         })
         .collect();
-    let results = admin.create_topics(&new, options).await.context("creating the topics (KAFKA_BROKERS)")?;
+    let results = admin.create_topics(&new, options).await;
+    let results = results.with_context(|| format!("creating the topics at {} (KAFKA_BROKERS)", settings.kafka_brokers))?;
     let mut outcomes = Vec::new();
     for (topic, result) in Topic::ALL.into_iter().zip(results) {
         match result {

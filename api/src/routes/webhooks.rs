@@ -166,12 +166,21 @@ pub async fn create(
             let detail = format!("You have {} webhooks, the maximum; delete one first", endpoints::MAX_ENDPOINTS_PER_MERCHANT);
             Problem::new(StatusCode::CONFLICT, "too-many-webhooks", "Too many webhooks", detail)
         }
-        CreateRefusal::SameUrl(id) => {
-            let detail = format!("Your webhook {id} has this URL; change its events with PATCH, or delete it first");
-            Problem::new(StatusCode::CONFLICT, "webhook-exists", "There is a webhook with this URL", detail)
-        }
+        CreateRefusal::SameUrl(id) => webhook_exists(id),
     })?;
+    log_change(&caller, created.0.id, "created");
     Ok((StatusCode::CREATED, Json(SecretReply::new(created))))
+}
+
+/// A 409: each event would reach the URL twice.
+fn webhook_exists(id: Uuid) -> Problem {
+    let detail = format!("Your webhook {id} has this URL; change its events with PATCH, or delete it first");
+    Problem::new(StatusCode::CONFLICT, "webhook-exists", "There is a webhook with this URL", detail)
+}
+
+/// Tells the operator which key did it.
+fn log_change(caller: &Caller, webhook: Uuid, change: &str) {
+    tracing::info!(merchant = %caller.merchant, api_key = %caller.id, %webhook, "webhook {change}");
 }
 
 /// What a body sets of a webhook.
@@ -237,7 +246,10 @@ pub async fn get(State(app): State<App>, caller: Caller, WebhookPath(id): Webhoo
         as failed. After enabling it, `redeliver` sends them.",
     params(("id" = schemas::WebhookId, Path)),
     request_body = schemas::UpdateWebhook,
-    responses((status = 200, description = "The changed endpoint.", body = WebhookReply)),
+    responses(
+        (status = 200, description = "The changed endpoint.", body = WebhookReply),
+        (status = 409, description = "Another webhook of yours has this URL.", body = Problem, content_type = "application/problem+json"),
+    ),
 )]
 pub async fn update(
     State(app): State<App>,
@@ -248,8 +260,15 @@ pub async fn update(
     let mut fields = Fields::read(&body)?;
     let changes = EndpointChanges { enabled: fields.flag("enabled"), ..read_changes(&mut fields, &app.guard) };
     fields.finish(&UPDATE_FIELDS)?;
-    let changed = endpoints::update(&app.db().await?, caller.merchant, id, changes).await?;
-    Ok(Json(WebhookReply::new(changed.ok_or_else(|| no_webhook(id))?)))
+    let db = app.db().await?;
+    if let Some(url) = &changes.url
+        && let Some(twin) = endpoints::with_url(&db, caller.merchant, url).await?.filter(|twin| *twin != id)
+    {
+        return Err(webhook_exists(twin));
+    }
+    let changed = endpoints::update(&db, caller.merchant, id, changes).await?.ok_or_else(|| no_webhook(id))?;
+    log_change(&caller, id, "changed");
+    Ok(Json(WebhookReply::new(changed)))
 }
 
 /// `POST /api/v1/webhooks/{id}/rotate`
@@ -266,8 +285,9 @@ pub async fn rotate(
     caller: Caller,
     WebhookPath(id): WebhookPath,
 ) -> Result<Json<SecretReply>, Problem> {
-    let rotated = endpoints::rotate(&app.db().await?, caller.merchant, id).await?;
-    Ok(Json(SecretReply::new(rotated.ok_or_else(|| no_webhook(id))?)))
+    let rotated = endpoints::rotate(&app.db().await?, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
+    log_change(&caller, id, "given a new secret");
+    Ok(Json(SecretReply::new(rotated)))
 }
 
 /// `DELETE /api/v1/webhooks/{id}`
@@ -279,6 +299,7 @@ pub async fn rotate(
 )]
 pub async fn delete(State(app): State<App>, caller: Caller, WebhookPath(id): WebhookPath) -> Result<StatusCode, Problem> {
     if endpoints::delete(&app.db().await?, caller.merchant, id).await? {
+        log_change(&caller, id, "deleted");
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(no_webhook(id))

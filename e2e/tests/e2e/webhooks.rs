@@ -613,6 +613,13 @@ async fn no_inner_address_is_taken_for_an_endpoint() -> Result<()> {
         status == StatusCode::CONFLICT && answer.to_string().contains(&path[1..]),
         "each event would come twice: {status} {answer}"
     );
+    let other = call(&api, Method::POST, "", Some(json!({ "url": "https://shop.example/other" }))).await?;
+    let url = json!({ "url": "https://shop.example/hook" });
+    for (id, expected) in [(&made["id"], StatusCode::OK), (&other["id"], StatusCode::CONFLICT)] {
+        let path = format!("/api/v1/webhooks/{}", id.as_str().context("id")?);
+        let (status, answer) = api.request(Method::PATCH, &path, Some(url.clone()), &[]).await?;
+        ensure!(status == expected, "{status} {answer}");
+    }
     let (status, _) = api
         .request(Method::PATCH, &format!("/api/v1/webhooks{path}"), Some(json!({ "url": "https://127.0.0.1/" })), &[])
         .await?;

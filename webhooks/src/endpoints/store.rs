@@ -46,9 +46,8 @@ pub async fn create(
     // Concurrent requests take turns, so that they don't both create the last endpoint that is allowed.
     let turn = "SELECT pg_advisory_xact_lock(hashtextextended('webhooks/' || $1::uuid::text, 0))";
     tx.execute(turn, &[&merchant]).await?;
-    let twin = "SELECT id FROM webhook_endpoints WHERE merchant_id = $1 AND url = $2 AND deleted_at IS NULL LIMIT 1";
-    if let Some(row) = tx.query_opt(twin, &[&merchant, &url]).await? {
-        return Ok(Err(CreateRefusal::SameUrl(row.get(0))));
+    if let Some(twin) = with_url(&tx, merchant, url).await? {
+        return Ok(Err(CreateRefusal::SameUrl(twin)));
     }
     let sql = format!(
         "INSERT INTO webhook_endpoints (id, merchant_id, url, description, events, secret)
@@ -66,6 +65,15 @@ pub async fn create(
         .await?;
     tx.commit().await?;
     Ok(row.map(|row| (Endpoint::read(&row), secret)).ok_or(CreateRefusal::TooMany))
+}
+
+/// The merchant's endpoint with this URL, if there is one.
+///
+/// # Errors
+/// When the database fails.
+pub async fn with_url(db: &impl GenericClient, merchant: Uuid, url: &str) -> Result<Option<Uuid>, Failure> {
+    let sql = "SELECT id FROM webhook_endpoints WHERE merchant_id = $1 AND url = $2 AND deleted_at IS NULL LIMIT 1";
+    Ok(db.query_opt(sql, &[&merchant, &url]).await?.map(|row| row.get(0)))
 }
 
 /// The merchant's endpoints, oldest first.

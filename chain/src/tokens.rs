@@ -17,8 +17,10 @@ const WORD: usize = 32;
 /// Whether a token is what `chains.yaml` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenVerdict {
-    /// Nothing that its contract says contradicts the file. The text tells what is left to the file.
+    /// Its contract has the decimals that the file says.
     Fits(String),
+    /// Its contract says nothing of decimals, as far as endpoints answer, so the file is believed.
+    Undeclared(String),
     /// It has another symbol, which does no harm.
     OtherSymbol(String),
     /// It has other decimals, or there is no contract. No payment may be asked for in it.
@@ -34,13 +36,15 @@ struct Told {
     symbol: Option<String>,
 }
 
-/// Asks the endpoints in turn, until one has what the file says: a single one that lags or lies takes no token away.
+/// Asks the endpoints in turn, until one has the decimals that the file says: a single one that lags or lies takes no token away, and
+/// one that knows nothing of it makes nobody believe the file while another one could tell.
 pub async fn check_token(rpc: &Rpc, token: &Token) -> TokenVerdict {
     let contradicted = Mutex::new(None);
     let contradicted = &contradicted;
     let told = rpc.with_failover(|endpoint| async move {
         let told = ask(&endpoint, token.address).await?;
         match told.contradiction(token) {
+            None if told.decimals.is_none() => Ok(None),
             None => Ok::<_, RpcError>(Some(told)),
             Some(contradiction) => {
                 *locked(contradicted) = Some(format!("{contradiction} (says {})", endpoint.host()));
@@ -50,7 +54,12 @@ pub async fn check_token(rpc: &Rpc, token: &Token) -> TokenVerdict {
     });
     match told.await {
         Ok(Some(told)) => told.verdict(token),
-        Ok(None) => TokenVerdict::Wrong(locked(contradicted).take().unwrap_or_default()),
+        Ok(None) => match locked(contradicted).take() {
+            Some(contradiction) => TokenVerdict::Wrong(contradiction),
+            None => {
+                TokenVerdict::Undeclared(format!("its contract does not say its decimals; {} are believed", token.decimals))
+            }
+        },
         Err(error) => TokenVerdict::Unknown(base::error_chain(&error)),
     }
 }
@@ -76,10 +85,10 @@ async fn ask(endpoint: &Endpoint, contract: Address) -> Result<Told, RpcError> {
     Ok(Told { has_code: !code?.is_empty() || !decimals.is_empty(), decimals: word(&decimals), symbol: text(&symbol) })
 }
 
-/// What a function returns; nothing if the contract lacks it.
+/// What a function returns; nothing if the contract lacks it. Any other refusal is the endpoint's and says nothing of the contract.
 async fn call(endpoint: &Endpoint, contract: Address, selector: &str) -> Result<Bytes, RpcError> {
     match endpoint.request("eth_call", json!([{ "to": contract, "data": selector }, "latest"])).await {
-        Err(RpcError::Refused { .. }) => Ok(Bytes::new()),
+        Err(error) if error.is_revert() => Ok(Bytes::new()),
         answer => answer,
     }
 }
@@ -118,9 +127,6 @@ impl Told {
         match self.symbol {
             Some(symbol) if !symbol.eq_ignore_ascii_case(listed) => {
                 TokenVerdict::OtherSymbol(format!("its contract calls itself {symbol:?}"))
-            }
-            _ if self.decimals.is_none() => {
-                TokenVerdict::Fits(format!("its contract does not say its decimals; {decimals} are believed"))
             }
             _ => TokenVerdict::Fits(format!("{decimals} decimals, as its contract says")),
         }

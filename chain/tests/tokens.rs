@@ -74,7 +74,7 @@ async fn what_a_contract_does_not_say_contradicts_nothing() {
         let symbol: &'static str = symbol.to_owned().leak();
         let bare = contract("0x60", None, Some(symbol)).await;
         assert!(
-            matches!(verdict(&[&bare], "OLD", 8).await, TokenVerdict::Fits(text) if text.contains("8 are believed")),
+            matches!(verdict(&[&bare], "OLD", 8).await, TokenVerdict::Undeclared(text) if text.contains("8 are believed")),
             "{symbol}"
         );
     }
@@ -91,4 +91,37 @@ async fn one_endpoint_takes_no_token_away_and_silence_none_either() {
     assert!(matches!(verdict(&[&silent], "USDC", 6).await, TokenVerdict::Unknown(_)));
     assert!(matches!(verdict(&[&silent, &honest], "USDC", 6).await, TokenVerdict::Fits(_)));
     assert!(is_wrong(&verdict(&[&silent, &liar], "USDC", 6).await, &[&liar.url["http://".len()..]]));
+}
+
+/// Otherwise a node that limits us would make anybody believe the file for good.
+#[tokio::test]
+async fn a_node_that_refuses_to_ask_has_said_nothing_about_the_contract() {
+    let refusing = async |code: i64, message: &'static str| {
+        Node::start(true, move |method, _| match method {
+            "eth_getCode" => Ok(json!("0x60")),
+            "eth_blockNumber" => Ok(json!("0x1")),
+            _ => refused(code, message),
+        })
+        .await
+    };
+    let honest = contract("0x60", Some(word(18)), Some(USDC)).await;
+    let refusals = [
+        (-32005, "limit exceeded"),
+        (-32601, "the method eth_call does not exist/is not available"),
+        (-32000, "header not found"),
+        (-32000, "missing trie node"),
+        (-32603, "internal error"),
+    ];
+    for (code, message) in refusals {
+        let node = refusing(code, message).await;
+        assert!(is_wrong(&verdict(&[&node, &honest], "USDC", 6).await, &["18 decimals"]), "{message}");
+    }
+    let alone = refusing(-32000, "header not found").await;
+    assert!(matches!(verdict(&[&alone], "USDC", 6).await, TokenVerdict::Unknown(_)));
+    // One that has an empty answer is not believed before one that has a number.
+    let empty = contract("0x60", Some("0x".to_owned()), None).await;
+    assert!(is_wrong(&verdict(&[&empty, &honest], "USDC", 6).await, &["18 decimals"]));
+    assert!(matches!(verdict(&[&empty, &honest], "USDC", 18).await, TokenVerdict::Fits(_)));
+    let old = refusing(-32000, "invalid opcode: INVALID").await;
+    assert!(matches!(verdict(&[&old], "OLD", 8).await, TokenVerdict::Undeclared(_)));
 }

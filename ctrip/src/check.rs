@@ -81,7 +81,7 @@ async fn check_tokens(chain: &Chain) -> Vec<String> {
     let mut wrong = Vec::new();
     for (Token { symbol, .. }, verdict) in chain::check_tokens(chain).await {
         match verdict {
-            TokenVerdict::Fits(how) => println!("  token {symbol}: usable; {how}"),
+            TokenVerdict::Fits(how) | TokenVerdict::Undeclared(how) => println!("  token {symbol}: usable; {how}"),
             TokenVerdict::OtherSymbol(how) => println!("  token {symbol}: usable, but {how}"),
             TokenVerdict::Unknown(why) => println!("  token {symbol}: could not be asked: {why}"),
             TokenVerdict::Wrong(cause) => {

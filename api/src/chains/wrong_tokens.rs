@@ -75,8 +75,8 @@ impl WrongTokens {
                 None
             }
             TokenVerdict::Wrong(cause) => Some(format!("{cause}, and start again")),
-            TokenVerdict::Unknown(why) => {
-                tracing::debug!(chain = name, "the contract of token {symbol} could not be asked: {why}");
+            TokenVerdict::Undeclared(why) | TokenVerdict::Unknown(why) => {
+                tracing::debug!(chain = name, "token {symbol} is asked again: {why}");
                 return;
             }
         };

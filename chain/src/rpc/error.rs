@@ -1,8 +1,8 @@
 //! Errors of JSON-RPC requests, and their classification: providers report the same condition with different codes and texts.
 //!
 //! A provider's odd error code or text is added here: to [`RpcError::is_unsupported`] (the method is missing),
-//! [`RpcError::is_rate_limit`] (ask less), [`RpcError::is_result_limit`] (ask for less at a time), or
-//! [`RpcError::is_batch_limit`] (ask for less in a batch).
+//! [`RpcError::is_rate_limit`] (ask less), [`RpcError::is_result_limit`] (ask for less at a time),
+//! [`RpcError::is_batch_limit`] (ask for less in a batch), or [`RpcError::is_revert`] (the contract said no).
 
 use std::error::Error;
 use std::time::Duration;
@@ -100,6 +100,18 @@ impl RpcError {
                 && ["not found", "not exist", "not support", "not available", "unsupported", "not whitelisted"]
                     .iter()
                     .any(|phrase| message.contains(phrase))
+    }
+
+    /// Whether a call was executed and failed: the contract refuses it, or lacks the function. Old contracts end in other ways than by
+    /// a revert.
+    pub fn is_revert(&self) -> bool {
+        let Self::Refused { code, message, .. } = self else { return false };
+        let message = message.to_lowercase();
+        // 3 is geth's "execution reverted", -32015 OpenEthereum's "VM execution error".
+        matches!(code, 3 | -32015)
+            || ["revert", "invalid opcode", "invalid jump", "bad instruction", "stack underflow", "out of gas"]
+                .iter()
+                .any(|phrase| message.contains(phrase))
     }
 
     /// Whether the node says that its chain has no block at the height: 12 is Lotus' "requested epoch was a null round".

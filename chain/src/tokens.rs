@@ -3,10 +3,10 @@
 use crate::config::{Chain, Token};
 use crate::rpc::{Endpoint, Rpc, RpcError};
 use alloy::primitives::{Address, Bytes, U256};
-use base::locked;
 use base::text::excerpt;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use serde_json::json;
-use std::sync::Mutex;
 
 /// Selector of `decimals()`.
 const DECIMALS: &str = "0x313ce567";
@@ -36,32 +36,42 @@ struct Told {
     symbol: Option<String>,
 }
 
-/// Asks the endpoints in turn, until one has the decimals that the file says: a single one that lags or lies takes no token away, and
-/// one that knows nothing of it makes nobody believe the file while another one could tell.
+/// Asks all endpoints at once; the first that has the decimals of the file decides. So one that lags or lies takes no token away, and
+/// one that knows nothing of it makes nobody believe the file while another one can tell. Where no other answers, a number that
+/// contradicts counts, since each amount may be wrong, and a missing contract does not, since an endpoint may lag.
 pub async fn check_token(rpc: &Rpc, token: &Token) -> TokenVerdict {
-    let contradicted = Mutex::new(None);
-    let contradicted = &contradicted;
-    let told = rpc.with_failover(|endpoint| async move {
-        let told = ask(&endpoint, token.address).await?;
-        match told.contradiction(token) {
-            None if told.decimals.is_none() => Ok(None),
-            None => Ok::<_, RpcError>(Some(told)),
-            Some(contradiction) => {
-                *locked(contradicted) = Some(format!("{contradiction} (says {})", endpoint.host()));
-                Ok(None)
-            }
+    let mut answers: FuturesUnordered<_> =
+        rpc.endpoints().iter().map(|endpoint| async move { (endpoint.host(), ask(endpoint, token.address).await) }).collect();
+    let (mut other_decimals, mut missing, mut failed) = (None, None, None);
+    while let Some((host, answer)) = answers.next().await {
+        match answer {
+            Ok(told) if told.decimals == Some(U256::from(token.decimals)) => return told.verdict(token),
+            Ok(Told { decimals: Some(decimals), .. }) => other_decimals = Some(contradiction(token, decimals, host)),
+            Ok(told) if !told.has_code => missing = Some(no_contract(token, host)),
+            Ok(_) => {}
+            Err(error) => failed = Some(base::error_chain(&error)),
         }
-    });
-    match told.await {
-        Ok(Some(told)) => told.verdict(token),
-        Ok(None) => match locked(contradicted).take() {
-            Some(contradiction) => TokenVerdict::Wrong(contradiction),
-            None => {
-                TokenVerdict::Undeclared(format!("its contract does not say its decimals; {} are believed", token.decimals))
-            }
-        },
-        Err(error) => TokenVerdict::Unknown(base::error_chain(&error)),
     }
+    match (other_decimals, failed, missing) {
+        (Some(wrong), ..) | (None, None, Some(wrong)) => TokenVerdict::Wrong(wrong),
+        (None, Some(why), _) => TokenVerdict::Unknown(why),
+        (None, None, None) => {
+            TokenVerdict::Undeclared(format!("its contract does not say its decimals; {} are believed", token.decimals))
+        }
+    }
+}
+
+fn contradiction(token: &Token, decimals: U256, host: &str) -> String {
+    let Token { address, decimals: listed, .. } = token;
+    format!(
+        "its contract {address} has {decimals} decimals and the chains file says {listed}, so each amount would be wrong by a power of \
+         ten; write decimals: {decimals} (says {host})"
+    )
+}
+
+fn no_contract(token: &Token, host: &str) -> String {
+    let address = token.address;
+    format!("there is no contract at {address}; write its address on this chain into the chains file (says {host})")
 }
 
 /// As [`check_token`], for all tokens of a chain.
@@ -75,6 +85,7 @@ pub async fn check_tokens(chain: &Chain) -> Vec<(&Token, TokenVerdict)> {
 }
 
 async fn ask(endpoint: &Endpoint, contract: Address) -> Result<Told, RpcError> {
+    endpoint.check_chain_id().await?;
     let (code, decimals, symbol) = tokio::join!(
         endpoint.request::<Bytes>("eth_getCode", json!([contract, "latest"])),
         call(endpoint, contract, DECIMALS),
@@ -110,18 +121,6 @@ fn text(returned: &[u8]) -> Option<String> {
 }
 
 impl Told {
-    fn contradiction(&self, token: &Token) -> Option<String> {
-        let Token { address, decimals: listed, .. } = token;
-        if !self.has_code {
-            return Some(format!("there is no contract at {address}; write its address on this chain into the chains file"));
-        }
-        let decimals = self.decimals.filter(|decimals| *decimals != U256::from(*listed))?;
-        Some(format!(
-            "its contract {address} has {decimals} decimals and the chains file says {listed}, so each amount would be wrong by a \
-             power of ten; write decimals: {decimals}"
-        ))
-    }
-
     fn verdict(self, token: &Token) -> TokenVerdict {
         let Token { symbol: listed, decimals, .. } = token;
         match self.symbol {

@@ -90,7 +90,13 @@ async fn one_endpoint_takes_no_token_away_and_silence_none_either() {
     let silent = Node::start(true, |_, _| Err(StatusCode::BAD_GATEWAY.into_response())).await;
     assert!(matches!(verdict(&[&silent], "USDC", 6).await, TokenVerdict::Unknown(_)));
     assert!(matches!(verdict(&[&silent, &honest], "USDC", 6).await, TokenVerdict::Fits(_)));
-    assert!(is_wrong(&verdict(&[&silent, &liar], "USDC", 6).await, &[&liar.url["http://".len()..]]));
+    assert!(
+        is_wrong(&verdict(&[&silent, &liar], "USDC", 6).await, &[&liar.url["http://".len()..]]),
+        "each amount may be wrong"
+    );
+    let lagging = contract("0x", Some("0x".to_owned()), Some("0x")).await;
+    assert!(matches!(verdict(&[&silent, &lagging], "USDC", 6).await, TokenVerdict::Unknown(_)), "it may lag");
+    assert!(matches!(verdict(&[&honest, &lagging], "USDC", 6).await, TokenVerdict::Fits(_)));
 }
 
 /// Otherwise a node that limits us would make anybody believe the file for good.

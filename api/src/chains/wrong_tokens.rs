@@ -5,9 +5,11 @@
 //! fits, so that a contract that is deployed later, or a node that comes to its senses, needs no restart.
 
 use crate::chains::catalog::Catalog;
-use base::locked;
+use base::{backoff, locked};
 use chain::{Chain, Rpc, Token, TokenVerdict, check_token};
+use futures::StreamExt as _;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
 use runtime::stage;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -15,7 +17,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use topics::{Address, ChainId};
 
-const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// Between two looks.
+const MAX_DELAY: Duration = Duration::from_secs(30);
+/// Of one chain.
+const MAX_TOKENS_AT_ONCE: usize = 8;
 
 /// What is known of tokens. Cheap to clone.
 #[derive(Clone)]
@@ -41,25 +46,43 @@ impl WrongTokens {
 
     /// Asks all chains at the same time for the tokens that are not known to fit.
     pub async fn look(&self) {
-        join_all(self.chains.iter().map(|(chain, rpc)| async move {
-            for token in &chain.tokens {
-                if !self.fits(chain, token) {
-                    self.note(chain, token, check_token(rpc, token).await);
-                }
-            }
-        }))
-        .await;
+        join_all(self.chains.iter().map(|(chain, rpc)| self.look_at(chain, rpc))).await;
     }
 
-    /// Looks again and again until `stop`.
+    /// Looks again and again until `stop`, at each chain by itself: one whose nodes hang delays no other.
     pub async fn run(self, stop: CancellationToken) {
-        let look = async {
-            loop {
-                tokio::time::sleep(LOOK_INTERVAL).await;
-                self.look().await;
+        let mut watches = FuturesUnordered::new();
+        for (chain, rpc) in self.chains.iter() {
+            watches.push(self.watch(chain, rpc));
+        }
+        stop.run_until_cancelled(watches.next()).await;
+        // With no chain there is nothing to watch.
+        stop.cancelled().await;
+    }
+
+    async fn watch(&self, chain: &Chain, rpc: &Rpc) {
+        let mut delays = backoff::delays(MAX_DELAY);
+        loop {
+            tokio::time::sleep(delays.next().unwrap_or(MAX_DELAY)).await;
+            self.look_at(chain, rpc).await;
+        }
+    }
+
+    async fn look_at(&self, chain: &Chain, rpc: &Rpc) {
+        let mut looks = FuturesUnordered::new();
+        for token in &chain.tokens {
+            if looks.len() >= MAX_TOKENS_AT_ONCE {
+                looks.next().await;
             }
-        };
-        stop.run_until_cancelled(look).await;
+            if !self.fits(chain, token) {
+                looks.push(self.look_at_token(chain, rpc, token));
+            }
+        }
+        while looks.next().await.is_some() {}
+    }
+
+    async fn look_at_token(&self, chain: &Chain, rpc: &Rpc, token: &Token) {
+        self.note(chain, token, check_token(rpc, token).await);
     }
 
     fn fits(&self, chain: &Chain, token: &Token) -> bool {
@@ -74,7 +97,9 @@ impl WrongTokens {
                 tracing::warn!(chain = name, "token {symbol}: {how}");
                 None
             }
-            TokenVerdict::Wrong(cause) => Some(format!("{cause}, and start again")),
+            TokenVerdict::Wrong(cause) => {
+                Some(format!("{cause}. Deposits at static addresses have amounts by the chains file all the same"))
+            }
             TokenVerdict::Undeclared(why) | TokenVerdict::Unknown(why) => {
                 tracing::debug!(chain = name, "token {symbol} is asked again: {why}");
                 return;
@@ -116,7 +141,7 @@ mod tests {
         };
         assert_eq!(note(TokenVerdict::Unknown("late".into())), (None, None));
         assert!(!tokens.fits(chain, token), "it is asked again");
-        let cause = Some("8 decimals, and start again".to_owned());
+        let cause = Some("8 decimals. Deposits at static addresses have amounts by the chains file all the same".to_owned());
         assert_eq!(note(TokenVerdict::Wrong("8 decimals".into())), (cause.clone(), cause.clone()));
         assert_eq!(note(TokenVerdict::Unknown("late".into())), (cause.clone(), cause));
         assert_eq!(note(TokenVerdict::OtherSymbol("it is X".into())), (None, None));

@@ -11,6 +11,8 @@ use reqwest::dns::Resolve;
 use reqwest::{Client, Request, RequestBuilder, Response, Url};
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -23,6 +25,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_KEEP_ALIVE_ENDPOINTS: usize = 120;
 const MAX_IDLE_PER_ENDPOINT: usize = 3;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A receiver that ends a connection later has worked on the message.
+const MAX_CLOSING_TIME: Duration = Duration::from_secs(1);
 
 /// The two clients, and which endpoints use the one that keeps connections alive.
 pub struct Clients {
@@ -60,17 +64,19 @@ impl Clients {
         self.closing.post(url)
     }
 
-    /// Sends a request to an endpoint. If the connection was one that had been kept, and ends without a response, the endpoint had
-    /// closed it for being idle: then the request goes out once more, on a new one.
+    /// Sends a request to an endpoint. If the connection was one that had been kept, and ends soon and without a response, the endpoint
+    /// had closed it for being idle: then the request goes out once more, on a new one.
     ///
     /// # Errors
     /// When there is no response.
     pub async fn execute(&self, endpoint: Uuid, request: Request) -> reqwest::Result<Response> {
-        let again = request.try_clone();
+        let (again, started) = (request.try_clone(), Instant::now());
         let client = self.client_for(endpoint);
         let sent = async { (client.execute(request).await, CONNECTS.with(Cell::get)) };
         match (CONNECTS.scope(Cell::new(false), sent).await, again) {
-            ((Err(error), false), Some(again)) if !error.is_timeout() => self.closing.execute(again).await,
+            ((Err(error), false), Some(again)) if started.elapsed() < MAX_CLOSING_TIME && has_ended(&error) => {
+                self.closing.execute(again).await
+            }
             ((outcome, _), _) => outcome,
         }
     }
@@ -108,6 +114,16 @@ impl<R, S: Service<R>> Service<R> for NotingConnector<S> {
         let _ = CONNECTS.try_with(|connects| connects.set(true));
         self.0.call(to)
     }
+}
+
+/// Whether the connection ended, and not a response that can't be read. hyper has its own words for an end without a response.
+fn has_ended(error: &reqwest::Error) -> bool {
+    let mut causes = std::iter::successors(error.source(), |cause: &&(dyn Error + 'static)| (*cause).source());
+    causes.any(|cause| {
+        let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        matches!(kind, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted))
+            || cause.to_string().contains("connection closed before message completed")
+    })
 }
 
 fn keeps_alive(kept: &mut HashMap<Uuid, Instant>, endpoint: Uuid, now: Instant) -> bool {

@@ -99,8 +99,8 @@ mod tests {
     use tokio::net::TcpListener;
     use uuid::Uuid;
 
-    /// A server that answers so many requests of each connection, and closes it when the next one has come.
-    async fn closing_after(answers: usize) -> (ClaimedDelivery, Arc<AtomicUsize>) {
+    /// A server that answers so many requests of each connection, writes something else to the next one, and closes it.
+    async fn closing_after(answers: usize, last: &'static [u8]) -> (ClaimedDelivery, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
         let connections = Arc::new(AtomicUsize::new(0));
@@ -113,6 +113,7 @@ mod tests {
                     let _ = socket.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
                 }
                 let _ = socket.read(&mut [0; 4096]).await;
+                let _ = socket.write_all(last).await;
             }
         });
         let delivery = ClaimedDelivery {
@@ -133,7 +134,7 @@ mod tests {
     async fn a_connection_that_the_receiver_closes_while_it_is_idle_costs_no_attempt() {
         let guard = Guard::new(vec!["127.0.0.0/8".parse().unwrap()], true);
         let clients = Clients::new(&guard, Arc::new(SystemResolver)).unwrap();
-        let (delivery, connections) = closing_after(1).await;
+        let (delivery, connections) = closing_after(1, b"").await;
         for (_, expected) in (0..3).zip([1, 2, 3]) {
             let outcome = send(&clients, &guard, &delivery).await;
             assert_eq!((outcome.head.status, outcome.error), (Some(204), None));
@@ -141,9 +142,14 @@ mod tests {
         }
         assert!(connections.load(Ordering::SeqCst) > 1, "no connection was closed");
         // One that was new says that the receiver is not well.
-        let (delivery, connections) = closing_after(0).await;
+        let (delivery, connections) = closing_after(0, b"").await;
         let outcome = send(&clients, &guard, &delivery).await;
         assert!(outcome.error.is_some() && connections.load(Ordering::SeqCst) == 1, "{outcome:?}");
+        // And so does one that answers with something else.
+        let (delivery, connections) = closing_after(1, b"garbage\r\n\r\n").await;
+        let [first, second] = [send(&clients, &guard, &delivery).await, send(&clients, &guard, &delivery).await];
+        assert_eq!(first.head.status, Some(204));
+        assert!(second.error.is_some() && connections.load(Ordering::SeqCst) == 1, "{second:?}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Resolve for GuardedResolver {
         let (guard, asked) = (self.guard.clone(), self.names.resolve(name));
         Box::pin(async move {
             let found = asked.await.map(Iterator::collect).unwrap_or_else(|error| {
-                tracing::debug!("{text} was not resolved: {error}");
+                tracing::warn!("the host {text} of a webhook was not resolved: {error}");
                 Vec::new()
             });
             let checked = guard.check_resolved(&text, found)?;

@@ -54,9 +54,7 @@ pub async fn run(settings: Settings, request: BackfillRequest) -> anyhow::Result
         bail!("interrupted; the same command without --again continues where it stopped");
     }
     if before.get() == Some(&blocks) {
-        println!(
-            "blocks {range} are in the topics since an earlier run, and nothing was published; --again publishes them once more"
-        );
+        println!("blocks {range} were published by an earlier run, and are not published again; --again does that");
     } else {
         println!("blocks {range} are in the topics");
     }

@@ -52,7 +52,7 @@ pub struct PaymentReply {
     status: &'static str,
     #[schema(required = true, value_type = Option<schemas::Exception>)]
     exception: Option<&'static str>,
-    /// How many transfers came in another listed token, or on another chain. They are kept, and not credited.
+    /// How many of the last thousand transfers came in another listed token, or on another chain. They are kept, and not credited.
     unexpected_transfers: u64,
     confirmations: u64,
     confirmations_required: u32,

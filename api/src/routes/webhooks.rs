@@ -262,7 +262,7 @@ pub async fn update(
     fields.finish(&UPDATE_FIELDS)?;
     let db = app.db().await?;
     if let Some(url) = &changes.url
-        && let Some(twin) = endpoints::with_url(&db, caller.merchant, url).await?.filter(|twin| *twin != id)
+        && let Some(twin) = endpoints::twin(&db, caller.merchant, url, Some(id)).await?
     {
         return Err(webhook_exists(twin));
     }

@@ -173,7 +173,7 @@ async fn a_backfill_that_is_killed_goes_on_and_brings_every_block_once() -> Resu
     let said = lab.ctrip(&arguments)?;
     ensure!(said.contains("are in the topics") && !said.contains("earlier run"), "{said}");
     let said = lab.ctrip(&arguments)?;
-    ensure!(said.contains("since an earlier run") && said.contains("--again"), "{said}");
+    ensure!(said.contains("by an earlier run") && said.contains("--again"), "{said}");
 
     let blocks = replayed(&lab).await?;
     ensure!(blocks.iter().map(|block| block.number).eq(0..START), "a block is missing, doubled or out of order");

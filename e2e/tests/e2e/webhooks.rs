@@ -607,7 +607,7 @@ async fn no_inner_address_is_taken_for_an_endpoint() -> Result<()> {
     }
     let made = call(&api, Method::POST, "", Some(json!({ "url": "https://shop.example/hook" }))).await?;
     let path = format!("/{}", made["id"].as_str().context("id")?);
-    let twin = json!({ "url": "https://shop.example/hook", "events": ["payment.confirmed"] });
+    let twin = json!({ "url": "https://SHOP.example:443/a/../hook#x", "events": ["payment.confirmed"] });
     let (status, answer) = api.request(Method::POST, "/api/v1/webhooks", Some(twin), &[]).await?;
     ensure!(
         status == StatusCode::CONFLICT && answer.to_string().contains(&path[1..]),

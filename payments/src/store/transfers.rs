@@ -274,7 +274,11 @@ pub async fn list_transfers(
     rows.iter().map(read_transfer).collect()
 }
 
-/// How many transfers on the canonical chain each payment has had in another listed asset, or on another chain; none are left out.
+/// Anyone can send a payment any number.
+const MAX_COUNTED: u32 = 1_000;
+
+/// How many transfers on the canonical chain each payment has had in another listed asset, or on another chain, among the last thousand
+/// that count; payments without any are left out.
 /// `payments` are as they are [loaded](super::load_payments).
 ///
 /// # Errors
@@ -291,8 +295,10 @@ pub async fn unexpected_transfers(db: &impl GenericClient, payments: &[Payment])
     let flooded: Vec<Uuid> = payments.iter().filter(has_more).map(|payment| payment.id.0).collect();
     if !flooded.is_empty() {
         let sql = format!(
-            "SELECT payment_id, count(*) FROM transfers WHERE payment_id = ANY($1) AND {COUNTS} AND NOT removed AND NOT credited
-             GROUP BY payment_id"
+            "SELECT o.id, count(*) FROM unnest($1::uuid[]) AS o (id) CROSS JOIN LATERAL (
+                 SELECT credited FROM transfers WHERE payment_id = o.id AND {COUNTS} AND NOT removed
+                 ORDER BY {REVERSE_ORDER} LIMIT {MAX_COUNTED}) AS last
+             WHERE NOT last.credited GROUP BY o.id"
         );
         let statement = db.prepare_cached(&sql).await?;
         let rows = db.query(&statement, &[&flooded]).await?;

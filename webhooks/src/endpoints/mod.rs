@@ -9,4 +9,4 @@ pub(crate) mod wake;
 pub use endpoint::Endpoint;
 pub use ping::ping;
 pub use rotate::{OLD_SECRET_TTL, rotate};
-pub use store::{CreateRefusal, EndpointChanges, MAX_ENDPOINTS_PER_MERCHANT, create, delete, get, list, update, with_url};
+pub use store::{CreateRefusal, EndpointChanges, MAX_ENDPOINTS_PER_MERCHANT, create, delete, get, list, twin, update};

@@ -3,6 +3,7 @@
 use super::endpoint::{COLUMNS, Endpoint};
 use crate::signature::Secret;
 use deadpool_postgres::{Client, GenericClient};
+use reqwest::Url;
 use runtime::Failure;
 use uuid::Uuid;
 
@@ -46,7 +47,7 @@ pub async fn create(
     // Concurrent requests take turns, so that they don't both create the last endpoint that is allowed.
     let turn = "SELECT pg_advisory_xact_lock(hashtextextended('webhooks/' || $1::uuid::text, 0))";
     tx.execute(turn, &[&merchant]).await?;
-    if let Some(twin) = with_url(&tx, merchant, url).await? {
+    if let Some(twin) = twin(&tx, merchant, url, None).await? {
         return Ok(Err(CreateRefusal::SameUrl(twin)));
     }
     let sql = format!(
@@ -67,13 +68,21 @@ pub async fn create(
     Ok(row.map(|row| (Endpoint::read(&row), secret)).ok_or(CreateRefusal::TooMany))
 }
 
-/// The merchant's endpoint with this URL, if there is one.
+/// Another endpoint of the merchant with this URL, however it is written. None for an endpoint `own` that has it already.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn with_url(db: &impl GenericClient, merchant: Uuid, url: &str) -> Result<Option<Uuid>, Failure> {
-    let sql = "SELECT id FROM webhook_endpoints WHERE merchant_id = $1 AND url = $2 AND deleted_at IS NULL LIMIT 1";
-    Ok(db.query_opt(sql, &[&merchant, &url]).await?.map(|row| row.get(0)))
+pub async fn twin(db: &impl GenericClient, merchant: Uuid, url: &str, own: Option<Uuid>) -> Result<Option<Uuid>, Failure> {
+    let parsed = |text: &str| {
+        let mut url = Url::parse(text).ok()?;
+        // Nothing of it is sent.
+        url.set_fragment(None);
+        Some(url)
+    };
+    let url = parsed(url);
+    let twins: Vec<Uuid> =
+        list(db, merchant).await?.into_iter().filter(|known| parsed(&known.url) == url).map(|known| known.id).collect();
+    Ok(if own.is_some_and(|own| twins.contains(&own)) { None } else { twins.first().copied() })
 }
 
 /// The merchant's endpoints, oldest first.

@@ -44,8 +44,9 @@ fn amount_in_base_units(fields: &mut Fields<'_>, asset: Option<&Asset>) -> Optio
 /// The base units that a number with a point may stand for.
 fn meant(raw: &RawValue, asset: Option<&Asset>) -> String {
     let text: String = serde_json::from_str(raw.get()).unwrap_or_else(|_| raw.get().to_owned());
-    let meant =
-        asset.filter(|_| text.contains('.')).and_then(|asset| Some((asset, Amount::from_decimal(&text, asset.decimals)?)));
+    let meant = asset
+        .filter(|_| text.contains('.') && excerpt(&text) == text)
+        .and_then(|asset| Some((asset, Amount::from_decimal(&text, asset.decimals)?)));
     meant.map_or_else(String::new, |(asset, units)| {
         format!("; {text} of {} is {units}, or write amount_decimal instead", asset_name(asset))
     })
@@ -122,12 +123,17 @@ pub fn asset(fields: &mut Fields<'_>, chain: Option<&Chain>) -> Option<Asset> {
 }
 
 /// Refuses an amount that no transfer of it would pay.
-pub fn payable(fields: &mut Fields<'_>, chain: &Chain, asset: &Asset, amount: Amount) {
+pub fn payable(fields: &mut Fields<'_>, given: &str, chain: &Chain, asset: &Asset, amount: Amount) {
     let least = chain.min_transfer_of(asset.token.as_ref().map(|token| token.address));
     if amount < least {
         let name = asset_name(asset);
+        let shown = |amount: Amount| match given {
+            "amount_decimal" => amount.to_decimal(asset.decimals),
+            _ => amount.to_string(),
+        };
+        let (least, amount) = (shown(least), shown(amount));
         let message = format!("expected at least {least}: less of {name} does not count on chain {}, got {amount}", chain.name);
-        fields.refuse("amount", message);
+        fields.refuse(given, message);
     }
 }
 

@@ -92,6 +92,7 @@ impl Order {
     fn read_fields(mut fields: Fields<'_>, catalog: &Catalog, terms: DefaultTerms, known: &[&str]) -> Result<Self, Problem> {
         let chain = fields::chain(&mut fields, catalog);
         let asset = fields::asset(&mut fields, chain);
+        let amount_field = if fields.has("amount_decimal") { "amount_decimal" } else { "amount" };
         let amount = fields::amount(&mut fields, asset.as_ref());
         let expires_in = fields::bounded(&mut fields, "expires_in", EXPIRES_IN);
         let confirmations = fields::bounded(&mut fields, "confirmations", CONFIRMATIONS);
@@ -101,7 +102,7 @@ impl Order {
         let overpaid = fields::tolerance(&mut fields, "overpaid_tolerance");
         let accept_late = fields.flag("accept_late");
         if let (Some(amount), Some(chain), Some(asset)) = (amount, chain, &asset) {
-            fields::payable(&mut fields, chain, asset, amount);
+            fields::payable(&mut fields, amount_field, chain, asset, amount);
         }
         let finished = fields.finish(known);
         let (Some(amount), Some(chain), Some(asset)) = (amount, chain, asset) else {

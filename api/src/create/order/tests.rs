@@ -55,6 +55,8 @@ fn an_amount_may_be_in_whole_tokens_and_is_the_same_order() {
     assert_eq!(refused(r#"{"chain":"anvil","amount":1,"amount_decimal":"1"}"#), ["amount_decimal"]);
     assert_eq!(read(r#"{"chain":"anvil","amount":1,"amount_decimal":null}"#), read(r#"{"chain":"anvil","amount":1}"#));
     assert_eq!(refused(r#"{"chain":"nowhere","amount_decimal":"1"}"#), ["chain"]);
+    let long = format!(r#"{{"chain":"anvil","token":"USDX","amount":"{}1.5"}}"#, "0".repeat(10_000));
+    assert!(read(&long).unwrap_err().to_string().len() < 1_000, "a reply as long as the request");
     for amount in ["1.5", r#""1.5""#] {
         let problem = read(&format!(r#"{{"chain":"anvil","token":"USDX","amount":{amount}}}"#)).unwrap_err();
         assert!(problem["detail"].as_str().unwrap().contains("1.5 of USDX is 1500000, or"), "{problem}");
@@ -75,6 +77,10 @@ fn an_amount_that_no_transfer_of_it_would_pay_is_refused_with_the_least() {
         let message = problem["errors"][0]["message"].as_str().unwrap();
         assert!(message.contains(&format!("at least {least}")), "{message}");
     }
+    let problem = read(r#"{"chain":"anvil","token":"USDX","amount_decimal":"0.000004"}"#).unwrap_err();
+    let problem = serde_json::to_value(problem).unwrap();
+    assert_eq!(problem["errors"][0]["field"], "amount_decimal");
+    assert!(problem["detail"].as_str().unwrap().contains("at least 0.000005"), "{problem}");
     assert!(read(r#"{"chain":"base","amount":1}"#).is_ok());
 }
 

@@ -42,17 +42,17 @@ struct Told {
 pub async fn check_token(rpc: &Rpc, token: &Token) -> TokenVerdict {
     let mut answers: FuturesUnordered<_> =
         rpc.endpoints().iter().map(|endpoint| async move { (endpoint.host(), ask(endpoint, token.address).await) }).collect();
-    let (mut other_decimals, mut missing, mut failed) = (None, None, None);
+    let (mut other_decimals, mut missing, mut failed, mut is_there) = (None, None, None, false);
     while let Some((host, answer)) = answers.next().await {
         match answer {
             Ok(told) if told.decimals == Some(U256::from(token.decimals)) => return told.verdict(token),
             Ok(Told { decimals: Some(decimals), .. }) => other_decimals = Some(contradiction(token, decimals, host)),
             Ok(told) if !told.has_code => missing = Some(no_contract(token, host)),
-            Ok(_) => {}
+            Ok(_) => is_there = true,
             Err(error) => failed = Some(base::error_chain(&error)),
         }
     }
-    match (other_decimals, failed, missing) {
+    match (other_decimals, failed, missing.filter(|_| !is_there)) {
         (Some(wrong), ..) | (None, None, Some(wrong)) => TokenVerdict::Wrong(wrong),
         (None, Some(why), _) => TokenVerdict::Unknown(why),
         (None, None, None) => {
@@ -91,7 +91,8 @@ async fn ask(endpoint: &Endpoint, contract: Address) -> Result<Told, RpcError> {
         call(endpoint, contract, DECIMALS),
         call(endpoint, contract, SYMBOL),
     );
-    let (decimals, symbol) = (decimals?, symbol?);
+    // Another symbol would do no harm.
+    let (decimals, symbol) = (decimals?, symbol.unwrap_or_default());
     // A precompile may be a token and have no code.
     Ok(Told { has_code: !code?.is_empty() || !decimals.is_empty(), decimals: word(&decimals), symbol: text(&symbol) })
 }

@@ -128,6 +128,17 @@ async fn a_node_that_refuses_to_ask_has_said_nothing_about_the_contract() {
     let empty = contract("0x60", Some("0x".to_owned()), None).await;
     assert!(is_wrong(&verdict(&[&empty, &honest], "USDC", 6).await, &["18 decimals"]));
     assert!(matches!(verdict(&[&empty, &honest], "USDC", 18).await, TokenVerdict::Fits(_)));
+    // Nor does it matter that the symbol can't be asked for.
+    let wide = Node::start(true, |method, params| match (method, params[0]["data"].as_str()) {
+        ("eth_getCode", _) => Ok(json!("0x60")),
+        ("eth_call", Some("0x313ce567")) => Ok(json!(word(18))),
+        ("eth_blockNumber", _) => Ok(json!("0x1")),
+        _ => refused(-32005, "limit exceeded"),
+    })
+    .await;
+    assert!(is_wrong(&verdict(&[&wide], "USDC", 6).await, &["18 decimals"]));
+    let lagging = contract("0x", Some("0x".to_owned()), None).await;
+    assert!(matches!(verdict(&[&lagging, &empty], "OLD", 8).await, TokenVerdict::Undeclared(_)), "there is a contract");
     let old = refusing(-32000, "invalid opcode: INVALID").await;
     assert!(matches!(verdict(&[&old], "OLD", 8).await, TokenVerdict::Undeclared(_)));
 }

@@ -90,23 +90,27 @@ impl WrongTokens {
     }
 
     fn note(&self, chain: &Chain, token: &Token, verdict: TokenVerdict) {
-        let (name, symbol) = (&chain.name, &token.symbol);
+        let (name, symbol, key) = (&chain.name, &token.symbol, (chain.id, token.address));
         let wrong = match verdict {
-            TokenVerdict::Fits(_) => None,
-            TokenVerdict::OtherSymbol(how) => {
+            TokenVerdict::Fits(_) | TokenVerdict::Undeclared(_) => None,
+            TokenVerdict::OtherSymbol(ref how) => {
                 tracing::warn!(chain = name, "token {symbol}: {how}");
                 None
             }
-            TokenVerdict::Wrong(cause) => {
+            TokenVerdict::Wrong(ref cause) => {
                 Some(format!("{cause}. Deposits at static addresses have amounts by the chains file all the same"))
             }
-            TokenVerdict::Undeclared(why) | TokenVerdict::Unknown(why) => {
+            TokenVerdict::Unknown(ref why) => {
                 tracing::debug!(chain = name, "token {symbol} is asked again: {why}");
                 return;
             }
         };
-        let before = locked(&self.causes).insert((chain.id, token.address), wrong.clone()).flatten();
-        let stage = format!("token {symbol} of chain {name}");
+        let before = match verdict {
+            // Another endpoint may know more later: it is asked again.
+            TokenVerdict::Undeclared(_) => locked(&self.causes).remove(&key),
+            _ => locked(&self.causes).insert(key, wrong.clone()),
+        };
+        let (before, stage) = (before.flatten(), format!("token {symbol} of chain {name}"));
         match wrong {
             Some(cause) => {
                 stage::waits(&stage, &cause);
@@ -143,7 +147,10 @@ mod tests {
         assert!(!tokens.fits(chain, token), "it is asked again");
         let cause = Some("8 decimals. Deposits at static addresses have amounts by the chains file all the same".to_owned());
         assert_eq!(note(TokenVerdict::Wrong("8 decimals".into())), (cause.clone(), cause.clone()));
-        assert_eq!(note(TokenVerdict::Unknown("late".into())), (cause.clone(), cause));
+        assert_eq!(note(TokenVerdict::Unknown("late".into())), (cause.clone(), cause.clone()));
+        assert_eq!(note(TokenVerdict::Undeclared("nothing".into())), (None, None), "nothing contradicts any more");
+        assert!(!tokens.fits(chain, token), "it is asked again");
+        assert_eq!(note(TokenVerdict::Wrong("8 decimals".into())), (cause.clone(), cause));
         assert_eq!(note(TokenVerdict::OtherSymbol("it is X".into())), (None, None));
         assert!(tokens.fits(chain, token));
     }

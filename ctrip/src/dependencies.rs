@@ -56,12 +56,18 @@ async fn wait<F: Future<Output = Result<(), NotReady>>>(name: &str, mut attempt:
 }
 
 async fn postgres(url: &str) -> Result<(), NotReady> {
-    match db::Primary::of(url).map_err(NotReady::Refused)?.shares_sessions().await {
-        Ok(false) => Ok(()),
-        Ok(true) => Err(NotReady::Refused(anyhow!(
-            "a pooler in transaction mode stands in front of it. Locks, settings and prepared statements of cTrip belong to a session: \
-             set `pool_mode = session`, or name the server itself"
-        ))),
+    let primary = db::Primary::of(url).map_err(NotReady::Refused)?;
+    let problem = async {
+        if primary.shares_sessions().await? {
+            let pooler = "a pooler in transaction mode stands in front of it. Locks, settings and prepared statements of cTrip belong to a \
+                          session: set `pool_mode = session`, or name the server itself";
+            return Ok(Some(pooler.to_owned()));
+        }
+        db::contradicting_history(&primary).await
+    };
+    match problem.await {
+        Ok(None) => Ok(()),
+        Ok(Some(problem)) => Err(NotReady::Refused(anyhow!(problem))),
         Err(error) => match error.code() {
             // It is starting, stopping or full. Any other error would come again.
             Some(&SqlState::CANNOT_CONNECT_NOW | &SqlState::TOO_MANY_CONNECTIONS | &SqlState::ADMIN_SHUTDOWN) | None => {

@@ -48,7 +48,11 @@ enum Command {
     /// Run webhooks: sends payment.events to merchants' endpoints
     Webhooks,
     /// Migrate the database to this version
-    Migrate,
+    Migrate {
+        /// Print which migrations would run, how, and which tables they lock; change nothing
+        #[arg(long)]
+        plan: bool,
+    },
     /// Kafka topics and their schemas
     #[command(subcommand)]
     Topics(Topics),
@@ -155,7 +159,12 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
         Command::Detector => roles::alone(Role::Detector, settings),
         Command::Confirmer => roles::alone(Role::Confirmer, settings),
         Command::Webhooks => roles::alone(Role::Webhooks, settings),
-        Command::Migrate => block_on(runtime::db::migrate(&settings.database_url)),
+        Command::Migrate { plan: false } => block_on(runtime::db::migrate(&settings.database_url)),
+        Command::Migrate { plan: true } => {
+            let plan = block_on(async { runtime::db::Migrations::embedded().plan(&settings.database_url).await })?;
+            println!("{}", if plan.is_empty() { "the database is at this version".to_owned() } else { plan.join("\n") });
+            Ok(())
+        }
         Command::Topics(Topics::Apply) => block_on(runtime::kafka::apply(&settings)),
         Command::Intents(command) => block_on(intents::run(&settings, command)),
         Command::Merchants(command) => block_on(merchants::commands::run_merchants(&settings.database_url, command)),

@@ -28,6 +28,7 @@ mod lifecycle;
 mod listed_later;
 mod lost_rows;
 mod merchants;
+mod migrations;
 mod openapi;
 mod orphans;
 mod outage;

@@ -14,7 +14,7 @@ mod server;
 
 pub use gate::{Gate, Lineage};
 pub use in_time::{WRITE_TIMEOUT, answered, in_time};
-pub use migrate::migrate;
+pub use migrate::{Migrations, contradicting_history, migrate};
 pub use number::{bigint, unsigned};
 pub use own_connection::OwnConnection;
 pub use pool::{CommitMode, gated_pool, generic_plan_pool, observe, pool};

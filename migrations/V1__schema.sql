@@ -1,0 +1,531 @@
+-- The database of cTrip. Migrations after this one: expand, backfill, contract (CONTRIBUTING.md).
+--
+-- Amounts are base units, up to 2^256 - 1: numeric(78, 0). Addresses and hashes are raw bytes. Chain time is bigint, Unix
+-- seconds, as headers have it; wall-clock time is timestamptz. Metadata is json and not jsonb, which refuses U+0000, writes 1e308 out
+-- in 309 digits and sorts names: json keeps the text that the merchant sent.
+
+-- Merchants and their keys -------------------------------------------------------------------------------------------------------
+
+-- The account keys that addresses are derived from. Each has a sequence of its own, named by its fingerprint; a sequence
+-- never goes back, not even when the transaction that took a number does, so no address is given out twice.
+CREATE TABLE xpubs (
+    fingerprint    text PRIMARY KEY,
+    -- Null for an account that is known from an intent alone: its key comes back when an operator gives it again, and meanwhile its
+    -- sequence is past all indices that were given out.
+    xpub           text UNIQUE,
+    index_sequence text NOT NULL UNIQUE,
+    created_at     timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE merchants (
+    id                      uuid PRIMARY KEY,
+    name                    text NOT NULL UNIQUE,
+    -- The account that this merchant's addresses are derived from; null is cTrip's own.
+    xpub                    text REFERENCES xpubs,
+    -- Terms of its payments unless a request says otherwise: hundredths of a percent of the amount.
+    underpaid_tolerance_bps integer NOT NULL DEFAULT 0 CHECK (underpaid_tolerance_bps BETWEEN 0 AND 10000),
+    overpaid_tolerance_bps  integer NOT NULL DEFAULT 0 CHECK (overpaid_tolerance_bps BETWEEN 0 AND 10000),
+    accept_late             boolean NOT NULL DEFAULT false,
+    metadata                json,
+    created_at              timestamptz NOT NULL DEFAULT now()
+);
+
+-- A key is 32 random bytes, so a plain SHA-256 of it can't be guessed back; the key itself is stored nowhere.
+CREATE TABLE api_keys (
+    hash         bytea PRIMARY KEY CHECK (octet_length(hash) = 32),
+    -- A key is looked up by its id, the first 8 bytes of its hash, and the whole hash is compared in constant time.
+    id           text GENERATED ALWAYS AS (encode(substring(hash FROM 1 FOR 8), 'hex')) STORED UNIQUE,
+    merchant_id  uuid NOT NULL REFERENCES merchants,
+    -- write includes read.
+    scope        text NOT NULL DEFAULT 'write' CHECK (scope IN ('read', 'write')),
+    -- Requests a second; null is the API's default.
+    rate_limit   integer CHECK (rate_limit > 0),
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    -- A key that was replaced works until then.
+    expires_at   timestamptz,
+    revoked_at   timestamptz,
+    -- Written now and then, not by each request.
+    last_used_at timestamptz
+);
+CREATE INDEX api_keys_of_merchant ON api_keys (merchant_id);
+
+-- Payments and what pays them ----------------------------------------------------------------------------------------------------
+
+-- An address for a customer and not for an amount: every transfer to it of the coin or of a listed token, on any chain, is
+-- a deposit. Its index is from the same sequence as the payments', so no two share an address.
+CREATE TABLE deposit_addresses (
+    id            uuid PRIMARY KEY,
+    merchant_id   uuid NOT NULL REFERENCES merchants,
+    external_id   text,
+    metadata      json,
+    address       bytea NOT NULL UNIQUE CHECK (octet_length(address) = 20),
+    xpub          text NOT NULL REFERENCES xpubs,
+    address_index bigint NOT NULL,
+    created_at    bigint NOT NULL,
+    UNIQUE (xpub, address_index),
+    UNIQUE (merchant_id, external_id)
+);
+-- GET /api/v1/addresses, newest first.
+CREATE INDEX deposit_addresses_of_merchant ON deposit_addresses (merchant_id, created_at, id);
+
+CREATE TABLE payments (
+    id                     uuid PRIMARY KEY,
+    merchant_id            uuid NOT NULL REFERENCES merchants,
+    external_id            text,
+    metadata               json,
+    chain_id               bigint NOT NULL,
+    chain                  text NOT NULL,
+    -- The asset: token and token_address are null for the chain's coin.
+    token                  text,
+    token_address          bytea CHECK (octet_length(token_address) = 20),
+    decimals               smallint NOT NULL,
+    address                bytea NOT NULL CHECK (octet_length(address) = 20),
+    xpub                   text NOT NULL REFERENCES xpubs,
+    address_index          bigint NOT NULL,
+    -- A deposit is a payment that its transfer makes: the transfer's amount, never expiring, its id a UUIDv5 of the transfer's
+    -- identity. Deposits of one static address share its address.
+    deposit_address        uuid REFERENCES deposit_addresses,
+    amount                 numeric(78, 0) NOT NULL CHECK (amount > 0),
+    -- In base units of the payment's asset: by how much less it is still paid in full, by how much more nothing is off.
+    underpaid_tolerance    numeric(78, 0) NOT NULL DEFAULT 0 CHECK (underpaid_tolerance >= 0),
+    overpaid_tolerance     numeric(78, 0) NOT NULL DEFAULT 0 CHECK (overpaid_tolerance >= 0),
+    -- What arrives after expires_at counts all the same.
+    accept_late            boolean NOT NULL DEFAULT false,
+    -- The policy when the payment was made: a number of blocks, or a tag.
+    confirmations_required integer NOT NULL CHECK (confirmations_required >= 0),
+    finality               text CHECK (finality IN ('safe', 'finalized')),
+    status                 text NOT NULL CHECK (status IN ('pending', 'detected', 'confirmed', 'settled', 'expired', 'cancelled')),
+    exception              text CHECK (exception IN ('underpaid', 'overpaid', 'late')),
+    -- Of the last event; events of a payment count from 1.
+    sequence               bigint NOT NULL,
+    cancelled              boolean NOT NULL DEFAULT false,
+    -- Number of the block whose timestamp expired it, so that a reorg of that block takes the expiry back.
+    expired_by             bigint,
+    -- Sums of its credited transfers on the canonical chain. Exact: what exceeds 256 bits can still be taken back by a reorg;
+    -- amount_received is then the largest amount.
+    received               numeric NOT NULL DEFAULT 0,
+    in_time                numeric NOT NULL DEFAULT 0,
+    confirmed              numeric NOT NULL DEFAULT 0,
+    confirmed_in_time      numeric NOT NULL DEFAULT 0,
+    amount_received        numeric(78, 0) NOT NULL DEFAULT 0,
+    created_at             bigint NOT NULL,
+    expires_at             bigint NOT NULL,
+    updated_at             bigint NOT NULL
+);
+CREATE UNIQUE INDEX payments_address ON payments (address) WHERE deposit_address IS NULL;
+CREATE UNIQUE INDEX payments_address_index ON payments (xpub, address_index) WHERE deposit_address IS NULL;
+-- What a new head asks for, and what the removal of one does.
+CREATE INDEX payments_expiring ON payments (chain_id, expires_at) WHERE status = 'pending';
+CREATE INDEX payments_expired ON payments (chain_id, expired_by) WHERE expired_by IS NOT NULL;
+-- GET /api/v1/payments, newest first. By creation and not by id: not every id tells its time. A list filtered by something
+-- rare among a merchant's many payments is served by an index of its own; an address is unique anyway. A list has no deposits, of
+-- which there may be many more: its indexes leave them out as well.
+CREATE INDEX payments_of_merchant ON payments (merchant_id, created_at, id) WHERE deposit_address IS NULL;
+CREATE INDEX payments_by_status ON payments (merchant_id, status, created_at, id) WHERE deposit_address IS NULL;
+CREATE INDEX payments_by_chain ON payments (merchant_id, chain_id, created_at, id) WHERE deposit_address IS NULL;
+CREATE INDEX payments_by_token ON payments (merchant_id, token, created_at, id)
+    WHERE deposit_address IS NULL AND token IS NOT NULL;
+CREATE INDEX payments_by_external_id ON payments (merchant_id, external_id, created_at, id) WHERE external_id IS NOT NULL;
+-- GET /api/v1/addresses/{id}/deposits, newest first.
+CREATE INDEX payments_of_deposit_address ON payments (deposit_address, created_at, id) WHERE deposit_address IS NOT NULL;
+
+-- An index is given out once, to a payment or to a static address. Each table has a unique index for its own rows; these triggers
+-- hold new rows against the other table, once per statement.
+CREATE FUNCTION refuse_index_of_static_address() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM new_rows n JOIN deposit_addresses d ON d.xpub = n.xpub AND d.address_index = n.address_index
+               WHERE n.deposit_address IS NULL) THEN
+        RAISE unique_violation USING MESSAGE = 'a static address has the address index of a new payment';
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER payments_share_no_index AFTER INSERT ON payments REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_index_of_static_address();
+
+CREATE FUNCTION refuse_index_of_payment() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM new_rows n JOIN payments p ON p.xpub = n.xpub AND p.address_index = n.address_index
+               WHERE p.deposit_address IS NULL) THEN
+        RAISE unique_violation USING MESSAGE = 'a payment has the address index of a new static address';
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER deposit_addresses_share_no_index AFTER INSERT ON deposit_addresses REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_index_of_payment();
+
+-- Every transfer to an issued address that was ever seen on the canonical chain, of whatever asset. One that a reorg took away stays,
+-- marked, so that support can explain it; in a new block it is a new row. The part of its block says whether it is confirmed.
+CREATE TABLE transfers (
+    chain_id          bigint NOT NULL,
+    block_hash        bytea NOT NULL CHECK (octet_length(block_hash) = 32),
+    transaction_hash  bytea NOT NULL CHECK (octet_length(transaction_hash) = 32),
+    source            text NOT NULL CHECK (source IN ('transaction', 'log', 'trace')),
+    index             bigint NOT NULL,
+    payment_id        uuid REFERENCES payments,
+    -- An unlisted token at a static address makes no deposit: its transfer is kept with the address alone.
+    deposit_address   uuid REFERENCES deposit_addresses,
+    block_number      bigint NOT NULL,
+    block_timestamp   bigint NOT NULL,
+    transaction_index bigint NOT NULL,
+    token_address     bytea CHECK (octet_length(token_address) = 20),
+    sender            bytea NOT NULL CHECK (octet_length(sender) = 20),
+    amount            numeric(78, 0) NOT NULL,
+    -- Of the payment's own asset and chain, so that it counts into amount_received.
+    credited          boolean NOT NULL,
+    -- Of the coin or of a token that chains.yaml lists; others are kept and announced to nobody.
+    listed            boolean NOT NULL,
+    -- Less than min_transfer when it was seen: kept beside its payment or static address. The decision stays, whatever chains.yaml
+    -- says when the block is replayed.
+    below_minimum     boolean NOT NULL DEFAULT false,
+    removed           boolean NOT NULL DEFAULT false,
+    -- What chains.yaml called the chain and the token when the transfer was seen, for people who have to explain it. Null where it
+    -- names none.
+    chain             text,
+    token             text,
+    decimals          smallint,
+    PRIMARY KEY (chain_id, block_hash, transaction_hash, source, index),
+    CONSTRAINT transfers_have_an_owner
+        CHECK (payment_id IS NOT NULL OR (deposit_address IS NOT NULL AND (NOT listed OR below_minimum)))
+);
+-- The transfers of a payment in the chain's order: the last of those that count, whatever flood there is of others, and pages of all.
+CREATE INDEX transfers_of_payment
+    ON transfers (payment_id, block_timestamp, chain_id, block_number, transaction_index, source, index)
+    WHERE listed AND NOT below_minimum AND NOT removed;
+CREATE INDEX transfers_beside_payment
+    ON transfers (payment_id, block_timestamp, chain_id, block_number, transaction_index, source, index)
+    WHERE NOT (listed AND NOT below_minimum) AND NOT removed;
+CREATE INDEX transfers_of_deposit_address
+    ON transfers (deposit_address, block_timestamp, chain_id, block_number, transaction_index, source, index)
+    WHERE payment_id IS NULL AND NOT removed;
+
+-- What one block of the canonical chain has brought one payment, which is loaded by these and not by its transfers, of which anyone
+-- can send any number. A reorg deletes the row.
+CREATE TABLE payment_parts (
+    payment_id      uuid NOT NULL REFERENCES payments,
+    chain_id        bigint NOT NULL,
+    block_hash      bytea NOT NULL CHECK (octet_length(block_hash) = 32),
+    block_number    bigint NOT NULL,
+    block_timestamp bigint NOT NULL,
+    -- Of any listed asset.
+    transfers       bigint NOT NULL,
+    -- Sum of those that are credited.
+    credited        numeric NOT NULL,
+    -- The head number that confirms it under its payment's policy; under a tag, the number the tag has to reach. Null if
+    -- nothing is credited, and nothing waits for it.
+    due             bigint,
+    finality        text CHECK (finality IN ('safe', 'finalized')),
+    -- How much of that sum is deep enough: all or nothing, unless a replay has added to a block that is confirmed.
+    confirmed       numeric NOT NULL DEFAULT 0,
+    PRIMARY KEY (chain_id, block_hash, payment_id)
+);
+CREATE INDEX payment_parts_of_payment ON payment_parts (payment_id, block_number);
+-- A new head asks for those that are due; a removed one for those that its number had confirmed.
+CREATE INDEX payment_parts_due ON payment_parts (chain_id, finality, due) WHERE due IS NOT NULL AND confirmed <> credited;
+CREATE INDEX payment_parts_confirmed ON payment_parts (chain_id, due) WHERE confirmed > 0 AND finality IS NULL;
+
+-- Transfers to an address that has an intent in Kafka and no payment here. They are credited when the payment is here again.
+CREATE TABLE orphan_transfers (
+    chain_id          bigint NOT NULL,
+    block_hash        bytea NOT NULL CHECK (octet_length(block_hash) = 32),
+    transaction_hash  bytea NOT NULL CHECK (octet_length(transaction_hash) = 32),
+    source            text NOT NULL CHECK (source IN ('transaction', 'log', 'trace')),
+    index             bigint NOT NULL,
+    address           bytea NOT NULL CHECK (octet_length(address) = 20),
+    block_number      bigint NOT NULL,
+    block_timestamp   bigint NOT NULL,
+    transaction_index bigint NOT NULL,
+    token_address     bytea CHECK (octet_length(token_address) = 20),
+    sender            bytea NOT NULL CHECK (octet_length(sender) = 20),
+    amount            numeric(78, 0) NOT NULL,
+    -- The part of its block's matches that brought it: its transfers are told and become deposits part by part, whenever they are
+    -- credited.
+    part              bigint NOT NULL DEFAULT 0,
+    seen_at           timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (chain_id, block_hash, transaction_hash, source, index)
+);
+
+-- Events and intents on their way to Kafka ---------------------------------------------------------------------------------------
+
+-- Events on their way to Kafka, written in the transaction that made them. The relay claims rows in batches, publishes a
+-- batch in one Kafka transaction together with its number, then deletes it. Events and states are whole Kafka values but
+-- for the frame.
+CREATE TABLE outbox (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    batch      bigint,
+    payment_id uuid NOT NULL,
+    -- Which event of the payment it is, so that one that Kafka has already is found.
+    sequence   bigint,
+    event      bytea NOT NULL,
+    state      bytea NOT NULL
+);
+CREATE INDEX outbox_claimed ON outbox (batch) WHERE batch IS NOT NULL;
+-- Each event of payment.events is looked up here.
+CREATE INDEX outbox_events ON outbox (payment_id, sequence);
+
+-- Every event of every payment with its cause, for as long as HISTORY_KEEP_DAYS says. The outbox forgets an event when Kafka
+-- has it; this does not. Partitions are months, in UTC, so that what has aged is dropped and not deleted row by row.
+CREATE TABLE payment_events (
+    payment_id  uuid NOT NULL,
+    sequence    bigint NOT NULL,
+    recorded_at timestamptz NOT NULL DEFAULT now(),
+    -- The id of the API key that asked; null where a block is the cause.
+    asked_by    text,
+    -- The PaymentEvent without what is the payment's own: its transfers so far, its metadata. An event's size does not depend
+    -- on those before it.
+    record      bytea NOT NULL,
+    PRIMARY KEY (payment_id, sequence, recorded_at)
+) PARTITION BY RANGE (recorded_at);
+-- Takes what no month has been made for: no payment fails for want of a partition.
+CREATE TABLE payment_events_rest PARTITION OF payment_events DEFAULT;
+
+-- Makes the partition of the month of that time, unless it is there. Callers take turns.
+CREATE FUNCTION make_payment_events_partition(at timestamptz) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    first timestamptz := date_trunc('month', at, 'UTC');
+    next  timestamptz := date_trunc('month', first + interval '32 days', 'UTC');
+    name  text := 'payment_events_' || to_char(first AT TIME ZONE 'UTC', 'YYYY_MM');
+BEGIN
+    IF to_regclass(name) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('CREATE TABLE %I (LIKE payment_events INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name);
+    LOCK TABLE payment_events_rest IN ACCESS EXCLUSIVE MODE;
+    EXECUTE format('WITH moved AS (DELETE FROM payment_events_rest WHERE recorded_at >= %L AND recorded_at < %L RETURNING *)
+                    INSERT INTO %I SELECT * FROM moved', first, next, name);
+    EXECUTE format('ALTER TABLE payment_events ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name, first, next);
+    RETURN true;
+END
+$$;
+
+-- Drops the months that were over before that time. Callers take turns.
+CREATE FUNCTION drop_payment_events_before(cutoff timestamptz) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    name    text;
+    dropped integer := 0;
+BEGIN
+    FOR name IN
+        SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'payment_events'::regclass AND c.relname ~ '^payment_events_[0-9]{4}_[0-9]{2}$'
+            AND (to_date(right(c.relname, 7), 'YYYY_MM') + interval '1 month') AT TIME ZONE 'UTC' <= cutoff
+    LOOP
+        EXECUTE format('DROP TABLE %I', name);
+        dropped := dropped + 1;
+    END LOOP;
+    DELETE FROM payment_events_rest WHERE recorded_at < cutoff;
+    RETURN dropped;
+END
+$$;
+
+SELECT make_payment_events_partition(now() + months * interval '1 month') FROM generate_series(0, 2) AS months;
+
+-- Intents that Kafka has not acknowledged yet. The API deletes a row when it has; the repair task publishes what stays. A static
+-- address has an intent too, under its own id.
+CREATE TABLE unacknowledged_intents (
+    payment_id uuid PRIMARY KEY,
+    intent     bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX unacknowledged_intents_by_age ON unacknowledged_intents (created_at);
+
+-- Idempotency-Key (draft-ietf-httpapi-idempotency-key-header): the same key gives the same payment.
+CREATE TABLE idempotency_keys (
+    merchant_id  uuid NOT NULL REFERENCES merchants,
+    key          text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
+    request_hash bytea NOT NULL,
+    -- A key is taken before its payment is written, so that a request that finds it taken has used up no address. A key of a batch as
+    -- a whole names no payment; its payments have keys of their own, derived from it.
+    payment_id   uuid REFERENCES payments DEFERRABLE INITIALLY DEFERRED,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (merchant_id, key)
+);
+-- Housekeeping takes the oldest.
+CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
+
+-- Where readers and writers of Kafka stand ---------------------------------------------------------------------------------------
+
+-- The canonical head as far as the confirmer has come. It is also the check that chain.matches is a stack: a block is
+-- put on this one, or this one is taken off.
+CREATE TABLE chain_heads (
+    chain_id          bigint PRIMARY KEY,
+    sequence          bigint NOT NULL,
+    -- The first block ever put on. When it is taken off, nothing is left, and what comes may stand on any parent.
+    first_number      bigint NOT NULL,
+    number            bigint NOT NULL,
+    -- Null when nothing is left.
+    hash              bytea,
+    block_timestamp   bigint NOT NULL,
+    safe_number       bigint,
+    finalized_number  bigint,
+    -- How far the chain is witnessed: the highest block that as many endpoints have given as the chain asks. Payments are confirmed
+    -- up to there and no further. Null until ingest tells it.
+    witnessed_number  bigint,
+    -- Since when the head has been above it without it moving. Null while the head is witnessed.
+    unwitnessed_since timestamptz,
+    -- A gap in the chain's records that past blocks close, which a backfill replays: the last block of those whose parents lead on
+    -- from the head. Null where none does.
+    bridge_number     bigint,
+    bridge_hash       bytea,
+    -- A block with more matches than a record holds comes in parts. The block of which parts have been credited and not yet the last
+    -- one, and the number of the last of them: a batch may end within a block, and the next part has to follow.
+    open_hash         bytea,
+    open_part         bigint,
+    updated_at        timestamptz NOT NULL DEFAULT now()
+);
+
+-- Where a stage stands in a topic, written in the transaction of what it did. A writer that finds another number here
+-- than it left is a zombie, and its transaction fails.
+CREATE TABLE stage_offsets (
+    stage       text NOT NULL,
+    topic       text NOT NULL,
+    partition   integer NOT NULL,
+    next_offset bigint NOT NULL,
+    updated_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (stage, topic, partition)
+);
+
+-- What a fault keeps from being processed, while all else of its partition goes on: a chain whose records wait resumes at its own
+-- offset, since `stage_offsets` has moved on with its neighbours'.
+CREATE TABLE set_aside (
+    stage       text NOT NULL,
+    topic       text NOT NULL,
+    partition   integer NOT NULL,
+    -- A chain's id, or the id of an event that has no message.
+    item        text NOT NULL,
+    -- The first record that is not processed, or an earlier one.
+    next_offset bigint NOT NULL,
+    cause       text NOT NULL,
+    since       timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (stage, topic, partition, item)
+);
+
+-- After a loss -------------------------------------------------------------------------------------------------------------------
+-- A backup was restored, a standby that lagged was promoted, or a topic was lost. What is in Kafka can't be taken back by a restore:
+-- Postgres catches up with the topics.
+
+-- Which installation this database belongs to: one row. Each intent names its installation, so that a second one on the same
+-- topics is noticed. Absent until the first start.
+CREATE TABLE installation (
+    singleton     boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    id            uuid NOT NULL,
+    -- Another one that was seen to write to the same topics, and when last.
+    other         uuid,
+    other_seen_at timestamptz,
+    -- Which server process, database and tables caught up with the topics last under this row. A database that was restored has the
+    -- value of its backup, and so differs from what it is now: then others may still wait for Kafka with what they wrote to the
+    -- database before. Null until the first start.
+    lineage       text,
+    -- Whether this database has been compared with the topics once, to their ends. Before that, addresses of another installation
+    -- there mean that this one is new to them, and it is refused.
+    compared      boolean NOT NULL DEFAULT false
+);
+
+-- Up to which offset this database knows all records of a topic. A restored database has the offsets of its backup, and so what it
+-- lost is above them. The name is that with TOPIC_PREFIX.
+CREATE TABLE known_offsets (
+    topic       text NOT NULL,
+    partition   integer NOT NULL,
+    next_offset bigint NOT NULL,
+    -- The last record that was read, as it would be found again: a topic that was made anew has another one there.
+    last_offset bigint,
+    last_record bytea,
+    updated_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (topic, partition)
+);
+
+-- Events that Kafka has and this database lost. The confirmer applies chain.matches again from the offset of the backup; an event
+-- that it makes again gets the number that it had, and is not told twice.
+CREATE TABLE told_events (
+    payment_id uuid NOT NULL,
+    sequence   bigint NOT NULL,
+    -- The PaymentEvent, trimmed as in payment_events.
+    record     bytea NOT NULL,
+    PRIMARY KEY (payment_id, sequence)
+);
+
+-- Webhooks -----------------------------------------------------------------------------------------------------------------------
+
+-- Merchants' endpoints. Whatever is done to one is a mark on it; what that means for its many deliveries is done after, a few at a
+-- time.
+CREATE TABLE webhook_endpoints (
+    id               uuid PRIMARY KEY,
+    merchant_id      uuid NOT NULL REFERENCES merchants,
+    url              text NOT NULL,
+    description      text,
+    -- Event types, `payment.*` being all of a kind; none is all there are.
+    events           text[] NOT NULL DEFAULT '{}',
+    -- As `whsec_…`: to sign takes the secret itself. The one before signs as well until its time is over.
+    secret           text NOT NULL,
+    secret_since     timestamptz NOT NULL DEFAULT now(),
+    old_secret       text,
+    old_secret_until timestamptz,
+    enabled          boolean NOT NULL DEFAULT true,
+    -- gone (it answered 410), failing (five days long), or asked (the merchant did it).
+    disabled_reason  text CHECK (disabled_reason IN ('gone', 'failing', 'asked')),
+    disabled_at      timestamptz,
+    -- Of the first failure since the last success; null while it is healthy.
+    failing_since    timestamptz,
+    -- It has asked for so much peace with Retry-After.
+    paused_until     timestamptz,
+    -- It fails, and is left alone so long.
+    resting_until    timestamptz,
+    -- The merchant does not see it any more, and it is sent nothing. Its deliveries are removed, and then the row.
+    deleted_at       timestamptz,
+    created_at       timestamptz NOT NULL DEFAULT now(),
+    CHECK (enabled = (disabled_at IS NULL) AND enabled = (disabled_reason IS NULL)),
+    CHECK ((old_secret IS NULL) = (old_secret_until IS NULL)),
+    CHECK (deleted_at IS NULL OR NOT enabled)
+);
+CREATE INDEX webhook_endpoints_of_merchant ON webhook_endpoints (merchant_id, created_at, id);
+-- What is pending for those has to end.
+CREATE INDEX webhook_endpoints_disabled ON webhook_endpoints (id) WHERE NOT enabled;
+
+-- One event for one endpoint, kept for 90 days. A replay of the topic finds it here and adds nothing.
+CREATE TABLE webhook_deliveries (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    endpoint_id  uuid NOT NULL REFERENCES webhook_endpoints ON DELETE CASCADE,
+    event_id     text NOT NULL,
+    type         text NOT NULL,
+    -- Null for what is of no payment: a ping, an endpoint that was disabled.
+    payment_id   uuid,
+    sequence     bigint NOT NULL DEFAULT 0,
+    -- As it is signed and sent, byte for byte.
+    body         text NOT NULL,
+    state        text NOT NULL CHECK (state IN ('pending', 'delivered', 'failed')),
+    -- Attempts that were begun, over all redeliveries; one that a kill cut off has no row in webhook_attempts.
+    attempts     integer NOT NULL DEFAULT 0,
+    -- Attempts that failed since it was asked for: the place in the schedule.
+    tries        integer NOT NULL DEFAULT 0,
+    -- While an attempt is on its way, when to give it up for lost.
+    next_attempt timestamptz NOT NULL DEFAULT now(),
+    claimed_by   text,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    delivered_at timestamptz,
+    UNIQUE (endpoint_id, event_id)
+);
+CREATE INDEX webhook_deliveries_due ON webhook_deliveries (endpoint_id, next_attempt, id) WHERE state = 'pending';
+-- Whether an earlier event of the payment is still on its way.
+CREATE INDEX webhook_deliveries_in_order ON webhook_deliveries (endpoint_id, payment_id, sequence) WHERE state = 'pending';
+CREATE INDEX webhook_deliveries_claimed ON webhook_deliveries (claimed_by) WHERE claimed_by IS NOT NULL;
+-- GET /api/v1/webhooks/{id}/deliveries, newest first.
+CREATE INDEX webhook_deliveries_of_endpoint ON webhook_deliveries (endpoint_id, id);
+-- Redelivery of a time range, and of all that failed: for good, or so far.
+CREATE INDEX webhook_deliveries_made ON webhook_deliveries (endpoint_id, created_at, id);
+CREATE INDEX webhook_deliveries_failed ON webhook_deliveries (endpoint_id, id)
+    WHERE state = 'failed' OR state = 'pending' AND tries > 0;
+-- Housekeeping takes the oldest.
+CREATE INDEX webhook_deliveries_by_age ON webhook_deliveries (created_at) WHERE state <> 'pending';
+
+CREATE TABLE webhook_attempts (
+    delivery_id bigint NOT NULL REFERENCES webhook_deliveries ON DELETE CASCADE,
+    number      integer NOT NULL,
+    at          timestamptz NOT NULL DEFAULT now(),
+    took_ms     integer NOT NULL,
+    -- Null if there was no answer; then the error says why.
+    status      integer,
+    error       text,
+    -- The first kilobyte of the answer's body.
+    reply       text NOT NULL DEFAULT '',
+    PRIMARY KEY (delivery_id, number)
+);

@@ -20,7 +20,7 @@ help:
 	@echo "make test   all tests, on the real parts (T=payments::a_part for one end-to-end test or module)"
 	@echo "make up     leave it running: prints the URL, a key and a first curl (make down stops it and deletes its data)"
 	@echo "make restart  ctrip again, built anew and with chains.yaml as it is now; the parts, the chain and all data stay"
-	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer, dust, webhooks or restore for one of them)"
+	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer, dust, webhooks, restore or scale for one of them)"
 	@echo "make lint   formatting and clippy; make doc  the code's documentation; make deps  licences, sources, unused dependencies"
 
 build:

@@ -117,15 +117,18 @@ CREATE UNIQUE INDEX payments_address_index ON payments (xpub, address_index) WHE
 -- What a new head asks for, and what the removal of one does.
 CREATE INDEX payments_expiring ON payments (chain_id, expires_at) WHERE status = 'pending';
 CREATE INDEX payments_expired ON payments (chain_id, expired_by) WHERE expired_by IS NOT NULL;
--- GET /api/v1/payments, newest first. By creation and not by id: not every id tells its time. A list filtered by something
--- rare among a merchant's many payments is served by an index of its own; an address is unique anyway. A list has no deposits, of
--- which there may be many more: its indexes leave them out as well.
-CREATE INDEX payments_of_merchant ON payments (merchant_id, created_at, id) WHERE deposit_address IS NULL;
-CREATE INDEX payments_by_status ON payments (merchant_id, status, created_at, id) WHERE deposit_address IS NULL;
-CREATE INDEX payments_by_chain ON payments (merchant_id, chain_id, created_at, id) WHERE deposit_address IS NULL;
-CREATE INDEX payments_by_token ON payments (merchant_id, token, created_at, id)
+-- GET /api/v1/payments, newest first. By creation and not by id: not every id tells its time. Each combination of filters has an index
+-- that begins with its columns, since whatever is rare among a merchant's many payments would else be looked for among all. A list
+-- without a status is put together from one of each status. An address is unique anyway. A list has no deposits, of which there may be
+-- many more: its indexes leave them out as well.
+CREATE INDEX payments_of_merchant ON payments (merchant_id, status, created_at, id) WHERE deposit_address IS NULL;
+CREATE INDEX payments_by_chain ON payments (merchant_id, chain_id, status, created_at, id) WHERE deposit_address IS NULL;
+CREATE INDEX payments_by_token ON payments (merchant_id, token, status, created_at, id)
     WHERE deposit_address IS NULL AND token IS NOT NULL;
-CREATE INDEX payments_by_external_id ON payments (merchant_id, external_id, created_at, id) WHERE external_id IS NOT NULL;
+CREATE INDEX payments_by_chain_and_token ON payments (merchant_id, chain_id, token, status, created_at, id)
+    WHERE deposit_address IS NULL AND token IS NOT NULL;
+CREATE INDEX payments_by_external_id ON payments (merchant_id, external_id, status, created_at, id)
+    WHERE deposit_address IS NULL AND external_id IS NOT NULL;
 -- GET /api/v1/addresses/{id}/deposits, newest first.
 CREATE INDEX payments_of_deposit_address ON payments (deposit_address, created_at, id) WHERE deposit_address IS NOT NULL;
 
@@ -508,8 +511,8 @@ CREATE INDEX webhook_deliveries_due ON webhook_deliveries (endpoint_id, next_att
 -- Whether an earlier event of the payment is still on its way.
 CREATE INDEX webhook_deliveries_in_order ON webhook_deliveries (endpoint_id, payment_id, sequence) WHERE state = 'pending';
 CREATE INDEX webhook_deliveries_claimed ON webhook_deliveries (claimed_by) WHERE claimed_by IS NOT NULL;
--- GET /api/v1/webhooks/{id}/deliveries, newest first.
-CREATE INDEX webhook_deliveries_of_endpoint ON webhook_deliveries (endpoint_id, id);
+-- GET /api/v1/webhooks/{id}/deliveries, newest first, of one state, or put together from one list of each.
+CREATE INDEX webhook_deliveries_of_endpoint ON webhook_deliveries (endpoint_id, state, id);
 -- Redelivery of a time range, and of all that failed: for good, or so far.
 CREATE INDEX webhook_deliveries_made ON webhook_deliveries (endpoint_id, created_at, id);
 CREATE INDEX webhook_deliveries_failed ON webhook_deliveries (endpoint_id, id)

@@ -40,6 +40,8 @@ pub struct UnknownName {
 }
 
 impl Status {
+    pub const ALL: [Self; 6] = [Self::Pending, Self::Detected, Self::Confirmed, Self::Settled, Self::Expired, Self::Cancelled];
+
     /// The public name.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -57,13 +59,10 @@ impl FromStr for Status {
     type Err = UnknownName;
 
     fn from_str(text: &str) -> Result<Self, UnknownName> {
-        [Self::Pending, Self::Detected, Self::Confirmed, Self::Settled, Self::Expired, Self::Cancelled]
-            .into_iter()
-            .find(|status| status.as_str() == text)
-            .ok_or_else(|| UnknownName {
-                expected: "pending, detected, confirmed, settled, expired, cancelled",
-                got: text.to_owned(),
-            })
+        Self::ALL.into_iter().find(|status| status.as_str() == text).ok_or_else(|| UnknownName {
+            expected: "pending, detected, confirmed, settled, expired, cancelled",
+            got: text.to_owned(),
+        })
     }
 }
 

@@ -10,7 +10,7 @@ pub const REMOVE_OLD_DELIVERIES: &str = "DELETE FROM webhook_deliveries WHERE id
 pub const REMOVE_DELIVERIES_OF_DELETED: &str = "DELETE FROM webhook_deliveries WHERE id IN (
     SELECT d.id FROM webhook_endpoints e CROSS JOIN LATERAL (
         SELECT d.id FROM webhook_deliveries d WHERE d.endpoint_id = e.id
-        ORDER BY d.endpoint_id, d.id LIMIT $1 FOR UPDATE SKIP LOCKED) d
+        ORDER BY d.endpoint_id, d.state, d.id LIMIT $1 FOR UPDATE SKIP LOCKED) d
     WHERE NOT e.enabled AND e.deleted_at IS NOT NULL LIMIT $1)";
 
 /// Deleted endpoints without deliveries. After an hour: a transaction that saw the endpoint before it was deleted may still add one.

@@ -45,6 +45,13 @@ pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters)
     })?;
     filter.below = page.cursor;
     let db = app.db().await?;
+    if let Some(external_id) = filter.external_id_beside_others()
+        && store::is_common_external_id(&db, caller.merchant, external_id).await?
+    {
+        let message =
+            "more than 1,000 payments have it, and then it can be combined with status and times, not with chain or token";
+        return Err(Problem::field("external_id", message));
+    }
     let mut places = store::list_payments(&db, caller.merchant, &filter, page.rows_to_load()).await?;
     // A hidden payment counts as well: the next page begins below it.
     let next_cursor = page.cut(&mut places, |last| encode_cursor(*last));

@@ -14,10 +14,8 @@ use base::timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
-use webhooks::deliveries::{self, Attempt, Delivery};
+use webhooks::deliveries::{self, Attempt, Delivery, STATES};
 use webhooks::endpoints;
-
-const STATES: [&str; 3] = ["pending", "delivered", "failed"];
 
 /// A page of deliveries.
 #[derive(Debug, Serialize, ToSchema)]

@@ -26,6 +26,7 @@ mod holes;
 mod ingest;
 mod lifecycle;
 mod listed_later;
+mod lists;
 mod lost_rows;
 mod merchants;
 mod migrations;

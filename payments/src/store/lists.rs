@@ -1,5 +1,9 @@
 //! The queries behind the API's lists: pages of payments and deposits, newest first, by keyset and not by offset. They return
 //! places, and [`load_payments`](super::load_payments) then loads the payments by id.
+//!
+//! A page reads about as many index entries as it has rows, whatever the filter and however many payments a merchant has: an index
+//! begins with all columns of the filter and ends with the order. So that one index serves a filter with a status and without one, a
+//! list without it is put together from a page of each status.
 
 use crate::status::{Exception, Status};
 use deadpool_postgres::GenericClient;
@@ -29,7 +33,7 @@ impl Place {
 }
 
 /// The conditions on a list of payments; `None` is no condition.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PaymentFilter {
     /// The page begins below this place.
     pub below: Option<Place>,
@@ -86,28 +90,62 @@ pub async fn list_deposits(
     Ok(rows.iter().map(Place::read).collect())
 }
 
+/// Payments of a merchant that may share an external id for it to be combined with what its index does not have.
+const MAX_FILTERED_BY_EXTERNAL_ID: i64 = 1_000;
+const ORDER: &str = "ORDER BY created_at DESC, id DESC LIMIT $2";
+
+/// Whether too many of a merchant's payments have this external id for a list of them to be filtered by chain, token or exception as well.
+///
+/// # Errors
+/// When the database fails.
+pub async fn is_common_external_id(db: &impl GenericClient, merchant: Uuid, external_id: &str) -> Result<bool, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT count(*) FROM (SELECT FROM payments WHERE merchant_id = $1 AND external_id = $2 AND deposit_address IS NULL
+                 LIMIT $3) AS found",
+        )
+        .await?;
+    let count: i64 = db.query_one(&statement, &[&merchant, &external_id, &(MAX_FILTERED_BY_EXTERNAL_ID + 1)]).await?.get(0);
+    Ok(count > MAX_FILTERED_BY_EXTERNAL_ID)
+}
+
 impl PaymentFilter {
+    /// The external id, if no index has it and all other columns: then [`is_common_external_id`] tells whether the list may be read all the
+    /// same.
+    pub fn external_id_beside_others(&self) -> Option<&str> {
+        let has_others = self.chain.is_some() || self.token.is_some() || self.exception.is_some();
+        self.external_id.as_deref().filter(|_| has_others && !self.finds_few())
+    }
+
+    /// An address is of one payment, and a transaction has paid those that it paid.
+    const fn finds_few(&self) -> bool {
+        self.address.is_some() || self.transaction.is_some()
+    }
+
     /// The statement has only the conditions that are set: no index serves one like `$1 IS NULL OR status = $1` once Postgres
     /// keeps a generic plan. There are few combinations, and each is prepared once per connection.
     fn query(&self, merchant: Uuid, limit: i64) -> Result<(String, Vec<Value>), Failure> {
-        let mut sql = "SELECT id, created_at FROM payments WHERE merchant_id = $1 AND deposit_address IS NULL".to_owned();
-        let mut values: Vec<Value> = vec![Box::new(merchant)];
+        let mut conditions = "merchant_id = $1 AND deposit_address IS NULL".to_owned();
+        let mut values: Vec<Value> = vec![Box::new(merchant), Box::new(limit)];
         let mut and = |condition: &str, value: Value| {
             values.push(value);
             // Writing into a string does not fail.
-            let _ = write!(sql, " AND {condition}${}", values.len());
+            let _ = write!(conditions, " AND {condition}${}", values.len());
         };
         if let Some(status) = self.status {
             and("status = ", Box::new(status.as_str()));
         }
-        if let Some(exception) = self.exception {
-            and("exception = ", Box::new(exception.as_str()));
-        }
+        // As an expression a column has no index: that of the external id is the better one, whatever Postgres makes of its statistics.
+        let beside = self.external_id_beside_others().is_some();
         if let Some(chain) = self.chain {
-            and("chain_id = ", Box::new(i64::try_from(chain.0).map_err(Failure::halt)?));
+            let column = if beside { "chain_id + 0 = " } else { "chain_id = " };
+            and(column, Box::new(i64::try_from(chain.0).map_err(Failure::halt)?));
+        }
+        if let Some(exception) = self.exception {
+            and(if beside { "exception || '' = " } else { "exception = " }, Box::new(exception.as_str()));
         }
         if let Some(token) = &self.token {
-            and("token = ", Box::new(token.clone()));
+            and(if beside { "token || '' = " } else { "token = " }, Box::new(token.clone()));
         }
         if let Some(external_id) = &self.external_id {
             and("external_id = ", Box::new(external_id.clone()));
@@ -118,24 +156,33 @@ impl PaymentFilter {
         if let Some(from) = self.created_from {
             and("created_at >= ", Box::new(from));
         }
-        if let Some(before) = self.created_before {
-            and("created_at < ", Box::new(before));
+        if let Some(Place { created_at, id }) = self.top() {
+            values.push(Box::new(created_at));
+            values.push(Box::new(id.0));
+            let _ = write!(conditions, " AND (created_at, id) < (${}, ${})", values.len() - 1, values.len());
         }
+        let mut table = "payments".to_owned();
         if let Some(transaction) = self.transaction {
-            and(
-                "id IN (SELECT payment_id FROM transfers WHERE NOT removed AND transaction_hash = ",
-                Box::new(transaction.to_vec()),
+            values.push(Box::new(transaction.to_vec()));
+            // From the transaction to its payments, one by one, and never the other way round.
+            table = format!(
+                "(SELECT p.* FROM (SELECT DISTINCT payment_id FROM transfers WHERE transaction_hash = ${} AND NOT removed) AS t
+                 CROSS JOIN LATERAL (SELECT * FROM payments WHERE id = t.payment_id OFFSET 0) AS p) AS paid",
+                values.len()
             );
-            sql.push(')');
         }
-        if let Some(place) = self.below {
-            values.push(Box::new(place.created_at));
-            values.push(Box::new(place.id.0));
-            let _ = write!(sql, " AND (created_at, id) < (${}, ${})", values.len() - 1, values.len());
+        let page = |status: &str| format!("SELECT id, created_at FROM {table} WHERE {conditions}{status} {ORDER}");
+        if self.status.is_some() || self.finds_few() {
+            return Ok((page(""), values));
         }
-        values.push(Box::new(limit));
-        let _ = write!(sql, " ORDER BY created_at DESC, id DESC LIMIT ${}", values.len());
-        Ok((sql, values))
+        let pages = Status::ALL.map(|status| format!("({})", page(&format!(" AND status = '{}'", status.as_str()))));
+        Ok((format!("SELECT id, created_at FROM ({}) AS p {ORDER}", pages.join(" UNION ALL ")), values))
+    }
+
+    /// The place that all rows are below. Of two such conditions Postgres would begin at the cursor's, also where it is the higher one.
+    fn top(&self) -> Option<Place> {
+        let before = self.created_before.map(|created_at| Place { created_at, id: PaymentId(Uuid::nil()) });
+        [self.below, before].into_iter().flatten().min_by_key(|place| (place.created_at, place.id.0))
     }
 }
 
@@ -145,12 +192,14 @@ mod tests {
 
     #[test]
     fn a_query_has_the_conditions_asked_for_and_no_others() {
-        let (sql, values) = PaymentFilter::default().query(Uuid::nil(), 51).unwrap();
+        let (sql, values) =
+            PaymentFilter { status: Some(Status::Pending), ..PaymentFilter::default() }.query(Uuid::nil(), 51).unwrap();
         assert_eq!(
             sql,
-            "SELECT id, created_at FROM payments WHERE merchant_id = $1 AND deposit_address IS NULL ORDER BY created_at DESC, id DESC LIMIT $2"
+            "SELECT id, created_at FROM payments WHERE merchant_id = $1 AND deposit_address IS NULL AND status = $3 \
+             ORDER BY created_at DESC, id DESC LIMIT $2"
         );
-        assert_eq!(values.len(), 2);
+        assert_eq!(values.len(), 3);
         let all = PaymentFilter {
             below: Some(Place { created_at: 7, id: PaymentId(Uuid::nil()) }),
             status: Some(Status::Pending),
@@ -165,12 +214,22 @@ mod tests {
         };
         let (sql, values) = all.query(Uuid::nil(), 1).unwrap();
         for column in ["status", "exception", "chain_id", "token", "external_id", "address", "transaction_hash"] {
-            assert_eq!(sql.matches(&format!(" {column} = $")).count(), 1, "{sql}");
+            assert_eq!(sql.matches(&format!(" {column} = ")).count(), 1, "{sql}");
         }
-        assert!(
-            sql.contains("AND transaction_hash = $10) AND (created_at, id) < ($11, $12)") && sql.ends_with("LIMIT $13"),
-            "{sql}"
-        );
-        assert_eq!(values.len(), 13);
+        assert!(sql.contains("(created_at, id) < ($10, $11)"), "{sql}");
+        assert_eq!(values.len(), 12);
+        let (sql, _) = PaymentFilter::default().query(Uuid::nil(), 1).unwrap();
+        assert!(Status::ALL.iter().all(|status| sql.matches(&format!("status = '{}'", status.as_str())).count() == 1), "{sql}");
+    }
+
+    #[test]
+    fn a_list_begins_at_the_lower_of_a_cursor_and_a_time() {
+        let place = |created_at, id| Place { created_at, id: PaymentId(Uuid::from_u128(id)) };
+        let top = |below, created_before| PaymentFilter { below, created_before, ..PaymentFilter::default() }.top();
+        assert_eq!(top(None, None), None);
+        assert_eq!(top(Some(place(7, 1)), None), Some(place(7, 1)));
+        assert_eq!(top(None, Some(7)), Some(place(7, 0)), "none of that second");
+        assert_eq!(top(Some(place(7, 1)), Some(8)), Some(place(7, 1)));
+        assert_eq!(top(Some(place(8, 1)), Some(8)), Some(place(8, 0)));
     }
 }

@@ -28,7 +28,7 @@ pub use heads::{
 };
 pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
 pub use issued::{issued_addresses, issued_payments, origins};
-pub use lists::{PaymentFilter, Place, list_deposits, list_payments};
+pub use lists::{PaymentFilter, Place, is_common_external_id, list_deposits, list_payments};
 pub use lost::{LostBlocks, lost_blocks, paid_blocks};
 pub use orphans::{OrphanTransfer, count_orphans, owned_orphans, remove_orphans, save_orphans, take_orphans};
 pub use outbox::{

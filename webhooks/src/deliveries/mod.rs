@@ -3,5 +3,5 @@
 mod list;
 mod redeliver;
 
-pub use list::{Attempt, Delivery, list};
+pub use list::{Attempt, Delivery, STATES, list};
 pub use redeliver::{RedeliverCursor, RedeliverFilter, redeliver};

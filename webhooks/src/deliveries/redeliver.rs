@@ -89,15 +89,20 @@ async fn redeliver_batch(
     after: RedeliverCursor,
 ) -> Result<Batch, Failure> {
     let db = pool.get().await?;
+    // One lower bound: of two, Postgres would begin at the cursor's, which is before all at first.
+    let after = match filter {
+        RedeliverFilter::CreatedBetween { from, .. } => after.max(RedeliverCursor { created_at: *from, id: 0 }),
+        RedeliverFilter::Event(_) | RedeliverFilter::Failed => after,
+    };
     let mut values: Vec<&(dyn ToSql + Sync)> = vec![&endpoint, &after.id, &MAX_DELIVERIES_PER_TRANSACTION];
     let (condition, order) = match filter {
         RedeliverFilter::Event(event) => {
             values.push(event);
             ("id > $2 AND event_id = $4", "id")
         }
-        RedeliverFilter::CreatedBetween { from, before } => {
-            values.extend([from as &(dyn ToSql + Sync), before, &after.created_at]);
-            ("created_at >= $4 AND created_at < $5 AND (created_at, id) > ($6, $2)", "created_at, id")
+        RedeliverFilter::CreatedBetween { before, .. } => {
+            values.extend([before as &(dyn ToSql + Sync), &after.created_at]);
+            ("created_at < $4 AND (created_at, id) > ($5, $2)", "created_at, id")
         }
         RedeliverFilter::Failed => ("id > $2 AND (state = 'failed' OR state = 'pending' AND tries > 0)", "id"),
     };

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const CLIENTS: usize = 64;
 const BATCH: usize = 100;
 const SECONDS: u64 = 10;
-const TIME: Duration = Duration::from_secs(SECONDS);
+pub const TIME: Duration = Duration::from_secs(SECONDS);
 
 pub async fn run() -> Result<Vec<Figure>> {
     eprintln!("api: {CLIENTS} clients for {SECONDS} s each way, then pgbench");
@@ -86,12 +86,12 @@ async fn idle(lab: &Lab) -> Result<Vec<Figure>> {
 }
 
 /// A request that clients repeat. An answer is right if it contains `sign` once per unit.
-struct Work {
+pub struct Work {
     /// Taken in turn.
-    paths: Vec<String>,
-    body: Option<String>,
-    sign: &'static str,
-    units: usize,
+    pub paths: Vec<String>,
+    pub body: Option<String>,
+    pub sign: &'static str,
+    pub units: usize,
 }
 
 /// Reads by id, of payments that are not paid yet.
@@ -108,7 +108,7 @@ async fn some_payments(api: &Api) -> Result<Work> {
 
 /// Units per second, and the milliseconds of each request. With a rate, clients send at fixed times, and a request that is late
 /// because the one before was slow counts from its planned time.
-async fn load(api: &Api, work: &Work, time: Duration, rate: Option<f64>) -> Result<(f64, Vec<f64>)> {
+pub async fn load(api: &Api, work: &Work, time: Duration, rate: Option<f64>) -> Result<(f64, Vec<f64>)> {
     let (started, sent) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
     let clients = (0..CLIENTS).map(|_| async {
         let mut latencies = Vec::new();

@@ -1,7 +1,7 @@
 //! `make bench`: the figures of the README, measured in one run on one machine, on the real parts.
 //!
 //! Prints a table and writes `target/bench/results.json`. `bench detector`, `bench api`, `bench latency`,
-//! `bench ingest`, `bench confirmer`, `bench dust` and `bench webhooks` run alone; `bench restore` runs alone only.
+//! `bench ingest`, `bench confirmer`, `bench dust` and `bench webhooks` run alone; `bench restore` and `bench scale` run alone only.
 
 mod api;
 mod chainserver;
@@ -12,6 +12,7 @@ mod figure;
 mod ingest;
 mod latency;
 mod restore;
+mod scale;
 mod webhooks;
 
 use anyhow::{Context as _, Result, bail};
@@ -49,11 +50,15 @@ async fn run() -> Result<()> {
         // Not among all: filling ten million rows takes longer than the others together.
         ["restore"] => restore::run(10_000_000).await?,
         ["restore", intents] => restore::run(intents.parse().context("a number of intents")?).await?,
+        // Nor is this.
+        ["scale"] => scale::run().await?,
         // Ingest's bench starts this program again, as the node.
         ["serve", blocks] => return chainserver::serve(blocks.parse().context("a number of blocks")?).await,
         // The detector's bench starts this program again, pinned to a core.
         ["consume", how, total] => return detector::consume(how, total.parse().context("a number of logs")?).await,
-        other => bail!("expected all, detector, api, latency, ingest, confirmer, dust, restore or webhooks, got {other:?}"),
+        other => {
+            bail!("expected all, detector, api, latency, ingest, confirmer, dust, restore, scale or webhooks, got {other:?}")
+        }
     };
     let folder = e2e::root().join("target/bench");
     std::fs::create_dir_all(&folder)?;

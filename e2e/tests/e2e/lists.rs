@@ -1,0 +1,158 @@
+//! What a list reads of a database: about a page, whatever its filter, and however many rows there are of which it wants none.
+
+use crate::books::failed;
+use anyhow::{Result, ensure};
+use deadpool_postgres::{GenericClient, Pool};
+use e2e::Stack;
+use payments::Status;
+use payments::store::{self, PaymentFilter, Place};
+use runtime::db;
+use time::OffsetDateTime;
+use topics::{Address, ChainId, PaymentId};
+use uuid::Uuid;
+use webhooks::deliveries::{self, RedeliverCursor, RedeliverFilter, STATES};
+
+const MERCHANT: Uuid = Uuid::from_u128(1);
+const STATIC_ADDRESS: Uuid = Uuid::from_u128(2);
+const ENDPOINT: Uuid = Uuid::from_u128(3);
+const LIMIT: i64 = 51;
+/// Down the index for each of six statuses, and along a few pages. All payments are ten times as many blocks.
+const MAX_BLOCKS: i64 = 60;
+
+/// One half has expired on one chain, the other is confirmed on another. Deposits have the external id of their customer.
+const PAYMENTS: &str = "
+    INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('f', 'x', 's');
+    INSERT INTO deposit_addresses (id, merchant_id, external_id, address, xpub, address_index, created_at)
+        VALUES (lpad('2', 32, '0')::uuid, lpad('1', 32, '0')::uuid, 'shop', decode(repeat('ff', 20), 'hex'), 'f', 1000000, 0);
+    INSERT INTO payments (id, merchant_id, external_id, chain_id, chain, token, decimals, address, deposit_address, xpub,
+            address_index, amount, status, confirmations_required, sequence, created_at, expires_at, updated_at)
+        SELECT lpad(to_hex(i), 32, '0')::uuid, lpad('1', 32, '0')::uuid,
+            CASE WHEN i > 60000 OR i % 300 = 0 THEN 'shop' ELSE 'order-' || i END, 1 + i / 30000, 'c',
+            CASE WHEN i <= 30000 THEN 'USDC' WHEN i % 2 = 0 THEN 'DAI' END, 6, decode(lpad(to_hex(i), 40, '0'), 'hex'),
+            CASE WHEN i > 60000 THEN lpad('2', 32, '0')::uuid END, 'f', i, 1, CASE WHEN i <= 30000 THEN 'expired' ELSE 'confirmed' END,
+            1, 1, i, i, i
+        FROM generate_series(1, 80000) AS i;
+    VACUUM ANALYZE payments";
+/// Almost all have failed so far, and are tried again.
+const DELIVERIES: &str = "
+    INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
+        VALUES (lpad('3', 32, '0')::uuid, lpad('1', 32, '0')::uuid, 'https://shop.example/', 'whsec_');
+    INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state, tries, created_at)
+        SELECT lpad('3', 32, '0')::uuid, 'evt_' || i, 'ping', '{}', CASE WHEN i > 10 THEN 'pending' WHEN i > 5 THEN 'failed' ELSE 'delivered' END,
+            1, to_timestamp(i)
+        FROM generate_series(1, 60000) AS i;
+    VACUUM ANALYZE webhook_deliveries";
+
+#[tokio::test]
+async fn a_list_reads_about_a_page_whatever_it_is_filtered_by() -> Result<()> {
+    let mut client = large(PAYMENTS).await?.get().await?;
+    let place = |created_at| Place { created_at, id: PaymentId(Uuid::max()) };
+    for mode in ["force_custom_plan", "force_generic_plan"] {
+        let transaction = client.transaction().await?;
+        transaction.batch_execute(&format!("SET LOCAL plan_cache_mode = {mode}")).await?;
+        for filter in filters() {
+            for (below, created_before) in [(None, None), (Some(place(20_000)), None), (Some(place(70_000)), Some(100))] {
+                let filter = PaymentFilter { below, created_before, ..filter.clone() };
+                let before = blocks(&transaction, "payments").await?;
+                let found = store::list_payments(&transaction, MERCHANT, &filter, LIMIT).await.map_err(failed)?;
+                let read = blocks(&transaction, "payments").await? - before;
+                // Those of the external id are looked at one by one.
+                let limit = if filter.external_id_beside_others().is_some() { MAX_BLOCKS + 250 } else { MAX_BLOCKS };
+                ensure!(read <= limit, "{mode}: {read} blocks for {} payments of {filter:?}", found.len());
+            }
+        }
+        let before = blocks(&transaction, "payments").await?;
+        let deposits = store::list_deposits(&transaction, STATIC_ADDRESS, Place::FIRST, LIMIT).await.map_err(failed)?;
+        let read = blocks(&transaction, "payments").await? - before;
+        ensure!(deposits.len() == 51 && read <= MAX_BLOCKS, "{read} blocks for {} deposits", deposits.len());
+    }
+    ensure!(!store::is_common_external_id(&client, MERCHANT, "shop").await.map_err(failed)?);
+    client.execute("UPDATE payments SET external_id = 'shop' WHERE created_at <= 2000", &[]).await?;
+    ensure!(store::is_common_external_id(&client, MERCHANT, "shop").await.map_err(failed)?);
+    Ok(())
+}
+
+/// Filters of which many find nothing, or what is oldest.
+fn filters() -> Vec<PaymentFilter> {
+    let mut filters = Vec::new();
+    for status in [None, Some(Status::Expired), Some(Status::Detected)] {
+        for chain in [None, Some(ChainId(1)), Some(ChainId(2)), Some(ChainId(7))] {
+            for token in [None, Some("USDC"), Some("DAI")] {
+                for external_id in [None, Some("shop"), Some("order-7")] {
+                    for created_from in [None, Some(59_000)] {
+                        let (token, external_id) = (token.map(str::to_owned), external_id.map(str::to_owned));
+                        filters.push(PaymentFilter {
+                            status,
+                            chain,
+                            token,
+                            external_id,
+                            created_from,
+                            ..PaymentFilter::default()
+                        });
+                    }
+                }
+            }
+        }
+    }
+    let address = Some(Address::with_last_byte(7));
+    let found = PaymentFilter { address, chain: Some(ChainId(2)), token: Some("DAI".to_owned()), ..PaymentFilter::default() };
+    filters.extend([PaymentFilter { address, ..PaymentFilter::default() }, found]);
+    filters
+}
+
+#[tokio::test]
+async fn deliveries_of_a_rare_state_and_of_a_late_hour_are_found_at_once() -> Result<()> {
+    let pool = large(DELIVERIES).await?;
+    let mut client = pool.get().await?;
+    for mode in ["force_custom_plan", "force_generic_plan"] {
+        let transaction = client.transaction().await?;
+        transaction.batch_execute(&format!("SET LOCAL plan_cache_mode = {mode}")).await?;
+        for state in STATES.map(Some).into_iter().chain([None]) {
+            let before = blocks(&transaction, "webhook_deliveries").await?;
+            let found = deliveries::list(&transaction, ENDPOINT, state, i64::MAX, LIMIT).await.map_err(failed)?;
+            let read = blocks(&transaction, "webhook_deliveries").await? - before;
+            // Each row is read as well.
+            ensure!(read <= MAX_BLOCKS + LIMIT * 2, "{mode}: {read} blocks for {} deliveries, {state:?}", found.len());
+            let expected = if matches!(state, Some("failed" | "delivered")) { 5 } else { LIMIT };
+            ensure!(i64::try_from(found.len())? == expected, "{state:?}: {}", found.len());
+            ensure!(found.windows(2).all(|pair| pair[0].id > pair[1].id), "{state:?} in order");
+        }
+    }
+    drop(client);
+    let at = |second: i64| OffsetDateTime::from_unix_timestamp(second);
+    let filter = RedeliverFilter::CreatedBetween { from: at(59_991)?, before: at(59_996)? };
+    let before = blocks_of_index(&pool).await?;
+    let again = deliveries::redeliver(&pool, MERCHANT, ENDPOINT, &filter, RedeliverCursor::START).await.map_err(failed)?;
+    let read = blocks_of_index(&pool).await? - before;
+    ensure!(again.is_some_and(|(count, rest)| count == 5 && rest.is_none()), "{again:?}");
+    ensure!(read <= MAX_BLOCKS, "{read} blocks for five deliveries of a range");
+    Ok(())
+}
+
+async fn large(rows: &str) -> Result<Pool> {
+    let url = Stack::attach()?.create_database(&format!("lists_{}", Uuid::new_v4().simple())).await?;
+    db::migrate(&url).await?;
+    let pool = db::pool(&url, 1)?;
+    let client = pool.get().await?;
+    client.execute("INSERT INTO merchants (id, name) VALUES ($1, 'large')", &[&MERCHANT]).await?;
+    // VACUUM does not run with others.
+    for statement in rows.split(';') {
+        client.batch_execute(statement).await?;
+    }
+    Ok(pool)
+}
+
+/// Blocks of a table and its indexes that this transaction has read so far.
+async fn blocks(db: &impl GenericClient, table: &str) -> Result<i64> {
+    let sql = "SELECT sum(pg_stat_get_xact_blocks_fetched(oid))::bigint FROM pg_class
+               WHERE oid = $1::text::regclass OR oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = $1::text::regclass)";
+    Ok(db.query_one(sql, &[&table]).await?.get(0))
+}
+
+/// Blocks of the index by time that were ever read.
+async fn blocks_of_index(pool: &Pool) -> Result<i64> {
+    let client = pool.get().await?;
+    client.batch_execute("SELECT pg_stat_force_next_flush()").await?;
+    let sql = "SELECT idx_blks_read + idx_blks_hit FROM pg_statio_user_indexes WHERE indexrelname = 'webhook_deliveries_made'";
+    Ok(client.query_one(sql, &[]).await?.get(0))
+}

@@ -447,6 +447,14 @@ CREATE TABLE told_events (
     PRIMARY KEY (payment_id, sequence)
 );
 
+-- What a process of the API writes again and again, to see by when its replica has it. One row a process, of which housekeeping removes
+-- those of processes that are gone.
+CREATE TABLE replica_beats (
+    process    text PRIMARY KEY,
+    beat       bigint NOT NULL,
+    written_at timestamptz NOT NULL DEFAULT now()
+);
+
 -- Webhooks -----------------------------------------------------------------------------------------------------------------------
 
 -- Merchants' endpoints. Whatever is done to one is a mark on it; what that means for its many deliveries is done after, a few at a

@@ -14,6 +14,7 @@ use crate::http::problem::Problem;
 use deadpool_postgres::Pool;
 use merchants::KeyCache;
 use merchants::accounts::Accounts;
+use runtime::db::Replica;
 use std::ops::Deref;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -30,6 +31,8 @@ pub struct App(Arc<Parts>);
 /// The parts of an [`App`].
 pub struct Parts {
     pub pool: Pool,
+    /// For reads, if there is one.
+    pub replica: Option<Replica>,
     pub catalog: Catalog,
     /// Looks up API keys, with a cache.
     pub keys: Arc<KeyCache>,

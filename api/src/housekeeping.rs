@@ -1,4 +1,4 @@
-//! Removes old rows: idempotency keys, webhook deliveries, deleted webhooks, and months of the payments' history.
+//! Removes old rows: idempotency keys, beats of processes that are gone, webhook deliveries, deleted webhooks, and months of the payments' history.
 //!
 //! Every instance of the API runs it. Each task is safe to run twice and on several instances at the same time.
 
@@ -27,6 +27,12 @@ const RETENTIONS: &[Retention] = &[
         sql: "DELETE FROM idempotency_keys WHERE (merchant_id, key) IN (
                   SELECT merchant_id, key FROM idempotency_keys WHERE created_at < now() - interval '24 hours'
                   ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
+    },
+    Retention {
+        table: "replica_beats",
+        sql: "DELETE FROM replica_beats WHERE process IN (
+                  SELECT process FROM replica_beats WHERE written_at < now() - interval '24 hours'
+                  LIMIT $1 FOR UPDATE SKIP LOCKED)",
     },
     Retention { table: "webhook_deliveries", sql: retention::REMOVE_OLD_DELIVERIES },
     Retention { table: "webhook_deliveries", sql: retention::REMOVE_DELIVERIES_OF_DELETED },

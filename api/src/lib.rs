@@ -28,6 +28,7 @@ mod heavy_work;
 mod housekeeping;
 mod http;
 mod openapi;
+mod read;
 mod role;
 mod routes;
 

@@ -23,6 +23,7 @@ use deadpool_postgres::Pool;
 use merchants::KeyCache;
 use merchants::accounts::{Account, Accounts};
 use recovery::Recovery;
+use runtime::db::{Bounds, Replica};
 use runtime::http::{self, Limits, Timeouts};
 use runtime::{Kafka, Registry, Settings, db, stage};
 use std::io;
@@ -35,14 +36,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 use tower_http::normalize_path::NormalizePath;
+use uuid::Uuid;
 use wallet::AccountXpub;
 use webhooks::Guard;
 
-const MAX_CONNECTIONS: usize = 16;
 /// For keys that were never seen, which anyone can invent.
 const MAX_LOOK_UP_CONNECTIONS: usize = 2;
-/// For a statement of a request: none that is well takes as long.
-const MAX_STATEMENT: Duration = Duration::from_secs(10);
 /// For the first look at the tokens' contracts.
 const FIRST_LOOK_AT_TOKENS: Duration = Duration::from_secs(2);
 const LISTEN_BACKLOG: u32 = 1024;
@@ -99,9 +98,15 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
         ended = &mut recovering => return ended.context("comparing Postgres with the topics")?,
     }
     let installation = recovery.installation().await?;
-    let limited = |size| db::gated_pool(&settings.database_url, size, recovery.gate(), Some(MAX_STATEMENT));
-    let (pool, look_up_pool) = (limited(MAX_CONNECTIONS)?, limited(MAX_LOOK_UP_CONNECTIONS)?);
-    let housekeeping_pool = db::gated_pool(&settings.database_url, 1, recovery.gate(), None)?;
+    let bounds = bounds(&settings);
+    let limited = |connections| db::bounded_pool(&settings.database_url, Bounds { connections, ..bounds }, recovery.gate());
+    let (pool, look_up_pool) = (limited(bounds.connections)?, limited(MAX_LOOK_UP_CONNECTIONS)?);
+    let housekeeping_pool = db::gated_pool(&settings.database_url, 1, recovery.gate())?;
+    let replica = settings.database_read_url.as_deref().map(|url| {
+        let max_lag = Duration::from_millis(settings.database_read_max_lag_ms);
+        Ok::<_, anyhow::Error>((Replica::new(url, bounds, max_lag)?, limited(1)?))
+    });
+    let replica = replica.transpose()?;
     let account = Account::register(xpub, &pool).await?;
     let halts = Halts::default();
     let wrong_tokens = WrongTokens::new(&catalog);
@@ -131,8 +136,12 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     tasks.spawn(housekeeping::run(housekeeping_pool, settings.history_keep_days, stop.clone()));
     tasks.spawn(Arc::clone(&keys).write_last_uses(stop.clone()));
     tasks.spawn(observe_pool(pool.clone(), stop.clone()));
+    if let Some((replica, primary)) = replica.clone() {
+        tasks.spawn(replica.follow(primary, Uuid::new_v4().to_string(), stop.clone()));
+    }
     let app = App::new(Parts {
         pool,
+        replica: replica.map(|(replica, _)| replica),
         catalog,
         keys,
         accounts: Accounts::new(account),
@@ -178,6 +187,14 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
             tracing::warn!("closing the connections that are still open {DRAIN_TIMEOUT:?} after the stop");
             Ok(())
         }
+    }
+}
+
+fn bounds(settings: &Settings) -> Bounds {
+    Bounds {
+        connections: usize::from(settings.api_database_connections),
+        wait: Duration::from_millis(settings.api_database_wait_ms),
+        statement: Duration::from_millis(settings.api_statement_timeout_ms),
     }
 }
 

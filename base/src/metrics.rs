@@ -70,6 +70,7 @@ metrics_list! {
     INTENTS_REPAIRED = Counter "intents_repaired_total" [] "Intents published again, since Kafka had not acknowledged them.";
     RESTORED = Counter "restored_from_topics_total" ["what"] "What Postgres had lost and took from the topics: payments, addresses, keys and events.";
     POOL_CONNECTIONS = Gauge "database_pool_connections" ["role", "state"] "Connections to Postgres: open, idle, and callers waiting for one.";
+    REPLICA_LAG = Gauge "database_replica_lag_seconds" [] "By how much the replica of DATABASE_READ_URL lags, as this process has seen it last; infinite before it was up to date.";
     ROWS_AGED = Counter "aged_rows_removed_total" ["table"] "Expired rows that housekeeping removed.";
     WEBHOOK_ATTEMPTS = Counter "webhook_attempts_total" ["outcome"] "Delivery attempts: delivered, to be retried, failed for good, or gone (410).";
     WEBHOOK_LATENCY = Histogram "webhook_attempt_seconds" [] "Duration of a delivery attempt, until the answer or the failure.";

@@ -184,6 +184,8 @@ impl Lab {
     pub fn settings(&self) -> Result<Settings> {
         Ok(Settings {
             database_url: self.env["DATABASE_URL"].clone(),
+            database_read_url: None,
+            database_read_max_lag_ms: 2_000,
             kafka_brokers: self.env["KAFKA_BROKERS"].clone(),
             schema_registry_url: self.env["SCHEMA_REGISTRY_URL"].clone(),
             topic_prefix: self.env["TOPIC_PREFIX"].clone(),
@@ -191,6 +193,11 @@ impl Lab {
             chains_file: PathBuf::from(&self.env["CHAINS_FILE"]),
             xpub: Some(XPUB.to_owned()),
             api_rate_limit: 0,
+            api_database_connections: 16,
+            api_database_wait_ms: 10_000,
+            api_statement_timeout_ms: 10_000,
+            ingest_parallel_fetches: 8,
+            ingest_batch_blocks: 64,
             api_max_connections: 1000,
             api_max_connections_per_address: 1000,
             api_trusted_proxies: Vec::new(),

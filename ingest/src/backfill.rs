@@ -8,7 +8,7 @@ use crate::cursor::restore;
 use crate::depth::last_final_block;
 use crate::halt;
 use crate::nodes::connect;
-use crate::prefetch::Prefetcher;
+use crate::prefetch::{BatchSizes, Prefetcher};
 use crate::publish::OutgoingRecords;
 use crate::records::{Change, FinalityTags, records};
 use crate::window::Window;
@@ -64,11 +64,11 @@ pub async fn backfill(
         "block {} can still be taken back by a reorg; expected --to {limit} at most, the last block that can't",
         request.to
     );
-    let kafka = Kafka::connect(settings).await?;
+    let (kafka, sizes) = (Kafka::connect(settings).await?, BatchSizes::of(settings));
     let handle = Handle::current();
     let mut again = request.again;
     stage::run(NAME, stop, move |stop| {
-        let mut backfill = Backfill::open(&kafka, &chain, &rpc, &request)?;
+        let mut backfill = Backfill::open(&kafka, &chain, &rpc, &request, sizes)?;
         if again {
             backfill.start_over(request.from)?;
             // Once: after a failure it continues.
@@ -95,7 +95,13 @@ struct Backfill<'a> {
 }
 
 impl<'a> Backfill<'a> {
-    fn open(kafka: &'a Kafka, chain: &'a Arc<Chain>, rpc: &'a Arc<Rpc>, request: &BackfillRequest) -> Result<Self, Failure> {
+    fn open(
+        kafka: &'a Kafka,
+        chain: &'a Arc<Chain>,
+        rpc: &'a Arc<Rpc>,
+        request: &BackfillRequest,
+        sizes: BatchSizes,
+    ) -> Result<Self, Failure> {
         // One backfill per chain at a time: a second one fences the first. Otherwise their records would be in different orders
         // in the two topics.
         let producer = TransactionalProducer::open(kafka, &format!("{NAME}-{}", chain.id))?;
@@ -106,7 +112,7 @@ impl<'a> Backfill<'a> {
             Some(stored) => restore(chain.id, &stored).map_err(Failure::halt)?.1,
             None => Window::default(),
         };
-        let prefetcher = Prefetcher::new(rpc.clone(), FetchOptions::of(chain));
+        let prefetcher = Prefetcher::new(rpc.clone(), FetchOptions::of(chain), sizes);
         Ok(Self {
             kafka,
             chain,

@@ -8,7 +8,7 @@
 
 use crate::beginning::find_beginning;
 use crate::cannot_follow::{CannotFollow, may_expire};
-use crate::prefetch::Prefetcher;
+use crate::prefetch::{BatchSizes, Prefetcher};
 use crate::records::{Change, FinalityTags};
 use crate::reorg::{Step, reconcile};
 use crate::window::Window;
@@ -136,11 +136,11 @@ enum StepError {
 impl Follower {
     /// Continues from `window`. An empty one starts at the chain's `start_block` or at its head, or at the last final block below
     /// that. Polls the head every `poll_interval_ms`, and at once when `heads` announces one.
-    pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, mut window: Window) -> Self {
+    pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, mut window: Window, sizes: BatchSizes) -> Self {
         if chain.witnesses == 1 {
             window.trust_all();
         }
-        let prefetcher = Prefetcher::new(rpc.clone(), FetchOptions::of(&chain));
+        let prefetcher = Prefetcher::new(rpc.clone(), FetchOptions::of(&chain), sizes);
         let polled_at = Instant::now();
         let witnesses = Witnesses::new(chain.clone(), rpc.clone());
         Self {

@@ -36,6 +36,7 @@ mod witnesses;
 pub use backfill::{BackfillRequest, backfill};
 pub use cannot_follow::CannotFollow;
 pub use follow::{Batch, Follower};
+pub use prefetch::BatchSizes;
 pub use reorg::{Step, TooDeep, reconcile};
 pub use restart::{Applied, MAX_PAID_BLOCKS, Restart, RestartPlan, Unapplied};
 pub use resume::{ResumePlan, resume};

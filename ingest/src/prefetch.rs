@@ -6,15 +6,26 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Blocks fetched at the same time.
-const MAX_PARALLEL_FETCHES: usize = 8;
-/// Blocks being fetched or waiting to be published. Fetching goes on while a transaction commits. Together with the batch, this
-/// bounds the memory of a catch-up.
-const MAX_PREFETCHED_BLOCKS: usize = 40;
-/// Per batch, and so per Kafka transaction.
-const MAX_BATCH_BLOCKS: usize = 64;
+/// Blocks being fetched or waiting to be published, for each that is fetched at the same time. Fetching goes on while a transaction
+/// commits. Together with the batch, this bounds the memory of a catch-up.
+const PREFETCHED_BLOCKS: usize = 5;
 /// Per batch, in bytes of records.
 const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
+
+/// How many blocks are in hand.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchSizes {
+    /// Fetched at the same time.
+    pub parallel_fetches: usize,
+    /// Per batch, and so per Kafka transaction.
+    pub batch_blocks: usize,
+}
+
+impl Default for BatchSizes {
+    fn default() -> Self {
+        Self { parallel_fetches: 8, batch_blocks: 64 }
+    }
+}
 
 type FetchResult = Result<Option<FetchedBlock>, FetchError>;
 
@@ -26,17 +37,19 @@ pub struct Prefetcher {
     waiting: Box<dyn Iterator<Item = BlockId> + Send>,
     running: VecDeque<AbortOnDropHandle<FetchResult>>,
     slots: Arc<Semaphore>,
+    sizes: BatchSizes,
 }
 
 impl Prefetcher {
     /// An idle prefetcher.
-    pub fn new(rpc: Arc<Rpc>, options: FetchOptions) -> Self {
+    pub fn new(rpc: Arc<Rpc>, options: FetchOptions, sizes: BatchSizes) -> Self {
         Self {
             rpc,
             options,
             waiting: Box::new(std::iter::empty()),
             running: VecDeque::new(),
-            slots: Arc::new(Semaphore::new(MAX_PARALLEL_FETCHES)),
+            slots: Arc::new(Semaphore::new(sizes.parallel_fetches)),
+            sizes,
         }
     }
 
@@ -64,7 +77,7 @@ impl Prefetcher {
     /// Whether a batch of this size takes the next block: it waits for its first block, and takes further ones that are ready.
     pub fn has_room(&self, blocks: usize, bytes: usize) -> bool {
         let is_ready = || self.running.front().is_some_and(AbortOnDropHandle::is_finished);
-        blocks < MAX_BATCH_BLOCKS && bytes < MAX_BATCH_BYTES && (blocks == 0 || is_ready())
+        blocks < self.sizes.batch_blocks && bytes < MAX_BATCH_BYTES && (blocks == 0 || is_ready())
     }
 
     /// Waits for the next block in order. `None` at the end.
@@ -80,7 +93,7 @@ impl Prefetcher {
     }
 
     fn fill(&mut self) {
-        while self.running.len() < MAX_PREFETCHED_BLOCKS
+        while self.running.len() < PREFETCHED_BLOCKS * self.sizes.parallel_fetches
             && let Some(id) = self.waiting.next()
         {
             let slots = self.slots.clone();

@@ -3,6 +3,7 @@
 use crate::cursor::{StoredCursor, restore};
 use crate::follow::Follower;
 use crate::halt::{self, Halted};
+use crate::prefetch::BatchSizes;
 use crate::publish::{STAGE, publish_batch};
 use base::{error_chain, metrics};
 use chain::{Chain, Chains, Heads, Probe, Rpc};
@@ -30,7 +31,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     if let Some(error) = left_out.into_iter().next().filter(|_| chains.iter().next().is_none()) {
         return Err(error.into());
     }
-    let kafka = Kafka::connect(&settings).await?;
+    let (kafka, sizes) = (Kafka::connect(&settings).await?, BatchSizes::of(&settings));
 
     let mut tasks = JoinSet::new();
     for chain in chains {
@@ -40,7 +41,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         }
         tasks.spawn(log_endpoints(chain.clone(), rpc.clone(), stop.clone()));
         let heads = Heads::of(&chain);
-        tasks.spawn(follow(kafka.clone(), chain, rpc, heads, stop.clone()));
+        tasks.spawn(follow(kafka.clone(), chain, rpc, heads, sizes, stop.clone()));
     }
     while let Some(ended) = tasks.join_next().await {
         // The others go on. A stage outlives panics; this is a task beside it.
@@ -67,7 +68,17 @@ async fn log_endpoints(chain: Arc<Chain>, rpc: Arc<Rpc>, stop: CancellationToken
     }
 }
 
-async fn follow(kafka: Kafka, chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, stop: CancellationToken) {
+impl BatchSizes {
+    /// Those of the operator.
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            parallel_fetches: usize::from(settings.ingest_parallel_fetches),
+            batch_blocks: usize::from(settings.ingest_batch_blocks),
+        }
+    }
+}
+
+async fn follow(kafka: Kafka, chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, sizes: BatchSizes, stop: CancellationToken) {
     let halted = metrics::CHAIN_HALTED.gauge(&[("chain", &chain.name)]);
     let handle = Handle::current();
     // A stage's name lives as long as the process. There is one per chain.
@@ -77,7 +88,8 @@ async fn follow(kafka: Kafka, chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, st
         halted.set(0.0);
         stage::resumed(name);
         let (handle, to, followed, rpc, heads) = (handle.clone(), kafka.clone(), chain.clone(), rpc.clone(), heads.clone());
-        let outcome = stage::run(name, stop.clone(), move |stop| publish(&handle, &to, &followed, &rpc, &heads, stop)).await;
+        let outcome =
+            stage::run(name, stop.clone(), move |stop| publish(&handle, &to, &followed, &rpc, &heads, sizes, stop)).await;
         let Err(error) = outcome else { return };
         halted.set(1.0);
         // It waits here: returning an error would stop the other chains too.
@@ -107,6 +119,7 @@ fn publish(
     chain: &Arc<Chain>,
     rpc: &Arc<Rpc>,
     heads: &Heads,
+    sizes: BatchSizes,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let is_of_chain = handle.block_on(stop.run_until_cancelled(rpc.refuse_wrong_chain()));
@@ -133,7 +146,7 @@ fn publish(
             tracing::info!(chain = chain.name, "starting at {start}, or at the last final block if that is below");
         }
     }
-    let mut follower = Follower::new(chain.clone(), rpc.clone(), heads.clone(), window);
+    let mut follower = Follower::new(chain.clone(), rpc.clone(), heads.clone(), window, sizes);
     let (name, mut lasting_wait) = (format!("{STAGE}-{}", chain.name), follower.lasting_wait());
     loop {
         let next = handle.block_on(async {

@@ -10,7 +10,7 @@ mod witnesses;
 use chain::{Chain, Chains, ChainsFile, Heads, Policy, ResolveError, Rpc, RpcError};
 use futures::{SinkExt as _, StreamExt as _};
 use ingest::records::Change;
-use ingest::{Follower, Window};
+use ingest::{BatchSizes, Follower, Window};
 use node::{Fault, Node, Recorded, recorded};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -55,7 +55,13 @@ struct Consumer {
 
 impl Consumer {
     fn new(chain: &Arc<Chain>) -> Self {
-        Self::of(Follower::new(chain.clone(), Arc::new(Rpc::of(chain)), Heads::of(chain), Window::default()))
+        Self::of(Follower::new(
+            chain.clone(),
+            Arc::new(Rpc::of(chain)),
+            Heads::of(chain),
+            Window::default(),
+            BatchSizes::default(),
+        ))
     }
 
     fn of(follower: Follower) -> Self {

@@ -17,6 +17,18 @@ pub struct Settings {
         hide_env_values = true
     )]
     pub database_url: String,
+    /// A replica of the database, for the API's lists and reads; the primary where it lags, fails or lacks something
+    #[arg(long, env = "DATABASE_READ_URL", global = true, hide_env_values = true)]
+    pub database_read_url: Option<String>,
+    /// Milliseconds by which the replica may lag
+    #[arg(
+        long,
+        env = "DATABASE_READ_MAX_LAG_MS",
+        default_value_t = 2_000,
+        global = true,
+        value_parser = clap::value_parser!(u64).range(200..=600_000)
+    )]
+    pub database_read_max_lag_ms: u64,
     /// Kafka brokers, `host:port`, comma-separated
     #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092", global = true)]
     pub kafka_brokers: String,
@@ -48,6 +60,33 @@ pub struct Settings {
     /// Rate limit of a key, in requests per second and instance of the API, unless the key has its own; 0 is no limit
     #[arg(long, env = "API_RATE_LIMIT", default_value_t = 10_000, global = true)]
     pub api_rate_limit: u32,
+    /// Connections of the API to Postgres, and as many to the replica
+    #[arg(
+        long,
+        env = "API_DATABASE_CONNECTIONS",
+        default_value_t = 16,
+        global = true,
+        value_parser = clap::value_parser!(u16).range(2..=1_000)
+    )]
+    pub api_database_connections: u16,
+    /// Milliseconds that a request waits for one of them
+    #[arg(
+        long,
+        env = "API_DATABASE_WAIT_MS",
+        default_value_t = 10_000,
+        global = true,
+        value_parser = clap::value_parser!(u64).range(100..=60_000)
+    )]
+    pub api_database_wait_ms: u64,
+    /// Milliseconds that a statement of the API may take, unless Postgres has a `statement_timeout` for it
+    #[arg(
+        long,
+        env = "API_STATEMENT_TIMEOUT_MS",
+        default_value_t = 10_000,
+        global = true,
+        value_parser = clap::value_parser!(u64).range(1_000..=600_000)
+    )]
+    pub api_statement_timeout_ms: u64,
     /// Connections that the API keeps open; at most half of the files that the process may open
     #[arg(long, env = "API_MAX_CONNECTIONS", default_value_t = 10_000, global = true, value_parser = clap::value_parser!(u32).range(1..))]
     pub api_max_connections: u32,
@@ -63,6 +102,24 @@ pub struct Settings {
     /// Networks or addresses of the proxies in front of the API, comma-separated: the `X-Forwarded-For` of these is believed
     #[arg(long, env = "API_TRUSTED_PROXIES", global = true, value_delimiter = ',', value_parser = network)]
     pub api_trusted_proxies: Vec<IpNet>,
+    /// Blocks that ingest fetches at the same time, of each chain
+    #[arg(
+        long,
+        env = "INGEST_PARALLEL_FETCHES",
+        default_value_t = 8,
+        global = true,
+        value_parser = clap::value_parser!(u16).range(1..=256)
+    )]
+    pub ingest_parallel_fetches: u16,
+    /// Blocks of a chain that ingest writes in one Kafka transaction, at most
+    #[arg(
+        long,
+        env = "INGEST_BATCH_BLOCKS",
+        default_value_t = 64,
+        global = true,
+        value_parser = clap::value_parser!(u16).range(1..=1_024)
+    )]
+    pub ingest_batch_blocks: u16,
     /// Days to keep the history of payments, rounded to whole months; forever if left out
     #[arg(long, env = "HISTORY_KEEP_DAYS", global = true, value_parser = clap::value_parser!(u32).range(1..))]
     pub history_keep_days: Option<u32>,
@@ -97,6 +154,30 @@ fn network(text: &str) -> Result<IpNet, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    #[test]
+    fn a_number_out_of_range_is_refused_by_name() {
+        let parse = |flag: &str, value: &str| Cli::try_parse_from(["ctrip", flag, value]);
+        for (flag, good, bad) in [
+            ("--database-read-max-lag-ms", "200", "199"),
+            ("--api-database-connections", "1000", "1"),
+            ("--api-database-wait-ms", "100", "60001"),
+            ("--api-statement-timeout-ms", "600000", "0"),
+            ("--ingest-parallel-fetches", "256", "0"),
+            ("--ingest-batch-blocks", "1", "1025"),
+        ] {
+            assert!(parse(flag, good).is_ok(), "{flag}");
+            let refused = parse(flag, bad).unwrap_err().to_string();
+            assert!(refused.contains(flag) && refused.contains("is not in"), "{refused}");
+        }
+    }
 
     #[test]
     fn a_network_may_be_one_address() {

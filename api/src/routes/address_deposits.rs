@@ -41,11 +41,14 @@ pub async fn list(
     Parameters(parameters): Parameters,
 ) -> Result<Json<DepositPage>, Problem> {
     let page = PageQuery::read(parameters, PageSize::STANDARD, "limit, cursor", decode_cursor, no_filter)?;
-    let db = app.db().await?;
-    let (address, db) = addresses::find(&app, db, &caller, id).await?;
-    let below = page.cursor.unwrap_or(Place::FIRST);
-    let mut places = store::list_deposits(&db, address.id, below, page.rows_to_load()).await?;
-    let next_cursor = page.cut(&mut places, |last| encode_cursor(*last));
-    let ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
-    Ok(Json(DepositPage { data: payment_reply::load(&app.catalog, &db, &ids).await?, next_cursor }))
+    let (app, caller, page) = (&app, &caller, &page);
+    let load = |db| async move {
+        let (address, db) = addresses::find(app, db, caller, id).await?;
+        let below = page.cursor.unwrap_or(Place::FIRST);
+        let mut places = store::list_deposits(&*db, address.id, below, page.rows_to_load()).await?;
+        let next_cursor = page.cut(&mut places, |last| encode_cursor(*last));
+        let ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
+        Ok(Json(DepositPage { data: payment_reply::load(&app.catalog, &db, &ids).await?, next_cursor }))
+    };
+    app.read(load).await
 }

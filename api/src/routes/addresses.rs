@@ -1,7 +1,7 @@
 //! `/api/v1/addresses`: static deposit addresses, one per customer. Every transfer to one is a deposit, on any chain, of any
 //! amount, in the coin or in a listed token; [`address_deposits`](super::address_deposits) lists them.
 
-use crate::app::{App, Connection};
+use crate::app::App;
 use crate::auth::Caller;
 use crate::create::address::{self, AddressRequest};
 use crate::create::order;
@@ -10,6 +10,7 @@ use crate::http::fields::Fields;
 use crate::http::pagination::{PageQuery, PageSize, decode_cursor, encode_cursor};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
+use crate::read::Reader;
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::http::StatusCode;
@@ -128,9 +129,9 @@ pub async fn create(
 ///
 /// # Errors
 /// A 404 when it is not the caller's, a 503 when its intent is not acknowledged.
-pub async fn find(app: &App, db: Connection, caller: &Caller, id: Uuid) -> Result<(DepositAddress, Connection), Problem> {
-    let address = store::find_address(&db, caller.merchant, id).await?.ok_or_else(|| no_address(id))?;
-    Ok((address, app.intents.ensure_acknowledged(&app.pool, db, id).await?))
+pub async fn find(app: &App, db: Reader, caller: &Caller, id: Uuid) -> Result<(DepositAddress, Reader), Problem> {
+    let address = store::find_address(&*db, caller.merchant, id).await?.ok_or_else(|| no_address(id))?;
+    Ok((address, app.ensure_acknowledged(db, id).await?))
 }
 
 /// `GET /api/v1/addresses/{id}`
@@ -140,8 +141,8 @@ pub async fn find(app: &App, db: Connection, caller: &Caller, id: Uuid) -> Resul
     responses((status = 200, description = "The address.", body = AddressReply)),
 )]
 pub async fn get(State(app): State<App>, caller: Caller, AddressPath(id): AddressPath) -> Result<Json<AddressReply>, Problem> {
-    let db = app.db().await?;
-    Ok(Json(find(&app, db, &caller, id).await?.0.into()))
+    let found = app.read(|db| find(&app, db, &caller, id)).await?;
+    Ok(Json(found.0.into()))
 }
 
 /// `GET /api/v1/addresses`, newest first. Addresses that must not be shown yet are left out: no client knows of them.
@@ -166,14 +167,17 @@ pub async fn list(
         external_id = Some(value);
         Ok(true)
     })?;
-    let db = app.db().await?;
-    let below = page.cursor.unwrap_or(Place::FIRST);
-    let rows = page.rows_to_load();
-    let mut found = store::list_addresses(&db, caller.merchant, external_id.as_deref(), below, rows).await?;
-    let next_cursor =
-        page.cut(&mut found, |last| encode_cursor(Place { created_at: bigint(last.created_at), id: PaymentId(last.id) }));
-    let ids: Vec<Uuid> = found.iter().map(|address| address.id).collect();
-    let (_, hidden) = app.intents.still_unacknowledged(&app.pool, db, &ids).await?;
-    found.retain(|address| !hidden.contains(&address.id));
-    Ok(Json(AddressPage { data: found.into_iter().map(AddressReply::from).collect(), next_cursor }))
+    let (app, page, external_id) = (&app, &page, external_id.as_deref());
+    let load = |db: Reader| async move {
+        let below = page.cursor.unwrap_or(Place::FIRST);
+        let rows = page.rows_to_load();
+        let mut found = store::list_addresses(&*db, caller.merchant, external_id, below, rows).await?;
+        let next_cursor =
+            page.cut(&mut found, |last| encode_cursor(Place { created_at: bigint(last.created_at), id: PaymentId(last.id) }));
+        let ids: Vec<Uuid> = found.iter().map(|address| address.id).collect();
+        let (_, hidden) = app.still_unacknowledged(db, &ids).await?;
+        found.retain(|address| !hidden.contains(&address.id));
+        Ok(Json(AddressPage { data: found.into_iter().map(AddressReply::from).collect(), next_cursor }))
+    };
+    app.read(load).await
 }

@@ -9,6 +9,7 @@ use crate::create::queue::{self, CreateRequest, CreatedPayment};
 use crate::http::extract::{Body, path_id};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
+use crate::read::Reader;
 use crate::routes::payment_reply::{self, PaymentReply};
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
@@ -85,19 +86,22 @@ pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, 
     responses((status = 200, description = "The payment.", body = PaymentReply)),
 )]
 pub async fn get(State(app): State<App>, caller: Caller, PaymentPath(id): PaymentPath) -> Result<Json<PaymentReply>, Problem> {
-    let db = app.db().await?;
-    // Pipelined: the connection sends the second query before the first has its rows.
-    let (ids, read) = ([id.0], Instant::now());
-    let (found, unacknowledged) = tokio::join!(store::load_payments(&db, &ids), store::unacknowledged_intents(&db, &ids));
-    let found: Vec<_> = found?.into_iter().filter(|payment| payment.merchant == caller.merchant).collect();
-    if found.is_empty() {
-        return Err(no_payment(id));
-    }
-    let (db, hidden) = app.intents.publish_unacknowledged(&app.pool, db, unacknowledged?, read).await?;
-    if !hidden.is_empty() {
-        return Err(Problem::unacknowledged());
-    }
-    payment_reply::complete(&app.catalog, &db, &found).await?.pop().map(Json).ok_or_else(|| no_payment(id))
+    let app = &app;
+    let load = |db: Reader| async move {
+        // Pipelined: the connection sends the second query before the first has its rows.
+        let (ids, read) = ([id.0], Instant::now());
+        let (found, unacknowledged) = tokio::join!(store::load_payments(&*db, &ids), store::unacknowledged_intents(&*db, &ids));
+        let found: Vec<_> = found?.into_iter().filter(|payment| payment.merchant == caller.merchant).collect();
+        if found.is_empty() {
+            return Err(no_payment(id));
+        }
+        let (db, hidden) = app.publish_unacknowledged(db, unacknowledged?, read).await?;
+        if !hidden.is_empty() {
+            return Err(Problem::unacknowledged());
+        }
+        payment_reply::complete(&app.catalog, &db, &found).await?.pop().map(Json).ok_or_else(|| no_payment(id))
+    };
+    app.read(load).await
 }
 
 /// `POST /api/v1/payments/{id}/cancel`

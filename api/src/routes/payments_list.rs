@@ -7,13 +7,14 @@ use crate::http::extract::Parameters;
 use crate::http::pagination::{PageQuery, PageSize, decode_cursor, encode_cursor};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
+use crate::read::Reader;
 use crate::routes::payment_reply::{self, PaymentReply};
 use axum::Json;
 use axum::extract::State;
 use base::json::check_storable_text;
 use base::text::excerpt;
 use base::timestamp;
-use payments::store::{self, PaymentFilter};
+use payments::store::{self, PaymentFilter, Place};
 use serde::Serialize;
 use topics::{Address, B256};
 use utoipa::ToSchema;
@@ -44,21 +45,24 @@ pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters)
         set_filter(&mut filter, &app.catalog, name, value)
     })?;
     filter.below = page.cursor;
-    let db = app.db().await?;
+    app.read(|db| load(&app, caller.merchant, &filter, &page, db)).await.map(Json)
+}
+
+async fn load(app: &App, merchant: Uuid, filter: &PaymentFilter, page: &PageQuery<Place>, db: Reader) -> Result<Page, Problem> {
     if let Some(external_id) = filter.external_id_beside_others()
-        && store::is_common_external_id(&db, caller.merchant, external_id).await?
+        && store::is_common_external_id(&*db, merchant, external_id).await?
     {
         let message =
             "more than 1,000 payments have it, and then it can be combined with status and times, not with chain or token";
         return Err(Problem::field("external_id", message));
     }
-    let mut places = store::list_payments(&db, caller.merchant, &filter, page.rows_to_load()).await?;
+    let mut places = store::list_payments(&*db, merchant, filter, page.rows_to_load()).await?;
     // A hidden payment counts as well: the next page begins below it.
     let next_cursor = page.cut(&mut places, |last| encode_cursor(*last));
     let mut ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
-    let (db, hidden) = app.intents.still_unacknowledged(&app.pool, db, &ids).await?;
+    let (db, hidden) = app.still_unacknowledged(db, &ids).await?;
     ids.retain(|id| !hidden.contains(id));
-    Ok(Json(Page { data: payment_reply::load(&app.catalog, &db, &ids).await?, next_cursor }))
+    Ok(Page { data: payment_reply::load(&app.catalog, &db, &ids).await?, next_cursor })
 }
 
 fn set_filter(filter: &mut PaymentFilter, catalog: &Catalog, name: &str, value: String) -> Result<bool, String> {

@@ -7,6 +7,7 @@ use crate::http::extract::Parameters;
 use crate::http::pagination::{PageQuery, PageSize, bad_cursor, no_filter};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
+use crate::read::Reader;
 use crate::routes::addresses::{self, AddressPath};
 use crate::routes::payments::{PaymentPath, no_payment};
 use crate::routes::transfer_reply::{Depths, TransferReply};
@@ -47,12 +48,15 @@ pub async fn of_payment(
     Parameters(parameters): Parameters,
 ) -> Result<Json<TransferPage>, Problem> {
     let page = read(parameters)?;
-    let db = app.db().await?;
-    if !store::belongs_to_merchant(&db, caller.merchant, id).await? {
-        return Err(no_payment(id));
-    }
-    let db = app.intents.ensure_acknowledged(&app.pool, db, id.0).await?;
-    list(&app, &db, TransferOwner::Payment(id.0), page).await
+    let (app, page) = (&app, &page);
+    let load = |db: Reader| async move {
+        if !store::belongs_to_merchant(&*db, caller.merchant, id).await? {
+            return Err(no_payment(id));
+        }
+        let db = app.ensure_acknowledged(db, id.0).await?;
+        list(app, &db, TransferOwner::Payment(id.0), page).await
+    };
+    app.read(load).await
 }
 
 /// `GET /api/v1/addresses/{id}/transfers`
@@ -70,9 +74,12 @@ pub async fn of_address(
     Parameters(parameters): Parameters,
 ) -> Result<Json<TransferPage>, Problem> {
     let page = read(parameters)?;
-    let db = app.db().await?;
-    let (address, db) = addresses::find(&app, db, &caller, id).await?;
-    list(&app, &db, TransferOwner::DepositAddress(address.id), page).await
+    let (app, caller, page) = (&app, &caller, &page);
+    let load = |db| async move {
+        let (address, db) = addresses::find(app, db, caller, id).await?;
+        list(app, &db, TransferOwner::DepositAddress(address.id), page).await
+    };
+    app.read(load).await
 }
 
 type Page = PageQuery<TransferPlace>;
@@ -81,7 +88,7 @@ fn read(parameters: Vec<(String, String)>) -> Result<Page, Problem> {
     PageQuery::read(parameters, PageSize::STANDARD, "limit, cursor", decode_cursor, no_filter)
 }
 
-async fn list(app: &App, db: &Connection, owner: TransferOwner, page: Page) -> Result<Json<TransferPage>, Problem> {
+async fn list(app: &App, db: &Connection, owner: TransferOwner, page: &Page) -> Result<Json<TransferPage>, Problem> {
     let mut transfers = store::list_transfers(db, owner, page.cursor.as_ref(), page.rows_to_load()).await?;
     let next_cursor = page.cut(&mut transfers, |last: &ReceivedTransfer| encode_cursor(&last.place()));
     let depths = Depths::load(&app.catalog, db, transfers.iter(), iter::empty()).await?;

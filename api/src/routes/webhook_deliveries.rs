@@ -7,6 +7,7 @@ use crate::http::extract::Parameters;
 use crate::http::pagination::{PageQuery, PageSize, bad_cursor};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
+use crate::read::Reader;
 use axum::Json;
 use axum::extract::State;
 use base::text::excerpt;
@@ -126,12 +127,15 @@ pub async fn list(
         }
         Ok(true)
     })?;
-    let db = app.db().await?;
-    endpoints::get(&db, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
-    let before = page.cursor.unwrap_or(i64::MAX);
-    let mut found = deliveries::list(&db, id, state.as_deref(), before, page.rows_to_load()).await?;
-    let next_cursor = page.cut(&mut found, |last| last.id.to_string());
-    Ok(Json(Page { data: found.into_iter().map(DeliveryReply::new).collect(), next_cursor }))
+    let (page, state) = (&page, state.as_deref());
+    let load = |db: Reader| async move {
+        endpoints::get(&*db, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
+        let before = page.cursor.unwrap_or(i64::MAX);
+        let mut found = deliveries::list(&*db, id, state, before, page.rows_to_load()).await?;
+        let next_cursor = page.cut(&mut found, |last| last.id.to_string());
+        Ok(Json(Page { data: found.into_iter().map(DeliveryReply::new).collect(), next_cursor }))
+    };
+    app.read(load).await
 }
 
 /// The cursor of this list: the id of a delivery.

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, ensure};
 use e2e::{Lab, Plan, PostgresServer, Stack, eventually};
 use runtime::Failure;
-use runtime::db::{Gate, Lineage};
+use runtime::db::{Bounds, Gate, Lineage};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -94,7 +94,8 @@ async fn statements_whose_callers_are_gone_end_and_do_not_pile_up() -> Result<()
     let db = plain.get().await?;
     let lineage = Lineage::of(&db).await?;
     gate.open(lineage.clone());
-    let pool = runtime::db::gated_pool(&url, 1, &gate, Some(Duration::from_secs(2)))?;
+    let bounds = Bounds { connections: 1, wait: Duration::from_secs(10), statement: Duration::from_secs(2) };
+    let pool = runtime::db::bounded_pool(&url, bounds, &gate)?;
     for _ in 0..3 {
         gate.looked(lineage.clone(), Instant::now());
         let client = pool.get().await?;

@@ -37,6 +37,7 @@ mod past;
 mod payments;
 mod real_blocks;
 mod reorgs;
+mod replica;
 mod restore;
 mod session;
 mod set_aside;

@@ -4,7 +4,7 @@ use crate::node::{Fault, Node, Recorded, branch};
 use crate::{Consumer, load, polygon};
 use chain::{Chain, Heads, Rpc};
 use ingest::records::{Change, FinalityTags};
-use ingest::{Batch, Follower, Window};
+use ingest::{Batch, BatchSizes, Follower, Window};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ impl Told {
 
     pub fn of(chain: &Arc<Chain>, rpc: Rpc, window: Window) -> Self {
         let rpc = Arc::new(rpc);
-        let follower = Follower::new(chain.clone(), rpc.clone(), Heads::of(chain), window);
+        let follower = Follower::new(chain.clone(), rpc.clone(), Heads::of(chain), window, BatchSizes::default());
         Self { rpc, consumer: Consumer::of(follower), known: FinalityTags::default(), witnessed: vec![] }
     }
 

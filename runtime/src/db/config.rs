@@ -15,9 +15,15 @@ const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a transaction may wait for its client. The longest of ours waits for Kafka's acknowledgement, which takes seconds.
 const MAX_IDLE_IN_TRANSACTION: Duration = Duration::from_secs(30);
 
-/// The configuration. The URL holds a password, so the error does not repeat it.
+/// The configuration, of the primary.
 pub(super) fn parse(url: &str) -> anyhow::Result<Config> {
-    let mut config: Config = url.parse().context("DATABASE_URL: expected postgres://user:password@host:port/database")?;
+    parse_for("DATABASE_URL", url)
+}
+
+/// [`parse`] for the URL of another variable. It holds a password, so the error does not repeat it.
+pub(super) fn parse_for(variable: &str, url: &str) -> anyhow::Result<Config> {
+    let expected = || format!("{variable}: expected postgres://user:password@host:port/database");
+    let mut config: Config = url.parse().with_context(expected)?;
     // Of several hosts, and of a name that leads to another one after a failover, only the primary is of use.
     config.target_session_attrs(TargetSessionAttrs::ReadWrite);
     config.connect_timeout(CONNECT_TIMEOUT);

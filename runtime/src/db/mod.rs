@@ -1,4 +1,4 @@
-//! Postgres, as the roles need it: pools, a gate in front of them, deadlines, migrations, which errors a retry mends, and advisory locks.
+//! Postgres, as the roles need it: pools, a gate in front of them, a replica for reads, deadlines, migrations, which errors a retry mends, and advisory locks.
 
 mod config;
 mod error;
@@ -10,6 +10,7 @@ mod number;
 mod own_connection;
 mod pool;
 mod primary;
+mod replica;
 mod server;
 
 pub use gate::{Gate, Lineage};
@@ -17,6 +18,7 @@ pub use in_time::{WRITE_TIMEOUT, answered, in_time};
 pub use migrate::{Migrations, contradicting_history, migrate};
 pub use number::{bigint, unsigned};
 pub use own_connection::OwnConnection;
-pub use pool::{CommitMode, gated_pool, generic_plan_pool, observe, pool};
+pub use pool::{Bounds, CommitMode, bounded_pool, gated_pool, generic_plan_pool, observe, pool};
 pub use primary::Primary;
+pub use replica::Replica;
 pub use server::hosts;

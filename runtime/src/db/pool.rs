@@ -34,24 +34,44 @@ pub fn pool(url: &str, size: usize) -> anyhow::Result<Pool> {
     Ok(builder(url, size)?.pre_recycle(rested_connection()).build()?)
 }
 
-/// [`pool`] behind a gate. A statement ends after `longest`, if given and the operator has set no `statement_timeout`: the server goes on
-/// with one whose caller is gone, on a connection that is replaced meanwhile. It is not asked to cancel it, since a commit that waits
-/// for a standby would then count without it.
+/// How much those who ask may take of the database.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub connections: usize,
+    /// How long a caller waits for a connection.
+    pub wait: Duration,
+    /// How long a statement may take, unless the operator has set `statement_timeout`.
+    pub statement: Duration,
+}
+
+/// [`pool`] behind a gate.
 ///
 /// # Errors
 /// When the URL does not parse.
-pub fn gated_pool(url: &str, size: usize, gate: &Gate, longest: Option<Duration>) -> anyhow::Result<Pool> {
-    let builder = behind(builder(url, size)?, gate);
-    let Some(longest) = longest else { return Ok(builder.build()?) };
+pub fn gated_pool(url: &str, size: usize, gate: &Gate) -> anyhow::Result<Pool> {
+    Ok(behind(builder(url, size)?, gate).build()?)
+}
+
+/// [`gated_pool`] with bounds. A statement ends in time: the server would go on with one whose caller is gone, on a connection that is
+/// replaced meanwhile. It is not asked to cancel it, since a commit that waits for a standby would then count without it.
+///
+/// # Errors
+/// When the URL does not parse.
+pub fn bounded_pool(url: &str, bounds: Bounds, gate: &Gate) -> anyhow::Result<Pool> {
+    let builder = behind(builder(url, bounds.connections)?, gate).wait_timeout(Some(bounds.wait));
+    Ok(builder.post_create(limit_statements(bounds.statement)).build()?)
+}
+
+/// Ends statements of new connections after this time, if the operator has set no `statement_timeout`.
+pub(super) fn limit_statements(longest: Duration) -> Hook {
     let set = format!(
         "SELECT set_config('statement_timeout', '{}', false) WHERE current_setting('statement_timeout') = '0'",
         longest.as_millis()
     );
-    let limit = Hook::async_fn(move |client: &mut ClientWrapper, _| {
+    Hook::async_fn(move |client: &mut ClientWrapper, _| {
         let set = set.clone();
         Box::pin(async move { client.batch_execute(&set).await.map_err(HookError::Backend) })
-    });
-    Ok(builder.post_create(limit).build()?)
+    })
 }
 
 /// [`pool`] for statements that read short index ranges and nothing else, whatever their parameters are.

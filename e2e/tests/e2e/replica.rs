@@ -1,0 +1,77 @@
+//! A replica for the API's reads.
+
+use anyhow::{Result, ensure};
+use e2e::{Api, Lab, Plan, PostgresServer, eventually};
+use reqwest::Method;
+use serde_json::json;
+use std::time::{Duration, Instant};
+use tokio_postgres::Client;
+
+const LIST: &str = "/api/v1/payments";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_answers_reads_while_it_keeps_up_and_the_primary_what_it_lacks() -> Result<()> {
+    let mut lab = Lab::start(Plan::default()).await?;
+    let primary = PostgresServer::primary(&lab.stack).await?;
+    let standby = primary.standby().await?;
+    lab.env.insert("DATABASE_URL".to_owned(), primary.url("postgres"));
+    lab.env.insert("DATABASE_READ_URL".to_owned(), standby.url("postgres"));
+    lab.env.insert("DATABASE_READ_MAX_LAG_MS".to_owned(), "1000".to_owned());
+    lab.ctrip(&["migrate"])?;
+    let mut server = lab.spawn("api")?;
+    let api = lab.merchant("reader")?;
+    api.ready(&mut server).await?;
+    let order = || json!({ "chain": "anvil", "amount": 5 });
+    let old = api.create_surely(order()).await?;
+    let (replica, connection) = tokio_postgres::connect(&standby.url("postgres"), tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    until_used(&api, &replica).await?;
+
+    replica.execute("SELECT pg_wal_replay_pause()", &[]).await?;
+    eventually("the replica to stand still", || async {
+        let state = replica.query_one("SELECT pg_get_wal_replay_pause_state()", &[]).await?;
+        Ok((state.get::<_, &str>(0) == "paused").then_some(()))
+    })
+    .await?;
+    let new = api.create_surely(order()).await?;
+    ensure!(api.get(new.id()).await?.address()? == new.address()?, "what the replica lacks is on the primary");
+    let (status, cancelled) = api.request(Method::POST, &format!("{LIST}/{}/cancel", old.id()), None, &[]).await?;
+    ensure!(status.is_success() && cancelled["status"] == "cancelled", "{status} {cancelled}");
+    api.until(old.id(), "cancelled").await?;
+    let (_, page) = api.request(Method::GET, LIST, None, &[]).await?;
+    ensure!(page["data"][0]["id"] == new.id(), "{page}");
+    let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+    let stages = health["components"]["stages"].to_string();
+    ensure!(stages.contains("DATABASE_READ_URL") && stages.contains("The primary answers"), "{health}");
+    ensure!(server.metric("database_replica_lag_seconds", &[]).await? >= 1.0);
+
+    replica.execute("SELECT pg_wal_replay_resume()", &[]).await?;
+    until_used(&api, &replica).await?;
+    eventually("/health to be well again", || async {
+        let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+        Ok((!health.to_string().contains("DATABASE_READ_URL")).then_some(()))
+    })
+    .await?;
+
+    standby.stand_still()?;
+    let asked = Instant::now();
+    let (status, page) = api.request(Method::GET, LIST, None, &[]).await?;
+    ensure!(status.is_success() && asked.elapsed() < Duration::from_secs(10), "{status} after {:.1?}: {page}", asked.elapsed());
+    standby.go_on()?;
+    server.check()
+}
+
+/// Waits until the replica has answered a list.
+async fn until_used(api: &Api, replica: &Client) -> Result<()> {
+    let scans = async || {
+        let sql = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'payments_of_merchant'";
+        // It may not have the tables yet.
+        Ok::<i64, anyhow::Error>(replica.query_opt(sql, &[]).await?.map_or(0, |row| row.get(0)))
+    };
+    let before = scans().await?;
+    eventually("the replica to be asked", || async {
+        api.request(Method::GET, LIST, None, &[]).await?;
+        Ok((scans().await? > before).then_some(()))
+    })
+    .await
+}

@@ -81,6 +81,22 @@ async fn an_index_is_built_while_others_write() -> Result<()> {
     Ok(())
 }
 
+/// A row that it has filled is not kept from others until the last one is.
+#[tokio::test]
+async fn a_backfill_commits_step_by_step() -> Result<()> {
+    let (url, database) = empty().await?;
+    Migrations::of(&[TABLE])?.run(&url).await?;
+    database.batch_execute("INSERT INTO t SELECT generate_series(1, 10)").await?;
+    let backfill = "-- outside a transaction: five rows at a time\n\nDO $$ BEGIN\n    FOR step IN 0..1 LOOP\n        \
+                    UPDATE t SET a = a + 100 WHERE a BETWEEN step * 5 + 1 AND step * 5 + 5;\n        COMMIT;\n    END LOOP;\nEND $$;\n";
+    Migrations::of(&[TABLE, ("V2__backfill", backfill)])?.run(&url).await?;
+    let sql = "SELECT count(*), count(DISTINCT xmin::text) FROM t WHERE a > 100";
+    let row = database.query_one(sql, &[]).await?;
+    let (rows, transactions): (i64, i64) = (row.get(0), row.get(1));
+    ensure!((rows, transactions) == (10, 2), "{rows} rows in {transactions} transactions");
+    Ok(())
+}
+
 /// An empty database, and a connection to it.
 async fn empty() -> Result<(String, deadpool_postgres::Client)> {
     let url = Stack::attach()?.create_database(&format!("migrations_{}", Uuid::new_v4().simple())).await?;

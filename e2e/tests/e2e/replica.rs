@@ -40,9 +40,12 @@ async fn a_replica_answers_reads_while_it_keeps_up_and_the_primary_what_it_lacks
     api.until(old.id(), "cancelled").await?;
     let (_, page) = api.request(Method::GET, LIST, None, &[]).await?;
     ensure!(page["data"][0]["id"] == new.id(), "{page}");
-    let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
-    let stages = health["components"]["stages"].to_string();
-    ensure!(stages.contains("DATABASE_READ_URL") && stages.contains("The primary answers"), "{health}");
+    eventually("/health to name it", || async {
+        let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+        let stages = health["components"]["stages"].to_string();
+        Ok((stages.contains("DATABASE_READ_URL") && stages.contains("The primary answers")).then_some(()))
+    })
+    .await?;
     ensure!(server.metric("database_replica_lag_seconds", &[]).await? >= 1.0);
 
     replica.execute("SELECT pg_wal_replay_resume()", &[]).await?;

@@ -38,7 +38,11 @@ pub async fn run() -> Result<Vec<Figure>> {
     fill(&lab, payments).await?;
     let mut server = lab.spawn("api")?;
     large.ready(&mut server).await?;
-    let mut figures = vec![Figure::new("scale_payments", as_f64(payments), "payments", "20000000")];
+    let size = lab.database().await?.query_one("SELECT pg_database_size(current_database()) / 1000000", &[]).await?;
+    let mut figures = vec![
+        Figure::new("scale_payments", as_f64(payments), "payments", "20000000"),
+        Figure::new("scale_database_mb", as_f64(u64::try_from(size.get::<_, i64>(0))?), "MB", "-"),
+    ];
     for (name, paths) in reads(payments, webhook["id"].as_str().context("the webhook's id")?) {
         figures.push(timed(name, Method::GET, &large, &paths).await?);
     }

@@ -181,5 +181,7 @@ mod tests {
         assert!(replica.is_usable());
         *locked(&replica.complete_until) = Some(Instant::now() - Duration::from_secs(2));
         assert!(!replica.is_usable() && replica.get().await.is_none());
+        let wrong = Replica::new("nonsense", bounds, Duration::from_secs(2)).err().unwrap().to_string();
+        assert!(wrong.contains("DATABASE_READ_URL") && !wrong.contains("nonsense"), "{wrong}");
     }
 }

@@ -102,7 +102,8 @@ async fn redeliver_batch(
         }
         RedeliverFilter::CreatedBetween { before, .. } => {
             values.extend([before as &(dyn ToSql + Sync), &after.created_at]);
-            ("created_at < $4 AND (created_at, id) > ($5, $2)", "created_at, id")
+            // The bound that says less lets Postgres see that a range is asked for.
+            ("created_at < $4 AND created_at >= $5 AND (created_at, id) > ($5, $2)", "created_at, id")
         }
         RedeliverFilter::Failed => ("id > $2 AND (state = 'failed' OR state = 'pending' AND tries > 0)", "id"),
     };

@@ -1,6 +1,7 @@
 //! Reads that a replica may answer, if there is one that keeps up.
 
 use crate::app::{App, Connection};
+use crate::http::pagination::PageQuery;
 use crate::http::problem::Problem;
 use payments::store;
 use std::collections::HashSet;
@@ -26,6 +27,16 @@ impl Deref for Reader {
     }
 }
 
+impl Reader {
+    /// A list that is empty on the replica may be of what was just created.
+    ///
+    /// # Errors
+    /// When the primary is to be asked.
+    pub fn expect<T>(&self, found: &[T]) -> Result<(), Problem> {
+        if self.is_replica && found.is_empty() { Err(Problem::internal()) } else { Ok(()) }
+    }
+}
+
 impl App {
     /// Reads on the replica, and on the primary where that is too far behind, fails, or does not have what is asked for.
     ///
@@ -35,12 +46,25 @@ impl App {
         if let Some(replica) = &self.replica
             && let Some(client) = replica.get().await
         {
-            let answer = read(Reader { client, is_replica: true });
-            if let Ok(Ok(answer)) = tokio::time::timeout(REPLICA_TIMEOUT, answer).await {
-                return Ok(answer);
+            match tokio::time::timeout(REPLICA_TIMEOUT, read(Reader { client, is_replica: true })).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(_)) => {}
+                Err(_) => replica.leave(),
             }
         }
         read(self.newest().await?).await
+    }
+
+    /// [`read`](Self::read) of a page. Only a first page may be the replica's: what comes after one of the primary may not be there yet.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn read_page<T, C, F: Future<Output = Result<T, Problem>>>(
+        &self,
+        page: &PageQuery<C>,
+        read: impl Fn(Reader) -> F,
+    ) -> Result<T, Problem> {
+        if page.cursor.is_none() { self.read(read).await } else { read(self.newest().await?).await }
     }
 
     /// A connection to the primary.

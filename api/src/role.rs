@@ -104,7 +104,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let housekeeping_pool = db::gated_pool(&settings.database_url, 1, recovery.gate())?;
     let replica = settings.database_read_url.as_deref().map(|url| {
         let max_lag = Duration::from_millis(settings.database_read_max_lag_ms);
-        Ok::<_, anyhow::Error>((Replica::new(url, bounds, max_lag)?, limited(1)?))
+        Ok::<_, anyhow::Error>((Replica::new(url, bounds, max_lag, &Uuid::new_v4().to_string())?, limited(1)?))
     });
     let replica = replica.transpose()?;
     let account = Account::register(xpub, &pool).await?;
@@ -137,7 +137,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     tasks.spawn(Arc::clone(&keys).write_last_uses(stop.clone()));
     tasks.spawn(observe_pool(pool.clone(), stop.clone()));
     if let Some((replica, primary)) = replica.clone() {
-        tasks.spawn(replica.follow(primary, Uuid::new_v4().to_string(), stop.clone()));
+        tasks.spawn(replica.follow(primary, stop.clone()));
     }
     let app = App::new(Parts {
         pool,

@@ -194,7 +194,7 @@ impl Lab {
             xpub: Some(XPUB.to_owned()),
             api_rate_limit: 0,
             api_database_connections: 16,
-            api_database_wait_ms: 10_000,
+            api_database_wait_ms: 5_000,
             api_statement_timeout_ms: 10_000,
             ingest_parallel_fetches: 8,
             ingest_batch_blocks: 64,

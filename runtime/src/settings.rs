@@ -66,16 +66,16 @@ pub struct Settings {
         env = "API_DATABASE_CONNECTIONS",
         default_value_t = 16,
         global = true,
-        value_parser = clap::value_parser!(u16).range(2..=1_000)
+        value_parser = clap::value_parser!(u16).range(6..=1_000)
     )]
     pub api_database_connections: u16,
     /// Milliseconds that a request waits for one of them
     #[arg(
         long,
         env = "API_DATABASE_WAIT_MS",
-        default_value_t = 10_000,
+        default_value_t = 5_000,
         global = true,
-        value_parser = clap::value_parser!(u64).range(100..=60_000)
+        value_parser = clap::value_parser!(u64).range(100..=5_000)
     )]
     pub api_database_wait_ms: u64,
     /// Milliseconds that a statement of the API may take, unless Postgres has a `statement_timeout` for it
@@ -84,7 +84,7 @@ pub struct Settings {
         env = "API_STATEMENT_TIMEOUT_MS",
         default_value_t = 10_000,
         global = true,
-        value_parser = clap::value_parser!(u64).range(1_000..=600_000)
+        value_parser = clap::value_parser!(u64).range(1_000..=20_000)
     )]
     pub api_statement_timeout_ms: u64,
     /// Connections that the API keeps open; at most half of the files that the process may open
@@ -167,9 +167,9 @@ mod tests {
         let parse = |flag: &str, value: &str| Cli::try_parse_from(["ctrip", flag, value]);
         for (flag, good, bad) in [
             ("--database-read-max-lag-ms", "200", "199"),
-            ("--api-database-connections", "1000", "1"),
-            ("--api-database-wait-ms", "100", "60001"),
-            ("--api-statement-timeout-ms", "600000", "0"),
+            ("--api-database-connections", "1000", "5"),
+            ("--api-database-wait-ms", "100", "5001"),
+            ("--api-statement-timeout-ms", "20000", "20001"),
             ("--ingest-parallel-fetches", "256", "0"),
             ("--ingest-batch-blocks", "1", "1025"),
         ] {

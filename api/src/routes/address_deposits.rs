@@ -46,9 +46,10 @@ pub async fn list(
         let (address, db) = addresses::find(app, db, caller, id).await?;
         let below = page.cursor.unwrap_or(Place::FIRST);
         let mut places = store::list_deposits(&*db, address.id, below, page.rows_to_load()).await?;
+        db.expect(&places)?;
         let next_cursor = page.cut(&mut places, |last| encode_cursor(*last));
         let ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
         Ok(Json(DepositPage { data: payment_reply::load(&app.catalog, &db, &ids).await?, next_cursor }))
     };
-    app.read(load).await
+    app.read_page(page, load).await
 }

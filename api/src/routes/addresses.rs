@@ -172,6 +172,7 @@ pub async fn list(
         let below = page.cursor.unwrap_or(Place::FIRST);
         let rows = page.rows_to_load();
         let mut found = store::list_addresses(&*db, caller.merchant, external_id, below, rows).await?;
+        db.expect(&found)?;
         let next_cursor =
             page.cut(&mut found, |last| encode_cursor(Place { created_at: bigint(last.created_at), id: PaymentId(last.id) }));
         let ids: Vec<Uuid> = found.iter().map(|address| address.id).collect();
@@ -179,5 +180,5 @@ pub async fn list(
         found.retain(|address| !hidden.contains(&address.id));
         Ok(Json(AddressPage { data: found.into_iter().map(AddressReply::from).collect(), next_cursor }))
     };
-    app.read(load).await
+    app.read_page(page, load).await
 }

@@ -45,7 +45,7 @@ pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters)
         set_filter(&mut filter, &app.catalog, name, value)
     })?;
     filter.below = page.cursor;
-    app.read(|db| load(&app, caller.merchant, &filter, &page, db)).await.map(Json)
+    app.read_page(&page, |db| load(&app, caller.merchant, &filter, &page, db)).await.map(Json)
 }
 
 async fn load(app: &App, merchant: Uuid, filter: &PaymentFilter, page: &PageQuery<Place>, db: Reader) -> Result<Page, Problem> {
@@ -57,6 +57,7 @@ async fn load(app: &App, merchant: Uuid, filter: &PaymentFilter, page: &PageQuer
         return Err(Problem::field("external_id", message));
     }
     let mut places = store::list_payments(&*db, merchant, filter, page.rows_to_load()).await?;
+    db.expect(&places)?;
     // A hidden payment counts as well: the next page begins below it.
     let next_cursor = page.cut(&mut places, |last| encode_cursor(*last));
     let mut ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();

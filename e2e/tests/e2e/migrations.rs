@@ -81,6 +81,24 @@ async fn an_index_is_built_while_others_write() -> Result<()> {
     Ok(())
 }
 
+/// A newer version migrates for hours, or has: the one before restarts beside it.
+#[tokio::test]
+async fn a_version_that_has_nothing_to_migrate_waits_for_nobody() -> Result<()> {
+    let (url, newer) = empty().await?;
+    Migrations::of(&[TABLE])?.run(&url).await?;
+    // As a process that migrates holds it.
+    newer.execute("SELECT pg_advisory_lock($1)", &[&db::lock::MIGRATIONS]).await?;
+    for applied in [false, true] {
+        if applied {
+            let sql =
+                "INSERT INTO refinery_schema_history SELECT 2, 'newer', applied_on, checksum FROM refinery_schema_history";
+            newer.execute(sql, &[]).await?;
+        }
+        tokio::time::timeout(Duration::from_secs(20), Migrations::of(&[TABLE])?.run(&url)).await??;
+    }
+    Ok(())
+}
+
 /// A row that it has filled is not kept from others until the last one is.
 #[tokio::test]
 async fn a_backfill_commits_step_by_step() -> Result<()> {

@@ -1,17 +1,21 @@
 //! A replica, for reads that may be a little old.
 //!
-//! A process writes a beat to the primary, again and again: what the replica shows of it tells up to which moment of this process it has
-//! everything. So no clock of another host counts, nor where the replica stands in which log: one that follows another server, such as an
-//! old primary, or that is stopped, shows no new beat, and is left alone once the last is too old.
+//! A process writes a beat to the primary, again and again: what a connection to the replica shows of it, asked before each read, tells up to
+//! which moment of this process that server has everything. So no clock of another host counts, nor where it stands in which log: one that
+//! follows another server, such as an old primary, or that is stopped, shows no new beat, and is left alone once the last is too old.
 
 use super::config::parse_for;
 use super::pool::{Bounds, limit_statements};
+use super::server::ask;
 use crate::failure::Failure;
 use crate::stage;
 use anyhow::anyhow;
 use base::{locked, metrics};
-use deadpool_postgres::{Client, ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{
+    Client, ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime,
+};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio_postgres::NoTls;
@@ -22,68 +26,85 @@ const NAME: &str = "the replica (DATABASE_READ_URL)";
 /// How many beats go into the time that the replica may lag.
 const BEATS: u32 = 8;
 const MAX_INTERVAL: Duration = Duration::from_secs(1);
-/// Beats that are waited for: minutes.
+/// Beats that are remembered: minutes.
 const MAX_BEATS: usize = 1024;
-/// For a connection to the replica, and for a beat. The primary is asked instead.
+/// For a beat, and for a new connection.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// For a read to get a connection, and for that to show its beat. The primary is asked instead.
+const READ_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// A pool of connections to a replica, and how far it lags. Cheap to clone.
+/// A pool of connections to a replica, or to several, and how far each lags. Cheap to clone.
 #[derive(Clone)]
 pub struct Replica {
     pool: Pool,
+    /// For looks, which do not wait for those that read.
+    look_pool: Pool,
     max_lag: Duration,
-    /// The replica has all that was committed before.
-    complete_until: Arc<Mutex<Option<Instant>>>,
+    process: Arc<str>,
+    beats: Arc<Mutex<Beats>>,
+    is_well: Arc<AtomicBool>,
 }
 
-/// The beats of a process that the replica has not shown yet, and when each was begun.
+/// The beats of a process, and when each was begun.
 #[derive(Default)]
 struct Beats {
     last: i64,
-    sent: VecDeque<(i64, Instant)>,
+    begun: VecDeque<(i64, Instant)>,
 }
 
 impl Replica {
-    /// No connection is opened yet. It is used once [`follow`](Self::follow) has found that it keeps up.
+    /// No connection is opened yet. It is used once [`follow`](Self::follow) has found that it keeps up. `process` is a name that no other
+    /// process has, or had.
     ///
     /// # Errors
     /// When the URL does not parse.
-    pub fn new(url: &str, bounds: Bounds, max_lag: Duration) -> anyhow::Result<Self> {
-        let mut config = parse_for("DATABASE_READ_URL", url)?;
-        config.target_session_attrs(TargetSessionAttrs::Any);
-        let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
-        let reads_only = Hook::async_fn(|client: &mut ClientWrapper, _| {
-            // Whatever it is, nothing is written to it.
-            Box::pin(
-                async move { client.batch_execute("SET default_transaction_read_only = on").await.map_err(HookError::Backend) },
-            )
-        });
-        let pool = Pool::builder(manager)
-            .max_size(bounds.connections)
-            .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(bounds.wait.min(TIMEOUT)))
-            .create_timeout(Some(TIMEOUT))
-            .post_create(reads_only)
-            .post_create(limit_statements(bounds.statement))
-            .build()?;
-        Ok(Self { pool, max_lag, complete_until: Arc::default() })
+    pub fn new(url: &str, bounds: Bounds, max_lag: Duration, process: &str) -> anyhow::Result<Self> {
+        Ok(Self {
+            pool: pool(url, bounds.connections, bounds.statement)?,
+            look_pool: pool(url, 2, TIMEOUT)?,
+            max_lag,
+            process: process.into(),
+            beats: Arc::default(),
+            is_well: Arc::default(),
+        })
     }
 
-    /// A connection, if the replica lags by less than it may, and one is to be had at once.
+    /// A connection to a replica that lags by less than it may, if one is to be had at once. The connection itself has shown so: others
+    /// may lead to other servers.
     pub async fn get(&self) -> Option<Client> {
-        if self.is_usable() { self.pool.get().await.ok() } else { None }
+        if !self.is_well.load(Ordering::Relaxed) {
+            return None;
+        }
+        let client = self.pool.get().await.ok()?;
+        match tokio::time::timeout(READ_TIMEOUT, self.lag(&client)).await {
+            Ok(Ok(lag)) => (lag? < self.max_lag).then_some(client),
+            Ok(Err(_)) | Err(_) => {
+                // A statement may hang there, behind which the next would wait.
+                drop(Object::take(client));
+                self.leave();
+                None
+            }
+        }
     }
 
-    fn is_usable(&self) -> bool {
-        locked(&self.complete_until).is_some_and(|until| until.elapsed() < self.max_lag)
+    /// Leaves it alone until the next look finds it well, as after a read that has taken too long.
+    pub fn leave(&self) {
+        self.is_well.store(false, Ordering::Relaxed);
     }
 
-    /// Writes beats to the primary under the name of this process, and looks for them, until `stop`.
-    pub async fn follow(self, primary: Pool, process: String, stop: CancellationToken) {
-        let (interval, mut beats) = ((self.max_lag / BEATS).min(MAX_INTERVAL), Beats::default());
+    /// By how much the server behind a connection lags; `None` if it shows nothing of this process.
+    async fn lag(&self, client: &Client) -> Result<Option<Duration>, Failure> {
+        let statement = client.prepare_cached("SELECT beat FROM replica_beats WHERE process = $1").await?;
+        let shown = client.query_opt(&statement, &[&&*self.process]).await?.map(|row| row.get(0));
+        Ok(shown.and_then(|beat| locked(&self.beats).begun(beat)).map(|begun| begun.elapsed()))
+    }
+
+    /// Writes beats to the primary, and looks whether the replica shows them, until `stop`.
+    pub async fn follow(self, primary: Pool, stop: CancellationToken) {
+        let (interval, mut is_pooler) = ((self.max_lag / BEATS).min(MAX_INTERVAL), None);
         while !stop.is_cancelled() {
-            let failure = self.look(&primary, &process, &mut beats).await.err();
-            self.tell(failure.as_ref());
+            let found = self.look(&primary, &mut is_pooler).await;
+            self.tell(found);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(interval) => {}
@@ -91,62 +112,95 @@ impl Replica {
         }
     }
 
-    async fn look(&self, primary: &Pool, process: &str, beats: &mut Beats) -> Result<(), Failure> {
-        let began = Instant::now();
-        let (number, beat) = (beats.last + 1, primary.get());
-        let sql = "INSERT INTO replica_beats (process, beat) VALUES ($1, $2)
-                   ON CONFLICT (process) DO UPDATE SET beat = EXCLUDED.beat, written_at = now()";
-        let written = async { Ok::<_, Failure>(beat.await?.execute(sql, &[&process, &number]).await?) };
-        in_time("the primary", written).await?;
-        beats.begun(number, began);
-        let sql = "SELECT beat FROM replica_beats WHERE process = $1";
-        let shown = async { Ok(self.pool.get().await?.query_opt(sql, &[&process]).await?) };
-        let shown = in_time("the replica", shown).await?.map_or(0, |row| row.get(0));
-        if let Some(until) = beats.shown(shown) {
-            *locked(&self.complete_until) = Some(until);
-        }
-        Ok(())
+    async fn look(&self, primary: &Pool, is_pooler: &mut Option<bool>) -> Result<Option<Duration>, Failure> {
+        let number = locked(&self.beats).begin();
+        let beat = async {
+            let sql = "INSERT INTO replica_beats (process, beat) VALUES ($1, $2)
+                       ON CONFLICT (process) DO UPDATE SET beat = EXCLUDED.beat, written_at = now()";
+            Ok(primary.get().await?.execute(sql, &[&&*self.process, &number]).await?)
+        };
+        in_time("the primary", beat).await?;
+        in_time("the replica", async {
+            let client = self.look_pool.get().await?;
+            if is_pooler.is_none() {
+                *is_pooler = Some(shares_sessions(&client, &self.look_pool.get().await?).await?);
+            }
+            if *is_pooler == Some(true) {
+                return Err(Failure::Retry(anyhow!(
+                    "a pooler in transaction mode stands in front of it: set `pool_mode = session`"
+                )));
+            }
+            self.lag(&client).await
+        })
+        .await
     }
 
-    /// Says when it is left alone, and when it is used again.
-    fn tell(&self, failure: Option<&Failure>) {
-        let lag = locked(&self.complete_until).map(|until| until.elapsed());
+    /// Notes whether it may be used, and says when it is left alone, and when it is used again.
+    fn tell(&self, found: Result<Option<Duration>, Failure>) {
+        let (lag, failure) = match found {
+            Ok(lag) => (lag, None),
+            Err(failure) => (None, Some(failure)),
+        };
         metrics::REPLICA_LAG.gauge(&[]).set(lag.map_or(f64::INFINITY, |lag| lag.as_secs_f64()));
+        let is_well = lag.is_some_and(|lag| lag < self.max_lag);
+        self.is_well.store(is_well, Ordering::Relaxed);
         let was_left = stage::waiting().iter().any(|(name, _)| name == NAME);
-        match (self.is_usable(), was_left) {
-            (true, true) => {
-                stage::resumed(NAME);
-                tracing::info!("{NAME} is used for reads again");
-            }
-            (false, false) => {
-                let cause = failure.map_or("it does not show what the primary has".to_owned(), ToString::to_string);
-                let lag = lag.map_or("was never up to date".to_owned(), |lag| format!("lags by {lag:.1?}"));
-                let text = format!("{lag}, and may by {:?}: {cause}. The primary answers in its place", self.max_lag);
-                tracing::warn!("{NAME} {text}");
-                stage::waits(NAME, &text);
-            }
-            _ => {}
+        if is_well && was_left {
+            stage::resumed(NAME);
+            tracing::info!("{NAME} is used for reads again");
+        } else if !is_well && !was_left {
+            let cause = match (failure, lag) {
+                (Some(failure), _) => failure.to_string(),
+                (None, Some(lag)) => format!("it lags by {lag:.1?}, and may by {:?}", self.max_lag),
+                (None, None) => "it shows nothing that this process has written to the primary for minutes".to_owned(),
+            };
+            tracing::warn!("{NAME} is left alone: {cause}. The primary answers in its place");
+            stage::waits(NAME, &format!("{cause}. The primary answers in its place"));
         }
     }
 }
 
 impl Beats {
-    fn begun(&mut self, number: i64, at: Instant) {
-        self.last = number;
-        self.sent.push_back((number, at));
-        if self.sent.len() > MAX_BEATS {
-            self.sent.pop_front();
+    /// A new one. Its number is never used again, whatever becomes of its write.
+    fn begin(&mut self) -> i64 {
+        self.last += 1;
+        self.begun.push_back((self.last, Instant::now()));
+        if self.begun.len() > MAX_BEATS {
+            self.begun.pop_front();
         }
+        self.last
     }
 
-    /// When the newest beat was begun that is shown for the first time.
-    fn shown(&mut self, number: i64) -> Option<Instant> {
-        let mut until = None;
-        while let Some((_, begun)) = self.sent.pop_front_if(|(sent, _)| *sent <= number) {
-            until = Some(begun);
-        }
-        until
+    /// When a beat was begun: whoever shows it has all that was committed before.
+    fn begun(&self, number: i64) -> Option<Instant> {
+        self.begun.iter().rev().find(|(begun, _)| *begun == number).map(|(_, at)| *at)
     }
+}
+
+fn pool(url: &str, size: usize, longest: Duration) -> anyhow::Result<Pool> {
+    let mut config = parse_for("DATABASE_READ_URL", url)?;
+    config.target_session_attrs(TargetSessionAttrs::Any);
+    let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+    let reads_only = Hook::async_fn(|client: &mut ClientWrapper, _| {
+        // Whatever it is, nothing is written to it.
+        let sql = "SET default_transaction_read_only = on";
+        Box::pin(async move { client.batch_execute(sql).await.map_err(HookError::Backend) })
+    });
+    let pool = Pool::builder(manager).max_size(size).runtime(Runtime::Tokio1);
+    let pool = pool.wait_timeout(Some(READ_TIMEOUT)).create_timeout(Some(TIMEOUT));
+    Ok(pool.post_create(reads_only).post_create(limit_statements(longest)).build()?)
+}
+
+/// Whether two connections get the same session of the server in turn.
+async fn shares_sessions(one: &Client, other: &Client) -> Result<bool, Failure> {
+    // Other clients of the pooler may come between two statements.
+    for _ in 0..3 {
+        let sql = "SELECT pg_backend_pid()";
+        if ask(one, sql).await? == ask(other, sql).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn in_time<T>(whom: &str, answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -159,29 +213,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_replica_is_complete_until_the_newest_beat_that_it_shows_was_begun() {
-        let start = Instant::now();
-        let at = |second| start + Duration::from_secs(second);
+    fn a_beat_tells_when_it_was_begun_and_its_number_is_never_used_again() {
         let mut beats = Beats::default();
-        (1..=3).for_each(|number| beats.begun(number, at(u64::try_from(number).unwrap())));
-        assert_eq!(beats.shown(0), None);
-        assert_eq!(beats.shown(2), Some(at(2)));
-        assert_eq!(beats.shown(2), None, "it stands still");
-        beats.begun(4, at(4));
-        assert_eq!(beats.shown(1), None, "another database");
-        assert_eq!(beats.shown(4), Some(at(4)));
+        let before = Instant::now();
+        // It may be committed and not answered.
+        let (first, second) = (beats.begin(), beats.begin());
+        assert!(first != second && beats.begun(first).is_some_and(|at| at >= before), "{first} {second}");
+        assert!(beats.begun(first) <= beats.begun(second) && beats.begun(0).is_none(), "another database has it");
+        for _ in 0..MAX_BEATS {
+            beats.begin();
+        }
+        assert_eq!(beats.begun(second), None, "too old");
     }
 
     #[tokio::test]
     async fn a_replica_that_was_not_seen_to_keep_up_or_lags_is_not_asked() {
         let bounds = Bounds { connections: 1, wait: Duration::from_secs(1), statement: Duration::from_secs(1) };
-        let replica = Replica::new("postgres://u@127.0.0.1:1/d", bounds, Duration::from_secs(2)).unwrap();
-        assert!(!replica.is_usable());
-        *locked(&replica.complete_until) = Some(Instant::now());
-        assert!(replica.is_usable());
-        *locked(&replica.complete_until) = Some(Instant::now() - Duration::from_secs(2));
-        assert!(!replica.is_usable() && replica.get().await.is_none());
-        let wrong = Replica::new("nonsense", bounds, Duration::from_secs(2)).err().unwrap().to_string();
+        let replica = Replica::new("postgres://u@127.0.0.1:1/d", bounds, Duration::from_secs(2), "p").unwrap();
+        let is_well = || replica.is_well.load(Ordering::Relaxed);
+        assert!(!is_well() && replica.get().await.is_none());
+        replica.tell(Ok(Some(Duration::from_secs(1))));
+        assert!(is_well());
+        for bad in [Ok(Some(Duration::from_secs(2))), Ok(None), Err(Failure::Retry(anyhow!("away")))] {
+            replica.tell(Ok(Some(Duration::ZERO)));
+            replica.tell(bad);
+            assert!(!is_well());
+        }
+        replica.tell(Ok(Some(Duration::ZERO)));
+        replica.leave();
+        assert!(!is_well(), "a read has taken too long");
+        let wrong = Replica::new("nonsense", bounds, Duration::from_secs(2), "p").err().unwrap().to_string();
         assert!(wrong.contains("DATABASE_READ_URL") && !wrong.contains("nonsense"), "{wrong}");
     }
 }

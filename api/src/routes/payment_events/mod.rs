@@ -79,7 +79,7 @@ pub async fn list(
         let data = events.into_iter().map(|e| EventReply::new(e.event, e.asked_by)).collect::<Result<Vec<_>, _>>()?;
         Ok(Json(Page { data, next_cursor }).into_response())
     };
-    app.read(load).await
+    app.read_page(page, load).await
 }
 
 /// When the caller's payment was created, if its address may be shown, which its events have.

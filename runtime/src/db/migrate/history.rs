@@ -1,6 +1,6 @@
 //! What was applied to a database, and whether this version goes on from there.
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use refinery::{Migration, SchemaVersion};
 use tokio_postgres::{Client, Error};
 
@@ -45,21 +45,24 @@ pub fn contradiction(ours: &[Migration], applied: &[Applied]) -> Option<String> 
     })
 }
 
-/// Ours that are not in this history.
+/// Ours that are not in this history. One that goes further needs nothing: the version before works on the migrated database, and starts.
 ///
 /// # Errors
-/// When nothing leads from it to ours, or it goes further.
+/// When nothing leads from it to ours, or it goes further and lacks some.
 pub fn pending<'a>(ours: &'a [Migration], applied: &[Applied]) -> anyhow::Result<Vec<&'a Migration>> {
     if let Some(contradiction) = contradiction(ours, applied) {
         bail!(contradiction);
     }
+    let pending: Vec<_> =
+        ours.iter().filter(|migration| applied.iter().all(|done| done.version != migration.version())).collect();
     let last = ours.last().map_or(0, Migration::version);
     if let Some(Applied { version, name, .. }) = applied.last().filter(|done| done.version > last) {
-        bail!(
-            "a newer `ctrip` has migrated the database, to V{version}__{name}; this one has migrations up to V{last}: run the newer one"
-        );
+        let newer =
+            format!("a newer `ctrip` has migrated the database, to V{version}__{name}; this one has migrations up to V{last}");
+        ensure!(pending.is_empty(), "{newer}, of which the database lacks some: run the newer one");
+        tracing::warn!("{newer}");
     }
-    Ok(ours.iter().filter(|migration| applied.iter().all(|done| done.version != migration.version())).collect())
+    Ok(pending)
 }
 
 #[cfg(test)]
@@ -93,7 +96,9 @@ mod tests {
         let changed = names(&[Applied { checksum: "7".to_owned(), ..applied(&ours[0]) }]).unwrap_err();
         assert!(changed.contains("another text"), "{changed}");
         let newer = [applied(&ours[0]), applied(&ours[1]), applied(&migration("V3__newest"))];
-        assert!(names(&newer).unwrap_err().contains("to V3__newest"));
+        assert_eq!(names(&newer), Ok(Vec::new()), "a rolling upgrade, or one that is taken back");
+        let lacks = [applied(&ours[0]), applied(&migration("V3__newest"))];
+        assert!(names(&lacks).unwrap_err().contains("to V3__newest"));
         assert_eq!(contradiction(&ours, &newer), None, "roles may run beside newer ones");
     }
 }

@@ -129,6 +129,15 @@ CREATE INDEX payments_by_chain_and_token ON payments (merchant_id, chain_id, tok
     WHERE deposit_address IS NULL AND token IS NOT NULL;
 CREATE INDEX payments_by_external_id ON payments (merchant_id, external_id, status, created_at, id)
     WHERE deposit_address IS NULL AND external_id IS NOT NULL;
+-- Few payments have an exception, and no other pays for these.
+CREATE INDEX payments_by_exception ON payments (merchant_id, exception, status, created_at, id)
+    WHERE deposit_address IS NULL AND exception IS NOT NULL;
+CREATE INDEX payments_by_exception_and_chain ON payments (merchant_id, exception, chain_id, status, created_at, id)
+    WHERE deposit_address IS NULL AND exception IS NOT NULL;
+CREATE INDEX payments_by_exception_and_token ON payments (merchant_id, exception, token, status, created_at, id)
+    WHERE deposit_address IS NULL AND exception IS NOT NULL AND token IS NOT NULL;
+CREATE INDEX payments_by_exception_chain_and_token ON payments (merchant_id, exception, chain_id, token, status, created_at, id)
+    WHERE deposit_address IS NULL AND exception IS NOT NULL AND token IS NOT NULL;
 -- GET /api/v1/addresses/{id}/deposits, newest first.
 CREATE INDEX payments_of_deposit_address ON payments (deposit_address, created_at, id) WHERE deposit_address IS NOT NULL;
 
@@ -199,6 +208,8 @@ CREATE INDEX transfers_of_payment
 CREATE INDEX transfers_beside_payment
     ON transfers (payment_id, block_timestamp, chain_id, block_number, transaction_index, source, index)
     WHERE NOT (listed AND NOT below_minimum) AND NOT removed;
+-- GET /api/v1/payments?transaction_hash=.
+CREATE INDEX transfers_of_transaction ON transfers (transaction_hash, payment_id) WHERE NOT removed;
 CREATE INDEX transfers_of_deposit_address
     ON transfers (deposit_address, block_timestamp, chain_id, block_number, transaction_index, source, index)
     WHERE payment_id IS NULL AND NOT removed;

@@ -52,8 +52,7 @@ async fn load(app: &App, merchant: Uuid, filter: &PaymentFilter, page: &PageQuer
     if let Some(external_id) = filter.external_id_beside_others()
         && store::is_common_external_id(&*db, merchant, external_id).await?
     {
-        let message =
-            "more than 1,000 payments have it, and then it can be combined with status and times, not with chain or token";
+        let message = "more than 1,000 payments have it, and then it can be combined with status and times, not with exception, chain or token";
         return Err(Problem::field("external_id", message));
     }
     let mut places = store::list_payments(&*db, merchant, filter, page.rows_to_load()).await?;

@@ -4,11 +4,12 @@ use crate::books::failed;
 use anyhow::{Result, ensure};
 use deadpool_postgres::{GenericClient, Pool};
 use e2e::Stack;
-use payments::Status;
 use payments::store::{self, PaymentFilter, Place};
+use payments::{Exception, Status};
 use runtime::db;
+use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
-use topics::{Address, ChainId, PaymentId};
+use topics::{Address, B256, ChainId, PaymentId};
 use uuid::Uuid;
 use webhooks::deliveries::{self, RedeliverCursor, RedeliverFilter, STATES};
 
@@ -25,14 +26,21 @@ const PAYMENTS: &str = "
     INSERT INTO deposit_addresses (id, merchant_id, external_id, address, xpub, address_index, created_at)
         VALUES (lpad('2', 32, '0')::uuid, lpad('1', 32, '0')::uuid, 'shop', decode(repeat('ff', 20), 'hex'), 'f', 1000000, 0);
     INSERT INTO payments (id, merchant_id, external_id, chain_id, chain, token, decimals, address, deposit_address, xpub,
-            address_index, amount, status, confirmations_required, sequence, created_at, expires_at, updated_at)
+            address_index, amount, status, exception, confirmations_required, sequence, created_at, expires_at, updated_at)
         SELECT lpad(to_hex(i), 32, '0')::uuid, lpad('1', 32, '0')::uuid,
             CASE WHEN i > 60000 OR i % 300 = 0 THEN 'shop' ELSE 'order-' || i END, 1 + i / 30000, 'c',
             CASE WHEN i <= 30000 THEN 'USDC' WHEN i % 2 = 0 THEN 'DAI' END, 6, decode(lpad(to_hex(i), 40, '0'), 'hex'),
             CASE WHEN i > 60000 THEN lpad('2', 32, '0')::uuid END, 'f', i, 1, CASE WHEN i <= 30000 THEN 'expired' ELSE 'confirmed' END,
+            CASE WHEN i <= 20000 THEN 'underpaid' WHEN i <= 60000 AND i % 2 = 0 THEN 'overpaid' END,
             1, 1, i, i, i
         FROM generate_series(1, 80000) AS i;
-    VACUUM ANALYZE payments";
+    INSERT INTO transfers (chain_id, block_hash, transaction_hash, source, index, payment_id, block_number, block_timestamp,
+            transaction_index, sender, amount, credited, listed)
+        SELECT 1, sha256('b'), sha256(int4send(i)), 'log', n, lpad(to_hex(i), 32, '0')::uuid, 1, 1, 0, decode(repeat('ee', 20), 'hex'), 1,
+            true, true
+        FROM generate_series(1, 20000) AS i CROSS JOIN generate_series(1, 2) AS n;
+    VACUUM ANALYZE payments;
+    VACUUM ANALYZE transfers";
 /// Almost all have failed so far, and are tried again.
 const DELIVERIES: &str = "
     INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
@@ -51,11 +59,12 @@ async fn a_list_reads_about_a_page_whatever_it_is_filtered_by() -> Result<()> {
         let transaction = client.transaction().await?;
         transaction.batch_execute(&format!("SET LOCAL plan_cache_mode = {mode}")).await?;
         for filter in filters() {
-            for (below, created_before) in [(None, None), (Some(place(20_000)), None), (Some(place(70_000)), Some(100))] {
-                let filter = PaymentFilter { below, created_before, ..filter.clone() };
-                let before = blocks(&transaction, "payments").await?;
+            let pages = [(None, None, None), (Some(place(20_000)), None, Some(10)), (Some(place(70_000)), Some(100), None)];
+            for (below, created_before, created_from) in pages {
+                let filter = PaymentFilter { below, created_before, created_from, ..filter.clone() };
+                let before = read(&transaction).await?;
                 let found = store::list_payments(&transaction, MERCHANT, &filter, LIMIT).await.map_err(failed)?;
-                let read = blocks(&transaction, "payments").await? - before;
+                let read = read(&transaction).await? - before;
                 // Those of the external id are looked at one by one.
                 let limit = if filter.external_id_beside_others().is_some() { MAX_BLOCKS + 250 } else { MAX_BLOCKS };
                 ensure!(read <= limit, "{mode}: {read} blocks for {} payments of {filter:?}", found.len());
@@ -66,37 +75,46 @@ async fn a_list_reads_about_a_page_whatever_it_is_filtered_by() -> Result<()> {
         let read = blocks(&transaction, "payments").await? - before;
         ensure!(deposits.len() == 51 && read <= MAX_BLOCKS, "{read} blocks for {} deposits", deposits.len());
     }
+    let transaction = Some(B256::from_slice(&Sha256::digest(7_i32.to_be_bytes())));
+    let filter = PaymentFilter { transaction, exception: Some(Exception::Underpaid), ..PaymentFilter::default() };
+    let paid = store::list_payments(&client, MERCHANT, &filter, LIMIT).await.map_err(failed)?;
+    ensure!(paid.len() == 1 && paid[0].created_at == 7, "two transfers of one payment: {paid:?}");
     ensure!(!store::is_common_external_id(&client, MERCHANT, "shop").await.map_err(failed)?);
     client.execute("UPDATE payments SET external_id = 'shop' WHERE created_at <= 2000", &[]).await?;
     ensure!(store::is_common_external_id(&client, MERCHANT, "shop").await.map_err(failed)?);
     Ok(())
 }
 
+/// Blocks of payments and transfers that this transaction has read so far.
+async fn read(db: &impl GenericClient) -> Result<i64> {
+    Ok(blocks(db, "payments").await? + blocks(db, "transfers").await?)
+}
+
 /// Filters of which many find nothing, or what is oldest.
 fn filters() -> Vec<PaymentFilter> {
     let mut filters = Vec::new();
     for status in [None, Some(Status::Expired), Some(Status::Detected)] {
-        for chain in [None, Some(ChainId(1)), Some(ChainId(2)), Some(ChainId(7))] {
-            for token in [None, Some("USDC"), Some("DAI")] {
-                for external_id in [None, Some("shop"), Some("order-7")] {
-                    for created_from in [None, Some(59_000)] {
-                        let (token, external_id) = (token.map(str::to_owned), external_id.map(str::to_owned));
-                        filters.push(PaymentFilter {
-                            status,
-                            chain,
-                            token,
-                            external_id,
-                            created_from,
-                            ..PaymentFilter::default()
-                        });
+        for exception in [None, Some(Exception::Underpaid), Some(Exception::Late)] {
+            for chain in [None, Some(ChainId(1)), Some(ChainId(2))] {
+                for token in [None, Some("USDC".to_owned()), Some("DAI".to_owned())] {
+                    for external_id in [None, Some("shop".to_owned())] {
+                        let (token, all) = (token.clone(), PaymentFilter::default());
+                        filters.push(PaymentFilter { status, exception, chain, token, external_id, ..all });
                     }
                 }
             }
         }
     }
+    // With what finds few, all others are looked at one by one.
     let address = Some(Address::with_last_byte(7));
-    let found = PaymentFilter { address, chain: Some(ChainId(2)), token: Some("DAI".to_owned()), ..PaymentFilter::default() };
-    filters.extend([PaymentFilter { address, ..PaymentFilter::default() }, found]);
+    let transaction = Some(B256::from_slice(&Sha256::digest(7_i32.to_be_bytes())));
+    let few = [(address, None), (None, transaction), (address, transaction)];
+    let beside = filters
+        .clone()
+        .into_iter()
+        .flat_map(|filter| few.map(|(address, transaction)| PaymentFilter { address, transaction, ..filter.clone() }));
+    filters.extend(beside.collect::<Vec<_>>().into_iter().step_by(7));
+    filters.extend(few.map(|(address, transaction)| PaymentFilter { address, transaction, ..PaymentFilter::default() }));
     filters
 }
 

@@ -28,7 +28,7 @@ pub struct ListPayments {
     chain: Option<String>,
     /// In this token, by symbol.
     token: Option<String>,
-    /// With this reference of yours. One that more than 1,000 payments have is not combined with `chain` or `token`.
+    /// With this reference of yours. One that more than 1,000 payments have is not combined with `exception`, `chain` or `token`.
     #[param(pattern = r"^[^\u0000]*$")]
     external_id: Option<String>,
     /// With this deposit address.

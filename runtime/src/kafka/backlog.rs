@@ -2,7 +2,7 @@
 //! the caller's.
 
 use super::client::Kafka;
-use super::offsets::{CALL_TIMEOUT, end_offsets, with_leaders};
+use super::offsets::{CALL_TIMEOUT, Offsets, end_offsets, with_leaders};
 use super::read_all::EofContext;
 use super::record::Record;
 use crate::failure::Failure;
@@ -10,15 +10,11 @@ use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use topics::Topic;
 
 /// How long to wait for a next record.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// An offset per partition.
-pub type Offsets = BTreeMap<i32, i64>;
 
 /// A reader of whatever lies between two sets of offsets. Its calls block.
 pub struct Backlog {

@@ -26,9 +26,10 @@ mod tail;
 mod topic_reader;
 
 pub use admin::apply;
-pub use backlog::{Backlog, Offsets};
+pub use backlog::Backlog;
 pub use client::Kafka;
 pub use consumer::{Batch, Consumer, Position};
+pub use offsets::Offsets;
 pub use partition_reader::PartitionReader;
 pub use producer::{Publisher, Transaction, TransactionalProducer};
 /// The group, member and generation that a transaction's offsets come from.

@@ -1,6 +1,5 @@
 //! Offsets that are not a consumer's position: the ends of a topic, and cursors of ours that Kafka keeps as a group's offset.
 
-use super::backlog::Offsets;
 use super::client::Kafka;
 use crate::failure::Failure;
 use anyhow::anyhow;
@@ -15,6 +14,9 @@ use topics::Topic;
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of a call that waits for open transactions.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An offset per partition.
+pub type Offsets = BTreeMap<i32, i64>;
 
 /// The next offset of each partition under this client's isolation level. One request asks for all of them.
 pub(super) fn end_offsets<C: ConsumerContext>(

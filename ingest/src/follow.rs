@@ -16,7 +16,7 @@ use crate::witnesses::{Fork, Witnesses, find_fork};
 use base::{backoff, error_chain, metrics};
 use chain::{
     BlockId, Chain, Endpoint, FetchError, FetchOptions, FetchedBlock, Head, Heads, MAX_SKIPPED, Rpc, RpcError, Tags,
-    fetch_head, fetch_head_from, fetch_newest, fetch_tags, look_at,
+    fetch_block, fetch_head, fetch_head_from, fetch_newest, fetch_tags, look_at,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -136,10 +136,7 @@ enum StepError {
 impl Follower {
     /// Continues from `window`. An empty one starts at the chain's `start_block` or at its head, or at the last final block below
     /// that. Polls the head every `poll_interval_ms`, and at once when `heads` announces one.
-    pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, mut window: Window, sizes: BatchSizes) -> Self {
-        if chain.witnesses == 1 {
-            window.trust_all();
-        }
+    pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, window: Window, sizes: BatchSizes) -> Self {
         let prefetcher = Prefetcher::new(rpc.clone(), FetchOptions::of(&chain), sizes);
         let polled_at = Instant::now();
         let witnesses = Witnesses::new(chain.clone(), rpc.clone());
@@ -186,6 +183,11 @@ impl Follower {
                 && let Some(news) = self.wait_for_poll(wait).await
             {
                 return Ok(news);
+            }
+            if let Some(refuted) = self.witnesses.take_refuted()
+                && let Some(changes) = self.replace_content(refuted).await
+            {
+                return Ok(self.batch(changes));
             }
             let outcome = self.step().await;
             self.tell_wait(outcome.as_ref().err());
@@ -284,6 +286,9 @@ impl Follower {
             if let Some(news) = self.take_news() {
                 self.wait = Some(wait);
                 return Some(news);
+            }
+            if self.witnesses.has_refuted() {
+                return None;
             }
             let late_look = self.next_late_look();
             tokio::select! {
@@ -542,17 +547,51 @@ impl Follower {
                 return if changes.is_empty() { Err(StepError::FullOfDoubt(lowest)) } else { Ok(changes) };
             }
             bytes += block.record_bytes();
-            self.log_proof_gaps(&block);
-            self.window.push(head);
-            if block.on_one_word && self.chain.witnesses > 1 {
-                self.window.doubt(&head, block.content_digest());
-            }
-            if let Some(source) = &block.source {
-                self.witnesses.gave(source, head.number);
-            }
-            changes.push(Change::Added(Box::new(block)));
+            self.add(block, &mut changes);
         }
         Ok(changes)
+    }
+
+    /// Puts a block on the tip.
+    fn add(&mut self, block: FetchedBlock, changes: &mut Vec<Change>) {
+        let head = block.block.head();
+        self.log_proof_gaps(&block);
+        self.window.push(head);
+        if block.on_one_word && self.chain.witnesses > 1 {
+            self.window.doubt(&head, block.content_digest());
+        }
+        if let Some(source) = &block.source {
+            self.witnesses.gave(source, head.number);
+        }
+        changes.push(Change::Added(Box::new(block)));
+    }
+
+    /// Takes a block back for whose content enough endpoints have something else, with all above it, and puts it in its place as they
+    /// give it. Its hash is the same, so no reorg would do that. Nothing happens before the other content is there.
+    async fn replace_content(&mut self, refuted: Head) -> Option<Vec<Change>> {
+        let (chain, number) = (&self.chain.name, refuted.number);
+        let ours = self.window.doubt_of(&refuted).filter(|_| self.window.at(number) == Some(&refuted))?;
+        let block = match fetch_block(&self.rpc, FetchOptions::of(&self.chain), BlockId::Number(number)).await {
+            Ok(block) => block?,
+            Err(error) => {
+                tracing::warn!(chain, number, "its content is contradicted, and no other is there: {}", error_chain(&error));
+                return None;
+            }
+        };
+        let head = block.block.head();
+        let fits =
+            self.window.below(number).is_none_or(|below| head.stands_on(below)) && check_timestamp(head.timestamp).is_ok();
+        let is_other = head.hash == refuted.hash && block.content_digest() != ours;
+        let on_one_word = block.on_one_word && self.chain.witnesses > 1;
+        if !fits || !is_other || on_one_word || self.window.finalized() >= Some(number) {
+            return None;
+        }
+        tracing::warn!(chain, number, "its content was one endpoint's word, and others contradict it");
+        self.prefetcher.clear();
+        let mut changes = Vec::new();
+        self.rewind(self.window.iter().rev().take_while(|ours| ours.number >= number).copied().collect(), &mut changes);
+        self.add(block, &mut changes);
+        Some(changes)
     }
 
     /// The hole below a block whose header no root proves and one endpoint alone has given. Such a word may hide a block under the

@@ -121,11 +121,6 @@ impl Window {
         }
     }
 
-    /// One endpoint is enough for any content.
-    pub fn trust_all(&mut self) {
-        self.doubts.clear();
-    }
-
     /// Whether another block would push one out that is in doubt.
     pub fn is_full_of_doubt(&self) -> bool {
         let lowest = self.doubts.keys().next().copied();
@@ -221,7 +216,7 @@ mod tests {
         window.push(head(299));
         assert_eq!((doubts(&window), window.bottom()), (vec![20], Some(&head(20))));
         assert!(!window.is_full_of_doubt());
-        window.trust_all();
+        window.trust(&head(20));
         window.push(head(300));
         assert_eq!(window.bottom(), Some(&head(45)));
     }

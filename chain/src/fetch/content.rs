@@ -57,8 +57,13 @@ impl FetchedBlock {
             digest.update([u8::from(to.is_some())]);
             digest.update(value.to_be_bytes::<32>());
             digest.update(kind.to_be_bytes());
-            // Of other transactions not every endpoint tells it, and nothing rests on it.
-            digest.update([u8::from(!value.is_zero() && *status == ReceiptStatus::Success)]);
+            digest.update([match status {
+                // Not every endpoint tells it, and nothing rests on it.
+                _ if value.is_zero() => 0,
+                ReceiptStatus::Success => 1,
+                ReceiptStatus::Reverted => 2,
+                ReceiptStatus::Unknown => 3,
+            }]);
         }
         for (address, topics, data, transaction) in self.logs.iter().map(PlacedLog::content) {
             digest.update(address);
@@ -70,16 +75,27 @@ impl FetchedBlock {
         }
         digest.finalize()
     }
+
+    /// Whether it tells the outcome of each transaction that carries value: all that moves the value rests on it.
+    pub(super) fn tells_outcomes(&self) -> bool {
+        let mut outcomes = self.block.transactions.iter().zip(&self.statuses);
+        outcomes.all(|(transaction, status)| transaction.value.is_zero() || *status != ReceiptStatus::Unknown)
+    }
 }
 
-/// Which endpoints give this content for a block, and which give another, as far as they answer before so many providers have given
-/// it.
-pub async fn find_content_witnesses(rpc: &Rpc, hash: B256, content: B256, needed: usize) -> Witnesses {
+/// Which endpoints give this content for a block, and which give another that is proven as `verify` asks, as far as they answer
+/// before so many providers have given it.
+pub async fn find_content_witnesses(rpc: &Rpc, verify: Verify, hash: B256, content: B256, needed: usize) -> Witnesses {
     let questions = rpc.endpoints().iter().map(|endpoint| async move {
         endpoint.check_chain_id().await.ok()?;
+        let fetch = async |verify| fetch_from_endpoint(endpoint, verify, BlockId::Hash(hash)).await.ok().flatten();
         // Without a proof: only the comparison counts.
-        let fetched = fetch_from_endpoint(endpoint, Verify::Off, BlockId::Hash(hash)).await.ok()??;
-        Some((endpoint.clone(), fetched.content_digest() == content))
+        if fetch(Verify::Off).await?.content_digest() == content {
+            return Some((endpoint.clone(), true));
+        }
+        // An answer that could not take the block's place says nothing against it.
+        let other = fetch(verify).await.filter(FetchedBlock::tells_outcomes)?;
+        (other.content_digest() != content).then(|| (endpoint.clone(), false))
     });
     let mut answers: FuturesUnordered<_> = questions.collect();
     let mut witnesses = Witnesses::default();

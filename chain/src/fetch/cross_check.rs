@@ -197,8 +197,13 @@ async fn compare_content(other: &Endpoint, ours: &FetchedBlock) -> Verdict {
         // Without a proof: only the comparison counts.
         match fetch_from_endpoint(other, Verify::Off, BlockId::Hash(ours.block.hash)).await {
             Ok(Some(theirs)) => return compare(ours, &theirs),
-            Ok(None) if !other.is_waited_for() => break,
-            Ok(None) => tokio::time::sleep(ABSENT_PAUSE).await,
+            Ok(None) => {
+                other.record_absence();
+                if !other.is_waited_for() {
+                    break;
+                }
+                tokio::time::sleep(ABSENT_PAUSE).await;
+            }
             Err(error) => return Verdict::Silent(base::error_chain(&error)),
         }
     }
@@ -211,6 +216,7 @@ async fn compare_traces(other: &Endpoint, fetched: &FetchedBlock, ours: &Traces)
         match fetch_traces(other, fetched).await {
             // It could trace nothing: so far it has not said anything.
             Ok(theirs) if theirs.are_none() => {
+                other.record_absence();
                 absent += 1;
                 if absent == MAX_ABSENT || !other.is_waited_for() {
                     return Verdict::Silent(theirs.why.map_or_else(|| "it has no traces".to_owned(), |why| why.to_string()));

@@ -214,6 +214,11 @@ impl Endpoint {
         }
     }
 
+    /// It answers that it lacks what another endpoint has given.
+    pub(crate) fn record_absence(&self) {
+        locked(&self.silence, |silence| silence.record_absence(Instant::now()));
+    }
+
     /// It has neither confirmed nor contradicted what another endpoint said.
     pub(crate) fn record_silence(&self) {
         if locked(&self.silence, |silence| silence.record(Instant::now())) {

@@ -2,10 +2,12 @@
 //! given the same as a block needs witnesses. The block's hash says nothing of it.
 
 use crate::window::Window;
-use chain::{Head, Rpc, Witnesses, find_content_witnesses};
+use chain::{Chain, Head, Rpc, Witnesses, find_content_witnesses};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
+use topics::B256;
 
 /// Blocks that are asked for at the same time, the lowest first.
 const MAX_BLOCKS: usize = 8;
@@ -17,16 +19,17 @@ pub type Looked = (Head, Witnesses);
 
 /// The looks under way. Dropping it ends them.
 pub struct Contents {
+    chain: Arc<Chain>,
     rpc: Arc<Rpc>,
-    /// Witnesses that content needs.
-    needed: usize,
     running: JoinSet<Looked>,
     paused_until: Option<Instant>,
+    /// Blocks whose content was outvoted in the look before.
+    outvoted: HashSet<B256>,
 }
 
 impl Contents {
-    pub fn new(rpc: Arc<Rpc>, needed: usize) -> Self {
-        Self { rpc, needed, running: JoinSet::new(), paused_until: None }
+    pub fn new(chain: Arc<Chain>, rpc: Arc<Rpc>) -> Self {
+        Self { chain, rpc, running: JoinSet::new(), paused_until: None, outvoted: HashSet::new() }
     }
 
     /// Begins the next round, if blocks are in doubt and it is due.
@@ -36,8 +39,9 @@ impl Contents {
             return;
         }
         for (head, content) in window.doubts().take(MAX_BLOCKS) {
-            let (rpc, needed) = (self.rpc.clone(), self.needed);
-            self.running.spawn(async move { (head, find_content_witnesses(&rpc, head.hash, content, needed).await) });
+            // With one witness a second word shows whether anybody contradicts.
+            let (rpc, verify, needed) = (self.rpc.clone(), self.chain.verify, self.chain.witnesses.max(2));
+            self.running.spawn(async move { (head, find_content_witnesses(&rpc, verify, head.hash, content, needed).await) });
         }
         if !self.running.is_empty() {
             self.paused_until = Some(now + PAUSE);
@@ -68,6 +72,19 @@ impl Contents {
 
     /// Whether enough providers give the content, and most of those that answer.
     pub fn confirms(&self, found: &Witnesses) -> bool {
-        found.confirm(self.needed)
+        found.count_with() >= self.chain.witnesses && found.count_with() > found.count_against()
+    }
+
+    /// Whether as many providers as a block needs witnesses give other content, and most of those that answer, in two looks running.
+    pub fn refutes(&mut self, head: &Head, found: &Witnesses) -> bool {
+        if !found.outvote() || found.count_against() < self.chain.witnesses {
+            self.outvoted.remove(&head.hash);
+            return false;
+        }
+        let is_second = self.outvoted.remove(&head.hash);
+        if !is_second {
+            self.outvoted.insert(head.hash);
+        }
+        is_second
     }
 }

@@ -39,6 +39,8 @@ pub struct Witnesses {
     votes: Votes,
     looks: Looks,
     contents: Contents,
+    /// A block of ours for which others have other content.
+    refuted: Option<Head>,
     /// What endpoints showed last, until it can be compared with the window.
     shown: Vec<Option<Head>>,
     /// When each endpoint was looked at, or showed a head.
@@ -56,7 +58,8 @@ impl Witnesses {
         Self {
             votes: Votes::new(chain.witnesses, rpc.endpoints().iter().map(|endpoint| endpoint.provider().to_owned())),
             looks: Looks::new(rpc.clone()),
-            contents: Contents::new(rpc.clone(), chain.witnesses),
+            contents: Contents::new(chain.clone(), rpc.clone()),
+            refuted: None,
             shown: vec![None; count],
             seen_at: vec![None; count],
             tags_asked_at: None,
@@ -162,7 +165,9 @@ impl Witnesses {
         }
         let safe = self.votes.tag(|tags| tags.safe, window);
         let finalized = self.votes.tag(|tags| tags.finalized, window);
-        if let Some(finalized) = finalized {
+        // A block in doubt may be taken back although its hash is final.
+        let finalized = below_doubts(finalized.map(|head| head.number), window);
+        if let Some(finalized) = finalized.and_then(|number| window.at(number).copied()) {
             window.finalize(&finalized);
         }
         let witnessed = below_doubts(self.votes.witnessed(), window);
@@ -171,7 +176,7 @@ impl Witnesses {
             metrics::CHAIN_WITNESSED.gauge(&[("chain", &self.chain.name)]).set(witnessed as f64);
         }
         self.name_contradictions(window);
-        FinalityTags { safe: safe.map(|head| head.number), finalized: finalized.map(|head| head.number), witnessed }
+        FinalityTags { safe: safe.map(|head| head.number), finalized, witnessed }
     }
 
     /// Takes the outcome of a look.
@@ -182,13 +187,31 @@ impl Witnesses {
         }
     }
 
-    /// Takes a block out of doubt whose content enough endpoints have given, and names those that give something else.
+    /// Whether enough endpoints have other content for a block of ours than was published.
+    pub fn has_refuted(&self) -> bool {
+        self.refuted.is_some()
+    }
+
+    /// That block, once for each time that it was found.
+    pub fn take_refuted(&mut self) -> Option<Head> {
+        self.refuted.take()
+    }
+
+    /// Takes a block out of doubt whose content enough endpoints have given, and names those that give something else. Remembers a
+    /// block whose content enough contradict.
     fn take_content(&mut self, (head, found): Looked, window: &mut Window) {
         if self.contents.confirms(&found) {
             window.trust(&head);
         }
+        if self.contents.refutes(&head, &found) && self.refuted.is_none_or(|lower| head.number < lower.number) {
+            self.refuted = Some(head);
+        }
         let (liars, others) = if found.outvote() { (&found.with, &found.against) } else { (&found.against, &found.with) };
+        let is_decided = found.count_with() != found.count_against();
         for endpoint in liars.iter().filter(|_| !others.is_empty()) {
+            if is_decided {
+                endpoint.record_contradiction();
+            }
             let Some(counted) = self.place(endpoint).and_then(|place| self.counted_contents.get_mut(place)) else { continue };
             if counted.replace(head.hash) != Some(head.hash) {
                 endpoint.count_contradiction();

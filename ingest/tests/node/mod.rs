@@ -80,6 +80,12 @@ impl Recorded {
         self
     }
 
+    /// The block with another amount in its first log, which neither its hash nor its bloom shows.
+    pub fn with_another_amount(mut self) -> Self {
+        self.logs[0]["data"] = json!(format!("0x{}", "77".repeat(32)));
+        self
+    }
+
     pub fn count_logs(&self) -> usize {
         self.receipts
             .as_ref()

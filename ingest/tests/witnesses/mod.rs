@@ -297,6 +297,61 @@ async fn content_that_one_endpoint_alone_has_given_is_not_witnessed_by_its_hash(
     assert_eq!(told.consumer.follower.window().doubts().count(), 0);
 }
 
+/// A liar's content under the true hash of a block, while the others were silent. Nobody contradicts that hash, so the lie stayed for
+/// good, and `witnesses: 1` confirmed it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_that_others_contradict_makes_way_for_theirs() {
+    let blocks = &polygon().1[..4];
+    let lies: Vec<Recorded> = blocks
+        .iter()
+        .cloned()
+        .map(|block| if block.number == blocks[2].number { block.with_another_amount() } else { block })
+        .collect();
+    let started = futures::future::join_all((0..3).map(|_| Node::start(137, false))).await;
+    let [liar, one, two] = started.try_into().unwrap_or_else(|_| unreachable!());
+    liar.set(&lies);
+    [&one, &two].into_iter().for_each(|node| {
+        node.set(blocks);
+        node.fault(Fault::Null, usize::MAX);
+    });
+    let chain_of = async |nodes: &[&Node], rest: &str| {
+        let urls: Vec<&str> = nodes.iter().map(|node| node.url.as_str()).collect();
+        let (urls, start) = (urls.join(", "), blocks[0].number);
+        load(&format!(
+            "- {{ name: it, chain_id: 137, rpc_urls: [{urls}], start_block: {start}, poll_interval_ms: 5, {rest} }}\n"
+        ))
+        .await
+        .unwrap()
+    };
+    let impatient =
+        |chain: &Chain| Rpc::with_patience(&chain.name, &chain.rpc_urls, Some(chain.id), Duration::from_millis(200));
+    let chain = chain_of(&[&liar, &one, &two], "").await;
+    let mut told = Told::of(&chain, impatient(&chain), Window::default());
+    told.until(|told| told.tip() == Some(tip(blocks))).await;
+    let window = told.consumer.follower.window().clone();
+    let lie = told.consumer.contents[&blocks[2].number];
+
+    [&one, &two].iter().for_each(|node| node.script.lock().unwrap().faults.clear());
+    told.until(|told| told.known.witnessed == Some(blocks[3].number)).await;
+    told.consumer.is_at(blocks);
+    assert_eq!(told.consumer.removed, [blocks[3].number, blocks[2].number]);
+    assert_ne!(told.consumer.contents[&blocks[2].number], lie);
+    assert!(!liar.url.contains(told.rpc.preferred().await.unwrap().host()), "it is asked first");
+
+    // The way out confirms no lie that another endpoint contradicts, and who is left decides.
+    let told_from = |chain: &Arc<Chain>| {
+        let mut told = Told::of(chain, impatient(chain), window.clone());
+        told.consumer.stack = blocks.iter().map(|block| (block.number, block.hash.clone())).collect();
+        told
+    };
+    let mut told = told_from(&chain_of(&[&liar, &one], "witnesses: 1").await);
+    told.until(|told| told.known.witnessed == Some(blocks[1].number)).await;
+    told.is_quiet_while(&one, "eth_getBlockByHash", 4).await;
+    let mut told = told_from(&chain_of(&[&one], "witnesses: 1").await);
+    told.until(|told| told.known.witnessed == Some(blocks[3].number)).await;
+    assert_eq!(told.consumer.removed, [blocks[3].number, blocks[2].number]);
+}
+
 /// The only endpoint that gives its head and blocks keeps showing a long branch. Only a look shows that the other one is on it too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dispute_ends_when_the_other_endpoint_has_changed_its_mind() {

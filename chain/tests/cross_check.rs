@@ -6,7 +6,7 @@ mod node;
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse as _;
-use chain::{BlockId, FetchError, FetchOptions, FetchedBlock, Rpc, fetch_block};
+use chain::{BlockId, FetchError, FetchOptions, FetchedBlock, ReceiptStatus, Rpc, fetch_block};
 use node::{
     AUTO, Answer, ETHEREUM, Node, TRACED, head_hash, impatient, is_odd, pool, recorded, refused, traced, unsupported,
     until_published,
@@ -152,7 +152,7 @@ async fn content_is_not_confirmed_by_the_endpoint_that_gave_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outcome_that_the_second_endpoint_does_not_tell_is_not_confirmed() {
     let (_, answer) = recorded(ETHEREUM);
-    let first = Node::start(true, without_receipts(answer.clone())).await;
+    let (first, sound) = (Node::start(true, without_receipts(answer.clone())).await, Node::start(true, answer.clone()).await);
     let answer = without_receipts(answer);
     let silent = Node::start(true, move |method, params| {
         let mut result = answer(method, params);
@@ -168,4 +168,10 @@ async fn an_outcome_that_the_second_endpoint_does_not_tell_is_not_confirmed() {
         "{}",
         base::error_chain(&error)
     );
+    // Where it gives the block itself, every transfer of the coin would be lost.
+    let rpc = pool(&[&silent, &sound]);
+    let error = newest(&rpc, AUTO).await.unwrap_err();
+    assert!(is_contradiction(&error), "{}", base::error_chain(&error));
+    let fetched = newest(&rpc, AUTO).await.unwrap();
+    assert!(fetched.statuses.iter().all(|status| *status != ReceiptStatus::Unknown));
 }

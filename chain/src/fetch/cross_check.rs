@@ -14,7 +14,7 @@ use super::fetched::FetchedBlock;
 use super::from_endpoint::fetch_from_endpoint;
 use super::head::count_providers;
 use super::traces::{Traces, fetch_traces};
-use crate::block::{ReceiptStatus, Transaction};
+use crate::block::ReceiptStatus;
 use crate::proof::{PartProof, Proof, ProofError, Verify};
 use crate::rpc::{Endpoint, Rpc};
 use futures::StreamExt as _;
@@ -267,16 +267,17 @@ fn name_liar(rpc: &Rpc, fetched: &FetchedBlock, what: &str, liar: &Endpoint) {
 
 /// Compares another endpoint's content with ours.
 fn compare(ours: &FetchedBlock, theirs: &FetchedBlock) -> Verdict {
-    let unknown = |(place, transaction): (usize, &Transaction)| {
-        let is_unknown = |of: &FetchedBlock| of.statuses.get(place).is_none_or(|status| *status == ReceiptStatus::Unknown);
-        !transaction.value.is_zero() && is_unknown(theirs) && !is_unknown(ours)
+    // All that moves a transaction's value rests on its status. One that an endpoint alone does not tell is not confirmed, nor is
+    // it lost by the other one's word.
+    let lacks = |one: &FetchedBlock, other: &FetchedBlock| {
+        let pairs = ours.block.transactions.iter().zip(one.statuses.iter().zip(&other.statuses));
+        let is_unknown = |status: &ReceiptStatus| *status == ReceiptStatus::Unknown;
+        pairs.into_iter().any(|(tx, (one, other))| !tx.value.is_zero() && is_unknown(one) && !is_unknown(other))
     };
     match difference(ours, theirs) {
         Some(what) => Verdict::Contradicts(what),
-        // All that moves its value rests on its status.
-        None if ours.block.transactions.iter().enumerate().any(unknown) => {
-            Verdict::Silent("it does not say which transactions failed".to_owned())
-        }
+        None if lacks(ours, theirs) => Verdict::Contradicts("the outcome of the transactions"),
+        None if lacks(theirs, ours) => Verdict::Silent("it does not say which transactions failed".to_owned()),
         None => Verdict::Agrees(Vec::new()),
     }
 }

@@ -4,6 +4,7 @@
 //! that no reorg can take back, and only those that enough endpoints have: an old block confirms at once. The progress of a range is the offset of a consumer group of its own, committed in the Kafka
 //! transaction of the blocks: after a kill the backfill continues after the last block published, and publishes none twice.
 
+use crate::cannot_follow::CannotFollow;
 use crate::cursor::restore;
 use crate::depth::last_final_block;
 use crate::halt;
@@ -15,7 +16,8 @@ use crate::window::Window;
 use anyhow::{Context as _, anyhow, bail, ensure};
 use base::{backoff, error_chain, metrics};
 use chain::{
-    BlockId, Chain, Chains, Endpoint, FetchOptions, Head, MAX_SKIPPED, Rpc, fetch_block, fetch_standings, find_witnesses,
+    BlockId, Chain, Chains, Endpoint, FetchOptions, FetchedBlock, Head, MAX_SKIPPED, Rpc, fetch_block, fetch_standings,
+    find_witnesses,
 };
 use runtime::kafka::{GroupMetadata, Kafka, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
@@ -204,7 +206,7 @@ impl<'a> Backfill<'a> {
                 }
                 break;
             }
-            if let Err(mismatch) = self.check_continuity(last, head) {
+            if let Err(mismatch) = self.check_continuity(last, &block) {
                 self.mismatches += 1;
                 return Err(mismatch);
             }
@@ -292,9 +294,10 @@ impl<'a> Backfill<'a> {
     }
 
     /// Checks that the block stands on the one before it, and agrees with ingest at a height that ingest has published.
-    fn check_continuity(&self, last: Option<Head>, head: Head) -> anyhow::Result<()> {
+    fn check_continuity(&self, last: Option<Head>, block: &FetchedBlock) -> anyhow::Result<()> {
+        CannotFollow::check(block)?;
+        let head = block.block.head();
         let number = head.number;
-        topics::check_timestamp(head.timestamp).with_context(|| format!("block {number} ({})", head.hash))?;
         if let Some(last) = last.filter(|last| !head.stands_on(last)) {
             bail!("block {number} ({}) has parent {}; expected {}, which was replayed", head.hash, head.parent_hash, last.hash);
         }

@@ -1,12 +1,13 @@
 //! Why a chain can't be followed until a person has decided, and whether enough nodes say so. A single node may lag on a branch of
 //! its own, or lie.
 
+use crate::record_size::{MAX_TRANSACTIONS, fits_record};
 use crate::reorg::TooDeep;
-use chain::{Chain, Endpoint, Rpc, find_witnesses};
+use chain::{Chain, Endpoint, FetchedBlock, Rpc, find_witnesses};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use topics::{BlockRef, MalformedField};
+use topics::{BlockRef, MalformedField, check_timestamp};
 
 /// Between two looks at the nodes.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -22,27 +23,43 @@ pub enum CannotFollow {
     /// A timestamp that is not in seconds: every payment would expire by it.
     #[error("block {} ({}): {cause}", .block.number, .block.hash)]
     BadTimestamp { block: BlockRef, cause: MalformedField },
+    /// A block that no record holds: however often it is tried, no topic takes it.
+    #[error("block {} ({}) has {count} transactions; expected {MAX_TRANSACTIONS} at most, which a record holds", .block.number, .block.hash)]
+    TooLarge { block: BlockRef, count: usize },
 }
 
 impl CannotFollow {
+    /// Checks that a block can be published.
+    ///
+    /// # Errors
+    /// If its timestamp is none, or no record holds it.
+    pub fn check(fetched: &FetchedBlock) -> Result<(), Self> {
+        let head = fetched.block.head();
+        let block = BlockRef { number: head.number, hash: head.hash };
+        check_timestamp(head.timestamp).map_err(|cause| Self::BadTimestamp { block, cause })?;
+        if fits_record(fetched) { Ok(()) } else { Err(Self::TooLarge { block, count: fetched.block.transactions.len() }) }
+    }
+
     /// Whether enough nodes say so. Those that are alone in it are named and asked last.
     pub async fn is_agreed(&self, rpc: &Rpc, chain: &Chain) -> bool {
         match self {
             Self::TooDeep(error) => {
-                // More providers must have left our block than have it, in two looks running.
+                // As many providers as a block needs witnesses must have left our block, and more than have it, in two looks running.
+                // The others may be silent for a moment.
                 for _ in 0..2 {
                     let found = find_witnesses(rpc, error.ours.number, error.ours.hash).await;
-                    if !found.with.is_empty() {
-                        self.name(chain, &found.against, true);
+                    let have_left = found.outvote() && found.count_against() >= chain.witnesses;
+                    if !have_left || !found.with.is_empty() {
+                        self.name(chain, &found.against, !found.with.is_empty());
                     }
-                    if !found.outvote() {
+                    if !have_left {
                         return false;
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
                 true
             }
-            Self::BadTimestamp { block, .. } => is_witnessed(rpc, chain, *block, self).await,
+            Self::BadTimestamp { block, .. } | Self::TooLarge { block, .. } => is_witnessed(rpc, chain, *block, self).await,
         }
     }
 

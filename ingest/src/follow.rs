@@ -22,7 +22,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
-use topics::{BlockRef, check_timestamp};
+use topics::BlockRef;
 
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// Least time between polls that websockets cause, however many heads they announce.
@@ -175,7 +175,7 @@ impl Follower {
     /// chains go on.
     ///
     /// # Errors
-    /// If a reorg is deeper than what can be taken back, or a block has no time, as far as enough nodes say so.
+    /// If a reorg is deeper than what can be taken back, or a block has no time or fits no record, as far as enough nodes say so.
     pub async fn next(&mut self) -> Result<Batch, CannotFollow> {
         let mut delays = backoff::delays(MAX_BACKOFF);
         loop {
@@ -507,13 +507,9 @@ impl Follower {
             };
             skipped = 0;
             let head = block.block.head();
-            if let Err(cause) = check_timestamp(head.timestamp) {
+            if let Err(refused) = CannotFollow::check(&block) {
                 self.prefetcher.clear();
-                return if changes.is_empty() {
-                    Err(CannotFollow::BadTimestamp { block: BlockRef { number: head.number, hash: head.hash }, cause }.into())
-                } else {
-                    Ok(changes)
-                };
+                return if changes.is_empty() { Err(refused.into()) } else { Ok(changes) };
             }
             let at = BlockRef { number: head.number, hash: head.hash };
             if !may_expire(&self.rpc, &self.chain, at, head.timestamp).await {
@@ -579,8 +575,7 @@ impl Follower {
             }
         };
         let head = block.block.head();
-        let fits =
-            self.window.below(number).is_none_or(|below| head.stands_on(below)) && check_timestamp(head.timestamp).is_ok();
+        let fits = self.window.below(number).is_none_or(|below| head.stands_on(below)) && CannotFollow::check(&block).is_ok();
         let is_other = head.hash == refuted.hash && block.content_digest() != ours;
         let on_one_word = block.on_one_word && self.chain.witnesses > 1;
         if !fits || !is_other || on_one_word || self.window.finalized() >= Some(number) {

@@ -1,6 +1,8 @@
 //! Keeps records within what a topic takes. A block is never held up by its size: its logs are split over several records, a
-//! log that no record holds loses its data, and internal transfers that no record holds are left for a backfill. Pure.
+//! log that no record holds loses its data, internal transfers that no record holds are left for a backfill, and credits, which are
+//! no payments, are left out. Pure.
 
+use chain::FetchedBlock;
 use prost::Message as _;
 use topics::wire::logs_record::Log;
 use topics::wire::{BlockRecord, LogsRecord};
@@ -8,8 +10,17 @@ use topics::{MAX_LOGS_BYTES, hex, in_parts};
 
 /// No transfer has so much data. Half of a record, so that each part but the last is at least half full.
 const MAX_LOG_BYTES: usize = MAX_LOGS_BYTES / 2;
-/// A record of `chain.blocks` with more bytes goes without its internal transfers.
+/// A record of `chain.blocks` with more bytes goes without its internal transfers, or its credits.
 const MAX_BLOCK_BYTES: usize = 24 * 1024 * 1024;
+/// A transaction of a record has no more bytes.
+const MAX_TRANSACTION_BYTES: usize = 132;
+/// Transactions of a block that a record holds, whatever they are.
+pub const MAX_TRANSACTIONS: usize = MAX_BLOCK_BYTES / MAX_TRANSACTION_BYTES;
+
+/// Whether a record holds the block, as [`bound_block`] leaves it.
+pub fn fits_record(block: &FetchedBlock) -> bool {
+    block.block.transactions.len() <= MAX_TRANSACTIONS
+}
 
 /// The records of a block's logs: one, or as many parts as it takes.
 pub fn split_logs(mut record: LogsRecord) -> Vec<LogsRecord> {
@@ -35,8 +46,14 @@ fn bound_log(mut log: Log, head: &LogsRecord) -> Log {
     log
 }
 
-/// Leaves out the internal transfers of a block whose record would be too large. Returns whether it was.
+/// Leaves out the credits of a block whose record would be too large, and its internal transfers if it still is. Returns whether
+/// those are left out.
 pub fn bound_block(block: &mut BlockRecord) -> bool {
+    if !block.credits.is_empty() && block.encoded_len() > MAX_BLOCK_BYTES {
+        let (chain, number, count) = (block.chain_id, block.number, block.credits.len());
+        tracing::warn!(chain, number, "a block's {count} credits fit no record and are left out");
+        block.credits.clear();
+    }
     let is_too_large = !block.internal_transfers.is_empty() && block.encoded_len() > MAX_BLOCK_BYTES;
     if is_too_large {
         block.internal_transfers.clear();
@@ -48,7 +65,8 @@ pub fn bound_block(block: &mut BlockRecord) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use topics::wire::block_record::InternalTransfer;
+    use topics::MAX_MESSAGE_BYTES;
+    use topics::wire::block_record::{Credit, InternalTransfer, Transaction};
     use topics::wire::logs_record::Log;
 
     fn record(sizes: impl IntoIterator<Item = usize>) -> LogsRecord {
@@ -104,5 +122,30 @@ mod tests {
         let (mut small, mut large) = (block(10), block(1_000_000));
         assert!(!bound_block(&mut small) && bound_block(&mut large));
         assert_eq!((small.traced, large.traced, large.internal_transfers.len()), (true, false, 0));
+    }
+
+    /// An endpoint showed a block with 700,000 withdrawals of its own, whose record no topic took.
+    #[test]
+    fn every_block_that_is_published_has_a_record_that_its_topic_takes() {
+        let transaction = Transaction {
+            to: vec![1; 20].into(),
+            value: vec![255; 32].into(),
+            status: 2,
+            index: u32::MAX,
+            hash: vec![3; 32].into(),
+            from: vec![4; 20].into(),
+            r#type: u32::MAX,
+        };
+        let credit = Credit { to: vec![1; 20].into(), value: vec![255; 32].into(), ..Credit::default() };
+        let mut block = BlockRecord {
+            traced: true,
+            transactions: vec![transaction; MAX_TRANSACTIONS],
+            credits: vec![credit; 700_000],
+            ..BlockRecord::default()
+        };
+        assert!(!bound_block(&mut block));
+        assert_eq!((block.credits.len(), block.traced), (0, true));
+        assert!(block.encoded_len() + 1024 < usize::try_from(MAX_MESSAGE_BYTES).unwrap(), "{}", block.encoded_len());
+        assert!(block.encoded_len() <= MAX_BLOCK_BYTES, "{}", block.encoded_len());
     }
 }

@@ -1,4 +1,6 @@
 use super::*;
+use crate::cannot_follow::CannotFollow;
+use crate::record_size::MAX_TRANSACTIONS;
 use chain::{Block, Receipts, Verify};
 use serde_json::json;
 
@@ -32,6 +34,15 @@ fn fetched() -> FetchedBlock {
     ]);
     let block = Block::parse(&block.to_string()).unwrap();
     FetchedBlock::new(block, Receipts::All(serde_json::from_value(receipts).unwrap()), Verify::Off).unwrap()
+}
+
+#[test]
+fn a_block_that_no_record_holds_can_not_be_published() {
+    let mut block = fetched();
+    assert!(CannotFollow::check(&block).is_ok());
+    let transaction = block.block.transactions[0].clone();
+    block.block.transactions = vec![transaction; MAX_TRANSACTIONS + 1];
+    assert!(matches!(CannotFollow::check(&block), Err(CannotFollow::TooLarge { .. })));
 }
 
 #[test]

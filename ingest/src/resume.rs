@@ -10,7 +10,7 @@ use crate::nodes::connect;
 use crate::publish::STAGE;
 use crate::window::{MIN_WINDOW_BLOCKS, Window};
 use anyhow::{Context as _, bail, ensure};
-use chain::{BlockId, Chain, Chains, Head, Rpc, fetch_head};
+use chain::{Chain, Chains, Head, Rpc, find_witnesses};
 use runtime::kafka::{Kafka, TransactionalProducer};
 use runtime::{Failure, Settings};
 use topics::lazy::Fields;
@@ -59,7 +59,7 @@ pub async fn resume(settings: &Settings, name: &str, take_back: u64) -> anyhow::
         stack.last().map(|last| last.number),
         tip.number
     );
-    let Some(common) = find_common_ancestor(&rpc, &stack).await? else {
+    let Some(common) = find_common_ancestor(&rpc, chain.witnesses, &stack).await? else {
         let oldest = stack.first().map_or(0, |first| first.number);
         bail!(
             "the nodes have none of our blocks {oldest} to {}, which are all that chain.blocks still holds: is this \
@@ -124,17 +124,26 @@ fn read_head(message: &[u8]) -> Result<(Kind, Head), Failure> {
     Ok((kind, head))
 }
 
-/// Finds the newest of these blocks that the nodes have. A node that has a block has all below it, so it is a binary search.
-async fn find_common_ancestor(rpc: &Rpc, stack: &[Head]) -> anyhow::Result<Option<Head>> {
+/// Finds the newest of these blocks that the nodes have. A node that has a block has all below it, so it is a binary search. It
+/// must have as many witnesses as any.
+async fn find_common_ancestor(rpc: &Rpc, witnesses: usize, stack: &[Head]) -> anyhow::Result<Option<Head>> {
     let (mut known, mut unknown) = (0, stack.len());
     while known < unknown {
         let middle = known.midpoint(unknown);
         let Some(ours) = stack.get(middle) else { break };
-        let theirs = fetch_head(rpc, Some(BlockId::Number(ours.number))).await?;
-        if theirs.is_some_and(|theirs| theirs.hash == ours.hash) {
+        let found = find_witnesses(rpc, ours.number, ours.hash).await;
+        let (with, against) = (found.count_with(), found.count_against());
+        if found.confirm(witnesses) {
             known = middle + 1;
-        } else {
+        } else if found.outvote() || with == 0 {
+            // A node that is below says nothing.
             unknown = middle;
+        } else {
+            bail!(
+                "of block {}, {with} providers have ours and {against} another; expected {witnesses} that agree, and most of those \
+                 that answer. Try again when more answer, or with witnesses: 1. Nothing was changed",
+                ours.number
+            );
         }
     }
     Ok(known.checked_sub(1).and_then(|last| stack.get(last)).copied())

@@ -439,6 +439,22 @@ async fn a_block_with_a_timestamp_to_come_is_not_published_on_one_word() {
     told.consumer.is_at(&ahead(0));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_endpoint_halts_no_chain_by_a_deep_branch_while_the_others_are_silent() {
+    let common = branch(&[], 20, 0);
+    let (honest, invented) = (branch(&common, 22, 0), branch(&common[..5], 21, 9));
+    let [liar, one, two] = nodes([&common, &common, &common]).await;
+    [&liar, &one, &two].iter().for_each(|node| node.script.lock().unwrap().final_behind = Some(5));
+    let mut told = Told::new(&chain(&[&liar, &one, &two], "start_block: 0").await);
+    told.until(|told| told.known.witnessed == Some(19) && told.known.finalized == Some(14)).await;
+    [&one, &two].iter().for_each(|node| node.set(&[]));
+    liar.set(&invented);
+    told.is_quiet_for(&liar, 12).await;
+    [&one, &two].iter().for_each(|node| node.set(&honest));
+    told.until(|told| told.known.witnessed == Some(21)).await;
+    told.consumer.is_at(&honest);
+}
+
 /// It was walked down block by block at every look.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_branch_that_leaves_ours_far_below_costs_few_requests_and_is_followed_where_most_are_on_it() {

@@ -137,6 +137,30 @@ async fn one_that_contradicts_two_holds_no_block_up_and_is_named() {
     assert!(is_contradiction(&newest(&pool(&[&one, &liar]), AUTO).await.unwrap_err()));
 }
 
+/// Two words were enough, however many the operator had asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_three_witnesses_are_asked_for_two_confirm_nothing() {
+    let (_, answer) = recorded(ETHEREUM);
+    let [one, two, three] = [
+        Node::start(true, without_receipts(answer.clone())).await,
+        Node::start(true, without_receipts(answer.clone())).await,
+        Node::start(true, without_receipts(answer)).await,
+    ];
+    let three_words = FetchOptions { witnesses: 3, ..AUTO };
+    assert!(newest(&pool(&[&one, &two]), three_words).await.unwrap().on_one_word);
+    assert!(!newest(&pool(&[&one, &two, &three]), three_words).await.unwrap().on_one_word);
+    let (first, second) = (traced(|_, _| None).await, traced(|_, _| None).await);
+    let away =
+        traced(|method, _| method.starts_with("debug_").then(|| Err((StatusCode::BAD_GATEWAY, "down").into_response()))).await;
+    let rpc = impatient(&[&first, &second, &away]);
+    assert!(newest(&rpc, TRACED).await.unwrap().is_traced());
+    let options = FetchOptions { witnesses: 3, ..TRACED };
+    let fetched = until_published(&rpc, options, head_hash(&recorded(ETHEREUM).0), is_unconfirmed).await;
+    assert!(!fetched.is_traced() && fetched.internal.unwrap().is_empty());
+    let without = traced(|method, _| method.starts_with("debug_").then(unsupported)).await;
+    assert!(newest(&pool(&[&first, &second, &without]), options).await.unwrap().is_traced(), "it can't say");
+}
+
 /// It was held against the endpoint that had traced the block: so the one that had given the content confirmed it itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn content_is_not_confirmed_by_the_endpoint_that_gave_it() {

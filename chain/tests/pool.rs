@@ -26,6 +26,27 @@ async fn a_block_and_its_receipts_are_one_request_whatever_the_order_of_the_answ
     }
 }
 
+/// `Retry-After: 60` at the second endpoint kept the chain waiting for a minute at each block that the first did not have yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_asks_for_a_pause_keeps_nobody_waiting_who_has_another_or_may_ask_later() {
+    let lagging = Node::start(true, |method, _| Ok(if method == "eth_chainId" { json!("0x1") } else { Value::Null })).await;
+    let limited = Node::start(true, |method, _| match method {
+        "eth_getBlockByNumber" => Err((StatusCode::TOO_MANY_REQUESTS, [("retry-after", "60")], "slow down").into_response()),
+        _ => Ok(json!("0x1")),
+    })
+    .await;
+    let rpc = pool(&[&lagging, &limited]);
+    let started = Instant::now();
+    for _ in 0..3 {
+        assert!(fetch_head(&rpc, Some(BlockId::Number(17_686_112))).await.unwrap().is_none());
+    }
+    assert!(limited.asked("eth_getBlockByNumber") > 0);
+    let alone = pool(&[&limited]);
+    let error = fetch_head(&alone, Some(BlockId::Number(17_686_112))).await.unwrap_err();
+    assert!(error.is_rate_limit(), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+}
+
 #[tokio::test]
 async fn an_endpoint_without_batches_is_asked_one_by_one() {
     let (_, answer) = recorded(ETHEREUM);
@@ -312,7 +333,7 @@ async fn a_traced_chain_is_never_without_its_traces() {
     let blocks = testdata::lines("amsterdam-dev.blocks").unwrap();
     let traces = testdata::lines("misc.traces").unwrap();
     let odd = testdata::lines("misc.blocks").unwrap();
-    let traced = FetchOptions { verify: Verify::Auto, traces: true };
+    let traced = FetchOptions { verify: Verify::Auto, traces: true, witnesses: 2 };
     let line = odd.iter().find(|line| line["chainId"] == 1 && line["number"] == 7_280_016).unwrap().clone();
     let trace = traces.iter().find(|trace| trace["hash"] == line["hash"]).unwrap()["result"].clone();
     let hash: B256 = line["hash"].as_str().unwrap().parse().unwrap();

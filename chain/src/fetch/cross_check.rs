@@ -1,7 +1,7 @@
 //! What no root covers, a second endpoint must confirm: parts that a chain hashes in its own way, and call traces, which
 //! nothing hashes.
 //!
-//! The others are asked by our block's hash, all at once, and the first that agrees is enough: a slow one sets no pace. Where one
+//! The others are asked by our block's hash, all at once, until as many agree as a block needs witnesses: a slow one sets no pace. Where one
 //! contradicts, most must agree, and it is named. One that does not have the block, or does not answer, or could not trace a
 //! transaction, has not agreed: the block waits. An endpoint that has confirmed nothing for 15 s is not waited for until it
 //! does, so its silence does not stop the chain. Then the block rests on one word, and says so; traces are left out, for a later
@@ -85,10 +85,16 @@ impl Verdicts {
 /// # Errors
 /// If others contradict and those that agree are not the majority: then nobody is trusted. If none has agreed yet that is waited
 /// for.
-pub(super) async fn confirm_content(rpc: &Rpc, giver: &Endpoint, fetched: &mut FetchedBlock) -> Result<(), FetchError> {
+pub(super) async fn confirm_content(
+    rpc: &Rpc,
+    witnesses: usize,
+    giver: &Endpoint,
+    fetched: &mut FetchedBlock,
+) -> Result<(), FetchError> {
     let Proof { header, transactions, receipts, withdrawals: _ } = &fetched.proof;
     if [header, transactions, receipts].into_iter().any(|part| *part != PartProof::Root) {
-        fetched.on_one_word = confirm(rpc, giver, fetched, Part::Content).await?.is_none();
+        let confirmed = confirm(rpc, witnesses, giver, fetched, Part::Content).await?;
+        fetched.on_one_word = confirmed.is_none_or(|(providers, _)| providers < witnesses);
     }
     Ok(())
 }
@@ -100,6 +106,7 @@ pub(super) async fn confirm_content(rpc: &Rpc, giver: &Endpoint, fetched: &mut F
 /// As for [`confirm_content`].
 pub(super) async fn confirm_traces(
     rpc: &Rpc,
+    witnesses: usize,
     tracer: &Endpoint,
     fetched: &mut FetchedBlock,
     traces: &Traces,
@@ -107,8 +114,8 @@ pub(super) async fn confirm_traces(
     if fetched.block.transactions.is_empty() || traces.are_none() {
         return Ok(());
     }
-    match confirm(rpc, tracer, fetched, Part::Traces(traces)).await? {
-        Some(unconfirmed) => leave_out(fetched, &unconfirmed),
+    match confirm(rpc, witnesses, tracer, fetched, Part::Traces(traces)).await? {
+        Some((_, unconfirmed)) => leave_out(fetched, &unconfirmed),
         None => {
             fetched.internal = Some(Vec::new());
             fetched.untraced = Some("no second endpoint has confirmed the traces".to_owned());
@@ -127,9 +134,16 @@ fn leave_out(fetched: &mut FetchedBlock, transactions: &[u32]) {
     fetched.untraced = Some(fetched.untraced.take().map_or(why.clone(), |before| format!("{before}; {why}")));
 }
 
-/// Asks whether other endpoints agree. Returns the transactions that no other one has traced, or `None` if no endpoint agrees. For
-/// traces, those agree who have no tracer, if nobody has one.
-async fn confirm(rpc: &Rpc, asked: &Endpoint, fetched: &FetchedBlock, part: Part<'_>) -> Result<Option<Vec<u32>>, FetchError> {
+/// Asks whether other endpoints agree. Returns how many providers do, `asked` included, and the transactions that no other one has
+/// traced, or `None` if no endpoint agrees. For traces, so many must agree as a block needs witnesses, and those agree who have no
+/// tracer, if nobody has one.
+async fn confirm(
+    rpc: &Rpc,
+    witnesses: usize,
+    asked: &Endpoint,
+    fetched: &FetchedBlock,
+    part: Part<'_>,
+) -> Result<Option<(usize, Vec<u32>)>, FetchError> {
     // An endpoint of the same provider says what that provider says.
     let others = rpc.others(asked).into_iter().filter(|other| other.provider() != asked.provider());
     let questions = others.map(|other| async move {
@@ -138,7 +152,8 @@ async fn confirm(rpc: &Rpc, asked: &Endpoint, fetched: &FetchedBlock, part: Part
     });
     let mut answers: FuturesUnordered<_> = questions.collect();
     let (mut verdicts, mut silent, mut waited_for) = (Verdicts::default(), Vec::new(), false);
-    while !verdicts.agreed().is_some_and(Vec::is_empty)
+    let is_whole = |verdicts: &Verdicts| verdicts.agreed().is_some_and(Vec::is_empty);
+    while !(is_whole(&verdicts) && verdicts.sides().0 >= witnesses)
         && let Some((other, verdict)) = answers.next().await
     {
         match verdict {
@@ -158,20 +173,24 @@ async fn confirm(rpc: &Rpc, asked: &Endpoint, fetched: &FetchedBlock, part: Part
             }
         }
     }
-    let whole = verdicts.agreed().is_some_and(Vec::is_empty);
+    let of_traces = matches!(part, Part::Traces(_));
+    // Content that too few give is published all the same, in doubt.
+    let lacks_words = of_traces && verdicts.sides().0 < witnesses && !silent.is_empty();
     if !verdicts.contradicting.is_empty() && verdicts.agreed().is_none() {
         return Err(contradiction(rpc, fetched, asked, &verdicts));
     }
-    if waited_for && !whole {
-        let what = if matches!(part, Part::Traces(_)) { "the traces" } else { "what no root proves" };
+    if waited_for && (lacks_words || !is_whole(&verdicts)) {
+        let what = if of_traces { "the traces" } else { "what no root proves" };
         return Err(FetchError::Unconfirmed { number: fetched.block.number, what, silent: silent.join("; ") });
     }
     for (liar, what) in &verdicts.contradicting {
         name_liar(rpc, fetched, what, liar);
     }
     // Where nobody else has a tracer, traces are believed.
-    let nobody_can = silent.is_empty() && matches!(part, Part::Traces(_));
-    Ok(verdicts.unconfirmed.or_else(|| nobody_can.then(Vec::new)))
+    let nobody_can = silent.is_empty() && of_traces;
+    let providers = verdicts.sides().0;
+    let confirmed = verdicts.unconfirmed.filter(|_| !lacks_words).or_else(|| nobody_can.then(Vec::new));
+    Ok(confirmed.map(|unconfirmed| (providers, unconfirmed)))
 }
 
 /// Asks an endpoint, for as long as it is waited for.

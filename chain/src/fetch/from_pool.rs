@@ -31,9 +31,9 @@ pub async fn fetch_block(rpc: &Rpc, options: FetchOptions, id: BlockId) -> Resul
         traced = Some(trace(rpc, &endpoint, &mut fetched).await?);
     }
     if options.verify != Verify::Off {
-        confirm_content(rpc, &endpoint, &mut fetched).await?;
+        confirm_content(rpc, options.witnesses, &endpoint, &mut fetched).await?;
         if let Some((tracer, traces)) = &traced {
-            confirm_traces(rpc, tracer, &mut fetched, traces).await?;
+            confirm_traces(rpc, options.witnesses, tracer, &mut fetched, traces).await?;
         }
     }
     count_doubts(rpc, &fetched);

@@ -160,7 +160,7 @@ impl Endpoint {
                 (place, outcome)
             }
         };
-        self.wait_for_slot().await;
+        self.wait_for_slot(method).await?;
         let Patience { late, deadline } = self.patience(method, kind);
         let given_up = tokio::time::Instant::now() + deadline;
         let (mut running, mut failed) = (FuturesUnordered::new(), 0);
@@ -200,13 +200,18 @@ impl Endpoint {
         locked(&self.latency, |latency| latency.patience(kind))
     }
 
-    /// Waits for the rate limit.
-    async fn wait_for_slot(&self) {
+    /// Waits for the rate limit, no longer than for an answer.
+    async fn wait_for_slot(&self, method: &'static str) -> Result<(), RpcError> {
         let now = Instant::now();
-        let slot = locked(&self.rate_limit, |rate_limit| rate_limit.reserve(now));
+        let slot = locked(&self.rate_limit, |rate_limit| {
+            let wait = rate_limit.wait(now);
+            if wait > MAX_DEADLINE { Err(wait) } else { Ok(rate_limit.reserve(now)) }
+        });
+        let slot = slot.map_err(|wait| RpcError::Throttled { method, endpoint: self.host.clone(), wait })?;
         if slot > now {
             tokio::time::sleep_until(slot.into()).await;
         }
+        Ok(())
     }
 
     /// Whether a second request may go out now. It never waits for the rate limit.

@@ -233,6 +233,11 @@ impl Endpoint {
         Candidate { health, is_throttled: locked(&self.rate_limit, |rate_limit| rate_limit.is_throttled(now)) }
     }
 
+    /// Whether its rate limit holds requests back.
+    pub(super) fn is_throttled(&self) -> bool {
+        locked(&self.rate_limit, |rate_limit| rate_limit.is_throttled(Instant::now()))
+    }
+
     /// Whether its circuit lets a request through now. If that is the probe of an open circuit, the outcome decides.
     pub(super) fn allow_request(&self) -> bool {
         self.update_health(|health| health.allow_request(Instant::now()))

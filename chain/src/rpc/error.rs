@@ -28,6 +28,9 @@ pub enum RpcError {
         /// The deadline, which follows the usual latency.
         after: Duration,
     },
+    /// Not sent: the provider's limit, or its `Retry-After`, holds it back for longer than an answer may take.
+    #[error("{method} at {endpoint}: over its rate limit for another {wait:.1?}")]
+    Throttled { method: &'static str, endpoint: String, wait: Duration },
     /// An HTTP status other than 2xx.
     #[error("{method} at {endpoint}: HTTP {status}: {body}")]
     Http {
@@ -123,7 +126,7 @@ impl RpcError {
     /// Whether we exceeded the provider's rate limit: ask less often. It does not count against the endpoint.
     pub fn is_rate_limit(&self) -> bool {
         match self {
-            Self::Http { status: 429, .. } => true,
+            Self::Http { status: 429, .. } | Self::Throttled { .. } => true,
             Self::Http { status: 503, retry_after, .. } => retry_after.is_some(),
             // -32005 is EIP-1474's "limit exceeded". The rest are providers' own codes and words.
             Self::Refused { code, message, .. } => {

@@ -123,7 +123,8 @@ impl Rpc {
         loop {
             let mut absent = false;
             for endpoint in self.by_preference() {
-                if !endpoint.allow_request() {
+                // Whoever has said that there is nothing is not kept waiting by one that may not be asked now.
+                if absent && endpoint.is_throttled() || !endpoint.allow_request() {
                     continue;
                 }
                 let guard = ProbeGuard(&endpoint);

@@ -71,9 +71,14 @@ impl AdaptiveRateLimit {
         is_free
     }
 
+    /// How long a request made now would wait.
+    pub fn wait(&self, now: Instant) -> Duration {
+        self.next.saturating_duration_since(now)
+    }
+
     /// Whether a request made now would wait for more than a quarter of a second.
     pub fn is_throttled(&self, now: Instant) -> bool {
-        self.next.saturating_duration_since(now) > Duration::from_millis(250)
+        self.wait(now) > Duration::from_millis(250)
     }
 
     /// A request succeeded. Raises the limit.

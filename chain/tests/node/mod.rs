@@ -201,9 +201,9 @@ fn blocks_receipt(line: &Value, hash: &Value) -> Value {
 }
 
 pub const ETHEREUM: &str = "eth-mainnet-17686110-17686112";
-pub const ROOTS: FetchOptions = FetchOptions { verify: Verify::Roots, traces: false };
-pub const AUTO: FetchOptions = FetchOptions { verify: Verify::Auto, traces: false };
-pub const TRACED: FetchOptions = FetchOptions { verify: Verify::Auto, traces: true };
+pub const ROOTS: FetchOptions = FetchOptions { verify: Verify::Roots, traces: false, witnesses: 2 };
+pub const AUTO: FetchOptions = FetchOptions { verify: Verify::Auto, traces: false, witnesses: 2 };
+pub const TRACED: FetchOptions = FetchOptions { verify: Verify::Auto, traces: true, witnesses: 2 };
 
 pub fn head_hash(lines: &[Value]) -> B256 {
     lines.last().unwrap()["hash"].as_str().unwrap().parse().unwrap()

@@ -38,6 +38,8 @@ const MAX_LATE_LOOKS: u32 = 7;
 /// A branch is walked down block by block this far. Below, the place where it leaves ours is searched by height: a window may have
 /// thousands of blocks, and any endpoint may show a branch that leaves it at the bottom.
 const MAX_WALKED_BLOCKS: usize = 16;
+/// Kinds of proof gaps that are remembered: a node's own field names are in them.
+const MAX_LOGGED_GAPS: usize = 100;
 /// A node that is slow with its tags must not delay blocks.
 const TAG_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -636,12 +638,12 @@ impl Follower {
         }
     }
 
-    /// Logs each kind of gap once, and counts the blocks with gaps.
+    /// Logs each kind of gap once, up to so many, and counts the blocks with gaps.
     fn log_proof_gaps(&mut self, block: &FetchedBlock) {
         let mut whole = true;
         for gap in block.proof.gaps() {
             whole = false;
-            if self.logged_gaps.insert(gap.to_owned()) {
+            if self.logged_gaps.len() < MAX_LOGGED_GAPS && self.logged_gaps.insert(gap.to_owned()) {
                 tracing::warn!(chain = self.chain.name, block = block.block.number, "published without a proof by root: {gap}");
             }
         }

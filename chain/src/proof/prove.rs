@@ -7,6 +7,7 @@ use super::state_sync::transactions_under_root;
 use super::verify::Verify;
 use super::withdrawals::prove_withdrawals;
 use crate::block::{Block, Receipts, Transaction, is_fixed, knows_transaction};
+use crate::text::names;
 use alloy::consensus::proofs::ordered_trie_root_encoded;
 use alloy::primitives::keccak256;
 
@@ -50,7 +51,7 @@ fn prove_header(block: &Block) -> Result<PartProof, ProofError> {
         // zkSync and its sisters hash something else, and have no roots.
         _ if has_no_roots(block) => Ok(PartProof::Unproven("header without roots".to_owned())),
         _ if !block.unknown_fields.is_empty() => {
-            Ok(PartProof::Unproven(format!("header with unknown fields {}", block.unknown_fields.join(", "))))
+            Ok(PartProof::Unproven(format!("header with unknown fields {}", names(&block.unknown_fields))))
         }
         Some(hash) => Err(ProofError::new(block.number, "the header", block.hash, hash)),
         None => Err(ProofError::new(block.number, "the header", "logsBloom, mixHash and nonce", "a header without")),
@@ -84,7 +85,7 @@ fn prove_transactions(block: &Block, header: &PartProof) -> Result<PartProof, Pr
             // Under Ethereum's header, Ethereum's types have encodings that never change; a hard fork adds new types instead.
             // So there a new field excuses nothing, or a node could add one and then claim anything.
             _ if !transaction.unknown_fields.is_empty() && (*header != PartProof::Root || !is_fixed(transaction.kind)) => {
-                let fields = transaction.unknown_fields.join(", ");
+                let fields = names(&transaction.unknown_fields);
                 gap.get_or_insert_with(|| {
                     format!("transactions of type {:#04x} with unknown fields {fields}", transaction.kind)
                 });

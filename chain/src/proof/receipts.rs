@@ -4,6 +4,7 @@ use super::error::ProofError;
 use super::part::PartProof;
 use super::state_sync::{state_sync, transactions_under_root};
 use crate::block::{Block, Receipt, Receipts, knows_receipt, knows_transaction};
+use crate::text::names;
 use alloy::consensus::EMPTY_ROOT_HASH;
 use alloy::consensus::proofs::ordered_trie_root_encoded;
 use alloy::primitives::{B256, Bloom, BloomInput, keccak256};
@@ -28,7 +29,7 @@ pub(super) fn prove_receipts(block: &Block, receipts: &Receipts) -> Result<PartP
     // without such fields, or of a known type, must match the root.
     match (own.iter().find(|receipt| !knows_receipt(receipt.kind) && !receipt.unknown_fields.is_empty()), root) {
         (Some(receipt), _) => {
-            let fields = receipt.unknown_fields.join(", ");
+            let fields = names(&receipt.unknown_fields);
             prove_bloom(block, receipts, &format!("receipts of type {:#04x} with unknown fields {fields}", receipt.kind))
         }
         (None, Some(root)) => Err(ProofError::new(block.number, "the receipts", block.receipts_root, root)),

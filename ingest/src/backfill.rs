@@ -207,7 +207,13 @@ impl<'a> Backfill<'a> {
                 break;
             }
             if let Err(mismatch) = self.check_continuity(last, &block) {
+                self.prefetcher.clear();
+                // The blocks before it are good. A lasting mismatch returns alone next time.
+                if !changes.is_empty() {
+                    break;
+                }
                 self.mismatches += 1;
+                self.blame(&block).await?;
                 return Err(mismatch);
             }
             if block.on_one_word && self.chain.witnesses > 1 {
@@ -291,6 +297,14 @@ impl<'a> Backfill<'a> {
             bail!("contradiction: {} have another block {number} than {}", hosts(&found.against), hosts(&found.with));
         }
         bail!("block {number} has the witnesses {:?}, of {needed} that are asked for", hosts(&found.with));
+    }
+
+    /// Names the endpoints that are alone with a block which does not fit. Others are asked first next time.
+    async fn blame(&mut self, block: &FetchedBlock) -> anyhow::Result<()> {
+        if let Some(source) = &block.source {
+            source.record_contradiction();
+        }
+        self.check_witnesses(block.block.head()).await
     }
 
     /// Checks that the block stands on the one before it, and agrees with ingest at a height that ingest has published.

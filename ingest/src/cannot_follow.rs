@@ -24,7 +24,11 @@ pub enum CannotFollow {
     #[error("block {} ({}): {cause}", .block.number, .block.hash)]
     BadTimestamp { block: BlockRef, cause: MalformedField },
     /// A block that no record holds: however often it is tried, no topic takes it.
-    #[error("block {} ({}) has {count} transactions; expected {MAX_TRANSACTIONS} at most, which a record holds", .block.number, .block.hash)]
+    #[error(
+        "block {} ({}) has {count} transactions; expected {MAX_TRANSACTIONS} at most, which a record holds",
+        .block.number,
+        .block.hash
+    )]
     TooLarge { block: BlockRef, count: usize },
 }
 
@@ -44,8 +48,8 @@ impl CannotFollow {
     pub async fn is_agreed(&self, rpc: &Rpc, chain: &Chain) -> bool {
         match self {
             Self::TooDeep(error) => {
-                // As many providers as a block needs witnesses must have left our block, and more than have it, in two looks running.
-                // The others may be silent for a moment.
+                // As many providers as a block needs witnesses must have left our block, and more than have it, in two looks
+                // running. The others may be silent for a moment.
                 for _ in 0..2 {
                     let found = find_witnesses(rpc, error.ours.number, error.ours.hash).await;
                     let have_left = found.outvote() && found.count_against() >= chain.witnesses;

@@ -564,8 +564,8 @@ impl Follower {
         changes.push(Change::Added(Box::new(block)));
     }
 
-    /// Takes a block back for whose content enough endpoints have something else, with all above it, and puts it in its place as they
-    /// give it. Its hash is the same, so no reorg would do that. Nothing happens before the other content is there.
+    /// Takes a block back for whose content enough endpoints have something else, with all above it, and puts it in its place as
+    /// they give it. Its hash is the same, so no reorg would do that. Nothing happens before the other content is there.
     async fn replace_content(&mut self, refuted: Head) -> Option<Vec<Change>> {
         let (chain, number) = (&self.chain.name, refuted.number);
         let ours = self.window.doubt_of(&refuted).filter(|_| self.window.at(number) == Some(&refuted))?;

@@ -1,9 +1,9 @@
 //! What no root covers, a second endpoint must confirm: parts that a chain hashes in its own way, and call traces, which
 //! nothing hashes.
 //!
-//! The others are asked by our block's hash, all at once, until as many agree as a block needs witnesses: a slow one sets no pace. Where one
-//! contradicts, most must agree, and it is named. One that does not have the block, or does not answer, or could not trace a
-//! transaction, has not agreed: the block waits. An endpoint that has confirmed nothing for 15 s is not waited for until it
+//! The others are asked by our block's hash, all at once, until as many agree as a block needs witnesses: a slow one sets no
+//! pace. Where one contradicts, most must agree, and it is named. One that does not have the block, or does not answer, or could not
+//! trace a transaction, has not agreed: the block waits. An endpoint that has confirmed nothing for 15 s is not waited for until it
 //! does, so its silence does not stop the chain. Then the block rests on one word, and says so; traces are left out, for a later
 //! backfill, since they are all that shows the coin which contracts send.
 

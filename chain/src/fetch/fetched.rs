@@ -33,8 +33,8 @@ pub struct FetchedBlock {
     pub internal: Option<Vec<InternalTransfer>>,
     /// Why `internal` may lack transfers, although they were requested.
     pub untraced: Option<String>,
-    /// A part that no root proves rests on the word of one endpoint: there is no other, or none that answers. Or, where a block needs
-    /// more than two witnesses, on the words of fewer.
+    /// A part that no root proves rests on the word of one endpoint: there is no other, or none that answers. Or, where a block
+    /// needs more than two witnesses, on the words of fewer.
     pub on_one_word: bool,
     /// How well each part is proven.
     pub proof: Proof,

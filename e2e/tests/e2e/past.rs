@@ -2,7 +2,7 @@
 //! range from before the first block, whatever kills it.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Extent, Fault, Lab, Lacks, Payment, Plan, Proxy, events, eventually, records};
+use e2e::{Api, Extent, Fault, Lab, Lacks, Payment, Plan, Proxy, events, eventually, records, write_chains};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use topics::wire;
@@ -191,6 +191,26 @@ async fn a_backfill_that_is_killed_goes_on_and_brings_every_block_once() -> Resu
     lab.node.mine(2).await?;
     until_processed(&api, lab.node.head().await?).await?;
     up.check()
+}
+
+/// It was asked first again, and the backfill ended after 21 tries.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_whose_blocks_do_not_link_ends_no_backfill() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    lab.node.mine(FINAL_BELOW + 10).await?;
+    let mut endpoints = Vec::new();
+    for _ in 0..3 {
+        endpoints.push(Proxy::start(&lab.node.url, Lacks::default()).await?);
+    }
+    endpoints[0].make(Fault::WrongParent, Extent::Always);
+    // Without a proof, so that nothing but the links shows it.
+    write_chains(&lab, &endpoints, "")?;
+    let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
+    lab.write_chains(&chains.replace("start_block: 0", "start_block: 0\n  verify: off"))?;
+    let said = lab.ctrip(&["backfill", "--chain", "anvil", "--from", "1", "--to", "8"])?;
+    ensure!(said.contains("are in the topics"), "{said}");
+    ensure!(replayed(&lab).await?.iter().map(|block| block.number).eq(1..=8), "a block is missing, doubled or out of order");
+    Ok(())
 }
 
 async fn chain_health(api: &Api) -> Result<Option<Value>> {

@@ -75,7 +75,8 @@ impl Contents {
         found.count_with() >= self.chain.witnesses && found.count_with() > found.count_against()
     }
 
-    /// Whether as many providers as a block needs witnesses give other content, and most of those that answer, in two looks running.
+    /// Whether as many providers as a block needs witnesses give other content, and most of those that answer, in two looks
+    /// running.
     pub fn refutes(&mut self, head: &Head, found: &Witnesses) -> bool {
         if !found.outvote() || found.count_against() < self.chain.witnesses {
             self.outvoted.remove(&head.hash);

@@ -297,8 +297,8 @@ async fn content_that_one_endpoint_alone_has_given_is_not_witnessed_by_its_hash(
     assert_eq!(told.consumer.follower.window().doubts().count(), 0);
 }
 
-/// A liar's content under the true hash of a block, while the others were silent. Nobody contradicts that hash, so the lie stayed for
-/// good, and `witnesses: 1` confirmed it.
+/// A liar's content under the true hash of a block, while the others were silent. Nobody contradicts that hash, so the lie stayed
+/// for good, and `witnesses: 1` confirmed it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn content_that_others_contradict_makes_way_for_theirs() {
     let blocks = &polygon().1[..4];

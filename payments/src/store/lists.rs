@@ -132,11 +132,13 @@ impl PaymentFilter {
             // Writing into a string does not fail.
             let _ = write!(conditions, " AND {condition}${}", values.len());
         };
+        // As an expression a column has no index: that of the address or of the external id is the better one, whatever Postgres makes of
+        // its statistics.
+        let (beside_address, beside) =
+            (self.address.is_some(), self.address.is_some() || self.external_id_beside_others().is_some());
         if let Some(status) = self.status {
-            and("status = ", Box::new(status.as_str()));
+            and(if beside_address { "status || '' = " } else { "status = " }, Box::new(status.as_str()));
         }
-        // As an expression a column has no index: that of the external id is the better one, whatever Postgres makes of its statistics.
-        let beside = self.external_id_beside_others().is_some();
         if let Some(chain) = self.chain {
             let column = if beside { "chain_id + 0 = " } else { "chain_id = " };
             and(column, Box::new(i64::try_from(chain.0).map_err(Failure::halt)?));
@@ -148,7 +150,7 @@ impl PaymentFilter {
             and(if beside { "token || '' = " } else { "token = " }, Box::new(token.clone()));
         }
         if let Some(external_id) = &self.external_id {
-            and("external_id = ", Box::new(external_id.clone()));
+            and(if beside_address { "external_id || '' = " } else { "external_id = " }, Box::new(external_id.clone()));
         }
         if let Some(address) = self.address {
             and("address = ", Box::new(address.to_vec()));
@@ -214,7 +216,8 @@ mod tests {
         };
         let (sql, values) = all.query(Uuid::nil(), 1).unwrap();
         for column in ["status", "exception", "chain_id", "token", "external_id", "address", "transaction_hash"] {
-            assert_eq!(sql.matches(&format!(" {column} = ")).count(), 1, "{sql}");
+            let conditions = [" = ", " || '' = ", " + 0 = "].map(|is| sql.matches(&format!(" {column}{is}$")).count());
+            assert_eq!(conditions.iter().sum::<usize>(), 1, "{column}: {sql}");
         }
         assert!(sql.contains("(created_at, id) < ($10, $11)"), "{sql}");
         assert_eq!(values.len(), 12);

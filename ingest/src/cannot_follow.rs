@@ -75,10 +75,21 @@ impl CannotFollow {
 
 /// Whether a block may be published before others witness it, or enough nodes have it. Its timestamp expires payments, and merchants
 /// are told: the removal of an invented one comes too late for that.
-pub async fn may_expire(rpc: &Rpc, chain: &Chain, block: BlockRef, timestamp: u64) -> bool {
+pub async fn may_expire(rpc: &Rpc, chain: &Chain, fetched: &FetchedBlock) -> bool {
+    let head = fetched.block.head();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let is_ahead = chain.witnesses > 1 && Duration::from_secs(timestamp) > now + MAX_AHEAD;
-    !is_ahead || is_witnessed(rpc, chain, block, &format!("block {} has a timestamp to come, {timestamp}", block.number)).await
+    if chain.witnesses == 1 || Duration::from_secs(head.timestamp) <= now + MAX_AHEAD {
+        return true;
+    }
+    if fetched.on_one_word {
+        // Others may have its hash, and another timestamp under it.
+        if let Some(source) = &fetched.source {
+            source.record_contradiction();
+        }
+        return false;
+    }
+    let block = BlockRef { number: head.number, hash: head.hash };
+    is_witnessed(rpc, chain, block, &format!("block {} has a timestamp to come, {}", head.number, head.timestamp)).await
 }
 
 /// Whether as many nodes have a block as the chain needs. Those that are alone with it are named and asked last.

@@ -22,7 +22,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
-use topics::BlockRef;
 
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// Least time between polls that websockets cause, however many heads they announce.
@@ -513,8 +512,7 @@ impl Follower {
                 self.prefetcher.clear();
                 return if changes.is_empty() { Err(refused.into()) } else { Ok(changes) };
             }
-            let at = BlockRef { number: head.number, hash: head.hash };
-            if !may_expire(&self.rpc, &self.chain, at, head.timestamp).await {
+            if !may_expire(&self.rpc, &self.chain, &block).await {
                 self.prefetcher.clear();
                 return if changes.is_empty() { Err(StepError::AheadOfTime(head.number)) } else { Ok(changes) };
             }

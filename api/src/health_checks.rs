@@ -12,6 +12,7 @@ use payments::store::{self, Witnessed};
 use recovery::Recovery;
 use runtime::{Failure, Registry, SetAside, SharedTask, db, set_aside};
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -137,7 +138,7 @@ async fn ping_database(pool: &Pool) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn probe(ping: impl Future<Output = anyhow::Result<()>>) -> ProbeError {
+async fn probe<E: Display>(ping: impl Future<Output = Result<(), E>>) -> ProbeError {
     match tokio::time::timeout(PROBE_TIMEOUT, ping).await {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(format!("{error:#}")),

@@ -2,10 +2,10 @@
 
 use anyhow::{anyhow, bail};
 use base::error_chain;
-use runtime::{Registry, Settings, db};
+use runtime::kafka::{self, Unusable};
+use runtime::{Registry, RegistryError, Settings, db};
 use std::future::Future;
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
 use tokio_postgres::error::SqlState;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -23,14 +23,16 @@ enum NotReady {
     Refused(anyhow::Error),
 }
 
-/// Returns once all three answer.
+/// Returns once all three answer, Postgres where it is used.
 ///
 /// # Errors
 /// When one does not answer within a minute, or refuses us.
-pub async fn await_ready(settings: &Settings) -> anyhow::Result<()> {
+pub async fn await_ready(settings: &Settings, with_postgres: bool) -> anyhow::Result<()> {
     let client = Registry::new(settings)?;
-    let postgres = wait("Postgres (DATABASE_URL)", || postgres(&settings.database_url));
-    let kafka = wait("Kafka (KAFKA_BROKERS)", || kafka(&settings.kafka_brokers));
+    let postgres = async {
+        if with_postgres { wait("Postgres (DATABASE_URL)", || postgres(&settings.database_url)).await } else { Ok(()) }
+    };
+    let kafka = wait("Kafka (KAFKA_BROKERS)", || kafka(settings));
     let registry = wait("the schema registry (SCHEMA_REGISTRY_URL)", || registry(&client));
     tokio::try_join!(postgres, kafka, registry)?;
     Ok(())
@@ -68,6 +70,10 @@ async fn postgres(url: &str) -> Result<(), NotReady> {
     match problem.await {
         Ok(None) => Ok(()),
         Ok(Some(problem)) => Err(NotReady::Refused(anyhow!(problem))),
+        Err(error) if db::refuses_tls(&error) => Err(NotReady::Refused(anyhow::Error::new(error).context(
+            "no TLS with it: sslmode in DATABASE_URL says whether the server speaks TLS, and sslrootcert has to name the authority that signed \
+             its certificate, which for verify-full has to be of the host in the URL",
+        ))),
         Err(error) => match error.code() {
             // It is starting, stopping or full. Any other error would come again.
             Some(&SqlState::CANNOT_CONNECT_NOW | &SqlState::TOO_MANY_CONNECTIONS | &SqlState::ADMIN_SHUTDOWN) | None => {
@@ -82,18 +88,17 @@ async fn postgres(url: &str) -> Result<(), NotReady> {
     }
 }
 
-/// One broker that accepts connections is enough: it names the others.
-async fn kafka(brokers: &str) -> Result<(), NotReady> {
-    let mut last = "KAFKA_BROKERS is empty; expected host:port".to_owned();
-    for broker in brokers.split(',').map(str::trim).filter(|broker| !broker.is_empty()) {
-        match TcpStream::connect(broker).await {
-            Ok(_) => return Ok(()),
-            Err(error) => last = format!("{broker}: {error}"),
-        }
-    }
-    Err(NotReady::Unreachable(last))
+/// One broker that answers is enough: it names the others.
+async fn kafka(settings: &Settings) -> Result<(), NotReady> {
+    kafka::probe(settings).await.map_err(|error| match error {
+        Unusable::Unreachable(cause) => NotReady::Unreachable(cause),
+        Unusable::Refused(error) => NotReady::Refused(error),
+    })
 }
 
 async fn registry(client: &Registry) -> Result<(), NotReady> {
-    client.ping().await.map_err(|error| NotReady::Unreachable(format!("{error:#}")))
+    client.ping().await.map_err(|error| match error {
+        RegistryError::Unavailable(cause) => NotReady::Unreachable(cause),
+        error @ RegistryError::Permanent(_) => NotReady::Refused(error.into()),
+    })
 }

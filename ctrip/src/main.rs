@@ -2,6 +2,7 @@
 //!
 //! It parses the command line, refuses bad configuration before it opens a port or a connection, and runs.
 
+mod acl;
 mod backfill;
 mod chain;
 mod check;
@@ -103,6 +104,9 @@ enum Command {
     Chain(chain::ChainCommand),
     /// Print a topic's records as they arrive
     Tail(tail::Tail),
+    /// The rights of each role in Kafka and Postgres
+    #[command(subcommand)]
+    Acl(acl::AclCommand),
     /// Print the reference of metrics as Markdown
     Metrics,
 }
@@ -140,14 +144,21 @@ enum Wallet {
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::from_arg_matches(&help::trim(Cli::command()).get_matches()).unwrap_or_else(|error| error.exit());
-    match run(cli) {
+    match read_arguments().and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn read_arguments() -> anyhow::Result<Cli> {
+    let matches = help::trim(Cli::command()).get_matches();
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    cli.settings.complete(&matches)?;
+    runtime::kafka::check(&cli.settings)?;
+    Ok(cli)
 }
 
 fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
@@ -182,6 +193,10 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
         Command::Resume { chain, take_back } => block_on(resume::run(settings, &chain, take_back)),
         Command::Chain(command) => block_on(chain::run(settings, command)),
         Command::Tail(arguments) => tail::run(&settings, &arguments),
+        Command::Acl(command) => {
+            acl::run(&settings, &command);
+            Ok(())
+        }
         Command::Metrics => {
             print!("{}", base::metrics::reference());
             Ok(())

@@ -40,6 +40,14 @@ impl Role {
         }
     }
 
+    /// Whether it has business with Postgres, and so a login.
+    fn uses_postgres(self) -> bool {
+        match self {
+            Self::Api | Self::Confirmer | Self::Webhooks => true,
+            Self::Ingest | Self::Detector => false,
+        }
+    }
+
     /// The lock that no other process on this machine may hold. The API has a port instead.
     fn lock(self, settings: &Settings) -> anyhow::Result<Option<InstanceLock>> {
         let Settings { kafka_brokers, topic_prefix, instance, .. } = settings;
@@ -125,7 +133,7 @@ async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow:
     exporter::serve(settings.metrics_listen)?;
     let stop = CancellationToken::new();
     let ready = async {
-        dependencies::await_ready(&settings).await?;
+        dependencies::await_ready(&settings, prepare || roles.iter().any(|role| role.uses_postgres())).await?;
         if prepare {
             db::migrate(&settings.database_url).await?;
             kafka::apply(&settings).await?;

@@ -196,8 +196,9 @@ install_toolchain() {
   command -v c++ >/dev/null || missing+=(g++)
   command -v make >/dev/null || missing+=(make)
   command -v pkg-config >/dev/null || missing+=(pkg-config)
-  # Only the compiler knows in which folder the header may be.
+  # Only the compiler knows in which folder a header may be.
   echo '#include <zlib.h>' | cc -E - >/dev/null 2>&1 || missing+=(zlib1g-dev)
+  echo '#include <openssl/ssl.h>' | cc -E - >/dev/null 2>&1 || missing+=(libssl-dev)
   if [ ${#missing[@]} -gt 0 ]; then apt_install "the C side of the build (librdkafka)" "${missing[@]}"; fi
 
   wanted=$(sed -n 's/^channel = "\(.*\)"/\1/p' "$HERE/../rust-toolchain.toml")

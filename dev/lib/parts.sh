@@ -21,13 +21,9 @@ port_of() {
 
 # ── Kafka ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-prepare_kafka() {
-  mkdir -p "$DATA/kafka"
-  # Written at every start: the data may have been moved, and the ports may have been chosen anew.
-  cat >"$DATA/kafka/server.properties" <<-EOF
-	process.roles=broker,controller
-	node.id=1
-	controller.quorum.bootstrap.servers=127.0.0.1:$CONTROLLER_PORT
+# Listeners of Kafka's server.properties.
+kafka_settings() {
+  cat <<-END
 	listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,SASL_PLAINTEXT://127.0.0.1:$KAFKA_SASL_PORT,CONTROLLER://127.0.0.1:$CONTROLLER_PORT
 	controller.listener.names=CONTROLLER
 	listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
@@ -38,6 +34,17 @@ prepare_kafka() {
 	sasl.enabled.mechanisms=PLAIN
 	listener.name.sasl_plaintext.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \\
 	  user_forward="forward" user_shop="shop" user_rival="rival";
+	END
+}
+
+prepare_kafka() {
+  mkdir -p "$DATA/kafka"
+  # Written at every start: the data may have been moved, and the ports may have been chosen anew.
+  cat >"$DATA/kafka/server.properties" <<-EOF
+	process.roles=broker,controller
+	node.id=1
+	controller.quorum.bootstrap.servers=127.0.0.1:$CONTROLLER_PORT
+	$(if is_secure; then secure_kafka_settings; else kafka_settings; fi)
 
 	log.dirs=$DATA/kafka/data
 
@@ -71,12 +78,14 @@ prepare_kafka() {
 	num.network.threads=2
 	num.io.threads=4
 	EOF
+  local users=()
+  if is_secure; then mapfile -t users < <(secure_kafka_users); fi
   # Formatting writes meta.properties last; without it nothing was ever stored.
   [ -f "$DATA/kafka/data/meta.properties" ] && return
   rm -rf "$DATA/kafka/data"
   "$JAVA" -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$KAFKA_HOME/*" \
     "-Dlog4j2.configurationFile=$HERE/kafka/log4j2.properties" kafka.tools.StorageTool format --standalone \
-    -c "$DATA/kafka/server.properties" -t "$(head -c 16 /dev/urandom | base64 | tr '+/' 'AB' | cut -c1-22)" \
+    -c "$DATA/kafka/server.properties" "${users[@]}" -t "$(head -c 16 /dev/urandom | base64 | tr '+/' 'AB' | cut -c1-22)" \
     >>"$DATA/logs/kafka.log" 2>&1
 }
 
@@ -100,14 +109,30 @@ prepare_registry() { mkdir -p "$DATA/registry/tmp"; }
 # By default its database is in memory, and a restart would forget the schema of an id in a Kafka record. The built-in H2
 # stores it in a file as well; with WRITE_DELAY=0 an acknowledged schema survives a kill.
 start_registry() {
-  spawn registry env QUARKUS_HTTP_HOST=127.0.0.1 "QUARKUS_HTTP_PORT=$REGISTRY_PORT" \
+  local port=("QUARKUS_HTTP_PORT=$REGISTRY_PORT")
+  if is_secure; then
+    port=(QUARKUS_HTTP_INSECURE_REQUESTS=disabled "QUARKUS_HTTP_SSL_PORT=$REGISTRY_PORT"
+      "QUARKUS_HTTP_SSL_CERTIFICATE_FILES=$DATA/secure/server.pem" "QUARKUS_HTTP_SSL_CERTIFICATE_KEY_FILES=$DATA/secure/server.key"
+      REGISTRY_AUTH_ENABLED=true QUARKUS_OIDC_AUTH_SERVER_URL= "QUARKUS_OIDC_PUBLIC_KEY=$(grep -v -- ----- "$DATA/secure/registry.pub" | tr -d '\n')")
+  fi
+  spawn registry env QUARKUS_HTTP_HOST=127.0.0.1 "${port[@]}" \
     "REGISTRY_DATASOURCE_URL=jdbc:h2:file:$DATA/registry/db;WRITE_DELAY=0" QUARKUS_DATASOURCE_JDBC_INITIAL_SIZE=2 \
     QUARKUS_DATASOURCE_JDBC_MIN_SIZE=2 QUARKUS_DATASOURCE_JDBC_MAX_SIZE=20 \
     "$JAVA" -Xmx384m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 "-Djava.io.tmpdir=$DATA/registry/tmp" \
     "-XX:ErrorFile=$DATA/logs/registry-crash.log" -jar "$REGISTRY_HOME"/apicurio-registry-app-*-runner.jar
 }
 
-ready_registry() { [[ $(http "$REGISTRY_PORT" GET /apis/ccompat/v7/subjects) == HTTP/1.?' 200 '* ]]; }
+ready_registry() {
+  if is_secure; then
+    port_open "$REGISTRY_PORT" || return
+    # Without a token it refuses.
+    openssl s_client -quiet -CAfile "$DATA/secure/ca.pem" -connect "127.0.0.1:$REGISTRY_PORT" 2>/dev/null \
+      < <(printf 'GET /apis/ccompat/v7/subjects HTTP/1.0\r\nAuthorization: Bearer %s\r\n\r\n' "$(cat "$DATA/secure/token")"; sleep 2) |
+      head -n 1 | grep -q ' 200 '
+    return
+  fi
+  [[ $(http "$REGISTRY_PORT" GET /apis/ccompat/v7/subjects) == HTTP/1.?' 200 '* ]]
+}
 
 # ── PostgreSQL ───────────────────────────────────────────────────────────────────────────────────────────────────────
 #
@@ -151,17 +176,28 @@ as_postgres() {
 }
 
 prepare_postgres() {
-  local home=${PG_DATA%/*} new
+  local home=${PG_DATA%/*} new method=(-A trust)
   new=$home/new
   if [ ! -d "$PG_DATA" ]; then
     # Created elsewhere and moved to its place with the database in it, so that it is complete or missing.
     rm -rf "$new"
     mkdir -p "$new"
     if is_root; then chown postgres: "$new"; fi
+    if is_secure; then
+      (umask 077 && cp "$DATA/secure/ctrip.password" "$home/password")
+      if is_root; then chown postgres: "$home/password"; fi
+      method=(-A scram-sha-256 "--pwfile=$home/password")
+    fi
     {
-      as_postgres "$PG_BIN/initdb" -D "$new" -U ctrip -A trust -E UTF8 --locale=C.UTF-8 --no-instructions &&
+      as_postgres "$PG_BIN/initdb" -D "$new" -U ctrip "${method[@]}" -E UTF8 --locale=C.UTF-8 --no-instructions &&
         echo 'CREATE DATABASE ctrip' | as_postgres "$PG_BIN/postgres" --single -D "$new" postgres
     } >>"$DATA/logs/postgres.log" 2>&1 || return 1
+    if is_secure; then
+      echo 'hostssl all all 127.0.0.1/32 scram-sha-256' >"$new/pg_hba.conf"
+      cp "$DATA/secure/server.pem" "$DATA/secure/server.key" "$new"
+      if is_root; then chown postgres: "$new"/server.*; fi
+      rm -f "$home/password"
+    fi
     mv "$new" "$PG_DATA"
   fi
   clear_postgres
@@ -185,15 +221,21 @@ clear_postgres() {
 # No Unix socket: TCP on loopback suffices, and a socket's path is limited to 107 characters.
 # A test run kills the server, not the machine, and its data are gone afterwards: nothing has to reach the disk.
 start_postgres() {
-  local user=() short=()
+  local user=() tls=() short=()
+  if is_secure; then tls=(-c ssl=on -c ssl_cert_file=server.pem -c ssl_key_file=server.key); fi
   if [ "${CTRIP_DEV_SHORT-}" = yes ]; then short=(-c fsync=off -c full_page_writes=off); fi
   if is_root; then user=(setpriv --reuid=postgres --regid=postgres --init-groups -- env HOME=/); fi
   spawn postgres "${user[@]}" "$PG_BIN/postgres" -D "$PG_DATA" -p "$POSTGRES_PORT" -c listen_addresses=127.0.0.1 \
-    -c unix_socket_directories= -c max_connections=300 "${short[@]}"
+    -c unix_socket_directories= -c max_connections=300 "${tls[@]}" "${short[@]}"
 }
 
 ready_postgres() {
-  "$PG_BIN/psql" -h 127.0.0.1 -p "$POSTGRES_PORT" -U ctrip -d ctrip -Atqc 'SELECT 1' >/dev/null 2>&1
+  local password=() tls=disable
+  if is_secure; then
+    password=("PGPASSWORD=$(password_of ctrip)" "PGSSLROOTCERT=$DATA/secure/ca.pem")
+    tls=verify-full
+  fi
+  env "${password[@]}" "PGSSLMODE=$tls" "$PG_BIN/psql" -h 127.0.0.1 -p "$POSTGRES_PORT" -U ctrip -d ctrip -Atqc 'SELECT 1' >/dev/null 2>&1
 }
 
 # Removes clusters in /var/tmp, and stops their servers, if their data directory was removed by hand (a test's temporary

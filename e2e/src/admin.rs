@@ -16,7 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An operator of a lab's topics and groups.
 pub struct KafkaAdmin {
-    brokers: String,
+    connection: ClientConfig,
     client: AdminClient<DefaultClientContext>,
     prefix: String,
 }
@@ -27,9 +27,9 @@ impl KafkaAdmin {
     /// # Errors
     /// When librdkafka refuses its configuration.
     pub fn of(lab: &Lab) -> Result<Self> {
-        let brokers = lab.env["KAFKA_BROKERS"].clone();
-        let client = ClientConfig::new().set("bootstrap.servers", &brokers).create()?;
-        Ok(Self { brokers, client, prefix: lab.env["TOPIC_PREFIX"].clone() })
+        let connection = lab.kafka_connection();
+        let client = connection.create()?;
+        Ok(Self { connection, client, prefix: lab.env["TOPIC_PREFIX"].clone() })
     }
 
     /// Deletes a consumer group with its offsets, if there is one, once its members have left or timed out.
@@ -53,10 +53,7 @@ impl KafkaAdmin {
     /// # Errors
     /// When Kafka refuses.
     pub fn commit(&self, group: &str, topic: Topic, key: &str, offset: i64) -> Result<()> {
-        let member: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &self.brokers)
-            .set("group.id", format!("{}{group}", self.prefix))
-            .create()?;
+        let member: BaseConsumer = self.connection.clone().set("group.id", format!("{}{group}", self.prefix)).create()?;
         let mut list = TopicPartitionList::new();
         let name = format!("{}{topic}", self.prefix);
         list.add_partition_offset(&name, topic.partition_of(key), Offset::Offset(offset))?;

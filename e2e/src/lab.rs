@@ -6,7 +6,8 @@ use crate::process::{Process, built, free_port};
 use crate::stack::{Stack, connect, root};
 use crate::topic_log::Reader;
 use anyhow::{Context as _, Result};
-use runtime::{Kafka, Settings};
+use rdkafka::config::ClientConfig;
+use runtime::{Kafka, KafkaSettings, RegistrySettings, SaslMechanism, SecurityProtocol, Settings};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -98,18 +99,16 @@ impl Lab {
                 node.url, plan.confirmations
             ),
         )?;
-        let mut env = BTreeMap::new();
+        let mut env = stack.connection();
         let mut set = |key: &str, value: String| env.insert(key.to_owned(), value);
         set("DATABASE_URL", database_url);
-        set("KAFKA_BROKERS", stack.get("KAFKA_BROKERS")?.to_owned());
-        set("SCHEMA_REGISTRY_URL", stack.get("SCHEMA_REGISTRY_URL")?.to_owned());
         set("TOPIC_PREFIX", format!("{name}."));
         set("CHAINS_FILE", chains_file.display().to_string());
         set("CTRIP_XPUB", XPUB.to_owned());
         set("API_LISTEN", format!("127.0.0.1:{}", free_port()?));
         set("METRICS_LISTEN", format!("127.0.0.1:{}", free_port()?));
         set("RUST_BACKTRACE", "0".to_owned());
-        let reader = Arc::new(Mutex::new(Reader::new(&env["KAFKA_BROKERS"], &env["TOPIC_PREFIX"])));
+        let reader = Arc::new(Mutex::new(Reader::new(kafka_connection(&env), &env["TOPIC_PREFIX"])));
         let lab = Self { stack, node, env, dir, binary: built("ctrip")?, reader };
         lab.ctrip(&["migrate"])?;
         Ok(lab)
@@ -177,17 +176,35 @@ impl Lab {
         Api::new(format!("http://{}", self.env["API_LISTEN"]), key)
     }
 
+    /// What a client of rdkafka needs to reach the lab's Kafka.
+    pub fn kafka_connection(&self) -> ClientConfig {
+        kafka_connection(&self.env)
+    }
+
     /// The settings of the lab's processes.
     ///
     /// # Errors
     /// When an address is malformed.
     pub fn settings(&self) -> Result<Settings> {
+        let secrets = |name: &str| self.env.get(name).cloned();
+        let (mut kafka, mut registry) = (KafkaSettings::default(), RegistrySettings::default());
+        if self.env.contains_key("KAFKA_SECURITY_PROTOCOL") {
+            kafka.kafka_security_protocol = SecurityProtocol::SaslSsl;
+            kafka.kafka_sasl_mechanism = Some(SaslMechanism::ScramSha512);
+            kafka.kafka_sasl_username = secrets("KAFKA_SASL_USERNAME");
+            kafka.kafka_ssl_ca_location = secrets("KAFKA_SSL_CA_LOCATION").map(PathBuf::from);
+            registry.schema_registry_ca_location = secrets("SCHEMA_REGISTRY_CA_LOCATION").map(PathBuf::from);
+        }
+        kafka.complete(&secrets)?;
+        registry.complete(&secrets)?;
         Ok(Settings {
-            database_url: self.env["DATABASE_URL"].clone(),
+            database_url: self.env["DATABASE_URL"].clone().into(),
             database_read_url: None,
             database_read_max_lag_ms: 2_000,
             kafka_brokers: self.env["KAFKA_BROKERS"].clone(),
-            schema_registry_url: self.env["SCHEMA_REGISTRY_URL"].clone(),
+            kafka,
+            schema_registry_url: self.env["SCHEMA_REGISTRY_URL"].clone().into(),
+            registry,
             topic_prefix: self.env["TOPIC_PREFIX"].clone(),
             topic_replication: None,
             chains_file: PathBuf::from(&self.env["CHAINS_FILE"]),
@@ -225,4 +242,17 @@ impl Lab {
     pub async fn database(&self) -> Result<tokio_postgres::Client> {
         connect(&self.env["DATABASE_URL"]).await
     }
+}
+
+/// The settings of librdkafka that these variables name.
+fn kafka_connection(env: &BTreeMap<String, String>) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &env["KAFKA_BROKERS"]);
+    for (name, value) in env {
+        let key = name.strip_prefix("KAFKA_").filter(|key| *key != "BROKERS" && *key != "SASL_BROKERS");
+        if let Some(key) = key {
+            config.set(key.to_lowercase().replace('_', "."), value);
+        }
+    }
+    config
 }

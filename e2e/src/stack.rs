@@ -1,7 +1,7 @@
 //! The stack that `dev/stack` runs: Kafka, a schema registry, Postgres and an EVM node.
 
 use anyhow::{Context as _, Result, ensure};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tokio_postgres::NoTls;
@@ -29,13 +29,26 @@ impl Stack {
         Self::describe(std::env::var_os("CTRIP_STACK_DATA").map(PathBuf::from), false)
     }
 
-    /// Starts a stack of its own, for tests that kill its parts.
+    /// Starts a stack of its own, for tests that kill its parts; with `CTRIP_STACK_SECURE=yes` a [`secure`](Self::secure) one.
     ///
     /// # Errors
     /// When a part does not start.
     pub fn own(data: &Path) -> Result<Self> {
+        let is_secure = std::env::var("CTRIP_STACK_SECURE").is_ok_and(|value| value == "yes");
+        Self::start(data, if is_secure { &["up", "--secure"] } else { &["up"] })
+    }
+
+    /// Starts a stack of its own with TLS, logins and ACLs.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn secure(data: &Path) -> Result<Self> {
+        Self::start(data, &["up", "--secure"])
+    }
+
+    fn start(data: &Path, up: &[&str]) -> Result<Self> {
         let stack = Self { env: HashMap::new(), data: Some(data.to_owned()), own: true };
-        stack.run("up")?;
+        stack.run_with(up)?;
         Self::describe(Some(data.to_owned()), true)
     }
 
@@ -98,6 +111,19 @@ impl Stack {
         self.env.get(name).map(String::as_str).with_context(|| format!("dev/stack env has no {name}"))
     }
 
+    /// The variables with which cTrip reaches the stack, as its administrator.
+    pub fn connection(&self) -> BTreeMap<String, String> {
+        let is_ctrips = |name: &str| {
+            name == "DATABASE_URL"
+                || name == "KAFKA_BROKERS"
+                || name != "KAFKA_SASL_BROKERS"
+                    && ["KAFKA_SECURITY_", "KAFKA_SASL_", "KAFKA_SSL_", "SCHEMA_REGISTRY_"]
+                        .iter()
+                        .any(|start| name.starts_with(start))
+        };
+        self.env.iter().filter(|(name, _)| is_ctrips(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     /// A connection to the server that may create, rename and drop databases.
     ///
     /// # Errors
@@ -113,8 +139,9 @@ impl Stack {
     pub async fn create_database(&self, name: &str) -> Result<String> {
         let url = self.get("DATABASE_URL")?;
         connect(url).await?.batch_execute(&format!("CREATE DATABASE {name}")).await?;
-        let (server, _) = url.rsplit_once('/').context("DATABASE_URL names no database")?;
-        Ok(format!("{server}/{name}"))
+        let (place, options) = url.find('?').map_or((url, ""), |query| url.split_at(query));
+        let (server, _) = place.rsplit_once('/').context("DATABASE_URL names no database")?;
+        Ok(format!("{server}/{name}{options}"))
     }
 
     fn run(&self, command: &str) -> Result<String> {
@@ -139,6 +166,9 @@ impl Stack {
 }
 
 pub(crate) async fn connect(url: &str) -> Result<tokio_postgres::Client> {
+    if url.contains("sslmode=") {
+        return Ok(runtime::db::Primary::of(url)?.open().await.context("Postgres")?.0);
+    }
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.context("Postgres")?;
     // The task ends with the client; the client's next call returns an error of the connection.
     tokio::spawn(connection);

@@ -15,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The consumers of a lab, and what they have read.
 pub(crate) struct Reader {
-    brokers: String,
+    connection: ClientConfig,
     prefix: String,
     /// Connected at the first read.
     consumers: Option<Consumers>,
@@ -36,14 +36,14 @@ struct Seen {
 }
 
 impl Reader {
-    pub(crate) fn new(brokers: &str, prefix: &str) -> Self {
-        Self { brokers: brokers.to_owned(), prefix: prefix.to_owned(), consumers: None, topics: HashMap::new() }
+    pub(crate) fn new(connection: ClientConfig, prefix: &str) -> Self {
+        Self { connection, prefix: prefix.to_owned(), consumers: None, topics: HashMap::new() }
     }
 
     fn connect(&self) -> Result<Consumers> {
         let consumer = |isolation: &str| {
-            let mut config = ClientConfig::new();
-            config.set("bootstrap.servers", &self.brokers).set("group.id", format!("{}reader", self.prefix));
+            let mut config = self.connection.clone();
+            config.set("group.id", format!("{}reader", self.prefix));
             config.set("enable.auto.commit", "false").set("auto.offset.reset", "error").set("isolation.level", isolation);
             // The end of a partition is known from a fetch that finds nothing.
             config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "10").set("fetch.error.backoff.ms", "20");

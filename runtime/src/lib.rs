@@ -28,5 +28,5 @@ pub use fold::{FoldStage, Span};
 pub use kafka::Kafka;
 pub use registry::{Registry, RegistryError};
 pub use set_aside::SetAside;
-pub use settings::Settings;
+pub use settings::{KafkaSettings, RegistrySettings, SaslMechanism, Secret, SecurityProtocol, Settings};
 pub use shared_task::SharedTask;

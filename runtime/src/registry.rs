@@ -2,19 +2,19 @@
 //! records by the schemas that they name.
 //!
 //! - `SCHEMA_REGISTRY_URL` may list several URLs of one registry, which are tried in order. A URL may be `https`, and carry
-//!   `user:password@` for basic authentication.
+//!   `user:password@` for basic authentication, unless the settings have a login.
 //! - Where a schema is registered or read, a registry that is away (no answer, 502, 503) is retried with back-off for 10 s, twice at least.
 //! - Setting a subject's compatibility is a request of ours, since the crate has none; so is the check of [`Registry::ping`].
 //! - Stages encode and decode without the crate. On their hot path a record's frame is six constant bytes (`topics::frame`),
 //!   and the crate would copy each record.
 
-use crate::settings::Settings;
-use anyhow::{Context as _, anyhow, bail, ensure};
+use crate::settings::{Login, Settings};
+use anyhow::{Context as _, bail, ensure};
 use base::text::excerpt;
 use base::{backoff, error_chain};
 use futures::future::select_ok;
 use prost_reflect::{DynamicMessage, MessageDescriptor, ReflectMessage as _};
-use reqwest::{Client, RequestBuilder, Url};
+use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, StatusCode, Url};
 use schema_registry_converter::async_impl::proto_decoder::ProtoDecoder;
 use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_schema_by_subject, perform_sr_call, post_schema};
 use schema_registry_converter::error::SRCError;
@@ -87,9 +87,14 @@ impl Registry {
         for url in others {
             builder.add_url(url.clone());
         }
-        let sr_settings = builder.set_timeout(CALL_TIMEOUT).build().map_err(RegistryError::from)?;
+        match &settings.registry.login {
+            Login::None => {}
+            Login::Basic(user, password) => drop(builder.set_basic_authorization(user, Some(password))),
+            Login::Bearer(token) => drop(builder.set_token_authorization(token)),
+        }
+        let sr_settings = builder.set_timeout(CALL_TIMEOUT).build_with(tls(settings)?).map_err(RegistryError::from)?;
         let decoder = ProtoDecoder::new(sr_settings.clone());
-        let http = Client::builder().timeout(CALL_TIMEOUT).build().context("the HTTP client")?;
+        let http = tls(settings)?.timeout(CALL_TIMEOUT).build().context("the HTTP client")?;
         Ok(Self { settings: settings.clone(), urls, sr_settings, decoder, http })
     }
 
@@ -97,8 +102,8 @@ impl Registry {
     ///
     /// # Errors
     /// When it does not answer, or refuses.
-    pub async fn ping(&self) -> anyhow::Result<()> {
-        let requests = self.urls.iter().map(|url| Box::pin(send(self.http.get(format!("{url}/config")))));
+    pub async fn ping(&self) -> Result<(), RegistryError> {
+        let requests = self.urls.iter().map(|url| Box::pin(self.send(self.http.get(format!("{url}/config")))));
         select_ok(requests).await.map(drop)
     }
 
@@ -183,22 +188,59 @@ impl Registry {
     async fn request(&self, to: impl Fn(&str) -> RequestBuilder) -> anyhow::Result<()> {
         let mut outcome = Ok(());
         for url in &self.urls {
-            outcome = send(to(url)).await;
+            outcome = self.send(to(url)).await;
             if outcome.is_ok() {
                 break;
             }
         }
-        outcome
+        Ok(outcome?)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<(), RegistryError> {
+        let request = match &self.settings.registry.login {
+            Login::None => request,
+            Login::Basic(user, password) => request.basic_auth(user, Some(&**password)),
+            Login::Bearer(token) => request.bearer_auth(&**token),
+        };
+        // The URL may hold a password.
+        let response = request.send().await.map_err(|error| unanswered(&error.without_url()))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        let answer = format!("{status} {}", excerpt(&response.text().await.unwrap_or_default()));
+        Err(match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Permanent(format!(
+                "it refuses the login: SCHEMA_REGISTRY_USERNAME and SCHEMA_REGISTRY_PASSWORD (or its _FILE), or SCHEMA_REGISTRY_TOKEN, have \
+                 to be the registry's: {answer}"
+            )),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => RegistryError::Unavailable(answer),
+            status if status.is_client_error() => RegistryError::Permanent(answer),
+            _ => RegistryError::Unavailable(answer),
+        })
     }
 }
 
-async fn send(request: RequestBuilder) -> anyhow::Result<()> {
-    // The URL may hold a password.
-    let response = request.send().await.map_err(reqwest::Error::without_url)?;
-    if response.status().is_success() {
-        return Ok(());
+/// A client that trusts the authorities of the settings too.
+fn tls(settings: &Settings) -> anyhow::Result<ClientBuilder> {
+    let builder = Client::builder();
+    let Some(path) = &settings.registry.schema_registry_ca_location else { return Ok(builder) };
+    let failed = || format!("SCHEMA_REGISTRY_CA_LOCATION: {}", path.display());
+    let authorities = Certificate::from_pem_bundle(&std::fs::read(path).with_context(failed)?).with_context(failed)?;
+    ensure!(!authorities.is_empty(), "{}: expected certificates in PEM", failed());
+    Ok(builder.tls_certs_merge(authorities))
+}
+
+/// No answer. A certificate that does not convince us never will.
+fn unanswered(error: &reqwest::Error) -> RegistryError {
+    let text = error_chain(error);
+    if text.contains("certificate") {
+        return RegistryError::Permanent(format!(
+            "no TLS with it: SCHEMA_REGISTRY_CA_LOCATION has to name the authority that signed its certificate, which has to be of the host \
+             in SCHEMA_REGISTRY_URL: {text}"
+        ));
     }
-    Err(anyhow!("{} {}", response.status(), excerpt(&response.text().await.unwrap_or_default())))
+    RegistryError::Unavailable(text)
 }
 
 async fn retry<T, F>(mut call: impl FnMut() -> F) -> Result<T, RegistryError>
@@ -217,6 +259,48 @@ where
                 tokio::time::sleep(delay).await;
             }
             outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+    use std::sync::Mutex;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    #[tokio::test]
+    async fn each_request_shows_the_login_and_no_output_does() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let heads = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let heard = std::sync::Arc::clone(&heads);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = vec![0; 4096];
+                let read = stream.read(&mut head).await.unwrap_or_default();
+                heard.lock().unwrap().push(String::from_utf8_lossy(&head[..read]).to_lowercase());
+                let answer = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+                let _ = stream.write_all(answer).await;
+            }
+        });
+        let basic = Login::Basic("ctrip".to_owned(), "hunter2".into());
+        for (login, shown) in [(basic, "basic y3ryaxa6ahvudgvymg=="), (Login::Bearer("hunter2".into()), "bearer hunter2")] {
+            let mut settings = Cli::parse_from(["ctrip", "--schema-registry-url", &url]).settings;
+            settings.registry.login = login;
+            let registry = Registry::new(&settings).unwrap();
+            let errors = [registry.ping().await.unwrap_err(), registry.decode(&[0, 0, 0, 0, 7, 0]).await.unwrap_err()];
+            assert!(errors.iter().all(|error| matches!(error, RegistryError::Permanent(_))), "{errors:?}");
+            assert!(!format!("{errors:?} {settings:?}").contains("hunter2"));
+            let heads = std::mem::take(&mut *heads.lock().unwrap());
+            assert_eq!(heads.iter().filter(|head| head.contains(&format!("authorization: {shown}"))).count(), 2, "{heads:?}");
         }
     }
 }

@@ -62,6 +62,13 @@ impl Server {
     async fn serve(&self, mut socket: TcpStream) -> std::io::Result<()> {
         let length = socket.read_u32().await?;
         self.read(&mut socket, length).await?;
+        // No other first message is as short as the question whether the server speaks TLS.
+        if length == 8 {
+            self.answers().await;
+            socket.write_u8(b'N').await?;
+            let length = socket.read_u32().await?;
+            self.read(&mut socket, length).await?;
+        }
         tokio::time::sleep(self.is().delay).await;
         if self.is().full {
             return socket.write_all(&error("53300")).await;

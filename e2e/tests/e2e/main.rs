@@ -16,6 +16,7 @@ mod concurrency;
 mod conservation;
 mod crash;
 mod deliveries;
+mod doors;
 mod dust;
 mod examples;
 mod failover;

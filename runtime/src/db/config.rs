@@ -1,5 +1,6 @@
 //! The configuration of every connection, from `DATABASE_URL`: nothing waits for ever for a host that has vanished, on either side.
 
+use super::tls::without_options;
 use anyhow::Context as _;
 use std::time::Duration;
 use tokio_postgres::Config;
@@ -22,8 +23,10 @@ pub(super) fn parse(url: &str) -> anyhow::Result<Config> {
 
 /// [`parse`] for the URL of another variable. It holds a password, so the error does not repeat it.
 pub(super) fn parse_for(variable: &str, url: &str) -> anyhow::Result<Config> {
+    let (url, ssl_mode) = without_options(variable, url)?;
     let expected = || format!("{variable}: expected postgres://user:password@host:port/database");
     let mut config: Config = url.parse().with_context(expected)?;
+    ssl_mode.map(|mode| config.ssl_mode(mode));
     // Of several hosts, and of a name that leads to another one after a failover, only the primary is of use.
     config.target_session_attrs(TargetSessionAttrs::ReadWrite);
     config.connect_timeout(CONNECT_TIMEOUT);
@@ -54,6 +57,7 @@ fn server_options() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio_postgres::config::SslMode;
 
     #[test]
     fn no_connection_stays_for_ever_with_a_host_that_has_vanished() {
@@ -62,6 +66,15 @@ mod tests {
         assert_eq!(config.get_tcp_user_timeout(), Some(&UNACKNOWLEDGED_TIMEOUT));
         assert!(config.get_keepalives_interval().is_some() && config.get_keepalives_retries().is_some());
         assert!(KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_RETRIES <= UNACKNOWLEDGED_TIMEOUT);
+    }
+
+    #[test]
+    fn tls_is_asked_for_in_both_forms_and_by_no_default() {
+        let mode = |text: &str| parse(text).unwrap().get_ssl_mode();
+        assert_eq!(mode("postgres://ctrip:a?b@localhost/ctrip?sslmode=verify-full&connect_timeout=7"), SslMode::Require);
+        assert_eq!(mode("host=localhost user=ctrip sslmode=require"), SslMode::Require);
+        assert_eq!(mode("postgres://ctrip@localhost/ctrip?sslmode=disable"), SslMode::Disable);
+        assert_eq!(mode("postgres://ctrip@localhost/ctrip?connect_timeout=7"), SslMode::Prefer);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Postgres, as the roles need it: pools, a gate in front of them, a replica for reads, deadlines, migrations, which errors a retry mends, and advisory locks.
+//! Postgres, as the roles need it: pools, TLS, a gate in front of them, a replica for reads, deadlines, migrations, which errors a retry
+//! mends, and advisory locks.
 
 mod config;
 mod error;
@@ -12,6 +13,7 @@ mod pool;
 mod primary;
 mod replica;
 mod server;
+mod tls;
 
 pub use gate::{Gate, Lineage};
 pub use in_time::{WRITE_TIMEOUT, answered, in_time};
@@ -22,3 +24,4 @@ pub use pool::{Bounds, CommitMode, bounded_pool, gated_pool, generic_plan_pool, 
 pub use primary::Primary;
 pub use replica::Replica;
 pub use server::hosts;
+pub use tls::refuses_tls;

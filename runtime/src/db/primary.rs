@@ -10,6 +10,7 @@
 
 use super::config::{CONNECT_TIMEOUT, parse};
 use super::server::{Server, ask, name, single_hosts};
+use super::tls::Tls;
 use base::locked;
 use deadpool_postgres::Connect;
 use futures::FutureExt as _;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, Connection, Error, NoTls};
+use tokio_postgres::{Client, Config, Connection, Error};
 
 /// After this time without an answer the next host is asked as well.
 const HOST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -42,6 +43,7 @@ pub struct Primary(Arc<Inner>);
 struct Inner {
     /// A configuration with one host each.
     hosts: Vec<Config>,
+    tls: Tls,
     last: Mutex<Last>,
     looks: watch::Sender<Look>,
     /// The task that looks while there are connections.
@@ -97,6 +99,7 @@ impl Primary {
         anyhow::ensure!(!hosts.is_empty(), "DATABASE_URL names no host; expected postgres://user:password@host:port/database");
         let inner = Inner {
             hosts,
+            tls: Tls::of("DATABASE_URL", url)?,
             last: Mutex::default(),
             looks: watch::Sender::new(Look::None),
             watcher: Mutex::default(),
@@ -165,7 +168,7 @@ impl Primary {
 
     async fn open_at(&self, place: usize, looks: watch::Receiver<Look>) -> Result<(Client, JoinHandle<()>), Error> {
         let opened = Instant::now();
-        let (client, connection) = self.0.hosts[place].connect(NoTls).await?;
+        let (client, connection) = self.0.hosts[place].connect(self.0.tls.clone()).await?;
         let (tell, told) = oneshot::channel();
         let driver = tokio::spawn(drive(connection, told, looks, opened));
         let server = Server::of(&client, self.hosts() > 1).await?;
@@ -223,7 +226,7 @@ impl Primary {
 
     /// Asks all hosts, and returns the primary. A server that is full is `heard` too.
     async fn look(&self, heard: &mut Instant) -> Option<Server> {
-        let ask = async |place: usize| (place, server_at(&self.0.hosts[place], self.hosts() > 1).await);
+        let ask = async |place: usize| (place, server_at(&self.0.hosts[place], &self.0.tls, self.hosts() > 1).await);
         let mut asked: FuturesUnordered<_> = (0..self.hosts()).map(ask).collect();
         let mut found: Vec<(usize, Server)> = Vec::new();
         let mut deadline = Instant::now() + CONNECT_TIMEOUT;
@@ -302,8 +305,8 @@ async fn drive<S, T>(
     }
 }
 
-async fn server_at(host: &Config, with_timeline: bool) -> Result<Server, Error> {
-    let (client, connection) = host.connect(NoTls).await?;
+async fn server_at(host: &Config, tls: &Tls, with_timeline: bool) -> Result<Server, Error> {
+    let (client, connection) = host.connect(tls.clone()).await?;
     // It ends with this look.
     let mut driver = JoinSet::new();
     driver.spawn(connection);

@@ -7,6 +7,7 @@
 use super::config::parse_for;
 use super::pool::{Bounds, limit_statements};
 use super::server::ask;
+use super::tls::Tls;
 use crate::failure::Failure;
 use crate::stage;
 use anyhow::anyhow;
@@ -18,10 +19,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio_postgres::NoTls;
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_util::sync::CancellationToken;
 
+const VARIABLE: &str = "DATABASE_READ_URL";
 const NAME: &str = "the replica (DATABASE_READ_URL)";
 /// How many beats go into the time that the replica may lag.
 const BEATS: u32 = 8;
@@ -178,9 +179,10 @@ impl Beats {
 }
 
 fn pool(url: &str, size: usize, longest: Duration) -> anyhow::Result<Pool> {
-    let mut config = parse_for("DATABASE_READ_URL", url)?;
+    let mut config = parse_for(VARIABLE, url)?;
     config.target_session_attrs(TargetSessionAttrs::Any);
-    let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+    let manager =
+        Manager::from_config(config, Tls::of(VARIABLE, url)?, ManagerConfig { recycling_method: RecyclingMethod::Fast });
     let reads_only = Hook::async_fn(|client: &mut ClientWrapper, _| {
         // Whatever it is, nothing is written to it.
         let sql = "SET default_transaction_read_only = on";

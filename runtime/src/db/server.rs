@@ -1,5 +1,6 @@
 //! One of the servers that `DATABASE_URL` names.
 
+use super::config::parse;
 use tokio_postgres::config::Host;
 use tokio_postgres::{Client, Config, Error, SimpleQueryMessage};
 
@@ -54,7 +55,7 @@ pub(super) fn name(config: &Config) -> String {
 
 /// The hosts and ports of a URL, for the message that none of them answers; nothing if it is no URL.
 pub fn hosts(url: &str) -> String {
-    let hosts = url.parse().map(|config| single_hosts(&config)).unwrap_or_default();
+    let hosts = parse(url).map(|config| single_hosts(&config)).unwrap_or_default();
     hosts.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
@@ -95,7 +96,6 @@ fn single_host(config: &Config, place: usize) -> Config {
 
 #[cfg(test)]
 mod tests {
-    use super::super::config::parse;
     use super::*;
 
     #[test]

@@ -22,8 +22,7 @@ const LEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// # Errors
 /// When Kafka or the registry does not answer, or has a topic or schema that contradicts ours.
 pub async fn apply(settings: &Settings) -> anyhow::Result<()> {
-    let admin: AdminClient<DefaultClientContext> =
-        client_config(&settings.kafka_brokers, "admin").create().context("the Kafka client")?;
+    let admin: AdminClient<DefaultClientContext> = client_config(settings, "admin").create().context("the Kafka client")?;
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
     for (topic, created) in create(settings, &admin, &options).await? {
         let name = settings.topic_name(topic);

@@ -1,7 +1,7 @@
 //! The handle that every Kafka client of the process is made from, and the settings of librdkafka that they share.
 
 use crate::registry::Registry;
-use crate::settings::Settings;
+use crate::settings::{Secret, Settings};
 use rdkafka::ClientConfig;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ pub struct Kafka(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     brokers: String,
+    connection: Vec<(String, Secret)>,
     prefix: String,
     instance: String,
     schema_ids: HashMap<Topic, u32>,
@@ -28,6 +29,7 @@ impl Kafka {
         let schema_ids = Registry::new(settings)?.schema_ids().await?;
         Ok(Self(Arc::new(Inner {
             brokers: settings.kafka_brokers.clone(),
+            connection: settings.kafka.connection.clone(),
             prefix: settings.topic_prefix.clone(),
             instance: settings.instance.clone(),
             schema_ids,
@@ -38,7 +40,8 @@ impl Kafka {
     #[cfg(test)]
     pub(super) fn on_brokers(brokers: &str) -> Self {
         let (prefix, instance) = (String::new(), String::new());
-        Self(Arc::new(Inner { brokers: brokers.to_owned(), prefix, instance, schema_ids: HashMap::new() }))
+        let (connection, schema_ids) = (Vec::new(), HashMap::new());
+        Self(Arc::new(Inner { brokers: brokers.to_owned(), connection, prefix, instance, schema_ids }))
     }
 
     /// The topic's name with `TOPIC_PREFIX`.
@@ -74,18 +77,30 @@ impl Kafka {
 
     /// The configuration of any client of this process.
     pub(super) fn config(&self, client: &str) -> ClientConfig {
-        client_config(&self.0.brokers, client)
+        configure(&self.0.brokers, &self.0.connection, client)
     }
 
     /// The configuration of any reader of this process.
     pub(super) fn reader_config(&self, client: &str) -> ClientConfig {
-        reader_config(&self.0.brokers, client)
+        as_reader(self.config(client))
     }
 }
 
 /// [`Kafka::config`] without a registry.
-pub(super) fn client_config(brokers: &str, client: &str) -> ClientConfig {
+pub(super) fn client_config(settings: &Settings, client: &str) -> ClientConfig {
+    configure(&settings.kafka_brokers, &settings.kafka.connection, client)
+}
+
+/// [`Kafka::reader_config`] without a registry.
+pub(super) fn reader_config(settings: &Settings, client: &str) -> ClientConfig {
+    as_reader(client_config(settings, client))
+}
+
+fn configure(brokers: &str, connection: &[(String, Secret)], client: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
+    for (key, value) in connection {
+        config.set(key, &**value);
+    }
     config
         .set("bootstrap.servers", brokers)
         .set("client.id", format!("ctrip-{client}"))
@@ -97,9 +112,7 @@ pub(super) fn client_config(brokers: &str, client: &str) -> ClientConfig {
     config
 }
 
-/// [`Kafka::reader_config`] without a registry.
-pub(super) fn reader_config(brokers: &str, client: &str) -> ClientConfig {
-    let mut config = client_config(brokers, client);
+fn as_reader(mut config: ClientConfig) -> ClientConfig {
     config
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")

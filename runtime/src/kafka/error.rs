@@ -3,6 +3,8 @@
 use crate::failure::Failure;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+const NO_RIGHT: &str = "the user of KAFKA_SASL_USERNAME lacks a right: `ctrip acl print` lists those of each role";
+
 /// The error of a second process with this instance's name.
 pub(crate) const TWIN: &str = "another process runs as this instance; each needs a CTRIP_INSTANCE of its own";
 
@@ -21,9 +23,10 @@ impl From<KafkaError> for Failure {
             Some(
                 RDKafkaErrorCode::TopicAuthorizationFailed
                 | RDKafkaErrorCode::GroupAuthorizationFailed
-                | RDKafkaErrorCode::MessageSizeTooLarge
-                | RDKafkaErrorCode::InvalidMessageSize,
-            ) => Self::halt(error),
+                | RDKafkaErrorCode::TransactionalIdAuthorizationFailed
+                | RDKafkaErrorCode::ClusterAuthorizationFailed,
+            ) => Self::halt(error).context(NO_RIGHT),
+            Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => Self::halt(error),
             _ => Self::retry(error),
         }
     }

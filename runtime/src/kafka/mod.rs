@@ -8,7 +8,7 @@
 //!   topic outside of any group.
 //! - [`TransactionalProducer`] writes records and offsets together; [`Publisher`] writes single records from async code.
 //! - [`TopicReader`] is for people: it begins anywhere.
-//! - [`apply`] creates the topics and registers their schemas.
+//! - [`apply`] creates the topics and registers their schemas; [`probe`] tells why a broker can't be used.
 
 mod admin;
 mod backlog;
@@ -18,6 +18,7 @@ pub(crate) mod error;
 mod hanging;
 mod offsets;
 mod partition_reader;
+mod probe;
 pub(crate) mod producer;
 mod read_all;
 mod record;
@@ -31,6 +32,7 @@ pub use client::Kafka;
 pub use consumer::{Batch, Consumer, Position};
 pub use offsets::Offsets;
 pub use partition_reader::PartitionReader;
+pub use probe::{Unusable, check, probe};
 pub use producer::{Publisher, Transaction, TransactionalProducer};
 /// The group, member and generation that a transaction's offsets come from.
 pub use rdkafka::consumer::ConsumerGroupMetadata as GroupMetadata;

@@ -29,7 +29,8 @@ pub(super) fn end_offsets<C: ConsumerContext>(
     for partition in 0..partitions {
         list.add_partition_offset(name, partition, Offset::End).map_err(failed)?;
     }
-    let answer = with_leaders(|| client.offsets_for_times(list.clone(), CALL_TIMEOUT)).map_err(failed)?;
+    let answer = with_leaders(|| client.offsets_for_times(list.clone(), CALL_TIMEOUT));
+    let answer = answer.map_err(|error| failed(cause(client, name, error)))?;
     let mut ends = HashMap::new();
     for element in answer.elements() {
         element.error().map_err(failed)?;
@@ -38,6 +39,18 @@ pub(super) fn end_offsets<C: ConsumerContext>(
         }
     }
     Ok(ends)
+}
+
+/// Why a partition is unknown: a topic that we may not see looks like one that is not there.
+fn cause<C: ConsumerContext>(client: &BaseConsumer<C>, name: &str, error: KafkaError) -> KafkaError {
+    use RDKafkaErrorCode::{TopicAuthorizationFailed, UnknownPartition, UnknownTopic, UnknownTopicOrPartition};
+    let is_unknown = matches!(error.rdkafka_error_code(), Some(UnknownPartition | UnknownTopic | UnknownTopicOrPartition));
+    if !is_unknown {
+        return error;
+    }
+    let metadata = client.fetch_metadata(Some(name), CALL_TIMEOUT).ok();
+    let told = metadata.as_ref().and_then(|metadata| metadata.topics().first()?.error()).map(RDKafkaErrorCode::from);
+    if told == Some(TopicAuthorizationFailed) { KafkaError::MetadataFetch(TopicAuthorizationFailed) } else { error }
 }
 
 impl Kafka {

@@ -37,7 +37,7 @@ impl TopicReader {
     /// When Kafka does not answer within ten seconds, or has no such topic.
     pub fn open(settings: &Settings, topic: Topic, start: Start) -> anyhow::Result<Self> {
         let name = settings.topic_name(topic);
-        let inner: BaseConsumer = reader_config(&settings.kafka_brokers, "tail")
+        let inner: BaseConsumer = reader_config(settings, "tail")
             // librdkafka asks for a group, although nothing joins it.
             .set("group.id", format!("{}tail", settings.topic_prefix))
             .create()

@@ -1,6 +1,19 @@
 //! The settings that all roles share, from flags and the environment. The names are public.
 
+mod kafka;
+mod registry;
+mod secret;
+
+pub use kafka::{KafkaSettings, SaslMechanism, SecurityProtocol};
+pub(crate) use registry::Login;
+pub use registry::RegistrySettings;
+pub use secret::Secret;
+
+use anyhow::ensure;
+use clap::ArgMatches;
+use clap::parser::ValueSource;
 use ipnet::IpNet;
+use secret::{Env, from_file};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use topics::Topic;
@@ -8,7 +21,7 @@ use topics::Topic;
 /// Flags of every subcommand. The doc comments are their `--help`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
-    /// Postgres, the system of record
+    /// Postgres, the system of record; or `DATABASE_URL_FILE`, a file that holds the URL
     #[arg(
         long,
         env = "DATABASE_URL",
@@ -16,10 +29,11 @@ pub struct Settings {
         global = true,
         hide_env_values = true
     )]
-    pub database_url: String,
-    /// A replica of the database, for the API's lists and reads; the primary where it lags, fails or lacks something
+    pub database_url: Secret,
+    /// A replica of the database, for the API's lists and reads; the primary where it lags, fails or lacks something. Or
+    /// `DATABASE_READ_URL_FILE`
     #[arg(long, env = "DATABASE_READ_URL", global = true, hide_env_values = true)]
-    pub database_read_url: Option<String>,
+    pub database_read_url: Option<Secret>,
     /// Milliseconds by which the replica may lag
     #[arg(
         long,
@@ -32,8 +46,10 @@ pub struct Settings {
     /// Kafka brokers, `host:port`, comma-separated
     #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092", global = true)]
     pub kafka_brokers: String,
+    #[command(flatten)]
+    pub kafka: KafkaSettings,
     /// A schema registry's Confluent-compatible API: `http` or `https`, with `user:password@` for basic authentication. Several
-    /// URLs of one registry, comma-separated, are tried in order
+    /// URLs of one registry, comma-separated, are tried in order. Or `SCHEMA_REGISTRY_URL_FILE`
     #[arg(
         long,
         env = "SCHEMA_REGISTRY_URL",
@@ -41,7 +57,9 @@ pub struct Settings {
         global = true,
         hide_env_values = true
     )]
-    pub schema_registry_url: String,
+    pub schema_registry_url: Secret,
+    #[command(flatten)]
+    pub registry: RegistrySettings,
     /// Prefix of every topic, consumer group and transactional id
     #[arg(long, env = "TOPIC_PREFIX", default_value = "", global = true)]
     pub topic_prefix: String,
@@ -139,10 +157,54 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Adds what no flag gives, the secrets, from variables and the files that their `…_FILE` twins name. `matches` are those that these
+    /// settings were made from.
+    ///
+    /// # Errors
+    /// When a secret is given twice or in a flag, a file can't be read, or settings contradict each other.
+    pub fn complete(&mut self, matches: &ArgMatches) -> anyhow::Result<()> {
+        self.complete_with(matches, &|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn complete_with(&mut self, matches: &ArgMatches, env: Env<'_>) -> anyhow::Result<()> {
+        let mut read_url = self.database_read_url.take().unwrap_or_default();
+        let urls = [
+            ("database_url", "DATABASE_URL", &mut self.database_url),
+            ("database_read_url", "DATABASE_READ_URL", &mut read_url),
+            ("schema_registry_url", "SCHEMA_REGISTRY_URL", &mut self.schema_registry_url),
+        ];
+        for (id, name, url) in urls {
+            let source = matches.value_source(id);
+            let flag = format!("--{}", id.replace('_', "-"));
+            ensure!(
+                source != Some(ValueSource::CommandLine) || !has_password(url),
+                "{flag} holds a password, which every user of the machine sees in the list of processes; expected it in {name}, or in the \
+                 file that {name}_FILE names"
+            );
+            if let Some(found) = from_file(env, name)? {
+                ensure!(
+                    matches!(source, None | Some(ValueSource::DefaultValue)),
+                    "{name} (or {flag}) and {name}_FILE are both set; expected one of them"
+                );
+                *url = found;
+            }
+        }
+        self.database_read_url = Some(read_url).filter(|url| !url.is_empty());
+        self.kafka.complete(env)?;
+        self.registry.complete(env)
+    }
+
     /// The topic's name with the prefix.
     pub fn topic_name(&self, topic: Topic) -> String {
         format!("{}{}", self.topic_prefix, topic.name())
     }
+}
+
+fn has_password(url: &str) -> bool {
+    let has_user_and_password = |url: &str| {
+        url.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).is_some_and(|(user, _)| user.contains(':'))
+    };
+    url.contains("password=") || has_user_and_password(url) || url.split(',').any(has_user_and_password)
 }
 
 /// Parses a network; an address alone is a network of one.
@@ -154,12 +216,42 @@ fn network(text: &str) -> Result<IpNet, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
+    use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
     #[derive(Debug, Parser)]
     struct Cli {
         #[command(flatten)]
         settings: Settings,
+    }
+
+    fn completed(arguments: &[&str], set: &[(&str, &str)]) -> anyhow::Result<Settings> {
+        let matches = Cli::command().try_get_matches_from(std::iter::once(&"ctrip").chain(arguments))?;
+        let mut settings = Cli::from_arg_matches(&matches)?.settings;
+        let env = |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        settings.complete_with(&matches, &env)?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn a_url_with_a_password_is_no_argument_and_comes_from_a_file() {
+        for url in ["postgres://ctrip:hunter2@db/ctrip", "postgres://ctrip:hunt,hunter2@db/ctrip", "host=db password=hunter2"] {
+            for flag in ["--database-url", "--database-read-url"] {
+                let refused = completed(&[flag, url], &[]).unwrap_err().to_string();
+                assert!(refused.contains("_URL_FILE") && !refused.contains("hunter2"), "{refused}");
+            }
+        }
+        let urls = "https://one/,https://user:hunter2@two/";
+        assert!(completed(&["--schema-registry-url", urls], &[]).is_err());
+        let path = std::env::temp_dir().join(format!("ctrip-url-{}", std::process::id()));
+        std::fs::write(&path, "postgres://ctrip:hunter2@db/ctrip\n").unwrap();
+        let file = [("DATABASE_URL_FILE", path.to_str().unwrap()), ("DATABASE_READ_URL_FILE", path.to_str().unwrap())];
+        let settings = completed(&[], &file).unwrap();
+        assert_eq!(&*settings.database_url, "postgres://ctrip:hunter2@db/ctrip");
+        assert_eq!(settings.database_read_url, Some(settings.database_url.clone()));
+        assert!(!format!("{settings:?}").contains("hunter2"));
+        let both = completed(&["--database-url", "postgres://ctrip@one:1,two:2/ctrip"], &file).unwrap_err().to_string();
+        assert!(both.contains("DATABASE_URL (or --database-url) and DATABASE_URL_FILE"), "{both}");
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]

@@ -1,0 +1,150 @@
+//! Whether Kafka can be used: one question to a broker, with the TLS and the login of the process. librdkafka itself tries again for
+//! ever, and tells the cause to a callback alone.
+
+use super::client::client_config;
+use crate::settings::Settings;
+use anyhow::anyhow;
+use base::locked;
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use topics::Topic;
+
+/// How long one question waits before the callbacks are looked at.
+const STEP: Duration = Duration::from_millis(250);
+/// More than are due after one.
+const CALLBACKS: usize = 64;
+/// More than a broker takes that is well.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Why Kafka can't be used.
+#[derive(Debug)]
+pub enum Unusable {
+    /// A retry may succeed.
+    Unreachable(String),
+    /// A broker answers, and refuses us, or we refuse it.
+    Refused(anyhow::Error),
+}
+
+/// Refuses settings that librdkafka does not take. Its own error would show their values.
+///
+/// # Errors
+/// When it does not take one.
+pub fn check(settings: &Settings) -> anyhow::Result<()> {
+    client_config(settings, "check").create_native_config().map(drop).map_err(without_value)
+}
+
+fn without_value(error: KafkaError) -> anyhow::Error {
+    match error {
+        KafkaError::ClientConfig(_, cause, key, _) => anyhow!("{key}: {cause} (KAFKA_… variables, or KAFKA_PROPERTIES)"),
+        other => anyhow!(other).context("the connection to Kafka"),
+    }
+}
+
+/// Asks a broker for metadata.
+///
+/// # Errors
+/// When none answers within some seconds, or one refuses.
+pub async fn probe(settings: &Settings) -> Result<(), Unusable> {
+    let settings = settings.clone();
+    let probed = tokio::task::spawn_blocking(move || ask(&settings, PATIENCE)).await;
+    probed.unwrap_or_else(|panic| Err(Unusable::Unreachable(panic.to_string())))
+}
+
+fn ask(settings: &Settings, patience: Duration) -> Result<(), Unusable> {
+    if settings.kafka_brokers.split(',').all(|broker| broker.trim().is_empty()) {
+        return Err(Unusable::Refused(anyhow!("KAFKA_BROKERS is empty; expected host:port")));
+    }
+    let client: BaseConsumer<Heard> = client_config(settings, "probe")
+        .set_log_level(RDKafkaLogLevel::Info)
+        .create_with_context(Heard::default())
+        .map_err(|error| Unusable::Refused(without_value(error)))?;
+    let topic = settings.topic_name(Topic::Intents);
+    let started = Instant::now();
+    loop {
+        let Err(error) = client.fetch_metadata(Some(&topic), STEP) else { return Ok(()) };
+        // Each poll runs one callback.
+        for _ in 0..CALLBACKS {
+            drop(client.poll(Duration::ZERO));
+        }
+        let heard = locked(&client.context().0);
+        if let Some((remedy, reason)) = heard.iter().find_map(|(code, reason)| Some((remedy(*code, reason, settings)?, reason)))
+        {
+            return Err(Unusable::Refused(anyhow!("{reason}").context(remedy)));
+        }
+        if started.elapsed() > patience {
+            let told = heard.iter().rfind(|(code, _)| *code != RDKafkaErrorCode::AllBrokersDown);
+            let cause = told.map_or_else(|| error.to_string(), |(_, reason)| reason.clone());
+            // That is how a port with TLS, or with a login, answers one that speaks another protocol.
+            let hint =
+                if cause.contains("APIVERSION_QUERY") { "; is KAFKA_SECURITY_PROTOCOL what the port speaks?" } else { "" };
+            return Err(Unusable::Unreachable(format!("{cause}{hint}")));
+        }
+    }
+}
+
+/// What helps where no retry does.
+fn remedy(code: RDKafkaErrorCode, reason: &str, settings: &Settings) -> Option<String> {
+    // librdkafka tells a handshake that fails as soon as it is connected as an error of the connection.
+    let is_tls = code == RDKafkaErrorCode::SSL || reason.contains("SSL routines");
+    // A broker that is about to stop hangs up amid one.
+    if is_tls && !reason.contains("Disconnected") {
+        let remedy = "no TLS with it: KAFKA_SECURITY_PROTOCOL says whether the port speaks TLS, KAFKA_SSL_CA_LOCATION has to name the \
+                      authority that signed its certificate, which has to be of the host in KAFKA_BROKERS and not to have expired, and a \
+                      broker that asks for ours needs KAFKA_SSL_CERTIFICATE_LOCATION";
+        return Some(remedy.to_owned());
+    }
+    let is_login = matches!(code, RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed);
+    let user = settings.kafka.kafka_sasl_username.as_deref().unwrap_or("nobody");
+    is_login.then(|| {
+        format!(
+            "it refuses the login of {user}: KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD (or its _FILE) and KAFKA_SASL_MECHANISM have to be the \
+             broker's"
+        )
+    })
+}
+
+/// The errors that librdkafka has told.
+#[derive(Default)]
+struct Heard(Mutex<Vec<(RDKafkaErrorCode, String)>>);
+
+impl ClientContext for Heard {
+    /// A connection that ends is in the log alone.
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, line: &str) {
+        if facility == "FAIL" {
+            let reason = line.split_once("]: ").map_or(line, |(_thread, reason)| reason);
+            locked(&self.0).push((RDKafkaErrorCode::BrokerTransportFailure, reason.to_owned()));
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+        locked(&self.0).push((code, reason.to_owned()));
+    }
+}
+
+impl ConsumerContext for Heard {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    #[test]
+    fn a_setting_that_librdkafka_does_not_know_is_named_without_its_value() {
+        let mut settings = Cli::parse_from(["ctrip"]).settings;
+        check(&settings).unwrap();
+        settings.kafka.connection = vec![("sasl.passwrod".to_owned(), "hunter2".into())];
+        let refused = format!("{:#}", check(&settings).unwrap_err());
+        assert!(refused.contains("sasl.passwrod") && !refused.contains("hunter2"), "{refused}");
+    }
+}

@@ -21,19 +21,37 @@ pub(super) fn last_refused_write() -> Option<Instant> {
 
 impl From<tokio_postgres::Error> for Failure {
     /// A lost connection, a deadlock, a lock that others keep or a serialization failure is transient. A table that is missing comes
-    /// with a migration. Any other error of a query means that our SQL and the data contradict each other.
+    /// with a migration, and a right with a grant. Any other error of a query means that our SQL and the data contradict each other.
     fn from(error: tokio_postgres::Error) -> Self {
-        if let Some(&SqlState::UNDEFINED_TABLE | &SqlState::UNDEFINED_COLUMN | &SqlState::UNDEFINED_FUNCTION) = error.code() {
-            return Self::retry(error)
-                .context("the database is of another version, such as an older backup: `ctrip migrate` mends that");
-        }
         if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
             *locked(&REFUSED_WRITE) = Some(Instant::now());
         }
-        let passes = |code: &SqlState| TRANSIENT.contains(&&code.code()[..2]) || *code == SqlState::LOCK_NOT_AVAILABLE;
-        let transient = error.code().is_none_or(passes);
-        if transient { Self::retry(error) } else { Self::halt(error) }
+        match error.code() {
+            Some(code) => match remedy(code) {
+                Some(remedy) => Self::retry(error).context(remedy),
+                None if passes(code) => Self::retry(error),
+                None => Self::halt(error),
+            },
+            None => Self::retry(error),
+        }
     }
+}
+
+/// The command that mends what no data caused.
+fn remedy(code: &SqlState) -> Option<&'static str> {
+    match *code {
+        SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN | SqlState::UNDEFINED_FUNCTION => {
+            Some("the database is of another version, such as an older backup: `ctrip migrate` mends that")
+        }
+        SqlState::INSUFFICIENT_PRIVILEGE => Some(
+            "the user of DATABASE_URL lacks a right: run the script of `ctrip acl print` again, as the owner of the database",
+        ),
+        _ => None,
+    }
+}
+
+fn passes(code: &SqlState) -> bool {
+    TRANSIENT.contains(&&code.code()[..2]) || *code == SqlState::LOCK_NOT_AVAILABLE
 }
 
 impl From<PoolError> for Failure {
@@ -45,5 +63,22 @@ impl From<PoolError> for Failure {
             PoolError::PostCreateHook(HookError::Message(message)) => Self::Retry(anyhow::Error::msg(message)),
             other => Self::retry(other),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_payment_is_blamed_for_a_right_or_a_table_that_is_missing() {
+        let names = |code: &SqlState, command: &str| remedy(code).is_some_and(|remedy| remedy.contains(command));
+        assert!(names(&SqlState::INSUFFICIENT_PRIVILEGE, "`ctrip acl print`"));
+        assert!(names(&SqlState::UNDEFINED_TABLE, "`ctrip migrate`"));
+        // These contradict the data.
+        for code in [SqlState::UNIQUE_VIOLATION, SqlState::CHECK_VIOLATION, SqlState::SYNTAX_ERROR] {
+            assert!(remedy(&code).is_none() && !passes(&code), "{code:?}");
+        }
+        assert!(passes(&SqlState::T_R_DEADLOCK_DETECTED) && passes(&SqlState::LOCK_NOT_AVAILABLE));
     }
 }

@@ -17,6 +17,22 @@ CREATE TABLE xpubs (
     created_at     timestamptz NOT NULL DEFAULT now()
 );
 
+-- Makes the sequence of an account, unless it is there, and returns its name. It belongs to the owner of the database, whoever asks, so
+-- no role may make anything of its own. Callers take turns.
+CREATE FUNCTION make_address_sequence(fingerprint text) RETURNS text LANGUAGE plpgsql
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name text := 'address_index_' || fingerprint;
+BEGIN
+    IF fingerprint !~ '^[0-9a-f]+$' THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('%L is no fingerprint of an account; expected hex', fingerprint);
+    END IF;
+    EXECUTE format('CREATE SEQUENCE IF NOT EXISTS public.%I MINVALUE 0 START 0 MAXVALUE 2147483647', name);
+    RETURN name;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION make_address_sequence(text) FROM PUBLIC;
+
 CREATE TABLE merchants (
     id                      uuid PRIMARY KEY,
     name                    text NOT NULL UNIQUE,
@@ -294,43 +310,48 @@ CREATE TABLE payment_events (
 -- Takes what no month has been made for: no payment fails for want of a partition.
 CREATE TABLE payment_events_rest PARTITION OF payment_events DEFAULT;
 
--- Makes the partition of the month of that time, unless it is there. Callers take turns.
-CREATE FUNCTION make_payment_events_partition(at timestamptz) RETURNS boolean LANGUAGE plpgsql AS $$
+-- Makes the partition of the month of that time, unless it is there. Callers take turns. They need no right but to call it: the table
+-- is its owner's. No name in it is looked up where others may put one.
+CREATE FUNCTION make_payment_events_partition(at timestamptz) RETURNS boolean LANGUAGE plpgsql
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     first timestamptz := date_trunc('month', at, 'UTC');
     next  timestamptz := date_trunc('month', first + interval '32 days', 'UTC');
     name  text := 'payment_events_' || to_char(first AT TIME ZONE 'UTC', 'YYYY_MM');
 BEGIN
-    IF to_regclass(name) IS NOT NULL THEN
+    IF to_regclass('public.' || name) IS NOT NULL THEN
         RETURN false;
     END IF;
-    EXECUTE format('CREATE TABLE %I (LIKE payment_events INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name);
-    LOCK TABLE payment_events_rest IN ACCESS EXCLUSIVE MODE;
-    EXECUTE format('WITH moved AS (DELETE FROM payment_events_rest WHERE recorded_at >= %L AND recorded_at < %L RETURNING *)
-                    INSERT INTO %I SELECT * FROM moved', first, next, name);
-    EXECUTE format('ALTER TABLE payment_events ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name, first, next);
+    EXECUTE format('CREATE TABLE public.%I (LIKE public.payment_events INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name);
+    LOCK TABLE public.payment_events_rest IN ACCESS EXCLUSIVE MODE;
+    EXECUTE format('WITH moved AS (DELETE FROM public.payment_events_rest WHERE recorded_at >= %L AND recorded_at < %L RETURNING *)
+                    INSERT INTO public.%I SELECT * FROM moved', first, next, name);
+    EXECUTE format('ALTER TABLE public.payment_events ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)', name, first, next);
     RETURN true;
 END
 $$;
+REVOKE EXECUTE ON FUNCTION make_payment_events_partition(timestamptz) FROM PUBLIC;
 
 -- Drops the months that were over before that time. Callers take turns.
-CREATE FUNCTION drop_payment_events_before(cutoff timestamptz) RETURNS integer LANGUAGE plpgsql AS $$
+CREATE FUNCTION drop_payment_events_before(cutoff timestamptz) RETURNS integer LANGUAGE plpgsql
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     name    text;
     dropped integer := 0;
 BEGIN
     FOR name IN
         SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = 'payment_events'::regclass AND c.relname ~ '^payment_events_[0-9]{4}_[0-9]{2}$'
+        WHERE i.inhparent = 'public.payment_events'::regclass AND c.relname ~ '^payment_events_[0-9]{4}_[0-9]{2}$'
             AND (to_date(right(c.relname, 7), 'YYYY_MM') + interval '1 month') AT TIME ZONE 'UTC' <= cutoff
     LOOP
-        EXECUTE format('DROP TABLE %I', name);
+        EXECUTE format('DROP TABLE public.%I', name);
         dropped := dropped + 1;
     END LOOP;
-    DELETE FROM payment_events_rest WHERE recorded_at < cutoff;
+    DELETE FROM public.payment_events_rest WHERE recorded_at < cutoff;
     RETURN dropped;
 END
 $$;
+REVOKE EXECUTE ON FUNCTION drop_payment_events_before(timestamptz) FROM PUBLIC;
 
 SELECT make_payment_events_partition(now() + months * interval '1 month') FROM generate_series(0, 2) AS months;
 

@@ -68,11 +68,11 @@ const READERS: [&str; 4] = ["backlog", "lookup", "table", "tail"];
 const SQL_ROLES: [&str; 3] = ["api", "confirmer", "webhooks"];
 
 /// A table, and what each of [`SQL_ROLES`] does with its rows: selects, inserts, updates, deletes. A locked row counts as updated. `api`
-/// and `confirmer` both restore what a backup lacks.
+/// and `confirmer` both restore what a backup lacks. [`UPDATES`] has the updates that are not of whole rows.
 const TABLES: [(&str, [&str; 3]); 22] = [
-    ("merchants", ["siu", "siu", ""]),
-    ("api_keys", ["su", "", ""]),
-    ("xpubs", ["siu", "siu", ""]),
+    ("merchants", ["si", "si", ""]),
+    ("api_keys", ["s", "", ""]),
+    ("xpubs", ["si", "si", ""]),
     ("payments", ["siu", "siu", ""]),
     ("payment_parts", ["s", "siud", ""]),
     ("transfers", ["s", "siu", ""]),
@@ -82,20 +82,31 @@ const TABLES: [(&str, [&str; 3]); 22] = [
     ("outbox", ["siud", "siud", ""]),
     ("unacknowledged_intents", ["siud", "siud", ""]),
     ("idempotency_keys", ["siud", "siu", ""]),
-    ("deposit_addresses", ["siu", "siu", ""]),
+    ("deposit_addresses", ["si", "si", ""]),
     ("payment_events", ["siu", "siu", ""]),
     ("installation", ["siu", "siu", ""]),
     ("known_offsets", ["siud", "siud", ""]),
     ("told_events", ["siud", "siud", ""]),
     ("orphan_transfers", ["s", "siud", ""]),
     ("replica_beats", ["siud", "", ""]),
-    ("webhook_endpoints", ["siud", "", "su"]),
+    ("webhook_endpoints", ["siud", "", "s"]),
     ("webhook_deliveries", ["siud", "", "siud"]),
     ("webhook_attempts", ["siud", "", "siud"]),
 ];
 
-/// Functions that act with their owner's rights: they make and drop the partitions of the history.
-const FUNCTIONS: [&str; 2] = ["make_payment_events_partition(timestamptz)", "drop_payment_events_before(timestamptz)"];
+/// A table, a role, and the columns alone that it updates: no role may lead money or messages elsewhere.
+const UPDATES: [(&str, &str, &str); 3] = [
+    ("api_keys", "api", "last_used_at"),
+    ("xpubs", "api", "xpub"),
+    ("webhook_endpoints", "webhooks", "enabled, disabled_reason, disabled_at, failing_since, paused_until, resting_until"),
+];
+
+/// Functions that act with their owner's rights, and who calls them: they make and drop what roles may not.
+const FUNCTIONS: [(&str, &str); 3] = [
+    ("make_payment_events_partition(timestamptz)", "ctrip_api"),
+    ("drop_payment_events_before(timestamptz)", "ctrip_api"),
+    ("make_address_sequence(text)", "ctrip_api, ctrip_confirmer"),
+];
 
 /// Prints the script.
 pub fn run(settings: &Settings, command: &AclCommand) {
@@ -153,7 +164,7 @@ fn sql() -> String {
     for role in SQL_ROLES {
         let _ = writeln!(
             sql,
-            "DO $$ BEGIN CREATE ROLE ctrip_{role} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;\n\
+            "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'ctrip_{role}') THEN CREATE ROLE ctrip_{role} LOGIN; END IF; END $$;\n\
              GRANT USAGE ON SCHEMA public TO ctrip_{role};\n\
              REVOKE ALL ON ALL TABLES IN SCHEMA public FROM ctrip_{role};\n\
              GRANT SELECT ON refinery_schema_history TO ctrip_{role};"
@@ -164,20 +175,18 @@ fn sql() -> String {
             let _ = writeln!(sql, "GRANT {} ON {table} TO ctrip_{role};", privileges(letters));
         }
     }
-    // Each xpub has a sequence of its own, made by whoever meets it first.
+    for (table, role, columns) in UPDATES {
+        let _ = writeln!(sql, "GRANT UPDATE ({columns}) ON {table} TO ctrip_{role};");
+    }
+    // Each xpub has a sequence of its own, which a function of the owner makes, perhaps later.
     sql.push_str(
-        "GRANT CREATE ON SCHEMA public TO ctrip_api, ctrip_confirmer;\n\
-         GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO ctrip_api, ctrip_confirmer;\n\
-         ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO ctrip_api, ctrip_confirmer;\n\
-         ALTER DEFAULT PRIVILEGES FOR ROLE ctrip_api IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO ctrip_confirmer;\n\
-         ALTER DEFAULT PRIVILEGES FOR ROLE ctrip_confirmer IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO ctrip_api;\n",
+        "GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO ctrip_api, ctrip_confirmer;\n\
+         ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO ctrip_api, ctrip_confirmer;\n",
     );
-    for function in FUNCTIONS {
+    for (function, roles) in FUNCTIONS {
         let _ = writeln!(
             sql,
-            "ALTER FUNCTION {function} SECURITY DEFINER SET search_path = public, pg_temp;\n\
-             REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC;\n\
-             GRANT EXECUTE ON FUNCTION {function} TO ctrip_api;"
+            "REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC;\nGRANT EXECUTE ON FUNCTION {function} TO {roles};"
         );
     }
     sql.push_str("COMMIT;\nSQL\n");
@@ -220,7 +229,9 @@ mod tests {
         assert!(script.contains(expected), "{script}");
         assert!(
             !sql().contains("ON api_keys TO ctrip_confirmer")
-                && sql().contains("GRANT SELECT, UPDATE ON api_keys TO ctrip_api;")
+                && sql().contains("GRANT SELECT ON api_keys TO ctrip_api;\n")
+                && sql().contains("GRANT UPDATE (last_used_at) ON api_keys TO ctrip_api;\n")
         );
+        assert!(!sql().contains("GRANT CREATE"), "whoever creates functions may lead the owner's astray");
     }
 }

@@ -135,6 +135,39 @@ fn logs(folder: &Path) -> Result<String> {
     Ok(text)
 }
 
+/// Nobody who has a role's password leads money or messages elsewhere, makes a key, or acts with the owner's rights.
+async fn refuses_what_no_role_does(folder: &Path) -> Result<()> {
+    let connect = |user: &str| {
+        let url = std::fs::read_to_string(folder.join(format!("{user}.url")));
+        async move { Ok::<_, anyhow::Error>(runtime::db::Primary::of(url?.trim())?.open().await?.0) }
+    };
+    let (api, confirmer, webhooks) = (connect("api").await?, connect("confirmer").await?, connect("webhooks").await?);
+    for (user, statement) in [
+        (&api, "CREATE FUNCTION public.right(name, integer) RETURNS text LANGUAGE sql AS $$ SELECT '2026_01' $$"),
+        (&api, "UPDATE merchants SET xpub = NULL"),
+        (&api, "UPDATE api_keys SET scope = 'write'"),
+        (&api, "UPDATE deposit_addresses SET address = address"),
+        (&confirmer, "UPDATE merchants SET xpub = NULL"),
+        (&confirmer, "UPDATE xpubs SET xpub = NULL"),
+        (&confirmer, "SELECT drop_payment_events_before(now())"),
+        (&webhooks, "UPDATE webhook_endpoints SET url = 'https://elsewhere'"),
+        (&webhooks, "SELECT make_address_sequence('00ff')"),
+    ] {
+        let refused = user.batch_execute(statement).await.err();
+        let code = refused.as_ref().and_then(|error| error.code()).map(|code| code.code());
+        ensure!(code == Some("42501"), "{statement}: {refused:?}");
+    }
+    // An account's sequence is for both, whoever of them met it first.
+    for (maker, other, fingerprint) in [(&confirmer, &api, "00ff"), (&api, &confirmer, "00fe")] {
+        maker.batch_execute(&format!("SELECT make_address_sequence('{fingerprint}')")).await?;
+        let sequence = format!("address_index_{fingerprint}");
+        other.batch_execute(&format!("SELECT last_value FROM {sequence}; SELECT nextval('{sequence}')")).await?;
+    }
+    let hex = api.batch_execute("SELECT make_address_sequence('x; DROP TABLE payments')").await;
+    ensure!(hex.is_err(), "it is no fingerprint");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_role_has_the_rights_that_it_needs_and_none_of_anothers() -> Result<()> {
     let data = tempfile::tempdir()?;
@@ -182,6 +215,8 @@ async fn rights(stack: Stack, folder: &Path) -> Result<()> {
     for process in &mut running {
         ensure!(process.terminate()?.success(), "{}", process.tail());
     }
+
+    refuses_what_no_role_does(folder).await?;
 
     // No role with another's login.
     let served = lab.dir.clone();

@@ -89,16 +89,18 @@ where
     address
 }
 
+/// What Postgres says to a wrong password.
+async fn refuse(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    stream.read_u8().await?;
+    let fields = b"SFATAL\0C28P01\0Mwrong password\0\0";
+    stream.write_u8(b'E').await?;
+    stream.write_u32(u32::try_from(fields.len() + 4).unwrap()).await?;
+    stream.write_all(fields).await?;
+    stream.shutdown().await
+}
+
 /// A Postgres that lets nobody in: whoever gets as far has agreed about TLS.
 async fn postgres(tls: Option<TlsAcceptor>) -> SocketAddr {
-    async fn refuse(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
-        stream.read_u8().await?;
-        let fields = b"SFATAL\0C28P01\0Mwrong password\0\0";
-        stream.write_u8(b'E').await?;
-        stream.write_u32(u32::try_from(fields.len() + 4).unwrap()).await?;
-        stream.write_all(fields).await?;
-        stream.shutdown().await
-    }
     serve(move |mut stream| {
         let tls = tls.clone();
         async move {
@@ -113,6 +115,20 @@ async fn postgres(tls: Option<TlsAcceptor>) -> SocketAddr {
                 None => refuse(stream).await,
             }
         }
+    })
+    .await
+}
+
+/// It offers TLS, and then speaks none.
+async fn postgres_with_broken_tls() -> SocketAddr {
+    serve(|mut stream| async move {
+        let mut asked = [0; 8];
+        stream.read_exact(&mut asked).await?;
+        if asked[4..] != 80_877_103_u32.to_be_bytes() {
+            return refuse(stream).await;
+        }
+        stream.write_all(b"SHTTP/1.1 400 Bad Request\r\n\r\n").await?;
+        stream.shutdown().await
     })
     .await
 }
@@ -152,6 +168,16 @@ async fn postgres_is_believed_as_far_as_sslmode_asks() {
     assert!(!is_made(expired, "localhost", &with("verify-full", &ours)).await);
     let plain = postgres(None).await;
     assert!(is_made(plain, "localhost", "sslmode=prefer").await && !is_made(plain, "localhost", "sslmode=require").await);
+}
+
+#[tokio::test]
+async fn a_server_whose_tls_fails_is_used_without_it_unless_it_is_asked_for() {
+    let server = postgres_with_broken_tls().await;
+    for (options, is_made) in [("connect_timeout=7", true), ("sslmode=prefer", true), ("sslmode=require", false)] {
+        let url = format!("postgres://ctrip:hunter2@localhost:{}/ctrip?{options}", server.port());
+        let error = Primary::of(&url).unwrap().open().await.map(drop).unwrap_err();
+        assert_eq!(error.code().is_some_and(|code| code.code() == "28P01"), is_made, "{options}: {error:?}");
+    }
 }
 
 #[test]

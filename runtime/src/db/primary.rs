@@ -168,7 +168,7 @@ impl Primary {
 
     async fn open_at(&self, place: usize, looks: watch::Receiver<Look>) -> Result<(Client, JoinHandle<()>), Error> {
         let opened = Instant::now();
-        let (client, connection) = self.0.hosts[place].connect(self.0.tls.clone()).await?;
+        let (client, connection) = self.0.tls.open(&self.0.hosts[place]).await?;
         let (tell, told) = oneshot::channel();
         let driver = tokio::spawn(drive(connection, told, looks, opened));
         let server = Server::of(&client, self.hosts() > 1).await?;
@@ -306,7 +306,7 @@ async fn drive<S, T>(
 }
 
 async fn server_at(host: &Config, tls: &Tls, with_timeline: bool) -> Result<Server, Error> {
-    let (client, connection) = host.connect(tls.clone()).await?;
+    let (client, connection) = tls.open(host).await?;
     // It ends with this look.
     let mut driver = JoinSet::new();
     driver.spawn(connection);

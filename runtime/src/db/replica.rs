@@ -182,7 +182,7 @@ fn pool(url: &str, size: usize, longest: Duration) -> anyhow::Result<Pool> {
     let mut config = parse_for(VARIABLE, url)?;
     config.target_session_attrs(TargetSessionAttrs::Any);
     let manager =
-        Manager::from_config(config, Tls::of(VARIABLE, url)?, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+        Manager::from_connect(config, Tls::of(VARIABLE, url)?, ManagerConfig { recycling_method: RecyclingMethod::Fast });
     let reads_only = Hook::async_fn(|client: &mut ClientWrapper, _| {
         // Whatever it is, nothing is written to it.
         let sql = "SET default_transaction_read_only = on";

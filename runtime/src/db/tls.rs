@@ -1,11 +1,12 @@
 //! TLS to Postgres, as libpq names its parts in `DATABASE_URL` and `DATABASE_READ_URL`: `sslmode`, `sslrootcert`, `sslcert` and `sslkey`.
 //!
-//! - `disable`, and `prefer` (the default: TLS where the server offers it).
+//! - `disable`, and `prefer` (the default: TLS where the server offers it and it works).
 //! - `require`: TLS, with whoever answers, unless `sslrootcert` is given.
 //! - `verify-ca`: the server's certificate is of an authority in `sslrootcert`, or of the system's.
 //! - `verify-full`: and of the host in the URL.
 
 use anyhow::{Context as _, ensure};
+use deadpool_postgres::Connect;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::error::Error;
@@ -14,8 +15,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
+use tokio_postgres::{Client, Config, Connection, Socket};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream as RustlsStream;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
@@ -60,6 +63,38 @@ impl Tls {
     pub(super) fn of(variable: &str, url: &str) -> anyhow::Result<Self> {
         let config = Options::take(url).and_then(|(_, options)| options.client_config());
         Ok(Self(Arc::new(config.with_context(|| variable.to_owned())?)))
+    }
+
+    /// Opens a connection. With `prefer` one without TLS does where the server's fails, such as with a certificate of a kind that nobody
+    /// takes any more.
+    pub(super) async fn open(
+        &self,
+        host: &Config,
+    ) -> Result<(Client, Connection<Socket, Encrypted<Socket>>), tokio_postgres::Error> {
+        let outcome = host.connect(self.clone()).await;
+        let fails = |error: &tokio_postgres::Error| error.to_string().starts_with("error performing TLS handshake");
+        match outcome {
+            Err(error) if host.get_ssl_mode() == SslMode::Prefer && fails(&error) => {
+                tracing::debug!("a connection to Postgres is opened without TLS: {error}");
+                // Its own error tells less.
+                host.clone().ssl_mode(SslMode::Disable).connect(self.clone()).await.map_err(|other| match other.code() {
+                    Some(_) => other,
+                    None => error,
+                })
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+impl Connect for Tls {
+    fn connect(&self, host: &Config) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), tokio_postgres::Error>> {
+        let host = host.clone();
+        async move {
+            let (client, connection) = self.open(&host).await?;
+            Ok((client, tokio::spawn(async move { drop(connection.await) })))
+        }
+        .boxed()
     }
 }
 

@@ -11,6 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -235,6 +236,11 @@ async fn a_broker_whose_certificate_does_not_convince_is_refused_at_once() {
         };
         assert!(error.contains("KAFKA_SSL_CA_LOCATION") && error.contains(cause), "{error}");
     }
+    // Another one may answer yet.
+    let (brokers, began) = (format!("localhost:{},localhost:{}", expired.port(), server.port()), Instant::now());
+    let flags = ["--kafka-brokers", &brokers, "--kafka-security-protocol", "ssl", "--kafka-ssl-ca-location", ours.path()];
+    let refused = kafka::probe(&settings(&flags)).await.unwrap_err();
+    assert!(matches!(refused, Unusable::Refused(_)) && began.elapsed() > Duration::from_secs(3), "{refused:?}");
     // It has agreed about TLS, and says nothing more.
     let silent = probe(server, "ssl", Some(&ours)).await;
     assert!(matches!(silent, Unusable::Unreachable(_)), "{silent:?}");

@@ -63,6 +63,8 @@ fn ask(settings: &Settings, patience: Duration) -> Result<(), Unusable> {
         .create_with_context(Heard::default())
         .map_err(|error| Unusable::Refused(without_value(error)))?;
     let topic = settings.topic_name(Topic::Intents);
+    // Of several one that answers is enough, whatever another says before it.
+    let is_sole = !settings.kafka_brokers.contains(',');
     let started = Instant::now();
     loop {
         let Err(error) = client.fetch_metadata(Some(&topic), STEP) else { return Ok(()) };
@@ -71,11 +73,12 @@ fn ask(settings: &Settings, patience: Duration) -> Result<(), Unusable> {
             drop(client.poll(Duration::ZERO));
         }
         let heard = locked(&client.context().0);
-        if let Some((remedy, reason)) = heard.iter().find_map(|(code, reason)| Some((remedy(*code, reason, settings)?, reason)))
-        {
+        let refusal = heard.iter().find_map(|(code, reason)| Some((remedy(*code, reason, settings)?, reason)));
+        let is_over = started.elapsed() > patience;
+        if let Some((remedy, reason)) = refusal.filter(|_| is_sole || is_over) {
             return Err(Unusable::Refused(anyhow!("{reason}").context(remedy)));
         }
-        if started.elapsed() > patience {
+        if is_over {
             let told = heard.iter().rfind(|(code, _)| *code != RDKafkaErrorCode::AllBrokersDown);
             let cause = told.map_or_else(|| error.to_string(), |(_, reason)| reason.clone());
             // That is how a port with TLS, or with a login, answers one that speaks another protocol.

@@ -162,6 +162,7 @@ async fn postgres_is_believed_as_far_as_sslmode_asks() {
         // The system's authorities have not signed it.
         ("localhost", "sslmode=verify-full".to_owned(), false),
         ("localhost", "sslmode=require&sslrootcert=system".to_owned(), false),
+        ("localhost", "sslrootcert=system".to_owned(), false),
     ] {
         assert_eq!(is_made(server, host, &options).await, expected, "{host} {options}");
     }

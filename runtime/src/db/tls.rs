@@ -117,7 +117,9 @@ impl Options {
                 _ => rest.push(option),
             }
         }
-        if let Some(mode) = mode {
+        // The system's authorities sign for anybody: as in libpq the name counts too.
+        let is_system = options.root_certificates.as_deref() == Some("system");
+        if let Some(mode) = mode.or_else(|| is_system.then(|| "verify-full".to_owned())) {
             let (asked, verify) = match (mode.as_str(), &options.root_certificates) {
                 ("disable", _) => (SslMode::Disable, Verify::Nothing),
                 ("allow" | "prefer", _) => (SslMode::Prefer, Verify::Nothing),

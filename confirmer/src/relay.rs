@@ -66,6 +66,8 @@ pub fn run(
     recovery.catch_up(handle)?;
     let group = kafka.bare_group(STAGE)?;
     let mut batch = next_batch(leader.db()?, handle, told)?;
+    // What is read before may take longer.
+    handle.block_on(leader.end_if_idle(MAX_IDLE))?;
     tracing::info!("the relay is the leader and publishes payment.events from batch {batch}");
     let mut reported = Instant::now();
     while !stop.is_cancelled() {
@@ -159,7 +161,6 @@ fn become_leader(
 ) -> Result<Option<OwnConnection>, Failure> {
     // It holds the leader's lock.
     let mut leader = handle.block_on(OwnConnection::open(pool))?;
-    handle.block_on(leader.end_if_idle(MAX_IDLE))?;
     while !stop.is_cancelled() {
         // Who leads on an old primary may never end.
         check_database(&leader, gate)?;

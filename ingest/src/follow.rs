@@ -16,7 +16,7 @@ use crate::witnesses::{Fork, Witnesses, find_fork};
 use base::{backoff, error_chain, metrics};
 use chain::{
     BlockId, Chain, Endpoint, FetchError, FetchOptions, FetchedBlock, Head, Heads, MAX_SKIPPED, Rpc, RpcError, Tags,
-    fetch_block, fetch_head, fetch_head_from, fetch_newest, fetch_tags, look_at,
+    fetch_head, fetch_head_from, fetch_newest, fetch_tags, look_at,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -185,11 +185,6 @@ impl Follower {
             {
                 return Ok(news);
             }
-            if let Some(refuted) = self.witnesses.take_refuted()
-                && let Some(changes) = self.replace_content(refuted).await
-            {
-                return Ok(self.batch(changes));
-            }
             let outcome = self.step().await;
             self.tell_wait(outcome.as_ref().err());
             match outcome {
@@ -224,7 +219,12 @@ impl Follower {
                 | StepError::DoubtfulHole { .. }
                 | StepError::AheadOfTime(_),
             ) => error.map(ToString::to_string),
-            None => None,
+            None => self.witnesses.refuted(&self.window).map(|number| {
+                format!(
+                    "block {number} was published with content that one endpoint alone gave and others contradict: nothing from it on is \
+                     confirmed, and payments in it may be wrong"
+                )
+            }),
             // It says nothing of what was waited for.
             Some(_) => return,
         };
@@ -287,9 +287,6 @@ impl Follower {
             if let Some(news) = self.take_news() {
                 self.wait = Some(wait);
                 return Some(news);
-            }
-            if self.witnesses.has_refuted() {
-                return None;
             }
             let late_look = self.next_late_look();
             tokio::select! {
@@ -560,33 +557,6 @@ impl Follower {
             self.witnesses.gave(source, head.number);
         }
         changes.push(Change::Added(Box::new(block)));
-    }
-
-    /// Takes a block back for whose content enough endpoints have something else, with all above it, and puts it in its place as
-    /// they give it. Its hash is the same, so no reorg would do that. Nothing happens before the other content is there.
-    async fn replace_content(&mut self, refuted: Head) -> Option<Vec<Change>> {
-        let (chain, number) = (&self.chain.name, refuted.number);
-        let ours = self.window.doubt_of(&refuted).filter(|_| self.window.at(number) == Some(&refuted))?;
-        let block = match fetch_block(&self.rpc, FetchOptions::of(&self.chain), BlockId::Number(number)).await {
-            Ok(block) => block?,
-            Err(error) => {
-                tracing::warn!(chain, number, "its content is contradicted, and no other is there: {}", error_chain(&error));
-                return None;
-            }
-        };
-        let head = block.block.head();
-        let fits = self.window.below(number).is_none_or(|below| head.stands_on(below)) && CannotFollow::check(&block).is_ok();
-        let is_other = head.hash == refuted.hash && block.content_digest() != ours;
-        let on_one_word = block.on_one_word && self.chain.witnesses > 1;
-        if !fits || !is_other || on_one_word || self.window.finalized() >= Some(number) {
-            return None;
-        }
-        tracing::warn!(chain, number, "its content was one endpoint's word, and others contradict it");
-        self.prefetcher.clear();
-        let mut changes = Vec::new();
-        self.rewind(self.window.iter().rev().take_while(|ours| ours.number >= number).copied().collect(), &mut changes);
-        self.add(block, &mut changes);
-        Some(changes)
     }
 
     /// The hole below a block whose header no root proves and one endpoint alone has given. Such a word may hide a block under the

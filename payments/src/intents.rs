@@ -148,10 +148,12 @@ pub fn account(intent: &wire::PaymentIntent) -> Result<(&str, u32), IntentError>
     if intent.account.is_empty() {
         return Err(IntentError::Incomplete);
     }
-    if intent.account.len() > MAX_FINGERPRINT_DIGITS || !intent.account.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    if intent.account.len() > MAX_FINGERPRINT_DIGITS
+        || !intent.account.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    {
         return Err(MalformedField {
             field: "account",
-            expected: "a fingerprint in hex",
+            expected: "a fingerprint in lower-case hex",
             got: base::text::excerpt(&intent.account),
         }
         .into());

@@ -5,6 +5,7 @@ use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::kafka::Offsets;
 use std::collections::BTreeMap;
+use topics::Topic;
 
 /// The last record that was read of each partition: its offset, and a text that no other record has.
 pub type LastRecords = BTreeMap<i32, (i64, Vec<u8>)>;
@@ -59,11 +60,12 @@ pub async fn save(db: &impl GenericClient, topic: &str, next: &Offsets, last: &L
     Ok(())
 }
 
-/// Begins again at these offsets: the topic does not have the records any more that were known of it.
+/// Begins again at these offsets: the topic of this name does not have the records any more that were known of it. What is known of it
+/// under the names of other prefixes is forgotten: those lack what is written now, should the prefix be theirs again.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn rewind(db: &impl GenericClient, topic: &str, next: &Offsets) -> Result<(), Failure> {
-    db.execute("DELETE FROM known_offsets WHERE topic = $1", &[&topic]).await?;
-    save(db, topic, next, &LastRecords::new()).await
+pub async fn rewind(db: &impl GenericClient, topic: Topic, name: &str, next: &Offsets) -> Result<(), Failure> {
+    db.execute("DELETE FROM known_offsets WHERE right(topic, length($1)) = $1", &[&topic.name()]).await?;
+    save(db, name, next, &LastRecords::new()).await
 }

@@ -350,7 +350,7 @@ impl Recovery {
             }
             handle.block_on(async {
                 let transaction = client.transaction().await?;
-                known::rewind(&transaction, &name, &again).await?;
+                known::rewind(&transaction, topic, &name, &again).await?;
                 Ok::<_, Failure>(transaction.commit().await?)
             })?;
             problems.pop();

@@ -187,14 +187,10 @@ impl Witnesses {
         }
     }
 
-    /// Whether enough endpoints have other content for a block of ours than was published.
-    pub fn has_refuted(&self) -> bool {
-        self.refuted.is_some()
-    }
-
-    /// That block, once for each time that it was found.
-    pub fn take_refuted(&mut self) -> Option<Head> {
-        self.refuted.take()
+    /// The lowest block for which enough endpoints have other content than was published. It stays in doubt. It is not put in the
+    /// other one's place under the same hash: downstream a transfer's identity, which has the hash, says all of it.
+    pub fn refuted(&self, window: &Window) -> Option<u64> {
+        self.refuted.filter(|head| window.doubt_of(head).is_some()).map(|head| head.number)
     }
 
     /// Takes a block out of doubt whose content enough endpoints have given, and names those that give something else. Remembers a

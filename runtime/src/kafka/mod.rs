@@ -8,7 +8,7 @@
 //!   topic outside of any group.
 //! - [`TransactionalProducer`] writes records and offsets together; [`Publisher`] writes single records from async code.
 //! - [`TopicReader`] is for people: it begins anywhere.
-//! - [`apply`] creates the topics and registers their schemas; [`probe`] tells why a broker can't be used.
+//! - [`apply`] creates the topics and registers their schemas; [`probe()`] tells why a broker can't be used.
 
 mod admin;
 mod backlog;

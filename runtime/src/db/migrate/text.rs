@@ -36,7 +36,7 @@ fn locks(sql: &str) -> BTreeSet<(String, &'static str)> {
         let after = |word: &str| words.iter().skip_while(|w| **w != word).nth(1).copied();
         let lock = match words.as_slice() {
             ["CREATE", "TABLE", table, ..] => {
-                made.insert((*table).to_owned());
+                made.insert(unqualified(table));
                 None
             }
             ["ALTER" | "DROP" | "LOCK" | "TRUNCATE", "TABLE", table, ..] => Some((*table, "no reads, no writes")),
@@ -47,10 +47,15 @@ fn locks(sql: &str) -> BTreeSet<(String, &'static str)> {
             _ => None,
         };
         let referenced = words.windows(2).filter(|pair| pair[0] == "REFERENCES").map(|pair| (pair[1], "no writes"));
-        locks.extend(lock.into_iter().chain(referenced).map(|(table, lock)| (table.to_owned(), lock)));
+        locks.extend(lock.into_iter().chain(referenced).map(|(table, lock)| (unqualified(table), lock)));
     }
     locks.retain(|(table, _)| !made.contains(table));
     locks
+}
+
+/// A table's name without its schema.
+fn unqualified(table: &str) -> String {
+    table.strip_prefix("public.").unwrap_or(table).to_owned()
 }
 
 /// Without comments.
@@ -79,7 +84,8 @@ mod tests {
             "V2__more: in a transaction; locks merchants (no reads, no writes), payments (no writes), transfers (no writes), \
              xpubs (no writes of the rows that it changes)"
         );
-        assert_eq!(plan_of("CREATE TABLE t (i int);"), "V2__more: in a transaction; locks no table that is there");
+        let of_its_own = "CREATE TABLE t (i int); DELETE FROM public.t; LOCK TABLE public.t";
+        assert_eq!(plan_of(of_its_own), "V2__more: in a transaction; locks no table that is there");
     }
 
     #[test]

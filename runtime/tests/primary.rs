@@ -64,7 +64,10 @@ impl Server {
         self.read(&mut socket, length).await?;
         // No other first message is as short as the question whether the server speaks TLS.
         if length == 8 {
-            self.answers().await;
+            // A server that is full says so after the answer.
+            if !self.is().full {
+                self.answers().await;
+            }
             socket.write_u8(b'N').await?;
             let length = socket.read_u32().await?;
             self.read(&mut socket, length).await?;

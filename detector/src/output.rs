@@ -8,6 +8,7 @@ use crate::parts::ends_block;
 use crate::progress::{Progress, Turn};
 use runtime::Failure;
 use runtime::kafka::{Kafka, PartitionReader, Record};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use topics::Topic;
 use topics::wire::matches_record::Kind;
@@ -168,7 +169,8 @@ fn number_in(record: &Record<'_>, header: &str) -> Option<i64> {
 
 /// At or before the logs of a block that was written then, and of any that comes after it, if the clocks of those who write agree.
 fn logs_by_time(kafka: &Kafka, partition: i32, written: i64) -> Result<i64, Failure> {
-    PartitionReader::open(kafka, Topic::Logs, partition)?.offset_at(written - MAX_BETWEEN_BLOCK_AND_LOGS_MS)
+    let since = BTreeMap::from([(partition, written - MAX_BETWEEN_BLOCK_AND_LOGS_MS)]);
+    Ok(kafka.first_since(Topic::Logs, &since)?.get(&partition).copied().unwrap_or_default())
 }
 
 /// The chain's first record after the sequence `after` that can follow the last match, or, over a gap, that replayed blocks may lead to: the

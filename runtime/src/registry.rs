@@ -266,15 +266,10 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::tests::Cli;
     use clap::Parser as _;
     use std::sync::Mutex;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
-    #[derive(clap::Parser)]
-    struct Cli {
-        #[command(flatten)]
-        settings: Settings,
-    }
 
     #[tokio::test]
     async fn each_request_shows_the_login_and_no_output_does() {

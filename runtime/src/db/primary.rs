@@ -9,7 +9,7 @@
 //! leads to. Connections to another server, and all if nobody answers for long, are closed, and what waits for them fails.
 
 use super::config::{CONNECT_TIMEOUT, parse};
-use super::server::{Server, ask, name, single_hosts};
+use super::server::{Server, name, shares_sessions, single_hosts};
 use super::tls::Tls;
 use base::locked;
 use deadpool_postgres::Connect;
@@ -156,14 +156,7 @@ impl Primary {
     /// When a connection fails.
     pub async fn shares_sessions(&self) -> Result<bool, Error> {
         let ((one, _), (other, _)) = (self.open().await?, self.open().await?);
-        // Other clients of the pooler may come between two statements.
-        for _ in 0..3 {
-            let sql = "SELECT pg_backend_pid()";
-            if ask(&one, sql).await? == ask(&other, sql).await? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        shares_sessions(&one, &other).await
     }
 
     async fn open_at(&self, place: usize, looks: watch::Receiver<Look>) -> Result<(Client, JoinHandle<()>), Error> {

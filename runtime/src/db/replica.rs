@@ -5,8 +5,9 @@
 //! follows another server, such as an old primary, or that is stopped, shows no new beat, and is left alone once the last is too old.
 
 use super::config::parse_for;
+use super::in_time::answered;
 use super::pool::{Bounds, limit_statements};
-use super::server::ask;
+use super::server::shares_sessions;
 use super::tls::Tls;
 use crate::failure::Failure;
 use crate::stage;
@@ -120,11 +121,12 @@ impl Replica {
                        ON CONFLICT (process) DO UPDATE SET beat = EXCLUDED.beat, written_at = now()";
             Ok(primary.get().await?.execute(sql, &[&&*self.process, &number]).await?)
         };
-        in_time("the primary", beat).await?;
-        in_time("the replica", async {
+        answered(TIMEOUT, beat).await.map_err(|failure| failure.context("the primary"))?;
+        answered(TIMEOUT, async {
             let client = self.look_pool.get().await?;
             if is_pooler.is_none() {
-                *is_pooler = Some(shares_sessions(&client, &self.look_pool.get().await?).await?);
+                let other = self.look_pool.get().await?;
+                *is_pooler = Some(shares_sessions(&client, &other).await?);
             }
             if *is_pooler == Some(true) {
                 return Err(Failure::Retry(anyhow!(
@@ -191,23 +193,6 @@ fn pool(url: &str, size: usize, longest: Duration) -> anyhow::Result<Pool> {
     let pool = Pool::builder(manager).max_size(size).runtime(Runtime::Tokio1);
     let pool = pool.wait_timeout(Some(READ_TIMEOUT)).create_timeout(Some(TIMEOUT));
     Ok(pool.post_create(reads_only).post_create(limit_statements(longest)).build()?)
-}
-
-/// Whether two connections get the same session of the server in turn.
-async fn shares_sessions(one: &Client, other: &Client) -> Result<bool, Failure> {
-    // Other clients of the pooler may come between two statements.
-    for _ in 0..3 {
-        let sql = "SELECT pg_backend_pid()";
-        if ask(one, sql).await? == ask(other, sql).await? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-async fn in_time<T>(whom: &str, answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let late = || Failure::Retry(anyhow!("{whom} does not answer"));
-    tokio::time::timeout(TIMEOUT, answer).await.unwrap_or_else(|_| Err(late()))
 }
 
 #[cfg(test)]

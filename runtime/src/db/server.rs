@@ -42,6 +42,18 @@ pub(super) async fn ask(client: &Client, sql: &str) -> Result<Option<String>, Er
     Ok(client.simple_query(sql).await?.iter().find_map(value))
 }
 
+/// Whether two connections get the same session of the server in turn, as behind a pooler in transaction mode.
+pub(super) async fn shares_sessions(one: &Client, other: &Client) -> Result<bool, Error> {
+    // Other clients of the pooler may come between two statements.
+    for _ in 0..3 {
+        let sql = "SELECT pg_backend_pid()";
+        if ask(one, sql).await? == ask(other, sql).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The host of a configuration of [`single_hosts`], for people.
 pub(super) fn name(config: &Config) -> String {
     let host = match config.get_hosts().first() {

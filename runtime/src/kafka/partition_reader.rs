@@ -59,21 +59,6 @@ impl PartitionReader {
         self.assign(Offset::Offset(offset))
     }
 
-    /// The offset of the first record that was written at this time or later, in milliseconds of Unix time; the end if there is
-    /// none.
-    ///
-    /// # Errors
-    /// When the broker does not answer.
-    pub fn offset_at(&self, time_ms: i64) -> Result<i64, Failure> {
-        let mut times = TopicPartitionList::new();
-        times.add_partition_offset(&self.name, self.partition, Offset::Offset(time_ms))?;
-        let found = with_leaders(|| self.inner.offsets_for_times(times.clone(), CALL_TIMEOUT))?;
-        Ok(match found.elements().first().map(|element| element.offset()) {
-            Some(Offset::Offset(offset)) => offset,
-            _ => self.end,
-        })
-    }
-
     /// The next record; `None` at the end that the partition has now.
     ///
     /// # Errors

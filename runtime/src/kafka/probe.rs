@@ -134,13 +134,8 @@ impl ConsumerContext for Heard {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::tests::Cli;
     use clap::Parser as _;
-
-    #[derive(clap::Parser)]
-    struct Cli {
-        #[command(flatten)]
-        settings: Settings,
-    }
 
     #[test]
     fn a_setting_that_librdkafka_does_not_know_is_named_without_its_value() {

@@ -214,14 +214,15 @@ fn network(text: &str) -> Result<IpNet, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
+    /// A command that has the settings and nothing else.
     #[derive(Debug, Parser)]
-    struct Cli {
+    pub(crate) struct Cli {
         #[command(flatten)]
-        settings: Settings,
+        pub(crate) settings: Settings,
     }
 
     fn completed(arguments: &[&str], set: &[(&str, &str)]) -> anyhow::Result<Settings> {

@@ -54,7 +54,7 @@ impl CannotFollow {
                     let found = find_witnesses(rpc, error.ours.number, error.ours.hash).await;
                     let have_left = found.outvote() && found.count_against() >= chain.witnesses;
                     if !have_left || !found.with.is_empty() {
-                        self.name(chain, &found.against, !found.with.is_empty());
+                        name(chain, &found.against, !found.with.is_empty(), self);
                     }
                     if !have_left {
                         return false;
@@ -65,11 +65,6 @@ impl CannotFollow {
             }
             Self::BadTimestamp { block, .. } | Self::TooLarge { block, .. } => is_witnessed(rpc, chain, *block, self).await,
         }
-    }
-
-    /// Names endpoints that say so.
-    fn name(&self, chain: &Chain, endpoints: &[Arc<Endpoint>], contradict: bool) {
-        name(chain, endpoints, contradict, self);
     }
 }
 
@@ -102,7 +97,7 @@ async fn is_witnessed(rpc: &Rpc, chain: &Chain, block: BlockRef, what: &impl Dis
     is_witnessed
 }
 
-/// Names endpoints that are alone. They contradict others, or others say nothing.
+/// Names endpoints that are alone with something. They contradict others, or others say nothing.
 fn name(chain: &Chain, endpoints: &[Arc<Endpoint>], contradict: bool, what: &impl Display) {
     for endpoint in endpoints {
         tracing::warn!(chain = chain.name, endpoint = endpoint.host(), "endpoint is on a branch of its own: {what}");

@@ -134,6 +134,12 @@ enum StepError {
     AheadOfTime(u64),
 }
 
+/// Checks that a block can be published now.
+async fn check(rpc: &Rpc, chain: &Chain, block: &FetchedBlock) -> Result<(), StepError> {
+    CannotFollow::check(block)?;
+    if may_expire(rpc, chain, block).await { Ok(()) } else { Err(StepError::AheadOfTime(block.block.number)) }
+}
+
 impl Follower {
     /// Continues from `window`. An empty one starts at the chain's `start_block` or at its head, or at the last final block below
     /// that. Polls the head every `poll_interval_ms`, and at once when `heads` announces one.
@@ -505,13 +511,9 @@ impl Follower {
             };
             skipped = 0;
             let head = block.block.head();
-            if let Err(refused) = CannotFollow::check(&block) {
+            if let Err(refused) = check(&self.rpc, &self.chain, &block).await {
                 self.prefetcher.clear();
-                return if changes.is_empty() { Err(refused.into()) } else { Ok(changes) };
-            }
-            if !may_expire(&self.rpc, &self.chain, &block).await {
-                self.prefetcher.clear();
-                return if changes.is_empty() { Err(StepError::AheadOfTime(head.number)) } else { Ok(changes) };
+                return if changes.is_empty() { Err(refused) } else { Ok(changes) };
             }
             if std::mem::take(&mut self.starts_over) {
                 self.rewind(self.window.newest_first(), &mut changes);

@@ -379,26 +379,7 @@ async fn no_chain_begins_on_blocks_that_one_endpoint_alone_has_reached() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_endpoint_alone_stops_no_chain_by_a_timestamp_and_two_do() {
-    let common = branch(&[], 5, 0);
-    let honest = branch(&common, 9, 0);
-    let odd = |fork| [&common[..], &[branch(&common, 6, fork)[5].clone().in_nanoseconds()]].concat();
-    let [liar, one, two] = nodes([&common, &common, &common]).await;
-    let chain = chain(&[&liar, &one, &two], "start_block: 0").await;
-    let mut told = Told::new(&chain);
-    told.until(|told| told.known.witnessed == Some(4)).await;
-    liar.set(&odd(9));
-    // Others are asked first then.
-    told.is_quiet_for(&one, 20).await;
-    assert!(!liar.url.contains(told.rpc.preferred().await.unwrap().host()), "it is asked first");
-    one.set(&honest);
-    two.set(&honest);
-    told.until(|told| told.known.witnessed == Some(8)).await;
-    told.consumer.is_at(&honest);
-
-    let mut told = Told::new(&chain);
-    [&liar, &one, &two].iter().for_each(|node| node.set(&common));
-    told.until(|told| told.known.witnessed == Some(4)).await;
-    [&liar, &one].iter().for_each(|node| node.set(&odd(0)));
+    let OddTip { common, mut told, .. } = OddTip::of_one_then_of_two(Recorded::in_nanoseconds).await;
     let refused = tokio::time::timeout(PATIENCE, async {
         loop {
             if let Err(refused) = told.consumer.follower.next().await {
@@ -413,28 +394,46 @@ async fn one_endpoint_alone_stops_no_chain_by_a_timestamp_and_two_do() {
 /// Its timestamp would expire all payments, and merchants be told, before others witness it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_block_with_a_timestamp_to_come_is_not_published_on_one_word() {
-    let common = branch(&[], 5, 0);
-    let honest = branch(&common, 9, 0);
-    let ahead = |fork| [&common[..], &[branch(&common, 6, fork)[5].clone().ahead_of_time()]].concat();
-    let [liar, one, two] = nodes([&common, &common, &common]).await;
-    let chain = chain(&[&liar, &one, &two], "start_block: 0").await;
-    let mut told = Told::new(&chain);
-    told.until(|told| told.known.witnessed == Some(4)).await;
-    liar.set(&ahead(9));
-    // Others are asked first then.
-    told.is_quiet_for(&one, 20).await;
-    one.set(&honest);
-    two.set(&honest);
-    told.until(|told| told.known.witnessed == Some(8)).await;
-    told.consumer.is_at(&honest);
-
     // Our clock may be wrong.
-    let mut told = Told::new(&chain);
-    [&liar, &one, &two].iter().for_each(|node| node.set(&common));
-    told.until(|told| told.known.witnessed == Some(4)).await;
-    [&liar, &one].iter().for_each(|node| node.set(&ahead(0)));
+    let OddTip { odd, mut told, .. } = OddTip::of_one_then_of_two(Recorded::ahead_of_time).await;
     told.until(|told| told.known.witnessed == Some(5)).await;
-    told.consumer.is_at(&ahead(0));
+    told.consumer.is_at(&odd);
+}
+
+/// Two of three nodes whose tip is odd.
+struct OddTip {
+    common: Vec<Recorded>,
+    odd: Vec<Recorded>,
+    told: Told,
+    _nodes: [Node; 3],
+}
+
+impl OddTip {
+    /// While one node alone has an odd tip, nothing is published and others are asked first; then two have one.
+    async fn of_one_then_of_two(make_odd: impl Fn(Recorded) -> Recorded) -> Self {
+        let common = branch(&[], 5, 0);
+        let honest = branch(&common, 9, 0);
+        let odd = |fork| [&common[..], &[make_odd(branch(&common, 6, fork)[5].clone())]].concat();
+        let nodes = nodes([&common, &common, &common]).await;
+        let [liar, one, two] = &nodes;
+        let chain = chain(&[liar, one, two], "start_block: 0").await;
+        let mut told = Told::new(&chain);
+        told.until(|told| told.known.witnessed == Some(4)).await;
+        liar.set(&odd(9));
+        told.is_quiet_for(one, 20).await;
+        assert!(!liar.url.contains(told.rpc.preferred().await.unwrap().host()), "it is asked first");
+        one.set(&honest);
+        two.set(&honest);
+        told.until(|told| told.known.witnessed == Some(8)).await;
+        told.consumer.is_at(&honest);
+
+        let mut told = Told::new(&chain);
+        nodes.iter().for_each(|node| node.set(&common));
+        told.until(|told| told.known.witnessed == Some(4)).await;
+        let odd = odd(0);
+        [liar, one].iter().for_each(|node| node.set(&odd));
+        Self { common, odd, told, _nodes: nodes }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

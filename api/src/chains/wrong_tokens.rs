@@ -7,9 +7,8 @@
 use crate::chains::catalog::Catalog;
 use base::{backoff, locked};
 use chain::{Chain, Rpc, Token, TokenVerdict, check_token};
-use futures::StreamExt as _;
 use futures::future::join_all;
-use futures::stream::FuturesUnordered;
+use futures::stream::{self, StreamExt as _};
 use runtime::stage;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -51,11 +50,8 @@ impl WrongTokens {
 
     /// Looks again and again until `stop`, at each chain by itself: one whose nodes hang delays no other.
     pub async fn run(self, stop: CancellationToken) {
-        let mut watches = FuturesUnordered::new();
-        for (chain, rpc) in self.chains.iter() {
-            watches.push(self.watch(chain, rpc));
-        }
-        stop.run_until_cancelled(watches.next()).await;
+        let watches = self.chains.iter().map(|(chain, rpc)| self.watch(chain, rpc));
+        stop.run_until_cancelled(join_all(watches)).await;
         // With no chain there is nothing to watch.
         stop.cancelled().await;
     }
@@ -69,20 +65,9 @@ impl WrongTokens {
     }
 
     async fn look_at(&self, chain: &Chain, rpc: &Rpc) {
-        let mut looks = FuturesUnordered::new();
-        for token in &chain.tokens {
-            if looks.len() >= MAX_TOKENS_AT_ONCE {
-                looks.next().await;
-            }
-            if !self.fits(chain, token) {
-                looks.push(self.look_at_token(chain, rpc, token));
-            }
-        }
-        while looks.next().await.is_some() {}
-    }
-
-    async fn look_at_token(&self, chain: &Chain, rpc: &Rpc, token: &Token) {
-        self.note(chain, token, check_token(rpc, token).await);
+        let unknown = stream::iter(chain.tokens.iter().filter(|token| !self.fits(chain, token)));
+        let look = async |token| self.note(chain, token, check_token(rpc, token).await);
+        unknown.for_each_concurrent(MAX_TOKENS_AT_ONCE, look).await;
     }
 
     fn fits(&self, chain: &Chain, token: &Token) -> bool {

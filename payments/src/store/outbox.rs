@@ -171,7 +171,8 @@ pub async fn release_claims(db: &mut Client, next: i64, told: &[PaymentEvent]) -
     Ok(released)
 }
 
-fn read_event(event: &[u8]) -> Result<PaymentEvent, Failure> {
+/// The event of a row.
+pub(super) fn read_event(event: &[u8]) -> Result<PaymentEvent, Failure> {
     PaymentEvent::decode(event).map_err(|e| Failure::halt(e).context("outbox"))
 }
 

@@ -1,5 +1,6 @@
 //! Rows of `outbox` beside events that Kafka has: those that say the same are not told again, and no number is told with two contents.
 
+use super::outbox::read_event;
 use crate::history;
 use crate::told::says_the_same;
 use deadpool_postgres::GenericClient;
@@ -37,7 +38,7 @@ pub(super) async fn take_out_told<'a>(
         .await?;
     let mut rows = Vec::new();
     for row in db.query(&statement, &[&ids]).await? {
-        let event = PaymentEvent::decode(row.get::<_, &[u8]>(2)).map_err(|e| Failure::halt(e).context("outbox"))?;
+        let event = read_event(row.get(2))?;
         rows.push(Row { id: row.get(0), payment: row.get(1), event, state: row.get(3), is_claimed: row.get(4) });
     }
     let by_number: HashMap<(Uuid, u64), &'a (Uuid, PaymentEvent)> =

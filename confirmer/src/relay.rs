@@ -2,9 +2,9 @@
 //!
 //! Rows are claimed in numbered batches, and the claim is committed. A batch goes to Kafka in one transaction, its number in the
 //! header [`BATCH`] of each event; then its rows are deleted. After a crash, the last number in `payment.events` tells whether the
-//! claimed batch was published. What was claimed under a number that Kafka has, and is not there, was claimed before another database
-//! took over for a while, and is claimed anew. Because batches are numbered when they are claimed, writers may commit in any order. The events
-//! of one payment are in order because its row is locked from one event to the next.
+//! claimed batch was published. Rows that were claimed under a number that Kafka has, and are not there, were claimed before another
+//! database took over for a while, and are claimed anew. Because batches are numbered when they are claimed, writers may commit in any
+//! order. The events of one payment are in order because its row is locked from one event to the next.
 //!
 //! The number is committed as an offset of the relay's group too. A group expires, and is not copied with a topic; so it only
 //! counts where it is ahead of the topic, whose retention may have deleted the last events.

@@ -341,7 +341,8 @@ fn unexpected(field: &Field, told: &[PaymentEvent], token: &Payment, chain: &Pay
     Ok(())
 }
 
-/// What is not credited is counted beside the payment, unless it is of no listed token, and is confirmed once it is deep enough.
+/// Transfers that are not credited are counted beside the payment, but for those of unlisted tokens, and are confirmed once they are
+/// deep enough.
 async fn beside(api: &Api, payments: [&Payment; 3]) -> Result<()> {
     for (payment, unexpected) in payments.into_iter().zip([1, 1, 0]) {
         let shown = api.get(payment.id()).await?.0;

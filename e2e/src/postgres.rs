@@ -1,9 +1,11 @@
 //! Postgres servers of a test's own: a primary and its standby, for failovers.
 
+use crate::network::Network;
 use crate::process::{free_port, run};
 use crate::stack::{Stack, connect};
 use crate::wait::eventually;
 use anyhow::{Context as _, Result, ensure};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
@@ -14,7 +16,9 @@ pub struct PostgresServer {
     /// In /var/tmp, which the user `postgres` can reach: the server does not run as root.
     home: TempDir,
     bin: PathBuf,
-    /// Where it listens on 127.0.0.1.
+    /// Its host, if that is not this one.
+    network: Option<Network>,
+    /// Where it listens.
     pub port: u16,
 }
 
@@ -24,10 +28,20 @@ impl PostgresServer {
     /// # Errors
     /// When a program fails.
     pub async fn primary(stack: &Stack) -> Result<Self> {
+        Self::primary_on(stack, None).await
+    }
+
+    /// [`primary`](Self::primary), on a host that can vanish.
+    ///
+    /// # Errors
+    /// When a program fails.
+    pub async fn primary_on(stack: &Stack, network: Option<Network>) -> Result<Self> {
         let (home, bin) = (home()?, PathBuf::from(stack.get("PG_BIN")?));
         let initdb = ["-U", "ctrip", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "-D"];
         run(as_postgres(&bin.join("initdb")).args(initdb).arg(data(&home)))?;
-        Self::start(home, bin).await
+        let mut rules = std::fs::OpenOptions::new().append(true).open(data(&home).join("pg_hba.conf"))?;
+        rules.write_all(b"host all all 0.0.0.0/0 trust\n")?;
+        Self::start(home, bin, network).await
     }
 
     /// Makes and starts a standby of this server.
@@ -36,20 +50,26 @@ impl PostgresServer {
     /// When a program fails.
     pub async fn standby(&self) -> Result<Self> {
         let home = home()?;
-        let from = ["--no-sync", "--checkpoint=fast", "--write-recovery-conf", "-h", "127.0.0.1", "-U", "ctrip", "-p"];
+        let from = ["--no-sync", "--checkpoint=fast", "--write-recovery-conf", "-U", "ctrip", "-p"];
         let mut command = as_postgres(&self.bin.join("pg_basebackup"));
-        run(command.args(from).arg(self.port.to_string()).arg("-D").arg(data(&home)))?;
-        Self::start(home, self.bin.clone()).await
+        let socket = self.home.path();
+        run(command.args(from).arg(self.port.to_string()).arg("-h").arg(socket).arg("-D").arg(data(&home)))?;
+        Self::start(home, self.bin.clone(), None).await
     }
 
-    async fn start(home: TempDir, bin: PathBuf) -> Result<Self> {
+    async fn start(home: TempDir, bin: PathBuf, network: Option<Network>) -> Result<Self> {
         let port = free_port()?;
         let mut command = as_postgres(&bin.join("postgres"));
+        if let Some(network) = &network {
+            command = network.on_the_server(&command);
+        }
+        let (host, socket) = (host(network.as_ref()), home.path().display());
         command.arg("-D").arg(data(&home)).arg("-p").arg(port.to_string());
-        command.args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "max_connections=100"]);
+        command.arg("-c").arg(format!("listen_addresses={host}")).arg("-c").arg(format!("unix_socket_directories={socket}"));
+        command.args(["-c", "max_connections=100"]);
         let log = std::fs::File::create(home.path().join("log"))?;
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("postgres")?;
-        let server = Self { child, home, bin, port };
+        let server = Self { child, home, bin, network, port };
         let url = server.url("postgres");
         eventually("a Postgres server", || async { Ok(connect(&url).await.ok()) })
             .await
@@ -59,7 +79,21 @@ impl PostgresServer {
 
     /// The URL of one of its databases.
     pub fn url(&self, database: &str) -> String {
-        format!("postgres://ctrip@127.0.0.1:{}/{database}", self.port)
+        format!("postgres://ctrip@{}:{}/{database}", host(self.network.as_ref()), self.port)
+    }
+
+    /// The URL of one of its databases by the server's socket, which leads there when its host has vanished.
+    pub fn socket_url(&self, database: &str) -> String {
+        let socket = self.home.path().display().to_string().replace('/', "%2F");
+        format!("postgres://ctrip@{socket}:{}/{database}", self.port)
+    }
+
+    /// Lets the server's host vanish: what is sent to it and by it arrives nowhere, and nobody says so.
+    ///
+    /// # Errors
+    /// When it has no host of its own.
+    pub fn vanish(&self) -> Result<()> {
+        self.network.as_ref().context("the server is on this host")?.cut()
     }
 
     /// Lets every process of the server stand still: its host accepts connections, and nobody answers.
@@ -105,6 +139,10 @@ impl Drop for PostgresServer {
         let _ = Command::new("kill").args(["-QUIT", &group]).status();
         let _ = self.child.wait();
     }
+}
+
+fn host(network: Option<&Network>) -> String {
+    network.map_or_else(|| "127.0.0.1".to_owned(), Network::address)
 }
 
 fn data(home: &TempDir) -> PathBuf {

@@ -1,7 +1,7 @@
 //! Another server becomes the primary.
 
-use anyhow::{Result, anyhow, ensure};
-use e2e::{Lab, Plan, PostgresServer, Stack, eventually};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use e2e::{Lab, Network, Plan, PostgresServer, Stack, eventually};
 use runtime::Failure;
 use runtime::db::{Bounds, Gate, Lineage};
 use serde_json::json;
@@ -61,6 +61,54 @@ async fn a_standby_that_is_promoted_while_the_primary_stands_still_takes_the_wri
     let db = runtime::db::pool(&standby.url("postgres"), 1)?.get().await?;
     let id: uuid::Uuid = restarted.id().parse()?;
     ensure!(db.query_opt("SELECT FROM payments WHERE id = $1", &[&id]).await?.is_some(), "created on the old primary");
+    ctrip.check()
+}
+
+/// Nobody is told: neither the roles, whose statements the server has in hand, nor the server, whose locks they hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_vanishes_holds_up_nobody_for_twenty_seconds() -> Result<()> {
+    let Some(network) = Network::start()? else {
+        println!("not run: this user may not make network namespaces");
+        return Ok(());
+    };
+    let mut lab = Lab::start(Plan::default()).await?;
+    let primary = PostgresServer::primary_on(&lab.stack, Some(network)).await?;
+    let standby = primary.standby().await?;
+    lab.env.insert("DATABASE_URL".to_owned(), format!("{},127.0.0.1:{}/postgres", primary.url("").trim_end_matches('/'), standby.port));
+    lab.ctrip(&["migrate"])?;
+    let mut ctrip = lab.spawn("up")?;
+    let api = lab.merchant("vanished")?;
+    api.ready(&mut ctrip).await?;
+    let order = || json!({ "chain": "anvil", "amount": 5 });
+    api.create_surely(order()).await?;
+    let gone = runtime::db::pool(&primary.url("postgres"), 1)?.get().await?;
+    gone.batch_execute("BEGIN; SELECT pg_advisory_lock(7); LOCK TABLE payments IN ACCESS EXCLUSIVE MODE").await?;
+    let heir = runtime::db::pool(&primary.socket_url("postgres"), 1)?.get().await?;
+
+    primary.vanish()?;
+    let vanished = Instant::now();
+    let (takes_over, promotes) = tokio::join!(
+        async {
+            let takes = heir.batch_execute("BEGIN; SELECT pg_advisory_lock(7); LOCK TABLE payments IN ACCESS EXCLUSIVE MODE; ROLLBACK");
+            tokio::time::timeout(Duration::from_secs(60), takes).await.context("its locks are still taken")??;
+            anyhow::Ok(vanished.elapsed())
+        },
+        async {
+            standby.promote().await?;
+            let payment = api.create_surely(order()).await?;
+            let took = vanished.elapsed();
+            lab.node.pay(payment.address()?, payment.amount()?).await?;
+            lab.node.mine(3).await?;
+            api.until(payment.id(), "confirmed").await?;
+            anyhow::Ok((took, vanished.elapsed()))
+        }
+    );
+    let (takes_over, (creates, confirms)) = (takes_over?, promotes?);
+    println!("after a host vanished: its locks are free after {takes_over:.1?}, creates again {creates:.1?}, confirms {confirms:.1?}");
+    for took in [takes_over, creates, confirms] {
+        ensure!(took < Duration::from_secs(20), "{took:?}");
+    }
+    ensure!(gone.batch_execute("SELECT 1").await.is_err() && vanished.elapsed() < Duration::from_secs(40), "still waits for it");
     ctrip.check()
 }
 

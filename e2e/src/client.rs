@@ -1,5 +1,6 @@
 //! The API as a merchant's program uses it.
 
+use crate::http::plain_http;
 use crate::process::Process;
 use crate::wait::eventually;
 use anyhow::{Context as _, Result};
@@ -56,7 +57,7 @@ impl Payment {
 
 impl Api {
     pub(crate) fn new(url: String, key: String) -> Result<Self> {
-        let http = reqwest::Client::builder().timeout(std::time::Duration::from_secs(30)).build()?;
+        let http = plain_http().timeout(std::time::Duration::from_secs(30)).build()?;
         Ok(Self { http, url, key })
     }
 

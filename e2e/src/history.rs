@@ -1,5 +1,6 @@
 //! The history in `chain.blocks` and `chain.logs`, compared with what the node says when asked directly.
 
+use crate::http::plain_http;
 use crate::lab::Lab;
 use crate::records::records_from;
 use anyhow::{Context as _, Result, ensure};
@@ -248,7 +249,7 @@ async fn batch(node: &str, calls: impl IntoIterator<Item = (&str, Value)>) -> Re
         .enumerate()
         .map(|(id, (method, params))| json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }))
         .collect();
-    let answers: Vec<Value> = reqwest::Client::new().post(node).json(&calls).send().await?.json().await?;
+    let answers: Vec<Value> = plain_http().build()?.post(node).json(&calls).send().await?.json().await?;
     ensure!(answers.len() == calls.len(), "{} answers to {} calls", answers.len(), calls.len());
     let mut results = vec![Value::Null; calls.len()];
     for mut answer in answers {

@@ -90,7 +90,7 @@ impl Lab {
         std::fs::create_dir_all(&dir)?;
         let node = Node::start(&stack, plan.block_time).await?;
         let token = node.deploy("Token").await?;
-        let database_url = stack.create_database(&name).await?;
+        let database_url = stack.create_migrated(&name).await?;
         let chains_file = dir.join("chains.yaml");
         std::fs::write(
             &chains_file,
@@ -109,9 +109,7 @@ impl Lab {
         set("METRICS_LISTEN", format!("127.0.0.1:{}", free_port()?));
         set("RUST_BACKTRACE", "0".to_owned());
         let reader = Arc::new(Mutex::new(Reader::new(kafka_connection(&env), &env["TOPIC_PREFIX"])));
-        let lab = Self { stack, node, env, dir, binary: built("ctrip")?, reader };
-        lab.ctrip(&["migrate"])?;
-        Ok(lab)
+        Ok(Self { stack, node, env, dir, binary: built("ctrip")?, reader })
     }
 
     /// Runs `ctrip` to its end and returns its standard output.

@@ -8,6 +8,7 @@ mod client;
 mod dust;
 mod faults;
 mod history;
+mod http;
 mod lab;
 mod ledger;
 mod network;

@@ -1,5 +1,6 @@
 //! An EVM node of a test's own, and what a payer does there.
 
+use crate::http::plain_http;
 use crate::process::free_port;
 use crate::stack::{Stack, root};
 use crate::wait::eventually;
@@ -47,8 +48,8 @@ impl Node {
         command.args(options);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("anvil")?;
         let payer: Address = PAYER.parse()?;
-        let node =
-            Self { child, url: format!("http://127.0.0.1:{port}"), token: payer.create(0), http: reqwest::Client::new() };
+        let http = plain_http().build()?;
+        let node = Self { child, url: format!("http://127.0.0.1:{port}"), token: payer.create(0), http };
         eventually("anvil answers", || async { Ok(node.call("eth_chainId", json!([])).await.ok()) }).await?;
         Ok(node)
     }

@@ -1,5 +1,6 @@
 //! Processes of `ctrip` under test: their logs, metrics and ends.
 
+use crate::http::plain_http;
 use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -59,7 +60,7 @@ impl Process {
     /// # Errors
     /// When the process does not serve its metrics.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
-        let text = reqwest::get(&self.metrics).await?.error_for_status()?.text().await?;
+        let text = plain_http().build()?.get(&self.metrics).send().await?.error_for_status()?.text().await?;
         let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
         let of_name = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
         let matching = of_name.filter(|line| labels.iter().all(|label| line.contains(label)));

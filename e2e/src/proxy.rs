@@ -1,6 +1,7 @@
 //! A JSON-RPC endpoint in front of a sound node, which injects faults on demand.
 
 use crate::faults::{Fault, Refusal, error};
+use crate::http::plain_http;
 use anyhow::{Context as _, Result, ensure};
 use axum::Router;
 use axum::body::Body;
@@ -87,7 +88,7 @@ impl Proxy {
     /// When no port is free.
     pub async fn start(url: &str, lacks: Lacks) -> Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], crate::process::free_port()?));
-        let (http, changing, state) = (reqwest::Client::new(), tokio::sync::Mutex::default(), Mutex::default());
+        let (http, changing, state) = (plain_http().build()?, tokio::sync::Mutex::default(), Mutex::default());
         let node = Upstream { url: Mutex::new(url.to_owned()), lacks, http, changing, state };
         let mut proxy = Self { url: format!("http://{address}"), address, node: Arc::new(node), serving: None };
         proxy.open().await?;

@@ -136,8 +136,7 @@ pub fn static_addresses() -> Vec<DepositAddress> {
 impl Books {
     pub async fn open(stack: &Stack, slice: usize) -> Result<Self> {
         let name = format!("books_{}", Uuid::new_v4().simple());
-        let url = stack.create_database(&name).await?;
-        db::migrate(&url).await?;
+        let url = stack.create_migrated(&name).await?;
         let pool = db::pool(&url, 2)?;
         let mut client = pool.get().await?;
         let transaction = client.transaction().await?;

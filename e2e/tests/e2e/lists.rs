@@ -148,8 +148,7 @@ async fn deliveries_of_a_rare_state_and_of_a_late_hour_are_found_at_once() -> Re
 }
 
 async fn large(rows: &str) -> Result<Pool> {
-    let url = Stack::attach()?.create_database(&format!("lists_{}", Uuid::new_v4().simple())).await?;
-    db::migrate(&url).await?;
+    let url = Stack::attach()?.create_migrated(&format!("lists_{}", Uuid::new_v4().simple())).await?;
     let pool = db::pool(&url, 1)?;
     let client = pool.get().await?;
     client.execute("INSERT INTO merchants (id, name) VALUES ($1, 'large')", &[&MERCHANT]).await?;

@@ -230,13 +230,11 @@ impl World {
         }
     }
 
-    fn verdict(&self, Case { policy, terms }: Case) -> Verdict {
-        let units = |amount: Amount| amount.to_string().parse::<u64>().unwrap();
+    fn verdict(&self, Case { policy, terms, needed, allowed }: Case) -> Verdict {
         let parts =
             || (0..self.chain.len()).filter(|place| self.chain[*place].money.is_some_and(|money| money.what.credited()));
         let sum = |that: &dyn Fn(usize) -> bool| PART * u64::try_from(parts().filter(|place| that(*place)).count()).unwrap();
         let counts = |place: usize| terms.accept_late || !self.chain[place].late;
-        let needed = AMOUNT - units(terms.underpaid_tolerance);
         let received = sum(&|_| true);
         let status = if self.cancelled {
             Status::Cancelled
@@ -251,9 +249,7 @@ impl World {
         };
         let some_late = sum(&|place| self.chain[place].late) > 0;
         let exception = match status {
-            Status::Detected | Status::Confirmed | Status::Settled => {
-                (received > AMOUNT + units(terms.overpaid_tolerance)).then_some(Exception::Overpaid)
-            }
+            Status::Detected | Status::Confirmed | Status::Settled => (received > allowed).then_some(Exception::Overpaid),
             _ if received == 0 => None,
             Status::Pending => Some(Exception::Underpaid),
             Status::Expired => Some(if some_late { Exception::Late } else { Exception::Underpaid }),
@@ -267,9 +263,19 @@ impl World {
 struct Case {
     policy: Policy,
     terms: Terms,
+    /// The amount less what may be missing.
+    needed: u64,
+    /// The amount and what may be too much.
+    allowed: u64,
 }
 
 impl Case {
+    fn new(policy: Policy, underpaid: u64, overpaid: u64, accept_late: bool) -> Self {
+        let (underpaid_tolerance, overpaid_tolerance) = (Amount::from(underpaid), Amount::from(overpaid));
+        let terms = Terms { underpaid_tolerance, overpaid_tolerance, accept_late };
+        Self { policy, terms, needed: AMOUNT - underpaid, allowed: AMOUNT + overpaid }
+    }
+
     fn payment(self) -> Payment {
         Payment {
             id: PaymentId(Uuid::nil()),
@@ -299,15 +305,15 @@ impl Case {
     }
 
     /// The events that a move must make, no more and no fewer.
-    fn events(self, before: &World, one: Move, after: &World) -> Vec<EventKind> {
-        let (was, is) = (before.verdict(self), after.verdict(self));
+    fn events(self, before: &World, was: &Verdict, one: Move, after: &World) -> Vec<EventKind> {
+        let is = after.verdict(self);
         let mut expected = Vec::new();
         match one {
             Move::Duplicate => {}
             Move::Cancel => expected.push(EventKind::Cancelled),
             Move::Removed => {
                 let money = before.chain.last().unwrap().money;
-                if was != is || money.is_some_and(|money| money.what.counts()) {
+                if *was != is || money.is_some_and(|money| money.what.counts()) {
                     expected.push(EventKind::Reverted);
                 }
             }
@@ -495,13 +501,14 @@ fn explore(case: Case, moves: &[Move]) {
     for _ in 0..LONGEST {
         let mut reached: HashMap<World, u64> = HashMap::new();
         for (world, ways) in &frontier {
+            let verdict = world.verdict(case);
             for one in moves.iter().copied() {
                 let mut driver = Driver { payment: met[world].clone(), events: Vec::new() };
                 let Some(next) = driver.play(world, one) else {
                     continue;
                 };
                 let place = || format!("{one:?} in {world:?} under {case:?}");
-                assert_eq!(driver.events, case.events(world, one, &next), "{}", place());
+                assert_eq!(driver.events, case.events(world, &verdict, one, &next), "{}", place());
                 let payment = facts(driver.payment);
                 match met.get(&next) {
                     Some(known) => assert_eq!(payment, *known, "{}", place()),
@@ -524,31 +531,27 @@ fn explore(case: Case, moves: &[Move]) {
     assert!(sequences > 1_000_000, "only {sequences} sequences: the moves are not all there");
 }
 
-fn terms(underpaid: u64, overpaid: u64, accept_late: bool) -> Terms {
-    Terms { underpaid_tolerance: Amount::from(underpaid), overpaid_tolerance: Amount::from(overpaid), accept_late }
-}
-
 #[test]
 fn every_short_life_under_one_confirmation() {
-    explore(Case { policy: Policy::Confirmations(1), terms: terms(0, 0, false) }, &MOVES);
+    explore(Case::new(Policy::Confirmations(1), 0, 0, false), &MOVES);
 }
 
 #[test]
 fn every_short_life_under_two_confirmations_that_accepts_late_money() {
-    explore(Case { policy: Policy::Confirmations(2), terms: terms(0, 2 * PART - AMOUNT, true) }, &MOVES);
+    explore(Case::new(Policy::Confirmations(2), 0, 2 * PART - AMOUNT, true), &MOVES);
 }
 
 #[test]
 fn every_short_life_under_finality_that_tolerates_a_part_less() {
-    explore(Case { policy: Policy::Finalized, terms: terms(AMOUNT - PART, 0, false) }, &MOVES);
+    explore(Case::new(Policy::Finalized, AMOUNT - PART, 0, false), &MOVES);
 }
 
 #[test]
 fn every_short_life_under_safety() {
-    explore(Case { policy: Policy::Safe, terms: terms(0, 0, false) }, &MOVES);
+    explore(Case::new(Policy::Safe, 0, 0, false), &MOVES);
 }
 
 #[test]
 fn every_short_life_with_many_transfers_at_once_and_some_below_the_minimum() {
-    explore(Case { policy: Policy::Confirmations(2), terms: terms(0, 0, false) }, &MOVES_WITH_DUST);
+    explore(Case::new(Policy::Confirmations(2), 0, 0, false), &MOVES_WITH_DUST);
 }

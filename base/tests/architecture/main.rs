@@ -36,7 +36,7 @@ fn no_file_imports_itself_by_way_of_others() {
 fn a_name_is_used_only_where_its_rule_allows() {
     let crates = crates();
     let mut broken = BTreeSet::new();
-    each_name(&crates, |file, path| {
+    each_name(crates, |file, path| {
         for rule in KEPT_TO.iter().filter(|rule| covers(rule.name, path) && !within(file, rule.rooms)) {
             broken.insert(format!("{file} names {path}: {} is for {:?} alone, {}", rule.name, rule.rooms, rule.why));
         }
@@ -68,7 +68,7 @@ fn every_rule_is_about_something_that_is_there() {
         assert!(files.iter().any(|file| file.starts_with(room)), "rules.rs names {room}, and no source is there");
     }
     let mut named = BTreeSet::new();
-    each_name(&crates, |_, path| {
+    each_name(crates, |_, path| {
         named.insert(path.to_owned());
     });
     for rule in KEPT_TO {

@@ -8,6 +8,7 @@ use quote::ToTokens as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use syn::{Attribute, Item, UseTree};
 
 /// A crate of the workspace.
@@ -34,8 +35,13 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("base is a folder of the workspace").to_owned()
 }
 
-/// All crates; a binary counts as one of its own.
-pub fn crates() -> Vec<Crate> {
+/// All crates; a binary counts as one of its own. Reading them takes seconds, so the tests share them.
+pub fn crates() -> &'static [Crate] {
+    static CRATES: LazyLock<Vec<Crate>> = LazyLock::new(read_crates);
+    &CRATES
+}
+
+fn read_crates() -> Vec<Crate> {
     let mut folders: Vec<PathBuf> = fs::read_dir(root()).expect("the checkout").flatten().map(|entry| entry.path()).collect();
     folders.push(root().join("examples/rust"));
     folders.sort();

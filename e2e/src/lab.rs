@@ -95,7 +95,7 @@ impl Lab {
         std::fs::write(
             &chains_file,
             format!(
-                "- name: anvil\n  chain_id: 31337\n  rpc_url: {}\n  confirmations: {}\n  poll_interval_ms: 20\n  start_block: 0\n  tokens:\n    - {{ symbol: {TOKEN_SYMBOL}, address: \"{token}\", decimals: 6 }}\n",
+                "- name: anvil\n  chain_id: 31337\n  rpc_url: {}\n  confirmations: {}\n  poll_interval_ms: 100\n  start_block: 0\n  tokens:\n    - {{ symbol: {TOKEN_SYMBOL}, address: \"{token}\", decimals: 6 }}\n",
                 node.url, plan.confirmations
             ),
         )?;

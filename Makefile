@@ -32,7 +32,7 @@ demo: build
 	dev/with-stack $(TARGET)/debug/demo
 
 check: lint
-	RUST_TEST_THREADS=$(THREADS) dev/beside $(THREADS)
+	RUST_TEST_THREADS=$$(nproc) dev/beside $(THREADS)
 
 test:
 	@dev/stack toolchain
@@ -40,7 +40,7 @@ test:
 	cargo build --workspace --bins $(if $(T),--test e2e,--tests)
 	@rm -rf target/lab
 ifeq ($(T),)
-	RUST_TEST_THREADS=$(THREADS) dev/beside $(THREADS)
+	RUST_TEST_THREADS=$$(nproc) dev/beside $(THREADS)
 else
 	@cargo test --quiet --workspace --test e2e -- --list $(T) 2>/dev/null | grep -q ': test$$' || \
 	  { echo "T=$(T): expected a part of the name of an end-to-end test; their list: cargo test -p e2e --test e2e -- --list" >&2; exit 2; }

@@ -118,8 +118,8 @@ need_maven() {
 # It runs for some seconds, so the JVM's second compiler costs more than it saves.
 maven() {
   local name=$1 folder=$2
-  MAVEN_OPTS="${MAVEN_OPTS--XX:TieredStopAtLevel=1 -XX:+UseSerialGC}" mvn -B -q -f "$HERE/$name/pom.xml" dependency:copy-dependencies -DoutputDirectory="$folder" \
-    </dev/null >"$CACHE/$name.log" 2>&1 || {
+  MAVEN_OPTS="${MAVEN_OPTS--XX:TieredStopAtLevel=1 -XX:+UseSerialGC}" mvn -B -q -f "$HERE/$name/pom.xml" \
+    dependency:copy-dependencies -DoutputDirectory="$folder" </dev/null >"$CACHE/$name.log" 2>&1 || {
     tail -n 15 "$CACHE/$name.log" >&2
     return 1
   }

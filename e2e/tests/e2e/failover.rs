@@ -74,7 +74,10 @@ async fn a_host_that_vanishes_holds_up_nobody_for_twenty_seconds() -> Result<()>
     let mut lab = Lab::start(Plan::default()).await?;
     let primary = PostgresServer::primary_on(&lab.stack, Some(network)).await?;
     let standby = primary.standby().await?;
-    lab.env.insert("DATABASE_URL".to_owned(), format!("{},127.0.0.1:{}/postgres", primary.url("").trim_end_matches('/'), standby.port));
+    lab.env.insert(
+        "DATABASE_URL".to_owned(),
+        format!("{},127.0.0.1:{}/postgres", primary.url("").trim_end_matches('/'), standby.port),
+    );
     lab.ctrip(&["migrate"])?;
     let mut ctrip = lab.spawn("up")?;
     let api = lab.merchant("vanished")?;
@@ -89,7 +92,8 @@ async fn a_host_that_vanishes_holds_up_nobody_for_twenty_seconds() -> Result<()>
     let vanished = Instant::now();
     let (takes_over, promotes) = tokio::join!(
         async {
-            let takes = heir.batch_execute("BEGIN; SELECT pg_advisory_lock(7); LOCK TABLE payments IN ACCESS EXCLUSIVE MODE; ROLLBACK");
+            let takes =
+                heir.batch_execute("BEGIN; SELECT pg_advisory_lock(7); LOCK TABLE payments IN ACCESS EXCLUSIVE MODE; ROLLBACK");
             tokio::time::timeout(Duration::from_secs(60), takes).await.context("its locks are still taken")??;
             anyhow::Ok(vanished.elapsed())
         },
@@ -104,11 +108,16 @@ async fn a_host_that_vanishes_holds_up_nobody_for_twenty_seconds() -> Result<()>
         }
     );
     let (takes_over, (creates, confirms)) = (takes_over?, promotes?);
-    println!("after a host vanished: its locks are free after {takes_over:.1?}, creates again {creates:.1?}, confirms {confirms:.1?}");
+    println!(
+        "after a host vanished: its locks are free after {takes_over:.1?}, creates again {creates:.1?}, confirms {confirms:.1?}"
+    );
     for took in [takes_over, creates, confirms] {
         ensure!(took < Duration::from_secs(20), "{took:?}");
     }
-    ensure!(gone.batch_execute("SELECT 1").await.is_err() && vanished.elapsed() < Duration::from_secs(40), "still waits for it");
+    ensure!(
+        gone.batch_execute("SELECT 1").await.is_err() && vanished.elapsed() < Duration::from_secs(40),
+        "still waits for it"
+    );
     ctrip.check()
 }
 

@@ -99,7 +99,7 @@ CREATE TABLE payments (
     xpub                   text NOT NULL REFERENCES xpubs,
     address_index          bigint NOT NULL,
     -- A deposit is a payment that its transfer makes: the transfer's amount, never expiring, its id a UUIDv5 of the transfer's
-    -- identity. Deposits of one static address share its address.
+    -- identity and content. Deposits of one static address share its address.
     deposit_address        uuid REFERENCES deposit_addresses,
     amount                 numeric(78, 0) NOT NULL CHECK (amount > 0),
     -- In base units of the payment's asset: by how much less it is still paid in full, by how much more nothing is off.
@@ -184,7 +184,8 @@ CREATE TRIGGER deposit_addresses_share_no_index AFTER INSERT ON deposit_addresse
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_index_of_payment();
 
 -- Every transfer to an issued address that was ever seen on the canonical chain, of whatever asset. One that a reorg took away stays,
--- marked, so that support can explain it; in a new block it is a new row. The part of its block says whether it is confirmed.
+-- marked, so that support can explain it; in a new block it is a new row. Only where the same block comes again with other content
+-- does that take the row; the history has what was told. The part of its block says whether it is confirmed.
 CREATE TABLE transfers (
     chain_id          bigint NOT NULL,
     block_hash        bytea NOT NULL CHECK (octet_length(block_hash) = 32),

@@ -1,10 +1,10 @@
 //! The transfers of one block, put together by the payment or deposit that they are for.
 
 use payments::ReceivedTransfer;
-use payments::deposit::{MAX_DEPOSITS_OF_SENDER, deposit_id};
+use payments::deposit::{MAX_DEPOSITS_OF_SENDER, Sender, deposit_id, deposits_of_many, sender};
 use std::collections::HashMap;
 use std::sync::Arc;
-use topics::{Address, PaymentId};
+use topics::{Address, PaymentId, Transfer};
 
 /// What transfers are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,31 +20,33 @@ pub enum Owner {
 }
 
 /// Transfers by owner, in the order in which each owner has its first.
-#[derive(Default)]
 pub struct Arrivals {
     owners: Vec<(Owner, Vec<Arc<ReceivedTransfer>>)>,
     places: HashMap<Owner, usize>,
-    senders: HashMap<(Address, Address, Option<Address>), Sender>,
-}
-
-/// What the block's transfers of one asset from one sender to one static address are for so far.
-#[derive(Default)]
-struct Sender {
-    transfers: u64,
-    /// The deposit of those beyond [`MAX_DEPOSITS_OF_SENDER`].
-    rest: Option<PaymentId>,
+    /// The block's, Unix seconds.
+    timestamp: u64,
+    /// How many transfers to static addresses each sender has sent so far.
+    sent: HashMap<Sender, usize>,
+    /// The deposits of those beyond [`MAX_DEPOSITS_OF_SENDER`].
+    rest: HashMap<Sender, PaymentId>,
 }
 
 impl Arrivals {
-    /// The deposit at the static address `at` that `transfer` is for: that of its row if it is `known`. Every transfer that counts is
-    /// asked about, also one that is known and brings nothing, so that a replay counts as the first time did.
-    pub fn deposit(&mut self, transfer: &ReceivedTransfer, at: Address, known: Option<PaymentId>) -> PaymentId {
-        let sender = self.senders.entry((at, transfer.from, transfer.token)).or_default();
-        sender.transfers += 1;
-        match known {
-            Some(id) => id,
-            None if sender.transfers <= MAX_DEPOSITS_OF_SENDER => deposit_id(&transfer.id),
-            None => *sender.rest.get_or_insert_with(|| deposit_id(&transfer.id)),
+    /// For these transfers of a block, or of one part of it, which come one by one.
+    pub fn new(transfers: &[Transfer], timestamp: u64) -> Self {
+        let rest = deposits_of_many(transfers, timestamp);
+        Self { owners: Vec::new(), places: HashMap::new(), timestamp, sent: HashMap::new(), rest }
+    }
+
+    /// The deposit that a transfer to a static address is for. Every transfer that counts is asked about, also one that is known and
+    /// brings nothing, so that a replay counts as the first time did.
+    pub fn deposit(&mut self, transfer: &Transfer) -> PaymentId {
+        let sender = sender(transfer);
+        let sent = self.sent.entry(sender).or_default();
+        *sent += 1;
+        match self.rest.get(&sender) {
+            Some(rest) if *sent > MAX_DEPOSITS_OF_SENDER => *rest,
+            _ => deposit_id([transfer], self.timestamp),
         }
     }
 

@@ -100,9 +100,8 @@ pub(crate) async fn fold_chain(
     let lost = lost_blocks(db, chain, records).await?;
     let removed = removed_blocks(records, &lost);
     store::remove_orphans(db, chain, &removed).await?;
-    let mut scope = BatchScope::new(chain, head.as_ref(), records, orphans, &lost);
+    let scope = BatchScope::new(chain, head.as_ref(), records, orphans, &lost);
     let mut known = store::known_transfers(db, &scope).await?;
-    scope.add_owners(known.values().filter_map(|known| known.payment));
     let touched = store::touched_payments(db, &scope).await?;
     let mut parts = if touched.is_empty() { HashMap::new() } else { store::touched_parts(db, &scope).await? };
     // Transfers are credited with the first slice, which has every payment that they can be to.
@@ -132,7 +131,7 @@ pub(crate) async fn fold_chain(
             WorkingSet::without_transfers(chains, payments, told)
         };
         after = head;
-        for orphans in orphans.chunk_by(|one, next| (one.block, one.part) == (next.block, next.part)) {
+        for orphans in OrphanTransfer::by_part(orphans) {
             credit_orphans(&mut working, orphans)?;
         }
         if let Some((head, hash)) = head.as_ref().and_then(|head| Some((head, head.hash?))).filter(|_| !orphans.is_empty()) {

@@ -164,12 +164,25 @@ impl<'a> WorkingSet<'a> {
     /// Credits the transfers of a block that is on the chain, or of a part of it.
     ///
     /// A known transfer changes nothing: a replay of the chain's past went beyond the head, which now gets there, or the other way
-    /// round. That no record is applied twice is what the sequence checks.
+    /// round. That no record is applied twice is what the sequence checks. Under a hash on the chain no other content counts than
+    /// the first: only the removal of the block takes that back.
     pub fn credit(&mut self, cause: &Cause, part: u32, transfers: &[Transfer]) -> Result<(), Failure> {
         if !self.takes_transfers {
             return Ok(());
         }
-        let mut arrivals = Arrivals::default();
+        let mut arrivals = Arrivals::new(transfers, cause.timestamp);
+        let (others, transfers): (Vec<_>, Vec<_>) =
+            transfers.iter().partition(|transfer| self.is_contradicted(cause, transfer));
+        if let Some(other) = others.first() {
+            tracing::error!(
+                "{} transfers of block {} of chain {} are not what was applied of it before, such as transaction {}. What was applied \
+                 stays: an endpoint of now or of then gives wrong content under the block's hash",
+                others.len(),
+                cause.block,
+                cause.chain,
+                other.id.transaction
+            );
+        }
         for transfer in transfers {
             self.arrive(cause, part, transfer, &mut arrivals)?;
         }
@@ -182,6 +195,20 @@ impl<'a> WorkingSet<'a> {
         Ok(())
     }
 
+    /// Whether a transfer of a block on the chain contradicts what that block has brought: the same transfer with other content, or
+    /// the same block with another time or number.
+    fn is_contradicted(&self, cause: &Cause, transfer: &Transfer) -> bool {
+        let known = self.known.get(&transfer.id).filter(|known| known.on_chain);
+        let touched = self.by_address.get(&transfer.to).and_then(|index| self.payments.get(*index));
+        let mut parts = touched.into_iter().flat_map(|touched| &touched.payment.parts);
+        known.is_some_and(|known| !known.is(cause, transfer))
+            || parts.any(|part| {
+                part.chain == cause.chain
+                    && part.block.hash == cause.block.hash
+                    && (part.block.number, part.timestamp) != (cause.block.number, cause.timestamp)
+            })
+    }
+
     /// Decides about one transfer: writes it down, and adds it to `arrivals` if it counts.
     fn arrive(&mut self, cause: &Cause, part: u32, transfer: &Transfer, arrivals: &mut Arrivals) -> Result<(), Failure> {
         let payment = self.by_address.get(&transfer.to).copied();
@@ -189,7 +216,7 @@ impl<'a> WorkingSet<'a> {
             self.keep_orphan(cause, part, transfer);
             return Ok(());
         }
-        let known = self.known.get(&transfer.id).copied();
+        let known = self.known.get(&transfer.id).filter(|known| known.is(cause, transfer));
         let received = self.received(cause, transfer, payment, known);
         let (owner, row_owner) = match payment {
             Some(index) => {
@@ -197,7 +224,7 @@ impl<'a> WorkingSet<'a> {
                 (Owner::Payment(index), TransferOwner::Payment(id))
             }
             None if received.counts() => {
-                let id = arrivals.deposit(&received, transfer.to, known.and_then(|known| known.payment).map(PaymentId));
+                let id = arrivals.deposit(transfer);
                 (Owner::Deposit { id, at: transfer.to }, TransferOwner::Payment(id.0))
             }
             None => {
@@ -210,7 +237,9 @@ impl<'a> WorkingSet<'a> {
             return Ok(());
         }
         let decided = KnownTransfer {
-            payment: row_owner.payment(),
+            transfer: transfer.clone(),
+            block: cause.block,
+            timestamp: cause.timestamp,
             listed: received.listed,
             below_minimum: received.below_minimum,
             on_chain: true,
@@ -253,7 +282,7 @@ impl<'a> WorkingSet<'a> {
             Some(index) => *index,
             None => {
                 let address = self.deposit_address(&first.id, at)?;
-                match address.deposit(self.chain(first.id.chain)?, &transfers) {
+                match address.deposit(id, self.chain(first.id.chain)?, &transfers) {
                     Some(deposit) => self.insert(deposit, true),
                     None => return Ok(()),
                 }
@@ -285,7 +314,7 @@ impl<'a> WorkingSet<'a> {
         cause: &Cause,
         transfer: &Transfer,
         payment: Option<usize>,
-        known: Option<KnownTransfer>,
+        known: Option<&KnownTransfer>,
     ) -> ReceivedTransfer {
         let chain = self.chains.by_id(cause.chain);
         let token = transfer.token.and_then(|address| chain.and_then(|chain| chain.token_by_address(address)));
@@ -327,7 +356,7 @@ impl<'a> WorkingSet<'a> {
     /// Sets a transfer aside whose payment Postgres does not have: it stops nobody else, and is credited when the payment is there.
     fn keep_orphan(&mut self, cause: &Cause, part: u32, transfer: &Transfer) {
         let orphan = OrphanTransfer { block: cause.block, timestamp: cause.timestamp, part, transfer: transfer.clone() };
-        self.orphans.insert(transfer.id, orphan);
+        self.orphans.entry(transfer.id).or_insert(orphan);
     }
 
     /// Names the batch's orphans, of which a stranger can send many.

@@ -1,20 +1,22 @@
 //! Static addresses, and deposits: the payments that transfers to a static address create.
 //!
-//! A deposit's id follows from its first transfer, block included, so a replay finds the deposit that it created before.
+//! A deposit's id follows from its transfers, block and content included, so a replay finds the deposit that it created before, and
+//! a block that comes again with other content under the same hash creates another one.
 
 use crate::payment::{Asset, NEVER, Payment, Sums, Terms, Token};
 use crate::total::Total;
 use crate::transfer::ReceivedTransfer;
 use chain::Chain;
+use std::collections::HashMap;
 use std::sync::Arc;
-use topics::{Address, PaymentId, TransferId};
+use topics::{Address, PaymentId, Transfer, TransferId};
 use uuid::{Uuid, uuid};
 
 /// The UUIDv5 namespace of deposits' ids. A random number that nothing else uses; another one would change every id.
 const DEPOSIT_NAMESPACE: Uuid = uuid!("6f4d7b1e-52f0-4b0e-9d0a-4c1f6e7a9b35");
 
 /// Transfers of one block, one sender and one asset that are a deposit each. Those beyond are one.
-pub const MAX_DEPOSITS_OF_SENDER: u64 = 100;
+pub const MAX_DEPOSITS_OF_SENDER: usize = 100;
 
 /// A static address: given out to a customer once, for any amount on any chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,18 +36,40 @@ pub struct DepositAddress {
     pub created_at: u64,
 }
 
-/// The id of the deposit that a transfer creates, the same in every replay. The same money in another block is another transfer,
-/// so it is another deposit.
-pub fn deposit_id(transfer: &TransferId) -> PaymentId {
-    let TransferId { chain, block, transaction, source, index } = transfer;
-    let name = format!("{chain}/{block}/{transaction}/{}/{index}", source.as_str());
-    PaymentId(Uuid::new_v5(&DEPOSIT_NAMESPACE, name.as_bytes()))
+/// The id of the deposit that these transfers of one block create, the same in every replay. The same money in another block is
+/// another transfer, so it is another deposit. `timestamp` is the block's.
+pub fn deposit_id<'a>(transfers: impl IntoIterator<Item = &'a Transfer>, timestamp: u64) -> PaymentId {
+    PaymentId(transfers.into_iter().fold(DEPOSIT_NAMESPACE, |id, transfer| {
+        let Transfer { id: TransferId { chain, block, transaction, source, index }, token, from, to, amount, .. } = transfer;
+        let (source, token) = (source.as_str(), token.map_or_else(String::new, |token| format!("{token:x}")));
+        let name = format!("{chain}/{block}/{transaction}/{source}/{index}/{token}/{from:x}/{to:x}/{amount}/{timestamp}");
+        Uuid::new_v5(&id, name.as_bytes())
+    }))
+}
+
+/// Whose transfers of a block are counted together: the sender, the static address and the asset.
+pub type Sender = (Address, Address, Option<Address>);
+
+/// The sender of a transfer.
+pub fn sender(transfer: &Transfer) -> Sender {
+    (transfer.from, transfer.to, transfer.token)
+}
+
+/// The deposits of senders whose transfers are too many for a deposit each, of those beyond [`MAX_DEPOSITS_OF_SENDER`]. All the
+/// transfers of a block, or of one part of it, are asked about together.
+pub fn deposits_of_many<'a>(transfers: impl IntoIterator<Item = &'a Transfer>, timestamp: u64) -> HashMap<Sender, PaymentId> {
+    let mut of_sender: HashMap<Sender, Vec<&Transfer>> = HashMap::new();
+    for transfer in transfers {
+        of_sender.entry(sender(transfer)).or_default().push(transfer);
+    }
+    let many = of_sender.into_iter().filter(|(_, transfers)| transfers.len() > MAX_DEPOSITS_OF_SENDER);
+    many.map(|(sender, transfers)| (sender, deposit_id(transfers, timestamp))).collect()
 }
 
 impl DepositAddress {
-    /// The deposit that `transfers` create, as it is before [`step`](crate::lifecycle::step) credits them. They are of one block and
-    /// one asset. `None` if `chain`, on which they arrived, does not list the token.
-    pub fn deposit(&self, chain: &Chain, transfers: &[Arc<ReceivedTransfer>]) -> Option<Payment> {
+    /// The deposit of this id that `transfers` create, as it is before [`step`](crate::lifecycle::step) credits them. They are of one
+    /// block and one asset. `None` if `chain`, on which they arrived, does not list the token.
+    pub fn deposit(&self, id: PaymentId, chain: &Chain, transfers: &[Arc<ReceivedTransfer>]) -> Option<Payment> {
         let first = transfers.first()?;
         let asset = match first.token {
             None => Asset { token: None, decimals: chain::COIN_DECIMALS },
@@ -56,7 +80,7 @@ impl DepositAddress {
         };
         let amount = transfers.iter().fold(Total::ZERO, |sum, transfer| sum.plus(transfer.amount)).saturated();
         Some(Payment {
-            id: deposit_id(&first.id),
+            id,
             merchant: self.merchant,
             external_id: self.external_id.clone(),
             metadata: self.metadata.clone(),

@@ -56,8 +56,8 @@
 //!
 //! **A deposit** at a static address is a payment that its transfer creates: its amount is the transfer's, it never expires and
 //! can't be cancelled. Its life is the same, under the names `deposit.detected`, `deposit.confirmed` and `deposit.reverted`.
-//! When a reorg removes its transfer, the deposit is pending with nothing received, unless the same block comes back. Of one block,
-//! one sender and one asset, the transfers beyond the first hundred are one deposit; of a block in parts, those of each part.
+//! When a reorg removes its transfer, the deposit is pending with nothing received, unless the same block comes back with it. Of one
+//! block, one sender and one asset, the transfers beyond the first hundred are one deposit; of a block in parts, those of each part.
 
 #[cfg(doc)]
 use crate::payment::Terms;

@@ -1,14 +1,15 @@
 //! Events that Kafka has and a restored database lost.
 //!
 //! The confirmer applies `chain.matches` again from where the backup stood, and so makes those events again. One that it makes
-//! again is known by what it says: its type, its block and its transfer; of many transfers that are told as one, the first and their
-//! number. It keeps the number under which it was told, and is not told twice. An event that was never told gets a number above all
-//! that were. A payment that comes back after its blocks have passed, whose transfers were orphans meanwhile, is confirmed or expires at
-//! a later block than it was told: that says nothing new as long as its status is the one that was told last.
+//! again is known by what it says: its type, its block and its transfer; of many transfers that are told as one, the first, their
+//! number and their sum. It keeps the number under which it was told, and is not told twice. An event that was never told gets a
+//! number above all that were. A payment that comes back after its blocks have passed, whose transfers were orphans meanwhile, is
+//! confirmed or expires at a later block than it was told: that says nothing new as long as its status is the one that was told last.
 //!
 //! A cancellation comes from no block. It is applied again in its place: when the events of the payment's own chain that were told
 //! before it have been made.
 
+use crate::events::event_record;
 use crate::lifecycle::{Event, EventKind, Input, Step, StepError, step};
 use crate::payment::Payment;
 use std::collections::BTreeMap;
@@ -45,8 +46,11 @@ struct ToldTransfer {
     transaction: Vec<u8>,
     source: String,
     index: u32,
-    /// How many it is about.
+    token: Vec<u8>,
+    from: Vec<u8>,
+    /// How many it is about, and their sum.
     count: u64,
+    amount: Vec<u8>,
 }
 
 impl ToldEvents {
@@ -114,7 +118,7 @@ impl ToldEvents {
         let mut sequence = before.max(self.highest);
         let mut untold = Vec::new();
         for event in events {
-            let made = ToldEvent::of(&event, &next);
+            let made = ToldEvent::read(&event_record(&next, &event));
             let mut told: Vec<u64> = self.left.iter().filter(|(_, told)| **told == made).map(|(n, _)| *n).take(1).collect();
             let is_news = sequence > self.highest || self.status != next.status().as_str();
             if told.is_empty() && !is_news && matches!(event.kind, EventKind::Confirmed | EventKind::Expired) {
@@ -151,38 +155,22 @@ pub(crate) fn says_the_same(one: &PaymentEvent, other: &PaymentEvent) -> bool {
 impl ToldEvent {
     fn read(record: &PaymentEvent) -> Self {
         let many = record.summary.as_ref();
-        let many = many.and_then(|summary| summary.first.as_ref().map(|first| (first, summary.count)));
-        let transfers = record.transfer.as_ref().map(|transfer| (transfer, 1)).or(many);
+        let many = many.and_then(|many| many.first.as_ref().map(|first| (first, many.count, &many.amount)));
+        let transfers = record.transfer.as_ref().map(|transfer| (transfer, 1, &transfer.amount)).or(many);
         Self {
             kind: record.r#type.clone(),
             at: record.occurred_at,
             block: record.block.as_ref().map(|block| (block.chain_id, block.hash.to_vec())),
-            transfer: transfers.filter(|_| !is_reverted(&record.r#type)).map(|(transfer, count)| ToldTransfer {
+            transfer: transfers.filter(|_| !is_reverted(&record.r#type)).map(|(transfer, count, amount)| ToldTransfer {
                 chain: transfer.chain_id,
                 block: transfer.block_hash.to_vec(),
                 transaction: transfer.transaction_hash.to_vec(),
                 source: transfer.source.clone(),
                 index: transfer.index,
+                token: transfer.token_address.to_vec(),
+                from: transfer.from.to_vec(),
                 count,
-            }),
-        }
-    }
-
-    fn of(event: &Event, payment: &Payment) -> Self {
-        let many = event.summary.as_ref();
-        let many = many.and_then(|summary| summary.first.as_ref().map(|first| (first, summary.count)));
-        let transfers = event.transfer.as_ref().map(|transfer| (transfer, 1)).or(many);
-        Self {
-            kind: event.kind.name(payment).to_owned(),
-            at: event.at,
-            block: event.block.map(|(chain, block)| (chain.0, block.hash.to_vec())),
-            transfer: transfers.filter(|_| event.kind != EventKind::Reverted).map(|(transfer, count)| ToldTransfer {
-                chain: transfer.id.chain.0,
-                block: transfer.id.block.to_vec(),
-                transaction: transfer.id.transaction.to_vec(),
-                source: transfer.id.source.as_str().to_owned(),
-                index: transfer.id.index,
-                count,
+                amount: amount.to_vec(),
             }),
         }
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panicking; its numbers are small")]
 
+use payments::deposit::deposit_id;
 use payments::lifecycle::{Cause, EventKind, Head, Input, Step, StepError, step};
 use payments::{
     Asset, DepositAddress, Exception, Payment, Policy, ReceivedTransfer, Status, Sums, Terms, Token, Total, TransferLabel,
@@ -9,7 +10,7 @@ use payments::{
 use proptest::prelude::*;
 use std::collections::HashSet;
 use std::sync::Arc;
-use topics::{Address, Amount, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
+use topics::{Address, Amount, B256, BlockRef, ChainId, PaymentId, Source, Transfer, TransferId};
 use uuid::Uuid;
 
 const CHAIN: ChainId = ChainId(1);
@@ -513,7 +514,12 @@ fn deposit(paid: &[ReceivedTransfer]) -> Option<Payment> {
         address_index: 5,
         created_at: 0,
     };
-    address.deposit(&chain(), &paid.iter().cloned().map(Arc::new).collect::<Vec<_>>())
+    let sent = |paid: &ReceivedTransfer| {
+        let ReceivedTransfer { id, token, from, amount, transaction_index, .. } = *paid;
+        Transfer { id, token, from, to: address.address, amount, transaction_index }
+    };
+    let id = deposit_id(&paid.iter().map(sent).collect::<Vec<_>>(), paid.first()?.timestamp);
+    address.deposit(id, &chain(), &paid.iter().cloned().map(Arc::new).collect::<Vec<_>>())
 }
 
 #[test]
@@ -548,8 +554,20 @@ fn a_deposit_goes_with_its_block_comes_back_with_it_and_is_never_cancelled() {
     assert_eq!(driver.payment.status(), Status::Confirmed);
     let again = deposit(std::slice::from_ref(&transfer)).unwrap();
     assert_eq!(again.id, driver.payment.id, "the same transfer makes the same deposit");
-    let moved = ReceivedTransfer { id: TransferId { block: B256::ZERO, ..transfer.id }, ..transfer.clone() };
-    assert_ne!(deposit(&[moved]).unwrap().id, again.id, "in another block it is another");
+    let others = [
+        ReceivedTransfer { id: TransferId { block: B256::ZERO, ..transfer.id }, ..transfer.clone() },
+        ReceivedTransfer { token: None, ..transfer.clone() },
+        ReceivedTransfer { from: Address::repeat_byte(9), ..transfer.clone() },
+        ReceivedTransfer { amount: Amount::from(51), ..transfer.clone() },
+        ReceivedTransfer { timestamp: 11, ..transfer.clone() },
+    ];
+    for other in others {
+        assert_ne!(
+            deposit(std::slice::from_ref(&other)).unwrap().id,
+            again.id,
+            "in another block, or with other content: {other:?}"
+        );
+    }
 }
 
 #[test]
@@ -671,7 +689,7 @@ fn many_transfers_make_one_deposit_of_their_sum() {
     let transfers: Vec<ReceivedTransfer> = paid.transfers().collect();
     let one = deposit(&transfers).unwrap();
     assert_eq!((one.amount, one.policy), (Amount::from(120), Policy::Confirmations(3)));
-    assert_eq!(one.id, deposit(&transfers[..1]).unwrap().id, "its id is its first transfer's");
+    assert_ne!(one.id, deposit(&transfers[..1]).unwrap().id, "its id is that of all of them");
     let mut driver = Driver::of(one);
     driver.take(&bundle(&paid));
     assert_eq!((driver.payment.status(), driver.events.as_slice()), (Status::Detected, [EventKind::Detected].as_slice()));

@@ -128,6 +128,25 @@ fn what_was_told_is_made_again_in_silence_and_what_was_not_is_told() {
     }
 }
 
+/// Its block came again under the same hash, with another amount, sender or token.
+#[test]
+fn an_event_of_other_content_is_another() {
+    let lie = received(HOME, 2, None, 0, 40);
+    let others = [
+        ReceivedTransfer { amount: Amount::from(50), ..lie.clone() },
+        ReceivedTransfer { from: Address::repeat_byte(7), ..lie.clone() },
+    ];
+    for truth in others {
+        let inputs = [Input::Transfer(lie.clone()), removed(2), Input::Transfer(truth.clone())];
+        let (_, events) = live(payment(), &inputs);
+        let (_, made) = live_again(payment(), &inputs, &mut told(&events[..2]));
+        assert_eq!(made.iter().map(|event| event.sequence).collect::<Vec<_>>(), [4], "{made:?}");
+        // The chain has the truth alone by now.
+        let (_, made) = live_again(payment(), &inputs[2..], &mut told(&events[..1]));
+        assert_eq!(made.len(), 1, "{truth:?} takes the place of the lie: {made:?}");
+    }
+}
+
 /// Many transfers of a block are one event, which names none of them but its first and last.
 #[test]
 fn what_was_told_of_many_transfers_is_known_by_their_first_and_their_number() {

@@ -88,7 +88,8 @@ impl FromStr for Source {
     }
 }
 
-/// The identity of a transfer. The same money in another block is another transfer.
+/// The identity of a transfer. The same money in another block is another transfer. It does not say what was moved: a block whose
+/// content no root proves may be removed and come again under its hash with other content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TransferId {
     pub chain: ChainId,

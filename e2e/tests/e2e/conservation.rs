@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedMutRandom as _, IndexedRandom as _};
 use rand::{Rng as _, SeedableRng as _};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use tokio_postgres::Row;
 use topics::{Address, Amount, B256, BlockRef, ChainId, Kind, Matches, PaymentId, Source, Transfer, TransferId, wire};
 use uuid::Uuid;
 
@@ -105,7 +106,8 @@ impl Fork {
         let tip = self.blocks.last().map(|tip| (tip.block, tip.timestamp));
         let again = self.gone.pop().filter(|gone| tip.is_some_and(|(block, _)| block.hash == gone.parent));
         if let Some(again) = again.filter(|_| random.random_bool(0.5)) {
-            // The abandoned branch becomes canonical again.
+            // The abandoned branch becomes canonical again. What no root proves may be other content now.
+            let again = if random.random_bool(0.5) { with_other_content(random, again) } else { again };
             self.sequence += 1;
             let record = Matches { sequence: self.sequence, ..again };
             self.blocks.push(record.clone());
@@ -206,7 +208,10 @@ impl Fork {
     fn replay(&mut self, random: &mut StdRng) -> Matches {
         let old = self.blocks.iter().filter(|block| block.block.number <= self.finalized).collect::<Vec<_>>();
         if let Some(block) = old.choose(random).filter(|_| random.random_bool(0.5)) {
-            return Matches { sequence: 0, kind: Kind::Replayed, ..(*block).clone() };
+            let block = (*block).clone();
+            // What stands on the chain stays, whatever a replay says.
+            let block = if random.random_bool(0.3) { with_other_content(random, block) } else { block };
+            return Matches { sequence: 0, kind: Kind::Replayed, ..block };
         }
         let hash = random_hash(random);
         let number = self.past.iter().map(|block| block.block.number).min().unwrap_or(FIRST).saturating_sub(1);
@@ -236,14 +241,32 @@ impl Fork {
     }
 }
 
+/// The same block and transfers, of which some say something else.
+fn with_other_content(random: &mut StdRng, mut block: Matches) -> Matches {
+    for transfer in &mut block.transfers {
+        match random.random_range(0..8) {
+            0 => transfer.to = Address::with_last_byte(*[2, 3, 4, 9, 200, 201].choose(random).unwrap()),
+            1 => transfer.token = *[None, Some(X), Some(FAKE)].choose(random).unwrap(),
+            2 => transfer.amount = Amount::from(*[20_u64, 40, 80, 100].choose(random).unwrap()),
+            3 => transfer.from = Address::repeat_byte(0x99),
+            _ => {}
+        }
+    }
+    block.timestamp += random.random_range(0..3);
+    block
+}
+
 fn random_hash(random: &mut StdRng) -> B256 {
     B256::from(random.random::<[u8; 32]>())
 }
 
 /// The ledger's result for a payment, without the way there.
 fn verdict(payment: &Payment) -> impl PartialEq + std::fmt::Debug + use<> {
-    let mut transfers: Vec<_> =
-        payment.transfers.iter().map(|t| (format!("{:?}", t.id), t.amount, t.credited, t.listed, t.confirmed)).collect();
+    let mut transfers: Vec<_> = payment
+        .transfers
+        .iter()
+        .map(|t| (format!("{:?} {:?}", t.id, t.from), t.amount, t.credited, t.listed, t.confirmed))
+        .collect();
     transfers.sort();
     // The block that expired it is on the chain as well.
     let expired_by = payment.expired_by.filter(|_| payment.status() == Status::Expired);
@@ -351,16 +374,26 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng, singly: bool)
         *ends.entry(format!("{kind} {} {:?}", payment.status(), payment.exception())).or_default() += 1;
     }
     println!("{removed} blocks removed, {replayed} replayed: {ends:?}");
+    check_straight(stack, chains, &surviving, &cancelled, &known).await
+}
 
+/// Payments end as they would if nothing but the surviving chain had ever been.
+async fn check_straight(
+    stack: &Stack,
+    chains: &Chains,
+    surviving: &[Matches],
+    cancelled: &[PaymentId],
+    known: &BTreeMap<PaymentId, Payment>,
+) -> Result<()> {
     let mut straight = Books::open(stack, usize::MAX).await?;
-    for payment in &cancelled {
+    for payment in cancelled {
         ensure!(straight.cancel(*payment).await?, "a new payment can be cancelled");
     }
-    for block in &surviving {
+    for block in surviving {
         straight.apply(chains, std::slice::from_ref(block)).await.map_err(failed)?;
     }
     let expected = straight.all().await?;
-    for (id, payment) in &known {
+    for (id, payment) in known {
         match expected.get(id) {
             Some(expected) => ensure!(
                 verdict(payment) == verdict(expected),
@@ -417,7 +450,7 @@ async fn restored(
     let mut all = told;
     all.extend(books.events().await?);
     all.sort_by_key(|event| (event.payment_id.clone(), event.sequence));
-    let place = |transfer: wire::payment_event::Transfer| (transfer.transaction_hash, transfer.index);
+    let place = |transfer: wire::payment_event::Transfer| (transfer.transaction_hash, transfer.index, transfer.amount);
     let said = |event: &wire::PaymentEvent| {
         let block = event.block.clone().map(|block| block.hash);
         let many = event.summary.clone().map(|many| (many.count, many.amount, many.first.map(place), many.last.map(place)));
@@ -522,18 +555,19 @@ fn check_ledger(known: &BTreeMap<PaymentId, Payment>, surviving: &[Matches]) -> 
         ensure!(Some(now.received()) == sum, "{}: {:?} is credited, {sum:?} is on the chain", payment.id, now.received());
     }
     let mut deposits: HashMap<PaymentId, (Uuid, Amount)> = HashMap::new();
-    for address in static_addresses() {
-        let mut of_block: HashMap<(B256, Option<Address>), Vec<&Transfer>> = HashMap::new();
-        for transfer in sent(address.address).filter(|t| t.token != Some(FAKE) && is_large_enough(t)) {
-            of_block.entry((transfer.id.block, transfer.token)).or_default().push(transfer);
+    for (address, block) in static_addresses().iter().flat_map(|address| surviving.iter().map(move |block| (address, block))) {
+        let mut of_sender: HashMap<deposit::Sender, Vec<&Transfer>> = HashMap::new();
+        for transfer in block.transfers.iter().filter(|t| t.to == address.address && t.token != Some(FAKE)) {
+            of_sender.entry(deposit::sender(transfer)).or_default().push(transfer);
         }
-        for transfers in of_block.into_values() {
-            let (single, rest) = transfers.split_at(transfers.len().min(100));
-            for (first, all) in
-                single.iter().map(|one| (one, std::slice::from_ref(one))).chain(rest.first().map(|one| (one, rest)))
-            {
-                let sum = all.iter().map(|t| t.amount).sum::<Option<Amount>>().unwrap();
-                deposits.insert(deposit::deposit_id(&first.id), (address.id, sum));
+        for all in of_sender.into_values() {
+            let counting: Vec<&Transfer> = all.iter().copied().filter(|t| is_large_enough(t)).collect();
+            let (single, rest) = counting.split_at(counting.len().min(100));
+            for one in single {
+                deposits.insert(deposit::deposit_id([*one], block.timestamp), (address.id, one.amount));
+            }
+            if let Some(sum) = rest.iter().map(|t| t.amount).sum::<Option<Amount>>().filter(|_| !rest.is_empty()) {
+                deposits.insert(deposit::deposit_id(all, block.timestamp), (address.id, sum));
             }
         }
     }
@@ -551,12 +585,22 @@ fn check_ledger(known: &BTreeMap<PaymentId, Payment>, surviving: &[Matches]) -> 
 /// Every transfer of the surviving chain has one row that is not removed, transfers of fake tokens included.
 async fn check_rows(books: &Books, surviving: &[Matches]) -> Result<()> {
     let client = books.pool.get().await?;
-    let rows = client.query("SELECT block_hash, transaction_hash, index FROM transfers WHERE NOT removed", &[]).await?;
-    let rows: Vec<(Vec<u8>, Vec<u8>, i64)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
-    let expected: HashSet<(Vec<u8>, Vec<u8>, i64)> = surviving
+    let sql = "SELECT t.block_hash, t.transaction_hash, t.index, coalesce(p.address, d.address), coalesce(t.token_address, ''),
+             t.sender, t.amount::text, t.block_timestamp
+         FROM transfers t LEFT JOIN payments p ON p.id = t.payment_id LEFT JOIN deposit_addresses d ON d.id = t.deposit_address
+         WHERE NOT t.removed";
+    let rows = client.query(sql, &[]).await?;
+    let bytes = |row: &Row, columns: [usize; 5]| columns.map(|column| row.get::<_, Vec<u8>>(column));
+    let rows: Vec<([Vec<u8>; 5], i64, String, i64)> =
+        rows.iter().map(|row| (bytes(row, [0, 1, 3, 4, 5]), row.get(2), row.get(6), row.get(7))).collect();
+    let expected: HashSet<([Vec<u8>; 5], i64, String, i64)> = surviving
         .iter()
-        .flat_map(|block| &block.transfers)
-        .map(|t| (t.id.block.to_vec(), t.id.transaction.to_vec(), i64::from(t.id.index)))
+        .flat_map(|block| block.transfers.iter().map(|t| (t, i64::try_from(block.timestamp).unwrap())))
+        .map(|(t, timestamp)| {
+            let token = t.token.map(|token| token.to_vec()).unwrap_or_default();
+            let hashes = [t.id.block.to_vec(), t.id.transaction.to_vec(), t.to.to_vec(), token, t.from.to_vec()];
+            (hashes, i64::from(t.id.index), t.amount.to_string(), timestamp)
+        })
         .collect();
     ensure!(rows.iter().all(|row| expected.contains(row)), "a transfer that is not on the chain");
     let missing: Vec<_> = expected.iter().filter(|transfer| !rows.contains(transfer)).collect();
@@ -647,6 +691,75 @@ async fn a_block_that_comes_again_with_fewer_transfers_keeps_no_more() -> Result
         check_rows(&books, &[block(4, Kind::Added, &whole)]).await?;
         let received = books.all().await?[&payment.id].received();
         ensure!(received == Amount::from(80), "{received:?} after a backfill, and 80 are on the chain");
+    }
+    Ok(())
+}
+
+/// Where no root proves a block's content, a liar can give the true hash with other content. Then the block is removed and comes again
+/// under the same hash; a replay may still have the lie.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_comes_again_under_its_hash_with_other_content_leaves_nothing_of_the_first() -> Result<()> {
+    let (stack, chains) = (Stack::attach()?, chains(FILE).await?);
+    let of_chain: Vec<Payment> = payments().into_iter().filter(|p| p.chain == CHAINS[0]).collect();
+    let [one, other] = [0, 1].map(|place| static_addresses()[place].address);
+    let pays = |to, index| Transfer {
+        id: TransferId { chain: CHAINS[0], block: B256::ZERO, transaction: B256::repeat_byte(9), source: Source::Log, index },
+        token: Some(X),
+        from: Address::ZERO,
+        to,
+        amount: Amount::from(100),
+        transaction_index: 0,
+    };
+    let mut cases: Vec<[(Vec<Transfer>, u64); 2]> = Vec::new();
+    for (to, elsewhere) in [(of_chain[0].address, of_chain[1].address), (one, other), (of_chain[2].address, one)] {
+        let truth = pays(to, 0);
+        let lies = [
+            (Transfer { to: elsewhere, ..truth.clone() }, 0),
+            (Transfer { token: None, ..truth.clone() }, 0),
+            (Transfer { token: Some(FAKE), ..truth.clone() }, 0),
+            (Transfer { amount: Amount::from(40), ..truth.clone() }, 0),
+            (Transfer { amount: Amount::from(20), ..truth.clone() }, 0),
+            (Transfer { from: Address::repeat_byte(7), ..truth.clone() }, 0),
+            (truth.clone(), 5_000),
+        ];
+        cases.extend(lies.map(|(lie, later)| [(vec![lie], later), (vec![truth.clone()], 0)]));
+    }
+    // Of so many the last are one deposit.
+    let many: Vec<Transfer> = (0..103).map(|index| pays(one, index)).collect();
+    let mut other_amount = many.clone();
+    other_amount[102].amount = Amount::from(500);
+    cases.extend([many[2..].to_vec(), many[..101].to_vec(), other_amount].map(|lie| [(lie, 0), (many.clone(), 0)]));
+    cases.extend(cases.clone().into_iter().map(|[lie, truth]| [truth, lie]));
+
+    let (mut records, mut surviving, mut sequence) = (Vec::new(), Vec::new(), 0);
+    for ([lie, truth], number) in cases.into_iter().zip(FIRST..) {
+        let mut record = |kind, (transfers, later): &(Vec<Transfer>, u64)| {
+            let mut transfers = transfers.clone();
+            transfers.iter_mut().for_each(|transfer| transfer.id.block = block_hash(number));
+            sequence += u64::from(kind != Kind::Replayed);
+            let sequence = if kind == Kind::Replayed { 0 } else { sequence };
+            Matches { sequence, kind, timestamp: 1_000 + later, ..block(CHAINS[0], number, transfers) }
+        };
+        records.extend([record(Kind::Added, &lie), record(Kind::Removed, &(Vec::new(), lie.1)), record(Kind::Added, &truth)]);
+        if lie.0.len() <= truth.0.len() {
+            records.push(record(Kind::Replayed, &lie));
+        }
+        surviving.push(Matches { sequence: number, ..record(Kind::Added, &truth) });
+        sequence -= 1;
+    }
+    // After each batch whoever reads the next one knows what the database has, and nothing else.
+    for batch in [1, 3, records.len()] {
+        let mut books = Books::open(&stack, usize::MAX).await?;
+        for records in records.chunks(batch) {
+            books.apply(&chains, records).await.map_err(failed).with_context(|| format!("{batch} records per batch"))?;
+        }
+        let known = books.all().await?;
+        check_ledger(&known, &surviving)?;
+        check_rows(&books, &surviving).await?;
+        let events = books.events().await?;
+        check_events(&known, &events)?;
+        check_straight(&stack, &chains, &surviving, &[], &known).await.with_context(|| format!("{batch} records per batch"))?;
+        restored(&stack, &chains, &mut StdRng::seed_from_u64(7), &records, (&known, &events)).await?;
     }
     Ok(())
 }

@@ -69,7 +69,7 @@ async fn a_token_that_is_listed_later_is_credited_once_however_often_its_blocks_
             books.apply(&after, &[record]).await.map_err(failed)?;
         }
         let known = books.all().await?;
-        let deposit = known.get(&deposit::deposit_id(&paid[0].id)).context("the deposit")?;
+        let deposit = known.get(&deposit::deposit_id(&paid[..1], 1_000)).context("the deposit")?;
         ensure!(deposit.policy == Policy::Confirmations(1), "{deposit:?}");
         ensure!((deposit.status(), deposit.received()) == (Status::Confirmed, paid[0].amount), "{deposit:?}");
         ensure!(deposit.transfers.len() == 1 && deposit.transfers[0].confirmed, "{deposit:?}");

@@ -20,6 +20,13 @@ pub struct OrphanTransfer {
     pub transfer: Transfer,
 }
 
+impl OrphanTransfer {
+    /// Those of one block, or of one part of it, together: they are credited as they would have been when it came.
+    pub fn by_part(orphans: &[Self]) -> impl Iterator<Item = &[Self]> {
+        orphans.chunk_by(|one, next| (one.block, one.part) == (next.block, next.part))
+    }
+}
+
 /// Inserts orphans. Those that are there already stay as they are.
 ///
 /// # Errors

@@ -62,8 +62,9 @@ pub async fn save_parts(db: &impl GenericClient, rows: &[PartRow<'_>]) -> Result
              FROM unnest($1::uuid[], $2::bigint[], $3::bytea[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[], $8::bigint[],
                  $9::text[], $10::text[])
                AS t (payment_id, chain_id, block_hash, block_number, block_timestamp, transfers, credited, due, finality, confirmed)
-             ON CONFLICT (chain_id, block_hash, payment_id) DO UPDATE SET transfers = EXCLUDED.transfers,
-                 credited = EXCLUDED.credited, due = EXCLUDED.due, finality = EXCLUDED.finality, confirmed = EXCLUDED.confirmed",
+             ON CONFLICT (chain_id, block_hash, payment_id) DO UPDATE SET block_number = EXCLUDED.block_number,
+                 block_timestamp = EXCLUDED.block_timestamp, transfers = EXCLUDED.transfers, credited = EXCLUDED.credited,
+                 due = EXCLUDED.due, finality = EXCLUDED.finality, confirmed = EXCLUDED.confirmed",
         )
         .await?;
     let due =

@@ -4,14 +4,14 @@
 use super::heads::ChainHead;
 use super::lost::LostBlocks;
 use super::orphans::OrphanTransfer;
-use crate::deposit::deposit_id;
+use crate::deposit::{deposit_id, deposits_of_many};
 use chain::MAX_SKIPPED;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::bigint;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
-use topics::{ChainId, Kind, Matches};
+use topics::{ChainId, Kind, Matches, Transfer};
 use uuid::Uuid;
 
 /// What a batch of `chain.matches` brings, as arguments of statements.
@@ -53,6 +53,18 @@ impl<'a> BatchScope<'a> {
         let addresses: BTreeSet<&[u8]> = transfers().map(|t| t.to.as_slice()).collect();
         let paying_blocks: BTreeSet<&[u8]> = transfers().map(|t| t.id.block.as_slice()).collect();
         let transactions: BTreeSet<&[u8]> = transfers().map(|t| t.id.transaction.as_slice()).collect();
+        let mut deposits = BTreeSet::new();
+        let mut add_deposits = |transfers: Vec<&Transfer>, timestamp| {
+            deposits.extend(deposits_of_many(transfers.iter().copied(), timestamp).into_values().map(|id| id.0));
+            deposits.extend(transfers.into_iter().map(|transfer| deposit_id([transfer], timestamp).0));
+        };
+        added().for_each(|record| add_deposits(record.transfers.iter().collect(), record.timestamp));
+        for orphans in OrphanTransfer::by_part(orphans) {
+            add_deposits(
+                orphans.iter().map(|orphan| &orphan.transfer).collect(),
+                orphans.first().map_or(0, |one| one.timestamp),
+            );
+        }
         let highest = |of: fn(&Matches) -> Option<u64>| added().filter_map(|r| of(r)).max();
         // A record without a tag, or without a word on witnesses, leaves both where they were.
         let witnessed = highest(|r| r.witnessed).max(head.and_then(|head| head.witnessed));
@@ -60,7 +72,7 @@ impl<'a> BatchScope<'a> {
         Self {
             chain: bigint(chain.0),
             addresses: addresses.into_iter().collect(),
-            deposits: transfers().map(|t| deposit_id(&t.id).0).collect(),
+            deposits,
             timestamp: highest(|r| Some(r.timestamp)).map_or(-1, bigint),
             number: due(highest(|r| Some(r.block.number)).max(head.filter(|head| head.hash.is_some()).map(|head| head.number))),
             safe: due(highest(|r| r.safe).max(head.and_then(|head| head.safe))),
@@ -70,11 +82,6 @@ impl<'a> BatchScope<'a> {
             removed_blocks: removed().map(|r| &r.block.hash).chain(lost.numbers.keys()).map(|hash| hash.as_slice()).collect(),
             removed_numbers: removed().flat_map(fallen_numbers).map(bigint).chain(lost.heights.iter().copied()).collect(),
         }
-    }
-
-    /// Adds the payments of those of the batch's transfers that are known: a deposit may have another transfer's id.
-    pub fn add_owners(&mut self, owners: impl Iterator<Item = Uuid>) {
-        self.deposits.extend(owners);
     }
 
     /// The deposits that the batch's transfers may create, or may have created before.

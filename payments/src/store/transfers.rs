@@ -3,6 +3,7 @@
 
 use super::amount::read_amount;
 use super::touched::BatchScope;
+use crate::lifecycle::Cause;
 use crate::payment::{MAX_TRANSFERS_OF_BLOCK, Payment};
 use crate::transfer::{ReceivedTransfer, TransferLabel, TransferPlace};
 use deadpool_postgres::GenericClient;
@@ -11,7 +12,7 @@ use runtime::db::{bigint, unsigned};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_postgres::Row;
-use topics::{Address, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
+use topics::{Address, B256, BlockRef, ChainId, PaymentId, Source, Transfer, TransferId};
 use uuid::Uuid;
 
 /// Rows per statement. Their values are in memory several times over.
@@ -50,15 +51,24 @@ pub struct TransferRow {
     pub transfer: Arc<ReceivedTransfer>,
 }
 
-/// The decisions about a transfer when it was seen first. A replay does not change them, but for a token that is listed by now.
-#[derive(Clone, Copy, Debug)]
+/// A transfer as it was seen, and the decisions about it. A replay does not change them, but for a token that is listed by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownTransfer {
-    /// `None` if it belongs to a static address.
-    pub payment: Option<Uuid>,
+    pub transfer: Transfer,
+    pub block: BlockRef,
+    /// The block's, Unix seconds.
+    pub timestamp: u64,
     pub listed: bool,
     pub below_minimum: bool,
     /// Its block is on the canonical chain.
     pub on_chain: bool,
+}
+
+impl KnownTransfer {
+    /// Whether it is this transfer of this block: where no root proves a block's content, its hash may come again with another.
+    pub fn is(&self, block: &Cause, transfer: &Transfer) -> bool {
+        (self.block.number, self.timestamp) == (block.block.number, block.timestamp) && self.transfer == *transfer
+    }
 }
 
 /// The transfers that are known of the transactions that a batch adds or replays: usually none.
@@ -74,14 +84,32 @@ pub async fn known_transfers(
     }
     let statement = db
         .prepare_cached(
-            "SELECT chain_id, block_hash, transaction_hash, source, index, payment_id, listed, below_minimum, NOT removed
-             FROM transfers WHERE chain_id = $1 AND block_hash = ANY($2) AND transaction_hash = ANY($3)",
+            "SELECT t.chain_id, t.block_hash, t.transaction_hash, t.source, t.index, t.block_number, t.block_timestamp,
+                 t.transaction_index, t.token_address, t.sender, t.amount::text, t.listed, t.below_minimum, NOT t.removed,
+                 coalesce(p.address, d.address)
+             FROM transfers t LEFT JOIN payments p ON p.id = t.payment_id LEFT JOIN deposit_addresses d ON d.id = t.deposit_address
+             WHERE t.chain_id = $1 AND t.block_hash = ANY($2) AND t.transaction_hash = ANY($3)",
         )
         .await?;
     let known = |row: &Row| {
-        let decided =
-            KnownTransfer { payment: row.get(5), listed: row.get(6), below_minimum: row.get(7), on_chain: row.get(8) };
-        Ok((read_id(row)?, decided))
+        let id = read_id(row)?;
+        let transfer = Transfer {
+            id,
+            token: read_token(row)?,
+            from: topics::address("sender", row.get(9)).map_err(Failure::halt)?,
+            to: topics::address("address", row.get(14)).map_err(Failure::halt)?,
+            amount: read_amount(row, 10)?,
+            transaction_index: u32::try_from(row.get::<_, i64>(7)).unwrap_or_default(),
+        };
+        let known = KnownTransfer {
+            transfer,
+            block: BlockRef { number: unsigned(row.get(5)), hash: id.block },
+            timestamp: unsigned(row.get(6)),
+            listed: row.get(11),
+            below_minimum: row.get(12),
+            on_chain: row.get(13),
+        };
+        Ok((id, known))
     };
     db.query(&statement, &[&scope.chain, &scope.paying_blocks, &scope.transactions]).await?.iter().map(known).collect()
 }
@@ -102,7 +130,8 @@ pub async fn remove_transfers(db: &impl GenericClient, chain: ChainId, blocks: &
     Ok(())
 }
 
-/// Inserts transfers. One that is known is on the chain again, or of a token that chains.yaml lists by now: then it gets its owner.
+/// Inserts transfers. One that is known is on the chain again, maybe with other content, or of a token that chains.yaml lists by
+/// now: then it gets its owner.
 ///
 /// # Errors
 /// When the database fails.
@@ -128,10 +157,15 @@ async fn save_rows(db: &impl GenericClient, rows: &[TransferRow]) -> Result<(), 
                  transaction_index, token_address, sender, amount, credited, listed, below_minimum, chain, token, decimals,
                  deposit_address)
              ON CONFLICT (chain_id, block_hash, transaction_hash, source, index)
-               DO UPDATE SET removed = false, payment_id = coalesce(EXCLUDED.payment_id, transfers.payment_id),
-                 credited = EXCLUDED.credited, listed = EXCLUDED.listed, below_minimum = EXCLUDED.below_minimum,
-                 token = coalesce(EXCLUDED.token, transfers.token),
-                 decimals = coalesce(EXCLUDED.decimals, transfers.decimals)",
+               DO UPDATE SET removed = false, payment_id = EXCLUDED.payment_id, deposit_address = EXCLUDED.deposit_address,
+                 block_number = EXCLUDED.block_number, block_timestamp = EXCLUDED.block_timestamp,
+                 transaction_index = EXCLUDED.transaction_index, token_address = EXCLUDED.token_address, sender = EXCLUDED.sender,
+                 amount = EXCLUDED.amount, credited = EXCLUDED.credited, listed = EXCLUDED.listed,
+                 below_minimum = EXCLUDED.below_minimum, chain = EXCLUDED.chain,
+                 token = CASE WHEN EXCLUDED.token_address = transfers.token_address
+                     THEN coalesce(EXCLUDED.token, transfers.token) ELSE EXCLUDED.token END,
+                 decimals = CASE WHEN EXCLUDED.token_address = transfers.token_address
+                     THEN coalesce(EXCLUDED.decimals, transfers.decimals) ELSE EXCLUDED.decimals END",
         )
         .await?;
     db.execute(
@@ -323,16 +357,19 @@ fn read_id(row: &Row) -> Result<TransferId, Failure> {
     })
 }
 
+/// The token in a row's ninth column.
+fn read_token(row: &Row) -> Result<Option<Address>, Failure> {
+    row.get::<_, Option<&[u8]>>(8).map(|a| topics::address("token_address", a)).transpose().map_err(Failure::halt)
+}
+
 fn read_transfer(row: &Row) -> Result<ReceivedTransfer, Failure> {
-    let token: Option<Address> =
-        row.get::<_, Option<&[u8]>>(8).map(|a| topics::address("token_address", a)).transpose().map_err(Failure::halt)?;
     let id = read_id(row)?;
     Ok(ReceivedTransfer {
         id,
         block: BlockRef { number: unsigned(row.get(5)), hash: id.block },
         timestamp: unsigned(row.get(6)),
         transaction_index: u32::try_from(row.get::<_, i64>(7)).unwrap_or_default(),
-        token,
+        token: read_token(row)?,
         from: topics::address("sender", row.get(9)).map_err(Failure::halt)?,
         amount: read_amount(row, 10)?,
         credited: row.get(11),

@@ -16,7 +16,7 @@ use crate::witnesses::{Fork, Witnesses, find_fork};
 use base::{backoff, error_chain, metrics};
 use chain::{
     BlockId, Chain, Endpoint, FetchError, FetchOptions, FetchedBlock, Head, Heads, MAX_SKIPPED, Rpc, RpcError, Tags,
-    fetch_head, fetch_head_from, fetch_newest, fetch_tags, look_at,
+    fetch_block, fetch_head, fetch_head_from, fetch_newest, fetch_tags, look_at,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -191,6 +191,11 @@ impl Follower {
             {
                 return Ok(news);
             }
+            if let Some(refuted) = self.witnesses.take_refuted(&self.window)
+                && let Some(changes) = self.replace_content(refuted).await
+            {
+                return Ok(self.batch(changes));
+            }
             let outcome = self.step().await;
             self.tell_wait(outcome.as_ref().err());
             match outcome {
@@ -225,10 +230,10 @@ impl Follower {
                 | StepError::DoubtfulHole { .. }
                 | StepError::AheadOfTime(_),
             ) => error.map(ToString::to_string),
-            None => self.witnesses.refuted(&self.window).map(|number| {
+            None => self.witnesses.refuted(&self.window).map(|Head { number, .. }| {
                 format!(
                     "block {number} was published with content that one endpoint alone gave and others contradict: nothing from it on is \
-                     confirmed, and payments in it may be wrong"
+                     confirmed, and payments in it may be wrong. It makes way as soon as theirs can be fetched"
                 )
             }),
             // It says nothing of what was waited for.
@@ -293,6 +298,9 @@ impl Follower {
             if let Some(news) = self.take_news() {
                 self.wait = Some(wait);
                 return Some(news);
+            }
+            if self.witnesses.has_refuted(&self.window) {
+                return None;
             }
             let late_look = self.next_late_look();
             tokio::select! {
@@ -556,9 +564,55 @@ impl Follower {
             self.window.doubt(&head, block.content_digest());
         }
         if let Some(source) = &block.source {
-            self.witnesses.gave(source, head.number);
+            self.witnesses.gave(source, head.number, &self.window);
         }
         changes.push(Change::Added(Box::new(block)));
+    }
+
+    /// Takes a block back for whose content enough endpoints have something else, with all above it, and puts theirs in its place,
+    /// with what it stands on if that is not ours. Its hash is the same, so no reorg would do that. Nothing happens before all of it
+    /// is there.
+    async fn replace_content(&mut self, refuted: Head) -> Option<Vec<Change>> {
+        let (chain, number) = (self.chain.name.clone(), refuted.number);
+        let (ancestor, branch) = match self.fetch_refuting(refuted).await {
+            Ok(found) => found?,
+            Err(error) => {
+                tracing::warn!(chain, number, "its content is contradicted, and no other is there: {}", error_chain(&error));
+                return None;
+            }
+        };
+        tracing::warn!(chain, number, "its content was one endpoint's word, and others contradict it");
+        self.prefetcher.clear();
+        let mut changes = Vec::new();
+        let removed =
+            self.window.iter().rev().take_while(|ours| ancestor.is_none_or(|ancestor| ours.number > ancestor)).copied();
+        self.rewind(removed.collect(), &mut changes);
+        branch.into_iter().rev().for_each(|block| self.add(block, &mut changes));
+        Some(changes)
+    }
+
+    /// Other content of a block of ours, and the blocks below it down to ours, newest first, with the number of the one that they
+    /// stand on: none if it is the first block ever published that makes way. `None` if there is none that may be published.
+    async fn fetch_refuting(&mut self, refuted: Head) -> Result<Option<(Option<u64>, Vec<FetchedBlock>)>, StepError> {
+        let mut branch: Vec<FetchedBlock> = Vec::new();
+        let mut next = refuted.hash;
+        while branch.len() < MAX_WALKED_BLOCKS {
+            let Some(block) = fetch_block(&self.rpc, FetchOptions::of(&self.chain), BlockId::Hash(next)).await? else { break };
+            let is_ours = branch.is_empty() && self.window.doubt_of(&refuted) == Some(block.content_digest());
+            if is_ours || block.on_one_word && self.chain.witnesses > 1 {
+                break;
+            }
+            check(&self.rpc, &self.chain, &block).await?;
+            let head = block.block.head();
+            next = head.parent_hash;
+            branch.push(block);
+            let is_first = self.window.is_whole() && self.window.bottom().is_some_and(|bottom| bottom.number == head.number);
+            let ancestor = self.window.parent_of(&head).map(|ours| ours.number);
+            if ancestor.is_some() || is_first {
+                return Ok((ancestor >= self.window.finalized()).then_some((ancestor, branch)));
+            }
+        }
+        Ok(None)
     }
 
     /// The hole below a block whose header no root proves and one endpoint alone has given. Such a word may hide a block under the

@@ -13,9 +13,11 @@ use ingest::records::Change;
 use ingest::{BatchSizes, Follower, Window};
 use node::{Fault, Node, Recorded, recorded};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_tungstenite::tungstenite::Message;
+use topics::B256;
 
 const ETHEREUM: &str = "eth-mainnet-17686110-17686112";
 const POLYGON: &str = "polygon-13522175-13522230";
@@ -51,6 +53,8 @@ struct Consumer {
     added: usize,
     removed: Vec<u64>,
     logs: usize,
+    /// Of the block added last at each height.
+    contents: HashMap<u64, B256>,
 }
 
 impl Consumer {
@@ -65,7 +69,7 @@ impl Consumer {
     }
 
     fn of(follower: Follower) -> Self {
-        Self { follower, skips: false, stack: vec![], added: 0, removed: vec![], logs: 0 }
+        Self { follower, skips: false, stack: vec![], added: 0, removed: vec![], logs: 0, contents: HashMap::new() }
     }
 
     async fn until(&mut self, tip: &Recorded) {
@@ -98,6 +102,7 @@ impl Consumer {
                     self.stack.push((head.number, head.hash.to_string()));
                     self.added += 1;
                     self.logs += block.logs.len();
+                    self.contents.insert(head.number, block.content_digest());
                 }
             }
         }

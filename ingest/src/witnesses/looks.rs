@@ -20,6 +20,8 @@ pub enum Seen {
     Hole(u64, Head),
     /// Where it leaves our chain.
     Fork(Fork),
+    /// Its block below one of ours that is in doubt.
+    Below(Head),
     /// Its tags.
     Tags(Tags),
     /// No answer.
@@ -77,6 +79,16 @@ impl Looks {
         });
     }
 
+    /// Looks for an endpoint's block at a height below a block in doubt, of which it has shown another above.
+    pub fn below_doubt(&mut self, place: usize, number: u64) {
+        self.start(place, |endpoint| async move {
+            match look_at(&endpoint, number).await {
+                Ok(found) => found.map_or(Seen::Nothing, Seen::Below),
+                Err(error) => silence(&endpoint, &error),
+            }
+        });
+    }
+
     /// Looks for the place where an endpoint leaves these blocks of ours, of which it does not have the last, up to `to`.
     pub fn for_fork(&mut self, place: usize, ours: Vec<Head>, to: u64) {
         self.start(place, move |endpoint| async move {
@@ -129,7 +141,7 @@ impl Looks {
         if let Some(state) = self.states.get_mut(place) {
             match seen {
                 Seen::Tags(_) => state.tags = false,
-                Seen::Block(_) | Seen::Hole(..) | Seen::Fork(_) => {
+                Seen::Block(_) | Seen::Hole(..) | Seen::Fork(_) | Seen::Below(_) => {
                     (state.blocks, state.failures, state.paused_until) = (false, 0, None);
                 }
                 Seen::Nothing => {

@@ -41,6 +41,8 @@ pub struct Witnesses {
     contents: Contents,
     /// A block of ours for which others have other content.
     refuted: Option<Head>,
+    /// It was found just now.
+    is_news: bool,
     /// What endpoints showed last, until it can be compared with the window.
     shown: Vec<Option<Head>>,
     /// When each endpoint was looked at, or showed a head.
@@ -60,6 +62,7 @@ impl Witnesses {
             looks: Looks::new(rpc.clone()),
             contents: Contents::new(chain.clone(), rpc.clone()),
             refuted: None,
+            is_news: false,
             shown: vec![None; count],
             seen_at: vec![None; count],
             tags_asked_at: None,
@@ -84,7 +87,8 @@ impl Witnesses {
     }
 
     /// An endpoint has given a block that is published now.
-    pub fn gave(&mut self, endpoint: &Arc<Endpoint>, number: u64) {
+    pub fn gave(&mut self, endpoint: &Arc<Endpoint>, number: u64, window: &Window) {
+        self.votes.doubt_from(lowest_doubt(window));
         if let Some(place) = self.place(endpoint) {
             self.votes.agree(place, number);
         }
@@ -160,17 +164,20 @@ impl Witnesses {
             self.take_content(looked, window);
         }
         self.contents.ask(window);
+        self.votes.doubt_from(lowest_doubt(window));
         for place in 0..self.shown.len() {
             self.compare(place, window);
         }
         let safe = self.votes.tag(|tags| tags.safe, window);
         let finalized = self.votes.tag(|tags| tags.finalized, window);
-        // A block in doubt may be taken back although its hash is final.
-        let finalized = below_doubts(finalized.map(|head| head.number), window);
+        let witnessed = below_doubts(self.votes.witnessed(), window);
+        // A block in doubt may be taken back although its hash is final, and so may those below it that nobody else has shown.
+        let doubtful = lowest_doubt(window).unwrap_or(u64::MAX);
+        let finalized =
+            finalized.map(|head| head.number).filter(|number| *number < doubtful).or(witnessed.filter(|_| finalized.is_some()));
         if let Some(finalized) = finalized.and_then(|number| window.at(number).copied()) {
             window.finalize(&finalized);
         }
-        let witnessed = below_doubts(self.votes.witnessed(), window);
         if let Some(witnessed) = witnessed {
             #[expect(clippy::cast_precision_loss, reason = "block numbers are far below 2^52")]
             metrics::CHAIN_WITNESSED.gauge(&[("chain", &self.chain.name)]).set(witnessed as f64);
@@ -187,10 +194,19 @@ impl Witnesses {
         }
     }
 
-    /// The lowest block for which enough endpoints have other content than was published. It stays in doubt. It is not put in the
-    /// other one's place under the same hash: downstream a transfer's identity, which has the hash, says all of it.
-    pub fn refuted(&self, window: &Window) -> Option<u64> {
-        self.refuted.filter(|head| window.doubt_of(head).is_some()).map(|head| head.number)
+    /// The lowest block for which enough endpoints have other content than was published, until it makes way for that.
+    pub fn refuted(&self, window: &Window) -> Option<Head> {
+        self.refuted.filter(|head| window.at(head.number) == Some(head) && window.doubt_of(head).is_some())
+    }
+
+    /// Whether that was found just now, once for each time.
+    pub fn take_refuted(&mut self, window: &Window) -> Option<Head> {
+        self.refuted(window).filter(|_| std::mem::take(&mut self.is_news))
+    }
+
+    /// Whether [`take_refuted`](Self::take_refuted) has a block.
+    pub fn has_refuted(&self, window: &Window) -> bool {
+        self.is_news && self.refuted(window).is_some()
     }
 
     /// Takes a block out of doubt whose content enough endpoints have given, and names those that give something else. Remembers a
@@ -198,9 +214,16 @@ impl Witnesses {
     fn take_content(&mut self, (head, found): Looked, window: &mut Window) {
         if self.contents.confirms(&found) {
             window.trust(&head);
+            self.votes.doubt_from(lowest_doubt(window));
+            for place in found.with.iter().filter_map(|endpoint| self.place(endpoint)).collect::<Vec<_>>() {
+                self.votes.trust(place, head.number);
+            }
         }
-        if self.contents.refutes(&head, &found) && self.refuted.is_none_or(|lower| head.number < lower.number) {
-            self.refuted = Some(head);
+        if self.contents.refutes(&head, &found) {
+            self.is_news = true;
+            if self.refuted(window).is_none_or(|lowest| head.number < lowest.number) {
+                self.refuted = Some(head);
+            }
         }
         let (liars, others) = if found.outvote() { (&found.with, &found.against) } else { (&found.against, &found.with) };
         let is_decided = found.count_with() != found.count_against();
@@ -222,6 +245,11 @@ impl Witnesses {
         match seen {
             Seen::Tags(tags) => self.votes.tagged(place, tags),
             Seen::Nothing => self.votes.silent(place),
+            Seen::Below(head) => {
+                if window.at(head.number).is_some_and(|ours| ours.hash == head.hash) {
+                    self.votes.trust(place, head.number);
+                }
+            }
             Seen::Fork(fork) => {
                 // A reorg of ours meanwhile makes it void.
                 if window.at(fork.ours.number).is_some_and(|block| block.hash == fork.ours.hash) {
@@ -255,14 +283,25 @@ impl Witnesses {
         self.looks.for_fork(place, compared, to);
     }
 
+    /// Looks at the block below the lowest in doubt, if the endpoint has shown one above and not yet this.
+    fn look_below_doubts(&mut self, place: usize, shown: u64, window: &Window) {
+        let below = lowest_doubt(window).and_then(|lowest| window.below(lowest)).map(|below| below.number);
+        if let Some(below) = below.filter(|below| *below < shown && !self.votes.is_trusted(place, *below)) {
+            self.looks.below_doubt(place, below);
+        }
+    }
+
     /// Compares what an endpoint has shown with our block at its height, or, if we have none there, with the one above, which
-    /// that contradicts as well. Above our tip only the tip's child says something.
+    /// that contradicts as well. So does another parent under the same hash. Above our tip only the tip's child says something.
     fn compare(&mut self, place: usize, window: &Window) {
         let Some(shown) = self.shown.get(place).copied().flatten() else { return };
         let Some(tip) = window.tip() else { return };
         let is_in_window = window.bottom().is_some_and(|bottom| bottom.number <= shown.number);
         match window.at_or_above(shown.number) {
-            Some(ours) if ours.hash == shown.hash => self.votes.agree(place, shown.number),
+            Some(ours) if (ours.hash, ours.parent_hash) == (shown.hash, shown.parent_hash) => {
+                self.votes.agree(place, shown.number);
+                self.look_below_doubts(place, shown.number, window);
+            }
             Some(ours) if is_in_window => self.look_for_fork(place, ours.number, shown.number, window),
             // It lags.
             Some(_) => self.votes.silent(place),
@@ -308,8 +347,13 @@ impl Witnesses {
     }
 }
 
-/// Down to below the lowest block whose content one endpoint alone has given.
+/// Height of the lowest block whose content one endpoint alone has given.
+fn lowest_doubt(window: &Window) -> Option<u64> {
+    window.doubts().next().map(|(head, _)| head.number)
+}
+
+/// Down to below the lowest block in doubt.
 fn below_doubts(witnessed: Option<u64>, window: &Window) -> Option<u64> {
-    let Some((doubtful, _)) = window.doubts().next() else { return witnessed };
-    witnessed.min(window.below(doubtful.number).map(|head| head.number))
+    let Some(doubtful) = lowest_doubt(window) else { return witnessed };
+    witnessed.min(window.below(doubtful).map(|head| head.number))
 }

@@ -3,6 +3,9 @@
 //! An endpoint that has a block of ours has all below it, since a block's hash commits to its ancestors; one that has another
 //! block has another above it too. So a vote is two heights. Where a chain skips numbers a height has no block, and what is
 //! said of it holds for the one above. Endpoints of one provider are one voter.
+//!
+//! Below a block in doubt, whose content is one endpoint's word, nobody is taken to have more than was seen: that word says what the
+//! block stands on as well.
 
 use crate::window::Window;
 use chain::{Head, Tags};
@@ -17,6 +20,8 @@ pub struct Votes {
     /// Witnesses that a block needs.
     needed: usize,
     votes: Vec<Vote>,
+    /// Height of the lowest block in doubt.
+    doubtful: Option<u64>,
     /// The highest block that was ever witnessed and is ours still.
     witnessed: Option<u64>,
 }
@@ -28,6 +33,8 @@ struct Vote {
     answer: Answer,
     /// The highest block of ours that it has given.
     agrees: Option<u64>,
+    /// The highest below all that are in doubt.
+    trusted: Option<u64>,
     differs: Option<Difference>,
     tags: Tags,
 }
@@ -79,11 +86,35 @@ impl Votes {
     /// No votes yet, of endpoints of these providers.
     pub fn new(needed: usize, providers: impl IntoIterator<Item = String>) -> Self {
         let votes = providers.into_iter().map(|provider| Vote { provider, ..Vote::default() }).collect();
-        Self { needed, votes, witnessed: None }
+        Self { needed, votes, doubtful: None, witnessed: None }
+    }
+
+    /// The lowest block in doubt is at this height now; `None` if no block is in doubt.
+    pub fn doubt_from(&mut self, lowest: Option<u64>) {
+        self.doubtful = lowest;
+        for place in 0..self.votes.len() {
+            if let Some(agrees) = self.votes.get(place).and_then(|vote| vote.agrees) {
+                self.trust(place, agrees);
+            }
+        }
+    }
+
+    /// An endpoint has this block of ours, and all below it unless it is in doubt itself or above a block that is.
+    pub fn trust(&mut self, place: usize, number: u64) {
+        let Some(vote) = self.votes.get_mut(place).filter(|_| self.doubtful.is_none_or(|lowest| number < lowest)) else {
+            return;
+        };
+        vote.trusted = vote.trusted.max(Some(number));
+    }
+
+    /// Whether an endpoint is known to have this block of ours and all below it.
+    pub fn is_trusted(&self, place: usize, number: u64) -> bool {
+        self.votes.get(place).is_some_and(|vote| vote.trusted >= Some(number))
     }
 
     /// An endpoint has given this block of ours.
     pub fn agree(&mut self, place: usize, number: u64) {
+        self.trust(place, number);
         let Some(vote) = self.votes.get_mut(place) else { return };
         vote.answer = Answer::Given;
         vote.agrees = vote.agrees.max(Some(number));
@@ -96,8 +127,12 @@ impl Votes {
         let Some(vote) = self.votes.get_mut(place) else { return };
         vote.answer = Answer::Given;
         vote.agrees = agrees;
+        vote.trusted = vote.trusted.min(agrees);
         let (before, looks) = vote.differs.map_or((None, 0), |last| (Some(last.from), last.looks));
         vote.differs = Some(Difference { from, before, to, looks: looks.saturating_add(1) });
+        if let Some(agrees) = agrees {
+            self.trust(place, agrees);
+        }
     }
 
     /// An endpoint did not answer, or shows nothing to compare.
@@ -118,6 +153,7 @@ impl Votes {
         self.witnessed = self.witnessed.min(tip);
         for vote in &mut self.votes {
             vote.agrees = vote.agrees.min(tip);
+            vote.trusted = vote.trusted.min(tip);
             vote.differs = vote.differs.filter(|difference| Some(difference.from) <= tip);
         }
     }
@@ -132,7 +168,7 @@ impl Votes {
         let mut given: BTreeMap<&str, Option<u64>> = BTreeMap::new();
         for vote in &self.votes {
             let highest = given.entry(&vote.provider).or_default();
-            *highest = (*highest).max(vote.agrees);
+            *highest = (*highest).max(vote.trusted);
         }
         // Once given by enough it is a fact, which no later silence takes back.
         self.witnessed = self.witnessed.max(nth_highest(self.needed, given.into_values().flatten()));

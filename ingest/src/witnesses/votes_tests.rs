@@ -148,6 +148,28 @@ fn a_reorg_of_ours_ends_what_was_said_of_the_removed_blocks() {
     assert_eq!(votes.witnessed(), Some(8));
 }
 
+/// Its hash does not prove what a block in doubt stands on.
+#[test]
+fn whoever_has_a_block_in_doubt_is_not_taken_to_have_those_below() {
+    let mut votes = votes(2, &["a", "b", "c"]);
+    votes.agree(0, 7);
+    votes.agree(1, 4);
+    votes.doubt_from(Some(8));
+    (0..3).for_each(|place| votes.agree(place, 10));
+    assert_eq!(votes.witnessed(), Some(4));
+    votes.differ(2, Some(9), 10, 10);
+    assert_eq!(votes.witnessed(), Some(4));
+    votes.trust(1, 6);
+    votes.trust(1, 8);
+    assert_eq!(votes.witnessed(), Some(6));
+    votes.doubt_from(Some(10));
+    assert_eq!(votes.witnessed(), Some(7), "the first two have shown block 10 and not what is between");
+    votes.doubt_from(None);
+    assert_eq!(votes.witnessed(), Some(10));
+    votes.removed(Some(5));
+    assert_eq!(votes.witnessed(), Some(5));
+}
+
 /// Ours are the blocks 5, 9 and 10.
 #[test]
 fn what_is_said_of_a_height_that_the_chain_skips_holds_for_the_block_above() {

@@ -2,11 +2,12 @@
 
 use crate::node::{Fault, Node, Recorded, branch};
 use crate::{Consumer, load, polygon};
-use chain::{Chain, Heads, Rpc};
+use chain::{Chain, Head, Heads, Rpc};
 use ingest::records::{Change, FinalityTags};
 use ingest::{Batch, BatchSizes, Follower, Window};
 use std::sync::Arc;
 use std::time::Duration;
+use topics::B256;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -329,25 +330,57 @@ async fn content_that_others_contradict_makes_way_for_theirs() {
     let mut told = Told::of(&chain, impatient(&chain), Window::default());
     told.until(|told| told.tip() == Some(tip(blocks))).await;
     let window = told.consumer.follower.window().clone();
+    let lie = told.consumer.contents[&blocks[2].number];
 
     [&one, &two].iter().for_each(|node| node.script.lock().unwrap().faults.clear());
-    told.until(|told| told.known.witnessed == Some(blocks[1].number)).await;
-    let mut wait = told.consumer.follower.lasting_wait();
-    while !wait.borrow_and_update().as_ref().is_some_and(|wait| wait.contains("others contradict")) {
-        tokio::select! {
-            changed = wait.changed() => changed.unwrap(),
-            () = told.next() => {}
-        }
-    }
-    assert_eq!((told.known.witnessed, told.consumer.removed.len()), (Some(blocks[1].number), 0));
+    told.until(|told| told.known.witnessed == Some(blocks[3].number)).await;
+    told.consumer.is_at(blocks);
+    assert_eq!(told.consumer.removed, [blocks[3].number, blocks[2].number]);
+    assert_ne!(told.consumer.contents[&blocks[2].number], lie);
     assert!(!liar.url.contains(told.rpc.preferred().await.unwrap().host()), "it is asked first");
 
-    // With one witness no content is confirmed either that another endpoint contradicts.
-    let chain = chain_of(&[&liar, &one], "witnesses: 1").await;
-    let mut told = Told::of(&chain, impatient(&chain), window.clone());
-    told.consumer.stack = blocks.iter().map(|block| (block.number, block.hash.clone())).collect();
+    // The way out confirms no lie that another endpoint contradicts, and who is left decides.
+    let told_from = |chain: &Arc<Chain>| {
+        let mut told = Told::of(chain, impatient(chain), window.clone());
+        told.consumer.stack = blocks.iter().map(|block| (block.number, block.hash.clone())).collect();
+        told
+    };
+    let mut told = told_from(&chain_of(&[&liar, &one], "witnesses: 1").await);
     told.until(|told| told.known.witnessed == Some(blocks[1].number)).await;
     told.is_quiet_while(&one, "eth_getBlockByHash", 4).await;
+    let mut told = told_from(&chain_of(&[&one], "witnesses: 1").await);
+    told.until(|told| told.known.witnessed == Some(blocks[3].number)).await;
+    assert_eq!(told.consumer.removed, [blocks[3].number, blocks[2].number]);
+}
+
+/// A liar says that a block of a true hash stands on one that it has invented. The others have that hash, and not what is below.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lie_says_that_a_block_stands_on_is_not_witnessed_and_makes_way_with_it() {
+    let blocks = branch(&[], 6, 0);
+    let lies = [&branch(&blocks[..2], 3, 7), &blocks[3..]].concat();
+    let mut parent_hash = B256::ZERO;
+    let heads: Vec<Head> = lies
+        .iter()
+        .map(|block| {
+            let hash = block.hash.parse().unwrap();
+            Head {
+                number: block.number,
+                hash,
+                parent_hash: std::mem::replace(&mut parent_hash, hash),
+                timestamp: 1_700_000_000,
+            }
+        })
+        .collect();
+    let mut window = Window::new(heads.clone(), true, None);
+    window.doubt(&heads[3], B256::repeat_byte(7));
+    let [one, two] = nodes([&blocks, &blocks]).await;
+    let chain = chain(&[&one, &two], "start_block: 0").await;
+    let mut told = Told::of(&chain, Rpc::of(&chain), window);
+    told.consumer.stack = lies.iter().map(|block| (block.number, block.hash.clone())).collect();
+    told.until(|told| told.known.witnessed == Some(5)).await;
+    told.consumer.is_at(&blocks);
+    assert_eq!(told.consumer.removed, [5, 4, 3, 2]);
+    assert!(!told.witnessed.contains(&(2, lies[2].hash.clone())), "{:?}", told.witnessed);
 }
 
 /// The only endpoint that gives its head and blocks keeps showing a long branch. Only a look shows that the other one is on it too.

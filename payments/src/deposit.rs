@@ -25,8 +25,8 @@ pub struct DepositAddress {
     pub merchant: Uuid,
     /// The merchant's own reference, such as the customer's number. Each has one address.
     pub external_id: Option<String>,
-    /// The merchant's JSON object, as it was written.
-    pub metadata: Option<String>,
+    /// The merchant's JSON object, as it was written. Deposits share it.
+    pub metadata: Option<Arc<str>>,
     pub address: Address,
     /// Fingerprint of the account that the address is derived from.
     pub xpub: String,

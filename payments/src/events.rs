@@ -124,7 +124,7 @@ pub fn state_record(payment: &Payment) -> wire::PaymentState {
         payment_id: payment.id.to_string(),
         merchant_id: payment.merchant.to_string(),
         external_id: payment.external_id.clone().unwrap_or_default(),
-        metadata: payment.metadata.clone().unwrap_or_default(),
+        metadata: payment.metadata.as_deref().unwrap_or_default().to_owned(),
         chain_id: payment.chain.0,
         chain: payment.chain_name.clone(),
         token: token.map(|t| t.symbol.clone()).unwrap_or_default(),

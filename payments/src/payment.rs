@@ -19,8 +19,8 @@ pub struct Payment {
     pub merchant: Uuid,
     /// The merchant's own reference.
     pub external_id: Option<String>,
-    /// The merchant's JSON object, as it was written.
-    pub metadata: Option<String>,
+    /// The merchant's JSON object, as it was written. It may be long, and a batch has a copy of the payment for each event.
+    pub metadata: Option<Arc<str>>,
     pub chain: ChainId,
     /// The chain's name when the payment was created.
     pub chain_name: String,

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panicking; its numbers are small")]
 
 use payments::deposit::deposit_id;
+use payments::events::state_for_records;
 use payments::lifecycle::{Cause, EventKind, Head, Input, Step, StepError, step};
 use payments::{
     Asset, DepositAddress, Exception, Payment, Policy, ReceivedTransfer, Status, Sums, Terms, Token, Total, TransferLabel,
@@ -503,8 +504,8 @@ fn chain() -> chain::Chain {
     }
 }
 
-fn deposit(paid: &[ReceivedTransfer]) -> Option<Payment> {
-    let address = DepositAddress {
+fn address() -> DepositAddress {
+    DepositAddress {
         id: Uuid::from_u128(5),
         merchant: Uuid::nil(),
         external_id: Some("customer 5".to_owned()),
@@ -513,7 +514,11 @@ fn deposit(paid: &[ReceivedTransfer]) -> Option<Payment> {
         xpub: String::new(),
         address_index: 5,
         created_at: 0,
-    };
+    }
+}
+
+fn deposit(paid: &[ReceivedTransfer]) -> Option<Payment> {
+    let address = address();
     let sent = |paid: &ReceivedTransfer| {
         let ReceivedTransfer { id, token, from, amount, transaction_index, .. } = *paid;
         Transfer { id, token, from, to: address.address, amount, transaction_index }
@@ -567,6 +572,18 @@ fn a_deposit_goes_with_its_block_comes_back_with_it_and_is_never_cancelled() {
             again.id,
             "in another block, or with other content: {other:?}"
         );
+    }
+}
+
+/// A batch may have tens of thousands of deposits at one address, and as many events.
+#[test]
+fn deposits_and_their_events_share_the_metadata_of_their_address() {
+    let paid: Vec<ReceivedTransfer> = block(1, 10, &[50, 60]).transfers().collect();
+    let address = DepositAddress { metadata: Some("{}".into()), ..address() };
+    let deposits =
+        paid.iter().map(|paid| address.deposit(PaymentId(Uuid::nil()), &chain(), &[Arc::new(paid.clone())]).unwrap());
+    for metadata in deposits.flat_map(|deposit| [state_for_records(&deposit).metadata, deposit.metadata]) {
+        assert!(Arc::ptr_eq(&metadata.unwrap(), address.metadata.as_ref().unwrap()));
     }
 }
 

@@ -50,7 +50,7 @@ pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> 
         id: PaymentId::generate().0,
         merchant,
         external_id: Some(external_id),
-        metadata,
+        metadata: metadata.map(Into::into),
         address,
         xpub: fingerprint,
         address_index,

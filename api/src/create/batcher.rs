@@ -199,7 +199,7 @@ fn new_payment(request: &CreateRequest, id: PaymentId, (address_index, address):
         id,
         merchant: request.merchant,
         external_id,
-        metadata,
+        metadata: metadata.map(Into::into),
         chain,
         chain_name,
         asset,

@@ -70,7 +70,7 @@ impl From<DepositAddress> for AddressReply {
             address: address.address.to_string(),
             address_index: address.address_index,
             derivation_path: derivation_path(address.address_index),
-            metadata: address.metadata.and_then(|text| RawValue::from_string(text).ok()),
+            metadata: address.metadata.and_then(|text| RawValue::from_string(text.to_string()).ok()),
             created_at: rfc3339(address.created_at),
         }
     }

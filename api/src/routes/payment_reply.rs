@@ -169,7 +169,7 @@ impl PaymentReply {
             expires_at: (!is_deposit).then(|| rfc3339(payment.expires_at)),
             created_at: rfc3339(payment.created_at),
             external_id: payment.external_id.clone(),
-            metadata: payment.metadata.clone().and_then(|text| RawValue::from_string(text).ok()),
+            metadata: payment.metadata.as_deref().and_then(|text| RawValue::from_string(text.to_owned()).ok()),
             transfers: Vec::new(),
         }
     }

@@ -36,7 +36,7 @@ async fn an_intent_that_contradicts_the_database_keeps_no_other_from_being_resto
     let books = Books::open(&Stack::attach()?, usize::MAX).await?;
     let taken = static_addresses().remove(0);
     let of_static_address = Payment { address_index: taken.address_index, ..lost(1) };
-    let malformed = Payment { metadata: Some("{".to_owned()), ..lost(2) };
+    let malformed = Payment { metadata: Some("{".into()), ..lost(2) };
     let worthless = Payment { amount: Amount::ZERO, ..lost(3) };
     let of_another = Payment { address: payments()[0].address, ..lost(4) };
     let of_payment = DepositAddress {

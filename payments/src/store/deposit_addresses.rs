@@ -142,7 +142,7 @@ fn read_address(row: &Row) -> Result<DepositAddress, Failure> {
         id: row.get(0),
         merchant: row.get(1),
         external_id: row.get(2),
-        metadata: row.get(3),
+        metadata: row.get::<_, Option<&str>>(3).map(Into::into),
         address: topics::address("address", row.get(4)).map_err(Failure::halt)?,
         xpub: row.get(5),
         address_index: u32::try_from(row.get::<_, i64>(6)).unwrap_or_default(),

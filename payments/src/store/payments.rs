@@ -20,6 +20,9 @@ use tokio_postgres::Row;
 use topics::{ChainId, PaymentId};
 use uuid::Uuid;
 
+/// Deposits per statement, each of which may have 16 kB of metadata.
+const MAX_DEPOSITS_PER_STATEMENT: usize = 256;
+
 /// Inserts new payments, each with its first event, and their intents as not yet acknowledged.
 ///
 /// # Errors
@@ -57,7 +60,7 @@ pub async fn restore_payments(db: &impl GenericClient, lost: &[&Payment]) -> Res
 /// # Errors
 /// When the database fails, or has such a deposit already.
 pub async fn insert_deposits(db: &impl GenericClient, new: &[&Payment]) -> Result<(), Failure> {
-    if !new.is_empty() {
+    for new in new.chunks(MAX_DEPOSITS_PER_STATEMENT) {
         insert_rows(db, new, "").await?;
     }
     Ok(())
@@ -281,7 +284,7 @@ fn read_payment(row: &Row) -> Result<Payment, Failure> {
         id: PaymentId(row.get(0)),
         merchant: row.get(1),
         external_id: row.get(2),
-        metadata: row.get(3),
+        metadata: row.get::<_, Option<&str>>(3).map(Into::into),
         chain: ChainId(unsigned(row.get(4))),
         chain_name: row.get(5),
         asset: Asset { token, decimals: u8::try_from(row.get::<_, i16>(8)).unwrap_or_default() },

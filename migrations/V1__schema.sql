@@ -477,6 +477,8 @@ CREATE TABLE told_events (
     sequence   bigint NOT NULL,
     -- The PaymentEvent, trimmed as in payment_events.
     record     bytea NOT NULL,
+    -- It was made again, and others of its payment were not.
+    made       boolean NOT NULL DEFAULT false,
     PRIMARY KEY (payment_id, sequence)
 );
 

@@ -61,9 +61,9 @@ pub fn run(
     let producer = TransactionalProducer::open(kafka, STAGE)?;
     // After the fencing: no predecessor publishes any more.
     let told = told_batches(kafka)?;
-    release_claims(kafka, leader.db()?, handle, told)?;
     // What Kafka has is taken out of an outbox that came from a backup.
     recovery.catch_up(handle)?;
+    release_claims(kafka, leader.db()?, handle, told)?;
     let group = kafka.bare_group(STAGE)?;
     let mut batch = next_batch(leader.db()?, handle, told)?;
     // What is read before may take longer.
@@ -105,13 +105,13 @@ fn told_batches(kafka: &Kafka) -> Result<i64, Failure> {
 
 /// Lets rows be claimed anew that were claimed under a number that Kafka has, and that it does not have.
 fn release_claims(kafka: &Kafka, db: &mut Client, handle: &Handle, next: i64) -> Result<(), Failure> {
-    let claimed = handle.block_on(store::claimed_before(db, next))?;
-    let Some(first) = claimed.values().min() else { return Ok(()) };
+    let Some((payments, first)) = handle.block_on(store::claimed_before(db, next))? else { return Ok(()) };
     let mut told = Vec::new();
     read_batches_back(kafka, |records| {
         let events = records.iter().filter_map(|record| frame::decode::<PaymentEvent>(record.payload()).ok());
-        told.extend(events.filter(|event| claimed.contains_key(&event.id)));
-        records.iter().filter_map(batch_of).any(|batch| batch < *first)
+        let ids = events.filter_map(|event| Some((event.payment_id.parse().ok()?, event)));
+        told.extend(ids.filter(|(payment, _)| payments.contains(payment)));
+        records.iter().filter_map(batch_of).any(|batch| batch < first)
     })?;
     let released = handle.block_on(store::release_claims(db, next, &told))?;
     if released > 0 {

@@ -56,11 +56,16 @@ struct ToldTransfer {
 impl ToldEvents {
     /// Adds an event of `payment.events`.
     pub fn insert(&mut self, record: &PaymentEvent) {
+        self.insert_made(record);
+        self.left.insert(record.sequence, ToldEvent::read(record));
+    }
+
+    /// Adds one that was made again while others were not. As the last one it says still what was told last.
+    pub fn insert_made(&mut self, record: &PaymentEvent) {
         if record.sequence >= self.highest {
             self.highest = record.sequence;
             self.status.clone_from(&record.status);
         }
-        self.left.insert(record.sequence, ToldEvent::read(record));
     }
 
     /// [`step`] for the payment of these events: with the cancellation that was told before or after the input, and without the events

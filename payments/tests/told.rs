@@ -241,6 +241,23 @@ fn a_payment_that_comes_back_late_is_confirmed_and_expires_once() {
     assert!(made.is_empty() && again.status() == Status::Expired, "{made:?}");
 }
 
+/// The store keeps what was made again for as long as anything is left. The payment was an orphan's before a next block came.
+#[test]
+fn a_payment_whose_last_event_came_back_first_expires_once() {
+    let expires = |number| Input::Expired(cause(HOME, number));
+    let soon = Payment { expires_at: 5, ..payment() };
+    let (_, events) = live(soon.clone(), &[expires(6), transfer(HOME, 7, 10)]);
+    let mut told = self::told(&events);
+    let (again, made) = live_again(soon, &[transfer(HOME, 7, 10)], &mut told);
+    assert!(made.is_empty() && told.made().len() == 1, "{made:?}");
+    let mut left = ToldEvents::default();
+    for record in events.iter().map(|(payment, event)| event_record(payment, event)) {
+        if told.made().contains(&record.sequence) { left.insert_made(&record) } else { left.insert(&record) }
+    }
+    let (again, made) = live_again(again, &[expires(9)], &mut left);
+    assert!(made.is_empty() && again.status() == Status::Expired && again.sequence == 3, "{made:?}");
+}
+
 #[test]
 fn a_confirmation_after_a_reorg_that_was_told_last_is_told() {
     let (_, events) = live(payment(), &[transfer(HOME, 2, 100), head(2), removed(2)]);

@@ -304,3 +304,20 @@ async fn no_event_gets_the_number_of_one_that_was_told_and_lost() -> Result<()> 
     ensure!(lost == 3, "{lost}");
     lab.expect(&[lab.renumbered(detected, 5), lab.renumbered(confirmed, 6)], 6).await
 }
+
+/// A fail-over was taken back: these were claimed here, and the other database has told one of its own under the number of a claim. The
+/// comparison leaves claims as they are, since the relay may have them in hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_was_never_told_leaves_its_number_to_the_event_that_was() -> Result<()> {
+    let lab = Told::start().await?;
+    let [created, detected, confirmed] = &lab.made;
+    let mut client = lab.books.pool.get().await?;
+    client.execute("UPDATE outbox SET batch = 7 WHERE payment_id = $1", &[&lab.payment.0]).await?;
+    let told = [created.clone(), wire::PaymentEvent { occurred_at: 7, ..detected.clone() }];
+    ensure!(lab.compare(&told.iter().collect::<Vec<_>>()).await? == 1);
+    let claimed = store::claimed_before(&client, 8).await.map_err(failed)?;
+    ensure!(claimed == Some((std::iter::once(lab.payment.0).collect(), 7)), "{claimed:?}");
+    let released = store::release_claims(&mut client, 8, &told.map(|told| (lab.payment.0, told))).await.map_err(failed)?;
+    ensure!(released == 2, "{released}");
+    lab.expect(&[lab.renumbered(detected, 3), lab.renumbered(confirmed, 4)], 4).await
+}

@@ -6,12 +6,10 @@ use crate::events::{event_record, state_record};
 use crate::history;
 use crate::lifecycle::Event;
 use crate::payment::Payment;
-use crate::told::says_the_same;
-use deadpool_postgres::{Client, GenericClient};
+use deadpool_postgres::GenericClient;
 use prost::Message as _;
 use runtime::Failure;
 use runtime::db::bigint;
-use std::collections::HashMap;
 use topics::wire::PaymentEvent;
 use uuid::Uuid;
 
@@ -138,37 +136,6 @@ pub async fn claim_outbox(db: &impl GenericClient, batch: i64, limit: i64) -> Re
         .collect();
     rows.sort_unstable_by_key(|row| row.id);
     Ok(rows)
-}
-
-/// The events that were claimed under a lower number than `next`: their ids, and their numbers.
-///
-/// # Errors
-/// When the database fails, or a row holds no valid event.
-pub async fn claimed_before(db: &impl GenericClient, next: i64) -> Result<HashMap<String, i64>, Failure> {
-    let rows = db.query("SELECT event, batch FROM outbox WHERE batch < $1", &[&next]).await?;
-    rows.iter().map(|row| Ok((read_event(row.get(0))?.id, row.get(1)))).collect()
-}
-
-/// Lets rows be claimed anew that were claimed under a lower number than `next` and never told: a database that took the place of
-/// this one for a while has told others under their number. Deletes those that are among the events that were `told`. Returns how
-/// many will be told now.
-///
-/// # Errors
-/// When the database fails, or a row holds no valid event.
-pub async fn release_claims(db: &mut Client, next: i64, told: &[PaymentEvent]) -> Result<u64, Failure> {
-    let transaction = db.transaction().await?;
-    let sql = "SELECT id, event FROM outbox WHERE batch < $1 FOR UPDATE";
-    let mut published = Vec::new();
-    for row in transaction.query(sql, &[&next]).await? {
-        let event = read_event(row.get(1))?;
-        if told.iter().any(|told| told.id == event.id && says_the_same(told, &event)) {
-            published.push(row.get::<_, i64>(0));
-        }
-    }
-    transaction.execute("DELETE FROM outbox WHERE id = ANY($1)", &[&published]).await?;
-    let released = transaction.execute("UPDATE outbox SET batch = NULL WHERE batch < $1", &[&next]).await?;
-    transaction.commit().await?;
-    Ok(released)
 }
 
 /// The event of a row.

@@ -3,13 +3,42 @@
 use super::outbox::read_event;
 use crate::history;
 use crate::told::says_the_same;
-use deadpool_postgres::GenericClient;
+use deadpool_postgres::{Client, GenericClient};
 use prost::Message as _;
 use runtime::Failure;
-use runtime::db::{bigint, unsigned};
+use runtime::db::{bigint, lock, unsigned};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use topics::wire::{PaymentEvent, PaymentState};
 use uuid::Uuid;
+
+/// The payments that have events claimed under a lower number than `next`, and the lowest of those numbers.
+///
+/// # Errors
+/// When the database fails.
+pub async fn claimed_before(db: &impl GenericClient, next: i64) -> Result<Option<(HashSet<Uuid>, i64)>, Failure> {
+    let sql = "SELECT array_agg(DISTINCT payment_id), min(batch) FROM outbox WHERE batch < $1";
+    let row = db.query_one(sql, &[&next]).await?;
+    let payments: Option<Vec<Uuid>> = row.get(0);
+    Ok(payments.map(|payments| payments.into_iter().collect()).zip(row.get(1)))
+}
+
+/// Lets rows be claimed anew that were claimed under a lower number than `next` and never told: a database that took the place of
+/// this one for a while has told others under their number. They are held against all events of their payments that were `told` since
+/// the lowest of those numbers, and that were compared with this database before: no number is told with two contents. Returns how many
+/// will be told now.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid event.
+pub async fn release_claims(db: &mut Client, next: i64, told: &[(Uuid, PaymentEvent)]) -> Result<i64, Failure> {
+    let transaction = db.transaction().await?;
+    lock::begin_comparison(&transaction).await?;
+    let sql = "UPDATE outbox SET batch = NULL WHERE batch < $1 RETURNING id";
+    let released: Vec<i64> = transaction.query(sql, &[&next]).await?.iter().map(|row| row.get(0)).collect();
+    take_out_told(&transaction, &told.iter().collect::<Vec<_>>(), told).await?;
+    let left = transaction.query_one("SELECT count(*) FROM outbox WHERE id = ANY($1)", &[&released]).await?.get(0);
+    transaction.commit().await?;
+    Ok(left)
+}
 
 struct Row {
     id: i64,

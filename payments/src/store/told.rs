@@ -72,16 +72,17 @@ pub async fn told_events(db: &impl GenericClient, ids: &[Uuid]) -> Result<HashMa
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let statement = db.prepare_cached("SELECT payment_id, record FROM told_events WHERE payment_id = ANY($1)").await?;
+    let statement = db.prepare_cached("SELECT payment_id, record, made FROM told_events WHERE payment_id = ANY($1)").await?;
     let mut told: HashMap<PaymentId, ToldEvents> = HashMap::new();
     for row in db.query(&statement, &[&ids]).await? {
         let record = PaymentEvent::decode(row.get::<_, &[u8]>(1)).map_err(|e| Failure::halt(e).context("told_events"))?;
-        told.entry(PaymentId(row.get(0))).or_default().insert(&record);
+        let told = told.entry(PaymentId(row.get(0))).or_default();
+        if row.get(2) { told.insert_made(&record) } else { told.insert(&record) }
     }
     Ok(told)
 }
 
-/// Deletes told events that were made again.
+/// Marks told events that were made again, and deletes those of payments of which all were.
 ///
 /// # Errors
 /// When the database fails.
@@ -94,13 +95,13 @@ pub async fn forget_told_events<'a>(
     if made.is_empty() {
         return Ok(());
     }
-    let statement = db
-        .prepare_cached(
-            "DELETE FROM told_events WHERE (payment_id, sequence) IN (SELECT * FROM unnest($1::uuid[], $2::bigint[]))",
-        )
-        .await?;
     let (ids, sequences): (Vec<Uuid>, Vec<i64>) = made.into_iter().unzip();
-    db.execute(&statement, &[&ids, &sequences]).await?;
+    let sql = "UPDATE told_events SET made = true
+               WHERE (payment_id, sequence) IN (SELECT * FROM unnest($1::uuid[], $2::bigint[]))";
+    db.execute(&db.prepare_cached(sql).await?, &[&ids, &sequences]).await?;
+    let sql = "DELETE FROM told_events t WHERE payment_id = ANY($1)
+               AND NOT EXISTS (SELECT FROM told_events o WHERE o.payment_id = t.payment_id AND NOT o.made)";
+    db.execute(&db.prepare_cached(sql).await?, &[&ids]).await?;
     Ok(())
 }
 
@@ -109,7 +110,7 @@ pub async fn forget_told_events<'a>(
 /// # Errors
 /// When the database fails.
 pub async fn is_behind_told_events(db: &impl GenericClient, id: PaymentId) -> Result<bool, Failure> {
-    let statement = db.prepare_cached("SELECT EXISTS (SELECT FROM told_events WHERE payment_id = $1)").await?;
+    let statement = db.prepare_cached("SELECT EXISTS (SELECT FROM told_events WHERE payment_id = $1 AND NOT made)").await?;
     Ok(db.query_one(&statement, &[&id.0]).await?.get(0))
 }
 

@@ -4,8 +4,9 @@
 //! neighbours. Once the chain can go on, [`catch_up`] applies what has waited, in order, up to the partition's offset and no
 //! further: what comes after it is the stage's.
 
-use crate::fold::{Batch, ChainFault, FOLDING, MAX_PAYMENTS_IN_MEMORY, begins_anew, fold_chains};
+use crate::fold::{Batch, ChainFault, FOLDING, MAX_PAYMENTS_IN_MEMORY, fold_chains};
 use crate::orphans::OrphanLook;
+use crate::unapplied::begins_anew;
 use anyhow::anyhow;
 use base::metrics;
 use chain::Chains;

@@ -3,12 +3,13 @@
 //! - A batch gives what its records give one at a time: it is applied block by block, in memory. Each payment that any of its blocks
 //!   can change is loaded and saved once.
 //! - Records of a chain form a stack. A record that does not continue the known head is a fault of its chain, which is set aside.
-//!   One that was applied before is passed over: where Kafka has lost the end of a topic, some are written, or read, again.
-//!   Over a gap the chain goes on where replayed blocks lead to by their parents.
+//!   One that was applied before is passed over (`unapplied`), and whatever its sequence, a block that stands on the head by its parent
+//!   continues it. Over a gap the chain goes on where replayed blocks lead to by their parents.
 //! - The parts of a block may be in several batches: each is credited as it comes, and the block is the head with the last one. So
 //!   memory does not grow with a block, and a crash between parts continues with the next one.
 //! - An offset that is not where this writer left it fails the transaction: another instance has read on.
 
+use crate::unapplied::{begins_anew, unapplied};
 use crate::working_set::WorkingSet;
 use anyhow::anyhow;
 use chain::{Chains, may_stand_above};
@@ -91,7 +92,7 @@ pub(crate) async fn fold_chain(
     slice: usize,
 ) -> Result<usize, Failure> {
     let head = store::lock_head(db, chain).await?;
-    let records: Vec<&Matches> = records.iter().copied().filter(|record| !was_applied(head.as_ref(), record)).collect();
+    let records = unapplied(head.as_ref(), records);
     if records.is_empty() && orphans.is_empty() {
         return Ok(0);
     }
@@ -161,13 +162,6 @@ pub(crate) async fn fold_chain(
     Ok(events)
 }
 
-/// Whether a record is of those that led to the head. A block beyond the head is not, whatever its sequence: a cursor was lost, and the
-/// numbering has begun anew. What leads to it links to the head by its hash, or is a fault.
-fn was_applied(head: Option<&ChainHead>, record: &Matches) -> bool {
-    let is_beyond = |head: &ChainHead| record.block.number > head.number && record.timestamp > head.timestamp;
-    head.is_some_and(|head| record.sequence != 0 && record.sequence <= head.sequence && !is_beyond(head))
-}
-
 /// Checks that no part of a block is missing between two records, nor before the first of them.
 fn check_parts(head: Option<&ChainHead>, records: &[&Matches]) -> Result<(), Failure> {
     let place = |record: &Matches| format!("part {} of {} of block {}", record.part, record.parts, record.block);
@@ -175,11 +169,13 @@ fn check_parts(head: Option<&ChainHead>, records: &[&Matches]) -> Result<(), Fai
         Failure::Halt(anyhow!("chain.matches is out of order: {} comes after {before}", place(record)))
     };
     if let (Some(head), Some(first)) = (head, records.first()) {
+        // It stands in no order. Where one is read again, its first parts may be read no more.
+        let is_past = first.sequence == 0;
         let follows = match head.open {
             // The block may come again from its first part, as in a copy of the topic.
             Some(open) if first.block.hash == open.hash => first.part == open.part + 1 || first.begins_block(),
-            Some(_) => begins_anew(first),
-            None => first.begins_block(),
+            Some(_) => is_past || begins_anew(first),
+            None => is_past || first.begins_block(),
         };
         if !follows {
             let whole = "a whole block".to_owned();
@@ -193,11 +189,6 @@ fn check_parts(head: Option<&ChainHead>, records: &[&Matches]) -> Result<(), Fai
         Some((before, record)) => Err(out_of_order(record, place(before))),
         None => Ok(()),
     }
-}
-
-/// Whether a record says that its chain begins anew.
-pub(crate) fn begins_anew(record: &Matches) -> bool {
-    record.kind == Kind::Replayed && record.sequence != 0
 }
 
 /// The blocks that a chain that begins anew may lose, those of the batch included.
@@ -245,8 +236,7 @@ fn apply_record(
                 let tip = head.hash.map(|hash| BlockRef { number: head.number, hash });
                 let next = record.sequence == head.sequence + 1 && tip.is_none_or(on);
                 // Nothing is missing where the parents lead on, whatever the counter says.
-                let linked = record.sequence > head.sequence && head.bridge.or(tip).is_some_and(on);
-                if !next && !linked {
+                if !next && !head.bridge.or(tip).is_some_and(on) {
                     return out_of_order("the child of the head");
                 }
             }
@@ -277,15 +267,19 @@ fn apply_record(
             }))
         }
         (Kind::Tags, Some(head)) => {
-            if head.hash.is_some_and(|hash| hash != record.block.hash) || record.sequence != head.sequence + 1 {
+            // Of that block nothing is missing, whatever the counter says.
+            if head.hash.map_or(record.sequence != head.sequence + 1, |hash| hash != record.block.hash) {
                 return out_of_order("what is known of the head");
             }
             // It is of a block that was not applied, on which the chain begins anew.
             let Some(hash) = head.hash else { return Ok(Some(ChainHead { sequence: record.sequence, ..head })) };
+            // What is read again may be old.
+            let is_later = record.sequence > head.sequence;
+            let tag = |told: Option<u64>, known: Option<u64>| if is_later { told.or(known) } else { told.max(known) };
             let after = ChainHead {
                 sequence: record.sequence,
-                safe: record.safe.or(head.safe),
-                finalized: record.finalized.or(head.finalized),
+                safe: tag(record.safe, head.safe),
+                finalized: tag(record.finalized, head.finalized),
                 witnessed: record.witnessed.max(head.witnessed),
                 ..head
             };
@@ -294,7 +288,7 @@ fn apply_record(
             Ok(Some(after))
         }
         (Kind::Removed, Some(head)) => {
-            if Some(record.block.hash) != head.hash || record.sequence != head.sequence + 1 {
+            if Some(record.block.hash) != head.hash {
                 return out_of_order("the removal of the head");
             }
             let number = record.number_below();

@@ -4,6 +4,7 @@
 //! - [`fold`] applies batches of `chain.matches`: payments, events, chain head and offset are one Postgres transaction.
 //! - `arrivals` puts a block's transfers together by payment.
 //! - `aside` keeps the chain apart whose records can't be applied, and brings it back.
+//! - `unapplied` tells which records say something new, where some are read or written again.
 //! - `orphans` credits transfers whose payment is there by now.
 //! - `working_set` holds the payments that a batch can change, in memory.
 //! - `relay` publishes the outbox to Kafka, exactly once.
@@ -16,6 +17,7 @@ pub mod fold;
 pub mod orphans;
 mod relay;
 mod role;
+mod unapplied;
 mod working_set;
 
 pub use role::run;

@@ -911,7 +911,21 @@ async fn records_that_were_applied_before_are_passed_over_and_a_chain_that_is_nu
     // What comes after them still has to stand on the head, and another block of the head's height is no news.
     let other = Matches { parent: B256::repeat_byte(7), ..later(5) };
     ensure!(books.apply(&chains, &[records[3].clone(), other]).await.is_err(), "another branch");
-    let anew = Matches { sequence: 1, ..later(5) };
-    ensure!(books.apply(&chains, &[anew]).await.is_err(), "a block beyond the head under an old sequence");
+    let anew = |other: Matches| Matches { sequence: 1, parent: B256::repeat_byte(7), ..other };
+    ensure!(books.apply(&chains, &[anew(later(5))]).await.is_err(), "a block beyond the head under an old sequence");
+    // On the head it is the next one, and so is what comes after it: fewer records told of tags than before.
+    let renumbered: Vec<Matches> = (5..=7).map(|number| Matches { sequence: number - 3, ..later(number) }).collect();
+    books.apply(&chains, &renumbered).await.map_err(failed)?;
+    let heads = store::head_numbers(&books.pool.get().await?, &[CHAINS[0]]).await.map_err(failed)?;
+    ensure!(heads.get(&CHAINS[0]) == Some(&7), "{heads:?}");
+    // A branch that was left, and that lies beyond the head.
+    let mut books = Books::open(&stack, usize::MAX).await?;
+    let removed = |sequence, number| Matches { sequence, kind: Kind::Removed, ..later(number) };
+    let other = Matches { sequence: 6, block: BlockRef { number: 2, hash: B256::repeat_byte(9) }, ..later(2) };
+    let reorg = [later(1), later(2), later(3), removed(4, 3), removed(5, 2), other.clone()];
+    books.apply(&chains, &reorg).await.map_err(failed)?;
+    books.apply(&chains, &reorg[1..]).await.map_err(failed)?;
+    let next = Matches { sequence: 7, parent: other.block.hash, ..later(3) };
+    books.apply(&chains, &[next]).await.map_err(failed)?;
     Ok(())
 }

@@ -350,10 +350,11 @@ async fn replayed_blocks_that_wait_behind_a_fault_are_applied_before_the_chain_b
         ..Default::default()
     };
     let paid = |number| wire::MatchesRecord { transfers: vec![transfer.clone()], ..matches(0, Kind::Replayed, number) };
-    let stray = wire::MatchesRecord { parent_hash: hash(99).into(), ..matches(3, Kind::Added, 13) };
+    let half = wire::MatchesRecord { part: 1, parts: 2, ..matches(3, Kind::Added, 13) };
+    let stray = wire::MatchesRecord { parent_hash: hash(99).into(), ..matches(4, Kind::Added, 14) };
     let anew = matches(9, Kind::Replayed, 11);
-    let records = [matches(1, Kind::Added, 11), matches(2, Kind::Added, 12), stray, paid(5), paid(12), anew];
-    let head = bring_back(&lab, &records, 6).await?;
+    let records = [matches(1, Kind::Added, 11), matches(2, Kind::Added, 12), half, stray, paid(5), paid(12), anew];
+    let head = bring_back(&lab, &records, 7).await?;
     ensure!(head == Some(11), "the head is {head:?}, and what was applied up to block 11 stands");
     // Nobody has the address. What lies above the block that stands is taken back.
     let sql = "SELECT block_number FROM orphan_transfers";

@@ -124,6 +124,11 @@ impl Chains {
             self.known.insert(chain_id, progress);
             last.map(|last| self.last.insert(chain_id, last));
         }
+        // What has left the chain since a replayed block was matched is not taken back again.
+        let last = self.last.get(&chain_id).filter(|_| head.sequence == 0);
+        if last.map_or(Ok(false), |last| last.is_after(&self.kafka, record))? {
+            return Ok(Action::Pass);
+        }
         let unmatchable = self.is_unmatchable(&head);
         let progress = self.known.entry(chain_id).or_default();
         let turn = progress.turn(&head);
@@ -148,7 +153,7 @@ impl Chains {
 
     /// Notes that the front block of a partition is passed over.
     pub fn pass(&mut self, record: &Record<'_>) {
-        if let Ok(head) = head_of(record) {
+        if let Some(head) = head_of(record).ok().filter(|head| head.sequence != 0) {
             self.read.insert(head.chain_id, head.sequence);
         }
     }

@@ -42,8 +42,7 @@ pub enum Turn {
 }
 
 impl Progress {
-    /// Whether the record with this sequence was matched before. Replayed records, whose sequence is 0, never are: matching one
-    /// again changes nothing downstream.
+    /// Whether the record with this sequence was matched before. Of replayed records, whose sequence is 0, it does not tell.
     pub fn is_done(&self, sequence: u64) -> bool {
         sequence != 0 && sequence <= self.sequence
     }

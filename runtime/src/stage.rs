@@ -1,6 +1,6 @@
 //! Stages: the blocking loops of a role. Each has an OS thread, restarts with back-off after [`Failure::Retry`] or a panic, and
 //! stops the role after [`Failure::Halt`]. [`Failure::Reopen`] is a retry, unless a twin of this process runs: then the stage
-//! waits. [`waiting`] tells which stages do not run, and why.
+//! waits. [`waiting`] tells which stages do not run, or do not ask for records any more, and why.
 
 use crate::failure::Failure;
 use crate::kafka::error::TWIN;
@@ -21,6 +21,9 @@ const MAX_TWIN_WAIT: Duration = Duration::from_secs(600);
 /// Fenced more often than this within the time means a twin, however far apart: on a quiet chain both write rarely.
 const MAX_FENCES: usize = 2;
 const FENCES_WITHIN: Duration = Duration::from_secs(600);
+/// A stage that has not asked for records for so long says so, looked at so often.
+const MAX_SILENCE: Duration = Duration::from_secs(60);
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// A stage that has run for so long since its last failure is well.
 const WELL_AFTER: Duration = Duration::from_secs(15);
 
@@ -44,7 +47,62 @@ where
             let _ = done.send(supervisor.run(&stop));
         })
         .with_context(|| format!("starting a thread for {name}"))?;
-    outcome.await.with_context(|| format!("{name} panicked"))?
+    let mut silence = Silence::of(name);
+    tokio::pin!(outcome);
+    loop {
+        tokio::select! {
+            ended = &mut outcome => return ended.with_context(|| format!("{name} panicked"))?,
+            () = tokio::time::sleep(LOOK_INTERVAL) => silence.look(Instant::now()),
+        }
+    }
+}
+
+/// When each running stage asked for records last.
+static ASKED: Mutex<BTreeMap<&'static str, Instant>> = Mutex::new(BTreeMap::new());
+
+/// Notes that a stage asks Kafka for records.
+pub(crate) fn asks(name: &'static str) {
+    locked(&ASKED).insert(name, Instant::now());
+}
+
+/// Tells of a stage that asks for no more records, though it has not failed. Kafka keeps its partitions for it all the same, for as long
+/// as `max.poll.interval.ms` says.
+struct Silence {
+    name: &'static str,
+    item: String,
+    told: bool,
+}
+
+impl Silence {
+    fn of(name: &'static str) -> Self {
+        Self { name, item: format!("{name}: silence"), told: false }
+    }
+
+    fn look(&mut self, now: Instant) {
+        let asked = locked(&ASKED).get(self.name).copied();
+        match asked.map(|at| now.saturating_duration_since(at)).filter(|silent| *silent > MAX_SILENCE) {
+            Some(silent) => {
+                let cause = format!(
+                    "has asked Kafka for no records for {silent:.0?}: it works on one batch, or hangs. If that does not end, restart the \
+                     process; nobody else gets its partitions within an hour"
+                );
+                if !std::mem::replace(&mut self.told, true) {
+                    tracing::error!(stage = self.name, "{cause}");
+                }
+                waits(&self.item, &cause);
+            }
+            None if std::mem::take(&mut self.told) => resumed(&self.item),
+            None => {}
+        }
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        if self.told {
+            resumed(&self.item);
+        }
+    }
 }
 
 struct Supervisor<F> {
@@ -62,6 +120,7 @@ impl<F: FnMut(&CancellationToken) -> Result<(), Failure>> Supervisor<F> {
             let started = Instant::now();
             // After a panic the body begins anew as well, and keeps nothing.
             let outcome = catch_unwind(AssertUnwindSafe(|| (self.body)(stop)));
+            locked(&ASKED).remove(name);
             let outcome = outcome.unwrap_or_else(|panic| Err(Failure::Retry(anyhow!("panicked: {}", panic_text(&*panic)))));
             if started.elapsed() > MAX_RESTART_DELAY * 2 {
                 delays = backoff::delays(MAX_RESTART_DELAY);
@@ -234,6 +293,25 @@ mod tests {
         let mut watch = TwinWatch::new(FIRST_TWIN_WAIT);
         let waits: Vec<bool> = (0..3).map(|_| watch.wait_after_fence(true, long_ago).is_some()).collect();
         assert_eq!(waits, [false, false, true]);
+    }
+
+    #[test]
+    fn a_stage_that_hangs_is_told_until_it_asks_for_records_again() {
+        let told = || waiting().into_iter().find(|(item, _)| item == "hanging: silence").map(|(_, cause)| cause);
+        let (mut silence, start) = (Silence::of("hanging"), Instant::now());
+        let mut after = |seconds| {
+            silence.look(start + Duration::from_secs(seconds));
+            told()
+        };
+        assert_eq!(after(100), None, "it has not begun");
+        asks("hanging");
+        assert_eq!(after(30), None);
+        assert!(after(70).is_some_and(|cause| cause.contains("restart")));
+        asks("hanging");
+        assert_eq!(after(30), None);
+        assert!(after(70).is_some());
+        drop(silence);
+        assert_eq!(told(), None, "its stage has ended");
     }
 
     #[test]

@@ -39,9 +39,20 @@ impl Kafka {
     /// A handle without a registry.
     #[cfg(test)]
     pub(super) fn on_brokers(brokers: &str) -> Self {
-        let (prefix, instance) = (String::new(), String::new());
-        let (connection, schema_ids) = (Vec::new(), HashMap::new());
+        Self::on_brokers_with(brokers, &[])
+    }
+
+    /// [`on_brokers`](Self::on_brokers) with settings of the connection.
+    #[cfg(test)]
+    pub(super) fn on_brokers_with(brokers: &str, connection: &[(&str, &str)]) -> Self {
+        let (prefix, instance, schema_ids) = (String::new(), String::new(), HashMap::new());
+        let connection = connection.iter().map(|(key, value)| ((*key).to_owned(), Secret::from(*value))).collect();
         Self(Arc::new(Inner { brokers: brokers.to_owned(), connection, prefix, instance, schema_ids }))
+    }
+
+    /// `TOPIC_PREFIX`.
+    pub fn topic_prefix(&self) -> &str {
+        &self.0.prefix
     }
 
     /// The topic's name with `TOPIC_PREFIX`.

@@ -7,15 +7,16 @@
 //! - A failure within a rebalance callback surfaces at the next poll.
 
 use super::client::Kafka;
-use super::hanging::OpenTransactions;
+use super::hanging::{OpenTransactions, Unfetched};
 use super::record::Record;
 use crate::failure::Failure;
+use crate::stage;
 use anyhow::anyhow;
 use base::{locked, metrics};
 use rdkafka::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::message::Message as _;
-use rdkafka::statistics::Statistics;
+use rdkafka::statistics::{Partition, Statistics};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use std::collections::HashMap;
@@ -49,6 +50,7 @@ struct Context {
     /// Where `positions` told to begin.
     begun: Mutex<HashMap<(Topic, i32), i64>>,
     open: Mutex<OpenTransactions>,
+    unfetched: Mutex<Unfetched>,
     failed: Mutex<Option<Failure>>,
 }
 
@@ -94,12 +96,16 @@ impl ClientContext for Context {
             .sum();
         #[expect(clippy::cast_precision_loss, reason = "no lag reaches 2^52 records")]
         metrics::STAGE_LAG_RECORDS.gauge(&[("stage", self.stage)]).set(lag as f64);
-        let mut open = locked(&self.open);
+        let (mut open, now) = (locked(&self.open), Instant::now());
+        let is_active = |partition: &Partition| partition.fetch_state == "active";
         for (name, topic) in &statistics.topics {
             // The ends of a partition that is not read up to there are old.
-            let read = topic.partitions.values().filter(|p| p.fetch_state == "active" && p.next_offset >= p.ls_offset);
-            open.see(name, read.map(|p| (p.partition, p.ls_offset, p.hi_offset)), Instant::now());
+            let read = topic.partitions.values().filter(|p| is_active(p) && p.next_offset >= p.ls_offset);
+            open.see(name, read.map(|p| (p.partition, p.ls_offset, p.hi_offset)), now);
         }
+        let partition = |name: &str, partition: i32| statistics.topics.get(name)?.partitions.get(&partition);
+        let is_fetched = |name: &str, number: i32| partition(name, number).is_some_and(is_active);
+        locked(&self.unfetched).see(self.stage, is_fetched, now);
     }
 }
 
@@ -107,7 +113,10 @@ impl ConsumerContext for Context {
     // librdkafka calls this from within a poll, on the stage's thread.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         self.assignment.fetch_add(1, Ordering::Relaxed);
-        let outcome = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+        let is_assigned = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let assigned = list.elements().into_iter().filter(|_| is_assigned).map(|e| (e.topic().to_owned(), e.partition()));
+        locked(&self.unfetched).assign(assigned, Instant::now());
+        let outcome = if is_assigned {
             tracing::debug!(stage = self.stage, "assigned {} partitions", list.count());
             // librdkafka keeps a pause beyond the assignment. Whoever paused has dropped its work with the old one.
             self.seek(list).and_then(|()| Ok(consumer.assign(list)?)).and_then(|()| Ok(consumer.resume(list)?))
@@ -143,6 +152,7 @@ impl Consumer {
             assignment: AtomicU64::new(0),
             begun: Mutex::default(),
             open: Mutex::default(),
+            unfetched: Mutex::default(),
             failed: Mutex::new(None),
         };
         let inner: BaseConsumer<Context> = kafka
@@ -152,7 +162,7 @@ impl Consumer {
             .set("session.timeout.ms", "10000")
             .set("heartbeat.interval.ms", "2000")
             // A stage may look for its place in what it wrote for longer than the default of five minutes; thrown out of its group for
-            // that, it would look again for ever.
+            // that, it would look again for ever. `stage` tells of one that does not poll.
             .set("max.poll.interval.ms", "3600000")
             // The range assignor gives an instance the same partitions of every topic, which the detector's join needs.
             .set("partition.assignment.strategy", "range")
@@ -169,6 +179,7 @@ impl Consumer {
     /// The broker's error, or the failure of a rebalance.
     pub fn poll(&self, max_records: usize, max_bytes: usize, wait: Duration) -> Result<Batch<'_>, Failure> {
         let context = self.inner.context();
+        stage::asks(context.stage);
         let mut records = Vec::new();
         let mut bytes = 0;
         let mut assignment = context.assignment.load(Ordering::Relaxed);
@@ -234,5 +245,34 @@ impl Consumer {
     /// When there is no group, which `open` rules out.
     pub fn group_metadata(&self) -> Result<ConsumerGroupMetadata, Failure> {
         self.inner.group_metadata().ok_or_else(|| Failure::Halt(anyhow!("the consumer has no group")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::mocking::MockCluster;
+
+    #[test]
+    fn a_partition_without_records_counts_as_fetched_once_it_has_an_offset() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(Topic::Events.name(), Topic::Events.partitions(), 1).unwrap();
+        let consumer =
+            Consumer::open(&Kafka::on_brokers(&cluster.bootstrap_servers()), "idle", &[Topic::Events], None).unwrap();
+        let context = consumer.inner.context();
+        let (deadline, mut assigned) = (Instant::now() + Duration::from_secs(30), None);
+        let told = || stage::waiting().iter().any(|(item, _)| item == "idle: offsets");
+        // Until the statistics, of every two seconds, say that it is fetched.
+        loop {
+            consumer.poll(1, 1, Duration::from_millis(100)).unwrap();
+            let is_assigned = context.assignment.load(Ordering::Relaxed) > 0;
+            if let Some(assigned) = is_assigned.then(|| *assigned.get_or_insert_with(Instant::now)) {
+                locked(&context.unfetched).see("idle", |_, _| false, assigned + Duration::from_secs(41));
+                if !told() {
+                    break;
+                }
+            }
+            assert!(Instant::now() < deadline, "it is never fetched");
+        }
     }
 }

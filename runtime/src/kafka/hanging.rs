@@ -1,6 +1,7 @@
 //! Transactions that stay open. Whoever reads committed records stops in front of one, and sees nothing that is behind it.
 //!
-//! A broker ends a transaction whose producer is gone within seconds. If it loses sight of one, only a person can end that.
+//! A broker ends a transaction whose producer is gone within seconds. If it loses sight of one, only a person can end that. So it is with
+//! one that holds a group's offsets: Kafka does not tell them meanwhile.
 
 use crate::stage;
 use std::collections::{BTreeSet, HashMap};
@@ -71,9 +72,83 @@ impl Drop for OpenTransactions {
     }
 }
 
+/// The assigned partitions of a consumer of which Kafka gives nothing. Where their offsets are the group's, that asks for them until no
+/// transaction holds any.
+#[derive(Default)]
+pub(super) struct Unfetched {
+    /// When each was fetched last, or assigned.
+    since: HashMap<(String, i32), Instant>,
+    /// Under which name it was told.
+    told: Option<String>,
+}
+
+impl Unfetched {
+    /// Notes a new assignment.
+    pub fn assign(&mut self, partitions: impl Iterator<Item = (String, i32)>, now: Instant) {
+        self.since = partitions.map(|partition| (partition, now)).collect();
+    }
+
+    /// Tells of partitions that are not `fetched` for too long.
+    pub fn see(&mut self, stage: &str, fetched: impl Fn(&str, i32) -> bool, now: Instant) {
+        self.since.iter_mut().filter(|((name, partition), _)| fetched(name, *partition)).for_each(|(_, since)| *since = now);
+        let late = self.since.iter().find(|(_, since)| now - **since > MAX_OPEN);
+        match late {
+            Some(((name, partition), since)) => {
+                let cause = format!("nothing is read of {name}/{partition} for {:.0?}; {}", now - *since, group_remedy(stage));
+                let item = format!("{stage}: offsets");
+                if self.told.is_none() {
+                    tracing::error!("{cause}");
+                }
+                stage::waits(&item, &cause);
+                self.told = Some(item);
+            }
+            None => self.resume(),
+        }
+    }
+
+    fn resume(&mut self) {
+        if let Some(item) = self.told.take() {
+            stage::resumed(&item);
+        }
+    }
+}
+
+impl Drop for Unfetched {
+    fn drop(&mut self) {
+        self.resume();
+    }
+}
+
+/// What a person can do if Kafka does not tell a group's offsets.
+pub(super) fn group_remedy(group: &str) -> String {
+    let tool = "kafka-transactions.sh --bootstrap-server $KAFKA_BROKERS";
+    format!(
+        "a transaction may hold offsets of the group {group}. If `{tool} find-hanging --topic __consumer_offsets \
+         --max-transaction-timeout 1` shows one, `{tool} abort --topic __consumer_offsets` with its --partition and --start-offset ends it"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_partition_that_waits_for_the_groups_offset_is_told_with_the_command_that_ends_it() {
+        let told = || stage::waiting().into_iter().find(|(item, _)| item == "lab: offsets").map(|(_, cause)| cause);
+        let (mut unfetched, start) = (Unfetched::default(), Instant::now());
+        unfetched.assign([("topic".to_owned(), 3), ("topic".to_owned(), 4)].into_iter(), start);
+        let mut see = |seconds, third: bool| {
+            unfetched.see("lab", |_, partition| partition == 4 || third, start + Duration::from_secs(seconds));
+            told()
+        };
+        assert_eq!((see(0, false), see(30, false)), (None, None));
+        let cause = see(50, false).expect("a partition without an offset");
+        assert!(cause.contains("topic/3") && cause.contains("abort --topic __consumer_offsets"), "{cause}");
+        assert_eq!((see(52, true), see(80, false)), (None, None));
+        assert!(see(100, false).is_some());
+        drop(unfetched);
+        assert_eq!(told(), None);
+    }
 
     #[test]
     fn a_transaction_that_hangs_is_told_with_the_command_that_ends_it() {

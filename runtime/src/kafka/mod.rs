@@ -16,6 +16,7 @@ mod client;
 mod consumer;
 pub(crate) mod error;
 mod hanging;
+mod heard;
 mod offsets;
 mod partition_reader;
 mod probe;

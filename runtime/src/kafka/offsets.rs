@@ -1,6 +1,7 @@
 //! Offsets that are not a consumer's position: the ends of a topic, and cursors of ours that Kafka keeps as a group's offset.
 
 use super::client::Kafka;
+use super::hanging;
 use crate::failure::Failure;
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
@@ -62,9 +63,7 @@ impl Kafka {
         let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.name(topic), partition);
-        let answer = inner
-            .committed_offsets(list, COMMITTED_TIMEOUT)
-            .map_err(|e| Failure::from(e).context(format!("the committed offset of {group}")))?;
+        let answer = inner.committed_offsets(list, COMMITTED_TIMEOUT).map_err(|e| uncommitted(e, group))?;
         Ok(answer.elements().first().and_then(|element| match element.offset() {
             Offset::Offset(offset) => Some(offset),
             _ => None,
@@ -81,9 +80,7 @@ impl Kafka {
         for partition in 0..topic.partitions() {
             list.add_partition(&self.name(topic), partition);
         }
-        let answer = inner
-            .committed_offsets(list, COMMITTED_TIMEOUT)
-            .map_err(|e| Failure::from(e).context(format!("the committed offsets of {group}")))?;
+        let answer = inner.committed_offsets(list, COMMITTED_TIMEOUT).map_err(|e| uncommitted(e, group))?;
         Ok(answer.elements().iter().any(|element| matches!(element.offset(), Offset::Offset(_))))
     }
 
@@ -151,6 +148,12 @@ impl Kafka {
         let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
         inner.group_metadata().ok_or_else(|| Failure::Halt(anyhow!("the consumer has no group")))
     }
+}
+
+fn uncommitted(error: KafkaError, group: &str) -> Failure {
+    let is_late = error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut);
+    let remedy = if is_late { format!(" ({})", hanging::group_remedy(group)) } else { String::new() };
+    Failure::from(error).context(format!("the committed offsets of {group}{remedy}"))
 }
 
 /// Asks again for a while if a partition has no leader: its topic was created, or its broker restarted, a moment ago.

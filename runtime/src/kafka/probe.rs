@@ -1,15 +1,12 @@
-//! Whether Kafka can be used: one question to a broker, with the TLS and the login of the process. librdkafka itself tries again for
-//! ever, and tells the cause to a callback alone.
+//! Whether Kafka can be used: one question to a broker, with the TLS and the login of the process.
 
 use super::client::client_config;
+use super::heard::Heard;
 use crate::settings::Settings;
 use anyhow::anyhow;
-use base::locked;
-use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use std::sync::Mutex;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
 use std::time::{Duration, Instant};
 use topics::Topic;
 
@@ -58,9 +55,10 @@ fn ask(settings: &Settings, patience: Duration) -> Result<(), Unusable> {
     if settings.kafka_brokers.split(',').all(|broker| broker.trim().is_empty()) {
         return Err(Unusable::Refused(anyhow!("KAFKA_BROKERS is empty; expected host:port")));
     }
+    let heard = Heard::new(settings.kafka.kafka_sasl_username.as_deref(), false);
     let client: BaseConsumer<Heard> = client_config(settings, "probe")
         .set_log_level(RDKafkaLogLevel::Info)
-        .create_with_context(Heard::default())
+        .create_with_context(heard.clone())
         .map_err(|error| Unusable::Refused(without_value(error)))?;
     let topic = settings.topic_name(Topic::Intents);
     // Of several one that answers is enough, whatever another says before it.
@@ -72,15 +70,12 @@ fn ask(settings: &Settings, patience: Duration) -> Result<(), Unusable> {
         for _ in 0..CALLBACKS {
             drop(client.poll(Duration::ZERO));
         }
-        let heard = locked(&client.context().0);
-        let refusal = heard.iter().find_map(|(code, reason)| Some((remedy(*code, reason, settings)?, reason)));
         let is_over = started.elapsed() > patience;
-        if let Some((remedy, reason)) = refusal.filter(|_| is_sole || is_over) {
-            return Err(Unusable::Refused(anyhow!("{reason}").context(remedy)));
+        if let Some(refusal) = heard.refusal().filter(|_| is_sole || is_over) {
+            return Err(Unusable::Refused(refusal));
         }
         if is_over {
-            let told = heard.iter().rfind(|(code, _)| *code != RDKafkaErrorCode::AllBrokersDown);
-            let cause = told.map_or_else(|| error.to_string(), |(_, reason)| reason.clone());
+            let cause = heard.last().unwrap_or_else(|| error.to_string());
             // That is how a port with TLS, or with a login, answers one that speaks another protocol.
             let hint =
                 if cause.contains("APIVERSION_QUERY") { "; is KAFKA_SECURITY_PROTOCOL what the port speaks?" } else { "" };
@@ -88,48 +83,6 @@ fn ask(settings: &Settings, patience: Duration) -> Result<(), Unusable> {
         }
     }
 }
-
-/// What helps where no retry does.
-fn remedy(code: RDKafkaErrorCode, reason: &str, settings: &Settings) -> Option<String> {
-    // librdkafka tells a handshake that fails as soon as it is connected as an error of the connection.
-    let is_tls = code == RDKafkaErrorCode::SSL || reason.contains("SSL routines");
-    // A broker that is about to stop hangs up amid one.
-    if is_tls && !reason.contains("Disconnected") {
-        let remedy = "no TLS with it: KAFKA_SECURITY_PROTOCOL says whether the port speaks TLS, KAFKA_SSL_CA_LOCATION has to name the \
-                      authority that signed its certificate, which has to be of the host in KAFKA_BROKERS and not to have expired, and a \
-                      broker that asks for ours needs KAFKA_SSL_CERTIFICATE_LOCATION";
-        return Some(remedy.to_owned());
-    }
-    let is_login = matches!(code, RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed);
-    let user = settings.kafka.kafka_sasl_username.as_deref().unwrap_or("nobody");
-    is_login.then(|| {
-        format!(
-            "it refuses the login of {user}: KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD (or its _FILE) and KAFKA_SASL_MECHANISM have to be the \
-             broker's"
-        )
-    })
-}
-
-/// The errors that librdkafka has told.
-#[derive(Default)]
-struct Heard(Mutex<Vec<(RDKafkaErrorCode, String)>>);
-
-impl ClientContext for Heard {
-    /// A connection that ends is in the log alone.
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, line: &str) {
-        if facility == "FAIL" {
-            let reason = line.split_once("]: ").map_or(line, |(_thread, reason)| reason);
-            locked(&self.0).push((RDKafkaErrorCode::BrokerTransportFailure, reason.to_owned()));
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
-        locked(&self.0).push((code, reason.to_owned()));
-    }
-}
-
-impl ConsumerContext for Heard {}
 
 #[cfg(test)]
 mod tests {

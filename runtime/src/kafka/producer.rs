@@ -4,6 +4,7 @@
 //! acknowledgement and no transaction; after a fatal error of librdkafka it opens a new producer.
 
 use super::client::Kafka;
+use super::heard::Heard;
 use crate::failure::Failure;
 use anyhow::{Context as _, anyhow};
 use base::{backoff, locked, metrics};
@@ -193,7 +194,8 @@ pub struct Publisher {
 }
 
 struct CurrentProducer {
-    producer: FutureProducer,
+    producer: FutureProducer<Heard>,
+    heard: Heard,
     opened: Instant,
     /// No other is opened before.
     next_opening: Instant,
@@ -206,8 +208,10 @@ impl Publisher {
     /// # Errors
     /// When librdkafka refuses its configuration.
     pub fn open(kafka: &Kafka, timeout: Duration) -> anyhow::Result<Self> {
+        let (producer, heard) = open_producer(kafka, timeout)?;
         let current = CurrentProducer {
-            producer: open_producer(kafka, timeout)?,
+            producer,
+            heard,
             opened: Instant::now(),
             next_opening: Instant::now(),
             delays: reopening_delays(),
@@ -216,7 +220,7 @@ impl Publisher {
     }
 
     /// The producer, or its successor if a fatal error has spoiled it.
-    fn producer(&self) -> anyhow::Result<FutureProducer> {
+    fn producer(&self) -> anyhow::Result<FutureProducer<Heard>> {
         let mut current = locked(&self.current);
         let Some((code, cause)) = current.producer.client().fatal_error() else { return Ok(current.producer.clone()) };
         let now = Instant::now();
@@ -228,7 +232,9 @@ impl Publisher {
         if current.opened.elapsed() > MAX_REOPENING_DELAY * 2 {
             current.delays = reopening_delays();
         }
-        let spoiled = std::mem::replace(&mut current.producer, open_producer(&self.kafka, self.timeout)?);
+        let (successor, heard) = open_producer(&self.kafka, self.timeout)?;
+        let spoiled = std::mem::replace(&mut current.producer, successor);
+        current.heard = heard;
         current.opened = now;
         current.next_opening = now + current.delays.next().unwrap_or(MAX_REOPENING_DELAY);
         metrics::PUBLISHER_REOPENED.counter(&[]).increment(1);
@@ -272,13 +278,19 @@ impl Publisher {
     /// Asks the brokers for metadata.
     ///
     /// # Errors
-    /// When none answers within two seconds, or the producer is spoiled and no other may be opened yet.
+    /// When none answers within two seconds, or the producer is spoiled and no other may be opened yet. It says why, such as a login that
+    /// is refused.
     pub async fn ping(&self) -> anyhow::Result<()> {
         let producer = self.producer()?;
+        let heard = locked(&self.current).heard.clone();
         let name = self.kafka.name(Topic::Intents);
-        tokio::task::spawn_blocking(move || producer.client().fetch_metadata(Some(&name), Duration::from_secs(2)).map(|_| ()))
-            .await?
-            .context("Kafka")
+        let asked = tokio::task::spawn_blocking(move || {
+            producer.client().fetch_metadata(Some(&name), Duration::from_secs(2)).map(drop)
+        });
+        let why = |error: KafkaError| {
+            heard.refusal().unwrap_or_else(|| heard.last().map_or_else(|| error.into(), anyhow::Error::msg))
+        };
+        asked.await?.map_err(why).context("Kafka")
     }
 }
 
@@ -286,10 +298,12 @@ fn reopening_delays() -> Box<dyn Iterator<Item = Duration> + Send> {
     Box::new(backoff::delays(MAX_REOPENING_DELAY))
 }
 
-fn open_producer(kafka: &Kafka, timeout: Duration) -> anyhow::Result<FutureProducer> {
+fn open_producer(kafka: &Kafka, timeout: Duration) -> anyhow::Result<(FutureProducer<Heard>, Heard)> {
     let mut config = kafka.config("publisher");
     configure(&mut config).set("message.timeout.ms", timeout.as_millis().to_string()).set("linger.ms", "1");
-    config.create().context("the Kafka producer")
+    let heard = Heard::new(config.get("sasl.username"), true);
+    let producer = config.create_with_context(heard.clone()).context("the Kafka producer")?;
+    Ok((producer, heard))
 }
 
 #[cfg(test)]
@@ -297,6 +311,26 @@ mod tests {
     use super::*;
     use rdkafka::mocking::MockCluster;
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_ping_says_why_there_is_no_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let brokers = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let _ = stream.and_then(|mut stream| {
+                    let _hello = stream.read(&mut [0; 4096])?;
+                    stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                });
+            }
+        });
+        let kafka = Kafka::on_brokers_with(&brokers, &[("security.protocol", "ssl")]);
+        let publisher = Publisher::open(&kafka, Duration::from_secs(10)).unwrap();
+        let cause = format!("{:#}", publisher.ping().await.unwrap_err());
+        assert!(cause.contains("KAFKA_SECURITY_PROTOCOL") && cause.contains(&brokers), "{cause}");
+    }
 
     #[tokio::test]
     async fn a_publisher_opens_a_new_producer_after_a_fatal_error() {

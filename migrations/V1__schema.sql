@@ -410,13 +410,17 @@ CREATE TABLE chain_heads (
     updated_at        timestamptz NOT NULL DEFAULT now()
 );
 
--- Where a stage stands in a topic, written in the transaction of what it did. A writer that finds another number here
--- than it left is a zombie, and its transaction fails.
+-- Where a stage stands in a topic, by its name with TOPIC_PREFIX, written in the transaction of what it did. A writer that finds another
+-- number here than it left is a zombie, and its transaction fails.
 CREATE TABLE stage_offsets (
     stage       text NOT NULL,
     topic       text NOT NULL,
     partition   integer NOT NULL,
     next_offset bigint NOT NULL,
+    -- The last record that was applied, as it would be found again: a topic that was cut and written again, or made anew, has another
+    -- one there. Null before the first, and where the offset has gone back.
+    last_offset bigint,
+    last_record bytea,
     updated_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (stage, topic, partition)
 );
@@ -452,9 +456,9 @@ CREATE TABLE installation (
     -- value of its backup, and so differs from what it is now: then others may still wait for Kafka with what they wrote to the
     -- database before. Null until the first start.
     lineage       text,
-    -- Whether this database has been compared with the topics once, to their ends. Before that, addresses of another installation
-    -- there mean that this one is new to them, and it is refused.
-    compared      boolean NOT NULL DEFAULT false
+    -- The name, with TOPIC_PREFIX, of the payment.intents that this database was compared with last, to its end. Before that, addresses
+    -- of another installation in a topic mean that this one is new to it, and it is refused.
+    compared      text
 );
 
 -- Up to which offset this database knows all records of a topic. A restored database has the offsets of its backup, and so what it

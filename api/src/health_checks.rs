@@ -39,6 +39,7 @@ struct Probed {
     intents: Intents,
     registry: Registry,
     nodes: Nodes,
+    topic_prefix: String,
 }
 
 /// The error of a failed probe; `None` when it succeeded.
@@ -64,16 +65,18 @@ pub struct Findings {
 }
 
 impl HealthChecks {
-    pub fn new(registry: Registry, pool: Pool, intents: Intents, recovery: Recovery, nodes: Nodes) -> Self {
+    pub fn new(registry: Registry, pool: Pool, intents: Intents, recovery: Recovery, nodes: Nodes, topic_prefix: &str) -> Self {
         let (dependencies, findings, heads) = (Cached::default(), Cached::default(), Cached::default());
-        Self { probed: Arc::new(Probed { pool, intents, registry, nodes }), recovery, dependencies, findings, heads }
+        let topic_prefix = topic_prefix.to_owned();
+        let probed = Arc::new(Probed { pool, intents, registry, nodes, topic_prefix });
+        Self { probed, recovery, dependencies, findings, heads }
     }
 
     /// Probes Postgres, Kafka and the registry at the same time.
     pub async fn dependencies(&self) -> Dependencies {
         let probed = Arc::clone(&self.probed);
         let load = async move {
-            let Probed { pool, intents, registry, nodes: _ } = &*probed;
+            let Probed { pool, intents, registry, .. } = &*probed;
             let (database, kafka, registry) =
                 tokio::join!(probe(ping_database(pool)), probe(intents.ping()), probe(registry.ping()));
             Dependencies { database, kafka, registry }
@@ -91,7 +94,7 @@ impl HealthChecks {
     pub async fn findings(&self, chains: Vec<ChainId>) -> Findings {
         let probed = Arc::clone(&self.probed);
         let load = async move {
-            find(&probed.pool, &chains).await.unwrap_or_else(|failure| {
+            find(&probed, &chains).await.unwrap_or_else(|failure| {
                 tracing::warn!("/health could not read the database: {failure}");
                 Findings { orphans: Some(failure.to_string()), ..Findings::default() }
             })
@@ -113,11 +116,12 @@ fn unknown() -> ProbeError {
     Some("the probe ended without an answer".to_owned())
 }
 
-async fn find(pool: &Pool, chains: &[ChainId]) -> Result<Findings, Failure> {
-    db::in_time(pool.get().await?, FIND_TIMEOUT, async |client| find_with(client, chains).await).await
+async fn find(probed: &Probed, chains: &[ChainId]) -> Result<Findings, Failure> {
+    let client = probed.pool.get().await?;
+    db::in_time(client, FIND_TIMEOUT, async |client| find_with(client, chains, &probed.topic_prefix).await).await
 }
 
-async fn find_with(client: &Client, chains: &[ChainId]) -> Result<Findings, Failure> {
+async fn find_with(client: &Client, chains: &[ChainId], topic_prefix: &str) -> Result<Findings, Failure> {
     let orphans = store::count_orphans(client).await?.map(|(count, address)| {
         format!(
             "{count} transfers are to addresses without a payment, such as {address}; each is credited when its payment is there \
@@ -127,7 +131,7 @@ async fn find_with(client: &Client, chains: &[ChainId]) -> Result<Findings, Fail
     Ok(Findings {
         processed: store::head_numbers(client, chains).await?,
         witnessed: store::witnessed(client).await?,
-        set_aside: set_aside::all(client).await?,
+        set_aside: set_aside::all(client, topic_prefix).await?,
         orphans,
     })
 }

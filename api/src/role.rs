@@ -112,12 +112,14 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let wrong_tokens = WrongTokens::new(&catalog);
     // A node that hangs must not hold up the start.
     let _ = tokio::time::timeout(FIRST_LOOK_AT_TOKENS, wrong_tokens.look()).await;
-    let availability = Availability::new(halts.clone(), wrong_tokens.clone());
+    let availability = Availability::new(halts.clone(), wrong_tokens.clone(), kafka.topic_prefix());
     availability.poll(&pool).await.map_err(|failure| anyhow::anyhow!("reading the chains' heads: {failure}"))?;
     let listener = socket.listen(LISTEN_BACKLOG).with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
 
     let (intents, acknowledged) = Intents::open(kafka.clone())?;
-    let health = HealthChecks::new(Registry::new(&settings)?, pool.clone(), intents.clone(), recovery, Nodes::new(&catalog));
+    let registry = Registry::new(&settings)?;
+    let prefix = kafka.topic_prefix();
+    let health = HealthChecks::new(registry, pool.clone(), intents.clone(), recovery, Nodes::new(&catalog), prefix);
     let (create_requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
     let batcher = Batcher { pool: pool.clone(), intents: intents.clone(), installation };
     let keys = Arc::new(KeyCache::new(pool.clone(), look_up_pool, NonZeroU32::new(settings.api_rate_limit)));

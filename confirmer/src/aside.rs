@@ -12,7 +12,7 @@ use base::metrics;
 use chain::Chains;
 use deadpool_postgres::Pool;
 use runtime::kafka::{Kafka, PartitionReader, Record};
-use runtime::{Failure, SetAside, stage};
+use runtime::{Failure, SetAside, Span, stage};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -77,12 +77,12 @@ fn unlisted(chain: ChainId) -> String {
 async fn attempt(pool: &Pool, chains: &Chains, batch: &Batch, faults: &Faults) -> Result<Result<usize, ChainFault>, Failure> {
     let mut client = pool.get().await?;
     let tx = client.transaction().await?;
-    let partition = batch.span.partition;
-    let waiting = FOLDING.claim_beside_set_aside(&tx, batch.span).await?;
+    let waiting = FOLDING.claim_beside_set_aside(&tx, &batch.span).await?;
     let mut skipped: HashSet<ChainId> = waiting.iter().filter_map(chain_of).collect();
     let new: Vec<(&ChainId, &String)> = faults.iter().filter(|(chain, _)| skipped.insert(**chain)).collect();
     for (chain, cause) in &new {
-        FOLDING.set_aside(&tx, partition, &chain.to_string(), batch.span.from, cause).await?;
+        let Span { topic, partition, from, .. } = &batch.span;
+        FOLDING.set_aside(&tx, (topic, *partition), &chain.to_string(), *from, cause).await?;
     }
     let events = match fold_chains(&tx, chains, &batch.records, &skipped, MAX_PAYMENTS_IN_MEMORY).await {
         Ok(events) => events,
@@ -108,7 +108,7 @@ pub fn catch_up(kafka: &Kafka, pool: &Pool, chains: &Chains, handle: &Handle, st
     let mut orphans = OrphanLook::default();
     while !stop.is_cancelled() {
         handle.block_on(orphans.credit_owned(pool, chains))?;
-        let items = handle.block_on(items(pool))?;
+        let items = handle.block_on(items(kafka, pool))?;
         report(&items);
         for item in items {
             let Some(chain) = chain_of(&item).filter(|chain| chains.by_id(*chain).is_some()) else { continue };
@@ -147,8 +147,8 @@ struct Failed {
     searched: i64,
 }
 
-async fn items(pool: &Pool) -> Result<Vec<SetAside>, Failure> {
-    let all = runtime::set_aside::all(&pool.get().await?).await?;
+async fn items(kafka: &Kafka, pool: &Pool) -> Result<Vec<SetAside>, Failure> {
+    let all = runtime::set_aside::all(&pool.get().await?, kafka.topic_prefix()).await?;
     Ok(all.into_iter().filter(|item| item.stage == FOLDING.stage).collect())
 }
 
@@ -214,7 +214,8 @@ impl Returning<'_> {
 
     /// The partition's offset: the stage applies the records from there on, once the chain is back.
     fn limit(&self) -> Result<i64, Failure> {
-        Ok(self.handle.block_on(FOLDING.position(self.pool, self.item.partition))?.unwrap_or_default())
+        let SetAside { topic, partition, .. } = &self.item;
+        Ok(self.handle.block_on(FOLDING.position(self.pool, topic, *partition))?.unwrap_or_default())
     }
 
     fn read_waiting(&self, reader: &PartitionReader) -> Result<Waiting, Failure> {
@@ -280,9 +281,9 @@ impl Returning<'_> {
             return self.pass_to(beginning);
         }
         let cause = format!("{fault}; `ctrip chain restart {}` begins anew", self.chain);
-        let SetAside { partition, item, next_offset, .. } = &self.item;
-        self.handle
-            .block_on(async { FOLDING.set_aside(&self.pool.get().await?, *partition, item, *next_offset, &cause).await })?;
+        let SetAside { topic, partition, item, next_offset, .. } = &self.item;
+        let place = (topic.as_str(), *partition);
+        self.handle.block_on(async { FOLDING.set_aside(&self.pool.get().await?, place, item, *next_offset, &cause).await })?;
         Err(Failure::Halt(anyhow!(cause)))
     }
 

@@ -41,7 +41,7 @@ pub struct Batch {
 pub async fn apply_in_slices(pool: &Pool, chains: &Chains, batch: &Batch, slice: usize) -> Result<usize, Failure> {
     let mut client = pool.get().await?;
     let tx = client.transaction().await?;
-    FOLDING.claim(&tx, batch.span).await?;
+    FOLDING.claim(&tx, &batch.span).await?;
     let events = fold_chains(&tx, chains, &batch.records, &HashSet::new(), slice).await.map_err(|fault| fault.failure)?;
     tx.commit().await?;
     Ok(events)

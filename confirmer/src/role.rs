@@ -76,7 +76,7 @@ fn follow(
             let mut faults = Faults::new();
             let records = records.iter().filter_map(|record| aside::read(record, &mut faults).transpose());
             let records = records.collect::<Result<_, _>>()?;
-            if handle.block_on(aside::apply(pool, chains, &Batch { span: *span, records }, faults))? > 0 {
+            if handle.block_on(aside::apply(pool, chains, &Batch { span: span.clone(), records }, faults))? > 0 {
                 // The receiver is gone only when the role ends.
                 let _ = wake.send(());
             }

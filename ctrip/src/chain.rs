@@ -41,8 +41,9 @@ async fn forget(settings: &Settings, name: &str, execute: bool) -> anyhow::Resul
     let pool = db::pool(&settings.database_url, 1)?;
     let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
     let failed = |failure| anyhow::anyhow!("{failure}");
-    let items = set_aside::all(&db).await.map_err(failed)?.into_iter();
-    let items: Vec<_> = items.filter(|i| i.topic == Topic::Matches.name() && i.item == chain.to_string()).collect();
+    let items = set_aside::all(&db, &settings.topic_prefix).await.map_err(failed)?.into_iter();
+    let topic = settings.topic_name(Topic::Matches);
+    let items: Vec<_> = items.filter(|item| item.topic == topic && item.item == chain.to_string()).collect();
     if items.is_empty() {
         println!("nothing of chain {chain} is set aside");
         return Ok(());
@@ -56,7 +57,7 @@ async fn forget(settings: &Settings, name: &str, execute: bool) -> anyhow::Resul
         bail!("nothing was changed; if that is right, run it again with --execute");
     }
     for item in &items {
-        set_aside::forget(&db, &item.stage, &item.item).await.map_err(failed)?;
+        set_aside::forget(&db, &item.stage, &topic, &item.item).await.map_err(failed)?;
     }
     println!("forgotten; if the chain comes back to the chains file, run: ctrip chain restart {chain}");
     Ok(())
@@ -69,9 +70,9 @@ async fn restart(settings: &Settings, name: &str, execute: bool) -> anyhow::Resu
     let failed = |failure| anyhow::anyhow!("{failure}");
     let chain = restart.chain();
     // In this order: what comes before the offset is applied or set aside by then.
-    let partition = Topic::Matches.partition_of(&chain.to_string());
-    let next = FOLDING.position(&pool, partition).await.map_err(failed)?.unwrap_or_default();
-    let items = FOLDING.set_aside_in(&db, partition).await.map_err(failed)?;
+    let (topic, partition) = (settings.topic_name(Topic::Matches), Topic::Matches.partition_of(&chain.to_string()));
+    let next = FOLDING.position(&pool, &topic, partition).await.map_err(failed)?.unwrap_or_default();
+    let items = FOLDING.set_aside_in(&db, &topic, partition).await.map_err(failed)?;
     let waiting = items.iter().find(|item| item.item == chain.to_string());
     let unapplied = waiting.map_or(Unapplied::Next(next), |item| Unapplied::Waiting(item.next_offset));
     let head = store::lock_head(&db, chain).await.map_err(failed)?;

@@ -1,9 +1,10 @@
 //! `ctrip intents`: brings `payment.intents` and Postgres together by hand.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Subcommand;
 use recovery::{installation, republish};
 use runtime::{Kafka, Settings, db, set_aside};
+use topics::Topic;
 use uuid::Uuid;
 
 #[derive(Subcommand)]
@@ -27,6 +28,13 @@ pub async fn run(settings: &Settings, command: IntentsCommand) -> anyhow::Result
         IntentsCommand::Republish => {
             let kafka = Kafka::connect(settings).await?;
             let pool = db::pool(&settings.database_url, 1)?;
+            let compared = installation::compared_topic(&pool.get().await.context("Postgres (DATABASE_URL)")?).await;
+            let topic = kafka.name(Topic::Intents);
+            ensure!(
+                compared.map_err(|failure| anyhow::anyhow!("{failure}"))?.as_ref() == Some(&topic),
+                "{topic} was not compared with this database yet, and may be another installation's (TOPIC_PREFIX, DATABASE_URL): the API \
+                 and the confirmer compare them when they start, and publish the intents that it lacks"
+            );
             let count = republish::republish(&kafka, &pool).await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
             println!("published {count} intents");
         }
@@ -38,7 +46,9 @@ pub async fn run(settings: &Settings, command: IntentsCommand) -> anyhow::Result
             let pool = db::pool(&settings.database_url, 1)?;
             let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
             let stage = recovery::RESTORING.stage;
-            set_aside::forget(&db, stage, &id).await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            set_aside::forget(&db, stage, &settings.topic_name(Topic::Intents), &id)
+                .await
+                .map_err(|failure| anyhow::anyhow!("{failure}"))?;
             println!("forgotten");
         }
     }

@@ -9,7 +9,7 @@
 //! Several processes may compare at the same time. The offsets are written in the transaction of their records, and only by the
 //! one that finds them where it began.
 
-use crate::installation::{installation, is_compared, note_compared, note_other};
+use crate::installation::{compared_topic, installation, note_compared, note_other};
 use crate::known::{self, Known, LastRecords};
 use anyhow::anyhow;
 use base::metrics;
@@ -18,7 +18,7 @@ use merchants::{accounts, restore_merchants};
 use payments::intents::{Issued, Origin, account, installation as installation_of, issued};
 use payments::store::{self, RestoredRows};
 use runtime::db::lock;
-use runtime::kafka::{Backlog, Offsets, Record};
+use runtime::kafka::{Backlog, Offsets};
 use runtime::{Failure, FoldStage, Kafka};
 use std::collections::{BTreeMap, HashMap};
 use tokio::runtime::Handle;
@@ -59,12 +59,13 @@ impl CatchUp<'_> {
     /// Compares up to the present ends of both topics. Returns whether the database had lost something.
     ///
     /// # Errors
-    /// `Retry` when Kafka or the database fails; `Halt` when this database is new and the topics are another installation's.
+    /// `Retry` when Kafka or the database fails; `Halt` when this database is new to the topics and they are another installation's.
     pub fn run(&mut self) -> Result<bool, Failure> {
         let intents = self.backlog.ends(Topic::Intents)?;
         let events = self.backlog.ends(Topic::Events)?;
         let own = self.handle.block_on(installation(&*self.client))?;
-        let is_new = !self.handle.block_on(is_compared(&*self.client))?;
+        let (compared, name) = (self.handle.block_on(compared_topic(&*self.client))?, self.kafka.name(Topic::Intents));
+        let is_new = compared.as_ref() != Some(&name);
         let mut findings = Findings::default();
         self.topic(Topic::Events, &events, async |db, records| {
             let told: Vec<(Uuid, PaymentEvent)> = records.iter().filter_map(|read| read_event(&read.value)).collect();
@@ -73,14 +74,15 @@ impl CatchUp<'_> {
         })?;
         self.topic(Topic::Intents, &intents, async |db, records| {
             let read: Vec<ReadIntent> = records.iter().filter_map(ReadIntent::of).collect();
-            restore(db, own, is_new, &read, &mut findings).await?;
+            restore(db, &name, own, is_new, &read, &mut findings).await?;
             match findings.foreign {
                 Some(other) => note_other(db, other).await,
                 None => Ok(()),
             }
         })?;
-        if is_new {
-            self.handle.block_on(note_compared(&*self.client))?;
+        // One that was compared with others has to get our intents first.
+        if compared.is_none() {
+            self.handle.block_on(note_compared(&*self.client, &name))?;
         }
         report(&findings);
         Ok(findings.had_lost())
@@ -103,7 +105,7 @@ impl CatchUp<'_> {
             let (mut records, mut last) = (Vec::new(), LastRecords::new());
             let reached = backlog.read(topic, &next, ends, (RESTORING.max_records, RESTORING.max_bytes), |record| {
                 records.push(ReadRecord { place: (record.partition(), record.offset()), value: record.payload().to_vec() });
-                last.insert(record.partition(), (record.offset(), mark(record)));
+                last.insert(record.partition(), record.mark());
             })?;
             handle.block_on(async {
                 let transaction = client.transaction().await?;
@@ -125,13 +127,6 @@ struct ReadRecord {
     /// Partition and offset.
     place: (i32, i64),
     value: Vec<u8>,
-}
-
-/// What tells a record from the one that has its offset in a topic that was made anew.
-pub fn mark(record: &Record<'_>) -> Vec<u8> {
-    let mut mark = record.timestamp_ms().unwrap_or_default().to_be_bytes().to_vec();
-    mark.extend_from_slice(record.key());
-    mark
 }
 
 fn read_event(value: &[u8]) -> Option<(Uuid, PaymentEvent)> {
@@ -166,6 +161,7 @@ impl ReadIntent {
 
 async fn restore(
     db: &impl GenericClient,
+    topic: &str,
     own: Uuid,
     is_new: bool,
     intents: &[ReadIntent],
@@ -196,7 +192,7 @@ async fn restore(
         match issued(intent) {
             _ if other.is_some() => {}
             Ok(issued) => restorable.push(issued),
-            Err(error) => set_aside(db, &read.item(), &intent.key(), &error.to_string()).await?,
+            Err(error) => set_aside(db, topic, &read.item(), &intent.key(), &error.to_string()).await?,
         }
     }
     accounts::move_sequences(db, &highest).await?;
@@ -210,7 +206,7 @@ async fn restore(
             Issued::Payment(payment) => payment.address,
             Issued::Address(address) => address.address,
         };
-        set_aside(db, &issued.id().to_string(), &format!("{address:#x}"), &cause).await?;
+        set_aside(db, topic, &issued.id().to_string(), &format!("{address:#x}"), &cause).await?;
     }
     findings.payments += payments;
     findings.addresses += addresses;
@@ -219,14 +215,14 @@ async fn restore(
 }
 
 /// Names one that stays lost, in `/health` too; the others are restored.
-async fn set_aside(db: &impl GenericClient, id: &str, address: &str, cause: &str) -> Result<(), Failure> {
+async fn set_aside(db: &impl GenericClient, topic: &str, id: &str, address: &str, cause: &str) -> Result<(), Failure> {
     let cause = format!(
         "the payment or static address {id} at {address} is lost and can't be restored: {cause}. Money to it is another's, or an orphan; `ctrip intents forget {id}` \
          drops this note"
     );
     tracing::error!("{cause}");
     let partition = Topic::Intents.partition_of(address);
-    RESTORING.set_aside(db, partition, id, 0, &cause).await
+    RESTORING.set_aside(db, (topic, partition), id, 0, &cause).await
 }
 
 async fn known_account(db: &impl GenericClient, fingerprint: &str) -> Result<bool, Failure> {

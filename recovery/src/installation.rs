@@ -59,21 +59,21 @@ pub async fn note_lineage(db: &impl GenericClient, lineage: Option<&Lineage>) ->
     Ok(())
 }
 
-/// Whether the database has been compared with the topics before.
+/// The name of the `payment.intents` that the database was compared with last, to its end.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn is_compared(db: &impl GenericClient) -> Result<bool, Failure> {
+pub async fn compared_topic(db: &impl GenericClient) -> Result<Option<String>, Failure> {
     let select = db.prepare_cached("SELECT compared FROM installation").await?;
-    Ok(db.query_opt(&select, &[]).await?.is_some_and(|row| row.get(0)))
+    Ok(db.query_opt(&select, &[]).await?.and_then(|row| row.get(0)))
 }
 
-/// Notes that the database has been compared with the topics, to their ends.
+/// Notes that the database has been compared with the `payment.intents` of this name, to its end, and that it lacks nothing of ours.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn note_compared(db: &impl GenericClient) -> Result<(), Failure> {
-    db.execute("UPDATE installation SET compared = true", &[]).await?;
+pub async fn note_compared(db: &impl GenericClient, topic: &str) -> Result<(), Failure> {
+    db.execute("UPDATE installation SET compared = $1", &[&topic]).await?;
     Ok(())
 }
 
@@ -87,7 +87,7 @@ pub async fn adopt(database_url: &str, installation: Uuid) -> Result<()> {
     let db = db.with_context(|| format!("Postgres at {} (DATABASE_URL)", db::hosts(database_url)))?;
     let sql = "WITH forgotten AS (DELETE FROM known_offsets)
                INSERT INTO installation (id) VALUES ($1)
-               ON CONFLICT (singleton) DO UPDATE SET id = EXCLUDED.id, other = NULL, lineage = NULL, compared = false";
+               ON CONFLICT (singleton) DO UPDATE SET id = EXCLUDED.id, other = NULL, lineage = NULL, compared = NULL";
     db.execute(sql, &[&installation]).await.context("`ctrip migrate` creates the tables")?;
     Ok(())
 }

@@ -3,12 +3,12 @@
 
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
-use runtime::kafka::Offsets;
+use runtime::kafka::{Mark, Offsets};
 use std::collections::BTreeMap;
 use topics::Topic;
 
-/// The last record that was read of each partition: its offset, and a text that no other record has.
-pub type LastRecords = BTreeMap<i32, (i64, Vec<u8>)>;
+/// The last record that was read of each partition.
+pub type LastRecords = BTreeMap<i32, Mark>;
 
 /// What is known of a topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,8 +30,8 @@ pub async fn load(db: &impl GenericClient, topic: &str) -> Result<Known, Failure
     for row in db.query(&statement, &[&topic]).await? {
         let partition: i32 = row.get(0);
         known.next.insert(partition, row.get(1));
-        if let (Some(offset), Some(record)) = (row.get(2), row.get::<_, Option<Vec<u8>>>(3)) {
-            known.last.insert(partition, (offset, record));
+        if let (Some(offset), Some(bytes)) = (row.get(2), row.get(3)) {
+            known.last.insert(partition, Mark { offset, bytes });
         }
     }
     Ok(known)
@@ -54,8 +54,8 @@ pub async fn save(db: &impl GenericClient, topic: &str, next: &Offsets, last: &L
         .await?;
     let partitions: Vec<i32> = next.keys().copied().collect();
     let offsets: Vec<i64> = next.values().copied().collect();
-    let last_offsets: Vec<Option<i64>> = partitions.iter().map(|p| last.get(p).map(|(offset, _)| *offset)).collect();
-    let records: Vec<Option<&[u8]>> = partitions.iter().map(|p| last.get(p).map(|(_, record)| record.as_slice())).collect();
+    let last_offsets: Vec<Option<i64>> = partitions.iter().map(|p| last.get(p).map(|mark| mark.offset)).collect();
+    let records: Vec<Option<&[u8]>> = partitions.iter().map(|p| last.get(p).map(|mark| mark.bytes.as_slice())).collect();
     db.execute(&statement, &[&topic, &partitions, &offsets, &last_offsets, &records]).await?;
     Ok(())
 }

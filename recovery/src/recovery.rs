@@ -5,8 +5,8 @@
 //! the gate opens [`SETTLING_TIME`] later, after one more comparison. Which database has caught up is a row of its own: a process
 //! that starts on the same one does not wait.
 
-use crate::catch_up::{CatchUp, RESTORING, mark};
-use crate::installation::{caught_up_lineage, installation, is_compared, note_lineage, other};
+use crate::catch_up::{CatchUp, RESTORING};
+use crate::installation::{caught_up_lineage, compared_topic, installation, note_compared, note_lineage, other};
 use crate::known::{self, Known};
 use crate::republish;
 use base::{locked, metrics};
@@ -222,14 +222,15 @@ impl Recovery {
         watch.leads = watch.leads || within(handle, try_lead(db))?;
         if !is_known || watch.leads {
             let is_due = watch.checked.is_none_or(|at| at.elapsed() > TOPICS_INTERVAL);
+            let mut had_lost = false;
             if is_due || (!is_known && watch.settling.is_none()) {
-                self.check_topics(handle, db)?;
+                had_lost = self.check_topics(handle, db)?;
                 watch.checked = Some(Instant::now());
                 // It may have gone back by itself, for a topic that was lost.
                 watch.seen = Seen::new();
             }
             let is_settled = is_known || self.is_settled(handle, db, &lineage, &mut watch.settling)?;
-            let had_lost = self.compare(handle, db)?;
+            had_lost |= self.compare(handle, db)?;
             if !is_known && had_lost && watch.settling.is_none() {
                 // Its row says that it had caught up, and it had not.
                 (watch.settling, watch.must_note) = (Some((lineage.to_string(), Instant::now())), true);
@@ -240,7 +241,7 @@ impl Recovery {
             }
         }
         locked(&self.0.problems).foreign = within(handle, other(db))?;
-        within(handle, report(db))?;
+        within(handle, report(&self.0.kafka, db))?;
         watch.client = Some(client);
         Ok(())
     }
@@ -304,10 +305,15 @@ impl Recovery {
     }
 
     /// Holds the topics against what the database knows of them. Intents that Kafka had acknowledged and has no more are published
-    /// again, and the topic is compared anew.
-    fn check_topics(&self, handle: &Handle, client: &mut Client) -> Result<(), Failure> {
+    /// again, and the topic is compared anew. Returns whether the database had lost something that topics of another prefix have.
+    fn check_topics(&self, handle: &Handle, client: &mut Client) -> Result<bool, Failure> {
         let mut backlog = locked(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
+        let intents = self.0.kafka.name(Topic::Intents);
+        let compared = handle.block_on(compared_topic(&*client))?;
+        let is_other_prefix = compared.is_some_and(|compared| compared != intents);
+        // If they are another installation's, they get nothing of ours.
+        let had_lost = is_other_prefix && CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run()?;
         let mut problems = Vec::new();
         for topic in COMPARED {
             let name = self.0.kafka.name(topic);
@@ -329,12 +335,7 @@ impl Recovery {
                 ));
             }
             let known = handle.block_on(known::load(&*client, &name))?;
-            let again = if known.next.is_empty() && handle.block_on(is_compared(&*client))? {
-                // Only the topics of another TOPIC_PREFIX were compared.
-                Some(backlog.ends(topic)?.into_keys().map(|partition| (partition, 0)).collect())
-            } else {
-                lost(backlog, topic, &known)?
-            };
+            let again = if is_other_prefix { Some(known.next) } else { lost(backlog, topic, &known)? };
             let Some(again) = again else { continue };
             tracing::error!(
                 "{name} lacks records that Kafka had acknowledged: it was lost, made anew, or TOPIC_PREFIX is another"
@@ -355,8 +356,11 @@ impl Recovery {
             })?;
             problems.pop();
         }
+        if is_other_prefix {
+            handle.block_on(note_compared(&*client, &intents))?;
+        }
         locked(&self.0.problems).topics = problems;
-        Ok(())
+        Ok(had_lost)
     }
 
     async fn offsets(&self, client: &Client) -> Result<Seen, Failure> {
@@ -371,17 +375,7 @@ impl Recovery {
 /// From where to compare a topic again, if it lacks records that the database knows of.
 fn lost(backlog: &Backlog, topic: Topic, known: &Known) -> Result<Option<Offsets>, Failure> {
     let ends = backlog.ends(topic)?;
-    // The record that was read last, if the topic still has one at its offset.
-    let one: Offsets = known.last.iter().map(|(partition, (offset, _))| (*partition, *offset)).collect();
-    let after =
-        one.iter().filter(|(p, offset)| ends.get(p).is_some_and(|end| *offset < end)).map(|(p, o)| (*p, o + 1)).collect();
-    let mut other = Vec::new();
-    backlog.read(topic, &one, &after, (usize::MAX, usize::MAX), |record| {
-        let last = known.last.get(&record.partition());
-        if last.is_some_and(|(offset, last)| *offset == record.offset() && *last != mark(record)) {
-            other.push(record.partition());
-        }
-    })?;
+    let other = backlog.changed(topic, &known.last)?;
     let short = |partition: &i32, next: &i64| ends.get(partition).is_some_and(|end| end < next);
     if other.is_empty() && !known.next.iter().any(|(partition, next)| short(partition, next)) {
         return Ok(None);
@@ -405,8 +399,9 @@ fn within<T>(handle: &Handle, answer: impl Future<Output = Result<T, Failure>>) 
     handle.block_on(db::answered(LOOK_TIMEOUT, answer))
 }
 
-async fn report(db: &Client) -> Result<(), Failure> {
-    let lost = set_aside::all(db).await?.iter().filter(|item| item.stage == RESTORING.stage).count();
+async fn report(kafka: &Kafka, db: &Client) -> Result<(), Failure> {
+    let all = set_aside::all(db, kafka.topic_prefix()).await?;
+    let lost = all.iter().filter(|item| item.stage == RESTORING.stage).count();
     #[expect(clippy::cast_precision_loss, reason = "few intents contradict the database")]
     metrics::SET_ASIDE.gauge(&[("kind", "lost_payment")]).set(lost as f64);
     Ok(())

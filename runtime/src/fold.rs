@@ -3,32 +3,35 @@
 //! The offset is a row of `stage_offsets` and not the consumer group's: an assignment begins at the offset in the database. A
 //! writer that finds another offset there than the one that it wrote is a zombie, and its transaction fails.
 //!
-//! A topic may lose its end, as when a single broker loses power, or be another one, as under another `TOPIC_PREFIX`. All below the
-//! offset was written before the offset was: a younger record there tells that it was never applied. Then the offset goes back
-//! to what may not be applied, and what is applied all the same must change nothing.
+//! A topic may lose its end, as when a single broker loses power, or be made anew. It is known by its end, and by the last record that
+//! was applied: at its offset is another one then. Then the offset goes back to what may not be applied, and what is applied all the same
+//! must change nothing. Each topic has rows of its own, by its name with `TOPIC_PREFIX`.
 
 use crate::failure::Failure;
-use crate::kafka::{Consumer, Kafka, Record};
+use crate::kafka::{Backlog, Consumer, Kafka, Mark, Record};
 use anyhow::anyhow;
 use base::metrics;
 use deadpool_postgres::{GenericClient, Pool};
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
 use topics::Topic;
 
 /// How long a poll waits for a first record.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
-/// How far the clocks of Postgres and of those who write records may differ, in milliseconds.
+/// How far the clocks of Postgres and of those who write records may differ, in milliseconds. It says how far to go back, and not
+/// whether.
 const MAX_CLOCK_SKEW_MS: i64 = 60_000;
 
 /// A missing row means 0 and nothing else: a crash of Postgres may have undone the first commit.
-pub(crate) const CLAIM: &str =
-    "INSERT INTO stage_offsets (stage, topic, partition, next_offset) SELECT $1::text, $2::text, $3::integer, $5::bigint
+pub(crate) const CLAIM: &str = "INSERT INTO stage_offsets (stage, topic, partition, next_offset, last_offset, last_record)
+     SELECT $1::text, $2::text, $3::integer, $5::bigint, $6::bigint, $7::bytea
      WHERE $4::bigint = 0 OR EXISTS (
          SELECT FROM stage_offsets WHERE stage = $1 AND topic = $2 AND partition = $3)
-     ON CONFLICT (stage, topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, updated_at = now()
+     ON CONFLICT (stage, topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, updated_at = now(),
+             last_offset = EXCLUDED.last_offset, last_record = EXCLUDED.last_record
          WHERE stage_offsets.next_offset = $4";
 
 /// A stage, its topic and the size of its batches.
@@ -44,13 +47,33 @@ pub struct FoldStage {
 }
 
 /// The offsets of a batch in a partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Span {
+    /// The topic's name with the prefix.
+    pub topic: String,
     pub partition: i32,
     /// The offset that the database should have.
     pub from: i64,
     /// The offset that it will have.
     pub next: i64,
+    /// The batch's last record.
+    pub last: Option<Mark>,
+}
+
+/// What the database has of a partition.
+struct Applied {
+    next: i64,
+    /// When it was written, in milliseconds of Unix time.
+    at_ms: i64,
+    last: Option<Mark>,
+}
+
+impl Applied {
+    /// All records from this time on may not be applied, if the topic was cut. In milliseconds of Unix time.
+    fn unsure_since(&self) -> i64 {
+        let written = self.last.as_ref().and_then(Mark::written_ms);
+        written.map_or(self.at_ms, |written| written.min(self.at_ms)) - MAX_CLOCK_SKEW_MS
+    }
 }
 
 impl FoldStage {
@@ -68,8 +91,10 @@ impl FoldStage {
         mut apply: impl FnMut(&[(Span, Vec<&Record<'_>>)]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         self.go_back_if_cut(kafka, pool, handle, None)?;
-        let (fold, position_pool, position_handle) = (*self, pool.clone(), handle.clone());
-        let position = move |_: Topic, partition: i32| position_handle.block_on(fold.position(&position_pool, partition));
+        let name = kafka.name(self.topic);
+        let (fold, position_pool, position_handle, topic) = (*self, pool.clone(), handle.clone(), name.clone());
+        let position =
+            move |_: Topic, partition: i32| position_handle.block_on(fold.position(&position_pool, &topic, partition));
         let consumer = Consumer::open(kafka, self.stage, &[self.topic], Some(Box::new(position)))?;
         let mut next: HashMap<i32, i64> = HashMap::new();
         let mut assignment = 0;
@@ -98,9 +123,9 @@ impl FoldStage {
                 let from = match next.get(&partition) {
                     Some(from) => *from,
                     // The first records since the assignment begin at the offset in the database.
-                    None => handle.block_on(self.position(pool, partition))?.unwrap_or(0),
+                    None => handle.block_on(self.position(pool, &name, partition))?.unwrap_or(0),
                 };
-                spans.push((self.span(partition, from, &records)?, records));
+                spans.push((self.span(&name, partition, from, &records)?, records));
             }
             apply(&spans)?;
             for (span, _) in &spans {
@@ -111,53 +136,55 @@ impl FoldStage {
         Ok(())
     }
 
-    /// Lowers the offsets of partitions that do not have what was applied: of those that have younger records below them, and of
-    /// one that is `known` to have ended before.
+    /// Lowers the offsets of partitions that do not have what was applied: of those that end before, or have another record where the
+    /// last one was, and of one that is `known` to have ended before.
     fn go_back_if_cut(&self, kafka: &Kafka, pool: &Pool, handle: &Handle, known: Option<i32>) -> Result<(), Failure> {
-        let applied = handle.block_on(self.applied(pool))?;
-        let since = |skew: i64| applied.iter().map(|(partition, (_, at))| (*partition, at + skew)).collect();
-        let unapplied = kafka.first_since(self.topic, &since(MAX_CLOCK_SKEW_MS))?;
-        let below = |partition: &i32, next: &i64| unapplied.get(partition).is_some_and(|unapplied| unapplied < next);
-        let cut = applied.iter().filter(|(partition, (next, _))| Some(**partition) == known || below(partition, next));
-        let cut: Vec<(i32, i64)> = cut.map(|(partition, (next, _))| (*partition, *next)).collect();
-        if cut.is_empty() {
-            return Ok(());
-        }
-        let again = kafka.first_since(self.topic, &since(-MAX_CLOCK_SKEW_MS))?;
-        for (partition, next) in cut {
-            let Some(to) = again.get(&partition).filter(|to| **to < next) else { continue };
-            if handle.block_on(self.go_back(pool, Span { partition, from: next, next: *to }))? {
-                let name = kafka.name(self.topic);
+        let name = kafka.name(self.topic);
+        let applied = handle.block_on(self.applied(pool, &name))?;
+        let last = applied.iter().filter_map(|(partition, applied)| Some((*partition, applied.last.clone()?))).collect();
+        let backlog = Backlog::open(kafka)?;
+        let (changed, ends) = (backlog.changed(self.topic, &last)?, backlog.ends(self.topic)?);
+        let is_short = |partition: &i32, next: i64| ends.get(partition).is_some_and(|end| *end < next);
+        let cut: BTreeMap<i32, Applied> = applied
+            .into_iter()
+            .filter(|(p, applied)| Some(*p) == known || changed.contains(p) || is_short(p, applied.next))
+            .collect();
+        let since = cut.iter().map(|(partition, applied)| (*partition, applied.unsure_since())).collect();
+        let again = kafka.first_since(self.topic, &since)?;
+        for (partition, Applied { next, .. }) in cut {
+            let to = again.get(&partition).copied().unwrap_or(next).min(next);
+            let span = Span { topic: name.clone(), partition, from: next, next: to, last: None };
+            if handle.block_on(self.go_back(pool, span))? {
                 tracing::error!(
                     stage = self.stage,
-                    "{name}/{partition} lacks records up to offset {next} that were applied: Kafka has lost them, or TOPIC_PREFIX is \
-                     another. Goes on at offset {to}"
+                    "{name}/{partition} lacks records up to offset {next} that were applied: Kafka has lost them, or the topic was made \
+                     anew. Goes on at offset {to}"
                 );
             }
         }
         Ok(())
     }
 
-    /// The stage's next offset in each partition, and when it was written, in milliseconds of Unix time.
-    async fn applied(&self, pool: &Pool) -> Result<BTreeMap<i32, (i64, i64)>, Failure> {
-        let sql = "SELECT partition, next_offset, (extract(epoch FROM updated_at) * 1000)::bigint FROM stage_offsets
-                   WHERE stage = $1 AND topic = $2";
-        let rows = pool.get().await?.query(sql, &[&self.stage, &self.topic.name()]).await?;
-        Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
+    async fn applied(&self, pool: &Pool, topic: &str) -> Result<BTreeMap<i32, Applied>, Failure> {
+        let sql = "SELECT partition, next_offset, (extract(epoch FROM updated_at) * 1000)::bigint, last_offset, last_record
+                   FROM stage_offsets WHERE stage = $1 AND topic = $2";
+        let rows = pool.get().await?.query(sql, &[&self.stage, &topic]).await?;
+        let last = |row: &Row| Some(Mark { offset: row.get::<_, Option<_>>(3)?, bytes: row.get::<_, Option<_>>(4)? });
+        Ok(rows.iter().map(|row| (row.get(0), Applied { next: row.get(1), at_ms: row.get(2), last: last(row) })).collect())
     }
 
     /// Lowers the stage's offset, and those of what it has set aside, unless an instance has advanced it meanwhile.
     async fn go_back(&self, pool: &Pool, span: Span) -> Result<bool, Failure> {
         let sql = "WITH lowered AS (
-                       UPDATE stage_offsets SET next_offset = $5
+                       UPDATE stage_offsets SET next_offset = $5, last_offset = NULL, last_record = NULL
                        WHERE stage = $1 AND topic = $2 AND partition = $3 AND next_offset = $4 RETURNING partition
                    ), aside AS (
                        UPDATE set_aside s SET next_offset = $5 FROM lowered
                        WHERE s.stage = $1 AND s.topic = $2 AND s.partition = lowered.partition AND s.next_offset > $5
                    )
                    SELECT FROM lowered";
-        let Span { partition, from, next } = span;
-        let lowered = pool.get().await?.query_opt(sql, &[&self.stage, &self.topic.name(), &partition, &from, &next]).await?;
+        let Span { topic, partition, from, next, last: _ } = span;
+        let lowered = pool.get().await?.query_opt(sql, &[&self.stage, &topic, &partition, &from, &next]).await?;
         Ok(lowered.is_some())
     }
 
@@ -166,14 +193,14 @@ impl FoldStage {
         format!("{} partition {} offset {}", self.topic, record.partition(), record.offset())
     }
 
-    /// The stage's next offset in a partition; none before its first commit.
+    /// The stage's next offset in a partition of the topic with this name; none before its first commit.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn position(&self, pool: &Pool, partition: i32) -> Result<Option<i64>, Failure> {
+    pub async fn position(&self, pool: &Pool, topic: &str, partition: i32) -> Result<Option<i64>, Failure> {
         let db = pool.get().await?;
         let sql = "SELECT next_offset FROM stage_offsets WHERE stage = $1 AND topic = $2 AND partition = $3";
-        let row = db.query_opt(sql, &[&self.stage, &self.topic.name(), &partition]).await?;
+        let row = db.query_opt(sql, &[&self.stage, &topic, &partition]).await?;
         Ok(row.map(|row| row.get(0)))
     }
 
@@ -181,12 +208,12 @@ impl FoldStage {
     ///
     /// # Errors
     /// `Retry` when another instance has advanced it, or the database fails.
-    pub async fn claim(&self, db: &impl GenericClient, span: Span) -> Result<(), Failure> {
+    pub async fn claim(&self, db: &impl GenericClient, span: &Span) -> Result<(), Failure> {
         let statement = db.prepare_cached(CLAIM).await?;
-        let Span { partition, from, next } = span;
-        let advanced = db.execute(&statement, &[&self.stage, &self.topic.name(), &partition, &from, &next]).await?;
+        let Span { topic, partition, from, next, last } = span;
+        let (offset, record) = (last.as_ref().map(|last| last.offset), last.as_ref().map(|last| &last.bytes));
+        let advanced = db.execute(&statement, &[&self.stage, topic, partition, from, next, &offset, &record]).await?;
         if advanced == 0 {
-            let topic = self.topic;
             return Err(Failure::Retry(anyhow!(
                 "partition {partition} of {topic} is no longer at offset {from}: another instance has advanced it"
             )));
@@ -194,7 +221,7 @@ impl FoldStage {
         Ok(())
     }
 
-    fn span(&self, partition: i32, from: i64, records: &[&Record<'_>]) -> Result<Span, Failure> {
+    fn span(&self, topic: &str, partition: i32, from: i64, records: &[&Record<'_>]) -> Result<Span, Failure> {
         let mut next = from;
         for record in records {
             if record.offset() < next {
@@ -202,7 +229,7 @@ impl FoldStage {
             }
             next = record.offset() + 1;
         }
-        Ok(Span { partition, from, next })
+        Ok(Span { topic: topic.to_owned(), partition, from, next, last: records.last().map(|record| record.mark()) })
     }
 
     fn report(&self, records: &[Record<'_>], started: Instant) {

@@ -8,6 +8,7 @@ use crate::fold::{CLAIM, FoldStage, Span};
 use anyhow::anyhow;
 use deadpool_postgres::GenericClient;
 use tokio_postgres::Row;
+use topics::Topic;
 
 const SET_ASIDE_IN: &str = "SELECT stage, topic, partition, item, next_offset, cause FROM set_aside
     WHERE stage = $1 AND topic = $2 AND partition = $3";
@@ -19,6 +20,7 @@ const MAX_CAUSE_CHARS: usize = 2_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetAside {
     pub stage: String,
+    /// The topic's name with the prefix.
     pub topic: String,
     pub partition: i32,
     /// A chain's id, an event's, or a lost payment's.
@@ -35,22 +37,25 @@ impl SetAside {
     }
 }
 
-/// All that is set aside by stages that keep their offsets in Postgres.
+/// All that is set aside in the topics of this prefix, by stages that keep their offsets in Postgres.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn all(db: &impl GenericClient) -> Result<Vec<SetAside>, Failure> {
-    let sql = "SELECT stage, topic, partition, item, next_offset, cause FROM set_aside ORDER BY stage, item, partition";
+pub async fn all(db: &impl GenericClient, topic_prefix: &str) -> Result<Vec<SetAside>, Failure> {
+    let sql = "SELECT stage, topic, partition, item, next_offset, cause FROM set_aside WHERE topic = ANY($1)
+               ORDER BY stage, item, partition";
     let statement = db.prepare_cached(sql).await?;
-    Ok(db.query(&statement, &[]).await?.iter().map(SetAside::of).collect())
+    let topics: Vec<String> = Topic::ALL.iter().map(|topic| format!("{topic_prefix}{topic}")).collect();
+    Ok(db.query(&statement, &[&topics]).await?.iter().map(SetAside::of).collect())
 }
 
-/// Forgets an item of a stage; its records stay unprocessed.
+/// Forgets an item that a stage has set aside in a topic; its records stay unprocessed.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn forget(db: &impl GenericClient, stage: &str, item: &str) -> Result<(), Failure> {
-    db.execute("DELETE FROM set_aside WHERE stage = $1 AND item = $2", &[&stage, &item]).await?;
+pub async fn forget(db: &impl GenericClient, stage: &str, topic: &str, item: &str) -> Result<(), Failure> {
+    let sql = "DELETE FROM set_aside WHERE stage = $1 AND topic = $2 AND item = $3";
+    db.execute(sql, &[&stage, &topic, &item]).await?;
     Ok(())
 }
 
@@ -64,26 +69,26 @@ impl FoldStage {
     ///
     /// # Errors
     /// As for `claim`.
-    pub async fn claim_beside_set_aside(&self, db: &impl GenericClient, span: Span) -> Result<Vec<SetAside>, Failure> {
+    pub async fn claim_beside_set_aside(&self, db: &impl GenericClient, span: &Span) -> Result<Vec<SetAside>, Failure> {
         // Whichever were prepared first would run first.
         db.prepare_cached(CLAIM).await?;
         db.prepare_cached(SET_ASIDE_IN).await?;
-        let (claimed, aside) = tokio::join!(biased; self.claim(db, span), self.set_aside_in(db, span.partition));
+        let (claimed, aside) = tokio::join!(biased; self.claim(db, span), self.set_aside_in(db, &span.topic, span.partition));
         claimed?;
         aside
     }
 
-    /// What the stage has set aside in a partition.
+    /// What the stage has set aside in a partition of the topic with this name.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn set_aside_in(&self, db: &impl GenericClient, partition: i32) -> Result<Vec<SetAside>, Failure> {
+    pub async fn set_aside_in(&self, db: &impl GenericClient, topic: &str, partition: i32) -> Result<Vec<SetAside>, Failure> {
         let statement = db.prepare_cached(SET_ASIDE_IN).await?;
-        let rows = db.query(&statement, &[&self.stage, &self.topic.name(), &partition]).await?;
+        let rows = db.query(&statement, &[&self.stage, &topic, &partition]).await?;
         Ok(rows.iter().map(SetAside::of).collect())
     }
 
-    /// Sets an item aside from an offset on. One that is set aside already stays where it is. Its name and the cause may have come with
+    /// Sets an item of a topic's partition aside from an offset on. One that is set aside already stays where it is. Its name and the cause may have come with
     /// a record: what Postgres can't keep of them is left out.
     ///
     /// # Errors
@@ -91,7 +96,7 @@ impl FoldStage {
     pub async fn set_aside(
         &self,
         db: &impl GenericClient,
-        partition: i32,
+        (topic, partition): (&str, i32),
         item: &str,
         next_offset: i64,
         cause: &str,
@@ -99,7 +104,7 @@ impl FoldStage {
         let sql = "INSERT INTO set_aside (stage, topic, partition, item, next_offset, cause) VALUES ($1, $2, $3, $4, $5, $6)
                    ON CONFLICT (stage, topic, partition, item) DO UPDATE SET cause = EXCLUDED.cause";
         let (item, cause) = (kept(item, MAX_ITEM_CHARS), kept(cause, MAX_CAUSE_CHARS));
-        db.execute(sql, &[&self.stage, &self.topic.name(), &partition, &item, &next_offset, &cause]).await?;
+        db.execute(sql, &[&self.stage, &topic, &partition, &item, &next_offset, &cause]).await?;
         Ok(())
     }
 

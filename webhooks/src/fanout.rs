@@ -38,7 +38,7 @@ pub fn run(
     new_deliveries: &Notify,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    handle.block_on(report(pool))?;
+    handle.block_on(report(kafka, pool))?;
     FOLDING.follow(kafka, pool, handle, stop, |spans| {
         let records = spans.iter().flat_map(|(_, records)| records);
         let (mut events, mut untold) = (Vec::new(), Vec::new());
@@ -48,8 +48,8 @@ pub fn run(
                 Err(event) => untold.push(event),
             }
         }
-        let spans: Vec<Span> = spans.iter().map(|(span, _)| *span).collect();
-        if handle.block_on(apply(pool, &spans, &events, untold))? > 0 {
+        let spans: Vec<&Span> = spans.iter().map(|(span, _)| span).collect();
+        if handle.block_on(apply(kafka, pool, &spans, &events, untold))? > 0 {
             new_deliveries.notify_one();
         }
         Ok(())
@@ -87,11 +87,17 @@ fn read(record: &Record<'_>) -> Result<ReadEvent, UntoldEvent> {
 }
 
 /// Returns the number of new deliveries.
-async fn apply(pool: &Pool, spans: &[Span], events: &[ReadEvent], mut untold: Vec<UntoldEvent>) -> Result<u64, Failure> {
+async fn apply(
+    kafka: &Kafka,
+    pool: &Pool,
+    spans: &[&Span],
+    events: &[ReadEvent],
+    mut untold: Vec<UntoldEvent>,
+) -> Result<u64, Failure> {
     let mut client = pool.get().await?;
     let tx = client.transaction().await?;
     for span in spans {
-        FOLDING.claim(&tx, *span).await?;
+        FOLDING.claim(&tx, span).await?;
     }
     let inserted = insert_deliveries(&tx, events, &mut untold).await?;
     for UntoldEvent { place: (partition, offset), id, cause } in &untold {
@@ -99,20 +105,20 @@ async fn apply(pool: &Pool, spans: &[Span], events: &[ReadEvent], mut untold: Ve
             "no webhook tells it: {cause}; it is in {0}/{partition}, `ctrip tail {0} --from {offset}` shows it",
             FOLDING.topic
         );
-        FOLDING.set_aside(&tx, *partition, id, *offset, &cause).await?;
+        FOLDING.set_aside(&tx, (&kafka.name(FOLDING.topic), *partition), id, *offset, &cause).await?;
     }
     tx.commit().await?;
     if !untold.is_empty() {
         for UntoldEvent { id, cause, .. } in &untold {
             tracing::error!("event {id} is set aside, the others go on: {cause}");
         }
-        report(pool).await?;
+        report(kafka, pool).await?;
     }
     Ok(inserted)
 }
 
-async fn report(pool: &Pool) -> Result<(), Failure> {
-    let all = runtime::set_aside::all(&pool.get().await?).await?;
+async fn report(kafka: &Kafka, pool: &Pool) -> Result<(), Failure> {
+    let all = runtime::set_aside::all(&pool.get().await?, kafka.topic_prefix()).await?;
     #[expect(clippy::cast_precision_loss, reason = "2^52 events are not met")]
     let count = all.iter().filter(|item| item.stage == FOLDING.stage).count() as f64;
     metrics::SET_ASIDE.gauge(&[("kind", "webhook_event")]).set(count);

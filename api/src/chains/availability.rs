@@ -36,12 +36,14 @@ pub struct Availability {
     aside: Arc<RwLock<HashMap<ChainId, String>>>,
     halts: Halts,
     wrong_tokens: WrongTokens,
+    topic_prefix: String,
 }
 
 impl Availability {
     /// Knows no head before the first [`poll`](Self::poll).
-    pub fn new(halts: Halts, wrong_tokens: WrongTokens) -> Self {
-        Self { timestamps: Arc::default(), aside: Arc::default(), halts, wrong_tokens }
+    pub fn new(halts: Halts, wrong_tokens: WrongTokens, topic_prefix: &str) -> Self {
+        let topic_prefix = topic_prefix.to_owned();
+        Self { timestamps: Arc::default(), aside: Arc::default(), halts, wrong_tokens, topic_prefix }
     }
 
     /// Reads the heads, and which chains are set aside, once.
@@ -51,8 +53,8 @@ impl Availability {
     pub async fn poll(&self, pool: &Pool) -> Result<(), Failure> {
         let client = pool.get().await?;
         let found = store::head_timestamps(&client).await?;
-        let aside = set_aside::all(&client).await?;
-        let of_chains = aside.into_iter().filter(|item| item.topic == Topic::Matches.name());
+        let aside = set_aside::all(&client, &self.topic_prefix).await?;
+        let of_chains = aside.into_iter().filter(|item| item.topic.ends_with(Topic::Matches.name()));
         let aside = of_chains.filter_map(|item| Some((ChainId(item.item.parse().ok()?), item.cause))).collect();
         *self.aside.write().unwrap_or_else(PoisonError::into_inner) = aside;
         *self.timestamps.write().unwrap_or_else(PoisonError::into_inner) = found;

@@ -151,7 +151,7 @@ impl Books {
 
     pub async fn apply(&mut self, chains: &Chains, records: &[Matches]) -> Result<(), Failure> {
         let next = self.next + i64::try_from(records.len()).unwrap();
-        let batch = Batch { span: Span { partition: 0, from: self.next, next }, records: records.to_vec() };
+        let batch = Batch { span: Span { from: self.next, next, ..Span::default() }, records: records.to_vec() };
         fold::apply_in_slices(&self.pool, chains, &batch, self.slice).await?;
         self.next = next;
         Ok(())

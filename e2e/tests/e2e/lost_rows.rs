@@ -131,7 +131,7 @@ async fn nothing_is_folded_or_cancelled_while_told_events_are_compared() -> Resu
     let paid = payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment")?;
     let open = payments().into_iter().find(|p| p.id != paid.id).context("another payment")?;
     let records = vec![block(1, vec![transfer(1, paid.address, paid.amount)])];
-    let batch = Batch { span: Span { partition: 0, from: 0, next: 1 }, records };
+    let batch = Batch { span: Span { next: 1, ..Span::default() }, records };
     let fold = async { fold::apply_in_slices(&books.pool, &chains, &batch, usize::MAX).await.map_err(failed) };
     ensure!(while_comparing(&books, fold).await? > 0, "nothing was folded");
     ensure!(while_comparing(&books, books.cancel(open.id)).await?, "nothing was cancelled");

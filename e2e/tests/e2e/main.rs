@@ -42,6 +42,7 @@ mod replica;
 mod restore;
 mod session;
 mod set_aside;
+mod stage_offsets;
 mod strangers;
 mod tail;
 mod twins;

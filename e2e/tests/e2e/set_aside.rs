@@ -311,14 +311,16 @@ async fn bring_back(lab: &Lab, records: &[wire::MatchesRecord], passed: i64) -> 
     let client = pool.get().await?;
     let partition = Topic::Matches.partition_of(CHAIN);
     let failed = |failure| anyhow::anyhow!("{failure}");
-    FOLDING.claim(&client, Span { partition, from: 0, next: passed }).await.map_err(failed)?;
-    FOLDING.set_aside(&client, partition, CHAIN, 0, "a test").await.map_err(failed)?;
+    let topic = lab.settings()?.topic_name(Topic::Matches);
+    let span = Span { topic: topic.clone(), partition, next: passed, ..Span::default() };
+    FOLDING.claim(&client, &span).await.map_err(failed)?;
+    FOLDING.set_aside(&client, (&topic, partition), CHAIN, 0, "a test").await.map_err(failed)?;
 
     let (chains, stop) = (Chains::load(&lab.settings()?.chains_file)?.resolve().await?, CancellationToken::new());
     let (stopped, catching_up, handle) = (stop.clone(), pool.clone(), Handle::current());
     let catch_up = tokio::task::spawn_blocking(move || aside::catch_up(&kafka, &catching_up, &chains, &handle, &stopped));
     eventually("the chain to be back", async || {
-        Ok(FOLDING.set_aside_in(&client, partition).await.map_err(failed)?.is_empty().then_some(()))
+        Ok(FOLDING.set_aside_in(&client, &topic, partition).await.map_err(failed)?.is_empty().then_some(()))
     })
     .await?;
     stop.cancel();

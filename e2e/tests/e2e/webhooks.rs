@@ -320,7 +320,7 @@ async fn stages_that_are_beyond_the_end_of_their_topic_go_back_and_do_nothing_tw
     let first = pay().await?;
     receiver.until("well/all", 1).await?;
     ensure!(processes[0].terminate()?.success(), "{}", processes[0].tail());
-    let beyond = "UPDATE stage_offsets SET next_offset = next_offset + 10";
+    let beyond = "UPDATE stage_offsets SET next_offset = next_offset + 10, last_offset = last_offset + 10";
     ensure!(lab.database().await?.execute(beyond, &[]).await? >= 2);
 
     processes[0] = lab.spawn("up")?;

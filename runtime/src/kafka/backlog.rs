@@ -4,14 +4,15 @@
 use super::client::Kafka;
 use super::offsets::{CALL_TIMEOUT, Offsets, end_offsets, with_leaders};
 use super::read_all::EofContext;
-use super::record::Record;
+use super::record::{Mark, Record};
 use crate::failure::Failure;
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
-use topics::Topic;
+use topics::{Cleanup, Topic};
 
 /// How long to wait for a next record.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -48,6 +49,34 @@ impl Backlog {
     /// When the broker does not answer, or has no such topic.
     pub fn partitions(&self, topic: Topic) -> Result<usize, Failure> {
         partitions(&self.inner, &self.kafka.name(topic))
+    }
+
+    /// The partitions that have another record at the offset of one that was read, or none. One that retention or compaction has deleted
+    /// tells nothing, and neither does one beyond the end.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub fn changed(&self, topic: Topic, read: &BTreeMap<i32, Mark>) -> Result<BTreeSet<i32>, Failure> {
+        let ends = self.ends(topic)?;
+        let has_end = |(partition, mark): &(&i32, &Mark)| ends.get(partition).is_some_and(|end| mark.offset < *end);
+        let from: Offsets = read.iter().filter(has_end).map(|(partition, mark)| (*partition, mark.offset)).collect();
+        let after = from.iter().map(|(partition, offset)| (*partition, offset + 1)).collect();
+        let (mut changed, mut gone) = (BTreeSet::new(), from.clone());
+        self.read(topic, &from, &after, (usize::MAX, usize::MAX), |record| {
+            gone.remove(&record.partition());
+            if read.get(&record.partition()) != Some(&record.mark()) {
+                changed.insert(record.partition());
+            }
+        })?;
+        if topic.cleanup() != Cleanup::Compact {
+            for (partition, offset) in gone {
+                let name = self.kafka.name(topic);
+                let (low, _) = with_leaders(|| self.inner.fetch_watermarks(&name, partition, CALL_TIMEOUT))
+                    .map_err(|e| Failure::from(e).context(format!("the offsets of {name}")))?;
+                changed.extend((low <= offset).then_some(partition));
+            }
+        }
+        Ok(changed)
     }
 
     /// Shows the records from `from` to `ends`, in order per partition, until there are `max_records` of them, or `max_bytes` of values.
@@ -135,6 +164,30 @@ mod tests {
     use super::*;
     use crate::kafka::Publisher;
     use rdkafka::mocking::MockCluster;
+
+    #[tokio::test]
+    async fn a_record_that_is_not_where_it_was_read_is_noticed() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(Topic::Events.name(), Topic::Events.partitions(), 1).unwrap();
+        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+        let records: Vec<_> = (0..3).map(|value| ("key".to_owned(), vec![value; 9])).collect();
+        let published = Publisher::open(&kafka, Duration::from_secs(10)).unwrap().publish(Topic::Events, &records).await;
+        assert!(published.iter().all(Result::is_ok));
+        let compared = tokio::task::spawn_blocking(move || {
+            let backlog = Backlog::open(&kafka).unwrap();
+            let (ends, mut marks) = (backlog.ends(Topic::Events).unwrap(), Vec::new());
+            let see = |record: &Record<'_>| marks.push((record.partition(), record.mark()));
+            backlog.read(Topic::Events, &Offsets::new(), &ends, (usize::MAX, usize::MAX), see).unwrap();
+            let changed = |partition, mark| backlog.changed(Topic::Events, &BTreeMap::from([(partition, mark)])).unwrap();
+            let (partition, last) = marks.pop().unwrap();
+            let (_, before) = marks.pop().unwrap();
+            let shifted = Mark { offset: last.offset, ..before };
+            let beyond = Mark { offset: 3, ..last.clone() };
+            (partition, [last, shifted, beyond].map(|mark| changed(partition, mark)))
+        });
+        let (partition, changed) = compared.await.unwrap();
+        assert_eq!(changed, [BTreeSet::new(), BTreeSet::from([partition]), BTreeSet::new()]);
+    }
 
     #[tokio::test]
     async fn records_are_read_in_parts_that_fit_into_memory() {

@@ -37,7 +37,7 @@ pub use probe::{Unusable, check, probe};
 pub use producer::{Publisher, Transaction, TransactionalProducer};
 /// The group, member and generation that a transaction's offsets come from.
 pub use rdkafka::consumer::ConsumerGroupMetadata as GroupMetadata;
-pub use record::Record;
+pub use record::{Mark, Record};
 pub use table::Table;
 pub use tail::Tail;
 pub use topic_reader::{Start, TopicReader};

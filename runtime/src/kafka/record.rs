@@ -6,6 +6,21 @@ use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use std::time::Duration;
 use topics::Topic;
 
+/// A record as it would be found again: a topic that was cut and written again, or made anew, has another one at that offset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub offset: i64,
+    /// When it was written, and a checksum.
+    pub bytes: Vec<u8>,
+}
+
+impl Mark {
+    /// When the record was written, in milliseconds of Unix time.
+    pub fn written_ms(&self) -> Option<i64> {
+        self.bytes.first_chunk().copied().map(i64::from_be_bytes)
+    }
+}
+
 /// A record in librdkafka's memory, which lives as long as its consumer.
 pub struct Record<'c> {
     pub topic: Topic,
@@ -34,6 +49,14 @@ impl Record<'_> {
     /// The value of its first header of that name.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.message.headers()?.iter().find(|header| header.key == name)?.value
+    }
+
+    pub fn mark(&self) -> Mark {
+        let mut checksum = crc32fast::Hasher::new();
+        checksum.update(self.key());
+        checksum.update(self.payload());
+        let written = self.timestamp_ms().unwrap_or_default().to_be_bytes();
+        Mark { offset: self.offset(), bytes: [written.as_slice(), &checksum.finalize().to_be_bytes()].concat() }
     }
 
     /// When it was written, in milliseconds of Unix time.

@@ -10,7 +10,7 @@ use base::locked;
 use deadpool_postgres::{Client, Pool};
 use payments::store::{self, Witnessed};
 use recovery::Recovery;
-use runtime::{Failure, Registry, SetAside, SharedTask, db, set_aside};
+use runtime::{Failure, Kafka, Registry, SetAside, SharedTask, db, set_aside};
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::future::Future;
@@ -20,6 +20,7 @@ use topics::ChainId;
 
 const DEPENDENCIES_TTL: Duration = Duration::from_secs(1);
 const HEADS_TTL: Duration = Duration::from_secs(3);
+const SCHEMAS_TTL: Duration = Duration::from_secs(60);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longer than it takes where Postgres is well. All requests wait for one load, so it has to end.
 const FIND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,6 +32,7 @@ pub struct HealthChecks {
     dependencies: Cached<Dependencies>,
     findings: Cached<Findings>,
     heads: Cached<HashMap<ChainId, Result<u64, String>>>,
+    schemas: Cached<ProbeError>,
 }
 
 /// What is probed.
@@ -39,7 +41,7 @@ struct Probed {
     intents: Intents,
     registry: Registry,
     nodes: Nodes,
-    topic_prefix: String,
+    kafka: Kafka,
 }
 
 /// The error of a failed probe; `None` when it succeeded.
@@ -65,11 +67,10 @@ pub struct Findings {
 }
 
 impl HealthChecks {
-    pub fn new(registry: Registry, pool: Pool, intents: Intents, recovery: Recovery, nodes: Nodes, topic_prefix: &str) -> Self {
+    pub fn new(registry: Registry, pool: Pool, intents: Intents, recovery: Recovery, nodes: Nodes, kafka: Kafka) -> Self {
+        let probed = Arc::new(Probed { pool, intents, registry, nodes, kafka });
         let (dependencies, findings, heads) = (Cached::default(), Cached::default(), Cached::default());
-        let topic_prefix = topic_prefix.to_owned();
-        let probed = Arc::new(Probed { pool, intents, registry, nodes, topic_prefix });
-        Self { probed, recovery, dependencies, findings, heads }
+        Self { probed, recovery, dependencies, findings, heads, schemas: Cached::default() }
     }
 
     /// Probes Postgres, Kafka and the registry at the same time.
@@ -85,9 +86,17 @@ impl HealthChecks {
         self.dependencies.get(DEPENDENCIES_TTL, load).await.unwrap_or_else(failed)
     }
 
-    /// What the topics lack of what Kafka had acknowledged, or who else writes to them.
-    pub fn topics(&self) -> ProbeError {
-        self.recovery.problem()
+    /// What the topics lack of what Kafka had acknowledged, who else writes to them, or why others can't read them.
+    pub async fn topics(&self) -> ProbeError {
+        let probed = Arc::clone(&self.probed);
+        let load = async move {
+            // A registry that is away is told as such.
+            let checked = tokio::time::timeout(PROBE_TIMEOUT, probed.kafka.check_schema_ids(&probed.registry)).await;
+            checked.ok().and_then(Result::err).map(|error| format!("{error:#}"))
+        };
+        let unreadable = self.schemas.get(SCHEMAS_TTL, load).await.flatten();
+        let all: Vec<String> = self.recovery.problem().into_iter().chain(unreadable).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// What the database says about these chains, and about what waits.
@@ -118,7 +127,7 @@ fn unknown() -> ProbeError {
 
 async fn find(probed: &Probed, chains: &[ChainId]) -> Result<Findings, Failure> {
     let client = probed.pool.get().await?;
-    db::in_time(client, FIND_TIMEOUT, async |client| find_with(client, chains, &probed.topic_prefix).await).await
+    db::in_time(client, FIND_TIMEOUT, async |client| find_with(client, chains, probed.kafka.topic_prefix()).await).await
 }
 
 async fn find_with(client: &Client, chains: &[ChainId], topic_prefix: &str) -> Result<Findings, Failure> {

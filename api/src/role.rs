@@ -117,9 +117,8 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let listener = socket.listen(LISTEN_BACKLOG).with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
 
     let (intents, acknowledged) = Intents::open(kafka.clone())?;
-    let registry = Registry::new(&settings)?;
-    let prefix = kafka.topic_prefix();
-    let health = HealthChecks::new(registry, pool.clone(), intents.clone(), recovery, Nodes::new(&catalog), prefix);
+    let (registry, nodes) = (Registry::new(&settings)?, Nodes::new(&catalog));
+    let health = HealthChecks::new(registry, pool.clone(), intents.clone(), recovery, nodes, kafka.clone());
     let (create_requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
     let batcher = Batcher { pool: pool.clone(), intents: intents.clone(), installation };
     let keys = Arc::new(KeyCache::new(pool.clone(), look_up_pool, NonZeroU32::new(settings.api_rate_limit)));

@@ -161,6 +161,18 @@ async fn a_role_asks_for_the_id_of_its_own_schema_and_registers_nothing() {
 }
 
 #[tokio::test]
+async fn a_registry_that_was_restored_with_other_ids_is_noticed() {
+    let answers = vec![(200, r#"{"subject":"s","version":1,"id":41,"schema":""}"#); 2 * Topic::ALL.len()];
+    let restored = (200, r#"{"subject":"s","version":1,"id":42,"schema":""}"#);
+    let (_server, address) = Server::start(&[answers, vec![restored]].concat()).await;
+    let url = format!("http://{address}");
+    let kafka = Kafka::connect(&settings(&url)).await.unwrap();
+    kafka.check_schema_ids(&registry(&url)).await.unwrap();
+    let error = kafka.check_schema_ids(&registry(&url)).await.unwrap_err().to_string();
+    assert!(error.contains("lab.chain.blocks") && error.contains("41") && error.contains("restart all roles"), "{error}");
+}
+
+#[tokio::test]
 async fn the_latest_record_of_a_topic_is_found_under_its_subject() {
     let (server, address) = Server::start(&[(200, SCHEMA)]).await;
     let record = registry(&format!("http://{address}")).latest(Topic::Events).await.unwrap();

@@ -44,7 +44,7 @@ struct Components {
     database: Component,
     kafka: Component,
     registry: Component,
-    /// Whether the topics have what Kafka had acknowledged.
+    /// Whether the topics have what Kafka had acknowledged, and the registry the ids of their schemas.
     topics: Component,
     /// Transfers to addresses of which the database has no payment.
     orphans: Component,
@@ -153,14 +153,13 @@ pub async fn readyz(State(app): State<App>) -> Response {
     ),
 )]
 pub async fn health(State(app): State<App>) -> Response {
-    let (dependencies, heads) = tokio::join!(app.health.dependencies(), app.health.heads());
+    let (dependencies, heads, topics) = tokio::join!(app.health.dependencies(), app.health.heads(), app.health.topics());
     let chains: Vec<ChainId> = app.catalog.0.iter().map(|chain| chain.id).collect();
     let Findings { processed, witnessed, set_aside, orphans } =
         if dependencies.database.is_none() { app.health.findings(chains).await } else { Findings::default() };
     let set_aside: Vec<SetAsideItem> =
         set_aside.into_iter().map(|SetAside { stage, item, cause, .. }| SetAsideItem { stage, item, cause }).collect();
     let stages = stage::waiting().into_iter().map(|(stage, error)| StageHealth { stage, error }).collect::<Vec<_>>();
-    let topics = app.health.topics();
     let chains: Vec<ChainHealth> = app
         .catalog
         .0

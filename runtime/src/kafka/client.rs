@@ -2,6 +2,7 @@
 
 use crate::registry::Registry;
 use crate::settings::{Secret, Settings};
+use anyhow::ensure;
 use rdkafka::ClientConfig;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -79,6 +80,26 @@ impl Kafka {
     pub fn schema_id(&self, topic: Topic) -> u32 {
         // `connect` fails unless the registry has all of them.
         self.0.schema_ids.get(&topic).copied().unwrap_or_default()
+    }
+
+    /// Whether the registry has the schemas still under the ids that this process writes: one that was restored, or made anew, may give
+    /// others.
+    ///
+    /// # Errors
+    /// When it gives another one, or none. It says what helps.
+    pub async fn check_schema_ids(&self, registry: &Registry) -> anyhow::Result<()> {
+        let ids = registry.schema_ids().await?;
+        for topic in Topic::ALL {
+            let (ours, id) = (self.schema_id(topic), ids.get(&topic).copied().unwrap_or_default());
+            let name = self.name(topic);
+            ensure!(
+                id == ours,
+                "the records of {name} have the schema id {ours}, and the registry has the schema under {id}: it was restored or made anew, \
+                 and other programs can't read them. Restore it with its ids; if they are lost, restart all roles, so that what is written \
+                 from then on has the new ones"
+            );
+        }
+        Ok(())
     }
 
     /// A group or transactional id with `TOPIC_PREFIX`.

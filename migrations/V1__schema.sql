@@ -46,6 +46,15 @@ CREATE TABLE merchants (
     created_at              timestamptz NOT NULL DEFAULT now()
 );
 
+-- The account of a merchant's newest address that a restored database had lost, where the merchant's row names another: a change of its
+-- settings was lost with it. It gets no addresses until an operator says again which account is right, which deletes the row.
+CREATE TABLE restored_accounts (
+    merchant_id uuid PRIMARY KEY REFERENCES merchants,
+    account     text NOT NULL REFERENCES xpubs,
+    -- The payment or static address that has the address. Ids grow.
+    issued      uuid NOT NULL
+);
+
 -- A key is 32 random bytes, so a plain SHA-256 of it can't be guessed back; the key itself is stored nowhere.
 CREATE TABLE api_keys (
     hash         bytea PRIMARY KEY CHECK (octet_length(hash) = 32),
@@ -157,31 +166,29 @@ CREATE INDEX payments_by_exception_chain_and_token ON payments (merchant_id, exc
 -- GET /api/v1/addresses/{id}/deposits, newest first.
 CREATE INDEX payments_of_deposit_address ON payments (deposit_address, created_at, id) WHERE deposit_address IS NOT NULL;
 
--- An index is given out once, to a payment or to a static address. Each table has a unique index for its own rows; these triggers
--- hold new rows against the other table, once per statement.
-CREATE FUNCTION refuse_index_of_static_address() RETURNS trigger LANGUAGE plpgsql AS $$
+-- An address is given out once, to a payment or to a static address, whichever account and index it was derived from: two accounts may
+-- hold one key. Each table has a unique index for its own rows; these triggers hold new rows against the other table, once per statement.
+CREATE FUNCTION refuse_address_of_static_address() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF EXISTS (SELECT FROM new_rows n JOIN deposit_addresses d ON d.xpub = n.xpub AND d.address_index = n.address_index
-               WHERE n.deposit_address IS NULL) THEN
-        RAISE unique_violation USING MESSAGE = 'a static address has the address index of a new payment';
+    IF EXISTS (SELECT FROM new_rows n JOIN deposit_addresses d ON d.address = n.address WHERE n.deposit_address IS NULL) THEN
+        RAISE unique_violation USING MESSAGE = 'a static address has the address of a new payment';
     END IF;
     RETURN NULL;
 END
 $$;
-CREATE TRIGGER payments_share_no_index AFTER INSERT ON payments REFERENCING NEW TABLE AS new_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse_index_of_static_address();
+CREATE TRIGGER payments_share_no_address AFTER INSERT ON payments REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_address_of_static_address();
 
-CREATE FUNCTION refuse_index_of_payment() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION refuse_address_of_payment() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF EXISTS (SELECT FROM new_rows n JOIN payments p ON p.xpub = n.xpub AND p.address_index = n.address_index
-               WHERE p.deposit_address IS NULL) THEN
-        RAISE unique_violation USING MESSAGE = 'a payment has the address index of a new static address';
+    IF EXISTS (SELECT FROM new_rows n JOIN payments p ON p.address = n.address WHERE p.deposit_address IS NULL) THEN
+        RAISE unique_violation USING MESSAGE = 'a payment has the address of a new static address';
     END IF;
     RETURN NULL;
 END
 $$;
-CREATE TRIGGER deposit_addresses_share_no_index AFTER INSERT ON deposit_addresses REFERENCING NEW TABLE AS new_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse_index_of_payment();
+CREATE TRIGGER deposit_addresses_share_no_address AFTER INSERT ON deposit_addresses REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_address_of_payment();
 
 -- Every transfer to an issued address that was ever seen on the canonical chain, of whatever asset. One that a reorg took away stays,
 -- marked, so that support can explain it; in a new block it is a new row. Only where the same block comes again with other content
@@ -458,7 +465,9 @@ CREATE TABLE installation (
     lineage       text,
     -- The name, with TOPIC_PREFIX, of the payment.intents that this database was compared with last, to its end. Before that, addresses
     -- of another installation in a topic mean that this one is new to it, and it is refused.
-    compared      text
+    compared      text,
+    -- cTrip's own account, by the API that started last: the one of merchants without an xpub. Null until the first start.
+    own_account   text REFERENCES xpubs
 );
 
 -- Up to which offset this database knows all records of a topic. A restored database has the offsets of its backup, and so what it

@@ -12,8 +12,8 @@ use crate::heavy_work::HeavyWork;
 use crate::http::body_budget::BodyBudget;
 use crate::http::problem::Problem;
 use deadpool_postgres::Pool;
-use merchants::KeyCache;
-use merchants::accounts::Accounts;
+use merchants::accounts::{Account, Accounts};
+use merchants::{KeyCache, Merchant};
 use runtime::db::Replica;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -71,6 +71,22 @@ impl App {
     /// A 503 when none is to be had.
     pub async fn db(&self) -> Result<Connection, Problem> {
         Ok(self.pool.get().await?)
+    }
+
+    /// The account that a merchant's new addresses are derived from.
+    ///
+    /// # Errors
+    /// A 503 when the database fails, or was restored to before the merchant got the account of its newest address.
+    pub async fn account_of(&self, merchant: &Merchant) -> Result<Account, Problem> {
+        let account = self.accounts.get(&self.pool, merchant.xpub.as_deref()).await?;
+        if merchant.restored_account.as_deref().is_some_and(|restored| restored != account.fingerprint()) {
+            tracing::warn!(merchant = %merchant.id, "it gets no address: a restore has taken back which account is its own");
+            return Err(Problem::unavailable(
+                60,
+                "The database was restored, and with it your account of before; the operator has to say which one is right. Retry later",
+            ));
+        }
+        Ok(account)
     }
 
     /// Checks that the order's chain takes new payments in its token; `now` is Unix seconds.

@@ -108,6 +108,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     });
     let replica = replica.transpose()?;
     let account = Account::register(xpub, &pool).await?;
+    recovery.note_own_account(account.fingerprint()).await.context("noting the account of CTRIP_XPUB")?;
     let halts = Halts::default();
     let wrong_tokens = WrongTokens::new(&catalog);
     // A node that hangs must not hold up the start.

@@ -69,8 +69,9 @@ const SQL_ROLES: [&str; 3] = ["api", "confirmer", "webhooks"];
 
 /// A table, and what each of [`SQL_ROLES`] does with its rows: selects, inserts, updates, deletes. A locked row counts as updated. `api`
 /// and `confirmer` both restore what a backup lacks. [`UPDATES`] has the updates that are not of whole rows.
-const TABLES: [(&str, [&str; 3]); 22] = [
+const TABLES: [(&str, [&str; 3]); 23] = [
     ("merchants", ["si", "si", ""]),
+    ("restored_accounts", ["siud", "siu", ""]),
     ("api_keys", ["s", "", ""]),
     ("xpubs", ["si", "si", ""]),
     ("payments", ["siu", "siu", ""]),

@@ -9,6 +9,7 @@ use runtime::Failure;
 use runtime::db::lock;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
+use tokio_postgres::Row;
 use topics::Address;
 use wallet::AccountXpub;
 
@@ -39,7 +40,7 @@ impl Account {
             let transaction = client.transaction().await?;
             // Twins are found among the rows. And CREATE SEQUENCE IF NOT EXISTS fails when two processes do it at once.
             transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&lock::ACCOUNTS]).await?;
-            let rows = transaction.query("SELECT fingerprint, xpub FROM xpubs WHERE xpub IS NOT NULL", &[]).await?;
+            let rows = transaction.query(KNOWN_ACCOUNTS, &[]).await?;
             let sequence = create_sequence(&transaction, &fingerprint).await?;
             transaction
                 .execute(
@@ -54,7 +55,7 @@ impl Account {
         let (transaction, sequence, rows) =
             register.await.context("registering the xpub in the database (`ctrip migrate` creates its tables)")?;
         // A transaction that is dropped is rolled back.
-        refuse_twin(&xpub, rows.iter().map(|row| (row.get(0), row.get(1))))?;
+        refuse_twin(&xpub, rows.iter().map(KnownAccount::of))?;
         transaction.commit().await.context("registering the xpub in the database")?;
         Ok(Self::new(xpub, sequence))
     }
@@ -71,13 +72,42 @@ async fn create_sequence(db: &impl GenericClient, fingerprint: &str) -> Result<S
     Ok(db.query_one("SELECT make_address_sequence($1)", &[&fingerprint]).await?.get(0))
 }
 
-/// Refuses an xpub whose addresses are those of another account, given by its fingerprint and its text.
-fn refuse_twin<'a>(xpub: &AccountXpub, known: impl Iterator<Item = (&'a str, &'a str)>) -> anyhow::Result<()> {
-    for (fingerprint, text) in known {
-        let twin = fingerprint != xpub.fingerprint() && AccountXpub::parse(text)?.holds_key_of(xpub);
+/// All accounts, and an address of those whose xpub was lost.
+const KNOWN_ACCOUNTS: &str =
+    "SELECT x.fingerprint, x.xpub, issued.address_index, issued.address FROM xpubs x LEFT JOIN LATERAL (
+         (SELECT address_index, address FROM payments WHERE xpub = x.fingerprint AND deposit_address IS NULL LIMIT 1)
+         UNION ALL (SELECT address_index, address FROM deposit_addresses WHERE xpub = x.fingerprint LIMIT 1) LIMIT 1
+     ) issued ON x.xpub IS NULL";
+
+struct KnownAccount<'a> {
+    fingerprint: &'a str,
+    text: Option<&'a str>,
+    issued: Option<(i64, &'a [u8])>,
+}
+
+impl<'a> KnownAccount<'a> {
+    fn of(row: &'a Row) -> Self {
+        let issued = row.get::<_, Option<i64>>(2).zip(row.get(3));
+        Self { fingerprint: row.get(0), text: row.get(1), issued }
+    }
+
+    fn has_addresses_of(&self, xpub: &AccountXpub) -> anyhow::Result<bool> {
+        Ok(match (self.text, self.issued) {
+            (Some(text), _) => AccountXpub::parse(text)?.holds_key_of(xpub),
+            (None, Some((index, address))) => xpub.address(u32::try_from(index)?)?.as_slice() == address,
+            (None, None) => false,
+        })
+    }
+}
+
+/// Refuses an xpub whose addresses are those of another account.
+fn refuse_twin<'a>(xpub: &AccountXpub, known: impl Iterator<Item = KnownAccount<'a>>) -> anyhow::Result<()> {
+    for account in known {
+        let twin = account.fingerprint != xpub.fingerprint() && account.has_addresses_of(xpub)?;
         ensure!(
             !twin,
-            "this xpub holds the key of the account {fingerprint} under another text; use the xpub that is registered already"
+            "this xpub holds the key of the account {} under another text; give the xpub as it was registered first",
+            account.fingerprint
         );
     }
     Ok(())

@@ -123,10 +123,14 @@ pub async fn run_merchants(database_url: &str, command: MerchantsCommand) -> any
         MerchantsCommand::List => {
             let head = ["id", "name", "xpub", "underpaid bps", "overpaid bps", "accept late", "keys", "created", "metadata"];
             let rows = admin::list_merchants(database_url).await?.into_iter().map(|merchant| {
+                let xpub = merchant.xpub.unwrap_or_else(|| "-".to_owned());
                 vec![
                     merchant.id.to_string(),
                     merchant.name,
-                    merchant.xpub.unwrap_or_else(|| "-".to_owned()),
+                    match merchant.restored_account {
+                        Some(other) => format!("{xpub} or {other}"),
+                        None => xpub,
+                    },
                     merchant.underpaid_tolerance_bps.to_string(),
                     merchant.overpaid_tolerance_bps.to_string(),
                     merchant.accept_late.to_string(),

@@ -54,7 +54,7 @@ mod tests {
     fn grant(rate: Option<u32>) -> Grant {
         let rate = rate.and_then(NonZeroU32::new);
         let limiter = rate.map(rate_limiter);
-        let merchant = Merchant { id: Uuid::nil(), xpub: None, terms: DefaultTerms::default() };
+        let merchant = Merchant { id: Uuid::nil(), xpub: None, restored_account: None, terms: DefaultTerms::default() };
         Grant { id: KeyId::of(&hash_key("k")), scope: Scope::Read, merchant, rate_limit: rate, limiter }
     }
 

@@ -285,8 +285,9 @@ async fn look_up(pool: &Pool, id: KeyId, hash: &KeyHash) -> Result<Option<Grant>
 async fn find(client: &Client, id: KeyId, hash: &KeyHash) -> Result<Option<Grant>, Failure> {
     let statement = client
         .prepare_cached(
-            "SELECT k.hash, k.scope, k.rate_limit, m.id, m.xpub, m.underpaid_tolerance_bps, m.overpaid_tolerance_bps, m.accept_late
-             FROM api_keys k JOIN merchants m ON m.id = k.merchant_id
+            "SELECT k.hash, k.scope, k.rate_limit, m.id, m.xpub, m.underpaid_tolerance_bps, m.overpaid_tolerance_bps, m.accept_late,
+                 r.account
+             FROM api_keys k JOIN merchants m ON m.id = k.merchant_id LEFT JOIN restored_accounts r ON r.merchant_id = m.id
              WHERE k.id = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())",
         )
         .await?;
@@ -295,6 +296,7 @@ async fn find(client: &Client, id: KeyId, hash: &KeyHash) -> Result<Option<Grant
     let merchant = Merchant {
         id: row.get(3),
         xpub: row.get(4),
+        restored_account: row.get(8),
         terms: DefaultTerms {
             underpaid: BasisPoints::new(row.get(5))?,
             overpaid: BasisPoints::new(row.get(6))?,
@@ -339,7 +341,7 @@ mod tests {
         let pool = db::pool(&format!("postgres://ctrip@{}/ctrip", silent.local_addr().unwrap()), 2).unwrap();
         let cache = Arc::new(KeyCache::new(pool.clone(), pool, None));
         let hash = hash_key("key");
-        let merchant = Merchant { id: Uuid::nil(), xpub: None, terms: DefaultTerms::default() };
+        let merchant = Merchant { id: Uuid::nil(), xpub: None, restored_account: None, terms: DefaultTerms::default() };
         cache.keep(id(), hash, Some(Grant { id: id(), scope: Scope::Read, merchant, rate_limit: None, limiter: None }));
         (silent, cache)
     }

@@ -20,4 +20,7 @@ mod unknown_keys;
 pub use grant::Grant;
 pub use key_cache::{KeyCache, KeyRefused};
 pub use keys::{KeyId, Scope};
-pub use merchant::{BasisPoints, DefaultTerms, Merchant, max_underpaid_tolerance, restore_merchants};
+pub use merchant::{
+    BasisPoints, DefaultTerms, Merchant, count_restored_accounts, max_underpaid_tolerance, note_restored_accounts,
+    restore_merchants,
+};

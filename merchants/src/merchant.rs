@@ -14,6 +14,8 @@ pub struct Merchant {
     pub id: Uuid,
     /// Fingerprint of the account that its addresses are derived from; `None` is cTrip's own.
     pub xpub: Option<String>,
+    /// The account that its newest address was of before a restore took `xpub` back, until an operator has decided.
+    pub restored_account: Option<String>,
     pub terms: DefaultTerms,
 }
 
@@ -51,6 +53,50 @@ pub async fn restore_merchants(db: &impl GenericClient, ids: &[Uuid]) -> Result<
         );
     }
     Ok(())
+}
+
+/// Notes the accounts of newest addresses that a restored database had lost, given as merchant, account, and id of the payment or static
+/// address, where the merchants' settings name others: those are as old as the backup, and their money would go to another wallet.
+///
+/// # Errors
+/// When the database fails.
+pub async fn note_restored_accounts(db: &impl GenericClient, restored: &[(Uuid, &str, Uuid)]) -> Result<(), Failure> {
+    let statement = db
+        .prepare_cached(
+            "WITH newest AS (
+                 SELECT DISTINCT ON (merchant) merchant, account, issued
+                 FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS t (merchant, account, issued) ORDER BY merchant, issued DESC
+             ), noted AS (
+                 INSERT INTO restored_accounts AS r (merchant_id, account, issued)
+                 SELECT n.merchant, n.account, n.issued FROM newest n JOIN merchants m ON m.id = n.merchant
+                 WHERE n.account IS DISTINCT FROM coalesce(m.xpub, (SELECT own_account FROM installation))
+                 ON CONFLICT (merchant_id) DO UPDATE SET account = EXCLUDED.account, issued = EXCLUDED.issued
+                     WHERE EXCLUDED.issued > r.issued
+                 RETURNING merchant_id, account
+             )
+             SELECT m.name, n.account FROM noted n JOIN merchants m ON m.id = n.merchant_id",
+        )
+        .await?;
+    let merchants: Vec<Uuid> = restored.iter().map(|(merchant, ..)| *merchant).collect();
+    let accounts: Vec<&str> = restored.iter().map(|(_, account, _)| *account).collect();
+    let issued: Vec<Uuid> = restored.iter().map(|(.., issued)| *issued).collect();
+    for row in db.query(&statement, &[&merchants, &accounts, &issued]).await? {
+        let (name, account): (&str, &str) = (row.get(0), row.get(1));
+        tracing::error!(
+            "merchant {name:?} gets no addresses: its newest one is of account {account}, and the restored database has another for it. \
+             Say which is right: `ctrip merchants update NAME --own-xpub XPUB`, or `--no-own-xpub` for cTrip's own account"
+        );
+    }
+    Ok(())
+}
+
+/// How many merchants get no addresses until an operator has said which account is theirs.
+///
+/// # Errors
+/// When the database fails.
+pub async fn count_restored_accounts(db: &impl GenericClient) -> Result<i64, Failure> {
+    let statement = db.prepare_cached("SELECT count(*) FROM restored_accounts").await?;
+    Ok(db.query_one(&statement, &[]).await?.get(0))
 }
 
 /// The largest tolerance of underpayment for an amount: all but one base unit, since something has to be paid.

@@ -14,7 +14,7 @@ use crate::known::{self, Known, LastRecords};
 use anyhow::anyhow;
 use base::metrics;
 use deadpool_postgres::{Client, GenericClient};
-use merchants::{accounts, restore_merchants};
+use merchants::{accounts, note_restored_accounts, restore_merchants};
 use payments::intents::{Issued, Origin, account, installation as installation_of, issued};
 use payments::store::{self, RestoredRows};
 use runtime::db::lock;
@@ -200,6 +200,8 @@ async fn restore(
         return Ok(());
     }
     restore_merchants(db, &restorable.iter().map(|(issued, _)| issued.merchant()).collect::<Vec<_>>()).await?;
+    let accounts: Vec<_> = restorable.iter().map(|(issued, _)| (issued.merchant(), issued.account().0, issued.id())).collect();
+    note_restored_accounts(db, &accounts).await?;
     let RestoredRows { payments, addresses, keys, refused } = store::restore_issued(db, &restorable).await?;
     for (issued, cause) in refused {
         let address = match &issued {
@@ -255,7 +257,8 @@ fn report(findings: &Findings) {
     if findings.had_lost() {
         tracing::warn!(
             "Postgres had lost what the topics have, as after a restore: {payments} payments, {addresses} static addresses, {keys} \
-             idempotency keys and {events} events are there again"
+             idempotency keys and {events} events are there again. Merchants' settings, API keys and webhooks are in no topic, and so as \
+             old as the backup: a key that was revoked since works again. Compare with `ctrip merchants list` and `ctrip keys list`"
         );
     }
 }

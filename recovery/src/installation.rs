@@ -77,6 +77,19 @@ pub async fn note_compared(db: &impl GenericClient, topic: &str) -> Result<(), F
     Ok(())
 }
 
+/// Notes cTrip's own account, which has to be registered. Merchants of whom a restore says the same are in no doubt any more.
+///
+/// # Errors
+/// When the database fails.
+pub async fn note_own_account(db: &impl GenericClient, fingerprint: &str) -> Result<(), Failure> {
+    let sql = "WITH decided AS (
+                   DELETE FROM restored_accounts r USING merchants m WHERE m.id = r.merchant_id AND coalesce(m.xpub, $1) = r.account
+               )
+               UPDATE installation SET own_account = $1";
+    db.execute(sql, &[&fingerprint]).await?;
+    Ok(())
+}
+
 /// Makes the database that of another installation: it takes the place of a database that was lost, and gets what the topics have, from
 /// their beginning.
 ///

@@ -6,11 +6,14 @@
 //! that starts on the same one does not wait.
 
 use crate::catch_up::{CatchUp, RESTORING};
-use crate::installation::{caught_up_lineage, compared_topic, installation, note_compared, note_lineage, other};
+use crate::installation::{
+    caught_up_lineage, compared_topic, installation, note_compared, note_lineage, note_own_account, other,
+};
 use crate::known::{self, Known};
 use crate::republish;
 use base::{locked, metrics};
 use deadpool_postgres::{Client, Pool};
+use merchants::count_restored_accounts;
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use runtime::db::{Gate, Lineage, OwnConnection, Primary, lock};
 use runtime::kafka::{Backlog, Offsets};
@@ -65,6 +68,8 @@ struct Inner {
 struct Problems {
     topics: Vec<String>,
     foreign: Option<Uuid>,
+    /// Merchants that get no addresses.
+    in_doubt: i64,
 }
 
 /// What one process remembers from one look to the next.
@@ -154,13 +159,29 @@ impl Recovery {
         of_database.await.map_err(|failure| anyhow::anyhow!("{failure}"))
     }
 
-    /// What is wrong with the topics, who else writes to them, and which other server takes writes; `None` when nothing is.
+    /// Notes cTrip's own account, which has to be registered.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn note_own_account(&self, fingerprint: &str) -> anyhow::Result<()> {
+        let note = async { note_own_account(OwnConnection::open(&self.0.pool).await?.db()?, fingerprint).await };
+        note.await.map_err(|failure| anyhow::anyhow!("{failure}"))
+    }
+
+    /// What is wrong with the topics, who else writes to them, which other server takes writes, and how many merchants a restore keeps
+    /// from addresses; `None` when nothing is.
     pub fn problem(&self) -> Option<String> {
-        let Problems { topics, foreign } = &*locked(&self.0.problems);
+        let Problems { topics, foreign, in_doubt } = &*locked(&self.0.problems);
         let foreign = foreign.map(|other| {
             format!("installation {other} writes to our payment.intents; with the same xpub it gives out the same addresses")
         });
-        let all: Vec<String> = topics.iter().cloned().chain(foreign).chain(self.0.primary.problem()).collect();
+        let in_doubt = (*in_doubt > 0).then(|| {
+            format!(
+                "{in_doubt} merchants get no addresses, since a restore has taken back which account is theirs; `ctrip merchants list` \
+                 shows both, `ctrip merchants update NAME --own-xpub XPUB` or `--no-own-xpub` decides"
+            )
+        });
+        let all: Vec<String> = topics.iter().cloned().chain(foreign).chain(self.0.primary.problem()).chain(in_doubt).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 
@@ -241,7 +262,7 @@ impl Recovery {
             }
         }
         locked(&self.0.problems).foreign = within(handle, other(db))?;
-        within(handle, report(&self.0.kafka, db))?;
+        locked(&self.0.problems).in_doubt = within(handle, report(&self.0.kafka, db))?;
         watch.client = Some(client);
         Ok(())
     }
@@ -399,12 +420,15 @@ fn within<T>(handle: &Handle, answer: impl Future<Output = Result<T, Failure>>) 
     handle.block_on(db::answered(LOOK_TIMEOUT, answer))
 }
 
-async fn report(kafka: &Kafka, db: &Client) -> Result<(), Failure> {
+/// Returns how many merchants get no addresses.
+#[expect(clippy::cast_precision_loss, reason = "few intents contradict the database, and few merchants change their account")]
+async fn report(kafka: &Kafka, db: &Client) -> Result<i64, Failure> {
     let all = set_aside::all(db, kafka.topic_prefix()).await?;
     let lost = all.iter().filter(|item| item.stage == RESTORING.stage).count();
-    #[expect(clippy::cast_precision_loss, reason = "few intents contradict the database")]
     metrics::SET_ASIDE.gauge(&[("kind", "lost_payment")]).set(lost as f64);
-    Ok(())
+    let in_doubt = count_restored_accounts(db).await?;
+    metrics::SET_ASIDE.gauge(&[("kind", "merchant")]).set(in_doubt as f64);
+    Ok(in_doubt)
 }
 
 async fn try_lead(client: &Client) -> Result<bool, Failure> {

@@ -68,27 +68,32 @@ impl Batcher {
     async fn create(&self, batch: Vec<CreateRequest>) {
         // The same key twice in a batch: the second request finds the first one's payment once that is committed.
         let mut keys = HashSet::new();
-        let (first, twins): (Vec<_>, Vec<_>) = batch
+        let (first, mut twins): (Vec<_>, Vec<_>) = batch
             .into_iter()
             .partition(|r| r.idempotency_key.as_ref().is_none_or(|key| keys.insert((r.merchant, key.text.clone()))));
-        match self.write(&first).await {
-            Ok((written, began)) => {
-                let (mut new, mut repeated) = (Vec::new(), twins);
-                for (request, payment) in first.into_iter().zip(written) {
-                    match payment {
-                        Some(payment) => new.push((request, payment)),
-                        None => repeated.push(request),
+        let mut slices = vec![first];
+        while let Some(mut slice) = slices.pop() {
+            match self.write(&slice).await {
+                Ok((written, began)) => {
+                    let mut new = Vec::new();
+                    let mut repeated = if slices.is_empty() { std::mem::take(&mut twins) } else { Vec::new() };
+                    for (request, payment) in slice.into_iter().zip(written) {
+                        match payment {
+                            Some(payment) => new.push((request, payment)),
+                            None => repeated.push(request),
+                        }
                     }
+                    tokio::join!(self.publish(new, began), self.answer_repeated(repeated));
                 }
-                tokio::join!(self.publish(new, began), self.answer_repeated(repeated));
-            }
-            Err(failure) => {
-                let problem = Problem::from(failure);
-                for request in first.into_iter().chain(twins) {
-                    reply(request, Err(problem.clone()));
+                // One that contradicts the database, say by an address that is given out, keeps none of the others from theirs.
+                Err(Failure::Halt(_)) if slice.len() > 1 => {
+                    let second = slice.split_off(slice.len() / 2);
+                    slices.extend([second, slice]);
                 }
+                Err(failure) => refuse(slice, &failure.into()),
             }
         }
+        self.answer_repeated(twins).await;
     }
 
     /// One transaction: keys, addresses, payments. `None` for a request whose key was taken already. With the time before its
@@ -137,11 +142,7 @@ impl Batcher {
                     reply(request, outcome.map(|payment| CreatedPayment { payment, repeated: true }));
                 }
             }
-            Err(problem) => {
-                for request in requests {
-                    reply(request, Err(problem.clone()));
-                }
-            }
+            Err(problem) => refuse(requests, &problem),
         }
     }
 }
@@ -235,6 +236,12 @@ fn addresses_per_account<'a>(accounts: impl Iterator<Item = &'a Account>) -> Vec
 fn reply(request: CreateRequest, outcome: Result<CreatedPayment, Problem>) {
     // The client may have disconnected.
     let _ = request.reply.send(outcome);
+}
+
+fn refuse(requests: Vec<CreateRequest>, problem: &Problem) {
+    for request in requests {
+        reply(request, Err(problem.clone()));
+    }
 }
 
 /// The requests of a batch that panicked get a 500, as their senders are dropped.

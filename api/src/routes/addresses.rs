@@ -118,7 +118,7 @@ pub async fn create(
     let (external_id, metadata) = (order::external_id(&mut fields), order::metadata(&mut fields));
     fields.finish(&FIELDS)?;
     let external_id = external_id.ok_or_else(Problem::internal)?;
-    let account = app.accounts.get(&app.pool, caller.settings().xpub.as_deref()).await?;
+    let account = app.account_of(caller.settings()).await?;
     let request = AddressRequest { merchant: caller.merchant, account, external_id, metadata, installation: app.installation };
     let (address, is_new) = address::create(&app.pool, &app.intents, request).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };

@@ -67,7 +67,7 @@ pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, 
     // Held until the response.
     let _in_flight = idempotency_key.as_ref().map(|key| app.in_flight_keys.begin(caller.merchant, &key.text)).transpose()?;
     app.check_available(&order, clock::now()?)?;
-    let account = app.accounts.get(&app.pool, caller.settings().xpub.as_deref()).await?;
+    let account = app.account_of(caller.settings()).await?;
     let (reply, pending) = oneshot::channel();
     let request = CreateRequest { merchant: caller.merchant, api_key: caller.id, account, order, idempotency_key, reply };
     queue::enqueue(&app.create_requests, vec![request])?;

@@ -131,7 +131,7 @@ pub async fn create(
         }
         None => None,
     };
-    let account = app.accounts.get(&app.pool, caller.settings().xpub.as_deref()).await?;
+    let account = app.account_of(caller.settings()).await?;
     let now = clock::now()?;
     let mut in_flight = Vec::new();
     let mut requests = Vec::with_capacity(orders.len());

@@ -7,7 +7,8 @@ use serde_json::json;
 use wallet::AccountXpub;
 
 /// m/44'/60'/0' of BIP-39's `legal winner thank year wave sausage worth useful legal winner thank yellow`.
-const OTHER_XPUB: &str =
+/// Of another key than [`XPUB`].
+pub const OTHER_XPUB: &str =
     "xpub6Bh6Cg7bvjFdW6VEAaZmsyhZh86WdJ9Kr5aqqY5LN7UFLpxTrxsiys213UCu8MAYjcq5JhF7jzZXvruGfWfPbxqsByNNhwWaNQRuhP3JcC3";
 
 struct Running {

@@ -1,5 +1,6 @@
 //! Postgres is restored from a backup, or `payment.intents` is lost: what was given out and told stays as it was.
 
+use crate::merchants::OTHER_XPUB;
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Backup, Lab, Payment, Plan, Process, XPUB, events, eventually, ledger};
 use futures::future::try_join_all;
@@ -149,8 +150,13 @@ async fn restored(while_running: bool) -> Result<()> {
     let api = lab.merchant("shop")?;
     api.ready(&mut up).await?;
     let mut all = round(&lab, &api, "before").await?;
+    let clerk = lab.merchant("clerk")?;
     let backup = Backup::take(&lab)?;
     all.extend(round(&lab, &api, "lost").await?);
+    let own = AccountXpub::parse(OTHER_XPUB)?;
+    lab.ctrip(&["merchants", "update", "clerk", "--own-xpub", OTHER_XPUB])?;
+    let owned = clerk.coin(AMOUNT).await?;
+    ensure!(owned.address()? == own.address(0)?, "the clerk's account is its own");
     let known = customer(&api, "customer 7").await?;
     let deposit = lab.node.pay(known["address"].as_str().context("an address")?.parse()?, U256::from(5)).await?;
     eventually("the receipt", || lab.node.receipt(deposit)).await?;
@@ -171,6 +177,19 @@ async fn restored(while_running: bool) -> Result<()> {
     ensure!(up.metric("restored_from_topics_total", &[("what", "payments")]).await? >= 100.0, "{}", up.tail());
     let again = customer(&api, "customer 7").await?;
     ensure!(again == known, "the customer's address was {known}, and is {again}");
+
+    // Its settings are those of the backup, and its next payments would go to another wallet.
+    let order = json!({ "chain": "anvil", "amount": AMOUNT });
+    let (status, refused) = clerk.request(Method::POST, "/api/v1/payments", Some(order.clone()), &[]).await?;
+    ensure!(status == StatusCode::SERVICE_UNAVAILABLE && refused.to_string().contains("the operator has to say"), "{refused}");
+    let (status, refused) = clerk.request(Method::POST, "/api/v1/addresses", Some(json!({ "external_id": "c" })), &[]).await?;
+    ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{refused}");
+    let (_, health) = clerk.request(Method::GET, "/health", None, &[]).await?;
+    ensure!(health["components"]["topics"].to_string().contains("1 merchants get no addresses"), "{health}");
+    ensure!(lab.ctrip(&["merchants", "list"])?.contains(&own.fingerprint()), "the account of before is shown");
+    ensure!(up.log().contains("merchant \"clerk\" gets no addresses"), "{}", up.tail());
+    lab.ctrip(&["merchants", "update", "clerk", "--own-xpub", OTHER_XPUB])?;
+    ensure!(clerk.create_surely(order).await?.address()? == own.address(1)?, "as the operator has said");
 
     let addresses = all.iter().map(|made| made.payment.address()).collect::<Result<BTreeSet<_>>>()?;
     ensure!(addresses.len() == 3 * PER_ROUND, "an address was given out twice");
@@ -198,7 +217,7 @@ async fn restored(while_running: bool) -> Result<()> {
         let (repeated, is_repeated) = create(&api, &made.key).await?;
         ensure!(is_repeated && repeated.id() == id, "{}: the key made {} and then {}", made.key, id, repeated.id());
     }
-    ensure!(ledger(&lab).await?.len() == 3 * PER_ROUND + 1, "payments and the deposit in Postgres");
+    ensure!(ledger(&lab).await?.len() == 3 * PER_ROUND + 3, "payments, the clerk's two and the deposit in Postgres");
     check_events(&lab, &all).await?;
     up.check()
 }
@@ -560,11 +579,32 @@ async fn an_xpub_with_the_key_of_another_is_refused_for_the_api_too() -> Result<
     let mut up = lab.spawn("up")?;
     let api = lab.merchant("shop")?;
     api.ready(&mut up).await?;
+    // A twin that came in all the same has given out our first address: one order takes it, and keeps the others from nothing.
+    let (db, other) = (lab.database().await?, AccountXpub::parse(OTHER_XPUB)?);
+    let (account, theirs) = (AccountXpub::parse(XPUB)?, other.fingerprint());
+    let sql = "INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ($1, $2, 's')";
+    db.execute(sql, &[&theirs, &other.as_str()]).await?;
+    let sql = "INSERT INTO deposit_addresses (id, merchant_id, external_id, address, xpub, address_index, created_at)
+               SELECT gen_random_uuid(), id, 'customer', $1, $2, 0, 0 FROM merchants";
+    db.execute(sql, &[&account.address(0)?.as_slice(), &theirs]).await?;
+    let orders = vec![json!({ "chain": "anvil", "amount": AMOUNT }); 3];
+    let (_, made) = api.request(Method::POST, "/api/v1/payments/batch", Some(json!({ "payments": orders })), &[]).await?;
+    let made = made["data"].as_array().context("answers")?;
+    ensure!(made.iter().all(|made| made["status"] == 201), "{made:?}");
+    let taken = account.address(0)?.to_string();
+    ensure!(made.iter().all(|made| made["payment"]["address"] != taken.as_str()), "a customer's address for a payment");
+
     ensure!(up.terminate()?.success(), "{}", up.tail());
     lab.env.insert("CTRIP_XPUB".to_owned(), TWIN.to_owned());
-    let refused = lab.output(&["api"])?;
-    let said = String::from_utf8_lossy(&refused.stderr);
-    ensure!(!refused.status.success() && said.contains("under another text"), "{said}");
+    for is_lost in [false, true] {
+        if is_lost {
+            // As after a restore: the account is known by its addresses alone.
+            db.execute("UPDATE xpubs SET xpub = NULL WHERE fingerprint = $1", &[&account.fingerprint()]).await?;
+        }
+        let refused = lab.output(&["api"])?;
+        let said = String::from_utf8_lossy(&refused.stderr);
+        ensure!(!refused.status.success() && said.contains("under another text"), "{said}");
+    }
     Ok(())
 }
 
@@ -577,27 +617,30 @@ async fn a_payment_and_a_static_address_share_no_index() -> Result<()> {
          INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('f', 'x', 's'), ('g', 'y', 't');",
     )
     .await?;
-    let payment = |account: &str, index: i64| {
+    let at = |account: &str, index: i64| format!("decode(lpad(md5('{account}/{index}'), 40, '0'), 'hex')");
+    let payment = |account: &str, index: i64, address: &str| {
         format!(
             "INSERT INTO payments (id, merchant_id, chain_id, chain, decimals, address, xpub, address_index, amount, status,
                  confirmations_required, sequence, created_at, expires_at, updated_at)
-             SELECT gen_random_uuid(), id, 1, 'c', 18, decode(lpad(md5(random()::text), 40, '0'), 'hex'), '{account}', {index}, 1, 'pending',
+             SELECT gen_random_uuid(), id, 1, 'c', 18, {address}, '{account}', {index}, 1, 'pending',
                  1, 1, 0, 1, 0 FROM merchants"
         )
     };
-    let address = |account: &str, index: i64| {
+    let address = |account: &str, index: i64, address: &str| {
         format!(
             "INSERT INTO deposit_addresses (id, merchant_id, external_id, address, xpub, address_index, created_at)
-             SELECT gen_random_uuid(), id, gen_random_uuid()::text, decode(lpad(md5(random()::text), 40, '0'), 'hex'), '{account}', {index}, 0
+             SELECT gen_random_uuid(), id, gen_random_uuid()::text, {address}, '{account}', {index}, 0
              FROM merchants"
         )
     };
-    db.batch_execute(&payment("f", 1)).await?;
-    db.batch_execute(&address("f", 2)).await?;
+    db.batch_execute(&payment("f", 1, &at("f", 1))).await?;
+    db.batch_execute(&address("f", 2, &at("f", 2))).await?;
     // Another account has indices of its own.
-    db.batch_execute(&payment("g", 2)).await?;
-    db.batch_execute(&address("g", 1)).await?;
-    for sql in [address("f", 1), payment("f", 2)] {
+    db.batch_execute(&payment("g", 2, &at("g", 2))).await?;
+    db.batch_execute(&address("g", 1, &at("g", 1))).await?;
+    // And a twin's addresses are the same, at indices of its own.
+    let of_twin = [address("g", 8, &at("f", 1)), payment("g", 9, &at("f", 2))];
+    for sql in [address("f", 1, &at("f", 1)), payment("f", 2, &at("f", 2))].into_iter().chain(of_twin) {
         let refused = db.batch_execute(&sql).await.err().context("an index was given out twice")?;
         ensure!(refused.code() == Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION), "{refused}");
     }

@@ -36,6 +36,8 @@ pub struct MerchantRow {
     pub name: String,
     /// Fingerprint of its own account, if it has one.
     pub xpub: Option<String>,
+    /// The account that its newest address was of before a restore took `xpub` back.
+    pub restored_account: Option<String>,
     /// Hundredths of a percent.
     pub underpaid_tolerance_bps: i32,
     /// Hundredths of a percent.
@@ -99,7 +101,9 @@ where
     let (client, id) = merchant(connect(database_url).await?).await?;
     let updated = client
         .execute(
-            "UPDATE merchants SET name = coalesce($2, name), xpub = CASE WHEN $3 THEN $4 ELSE xpub END,
+            // Whoever says which account is right has decided.
+            "WITH decided AS (DELETE FROM restored_accounts WHERE merchant_id = $1 AND $3)
+             UPDATE merchants SET name = coalesce($2, name), xpub = CASE WHEN $3 THEN $4 ELSE xpub END,
                  underpaid_tolerance_bps = coalesce($5, underpaid_tolerance_bps),
                  overpaid_tolerance_bps = coalesce($6, overpaid_tolerance_bps), accept_late = coalesce($7, accept_late),
                  metadata = coalesce($8::text::json, metadata)
@@ -147,8 +151,8 @@ pub async fn list_merchants(database_url: &str) -> Result<Vec<MerchantRow>> {
         .query(
             "SELECT m.id, m.name, m.xpub, m.underpaid_tolerance_bps, m.overpaid_tolerance_bps, m.accept_late, m.metadata::text,
                  (SELECT count(*) FROM api_keys k WHERE k.merchant_id = m.id AND k.revoked_at IS NULL
-                     AND (k.expires_at IS NULL OR k.expires_at > now())), m.created_at
-             FROM merchants m ORDER BY m.name",
+                     AND (k.expires_at IS NULL OR k.expires_at > now())), m.created_at, r.account
+             FROM merchants m LEFT JOIN restored_accounts r ON r.merchant_id = m.id ORDER BY m.name",
             &[],
         )
         .await
@@ -157,6 +161,7 @@ pub async fn list_merchants(database_url: &str) -> Result<Vec<MerchantRow>> {
         id: row.get(0),
         name: row.get(1),
         xpub: row.get(2),
+        restored_account: row.get(9),
         underpaid_tolerance_bps: row.get(3),
         overpaid_tolerance_bps: row.get(4),
         accept_late: row.get(5),

@@ -17,6 +17,8 @@ pub const ATTEMPT_TIMEOUT: Duration = RESPONSE_TIMEOUT.saturating_add(BODY_TIMEO
 pub struct ClaimedDelivery {
     pub delivery_id: i64,
     pub endpoint_id: Uuid,
+    /// Whose endpoint it is.
+    pub merchant: Uuid,
     /// From 1, over all redeliveries.
     pub attempt_number: i32,
     /// Failures since the delivery was last asked for: its place in the retry schedule.

@@ -6,7 +6,7 @@ use crate::attempt::{FinishedAttempt, Verdict};
 use crate::clients::Clients;
 use crate::lane::Lane;
 use crate::queue::{self, ClaimLimits};
-use crate::ssrf::Guard;
+use crate::ssrf::{Guard, MERCHANT};
 use crate::{retry_schedule, send};
 use base::counts::Counts;
 use base::{locked, metrics};
@@ -80,8 +80,10 @@ impl Engine {
 
     async fn run_lane(&self, lane: Lane, new_deliveries: &Notify, stop: &CancellationToken) -> Result<(), Failure> {
         let mut sends = JoinSet::new();
+        // By merchant, so that endpoints that are deleted, and made anew, have no more of the lane.
+        let mut in_flight = Counts::default();
         while !stop.is_cancelled() {
-            self.start_sends(&mut sends, lane).await?;
+            self.start_sends(&mut sends, &mut in_flight, lane).await?;
             #[expect(clippy::cast_precision_loss, reason = "a lane has hundreds in flight")]
             metrics::WEBHOOKS_IN_FLIGHT.gauge(&[("endpoints", lane.label())]).set(sends.len() as f64);
             let mut done = Vec::new();
@@ -94,6 +96,9 @@ impl Engine {
             }
             while let Some(sent) = sends.try_join_next() {
                 done.push(finished(sent)?);
+            }
+            for attempt in &done {
+                in_flight.take_off(&attempt.delivery.merchant, 1);
             }
             self.settle(done).await?;
         }
@@ -123,14 +128,18 @@ impl Engine {
         Ok(())
     }
 
-    async fn start_sends(&self, sends: &mut JoinSet<FinishedAttempt>, lane: Lane) -> Result<(), Failure> {
+    async fn start_sends(
+        &self,
+        sends: &mut JoinSet<FinishedAttempt>,
+        in_flight_of_merchants: &mut Counts<Uuid>,
+        lane: Lane,
+    ) -> Result<(), Failure> {
         let limits = lane.limits();
         let free = limits.max_in_flight - sends.len();
         if free == 0 {
             return Ok(());
         }
-        let in_flight: Vec<(Uuid, i32)> =
-            locked(&self.in_flight).iter().map(|(id, count)| (*id, i32::try_from(count).unwrap_or(i32::MAX))).collect();
+        let (in_flight, of_merchants) = (listed(&locked(&self.in_flight)), listed(in_flight_of_merchants));
         let slow: Vec<Uuid> = {
             let mut slow = locked(&self.slow);
             slow.retain(|_, last| last.elapsed() < SLOW_TTL);
@@ -143,15 +152,18 @@ impl Engine {
             max_deliveries: i64::try_from(free).unwrap_or(i64::MAX),
             max_per_endpoint: limits.max_per_endpoint,
             in_flight: &in_flight,
+            max_per_merchant: limits.max_per_merchant,
+            in_flight_of_merchants: &of_merchants,
         };
         let db = self.pool.get().await?;
         let claimed = queue::claim_due(&db, limits).await?;
         drop(db);
         for delivery in claimed {
             locked(&self.in_flight).add(delivery.endpoint_id, 1);
+            in_flight_of_merchants.add(delivery.merchant, 1);
             let (clients, guard) = (Arc::clone(&self.clients), self.guard.clone());
             sends.spawn(async move {
-                let outcome = send::send(&clients, &guard, &delivery).await;
+                let outcome = MERCHANT.scope(delivery.merchant, send::send(&clients, &guard, &delivery)).await;
                 let failures = usize::try_from(delivery.failures).unwrap_or_default();
                 let verdict = retry_schedule::judge(failures, outcome.head, rand::random());
                 FinishedAttempt { delivery, outcome, verdict }
@@ -180,6 +192,10 @@ impl Engine {
         metrics::WEBHOOKS_DISABLED.counter(&[]).increment(u64::try_from(disabled).unwrap_or_default());
         Ok(())
     }
+}
+
+fn listed(counts: &Counts<Uuid>) -> Vec<(Uuid, i32)> {
+    counts.iter().map(|(id, count)| (*id, i32::try_from(count).unwrap_or(i32::MAX))).collect()
 }
 
 fn finished(sent: Result<FinishedAttempt, JoinError>) -> Result<FinishedAttempt, Failure> {

@@ -15,6 +15,8 @@ pub enum Lane {
 #[derive(Debug, Clone, Copy)]
 pub struct LaneLimits {
     pub max_in_flight: usize,
+    /// To all endpoints of a merchant, and to those that it has deleted.
+    pub max_per_merchant: i32,
     pub max_per_endpoint: i32,
 }
 
@@ -25,10 +27,10 @@ impl Lane {
     /// has.
     pub fn limits(self) -> LaneLimits {
         match self {
-            Self::Healthy => LaneLimits { max_in_flight: 384, max_per_endpoint: 8 },
-            Self::Slow => LaneLimits { max_in_flight: 128, max_per_endpoint: 4 },
+            Self::Healthy => LaneLimits { max_in_flight: 384, max_per_merchant: 96, max_per_endpoint: 8 },
+            Self::Slow => LaneLimits { max_in_flight: 128, max_per_merchant: 32, max_per_endpoint: 4 },
             // A failing endpoint is probed with one message at a time.
-            Self::Failing => LaneLimits { max_in_flight: 64, max_per_endpoint: 1 },
+            Self::Failing => LaneLimits { max_in_flight: 64, max_per_merchant: 16, max_per_endpoint: 1 },
         }
     }
 

@@ -119,6 +119,7 @@ mod tests {
         let delivery = ClaimedDelivery {
             delivery_id: 1,
             endpoint_id: Uuid::nil(),
+            merchant: Uuid::nil(),
             attempt_number: 1,
             failures: 0,
             event_id: "evt_1".to_owned(),
@@ -133,7 +134,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_the_receiver_closes_while_it_is_idle_costs_no_attempt() {
         let guard = Guard::new(vec!["127.0.0.0/8".parse().unwrap()], true);
-        let clients = Clients::new(&guard, Arc::new(SystemResolver)).unwrap();
+        let clients = Clients::new(&guard, Arc::new(SystemResolver::default())).unwrap();
         let (delivery, connections) = closing_after(1, b"").await;
         for (_, expected) in (0..3).zip([1, 2, 3]) {
             let outcome = send(&clients, &guard, &delivery).await;

@@ -163,7 +163,10 @@ pub async fn create(
     let created = endpoints::create(&mut app.db().await?, caller.merchant, &url, new).await?;
     let created = created.map_err(|refusal| match refusal {
         CreateRefusal::TooMany => {
-            let detail = format!("You have {} webhooks, the maximum; delete one first", endpoints::MAX_ENDPOINTS_PER_MERCHANT);
+            let (most, in_an_hour) = (endpoints::MAX_ENDPOINTS_PER_MERCHANT, endpoints::MAX_ENDPOINTS_IN_AN_HOUR);
+            let detail = format!(
+                "You have {most} webhooks, the maximum, or have had {in_an_hour} within an hour; delete one first, or wait"
+            );
             Problem::new(StatusCode::CONFLICT, "too-many-webhooks", "Too many webhooks", detail)
         }
         CreateRefusal::SameUrl(id) => webhook_exists(id),

@@ -24,6 +24,60 @@ async fn endpoint(db: &Client, url: &str) -> Result<Uuid> {
     Ok(db.query_one("SELECT id FROM webhook_endpoints WHERE url = $1", &[&url]).await?.get(0))
 }
 
+fn limits() -> ClaimLimits<'static> {
+    ClaimLimits {
+        instance: "lab",
+        lane: Lane::Healthy,
+        slow: &[],
+        max_deliveries: 100,
+        max_per_endpoint: 8,
+        in_flight: &[],
+        max_per_merchant: 1000,
+        in_flight_of_merchants: &[],
+    }
+}
+
+/// However many endpoints it has, and has deleted with messages on their way.
+#[tokio::test]
+async fn a_merchant_with_many_endpoints_leaves_room_for_the_others() -> Result<()> {
+    let lab = Lab::without_topics().await?;
+    lab.merchant("greedy")?;
+    lab.merchant("shop")?;
+    let mut db = runtime::db::pool(&lab.env["DATABASE_URL"], 2)?.get().await?;
+    db.batch_execute(
+        "INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
+         SELECT gen_random_uuid(), m.id, name || i, 'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA'
+         FROM merchants m, generate_series(1, CASE name WHEN 'greedy' THEN 20 ELSE 1 END) AS i;
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state)
+         SELECT id, i::text, 'webhook.ping', '{}', 'pending' FROM webhook_endpoints, generate_series(1, 30) AS i",
+    )
+    .await?;
+    let greedy: Uuid = db.query_one("SELECT id FROM merchants WHERE name = 'greedy'", &[]).await?.get(0);
+    let mut claimed: Vec<ClaimedDelivery> = Vec::new();
+    for (busy, expected) in [(&[][..], 50), (&[(greedy, 50)], 50), (&[(greedy, 39)], 61)] {
+        let limits = ClaimLimits { max_per_merchant: 50, in_flight_of_merchants: busy, max_deliveries: 400, ..limits() };
+        let mut in_flight: HashMap<Uuid, i32> = HashMap::new();
+        claimed.iter().for_each(|due| *in_flight.entry(due.endpoint_id).or_default() += 1);
+        let in_flight: Vec<(Uuid, i32)> = in_flight.into_iter().collect();
+        let again = queue::claim_due(&db, ClaimLimits { in_flight: &in_flight, ..limits }).await.map_err(failed)?;
+        claimed.extend(again);
+        let of_greedy = claimed.iter().filter(|due| due.merchant == greedy).count();
+        ensure!(of_greedy == expected && claimed.len() == expected + 8, "{of_greedy} of {}", claimed.len());
+    }
+    // Each new endpoint would have messages of its own on their way.
+    for made in 21.. {
+        let id = endpoints::list(&db, greedy).await.map_err(failed)?.first().map(|endpoint| endpoint.id).context("none")?;
+        ensure!(endpoints::delete(&db, greedy, id).await.map_err(failed)?, "it was there");
+        let new = endpoints::EndpointChanges::default();
+        let url = format!("https://example.com/{made}");
+        if endpoints::create(&mut db, greedy, &url, new).await.map_err(failed)?.is_err() {
+            ensure!(made == 101, "the endpoint {made} of an hour is refused");
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// The bounds of a claim: a number of deliveries per healthy endpoint, one per failing endpoint, only the first event of a
 /// payment unless it has failed too often, and nothing twice.
 #[tokio::test]
@@ -48,9 +102,8 @@ async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<(
     .await?;
     let claim = async |lane: Lane, slow: &[uuid::Uuid], max_deliveries: i64, in_flight: &[(uuid::Uuid, i32)]| {
         let max_per_endpoint = if lane == Lane::Failing { 1 } else { 8 };
-        queue::claim_due(&db, ClaimLimits { instance: "lab", lane, slow, max_deliveries, max_per_endpoint, in_flight })
-            .await
-            .map_err(failed)
+        let limits = ClaimLimits { lane, slow, max_deliveries, max_per_endpoint, in_flight, ..limits() };
+        queue::claim_due(&db, limits).await.map_err(failed)
     };
     let first = claim(Lane::Healthy, &[], 100, &[]).await?;
     for endpoint in ["one", "two"] {
@@ -105,8 +158,7 @@ async fn three_events() -> Result<(Lab, Pool, Client, Uuid, Uuid)> {
 
 /// Claims what is due in this lane.
 async fn due(db: &Client, lane: Lane) -> Result<Vec<ClaimedDelivery>> {
-    let limits = ClaimLimits { instance: "lab", lane, slow: &[], max_deliveries: 100, max_per_endpoint: 8, in_flight: &[] };
-    queue::claim_due(db, limits).await.map_err(failed)
+    queue::claim_due(db, ClaimLimits { lane, ..limits() }).await.map_err(failed)
 }
 
 /// Settles one attempt.

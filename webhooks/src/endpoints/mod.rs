@@ -9,4 +9,7 @@ pub(crate) mod wake;
 pub use endpoint::Endpoint;
 pub use ping::ping;
 pub use rotate::{OLD_SECRET_TTL, rotate};
-pub use store::{CreateRefusal, EndpointChanges, MAX_ENDPOINTS_PER_MERCHANT, create, delete, get, list, twin, update};
+pub use store::{
+    CreateRefusal, EndpointChanges, MAX_ENDPOINTS_IN_AN_HOUR, MAX_ENDPOINTS_PER_MERCHANT, create, delete, get, list, twin,
+    update,
+};

@@ -9,6 +9,8 @@ use uuid::Uuid;
 
 /// Each event is stored once per endpoint.
 pub const MAX_ENDPOINTS_PER_MERCHANT: i64 = 20;
+/// With those that were deleted within about an hour, of which messages may be on their way.
+pub const MAX_ENDPOINTS_IN_AN_HOUR: i64 = 100;
 
 /// Fields to set; `None` leaves a field as it is, or out of a new endpoint.
 #[derive(Debug, Clone, Default)]
@@ -26,7 +28,7 @@ pub struct EndpointChanges {
 /// Why an endpoint is not created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CreateRefusal {
-    /// The merchant has [`MAX_ENDPOINTS_PER_MERCHANT`].
+    /// The merchant has [`MAX_ENDPOINTS_PER_MERCHANT`], or has had [`MAX_ENDPOINTS_IN_AN_HOUR`].
     TooMany,
     /// This one has the URL: each event would reach it twice.
     SameUrl(Uuid),
@@ -53,7 +55,9 @@ pub async fn create(
     let sql = format!(
         "INSERT INTO webhook_endpoints (id, merchant_id, url, description, events, secret)
          SELECT $1::uuid, $2::uuid, $3::text, nullif($4::text, ''), $5::text[], $6::text
-         WHERE (SELECT count(*) FROM webhook_endpoints WHERE merchant_id = $2 AND deleted_at IS NULL) < $7
+         FROM (SELECT count(*) AS made, count(*) FILTER (WHERE deleted_at IS NULL) AS kept
+               FROM webhook_endpoints WHERE merchant_id = $2) AS has
+         WHERE has.kept < $7 AND has.made < $8
          RETURNING {COLUMNS}"
     );
     let statement = tx.prepare_cached(&sql).await?;
@@ -61,7 +65,16 @@ pub async fn create(
     let row = tx
         .query_opt(
             &statement,
-            &[&Uuid::now_v7(), &merchant, &url, &new.description, &events, &secret.reveal(), &MAX_ENDPOINTS_PER_MERCHANT],
+            &[
+                &Uuid::now_v7(),
+                &merchant,
+                &url,
+                &new.description,
+                &events,
+                &secret.reveal(),
+                &MAX_ENDPOINTS_PER_MERCHANT,
+                &MAX_ENDPOINTS_IN_AN_HOUR,
+            ],
         )
         .await?;
     tx.commit().await?;

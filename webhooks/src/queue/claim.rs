@@ -24,10 +24,14 @@ pub struct ClaimLimits<'a> {
     pub max_per_endpoint: i32,
     /// Messages in flight per endpoint.
     pub in_flight: &'a [(Uuid, i32)],
+    /// Includes what is in flight to all endpoints of the merchant.
+    pub max_per_merchant: i32,
+    /// Messages in flight in the lane per merchant.
+    pub in_flight_of_merchants: &'a [(Uuid, i32)],
 }
 
 /// Claims what is due: per endpoint the longest due first, and an event only if no earlier event of its payment blocks it. The
-/// order of endpoints is random, so that none is always last. Endpoints with nothing pending cost nothing.
+/// order of endpoints is random, so that none is always last, of a merchant's either: those that come first have its room. Endpoints with nothing pending cost nothing.
 ///
 /// # Errors
 /// When the database fails, or holds an invalid secret.
@@ -43,13 +47,19 @@ pub async fn claim_due(db: &impl GenericClient, limits: ClaimLimits<'_>) -> Resu
                      WHERE state = 'pending' AND endpoint_id > waiting.endpoint_id
                      ORDER BY endpoint_id, next_attempt LIMIT 1) following
              ), picked AS MATERIALIZED (
-                 SELECT d.id, e.url, e.secret, CASE WHEN e.old_secret_until > now() THEN e.old_secret END AS old_secret,
+                 SELECT d.id, e.merchant_id, e.url, e.secret, CASE WHEN e.old_secret_until > now() THEN e.old_secret END AS old_secret,
                      extract(epoch FROM d.next_attempt)::float8 AS due_at
-                 FROM (SELECT e.* FROM waiting w JOIN webhook_endpoints e ON e.id = w.endpoint_id
-                       WHERE w.next_attempt <= now() AND e.enabled AND (e.paused_until IS NULL OR e.paused_until <= now())
-                           AND (e.resting_until IS NULL OR e.resting_until <= now())
-                           AND CASE WHEN e.failing_since IS NOT NULL THEN 'failing' WHEN e.id = ANY($9) THEN 'slow'
-                               ELSE 'well' END = $1
+                 FROM (SELECT e.*, $10::integer - coalesce(busy.count, 0)
+                               + e.room - sum(e.room) OVER (PARTITION BY e.merchant_id ORDER BY random(), e.id) AS room_of_merchant
+                       FROM (SELECT e.*, $5::integer - coalesce(busy.count, 0) AS room
+                             FROM waiting w JOIN webhook_endpoints e ON e.id = w.endpoint_id
+                                 LEFT JOIN unnest($2::uuid[], $3::integer[]) AS busy (id, count) ON busy.id = e.id
+                             WHERE w.next_attempt <= now() AND e.enabled AND (e.paused_until IS NULL OR e.paused_until <= now())
+                                 AND (e.resting_until IS NULL OR e.resting_until <= now())
+                                 AND CASE WHEN e.failing_since IS NOT NULL THEN 'failing' WHEN e.id = ANY($9) THEN 'slow'
+                                     ELSE 'well' END = $1
+                                 AND $5::integer > coalesce(busy.count, 0)) e
+                           LEFT JOIN unnest($11::uuid[], $12::integer[]) AS busy (id, count) ON busy.id = e.merchant_id
                        ORDER BY random()) e
                  CROSS JOIN LATERAL (
                      SELECT d.id, d.next_attempt FROM webhook_deliveries d
@@ -58,8 +68,7 @@ pub async fn claim_due(db: &impl GenericClient, limits: ClaimLimits<'_>) -> Resu
                              AND b.payment_id = d.payment_id AND b.sequence < d.sequence AND b.state = 'pending' AND b.tries < $4
                              ORDER BY b.sequence LIMIT 1) IS NULL
                      ORDER BY d.next_attempt, d.id
-                     LIMIT greatest(0, $5::integer - coalesce((SELECT count FROM unnest($2::uuid[], $3::integer[]) AS busy (id, count)
-                         WHERE busy.id = e.id), 0))
+                     LIMIT greatest(0, least(e.room, e.room_of_merchant))
                      FOR UPDATE OF d SKIP LOCKED
                  ) d
                  LIMIT $6
@@ -67,10 +76,11 @@ pub async fn claim_due(db: &impl GenericClient, limits: ClaimLimits<'_>) -> Resu
              UPDATE webhook_deliveries d SET attempts = d.attempts + 1, claimed_by = $7,
                  next_attempt = now() + make_interval(secs => $8)
              FROM picked p WHERE d.id = p.id
-             RETURNING d.id, d.endpoint_id, d.attempts, d.tries, d.event_id, p.url, p.secret, p.old_secret, d.body, p.due_at",
+             RETURNING d.id, d.endpoint_id, d.attempts, d.tries, d.event_id, p.url, p.secret, p.old_secret, d.body, p.due_at, p.merchant_id",
         )
         .await?;
     let (endpoints, counts): (Vec<Uuid>, Vec<i32>) = limits.in_flight.iter().copied().unzip();
+    let (merchants, their_counts): (Vec<Uuid>, Vec<i32>) = limits.in_flight_of_merchants.iter().copied().unzip();
     let rows = db
         .query(
             &statement,
@@ -84,6 +94,9 @@ pub async fn claim_due(db: &impl GenericClient, limits: ClaimLimits<'_>) -> Resu
                 &limits.instance,
                 &LEASE_TTL.as_secs_f64(),
                 &limits.slow,
+                &limits.max_per_merchant,
+                &merchants,
+                &their_counts,
             ],
         )
         .await?;
@@ -95,6 +108,7 @@ fn read_delivery(row: &Row) -> Result<ClaimedDelivery, Failure> {
     Ok(ClaimedDelivery {
         delivery_id: row.get(0),
         endpoint_id: row.get(1),
+        merchant: row.get(10),
         attempt_number: row.get(2),
         failures: row.get(3),
         event_id: row.get(4),

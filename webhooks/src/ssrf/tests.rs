@@ -109,7 +109,7 @@ async fn no_hostile_url_is_connected_to() {
     let guard = Guard::new(Vec::new(), true);
     for url in HOSTILE {
         let url = url.replace("PORT", &port.to_string());
-        let refused = get(&guard, Arc::new(SystemResolver), &url).await;
+        let refused = get(&guard, Arc::new(SystemResolver::default()), &url).await;
         assert!(refused.is_err(), "{url}: {refused:?}");
     }
     assert_eq!(connections.load(Ordering::SeqCst), 0);
@@ -119,7 +119,7 @@ async fn no_hostile_url_is_connected_to() {
         ["http://127.0.0.1:PORT/", "http://0x7f000001:PORT/", "http://localhost:PORT/", "http://[::ffff:127.0.0.1]:PORT/"]
     {
         let url = url.replace("PORT", &port.to_string());
-        assert_eq!(get(&allowing, Arc::new(SystemResolver), &url).await, Ok(204), "{url}");
+        assert_eq!(get(&allowing, Arc::new(SystemResolver::default()), &url).await, Ok(204), "{url}");
     }
     assert_eq!(connections.load(Ordering::SeqCst), 4);
 }

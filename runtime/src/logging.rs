@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use std::io::IsTerminal as _;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 
 /// Installs the process's logger.
 ///
@@ -10,8 +11,7 @@ use tracing_subscriber::EnvFilter;
 /// When `RUST_LOG` does not parse, or a logger is installed already.
 pub fn init() -> anyhow::Result<()> {
     let filter = match std::env::var("RUST_LOG") {
-        // At level debug alloy's spans show whole URLs, with the keys in them.
-        Ok(text) => EnvFilter::try_new(format!("alloy_transport_http=info,{text}")).context("RUST_LOG")?,
+        Ok(text) => filter(&text).context("RUST_LOG")?,
         Err(_) => EnvFilter::new("info,rdkafka=warn,librdkafka=warn,refinery_core=warn,tokio_postgres=warn"),
     };
     let builder = tracing_subscriber::fmt()
@@ -24,4 +24,49 @@ pub fn init() -> anyhow::Result<()> {
         builder.with_target(false).try_init()
     };
     installed.map_err(|cause| anyhow::anyhow!("the logger: {cause}"))
+}
+
+/// At level debug alloy's spans show whole URLs, with the keys in them, and tokio-postgres all that is written, such as the secrets of
+/// webhooks.
+fn filter(text: &str) -> Result<EnvFilter, ParseError> {
+    // What comes last counts.
+    EnvFilter::try_new(format!("{text},alloy_transport_http=info,tokio_postgres=info"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_level_shows_the_parameters_of_statements_or_the_urls_of_nodes() {
+        for text in ["debug", "trace", "tokio_postgres=trace,info", "tokio_postgres=debug,alloy_transport_http=debug,debug"] {
+            let written = Written::default();
+            let writer = written.clone();
+            let subscriber =
+                tracing_subscriber::fmt().with_env_filter(filter(text).unwrap()).with_writer(move || writer.clone()).finish();
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::debug!(target: "tokio_postgres::query", "whsec_");
+                tracing::debug!(target: "alloy_transport_http", "https://node/key");
+                tracing::info!("the rest");
+            });
+            let shown = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+            assert!(shown.contains("the rest") && !shown.contains("whsec_") && !shown.contains("node"), "{text}: {shown}");
+        }
+        assert!(filter("a=b=c").is_err());
+    }
 }

@@ -70,7 +70,7 @@ pub struct Settings {
     #[arg(long, env = "CHAINS_FILE", default_value = "chains.yaml", global = true)]
     pub chains_file: PathBuf,
     /// Account xpub at m/44'/60'/0'; payment i is paid to /0/i
-    #[arg(long, env = "CTRIP_XPUB", global = true)]
+    #[arg(long, env = "CTRIP_XPUB", global = true, hide_env_values = true)]
     pub xpub: Option<String>,
     /// Address that the API listens on
     #[arg(long, env = "API_LISTEN", default_value = "127.0.0.1:8000", global = true)]

@@ -16,9 +16,9 @@ pub enum IntentsCommand {
         /// The installation's id, as the refused start prints it
         installation: Uuid,
     },
-    /// Forget what /health names of a lost payment or static address that can't be restored. Changes nothing else
+    /// Forget what `set-aside` lists of a lost payment or static address that can't be restored. Changes nothing else
     Forget {
-        /// The payment's id, or the static address's, as /health prints it
+        /// The payment's id, or the static address's, as `set-aside` prints it
         id: String,
     },
 }

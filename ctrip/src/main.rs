@@ -12,6 +12,7 @@ mod instance_lock;
 mod intents;
 mod resume;
 mod roles;
+mod set_aside;
 mod tail;
 mod wallet;
 
@@ -60,6 +61,8 @@ enum Command {
     /// The addresses that the detector watches, in payment.intents
     #[command(subcommand)]
     Intents(intents::IntentsCommand),
+    /// List what a fault keeps from being processed, with its cause and the command that helps
+    SetAside,
     /// Merchants and their settings
     #[command(subcommand)]
     Merchants(merchants::commands::MerchantsCommand),
@@ -178,6 +181,7 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
         }
         Command::Topics(Topics::Apply) => block_on(runtime::kafka::apply(&settings)),
         Command::Intents(command) => block_on(intents::run(&settings, command)),
+        Command::SetAside => block_on(set_aside::run(&settings)),
         Command::Merchants(command) => block_on(merchants::commands::run_merchants(&settings.database_url, command)),
         Command::Keys(command) => block_on(merchants::commands::run_keys(&settings.database_url, command)),
         Command::Wallet(Wallet::New { out }) => wallet::new(&out),

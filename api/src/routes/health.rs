@@ -10,6 +10,7 @@ use chain::Chain;
 use payments::store::Witnessed;
 use runtime::{SetAside, stage};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use topics::ChainId;
 use utoipa::ToSchema;
@@ -66,10 +67,25 @@ struct StageHealth {
 struct SetAsideItem {
     /// The stage that has set it aside.
     stage: String,
-    /// A chain's id, an event's, or a lost payment's.
+    /// A chain's id. Lost payments and events are counted, and named to the operator alone.
     item: String,
     /// Why, and the command that helps.
     cause: String,
+}
+
+/// Anyone may ask for `/health`, so it names chains and nothing of a merchant's.
+fn without_names(all: Vec<SetAside>) -> Vec<SetAsideItem> {
+    let (chains, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|aside| aside.item.parse::<u64>().is_ok());
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for aside in others {
+        *counts.entry(aside.stage).or_default() += 1;
+    }
+    let counted = counts.into_iter().map(|(stage, count)| {
+        let cause =
+            "`ctrip set-aside` names them, with their causes and the commands that help, and so does the log".to_owned();
+        SetAsideItem { stage, item: format!("{count} payments, static addresses or events"), cause }
+    });
+    chains.into_iter().map(|SetAside { stage, item, cause, .. }| SetAsideItem { stage, item, cause }).chain(counted).collect()
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -157,8 +173,7 @@ pub async fn health(State(app): State<App>) -> Response {
     let chains: Vec<ChainId> = app.catalog.0.iter().map(|chain| chain.id).collect();
     let Findings { processed, witnessed, set_aside, orphans } =
         if dependencies.database.is_none() { app.health.findings(chains).await } else { Findings::default() };
-    let set_aside: Vec<SetAsideItem> =
-        set_aside.into_iter().map(|SetAside { stage, item, cause, .. }| SetAsideItem { stage, item, cause }).collect();
+    let set_aside = without_names(set_aside);
     let stages = stage::waiting().into_iter().map(|(stage, error)| StageHealth { stage, error }).collect::<Vec<_>>();
     let chains: Vec<ChainHealth> = app
         .catalog

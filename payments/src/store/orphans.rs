@@ -146,18 +146,13 @@ pub async fn take_orphans(
     Ok(orphans)
 }
 
-/// The number of orphans, and the address of the oldest.
+/// The number of orphans.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn count_orphans(db: &impl GenericClient) -> Result<Option<(i64, Address)>, Failure> {
-    let statement = db
-        .prepare_cached(
-            "SELECT address, (SELECT count(*) FROM orphan_transfers) FROM orphan_transfers ORDER BY seen_at LIMIT 1",
-        )
-        .await?;
-    let row = db.query_opt(&statement, &[]).await?;
-    row.map(|row| Ok((row.get(1), topics::address("address", row.get(0)).map_err(Failure::halt)?))).transpose()
+pub async fn count_orphans(db: &impl GenericClient) -> Result<i64, Failure> {
+    let statement = db.prepare_cached("SELECT count(*) FROM orphan_transfers").await?;
+    Ok(db.query_one(&statement, &[]).await?.get(0))
 }
 
 fn read_orphan(row: &Row) -> Result<OrphanTransfer, Failure> {

@@ -11,6 +11,7 @@ use crate::health_checks::HealthChecks;
 use crate::heavy_work::HeavyWork;
 use crate::http::body_budget::BodyBudget;
 use crate::http::problem::Problem;
+use crate::http::share::{self, Shares};
 use deadpool_postgres::Pool;
 use merchants::accounts::{Account, Accounts};
 use merchants::{KeyCache, Merchant};
@@ -53,6 +54,8 @@ pub struct Parts {
     pub in_flight_keys: InFlightKeys,
     /// Where webhooks may be sent to.
     pub guard: Guard,
+    /// Of requests, orders and connections, for each merchant.
+    pub shares: Shares,
     /// For the bodies of batches, and for replies.
     pub body_budget: BodyBudget,
     /// For what takes a processor for long.
@@ -70,7 +73,7 @@ impl App {
     /// # Errors
     /// A 503 when none is to be had.
     pub async fn db(&self) -> Result<Connection, Problem> {
-        Ok(self.pool.get().await?)
+        share::connection(&self.pool).await
     }
 
     /// The account that a merchant's new addresses are derived from.

@@ -15,6 +15,7 @@ use crate::health_checks::HealthChecks;
 use crate::heavy_work::HeavyWork;
 use crate::housekeeping;
 use crate::http::body_budget::BodyBudget;
+use crate::http::share::Shares;
 use crate::routes;
 use anyhow::{Context as _, bail};
 use axum::Router;
@@ -123,6 +124,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let (create_requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
     let batcher = Batcher { pool: pool.clone(), intents: intents.clone(), installation };
     let keys = Arc::new(KeyCache::new(pool.clone(), look_up_pool, NonZeroU32::new(settings.api_rate_limit)));
+    keys.fill().await.map_err(|failure| anyhow::anyhow!("reading the API keys: {failure}"))?;
     // The tasks end in the order of the data flow: the server at `stop`, the batcher when the server has dropped its sender,
     // `forget` when all publishers are gone.
     let mut tasks = JoinSet::new();
@@ -155,6 +157,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
         event_feed,
         in_flight_keys: InFlightKeys::default(),
         guard: Guard::of(&settings),
+        shares: Shares::default(),
         body_budget: BodyBudget::default(),
         heavy_work: HeavyWork::default(),
     });

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq as _;
 use time::OffsetDateTime;
 use tokio::sync::Mutex as AsyncMutex;
+use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
 
 /// How long an answer is believed: so long a revoked key may still work, and a merchant's old settings apply.
@@ -32,6 +33,8 @@ const MAX_BELIEF: Duration = Duration::from_secs(10);
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Look-ups of new keys that may wait for a connection.
 const MAX_WAITING: usize = 200;
+/// Keys that are read at the start: 20 MB of memory at most.
+const MAX_FILLED: usize = 50_000;
 /// How often `api_keys.last_used_at` is written.
 const LAST_USE_WRITE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -169,6 +172,27 @@ impl KeyCache {
         Some(Known::Asked(refresh))
     }
 
+    /// Reads the keys that were used of late, so that none of them has to queue among invented ones after a start.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn fill(&self) -> Result<(), Failure> {
+        let sql =
+            format!("{SELECT_GRANTS} AND k.last_used_at > now() - interval '30 days' ORDER BY k.last_used_at DESC LIMIT $1");
+        let most = i64::try_from(MAX_FILLED).map_err(Failure::halt)?;
+        for row in self.pool.get().await?.query(&sql, &[&most]).await? {
+            let hash = row.get::<_, &[u8]>(0).try_into().map_err(Failure::halt)?;
+            let grant = read_grant(&row, KeyId::of(&hash))?;
+            let id = grant.id;
+            self.keep(id, hash, Some(grant));
+            // By whom it is asked for, if at all, is to be seen.
+            if let Some(cached) = self.grants().get_mut(&id) {
+                cached.last_use = None;
+            }
+        }
+        Ok(())
+    }
+
     /// Looks a key up again, whether or not anybody waits for it.
     fn refresh(self: &Arc<Self>, id: KeyId, hash: KeyHash) -> Refresh {
         let cache = Arc::clone(self);
@@ -282,17 +306,19 @@ async fn look_up(pool: &Pool, id: KeyId, hash: &KeyHash) -> Result<Option<Grant>
     db::in_time(pool.get().await?, LOOK_UP_TIMEOUT, async |client| find(client, id, hash).await).await
 }
 
+const SELECT_GRANTS: &str =
+    "SELECT k.hash, k.scope, k.rate_limit, m.id, m.xpub, m.underpaid_tolerance_bps, m.overpaid_tolerance_bps, m.accept_late, r.account
+     FROM api_keys k JOIN merchants m ON m.id = k.merchant_id LEFT JOIN restored_accounts r ON r.merchant_id = m.id
+     WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())";
+
 async fn find(client: &Client, id: KeyId, hash: &KeyHash) -> Result<Option<Grant>, Failure> {
-    let statement = client
-        .prepare_cached(
-            "SELECT k.hash, k.scope, k.rate_limit, m.id, m.xpub, m.underpaid_tolerance_bps, m.overpaid_tolerance_bps, m.accept_late,
-                 r.account
-             FROM api_keys k JOIN merchants m ON m.id = k.merchant_id LEFT JOIN restored_accounts r ON r.merchant_id = m.id
-             WHERE k.id = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())",
-        )
-        .await?;
+    let statement = client.prepare_cached(&format!("{SELECT_GRANTS} AND k.id = $1")).await?;
     let row = client.query_opt(&statement, &[&id.to_string()]).await?;
-    let Some(row) = row.filter(|row| bool::from(row.get::<_, &[u8]>(0).ct_eq(hash))) else { return Ok(None) };
+    let row = row.filter(|row| bool::from(row.get::<_, &[u8]>(0).ct_eq(hash)));
+    row.map(|row| read_grant(&row, id)).transpose()
+}
+
+fn read_grant(row: &Row, id: KeyId) -> Result<Grant, Failure> {
     let merchant = Merchant {
         id: row.get(3),
         xpub: row.get(4),
@@ -304,7 +330,7 @@ async fn find(client: &Client, id: KeyId, hash: &KeyHash) -> Result<Option<Grant
         },
     };
     let rate_limit = row.get::<_, Option<i32>>(2).and_then(|rate| u32::try_from(rate).ok()).and_then(NonZeroU32::new);
-    Ok(Some(Grant { id, scope: Scope::parse(row.get(1))?, merchant, rate_limit, limiter: None }))
+    Ok(Grant { id, scope: Scope::parse(row.get(1))?, merchant, rate_limit, limiter: None })
 }
 
 async fn save_last_uses(pool: &Pool, uses: &[(KeyId, OffsetDateTime)]) -> Result<(), Failure> {

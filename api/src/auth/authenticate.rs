@@ -15,8 +15,8 @@ use std::fmt::Display;
 /// Passes a request on with its [`Caller`].
 ///
 /// # Errors
-/// A 401 without a valid key; a 429 over the rate limit, after too many unknown keys, or beside replies that nobody takes; a 403 when
-/// the key's scope does not cover the method.
+/// A 401 without a valid key; a 429 over the rate limit, after too many unknown keys, or beside too many requests or replies that nobody
+/// takes; a 403 when the key's scope does not cover the method.
 pub async fn authenticate(State(app): State<App>, mut request: Request, next: Next) -> Result<Response, Problem> {
     let Some(key) = api_key(request.headers()) else {
         return Err(unauthorized("No API key; send it as X-Api-Key, or as Authorization: Bearer"));
@@ -34,7 +34,8 @@ pub async fn authenticate(State(app): State<App>, mut request: Request, next: Ne
     }
     let (merchant, method) = (caller.merchant, request.method().clone());
     request.extensions_mut().insert(caller);
-    app.body_budget.hold(merchant, &method, next.run(request).await).await
+    let response = app.shares.work(merchant, next.run(request)).await?;
+    app.body_budget.hold(merchant, &method, response).await
 }
 
 fn api_key(headers: &HeaderMap) -> Option<&str> {

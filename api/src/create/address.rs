@@ -7,6 +7,7 @@
 use crate::clock;
 use crate::create::intents::Intents;
 use crate::http::problem::Problem;
+use crate::http::share;
 use deadpool_postgres::Pool;
 use merchants::accounts::{self, Account};
 use payments::{DepositAddress, intents as intent_records, store};
@@ -36,7 +37,7 @@ pub struct AddressRequest {
 pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> Result<(DepositAddress, bool), Problem> {
     let AddressRequest { merchant, account, external_id, metadata, installation } = request;
     let began = Instant::now();
-    let mut db = pool.get().await?;
+    let mut db = share::connection(pool).await?;
     let transaction = db.transaction().await?;
     if let Some(known) = store::lock_customer_address(&transaction, merchant, &external_id).await? {
         transaction.commit().await?;

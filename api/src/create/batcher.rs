@@ -54,7 +54,10 @@ impl Batcher {
                 break;
             }
             // No payment for a client that disconnected or timed out in the queue.
-            batch.retain(|request| !request.reply.is_closed());
+            batch.retain_mut(|request| {
+                request.place = None;
+                !request.reply.is_closed()
+            });
             if !batch.is_empty() {
                 let batcher = Arc::clone(&batcher);
                 batches.spawn(async move { batcher.create(batch).await });

@@ -3,12 +3,13 @@
 use crate::create::idempotency::IdempotencyKey;
 use crate::create::order::Order;
 use crate::http::problem::Problem;
+use crate::http::share;
 use merchants::KeyId;
 use merchants::accounts::Account;
 use payments::Payment;
 use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use uuid::Uuid;
 
 /// Beyond it clients get a 503 rather than a longer wait.
@@ -28,6 +29,8 @@ pub struct CreateRequest {
     pub idempotency_key: Option<IdempotencyKey>,
     /// A request whose receiver is gone before its batch begins creates no payment.
     pub reply: oneshot::Sender<Result<CreatedPayment, Problem>>,
+    /// In the queue, of the merchant's; `None` before and after.
+    pub place: Option<OwnedSemaphorePermit>,
 }
 
 /// A payment whose intent Kafka has acknowledged.
@@ -41,17 +44,19 @@ pub struct CreatedPayment {
 /// The outcome of a [`CreateRequest`] in the queue.
 pub type PendingPayment = oneshot::Receiver<Result<CreatedPayment, Problem>>;
 
-/// Queues requests, all or none.
+/// Queues requests, all or none, once the merchant has places for them.
 ///
 /// # Errors
 /// A 503 when the queue is full.
-pub fn enqueue(queue: &mpsc::Sender<CreateRequest>, requests: Vec<CreateRequest>) -> Result<(), Problem> {
+pub async fn enqueue(queue: &mpsc::Sender<CreateRequest>, requests: Vec<CreateRequest>) -> Result<(), Problem> {
+    let mut places = share::in_queue(u32::try_from(requests.len()).unwrap_or(u32::MAX)).await?;
     let permits = queue.try_reserve_many(requests.len()).map_err(|error| match error {
         TrySendError::Full(()) => Problem::unavailable(1, "The queue of payments to create is full; retry"),
         TrySendError::Closed(()) => Problem::unavailable(5, "The server is stopping; retry"),
     })?;
     for (permit, request) in permits.zip(requests) {
-        permit.send(request);
+        let place = places.as_mut().and_then(|places| places.split(1));
+        permit.send(CreateRequest { place, ..request });
     }
     Ok(())
 }

@@ -69,8 +69,9 @@ pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, 
     app.check_available(&order, clock::now()?)?;
     let account = app.account_of(caller.settings()).await?;
     let (reply, pending) = oneshot::channel();
-    let request = CreateRequest { merchant: caller.merchant, api_key: caller.id, account, order, idempotency_key, reply };
-    queue::enqueue(&app.create_requests, vec![request])?;
+    let request =
+        CreateRequest { merchant: caller.merchant, api_key: caller.id, account, order, idempotency_key, reply, place: None };
+    queue::enqueue(&app.create_requests, vec![request]).await?;
     let CreatedPayment { payment, repeated } = queue::created(pending).await?;
     let mut response = (StatusCode::CREATED, Json(PaymentReply::first(&payment))).into_response();
     if repeated {

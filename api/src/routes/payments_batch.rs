@@ -158,11 +158,12 @@ pub async fn create(
                 api_key: caller.id,
                 idempotency_key,
                 reply,
+                place: None,
             });
             pending
         }));
     }
-    queue::enqueue(&app.create_requests, requests)?;
+    queue::enqueue(&app.create_requests, requests).await?;
     let outcomes = join_all(pending.into_iter().map(|pending| async { queue::created(pending?).await })).await;
     let write = || Ok(Json(BatchReply { data: outcomes.into_iter().map(OrderReply::new).collect() }).into_response());
     app.heavy_work.run(write).await

@@ -2,12 +2,16 @@
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Plan, Process, XPUB, eventually};
+use futures::FutureExt as _;
+use merchants::KeyCache;
 use reqwest::{Method, StatusCode};
+use runtime::db;
 use serde_json::json;
+use std::sync::Arc;
+use tokio::net::TcpListener;
 use wallet::AccountXpub;
 
 /// m/44'/60'/0' of BIP-39's `legal winner thank year wave sausage worth useful legal winner thank yellow`.
-/// Of another key than [`XPUB`].
 pub const OTHER_XPUB: &str =
     "xpub6Bh6Cg7bvjFdW6VEAaZmsyhZh86WdJ9Kr5aqqY5LN7UFLpxTrxsiys213UCu8MAYjcq5JhF7jzZXvruGfWfPbxqsByNNhwWaNQRuhP3JcC3";
 
@@ -72,6 +76,24 @@ async fn last_use_is_recorded_and_the_key_is_stored_nowhere() -> Result<()> {
     let row = db.query_one("SELECT k::text FROM api_keys k", &[]).await?;
     let secret = api.key.strip_prefix("ctrip_").context("the prefix")?;
     ensure!(!row.get::<_, &str>(0).contains(secret), "the key is in its row");
+    Ok(())
+}
+
+/// After a start it does not queue among invented ones.
+#[tokio::test]
+async fn a_key_that_was_used_of_late_is_known_from_the_start() -> Result<()> {
+    let lab = Lab::without_topics().await?;
+    let [used, other] = ["shop", "clerk"].map(|name| lab.merchant(name));
+    let sql = "UPDATE api_keys k SET last_used_at = now() - interval '1 day' FROM merchants m WHERE m.id = k.merchant_id AND m.name = 'shop'";
+    lab.database().await?.execute(sql, &[]).await?;
+    // It accepts connections and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await?;
+    let look_ups = db::pool(&format!("postgres://ctrip@{}/ctrip", silent.local_addr()?), 1)?;
+    let keys = Arc::new(KeyCache::new(db::pool(&lab.env["DATABASE_URL"], 1)?, look_ups, None));
+    keys.fill().await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    let known = keys.grant(&used?.key, None).now_or_never();
+    ensure!(known.is_some_and(|granted| granted.is_ok()), "it has to be looked up");
+    ensure!(keys.grant(&other?.key, None).now_or_never().is_none(), "nobody has asked for it");
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 
 use crate::create::intents::Intents;
 use crate::http::problem::Problem;
+use crate::http::share;
 use axum::http::{HeaderMap, StatusCode};
 use deadpool_postgres::{GenericClient, Pool};
 use payments::{Payment, store};
@@ -71,7 +72,7 @@ pub fn check_text(text: &str) -> Result<(), String> {
 /// # Errors
 /// A 409 when the key was used for another request.
 pub async fn claim_batch_key(pool: &Pool, merchant: Uuid, key: &IdempotencyKey) -> Result<(), Problem> {
-    let client = pool.get().await?;
+    let client = share::connection(pool).await?;
     let statement = client
         .prepare_cached(
             "INSERT INTO idempotency_keys (merchant_id, key, request_hash) VALUES ($1, $2, $3)

@@ -1,0 +1,120 @@
+//! The share of one merchant in what all have in common: requests in hand, places in the queue of payments to create, and places in the
+//! line for a connection to Postgres. What is beyond it waits behind the merchant's own, and not in front of others.
+
+use crate::http::problem::Problem;
+use axum::http::StatusCode;
+use base::locked;
+use deadpool_postgres::{Client, Pool};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use uuid::Uuid;
+
+const MAX_REQUESTS: usize = 2048;
+/// A quarter of the queue, and more than a batch has.
+const MAX_QUEUED: usize = 2048;
+/// The pool serves in order, so another merchant's request waits for these few and not for all that this one has.
+const MAX_IN_LINE: usize = 4;
+/// For a place.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+
+tokio::task_local! {
+    /// Of the merchant whose request the task works on.
+    static SHARE: Arc<Share>;
+}
+
+/// The shares of the merchants that have sent a request.
+#[derive(Default)]
+pub struct Shares(Mutex<HashMap<Uuid, Arc<Share>>>);
+
+struct Share {
+    requests: Semaphore,
+    queued: Arc<Semaphore>,
+    in_line: Arc<Semaphore>,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        let places = |number| Arc::new(Semaphore::new(number));
+        Self { requests: Semaphore::new(MAX_REQUESTS), queued: places(MAX_QUEUED), in_line: places(MAX_IN_LINE) }
+    }
+}
+
+impl Shares {
+    /// Works on a request within the merchant's share.
+    ///
+    /// # Errors
+    /// A 429 when too many of its requests are in hand.
+    pub async fn work<T>(&self, merchant: Uuid, request: impl Future<Output = T>) -> Result<T, Problem> {
+        let share = Arc::clone(locked(&self.0).entry(merchant).or_default());
+        let Ok(_in_hand) = share.requests.try_acquire() else {
+            let detail = format!("{MAX_REQUESTS} requests of yours are in hand; retry when one is answered");
+            let title = "Too many requests at once";
+            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-at-once", title, detail).retry_after(1));
+        };
+        Ok(SHARE.scope(Arc::clone(&share), request).await)
+    }
+}
+
+/// A connection, once the merchant has a place in the line.
+///
+/// # Errors
+/// A 503 when none is to be had.
+pub async fn connection(pool: &Pool) -> Result<Client, Problem> {
+    let _place = places(|share| &share.in_line, 1).await?;
+    Ok(pool.get().await?)
+}
+
+/// Places for orders in the queue of payments to create, until they are dropped.
+///
+/// # Errors
+/// A 503 when the merchant's orders before them take too long.
+pub async fn in_queue(orders: u32) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+    places(|share| &share.queued, orders).await
+}
+
+/// `None` for what no merchant asks for.
+async fn places(of: impl Fn(&Share) -> &Arc<Semaphore>, number: u32) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+    let Ok(places) = SHARE.try_with(|share| Arc::clone(of(share))) else { return Ok(None) };
+    match tokio::time::timeout(MAX_WAIT, places.acquire_many_owned(number)).await {
+        Ok(Ok(places)) => Ok(Some(places)),
+        Ok(Err(_)) | Err(_) => Err(Problem::unavailable(1, "Many of your requests wait before this one; retry")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt as _;
+    use futures::future::{join_all, pending};
+
+    #[tokio::test]
+    async fn one_merchants_requests_and_orders_leave_others_their_places() {
+        let (shares, [one, other]) = (Shares::default(), [1, 2].map(Uuid::from_u128));
+        let line = || async { places(|share| &share.in_line, 1).await.map(drop) };
+        let held = |of: fn(&Share) -> &Arc<Semaphore>, number| async move {
+            let _places = places(of, number).await;
+            pending::<()>().await;
+        };
+        let mut waiting = join_all((0..10).map(|_| shares.work(one, held(|share| &share.in_line, 1))));
+        assert!((&mut waiting).now_or_never().is_none());
+        assert!(shares.work(one, line()).now_or_never().is_none(), "it waits for its own");
+        assert!(shares.work(other, line()).now_or_never().is_some() && line().now_or_never().is_some());
+        drop(waiting);
+        assert!(shares.work(one, line()).now_or_never().is_some());
+
+        let orders = |number| async move { in_queue(number).await.map(drop) };
+        let mut queued = Box::pin(shares.work(one, held(|share| &share.queued, 2000)));
+        assert!((&mut queued).now_or_never().is_none());
+        assert!(shares.work(one, orders(100)).now_or_never().is_none());
+        assert!(shares.work(other, orders(1000)).now_or_never().is_some());
+        drop(queued);
+
+        let mut in_hand = join_all((0..=MAX_REQUESTS).map(|_| shares.work(one, pending::<()>()).boxed()));
+        assert!((&mut in_hand).now_or_never().is_none());
+        let refused = shares.work(one, async {}).now_or_never();
+        assert!(refused.is_some_and(|refused| refused.is_err_and(|it| it.status() == StatusCode::TOO_MANY_REQUESTS)));
+        assert!(shares.work(other, async {}).now_or_never().is_some_and(|worked| worked.is_ok()));
+    }
+}

@@ -66,7 +66,7 @@ metrics_list! {
     OUTBOX_DEPTH = Gauge "outbox_depth_records" [] "Events in Postgres that are not in Kafka yet.";
     OUTBOX_PUBLISHED = Counter "outbox_published_total" [] "Events published from Postgres to Kafka.";
     PUBLISHER_REOPENED = Counter "kafka_publishers_reopened_total" [] "Producers that the API opened after a fatal error of the one before.";
-    SET_ASIDE = Gauge "set_aside_items" ["kind"] "What one fault keeps from being processed, by kind, while all else goes on: /health and the log name each.";
+    SET_ASIDE = Gauge "set_aside_items" ["kind"] "What one fault keeps from being processed, by kind, while all else goes on: the log and `ctrip set-aside` name each.";
     INTENTS_REPAIRED = Counter "intents_repaired_total" [] "Intents published again, since Kafka had not acknowledged them.";
     RESTORED = Counter "restored_from_topics_total" ["what"] "What Postgres had lost and took from the topics: payments, addresses, keys and events.";
     POOL_CONNECTIONS = Gauge "database_pool_connections" ["role", "state"] "Connections to Postgres: open, idle, and callers waiting for one.";

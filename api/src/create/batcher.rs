@@ -192,7 +192,8 @@ async fn write_in(
 
 /// The request as a payment's intent tells it.
 fn origin(request: &CreateRequest, installation: Uuid) -> Origin {
-    let claim = |key: &IdempotencyKey| IdempotencyClaim { key: key.text.clone(), request_hash: key.fingerprint.to_vec() };
+    let claim =
+        |key: &IdempotencyKey| IdempotencyClaim { key: key.text.clone(), request_hash: key.fingerprint.as_slice().to_vec() };
     Origin { installation, asked_by: request.api_key.to_string(), idempotency: request.idempotency_key.as_ref().map(claim) }
 }
 

@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::auth::Caller;
 use crate::clock;
-use crate::create::idempotency;
+use crate::create::idempotency::{self, Fingerprint};
 use crate::create::order::Order;
 use crate::create::queue::{self, CreateRequest, CreatedPayment};
 use crate::http::extract::{Body, path_id};
@@ -17,7 +17,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use payments::lifecycle::{self, Input};
-use payments::{Status, store};
+use payments::{Payment, Status, store};
 use std::fmt::Display;
 use std::time::Instant;
 use tokio::sync::oneshot;
@@ -62,22 +62,38 @@ pub fn no_payment(id: impl Display) -> Problem {
     ),
 )]
 pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, Body(body): Body) -> Result<Response, Problem> {
-    let order = Order::read(&body, &app.catalog, caller.settings().terms)?;
-    let idempotency_key = idempotency::read_header(&headers, order.fingerprint)?;
+    let order = Order::read(&body, &app.catalog, caller.settings().terms);
+    let fingerprint = Fingerprint::new(order.as_ref().ok().map(|order| order.fingerprint), &body);
+    let idempotency_key = idempotency::read_header(&headers, fingerprint)?;
     // Held until the response.
     let _in_flight = idempotency_key.as_ref().map(|key| app.in_flight_keys.begin(caller.merchant, &key.text)).transpose()?;
-    app.check_available(&order, clock::now()?)?;
-    let account = app.account_of(caller.settings()).await?;
+    let accept = async {
+        let order = order?;
+        app.check_available(&order, clock::now()?)?;
+        Ok((order, app.account_of(caller.settings()).await?))
+    };
+    let (order, account) = match (accept.await, &idempotency_key) {
+        (Ok(accepted), _) => accepted,
+        (Err(problem), None) => return Err(problem),
+        (Err(problem), Some(key)) => {
+            let earlier = idempotency::find_earlier(&app.pool, &app.intents, caller.merchant, &[key]).await?.pop().flatten();
+            return Ok(created(&earlier.unwrap_or(Err(problem))?, true));
+        }
+    };
     let (reply, pending) = oneshot::channel();
     let request =
         CreateRequest { merchant: caller.merchant, api_key: caller.id, account, order, idempotency_key, reply, place: None };
     queue::enqueue(&app.create_requests, vec![request]).await?;
     let CreatedPayment { payment, repeated } = queue::created(pending).await?;
-    let mut response = (StatusCode::CREATED, Json(PaymentReply::first(&payment))).into_response();
+    Ok(created(&payment, repeated))
+}
+
+fn created(payment: &Payment, repeated: bool) -> Response {
+    let mut response = (StatusCode::CREATED, Json(PaymentReply::first(payment))).into_response();
     if repeated {
         response.headers_mut().insert(REPEATED, HeaderValue::from_static("true"));
     }
-    Ok(response)
+    response
 }
 
 /// `GET /api/v1/payments/{id}`

@@ -5,8 +5,9 @@
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::chains::catalog::Catalog;
 use crate::clock;
-use crate::create::idempotency::{self, IdempotencyKey};
+use crate::create::idempotency::{self, Fingerprint, IdempotencyKey};
 use crate::create::order::Order;
 use crate::create::queue::{self, CreateRequest, CreatedPayment, PendingPayment};
 use crate::http::body_budget::BodyShare;
@@ -22,6 +23,7 @@ use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use futures::future::join_all;
+use merchants::DefaultTerms;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -115,9 +117,8 @@ pub async fn create(
             let items = read_items(&bytes)?;
             caller.spend_orders(items.len())?;
             let terms = caller.settings().terms;
-            let orders: Vec<_> =
-                items.iter().map(|item| Order::read_item(item.get().as_bytes(), &app.catalog, terms)).collect();
-            Ok((fingerprint(&items, &orders), orders))
+            let orders: Vec<_> = items.iter().map(|item| ReadOrder::of(item, &app.catalog, terms)).collect();
+            Ok((Fingerprint::new(Some(meaning(&orders)), &bytes), orders))
         }
     };
     let (fingerprint, orders) = app.heavy_work.run(read).await?;
@@ -131,32 +132,44 @@ pub async fn create(
         }
         None => None,
     };
-    let account = app.account_of(caller.settings()).await?;
+    let account = app.account_of(caller.settings()).await;
     let now = clock::now()?;
     let mut in_flight = Vec::new();
     let mut requests = Vec::with_capacity(orders.len());
     let mut pending: Vec<Result<PendingPayment, Problem>> = Vec::with_capacity(orders.len());
-    for (place, order) in orders.into_iter().enumerate() {
-        let accepted = order.and_then(|(order, own_key)| {
-            app.check_available(&order, now)?;
-            let key = match (own_key, &batch_key) {
-                (Some(text), _) => {
-                    in_flight.push(app.in_flight_keys.begin(caller.merchant, &text)?);
-                    Some(IdempotencyKey { text, fingerprint: order.fingerprint })
+    // They may have been accepted when they first came.
+    let mut refused: Vec<(usize, IdempotencyKey)> = Vec::new();
+    for (place, ReadOrder { order, own_key, fingerprint }) in orders.into_iter().enumerate() {
+        let begin = |text: &str| app.in_flight_keys.begin(caller.merchant, text);
+        let key = match (own_key, &batch_key) {
+            (Some(text), _) => match begin(&text) {
+                Ok(begun) => {
+                    in_flight.push(begun);
+                    Some(IdempotencyKey { text, fingerprint })
                 }
-                (None, Some(batch_key)) => Some(derived_key(batch_key, place, order.fingerprint)),
-                (None, None) => None,
-            };
-            Ok((order, key))
+                Err(problem) => {
+                    pending.push(Err(problem));
+                    continue;
+                }
+            },
+            (None, Some(batch_key)) => Some(derived_key(batch_key, place, fingerprint)),
+            (None, None) => None,
+        };
+        let accepted = order.and_then(|order| {
+            app.check_available(&order, now)?;
+            Ok((order, account.clone()?))
         });
-        pending.push(accepted.map(|(order, idempotency_key)| {
+        if let (Err(_), Some(key)) = (&accepted, &key) {
+            refused.push((place, key.clone()));
+        }
+        pending.push(accepted.map(|(order, account)| {
             let (reply, pending) = oneshot::channel();
             requests.push(CreateRequest {
                 merchant: caller.merchant,
-                account: account.clone(),
+                account,
                 order,
                 api_key: caller.id,
-                idempotency_key,
+                idempotency_key: key,
                 reply,
                 place: None,
             });
@@ -164,7 +177,14 @@ pub async fn create(
         }));
     }
     queue::enqueue(&app.create_requests, requests).await?;
-    let outcomes = join_all(pending.into_iter().map(|pending| async { queue::created(pending?).await })).await;
+    let mut outcomes = join_all(pending.into_iter().map(|pending| async { queue::created(pending?).await })).await;
+    let keys: Vec<&IdempotencyKey> = refused.iter().map(|(_, key)| key).collect();
+    let earlier = idempotency::find_earlier(&app.pool, &app.intents, caller.merchant, &keys).await?;
+    for ((place, _), earlier) in refused.iter().zip(earlier) {
+        if let (Some(outcome), Some(earlier)) = (outcomes.get_mut(*place), earlier) {
+            *outcome = earlier.map(|payment| CreatedPayment { payment, repeated: true });
+        }
+    }
     let write = || Ok(Json(BatchReply { data: outcomes.into_iter().map(OrderReply::new).collect() }).into_response());
     app.heavy_work.run(write).await
 }
@@ -190,21 +210,33 @@ pub fn read_items(body: &[u8]) -> Result<Vec<&RawValue>, Problem> {
     items.ok_or_else(Problem::internal)
 }
 
-/// Of all orders in their order. An invalid order counts by its text.
-fn fingerprint(items: &[&RawValue], orders: &[Result<(Order, Option<String>), Problem>]) -> [u8; 32] {
+/// An order of a batch, as it was read.
+struct ReadOrder {
+    order: Result<Order, Problem>,
+    own_key: Option<String>,
+    fingerprint: Fingerprint,
+}
+
+impl ReadOrder {
+    fn of(item: &RawValue, catalog: &Catalog, terms: DefaultTerms) -> Self {
+        let text = item.get().as_bytes();
+        let (order, own_key) = Order::read_item(text, catalog, terms);
+        let fingerprint = Fingerprint::new(order.as_ref().ok().map(|order| order.fingerprint), text);
+        Self { order, own_key, fingerprint }
+    }
+}
+
+/// Of all orders in their order.
+fn meaning(orders: &[ReadOrder]) -> [u8; 32] {
     let mut all = Sha256::new();
-    for (item, order) in items.iter().zip(orders) {
-        let one: [u8; 32] = match order {
-            Ok((order, _)) => order.fingerprint,
-            Err(_) => Sha256::digest(item.get()).into(),
-        };
-        all.update(one);
+    for order in orders {
+        all.update(order.fingerprint.meaning());
     }
     all.finalize().into()
 }
 
 /// A key that no client can send: control characters are allowed neither in the header nor in the field.
-fn derived_key(batch_key: &IdempotencyKey, place: usize, fingerprint: [u8; 32]) -> IdempotencyKey {
+fn derived_key(batch_key: &IdempotencyKey, place: usize, fingerprint: Fingerprint) -> IdempotencyKey {
     IdempotencyKey { text: format!("\u{1}{}:{place}", hex::encode(Sha256::digest(&batch_key.text))), fingerprint }
 }
 
@@ -229,19 +261,16 @@ mod tests {
             let body = format!(r#"{{"payments":{text}}}"#);
             let items = read_items(body.as_bytes()).unwrap();
             let catalog = crate::chains::catalog::tests::catalog();
-            let orders: Vec<_> = items
-                .iter()
-                .map(|item| Order::read_item(item.get().as_bytes(), &catalog, merchants::DefaultTerms::default()))
-                .collect();
-            fingerprint(&items, &orders)
+            meaning(&items.iter().map(|item| ReadOrder::of(item, &catalog, DefaultTerms::default())).collect::<Vec<_>>())
         };
         let (one, two) = (r#"{"chain":"anvil","amount":1}"#, r#"{"chain":"anvil","amount":2}"#);
         assert_eq!(read(&format!("[{one},{two}]")), read(&format!(r#"[{{"amount":"1","chain_id":31337}},{two}]"#)));
         assert_ne!(read(&format!("[{one},{two}]")), read(&format!("[{two},{one}]")));
         assert_ne!(read(&format!("[{one}]")), read(&format!("[{one},{two}]")));
         assert_ne!(read(&format!("[{one},3]")), read(&format!("[{one},4]")));
-        let whole = IdempotencyKey { text: "k".repeat(255), fingerprint: [0; 32] };
-        let keys = [derived_key(&whole, 0, [0; 32]).text, derived_key(&whole, 1, [0; 32]).text];
+        let fingerprint = Fingerprint::new(None, b"");
+        let whole = IdempotencyKey { text: "k".repeat(255), fingerprint };
+        let keys = [derived_key(&whole, 0, fingerprint).text, derived_key(&whole, 1, fingerprint).text];
         assert!(keys[0] != keys[1] && keys.iter().all(|key| key.len() <= 255));
     }
 }

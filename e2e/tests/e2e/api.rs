@@ -205,8 +205,22 @@ async fn a_chain_that_lags_takes_no_new_payments_until_it_has_caught_up() -> Res
     let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
     lab.write_chains(&chains.replace("  start_block: 0\n", "  start_block: 0\n  max_lag_s: 60\n"))?;
     let _roles = ["ingest", "detector", "confirmer"].map(|role| lab.spawn(role)).into_iter().collect::<Result<Vec<_>>>()?;
-    let Running { lab, api, process: _process } = serving(lab).await?;
+    let Running { lab, api, mut process } = serving(lab).await?;
     let create = async || api.request(Method::POST, "/api/v1/payments", Some(coin(1)), &[]).await;
+    // A retry gets what the first try has made, whatever is refused by then.
+    let mut keyed = (coin(2), coin(3));
+    keyed.1["idempotency_key"] = json!("own");
+    let single = async || api.request(Method::POST, "/api/v1/payments", Some(coin(1)), &[("Idempotency-Key", "one")]).await;
+    let many = async || batch(&api, &[keyed.0.clone(), keyed.1.clone()], &[("Idempotency-Key", "all")]).await;
+    let (first, first_many) = (single().await?.1["id"].clone(), many().await?.1);
+    let ids = |answer: &Value| [0, 1].map(|place| answer["data"][place]["payment"]["id"].clone());
+    ensure!(first.is_string() && statuses(&first_many) == [201, 201], "{first} {first_many}");
+    let all_again = async || -> Result<()> {
+        let ((status, again), (_, many)) = (single().await?, many().await?);
+        ensure!(status == StatusCode::CREATED && again["id"] == first, "{status} {again}");
+        ensure!(statuses(&many) == [201, 201] && ids(&many) == ids(&first_many), "{many}");
+        Ok(())
+    };
     lab.node.mine(1).await?;
     let (db, head) = (lab.database().await?, i64::try_from(lab.node.head().await?)?);
     // As if the pipeline had stopped: the last processed block is old.
@@ -223,9 +237,19 @@ async fn a_chain_that_lags_takes_no_new_payments_until_it_has_caught_up() -> Res
     ensure!(refused["detail"].as_str().is_some_and(|detail| detail.contains("anvil (31337)")), "{refused}");
     let (_, answer) = batch(&api, &[coin(1)], &[]).await?;
     ensure!(statuses(&answer) == [503], "{answer}");
+    all_again().await?;
     lab.node.mine(1).await?;
     eventually("the chain to be open again", async || Ok((create().await?.0 == StatusCode::CREATED).then_some(()))).await?;
-    Ok(())
+
+    ensure!(process.terminate()?.success(), "{}", process.tail());
+    lab.write_chains(&chains.replace("  start_block: 0\n", "  start_block: 0\n  min_transfer: '0.0000000000000001'\n"))?;
+    let mut process = lab.spawn("api")?;
+    api.ready(&mut process).await?;
+    let (status, refused) = create().await?;
+    ensure!(status == StatusCode::UNPROCESSABLE_ENTITY, "{refused}");
+    let other = api.request(Method::POST, "/api/v1/payments", Some(coin(4)), &[("Idempotency-Key", "one")]).await?;
+    ensure!(other.0 == StatusCode::UNPROCESSABLE_ENTITY, "it is another request: {}", other.1);
+    all_again().await
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, StatusCode};
 use deadpool_postgres::{GenericClient, Pool};
 use payments::{Payment, store};
 use runtime::Failure;
+use sha2::{Digest as _, Sha256};
 use std::collections::{HashMap, HashSet};
 use tokio_postgres::Row;
 use topics::PaymentId;
@@ -25,8 +26,36 @@ const NOT_VISIBLE: &str = "expected visible ASCII characters";
 pub struct IdempotencyKey {
     /// As the client sent it.
     pub text: String,
-    /// A hash of the request.
-    pub fingerprint: [u8; 32],
+    pub fingerprint: Fingerprint,
+}
+
+/// A request, to be recognised when it comes again: by what it means, or by its text, since what it means may be another by then, or
+/// nothing, as after a change of chains.yaml.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint([u8; 64]);
+
+impl Fingerprint {
+    /// `meaning` is a hash; a request that is refused means its text.
+    pub fn new(meaning: Option<[u8; 32]>, text: &[u8]) -> Self {
+        let text: [u8; 32] = Sha256::digest(text).into();
+        let mut both = [0; 64];
+        both[..32].copy_from_slice(&meaning.unwrap_or(text));
+        both[32..].copy_from_slice(&text);
+        Self(both)
+    }
+
+    pub const fn as_slice(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub fn meaning(&self) -> &[u8] {
+        &self.0[..32]
+    }
+
+    /// Whether a stored one is of the same request.
+    fn is(&self, stored: &[u8]) -> bool {
+        stored.len() == self.0.len() && (stored[..32] == self.0[..32] || stored[32..] == self.0[32..])
+    }
 }
 
 /// A key to be claimed for a new payment; without a key there is nothing to claim.
@@ -41,7 +70,7 @@ pub struct KeyClaim<'a> {
 ///
 /// # Errors
 /// A 422 when it is empty, too long, or not visible ASCII.
-pub fn read_header(headers: &HeaderMap, fingerprint: [u8; 32]) -> Result<Option<IdempotencyKey>, Problem> {
+pub fn read_header(headers: &HeaderMap, fingerprint: Fingerprint) -> Result<Option<IdempotencyKey>, Problem> {
     let Some(value) = headers.get(HEADER) else {
         return Ok(None);
     };
@@ -86,7 +115,7 @@ pub async fn claim_batch_key(pool: &Pool, merchant: Uuid, key: &IdempotencyKey) 
     let statement =
         client.prepare_cached("SELECT request_hash FROM idempotency_keys WHERE merchant_id = $1 AND key = $2").await?;
     match client.query_opt(&statement, &[&merchant, &key.text]).await? {
-        Some(row) if row.get::<_, &[u8]>(0) == hash => Ok(()),
+        Some(row) if key.fingerprint.is(row.get(0)) => Ok(()),
         Some(_) => Err(reused()),
         None => Err(expired()),
     }
@@ -145,7 +174,33 @@ pub async fn find_payments(
     intents: &Intents,
     keys: &[(Uuid, Option<&IdempotencyKey>)],
 ) -> Result<Vec<Result<Payment, Problem>>, Problem> {
-    let client = pool.get().await?;
+    Ok(find(pool, intents, keys).await?.into_iter().map(|found| found.and_then(|payment| payment)).collect())
+}
+
+/// The payments of requests that are refused now, and were not when they first came. `None` for one that never came.
+///
+/// # Errors
+/// When the database fails: nobody knows which have a payment.
+pub async fn find_earlier(
+    pool: &Pool,
+    intents: &Intents,
+    merchant: Uuid,
+    keys: &[&IdempotencyKey],
+) -> Result<Vec<Option<Result<Payment, Problem>>>, Problem> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keys: Vec<_> = keys.iter().map(|key| (merchant, Some(*key))).collect();
+    Ok(find(pool, intents, &keys).await?.into_iter().map(Result::ok).collect())
+}
+
+/// The outer problem is the key's, the inner one its payment's.
+async fn find(
+    pool: &Pool,
+    intents: &Intents,
+    keys: &[(Uuid, Option<&IdempotencyKey>)],
+) -> Result<Vec<Result<Result<Payment, Problem>, Problem>>, Problem> {
+    let client = share::connection(pool).await?;
     let statement = client
         .prepare_cached(
             "SELECT k.merchant_id, k.key, k.request_hash, k.payment_id
@@ -163,9 +218,7 @@ pub async fn find_payments(
         .map(|(merchant, key)| {
             let entry = key.and_then(|key| claimed.get(&(*merchant, key.text.as_str())));
             match (key, entry) {
-                (Some(key), Some(row)) if row.get::<_, &[u8]>(2) == key.fingerprint => {
-                    row.get::<_, Option<Uuid>>(3).ok_or_else(reused)
-                }
+                (Some(key), Some(row)) if key.fingerprint.is(row.get(2)) => row.get::<_, Option<Uuid>>(3).ok_or_else(reused),
                 (_, Some(_)) => Err(reused()),
                 (_, None) => Err(expired()),
             }
@@ -180,5 +233,18 @@ pub async fn find_payments(
         Some(payment) => Ok(payment.clone()),
         None => Err(Problem::internal()),
     };
-    Ok(matching.into_iter().map(|outcome| outcome.and_then(load)).collect())
+    Ok(matching.into_iter().map(|outcome| outcome.map(load)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_the_same_by_its_meaning_or_by_its_text() {
+        let first = Fingerprint::new(Some([1; 32]), b"a");
+        let is = |meaning, text: &[u8]| Fingerprint::new(meaning, text).is(first.as_slice());
+        assert!(is(Some([1; 32]), b"a") && is(Some([1; 32]), b"b") && is(Some([2; 32]), b"a") && is(None, b"a"));
+        assert!(!is(Some([2; 32]), b"b") && !is(None, b"b") && !first.is(&[1; 32]));
+    }
 }

@@ -5,4 +5,6 @@ mod in_flight;
 mod keys;
 
 pub use in_flight::InFlightKeys;
-pub use keys::{IdempotencyKey, KeyClaim, check_text, claim_batch_key, claim_keys, find_payments, read_header};
+pub use keys::{
+    Fingerprint, IdempotencyKey, KeyClaim, check_text, claim_batch_key, claim_keys, find_earlier, find_payments, read_header,
+};

@@ -78,15 +78,17 @@ impl Order {
     /// Reads an order of a batch, which may have an `idempotency_key` of its own.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
-    pub fn read_item(body: &[u8], catalog: &Catalog, terms: DefaultTerms) -> Result<(Self, Option<String>), Problem> {
-        let mut fields = Fields::read(body)?;
+    /// As [`read`](Self::read). The key of one that is refused is there all the same, if it can be read.
+    pub fn read_item(body: &[u8], catalog: &Catalog, terms: DefaultTerms) -> (Result<Self, Problem>, Option<String>) {
+        let mut fields = match Fields::read(body) {
+            Ok(fields) => fields,
+            Err(problem) => return (Err(problem), None),
+        };
         let key = fields.text(IDEMPOTENCY_KEY).and_then(|key| {
             let checked = idempotency::check_text(&key).map(|()| key);
             fields.check(IDEMPOTENCY_KEY, checked)
         });
-        let order = Self::read_fields(fields, catalog, terms, &[FIELDS.as_slice(), &[IDEMPOTENCY_KEY]].concat())?;
-        Ok((order, key))
+        (Self::read_fields(fields, catalog, terms, &[FIELDS.as_slice(), &[IDEMPOTENCY_KEY]].concat()), key)
     }
 
     fn read_fields(mut fields: Fields<'_>, catalog: &Catalog, terms: DefaultTerms, known: &[&str]) -> Result<Self, Problem> {

@@ -26,11 +26,11 @@ pub fn init() -> anyhow::Result<()> {
     installed.map_err(|cause| anyhow::anyhow!("the logger: {cause}"))
 }
 
-/// At level debug alloy's spans show whole URLs, with the keys in them, and tokio-postgres all that is written, such as the secrets of
-/// webhooks.
+/// At levels debug and trace alloy's spans and tungstenite's requests show whole URLs, with the keys in them, and tokio-postgres all
+/// that is written, such as the secrets of webhooks.
 fn filter(text: &str) -> Result<EnvFilter, ParseError> {
     // What comes last counts.
-    EnvFilter::try_new(format!("{text},alloy_transport_http=info,tokio_postgres=info"))
+    EnvFilter::try_new(format!("{text},alloy_transport_http=info,tungstenite=info,tokio_postgres=info"))
 }
 
 #[cfg(test)]
@@ -62,6 +62,7 @@ mod tests {
             tracing::subscriber::with_default(subscriber, || {
                 tracing::debug!(target: "tokio_postgres::query", "whsec_");
                 tracing::debug!(target: "alloy_transport_http", "https://node/key");
+                tracing::trace!(target: "tungstenite::handshake::client", "GET /node/key");
                 tracing::info!("the rest");
             });
             let shown = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();

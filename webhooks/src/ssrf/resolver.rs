@@ -103,10 +103,30 @@ impl Resolve for SystemResolver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clients::Clients;
     use std::sync::Barrier;
     use std::time::Duration;
     use tokio::task::JoinSet;
     use tokio::time::timeout;
+
+    #[derive(Default)]
+    struct Noting(Mutex<Option<Uuid>>);
+
+    impl Resolve for Noting {
+        fn resolve(&self, _: Name) -> Resolving {
+            *locked(&self.0) = MERCHANT.try_with(|merchant| *merchant).ok();
+            Box::pin(async { Err("nothing".into()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_look_up_is_known_to_be_for_a_merchants_message() {
+        let (names, merchant) = (Arc::new(Noting::default()), Uuid::from_u128(7));
+        let clients = Clients::new(&Guard::new(Vec::new(), true), Arc::clone(&names) as Arc<dyn Resolve>).unwrap();
+        let request = clients.post("http://name.example/".parse().unwrap()).build().unwrap();
+        assert!(MERCHANT.scope(merchant, clients.execute(Uuid::nil(), request)).await.is_err());
+        assert_eq!(*locked(&names.0), Some(merchant));
+    }
 
     #[tokio::test]
     async fn names_whose_servers_are_silent_keep_no_thread_from_others() {

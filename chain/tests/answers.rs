@@ -6,10 +6,10 @@ mod node;
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse as _;
-use chain::{BlockId, FetchError, FetchedBlock, PartProof, fetch_block, fetch_head};
+use chain::{BlockId, FetchError, FetchOptions, FetchedBlock, PartProof, Verify, fetch_block, fetch_head};
 use node::{
-    Answer, ETHEREUM, Node, ROOTS, TRACED, TraceAnswer, head_hash, impatient, is_odd, pool, recorded, refused, traced,
-    until_published,
+    Answer, ETHEREUM, Node, PATIENCE, ROOTS, TRACED, TraceAnswer, head_hash, impatient, is_odd, pool, recorded, refused,
+    traced, until_published,
 };
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -68,6 +68,59 @@ async fn a_block_without_any_trace_waits_a_while_and_is_published_as_not_traced(
     let fetched = until_published(&rpc, TRACED, hash, |error| matches!(error, FetchError::Untraced { .. })).await;
     assert!(fetched.internal.as_ref().is_some_and(Vec::is_empty) && !fetched.is_traced());
     assert!(rpc.endpoints()[0].is_healthy(), "a block that can't be traced is no fault of the endpoint");
+}
+
+/// A chain of four blocks a second fell behind for ever, since each block waited some twenty seconds for its traces.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tracer_that_hangs_delays_a_fast_chain_once_and_then_as_little_as_its_blocks_take() {
+    let node = Node::start(true, |method, params| {
+        let number = params[0].as_str().and_then(|number| u64::from_str_radix(number.trim_start_matches("0x"), 16).ok());
+        Ok(match method {
+            "eth_getBlockByNumber" => quick_block(number.unwrap()),
+            "eth_getBlockReceipts" => json!([{
+                "transactionHash": word(1), "blockHash": word(number.unwrap()), "status": "0x1", "cumulativeGasUsed": "0x1", "logs": [],
+            }]),
+            _ => json!([{ "txHash": word(1), "result": { "type": "CALL", "from": address(1), "to": address(2), "value": "0x0" } }]),
+        })
+    })
+    .await;
+    let options = FetchOptions { verify: Verify::Off, ..TRACED };
+    let rpc = impatient(&[&node]);
+    let fetch = async |number| fetch_block(&rpc, options, BlockId::Number(number)).await.unwrap().unwrap();
+    for number in 1..40 {
+        assert!(fetch(number).await.is_traced());
+    }
+    node.set(|transport| transport.hides_traces = true);
+    let started = Instant::now();
+    assert!(!fetch(40).await.is_traced() && started.elapsed() >= PATIENCE, "it did not wait at all");
+    let started = Instant::now();
+    assert!(!fetch(41).await.is_traced() && started.elapsed() < PATIENCE * 3 / 2, "{:?}", started.elapsed());
+    node.set(|transport| transport.hides_traces = false);
+    // Its answer may be late, now that little is waited for.
+    let mut next = 42..400;
+    while !fetch(next.next().unwrap()).await.is_traced() {}
+}
+
+fn word(number: u64) -> Value {
+    json!(format!("0x{number:064x}"))
+}
+
+fn address(number: u64) -> Value {
+    json!(format!("0x{number:040x}"))
+}
+
+/// A block of a chain that has four in a second. Its only transaction calls a contract.
+fn quick_block(number: u64) -> Value {
+    let transaction = json!({
+        "hash": word(1), "type": "0x0", "nonce": "0x0", "gas": "0x1", "gasPrice": "0x1", "from": address(1), "to": address(2),
+        "value": "0x0", "input": "0x01", "v": "0x1b", "r": "0x1", "s": "0x1",
+    });
+    json!({
+        "number": format!("{number:#x}"), "hash": word(number), "parentHash": word(number - 1),
+        "timestamp": format!("{:#x}", 1_700_000_000 + number / 4), "transactionsRoot": word(1), "receiptsRoot": word(2),
+        "stateRoot": word(3), "sha3Uncles": word(4), "miner": address(0), "gasLimit": "0x1", "gasUsed": "0x1",
+        "transactions": [transaction],
+    })
 }
 
 #[tokio::test]

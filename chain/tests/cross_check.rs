@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse as _;
 use chain::{BlockId, FetchError, FetchOptions, FetchedBlock, ReceiptStatus, Rpc, fetch_block};
 use node::{
-    AUTO, Answer, ETHEREUM, Node, TRACED, head_hash, impatient, is_odd, pool, recorded, refused, traced, unsupported,
+    AUTO, Answer, ETHEREUM, Node, TRACED, head_hash, impatient, is_odd, pool, recorded, refused, traced, traces, unsupported,
     until_published,
 };
 use serde_json::{Value, json};
@@ -76,6 +76,25 @@ async fn traces_that_nobody_confirms_are_left_out_where_another_endpoint_could()
     let without = traced(|method, _| method.starts_with("debug_").then(unsupported)).await;
     let fetched = newest(&pool(&[&first, &without]), TRACED).await.unwrap();
     assert!(fetched.is_traced() && !fetched.internal.unwrap().is_empty());
+}
+
+/// Of two nobody knows which one is wrong, and the chain stood still for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_tracers_that_contradict_each_other_cost_the_traces_and_not_the_chain() {
+    let first = traced(|_, _| None).await;
+    let wrong = traced(|method, _| (method == "debug_traceBlockByHash").then(|| Ok(without_calls()))).await;
+    let hash = head_hash(&recorded(ETHEREUM).0);
+    let fetched = until_published(&impatient(&[&first, &wrong]), TRACED, hash, is_contradiction).await;
+    assert!(!fetched.is_traced() && fetched.internal.unwrap().is_empty());
+}
+
+/// The traces of the newest block, without what contracts sent.
+fn without_calls() -> Value {
+    let mut traces = traces();
+    for trace in &mut traces {
+        trace["result"].as_object_mut().unwrap().remove("calls");
+    }
+    json!(traces)
 }
 
 /// The first endpoint can trace all, and nobody confirms what it says of a transaction that the second can't trace.

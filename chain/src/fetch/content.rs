@@ -6,10 +6,14 @@ use super::from_endpoint::fetch_from_endpoint;
 use super::head::Witnesses;
 use crate::block::{Block, ReceiptStatus, Transaction};
 use crate::proof::Verify;
-use crate::rpc::Rpc;
+use crate::rpc::{Endpoint, Rpc};
 use alloy::primitives::{Address, B256, Keccak256, U256};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use std::time::Duration;
+
+/// How long each endpoint is listened to: an answer may take many requests, each of which comes just in time.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// The first part that differs.
 pub(super) fn difference(ours: &FetchedBlock, theirs: &FetchedBlock) -> Option<&'static str> {
@@ -86,27 +90,31 @@ impl FetchedBlock {
 /// Which endpoints give this content for a block, and which give another that is proven as `verify` asks, as far as they answer
 /// before so many providers have given it.
 pub async fn find_content_witnesses(rpc: &Rpc, verify: Verify, hash: B256, content: B256, needed: usize) -> Witnesses {
-    let questions = rpc.endpoints().iter().map(|endpoint| async move {
-        endpoint.check_chain_id().await.ok()?;
-        let fetch = async |verify| fetch_from_endpoint(endpoint, verify, BlockId::Hash(hash)).await.ok().flatten();
-        // Without a proof: only the comparison counts.
-        if fetch(Verify::Off).await?.content_digest() == content {
-            return Some((endpoint.clone(), true));
-        }
-        // An answer that could not take the block's place says nothing against it.
-        let other = fetch(verify).await.filter(FetchedBlock::tells_outcomes)?;
-        (other.content_digest() != content).then(|| (endpoint.clone(), false))
-    });
+    let ask = |endpoint| tokio::time::timeout(MAX_WAIT, gives(endpoint, verify, hash, content));
+    let questions = rpc.endpoints().iter().map(|endpoint| async move { (endpoint, ask(endpoint).await) });
     let mut answers: FuturesUnordered<_> = questions.collect();
     let mut witnesses = Witnesses::default();
     while witnesses.count_with() < needed
         && let Some(answer) = answers.next().await
     {
         match answer {
-            Some((endpoint, true)) => witnesses.with.push(endpoint),
-            Some((endpoint, false)) => witnesses.against.push(endpoint),
-            None => {}
+            (endpoint, Ok(Some(true))) => witnesses.with.push(endpoint.clone()),
+            (endpoint, Ok(Some(false))) => witnesses.against.push(endpoint.clone()),
+            (_, Ok(None) | Err(_)) => {}
         }
     }
     witnesses
+}
+
+/// Whether an endpoint gives this content, if it gives any that could take its place.
+async fn gives(endpoint: &Endpoint, verify: Verify, hash: B256, content: B256) -> Option<bool> {
+    endpoint.check_chain_id().await.ok()?;
+    let fetch = async |verify| fetch_from_endpoint(endpoint, verify, BlockId::Hash(hash)).await.ok().flatten();
+    // Without a proof: only the comparison counts.
+    if fetch(Verify::Off).await?.content_digest() == content {
+        return Some(true);
+    }
+    // An answer that could not take the block's place says nothing against it.
+    let other = fetch(verify).await.filter(FetchedBlock::tells_outcomes)?;
+    (other.content_digest() != content).then_some(false)
 }

@@ -16,24 +16,26 @@ use super::head::count_providers;
 use super::traces::{Traces, fetch_traces};
 use crate::block::ReceiptStatus;
 use crate::proof::{PartProof, Proof, ProofError, Verify};
-use crate::rpc::{Endpoint, Rpc};
+use crate::rpc::{Endpoint, Rpc, TraceTime};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often an endpoint is asked for a block that it does not have yet, and the pause in between.
 const MAX_ABSENT: u32 = 5;
 const ABSENT_PAUSE: Duration = Duration::from_millis(200);
-/// How long an endpoint is listened to that is not waited for.
-const SHORT_WAIT: Duration = Duration::from_secs(2);
+/// How long an endpoint is listened to: an answer may take many requests, each of which comes just in time.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+/// How long an endpoint is listened to that is not waited for. Shorter on a chain whose blocks come faster than that.
+const MAX_SHORT_WAIT: Duration = Duration::from_secs(2);
 
 /// A part that no root proves.
 #[derive(Clone, Copy, Debug)]
 enum Part<'a> {
     /// Header, transactions, statuses, logs.
     Content,
-    Traces(&'a Traces),
+    Traces(&'a Traces, TraceTime),
 }
 
 /// What another endpoint says about a part.
@@ -110,11 +112,12 @@ pub(super) async fn confirm_traces(
     tracer: &Endpoint,
     fetched: &mut FetchedBlock,
     traces: &Traces,
+    time: TraceTime,
 ) -> Result<(), FetchError> {
     if fetched.block.transactions.is_empty() || traces.are_none() {
         return Ok(());
     }
-    match confirm(rpc, witnesses, tracer, fetched, Part::Traces(traces)).await? {
+    match confirm(rpc, witnesses, tracer, fetched, Part::Traces(traces, time)).await? {
         Some((_, unconfirmed)) => leave_out(fetched, &unconfirmed),
         None => {
             fetched.internal = Some(Vec::new());
@@ -147,7 +150,7 @@ async fn confirm(
     // An endpoint of the same provider says what that provider says.
     let others = rpc.others(asked).into_iter().filter(|other| other.provider() != asked.provider());
     let questions = others.map(|other| async move {
-        let verdict = ask(&other, fetched, part).await;
+        let verdict = ask(rpc, &other, fetched, part).await;
         (other, verdict)
     });
     let mut answers: FuturesUnordered<_> = questions.collect();
@@ -173,11 +176,15 @@ async fn confirm(
             }
         }
     }
-    let of_traces = matches!(part, Part::Traces(_));
+    let of_traces = matches!(part, Part::Traces(..));
+    // A stranger's transaction may be within one tracer's reach and beyond another's, and one of two tracers may be wrong for good.
+    let is_over = matches!(part, Part::Traces(_, time) if Instant::now() >= time.waits_until);
+    waited_for &= !is_over;
     // Content that too few give is published all the same, in doubt.
     let lacks_words = of_traces && verdicts.sides().0 < witnesses && !silent.is_empty();
     if !verdicts.contradicting.is_empty() && verdicts.agreed().is_none() {
-        return Err(contradiction(rpc, fetched, asked, &verdicts));
+        let error = contradiction(rpc, fetched, asked, &verdicts);
+        return if is_over { Ok(None) } else { Err(error) };
     }
     if waited_for && (lacks_words || !is_whole(&verdicts)) {
         let what = if of_traces { "the traces" } else { "what no root proves" };
@@ -194,21 +201,19 @@ async fn confirm(
 }
 
 /// Asks an endpoint, for as long as it is waited for.
-async fn ask(other: &Endpoint, fetched: &FetchedBlock, part: Part<'_>) -> Verdict {
+async fn ask(rpc: &Rpc, other: &Endpoint, fetched: &FetchedBlock, part: Part<'_>) -> Verdict {
     let verdict = async {
         if let Err(error) = other.check_chain_id().await {
             return Verdict::Silent(error.to_string());
         }
         match part {
-            Part::Traces(ours) => compare_traces(other, fetched, ours).await,
+            Part::Traces(ours, time) => compare_traces(other, fetched, ours, time).await,
             Part::Content => compare_content(other, fetched).await,
         }
     };
-    if other.is_waited_for() {
-        return verdict.await;
-    }
-    let short = tokio::time::timeout(SHORT_WAIT, verdict).await;
-    short.unwrap_or_else(|_| Verdict::Silent("no answer for a while".to_owned()))
+    let wait = if other.is_waited_for() { MAX_WAIT } else { MAX_SHORT_WAIT.min(rpc.free_time()) };
+    let verdict = tokio::time::timeout(wait, verdict).await;
+    verdict.unwrap_or_else(|_| Verdict::Silent("no answer for a while".to_owned()))
 }
 
 async fn compare_content(other: &Endpoint, ours: &FetchedBlock) -> Verdict {
@@ -229,15 +234,15 @@ async fn compare_content(other: &Endpoint, ours: &FetchedBlock) -> Verdict {
     Verdict::Silent("it does not have the block".to_owned())
 }
 
-async fn compare_traces(other: &Endpoint, fetched: &FetchedBlock, ours: &Traces) -> Verdict {
+async fn compare_traces(other: &Endpoint, fetched: &FetchedBlock, ours: &Traces, time: TraceTime) -> Verdict {
     let mut absent = 0;
     loop {
-        match fetch_traces(other, fetched).await {
+        match fetch_traces(other, fetched, time.step).await {
             // It could trace nothing: so far it has not said anything.
             Ok(theirs) if theirs.are_none() => {
                 other.record_absence();
                 absent += 1;
-                if absent == MAX_ABSENT || !other.is_waited_for() {
+                if absent == MAX_ABSENT || !other.is_waited_for() || Instant::now() >= time.until {
                     return Verdict::Silent(theirs.why.map_or_else(|| "it has no traces".to_owned(), |why| why.to_string()));
                 }
                 tokio::time::sleep(ABSENT_PAUSE).await;

@@ -8,9 +8,10 @@ use super::from_endpoint::fetch_from_endpoint;
 use super::options::FetchOptions;
 use super::traces::{Traces, fetch_traces};
 use crate::proof::Verify;
-use crate::rpc::{Endpoint, Rpc};
+use crate::rpc::{Endpoint, Rpc, TraceTime};
 use base::metrics;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Fetches a block with its receipts from the first endpoint that has both and can prove them. `None` if no endpoint has it.
 ///
@@ -26,19 +27,38 @@ pub async fn fetch_block(rpc: &Rpc, options: FetchOptions, id: BlockId) -> Resul
         Ok::<_, FetchError>(fetched.map(|fetched| (endpoint, fetched)))
     });
     let Some((endpoint, mut fetched)) = found.await? else { return Ok(None) };
-    let mut traced = None;
-    if options.traces && !fetched.logs_coin_transfers() {
-        traced = Some(trace(rpc, &endpoint, &mut fetched).await?);
+    let time = rpc.trace_time(&fetched.block);
+    let time = Some(time).filter(|_| options.traces && !fetched.logs_coin_transfers());
+    let completed = complete(rpc, options, &endpoint, &mut fetched, time).await;
+    if let Some(TraceTime { since, .. }) = time {
+        rpc.record_tracing(fetched.block.hash, since, completed.is_ok());
     }
-    if options.verify != Verify::Off {
-        confirm_content(rpc, options.witnesses, &endpoint, &mut fetched).await?;
-        if let Some((tracer, traces)) = &traced {
-            confirm_traces(rpc, options.witnesses, tracer, &mut fetched, traces).await?;
-        }
-    }
+    completed?;
     count_doubts(rpc, &fetched);
     let source = matches!(id, BlockId::Number(_)).then_some(endpoint);
     Ok(Some(FetchedBlock { source, ..fetched }))
+}
+
+/// Adds traces, if there is time for them, and has others confirm what no root covers.
+async fn complete(
+    rpc: &Rpc,
+    options: FetchOptions,
+    endpoint: &Arc<Endpoint>,
+    fetched: &mut FetchedBlock,
+    time: Option<TraceTime>,
+) -> Result<(), FetchError> {
+    let mut traced = None;
+    if let Some(time) = time {
+        let (tracer, traces) = trace(rpc, endpoint, fetched, time).await?;
+        traced = Some((time, tracer, traces));
+    }
+    if options.verify != Verify::Off {
+        confirm_content(rpc, options.witnesses, endpoint, fetched).await?;
+        if let Some((time, tracer, traces)) = &traced {
+            confirm_traces(rpc, options.witnesses, tracer, fetched, traces, *time).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Traces the block at the first endpoint that can, beginning with the one that gave it. Transactions that nobody can trace stay
@@ -46,14 +66,22 @@ pub async fn fetch_block(rpc: &Rpc, options: FetchOptions, id: BlockId) -> Resul
 ///
 /// # Errors
 /// If no endpoint could trace anything, and may be able to yet.
-async fn trace(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &mut FetchedBlock) -> Result<(Arc<Endpoint>, Traces), FetchError> {
-    let (mut best, mut failure): (Option<(Arc<Endpoint>, Traces)>, _) = (None, None);
+async fn trace(
+    rpc: &Rpc,
+    asked: &Arc<Endpoint>,
+    fetched: &mut FetchedBlock,
+    time: TraceTime,
+) -> Result<(Arc<Endpoint>, Traces), FetchError> {
+    let (mut best, mut failure): (Option<(Arc<Endpoint>, Traces)>, Option<FetchError>) = (None, None);
     for endpoint in [asked.clone()].into_iter().chain(rpc.others(asked)) {
+        if Instant::now() >= time.until && (best.is_some() || failure.is_some()) {
+            break;
+        }
         if let Err(error) = endpoint.check_chain_id().await {
             failure = Some(error.into());
             continue;
         }
-        match fetch_traces(&endpoint, fetched).await {
+        match fetch_traces(&endpoint, fetched, time.step).await {
             Ok(traces) => {
                 let is_whole = traces.untraced.is_empty();
                 if best.as_ref().is_none_or(|(_, best)| traces.untraced.len() < best.untraced.len()) {
@@ -66,9 +94,7 @@ async fn trace(rpc: &Rpc, asked: &Arc<Endpoint>, fetched: &mut FetchedBlock) -> 
             Err(error) => failure = Some(error),
         }
     }
-    // Only blocks that lack something are remembered.
-    let hash = fetched.block.hash;
-    let has_waited = || rpc.has_waited_for(hash);
+    let has_waited = || Instant::now() >= time.waits_until;
     match best {
         Some((endpoint, traces)) if traces.are_final() || has_waited() => {
             fetched.internal = Some(traces.transfers.clone());

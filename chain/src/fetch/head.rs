@@ -175,6 +175,8 @@ pub struct Witnesses {
     pub with: Vec<Arc<Endpoint>>,
     /// Endpoints that have another block at its height, or none there and others above.
     pub against: Vec<Arc<Endpoint>>,
+    /// Endpoints whose head is below it. They have left it, or lag.
+    pub below: Vec<Arc<Endpoint>>,
 }
 
 impl Witnesses {
@@ -186,6 +188,16 @@ impl Witnesses {
     /// The number of providers that have another block.
     pub fn count_against(&self) -> usize {
         count_providers(&self.against)
+    }
+
+    /// Whether `needed` providers have another block, and more than have this one.
+    pub fn refute(&self, needed: usize) -> bool {
+        self.count_against() >= needed && self.outvote()
+    }
+
+    /// The number of providers that answer and do not have the block.
+    pub fn count_without(&self) -> usize {
+        count_providers(self.against.iter().chain(&self.below))
     }
 
     /// Whether `needed` providers have the block, and are not outvoted.
@@ -206,17 +218,18 @@ pub(super) fn count_providers<'a>(endpoints: impl IntoIterator<Item = &'a Arc<En
 }
 
 /// Asks every endpoint for its block at a height. One whose chain skips the height has another above it. An endpoint that does
-/// not answer, or whose head is below, is neither.
+/// not answer is nowhere.
 pub async fn find_witnesses(rpc: &Rpc, number: u64, hash: B256) -> Witnesses {
     let answers = futures::future::join_all(rpc.endpoints().iter().map(|endpoint| async move {
         let head = look_at(endpoint, number).await?;
-        Ok((endpoint.clone(), head.filter(|head| head.number >= number)))
+        Ok((endpoint.clone(), head))
     }))
     .await;
     let mut witnesses = Witnesses::default();
     for (endpoint, head) in answers.into_iter().filter_map(Result::<_, RpcError>::ok) {
         match head {
             Some(head) if head.hash == hash => witnesses.with.push(endpoint),
+            Some(head) if head.number < number => witnesses.below.push(endpoint),
             Some(_) => witnesses.against.push(endpoint),
             None => {}
         }

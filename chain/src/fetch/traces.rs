@@ -12,10 +12,8 @@ use std::time::Duration;
 
 /// In order of preference: the one that takes a hash before the one that takes a number.
 const TRACERS: [Tracer; 2] = [Tracer::CallTracer, Tracer::TraceBlock];
-/// How long the node may run one transaction. It gives up before we do, and does not work for nobody.
-const TRACER_TIMEOUT: &str = "5s";
-/// Limit on all single traces of a block together. Transactions without an answer by then stay untraced.
-const SINGLE_TRACES_TIME: Duration = Duration::from_secs(10);
+/// How long the node may run one transaction, at most. It gives up before we do, and does not work for nobody.
+const MAX_TRACER_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_PARALLEL_TRACES: usize = 4;
 
 /// What an endpoint's tracer told of a block.
@@ -65,8 +63,9 @@ fn wanted(fetched: &FetchedBlock) -> impl Iterator<Item = (u32, B256)> {
     all.filter(|(index, tx)| may_move_coin(&fetched.statuses, *index, tx)).map(|(index, tx)| (index, tx.hash))
 }
 
-/// Fetches the internal transfers of a block.
-pub(super) async fn fetch_traces(endpoint: &Endpoint, fetched: &FetchedBlock) -> Result<Traces, FetchError> {
+/// Fetches the internal transfers of a block. Its trace takes no longer than `limit`, nor do all single traces together:
+/// transactions without an answer by then stay untraced.
+pub(super) async fn fetch_traces(endpoint: &Endpoint, fetched: &FetchedBlock, limit: Duration) -> Result<Traces, FetchError> {
     let block = &fetched.block;
     // Nothing ran, and some tracers fail on genesis.
     if block.transactions.is_empty() {
@@ -76,7 +75,7 @@ pub(super) async fn fetch_traces(endpoint: &Endpoint, fetched: &FetchedBlock) ->
         let Some((place, tracer)) = endpoint.tracer().and_then(|place| Some((place, *TRACERS.get(place)?))) else {
             return Err(FetchError::NoTracer { endpoint: endpoint.host().to_owned() });
         };
-        let of_block = match request_trace(endpoint, tracer, fetched).await {
+        let of_block = match request_trace(endpoint, tracer, fetched, limit).await {
             Ok(answer) => {
                 endpoint.mark_with_tracer(place);
                 internal_transfers(block, &fetched.statuses, tracer, answer.get()).map_err(|source| {
@@ -96,13 +95,18 @@ pub(super) async fn fetch_traces(endpoint: &Endpoint, fetched: &FetchedBlock) ->
             Err(error) => {
                 let error = base::error_chain(&error);
                 tracing::debug!(endpoint = endpoint.host(), number = block.number, "tracing one by one: {error}");
-                return trace_one_by_one(endpoint, tracer, fetched).await;
+                return trace_one_by_one(endpoint, tracer, fetched, limit).await;
             }
         }
     }
 }
 
-async fn trace_one_by_one(endpoint: &Endpoint, tracer: Tracer, fetched: &FetchedBlock) -> Result<Traces, FetchError> {
+async fn trace_one_by_one(
+    endpoint: &Endpoint,
+    tracer: Tracer,
+    fetched: &FetchedBlock,
+    limit: Duration,
+) -> Result<Traces, FetchError> {
     let FetchedBlock { block, statuses, .. } = fetched;
     let mut answers: Vec<Option<Answer>> = vec![None; block.transactions.len()];
     let wanted: Vec<(u32, B256)> = wanted(fetched).collect();
@@ -111,13 +115,12 @@ async fn trace_one_by_one(endpoint: &Endpoint, tracer: Tracer, fetched: &Fetched
         let requests = wanted
             .clone()
             .into_iter()
-            .map(|(index, hash)| async move { (index, request_single_trace(endpoint, tracer, hash).await) });
+            .map(|(index, hash)| async move { (index, request_single_trace(endpoint, tracer, hash, limit).await) });
         let mut running = futures::stream::iter(requests).buffer_unordered(MAX_PARALLEL_TRACES);
-        let until = tokio::time::Instant::now() + SINGLE_TRACES_TIME;
+        let until = tokio::time::Instant::now() + limit;
         loop {
             let Ok(next) = tokio::time::timeout_at(until, running.next()).await else {
-                let (method, endpoint) = ("the traces of single transactions", endpoint.host().to_owned());
-                why.get_or_insert(RpcError::Late { method, endpoint, after: SINGLE_TRACES_TIME });
+                why.get_or_insert_with(|| late("the traces of single transactions", endpoint, limit));
                 break;
             };
             let Some((index, outcome)) = next else { break };
@@ -137,22 +140,34 @@ async fn trace_one_by_one(endpoint: &Endpoint, tracer: Tracer, fetched: &Fetched
     Ok(Traces { transfers, wanted: wanted.len(), untraced, why })
 }
 
-async fn request_trace(endpoint: &Endpoint, tracer: Tracer, fetched: &FetchedBlock) -> Result<Answer, RpcError> {
+async fn request_trace(
+    endpoint: &Endpoint,
+    tracer: Tracer,
+    fetched: &FetchedBlock,
+    limit: Duration,
+) -> Result<Answer, RpcError> {
     let block = &fetched.block;
-    match tracer {
-        Tracer::CallTracer => endpoint.raw("debug_traceBlockByHash", json!([block.hash, call_tracer()])).await,
+    let (method, params) = match tracer {
+        Tracer::CallTracer => ("debug_traceBlockByHash", json!([block.hash, call_tracer(limit)])),
         // It takes only a number. Reading the answer checks that it belongs to this block.
-        Tracer::TraceBlock => endpoint.raw("trace_block", json!([format!("{:#x}", block.number)])).await,
-    }
+        Tracer::TraceBlock => ("trace_block", json!([format!("{:#x}", block.number)])),
+    };
+    let answer = tokio::time::timeout(limit, endpoint.raw(method, params)).await;
+    answer.unwrap_or_else(|_| Err(late(method, endpoint, limit)))
 }
 
-async fn request_single_trace(endpoint: &Endpoint, tracer: Tracer, hash: B256) -> Result<Answer, RpcError> {
+fn late(method: &'static str, endpoint: &Endpoint, after: Duration) -> RpcError {
+    RpcError::Late { method, endpoint: endpoint.host().to_owned(), after }
+}
+
+async fn request_single_trace(endpoint: &Endpoint, tracer: Tracer, hash: B256, limit: Duration) -> Result<Answer, RpcError> {
     match tracer {
-        Tracer::CallTracer => endpoint.raw("debug_traceTransaction", json!([hash, call_tracer()])).await,
+        Tracer::CallTracer => endpoint.raw("debug_traceTransaction", json!([hash, call_tracer(limit)])).await,
         Tracer::TraceBlock => endpoint.raw("trace_transaction", json!([hash])).await,
     }
 }
 
-fn call_tracer() -> Value {
-    json!({ "tracer": "callTracer", "timeout": TRACER_TIMEOUT })
+fn call_tracer(limit: Duration) -> Value {
+    let timeout = (limit / 2).min(MAX_TRACER_TIMEOUT).as_millis();
+    json!({ "tracer": "callTracer", "timeout": format!("{timeout}ms") })
 }

@@ -5,7 +5,7 @@
 //! - `error`: [`RpcError`], and what providers mean by their error codes and texts.
 //! - `health`: circuit breaker and ranking. `rate_limit`: how fast a provider lets us ask. `batch_limit`: how much at a time.
 //!   `patience`: when an answer is late. `capability`: which methods it has.
-//!   `silence`: whether blocks wait for its word. All are pure.
+//!   `silence`: whether blocks wait for its word. `trace_time`: how long for their traces. All are pure.
 //! - `transport` and `reply`: JSON-RPC over HTTP. `probe`: what an endpoint can do.
 //!
 //! alloy's and tower's layers for retry, fallback and throttling are not used: none of them knows that an answer failed its
@@ -24,6 +24,7 @@ mod probe;
 mod rate_limit;
 mod reply;
 mod silence;
+mod trace_time;
 mod transport;
 
 pub(crate) use blame::{Blame, BlamesEndpoint};
@@ -35,4 +36,5 @@ pub use patience::MAX_DEADLINE;
 pub use pool::Rpc;
 pub use probe::Probe;
 pub use reply::{Answer, Reply};
+pub(crate) use trace_time::TraceTime;
 pub(crate) use transport::Call;

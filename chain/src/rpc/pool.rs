@@ -4,6 +4,8 @@ use super::blame::{Blame, BlamesEndpoint};
 use super::endpoint::Endpoint;
 use super::error::RpcError;
 use super::health;
+use super::trace_time::{TraceTime, TraceTimes};
+use crate::block::Block;
 use crate::config::{Chain, NodeUrl};
 use alloy::primitives::{B256, U64};
 use backon::BackoffBuilder as _;
@@ -34,10 +36,10 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub struct Rpc {
     chain: String,
     pub(super) endpoints: Vec<Arc<Endpoint>>,
-    patience: Duration,
     heads_refreshed: Arc<Mutex<Option<Instant>>>,
     /// Since when blocks have been tried that are not complete yet.
     tried: Arc<Mutex<HashMap<B256, Instant>>>,
+    trace_times: Arc<Mutex<TraceTimes>>,
 }
 
 impl Rpc {
@@ -50,7 +52,13 @@ impl Rpc {
     pub fn with_patience(chain: &str, urls: &[NodeUrl], expected: Option<ChainId>, patience: Duration) -> Self {
         let is_lone = urls.len() == 1;
         let endpoints = urls.iter().map(|url| Arc::new(Endpoint::new(chain, url, expected, is_lone, patience))).collect();
-        Self { chain: chain.to_owned(), endpoints, patience, heads_refreshed: Arc::default(), tried: Arc::default() }
+        Self {
+            chain: chain.to_owned(),
+            endpoints,
+            heads_refreshed: Arc::default(),
+            tried: Arc::default(),
+            trace_times: Arc::new(Mutex::new(TraceTimes::new(patience))),
+        }
     }
 
     /// A pool of the chain's `rpc_urls`.
@@ -198,12 +206,29 @@ impl Rpc {
         others
     }
 
-    /// Whether this block has been tried for so long that it waits no longer for what it lacks.
-    pub(crate) fn has_waited_for(&self, block: B256) -> bool {
+    /// How long a block may take for its traces.
+    pub(crate) fn trace_time(&self, block: &Block) -> TraceTime {
+        let now = Instant::now();
+        let since = base::locked(&self.tried).get(&block.hash).copied().unwrap_or(now);
+        base::locked(&self.trace_times).of_block(block.number, block.timestamp, since, now)
+    }
+
+    /// How long each block may take on a chain as fast as this one.
+    pub(crate) fn free_time(&self) -> Duration {
+        base::locked(&self.trace_times).free()
+    }
+
+    /// A block was tried since then. Only those are remembered that lack something.
+    pub(crate) fn record_tracing(&self, block: B256, since: Instant, is_done: bool) {
         let now = Instant::now();
         let mut tried = base::locked(&self.tried);
         tried.retain(|_, since| now.saturating_duration_since(*since) < MAX_TRIED_AGE);
-        now.saturating_duration_since(*tried.entry(block).or_insert(now)) >= self.patience
+        if is_done {
+            tried.remove(&block);
+            base::locked(&self.trace_times).charge(now.saturating_duration_since(since), now);
+        } else {
+            tried.entry(block).or_insert(since);
+        }
     }
 
     /// The endpoints in the order in which they are asked.

@@ -37,6 +37,8 @@ pub struct Transport {
     pub hang: usize,
     /// Of ten requests so many are refused.
     pub refuse: usize,
+    /// Calls for traces have no answer.
+    pub hides_traces: bool,
     /// How long every answer takes.
     pub slow: Duration,
     /// HTTP requests that had an answer or none.
@@ -107,12 +109,13 @@ impl Transport {
 async fn answer(State(node): State<Node>, body: String) -> Response {
     *node.posts.lock().unwrap() += 1;
     let request: Value = serde_json::from_str(&body).unwrap();
+    let is_of_trace = request["method"].as_str().is_some_and(|method| method.starts_with("debug_"));
     let (slow, hangs, refused) = {
         let mut transport = node.transport.lock().unwrap();
         transport.count += 1;
         // In an order that is no block's and no method's.
         let place = transport.count * 7 % 10;
-        (transport.slow, place < transport.hang, place < transport.refuse)
+        (transport.slow, place < transport.hang || is_of_trace && transport.hides_traces, place < transport.refuse)
     };
     tokio::time::sleep(if hangs { Duration::from_secs(12) } else { slow }).await;
     if refused {

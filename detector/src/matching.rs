@@ -128,7 +128,8 @@ impl LogsPart {
     pub const WHOLE: Self = Self { part: 1, parts: 1 };
 
     /// Reads a Protobuf message without its frame. The fields come after all logs, which are passed over only if there may be
-    /// another part: the message is large, or ends with both fields, as the last part does, of fewer than 128.
+    /// another part: the message is large, as is each that has transactions, or ends with both fields, as the last part does, of
+    /// fewer than 128.
     ///
     /// # Errors
     /// If it is truncated or malformed.
@@ -220,8 +221,17 @@ impl Matcher {
         self.coins.extend(coin_contracts(block.chain_id));
         let mut candidates = Vec::with_capacity(block.transactions.len());
         let mut coin_in_logs = false;
+        // Those that the block's own record does not hold.
+        let mut transactions = Vec::new();
         for field in logs.iter().flat_map(|part| Fields::new(part)) {
-            let (6, log) = field? else { continue };
+            let log = match field? {
+                (6, log) => log,
+                (9, transaction) => {
+                    transactions.push(transaction.bytes());
+                    continue;
+                }
+                _ => continue,
+            };
             self.logs += 1;
             if let Some(seen) = recipient_of_log(log.bytes())? {
                 let coin = self.coins.iter().copied().find(|coin| coin.address.as_slice() == seen.emitter);
@@ -233,7 +243,7 @@ impl Matcher {
         // If the block reports every movement of its coin as a log (EIP-7708, zkSync), the transactions' values and the traces
         // are the same money.
         if !coin_in_logs {
-            for transaction in &block.transactions {
+            for transaction in block.transactions.iter().chain(&transactions) {
                 self.candidate(transaction, Candidate::Transaction(transaction), &mut candidates)?;
             }
             for internal in &block.internal_transfers {

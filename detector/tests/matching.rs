@@ -69,6 +69,24 @@ fn coin_and_token_are_found_with_what_moved() {
     );
 }
 
+/// Those that the block's own record does not hold.
+#[test]
+fn transactions_that_come_with_the_logs_are_matched() {
+    let mut watched = WatchSet::default();
+    watched.insert(PAYEE);
+    let [first, other] = [7, 500].map(|value| transaction(PAYEE, value, Status::Success));
+    let block = wire::BlockRecord { chain_id: 1, sequence: 1, transactions: vec![first], ..Default::default() }.encode_to_vec();
+    let transactions = vec![Transaction { index: 9, ..other }.encode_to_vec().into()];
+    let of_logs = |transactions, logs| wire::LogsRecord { transactions, logs, ..Default::default() }.encode_to_vec();
+    let matched = |logs: Vec<Log>| {
+        let parts = [of_logs(transactions.clone(), vec![]), of_logs(vec![], logs)];
+        let matches = Matcher::default().matches_in_parts(&watched, &BlockView::read(&block).unwrap(), &[&parts[0], &parts[1]]);
+        matches.unwrap().transfers.iter().map(|t| (t.transaction_index, t.amount.to_vec())).collect::<Vec<_>>()
+    };
+    assert_eq!(matched(vec![]), [(0, vec![7]), (9, vec![0x01, 0xf4])]);
+    assert_eq!(matched(vec![erc20(COIN_LOG_ADDRESS, PAYER, PAYEE, 3)]), [(0, vec![3])], "the logs tell every movement");
+}
+
 #[test]
 fn failed_and_empty_transfers_pay_nothing() {
     assert_eq!(found(vec![transaction(PAYEE, 500, Status::Reverted)], vec![], vec![]), []);

@@ -206,16 +206,6 @@ impl<'a> Backfill<'a> {
                 }
                 break;
             }
-            if let Err(mismatch) = self.check_continuity(last, &block) {
-                self.prefetcher.clear();
-                // The blocks before it are good. A lasting mismatch returns alone next time.
-                if !changes.is_empty() {
-                    break;
-                }
-                self.mismatches += 1;
-                self.blame(&block).await?;
-                return Err(mismatch);
-            }
             if block.on_one_word && self.chain.witnesses > 1 {
                 self.prefetcher.clear();
                 let number = head.number;
@@ -225,6 +215,16 @@ impl<'a> Backfill<'a> {
                      another one gives the same, or with witnesses: 1"
                 );
                 break;
+            }
+            if let Err(mismatch) = self.check_continuity(last, &block) {
+                self.prefetcher.clear();
+                // The blocks before it are good. A lasting mismatch returns alone next time.
+                if !changes.is_empty() {
+                    break;
+                }
+                self.mismatches += 1;
+                self.blame(&block).await?;
+                return Err(mismatch);
             }
             bytes += block.record_bytes();
             last = Some(head);
@@ -309,7 +309,7 @@ impl<'a> Backfill<'a> {
 
     /// Checks that the block stands on the one before it, and agrees with ingest at a height that ingest has published.
     fn check_continuity(&self, last: Option<Head>, block: &FetchedBlock) -> anyhow::Result<()> {
-        CannotFollow::check(block)?;
+        CannotFollow::check(self.chain.verify, block)?;
         let head = block.block.head();
         let number = head.number;
         if let Some(last) = last.filter(|last| !head.stands_on(last)) {

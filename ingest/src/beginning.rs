@@ -3,6 +3,7 @@
 
 use crate::depth::{last_final_block, reached_head};
 use chain::{BlockId, Chain, Endpoint, Head, Rpc, fetch_below_hole, fetch_head, fetch_standings, look_at};
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -13,33 +14,35 @@ const MAX_FIRST_DEPTH: u64 = 4096;
 const MAX_LOOKED_AT: u64 = 16;
 
 /// The blocks to publish first: to reach `start`, or the head if there is none. An endpoint has shown its head; it counts as far as
-/// enough others have reached it, or one could let a chain begin on blocks of its own, above all others.
+/// enough others have reached it, or one could let a chain begin on blocks of its own, above all others. `None` while too few say
+/// where theirs is: silence is no answer.
 pub async fn find_beginning(
     rpc: &Rpc,
     chain: &Chain,
     shown: (&Arc<Endpoint>, Head),
     start: Option<u64>,
-) -> RangeInclusive<u64> {
+) -> Option<RangeInclusive<u64>> {
     let head = shown.1.number;
     let standings = fetch_standings(rpc, Some(shown)).await;
-    let answers = standings.iter().filter(|standing| standing.head.is_some()).count();
-    // Not all have to answer: this is about how much is published, and not about what is believed.
-    let needed = chain.witnesses.min(answers).max(1);
-    let reached = reached_head(&standings, needed).unwrap_or(head);
+    // From a given start not all have to answer: this is about how much is published, and not about what is believed.
+    let asked = standings.iter().filter(|standing| start.is_none() || standing.head.is_some());
+    let providers = asked.map(|standing| standing.provider.as_str()).collect::<HashSet<_>>().len();
+    let needed = chain.witnesses.min(providers).max(1);
+    let reached = reached_head(&standings, needed)?;
     let last = head.min(reached);
     let start = start.unwrap_or(reached);
     if start > reached {
-        return start..=last;
+        return Some(start..=last);
     }
     let last_final = last_final_block(&standings, needed).unwrap_or(reached);
     let mut first = start.min(last_final.max(reached.saturating_sub(MAX_FIRST_DEPTH)));
     loop {
         // The chain may skip the number. Nothing is lost if it begins with a block below.
         if let Some(number) = find_at_or_below(rpc, first).await {
-            return number..=last;
+            return Some(number..=last);
         }
         if first >= start {
-            return start..=last;
+            return Some(start..=last);
         }
         // A node may hold no blocks as old as that.
         first = start - (start - first) / 2;

@@ -1,13 +1,13 @@
 //! Why a chain can't be followed until a person has decided, and whether enough nodes say so. A single node may lag on a branch of
 //! its own, or lie.
 
-use crate::record_size::{MAX_TRANSACTIONS, fits_record};
+use crate::record_size::MAX_TRANSACTIONS;
 use crate::reorg::TooDeep;
-use chain::{Chain, Endpoint, FetchedBlock, Rpc, find_witnesses};
-use std::fmt::Display;
+use chain::{Chain, Endpoint, FetchedBlock, Rpc, Verify, find_content_witnesses, find_witnesses};
+use std::fmt::{self, Display};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use topics::{BlockRef, MalformedField, check_timestamp};
+use topics::{B256, BlockRef, MalformedField, check_timestamp};
 
 /// Between two looks at the nodes.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -21,27 +21,45 @@ pub enum CannotFollow {
     #[error(transparent)]
     TooDeep(#[from] TooDeep),
     /// A timestamp that is not in seconds: every payment would expire by it.
-    #[error("block {} ({}): {cause}", .block.number, .block.hash)]
-    BadTimestamp { block: BlockRef, cause: MalformedField },
-    /// A block that no record holds: however often it is tried, no topic takes it.
-    #[error(
-        "block {} ({}) has {count} transactions; expected {MAX_TRANSACTIONS} at most, which a record holds",
-        .block.number,
-        .block.hash
-    )]
-    TooLarge { block: BlockRef, count: usize },
+    #[error("{block}: {cause}")]
+    BadTimestamp { block: Box<RefusedBlock>, cause: MalformedField },
+    /// A block that no transaction of Kafka should hold.
+    #[error("{block} has {count} transactions; expected {MAX_TRANSACTIONS} at most")]
+    TooLarge { block: Box<RefusedBlock>, count: usize },
+}
+
+/// A block that can't be published.
+#[derive(Debug)]
+pub struct RefusedBlock {
+    block: BlockRef,
+    /// A digest of its content, if that is the word of one endpoint. Others may have the same hash, and nothing to refuse under it.
+    content: Option<B256>,
+}
+
+impl Display for RefusedBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "block {} ({})", self.block.number, self.block.hash)
+    }
+}
+
+impl RefusedBlock {
+    fn of(verify: Verify, fetched: &FetchedBlock) -> Self {
+        let head = fetched.block.head();
+        let is_word = fetched.on_one_word || verify == Verify::Off;
+        Self { block: BlockRef { number: head.number, hash: head.hash }, content: is_word.then(|| fetched.content_digest()) }
+    }
 }
 
 impl CannotFollow {
-    /// Checks that a block can be published.
+    /// Checks that a block can be published. `verify` is its chain's.
     ///
     /// # Errors
-    /// If its timestamp is none, or no record holds it.
-    pub fn check(fetched: &FetchedBlock) -> Result<(), Self> {
-        let head = fetched.block.head();
-        let block = BlockRef { number: head.number, hash: head.hash };
-        check_timestamp(head.timestamp).map_err(|cause| Self::BadTimestamp { block, cause })?;
-        if fits_record(fetched) { Ok(()) } else { Err(Self::TooLarge { block, count: fetched.block.transactions.len() }) }
+    /// If its timestamp is none, or it has too many transactions.
+    pub fn check(verify: Verify, fetched: &FetchedBlock) -> Result<(), Self> {
+        let block = || Box::new(RefusedBlock::of(verify, fetched));
+        check_timestamp(fetched.block.timestamp).map_err(|cause| Self::BadTimestamp { block: block(), cause })?;
+        let count = fetched.block.transactions.len();
+        if count <= MAX_TRANSACTIONS { Ok(()) } else { Err(Self::TooLarge { block: block(), count }) }
     }
 
     /// Whether enough nodes say so. Those that are alone in it are named and asked last.
@@ -52,7 +70,7 @@ impl CannotFollow {
                 // running. The others may be silent for a moment.
                 for _ in 0..2 {
                     let found = find_witnesses(rpc, error.ours.number, error.ours.hash).await;
-                    let have_left = found.outvote() && found.count_against() >= chain.witnesses;
+                    let have_left = found.refute(chain.witnesses);
                     if !have_left || !found.with.is_empty() {
                         name(chain, &found.against, !found.with.is_empty(), self);
                     }
@@ -63,7 +81,7 @@ impl CannotFollow {
                 }
                 true
             }
-            Self::BadTimestamp { block, .. } | Self::TooLarge { block, .. } => is_witnessed(rpc, chain, *block, self).await,
+            Self::BadTimestamp { block, .. } | Self::TooLarge { block, .. } => is_witnessed(rpc, chain, block, self).await,
         }
     }
 }
@@ -71,25 +89,24 @@ impl CannotFollow {
 /// Whether a block may be published before others witness it, or enough nodes have it. Its timestamp expires payments, and merchants
 /// are told: the removal of an invented one comes too late for that.
 pub async fn may_expire(rpc: &Rpc, chain: &Chain, fetched: &FetchedBlock) -> bool {
-    let head = fetched.block.head();
+    let (number, timestamp) = (fetched.block.number, fetched.block.timestamp);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    if chain.witnesses == 1 || Duration::from_secs(head.timestamp) <= now + MAX_AHEAD {
+    if chain.witnesses == 1 || Duration::from_secs(timestamp) <= now + MAX_AHEAD {
         return true;
     }
-    if fetched.on_one_word {
-        // Others may have its hash, and another timestamp under it.
-        if let Some(source) = &fetched.source {
-            source.record_contradiction();
-        }
-        return false;
-    }
-    let block = BlockRef { number: head.number, hash: head.hash };
-    is_witnessed(rpc, chain, block, &format!("block {} has a timestamp to come, {}", head.number, head.timestamp)).await
+    let what = format!("block {number} has a timestamp to come, {timestamp}");
+    is_witnessed(rpc, chain, &RefusedBlock::of(chain.verify, fetched), &what).await
 }
 
 /// Whether as many nodes have a block as the chain needs. Those that are alone with it are named and asked last.
-async fn is_witnessed(rpc: &Rpc, chain: &Chain, block: BlockRef, what: &impl Display) -> bool {
-    let found = find_witnesses(rpc, block.number, block.hash).await;
+async fn is_witnessed(rpc: &Rpc, chain: &Chain, block: &RefusedBlock, what: &impl Display) -> bool {
+    let RefusedBlock { block, content } = block;
+    let mut found = find_witnesses(rpc, block.number, block.hash).await;
+    if let Some(content) = content
+        && found.confirm(chain.witnesses)
+    {
+        found = find_content_witnesses(rpc, chain.verify, block.hash, *content, chain.witnesses).await;
+    }
     let is_witnessed = found.confirm(chain.witnesses);
     if !is_witnessed {
         name(chain, &found.with, !found.against.is_empty(), what);
@@ -100,7 +117,7 @@ async fn is_witnessed(rpc: &Rpc, chain: &Chain, block: BlockRef, what: &impl Dis
 /// Names endpoints that are alone with something. They contradict others, or others say nothing.
 fn name(chain: &Chain, endpoints: &[Arc<Endpoint>], contradict: bool, what: &impl Display) {
     for endpoint in endpoints {
-        tracing::warn!(chain = chain.name, endpoint = endpoint.host(), "endpoint is on a branch of its own: {what}");
+        tracing::warn!(chain = chain.name, endpoint = endpoint.host(), "most others do not have what it has: {what}");
         endpoint.record_contradiction();
         if contradict {
             endpoint.count_contradiction();

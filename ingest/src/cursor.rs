@@ -51,6 +51,16 @@ impl StoredCursor {
         WrittenParts(self.parts.keys().map(|part| (*part, B256::ZERO)).collect())
     }
 
+    /// The lowest block whose content one endpoint alone has given, whatever else can be restored.
+    pub fn lowest_doubt(&self) -> Option<u64> {
+        self.doubtful().map(|block| block.number).min()
+    }
+
+    fn doubtful(&self) -> impl Iterator<Item = &chain_cursor::Block> {
+        let blocks = self.cursor.window.iter().chain(self.parts.values().flat_map(|part| &part.window));
+        blocks.filter(|block| !block.unagreed_content.is_empty())
+    }
+
     /// Adds or replaces a part; `None` removes it.
     pub fn set_part(&mut self, part: u64, record: Option<ChainCursor>) {
         match record {
@@ -182,8 +192,7 @@ pub fn restore(chain: ChainId, stored: &StoredCursor) -> Result<(u64, Window, Wr
     }
     let whole = heads.front().is_none_or(|bottom| first == Some(bottom.number));
     let mut window = Window::new(heads, whole, cursor.finalized_number);
-    let stored = cursor.window.iter().chain(stored.parts.values().flat_map(|part| &part.window));
-    for block in stored.filter(|block| !block.unagreed_content.is_empty()) {
+    for block in stored.doubtful() {
         let content = B256::try_from(block.unagreed_content.as_ref()).map_err(|_| BadCursor::Hash(block.number))?;
         if let Some(head) = window.at(block.number).filter(|head| head.hash.as_slice() == block.hash.as_ref()).copied() {
             window.doubt(&head, content);
@@ -260,6 +269,8 @@ mod tests {
         let (_, restored, _) = restore(CHAIN, &stored).unwrap();
         assert_eq!(restored, window);
         assert_eq!(restored.doubts().count(), 3);
+        assert_eq!(stored.lowest_doubt(), Some(START + 1), "whether or not it can be restored");
+        assert_eq!(StoredCursor::default().lowest_doubt(), None);
     }
 
     #[test]

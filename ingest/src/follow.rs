@@ -99,6 +99,14 @@ struct Wait {
     announced: bool,
 }
 
+impl Wait {
+    /// A back-off, which no announcement cuts short.
+    fn of(delay: Duration) -> Self {
+        let until = tokio::time::Instant::now() + delay;
+        Self { earliest: until, until, announced: false }
+    }
+}
+
 /// Why a step brought no changes.
 #[derive(Debug, thiserror::Error)]
 enum StepError {
@@ -132,11 +140,15 @@ enum StepError {
          a block needs witnesses"
     )]
     AheadOfTime(u64),
+    #[error(
+        "fewer than {0} endpoints say where the chain's head is: it begins once they do, at a start_block, or with witnesses: 1"
+    )]
+    NoBeginning(usize),
 }
 
 /// Checks that a block can be published now.
 async fn check(rpc: &Rpc, chain: &Chain, block: &FetchedBlock) -> Result<(), StepError> {
-    CannotFollow::check(block)?;
+    CannotFollow::check(chain.verify, block)?;
     if may_expire(rpc, chain, block).await { Ok(()) } else { Err(StepError::AheadOfTime(block.block.number)) }
 }
 
@@ -209,13 +221,14 @@ impl Follower {
                     if error.is_agreed(&self.rpc, &self.chain).await {
                         return Err(error);
                     }
-                    tokio::time::sleep(delays.next().unwrap_or(MAX_BACKOFF)).await;
+                    self.wait = Some(Wait::of(delays.next().unwrap_or(MAX_BACKOFF)));
                 }
                 Err(error) => {
                     self.prefetcher.clear();
                     let delay = delays.next().unwrap_or(MAX_BACKOFF);
                     tracing::warn!(chain = self.chain.name, "retry in {delay:.1?}: {}", error_chain(&error));
-                    tokio::time::sleep(delay).await;
+                    // What it waits for may come from other endpoints.
+                    self.wait = Some(Wait::of(delay));
                 }
             }
         }
@@ -228,7 +241,8 @@ impl Follower {
                 StepError::NoneAbove(_)
                 | StepError::FullOfDoubt(_)
                 | StepError::DoubtfulHole { .. }
-                | StepError::AheadOfTime(_),
+                | StepError::AheadOfTime(_)
+                | StepError::NoBeginning(_),
             ) => error.map(ToString::to_string),
             None => self.witnesses.refuted(&self.window).map(|Head { number, .. }| {
                 format!(
@@ -390,6 +404,7 @@ impl Follower {
         self.record_lag(head);
         let Some(tip) = self.window.tip() else {
             let blocks = find_beginning(&self.rpc, &self.chain, (endpoint, head), self.chain.start_block).await;
+            let blocks = blocks.ok_or(StepError::NoBeginning(self.chain.witnesses))?;
             self.prefetcher.load(blocks.map(BlockId::Number));
             return Ok(());
         };
@@ -477,7 +492,8 @@ impl Follower {
         let there = fetch_head(&self.rpc, Some(BlockId::Number(oldest.number))).await?;
         if there.is_some_and(|there| there.hash == oldest.hash) {
             let blocks = find_beginning(&self.rpc, &self.chain, (endpoint, head), Some(oldest.number)).await;
-            self.prefetcher.load((*blocks.start()..=head.number).map(BlockId::Number));
+            let first = blocks.map_or(oldest.number, |blocks| *blocks.start());
+            self.prefetcher.load((first..=head.number).map(BlockId::Number));
             self.starts_over = true;
         }
         Ok(())

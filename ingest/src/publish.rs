@@ -2,7 +2,7 @@
 
 use crate::cursor::{CursorRecord, WrittenParts, encode};
 use crate::follow::Batch;
-use crate::record_size::{bound_block, split_logs};
+use crate::record_size::{bound_block, split_block};
 use crate::records::{Change, records};
 use crate::window::Window;
 use base::metrics;
@@ -36,8 +36,9 @@ impl OutgoingRecords {
             metrics::CHAIN_UNTRACED.counter(&[("chain", &chain.name)]).increment(1);
             tracing::warn!(chain = chain.name, "block {} has too many internal transfers for a record", block.number);
         }
+        let parts = split_block(&mut block, logs);
         self.0.push((Topic::Blocks, kafka.encode(&block)));
-        self.0.extend(split_logs(logs).iter().map(|part| (Topic::Logs, kafka.encode(part))));
+        self.0.extend(parts.iter().map(|part| (Topic::Logs, kafka.encode(part))));
     }
 
     /// Sends all records under the chain's key.

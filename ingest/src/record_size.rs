@@ -1,29 +1,57 @@
-//! Keeps records within what a topic takes. A block is never held up by its size: its logs are split over several records, a
-//! log that no record holds loses its data, internal transfers that no record holds are left for a backfill, and credits, which are
-//! no payments, are left out. Pure.
+//! Keeps records within what a topic takes. A block is never held up by its size: its logs are split over several records, which
+//! take the transactions too that its own does not hold, a log that no record holds loses its data, internal transfers that no
+//! record holds are left for a backfill, and credits, which are no payments, are left out. Pure.
 
-use chain::FetchedBlock;
 use prost::Message as _;
+use topics::wire::block_record::Transaction;
 use topics::wire::logs_record::Log;
 use topics::wire::{BlockRecord, LogsRecord};
 use topics::{MAX_LOGS_BYTES, hex, in_parts};
 
 /// No transfer has so much data. Half of a record, so that each part but the last is at least half full.
 const MAX_LOG_BYTES: usize = MAX_LOGS_BYTES / 2;
-/// A record of `chain.blocks` with more bytes goes without its internal transfers, or its credits.
+/// A record of `chain.blocks` with more bytes goes without its internal transfers, its credits, or most of its transactions.
 const MAX_BLOCK_BYTES: usize = 24 * 1024 * 1024;
+/// The transactions that such a record keeps. So many are left that each of their parts is more than half full.
+const KEPT_BYTES: usize = 4 * 1024 * 1024;
 /// A transaction of a record has no more bytes.
 const MAX_TRANSACTION_BYTES: usize = 132;
-/// Transactions of a block that a record holds, whatever they are.
-pub const MAX_TRANSACTIONS: usize = MAX_BLOCK_BYTES / MAX_TRANSACTION_BYTES;
+/// No block that nodes give in an answer of a size that is read has more.
+pub const MAX_TRANSACTIONS: usize = 1_000_000;
 
-/// Whether a record holds the block, as [`bound_block`] leaves it.
-pub fn fits_record(block: &FetchedBlock) -> bool {
-    block.block.transactions.len() <= MAX_TRANSACTIONS
+/// The records of a block's logs, and before them those of the transactions that its own record does not hold, which are taken
+/// from it.
+pub fn split_block(block: &mut BlockRecord, mut logs: LogsRecord) -> Vec<LogsRecord> {
+    if block.encoded_len() <= MAX_BLOCK_BYTES {
+        return split_logs(logs);
+    }
+    let up_to = block.transactions.iter().scan(0, |bytes, transaction| {
+        *bytes += length_of(transaction);
+        Some(*bytes)
+    });
+    let kept = up_to.take_while(|bytes| *bytes <= KEPT_BYTES).count();
+    let others = block.transactions.split_off(kept);
+    let bytes: usize = others.iter().map(length_of).sum();
+    let parts = in_parts(others, bytes / bytes.div_ceil(MAX_LOGS_BYTES).max(1) + MAX_TRANSACTION_BYTES);
+    let all = std::mem::take(&mut logs.logs);
+    let of_transactions = parts.into_iter().map(|transactions| {
+        let transactions = transactions.iter().map(|transaction| transaction.encode_to_vec().into()).collect();
+        LogsRecord { transactions, ..logs.clone() }
+    });
+    let mut records: Vec<LogsRecord> = of_transactions.collect();
+    records.extend(split_logs(LogsRecord { logs: all, ..logs }));
+    let parts = u32::try_from(records.len()).unwrap_or(u32::MAX);
+    records.iter_mut().zip(1..).for_each(|(record, part)| (record.part, record.parts) = (part, parts));
+    records
+}
+
+/// What a transaction takes of a record, as [`in_parts`] counts it.
+fn length_of(transaction: &Transaction) -> usize {
+    transaction.encoded_len() + 8
 }
 
 /// The records of a block's logs: one, or as many parts as it takes.
-pub fn split_logs(mut record: LogsRecord) -> Vec<LogsRecord> {
+fn split_logs(mut record: LogsRecord) -> Vec<LogsRecord> {
     if record.encoded_len() <= MAX_LOGS_BYTES {
         return vec![record];
     }
@@ -66,8 +94,7 @@ pub fn bound_block(block: &mut BlockRecord) -> bool {
 mod tests {
     use super::*;
     use topics::MAX_MESSAGE_BYTES;
-    use topics::wire::block_record::{Credit, InternalTransfer, Transaction};
-    use topics::wire::logs_record::Log;
+    use topics::wire::block_record::{Credit, InternalTransfer};
 
     fn record(sizes: impl IntoIterator<Item = usize>) -> LogsRecord {
         let logs = (0..).zip(sizes).map(|(index, size)| Log { index, data: vec![7; size].into(), ..Log::default() });
@@ -124,28 +151,56 @@ mod tests {
         assert_eq!((small.traced, large.traced, large.internal_transfers.len()), (true, false, 0));
     }
 
-    /// An endpoint showed a block with 700,000 withdrawals of its own, whose record no topic took.
-    #[test]
-    fn every_block_that_is_published_has_a_record_that_its_topic_takes() {
-        let transaction = Transaction {
+    fn transaction(index: usize) -> Transaction {
+        Transaction {
             to: vec![1; 20].into(),
             value: vec![255; 32].into(),
             status: 2,
-            index: u32::MAX,
+            index: u32::try_from(index).unwrap(),
             hash: vec![3; 32].into(),
             from: vec![4; 20].into(),
             r#type: u32::MAX,
-        };
+        }
+    }
+
+    /// An endpoint showed a block with 700,000 withdrawals of its own, whose record no topic took.
+    #[test]
+    fn every_block_that_is_published_has_a_record_that_its_topic_takes() {
+        assert!(Transaction { index: u32::MAX, ..transaction(0) }.encoded_len() + 5 <= MAX_TRANSACTION_BYTES);
         let credit = Credit { to: vec![1; 20].into(), value: vec![255; 32].into(), ..Credit::default() };
         let mut block = BlockRecord {
             traced: true,
-            transactions: vec![transaction; MAX_TRANSACTIONS],
+            transactions: (0..190_000).map(transaction).collect(),
             credits: vec![credit; 700_000],
             ..BlockRecord::default()
         };
         assert!(!bound_block(&mut block));
         assert_eq!((block.credits.len(), block.traced), (0, true));
-        assert!(block.encoded_len() + 1024 < usize::try_from(MAX_MESSAGE_BYTES).unwrap(), "{}", block.encoded_len());
+        assert_eq!(split_block(&mut block, record([32])), [record([32])]);
+        assert_eq!(block.transactions.len(), 190_000);
         assert!(block.encoded_len() <= MAX_BLOCK_BYTES, "{}", block.encoded_len());
+    }
+
+    /// A chain with 10 gigagas in a block halted at the 190,651st transaction.
+    #[test]
+    fn transactions_that_the_record_of_a_block_does_not_hold_come_with_its_logs_and_none_is_lost() {
+        for (count, logs) in [(200_000, vec![]), (300_000, vec![32]), (700_000, vec![1000; 40_000])] {
+            let (whole, logs) =
+                (BlockRecord { transactions: (0..count).map(transaction).collect(), ..Default::default() }, record(logs));
+            let mut block = whole.clone();
+            let parts = split_block(&mut block, logs.clone());
+            assert!(block.encoded_len() <= KEPT_BYTES);
+            let mut transactions = block.transactions;
+            for (part, place) in parts.iter().zip(1..) {
+                assert_eq!((part.part, part.parts), (place, u32::try_from(parts.len()).unwrap()));
+                assert_eq!((part.sequence, part.number, &part.hash), (2, 3, &logs.hash));
+                assert!(part.encoded_len() < usize::try_from(MAX_MESSAGE_BYTES).unwrap());
+                let is_last_of_logs = part.part == part.parts && part.transactions.is_empty();
+                assert!(is_last_of_logs || part.encoded_len() >= MAX_LOGS_BYTES / 2, "the reader takes it for a whole");
+                transactions.extend(part.transactions.iter().map(|bytes| Transaction::decode(bytes.as_ref()).unwrap()));
+            }
+            assert!(transactions == whole.transactions, "transactions are lost or in another order");
+            assert!(parts.into_iter().flat_map(|part| part.logs).eq(logs.logs), "logs are lost or in another order");
+        }
     }
 }

@@ -39,10 +39,10 @@ fn fetched() -> FetchedBlock {
 #[test]
 fn a_block_that_no_record_holds_can_not_be_published() {
     let mut block = fetched();
-    assert!(CannotFollow::check(&block).is_ok());
+    assert!(CannotFollow::check(Verify::Auto, &block).is_ok());
     let transaction = block.block.transactions[0].clone();
     block.block.transactions = vec![transaction; MAX_TRANSACTIONS + 1];
-    assert!(matches!(CannotFollow::check(&block), Err(CannotFollow::TooLarge { .. })));
+    assert!(matches!(CannotFollow::check(Verify::Auto, &block), Err(CannotFollow::TooLarge { .. })));
 }
 
 #[test]

@@ -78,6 +78,8 @@ pub struct Restart {
     rpc: Arc<Rpc>,
     /// Of the chain's cursor; a running ingest that has published since has another.
     sequence: Option<u64>,
+    /// The lowest block of the cursor whose content one endpoint alone has given.
+    doubtful: Option<u64>,
     /// Of the last record that was matched.
     matched: Option<Matched>,
     last_final: u64,
@@ -99,13 +101,11 @@ impl Restart {
         let (chain, rpc) = connect(chains.named(name)?.clone()).await?;
         let kafka = Kafka::connect(settings).await?;
         let (id, reading) = (chain.id, kafka.clone());
-        let (sequence, matched) = blocking(move || {
-            let sequence = halt::read(&reading, id)?.map(|stored| stored.cursor.sequence);
-            Ok((sequence, last_matched(&reading, id)?))
-        })
-        .await?;
+        let (stored, matched) = blocking(move || Ok((halt::read(&reading, id)?, last_matched(&reading, id)?))).await?;
+        let sequence = stored.as_ref().map(|stored| stored.cursor.sequence);
+        let doubtful = stored.as_ref().and_then(StoredCursor::lowest_doubt);
         let last_final = last_final(&chain, &rpc).await?;
-        Ok(Self { kafka, chain, rpc, sequence, matched, last_final })
+        Ok(Self { kafka, chain, rpc, sequence, doubtful, matched, last_final })
     }
 
     pub fn chain(&self) -> ChainId {
@@ -131,13 +131,16 @@ impl Restart {
         let start = self.chain.start_block.filter(|start| *start <= self.last_final);
         let Some(applied) = applied else {
             let begins = start.unwrap_or(self.last_final);
-            return Ok(RestartPlan { stands: None, whole: self.below_first(unapplied).await?, begins });
+            let whole = self.below_first(unapplied).await?.map(|whole| below_doubt(whole, self.doubtful));
+            return Ok(RestartPlan { stands: None, whole, begins });
         };
         let (mut stands, mut whole) =
             standing(self.last_final, applied, async |block| is_on_chain(&self.chain, &self.rpc, block).await).await?;
         if let Some(kept) = self.kept_by_waiting(unapplied).await? {
             (stands, whole) = (stands.min(kept), whole.min(kept));
         }
+        // The new window forgets what was in doubt, which would be believed by its hash.
+        (stands, whole) = (below_doubt(stands, self.doubtful), below_doubt(whole, self.doubtful));
         Ok(RestartPlan { stands: Some(stands), whole: Some(whole), begins: start.unwrap_or(self.last_final + 1) })
     }
 
@@ -207,6 +210,11 @@ impl Restart {
     }
 }
 
+/// The block, or the one below all that are in doubt.
+fn below_doubt(number: u64, doubtful: Option<u64>) -> u64 {
+    doubtful.map_or(number, |doubtful| number.min(doubtful.saturating_sub(1)))
+}
+
 async fn last_final(chain: &Chain, rpc: &Rpc) -> anyhow::Result<u64> {
     last_final_block(&fetch_standings(rpc, None).await, chain.witnesses).with_context(|| {
         format!("fewer than {} endpoints of {} answer, which is what witnesses asks for", chain.witnesses, chain.name)
@@ -262,18 +270,18 @@ async fn standing(
 /// Whether a block is on the chain, as far as enough endpoints say.
 async fn is_on_chain(chain: &Chain, rpc: &Rpc, block: BlockRef) -> anyhow::Result<bool> {
     let found = find_witnesses(rpc, block.number, block.hash).await;
-    let against = found.count_against();
     if found.confirm(chain.witnesses) {
         return Ok(true);
     }
-    if against >= chain.witnesses && found.outvote() {
+    if found.refute(chain.witnesses) {
         return Ok(false);
     }
     bail!(
-        "of the providers of {}, {} have block {block} and {against} have another, of {} that witnesses asks for: run this again \
+        "of the providers of {}, {} have block {block} and {} have another, of {} that witnesses asks for: run this again \
          when more of them agree",
         chain.name,
         found.count_with(),
+        found.count_against(),
         chain.witnesses
     )
 }
@@ -527,6 +535,13 @@ mod tests {
         ] {
             assert_eq!(kept_by(&waiting), kept, "{waiting:?}");
         }
+    }
+
+    /// The new window would forget that others have not given its content yet.
+    #[test]
+    fn nothing_stands_from_the_lowest_block_in_doubt_on() {
+        assert_eq!([below_doubt(30, None), below_doubt(30, Some(31)), below_doubt(30, Some(30))], [30, 30, 29]);
+        assert_eq!([below_doubt(30, Some(7)), below_doubt(30, Some(0))], [6, 0]);
     }
 
     #[test]

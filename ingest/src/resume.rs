@@ -10,7 +10,7 @@ use crate::nodes::connect;
 use crate::publish::STAGE;
 use crate::window::{MIN_WINDOW_BLOCKS, Window};
 use anyhow::{Context as _, bail, ensure};
-use chain::{Chain, Chains, Head, Rpc, find_witnesses};
+use chain::{Chain, Chains, Head, Rpc, Witnesses, find_witnesses};
 use runtime::kafka::{Kafka, TransactionalProducer};
 use runtime::{Failure, Settings};
 use topics::lazy::Fields;
@@ -132,21 +132,25 @@ async fn find_common_ancestor(rpc: &Rpc, witnesses: usize, stack: &[Head]) -> an
         let middle = known.midpoint(unknown);
         let Some(ours) = stack.get(middle) else { break };
         let found = find_witnesses(rpc, ours.number, ours.hash).await;
-        let (with, against) = (found.count_with(), found.count_against());
-        if found.confirm(witnesses) {
-            known = middle + 1;
-        } else if found.outvote() || with == 0 {
-            // A node that is below says nothing.
-            unknown = middle;
-        } else {
-            bail!(
-                "of block {}, {with} providers have ours and {against} another; expected {witnesses} that agree, and most of those \
-                 that answer. Try again when more answer, or with witnesses: 1. Nothing was changed",
-                ours.number
-            );
+        match has_block(&found, witnesses) {
+            Some(true) => known = middle + 1,
+            Some(false) => unknown = middle,
+            None => bail!(
+                "of block {}, {} providers have ours, and {} have another or end below; expected {witnesses} that agree, and most of \
+                 those that answer. Try again when more answer, or with witnesses: 1. Nothing was changed",
+                ours.number,
+                found.count_with(),
+                found.count_without()
+            ),
         }
     }
     Ok(known.checked_sub(1).and_then(|last| stack.get(last)).copied())
+}
+
+/// Whether the nodes have a block, as far as enough of them say. Silence says nothing.
+fn has_block(found: &Witnesses, needed: usize) -> Option<bool> {
+    let is_gone = || found.refute(needed) || found.with.is_empty() && found.count_without() >= needed;
+    if found.confirm(needed) { Some(true) } else { is_gone().then_some(false) }
 }
 
 /// Writes the cursor with a window that includes the common block, and with no block to take back marked as final.
@@ -155,15 +159,59 @@ fn write_cursor(
     chain: &Chain,
     stored: &StoredCursor,
     before: &Window,
-    mut stack: Vec<Head>,
+    stack: Vec<Head>,
     common: u64,
 ) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{}-{}", STAGE, chain.id))?;
-    let kept = stack.iter().position(|head| head.number == common).unwrap_or_default().saturating_sub(MIN_WINDOW_BLOCKS);
-    stack.drain(..kept);
-    let cursor = &stored.cursor;
-    let finalized = cursor.finalized_number.map(|number| number.min(common));
-    let mut window = Window::new(stack, false, finalized);
+    let window = resumed_window(stack, before, common);
+    halt::write(&producer, kafka, chain.id, stored.cursor.sequence, &window, "", &mut stored.outdated_parts())
+}
+
+/// A window that reaches below the common block, and below none that is in doubt: once forgotten it would be believed by its hash.
+fn resumed_window(mut stack: Vec<Head>, before: &Window, common: u64) -> Window {
+    let place = |number: u64| stack.iter().position(|head| head.number == number);
+    let doubtful = before.doubts().next().and_then(|(doubtful, _)| place(doubtful.number));
+    let kept = place(common).unwrap_or_default().saturating_sub(MIN_WINDOW_BLOCKS);
+    stack.drain(..doubtful.map_or(kept, |doubtful| doubtful.min(kept)));
+    let mut window = Window::new(stack, false, before.finalized().map(|number| number.min(common)));
     before.doubts().for_each(|(head, content)| window.doubt(&head, content));
-    halt::write(&producer, kafka, chain.id, cursor.sequence, &window, "", &mut stored.outdated_parts())
+    window
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(number: u64) -> Head {
+        let hash = |number: u64| B256::from(topics::U256::from(number + 1));
+        Head { number, hash: hash(number), parent_hash: hash(number.saturating_sub(1)), timestamp: number }
+    }
+
+    /// A time-out was taken for "its head is below", and blocks that stand were taken back.
+    #[test]
+    fn silence_does_not_say_that_a_block_is_gone() {
+        let urls: Vec<_> = [1, 2, 3].map(|port| format!("http://127.0.0.1:{port}").parse().unwrap()).into();
+        let endpoints = Rpc::new("it", &urls, None).endpoints().to_vec();
+        let has = |with: usize, against: usize, below: usize| {
+            let take = |from: usize, count: usize| endpoints[from..from + count].to_vec();
+            let (with, rest) = (take(0, with), with);
+            let found = Witnesses { with, against: take(rest, against), below: take(rest + against, below) };
+            has_block(&found, 2)
+        };
+        assert_eq!([has(2, 0, 0), has(2, 1, 0), has(2, 0, 1)], [Some(true); 3]);
+        assert_eq!([has(0, 2, 0), has(0, 0, 2), has(0, 1, 1), has(1, 2, 0)], [Some(false); 4]);
+        assert_eq!([has(0, 0, 0), has(0, 1, 0), has(0, 0, 1), has(1, 0, 0), has(1, 1, 0), has(1, 0, 2)], [None; 6]);
+    }
+
+    #[test]
+    fn a_resumed_window_forgets_no_doubt() {
+        let mut before = Window::new((0..2_000).map(head), true, Some(1_900));
+        before.doubt(&head(10), B256::repeat_byte(1));
+        let resumed = resumed_window(before.iter().copied().collect(), &before, 1_800);
+        assert_eq!(resumed.doubts().map(|(head, _)| head.number).collect::<Vec<_>>(), [10]);
+        assert_eq!(resumed.finalized(), Some(1_800));
+        before.trust(&head(10), B256::repeat_byte(1));
+        let resumed = resumed_window(before.iter().copied().collect(), &before, 1_800);
+        assert_eq!(resumed.bottom().map(|bottom| bottom.number), Some(1_544));
+    }
 }

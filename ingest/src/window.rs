@@ -102,9 +102,9 @@ impl Window {
         self.doubts.iter().filter_map(|(number, content)| Some((*self.at(*number)?, *content)))
     }
 
-    /// The digest of the block's content, if one endpoint alone has given that.
+    /// The digest of the content of this block of ours, if one endpoint alone has given that.
     pub fn doubt_of(&self, head: &Head) -> Option<B256> {
-        self.doubts.get(&head.number).copied()
+        self.doubts.get(&head.number).copied().filter(|_| self.at(head.number) == Some(head))
     }
 
     /// One endpoint alone has given the content of this block of ours.
@@ -114,9 +114,9 @@ impl Window {
         }
     }
 
-    /// Others have given the content of this block too.
-    pub fn trust(&mut self, head: &Head) {
-        if self.at(head.number) == Some(head) {
+    /// Others have given this content of the block too.
+    pub fn trust(&mut self, head: &Head, content: B256) {
+        if self.doubt_of(head) == Some(content) {
             self.doubts.remove(&head.number);
         }
     }
@@ -206,17 +206,18 @@ mod tests {
         [10, 20, 299].into_iter().for_each(|number| window.doubt(&head(number), B256::repeat_byte(1)));
         let of_another_branch = Head { hash: B256::ZERO, ..head(12) };
         window.doubt(&of_another_branch, B256::ZERO);
-        window.trust(&Head { hash: B256::ZERO, ..head(10) });
+        window.trust(&Head { hash: B256::ZERO, ..head(10) }, B256::repeat_byte(1));
+        window.trust(&head(10), B256::repeat_byte(2));
         assert_eq!(doubts(&window), [10, 20, 299]);
         window.finalize(&head(290));
         assert_eq!(window.bottom(), Some(&head(10)), "a final block above it says nothing of its content");
         window.pop();
         assert_eq!(doubts(&window), [10, 20]);
-        window.trust(&head(10));
+        window.trust(&head(10), B256::repeat_byte(1));
         window.push(head(299));
         assert_eq!((doubts(&window), window.bottom()), (vec![20], Some(&head(20))));
         assert!(!window.is_full_of_doubt());
-        window.trust(&head(20));
+        window.trust(&head(20), B256::repeat_byte(1));
         window.push(head(300));
         assert_eq!(window.bottom(), Some(&head(45)));
     }

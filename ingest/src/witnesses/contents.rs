@@ -15,7 +15,12 @@ const MAX_BLOCKS: usize = 8;
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Who gives the content of a block, and who gives another.
-pub type Looked = (Head, Witnesses);
+pub struct Looked {
+    pub head: Head,
+    /// A digest of what was compared.
+    pub content: B256,
+    pub found: Witnesses,
+}
 
 /// The looks under way. Dropping it ends them.
 pub struct Contents {
@@ -23,7 +28,7 @@ pub struct Contents {
     rpc: Arc<Rpc>,
     running: JoinSet<Looked>,
     paused_until: Option<Instant>,
-    /// Blocks whose content was outvoted in the look before.
+    /// Contents that were outvoted in the look before.
     outvoted: HashSet<B256>,
 }
 
@@ -41,7 +46,10 @@ impl Contents {
         for (head, content) in window.doubts().take(MAX_BLOCKS) {
             // With one witness a second word shows whether anybody contradicts.
             let (rpc, verify, needed) = (self.rpc.clone(), self.chain.verify, self.chain.witnesses.max(2));
-            self.running.spawn(async move { (head, find_content_witnesses(&rpc, verify, head.hash, content, needed).await) });
+            self.running.spawn(async move {
+                let found = find_content_witnesses(&rpc, verify, head.hash, content, needed).await;
+                Looked { head, content, found }
+            });
         }
         if !self.running.is_empty() {
             self.paused_until = Some(now + PAUSE);
@@ -64,7 +72,7 @@ impl Contents {
     fn end(&mut self, ended: Result<Looked, tokio::task::JoinError>) -> Looked {
         // Not aborted: only dropping the set aborts. So it panicked.
         let looked = ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-        if self.confirms(&looked.1) {
+        if self.confirms(&looked.found) {
             self.paused_until = None;
         }
         looked
@@ -77,14 +85,14 @@ impl Contents {
 
     /// Whether as many providers as a block needs witnesses give other content, and most of those that answer, in two looks
     /// running.
-    pub fn refutes(&mut self, head: &Head, found: &Witnesses) -> bool {
-        if !found.outvote() || found.count_against() < self.chain.witnesses {
-            self.outvoted.remove(&head.hash);
+    pub fn refutes(&mut self, Looked { content, found, .. }: &Looked) -> bool {
+        if !found.refute(self.chain.witnesses) {
+            self.outvoted.remove(content);
             return false;
         }
-        let is_second = self.outvoted.remove(&head.hash);
+        let is_second = self.outvoted.remove(content);
         if !is_second {
-            self.outvoted.insert(head.hash);
+            self.outvoted.insert(*content);
         }
         is_second
     }

@@ -39,8 +39,8 @@ pub struct Witnesses {
     votes: Votes,
     looks: Looks,
     contents: Contents,
-    /// A block of ours for which others have other content.
-    refuted: Option<Head>,
+    /// A block of ours for which others have other content than this.
+    refuted: Option<(Head, B256)>,
     /// It was found just now.
     is_news: bool,
     /// What endpoints showed last, until it can be compared with the window.
@@ -196,7 +196,7 @@ impl Witnesses {
 
     /// The lowest block for which enough endpoints have other content than was published, until it makes way for that.
     pub fn refuted(&self, window: &Window) -> Option<Head> {
-        self.refuted.filter(|head| window.at(head.number) == Some(head) && window.doubt_of(head).is_some())
+        self.refuted.filter(|(head, content)| window.doubt_of(head) == Some(*content)).map(|(head, _)| head)
     }
 
     /// Whether that was found just now, once for each time.
@@ -211,18 +211,20 @@ impl Witnesses {
 
     /// Takes a block out of doubt whose content enough endpoints have given, and names those that give something else. Remembers a
     /// block whose content enough contradict.
-    fn take_content(&mut self, (head, found): Looked, window: &mut Window) {
-        if self.contents.confirms(&found) {
-            window.trust(&head);
+    fn take_content(&mut self, looked: Looked, window: &mut Window) {
+        let refutes = self.contents.refutes(&looked);
+        let Looked { head, content, found } = looked;
+        if self.contents.confirms(&found) && window.doubt_of(&head) == Some(content) {
+            window.trust(&head, content);
             self.votes.doubt_from(lowest_doubt(window));
             for place in found.with.iter().filter_map(|endpoint| self.place(endpoint)).collect::<Vec<_>>() {
                 self.votes.trust(place, head.number);
             }
         }
-        if self.contents.refutes(&head, &found) {
+        if refutes {
             self.is_news = true;
             if self.refuted(window).is_none_or(|lowest| head.number < lowest.number) {
-                self.refuted = Some(head);
+                self.refuted = Some((head, content));
             }
         }
         let (liars, others) = if found.outvote() { (&found.with, &found.against) } else { (&found.against, &found.with) };

@@ -1,13 +1,13 @@
 //! Several endpoints that do not all say the same: who is believed, and what is published meanwhile.
 
-use crate::node::{Fault, Node, Recorded, branch};
+use crate::node::{Fault, Node, Recorded, branch, skipping};
 use crate::{Consumer, load, polygon};
-use chain::{Chain, Head, Heads, Rpc};
+use chain::{BlockId, Chain, FetchOptions, Head, Heads, Rpc, fetch_block};
 use ingest::records::{Change, FinalityTags};
 use ingest::{Batch, BatchSizes, Follower, Window};
 use std::sync::Arc;
 use std::time::Duration;
-use topics::B256;
+use topics::{B256, U256};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -383,6 +383,28 @@ async fn what_a_lie_says_that_a_block_stands_on_is_not_witnessed_and_makes_way_w
     assert!(!told.witnessed.contains(&(2, lies[2].hash.clone())), "{:?}", told.witnessed);
 }
 
+/// While the next block waited for room, nobody was asked for the content of the lowest one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_window_full_of_doubt_goes_on_once_another_endpoint_gives_the_content() {
+    const BLOCKS: u64 = 65_536;
+    let hash = |number: u64| B256::from(U256::from(number + 1) << 8);
+    let head = |number: u64| Head {
+        number,
+        hash: hash(number),
+        parent_hash: number.checked_sub(1).map(hash).unwrap_or_default(),
+        timestamp: 1_700_000_000 + number,
+    };
+    let blocks = skipping(&branch(&[], 1, 0), [BLOCKS - 1, BLOCKS], 0);
+    let [first, second] = nodes([&blocks, &blocks]).await;
+    let chain = chain(&[&first, &second], "start_block: 0").await;
+    let lowest = fetch_block(&Rpc::of(&chain), FetchOptions::of(&chain), BlockId::Hash(hash(0))).await.unwrap().unwrap();
+    let mut window = Window::new((0..BLOCKS).map(head), true, None);
+    window.doubt(&head(0), lowest.content_digest());
+    let mut told = Told::of(&chain, Rpc::of(&chain), window);
+    told.consumer.stack = vec![(BLOCKS - 1, hash(BLOCKS - 1).to_string())];
+    told.until(|told| told.tip() == Some(tip(&blocks)) && told.known.witnessed == Some(BLOCKS)).await;
+}
+
 /// The only endpoint that gives its head and blocks keeps showing a long branch. Only a look shows that the other one is on it too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dispute_ends_when_the_other_endpoint_has_changed_its_mind() {
@@ -408,6 +430,14 @@ async fn no_chain_begins_on_blocks_that_one_endpoint_alone_has_reached() {
     let mut told = Told::new(&chain(&[&liar, &one, &two], "").await);
     told.until(|told| told.tip() == Some(tip(&honest)) && told.known.witnessed == Some(399)).await;
     assert_eq!((told.consumer.stack[0].0, told.consumer.removed.len()), (143, 0));
+
+    // The others are silent for now.
+    let silent = nodes([&[], &[]]).await;
+    let mut told = Told::new(&chain(&[&liar, &silent[0], &silent[1]], "").await);
+    told.is_quiet_for(&liar, 6).await;
+    silent.iter().for_each(|node| node.set(&honest));
+    told.until(|told| told.tip() == Some(tip(&honest)) && told.known.witnessed == Some(399)).await;
+    assert_eq!((told.consumer.stack[0].0, told.consumer.removed.len()), (143, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -422,6 +452,27 @@ async fn one_endpoint_alone_stops_no_chain_by_a_timestamp_and_two_do() {
     });
     assert!(refused.await.unwrap().to_string().contains("Unix seconds"));
     told.consumer.is_at(&common);
+}
+
+/// All have the block's hash, and one alone says what is under it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_endpoint_alone_stops_no_chain_by_content_under_a_true_hash() {
+    let honest = branch(&[], 6, 0);
+    let lies = [&honest[..5], &[honest[5].clone().in_nanoseconds()]].concat();
+    let [liar, one, two] = nodes([&honest[..5], &honest[..5], &honest[..5]]).await;
+    let chain = chain(&[&liar, &one, &two], "start_block: 0").await;
+    let rpc = Rpc::with_patience(&chain.name, &chain.rpc_urls, Some(chain.id), Duration::from_millis(200));
+    let mut told = Told::of(&chain, rpc, Window::default());
+    told.until(|told| told.known.witnessed == Some(4)).await;
+    liar.set(&lies);
+    for node in [&one, &two] {
+        node.fault(Fault::Null, usize::MAX);
+        node.set(&honest);
+    }
+    told.is_quiet_while(&liar, "eth_getBlockByHash", 4).await;
+    [&one, &two].iter().for_each(|node| node.script.lock().unwrap().faults.clear());
+    told.until(|told| told.known.witnessed == Some(5)).await;
+    told.consumer.is_at(&honest);
 }
 
 /// Its timestamp would expire all payments, and merchants be told, before others witness it.

@@ -27,7 +27,8 @@ BEGIN
     IF fingerprint !~ '^[0-9a-f]+$' THEN
         RAISE invalid_parameter_value USING MESSAGE = format('%L is no fingerprint of an account; expected hex', fingerprint);
     END IF;
-    EXECUTE format('CREATE SEQUENCE IF NOT EXISTS public.%I MINVALUE 0 START 0 MAXVALUE 2147483647', name);
+    -- It goes on past the last index that an account can have: an error would fail the requests of others beside it.
+    EXECUTE format('CREATE SEQUENCE IF NOT EXISTS public.%I MINVALUE 0 START 0', name);
     RETURN name;
 END
 $$;

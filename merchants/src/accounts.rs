@@ -8,6 +8,7 @@ use deadpool_postgres::{GenericClient, Pool};
 use runtime::Failure;
 use runtime::db::lock;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio_postgres::Row;
 use topics::Address;
@@ -21,11 +22,20 @@ struct AccountParts {
     xpub: AccountXpub,
     fingerprint: String,
     sequence: String,
+    is_exhausted: AtomicBool,
 }
+
+/// The indices of an account that a statement takes.
+const MAX_TAKEN: i64 = 10_000_000;
 
 impl Account {
     fn new(xpub: AccountXpub, sequence: String) -> Self {
-        Self(Arc::new(AccountParts { fingerprint: xpub.fingerprint(), sequence, xpub }))
+        Self(Arc::new(AccountParts { fingerprint: xpub.fingerprint(), sequence, xpub, is_exhausted: AtomicBool::new(false) }))
+    }
+
+    /// Whether it was found to have given out all its addresses. Its merchant needs another xpub.
+    pub fn is_exhausted(&self) -> bool {
+        self.0.is_exhausted.load(Ordering::Relaxed)
     }
 
     /// Writes the account to the database, unless it is there. Its sequence is created once and never reset.
@@ -142,10 +152,12 @@ pub async fn move_sequences(db: &impl GenericClient, highest: &BTreeMap<String, 
         };
         let row = db.query_one(&format!("SELECT last_value, is_called FROM {sequence}"), &[]).await?;
         let next = row.get::<_, i64>(0) + i64::from(row.get::<_, bool>(1));
-        let missing = i64::from(*index) + 1 - next;
-        if missing > 0 {
-            let take = format!("SELECT max(nextval('{sequence}')) FROM generate_series(1, $1::bigint)");
-            db.query_one(&take, &[&missing]).await?;
+        let take = format!("SELECT max(nextval('{sequence}')) FROM generate_series(1, $1::bigint)");
+        let mut missing = i64::from(*index) + 1 - next;
+        // All 2^31 at once would take longer than a statement may.
+        while missing > 0 {
+            let taken: i64 = db.query_one(&take, &[&missing.min(MAX_TAKEN)]).await?.get(0);
+            missing = i64::from(*index) - taken;
         }
     }
     Ok(())
@@ -195,7 +207,7 @@ pub type TakenAddresses = HashMap<String, VecDeque<(u32, Address)>>;
 /// run in a transaction, whose commit makes the new position of the sequences durable; a rollback does not give indices back.
 ///
 /// # Errors
-/// When the database fails, or an account has given out 2^31 addresses.
+/// When the database fails, or accounts have given out 2^31 addresses: [`Account::is_exhausted`] tells which.
 pub async fn take_addresses(db: &impl GenericClient, wanted: Vec<(Account, usize)>) -> Result<TakenAddresses, Failure> {
     let statement = db
         .prepare_cached(
@@ -210,19 +222,27 @@ pub async fn take_addresses(db: &impl GenericClient, wanted: Vec<(Account, usize
     let indices: Vec<(i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     // A point multiplication per address takes some 30 µs: a full batch would block the async threads.
     let derived = tokio::task::spawn_blocking(move || {
-        let mut taken = TakenAddresses::new();
+        let (mut taken, mut exhausted) = (TakenAddresses::new(), None);
         for (place, index) in indices {
             let place = usize::try_from(place - 1).map_err(Failure::halt)?;
             let (Account(parts), _) =
                 wanted.get(place).ok_or_else(|| Failure::Halt(anyhow::anyhow!("an index of no account")))?;
-            let index = u32::try_from(index).map_err(Failure::halt)?;
-            let address = parts.xpub.address(index).map_err(Failure::halt)?;
+            let Some((index, address)) =
+                u32::try_from(index).ok().and_then(|index| Some((index, parts.xpub.address(index).ok()?)))
+            else {
+                parts.is_exhausted.store(true, Ordering::Relaxed);
+                exhausted = Some(anyhow::anyhow!(
+                    "account {} has given out all its addresses: `ctrip merchants update NAME --own-xpub XPUB` gives its merchant another",
+                    parts.fingerprint
+                ));
+                continue;
+            };
             match taken.get_mut(&parts.fingerprint) {
                 Some(addresses) => addresses.push_back((index, address)),
                 None => drop(taken.insert(parts.fingerprint.clone(), VecDeque::from([(index, address)]))),
             }
         }
-        Ok(taken)
+        exhausted.map_or(Ok(taken), |exhausted| Err(Failure::Halt(exhausted)))
     });
     derived.await.map_err(Failure::halt)?
 }

@@ -45,7 +45,8 @@ pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> 
         return Ok((known, false));
     }
     let fingerprint = account.fingerprint().to_owned();
-    let mut taken = accounts::take_addresses(&transaction, vec![(account, 1)]).await?;
+    let taken = accounts::take_addresses(&transaction, vec![(account.clone(), 1)]).await;
+    let mut taken = taken.map_err(|failure| if account.is_exhausted() { Problem::exhausted() } else { failure.into() })?;
     let (address_index, address) = taken.get_mut(&fingerprint).and_then(VecDeque::pop_front).ok_or_else(Problem::internal)?;
     let new = DepositAddress {
         id: PaymentId::generate().0,

@@ -69,11 +69,13 @@ impl Batcher {
     }
 
     async fn create(&self, batch: Vec<CreateRequest>) {
-        // The same key twice in a batch: the second request finds the first one's payment once that is committed.
+        // The same key twice in a batch: the second request finds the first one's payment once that is committed. An account that
+        // has no address left has earlier payments alone.
         let mut keys = HashSet::new();
-        let (first, mut twins): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .partition(|r| r.idempotency_key.as_ref().is_none_or(|key| keys.insert((r.merchant, key.text.clone()))));
+        let (first, mut twins): (Vec<_>, Vec<_>) = batch.into_iter().partition(|r| {
+            !r.account.is_exhausted()
+                && r.idempotency_key.as_ref().is_none_or(|key| keys.insert((r.merchant, key.text.clone())))
+        });
         let mut slices = vec![first];
         while let Some(mut slice) = slices.pop() {
             match self.write(&slice).await {
@@ -87,6 +89,12 @@ impl Batcher {
                         }
                     }
                     tokio::join!(self.publish(new, began), self.answer_repeated(repeated));
+                }
+                // It costs nobody else a payment.
+                Err(_) if slice.iter().any(|request| request.account.is_exhausted()) => {
+                    let (exhausted, others) = slice.into_iter().partition(|request| request.account.is_exhausted());
+                    twins.extend::<Vec<_>>(exhausted);
+                    slices.push(others);
                 }
                 // One that contradicts the database, say by an address that is given out, keeps none of the others from theirs.
                 Err(Failure::Halt(_)) if slice.len() > 1 => {
@@ -142,6 +150,8 @@ impl Batcher {
         match idempotency::find_payments(&self.pool, &self.intents, &keys).await {
             Ok(found) => {
                 for (request, outcome) in requests.into_iter().zip(found) {
+                    let outcome =
+                        outcome.map_err(|problem| if request.account.is_exhausted() { Problem::exhausted() } else { problem });
                     reply(request, outcome.map(|payment| CreatedPayment { payment, repeated: true }));
                 }
             }

@@ -105,6 +105,16 @@ impl Problem {
         )
     }
 
+    /// A 409: the account that addresses are derived from has none left.
+    pub fn exhausted() -> Self {
+        Self::new(
+            StatusCode::CONFLICT,
+            "addresses-exhausted",
+            "No address is left",
+            "The account has given out all its 2147483648 addresses. Its operator gives the merchant another xpub",
+        )
+    }
+
     /// A 500. The cause belongs in the log, and the caller of this has logged it.
     pub fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", "The request failed; the log has the cause")

@@ -140,6 +140,36 @@ async fn a_merchants_own_account_has_its_own_sequence_of_addresses() -> Result<(
     Ok(())
 }
 
+/// The last index of BIP-32 is 2^31 - 1. Beyond it each batch with a request of such a merchant failed for all.
+#[tokio::test]
+async fn an_account_without_addresses_is_refused_by_name_and_costs_no_other_a_payment() -> Result<()> {
+    let Running { lab, api, _process } = running().await?;
+    lab.ctrip(&["merchants", "create", "sovereign", "--own-xpub", OTHER_XPUB])?;
+    let (other, theirs) = (lab.merchant("sovereign")?, AccountXpub::parse(OTHER_XPUB)?);
+    let last = format!("SELECT setval('address_index_{}', 2147483646)", theirs.fingerprint());
+    lab.database().await?.query_one(&last, &[]).await?;
+    let post = async |api: &Api, path: &str, body, headers: &[(&str, &str)]| {
+        api.request(Method::POST, path, Some(body), headers).await
+    };
+    let (payments, order) = ("/api/v1/payments", || json!({ "chain": "anvil", "amount": 1 }));
+    let key = [("Idempotency-Key", "once")];
+    let (status, first) = post(&other, payments, order(), &key).await?;
+    ensure!(status == StatusCode::CREATED, "{first}");
+    ensure!(first["address"] == theirs.address(2_147_483_647)?.to_checksum(None), "{first}");
+
+    let many = (0..20).map(|place| post(if place % 2 == 0 { &api } else { &other }, payments, order(), &[]));
+    for (place, (status, answer)) in futures::future::try_join_all(many).await?.into_iter().enumerate() {
+        let expected = if place % 2 == 0 { StatusCode::CREATED } else { StatusCode::CONFLICT };
+        ensure!(status == expected, "{place}: {status} {answer}");
+        ensure!(place % 2 == 0 || answer["type"] == "urn:ctrip:problem:addresses-exhausted", "{answer}");
+    }
+    let (status, answer) = post(&other, "/api/v1/addresses", json!({ "external_id": "anyone" }), &[]).await?;
+    ensure!(status == StatusCode::CONFLICT, "{status} {answer}");
+    let (_, again) = post(&other, payments, order(), &key).await?;
+    ensure!(again["id"] == first["id"], "the key has lost its payment: {again}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn settings_out_of_bounds_are_refused_and_change_nothing() -> Result<()> {
     let lab = Lab::without_topics().await?;

@@ -11,7 +11,7 @@ use runtime::Failure;
 use runtime::db::bigint;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
-use topics::{ChainId, Kind, Matches, Transfer};
+use topics::{B256, ChainId, Kind, Matches, Source, Transfer, TransferId};
 use uuid::Uuid;
 
 /// What a batch of `chain.matches` brings, as arguments of statements.
@@ -30,8 +30,9 @@ pub struct BatchScope<'a> {
     pub(super) finalized: i64,
     /// Hashes of the blocks that have transfers.
     pub(super) paying_blocks: Vec<&'a [u8]>,
-    /// Hashes of the transactions with its transfers. A block in parts has more.
-    pub(super) transactions: Vec<&'a [u8]>,
+    /// The transactions with its transfers, by block and source, with the lowest and the highest index of those. A block in parts has
+    /// more, also of one transaction.
+    pub(super) transactions: BTreeMap<(B256, B256, Source), (u32, u32)>,
     /// Hashes of the blocks that it takes back, and their numbers with those that the chain skips below them: all that the head
     /// falls from.
     pub(super) removed_blocks: Vec<&'a [u8]>,
@@ -52,7 +53,11 @@ impl<'a> BatchScope<'a> {
         let transfers = || added().flat_map(|r| &r.transfers).chain(orphans.iter().map(|orphan| &orphan.transfer));
         let addresses: BTreeSet<&[u8]> = transfers().map(|t| t.to.as_slice()).collect();
         let paying_blocks: BTreeSet<&[u8]> = transfers().map(|t| t.id.block.as_slice()).collect();
-        let transactions: BTreeSet<&[u8]> = transfers().map(|t| t.id.transaction.as_slice()).collect();
+        let mut transactions = BTreeMap::new();
+        for TransferId { block, transaction, source, index, .. } in transfers().map(|transfer| transfer.id) {
+            let (lowest, highest) = transactions.entry((block, transaction, source)).or_insert((index, index));
+            (*lowest, *highest) = (index.min(*lowest), index.max(*highest));
+        }
         let mut deposits = BTreeSet::new();
         let mut add_deposits = |transfers: Vec<&Transfer>, timestamp| {
             deposits.extend(deposits_of_many(transfers.iter().copied(), timestamp).into_values().map(|id| id.0));
@@ -78,7 +83,7 @@ impl<'a> BatchScope<'a> {
             safe: due(highest(|r| r.safe).max(head.and_then(|head| head.safe))),
             finalized: due(highest(|r| r.finalized).max(head.and_then(|head| head.finalized))),
             paying_blocks: paying_blocks.into_iter().collect(),
-            transactions: transactions.into_iter().collect(),
+            transactions,
             removed_blocks: removed().map(|r| &r.block.hash).chain(lost.numbers.keys()).map(|hash| hash.as_slice()).collect(),
             removed_numbers: removed().flat_map(fallen_numbers).map(bigint).chain(lost.heights.iter().copied()).collect(),
         }

@@ -79,16 +79,21 @@ pub async fn known_transfers(
     db: &impl GenericClient,
     scope: &BatchScope<'_>,
 ) -> Result<HashMap<TransferId, KnownTransfer>, Failure> {
-    if scope.paying_blocks.is_empty() {
+    if scope.transactions.is_empty() {
         return Ok(HashMap::new());
     }
+    // A transaction may have hundreds of thousands, which come in parts of the block.
     let statement = db
         .prepare_cached(
             "SELECT t.chain_id, t.block_hash, t.transaction_hash, t.source, t.index, t.block_number, t.block_timestamp,
                  t.transaction_index, t.token_address, t.sender, t.amount::text, t.listed, t.below_minimum, NOT t.removed,
                  coalesce(p.address, d.address)
-             FROM transfers t LEFT JOIN payments p ON p.id = t.payment_id LEFT JOIN deposit_addresses d ON d.id = t.deposit_address
-             WHERE t.chain_id = $1 AND t.block_hash = ANY($2) AND t.transaction_hash = ANY($3)",
+             FROM unnest($2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::bigint[])
+               AS asked (block, transaction, asked_source, lowest, highest)
+             CROSS JOIN LATERAL (
+               SELECT * FROM transfers WHERE chain_id = $1 AND block_hash = block AND transaction_hash = transaction
+                 AND source = asked_source AND index BETWEEN lowest AND highest OFFSET 0) AS t
+             LEFT JOIN payments p ON p.id = t.payment_id LEFT JOIN deposit_addresses d ON d.id = t.deposit_address",
         )
         .await?;
     let known = |row: &Row| {
@@ -111,7 +116,21 @@ pub async fn known_transfers(
         };
         Ok((id, known))
     };
-    db.query(&statement, &[&scope.chain, &scope.paying_blocks, &scope.transactions]).await?.iter().map(known).collect()
+    let asked = &scope.transactions;
+    let rows = db
+        .query(
+            &statement,
+            &[
+                &scope.chain,
+                &asked.keys().map(|(block, ..)| block.as_slice()).collect::<Vec<_>>(),
+                &asked.keys().map(|(_, transaction, _)| transaction.as_slice()).collect::<Vec<_>>(),
+                &asked.keys().map(|(.., source)| source.as_str()).collect::<Vec<_>>(),
+                &asked.values().map(|(lowest, _)| i64::from(*lowest)).collect::<Vec<_>>(),
+                &asked.values().map(|(_, highest)| i64::from(*highest)).collect::<Vec<_>>(),
+            ],
+        )
+        .await?;
+    rows.iter().map(known).collect()
 }
 
 /// Marks the transfers of removed blocks.

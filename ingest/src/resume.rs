@@ -96,22 +96,32 @@ fn read_published(kafka: &Kafka, chain: ChainId) -> Result<Vec<Head>, Failure> {
             return;
         }
         match frame::payload(record.payload()).map_err(Failure::halt).and_then(read_head) {
-            Ok((Kind::Added, head)) => stack.push(head),
-            // Below the topic's retention there is nothing to take off.
-            Ok((Kind::Removed, _)) => drop(stack.pop()),
-            Ok((Kind::Replayed | Kind::Tags | Kind::Unspecified, _)) => {}
+            Ok(read) => take(&mut stack, read),
             Err(failure) => unreadable = Some(failure.context(format!("chain.blocks, offset {}", record.offset()))),
         }
     })?;
     unreadable.map_or(Ok(stack), Err)
 }
 
-/// Reads the beginning of a block's record, without its transactions.
-fn read_head(message: &[u8]) -> Result<(Kind, Head), Failure> {
-    let mut kind = Kind::Unspecified;
+/// Takes a record of `chain.blocks` to the blocks that are canonical.
+fn take(stack: &mut Vec<Head>, (kind, sequence, head): (Kind, u64, Head)) {
+    match kind {
+        Kind::Added => stack.push(head),
+        // Below the topic's retention there is nothing to take off.
+        Kind::Removed => drop(stack.pop()),
+        // The chain begins anew: what was published may be of another branch, and the next block stands on none of it.
+        Kind::Replayed if sequence != 0 => stack.clear(),
+        Kind::Replayed | Kind::Tags | Kind::Unspecified => {}
+    }
+}
+
+/// Reads the beginning of a block's record, without its transactions: its kind, sequence and place.
+fn read_head(message: &[u8]) -> Result<(Kind, u64, Head), Failure> {
+    let (mut kind, mut sequence) = (Kind::Unspecified, 0);
     let mut head = Head { number: 0, hash: B256::ZERO, parent_hash: B256::ZERO, timestamp: 0 };
     for field in Fields::new(message) {
         match field.map_err(Failure::halt)? {
+            (2, value) => sequence = value.varint(),
             (3, value) => kind = i32::try_from(value.varint()).ok().and_then(|n| Kind::try_from(n).ok()).unwrap_or_default(),
             (4, value) => head.number = value.varint(),
             (5, value) => head.hash = topics::hash("hash", value.bytes()).map_err(Failure::halt)?,
@@ -121,7 +131,7 @@ fn read_head(message: &[u8]) -> Result<(Kind, Head), Failure> {
             _ => {}
         }
     }
-    Ok((kind, head))
+    Ok((kind, sequence, head))
 }
 
 /// Finds the newest of these blocks that the nodes have. A node that has a block has all below it, so it is a binary search. It
@@ -181,6 +191,8 @@ fn resumed_window(mut stack: Vec<Head>, before: &Window, common: u64) -> Window 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::records::block;
+    use prost::Message as _;
 
     fn head(number: u64) -> Head {
         let hash = |number: u64| B256::from(topics::U256::from(number + 1));
@@ -201,6 +213,28 @@ mod tests {
         assert_eq!([has(2, 0, 0), has(2, 1, 0), has(2, 0, 1)], [Some(true); 3]);
         assert_eq!([has(0, 2, 0), has(0, 0, 2), has(0, 1, 1), has(1, 2, 0)], [Some(false); 4]);
         assert_eq!([has(0, 0, 0), has(0, 1, 0), has(0, 0, 1), has(1, 0, 0), has(1, 1, 0), has(1, 0, 2)], [None; 6]);
+    }
+
+    /// The search for the common ancestor went through the branch that the chain had left by beginning anew.
+    #[test]
+    fn what_was_published_before_a_chain_began_anew_is_not_looked_at() {
+        let read = |(kind, sequence, number): (Kind, u64, u64)| {
+            let record = block(ChainId(1), sequence, &head(number), kind);
+            read_head(&record.encode_to_vec()).unwrap()
+        };
+        let history = [
+            (Kind::Added, 1, 10),
+            (Kind::Added, 2, 11),
+            (Kind::Replayed, 3, 10),
+            (Kind::Added, 4, 20),
+            (Kind::Added, 5, 21),
+            (Kind::Removed, 6, 21),
+            (Kind::Replayed, 0, 15),
+            (Kind::Tags, 7, 20),
+        ];
+        let mut stack = Vec::new();
+        history.into_iter().for_each(|record| take(&mut stack, read(record)));
+        assert_eq!(stack, [head(20)]);
     }
 
     #[test]

@@ -434,7 +434,13 @@ async fn no_chain_begins_on_blocks_that_one_endpoint_alone_has_reached() {
     // The others are silent for now.
     let silent = nodes([&[], &[]]).await;
     let mut told = Told::new(&chain(&[&liar, &silent[0], &silent[1]], "").await);
-    told.is_quiet_for(&liar, 6).await;
+    let mut wait = told.consumer.follower.lasting_wait();
+    while !wait.borrow_and_update().as_ref().is_some_and(|wait| wait.contains("where the chain's head is")) {
+        tokio::select! {
+            changed = wait.changed() => changed.unwrap(),
+            () = told.next() => panic!("it begins on one word: {:?}", told.consumer.stack),
+        }
+    }
     silent.iter().for_each(|node| node.set(&honest));
     told.until(|told| told.tip() == Some(tip(&honest)) && told.known.witnessed == Some(399)).await;
     assert_eq!((told.consumer.stack[0].0, told.consumer.removed.len()), (143, 0));

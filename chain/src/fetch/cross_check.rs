@@ -27,8 +27,8 @@ const MAX_ABSENT: u32 = 5;
 const ABSENT_PAUSE: Duration = Duration::from_millis(200);
 /// How long an endpoint is listened to: an answer may take many requests, each of which comes just in time.
 const MAX_WAIT: Duration = Duration::from_secs(30);
-/// How long an endpoint is listened to that is not waited for. Shorter on a chain whose blocks come faster than that.
-const MAX_SHORT_WAIT: Duration = Duration::from_secs(2);
+/// How long an endpoint is listened to that is not waited for.
+const SHORT_WAIT: Duration = Duration::from_secs(2);
 
 /// A part that no root proves.
 #[derive(Clone, Copy, Debug)]
@@ -150,7 +150,7 @@ async fn confirm(
     // An endpoint of the same provider says what that provider says.
     let others = rpc.others(asked).into_iter().filter(|other| other.provider() != asked.provider());
     let questions = others.map(|other| async move {
-        let verdict = ask(rpc, &other, fetched, part).await;
+        let verdict = ask(&other, fetched, part).await;
         (other, verdict)
     });
     let mut answers: FuturesUnordered<_> = questions.collect();
@@ -201,7 +201,7 @@ async fn confirm(
 }
 
 /// Asks an endpoint, for as long as it is waited for.
-async fn ask(rpc: &Rpc, other: &Endpoint, fetched: &FetchedBlock, part: Part<'_>) -> Verdict {
+async fn ask(other: &Endpoint, fetched: &FetchedBlock, part: Part<'_>) -> Verdict {
     let verdict = async {
         if let Err(error) = other.check_chain_id().await {
             return Verdict::Silent(error.to_string());
@@ -211,7 +211,7 @@ async fn ask(rpc: &Rpc, other: &Endpoint, fetched: &FetchedBlock, part: Part<'_>
             Part::Content => compare_content(other, fetched).await,
         }
     };
-    let wait = if other.is_waited_for() { MAX_WAIT } else { MAX_SHORT_WAIT.min(rpc.free_time()) };
+    let wait = if other.is_waited_for() { MAX_WAIT } else { SHORT_WAIT };
     let verdict = tokio::time::timeout(wait, verdict).await;
     verdict.unwrap_or_else(|_| Verdict::Silent("no answer for a while".to_owned()))
 }

@@ -27,11 +27,13 @@ pub async fn fetch_block(rpc: &Rpc, options: FetchOptions, id: BlockId) -> Resul
         Ok::<_, FetchError>(fetched.map(|fetched| (endpoint, fetched)))
     });
     let Some((endpoint, mut fetched)) = found.await? else { return Ok(None) };
-    let time = rpc.trace_time(&fetched.block);
-    let time = Some(time).filter(|_| options.traces && !fetched.logs_coin_transfers());
+    let hash = fetched.block.hash;
+    let time = (options.traces && !fetched.logs_coin_transfers()).then(|| rpc.trace_time(hash));
     let completed = complete(rpc, options, &endpoint, &mut fetched, time).await;
-    if let Some(TraceTime { since, .. }) = time {
-        rpc.record_tracing(fetched.block.hash, since, completed.is_ok());
+    match time {
+        Some(TraceTime { since, .. }) if completed.is_err() => rpc.record_tried(hash, since),
+        Some(TraceTime { since, .. }) => rpc.record_traced(hash, since, fetched.untraced.is_none()),
+        None => {}
     }
     completed?;
     count_doubts(rpc, &fetched);

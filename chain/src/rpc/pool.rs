@@ -5,7 +5,7 @@ use super::endpoint::Endpoint;
 use super::error::RpcError;
 use super::health;
 use super::trace_time::{TraceTime, TraceTimes};
-use crate::block::Block;
+use crate::block::Head;
 use crate::config::{Chain, NodeUrl};
 use alloy::primitives::{B256, U64};
 use backon::BackoffBuilder as _;
@@ -207,28 +207,30 @@ impl Rpc {
     }
 
     /// How long a block may take for its traces.
-    pub(crate) fn trace_time(&self, block: &Block) -> TraceTime {
+    pub(crate) fn trace_time(&self, block: B256) -> TraceTime {
         let now = Instant::now();
-        let since = base::locked(&self.tried).get(&block.hash).copied().unwrap_or(now);
-        base::locked(&self.trace_times).of_block(block.number, block.timestamp, since, now)
+        let since = base::locked(&self.tried).get(&block).copied().unwrap_or(now);
+        base::locked(&self.trace_times).of_block(since, now)
     }
 
-    /// How long each block may take on a chain as fast as this one.
-    pub(crate) fn free_time(&self) -> Duration {
-        base::locked(&self.trace_times).free()
+    /// A block was published, which tells how fast the chain is.
+    pub fn record_published(&self, block: &Head) {
+        base::locked(&self.trace_times).count(block.number, block.timestamp);
     }
 
-    /// A block was tried since then. Only those are remembered that lack something.
-    pub(crate) fn record_tracing(&self, block: B256, since: Instant, is_done: bool) {
+    /// A block was tried since then, and lacks something yet. Only such blocks are remembered.
+    pub(crate) fn record_tried(&self, block: B256, since: Instant) {
         let now = Instant::now();
         let mut tried = base::locked(&self.tried);
         tried.retain(|_, since| now.saturating_duration_since(*since) < MAX_TRIED_AGE);
-        if is_done {
-            tried.remove(&block);
-            base::locked(&self.trace_times).charge(now.saturating_duration_since(since), now);
-        } else {
-            tried.entry(block).or_insert(since);
-        }
+        tried.entry(block).or_insert(since);
+    }
+
+    /// A block that was tried since then goes on, traced whole or not.
+    pub(crate) fn record_traced(&self, block: B256, since: Instant, is_whole: bool) {
+        let now = Instant::now();
+        base::locked(&self.tried).remove(&block);
+        base::locked(&self.trace_times).charge(now.saturating_duration_since(since), is_whole, now);
     }
 
     /// The endpoints in the order in which they are asked.

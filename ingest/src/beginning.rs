@@ -15,17 +15,18 @@ const MAX_LOOKED_AT: u64 = 16;
 
 /// The blocks to publish first: to reach `start`, or the head if there is none. An endpoint has shown its head; it counts as far as
 /// enough others have reached it, or one could let a chain begin on blocks of its own, above all others. `None` while too few say
-/// where theirs is: silence is no answer.
+/// where theirs is, and it is patient.
 pub async fn find_beginning(
     rpc: &Rpc,
     chain: &Chain,
     shown: (&Arc<Endpoint>, Head),
     start: Option<u64>,
+    is_patient: bool,
 ) -> Option<RangeInclusive<u64>> {
     let head = shown.1.number;
     let standings = fetch_standings(rpc, Some(shown)).await;
-    // From a given start not all have to answer: this is about how much is published, and not about what is believed.
-    let asked = standings.iter().filter(|standing| start.is_none() || standing.head.is_some());
+    // Not all have to answer for ever: this is about how much is published, and not about what is believed.
+    let asked = standings.iter().filter(|standing| is_patient || standing.head.is_some());
     let providers = asked.map(|standing| standing.provider.as_str()).collect::<HashSet<_>>().len();
     let needed = chain.witnesses.min(providers).max(1);
     let reached = reached_head(&standings, needed)?;

@@ -23,9 +23,9 @@ pub struct StoredCursor {
     parts: BTreeMap<u64, ChainCursor>,
 }
 
-/// The parts that are written, each with the hash of its last block.
+/// The parts that are written, each with the hash of its last block and what is in doubt of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WrittenParts(BTreeMap<u64, B256>);
+pub struct WrittenParts(BTreeMap<u64, (B256, Vec<B256>)>);
 
 /// A record to write under a key; `None` deletes what is there.
 pub type CursorRecord = (String, Option<ChainCursor>);
@@ -48,7 +48,7 @@ impl StoredCursor {
 
     /// The parts for a window that does not continue this one: each is written again or deleted, whatever it has.
     pub fn outdated_parts(&self) -> WrittenParts {
-        WrittenParts(self.parts.keys().map(|part| (*part, B256::ZERO)).collect())
+        WrittenParts(self.parts.keys().map(|part| (*part, (B256::ZERO, Vec::new()))).collect())
     }
 
     /// The lowest block whose content one endpoint alone has given, whatever else can be restored.
@@ -105,7 +105,8 @@ pub fn encode(chain: ChainId, sequence: u64, window: &Window, halted: &str, writ
             }
             continue;
         };
-        if written.0.insert(part, last.hash) != Some(last.hash) {
+        let state = (last.hash, window.doubts_in(first..end));
+        if written.0.insert(part, state.clone()) != Some(state) {
             let window = blocks(window, first..end);
             let record = ChainCursor { chain_id: chain.0, window, part: true, ..ChainCursor::default() };
             records.push((format!("{chain}/{part}"), Some(record)));
@@ -183,22 +184,31 @@ pub fn restore(chain: ChainId, stored: &StoredCursor) -> Result<(u64, Window, Wr
         let below = read_blocks(&part.window)?;
         let Some(last) = below.last().filter(|last| lowest.stands_on(last)) else {
             // Of a branch before a reorg, maybe, after which the chain skips its numbers. It is to be deleted or written again.
-            written.0.insert(above, B256::ZERO);
+            written.0.insert(above, (B256::ZERO, Vec::new()));
             continue;
         };
-        written.0.insert(last.number / PART_BLOCKS, last.hash);
+        written.0.insert(last.number / PART_BLOCKS, (last.hash, read_doubts(&part.window)?));
         first = part.window.first().filter(|block| block.first).map(|block| block.number);
         below.into_iter().rev().take_while(|head| head.number >= bottom).for_each(|head| heads.push_front(head));
     }
     let whole = heads.front().is_none_or(|bottom| first == Some(bottom.number));
     let mut window = Window::new(heads, whole, cursor.finalized_number);
     for block in stored.doubtful() {
-        let content = B256::try_from(block.unagreed_content.as_ref()).map_err(|_| BadCursor::Hash(block.number))?;
+        let content = read_content(block)?;
         if let Some(head) = window.at(block.number).filter(|head| head.hash.as_slice() == block.hash.as_ref()).copied() {
             window.doubt(&head, content);
         }
     }
     Ok((cursor.sequence, window, written))
+}
+
+/// Reads what is in doubt of blocks.
+fn read_doubts(window: &[chain_cursor::Block]) -> Result<Vec<B256>, BadCursor> {
+    window.iter().filter(|block| !block.unagreed_content.is_empty()).map(read_content).collect()
+}
+
+fn read_content(block: &chain_cursor::Block) -> Result<B256, BadCursor> {
+    B256::try_from(block.unagreed_content.as_ref()).map_err(|_| BadCursor::Hash(block.number))
 }
 
 /// Reads blocks, each of which is the parent of the next. Where numbers are skipped, the parent's hash says so.
@@ -270,6 +280,15 @@ mod tests {
         assert_eq!(restored, window);
         assert_eq!(restored.doubts().count(), 3);
         assert_eq!(stored.lowest_doubt(), Some(START + 1), "whether or not it can be restored");
+
+        // What was trusted since is in doubt no longer, though its part was written and has no other block.
+        let (_, _, mut read) = restore(CHAIN, &stored).unwrap();
+        assert_eq!(read, written);
+        [START + 1, START + 100].iter().for_each(|number| {
+            window.trust(&head(*number, 0), B256::from(topics::U256::from(*number)));
+        });
+        store(&mut stored, 10, &window, &mut read);
+        assert_eq!((restore(CHAIN, &stored).unwrap().1, stored.lowest_doubt()), (window, Some(START + 199)));
         assert_eq!(StoredCursor::default().lowest_doubt(), None);
     }
 

@@ -39,6 +39,9 @@ const MAX_LATE_LOOKS: u32 = 7;
 const MAX_WALKED_BLOCKS: usize = 16;
 /// Kinds of proof gaps that are remembered: a node's own field names are in them.
 const MAX_LOGGED_GAPS: usize = 100;
+/// How long a chain without a `start_block` waits at its first start until as many endpoints say where its head is as a block needs
+/// witnesses: one alone could let it begin above all others.
+const FIRST_PATIENCE: Duration = Duration::from_secs(60);
 /// A node that is slow with its tags must not delay blocks.
 const TAG_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -75,6 +78,7 @@ pub struct Follower {
     starts_over: bool,
     /// A wait for the next poll that news interrupted.
     wait: Option<Wait>,
+    started_at: Instant,
     /// When the head was polled last.
     polled_at: Instant,
     /// Proof gaps logged so far: each is logged once.
@@ -141,7 +145,7 @@ enum StepError {
     )]
     AheadOfTime(u64),
     #[error(
-        "fewer than {0} endpoints say where the chain's head is: it begins once they do, at a start_block, or with witnesses: 1"
+        "fewer than {0} endpoints say where the chain's head is: it begins once they do, or a minute after its start at the heads that are known; at once with a start_block, or with witnesses: 1"
     )]
     NoBeginning(usize),
 }
@@ -174,6 +178,7 @@ impl Follower {
             disputes: 0,
             starts_over: false,
             wait: None,
+            started_at: Instant::now(),
             polled_at,
             logged_gaps: HashSet::new(),
             lasting_wait: watch::Sender::default(),
@@ -403,7 +408,8 @@ impl Follower {
     async fn plan(&mut self, endpoint: &Arc<Endpoint>, head: Head) -> Result<(), StepError> {
         self.record_lag(head);
         let Some(tip) = self.window.tip() else {
-            let blocks = find_beginning(&self.rpc, &self.chain, (endpoint, head), self.chain.start_block).await;
+            let is_patient = self.chain.start_block.is_none() && self.started_at.elapsed() < FIRST_PATIENCE;
+            let blocks = find_beginning(&self.rpc, &self.chain, (endpoint, head), self.chain.start_block, is_patient).await;
             let blocks = blocks.ok_or(StepError::NoBeginning(self.chain.witnesses))?;
             self.prefetcher.load(blocks.map(BlockId::Number));
             return Ok(());
@@ -491,7 +497,7 @@ impl Follower {
         // Not for a head that is announced without being there.
         let there = fetch_head(&self.rpc, Some(BlockId::Number(oldest.number))).await?;
         if there.is_some_and(|there| there.hash == oldest.hash) {
-            let blocks = find_beginning(&self.rpc, &self.chain, (endpoint, head), Some(oldest.number)).await;
+            let blocks = find_beginning(&self.rpc, &self.chain, (endpoint, head), Some(oldest.number), false).await;
             let first = blocks.map_or(oldest.number, |blocks| *blocks.start());
             self.prefetcher.load((first..=head.number).map(BlockId::Number));
             self.starts_over = true;
@@ -576,6 +582,7 @@ impl Follower {
         let head = block.block.head();
         self.log_proof_gaps(&block);
         self.window.push(head);
+        self.rpc.record_published(&head);
         if block.on_one_word && self.chain.witnesses > 1 {
             self.window.doubt(&head, block.content_digest());
         }

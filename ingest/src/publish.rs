@@ -2,7 +2,7 @@
 
 use crate::cursor::{CursorRecord, WrittenParts, encode};
 use crate::follow::Batch;
-use crate::record_size::{bound_block, split_block};
+use crate::record_size::bound_block;
 use crate::records::{Change, records};
 use crate::window::Window;
 use base::metrics;
@@ -32,11 +32,11 @@ pub struct OutgoingRecords(Vec<(Topic, Vec<u8>)>);
 impl OutgoingRecords {
     /// Adds the records of a block: its own and that of its logs, or several if there are too many.
     pub fn push_block(&mut self, kafka: &Kafka, chain: &Chain, mut block: BlockRecord, logs: LogsRecord) {
-        if bound_block(&mut block) {
+        let (parts, is_untraced) = bound_block(&mut block, logs);
+        if is_untraced {
             metrics::CHAIN_UNTRACED.counter(&[("chain", &chain.name)]).increment(1);
             tracing::warn!(chain = chain.name, "block {} has too many internal transfers for a record", block.number);
         }
-        let parts = split_block(&mut block, logs);
         self.0.push((Topic::Blocks, kafka.encode(&block)));
         self.0.extend(parts.iter().map(|part| (Topic::Logs, kafka.encode(part))));
     }

@@ -12,29 +12,35 @@ use topics::{MAX_LOGS_BYTES, hex, in_parts};
 const MAX_LOG_BYTES: usize = MAX_LOGS_BYTES / 2;
 /// A record of `chain.blocks` with more bytes goes without its internal transfers, its credits, or most of its transactions.
 const MAX_BLOCK_BYTES: usize = 24 * 1024 * 1024;
-/// The transactions that such a record keeps. So many are left that each of their parts is more than half full.
+/// The transactions that such a record keeps.
 const KEPT_BYTES: usize = 4 * 1024 * 1024;
+/// A part of transactions has so many bytes at least, and not twice as many.
+const MIN_PART_BYTES: usize = 10 * 1024 * 1024;
 /// A transaction of a record has no more bytes.
 const MAX_TRANSACTION_BYTES: usize = 132;
 /// No block that nodes give in an answer of a size that is read has more.
 pub const MAX_TRANSACTIONS: usize = 1_000_000;
 
-/// The records of a block's logs, and before them those of the transactions that its own record does not hold, which are taken
-/// from it.
-pub fn split_block(block: &mut BlockRecord, mut logs: LogsRecord) -> Vec<LogsRecord> {
-    if block.encoded_len() <= MAX_BLOCK_BYTES {
-        return split_logs(logs);
+/// Bounds the record of a block, and returns those of its logs. Leaves out its credits if it is too large, moves most of its
+/// transactions to records before those of the logs, if they fill some, and else leaves out its internal transfers. Returns whether
+/// those are left out.
+pub fn bound_block(block: &mut BlockRecord, mut logs: LogsRecord) -> (Vec<LogsRecord>, bool) {
+    if !block.credits.is_empty() && block.encoded_len() > MAX_BLOCK_BYTES {
+        let (chain, number, count) = (block.chain_id, block.number, block.credits.len());
+        tracing::warn!(chain, number, "a block's {count} credits fit no record and are left out");
+        block.credits.clear();
     }
-    let up_to = block.transactions.iter().scan(0, |bytes, transaction| {
-        *bytes += length_of(transaction);
-        Some(*bytes)
-    });
-    let kept = up_to.take_while(|bytes| *bytes <= KEPT_BYTES).count();
-    let others = block.transactions.split_off(kept);
-    let bytes: usize = others.iter().map(length_of).sum();
-    let parts = in_parts(others, bytes / bytes.div_ceil(MAX_LOGS_BYTES).max(1) + MAX_TRANSACTION_BYTES);
+    let moved = if block.encoded_len() > MAX_BLOCK_BYTES { take_transactions(block) } else { Vec::new() };
+    let is_untraced = !block.internal_transfers.is_empty() && block.encoded_len() > MAX_BLOCK_BYTES;
+    if is_untraced {
+        block.internal_transfers.clear();
+        block.traced = false;
+    }
+    if moved.is_empty() {
+        return (split_logs(logs), is_untraced);
+    }
     let all = std::mem::take(&mut logs.logs);
-    let of_transactions = parts.into_iter().map(|transactions| {
+    let of_transactions = moved.into_iter().map(|transactions| {
         let transactions = transactions.iter().map(|transaction| transaction.encode_to_vec().into()).collect();
         LogsRecord { transactions, ..logs.clone() }
     });
@@ -42,7 +48,21 @@ pub fn split_block(block: &mut BlockRecord, mut logs: LogsRecord) -> Vec<LogsRec
     records.extend(split_logs(LogsRecord { logs: all, ..logs }));
     let parts = u32::try_from(records.len()).unwrap_or(u32::MAX);
     records.iter_mut().zip(1..).for_each(|(record, part)| (record.part, record.parts) = (part, parts));
-    records
+    (records, is_untraced)
+}
+
+/// Takes all transactions of a block but the first ones, as parts that are more than half full. Takes none if they don't fill one.
+fn take_transactions(block: &mut BlockRecord) -> Vec<Vec<Transaction>> {
+    let up_to = block.transactions.iter().scan(0, |bytes, transaction| {
+        *bytes += length_of(transaction);
+        Some(*bytes)
+    });
+    let kept = up_to.take_while(|bytes| *bytes <= KEPT_BYTES).count();
+    let bytes: usize = block.transactions.iter().skip(kept).map(length_of).sum();
+    match bytes / MIN_PART_BYTES {
+        0 => Vec::new(),
+        parts => in_parts(block.transactions.split_off(kept), bytes / parts + MAX_TRANSACTION_BYTES),
+    }
 }
 
 /// What a transaction takes of a record, as [`in_parts`] counts it.
@@ -72,22 +92,6 @@ fn bound_log(mut log: Log, head: &LogsRecord) -> Log {
         log.data.clear();
     }
     log
-}
-
-/// Leaves out the credits of a block whose record would be too large, and its internal transfers if it still is. Returns whether
-/// those are left out.
-pub fn bound_block(block: &mut BlockRecord) -> bool {
-    if !block.credits.is_empty() && block.encoded_len() > MAX_BLOCK_BYTES {
-        let (chain, number, count) = (block.chain_id, block.number, block.credits.len());
-        tracing::warn!(chain, number, "a block's {count} credits fit no record and are left out");
-        block.credits.clear();
-    }
-    let is_too_large = !block.internal_transfers.is_empty() && block.encoded_len() > MAX_BLOCK_BYTES;
-    if is_too_large {
-        block.internal_transfers.clear();
-        block.traced = false;
-    }
-    is_too_large
 }
 
 #[cfg(test)]
@@ -147,7 +151,7 @@ mod tests {
         let block =
             |count| BlockRecord { traced: true, internal_transfers: vec![transfer.clone(); count], ..BlockRecord::default() };
         let (mut small, mut large) = (block(10), block(1_000_000));
-        assert!(!bound_block(&mut small) && bound_block(&mut large));
+        assert!(!bound_block(&mut small, record([])).1 && bound_block(&mut large, record([])).1);
         assert_eq!((small.traced, large.traced, large.internal_transfers.len()), (true, false, 0));
     }
 
@@ -174,9 +178,8 @@ mod tests {
             credits: vec![credit; 700_000],
             ..BlockRecord::default()
         };
-        assert!(!bound_block(&mut block));
+        assert_eq!(bound_block(&mut block, record([32])), (vec![record([32])], false));
         assert_eq!((block.credits.len(), block.traced), (0, true));
-        assert_eq!(split_block(&mut block, record([32])), [record([32])]);
         assert_eq!(block.transactions.len(), 190_000);
         assert!(block.encoded_len() <= MAX_BLOCK_BYTES, "{}", block.encoded_len());
     }
@@ -185,11 +188,13 @@ mod tests {
     #[test]
     fn transactions_that_the_record_of_a_block_does_not_hold_come_with_its_logs_and_none_is_lost() {
         for (count, logs) in [(200_000, vec![]), (300_000, vec![32]), (700_000, vec![1000; 40_000])] {
-            let (whole, logs) =
-                (BlockRecord { transactions: (0..count).map(transaction).collect(), ..Default::default() }, record(logs));
-            let mut block = whole.clone();
-            let parts = split_block(&mut block, logs.clone());
+            let internal_transfers = vec![InternalTransfer { to: vec![1; 20].into(), ..InternalTransfer::default() }; 50];
+            let transactions = (0..count).map(transaction).collect();
+            let whole = BlockRecord { transactions, internal_transfers, traced: true, ..Default::default() };
+            let (mut block, logs) = (whole.clone(), record(logs));
+            let (parts, is_untraced) = bound_block(&mut block, logs.clone());
             assert!(block.encoded_len() <= KEPT_BYTES);
+            assert!(!is_untraced && block.traced && block.internal_transfers.len() == 50, "they have room");
             let mut transactions = block.transactions;
             for (part, place) in parts.iter().zip(1..) {
                 assert_eq!((part.part, part.parts), (place, u32::try_from(parts.len()).unwrap()));

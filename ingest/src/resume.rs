@@ -54,6 +54,10 @@ pub async fn resume(settings: &Settings, name: &str, take_back: u64) -> anyhow::
         .tip()
         .with_context(|| format!("chain {name} halted before its first block; `ctrip chain restart {name}` lets it begin"))?;
     ensure!(
+        !stack.is_empty(),
+        "chain.blocks has no block of {name}, or none since the chain began anew: `ctrip chain restart {name}` lets it begin"
+    );
+    ensure!(
         stack.last() == Some(&tip),
         "chain.blocks ends at {:?} and the cursor at block {}: is this the right topic?",
         stack.last().map(|last| last.number),
@@ -178,12 +182,15 @@ fn write_cursor(
 }
 
 /// A window that reaches below the common block, and below none that is in doubt: once forgotten it would be believed by its hash.
-fn resumed_window(mut stack: Vec<Head>, before: &Window, common: u64) -> Window {
-    let place = |number: u64| stack.iter().position(|head| head.number == number);
+fn resumed_window(stack: Vec<Head>, before: &Window, common: u64) -> Window {
+    // The topic may reach less far back.
+    let first = stack.first().map_or(0, |first| first.number);
+    let mut blocks: Vec<Head> = before.iter().take_while(|block| block.number < first).copied().chain(stack).collect();
+    let place = |number: u64| blocks.iter().position(|head| head.number == number);
     let doubtful = before.doubts().next().and_then(|(doubtful, _)| place(doubtful.number));
     let kept = place(common).unwrap_or_default().saturating_sub(MIN_WINDOW_BLOCKS);
-    stack.drain(..doubtful.map_or(kept, |doubtful| doubtful.min(kept)));
-    let mut window = Window::new(stack, false, before.finalized().map(|number| number.min(common)));
+    blocks.drain(..doubtful.map_or(kept, |doubtful| doubtful.min(kept)));
+    let mut window = Window::new(blocks, false, before.finalized().map(|number| number.min(common)));
     before.doubts().for_each(|(head, content)| window.doubt(&head, content));
     window
 }
@@ -241,9 +248,13 @@ mod tests {
     fn a_resumed_window_forgets_no_doubt() {
         let mut before = Window::new((0..2_000).map(head), true, Some(1_900));
         before.doubt(&head(10), B256::repeat_byte(1));
-        let resumed = resumed_window(before.iter().copied().collect(), &before, 1_800);
-        assert_eq!(resumed.doubts().map(|(head, _)| head.number).collect::<Vec<_>>(), [10]);
-        assert_eq!(resumed.finalized(), Some(1_800));
+        // Also if the topic reaches less far back.
+        for first in [0, 1_000] {
+            let resumed = resumed_window((first..2_000).map(head).collect(), &before, 1_800);
+            assert_eq!(resumed.doubts().map(|(head, _)| head.number).collect::<Vec<_>>(), [10]);
+            assert_eq!(resumed.finalized(), Some(1_800));
+            assert!(resumed.iter().zip(resumed.iter().skip(1)).all(|(below, block)| block.stands_on(below)));
+        }
         before.trust(&head(10), B256::repeat_byte(1));
         let resumed = resumed_window(before.iter().copied().collect(), &before, 1_800);
         assert_eq!(resumed.bottom().map(|bottom| bottom.number), Some(1_544));

@@ -4,6 +4,7 @@
 
 use chain::Head;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use topics::B256;
 
 /// The window keeps at least this many blocks; on a chain without a `finalized` tag, exactly as many.
@@ -100,6 +101,11 @@ impl Window {
     /// none of them is witnessed before others have given the same.
     pub fn doubts(&self) -> impl Iterator<Item = (Head, B256)> {
         self.doubts.iter().filter_map(|(number, content)| Some((*self.at(*number)?, *content)))
+    }
+
+    /// The digests of those between two heights, the second one excluded.
+    pub fn doubts_in(&self, numbers: Range<u64>) -> Vec<B256> {
+        self.doubts.range(numbers).map(|(_, content)| *content).collect()
     }
 
     /// The digest of the content of this block of ours, if one endpoint alone has given that.

@@ -150,8 +150,8 @@ impl Batcher {
         match idempotency::find_payments(&self.pool, &self.intents, &keys).await {
             Ok(found) => {
                 for (request, outcome) in requests.into_iter().zip(found) {
-                    let outcome =
-                        outcome.map_err(|problem| if request.account.is_exhausted() { Problem::exhausted() } else { problem });
+                    let has_none = request.account.is_exhausted() && outcome.as_ref().is_err_and(idempotency::is_unknown);
+                    let outcome = if has_none { Err(Problem::exhausted()) } else { outcome };
                     reply(request, outcome.map(|payment| CreatedPayment { payment, repeated: true }));
                 }
             }

@@ -127,6 +127,11 @@ fn reused() -> Problem {
     Problem::new(StatusCode::CONFLICT, "idempotency-key-reused", "The idempotency key was used before", detail)
 }
 
+/// Whether nothing was found under a key.
+pub fn is_unknown(problem: &Problem) -> bool {
+    *problem == expired()
+}
+
 /// Housekeeping has removed the key in between: a retry creates a new payment.
 fn expired() -> Problem {
     Problem::unavailable(1, "The Idempotency-Key expired during the request; retry")

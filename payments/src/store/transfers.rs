@@ -82,7 +82,8 @@ pub async fn known_transfers(
     if scope.transactions.is_empty() {
         return Ok(HashMap::new());
     }
-    // A transaction may have hundreds of thousands, which come in parts of the block.
+    // A transaction may have hundreds of thousands, which come in parts of the block. Without OFFSET the planner may join what it has
+    // read of the whole chain.
     let statement = db
         .prepare_cached(
             "SELECT t.chain_id, t.block_hash, t.transaction_hash, t.source, t.index, t.block_number, t.block_timestamp,

@@ -264,7 +264,8 @@ CREATE INDEX payment_parts_of_payment ON payment_parts (payment_id, block_number
 CREATE INDEX payment_parts_due ON payment_parts (chain_id, finality, due) WHERE due IS NOT NULL AND confirmed <> credited;
 CREATE INDEX payment_parts_confirmed ON payment_parts (chain_id, due) WHERE confirmed > 0 AND finality IS NULL;
 
--- Transfers to an address that has an intent in Kafka and no payment here. They are credited when the payment is here again.
+-- Transfers to an address that has an intent in Kafka and no payment here, or in a token whose decimals are in doubt. They are credited
+-- when the payment is here again, and the token is right.
 CREATE TABLE orphan_transfers (
     chain_id          bigint NOT NULL,
     block_hash        bytea NOT NULL CHECK (octet_length(block_hash) = 32),
@@ -281,6 +282,8 @@ CREATE TABLE orphan_transfers (
     -- The part of its block's matches that brought it: its transfers are told and become deposits part by part, whenever they are
     -- credited.
     part              bigint NOT NULL DEFAULT 0,
+    -- It has an owner, and waits until chains.yaml lists its token with the decimals that the contract says.
+    in_doubt          boolean NOT NULL DEFAULT false,
     seen_at           timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (chain_id, block_hash, transaction_hash, source, index)
 );

@@ -12,6 +12,7 @@ use crate::heavy_work::HeavyWork;
 use crate::http::body_budget::BodyBudget;
 use crate::http::problem::Problem;
 use crate::http::share::{self, Shares};
+use chain::Listing;
 use deadpool_postgres::Pool;
 use merchants::accounts::{Account, Accounts};
 use merchants::{KeyCache, Merchant};
@@ -34,7 +35,8 @@ pub struct Parts {
     pub pool: Pool,
     /// For reads, if there is one.
     pub replica: Option<Replica>,
-    pub catalog: Catalog,
+    /// The chains and tokens, as they are listed now.
+    pub listing: Listing,
     /// Looks up API keys, with a cache.
     pub keys: Arc<KeyCache>,
     /// The accounts that addresses are derived from.
@@ -68,6 +70,11 @@ impl App {
         Self(Arc::new(parts))
     }
 
+    /// The chains and tokens that are listed now.
+    pub fn catalog(&self) -> Catalog {
+        Catalog(self.listing.chains())
+    }
+
     /// A connection from the pool.
     ///
     /// # Errors
@@ -92,12 +99,13 @@ impl App {
         Ok(account)
     }
 
-    /// Checks that the order's chain takes new payments in its token; `now` is Unix seconds.
+    /// Checks that the order's chain takes new payments in its token, as the order was read by `catalog`: what is listed meanwhile may
+    /// have other decimals. `now` is Unix seconds.
     ///
     /// # Errors
     /// A 503 that names the chain or token and the reason.
-    pub fn check_available(&self, order: &Order, now: u64) -> Result<(), Problem> {
-        let chain = self.catalog.by_id(order.chain).map_err(|_| Problem::internal())?;
+    pub fn check_available(&self, catalog: &Catalog, order: &Order, now: u64) -> Result<(), Problem> {
+        let chain = catalog.by_id(order.chain).map_err(|_| Problem::internal())?;
         self.availability.check(chain, order.asset.token.as_ref(), now)
     }
 }

@@ -18,7 +18,7 @@ const MAX_PROBLEM_BYTES: usize = 16 * 1024;
 /// # Panics
 /// When what is read breaks a rule: a finding.
 pub fn read_body(body: &[u8], chains: &[Chain]) {
-    let (catalog, terms) = (Catalog(chains.to_vec()), DefaultTerms::default());
+    let (catalog, terms) = (Catalog::of(chains.to_vec()), DefaultTerms::default());
     if let Some(order) = accepted(Order::read(body, &catalog, terms)) {
         check(&order);
         let item = Order::read_item(body, &catalog, terms);

@@ -62,7 +62,7 @@ pub struct Findings {
     pub processed: HashMap<ChainId, u64>,
     pub witnessed: HashMap<ChainId, Witnessed>,
     pub set_aside: Vec<SetAside>,
-    /// Transfers to addresses of which there is no payment.
+    /// Transfers that wait for their payment, or for their token to be right.
     pub orphans: ProbeError,
 }
 
@@ -131,13 +131,21 @@ async fn find(probed: &Probed, chains: &[ChainId]) -> Result<Findings, Failure> 
 }
 
 async fn find_with(client: &Client, chains: &[ChainId], topic_prefix: &str) -> Result<Findings, Failure> {
-    let orphans = store::count_orphans(client).await?;
-    let orphans = (orphans > 0).then(|| {
+    let (ownerless, in_doubt) = store::count_orphans(client).await?;
+    let ownerless = (ownerless > 0).then(|| {
         format!(
-            "{orphans} transfers are to addresses without a payment; each is credited when its payment is there again. Restore the \
+            "{ownerless} transfers are to addresses without a payment; each is credited when its payment is there again. Restore the \
              database that has it"
         )
     });
+    let in_doubt = (in_doubt > 0).then(|| {
+        format!(
+            "{in_doubt} transfers wait for their tokens: each is credited when the confirmer's chains file lists \
+             its token with the decimals that the contract says. `ctrip check` asks; the confirmer has to reach the nodes as well"
+        )
+    });
+    let orphans: Vec<String> = ownerless.into_iter().chain(in_doubt).collect();
+    let orphans = (!orphans.is_empty()).then(|| orphans.join("; "));
     Ok(Findings {
         processed: store::head_numbers(client, chains).await?,
         witnessed: store::witnessed(client).await?,

@@ -2,10 +2,8 @@
 
 use crate::app::{App, Parts};
 use crate::chains::availability::Availability;
-use crate::chains::catalog::Catalog;
 use crate::chains::halts::Halts;
 use crate::chains::nodes::Nodes;
-use crate::chains::wrong_tokens::WrongTokens;
 use crate::create::batcher::Batcher;
 use crate::create::idempotency::InFlightKeys;
 use crate::create::intents::{self, Intents};
@@ -20,13 +18,14 @@ use crate::routes;
 use anyhow::{Context as _, bail};
 use axum::Router;
 use axum::body::Body;
+use chain::Listing;
 use deadpool_postgres::Pool;
 use merchants::KeyCache;
 use merchants::accounts::{Account, Accounts};
 use recovery::Recovery;
 use runtime::db::{Bounds, Replica};
 use runtime::http::{self, Limits, Timeouts};
-use runtime::{Kafka, Registry, Settings, db, stage};
+use runtime::{Kafka, Registry, Settings, db};
 use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -43,8 +42,6 @@ use webhooks::Guard;
 
 /// For keys that were never seen, which anyone can invent.
 const MAX_LOOK_UP_CONNECTIONS: usize = 2;
-/// For the first look at the tokens' contracts.
-const FIRST_LOOK_AT_TOKENS: Duration = Duration::from_secs(2);
 const LISTEN_BACKLOG: u32 = 1024;
 /// For requests in flight at the stop; the process has 10 s.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
@@ -83,13 +80,8 @@ pub fn bind(settings: &Settings) -> anyhow::Result<TcpSocket> {
 ///
 /// # Errors
 /// When the configuration is wrong, a dependency can't be reached at the start, or a task ends before `stop`.
-pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(settings: Settings, listing: Listing, socket: TcpSocket, stop: CancellationToken) -> anyhow::Result<()> {
     let xpub = xpub(&settings)?;
-    let (chains, left_out) = chain::Chains::load(&settings.chains_file)?.resolve_known().await;
-    for error in left_out {
-        stage::leaves_out(error.chain(), &base::error_chain(&error));
-    }
-    let catalog = Catalog(chains.into_iter().collect());
     let kafka = Kafka::connect(&settings).await?;
     // Nothing is created before Postgres has what the topics have.
     let recovery = Recovery::new(kafka.clone(), &settings)?;
@@ -111,15 +103,12 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let account = Account::register(xpub, &pool).await?;
     recovery.note_own_account(account.fingerprint()).await.context("noting the account of CTRIP_XPUB")?;
     let halts = Halts::default();
-    let wrong_tokens = WrongTokens::new(&catalog);
-    // A node that hangs must not hold up the start.
-    let _ = tokio::time::timeout(FIRST_LOOK_AT_TOKENS, wrong_tokens.look()).await;
-    let availability = Availability::new(halts.clone(), wrong_tokens.clone(), kafka.topic_prefix());
+    let availability = Availability::new(halts.clone(), kafka.topic_prefix());
     availability.poll(&pool).await.map_err(|failure| anyhow::anyhow!("reading the chains' heads: {failure}"))?;
     let listener = socket.listen(LISTEN_BACKLOG).with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
 
     let (intents, acknowledged) = Intents::open(kafka.clone())?;
-    let (registry, nodes) = (Registry::new(&settings)?, Nodes::new(&catalog));
+    let (registry, nodes) = (Registry::new(&settings)?, Nodes::new(listing.clone()));
     let health = HealthChecks::new(registry, pool.clone(), intents.clone(), recovery, nodes, kafka.clone());
     let (create_requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
     let batcher = Batcher { pool: pool.clone(), intents: intents.clone(), installation };
@@ -136,7 +125,6 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let event_feed = EventFeed::new(StreamLimits::within(limits.connections), stop.clone());
     tasks.spawn(event_feed.clone().run(kafka));
     tasks.spawn(availability.clone().run(pool.clone(), stop.clone()));
-    tasks.spawn(wrong_tokens.run(stop.clone()));
     tasks.spawn(housekeeping::run(housekeeping_pool, settings.history_keep_days, stop.clone()));
     tasks.spawn(Arc::clone(&keys).write_last_uses(stop.clone()));
     tasks.spawn(observe_pool(pool.clone(), stop.clone()));
@@ -146,7 +134,7 @@ pub async fn run(settings: Settings, socket: TcpSocket, stop: CancellationToken)
     let app = App::new(Parts {
         pool,
         replica: replica.map(|(replica, _)| replica),
-        catalog,
+        listing,
         keys,
         accounts: Accounts::new(account),
         installation,

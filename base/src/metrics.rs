@@ -61,7 +61,7 @@ metrics_list! {
     MATCHED_LOGS = Counter "matched_logs_total" [] "Logs that the detector has examined.";
     MATCHED_TRANSFERS = Counter "matched_transfers_total" ["source"] "Transfers to issued addresses.";
     UNMATCHED_REPLAYS = Counter "unmatched_replays_total" [] "Replayed blocks that could not be matched, such as those whose logs were deleted: the log has the backfill.";
-    ORPHAN_TRANSFERS = Counter "orphan_transfers_total" [] "Transfers to an address that has an intent and no payment, kept until its payment is there.";
+    ORPHAN_TRANSFERS = Counter "orphan_transfers_total" [] "Transfers to an address that has an intent and no payment, or in a token whose decimals are in doubt, kept until that is mended.";
     PAYMENT_EVENTS = Counter "payment_events_total" ["type"] "Payment events written.";
     OUTBOX_DEPTH = Gauge "outbox_depth_records" [] "Events in Postgres that are not in Kafka yet.";
     OUTBOX_PUBLISHED = Counter "outbox_published_total" [] "Events published from Postgres to Kafka.";
@@ -69,6 +69,7 @@ metrics_list! {
     SET_ASIDE = Gauge "set_aside_items" ["kind"] "What one fault keeps from being processed, by kind, while all else goes on: the log and `ctrip set-aside` name each.";
     INTENTS_REPAIRED = Counter "intents_repaired_total" [] "Intents published again, since Kafka had not acknowledged them.";
     RESTORED = Counter "restored_from_topics_total" ["what"] "What Postgres had lost and took from the topics: payments, addresses, keys and events.";
+    CHAINS_FILE_READ = Counter "chains_file_reloads_total" ["outcome"] "Times that SIGHUP had the chains file read again: taken, or refused since it has a mistake.";
     POOL_CONNECTIONS = Gauge "database_pool_connections" ["role", "state"] "Connections to Postgres: open, idle, and callers waiting for one.";
     REPLICA_LAG = Gauge "database_replica_lag_seconds" [] "By how much the replica of DATABASE_READ_URL lags, as this process has seen it last; infinite before it was up to date.";
     ROWS_AGED = Counter "aged_rows_removed_total" ["table"] "Expired rows that housekeeping removed.";

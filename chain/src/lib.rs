@@ -8,8 +8,8 @@
 //! - `fetch`: [`fetch_block`] fetches a block with its receipts and [proves](prove) both against the block's hash. A node that
 //!   lags or lies causes an error, never a block.
 //! - `heads`: [`Heads`] announces new heads from websockets. It wakes the poller; nothing it says is trusted.
-//! - `resolve`, `tokens` and `check` join the configuration with live nodes: missing chain ids, what tokens' contracts say, and
-//!   `ctrip check`.
+//! - `resolve`, `tokens`, `listing` and `check` join the configuration with live nodes: missing chain ids, what tokens' contracts
+//!   say, what is listed by now, and `ctrip check`.
 //!
 //! Only this crate speaks JSON-RPC to nodes. It knows no payment rules and no Kafka.
 
@@ -19,6 +19,7 @@ mod config;
 mod credit;
 mod fetch;
 mod heads;
+mod listing;
 mod proof;
 mod resolve;
 mod rpc;
@@ -38,6 +39,7 @@ pub use fetch::{
     fetch_head, fetch_head_from, fetch_newest, fetch_standings, fetch_tags, find_content_witnesses, find_witnesses, look_at,
 };
 pub use heads::{Heads, HeadsError, WsTimeouts};
+pub use listing::Listing;
 pub use proof::{PartProof, Proof, ProofError, Verify, prove};
 pub use resolve::ResolveError;
 pub use rpc::{Answer, Endpoint, MAX_LAG_BLOCKS, Probe, Reply, Rpc, RpcError};

@@ -2,6 +2,7 @@
 
 use crate::config::{Chain, Chains, ChainsFile, NodeUrl};
 use crate::rpc::{Rpc, RpcError};
+use std::collections::HashSet;
 use std::time::Duration;
 use topics::ChainId;
 
@@ -45,6 +46,18 @@ impl ChainsFile {
         self
     }
 
+    /// Fills in the ids of chains that are known by their name or endpoints, unless another entry has them.
+    #[must_use]
+    pub(crate) fn with_ids_of(mut self, known: &Chains) -> Self {
+        let mut taken: HashSet<ChainId> = self.entries.iter().filter_map(|entry| entry.chain_id).collect();
+        for entry in self.entries.iter_mut().filter(|entry| entry.chain_id.is_none()) {
+            let same = || known.iter().find(|chain| chain.rpc_urls == entry.rpc_urls);
+            let id = known.by_name(&entry.name).or_else(same).map(|chain| chain.id);
+            entry.chain_id = id.filter(|id| taken.insert(*id));
+        }
+        self
+    }
+
     /// Asks the nodes for missing chain ids and fills in presets.
     ///
     /// An entry with an id causes no request: the API must start while a node is down. [`Rpc`] checks the id of each endpoint
@@ -83,7 +96,7 @@ impl ChainsFile {
                 Err(error) => left_out.push(error),
             }
         }
-        (Chains::new(chains), left_out)
+        (Chains::from(chains), left_out)
     }
 }
 

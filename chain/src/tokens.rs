@@ -52,12 +52,12 @@ pub async fn check_token(rpc: &Rpc, token: &Token) -> TokenVerdict {
             Err(error) => failed = Some(base::error_chain(&error)),
         }
     }
-    match (other_decimals, failed, missing.filter(|_| !is_there)) {
-        (Some(wrong), ..) | (None, None, Some(wrong)) => TokenVerdict::Wrong(wrong),
-        (None, Some(why), _) => TokenVerdict::Unknown(why),
-        (None, None, None) => {
-            TokenVerdict::Undeclared(format!("its contract does not say its decimals; {} are believed", token.decimals))
-        }
+    match (other_decimals, failed, missing) {
+        (Some(wrong), ..) => TokenVerdict::Wrong(wrong),
+        (None, Some(why), _) if !is_there => TokenVerdict::Unknown(why),
+        (None, None, Some(wrong)) if !is_there => TokenVerdict::Wrong(wrong),
+        // Nobody else can say more.
+        _ => TokenVerdict::Undeclared(format!("its contract does not say its decimals; {} are believed", token.decimals)),
     }
 }
 
@@ -86,15 +86,13 @@ pub async fn check_tokens(chain: &Chain) -> Vec<(&Token, TokenVerdict)> {
 
 async fn ask(endpoint: &Endpoint, contract: Address) -> Result<Told, RpcError> {
     endpoint.check_chain_id().await?;
-    let (code, decimals, symbol) = tokio::join!(
-        endpoint.request::<Bytes>("eth_getCode", json!([contract, "latest"])),
-        call(endpoint, contract, DECIMALS),
-        call(endpoint, contract, SYMBOL),
-    );
+    let (decimals, symbol) = tokio::join!(call(endpoint, contract, DECIMALS), call(endpoint, contract, SYMBOL));
     // Another symbol would do no harm.
     let (decimals, symbol) = (decimals?, symbol.unwrap_or_default());
     // A precompile may be a token and have no code.
-    Ok(Told { has_code: !code?.is_empty() || !decimals.is_empty(), decimals: word(&decimals), symbol: text(&symbol) })
+    let has_code =
+        !decimals.is_empty() || !endpoint.request::<Bytes>("eth_getCode", json!([contract, "latest"])).await?.is_empty();
+    Ok(Told { has_code, decimals: word(&decimals), symbol: text(&symbol) })
 }
 
 /// What a function returns; nothing if the contract lacks it. Any other refusal is the endpoint's and says nothing of the contract.

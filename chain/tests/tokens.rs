@@ -128,6 +128,18 @@ async fn a_node_that_refuses_to_ask_has_said_nothing_about_the_contract() {
     let empty = contract("0x60", Some("0x".to_owned()), None).await;
     assert!(is_wrong(&verdict(&[&empty, &honest], "USDC", 6).await, &["18 decimals"]));
     assert!(matches!(verdict(&[&empty, &honest], "USDC", 18).await, TokenVerdict::Fits(_)));
+    // Where endpoints have said that the contract does not tell, one that is silent keeps nothing back.
+    let silent = Node::start(true, |_, _| Err(StatusCode::BAD_GATEWAY.into_response())).await;
+    assert!(matches!(verdict(&[&empty, &silent], "USDC", 6).await, TokenVerdict::Undeclared(_)));
+    // Decimals are all there is to know, whoever refuses to tell the code.
+    let without_code = Node::start(true, |method, params| match (method, params[0]["data"].as_str()) {
+        ("eth_call", Some("0x313ce567")) => Ok(json!(word(6))),
+        ("eth_call", _) => Ok(json!(USDC)),
+        ("eth_blockNumber", _) => Ok(json!("0x1")),
+        _ => refused(-32601, "the method eth_getCode is not available"),
+    })
+    .await;
+    assert!(matches!(verdict(&[&without_code], "USDC", 6).await, TokenVerdict::Fits(_)));
     // Nor does it matter that the symbol can't be asked for.
     let wide = Node::start(true, |method, params| match (method, params[0]["data"].as_str()) {
         ("eth_getCode", _) => Ok(json!("0x60")),

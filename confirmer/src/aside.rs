@@ -9,7 +9,7 @@ use crate::orphans::OrphanLook;
 use crate::unapplied::begins_anew;
 use anyhow::anyhow;
 use base::metrics;
-use chain::Chains;
+use chain::{Chains, Listing};
 use deadpool_postgres::Pool;
 use runtime::kafka::{Kafka, PartitionReader, Record};
 use runtime::{Failure, SetAside, Span, stage};
@@ -103,10 +103,17 @@ fn chain_of(item: &SetAside) -> Option<ChainId> {
 ///
 /// # Errors
 /// `Retry` when Kafka or the database fails.
-pub fn catch_up(kafka: &Kafka, pool: &Pool, chains: &Chains, handle: &Handle, stop: &CancellationToken) -> Result<(), Failure> {
+pub fn catch_up(
+    kafka: &Kafka,
+    pool: &Pool,
+    listing: &Listing,
+    handle: &Handle,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
     let mut failed: HashMap<(i32, String), Failed> = HashMap::new();
     let mut orphans = OrphanLook::default();
     while !stop.is_cancelled() {
+        let chains = &*listing.chains();
         handle.block_on(orphans.credit_owned(pool, chains))?;
         let items = handle.block_on(items(kafka, pool))?;
         report(&items);

@@ -209,7 +209,7 @@ fn removed_blocks(records: &[&Matches], lost: &LostBlocks) -> Vec<B256> {
 
 /// Credits orphans of one block, or of one part of it.
 fn credit_orphans(working: &mut WorkingSet<'_>, orphans: &[OrphanTransfer]) -> Result<(), Failure> {
-    let Some(OrphanTransfer { block, timestamp, part, transfer }) = orphans.first() else {
+    let Some(OrphanTransfer { block, timestamp, part, transfer, .. }) = orphans.first() else {
         return Ok(());
     };
     let cause = Cause { chain: transfer.id.chain, block: *block, timestamp: *timestamp };

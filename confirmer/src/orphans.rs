@@ -1,7 +1,8 @@
-//! Orphans whose payment is there again: they are credited beside the fold, which does not look at those that wait.
+//! Orphans whose payment is there again, or whose token is in doubt no more: they are credited beside the fold, which does not look at
+//! those that wait.
 
 use crate::fold::{MAX_PAYMENTS_IN_MEMORY, fold_chain};
-use chain::Chains;
+use chain::{Chain, Chains};
 use deadpool_postgres::Pool;
 use payments::store;
 use runtime::Failure;
@@ -28,7 +29,7 @@ pub struct OrphanLook {
 }
 
 impl OrphanLook {
-    /// Credits the orphans whose payment or static address is there, if it is time to look.
+    /// Credits the orphans whose payment or static address is there, and whose token has the decimals of the file, if it is time to look.
     ///
     /// # Errors
     /// `Retry` when the database fails.
@@ -38,7 +39,9 @@ impl OrphanLook {
         }
         let started = Instant::now();
         let listed: Vec<ChainId> = chains.iter().map(|chain| chain.id).collect();
-        let owned = store::owned_orphans(&pool.get().await?, &listed, MAX_ADDRESSES).await?;
+        let fitting: Vec<(ChainId, Address)> =
+            chains.iter().flat_map(|chain| fitting(chain).map(|token| (chain.id, token))).collect();
+        let owned = store::owned_orphans(&pool.get().await?, &listed, &fitting, MAX_ADDRESSES).await?;
         let mut pause = LOOK_INTERVAL.max(started.elapsed().saturating_mul(LOOK_SHARE));
         if !owned.is_empty() {
             // There may be more than one look finds.
@@ -47,7 +50,7 @@ impl OrphanLook {
         for (chain, addresses) in owned {
             match credit(pool, chains, chain, &addresses).await {
                 Err(Failure::Halt(cause)) => {
-                    tracing::error!("orphans of chain {chain} wait, though their payments are there: {cause:#}");
+                    tracing::error!("orphans of chain {chain} wait, though nothing keeps them: {cause:#}");
                     pause = RETRY_INTERVAL;
                 }
                 // They keep none of another chain waiting.
@@ -63,18 +66,24 @@ impl OrphanLook {
 /// Credits a chain's orphans to these addresses, some blocks at a time. The next look goes on where the time is up.
 async fn credit(pool: &Pool, chains: &Chains, chain: ChainId, addresses: &[Address]) -> Result<(), Failure> {
     let started = Instant::now();
+    let fitting: Vec<Address> = chains.by_id(chain).into_iter().flat_map(fitting).collect();
     while started.elapsed() < TURN {
         let mut client = pool.get().await?;
         let tx = client.transaction().await?;
         // First, as in the fold.
         store::lock_head(&tx, chain).await?;
-        let orphans = store::take_orphans(&tx, chain, addresses, MAX_TAKEN).await?;
+        let orphans = store::take_orphans(&tx, chain, addresses, &fitting, MAX_TAKEN).await?;
         if orphans.is_empty() {
             return Ok(());
         }
         fold_chain(&tx, chains, chain, &[], &orphans, MAX_PAYMENTS_IN_MEMORY).await?;
         tx.commit().await?;
-        tracing::warn!("{} orphans of chain {chain} are credited: their payments are there again", orphans.len());
+        tracing::warn!("{} orphans of chain {chain} are credited: what they waited for is there", orphans.len());
     }
     Ok(())
+}
+
+/// The tokens of a chain that are listed and not in doubt.
+fn fitting(chain: &Chain) -> impl Iterator<Item = Address> {
+    chain.tokens.iter().map(|token| token.address).filter(|token| !chain.doubts.contains_key(token))
 }

@@ -6,13 +6,13 @@ use crate::aside::{self, Faults};
 use crate::fold::{Batch, FOLDING};
 use crate::relay;
 use base::locked;
-use chain::Chains;
+use chain::Listing;
 use deadpool_postgres::Pool;
 use recovery::Recovery;
 use runtime::db::{self, CommitMode};
 use runtime::{Failure, Kafka, Settings, stage};
+use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,12 +21,7 @@ use tokio_util::sync::CancellationToken;
 ///
 /// # Errors
 /// When the configuration is wrong, or a stage halts.
-pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let (chains, left_out) = Chains::load(&settings.chains_file)?.resolve_known().await;
-    for error in left_out {
-        stage::leaves_out(error.chain(), &base::error_chain(&error));
-    }
-    let chains = Arc::new(chains);
+pub async fn run(settings: Settings, listing: Listing, stop: CancellationToken) -> anyhow::Result<()> {
     let kafka = Kafka::connect(&settings).await?;
     let recovery = Recovery::new(kafka.clone(), &settings)?;
     let pool = db::generic_plan_pool(&settings.database_url, 4, CommitMode::Synchronous, Some(recovery.gate()))?;
@@ -41,13 +36,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         () = recovery.gate().opened() => {}
         Some(ended) = stages.join_next() => return ended?,
     }
-    let (folding_kafka, folding_pool, listed, handle) = (kafka.clone(), pool.clone(), chains.clone(), Handle::current());
+    let (folding_kafka, folding_pool, listed, handle) = (kafka.clone(), pool.clone(), listing.clone(), Handle::current());
     stages.spawn(stage::run(FOLDING.stage, stop.clone(), move |stop| {
         follow(&folding_kafka, &folding_pool, &listed, &handle, &wake, stop)
     }));
     let (aside_kafka, aside_pool, handle) = (kafka.clone(), pool.clone(), Handle::current());
     stages.spawn(stage::run("confirmer-aside", stop.clone(), move |stop| {
-        aside::catch_up(&aside_kafka, &aside_pool, &chains, &handle, stop)
+        aside::catch_up(&aside_kafka, &aside_pool, &listing, &handle, stop)
     }));
     let handle = Handle::current();
     stages.spawn(stage::run("outbox", stop.clone(), move |stop| {
@@ -66,17 +61,18 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 fn follow(
     kafka: &Kafka,
     pool: &Pool,
-    chains: &Chains,
+    listing: &Listing,
     handle: &Handle,
     wake: &Sender<()>,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     FOLDING.follow(kafka, pool, handle, stop, |spans| {
+        let chains = listing.chains();
         for (span, records) in spans {
             let mut faults = Faults::new();
             let records = records.iter().filter_map(|record| aside::read(record, &mut faults).transpose());
             let records = records.collect::<Result<_, _>>()?;
-            if handle.block_on(aside::apply(pool, chains, &Batch { span: span.clone(), records }, faults))? > 0 {
+            if handle.block_on(aside::apply(pool, &chains, &Batch { span: span.clone(), records }, faults))? > 0 {
                 // The receiver is gone only when the role ends.
                 let _ = wake.send(());
             }

@@ -42,7 +42,7 @@ pub struct WorkingSet<'a> {
     known: HashMap<TransferId, KnownTransfer>,
     /// Transfers that are new, or on the chain again, or listed by now.
     rows: HashMap<TransferId, TransferRow>,
-    /// Transfers to an address of which Postgres has no payment.
+    /// Transfers to an address of which Postgres has no payment, and those in a token in doubt.
     orphans: HashMap<TransferId, OrphanTransfer>,
     /// Events that were told before the database was restored, by their payments.
     told: HashMap<PaymentId, ToldEvents>,
@@ -212,8 +212,10 @@ impl<'a> WorkingSet<'a> {
     /// Decides about one transfer: writes it down, and adds it to `arrivals` if it counts.
     fn arrive(&mut self, cause: &Cause, part: u32, transfer: &Transfer, arrivals: &mut Arrivals) -> Result<(), Failure> {
         let payment = self.by_address.get(&transfer.to).copied();
-        if payment.is_none() && !self.deposit_addresses.contains_key(&transfer.to) {
-            self.keep_orphan(cause, part, transfer);
+        let in_doubt =
+            self.is_in_doubt(transfer, payment, self.known.get(&transfer.id).filter(|known| known.is(cause, transfer)));
+        if in_doubt || !self.has_owner(transfer.to) {
+            self.keep_orphan(cause, part, transfer, in_doubt);
             return Ok(());
         }
         let known = self.known.get(&transfer.id).filter(|known| known.is(cause, transfer));
@@ -318,12 +320,14 @@ impl<'a> WorkingSet<'a> {
     ) -> ReceivedTransfer {
         let chain = self.chains.by_id(cause.chain);
         let token = transfer.token.and_then(|address| chain.and_then(|chain| chain.token_by_address(address)));
+        // Neither its decimals nor the minimum, which is made with them, are believed.
+        let doubted = self.doubts(transfer);
         let payment = payment.and_then(|index| self.payments.get(index)).map(|touched| &touched.payment);
         let own = payment.filter(|payment| payment.asks_for(cause.chain, transfer.token));
         let own_token = own.and_then(|own| own.asset.token.as_ref());
         // The payment's own token counts, even if chains.yaml has dropped it since.
         let listed = transfer.token.is_none() || token.is_some() || own.is_some();
-        let minimum = chain.map_or(Amount::ZERO, |chain| chain.min_transfer_of(transfer.token));
+        let minimum = chain.filter(|_| !doubted).map_or(Amount::ZERO, |chain| chain.min_transfer_of(transfer.token));
         // An amount that pays the payment alone was asked for, before the minimum was raised.
         let below_minimum = listed && transfer.amount < minimum && own.is_none_or(|own| transfer.amount < own.needed());
         let (listed, below_minimum) = match known {
@@ -344,37 +348,58 @@ impl<'a> WorkingSet<'a> {
             confirmed: false,
             label: TransferLabel {
                 chain: chain.map(|chain| chain.name.clone()),
-                token: token.map(|token| &token.symbol).or(own_token.map(|token| &token.symbol)).cloned(),
+                token: own_token.map(|token| &token.symbol).or(token.map(|token| &token.symbol)).cloned(),
                 decimals: match transfer.token {
                     None => Some(COIN_DECIMALS),
-                    Some(_) => token.map(|token| token.decimals).or(own.map(|own| own.asset.decimals)),
+                    Some(_) => own.map(|own| own.asset.decimals).or(token.filter(|_| !doubted).map(|token| token.decimals)),
                 },
             },
         }
     }
 
-    /// Sets a transfer aside whose payment Postgres does not have: it stops nobody else, and is credited when the payment is there.
-    fn keep_orphan(&mut self, cause: &Cause, part: u32, transfer: &Transfer) {
-        let orphan = OrphanTransfer { block: cause.block, timestamp: cause.timestamp, part, transfer: transfer.clone() };
-        self.orphans.entry(transfer.id).or_insert(orphan);
+    fn has_owner(&self, address: Address) -> bool {
+        self.by_address.contains_key(&address) || self.deposit_addresses.contains_key(&address)
+    }
+
+    /// Whether the decimals and the minimum by which a transfer would count may be wrong. Those of a payment that asks for the token
+    /// are its own.
+    fn is_in_doubt(&self, transfer: &Transfer, payment: Option<usize>, known: Option<&KnownTransfer>) -> bool {
+        let payment = payment.and_then(|index| self.payments.get(index));
+        let asked = payment.is_some_and(|touched| touched.payment.asks_for(transfer.id.chain, transfer.token));
+        self.doubts(transfer) && !asked && !known.is_some_and(|known| known.listed)
+    }
+
+    fn doubts(&self, transfer: &Transfer) -> bool {
+        let chain = self.chains.by_id(transfer.id.chain);
+        transfer.token.is_some_and(|token| chain.is_some_and(|chain| chain.doubts.contains_key(&token)))
+    }
+
+    /// Sets a transfer aside that lacks something: it stops nobody else, and is credited when that is there.
+    fn keep_orphan(&mut self, cause: &Cause, part: u32, transfer: &Transfer, in_doubt: bool) {
+        let (block, timestamp, transfer) = (cause.block, cause.timestamp, transfer.clone());
+        let orphan = OrphanTransfer { block, timestamp, part, transfer, in_doubt };
+        self.orphans.entry(orphan.transfer.id).or_insert(orphan);
     }
 
     /// Names the batch's orphans, of which a stranger can send many.
     fn report_orphans(&self) {
-        let Some(OrphanTransfer { block, transfer, .. }) = self.orphans.values().next() else { return };
         base::metrics::ORPHAN_TRANSFERS.counter(&[]).increment(u64::try_from(self.orphans.len()).unwrap_or_default());
-        tracing::error!(
-            "{} orphans: transfers to addresses that have an intent in Kafka and no payment in Postgres, such as {} base units of {} to \
-             {} in block {} of chain {}, transaction {}. Each is credited when its payment is there again. Does DATABASE_URL name the \
-             right database?",
-            self.orphans.len(),
-            transfer.amount,
-            transfer.token.map_or_else(|| "the coin".to_owned(), |token| token.to_string()),
-            transfer.to,
-            block.number,
-            transfer.id.chain,
-            transfer.id.transaction,
-        );
+        let (in_doubt, ownerless): (Vec<_>, Vec<_>) = self.orphans.values().partition(|orphan| orphan.in_doubt);
+        if let Some(first) = ownerless.first() {
+            tracing::error!(
+                "{} orphans: transfers to addresses that have an intent in Kafka and no payment in Postgres, such as {}. Each is credited \
+                 when its payment is there again. Does DATABASE_URL name the right database?",
+                ownerless.len(),
+                describe(first),
+            );
+        }
+        if let Some(first) = in_doubt.first() {
+            tracing::warn!(
+                "{} transfers wait, since it is in doubt that their tokens have the decimals of the chains file: such as {}",
+                in_doubt.len(),
+                describe(first),
+            );
+        }
     }
 
     /// The rows of transfers to write once those of removed blocks are marked: first those that are not on the chain any more, then
@@ -409,4 +434,16 @@ impl<'a> WorkingSet<'a> {
         store::record_events(db, self.events.iter().map(|(payment, event)| (payment, event))).await?;
         Ok(self.events.len())
     }
+}
+
+fn describe(OrphanTransfer { block, transfer, .. }: &OrphanTransfer) -> String {
+    format!(
+        "{} base units of {} to {} in block {} of chain {}, transaction {}",
+        transfer.amount,
+        transfer.token.map_or_else(|| "the coin".to_owned(), |token| token.to_string()),
+        transfer.to,
+        block.number,
+        transfer.id.chain,
+        transfer.id.transaction,
+    )
 }

@@ -10,6 +10,7 @@ mod dependencies;
 mod help;
 mod instance_lock;
 mod intents;
+mod listing;
 mod resume;
 mod roles;
 mod set_aside;

@@ -2,8 +2,10 @@
 
 use crate::dependencies;
 use crate::instance_lock::InstanceLock;
+use crate::listing::Watch;
 use anyhow::{Context as _, anyhow, bail};
-use runtime::{Settings, db, exporter, kafka};
+use chain::{Chains, Listing};
+use runtime::{Settings, db, exporter, kafka, stage};
 use std::fmt;
 use std::process;
 use std::time::Duration;
@@ -31,12 +33,22 @@ impl Role {
     const ALL: [Self; 5] = [Self::Api, Self::Ingest, Self::Detector, Self::Confirmer, Self::Webhooks];
 
     async fn run(self, settings: Settings, taken: Taken, stop: CancellationToken) -> anyhow::Result<()> {
+        let Taken { socket, listing, _lock } = taken;
+        let listing = listing.context("CHAINS_FILE");
         match self {
-            Self::Api => api::run(settings, taken.socket.context("API_LISTEN")?, stop).await,
-            Self::Ingest => ingest::run(settings, stop).await,
+            Self::Api => api::run(settings, listing?, socket.context("API_LISTEN")?, stop).await,
+            Self::Ingest => ingest::run(settings, listing?, stop).await,
             Self::Detector => detector::run(settings, stop).await,
-            Self::Confirmer => confirmer::run(settings, stop).await,
+            Self::Confirmer => confirmer::run(settings, listing?, stop).await,
             Self::Webhooks => webhooks::run(settings, stop).await,
+        }
+    }
+
+    /// Whether it reads the chains file.
+    fn uses_chains(self) -> bool {
+        match self {
+            Self::Api | Self::Ingest | Self::Confirmer => true,
+            Self::Detector | Self::Webhooks => false,
         }
     }
 
@@ -63,14 +75,13 @@ impl Role {
 
     /// Checks the configuration, which no retry mends, before a port is bound or a connection is opened.
     fn check(self, settings: &Settings) -> anyhow::Result<()> {
-        match self {
-            Self::Api => {
-                api::xpub(settings)?;
-                check_chains(settings)
-            }
-            Self::Ingest | Self::Confirmer => check_chains(settings),
-            Self::Detector | Self::Webhooks => Ok(()),
+        if self == Self::Api {
+            api::xpub(settings)?;
         }
+        if self.uses_chains() {
+            Chains::load(&settings.chains_file)?;
+        }
+        Ok(())
     }
 }
 
@@ -90,6 +101,8 @@ impl fmt::Display for Role {
 struct Taken {
     /// Of the API.
     socket: Option<TcpSocket>,
+    /// Of the roles that read the chains file, once it is read.
+    listing: Option<Listing>,
     /// Held until the role has ended.
     _lock: Option<InstanceLock>,
 }
@@ -97,13 +110,8 @@ struct Taken {
 impl Taken {
     fn of(role: Role, settings: &Settings) -> anyhow::Result<Self> {
         let socket = (role == Role::Api).then(|| api::bind(settings)).transpose()?;
-        Ok(Self { socket, _lock: role.lock(settings)? })
+        Ok(Self { socket, listing: None, _lock: role.lock(settings)? })
     }
-}
-
-fn check_chains(settings: &Settings) -> anyhow::Result<()> {
-    chain::Chains::load(&settings.chains_file)?;
-    Ok(())
 }
 
 /// Runs all roles, after the migrations and `topics apply`.
@@ -129,6 +137,8 @@ fn process(roles: &[Role], settings: Settings, prepare: bool) -> anyhow::Result<
 
 async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    // From now on it ends no role, not even one that has nothing to read again.
+    let hangups = signal(SignalKind::hangup()).context("listening for signals")?;
     let taken = roles.iter().map(|role| Ok((*role, Taken::of(*role, &settings)?))).collect::<anyhow::Result<Vec<_>>>()?;
     exporter::serve(settings.metrics_listen)?;
     let stop = CancellationToken::new();
@@ -138,17 +148,32 @@ async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow:
             db::migrate(&settings.database_url).await?;
             kafka::apply(&settings).await?;
         }
-        anyhow::Ok(())
+        let uses_chains = roles.iter().any(|role| role.uses_chains());
+        anyhow::Ok(if uses_chains {
+            Some(Watch::open(&settings.chains_file, roles.contains(&Role::Ingest)).await?)
+        } else {
+            None
+        })
     };
-    tokio::select! {
+    let watch = tokio::select! {
         ready = ready => ready?,
         () = signals.next() => return Ok(()),
-    }
+    };
 
     let mut running = JoinSet::new();
     for (role, taken) in taken {
         let (settings, stop) = (settings.clone(), stop.clone());
+        let taken = Taken { listing: watch.as_ref().map(Watch::listing), ..taken };
         running.spawn(async move { (role, role.run(settings, taken, stop).await) });
+    }
+    if let Some(watch) = watch {
+        let watching = tokio::spawn(watch.run(hangups, stop.clone()));
+        tokio::spawn(async move {
+            if let Err(error) = watching.await {
+                tracing::error!("the chains file is not looked after any more: {error}");
+                stage::waits("chains file", &format!("SIGHUP does nothing, and no token is asked for; restart: {error}"));
+            }
+        });
     }
     let ended = tokio::select! {
         () = signals.next() => None,

@@ -111,7 +111,11 @@ impl Process {
         self.signal("CONT")
     }
 
-    fn signal(&self, name: &str) -> Result<()> {
+    /// Sends a signal by its name, such as `HUP`.
+    ///
+    /// # Errors
+    /// When it had ended.
+    pub fn signal(&self, name: &str) -> Result<()> {
         ensure!(Command::new("kill").args(["-s", name, &self.id().to_string()]).status()?.success(), "kill -s {name}");
         Ok(())
     }

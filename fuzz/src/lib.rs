@@ -14,7 +14,7 @@ use ingest::cursor::{StoredCursor, WrittenParts, encode, restore};
 use ingest::records::{Change, FinalityTags, records};
 use prost::Message as _;
 pub use seeds::{Seeds, seeds};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 use std::time::Duration;
 use topics::{Address, Amount, ChainId, Matches, frame, wire};
@@ -44,6 +44,7 @@ static CHAINS: LazyLock<[Chain; 1]> = LazyLock::new(|| {
         verify: Verify::Auto,
         traces: false,
         tokens: vec![token],
+        doubts: BTreeMap::new(),
     }]
 });
 

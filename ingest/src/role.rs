@@ -1,56 +1,79 @@
-//! The role: one stage per chain, which publishes what its follower brings. A chain that halts leaves the others running.
+//! The role: one stage per chain that is listed, which publishes what its follower brings. A chain that halts leaves the others running.
 
 use crate::cursor::{StoredCursor, restore};
 use crate::follow::Follower;
 use crate::halt::{self, Halted};
 use crate::prefetch::BatchSizes;
 use crate::publish::{STAGE, publish_batch};
-use base::{error_chain, metrics};
-use chain::{Chain, Chains, Heads, Probe, Rpc};
+use base::metrics;
+use chain::{Chain, Heads, Listing, Probe, Rpc};
 use runtime::kafka::{Kafka, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use topics::ChainId;
 
 /// How soon a chain is tried again that halted without its cursor saying so, such as one whose cursor can't be read.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Follows every chain of `chains.yaml` until `stop`. A chain that halts is logged and shown in a metric; the others go on.
+/// Follows every chain that is listed until `stop`. A chain that halts is logged and shown in a metric; the others go on.
 ///
 /// # Errors
-/// Before it starts: if the chains file has a mistake, or the id of no chain in it is known.
-pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let (chains, left_out) = Chains::load(&settings.chains_file)?.resolve_known().await;
-    for error in &left_out {
-        stage::leaves_out(error.chain(), &error_chain(error));
-    }
-    if let Some(error) = left_out.into_iter().next().filter(|_| chains.iter().next().is_none()) {
-        return Err(error.into());
-    }
+/// When a dependency can't be reached at the start.
+pub async fn run(settings: Settings, listing: Listing, stop: CancellationToken) -> anyhow::Result<()> {
     let (kafka, sizes) = (Kafka::connect(&settings).await?, BatchSizes::of(&settings));
 
-    let mut tasks = JoinSet::new();
-    for chain in chains {
-        let (rpc, chain) = (Arc::new(Rpc::of(&chain)), Arc::new(chain));
+    let (mut tasks, mut followed, mut changes) = (JoinSet::new(), HashSet::new(), listing.changes());
+    while !stop.is_cancelled() {
+        for chain in listing.chains().iter().filter(|chain| followed.insert(chain.id)) {
+            tasks.spawn(follow_as_listed(kafka.clone(), listing.clone(), chain.id, sizes, stop.clone()));
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            Ok(()) = changes.changed() => {}
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(chain) => {
+                    followed.remove(&chain);
+                }
+                // The others go on. A stage outlives panics; this is a task beside it.
+                Err(error) => {
+                    tracing::error!("a task of a chain ended: {error}");
+                    stage::waits(STAGE, &format!("a task of a chain ended: {error}"));
+                }
+            },
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Follows a chain as it is listed until it is listed no more, which it returns then, or until `stop`.
+async fn follow_as_listed(kafka: Kafka, listing: Listing, id: ChainId, sizes: BatchSizes, stop: CancellationToken) -> ChainId {
+    let mut changes = listing.changes();
+    while !stop.is_cancelled() {
+        let Some(chain) = changes.borrow_and_update().by_id(id).cloned() else { return id };
         if let Some(why) = chain.unwitnessed() {
             tracing::warn!(chain = chain.name, "{why}");
         }
-        tasks.spawn(log_endpoints(chain.clone(), rpc.clone(), stop.clone()));
+        let (rpc, chain, until) = (Arc::new(Rpc::of(&chain)), Arc::new(chain), stop.child_token());
         let heads = Heads::of(&chain);
-        tasks.spawn(follow(kafka.clone(), chain, rpc, heads, sizes, stop.clone()));
+        let changed = changes.wait_for(|chains| !chains.by_id(id).is_some_and(|listed| listed.is_followed_as(&chain)));
+        let following = async {
+            let logging = log_endpoints(chain.clone(), rpc.clone(), until.clone());
+            tokio::join!(follow(kafka.clone(), chain.clone(), rpc.clone(), heads, sizes, until.clone()), logging);
+        };
+        let end = async {
+            let _ = until.run_until_cancelled(changed).await;
+            until.cancel();
+        };
+        tokio::join!(following, end);
     }
-    while let Some(ended) = tasks.join_next().await {
-        // The others go on. A stage outlives panics; this is a task beside it.
-        if let Err(error) = ended {
-            tracing::error!("a task of a chain ended: {error}");
-            stage::waits(STAGE, &format!("a task of a chain ended: {error}"));
-        }
-    }
-    Ok(())
+    id
 }
 
 /// Logs the capabilities of each endpoint. It runs beside the chains, which a node without an answer would otherwise delay.
@@ -90,7 +113,7 @@ async fn follow(kafka: Kafka, chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, si
         let (handle, to, followed, rpc, heads) = (handle.clone(), kafka.clone(), chain.clone(), rpc.clone(), heads.clone());
         let outcome =
             stage::run(name, stop.clone(), move |stop| publish(&handle, &to, &followed, &rpc, &heads, sizes, stop)).await;
-        let Err(error) = outcome else { return };
+        let Err(error) = outcome else { break };
         halted.set(1.0);
         // It waits here: returning an error would stop the other chains too.
         stage::waits(name, &format!("{error:#}"));
@@ -109,6 +132,8 @@ async fn follow(kafka: Kafka, chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, si
             Err(error) => tracing::error!(chain = chain.name, "{error:#}"),
         }
     }
+    halted.set(0.0);
+    stage::resumed(name);
 }
 
 /// Publishes a chain from its cursor on. Data and cursor are in one transaction; after any error it starts over from what was

@@ -7,7 +7,7 @@ mod holes;
 mod node;
 mod witnesses;
 
-use chain::{Chain, Chains, ChainsFile, Heads, Policy, ResolveError, Rpc, RpcError};
+use chain::{Chain, Chains, ChainsFile, Heads, Listing, Policy, ResolveError, Rpc, RpcError};
 use futures::{SinkExt as _, StreamExt as _};
 use ingest::records::Change;
 use ingest::{BatchSizes, Follower, Window};
@@ -386,6 +386,21 @@ async fn an_error_names_the_host_and_never_the_key_in_the_url() {
     let error = Rpc::new("it", &[url], None).chain_id().await.unwrap_err();
     let all = format!("{} {error:?}", base::error_chain(&error));
     assert!(all.contains(&format!("127.0.0.1:{port}")) && !all.contains("secret"), "{all}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_read_again_gives_one_id_to_one_chain() {
+    let node = Node::start(137, true).await;
+    let path = std::env::temp_dir().join(format!("ctrip-listing-{}.yaml", std::process::id()));
+    let it = format!("- {{ name: it, rpc_url: \"{}\" }}", node.url);
+    std::fs::write(&path, &it).unwrap();
+    let (listing, _) = Listing::open(&path).await.unwrap();
+    assert_eq!(listing.chains().by_name("it").unwrap().id.0, 137);
+    std::fs::write(&path, format!("{it}\n- {{ name: local, chain_id: 137, rpc_url: \"{}\" }}", node.url)).unwrap();
+    let left_out = listing.reload(&path).await.unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(listing.chains().iter().map(|chain| chain.name.as_str()).collect::<Vec<_>>(), ["local"]);
+    assert_eq!(left_out.iter().map(ResolveError::chain).collect::<Vec<_>>(), ["it"], "as at a start");
 }
 
 #[tokio::test]

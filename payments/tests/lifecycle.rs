@@ -501,6 +501,7 @@ fn chain() -> chain::Chain {
             tiers: vec![tier(100, Policy::Confirmations(3))],
             min_transfer: Amount::ZERO,
         }],
+        doubts: std::collections::BTreeMap::new(),
     }
 }
 

@@ -217,6 +217,11 @@ pub fn leaves_out(chain: &str, cause: &str) {
     waits(&format!("chain {chain}"), cause);
 }
 
+/// Notes that this process goes on with a chain that it had left out.
+pub fn includes(chain: &str) {
+    resumed(&format!("chain {chain}"));
+}
+
 /// Notes that a stage runs again after a failure.
 fn restarted(name: &str) {
     if let Some(stage) = failed().get_mut(name) {

@@ -7,7 +7,6 @@
 //! The heads of all chains are polled together every [`POLL_INTERVAL`], so that requests cost no query.
 
 use crate::chains::halts::Halts;
-use crate::chains::wrong_tokens::WrongTokens;
 use crate::http::problem::Problem;
 use chain::Chain;
 use deadpool_postgres::Pool;
@@ -17,17 +16,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use topics::{Address, ChainId, Topic};
+use topics::{ChainId, Topic};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// `Retry-After` in seconds. A chain begins soon.
 const RETRY_AFTER_BEGINNING: u32 = 2;
-/// Catching up takes a while.
+/// Catching up takes a while, and so may asking a token's contract.
 const RETRY_AFTER_LAG: u32 = 30;
-/// A halted chain, or a wrong token, waits for an operator.
+/// A halted chain waits for an operator.
 const RETRY_AFTER_HALT: u32 = 300;
 
-/// The polled heads, the halts and the wrong tokens. Cheap to clone.
+/// The polled heads and the halts. Cheap to clone.
 #[derive(Clone)]
 pub struct Availability {
     /// Timestamps of the last blocks that the confirmer has processed, Unix seconds.
@@ -35,15 +34,14 @@ pub struct Availability {
     /// Why the confirmer has set chains aside.
     aside: Arc<RwLock<HashMap<ChainId, String>>>,
     halts: Halts,
-    wrong_tokens: WrongTokens,
     topic_prefix: String,
 }
 
 impl Availability {
     /// Knows no head before the first [`poll`](Self::poll).
-    pub fn new(halts: Halts, wrong_tokens: WrongTokens, topic_prefix: &str) -> Self {
+    pub fn new(halts: Halts, topic_prefix: &str) -> Self {
         let topic_prefix = topic_prefix.to_owned();
-        Self { timestamps: Arc::default(), aside: Arc::default(), halts, wrong_tokens, topic_prefix }
+        Self { timestamps: Arc::default(), aside: Arc::default(), halts, topic_prefix }
     }
 
     /// Reads the heads, and which chains are set aside, once.
@@ -80,19 +78,14 @@ impl Availability {
         self.halts.of(chain).or_else(aside)
     }
 
-    /// Whether payments can be asked for in a token.
-    pub fn offers(&self, chain: ChainId, token: Address) -> bool {
-        self.wrong_tokens.cause(chain, token).is_none()
-    }
-
     /// Checks that the chain takes new payments in an asset, of which `None` is the coin; `now` is Unix seconds.
     ///
     /// # Errors
     /// A 503 that names the chain or token and the reason.
     pub fn check(&self, chain: &Chain, token: Option<&payments::Token>, now: u64) -> Result<(), Problem> {
-        if let Some((token, why)) = token.and_then(|token| Some((token, self.wrong_tokens.cause(chain.id, token.address)?))) {
+        if let Some((token, why)) = token.and_then(|token| Some((token, chain.doubts.get(&token.address)?))) {
             let detail = format!("Token {} of chain {} takes no new payments: {why}", token.symbol, chain.name);
-            return Err(Problem::unavailable(RETRY_AFTER_HALT, detail));
+            return Err(Problem::unavailable(RETRY_AFTER_LAG, detail));
         }
         let timestamp = self.timestamps.read().unwrap_or_else(PoisonError::into_inner).get(&chain.id).copied();
         check(chain, timestamp, self.halted(chain.id).as_deref(), now)
@@ -128,12 +121,12 @@ fn check(chain: &Chain, timestamp: Option<u64>, halted: Option<&str>, now: u64) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chains::catalog::tests::catalog;
+    use crate::chains::catalog::tests::chains;
 
     const NOW: u64 = 1_700_000_000;
 
     fn chain(start_block: Option<u64>, max_lag: Option<u64>) -> Chain {
-        let mut chain = catalog().0.swap_remove(0);
+        let mut chain = chains().swap_remove(0);
         chain.start_block = start_block;
         chain.max_lag = max_lag.map(Duration::from_secs);
         chain

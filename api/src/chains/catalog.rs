@@ -3,14 +3,15 @@
 //! Error texts list what there is, so that a client can correct its request.
 
 use base::text::excerpt;
-use chain::{Chain, Token};
+use chain::{Chain, Chains, Token};
 use payments::Asset;
 use std::fmt::Display;
+use std::sync::Arc;
 use topics::{Address, ChainId};
 
 /// All chains, in the order of chains.yaml.
 #[derive(Debug, Clone)]
-pub struct Catalog(pub Vec<Chain>);
+pub struct Catalog(pub Arc<Chains>);
 
 /// Every chain's own coin.
 pub const COIN: Asset = Asset { token: None, decimals: chain::COIN_DECIMALS };
@@ -21,6 +22,11 @@ fn asset(token: &Token) -> Asset {
 }
 
 impl Catalog {
+    /// Of these chains.
+    pub fn of(chains: Vec<Chain>) -> Self {
+        Self(Arc::new(chains.into()))
+    }
+
     /// The names of all chains, for error texts.
     pub fn names(&self) -> String {
         list(self.0.iter().map(|chain| &chain.name))
@@ -31,10 +37,7 @@ impl Catalog {
     /// # Errors
     /// A text with the names that exist.
     pub fn by_name(&self, name: &str) -> Result<&Chain, String> {
-        self.0
-            .iter()
-            .find(|chain| chain.name == name)
-            .ok_or_else(|| format!("there is no chain {:?}; there are {}", excerpt(name), self.names()))
+        self.0.by_name(name).ok_or_else(|| format!("there is no chain {:?}; there are {}", excerpt(name), self.names()))
     }
 
     /// A chain by EIP-155 id.
@@ -42,7 +45,7 @@ impl Catalog {
     /// # Errors
     /// A text with the ids that exist.
     pub fn by_id(&self, id: ChainId) -> Result<&Chain, String> {
-        self.0.iter().find(|chain| chain.id == id).ok_or_else(|| {
+        self.0.by_id(id).ok_or_else(|| {
             let known = list(self.0.iter().map(|chain| format!("{} ({})", chain.id, chain.name)));
             format!("there is no chain {id}; there are {known}")
         })
@@ -105,6 +108,7 @@ fn list(items: impl Iterator<Item = impl Display>) -> String {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     fn chain(name: &str, id: u64, policy: chain::Policy, tokens: Vec<Token>) -> Chain {
@@ -124,10 +128,15 @@ pub mod tests {
             verify: chain::Verify::Auto,
             traces: false,
             tokens,
+            doubts: BTreeMap::new(),
         }
     }
 
     pub fn catalog() -> Catalog {
+        Catalog::of(chains())
+    }
+
+    pub fn chains() -> Vec<Chain> {
         let usdx = Token {
             symbol: "USDX".into(),
             address: Address::repeat_byte(0xab),
@@ -135,10 +144,10 @@ pub mod tests {
             tiers: vec![],
             min_transfer: topics::Amount::ZERO,
         };
-        Catalog(vec![
+        vec![
             chain("anvil", 31337, chain::Policy::Confirmations(3), vec![usdx]),
             chain("base", 8453, chain::Policy::Safe, vec![]),
-        ])
+        ]
     }
 
     #[test]

@@ -16,12 +16,16 @@ mod swagger_ui;
 pub use swagger_ui::routes as pages;
 
 use crate::chains::catalog::Catalog;
+use crate::http::problem::Problem;
 use axum::Extension;
 use axum::body::Bytes;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use base::locked;
+use chain::{Chains, Listing};
 use operations::{needs_key, operations};
 use serde_json::{Value, json};
+use std::sync::{Arc, Mutex};
 use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 
@@ -52,15 +56,39 @@ pub fn base() -> OpenApi {
     Base::openapi()
 }
 
-/// The document as JSON text.
+/// The document as JSON text, made anew when other chains or tokens are listed.
 #[derive(Clone)]
-pub struct Document(Bytes);
+pub struct Document {
+    routes: Arc<OpenApi>,
+    listing: Listing,
+    made: Arc<Mutex<(Arc<Chains>, Bytes)>>,
+}
+
+impl Document {
+    /// The document of these routes.
+    ///
+    /// # Errors
+    /// When it can't be written as JSON.
+    pub fn new(routes: OpenApi, listing: Listing) -> serde_json::Result<Self> {
+        let chains = listing.chains();
+        let made = (Arc::clone(&chains), complete(&routes, &Catalog(chains))?);
+        Ok(Self { routes: Arc::new(routes), listing, made: Arc::new(Mutex::new(made)) })
+    }
+
+    fn text(&self) -> serde_json::Result<Bytes> {
+        let (chains, mut made) = (self.listing.chains(), locked(&self.made));
+        if !Arc::ptr_eq(&chains, &made.0) {
+            *made = (Arc::clone(&chains), complete(&self.routes, &Catalog(chains))?);
+        }
+        Ok(made.1.clone())
+    }
+}
 
 /// Completes the routes' document: shared refusals, authentication, and this server's chains and tokens.
 ///
 /// # Errors
 /// When it can't be written as JSON.
-pub fn complete(document: &OpenApi, catalog: &Catalog) -> serde_json::Result<Document> {
+fn complete(document: &OpenApi, catalog: &Catalog) -> serde_json::Result<Bytes> {
     let mut document = serde_json::to_value(document)?;
     refusals::add(&mut document)?;
     narrow::narrow(&mut document["components"]["schemas"], catalog);
@@ -79,7 +107,7 @@ pub fn complete(document: &OpenApi, catalog: &Catalog) -> serde_json::Result<Doc
         }
         operation["security"] = if needs_key(&path) { json!([{ "key": [] }, { "bearer": [] }]) } else { json!([]) };
     }
-    serde_json::to_vec(&document).map(|text| Document(text.into()))
+    serde_json::to_vec(&document).map(Bytes::from)
 }
 
 /// `GET /openapi.json`
@@ -87,8 +115,9 @@ pub fn complete(document: &OpenApi, catalog: &Catalog) -> serde_json::Result<Doc
     get, path = "/openapi.json", tag = "service", summary = "Get this document",
     responses((status = 200, description = "OpenAPI 3.1.", body = serde_json::Value)),
 )]
-pub async fn document(Extension(Document(text)): Extension<Document>) -> Response {
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], text).into_response()
+pub async fn document(Extension(document): Extension<Document>) -> Result<Response, Problem> {
+    let text = document.text().map_err(|_| Problem::internal())?;
+    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], text).into_response())
 }
 
 #[cfg(test)]
@@ -99,7 +128,7 @@ mod tests {
 
     fn whole() -> Value {
         let (_, document) = crate::routes::routes().split_for_parts();
-        let Document(text) = complete(&document, &catalog()).unwrap();
+        let text = complete(&document, &catalog()).unwrap();
         serde_json::from_slice(&text).unwrap()
     }
 

@@ -13,7 +13,7 @@ pub fn never_null(schema: &mut Value) {
 
 /// Lists the values of a query parameter that names a chain or a token.
 pub fn narrow_parameter(parameter: &mut Value, catalog: &Catalog) {
-    let chains = &catalog.0;
+    let chains = &*catalog.0;
     let known: BTreeSet<&str> = match parameter["name"].as_str() {
         Some("chain") => chains.iter().map(|chain| chain.name.as_str()).collect(),
         Some("token") => chains.iter().flat_map(|chain| &chain.tokens).map(|token| token.symbol.as_str()).collect(),
@@ -53,7 +53,7 @@ pub fn narrow(schemas: &mut Value, catalog: &Catalog) {
 }
 
 fn narrow_order(create: &mut Value, catalog: &Catalog) {
-    let chains = &catalog.0;
+    let chains = &*catalog.0;
     let tokens = || chains.iter().flat_map(|chain| chain.tokens.iter().map(move |token| (chain, token)));
     let one_of = |values: &mut dyn Iterator<Item = Value>| {
         let mut seen = BTreeSet::new();
@@ -69,7 +69,7 @@ fn narrow_order(create: &mut Value, catalog: &Catalog) {
     fields["amount_decimal"]["pattern"] = json!(decimal_pattern(catalog));
     create["additionalProperties"] = json!(false);
     create["example"] = json!({
-        "chain": chains.first().map(|chain| &chain.name),
+        "chain": chains.iter().next().map(|chain| &chain.name),
         "amount": "100000000000000",
         "external_id": "order-7",
         "metadata": { "shop": "north" },

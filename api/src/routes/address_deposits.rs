@@ -49,7 +49,7 @@ pub async fn list(
         db.expect(&places)?;
         let next_cursor = page.cut(&mut places, |last| encode_cursor(*last));
         let ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
-        Ok(Json(DepositPage { data: payment_reply::load(&app.catalog, &db, &ids).await?, next_cursor }))
+        Ok(Json(DepositPage { data: payment_reply::load(&app.catalog(), &db, &ids).await?, next_cursor }))
     };
     app.read_page(page, load).await
 }

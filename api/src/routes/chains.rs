@@ -67,10 +67,10 @@ pub async fn chains(State(app): State<App>, _: Caller) -> Json<List<ChainReply>>
             confirmations_required: policy.confirmations(),
             finality: policy.finality(),
             min_transfer: chain.min_transfer.to_string(),
-            tokens: offered(&app, chain).map(|token| token.symbol.clone()).collect(),
+            tokens: offered(chain).map(|token| token.symbol.clone()).collect(),
         }
     };
-    Json(List { data: app.catalog.0.iter().map(reply).collect() })
+    Json(List { data: app.catalog().0.iter().map(reply).collect() })
 }
 
 /// `GET /api/v1/tokens`, of one chain with `?chain=NAME`.
@@ -84,22 +84,24 @@ pub async fn tokens(
     _: Caller,
     Parameters(parameters): Parameters,
 ) -> Result<Json<List<TokenReply>>, Problem> {
-    let mut chains: Vec<&Chain> = app.catalog.0.iter().collect();
+    let catalog = app.catalog();
+    let mut chains: Vec<&Chain> = catalog.0.iter().collect();
     for (name, value) in &parameters {
         match name.as_str() {
-            "chain" => chains = vec![app.catalog.by_name(value).map_err(|message| Problem::field("chain", message))?],
+            "chain" => chains = vec![catalog.by_name(value).map_err(|message| Problem::field("chain", message))?],
             _ => return Err(Problem::field(name, "unknown parameter; expected chain")),
         }
     }
-    Ok(Json(List { data: chains.into_iter().flat_map(|chain| token_replies(&app, chain)).collect() }))
+    Ok(Json(List { data: chains.into_iter().flat_map(token_replies).collect() }))
 }
 
-fn offered<'a>(app: &'a App, chain: &'a Chain) -> impl Iterator<Item = &'a Token> {
-    chain.tokens.iter().filter(|token| app.availability.offers(chain.id, token.address))
+/// The tokens in which payments can be asked for.
+fn offered(chain: &Chain) -> impl Iterator<Item = &Token> {
+    chain.tokens.iter().filter(|token| !chain.doubts.contains_key(&token.address))
 }
 
-fn token_replies<'a>(app: &'a App, chain: &'a Chain) -> impl Iterator<Item = TokenReply> + 'a {
-    offered(app, chain).map(|token| TokenReply {
+fn token_replies(chain: &Chain) -> impl Iterator<Item = TokenReply> {
+    offered(chain).map(|token| TokenReply {
         chain: chain.name.clone(),
         chain_id: chain.id.0,
         token: token.symbol.clone(),

@@ -1,6 +1,7 @@
 //! `/livez`, `/readyz` and `/health`. The probes themselves are in `health_checks`.
 
 use crate::app::App;
+use crate::chains::catalog::Catalog;
 use crate::health_checks::{Dependencies, Findings, ProbeError};
 use axum::Json;
 use axum::extract::State;
@@ -170,14 +171,13 @@ pub async fn readyz(State(app): State<App>) -> Response {
 )]
 pub async fn health(State(app): State<App>) -> Response {
     let (dependencies, heads, topics) = tokio::join!(app.health.dependencies(), app.health.heads(), app.health.topics());
-    let chains: Vec<ChainId> = app.catalog.0.iter().map(|chain| chain.id).collect();
+    let Catalog(listed) = app.catalog();
+    let chains: Vec<ChainId> = listed.iter().map(|chain| chain.id).collect();
     let Findings { processed, witnessed, set_aside, orphans } =
         if dependencies.database.is_none() { app.health.findings(chains).await } else { Findings::default() };
     let set_aside = without_names(set_aside);
     let stages = stage::waiting().into_iter().map(|(stage, error)| StageHealth { stage, error }).collect::<Vec<_>>();
-    let chains: Vec<ChainHealth> = app
-        .catalog
-        .0
+    let chains: Vec<ChainHealth> = listed
         .iter()
         .map(|chain| {
             let (head, error) = match heads.get(&chain.id) {
@@ -255,11 +255,11 @@ fn unwitnessed(chain: &Chain, witnessed: &Witnessed) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chains::catalog::tests::catalog;
+    use crate::chains::catalog::tests::chains;
 
     #[test]
     fn a_chain_that_waits_for_witnesses_for_a_while_is_said_to() {
-        let chain = catalog().0.remove(0);
+        let chain = chains().remove(0);
         let said = |number, seconds: Option<u64>| {
             unwitnessed(&chain, &Witnessed { number, behind: seconds.map(Duration::from_secs) }).unwrap_or_default()
         };

@@ -77,7 +77,7 @@ fn public_routes() -> OpenApiRouter<App> {
 pub fn service(app: App) -> serde_json::Result<NormalizePath<Router>> {
     let authenticated = middleware::from_fn_with_state(app.clone(), auth::authenticate);
     let (routes, document) = public_routes().merge(merchant_routes().route_layer(authenticated)).split_for_parts();
-    let document = openapi::complete(&document, &app.catalog)?;
+    let document = openapi::Document::new(document, app.listing.clone())?;
     let routes = routes
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)

@@ -62,14 +62,15 @@ pub fn no_payment(id: impl Display) -> Problem {
     ),
 )]
 pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, Body(body): Body) -> Result<Response, Problem> {
-    let order = Order::read(&body, &app.catalog, caller.settings().terms);
+    let catalog = app.catalog();
+    let order = Order::read(&body, &catalog, caller.settings().terms);
     let fingerprint = Fingerprint::new(order.as_ref().ok().map(|order| order.fingerprint), &body);
     let idempotency_key = idempotency::read_header(&headers, fingerprint)?;
     // Held until the response.
     let _in_flight = idempotency_key.as_ref().map(|key| app.in_flight_keys.begin(caller.merchant, &key.text)).transpose()?;
     let accept = async {
         let order = order?;
-        app.check_available(&order, clock::now()?)?;
+        app.check_available(&catalog, &order, clock::now()?)?;
         Ok((order, app.account_of(caller.settings()).await?))
     };
     let (order, account) = match (accept.await, &idempotency_key) {
@@ -116,7 +117,7 @@ pub async fn get(State(app): State<App>, caller: Caller, PaymentPath(id): Paymen
         if !hidden.is_empty() {
             return Err(Problem::unacknowledged());
         }
-        payment_reply::complete(&app.catalog, &db, &found).await?.pop().map(Json).ok_or_else(|| no_payment(id))
+        payment_reply::complete(&app.catalog(), &db, &found).await?.pop().map(Json).ok_or_else(|| no_payment(id))
     };
     app.read(load).await
 }
@@ -149,7 +150,7 @@ pub async fn cancel(
     // A client that did not get the answer asks again.
     if payment.status() == Status::Cancelled {
         drop(transaction);
-        return payment_reply::load(&app.catalog, &db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id));
+        return payment_reply::load(&app.catalog(), &db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id));
     }
     let step = lifecycle::step(&payment, &Input::Cancel { at: clock::now()? })
         .map_err(|illegal| Problem::new(StatusCode::CONFLICT, "not-pending", "The payment can't be cancelled", illegal))?;
@@ -158,5 +159,5 @@ pub async fn cancel(
     store::record_requested_events(&transaction, step.events.iter().map(|event| (&step.next, event, Some(key.as_str()))))
         .await?;
     transaction.commit().await?;
-    payment_reply::load(&app.catalog, &db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id))
+    payment_reply::load(&app.catalog(), &db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id))
 }

@@ -111,13 +111,14 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     // Until all of it is answered; then the reply takes room of its own.
     let _room = room;
+    let catalog = app.catalog();
     let read = {
-        let (app, caller) = (app.clone(), caller.clone());
+        let (catalog, caller) = (catalog.clone(), caller.clone());
         move || {
             let items = read_items(&bytes)?;
             caller.spend_orders(items.len())?;
             let terms = caller.settings().terms;
-            let orders: Vec<_> = items.iter().map(|item| ReadOrder::of(item, &app.catalog, terms)).collect();
+            let orders: Vec<_> = items.iter().map(|item| ReadOrder::of(item, &catalog, terms)).collect();
             Ok((Fingerprint::new(Some(meaning(&orders)), &bytes), orders))
         }
     };
@@ -156,7 +157,7 @@ pub async fn create(
             (None, None) => None,
         };
         let accepted = order.and_then(|order| {
-            app.check_available(&order, now)?;
+            app.check_available(&catalog, &order, now)?;
             Ok((order, account.clone()?))
         });
         if let (Err(_), Some(key)) = (&accepted, &key) {

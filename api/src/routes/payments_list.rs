@@ -40,9 +40,9 @@ pub struct Page {
     responses((status = 200, description = "A page.", body = Page)),
 )]
 pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters): Parameters) -> Result<Json<Page>, Problem> {
-    let mut filter = PaymentFilter::default();
+    let (mut filter, catalog) = (PaymentFilter::default(), app.catalog());
     let page = PageQuery::read(parameters, PageSize::STANDARD, PARAMETERS, decode_cursor, |name, value| {
-        set_filter(&mut filter, &app.catalog, name, value)
+        set_filter(&mut filter, &catalog, name, value)
     })?;
     filter.below = page.cursor;
     app.read_page(&page, |db| load(&app, caller.merchant, &filter, &page, db)).await.map(Json)
@@ -62,7 +62,7 @@ async fn load(app: &App, merchant: Uuid, filter: &PaymentFilter, page: &PageQuer
     let mut ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
     let (db, hidden) = app.still_unacknowledged(db, &ids).await?;
     ids.retain(|id| !hidden.contains(id));
-    Ok(Page { data: payment_reply::load(&app.catalog, &db, &ids).await?, next_cursor })
+    Ok(Page { data: payment_reply::load(&app.catalog(), &db, &ids).await?, next_cursor })
 }
 
 fn set_filter(filter: &mut PaymentFilter, catalog: &Catalog, name: &str, value: String) -> Result<bool, String> {

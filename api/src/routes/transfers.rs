@@ -91,7 +91,8 @@ fn read(parameters: Vec<(String, String)>) -> Result<Page, Problem> {
 async fn list(app: &App, db: &Connection, owner: TransferOwner, page: &Page) -> Result<Json<TransferPage>, Problem> {
     let mut transfers = store::list_transfers(db, owner, page.cursor.as_ref(), page.rows_to_load()).await?;
     let next_cursor = page.cut(&mut transfers, |last: &ReceivedTransfer| encode_cursor(&last.place()));
-    let depths = Depths::load(&app.catalog, db, transfers.iter(), iter::empty()).await?;
+    let catalog = app.catalog();
+    let depths = Depths::load(&catalog, db, transfers.iter(), iter::empty()).await?;
     Ok(Json(TransferPage { data: transfers.iter().map(|paid| depths.reply(paid)).collect(), next_cursor }))
 }
 

@@ -2,7 +2,7 @@
 
 use super::url::NodeUrl;
 use crate::proof::Verify;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use topics::{Address, Amount, ChainId};
 
@@ -42,6 +42,8 @@ pub struct Chain {
     /// Whether to request call traces, which show coin that contracts send.
     pub traces: bool,
     pub tokens: Vec<Token>,
+    /// The tokens in doubt, and why: their contracts were not asked yet, or contradict the file. See [`Listing`](crate::Listing).
+    pub doubts: BTreeMap<Address, String>,
 }
 
 /// When a transfer counts as confirmed.
@@ -85,6 +87,15 @@ impl Token {
 }
 
 impl Chain {
+    /// Whether `other` is followed in the same way: its tokens and policies make no difference to that.
+    pub fn is_followed_as(&self, other: &Self) -> bool {
+        let followed = |chain: &Self| {
+            let Self { name, id, rpc_urls, ws_urls, witnesses, start_block, poll_interval, verify, traces, .. } = chain.clone();
+            ((name, id, rpc_urls, ws_urls), (witnesses, start_block, poll_interval, verify, traces))
+        };
+        followed(self) == followed(other)
+    }
+
     /// The providers of the endpoints, each once.
     pub fn providers(&self) -> BTreeSet<&str> {
         self.rpc_urls.iter().map(NodeUrl::provider).collect()

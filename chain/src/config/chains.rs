@@ -11,10 +11,6 @@ use topics::ChainId;
 pub struct Chains(Vec<Chain>);
 
 impl Chains {
-    pub(crate) fn new(chains: Vec<Chain>) -> Self {
-        Self(chains)
-    }
-
     /// Reads the file. [`ChainsFile::resolve`] then asks the nodes for missing chain ids.
     ///
     /// # Errors
@@ -48,6 +44,16 @@ impl Chains {
     /// All chains in the file's order.
     pub fn iter(&self) -> impl Iterator<Item = &Chain> {
         self.0.iter()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Chain> {
+        self.0.iter_mut()
+    }
+}
+
+impl From<Vec<Chain>> for Chains {
+    fn from(chains: Vec<Chain>) -> Self {
+        Self(chains)
     }
 }
 

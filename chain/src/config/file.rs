@@ -13,7 +13,7 @@ use crate::proof::Verify;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::Path;
@@ -103,6 +103,7 @@ impl ChainEntry {
             verify: verify.unwrap_or(preset.verify),
             traces,
             tokens,
+            doubts: BTreeMap::new(),
         }
     }
 }

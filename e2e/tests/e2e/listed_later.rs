@@ -1,7 +1,10 @@
-//! A token that chains.yaml lists only after it was received: the next replay credits it, and any further one changes nothing.
+//! A token that chains.yaml lists only after it was received: the next replay credits it, and any further one changes nothing. One whose
+//! decimals are in doubt: what arrives in it waits, and is credited once they are right.
 
 use crate::books::{Books, CHAINS, X, X_LISTED, chains, failed, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
+use chain::{Chain, Chains};
+use confirmer::orphans::OrphanLook;
 use e2e::Stack;
 use payments::{Policy, Status, deposit};
 use topics::{Address, Amount, B256, BlockRef, Kind, Matches, Source, Transfer, TransferId};
@@ -83,5 +86,76 @@ async fn a_token_that_is_listed_later_is_credited_once_however_often_its_blocks_
         let ownerless = "SELECT count(*) FROM transfers WHERE payment_id IS NULL OR NOT listed";
         ensure!(client.query_one(ownerless, &[]).await?.get::<_, i64>(0) == 0, "a row without its payment");
     }
+    Ok(())
+}
+
+/// The same chains, with the token in doubt: its decimals are wrong, and so is the minimum that is made with them.
+fn doubted(chains: &Chains) -> Chains {
+    let doubt = |chain: &Chain| {
+        let doubts = chain.tokens.iter().map(|token| (token.address, "18 decimals".to_owned())).collect();
+        let mut doubted = Chain { doubts, ..chain.clone() };
+        for token in &mut doubted.tokens {
+            (token.decimals, token.min_transfer) = (18, Amount::from(10_u64.pow(16)));
+        }
+        doubted
+    };
+    chains.iter().map(doubt).collect::<Vec<_>>().into()
+}
+
+/// Its decimals would make amounts and minimums that nobody meant. A payment in it was asked for when they were right.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrives_in_a_token_in_doubt_waits_and_is_credited_once() -> Result<()> {
+    let right = chains(X_LISTED).await?;
+    let wrong = doubted(&right);
+    let find = |token| payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some() == token);
+    let (coin, asked) = (find(false).context("a payment")?, find(true).context("a payment")?);
+    let customer = static_addresses().remove(0);
+    let lost = [transfer(2, 0, customer.address), transfer(2, 1, coin.address)];
+    let paid = vec![
+        transfer(1, 0, customer.address),
+        transfer(1, 1, coin.address),
+        transfer(1, 2, asked.address),
+        transfer(1, 3, asked.address),
+    ];
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let removed = block(2, Kind::Added, lost.to_vec());
+    let removal = Matches { sequence: 3, kind: Kind::Removed, transfers: Vec::new(), ..removed.clone() };
+    for record in [block(1, Kind::Added, paid.clone()), block(1, Kind::Replayed, paid.clone()), removed, removal] {
+        books.apply(&wrong, &[record]).await.map_err(failed)?;
+    }
+    let told = async |books: &Books| -> Result<Vec<String>> {
+        Ok(books.events().await?.into_iter().map(|event| event.r#type).filter(|kind| kind != "payment.created").collect())
+    };
+    let before = told(&books).await?;
+    ensure!(
+        !before.is_empty() && before.iter().all(|kind| !kind.contains("deposit") && !kind.contains("unexpected")),
+        "{before:?}"
+    );
+    let paid_in_parts = &books.all().await?[&asked.id];
+    ensure!(
+        paid_in_parts.received() == Amount::from(140),
+        "a payment in the token is paid as it was asked for: {paid_in_parts:?}"
+    );
+    ensure!(paid_in_parts.transfers.iter().all(|transfer| transfer.label.decimals == Some(6)), "{paid_in_parts:?}");
+    let client = books.pool.get().await?;
+    let waiting = async || -> Result<i64> { Ok(client.query_one("SELECT count(*) FROM orphan_transfers", &[]).await?.get(0)) };
+    // Whoever does not list the token has nothing to say about it either.
+    for others in [&wrong, &chains(NOTHING_LISTED).await?] {
+        OrphanLook::default().credit_owned(&books.pool, others).await.map_err(failed)?;
+        ensure!(waiting().await? == 2, "{}", waiting().await?);
+    }
+
+    OrphanLook::default().credit_owned(&books.pool, &right).await.map_err(failed)?;
+    ensure!(waiting().await? == 0, "{}", waiting().await?);
+    books.apply(&right, &[block(1, Kind::Replayed, paid.clone())]).await.map_err(failed)?;
+    let known = books.all().await?;
+    let deposit = known.get(&deposit::deposit_id(&paid[..1], 1_000)).context("the deposit")?;
+    ensure!(
+        (deposit.status(), deposit.received(), deposit.asset.decimals) == (Status::Confirmed, paid[0].amount, 6),
+        "{deposit:?}"
+    );
+    let after = told(&books).await?;
+    let told = after.get(before.len()..).unwrap_or_default();
+    ensure!(told == ["deposit.detected", "payment.unexpected_transfer", "deposit.confirmed"], "{told:?}");
     Ok(())
 }

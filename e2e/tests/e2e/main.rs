@@ -27,6 +27,7 @@ mod holes;
 mod ingest;
 mod lifecycle;
 mod listed_later;
+mod listing;
 mod lists;
 mod lost_rows;
 mod merchants;

@@ -1,7 +1,7 @@
 //! One chain's fault stops one chain: it is set aside, named with the command that helps, and goes on where it left off.
 
 use anyhow::{Context as _, Result, ensure};
-use chain::Chains;
+use chain::Listing;
 use confirmer::aside;
 use confirmer::fold::FOLDING;
 use e2e::{Api, KafkaAdmin, Lab, Node, Payment, Plan, Process, eventually, records};
@@ -316,9 +316,9 @@ async fn bring_back(lab: &Lab, records: &[wire::MatchesRecord], passed: i64) -> 
     FOLDING.claim(&client, &span).await.map_err(failed)?;
     FOLDING.set_aside(&client, (&topic, partition), CHAIN, 0, "a test").await.map_err(failed)?;
 
-    let (chains, stop) = (Chains::load(&lab.settings()?.chains_file)?.resolve().await?, CancellationToken::new());
+    let (listing, stop) = (Listing::open(&lab.settings()?.chains_file).await?.0, CancellationToken::new());
     let (stopped, catching_up, handle) = (stop.clone(), pool.clone(), Handle::current());
-    let catch_up = tokio::task::spawn_blocking(move || aside::catch_up(&kafka, &catching_up, &chains, &handle, &stopped));
+    let catch_up = tokio::task::spawn_blocking(move || aside::catch_up(&kafka, &catching_up, &listing, &handle, &stopped));
     eventually("the chain to be back", async || {
         Ok(FOLDING.set_aside_in(&client, &topic, partition).await.map_err(failed)?.is_empty().then_some(()))
     })

@@ -1,5 +1,5 @@
 //! Rows of `orphan_transfers`: transfers to an address that has an intent in Kafka and no payment in Postgres, as after a restore
-//! that could not bring the payment back. They wait for it; the chain goes on.
+//! that could not bring the payment back, and those in a token whose decimals are in doubt. They wait; the chain goes on.
 
 use super::amount::read_amount;
 use deadpool_postgres::GenericClient;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::Row;
 use topics::{Address, B256, BlockRef, ChainId, Source, Transfer, TransferId};
 
-/// A transfer without an owner, in a block that is on the chain.
+/// A transfer without an owner, or in a token in doubt, in a block that is on the chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrphanTransfer {
     pub block: BlockRef,
@@ -18,6 +18,8 @@ pub struct OrphanTransfer {
     /// The part of the block that brought it, as in `chain.matches`.
     pub part: u32,
     pub transfer: Transfer,
+    /// It waits for its token, and not for its owner.
+    pub in_doubt: bool,
 }
 
 impl OrphanTransfer {
@@ -38,13 +40,13 @@ pub async fn save_orphans(db: &impl GenericClient, orphans: &[&OrphanTransfer]) 
     let statement = db
         .prepare_cached(
             "INSERT INTO orphan_transfers (chain_id, block_hash, transaction_hash, source, index, address, block_number,
-                 block_timestamp, transaction_index, token_address, sender, amount, part)
+                 block_timestamp, transaction_index, token_address, sender, amount, part, in_doubt)
              SELECT chain_id, block_hash, transaction_hash, source, index, address, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount::numeric, part
+                 transaction_index, token_address, sender, amount::numeric, part, in_doubt
              FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::bytea[], $7::bigint[], $8::bigint[],
-                 $9::bigint[], $10::bytea[], $11::bytea[], $12::text[], $13::bigint[])
+                 $9::bigint[], $10::bytea[], $11::bytea[], $12::text[], $13::bigint[], $14::boolean[])
                AS t (chain_id, block_hash, transaction_hash, source, index, address, block_number, block_timestamp,
-                 transaction_index, token_address, sender, amount, part)
+                 transaction_index, token_address, sender, amount, part, in_doubt)
              ON CONFLICT DO NOTHING",
         )
         .await?;
@@ -65,6 +67,7 @@ pub async fn save_orphans(db: &impl GenericClient, orphans: &[&OrphanTransfer]) 
             &transfers().map(|t| t.from.as_slice()).collect::<Vec<_>>(),
             &transfers().map(|t| t.amount.to_string()).collect::<Vec<_>>(),
             &orphans.iter().map(|o| i64::from(o.part)).collect::<Vec<_>>(),
+            &orphans.iter().map(|o| o.in_doubt).collect::<Vec<_>>(),
         ],
     )
     .await?;
@@ -85,21 +88,24 @@ pub async fn remove_orphans(db: &impl GenericClient, chain: ChainId, blocks: &[B
     Ok(())
 }
 
-/// Addresses of these chains' orphans whose payment or static address is there now: at most `limit`. It looks each address up, so it
-/// takes as long as there are orphans.
+/// Addresses of these chains' orphans whose payment or static address is there now: at most `limit`. Of those that wait for
+/// their token only those of one that is `fitting`. It looks each address up, so it takes as long as there are orphans.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid address.
 pub async fn owned_orphans(
     db: &impl GenericClient,
     chains: &[ChainId],
+    fitting: &[(ChainId, Address)],
     limit: i64,
 ) -> Result<BTreeMap<ChainId, Vec<Address>>, Failure> {
     let statement = db
         .prepare_cached(
             // The limits keep the planner from reading all payments.
             "SELECT o.chain_id, o.address FROM (
-                 SELECT DISTINCT chain_id, address FROM orphan_transfers WHERE chain_id = ANY($1)) AS o
+                 SELECT DISTINCT chain_id, address FROM orphan_transfers t WHERE chain_id = ANY($1) AND (NOT in_doubt OR EXISTS (
+                     SELECT FROM unnest($3::bigint[], $4::bytea[]) AS fitting (chain_id, token)
+                     WHERE fitting.chain_id = t.chain_id AND fitting.token = t.token_address))) AS o
              CROSS JOIN LATERAL (
                  (SELECT FROM payments p WHERE p.address = o.address AND p.deposit_address IS NULL LIMIT 1)
                  UNION ALL (SELECT FROM deposit_addresses d WHERE d.address = o.address LIMIT 1)
@@ -109,15 +115,17 @@ pub async fn owned_orphans(
         .await?;
     let chains: Vec<i64> = chains.iter().map(|chain| bigint(chain.0)).collect();
     let mut owned: BTreeMap<ChainId, Vec<Address>> = BTreeMap::new();
-    for row in db.query(&statement, &[&chains, &limit]).await? {
+    let fitting_chains: Vec<i64> = fitting.iter().map(|(chain, _)| bigint(chain.0)).collect();
+    let fitting_tokens: Vec<&[u8]> = fitting.iter().map(|(_, token)| token.as_slice()).collect();
+    for row in db.query(&statement, &[&chains, &limit, &fitting_chains, &fitting_tokens]).await? {
         let address = topics::address("address", row.get(1)).map_err(Failure::halt)?;
         owned.entry(ChainId(unsigned(row.get(0)))).or_default().push(address);
     }
     Ok(owned)
 }
 
-/// Deletes a chain's first orphans to these addresses, and returns them in the chain's order, block by block, to be credited: about
-/// `limit`, of whole blocks.
+/// Deletes a chain's first orphans to these addresses, of those that wait for their token only those of one that is `fitting`, and returns
+/// them in the chain's order, block by block, to be credited: about `limit`, of whole blocks.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid transfer.
@@ -125,34 +133,38 @@ pub async fn take_orphans(
     db: &impl GenericClient,
     chain: ChainId,
     addresses: &[Address],
+    fitting: &[Address],
     limit: i64,
 ) -> Result<Vec<OrphanTransfer>, Failure> {
     let statement = db
         .prepare_cached(
             "DELETE FROM orphan_transfers o USING (
                  SELECT DISTINCT block_hash FROM (
-                     SELECT block_hash FROM orphan_transfers WHERE chain_id = $1 AND address = ANY($2)
+                     SELECT block_hash FROM orphan_transfers
+                     WHERE chain_id = $1 AND address = ANY($2) AND (NOT in_doubt OR token_address = ANY($4))
                      ORDER BY block_number, block_hash LIMIT $3) AS first) AS block
              WHERE o.chain_id = $1 AND o.address = ANY($2) AND o.block_hash = block.block_hash
+                 AND (NOT o.in_doubt OR o.token_address = ANY($4))
              RETURNING o.chain_id, o.block_hash, o.transaction_hash, o.source, o.index, o.address, o.block_number, o.block_timestamp,
                  o.transaction_index, o.token_address, o.sender, o.amount::text, o.part",
         )
         .await?;
-    let addresses: Vec<&[u8]> = addresses.iter().map(|address| address.as_slice()).collect();
-    let rows = db.query(&statement, &[&bigint(chain.0), &addresses, &limit]).await?;
+    let bytes = |addresses: &[Address]| addresses.iter().map(|address| address.to_vec()).collect::<Vec<_>>();
+    let rows = db.query(&statement, &[&bigint(chain.0), &bytes(addresses), &limit, &bytes(fitting)]).await?;
     let mut orphans = rows.iter().map(read_orphan).collect::<Result<Vec<_>, _>>()?;
     let place = |t: &Transfer| (t.transaction_index, t.id.source, t.id.index);
     orphans.sort_by_key(|orphan| (orphan.block.number, orphan.block.hash, orphan.part, place(&orphan.transfer)));
     Ok(orphans)
 }
 
-/// The number of orphans.
+/// The number of orphans that wait for their owner, and of those that wait for their token.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn count_orphans(db: &impl GenericClient) -> Result<i64, Failure> {
-    let statement = db.prepare_cached("SELECT count(*) FROM orphan_transfers").await?;
-    Ok(db.query_one(&statement, &[]).await?.get(0))
+pub async fn count_orphans(db: &impl GenericClient) -> Result<(i64, i64), Failure> {
+    let sql = "SELECT count(*) FILTER (WHERE NOT in_doubt), count(*) FILTER (WHERE in_doubt) FROM orphan_transfers";
+    let row = db.query_one(&db.prepare_cached(sql).await?, &[]).await?;
+    Ok((row.get(0), row.get(1)))
 }
 
 fn read_orphan(row: &Row) -> Result<OrphanTransfer, Failure> {
@@ -178,5 +190,6 @@ fn read_orphan(row: &Row) -> Result<OrphanTransfer, Failure> {
             amount: read_amount(row, 11)?,
             transaction_index: u32::try_from(row.get::<_, i64>(8)).unwrap_or_default(),
         },
+        in_doubt: false,
     })
 }

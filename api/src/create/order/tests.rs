@@ -3,7 +3,7 @@
 use super::fields::MAX_METADATA_BYTES;
 use super::*;
 use crate::chains::catalog::COIN;
-use crate::chains::catalog::tests::catalog;
+use crate::chains::catalog::tests::{catalog, chains};
 use merchants::BasisPoints;
 use serde_json::Value;
 
@@ -65,9 +65,10 @@ fn an_amount_may_be_in_whole_tokens_and_is_the_same_order() {
 
 #[test]
 fn an_amount_that_no_transfer_of_it_would_pay_is_refused_with_the_least() {
-    let mut catalog = catalog();
-    catalog.0[0].min_transfer = Amount::from(7);
-    catalog.0[0].tokens[0].min_transfer = Amount::from(5);
+    let mut chains = chains();
+    chains[0].min_transfer = Amount::from(7);
+    chains[0].tokens[0].min_transfer = Amount::from(5);
+    let catalog = Catalog::of(chains);
     let read = |body: &str| Order::read(body.as_bytes(), &catalog, DefaultTerms::default());
     for (least, token) in [(7, "null"), (5, r#""USDX""#)] {
         let order = |amount: u64| format!(r#"{{"chain":"anvil","token":{token},"amount":{amount}}}"#);
@@ -159,8 +160,9 @@ fn a_tolerance_of_everything_leaves_something_to_pay() {
 
 #[test]
 fn a_large_amount_has_the_policy_of_its_tier_unless_the_request_sets_a_count() {
-    let mut catalog = catalog();
-    catalog.0[0].tiers = vec![chain::Tier { from: Amount::from(100), policy: chain::Policy::Finalized }];
+    let mut chains = chains();
+    chains[0].tiers = vec![chain::Tier { from: Amount::from(100), policy: chain::Policy::Finalized }];
+    let catalog = Catalog::of(chains);
     let policy = |body: &str| Order::read(body.as_bytes(), &catalog, DefaultTerms::default()).unwrap().policy;
     assert_eq!(policy(r#"{"amount":99,"chain":"anvil"}"#), Policy::Confirmations(3));
     assert_eq!(policy(r#"{"amount":100,"chain":"anvil"}"#), Policy::Finalized);

@@ -88,6 +88,8 @@ CREATE TABLE deposit_addresses (
     xpub          text NOT NULL REFERENCES xpubs,
     address_index bigint NOT NULL,
     created_at    bigint NOT NULL,
+    -- The id of the API key that asked.
+    asked_by      text,
     UNIQUE (xpub, address_index),
     UNIQUE (merchant_id, external_id)
 );
@@ -536,6 +538,8 @@ CREATE TABLE webhook_endpoints (
     -- The merchant does not see it any more, and it is sent nothing. Its deliveries are removed, and then the row.
     deleted_at       timestamptz,
     created_at       timestamptz NOT NULL DEFAULT now(),
+    -- The id of the API key that asked for the last change.
+    asked_by         text,
     CHECK (enabled = (disabled_at IS NULL) AND enabled = (disabled_reason IS NULL)),
     CHECK ((old_secret IS NULL) = (old_secret_until IS NULL)),
     CHECK (deleted_at IS NULL OR NOT enabled)
@@ -592,3 +596,110 @@ CREATE TABLE webhook_attempts (
     reply       text NOT NULL DEFAULT '',
     PRIMARY KEY (delivery_id, number)
 );
+
+-- Who did what ------------------------------------------------------------------------------------------------------------------
+
+-- Changes to keys, merchants and webhooks: whatever a thief would have to change to be paid or told. Triggers write them, whoever makes
+-- the change and by what means, and no role has a right to this table. Who asked for a payment or a static address is in
+-- payment_events and deposit_addresses.
+CREATE TABLE changes (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at          timestamptz NOT NULL DEFAULT now(),
+    merchant_id uuid NOT NULL,
+    kind        text NOT NULL CHECK (kind IN ('key', 'merchant', 'webhook')),
+    -- Its id.
+    item        text NOT NULL,
+    change      text NOT NULL,
+    -- The id of the API key that asked; null for a command, or a role of its own accord.
+    asked_by    text,
+    -- As whom the change was made.
+    login       text NOT NULL DEFAULT session_user
+);
+CREATE INDEX changes_of_merchant ON changes (merchant_id, id);
+
+CREATE FUNCTION record_key_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    change text;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        INSERT INTO public.changes (merchant_id, kind, item, change) VALUES (OLD.merchant_id, 'key', OLD.id, 'removed');
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'INSERT' THEN
+        change := 'created, may ' || NEW.scope;
+    ELSE
+        change := concat_ws(', ', 'taken from ' || nullif(OLD.merchant_id, NEW.merchant_id), 'was ' || nullif(OLD.id, NEW.id),
+            CASE WHEN NEW.revoked_at IS DISTINCT FROM OLD.revoked_at THEN CASE WHEN NEW.revoked_at IS NULL THEN 'restored' ELSE 'revoked' END END,
+            'ends ' || CASE WHEN NEW.expires_at IS DISTINCT FROM OLD.expires_at THEN coalesce(NEW.expires_at::text, 'never') END,
+            'may ' || nullif(NEW.scope, OLD.scope));
+    END IF;
+    IF change <> '' THEN
+        INSERT INTO public.changes (merchant_id, kind, item, change) VALUES (NEW.merchant_id, 'key', NEW.id, change);
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER api_keys_changes AFTER INSERT OR UPDATE OF hash, merchant_id, scope, expires_at, revoked_at OR DELETE ON api_keys
+    FOR EACH ROW EXECUTE FUNCTION record_key_change();
+
+CREATE FUNCTION record_merchant_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    change text;
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        change := 'created as ' || NEW.name || coalesce(', account ' || NEW.xpub, '');
+    ELSE
+        change := concat_ws(', ', 'named ' || nullif(NEW.name, OLD.name),
+            CASE WHEN NEW.xpub IS DISTINCT FROM OLD.xpub
+                THEN format('account %s instead of %s', coalesce(NEW.xpub, 'cTrip''s'), coalesce(OLD.xpub, 'cTrip''s')) END,
+            'underpaid tolerance ' || nullif(NEW.underpaid_tolerance_bps, OLD.underpaid_tolerance_bps),
+            'overpaid tolerance ' || nullif(NEW.overpaid_tolerance_bps, OLD.overpaid_tolerance_bps),
+            CASE WHEN NEW.accept_late <> OLD.accept_late THEN 'accept late ' || NEW.accept_late END,
+            CASE WHEN NEW.metadata::text IS DISTINCT FROM OLD.metadata::text THEN 'metadata' END);
+    END IF;
+    IF change <> '' THEN
+        INSERT INTO public.changes (merchant_id, kind, item, change) VALUES (NEW.id, 'merchant', NEW.id::text, change);
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER merchants_changes AFTER INSERT OR UPDATE ON merchants FOR EACH ROW EXECUTE FUNCTION record_merchant_change();
+
+CREATE FUNCTION record_webhook_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    change text;
+    asker  text;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        IF OLD.deleted_at IS NULL THEN
+            INSERT INTO public.changes (merchant_id, kind, item, change)
+            VALUES (OLD.merchant_id, 'webhook', OLD.id::text, 'removed');
+        END IF;
+        RETURN NULL;
+    END IF;
+    asker := NEW.asked_by;
+    IF TG_OP = 'INSERT' THEN
+        change := 'created for ' || NEW.url;
+    ELSIF NEW.deleted_at IS NOT NULL THEN
+        change := CASE WHEN OLD.deleted_at IS NULL THEN 'deleted' ELSE '' END;
+    ELSE
+        change := concat_ws(', ', 'taken from ' || nullif(OLD.merchant_id, NEW.merchant_id),
+            CASE WHEN NEW.url <> OLD.url THEN format('%s instead of %s', NEW.url, OLD.url) END,
+            CASE WHEN NEW.events <> OLD.events THEN format('events %s', NEW.events) END,
+            CASE WHEN NEW.secret <> OLD.secret THEN 'new secret' END,
+            CASE WHEN NEW.enabled AND NOT OLD.enabled THEN 'enabled' END,
+            CASE WHEN OLD.enabled AND NOT NEW.enabled THEN 'disabled: ' || NEW.disabled_reason END);
+        IF OLD.enabled AND NEW.disabled_reason <> 'asked' THEN
+            asker := NULL;
+        END IF;
+    END IF;
+    IF change <> '' THEN
+        INSERT INTO public.changes (merchant_id, kind, item, change, asked_by)
+        VALUES (NEW.merchant_id, 'webhook', NEW.id::text, change, asker);
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER webhook_endpoints_changes AFTER INSERT OR UPDATE OF merchant_id, url, events, secret, enabled, deleted_at OR DELETE
+    ON webhook_endpoints
+    FOR EACH ROW EXECUTE FUNCTION record_webhook_change();

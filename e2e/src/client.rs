@@ -67,6 +67,12 @@ impl Api {
         Self { key: key.to_owned(), ..self.clone() }
     }
 
+    /// The public id of the merchant's key.
+    pub fn key_id(&self) -> String {
+        use sha2::Digest as _;
+        hex::encode(&sha2::Sha256::digest(self.key.as_bytes())[..8])
+    }
+
     /// Sends any request; returns the status and the JSON.
     ///
     /// # Errors

@@ -23,6 +23,11 @@ pub enum MerchantsCommand {
     },
     /// List all merchants with their settings
     List,
+    /// Show who made and changed a merchant, its keys and its webhooks, and when
+    History {
+        /// The merchant's name
+        name: String,
+    },
     /// Change a merchant's settings; those not given stay. Payments keep the terms that they were created with
     Update {
         /// The merchant's name
@@ -138,6 +143,14 @@ pub async fn run_merchants(database_url: &str, command: MerchantsCommand) -> any
                     merchant.created_at,
                     merchant.metadata.unwrap_or_else(|| "-".to_owned()),
                 ]
+            });
+            print_table(&head, rows);
+        }
+        MerchantsCommand::History { name } => {
+            let head = ["at", "what", "id", "change", "asked by key", "login"];
+            let rows = admin::history(database_url, &name).await?.into_iter().map(|change| {
+                let asked_by = change.asked_by.unwrap_or_else(|| "-".to_owned());
+                vec![change.at, change.kind, change.item, change.change, asked_by, change.login]
             });
             print_table(&head, rows);
         }

@@ -34,6 +34,8 @@ pub struct DepositAddress {
     pub address_index: u32,
     /// Unix seconds.
     pub created_at: u64,
+    /// The id of the API key that asked.
+    pub asked_by: Option<String>,
 }
 
 /// The id of the deposit that these transfers of one block create, the same in every replay. The same money in another block is

@@ -135,6 +135,7 @@ pub fn address_intent_record(address: &DepositAddress, installation: Uuid) -> wi
         external_id: address.external_id.clone().unwrap_or_default(),
         metadata: address.metadata.as_deref().unwrap_or_default().to_owned(),
         account: address.xpub.clone(),
+        asked_by: address.asked_by.clone().unwrap_or_default(),
         installation: installation.to_string(),
         ..wire::PaymentIntent::default()
     }
@@ -197,6 +198,7 @@ pub fn issued(intent: &wire::PaymentIntent) -> Result<(Issued, Origin), IntentEr
             xpub: account.to_owned(),
             address_index,
             created_at: intent.created_at,
+            asked_by: text(&intent.asked_by),
         };
         return Ok((Issued::Address(address), origin));
     }
@@ -270,6 +272,7 @@ mod tests {
             xpub: "0a1b".to_owned(),
             address_index: MAX_ADDRESS_INDEX,
             created_at: 0,
+            asked_by: Some("0a1b2c3d4e5f6071".to_owned()),
         };
         let right = address_intent_record(&address, Uuid::nil());
         assert_eq!(issued(&right).map(|(issued, _)| issued), Ok(Issued::Address(address)));

@@ -515,6 +515,7 @@ fn address() -> DepositAddress {
         xpub: String::new(),
         address_index: 5,
         created_at: 0,
+        asked_by: None,
     }
 }
 

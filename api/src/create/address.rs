@@ -26,6 +26,8 @@ pub struct AddressRequest {
     pub external_id: String,
     /// Kept only when the address is new.
     pub metadata: Option<String>,
+    /// The id of the API key.
+    pub asked_by: String,
     /// The installation that the database belongs to.
     pub installation: Uuid,
 }
@@ -35,7 +37,7 @@ pub struct AddressRequest {
 /// # Errors
 /// A 503 when Kafka does not acknowledge the intent: a retry gets the same address.
 pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> Result<(DepositAddress, bool), Problem> {
-    let AddressRequest { merchant, account, external_id, metadata, installation } = request;
+    let AddressRequest { merchant, account, external_id, metadata, asked_by, installation } = request;
     let began = Instant::now();
     let mut db = share::connection(pool).await?;
     let transaction = db.transaction().await?;
@@ -57,6 +59,7 @@ pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> 
         xpub: fingerprint,
         address_index,
         created_at: clock::now()?,
+        asked_by: Some(asked_by),
     };
     store::insert_addresses(&transaction, std::slice::from_ref(&new), installation).await?;
     transaction.commit().await?;

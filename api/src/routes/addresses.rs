@@ -119,7 +119,8 @@ pub async fn create(
     fields.finish(&FIELDS)?;
     let external_id = external_id.ok_or_else(Problem::internal)?;
     let account = app.account_of(caller.settings()).await?;
-    let request = AddressRequest { merchant: caller.merchant, account, external_id, metadata, installation: app.installation };
+    let (asked_by, installation) = (caller.id.to_string(), app.installation);
+    let request = AddressRequest { merchant: caller.merchant, account, external_id, metadata, asked_by, installation };
     let (address, is_new) = address::create(&app.pool, &app.intents, request).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(address.into())))

@@ -19,7 +19,7 @@ use std::fmt::Display;
 use utoipa::ToSchema;
 use uuid::Uuid;
 use webhooks::Guard;
-use webhooks::endpoints::{self, CreateRefusal, Endpoint, EndpointChanges};
+use webhooks::endpoints::{self, Endpoint, EndpointChanges, Refusal};
 use webhooks::event_types::{EVENT_TYPES, EVENT_WILDCARDS};
 use webhooks::signature::Secret;
 
@@ -160,25 +160,29 @@ pub async fn create(
     let new = read_changes(&mut fields, &app.guard);
     fields.finish(&FIELDS)?;
     let url = new.url.clone().ok_or_else(Problem::internal)?;
-    let created = endpoints::create(&mut app.db().await?, caller.merchant, &url, new).await?;
-    let created = created.map_err(|refusal| match refusal {
-        CreateRefusal::TooMany => {
+    let created = endpoints::create(&mut app.db().await?, caller.merchant, &url, new, &caller.id.to_string()).await?;
+    let created = created.map_err(|refusal| refused(refusal, "of this request"))?;
+    log_change(&caller, created.0.id, "created");
+    Ok((StatusCode::CREATED, Json(SecretReply::new(created))))
+}
+
+/// A 409, or a 404 for the webhook `id`.
+fn refused(refusal: Refusal, id: impl Display) -> Problem {
+    match refusal {
+        Refusal::TooMany => {
             let (most, in_an_hour) = (endpoints::MAX_ENDPOINTS_PER_MERCHANT, endpoints::MAX_ENDPOINTS_IN_AN_HOUR);
             let detail = format!(
                 "You have {most} webhooks, the maximum, or have had {in_an_hour} within an hour; delete one first, or wait"
             );
             Problem::new(StatusCode::CONFLICT, "too-many-webhooks", "Too many webhooks", detail)
         }
-        CreateRefusal::SameUrl(id) => webhook_exists(id),
-    })?;
-    log_change(&caller, created.0.id, "created");
-    Ok((StatusCode::CREATED, Json(SecretReply::new(created))))
-}
-
-/// A 409: each event would reach the URL twice.
-fn webhook_exists(id: Uuid) -> Problem {
-    let detail = format!("Your webhook {id} has this URL; change its events with PATCH, or delete it first");
-    Problem::new(StatusCode::CONFLICT, "webhook-exists", "There is a webhook with this URL", detail)
+        // Each event would reach the URL twice.
+        Refusal::SameUrl(twin) => {
+            let detail = format!("Your webhook {twin} has this URL; change its events with PATCH, or delete it first");
+            Problem::new(StatusCode::CONFLICT, "webhook-exists", "There is a webhook with this URL", detail)
+        }
+        Refusal::Absent => no_webhook(id),
+    }
 }
 
 /// Tells the operator which key did it.
@@ -263,13 +267,8 @@ pub async fn update(
     let mut fields = Fields::read(&body)?;
     let changes = EndpointChanges { enabled: fields.flag("enabled"), ..read_changes(&mut fields, &app.guard) };
     fields.finish(&UPDATE_FIELDS)?;
-    let db = app.db().await?;
-    if let Some(url) = &changes.url
-        && let Some(twin) = endpoints::twin(&db, caller.merchant, url, Some(id)).await?
-    {
-        return Err(webhook_exists(twin));
-    }
-    let changed = endpoints::update(&db, caller.merchant, id, changes).await?.ok_or_else(|| no_webhook(id))?;
+    let changed = endpoints::update(&mut app.db().await?, caller.merchant, id, changes, &caller.id.to_string()).await?;
+    let changed = changed.map_err(|refusal| refused(refusal, id))?;
     log_change(&caller, id, "changed");
     Ok(Json(WebhookReply::new(changed)))
 }
@@ -288,7 +287,8 @@ pub async fn rotate(
     caller: Caller,
     WebhookPath(id): WebhookPath,
 ) -> Result<Json<SecretReply>, Problem> {
-    let rotated = endpoints::rotate(&app.db().await?, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
+    let rotated = endpoints::rotate(&app.db().await?, caller.merchant, id, &caller.id.to_string()).await?;
+    let rotated = rotated.ok_or_else(|| no_webhook(id))?;
     log_change(&caller, id, "given a new secret");
     Ok(Json(SecretReply::new(rotated)))
 }
@@ -301,7 +301,7 @@ pub async fn rotate(
     responses((status = 204, description = "The webhook is deleted.")),
 )]
 pub async fn delete(State(app): State<App>, caller: Caller, WebhookPath(id): WebhookPath) -> Result<StatusCode, Problem> {
-    if endpoints::delete(&app.db().await?, caller.merchant, id).await? {
+    if endpoints::delete(&app.db().await?, caller.merchant, id, &caller.id.to_string()).await? {
         log_change(&caller, id, "deleted");
         Ok(StatusCode::NO_CONTENT)
     } else {

@@ -129,6 +129,7 @@ pub fn static_addresses() -> Vec<DepositAddress> {
         xpub: "f".to_owned(),
         address_index: 200 + u32::from(number),
         created_at: 0,
+        asked_by: None,
     };
     vec![address(0), address(1)]
 }

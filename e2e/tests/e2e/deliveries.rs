@@ -16,6 +16,9 @@ use webhooks::lane::Lane;
 use webhooks::queue::{self, ClaimLimits};
 use webhooks::retry_schedule;
 
+/// The id of the API key that asks for changes.
+const KEY: &str = "0123456789abcdef";
+
 fn failed(failure: runtime::Failure) -> anyhow::Error {
     anyhow::anyhow!("{failure}")
 }
@@ -67,10 +70,10 @@ async fn a_merchant_with_many_endpoints_leaves_room_for_the_others() -> Result<(
     // Each new endpoint would have messages of its own on their way.
     for made in 21.. {
         let id = endpoints::list(&db, greedy).await.map_err(failed)?.first().map(|endpoint| endpoint.id).context("none")?;
-        ensure!(endpoints::delete(&db, greedy, id).await.map_err(failed)?, "it was there");
+        ensure!(endpoints::delete(&db, greedy, id, KEY).await.map_err(failed)?, "it was there");
         let new = endpoints::EndpointChanges::default();
         let url = format!("https://example.com/{made}");
-        if endpoints::create(&mut db, greedy, &url, new).await.map_err(failed)?.is_err() {
+        if endpoints::create(&mut db, greedy, &url, new, KEY).await.map_err(failed)?.is_err() {
             ensure!(made == 101, "the endpoint {made} of an hour is refused");
             break;
         }
@@ -285,7 +288,7 @@ async fn what_is_pending_for_a_disabled_endpoint_ends() -> Result<()> {
     let enable = |enabled| endpoints::EndpointChanges { enabled: Some(enabled), ..endpoints::EndpointChanges::default() };
     let in_flight = due(&db, Lane::Healthy).await?.remove(0);
     endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?;
-    endpoints::update(&db, merchant, endpoint, enable(false)).await.map_err(failed)?;
+    endpoints::update(&mut db, merchant, endpoint, enable(false), KEY).await.map_err(failed)?.ok().context("no endpoint")?;
     ensure!(due(&db, Lane::Healthy).await?.is_empty(), "something is sent to a disabled endpoint");
     ensure!(
         queue::fail_pending(&db).await.map_err(failed)? == 4 && waits(&db).await?.is_empty(),
@@ -303,22 +306,45 @@ async fn what_is_pending_for_a_disabled_endpoint_ends() -> Result<()> {
         deliveries::redeliver(&pool, merchant, endpoint, &filter, RedeliverCursor::START).await.map_err(failed)?.is_none(),
         "it is disabled"
     );
-    endpoints::update(&db, merchant, endpoint, enable(true)).await.map_err(failed)?;
+    endpoints::update(&mut db, merchant, endpoint, enable(true), KEY).await.map_err(failed)?.ok().context("no endpoint")?;
     let again = deliveries::redeliver(&pool, merchant, endpoint, &filter, RedeliverCursor::START).await.map_err(failed)?;
     ensure!(again == Some((4, None)) && queue::fail_pending(&db).await.map_err(failed)? == 0, "{again:?}");
     Ok(())
 }
 
+/// Each event would reach that URL twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_endpoints_that_are_given_one_url_at_the_same_time_one_is_refused() -> Result<()> {
+    let (_lab, pool, mut db, merchant, one) = three_events().await?;
+    let url = |url: &str| endpoints::EndpointChanges { url: Some(url.to_owned()), ..endpoints::EndpointChanges::default() };
+    let other = endpoints::create(&mut db, merchant, "https://other.example", url("https://other.example"), KEY).await;
+    let (other, _) = other.map_err(failed)?.ok().context("not created")?;
+    // The pool has two connections.
+    drop(db);
+    for round in 0..20 {
+        let changes = [one, other.id].map(|id| {
+            let (pool, changes) = (pool.clone(), url(&format!("https://same.example/{round}")));
+            tokio::spawn(async move { endpoints::update(&mut pool.get().await?, merchant, id, changes, KEY).await })
+        });
+        let mut changed = 0;
+        for change in changes {
+            changed += usize::from(change.await?.map_err(failed)?.is_ok());
+        }
+        ensure!(changed == 1, "{changed} of two in round {round}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_deleted_endpoint_is_seen_by_nobody_and_sent_nothing() -> Result<()> {
-    let (_lab, pool, db, merchant, endpoint) = three_events().await?;
-    ensure!(endpoints::delete(&db, merchant, endpoint).await.map_err(failed)?, "it was there");
-    ensure!(!endpoints::delete(&db, merchant, endpoint).await.map_err(failed)?, "deleted twice");
+    let (_lab, pool, mut db, merchant, endpoint) = three_events().await?;
+    ensure!(endpoints::delete(&db, merchant, endpoint, KEY).await.map_err(failed)?, "it was there");
+    ensure!(!endpoints::delete(&db, merchant, endpoint, KEY).await.map_err(failed)?, "deleted twice");
     let enable = endpoints::EndpointChanges { enabled: Some(true), ..endpoints::EndpointChanges::default() };
-    ensure!(endpoints::update(&db, merchant, endpoint, enable).await.map_err(failed)?.is_none(), "changed");
+    ensure!(endpoints::update(&mut db, merchant, endpoint, enable, KEY).await.map_err(failed)?.is_err(), "changed");
     ensure!(endpoints::get(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "seen");
     ensure!(endpoints::list(&db, merchant).await.map_err(failed)?.is_empty(), "listed");
-    ensure!(endpoints::rotate(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "rotated");
+    ensure!(endpoints::rotate(&db, merchant, endpoint, KEY).await.map_err(failed)?.is_none(), "rotated");
     ensure!(endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "sent a ping");
     let again = deliveries::redeliver(&pool, merchant, endpoint, &RedeliverFilter::Failed, RedeliverCursor::START)
         .await
@@ -379,7 +405,8 @@ async fn what_a_former_server_answered_is_not_held_against_the_new_one() -> Resu
     settle(&mut db, sent.remove(0), 500, Verdict::Retry(Duration::ZERO)).await?;
     let mut sent = due(&db, Lane::Failing).await?;
     let moved = endpoints::EndpointChanges { url: Some("elsewhere".to_owned()), ..endpoints::EndpointChanges::default() };
-    let moved = endpoints::update(&db, merchant, endpoint, moved).await.map_err(failed)?.context("no endpoint")?;
+    let moved =
+        endpoints::update(&mut db, merchant, endpoint, moved, KEY).await.map_err(failed)?.ok().context("no endpoint")?;
     ensure!(moved.failing_since.is_none() && moved.paused_until.is_none(), "{moved:?}");
     settle(&mut db, sent.remove(0), 410, Verdict::Gone).await?;
     let now = endpoints::get(&db, merchant, endpoint).await.map_err(failed)?.context("no endpoint")?;

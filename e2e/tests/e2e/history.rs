@@ -20,12 +20,6 @@ async fn running() -> Result<Running> {
     Ok(Running { lab, api, process })
 }
 
-/// The public id of a key.
-fn key_id(key: &str) -> String {
-    use sha2::Digest as _;
-    hex::encode(&sha2::Sha256::digest(key.as_bytes())[..8])
-}
-
 async fn listed(api: &Api, payment: &str, query: &str) -> Result<Value> {
     let (status, page) = api.request(Method::GET, &format!("/api/v1/payments/{payment}/events{query}"), None, &[]).await?;
     ensure!(status.is_success(), "{status} {page}");
@@ -107,7 +101,7 @@ async fn every_event_is_kept_in_order_with_its_cause() -> Result<()> {
     let events = page["data"].as_array().context("events")?;
     ensure!(kinds(events) == ["payment.created", "payment.detected", "payment.confirmed"], "{page}");
     let [created, detected, confirmed] = events.as_slice() else { anyhow::bail!("{page}") };
-    ensure!(created["cause"]["kind"] == "request" && created["cause"]["api_key"] == key_id(&api.key), "{created}");
+    ensure!(created["cause"]["kind"] == "request" && created["cause"]["api_key"] == api.key_id(), "{created}");
     ensure!(created["status"] == "pending" && created["amount_received"] == "0", "{created}");
     ensure!(detected["cause"]["kind"] == "transfer" && detected["cause"]["api_key"].is_null(), "{detected}");
     let transfer = &detected["cause"]["transfer"];
@@ -133,7 +127,7 @@ async fn every_event_is_kept_in_order_with_its_cause() -> Result<()> {
     ensure!(status.is_success(), "{status}");
     let page = listed(&api, cancelled.id(), "").await?;
     ensure!(page["data"][1]["type"] == "payment.cancelled", "{page}");
-    ensure!(page["data"][1]["cause"]["api_key"] == key_id(&second.key), "{page}");
+    ensure!(page["data"][1]["cause"]["api_key"] == second.key_id(), "{page}");
     Ok(())
 }
 

@@ -103,6 +103,7 @@ impl Field {
             xpub: row.get(1),
             address_index: 1_000_000,
             created_at: 0,
+            asked_by: None,
         };
         let pool = runtime::db::pool(&self.lab.env["DATABASE_URL"], 1)?;
         let client = pool.get().await?;

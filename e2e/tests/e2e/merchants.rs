@@ -37,15 +37,11 @@ async fn status(api: &Api, method: Method) -> Result<StatusCode> {
 #[tokio::test]
 async fn a_revoked_key_ends_and_a_rotated_one_lives_on_for_its_grace() -> Result<()> {
     let Running { lab, api, _process } = running().await?;
-    let id = |key: &str| {
-        use sha2::Digest as _;
-        hex::encode(&sha2::Sha256::digest(key.as_bytes())[..8])
-    };
     ensure!(status(&api, Method::GET).await? == StatusCode::OK);
     let listed = lab.ctrip(&["keys", "list", "--merchant", "shop"])?;
-    ensure!(listed.contains(&id(&api.key)) && !listed.contains(&api.key), "{listed}");
+    ensure!(listed.contains(&api.key_id()) && !listed.contains(&api.key), "{listed}");
 
-    let new = api.with_key(&lab.ctrip(&["keys", "rotate", &id(&api.key), "--grace", "3600"])?);
+    let new = api.with_key(&lab.ctrip(&["keys", "rotate", &api.key_id(), "--grace", "3600"])?);
     ensure!(status(&api, Method::POST).await? == StatusCode::CREATED, "the old one within its grace");
     ensure!(status(&new, Method::POST).await? == StatusCode::CREATED, "the new one");
     lab.ctrip(&["keys", "rotate", &new.key, "--grace", "0"])?;
@@ -55,10 +51,10 @@ async fn a_revoked_key_ends_and_a_rotated_one_lives_on_for_its_grace() -> Result
     };
     ended(new.clone()).await?;
     ensure!(status(&api, Method::GET).await? == StatusCode::OK, "the other one of the merchant goes on");
-    let said = [lab.ctrip(&["keys", "revoke", &id(&api.key)])?, lab.ctrip(&["keys", "revoke", &id(&api.key)])?];
+    let said = [lab.ctrip(&["keys", "revoke", &api.key_id()])?, lab.ctrip(&["keys", "revoke", &api.key_id()])?];
     ensure!(!said[0].contains("already") && said[1].contains("revoked already, at 20"), "{said:?}");
     ended(api.clone()).await?;
-    let again = lab.ctrip(&["keys", "rotate", &id(&api.key)]);
+    let again = lab.ctrip(&["keys", "rotate", &api.key_id()]);
     ensure!(again.is_err(), "a revoked key came back to life");
     Ok(())
 }
@@ -210,5 +206,65 @@ async fn payments_have_their_merchants_terms_or_their_own() -> Result<()> {
     let own = api.create(own).await?;
     ensure!(own.text("underpaid_tolerance") == "7" && own.text("overpaid_tolerance") == "0", "{}", own.0);
     ensure!(own.0["accept_late"] == false, "{}", own.0);
+    Ok(())
+}
+
+/// Whoever does it: a key, a command, or somebody at the database.
+#[tokio::test]
+async fn who_made_and_changed_keys_webhooks_merchants_and_addresses_is_recorded() -> Result<()> {
+    let Running { lab, api, _process } = running().await?;
+    let thief = api.with_key(&lab.ctrip(&["keys", "create", "shop"])?);
+    let hook = json!({ "url": "https://shop.example/hook" });
+    let (status, made) = api.request(Method::POST, "/api/v1/webhooks", Some(hook), &[]).await?;
+    ensure!(status == StatusCode::CREATED, "{status} {made}");
+    let path = format!("/api/v1/webhooks/{}", made["id"].as_str().context("the id")?);
+    let moved = json!({ "url": "https://thief.example", "description": "of the shop" });
+    for (method, body) in
+        [(Method::PATCH, Some(moved)), (Method::PATCH, Some(json!({ "enabled": true }))), (Method::DELETE, None)]
+    {
+        let (status, answer) = thief.request(method, &path, body, &[]).await?;
+        ensure!(status.is_success(), "{status} {answer}");
+    }
+    let order = json!({ "external_id": "customer 1" });
+    let (status, address) = thief.request(Method::POST, "/api/v1/addresses", Some(order), &[]).await?;
+    ensure!(status == StatusCode::CREATED, "{status} {address}");
+    let id = thief.key_id();
+    lab.ctrip(&["keys", "revoke", &id])?;
+    lab.ctrip(&["merchants", "update", "shop", "--own-xpub", OTHER_XPUB])?;
+    let db = lab.database().await?;
+    db.execute("UPDATE merchants SET xpub = NULL", &[]).await?;
+    let rival = lab.merchant("rival")?;
+    let hook = json!({ "url": "https://rival.example" });
+    let (status, made) = rival.request(Method::POST, "/api/v1/webhooks", Some(hook), &[]).await?;
+    ensure!(status == StatusCode::CREATED, "{status} {made}");
+    let shop = "SELECT id FROM merchants WHERE name = 'shop'";
+    db.execute(&format!("UPDATE webhook_endpoints SET merchant_id = ({shop}) WHERE url = 'https://rival.example'"), &[])
+        .await?;
+    db.execute("DELETE FROM webhook_endpoints WHERE url = 'https://rival.example'", &[]).await?;
+    let asked: Option<String> = db.query_one("SELECT asked_by FROM deposit_addresses", &[]).await?.get(0);
+    ensure!(asked.as_deref() == Some(id.as_str()), "{asked:?}");
+
+    let history = lab.ctrip(&["merchants", "history", "shop"])?;
+    let theirs = AccountXpub::parse(OTHER_XPUB)?.fingerprint();
+    let expected = [
+        ("merchant", "created as shop".to_owned(), "-"),
+        ("key", "created, may write".to_owned(), "-"),
+        ("key", "created, may write".to_owned(), "-"),
+        ("webhook", "created for https://shop.example/hook".to_owned(), &*api.key_id()),
+        ("webhook", "https://thief.example instead of https://shop.example/hook".to_owned(), &*id),
+        ("webhook", "deleted".to_owned(), &*id),
+        ("key", "revoked".to_owned(), "-"),
+        ("merchant", format!("account {theirs} instead of cTrip's"), "-"),
+        ("merchant", format!("account cTrip's instead of {theirs}"), "-"),
+        ("webhook", "taken from ".to_owned(), &*rival.key_id()),
+        ("webhook", "removed".to_owned(), "-"),
+    ];
+    let lines: Vec<&str> = history.lines().skip(1).collect();
+    ensure!(lines.len() == expected.len(), "{history}");
+    for (line, (kind, change, key)) in lines.iter().zip(expected) {
+        let cells: Vec<&str> = line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+        ensure!(cells.get(1) == Some(&kind) && cells.get(4) == Some(&key), "{line}");
+        ensure!(cells.get(3).is_some_and(|cell| cell.starts_with(&*change)), "{line}");
+    }
     Ok(())
 }

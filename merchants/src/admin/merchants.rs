@@ -29,6 +29,42 @@ pub struct MerchantChanges {
     pub metadata: Option<String>,
 }
 
+/// What was done to a merchant, its keys and its webhooks, as `ctrip merchants history` shows it.
+#[derive(Debug, Clone)]
+pub struct ChangeRow {
+    pub at: String,
+    /// `key`, `merchant` or `webhook`.
+    pub kind: String,
+    /// Its id.
+    pub item: String,
+    pub change: String,
+    /// The id of the API key that asked; `None` for a command, or a role of its own accord.
+    pub asked_by: Option<String>,
+    /// As whom the change was made in Postgres.
+    pub login: String,
+}
+
+/// The changes of a merchant, the newest last.
+///
+/// # Errors
+/// When there is no such merchant, or the database fails.
+pub async fn history(database_url: &str, name: &str) -> Result<Vec<ChangeRow>> {
+    let client = connect(database_url).await?;
+    let found = client.query_opt("SELECT id FROM merchants WHERE name = $1", &[&name]).await.map_err(explain)?;
+    let merchant: Uuid = found.ok_or_else(|| merchant_not_found(name))?.get(0);
+    let sql = "SELECT at, kind, item, change, asked_by, login FROM changes WHERE merchant_id = $1 ORDER BY id";
+    let rows = client.query(sql, &[&merchant]).await.map_err(explain)?;
+    let row = |row: &tokio_postgres::Row| ChangeRow {
+        at: timestamp::truncated(row.get(0)),
+        kind: row.get(1),
+        item: row.get(2),
+        change: row.get(3),
+        asked_by: row.get(4),
+        login: row.get(5),
+    };
+    Ok(rows.iter().map(row).collect())
+}
+
 /// A merchant as `ctrip merchants list` shows it.
 #[derive(Debug, Clone)]
 pub struct MerchantRow {
@@ -98,7 +134,10 @@ where
         Some(Some(xpub)) => Some(Account::register(xpub.clone(), &pool(database_url)?).await?.fingerprint().to_owned()),
         Some(None) | None => None,
     };
-    let (client, id) = merchant(connect(database_url).await?).await?;
+    let client = connect(database_url).await?;
+    // A merchant without the settings that were asked for would be paid into another account.
+    client.batch_execute("BEGIN").await?;
+    let (client, id) = merchant(client).await?;
     let updated = client
         .execute(
             // Whoever says which account is right has decided.
@@ -121,7 +160,10 @@ where
         )
         .await;
     match updated {
-        Ok(_) => Ok(id),
+        Ok(_) => {
+            client.batch_execute("COMMIT").await?;
+            Ok(id)
+        }
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => bail!("a merchant of the new name exists already"),
         Err(error) => Err(explain(error)),
     }

@@ -5,4 +5,4 @@ mod keys;
 mod merchants;
 
 pub use keys::{NewKey, create_key, list_keys, revoke_key, rotate_key};
-pub use merchants::{MerchantChanges, create_merchant, list_merchants, update_merchant};
+pub use merchants::{MerchantChanges, create_merchant, history, list_merchants, update_merchant};

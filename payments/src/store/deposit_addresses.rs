@@ -32,10 +32,11 @@ pub async fn restore_addresses(db: &impl GenericClient, lost: &[&DepositAddress]
 
 async fn insert_rows(db: &impl GenericClient, new: &[&DepositAddress], conflict: &str) -> Result<Vec<Uuid>, Failure> {
     let sql = format!(
-        "INSERT INTO deposit_addresses (id, merchant_id, external_id, metadata, address, xpub, address_index, created_at)
-         SELECT id, merchant_id, external_id, metadata::json, address, xpub, address_index, created_at
-         FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::bigint[], $8::bigint[])
-           AS t (id, merchant_id, external_id, metadata, address, xpub, address_index, created_at)
+        "INSERT INTO deposit_addresses (id, merchant_id, external_id, metadata, address, xpub, address_index, created_at, asked_by)
+         SELECT id, merchant_id, external_id, metadata::json, address, xpub, address_index, created_at, asked_by
+         FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::bigint[], $8::bigint[],
+             $9::text[])
+           AS t (id, merchant_id, external_id, metadata, address, xpub, address_index, created_at, asked_by)
          {conflict} RETURNING id"
     );
     let statement = db.prepare_cached(&sql).await?;
@@ -51,13 +52,15 @@ async fn insert_rows(db: &impl GenericClient, new: &[&DepositAddress], conflict:
                 &new.iter().map(|a| a.xpub.as_str()).collect::<Vec<_>>(),
                 &new.iter().map(|a| i64::from(a.address_index)).collect::<Vec<_>>(),
                 &new.iter().map(|a| bigint(a.created_at)).collect::<Vec<_>>(),
+                // Postgres has no NUL in a text, and an intent may.
+                &new.iter().map(|a| a.asked_by.as_ref().map(|key| key.replace('\0', ""))).collect::<Vec<_>>(),
             ],
         )
         .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-const COLUMNS: &str = "id, merchant_id, external_id, metadata::text, address, xpub, address_index, created_at";
+const COLUMNS: &str = "id, merchant_id, external_id, metadata::text, address, xpub, address_index, created_at, asked_by";
 
 /// A customer's static address, if there is one. Takes an advisory lock on the customer until the transaction ends, so that
 /// concurrent requests create one address.
@@ -147,5 +150,6 @@ fn read_address(row: &Row) -> Result<DepositAddress, Failure> {
         xpub: row.get(5),
         address_index: u32::try_from(row.get::<_, i64>(6)).unwrap_or_default(),
         created_at: unsigned(row.get(7)),
+        asked_by: row.get(8),
     })
 }

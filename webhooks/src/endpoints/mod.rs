@@ -10,6 +10,5 @@ pub use endpoint::Endpoint;
 pub use ping::ping;
 pub use rotate::{OLD_SECRET_TTL, rotate};
 pub use store::{
-    CreateRefusal, EndpointChanges, MAX_ENDPOINTS_IN_AN_HOUR, MAX_ENDPOINTS_PER_MERCHANT, create, delete, get, list, twin,
-    update,
+    EndpointChanges, MAX_ENDPOINTS_IN_AN_HOUR, MAX_ENDPOINTS_PER_MERCHANT, Refusal, create, delete, get, list, update,
 };

@@ -25,16 +25,18 @@ pub struct EndpointChanges {
     pub enabled: Option<bool>,
 }
 
-/// Why an endpoint is not created.
+/// Why an endpoint is not created, or not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CreateRefusal {
+pub enum Refusal {
     /// The merchant has [`MAX_ENDPOINTS_PER_MERCHANT`], or has had [`MAX_ENDPOINTS_IN_AN_HOUR`].
     TooMany,
     /// This one has the URL: each event would reach it twice.
     SameUrl(Uuid),
+    /// The merchant has no such endpoint.
+    Absent,
 }
 
-/// Creates an endpoint. The caller has checked `url`.
+/// Creates an endpoint, for the API key with the id `asked_by`. The caller has checked `url`.
 ///
 /// # Errors
 /// When the database or the random number generator fails.
@@ -43,18 +45,17 @@ pub async fn create(
     merchant: Uuid,
     url: &str,
     new: EndpointChanges,
-) -> Result<Result<(Endpoint, Secret), CreateRefusal>, Failure> {
+    asked_by: &str,
+) -> Result<Result<(Endpoint, Secret), Refusal>, Failure> {
     let secret = Secret::generate().map_err(Failure::retry)?;
     let tx = db.transaction().await?;
-    // Concurrent requests take turns, so that they don't both create the last endpoint that is allowed.
-    let turn = "SELECT pg_advisory_xact_lock(hashtextextended('webhooks/' || $1::uuid::text, 0))";
-    tx.execute(turn, &[&merchant]).await?;
+    take_turn(&tx, merchant).await?;
     if let Some(twin) = twin(&tx, merchant, url, None).await? {
-        return Ok(Err(CreateRefusal::SameUrl(twin)));
+        return Ok(Err(Refusal::SameUrl(twin)));
     }
     let sql = format!(
-        "INSERT INTO webhook_endpoints (id, merchant_id, url, description, events, secret)
-         SELECT $1::uuid, $2::uuid, $3::text, nullif($4::text, ''), $5::text[], $6::text
+        "INSERT INTO webhook_endpoints (id, merchant_id, url, description, events, secret, asked_by)
+         SELECT $1::uuid, $2::uuid, $3::text, nullif($4::text, ''), $5::text[], $6::text, $9::text
          FROM (SELECT count(*) AS made, count(*) FILTER (WHERE deleted_at IS NULL) AS kept
                FROM webhook_endpoints WHERE merchant_id = $2) AS has
          WHERE has.kept < $7 AND has.made < $8
@@ -74,18 +75,24 @@ pub async fn create(
                 &secret.reveal(),
                 &MAX_ENDPOINTS_PER_MERCHANT,
                 &MAX_ENDPOINTS_IN_AN_HOUR,
+                &asked_by,
             ],
         )
         .await?;
     tx.commit().await?;
-    Ok(row.map(|row| (Endpoint::read(&row), secret)).ok_or(CreateRefusal::TooMany))
+    Ok(row.map(|row| (Endpoint::read(&row), secret)).ok_or(Refusal::TooMany))
+}
+
+/// Concurrent requests of a merchant take turns until the transaction ends, so that no two of them create the last endpoint that is
+/// allowed, or give two endpoints one URL.
+async fn take_turn(db: &impl GenericClient, merchant: Uuid) -> Result<(), Failure> {
+    let turn = "SELECT pg_advisory_xact_lock(hashtextextended('webhooks/' || $1::uuid::text, 0))";
+    db.execute(turn, &[&merchant]).await?;
+    Ok(())
 }
 
 /// Another endpoint of the merchant with this URL, however it is written. None for an endpoint `own` that has it already.
-///
-/// # Errors
-/// When the database fails.
-pub async fn twin(db: &impl GenericClient, merchant: Uuid, url: &str, own: Option<Uuid>) -> Result<Option<Uuid>, Failure> {
+async fn twin(db: &impl GenericClient, merchant: Uuid, url: &str, own: Option<Uuid>) -> Result<Option<Uuid>, Failure> {
     let parsed = |text: &str| {
         let mut url = Url::parse(text).ok()?;
         // Nothing of it is sent.
@@ -121,18 +128,27 @@ pub async fn get(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<Op
     Ok(db.query_opt(&statement, &[&merchant, &id]).await?.as_ref().map(Endpoint::read))
 }
 
-/// Changes an endpoint; `None` if there is no such endpoint. A new URL or enabling makes it healthy.
+/// Changes an endpoint, for the API key with the id `asked_by`. A new URL or enabling makes it healthy.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn update(
-    db: &impl GenericClient,
+    db: &mut Client,
     merchant: Uuid,
     id: Uuid,
     changes: EndpointChanges,
-) -> Result<Option<Endpoint>, Failure> {
+    asked_by: &str,
+) -> Result<Result<Endpoint, Refusal>, Failure> {
+    let tx = db.transaction().await?;
+    if let Some(url) = &changes.url {
+        take_turn(&tx, merchant).await?;
+        if let Some(twin) = twin(&tx, merchant, url, Some(id)).await? {
+            return Ok(Err(Refusal::SameUrl(twin)));
+        }
+    }
     let sql = format!(
         "UPDATE webhook_endpoints SET url = coalesce($3, url), events = coalesce($5, events), enabled = coalesce($6, enabled),
+             asked_by = $7,
              description = CASE WHEN $4::text IS NULL THEN description ELSE nullif($4, '') END,
              disabled_reason = CASE WHEN coalesce($6, enabled) THEN NULL ELSE coalesce(disabled_reason, 'asked') END,
              disabled_at = CASE WHEN coalesce($6, enabled) THEN NULL ELSE coalesce(disabled_at, now()) END,
@@ -141,19 +157,20 @@ pub async fn update(
              resting_until = CASE WHEN $6 AND NOT enabled OR $3 <> url THEN NULL ELSE resting_until END
          WHERE merchant_id = $1 AND id = $2 AND deleted_at IS NULL RETURNING {COLUMNS}"
     );
-    let statement = db.prepare_cached(&sql).await?;
+    let statement = tx.prepare_cached(&sql).await?;
     let EndpointChanges { url, description, events, enabled } = changes;
-    let row = db.query_opt(&statement, &[&merchant, &id, &url, &description, &events, &enabled]).await?;
-    Ok(row.as_ref().map(Endpoint::read))
+    let row = tx.query_opt(&statement, &[&merchant, &id, &url, &description, &events, &enabled, &asked_by]).await?;
+    tx.commit().await?;
+    Ok(row.as_ref().map(Endpoint::read).ok_or(Refusal::Absent))
 }
 
-/// Marks an endpoint as deleted; returns whether there was one. Housekeeping removes its deliveries, and then the row.
+/// Marks an endpoint as deleted, for the API key with the id `asked_by`; returns whether there was one. Housekeeping removes its deliveries, and then the row.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn delete(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<bool, Failure> {
+pub async fn delete(db: &impl GenericClient, merchant: Uuid, id: Uuid, asked_by: &str) -> Result<bool, Failure> {
     let sql = "UPDATE webhook_endpoints SET deleted_at = now(), enabled = false, disabled_at = coalesce(disabled_at, now()),
-                   disabled_reason = coalesce(disabled_reason, 'asked')
+                   disabled_reason = coalesce(disabled_reason, 'asked'), asked_by = $3
                WHERE merchant_id = $1 AND id = $2 AND deleted_at IS NULL";
-    Ok(db.execute(sql, &[&merchant, &id]).await? > 0)
+    Ok(db.execute(sql, &[&merchant, &id, &asked_by]).await? > 0)
 }

@@ -78,7 +78,7 @@ impl Batcher {
         });
         let mut slices = vec![first];
         while let Some(mut slice) = slices.pop() {
-            match self.write(&slice).await {
+            match self.write(&mut slice).await {
                 Ok((written, began)) => {
                     let mut new = Vec::new();
                     let mut repeated = if slices.is_empty() { std::mem::take(&mut twins) } else { Vec::new() };
@@ -108,16 +108,18 @@ impl Batcher {
     }
 
     /// One transaction: keys, addresses, payments. `None` for a request whose key was taken already. With the time before its
-    /// connection was taken.
-    async fn write(&self, requests: &[CreateRequest]) -> Result<(Vec<Option<Payment>>, Instant), Failure> {
+    /// connection was taken. A client that has left meanwhile would never learn its address, whose index would burn: it is left out.
+    async fn write(&self, requests: &mut Vec<CreateRequest>) -> Result<(Vec<Option<Payment>>, Instant), Failure> {
         let began = Instant::now();
+        let client = self.pool.get().await?;
+        requests.retain(|request| !request.reply.is_closed());
         let write = async |client: &mut Client| {
             let transaction = client.transaction().await?;
             let written = write_in(&transaction, requests, self.installation).await?;
             transaction.commit().await?;
             Ok(written)
         };
-        let written = db::in_time(self.pool.get().await?, db::WRITE_TIMEOUT, write).await?;
+        let written = db::in_time(client, db::WRITE_TIMEOUT, write).await?;
         Ok((written, began))
     }
 

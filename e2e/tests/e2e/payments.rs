@@ -1,9 +1,10 @@
 //! The life of payments, end to end.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Lab, Plan, Process, events};
+use e2e::{Api, Lab, Plan, Process, events, eventually};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use std::time::Duration;
 use topics::U256;
 
 struct Running {
@@ -160,6 +161,39 @@ async fn an_idempotency_key_gives_the_first_answer_again() -> Result<()> {
     let other = json!({ "chain": "anvil", "amount": 8 });
     let (status, answer) = api.request(Method::POST, "/api/v1/payments", Some(other), &headers).await?;
     ensure!(status == StatusCode::CONFLICT, "{status} {answer}");
+    Ok(())
+}
+
+/// Nobody would learn its address, and its index would be a gap in the account.
+#[tokio::test]
+async fn no_payment_is_made_for_a_client_that_left_while_a_connection_was_waited_for() -> Result<()> {
+    let mut lab = Lab::start(Plan::default()).await?;
+    lab.env.insert("API_DATABASE_CONNECTIONS".to_owned(), "6".to_owned());
+    let mut process = lab.spawn("api")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut process).await?;
+    let mut db = lab.database().await?;
+    let lock = db.transaction().await?;
+    lock.batch_execute("LOCK TABLE payments").await?;
+    let read = || {
+        let api = api.clone();
+        tokio::spawn(async move { api.request(Method::GET, "/api/v1/payments", None, &[]).await })
+    };
+    let reads: Vec<_> = (0..6).map(|_| read()).collect();
+    let waiting =
+        "SELECT count(*) FROM pg_locks WHERE relation = 'payments'::regclass AND mode = 'AccessShareLock' AND NOT granted";
+    eventually("all connections to wait", async || {
+        Ok((lock.query_one(waiting, &[]).await?.get::<_, i64>(0) == 6).then_some(()))
+    })
+    .await?;
+    ensure!(tokio::time::timeout(Duration::from_millis(500), api.coin(5)).await.is_err(), "no connection was left");
+    lock.rollback().await?;
+    for read in reads {
+        ensure!(read.await??.0 == StatusCode::OK);
+    }
+    ensure!(api.coin(7).await?.0["address_index"] == 0, "an index was used up for nobody");
+    let made: i64 = db.query_one("SELECT count(*) FROM payments", &[]).await?.get(0);
+    ensure!(made == 1, "{made} payments");
     Ok(())
 }
 

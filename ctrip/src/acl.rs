@@ -223,6 +223,13 @@ mod tests {
     }
 
     #[test]
+    fn a_script_of_which_a_command_fails_fails_there() {
+        let script = format!("set -eu\nKAFKA_BROKERS=x\nkafka-acls.sh() {{ return 3; }}\n{}echo after", kafka(""));
+        let output = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
+        assert!(output.status.code() == Some(3) && output.stdout.is_empty(), "{output:?}");
+    }
+
+    #[test]
     fn names_have_the_prefix_and_ids_with_a_hyphen_stand_for_all_that_begin_so() {
         let script = kafka("lab.");
         let expected = "acl --allow-principal User:detector --operation Read --topic lab.chain.blocks --topic lab.chain.logs --topic \

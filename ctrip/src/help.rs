@@ -1,11 +1,13 @@
-//! `--help` of a command has the settings that it uses, and not those of all roles.
+//! `--help` of a command has the settings that it uses, and not those of all roles. An empty variable sets nothing.
 
-use clap::Command;
+use clap::builder::Resettable;
+use clap::{Arg, Command};
+use std::ffi::OsStr;
 
 /// What the settings are listed under, below a command's own options.
 const HEADING: &str = "Settings";
 
-/// Hides from each command's help the settings that it does not use. They are accepted all the same.
+/// Hides from each command's help the settings that it does not use. They are accepted all the same. Empty variables are passed over.
 pub fn trim(mut command: Command) -> Command {
     // Gives each command the settings of all.
     command.build();
@@ -13,6 +15,8 @@ pub fn trim(mut command: Command) -> Command {
 }
 
 fn trim_at(command: Command, path: &str) -> Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|arg| without_empty(arg, is_empty));
     let trimmed = command.mut_args(|arg| match arg.is_global_set() {
         true if uses(path, arg.get_id().as_str()) => arg.help_heading(HEADING),
         true => arg.hide(true),
@@ -22,6 +26,13 @@ fn trim_at(command: Command, path: &str) -> Command {
         let path = format!("{path} {}", command.get_name());
         trim_at(command, path.trim_start())
     })
+}
+
+fn without_empty(arg: Arg, is_empty: impl Fn(&OsStr) -> bool) -> Arg {
+    match arg.get_env().is_some_and(is_empty) {
+        true => arg.env(Resettable::Reset),
+        false => arg,
+    }
 }
 
 /// Whether the command at `path` uses a setting, by its name in [`runtime::Settings`].
@@ -73,6 +84,13 @@ mod tests {
             let matches = trim(Cli::command()).try_get_matches_from(line.split(' ')).unwrap();
             assert_eq!(Cli::from_arg_matches(&matches).unwrap().settings.kafka_brokers, "x:1", "{line}");
         }
+    }
+
+    #[test]
+    fn an_empty_variable_sets_nothing() {
+        let arg = || Arg::new("xpub").env("CTRIP_XPUB");
+        assert!(without_empty(arg(), |name| name == "CTRIP_XPUB").get_env().is_none());
+        assert!(without_empty(arg(), |_| false).get_env().is_some());
     }
 
     #[test]

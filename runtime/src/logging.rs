@@ -11,8 +11,8 @@ use tracing_subscriber::filter::ParseError;
 /// When `RUST_LOG` does not parse, or a logger is installed already.
 pub fn init() -> anyhow::Result<()> {
     let filter = match std::env::var("RUST_LOG") {
-        Ok(text) => filter(&text).context("RUST_LOG")?,
-        Err(_) => EnvFilter::new("info,rdkafka=warn,librdkafka=warn,refinery_core=warn,tokio_postgres=warn"),
+        Ok(text) if !text.is_empty() => filter(&text).context("RUST_LOG")?,
+        _ => EnvFilter::new("info,rdkafka=warn,librdkafka=warn,refinery_core=warn,tokio_postgres=warn"),
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

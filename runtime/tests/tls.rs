@@ -161,7 +161,6 @@ async fn postgres_is_believed_as_far_as_sslmode_asks() {
         ("localhost", with("verify-full", &other), false),
         // The system's authorities have not signed it.
         ("localhost", "sslmode=verify-full".to_owned(), false),
-        ("localhost", "sslmode=require&sslrootcert=system".to_owned(), false),
         ("localhost", "sslrootcert=system".to_owned(), false),
     ] {
         assert_eq!(is_made(server, host, &options).await, expected, "{host} {options}");
@@ -187,6 +186,10 @@ fn options_of_tls_that_can_not_be_meant_are_refused_without_the_password() {
     for (options, named) in [
         ("sslmode=verify_full", "verify-full"),
         ("sslmode=verify-full&sslrootcert=/nowhere", "sslrootcert=/nowhere"),
+        ("sslmode=verify-ca", "expected sslmode=verify-full"),
+        ("sslmode=verify-ca&sslrootcert=system", "expected sslmode=verify-full"),
+        ("sslmode=require&sslrootcert=system", "expected sslmode=verify-full"),
+        ("sslmode=prefer&sslrootcert=system", "expected sslmode=verify-full"),
         ("sslcert=/nowhere", "sslkey"),
         ("sslcert=/nowhere&sslkey=/nowhere", "sslcert=/nowhere"),
     ] {

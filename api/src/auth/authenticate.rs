@@ -5,7 +5,7 @@ use crate::auth::caller::Caller;
 use crate::auth::rate_limit::too_many_unknown_keys;
 use crate::http::problem::Problem;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use merchants::{KeyRefused, Scope};
@@ -18,9 +18,7 @@ use std::fmt::Display;
 /// A 401 without a valid key; a 429 over the rate limit, after too many unknown keys, or beside too many requests or replies that nobody
 /// takes; a 403 when the key's scope does not cover the method.
 pub async fn authenticate(State(app): State<App>, mut request: Request, next: Next) -> Result<Response, Problem> {
-    let Some(key) = api_key(request.headers()) else {
-        return Err(unauthorized("No API key; send it as X-Api-Key, or as Authorization: Bearer"));
-    };
+    let key = api_key(request.headers()).map_err(unauthorized)?;
     let from = request.extensions().get().and_then(|ClientAddress(address)| *address);
     let grant = app.keys.grant(key, from).await.map_err(|refused| match refused {
         KeyRefused::Unknown => unauthorized("The API key is unknown or revoked"),
@@ -38,12 +36,20 @@ pub async fn authenticate(State(app): State<App>, mut request: Request, next: Ne
     app.body_budget.hold(merchant, &method, response).await
 }
 
-fn api_key(headers: &HeaderMap) -> Option<&str> {
-    if let Some(key) = headers.get("x-api-key") {
-        return key.to_str().ok();
-    }
-    let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+/// The key, or why there is none. Of two of a kind a proxy may check one, and the other would count.
+fn api_key(headers: &HeaderMap) -> Result<&str, &'static str> {
+    let of = |name: &HeaderName| {
+        let mut values = headers.get_all(name).iter();
+        let first = values.next();
+        if values.next().is_some() { Err("Two headers with an API key; send one") } else { Ok(first) }
+    };
+    let (key, authorization) = (of(&HeaderName::from_static("x-api-key"))?, of(&header::AUTHORIZATION)?);
+    let bearer = || {
+        let (scheme, key) = authorization?.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+    };
+    let found = key.map_or_else(bearer, |key| key.to_str().ok());
+    found.ok_or("No API key; send it as X-Api-Key, or as Authorization: Bearer")
 }
 
 /// A 401.
@@ -66,12 +72,23 @@ mod tests {
         let read = |name: &'static str, value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.parse().unwrap());
-            api_key(&headers).map(str::to_owned)
+            api_key(&headers).ok().map(str::to_owned)
         };
         assert_eq!(read("x-api-key", "k"), Some("k".into()));
         assert_eq!(read("authorization", "Bearer k"), Some("k".into()));
         assert_eq!(read("authorization", "bearer  k"), Some("k".into()));
         assert_eq!(read("authorization", "Basic k"), None);
         assert_eq!(read("authorization", "k"), None);
+    }
+
+    #[test]
+    fn of_two_keys_none_counts() {
+        for name in ["x-api-key", "authorization"] {
+            let mut headers = HeaderMap::new();
+            headers.append(name, "Bearer one".parse().unwrap());
+            assert!(api_key(&headers).is_ok());
+            headers.append(name, "Bearer two".parse().unwrap());
+            assert!(api_key(&headers).unwrap_err().contains("send one"), "{name}");
+        }
     }
 }

@@ -16,19 +16,42 @@ pub fn prefixed(name: &str) -> String {
     format!("{}{name}", std::env::var("TOPIC_PREFIX").unwrap_or_default())
 }
 
-/// The configuration of a client of KAFKA_BROKERS. More settings of librdkafka, such as a login, are lines `name=value` of the
-/// file that KAFKA_PROPERTIES names, if it is set.
+/// The connection's variables, which `ctrip` reads as well: as librdkafka names its settings. Those with passwords may name a file:
+/// KAFKA_SASL_PASSWORD_FILE.
+const CONNECTION: [&str; 8] = [
+    "SECURITY_PROTOCOL",
+    "SASL_MECHANISM",
+    "SASL_USERNAME",
+    "SASL_PASSWORD",
+    "SSL_CA_LOCATION",
+    "SSL_CERTIFICATE_LOCATION",
+    "SSL_KEY_LOCATION",
+    "SSL_KEY_PASSWORD",
+];
+
+/// The configuration of a client of KAFKA_BROKERS. More settings of librdkafka are lines `name=value` of the file that KAFKA_PROPERTIES
+/// names, if it is set. Where both are set, the variable counts.
 ///
 /// # Errors
-/// When KAFKA_BROKERS is not set, or the file can't be read.
+/// When KAFKA_BROKERS is not set, or a file can't be read.
 pub fn client() -> Result<ClientConfig> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", variable("KAFKA_BROKERS")?);
-    if let Ok(file) = std::env::var("KAFKA_PROPERTIES") {
-        let text = std::fs::read_to_string(&file).with_context(|| file.clone())?;
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let read = |file: &str| std::fs::read_to_string(file).with_context(|| file.to_owned());
+    if let Some(file) = set("KAFKA_PROPERTIES") {
+        let text = read(&file)?;
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let (name, value) = line.split_once('=').with_context(|| format!("{file}: expected name=value, got {line}"))?;
             config.set(name.trim(), value.trim());
+        }
+    }
+    for name in CONNECTION {
+        let key = name.to_lowercase().replace('_', ".");
+        if let Some(value) = set(&format!("KAFKA_{name}")) {
+            config.set(key, value);
+        } else if let Some(file) = set(&format!("KAFKA_{name}_FILE")) {
+            config.set(key, read(&file)?.trim_end());
         }
     }
     Ok(config)

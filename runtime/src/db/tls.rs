@@ -2,8 +2,8 @@
 //!
 //! - `disable`, and `prefer` (the default: TLS where the server offers it and it works).
 //! - `require`: TLS, with whoever answers, unless `sslrootcert` is given.
-//! - `verify-ca`: the server's certificate is of an authority in `sslrootcert`, or of the system's.
-//! - `verify-full`: and of the host in the URL.
+//! - `verify-ca`: the server's certificate is of an authority in `sslrootcert`.
+//! - `verify-full`: it is of the host in the URL as well, and the authority may be one of the system's.
 
 use anyhow::{Context as _, ensure};
 use deadpool_postgres::Connect;
@@ -120,6 +120,12 @@ impl Options {
         // The system's authorities sign for anybody: as in libpq the name counts too.
         let is_system = options.root_certificates.as_deref() == Some("system");
         if let Some(mode) = mode.or_else(|| is_system.then(|| "verify-full".to_owned())) {
+            let own_authority = options.root_certificates.is_some() && !is_system;
+            ensure!(
+                own_authority || !is_system && mode != "verify-ca" || ["verify-full", "disable"].contains(&mode.as_str()),
+                "sslmode={mode} with the system's authorities believes any server that one of them has signed for; expected \
+                 sslmode=verify-full, or sslrootcert with your own authority"
+            );
             let (asked, verify) = match (mode.as_str(), &options.root_certificates) {
                 ("disable", _) => (SslMode::Disable, Verify::Nothing),
                 ("allow" | "prefer", _) => (SslMode::Prefer, Verify::Nothing),

@@ -21,7 +21,7 @@ help:
 	@echo "make up     leave it running: prints the URL, a key and a first curl (make down stops it and deletes its data)"
 	@echo "make restart  ctrip again, built anew and with chains.yaml as it is now; the parts, the chain and all data stay"
 	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer, dust, webhooks, restore or scale for one of them)"
-	@echo "make lint   formatting and clippy; make doc  the code's documentation; make deps  licences, sources, unused dependencies"
+	@echo "make lint   formatting and clippy; make doc  the code's documentation; make deps  licences, sources, unused dependencies, docker-compose.yml"
 
 build:
 	@dev/stack toolchain
@@ -71,3 +71,4 @@ doc:
 
 deps:
 	dev/deps
+	dev/compose

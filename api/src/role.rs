@@ -83,6 +83,9 @@ pub fn bind(settings: &Settings) -> anyhow::Result<TcpSocket> {
 pub async fn run(settings: Settings, listing: Listing, socket: TcpSocket, stop: CancellationToken) -> anyhow::Result<()> {
     let xpub = xpub(&settings)?;
     let kafka = Kafka::connect(&settings).await?;
+    let (halts, cursors) = (Halts::default(), kafka.clone());
+    let known = halts.clone();
+    let reading = tokio::task::spawn_blocking(move || known.read(&cursors));
     // Nothing is created before Postgres has what the topics have.
     let recovery = Recovery::new(kafka.clone(), &settings)?;
     let mut recovering = tokio::spawn(recovery.clone().run(stop.clone()));
@@ -102,9 +105,12 @@ pub async fn run(settings: Settings, listing: Listing, socket: TcpSocket, stop: 
     let replica = replica.transpose()?;
     let account = Account::register(xpub, &pool).await?;
     recovery.note_own_account(account.fingerprint()).await.context("noting the account of CTRIP_XPUB")?;
-    let halts = Halts::default();
     let availability = Availability::new(halts.clone(), kafka.topic_prefix());
     availability.poll(&pool).await.map_err(|failure| anyhow::anyhow!("reading the chains' heads: {failure}"))?;
+    // A transaction that hangs must not hold up the start for ever.
+    if let Err(failure) = reading.await.context("reading chain.cursors")? {
+        tracing::warn!("chains that have halted are not known yet: reading chain.cursors: {failure}");
+    }
     let listener = socket.listen(LISTEN_BACKLOG).with_context(|| format!("API_LISTEN {}", settings.api_listen))?;
 
     let (intents, acknowledged) = Intents::open(kafka.clone())?;

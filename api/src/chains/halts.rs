@@ -26,6 +26,15 @@ impl Halts {
         halts.values().find(|(halted, _)| *halted == chain).map(|(_, cause)| cause.clone())
     }
 
+    /// Reads what `chain.cursors` has now, so that no payment is taken on a chain that has halted before [`run`](Self::run) knows. It
+    /// blocks.
+    ///
+    /// # Errors
+    /// When Kafka fails.
+    pub fn read(&self, kafka: &Kafka) -> Result<(), Failure> {
+        kafka.read_all(Topic::Cursors, |record| self.note(record.key(), record.payload()))
+    }
+
     /// Reads `chain.cursors` until `stop`.
     pub async fn run(self, kafka: Kafka, stop: CancellationToken) {
         let read = move |stop: &CancellationToken| -> Result<(), Failure> {

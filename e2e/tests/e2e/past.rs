@@ -40,19 +40,30 @@ async fn a_reorganisation_below_what_is_final_halts_the_chain_until_it_is_resume
     .await?;
     ensure!(api.get(payment.id()).await?.status() == "confirmed", "something was taken back without being asked for");
     let order = json!({ "chain": "anvil", "amount": "1000" });
-    let (status, refused) = api.request(Method::POST, "/api/v1/payments", Some(order), &[]).await?;
+    let (status, refused) = api.request(Method::POST, "/api/v1/payments", Some(order.clone()), &[]).await?;
     ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "an address on a chain that nobody follows: {refused}");
     ensure!(
         refused["detail"].as_str().is_some_and(|detail| detail.contains("anvil") && detail.contains("halted")),
         "{refused}"
     );
+    // A static address is for all chains.
+    let customer = json!({ "external_id": "customer" });
+    let (status, answer) = api.request(Method::POST, "/api/v1/addresses", Some(customer), &[]).await?;
+    ensure!(status == StatusCode::CREATED, "{status} {answer}");
 
-    // The halt survives a restart.
+    // The halt survives a restart: nothing moves, and no moment is there in which a payment is taken.
+    let before = blocks(&lab).await?.len();
     up.kill()?;
     let mut up = lab.spawn("up")?;
     api.ready(&mut up).await?;
-    eventually("the chain to be halted still", || async { Ok(chain_health(&api).await?.filter(|c| c["status"] == "halted")) })
-        .await?;
+    let (status, answer) = api.request(Method::POST, "/api/v1/payments", Some(order.clone()), &[]).await?;
+    ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "an address on a chain that nobody follows: {status} {answer}");
+    eventually("ingest to say that the chain is halted still", || async {
+        Ok(up.tail().contains("halted until a person resumes it").then_some(()))
+    })
+    .await?;
+    ensure!(chain_health(&api).await?.is_some_and(|chain| chain["status"] == "halted"), "it goes on after a restart");
+    ensure!(blocks(&lab).await?.len() == before, "blocks were published on a halted chain");
 
     // Without the number nothing happens, and the error tells it.
     let refused = lab.ctrip(&["resume", "--chain", "anvil"]).err().context("resumed without being told the depth")?;

@@ -58,18 +58,25 @@ impl IntentBarrier {
         Ok(())
     }
 
-    /// Sends unreadable intents to `quarantine`, in the transaction of the batch.
-    pub fn quarantine(&mut self, kafka: &Kafka, transaction: &Transaction<'_>) -> Result<(), Failure> {
-        for record in self.unreadable.drain(..) {
-            self.quarantined += 1;
-            if self.quarantined > MAX_QUARANTINED {
+    /// Sends unreadable intents to `quarantine`, in the transaction of the batch; [`quarantined`](Self::quarantined) when it is
+    /// committed.
+    pub fn quarantine(&self, kafka: &Kafka, transaction: &Transaction<'_>) -> Result<(), Failure> {
+        for (record, count) in self.unreadable.iter().zip(self.quarantined + 1..) {
+            if count > MAX_QUARANTINED {
                 return Err(Failure::Halt(anyhow!("more than {MAX_QUARANTINED} unreadable intents, the last: {record:?}")));
             }
-            tracing::error!("quarantined {} {}/{}: {}", record.source_topic, record.partition, record.offset, record.cause);
-            metrics::QUARANTINED.counter(&[("stage", self.stage)]).increment(1);
-            transaction.send(Topic::Quarantine, &record.key(), &kafka.encode(&record))?;
+            transaction.send(Topic::Quarantine, &record.key(), &kafka.encode(record))?;
         }
         Ok(())
+    }
+
+    /// What was sent to `quarantine` is there.
+    pub fn quarantined(&mut self) {
+        for record in self.unreadable.drain(..) {
+            self.quarantined += 1;
+            tracing::error!("quarantined {} {}/{}: {}", record.source_topic, record.partition, record.offset, record.cause);
+            metrics::QUARANTINED.counter(&[("stage", self.stage)]).increment(1);
+        }
     }
 }
 

@@ -91,6 +91,7 @@ fn detect(kafka: &Kafka, intents: &mut IntentBarrier, chains: &mut Chains, stop:
             chains.notify(&transaction)?;
             transaction.send_offsets(&offsets(&joins), &consumer.group_metadata()?)?;
             transaction.commit()?;
+            intents.quarantined();
             record_metrics(pairs.len(), &mut matcher, started, written);
         }
         if let Some(Rewind { chain, partition, to }) = chains.rewind {

@@ -1,11 +1,13 @@
 //! `ctrip tail`, the real binary, on a lab's topics.
 
-use anyhow::{Context as _, Result, ensure};
-use e2e::{Lab, Plan, eventually};
+use anyhow::{Context as _, Result, bail, ensure};
+use e2e::{Lab, Plan, eventually, records};
+use runtime::kafka::Publisher;
 use serde_json::Value;
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
-use topics::Topic;
+use std::time::Duration;
+use topics::{Topic, wire};
 
 fn refused(lab: &Lab, arguments: &[&str]) -> Result<String> {
     let output = lab.output(arguments)?;
@@ -46,8 +48,19 @@ async fn tail_shows_what_happened_in_every_topic() -> Result<()> {
     ensure!(value["transfers"][0]["amount"] == "12345678901234567" && value["transfers"][0]["confirmed"] == true, "{record}");
     ensure!(value["block"]["hash"].as_str().is_some_and(|hash| hash.len() == 66), "{record}");
 
-    // Every topic can be read; quarantine is empty.
-    for topic in Topic::ALL.into_iter().filter(|topic| *topic != Topic::Quarantine) {
+    // An intent that nobody can read, not even its key, is kept; the blocks go on.
+    let (kafka, strange) = (lab.kafka().await?, ("no address".to_owned(), b"no intent".to_vec()));
+    let publisher = Publisher::open(&kafka, Duration::from_secs(10))?;
+    publisher.publish(Topic::Intents, &[strange]).await.into_iter().collect::<Result<()>>()?;
+    lab.node.pay(other.address()?, other.amount()?).await?;
+    api.until(other.id(), "detected").await?;
+    let kept: Vec<wire::Quarantined> = records(&lab).await?;
+    let [kept] = kept.as_slice() else { bail!("{kept:?}") };
+    ensure!(kept.source_topic == "payment.intents" && kept.key == "no address" && kept.value == "no intent", "{kept:?}");
+    ensure!(kept.stage == "detector" && kept.cause.contains("expected an address"), "{kept:?}");
+
+    // Every topic can be read.
+    for topic in Topic::ALL {
         let shown = lab.ctrip(&["tail", topic.name(), "--from", "beginning", "--limit", "1", "--json=pretty"])?;
         let record: Value = serde_json::from_str(&shown).with_context(|| format!("{topic}: {shown}"))?;
         ensure!(

@@ -213,6 +213,7 @@ impl Follower {
             {
                 return Ok(self.batch(changes));
             }
+            self.record_age();
             let outcome = self.step().await;
             self.tell_wait(outcome.as_ref().err());
             match outcome {
@@ -699,12 +700,18 @@ impl Follower {
         }
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "blocks and seconds are far below 2^52")]
+    #[expect(clippy::cast_precision_loss, reason = "blocks are far below 2^52")]
     fn record_lag(&self, head: Head) {
         let labels = [("chain", self.chain.name.as_str())];
         let Some(tip) = self.window.tip() else { return };
         metrics::CHAIN_HEAD_LAG.gauge(&labels).set(head.number.saturating_sub(tip.number) as f64);
+    }
+
+    /// Also while no node answers.
+    #[expect(clippy::cast_precision_loss, reason = "seconds are far below 2^52")]
+    fn record_age(&self) {
+        let Some(tip) = self.window.tip() else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        metrics::CHAIN_HEAD_AGE.gauge(&labels).set(now.as_secs_f64() - tip.timestamp as f64);
+        metrics::CHAIN_HEAD_AGE.gauge(&[("chain", &self.chain.name)]).set(now.as_secs_f64() - tip.timestamp as f64);
     }
 }

@@ -149,6 +149,7 @@ async fn with_all_endpoints_down_the_role_lives_other_chains_go_on_and_so_does_i
         endpoint.close().await?;
     }
     let (down, refused) = (Instant::now(), errors(&rig).await?);
+    let age = rig.ingest.metric("chain_head_age_seconds", &[("chain", "anvil")]).await?;
     rig.traffic().await?;
     let mut open = 0.0_f64;
     // Until the back-off of both has grown from 250 ms to its longest, 10 s: three errors open a circuit, six more double it.
@@ -164,6 +165,9 @@ async fn with_all_endpoints_down_the_role_lives_other_chains_go_on_and_so_does_i
         // The sum of both circuits, 2 for an open one.
         open = open.max(rig.ingest.metric("rpc_endpoint_state", &[("chain", "anvil")]).await?);
     }
+    // It is measured with each request, so it is as old as the longest back-off.
+    let older = rig.ingest.metric("chain_head_age_seconds", &[("chain", "anvil")]).await? - age;
+    ensure!(older > down.elapsed().as_secs_f64() - 15.0, "the head is {older} s older after {:?}", down.elapsed());
     ensure!(open > 2.0, "no metric tells that both endpoints are down (rpc_endpoint_state adds up to {open})");
     let meanwhile = rig.history().await?;
     ensure!(meanwhile.added == before.added, "blocks without an endpoint");

@@ -133,6 +133,8 @@ impl Registry {
         for topic in Topic::ALL {
             let subject = self.subject(topic);
             let schema = SuppliedSchema::new(None, SchemaType::Protobuf, topic.schema().to_owned());
+            // A version that somebody else has registered counts as well. What is not there has no compatibility yet.
+            let _ = self.set_compatibility(&subject).await;
             if let Err(error) = retry(|| post_schema(&self.sr_settings, subject.clone(), schema.clone())).await {
                 let mut error = anyhow::Error::new(error);
                 if error.to_string().contains("status 409") {

@@ -46,6 +46,7 @@ mod set_aside;
 mod stage_offsets;
 mod strangers;
 mod tail;
+mod topics_apply;
 mod twins;
 mod webhooks;
 mod websockets;

@@ -7,7 +7,7 @@ use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
@@ -478,13 +478,23 @@ async fn a_user_and_a_password_in_the_url_are_sent_as_over_http() {
 
 #[tokio::test]
 async fn tls_to_a_server_without_tls_fails_and_is_retried() {
-    let server = Server::start(|_, mut stream| async move {
-        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    let first_bytes = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&first_bytes);
+    let server = Server::start(move |_, mut stream| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let byte = stream.read_u8().await;
+            seen.lock().unwrap().push(byte.unwrap_or_default());
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
     })
     .await;
     // In a build without TLS its task would have panicked on the first attempt.
     let _heads = Heads::with_timeouts(&chain("wss", server.address), TIMEOUTS);
-    server.until_connected(3).await;
+    server.until_connected(4).await;
+    // The first byte of a TLS handshake: no URL, and no key in it, goes out in clear text.
+    let bytes = first_bytes.lock().unwrap();
+    assert!(bytes.len() >= 3 && bytes.iter().all(|byte| *byte == 22), "{bytes:?}");
 }
 
 #[tokio::test]

@@ -281,13 +281,20 @@ async fn a_second_endpoint_takes_over_and_the_first_is_left_alone_for_a_while() 
     let blocks = recorded(ETHEREUM);
     let (broken, sound) = (Node::start(1, true).await, Node::start(1, true).await);
     for node in [&broken, &sound] {
-        node.set(&blocks);
+        node.set(&blocks[..2]);
     }
     broken.fault(Fault::NoLogs, usize::MAX);
     let chain = chain(1, &[&broken, &sound], 17_686_110).await;
     let mut consumer = Consumer::new(&chain);
+    consumer.until(&blocks[1]).await;
+    let asked = broken.requests("eth_getBlockReceipts");
+    assert!(asked > 0, "the first is not asked first");
+    for node in [&broken, &sound] {
+        node.set(&blocks);
+    }
     consumer.until(&blocks[2]).await;
     consumer.is_at(&blocks);
+    assert_eq!(broken.requests("eth_getBlockReceipts"), asked, "it is asked again though it lies");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -75,11 +75,15 @@ mod tests {
 
     #[test]
     fn delays_grow_with_jitter_and_end() {
-        for (failures, delay) in RETRY_DELAYS.iter().enumerate() {
+        // As docs/webhooks.md has them.
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        let delays = [Duration::from_secs(5), minutes(5), minutes(30), minutes(120), minutes(300), minutes(600), minutes(600)];
+        for (failures, delay) in delays.iter().enumerate() {
             assert_eq!(judge(failures, answered(500), 0.0), Verdict::Retry(*delay));
             assert_eq!(judge(failures, answered(500), 1.0), Verdict::Retry(delay.mul_f64(1.2)));
         }
-        assert_eq!(judge(RETRY_DELAYS.len(), answered(500), 0.5), Verdict::Failed);
+        assert_eq!(judge(delays.len(), answered(500), 0.5), Verdict::Failed);
+        assert_eq!(DISABLE_AFTER, minutes(5 * 24 * 60));
     }
 
     #[test]
@@ -87,7 +91,9 @@ mod tests {
         let after = |seconds| ResponseHead { status: Some(503), retry_after: Some(Duration::from_secs(seconds)) };
         assert_eq!(judge(0, after(60), 0.0), Verdict::Retry(Duration::from_secs(60)));
         assert_eq!(judge(1, after(60), 0.0), Verdict::Retry(RETRY_DELAYS[1]));
-        assert_eq!(judge(0, after(u64::MAX), 0.0), Verdict::Retry(MAX_RETRY_AFTER));
+        let twelve_hours = Duration::from_secs(12 * 60 * 60);
+        assert_eq!(judge(0, after(u64::MAX), 0.0), Verdict::Retry(twelve_hours));
+        assert_eq!(requested_pause(after(u64::MAX)), Some(twelve_hours));
         assert_eq!(requested_pause(after(60)), Some(Duration::from_secs(60)));
         assert_eq!(requested_pause(ResponseHead { status: Some(200), ..after(60) }), None, "a success asks for nothing");
     }

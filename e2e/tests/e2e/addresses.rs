@@ -132,7 +132,8 @@ async fn each_deposit_to_an_address_is_told_and_a_reorganisation_takes_it_back()
     lab.node.reorg(5).await?;
     eventually("both to be taken back", async || {
         let deposits = deposits(&api, id).await?;
-        Ok(deposits.iter().all(|deposit| deposit["status"] == "pending").then_some(()))
+        let taken_back = |deposit: &Value| deposit["status"] == "pending" && deposit["amount_received"] == "0";
+        Ok((deposits.len() == 2 && deposits.iter().all(taken_back)).then_some(()))
     })
     .await?;
     for deposit in [coin, token] {

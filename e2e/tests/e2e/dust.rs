@@ -226,7 +226,7 @@ async fn orphans_are_decided_about_and_summed_up_as_if_their_payment_had_been_th
     books.apply(&chains, &[removed(4, 3), removed(5, 2), removed(6, 1)]).await.map_err(failed)?;
     let known = books.all().await?;
     ensure!(known[&payment.id].received() == Amount::ZERO, "{:?}", known[&payment.id]);
-    ensure!(deposits(&known).iter().all(|deposit| *deposit == (Amount::ZERO, Status::Pending)), "{:?}", deposits(&known));
+    ensure!(deposits(&known) == vec![(Amount::ZERO, Status::Pending); 101], "{:?}", deposits(&known));
     Ok(())
 }
 

@@ -39,3 +39,31 @@ impl HeavyWork {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::task::JoinSet;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn heavy_work_takes_half_of_the_processors_at_most() {
+        let half = available_parallelism().unwrap().get().div_ceil(2);
+        let (heavy_work, at_work) = (Arc::new(HeavyWork::default()), Arc::new(AtomicUsize::new(0)));
+        let mut all = JoinSet::new();
+        for _ in 0..4 * half {
+            let (heavy_work, at_work) = (Arc::clone(&heavy_work), Arc::clone(&at_work));
+            all.spawn(async move {
+                let work = move || {
+                    let now = at_work.fetch_add(1, Ordering::SeqCst) + 1;
+                    // For those beside it to begin, if they may.
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    at_work.fetch_sub(1, Ordering::SeqCst);
+                    Ok(now)
+                };
+                heavy_work.run(work).await.unwrap()
+            });
+        }
+        assert_eq!(all.join_all().await.into_iter().max(), Some(half));
+    }
+}

@@ -233,6 +233,17 @@ async fn http2_has_limits_and_a_stream_that_takes_nothing_ends() {
     client.ended().await;
 }
 
+#[tokio::test]
+async fn a_head_of_64_kib_is_read_and_a_larger_one_is_not() {
+    let server = Server::start(100, 100, TIMEOUTS).await;
+    for (kib, is_read) in [(60, true), (70, false)] {
+        let mut client = server.connect("127.0.0.2").await;
+        client.send(format!("GET / HTTP/1.1\r\nHost: test\r\na: {}\r\n\r\n", "b".repeat(kib * 1024)).as_bytes()).await;
+        let head = client.head().await;
+        assert_eq!(head.as_ref().is_some_and(|head| head.starts_with("HTTP/1.1 200")), is_read, "{kib} KiB: {head:?}");
+    }
+}
+
 /// `GET /large` on stream 1 with a window of no bytes; returns when it is at work.
 async fn asks_and_takes_nothing(client: &mut Client) {
     let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);

@@ -33,12 +33,14 @@ struct Is {
     still: bool,
     /// It has as many connections as it may have.
     full: bool,
+    /// A pooler in front of it has one session for all connections.
+    pooled: bool,
 }
 
 impl Server {
     async fn start(writable: bool, timeline: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let is = Is { writable, timeline, delay: Duration::ZERO, still: false, full: false };
+        let is = Is { writable, timeline, delay: Duration::ZERO, still: false, full: false, pooled: false };
         let port = listener.local_addr().unwrap().port();
         let server = Self { port, is: Arc::new(Mutex::new(is)), ended: Arc::default() };
         let serving = server.clone();
@@ -89,11 +91,14 @@ impl Server {
             if self.is().still {
                 continue;
             }
-            let Is { writable, timeline, .. } = self.is();
+            let Is { writable, timeline, pooled, .. } = self.is();
             let value = if query.contains("transaction_read_only") {
                 if writable { "off" } else { "on" }.to_owned()
             } else if query.contains("pg_walfile_name") {
                 format!("{timeline:08X}")
+            } else if query.contains("pg_backend_pid") && !pooled {
+                // The port of the client is its own.
+                socket.peer_addr()?.port().to_string()
             } else {
                 self.port.to_string()
             };
@@ -220,4 +225,14 @@ async fn a_connection_whose_server_does_not_answer_in_time_is_closed_on_this_sid
     tokio::time::timeout(LONG, server.ended.notified()).await.expect("it is open still");
     // Before the look that finds that nobody answers.
     assert!(asked.elapsed() < Duration::from_secs(5));
+}
+
+/// Locks, settings and prepared statements belong to a session.
+#[tokio::test]
+async fn a_pooler_that_gives_two_connections_one_session_is_noticed() {
+    let server = Server::start(true, 1).await;
+    let primary = Primary::of(&url(&[&server])).unwrap();
+    assert!(!primary.shares_sessions().await.unwrap());
+    server.set(|is| is.pooled = true);
+    assert!(primary.shares_sessions().await.unwrap());
 }

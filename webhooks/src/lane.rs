@@ -43,3 +43,18 @@ impl Lane {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_fifty_silent_endpoints_of_four_merchants_fill_a_lane_and_no_fewer() {
+        let LaneLimits { max_in_flight, max_per_endpoint, .. } = Lane::Healthy.limits();
+        assert_eq!((max_in_flight / 48, max_per_endpoint), (8, 8));
+        assert_eq!(Lane::Failing.limits().max_per_endpoint, 1);
+        for LaneLimits { max_in_flight, max_per_merchant, .. } in Lane::ALL.map(Lane::limits) {
+            assert_eq!(max_in_flight / 4, usize::try_from(max_per_merchant).unwrap());
+        }
+    }
+}

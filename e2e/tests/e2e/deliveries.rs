@@ -178,9 +178,9 @@ async fn settle(db: &mut Client, due: ClaimedDelivery, status: u16, verdict: Ver
     Ok(())
 }
 
-/// Seconds until each of the events may be sent, rounded.
+/// Seconds until each of the events may be sent, up to the next whole minute: the machine may be slow.
 async fn waits(db: &Client) -> Result<Vec<i32>> {
-    let sql = "SELECT array_agg(round(extract(epoch FROM next_attempt - now()))::integer ORDER BY sequence)
+    let sql = "SELECT array_agg(ceil(extract(epoch FROM next_attempt - now()) / 60)::integer * 60 ORDER BY sequence)
                FROM webhook_deliveries WHERE state = 'pending'";
     let waits: Option<Vec<i32>> = db.query_one(sql, &[]).await?.get(0);
     Ok(waits.unwrap_or_default().into_iter().map(|wait| wait.max(0)).collect())
@@ -395,6 +395,24 @@ async fn a_large_redelivery_goes_on_where_the_one_before_ended() -> Result<()> {
         after = next.unwrap_or(after);
     }
     ensure!(again == 105_006, "{again} were sent again");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_secret_that_was_rotated_signs_for_a_day_and_no_longer() -> Result<()> {
+    let (_lab, _pool, db, merchant, endpoint) = three_events().await?;
+    endpoints::rotate(&db, merchant, endpoint).await.map_err(failed)?;
+    let left: f64 = db
+        .query_one("SELECT extract(epoch FROM old_secret_until - now())::float8 / 3600 FROM webhook_endpoints", &[])
+        .await?
+        .get(0);
+    ensure!((23.9..=24.0).contains(&left), "{left} hours");
+    let both = due(&db, Lane::Healthy).await?.remove(0);
+    ensure!(both.secrets.len() == 2, "{both:?}");
+    db.execute("UPDATE webhook_endpoints SET old_secret_until = now()", &[]).await?;
+    queue::release_claims(&db, "lab").await.map_err(failed)?;
+    let new = due(&db, Lane::Healthy).await?.remove(0);
+    ensure!(new.secrets == both.secrets[..1], "{new:?}");
     Ok(())
 }
 

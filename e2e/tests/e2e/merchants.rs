@@ -8,6 +8,7 @@ use reqwest::{Method, StatusCode};
 use runtime::db;
 use serde_json::json;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use wallet::AccountXpub;
 
@@ -46,8 +47,12 @@ async fn a_revoked_key_ends_and_a_rotated_one_lives_on_for_its_grace() -> Result
     ensure!(status(&new, Method::POST).await? == StatusCode::CREATED, "the new one");
     lab.ctrip(&["keys", "rotate", &new.key, "--grace", "0"])?;
     let ended = |api: Api| async move {
+        let since = Instant::now();
         let refused = async || Ok((status(&api, Method::GET).await? == StatusCode::UNAUTHORIZED).then_some(()));
-        eventually("the key to end", refused).await
+        eventually("the key to end", refused).await?;
+        // Five seconds while Postgres is well, and some for a slow machine.
+        ensure!(since.elapsed() < Duration::from_secs(15), "it lived on for {:?}", since.elapsed());
+        anyhow::Ok(())
     };
     ended(new.clone()).await?;
     ensure!(status(&api, Method::GET).await? == StatusCode::OK, "the other one of the merchant goes on");
@@ -206,6 +211,20 @@ async fn payments_have_their_merchants_terms_or_their_own() -> Result<()> {
     let own = api.create(own).await?;
     ensure!(own.text("underpaid_tolerance") == "7" && own.text("overpaid_tolerance") == "0", "{}", own.0);
     ensure!(own.0["accept_late"] == false, "{}", own.0);
+
+    // A change of the settings changes no payment that is there.
+    lab.ctrip(&["merchants", "update", "shop", "--underpaid-tolerance-bps", "0", "--accept-late", "false"])?;
+    eventually("the new terms", async || {
+        let new = api.create(order.clone()).await?;
+        Ok((new.0["accept_late"] == false && new.text("underpaid_tolerance") == "0").then_some(()))
+    })
+    .await?;
+    for payment in [&made, &own] {
+        let now = api.get(payment.id()).await?;
+        for term in ["underpaid_tolerance", "overpaid_tolerance", "accept_late", "confirmations_required"] {
+            ensure!(now.0[term] == payment.0[term], "{term}: {} was {}", now.0, payment.0);
+        }
+    }
     Ok(())
 }
 

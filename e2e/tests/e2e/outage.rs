@@ -1,14 +1,19 @@
 //! Kafka and Postgres are killed and come back, and every role recovers by itself.
 
+use crate::webhooks::Receiver;
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Payment, Plan, Process, Stack, events, ledger};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use topics::Address;
-use topics::wire::PaymentIntent;
+use topics::wire::{PaymentEvent, PaymentIntent};
+use uuid::Uuid;
 
+/// Two of them while a part is away.
 const PAYMENTS: usize = 30;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,11 +29,19 @@ async fn every_role_recovers_when_kafka_or_postgres_was_killed() -> Result<()> {
 }
 
 async fn live_through(stack: &Stack) -> Result<()> {
-    let lab = Lab::on(stack.clone(), Plan::default()).await?;
-    let mut roles =
-        ["api", "ingest", "detector", "confirmer"].map(|role| lab.spawn(role)).into_iter().collect::<Result<Vec<Process>>>()?;
+    let mut lab = Lab::on(stack.clone(), Plan::default()).await?;
+    let allowed = [("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8"), ("WEBHOOK_ALLOW_HTTP", "true")];
+    lab.env.extend(allowed.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    let mut roles = ["api", "ingest", "detector", "confirmer", "webhooks"]
+        .map(|role| lab.spawn(role))
+        .into_iter()
+        .collect::<Result<Vec<Process>>>()?;
     let api = lab.merchant("outage")?;
     api.ready(&mut roles[0]).await?;
+    let receiver = Receiver::start().await?;
+    let hook = json!({ "url": format!("{}/well/all", receiver.url) });
+    let (status, made) = api.request(Method::POST, "/api/v1/webhooks", Some(hook), &[]).await?;
+    ensure!(status.is_success(), "{status} {made}");
     let mut payments: Vec<Payment> = Vec::new();
     let mut addresses = Vec::new();
     for i in 0..PAYMENTS {
@@ -38,44 +51,44 @@ async fn live_through(stack: &Stack) -> Result<()> {
             20 => Some("postgres"),
             _ => None,
         };
-        if let Some(part) = part {
-            println!("kill -9 {part}");
-            stack.kill(part)?;
-        }
-        let during = part.is_some().then(|| {
-            let api = api.clone();
-            tokio::spawn(async move { api.create_surely(json!({ "chain": "anvil", "amount": 5 })).await })
-        });
+        let Some(part) = part else {
+            let payment = api.create_surely(json!({ "chain": "anvil", "amount": 5 })).await?;
+            lab.node.pay(payment.address()?, payment.amount()?).await?;
+            payments.push(payment);
+            continue;
+        };
+        let issued = api.coin(5).await?;
+        println!("kill -9 {part}");
+        stack.kill(part)?;
+        let during = tokio::spawn(create_meanwhile(api.clone()));
         // A customer gets an address once, and only when Kafka has its intent.
-        let customer = part.map(|part| {
+        let customer = tokio::spawn({
             let (api, customer) = (api.clone(), json!({ "external_id": part }));
-            tokio::spawn(async move {
+            async move {
                 e2e::eventually("an address", || async {
                     let answer = api.request(Method::POST, "/api/v1/addresses", Some(customer.clone()), &[]).await;
                     Ok(answer.ok().filter(|(status, _)| status.is_success()).map(|(_, address)| address))
                 })
                 .await
-            })
-        });
-        if part.is_some() {
-            // The chain does not wait: what was issued is paid while the part is away.
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            lab.node.mine(2).await?;
-            if part == Some("kafka") {
-                reads_go_on(&lab, &api, payments[0].id()).await?;
             }
-            stack.up()?;
+        });
+        e2e::eventually("the API to say so", || async {
+            let answer = api.request(Method::GET, "/readyz", None, &[]).await;
+            Ok(answer.ok().filter(|(status, _)| *status == StatusCode::SERVICE_UNAVAILABLE).map(drop))
+        })
+        .await?;
+        // The chain does not wait: what was issued is paid while the part is away.
+        lab.node.pay(issued.address()?, issued.amount()?).await?;
+        lab.node.mine(2).await?;
+        if part == "kafka" {
+            reads_go_on(&lab, &api, payments[0].id()).await?;
         }
-        let payment = match during {
-            Some(creating) => creating.await??,
-            None => api.create_surely(json!({ "chain": "anvil", "amount": 5 })).await?,
-        };
-        lab.node.pay(payment.address()?, payment.amount()?).await?;
-        payments.push(payment);
-        if let Some(customer) = customer {
-            let customer = customer.await??;
-            addresses.push(customer["address"].as_str().context("an address")?.parse::<Address>()?);
-        }
+        stack.up()?;
+        let created = during.await??;
+        lab.node.pay(created.address()?, created.amount()?).await?;
+        payments.extend([issued, created]);
+        let customer = customer.await??;
+        addresses.push(customer["address"].as_str().context("an address")?.parse::<Address>()?);
     }
     lab.node.mine(3).await?;
     for payment in &payments {
@@ -89,11 +102,42 @@ async fn live_through(stack: &Stack) -> Result<()> {
     let watched = |address: &Address| intents.iter().any(|intent| intent.address == address.as_slice());
     ensure!(addresses.len() == 2 && addresses.iter().all(watched), "{addresses:?} are not all watched");
     let rows = ledger(&lab).await?;
-    ensure!(rows.len() == PAYMENTS, "{} payments in Postgres, {PAYMENTS} were made", rows.len());
-    let seen =
-        e2e::eventually("all events", || async { Ok(Some(events(&lab).await?).filter(|e| e.len() >= 3 * PAYMENTS)) }).await?;
-    ensure!(seen.len() == 3 * PAYMENTS, "{} events of {PAYMENTS} payments, expected three each", seen.len());
+    ensure!(rows.len() == payments.len(), "{} payments in Postgres, {} were made", rows.len(), payments.len());
+    let ids = |seen: &[PaymentEvent]| seen.iter().map(|event| event.id.clone()).collect::<BTreeSet<_>>();
+    e2e::eventually("all events, and a webhook for each", || async {
+        let told: BTreeSet<String> = receiver.at("well/all").iter().map(|message| message.id().to_owned()).collect();
+        let seen = events(&lab).await?;
+        Ok((seen.len() >= 3 * payments.len() && told == ids(&seen)).then_some(()))
+    })
+    .await?;
+    // What a role would tell twice it has told when it has ended.
+    for role in &mut roles {
+        ensure!(role.terminate()?.success(), "{}", role.tail());
+    }
+    let seen = events(&lab).await?;
+    ensure!(seen.len() == 3 * payments.len(), "{} events of {} payments, expected three each", seen.len(), payments.len());
+    ensure!(ids(&seen).len() == seen.len(), "an event is there twice");
     Ok(())
+}
+
+/// Creates a payment while a part is away: it is refused with the time to come back, and a retry creates it once.
+async fn create_meanwhile(api: Api) -> Result<Payment> {
+    let (client, refusals, key) = (reqwest::Client::new(), AtomicUsize::new(0), Uuid::new_v4().to_string());
+    let body = json!({ "chain": "anvil", "amount": 5 });
+    let created = e2e::eventually("a payment to be created", async || {
+        let request = client.post(format!("{}/api/v1/payments", api.url)).header("X-Api-Key", &api.key);
+        let answer = request.header("Idempotency-Key", &key).json(&body).send().await?;
+        if answer.status() == StatusCode::CREATED {
+            return Ok(Some(Payment(answer.json().await?)));
+        }
+        let is_refusal = answer.status() == StatusCode::SERVICE_UNAVAILABLE && answer.headers().contains_key("retry-after");
+        ensure!(is_refusal, "{answer:?}");
+        refusals.fetch_add(1, Ordering::Relaxed);
+        Ok(None)
+    });
+    let created = created.await?;
+    ensure!(refusals.into_inner() > 0, "nothing was refused while the part was away");
+    Ok(created)
 }
 
 /// Reads of a payment that Kafka does not have wait for Kafka, and take no connection from others meanwhile.

@@ -1,11 +1,12 @@
 //! The life of payments, end to end.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Lab, Plan, Process, events, eventually};
+use e2e::{Api, Lab, PAYER, Payment, Plan, Process, events, eventually};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::time::Duration;
 use topics::U256;
+use uuid::Uuid;
 
 struct Running {
     lab: Lab,
@@ -23,7 +24,7 @@ async fn running() -> Result<Running> {
 
 #[tokio::test]
 async fn coin_and_token_are_detected_and_confirmed_and_told_once() -> Result<()> {
-    let Running { lab, api, process: _process } = running().await?;
+    let Running { lab, api, mut process } = running().await?;
     let coin = api.coin(1_000).await?;
     let token = api.create(json!({ "chain_id": 31337, "token": "DUSD", "amount": 2_500_000 })).await?;
     lab.node.pay(coin.address()?, coin.amount()?).await?;
@@ -35,7 +36,11 @@ async fn coin_and_token_are_detected_and_confirmed_and_told_once() -> Result<()>
         ensure!(confirmed.text("amount_received") == payment.text("amount"), "{}", confirmed.0);
         ensure!(confirmed.0["transfers"].as_array().is_some_and(|t| t.len() == 1), "{}", confirmed.0);
     }
-    let seen = e2e::eventually("six events", || async { Ok(Some(events(&lab).await?).filter(|seen| seen.len() >= 6)) }).await?;
+    e2e::eventually("six events", || async { Ok((events(&lab).await?.len() >= 6).then_some(())) }).await?;
+    // What it would tell twice it has told when it has ended.
+    ensure!(process.terminate()?.success(), "{}", process.tail());
+    let seen = events(&lab).await?;
+    ensure!(seen.len() == 6, "{seen:?}");
     for payment in [&coin, &token] {
         let kinds: Vec<&str> = seen.iter().filter(|e| e.payment_id == payment.id()).map(|e| e.r#type.as_str()).collect();
         ensure!(kinds == ["payment.created", "payment.detected", "payment.confirmed"], "{kinds:?}");
@@ -230,5 +235,51 @@ async fn nobody_is_asked_to_pay_on_a_chain_before_ingest_has_begun_it() -> Resul
     lab.node.pay(payment.address()?, payment.amount()?).await?;
     lab.node.mine(2).await?;
     api.until(payment.id(), "confirmed").await?;
+    Ok(())
+}
+
+/// They contain it.
+#[tokio::test]
+async fn events_of_a_payment_wait_until_kafka_has_its_address() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let mut server = lab.spawn("api")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut server).await?;
+    let (hidden, shown) = (api.coin(1).await?, api.coin(2).await?);
+    // It would publish the intent again.
+    ensure!(server.terminate()?.success(), "{}", server.tail());
+    let (db, id) = (lab.database().await?, hidden.id().parse::<Uuid>()?);
+    db.execute("INSERT INTO unacknowledged_intents (payment_id, intent) VALUES ($1, '') ON CONFLICT DO NOTHING", &[&id])
+        .await?;
+    let _confirmer = lab.spawn("confirmer")?;
+    let told =
+        async |payment: &Payment| Ok(events(&lab).await?.iter().any(|event| event.payment_id == payment.id()).then_some(()));
+    e2e::eventually("the other payment's event", async || told(&shown).await).await?;
+    ensure!(told(&hidden).await?.is_none(), "an address that Kafka does not have was told");
+    db.execute("DELETE FROM unacknowledged_intents WHERE payment_id = $1", &[&id]).await?;
+    e2e::eventually("its event", async || told(&hidden).await).await
+}
+
+/// Such as a wallet that is a contract, or an exchange that pays many at once.
+#[tokio::test]
+async fn coin_that_a_contract_sends_is_seen_where_blocks_are_traced() -> Result<()> {
+    // Sends what it gets to the address in its call data.
+    const FORWARDER: &str = "0x695f5f5f5f345f355af1005f52600a6016f3";
+    let lab = Lab::start(Plan::default()).await?;
+    let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
+    lab.write_chains(&chains.replace("  start_block: 0\n", "  start_block: 0\n  traces: true\n"))?;
+    let mut process = lab.spawn("up")?;
+    let api = lab.merchant("shop")?;
+    api.ready(&mut process).await?;
+    let hash = lab.node.send(json!({ "from": PAYER, "data": FORWARDER, "gas": "0x30000" })).await?;
+    let receipt = e2e::eventually("the contract", || lab.node.receipt(hash)).await?;
+    let payment = api.coin(1_000).await?;
+    let to = alloy::hex::encode_prefixed(payment.address()?.into_word());
+    let sends = json!({ "from": PAYER, "to": receipt["contractAddress"], "value": "0x3e8", "data": to, "gas": "0x30000" });
+    lab.node.send(sends).await?;
+    lab.node.mine(3).await?;
+    let confirmed = api.until(payment.id(), "confirmed").await?;
+    let transfers = confirmed.0["transfers"].as_array().context("transfers")?;
+    ensure!(transfers.len() == 1 && transfers[0]["amount"] == "1000" && transfers[0]["source"] == "trace", "{}", confirmed.0);
     Ok(())
 }

@@ -28,18 +28,18 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::server::TlsStream;
-use topics::{Topic, wire};
+use topics::{Address, Topic, U256, wire};
 
 /// A received message.
 #[derive(Clone, Debug)]
-struct Message {
+pub struct Message {
     headers: BTreeMap<String, String>,
     body: String,
     at: Instant,
 }
 
 impl Message {
-    fn id(&self) -> &str {
+    pub fn id(&self) -> &str {
         self.headers.get("webhook-id").map(String::as_str).unwrap_or_default()
     }
 
@@ -51,8 +51,8 @@ impl Message {
 /// A merchant's server. The path chooses its behaviour: `/well/…`, `/slow/…`, `/gone/…`, `/moved/…`, `/busy/…`, `/silent/…`,
 /// `/endless/…`, and `/broken/…`, which returns 500 until it is mended.
 #[derive(Clone)]
-struct Receiver {
-    url: String,
+pub struct Receiver {
+    pub url: String,
     inner: Arc<Inner>,
 }
 
@@ -63,7 +63,7 @@ struct Inner {
 }
 
 impl Receiver {
-    async fn start() -> Result<Self> {
+    pub async fn start() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         Ok(Self::on(listener, url))
@@ -122,7 +122,7 @@ impl Receiver {
         }
     }
 
-    fn at(&self, path: &str) -> Vec<Message> {
+    pub fn at(&self, path: &str) -> Vec<Message> {
         self.inner.messages.lock().map(|messages| messages.get(path).cloned().unwrap_or_default()).unwrap_or_default()
     }
 
@@ -302,6 +302,40 @@ async fn the_reference_library_verifies_every_message_also_while_a_secret_rotate
     });
     let delivered = delivered.await?;
     ensure!(delivered[0]["attempts"][0]["status"] == 204 && delivered[0]["body"]["type"] == "webhook.ping", "{delivered}");
+    Ok(())
+}
+
+/// With each merchant's payments, static address and endpoint for all events.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_merchant_gets_the_events_of_another() -> Result<()> {
+    let ours = running(&["up"]).await?;
+    let theirs = ours.lab.merchant("other shop")?;
+    hook(&ours, "well/ours", &[]).await?;
+    let body = json!({ "url": format!("{}/well/theirs", ours.receiver.url) });
+    call(&theirs, Method::POST, "", Some(body)).await?;
+    for (api, external_id) in [(&ours.api, "ours"), (&theirs, "theirs")] {
+        let payment = api.create(json!({ "chain": "anvil", "amount": "1000", "external_id": external_id })).await?;
+        let customer = json!({ "external_id": external_id });
+        let (status, customer) = api.request(Method::POST, "/api/v1/addresses", Some(customer), &[]).await?;
+        ensure!(status.is_success(), "{status} {customer}");
+        let customer: Address = customer["address"].as_str().context("address")?.parse()?;
+        for to in [payment.address()?, customer] {
+            ours.lab.node.pay(to, U256::from(1000)).await?;
+        }
+    }
+    ours.lab.node.mine(3).await?;
+    for name in ["ours", "theirs"] {
+        // A payment has three events, and a deposit two.
+        let messages = ours.receiver.until(&format!("well/{name}"), 5).await?;
+        for message in messages {
+            ensure!(message.json()?["data"]["external_id"] == name, "at the endpoint of {name}: {message:?}");
+        }
+    }
+    // Nor is a delivery kept for later.
+    let sql = "SELECT count(*) FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id = d.endpoint_id
+               LEFT JOIN payments p ON p.id = d.payment_id WHERE p.merchant_id IS DISTINCT FROM e.merchant_id";
+    let strange: i64 = ours.lab.database().await?.query_one(sql, &[]).await?.get(0);
+    ensure!(strange == 0, "{strange} deliveries of another merchant's payments");
     Ok(())
 }
 

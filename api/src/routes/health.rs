@@ -143,11 +143,11 @@ pub async fn livez() -> Response {
     Json(component(None)).into_response()
 }
 
-/// `GET /readyz`: payments can be created. The registry is needed only at the start, so it does not count.
+/// `GET /readyz`: Postgres and Kafka answer. The registry is needed only at the start, so it does not count.
 #[utoipa::path(
-    get, path = "/readyz", operation_id = "readyz", tag = "service", summary = "Readiness: payments can be created",
+    get, path = "/readyz", operation_id = "readyz", tag = "service", summary = "Readiness: Postgres and Kafka answer",
     responses(
-        (status = 200, description = "They can be.", body = ReadinessReply),
+        (status = 200, description = "They answer. `/health` tells which chains take payments.", body = ReadinessReply),
         (status = 503, description = "Postgres or Kafka is unavailable.", body = ReadinessReply),
     ),
 )]

@@ -6,7 +6,7 @@
 //! it is for the fold to refuse.
 
 use payments::store::ChainHead;
-use topics::{BlockRef, Kind, Matches};
+use topics::{BlockRef, Kind, Matches, Transfer};
 
 /// Whether a record says that its chain begins anew.
 pub(crate) fn begins_anew(record: &Matches) -> bool {
@@ -22,13 +22,20 @@ pub(crate) fn unapplied<'a>(head: Option<&ChainHead>, records: &[&'a Matches]) -
 }
 
 /// Leaves out blocks that are added and then removed, both under sequences that the head has passed. The head stays: its removal is new
-/// if it does not come again.
+/// if the block does not come again, or comes with other content: its hash does not tell which of the two was applied.
 fn without_passing_blocks<'a>(head: &ChainHead, records: &[&'a Matches]) -> Vec<&'a Matches> {
     let mut left: Vec<&Matches> = Vec::with_capacity(records.len());
     for (place, record) in records.iter().enumerate() {
         let of_block = |other: &&Matches| (1..=head.sequence).contains(&other.sequence) && other.block == record.block;
         let begins = |other: &&Matches| other.kind == Kind::Added && other.begins_block() && of_block(other);
-        let stays = || head.hash == Some(record.block.hash) && !records[place + 1..].iter().any(begins);
+        let again = &records[place + 1..];
+        let first = &left[left.iter().rposition(begins).unwrap_or(left.len())..];
+        let comes_again = || {
+            let times = (first.first(), again.iter().find(|other| begins(other)));
+            matches!(times, (Some(a), Some(b)) if a.timestamp == b.timestamp)
+                && transfers(first, of_block).eq(transfers(again, of_block))
+        };
+        let stays = || head.hash == Some(record.block.hash) && !comes_again();
         let is_passing = record.kind == Kind::Removed && of_block(record) && !stays();
         match left.iter().rposition(begins).filter(|_| is_passing) {
             Some(begin) => {
@@ -39,6 +46,13 @@ fn without_passing_blocks<'a>(head: &ChainHead, records: &[&'a Matches]) -> Vec<
         }
     }
     left
+}
+
+/// A block's transfers until it is removed, however many parts they come in.
+fn transfers<'a>(records: &[&'a Matches], of_block: impl Fn(&&Matches) -> bool) -> impl Iterator<Item = &'a Transfer> {
+    let told = records.iter().copied().filter(of_block).filter(|record| record.kind != Kind::Tags);
+    let added = told.skip_while(|record| record.kind != Kind::Added).take_while(|record| record.kind == Kind::Added);
+    added.flat_map(|record| &record.transfers)
 }
 
 /// Whether a record says something new of a chain with this head, which it becomes the next one of if so.
@@ -80,7 +94,7 @@ fn advance(head: &mut ChainHead, record: &Matches) {
 mod tests {
     use super::*;
     use Kind::{Added, Removed, Replayed, Tags};
-    use topics::{B256, ChainId};
+    use topics::{Address, Amount, B256, ChainId, Source, TransferId};
 
     fn hash(number: u64, branch: u8) -> B256 {
         let mut hash = B256::left_padding_from(&number.to_be_bytes());
@@ -157,6 +171,22 @@ mod tests {
                 assert!(told_again.iter().all(|sequence| *sequence == 13), "{told_again:?} of {from}..{applied}");
             }
         }
+    }
+
+    #[test]
+    fn a_head_that_comes_again_with_other_content_makes_way_for_it() {
+        let id = TransferId { chain: ChainId(1), block: hash(11, 0), transaction: B256::ZERO, source: Source::Log, index: 0 };
+        let (token, from, to) = (None, Address::ZERO, Address::ZERO);
+        let transfer = Transfer { id, token, from, to, amount: Amount::ZERO, transaction_index: 0 };
+        let lie = Matches { transfers: vec![transfer], ..record(11, Added, 11, 0) };
+        let other_time = Matches { timestamp: 1_010, ..record(11, Added, 11, 0) };
+        let applied = [record(10, Added, 10, 0), lie.clone(), record(12, Tags, 11, 0), record(13, Tags, 11, 0)];
+        let rest = [record(12, Removed, 11, 0), record(13, Added, 11, 0), record(14, Added, 12, 0)];
+        for first in [lie, other_time] {
+            assert_eq!(news(&applied, &[vec![first], rest.to_vec()].concat()), [12, 13, 14]);
+        }
+        let same = [vec![record(11, Added, 11, 0)], rest.to_vec()].concat();
+        assert_eq!(news(&applied, &same), [14], "nothing tells them apart");
     }
 
     #[test]

@@ -241,6 +241,7 @@ mod tests {
             ("BlockRecord.InternalTransfer.value", true),
             ("BlockRecord.Transaction.value", true),
             ("ChainCursor.Block.unagreed_content", false),
+            ("LogsRecord.transactions", false),
             ("MatchesRecord.Transfer.amount", true),
             ("PaymentEvent.Summary.amount", true),
             ("PaymentEvent.Transfer.amount", true),

@@ -401,7 +401,7 @@ async fn a_large_redelivery_goes_on_where_the_one_before_ended() -> Result<()> {
 #[tokio::test]
 async fn a_secret_that_was_rotated_signs_for_a_day_and_no_longer() -> Result<()> {
     let (_lab, _pool, db, merchant, endpoint) = three_events().await?;
-    endpoints::rotate(&db, merchant, endpoint).await.map_err(failed)?;
+    endpoints::rotate(&db, merchant, endpoint, KEY).await.map_err(failed)?;
     let left: f64 = db
         .query_one("SELECT extract(epoch FROM old_secret_until - now())::float8 / 3600 FROM webhook_endpoints", &[])
         .await?

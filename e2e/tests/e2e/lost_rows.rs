@@ -35,14 +35,14 @@ fn issued(payment: Payment) -> (Issued, Origin) {
 async fn an_intent_that_contradicts_the_database_keeps_no_other_from_being_restored() -> Result<()> {
     let books = Books::open(&Stack::attach()?, usize::MAX).await?;
     let taken = static_addresses().remove(0);
-    let of_static_address = Payment { address_index: taken.address_index, ..lost(1) };
+    let of_static_address = Payment { address: taken.address, address_index: taken.address_index, ..lost(1) };
     let malformed = Payment { metadata: Some("{".into()), ..lost(2) };
     let worthless = Payment { amount: Amount::ZERO, ..lost(3) };
     let of_another = Payment { address: payments()[0].address, ..lost(4) };
     let of_payment = DepositAddress {
         id: Uuid::from_u128(4_000),
         external_id: None,
-        address: Address::with_last_byte(250),
+        address: payments()[0].address,
         address_index: payments()[0].address_index,
         ..taken
     };

@@ -1,7 +1,8 @@
 //! The payments that a batch can change, in memory: takes the inputs of its blocks, and then writes what changed.
 //!
 //! It turns records into [`Input`]s and leaves the rules to [`step`]. Transfers that count for nothing never reach `step`: they are
-//! written beside their payment.
+//! written beside their payment. Whether a transfer is listed, below the minimum, and the symbol and decimals that it is kept under, are
+//! decided here.
 
 use crate::arrivals::{Arrivals, Owner};
 use anyhow::anyhow;

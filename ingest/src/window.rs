@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use topics::B256;
 
-/// The window keeps at least this many blocks; on a chain without a `finalized` tag, exactly as many.
+/// The window keeps at least this many blocks; on a chain without a `finalized` tag, exactly as many, and such a
+/// chain begins as deep.
 pub const MIN_WINDOW_BLOCKS: usize = 256;
 /// The window keeps at most this many blocks, however long a chain does not finalise: they are in memory, and read at each start.
 pub const MAX_WINDOW_BLOCKS: usize = 65_536;

@@ -1,7 +1,7 @@
 //! The accounts that deposit addresses are derived from, rows of `xpubs`: cTrip's own, and those of merchants who have their own.
 //!
 //! Each account has a Postgres sequence of address indices. A sequence never goes back, so no address is given out twice; a rollback
-//! leaves a gap.
+//! leaves a gap. An xpub whose key another account has, under whatever text, is refused here.
 
 use anyhow::{Context as _, ensure};
 use deadpool_postgres::{GenericClient, Pool};

@@ -1,4 +1,4 @@
-//! Dividing what fits no record into parts.
+//! Dividing what fits no record into parts. What their numbers mean is said in `proto/`.
 
 use prost::Message;
 

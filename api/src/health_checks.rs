@@ -86,7 +86,7 @@ impl HealthChecks {
         self.dependencies.get(DEPENDENCIES_TTL, load).await.unwrap_or_else(failed)
     }
 
-    /// What the topics lack of what Kafka had acknowledged, who else writes to them, or why others can't read them.
+    /// [`Recovery::problem`], and why others can't read the topics.
     pub async fn topics(&self) -> ProbeError {
         let probed = Arc::clone(&self.probed);
         let load = async move {

@@ -44,26 +44,34 @@ impl HeavyWork {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
     use tokio::task::JoinSet;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn heavy_work_takes_half_of_the_processors_at_most() {
         let half = available_parallelism().unwrap().get().div_ceil(2);
-        let (heavy_work, at_work) = (Arc::new(HeavyWork::default()), Arc::new(AtomicUsize::new(0)));
+        let (heavy_work, [at_work, peak]) = (Arc::new(HeavyWork::default()), [(), ()].map(|()| Arc::new(AtomicUsize::new(0))));
         let mut all = JoinSet::new();
         for _ in 0..4 * half {
-            let (heavy_work, at_work) = (Arc::clone(&heavy_work), Arc::clone(&at_work));
+            let (heavy_work, at_work, peak) = (Arc::clone(&heavy_work), Arc::clone(&at_work), Arc::clone(&peak));
             all.spawn(async move {
                 let work = move || {
                     let now = at_work.fetch_add(1, Ordering::SeqCst) + 1;
-                    // For those beside it to begin, if they may.
-                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    peak.fetch_max(now, Ordering::SeqCst);
+                    // For those beside it to begin.
+                    let until = Instant::now() + Duration::from_secs(10);
+                    while peak.load(Ordering::SeqCst) < half && Instant::now() < until {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    // For one too many to begin, if it may.
+                    std::thread::sleep(Duration::from_millis(20));
                     at_work.fetch_sub(1, Ordering::SeqCst);
-                    Ok(now)
+                    Ok(())
                 };
                 heavy_work.run(work).await.unwrap()
             });
         }
-        assert_eq!(all.join_all().await.into_iter().max(), Some(half));
+        all.join_all().await;
+        assert_eq!(peak.load(Ordering::SeqCst), half);
     }
 }

@@ -27,8 +27,8 @@ impl Listing {
         Ok((Self(watch::Sender::new(Arc::new(chains))), left_out))
     }
 
-    /// Reads the file again and takes it whole. A chain that has no id in it keeps the one that is known under its name; another whose
-    /// id can't be known now is left out.
+    /// Reads the file again and takes it whole. A chain that has no id in it keeps the one that is known under its name or
+    /// endpoints; another whose id can't be known now is left out.
     ///
     /// # Errors
     /// With the line and key of the first mistake. Then nothing has changed.
@@ -54,16 +54,16 @@ impl Listing {
     /// Notes why a token is in doubt, or that it is not. Returns whether it was: `None` if this token is not listed any more.
     pub fn judge(&self, chain: ChainId, token: &Token, doubt: Option<String>) -> Option<bool> {
         let mut before = None;
-        self.0.send_modify(|chains| {
+        self.0.send_if_modified(|chains| {
             let is_same = |listed: &Token| (listed.address, listed.decimals) == (token.address, token.decimals);
             let of_token = |listed: &&mut Chain| listed.id == chain && listed.tokens.iter().any(is_same);
-            if let Some(listed) = Arc::make_mut(chains).iter_mut().find(of_token) {
-                let was = match doubt {
-                    Some(why) => listed.doubts.insert(token.address, why),
-                    None => listed.doubts.remove(&token.address),
-                };
-                before = Some(was.is_some());
-            }
+            let Some(listed) = Arc::make_mut(chains).iter_mut().find(of_token) else { return false };
+            let was = match doubt.clone() {
+                Some(why) => listed.doubts.insert(token.address, why),
+                None => listed.doubts.remove(&token.address),
+            };
+            before = Some(was.is_some());
+            was != doubt
         });
         before
     }

@@ -2,7 +2,7 @@
 //! those that wait.
 
 use crate::fold::{MAX_PAYMENTS_IN_MEMORY, fold_chain};
-use chain::{Chain, Chains};
+use chain::Chains;
 use deadpool_postgres::Pool;
 use payments::store;
 use runtime::Failure;
@@ -29,7 +29,8 @@ pub struct OrphanLook {
 }
 
 impl OrphanLook {
-    /// Credits the orphans whose payment or static address is there, and whose token has the decimals of the file, if it is time to look.
+    /// Credits the orphans whose payment or static address is there, and whose token has the decimals of the file, if it is
+    /// time to look.
     ///
     /// # Errors
     /// `Retry` when the database fails.
@@ -40,7 +41,7 @@ impl OrphanLook {
         let started = Instant::now();
         let listed: Vec<ChainId> = chains.iter().map(|chain| chain.id).collect();
         let fitting: Vec<(ChainId, Address)> =
-            chains.iter().flat_map(|chain| fitting(chain).map(|token| (chain.id, token))).collect();
+            chains.iter().flat_map(|chain| chain.tokens_in_no_doubt().map(|token| (chain.id, token.address))).collect();
         let owned = store::owned_orphans(&pool.get().await?, &listed, &fitting, MAX_ADDRESSES).await?;
         let mut pause = LOOK_INTERVAL.max(started.elapsed().saturating_mul(LOOK_SHARE));
         if !owned.is_empty() {
@@ -66,7 +67,8 @@ impl OrphanLook {
 /// Credits a chain's orphans to these addresses, some blocks at a time. The next look goes on where the time is up.
 async fn credit(pool: &Pool, chains: &Chains, chain: ChainId, addresses: &[Address]) -> Result<(), Failure> {
     let started = Instant::now();
-    let fitting: Vec<Address> = chains.by_id(chain).into_iter().flat_map(fitting).collect();
+    let fitting: Vec<Address> =
+        chains.by_id(chain).into_iter().flat_map(|chain| chain.tokens_in_no_doubt().map(|token| token.address)).collect();
     while started.elapsed() < TURN {
         let mut client = pool.get().await?;
         let tx = client.transaction().await?;
@@ -81,9 +83,4 @@ async fn credit(pool: &Pool, chains: &Chains, chain: ChainId, addresses: &[Addre
         tracing::warn!("{} orphans of chain {chain} are credited: what they waited for is there", orphans.len());
     }
     Ok(())
-}
-
-/// The tokens of a chain that are listed and not in doubt.
-fn fitting(chain: &Chain) -> impl Iterator<Item = Address> {
-    chain.tokens.iter().map(|token| token.address).filter(|token| !chain.doubts.contains_key(token))
 }

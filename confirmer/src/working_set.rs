@@ -165,8 +165,8 @@ impl<'a> WorkingSet<'a> {
     /// Credits the transfers of a block that is on the chain, or of a part of it.
     ///
     /// A known transfer changes nothing: a replay of the chain's past went beyond the head, which now gets there, or the other way
-    /// round. That no record is applied twice is what the sequence checks. Under a hash on the chain no other content counts than
-    /// the first: only the removal of the block takes that back.
+    /// round. [`unapplied`](crate::unapplied) sees to it that no record is applied twice. Under a hash on the chain no other content
+    /// counts than the first: only the removal of the block takes that back.
     pub fn credit(&mut self, cause: &Cause, part: u32, transfers: &[Transfer]) -> Result<(), Failure> {
         if !self.takes_transfers {
             return Ok(());
@@ -213,13 +213,12 @@ impl<'a> WorkingSet<'a> {
     /// Decides about one transfer: writes it down, and adds it to `arrivals` if it counts.
     fn arrive(&mut self, cause: &Cause, part: u32, transfer: &Transfer, arrivals: &mut Arrivals) -> Result<(), Failure> {
         let payment = self.by_address.get(&transfer.to).copied();
-        let in_doubt =
-            self.is_in_doubt(transfer, payment, self.known.get(&transfer.id).filter(|known| known.is(cause, transfer)));
+        let known = self.known.get(&transfer.id).filter(|known| known.is(cause, transfer));
+        let in_doubt = self.is_in_doubt(transfer, payment, known);
         if in_doubt || !self.has_owner(transfer.to) {
             self.keep_orphan(cause, part, transfer, in_doubt);
             return Ok(());
         }
-        let known = self.known.get(&transfer.id).filter(|known| known.is(cause, transfer));
         let received = self.received(cause, transfer, payment, known);
         let (owner, row_owner) = match payment {
             Some(index) => {
@@ -241,7 +240,7 @@ impl<'a> WorkingSet<'a> {
         }
         let decided = KnownTransfer {
             transfer: transfer.clone(),
-            block: cause.block,
+            number: cause.block.number,
             timestamp: cause.timestamp,
             listed: received.listed,
             below_minimum: received.below_minimum,

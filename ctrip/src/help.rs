@@ -43,6 +43,7 @@ fn uses(path: &str, setting: &str) -> bool {
         "" | "help" | "metrics" => false,
         "wallet" => path == "wallet address" && setting == "xpub",
         "merchants" | "keys" | "migrate" => begins(&["database"]),
+        "set-aside" => begins(&["database", "topic_prefix"]),
         "check" => begins(&["chains"]),
         "topics" => begins(&["kafka", "schema", "topic"]),
         _ => !begins(&["api", "webhook", "metrics", "history", "xpub", "instance"]),

@@ -9,7 +9,7 @@ use chain::{Chain, Listing, ResolveError, Rpc, Token, TokenVerdict, check_token}
 use futures::future::join_all;
 use futures::stream::{self, StreamExt as _};
 use runtime::stage;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -17,8 +17,8 @@ use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 use topics::{Address, ChainId};
 
-/// What `/health` names when the file was refused.
-const FILE: &str = "chains file";
+/// `/health` names this when the file was refused, or nobody looks after it.
+pub const FILE: &str = "chains file";
 /// For the first look at the tokens' contracts: a node that hangs must not hold up the start.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
 /// Between two looks.
@@ -33,7 +33,7 @@ pub struct Watch {
     /// The last verdict on each token with its decimals, silence left out.
     verdicts: Mutex<HashMap<(ChainId, Address, u8), TokenVerdict>>,
     /// The tokens in doubt that `/health` names.
-    named: Mutex<BTreeMap<String, String>>,
+    named: Mutex<BTreeSet<String>>,
     /// The chains that `/health` names since their ids are not known.
     left_out: Vec<String>,
 }
@@ -179,9 +179,9 @@ impl Watch {
         });
         let doubts: BTreeMap<String, String> = doubts.collect();
         let mut named = locked(&self.named);
-        named.keys().filter(|name| !doubts.contains_key(*name)).for_each(|name| stage::resumed(name));
+        named.iter().filter(|name| !doubts.contains_key(*name)).for_each(|name| stage::resumed(name));
         doubts.iter().for_each(|(name, cause)| stage::waits(name, cause));
-        *named = doubts;
+        *named = doubts.into_keys().collect();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::dependencies;
 use crate::instance_lock::InstanceLock;
-use crate::listing::Watch;
+use crate::listing::{self, Watch};
 use anyhow::{Context as _, anyhow, bail};
 use chain::{Chains, Listing};
 use runtime::{Settings, db, exporter, kafka, stage};
@@ -171,7 +171,7 @@ async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow:
         tokio::spawn(async move {
             if let Err(error) = watching.await {
                 tracing::error!("the chains file is not looked after any more: {error}");
-                stage::waits("chains file", &format!("SIGHUP does nothing, and no token is asked for; restart: {error}"));
+                stage::waits(listing::FILE, &format!("SIGHUP does nothing, and no token is asked for; restart: {error}"));
             }
         });
     }

@@ -125,7 +125,7 @@ impl Chains {
             last.map(|last| self.last.insert(chain_id, last));
         }
         // What has left the chain since a replayed block was matched is not taken back again.
-        let last = self.last.get(&chain_id).filter(|_| head.sequence == 0);
+        let last = self.last.get_mut(&chain_id).filter(|_| head.sequence == 0);
         if last.map_or(Ok(false), |last| last.is_after(&self.kafka, record))? {
             return Ok(Action::Pass);
         }

@@ -8,7 +8,6 @@ use crate::parts::ends_block;
 use crate::progress::{Progress, Turn};
 use runtime::Failure;
 use runtime::kafka::{Kafka, PartitionReader, Record};
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use topics::Topic;
@@ -70,7 +69,7 @@ pub struct MatchedBlock {
     /// The offset in `chain.logs` below which everything was used by then.
     logs: Option<i64>,
     /// Whether `chain.blocks` has it there, once that was asked.
-    is_there: Cell<Option<bool>>,
+    is_there: Option<bool>,
 }
 
 impl MatchedBlock {
@@ -79,19 +78,21 @@ impl MatchedBlock {
         let offset = number_in(record, BLOCK_OFFSET)?;
         let head = head_of(record).ok().filter(|_| is_whole(record))?;
         let logs = number_in(record, LOGS_OFFSET);
-        let is_there = Cell::default();
-        Some(Self { offset, chain_id: head.chain_id, sequence: head.sequence, hash: head.hash.to_vec(), logs, is_there })
+        Some(Self { offset, chain_id: head.chain_id, sequence: head.sequence, hash: head.hash.to_vec(), logs, is_there: None })
     }
 
-    /// Whether a record of its chain lies before it, in a topic that is the same still. Then it was matched, or passed over for a reason.
-    pub fn is_after(&self, kafka: &Kafka, record: &Record<'_>) -> Result<bool, Failure> {
+    /// Whether a record of its chain lies before it, in a topic that is the same still. Then it was matched, or passed over for
+    /// a reason.
+    pub fn is_after(&mut self, kafka: &Kafka, record: &Record<'_>) -> Result<bool, Failure> {
         if record.offset() >= self.offset {
             return Ok(false);
         }
-        if self.is_there.get().is_none() {
-            self.is_there.set(Some(self.written(kafka, record.partition())?.is_some()));
-        }
-        Ok(self.is_there.get() == Some(true))
+        let is_there = match self.is_there {
+            Some(is_there) => is_there,
+            None => self.written(kafka, record.partition())?.is_some(),
+        };
+        self.is_there = Some(is_there);
+        Ok(is_there)
     }
 
     /// When its record was written, if `chain.blocks` has it at that offset: its retention may have deleted it, and a topic that was

@@ -250,7 +250,8 @@ sweep_postgres() {
     pid=$(head -n 1 "$home/data/postmaster.pid" 2>/dev/null)
     if [ -n "$pid" ] && owned_by "$pid" "$home/data"; then kill -QUIT "$pid" 2>/dev/null; fi
     say "removing $home: its data directory $owner is gone"
-    rm -rf "$home"
+    # The owner goes last, so that what a server in its last throes keeps is found by the next sweep.
+    rm -rf "$home/data" && rm -rf "$home"
   done
 }
 

@@ -165,6 +165,17 @@ impl Lab {
         Process::spawn(&self.binary, arguments, &env, &self.dir)
     }
 
+    /// Starts a role that has the API, and waits until it serves a new merchant.
+    ///
+    /// # Errors
+    /// When the process cannot be started, or is not ready within a minute.
+    pub async fn serve(&self, role: &str, merchant: &str) -> Result<(Process, Api)> {
+        let mut process = self.spawn(role)?;
+        let api = self.merchant(merchant)?;
+        api.ready(&mut process).await?;
+        Ok((process, api))
+    }
+
     /// A client of the API for a new merchant, with a key of its own.
     ///
     /// # Errors

@@ -187,8 +187,8 @@ impl Stack {
         let mut command = Command::new(root().join("dev/stack"));
         command.args(arguments);
         if self.own {
-            // A killed broker comes back soon. A session that is shorter still fences it on a busy machine, and the coordinators of
-            // its transactions may not come back.
+            // A killed broker comes back soon. A session that is shorter still fences it on a busy machine, and the
+            // coordinators of its transactions may not come back.
             command.env("KAFKA_SESSION_MS", "6000");
         }
         if let Some(data) = &self.data {

@@ -1,8 +1,9 @@
 //! `ctrip backfill`: publishes a past range of a chain as replayed records.
 //!
 //! Replayed records are history and never the head: their kind says so, and their sequence is 0. So only blocks are replayed
-//! that no reorg can take back, and only those that enough endpoints have: an old block confirms at once. The progress of a range is the offset of a consumer group of its own, committed in the Kafka
-//! transaction of the blocks: after a kill the backfill continues after the last block published, and publishes none twice.
+//! that no reorg can take back, and only those that enough endpoints have: an old block confirms at once. The progress of a
+//! range is the offset of a consumer group of its own, committed in the Kafka transaction of the blocks: after a kill the
+//! backfill continues after the last block published, and publishes none twice.
 
 use crate::cannot_follow::CannotFollow;
 use crate::cursor::restore;

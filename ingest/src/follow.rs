@@ -199,7 +199,7 @@ impl Follower {
     /// chains go on.
     ///
     /// # Errors
-    /// If a reorg is deeper than what can be taken back, or a block has no time or fits no record, as far as enough nodes say so.
+    /// If a reorg is deeper than what can be taken back, or a block has no time or too many transactions, as far as enough nodes say so.
     pub async fn next(&mut self) -> Result<Batch, CannotFollow> {
         let mut delays = backoff::delays(MAX_BACKOFF);
         loop {
@@ -444,8 +444,8 @@ impl Follower {
                 // The branch has changed meanwhile.
                 Step::FetchParent(_) if branch.len() > MAX_WALKED_BLOCKS => return Ok(()),
                 Step::FetchParent(hash) => {
-                    // The branch is gone already; the next poll shows another. Nobody else is asked: what comes of it is a vote of
-                    // this endpoint.
+                    // The branch is gone already; the next poll shows another. Nobody else is asked: what comes of it is a vote
+                    // of this endpoint.
                     let Some(parent) = fetch_head_from(endpoint, BlockId::Hash(hash)).await? else { return Ok(()) };
                     if !newest.stands_on(&parent) {
                         return Err(StepError::NoParent { child: newest.number, got: parent.number });
@@ -519,7 +519,8 @@ impl Follower {
                 }
                 Some(Ok(None)) if skipped >= MAX_SKIPPED => {
                     self.prefetcher.clear();
-                    // Whoever shows a head above so many missing blocks is asked after the others, or each poll would cost as much.
+                    // Whoever shows a head above so many missing blocks is asked after the others, or each poll would cost as
+                    // much.
                     if let Some(source) = &self.source {
                         source.record_withheld_head();
                     }
@@ -608,9 +609,11 @@ impl Follower {
         tracing::warn!(chain, number, "its content was one endpoint's word, and others contradict it");
         self.prefetcher.clear();
         let mut changes = Vec::new();
-        let removed =
-            self.window.iter().rev().take_while(|ours| ancestor.is_none_or(|ancestor| ours.number > ancestor)).copied();
-        self.rewind(removed.collect(), &mut changes);
+        let removed = match ancestor {
+            Some(ancestor) => self.window.above(ancestor).copied().collect(),
+            None => self.window.newest_first(),
+        };
+        self.rewind(removed, &mut changes);
         branch.into_iter().rev().for_each(|block| self.add(block, &mut changes));
         Some(changes)
     }

@@ -6,7 +6,7 @@ use prost::Message as _;
 use topics::wire::block_record::Transaction;
 use topics::wire::logs_record::Log;
 use topics::wire::{BlockRecord, LogsRecord};
-use topics::{MAX_LOGS_BYTES, hex, in_parts};
+use topics::{MAX_LOGS_BYTES, hex, in_parts, length_in_part};
 
 /// No transfer has so much data. Half of a record, so that each part but the last is at least half full.
 const MAX_LOG_BYTES: usize = MAX_LOGS_BYTES / 2;
@@ -54,20 +54,15 @@ pub fn bound_block(block: &mut BlockRecord, mut logs: LogsRecord) -> (Vec<LogsRe
 /// Takes all transactions of a block but the first ones, as parts that are more than half full. Takes none if they don't fill one.
 fn take_transactions(block: &mut BlockRecord) -> Vec<Vec<Transaction>> {
     let up_to = block.transactions.iter().scan(0, |bytes, transaction| {
-        *bytes += length_of(transaction);
+        *bytes += length_in_part(transaction);
         Some(*bytes)
     });
     let kept = up_to.take_while(|bytes| *bytes <= KEPT_BYTES).count();
-    let bytes: usize = block.transactions.iter().skip(kept).map(length_of).sum();
+    let bytes: usize = block.transactions.iter().skip(kept).map(length_in_part).sum();
     match bytes / MIN_PART_BYTES {
         0 => Vec::new(),
         parts => in_parts(block.transactions.split_off(kept), bytes / parts + MAX_TRANSACTION_BYTES),
     }
-}
-
-/// What a transaction takes of a record, as [`in_parts`] counts it.
-fn length_of(transaction: &Transaction) -> usize {
-    transaction.encoded_len() + 8
 }
 
 /// The records of a block's logs: one, or as many parts as it takes.

@@ -37,7 +37,7 @@ fn fetched() -> FetchedBlock {
 }
 
 #[test]
-fn a_block_that_no_record_holds_can_not_be_published() {
+fn a_block_with_too_many_transactions_can_not_be_published() {
     let mut block = fetched();
     assert!(CannotFollow::check(Verify::Auto, &block).is_ok());
     let transaction = block.block.transactions[0].clone();

@@ -104,7 +104,7 @@ impl BatchSizes {
 async fn follow(kafka: Kafka, chain: Arc<Chain>, rpc: Arc<Rpc>, heads: Heads, sizes: BatchSizes, stop: CancellationToken) {
     let halted = metrics::CHAIN_HALTED.gauge(&[("chain", &chain.name)]);
     let handle = Handle::current();
-    // A stage's name lives as long as the process. There is one per chain.
+    // A stage's name lives as long as the process; there is one each time that the chain is listed in another way.
     let name: &'static str = format!("{STAGE}-{}", chain.name).leak();
     let waiting_name: &'static str = format!("{name}-halted").leak();
     while !stop.is_cancelled() {

@@ -121,11 +121,13 @@ impl Window {
         }
     }
 
-    /// Others have given this content of the block too.
-    pub fn trust(&mut self, head: &Head, content: B256) {
-        if self.doubt_of(head) == Some(content) {
+    /// Others have given this content of the block too. Returns whether it was in doubt.
+    pub fn trust(&mut self, head: &Head, content: B256) -> bool {
+        let was_in_doubt = self.doubt_of(head) == Some(content);
+        if was_in_doubt {
             self.doubts.remove(&head.number);
         }
+        was_in_doubt
     }
 
     /// Whether another block would push one out that is in doubt.

@@ -182,13 +182,9 @@ impl KeyCache {
         let most = i64::try_from(MAX_FILLED).map_err(Failure::halt)?;
         for row in self.pool.get().await?.query(&sql, &[&most]).await? {
             let hash = row.get::<_, &[u8]>(0).try_into().map_err(Failure::halt)?;
-            let grant = read_grant(&row, KeyId::of(&hash))?;
-            let id = grant.id;
-            self.keep(id, hash, Some(grant));
+            let id = KeyId::of(&hash);
             // By whom it is asked for, if at all, is to be seen.
-            if let Some(cached) = self.grants().get_mut(&id) {
-                cached.last_use = None;
-            }
+            self.keep(id, hash, Some(read_grant(&row, id)?), None);
         }
         Ok(())
     }
@@ -198,7 +194,7 @@ impl KeyCache {
         let cache = Arc::clone(self);
         SharedTask::spawn(async move {
             let found = look_up(&cache.pool, id, &hash).await;
-            found.map(|found| cache.keep(id, hash, found)).map_err(Arc::new)
+            found.map(|found| cache.keep(id, hash, found, Some(OffsetDateTime::now_utc()))).map_err(Arc::new)
         })
     }
 
@@ -216,11 +212,11 @@ impl KeyCache {
         {
             self.attempts.forgive(address);
         }
-        self.keep(id, hash, found?).ok_or(KeyRefused::Unknown)
+        self.keep(id, hash, found?, Some(OffsetDateTime::now_utc())).ok_or(KeyRefused::Unknown)
     }
 
     /// Believes what a look-up has found.
-    fn keep(&self, id: KeyId, hash: KeyHash, found: Option<Grant>) -> Option<Arc<Grant>> {
+    fn keep(&self, id: KeyId, hash: KeyHash, found: Option<Grant>, last_use: Option<OffsetDateTime>) -> Option<Arc<Grant>> {
         let mut grants = self.grants();
         let before = grants.remove(&id).filter(|cached| bool::from(cached.hash.ct_eq(&hash)));
         let Some(mut grant) = found else {
@@ -233,7 +229,6 @@ impl KeyCache {
             _ => grant.rate_limit.or(self.default_rate_limit).map(rate_limiter),
         };
         let grant = Arc::new(grant);
-        let last_use = Some(OffsetDateTime::now_utc());
         grants.insert(id, CachedGrant { hash, grant: Arc::clone(&grant), answered: Instant::now(), refresh: None, last_use });
         Some(grant)
     }
@@ -368,7 +363,7 @@ mod tests {
         let cache = Arc::new(KeyCache::new(pool.clone(), pool, None));
         let hash = hash_key("key");
         let merchant = Merchant { id: Uuid::nil(), xpub: None, restored_account: None, terms: DefaultTerms::default() };
-        cache.keep(id(), hash, Some(Grant { id: id(), scope: Scope::Read, merchant, rate_limit: None, limiter: None }));
+        cache.keep(id(), hash, Some(Grant { id: id(), scope: Scope::Read, merchant, rate_limit: None, limiter: None }), None);
         (silent, cache)
     }
 
@@ -407,7 +402,7 @@ mod tests {
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(KeyRefused::Failed(_)))), "{outcomes:?}");
         assert!(matches!(cache.grant("key", None).await, Err(KeyRefused::Failed(_))));
         // A look-up that finds nothing ends it.
-        cache.keep(id(), hash_key("key"), None);
+        cache.keep(id(), hash_key("key"), None, None);
         assert!(matches!(cache.grant("key", None).await, Err(KeyRefused::Unknown)));
         assert!(matches!(cache.grant_again(id()).await, Ok(None)));
     }

@@ -421,8 +421,8 @@ impl Step {
             }
         }
         if chain == before.chain {
-            // The head is lower now, and so is the highest witnessed block if it was above. A tag does not go down with it: what it
-            // had covered stays covered.
+            // The head is lower now, and so is the highest witnessed block if it was above. A tag does not go down with it:
+            // what it had covered stays covered.
             if let Policy::Confirmations(_) = before.policy {
                 let policy = before.policy;
                 let too_shallow = |p: &Part| !p.confirmed.is_zero() && policy.due(p.block.number) >= lowest;

@@ -514,7 +514,8 @@ fn explore(case: Case, moves: &[Move]) {
                     Some(known) => assert_eq!(payment, *known, "{}", place()),
                     None => {
                         case.check(&next, &payment);
-                        // A block put on a world that was played straight is played straight, but for tags and witnesses told before.
+                        // A block put on a world that was played straight is played straight, but for tags and witnesses told
+                        // before.
                         if next.chain.len() <= world.chain.len() || next.tag > 0 || next.witnessed > 0 {
                             assert_eq!(payment, facts(case.straight(&next)), "{}", place());
                         }

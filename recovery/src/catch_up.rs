@@ -216,7 +216,7 @@ async fn restore(
     Ok(())
 }
 
-/// Names one that stays lost, in `/health` too; the others are restored.
+/// Names one that stays lost, and `/health` counts it; the others are restored.
 async fn set_aside(db: &impl GenericClient, topic: &str, id: &str, address: &str, cause: &str) -> Result<(), Failure> {
     let cause = format!(
         "the payment or static address {id} at {address} is lost and can't be restored: {cause}. Money to it is another's, or an orphan; `ctrip intents forget {id}` \

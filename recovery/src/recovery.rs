@@ -396,7 +396,7 @@ impl Recovery {
 /// From where to compare a topic again, if it lacks records that the database knows of.
 fn lost(backlog: &Backlog, topic: Topic, known: &Known) -> Result<Option<Offsets>, Failure> {
     let ends = backlog.ends(topic)?;
-    let other = backlog.changed(topic, &known.last)?;
+    let other = backlog.changed(topic, &known.last, &ends)?;
     let short = |partition: &i32, next: &i64| ends.get(partition).is_some_and(|end| end < next);
     if other.is_empty() && !known.next.iter().any(|(partition, next)| short(partition, next)) {
         return Ok(None);

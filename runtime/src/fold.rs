@@ -141,9 +141,13 @@ impl FoldStage {
     fn go_back_if_cut(&self, kafka: &Kafka, pool: &Pool, handle: &Handle, known: Option<i32>) -> Result<(), Failure> {
         let name = kafka.name(self.topic);
         let applied = handle.block_on(self.applied(pool, &name))?;
+        if applied.is_empty() {
+            return Ok(());
+        }
         let last = applied.iter().filter_map(|(partition, applied)| Some((*partition, applied.last.clone()?))).collect();
         let backlog = Backlog::open(kafka)?;
-        let (changed, ends) = (backlog.changed(self.topic, &last)?, backlog.ends(self.topic)?);
+        let ends = backlog.ends(self.topic)?;
+        let changed = backlog.changed(self.topic, &last, &ends)?;
         let is_short = |partition: &i32, next: i64| ends.get(partition).is_some_and(|end| *end < next);
         let cut: BTreeMap<i32, Applied> = applied
             .into_iter()

@@ -133,7 +133,7 @@ impl Registry {
         for topic in Topic::ALL {
             let subject = self.subject(topic);
             let schema = SuppliedSchema::new(None, SchemaType::Protobuf, topic.schema().to_owned());
-            // A version that somebody else has registered counts as well. What is not there has no compatibility yet.
+            // Versions that another program registered count as well. A subject without versions has no compatibility level yet.
             let _ = self.set_compatibility(&subject).await;
             if let Err(error) = retry(|| post_schema(&self.sr_settings, subject.clone(), schema.clone())).await {
                 let mut error = anyhow::Error::new(error);

@@ -88,8 +88,8 @@ impl FoldStage {
         Ok(rows.iter().map(SetAside::of).collect())
     }
 
-    /// Sets an item of a topic's partition aside from an offset on. One that is set aside already stays where it is. Its name and the cause may have come with
-    /// a record: what Postgres can't keep of them is left out.
+    /// Sets an item of a topic's partition aside from an offset on. One that is set aside already stays where it is. Its name and the
+    /// cause may have come with a record: what Postgres can't keep of them is left out.
     ///
     /// # Errors
     /// When the database fails.

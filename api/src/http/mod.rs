@@ -1,4 +1,5 @@
-//! HTTP as every route shares it: problem documents, request ids, limits, a budget for large bodies, merchants' shares, extractors, JSON bodies, pagination.
+//! HTTP as every route shares it: problem documents, request ids, limits, a budget for large bodies, merchants' shares,
+//! extractors, JSON bodies, pagination.
 //!
 //! Left out on purpose: authentication (`auth`), and what a payment is. Of [`payments`] this room names only the place in a
 //! list that a cursor encodes.

@@ -1,5 +1,6 @@
-//! The share of one merchant in what all have in common: requests in hand, places in the queue of payments to create, and places in the
-//! line for a connection to Postgres. What is beyond it waits behind the merchant's own, and not in front of others.
+//! The share of one merchant in what all have in common: requests in hand, places in the queue of payments to create, places in the line
+//! for a connection to Postgres, and large redeliveries. Orders and lines beyond it wait behind the merchant's own, and not in front of
+//! others; the rest is refused.
 
 use crate::http::problem::Problem;
 use axum::http::StatusCode;
@@ -32,12 +33,18 @@ struct Share {
     requests: Semaphore,
     queued: Arc<Semaphore>,
     in_line: Arc<Semaphore>,
+    redeliveries: Arc<Semaphore>,
 }
 
 impl Default for Share {
     fn default() -> Self {
         let places = |number| Arc::new(Semaphore::new(number));
-        Self { requests: Semaphore::new(MAX_REQUESTS), queued: places(MAX_QUEUED), in_line: places(MAX_IN_LINE) }
+        Self {
+            requests: Semaphore::new(MAX_REQUESTS),
+            queued: places(MAX_QUEUED),
+            in_line: places(MAX_IN_LINE),
+            redeliveries: places(1),
+        }
     }
 }
 
@@ -74,6 +81,19 @@ pub async fn in_queue(orders: u32) -> Result<Option<OwnedSemaphorePermit>, Probl
     places(|share| &share.queued, orders).await
 }
 
+/// The merchant's turn to redeliver many events, until it is dropped.
+///
+/// # Errors
+/// A 429 when another such request of its runs or waits.
+pub fn redelivery() -> Result<Option<OwnedSemaphorePermit>, Problem> {
+    let Ok(turns) = SHARE.try_with(|share| Arc::clone(&share.redeliveries)) else { return Ok(None) };
+    turns.try_acquire_owned().map(Some).map_err(|_| {
+        let detail = "A redelivery of many events of yours is running; retry when it has its answer";
+        let title = "Too many redeliveries at once";
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-redeliveries", title, detail).retry_after(1)
+    })
+}
+
 /// `None` for what no merchant asks for.
 async fn places(of: impl Fn(&Share) -> &Arc<Semaphore>, number: u32) -> Result<Option<OwnedSemaphorePermit>, Problem> {
     let Ok(places) = SHARE.try_with(|share| Arc::clone(of(share))) else { return Ok(None) };
@@ -88,6 +108,17 @@ mod tests {
     use super::*;
     use futures::FutureExt as _;
     use futures::future::{join_all, pending};
+
+    #[tokio::test]
+    async fn a_merchant_redelivers_many_events_one_request_at_a_time() {
+        let (shares, [one, other]) = (Shares::default(), [1, 2].map(Uuid::from_u128));
+        let begin = async |merchant| shares.work(merchant, async { redelivery() }).await.unwrap();
+        let turn = begin(one).await.unwrap();
+        assert_eq!(begin(one).await.unwrap_err().status(), StatusCode::TOO_MANY_REQUESTS);
+        drop(begin(other).await.unwrap());
+        drop(turn);
+        drop(begin(one).await.unwrap());
+    }
 
     #[tokio::test]
     async fn one_merchants_requests_and_orders_leave_others_their_places() {

@@ -7,7 +7,7 @@ use crate::http::problem::Problem;
 use crate::openapi::schemas;
 use axum::Json;
 use axum::extract::State;
-use chain::{Chain, Token};
+use chain::Chain;
 use payments::Policy;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -67,7 +67,7 @@ pub async fn chains(State(app): State<App>, _: Caller) -> Json<List<ChainReply>>
             confirmations_required: policy.confirmations(),
             finality: policy.finality(),
             min_transfer: chain.min_transfer.to_string(),
-            tokens: offered(chain).map(|token| token.symbol.clone()).collect(),
+            tokens: chain.tokens_in_no_doubt().map(|token| token.symbol.clone()).collect(),
         }
     };
     Json(List { data: app.catalog().0.iter().map(reply).collect() })
@@ -95,13 +95,8 @@ pub async fn tokens(
     Ok(Json(List { data: chains.into_iter().flat_map(token_replies).collect() }))
 }
 
-/// The tokens in which payments can be asked for.
-fn offered(chain: &Chain) -> impl Iterator<Item = &Token> {
-    chain.tokens.iter().filter(|token| !chain.doubts.contains_key(&token.address))
-}
-
 fn token_replies(chain: &Chain) -> impl Iterator<Item = TokenReply> {
-    offered(chain).map(|token| TokenReply {
+    chain.tokens_in_no_doubt().map(|token| TokenReply {
         chain: chain.name.clone(),
         chain_id: chain.id.0,
         token: token.symbol.clone(),

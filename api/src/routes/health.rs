@@ -48,7 +48,7 @@ struct Components {
     registry: Component,
     /// Whether the topics have what Kafka had acknowledged, and the registry the ids of their schemas.
     topics: Component,
-    /// Transfers to addresses of which the database has no payment.
+    /// Transfers that wait for their payment, or for their token to be right.
     orphans: Component,
     chains: Vec<ChainHealth>,
     /// Stages of this process that do not run now.

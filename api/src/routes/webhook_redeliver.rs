@@ -8,20 +8,18 @@ use crate::http::extract::Body;
 use crate::http::fields::Fields;
 use crate::http::pagination::bad_cursor;
 use crate::http::problem::Problem;
+use crate::http::share;
 use crate::openapi::schemas;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use base::json::check_storable_text;
-use base::{locked, timestamp};
+use base::timestamp;
 use serde::Serialize;
-use std::collections::HashSet;
-use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use utoipa::ToSchema;
-use uuid::Uuid;
 use webhooks::deliveries::{self, RedeliverCursor, RedeliverFilter};
 use webhooks::endpoints;
 
@@ -31,29 +29,6 @@ pub const FIELDS: [&str; 5] = ["event_id", "from", "before", "failed", "cursor"]
 const MAX_CONCURRENT: usize = 2;
 static REDELIVERIES: Semaphore = Semaphore::const_new(MAX_CONCURRENT);
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Merchants with such a redelivery that runs or waits, each with one.
-static MERCHANTS: LazyLock<Mutex<HashSet<Uuid>>> = LazyLock::new(Mutex::default);
-
-/// A merchant's turn among those that redeliver many events.
-#[derive(Debug)]
-struct Turn(Uuid);
-
-impl Turn {
-    fn of(merchant: Uuid) -> Result<Self, Problem> {
-        if locked(&MERCHANTS).insert(merchant) {
-            return Ok(Self(merchant));
-        }
-        let detail = "A redelivery of many events of yours is running; retry when it has its answer";
-        let title = "Too many redeliveries at once";
-        Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-redeliveries", title, detail).retry_after(1))
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        locked(&MERCHANTS).remove(&self.0);
-    }
-}
 
 /// The deliveries that are due again.
 #[derive(Debug, Serialize, ToSchema)]
@@ -91,7 +66,7 @@ pub async fn redeliver(
     let _turn = match filter {
         RedeliverFilter::Event(_) => None,
         RedeliverFilter::CreatedBetween { .. } | RedeliverFilter::Failed => {
-            let turn = Turn::of(caller.merchant)?;
+            let turn = share::redelivery()?;
             let permit = tokio::time::timeout(QUEUE_TIMEOUT, REDELIVERIES.acquire()).await;
             Some((permit.map_err(|_| Problem::unavailable(5, "Other redeliveries are running; retry"))?, turn))
         }
@@ -140,16 +115,6 @@ fn decode_cursor(text: &str) -> Result<RedeliverCursor, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_merchant_redelivers_many_events_one_request_at_a_time() {
-        let [one, other] = [1, 2].map(Uuid::from_u128);
-        let turn = Turn::of(one).unwrap();
-        assert_eq!(Turn::of(one).unwrap_err().status(), StatusCode::TOO_MANY_REQUESTS);
-        drop(Turn::of(other).unwrap());
-        drop(turn);
-        drop(Turn::of(one).unwrap());
-    }
 
     #[test]
     fn a_redeliver_request_has_one_filter_and_no_other() {

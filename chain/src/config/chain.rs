@@ -89,11 +89,16 @@ impl Token {
 impl Chain {
     /// Whether `other` is followed in the same way: its tokens and policies make no difference to that.
     pub fn is_followed_as(&self, other: &Self) -> bool {
-        let followed = |chain: &Self| {
-            let Self { name, id, rpc_urls, ws_urls, witnesses, start_block, poll_interval, verify, traces, .. } = chain.clone();
-            ((name, id, rpc_urls, ws_urls), (witnesses, start_block, poll_interval, verify, traces))
-        };
+        fn followed(chain: &Chain) -> impl PartialEq {
+            let Chain { name, id, rpc_urls, ws_urls, witnesses, start_block, poll_interval, verify, traces, .. } = chain;
+            (name, id, rpc_urls, ws_urls, witnesses, start_block, poll_interval, verify, traces)
+        }
         followed(self) == followed(other)
+    }
+
+    /// The tokens whose decimals are not in doubt: payments can be asked for in them, and what arrives in them is credited.
+    pub fn tokens_in_no_doubt(&self) -> impl Iterator<Item = &Token> {
+        self.tokens.iter().filter(|token| !self.doubts.contains_key(&token.address))
     }
 
     /// The providers of the endpoints, each once.

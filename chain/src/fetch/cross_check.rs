@@ -105,7 +105,7 @@ pub(super) async fn confirm_content(
 /// where one could.
 ///
 /// # Errors
-/// As for [`confirm_content`].
+/// As for [`confirm_content`], until the block has waited long enough: then they are taken out.
 pub(super) async fn confirm_traces(
     rpc: &Rpc,
     witnesses: usize,

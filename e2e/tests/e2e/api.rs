@@ -18,9 +18,7 @@ async fn running() -> Result<Running> {
 }
 
 async fn serving(lab: Lab) -> Result<Running> {
-    let mut process = lab.spawn("api")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut process).await?;
+    let (process, api) = lab.serve("api", "shop").await?;
     Ok(Running { lab, api, process })
 }
 

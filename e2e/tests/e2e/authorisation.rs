@@ -84,9 +84,7 @@ struct Scene {
 
 async fn scene() -> Result<Scene> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut process = lab.spawn("api")?;
-    let victim = lab.merchant("victim")?;
-    victim.ready(&mut process).await?;
+    let (process, victim) = lab.serve("api", "victim").await?;
     // The document's example of an address is the account's first.
     lab.merchant("first")?.coin(1).await?;
     let order =

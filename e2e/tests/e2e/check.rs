@@ -151,9 +151,7 @@ async fn a_token_that_its_contract_contradicts_is_named_and_not_offered_and_the_
         ensure!(complained.contains(expected), "expected {expected:?} in {complained}");
     }
 
-    let mut process = lab.spawn("api")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut process).await?;
+    let (_process, api) = lab.serve("api", "shop").await?;
     let (_, listed) = api.request(Method::GET, "/api/v1/tokens", None, &[]).await?;
     ensure!(listed["data"].as_array().is_some_and(|all| all.len() == 1 && all[0]["token"] == "DUSD"), "{listed}");
     for (token, expected) in [("DUSD", 201), ("WIDE", 503), ("GONE", 503)] {

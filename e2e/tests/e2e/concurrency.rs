@@ -32,9 +32,7 @@ async fn create(api: &Api, number: usize) -> Result<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn repeated_keys_from_many_clients_make_each_payment_once_at_an_address_of_its_own() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut server = lab.spawn("api")?;
-    let api = lab.merchant("busy")?;
-    api.ready(&mut server).await?;
+    let (_server, api) = lab.serve("api", "busy").await?;
     // Each number twice, in random order; the first half among neighbours, so that many are in flight at the same time.
     let mut numbers: Vec<usize> = (0..REQUESTS / 2).flat_map(|number| [number, number]).collect();
     numbers.chunks_mut(CLIENTS).for_each(|some| some.shuffle(&mut rand::rng()));

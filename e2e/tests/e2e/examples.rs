@@ -10,9 +10,7 @@ use std::process::Command;
 /// A lab with a payment of each kind: paid in the coin, paid in parts, paid in the token, cancelled, open.
 async fn busy() -> Result<Lab> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut ctrip = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut ctrip).await?;
+    let (mut ctrip, api) = lab.serve("up", "shop").await?;
     let coin = api.coin(12_345_678_901_234_567).await?;
     let parts = api.coin(3_000).await?;
     let token = api.create(json!({ "chain": "anvil", "token": e2e::TOKEN_SYMBOL, "amount": "1500000" })).await?;

@@ -16,9 +16,7 @@ async fn a_standby_that_is_promoted_while_the_primary_stands_still_takes_the_wri
     let hosts = format!("127.0.0.1:{},127.0.0.1:{}", primary.port, standby.port);
     lab.env.insert("DATABASE_URL".to_owned(), format!("postgres://ctrip@{hosts}/postgres"));
     lab.ctrip(&["migrate"])?;
-    let mut ctrip = lab.spawn("up")?;
-    let api = lab.merchant("failover")?;
-    api.ready(&mut ctrip).await?;
+    let (mut ctrip, api) = lab.serve("up", "failover").await?;
     let order = || json!({ "chain": "anvil", "amount": 5 });
     let before = api.create_surely(order()).await?;
     lab.node.pay(before.address()?, before.amount()?).await?;
@@ -79,9 +77,7 @@ async fn a_host_that_vanishes_holds_up_nobody_for_long() -> Result<()> {
         format!("{},127.0.0.1:{}/postgres", primary.url("").trim_end_matches('/'), standby.port),
     );
     lab.ctrip(&["migrate"])?;
-    let mut ctrip = lab.spawn("up")?;
-    let api = lab.merchant("vanished")?;
-    api.ready(&mut ctrip).await?;
+    let (mut ctrip, api) = lab.serve("up", "vanished").await?;
     let order = || json!({ "chain": "anvil", "amount": 5 });
     api.create_surely(order()).await?;
     let gone = runtime::db::pool(&primary.url("postgres"), 1)?.get().await?;

@@ -10,9 +10,7 @@ use topics::{Address, U256};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_of_the_python_gateway_gets_its_payments_confirmed() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut ctrip = lab.spawn("up")?;
-    let api = lab.merchant("gateway")?;
-    api.ready(&mut ctrip).await?;
+    let (_ctrip, api) = lab.serve("up", "gateway").await?;
     let mut client = Command::new("python3")
         .arg(root().join("e2e/python/gateway_client.py"))
         .env("API_URL", &api.url)

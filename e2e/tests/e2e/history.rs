@@ -14,9 +14,7 @@ struct Running {
 
 async fn running() -> Result<Running> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut process = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut process).await?;
+    let (process, api) = lab.serve("up", "shop").await?;
     Ok(Running { lab, api, process })
 }
 

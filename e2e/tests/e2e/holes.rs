@@ -52,9 +52,7 @@ async fn a_chain_that_skips_numbers_is_matched_confirmed_and_backfilled() -> Res
         )
     };
     lab.write_chains(&(entry("holes", CHAIN, &url, FIRST) + &entry("hiding", OTHER, &hiding, 190)))?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     let processed = async |place: usize, number: u64| {
         eventually("the chain to be processed", || async {
             let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;

@@ -24,9 +24,7 @@ struct Running {
 
 async fn running() -> Result<Running> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut process = lab.spawn("api")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut process).await?;
+    let (process, api) = lab.serve("api", "shop").await?;
     Ok(Running { lab, api, _process: process })
 }
 

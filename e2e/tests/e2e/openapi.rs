@@ -12,9 +12,7 @@ use std::process::Command;
 #[tokio::test(flavor = "multi_thread")]
 async fn schemathesis_finds_no_answer_that_the_document_does_not_promise() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut ctrip = lab.spawn("up")?;
-    let api = lab.merchant("fuzzed")?;
-    api.ready(&mut ctrip).await?;
+    let (mut ctrip, api) = lab.serve("up", "fuzzed").await?;
     let payment = api.coin(12_345).await?;
     let customer = json!({ "external_id": "customer-7" });
     let (_, address) = api.request(Method::POST, "/api/v1/addresses", Some(customer), &[]).await?;
@@ -64,9 +62,7 @@ fn schemathesis(api: &Api, config: &str, options: &[&str]) -> Result<String> {
 #[tokio::test]
 async fn the_page_asks_no_other_server() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut process = lab.spawn("api")?;
-    let api = lab.merchant("reader")?;
-    api.ready(&mut process).await?;
+    let (_process, api) = lab.serve("api", "reader").await?;
     for path in ["/docs", "/docs/"] {
         let answer = reqwest::get(format!("{}{path}", api.url)).await?.error_for_status()?;
         let policy =

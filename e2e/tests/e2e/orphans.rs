@@ -24,9 +24,7 @@ const COPY: &str =
 #[tokio::test(flavor = "multi_thread")]
 async fn an_orphan_stops_nobody_and_is_credited_when_its_payment_is_there() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     let other = api.coin(1_000).await?;
     // Intents that say too little to bring their payments back.
     let (lost, gone) = (Address::from(rand::random::<[u8; 20]>()), Address::from(rand::random::<[u8; 20]>()));

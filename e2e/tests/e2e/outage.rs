@@ -21,11 +21,9 @@ async fn every_role_recovers_when_kafka_or_postgres_was_killed() -> Result<()> {
     let data = tempfile::Builder::new().prefix("ctrip-stack-").tempdir()?;
     let stack = Stack::own(data.path())?;
     let outcome = live_through(&stack).await;
-    if outcome.is_err() {
-        stack.keep_logs("outage")?;
-    }
+    let kept = if outcome.is_err() { stack.keep_logs("outage") } else { Ok(()) };
     stack.purge()?;
-    outcome
+    outcome.and(kept)
 }
 
 async fn live_through(stack: &Stack) -> Result<()> {
@@ -58,6 +56,14 @@ async fn live_through(stack: &Stack) -> Result<()> {
             continue;
         };
         let issued = api.coin(5).await?;
+        if part == "kafka" {
+            // A lone broker that is killed while it commits may take partitions for deleted when it is back, before it knows that it
+            // leads them. Then it leaves the transaction open for good, and the log tells an operator how to end it. So all is told by
+            // now: of the last two payments, and of this one, there is more to come.
+            let told = 3 * payments.len() - 1;
+            e2e::eventually("nothing to be on its way", || async { Ok((events(&lab).await?.len() >= told).then_some(())) })
+                .await?;
+        }
         println!("kill -9 {part}");
         stack.kill(part)?;
         let during = tokio::spawn(create_meanwhile(api.clone()));

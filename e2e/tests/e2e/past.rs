@@ -14,9 +14,7 @@ const FINAL_BELOW: u64 = 64;
 #[tokio::test]
 async fn a_reorganisation_below_what_is_final_halts_the_chain_until_it_is_resumed() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     lab.node.mine(5).await?;
     let payment = api.create(json!({ "chain": "anvil", "amount": "1000", "expires_in": 86_400 })).await?;
     let hash = lab.node.pay(payment.address()?, payment.amount()?).await?;
@@ -92,9 +90,7 @@ async fn a_chain_that_begins_anew_goes_on_above_its_last_final_block() -> Result
     let lab = Lab::start(Plan::default()).await?;
     let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
     lab.write_chains(&chains.replace("  start_block: 0\n", ""))?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     let pay = async || -> Result<_> {
         let payment = api.create_surely(json!({ "chain": "anvil", "amount": "1000", "expires_in": 86_400 })).await?;
         let hash = lab.node.pay(payment.address()?, payment.amount()?).await?;
@@ -144,9 +140,7 @@ async fn a_backfill_that_is_killed_goes_on_and_brings_every_block_once() -> Resu
     let lab = Lab::start(Plan::default()).await?;
     let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
     lab.write_chains(&chains.replace("start_block: 0", &format!("start_block: {START}")))?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     let body = |amount: &str, token: bool| {
         let token = if token { json!("DUSD") } else { Value::Null };
         json!({ "chain": "anvil", "token": token, "amount": amount, "expires_in": 86_400 })

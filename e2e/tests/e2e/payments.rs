@@ -16,9 +16,7 @@ struct Running {
 
 async fn running() -> Result<Running> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut process = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut process).await?;
+    let (process, api) = lab.serve("up", "shop").await?;
     Ok(Running { lab, api, process })
 }
 
@@ -174,9 +172,7 @@ async fn an_idempotency_key_gives_the_first_answer_again() -> Result<()> {
 async fn no_payment_is_made_for_a_client_that_left_while_a_connection_was_waited_for() -> Result<()> {
     let mut lab = Lab::start(Plan::default()).await?;
     lab.env.insert("API_DATABASE_CONNECTIONS".to_owned(), "6".to_owned());
-    let mut process = lab.spawn("api")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut process).await?;
+    let (_process, api) = lab.serve("api", "shop").await?;
     let mut db = lab.database().await?;
     let lock = db.transaction().await?;
     lock.batch_execute("LOCK TABLE payments").await?;
@@ -221,9 +217,7 @@ async fn nobody_is_asked_to_pay_on_a_chain_before_ingest_has_begun_it() -> Resul
     let lab = Lab::start(Plan::default()).await?;
     let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
     lab.write_chains(&chains.replace("  start_block: 0\n", ""))?;
-    let mut server = lab.spawn("api")?;
-    let api = lab.merchant("early")?;
-    api.ready(&mut server).await?;
+    let (_server, api) = lab.serve("api", "early").await?;
     let body = json!({ "chain": "anvil", "amount": 5 });
     let (status, answer) = api.request(Method::POST, "/api/v1/payments", Some(body.clone()), &[]).await?;
     ensure!(
@@ -242,9 +236,7 @@ async fn nobody_is_asked_to_pay_on_a_chain_before_ingest_has_begun_it() -> Resul
 #[tokio::test]
 async fn events_of_a_payment_wait_until_kafka_has_its_address() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut server = lab.spawn("api")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut server).await?;
+    let (mut server, api) = lab.serve("api", "shop").await?;
     let (hidden, shown) = (api.coin(1).await?, api.coin(2).await?);
     // It would publish the intent again.
     ensure!(server.terminate()?.success(), "{}", server.tail());
@@ -268,9 +260,7 @@ async fn coin_that_a_contract_sends_is_seen_where_blocks_are_traced() -> Result<
     let lab = Lab::start(Plan::default()).await?;
     let chains = std::fs::read_to_string(&lab.env["CHAINS_FILE"])?;
     lab.write_chains(&chains.replace("  start_block: 0\n", "  start_block: 0\n  traces: true\n"))?;
-    let mut process = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut process).await?;
+    let (_process, api) = lab.serve("up", "shop").await?;
     let hash = lab.node.send(json!({ "from": PAYER, "data": FORWARDER, "gas": "0x30000" })).await?;
     let receipt = e2e::eventually("the contract", || lab.node.receipt(hash)).await?;
     let payment = api.coin(1_000).await?;

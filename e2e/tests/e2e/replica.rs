@@ -18,9 +18,7 @@ async fn a_replica_answers_reads_while_it_keeps_up_and_the_primary_what_it_lacks
     lab.env.insert("DATABASE_READ_URL".to_owned(), standby.url("postgres"));
     lab.env.insert("DATABASE_READ_MAX_LAG_MS".to_owned(), "1000".to_owned());
     lab.ctrip(&["migrate"])?;
-    let mut server = lab.spawn("api")?;
-    let api = lab.merchant("reader")?;
-    api.ready(&mut server).await?;
+    let (mut server, api) = lab.serve("api", "reader").await?;
     let order = || json!({ "chain": "anvil", "amount": 5 });
     let old = api.create_surely(order()).await?;
     let (replica, connection) = tokio_postgres::connect(&standby.url("postgres"), tokio_postgres::NoTls).await?;

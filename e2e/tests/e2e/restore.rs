@@ -146,9 +146,7 @@ async fn a_backup_restored_while_all_roles_run_takes_back_nothing() -> Result<()
 
 async fn restored(while_running: bool) -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     let mut all = round(&lab, &api, "before").await?;
     let clerk = lab.merchant("clerk")?;
     let backup = Backup::take(&lab)?;
@@ -226,9 +224,7 @@ async fn restored(while_running: bool) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_intent_that_reaches_kafka_after_the_restore_keeps_its_address() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     let account = AccountXpub::parse(XPUB)?;
     let first = api.coin(AMOUNT).await?;
     ensure!(first.address()? == account.address(0)?);
@@ -345,9 +341,7 @@ async fn until_known(db: &tokio_postgres::Client, count: i64) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn intents_that_kafka_lost_are_published_again_and_their_addresses_watched() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     let payments = try_join_all((0..10).map(|_| api.coin(AMOUNT))).await?;
     let address = customer(&api, "customer 7").await?;
     let db = lab.database().await?;
@@ -375,9 +369,7 @@ async fn intents_that_kafka_lost_are_published_again_and_their_addresses_watched
 #[tokio::test(flavor = "multi_thread")]
 async fn intents_are_published_again_under_another_topic_prefix() -> Result<()> {
     let mut lab = Lab::start(Plan::default()).await?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     try_join_all((0..10).map(|_| api.coin(AMOUNT))).await?;
     customer(&api, "customer 7").await?;
     until_known(&lab.database().await?, 11).await?;
@@ -437,9 +429,7 @@ async fn partitions_that_somebody_adds_move_no_address_and_are_named() -> Result
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_installation_on_the_same_topics_is_refused_unless_it_takes_the_place_of_the_first() -> Result<()> {
     let mut lab = Lab::start(Plan::default()).await?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     let payment = api.coin(AMOUNT).await?;
     let db = lab.database().await?;
     until_known(&db, 1).await?;
@@ -473,9 +463,7 @@ async fn a_second_installation_on_the_same_topics_is_refused_unless_it_takes_the
     let id = said.split("ctrip intents adopt ").nth(1).and_then(|rest| rest.get(..36)).context("an installation's id")?;
 
     lab.ctrip(&["intents", "adopt", id])?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("clerk")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "clerk").await?;
     lab.node.pay(payment.address()?, payment.amount()?).await?;
     lab.node.mine(3).await?;
     eventually("the payment of the first database", async || {
@@ -493,9 +481,7 @@ async fn a_second_installation_on_the_same_topics_is_refused_unless_it_takes_the
 #[tokio::test(flavor = "multi_thread")]
 async fn intents_that_bring_nothing_back_keep_their_indices() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     let account = AccountXpub::parse(XPUB)?;
     ensure!(api.coin(AMOUNT).await?.address()? == account.address(0)?);
     let (kafka, other) = (lab.kafka().await?, Uuid::new_v4());
@@ -584,9 +570,7 @@ async fn intents_that_bring_nothing_back_keep_their_indices() -> Result<()> {
 #[tokio::test]
 async fn an_xpub_with_the_key_of_another_is_refused_for_the_api_too() -> Result<()> {
     let mut lab = Lab::start(Plan::default()).await?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     // A twin that came in all the same has given out our first address: one order takes it, and keeps the others from nothing.
     let (db, other) = (lab.database().await?, AccountXpub::parse(OTHER_XPUB)?);
     let (account, theirs) = (AccountXpub::parse(XPUB)?, other.fingerprint());

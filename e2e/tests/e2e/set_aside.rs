@@ -196,9 +196,7 @@ async fn until_published(ingest: &Process, head: u64) -> Result<()> {
 async fn a_chain_whose_timestamps_are_not_seconds_is_refused_and_the_others_go_on() -> Result<()> {
     let chains = TwoChains::start().await?;
     let lab = &chains.lab;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     let waiting = api.create_surely(json!({ "chain": "anvil", "amount": "1000", "expires_in": 86_400 })).await?;
     api.until(chains.pay(&api, "other").await?.id(), "confirmed").await?;
     // In nanoseconds.

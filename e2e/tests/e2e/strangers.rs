@@ -106,9 +106,7 @@ async fn five_thousand_slow_sockets_and_a_body_of_800_000_fields_cost_a_client_n
     let files = runtime::http::raise_open_files();
     ensure!(files > SLOW_SOCKETS + 500, "this test needs more open files than {files} (ulimit -Hn)");
     let lab = Lab::start(Plan::default()).await?;
-    let mut process = lab.spawn("api")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut process).await?;
+    let (mut process, api) = lab.serve("api", "shop").await?;
     let payment = api.create_surely(json!({ "chain": "anvil", "amount": 7 })).await?;
     let before = median(&api, &payment).await?;
 
@@ -142,9 +140,7 @@ async fn five_thousand_slow_sockets_and_a_body_of_800_000_fields_cost_a_client_n
 async fn invented_keys_and_probes_take_no_connection_that_others_need() -> Result<()> {
     let mut lab = Lab::start(Plan::default()).await?;
     lab.env.insert("API_TRUSTED_PROXIES".to_owned(), "127.0.0.1".to_owned());
-    let mut process = lab.spawn("api")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut process).await?;
+    let (mut process, api) = lab.serve("api", "shop").await?;
     let http = reqwest::Client::new();
     let request = |key: &str, from: &str| {
         let request = http.get(format!("{}/api/v1/payments", api.url)).header("X-Api-Key", key);
@@ -244,9 +240,7 @@ async fn a_key_has_so_many_streams_and_they_end_when_it_is_revoked() -> Result<(
     let mut lab = Lab::start(Plan::default()).await?;
     // Half of them may be streams, an eighth of that is a key's.
     lab.env.insert("API_MAX_CONNECTIONS".to_owned(), "64".to_owned());
-    let mut process = lab.spawn("api")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut process).await?;
+    let (mut process, api) = lab.serve("api", "shop").await?;
     let payment = api.coin(1).await?;
     let reader = lab.ctrip(&["keys", "create", "shop", "--scope", "read"])?;
     let http = reqwest::Client::new();

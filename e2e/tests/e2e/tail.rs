@@ -19,9 +19,7 @@ fn refused(lab: &Lab, arguments: &[&str]) -> Result<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn tail_shows_what_happened_in_every_topic() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut ctrip = lab.spawn("up")?;
-    let api = lab.merchant("tail")?;
-    api.ready(&mut ctrip).await?;
+    let (_ctrip, api) = lab.serve("up", "tail").await?;
     let (other, payment) = (api.coin(7).await?, api.coin(12_345_678_901_234_567).await?);
     let hash = lab.node.pay(payment.address()?, payment.amount()?).await?;
     lab.node.mine(3).await?;
@@ -80,9 +78,7 @@ async fn tail_shows_what_happened_in_every_topic() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn tail_follows_from_the_end_and_stops_when_nobody_reads() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut ctrip = lab.spawn("up")?;
-    let api = lab.merchant("tail")?;
-    api.ready(&mut ctrip).await?;
+    let (_ctrip, api) = lab.serve("up", "tail").await?;
     let before = api.coin(1).await?;
     lab.ctrip(&["tail", "payment.events", "--from", "beginning", "--limit", "1"])?;
 

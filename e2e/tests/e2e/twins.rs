@@ -61,9 +61,7 @@ async fn a_commit_that_meets_a_new_epoch_after_a_pause_is_tried_once_more_and_wr
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_start_by_mistake_is_refused_before_it_touches_kafka() -> Result<()> {
     let mut lab = Lab::start(Plan::default()).await?;
-    let mut first = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut first).await?;
+    let (mut first, api) = lab.serve("up", "shop").await?;
     // Its API's port is taken; then only the instance is the same.
     for (variable, expected) in [("METRICS_LISTEN", "API_LISTEN"), ("API_LISTEN", "CTRIP_INSTANCE")] {
         lab.env.insert(variable.to_owned(), format!("127.0.0.1:{}", e2e::free_port()?));

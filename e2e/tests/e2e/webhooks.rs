@@ -339,7 +339,7 @@ async fn no_merchant_gets_the_events_of_another() -> Result<()> {
     Ok(())
 }
 
-/// After a broker's power cut, or under another prefix: Postgres has applied records that the topics do not have any more.
+/// After a broker's power cut Postgres has applied records that the topics do not have any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn stages_that_are_beyond_the_end_of_their_topic_go_back_and_do_nothing_twice() -> Result<()> {
     let Running { lab, api, receiver, _processes: mut processes } = running(&["up"]).await?;
@@ -617,9 +617,7 @@ async fn a_killed_sender_sends_again_rather_than_never_and_keeps_the_order() -> 
 #[tokio::test]
 async fn no_inner_address_is_taken_for_an_endpoint() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let mut process = lab.spawn("api")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut process).await?;
+    let (_process, api) = lab.serve("api", "shop").await?;
     for url in [
         "http://shop.example/",
         "https://127.0.0.1/",

@@ -29,9 +29,7 @@ async fn a_payment_in_a_branch_that_the_first_endpoint_invents_is_never_confirme
         endpoints.push(Proxy::start(&lab.node.url, SOUND).await?);
     }
     write_chains(&lab, &endpoints, "")?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     lab.node.mine(3).await?;
     let [robbed, honest] = [api.coin(1_000).await?, api.coin(2_000).await?];
 
@@ -80,9 +78,7 @@ async fn with_one_of_two_endpoints_down_payments_are_detected_and_wait_and_healt
     let lab = Lab::start(Plan::default()).await?;
     let mut endpoints = vec![Proxy::start(&lab.node.url, SOUND).await?, Proxy::start(&lab.node.url, SOUND).await?];
     write_chains(&lab, &endpoints, "")?;
-    let mut up = lab.spawn("up")?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut up).await?;
+    let (mut up, api) = lab.serve("up", "shop").await?;
     let first = api.coin(1_000).await?;
     lab.node.pay(first.address()?, first.amount()?).await?;
     lab.node.mine(3).await?;

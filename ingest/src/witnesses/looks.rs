@@ -70,33 +70,23 @@ impl Looks {
     /// Looks for an endpoint's block at a height.
     pub fn at(&mut self, place: usize, number: u64) {
         self.start(place, |endpoint| async move {
-            match look_at(&endpoint, number).await {
-                Ok(Some(head)) if head.number > number => Seen::Hole(number, head),
-                Ok(Some(head)) => Seen::Block(head),
-                Ok(None) => Seen::Nothing,
-                Err(error) => silence(&endpoint, &error),
-            }
+            Ok(match look_at(&endpoint, number).await? {
+                Some(head) if head.number > number => Seen::Hole(number, head),
+                Some(head) => Seen::Block(head),
+                None => Seen::Nothing,
+            })
         });
     }
 
     /// Looks for an endpoint's block at a height below a block in doubt, of which it has shown another above.
     pub fn below_doubt(&mut self, place: usize, number: u64) {
-        self.start(place, |endpoint| async move {
-            match look_at(&endpoint, number).await {
-                Ok(found) => found.map_or(Seen::Nothing, Seen::Below),
-                Err(error) => silence(&endpoint, &error),
-            }
-        });
+        self.start(place, |endpoint| async move { Ok(look_at(&endpoint, number).await?.map_or(Seen::Nothing, Seen::Below)) });
     }
 
     /// Looks for the place where an endpoint leaves these blocks of ours, of which it does not have the last, up to `to`.
     pub fn for_fork(&mut self, place: usize, ours: Vec<Head>, to: u64) {
         self.start(place, move |endpoint| async move {
-            match find_fork(&endpoint, &ours, to).await {
-                Ok(Some(fork)) => Seen::Fork(fork),
-                Ok(None) => Seen::Nothing,
-                Err(error) => silence(&endpoint, &error),
-            }
+            Ok(find_fork(&endpoint, &ours, to).await?.map_or(Seen::Nothing, Seen::Fork))
         });
     }
 
@@ -110,7 +100,10 @@ impl Looks {
         }
     }
 
-    fn start<F: Future<Output = Seen> + Send + 'static>(&mut self, place: usize, look: impl FnOnce(Arc<Endpoint>) -> F) {
+    fn start<F>(&mut self, place: usize, look: impl FnOnce(Arc<Endpoint>) -> F)
+    where
+        F: Future<Output = Result<Seen, RpcError>> + Send + 'static,
+    {
         let (Some(endpoint), Some(state)) = (self.rpc.endpoints().get(place).cloned(), self.states.get_mut(place)) else {
             return;
         };
@@ -118,8 +111,8 @@ impl Looks {
             return;
         }
         state.blocks = true;
-        let look = look(endpoint);
-        self.running.spawn(async move { (place, look.await) });
+        let look = look(endpoint.clone());
+        self.running.spawn(async move { (place, look.await.unwrap_or_else(|error| silence(&endpoint, &error))) });
     }
 
     /// Waits for the next outcome, for ever if no look is under way.

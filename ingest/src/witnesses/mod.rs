@@ -214,8 +214,7 @@ impl Witnesses {
     fn take_content(&mut self, looked: Looked, window: &mut Window) {
         let refutes = self.contents.refutes(&looked);
         let Looked { head, content, found } = looked;
-        if self.contents.confirms(&found) && window.doubt_of(&head) == Some(content) {
-            window.trust(&head, content);
+        if self.contents.confirms(&found) && window.trust(&head, content) {
             self.votes.doubt_from(lowest_doubt(window));
             for place in found.with.iter().filter_map(|endpoint| self.place(endpoint)).collect::<Vec<_>>() {
                 self.votes.trust(place, head.number);

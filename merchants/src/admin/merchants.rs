@@ -6,7 +6,7 @@ use crate::merchant::MAX_BPS;
 use anyhow::{Context as _, Result, bail, ensure};
 use base::timestamp;
 use base::{json, text};
-use deadpool_postgres::Client;
+use deadpool_postgres::{GenericClient, Transaction};
 use serde_json::value::RawValue;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
@@ -50,8 +50,7 @@ pub struct ChangeRow {
 /// When there is no such merchant, or the database fails.
 pub async fn history(database_url: &str, name: &str) -> Result<Vec<ChangeRow>> {
     let client = connect(database_url).await?;
-    let found = client.query_opt("SELECT id FROM merchants WHERE name = $1", &[&name]).await.map_err(explain)?;
-    let merchant: Uuid = found.ok_or_else(|| merchant_not_found(name))?.get(0);
+    let merchant = id_of(&client, name).await?;
     let sql = "SELECT at, kind, item, change, asked_by, login FROM changes WHERE merchant_id = $1 ORDER BY id";
     let rows = client.query(sql, &[&merchant]).await.map_err(explain)?;
     let row = |row: &tokio_postgres::Row| ChangeRow {
@@ -93,10 +92,10 @@ pub struct MerchantRow {
 pub async fn create_merchant(database_url: &str, name: &str, changes: MerchantChanges) -> Result<Uuid> {
     check_name(name)?;
     let id = Uuid::now_v7();
-    write_merchant(database_url, changes, |client| async move {
-        let inserted = client.execute("INSERT INTO merchants (id, name) VALUES ($1, $2)", &[&id, &name]).await;
+    write_merchant(database_url, changes, async |transaction| {
+        let inserted = transaction.execute("INSERT INTO merchants (id, name) VALUES ($1, $2)", &[&id, &name]).await;
         match inserted {
-            Ok(_) => Ok((client, id)),
+            Ok(_) => Ok(id),
             Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => bail!("a merchant {name:?} exists already"),
             Err(error) => Err(explain(error)),
         }
@@ -113,20 +112,20 @@ pub async fn update_merchant(database_url: &str, name: &str, changes: MerchantCh
     if let Some(name) = &changes.name {
         check_name(name)?;
     }
-    write_merchant(database_url, changes, |client| async move {
-        let row = client.query_opt("SELECT id FROM merchants WHERE name = $1", &[&name]).await.map_err(explain)?;
-        let id = row.with_context(|| merchant_not_found(name).to_string())?.get(0);
-        Ok((client, id))
-    })
-    .await
+    write_merchant(database_url, changes, async |transaction| id_of(transaction, name).await).await
+}
+
+async fn id_of(db: &impl GenericClient, name: &str) -> Result<Uuid> {
+    let found = db.query_opt("SELECT id FROM merchants WHERE name = $1", &[&name]).await.map_err(explain)?;
+    Ok(found.ok_or_else(|| merchant_not_found(name))?.get(0))
 }
 
 /// Checks all settings, then lets `merchant` find or insert the row, and writes them.
-async fn write_merchant<F, R>(database_url: &str, changes: MerchantChanges, merchant: F) -> Result<Uuid>
-where
-    F: FnOnce(Client) -> R,
-    R: Future<Output = Result<(Client, Uuid)>>,
-{
+async fn write_merchant(
+    database_url: &str,
+    changes: MerchantChanges,
+    merchant: impl AsyncFnOnce(&Transaction<'_>) -> Result<Uuid>,
+) -> Result<Uuid> {
     let underpaid = bps("--underpaid-tolerance-bps", changes.underpaid_tolerance_bps)?;
     let overpaid = bps("--overpaid-tolerance-bps", changes.overpaid_tolerance_bps)?;
     let metadata = changes.metadata.as_deref().map(check_metadata).transpose()?;
@@ -134,11 +133,11 @@ where
         Some(Some(xpub)) => Some(Account::register(xpub.clone(), &pool(database_url)?).await?.fingerprint().to_owned()),
         Some(None) | None => None,
     };
-    let client = connect(database_url).await?;
+    let mut client = connect(database_url).await?;
     // A merchant without the settings that were asked for would be paid into another account.
-    client.batch_execute("BEGIN").await?;
-    let (client, id) = merchant(client).await?;
-    let updated = client
+    let transaction = client.transaction().await?;
+    let id = merchant(&transaction).await?;
+    let updated = transaction
         .execute(
             // Whoever says which account is right has decided.
             "WITH decided AS (DELETE FROM restored_accounts WHERE merchant_id = $1 AND $3)
@@ -161,7 +160,7 @@ where
         .await;
     match updated {
         Ok(_) => {
-            client.batch_execute("COMMIT").await?;
+            transaction.commit().await?;
             Ok(id)
         }
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => bail!("a merchant of the new name exists already"),

@@ -29,7 +29,7 @@ pub enum TransferOwner {
 
 impl TransferOwner {
     /// The payment's id, if it is one.
-    pub const fn payment(self) -> Option<Uuid> {
+    const fn payment(self) -> Option<Uuid> {
         match self {
             Self::Payment(id) => Some(id),
             Self::DepositAddress(_) => None,
@@ -55,7 +55,8 @@ pub struct TransferRow {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownTransfer {
     pub transfer: Transfer,
-    pub block: BlockRef,
+    /// The block's height.
+    pub number: u64,
     /// The block's, Unix seconds.
     pub timestamp: u64,
     pub listed: bool,
@@ -67,14 +68,14 @@ pub struct KnownTransfer {
 impl KnownTransfer {
     /// Whether it is this transfer of this block: where no root proves a block's content, its hash may come again with another.
     pub fn is(&self, block: &Cause, transfer: &Transfer) -> bool {
-        (self.block.number, self.timestamp) == (block.block.number, block.timestamp) && self.transfer == *transfer
+        (self.number, self.timestamp) == (block.block.number, block.timestamp) && self.transfer == *transfer
     }
 }
 
 /// The transfers that are known of the transactions that a batch adds or replays: usually none.
 ///
 /// # Errors
-/// When the database fails, or a row holds no valid id.
+/// When the database fails, or a row holds no valid transfer.
 pub async fn known_transfers(
     db: &impl GenericClient,
     scope: &BatchScope<'_>,
@@ -109,7 +110,7 @@ pub async fn known_transfers(
         };
         let known = KnownTransfer {
             transfer,
-            block: BlockRef { number: unsigned(row.get(5)), hash: id.block },
+            number: unsigned(row.get(5)),
             timestamp: unsigned(row.get(6)),
             listed: row.get(11),
             below_minimum: row.get(12),

@@ -1,8 +1,9 @@
 //! A replica, for reads that may be a little old.
 //!
-//! A process writes a beat to the primary, again and again: what a connection to the replica shows of it, asked before each read, tells up to
-//! which moment of this process that server has everything. So no clock of another host counts, nor where it stands in which log: one that
-//! follows another server, such as an old primary, or that is stopped, shows no new beat, and is left alone once the last is too old.
+//! A process writes a beat to the primary, again and again: what a connection to the replica shows of it, asked before each
+//! read, tells up to which moment of this process that server has everything. So no clock of another host counts, nor where it
+//! stands in which log: one that follows another server, such as an old primary, or that is stopped, shows no new beat, and is
+//! left alone once the last is too old.
 
 use super::config::parse_for;
 use super::in_time::answered;
@@ -55,8 +56,8 @@ struct Beats {
 }
 
 impl Replica {
-    /// No connection is opened yet. It is used once [`follow`](Self::follow) has found that it keeps up. `process` is a name that no other
-    /// process has, or had.
+    /// No connection is opened yet. It is used once [`follow`](Self::follow) has found that it keeps up. `process` is a name
+    /// that no other process has, or had.
     ///
     /// # Errors
     /// When the URL does not parse.

@@ -52,12 +52,11 @@ impl Backlog {
     }
 
     /// The partitions that have another record at the offset of one that was read, or none. One that retention or compaction has deleted
-    /// tells nothing, and neither does one beyond the end.
+    /// tells nothing, and neither does one beyond the topic's `ends`.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
-    pub fn changed(&self, topic: Topic, read: &BTreeMap<i32, Mark>) -> Result<BTreeSet<i32>, Failure> {
-        let ends = self.ends(topic)?;
+    pub fn changed(&self, topic: Topic, read: &BTreeMap<i32, Mark>, ends: &Offsets) -> Result<BTreeSet<i32>, Failure> {
         let has_end = |(partition, mark): &(&i32, &Mark)| ends.get(partition).is_some_and(|end| mark.offset < *end);
         let from: Offsets = read.iter().filter(has_end).map(|(partition, mark)| (*partition, mark.offset)).collect();
         let after = from.iter().map(|(partition, offset)| (*partition, offset + 1)).collect();
@@ -178,7 +177,8 @@ mod tests {
             let (ends, mut marks) = (backlog.ends(Topic::Events).unwrap(), Vec::new());
             let see = |record: &Record<'_>| marks.push((record.partition(), record.mark()));
             backlog.read(Topic::Events, &Offsets::new(), &ends, (usize::MAX, usize::MAX), see).unwrap();
-            let changed = |partition, mark| backlog.changed(Topic::Events, &BTreeMap::from([(partition, mark)])).unwrap();
+            let changed =
+                |partition, mark| backlog.changed(Topic::Events, &BTreeMap::from([(partition, mark)]), &ends).unwrap();
             let (partition, last) = marks.pop().unwrap();
             let (_, before) = marks.pop().unwrap();
             let shifted = Mark { offset: last.offset, ..before };

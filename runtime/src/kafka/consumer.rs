@@ -161,8 +161,8 @@ impl Consumer {
             .set("group.instance.id", kafka.prefixed(&format!("{group}-{}", kafka.instance())))
             .set("session.timeout.ms", "10000")
             .set("heartbeat.interval.ms", "2000")
-            // A stage may look for its place in what it wrote for longer than the default of five minutes; thrown out of its group for
-            // that, it would look again for ever. `stage` tells of one that does not poll.
+            // A stage may look for its place in what it wrote for longer than the default of five minutes; thrown out of its
+            // group for that, it would look again for ever. `stage` tells of one that does not poll.
             .set("max.poll.interval.ms", "3600000")
             // The range assignor gives an instance the same partitions of every topic, which the detector's join needs.
             .set("partition.assignment.strategy", "range")

@@ -278,8 +278,8 @@ impl Publisher {
     /// Asks the brokers for metadata.
     ///
     /// # Errors
-    /// When none answers within two seconds, or the producer is spoiled and no other may be opened yet. It says why, such as a login that
-    /// is refused.
+    /// When none answers within two seconds, or the producer is spoiled and no other may be opened yet. It says why, such as a
+    /// login that is refused.
     pub async fn ping(&self) -> anyhow::Result<()> {
         let producer = self.producer()?;
         let heard = locked(&self.current).heard.clone();

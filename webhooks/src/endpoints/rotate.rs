@@ -11,7 +11,8 @@ use uuid::Uuid;
 /// After a rotation the previous secret signs as well for this long.
 pub const OLD_SECRET_TTL: Duration = Duration::from_secs(24 * 3600);
 
-/// Replaces the secret, for the API key with the id `asked_by`. The previous one signs as well for [`OLD_SECRET_TTL`]; an older one no longer does.
+/// Replaces the secret, for the API key with the id `asked_by`. The previous one signs as well for [`OLD_SECRET_TTL`]; an older
+/// one no longer does.
 ///
 /// # Errors
 /// When the database or the random number generator fails.

@@ -164,7 +164,8 @@ pub async fn update(
     Ok(row.as_ref().map(Endpoint::read).ok_or(Refusal::Absent))
 }
 
-/// Marks an endpoint as deleted, for the API key with the id `asked_by`; returns whether there was one. Housekeeping removes its deliveries, and then the row.
+/// Marks an endpoint as deleted, for the API key with the id `asked_by`; returns whether there was one. Housekeeping removes
+/// its deliveries, and then the row.
 ///
 /// # Errors
 /// When the database fails.

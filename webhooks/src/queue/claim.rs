@@ -31,7 +31,8 @@ pub struct ClaimLimits<'a> {
 }
 
 /// Claims what is due: per endpoint the longest due first, and an event only if no earlier event of its payment blocks it. The
-/// order of endpoints is random, so that none is always last, of a merchant's either: those that come first have its room. Endpoints with nothing pending cost nothing.
+/// order of endpoints is random, so that none is always last, of a merchant's either: those that come first have its room.
+/// Endpoints with nothing pending cost nothing.
 ///
 /// # Errors
 /// When the database fails, or holds an invalid secret.

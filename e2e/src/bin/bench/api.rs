@@ -21,9 +21,7 @@ pub async fn run() -> Result<Vec<Figure>> {
     let mut lab = Lab::start(Plan::default()).await?;
     lab.env.insert("API_RATE_LIMIT".to_owned(), "0".to_owned());
     let mut figures = idle(&lab).await?;
-    let mut server = lab.spawn("api")?;
-    let api = lab.merchant("bench")?;
-    api.ready(&mut server).await?;
+    let (mut server, api) = lab.serve("api", "bench").await?;
 
     let order = json!({ "chain": "anvil", "amount": "1000000" });
     let single = Work {

@@ -49,9 +49,7 @@ async fn confirmed(witnesses: u32) -> Result<Vec<f64>> {
 /// Milliseconds from a payment's block to its event of this kind.
 async fn measure(lab: Lab, kind: &'static str) -> Result<Vec<f64>> {
     eprintln!("latency: {PAYMENTS} payments, one after the other, until {kind}");
-    let mut ctrip = lab.spawn("up")?;
-    let api = lab.merchant("bench")?;
-    api.ready(&mut ctrip).await?;
+    let (_ctrip, api) = lab.serve("up", "bench").await?;
 
     let (seen, mut events) = tokio::sync::mpsc::unbounded_channel();
     let done = Arc::new(AtomicBool::new(false));

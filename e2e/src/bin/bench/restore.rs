@@ -20,9 +20,7 @@ pub async fn run(intents: u64) -> Result<Vec<Figure>> {
     eprintln!("restore: {intents} payments, of which {LOST} are lost");
     let mut lab = Lab::start(Plan::default()).await?;
     lab.env.insert("API_RATE_LIMIT".to_owned(), "0".to_owned());
-    let mut server = lab.spawn("api")?;
-    let api = lab.merchant("bench")?;
-    api.ready(&mut server).await?;
+    let (mut server, api) = lab.serve("api", "bench").await?;
     server.terminate()?;
     fill(&lab, intents).await?;
     let backup = copy(&lab).await?;

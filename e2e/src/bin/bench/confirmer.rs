@@ -34,25 +34,44 @@ pub async fn run() -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Blocks per second with this many pending payments, of which each block pays some in full.
+/// Blocks per second with this many pending payments, of which each block pays some in full, in a database of their own.
 async fn fold(pending: u64, blocks: u64, matches: u64) -> Result<f64> {
     let lab = Lab::start(Plan::default()).await?;
     lab.ctrip(&["keys", "create", "bench"])?;
+    fold_in(&lab, ChainName { id: 31337, name: "anvil" }, pending, Blocks { first: 1, last: blocks, matches }).await
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct ChainName {
+    pub(crate) id: u64,
+    pub(crate) name: &'static str,
+}
+
+/// Each pays some payments in full.
+#[derive(Clone, Copy)]
+pub(crate) struct Blocks {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) matches: u64,
+}
+
+/// Of a chain that nothing else writes to.
+pub(crate) async fn fold_in(lab: &Lab, chain: ChainName, pending: u64, blocks: Blocks) -> Result<f64> {
     let database = lab.database().await?;
     database
-        .execute(
-            "INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('bench', 'bench', 'bench') ON CONFLICT DO NOTHING",
-            &[],
-        )
+        .execute("INSERT INTO xpubs (fingerprint, index_sequence) VALUES ('bench', 'bench') ON CONFLICT DO NOTHING", &[])
         .await?;
+    let id = i64::try_from(chain.id)?;
+    let first = i64::try_from((blocks.first - 1) * blocks.matches)?;
+    let last = first + i64::try_from(pending)?;
     database
         .execute(
             "INSERT INTO payments (id, merchant_id, chain_id, chain, decimals, address, xpub, address_index, amount, status,
                  confirmations_required, sequence, created_at, expires_at, updated_at)
-             SELECT gen_random_uuid(), (SELECT id FROM merchants LIMIT 1), 31337, 'anvil', 18,
-                 decode(lpad(to_hex(i), 40, '0'), 'hex'), 'bench', i, $2::bigint, 'pending', 3, 1, 1, 1000000000 + i, 1
-             FROM generate_series(1, $1::bigint) AS i",
-            &[&i64::try_from(pending)?, &i64::try_from(AMOUNT)?],
+             SELECT gen_random_uuid(), (SELECT id FROM merchants LIMIT 1), $4, $5, 18,
+                 decode(lpad(to_hex(i), 40, '0'), 'hex'), 'bench', i, $3::bigint, 'pending', 3, 1, 1, 1000000000 + i, 1
+             FROM generate_series($1::bigint + 1, $2::bigint) AS i",
+            &[&first, &last, &i64::try_from(AMOUNT)?, &id, &chain.name],
         )
         .await?;
     // As autovacuum and the checkpointer leave it; otherwise they would run during the measurement.
@@ -60,26 +79,27 @@ async fn fold(pending: u64, blocks: u64, matches: u64) -> Result<f64> {
         database.batch_execute(statement).await?;
     }
     let kafka = lab.kafka().await?;
-    let written = tokio::task::spawn_blocking(move || write_blocks(&kafka, blocks, matches));
+    let written = tokio::task::spawn_blocking(move || write_blocks(&kafka, chain.id, blocks));
     written.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
 
     let mut confirmer = lab.spawn("confirmer")?;
-    let statement = database.prepare("SELECT number FROM chain_heads WHERE chain_id = 31337").await?;
-    let mut first = None;
+    let statement = database.prepare("SELECT number FROM chain_heads WHERE chain_id = $1 AND number >= $2").await?;
+    let mut seen = None;
     let started = Instant::now();
     loop {
-        let head = database.query_opt(&statement, &[]).await?.map(|row| row.get::<_, i64>(0));
+        let head = database.query_opt(&statement, &[&id, &i64::try_from(blocks.first)?]).await?.map(|row| row.get::<_, i64>(0));
         if let Some(number) = head.map(u64::try_from).transpose()? {
-            let (since, from) = *first.get_or_insert((Instant::now(), number));
-            if number >= blocks {
+            let (since, from) = *seen.get_or_insert((Instant::now(), number));
+            if number >= blocks.last {
                 confirmer.terminate()?;
-                let confirmed = "SELECT count(*) FROM payments WHERE status = 'confirmed'";
-                let confirmed: i64 = database.query_one(confirmed, &[]).await?.get(0);
+                let confirmed =
+                    "SELECT count(*) FROM payments WHERE xpub = 'bench' AND address_index > $1 AND status = 'confirmed'";
+                let confirmed: i64 = database.query_one(confirmed, &[&first]).await?.get(0);
                 // Those of the last two blocks are not deep enough.
-                let expected = blocks.saturating_sub(2) * matches;
+                let expected = (blocks.last + 1 - blocks.first).saturating_sub(2) * blocks.matches;
                 ensure!(u64::try_from(confirmed)? == expected, "{confirmed} payments are confirmed, expected {expected}");
                 #[expect(clippy::cast_precision_loss, reason = "thousands")]
-                return Ok((blocks - from) as f64 / since.elapsed().as_secs_f64());
+                return Ok((number - from) as f64 / since.elapsed().as_secs_f64());
             }
         }
         confirmer.check()?;
@@ -88,12 +108,12 @@ async fn fold(pending: u64, blocks: u64, matches: u64) -> Result<f64> {
     }
 }
 
-fn write_blocks(kafka: &Kafka, blocks: u64, matches: u64) -> Result<(), runtime::Failure> {
+fn write_blocks(kafka: &Kafka, chain: u64, blocks: Blocks) -> Result<(), runtime::Failure> {
     let producer = TransactionalProducer::open(kafka, "bench-matches")?;
-    for first in (1..=blocks).step_by(2_000) {
+    for first in (blocks.first..=blocks.last).step_by(2_000) {
         let transaction = producer.begin()?;
-        for number in first..=blocks.min(first + 1_999) {
-            let record = block(number, matches);
+        for number in first..=blocks.last.min(first + 1_999) {
+            let record = block(chain, number, blocks.matches);
             transaction.send(Topic::Matches, &record.key(), &kafka.encode(&record))?;
         }
         transaction.commit()?;
@@ -101,7 +121,7 @@ fn write_blocks(kafka: &Kafka, blocks: u64, matches: u64) -> Result<(), runtime:
     Ok(())
 }
 
-fn block(number: u64, matches: u64) -> wire::MatchesRecord {
+fn block(chain_id: u64, number: u64, matches: u64) -> wire::MatchesRecord {
     let hash = |number: u64| number.to_be_bytes().repeat(4);
     let transfer = |place: u64| wire::matches_record::Transfer {
         transaction_hash: hash(number * 1_000 + place).into(),
@@ -114,7 +134,7 @@ fn block(number: u64, matches: u64) -> wire::MatchesRecord {
         transaction_index: u32::try_from(place).unwrap_or_default(),
     };
     wire::MatchesRecord {
-        chain_id: 31337,
+        chain_id,
         sequence: number,
         kind: wire::matches_record::Kind::Added.into(),
         number,

@@ -1,7 +1,8 @@
-//! The API before a database of many payments: how long each list, read and cancellation takes, and payments created per second beside
-//! a database that is empty.
+//! A database of many payments: how long each list, read and cancellation takes, and payments created and blocks confirmed per second
+//! beside a database that is empty.
 
 use crate::api::{TIME, Work, load};
+use crate::confirmer::{Blocks, ChainName, fold_in};
 use crate::figure::{Figure, quantile};
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Plan};
@@ -16,6 +17,8 @@ const SLICE: u64 = 200_000;
 const REQUESTS: usize = 200;
 /// Chains beside the lab's. Nobody answers there, and nobody is asked.
 const CHAINS: [(&str, u64); 4] = [("one", 1), ("two", 137), ("three", 8453), ("four", 42161)];
+/// Each with two payments that it pays in full.
+const CONFIRMED_BLOCKS: u64 = 10_000;
 
 pub async fn run() -> Result<Vec<Figure>> {
     let payments = match std::env::var("CTRIP_SCALE_PAYMENTS") {
@@ -34,6 +37,7 @@ pub async fn run() -> Result<Vec<Figure>> {
     let webhook = json!({ "url": "https://127.0.0.1/" });
     let (_, webhook) = large.request(Method::POST, "/api/v1/webhooks", Some(webhook), &[]).await?;
     server.terminate()?;
+    let empty_confirms = confirms(&lab, 1).await?;
 
     fill(&lab, payments).await?;
     let mut server = lab.spawn("api")?;
@@ -53,10 +57,14 @@ pub async fn run() -> Result<Vec<Figure>> {
     figures.push(timed("scale_cancel_ms_p99", Method::POST, &large, &pending(&lab).await?).await?);
     let full = creates(&large).await?;
     server.terminate()?;
+    let confirms = confirms(&lab, 2).await?;
     figures.extend([
         Figure::new("scale_creates_per_s_empty", empty, "payments/s", "-"),
         Figure::new("scale_creates_per_s", full, "payments/s", "-"),
         Figure::new("scale_creates_to_empty", full / empty, "ratio", "0.9"),
+        Figure::new("scale_confirmer_blocks_per_s_empty", empty_confirms, "blocks/s", "-"),
+        Figure::new("scale_confirmer_blocks_per_s", confirms, "blocks/s", "-"),
+        Figure::new("scale_confirmer_flatness", empty_confirms / confirms, "ratio", "1.2"),
     ]);
     Ok(figures)
 }
@@ -80,6 +88,13 @@ async fn creates(api: &Api) -> Result<f64> {
     let work = Work { paths, body: Some(order), sign: "\"status\":\"pending\"", units: 1 };
     load(api, &work, Duration::from_secs(2), None).await?;
     Ok(load(api, &work, TIME, None).await?.0)
+}
+
+/// Blocks confirmed per second, in the first or the second turn.
+async fn confirms(lab: &Lab, turn: u64) -> Result<f64> {
+    let (name, id) = CHAINS[3];
+    let blocks = Blocks { first: (turn - 1) * CONFIRMED_BLOCKS + 1, last: turn * CONFIRMED_BLOCKS, matches: 2 };
+    fold_in(lab, ChainName { id, name }, CONFIRMED_BLOCKS * 2, blocks).await
 }
 
 /// Runs the script, slice by slice.

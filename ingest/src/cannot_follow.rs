@@ -1,5 +1,5 @@
-//! Why a chain can't be followed until a person has decided, and whether enough nodes say so. A single node may lag on a branch of
-//! its own, or lie.
+//! Why a chain can't be followed until a person has decided (a fork too deep, a block from the future or too large), and whether enough
+//! nodes say so. A single node may lag on a branch of its own, or lie.
 
 use crate::record_size::MAX_TRANSACTIONS;
 use crate::reorg::TooDeep;

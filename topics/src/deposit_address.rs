@@ -1,4 +1,4 @@
-//! What tells a wallet about a deposit address: where it belongs, and how to pay to it.
+//! What tells a wallet about a deposit address: where it belongs, and how to pay to it (`payment_uri`, EIP-681).
 
 use crate::amount::Amount;
 use crate::ids::ChainId;

@@ -32,20 +32,18 @@ demo: build
 	dev/with-stack $(TARGET)/debug/demo
 
 check: lint
-	RUST_TEST_THREADS=$$(nproc) dev/beside $(THREADS)
+	dev/beside $(THREADS)
 
 test:
 	@dev/stack toolchain
 	@echo "building (the first time takes some minutes)"
 	cargo build --workspace --bins $(if $(T),--test e2e,--tests)
 	@rm -rf target/lab
-ifeq ($(T),)
-	RUST_TEST_THREADS=$$(nproc) dev/beside $(THREADS)
-else
+ifneq ($(T),)
 	@cargo test --quiet --workspace --test e2e -- --list $(T) 2>/dev/null | grep -q ': test$$' || \
 	  { echo "T=$(T): expected a part of the name of an end-to-end test; their list: cargo test -p e2e --test e2e -- --list" >&2; exit 2; }
 endif
-	CTRIP_DEV_SHORT=yes dev/with-stack $(TEST) --workspace --test e2e -- --test-threads $(THREADS) $(T)
+	CTRIP_DEV_SHORT=yes $(if $(T),,dev/beside $$(nproc)) dev/with-stack $(TEST) --workspace --test e2e -- --test-threads $(THREADS) $(T)
 
 up: build
 	dev/run up

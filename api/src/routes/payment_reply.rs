@@ -112,7 +112,7 @@ pub async fn complete(catalog: &Catalog, db: &Connection, payments: &[Payment]) 
     Ok(payments
         .iter()
         .map(|payment| PaymentReply {
-            confirmations: confirmations(counted_from.get(&payment.id), depths.head(payment.chain)),
+            confirmations: confirmations(counted_from.get(&payment.id), depths.witnessed_head(payment.chain)),
             unexpected_transfers: unexpected.get(&payment.id).copied().unwrap_or_default(),
             transfers: payment.transfers.iter().map(|transfer| depths.reply(transfer)).collect(),
             ..PaymentReply::new(payment)
@@ -181,8 +181,8 @@ fn token_id(payment: &Payment, token: &Token) -> String {
         .id(payment.chain)
 }
 
-/// Blocks from the one that reached the amount to the head that the confirmer has processed, both included. While the amount is not
-/// reached, they count from the first that brought a part of it.
+/// Blocks from the one that reached the amount to the highest witnessed one that the confirmer has processed, both included. While the
+/// amount is not reached, they count from the first that brought a part of it.
 fn confirmations(counted_from: Option<&u64>, head: Option<u64>) -> u64 {
     let blocks = counted_from.and_then(|number| head.and_then(|head| head.checked_sub(*number)));
     blocks.map_or(0, |blocks| blocks.saturating_add(1))
@@ -227,7 +227,7 @@ mod tests {
     fn confirmations_count_both_ends() {
         assert_eq!(confirmations(None, Some(20)), 0);
         assert_eq!(confirmations(Some(&14), Some(20)), 7);
-        assert_eq!(confirmations(Some(&14), Some(13)), 0, "the head is not there yet");
+        assert_eq!(confirmations(Some(&14), Some(13)), 0, "nobody witnesses its block yet");
     }
 
     #[test]

@@ -100,9 +100,9 @@ impl<'a> Depths<'a> {
         Ok(Self { catalog, chains })
     }
 
-    /// The number of a chain's head.
-    pub fn head(&self, chain: ChainId) -> Option<u64> {
-        self.chains.get(&chain).map(|depth| depth.number)
+    /// The number of a chain's highest witnessed block.
+    pub fn witnessed_head(&self, chain: ChainId) -> Option<u64> {
+        self.chains.get(&chain).and_then(ChainDepth::witnessed_head)
     }
 
     /// A transfer as a reply.

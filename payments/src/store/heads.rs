@@ -143,14 +143,18 @@ pub async fn head_timestamps(db: &impl GenericClient) -> Result<HashMap<ChainId,
 /// How far a chain has come.
 #[derive(Clone, Copy, Debug)]
 pub struct ChainDepth {
-    /// The head's number.
-    pub number: u64,
+    number: u64,
     witnessed: Option<u64>,
     safe: Option<u64>,
     finalized: Option<u64>,
 }
 
 impl ChainDepth {
+    /// Number of the highest block that counts as a confirmation: what is above nobody witnesses, and it may be a liar's branch.
+    pub fn witnessed_head(&self) -> Option<u64> {
+        self.witnessed.map(|witnessed| witnessed.min(self.number))
+    }
+
     /// Whether a transfer in block `number` is deep enough.
     pub fn confirms(&self, number: u64, policy: Policy) -> bool {
         let reached = policy.reached(self.number, self.safe, self.finalized, self.witnessed);

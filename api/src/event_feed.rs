@@ -38,6 +38,8 @@ struct Inner {
     limits: StreamLimits,
     streams: Mutex<Streams>,
     stop: CancellationToken,
+    /// The stop, or that no event is read any more.
+    ended: CancellationToken,
 }
 
 /// How many streams may be open.
@@ -96,7 +98,8 @@ impl StreamLimits {
 impl EventFeed {
     /// Subscriptions end at `stop`.
     pub fn new(limits: StreamLimits, stop: CancellationToken) -> Self {
-        Self(Arc::new(Inner { limits, streams: Mutex::default(), stop }))
+        let ended = stop.child_token();
+        Self(Arc::new(Inner { limits, streams: Mutex::default(), stop, ended }))
     }
 
     /// Every event committed after this call wakes the subscriber; earlier ones it has to read from the history.
@@ -126,20 +129,26 @@ impl EventFeed {
 
     /// Reads `payment.events` until `stop`.
     pub async fn run(self, kafka: Kafka) {
-        let stop = self.0.stop.clone();
+        let feed = self.clone();
         let read = move |stop: &CancellationToken| -> Result<(), Failure> {
             let mut events = Tail::open(&kafka, Topic::Events)?;
             // The tail begins at the topic's end; events written while nobody read are before it.
-            self.streams().followed.values().for_each(|followed| followed.wake());
+            feed.streams().followed.values().for_each(|followed| followed.wake());
             while !stop.is_cancelled() {
-                events.poll(POLL_TIMEOUT, |record| self.wake(record.key()))?;
+                events.poll(POLL_TIMEOUT, |record| feed.wake(record.key()))?;
             }
             Ok(())
         };
+        self.run_stage(read).await;
+    }
+
+    async fn run_stage(&self, read: impl FnMut(&CancellationToken) -> Result<(), Failure> + Send + 'static) {
+        let Inner { stop, ended, .. } = &*self.0;
         if let Err(error) = stage::run("api-events", stop.clone(), read).await {
-            tracing::error!("reading payment.events stopped, so live streams get no new events: {error:#}");
-            // Creating payments does not depend on it.
+            tracing::error!("reading payment.events stopped, so live streams end after what the history has: {error:#}");
+            // Creating payments does not depend on it. Clients come back with their last event's id, and so miss none.
             stage::waits("api-events", &format!("{error:#}"));
+            ended.cancel();
             stop.cancelled().await;
         }
     }
@@ -200,10 +209,10 @@ impl Subscription {
         Ok(recent.events.iter().filter(|recorded| recorded.event.sequence > after).cloned().collect())
     }
 
-    /// Waits for an event since the last call; `false` at the stop.
+    /// Waits for an event since the last call; `false` at the stop, and once no event is read any more.
     pub async fn woken(&mut self) -> bool {
         tokio::select! {
-            () = self.feed.0.stop.cancelled() => false,
+            () = self.feed.0.ended.cancelled() => false,
             woken = self.wakes.changed() => woken.is_ok(),
         }
     }
@@ -258,6 +267,20 @@ mod tests {
         assert!(
             streams.open == 0 && streams.followed.is_empty() && streams.of_merchant.is_empty() && streams.of_key.is_empty()
         );
+    }
+
+    #[tokio::test]
+    async fn streams_end_when_no_event_is_read_any_more() {
+        let stop = CancellationToken::new();
+        let feed = EventFeed::new(LIMITS, stop.clone());
+        let mut subscription = feed.subscribe(Uuid::nil(), key(1), Uuid::now_v7()).unwrap();
+        let halting = feed.clone();
+        let running =
+            tokio::spawn(async move { halting.run_stage(|_| Err(Failure::halt(std::io::Error::other("halts")))).await });
+        assert!(!tokio::time::timeout(Duration::from_secs(10), subscription.woken()).await.expect("a silent stream"));
+        assert!(!running.is_finished(), "payments are created all the same");
+        stop.cancel();
+        running.await.unwrap();
     }
 
     #[test]

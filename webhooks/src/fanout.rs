@@ -5,6 +5,7 @@
 
 use crate::body;
 use crate::retry_schedule::MAX_BLOCKING_FAILURES;
+use base::json::check_storable_text;
 use base::{error_chain, metrics};
 use deadpool_postgres::{GenericClient, Pool};
 use runtime::kafka::Record;
@@ -24,6 +25,8 @@ pub const FOLDING: FoldStage =
 /// An endpoint gets events written after it was created. The relay's clock says when an event was written, Postgres's when an
 /// endpoint was created; they may differ by this.
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// Of an event's id and type: an index entry has room for some 2,700.
+const MAX_NAME_BYTES: usize = 200;
 /// For a record without a timestamp: it counts as written after any endpoint was created.
 const YEAR_9999_MS: i64 = 253_000_000_000_000;
 
@@ -79,6 +82,12 @@ fn read(record: &Record<'_>) -> Result<ReadEvent, UntoldEvent> {
     let unreadable = |cause: String| UntoldEvent { place, id: format!("{}/{}", place.0, place.1), cause };
     let event: PaymentEvent = frame::decode(record.payload()).map_err(|error| unreadable(error.to_string()))?;
     let untold = |cause: String| UntoldEvent { place, id: event.id.clone(), cause };
+    for (name, text) in [("id", &event.id), ("type", &event.r#type)] {
+        check_storable_text(text).map_err(|error| untold(format!("{name}: {error}")))?;
+        if text.len() > MAX_NAME_BYTES {
+            return Err(untold(format!("{name}: expected at most {MAX_NAME_BYTES} bytes, got {}", text.len())));
+        }
+    }
     let merchant = event.merchant_id.parse().map_err(|error| untold(format!("merchant_id: {error}")))?;
     let payment = event.payment_id.parse().map_err(|error| untold(format!("payment_id: {error}")))?;
     let sequence = i64::try_from(event.sequence).map_err(|error| untold(format!("sequence: {error}")))?;

@@ -711,12 +711,23 @@ async fn an_event_that_no_message_can_tell_is_set_aside_and_the_others_arrive() 
     receiver.until("well/all", 1).await?;
     // In nanoseconds, as a chain's stored records may have it.
     let event = events(lab).await?.into_iter().find(|event| event.payment_id == first.id()).context("its event")?;
-    let bad = wire::PaymentEvent { id: "evt_untold".to_owned(), sequence: 2, occurred_at: 1_790_000_000_000_000_000, ..event };
+    let nanoseconds = wire::PaymentEvent {
+        id: "evt_untold".to_owned(),
+        sequence: 2,
+        occurred_at: 1_790_000_000_000_000_000,
+        ..event.clone()
+    };
+    // The database has no room for them.
+    let long = wire::PaymentEvent { id: format!("evt_long{}", "9".repeat(3000)), sequence: 3, ..event.clone() };
+    let unstorable = wire::PaymentEvent { id: "evt_nul\0".to_owned(), sequence: 4, ..event.clone() };
+    let bad = [nanoseconds, long, unstorable, wire::PaymentEvent { r#type: "payment.\0".to_owned(), sequence: 5, ..event }];
     let kafka = lab.kafka().await?;
     let written = tokio::task::spawn_blocking(move || {
         let producer = TransactionalProducer::open(&kafka, "test")?;
         let transaction = producer.begin()?;
-        transaction.send(Topic::Events, &bad.payment_id, &kafka.encode(&bad))?;
+        for event in &bad {
+            transaction.send(Topic::Events, &event.payment_id, &kafka.encode(event))?;
+        }
         transaction.commit()
     });
     written.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
@@ -728,7 +739,8 @@ async fn an_event_that_no_message_can_tell_is_set_aside_and_the_others_arrive() 
     ensure!(aside["stage"] == "webhooks" && !aside.to_string().contains("evt_untold"), "anyone may read it: {aside}");
     ensure!(aside["cause"].as_str().is_some_and(|cause| cause.contains("`ctrip set-aside`")), "{aside}");
     let listed = lab.ctrip(&["set-aside"])?;
-    ensure!(listed.contains("evt_untold") && listed.contains("ctrip tail payment.events --from"), "{listed}");
+    let all = ["evt_untold", "evt_long9", "evt_nul", "type: the character U+0000"];
+    ensure!(all.iter().all(|part| listed.contains(part)) && listed.contains("ctrip tail payment.events --from"), "{listed}");
     let later = api.create(json!({ "chain": "anvil", "amount": "1" })).await?;
     let messages = receiver.until("well/all", 2).await?;
     ensure!(messages.len() == 2 && messages[1].json()?["data"]["payment_id"] == later.id(), "{messages:?}");

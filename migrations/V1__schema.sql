@@ -529,8 +529,10 @@ CREATE TABLE webhook_endpoints (
     -- gone (it answered 410), failing (five days long), or asked (the merchant did it).
     disabled_reason  text CHECK (disabled_reason IN ('gone', 'failing', 'asked')),
     disabled_at      timestamptz,
-    -- Of the first failure since the last success; null while it is healthy.
+    -- Of the first failure since the last success, or since it was sent nothing for a day; null while it is healthy.
     failing_since    timestamptz,
+    -- Of the last failure since the last success.
+    last_failed_at   timestamptz,
     -- It has asked for so much peace with Retry-After.
     paused_until     timestamptz,
     -- It fails, and is left alone so long.

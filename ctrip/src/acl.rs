@@ -101,7 +101,11 @@ const TABLES: [(&str, [&str; 3]); 24] = [
 const UPDATES: [(&str, &str, &str); 3] = [
     ("api_keys", "api", "last_used_at"),
     ("xpubs", "api", "xpub"),
-    ("webhook_endpoints", "webhooks", "enabled, disabled_reason, disabled_at, failing_since, paused_until, resting_until"),
+    (
+        "webhook_endpoints",
+        "webhooks",
+        "enabled, disabled_reason, disabled_at, failing_since, last_failed_at, paused_until, resting_until",
+    ),
 ];
 
 /// Functions that act with their owner's rights, and who calls them: they make and drop what roles may not.

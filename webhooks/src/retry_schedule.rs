@@ -28,7 +28,10 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(12 * HOUR);
 pub const ENDPOINT_BACKOFF_FRACTION: f64 = 0.1;
 /// … and for no longer than this, since the endpoint may be back.
 pub const MAX_ENDPOINT_BACKOFF: Duration = Duration::from_secs(MINUTE);
-/// An endpoint without a success for so long is disabled.
+/// An endpoint that was sent nothing for so long after a failure fails anew, and not since then. While something is pending, no two
+/// attempts are further apart than [`MAX_RETRY_AFTER`].
+pub const QUIET_AFTER: Duration = Duration::from_secs(24 * HOUR);
+/// An endpoint that is asked and has no success for so long is disabled.
 pub const DISABLE_AFTER: Duration = Duration::from_secs(5 * 24 * HOUR);
 
 /// How long the whole endpoint is paused, as it asked with `Retry-After`. A success asks for nothing.
@@ -84,6 +87,7 @@ mod tests {
         }
         assert_eq!(judge(delays.len(), answered(500), 0.5), Verdict::Failed);
         assert_eq!(DISABLE_AFTER, minutes(5 * 24 * 60));
+        assert!(QUIET_AFTER > MAX_RETRY_AFTER.max(delays[6].mul_f64(1.0 + MAX_JITTER)));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// Updates endpoints, whose rows the caller has locked; returns how many it disabled. One success makes an endpoint healthy;
-/// without any for [`retry_schedule::DISABLE_AFTER`] it is disabled. `urls` are the current ones: responses of a former URL
-/// don't count.
+/// one that fails whenever it is asked, for [`retry_schedule::DISABLE_AFTER`], is disabled. `urls` are the current ones: responses of
+/// a former URL don't count.
 pub async fn update_endpoints(
     db: &impl GenericClient,
     attempts: &[FinishedAttempt],
@@ -36,16 +36,24 @@ pub async fn update_endpoints(
     let statement = db
         .prepare_cached(
             "UPDATE webhook_endpoints e SET
-                 failing_since = CASE WHEN t.healthy THEN NULL ELSE coalesce(e.failing_since, now()) END,
+                 failing_since = t.since,
+                 last_failed_at = CASE WHEN NOT t.healthy THEN now() END,
                  paused_until = greatest(e.paused_until, now() + make_interval(secs => t.pause)),
-                 resting_until = CASE WHEN NOT t.healthy THEN
-                     now() + least(coalesce(now() - e.failing_since, interval '0') * $4, make_interval(secs => $5)) END
-             FROM unnest($1::uuid[], $2::boolean[], $3::float8[]) AS t (id, healthy, pause)
+                 resting_until = CASE WHEN NOT t.healthy THEN now() + least((now() - t.since) * $4, make_interval(secs => $5)) END
+             FROM (SELECT t.*, CASE
+                       WHEN t.healthy THEN NULL
+                       -- It was sent nothing since, so nobody knows that it has failed all the while.
+                       WHEN o.last_failed_at < now() - make_interval(secs => $6) THEN now()
+                       ELSE coalesce(o.failing_since, now()) END AS since
+                   FROM unnest($1::uuid[], $2::boolean[], $3::float8[]) AS t (id, healthy, pause)
+                   JOIN webhook_endpoints o ON o.id = t.id) t
              WHERE e.id = t.id AND (t.pause IS NOT NULL OR NOT t.healthy OR e.failing_since IS NOT NULL)",
         )
         .await?;
     let longest = retry_schedule::MAX_ENDPOINT_BACKOFF.as_secs_f64();
-    let values: [&(dyn ToSql + Sync); 5] = [&endpoints, &healthy, &pause, &retry_schedule::ENDPOINT_BACKOFF_FRACTION, &longest];
+    let quiet = retry_schedule::QUIET_AFTER.as_secs_f64();
+    let values: [&(dyn ToSql + Sync); 6] =
+        [&endpoints, &healthy, &pause, &retry_schedule::ENDPOINT_BACKOFF_FRACTION, &longest, &quiet];
     db.execute(&statement, &values).await?;
     if healthy.iter().all(|healthy| *healthy) && !gone.contains(&true) {
         return Ok(0);

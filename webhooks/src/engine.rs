@@ -5,13 +5,13 @@
 use crate::attempt::{FinishedAttempt, Verdict};
 use crate::clients::Clients;
 use crate::lane::Lane;
-use crate::queue::{self, ClaimLimits};
+use crate::queue::{self, ClaimLimits, Settled};
 use crate::ssrf::{Guard, MERCHANT};
 use crate::{retry_schedule, send};
 use base::counts::Counts;
 use base::{locked, metrics};
 use deadpool_postgres::Pool;
-use runtime::Failure;
+use runtime::{Failure, stage};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,6 +27,8 @@ const SLOW_THRESHOLD: Duration = Duration::from_secs(1);
 /// … until it has not done so for this long.
 const SLOW_TTL: Duration = Duration::from_secs(60);
 const FAIL_PENDING_INTERVAL: Duration = Duration::from_secs(1);
+/// Whoever changes an endpoint locks its row for a moment.
+const MAX_LOCKED: Duration = Duration::from_secs(10);
 /// For what is in flight at `stop`; the process has 10 s to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -82,29 +84,37 @@ impl Engine {
         let mut sends = JoinSet::new();
         // By merchant, so that endpoints that are deleted, and made anew, have no more of the lane.
         let mut in_flight = Counts::default();
+        let mut done = Vec::new();
+        let mut locks = LockWatch::of(lane);
         while !stop.is_cancelled() {
             self.start_sends(&mut sends, &mut in_flight, lane).await?;
             #[expect(clippy::cast_precision_loss, reason = "a lane has hundreds in flight")]
             metrics::WEBHOOKS_IN_FLIGHT.gauge(&[("endpoints", lane.label())]).set(sends.len() as f64);
-            let mut done = Vec::new();
+            let mut ended = Vec::new();
             tokio::select! {
-                Some(sent) = sends.join_next() => done.push(finished(sent)?),
+                Some(sent) = sends.join_next() => ended.push(finished(sent)?),
                 // Most endpoints are healthy, and so are those that most new events are for.
                 () = new_deliveries.notified(), if lane == Lane::Healthy => {}
                 () = tokio::time::sleep(POLL_INTERVAL) => {}
                 () = stop.cancelled() => {}
             }
             while let Some(sent) = sends.try_join_next() {
-                done.push(finished(sent)?);
+                ended.push(finished(sent)?);
             }
-            for attempt in &done {
+            for attempt in &ended {
                 in_flight.take_off(&attempt.delivery.merchant, 1);
+                self.observe(attempt);
             }
-            self.settle(done).await?;
+            done.append(&mut ended);
+            self.settle(&mut done).await?;
+            locks.look(&done);
         }
         let drained = tokio::time::timeout(DRAIN_TIMEOUT, async {
             while let Some(sent) = sends.join_next().await {
-                self.settle(vec![finished(sent)?]).await?;
+                let attempt = finished(sent)?;
+                self.observe(&attempt);
+                done.push(attempt);
+                self.settle(&mut done).await?;
             }
             Ok(())
         });
@@ -172,25 +182,67 @@ impl Engine {
         Ok(())
     }
 
-    async fn settle(&self, mut done: Vec<FinishedAttempt>) -> Result<(), Failure> {
+    fn observe(&self, attempt: &FinishedAttempt) {
+        if attempt.outcome.connection_held > SLOW_THRESHOLD {
+            locked(&self.slow).insert(attempt.delivery.endpoint_id, Instant::now());
+        }
+        record_metrics(attempt);
+    }
+
+    /// Settles what is done; what stays is settled with what comes next. Until then it counts as in flight to its endpoint.
+    async fn settle(&self, done: &mut Vec<FinishedAttempt>) -> Result<(), Failure> {
         if done.is_empty() {
             return Ok(());
         }
-        for attempt in &done {
-            if attempt.outcome.connection_held > SLOW_THRESHOLD {
-                locked(&self.slow).insert(attempt.delivery.endpoint_id, Instant::now());
-            }
-            record_metrics(attempt);
-        }
         let mut db = self.pool.get().await?;
-        let disabled = queue::settle(&mut db, &mut done).await?;
+        let Settled { attempts, disabled } = queue::settle(&mut db, done).await?;
         drop(db);
         let mut in_flight = locked(&self.in_flight);
-        for attempt in &done {
+        for attempt in &attempts {
             in_flight.take_off(&attempt.delivery.endpoint_id, 1);
         }
         metrics::WEBHOOKS_DISABLED.counter(&[]).increment(u64::try_from(disabled).unwrap_or_default());
         Ok(())
+    }
+}
+
+/// Tells of an endpoint whose row somebody keeps locked. `/health` names no merchant's, the log does.
+struct LockWatch {
+    item: String,
+    /// The attempt that waits longest, and since when.
+    waits: Option<(i64, Instant)>,
+    told: bool,
+}
+
+impl LockWatch {
+    fn of(lane: Lane) -> Self {
+        Self { item: format!("webhook-engine: {} endpoints", lane.label()), waits: None, told: false }
+    }
+
+    fn look(&mut self, unsettled: &[FinishedAttempt]) {
+        let Some(FinishedAttempt { delivery, .. }) = unsettled.first() else {
+            self.waits = None;
+            if std::mem::take(&mut self.told) {
+                stage::resumed(&self.item);
+            }
+            return;
+        };
+        let waiting = self.waits.filter(|(id, _)| *id == delivery.delivery_id);
+        let (_, since) = *self.waits.insert(waiting.unwrap_or((delivery.delivery_id, Instant::now())));
+        if since.elapsed() > MAX_LOCKED && !std::mem::replace(&mut self.told, true) {
+            let cause = "a session keeps the row of a webhook endpoint locked, which is sent little until its transaction ends: \
+                         pg_stat_activity shows it, pg_terminate_backend ends it";
+            tracing::error!(endpoint = %delivery.endpoint_id, "{cause}");
+            stage::waits(&self.item, cause);
+        }
+    }
+}
+
+impl Drop for LockWatch {
+    fn drop(&mut self) {
+        if self.told {
+            stage::resumed(&self.item);
+        }
     }
 }
 

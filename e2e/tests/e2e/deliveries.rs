@@ -167,7 +167,7 @@ async fn due(db: &Client, lane: Lane) -> Result<Vec<ClaimedDelivery>> {
 /// Settles one attempt.
 async fn attempt(db: &mut Client, delivery: ClaimedDelivery, head: ResponseHead, verdict: Verdict) -> Result<()> {
     let outcome = SendOutcome { head, ..SendOutcome::default() };
-    queue::settle(db, &mut [FinishedAttempt { delivery, outcome, verdict }]).await.map_err(failed)?;
+    queue::settle(db, &mut vec![FinishedAttempt { delivery, outcome, verdict }]).await.map_err(failed)?;
     Ok(())
 }
 
@@ -278,6 +278,71 @@ async fn an_endpoint_rests_a_tenth_of_the_time_that_it_fails_at_most_a_minute_an
     let paused: bool =
         db.query_one("SELECT paused_until > now() + interval '59 minutes' FROM webhook_endpoints", &[]).await?.get(0);
     ensure!(paused && rest(&db).await?.is_none(), "it rests {:?}", rest(&db).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_endpoint_that_somebody_keeps_locked_delays_no_other() -> Result<()> {
+    let (_lab, pool, mut db, _, locked) = three_events().await?;
+    db.batch_execute(
+        "INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
+         SELECT gen_random_uuid(), id, 'other', 'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA' FROM merchants;
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state)
+         SELECT id, 'ping', 'webhook.ping', '{}', 'pending' FROM webhook_endpoints WHERE url = 'other'",
+    )
+    .await?;
+    let ended = |delivery| FinishedAttempt {
+        delivery,
+        outcome: SendOutcome::default(),
+        verdict: Verdict::Retry(Duration::from_secs(3600)),
+    };
+    let mut done: Vec<FinishedAttempt> = due(&db, Lane::Healthy).await?.into_iter().map(ended).collect();
+    ensure!(done.len() == 2, "{done:?}");
+    let mut other = pool.get().await?;
+    let holder = other.transaction().await?;
+    holder.execute("SELECT FROM webhook_endpoints WHERE id = $1 FOR UPDATE", &[&locked]).await?;
+    let settling = tokio::time::timeout(Duration::from_secs(10), queue::settle(&mut db, &mut done));
+    let settled = settling.await.context("it waits for the lock")?.map_err(failed)?;
+    ensure!(settled.attempts.len() == 1 && settled.attempts[0].delivery.url == "other", "{done:?}");
+    ensure!(done.len() == 1 && done[0].delivery.endpoint_id == locked, "{done:?}");
+    holder.rollback().await?;
+    let settled = queue::settle(&mut db, &mut done).await.map_err(failed)?;
+    ensure!(settled.attempts.len() == 1 && done.is_empty(), "{done:?}");
+    let sql = "SELECT count(*) FROM webhook_deliveries WHERE tries = 1 AND claimed_by IS NULL";
+    ensure!(db.query_one(sql, &[]).await?.get::<_, i64>(0) == 2, "an attempt was not written down");
+    Ok(())
+}
+
+/// It was asked nothing for six days, so nobody knows that it failed. One that fails whenever it is asked, for five days, is disabled.
+#[tokio::test]
+async fn an_endpoint_that_was_quiet_for_days_is_not_disabled_by_one_failure() -> Result<()> {
+    let (_lab, _pool, mut db, merchant, endpoint) = three_events().await?;
+    let fail = async |db: &mut Client, lane: Lane, verdict: Verdict| {
+        let due = due(db, lane).await?.into_iter().next().context("nothing is due")?;
+        settle(db, due, 502, verdict).await
+    };
+    let back = async |db: &Client, hours: i32| {
+        let sql = "UPDATE webhook_endpoints SET failing_since = failing_since - make_interval(hours => $1),
+                   last_failed_at = last_failed_at - make_interval(hours => $1)";
+        db.execute(sql, &[&hours]).await
+    };
+    let state = async |db: &Client| -> Result<(bool, i64, i64)> {
+        let sql = "SELECT enabled, extract(epoch FROM now() - failing_since)::bigint / 3600,
+                   (SELECT count(*) FROM webhook_deliveries WHERE state = 'pending') FROM webhook_endpoints";
+        let row = db.query_one(sql, &[]).await?;
+        Ok((row.get(0), row.get(1), row.get(2)))
+    };
+    fail(&mut db, Lane::Healthy, Verdict::Failed).await?;
+    back(&db, 6 * 24).await?;
+    fail(&mut db, Lane::Failing, Verdict::Retry(Duration::ZERO)).await?;
+    ensure!(state(&db).await? == (true, 0, 2), "{:?}", state(&db).await?);
+    for hours in (11..=121).step_by(11) {
+        ensure!(state(&db).await?.0, "disabled before {hours} h");
+        back(&db, 11).await?;
+        endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?;
+        fail(&mut db, Lane::Failing, Verdict::Retry(Duration::ZERO)).await?;
+    }
+    ensure!(!state(&db).await?.0, "it fails for five days");
     Ok(())
 }
 

@@ -20,4 +20,4 @@ mod settle;
 pub use claim::{ClaimLimits, claim_due};
 pub use disabled::{MAX_FAILED_PER_STATEMENT, fail_pending};
 pub use lease::release_claims;
-pub use settle::settle;
+pub use settle::{Settled, settle};

@@ -9,36 +9,66 @@ use std::collections::HashMap;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Settles attempts; returns how many endpoints it disabled.
+/// What [`settle`] did.
+pub struct Settled {
+    pub attempts: Vec<FinishedAttempt>,
+    /// How many endpoints it disabled.
+    pub disabled: usize,
+}
+
+/// Settles attempts and takes them out of the vector. Those stay whose endpoint another transaction has locked, for however long.
 ///
 /// # Errors
 /// When the database fails. Nothing is settled then, and all of them are sent again.
-pub async fn settle(db: &mut Client, attempts: &mut [FinishedAttempt]) -> Result<usize, Failure> {
-    // A success at the first attempt changes nothing but its delivery, so most are settled without a lock on their endpoint.
-    let plain = |attempt: &FinishedAttempt| attempt.verdict == Verdict::Delivered && attempt.delivery.attempt_number == 1;
-    let all = endpoints(attempts.iter());
-    let others = endpoints(attempts.iter().filter(|attempt| !plain(attempt)));
+pub async fn settle(db: &mut Client, finished: &mut Vec<FinishedAttempt>) -> Result<Settled, Failure> {
     let tx = db.transaction().await?;
-    let lock = "SELECT id, url FROM webhook_endpoints WHERE id = ANY($1) AND (id = ANY($2) OR failing_since IS NOT NULL)
-                ORDER BY id FOR NO KEY UPDATE";
-    let statement = tx.prepare_cached(lock).await?;
-    let rows = tx.query(&statement, &[&all, &others]).await?;
-    let urls: HashMap<Uuid, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    for FinishedAttempt { delivery, verdict, .. } in attempts.iter_mut() {
+    let urls = lock_endpoints(&tx, finished).await?;
+    let is_locked = |attempt: &FinishedAttempt| urls.get(&attempt.delivery.endpoint_id).is_some_and(Option::is_none);
+    let (locked, mut attempts): (Vec<_>, Vec<_>) = std::mem::take(finished).into_iter().partition(is_locked);
+    *finished = locked;
+    let urls: HashMap<Uuid, String> = urls.into_iter().filter_map(|(id, url)| Some((id, url?))).collect();
+    for FinishedAttempt { delivery, verdict, .. } in &mut attempts {
         // The 410 is of the endpoint's former URL. The current one has not been asked.
         if *verdict == Verdict::Gone && urls.get(&delivery.endpoint_id).is_some_and(|url| *url != delivery.url) {
             *verdict = Verdict::Retry(Duration::ZERO);
         }
     }
-    record_attempts(&tx, attempts).await?;
+    record_attempts(&tx, &attempts).await?;
     let attempted: Vec<i64> =
-        attempts.iter().filter(|attempt| !plain(attempt)).map(|attempt| attempt.delivery.delivery_id).collect();
+        attempts.iter().filter(|attempt| !is_plain(attempt)).map(|attempt| attempt.delivery.delivery_id).collect();
     if !attempted.is_empty() {
         postpone_later_events(&tx, &attempted).await?;
     }
-    let disabled = update_endpoints(&tx, attempts, &urls).await?;
+    let disabled = update_endpoints(&tx, &attempts, &urls).await?;
     tx.commit().await?;
-    Ok(disabled)
+    Ok(Settled { attempts, disabled })
+}
+
+/// A success at the first attempt changes nothing but its delivery, so most are settled without a lock on their endpoint.
+fn is_plain(attempt: &FinishedAttempt) -> bool {
+    attempt.verdict == Verdict::Delivered && attempt.delivery.attempt_number == 1
+}
+
+/// Locks the endpoints that the attempts change, and returns their URLs; `None` for one that another transaction has locked.
+async fn lock_endpoints(
+    db: &impl GenericClient,
+    attempts: &[FinishedAttempt],
+) -> Result<HashMap<Uuid, Option<String>>, Failure> {
+    let all = endpoints(attempts.iter());
+    let others = endpoints(attempts.iter().filter(|attempt| !is_plain(attempt)));
+    let statement = db
+        .prepare_cached(
+            "WITH changed AS MATERIALIZED (
+                 SELECT id FROM webhook_endpoints WHERE id = ANY($1) AND (id = ANY($2) OR failing_since IS NOT NULL)
+             ), locked AS MATERIALIZED (
+                 SELECT id, url FROM webhook_endpoints WHERE id IN (SELECT id FROM changed)
+                 ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+             )
+             SELECT c.id, l.url FROM changed c LEFT JOIN locked l ON l.id = c.id",
+        )
+        .await?;
+    let rows = db.query(&statement, &[&all, &others]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 fn endpoints<'a>(attempts: impl Iterator<Item = &'a FinishedAttempt>) -> Vec<Uuid> {

@@ -6,7 +6,7 @@ use crate::attempt::{FinishedAttempt, Verdict};
 use crate::clients::Clients;
 use crate::lane::Lane;
 use crate::queue::{self, ClaimLimits, Settled};
-use crate::ssrf::{Guard, MERCHANT};
+use crate::ssrf::{Guard, SENDING, Sending};
 use crate::{retry_schedule, send};
 use base::counts::Counts;
 use base::{locked, metrics};
@@ -173,7 +173,8 @@ impl Engine {
             in_flight_of_merchants.add(delivery.merchant, 1);
             let (clients, guard) = (Arc::clone(&self.clients), self.guard.clone());
             sends.spawn(async move {
-                let outcome = MERCHANT.scope(delivery.merchant, send::send(&clients, &guard, &delivery)).await;
+                let sending = Sending { merchant: delivery.merchant, lane };
+                let outcome = SENDING.scope(sending, send::send(&clients, &guard, &delivery)).await;
                 let failures = usize::try_from(delivery.failures).unwrap_or_default();
                 let verdict = retry_schedule::judge(failures, outcome.head, rand::random());
                 FinishedAttempt { delivery, outcome, verdict }

@@ -11,4 +11,4 @@ mod resolver;
 mod tests;
 
 pub use guard::{Guard, GuardError};
-pub use resolver::{GuardedResolver, MERCHANT, SystemResolver};
+pub use resolver::{GuardedResolver, SENDING, Sending, SystemResolver};

@@ -450,7 +450,8 @@ CREATE TABLE set_aside (
     next_offset bigint NOT NULL,
     cause       text NOT NULL,
     since       timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (stage, topic, partition, item)
+    -- The topic first: chains are few, and looked for beside many lost payments.
+    PRIMARY KEY (topic, stage, partition, item)
 );
 
 -- After a loss -------------------------------------------------------------------------------------------------------------------

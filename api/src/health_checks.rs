@@ -11,7 +11,7 @@ use deadpool_postgres::{Client, Pool};
 use payments::store::{self, Witnessed};
 use recovery::Recovery;
 use runtime::{Failure, Kafka, Registry, SetAside, SharedTask, db, set_aside};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
@@ -61,7 +61,9 @@ pub struct Findings {
     /// The numbers of the chains' heads, as the confirmer has processed them.
     pub processed: HashMap<ChainId, u64>,
     pub witnessed: HashMap<ChainId, Witnessed>,
-    pub set_aside: Vec<SetAside>,
+    pub chains_aside: Vec<SetAside>,
+    /// How many payments, static addresses or events each stage has set aside.
+    pub others_aside: BTreeMap<String, i64>,
     /// Transfers that wait for their payment, or for their token to be right.
     pub orphans: ProbeError,
 }
@@ -149,7 +151,8 @@ async fn find_with(client: &Client, chains: &[ChainId], topic_prefix: &str) -> R
     Ok(Findings {
         processed: store::head_numbers(client, chains).await?,
         witnessed: store::witnessed(client).await?,
-        set_aside: set_aside::all(client, topic_prefix).await?,
+        chains_aside: set_aside::chains(client, topic_prefix).await?,
+        others_aside: set_aside::counts(client, topic_prefix).await?,
         orphans,
     })
 }

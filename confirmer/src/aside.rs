@@ -155,7 +155,7 @@ struct Failed {
 }
 
 async fn items(kafka: &Kafka, pool: &Pool) -> Result<Vec<SetAside>, Failure> {
-    let all = runtime::set_aside::all(&pool.get().await?, kafka.topic_prefix()).await?;
+    let all = runtime::set_aside::chains(&pool.get().await?, kafka.topic_prefix()).await?;
     Ok(all.into_iter().filter(|item| item.stage == FOLDING.stage).collect())
 }
 

@@ -423,8 +423,7 @@ fn within<T>(handle: &Handle, answer: impl Future<Output = Result<T, Failure>>) 
 /// Returns how many merchants get no addresses.
 #[expect(clippy::cast_precision_loss, reason = "few intents contradict the database, and few merchants change their account")]
 async fn report(kafka: &Kafka, db: &Client) -> Result<i64, Failure> {
-    let all = set_aside::all(db, kafka.topic_prefix()).await?;
-    let lost = all.iter().filter(|item| item.stage == RESTORING.stage).count();
+    let lost = set_aside::counts(db, kafka.topic_prefix()).await?.get(RESTORING.stage).copied().unwrap_or_default();
     metrics::SET_ASIDE.gauge(&[("kind", "lost_payment")]).set(lost as f64);
     let in_doubt = count_restored_accounts(db).await?;
     metrics::SET_ASIDE.gauge(&[("kind", "merchant")]).set(in_doubt as f64);

@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::fold::{CLAIM, FoldStage, Span};
 use anyhow::anyhow;
 use deadpool_postgres::GenericClient;
+use std::collections::BTreeMap;
 use tokio_postgres::Row;
 use topics::Topic;
 
@@ -37,16 +38,48 @@ impl SetAside {
     }
 }
 
-/// All that is set aside in the topics of this prefix, by stages that keep their offsets in Postgres.
+/// All that is set aside in the topics of this prefix, by stages that keep their offsets in Postgres. After a loss that may be a row
+/// for each intent.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn all(db: &impl GenericClient, topic_prefix: &str) -> Result<Vec<SetAside>, Failure> {
+    load(db, topic_prefix, |_| true).await
+}
+
+/// The chains that are set aside.
+///
+/// # Errors
+/// When the database fails.
+pub async fn chains(db: &impl GenericClient, topic_prefix: &str) -> Result<Vec<SetAside>, Failure> {
+    load(db, topic_prefix, has_chains).await
+}
+
+/// How many items each stage has set aside that are no chains.
+///
+/// # Errors
+/// When the database fails.
+pub async fn counts(db: &impl GenericClient, topic_prefix: &str) -> Result<BTreeMap<String, i64>, Failure> {
+    let sql = "SELECT stage, count(*) FROM set_aside WHERE topic = ANY($1) GROUP BY stage";
+    let statement = db.prepare_cached(sql).await?;
+    let rows = db.query(&statement, &[&names(topic_prefix, |topic| !has_chains(topic))]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Whether what is set aside in the topic is chains.
+fn has_chains(topic: Topic) -> bool {
+    topic == Topic::Matches
+}
+
+fn names(topic_prefix: &str, of: impl Fn(Topic) -> bool) -> Vec<String> {
+    Topic::ALL.into_iter().filter(|topic| of(*topic)).map(|topic| format!("{topic_prefix}{topic}")).collect()
+}
+
+async fn load(db: &impl GenericClient, topic_prefix: &str, of: impl Fn(Topic) -> bool) -> Result<Vec<SetAside>, Failure> {
     let sql = "SELECT stage, topic, partition, item, next_offset, cause FROM set_aside WHERE topic = ANY($1)
                ORDER BY stage, item, partition";
     let statement = db.prepare_cached(sql).await?;
-    let topics: Vec<String> = Topic::ALL.iter().map(|topic| format!("{topic_prefix}{topic}")).collect();
-    Ok(db.query(&statement, &[&topics]).await?.iter().map(SetAside::of).collect())
+    Ok(db.query(&statement, &[&names(topic_prefix, of)]).await?.iter().map(SetAside::of).collect())
 }
 
 /// Forgets an item that a stage has set aside in a topic; its records stay unprocessed.

@@ -127,9 +127,9 @@ async fn apply(
 }
 
 async fn report(kafka: &Kafka, pool: &Pool) -> Result<(), Failure> {
-    let all = runtime::set_aside::all(&pool.get().await?, kafka.topic_prefix()).await?;
+    let counts = runtime::set_aside::counts(&pool.get().await?, kafka.topic_prefix()).await?;
     #[expect(clippy::cast_precision_loss, reason = "2^52 events are not met")]
-    let count = all.iter().filter(|item| item.stage == FOLDING.stage).count() as f64;
+    let count = counts.get(FOLDING.stage).copied().unwrap_or_default() as f64;
     metrics::SET_ASIDE.gauge(&[("kind", "webhook_event")]).set(count);
     Ok(())
 }

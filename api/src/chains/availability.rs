@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use topics::{ChainId, Topic};
+use topics::ChainId;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// `Retry-After` in seconds. A chain begins soon.
@@ -51,9 +51,8 @@ impl Availability {
     pub async fn poll(&self, pool: &Pool) -> Result<(), Failure> {
         let client = pool.get().await?;
         let found = store::head_timestamps(&client).await?;
-        let aside = set_aside::all(&client, &self.topic_prefix).await?;
-        let of_chains = aside.into_iter().filter(|item| item.topic.ends_with(Topic::Matches.name()));
-        let aside = of_chains.filter_map(|item| Some((ChainId(item.item.parse().ok()?), item.cause))).collect();
+        let aside = set_aside::chains(&client, &self.topic_prefix).await?.into_iter();
+        let aside = aside.filter_map(|item| Some((ChainId(item.item.parse().ok()?), item.cause))).collect();
         *self.aside.write().unwrap_or_else(PoisonError::into_inner) = aside;
         *self.timestamps.write().unwrap_or_else(PoisonError::into_inner) = found;
         Ok(())

@@ -75,13 +75,8 @@ struct SetAsideItem {
 }
 
 /// Anyone may ask for `/health`, so it names chains and nothing of a merchant's.
-fn without_names(all: Vec<SetAside>) -> Vec<SetAsideItem> {
-    let (chains, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|aside| aside.item.parse::<u64>().is_ok());
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for aside in others {
-        *counts.entry(aside.stage).or_default() += 1;
-    }
-    let counted = counts.into_iter().map(|(stage, count)| {
+fn without_names(chains: Vec<SetAside>, others: BTreeMap<String, i64>) -> Vec<SetAsideItem> {
+    let counted = others.into_iter().map(|(stage, count)| {
         let cause =
             "`ctrip set-aside` names them, with their causes and the commands that help, and so does the log".to_owned();
         SetAsideItem { stage, item: format!("{count} payments, static addresses or events"), cause }
@@ -173,9 +168,9 @@ pub async fn health(State(app): State<App>) -> Response {
     let (dependencies, heads, topics) = tokio::join!(app.health.dependencies(), app.health.heads(), app.health.topics());
     let Catalog(listed) = app.catalog();
     let chains: Vec<ChainId> = listed.iter().map(|chain| chain.id).collect();
-    let Findings { processed, witnessed, set_aside, orphans } =
+    let Findings { processed, witnessed, chains_aside, others_aside, orphans } =
         if dependencies.database.is_none() { app.health.findings(chains).await } else { Findings::default() };
-    let set_aside = without_names(set_aside);
+    let set_aside = without_names(chains_aside, others_aside);
     let stages = stage::waiting().into_iter().map(|(stage, error)| StageHealth { stage, error }).collect::<Vec<_>>();
     let chains: Vec<ChainHealth> = listed
         .iter()

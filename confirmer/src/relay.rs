@@ -15,7 +15,7 @@
 use anyhow::anyhow;
 use base::metrics;
 use deadpool_postgres::{Client, Pool};
-use payments::store::{self, OutboxRow};
+use payments::store::{self, OutboxFront, OutboxRow};
 use recovery::Recovery;
 use runtime::db::{self, Gate, OwnConnection};
 use runtime::kafka::{Kafka, PartitionReader, Record, TransactionalProducer};
@@ -38,7 +38,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const MAX_IDLE: Duration = Duration::from_secs(30);
 /// How often another instance tries to become the leader.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(500);
-/// How often the depth of the outbox and the use of the pool are measured.
+/// How often the depth of the outbox and the use of the pool are measured, and the outbox's front moves on.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Leads and publishes until `stop`. A message on `wake` means that this process has written events.
@@ -69,10 +69,10 @@ pub fn run(
     // What is read before may take longer.
     handle.block_on(leader.end_if_idle(MAX_IDLE))?;
     tracing::info!("the relay is the leader and publishes payment.events from batch {batch}");
-    let mut reported = Instant::now();
+    let (mut front, mut reported) = (OutboxFront::default(), Instant::now());
     while !stop.is_cancelled() {
         check_database(&leader, recovery.gate())?;
-        let claim = store::claim_outbox(leader.db()?, batch, MAX_ROWS_PER_BATCH);
+        let claim = front.claim(leader.db()?, batch, MAX_ROWS_PER_BATCH);
         // The commit of an old primary may take for ever.
         let rows = handle.block_on(db::answered(db::WRITE_TIMEOUT, claim))?;
         if rows.is_empty() {
@@ -83,7 +83,7 @@ pub fn run(
         }
         if reported.elapsed() > REPORT_INTERVAL {
             reported = Instant::now();
-            handle.block_on(report_depth(leader.db()?))?;
+            handle.block_on(report_depth(leader.db()?, &mut front))?;
             db::observe(pool, "confirmer");
         }
     }
@@ -205,8 +205,8 @@ fn publish(
     Ok(())
 }
 
-async fn report_depth(db: &Client) -> Result<(), Failure> {
+async fn report_depth(db: &Client, front: &mut OutboxFront) -> Result<(), Failure> {
     #[expect(clippy::cast_precision_loss, reason = "an outbox of 2^52 rows is not met")]
-    metrics::OUTBOX_DEPTH.gauge(&[]).set(store::outbox_depth(db).await? as f64);
+    metrics::OUTBOX_DEPTH.gauge(&[]).set(front.move_on(db).await? as f64);
     Ok(())
 }

@@ -4,11 +4,15 @@ use crate::books::failed;
 use anyhow::{Result, ensure};
 use deadpool_postgres::{GenericClient, Pool};
 use e2e::Stack;
-use payments::store::{self, PaymentFilter, Place};
+use payments::store::{self, OutboxFront, PaymentFilter, Place};
 use payments::{Exception, Status};
-use runtime::db;
+use runtime::db::{self, CommitMode};
+use runtime::set_aside;
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 use time::OffsetDateTime;
+use tokio_postgres::IsolationLevel;
 use topics::{Address, B256, ChainId, PaymentId};
 use uuid::Uuid;
 use webhooks::deliveries::{self, RedeliverCursor, RedeliverFilter, STATES};
@@ -85,6 +89,66 @@ async fn a_list_reads_about_a_page_whatever_it_is_filtered_by() -> Result<()> {
     Ok(())
 }
 
+/// A dump keeps what was deleted. An event whose number was drawn early may be written late, and is told all the same.
+#[tokio::test]
+async fn the_relay_passes_over_what_was_deleted_once_and_over_nothing_that_is_written_late() -> Result<()> {
+    let pool = db::generic_plan_pool(&database().await?, 3, CommitMode::Asynchronous, None)?;
+    let (mut dump, mut late, mut client) = (pool.get().await?, pool.get().await?, pool.get().await?);
+    let dump = dump.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await?;
+    dump.execute("SELECT FROM outbox", &[]).await?;
+    let late = late.transaction().await?;
+    let drawn = "SELECT nextval(pg_get_serial_sequence('outbox', 'id')) FROM pg_current_xact_id()";
+    let drawn: i64 = late.query_one(drawn, &[]).await?.get(0);
+    let mut front = OutboxFront::default();
+    for batch in 1..=10 {
+        let events =
+            "INSERT INTO outbox (payment_id, event, state) SELECT gen_random_uuid(), '', '' FROM generate_series(1, 1000)";
+        client.execute(events, &[]).await?;
+        ensure!(front.claim(&client, batch, 1000).await.map_err(failed)?.len() == 1000, "batch {batch}");
+        ensure!(front.move_on(&client).await.map_err(failed)? == 1000, "batch {batch}");
+    }
+    let event =
+        "INSERT INTO outbox (id, payment_id, event, state) OVERRIDING SYSTEM VALUE VALUES ($1, gen_random_uuid(), '', '')";
+    late.execute(event, &[&drawn]).await?;
+    late.commit().await?;
+    let claimed = front.claim(&client, 11, 1000).await.map_err(failed)?;
+    ensure!(claimed.len() == 1 && claimed[0].id == drawn, "{claimed:?}");
+    let (mut batch, started) = (11, Instant::now());
+    loop {
+        batch += 1;
+        let transaction = client.transaction().await?;
+        ensure!(front.claim(&transaction, batch, 1000).await.map_err(failed)?.is_empty(), "told twice");
+        let read = blocks(&transaction, "outbox").await?;
+        transaction.commit().await?;
+        if read <= 100 {
+            return Ok(());
+        }
+        // Other tests' transactions end as well.
+        ensure!(started.elapsed() < Duration::from_secs(60), "{read} blocks to find nothing");
+        front.move_on(&client).await.map_err(failed)?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn many_lost_payments_are_counted_and_the_chains_beside_them_are_found_at_once() -> Result<()> {
+    let aside = "INSERT INTO set_aside (stage, topic, partition, item, next_offset, cause)
+                     SELECT 'restored', 'payment.intents', i % 12, 'lost ' || i, i, repeat('long ', 100) FROM generate_series(1, 60000) AS i;
+                 INSERT INTO set_aside (stage, topic, partition, item, next_offset, cause)
+                     VALUES ('confirmer', 'chain.matches', 1, '31337', 7, 'stands still'), ('webhooks', 'payment.events', 1, 'evt', 7, 'untold');
+                 VACUUM ANALYZE set_aside";
+    let mut client = large(aside).await?.get().await?;
+    let transaction = client.transaction().await?;
+    let chains = set_aside::chains(&transaction, "").await.map_err(failed)?;
+    ensure!(chains.len() == 1 && chains[0].item == "31337", "{chains:?}");
+    ensure!(blocks(&transaction, "set_aside").await? <= 10, "{} blocks", blocks(&transaction, "set_aside").await?);
+    let counts = set_aside::counts(&transaction, "").await.map_err(failed)?;
+    ensure!(counts == BTreeMap::from([("restored".to_owned(), 60_000), ("webhooks".to_owned(), 1)]), "{counts:?}");
+    // The causes are not read.
+    ensure!(blocks(&transaction, "set_aside").await? <= 1000, "{} blocks", blocks(&transaction, "set_aside").await?);
+    Ok(())
+}
+
 /// Blocks of payments and transfers that this transaction has read so far.
 async fn read(db: &impl GenericClient) -> Result<i64> {
     Ok(blocks(db, "payments").await? + blocks(db, "transfers").await?)
@@ -147,9 +211,12 @@ async fn deliveries_of_a_rare_state_and_of_a_late_hour_are_found_at_once() -> Re
     Ok(())
 }
 
+async fn database() -> Result<String> {
+    Stack::attach()?.create_migrated(&format!("lists_{}", Uuid::new_v4().simple())).await
+}
+
 async fn large(rows: &str) -> Result<Pool> {
-    let url = Stack::attach()?.create_migrated(&format!("lists_{}", Uuid::new_v4().simple())).await?;
-    let pool = db::pool(&url, 1)?;
+    let pool = db::pool(&database().await?, 1)?;
     let client = pool.get().await?;
     client.execute("INSERT INTO merchants (id, name) VALUES ($1, 'large')", &[&MERCHANT]).await?;
     // VACUUM does not run with others.

@@ -31,7 +31,7 @@ pub use issued::{issued_addresses, issued_payments, origins};
 pub use lists::{PaymentFilter, Place, is_common_external_id, list_deposits, list_payments};
 pub use lost::{LostBlocks, lost_blocks, paid_blocks};
 pub use orphans::{OrphanTransfer, count_orphans, owned_orphans, remove_orphans, save_orphans, take_orphans};
-pub use outbox::{OutboxRow, claim_outbox, first_claimed_batch, outbox_depth, record_events, record_requested_events};
+pub use outbox::{OutboxFront, OutboxRow, first_claimed_batch, record_events, record_requested_events};
 pub use outbox_told::{claimed_before, release_claims};
 pub use parts::{PartRow, counted_from, delete_parts, save_parts, touched_parts};
 pub use payments::{

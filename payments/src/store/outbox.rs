@@ -110,32 +110,72 @@ impl<'a> Encoded<'a> {
     }
 }
 
-/// Deletes published rows and claims the next ones under the number `batch`, or finds those that were claimed under it before a
-/// crash.
-///
-/// Events of payments whose intent Kafka has not acknowledged wait, since an event tells the payment's address.
-///
-/// # Errors
-/// When the database fails.
-pub async fn claim_outbox(db: &impl GenericClient, batch: i64, limit: i64) -> Result<Vec<OutboxRow>, Failure> {
-    let statement = db
-        .prepare_cached(
-            "WITH published AS (DELETE FROM outbox WHERE batch < $1),
-                  claimed AS (SELECT id FROM outbox WHERE batch = $1),
-                  new AS (SELECT id FROM outbox o WHERE batch IS NULL AND NOT EXISTS (SELECT FROM claimed)
-                      AND NOT EXISTS (SELECT FROM unacknowledged_intents i WHERE i.payment_id = o.payment_id)
-                      ORDER BY id LIMIT $2)
-             UPDATE outbox SET batch = $1 WHERE id IN (SELECT id FROM claimed UNION ALL SELECT id FROM new)
-             RETURNING id, payment_id, event, state",
-        )
-        .await?;
-    let rows = db.query(&statement, &[&batch, &limit]).await?;
-    let mut rows: Vec<OutboxRow> = rows
-        .iter()
-        .map(|row| OutboxRow { id: row.get(0), payment: row.get(1), event: row.get(2), state: row.get(3) })
-        .collect();
-    rows.sort_unstable_by_key(|row| row.id);
-    Ok(rows)
+/// From where on the outbox has rows. What was deleted before is passed over row by row as long as an older transaction is open, such
+/// as that of a dump, since no vacuum removes it.
+#[derive(Debug, Default)]
+pub struct OutboxFront {
+    id: i64,
+    batch: i64,
+    /// The id after the highest that was claimed.
+    claimed: i64,
+    /// Where it moves to, and the transaction before which all have to end first: one may still write an id that it drew before.
+    next: Option<(i64, i64)>,
+}
+
+impl OutboxFront {
+    /// Deletes published rows and claims the next ones under the number `batch`, or finds those that were claimed under it before a
+    /// crash. Numbers only go up.
+    ///
+    /// Events of payments whose intent Kafka has not acknowledged wait, since an event tells the payment's address.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn claim(&mut self, db: &impl GenericClient, batch: i64, limit: i64) -> Result<Vec<OutboxRow>, Failure> {
+        let statement = db
+            .prepare_cached(
+                "WITH published AS (DELETE FROM outbox WHERE batch >= $4 AND batch < $1),
+                      claimed AS (SELECT id FROM outbox WHERE batch = $1),
+                      new AS (SELECT id FROM outbox o WHERE id >= $3 AND batch IS NULL AND NOT EXISTS (SELECT FROM claimed)
+                          AND NOT EXISTS (SELECT FROM unacknowledged_intents i WHERE i.payment_id = o.payment_id)
+                          ORDER BY id LIMIT $2)
+                 UPDATE outbox SET batch = $1 WHERE id IN (SELECT id FROM claimed UNION ALL SELECT id FROM new)
+                 RETURNING id, payment_id, event, state",
+            )
+            .await?;
+        let rows = db.query(&statement, &[&batch, &limit, &self.id, &self.batch]).await?;
+        let mut rows: Vec<OutboxRow> = rows
+            .iter()
+            .map(|row| OutboxRow { id: row.get(0), payment: row.get(1), event: row.get(2), state: row.get(3) })
+            .collect();
+        rows.sort_unstable_by_key(|row| row.id);
+        self.batch = batch;
+        self.claimed = rows.last().map_or(self.claimed, |last| self.claimed.max(last.id + 1));
+        Ok(rows)
+    }
+
+    /// Moves on, and returns the number of events that are not published yet, and of the last batch.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn move_on(&mut self, db: &impl GenericClient) -> Result<i64, Failure> {
+        let statement = db
+            .prepare_cached(
+                "SELECT count(*), min(id), pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
+                     pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+                 FROM outbox WHERE id >= $1",
+            )
+            .await?;
+        let row = db.query_one(&statement, &[&self.id]).await?;
+        let (oldest, newest): (i64, i64) = (row.get(2), row.get(3));
+        if let Some((id, _)) = self.next.take_if(|(_, before)| *before <= oldest) {
+            self.id = id;
+        }
+        let to = row.get::<_, Option<i64>>(1).unwrap_or(self.claimed);
+        if self.next.is_none() && to > self.id {
+            self.next = Some((to, newest));
+        }
+        Ok(row.get(0))
+    }
 }
 
 /// The event of a row.
@@ -149,12 +189,4 @@ pub(super) fn read_event(event: &[u8]) -> Result<PaymentEvent, Failure> {
 /// When the database fails.
 pub async fn first_claimed_batch(db: &impl GenericClient) -> Result<Option<i64>, Failure> {
     Ok(db.query_one("SELECT min(batch) FROM outbox WHERE batch IS NOT NULL", &[]).await?.get(0))
-}
-
-/// Number of events that are not published yet, and of the last batch.
-///
-/// # Errors
-/// When the database fails.
-pub async fn outbox_depth(db: &impl GenericClient) -> Result<i64, Failure> {
-    Ok(db.query_one("SELECT count(*) FROM outbox", &[]).await?.get(0))
 }

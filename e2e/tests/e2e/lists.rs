@@ -92,13 +92,23 @@ async fn a_list_reads_about_a_page_whatever_it_is_filtered_by() -> Result<()> {
 /// A dump keeps what was deleted. An event whose number was drawn early may be written late, and is told all the same.
 #[tokio::test]
 async fn the_relay_passes_over_what_was_deleted_once_and_over_nothing_that_is_written_late() -> Result<()> {
-    let pool = db::generic_plan_pool(&database().await?, 3, CommitMode::Asynchronous, None)?;
-    let (mut dump, mut late, mut client) = (pool.get().await?, pool.get().await?, pool.get().await?);
+    let pool = db::generic_plan_pool(&database().await?, 4, CommitMode::Asynchronous, None)?;
+    let (mut dump, mut first, mut late, mut client) =
+        (pool.get().await?, pool.get().await?, pool.get().await?, pool.get().await?);
     let dump = dump.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await?;
     dump.execute("SELECT FROM outbox", &[]).await?;
-    let late = late.transaction().await?;
-    let drawn = "SELECT nextval(pg_get_serial_sequence('outbox', 'id')) FROM pg_current_xact_id()";
-    let drawn: i64 = late.query_one(drawn, &[]).await?.get(0);
+    // One transaction ends before another that began later, and has drawn a lower id.
+    let (first, late) = (first.transaction().await?, late.transaction().await?);
+    first.execute("SELECT FROM pg_current_xact_id()", &[]).await?;
+    let draw = "SELECT nextval(pg_get_serial_sequence('outbox', 'id')) FROM pg_current_xact_id()";
+    let drawn: i64 = late.query_one(draw, &[]).await?.get(0);
+    let event = "INSERT INTO outbox (payment_id, event, state) SELECT gen_random_uuid(), '', '' FROM generate_series(1, $1)";
+    first.execute(event, &[&1]).await?;
+    first.commit().await?;
+    let mut front = OutboxFront::default();
+    for _ in 0..3 {
+        ensure!(front.move_on(&client).await.map_err(failed)? == 1, "one event");
+    }
     let mut front = OutboxFront::default();
     for batch in 1..=10 {
         let events =

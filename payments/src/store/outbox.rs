@@ -10,11 +10,15 @@ use deadpool_postgres::GenericClient;
 use prost::Message as _;
 use runtime::Failure;
 use runtime::db::bigint;
+use std::time::{Duration, Instant};
 use topics::wire::PaymentEvent;
 use uuid::Uuid;
 
 /// Bytes of records per statement: those of a payment with many transfers are some 20 kB each.
 const MAX_BYTES_PER_STATEMENT: usize = 4 * 1024 * 1024;
+
+/// How often the whole outbox is looked at.
+const FULL_LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// An event and the state after it, as the relay publishes them.
 #[derive(Debug)]
@@ -118,8 +122,10 @@ pub struct OutboxFront {
     batch: i64,
     /// The id after the highest that was claimed.
     claimed: i64,
-    /// Where it moves to, and the transaction before which all have to end first: one may still write an id that it drew before.
+    /// Where it moves to, and a transaction of the relay's own: those before it may still write an id that they drew before.
     next: Option<(i64, i64)>,
+    /// When all was looked at.
+    looked: Option<Instant>,
 }
 
 impl OutboxFront {
@@ -158,21 +164,27 @@ impl OutboxFront {
     /// # Errors
     /// When the database fails.
     pub async fn move_on(&mut self, db: &impl GenericClient) -> Result<i64, Failure> {
-        let statement = db
-            .prepare_cached(
-                "SELECT count(*), min(id), pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
-                     pg_snapshot_xmax(pg_current_snapshot())::text::bigint
-                 FROM outbox WHERE id >= $1",
-            )
-            .await?;
-        let row = db.query_one(&statement, &[&self.id]).await?;
-        let (oldest, newest): (i64, i64) = (row.get(2), row.get(3));
+        let is_due = self.looked.is_none_or(|at| at.elapsed() > FULL_LOOK_INTERVAL);
+        let from = if is_due { 0 } else { self.id };
+        let sql = "SELECT count(*), min(id), pg_snapshot_xmin(pg_current_snapshot())::text::bigint FROM outbox WHERE id >= $1";
+        let row = db.query_one(&db.prepare_cached(sql).await?, &[&from]).await?;
+        let (lowest, oldest): (Option<i64>, i64) = (row.get(1), row.get(2));
+        if is_due {
+            self.looked = Some(Instant::now());
+        }
         if let Some((id, _)) = self.next.take_if(|(_, before)| *before <= oldest) {
             self.id = id;
         }
-        let to = row.get::<_, Option<i64>>(1).unwrap_or(self.claimed);
+        if let Some(lowest) = lowest.filter(|lowest| *lowest < self.id) {
+            tracing::error!("the outbox has the event {lowest} below {}, where none can be", self.id);
+            (self.id, self.next) = (lowest, None);
+        }
+        let to = lowest.unwrap_or(self.claimed);
         if self.next.is_none() && to > self.id {
-            self.next = Some((to, newest));
+            // A writer has its transaction's number before it draws an id. This one is above those of all that drew one below `to`.
+            let sql = "SELECT pg_current_xact_id()::text::bigint";
+            let own: i64 = db.query_one(&db.prepare_cached(sql).await?, &[]).await?.get(0);
+            self.next = Some((to, own));
         }
         Ok(row.get(0))
     }

@@ -15,6 +15,8 @@ pub struct Grant {
     pub id: KeyId,
     pub scope: Scope,
     pub merchant: Merchant,
+    /// Webhooks of the merchant that are sent each new payment.
+    pub(crate) webhooks: u32,
     /// Requests per second; `None` is the API's default.
     pub(crate) rate_limit: Option<NonZeroU32>,
     pub(crate) limiter: Option<Arc<RateLimiter>>,
@@ -34,13 +36,16 @@ impl Grant {
         self.limiter.as_ref().map_or(Ok(()), |limiter| limiter.spend(Instant::now()))
     }
 
-    /// Counts the orders of a batch beyond the first, for which its request was counted.
+    /// Counts orders, for the first of which the request was counted. Each costs as many requests as webhooks are told of it: their
+    /// deliveries are written one after another with those of all merchants.
     ///
     /// # Errors
-    /// The time to wait, when the key is over its limit. A batch larger than the limit of a second needs what is left of that after
+    /// The time to wait, when the key is over its limit. What costs more than the limit of a second needs what is left of that after
     /// its request, and counts whole: what comes next waits for it.
-    pub fn spend_more(&self, requests: NonZeroU32) -> Result<(), Duration> {
-        self.limiter.as_ref().map_or(Ok(()), |limiter| limiter.spend_more(requests, Instant::now()))
+    pub fn spend_orders(&self, orders: usize) -> Result<(), Duration> {
+        let cost = u32::try_from(orders).unwrap_or(u32::MAX).saturating_mul(self.webhooks.max(1));
+        let (Some(limiter), Some(more)) = (&self.limiter, NonZeroU32::new(cost.saturating_sub(1))) else { return Ok(()) };
+        limiter.spend_more(more, Instant::now())
     }
 }
 
@@ -55,11 +60,7 @@ mod tests {
         let rate = rate.and_then(NonZeroU32::new);
         let limiter = rate.map(rate_limiter);
         let merchant = Merchant { id: Uuid::nil(), xpub: None, restored_account: None, terms: DefaultTerms::default() };
-        Grant { id: KeyId::of(&hash_key("k")), scope: Scope::Read, merchant, rate_limit: rate, limiter }
-    }
-
-    fn n(count: u32) -> NonZeroU32 {
-        NonZeroU32::new(count).unwrap()
+        Grant { id: KeyId::of(&hash_key("k")), scope: Scope::Read, merchant, webhooks: 0, rate_limit: rate, limiter }
     }
 
     #[test]
@@ -77,9 +78,20 @@ mod tests {
     fn a_batch_above_a_seconds_share_empties_it_and_is_not_refused_for_ever() {
         let limited = grant(Some(10));
         assert_eq!(limited.spend(), Ok(()));
-        assert_eq!(limited.spend_more(n(999)), Ok(()));
+        assert_eq!(limited.spend_orders(1000), Ok(()));
         assert!(limited.spend().is_err());
         let slow = grant(Some(1));
-        assert_eq!((slow.spend(), slow.spend_more(n(9))), (Ok(()), Ok(())));
+        assert_eq!((slow.spend(), slow.spend_orders(10)), (Ok(()), Ok(())));
+    }
+
+    #[test]
+    fn an_order_costs_as_much_as_webhooks_are_told_of_it() {
+        let next = |webhooks: u32| {
+            let grant = Grant { webhooks, ..grant(Some(10)) };
+            assert_eq!((grant.spend(), grant.spend_orders(1)), (Ok(()), Ok(())));
+            grant.spend()
+        };
+        assert_eq!((next(0), next(1)), (Ok(()), Ok(())));
+        assert!(next(20).unwrap_err() > Duration::from_millis(500), "twenty at ten a second");
     }
 }

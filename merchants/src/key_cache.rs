@@ -302,7 +302,9 @@ async fn look_up(pool: &Pool, id: KeyId, hash: &KeyHash) -> Result<Option<Grant>
 }
 
 const SELECT_GRANTS: &str =
-    "SELECT k.hash, k.scope, k.rate_limit, m.id, m.xpub, m.underpaid_tolerance_bps, m.overpaid_tolerance_bps, m.accept_late, r.account
+    "SELECT k.hash, k.scope, k.rate_limit, m.id, m.xpub, m.underpaid_tolerance_bps, m.overpaid_tolerance_bps, m.accept_late, r.account,
+         (SELECT count(*) FROM webhook_endpoints e WHERE e.merchant_id = m.id AND e.deleted_at IS NULL
+             AND (e.events = '{}' OR e.events && '{payment.created,payment.*}'))
      FROM api_keys k JOIN merchants m ON m.id = k.merchant_id LEFT JOIN restored_accounts r ON r.merchant_id = m.id
      WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())";
 
@@ -325,7 +327,8 @@ fn read_grant(row: &Row, id: KeyId) -> Result<Grant, Failure> {
         },
     };
     let rate_limit = row.get::<_, Option<i32>>(2).and_then(|rate| u32::try_from(rate).ok()).and_then(NonZeroU32::new);
-    Ok(Grant { id, scope: Scope::parse(row.get(1))?, merchant, rate_limit, limiter: None })
+    let webhooks = u32::try_from(row.get::<_, i64>(9)).unwrap_or(u32::MAX);
+    Ok(Grant { id, scope: Scope::parse(row.get(1))?, merchant, webhooks, rate_limit, limiter: None })
 }
 
 async fn save_last_uses(pool: &Pool, uses: &[(KeyId, OffsetDateTime)]) -> Result<(), Failure> {
@@ -363,7 +366,12 @@ mod tests {
         let cache = Arc::new(KeyCache::new(pool.clone(), pool, None));
         let hash = hash_key("key");
         let merchant = Merchant { id: Uuid::nil(), xpub: None, restored_account: None, terms: DefaultTerms::default() };
-        cache.keep(id(), hash, Some(Grant { id: id(), scope: Scope::Read, merchant, rate_limit: None, limiter: None }), None);
+        cache.keep(
+            id(),
+            hash,
+            Some(Grant { id: id(), scope: Scope::Read, merchant, webhooks: 0, rate_limit: None, limiter: None }),
+            None,
+        );
         (silent, cache)
     }
 

@@ -6,7 +6,6 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use merchants::Grant;
 use merchants::Merchant;
-use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -46,13 +45,12 @@ impl Caller {
         self.grant.spend().map_err(rate_limited)
     }
 
-    /// Counts the orders of a batch, for one of which its request was counted.
+    /// Counts the orders of a request, for one of which it was counted.
     ///
     /// # Errors
     /// A 429 with `Retry-After`.
     pub fn spend_orders(&self, orders: usize) -> Result<(), Problem> {
-        let more = u32::try_from(orders.saturating_sub(1)).unwrap_or(u32::MAX);
-        NonZeroU32::new(more).map_or(Ok(()), |more| self.grant.spend_more(more).map_err(rate_limited))
+        self.grant.spend_orders(orders).map_err(rate_limited)
     }
 }
 

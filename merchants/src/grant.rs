@@ -15,7 +15,7 @@ pub struct Grant {
     pub id: KeyId,
     pub scope: Scope,
     pub merchant: Merchant,
-    /// Webhooks of the merchant that are sent each new payment.
+    /// How many webhooks the merchant has.
     pub(crate) webhooks: u32,
     /// Requests per second; `None` is the API's default.
     pub(crate) rate_limit: Option<NonZeroU32>,
@@ -36,16 +36,20 @@ impl Grant {
         self.limiter.as_ref().map_or(Ok(()), |limiter| limiter.spend(Instant::now()))
     }
 
-    /// Counts orders, for the first of which the request was counted. Each costs as many requests as webhooks are told of it: their
-    /// deliveries are written one after another with those of all merchants.
+    /// Counts the orders of a batch beyond the first, for which its request was counted. The merchant's webhooks beyond the first make
+    /// each order cost as much again, as debt: the deliveries of all merchants are written one after another.
     ///
     /// # Errors
-    /// The time to wait, when the key is over its limit. What costs more than the limit of a second needs what is left of that after
+    /// The time to wait, when the key is over its limit. A batch larger than the limit of a second needs what is left of that after
     /// its request, and counts whole: what comes next waits for it.
     pub fn spend_orders(&self, orders: usize) -> Result<(), Duration> {
-        let cost = u32::try_from(orders).unwrap_or(u32::MAX).saturating_mul(self.webhooks.max(1));
-        let (Some(limiter), Some(more)) = (&self.limiter, NonZeroU32::new(cost.saturating_sub(1))) else { return Ok(()) };
-        limiter.spend_more(more, Instant::now())
+        let Some(limiter) = &self.limiter else { return Ok(()) };
+        let (orders, now) = (u32::try_from(orders).unwrap_or(u32::MAX), Instant::now());
+        if let Some(more) = NonZeroU32::new(orders.saturating_sub(1)) {
+            limiter.spend_more(more, now)?;
+        }
+        limiter.owe(orders.saturating_mul(self.webhooks.saturating_sub(1)), now);
+        Ok(())
     }
 }
 
@@ -85,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_costs_as_much_as_webhooks_are_told_of_it() {
+    fn an_order_costs_as_much_as_its_merchant_has_webhooks_and_is_not_refused_for_that() {
         let next = |webhooks: u32| {
             let grant = Grant { webhooks, ..grant(Some(10)) };
             assert_eq!((grant.spend(), grant.spend_orders(1)), (Ok(()), Ok(())));
@@ -93,5 +97,9 @@ mod tests {
         };
         assert_eq!((next(0), next(1)), (Ok(()), Ok(())));
         assert!(next(20).unwrap_err() > Duration::from_millis(500), "twenty at ten a second");
+        // A key that is busy otherwise has its turn too.
+        let busy = Grant { webhooks: 20, ..grant(Some(20)) };
+        assert!((0..19).all(|_| busy.spend().is_ok()));
+        assert_eq!((busy.spend(), busy.spend_orders(1)), (Ok(()), Ok(())));
     }
 }

@@ -303,8 +303,7 @@ async fn look_up(pool: &Pool, id: KeyId, hash: &KeyHash) -> Result<Option<Grant>
 
 const SELECT_GRANTS: &str =
     "SELECT k.hash, k.scope, k.rate_limit, m.id, m.xpub, m.underpaid_tolerance_bps, m.overpaid_tolerance_bps, m.accept_late, r.account,
-         (SELECT count(*) FROM webhook_endpoints e WHERE e.merchant_id = m.id AND e.deleted_at IS NULL
-             AND (e.events = '{}' OR e.events && '{payment.created,payment.*}'))
+         (SELECT count(*) FROM webhook_endpoints e WHERE e.merchant_id = m.id AND e.deleted_at IS NULL)
      FROM api_keys k JOIN merchants m ON m.id = k.merchant_id LEFT JOIN restored_accounts r ON r.merchant_id = m.id
      WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())";
 

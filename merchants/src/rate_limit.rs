@@ -42,6 +42,12 @@ impl RateLimiter {
         self.spend_if(cost.min(self.burst.saturating_sub(self.interval)), cost, now)
     }
 
+    /// Counts requests whether there is room for them or not: what comes next waits until they are paid.
+    pub fn owe(&self, requests: u32, now: Instant) {
+        let mut paid_at = self.paid_at();
+        *paid_at = (*paid_at).max(now) + self.interval * requests;
+    }
+
     fn spend_if(&self, room: Duration, cost: Duration, now: Instant) -> Result<(), Duration> {
         let mut paid_at = self.paid_at();
         let ahead = paid_at.saturating_duration_since(now);

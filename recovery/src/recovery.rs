@@ -198,13 +198,15 @@ impl Recovery {
     fn follow(&self, handle: &Handle, stop: &CancellationToken) -> Result<(), Failure> {
         let mut watch = Watch::default();
         while !stop.is_cancelled() {
-            if let Err(failure) = self.look(handle, &mut watch) {
-                if matches!(failure, Failure::Halt(_)) {
-                    return Err(failure);
+            match self.look(handle, &mut watch) {
+                Ok(()) => stage::resumed(STAGE),
+                Err(failure @ Failure::Halt(_)) => return Err(failure),
+                Err(failure) => {
+                    tracing::warn!(stage = STAGE, "Postgres could not be compared with the topics, will retry: {failure}");
+                    stage::waits(STAGE, &failure.to_string());
+                    watch.client = None;
+                    *locked(&self.0.backlog) = None;
                 }
-                tracing::warn!(stage = STAGE, "Postgres could not be compared with the topics, will retry: {failure}");
-                watch.client = None;
-                *locked(&self.0.backlog) = None;
             }
             let asked = handle.block_on(async {
                 tokio::select! {

@@ -305,11 +305,39 @@ async fn an_endpoint_that_somebody_keeps_locked_delays_no_other() -> Result<()> 
     let settled = settling.await.context("it waits for the lock")?.map_err(failed)?;
     ensure!(settled.attempts.len() == 1 && settled.attempts[0].delivery.url == "other", "{done:?}");
     ensure!(done.len() == 1 && done[0].delivery.endpoint_id == locked, "{done:?}");
+    // Neither are new events kept from all, nor is it sent again.
+    let event = "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state) VALUES ($1, 'new', 'webhook.ping', '{}', 'failed')";
+    let added = async { db.execute(event, &[&locked]).await };
+    tokio::time::timeout(Duration::from_secs(10), added).await.context("the fan-out waits for the lock")??;
+    let sent = done[0].delivery.delivery_id;
+    db.execute("UPDATE webhook_deliveries SET next_attempt = now() WHERE id = $1", &[&sent]).await?;
+    queue::settle(&mut db, &mut done).await.map_err(failed)?;
+    let again = due(&db, Lane::Healthy).await?;
+    ensure!(done.len() == 1 && again.iter().all(|due| due.delivery_id != sent), "{again:?}");
     holder.rollback().await?;
     let settled = queue::settle(&mut db, &mut done).await.map_err(failed)?;
     ensure!(settled.attempts.len() == 1 && done.is_empty(), "{done:?}");
     let sql = "SELECT count(*) FROM webhook_deliveries WHERE tries = 1 AND claimed_by IS NULL";
     ensure!(db.query_one(sql, &[]).await?.get::<_, i64>(0) == 2, "an attempt was not written down");
+    Ok(())
+}
+
+/// A lease that ran out makes two attempts of one.
+#[tokio::test]
+async fn of_two_attempts_that_are_settled_together_a_success_counts() -> Result<()> {
+    for first in [0, 1] {
+        let (_lab, _pool, mut db, _, _) = three_events().await?;
+        let claimed = due(&db, Lane::Healthy).await?.remove(0);
+        queue::release_claims(&db, "lab").await.map_err(failed)?;
+        let again = due(&db, Lane::Healthy).await?.remove(0);
+        ensure!(again.delivery_id == claimed.delivery_id, "{again:?}");
+        let ended = |delivery, verdict| FinishedAttempt { delivery, outcome: SendOutcome::default(), verdict };
+        let mut both = vec![ended(claimed, Verdict::Delivered), ended(again, Verdict::Failed)];
+        both.rotate_left(first);
+        queue::settle(&mut db, &mut both).await.map_err(failed)?;
+        let state: String = db.query_one("SELECT state FROM webhook_deliveries WHERE event_id = '1'", &[]).await?.get(0);
+        ensure!(state == "delivered", "{state}");
+    }
     Ok(())
 }
 

@@ -109,17 +109,14 @@ async fn the_relay_passes_over_what_was_deleted_once_and_over_nothing_that_is_wr
     for _ in 0..3 {
         ensure!(front.move_on(&client).await.map_err(failed)? == 1, "one event");
     }
-    let mut front = OutboxFront::default();
     for batch in 1..=10 {
-        let events =
-            "INSERT INTO outbox (payment_id, event, state) SELECT gen_random_uuid(), '', '' FROM generate_series(1, 1000)";
-        client.execute(events, &[]).await?;
+        client.execute(event, &[if batch == 1 { &999 } else { &1000 }]).await?;
         ensure!(front.claim(&client, batch, 1000).await.map_err(failed)?.len() == 1000, "batch {batch}");
         ensure!(front.move_on(&client).await.map_err(failed)? == 1000, "batch {batch}");
     }
-    let event =
+    let written =
         "INSERT INTO outbox (id, payment_id, event, state) OVERRIDING SYSTEM VALUE VALUES ($1, gen_random_uuid(), '', '')";
-    late.execute(event, &[&drawn]).await?;
+    late.execute(written, &[&drawn]).await?;
     late.commit().await?;
     let claimed = front.claim(&client, 11, 1000).await.map_err(failed)?;
     ensure!(claimed.len() == 1 && claimed[0].id == drawn, "{claimed:?}");
@@ -154,8 +151,6 @@ async fn many_lost_payments_are_counted_and_the_chains_beside_them_are_found_at_
     ensure!(blocks(&transaction, "set_aside").await? <= 10, "{} blocks", blocks(&transaction, "set_aside").await?);
     let counts = set_aside::counts(&transaction, "").await.map_err(failed)?;
     ensure!(counts == BTreeMap::from([("restored".to_owned(), 60_000), ("webhooks".to_owned(), 1)]), "{counts:?}");
-    // The causes are not read.
-    ensure!(blocks(&transaction, "set_aside").await? <= 1000, "{} blocks", blocks(&transaction, "set_aside").await?);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Settling: attempts, what they mean for their deliveries, and what for their endpoints, in one transaction.
 
 use super::endpoint_health::update_endpoints;
+use super::lease::LEASE_TTL;
 use super::payment_order::postpone_later_events;
 use crate::attempt::{FinishedAttempt, Verdict};
 use deadpool_postgres::{Client, GenericClient};
@@ -33,6 +34,7 @@ pub async fn settle(db: &mut Client, finished: &mut Vec<FinishedAttempt>) -> Res
             *verdict = Verdict::Retry(Duration::ZERO);
         }
     }
+    keep_leases(&tx, finished).await?;
     record_attempts(&tx, &attempts).await?;
     let attempted: Vec<i64> =
         attempts.iter().filter(|attempt| !is_plain(attempt)).map(|attempt| attempt.delivery.delivery_id).collect();
@@ -78,6 +80,28 @@ fn endpoints<'a>(attempts: impl Iterator<Item = &'a FinishedAttempt>) -> Vec<Uui
     endpoints
 }
 
+/// Keeps deliveries claimed that can't be settled yet, so that they are not sent once more.
+async fn keep_leases(db: &impl GenericClient, attempts: &[FinishedAttempt]) -> Result<(), Failure> {
+    if attempts.is_empty() {
+        return Ok(());
+    }
+    let statement = db
+        .prepare_cached(
+            "WITH kept AS MATERIALIZED (
+                 SELECT d.id FROM unnest($1::bigint[], $2::integer[]) AS t (id, number) JOIN webhook_deliveries d ON d.id = t.id
+                 WHERE d.state = 'pending' AND d.attempts = t.number AND d.claimed_by IS NOT NULL
+                     AND d.next_attempt < now() + make_interval(secs => $3::float8 / 2)
+                 ORDER BY d.id FOR UPDATE OF d SKIP LOCKED
+             )
+             UPDATE webhook_deliveries d SET next_attempt = now() + make_interval(secs => $3) FROM kept k WHERE d.id = k.id",
+        )
+        .await?;
+    let ids: Vec<i64> = attempts.iter().map(|attempt| attempt.delivery.delivery_id).collect();
+    let numbers: Vec<i32> = attempts.iter().map(|attempt| attempt.delivery.attempt_number).collect();
+    db.execute(&statement, &[&ids, &numbers, &LEASE_TTL.as_secs_f64()]).await?;
+    Ok(())
+}
+
 /// Writes attempts and the states of their deliveries; nothing for deliveries that were removed meanwhile.
 async fn record_attempts(db: &impl GenericClient, attempts: &[FinishedAttempt]) -> Result<(), Failure> {
     let statement = db
@@ -97,7 +121,8 @@ async fn record_attempts(db: &impl GenericClient, attempts: &[FinishedAttempt]) 
              FROM done t
              -- A success counts even if another instance holds the claim by now; a failure only if no later attempt has begun.
              WHERE d.id = t.id AND CASE WHEN t.state = 'delivered' THEN d.state <> 'delivered'
-                 ELSE d.state = 'pending' AND d.attempts = t.number END",
+                 ELSE d.state = 'pending' AND d.attempts = t.number
+                     AND NOT EXISTS (SELECT FROM done o WHERE o.id = t.id AND o.state = 'delivered') END",
         )
         .await?;
     let state = |verdict: Verdict| match verdict {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 /// Look-ups of names at once, for healthy endpoints, and for all others: silence on the names of many merchants makes their endpoints
 /// fail, and leaves healthy ones theirs. A merchant has few of either.
-const MAX_LOOK_UPS: usize = 32;
+const MAX_LOOK_UPS: usize = 64;
 const MAX_LOOK_UPS_OF_MERCHANT: usize = 8;
 
 /// Passes another resolver's answer on, if the guard allows all of its addresses.

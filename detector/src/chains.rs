@@ -4,7 +4,8 @@
 //! place needs no offset: what it has matched is in `chain.matches`. Once a backfill has closed the gap, the partition is read
 //! again from the chain's next record; what its neighbours have matched is done, and passed over.
 
-use crate::join::head_of;
+use crate::again::{Known, Rereading, Verdict};
+use crate::join::{ChainRecord as _, head_of};
 use crate::matching::RecordHead;
 use crate::output::{FoundRecord, Matched, MatchedBlock, Resumption, find_next, read_progress};
 use crate::progress::{Progress, Turn};
@@ -55,8 +56,10 @@ pub struct Chains {
     known: HashMap<u64, Progress>,
     /// What was matched last of each chain when it was met.
     last: HashMap<u64, MatchedBlock>,
-    /// The sequence of each chain's last record that was read.
-    read: HashMap<u64, u64>,
+    /// What is compared of chains whose records are read again.
+    again: HashMap<u64, Rereading>,
+    /// The chains of which something was taken that is not written yet.
+    taken: HashSet<u64>,
     aside: HashMap<u64, SetAside>,
     /// What `chain.cursors` is to say about a chain: its sequence, and why it is set aside.
     notices: Vec<(u64, u64, String)>,
@@ -73,7 +76,8 @@ impl Chains {
             kafka: kafka.clone(),
             known: HashMap::new(),
             last: HashMap::new(),
-            read: HashMap::new(),
+            again: HashMap::new(),
+            taken: HashSet::new(),
             aside: HashMap::new(),
             notices: Vec::new(),
             noticed: HashSet::new(),
@@ -94,9 +98,10 @@ impl Chains {
         is_live && self.unmatchable.get(&head.chain_id).is_some_and(|last| head.sequence <= *last)
     }
 
-    /// Whether a record of this chain and sequence is known to be matched.
-    pub fn is_done(&self, chain_id: u64, sequence: u64) -> bool {
-        self.known.get(&chain_id).is_some_and(|progress| progress.is_done(sequence))
+    /// Whether logs of this chain and sequence, at that offset, were used by what is matched. Their sequence may come again.
+    pub fn is_used(&self, chain_id: u64, sequence: u64, offset: i64) -> bool {
+        let is_done = self.known.get(&chain_id).is_some_and(|progress| progress.is_done(sequence));
+        is_done && self.last.get(&chain_id).is_some_and(|last| last.has_used(offset))
     }
 
     /// What to do with the next block of a partition.
@@ -110,24 +115,18 @@ impl Chains {
             }
         };
         let chain_id = head.chain_id;
-        let goes_back = head.sequence != 0 && self.read.get(&chain_id).is_some_and(|last| head.sequence <= *last);
-        if !self.known.contains_key(&chain_id) || (goes_back && !self.aside.contains_key(&chain_id)) {
-            let Matched { progress, contradicted, last } = read_progress(&self.kafka, record, &head)?;
-            if self.known.get(&chain_id).is_some_and(|known| known.sequence > progress.sequence) {
-                // What was taken before this record has to be written first: then it is known whether this one contradicts it.
+        if self.is_covered(record, chain_id)? || self.is_read_again(record, &head) {
+            return Ok(Action::Pass);
+        }
+        if !self.known.contains_key(&chain_id) || self.goes_back(&head) {
+            // What was taken before this record has to be written first: then it is known whether this one contradicts it.
+            if self.taken.contains(&chain_id) {
                 return Ok(Action::Wait);
             }
-            if contradicted {
-                let cause = contradiction(chain_id, &progress, head.sequence);
-                self.set_aside(record.partition(), chain_id, progress.sequence, GoesOn::Anew, cause);
+            self.look(record, &head)?;
+            if self.is_covered(record, chain_id)? || self.is_read_again(record, &head) {
+                return Ok(Action::Pass);
             }
-            self.known.insert(chain_id, progress);
-            last.map(|last| self.last.insert(chain_id, last));
-        }
-        // What has left the chain since a replayed block was matched is not taken back again.
-        let last = self.last.get_mut(&chain_id).filter(|_| head.sequence == 0);
-        if last.map_or(Ok(false), |last| last.is_after(&self.kafka, record))? {
-            return Ok(Action::Pass);
         }
         let unmatchable = self.is_unmatchable(&head);
         let progress = self.known.entry(chain_id).or_default();
@@ -151,17 +150,65 @@ impl Chains {
         }
     }
 
-    /// Notes that the front block of a partition is passed over.
-    pub fn pass(&mut self, record: &Record<'_>) {
-        if let Some(head) = head_of(record).ok().filter(|head| head.sequence != 0) {
-            self.read.insert(head.chain_id, head.sequence);
+    /// Whether the chain's last match is of this record or of one that comes after it. What has left the chain since a replayed block was
+    /// matched is not taken back again.
+    fn is_covered(&mut self, record: &Record<'_>, chain_id: u64) -> Result<bool, Failure> {
+        self.last.get_mut(&chain_id).map_or(Ok(false), |last| last.covers(&self.kafka, record))
+    }
+
+    /// Whether a live record has a sequence that was matched, although the chain is not read again.
+    fn goes_back(&self, head: &RecordHead<'_>) -> bool {
+        let is_followed = !self.aside.contains_key(&head.chain_id) && !self.again.contains_key(&head.chain_id);
+        is_followed && self.known.get(&head.chain_id).is_some_and(|progress| progress.is_done(head.sequence))
+    }
+
+    /// Looks up how far a chain is matched whose record comes next.
+    fn look(&mut self, record: &Record<'_>, head: &RecordHead<'_>) -> Result<(), Failure> {
+        let chain_id = head.chain_id;
+        let Matched { progress, again, contradicted, last } = read_progress(&self.kafka, record, head)?;
+        if contradicted {
+            let cause = contradiction(chain_id, &progress, head.sequence);
+            self.set_aside(record.partition(), chain_id, progress.sequence, GoesOn::Anew, cause);
         }
+        self.known.insert(chain_id, progress);
+        if !again.is_over() {
+            self.again.insert(chain_id, again);
+        }
+        last.map(|last| self.last.insert(chain_id, last));
+        Ok(())
+    }
+
+    /// Whether a record is one that was matched before, of those that are compared.
+    fn is_read_again(&mut self, record: &Record<'_>, head: &RecordHead<'_>) -> bool {
+        let chain_id = head.chain_id;
+        let Some(again) = self.again.get_mut(&chain_id).filter(|_| head.sequence != 0) else { return false };
+        let verdict = again.judge(&Known::of(head, record.writing()));
+        if again.is_over() {
+            self.again.remove(&chain_id);
+        }
+        let progress = self.known.entry(chain_id).or_default();
+        match verdict {
+            Verdict::Same => progress.advance(head),
+            Verdict::Differs => {
+                tracing::warn!(
+                    "chain {chain_id} has another record with sequence {} than was matched: it is matched again from there on",
+                    head.sequence
+                );
+                return false;
+            }
+            Verdict::Unknown => {
+                let (sequence, cause) = (progress.sequence, contradiction(chain_id, progress, head.sequence));
+                self.set_aside(record.partition(), chain_id, sequence, GoesOn::Anew, cause);
+            }
+        }
+        true
     }
 
     /// Forgets what was taken of a chain since its last match: a replayed block that was taken could not be matched, and what comes
     /// after it leads on from nothing.
     pub fn forget_replayed(&mut self, chain_id: u64) {
         self.known.remove(&chain_id);
+        self.again.remove(&chain_id);
         self.rewind = self.rewind.filter(|rewind| rewind.chain != ChainId(chain_id));
     }
 
@@ -170,6 +217,7 @@ impl Chains {
     pub fn set_aside_at(&mut self, partition: i32, unreadable: &RecordHead<'_>, failure: &Failure) {
         let RecordHead { chain_id, sequence, number, .. } = *unreadable;
         self.known.remove(&chain_id);
+        self.again.remove(&chain_id);
         self.unmatchable.insert(chain_id, sequence);
         let cause = format!("block {number} (sequence {sequence}) can't be matched: {failure}");
         self.set_aside(partition, chain_id, sequence, GoesOn::After(sequence), cause);
@@ -180,8 +228,8 @@ impl Chains {
         let head = head_of(record)?;
         let progress = self.known.entry(head.chain_id).or_default();
         progress.advance(&head);
+        self.taken.insert(head.chain_id);
         if head.sequence != 0 {
-            self.read.insert(head.chain_id, head.sequence);
             if head.kind == i32::from(Kind::Replayed) {
                 self.unmatchable.remove(&head.chain_id);
             }
@@ -264,8 +312,10 @@ impl Chains {
         self.report();
     }
 
-    /// Writes into `chain.cursors` which chains are set aside and which go on, for whoever shows a chain's health.
+    /// Writes into `chain.cursors` which chains are set aside and which go on, for whoever shows a chain's health. All that was taken is in
+    /// the transaction.
     pub fn notify(&mut self, transaction: &Transaction<'_>) -> Result<(), Failure> {
+        self.taken.clear();
         for (chain_id, sequence, halted) in self.notices.drain(..) {
             let cursor = ChainCursor { chain_id, sequence, halted, ..ChainCursor::default() };
             transaction.send(Topic::Cursors, &format!("detector/{chain_id}"), &self.kafka.encode(&cursor))?;

@@ -1,7 +1,7 @@
 //! Joins blocks with their logs, within one partition of the two topics.
 //!
 //! Blocks are taken in the order of their partition. Ingest writes a block and its logs in one transaction, so the logs are
-//! there too. If chains share a partition, the logs may be in another order than the blocks; those not needed yet wait. So an
+//! there too, under the same mark of that transaction. If chains share a partition, the logs may be in another order than the blocks; those not needed yet wait. So an
 //! offset of `chain.logs` is committed only when everything below it is used. After a restart some records are read again that
 //! are done, and their counterpart may be gone; their sequence, which is not above their chain's, shows it. A retention may delete
 //! one of the two topics further than the other. A record waits for its counterpart no longer once everything was read that the other
@@ -14,7 +14,7 @@ use anyhow::anyhow;
 use runtime::Failure;
 use runtime::kafka::Record;
 use std::collections::{HashMap, VecDeque};
-use topics::{Topic, frame};
+use topics::{Topic, WRITING, frame};
 
 /// More waiting blocks than this pause their topic, and so do more waiting logs.
 const MAX_WAITING: usize = 4096;
@@ -28,6 +28,8 @@ pub trait ChainRecord {
     fn offset(&self) -> i64;
     /// The value with its frame.
     fn value(&self) -> &[u8];
+    /// Which transaction has written it, if that is told.
+    fn writing(&self) -> Option<i64>;
 }
 
 impl ChainRecord for Record<'_> {
@@ -46,6 +48,15 @@ impl ChainRecord for Record<'_> {
     fn value(&self) -> &[u8] {
         Self::payload(self)
     }
+
+    fn writing(&self) -> Option<i64> {
+        number_in(self, WRITING)
+    }
+}
+
+/// The number in a header.
+pub fn number_in(record: &Record<'_>, header: &str) -> Option<i64> {
+    std::str::from_utf8(record.header(header)?).ok()?.parse().ok()
 }
 
 /// The records of one partition that wait for their counterpart.
@@ -163,7 +174,8 @@ impl<R: ChainRecord> Join<R> {
         };
         let block = head_of(front)?;
         let lane = (block.chain_id, block.sequence == 0);
-        let logs = match self.logs.get_mut(&lane).map_or(Ok(TakenLogs::None), |waiting| take_logs(waiting, &block))? {
+        let of = Writing { head: &block, writing: front.writing() };
+        let logs = match self.logs.get_mut(&lane).map_or(Ok(TakenLogs::None), |waiting| take_logs(waiting, &of))? {
             TakenLogs::Found(logs) => logs,
             TakenLogs::None if self.has_no_logs(front) || (lane.1 && self.is_flooded()) => {
                 return Ok(Popped::WithoutLogs { next_with_logs: block.sequence + 1 });
@@ -258,14 +270,22 @@ fn is_more<'r, R: ChainRecord + 'r>(waiting: impl Iterator<Item = &'r R>, times:
     records > times * MAX_WAITING || bytes > times * MAX_WAITING_BYTES
 }
 
+/// A block's record, by which its logs are found.
+struct Writing<'b> {
+    head: &'b RecordHead<'b>,
+    writing: Option<i64>,
+}
+
 /// Takes the block's logs, once all their parts are there. Logs before them belong to blocks that are done, and are dropped, as
-/// are the last parts of logs whose first ones are gone.
-fn take_logs<R: ChainRecord>(waiting: &mut VecDeque<WaitingLogs<R>>, block: &RecordHead<'_>) -> Result<TakenLogs<R>, Failure> {
-    if block.sequence == 0 {
+/// are the last parts of logs whose first ones are gone. Where Kafka has lost more of the end of `chain.blocks` than of `chain.logs`, the
+/// logs of what was lost come first, under the same sequences.
+fn take_logs<R: ChainRecord>(waiting: &mut VecDeque<WaitingLogs<R>>, block: &Writing<'_>) -> Result<TakenLogs<R>, Failure> {
+    let sequence = block.head.sequence;
+    if sequence == 0 {
         return take_replayed_logs(waiting, block);
     }
     while let Some(front) = waiting.front() {
-        if front.sequence > block.sequence {
+        if front.sequence > sequence {
             return Ok(TakenLogs::Later(front.sequence));
         }
         if is_of_block(front, block)? {
@@ -273,47 +293,49 @@ fn take_logs<R: ChainRecord>(waiting: &mut VecDeque<WaitingLogs<R>>, block: &Rec
             if first.part <= 1 {
                 return take_parts(waiting, block, first.parts.max(1));
             }
-            waiting.pop_front();
+        } else if front.sequence == sequence {
+            match first_of_block(waiting, block)? {
+                Some(first) => waiting.drain(..first),
+                None => return Ok(TakenLogs::None),
+            };
             continue;
-        }
-        if front.sequence == block.sequence {
-            return Err(Failure::Halt(anyhow!(
-                "chain {}: the block and the logs with sequence {} have different hashes: \
-                 chain.blocks and chain.logs do not belong together",
-                block.chain_id,
-                block.sequence
-            )));
         }
         waiting.pop_front();
     }
     Ok(TakenLogs::None)
 }
 
+/// Where the block's logs begin among those that wait.
+fn first_of_block<R: ChainRecord>(waiting: &VecDeque<WaitingLogs<R>>, block: &Writing<'_>) -> Result<Option<usize>, Failure> {
+    for (index, logs) in waiting.iter().enumerate() {
+        if is_of_block(logs, block)? && part_of(logs)?.part <= 1 {
+            return Ok(Some(index));
+        }
+    }
+    Ok(None)
+}
+
 /// As [`take_logs`]. A hash alone names them, so those before them are dropped only once they are found: if they are gone, the
 /// others are of later blocks.
 fn take_replayed_logs<R: ChainRecord>(
     waiting: &mut VecDeque<WaitingLogs<R>>,
-    block: &RecordHead<'_>,
+    block: &Writing<'_>,
 ) -> Result<TakenLogs<R>, Failure> {
-    for (index, logs) in waiting.iter().enumerate() {
-        let LogsPart { part, parts } = part_of(logs)?;
-        if part <= 1 && is_of_block(logs, block)? {
-            waiting.drain(..index);
-            return take_parts(waiting, block, parts.max(1));
-        }
-    }
-    Ok(TakenLogs::None)
+    let Some(first) = first_of_block(waiting, block)? else { return Ok(TakenLogs::None) };
+    waiting.drain(..first);
+    let parts = waiting.front().map_or(Ok(1), |logs| part_of(logs).map(|logs| logs.parts.max(1)))?;
+    take_parts(waiting, block, parts)
 }
 
-fn is_of_block<R: ChainRecord>(logs: &WaitingLogs<R>, block: &RecordHead<'_>) -> Result<bool, Failure> {
+fn is_of_block<R: ChainRecord>(logs: &WaitingLogs<R>, block: &Writing<'_>) -> Result<bool, Failure> {
     let hash = head_of(&logs.record)?.hash;
-    Ok(logs.sequence == block.sequence && hash == block.hash)
+    Ok(logs.sequence == block.head.sequence && hash == block.head.hash && logs.record.writing() == block.writing)
 }
 
 /// Takes so many parts, of which the first is at the front.
 fn take_parts<R: ChainRecord>(
     waiting: &mut VecDeque<WaitingLogs<R>>,
-    block: &RecordHead<'_>,
+    block: &Writing<'_>,
     parts: u32,
 ) -> Result<TakenLogs<R>, Failure> {
     let count = usize::try_from(parts).map_err(Failure::halt)?;
@@ -323,7 +345,8 @@ fn take_parts<R: ChainRecord>(
     for (logs, place) in waiting.iter().take(count).zip(1..).filter(|_| count > 1) {
         let part = part_of(logs)?;
         if !is_of_block(logs, block)? || part != (LogsPart { part: place, parts }) {
-            let cause = anyhow!("expected part {place} of {parts} of the logs of sequence {}, got {part:?}", block.sequence);
+            let cause =
+                anyhow!("expected part {place} of {parts} of the logs of sequence {}, got {part:?}", block.head.sequence);
             return Err(unreadable(&logs.record, cause));
         }
     }

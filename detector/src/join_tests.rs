@@ -6,6 +6,7 @@ struct Fake {
     topic: Topic,
     offset: i64,
     value: Vec<u8>,
+    writing: Option<i64>,
 }
 
 impl ChainRecord for Fake {
@@ -24,6 +25,10 @@ impl ChainRecord for Fake {
     fn value(&self) -> &[u8] {
         &self.value
     }
+
+    fn writing(&self) -> Option<i64> {
+        self.writing
+    }
 }
 
 fn hash(sequence: u64) -> Vec<u8> {
@@ -32,7 +37,7 @@ fn hash(sequence: u64) -> Vec<u8> {
 
 fn block(chain_id: u64, sequence: u64) -> Fake {
     let record = wire::BlockRecord { chain_id, sequence, hash: hash(sequence).into(), ..Default::default() };
-    Fake { topic: Topic::Blocks, offset: i64::try_from(sequence).unwrap(), value: frame::encode(1, &record) }
+    Fake { topic: Topic::Blocks, offset: i64::try_from(sequence).unwrap(), value: frame::encode(1, &record), writing: None }
 }
 
 /// A record of logs with so many bytes of data.
@@ -40,7 +45,7 @@ fn logs(offset: i64, chain_id: u64, sequence: u64, (part, parts): (u32, u32), si
     let log = Log { data: vec![7; size].into(), ..Default::default() };
     let hash = hash(sequence).into();
     let record = wire::LogsRecord { chain_id, sequence, hash, logs: vec![log], part, parts, ..Default::default() };
-    Fake { topic: Topic::Logs, offset, value: frame::encode(1, &record) }
+    Fake { topic: Topic::Logs, offset, value: frame::encode(1, &record), writing: None }
 }
 
 const LARGE: usize = MAX_LOGS_BYTES / 2;
@@ -147,6 +152,23 @@ fn a_block_that_is_passed_over_takes_all_parts_of_its_logs_along() {
     push(&mut join, logs(15, 1, 3, (2, 2), 5));
     assert_eq!(pair(&mut join).logs.len(), 2);
     assert_eq!(join.offsets(), (Some(4), Some(16)));
+}
+
+/// Kafka has lost more of the end of `chain.blocks` than of `chain.logs`.
+#[test]
+fn logs_of_blocks_that_were_lost_are_not_taken_for_those_of_their_successors() {
+    let written = |record: Fake, writing| Fake { writing: Some(writing), ..record };
+    let mut join = Join::default();
+    push(&mut join, written(logs(10, 1, 1, (0, 0), 5), 1));
+    push(&mut join, written(logs(11, 1, 2, (0, 0), 5), 1));
+    // The same hash and sequence, and maybe other content.
+    push(&mut join, written(block(1, 1), 2));
+    assert!(is_waiting(&mut join), "matched with the logs of another writing");
+    push(&mut join, written(logs(12, 1, 1, (1, 2), LARGE), 2));
+    assert!(is_waiting(&mut join));
+    push(&mut join, written(logs(13, 1, 1, (2, 2), 5), 2));
+    assert_eq!(pair(&mut join).logs.iter().map(|logs| logs.offset).collect::<Vec<_>>(), [12, 13]);
+    assert_eq!(join.offsets(), (Some(2), Some(14)), "those of the other writing are left");
 }
 
 /// A retention deletes whole files, whose end may be between two parts.

@@ -5,11 +5,13 @@
 //! - `join` pairs a block's record with its logs' record. `logs_watch` tells it whether logs that do not come are gone.
 //! - [`matching`] finds the transfers to watched addresses. It is pure, and fast since it decodes only what may match. `coin`
 //!   says which of them are the same money. `parts` splits what is too large for a record.
-//! - `progress` tells which records of a chain are done, next or missing; `output` reads that from what was written (`lookup` tells
+//! - `progress` tells which records of a chain are done, next or missing, and `again` which of those that are read again were matched;
+//!   `output` reads that from what was written (`lookup` tells
 //!   when it takes long), and `chains` sets a chain aside whose records are missing.
 //! - `role` consumes, matches, produces and commits in one Kafka transaction.
 
 mod address_filter;
+mod again;
 mod chains;
 mod coin;
 mod intents;

@@ -1,7 +1,8 @@
 //! Reads what the detector has written, and what it has yet to read: how far a chain is matched, from the end of
 //! `chain.matches`, and where `chain.blocks` goes on. Both topics have a chain in the partition of the same number.
 
-use crate::join::{head_of, payload};
+use crate::again::{Found, Rereading, Search};
+use crate::join::{ChainRecord as _, head_of, number_in, payload};
 use crate::lookup::Lookup;
 use crate::matching::RecordHead;
 use crate::parts::ends_block;
@@ -23,6 +24,9 @@ const MAX_CLOCK_SKEW_MS: i64 = 60 * 60 * 1000;
 /// By how much the timestamps of a block's record and of the logs of an earlier one may differ. A block and its logs are one
 /// transaction, which takes seconds.
 const MAX_BETWEEN_BLOCK_AND_LOGS_MS: i64 = MAX_CLOCK_SKEW_MS + 10 * 60 * 1000;
+
+/// As many matches whose blocks are gone are looked at, one after the other.
+const MAX_LOST: usize = 1_024;
 
 /// Where a chain goes on in `chain.blocks`.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +58,9 @@ impl FoundRecord {
 /// What `chain.matches` tells of a chain.
 pub struct Matched {
     pub progress: Progress,
-    /// The next record has a sequence that was matched, and is another record: the chain's counter went back.
+    /// What was matched and may be read again from the next record on.
+    pub again: Rereading,
+    /// The next record has a sequence that was matched, and continues nothing of it: the chain's counter went back.
     pub contradicted: bool,
     /// What was matched last, but for replayed blocks.
     pub last: Option<MatchedBlock>,
@@ -66,6 +72,7 @@ pub struct MatchedBlock {
     chain_id: u64,
     sequence: u64,
     hash: Vec<u8>,
+    writing: Option<i64>,
     /// The offset in `chain.logs` below which everything was used by then.
     logs: Option<i64>,
     /// Whether `chain.blocks` has it there, once that was asked.
@@ -77,14 +84,14 @@ impl MatchedBlock {
     fn of(record: &Record<'_>) -> Option<Self> {
         let offset = number_in(record, BLOCK_OFFSET)?;
         let head = head_of(record).ok().filter(|_| is_whole(record))?;
-        let logs = number_in(record, LOGS_OFFSET);
-        Some(Self { offset, chain_id: head.chain_id, sequence: head.sequence, hash: head.hash.to_vec(), logs, is_there: None })
+        let (hash, logs, writing) = (head.hash.to_vec(), number_in(record, LOGS_OFFSET), record.writing());
+        Some(Self { offset, chain_id: head.chain_id, sequence: head.sequence, hash, writing, logs, is_there: None })
     }
 
-    /// Whether a record of its chain lies before it, in a topic that is the same still. Then it was matched, or passed over for
-    /// a reason.
-    pub fn is_after(&mut self, kafka: &Kafka, record: &Record<'_>) -> Result<bool, Failure> {
-        if record.offset() >= self.offset {
+    /// Whether it is this record of its chain or one after it, in a topic that is the same still. Then that was matched, or passed over
+    /// for a reason.
+    pub fn covers(&mut self, kafka: &Kafka, record: &Record<'_>) -> Result<bool, Failure> {
+        if record.offset() > self.offset {
             return Ok(false);
         }
         let is_there = match self.is_there {
@@ -95,14 +102,23 @@ impl MatchedBlock {
         Ok(is_there)
     }
 
-    /// When its record was written, if `chain.blocks` has it at that offset: its retention may have deleted it, and a topic that was
-    /// copied or made anew has offsets of its own.
+    /// Whether everything at an offset of `chain.logs` was used by then, unless that was lost with it.
+    pub fn has_used(&self, offset: i64) -> bool {
+        self.is_there != Some(false) && self.logs.is_some_and(|used| offset < used)
+    }
+
+    /// When its record was written, if `chain.blocks` has it at that offset: its retention may have deleted it, Kafka may have lost it, and
+    /// a topic that was copied or made anew has offsets of its own.
     fn written(&self, kafka: &Kafka, partition: i32) -> Result<Option<i64>, Failure> {
-        let reader = PartitionReader::open(kafka, Topic::Blocks, partition)?;
-        reader.seek(self.offset)?;
-        let Some(block) = reader.next()?.filter(|block| block.offset() == self.offset) else { return Ok(None) };
+        self.written_in(&PartitionReader::open(kafka, Topic::Blocks, partition)?)
+    }
+
+    fn written_in(&self, blocks: &PartitionReader) -> Result<Option<i64>, Failure> {
+        blocks.seek(self.offset)?;
+        let Some(block) = blocks.next()?.filter(|block| block.offset() == self.offset) else { return Ok(None) };
         let Ok(head) = head_of(&block) else { return Ok(None) };
-        let is_same = (head.chain_id, head.sequence, head.hash) == (self.chain_id, self.sequence, &self.hash[..]);
+        let known = (self.chain_id, self.sequence, &self.hash[..], self.writing);
+        let is_same = (head.chain_id, head.sequence, head.hash, block.writing()) == known;
         Ok(is_same.then(|| block.timestamp_ms().unwrap_or_default()))
     }
 }
@@ -117,11 +133,7 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
     // A record is matched after it was written. So where the chain's first record is next, older matches need not be searched.
     let first_of_chain = head.sequence == 1;
     let oldest = next.timestamp_ms().filter(|_| first_of_chain).map(|written| written - MAX_CLOCK_SKEW_MS);
-    let (mut progress, mut last) = (Progress::default(), None);
-    // Whether the next record was matched, once its sequence was met.
-    let mut same = None;
-    // Replayed blocks since the last live record, newest first: number, hash, parent.
-    let mut replayed: Vec<(u64, Vec<u8>, Vec<u8>)> = Vec::new();
+    let (mut search, mut last, mut is_covered) = (Search::new(head, next.writing()), None, false);
     let mut lookup = Lookup::of(head.chain_id);
     let reader = PartitionReader::open(kafka, Topic::Matches, next.partition())?;
     reader.read_back(|records| {
@@ -131,18 +143,15 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
         for record in records.iter().rev() {
             // The confirmer names what can't be read there.
             let Ok(matched) = head_of(record) else { continue };
-            let ours = matched.chain_id == head.chain_id && is_whole(record);
-            if ours && matched.sequence != 0 {
-                if progress.sequence == 0 {
-                    progress.advance(&matched);
+            if matched.chain_id == head.chain_id && is_whole(record) {
+                let flow = search.see(&matched, record.writing());
+                if matched.sequence != 0 && last.is_none() {
                     last = MatchedBlock::of(record);
+                    is_covered = last.as_mut().map_or(Ok(false), |last| last.covers(kafka, next))?;
                 }
-                if matched.sequence <= head.sequence || head.sequence == 0 {
-                    same = Some(matched.sequence != head.sequence || matched.hash == head.hash);
+                if flow.is_break() || is_covered {
                     return Ok(ControlFlow::Break(()));
                 }
-            } else if ours && progress.sequence == 0 {
-                replayed.push((matched.number, matched.hash.to_vec(), matched.parent_hash.to_vec()));
             }
             if oldest.is_some_and(|oldest| record.timestamp_ms().is_some_and(|written| written < oldest)) {
                 return Ok(ControlFlow::Break(()));
@@ -150,14 +159,41 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    for (number, hash, parent_hash) in replayed.iter().rev() {
-        progress.advance(&RecordHead { number: *number, hash, parent_hash, ..RecordHead::default() });
-    }
-    let differs = progress.is_done(head.sequence) && same != Some(true);
-    // What comes before the last match was matched, or passed over for a reason: it is only read again.
-    let before = last.as_ref().filter(|last| differs && next.offset() < last.offset);
-    let is_read_again = before.map_or(Ok(None), |last| last.written(kafka, next.partition()))?.is_some();
-    Ok(Matched { progress, contradicted: differs && !is_read_again, last })
+    let Found { progress, again, is_contradicted } = if is_covered { search.newest() } else { search.end() };
+    Ok(Matched { progress, again, contradicted: is_contradicted, last })
+}
+
+/// Where to go on in a partition the end of whose blocks Kafka has lost: after the newest match whose block is there still. `None` if
+/// nothing was lost, or the topic is a copy with offsets of its own: then what is read again is compared with what was matched.
+pub fn position_after_loss(kafka: &Kafka, partition: i32) -> Result<Option<Resumption>, Failure> {
+    let (mut opened, mut begins, mut lost, mut found) = (None, 0, 0, None);
+    PartitionReader::open(kafka, Topic::Matches, partition)?.read_back(|records| {
+        for matched in records.iter().rev().filter_map(MatchedBlock::of) {
+            let blocks = match &opened {
+                Some(blocks) => blocks,
+                None => opened.insert(PartitionReader::open(kafka, Topic::Blocks, partition)?),
+            };
+            if let Some(written) = matched.written_in(blocks)? {
+                found = Some((matched, written));
+                return Ok(ControlFlow::Break(()));
+            }
+            if lost == 0 {
+                blocks.seek(0)?;
+                begins = blocks.next()?.map_or(i64::MAX, |first| first.offset());
+            }
+            // A retention deletes from the beginning on.
+            if matched.offset < begins || lost == MAX_LOST {
+                return Ok(ControlFlow::Break(()));
+            }
+            lost += 1;
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let Some((last, written)) = found.filter(|_| lost > 0) else { return Ok(None) };
+    let (topic, at) = (Topic::Blocks, last.offset + 1);
+    tracing::error!("Kafka has lost the end of {topic}/{partition} from offset {at} on, of which {lost} records were matched");
+    let logs = last.logs.map_or_else(|| logs_by_time(kafka, partition, written), Ok)?;
+    Ok(Some(Resumption { blocks: at, logs }))
 }
 
 /// Where to go on in a partition whose offsets the group has lost: after the block that the last match is of, which the match's
@@ -176,11 +212,6 @@ pub fn position_after_output(kafka: &Kafka, topic: Topic, partition: i32) -> Res
         (_, Some(logs)) => logs,
         (_, None) => logs_by_time(kafka, partition, written)?,
     }))
-}
-
-/// The number in a header.
-fn number_in(record: &Record<'_>, header: &str) -> Option<i64> {
-    std::str::from_utf8(record.header(header)?).ok()?.parse().ok()
 }
 
 /// At or before the logs of a block that was written then, and of any that comes after it, if the clocks of those who write agree.

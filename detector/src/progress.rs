@@ -63,6 +63,17 @@ impl Progress {
         record.kind == i32::from(Kind::Added) && tip.is_some_and(|tip| tip.hash == record.parent_hash)
     }
 
+    /// Whether a record goes on from here by what it says of its chain's blocks, whatever its sequence is.
+    pub fn is_continued_by(&self, record: &RecordHead<'_>) -> bool {
+        let is_of_head = || self.head.is_some_and(|head| head.hash == record.hash);
+        match Kind::try_from(record.kind) {
+            Ok(Kind::Added) => self.is_linked(record),
+            Ok(Kind::Removed | Kind::Tags) => is_of_head(),
+            Ok(Kind::Replayed) => true,
+            _ => false,
+        }
+    }
+
     /// Notes that a record was matched.
     pub fn advance(&mut self, record: &RecordHead<'_>) {
         let at = |number, hash: &[u8]| hash.try_into().ok().map(|hash| Head { number, hash });
@@ -78,8 +89,11 @@ impl Progress {
             Ok(Kind::Added) => self.head = at(record.number, record.hash),
             Ok(Kind::Removed) => self.head = at(number_below(record.number, record.parent_number), record.parent_hash),
             Ok(Kind::Replayed) => self.head = None,
-            // It adds and removes nothing.
-            _ => return,
+            // It adds and removes nothing, and is of the head.
+            _ => {
+                self.head = self.head.or_else(|| at(record.number, record.hash));
+                return;
+            }
         }
         self.bridge = None;
     }

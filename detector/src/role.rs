@@ -2,21 +2,21 @@
 
 use crate::chains::{Action, Chains, Rewind};
 use crate::intents::IntentBarrier;
-use crate::join::{Join, JoinedBlock, Popped, head_of, payload, unreadable};
+use crate::join::{ChainRecord as _, Join, JoinedBlock, Popped, head_of, payload, unreadable};
 use crate::logs_watch::LogsWatch;
 use crate::matching::{BlockView, Matcher, RecordHead};
-use crate::output::{BLOCK_OFFSET, LOGS_OFFSET, position_after_output};
+use crate::output::{BLOCK_OFFSET, LOGS_OFFSET, Resumption, position_after_loss, position_after_output};
 use crate::parts::split_matches;
 use crate::watch_set::WatchSet;
 use anyhow::anyhow;
 use base::{locked, metrics};
 use runtime::kafka::{Batch, Consumer, Kafka, Position, Record, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
-use topics::{Message as _, Topic};
+use topics::{Message as _, Topic, WRITING};
 
 const STAGE: &str = "detector";
 /// Per Kafka transaction, when far behind: large enough that the commit costs little in comparison.
@@ -52,12 +52,15 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 fn detect(kafka: &Kafka, intents: &mut IntentBarrier, chains: &mut Chains, stop: &CancellationToken) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", kafka.instance()))?;
     let positions = match chains.rewind.take() {
-        Some(rewind) => Some(rewound(kafka, rewind)),
-        None if kafka.has_committed(STAGE, Topic::Blocks)? || kafka.is_new(Topic::Matches)? => None,
+        Some(Rewind { partition, to, .. }) => Some(rewound(kafka, BTreeMap::from([(partition, to)]))),
+        None if kafka.is_new(Topic::Matches)? => None,
+        None if kafka.has_committed(STAGE, Topic::Blocks)? => after_loss(kafka)?,
         None => Some(after_output(kafka)),
     };
     let consumer = Consumer::open(kafka, STAGE, &[Topic::Blocks, Topic::Logs], positions)?;
     let mut joins: BTreeMap<i32, Join<Record<'_>>> = BTreeMap::new();
+    // Up to where each partition was read.
+    let mut read: HashMap<(Topic, i32), i64> = HashMap::new();
     chains.clear();
     let mut matcher = Matcher::default();
     let (mut assignment, mut watch) = (0, LogsWatch::default());
@@ -69,10 +72,20 @@ fn detect(kafka: &Kafka, intents: &mut IntentBarrier, chains: &mut Chains, stop:
             assignment = now;
             joins.clear();
             chains.clear();
+            read.clear();
         }
         let written = records.last().and_then(Record::timestamp_ms);
         for record in records {
-            let is_done = |chain, sequence| chains.is_done(chain, sequence);
+            if let Some(next) =
+                read.insert((record.topic, record.partition()), record.offset() + 1).filter(|next| record.offset() < *next)
+            {
+                let (topic, partition, offset) = (record.topic, record.partition(), record.offset());
+                return Err(Failure::Retry(anyhow!(
+                    "{topic}/{partition} was read up to {next}, and goes on at {offset}: Kafka has lost its end, or it was made anew"
+                )));
+            }
+            let offset = record.offset();
+            let is_done = |chain, sequence| chains.is_used(chain, sequence, offset);
             joins.entry(record.partition()).or_default().push(record, is_done);
         }
         let (pairs, passed) = take(&mut joins, chains)?;
@@ -81,10 +94,11 @@ fn detect(kafka: &Kafka, intents: &mut IntentBarrier, chains: &mut Chains, stop:
             let matched = match_blocks(kafka, &intents.watched, &mut matcher, chains, &pairs);
             let transaction = producer.begin()?;
             intents.quarantine(kafka, &transaction)?;
-            for Matched { key, records, block, logs } in &matched {
-                let (block, logs) = (block.to_string(), logs.to_string());
+            for Matched { key, records, block, logs, writing } in &matched {
+                let (block, logs, writing) = (block.to_string(), logs.to_string(), writing.map(|writing| writing.to_string()));
+                let headers = [(BLOCK_OFFSET, &*block), (LOGS_OFFSET, &*logs)].into_iter();
+                let headers: Vec<_> = headers.chain(writing.as_deref().map(|writing| (WRITING, writing))).collect();
                 for record in records {
-                    let headers = [(BLOCK_OFFSET, &*block), (LOGS_OFFSET, &*logs)];
                     transaction.send_with_headers(Topic::Matches, key, record, &headers)?;
                 }
             }
@@ -108,18 +122,25 @@ fn detect(kafka: &Kafka, intents: &mut IntentBarrier, chains: &mut Chains, stop:
     Ok(())
 }
 
-/// Begins a partition where a chain goes on, and the others where the group left off. Once: a later assignment finds the offsets
+/// Begins partitions where a chain goes on, and the others where the group left off. Once: a later assignment finds the offsets
 /// that were committed since.
-fn rewound(kafka: &Kafka, rewind: Rewind) -> Position {
-    let (kafka, rewinds) = (kafka.clone(), Mutex::new(vec![Topic::Blocks, Topic::Logs]));
-    Box::new(move |topic, partition| {
-        let mut rewinds = locked(&rewinds);
-        if partition == rewind.partition && rewinds.contains(&topic) {
-            rewinds.retain(|other| *other != topic);
-            return Ok(Some(if topic == Topic::Blocks { rewind.to.blocks } else { rewind.to.logs }));
-        }
-        kafka.committed(STAGE, topic, partition)
+fn rewound(kafka: &Kafka, to: BTreeMap<i32, Resumption>) -> Position {
+    let topics =
+        |(partition, to): (i32, Resumption)| [((Topic::Blocks, partition), to.blocks), ((Topic::Logs, partition), to.logs)];
+    let (kafka, rewinds) = (kafka.clone(), Mutex::new(to.into_iter().flat_map(topics).collect::<BTreeMap<_, _>>()));
+    Box::new(move |topic, partition| match locked(&rewinds).remove(&(topic, partition)) {
+        Some(offset) => Ok(Some(offset)),
+        None => kafka.committed(STAGE, topic, partition),
     })
+}
+
+/// Begins partitions the end of whose blocks Kafka has lost where that is, since other blocks may be there by now.
+fn after_loss(kafka: &Kafka) -> Result<Option<Position>, Failure> {
+    let mut to = BTreeMap::new();
+    for partition in 0..Topic::Blocks.partitions() {
+        to.extend(position_after_loss(kafka, partition)?.map(|to| (partition, to)));
+    }
+    Ok((!to.is_empty()).then(|| rewound(kafka, to)))
 }
 
 /// Begins after what was written, since the group has lost its offsets.
@@ -148,7 +169,6 @@ fn take<'c>(
                 Action::Wait => break,
                 Action::Pass => {
                     passed = true;
-                    chains.pass(front);
                     join.pass();
                 }
                 Action::Match => match join.pop() {
@@ -183,7 +203,6 @@ fn give_up(chains: &mut Chains, front: &Record<'_>, without_logs: Result<Popped<
         Ok(Popped::WithoutLogs { next_with_logs }) => chains.set_aside_before(front, next_with_logs)?,
         Ok(Popped::Pair(_) | Popped::Waiting) => {}
     }
-    chains.pass(front);
     Ok(())
 }
 
@@ -206,6 +225,8 @@ struct Matched {
     block: i64,
     /// Below this offset of `chain.logs` everything is used.
     logs: i64,
+    /// Which transaction has written the block.
+    writing: Option<i64>,
 }
 
 /// Matches blocks. One that can't be read sets its chain aside from there on.
@@ -251,7 +272,7 @@ fn match_block(
     }
     let key = matches.key();
     let records = split_matches(matches).iter().map(|part| kafka.encode(part)).collect();
-    Ok(Matched { key, records, block: pair.block.offset(), logs: pair.logs_used })
+    Ok(Matched { key, records, block: pair.block.offset(), logs: pair.logs_used, writing: pair.block.writing() })
 }
 
 fn offsets(joins: &BTreeMap<i32, Join<Record<'_>>>) -> Vec<(Topic, i32, i64)> {

@@ -9,9 +9,9 @@ use base::metrics;
 use chain::Chain;
 use runtime::Failure;
 use runtime::kafka::{Kafka, Transaction, TransactionalProducer};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use topics::wire::{BlockRecord, LogsRecord};
-use topics::{ChainId, Topic};
+use topics::{ChainId, Topic, WRITING};
 
 /// The name of the stage; with the chain's id it is the transactional id, so that a successor fences its predecessor.
 pub const STAGE: &str = "ingest";
@@ -41,10 +41,14 @@ impl OutgoingRecords {
         self.0.extend(parts.iter().map(|part| (Topic::Logs, kafka.encode(part))));
     }
 
-    /// Sends all records under the chain's key.
+    /// Sends all records under the chain's key, with what tells this transaction from any other of the chain.
     pub fn send(&self, transaction: &Transaction<'_>, chain: ChainId) -> Result<(), Failure> {
         let key = chain.to_string();
-        self.0.iter().try_for_each(|(topic, record)| transaction.send(*topic, &key, record))
+        let writing = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().to_string();
+        let send = |(topic, record): &(Topic, Vec<u8>)| {
+            transaction.send_with_headers(*topic, &key, record, &[(WRITING, writing.as_str())])
+        };
+        self.0.iter().try_for_each(send)
     }
 }
 

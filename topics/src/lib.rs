@@ -32,7 +32,7 @@ pub use ids::{BlockRef, ChainId, PaymentId, Source, TransferId};
 pub use matches::{Kind, MAX_TIMESTAMP, MalformedField, Matches, Transfer, address, check_timestamp, hash, number_below};
 pub use message::Message;
 pub use parts::{in_parts, length_in_part};
-pub use topic::{Cleanup, MAX_LOGS_BYTES, MAX_MESSAGE_BYTES, Topic};
+pub use topic::{Cleanup, MAX_LOGS_BYTES, MAX_MESSAGE_BYTES, Topic, WRITING};
 pub use transfer_log::{
     COIN_CONTRACTS, COIN_LOG_ADDRESS, CoinContract, CoinLogs, TRANSFER_TOPIC, ZKSYNC_BOOTLOADER, tells_every_movement,
 };

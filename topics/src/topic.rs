@@ -35,6 +35,10 @@ pub enum Cleanup {
     Compact,
 }
 
+/// The header of a block's record, and of those of its logs and matches, that names the transaction which wrote block and logs. Where Kafka
+/// has lost the end of a topic, the same block may come again under the same sequence, with other content.
+pub const WRITING: &str = "ctrip-writing";
+
 /// The largest record of any topic. A block full of transfers has 80,000 logs, some 15 MB.
 pub const MAX_MESSAGE_BYTES: u32 = 32 * 1024 * 1024;
 /// The logs of a block that have more bytes are in several records of `chain.logs`. Each part but the last has at least half.

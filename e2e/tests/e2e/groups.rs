@@ -3,8 +3,8 @@
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, KafkaAdmin, Lab, Payment, Plan, Process, events, eventually, records};
 use prost::Message as _;
-use runtime::Kafka;
-use runtime::kafka::{Consumer, Publisher, Record};
+use runtime::kafka::{Consumer, Publisher, Record, TransactionalProducer};
+use runtime::{Failure, Kafka};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -167,6 +167,50 @@ async fn records_that_are_read_again_contradict_nothing() -> Result<()> {
     until_matched(&lab, &[5, 5, 6, 0, 7, 8, 9]).await?;
     let log = std::fs::read_to_string(&detector.log)?.split_off(logged);
     ensure!(!log.contains("set aside"), "{log}");
+    detector.check()
+}
+
+/// Writes a block's match, as if its record had been at that offset of `chain.blocks`.
+fn write_match(producer: &TransactionalProducer, kafka: &Kafka, block: &wire::BlockRecord, offset: i64) -> Result<(), Failure> {
+    let wire::BlockRecord { chain_id, sequence, kind, number, hash, parent_hash, .. } = block.clone();
+    let matched = wire::MatchesRecord { chain_id, sequence, kind, number, hash, parent_hash, ..Default::default() };
+    let transaction = producer.begin()?;
+    let (offset, record) = (offset.to_string(), kafka.encode(&matched));
+    let headers = [("ctrip-block-offset", offset.as_str()), ("ctrip-logs-offset", &offset)];
+    transaction.send_with_headers(Topic::Matches, &matched.key(), &record, &headers)?;
+    transaction.commit()
+}
+
+/// As after a power cut that took more of `chain.blocks` and `chain.cursors` than of `chain.matches`.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_are_written_instead_of_lost_ones_are_matched() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let (chain, admin) = (Chain::of(&lab).await?, KafkaAdmin::of(&lab)?);
+    for (sequence, number) in [(1, 10), (2, 11), (3, 12)] {
+        chain.write(block(sequence, Kind::Added, number, 1), Vec::new()).await?;
+    }
+    let mut detector = lab.spawn("detector")?;
+    until_matched(&lab, &[1, 2, 3]).await?;
+    detector.terminate()?;
+    let lost = [block(4, Kind::Tags, 12, 1), block(5, Kind::Added, 13, 1), block(6, Kind::Added, 14, 1)];
+    let kafka = chain.kafka.clone();
+    let written = tokio::task::spawn_blocking(move || {
+        let producer = TransactionalProducer::open(&kafka, "lab")?;
+        lost.iter().zip(3..).try_for_each(|(block, offset)| write_match(&producer, &kafka, block, offset))
+    });
+    written.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    admin.delete_group("detector").await?;
+    for topic in [Topic::Blocks, Topic::Logs] {
+        admin.commit("detector", topic, CHAIN, 6)?;
+    }
+    // Less was told of tags, so that the chain's blocks have other sequences, one of which was matched.
+    for (sequence, number) in [(4, 13), (5, 14), (6, 15), (7, 16)] {
+        chain.write(block(sequence, Kind::Added, number, 1), Vec::new()).await?;
+    }
+    let mut detector = lab.spawn("detector")?;
+    let matches = until_matched(&lab, &[1, 2, 3, 4, 5, 6, 4, 5, 6, 7]).await?;
+    let numbers: Vec<u64> = matches.iter().skip(6).map(|record| record.number).collect();
+    ensure!(numbers == [13, 14, 15, 16], "chain.matches has the blocks {numbers:?}");
     detector.check()
 }
 

@@ -62,6 +62,22 @@ async fn what_no_root_proves_waits_for_the_second_endpoint_but_not_for_ever() {
     assert!(newest(&pool(&[&first]), AUTO).await.unwrap().on_one_word);
 }
 
+/// A chain whose second endpoint was away for a moment left the traces of its next blocks out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_for_content_takes_nothing_from_the_time_for_traces() {
+    let hash = head_hash(&recorded(ETHEREUM).0);
+    let first = traced(|method, _| (method == "eth_getBlockReceipts").then(unsupported)).await;
+    let away = Node::start(true, |method, _| match method {
+        "debug_traceBlockByHash" => unsupported(),
+        _ => Err((StatusCode::BAD_GATEWAY, "down").into_response()),
+    })
+    .await;
+    let fetched = until_published(&impatient(&[&first, &away]), TRACED, hash, is_unconfirmed).await;
+    assert!(fetched.on_one_word);
+    // It is late if the machine is busy, and asked for once more.
+    assert!(first.asked("debug_traceBlockByHash") <= 2, "the block was traced before its content was confirmed");
+}
+
 /// A lone liar could invent what contracts sent while the other endpoint is away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn traces_that_nobody_confirms_are_left_out_where_another_endpoint_could() {

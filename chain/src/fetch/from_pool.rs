@@ -27,38 +27,46 @@ pub async fn fetch_block(rpc: &Rpc, options: FetchOptions, id: BlockId) -> Resul
         Ok::<_, FetchError>(fetched.map(|fetched| (endpoint, fetched)))
     });
     let Some((endpoint, mut fetched)) = found.await? else { return Ok(None) };
-    let hash = fetched.block.hash;
-    let time = (options.traces && !fetched.logs_coin_transfers()).then(|| rpc.trace_time(hash));
-    let completed = complete(rpc, options, &endpoint, &mut fetched, time).await;
-    match time {
-        Some(TraceTime { since, .. }) if completed.is_err() => rpc.record_tried(hash, since),
-        Some(TraceTime { since, .. }) => rpc.record_traced(hash, since, fetched.untraced.is_none()),
-        None => {}
-    }
-    completed?;
+    complete(rpc, options, &endpoint, &mut fetched).await?;
     count_doubts(rpc, &fetched);
     let source = matches!(id, BlockId::Number(_)).then_some(endpoint);
     Ok(Some(FetchedBlock { source, ..fetched }))
 }
 
-/// Adds traces, if there is time for them, and has others confirm what no root covers.
+/// Has others confirm what no root covers, and adds traces. What the rest takes is not charged to them.
 async fn complete(
     rpc: &Rpc,
     options: FetchOptions,
     endpoint: &Arc<Endpoint>,
     fetched: &mut FetchedBlock,
-    time: Option<TraceTime>,
 ) -> Result<(), FetchError> {
-    let mut traced = None;
-    if let Some(time) = time {
-        let (tracer, traces) = trace(rpc, endpoint, fetched, time).await?;
-        traced = Some((time, tracer, traces));
-    }
+    let began = Instant::now();
     if options.verify != Verify::Off {
         confirm_content(rpc, options.witnesses, endpoint, fetched).await?;
-        if let Some((time, tracer, traces)) = &traced {
-            confirm_traces(rpc, options.witnesses, tracer, fetched, traces, *time).await?;
-        }
+    }
+    if !options.traces || fetched.logs_coin_transfers() {
+        return Ok(());
+    }
+    let (hash, time) = (fetched.block.hash, rpc.trace_time(fetched.block.hash, began));
+    let traced = add_traces(rpc, options, endpoint, fetched, time).await;
+    match traced {
+        Ok(()) => rpc.record_traced(hash, time.since, fetched.untraced.is_none()),
+        Err(_) => rpc.record_tried(hash, time.since),
+    }
+    traced
+}
+
+/// Adds traces, if there is time for them, and has others confirm them.
+async fn add_traces(
+    rpc: &Rpc,
+    options: FetchOptions,
+    endpoint: &Arc<Endpoint>,
+    fetched: &mut FetchedBlock,
+    time: TraceTime,
+) -> Result<(), FetchError> {
+    let (tracer, traces) = trace(rpc, endpoint, fetched, time).await?;
+    if options.verify != Verify::Off {
+        confirm_traces(rpc, options.witnesses, &tracer, fetched, &traces, time).await?;
     }
     Ok(())
 }

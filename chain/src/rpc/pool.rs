@@ -37,7 +37,7 @@ pub struct Rpc {
     chain: String,
     pub(super) endpoints: Vec<Arc<Endpoint>>,
     heads_refreshed: Arc<Mutex<Option<Instant>>>,
-    /// Since when blocks have been tried that are not complete yet.
+    /// Since when blocks have been traced that are not complete yet.
     tried: Arc<Mutex<HashMap<B256, Instant>>>,
     trace_times: Arc<Mutex<TraceTimes>>,
 }
@@ -206,11 +206,11 @@ impl Rpc {
         others
     }
 
-    /// How long a block may take for its traces.
-    pub(crate) fn trace_time(&self, block: B256) -> TraceTime {
+    /// How long a block may take for its traces. What it has waited for since `began` was something else.
+    pub(crate) fn trace_time(&self, block: B256, began: Instant) -> TraceTime {
         let now = Instant::now();
-        let since = base::locked(&self.tried).get(&block).copied().unwrap_or(now);
-        base::locked(&self.trace_times).of_block(since, now)
+        let tried = base::locked(&self.tried).get(&block).map(|since| (*since + (now - began)).min(now));
+        base::locked(&self.trace_times).of_block(tried.unwrap_or(now), now)
     }
 
     /// A block was published, which tells how fast the chain is.
@@ -218,15 +218,15 @@ impl Rpc {
         base::locked(&self.trace_times).count(block.number, block.timestamp);
     }
 
-    /// A block was tried since then, and lacks something yet. Only such blocks are remembered.
+    /// A block was traced since then, and lacks something yet. Only such blocks are remembered.
     pub(crate) fn record_tried(&self, block: B256, since: Instant) {
         let now = Instant::now();
         let mut tried = base::locked(&self.tried);
         tried.retain(|_, since| now.saturating_duration_since(*since) < MAX_TRIED_AGE);
-        tried.entry(block).or_insert(since);
+        tried.insert(block, since);
     }
 
-    /// A block that was tried since then goes on, traced whole or not.
+    /// A block that was traced since then goes on, whole or not.
     pub(crate) fn record_traced(&self, block: B256, since: Instant, is_whole: bool) {
         let now = Instant::now();
         base::locked(&self.tried).remove(&block);

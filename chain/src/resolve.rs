@@ -46,13 +46,15 @@ impl ChainsFile {
         self
     }
 
-    /// Fills in the ids of chains that are known by their name or endpoints, unless another entry has them.
+    /// Fills in the ids of chains that are known by their endpoints, unless another entry has them. A name may be another chain's by
+    /// now.
     #[must_use]
     pub(crate) fn with_ids_of(mut self, known: &Chains) -> Self {
         let mut taken: HashSet<ChainId> = self.entries.iter().filter_map(|entry| entry.chain_id).collect();
         for entry in self.entries.iter_mut().filter(|entry| entry.chain_id.is_none()) {
+            let shares = |chain: &&Chain| entry.rpc_urls.iter().any(|url| chain.rpc_urls.contains(url));
             let same = || known.iter().find(|chain| chain.rpc_urls == entry.rpc_urls);
-            let id = known.by_name(&entry.name).or_else(same).map(|chain| chain.id);
+            let id = known.by_name(&entry.name).filter(shares).or_else(same).map(|chain| chain.id);
             entry.chain_id = id.filter(|id| taken.insert(*id));
         }
         self
@@ -106,4 +108,31 @@ async fn ask_for_id(chain: &str, urls: &[NodeUrl]) -> Result<ChainId, ResolveErr
     answer
         .unwrap_or_else(|_| Err(RpcError::AllOpen(chain.to_owned())))
         .map_err(|source| ResolveError::Unknown { chain: chain.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn file(text: &str) -> ChainsFile {
+        ChainsFile::parse(Path::new("chains.yaml"), text).unwrap()
+    }
+
+    /// The operator moves a name to another chain's nodes: its payments would be looked for on the wrong chain.
+    #[tokio::test]
+    async fn what_was_resolved_is_kept_only_as_long_as_the_nodes_are_the_same() {
+        let known =
+            "[{name: a, chain_id: 1, rpc_urls: [http://one, http://two]}, {name: b, chain_id: 2, rpc_url: http://three}]";
+        let known = file(known).resolve().await.unwrap();
+        for (entries, ids) in [
+            ("[{name: a, rpc_urls: [http://one, http://two]}, {name: b, rpc_url: http://three}]", [Some(1), Some(2)]),
+            ("[{name: a, rpc_urls: [http://two, http://four]}, {name: other, rpc_url: http://three}]", [Some(1), Some(2)]),
+            ("[{name: a, rpc_url: http://four}, {name: b, rpc_url: http://four}]", [None, None]),
+            ("[{name: a, rpc_url: http://three}, {name: c, rpc_url: http://one}]", [Some(2), None]),
+        ] {
+            let found: Vec<_> = file(entries).with_ids_of(&known).entries.iter().map(|entry| entry.chain_id).collect();
+            assert_eq!(found, ids.map(|id| id.map(ChainId)), "{entries}");
+        }
+    }
 }

@@ -5,7 +5,7 @@
 //! range is the offset of a consumer group of its own, committed in the Kafka transaction of the blocks: after a kill the
 //! backfill continues after the last block published, and publishes none twice.
 
-use crate::cannot_follow::CannotFollow;
+use crate::cannot_follow::{CannotFollow, is_in_doubt};
 use crate::cursor::restore;
 use crate::depth::last_final_block;
 use crate::halt;
@@ -207,7 +207,7 @@ impl<'a> Backfill<'a> {
                 }
                 break;
             }
-            if block.on_one_word && self.chain.witnesses > 1 {
+            if is_in_doubt(self.chain, &block) {
                 self.prefetcher.clear();
                 let number = head.number;
                 ensure!(
@@ -277,7 +277,7 @@ impl<'a> Backfill<'a> {
     async fn fetch_place(&self, id: BlockId) -> anyhow::Result<Option<Head>> {
         let options = FetchOptions { traces: false, ..FetchOptions::of(self.chain) };
         let block = fetch_block(self.rpc, options, id).await?;
-        Ok(block.filter(|block| !block.on_one_word || self.chain.witnesses == 1).map(|block| block.block.head()))
+        Ok(block.filter(|block| !is_in_doubt(self.chain, block)).map(|block| block.block.head()))
     }
 
     /// Checks that enough endpoints have this block. The blocks below it that it links to by their hashes are theirs too.

@@ -86,6 +86,11 @@ impl CannotFollow {
     }
 }
 
+/// Whether content that no root proves is the word of one endpoint alone, where others could have given it.
+pub fn is_in_doubt(chain: &Chain, fetched: &FetchedBlock) -> bool {
+    fetched.on_one_word && chain.witnesses > 1
+}
+
 /// Whether a block may be published before others witness it, or enough nodes have it. Its timestamp expires payments, and merchants
 /// are told: the removal of an invented one comes too late for that.
 pub async fn may_expire(rpc: &Rpc, chain: &Chain, fetched: &FetchedBlock) -> bool {

@@ -7,7 +7,7 @@
 //! endpoints has left ours, in two looks running. This side talks to nodes; nothing here knows Kafka.
 
 use crate::beginning::find_beginning;
-use crate::cannot_follow::{CannotFollow, may_expire};
+use crate::cannot_follow::{CannotFollow, is_in_doubt, may_expire};
 use crate::prefetch::{BatchSizes, Prefetcher};
 use crate::records::{Change, FinalityTags};
 use crate::reorg::{Step, reconcile};
@@ -42,6 +42,8 @@ const MAX_LOGGED_GAPS: usize = 100;
 /// How long a chain without a `start_block` waits at its first start until as many endpoints say where its head is as a block needs
 /// witnesses: one alone could let it begin above all others.
 const FIRST_PATIENCE: Duration = Duration::from_secs(60);
+/// What keeps the chain for so long is told: until then it may pass, as where an endpoint is asked last by now.
+const LASTING: Duration = Duration::from_secs(20);
 /// A node that is slow with its tags must not delay blocks.
 const TAG_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -83,6 +85,8 @@ pub struct Follower {
     polled_at: Instant,
     /// Proof gaps logged so far: each is logged once.
     logged_gaps: HashSet<String>,
+    /// Since when no step has succeeded.
+    failing_since: Option<Instant>,
     /// Why it waits, where that may last.
     lasting_wait: watch::Sender<Option<String>>,
 }
@@ -150,6 +154,27 @@ enum StepError {
     NoBeginning(usize),
 }
 
+impl StepError {
+    /// What to tell of it, if the chain may wait for long, or has waited for so long.
+    fn lasting(&self, waited: Duration) -> Option<String> {
+        match self {
+            Self::NoneAbove(_)
+            | Self::FullOfDoubt(_)
+            | Self::DoubtfulHole { .. }
+            | Self::AheadOfTime(_)
+            | Self::NoBeginning(_) => Some(self.to_string()),
+            Self::Fetch(FetchError::Unproven { .. } | FetchError::Unconfirmed { .. }) if waited > LASTING => Some(format!(
+                "{}; it goes on once most endpoints say the same, or one of them is taken out of chains.yaml",
+                error_chain(self)
+            )),
+            Self::CannotFollow(_) if waited > LASTING => Some(format!(
+                "{self}; it halts once as many endpoints have that as a block needs witnesses, and goes on once others give another one"
+            )),
+            _ => None,
+        }
+    }
+}
+
 /// Checks that a block can be published now.
 async fn check(rpc: &Rpc, chain: &Chain, block: &FetchedBlock) -> Result<(), StepError> {
     CannotFollow::check(chain.verify, block)?;
@@ -181,6 +206,7 @@ impl Follower {
             started_at: Instant::now(),
             polled_at,
             logged_gaps: HashSet::new(),
+            failing_since: None,
             lasting_wait: watch::Sender::default(),
         }
     }
@@ -241,25 +267,38 @@ impl Follower {
     }
 
     /// Tells of a wait that may last, and of its end.
-    fn tell_wait(&self, error: Option<&StepError>) {
+    fn tell_wait(&mut self, error: Option<&StepError>) {
+        let since = error.map(|_| *self.failing_since.get_or_insert_with(Instant::now));
+        self.failing_since = since;
         let lasting = match error {
-            Some(
-                StepError::NoneAbove(_)
-                | StepError::FullOfDoubt(_)
-                | StepError::DoubtfulHole { .. }
-                | StepError::AheadOfTime(_)
-                | StepError::NoBeginning(_),
-            ) => error.map(ToString::to_string),
-            None => self.witnesses.refuted(&self.window).map(|Head { number, .. }| {
-                format!(
-                    "block {number} was published with content that one endpoint alone gave and others contradict: nothing from it on is \
-                     confirmed, and payments in it may be wrong. It makes way as soon as theirs can be fetched"
-                )
-            }),
-            // It says nothing of what was waited for.
-            Some(_) => return,
+            Some(error) => match error.lasting(since.map_or(Duration::ZERO, |since| since.elapsed())) {
+                Some(told) => Some(told),
+                // It says nothing of what was waited for.
+                None => return,
+            },
+            None => self.doubted(),
         };
         self.lasting_wait.send_if_modified(|told| std::mem::replace(told, lasting.clone()) != lasting);
+    }
+
+    /// What others contradict of what was published.
+    fn doubted(&self) -> Option<String> {
+        let refuted = self.witnesses.refuted(&self.window).map(|Head { number, .. }| {
+            format!(
+                "block {number} was published with content that one endpoint alone gave and others contradict: nothing from it on is \
+                 confirmed, and payments in it may be wrong. It makes way as soon as theirs can be fetched"
+            )
+        });
+        let disputed = || {
+            self.witnesses.disputed(&self.window).map(|(number, others)| {
+                format!(
+                    "block {number} was published with content that one endpoint alone gave, and {others} has other content: nothing from \
+                     it on is confirmed until most endpoints say the same. Ask another endpoint, or take the one that is wrong out of \
+                     chains.yaml"
+                )
+            })
+        };
+        refuted.or_else(disputed)
     }
 
     /// Changes with what is known of the chain now.
@@ -585,7 +624,7 @@ impl Follower {
         self.log_proof_gaps(&block);
         self.window.push(head);
         self.rpc.record_published(&head);
-        if block.on_one_word && self.chain.witnesses > 1 {
+        if is_in_doubt(&self.chain, &block) {
             self.window.doubt(&head, block.content_digest());
         }
         if let Some(source) = &block.source {
@@ -626,7 +665,7 @@ impl Follower {
         while branch.len() < MAX_WALKED_BLOCKS {
             let Some(block) = fetch_block(&self.rpc, FetchOptions::of(&self.chain), BlockId::Hash(next)).await? else { break };
             let is_ours = branch.is_empty() && self.window.doubt_of(&refuted) == Some(block.content_digest());
-            if is_ours || block.on_one_word && self.chain.witnesses > 1 {
+            if is_ours || is_in_doubt(&self.chain, &block) {
                 break;
             }
             check(&self.rpc, &self.chain, &block).await?;
@@ -647,7 +686,7 @@ impl Follower {
     fn find_doubtful_hole(&self, block: &FetchedBlock) -> Option<StepError> {
         let above = block.block.head();
         let next = self.window.parent_of(&above)?.number + 1;
-        let is_doubtful = block.on_one_word && self.chain.witnesses > 1 && next < above.number;
+        let is_doubtful = is_in_doubt(&self.chain, block) && next < above.number;
         is_doubtful.then_some(StepError::DoubtfulHole { above: above.number, next })
     }
 
@@ -716,5 +755,26 @@ impl Follower {
         let Some(tip) = self.window.tip() else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         metrics::CHAIN_HEAD_AGE.gauge(&[("chain", &self.chain.name)]).set(now.as_secs_f64() - tip.timestamp as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chain::ProofError;
+
+    /// Of two endpoints nobody knows which one is right, and the operator was not told.
+    #[test]
+    fn endpoints_that_contradict_each_other_are_named_if_that_lasts() {
+        let [what, expected, got] = ["the logs", "what b says", "something else from a"].map(str::to_owned);
+        let source = ProofError { number: 7, what, expected, got };
+        let contradicted = StepError::from(FetchError::Unproven { endpoint: "a or b".to_owned(), source });
+        assert_eq!(contradicted.lasting(LASTING), None, "it may pass");
+        let told = contradicted.lasting(LASTING * 2).unwrap();
+        assert!(told.contains("block 7") && told.contains("a or b"), "{told}");
+        let silent = "b: no answer".to_owned();
+        let unconfirmed = StepError::from(FetchError::Unconfirmed { number: 7, what: "what no root proves", silent });
+        assert!(unconfirmed.lasting(LASTING * 2).is_some_and(|told| told.contains("b: no answer")));
+        assert_eq!(StepError::from(RpcError::AllOpen("it".to_owned())).lasting(LASTING * 2), None, "its lag is told");
     }
 }

@@ -26,6 +26,29 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often tags are asked for while no block comes, at most.
 const MIN_TAG_INTERVAL: Duration = Duration::from_secs(3);
 
+/// Other content for the same block is asked for again after so long, each time twice as long, up to the most.
+const FIRST_PAUSE: Duration = Duration::from_secs(4);
+const MAX_PAUSE: Duration = Duration::from_secs(300);
+
+/// The attempts to get other content for a block of ours.
+#[derive(Default)]
+struct Attempts {
+    /// The block of the last one, when it is due again, and the pause after that.
+    last: Option<(B256, Instant, Duration)>,
+}
+
+impl Attempts {
+    fn is_due(&self, block: B256, now: Instant) -> bool {
+        self.last.is_none_or(|(last, due, _)| last != block || due <= now)
+    }
+
+    fn begin(&mut self, block: B256, now: Instant) {
+        let again = self.last.filter(|(last, ..)| *last == block);
+        let pause = again.map_or(FIRST_PAUSE, |(_, _, pause)| pause);
+        self.last = Some((block, now + pause, (pause * 2).min(MAX_PAUSE)));
+    }
+}
+
 /// What a look in the background has found.
 pub enum News {
     Seen(usize, Seen),
@@ -43,6 +66,9 @@ pub struct Witnesses {
     refuted: Option<(Head, B256)>,
     /// It was found just now.
     is_news: bool,
+    /// A block of ours with this content, and who has other content for it, as far as was seen last.
+    disputed: Option<(Head, B256, String)>,
+    attempts: Attempts,
     /// What endpoints showed last, until it can be compared with the window.
     shown: Vec<Option<Head>>,
     /// When each endpoint was looked at, or showed a head.
@@ -63,6 +89,8 @@ impl Witnesses {
             contents: Contents::new(chain.clone(), rpc.clone()),
             refuted: None,
             is_news: false,
+            disputed: None,
+            attempts: Attempts::default(),
             shown: vec![None; count],
             seen_at: vec![None; count],
             tags_asked_at: None,
@@ -199,14 +227,29 @@ impl Witnesses {
         self.refuted.filter(|(head, content)| window.doubt_of(head) == Some(*content)).map(|(head, _)| head)
     }
 
-    /// Whether that was found just now, once for each time.
+    /// A block in doubt for which others have other content, too few to take its place, and who they are.
+    pub fn disputed(&self, window: &Window) -> Option<(u64, &str)> {
+        let disputed = self.disputed.as_ref().filter(|(head, content, _)| window.doubt_of(head) == Some(*content));
+        disputed.map(|(head, _, others)| (head.number, others.as_str()))
+    }
+
+    /// Whether that was found just now, once for each time. Where those that contradict do not agree among themselves, nothing can take
+    /// its place, and asking for it takes long: so it is asked for more and more rarely.
     pub fn take_refuted(&mut self, window: &Window) -> Option<Head> {
-        self.refuted(window).filter(|_| std::mem::take(&mut self.is_news))
+        let now = Instant::now();
+        let refuted = self.due(window, now)?;
+        self.is_news = false;
+        self.attempts.begin(refuted.hash, now);
+        Some(refuted)
     }
 
     /// Whether [`take_refuted`](Self::take_refuted) has a block.
     pub fn has_refuted(&self, window: &Window) -> bool {
-        self.is_news && self.refuted(window).is_some()
+        self.due(window, Instant::now()).is_some()
+    }
+
+    fn due(&self, window: &Window, now: Instant) -> Option<Head> {
+        self.refuted(window).filter(|head| self.is_news && self.attempts.is_due(head.hash, now))
     }
 
     /// Takes a block out of doubt whose content enough endpoints have given, and names those that give something else. Remembers a
@@ -219,6 +262,10 @@ impl Witnesses {
             for place in found.with.iter().filter_map(|endpoint| self.place(endpoint)).collect::<Vec<_>>() {
                 self.votes.trust(place, head.number);
             }
+        }
+        if !found.against.is_empty() {
+            let others: Vec<&str> = found.against.iter().map(|other| other.host()).collect();
+            self.disputed = Some((head, content, others.join(", ")));
         }
         if refutes {
             self.is_news = true;
@@ -357,4 +404,24 @@ fn lowest_doubt(window: &Window) -> Option<u64> {
 fn below_doubts(witnessed: Option<u64>, window: &Window) -> Option<u64> {
     let Some(doubtful) = lowest_doubt(window) else { return witnessed };
     witnessed.min(window.below(doubtful).map(|head| head.number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each attempt took 15 s, one after the other, and nothing was published meanwhile.
+    #[test]
+    fn content_that_nobody_agrees_on_is_asked_for_more_and_more_rarely() {
+        let (mut attempts, [block, other]) = (Attempts::default(), [1, 2].map(B256::repeat_byte));
+        let mut now = Instant::now();
+        for pause in [4, 8, 16, 32, 64, 128, 256, 300, 300].map(Duration::from_secs) {
+            assert!(attempts.is_due(block, now));
+            attempts.begin(block, now);
+            assert!(!attempts.is_due(block, now + pause - Duration::from_millis(1)) && attempts.is_due(other, now));
+            now += pause;
+        }
+        attempts.begin(other, now);
+        assert!(attempts.is_due(block, now) && attempts.is_due(other, now + FIRST_PAUSE));
+    }
 }

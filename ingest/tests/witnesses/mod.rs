@@ -348,6 +348,19 @@ async fn content_that_others_contradict_makes_way_for_theirs() {
     let mut told = told_from(&chain_of(&[&liar, &one], "witnesses: 1").await);
     told.until(|told| told.known.witnessed == Some(blocks[1].number)).await;
     told.is_quiet_while(&one, "eth_getBlockByHash", 4).await;
+    // Of two nobody knows which one is right, and a person is told.
+    let mut told = told_from(&chain_of(&[&liar, &one], "").await);
+    let mut wait = told.consumer.follower.lasting_wait();
+    let is_named = |why: &Option<String>| why.as_deref().is_some_and(|why| why.contains("has other content"));
+    let follow = async {
+        loop {
+            told.next().await;
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        named = tokio::time::timeout(PATIENCE, wait.wait_for(is_named)) => drop(named.expect("it is not named")),
+    }
     let mut told = told_from(&chain_of(&[&one], "witnesses: 1").await);
     told.until(|told| told.known.witnessed == Some(blocks[3].number)).await;
     assert_eq!(told.consumer.removed, [blocks[3].number, blocks[2].number]);

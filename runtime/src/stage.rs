@@ -69,39 +69,56 @@ pub(crate) fn asks(name: &'static str) {
 /// as `max.poll.interval.ms` says.
 struct Silence {
     name: &'static str,
-    item: String,
-    told: bool,
+    notice: Notice,
 }
 
 impl Silence {
     fn of(name: &'static str) -> Self {
-        Self { name, item: format!("{name}: silence"), told: false }
+        Self { name, notice: Notice::of(format!("{name}: silence")) }
     }
 
     fn look(&mut self, now: Instant) {
         let asked = locked(&ASKED).get(self.name).copied();
-        match asked.map(|at| now.saturating_duration_since(at)).filter(|silent| *silent > MAX_SILENCE) {
-            Some(silent) => {
-                let cause = format!(
-                    "has asked Kafka for no records for {silent:.0?}: it works on one batch, or hangs. If that does not end, restart the \
-                     process; nobody else gets its partitions within an hour"
-                );
-                if !std::mem::replace(&mut self.told, true) {
-                    tracing::error!(stage = self.name, "{cause}");
-                }
-                waits(&self.item, &cause);
-            }
-            None if std::mem::take(&mut self.told) => resumed(&self.item),
-            None => {}
+        let silent = asked.map(|at| now.saturating_duration_since(at)).filter(|silent| *silent > MAX_SILENCE);
+        self.notice.show(silent.map(|silent| {
+            format!(
+                "has asked Kafka for no records for {silent:.0?}: it works on one batch, or hangs. If that does not end, restart the \
+                 process; nobody else gets its partitions within an hour"
+            )
+        }));
+    }
+}
+
+/// Something that lasts too long, told in [`waiting`] and once in the log, until it is over or nobody looks any more.
+pub(crate) struct Notice {
+    item: String,
+    is_shown: bool,
+}
+
+impl Notice {
+    pub fn of(item: String) -> Self {
+        Self { item, is_shown: false }
+    }
+
+    /// Tells of it, or that it is over.
+    pub fn show(&mut self, cause: Option<String>) {
+        let Some(cause) = cause else { return self.end() };
+        if !std::mem::replace(&mut self.is_shown, true) {
+            tracing::error!("{}: {cause}", self.item);
+        }
+        waits(&self.item, &cause);
+    }
+
+    fn end(&mut self) {
+        if std::mem::take(&mut self.is_shown) {
+            resumed(&self.item);
         }
     }
 }
 
-impl Drop for Silence {
+impl Drop for Notice {
     fn drop(&mut self) {
-        if self.told {
-            resumed(&self.item);
-        }
+        self.end();
     }
 }
 

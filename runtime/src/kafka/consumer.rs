@@ -105,7 +105,7 @@ impl ClientContext for Context {
         }
         let partition = |name: &str, partition: i32| statistics.topics.get(name)?.partitions.get(&partition);
         let is_fetched = |name: &str, number: i32| partition(name, number).is_some_and(is_active);
-        locked(&self.unfetched).see(self.stage, is_fetched, now);
+        locked(&self.unfetched).see(is_fetched, now);
     }
 }
 
@@ -152,7 +152,7 @@ impl Consumer {
             assignment: AtomicU64::new(0),
             begun: Mutex::default(),
             open: Mutex::default(),
-            unfetched: Mutex::default(),
+            unfetched: Mutex::new(Unfetched::of(group)),
             failed: Mutex::new(None),
         };
         let inner: BaseConsumer<Context> = kafka
@@ -267,7 +267,7 @@ mod tests {
             consumer.poll(1, 1, Duration::from_millis(100)).unwrap();
             let is_assigned = context.assignment.load(Ordering::Relaxed) > 0;
             if let Some(assigned) = is_assigned.then(|| *assigned.get_or_insert_with(Instant::now)) {
-                locked(&context.unfetched).see("idle", |_, _| false, assigned + Duration::from_secs(41));
+                locked(&context.unfetched).see(|_, _| false, assigned + Duration::from_secs(41));
                 if !told() {
                     break;
                 }

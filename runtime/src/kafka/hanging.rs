@@ -3,8 +3,8 @@
 //! A broker ends a transaction whose producer is gone within seconds. If it loses sight of one, only a person can end that. So it is with
 //! one that holds a group's offsets: Kafka does not tell them meanwhile.
 
-use crate::stage;
-use std::collections::{BTreeSet, HashMap};
+use crate::stage::Notice;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// For longer no transaction of ours is open: the broker ends it after 15 s, and looks every 10 s for those.
@@ -30,24 +30,15 @@ pub(super) fn item(name: &str) -> String {
 pub(super) struct OpenTransactions {
     /// By topic and partition: where committed records end, and since when.
     open: HashMap<(String, i32), (i64, Instant)>,
-    /// Topics of which it was told.
-    told: BTreeSet<String>,
+    /// By topic.
+    notices: HashMap<String, Notice>,
 }
 
 impl OpenTransactions {
     /// Notes up to where each partition of a topic can be read, and its end; tells of what has been open for too long.
     pub fn see(&mut self, name: &str, partitions: impl Iterator<Item = (i32, i64, i64)>, now: Instant) {
         let late = partitions.filter_map(|(partition, stable, end)| self.late(name, partition, stable, end, now)).last();
-        match late {
-            Some(remedy) => {
-                if self.told.insert(name.to_owned()) {
-                    tracing::error!("{remedy}");
-                }
-                stage::waits(&item(name), &remedy);
-            }
-            None if self.told.remove(name) => stage::resumed(&item(name)),
-            None => {}
-        }
+        self.notices.entry(name.to_owned()).or_insert_with(|| Notice::of(item(name))).show(late);
     }
 
     fn late(&mut self, name: &str, partition: i32, stable: i64, end: i64, now: Instant) -> Option<String> {
@@ -65,57 +56,32 @@ impl OpenTransactions {
     }
 }
 
-impl Drop for OpenTransactions {
-    /// Its stage starts again, with a consumer that looks anew.
-    fn drop(&mut self) {
-        self.told.iter().for_each(|name| stage::resumed(&item(name)));
-    }
-}
-
 /// The assigned partitions of a consumer of which Kafka gives nothing. Where their offsets are the group's, that asks for them until no
 /// transaction holds any.
-#[derive(Default)]
 pub(super) struct Unfetched {
+    stage: &'static str,
     /// When each was fetched last, or assigned.
     since: HashMap<(String, i32), Instant>,
-    /// Under which name it was told.
-    told: Option<String>,
+    notice: Notice,
 }
 
 impl Unfetched {
+    pub fn of(stage: &'static str) -> Self {
+        Self { stage, since: HashMap::new(), notice: Notice::of(format!("{stage}: offsets")) }
+    }
+
     /// Notes a new assignment.
     pub fn assign(&mut self, partitions: impl Iterator<Item = (String, i32)>, now: Instant) {
         self.since = partitions.map(|partition| (partition, now)).collect();
     }
 
     /// Tells of partitions that are not `fetched` for too long.
-    pub fn see(&mut self, stage: &str, fetched: impl Fn(&str, i32) -> bool, now: Instant) {
+    pub fn see(&mut self, fetched: impl Fn(&str, i32) -> bool, now: Instant) {
         self.since.iter_mut().filter(|((name, partition), _)| fetched(name, *partition)).for_each(|(_, since)| *since = now);
         let late = self.since.iter().find(|(_, since)| now - **since > MAX_OPEN);
-        match late {
-            Some(((name, partition), since)) => {
-                let cause = format!("nothing is read of {name}/{partition} for {:.0?}; {}", now - *since, group_remedy(stage));
-                let item = format!("{stage}: offsets");
-                if self.told.is_none() {
-                    tracing::error!("{cause}");
-                }
-                stage::waits(&item, &cause);
-                self.told = Some(item);
-            }
-            None => self.resume(),
-        }
-    }
-
-    fn resume(&mut self) {
-        if let Some(item) = self.told.take() {
-            stage::resumed(&item);
-        }
-    }
-}
-
-impl Drop for Unfetched {
-    fn drop(&mut self) {
-        self.resume();
+        self.notice.show(late.map(|((name, partition), since)| {
+            format!("nothing is read of {name}/{partition} for {:.0?}; {}", now - *since, group_remedy(self.stage))
+        }));
     }
 }
 
@@ -131,14 +97,15 @@ pub(super) fn group_remedy(group: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stage;
 
     #[test]
     fn a_partition_that_waits_for_the_groups_offset_is_told_with_the_command_that_ends_it() {
         let told = || stage::waiting().into_iter().find(|(item, _)| item == "lab: offsets").map(|(_, cause)| cause);
-        let (mut unfetched, start) = (Unfetched::default(), Instant::now());
+        let (mut unfetched, start) = (Unfetched::of("lab"), Instant::now());
         unfetched.assign([("topic".to_owned(), 3), ("topic".to_owned(), 4)].into_iter(), start);
         let mut see = |seconds, third: bool| {
-            unfetched.see("lab", |_, partition| partition == 4 || third, start + Duration::from_secs(seconds));
+            unfetched.see(|_, partition| partition == 4 || third, start + Duration::from_secs(seconds));
             told()
         };
         assert_eq!((see(0, false), see(30, false)), (None, None));

@@ -14,6 +14,9 @@ use topics::{Address, Message as _, Topic, wire};
 /// Unreadable intents that go to `quarantine` before the stage halts.
 const MAX_QUARANTINED: usize = 100;
 
+/// Room is made for so many addresses beforehand, at most: a topic may hold each of them many times.
+const MAX_RESERVED: usize = 1 << 26;
+
 /// `payment.intents` as a set of addresses.
 pub struct IntentBarrier {
     table: Table,
@@ -34,12 +37,21 @@ impl IntentBarrier {
         let kept = std::mem::take(watched);
         let mut intents = Self { table, watched: kept, unreadable: Vec::new(), quarantined: 0, failed: false, stage };
         let started = Instant::now();
-        if let Err(failure) = intents.catch_up() {
+        if let Err(failure) = intents.load() {
             *watched = intents.watched;
             return Err(failure);
         }
         tracing::info!("watching {} addresses, read in {:.1?}", intents.watched.len(), started.elapsed());
         Ok(intents)
+    }
+
+    /// Reads all that there is, with room for as many addresses.
+    fn load(&mut self) -> Result<(), Failure> {
+        let records = self.table.count()?;
+        self.watched.reserve(usize::try_from(records).unwrap_or_default().min(MAX_RESERVED));
+        self.catch_up()?;
+        self.watched.shrink();
+        Ok(())
     }
 
     /// The barrier: reads up to the end of the topic.

@@ -35,6 +35,25 @@ fn at(addresses: &[Vec<[u8; 20]>], index: u32) -> &[u8; 20] {
 }
 
 impl WatchSet {
+    /// Makes room for so many addresses: growing step by step would insert each twice more, and leave what it outgrew to the allocator.
+    pub fn reserve(&mut self, count: usize) {
+        let Self { addresses, table, filter } = self;
+        table.reserve(count.saturating_sub(table.len()), |known| hash(at(addresses, *known)));
+        if table.is_empty() && filter.is_full(count) {
+            *filter = AddressFilter::for_twice(count.div_ceil(2));
+        }
+    }
+
+    /// Gives back room that far fewer addresses have come for.
+    pub fn shrink(&mut self) {
+        let Self { addresses, table, filter } = self;
+        if table.capacity() / 4 > table.len() {
+            table.shrink_to(0, |known| hash(at(addresses, *known)));
+            *filter = AddressFilter::for_twice(table.len().div_ceil(2));
+            addresses.iter().flatten().for_each(|address| filter.insert(address));
+        }
+    }
+
     /// Adds an address. Returns whether it is new.
     pub fn insert(&mut self, address: Address) -> bool {
         let address = address.into_array();
@@ -122,6 +141,31 @@ mod tests {
         assert!(set.allocated_bytes() <= 32 * set.len(), "{} bytes for {}", set.allocated_bytes(), set.len());
         assert!(!set.insert(address(7)));
         assert_eq!(set.len(), 78_125);
+    }
+
+    #[test]
+    fn room_that_was_made_is_as_large_as_it_has_to_be_and_stays() {
+        let (mut set, mut grown) = (WatchSet::default(), WatchSet::default());
+        set.reserve(78_125);
+        let before = set.table.allocation_size() + set.filter.allocated_bytes();
+        for i in 0..78_125 {
+            assert!(set.insert(address(i)) && grown.insert(address(i)));
+        }
+        assert_eq!(set.table.allocation_size() + set.filter.allocated_bytes(), before);
+        assert_eq!(set.allocated_bytes(), grown.allocated_bytes());
+        set.reserve(1);
+        set.shrink();
+        assert_eq!(set.allocated_bytes(), grown.allocated_bytes());
+        // A topic that holds each address ten times.
+        let mut set = WatchSet::default();
+        set.reserve(1_000_000);
+        for i in 0..78_125 {
+            set.insert(address(i));
+        }
+        assert!(set.allocated_bytes() > grown.allocated_bytes());
+        set.shrink();
+        assert_eq!(set.allocated_bytes(), grown.allocated_bytes());
+        assert!((0..78_125).all(|i| set.contains(&address(i).into_array())));
     }
 
     #[test]

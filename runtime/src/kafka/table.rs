@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 use topics::Topic;
 
@@ -25,7 +25,7 @@ pub struct Table {
     /// would wait until the fetch before it has returned or timed out.
     end_client: BaseConsumer,
     topic: Topic,
-    next: HashMap<i32, i64>,
+    next: BTreeMap<i32, i64>,
     /// When the partitions were counted last.
     counted: Option<Instant>,
 }
@@ -55,7 +55,7 @@ impl Table {
             list.add_partition_offset(&name, partition, Offset::Beginning)?;
         }
         inner.assign(&list)?;
-        Ok(Self { kafka: kafka.clone(), inner, end_client, topic, next: HashMap::new(), counted: None })
+        Ok(Self { kafka: kafka.clone(), inner, end_client, topic, next: BTreeMap::new(), counted: None })
     }
 
     /// Shows every record that has arrived, after waiting up to `wait` for the first. Works for transactional writers too.
@@ -72,7 +72,7 @@ impl Table {
     /// When the topic is shorter than what was read, or has another number of partitions than its key's hash is taken over.
     /// When the broker does not answer within ten seconds, or nothing arrives for thirty.
     pub fn catch_up(&mut self, mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
-        let ends = end_offsets(&self.end_client, &self.kafka.name(self.topic), self.topic.partitions())?;
+        let ends = self.ends()?;
         if let Some((partition, end)) = ends.iter().find(|(p, end)| self.next.get(p).is_some_and(|next| next > *end)) {
             let topic = self.topic;
             return Err(Failure::Retry(anyhow!(
@@ -80,18 +80,21 @@ impl Table {
             )));
         }
         self.check_partitions()?;
-        let behind = |next: &HashMap<i32, i64>| ends.iter().any(|(p, end)| next.get(p).copied().unwrap_or(0) < *end);
-        let mut last = Instant::now();
-        while behind(&self.next) {
+        // Millions of records come at a start: each costs one look at these few, and no clock.
+        let mut behind: Vec<(i32, i64)> = ends.clone().into_iter().filter(|(p, end)| self.next(*p) < *end).collect();
+        let mut idle_since = None;
+        while !behind.is_empty() {
             match self.inner.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => {
                     let record = Record { topic: self.topic, message };
                     see(&record);
-                    self.next.insert(record.partition(), record.offset() + 1);
-                    last = Instant::now();
+                    let (partition, next) = (record.partition(), record.offset() + 1);
+                    self.next.insert(partition, next);
+                    behind.retain(|(other, end)| *other != partition || next < *end);
+                    idle_since = None;
                 }
                 Some(Err(error)) => return Err(Failure::from(error).context(format!("reading {}", self.topic))),
-                None if last.elapsed() > IDLE_TIMEOUT => {
+                None if idle_since.get_or_insert_with(Instant::now).elapsed() > IDLE_TIMEOUT => {
                     let topic = self.topic;
                     return Err(Failure::Retry(anyhow!("{topic} ends at {ends:?}, and no record came for {IDLE_TIMEOUT:?}")));
                 }
@@ -99,6 +102,22 @@ impl Table {
             }
         }
         Ok(())
+    }
+
+    /// The end offsets together: there are as many records, or fewer.
+    ///
+    /// # Errors
+    /// When the broker does not answer within ten seconds.
+    pub fn count(&self) -> Result<i64, Failure> {
+        Ok(self.ends()?.values().sum())
+    }
+
+    fn ends(&self) -> Result<HashMap<i32, i64>, Failure> {
+        end_offsets(&self.end_client, &self.kafka.name(self.topic), self.topic.partitions())
+    }
+
+    fn next(&self, partition: i32) -> i64 {
+        self.next.get(&partition).copied().unwrap_or_default()
     }
 
     /// Another program would look for a key in a partition that is not read here.

@@ -11,7 +11,7 @@ use crate::health_checks::HealthChecks;
 use crate::heavy_work::HeavyWork;
 use crate::http::body_budget::BodyBudget;
 use crate::http::problem::Problem;
-use crate::http::share::{self, Shares};
+use crate::http::share::{self, HeldConnection, Shares};
 use chain::Listing;
 use deadpool_postgres::Pool;
 use merchants::accounts::{Account, Accounts};
@@ -79,7 +79,7 @@ impl App {
     ///
     /// # Errors
     /// A 503 when none is to be had.
-    pub async fn db(&self) -> Result<Connection, Problem> {
+    pub async fn db(&self) -> Result<HeldConnection, Problem> {
         share::connection(&self.pool).await
     }
 

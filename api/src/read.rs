@@ -3,6 +3,7 @@
 use crate::app::{App, Connection};
 use crate::http::pagination::PageQuery;
 use crate::http::problem::Problem;
+use crate::http::share::HeldConnection;
 use payments::store;
 use std::collections::HashSet;
 use std::ops::Deref;
@@ -15,7 +16,7 @@ const REPLICA_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection for a read, to the primary or to the replica.
 pub struct Reader {
-    client: Connection,
+    held: HeldConnection,
     is_replica: bool,
 }
 
@@ -23,7 +24,7 @@ impl Deref for Reader {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
-        &self.client
+        &self.held
     }
 }
 
@@ -43,10 +44,12 @@ impl App {
     /// # Errors
     /// That of the read on the primary.
     pub async fn read<T, F: Future<Output = Result<T, Problem>>>(&self, read: impl Fn(Reader) -> F) -> Result<T, Problem> {
+        let began = Instant::now();
         if let Some(replica) = &self.replica
             && let Some(client) = replica.get().await
         {
-            match tokio::time::timeout(REPLICA_TIMEOUT, read(Reader { client, is_replica: true })).await {
+            let held = HeldConnection::unshared(client, began);
+            match tokio::time::timeout(REPLICA_TIMEOUT, read(Reader { held, is_replica: true })).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(_)) => {}
                 Err(_) => replica.leave(),
@@ -72,7 +75,7 @@ impl App {
     /// # Errors
     /// A 503 when none is to be had.
     pub async fn newest(&self) -> Result<Reader, Problem> {
-        Ok(Reader { client: self.db().await?, is_replica: false })
+        Ok(Reader { held: self.db().await?, is_replica: false })
     }
 
     /// [`Intents::still_unacknowledged`](crate::create::intents::Intents::still_unacknowledged) of what was read. The replica may be of a
@@ -81,12 +84,11 @@ impl App {
     /// # Errors
     /// When the database fails; a 503 when the replica has such intents.
     pub async fn still_unacknowledged(&self, db: Reader, ids: &[Uuid]) -> Result<(Reader, HashSet<Uuid>), Problem> {
-        let read = Instant::now();
         let unacknowledged = store::unacknowledged_intents(&*db, ids).await?;
-        self.publish_unacknowledged(db, unacknowledged, read).await
+        self.publish_unacknowledged(db, unacknowledged).await
     }
 
-    /// [`still_unacknowledged`](Self::still_unacknowledged) for intents that were `read`.
+    /// [`still_unacknowledged`](Self::still_unacknowledged) for intents that the connection has read.
     ///
     /// # Errors
     /// As there.
@@ -94,13 +96,12 @@ impl App {
         &self,
         db: Reader,
         unacknowledged: Vec<(Uuid, PaymentIntent)>,
-        read: Instant,
     ) -> Result<(Reader, HashSet<Uuid>), Problem> {
         if db.is_replica && !unacknowledged.is_empty() {
             return Err(Problem::unacknowledged());
         }
-        let (client, hidden) = self.intents.publish_unacknowledged(&self.pool, db.client, unacknowledged, read).await?;
-        Ok((Reader { client, is_replica: db.is_replica }, hidden))
+        let (held, hidden) = self.intents.publish_unacknowledged(&self.pool, db.held, unacknowledged).await?;
+        Ok((Reader { held, is_replica: db.is_replica }, hidden))
     }
 
     /// [`still_unacknowledged`](Self::still_unacknowledged) for one payment or address.

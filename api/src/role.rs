@@ -151,7 +151,7 @@ pub async fn run(settings: Settings, listing: Listing, socket: TcpSocket, stop: 
         event_feed,
         in_flight_keys: InFlightKeys::default(),
         guard: Guard::of(&settings),
-        shares: Shares::default(),
+        shares: Shares::of(bounds.connections),
         body_budget: BodyBudget::default(),
         heavy_work: HeavyWork::default(),
     });

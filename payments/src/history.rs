@@ -6,7 +6,7 @@
 use deadpool_postgres::GenericClient;
 use prost::Message as _;
 use runtime::Failure;
-use runtime::db::bigint;
+use runtime::db::{bigint, lock};
 use topics::PaymentId;
 use topics::wire::PaymentEvent;
 
@@ -67,9 +67,8 @@ pub async fn list_events(
 /// When the database fails, or a long read of a partition holds its lock.
 pub async fn roll_partitions(db: &mut deadpool_postgres::Client, keep_days: Option<u32>) -> Result<i32, Failure> {
     let transaction = db.transaction().await?;
-    // A longer wait for a lock would block every query that queues behind it.
-    let lock = "SET LOCAL lock_timeout = '2s'; SELECT pg_advisory_xact_lock(hashtextextended('payment_events', 0))";
-    transaction.batch_execute(lock).await?;
+    // A longer wait for a lock would block every query that queues behind it, and so this sets a limit for all of them.
+    lock::take_turn(&transaction, lock::PARTITIONS, "payment_events").await?;
     let create =
         "SELECT make_payment_events_partition(now() + months * interval '1 month') FROM generate_series(0, 2) AS months";
     transaction.execute(create, &[]).await?;

@@ -12,7 +12,6 @@ use deadpool_postgres::Pool;
 use merchants::accounts::{self, Account};
 use payments::{DepositAddress, intents as intent_records, store};
 use std::collections::VecDeque;
-use std::time::Instant;
 use topics::PaymentId;
 use uuid::Uuid;
 
@@ -38,8 +37,8 @@ pub struct AddressRequest {
 /// A 503 when Kafka does not acknowledge the intent: a retry gets the same address.
 pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> Result<(DepositAddress, bool), Problem> {
     let AddressRequest { merchant, account, external_id, metadata, asked_by, installation } = request;
-    let began = Instant::now();
     let mut db = share::connection(pool).await?;
+    let began = db.began;
     let transaction = db.transaction().await?;
     if let Some(known) = store::lock_customer_address(&transaction, merchant, &external_id).await? {
         transaction.commit().await?;

@@ -5,6 +5,7 @@
 //! harmless: the topic is compacted, and its reader keeps a set.
 
 use crate::http::problem::Problem;
+use crate::http::share::{self, HeldConnection};
 use base::metrics;
 use deadpool_postgres::{Client, Pool};
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
@@ -85,39 +86,38 @@ impl Intents {
     pub async fn still_unacknowledged(
         &self,
         pool: &Pool,
-        db: Client,
+        db: HeldConnection,
         ids: &[Uuid],
-    ) -> Result<(Client, HashSet<Uuid>), Failure> {
-        let read = Instant::now();
-        let unacknowledged = store::unacknowledged_intents(&db, ids).await?;
-        self.publish_unacknowledged(pool, db, unacknowledged, read).await
+    ) -> Result<(HeldConnection, HashSet<Uuid>), Problem> {
+        let unacknowledged = store::unacknowledged_intents(&*db, ids).await?;
+        self.publish_unacknowledged(pool, db, unacknowledged).await
     }
 
-    /// [`still_unacknowledged`](Self::still_unacknowledged) for intents that were `read`.
+    /// [`still_unacknowledged`](Self::still_unacknowledged) for intents that the connection has read.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn publish_unacknowledged(
         &self,
         pool: &Pool,
-        db: Client,
+        db: HeldConnection,
         unacknowledged: Vec<(Uuid, wire::PaymentIntent)>,
-        read: Instant,
-    ) -> Result<(Client, HashSet<Uuid>), Failure> {
+    ) -> Result<(HeldConnection, HashSet<Uuid>), Problem> {
         if unacknowledged.is_empty() {
             return Ok((db, HashSet::new()));
         }
+        let began = db.began;
         // Kafka may take its time, and other requests need the connection.
         drop(db);
-        let (acknowledged, hidden) = self.publish_again(unacknowledged, read).await;
+        let (acknowledged, hidden) = self.publish_again(unacknowledged, began).await;
         self.forget_acknowledged(acknowledged);
-        Ok((pool.get().await?, hidden.into_iter().collect()))
+        Ok((share::connection(pool).await?, hidden.into_iter().collect()))
     }
 
     /// Returns the ids that Kafka has acknowledged now, and those that it still has not.
-    async fn publish_again(&self, unacknowledged: Vec<(Uuid, wire::PaymentIntent)>, read: Instant) -> (Vec<Uuid>, Vec<Uuid>) {
+    async fn publish_again(&self, unacknowledged: Vec<(Uuid, wire::PaymentIntent)>, began: Instant) -> (Vec<Uuid>, Vec<Uuid>) {
         let (ids, intents): (Vec<Uuid>, Vec<_>) = unacknowledged.into_iter().unzip();
-        let outcomes = self.publish(&intents, read).await;
+        let outcomes = self.publish(&intents, began).await;
         let (acknowledged, failed): (Vec<_>, Vec<_>) =
             ids.into_iter().zip(outcomes).partition(|(_, acknowledged)| *acknowledged);
         let ids = |outcomes: Vec<(Uuid, bool)>| outcomes.into_iter().map(|(id, _)| id).collect();
@@ -128,7 +128,7 @@ impl Intents {
     ///
     /// # Errors
     /// A 503 when its intent is not acknowledged.
-    pub async fn ensure_acknowledged(&self, pool: &Pool, db: Client, id: Uuid) -> Result<Client, Problem> {
+    pub async fn ensure_acknowledged(&self, pool: &Pool, db: HeldConnection, id: Uuid) -> Result<HeldConnection, Problem> {
         let (db, hidden) = self.still_unacknowledged(pool, db, &[id]).await?;
         if hidden.is_empty() { Ok(db) } else { Err(Problem::unacknowledged()) }
     }

@@ -1,14 +1,15 @@
-//! The share of one merchant in what all have in common: requests in hand, places in the queue of payments to create, places in the line
-//! for a connection to Postgres, and large redeliveries. Orders and lines beyond it wait behind the merchant's own, and not in front of
-//! others; the rest is refused.
+//! The share of one merchant in what all have in common: requests in hand, places in the queue of payments to create, connections to
+//! Postgres and places in the line for one, and large redeliveries. Orders and lines beyond it wait behind the merchant's own, and not in
+//! front of others; the rest is refused.
 
 use crate::http::problem::Problem;
 use axum::http::StatusCode;
 use base::locked;
 use deadpool_postgres::{Client, Pool};
 use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
@@ -26,35 +27,46 @@ tokio::task_local! {
 }
 
 /// The shares of the merchants that have sent a request.
-#[derive(Default)]
-pub struct Shares(Mutex<HashMap<Uuid, Arc<Share>>>);
+pub struct Shares {
+    /// How many connections a merchant may hold.
+    connections: usize,
+    merchants: Mutex<HashMap<Uuid, Arc<Share>>>,
+}
 
 struct Share {
     requests: Semaphore,
     queued: Arc<Semaphore>,
     in_line: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
     redeliveries: Arc<Semaphore>,
 }
 
-impl Default for Share {
-    fn default() -> Self {
+impl Share {
+    fn new(connections: usize) -> Self {
         let places = |number| Arc::new(Semaphore::new(number));
         Self {
             requests: Semaphore::new(MAX_REQUESTS),
             queued: places(MAX_QUEUED),
             in_line: places(MAX_IN_LINE),
+            connections: places(connections),
             redeliveries: places(1),
         }
     }
 }
 
 impl Shares {
+    /// Of a pool of so many connections. A merchant may hold half of them: its statements may all wait for one lock.
+    pub fn of(connections: usize) -> Self {
+        Self { connections: (connections / 2).max(1), merchants: Mutex::default() }
+    }
+
     /// Works on a request within the merchant's share.
     ///
     /// # Errors
     /// A 429 when too many of its requests are in hand.
     pub async fn work<T>(&self, merchant: Uuid, request: impl Future<Output = T>) -> Result<T, Problem> {
-        let share = Arc::clone(locked(&self.0).entry(merchant).or_default());
+        let new = || Arc::new(Share::new(self.connections));
+        let share = Arc::clone(locked(&self.merchants).entry(merchant).or_insert_with(new));
         let Ok(_in_hand) = share.requests.try_acquire() else {
             let detail = format!("{MAX_REQUESTS} requests of yours are in hand; retry when one is answered");
             let title = "Too many requests at once";
@@ -64,13 +76,44 @@ impl Shares {
     }
 }
 
-/// A connection, once the merchant has a place in the line.
+/// A connection, of the merchant's share until it is dropped.
+pub struct HeldConnection {
+    client: Client,
+    /// From before the pool was asked, which made sure whose server it is.
+    pub began: Instant,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Deref for HeldConnection {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for HeldConnection {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
+impl HeldConnection {
+    /// One that is of no merchant's share.
+    pub const fn unshared(client: Client, began: Instant) -> Self {
+        Self { client, began, _place: None }
+    }
+}
+
+/// A connection, once the merchant holds few enough and has a place in the line.
 ///
 /// # Errors
 /// A 503 when none is to be had.
-pub async fn connection(pool: &Pool) -> Result<Client, Problem> {
-    let _place = places(|share| &share.in_line, 1).await?;
-    Ok(pool.get().await?)
+pub async fn connection(pool: &Pool) -> Result<HeldConnection, Problem> {
+    let place = places(|share| &share.connections, 1).await?;
+    let _in_line = places(|share| &share.in_line, 1).await?;
+    let began = Instant::now();
+    Ok(HeldConnection { client: pool.get().await?, began, _place: place })
 }
 
 /// Places for orders in the queue of payments to create, until they are dropped.
@@ -111,7 +154,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_merchant_redelivers_many_events_one_request_at_a_time() {
-        let (shares, [one, other]) = (Shares::default(), [1, 2].map(Uuid::from_u128));
+        let (shares, [one, other]) = (Shares::of(16), [1, 2].map(Uuid::from_u128));
         let begin = async |merchant| shares.work(merchant, async { redelivery() }).await.unwrap();
         let turn = begin(one).await.unwrap();
         assert_eq!(begin(one).await.unwrap_err().status(), StatusCode::TOO_MANY_REQUESTS);
@@ -122,7 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_merchants_requests_and_orders_leave_others_their_places() {
-        let (shares, [one, other]) = (Shares::default(), [1, 2].map(Uuid::from_u128));
+        let (shares, [one, other]) = (Shares::of(16), [1, 2].map(Uuid::from_u128));
         let line = || async { places(|share| &share.in_line, 1).await.map(drop) };
         let held = |of: fn(&Share) -> &Arc<Semaphore>, number| async move {
             let _places = places(of, number).await;
@@ -134,6 +177,13 @@ mod tests {
         assert!(shares.work(other, line()).now_or_never().is_some() && line().now_or_never().is_some());
         drop(waiting);
         assert!(shares.work(one, line()).now_or_never().is_some());
+
+        let connection = || async { places(|share| &share.connections, 1).await.map(drop) };
+        let mut holding = join_all((0..8).map(|_| shares.work(one, held(|share| &share.connections, 1))));
+        assert!((&mut holding).now_or_never().is_none());
+        assert!(shares.work(one, connection()).now_or_never().is_none(), "half of all");
+        assert!(shares.work(other, connection()).now_or_never().is_some());
+        drop(holding);
 
         let orders = |number| async move { in_queue(number).await.map(drop) };
         let mut queued = Box::pin(shares.work(one, held(|share| &share.queued, 2000)));

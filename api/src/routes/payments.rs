@@ -19,7 +19,6 @@ use axum::response::{IntoResponse, Response};
 use payments::lifecycle::{self, Input};
 use payments::{Payment, Status, store};
 use std::fmt::Display;
-use std::time::Instant;
 use tokio::sync::oneshot;
 use topics::PaymentId;
 
@@ -108,13 +107,13 @@ pub async fn get(State(app): State<App>, caller: Caller, PaymentPath(id): Paymen
     let app = &app;
     let load = |db: Reader| async move {
         // Pipelined: the connection sends the second query before the first has its rows.
-        let (ids, read) = ([id.0], Instant::now());
+        let ids = [id.0];
         let (found, unacknowledged) = tokio::join!(store::load_payments(&*db, &ids), store::unacknowledged_intents(&*db, &ids));
         let found: Vec<_> = found?.into_iter().filter(|payment| payment.merchant == caller.merchant).collect();
         if found.is_empty() {
             return Err(no_payment(id));
         }
-        let (db, hidden) = app.publish_unacknowledged(db, unacknowledged?, read).await?;
+        let (db, hidden) = app.publish_unacknowledged(db, unacknowledged?).await?;
         if !hidden.is_empty() {
             return Err(Problem::unacknowledged());
         }
@@ -139,7 +138,7 @@ pub async fn cancel(
 ) -> Result<Json<PaymentReply>, Problem> {
     let db = app.db().await?;
     // Checked before the lock, so that no caller holds up another merchant's payment.
-    if !store::belongs_to_merchant(&db, caller.merchant, id).await? {
+    if !store::belongs_to_merchant(&*db, caller.merchant, id).await? {
         return Err(no_payment(id));
     }
     let mut db = app.intents.ensure_acknowledged(&app.pool, db, id.0).await?;

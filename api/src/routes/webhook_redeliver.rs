@@ -62,7 +62,7 @@ pub async fn redeliver(
     Body(body): Body,
 ) -> Result<(StatusCode, Json<RedeliveryReply>), Problem> {
     let (filter, after) = read_request(&body)?;
-    endpoints::get(&app.db().await?, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
+    endpoints::get(&*app.db().await?, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
     let _turn = match filter {
         RedeliverFilter::Event(_) => None,
         RedeliverFilter::CreatedBetween { .. } | RedeliverFilter::Failed => {

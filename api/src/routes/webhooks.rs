@@ -160,7 +160,7 @@ pub async fn create(
     let new = read_changes(&mut fields, &app.guard);
     fields.finish(&FIELDS)?;
     let url = new.url.clone().ok_or_else(Problem::internal)?;
-    let created = endpoints::create(&mut app.db().await?, caller.merchant, &url, new, &caller.id.to_string()).await?;
+    let created = endpoints::create(&mut *app.db().await?, caller.merchant, &url, new, &caller.id.to_string()).await?;
     let created = created.map_err(|refusal| refused(refusal, "of this request"))?;
     log_change(&caller, created.0.id, "created");
     Ok((StatusCode::CREATED, Json(SecretReply::new(created))))
@@ -230,7 +230,7 @@ fn check_event_types(events: Vec<String>) -> Result<Vec<String>, String> {
     responses((status = 200, description = "All of them.", body = ListReply)),
 )]
 pub async fn list(State(app): State<App>, caller: Caller) -> Result<Json<ListReply>, Problem> {
-    let found = endpoints::list(&app.db().await?, caller.merchant).await?;
+    let found = endpoints::list(&*app.db().await?, caller.merchant).await?;
     Ok(Json(ListReply { data: found.into_iter().map(WebhookReply::new).collect() }))
 }
 
@@ -241,7 +241,7 @@ pub async fn list(State(app): State<App>, caller: Caller) -> Result<Json<ListRep
     responses((status = 200, description = "The endpoint.", body = WebhookReply)),
 )]
 pub async fn get(State(app): State<App>, caller: Caller, WebhookPath(id): WebhookPath) -> Result<Json<WebhookReply>, Problem> {
-    let found = endpoints::get(&app.db().await?, caller.merchant, id).await?;
+    let found = endpoints::get(&*app.db().await?, caller.merchant, id).await?;
     Ok(Json(WebhookReply::new(found.ok_or_else(|| no_webhook(id))?)))
 }
 
@@ -267,7 +267,7 @@ pub async fn update(
     let mut fields = Fields::read(&body)?;
     let changes = EndpointChanges { enabled: fields.flag("enabled"), ..read_changes(&mut fields, &app.guard) };
     fields.finish(&UPDATE_FIELDS)?;
-    let changed = endpoints::update(&mut app.db().await?, caller.merchant, id, changes, &caller.id.to_string()).await?;
+    let changed = endpoints::update(&mut *app.db().await?, caller.merchant, id, changes, &caller.id.to_string()).await?;
     let changed = changed.map_err(|refusal| refused(refusal, id))?;
     log_change(&caller, id, "changed");
     Ok(Json(WebhookReply::new(changed)))
@@ -287,7 +287,7 @@ pub async fn rotate(
     caller: Caller,
     WebhookPath(id): WebhookPath,
 ) -> Result<Json<SecretReply>, Problem> {
-    let rotated = endpoints::rotate(&app.db().await?, caller.merchant, id, &caller.id.to_string()).await?;
+    let rotated = endpoints::rotate(&*app.db().await?, caller.merchant, id, &caller.id.to_string()).await?;
     let rotated = rotated.ok_or_else(|| no_webhook(id))?;
     log_change(&caller, id, "given a new secret");
     Ok(Json(SecretReply::new(rotated)))
@@ -301,7 +301,7 @@ pub async fn rotate(
     responses((status = 204, description = "The webhook is deleted.")),
 )]
 pub async fn delete(State(app): State<App>, caller: Caller, WebhookPath(id): WebhookPath) -> Result<StatusCode, Problem> {
-    if endpoints::delete(&app.db().await?, caller.merchant, id, &caller.id.to_string()).await? {
+    if endpoints::delete(&*app.db().await?, caller.merchant, id, &caller.id.to_string()).await? {
         log_change(&caller, id, "deleted");
         Ok(StatusCode::NO_CONTENT)
     } else {
@@ -331,8 +331,8 @@ pub async fn ping(
     WebhookPath(id): WebhookPath,
 ) -> Result<(StatusCode, Json<PingReply>), Problem> {
     let db = app.db().await?;
-    endpoints::get(&db, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
-    let event_id = endpoints::ping(&db, caller.merchant, id).await?.ok_or_else(webhook_disabled)?;
+    endpoints::get(&*db, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
+    let event_id = endpoints::ping(&*db, caller.merchant, id).await?.ok_or_else(webhook_disabled)?;
     Ok((StatusCode::ACCEPTED, Json(PingReply { event_id })))
 }
 

@@ -1,11 +1,17 @@
 //! Static deposit addresses: one per customer, and every deposit to it has events.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Lab, Plan, Process, events, eventually};
+use e2e::{Api, Lab, Plan, Process, events, eventually, records};
+use futures::StreamExt as _;
 use futures::future::try_join_all;
+use futures::stream::FuturesUnordered;
+use prost::Message as _;
 use reqwest::{Method, StatusCode};
+use runtime::db::lock;
 use serde_json::{Value, json};
-use topics::{Address, U256};
+use std::time::{Duration, Instant};
+use topics::{Address, U256, wire};
+use uuid::Uuid;
 
 struct Running {
     lab: Lab,
@@ -84,6 +90,79 @@ async fn a_customer_has_one_address_however_often_it_is_asked_for() -> Result<()
         let (status, answer) = address(&api, body).await?;
         ensure!(status == StatusCode::UNPROCESSABLE_ENTITY && answer["errors"][0]["field"] == field, "{status} {answer}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_one_lock_leave_others_connections_and_take_no_lock_of_a_role() -> Result<()> {
+    let Running { lab, api, _process } = running("api").await?;
+    let other = lab.merchant("other shop")?;
+    get(&other, "/api/v1/addresses").await?;
+    let db = lab.database().await?;
+    let merchant: Uuid = db.query_one("SELECT id FROM merchants WHERE name = 'shop'", &[]).await?.get(0);
+    let name = format!("{merchant}/customer-1");
+    db.execute("SELECT pg_advisory_lock($1, hashtext($2))", &[&lock::CUSTOMERS, &name]).await?;
+    let mut asked: FuturesUnordered<_> = (0..32).map(|_| address(&api, json!({ "external_id": "customer-1" }))).collect();
+    let beside = async {
+        // Half of the API's connections, and none for a key that is one number, as those of roles are.
+        let waiting = "SELECT count(*), count(*) FILTER (WHERE objsubid = 1) FROM pg_locks
+                       WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        let held = eventually("requests to wait for the lock", async || {
+            let row = db.query_one(waiting, &[]).await?;
+            Ok(Some((row.get::<_, i64>(0), row.get::<_, i64>(1))).filter(|(all, _)| *all >= 8))
+        });
+        let (held, asked) = (held.await?, Instant::now());
+        get(&other, "/api/v1/addresses").await?;
+        ensure!(held == (8, 0) && asked.elapsed() < Duration::from_secs(1), "{held:?} {:?}", asked.elapsed());
+        anyhow::Ok(())
+    };
+    let (first, beside) = tokio::join!(asked.next(), beside);
+    beside?;
+    let (status, answer) = first.context("an answer")??;
+    ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "none waits for long: {status} {answer}");
+    db.execute("SELECT pg_advisory_unlock($1, hashtext($2))", &[&lock::CUSTOMERS, &name]).await?;
+    while let Some(answer) = asked.next().await {
+        let (status, answer) = answer?;
+        ensure!(status.is_success() || status == StatusCode::SERVICE_UNAVAILABLE, "{status} {answer}");
+    }
+    let (status, answer) = address(&api, json!({ "external_id": "customer-1" })).await?;
+    ensure!(status.is_success(), "{status} {answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_address_is_not_shown_long_after_its_connection_was_taken_unless_kafka_had_it_before() -> Result<()> {
+    let Running { lab, api, _process } = running("api").await?;
+    let (_, customer) = address(&api, json!({ "external_id": "customer-1" })).await?;
+    let (customer, payment) = (customer["id"].as_str().context("id")?, api.coin(1).await?);
+    let (customer, cancel) = (format!("/api/v1/addresses/{customer}"), format!("/api/v1/payments/{}/cancel", payment.id()));
+    // Both as they were before Kafka acknowledged them, and too young for the repair.
+    let (mut db, other) = (lab.database().await?, lab.database().await?);
+    let intents = records::<wire::PaymentIntent>(&lab).await?;
+    let ids = intents.iter().map(|intent| intent.payment_id.parse()).collect::<Result<Vec<Uuid>, _>>()?;
+    let intents: Vec<Vec<u8>> = intents.iter().map(wire::PaymentIntent::encode_to_vec).collect();
+    let take_back = "INSERT INTO unacknowledged_intents (payment_id, intent, created_at)
+                     SELECT *, now() + interval '1 hour' FROM unnest($1::uuid[], $2::bytea[])";
+    db.execute(take_back, &[&ids, &intents]).await?;
+    let held = db.transaction().await?;
+    held.batch_execute("LOCK TABLE payments, deposit_addresses IN ACCESS EXCLUSIVE MODE").await?;
+    let ask = async || {
+        tokio::try_join!(api.request(Method::GET, &customer, None, &[]), api.request(Method::POST, &cancel, None, &[]),)
+    };
+    let release = async {
+        eventually("both to wait for their tables", async || {
+            let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation IN ('payments'::regclass, 'deposit_addresses'::regclass)";
+            Ok((other.query_one(waiting, &[]).await?.get::<_, i64>(0) >= 2).then_some(()))
+        })
+        .await?;
+        // Longer than an address may be given out after its connection was taken.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        Ok(held.commit().await?)
+    };
+    let (answers, ()) = tokio::try_join!(ask(), release)?;
+    ensure!([&answers.0, &answers.1].iter().all(|(status, _)| *status == StatusCode::SERVICE_UNAVAILABLE), "{answers:?}");
+    let answers = ask().await?;
+    ensure!([&answers.0, &answers.1].iter().all(|(status, _)| status.is_success()), "{answers:?}");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use crate::deposit::DepositAddress;
 use crate::intents::address_intent_record;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
-use runtime::db::{bigint, unsigned};
+use runtime::db::{bigint, lock, unsigned};
 use std::collections::HashSet;
 use tokio_postgres::Row;
 use topics::Address;
@@ -66,14 +66,13 @@ const COLUMNS: &str = "id, merchant_id, external_id, metadata::text, address, xp
 /// concurrent requests create one address.
 ///
 /// # Errors
-/// When the database fails, or the row holds no valid address.
+/// When the database fails, others keep the lock, or the row holds no valid address.
 pub async fn lock_customer_address(
     db: &impl GenericClient,
     merchant: Uuid,
     external_id: &str,
 ) -> Result<Option<DepositAddress>, Failure> {
-    let lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
-    db.execute(lock, &[&format!("{merchant}/{external_id}")]).await?;
+    lock::take_turn(db, lock::CUSTOMERS, &format!("{merchant}/{external_id}")).await?;
     let sql = format!("SELECT {COLUMNS} FROM deposit_addresses WHERE merchant_id = $1 AND external_id = $2");
     let statement = db.prepare_cached(&sql).await?;
     db.query_opt(&statement, &[&merchant, &external_id]).await?.as_ref().map(read_address).transpose()

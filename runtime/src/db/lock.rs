@@ -1,4 +1,4 @@
-//! Keys of advisory locks, in one place so that no two are the same. Other keys are hashes of names.
+//! Keys of advisory locks, in one place so that no two are the same. Names have a key space of their own.
 
 use crate::failure::Failure;
 use deadpool_postgres::GenericClient;
@@ -13,6 +13,26 @@ pub const CATCH_UP: i64 = 7_233_019;
 pub const CATCH_UP_LEADER: i64 = 7_233_020;
 /// Held while an account is registered.
 pub const ACCOUNTS: i64 = 7_233_021;
+
+/// Of a merchant's customers: who creates a static address.
+pub const CUSTOMERS: i32 = 1;
+/// Of merchants: who changes their webhooks.
+pub const WEBHOOKS: i32 = 2;
+/// Of tables: who makes and drops their partitions.
+pub const PARTITIONS: i32 = 3;
+
+/// Takes turns with whoever gives the same name of a kind, until this transaction ends. A client may choose a name for its hash, so the
+/// key is two numbers: Postgres keeps these apart from the keys above, which are one. Nor does the transaction wait for any lock without
+/// end, since a connection waits with it.
+///
+/// # Errors
+/// `Retry` when the turn does not come within two seconds, or the database fails.
+pub async fn take_turn(db: &impl GenericClient, kind: i32, name: &str) -> Result<(), Failure> {
+    let sql = "SELECT pg_advisory_xact_lock($1, hashtext($2)) FROM set_config('lock_timeout', '2s', true)";
+    let statement = db.prepare_cached(sql).await?;
+    db.execute(&statement, &[&kind, &name]).await?;
+    Ok(())
+}
 
 /// Keeps the comparison of told events out until this transaction ends: it would not see the events that are made here, nor would this
 /// see what it writes down as told, and both would be told.

@@ -5,6 +5,7 @@ use crate::signature::Secret;
 use deadpool_postgres::{Client, GenericClient};
 use reqwest::Url;
 use runtime::Failure;
+use runtime::db::lock;
 use uuid::Uuid;
 
 /// Each event is stored once per endpoint.
@@ -86,9 +87,7 @@ pub async fn create(
 /// Concurrent requests of a merchant take turns until the transaction ends, so that no two of them create the last endpoint that is
 /// allowed, or give two endpoints one URL.
 async fn take_turn(db: &impl GenericClient, merchant: Uuid) -> Result<(), Failure> {
-    let turn = "SELECT pg_advisory_xact_lock(hashtextextended('webhooks/' || $1::uuid::text, 0))";
-    db.execute(turn, &[&merchant]).await?;
-    Ok(())
+    lock::take_turn(db, lock::WEBHOOKS, &merchant.to_string()).await
 }
 
 /// Another endpoint of the merchant with this URL, however it is written. None for an endpoint `own` that has it already.

@@ -47,12 +47,12 @@ CREATE TABLE merchants (
     created_at              timestamptz NOT NULL DEFAULT now()
 );
 
--- The account of a merchant's newest address that a restored database had lost, where the merchant's row names another: a change of its
--- settings was lost with it. It gets no addresses until an operator says again which account is right, which deletes the row.
+-- The account of an address that a restored database had lost, where the merchant's row names another: a change of its settings may have
+-- been lost with it. It gets no addresses until an operator says again which account is right, which deletes the row.
 CREATE TABLE restored_accounts (
     merchant_id uuid PRIMARY KEY REFERENCES merchants,
     account     text NOT NULL REFERENCES xpubs,
-    -- The payment or static address that has the address. Ids grow.
+    -- The payment or static address that has the newest such address. Ids grow.
     issued      uuid NOT NULL
 );
 

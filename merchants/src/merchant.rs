@@ -14,7 +14,7 @@ pub struct Merchant {
     pub id: Uuid,
     /// Fingerprint of the account that its addresses are derived from; `None` is cTrip's own.
     pub xpub: Option<String>,
-    /// The account that its newest address was of before a restore took `xpub` back, until an operator has decided.
+    /// The account that an address was of before a restore took `xpub` back, until an operator has decided.
     pub restored_account: Option<String>,
     pub terms: DefaultTerms,
 }
@@ -55,8 +55,9 @@ pub async fn restore_merchants(db: &impl GenericClient, ids: &[Uuid]) -> Result<
     Ok(())
 }
 
-/// Notes the accounts of newest addresses that a restored database had lost, given as merchant, account, and id of the payment or static
-/// address, where the merchants' settings name others: those are as old as the backup, and their money would go to another wallet.
+/// Notes the accounts of addresses that a restored database had lost, given as merchant, account, and id of the payment or static address,
+/// where the merchants' settings name others: those are as old as the backup, and their money would go to another wallet. The newest of
+/// such addresses counts, whatever is newer: a replica that has not seen the change yet goes on with the account of before.
 ///
 /// # Errors
 /// When the database fails.
@@ -65,11 +66,11 @@ pub async fn note_restored_accounts(db: &impl GenericClient, restored: &[(Uuid, 
         .prepare_cached(
             "WITH newest AS (
                  SELECT DISTINCT ON (merchant) merchant, account, issued
-                 FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS t (merchant, account, issued) ORDER BY merchant, issued DESC
+                 FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS t (merchant, account, issued) JOIN merchants m ON m.id = merchant
+                 WHERE account IS DISTINCT FROM coalesce(m.xpub, (SELECT own_account FROM installation))
+                 ORDER BY merchant, issued DESC
              ), noted AS (
-                 INSERT INTO restored_accounts AS r (merchant_id, account, issued)
-                 SELECT n.merchant, n.account, n.issued FROM newest n JOIN merchants m ON m.id = n.merchant
-                 WHERE n.account IS DISTINCT FROM coalesce(m.xpub, (SELECT own_account FROM installation))
+                 INSERT INTO restored_accounts AS r (merchant_id, account, issued) SELECT merchant, account, issued FROM newest
                  ON CONFLICT (merchant_id) DO UPDATE SET account = EXCLUDED.account, issued = EXCLUDED.issued
                      WHERE EXCLUDED.issued > r.issued
                  RETURNING merchant_id, account
@@ -83,7 +84,7 @@ pub async fn note_restored_accounts(db: &impl GenericClient, restored: &[(Uuid, 
     for row in db.query(&statement, &[&merchants, &accounts, &issued]).await? {
         let (name, account): (&str, &str) = (row.get(0), row.get(1));
         tracing::error!(
-            "merchant {name:?} gets no addresses: its newest one is of account {account}, and the restored database has another for it. \
+            "merchant {name:?} gets no addresses: a restore has taken back one of account {account}, and the database has another for it. \
              Say which is right: `ctrip merchants update NAME --own-xpub XPUB`, or `--no-own-xpub` for cTrip's own account"
         );
     }

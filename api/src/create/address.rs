@@ -19,8 +19,8 @@ use uuid::Uuid;
 pub struct AddressRequest {
     /// The id of the merchant.
     pub merchant: Uuid,
-    /// The account that a new address is derived from.
-    pub account: Account,
+    /// The account that a new address is derived from, or why the merchant gets none now.
+    pub account: Result<Account, Problem>,
     /// The merchant's reference of the customer.
     pub external_id: String,
     /// Kept only when the address is new.
@@ -34,7 +34,7 @@ pub struct AddressRequest {
 /// The customer's address, and whether this request created it. Kafka has acknowledged its intent.
 ///
 /// # Errors
-/// A 503 when Kafka does not acknowledge the intent: a retry gets the same address.
+/// That of the account when the address would be new; a 503 when Kafka does not acknowledge the intent: a retry gets the same address.
 pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> Result<(DepositAddress, bool), Problem> {
     let AddressRequest { merchant, account, external_id, metadata, asked_by, installation } = request;
     let mut db = share::connection(pool).await?;
@@ -45,6 +45,7 @@ pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> 
         drop(intents.ensure_acknowledged(pool, db, known.id).await?);
         return Ok((known, false));
     }
+    let account = account?;
     let fingerprint = account.fingerprint().to_owned();
     let taken = accounts::take_addresses(&transaction, vec![(account.clone(), 1)]).await;
     let mut taken = taken.map_err(|failure| if account.is_exhausted() { Problem::exhausted() } else { failure.into() })?;

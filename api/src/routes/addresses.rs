@@ -118,7 +118,7 @@ pub async fn create(
     let (external_id, metadata) = (order::external_id(&mut fields), order::metadata(&mut fields));
     fields.finish(&FIELDS)?;
     let external_id = external_id.ok_or_else(Problem::internal)?;
-    let account = app.account_of(caller.settings()).await?;
+    let account = app.account_of(caller.settings()).await;
     let (asked_by, installation) = (caller.id.to_string(), app.installation);
     let request = AddressRequest { merchant: caller.merchant, account, external_id, metadata, asked_by, installation };
     let (address, is_new) = address::create(&app.pool, &app.intents, request).await?;

@@ -27,6 +27,7 @@ use merchants::DefaultTerms;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
+use std::collections::HashSet;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
@@ -140,9 +141,15 @@ pub async fn create(
     let mut pending: Vec<Result<PendingPayment, Problem>> = Vec::with_capacity(orders.len());
     // They may have been accepted when they first came.
     let mut refused: Vec<(usize, IdempotencyKey)> = Vec::new();
+    // A retry would find them in flight for ever.
+    let mut keys_here: HashSet<String> = batch_key.iter().map(|key| key.text.clone()).collect();
     for (place, ReadOrder { order, own_key, fingerprint }) in orders.into_iter().enumerate() {
         let begin = |text: &str| app.in_flight_keys.begin(caller.merchant, text);
         let key = match (own_key, &batch_key) {
+            (Some(text), _) if !keys_here.insert(text.clone()) => {
+                pending.push(Err(idempotency::reused()));
+                continue;
+            }
             (Some(text), _) => match begin(&text) {
                 Ok(begun) => {
                     in_flight.push(begun);

@@ -41,11 +41,14 @@ async fn each_order_of_a_batch_is_answered_for_itself_and_in_order() -> Result<(
     let other = json!({ "chain": "anvil", "amount": 4, "idempotency_key": "three" });
     let orders = [coin(1), coin(0), json!({ "chain": "anvil", "token": "DUSD", "amount": 2 }), keyed.clone(), other, json!(7)];
     let (status, answer) = batch(&api, &orders, &[]).await?;
-    // The fifth has the key of the fourth, which is in flight at that time.
+    // The fifth has the key of the fourth.
     ensure!(status == StatusCode::OK && statuses(&answer) == [201, 422, 201, 201, 409, 400], "{status} {answer}");
     let data = answer["data"].as_array().context("data")?;
     ensure!(data[1]["problem"]["errors"][0]["field"] == "amount" && data[1].get("payment").is_none(), "{answer}");
     ensure!(data[2]["payment"]["token"] == "DUSD" && data[0]["payment"]["amount"] == "1", "{answer}");
+    ensure!(data[4]["problem"]["type"] == "urn:ctrip:problem:idempotency-key-reused", "a retry would not help: {answer}");
+    let (_, all) = batch(&api, std::slice::from_ref(&keyed), &[("Idempotency-Key", "three")]).await?;
+    ensure!(all["status"] == 409 || all["data"][0]["problem"]["type"] == "urn:ctrip:problem:idempotency-key-reused", "{all}");
     // Each order is treated as if it had come alone.
     let headers = [("Idempotency-Key", "three")];
     let (_, alone) = api.request(Method::POST, "/api/v1/payments", Some(coin(3)), &headers).await?;

@@ -122,7 +122,7 @@ pub async fn claim_batch_key(pool: &Pool, merchant: Uuid, key: &IdempotencyKey) 
 }
 
 /// A 409 and not a 422: the request itself is valid, but an earlier one has its key.
-fn reused() -> Problem {
+pub fn reused() -> Problem {
     let detail = format!("The {HEADER} was used for another request; use a new key for a new request");
     Problem::new(StatusCode::CONFLICT, "idempotency-key-reused", "The idempotency key was used before", detail)
 }

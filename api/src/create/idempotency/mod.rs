@@ -7,5 +7,5 @@ mod keys;
 pub use in_flight::InFlightKeys;
 pub use keys::{
     Fingerprint, IdempotencyKey, KeyClaim, check_text, claim_batch_key, claim_keys, find_earlier, find_payments, is_unknown,
-    read_header,
+    read_header, reused,
 };

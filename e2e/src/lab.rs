@@ -218,6 +218,7 @@ impl Lab {
             topic_replication: None,
             chains_file: PathBuf::from(&self.env["CHAINS_FILE"]),
             xpub: Some(XPUB.to_owned()),
+            xpub_replaces: None,
             api_rate_limit: 0,
             api_database_connections: 16,
             api_database_wait_ms: 5_000,

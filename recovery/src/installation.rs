@@ -3,7 +3,7 @@
 //! Two installations on the same topics would give out the same addresses if they have the same xpub. The newcomer is refused; the
 //! one that was there first says so.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use deadpool_postgres::GenericClient;
 use runtime::db::Lineage;
 use runtime::{Failure, db};
@@ -77,16 +77,31 @@ pub async fn note_compared(db: &impl GenericClient, topic: &str) -> Result<(), F
     Ok(())
 }
 
-/// Notes cTrip's own account, which has to be registered. Merchants of whom a restore says the same are in no doubt any more.
+/// Notes cTrip's own account, which has to be registered, in place of none or of the one that it `replaces`. Merchants of whom a restore
+/// says the same are in no doubt any more.
 ///
 /// # Errors
-/// When the database fails.
-pub async fn note_own_account(db: &impl GenericClient, fingerprint: &str) -> Result<(), Failure> {
-    let sql = "WITH decided AS (
-                   DELETE FROM restored_accounts r USING merchants m WHERE m.id = r.merchant_id AND coalesce(m.xpub, $1) = r.account
+/// `Halt` when another is noted: new addresses would be of a wallet that nobody may have. When the database fails.
+pub async fn note_own_account(db: &impl GenericClient, fingerprint: &str, replaces: Option<&str>) -> Result<(), Failure> {
+    let sql = "WITH noted AS (
+                   UPDATE installation SET own_account = $1 WHERE coalesce(own_account, $1) IN ($1, $2) RETURNING 1
+               ), decided AS (
+                   DELETE FROM restored_accounts r USING merchants m, noted
+                   WHERE m.id = r.merchant_id AND coalesce(m.xpub, $1) = r.account
                )
-               UPDATE installation SET own_account = $1";
-    db.execute(sql, &[&fingerprint]).await?;
+               SELECT own_account, EXISTS (SELECT FROM noted) FROM installation";
+    let row = db.query_one(sql, &[&fingerprint, &replaces]).await?;
+    let (was, is_noted): (Option<&str>, bool) = (row.get(0), row.get(1));
+    match was.filter(|was| *was != fingerprint) {
+        Some(was) if is_noted => tracing::warn!("new addresses are of account {fingerprint}, and no longer of {was}"),
+        Some(was) => {
+            return Err(Failure::Halt(anyhow!(
+                "it is the account {fingerprint}, and the addresses of before are of {was}: money would go to another wallet. Give the \
+                 xpub of before, or, if its wallet has a successor, set CTRIP_XPUB_REPLACES={was}"
+            )));
+        }
+        None => {}
+    }
     Ok(())
 }
 

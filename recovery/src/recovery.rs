@@ -159,12 +159,12 @@ impl Recovery {
         of_database.await.map_err(|failure| anyhow::anyhow!("{failure}"))
     }
 
-    /// Notes cTrip's own account, which has to be registered.
+    /// Notes cTrip's own account, which has to be registered. `replaces` is the one whose place it may take.
     ///
     /// # Errors
-    /// When the database fails.
-    pub async fn note_own_account(&self, fingerprint: &str) -> anyhow::Result<()> {
-        let note = async { note_own_account(OwnConnection::open(&self.0.pool).await?.db()?, fingerprint).await };
+    /// When another is noted, or the database fails.
+    pub async fn note_own_account(&self, fingerprint: &str, replaces: Option<&str>) -> anyhow::Result<()> {
+        let note = async { note_own_account(OwnConnection::open(&self.0.pool).await?.db()?, fingerprint, replaces).await };
         note.await.map_err(|failure| anyhow::anyhow!("{failure}"))
     }
 

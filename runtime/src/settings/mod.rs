@@ -72,6 +72,9 @@ pub struct Settings {
     /// Account xpub at m/44'/60'/0'; payment i is paid to /0/i
     #[arg(long, env = "CTRIP_XPUB", global = true, hide_env_values = true)]
     pub xpub: Option<String>,
+    /// Fingerprint of the account that CTRIP_XPUB takes the place of; without it another xpub than before is refused
+    #[arg(long, env = "CTRIP_XPUB_REPLACES", global = true)]
+    pub xpub_replaces: Option<String>,
     /// Address that the API listens on
     #[arg(long, env = "API_LISTEN", default_value = "127.0.0.1:8000", global = true)]
     pub api_listen: SocketAddr,

@@ -18,6 +18,9 @@ pub enum MerchantsCommand {
     Create {
         /// Its name, unique among all merchants
         name: String,
+        /// It is none of those that a restore has left without their names
+        #[arg(long)]
+        new_merchant: bool,
         #[command(flatten)]
         settings: SettingFlags,
     },
@@ -74,6 +77,9 @@ pub enum KeysCommand {
         /// Requests per second, instead of API_RATE_LIMIT
         #[arg(long)]
         rate_limit: Option<NonZeroU32>,
+        /// If there is none of this name, it is none of those that a restore has left without theirs
+        #[arg(long)]
+        new_merchant: bool,
     },
     /// List API keys with their ids, scopes, rate limits, states and last uses
     List {
@@ -122,8 +128,8 @@ impl SettingFlags {
 
 pub async fn run_merchants(database_url: &str, command: MerchantsCommand) -> anyhow::Result<()> {
     match command {
-        MerchantsCommand::Create { name, settings } => {
-            println!("{}", admin::create_merchant(database_url, &name, settings.changes()?).await?);
+        MerchantsCommand::Create { name, new_merchant, settings } => {
+            println!("{}", admin::create_merchant(database_url, &name, new_merchant, settings.changes()?).await?);
         }
         MerchantsCommand::List => {
             let head = ["id", "name", "xpub", "underpaid bps", "overpaid bps", "accept late", "keys", "created", "metadata"];
@@ -167,9 +173,13 @@ pub async fn run_merchants(database_url: &str, command: MerchantsCommand) -> any
 
 pub async fn run_keys(database_url: &str, command: KeysCommand) -> anyhow::Result<()> {
     match command {
-        KeysCommand::Create { name, scope, rate_limit } => {
+        KeysCommand::Create { name, scope, rate_limit, new_merchant } => {
             let new = NewKey { scope: scope.into(), rate_limit };
-            println!("{}", admin::create_key(database_url, &name, new).await?);
+            let (key, is_created) = admin::create_key(database_url, &name, new_merchant, new).await?;
+            if is_created {
+                eprintln!("created the merchant {name:?}, whose addresses are of cTrip's own account (CTRIP_XPUB)");
+            }
+            println!("{key}");
         }
         KeysCommand::List { merchant } => {
             let head = ["id", "merchant", "scope", "per second", "state", "created", "last used"];

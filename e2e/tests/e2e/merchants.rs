@@ -6,10 +6,11 @@ use futures::FutureExt as _;
 use merchants::KeyCache;
 use reqwest::{Method, StatusCode};
 use runtime::db;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
+use uuid::Uuid;
 use wallet::AccountXpub;
 
 /// m/44'/60'/0' of BIP-39's `legal winner thank year wave sausage worth useful legal winner thank yellow`.
@@ -166,6 +167,95 @@ async fn an_account_without_addresses_is_refused_by_name_and_costs_no_other_a_pa
     ensure!(status == StatusCode::CONFLICT, "{status} {answer}");
     let (_, again) = post(&other, payments, order(), &key).await?;
     ensure!(again["id"] == first["id"], "the key has lost its payment: {again}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn any_lost_address_of_another_account_than_the_settings_name_is_doubt_whatever_is_newer() -> Result<()> {
+    let lab = Lab::without_topics().await?;
+    let id = Uuid::from_u128;
+    let (of_newer, of_older, none) = (id(1), id(2), id(3));
+    let db = runtime::db::pool(&lab.env["DATABASE_URL"], 1)?.get().await?;
+    db.batch_execute(
+        "INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('old', 'x', 's'), ('new', 'y', 't');
+         INSERT INTO merchants (id, name, xpub) SELECT ('00000000-0000-0000-0000-00000000000' || n)::uuid, n, 'old'
+         FROM unnest('{1,2,3}'::text[]) AS n",
+    )
+    .await?;
+    // The second has changed to `new`, and a replica with its settings of before has made the last address of `old`.
+    let lost = [
+        (of_newer, "old", id(11)),
+        (of_newer, "new", id(12)),
+        (of_older, "new", id(13)),
+        (of_older, "new", id(14)),
+        (of_older, "old", id(15)),
+        (none, "old", id(16)),
+    ];
+    merchants::note_restored_accounts(&db, &lost).await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    let noted = db.query("SELECT merchant_id, account, issued FROM restored_accounts ORDER BY 1", &[]).await?;
+    let noted: Vec<(Uuid, String, Uuid)> = noted.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+    ensure!(noted == [(of_newer, "new".to_owned(), id(12)), (of_older, "new".to_owned(), id(14))], "{noted:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_merchant_whose_name_a_restore_has_lost_gets_no_twin_by_mistake() -> Result<()> {
+    let lab = Lab::without_topics().await?;
+    let created = lab.output(&["keys", "create", "shop"])?;
+    ensure!(created.status.success() && String::from_utf8(created.stderr)?.contains("created the merchant \"shop\""));
+    let again = lab.output(&["keys", "create", "shop"])?;
+    ensure!(again.status.success() && again.stderr.is_empty(), "it was there");
+    let db = lab.database().await?;
+    let lost = db.query_one("UPDATE merchants SET name = 'restored ' || id RETURNING name", &[]).await?;
+    let lost: &str = lost.get(0);
+    for command in ["keys", "merchants"] {
+        let refused = lab.output(&[command, "create", "shop"])?;
+        let said = String::from_utf8(refused.stderr)?;
+        ensure!(!refused.status.success() && said.contains(lost) && said.contains("--rename"), "{said}");
+    }
+    ensure!(db.query_one("SELECT count(*) FROM merchants", &[]).await?.get::<_, i64>(0) == 1);
+    lab.ctrip(&["keys", "create", "other shop", "--new-merchant"])?;
+    lab.ctrip(&["keys", "create", "other shop"])?;
+    lab.ctrip(&["merchants", "update", lost, "--rename", "shop"])?;
+    lab.ctrip(&["keys", "create", "shop"])?;
+    lab.ctrip(&["merchants", "create", "third shop"])?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn another_xpub_than_before_is_refused_until_it_is_said_to_replace_it() -> Result<()> {
+    let Running { mut lab, api, _process: mut process } = running().await?;
+    let (first, second) = (AccountXpub::parse(XPUB)?, AccountXpub::parse(OTHER_XPUB)?);
+    ensure!(api.coin(1).await?.address()? == first.address(0)?);
+    // A customer's address, and then a restore from which nobody knows which account is the merchant's.
+    let customer = json!({ "external_id": "customer" });
+    let ask = async |customer: &Value| api.request(Method::POST, "/api/v1/addresses", Some(customer.clone()), &[]).await;
+    let (status, known) = ask(&customer).await?;
+    ensure!(status == StatusCode::CREATED, "{status} {known}");
+    ensure!(process.terminate()?.success(), "{}", process.tail());
+    lab.env.insert("CTRIP_XPUB".to_owned(), OTHER_XPUB.to_owned());
+    for wrong in ["", "0123456789abcdef"] {
+        lab.env.insert("CTRIP_XPUB_REPLACES".to_owned(), wrong.to_owned());
+        let mut refused = lab.spawn("api")?;
+        let (status, said) = (refused.end().await?, refused.tail());
+        let remedy = format!("CTRIP_XPUB_REPLACES={}", first.fingerprint());
+        ensure!(!status.success() && said.contains(&remedy) && said.contains(&second.fingerprint()), "{said}");
+    }
+    lab.env.insert("CTRIP_XPUB_REPLACES".to_owned(), first.fingerprint());
+    let mut process = lab.spawn("api")?;
+    api.ready(&mut process).await?;
+    ensure!(api.coin(1).await?.address()? == second.address(0)?);
+
+    let db = lab.database().await?;
+    let doubt = "INSERT INTO restored_accounts (merchant_id, account, issued) SELECT id, $1, gen_random_uuid() FROM merchants";
+    db.execute(doubt, &[&first.fingerprint()]).await?;
+    eventually("a new address to be refused", async || {
+        let (status, _) = ask(&json!({ "external_id": Uuid::new_v4().to_string() })).await?;
+        Ok((status == StatusCode::SERVICE_UNAVAILABLE).then_some(()))
+    })
+    .await?;
+    let (status, again) = ask(&customer).await?;
+    ensure!(status == StatusCode::OK && again["address"] == known["address"], "{status} {again}");
     Ok(())
 }
 

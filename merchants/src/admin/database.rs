@@ -1,7 +1,7 @@
 //! The database as a command uses it: one connection, and errors that tell the operator the remedy.
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use deadpool_postgres::{Client, Pool};
+use deadpool_postgres::{Client, GenericClient, Pool};
 use runtime::db;
 use tokio_postgres::error::SqlState;
 
@@ -20,6 +20,21 @@ pub fn check_name(name: &str) -> Result<()> {
         bail!("expected a merchant's name of 1 to {MAX_NAME_CHARS} characters");
     }
     Ok(())
+}
+
+/// Refuses a new merchant of this name while a restore has left one without its name: it may be the same, with payments of its own.
+///
+/// # Errors
+/// When there is such a merchant, or the database fails.
+pub async fn refuse_second_merchant(db: &impl GenericClient, name: &str) -> Result<()> {
+    let sql = "SELECT name FROM merchants WHERE name = 'restored ' || id ORDER BY id LIMIT 1";
+    let Some(row) = db.query_opt(sql, &[]).await.map_err(explain)? else { return Ok(()) };
+    let restored: &str = row.get(0);
+    bail!(
+        "there was no merchant {name:?}, and a restore has left {restored:?} without its name, so this one may be it. If it is: `ctrip \
+         merchants update {restored:?} --rename NAME`, which keeps its payments and account; `ctrip merchants list` shows all. If it \
+         is another one: `--new-merchant`"
+    )
 }
 
 /// Adds the remedy to an error that an operator can mend.

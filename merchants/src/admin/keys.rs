@@ -1,6 +1,6 @@
 //! `ctrip keys`: creates, lists, revokes and rotates API keys. A key's text is returned once, when it is created, and stored nowhere.
 
-use super::database::{check_name, connect, explain, merchant_not_found};
+use super::database::{check_name, connect, explain, merchant_not_found, refuse_second_merchant};
 use crate::keys::{KeyId, Scope, hash_key};
 use anyhow::{Context as _, Result};
 use base::timestamp;
@@ -37,22 +37,26 @@ pub struct KeyRow {
     pub last_used_at: Option<String>,
 }
 
-/// Creates a key for the merchant of this name, and the merchant if there is none.
+/// Creates a key for the merchant of this name, and the merchant if there is none. Returns the key, and whether it did.
 ///
 /// # Errors
-/// When the name is empty or too long, or the database fails.
-pub async fn create_key(database_url: &str, merchant: &str, new: NewKey) -> Result<String> {
+/// When the name is empty or too long, a restore may have left the merchant without it (unless `is_new`), or the database fails.
+pub async fn create_key(database_url: &str, merchant: &str, is_new: bool, new: NewKey) -> Result<(String, bool)> {
     check_name(merchant)?;
-    let client = connect(database_url).await?;
-    // DO UPDATE and not DO NOTHING, since RETURNING returns only rows that were written.
-    let row = client
-        .query_one(
-            "INSERT INTO merchants (id, name) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET name = EXCLUDED.name RETURNING id",
-            &[&Uuid::now_v7(), &merchant],
-        )
-        .await
-        .map_err(explain)?;
-    insert_key(&client, row.get(0), new).await
+    let mut client = connect(database_url).await?;
+    let transaction = client.transaction().await?;
+    let (insert, select) = (
+        "INSERT INTO merchants (id, name) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
+        "SELECT id FROM merchants WHERE name = $1",
+    );
+    let created = transaction.execute(insert, &[&Uuid::now_v7(), &merchant]).await.map_err(explain)? == 1;
+    if created && !is_new {
+        refuse_second_merchant(&transaction, merchant).await?;
+    }
+    let id = transaction.query_one(select, &[&merchant]).await.map_err(explain)?.get(0);
+    let key = insert_key(&transaction, id, new).await?;
+    transaction.commit().await?;
+    Ok((key, created))
 }
 
 async fn insert_key(db: &impl GenericClient, merchant: Uuid, NewKey { scope, rate_limit }: NewKey) -> Result<String> {

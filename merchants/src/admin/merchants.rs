@@ -1,6 +1,6 @@
 //! `ctrip merchants`: creates, lists and updates merchants. Settings are checked before the first write.
 
-use super::database::{check_name, connect, explain, merchant_not_found, pool};
+use super::database::{check_name, connect, explain, merchant_not_found, pool, refuse_second_merchant};
 use crate::accounts::Account;
 use crate::merchant::MAX_BPS;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -71,7 +71,7 @@ pub struct MerchantRow {
     pub name: String,
     /// Fingerprint of its own account, if it has one.
     pub xpub: Option<String>,
-    /// The account that its newest address was of before a restore took `xpub` back.
+    /// The account that an address was of before a restore took `xpub` back.
     pub restored_account: Option<String>,
     /// Hundredths of a percent.
     pub underpaid_tolerance_bps: i32,
@@ -88,14 +88,16 @@ pub struct MerchantRow {
 /// Creates a merchant; returns its id.
 ///
 /// # Errors
-/// When the name is taken, a setting is out of bounds, or the database fails.
-pub async fn create_merchant(database_url: &str, name: &str, changes: MerchantChanges) -> Result<Uuid> {
+/// When the name is taken, a restore may have left the merchant without it (unless `is_new`), a setting is out of bounds, or the database
+/// fails.
+pub async fn create_merchant(database_url: &str, name: &str, is_new: bool, changes: MerchantChanges) -> Result<Uuid> {
     check_name(name)?;
     let id = Uuid::now_v7();
     write_merchant(database_url, changes, async |transaction| {
         let inserted = transaction.execute("INSERT INTO merchants (id, name) VALUES ($1, $2)", &[&id, &name]).await;
         match inserted {
-            Ok(_) => Ok(id),
+            Ok(_) if is_new => Ok(id),
+            Ok(_) => refuse_second_merchant(transaction, name).await.map(|()| id),
             Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => bail!("a merchant {name:?} exists already"),
             Err(error) => Err(explain(error)),
         }

@@ -66,7 +66,9 @@ pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> 
     // Kafka may take its time, and other requests need the connection.
     drop(db);
     let intent = intent_records::address_intent_record(&new, installation);
-    if intents.publish(&[intent], began).await != [true] {
+    let mut is_acknowledged = false;
+    intents.publish(&[intent], began, |_, acknowledged| is_acknowledged = acknowledged).await;
+    if !is_acknowledged {
         return Err(Problem::unavailable(5, "Kafka did not acknowledge the address. Retry: you get the same one"));
     }
     intents.forget_acknowledged(vec![new.id]);

@@ -19,9 +19,10 @@ use payments::lifecycle::Event;
 use payments::{Payment, Sums, events, store};
 use runtime::{Failure, db};
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
-use tokio::sync::mpsc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use topics::{Address, PaymentId};
 use uuid::Uuid;
@@ -30,6 +31,10 @@ use uuid::Uuid;
 const MAX_BATCH_SIZE: usize = 500;
 /// One batch waits for Postgres' disk while another waits for Kafka's.
 const MAX_BATCHES_IN_FLIGHT: usize = 4;
+/// How long a batch in Kafka's hands keeps another from its place: what a partition without a leader keeps waiting is a part of each batch.
+const MAX_KAFKA_TURN: Duration = Duration::from_millis(500);
+/// With those that have given up their place, of which none takes longer than some seconds.
+const MAX_BATCHES: usize = 64;
 
 /// Where the batches go.
 pub struct Batcher {
@@ -43,12 +48,16 @@ impl Batcher {
     /// Handles requests until all senders are gone and the last batch is answered.
     pub async fn run(self, mut requests: mpsc::Receiver<CreateRequest>) {
         let batcher = Arc::new(self);
-        let mut batches = JoinSet::new();
+        let (mut batches, slots) = (JoinSet::new(), Arc::new(Semaphore::new(MAX_BATCHES_IN_FLIGHT)));
         loop {
-            // A free slot first: requests that arrive while there is none go into the next batch.
-            if batches.len() >= MAX_BATCHES_IN_FLIGHT {
+            while let Some(ended) = batches.try_join_next() {
+                log_panic(Some(ended));
+            }
+            if batches.len() >= MAX_BATCHES {
                 log_panic(batches.join_next().await);
             }
+            // A free slot first: requests that arrive while there is none go into the next batch.
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
             let mut batch = Vec::new();
             if requests.recv_many(&mut batch, MAX_BATCH_SIZE).await == 0 {
                 break;
@@ -60,7 +69,7 @@ impl Batcher {
             });
             if !batch.is_empty() {
                 let batcher = Arc::clone(&batcher);
-                batches.spawn(async move { batcher.create(batch).await });
+                batches.spawn(async move { batcher.create(batch, slot).await });
             }
         }
         while !batches.is_empty() {
@@ -68,7 +77,8 @@ impl Batcher {
         }
     }
 
-    async fn create(&self, batch: Vec<CreateRequest>) {
+    async fn create(&self, batch: Vec<CreateRequest>, slot: OwnedSemaphorePermit) {
+        let mut slot = Some(slot);
         // The same key twice in a batch: the second request finds the first one's payment once that is committed. An account that
         // has no address left has earlier payments alone.
         let mut keys = HashSet::new();
@@ -88,7 +98,12 @@ impl Batcher {
                             None => repeated.push(request),
                         }
                     }
-                    tokio::join!(self.publish(new, began), self.answer_repeated(repeated));
+                    let answer = async { tokio::join!(self.publish(new, began), self.answer_repeated(repeated)) };
+                    if slices.is_empty() {
+                        give_way(slot.take(), answer).await;
+                    } else {
+                        answer.await;
+                    }
                 }
                 // It costs nobody else a payment.
                 Err(_) if slice.iter().any(|request| request.account.is_exhausted()) => {
@@ -130,16 +145,17 @@ impl Batcher {
         }
         let intents: Vec<_> =
             new.iter().map(|(request, payment)| intent_record(payment, &origin(request, self.installation))).collect();
-        let outcomes = self.intents.publish(&intents, began).await;
         let mut acknowledged = Vec::with_capacity(new.len());
-        for ((request, payment), is_acknowledged) in new.into_iter().zip(outcomes) {
-            if is_acknowledged {
+        let mut waiting: Vec<_> = new.into_iter().map(Some).collect();
+        let answer = |place: usize, is_acknowledged| match waiting.get_mut(place).and_then(Option::take) {
+            Some((request, payment)) if is_acknowledged => {
                 acknowledged.push(payment.id.0);
                 reply(request, Ok(CreatedPayment { payment, repeated: false }));
-            } else {
-                reply(request, Err(Problem::unacknowledged()));
             }
-        }
+            Some((request, _)) => reply(request, Err(Problem::unacknowledged())),
+            None => {}
+        };
+        self.intents.publish(&intents, began, answer).await;
         self.intents.forget_acknowledged(acknowledged);
     }
 
@@ -249,6 +265,18 @@ fn addresses_per_account<'a>(accounts: impl Iterator<Item = &'a Account>) -> Vec
     counts.into_values().map(|(account, count)| (account.clone(), count)).collect()
 }
 
+/// Frees the slot of a batch that Kafka keeps waiting.
+async fn give_way<T>(slot: Option<OwnedSemaphorePermit>, answer: impl Future<Output = T>) -> T {
+    let mut answer = pin!(answer);
+    match tokio::time::timeout(MAX_KAFKA_TURN, &mut answer).await {
+        Ok(answered) => answered,
+        Err(_) => {
+            drop(slot);
+            answer.await
+        }
+    }
+}
+
 fn reply(request: CreateRequest, outcome: Result<CreatedPayment, Problem>) {
     // The client may have disconnected.
     let _ = request.reply.send(outcome);
@@ -264,5 +292,21 @@ fn refuse(requests: Vec<CreateRequest>, problem: &Problem) {
 fn log_panic(batch: Option<Result<(), JoinError>>) {
     if let Some(Err(panic)) = batch {
         tracing::error!("a batch of create requests panicked: {panic}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::future::pending;
+
+    #[tokio::test]
+    async fn a_batch_that_kafka_keeps_waiting_gives_its_slot_to_the_next() {
+        let slots = Arc::new(Semaphore::new(1));
+        let slot = Arc::clone(&slots).acquire_owned().await.unwrap();
+        let waiting = tokio::spawn(give_way(Some(slot), pending::<()>()));
+        assert!(slots.try_acquire().is_err(), "for a while it is its own");
+        let _next = tokio::time::timeout(MAX_KAFKA_TURN * 10, slots.acquire()).await.unwrap().unwrap();
+        assert!(!waiting.is_finished(), "its requests wait on");
     }
 }

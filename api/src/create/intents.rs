@@ -8,11 +8,13 @@ use crate::http::problem::Problem;
 use crate::http::share::{self, HeldConnection};
 use base::metrics;
 use deadpool_postgres::{Client, Pool};
+use futures::StreamExt as _;
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use payments::store;
 use runtime::kafka::Publisher;
 use runtime::{Failure, Kafka, db};
 use std::collections::HashSet;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +27,7 @@ const GIVE_OUT_TIMEOUT: Duration = ACKNOWLEDGEMENT_TIMEOUT.saturating_add(Durati
 /// Acknowledged batches that wait for the [`forget`] task. A batch that finds the queue full is left for [`repair`].
 const MAX_FORGET_QUEUE: usize = 1024;
 const REPAIR_INTERVAL: Duration = Duration::from_secs(2);
-const MAX_REPAIR_BATCH: i64 = 1000;
+const MAX_REPAIR_BATCH: u16 = 1000;
 
 /// The publisher of intents. Cheap to clone.
 #[derive(Clone)]
@@ -54,20 +56,30 @@ impl Intents {
         self.publisher.ping().await
     }
 
-    /// Publishes all at once. Returns for each, in order, whether Kafka acknowledged it in time to give its address out. `began` is from
-    /// before the connection was taken that wrote their rows, or read them: it was checked then.
-    pub async fn publish(&self, intents: &[wire::PaymentIntent], began: Instant) -> Vec<bool> {
+    /// Publishes all at once. Tells of each, by its place and as soon as it is known, whether Kafka acknowledged it in time to give its
+    /// address out. `began` is from before the connection was taken that wrote their rows, or read them: it was checked then.
+    pub async fn publish(&self, intents: &[wire::PaymentIntent], began: Instant, mut answer: impl FnMut(usize, bool)) {
         let records: Vec<(String, Vec<u8>)> = intents.iter().map(|intent| (intent.key(), self.kafka.encode(intent))).collect();
-        let outcomes = self.publisher.publish(Topic::Intents, &records).await;
-        let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
-        if let Some(Err(cause)) = outcomes.iter().find(|outcome| outcome.is_err()) {
-            tracing::warn!("Kafka did not acknowledge {failed} of {} intents: {cause:#}", outcomes.len());
+        let mut outcomes = pin!(self.publisher.publish_each(Topic::Intents, &records));
+        let (mut failed, mut late, mut last_cause) = (0, 0, None);
+        while let Some((place, outcome)) = outcomes.next().await {
+            let in_time = may_give_out(began);
+            answer(place, in_time && outcome.is_ok());
+            match outcome {
+                Ok(()) if in_time => {}
+                Ok(()) => late += 1,
+                Err(cause) => {
+                    failed += 1;
+                    last_cause = Some(cause);
+                }
+            }
         }
-        let in_time = may_give_out(began);
-        if !in_time {
-            tracing::warn!("{} addresses are not given out: their intents took {:.1?}", intents.len(), began.elapsed());
+        if let Some(cause) = last_cause {
+            tracing::warn!("Kafka did not acknowledge {failed} of {} intents: {cause:#}", intents.len());
         }
-        outcomes.iter().map(|outcome| in_time && outcome.is_ok()).collect()
+        if late > 0 {
+            tracing::warn!("{late} addresses are not given out: their intents took {:.1?}", began.elapsed());
+        }
     }
 
     /// Hands acknowledged intents to the [`forget`] task.
@@ -117,11 +129,14 @@ impl Intents {
     /// Returns the ids that Kafka has acknowledged now, and those that it still has not.
     async fn publish_again(&self, unacknowledged: Vec<(Uuid, wire::PaymentIntent)>, began: Instant) -> (Vec<Uuid>, Vec<Uuid>) {
         let (ids, intents): (Vec<Uuid>, Vec<_>) = unacknowledged.into_iter().unzip();
-        let outcomes = self.publish(&intents, began).await;
-        let (acknowledged, failed): (Vec<_>, Vec<_>) =
-            ids.into_iter().zip(outcomes).partition(|(_, acknowledged)| *acknowledged);
-        let ids = |outcomes: Vec<(Uuid, bool)>| outcomes.into_iter().map(|(id, _)| id).collect();
-        (ids(acknowledged), ids(failed))
+        let (mut acknowledged, mut failed) = (Vec::new(), Vec::new());
+        let answer = |place: usize, is_acknowledged| {
+            if let Some(id) = ids.get(place) {
+                if is_acknowledged { &mut acknowledged } else { &mut failed }.push(*id);
+            }
+        };
+        self.publish(&intents, began, answer).await;
+        (acknowledged, failed)
     }
 
     /// [`still_unacknowledged`](Self::still_unacknowledged) for one payment or address.
@@ -162,36 +177,41 @@ async fn delete(pool: &Pool, ids: &[Uuid]) -> Result<(), Failure> {
 
 /// Publishes unacknowledged intents again, until `stop`. Safe on several instances: each locks rows that no other has.
 pub async fn repair(pool: Pool, intents: Intents, stop: CancellationToken) {
+    // Many of a partition without a leader keep no others from their turn.
+    let mut after = Uuid::nil();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(REPAIR_INTERVAL) => {}
         }
-        if let Err(failure) = repair_batch(&pool, &intents).await {
-            tracing::warn!("unacknowledged intents could not be published again: {failure}");
+        match repair_batch(&pool, &intents, after).await {
+            Ok(last) => after = last.unwrap_or_default(),
+            Err(failure) => tracing::warn!("unacknowledged intents could not be published again: {failure}"),
         }
     }
 }
 
-async fn repair_batch(pool: &Pool, intents: &Intents) -> Result<(), Failure> {
+/// Returns the last one if there may be more.
+async fn repair_batch(pool: &Pool, intents: &Intents, after: Uuid) -> Result<Option<Uuid>, Failure> {
     let began = Instant::now();
     let repair = async |client: &mut Client| {
         let transaction = client.transaction().await?;
-        let overdue = store::lock_overdue_intents(&transaction, MAX_REPAIR_BATCH).await?;
+        let overdue = store::lock_overdue_intents(&transaction, after, MAX_REPAIR_BATCH.into()).await?;
+        let last = overdue.last().map(|(id, _)| *id).filter(|_| overdue.len() >= usize::from(MAX_REPAIR_BATCH));
         if overdue.is_empty() {
-            return Ok(0);
+            return Ok((0, None));
         }
         let (repaired, _) = intents.publish_again(overdue, began).await;
         store::delete_intents(&transaction, &repaired).await?;
         transaction.commit().await?;
-        Ok(repaired.len())
+        Ok((repaired.len(), last))
     };
-    let repaired = db::in_time(pool.get().await?, db::WRITE_TIMEOUT, repair).await?;
+    let (repaired, last) = db::in_time(pool.get().await?, db::WRITE_TIMEOUT, repair).await?;
     if repaired > 0 {
         metrics::INTENTS_REPAIRED.counter(&[]).increment(u64::try_from(repaired).unwrap_or_default());
         tracing::info!("published {repaired} unacknowledged intents again");
     }
-    Ok(())
+    Ok(last)
 }
 
 #[cfg(test)]

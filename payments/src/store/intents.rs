@@ -30,19 +30,24 @@ pub async fn unacknowledged_intents(db: &impl GenericClient, ids: &[Uuid]) -> Re
     db.query(&statement, &[&ids]).await?.iter().map(read_intent).collect()
 }
 
-/// At most `limit` intents older than [`ACKNOWLEDGEMENT_TIMEOUT`], the oldest first, locked until the transaction ends: the request that
-/// wrote one has given up on Kafka, or its process has died. Those that another instance has locked are skipped.
+/// At most `limit` intents older than [`ACKNOWLEDGEMENT_TIMEOUT`] with ids above `after`, by growing id, locked until the transaction ends:
+/// the request that wrote one has given up on Kafka, or its process has died. Those that another instance has locked are skipped.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid intent.
-pub async fn lock_overdue_intents(db: &impl GenericClient, limit: i64) -> Result<Vec<(Uuid, PaymentIntent)>, Failure> {
+pub async fn lock_overdue_intents(
+    db: &impl GenericClient,
+    after: Uuid,
+    limit: i64,
+) -> Result<Vec<(Uuid, PaymentIntent)>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT payment_id, intent FROM unacknowledged_intents WHERE created_at < now() - make_interval(secs => $2::double precision)
-             ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED",
+            "SELECT payment_id, intent FROM unacknowledged_intents
+             WHERE created_at < now() - make_interval(secs => $2::double precision) AND payment_id > $3
+             ORDER BY payment_id LIMIT $1 FOR UPDATE SKIP LOCKED",
         )
         .await?;
-    db.query(&statement, &[&limit, &ACKNOWLEDGEMENT_TIMEOUT.as_secs_f64()]).await?.iter().map(read_intent).collect()
+    db.query(&statement, &[&limit, &ACKNOWLEDGEMENT_TIMEOUT.as_secs_f64(), &after]).await?.iter().map(read_intent).collect()
 }
 
 /// Deletes intents that Kafka has acknowledged.

@@ -8,6 +8,8 @@ use super::heard::Heard;
 use crate::failure::Failure;
 use anyhow::{Context as _, anyhow};
 use base::{backoff, locked, metrics};
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt as _};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -247,32 +249,40 @@ impl Publisher {
 
     /// Sends all records at once. Returns one outcome per record, in order, once each is acknowledged or has failed.
     pub async fn publish(&self, topic: Topic, records: &[(String, Vec<u8>)]) -> Vec<Result<(), anyhow::Error>> {
-        let name = self.kafka.name(topic);
-        let producer = match self.producer() {
-            Ok(producer) => producer,
-            Err(error) => return records.iter().map(|_| Err(anyhow!("{error:#}"))).collect(),
-        };
-        let queued: Vec<_> = records
-            .iter()
-            .map(|(key, payload)| {
-                // Not librdkafka's partitioner, which would follow partitions that somebody adds.
-                let record = FutureRecord::to(&name).key(key).payload(payload).partition(topic.partition_of(key));
+        let mut outcomes: Vec<_> = self.publish_each(topic, records).collect().await;
+        outcomes.sort_unstable_by_key(|(place, _)| *place);
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    /// Sends all records at once. Yields the place and the outcome of each as soon as it is acknowledged or has failed: those of a
+    /// partition without a leader fail in the end, and keep no other waiting.
+    pub fn publish_each(
+        &self,
+        topic: Topic,
+        records: &[(String, Vec<u8>)],
+    ) -> impl Stream<Item = (usize, Result<(), anyhow::Error>)> + use<> {
+        let (name, producer) = (self.kafka.name(topic), self.producer());
+        let queue = |(place, (key, payload)): (usize, &(String, Vec<u8>))| {
+            // Not librdkafka's partitioner, which would follow partitions that somebody adds.
+            let record = FutureRecord::to(&name).key(key).payload(payload).partition(topic.partition_of(key));
+            let queued = match &producer {
                 // The error carries the record; only its cause is useful.
-                producer.send_result(record).map_err(|(error, _)| error)
-            })
-            .collect();
-        let mut outcomes = Vec::with_capacity(queued.len());
-        for delivery in queued {
-            outcomes.push(match delivery {
-                Ok(acknowledged) => match acknowledged.await {
-                    Ok(Ok(_)) => Ok(()),
-                    Ok(Err((error, _))) => Err(anyhow::Error::new(error)),
-                    Err(cancelled) => Err(anyhow::Error::new(cancelled)),
-                },
-                Err(error) => Err(anyhow::Error::new(error)),
-            });
-        }
-        outcomes
+                Ok(producer) => producer.send_result(record).map_err(|(error, _)| anyhow::Error::new(error)),
+                Err(error) => Err(anyhow!("{error:#}")),
+            };
+            async move {
+                let outcome = match queued {
+                    Ok(acknowledged) => match acknowledged.await {
+                        Ok(Ok(_)) => Ok(()),
+                        Ok(Err((error, _))) => Err(anyhow::Error::new(error)),
+                        Err(cancelled) => Err(anyhow::Error::new(cancelled)),
+                    },
+                    Err(error) => Err(error),
+                };
+                (place, outcome)
+            }
+        };
+        records.iter().enumerate().map(queue).collect::<FuturesUnordered<_>>()
     }
 
     /// Asks the brokers for metadata.
@@ -330,6 +340,30 @@ mod tests {
         let publisher = Publisher::open(&kafka, Duration::from_secs(10)).unwrap();
         let cause = format!("{:#}", publisher.ping().await.unwrap_err());
         assert!(cause.contains("KAFKA_SECURITY_PROTOCOL") && cause.contains(&brokers), "{cause}");
+    }
+
+    #[tokio::test]
+    async fn a_partition_without_a_leader_keeps_no_acknowledgement_of_another_back() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(Topic::Intents.name(), Topic::Intents.partitions(), 1).unwrap();
+        let publisher = Publisher::open(&Kafka::on_brokers(&cluster.bootstrap_servers()), Duration::from_secs(5)).unwrap();
+        let records: Vec<_> = (0..64).map(|number: u8| (number.to_string(), vec![number])).collect();
+        let dead = Topic::Intents.partition_of("0");
+        cluster.partition_leader(Topic::Intents.name(), dead, None).unwrap();
+        let began = Instant::now();
+        let mut outcomes = std::pin::pin!(publisher.publish_each(Topic::Intents, &records));
+        let (mut acknowledged, mut failed) = (0, 0);
+        while let Some((place, outcome)) = outcomes.next().await {
+            let is_dead = Topic::Intents.partition_of(&records[place].0) == dead;
+            assert_eq!(outcome.is_err(), is_dead, "{place}: {outcome:?}");
+            if is_dead {
+                failed += 1;
+            } else {
+                acknowledged += 1;
+                assert!(failed == 0 && began.elapsed() < Duration::from_secs(4), "it waited for those of the partition");
+            }
+        }
+        assert!(failed > 0 && acknowledged > 32 && failed + acknowledged == 64, "{failed} {acknowledged}");
     }
 
     #[tokio::test]

@@ -134,6 +134,14 @@ pub async fn load_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<
     Ok(payments)
 }
 
+/// Payments as they were created: [`load_payments`] without their transfers, which may be many.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid payment.
+pub async fn load_created(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
+    select(db, ids, "").await
+}
+
 /// Whether this merchant has a payment of this id.
 ///
 /// # Errors

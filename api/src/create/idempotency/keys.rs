@@ -232,7 +232,7 @@ async fn find(
     let ids: Vec<Uuid> = matching.iter().filter_map(|outcome| outcome.as_ref().ok().copied()).collect();
     let (client, hidden) = intents.still_unacknowledged(pool, client, &ids).await?;
     let payments: HashMap<Uuid, Payment> =
-        store::load_payments(&*client, &ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
+        store::load_created(&*client, &ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
     let load = |id: Uuid| match payments.get(&id) {
         _ if hidden.contains(&id) => Err(Problem::unacknowledged()),
         Some(payment) => Ok(payment.clone()),

@@ -423,6 +423,19 @@ CREATE TABLE chain_heads (
     updated_at        timestamptz NOT NULL DEFAULT now()
 );
 
+-- The records of chain.matches that each chain's head comes of, the last ones, by which they are known when they are read again: where
+-- Kafka has lost the end of a topic, some are, and others are written anew.
+CREATE TABLE applied_records (
+    chain_id bigint NOT NULL,
+    -- Counts a chain's records up to the last of these.
+    place    bigint NOT NULL,
+    -- Number of the lowest block that they added; null for none.
+    lowest   bigint,
+    -- Two a record: UUIDv5 of all that it says, and of what it says of its block, whatever its sequence and tags are.
+    records  uuid[] NOT NULL,
+    PRIMARY KEY (chain_id, place)
+);
+
 -- Where a stage stands in a topic, by its name with TOPIC_PREFIX, written in the transaction of what it did. A writer that finds another
 -- number here than it left is a zombie, and its transaction fails.
 CREATE TABLE stage_offsets (

@@ -9,7 +9,7 @@
 //!   memory does not grow with a block, and a crash between parts continues with the next one.
 //! - An offset that is not where this writer left it fails the transaction: another instance has read on.
 
-use crate::unapplied::{begins_anew, unapplied};
+use crate::unapplied::{begins_anew, continue_head, unapplied};
 use crate::working_set::WorkingSet;
 use anyhow::anyhow;
 use chain::{Chains, may_stand_above};
@@ -92,7 +92,10 @@ pub(crate) async fn fold_chain(
     slice: usize,
 ) -> Result<usize, Failure> {
     let head = store::lock_head(db, chain).await?;
-    let records = unapplied(head.as_ref(), records);
+    let records = match &head {
+        Some(head) if !continue_head(head, records) => unapplied(head, records, &mut store::applied_records(db, chain).await?),
+        _ => records.to_vec(),
+    };
     if records.is_empty() && orphans.is_empty() {
         return Ok(0);
     }
@@ -157,7 +160,7 @@ pub(crate) async fn fold_chain(
         if let Some(last) = records.last() {
             head.open = (!last.ends_block()).then_some(OpenBlock { hash: last.block.hash, part: last.part });
         }
-        store::save_head(db, chain, &head).await?;
+        tokio::try_join!(store::save_head(db, chain, &head), store::remember_records(db, chain, records))?;
     }
     Ok(events)
 }
@@ -172,8 +175,7 @@ fn check_parts(head: Option<&ChainHead>, records: &[&Matches]) -> Result<(), Fai
         // It stands in no order. Where one is read again, its first parts may be read no more.
         let is_past = first.sequence == 0;
         let follows = match head.open {
-            // The block may come again from its first part, as in a copy of the topic.
-            Some(open) if first.block.hash == open.hash => first.part == open.part + 1 || first.begins_block(),
+            Some(open) if first.block.hash == open.hash => first.part == open.part + 1,
             Some(_) => is_past || begins_anew(first),
             None => is_past || first.begins_block(),
         };

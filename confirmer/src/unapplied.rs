@@ -1,91 +1,97 @@
 //! Which records of a chain say something new. Pure.
 //!
-//! Where Kafka has lost the end of a topic, some records are read again, and others are written again, under other sequences where more
-//! or fewer of them tell of tags. So among those that may be applied already, hashes decide: what stands on the head, removes it or tells
-//! of it is new. A block that is added and removed again among them changes nothing. Whatever else lies above the head is new as well:
-//! it is for the fold to refuse.
+//! As a rule each continues the one before. Where Kafka has lost the end of a topic, some records are read again, and others are written
+//! again: under other sequences where more or fewer of them tell of tags, and with other content where no root proves a block's. Then
+//! what was applied of late decides about each by itself, so it does not matter where a batch begins or ends: the very record that was
+//! applied is passed over, and so is one that says the same of its block, unless it continues the head. Whatever else does not continue
+//! it is new as well: it is for the fold to refuse. So nothing stands under a hash that was told with other content.
 
-use payments::store::ChainHead;
-use topics::{BlockRef, Kind, Matches, Transfer};
+use payments::store::{AppliedRecords, ChainHead, OpenBlock};
+use topics::{BlockRef, Kind, Matches};
 
 /// Whether a record says that its chain begins anew.
 pub(crate) fn begins_anew(record: &Matches) -> bool {
     record.kind == Kind::Replayed && record.sequence != 0
 }
 
-/// The records that were not applied.
-pub(crate) fn unapplied<'a>(head: Option<&ChainHead>, records: &[&'a Matches]) -> Vec<&'a Matches> {
-    let Some(mut head) = head.copied() else { return records.to_vec() };
-    let mut left = without_passing_blocks(&head, records);
-    left.retain(|record| record.sequence == 0 || is_news(&mut head, record));
-    left
+/// Whether each record continues the one before, and the first one the head, under a later sequence: none of them was applied before.
+pub(crate) fn continue_head(head: &ChainHead, records: &[&Matches]) -> bool {
+    let mut head = *head;
+    records.iter().filter(|record| record.sequence != 0).all(|record| {
+        let is_next = record.sequence > head.sequence && continues(&head, record);
+        advance(&mut head, record);
+        is_next
+    })
 }
 
-/// Leaves out blocks that are added and then removed, both under sequences that the head has passed. The head stays: its removal is new
-/// if the block does not come again, or comes with other content: its hash does not tell which of the two was applied.
-fn without_passing_blocks<'a>(head: &ChainHead, records: &[&'a Matches]) -> Vec<&'a Matches> {
-    let mut left: Vec<&Matches> = Vec::with_capacity(records.len());
-    for (place, record) in records.iter().enumerate() {
-        let of_block = |other: &&Matches| (1..=head.sequence).contains(&other.sequence) && other.block == record.block;
-        let begins = |other: &&Matches| other.kind == Kind::Added && other.begins_block() && of_block(other);
-        let again = &records[place + 1..];
-        let first = &left[left.iter().rposition(begins).unwrap_or(left.len())..];
-        let comes_again = || {
-            let times = (first.first(), again.iter().find(|other| begins(other)));
-            matches!(times, (Some(a), Some(b)) if a.timestamp == b.timestamp)
-                && transfers(first, of_block).eq(transfers(again, of_block))
-        };
-        let stays = || head.hash == Some(record.block.hash) && !comes_again();
-        let is_passing = record.kind == Kind::Removed && of_block(record) && !stays();
-        match left.iter().rposition(begins).filter(|_| is_passing) {
-            Some(begin) => {
-                let since = left.split_off(begin);
-                left.extend(since.into_iter().filter(|other| !of_block(other)));
-            }
-            None => left.push(record),
+/// The records that were not applied, which `applied` gets as well.
+pub(crate) fn unapplied<'a>(head: &ChainHead, records: &[&'a Matches], applied: &mut AppliedRecords) -> Vec<&'a Matches> {
+    let (mut head, mut left) = (*head, Vec::with_capacity(records.len()));
+    for record in records {
+        if record.sequence == 0 || is_news(&head, record, applied) {
+            advance(&mut head, record);
+            applied.insert(record);
+            left.push(*record);
         }
     }
     left
 }
 
-/// A block's transfers until it is removed, however many parts they come in.
-fn transfers<'a>(records: &[&'a Matches], of_block: impl Fn(&&Matches) -> bool) -> impl Iterator<Item = &'a Transfer> {
-    let told = records.iter().copied().filter(of_block).filter(|record| record.kind != Kind::Tags);
-    let added = told.skip_while(|record| record.kind != Kind::Added).take_while(|record| record.kind == Kind::Added);
-    added.flat_map(|record| &record.transfers)
-}
-
-/// Whether a record says something new of a chain with this head, which it becomes the next one of if so.
-fn is_news(head: &mut ChainHead, record: &Matches) -> bool {
-    let may_be_applied = record.sequence <= head.sequence;
-    let is_beyond = record.block.number > head.number && record.timestamp > head.timestamp;
-    let is_head = head.hash == Some(record.block.hash);
-    let is_news = match record.kind {
-        Kind::Added => !is_head && (!may_be_applied || stands_on(head, record) || is_beyond),
-        Kind::Removed | Kind::Tags => !may_be_applied || is_head,
-        // `ctrip chain restart` gives it a later sequence than all that was applied.
-        Kind::Replayed => !may_be_applied,
-    };
-    if is_news {
-        advance(head, record);
+fn is_news(head: &ChainHead, record: &Matches, applied: &AppliedRecords) -> bool {
+    if applied.has(record) {
+        return false;
     }
-    is_news
+    let is_told = || applied.has_content(record) || applied.lie_above(record);
+    continues(head, record)
+        || match record.kind {
+            Kind::Added | Kind::Removed => !is_told(),
+            // It is of a block whose own record is passed over, or refused.
+            Kind::Tags => false,
+            // `ctrip chain restart` gives it a later sequence than all that was applied.
+            Kind::Replayed => false,
+        }
 }
 
-fn stands_on(head: &ChainHead, record: &Matches) -> bool {
-    head.hash == Some(record.parent) && record.block.number > head.number
+/// Whether a record may come next, as the fold sees it.
+fn continues(head: &ChainHead, record: &Matches) -> bool {
+    let is_head = head.hash == Some(record.block.hash);
+    match record.kind {
+        Kind::Added => {
+            let is_next_part = head.open.is_none_or(|open| open.hash != record.block.hash || open.part + 1 == record.part);
+            let stands = match head.hash {
+                Some(hash) => hash == record.parent && record.block.number > head.number,
+                None => record.sequence == head.sequence + 1,
+            };
+            is_next_part && stands
+        }
+        Kind::Removed => is_head,
+        Kind::Tags => is_head || head.hash.is_none() && record.sequence == head.sequence + 1,
+        Kind::Replayed => record.sequence > head.sequence,
+    }
 }
 
 fn advance(head: &mut ChainHead, record: &Matches) {
     let BlockRef { number, hash } = record.block;
     match record.kind {
         Kind::Added if record.ends_block() => {
-            (head.number, head.hash, head.timestamp) = (number, Some(hash), record.timestamp);
+            if head.hash.is_none() {
+                head.first = number;
+            }
+            (head.number, head.hash, head.open) = (number, Some(hash), None);
         }
-        Kind::Added => return,
-        Kind::Removed => (head.number, head.hash) = (record.number_below(), Some(record.parent)),
-        Kind::Replayed if begins_anew(record) => (head.number, head.hash) = (head.number.min(number), None),
-        Kind::Replayed | Kind::Tags => {}
+        Kind::Added => {
+            head.open = Some(OpenBlock { hash, part: record.part });
+            return;
+        }
+        // Below the first block nothing is known.
+        Kind::Removed => {
+            (head.number, head.hash) = (record.number_below(), (head.number > head.first).then_some(record.parent));
+        }
+        Kind::Replayed if begins_anew(record) => {
+            (head.number, head.hash, head.open) = (head.number.min(number), None, None);
+        }
+        Kind::Replayed => return,
+        Kind::Tags => {}
     }
     head.sequence = record.sequence;
 }
@@ -94,7 +100,7 @@ fn advance(head: &mut ChainHead, record: &Matches) {
 mod tests {
     use super::*;
     use Kind::{Added, Removed, Replayed, Tags};
-    use topics::{Address, Amount, B256, ChainId, Source, TransferId};
+    use topics::{Address, Amount, B256, ChainId, Source, Transfer, TransferId};
 
     fn hash(number: u64, branch: u8) -> B256 {
         let mut hash = B256::left_padding_from(&number.to_be_bytes());
@@ -121,23 +127,85 @@ mod tests {
         }
     }
 
-    /// The sequences of the records that are new after these.
+    fn paying(record: Matches, amount: u64) -> Matches {
+        let id =
+            TransferId { chain: ChainId(1), block: record.block.hash, transaction: B256::ZERO, source: Source::Log, index: 0 };
+        let (token, from, to) = (None, Address::ZERO, Address::ZERO);
+        let transfer = Transfer { id, token, from, to, amount: Amount::from(amount), transaction_index: 0 };
+        Matches { transfers: vec![transfer], ..record }
+    }
+
+    /// A chain whose first block is 9.
+    #[derive(Clone)]
+    struct Chain {
+        head: ChainHead,
+        applied: AppliedRecords,
+    }
+
+    impl Chain {
+        fn new() -> Self {
+            let mut chain = Self {
+                head: ChainHead {
+                    sequence: 9,
+                    first: 9,
+                    number: 9,
+                    hash: Some(hash(9, 0)),
+                    timestamp: 1_009,
+                    safe: None,
+                    finalized: None,
+                    witnessed: None,
+                    bridge: None,
+                    open: None,
+                },
+                applied: AppliedRecords::default(),
+            };
+            chain.applied.insert(&record(9, Added, 9, 0));
+            chain
+        }
+
+        /// As the fold does with a batch. The sequences of those that were applied, and of the first one that the fold refuses.
+        fn apply(&mut self, records: &[Matches]) -> (Vec<u64>, Option<u64>) {
+            let records: Vec<&Matches> = records.iter().collect();
+            let mut new = Vec::new();
+            let left = if continue_head(&self.head, &records) {
+                records.iter().for_each(|record| self.applied.insert(record));
+                records
+            } else {
+                unapplied(&self.head, &records, &mut self.applied)
+            };
+            for record in left {
+                if record.sequence != 0 && !continues(&self.head, record) {
+                    return (new, Some(record.sequence));
+                }
+                advance(&mut self.head, record);
+                new.push(record.sequence);
+            }
+            (new, None)
+        }
+    }
+
+    /// What is new after these, and which record is refused, wherever a batch ends.
+    fn outcome(applied: &[Matches], read: &[Matches]) -> (Vec<u64>, Option<u64>) {
+        let mut before = Chain::new();
+        assert_eq!(before.apply(applied), (applied.iter().map(|record| record.sequence).collect(), None));
+        let whole = before.clone().apply(read);
+        for cut in 0..read.len() {
+            let mut chain = before.clone();
+            let (mut new, mut refused) = chain.apply(&read[..cut]);
+            if refused.is_none() {
+                let rest = chain.apply(&read[cut..]);
+                new.extend(rest.0);
+                refused = rest.1;
+            }
+            assert_eq!((new, refused), whole, "cut at {cut}");
+        }
+        whole
+    }
+
     fn news(applied: &[Matches], read: &[Matches]) -> Vec<u64> {
-        let tip = BlockRef { number: 9, hash: hash(9, 0) };
-        let mut head = ChainHead {
-            sequence: 9,
-            first: 1,
-            number: tip.number,
-            hash: Some(tip.hash),
-            timestamp: 1_009,
-            safe: None,
-            finalized: None,
-            witnessed: None,
-            bridge: None,
-            open: None,
-        };
-        applied.iter().for_each(|record| advance(&mut head, record));
-        unapplied(Some(&head), &read.iter().collect::<Vec<_>>()).iter().map(|record| record.sequence).collect()
+        let (new, refused) = outcome(applied, read);
+        assert_eq!(refused, None, "after {new:?}");
+        new
     }
 
     #[test]
@@ -152,11 +220,13 @@ mod tests {
         assert_eq!(news(&[], &reorg), [10, 11, 12, 13]);
         let leaves = [record(11, Added, 11, 0), record(12, Removed, 11, 0), record(13, Added, 11, 1), record(14, Added, 12, 1)];
         assert_eq!(news(&applied, &leaves), [12, 13, 14], "the head left the chain before its tags were told again");
-        let again = [record(11, Added, 11, 0), record(12, Removed, 11, 0), record(13, Added, 11, 0)];
+        let again = [record(10, Added, 10, 0), record(11, Added, 11, 0), record(12, Removed, 11, 0), record(13, Added, 11, 0)];
         assert!(news(&again, &again).is_empty());
         let more = [record(10, Added, 10, 0), record(14, Added, 11, 0), record(15, Removed, 11, 0), record(16, Added, 11, 1)];
         assert_eq!(news(&applied, &more), [15, 16], "the head itself under a later sequence, and what comes after it");
-        assert_eq!(news(&applied, &[record(15, Added, 10, 0)]), [15], "no order that the fold knows");
+        let most = (11..20).map(|sequence| record(sequence, Tags, 10, 0));
+        let most: Vec<_> = most.chain([record(20, Added, 11, 0), record(21, Tags, 11, 0), record(22, Added, 12, 0)]).collect();
+        assert_eq!(news(&applied, &most), [21, 22], "so many of a block below that they are beyond the head's sequence");
     }
 
     #[test]
@@ -164,29 +234,55 @@ mod tests {
         let left = [record(10, Added, 10, 0), record(11, Added, 11, 0), record(12, Added, 12, 0), record(13, Tags, 12, 0)];
         let back = [record(14, Removed, 12, 0), record(15, Removed, 11, 0), record(16, Added, 11, 1), record(17, Added, 12, 1)];
         let all = [left, back].concat();
-        // Wherever the broker lost its power, and wherever the stage goes back to.
+        // Wherever the broker lost its power, wherever the stage goes back to, and wherever a batch ends.
         for applied in 1..=all.len() {
             for from in 0..applied {
-                let told_again = news(&all[..applied], &all[from..applied]);
-                assert!(told_again.iter().all(|sequence| *sequence == 13), "{told_again:?} of {from}..{applied}");
+                assert!(news(&all[..applied], &all[from..applied]).is_empty(), "{from}..{applied}");
+                let rest: Vec<u64> = all[applied..].iter().map(|record| record.sequence).collect();
+                assert_eq!(news(&all[..applied], &all[from..]), rest, "{from}..{applied} and on");
             }
         }
     }
 
     #[test]
-    fn a_head_that_comes_again_with_other_content_makes_way_for_it() {
-        let id = TransferId { chain: ChainId(1), block: hash(11, 0), transaction: B256::ZERO, source: Source::Log, index: 0 };
-        let (token, from, to) = (None, Address::ZERO, Address::ZERO);
-        let transfer = Transfer { id, token, from, to, amount: Amount::ZERO, transaction_index: 0 };
-        let lie = Matches { transfers: vec![transfer], ..record(11, Added, 11, 0) };
-        let other_time = Matches { timestamp: 1_010, ..record(11, Added, 11, 0) };
+    fn a_part_that_is_read_again_without_those_before_it_is_known() {
+        let part = |sequence, number, part| Matches { part, parts: 3, ..record(sequence, Added, number, 0) };
+        let all = [record(10, Added, 10, 0), part(11, 11, 1), part(11, 11, 2), part(11, 11, 3), record(12, Removed, 11, 0)];
+        for applied in 1..=all.len() {
+            for from in 0..applied {
+                let rest: Vec<u64> = all[applied..].iter().map(|record| record.sequence).collect();
+                assert_eq!(news(&all[..applied], &all[from..]), rest, "{from}..{applied} and on");
+            }
+        }
+        let other = paying(part(11, 11, 1), 1);
+        assert_eq!(outcome(&all[..2], &[other]), (vec![], Some(11)), "the block was begun with other content");
+    }
+
+    #[test]
+    fn a_block_that_comes_again_with_other_content_is_never_passed_over() {
+        let lie = paying(record(11, Added, 11, 0), 1);
         let applied = [record(10, Added, 10, 0), lie.clone(), record(12, Tags, 11, 0), record(13, Tags, 11, 0)];
         let rest = [record(12, Removed, 11, 0), record(13, Added, 11, 0), record(14, Added, 12, 0)];
-        for first in [lie, other_time] {
-            assert_eq!(news(&applied, &[vec![first], rest.to_vec()].concat()), [12, 13, 14]);
+        // Its removal was lost, and all before it is read again: what was applied makes way.
+        assert_eq!(news(&applied, &[vec![lie], rest.to_vec()].concat()), [12, 13, 14]);
+        let truth = record(11, Added, 11, 0);
+        let other_time = Matches { timestamp: 1_010, ..applied[1].clone() };
+        let above = [record(14, Added, 12, 0), record(15, Tags, 12, 0)];
+        for other in [truth, paying(record(11, Added, 11, 0), 2), other_time] {
+            for sequence in [11, 12, 17] {
+                let other = Matches { sequence, ..other.clone() };
+                let next = Matches { sequence: sequence + 1, ..record(0, Added, 12, 0) };
+                assert_eq!(outcome(&applied, &[other.clone(), next.clone()]), (vec![], Some(sequence)), "the head");
+                let below = [applied.as_slice(), &above].concat();
+                assert_eq!(outcome(&below, &[record(10, Added, 10, 0), other, next]), (vec![], Some(sequence)), "below it");
+            }
         }
-        let same = [vec![record(11, Added, 11, 0)], rest.to_vec()].concat();
-        assert_eq!(news(&applied, &same), [14], "nothing tells them apart");
+        let below = [applied.as_slice(), &above].concat();
+        assert_eq!(
+            outcome(&below, &[vec![applied[1].clone()], rest.to_vec()].concat()),
+            (vec![], Some(12)),
+            "below it, with a removal"
+        );
     }
 
     #[test]
@@ -194,7 +290,12 @@ mod tests {
         let applied = [record(10, Added, 10, 0), record(11, Added, 11, 0)];
         // A cursor was lost: the numbering has begun anew.
         assert_eq!(news(&applied, &[record(1, Added, 11, 0), record(2, Added, 12, 0)]), [2]);
-        assert_eq!(news(&applied, &[record(1, Added, 11, 1), record(2, Added, 12, 1)]), [2], "it is for the fold to refuse");
+        assert_eq!(outcome(&applied, &[record(1, Added, 11, 1), record(2, Added, 12, 1)]), (vec![], Some(1)));
+        assert_eq!(
+            news(&applied, &[record(1, Added, 8, 1), record(2, Added, 12, 0)]),
+            [2],
+            "nothing is known of what is so old"
+        );
     }
 
     #[test]
@@ -202,5 +303,8 @@ mod tests {
         let applied = [record(10, Added, 10, 0), record(30, Replayed, 90, 0)];
         assert!(news(&applied, &applied[1..]).is_empty(), "its block lies above the head that it met");
         assert_eq!(news(&applied, &[record(31, Replayed, 9, 0), record(0, Replayed, 9, 0)]), [31, 0]);
+        // A block that it took back comes again.
+        let next = [record(31, Replayed, 9, 0), record(32, Added, 10, 0), record(33, Added, 11, 0)];
+        assert_eq!(news(&applied, &[&applied, next.as_slice()].concat()), [31, 32, 33]);
     }
 }

@@ -69,7 +69,7 @@ const SQL_ROLES: [&str; 3] = ["api", "confirmer", "webhooks"];
 
 /// A table, and what each of [`SQL_ROLES`] does with its rows: selects, inserts, updates, deletes. A locked row counts as updated. `api`
 /// and `confirmer` both restore what a backup lacks. [`UPDATES`] has the updates that are not of whole rows.
-const TABLES: [(&str, [&str; 3]); 24] = [
+const TABLES: [(&str, [&str; 3]); 25] = [
     ("merchants", ["si", "si", ""]),
     ("restored_accounts", ["siud", "siu", ""]),
     ("api_keys", ["s", "", ""]),
@@ -78,6 +78,7 @@ const TABLES: [(&str, [&str; 3]); 24] = [
     ("payment_parts", ["s", "siud", ""]),
     ("transfers", ["s", "siu", ""]),
     ("chain_heads", ["s", "siud", ""]),
+    ("applied_records", ["", "sid", ""]),
     ("stage_offsets", ["s", "siu", "siu"]),
     ("set_aside", ["siu", "siud", "siud"]),
     ("outbox", ["siud", "siud", ""]),

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use crate::books::{Books, CHAINS, X, block, block_hash, chains, failed, payments, static_addresses};
+use crate::books::{Books, CHAINS, X, X_LISTED, block, block_hash, chains, failed, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
 use e2e::Stack;
@@ -927,5 +927,89 @@ async fn records_that_were_applied_before_are_passed_over_and_a_chain_that_is_nu
     books.apply(&chains, &reorg[1..]).await.map_err(failed)?;
     let next = Matches { sequence: 7, parent: other.block.hash, ..later(3) };
     books.apply(&chains, &[next]).await.map_err(failed)?;
+    Ok(())
+}
+
+/// Kafka has lost the end of a topic, in which a block was that one endpoint alone had given. Ingest writes it again with what others
+/// say by now, and no removal.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lie_is_not_confirmed_by_a_block_that_is_written_again_without_it() -> Result<()> {
+    let (stack, chains) = (Stack::attach()?, chains(X_LISTED).await?);
+    let payment = payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment")?;
+    let paying = |to, token, amount: u64| Transfer {
+        id: TransferId {
+            chain: CHAINS[0],
+            block: block_hash(2),
+            transaction: B256::ZERO,
+            source: Source::Log,
+            index: amount.try_into().unwrap(),
+        },
+        token,
+        from: Address::ZERO,
+        to,
+        amount: Amount::from(amount),
+        transaction_index: 0,
+    };
+    let added = |sequence, number, transfers| Matches { sequence, witnessed: None, ..block(CHAINS[0], number, transfers) };
+    let (lie, truth) = (vec![paying(payment.address, Some(X), 100)], Vec::new());
+    let tags = |sequence| Matches { kind: Kind::Tags, ..added(sequence, 2, Vec::new()) };
+    let removed = |sequence| Matches { kind: Kind::Removed, ..added(sequence, 2, Vec::new()) };
+    let witnessed = |sequence, number| Matches { witnessed: Some(number), ..added(sequence, number, Vec::new()) };
+    let head = [added(1, 1, Vec::new()), added(2, 2, lie.clone()), tags(3)];
+    let below = [head.as_slice(), &[added(4, 3, Vec::new()), added(5, 4, Vec::new())]].concat();
+    let with_truth = |sequence| [added(sequence, 2, truth.clone()), witnessed(sequence + 1, 3), witnessed(sequence + 2, 4)];
+    let removal = [added(2, 2, lie.clone()), removed(3), added(4, 2, truth.clone()), witnessed(5, 3), witnessed(6, 4)];
+    let cases: [(&[Matches], &[Matches], bool); 6] = [
+        (&head, &with_truth(2), false),
+        (&head, &with_truth(9), false),
+        (&head, &removal, true),
+        (&below, &with_truth(2), false),
+        (&below, &with_truth(9), false),
+        (&below, &removal, false),
+    ];
+    for (index, (applied, again, goes_on)) in cases.into_iter().enumerate() {
+        for size in 1..=again.len() {
+            let mut books = Books::open(&stack, usize::MAX).await?;
+            books.apply(&chains, applied).await.map_err(failed)?;
+            let mut outcome = Ok(());
+            for records in again.chunks(size) {
+                if outcome.is_ok() {
+                    outcome = books.apply(&chains, records).await;
+                }
+            }
+            ensure!(outcome.is_ok() == goes_on, "case {index}: {:?}, {size} records per batch", outcome.err().map(failed));
+            let now = books.all().await?.remove(&payment.id).context("the payment")?;
+            let expected = if goes_on { Status::Pending } else { Status::Detected };
+            ensure!(now.status() == expected, "case {index}: {}, {size} records per batch", now.status());
+        }
+    }
+
+    // All of an honest chain is known again, whatever became of its transfers.
+    let of_each_kind = vec![
+        paying(payment.address, Some(X), 60),
+        paying(payment.address, Some(FAKE), 61),
+        paying(payment.address, None, 62),
+        paying(static_addresses()[0].address, Some(X), 63),
+        paying(static_addresses()[1].address, Some(FAKE), 64),
+        paying(Address::with_last_byte(99), Some(X), 65),
+    ];
+    let honest = [added(1, 1, Vec::new()), added(2, 2, of_each_kind), tags(3), removed(4), witnessed(5, 2), witnessed(6, 3)];
+    for applied in 1..=honest.len() {
+        let mut books = Books::open(&stack, usize::MAX).await?;
+        books.apply(&chains, &honest[..applied]).await.map_err(failed)?;
+        let told = books.events().await?.len();
+        for from in 0..applied {
+            for size in [1, 2, honest.len()] {
+                for records in honest[from..applied].chunks(size) {
+                    books
+                        .apply(&chains, records)
+                        .await
+                        .map_err(failed)
+                        .with_context(|| format!("{from}..{applied} by {size}"))?;
+                }
+            }
+        }
+        ensure!(books.events().await?.len() == told, "events are told again");
+    }
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! writers never deadlock. A list of values is one array parameter, so a batch of any size is one statement.
 
 mod amount;
+mod applied;
 mod deposit_addresses;
 mod heads;
 mod intents;
@@ -22,6 +23,7 @@ mod told;
 mod touched;
 mod transfers;
 
+pub use applied::{AppliedRecords, applied_records, remember_records};
 pub use deposit_addresses::{deposit_addresses, find_address, insert_addresses, list_addresses, lock_customer_address};
 pub use heads::{
     ChainDepth, ChainHead, OpenBlock, Witnessed, chain_depths, head_numbers, head_timestamps, lock_head, save_head, witnessed,

@@ -215,8 +215,10 @@ impl<'a> WorkingSet<'a> {
         let payment = self.by_address.get(&transfer.to).copied();
         let known = self.known.get(&transfer.id).filter(|known| known.is(cause, transfer));
         let in_doubt = self.is_in_doubt(transfer, payment, known);
-        if in_doubt || !self.has_owner(transfer.to) {
-            self.keep_orphan(cause, part, transfer, in_doubt);
+        let has_owner = self.has_owner(transfer.to);
+        if in_doubt || !has_owner {
+            // Its owner may be a payment that asks for the token, and then the token is in no doubt.
+            self.keep_orphan(cause, part, transfer, in_doubt && has_owner);
             return Ok(());
         }
         let received = self.received(cause, transfer, payment, known);

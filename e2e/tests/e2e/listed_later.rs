@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use chain::{Chain, Chains};
 use confirmer::orphans::OrphanLook;
 use e2e::Stack;
-use payments::{Policy, Status, deposit};
-use topics::{Address, Amount, B256, BlockRef, Kind, Matches, Source, Transfer, TransferId};
+use payments::{Payment, Policy, Status, deposit, events, store};
+use topics::{Address, Amount, B256, BlockRef, Kind, Matches, PaymentId, Source, Transfer, TransferId};
+use uuid::Uuid;
 
 const NOTHING_LISTED: &str = "
 - name: one
@@ -157,5 +158,39 @@ async fn what_arrives_in_a_token_in_doubt_waits_and_is_credited_once() -> Result
     let after = told(&books).await?;
     let told = after.get(before.len()..).unwrap_or_default();
     ensure!(told == ["deposit.detected", "payment.unexpected_transfer", "deposit.confirmed"], "{told:?}");
+    Ok(())
+}
+
+/// Two payments that a restore has lost: the token is in doubt for the one that does not ask for it alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrives_in_a_token_in_doubt_for_a_payment_that_is_lost_waits_for_the_payment() -> Result<()> {
+    let right = chains(X_LISTED).await?;
+    let wrong = doubted(&right);
+    let lost = |token, index: u8| {
+        let of_chain = |p: &Payment| p.chain == CHAINS[0] && p.asset.token.is_some() == token;
+        let payment = payments().into_iter().find(of_chain).context("a payment")?;
+        let (id, address) = (PaymentId(Uuid::from_u128(5_000 + u128::from(index))), Address::with_last_byte(index));
+        Ok::<_, anyhow::Error>(Payment { id, address, address_index: index.into(), ..payment })
+    };
+    let (asks, other) = (lost(true, 210)?, lost(false, 211)?);
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    books
+        .apply(&wrong, &[block(1, Kind::Added, vec![transfer(1, 0, asks.address), transfer(1, 1, other.address)])])
+        .await
+        .map_err(failed)?;
+    let mut client = books.pool.get().await?;
+    let transaction = client.transaction().await?;
+    let new: Vec<_> = [&asks, &other].map(|payment| (payment.clone(), events::created_event(payment))).into();
+    store::insert_payments(&transaction, &new).await.map_err(failed)?;
+    transaction.commit().await?;
+    let credited = async |books: &Books, chains: &Chains| -> Result<[usize; 2]> {
+        OrphanLook::default().credit_owned(&books.pool, chains).await.map_err(failed)?;
+        let known = books.all().await?;
+        Ok([asks.id, other.id].map(|id| known[&id].transfers.len()))
+    };
+    for chains in [&wrong, &wrong, &chains(NOTHING_LISTED).await?] {
+        ensure!(credited(&books, chains).await? == [1, 0]);
+    }
+    ensure!(credited(&books, &right).await? == [1, 1]);
     Ok(())
 }

@@ -506,12 +506,13 @@ CREATE TABLE known_offsets (
 -- Events that Kafka has and this database lost. The confirmer applies chain.matches again from the offset of the backup; an event
 -- that it makes again gets the number that it had, and is not told twice.
 CREATE TABLE told_events (
-    payment_id uuid NOT NULL,
-    sequence   bigint NOT NULL,
+    payment_id  uuid NOT NULL,
+    sequence    bigint NOT NULL,
     -- The PaymentEvent, trimmed as in payment_events.
-    record     bytea NOT NULL,
+    record      bytea NOT NULL,
     -- It was made again, and others of its payment were not.
-    made       boolean NOT NULL DEFAULT false,
+    made        boolean NOT NULL DEFAULT false,
+    compared_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (payment_id, sequence)
 );
 

@@ -16,7 +16,7 @@ use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use payments::lifecycle::{self, Input};
+use payments::lifecycle::Input;
 use payments::{Payment, Status, store};
 use std::fmt::Display;
 use tokio::sync::oneshot;
@@ -152,7 +152,12 @@ pub async fn cancel(
         drop(transaction);
         return payment_reply::load(&app.catalog(), &db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id));
     }
-    let step = lifecycle::step(&payment, &Input::Cancel { at: clock::now()? })
+    // Told events that are never made again keep their numbers.
+    let mut told = store::told_events(&transaction, &[id.0]).await?;
+    let step = told
+        .entry(id)
+        .or_default()
+        .step(&payment, &Input::Cancel { at: clock::now()? })
         .map_err(|illegal| Problem::new(StatusCode::CONFLICT, "not-pending", "The payment can't be cancelled", illegal))?;
     store::save_payments(&transaction, &[&step.next]).await?;
     let key = caller.id.to_string();

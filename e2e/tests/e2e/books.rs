@@ -7,7 +7,7 @@ use chain::Chains;
 use confirmer::fold::{self, Batch};
 use deadpool_postgres::Pool;
 use e2e::{Stack, root};
-use payments::lifecycle::{Input, step};
+use payments::lifecycle::Input;
 use payments::{Asset, DepositAddress, Payment, Policy, Sums, Terms, Token, events, store};
 use prost::Message as _;
 use runtime::{Failure, Span, db};
@@ -163,7 +163,8 @@ impl Books {
         let mut client = self.pool.get().await?;
         let transaction = client.transaction().await?;
         let payment = store::lock_payments(&transaction, &[id.0]).await.map_err(failed)?.pop().context("no such payment")?;
-        let Ok(step) = step(&payment, &Input::Cancel { at: 1 }) else {
+        let mut told = store::told_events(&transaction, &[id.0]).await.map_err(failed)?;
+        let Ok(step) = told.entry(id).or_default().step(&payment, &Input::Cancel { at: 1 }) else {
             return Ok(false);
         };
         store::save_payments(&transaction, &[&step.next]).await.map_err(failed)?;

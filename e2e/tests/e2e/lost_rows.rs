@@ -321,3 +321,45 @@ async fn a_claim_that_was_never_told_leaves_its_number_to_the_event_that_was() -
     ensure!(released == 2, "{released}");
     lab.expect(&[lab.renumbered(detected, 3), lab.renumbered(confirmed, 4)], 4).await
 }
+
+/// A transfer that was told does not count any more, or its block left the chain while it was an orphan.
+#[tokio::test(flavor = "multi_thread")]
+async fn told_events_that_are_never_made_again_keep_a_payment_from_being_cancelled_for_a_while() -> Result<()> {
+    let mut lab = Told::start().await?;
+    let open = payments().into_iter().find(|p| p.chain == CHAINS[0] && p.id != lab.payment).context("another payment")?;
+    let of_open = |number: u64, kind: &str| wire::PaymentEvent {
+        r#type: kind.to_owned(),
+        payment_id: open.id.to_string(),
+        ..lab.renumbered(&lab.made[1], number)
+    };
+    let told = [of_open(2, "payment.underpaid"), of_open(3, "payment.reverted")];
+    lab.payment = open.id;
+    ensure!(lab.compare(&told.each_ref()).await? == 2);
+
+    let (chains, mut client) = (chains(X_LISTED).await?, lab.books.pool.get().await?);
+    let now: i64 = client.query_one("SELECT extract(epoch FROM now())::bigint", &[]).await?.get(0);
+    let now = u64::try_from(now)?;
+    let mut behind = Vec::new();
+    // A block of before, one of which nobody knows, and one of after.
+    for (number, timestamp) in [(2, now - 10), (3, now + 60), (4, now + 1_000)] {
+        // Nothing expires the payment: its time is over for long.
+        let block = Matches { timestamp, ..block(number, Vec::new()) };
+        client.execute("UPDATE payments SET expires_at = 9000000000000", &[]).await?;
+        lab.books.apply(&chains, &[block]).await.map_err(failed)?;
+        behind.push(store::is_behind_told_events(&client, open.id).await.map_err(failed)?);
+    }
+    ensure!(behind == [true, true, false], "{behind:?}");
+    let orphan = "INSERT INTO orphan_transfers (chain_id, block_hash, transaction_hash, source, index, address, block_number,
+                      block_timestamp, transaction_index, sender, amount)
+                  SELECT 1, $1, $1, 'log', 0, $2, 1, 1, 0, $2, 1";
+    let (hash, address) = (block_hash(1), open.address);
+    let transaction = client.transaction().await?;
+    transaction.execute(orphan, &[&hash.as_slice(), &address.as_slice()]).await?;
+    ensure!(store::is_behind_told_events(&transaction, open.id).await.map_err(failed)?, "its transfer waits");
+    transaction.rollback().await?;
+
+    ensure!(lab.books.cancel(open.id).await?);
+    let cancelled = Told::events(&lab.books, open.id).await?.pop().context("an event")?;
+    ensure!((cancelled.r#type.as_str(), cancelled.sequence) == ("payment.cancelled", 4), "{cancelled:?}");
+    Ok(())
+}

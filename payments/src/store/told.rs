@@ -15,6 +15,9 @@ use topics::PaymentId;
 use topics::wire::PaymentEvent;
 use uuid::Uuid;
 
+/// How far a block's timestamp may be ahead of the clock of Postgres: a minute of ingest's clock, and as much between the two.
+const MAX_AHEAD_SECONDS: i64 = 120;
+
 /// Compares events of `payment.events` with the database, under the lock [`CATCH_UP`](runtime::db::lock::CATCH_UP), which folds and
 /// cancellations share. Those that it lost are written down as told, and into the history; those
 /// that it knows and has still in the outbox are taken out of it. Returns how many were lost.
@@ -105,13 +108,23 @@ pub async fn forget_told_events<'a>(
     Ok(())
 }
 
-/// Whether the confirmer has still to make events of this payment again, so that its state is behind what was told.
+/// Whether the confirmer may have events of this payment to make again, so that its state is behind what was told. Some are never made
+/// again, such as those of a transfer that does not count any more. So it waits until the payment's chain is at a block that was not there
+/// when they were compared, and none of its transfers is an orphan.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn is_behind_told_events(db: &impl GenericClient, id: PaymentId) -> Result<bool, Failure> {
-    let statement = db.prepare_cached("SELECT EXISTS (SELECT FROM told_events WHERE payment_id = $1 AND NOT made)").await?;
-    Ok(db.query_one(&statement, &[&id.0]).await?.get(0))
+    let statement = db
+        .prepare_cached(
+            "SELECT EXISTS (SELECT FROM told_events t JOIN payments p ON p.id = t.payment_id
+                 LEFT JOIN chain_heads h ON h.chain_id = p.chain_id
+                 WHERE t.payment_id = $1 AND NOT t.made AND (
+                     h.block_timestamp > extract(epoch FROM t.compared_at) + $2::bigint IS NOT TRUE
+                     OR EXISTS (SELECT FROM orphan_transfers o WHERE o.address = p.address AND NOT o.in_doubt)))",
+        )
+        .await?;
+    Ok(db.query_one(&statement, &[&id.0, &MAX_AHEAD_SECONDS]).await?.get(0))
 }
 
 /// Takes the events of these payments' creation out of the told ones; returns the payments that had one.

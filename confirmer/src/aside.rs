@@ -25,6 +25,8 @@ const CATCH_UP_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_PASSED: usize = 16_384;
 /// How soon a chain is tried again whose records could not be applied.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+/// How soon it is looked whether such a chain begins anew.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a chain's records are applied before the others have their turn.
 const TURN: Duration = Duration::from_secs(10);
 
@@ -121,20 +123,26 @@ pub fn catch_up(
             let Some(chain) = chain_of(&item).filter(|chain| chains.by_id(*chain).is_some()) else { continue };
             let key = (item.partition, item.item.clone());
             let last = failed.get(&key);
-            if last.is_some_and(|last| last.at.elapsed() < RETRY_INTERVAL) {
+            if last.is_some_and(|last| last.looked.elapsed() < LOOK_INTERVAL) {
                 continue;
             }
             let searched = last.filter(|last| last.from <= item.next_offset).map_or(0, |last| last.searched);
             let batch = FOLDING.max_records;
+            let waits = last.is_some_and(|last| last.at.elapsed() < RETRY_INTERVAL);
             let mut returning = Returning { kafka, pool, chains, handle, chain, item, batch, searched };
-            match returning.run(stop) {
+            let is_due = if waits { returning.find_new_beginning().map(|found| found.is_some()) } else { Ok(true) };
+            if let Some(last) = failed.get_mut(&key) {
+                (last.looked, last.searched) = (Instant::now(), returning.searched);
+            }
+            match is_due.and_then(|is_due| if is_due { returning.run(stop) } else { Ok(false) }) {
                 Ok(true) => tracing::warn!("chain {chain} goes on"),
-                // The partition's offset has moved on meanwhile, or it is the others' turn.
+                // The partition's offset has moved on meanwhile, it is the others' turn, or the chain has not begun anew.
                 Ok(false) => {}
                 Err(Failure::Halt(cause)) => {
                     tracing::error!("chain {chain} stays set aside: {cause:#}");
                     let (from, searched) = (returning.item.next_offset, returning.searched);
-                    failed.insert(key, Failed { at: Instant::now(), from, searched });
+                    let now = Instant::now();
+                    failed.insert(key, Failed { at: now, looked: now, from, searched });
                 }
                 // It keeps none of the others from going on.
                 Err(failure) => tracing::warn!("chain {chain} stays set aside for now: {failure}"),
@@ -148,6 +156,8 @@ pub fn catch_up(
 /// A chain that was tried without success.
 struct Failed {
     at: Instant,
+    /// When it was looked for a new beginning last.
+    looked: Instant,
     /// Its offset.
     from: i64,
     /// Between these offsets it does not begin anew.

@@ -24,8 +24,9 @@ use uuid::Uuid;
 /// The stage's name and topic, and the limits of its batches.
 pub const FOLDING: FoldStage =
     FoldStage { stage: "confirmer", topic: Topic::Matches, max_records: 256, max_bytes: 4 * 1024 * 1024 };
-/// Payments in memory at once: each takes about 1 kB, and may have an event.
-pub(crate) const MAX_PAYMENTS_IN_MEMORY: usize = 20_000;
+/// Payments in memory at once: each takes about 1 kB, may have an event, and has up to 16 kB of metadata, which is there twice while
+/// it is loaded.
+pub(crate) const MAX_PAYMENTS_IN_MEMORY: usize = 4_000;
 
 /// Consecutive records of one partition of `chain.matches`.
 pub struct Batch {
@@ -81,8 +82,8 @@ pub(crate) async fn fold_chains(
 }
 
 /// Payments do not depend on each other. So where a batch can change very many (after a day of downtime one block expires a day's
-/// payments), they are applied slice by slice, all in the one transaction. `orphans`, whose payment was not there when their block
-/// came, are credited first.
+/// payments), they are applied slice by slice, all in the one transaction. Where its transfers are to very many, it is several batches. `orphans`,
+/// whose payment was not there when their block came, are credited first.
 pub(crate) async fn fold_chain(
     db: &impl GenericClient,
     chains: &Chains,
@@ -103,10 +104,19 @@ pub(crate) async fn fold_chain(
     check_parts(head.as_ref(), records)?;
     let lost = lost_blocks(db, chain, records).await?;
     let removed = removed_blocks(records, &lost);
-    store::remove_orphans(db, chain, &removed).await?;
     let scope = BatchScope::new(chain, head.as_ref(), records, orphans, &lost);
-    let mut known = store::known_transfers(db, &scope).await?;
     let touched = store::touched_payments(db, &scope).await?;
+    let paid = touched.values().filter(|paid| **paid).count();
+    if paid > slice && records.len() > 1 {
+        let (mut events, mut orphans) = (0, orphans);
+        for records in records.chunks(records.len().div_ceil(paid.div_ceil(slice.max(1)))) {
+            events += Box::pin(fold_chain(db, chains, chain, records, orphans, slice)).await?;
+            orphans = &[];
+        }
+        return Ok(events);
+    }
+    store::remove_orphans(db, chain, &removed).await?;
+    let mut known = store::known_transfers(db, &scope).await?;
     let mut parts = if touched.is_empty() { HashMap::new() } else { store::touched_parts(db, &scope).await? };
     // Transfers are credited with the first slice, which has every payment that they can be to.
     let mut slices: Vec<Vec<Uuid>> = Vec::new();

@@ -172,16 +172,23 @@ impl<'a> WorkingSet<'a> {
             return Ok(());
         }
         let mut arrivals = Arrivals::new(transfers, cause.timestamp);
-        let (others, transfers): (Vec<_>, Vec<_>) =
-            transfers.iter().partition(|transfer| self.is_contradicted(cause, transfer));
+        // A stranger can send a payment any number, and it may have a part in each of many blocks.
+        let mut strange = HashMap::new();
+        let (others, transfers): (Vec<_>, Vec<_>) = transfers.iter().partition(|transfer| {
+            let known = self.known.get(&transfer.id).filter(|known| known.on_chain);
+            known.is_some_and(|known| !known.is(cause, transfer))
+                || *strange.entry(transfer.to).or_insert_with(|| self.has_strange_part(cause, transfer.to))
+        });
         if let Some(other) = others.first() {
             tracing::error!(
                 "{} transfers of block {} of chain {} are not what was applied of it before, such as transaction {}. What was applied \
-                 stays: an endpoint of now or of then gives wrong content under the block's hash",
+                 stays: an endpoint of now or of then gives wrong content under the block's hash. If what was applied is wrong, \
+                 `ctrip chain restart {}` takes it back as long as the block lies above the last final one; later nothing does",
                 others.len(),
                 cause.block,
                 cause.chain,
-                other.id.transaction
+                other.id.transaction,
+                cause.chain,
             );
         }
         for transfer in transfers {
@@ -196,18 +203,15 @@ impl<'a> WorkingSet<'a> {
         Ok(())
     }
 
-    /// Whether a transfer of a block on the chain contradicts what that block has brought: the same transfer with other content, or
-    /// the same block with another time or number.
-    fn is_contradicted(&self, cause: &Cause, transfer: &Transfer) -> bool {
-        let known = self.known.get(&transfer.id).filter(|known| known.on_chain);
-        let touched = self.by_address.get(&transfer.to).and_then(|index| self.payments.get(*index));
+    /// Whether the payment at this address has had something of the same block under another time or number.
+    fn has_strange_part(&self, cause: &Cause, to: Address) -> bool {
+        let touched = self.by_address.get(&to).and_then(|index| self.payments.get(*index));
         let mut parts = touched.into_iter().flat_map(|touched| &touched.payment.parts);
-        known.is_some_and(|known| !known.is(cause, transfer))
-            || parts.any(|part| {
-                part.chain == cause.chain
-                    && part.block.hash == cause.block.hash
-                    && (part.block.number, part.timestamp) != (cause.block.number, cause.timestamp)
-            })
+        parts.any(|part| {
+            part.chain == cause.chain
+                && part.block.hash == cause.block.hash
+                && (part.block.number, part.timestamp) != (cause.block.number, cause.timestamp)
+        })
     }
 
     /// Decides about one transfer: writes it down, and adds it to `arrivals` if it counts.

@@ -152,7 +152,8 @@ impl Restart {
         Ok(first.map(|first| first.saturating_sub(1)))
     }
 
-    /// The block up to which records that wait leave what was applied, if they take something back: the confirmer applies them first.
+    /// The block up to which records that wait leave what was applied: the confirmer applies those first that it can, and the others say
+    /// that what it has applied may not be what the chain has.
     async fn kept_by_waiting(&self, unapplied: Unapplied) -> anyhow::Result<Option<u64>> {
         let Unapplied::Waiting(offset) = unapplied else { return Ok(None) };
         let (kafka, chain) = (self.kafka.clone(), self.chain.id);
@@ -349,10 +350,10 @@ const fn is_due(matched: Matched, unapplied: Unapplied) -> bool {
 }
 
 /// The block up to which a record leaves what was applied, if it takes something back. Another branch may have blocks that are as high
-/// as one that this one skips.
+/// as one that this one skips. One that is added, and not above all that was applied, may have been applied with other content.
 fn kept_by(record: &MatchesRecord) -> Option<u64> {
     match record.kind() {
-        matches_record::Kind::Removed => Some(number_below(record.number, record.parent_number)),
+        matches_record::Kind::Removed | matches_record::Kind::Added => Some(number_below(record.number, record.parent_number)),
         matches_record::Kind::Replayed if record.sequence != 0 => Some(record.number),
         _ => None,
     }
@@ -526,7 +527,8 @@ mod tests {
             ..Default::default()
         };
         for (waiting, kept) in [
-            (record(Kind::Added, 96, Some(95), 7), None),
+            (record(Kind::Added, 96, None, 7), Some(95)),
+            (record(Kind::Added, 96, Some(93), 7), Some(93)),
             (record(Kind::Tags, 95, None, 7), None),
             (record(Kind::Removed, 95, None, 7), Some(94)),
             (record(Kind::Removed, 95, Some(93), 7), Some(93)),

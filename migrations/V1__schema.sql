@@ -431,7 +431,7 @@ CREATE TABLE applied_records (
     place    bigint NOT NULL,
     -- Number of the lowest block that they added; null for none.
     lowest   bigint,
-    -- Two a record: UUIDv5 of all that it says, and of what it says of its block, whatever its sequence and tags are.
+    -- Three a record, in order: UUIDv5 of all that it says, of its block, and of what it says of that, whatever its sequence and tags are.
     records  uuid[] NOT NULL,
     PRIMARY KEY (chain_id, place)
 );

@@ -134,10 +134,12 @@ pub fn catch_up(
             if let Some(last) = failed.get_mut(&key) {
                 (last.looked, last.searched) = (Instant::now(), returning.searched);
             }
-            match is_due.and_then(|is_due| if is_due { returning.run(stop) } else { Ok(false) }) {
-                Ok(true) => tracing::warn!("chain {chain} goes on"),
-                // The partition's offset has moved on meanwhile, it is the others' turn, or the chain has not begun anew.
-                Ok(false) => {}
+            match is_due.and_then(|is_due| if is_due { returning.run(stop).map(Some) } else { Ok(None) }) {
+                // It has not begun anew.
+                Ok(None) => {}
+                Ok(Some(true)) => tracing::warn!("chain {chain} goes on"),
+                // The partition's offset has moved on meanwhile, or it is the others' turn.
+                Ok(Some(false)) => drop(failed.remove(&key)),
                 Err(Failure::Halt(cause)) => {
                     tracing::error!("chain {chain} stays set aside: {cause:#}");
                     let (from, searched) = (returning.item.next_offset, returning.searched);
@@ -293,9 +295,9 @@ impl Returning<'_> {
     /// # Errors
     /// `Halt` with the fault when it has not.
     fn skip_to_new_beginning(&mut self, fault: String) -> Result<(), Failure> {
-        if let Some(beginning) = self.find_new_beginning()? {
+        if let Some((beginning, stands)) = self.find_new_beginning()? {
             tracing::warn!("chain {} begins anew, past: {fault}", self.chain);
-            return self.pass_to(beginning);
+            return self.pass_to(beginning, stands);
         }
         let cause = format!("{fault}; `ctrip chain restart {}` begins anew", self.chain);
         let SetAside { topic, partition, item, next_offset, .. } = &self.item;
@@ -304,21 +306,24 @@ impl Returning<'_> {
         Err(Failure::Halt(anyhow!(cause)))
     }
 
-    /// The offset of the record with which the chain begins anew. What was searched is not searched again.
-    fn find_new_beginning(&mut self) -> Result<Option<i64>, Failure> {
+    /// The offset of the record with which the chain begins anew, and the block up to which it stands. What was searched is not searched
+    /// again.
+    fn find_new_beginning(&mut self) -> Result<Option<(i64, u64)>, Failure> {
         let (reader, limit) = (self.reader()?, self.limit()?);
         reader.seek(self.searched.max(self.item.next_offset + 1))?;
         while let Some(record) = reader.next()?.filter(|record| record.offset() < limit) {
-            if self.is_ours(&record) && read(&record, &mut Faults::new())?.is_some_and(|matches| begins_anew(&matches)) {
-                return Ok(Some(record.offset()));
+            let matches = if self.is_ours(&record) { read(&record, &mut Faults::new())? } else { None };
+            if let Some(matches) = matches.filter(begins_anew) {
+                return Ok(Some((record.offset(), matches.block.number)));
             }
             self.searched = record.offset() + 1;
         }
         Ok(None)
     }
 
-    /// Passes over what lies before a new beginning, but for replayed blocks: they need no order, and nobody brings them again.
-    fn pass_to(&mut self, beginning: i64) -> Result<(), Failure> {
+    /// Passes over what lies before a new beginning, but for replayed blocks up to the one that stands: they need no order, and nobody
+    /// brings them again. Those above it are taken back by the new beginning, which may have been applied before.
+    fn pass_to(&mut self, beginning: i64, stands: u64) -> Result<(), Failure> {
         let reader = self.reader()?;
         let (mut replayed, mut nexts, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some(record) = reader.next()?.filter(|record| record.offset() < beginning) {
@@ -326,7 +331,8 @@ impl Returning<'_> {
                 continue;
             }
             let mut faults = Faults::new();
-            if let Some(matches) = read(&record, &mut faults)?.filter(|matches| matches.sequence == 0) {
+            let is_left = |matches: &Matches| matches.sequence == 0 && matches.block.number <= stands;
+            if let Some(matches) = read(&record, &mut faults)?.filter(is_left) {
                 bytes += record.payload().len();
                 replayed.push(matches);
                 nexts.push(record.offset() + 1);

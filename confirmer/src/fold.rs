@@ -9,7 +9,7 @@
 //!   memory does not grow with a block, and a crash between parts continues with the next one.
 //! - An offset that is not where this writer left it fails the transaction: another instance has read on.
 
-use crate::unapplied::{begins_anew, continue_head, unapplied};
+use crate::unapplied::{Unapplied, begins_anew, continue_head, unapplied};
 use crate::working_set::WorkingSet;
 use anyhow::anyhow;
 use chain::{Chains, may_stand_above};
@@ -94,7 +94,17 @@ pub(crate) async fn fold_chain(
 ) -> Result<usize, Failure> {
     let head = store::lock_head(db, chain).await?;
     let records = match &head {
-        Some(head) if !continue_head(head, records) => unapplied(head, records, &mut store::applied_records(db, chain).await?),
+        Some(head) if !continue_head(head, records) => {
+            let Unapplied { new, passed, other } = unapplied(head, records, &mut store::applied_records(db, chain).await?);
+            if let Some(Matches { sequence, block, .. }) = other {
+                return Err(Failure::Halt(anyhow!(
+                    "record {sequence} of chain {chain} brings block {block} with other content than was applied when too few endpoints \
+                     had given it"
+                )));
+            }
+            store::remember_records(db, chain, &passed).await?;
+            new
+        }
         _ => records.to_vec(),
     };
     if records.is_empty() && orphans.is_empty() {

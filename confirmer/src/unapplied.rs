@@ -3,8 +3,9 @@
 //! As a rule each continues the one before. Where Kafka has lost the end of a topic, some records are read again, and others are written
 //! again: under other sequences where more or fewer of them tell of tags, and with other content where no root proves a block's. Then
 //! what was applied of late decides about each by itself, so it does not matter where a batch begins or ends: the very record that was
-//! applied is passed over, and so is one that says the same of its block, unless it continues the head. Whatever else does not continue
-//! it is new as well: it is for the fold to refuse. So nothing stands under a hash that was told with other content.
+//! applied is passed over, and so is one that says the same of its block as the last one did, unless it continues the head. A block that
+//! is witnessed is known by its hash. Whatever else does not continue the head is new as well: it is for the fold to refuse. So nothing in
+//! doubt stands under a hash that was told with other content.
 
 use payments::store::{AppliedRecords, ChainHead, OpenBlock};
 use topics::{BlockRef, Kind, Matches};
@@ -18,38 +19,90 @@ pub(crate) fn begins_anew(record: &Matches) -> bool {
 pub(crate) fn continue_head(head: &ChainHead, records: &[&Matches]) -> bool {
     let mut head = *head;
     records.iter().filter(|record| record.sequence != 0).all(|record| {
-        let is_next = record.sequence > head.sequence && continues(&head, record);
+        let is_next = is_next(&head, record);
         advance(&mut head, record);
         is_next
     })
 }
 
-/// The records that were not applied, which `applied` gets as well.
-pub(crate) fn unapplied<'a>(head: &ChainHead, records: &[&'a Matches], applied: &mut AppliedRecords) -> Vec<&'a Matches> {
-    let (mut head, mut left) = (*head, Vec::with_capacity(records.len()));
-    for record in records {
-        if record.sequence == 0 || is_news(&head, record, applied) {
-            advance(&mut head, record);
-            applied.insert(record);
-            left.push(*record);
+/// Records of which some were applied before.
+#[derive(Debug, Default)]
+pub(crate) struct Unapplied<'a> {
+    /// Those that were not.
+    pub(crate) new: Vec<&'a Matches>,
+    /// Those that are passed over for what they say.
+    pub(crate) passed: Vec<&'a Matches>,
+    /// The first of the new ones that brings a block again, with other content than was applied.
+    pub(crate) other: Option<&'a Matches>,
+}
+
+/// Tells the records that were not applied from those that were. `applied` gets all, so that they are known when they are read once more.
+pub(crate) fn unapplied<'a>(head: &ChainHead, records: &[&'a Matches], applied: &mut AppliedRecords) -> Unapplied<'a> {
+    let (mut head, mut left) = (*head, Unapplied::default());
+    for (place, record) in records.iter().enumerate() {
+        let rest = &records[place + 1..];
+        match news(&head, record, rest, applied) {
+            News::Known => continue,
+            News::Nothing => left.passed.push(*record),
+            News::New => {
+                let is_other = record.kind == Kind::Added && !continues(&head, record) && applied.has_block(record);
+                left.other = left.other.or(Some(*record).filter(|_| is_other));
+                advance(&mut head, record);
+                left.new.push(*record);
+            }
         }
+        applied.insert(record);
     }
     left
 }
 
-fn is_news(head: &ChainHead, record: &Matches, applied: &AppliedRecords) -> bool {
-    if applied.has(record) {
-        return false;
+enum News {
+    /// This very record was applied, or passed over.
+    Known,
+    /// What it says was told, or is not asked for.
+    Nothing,
+    New,
+}
+
+/// `rest` are the records after it.
+fn news(head: &ChainHead, record: &Matches, rest: &[&Matches], applied: &AppliedRecords) -> News {
+    if record.sequence == 0 {
+        // It was applied before what took it back.
+        let is_gone = rest.iter().any(|later| takes_back(later, record.block) && applied.has(later));
+        return if is_gone { News::Known } else { News::New };
     }
-    let is_told = || applied.has_content(record) || applied.lie_above(record);
-    continues(head, record)
-        || match record.kind {
-            Kind::Added | Kind::Removed => !is_told(),
-            // It is of a block whose own record is passed over, or refused.
-            Kind::Tags => false,
-            // `ctrip chain restart` gives it a later sequence than all that was applied.
-            Kind::Replayed => false,
-        }
+    if is_next(head, record) {
+        return News::New;
+    }
+    if applied.has(record) {
+        return News::Known;
+    }
+    let is_told = || match record.kind {
+        Kind::Added if is_witnessed(head, record) && applied.has_block(record) => true,
+        Kind::Added | Kind::Removed => applied.has_content(record) || applied.lie_above(record),
+        // Tags are of a block whose own record is passed over, or refused. `ctrip chain restart` gives a new beginning a later sequence
+        // than all that was applied.
+        Kind::Tags | Kind::Replayed => true,
+    };
+    if !continues(head, record) && is_told() { News::Nothing } else { News::New }
+}
+
+/// Whether a record takes back what a block has brought.
+fn takes_back(record: &Matches, block: BlockRef) -> bool {
+    match record.kind {
+        Kind::Removed => record.block.hash == block.hash,
+        Kind::Replayed => begins_anew(record) && record.block.number < block.number,
+        Kind::Added | Kind::Tags => false,
+    }
+}
+
+/// Where no root proves a block's content and one endpoint alone has given it, the block is not witnessed by its hash.
+fn is_witnessed(head: &ChainHead, record: &Matches) -> bool {
+    head.witnessed.is_some_and(|witnessed| record.block.number <= witnessed)
+}
+
+fn is_next(head: &ChainHead, record: &Matches) -> bool {
+    record.sequence > head.sequence && continues(head, record)
 }
 
 /// Whether a record may come next, as the fold sees it.
@@ -85,10 +138,13 @@ fn advance(head: &mut ChainHead, record: &Matches) {
         }
         // Below the first block nothing is known.
         Kind::Removed => {
-            (head.number, head.hash) = (record.number_below(), (head.number > head.first).then_some(record.parent));
+            let below = record.number_below();
+            (head.number, head.hash) = (below, (head.number > head.first).then_some(record.parent));
+            head.witnessed = head.witnessed.map(|witnessed| witnessed.min(below));
         }
         Kind::Replayed if begins_anew(record) => {
             (head.number, head.hash, head.open) = (head.number.min(number), None, None);
+            head.witnessed = None;
         }
         Kind::Replayed => return,
         Kind::Tags => {}
@@ -171,13 +227,14 @@ mod tests {
                 records.iter().for_each(|record| self.applied.insert(record));
                 records
             } else {
-                unapplied(&self.head, &records, &mut self.applied)
+                unapplied(&self.head, &records, &mut self.applied).new
             };
             for record in left {
                 if record.sequence != 0 && !continues(&self.head, record) {
                     return (new, Some(record.sequence));
                 }
                 advance(&mut self.head, record);
+                self.head.witnessed = self.head.witnessed.max(record.witnessed);
                 new.push(record.sequence);
             }
             (new, None)
@@ -306,5 +363,54 @@ mod tests {
         // A block that it took back comes again.
         let next = [record(31, Replayed, 9, 0), record(32, Added, 10, 0), record(33, Added, 11, 0)];
         assert_eq!(news(&applied, &[&applied, next.as_slice()].concat()), [31, 32, 33]);
+    }
+
+    #[test]
+    fn what_was_told_last_of_a_block_is_what_stands() {
+        let lie = paying(record(0, Added, 11, 0), 1);
+        let at = |sequence, record: &Matches| Matches { sequence, ..record.clone() };
+        let flips = [record(10, Added, 10, 0), record(11, Added, 11, 0), record(12, Removed, 11, 0), at(13, &lie)];
+        assert_eq!(outcome(&flips, &[record(17, Added, 11, 0), record(18, Added, 12, 0)]), (vec![], Some(17)));
+        assert_eq!(news(&flips, &[at(17, &lie), record(18, Added, 12, 0)]), [18]);
+    }
+
+    #[test]
+    fn a_removal_that_is_next_is_applied_though_one_like_it_was() {
+        let lie = |witnessed| Matches { witnessed, ..paying(record(11, Added, 11, 0), 1) };
+        let applied = [record(10, Added, 10, 0), lie(None), record(12, Removed, 11, 0)];
+        let again = [lie(Some(9)), record(12, Removed, 11, 0), record(13, Added, 11, 0), record(14, Added, 12, 0)];
+        assert_eq!(news(&applied, &again), [11, 12, 13, 14]);
+        // What is passed over by its content is known as well when it is read once more.
+        let applied = [record(10, Added, 10, 0), record(11, Added, 11, 0)];
+        let again = [record(11, Tags, 10, 0), record(12, Added, 11, 0), record(13, Removed, 11, 0)];
+        let mut chain = Chain::new();
+        chain.apply(&applied);
+        assert_eq!(chain.apply(&again), (vec![13], None));
+        assert_eq!(chain.apply(&again), (vec![], None));
+    }
+
+    #[test]
+    fn a_block_that_is_witnessed_is_known_by_its_hash() {
+        // The detector knew fewer addresses the first time, or a node had no traces.
+        let again = [paying(record(17, Added, 11, 0), 1), record(18, Added, 12, 0)];
+        for (witnessed, expected) in [(11, (vec![18], None)), (10, (vec![], Some(17)))] {
+            let head = Matches { witnessed: Some(witnessed), ..record(11, Added, 11, 0) };
+            assert_eq!(outcome(&[record(10, Added, 10, 0), head], &again), expected);
+        }
+        let head = Matches { witnessed: Some(11), ..record(11, Added, 11, 0) };
+        assert_eq!(outcome(&[record(10, Added, 10, 0), head], &[record(17, Added, 11, 1)]), (vec![], Some(17)), "another one");
+    }
+
+    #[test]
+    fn a_replayed_block_that_left_the_chain_is_not_applied_again() {
+        let applied =
+            [record(10, Added, 10, 0), record(0, Replayed, 7, 0), record(0, Replayed, 5, 0), record(30, Replayed, 6, 0)];
+        let mut chain = Chain::new();
+        chain.apply(&applied);
+        assert_eq!(chain.clone().apply(&applied[1..]), (vec![0], None), "the one that stands");
+        let later = [&applied[1..], &[record(0, Replayed, 7, 0)]].concat();
+        assert_eq!(chain.apply(&later), (vec![0, 0], None), "the one that a backfill brings again");
+        // Of the whole chain, however many blocks a backfill replays.
+        assert!(!chain.applied.has(&applied[1]));
     }
 }

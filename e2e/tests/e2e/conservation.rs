@@ -979,6 +979,8 @@ async fn a_lie_is_not_confirmed_by_a_block_that_is_written_again_without_it() ->
                     outcome = books.apply(&chains, records).await;
                 }
             }
+            let refused = outcome.as_ref().err().map(ToString::to_string);
+            ensure!(index > 1 || refused.as_ref().is_some_and(|refused| refused.contains("other content")), "{refused:?}");
             ensure!(outcome.is_ok() == goes_on, "case {index}: {:?}, {size} records per batch", outcome.err().map(failed));
             let now = books.all().await?.remove(&payment.id).context("the payment")?;
             let expected = if goes_on { Status::Pending } else { Status::Detected };

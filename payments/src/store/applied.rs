@@ -3,7 +3,7 @@
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use topics::{ChainId, Kind, Matches};
 use uuid::{Uuid, uuid};
 
@@ -12,10 +12,12 @@ const RECORD_NAMESPACE: Uuid = uuid!("0d2f5a3c-8b1e-4b57-9c64-2f7c1f0a6e91");
 /// Records of each chain that are remembered, and the rest of a batch: far more than a stage goes back.
 const MAX_REMEMBERED: i64 = 50_000;
 
-/// The records of a chain that were applied last.
+/// The records of a chain that were applied last. Replayed blocks are not among them: they stand in no order.
 #[derive(Clone, Debug, Default)]
 pub struct AppliedRecords {
-    known: HashSet<Uuid>,
+    whole: HashSet<Uuid>,
+    /// What was told last of each block.
+    contents: HashMap<Uuid, Uuid>,
     /// Number of the lowest block that they added.
     lowest: Option<u64>,
 }
@@ -23,12 +25,19 @@ pub struct AppliedRecords {
 impl AppliedRecords {
     /// Whether this very record is one of them: the same block, content and tags under the same sequence.
     pub fn has(&self, record: &Matches) -> bool {
-        self.known.contains(&RecordIds::of(record).whole)
+        self.whole.contains(&RecordIds::of(record).whole)
     }
 
-    /// Whether one of them says the same of the block, under whatever sequence and with whatever tags.
+    /// Whether the last of them that added this block, or this part of it, or removed it, has said the same, under whatever sequence
+    /// and with whatever tags.
     pub fn has_content(&self, record: &Matches) -> bool {
-        self.known.contains(&RecordIds::of(record).content)
+        let RecordIds { block, content, .. } = RecordIds::of(record);
+        self.contents.get(&block) == Some(&content)
+    }
+
+    /// Whether one of them has added this block, or this part of it, or removed it, whatever it has said.
+    pub fn has_block(&self, record: &Matches) -> bool {
+        self.contents.contains_key(&RecordIds::of(record).block)
     }
 
     /// Whether its block lies below all that they have added, so that it may have been applied before them.
@@ -37,9 +46,15 @@ impl AppliedRecords {
     }
 
     pub fn insert(&mut self, record: &Matches) {
-        let RecordIds { whole, content } = RecordIds::of(record);
-        self.known.extend([whole, content]);
-        self.lowest = self.lowest.into_iter().chain(added_number(record)).min();
+        if is_remembered(record) {
+            self.insert_ids(RecordIds::of(record));
+            self.lowest = self.lowest.into_iter().chain(added_number(record)).min();
+        }
+    }
+
+    fn insert_ids(&mut self, RecordIds { whole, block, content }: RecordIds) {
+        self.whole.insert(whole);
+        self.contents.insert(block, content);
     }
 }
 
@@ -48,21 +63,25 @@ impl AppliedRecords {
 /// # Errors
 /// When the database fails.
 pub async fn applied_records(db: &impl GenericClient, chain: ChainId) -> Result<AppliedRecords, Failure> {
-    let statement = db.prepare_cached("SELECT lowest, records FROM applied_records WHERE chain_id = $1").await?;
+    let statement = db.prepare_cached("SELECT lowest, records FROM applied_records WHERE chain_id = $1 ORDER BY place").await?;
     let mut applied = AppliedRecords::default();
     for row in db.query(&statement, &[&bigint(chain.0)]).await? {
         let lowest = row.get::<_, Option<i64>>(0).map(unsigned);
         applied.lowest = applied.lowest.into_iter().chain(lowest).min();
-        applied.known.extend(row.get::<_, Vec<Uuid>>(1));
+        for ids in row.get::<_, Vec<Uuid>>(1).as_chunks().0 {
+            let [whole, block, content] = *ids;
+            applied.insert_ids(RecordIds { whole, block, content });
+        }
     }
     Ok(applied)
 }
 
-/// Remembers records that are applied, and forgets those of long ago. The chain's head is locked.
+/// Remembers records that are applied, or passed over for what they say, and forgets those of long ago. The chain's head is locked.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn remember_records(db: &impl GenericClient, chain: ChainId, records: &[&Matches]) -> Result<(), Failure> {
+    let records: Vec<&Matches> = records.iter().copied().filter(|record| is_remembered(record)).collect();
     if records.is_empty() {
         return Ok(());
     }
@@ -78,9 +97,13 @@ pub async fn remember_records(db: &impl GenericClient, chain: ChainId, records: 
     let count = i64::try_from(records.len()).unwrap_or(i64::MAX);
     let lowest = records.iter().filter_map(|record| added_number(record)).min().map(bigint);
     let ids = records.iter().map(|record| RecordIds::of(record));
-    let ids: Vec<Uuid> = ids.flat_map(|RecordIds { whole, content }| [whole, content]).collect();
+    let ids: Vec<Uuid> = ids.flat_map(|RecordIds { whole, block, content }| [whole, block, content]).collect();
     db.execute(&statement, &[&bigint(chain.0), &count, &lowest, &ids, &MAX_REMEMBERED]).await?;
     Ok(())
+}
+
+fn is_remembered(record: &Matches) -> bool {
+    record.sequence != 0
 }
 
 fn added_number(record: &Matches) -> Option<u64> {
@@ -90,7 +113,9 @@ fn added_number(record: &Matches) -> Option<u64> {
 /// By which a record is known again.
 struct RecordIds {
     whole: Uuid,
-    /// What it says of its block, transfers included.
+    /// The block, or part of one, and whether it is added or removed.
+    block: Uuid,
+    /// What it says of that, transfers included.
     content: Uuid,
 }
 
@@ -98,11 +123,49 @@ impl RecordIds {
     fn of(record: &Matches) -> Self {
         let Matches { chain, sequence, kind, block, parent, parent_number, timestamp, .. } = record;
         let Matches { safe, finalized, witnessed, transfers, part, parts, .. } = record;
-        let said = format!("{chain}/{kind:?}/{block}/{parent}/{parent_number:?}/{timestamp}/{part}/{parts}");
-        let content = transfers.iter().fold(Uuid::new_v5(&RECORD_NAMESPACE, said.as_bytes()), |id, transfer| {
+        let of_block = Uuid::new_v5(&RECORD_NAMESPACE, format!("{chain}/{kind:?}/{}/{part}", block.hash).as_bytes());
+        let said = format!("{}/{parent}/{parent_number:?}/{timestamp}/{parts}", block.number);
+        let content = transfers.iter().fold(Uuid::new_v5(&of_block, said.as_bytes()), |id, transfer| {
             Uuid::new_v5(&id, format!("{transfer:?}").as_bytes())
         });
         let tags = format!("{sequence}/{safe:?}/{finalized:?}/{witnessed:?}");
-        Self { whole: Uuid::new_v5(&content, tags.as_bytes()), content }
+        Self { whole: Uuid::new_v5(&content, tags.as_bytes()), block: of_block, content }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use topics::{Address, Amount, B256, BlockRef, Source, Transfer, TransferId};
+
+    /// Under other ids nothing that was applied before an update is known after it.
+    #[test]
+    fn the_ids_of_a_record_stay_the_same() {
+        let (chain, hash) = (ChainId(1), B256::repeat_byte(1));
+        let id = TransferId { chain, block: hash, transaction: hash, source: Source::Log, index: 3 };
+        let (token, from, to) = (Some(Address::repeat_byte(2)), Address::ZERO, Address::ZERO);
+        let record = Matches {
+            chain,
+            sequence: 7,
+            kind: Kind::Added,
+            block: BlockRef { number: 5, hash },
+            parent: B256::ZERO,
+            parent_number: None,
+            timestamp: 1_000,
+            safe: None,
+            finalized: Some(4),
+            witnessed: Some(5),
+            transfers: vec![Transfer { id, token, from, to, amount: Amount::from(9_u64), transaction_index: 2 }],
+            part: 1,
+            parts: 2,
+        };
+        let RecordIds { whole, block, content } = RecordIds::of(&record);
+        let ids = [whole, block, content].map(|id| id.to_string());
+        let expected = [
+            "410c840e-838d-5480-99ab-c087800d1d9f",
+            "4401ef8a-6a53-59ca-b8ce-d86a0b722475",
+            "a457fbff-b314-55d1-9673-75a05d74d405",
+        ];
+        assert_eq!(ids, expected);
     }
 }

@@ -121,7 +121,7 @@ pub async fn is_behind_told_events(db: &impl GenericClient, id: PaymentId) -> Re
                  LEFT JOIN chain_heads h ON h.chain_id = p.chain_id
                  WHERE t.payment_id = $1 AND NOT t.made AND (
                      h.block_timestamp > extract(epoch FROM t.compared_at) + $2::bigint IS NOT TRUE
-                     OR EXISTS (SELECT FROM orphan_transfers o WHERE o.address = p.address AND NOT o.in_doubt)))",
+                     OR EXISTS (SELECT FROM orphan_transfers o WHERE o.address = p.address AND o.chain_id = p.chain_id AND NOT o.in_doubt)))",
         )
         .await?;
     Ok(db.query_one(&statement, &[&id.0, &MAX_AHEAD_SECONDS]).await?.get(0))

@@ -1,7 +1,8 @@
 //! Postgres catches up with the topics: what they have gained since the offsets that the database knows is compared with its rows,
 //! and what it lacks is written again. Comparing costs as much as was gained, not as much as there is.
 //!
-//! - `payment.events` first: events that the database does not know are written down as told, before anyone could make them again.
+//! - Topics that are new to the database, and another installation's, are refused first.
+//! - Then `payment.events`: events that the database does not know are written down as told, before anyone could make them again.
 //!   Those that wait in the outbox although Kafka has them are taken out of it.
 //! - Then `payment.intents`: payments, static addresses and idempotency keys that are missing are inserted, and the sequences of
 //!   their accounts moved past them.
@@ -65,7 +66,9 @@ impl CatchUp<'_> {
         let events = self.backlog.ends(Topic::Events)?;
         let own = self.handle.block_on(installation(&*self.client))?;
         let (compared, name) = (self.handle.block_on(compared_topic(&*self.client))?, self.kafka.name(Topic::Intents));
-        let is_new = compared.as_ref() != Some(&name);
+        if compared.as_ref() != Some(&name) {
+            self.refuse_foreign(own, &intents)?;
+        }
         let mut findings = Findings::default();
         self.topic(Topic::Events, &events, async |db, records| {
             let told: Vec<(Uuid, PaymentEvent)> = records.iter().filter_map(|read| read_event(&read.value)).collect();
@@ -74,7 +77,7 @@ impl CatchUp<'_> {
         })?;
         self.topic(Topic::Intents, &intents, async |db, records| {
             let read: Vec<ReadIntent> = records.iter().filter_map(ReadIntent::of).collect();
-            restore(db, &name, own, is_new, &read, &mut findings).await?;
+            restore(db, &name, own, &read, &mut findings).await?;
             match findings.foreign {
                 Some(other) => note_other(db, other).await,
                 None => Ok(()),
@@ -86,6 +89,28 @@ impl CatchUp<'_> {
         }
         report(&findings);
         Ok(findings.had_lost())
+    }
+
+    /// Refuses topics that are new to this database and another installation's, before anything of theirs is written: intents say whose
+    /// they are, events do not.
+    fn refuse_foreign(&mut self, own: Uuid, ends: &Offsets) -> Result<(), Failure> {
+        let Self { handle, kafka, backlog, client } = self;
+        let mut next = handle.block_on(known::load(&**client, &kafka.name(Topic::Intents)))?.next;
+        while ends.iter().any(|(partition, end)| next.get(partition).copied().unwrap_or(0) < *end) {
+            let mut foreign: Vec<(Option<Uuid>, Uuid)> = Vec::new();
+            let limits = (RESTORING.max_records, RESTORING.max_bytes);
+            next = backlog.read(Topic::Intents, &next, ends, limits, |record| {
+                let intent = frame::decode::<PaymentIntent>(record.payload()).ok();
+                foreign.extend(intent.and_then(|intent| Some((intent.payment_id.parse().ok(), other_than(own, &intent)?))));
+            })?;
+            let ids: Vec<Uuid> = foreign.iter().filter_map(|(id, _)| *id).collect();
+            // What the database has is its own by now.
+            let lost = handle.block_on(store::lost_ids(&**client, &ids))?;
+            if let Some((_, other)) = foreign.iter().find(|(id, _)| id.is_none_or(|id| lost.contains(&id))) {
+                return Err(refused(own, *other));
+            }
+        }
+        Ok(())
     }
 
     /// Hands a topic's records to `apply`.
@@ -163,7 +188,6 @@ async fn restore(
     db: &impl GenericClient,
     topic: &str,
     own: Uuid,
-    is_new: bool,
     intents: &[ReadIntent],
     findings: &mut Findings,
 ) -> Result<(), Failure> {
@@ -176,13 +200,8 @@ async fn restore(
     let without_id = intents.iter().filter(|read| read.id().is_none());
     for read in lost.iter().filter_map(|id| by_id.get(id).copied()).chain(without_id) {
         let intent = &read.intent;
-        let other = Some(installation_of(intent)).filter(|other| !other.is_nil() && *other != own);
-        if let Some(other) = other {
-            if is_new {
-                return Err(refused(own, other));
-            }
-            findings.foreign = Some(other);
-        }
+        let other = other_than(own, intent);
+        findings.foreign = other.or(findings.foreign);
         // Its address is given out, whoever did it, and whether or not the rest can be read.
         if let Ok((account, index)) = account(intent)
             && (other.is_none() || known_account(db, account).await?)
@@ -225,6 +244,11 @@ async fn set_aside(db: &impl GenericClient, topic: &str, id: &str, address: &str
     tracing::error!("{cause}");
     let partition = Topic::Intents.partition_of(address);
     RESTORING.set_aside(db, (topic, partition), id, 0, &cause).await
+}
+
+/// The installation that wrote the intent, if it is another one.
+fn other_than(own: Uuid, intent: &PaymentIntent) -> Option<Uuid> {
+    Some(installation_of(intent)).filter(|other| !other.is_nil() && *other != own)
 }
 
 async fn known_account(db: &impl GenericClient, fingerprint: &str) -> Result<bool, Failure> {

@@ -450,6 +450,9 @@ async fn a_second_installation_on_the_same_topics_is_refused_unless_it_takes_the
     ensure!(db.execute("UPDATE installation SET compared = 'other.payment.intents'", &[]).await? == 1);
     let said = refused(&lab)?;
     ensure!(!said.contains("intents again"), "{said}");
+    let written = "SELECT (SELECT count(*) FROM told_events) + (SELECT count(*) FROM payment_events) + (SELECT count(*) FROM known_offsets)";
+    let written: i64 = db.query_one(written, &[]).await?.get(0);
+    ensure!(written == 0, "a refused start has written {written} rows of the topics' installation");
     // As far as a first comparison may come that ends with a refusal.
     let begin = "INSERT INTO known_offsets (topic, partition, next_offset) VALUES ($1, $2, 0)";
     let end = "UPDATE known_offsets SET next_offset = $3 WHERE topic = $1 AND partition = $2";

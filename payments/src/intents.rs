@@ -181,9 +181,11 @@ pub fn issued(intent: &wire::PaymentIntent) -> Result<(Issued, Origin), IntentEr
     let merchant = uuid("merchant_id", &intent.merchant_id)?;
     let address = topics::address("address", &intent.address)?;
     let text = |text: &String| (!text.is_empty()).then(|| text.clone());
+    // No key's id has a NUL, which Postgres can't keep; who asked is no reason to leave the address out.
+    let asked_by = intent.asked_by.replace('\0', "");
     let origin = Origin {
         installation: installation(intent),
-        asked_by: intent.asked_by.clone(),
+        asked_by: asked_by.clone(),
         idempotency: text(&intent.idempotency_key)
             .map(|key| IdempotencyClaim { key, request_hash: intent.request_hash.to_vec() }),
     };
@@ -198,7 +200,7 @@ pub fn issued(intent: &wire::PaymentIntent) -> Result<(Issued, Origin), IntentEr
             xpub: account.to_owned(),
             address_index,
             created_at: intent.created_at,
-            asked_by: text(&intent.asked_by),
+            asked_by: text(&asked_by),
         };
         return Ok((Issued::Address(address), origin));
     }
@@ -281,6 +283,27 @@ mod tests {
         let other = wire::PaymentIntent { account: "a'; --".to_owned(), ..right };
         for (wrong, field) in [(hardened, "address_index"), (long, "account"), (other, "account")] {
             assert!(matches!(issued(&wrong), Err(IntentError::Field(error)) if error.field == field));
+        }
+    }
+
+    /// Anyone who can write to the topic can forge one; Postgres keeps no NUL.
+    #[test]
+    fn a_nul_in_who_asked_is_left_out() {
+        let intent = |chain_id| wire::PaymentIntent {
+            address: vec![7; 20].into(),
+            payment_id: Uuid::from_u128(1).to_string(),
+            merchant_id: Uuid::from_u128(2).to_string(),
+            amount: vec![1].into(),
+            account: "0a1b".to_owned(),
+            asked_by: "0a\0b".to_owned(),
+            chain_id,
+            ..wire::PaymentIntent::default()
+        };
+        for chain in [0, 1] {
+            let (issued, origin) = issued(&intent(chain)).unwrap();
+            assert_eq!(origin.asked_by, "0ab");
+            let Issued::Address(address) = issued else { continue };
+            assert_eq!(address.asked_by.as_deref(), Some("0ab"));
         }
     }
 }

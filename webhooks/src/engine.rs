@@ -2,7 +2,7 @@
 //!
 //! Each lane is a task that claims, sends and settles in a loop; one more task fails what is pending for disabled endpoints.
 
-use crate::attempt::{FinishedAttempt, Verdict};
+use crate::attempt::{ClaimedDelivery, FinishedAttempt, Verdict};
 use crate::clients::Clients;
 use crate::lane::Lane;
 use crate::queue::{self, ClaimLimits, Settled};
@@ -145,10 +145,40 @@ impl Engine {
         lane: Lane,
     ) -> Result<(), Failure> {
         let limits = lane.limits();
-        let free = limits.max_in_flight - sends.len();
-        if free == 0 {
-            return Ok(());
+        loop {
+            let free = limits.max_in_flight - sends.len();
+            // Half of them at a time, since what is claimed leaves each merchant less.
+            let at_once = free.div_ceil(2);
+            if at_once == 0 {
+                return Ok(());
+            }
+            let claimed = self.claim(lane, at_once, limits.per_merchant(free), in_flight_of_merchants).await?;
+            let is_all = claimed.len() < at_once;
+            for delivery in claimed {
+                locked(&self.in_flight).add(delivery.endpoint_id, 1);
+                in_flight_of_merchants.add(delivery.merchant, 1);
+                let (clients, guard) = (Arc::clone(&self.clients), self.guard.clone());
+                sends.spawn(async move {
+                    let sending = Sending { merchant: delivery.merchant, lane };
+                    let outcome = SENDING.scope(sending, send::send(&clients, &guard, &delivery)).await;
+                    let failures = usize::try_from(delivery.failures).unwrap_or_default();
+                    let verdict = retry_schedule::judge(failures, outcome.head, rand::random());
+                    FinishedAttempt { delivery, outcome, verdict }
+                });
+            }
+            if is_all {
+                return Ok(());
+            }
         }
+    }
+
+    async fn claim(
+        &self,
+        lane: Lane,
+        at_once: usize,
+        max_per_merchant: i32,
+        in_flight_of_merchants: &Counts<Uuid>,
+    ) -> Result<Vec<ClaimedDelivery>, Failure> {
         let (in_flight, of_merchants) = (listed(&locked(&self.in_flight)), listed(in_flight_of_merchants));
         let slow: Vec<Uuid> = {
             let mut slow = locked(&self.slow);
@@ -159,28 +189,13 @@ impl Engine {
             instance: &self.instance,
             lane,
             slow: &slow,
-            max_deliveries: i64::try_from(free).unwrap_or(i64::MAX),
-            max_per_endpoint: limits.max_per_endpoint,
+            max_deliveries: i64::try_from(at_once).unwrap_or(i64::MAX),
+            max_per_endpoint: lane.limits().max_per_endpoint,
             in_flight: &in_flight,
-            max_per_merchant: limits.max_per_merchant,
+            max_per_merchant,
             in_flight_of_merchants: &of_merchants,
         };
-        let db = self.pool.get().await?;
-        let claimed = queue::claim_due(&db, limits).await?;
-        drop(db);
-        for delivery in claimed {
-            locked(&self.in_flight).add(delivery.endpoint_id, 1);
-            in_flight_of_merchants.add(delivery.merchant, 1);
-            let (clients, guard) = (Arc::clone(&self.clients), self.guard.clone());
-            sends.spawn(async move {
-                let sending = Sending { merchant: delivery.merchant, lane };
-                let outcome = SENDING.scope(sending, send::send(&clients, &guard, &delivery)).await;
-                let failures = usize::try_from(delivery.failures).unwrap_or_default();
-                let verdict = retry_schedule::judge(failures, outcome.head, rand::random());
-                FinishedAttempt { delivery, outcome, verdict }
-            });
-        }
-        Ok(())
+        queue::claim_due(&self.pool.get().await?, limits).await
     }
 
     fn observe(&self, attempt: &FinishedAttempt) {

@@ -20,6 +20,14 @@ pub struct LaneLimits {
     pub max_per_endpoint: i32,
 }
 
+impl LaneLimits {
+    /// What a merchant may have in flight where so many places are `free`: then it leaves twice as many, so that whoever comes next
+    /// finds some.
+    pub fn per_merchant(&self, free: usize) -> i32 {
+        i32::try_from(free / 3).unwrap_or(i32::MAX).clamp(1, self.max_per_merchant)
+    }
+}
+
 impl Lane {
     pub const ALL: [Self; 3] = [Self::Healthy, Self::Slow, Self::Failing];
 
@@ -49,12 +57,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn some_fifty_silent_endpoints_of_four_merchants_fill_a_lane_and_no_fewer() {
+    fn a_lane_that_ten_merchants_have_filled_has_room_for_the_next() {
         let LaneLimits { max_in_flight, max_per_endpoint, .. } = Lane::Healthy.limits();
-        assert_eq!((max_in_flight / 48, max_per_endpoint), (8, 8));
+        assert_eq!((max_in_flight, max_per_endpoint), (384, 8));
         assert_eq!(Lane::Failing.limits().max_per_endpoint, 1);
-        for LaneLimits { max_in_flight, max_per_merchant, .. } in Lane::ALL.map(Lane::limits) {
-            assert_eq!(max_in_flight / 4, usize::try_from(max_per_merchant).unwrap());
+        for limits in Lane::ALL.map(Lane::limits) {
+            assert_eq!(limits.max_in_flight / 4, usize::try_from(limits.max_per_merchant).unwrap());
+            // One after the other takes what it may, and nothing of it ends.
+            let (mut free, mut shares) = (limits.max_in_flight, Vec::new());
+            while free > 0 {
+                let mut share = 0;
+                while free > 0 && share < limits.per_merchant(free) {
+                    let more = limits.per_merchant(free) - share;
+                    (share, free) = (share + more, free - usize::try_from(more).unwrap());
+                }
+                shares.push(share);
+            }
+            assert!(shares.len() > 10 && shares[0] == limits.max_per_merchant, "{shares:?}");
+            assert!(shares[4] >= i32::try_from(limits.max_in_flight / 16).unwrap(), "of four, the fifth has {shares:?}");
         }
     }
 }

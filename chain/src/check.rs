@@ -5,6 +5,7 @@ use crate::fetch::{BlockId, FetchOptions, FetchedBlock, fetch_block, fetch_head}
 use crate::heads::{HeadsError, subscribe_once};
 use crate::proof::PartProof;
 use crate::rpc::{Probe, Rpc};
+use topics::tells_every_movement;
 
 /// The outcome of trying one endpoint.
 #[derive(Clone, Debug)]
@@ -13,6 +14,8 @@ pub struct EndpointCheck {
     pub probe: Probe,
     /// How much of a recent block its answers prove, or why it is not usable.
     pub verdict: Result<String, String>,
+    /// The block logs every movement of the coin. One in which none moved does not tell.
+    pub logs_coin: bool,
 }
 
 /// The outcome of trying one websocket.
@@ -38,19 +41,21 @@ pub async fn check_endpoints(chain: &Chain) -> Vec<EndpointCheck> {
     let trials = chain.rpc_urls.iter().map(|url| async {
         let rpc = Rpc::new(&chain.name, std::slice::from_ref(url), Some(chain.id));
         let probe = rpc.probe().await.into_iter().next().unwrap_or_default();
-        let verdict = match &probe.error {
+        let fetched = match &probe.error {
             Some(error) => Err(error.clone()),
             None => prove_head_block(&rpc, FetchOptions::of(chain)).await,
         };
-        EndpointCheck { probe, verdict }
+        let tells = |fetched: &FetchedBlock| fetched.logs.iter().any(|placed| tells_every_movement(placed.log.address));
+        let logs_coin = fetched.as_ref().is_ok_and(tells);
+        EndpointCheck { probe, verdict: fetched.map(|fetched| describe(&fetched)), logs_coin }
     });
     futures::future::join_all(trials).await
 }
 
-async fn prove_head_block(rpc: &Rpc, options: FetchOptions) -> Result<String, String> {
+async fn prove_head_block(rpc: &Rpc, options: FetchOptions) -> Result<FetchedBlock, String> {
     let head = fetch_head(rpc, None).await.map_err(|e| base::error_chain(&e))?.ok_or("it has no block yet")?;
     match fetch_block(rpc, options, BlockId::Hash(head.hash)).await.map_err(|e| base::error_chain(&e))? {
-        Some(fetched) => Ok(describe(&fetched)),
+        Some(fetched) => Ok(fetched),
         // A reorg may remove its head a moment later; then it is no worse than other endpoints.
         None => Err(format!("its head, block {}, is gone or has no receipts yet", head.number)),
     }

@@ -49,7 +49,7 @@ fn print(chain: &Chain, trials: &[EndpointCheck], hearings: &[WebsocketCheck]) {
     rows.extend(trials.iter().map(|trial| trial.probe.cells(newest)));
     println!("{} (chain id {})", chain.name, chain.id);
     print!("{}", base::text::table(&rows));
-    for EndpointCheck { probe, verdict } in trials {
+    for EndpointCheck { probe, verdict, .. } in trials {
         let lag = probe.lag(newest).filter(|lag| *lag > MAX_LAG_BLOCKS);
         let behind = lag.map(|lag| format!(", but {lag} blocks behind the newest, so asked last")).unwrap_or_default();
         match verdict {
@@ -71,6 +71,7 @@ fn print(chain: &Chain, trials: &[EndpointCheck], hearings: &[WebsocketCheck]) {
     };
     println!("{}: {usable} of {} endpoints usable, {sockets}", chain.name, trials.len());
     println!("{}: {}", chain.name, witnesses(chain, trials));
+    println!("{}: {}", chain.name, coin_from_contracts(chain, trials));
     for lacking in lacking_tags(chain, trials) {
         println!("{}: {lacking}", chain.name);
     }
@@ -91,6 +92,17 @@ async fn check_tokens(chain: &Chain) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Whether a payment in the coin is seen that comes from a contract, and not from a transaction's value.
+fn coin_from_contracts(chain: &Chain, trials: &[EndpointCheck]) -> &'static str {
+    if chain.traces {
+        "coin that contracts send is seen by call traces"
+    } else if trials.iter().any(|trial| trial.logs_coin) {
+        "coin that contracts send is seen, since blocks log every movement of the coin"
+    } else {
+        "coin that contracts send is seen only where a block logs it, and the newest one logs none; traces: true shows it, if a node can trace"
+    }
 }
 
 /// The tags that policies of the chain wait for and that too few endpoints report.

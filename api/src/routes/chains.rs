@@ -32,6 +32,11 @@ pub struct ChainReply {
     /// Base units of the coin: a transfer of less is kept and shown, and changes nothing. 0 if any counts.
     #[schema(value_type = schemas::Amount)]
     min_transfer: String,
+    /// `traced`: coin that contracts send is seen. `logged`: only where a block logs all movements of the coin (EIP-7708, zkSync), or
+    /// where it comes through the contract that is the chain's coin (Celo, Moonbeam, Polygon); else it is not, and has to come as a
+    /// transaction's value.
+    #[schema(value_type = schemas::CoinFromContracts)]
+    coin_from_contracts: &'static str,
     /// Their symbols.
     tokens: Vec<String>,
 }
@@ -59,18 +64,20 @@ pub struct TokenReply {
     responses((status = 200, description = "All chains.", body = List<ChainReply>)),
 )]
 pub async fn chains(State(app): State<App>, _: Caller) -> Json<List<ChainReply>> {
-    let reply = |chain: &Chain| {
-        let policy = Policy::from(chain.policy);
-        ChainReply {
-            name: chain.name.clone(),
-            chain_id: chain.id.0,
-            confirmations_required: policy.confirmations(),
-            finality: policy.finality(),
-            min_transfer: chain.min_transfer.to_string(),
-            tokens: chain.tokens_in_no_doubt().map(|token| token.symbol.clone()).collect(),
-        }
-    };
-    Json(List { data: app.catalog().0.iter().map(reply).collect() })
+    Json(List { data: app.catalog().0.iter().map(chain_reply).collect() })
+}
+
+fn chain_reply(chain: &Chain) -> ChainReply {
+    let policy = Policy::from(chain.policy);
+    ChainReply {
+        name: chain.name.clone(),
+        chain_id: chain.id.0,
+        confirmations_required: policy.confirmations(),
+        finality: policy.finality(),
+        min_transfer: chain.min_transfer.to_string(),
+        coin_from_contracts: if chain.traces { "traced" } else { "logged" },
+        tokens: chain.tokens_in_no_doubt().map(|token| token.symbol.clone()).collect(),
+    }
 }
 
 /// `GET /api/v1/tokens`, of one chain with `?chain=NAME`.
@@ -105,4 +112,17 @@ fn token_replies(chain: &Chain) -> impl Iterator<Item = TokenReply> {
         decimals: token.decimals,
         min_transfer: token.min_transfer.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chains::catalog::tests::chains;
+
+    #[test]
+    fn a_chain_tells_how_coin_from_contracts_is_seen() {
+        let [mut traced, logged] = <[Chain; 2]>::try_from(chains()).unwrap();
+        traced.traces = true;
+        assert_eq!([&traced, &logged].map(|chain| chain_reply(chain).coin_from_contracts), ["traced", "logged"]);
+    }
 }

@@ -99,6 +99,10 @@ async fn each_endpoint_and_websocket_gets_the_verdict_that_it_deserves() -> Resu
     says(&said, &format!("websocket {}: usable; tells new heads, and is at block {head}", host(&lab.node.url)))?;
     says(&said, &format!("websocket {}: not usable: the connection failed", cut.address))?;
     says(&said, "anvil: 3 of 5 endpoints usable, 1 of 2 websockets usable")?;
+    says(
+        &said,
+        "anvil: coin that contracts send is seen only where a block logs it, and the newest one logs none; traces: true",
+    )?;
 
     // An endpoint of another chain is an error, however many others work.
     elsewhere.make(Fault::ChainId(5), Extent::Always);

@@ -14,7 +14,8 @@ pub use addresses::{CreateAddress, ListAddresses, ListDeposits};
 pub use catalog::ListTokens;
 pub use payments::{CreatePayment, CreatePayments, ListEvents, ListPayments, ListTransfers};
 pub use texts::{
-    Address, Amount, DeliveryState, EventId, Exception, Finality, Hash, PaymentId, Source, Status, Time, TokenId, WebhookId,
+    Address, Amount, CoinFromContracts, DeliveryState, EventId, Exception, Finality, Hash, PaymentId, Source, Status, Time,
+    TokenId, WebhookId,
 };
 pub use webhooks::{CreateWebhook, ListDeliveries, RedeliverWebhook, UpdateWebhook};
 

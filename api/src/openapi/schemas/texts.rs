@@ -81,6 +81,15 @@ pub enum Finality {
     Finalized,
 }
 
+/// How coin that contracts send is seen on a chain.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only the names are needed; the replies have them from the chains file")]
+pub enum CoinFromContracts {
+    Traced,
+    Logged,
+}
+
 /// Where in its block a transfer was found.
 #[derive(ToSchema)]
 #[schema(rename_all = "lowercase")]

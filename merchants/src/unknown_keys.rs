@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 /// Look-ups of an address that find no key, in a second, and at once.
 const ATTEMPTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).expect("more than zero");
 const ATTEMPTS_AT_ONCE: NonZeroU32 = NonZeroU32::new(100).expect("more than zero");
+/// So many times as much a site of IPv6 has.
+const SITE_TIMES: NonZeroU32 = NonZeroU32::new(10).expect("more than zero");
 /// Of keys and of addresses. What is beyond is not remembered, or forgets the others, and costs queries.
 const MAX_REMEMBERED: usize = 10_000;
 
@@ -59,9 +61,36 @@ impl UnknownKeys {
     }
 }
 
-/// Look-ups that found no key, by the address that asked for them.
+/// Look-ups that found no key, by the address that asked for them; of IPv6 also by its network of 48 bits, which anyone can have with
+/// all its 65,536 networks of 64 bits. Households share one, so it has more attempts.
 #[derive(Default)]
-pub(crate) struct FailedAttempts(Mutex<HashMap<IpAddr, RateLimiter>>);
+pub(crate) struct FailedAttempts(Mutex<HashMap<Place, RateLimiter>>);
+
+/// Where attempts come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    Address(IpAddr),
+    /// The first 48 bits.
+    Site(u64),
+}
+
+impl Place {
+    fn all_of(address: IpAddr) -> impl Iterator<Item = Self> {
+        let site = match address {
+            IpAddr::V6(v6) => u64::try_from(v6.to_bits() >> 80).ok().map(Self::Site),
+            IpAddr::V4(_) => None,
+        };
+        [Self::Address(address)].into_iter().chain(site)
+    }
+
+    fn limiter(self, now: Instant) -> RateLimiter {
+        let times = match self {
+            Self::Address(_) => NonZeroU32::MIN,
+            Self::Site(_) => SITE_TIMES,
+        };
+        RateLimiter::new(ATTEMPTS_PER_SECOND.saturating_mul(times), ATTEMPTS_AT_ONCE.saturating_mul(times), now)
+    }
+}
 
 impl FailedAttempts {
     /// Counts an attempt before its outcome is known, so that many at once are counted as well.
@@ -69,23 +98,31 @@ impl FailedAttempts {
     /// # Errors
     /// How long to wait, when too many have failed.
     pub fn begin(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
-        let mut addresses = locked(&self.0);
-        if addresses.len() >= MAX_REMEMBERED && !addresses.contains_key(&address) {
-            addresses.retain(|_, attempts| !attempts.is_idle(now));
-            // So that this is not done for each one.
-            if addresses.len() > MAX_REMEMBERED / 2 {
-                addresses.clear();
+        let mut places = locked(&self.0);
+        let mut begun: Vec<Place> = Vec::new();
+        for place in Place::all_of(address) {
+            if places.len() >= MAX_REMEMBERED && !places.contains_key(&place) {
+                places.retain(|_, attempts| !attempts.is_idle(now));
+                // So that this is not done for each one.
+                if places.len() > MAX_REMEMBERED / 2 {
+                    places.clear();
+                }
             }
+            let attempts = places.entry(place).or_insert_with(|| place.limiter(now));
+            if let Err(wait) = attempts.spend(now) {
+                // It is no attempt, of nobody.
+                begun.iter().filter_map(|place| places.get(place)).for_each(RateLimiter::refund);
+                return Err(wait);
+            }
+            begun.push(place);
         }
-        let attempts = addresses.entry(address).or_insert_with(|| RateLimiter::new(ATTEMPTS_PER_SECOND, ATTEMPTS_AT_ONCE, now));
-        attempts.spend(now)
+        Ok(())
     }
 
     /// The attempt found a key, or nothing could be found out.
     pub fn forgive(&self, address: IpAddr) {
-        if let Some(attempts) = locked(&self.0).get(&address) {
-            attempts.refund();
-        }
+        let places = locked(&self.0);
+        Place::all_of(address).filter_map(|place| places.get(&place)).for_each(RateLimiter::refund);
     }
 }
 
@@ -126,6 +163,23 @@ mod tests {
         let wait = attempts.begin(one, now).unwrap_err();
         assert!(wait <= Duration::from_millis(100) && attempts.begin(one, now + wait).is_ok());
         assert_eq!(attempts.begin(other, now), Ok(()));
+    }
+
+    #[test]
+    fn all_networks_of_a_site_together_have_ten_times_the_attempts_of_one() {
+        let (attempts, now) = (FailedAttempts::default(), Instant::now());
+        let network = |site: u16, network: u16| IpAddr::from([0x2001, 0xdb8, site, network, 0, 0, 0, 0]);
+        let begun = (0..5000).filter(|n| attempts.begin(network(1, *n), now).is_ok()).count();
+        assert_eq!(begun, 1000);
+        assert_eq!(attempts.begin(network(2, 1), now), Ok(()));
+        // A key that is found costs the site nothing, and neither does an attempt that its network does not have.
+        for _ in 0..5000 {
+            if attempts.begin(network(3, 1), now).is_ok() {
+                attempts.forgive(network(3, 1));
+            }
+        }
+        assert_eq!((0..5000).filter(|_| attempts.begin(network(3, 1), now).is_ok()).count(), 100);
+        assert_eq!((2..5000).filter(|n| attempts.begin(network(3, *n), now).is_ok()).count(), 900);
     }
 
     #[test]

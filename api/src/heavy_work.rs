@@ -1,12 +1,18 @@
-//! Work that takes a processor for long, such as reading a batch of 8 MiB: away from the threads that serve everyone, and on half of
+//! Work that takes a processor for long, such as reading a batch of 8 MiB or writing a page of payments with their transfers and metadata: away from the threads that serve everyone, and on half of
 //! the processors at most. What comes beyond that waits.
 
 use crate::http::problem::Problem;
+use axum::Json;
+use axum::response::{IntoResponse as _, Response};
+use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
+
+/// The bytes of a page that is written at once.
+const MAX_LIGHT_BYTES: usize = 1024 * 1024;
 
 /// The processors that heavy work may have.
 pub struct HeavyWork(Arc<Semaphore>);
@@ -37,6 +43,15 @@ impl HeavyWork {
             tracing::error!("heavy work: {panic}");
             Err(Problem::internal())
         })
+    }
+
+    /// Writes a page, of about so many bytes.
+    ///
+    /// # Errors
+    /// A 500 if that panics.
+    pub async fn write<T: Serialize + Send + 'static>(&self, page: T, bytes: usize) -> Result<Response, Problem> {
+        let write = || Ok(Json(page).into_response());
+        if bytes > MAX_LIGHT_BYTES { self.run(write).await } else { write() }
     }
 }
 
@@ -73,5 +88,24 @@ mod tests {
         }
         all.join_all().await;
         assert_eq!(peak.load(Ordering::SeqCst), half);
+    }
+
+    /// Says on which thread it is written.
+    struct Page;
+
+    impl Serialize for Page {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_str(&format!("{:?}", std::thread::current().id()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_page_is_written_away_from_the_threads_that_serve_everyone() {
+        let here = format!("{:?}", std::thread::current().id());
+        for (bytes, is_here) in [(MAX_LIGHT_BYTES, true), (MAX_LIGHT_BYTES + 1, false)] {
+            let written = HeavyWork::default().write(Page, bytes).await.unwrap();
+            let thread = axum::body::to_bytes(written.into_body(), 1000).await.unwrap();
+            assert_eq!(thread == format!("{here:?}"), is_here, "{bytes} bytes, on {here}: {thread:?}");
+        }
     }
 }

@@ -8,8 +8,8 @@ use crate::http::problem::Problem;
 use crate::openapi::schemas;
 use crate::routes::addresses::{self, AddressPath};
 use crate::routes::payment_reply::{self, PaymentReply};
-use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use payments::store::{self, Place};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -39,7 +39,7 @@ pub async fn list(
     caller: Caller,
     AddressPath(id): AddressPath,
     Parameters(parameters): Parameters,
-) -> Result<Json<DepositPage>, Problem> {
+) -> Result<Response, Problem> {
     let page = PageQuery::read(parameters, PageSize::STANDARD, "limit, cursor", decode_cursor, no_filter)?;
     let (app, caller, page) = (&app, &caller, &page);
     let load = |db| async move {
@@ -49,7 +49,9 @@ pub async fn list(
         db.expect(&places)?;
         let next_cursor = page.cut(&mut places, |last| encode_cursor(*last));
         let ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
-        Ok(Json(DepositPage { data: payment_reply::load(&app.catalog(), &db, &ids).await?, next_cursor }))
+        Ok(DepositPage { data: payment_reply::load(&app.catalog(), &db, &ids).await?, next_cursor })
     };
-    app.read_page(page, load).await
+    let page = app.read_page(page, load).await?;
+    let bytes = payment_reply::size(&page.data);
+    app.heavy_work.write(page, bytes).await
 }

@@ -84,6 +84,9 @@ pub struct PaymentReply {
     transfers: Vec<TransferReply>,
 }
 
+/// Of a transfer; a payment without its transfers and metadata has some more.
+const BYTES: usize = 500;
+
 /// Loads payments and shows each with its confirmations so far. Ids in order; those of no payment are left out.
 ///
 /// # Errors
@@ -109,15 +112,26 @@ pub async fn complete(catalog: &Catalog, db: &Connection, payments: &[Payment]) 
         Depths::load(catalog, db, transfers, paid),
     );
     let (counted_from, unexpected, depths) = (counted_from?, unexpected?, depths?);
-    Ok(payments
-        .iter()
-        .map(|payment| PaymentReply {
+    let mut replies = Vec::with_capacity(payments.len());
+    for payment in payments {
+        replies.push(PaymentReply {
             confirmations: confirmations(counted_from.get(&payment.id), depths.witnessed_head(payment.chain)),
             unexpected_transfers: unexpected.get(&payment.id).copied().unwrap_or_default(),
             transfers: payment.transfers.iter().map(|transfer| depths.reply(transfer)).collect(),
             ..PaymentReply::new(payment)
-        })
-        .collect())
+        });
+        if payment.transfers.len() > 10 {
+            // A page may have tens of thousands, and others wait for this thread.
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(replies)
+}
+
+/// About how many bytes a page of payments has.
+pub fn size(page: &[PaymentReply]) -> usize {
+    let metadata = |payment: &PaymentReply| payment.metadata.as_ref().map_or(0, |metadata| metadata.get().len());
+    page.iter().map(|payment| BYTES * (1 + payment.transfers.len()) + metadata(payment)).sum()
 }
 
 impl PaymentReply {
@@ -243,5 +257,15 @@ mod tests {
         assert_eq!(reply["status"], "pending");
         assert!(reply["token_id"].is_null() && reply["exception"].is_null());
         assert_eq!(reply["transfers"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn a_page_of_large_metadata_is_large() {
+        let page = |metadata: &str| {
+            let payment = Payment { metadata: Some(format!(r#"{{"m":"{metadata}"}}"#).into()), ..payment() };
+            (0..200).map(|_| PaymentReply::new(&payment)).collect::<Vec<_>>()
+        };
+        let (small, large) = (size(&page("")), size(&page(&"m".repeat(16_000))));
+        assert!(small < 200_000 && large > 3_200_000, "{small} {large}");
     }
 }

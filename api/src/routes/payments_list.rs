@@ -9,8 +9,8 @@ use crate::http::problem::Problem;
 use crate::openapi::schemas;
 use crate::read::Reader;
 use crate::routes::payment_reply::{self, PaymentReply};
-use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use base::json::check_storable_text;
 use base::text::excerpt;
 use base::timestamp;
@@ -39,13 +39,15 @@ pub struct Page {
     params(schemas::ListPayments),
     responses((status = 200, description = "A page.", body = Page)),
 )]
-pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters): Parameters) -> Result<Json<Page>, Problem> {
+pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters): Parameters) -> Result<Response, Problem> {
     let (mut filter, catalog) = (PaymentFilter::default(), app.catalog());
     let page = PageQuery::read(parameters, PageSize::STANDARD, PARAMETERS, decode_cursor, |name, value| {
         set_filter(&mut filter, &catalog, name, value)
     })?;
     filter.below = page.cursor;
-    app.read_page(&page, |db| load(&app, caller.merchant, &filter, &page, db)).await.map(Json)
+    let page = app.read_page(&page, |db| load(&app, caller.merchant, &filter, &page, db)).await?;
+    let bytes = payment_reply::size(&page.data);
+    app.heavy_work.write(page, bytes).await
 }
 
 async fn load(app: &App, merchant: Uuid, filter: &PaymentFilter, page: &PageQuery<Place>, db: Reader) -> Result<Page, Problem> {

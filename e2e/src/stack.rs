@@ -3,6 +3,7 @@
 use crate::process::{built, run};
 use anyhow::{Context as _, Result, ensure};
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -52,6 +53,21 @@ impl Stack {
     /// When a part does not start.
     pub fn secure(data: &Path) -> Result<Self> {
         Self::start(data, &["up", "--secure"])
+    }
+
+    /// Writes Kafka's tools into a folder, and returns the environment in which a shell finds them, and Postgres'.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub fn kafka_tools(&self, folder: &Path) -> Result<[(&'static str, String); 3]> {
+        for (name, class) in [("kafka-acls.sh", "AclCommand"), ("kafka-transactions.sh", "TransactionsCommand")] {
+            let tool = folder.join(name);
+            let java = r#"exec "$JAVA" -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$KAFKA_HOME/*""#;
+            std::fs::write(&tool, format!("#!/bin/sh\n{java} org.apache.kafka.tools.{class} \"$@\"\n"))?;
+            std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755))?;
+        }
+        let path = format!("{}:{}:{}", folder.display(), self.get("PG_BIN")?, std::env::var("PATH")?);
+        Ok([("PATH", path), ("JAVA", self.get("JAVA")?.to_owned()), ("KAFKA_HOME", self.get("KAFKA_HOME")?.to_owned())])
     }
 
     fn start(data: &Path, up: &[&str]) -> Result<Self> {

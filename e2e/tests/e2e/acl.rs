@@ -10,7 +10,6 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
@@ -50,18 +49,12 @@ fn run_documented(lab: &Lab, folder: &Path, merchants: &[(&str, &str)]) -> Resul
     };
     let mut commands = vec![((*forwarders).to_owned(), "")];
     commands.extend(merchants.iter().map(|(user, merchant)| (merchants_block.replace("User:shop", user), *merchant)));
-    let tool = folder.join("kafka-acls.sh");
-    let java = r#"exec "$JAVA" -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$KAFKA_HOME/*""#;
-    std::fs::write(&tool, format!("#!/bin/sh\n{java} org.apache.kafka.tools.AclCommand \"$@\"\n"))?;
-    std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755))?;
-    let path = format!("{}:{}", folder.display(), std::env::var("PATH")?);
+    let tools = lab.stack.kafka_tools(folder)?;
     for (block, merchant) in commands {
         let output = Command::new("sh")
             .args(["-euc", &block])
             .envs(&lab.env)
-            .env("PATH", &path)
-            .env("JAVA", lab.stack.get("JAVA")?)
-            .env("KAFKA_HOME", lab.stack.get("KAFKA_HOME")?)
+            .envs(tools.iter().cloned())
             .env("MERCHANT", merchant)
             .output()?;
         let said = String::from_utf8_lossy(&output.stdout);

@@ -8,7 +8,6 @@ use e2e::{Lab, Plan, Process, Stack, eventually};
 use reqwest::Method;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -27,18 +26,12 @@ fn apply_acls(lab: &Lab, folder: &Path, secrets: &Path) -> Result<()> {
         lab.env["KAFKA_SSL_CA_LOCATION"], lab.env["KAFKA_SASL_PASSWORD"]
     );
     std::fs::write(&properties, text)?;
-    let tool = folder.join("kafka-acls.sh");
-    let java = r#"exec "$JAVA" -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$KAFKA_HOME/*""#;
-    std::fs::write(&tool, format!("#!/bin/sh\n{java} org.apache.kafka.tools.AclCommand \"$@\"\n"))?;
-    std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755))?;
-    let path = format!("{}:{}:{}", folder.display(), lab.stack.get("PG_BIN")?, std::env::var("PATH")?);
+    let tools = lab.stack.kafka_tools(folder)?;
     let run = |script: &str| -> Result<()> {
         let output = Command::new("sh")
             .args(["-c", script])
             .envs(&lab.env)
-            .env("PATH", &path)
-            .env("JAVA", lab.stack.get("JAVA")?)
-            .env("KAFKA_HOME", lab.stack.get("KAFKA_HOME")?)
+            .envs(tools.iter().cloned())
             .env("KAFKA_COMMAND_CONFIG", &properties)
             .output()?;
         let (said, failed) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -22,6 +22,7 @@ mod examples;
 mod failover;
 mod gateway;
 mod groups;
+mod hanging;
 mod history;
 mod holes;
 mod ingest;

@@ -134,4 +134,18 @@ mod tests {
         drop(open);
         assert_eq!(told(), None, "the next consumer looks anew");
     }
+
+    /// An end-to-end test runs those of the page.
+    #[test]
+    fn the_page_has_the_commands_that_are_told() {
+        let page = include_str!("../../../docs/operations.md");
+        let told = remedy("TOPIC", 7, 8, MAX_OPEN);
+        let commands: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
+        assert_eq!(commands.len(), 2, "{told}");
+        for command in commands {
+            let command =
+                command.replace("--partition 7", "--partition P").replace("--start-offset 8", "--start-offset OFFSET");
+            assert!(page.lines().any(|line| line == command), "{command}");
+        }
+    }
 }

@@ -143,7 +143,8 @@ async fn find_with(client: &Client, chains: &[ChainId], topic_prefix: &str) -> R
     let in_doubt = (in_doubt > 0).then(|| {
         format!(
             "{in_doubt} transfers wait for their tokens: each is credited when the confirmer's chains file lists \
-             its token with the decimals that the contract says. `ctrip check` asks; the confirmer has to reach the nodes as well"
+             its token with the decimals that the contract says. `ctrip check` asks; the confirmer has to reach the nodes as well. \
+             `ctrip orphans list` shows which tokens, `ctrip orphans forget` gives one up"
         )
     });
     let orphans: Vec<String> = ownerless.into_iter().chain(in_doubt).collect();

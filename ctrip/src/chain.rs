@@ -122,7 +122,7 @@ fn print_open(open: &OpenPayments) {
 }
 
 /// The chain's id. A chain that was removed from the file is named by it.
-async fn id(settings: &Settings, name: &str) -> anyhow::Result<ChainId> {
+pub(crate) async fn id(settings: &Settings, name: &str) -> anyhow::Result<ChainId> {
     if let Ok(id) = name.parse() {
         return Ok(ChainId(id));
     }

@@ -11,6 +11,7 @@ mod help;
 mod instance_lock;
 mod intents;
 mod listing;
+mod orphans;
 mod resume;
 mod roles;
 mod set_aside;
@@ -64,6 +65,9 @@ enum Command {
     Intents(intents::IntentsCommand),
     /// List what a fault keeps from being processed, with its cause and the command that helps
     SetAside,
+    /// Transfers that wait for their payment, or for their token to be right
+    #[command(subcommand)]
+    Orphans(orphans::OrphansCommand),
     /// Merchants and their settings
     #[command(subcommand)]
     Merchants(merchants::commands::MerchantsCommand),
@@ -183,6 +187,7 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
         Command::Topics(Topics::Apply) => block_on(runtime::kafka::apply(&settings)),
         Command::Intents(command) => block_on(intents::run(&settings, command)),
         Command::SetAside => block_on(set_aside::run(&settings)),
+        Command::Orphans(command) => block_on(orphans::run(&settings, command)),
         Command::Merchants(command) => block_on(merchants::commands::run_merchants(&settings.database_url, command)),
         Command::Keys(command) => block_on(merchants::commands::run_keys(&settings.database_url, command)),
         Command::Wallet(Wallet::New { out }) => wallet::new(&out),

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use chain::{Chain, Chains};
 use confirmer::orphans::OrphanLook;
 use e2e::Stack;
-use payments::{Payment, Policy, Status, deposit, events, store};
+use payments::store::{self, WaitingOrphans};
+use payments::{Payment, Policy, Status, deposit, events};
 use topics::{Address, Amount, B256, BlockRef, Kind, Matches, PaymentId, Source, Transfer, TransferId};
 use uuid::Uuid;
 
@@ -192,5 +193,35 @@ async fn what_arrives_in_a_token_in_doubt_for_a_payment_that_is_lost_waits_for_t
         ensure!(credited(&books, chains).await? == [1, 0]);
     }
     ensure!(credited(&books, &right).await? == [1, 1]);
+    Ok(())
+}
+
+/// As for any other token, a replay credits it should it be listed after all.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_token_that_an_operator_gives_up_is_kept_as_unlisted() -> Result<()> {
+    let (right, unlisted) = (chains(X_LISTED).await?, chains(NOTHING_LISTED).await?);
+    let customer = static_addresses().remove(0);
+    let paid = vec![transfer(1, 0, customer.address)];
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    books.apply(&doubted(&right), &[block(1, Kind::Added, paid.clone())]).await.map_err(failed)?;
+    let client = books.pool.get().await?;
+    let waiting = store::orphans_by_token(&client).await.map_err(failed)?;
+    let expected = WaitingOrphans { chain: CHAINS[0], token: Some(X), in_doubt: true, count: 1 };
+    ensure!(waiting == [expected], "{waiting:?}");
+
+    ensure!(store::give_token_up(&client, CHAINS[1], X).await.map_err(failed)? == 0);
+    ensure!(store::give_token_up(&client, CHAINS[0], X).await.map_err(failed)? == 1);
+    // One whose file lists it nevertheless makes it wait again.
+    OrphanLook::default().credit_owned(&books.pool, &doubted(&right)).await.map_err(failed)?;
+    ensure!(store::give_token_up(&client, CHAINS[0], X).await.map_err(failed)? == 1, "it waits no more");
+    OrphanLook::default().credit_owned(&books.pool, &unlisted).await.map_err(failed)?;
+    ensure!(store::orphans_by_token(&client).await.map_err(failed)? == []);
+    ensure!(books.events().await?.len() == payments().len(), "an unlisted token was told");
+    ensure!(client.query_one("SELECT count(*) FROM transfers WHERE NOT listed", &[]).await?.get::<_, i64>(0) == 1);
+
+    books.apply(&right, &[block(1, Kind::Replayed, paid.clone())]).await.map_err(failed)?;
+    let known = books.all().await?;
+    let deposit = known.get(&deposit::deposit_id(&paid, 1_000)).context("the deposit")?;
+    ensure!(deposit.received() == paid[0].amount, "{deposit:?}");
     Ok(())
 }

@@ -32,7 +32,10 @@ pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
 pub use issued::{issued_addresses, issued_payments, origins};
 pub use lists::{PaymentFilter, Place, is_common_external_id, list_deposits, list_payments};
 pub use lost::{LostBlocks, lost_blocks, paid_blocks};
-pub use orphans::{OrphanTransfer, count_orphans, owned_orphans, remove_orphans, save_orphans, take_orphans};
+pub use orphans::{
+    OrphanTransfer, WaitingOrphans, count_orphans, give_token_up, orphans_by_token, owned_orphans, remove_orphans,
+    save_orphans, take_orphans,
+};
 pub use outbox::{OutboxFront, OutboxRow, first_claimed_batch, record_events, record_requested_events};
 pub use outbox_told::{claimed_before, release_claims};
 pub use parts::{PartRow, counted_from, delete_parts, save_parts, touched_parts};

@@ -167,6 +167,39 @@ pub async fn count_orphans(db: &impl GenericClient) -> Result<(i64, i64), Failur
     Ok((row.get(0), row.get(1)))
 }
 
+/// How many orphans there are of a token, or of a chain's coin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingOrphans {
+    pub chain: ChainId,
+    pub token: Option<Address>,
+    /// They wait for their token, and not for their owner.
+    pub in_doubt: bool,
+    pub count: i64,
+}
+
+/// The orphans by chain and token.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid address.
+pub async fn orphans_by_token(db: &impl GenericClient) -> Result<Vec<WaitingOrphans>, Failure> {
+    let sql = "SELECT chain_id, token_address, in_doubt, count(*) FROM orphan_transfers GROUP BY 1, 2, 3 ORDER BY 1, 2, 3";
+    let read = |row: &Row| {
+        let token = row.get::<_, Option<&[u8]>>(1).map(|bytes| topics::address("token_address", bytes)).transpose();
+        let (chain, token) = (ChainId(unsigned(row.get(0))), token.map_err(Failure::halt)?);
+        Ok(WaitingOrphans { chain, token, in_doubt: row.get(2), count: row.get(3) })
+    };
+    db.query(sql, &[]).await?.iter().map(read).collect()
+}
+
+/// Lets what waits for a token wait no more: a confirmer that does not list the token keeps it as unlisted. Returns how many there are.
+///
+/// # Errors
+/// When the database fails.
+pub async fn give_token_up(db: &impl GenericClient, chain: ChainId, token: Address) -> Result<u64, Failure> {
+    let sql = "UPDATE orphan_transfers SET in_doubt = false WHERE chain_id = $1 AND token_address = $2 AND in_doubt";
+    Ok(db.execute(sql, &[&bigint(chain.0), &token.as_slice()]).await?)
+}
+
 fn read_orphan(row: &Row) -> Result<OrphanTransfer, Failure> {
     let hash = |field, bytes: &[u8]| topics::hash(field, bytes).map_err(Failure::halt);
     let address = |field, bytes: &[u8]| topics::address(field, bytes).map_err(Failure::halt);

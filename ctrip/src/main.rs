@@ -121,7 +121,8 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Topics {
-    /// Create missing topics and register the schemas; fails if an existing topic or schema contradicts
+    /// Create missing topics and register the schemas, also under ids that records have and the registry has lost; fails if an existing
+    /// topic or schema contradicts
     Apply,
 }
 
@@ -184,10 +185,10 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
             println!("{}", if plan.is_empty() { "the database is at this version".to_owned() } else { plan.join("\n") });
             Ok(())
         }
-        Command::Topics(Topics::Apply) => block_on(runtime::kafka::apply(&settings)),
+        Command::Topics(Topics::Apply) => block_on(runtime::kafka::apply_and_bring_back(&settings)),
         Command::Intents(command) => block_on(intents::run(&settings, command)),
-        Command::SetAside => block_on(set_aside::run(&settings)),
         Command::Orphans(command) => block_on(orphans::run(&settings, command)),
+        Command::SetAside => block_on(set_aside::run(&settings)),
         Command::Merchants(command) => block_on(merchants::commands::run_merchants(&settings.database_url, command)),
         Command::Keys(command) => block_on(merchants::commands::run_keys(&settings.database_url, command)),
         Command::Wallet(Wallet::New { out }) => wallet::new(&out),

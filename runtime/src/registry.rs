@@ -5,8 +5,11 @@
 //!   `user:password@` for basic authentication, unless the settings have a login.
 //! - Where a schema is registered or read, a registry that is away (no answer, 502, 503) is retried with back-off for 10 s, twice at least.
 //! - Setting a subject's compatibility is a request of ours, since the crate has none; so is the check of [`Registry::ping`].
+//! - A registry that lost the ids of our records gets them back (`bring_back`).
 //! - Stages encode and decode without the crate. On their hot path a record's frame is six constant bytes (`topics::frame`),
 //!   and the crate would copy each record.
+
+mod bring_back;
 
 use crate::settings::{Login, Settings};
 use anyhow::{Context as _, bail, ensure};
@@ -14,7 +17,7 @@ use base::text::excerpt;
 use base::{backoff, error_chain};
 use futures::future::select_ok;
 use prost_reflect::{DynamicMessage, MessageDescriptor, ReflectMessage as _};
-use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, StatusCode, Url};
+use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url};
 use schema_registry_converter::async_impl::proto_decoder::ProtoDecoder;
 use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_schema_by_subject, perform_sr_call, post_schema};
 use schema_registry_converter::error::SRCError;
@@ -49,6 +52,16 @@ impl From<SRCError> for RegistryError {
         let text = format!("{}{cause}", error.error);
         if error.retriable { Self::Unavailable(text) } else { Self::Permanent(text) }
     }
+}
+
+/// What a registry has under an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Registered {
+    /// A schema of the topic's record. It need not be our text: versions before had others.
+    Record,
+    /// A schema of something else.
+    Other,
+    Nothing,
 }
 
 /// A client of the registry, for the subjects of one `TOPIC_PREFIX`.
@@ -166,6 +179,24 @@ impl Registry {
         Ok(decoded.ok_or_else(|| RegistryError::Permanent("the record has no value".to_owned()))?.value)
     }
 
+    /// What the registry has under an id that a topic's records carry.
+    ///
+    /// # Errors
+    /// When the registry does not answer, or refuses.
+    pub(crate) async fn look_up(&self, topic: Topic, id: u32) -> Result<Registered, RegistryError> {
+        if self.find(&format!("schemas/ids/{id}")).await?.is_none() {
+            return Ok(Registered::Nothing);
+        }
+        // The one of this registry remembers schemas that are gone.
+        let decoder = ProtoDecoder::new(self.sr_settings.clone());
+        let record = frame::wrap(id, &[]);
+        match retry(|| decoder.decode_with_context(Some(&record))).await {
+            Ok(Some(found)) if found.value.descriptor().full_name() == topic.record() => Ok(Registered::Record),
+            Ok(_) | Err(RegistryError::Permanent(_)) => Ok(Registered::Other),
+            Err(unavailable) => Err(unavailable),
+        }
+    }
+
     /// The record of a topic's latest schema.
     ///
     /// # Errors
@@ -198,17 +229,40 @@ impl Registry {
         Ok(outcome?)
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<(), RegistryError> {
-        let request = match &self.settings.registry.login {
+    fn with_login(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.settings.registry.login {
             Login::None => request,
             Login::Basic(user, password) => request.basic_auth(user, Some(&**password)),
             Login::Bearer(token) => request.bearer_auth(&**token),
-        };
+        }
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<(), RegistryError> {
+        self.answer(request).await?.ok_or_else(|| RegistryError::Permanent("404 Not Found".to_owned())).map(drop)
+    }
+
+    /// What is at a path, of the first URL that answers.
+    async fn find(&self, path: &str) -> Result<Option<Response>, RegistryError> {
+        let mut outcome = Ok(None);
+        for url in &self.urls {
+            outcome = self.answer(self.http.get(format!("{url}/{path}"))).await;
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// `None` is a 404.
+    async fn answer(&self, request: RequestBuilder) -> Result<Option<Response>, RegistryError> {
         // The URL may hold a password.
-        let response = request.send().await.map_err(|error| unanswered(&error.without_url()))?;
+        let response = self.with_login(request).send().await.map_err(|error| unanswered(&error.without_url()))?;
         let status = response.status();
         if status.is_success() {
-            return Ok(());
+            return Ok(Some(response));
+        }
+        if status == StatusCode::NOT_FOUND {
+            return Ok(None);
         }
         let answer = format!("{status} {}", excerpt(&response.text().await.unwrap_or_default()));
         Err(match status {

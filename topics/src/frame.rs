@@ -58,6 +58,12 @@ pub fn payload(bytes: &[u8]) -> Result<&[u8], FrameError> {
     }
 }
 
+/// The schema id of a framed record.
+pub fn schema_id(bytes: &[u8]) -> Option<u32> {
+    payload(bytes).ok()?;
+    bytes[1..].first_chunk().copied().map(u32::from_be_bytes)
+}
+
 /// Decodes a framed record.
 ///
 /// # Errors
@@ -77,10 +83,12 @@ mod tests {
         let bytes = encode(0x0102_0304, &cursor);
         assert_eq!(bytes, [0, 1, 2, 3, 4, 0, 0x08, 1, 0x10, 2]);
         assert_eq!(decode::<ChainCursor>(&bytes).unwrap(), cursor);
+        assert_eq!(schema_id(&bytes), Some(0x0102_0304));
     }
 
     #[test]
     fn what_is_not_framed_is_refused() {
+        assert_eq!(schema_id(b"{\"json\":1}"), None);
         assert_eq!(payload(&[]), Err(FrameError::Short(0)));
         assert_eq!(payload(&[0, 1, 2]), Err(FrameError::Short(3)));
         assert_eq!(payload(b"{\"json\":1}"), Err(FrameError::Magic(b'{')));

@@ -5,10 +5,13 @@ use e2e::{Lab, Plan, eventually, root};
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use serde_json::json;
+use runtime::Registry;
+use runtime::kafka::Publisher;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use topics::Topic;
+use topics::wire::PaymentEvent;
+use topics::{Topic, frame};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -83,5 +86,59 @@ async fn the_broker_keeps_the_topics_as_the_page_says_and_a_contradiction_is_ref
     lab.env.insert("TOPIC_PREFIX".to_owned(), prefix);
     let error = lab.ctrip(&["topics", "apply"]).err().context("a schema that contradicts was taken")?;
     ensure!(format!("{error:#}").contains("not BACKWARD_TRANSITIVE compatible"), "{error:#}");
+    Ok(())
+}
+
+/// As after a registry was made anew: records have an id that it does not know. It has our texts under ids of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ids_that_records_have_and_the_registry_has_lost_come_back() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let (kafka, settings) = (lab.kafka().await?, lab.settings()?);
+    let registry = Registry::new(&settings)?;
+    let lost = rand::random_range(1_000_000..2_000_000);
+    let record = frame::encode(lost, &PaymentEvent { id: "evt_of_before".to_owned(), ..PaymentEvent::default() });
+    let publisher = Publisher::open(&kafka, TIMEOUT)?;
+    publisher.publish(Topic::Events, &[("key".to_owned(), record.clone())]).await.into_iter().collect::<Result<()>>()?;
+    ensure!(registry.decode(&record).await.is_err(), "the registry has {lost} already");
+
+    // Once more changes nothing.
+    for _ in 0..2 {
+        lab.ctrip(&["topics", "apply"])?;
+        let decoded = Registry::new(&settings)?.decode(&record).await?;
+        ensure!(decoded.get_field_by_name("id").as_deref().and_then(|id| id.as_str()) == Some("evt_of_before"), "{decoded:?}");
+    }
+    // What roles write keeps its ids.
+    let again = lab.kafka().await?;
+    ensure!(Topic::ALL.into_iter().all(|topic| again.schema_id(topic) == kafka.schema_id(topic)));
+    let latest = Registry::new(&settings)?.latest(Topic::Events).await?;
+    ensure!(latest.full_name() == Topic::Events.record(), "{latest:?}");
+    Ok(())
+}
+
+/// As after a registry was made anew, where somebody else has registered first.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_has_another_schema_by_now_is_named_and_nothing_foreign_comes_into_our_subject() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let (kafka, prefix, registry) = (lab.kafka().await?, &lab.env["TOPIC_PREFIX"], &lab.env["SCHEMA_REGISTRY_URL"]);
+    let http = reqwest::Client::new();
+    let schema = format!("syntax = \"proto3\"; package team; message Foreign {{ string id = 1; }} // {prefix}");
+    let subject = format!("{registry}/subjects/{prefix}foreign-value/versions");
+    let body = json!({ "schemaType": "PROTOBUF", "schema": schema });
+    let registered: Value = http.post(subject).json(&body).send().await?.error_for_status()?.json().await?;
+    let id = u32::try_from(registered["id"].as_u64().context("an id")?)?;
+    let record = frame::encode(id, &PaymentEvent { id: "evt_of_before".to_owned(), ..PaymentEvent::default() });
+    let publisher = Publisher::open(&kafka, TIMEOUT)?;
+    publisher.publish(Topic::Events, &[("key".to_owned(), record)]).await.into_iter().collect::<Result<()>>()?;
+
+    let applied = lab.output(&["topics", "apply"])?;
+    let said = String::from_utf8_lossy(&applied.stderr);
+    ensure!(
+        applied.status.success() && said.contains(&format!("the schema id {id}")) && said.contains("another schema"),
+        "{said}"
+    );
+    let versions = format!("{registry}/subjects/{prefix}payment.events-value/versions");
+    let versions: Value = http.get(versions).send().await?.error_for_status()?.json().await?;
+    ensure!(versions == json!([1]), "{versions}");
+    ensure!(lab.kafka().await?.schema_id(Topic::Events) == kafka.schema_id(Topic::Events));
     Ok(())
 }

@@ -1,10 +1,12 @@
-//! `ctrip topics apply`: the topics as `topics::Topic` describes them, and their schemas.
+//! `ctrip topics apply`: the topics as `topics::Topic` describes them, and their schemas, also under ids that the registry has lost.
 //!
 //! Nothing that exists is changed or deleted. A setting that an operator may choose, such as the retention, may differ; one
 //! that would break a consumer may not.
 
-use super::client::client_config;
-use crate::registry::Registry;
+use super::backlog::Backlog;
+use super::carried_ids::carried_ids;
+use super::client::{Kafka, client_config};
+use crate::registry::{Registered, Registry};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -22,16 +24,73 @@ const LEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// # Errors
 /// When Kafka or the registry does not answer, or has a topic or schema that contradicts ours.
 pub async fn apply(settings: &Settings) -> anyhow::Result<()> {
+    create_and_check(settings).await?;
+    Registry::new(settings)?.register_all().await
+}
+
+/// [`apply`] for a registry that may have lost the ids of our schemas: those that records carry are registered again. What can't be, or
+/// can't be found out, is named in the log, and keeps nothing else from being registered.
+///
+/// # Errors
+/// As for [`apply`].
+pub async fn apply_and_bring_back(settings: &Settings) -> anyhow::Result<()> {
+    let existing = create_and_check(settings).await?;
+    let registry = Registry::new(settings)?;
+    for topic in Topic::ALL {
+        if let Err(error) = registry.leave_import(topic).await {
+            tracing::warn!("whether the registry takes a schema of {} is unknown: {error:#}", settings.topic_name(topic));
+        }
+    }
+    let kafka = Kafka::without_registry(settings);
+    let carried = tokio::task::spawn_blocking(move || {
+        let of_topic = |topic| Backlog::open(&kafka).and_then(|backlog| carried_ids(&backlog, topic));
+        existing.into_iter().map(|topic| (topic, of_topic(topic))).collect::<Vec<_>>()
+    });
+    for (topic, ids) in carried.await? {
+        let name = settings.topic_name(topic);
+        match ids {
+            Ok(ids) => bring_back(&registry, topic, &name, &ids).await,
+            Err(failure) => {
+                tracing::warn!("whether the registry has the schemas of {name} is unknown, it can't be read: {failure}")
+            }
+        }
+    }
+    // Not earlier: a registry that is empty gives our text the id that the records have.
+    registry.register_all().await
+}
+
+async fn bring_back(registry: &Registry, topic: Topic, name: &str, ids: &[u32]) {
+    for id in ids {
+        match registry.look_up(topic, *id).await {
+            Ok(Registered::Record) => continue,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!("the schema {id} of {name}: {error}");
+                continue;
+            }
+        }
+        match registry.bring_back(topic, *id).await {
+            Ok(()) => tracing::warn!("{name}: its records' schema is registered under their id {id} again"),
+            Err(refusal) => tracing::error!("{refusal:#}"),
+        }
+    }
+}
+
+/// Returns the topics that were there.
+async fn create_and_check(settings: &Settings) -> anyhow::Result<Vec<Topic>> {
     let admin: AdminClient<DefaultClientContext> = client_config(settings, "admin").create().context("the Kafka client")?;
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
+    let mut existing = Vec::new();
     for (topic, created) in create(settings, &admin, &options).await? {
         let name = settings.topic_name(topic);
         if created {
             tracing::info!("created topic {name}");
+        } else {
+            existing.push(topic);
         }
         check(&admin, &options, topic, &name).await.with_context(|| format!("topic {name}"))?;
     }
-    Registry::new(settings)?.register_all().await
+    Ok(existing)
 }
 
 async fn create(

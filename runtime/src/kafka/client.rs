@@ -1,6 +1,6 @@
 //! The handle that every Kafka client of the process is made from, and the settings of librdkafka that they share.
 
-use crate::registry::Registry;
+use crate::registry::{Registered, Registry};
 use crate::settings::{Secret, Settings};
 use anyhow::ensure;
 use rdkafka::ClientConfig;
@@ -27,14 +27,22 @@ impl Kafka {
     /// # Errors
     /// When the registry does not answer, or does not have our schemas (`ctrip topics apply` registers them).
     pub async fn connect(settings: &Settings) -> anyhow::Result<Self> {
-        let schema_ids = Registry::new(settings)?.schema_ids().await?;
-        Ok(Self(Arc::new(Inner {
+        Ok(Self::with_schema_ids(settings, Registry::new(settings)?.schema_ids().await?))
+    }
+
+    /// A handle for reading: without schema ids it writes nothing that others can read.
+    pub(super) fn without_registry(settings: &Settings) -> Self {
+        Self::with_schema_ids(settings, HashMap::new())
+    }
+
+    fn with_schema_ids(settings: &Settings, schema_ids: HashMap<Topic, u32>) -> Self {
+        Self(Arc::new(Inner {
             brokers: settings.kafka_brokers.clone(),
             connection: settings.kafka.connection.clone(),
             prefix: settings.topic_prefix.clone(),
             instance: settings.instance.clone(),
             schema_ids,
-        })))
+        }))
     }
 
     /// A handle without a registry.
@@ -82,21 +90,21 @@ impl Kafka {
         self.0.schema_ids.get(&topic).copied().unwrap_or_default()
     }
 
-    /// Whether the registry has the schemas still under the ids that this process writes: one that was restored, or made anew, may give
-    /// others.
+    /// Whether other programs can read what this process writes: a registry that was restored, or made anew, may not have our schemas
+    /// under the ids that our records carry.
     ///
     /// # Errors
-    /// When it gives another one, or none. It says what helps.
+    /// When it has not. It says what helps.
     pub async fn check_schema_ids(&self, registry: &Registry) -> anyhow::Result<()> {
         let ids = registry.schema_ids().await?;
         for topic in Topic::ALL {
             let (ours, id) = (self.schema_id(topic), ids.get(&topic).copied().unwrap_or_default());
             let name = self.name(topic);
             ensure!(
-                id == ours,
+                id == ours || registry.look_up(topic, ours).await? == Registered::Record,
                 "the records of {name} have the schema id {ours}, and the registry has the schema under {id}: it was restored or made anew, \
-                 and other programs can't read them. Restore it with its ids; if they are lost, restart all roles, so that what is written \
-                 from then on has the new ones"
+                 and other programs can't read them. Restore it with its ids; if they are lost, `ctrip topics apply` registers the schemas \
+                 under them again. If it can't, restart all roles, so that what is written from then on has the new ones"
             );
         }
         Ok(())

@@ -8,10 +8,11 @@
 //!   topic outside of any group.
 //! - [`TransactionalProducer`] writes records and offsets together; [`Publisher`] writes single records from async code.
 //! - [`TopicReader`] is for people: it begins anywhere.
-//! - [`apply`] creates the topics and registers their schemas; [`probe()`] tells why a broker can't be used.
+//! - [`apply`] creates the topics and registers their schemas, [`apply_and_bring_back`] also those of former ids; [`probe()`] tells why a broker can't be used.
 
 mod admin;
 mod backlog;
+mod carried_ids;
 mod client;
 mod consumer;
 pub(crate) mod error;
@@ -27,7 +28,7 @@ mod table;
 mod tail;
 mod topic_reader;
 
-pub use admin::apply;
+pub use admin::{apply, apply_and_bring_back};
 pub use backlog::Backlog;
 pub use client::Kafka;
 pub use consumer::{Batch, Consumer, Position};

@@ -1,4 +1,4 @@
-//! Reads that a replica may answer, if there is one that keeps up.
+//! Reads that a replica may answer, if there is one that keeps up: single records and a list's first page; later pages are the primary's.
 
 use crate::app::{App, Connection};
 use crate::http::pagination::PageQuery;

@@ -1,4 +1,4 @@
-//! `docs/files.md` lists every source with the first sentence of its header and the bounds and times that it sets. This test fails
+//! `docs/files.md` lists every source with the first paragraph of its header and the constants that it sets. This test fails
 //! when it is out of date, and for a file without a header; `CTRIP_WRITE_FILES=1 cargo test -p base --test files` writes it.
 
 use quote::ToTokens as _;
@@ -10,7 +10,7 @@ use syn::{Attribute, Expr, ImplItem, Item, Lit, Meta};
 
 const INTRODUCTION: &str = "# Files
 
-Every source, with what it is for, and the bounds and times that it sets (those of tests are left out).
+Every source, with what it is for, and the bounds, times and names that it sets (those of tests are left out).
 [ARCHITECTURE.md](../ARCHITECTURE.md) says how the files belong together. Made from the sources:
 `CTRIP_WRITE_FILES=1 cargo test -p base --test files`.
 ";
@@ -38,7 +38,7 @@ struct Told {
     bounds: Vec<Bound>,
 }
 
-/// A constant that is a number or a time.
+/// A constant that is a number, a time or a short text.
 struct Bound {
     name: String,
     value: String,
@@ -77,10 +77,11 @@ fn doc(attributes: &[Attribute]) -> String {
 
 impl Bound {
     fn read(name: &syn::Ident, kind: &syn::Type, value: &Expr, attributes: &[Attribute]) -> Option<Self> {
-        const NUMBERS: [&str; 12] = ["u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "f64", "Duration"];
+        const KINDS: [&str; 13] =
+            ["u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "f64", "Duration", "str"];
         let kind = kind.to_token_stream().to_string();
         let value = value.to_token_stream().to_string().replace(' ', "").replace("Duration::", "");
-        let is_bound = NUMBERS.iter().any(|number| kind.ends_with(number)) && value.len() < 60;
+        let is_bound = KINDS.iter().any(|known| kind.ends_with(known)) && value.len() < 60;
         is_bound.then(|| Self { name: name.to_string(), value, meaning: sentence(&doc(attributes)) })
     }
 }
@@ -102,14 +103,14 @@ fn bounds(items: &[Item]) -> Vec<Bound> {
 
 fn told_by_rust(path: &Path, text: &str) -> Told {
     let file = syn::parse_file(text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    Told { header: sentence(&doc(&file.attrs)), bounds: bounds(&file.items) }
+    Told { header: doc(&file.attrs), bounds: bounds(&file.items) }
 }
 
 /// The comment at the top, below a `#!`.
 fn told_by_comment(text: &str, mark: &str) -> Told {
     let lines = text.lines().skip_while(|line| line.starts_with("#!") || line.starts_with("syntax") || line.is_empty());
     let comment: Vec<&str> = lines.map_while(|line| line.strip_prefix(mark)).collect();
-    Told { header: sentence(&paragraph(comment.into_iter())), bounds: Vec::new() }
+    Told { header: paragraph(comment.into_iter()), bounds: Vec::new() }
 }
 
 fn told(path: &Path) -> Option<Told> {

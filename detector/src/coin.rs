@@ -1,4 +1,5 @@
-//! A chain's coin: the same money counts once, whichever of a block's sources tell it. Pure.
+//! Which of a block's transfers count: none of 0, in coin or a token, and the same coin once, whichever of the block's sources tell
+//! it. Pure.
 //!
 //! Which sources tell the same money follows from the block and its chain's id alone, and never from what a node was asked for:
 //! a log is kept in place of the frame that shows its money, so a replay with traces finds the transfer that a run without

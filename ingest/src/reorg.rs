@@ -1,4 +1,5 @@
-//! Recognising a reorg: what a branch of the node's chain means for the blocks published. Pure.
+//! Recognising a reorg: what a branch of the node's chain means for the blocks published, and what an operator is told of one that is
+//! too deep. Pure.
 //!
 //! History is a stack: a block is put on the tip, or the tip is taken off. Nothing is taken off before the common ancestor is
 //! known, so a node that lags or fails midway takes nothing back.

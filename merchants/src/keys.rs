@@ -1,4 +1,4 @@
-//! What an API key is: its hash, its public id and its scope.
+//! What is kept of an API key: its hash, its public id and its scope. Its text is made in `admin/keys.rs`.
 //!
 //! A key is 32 random bytes, so its SHA-256 can't be inverted by guessing, and only that hash is stored. An index lookup takes a time
 //! that depends on how much of a hash agrees with a stored one. An attacker can choose inputs whose hashes begin as he likes, so such

@@ -1,5 +1,6 @@
-//! `payment.intents` from Postgres again: for a topic that was lost, shortened or made anew. The newest go first, since a topic
-//! loses its end. Publishing an intent twice is harmless: the topic is compacted, and its readers keep sets.
+//! `payment.intents` from Postgres again, payments first and then static addresses: for a topic that was lost, shortened or made
+//! anew. The newest go first, since a topic loses its end. Publishing an intent twice is harmless: the topic is compacted, and its
+//! readers keep sets.
 
 use crate::installation::installation;
 use anyhow::anyhow;

@@ -1,5 +1,5 @@
-//! Events about webhooks themselves, without a payment: `webhook.ping` and `webhook.disabled`. They are rows of
-//! `webhook_deliveries` alone; Kafka has none of them.
+//! The envelope of events about webhooks themselves, without a payment: `webhook.ping` and `webhook.disabled`; their data is made where
+//! they arise. They are rows of `webhook_deliveries` alone; Kafka has none of them.
 
 use crate::body;
 use runtime::Failure;

@@ -1,4 +1,4 @@
-//! `ctrip keys`: creates, lists, revokes and rotates API keys. A key's text is returned once, when it is created, and stored nowhere.
+//! `ctrip keys`: creates, lists, revokes and rotates API keys (`ctrip_…`). A key's text is returned once, when it is created, and stored nowhere.
 
 use super::database::{check_name, connect, explain, merchant_not_found, refuse_second_merchant};
 use crate::keys::{KeyId, Scope, hash_key};

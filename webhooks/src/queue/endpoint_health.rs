@@ -1,4 +1,5 @@
-//! What attempts mean for their endpoints: healthy, failing and backed off, paused by `Retry-After`, or disabled.
+//! What attempts mean for their endpoints: healthy, failing and backed off, paused by `Retry-After`, or disabled, and what
+//! the merchant's other webhooks are told of that.
 
 use crate::attempt::{FinishedAttempt, Verdict};
 use crate::retry_schedule;

@@ -1,4 +1,4 @@
-//! Resolving chain ids: `chains.yaml` may leave them out, and the nodes know them.
+//! Resolving chain ids, at the start and when the file is read again: `chains.yaml` may leave them out, and the nodes know them.
 
 use crate::config::{Chain, Chains, ChainsFile, NodeUrl};
 use crate::rpc::{Rpc, RpcError};

@@ -1,4 +1,5 @@
-//! Account xpubs and the deposit addresses derived from them. A private key is refused, and never repeated in an error.
+//! Account xpubs, their fingerprints, by which logs and lists name them, and the deposit addresses derived from them. A private key is
+//! refused, and never repeated in an error.
 
 use alloy::primitives::Address;
 use bip32::{ChildNumber, ExtendedKey, Prefix, XPub};

@@ -1,6 +1,6 @@
-//! HTTP clients with bounded idle connections. reqwest bounds them per host only, and merchants have any number of hosts. So
-//! there are two clients: one keeps connections alive, for a bounded number of busy endpoints, and one closes them after each
-//! message.
+//! HTTP clients with bounded idle connections, and their `User-Agent`; all other headers are those of `send.rs`. reqwest bounds
+//! connections per host only, and merchants have any number of hosts. So there are two clients: one keeps connections alive, for a
+//! bounded number of busy endpoints, and one closes them after each message.
 //!
 //! Both connect only to what the SSRF guard allows, follow no redirects and use no proxy.
 

@@ -486,6 +486,8 @@ CREATE TABLE installation (
     -- The name, with TOPIC_PREFIX, of the payment.intents that this database was compared with last, to its end. Before that, addresses
     -- of another installation in a topic mean that this one is new to it, and it is refused.
     compared      text,
+    -- Kafka's id of the cluster that has it: the same name in another cluster is another topic. Null where the brokers give none.
+    compared_cluster text,
     -- cTrip's own account, by the API that started last: the one of merchants without an xpub. Null until the first start.
     own_account   text REFERENCES xpubs
 );

@@ -2,7 +2,9 @@
 
 use anyhow::{Context as _, ensure};
 use clap::Subcommand;
-use recovery::{installation, republish};
+use recovery::installation::{self, IntentsTopic};
+use recovery::republish;
+use runtime::kafka::Backlog;
 use runtime::{Kafka, Settings, db, set_aside};
 use topics::Topic;
 use uuid::Uuid;
@@ -29,11 +31,17 @@ pub async fn run(settings: &Settings, command: IntentsCommand) -> anyhow::Result
             let kafka = Kafka::connect(settings).await?;
             let pool = db::pool(&settings.database_url, 1)?;
             let compared = installation::compared_topic(&pool.get().await.context("Postgres (DATABASE_URL)")?).await;
+            let compared = compared.map_err(|failure| anyhow::anyhow!("{failure}"))?;
             let topic = kafka.name(Topic::Intents);
+            let reached = {
+                let kafka = kafka.clone();
+                tokio::task::spawn_blocking(move || IntentsTopic::reached(&kafka, &Backlog::open(&kafka)?)).await?
+            };
+            let reached = reached.map_err(|failure| anyhow::anyhow!("{failure}"))?;
             ensure!(
-                compared.map_err(|failure| anyhow::anyhow!("{failure}"))?.as_ref() == Some(&topic),
-                "{topic} was not compared with this database yet, and may be another installation's (TOPIC_PREFIX, DATABASE_URL): the API \
-                 and the confirmer compare them when they start, and publish the intents that it lacks"
+                compared.is_some_and(|compared| !reached.differs_from(&compared)),
+                "{topic} was not compared with this database yet, and may be another installation's (TOPIC_PREFIX, KAFKA_BROKERS, \
+                 DATABASE_URL): the API and the confirmer compare them when they start, and publish the intents that it lacks"
             );
             let count = republish::republish(&kafka, &pool).await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
             println!("published {count} intents");

@@ -10,7 +10,7 @@
 //! Several processes may compare at the same time. The offsets are written in the transaction of their records, and only by the
 //! one that finds them where it began.
 
-use crate::installation::{compared_topic, installation, note_compared, note_other};
+use crate::installation::{IntentsTopic, compared_topic, installation, note_compared, note_other};
 use crate::known::{self, Known, LastRecords};
 use anyhow::anyhow;
 use base::metrics;
@@ -30,6 +30,9 @@ use uuid::Uuid;
 /// The stage that restores, as far as others see it, and the limits of its transactions.
 pub const RESTORING: FoldStage =
     FoldStage { stage: "recovery", topic: Topic::Intents, max_records: 20_000, max_bytes: 64 * 1024 * 1024 };
+
+/// The topics that Postgres is compared with.
+pub const COMPARED: [Topic; 2] = [Topic::Events, Topic::Intents];
 
 /// What a comparison found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,9 +68,16 @@ impl CatchUp<'_> {
         let intents = self.backlog.ends(Topic::Intents)?;
         let events = self.backlog.ends(Topic::Events)?;
         let own = self.handle.block_on(installation(&*self.client))?;
-        let (compared, name) = (self.handle.block_on(compared_topic(&*self.client))?, self.kafka.name(Topic::Intents));
-        if compared.as_ref() != Some(&name) {
+        let compared = self.handle.block_on(compared_topic(&*self.client))?;
+        let (reached, name) = (IntentsTopic::reached(self.kafka, self.backlog)?, self.kafka.name(Topic::Intents));
+        if compared.as_ref().is_none_or(|compared| reached.differs_from(compared)) {
             self.refuse_foreign(own, &intents)?;
+        }
+        if compared.as_ref().is_some_and(|compared| reached.is_in_another_cluster_than(compared)) {
+            tracing::warn!(
+                "Kafka is another cluster than before (KAFKA_BROKERS): its topics are compared from their beginning"
+            );
+            self.forget_offsets()?;
         }
         let mut findings = Findings::default();
         self.topic(Topic::Events, &events, async |db, records| {
@@ -84,8 +94,8 @@ impl CatchUp<'_> {
             }
         })?;
         // One that was compared with others has to get our intents first.
-        if compared.is_none() {
-            self.handle.block_on(note_compared(&*self.client, &name))?;
+        if compared.is_none_or(|compared| !reached.differs_from(&compared) && reached.says_more_than(&compared)) {
+            self.handle.block_on(note_compared(&*self.client, &reached))?;
         }
         report(&findings);
         Ok(findings.had_lost())
@@ -94,8 +104,9 @@ impl CatchUp<'_> {
     /// Refuses topics that are new to this database and another installation's, before anything of theirs is written: intents say whose
     /// they are, events do not.
     fn refuse_foreign(&mut self, own: Uuid, ends: &Offsets) -> Result<(), Failure> {
-        let Self { handle, kafka, backlog, client } = self;
-        let mut next = handle.block_on(known::load(&**client, &kafka.name(Topic::Intents)))?.next;
+        let Self { handle, backlog, client, .. } = self;
+        // What is known of them may be of others that have their name.
+        let mut next = Offsets::new();
         while ends.iter().any(|(partition, end)| next.get(partition).copied().unwrap_or(0) < *end) {
             let mut foreign: Vec<(Option<Uuid>, Uuid)> = Vec::new();
             let limits = (RESTORING.max_records, RESTORING.max_bytes);
@@ -111,6 +122,18 @@ impl CatchUp<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Forgets what is known of the topics of these names, which others have.
+    fn forget_offsets(&mut self) -> Result<(), Failure> {
+        let Self { handle, kafka, client, .. } = self;
+        handle.block_on(async {
+            let transaction = client.transaction().await?;
+            for topic in COMPARED {
+                known::rewind(&transaction, topic, &kafka.name(topic), &Offsets::new()).await?;
+            }
+            Ok(transaction.commit().await?)
+        })
     }
 
     /// Hands a topic's records to `apply`.
@@ -258,8 +281,8 @@ async fn known_account(db: &impl GenericClient, fingerprint: &str) -> Result<boo
 fn refused(own: Uuid, other: Uuid) -> Failure {
     Failure::Halt(anyhow!(
         "payment.intents has the addresses of installation {other}, and the database is that of {own}, which is new here: two \
-         installations on one xpub would give the same address to two customers. Give this one a TOPIC_PREFIX and a CTRIP_XPUB of its \
-         own. If its database takes the place of the one that was lost: `ctrip intents adopt {other}`"
+         installations on one xpub would give the same address to two customers. Give this one its own Kafka (KAFKA_BROKERS) or a \
+         TOPIC_PREFIX, and a CTRIP_XPUB of its own. If its database takes the place of the one that was lost: `ctrip intents adopt {other}`"
     ))
 }
 

@@ -5,9 +5,9 @@
 //! the gate opens [`SETTLING_TIME`] later, after one more comparison. Which database has caught up is a row of its own: a process
 //! that starts on the same one does not wait.
 
-use crate::catch_up::{CatchUp, RESTORING};
+use crate::catch_up::{COMPARED, CatchUp, RESTORING};
 use crate::installation::{
-    caught_up_lineage, compared_topic, installation, note_compared, note_lineage, note_own_account, other,
+    IntentsTopic, caught_up_lineage, compared_topic, installation, note_compared, note_lineage, note_own_account, other,
 };
 use crate::known::{self, Known};
 use crate::republish;
@@ -44,8 +44,6 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 const LEASE_LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the topics are held against what Kafka had acknowledged.
 const TOPICS_INTERVAL: Duration = Duration::from_secs(30);
-/// The topics that Postgres is compared with.
-const COMPARED: [Topic; 2] = [Topic::Events, Topic::Intents];
 
 /// The comparison of Postgres with the topics. Cheap to clone.
 #[derive(Clone)]
@@ -328,15 +326,15 @@ impl Recovery {
     }
 
     /// Holds the topics against what the database knows of them. Intents that Kafka had acknowledged and has no more are published
-    /// again, and the topic is compared anew. Returns whether the database had lost something that topics of another prefix have.
+    /// again, and the topic is compared anew. Returns whether the database had lost something that other topics than before have.
     fn check_topics(&self, handle: &Handle, client: &mut Client) -> Result<bool, Failure> {
         let mut backlog = locked(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
-        let intents = self.0.kafka.name(Topic::Intents);
+        let reached = IntentsTopic::reached(&self.0.kafka, backlog)?;
         let compared = handle.block_on(compared_topic(&*client))?;
-        let is_other_prefix = compared.is_some_and(|compared| compared != intents);
+        let are_others = compared.is_some_and(|compared| reached.differs_from(&compared));
         // If they are another installation's, they get nothing of ours.
-        let had_lost = is_other_prefix && CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run()?;
+        let had_lost = are_others && CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run()?;
         let mut problems = Vec::new();
         for topic in COMPARED {
             let name = self.0.kafka.name(topic);
@@ -358,10 +356,10 @@ impl Recovery {
                 ));
             }
             let known = handle.block_on(known::load(&*client, &name))?;
-            let again = if is_other_prefix { Some(known.next) } else { lost(backlog, topic, &known)? };
+            let again = if are_others { Some(known.next) } else { lost(backlog, topic, &known)? };
             let Some(again) = again else { continue };
             tracing::error!(
-                "{name} lacks records that Kafka had acknowledged: it was lost, made anew, or TOPIC_PREFIX is another"
+                "{name} lacks records that Kafka had acknowledged: it was lost, made anew, or TOPIC_PREFIX or Kafka's cluster is another"
             );
             problems.push(format!("{name} lacked records that Kafka had acknowledged"));
             locked(&self.0.problems).topics.clone_from(&problems);
@@ -379,8 +377,8 @@ impl Recovery {
             })?;
             problems.pop();
         }
-        if is_other_prefix {
-            handle.block_on(note_compared(&*client, &intents))?;
+        if are_others {
+            handle.block_on(note_compared(&*client, &reached))?;
         }
         locked(&self.0.problems).topics = problems;
         Ok(had_lost)

@@ -9,7 +9,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicRe
 use rdkafka::client::DefaultClientContext;
 use reqwest::{Method, StatusCode};
 use runtime::db::lock;
-use runtime::kafka::Publisher;
+use runtime::kafka::{Backlog, Publisher};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -377,18 +377,31 @@ async fn intents_are_published_again_under_another_topic_prefix() -> Result<()> 
     let first = lab.env["TOPIC_PREFIX"].clone();
     lab.env.insert("TOPIC_PREFIX".to_owned(), format!("{first}other."));
     lab.ctrip(&["topics", "apply"])?;
-    // From the first offsets on that are known the topic seems whole. Whoever returns to the first prefix lacks what came meanwhile.
-    for (prefix, times) in [(format!("{first}other."), 1), (first, 2)] {
+    let db = lab.database().await?;
+    let cluster = "SELECT compared_cluster FROM installation";
+    let ours: String = db.query_one(cluster, &[]).await?.try_get(0)?;
+    // From the first offsets on that are known the topic seems whole. Whoever returns to the first prefix lacks what came meanwhile, and
+    // what is known of another cluster's topic of the same name says nothing.
+    for (prefix, times) in [(format!("{first}other."), 1), (first.clone(), 2), (first, 3)] {
         lab.env.insert("TOPIC_PREFIX".to_owned(), prefix);
+        if times == 3 {
+            db.execute("UPDATE installation SET compared_cluster = 'another'", &[]).await?;
+            let refused = lab.output(&["intents", "republish"])?;
+            ensure!(String::from_utf8_lossy(&refused.stderr).contains("was not compared"), "{refused:?}");
+        }
         let mut confirmer = lab.spawn("confirmer")?;
         eventually("the intents to be published again", async || {
             Ok((confirmer.log().matches("published 11 intents again").count() == times).then_some(()))
         })
         .await
         .with_context(|| confirmer.tail())?;
+        eventually("the cluster to be noted", async || {
+            Ok((db.query_one(cluster, &[]).await?.get::<_, Option<String>>(0).as_ref() == Some(&ours)).then_some(()))
+        })
+        .await?;
         confirmer.kill()?;
     }
-    Ok(())
+    until_known(&db, 11).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -463,6 +476,22 @@ async fn a_second_installation_on_the_same_topics_is_refused_unless_it_takes_the
     for row in &known {
         db.execute(end, &[&row.get::<_, &str>(0), &row.get::<_, i32>(1), &row.get::<_, i64>(2)]).await?;
     }
+    // Neither do these have what it knows of those of one name in another cluster.
+    let topic = known.first().context("offsets")?.get::<_, &str>(0);
+    let sql = "UPDATE installation SET compared = $1, compared_cluster = 'another'";
+    ensure!(db.execute(sql, &[&topic]).await? == 1);
+    let state = "SELECT (SELECT count(*) FROM told_events) + (SELECT count(*) FROM payment_events),
+                        (SELECT array_agg(partition || ':' || next_offset ORDER BY topic, partition) FROM known_offsets)";
+    let state = async || -> Result<(i64, Vec<String>, BTreeMap<i32, i64>)> {
+        let (row, kafka) = (db.query_one(state, &[]).await?, lab.kafka().await?);
+        let ends = move || Backlog::open(&kafka)?.ends(Topic::Intents);
+        let ends = tokio::task::spawn_blocking(ends).await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        Ok((row.get(0), row.get(1), ends))
+    };
+    let before = state().await?;
+    ensure!(!refused(&lab)?.contains("intents again"));
+    let after = state().await?;
+    ensure!(before == after, "a refused start has made {after:?} of {before:?}");
     let id = said.split("ctrip intents adopt ").nth(1).and_then(|rest| rest.get(..36)).context("an installation's id")?;
 
     lab.ctrip(&["intents", "adopt", id])?;

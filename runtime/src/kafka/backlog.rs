@@ -51,6 +51,16 @@ impl Backlog {
         partitions(&self.inner, &self.kafka.name(topic))
     }
 
+    /// Kafka's id of the cluster; none if its brokers give none.
+    ///
+    /// # Errors
+    /// As for [`partitions`](Self::partitions).
+    pub fn cluster_id(&self) -> Result<Option<String>, Failure> {
+        // Before an answer, none would only say that it is not known yet.
+        self.partitions(Topic::Intents)?;
+        Ok(self.inner.client().fetch_cluster_id(CALL_TIMEOUT))
+    }
+
     /// The partitions that have another record at the offset of one that was read, or none. One that retention or compaction has deleted
     /// tells nothing, and neither does one beyond the topic's `ends`.
     ///
@@ -187,6 +197,20 @@ mod tests {
         });
         let (partition, changed) = compared.await.unwrap();
         assert_eq!(changed, [BTreeSet::new(), BTreeSet::from([partition]), BTreeSet::new()]);
+    }
+
+    #[tokio::test]
+    async fn a_cluster_is_told_from_another() {
+        let clusters = [MockCluster::new(1).unwrap(), MockCluster::new(1).unwrap()];
+        let ids = clusters.each_ref().map(|cluster| {
+            cluster.create_topic(Topic::Intents.name(), Topic::Intents.partitions(), 1).unwrap();
+            let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+            let id = || Backlog::open(&kafka).unwrap().cluster_id().unwrap();
+            let first = id();
+            assert!(first.is_some() && id() == first, "{first:?}");
+            first
+        });
+        assert_ne!(ids[0], ids[1]);
     }
 
     #[tokio::test]

@@ -77,6 +77,8 @@ fn news(head: &ChainHead, record: &Matches, rest: &[&Matches], applied: &Applied
     if applied.has(record) {
         return News::Known;
     }
+    // Just after a new beginning, what was told of a block may have been taken back.
+    let may_be_told = head.hash.is_some() && !continues(head, record);
     let is_told = || match record.kind {
         Kind::Added if is_witnessed(head, record) && applied.has_block(record) => true,
         Kind::Added | Kind::Removed => applied.has_content(record) || applied.lie_above(record),
@@ -84,7 +86,7 @@ fn news(head: &ChainHead, record: &Matches, rest: &[&Matches], applied: &Applied
         // than all that was applied.
         Kind::Tags | Kind::Replayed => true,
     };
-    if !continues(head, record) && is_told() { News::Nothing } else { News::New }
+    if may_be_told && is_told() { News::Nothing } else { News::New }
 }
 
 /// Whether a record takes back what a block has brought.
@@ -363,6 +365,19 @@ mod tests {
         // A block that it took back comes again.
         let next = [record(31, Replayed, 9, 0), record(32, Added, 10, 0), record(33, Added, 11, 0)];
         assert_eq!(news(&applied, &[&applied, next.as_slice()].concat()), [31, 32, 33]);
+    }
+
+    /// Kafka has lost it, and ingest goes on as before: what it took back would never come again.
+    #[test]
+    fn a_new_beginning_that_was_lost_lets_nothing_of_before_it_go_on() {
+        let applied = [record(10, Added, 10, 0), record(11, Added, 11, 0), record(30, Replayed, 9, 0)];
+        for read in [
+            vec![record(30, Tags, 11, 0), record(31, Added, 12, 0)],
+            vec![record(29, Added, 11, 0), record(30, Tags, 11, 0), record(31, Added, 12, 0)],
+        ] {
+            assert_eq!(outcome(&applied, &read), (vec![], Some(read[0].sequence)));
+        }
+        assert_eq!(news(&applied, &[record(31, Added, 12, 0)]), [31], "nor stops what the beginning is followed by");
     }
 
     #[test]

@@ -113,8 +113,8 @@ async fn restart(settings: &Settings, name: &str, execute: bool) -> anyhow::Resu
 
 /// What the confirmer has applied of a chain.
 fn applied(head: &ChainHead, paid: Vec<BlockRef>) -> Applied {
-    let ChainHead { sequence, first, number, hash, finalized, .. } = *head;
-    Applied { sequence, first, number, hash, finalized, paid }
+    let ChainHead { sequence, first, number, hash, finalized, witnessed, open, .. } = *head;
+    Applied { sequence, first, number, hash, finalized, witnessed, open: open.map(|open| open.hash), paid }
 }
 
 fn print_open(open: &OpenPayments) {

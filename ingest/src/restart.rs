@@ -39,6 +39,10 @@ pub struct Applied {
     /// `None` if no block is left, or the chain has begun anew above it.
     pub hash: Option<B256>,
     pub finalized: Option<u64>,
+    /// The block up to which blocks are known by their hashes; another endpoint may give those above it with other content.
+    pub witnessed: Option<u64>,
+    /// Of the block of which some parts were applied.
+    pub open: Option<B256>,
     /// Blocks that have brought payments something, newest first, from [`Restart::last_final`] down: at most [`MAX_PAID_BLOCKS`].
     pub paid: Vec<BlockRef>,
 }
@@ -225,33 +229,38 @@ async fn last_final(chain: &Chain, rpc: &Rpc) -> anyhow::Result<u64> {
 /// The block up to which what was applied stands, and the one up to which every block was applied. Both are final. The tags that
 /// were applied are believed as far as the blocks that have brought something bear them out. Those need not be of one branch: a
 /// backfill may have brought blocks of the chain beside those of a branch that has left it. So what stands ends below the lowest
-/// one that is not on the chain.
+/// one that is not on the chain. Nor does a hash bear out a block that was not witnessed when it was applied, or not as a whole.
 async fn standing(
     last_final: u64,
     applied: &Applied,
     is_on_chain: impl AsyncFn(BlockRef) -> anyhow::Result<bool>,
 ) -> anyhow::Result<(u64, u64)> {
-    let limit = applied.number.min(last_final);
+    let below_first = applied.first.saturating_sub(1);
+    let known_by_hash = applied.hash.map_or(applied.number, |_| applied.witnessed.unwrap_or(below_first).min(applied.number));
+    let is_in_doubt =
+        |block: &BlockRef| block.number > known_by_hash && block.number <= applied.number || Some(block.hash) == applied.open;
+    let limit = known_by_hash.min(last_final);
     let mut whole = match applied.hash {
         Some(hash) if !is_on_chain(BlockRef { number: applied.number, hash }).await? => {
-            applied.finalized.unwrap_or(applied.first.saturating_sub(1)).min(limit)
+            applied.finalized.unwrap_or(below_first).min(limit)
         }
         _ => limit,
     };
-    // The highest block on the chain below all that are not, and whether one is down where blocks are believed.
+    // The highest block on the chain below all that are not or are in doubt, and whether one is down where blocks are believed.
     let (mut highest, mut reached) = (None, None);
     let (mut lowest_off, mut are_all_off) = (None, true);
     for block in applied.paid.iter().filter(|block| block.number <= last_final) {
         if reached.is_some_and(|reached| block.number < reached) {
             break;
         }
-        if !is_on_chain(*block).await? {
+        let is_on_chain = is_on_chain(*block).await?;
+        are_all_off &= !is_on_chain;
+        if !is_on_chain || is_in_doubt(block) {
             lowest_off = Some(block.number);
             (highest, reached) = (None, None);
             whole = whole.min(block.number.saturating_sub(1));
             continue;
         }
-        are_all_off = false;
         if lowest_off.is_none_or(|off| block.number < off) {
             highest = highest.or(Some(block.number));
             reached = reached.or(Some(block.number).filter(|number| *number <= whole));
@@ -431,7 +440,7 @@ mod tests {
     fn applied(number: u64, finalized: Option<u64>, paid: &[u64]) -> Applied {
         let paid = paid.iter().map(|number| block(*number, if *number > 40 { 2 } else { 1 })).collect();
         let hash = Some(B256::repeat_byte(if number > 40 { 2 } else { 1 }));
-        Applied { sequence: 9, first: 10, number, hash, finalized, paid }
+        Applied { sequence: 9, first: 10, number, hash, finalized, witnessed: Some(number), open: None, paid }
     }
 
     #[tokio::test]
@@ -467,6 +476,25 @@ mod tests {
             let applied = Applied { hash: Some(B256::repeat_byte(2)), paid, ..applied(33, Some(20), &[]) };
             let (stood, whole) = standing(38, &applied, on_chain).await.unwrap();
             assert_eq!((stood, whole), (stands, stands.min(20)), "{case}");
+        }
+    }
+
+    /// One endpoint alone may have given it a content that is not the chain's.
+    #[tokio::test]
+    async fn nothing_stands_from_the_lowest_block_on_that_was_not_witnessed_when_it_was_applied() {
+        let on_chain = async |asked: BlockRef| Ok(asked.hash == B256::repeat_byte(1));
+        let chain = |witnessed, paid: &[u64]| Applied { witnessed, ..applied(20, None, paid) };
+        for (applied, expected, case) in [
+            (chain(Some(19), &[20, 15]), (19, 19), "the head"),
+            (chain(Some(17), &[20, 18, 15]), (17, 17), "and others"),
+            (chain(Some(17), &[]), (17, 17), "what they lack comes again too"),
+            (chain(Some(17), &[30, 19, 15]), (17, 17), "nor what a backfill has brought above it"),
+            (chain(Some(17), &[30, 15]), (30, 17), "which stands where they have brought nothing"),
+            (chain(None, &[20]), (9, 9), "none was"),
+            (Applied { open: Some(B256::repeat_byte(1)), ..chain(Some(20), &[21]) }, (20, 20), "part of a block"),
+            (Applied { hash: None, ..chain(None, &[15]) }, (20, 20), "it has begun anew since"),
+        ] {
+            assert_eq!(standing(60, &applied, on_chain).await.unwrap(), expected, "{case}");
         }
     }
 

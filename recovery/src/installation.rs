@@ -130,15 +130,17 @@ pub async fn note_own_account(db: &impl GenericClient, fingerprint: &str, replac
                SELECT own_account, EXISTS (SELECT FROM noted) FROM installation";
     let row = db.query_one(sql, &[&fingerprint, &replaces]).await?;
     let (was, is_noted): (Option<&str>, bool) = (row.get(0), row.get(1));
-    match was.filter(|was| *was != fingerprint) {
-        Some(was) if is_noted => tracing::warn!("new addresses are of account {fingerprint}, and no longer of {was}"),
-        Some(was) => {
-            return Err(Failure::Halt(anyhow!(
-                "it is the account {fingerprint}, and the addresses of before are of {was}: money would go to another wallet. Give the \
-                 xpub of before, or, if its wallet has a successor, set CTRIP_XPUB_REPLACES={was}"
-            )));
-        }
-        None => {}
+    if !is_noted {
+        // The statement above may have waited for another start, and shows what was there before that.
+        let row = db.query_one("SELECT own_account FROM installation", &[]).await?;
+        let noted: &str = row.try_get(0)?;
+        return Err(Failure::Halt(anyhow!(
+            "it is the account {fingerprint}, and the addresses of before are of {noted}: money would go to another wallet. Give the \
+             xpub of before, or, if its wallet has a successor, set CTRIP_XPUB_REPLACES={noted}"
+        )));
+    }
+    if let Some(was) = was.filter(|was| *was != fingerprint) {
+        tracing::warn!("new addresses are of account {fingerprint}, and no longer of {was}");
     }
     Ok(())
 }

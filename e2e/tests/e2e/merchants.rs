@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Plan, Process, XPUB, eventually};
 use futures::FutureExt as _;
 use merchants::KeyCache;
+use recovery::installation;
 use reqwest::{Method, StatusCode};
 use runtime::db;
 use serde_json::{Value, json};
@@ -195,6 +196,32 @@ async fn any_lost_address_of_another_account_than_the_settings_name_is_doubt_wha
     let noted = db.query("SELECT merchant_id, account, issued FROM restored_accounts ORDER BY 1", &[]).await?;
     let noted: Vec<(Uuid, String, Uuid)> = noted.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     ensure!(noted == [(of_newer, "new".to_owned(), id(12)), (of_older, "new".to_owned(), id(14))], "{noted:?}");
+    Ok(())
+}
+
+/// The statement of one waits for the other's, and its snapshot shows what was there before.
+#[tokio::test]
+async fn of_two_apis_that_start_at_once_with_different_xpubs_one_is_refused() -> Result<()> {
+    let lab = Lab::without_topics().await?;
+    let (mut db, watch) = (lab.database().await?, lab.database().await?);
+    db.batch_execute(
+        "INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('old', 'x', 's'), ('new', 'y', 't');
+         INSERT INTO installation (id) VALUES (gen_random_uuid())",
+    )
+    .await?;
+    let pool = db::pool(&lab.env["DATABASE_URL"], 1)?;
+    for before in [None, Some("old")] {
+        db.execute("UPDATE installation SET own_account = $1", &[&before]).await?;
+        let first = db.transaction().await?;
+        first.execute("UPDATE installation SET own_account = 'new'", &[]).await?;
+        let late = pool.get().await?;
+        let late = tokio::spawn(async move { installation::note_own_account(&late, "old", None).await });
+        let sql = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        eventually("the second to wait", async || Ok(watch.query_opt(sql, &[]).await?.map(drop))).await?;
+        first.commit().await?;
+        let refused = late.await?.err().with_context(|| format!("two accounts are in use, after {before:?}"))?;
+        ensure!(refused.to_string().contains("CTRIP_XPUB_REPLACES=new"), "{refused}");
+    }
     Ok(())
 }
 

@@ -39,6 +39,8 @@ CREATE TABLE merchants (
     name                    text NOT NULL UNIQUE,
     -- The account that this merchant's addresses are derived from; null is cTrip's own.
     xpub                    text REFERENCES xpubs,
+    -- When an operator said so last; null for one who never did.
+    account_said_at         timestamptz,
     -- Terms of its payments unless a request says otherwise: hundredths of a percent of the amount.
     underpaid_tolerance_bps integer NOT NULL DEFAULT 0 CHECK (underpaid_tolerance_bps BETWEEN 0 AND 10000),
     overpaid_tolerance_bps  integer NOT NULL DEFAULT 0 CHECK (overpaid_tolerance_bps BETWEEN 0 AND 10000),
@@ -48,7 +50,8 @@ CREATE TABLE merchants (
 );
 
 -- The account of an address that a restored database had lost, where the merchant's row names another: a change of its settings may have
--- been lost with it. It gets no addresses until an operator says again which account is right, which deletes the row.
+-- been lost with it. It gets no addresses until an operator says again which account is right, which deletes the row; addresses of
+-- before that make none anew.
 CREATE TABLE restored_accounts (
     merchant_id uuid PRIMARY KEY REFERENCES merchants,
     account     text NOT NULL REFERENCES xpubs,

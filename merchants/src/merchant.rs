@@ -2,6 +2,7 @@
 
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
+use std::time::SystemTime;
 use topics::{Amount, U256};
 use uuid::Uuid;
 
@@ -57,7 +58,8 @@ pub async fn restore_merchants(db: &impl GenericClient, ids: &[Uuid]) -> Result<
 
 /// Notes the accounts of addresses that a restored database had lost, given as merchant, account, and id of the payment or static address,
 /// where the merchants' settings name others: those are as old as the backup, and their money would go to another wallet. The newest of
-/// such addresses counts, whatever is newer: a replica that has not seen the change yet goes on with the account of before.
+/// such addresses counts, whatever is newer: a replica that has not seen the change yet goes on with the account of before. Those that
+/// were given out before an operator said which account is right count no more.
 ///
 /// # Errors
 /// When the database fails.
@@ -66,8 +68,10 @@ pub async fn note_restored_accounts(db: &impl GenericClient, restored: &[(Uuid, 
         .prepare_cached(
             "WITH newest AS (
                  SELECT DISTINCT ON (merchant) merchant, account, issued
-                 FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS t (merchant, account, issued) JOIN merchants m ON m.id = merchant
+                 FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::timestamptz[]) AS t (merchant, account, issued, issued_at)
+                 JOIN merchants m ON m.id = merchant
                  WHERE account IS DISTINCT FROM coalesce(m.xpub, (SELECT own_account FROM installation))
+                     AND coalesce(issued_at > m.account_said_at, true)
                  ORDER BY merchant, issued DESC
              ), noted AS (
                  INSERT INTO restored_accounts AS r (merchant_id, account, issued) SELECT merchant, account, issued FROM newest
@@ -81,7 +85,8 @@ pub async fn note_restored_accounts(db: &impl GenericClient, restored: &[(Uuid, 
     let merchants: Vec<Uuid> = restored.iter().map(|(merchant, ..)| *merchant).collect();
     let accounts: Vec<&str> = restored.iter().map(|(_, account, _)| *account).collect();
     let issued: Vec<Uuid> = restored.iter().map(|(.., issued)| *issued).collect();
-    for row in db.query(&statement, &[&merchants, &accounts, &issued]).await? {
+    let issued_at: Vec<Option<SystemTime>> = issued.iter().map(|id| id.get_timestamp().map(SystemTime::from)).collect();
+    for row in db.query(&statement, &[&merchants, &accounts, &issued, &issued_at]).await? {
         let (name, account): (&str, &str) = (row.get(0), row.get(1));
         tracing::error!(
             "merchant {name:?} gets no addresses: a restore has taken back one of account {account}, and the database has another for it. \

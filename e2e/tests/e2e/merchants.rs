@@ -199,6 +199,29 @@ async fn any_lost_address_of_another_account_than_the_settings_name_is_doubt_wha
     Ok(())
 }
 
+/// After a restore an operator does again what was done since, before the roles start and find what was lost.
+#[tokio::test]
+async fn an_account_that_an_operator_has_said_again_is_not_doubted_by_addresses_of_before() -> Result<()> {
+    let lab = Lab::without_topics().await?;
+    let [old, new] = [XPUB, OTHER_XPUB].map(|xpub| AccountXpub::parse(xpub).map(|account| account.fingerprint()));
+    let (old, new) = (old?, new?);
+    let shop: Uuid = lab.ctrip(&["merchants", "create", "shop", "--own-xpub", XPUB])?.parse()?;
+    let before = [Uuid::now_v7(), Uuid::now_v7()];
+    lab.ctrip(&["merchants", "update", "shop", "--own-xpub", OTHER_XPUB])?;
+    let db = db::pool(&lab.env["DATABASE_URL"], 1)?.get().await?;
+    let noted = async |lost: &[(Uuid, &str, Uuid)]| {
+        merchants::note_restored_accounts(&db, lost).await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        let rows = db.query("SELECT account, issued FROM restored_accounts", &[]).await?;
+        anyhow::Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<(String, Uuid)>>())
+    };
+    let doubts = noted(&[(shop, &old, before[0]), (shop, &new, before[1])]).await?;
+    ensure!(doubts.is_empty(), "{doubts:?}");
+    let since = Uuid::now_v7();
+    let doubts = noted(&[(shop, &old, since), (shop, &old, before[1])]).await?;
+    ensure!(doubts == [(old, since)], "{doubts:?}");
+    Ok(())
+}
+
 /// The statement of one waits for the other's, and its snapshot shows what was there before.
 #[tokio::test]
 async fn of_two_apis_that_start_at_once_with_different_xpubs_one_is_refused() -> Result<()> {

@@ -144,6 +144,7 @@ async fn write_merchant(
             // Whoever says which account is right has decided.
             "WITH decided AS (DELETE FROM restored_accounts WHERE merchant_id = $1 AND $3)
              UPDATE merchants SET name = coalesce($2, name), xpub = CASE WHEN $3 THEN $4 ELSE xpub END,
+                 account_said_at = CASE WHEN $3 THEN now() ELSE account_said_at END,
                  underpaid_tolerance_bps = coalesce($5, underpaid_tolerance_bps),
                  overpaid_tolerance_bps = coalesce($6, overpaid_tolerance_bps), accept_late = coalesce($7, accept_late),
                  metadata = coalesce($8::text::json, metadata)

@@ -484,7 +484,7 @@ CREATE TABLE installation (
     other_seen_at timestamptz,
     -- Which server process, database and tables caught up with the topics last under this row. A database that was restored has the
     -- value of its backup, and so differs from what it is now: then others may still wait for Kafka with what they wrote to the
-    -- database before. Null until the first start.
+    -- database before. Null until the first start, `adopted` until one after `ctrip intents adopt`.
     lineage       text,
     -- The name, with TOPIC_PREFIX, of the payment.intents that this database was compared with last, to its end. Before that, addresses
     -- of another installation in a topic mean that this one is new to it, and it is refused.

@@ -154,8 +154,8 @@ pub async fn adopt(database_url: &str, installation: Uuid) -> Result<()> {
     let db = db::pool(database_url, 1)?.get().await;
     let db = db.with_context(|| format!("Postgres at {} (DATABASE_URL)", db::hosts(database_url)))?;
     let sql = "WITH forgotten AS (DELETE FROM known_offsets)
-               INSERT INTO installation (id) VALUES ($1)
-               ON CONFLICT (singleton) DO UPDATE SET id = EXCLUDED.id, other = NULL, lineage = NULL, compared = NULL,
+               INSERT INTO installation (id, lineage) VALUES ($1, 'adopted')
+               ON CONFLICT (singleton) DO UPDATE SET id = EXCLUDED.id, other = NULL, lineage = EXCLUDED.lineage, compared = NULL,
                    compared_cluster = NULL";
     db.execute(sql, &[&installation]).await.context("`ctrip migrate` creates the tables")?;
     Ok(())

@@ -256,6 +256,18 @@ async fn a_merchant_whose_name_a_restore_has_lost_gets_no_twin_by_mistake() -> R
     let again = lab.output(&["keys", "create", "shop"])?;
     ensure!(again.status.success() && again.stderr.is_empty(), "it was there");
     let db = lab.database().await?;
+    // A restore, after which no role has run that finds what was lost.
+    db.execute("INSERT INTO installation (id, lineage) VALUES (gen_random_uuid(), 'another')", &[]).await?;
+    lab.ctrip(&["keys", "create", "shop"])?;
+    for command in ["keys", "merchants"] {
+        let refused = lab.output(&[command, "create", "lost shop"])?;
+        let said = String::from_utf8(refused.stderr)?;
+        ensure!(
+            !refused.status.success() && said.contains("Start the roles first") && said.contains("--new-merchant"),
+            "{said}"
+        );
+    }
+    db.execute("DELETE FROM installation", &[]).await?;
     let lost = db.query_one("UPDATE merchants SET name = 'restored ' || id RETURNING name", &[]).await?;
     let lost: &str = lost.get(0);
     for command in ["keys", "merchants"] {

@@ -1,8 +1,8 @@
 //! The database as a command uses it: one connection, and errors that tell the operator the remedy.
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use deadpool_postgres::{Client, GenericClient, Pool};
-use runtime::db;
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use deadpool_postgres::{Client, Pool, Transaction};
+use runtime::db::{self, Lineage};
 use tokio_postgres::error::SqlState;
 
 const MAX_NAME_CHARS: usize = 255;
@@ -22,11 +22,19 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a new merchant of this name while a restore has left one without its name: it may be the same, with payments of its own.
+/// Refuses a new merchant of this name while a restore may have taken one away, or has left one without its name: it may be the same,
+/// with payments of its own.
 ///
 /// # Errors
-/// When there is such a merchant, or the database fails.
-pub async fn refuse_second_merchant(db: &impl GenericClient, name: &str) -> Result<()> {
+/// When there is such a merchant, the database has not been compared with the topics since it was restored, or it fails.
+pub async fn refuse_second_merchant(db: &Transaction<'_>, name: &str) -> Result<()> {
+    let lineage = Lineage::of(db.client()).await.map_err(explain)?.to_string();
+    let of_other = db.query_opt("SELECT FROM installation WHERE lineage <> $1", &[&lineage]).await.map_err(explain)?;
+    ensure!(
+        of_other.is_none(),
+        "there was no merchant {name:?}, and no role has compared Postgres with the topics since it was restarted or restored: it may \
+         have lost this one. Start the roles first, then look at `ctrip merchants list`. If it is another one: `--new-merchant`"
+    );
     let sql = "SELECT name FROM merchants WHERE name = 'restored ' || id ORDER BY id LIMIT 1";
     let Some(row) = db.query_opt(sql, &[]).await.map_err(explain)? else { return Ok(()) };
     let restored: &str = row.get(0);

@@ -36,20 +36,34 @@ impl Grant {
         self.limiter.as_ref().map_or(Ok(()), |limiter| limiter.spend(Instant::now()))
     }
 
-    /// Counts the orders of a batch beyond the first, for which its request was counted. The merchant's webhooks beyond the first make
-    /// each order cost as much again, as debt: the deliveries of all merchants are written one after another.
+    /// Counts the orders of a batch beyond the first, for which its request was counted.
     ///
     /// # Errors
     /// The time to wait, when the key is over its limit. A batch larger than the limit of a second needs what is left of that after
     /// its request, and counts whole: what comes next waits for it.
     pub fn spend_orders(&self, orders: usize) -> Result<(), Duration> {
         let Some(limiter) = &self.limiter else { return Ok(()) };
-        let (orders, now) = (u32::try_from(orders).unwrap_or(u32::MAX), Instant::now());
-        if let Some(more) = NonZeroU32::new(orders.saturating_sub(1)) {
-            limiter.spend_more(more, now)?;
+        let more = NonZeroU32::new(u32::try_from(orders).unwrap_or(u32::MAX).saturating_sub(1));
+        more.map_or(Ok(()), |more| limiter.spend_more(more, Instant::now()))
+    }
+
+    /// Counts payments that are about to be made as much again for each of the merchant's webhooks beyond the first, as debt: the
+    /// deliveries of all merchants are written one after another.
+    pub fn owe_deliveries(&self, payments: usize) {
+        if let Some(limiter) = &self.limiter {
+            limiter.owe(self.more_deliveries(payments), Instant::now());
         }
-        limiter.owe(orders.saturating_mul(self.webhooks.saturating_sub(1)), now);
-        Ok(())
+    }
+
+    /// Takes back what is owed for payments that were not made.
+    pub fn forgive_deliveries(&self, payments: usize) {
+        if let Some(limiter) = &self.limiter {
+            limiter.refund(self.more_deliveries(payments));
+        }
+    }
+
+    fn more_deliveries(&self, payments: usize) -> u32 {
+        u32::try_from(payments).unwrap_or(u32::MAX).saturating_mul(self.webhooks.saturating_sub(1))
     }
 }
 
@@ -93,6 +107,7 @@ mod tests {
         let next = |webhooks: u32| {
             let grant = Grant { webhooks, ..grant(Some(10)) };
             assert_eq!((grant.spend(), grant.spend_orders(1)), (Ok(()), Ok(())));
+            grant.owe_deliveries(1);
             grant.spend()
         };
         assert_eq!((next(0), next(1)), (Ok(()), Ok(())));
@@ -101,5 +116,15 @@ mod tests {
         let busy = Grant { webhooks: 20, ..grant(Some(20)) };
         assert!((0..19).all(|_| busy.spend().is_ok()));
         assert_eq!((busy.spend(), busy.spend_orders(1)), (Ok(()), Ok(())));
+    }
+
+    #[test]
+    fn orders_of_which_nothing_is_made_owe_nothing_for_webhooks() {
+        let grant = Grant { webhooks: 20, ..grant(Some(10)) };
+        assert_eq!((grant.spend(), grant.spend_orders(1_000)), (Ok(()), Ok(())));
+        grant.owe_deliveries(1_000);
+        assert!(grant.spend().unwrap_err() > Duration::from_secs(1_900), "what is being made is owed for");
+        grant.forgive_deliveries(1_000);
+        assert!(grant.spend().unwrap_err() <= Duration::from_secs(100));
     }
 }

@@ -60,10 +60,10 @@ impl RateLimiter {
         }
     }
 
-    /// Takes one request back.
-    pub fn refund(&self) {
+    /// Takes requests back.
+    pub fn refund(&self, requests: u32) {
         let mut paid_at = self.paid_at();
-        *paid_at = paid_at.checked_sub(self.interval).unwrap_or(*paid_at);
+        *paid_at = paid_at.checked_sub(self.interval * requests).unwrap_or(*paid_at);
     }
 
     /// Whether everything is paid.

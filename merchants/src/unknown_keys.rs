@@ -111,7 +111,7 @@ impl FailedAttempts {
             let attempts = places.entry(place).or_insert_with(|| place.limiter(now));
             if let Err(wait) = attempts.spend(now) {
                 // It is no attempt, of nobody.
-                begun.iter().filter_map(|place| places.get(place)).for_each(RateLimiter::refund);
+                begun.iter().filter_map(|place| places.get(place)).for_each(|place| place.refund(1));
                 return Err(wait);
             }
             begun.push(place);
@@ -122,7 +122,7 @@ impl FailedAttempts {
     /// The attempt found a key, or nothing could be found out.
     pub fn forgive(&self, address: IpAddr) {
         let places = locked(&self.0);
-        Place::all_of(address).filter_map(|place| places.get(&place)).for_each(RateLimiter::refund);
+        Place::all_of(address).filter_map(|place| places.get(&place)).for_each(|place| place.refund(1));
     }
 }
 

@@ -52,6 +52,15 @@ impl Caller {
     pub fn spend_orders(&self, orders: usize) -> Result<(), Problem> {
         self.grant.spend_orders(orders).map_err(rate_limited)
     }
+
+    /// Counts the deliveries of payments that are being made, and takes back those of the ones that it was asked for in vain, or had
+    /// made before. A caller that hangs up meanwhile owes for all.
+    pub async fn counting_deliveries<T>(&self, asked: usize, making: impl Future<Output = T>, made: impl Fn(&T) -> usize) -> T {
+        self.grant.owe_deliveries(asked);
+        let outcome = making.await;
+        self.grant.forgive_deliveries(asked.saturating_sub(made(&outcome)));
+        outcome
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {

@@ -41,6 +41,13 @@ pub struct CreatedPayment {
     pub repeated: bool,
 }
 
+impl CreatedPayment {
+    /// Of these, how many payments were made just now.
+    pub fn count_new<'a>(outcomes: impl IntoIterator<Item = &'a Result<Self, Problem>>) -> usize {
+        outcomes.into_iter().flatten().filter(|created| !created.repeated).count()
+    }
+}
+
 /// The outcome of a [`CreateRequest`] in the queue.
 pub type PendingPayment = oneshot::Receiver<Result<CreatedPayment, Problem>>;
 

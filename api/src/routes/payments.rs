@@ -84,8 +84,12 @@ pub async fn create(State(app): State<App>, caller: Caller, headers: HeaderMap, 
     let (reply, pending) = oneshot::channel();
     let request =
         CreateRequest { merchant: caller.merchant, api_key: caller.id, account, order, idempotency_key, reply, place: None };
-    queue::enqueue(&app.create_requests, vec![request]).await?;
-    let CreatedPayment { payment, repeated } = queue::created(pending).await?;
+    let making = async {
+        queue::enqueue(&app.create_requests, vec![request]).await?;
+        queue::created(pending).await
+    };
+    let made = |outcome: &_| CreatedPayment::count_new([outcome]);
+    let CreatedPayment { payment, repeated } = caller.counting_deliveries(1, making, made).await?;
     Ok(created(&payment, repeated))
 }
 

@@ -184,8 +184,13 @@ pub async fn create(
             pending
         }));
     }
-    queue::enqueue(&app.create_requests, requests).await?;
-    let mut outcomes = join_all(pending.into_iter().map(|pending| async { queue::created(pending?).await })).await;
+    let asked = requests.len();
+    let making = async {
+        queue::enqueue(&app.create_requests, requests).await?;
+        Ok::<_, Problem>(join_all(pending.into_iter().map(|pending| async { queue::created(pending?).await })).await)
+    };
+    let made = |outcomes: &Result<Vec<_>, _>| CreatedPayment::count_new(outcomes.iter().flatten());
+    let mut outcomes = caller.counting_deliveries(asked, making, made).await?;
     let keys: Vec<&IdempotencyKey> = refused.iter().map(|(_, key)| key).collect();
     let earlier = idempotency::find_earlier(&app.pool, &app.intents, caller.merchant, &keys).await?;
     for ((place, _), earlier) in refused.iter().zip(earlier) {

@@ -67,7 +67,7 @@ pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> 
     drop(db);
     let intent = intent_records::address_intent_record(&new, installation);
     let mut is_acknowledged = false;
-    intents.publish(&[intent], began, |_, acknowledged| is_acknowledged = acknowledged).await;
+    intents.publish(vec![intent], began, |_, acknowledged| is_acknowledged = acknowledged).await;
     if !is_acknowledged {
         return Err(Problem::unavailable(5, "Kafka did not acknowledge the address. Retry: you get the same one"));
     }

@@ -155,7 +155,7 @@ impl Batcher {
             Some((request, _)) => reply(request, Err(Problem::unacknowledged())),
             None => {}
         };
-        self.intents.publish(&intents, began, answer).await;
+        self.intents.publish(intents, began, answer).await;
         self.intents.forget_acknowledged(acknowledged);
     }
 

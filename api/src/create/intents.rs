@@ -58,9 +58,15 @@ impl Intents {
 
     /// Publishes all at once. Tells of each, by its place and as soon as it is known, whether Kafka acknowledged it in time to give its
     /// address out. `began` is from before the connection was taken that wrote their rows, or read them: it was checked then.
-    pub async fn publish(&self, intents: &[wire::PaymentIntent], began: Instant, mut answer: impl FnMut(usize, bool)) {
-        let records: Vec<(String, Vec<u8>)> = intents.iter().map(|intent| (intent.key(), self.kafka.encode(intent))).collect();
-        let mut outcomes = pin!(self.publisher.publish_each(Topic::Intents, &records));
+    pub async fn publish(&self, intents: Vec<wire::PaymentIntent>, began: Instant, mut answer: impl FnMut(usize, bool)) {
+        let asked = intents.len();
+        let outcomes = {
+            // librdkafka has copies. A partition without a leader would keep these, of the whole batch, for seconds.
+            let encode = |intent: wire::PaymentIntent| (intent.key(), self.kafka.encode(&intent));
+            let records: Vec<(String, Vec<u8>)> = intents.into_iter().map(encode).collect();
+            self.publisher.publish_each(Topic::Intents, &records)
+        };
+        let mut outcomes = pin!(outcomes);
         let (mut failed, mut late, mut last_cause) = (0, 0, None);
         while let Some((place, outcome)) = outcomes.next().await {
             let in_time = may_give_out(began);
@@ -75,7 +81,7 @@ impl Intents {
             }
         }
         if let Some(cause) = last_cause {
-            tracing::warn!("Kafka did not acknowledge {failed} of {} intents: {cause:#}", intents.len());
+            tracing::warn!("Kafka did not acknowledge {failed} of {asked} intents: {cause:#}");
         }
         if late > 0 {
             tracing::warn!("{late} addresses are not given out: their intents took {:.1?}", began.elapsed());
@@ -135,7 +141,7 @@ impl Intents {
                 if is_acknowledged { &mut acknowledged } else { &mut failed }.push(*id);
             }
         };
-        self.publish(&intents, began, answer).await;
+        self.publish(intents, began, answer).await;
         (acknowledged, failed)
     }
 

@@ -116,6 +116,15 @@ pub async fn connection(pool: &Pool) -> Result<HeldConnection, Problem> {
     Ok(HeldConnection { client: pool.get().await?, began, _place: place })
 }
 
+/// One of the merchant's connections, for work that takes it from the pool by itself, until this is dropped. Whoever asks for it holds
+/// none.
+///
+/// # Errors
+/// A 503 when the merchant's requests before it take too long.
+pub async fn one_connection() -> Result<Option<OwnedSemaphorePermit>, Problem> {
+    places(|share| &share.connections, 1).await
+}
+
 /// Places for orders in the queue of payments to create, until they are dropped.
 ///
 /// # Errors

@@ -71,6 +71,7 @@ pub async fn redeliver(
             Some((permit.map_err(|_| Problem::unavailable(5, "Other redeliveries are running; retry"))?, turn))
         }
     };
+    let _connection = share::one_connection().await?;
     let redelivered = deliveries::redeliver(&app.pool, caller.merchant, id, &filter, after).await?;
     let (deliveries, last) = redelivered.ok_or_else(webhook_disabled)?;
     Ok((StatusCode::ACCEPTED, Json(RedeliveryReply { deliveries, next_cursor: last.map(encode_cursor) })))

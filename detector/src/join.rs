@@ -28,7 +28,7 @@ pub trait ChainRecord {
     fn offset(&self) -> i64;
     /// The value with its frame.
     fn value(&self) -> &[u8];
-    /// Which transaction has written it, if that is told.
+    /// Which transaction has written it, if that is told. A later one has a higher number, but for clocks that differ.
     fn writing(&self) -> Option<i64>;
 }
 
@@ -138,12 +138,13 @@ impl<R: ChainRecord> Join<R> {
     }
 
     /// Passes over the next block, and its chain's logs up to it, with all their parts. Those of a replayed block may be another
-    /// replay's.
+    /// replay's, and those of a later writing are of a block that comes again under such a sequence.
     pub fn pass(&mut self) {
         let Some(block) = self.take_block() else { return };
         let Ok(RecordHead { chain_id, sequence, .. }) = head_of(&block) else { return };
         if let Some(waiting) = self.logs.get_mut(&(chain_id, false)) {
-            while waiting.front().is_some_and(|logs| logs.sequence <= sequence) {
+            let is_older = |logs: &WaitingLogs<R>| logs.sequence <= sequence && logs.record.writing() <= block.writing();
+            while waiting.front().is_some_and(is_older) {
                 waiting.pop_front();
             }
         }
@@ -278,24 +279,23 @@ struct Writing<'b> {
 
 /// Takes the block's logs, once all their parts are there. Logs before them belong to blocks that are done, and are dropped, as
 /// are the last parts of logs whose first ones are gone. Where Kafka has lost more of the end of `chain.blocks` than of `chain.logs`, the
-/// logs of what was lost come first, under the same sequences.
+/// logs of what was lost come first, under the same sequences or later ones.
 fn take_logs<R: ChainRecord>(waiting: &mut VecDeque<WaitingLogs<R>>, block: &Writing<'_>) -> Result<TakenLogs<R>, Failure> {
     let sequence = block.head.sequence;
     if sequence == 0 {
         return take_replayed_logs(waiting, block);
     }
     while let Some(front) = waiting.front() {
-        if front.sequence > sequence {
-            return Ok(TakenLogs::Later(front.sequence));
-        }
         if is_of_block(front, block)? {
             let first = part_of(front)?;
             if first.part <= 1 {
                 return take_parts(waiting, block, first.parts.max(1));
             }
-        } else if front.sequence == sequence {
+        } else if front.sequence >= sequence {
+            let is_later = front.sequence > sequence && front.record.writing() >= block.writing;
             match first_of_block(waiting, block)? {
                 Some(first) => waiting.drain(..first),
+                None if is_later => return Ok(TakenLogs::Later(front.sequence)),
                 None => return Ok(TakenLogs::None),
             };
             continue;

@@ -48,6 +48,11 @@ fn logs(offset: i64, chain_id: u64, sequence: u64, (part, parts): (u32, u32), si
     Fake { topic: Topic::Logs, offset, value: frame::encode(1, &record), writing: None }
 }
 
+/// The record as a transaction has written it.
+fn written(record: Fake, writing: i64) -> Fake {
+    Fake { writing: Some(writing), ..record }
+}
+
 const LARGE: usize = MAX_LOGS_BYTES / 2;
 
 /// Adds a record that is not done.
@@ -157,7 +162,6 @@ fn a_block_that_is_passed_over_takes_all_parts_of_its_logs_along() {
 /// Kafka has lost more of the end of `chain.blocks` than of `chain.logs`.
 #[test]
 fn logs_of_blocks_that_were_lost_are_not_taken_for_those_of_their_successors() {
-    let written = |record: Fake, writing| Fake { writing: Some(writing), ..record };
     let mut join = Join::default();
     push(&mut join, written(logs(10, 1, 1, (0, 0), 5), 1));
     push(&mut join, written(logs(11, 1, 2, (0, 0), 5), 1));
@@ -169,6 +173,51 @@ fn logs_of_blocks_that_were_lost_are_not_taken_for_those_of_their_successors() {
     push(&mut join, written(logs(13, 1, 1, (2, 2), 5), 2));
     assert_eq!(pair(&mut join).logs.iter().map(|logs| logs.offset).collect::<Vec<_>>(), [12, 13]);
     assert_eq!(join.offsets(), (Some(2), Some(14)), "those of the other writing are left");
+}
+
+#[test]
+fn logs_that_are_written_again_are_kept_when_the_block_of_before_is_passed_over() {
+    let mut join = Join::default();
+    for record in [block(1, 12), logs(10, 1, 12, (0, 0), 5)] {
+        push(&mut join, written(record, 1));
+    }
+    let again =
+        [block(1, 12), block(1, 13), logs(11, 1, 11, (0, 0), 5), logs(12, 1, 12, (0, 0), 5), logs(13, 1, 13, (0, 0), 5)];
+    for record in again {
+        push(&mut join, written(record, 2));
+    }
+    join.pass();
+    let (first, second) = (pair(&mut join), pair(&mut join));
+    assert_eq!((first.block.writing, first.logs[0].offset), (Some(2), 12));
+    assert_eq!(second.logs[0].offset, 13);
+}
+
+/// Kafka has lost the least of `chain.logs`, and the most of `chain.cursors`.
+#[test]
+fn logs_of_later_blocks_that_were_lost_do_not_hide_those_of_a_block_that_is_written_again() {
+    let lost = |join: &mut Join<Fake>| {
+        push(join, written(logs(10, 1, 12, (0, 0), 5), 1));
+        push(join, written(logs(11, 1, 13, (0, 0), 5), 1));
+        push(join, written(block(1, 11), 2));
+    };
+    let mut join = Join::default();
+    lost(&mut join);
+    assert!(is_waiting(&mut join), "its own may come");
+    for (offset, sequence) in [(12, 11), (13, 12)] {
+        push(&mut join, written(logs(offset, 1, sequence, (0, 0), 5), 2));
+    }
+    push(&mut join, written(block(1, 12), 2));
+    assert_eq!([pair(&mut join).logs[0].offset, pair(&mut join).logs[0].offset], [12, 13]);
+    // Nothing came below the end that was noted.
+    let mut join = Join::default();
+    lost(&mut join);
+    join.expect_logs_below(12);
+    assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { next_with_logs: 12 }));
+    // Of the same writing: its own are gone.
+    let mut join = Join::default();
+    push(&mut join, written(block(1, 11), 2));
+    push(&mut join, written(logs(10, 1, 12, (0, 0), 5), 2));
+    assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { next_with_logs: 12 }));
 }
 
 /// A retention deletes whole files, whose end may be between two parts.

@@ -7,7 +7,7 @@
 use crate::again::{Known, Rereading, Verdict};
 use crate::join::{ChainRecord as _, head_of};
 use crate::matching::RecordHead;
-use crate::output::{FoundRecord, Matched, MatchedBlock, Resumption, find_next, read_progress};
+use crate::output::{FoundRecord, Matched, MatchedBlock, Resumption, find_next, passed_over, read_progress};
 use crate::progress::{Progress, Turn};
 use base::metrics;
 use runtime::Failure;
@@ -166,8 +166,9 @@ impl Chains {
     fn look(&mut self, record: &Record<'_>, head: &RecordHead<'_>) -> Result<(), Failure> {
         let chain_id = head.chain_id;
         let Matched { progress, again, contradicted, last } = read_progress(&self.kafka, record, head)?;
-        if contradicted {
-            let cause = contradiction(chain_id, &progress, head.sequence);
+        let passed_over = last.as_ref().map_or(Ok(None), |last| passed_over(&self.kafka, last, record))?;
+        if let Some(sequence) = passed_over.or_else(|| contradicted.then_some(head.sequence)) {
+            let cause = contradiction(chain_id, progress.sequence, sequence);
             self.set_aside(record.partition(), chain_id, progress.sequence, GoesOn::Anew, cause);
         }
         self.known.insert(chain_id, progress);
@@ -197,7 +198,7 @@ impl Chains {
                 return false;
             }
             Verdict::Unknown => {
-                let (sequence, cause) = (progress.sequence, contradiction(chain_id, progress, head.sequence));
+                let (sequence, cause) = (progress.sequence, contradiction(chain_id, progress.sequence, head.sequence));
                 self.set_aside(record.partition(), chain_id, sequence, GoesOn::Anew, cause);
             }
         }
@@ -301,7 +302,13 @@ impl Chains {
 
     fn set_aside_after_gap(&mut self, partition: i32, chain_id: u64, last: u64, next: Option<FoundRecord>) {
         let progress = self.known.entry(chain_id).or_default();
-        let (sequence, cause) = (progress.sequence, gap(chain_id, progress, next.as_ref()));
+        let sequence = progress.sequence;
+        // Replayed blocks would stand beside what was matched under these sequences, and what comes after them would be taken to stand on it.
+        if let Some(matched) = self.last.get(&chain_id).filter(|matched| sequence < matched.sequence) {
+            let cause = contradiction(chain_id, matched.sequence, sequence + 1);
+            return self.set_aside(partition, chain_id, sequence, GoesOn::Anew, cause);
+        }
+        let cause = gap(chain_id, progress, next.as_ref());
         self.set_aside(partition, chain_id, sequence, next.map_or(GoesOn::After(last), GoesOn::At), cause);
     }
 
@@ -333,10 +340,10 @@ fn anew(chain_id: u64) -> String {
     format!("`ctrip chain restart {chain_id}` begins anew")
 }
 
-fn contradiction(chain_id: u64, progress: &Progress, sequence: u64) -> String {
+/// `ends` is the last sequence that was matched.
+fn contradiction(chain_id: u64, ends: u64, sequence: u64) -> String {
     format!(
-        "chain.blocks has another record with sequence {sequence} than chain.matches, which ends at {}: was chain.cursors lost? {}",
-        progress.sequence,
+        "chain.blocks has another record with sequence {sequence} than chain.matches, which ends at {ends}: was chain.cursors lost? {}",
         anew(chain_id)
     )
 }

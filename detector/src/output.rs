@@ -28,6 +28,9 @@ const MAX_BETWEEN_BLOCK_AND_LOGS_MS: i64 = MAX_CLOCK_SKEW_MS + 10 * 60 * 1000;
 /// As many matches whose blocks are gone are looked at, one after the other.
 const MAX_LOST: usize = 1_024;
 
+/// As many records of neighbours are looked at for what comes after a match. What is written again after a loss comes soon.
+const MAX_BETWEEN: usize = 8_192;
+
 /// Where a chain goes on in `chain.blocks`.
 #[derive(Clone, Copy, Debug)]
 pub struct Resumption {
@@ -70,7 +73,7 @@ pub struct Matched {
 pub struct MatchedBlock {
     offset: i64,
     chain_id: u64,
-    sequence: u64,
+    pub sequence: u64,
     hash: Vec<u8>,
     writing: Option<i64>,
     /// The offset in `chain.logs` below which everything was used by then.
@@ -218,6 +221,29 @@ pub fn position_after_output(kafka: &Kafka, topic: Topic, partition: i32) -> Res
 fn logs_by_time(kafka: &Kafka, partition: i32, written: i64) -> Result<i64, Failure> {
     let since = BTreeMap::from([(partition, written - MAX_BETWEEN_BLOCK_AND_LOGS_MS)]);
     Ok(kafka.first_since(Topic::Logs, &since)?.get(&partition).copied().unwrap_or_default())
+}
+
+/// The sequence of the chain's first live record between the last match and `next`, if it is one that was matched, in a topic that is the
+/// same still. It was written again, and passed over; what comes after it does not continue what was matched before.
+pub fn passed_over(kafka: &Kafka, last: &MatchedBlock, next: &Record<'_>) -> Result<Option<u64>, Failure> {
+    if next.offset() <= last.offset + 1 {
+        return Ok(None);
+    }
+    let blocks = PartitionReader::open(kafka, Topic::Blocks, next.partition())?;
+    if last.written_in(&blocks)?.is_none() {
+        return Ok(None);
+    }
+    let mut lookup = Lookup::of(last.chain_id);
+    for _ in 0..MAX_BETWEEN {
+        let Some(record) = blocks.next()?.filter(|record| record.offset() < next.offset()) else { break };
+        lookup.at(Topic::Blocks, record.partition(), record.offset());
+        let Ok(head) = head_of(&record) else { continue };
+        if head.chain_id == last.chain_id && head.sequence != 0 {
+            let is_again = head.sequence <= last.sequence && head.kind != i32::from(Kind::Replayed);
+            return Ok(is_again.then_some(head.sequence));
+        }
+    }
+    Ok(None)
 }
 
 /// The chain's first record after the sequence `after` that can follow the last match, or, over a gap, that replayed blocks may lead to: the

@@ -214,6 +214,43 @@ async fn blocks_that_are_written_instead_of_lost_ones_are_matched() -> Result<()
     detector.check()
 }
 
+async fn until_set_aside(detector: &Process) -> Result<()> {
+    eventually("the chain to be set aside", || async {
+        let aside = detector.metric("set_aside_items", &[("kind", "detector_chain")]).await.unwrap_or_default();
+        Ok((aside >= 1.0).then_some(()))
+    })
+    .await
+}
+
+/// What was matched under its sequence stands downstream, maybe with other content. So nothing may seem to continue it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_written_again_and_can_not_be_matched_is_not_passed_over() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let chain = Chain::of(&lab).await?;
+    for (sequence, number) in [(1, 10), (2, 11)] {
+        chain.write(block(sequence, Kind::Added, number, 1), Vec::new()).await?;
+    }
+    let mut detector = lab.spawn("detector")?;
+    until_matched(&lab, &[1, 2]).await?;
+    detector.terminate()?;
+    let again = wire::BlockRecord { parent_hash: block(1, Kind::Added, 10, 1).hash, ..block(2, Kind::Added, 11, 2) };
+    chain.write_without_logs(&again).await?;
+    chain.write(block(3, Kind::Added, 12, 2), Vec::new()).await?;
+    // Nor does a backfill lead on.
+    chain.write(wire::BlockRecord { sequence: 0, kind: Kind::Replayed.into(), ..again }, Vec::new()).await?;
+    let mut detector = lab.spawn("detector")?;
+    until_set_aside(&detector).await?;
+    until_matched(&lab, &[1, 2, 0]).await?;
+    detector.terminate()?;
+    chain.write(block(4, Kind::Added, 13, 2), Vec::new()).await?;
+    let mut detector = lab.spawn("detector")?;
+    until_set_aside(&detector).await?;
+    chain.write(block(9, Kind::Replayed, 10, 1), Vec::new()).await?;
+    chain.write(block(10, Kind::Added, 11, 2), Vec::new()).await?;
+    until_matched(&lab, &[1, 2, 0, 9, 10]).await?;
+    detector.check()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_whose_logs_kafka_does_not_have_waits_for_nothing() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
@@ -221,11 +258,7 @@ async fn a_block_whose_logs_kafka_does_not_have_waits_for_nothing() -> Result<()
     chain.write(block(1, Kind::Added, 10, 1), Vec::new()).await?;
     chain.write_without_logs(&block(2, Kind::Added, 11, 1)).await?;
     let mut detector = lab.spawn("detector")?;
-    eventually("the chain to be set aside", || async {
-        let aside = detector.metric("set_aside_items", &[("kind", "detector_chain")]).await.unwrap_or_default();
-        Ok((aside >= 1.0).then_some(()))
-    })
-    .await?;
+    until_set_aside(&detector).await?;
     // A backfill brings it again.
     chain.write(block(3, Kind::Added, 12, 1), Vec::new()).await?;
     chain.write(block(0, Kind::Replayed, 11, 1), Vec::new()).await?;

@@ -50,7 +50,7 @@ CREATE TABLE merchants (
 );
 
 -- The account of an address that a restored database had lost, where the merchant's row names another: a change of its settings may have
--- been lost with it. It gets no addresses until an operator says again which account is right, which deletes the row; addresses of
+-- been lost with it. It gets no new addresses until an operator says again which account is right, which deletes the row; addresses of
 -- before that make none anew.
 CREATE TABLE restored_accounts (
     merchant_id uuid PRIMARY KEY REFERENCES merchants,
@@ -491,7 +491,7 @@ CREATE TABLE installation (
     compared      text,
     -- Kafka's id of the cluster that has it: the same name in another cluster is another topic. Null where the brokers give none.
     compared_cluster text,
-    -- cTrip's own account, by the API that started last: the one of merchants without an xpub. Null until the first start.
+    -- cTrip's own account: the one of merchants without an xpub. Null until the first start; another one has to name it.
     own_account   text REFERENCES xpubs
 );
 

@@ -1,5 +1,5 @@
-//! Work that takes a processor for long, such as reading a batch of 8 MiB or writing a page of payments with their transfers and metadata: away from the threads that serve everyone, and on half of
-//! the processors at most. What comes beyond that waits.
+//! Work that takes a processor for long, such as reading a batch of 8 MiB or writing a page of payments with their transfers and
+//! metadata: away from the threads that serve everyone, and on half of the processors at most. What comes beyond that waits.
 
 use crate::http::problem::Problem;
 use axum::Json;

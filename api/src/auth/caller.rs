@@ -45,7 +45,7 @@ impl Caller {
         self.grant.spend().map_err(rate_limited)
     }
 
-    /// Counts the orders of a request, for one of which it was counted.
+    /// Counts the orders of a batch, for one of which its request was counted.
     ///
     /// # Errors
     /// A 429 with `Retry-After`.

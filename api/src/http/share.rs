@@ -110,7 +110,7 @@ impl HeldConnection {
 /// # Errors
 /// A 503 when none is to be had.
 pub async fn connection(pool: &Pool) -> Result<HeldConnection, Problem> {
-    let place = places(|share| &share.connections, 1).await?;
+    let place = one_connection().await?;
     let _in_line = places(|share| &share.in_line, 1).await?;
     let began = Instant::now();
     Ok(HeldConnection { client: pool.get().await?, began, _place: place })

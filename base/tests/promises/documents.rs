@@ -11,7 +11,7 @@ pub struct Sentence {
     pub text: String,
 }
 
-/// docs/asyncapi.yaml is made from the schemas in topics/proto, docs/files.md from the sources' headers, which are for those who work on them.
+/// docs/asyncapi.yaml is made from the schemas in topics/proto, docs/files.md from the headers of sources, which promise users nothing.
 pub fn documents() -> Vec<Document> {
     let mut paths = ["README.md", "ARCHITECTURE.md", "SECURITY.md"].map(str::to_owned).to_vec();
     for room in ["docs", "topics/proto", "api/src/routes", "api/src/openapi/schemas"] {

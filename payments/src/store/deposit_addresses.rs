@@ -52,7 +52,6 @@ async fn insert_rows(db: &impl GenericClient, new: &[&DepositAddress], conflict:
                 &new.iter().map(|a| a.xpub.as_str()).collect::<Vec<_>>(),
                 &new.iter().map(|a| i64::from(a.address_index)).collect::<Vec<_>>(),
                 &new.iter().map(|a| bigint(a.created_at)).collect::<Vec<_>>(),
-                // Postgres has no NUL in a text, and an intent may.
                 &new.iter().map(|a| a.asked_by.as_deref()).collect::<Vec<_>>(),
             ],
         )

@@ -20,7 +20,7 @@ pub(super) fn remedy(name: &str, partition: i32, offset: i64, open: Duration) ->
     )
 }
 
-/// The name under which [`stage::waiting`] tells of open transactions.
+/// The name under which [`crate::stage::waiting`] tells of open transactions.
 pub(super) fn item(name: &str) -> String {
     format!("transaction on {name}")
 }

@@ -146,9 +146,12 @@ async fn many_lost_payments_are_counted_and_the_chains_beside_them_are_found_at_
                  VACUUM ANALYZE set_aside";
     let mut client = large(aside).await?.get().await?;
     let transaction = client.transaction().await?;
+    // Postgres may not have taken over yet what was written before.
+    let before = blocks(&transaction, "set_aside").await?;
     let chains = set_aside::chains(&transaction, "").await.map_err(failed)?;
     ensure!(chains.len() == 1 && chains[0].item == "31337", "{chains:?}");
-    ensure!(blocks(&transaction, "set_aside").await? <= 10, "{} blocks", blocks(&transaction, "set_aside").await?);
+    let read = blocks(&transaction, "set_aside").await? - before;
+    ensure!(read <= 10, "{read} blocks");
     let counts = set_aside::counts(&transaction, "").await.map_err(failed)?;
     ensure!(counts == BTreeMap::from([("restored".to_owned(), 60_000), ("webhooks".to_owned(), 1)]), "{counts:?}");
     Ok(())

@@ -495,7 +495,12 @@ async fn a_second_installation_on_the_same_topics_is_refused_unless_it_takes_the
     let id = said.split("ctrip intents adopt ").nth(1).and_then(|rest| rest.get(..36)).context("an installation's id")?;
 
     lab.ctrip(&["intents", "adopt", id])?;
-    let (mut up, api) = lab.serve("up", "clerk").await?;
+    let mut up = lab.spawn("up")?;
+    // The first database may have had a merchant of this name.
+    ensure!(lab.ctrip(&["keys", "create", "clerk"]).is_err());
+    let key = lab.ctrip(&["keys", "create", "clerk", "--new-merchant"])?;
+    let api = api.with_key(&key);
+    api.ready(&mut up).await?;
     lab.node.pay(payment.address()?, payment.amount()?).await?;
     lab.node.mine(3).await?;
     eventually("the payment of the first database", async || {

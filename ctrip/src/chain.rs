@@ -41,9 +41,9 @@ async fn forget(settings: &Settings, name: &str, execute: bool) -> anyhow::Resul
     let pool = db::pool(&settings.database_url, 1)?;
     let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
     let failed = |failure| anyhow::anyhow!("{failure}");
-    let items = set_aside::all(&db, &settings.topic_prefix).await.map_err(failed)?.into_iter();
+    let items = set_aside::chains(&db, &settings.topic_prefix).await.map_err(failed)?.into_iter();
     let topic = settings.topic_name(Topic::Matches);
-    let items: Vec<_> = items.filter(|item| item.topic == topic && item.item == chain.to_string()).collect();
+    let items: Vec<_> = items.filter(|item| item.item == chain.to_string()).collect();
     if items.is_empty() {
         println!("nothing of chain {chain} is set aside");
         return Ok(());

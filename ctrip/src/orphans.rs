@@ -34,14 +34,14 @@ pub async fn run(settings: &Settings, command: OrphansCommand) -> anyhow::Result
         OrphansCommand::Forget { chain, token, execute } => {
             let chain = id(settings, &chain).await?;
             let (chains, _) = Chains::load(&settings.chains_file)?.resolve_known().await;
+            let Some(known) = chains.by_id(chain) else {
+                bail!(
+                    "chain {chain} is not in {}, and nobody looks at its orphans: list it, without the token, until they are gone",
+                    settings.chains_file.display()
+                )
+            };
             ensure!(
-                chains.by_id(chain).is_some(),
-                "chain {chain} is not in {}, and nobody looks at its orphans: list it, without the token, until they are gone",
-                settings.chains_file.display()
-            );
-            let is_listed = chains.by_id(chain).is_some_and(|chain| chain.tokens.iter().any(|listed| listed.address == token));
-            ensure!(
-                !is_listed,
+                known.tokens.iter().all(|listed| listed.address != token),
                 "{token} is in {}: take it out, and send the confirmers SIGHUP",
                 settings.chains_file.display()
             );

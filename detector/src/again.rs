@@ -85,6 +85,7 @@ pub struct Search<'r> {
 /// What was found.
 pub struct Found {
     pub progress: Progress,
+    /// What was matched and may be read again from the record on.
     pub again: Rereading,
     /// The record is another one than was matched, and does not continue what was matched before it: the chain's counter went back.
     pub is_contradicted: bool,

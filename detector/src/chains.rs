@@ -4,7 +4,7 @@
 //! place needs no offset: what it has matched is in `chain.matches`. Once a backfill has closed the gap, the partition is read
 //! again from the chain's next record; what its neighbours have matched is done, and passed over.
 
-use crate::again::{Known, Rereading, Verdict};
+use crate::again::{Found, Known, Rereading, Verdict};
 use crate::join::{ChainRecord as _, head_of};
 use crate::matching::RecordHead;
 use crate::output::{FoundRecord, Matched, MatchedBlock, Resumption, find_next, passed_over, read_progress};
@@ -165,9 +165,9 @@ impl Chains {
     /// Looks up how far a chain is matched whose record comes next.
     fn look(&mut self, record: &Record<'_>, head: &RecordHead<'_>) -> Result<(), Failure> {
         let chain_id = head.chain_id;
-        let Matched { progress, again, contradicted, last } = read_progress(&self.kafka, record, head)?;
+        let Matched { found: Found { progress, again, is_contradicted }, last } = read_progress(&self.kafka, record, head)?;
         let passed_over = last.as_ref().map_or(Ok(None), |last| passed_over(&self.kafka, last, record))?;
-        if let Some(sequence) = passed_over.or_else(|| contradicted.then_some(head.sequence)) {
+        if let Some(sequence) = passed_over.or_else(|| is_contradicted.then_some(head.sequence)) {
             let cause = contradiction(chain_id, progress.sequence, sequence);
             self.set_aside(record.partition(), chain_id, progress.sequence, GoesOn::Anew, cause);
         }

@@ -47,8 +47,11 @@ impl IntentBarrier {
 
     /// Reads all that there is, with room for as many addresses.
     fn load(&mut self) -> Result<(), Failure> {
-        let records = self.table.count()?;
-        self.watched.reserve(usize::try_from(records).unwrap_or_default().min(MAX_RESERVED));
+        // Those of before a restart of the stage have their room.
+        if self.watched.is_empty() {
+            let records = self.table.count()?;
+            self.watched.reserve(usize::try_from(records).unwrap_or_default().min(MAX_RESERVED));
+        }
         self.catch_up()?;
         self.watched.shrink();
         Ok(())

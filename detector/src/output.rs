@@ -1,7 +1,7 @@
 //! Reads what the detector has written, and what it has yet to read: how far a chain is matched, from the end of
 //! `chain.matches`, and where `chain.blocks` goes on. Both topics have a chain in the partition of the same number.
 
-use crate::again::{Found, Rereading, Search};
+use crate::again::{Found, Search};
 use crate::join::{ChainRecord as _, head_of, number_in, payload};
 use crate::lookup::Lookup;
 use crate::matching::RecordHead;
@@ -60,11 +60,7 @@ impl FoundRecord {
 
 /// What `chain.matches` tells of a chain.
 pub struct Matched {
-    pub progress: Progress,
-    /// What was matched and may be read again from the next record on.
-    pub again: Rereading,
-    /// The next record has a sequence that was matched, and continues nothing of it: the chain's counter went back.
-    pub contradicted: bool,
+    pub found: Found,
     /// What was matched last, but for replayed blocks.
     pub last: Option<MatchedBlock>,
 }
@@ -162,8 +158,8 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    let Found { progress, again, is_contradicted } = if is_covered { search.newest() } else { search.end() };
-    Ok(Matched { progress, again, contradicted: is_contradicted, last })
+    let found = if is_covered { search.newest() } else { search.end() };
+    Ok(Matched { found, last })
 }
 
 /// Where to go on in a partition the end of whose blocks Kafka has lost: after the newest match whose block is there still. `None` if

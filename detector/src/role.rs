@@ -76,17 +76,14 @@ fn detect(kafka: &Kafka, intents: &mut IntentBarrier, chains: &mut Chains, stop:
         }
         let written = records.last().and_then(Record::timestamp_ms);
         for record in records {
-            if let Some(next) =
-                read.insert((record.topic, record.partition()), record.offset() + 1).filter(|next| record.offset() < *next)
-            {
-                let (topic, partition, offset) = (record.topic, record.partition(), record.offset());
+            let (topic, partition, offset) = (record.topic, record.partition(), record.offset());
+            if let Some(next) = read.insert((topic, partition), offset + 1).filter(|next| offset < *next) {
                 return Err(Failure::Retry(anyhow!(
                     "{topic}/{partition} was read up to {next}, and goes on at {offset}: Kafka has lost its end, or it was made anew"
                 )));
             }
-            let offset = record.offset();
             let is_done = |chain, sequence| chains.is_used(chain, sequence, offset);
-            joins.entry(record.partition()).or_default().push(record, is_done);
+            joins.entry(partition).or_default().push(record, is_done);
         }
         let (pairs, passed) = take(&mut joins, chains)?;
         if !pairs.is_empty() || passed {

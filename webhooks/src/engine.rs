@@ -238,10 +238,7 @@ impl LockWatch {
     fn look(&mut self, unsettled: &[FinishedAttempt]) {
         let Some(FinishedAttempt { delivery, .. }) = unsettled.first() else {
             self.waits = None;
-            if std::mem::take(&mut self.told) {
-                stage::resumed(&self.item);
-            }
-            return;
+            return self.end();
         };
         let waiting = self.waits.filter(|(id, _)| *id == delivery.delivery_id);
         let (_, since) = *self.waits.insert(waiting.unwrap_or((delivery.delivery_id, Instant::now())));
@@ -252,13 +249,17 @@ impl LockWatch {
             stage::waits(&self.item, cause);
         }
     }
+
+    fn end(&mut self) {
+        if std::mem::take(&mut self.told) {
+            stage::resumed(&self.item);
+        }
+    }
 }
 
 impl Drop for LockWatch {
     fn drop(&mut self) {
-        if self.told {
-            stage::resumed(&self.item);
-        }
+        self.end();
     }
 }
 

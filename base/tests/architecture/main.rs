@@ -1,6 +1,7 @@
 //! The rules of ARCHITECTURE.md about who may name what, checked on the sources: no import circle within a crate, and no name
 //! where it does not belong. It reads the files as text, so it needs nothing but the checkout.
 
+mod files;
 mod rules;
 mod sources;
 

@@ -31,7 +31,7 @@ pub struct Source {
     children: Vec<String>,
 }
 
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("base is a folder of the workspace").to_owned()
 }
 

@@ -206,7 +206,7 @@ impl Rpc {
         others
     }
 
-    /// How long a block may take for its traces. What it has waited for since `began` was something else.
+    /// How long a block may take for its traces. The time since `began` went to its content, and is not charged.
     pub(crate) fn trace_time(&self, block: B256, began: Instant) -> TraceTime {
         let now = Instant::now();
         let tried = base::locked(&self.tried).get(&block).map(|since| (*since + (now - began)).min(now));

@@ -247,11 +247,9 @@ impl Publisher {
         Ok(producer)
     }
 
-    /// Sends all records at once. Returns one outcome per record, in order, once each is acknowledged or has failed.
+    /// Sends all records at once. Returns one outcome per record, in no order, once each is acknowledged or has failed.
     pub async fn publish(&self, topic: Topic, records: &[(String, Vec<u8>)]) -> Vec<Result<(), anyhow::Error>> {
-        let mut outcomes: Vec<_> = self.publish_each(topic, records).collect().await;
-        outcomes.sort_unstable_by_key(|(place, _)| *place);
-        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+        self.publish_each(topic, records).map(|(_, outcome)| outcome).collect().await
     }
 
     /// Sends all records at once. Yields the place and the outcome of each as soon as it is acknowledged or has failed: those of a

@@ -1,6 +1,7 @@
 //! `docs/files.md` lists every source with the first paragraph of its header and the constants that it sets. This test fails
-//! when it is out of date, and for a file without a header; `CTRIP_WRITE_FILES=1 cargo test -p base --test files` writes it.
+//! when it is out of date, and for a file without a header; `CTRIP_WRITE_FILES=1 cargo test -p base --test architecture` writes it.
 
+use crate::sources::root;
 use quote::ToTokens as _;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,12 +13,8 @@ const INTRODUCTION: &str = "# Files
 
 Every source, with what it is for, and the bounds, times and names that it sets (those of tests are left out).
 [ARCHITECTURE.md](../ARCHITECTURE.md) says how the files belong together. Made from the sources:
-`CTRIP_WRITE_FILES=1 cargo test -p base --test files`.
+`CTRIP_WRITE_FILES=1 cargo test -p base --test architecture`.
 ";
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("base is a folder of the workspace").to_owned()
-}
 
 /// All files below a folder.
 fn below(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -180,7 +177,7 @@ fn the_list_of_files_is_up_to_date() {
     let differs = page.lines().zip(kept.lines()).position(|(new, old)| new != old);
     assert!(
         page == kept,
-        "docs/files.md is out of date, first in line {}; CTRIP_WRITE_FILES=1 cargo test -p base --test files writes it",
+        "docs/files.md is out of date, first in line {}; CTRIP_WRITE_FILES=1 cargo test -p base --test architecture writes it",
         differs.map_or_else(|| page.lines().count().min(kept.lines().count()), |line| line + 1)
     );
 }

@@ -10,19 +10,29 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-/// Returns a port that nothing listens on now. It lies below the ephemeral range, so no outgoing connection takes it, and is
-/// handed out once per process.
+/// Returns a port that nothing listens on now, for another process; this one takes the [listener](free_listener).
 ///
 /// # Errors
 /// When no port is free.
 pub fn free_port() -> Result<u16> {
+    Ok(free_listener()?.local_addr()?.port())
+}
+
+/// Listens on a port that nothing else listens on. It lies below the ephemeral range, so no outgoing connection takes it, and is
+/// handed out once per process. A child that another thread forks has a copy of the listener until it runs its program, so a port that
+/// was let go may be taken for a moment.
+///
+/// # Errors
+/// When no port is free.
+pub(crate) fn free_listener() -> Result<TcpListener> {
     static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::random_range(0..RANGE)));
     const FIRST: u16 = 10_000;
     const RANGE: u16 = 10_000;
     for _ in 0..RANGE {
         let port = FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % RANGE;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            listener.set_nonblocking(true)?;
+            return Ok(listener);
         }
     }
     anyhow::bail!("no free port from {FIRST} on")

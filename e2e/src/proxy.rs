@@ -2,6 +2,7 @@
 
 use crate::faults::{Fault, Refusal, error};
 use crate::http::plain_http;
+use crate::process::free_listener;
 use anyhow::{Context as _, Result, ensure};
 use axum::Router;
 use axum::body::Body;
@@ -87,11 +88,12 @@ impl Proxy {
     /// # Errors
     /// When no port is free.
     pub async fn start(url: &str, lacks: Lacks) -> Result<Self> {
-        let address = SocketAddr::from(([127, 0, 0, 1], crate::process::free_port()?));
+        let listener = free_listener()?;
+        let address = listener.local_addr()?;
         let (http, changing, state) = (plain_http().build()?, tokio::sync::Mutex::default(), Mutex::default());
         let node = Upstream { url: Mutex::new(url.to_owned()), lacks, http, changing, state };
         let mut proxy = Self { url: format!("http://{address}"), address, node: Arc::new(node), serving: None };
-        proxy.open().await?;
+        proxy.serve(TcpListener::from_std(listener)?);
         Ok(proxy)
     }
 
@@ -132,6 +134,11 @@ impl Proxy {
     pub async fn open(&mut self) -> Result<()> {
         ensure!(self.serving.is_none(), "{} is open", self.url);
         let listener = TcpListener::bind(self.address).await.with_context(|| self.url.clone())?;
+        self.serve(listener);
+        Ok(())
+    }
+
+    fn serve(&mut self, listener: TcpListener) {
         let router = Router::new().route("/", post(serve)).with_state(self.node.clone());
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
@@ -140,7 +147,6 @@ impl Proxy {
             let _ = axum::serve(listener, router).with_graceful_shutdown(stopped).await;
         });
         self.serving = Some((stop, task));
-        Ok(())
     }
 
     /// Closes all connections and refuses new ones.

@@ -1,5 +1,6 @@
 //! A TCP tunnel to a server that a test can cut: websockets go through it.
 
+use crate::process::free_listener;
 use anyhow::{Context as _, Result};
 use std::net::SocketAddr;
 use tokio::net::{TcpListener, TcpStream};
@@ -19,10 +20,10 @@ impl Tunnel {
     /// # Errors
     /// When no port is free.
     pub async fn start(to: &str) -> Result<Self> {
-        let address = SocketAddr::from(([127, 0, 0, 1], crate::process::free_port()?));
-        let mut tunnel = Self { address, to: to.to_owned(), serving: None };
-        tunnel.open().await?;
-        Ok(tunnel)
+        let listener = free_listener()?;
+        let (address, to) = (listener.local_addr()?, to.to_owned());
+        let serving = tokio::spawn(serve(TcpListener::from_std(listener)?, to.clone()));
+        Ok(Self { address, to, serving: Some(serving) })
     }
 
     /// Accepts connections from now on.

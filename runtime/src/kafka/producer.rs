@@ -40,6 +40,9 @@ fn configure(config: &mut ClientConfig) -> &mut ClientConfig {
 /// The longest back-off between two producers of a [`Publisher`].
 const MAX_REOPENING_DELAY: Duration = Duration::from_secs(10);
 
+/// How long a ping that failed waits for what librdkafka says of it.
+const MAX_TELLING: Duration = Duration::from_millis(500);
+
 /// A producer whose records and offsets become visible together, or not at all.
 ///
 /// The first error spoils it: drop it and open another with the same id, which fences this one and aborts its open
@@ -298,7 +301,15 @@ impl Publisher {
         let why = |error: KafkaError| {
             heard.refusal().unwrap_or_else(|| heard.last().map_or_else(|| error.into(), anyhow::Error::msg))
         };
-        asked.await?.map_err(why).context("Kafka")
+        let asked = asked.await?;
+        // The thread that polls tells what librdkafka says, and may not have run since.
+        let told = async {
+            while asked.is_err() && heard.last().is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = tokio::time::timeout(MAX_TELLING, told).await;
+        asked.map_err(why).context("Kafka")
     }
 }
 

@@ -96,10 +96,10 @@ fn follow(node: &Node, head: Head, window: &mut Window, consumer: &mut Consumer,
         };
         if removed.last().is_some_and(|lowest| window.bottom() == Some(lowest)) {
             // The follower begins below.
-            while let Some(below) =
-                branch.last().filter(|lowest| lowest.number > start).map(|lowest| known[&lowest.parent_hash])
-            {
-                branch.push(below);
+            while let Some(lowest) = branch.last().filter(|lowest| lowest.number > start) {
+                // A stale head's branch is gone: the follower begins below only what the nodes have at that height.
+                let Some(below) = known.get(&lowest.parent_hash) else { return Ok(()) };
+                branch.push(*below);
             }
         }
         for block in removed {

@@ -24,6 +24,30 @@ const FIRST_REORG_DEPTH: u64 = 7;
 /// Longer than a transaction may take, and than a member's session.
 const LONG_PAUSE_S: u64 = 18;
 
+const ROLES: [&str; 4] = ["api", "ingest", "detector", "confirmer"];
+
+#[derive(Clone, Copy, Debug)]
+enum Machine {
+    First,
+    Second,
+}
+
+/// A role on a machine, whichever process runs it.
+type Seat<'r> = (Machine, &'r str);
+
+impl Machine {
+    fn seats<'r>(self, roles: &[&'r str]) -> Vec<Seat<'r>> {
+        roles.iter().map(|role| (self, *role)).collect()
+    }
+
+    fn spawn(self, lab: &Lab, role: &str) -> Result<Process> {
+        match self {
+            Self::First => lab.spawn(role),
+            Self::Second => lab.spawn_beside(role),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Blow {
     Kill,
@@ -50,25 +74,37 @@ impl Blow {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blows_to_single_roles_lose_and_double_nothing() -> Result<()> {
-    survive(&["api", "ingest", "detector", "confirmer"]).await
+    survive(&Machine::First.seats(&ROLES)).await.map(drop)
+}
+
+/// As on two machines: each ingest fences the other in turn, detectors and confirmers share the partitions, and one relay leads.
+#[tokio::test(flavor = "multi_thread")]
+async fn blows_to_two_of_each_role_lose_and_double_nothing() -> Result<()> {
+    let lab = survive(&[Machine::First.seats(&ROLES), Machine::Second.seats(&ROLES)].concat()).await?;
+    let said = |role: &str, text: &str| -> Result<usize> {
+        Ok(std::fs::read_to_string(lab.dir.join(format!("{role}.log")))?.matches(text).count())
+    };
+    ensure!(said("ingest", "another process runs as this instance")? > 0, "no ingest was fenced by the other");
+    ensure!(said("confirmer", "the relay is the leader")? > 1, "no relay has followed another");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blows_to_the_whole_of_ctrip_up_lose_and_double_nothing() -> Result<()> {
-    survive(&["up"]).await
+    survive(&Machine::First.seats(&["up"])).await.map(drop)
 }
 
 fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-async fn survive(roles: &[&str]) -> Result<()> {
+async fn survive(seats: &[Seat<'_>]) -> Result<Arc<Lab>> {
     let seed = variable("CTRIP_SEED").unwrap_or_else(rand::random::<u64>);
     println!("CTRIP_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let lab = Arc::new(Lab::start(Plan { confirmations: CONFIRMATIONS, block_time: None }).await?);
     begin_at_the_head(&lab).await?;
-    let mut processes = roles.iter().map(|role| lab.spawn(role)).collect::<Result<Vec<Process>>>()?;
+    let mut processes = seats.iter().map(|(machine, role)| machine.spawn(&lab, role)).collect::<Result<Vec<Process>>>()?;
     let api = lab.merchant("crash")?;
     api.ready(processes.first_mut().context("a process")?).await?;
 
@@ -80,7 +116,7 @@ async fn survive(roles: &[&str]) -> Result<()> {
         // Each in turn, so that none is spared.
         let victim = (first + usize::try_from(index)?) % processes.len();
         let blow = Blow::random(index, &mut random);
-        strike(&lab, &mut processes, victim, blow).await.with_context(|| format!("blow {index}, {blow:?}"))?;
+        strike(&lab, seats, &mut processes, victim, blow).await.with_context(|| format!("blow {index}, {blow:?}"))?;
     }
     over.cancel();
     let payments = paying.await??;
@@ -110,11 +146,12 @@ async fn survive(roles: &[&str]) -> Result<()> {
         let few = off.get(..5.min(off.len())).unwrap_or_default();
         return Err(error).context(format!("{} payments are off, logs in {}: {few:#?}", off.len(), lab.dir.display()));
     }
-    end_and_check(&lab, &mut processes, &payments).await
+    end_and_check(&lab, &mut processes, &payments).await?;
+    Ok(lab)
 }
 
 /// Ends all roles. Each event and each block of these payments was told once, and in order.
-pub async fn end_and_check(lab: &Lab, processes: &mut [Process], payments: &[Payment]) -> Result<()> {
+async fn end_and_check(lab: &Lab, processes: &mut [Process], payments: &[Payment]) -> Result<()> {
     all_are_told(lab).await?;
     // What a role would write twice it has written when it has ended.
     for process in processes {
@@ -146,13 +183,13 @@ async fn begin_at_the_head(lab: &Lab) -> Result<()> {
     lab.write_chains(&yaml.replace(with, without))
 }
 
-async fn strike(lab: &Lab, processes: &mut [Process], victim: usize, blow: Blow) -> Result<()> {
-    let process = processes.get_mut(victim).context("a victim")?;
-    println!("{blow:?}: {}", process.role);
+async fn strike(lab: &Lab, seats: &[Seat<'_>], processes: &mut [Process], victim: usize, blow: Blow) -> Result<()> {
+    let (process, (machine, role)) = (processes.get_mut(victim).context("a victim")?, seats[victim]);
+    println!("{blow:?}: {role} of the {machine:?} machine");
     match blow {
         Blow::Kill => {
             process.kill()?;
-            *process = lab.spawn(&process.role.clone())?;
+            *process = machine.spawn(lab, role)?;
         }
         Blow::Pause(pause) => process.pause(pause).await?,
         Blow::LoseGroups => {
@@ -161,8 +198,8 @@ async fn strike(lab: &Lab, processes: &mut [Process], victim: usize, blow: Blow)
             for group in ["detector", "outbox"] {
                 admin.delete_group(group).await?;
             }
-            for process in processes {
-                *process = lab.spawn(&process.role.clone())?;
+            for (process, (machine, role)) in processes.iter_mut().zip(seats) {
+                *process = machine.spawn(lab, role)?;
             }
         }
     }

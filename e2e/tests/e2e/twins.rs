@@ -1,6 +1,5 @@
 //! A second process of a role, by mistake or since the first was paused: nothing is written twice, and nobody ends for it.
 
-use crate::crash;
 use anyhow::{Result, ensure};
 use e2e::{Lab, Payment, Plan, events, eventually, records};
 use runtime::kafka::TransactionalProducer;
@@ -9,7 +8,6 @@ use serde_json::json;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use topics::Topic;
 use topics::wire::ChainCursor;
@@ -95,45 +93,6 @@ async fn the_lead_of_a_frozen_relay_passes_to_another() -> Result<()> {
     until_told(&lab, &api.create_surely(json!({ "chain": "anvil", "amount": 5 })).await?).await?;
     second.check()?;
     leader.kill()
-}
-
-/// As on two machines: the second ingest fences the first, detectors and confirmers share the partitions, and one relay leads.
-#[tokio::test(flavor = "multi_thread")]
-async fn two_of_each_role_at_once_lose_and_double_nothing() -> Result<()> {
-    let mut lab = Lab::start(Plan::default()).await?;
-    let roles = ["ingest", "detector", "confirmer"];
-    let mut processes = ["api"].iter().chain(&roles).map(|role| lab.spawn(role)).collect::<Result<Vec<_>>>()?;
-    let api = lab.merchant("shop")?;
-    api.ready(&mut processes[0]).await?;
-    let mut payments = Vec::new();
-    let mut pay = async |lab: &Lab| -> Result<String> {
-        let payment = api.create_surely(json!({ "chain": "anvil", "amount": 5 })).await?;
-        lab.node.pay(payment.address()?, payment.amount()?).await?;
-        let id = payment.id().to_owned();
-        payments.push(payment);
-        Ok(id)
-    };
-    let first = pay(&lab).await?;
-    api.until(&first, "detected").await?;
-    // The lock of a machine is in its folder for temporary files.
-    lab.env.insert("TMPDIR".to_owned(), lab.dir.display().to_string());
-    lab.env.insert("CTRIP_INSTANCE".to_owned(), "second".to_owned());
-    for role in roles {
-        processes.push(lab.spawn(role)?);
-    }
-    let logs = [processes[1].log.clone(), processes[4].log.clone()];
-    let (started, twin) = (Instant::now(), "another process runs as this instance");
-    while !logs.iter().any(|log| std::fs::read_to_string(log).is_ok_and(|log| log.contains(twin))) {
-        ensure!(started.elapsed() < Duration::from_secs(60), "no ingest says that there is another");
-        pay(&lab).await?;
-    }
-    let last = pay(&lab).await?;
-    lab.node.mine(3).await?;
-    api.until(&last, "confirmed").await?;
-    for payment in &payments {
-        api.until(payment.id(), "confirmed").await?;
-    }
-    crash::end_and_check(&lab, &mut processes, &payments).await
 }
 
 async fn until_told(lab: &Lab, payment: &Payment) -> Result<()> {

@@ -9,6 +9,8 @@ T ?=
 THREADS ?= $(shell expr 2 \* $$(nproc))
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# As docs/operations.md says of a database of many payments.
+LARGE := -c shared_buffers=4GB -c max_wal_size=4GB -c checkpoint_timeout=15min -c wal_compression=lz4
 # Prints the duration of each test.
 TEST := cargo test --config 'target."cfg(unix)".runner = "dev/timed"'
 
@@ -57,7 +59,7 @@ down:
 bench:
 	@dev/stack toolchain
 	cargo build --release --workspace --bins
-	dev/with-stack $(TARGET)/release/bench $(BENCH)
+	$(if $(filter scale,$(BENCH)),CTRIP_DEV_POSTGRES="$(LARGE)") dev/with-stack $(TARGET)/release/bench $(BENCH)
 
 lint:
 	cargo fmt --all --check

@@ -221,12 +221,13 @@ clear_postgres() {
 # No Unix socket: TCP on loopback suffices, and a socket's path is limited to 107 characters.
 # A test run kills the server, not the machine, and its data are gone afterwards: nothing has to reach the disk.
 start_postgres() {
-  local user=() tls=() short=()
+  local user=() tls=() short=() options=()
+  read -ra options <<<"${CTRIP_DEV_POSTGRES-}"
   if is_secure; then tls=(-c ssl=on -c ssl_cert_file=server.pem -c ssl_key_file=server.key); fi
   if [ "${CTRIP_DEV_SHORT-}" = yes ]; then short=(-c fsync=off -c full_page_writes=off); fi
   if is_root; then user=(setpriv --reuid=postgres --regid=postgres --init-groups -- env HOME=/); fi
   spawn postgres "${user[@]}" "$PG_BIN/postgres" -D "$PG_DATA" -p "$POSTGRES_PORT" -c listen_addresses=127.0.0.1 \
-    -c unix_socket_directories= -c max_connections=300 "${tls[@]}" "${short[@]}"
+    -c unix_socket_directories= -c max_connections=300 "${tls[@]}" "${short[@]}" "${options[@]}"
 }
 
 ready_postgres() {

@@ -5,6 +5,7 @@ use anyhow::{Result, ensure};
 use e2e::{Lab, Plan};
 use runtime::Kafka;
 use runtime::kafka::TransactionalProducer;
+use sha2::{Digest as _, Sha256};
 use std::time::{Duration, Instant};
 use topics::{Amount, Message as _, Topic, wire};
 
@@ -38,7 +39,7 @@ pub async fn run() -> Result<Vec<Figure>> {
 async fn fold(pending: u64, blocks: u64, matches: u64) -> Result<f64> {
     let lab = Lab::start(Plan::default()).await?;
     lab.ctrip(&["keys", "create", "bench"])?;
-    fold_in(&lab, ChainName { id: 31337, name: "anvil" }, pending, Blocks { first: 1, last: blocks, matches }).await
+    fold_in(&lab, ChainName { id: 31337, name: "anvil" }, pending, Blocks { first: 1, last: blocks, matches, warm: 0 }).await
 }
 
 #[derive(Clone, Copy)]
@@ -53,6 +54,8 @@ pub(crate) struct Blocks {
     pub(crate) first: u64,
     pub(crate) last: u64,
     pub(crate) matches: u64,
+    /// So many of the first ones are not counted.
+    pub(crate) warm: u64,
 }
 
 /// Of a chain that nothing else writes to.
@@ -64,12 +67,14 @@ pub(crate) async fn fold_in(lab: &Lab, chain: ChainName, pending: u64, blocks: B
     let id = i64::try_from(chain.id)?;
     let first = i64::try_from((blocks.first - 1) * blocks.matches)?;
     let last = first + i64::try_from(pending)?;
+    // Ids in the order of time and addresses in none, as the API makes them.
     database
         .execute(
             "INSERT INTO payments (id, merchant_id, chain_id, chain, decimals, address, xpub, address_index, amount, status,
                  confirmations_required, sequence, created_at, expires_at, updated_at)
-             SELECT gen_random_uuid(), (SELECT id FROM merchants LIMIT 1), $4, $5, 18,
-                 decode(lpad(to_hex(i), 40, '0'), 'hex'), 'bench', i, $3::bigint, 'pending', 3, 1, 1, 1000000000 + i, 1
+             SELECT (lpad(to_hex(1700000000000 + i), 12, '0') || '7' || substr(md5(i::text), 1, 19))::uuid,
+                 (SELECT id FROM merchants LIMIT 1), $4, $5, 18, substr(sha256(int8send(i)), 13), 'bench', i, $3::bigint, 'pending', 3,
+                 1, 1, 1000000000 + i, 1
              FROM generate_series($1::bigint + 1, $2::bigint) AS i",
             &[&first, &last, &i64::try_from(AMOUNT)?, &id, &chain.name],
         )
@@ -87,7 +92,10 @@ pub(crate) async fn fold_in(lab: &Lab, chain: ChainName, pending: u64, blocks: B
     let mut seen = None;
     let started = Instant::now();
     loop {
-        let head = database.query_opt(&statement, &[&id, &i64::try_from(blocks.first)?]).await?.map(|row| row.get::<_, i64>(0));
+        let head = database
+            .query_opt(&statement, &[&id, &i64::try_from(blocks.first + blocks.warm)?])
+            .await?
+            .map(|row| row.get::<_, i64>(0));
         if let Some(number) = head.map(u64::try_from).transpose()? {
             let (since, from) = *seen.get_or_insert((Instant::now(), number));
             if number >= blocks.last {
@@ -122,14 +130,14 @@ fn write_blocks(kafka: &Kafka, chain: u64, blocks: Blocks) -> Result<(), runtime
 }
 
 fn block(chain_id: u64, number: u64, matches: u64) -> wire::MatchesRecord {
-    let hash = |number: u64| number.to_be_bytes().repeat(4);
+    let hash = |number: u64| Sha256::digest(number.to_be_bytes()).to_vec();
     let transfer = |place: u64| wire::matches_record::Transfer {
         transaction_hash: hash(number * 1_000 + place).into(),
         source: wire::matches_record::Source::Transaction.into(),
         index: 0,
         token: Vec::new().into(),
         from: vec![7; 20].into(),
-        to: topics::Address::left_padding_from(&((number - 1) * matches + place + 1).to_be_bytes()).to_vec().into(),
+        to: hash((number - 1) * matches + place + 1)[12..].to_vec().into(),
         amount: Amount::from(AMOUNT).to_wire().into(),
         transaction_index: u32::try_from(place).unwrap_or_default(),
     };

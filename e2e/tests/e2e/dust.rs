@@ -4,7 +4,7 @@ use crate::books::{self, Books, CHAINS, X, X_LISTED, block_hash, chains, failed,
 use anyhow::{Context as _, Result, ensure};
 use confirmer::orphans::OrphanLook;
 use e2e::{Flood, Stack};
-use payments::{DepositAddress, Payment, Status, Total, events, store};
+use payments::{DepositAddress, Payment, Policy, Status, Sums, Total, events, store};
 use std::time::Duration;
 use topics::{Address, Amount, B256, Kind, Matches, PaymentId, Source, Transfer, TransferId, U256};
 use uuid::Uuid;
@@ -252,6 +252,45 @@ async fn what_is_confirmed_of_a_part_is_confirmed_once() -> Result<()> {
         let sums = [now.sums.received, now.sums.confirmed, now.sums.confirmed_in_time];
         let expected = [received, confirmed, confirmed].map(|sum| Total::from(Amount::from(sum)));
         ensure!(sums == expected && now.status() == Status::Pending, "{sums:?} after {record:?}");
+    }
+    Ok(())
+}
+
+/// A part is confirmed, or taken back, in a batch that knows of it by its row alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_block_brought_too_late_stays_late_in_the_batches_after_it() -> Result<()> {
+    let chains = chains(X_LISTED).await?;
+    let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let is_meant = |p: &Payment| p.chain == CHAINS[0] && p.policy == Policy::Confirmations(3) && !p.terms.accept_late;
+    let payment = payments().into_iter().find(is_meant).context("a payment")?;
+    let token = payment.asset.token.as_ref().map(|token| token.address);
+    let late = payment.expires_at + 1;
+    // Both parts are above half of what is needed: with the late one it would be confirmed.
+    let part = |number, timestamp, amount: u64| {
+        let paid = transfers(payment.address, 1, &[Amount::from(amount)]);
+        let paid = paid.into_iter().map(|transfer| Transfer { token, ..transfer }).collect();
+        Matches { timestamp, ..block(number, Kind::Added, paid) }
+    };
+    let empty = |number| Matches { timestamp: late, ..block(number, Kind::Added, Vec::new()) };
+    let removed = |sequence, number| Matches { sequence, timestamp: late, ..block(number, Kind::Removed, Vec::new()) };
+    let steps = [
+        (part(1, payment.expires_at, 50), [50, 50, 0, 0], Status::Pending),
+        (part(2, late, 60), [110, 50, 0, 0], Status::Expired),
+        (empty(3), [110, 50, 50, 50], Status::Expired),
+        (empty(4), [110, 50, 110, 50], Status::Expired),
+        // The head is too low now, first for one, then for both.
+        (removed(5, 4), [110, 50, 50, 50], Status::Expired),
+        (removed(6, 3), [110, 50, 0, 0], Status::Expired),
+        (removed(7, 2), [50, 50, 0, 0], Status::Pending),
+        (removed(8, 1), [0, 0, 0, 0], Status::Pending),
+    ];
+    for (record, sums, status) in steps {
+        books.apply(&chains, std::slice::from_ref(&record)).await.map_err(failed)?;
+        let now = books.all().await?.remove(&payment.id).context("the payment")?;
+        let Sums { received, in_time, confirmed, confirmed_in_time } = now.sums;
+        let expected = sums.map(|sum| Total::from(Amount::from(sum)));
+        ensure!([received, in_time, confirmed, confirmed_in_time] == expected, "{:?} after {record:?}", now.sums);
+        ensure!(now.status() == status, "{} after {record:?}", now.status());
     }
     Ok(())
 }

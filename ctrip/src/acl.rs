@@ -86,7 +86,7 @@ const TABLES: [(&str, [&str; 3]); 25] = [
     ("idempotency_keys", ["siud", "siu", ""]),
     ("deposit_addresses", ["si", "si", ""]),
     ("payment_events", ["siu", "siu", ""]),
-    ("installation", ["siu", "siu", ""]),
+    ("installation", ["siu", "siu", "s"]),
     ("known_offsets", ["siud", "siud", ""]),
     ("told_events", ["siud", "siud", ""]),
     ("orphan_transfers", ["s", "siud", ""]),

@@ -2,8 +2,9 @@
 
 use anyhow::{Context as _, ensure};
 use clap::Subcommand;
-use recovery::installation::{self, IntentsTopic};
+use recovery::installation;
 use recovery::republish;
+use runtime::compared::{IntentsTopic, compared_topic};
 use runtime::kafka::Backlog;
 use runtime::{Kafka, Settings, db, set_aside};
 use topics::Topic;
@@ -30,12 +31,13 @@ pub async fn run(settings: &Settings, command: IntentsCommand) -> anyhow::Result
         IntentsCommand::Republish => {
             let kafka = Kafka::connect(settings).await?;
             let pool = db::pool(&settings.database_url, 1)?;
-            let compared = installation::compared_topic(&pool.get().await.context("Postgres (DATABASE_URL)")?).await;
+            let compared = compared_topic(&pool.get().await.context("Postgres (DATABASE_URL)")?).await;
             let compared = compared.map_err(|failure| anyhow::anyhow!("{failure}"))?;
             let topic = kafka.name(Topic::Intents);
             let reached = {
                 let kafka = kafka.clone();
-                tokio::task::spawn_blocking(move || IntentsTopic::reached(&kafka, &Backlog::open(&kafka)?)).await?
+                let reached = move || IntentsTopic::reached(&kafka, &Backlog::open(&kafka)?, Topic::Intents);
+                tokio::task::spawn_blocking(reached).await?
             };
             let reached = reached.map_err(|failure| anyhow::anyhow!("{failure}"))?;
             ensure!(

@@ -10,7 +10,7 @@
 //! Several processes may compare at the same time. The offsets are written in the transaction of their records, and only by the
 //! one that finds them where it began.
 
-use crate::installation::{IntentsTopic, compared_topic, installation, note_compared, note_other};
+use crate::installation::{installation, note_compared, note_other};
 use crate::known::{self, Known, LastRecords};
 use anyhow::anyhow;
 use base::metrics;
@@ -18,6 +18,7 @@ use deadpool_postgres::{Client, GenericClient};
 use merchants::{accounts, note_restored_accounts, restore_merchants};
 use payments::intents::{Issued, Origin, account, installation as installation_of, issued};
 use payments::store::{self, RestoredRows};
+use runtime::compared::{IntentsTopic, compared_topic};
 use runtime::db::lock;
 use runtime::kafka::{Backlog, Offsets};
 use runtime::{Failure, FoldStage, Kafka};
@@ -69,7 +70,8 @@ impl CatchUp<'_> {
         let events = self.backlog.ends(Topic::Events)?;
         let own = self.handle.block_on(installation(&*self.client))?;
         let compared = self.handle.block_on(compared_topic(&*self.client))?;
-        let (reached, name) = (IntentsTopic::reached(self.kafka, self.backlog)?, self.kafka.name(Topic::Intents));
+        let (reached, name) =
+            (IntentsTopic::reached(self.kafka, self.backlog, Topic::Intents)?, self.kafka.name(Topic::Intents));
         if compared.as_ref().is_none_or(|compared| reached.differs_from(compared)) {
             self.refuse_foreign(own, &intents)?;
         }

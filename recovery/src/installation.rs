@@ -5,45 +5,10 @@
 
 use anyhow::{Context as _, Result, anyhow};
 use deadpool_postgres::GenericClient;
+use runtime::compared::IntentsTopic;
 use runtime::db::Lineage;
-use runtime::kafka::Backlog;
-use runtime::{Failure, Kafka, db};
-use topics::Topic;
+use runtime::{Failure, db};
 use uuid::Uuid;
-
-/// A `payment.intents` among all that there are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IntentsTopic {
-    /// With `TOPIC_PREFIX`.
-    name: String,
-    /// Kafka's id of the cluster that has it. Unknown where the brokers give none.
-    cluster: Option<String>,
-}
-
-impl IntentsTopic {
-    /// The one that `TOPIC_PREFIX` and `KAFKA_BROKERS` lead to. Blocks.
-    ///
-    /// # Errors
-    /// When the broker does not answer, or has no such topic.
-    pub fn reached(kafka: &Kafka, backlog: &Backlog) -> Result<Self, Failure> {
-        Ok(Self { name: kafka.name(Topic::Intents), cluster: backlog.cluster_id()? })
-    }
-
-    /// Whether they are two. What is unknown of a cluster tells nothing.
-    pub fn differs_from(&self, other: &Self) -> bool {
-        self.name != other.name || self.is_in_another_cluster_than(other)
-    }
-
-    /// Whether offsets that are known of one say nothing of the other, although they have one name.
-    pub(crate) fn is_in_another_cluster_than(&self, other: &Self) -> bool {
-        matches!((&self.cluster, &other.cluster), (Some(cluster), Some(other)) if cluster != other)
-    }
-
-    /// Whether this one, which does not differ, is known better than the other.
-    pub(crate) const fn says_more_than(&self, other: &Self) -> bool {
-        self.cluster.is_some() && other.cluster.is_none()
-    }
-}
 
 /// The installation of this database; a new one if it has none yet.
 ///
@@ -93,16 +58,6 @@ pub async fn caught_up_lineage(db: &impl GenericClient) -> Result<Option<String>
 pub async fn note_lineage(db: &impl GenericClient, lineage: Option<&Lineage>) -> Result<(), Failure> {
     db.execute("UPDATE installation SET lineage = $1", &[&lineage.map(Lineage::to_string)]).await?;
     Ok(())
-}
-
-/// The `payment.intents` that the database was compared with last, to its end.
-///
-/// # Errors
-/// When the database fails.
-pub async fn compared_topic(db: &impl GenericClient) -> Result<Option<IntentsTopic>, Failure> {
-    let select = db.prepare_cached("SELECT compared, compared_cluster FROM installation").await?;
-    let row = db.query_opt(&select, &[]).await?;
-    Ok(row.and_then(|row| Some(IntentsTopic { name: row.get::<_, Option<String>>(0)?, cluster: row.get(1) })))
 }
 
 /// Notes that the database has been compared with this `payment.intents`, to its end, and that it lacks nothing of ours.
@@ -159,22 +114,4 @@ pub async fn adopt(database_url: &str, installation: Uuid) -> Result<()> {
                    compared_cluster = NULL";
     db.execute(sql, &[&installation]).await.context("`ctrip migrate` creates the tables")?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_name_in_two_clusters_is_two_topics() {
-        let topic =
-            |name: &str, cluster: Option<&str>| IntentsTopic { name: name.to_owned(), cluster: cluster.map(str::to_owned) };
-        let known = topic("payment.intents", Some("ours"));
-        assert!(known.differs_from(&topic("payment.intents", Some("staging"))));
-        assert!(known.differs_from(&topic("test.payment.intents", Some("ours"))));
-        assert!(!known.differs_from(&known.clone()));
-        let unknown = topic("payment.intents", None);
-        assert!(!known.differs_from(&unknown) && !unknown.differs_from(&known) && !unknown.differs_from(&unknown));
-        assert!(known.says_more_than(&unknown) && !unknown.says_more_than(&known) && !unknown.says_more_than(&unknown));
-    }
 }

@@ -6,15 +6,14 @@
 //! that starts on the same one does not wait.
 
 use crate::catch_up::{COMPARED, CatchUp, RESTORING};
-use crate::installation::{
-    IntentsTopic, caught_up_lineage, compared_topic, installation, note_compared, note_lineage, note_own_account, other,
-};
+use crate::installation::{caught_up_lineage, installation, note_compared, note_lineage, note_own_account, other};
 use crate::known::{self, Known};
 use crate::republish;
 use base::{locked, metrics};
 use deadpool_postgres::{Client, Pool};
 use merchants::count_restored_accounts;
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
+use runtime::compared::{IntentsTopic, compared_topic};
 use runtime::db::{Gate, Lineage, OwnConnection, Primary, lock};
 use runtime::kafka::{Backlog, Offsets};
 use runtime::{Failure, Kafka, Settings, db, set_aside, stage};
@@ -330,7 +329,7 @@ impl Recovery {
     fn check_topics(&self, handle: &Handle, client: &mut Client) -> Result<bool, Failure> {
         let mut backlog = locked(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
-        let reached = IntentsTopic::reached(&self.0.kafka, backlog)?;
+        let reached = IntentsTopic::reached(&self.0.kafka, backlog, Topic::Intents)?;
         let compared = handle.block_on(compared_topic(&*client))?;
         let are_others = compared.is_some_and(|compared| reached.differs_from(&compared));
         // If they are another installation's, they get nothing of ours.

@@ -6,10 +6,12 @@
 //! - [`Failure`] says what a stage does about an error; [`stage::run`] does it.
 //! - [`FoldStage`] is a stage whose effects and offset are one Postgres transaction.
 //! - [`set_aside`] is what such a stage keeps from being processed while all else goes on.
+//! - [`compared`] tells with which topics the database was compared, and waits for it.
 //! - [`SharedTask`] is work for which several may wait.
 //! - [`db`] has the connection pools and the migrations.
 //! - [`http`] is a server that strangers can reach; [`exporter`] serves the metrics that [`base::metrics`] lists.
 
+pub mod compared;
 pub mod db;
 pub mod exporter;
 mod failure;

@@ -90,7 +90,7 @@ impl Silence {
 }
 
 /// Something that lasts too long, told in [`waiting`] and once in the log, until it is over or nobody looks any more.
-pub(crate) struct Notice {
+pub struct Notice {
     item: String,
     is_shown: bool,
 }

@@ -6,7 +6,7 @@ use crate::fanout;
 use crate::ssrf::{Guard, SystemResolver};
 use anyhow::Context as _;
 use runtime::db::{self, CommitMode};
-use runtime::{Kafka, Settings, stage};
+use runtime::{Kafka, Settings, compared, stage};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -26,6 +26,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let kafka = Kafka::connect(&settings).await?;
     // A crash undoes whole transactions: offsets go with their deliveries, and a delivery not known to have arrived is retried.
     let pool = db::generic_plan_pool(&settings.database_url, POOL_SIZE, CommitMode::Asynchronous, None)?;
+    // Of another installation's topics, or with another's database, it would send events that are not ours.
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        () = compared::await_comparison("webhooks", &kafka, &pool, fanout::FOLDING.topic) => {}
+    }
     let new_deliveries = Arc::new(Notify::new());
 
     let mut stages = JoinSet::new();

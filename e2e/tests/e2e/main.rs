@@ -36,6 +36,7 @@ mod migrations;
 mod openapi;
 mod orphans;
 mod outage;
+mod other_topics;
 mod past;
 mod payments;
 mod real_blocks;

@@ -51,13 +51,13 @@ impl Backlog {
         partitions(&self.inner, &self.kafka.name(topic))
     }
 
-    /// Kafka's id of the cluster; none if its brokers give none.
+    /// Kafka's id of the cluster; none if its brokers give none. It is asked for `seen`, a topic that this process may see.
     ///
     /// # Errors
     /// As for [`partitions`](Self::partitions).
-    pub fn cluster_id(&self) -> Result<Option<String>, Failure> {
+    pub fn cluster_id(&self, seen: Topic) -> Result<Option<String>, Failure> {
         // Before an answer, none would only say that it is not known yet.
-        self.partitions(Topic::Intents)?;
+        self.partitions(seen)?;
         Ok(self.inner.client().fetch_cluster_id(CALL_TIMEOUT))
     }
 
@@ -205,7 +205,7 @@ mod tests {
         let ids = clusters.each_ref().map(|cluster| {
             cluster.create_topic(Topic::Intents.name(), Topic::Intents.partitions(), 1).unwrap();
             let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
-            let id = || Backlog::open(&kafka).unwrap().cluster_id().unwrap();
+            let id = || Backlog::open(&kafka).unwrap().cluster_id(Topic::Intents).unwrap();
             let first = id();
             assert!(first.is_some() && id() == first, "{first:?}");
             first

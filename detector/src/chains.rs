@@ -5,17 +5,22 @@
 //! again from the chain's next record; what its neighbours have matched is done, and passed over.
 
 use crate::again::{Found, Known, Rereading, Verdict};
+use crate::held::{Cause, Held};
 use crate::join::{ChainRecord as _, head_of};
 use crate::matching::RecordHead;
 use crate::output::{FoundRecord, Matched, MatchedBlock, Resumption, find_next, passed_over, read_progress};
 use crate::progress::{Progress, Turn};
 use base::metrics;
 use runtime::Failure;
-use runtime::kafka::{Kafka, Record, Transaction};
+use runtime::kafka::{Kafka, PartitionReader, Record, Transaction};
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 use topics::wire::ChainCursor;
 use topics::wire::matches_record::Kind;
 use topics::{ChainId, Topic};
+
+/// How long a look at what was matched waits for open transactions. What lasts longer holds the partition.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A partition to be read again from where a chain goes on.
 #[derive(Clone, Copy, Debug)]
@@ -46,13 +51,14 @@ pub enum Action {
     Match,
     /// It is done, or its chain is set aside.
     Pass,
-    /// The partition has to be read again first.
+    /// The partition has to be read again first, or is held.
     Wait,
 }
 
 /// The chains whose records were met since the assignment.
 pub struct Chains {
     kafka: Kafka,
+    held: Held,
     known: HashMap<u64, Progress>,
     /// What was matched last of each chain when it was met.
     last: HashMap<u64, MatchedBlock>,
@@ -71,9 +77,10 @@ pub struct Chains {
 }
 
 impl Chains {
-    pub fn new(kafka: &Kafka) -> Self {
+    pub fn new(kafka: &Kafka, held: &Held) -> Self {
         Self {
             kafka: kafka.clone(),
+            held: held.clone(),
             known: HashMap::new(),
             last: HashMap::new(),
             again: HashMap::new(),
@@ -88,7 +95,7 @@ impl Chains {
 
     /// Forgets all but what can't be matched: a new assignment begins.
     pub fn clear(&mut self) {
-        *self = Self { unmatchable: std::mem::take(&mut self.unmatchable), ..Self::new(&self.kafka) };
+        *self = Self { unmatchable: std::mem::take(&mut self.unmatchable), ..Self::new(&self.kafka, &self.held) };
         self.report();
     }
 
@@ -123,7 +130,9 @@ impl Chains {
             if self.taken.contains(&chain_id) {
                 return Ok(Action::Wait);
             }
-            self.look(record, &head)?;
+            if !self.look(record, &head)? {
+                return Ok(Action::Wait);
+            }
             if self.is_covered(record, chain_id)? || self.is_read_again(record, &head) {
                 return Ok(Action::Pass);
             }
@@ -162,21 +171,30 @@ impl Chains {
         is_followed && self.known.get(&head.chain_id).is_some_and(|progress| progress.is_done(head.sequence))
     }
 
-    /// Looks up how far a chain is matched whose record comes next.
-    fn look(&mut self, record: &Record<'_>, head: &RecordHead<'_>) -> Result<(), Failure> {
-        let chain_id = head.chain_id;
-        let Matched { found: Found { progress, again, is_contradicted }, last } = read_progress(&self.kafka, record, head)?;
-        let passed_over = last.as_ref().map_or(Ok(None), |last| passed_over(&self.kafka, last, record))?;
+    /// Looks up how far a chain is matched whose record comes next; or holds its partition, if that can't be seen yet.
+    fn look(&mut self, record: &Record<'_>, head: &RecordHead<'_>) -> Result<bool, Failure> {
+        let (chain_id, partition) = (head.chain_id, record.partition());
+        let matches = match PartitionReader::open_within(&self.kafka, Topic::Matches, partition, PATIENCE)? {
+            Ok(matches) => matches,
+            Err(open) => {
+                self.held.hold(partition, Cause::Matches(open), true);
+                return Ok(false);
+            }
+        };
+        let matched = read_progress(&self.kafka, &matches, record, head)?;
+        let Matched { found: Found { progress, again, is_contradicted }, last } = matched;
+        let stands_on_it = progress.is_continued_by(head);
+        let passed_over = last.as_ref().map_or(Ok(None), |last| passed_over(&self.kafka, last, record, stands_on_it))?;
         if let Some(sequence) = passed_over.or_else(|| is_contradicted.then_some(head.sequence)) {
             let cause = contradiction(chain_id, progress.sequence, sequence);
-            self.set_aside(record.partition(), chain_id, progress.sequence, GoesOn::Anew, cause);
+            self.set_aside(partition, chain_id, progress.sequence, GoesOn::Anew, cause);
         }
         self.known.insert(chain_id, progress);
         if !again.is_over() {
             self.again.insert(chain_id, again);
         }
         last.map(|last| self.last.insert(chain_id, last));
-        Ok(())
+        Ok(true)
     }
 
     /// Whether a record is one that was matched before, of those that are compared.

@@ -7,13 +7,17 @@
 //!   says which of them are the same money. `parts` splits what is too large for a record.
 //! - `progress` tells which records of a chain are done, next or missing, and `again` which of those that are read again were matched;
 //!   `output` reads that from what was written (`lookup` tells
-//!   when it takes long), and `chains` sets a chain aside whose records are missing.
+//!   when it takes long), and `chains` sets a chain aside whose records are missing. `begin` tells where a partition begins that is
+//!   assigned, and `held` keeps one back that waits for a transaction.
+//! - `written` notices that the end of what was written is lost.
 //! - `role` consumes, matches, produces and commits in one Kafka transaction.
 
 mod address_filter;
 mod again;
+mod begin;
 mod chains;
 mod coin;
+mod held;
 mod intents;
 mod join;
 mod logs_watch;
@@ -24,6 +28,7 @@ mod parts;
 mod progress;
 mod role;
 mod watch_set;
+mod written;
 
 pub use role::run;
 pub use watch_set::WatchSet;

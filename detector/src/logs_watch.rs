@@ -95,7 +95,7 @@ fn is_due(waiting: &mut HashMap<i32, Waiting>, partition: i32, offset: Option<i6
 
 /// Whether a topic has a record between two offsets. The first may be of another topic of that name, which is gone.
 fn has_record(kafka: &Kafka, topic: Topic, partition: i32, from: i64, to: i64) -> Result<bool, Failure> {
-    let reader = PartitionReader::open(kafka, topic, partition)?;
+    let reader = PartitionReader::open_at_once(kafka, topic, partition)?;
     if from <= to {
         reader.seek(from)?;
     }

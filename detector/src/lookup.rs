@@ -8,7 +8,7 @@ use topics::Topic;
 /// How often it is told.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// How far the look-up for a chain has come.
+/// How far a look-up has come.
 pub struct Lookup {
     item: String,
     told: Option<Instant>,
@@ -18,7 +18,16 @@ pub struct Lookup {
 
 impl Lookup {
     pub fn of(chain_id: u64) -> Self {
-        Self { item: format!("detector: chain {chain_id}"), told: None, started: Instant::now(), interval: INTERVAL }
+        Self::named(format!("detector: chain {chain_id}"))
+    }
+
+    /// The look-up for all chains of a partition.
+    pub fn of_partition(partition: i32) -> Self {
+        Self::named(format!("detector: beginning of partition {partition}"))
+    }
+
+    fn named(item: String) -> Self {
+        Self { item, told: None, started: Instant::now(), interval: INTERVAL }
     }
 
     /// Notes which record is read.

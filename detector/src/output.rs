@@ -20,19 +20,17 @@ pub const BLOCK_OFFSET: &str = "ctrip-block-offset";
 pub const LOGS_OFFSET: &str = "ctrip-logs-offset";
 
 /// Clocks of the machines that write records may differ by this.
-const MAX_CLOCK_SKEW_MS: i64 = 60 * 60 * 1000;
+pub const MAX_CLOCK_SKEW_MS: i64 = 60 * 60 * 1000;
 /// By how much the timestamps of a block's record and of the logs of an earlier one may differ. A block and its logs are one
 /// transaction, which takes seconds.
 const MAX_BETWEEN_BLOCK_AND_LOGS_MS: i64 = MAX_CLOCK_SKEW_MS + 10 * 60 * 1000;
 
-/// As many matches whose blocks are gone are looked at, one after the other.
-const MAX_LOST: usize = 1_024;
-
-/// As many records of neighbours are looked at for what comes after a match. What is written again after a loss comes soon.
+/// As many records of neighbours are looked at between a match and a block that stands on it by its parent's hash. What is written
+/// again after a loss comes soon; a block that stands on something else is not taken before all were looked at.
 const MAX_BETWEEN: usize = 8_192;
 
 /// Where a chain goes on in `chain.blocks`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resumption {
     /// Of its next record in `chain.blocks`.
     pub blocks: i64,
@@ -67,20 +65,20 @@ pub struct Matched {
 
 /// A block that was matched, and its place in `chain.blocks`.
 pub struct MatchedBlock {
-    offset: i64,
+    pub offset: i64,
     chain_id: u64,
     pub sequence: u64,
     hash: Vec<u8>,
     writing: Option<i64>,
     /// The offset in `chain.logs` below which everything was used by then.
-    logs: Option<i64>,
+    pub logs: Option<i64>,
     /// Whether `chain.blocks` has it there, once that was asked.
     is_there: Option<bool>,
 }
 
 impl MatchedBlock {
     /// Reads it from the last record of its matches; before that one the block is not whole.
-    fn of(record: &Record<'_>) -> Option<Self> {
+    pub fn of(record: &Record<'_>) -> Option<Self> {
         let offset = number_in(record, BLOCK_OFFSET)?;
         let head = head_of(record).ok().filter(|_| is_whole(record))?;
         let (hash, logs, writing) = (head.hash.to_vec(), number_in(record, LOGS_OFFSET), record.writing());
@@ -109,10 +107,11 @@ impl MatchedBlock {
     /// When its record was written, if `chain.blocks` has it at that offset: its retention may have deleted it, Kafka may have lost it, and
     /// a topic that was copied or made anew has offsets of its own.
     fn written(&self, kafka: &Kafka, partition: i32) -> Result<Option<i64>, Failure> {
-        self.written_in(&PartitionReader::open(kafka, Topic::Blocks, partition)?)
+        self.written_in(&PartitionReader::open_at_once(kafka, Topic::Blocks, partition)?)
     }
 
-    fn written_in(&self, blocks: &PartitionReader) -> Result<Option<i64>, Failure> {
+    /// As [`written`](Self::written).
+    pub fn written_in(&self, blocks: &PartitionReader) -> Result<Option<i64>, Failure> {
         blocks.seek(self.offset)?;
         let Some(block) = blocks.next()?.filter(|block| block.offset() == self.offset) else { return Ok(None) };
         let Ok(head) = head_of(&block) else { return Ok(None) };
@@ -127,15 +126,20 @@ fn is_whole(record: &Record<'_>) -> bool {
     payload(record).is_ok_and(|message| ends_block(message).unwrap_or(false))
 }
 
-/// How far a chain is matched. `next` is the record of `chain.blocks` that comes next, with its head.
-pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) -> Result<Matched, Failure> {
+/// How far a chain is matched, by its partition of `chain.matches`. `next` is the record of `chain.blocks` that comes next, with its
+/// head.
+pub fn read_progress(
+    kafka: &Kafka,
+    matches: &PartitionReader,
+    next: &Record<'_>,
+    head: &RecordHead<'_>,
+) -> Result<Matched, Failure> {
     // A record is matched after it was written. So where the chain's first record is next, older matches need not be searched.
     let first_of_chain = head.sequence == 1;
     let oldest = next.timestamp_ms().filter(|_| first_of_chain).map(|written| written - MAX_CLOCK_SKEW_MS);
     let (mut search, mut last, mut is_covered) = (Search::new(head, next.writing()), None, false);
     let mut lookup = Lookup::of(head.chain_id);
-    let reader = PartitionReader::open(kafka, Topic::Matches, next.partition())?;
-    reader.read_back(|records| {
+    matches.read_back(|records| {
         if let Some(record) = records.first() {
             lookup.at(Topic::Matches, record.partition(), record.offset());
         }
@@ -162,76 +166,30 @@ pub fn read_progress(kafka: &Kafka, next: &Record<'_>, head: &RecordHead<'_>) ->
     Ok(Matched { found, last })
 }
 
-/// Where to go on in a partition the end of whose blocks Kafka has lost: after the newest match whose block is there still. `None` if
-/// nothing was lost, or the topic is a copy with offsets of its own: then what is read again is compared with what was matched.
-pub fn position_after_loss(kafka: &Kafka, partition: i32) -> Result<Option<Resumption>, Failure> {
-    let (mut opened, mut begins, mut lost, mut found) = (None, 0, 0, None);
-    PartitionReader::open(kafka, Topic::Matches, partition)?.read_back(|records| {
-        for matched in records.iter().rev().filter_map(MatchedBlock::of) {
-            let blocks = match &opened {
-                Some(blocks) => blocks,
-                None => opened.insert(PartitionReader::open(kafka, Topic::Blocks, partition)?),
-            };
-            if let Some(written) = matched.written_in(blocks)? {
-                found = Some((matched, written));
-                return Ok(ControlFlow::Break(()));
-            }
-            if lost == 0 {
-                blocks.seek(0)?;
-                begins = blocks.next()?.map_or(i64::MAX, |first| first.offset());
-            }
-            // A retention deletes from the beginning on.
-            if matched.offset < begins || lost == MAX_LOST {
-                return Ok(ControlFlow::Break(()));
-            }
-            lost += 1;
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    let Some((last, written)) = found.filter(|_| lost > 0) else { return Ok(None) };
-    let (topic, at) = (Topic::Blocks, last.offset + 1);
-    tracing::error!("Kafka has lost the end of {topic}/{partition} from offset {at} on, of which {lost} records were matched");
-    let logs = last.logs.map_or_else(|| logs_by_time(kafka, partition, written), Ok)?;
-    Ok(Some(Resumption { blocks: at, logs }))
-}
-
-/// Where to go on in a partition whose offsets the group has lost: after the block that the last match is of, which the match's
-/// header names. `None` is the beginning: nothing was matched, or `chain.blocks` has something else at that offset, since its
-/// retention has deleted the block, or it is a copy with offsets of its own.
-pub fn position_after_output(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Option<i64>, Failure> {
-    let mut last = None;
-    PartitionReader::open(kafka, Topic::Matches, partition)?.read_back(|records| {
-        last = records.iter().rev().find_map(MatchedBlock::of);
-        Ok(if last.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-    })?;
-    let Some(last) = last else { return Ok(None) };
-    let Some(written) = last.written(kafka, partition)? else { return Ok(None) };
-    Ok(Some(match (topic, last.logs) {
-        (Topic::Blocks, _) => last.offset + 1,
-        (_, Some(logs)) => logs,
-        (_, None) => logs_by_time(kafka, partition, written)?,
-    }))
-}
-
 /// At or before the logs of a block that was written then, and of any that comes after it, if the clocks of those who write agree.
-fn logs_by_time(kafka: &Kafka, partition: i32, written: i64) -> Result<i64, Failure> {
+pub fn logs_by_time(kafka: &Kafka, partition: i32, written: i64) -> Result<i64, Failure> {
     let since = BTreeMap::from([(partition, written - MAX_BETWEEN_BLOCK_AND_LOGS_MS)]);
     Ok(kafka.first_since(Topic::Logs, &since)?.get(&partition).copied().unwrap_or_default())
 }
 
 /// The sequence of the chain's first live record between the last match and `next`, if it is one that was matched, in a topic that is the
-/// same still. It was written again, and passed over; what comes after it does not continue what was matched before.
-pub fn passed_over(kafka: &Kafka, last: &MatchedBlock, next: &Record<'_>) -> Result<Option<u64>, Failure> {
+/// same still. It was written again, and passed over; what comes after it does not continue what was matched before, even if it
+/// `stands_on_it` by its parent's hash.
+pub fn passed_over(kafka: &Kafka, last: &MatchedBlock, next: &Record<'_>, stands_on_it: bool) -> Result<Option<u64>, Failure> {
     if next.offset() <= last.offset + 1 {
         return Ok(None);
     }
-    let blocks = PartitionReader::open(kafka, Topic::Blocks, next.partition())?;
+    let blocks = PartitionReader::open_at_once(kafka, Topic::Blocks, next.partition())?;
     if last.written_in(&blocks)?.is_none() {
         return Ok(None);
     }
     let mut lookup = Lookup::of(last.chain_id);
-    for _ in 0..MAX_BETWEEN {
-        let Some(record) = blocks.next()?.filter(|record| record.offset() < next.offset()) else { break };
+    let mut looked = 0;
+    while let Some(record) = blocks.next()?.filter(|record| record.offset() < next.offset()) {
+        if stands_on_it && looked == MAX_BETWEEN {
+            break;
+        }
+        looked += 1;
         lookup.at(Topic::Blocks, record.partition(), record.offset());
         let Ok(head) = head_of(&record) else { continue };
         if head.chain_id == last.chain_id && head.sequence != 0 {
@@ -252,7 +210,7 @@ pub fn find_next(
     after: u64,
     last: Option<&MatchedBlock>,
 ) -> Result<Option<FoundRecord>, Failure> {
-    let reader = PartitionReader::open(kafka, Topic::Blocks, partition)?;
+    let reader = PartitionReader::open_at_once(kafka, Topic::Blocks, partition)?;
     let is_there = last.map_or(Ok(None), |last| last.written(kafka, partition))?.is_some();
     if let Some(last) = last.filter(|_| is_there) {
         reader.seek(last.offset + 1)?;

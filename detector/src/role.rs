@@ -1,19 +1,21 @@
 //! The role: joins blocks with their logs, matches them, and commits input and output in one Kafka transaction.
 
+use crate::begin;
 use crate::chains::{Action, Chains, Rewind};
+use crate::held::Held;
 use crate::intents::IntentBarrier;
 use crate::join::{ChainRecord as _, Join, JoinedBlock, Popped, head_of, payload, unreadable};
 use crate::logs_watch::LogsWatch;
 use crate::matching::{BlockView, Matcher, RecordHead};
-use crate::output::{BLOCK_OFFSET, LOGS_OFFSET, Resumption, position_after_loss, position_after_output};
+use crate::output::{BLOCK_OFFSET, LOGS_OFFSET};
 use crate::parts::split_matches;
 use crate::watch_set::WatchSet;
+use crate::written::Written;
 use anyhow::anyhow;
-use base::{locked, metrics};
-use runtime::kafka::{Batch, Consumer, Kafka, Position, Record, TransactionalProducer};
+use base::metrics;
+use runtime::kafka::{Batch, Consumer, Kafka, Record, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use topics::{Message as _, Topic, WRITING};
@@ -32,13 +34,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     // Kept across restarts of the stage: reading millions of intents again takes long.
     let mut intents: Option<IntentBarrier> = None;
     let mut watched = WatchSet::default();
-    let mut chains = Chains::new(&kafka);
+    let held = Held::new(&kafka, STAGE);
+    let mut chains = Chains::new(&kafka, &held);
     stage::run(STAGE, stop, move |stop| {
         if intents.is_none() {
             intents = Some(IntentBarrier::open(&kafka, STAGE, &mut watched)?);
         }
         let outcome = match intents.as_mut() {
-            Some(intents) => detect(&kafka, intents, &mut chains, stop),
+            Some(intents) => detect(&kafka, intents, &mut chains, &held, stop),
             None => Ok(()),
         };
         if outcome.is_err() && intents.as_ref().is_some_and(|intents| intents.failed) {
@@ -49,21 +52,23 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     .await
 }
 
-fn detect(kafka: &Kafka, intents: &mut IntentBarrier, chains: &mut Chains, stop: &CancellationToken) -> Result<(), Failure> {
+fn detect(
+    kafka: &Kafka,
+    intents: &mut IntentBarrier,
+    chains: &mut Chains,
+    held: &Held,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", kafka.instance()))?;
-    let positions = match chains.rewind.take() {
-        Some(Rewind { partition, to, .. }) => Some(rewound(kafka, BTreeMap::from([(partition, to)]))),
-        None if kafka.is_new(Topic::Matches)? => None,
-        None if kafka.has_committed(STAGE, Topic::Blocks)? => after_loss(kafka)?,
-        None => Some(after_output(kafka)),
-    };
-    let consumer = Consumer::open(kafka, STAGE, &[Topic::Blocks, Topic::Logs], positions)?;
+    held.clear();
+    let positions = begin::positions(kafka, STAGE, chains.rewind.take(), held);
+    let consumer = Consumer::open(kafka, STAGE, &[Topic::Blocks, Topic::Logs], Some(positions))?;
     let mut joins: BTreeMap<i32, Join<Record<'_>>> = BTreeMap::new();
     // Up to where each partition was read.
     let mut read: HashMap<(Topic, i32), i64> = HashMap::new();
     chains.clear();
     let mut matcher = Matcher::default();
-    let (mut assignment, mut watch) = (0, LogsWatch::default());
+    let (mut assignment, mut watch, mut written_ends) = (0, LogsWatch::default(), Written::default());
     while !stop.is_cancelled() {
         let Batch { records, assignment: now } =
             consumer.poll(MAX_BATCH_RECORDS, MAX_BATCH_BYTES, Duration::from_millis(100))?;
@@ -85,10 +90,14 @@ fn detect(kafka: &Kafka, intents: &mut IntentBarrier, chains: &mut Chains, stop:
             let is_done = |chain, sequence| chains.is_used(chain, sequence, offset);
             joins.entry(partition).or_default().push(record, is_done);
         }
-        let (pairs, passed) = take(&mut joins, chains)?;
+        held.look()?;
+        let (pairs, passed) = take(&mut joins, chains, held)?;
         if !pairs.is_empty() || passed {
             intents.catch_up()?;
             let matched = match_blocks(kafka, &intents.watched, &mut matcher, chains, &pairs);
+            for (partition, records) in per_partition(&matched) {
+                written_ends.write(partition, records, started, || producer.end(Topic::Matches, partition))?;
+            }
             let transaction = producer.begin()?;
             intents.quarantine(kafka, &transaction)?;
             for Matched { key, records, block, logs, writing } in &matched {
@@ -119,44 +128,14 @@ fn detect(kafka: &Kafka, intents: &mut IntentBarrier, chains: &mut Chains, stop:
     Ok(())
 }
 
-/// Begins partitions where a chain goes on, and the others where the group left off. Once: a later assignment finds the offsets
-/// that were committed since.
-fn rewound(kafka: &Kafka, to: BTreeMap<i32, Resumption>) -> Position {
-    let topics =
-        |(partition, to): (i32, Resumption)| [((Topic::Blocks, partition), to.blocks), ((Topic::Logs, partition), to.logs)];
-    let (kafka, rewinds) = (kafka.clone(), Mutex::new(to.into_iter().flat_map(topics).collect::<BTreeMap<_, _>>()));
-    Box::new(move |topic, partition| match locked(&rewinds).remove(&(topic, partition)) {
-        Some(offset) => Ok(Some(offset)),
-        None => kafka.committed(STAGE, topic, partition),
-    })
-}
-
-/// Begins partitions the end of whose blocks Kafka has lost where that is, since other blocks may be there by now.
-fn after_loss(kafka: &Kafka) -> Result<Option<Position>, Failure> {
-    let mut to = BTreeMap::new();
-    for partition in 0..Topic::Blocks.partitions() {
-        to.extend(position_after_loss(kafka, partition)?.map(|to| (partition, to)));
-    }
-    Ok((!to.is_empty()).then(|| rewound(kafka, to)))
-}
-
-/// Begins after what was written, since the group has lost its offsets.
-fn after_output(kafka: &Kafka) -> Position {
-    tracing::warn!("the group {STAGE} has no offsets; chain.matches tells what is done");
-    let kafka = kafka.clone();
-    Box::new(move |topic, partition| match kafka.committed(STAGE, topic, partition)? {
-        Some(offset) => Ok(Some(offset)),
-        None => position_after_output(&kafka, topic, partition),
-    })
-}
-
 /// Takes the blocks that come next, with their logs; and whether others were passed over.
 fn take<'c>(
     joins: &mut BTreeMap<i32, Join<Record<'c>>>,
     chains: &mut Chains,
+    held: &Held,
 ) -> Result<(Vec<JoinedBlock<Record<'c>>>, bool), Failure> {
     let (mut pairs, mut passed) = (Vec::new(), false);
-    for join in joins.values_mut() {
+    for (_, join) in joins.iter_mut().filter(|(partition, _)| !held.holds(**partition)) {
         while let Some(front) = join.front() {
             // The partition is read again first: what was matched beyond would end past the block that closes the gap.
             if chains.rewind.is_some() {
@@ -270,6 +249,15 @@ fn match_block(
     let key = matches.key();
     let records = split_matches(matches).iter().map(|part| kafka.encode(part)).collect();
     Ok(Matched { key, records, block: pair.block.offset(), logs: pair.logs_used, writing: pair.block.writing() })
+}
+
+/// How many records each partition of `chain.matches` gets.
+fn per_partition(matched: &[Matched]) -> BTreeMap<i32, usize> {
+    let mut count = BTreeMap::new();
+    for Matched { key, records, .. } in matched {
+        *count.entry(Topic::Matches.partition_of(key)).or_default() += records.len();
+    }
+    count
 }
 
 fn offsets(joins: &BTreeMap<i32, Join<Record<'_>>>) -> Vec<(Topic, i32, i64)> {

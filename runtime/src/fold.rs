@@ -93,9 +93,11 @@ impl FoldStage {
         self.go_back_if_cut(kafka, pool, handle, None)?;
         let name = kafka.name(self.topic);
         let (fold, position_pool, position_handle, topic) = (*self, pool.clone(), handle.clone(), name.clone());
-        let position =
-            move |_: Topic, partition: i32| position_handle.block_on(fold.position(&position_pool, &topic, partition));
-        let consumer = Consumer::open(kafka, self.stage, &[self.topic], Some(Box::new(position)))?;
+        let positions = move |assigned: &[(Topic, i32)]| {
+            let place = |of: &(Topic, i32)| Ok((*of, position_handle.block_on(fold.position(&position_pool, &topic, of.1))?));
+            assigned.iter().map(place).collect()
+        };
+        let consumer = Consumer::open(kafka, self.stage, &[self.topic], Some(Box::new(positions)))?;
         let mut next: HashMap<i32, i64> = HashMap::new();
         let mut assignment = 0;
         while !stop.is_cancelled() {

@@ -65,13 +65,13 @@ async fn the_detector_goes_on_where_its_output_ends_when_its_group_is_gone() -> 
 }
 
 /// Writes a chain's records as ingest does.
-struct Chain {
-    kafka: Kafka,
+pub struct Chain {
+    pub kafka: Kafka,
     publisher: Publisher,
 }
 
 impl Chain {
-    async fn of(lab: &Lab) -> Result<Self> {
+    pub async fn of(lab: &Lab) -> Result<Self> {
         let kafka = lab.kafka().await?;
         Ok(Self { publisher: Publisher::open(&kafka, Duration::from_secs(10))?, kafka })
     }
@@ -80,7 +80,7 @@ impl Chain {
         self.publisher.publish(topic, &[(key, value)]).await.into_iter().collect()
     }
 
-    async fn write(&self, block: wire::BlockRecord, logs: Vec<Log>) -> Result<()> {
+    pub async fn write(&self, block: wire::BlockRecord, logs: Vec<Log>) -> Result<()> {
         self.write_logs(&block, logs).await?;
         self.write_without_logs(&block).await
     }
@@ -91,15 +91,29 @@ impl Chain {
         self.publish(Topic::Logs, logs.key(), self.kafka.encode(&logs)).await
     }
 
+    /// Writes many blocks of one chain, which have no logs in them.
+    pub async fn write_all(&self, blocks: &[wire::BlockRecord]) -> Result<()> {
+        let logs = blocks.iter().map(|block| {
+            let wire::BlockRecord { chain_id, sequence, kind, number, hash, .. } = block.clone();
+            wire::LogsRecord { chain_id, sequence, kind, number, hash, ..Default::default() }
+        });
+        let logs: Vec<_> = logs.map(|logs| (logs.key(), self.kafka.encode(&logs))).collect();
+        let blocks: Vec<_> = blocks.iter().map(|block| (block.key(), self.kafka.encode(block))).collect();
+        for (topic, records) in [(Topic::Logs, logs), (Topic::Blocks, blocks)] {
+            self.publisher.publish(topic, &records).await.into_iter().collect::<Result<()>>()?;
+        }
+        Ok(())
+    }
+
     async fn write_without_logs(&self, block: &wire::BlockRecord) -> Result<()> {
         self.publish(Topic::Blocks, block.key(), self.kafka.encode(block)).await
     }
 }
 
-const CHAIN: &str = "31337";
+pub const CHAIN: &str = "31337";
 
 /// A block on the one before it, of this branch.
-fn block(sequence: u64, kind: Kind, number: u64, branch: u8) -> wire::BlockRecord {
+pub fn block(sequence: u64, kind: Kind, number: u64, branch: u8) -> wire::BlockRecord {
     let hash = |number: u64| [&[branch; 24][..], &number.to_be_bytes()].concat();
     wire::BlockRecord {
         chain_id: 31337,
@@ -114,7 +128,7 @@ fn block(sequence: u64, kind: Kind, number: u64, branch: u8) -> wire::BlockRecor
 }
 
 /// Waits until `chain.matches` has records of these sequences.
-async fn until_matched(lab: &Lab, sequences: &[u64]) -> Result<Vec<wire::MatchesRecord>> {
+pub async fn until_matched(lab: &Lab, sequences: &[u64]) -> Result<Vec<wire::MatchesRecord>> {
     eventually(&format!("matches of {sequences:?}"), || async {
         let matches: Vec<wire::MatchesRecord> = records(lab).await?;
         let found: Vec<u64> = matches.iter().map(|record| record.sequence).collect();
@@ -170,14 +184,20 @@ async fn records_that_are_read_again_contradict_nothing() -> Result<()> {
     detector.check()
 }
 
-/// Writes a block's match, as if its record had been at that offset of `chain.blocks`.
-fn write_match(producer: &TransactionalProducer, kafka: &Kafka, block: &wire::BlockRecord, offset: i64) -> Result<(), Failure> {
-    let wire::BlockRecord { chain_id, sequence, kind, number, hash, parent_hash, .. } = block.clone();
-    let matched = wire::MatchesRecord { chain_id, sequence, kind, number, hash, parent_hash, ..Default::default() };
+/// Writes matches of blocks, as if their records had been at these offsets of `chain.blocks`.
+pub fn write_matches(
+    producer: &TransactionalProducer,
+    kafka: &Kafka,
+    blocks: &[(&wire::BlockRecord, i64)],
+) -> Result<(), Failure> {
     let transaction = producer.begin()?;
-    let (offset, record) = (offset.to_string(), kafka.encode(&matched));
-    let headers = [("ctrip-block-offset", offset.as_str()), ("ctrip-logs-offset", &offset)];
-    transaction.send_with_headers(Topic::Matches, &matched.key(), &record, &headers)?;
+    for (block, offset) in blocks {
+        let wire::BlockRecord { chain_id, sequence, kind, number, hash, parent_hash, .. } = (*block).clone();
+        let matched = wire::MatchesRecord { chain_id, sequence, kind, number, hash, parent_hash, ..Default::default() };
+        let (offset, record) = (offset.to_string(), kafka.encode(&matched));
+        let headers = [("ctrip-block-offset", offset.as_str()), ("ctrip-logs-offset", &offset)];
+        transaction.send_with_headers(Topic::Matches, &matched.key(), &record, &headers)?;
+    }
     transaction.commit()
 }
 
@@ -196,7 +216,7 @@ async fn blocks_that_are_written_instead_of_lost_ones_are_matched() -> Result<()
     let kafka = chain.kafka.clone();
     let written = tokio::task::spawn_blocking(move || {
         let producer = TransactionalProducer::open(&kafka, "lab")?;
-        lost.iter().zip(3..).try_for_each(|(block, offset)| write_match(&producer, &kafka, block, offset))
+        write_matches(&producer, &kafka, &lost.iter().zip(3..).collect::<Vec<_>>())
     });
     written.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
     admin.delete_group("detector").await?;

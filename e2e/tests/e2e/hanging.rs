@@ -1,14 +1,17 @@
 //! A transaction that stays open in Kafka, as one of which a broker has lost sight.
 
+use crate::groups::{Chain, block};
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Lab, Plan, root};
+use e2e::{Lab, Plan, Process, eventually, root};
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use runtime::kafka::PartitionReader;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use topics::wire::MatchesRecord;
+use topics::wire::block_record::Kind;
+use topics::wire::{BlockRecord, MatchesRecord};
 use topics::{Topic, frame};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -19,13 +22,18 @@ fn place(lab: &Lab) -> (String, i32) {
     (format!("{}{}", lab.env["TOPIC_PREFIX"], Topic::Matches), Topic::Matches.partition_of("31337"))
 }
 
-/// Begins a transaction, and goes. The broker keeps it open for a quarter of an hour.
-fn leave_open(lab: &Lab) -> Result<()> {
-    let (topic, partition) = place(lab);
+/// A producer, which ends the transaction that it had left open before.
+fn producer(lab: &Lab) -> Result<BaseProducer> {
     let mut config = lab.kafka_connection();
-    config.set("transactional.id", format!("{topic}.gone")).set("transaction.timeout.ms", "900000");
+    config.set("transactional.id", format!("{}.gone", place(lab).0)).set("transaction.timeout.ms", "900000");
     let producer: BaseProducer = config.create()?;
     producer.init_transactions(PATIENCE)?;
+    Ok(producer)
+}
+
+/// Begins a transaction, and goes. The broker keeps it open for a quarter of an hour.
+fn leave_open(lab: &Lab) -> Result<()> {
+    let ((topic, partition), producer) = (place(lab), producer(lab)?);
     producer.begin_transaction()?;
     producer.send(BaseRecord::<(), _>::to(&topic).partition(partition).payload(UNCOMMITTED)).map_err(|(error, _)| error)?;
     Ok(producer.flush(PATIENCE)?)
@@ -85,4 +93,84 @@ async fn the_documented_commands_end_a_transaction_that_hangs_and_its_stage_goes
     ensure!(output.status.success(), "{commands}{said}");
     api.until(payment.id(), "confirmed").await.context(said)?;
     up.check()
+}
+
+/// The sequences of a chain that can be read in its partition of `chain.matches`, whatever is open there.
+async fn matched(lab: &Lab, chain: u64) -> Result<Vec<u64>> {
+    let kafka = lab.kafka().await?;
+    let read = tokio::task::spawn_blocking(move || {
+        let (mut sequences, partition) = (Vec::new(), Topic::Matches.partition_of(&chain.to_string()));
+        let reader = PartitionReader::open_at_once(&kafka, Topic::Matches, partition)?;
+        while let Some(record) = reader.next()? {
+            let record: Option<MatchesRecord> = frame::decode(record.payload()).ok();
+            sequences.extend(record.filter(|record| record.chain_id == chain).map(|record| record.sequence));
+        }
+        Ok::<_, runtime::Failure>(sequences)
+    });
+    read.await?.map_err(|failure| anyhow::anyhow!("{failure}"))
+}
+
+/// A detector that begins, or meets a chain for the first time, looks at the end of its own topic, in that partition alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_hangs_holds_the_chains_of_its_partition_and_no_others() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let (topic, partition) = place(&lab);
+    let chain = Chain::of(&lab).await?;
+    let other = (1..31337_u64).find(|id| Topic::Matches.partition_of(&id.to_string()) != partition).context("a chain")?;
+    let write = async |chain_id, sequence| {
+        let written = BlockRecord { chain_id, ..block(sequence, Kind::Added, 9 + sequence, 1) };
+        chain.write(written, Vec::new()).await
+    };
+    let until_matched = async |chain, count: usize| {
+        eventually(&format!("{count} matches of chain {chain}"), async || {
+            Ok((matched(&lab, chain).await?.len() == count).then_some(()))
+        })
+        .await
+    };
+    // Two more in the partition: it is begun in front of the transaction, and its chain is met behind it.
+    let neighbour = (1..31337_u64).find(|id| Topic::Matches.partition_of(&id.to_string()) == partition).context("a chain")?;
+    write(neighbour, 1).await?;
+    write(other, 1).await?;
+    let mut detector = lab.spawn("detector")?;
+    until_matched(neighbour, 1).await?;
+    until_matched(other, 1).await?;
+    leave_open(&lab)?;
+    write(31337, 1).await?;
+    write(other, 2).await?;
+    until_matched(other, 2).await?;
+    until_matched(31337, 0).await?;
+
+    detector.terminate()?;
+    let mut detector = lab.spawn("detector")?;
+    write(other, 3).await?;
+    let began = Instant::now();
+    until_matched(other, 3).await?;
+    ensure!(began.elapsed() < Duration::from_secs(20), "it waited for another partition: {:?}", began.elapsed());
+    told(&detector, &topic, partition).await?;
+    write(other, 4).await?;
+    until_matched(other, 4).await?;
+    // As `kafka-transactions.sh abort` does.
+    drop(producer(&lab)?);
+    until_matched(31337, 1).await?;
+    write(neighbour, 2).await?;
+    until_matched(neighbour, 2).await?;
+    eventually("the wait to be over", async || {
+        let log = detector.log();
+        let told = detector.metric("set_aside_items", &[("kind", "stage")]).await?;
+        Ok((told < 1.0).then_some(()).filter(|()| log.contains("can be begun")))
+    })
+    .await?;
+    detector.check()
+}
+
+/// Waits until the log and a metric have the partition that is held, with the command that ends it.
+async fn told(detector: &Process, topic: &str, partition: i32) -> Result<()> {
+    let named = format!("detector: partition {partition}");
+    let command = format!("abort --topic {topic} --partition {partition} --start-offset");
+    eventually("the held partition to be told", async || {
+        let log = detector.log();
+        let told = detector.metric("set_aside_items", &[("kind", "stage")]).await.unwrap_or_default();
+        Ok((told >= 1.0 && log.lines().any(|line| line.contains(&named) && line.contains(&command))).then_some(()))
+    })
+    .await
 }

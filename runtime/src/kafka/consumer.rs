@@ -19,7 +19,7 @@ use rdkafka::message::Message as _;
 use rdkafka::statistics::{Partition, Statistics};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -30,8 +30,8 @@ const BACKLOG_BYTES: usize = 1024 * 1024;
 /// How long a consumer that is behind waits for its next fetch: larger batches cost fewer transactions.
 const BACKLOG_WAIT: Duration = Duration::from_millis(5);
 
-/// Where to begin in a partition that was just assigned; `None` is the beginning.
-pub type Position = Box<dyn Fn(Topic, i32) -> Result<Option<i64>, Failure> + Send + Sync>;
+/// Where to begin in partitions that were just assigned; `None` is the beginning. One that is left out is not read.
+pub type Positions = Box<dyn Fn(&[(Topic, i32)]) -> Result<BTreeMap<(Topic, i32), Option<i64>>, Failure> + Send + Sync>;
 
 /// The records of a poll.
 pub struct Batch<'c> {
@@ -45,7 +45,7 @@ pub struct Batch<'c> {
 struct Context {
     stage: &'static str,
     topics: Vec<(String, Topic)>,
-    positions: Option<Position>,
+    positions: Option<Positions>,
     assignment: AtomicU64,
     /// Where `positions` told to begin.
     begun: Mutex<HashMap<(Topic, i32), i64>>,
@@ -59,18 +59,43 @@ impl Context {
         self.topics.iter().find(|(known, _)| known == name).map(|(_, topic)| *topic)
     }
 
-    fn seek(&self, list: &mut TopicPartitionList) -> Result<(), Failure> {
+    /// What was assigned, with the place where each partition begins.
+    fn begin(&self, list: &TopicPartitionList) -> Result<TopicPartitionList, Failure> {
         let Some(positions) = &self.positions else {
-            return Ok(());
+            return Ok(list.clone());
         };
-        let assigned: Vec<(String, i32)> = list.elements().iter().map(|e| (e.topic().to_owned(), e.partition())).collect();
-        for (name, partition) in assigned {
-            let topic = self.topic(&name).ok_or_else(|| Failure::Halt(anyhow!("assigned {name}, without a subscription")))?;
-            let position = positions(topic, partition)?;
-            list.set_partition_offset(&name, partition, position.map_or(Offset::Beginning, Offset::Offset))?;
-            self.begun().insert((topic, partition), position.unwrap_or_default());
+        let topic =
+            |name: &str| self.topic(name).ok_or_else(|| Failure::Halt(anyhow!("assigned {name}, without a subscription")));
+        let elements = list.elements();
+        let assigned: Vec<(Topic, i32)> =
+            elements.iter().map(|e| Ok((topic(e.topic())?, e.partition()))).collect::<Result<_, Failure>>()?;
+        let places = positions(&assigned)?;
+        let mut begins = TopicPartitionList::new();
+        for ((topic, partition), place) in &places {
+            begins.add_partition_offset(self.name(*topic), *partition, place.map_or(Offset::Beginning, Offset::Offset))?;
         }
-        Ok(())
+        *self.begun() = places.into_iter().map(|(partition, place)| (partition, place.unwrap_or_default())).collect();
+        Ok(begins)
+    }
+
+    /// Takes an assignment over.
+    fn take(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<(), Failure> {
+        let begins = self.begin(list)?;
+        tracing::debug!(stage = self.stage, "assigned {} partitions, begins {}", list.count(), begins.count());
+        self.watch(&begins);
+        consumer.assign(&begins)?;
+        // librdkafka keeps a pause beyond the assignment. Whoever paused has dropped its work with the old one.
+        Ok(consumer.resume(&begins)?)
+    }
+
+    /// Notes which partitions are to be fetched from now on.
+    fn watch(&self, list: &TopicPartitionList) {
+        let partitions = list.elements().into_iter().map(|e| (e.topic().to_owned(), e.partition()));
+        locked(&self.unfetched).assign(partitions, Instant::now());
+    }
+
+    fn name(&self, topic: Topic) -> &str {
+        self.topics.iter().find(|(_, known)| *known == topic).map_or("", |(name, _)| name)
     }
 
     fn begun(&self) -> MutexGuard<'_, HashMap<(Topic, i32), i64>> {
@@ -113,14 +138,10 @@ impl ConsumerContext for Context {
     // librdkafka calls this from within a poll, on the stage's thread.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         self.assignment.fetch_add(1, Ordering::Relaxed);
-        let is_assigned = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        let assigned = list.elements().into_iter().filter(|_| is_assigned).map(|e| (e.topic().to_owned(), e.partition()));
-        locked(&self.unfetched).assign(assigned, Instant::now());
-        let outcome = if is_assigned {
-            tracing::debug!(stage = self.stage, "assigned {} partitions", list.count());
-            // librdkafka keeps a pause beyond the assignment. Whoever paused has dropped its work with the old one.
-            self.seek(list).and_then(|()| Ok(consumer.assign(list)?)).and_then(|()| Ok(consumer.resume(list)?))
+        let outcome = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.take(consumer, list)
         } else {
+            self.watch(&TopicPartitionList::new());
             consumer.unassign().map_err(Failure::from)
         };
         if let Err(failure) = outcome {
@@ -142,7 +163,7 @@ impl Consumer {
     ///
     /// # Errors
     /// When librdkafka refuses the configuration.
-    pub fn open(kafka: &Kafka, group: &'static str, topics: &[Topic], positions: Option<Position>) -> Result<Self, Failure> {
+    pub fn open(kafka: &Kafka, group: &'static str, topics: &[Topic], positions: Option<Positions>) -> Result<Self, Failure> {
         let named: Vec<(String, Topic)> = topics.iter().map(|topic| (kafka.name(*topic), *topic)).collect();
         let names: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
         let context = Context {
@@ -232,10 +253,8 @@ impl Consumer {
     }
 
     fn single(&self, topic: Topic, partition: i32) -> TopicPartitionList {
-        let context = self.inner.context();
-        let name = context.topics.iter().find(|(_, known)| *known == topic).map_or("", |(name, _)| name.as_str());
         let mut list = TopicPartitionList::new();
-        list.add_partition(name, partition);
+        list.add_partition(self.inner.context().name(topic), partition);
         list
     }
 
@@ -251,7 +270,43 @@ impl Consumer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kafka::Publisher;
     use rdkafka::mocking::MockCluster;
+
+    #[tokio::test]
+    async fn partitions_that_are_left_out_are_not_read_and_the_others_begin_where_they_are_told() {
+        let (cluster, topic) = (MockCluster::new(1).unwrap(), Topic::Events);
+        cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap();
+        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+        let publisher = Publisher::open(&kafka, Duration::from_secs(10)).unwrap();
+        // So many keys are in every partition, with several records each.
+        let records: Vec<_> = (0..200).map(|key| (key.to_string(), b"value".to_vec())).collect();
+        assert!(publisher.publish(topic, &records).await.iter().all(Result::is_ok));
+        let read = tokio::task::spawn_blocking(move || {
+            let read = |group: &'static str, begun: i32| {
+                let positions = move |assigned: &[(Topic, i32)]| {
+                    let begun = assigned.iter().filter(|(_, partition)| *partition < begun);
+                    Ok(begun.map(|(topic, partition)| ((*topic, *partition), Some(1))).collect())
+                };
+                let consumer = Consumer::open(&kafka, group, &[topic], Some(Box::new(positions))).unwrap();
+                let (deadline, mut first, mut quiet) = (Instant::now() + Duration::from_secs(30), BTreeMap::new(), 0);
+                while quiet < 5 {
+                    let batch = consumer.poll(1000, 1 << 20, Duration::from_millis(100)).unwrap();
+                    quiet = if batch.assignment > 0 && batch.records.is_empty() { quiet + 1 } else { 0 };
+                    for record in batch.records {
+                        first.entry(record.partition()).or_insert(record.offset());
+                    }
+                    assert!(Instant::now() < deadline, "{first:?}");
+                }
+                assert_eq!((consumer.begun(topic, 0), consumer.begun(topic, 7)), ((begun > 0).then_some(1), None));
+                first
+            };
+            (read("some", 3), read("none", 0))
+        });
+        let (some, none) = read.await.unwrap();
+        assert_eq!(some, BTreeMap::from([(0, 1), (1, 1), (2, 1)]));
+        assert!(none.is_empty(), "{none:?}");
+    }
 
     #[test]
     fn a_partition_without_records_counts_as_fetched_once_it_has_an_offset() {

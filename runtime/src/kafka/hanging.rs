@@ -3,9 +3,12 @@
 //! A broker ends a transaction whose producer is gone within seconds. If it loses sight of one, only a person can end that. So it is with
 //! one that holds a group's offsets: Kafka does not tell them meanwhile.
 
+use super::client::Kafka;
+use crate::failure::Failure;
 use crate::stage::Notice;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
+use topics::Topic;
 
 /// For longer no transaction of ours is open: the broker ends it after 15 s, and looks every 10 s for those.
 const MAX_OPEN: Duration = Duration::from_secs(40);
@@ -18,6 +21,35 @@ pub(super) fn remedy(name: &str, partition: i32, offset: i64, open: Duration) ->
         "a transaction on {name}/{partition} has been open for {open:.0?}, from offset {offset} on, and nothing behind it can be read. If \
          `{tool} find-hanging {place} --max-transaction-timeout 1` shows it, `{tool} abort {place} --start-offset {offset}` ends it"
     )
+}
+
+/// A transaction that is open in a partition, or several. What comes after its beginning can't be read until it is over.
+#[derive(Clone, Debug)]
+pub struct OpenTransaction {
+    pub(super) topic: Topic,
+    /// The topic's name, with the prefix.
+    pub(super) name: String,
+    pub(super) partition: i32,
+    pub(super) from: i64,
+    /// The partition's end when it was met.
+    pub(super) end: i64,
+}
+
+impl OpenTransaction {
+    /// What a person can do about it, once it has been open for so long.
+    pub fn remedy(&self, open: Duration) -> String {
+        remedy(&self.name, self.partition, self.from, open)
+    }
+
+    /// Whether all can be read that was there when it was met. Blocks.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn is_over(&self, kafka: &Kafka) -> Result<bool, Failure> {
+        let (stable, end) = kafka.ends(self.topic, self.partition)?;
+        // Kafka may have lost that end meanwhile.
+        Ok(stable >= self.end.min(end))
+    }
 }
 
 /// The name under which [`crate::stage::waiting`] tells of open transactions.
@@ -86,7 +118,7 @@ impl Unfetched {
 }
 
 /// What a person can do if Kafka does not tell a group's offsets.
-pub(super) fn group_remedy(group: &str) -> String {
+pub fn group_remedy(group: &str) -> String {
     let tool = "kafka-transactions.sh --bootstrap-server $KAFKA_BROKERS";
     format!(
         "a transaction may hold offsets of the group {group}. If `{tool} find-hanging --topic __consumer_offsets \

@@ -16,6 +16,9 @@ pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of a call that waits for open transactions.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// For the offsets of one partition, on a connection that is there.
+const SINGLE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// An offset per partition.
 pub type Offsets = BTreeMap<i32, i64>;
 
@@ -70,18 +73,68 @@ impl Kafka {
         }))
     }
 
-    /// Whether `group` has committed an offset of any partition of the topic. Blocks.
+    /// The offsets that `group` has committed for these partitions; `None` for none. Those that a transaction holds for longer
+    /// than `patience` are left out. Blocks.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or tells none of them.
+    pub fn committed_within(
+        &self,
+        group: &str,
+        partitions: &[(Topic, i32)],
+        patience: Duration,
+    ) -> Result<BTreeMap<(Topic, i32), Option<i64>>, Failure> {
+        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
+        let committed = |partitions: &[(Topic, i32)], patience: Duration| {
+            let answer = inner.committed_offsets(self.list(partitions), patience)?;
+            let told = partitions.iter().map(|(topic, partition)| {
+                let element = answer.find_partition(&self.name(*topic), *partition);
+                let offset = element.and_then(|element| match element.offset() {
+                    Offset::Offset(offset) => Some(offset),
+                    _ => None,
+                });
+                ((*topic, *partition), offset)
+            });
+            Ok(told.collect::<BTreeMap<_, _>>())
+        };
+        if partitions.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let mut refused = match committed(partitions, patience) {
+            Err(error) if is_late(&error) => error,
+            outcome => return outcome.map_err(|e| uncommitted(e, group)),
+        };
+        // Kafka tells nothing of any of them while a transaction holds one.
+        let mut told = BTreeMap::new();
+        for partition in partitions {
+            match committed(std::slice::from_ref(partition), SINGLE_TIMEOUT) {
+                Ok(offset) => told.extend(offset),
+                Err(error) if is_late(&error) => refused = error,
+                Err(error) => return Err(uncommitted(error, group)),
+            }
+        }
+        if told.is_empty() { Err(uncommitted(refused, group)) } else { Ok(told) }
+    }
+
+    /// Whether Kafka tells what `group` has committed for these partitions within `patience`: it does not while a transaction
+    /// holds one. Blocks.
     ///
     /// # Errors
     /// When the broker does not answer.
-    pub fn has_committed(&self, group: &str, topic: Topic) -> Result<bool, Failure> {
+    pub fn tells_committed(&self, group: &str, partitions: &[(Topic, i32)], patience: Duration) -> Result<bool, Failure> {
         let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
-        let mut list = TopicPartitionList::new();
-        for partition in 0..topic.partitions() {
-            list.add_partition(&self.name(topic), partition);
+        match inner.committed_offsets(self.list(partitions), patience) {
+            Err(error) if is_late(&error) => Ok(false),
+            outcome => outcome.map(|_| true).map_err(|e| uncommitted(e, group)),
         }
-        let answer = inner.committed_offsets(list, COMMITTED_TIMEOUT).map_err(|e| uncommitted(e, group))?;
-        Ok(answer.elements().iter().any(|element| matches!(element.offset(), Offset::Offset(_))))
+    }
+
+    fn list(&self, partitions: &[(Topic, i32)]) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for (topic, partition) in partitions {
+            list.add_partition(&self.name(*topic), *partition);
+        }
+        list
     }
 
     /// The offset of the first record of each of these partitions that was written at its time, in milliseconds of Unix time, or
@@ -113,16 +166,6 @@ impl Kafka {
         Ok(first)
     }
 
-    /// Whether nothing was ever written to the topic. Blocks.
-    ///
-    /// # Errors
-    /// When the broker does not answer.
-    pub fn is_new(&self, topic: Topic) -> Result<bool, Failure> {
-        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed("lookup")).create()?;
-        let ends = end_offsets(&inner, &self.name(topic), topic.partitions())?;
-        Ok(ends.values().all(|end| *end == 0))
-    }
-
     /// Up to where committed records can be read in a partition, and its end, which is beyond that while a transaction is open. Blocks.
     ///
     /// # Errors
@@ -150,9 +193,12 @@ impl Kafka {
     }
 }
 
+fn is_late(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut)
+}
+
 fn uncommitted(error: KafkaError, group: &str) -> Failure {
-    let is_late = error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut);
-    let remedy = if is_late { format!(" ({})", hanging::group_remedy(group)) } else { String::new() };
+    let remedy = if is_late(&error) { format!(" ({})", hanging::group_remedy(group)) } else { String::new() };
     Failure::from(error).context(format!("the committed offsets of {group}{remedy}"))
 }
 

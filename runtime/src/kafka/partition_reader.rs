@@ -4,7 +4,8 @@
 //! the consumer group. Offsets without a record (markers of transactions, aborted records) are passed over.
 
 use super::client::Kafka;
-use super::offsets::{CALL_TIMEOUT, with_leaders};
+use super::hanging::OpenTransaction;
+use super::offsets::{CALL_TIMEOUT, end_offsets, with_leaders};
 use super::read_all::{EofContext, READ_TIMEOUT};
 use super::record::Record;
 use crate::failure::Failure;
@@ -12,6 +13,7 @@ use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 use topics::Topic;
@@ -28,7 +30,7 @@ pub struct PartitionReader {
     topic: Topic,
     name: String,
     partition: i32,
-    /// The partition's end when it was opened.
+    /// Up to where it could be read when it was opened.
     end: i64,
 }
 
@@ -38,17 +40,54 @@ impl PartitionReader {
     /// # Errors
     /// When a transaction stays open for 30 s, or the broker does not answer.
     pub fn open(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Self, Failure> {
-        let inner: BaseConsumer<EofContext> = kafka
-            .reader_config("lookup")
-            .set("group.id", kafka.prefixed("lookup"))
-            .set("enable.partition.eof", "true")
-            .set("fetch.wait.max.ms", "10")
-            .create_with_context(EofContext)?;
+        let inner = client(kafka)?;
         let ends = kafka.await_stable(&inner, topic, &[partition])?;
+        Self::up_to(kafka, inner, topic, partition, &ends)
+    }
+
+    /// As [`open`](Self::open), but waits no longer than `patience`: then it returns what is open still.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn open_within(
+        kafka: &Kafka,
+        topic: Topic,
+        partition: i32,
+        patience: Duration,
+    ) -> Result<Result<Self, OpenTransaction>, Failure> {
+        let inner = client(kafka)?;
+        match kafka.stable_ends(&inner, topic, &[partition], patience)? {
+            Ok(ends) => Self::up_to(kafka, inner, topic, partition, &ends).map(Ok),
+            Err(open) => Ok(Err(open)),
+        }
+    }
+
+    /// Opens the partition at its beginning, and waits for no transaction: what lies behind an open one is not there yet.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn open_at_once(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Self, Failure> {
+        let inner = client(kafka)?;
+        let ends = end_offsets(&inner, &kafka.name(topic), topic.partitions())?;
+        Self::up_to(kafka, inner, topic, partition, &ends)
+    }
+
+    fn up_to(
+        kafka: &Kafka,
+        inner: BaseConsumer<EofContext>,
+        topic: Topic,
+        partition: i32,
+        ends: &HashMap<i32, i64>,
+    ) -> Result<Self, Failure> {
         let end = ends.get(&partition).copied().unwrap_or_default();
         let reader = Self { inner, topic, name: kafka.name(topic), partition, end };
         reader.assign(Offset::Beginning)?;
         Ok(reader)
+    }
+
+    /// Up to where it could be read when it was opened; 0 where nothing was ever written.
+    pub const fn end(&self) -> i64 {
+        self.end
     }
 
     /// Continues at an offset, or at the nearest later one that the partition has.
@@ -131,6 +170,12 @@ impl PartitionReader {
         list.add_partition_offset(&self.name, self.partition, offset)?;
         Ok(self.inner.assign(&list)?)
     }
+}
+
+fn client(kafka: &Kafka) -> Result<BaseConsumer<EofContext>, Failure> {
+    let mut config = kafka.reader_config("lookup");
+    config.set("group.id", kafka.prefixed("lookup")).set("enable.partition.eof", "true").set("fetch.wait.max.ms", "10");
+    Ok(config.create_with_context(EofContext)?)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! reader sees nothing that lies behind an open transaction, of whatever producer, so these calls wait until it is over.
 
 use super::client::Kafka;
-use super::hanging;
+use super::hanging::{self, OpenTransaction};
 use super::offsets::end_offsets;
 use super::record::Record;
 use crate::failure::Failure;
@@ -96,6 +96,23 @@ impl Kafka {
         topic: Topic,
         partitions: &[i32],
     ) -> Result<HashMap<i32, i64>, Failure> {
+        let outcome = self.stable_ends(committed, topic, partitions, READ_TIMEOUT)?;
+        let item = hanging::item(&self.name(topic));
+        outcome.inspect(|_| stage::resumed(&item)).map_err(|open| {
+            let cause = open.remedy(READ_TIMEOUT);
+            stage::waits(&item, &cause);
+            Failure::Retry(anyhow!(cause))
+        })
+    }
+
+    /// The end that each of these partitions has now, once everything below it can be read; or what is open after `patience`.
+    pub(super) fn stable_ends(
+        &self,
+        committed: &BaseConsumer<EofContext>,
+        topic: Topic,
+        partitions: &[i32],
+        patience: Duration,
+    ) -> Result<Result<HashMap<i32, i64>, OpenTransaction>, Failure> {
         let name = self.name(topic);
         let uncommitted: BaseConsumer = self
             .reader_config("lookup")
@@ -106,21 +123,18 @@ impl Kafka {
         let deadline = Instant::now() + READ_TIMEOUT;
         let mut ends = retry_until(deadline, || end_offsets(&uncommitted, &name, topic.partitions()))?;
         ends.retain(|partition, _| partitions.contains(partition));
-        let mut open = None;
-        let outcome = retry_until(deadline, || {
-            let stable = end_offsets(committed, &name, topic.partitions())?;
-            let reached = |partition| stable.get(partition).copied().unwrap_or_default();
-            open = ends
-                .iter()
-                .find(|(partition, end)| reached(partition) < **end)
-                .map(|(p, _)| hanging::remedy(&name, *p, reached(p), READ_TIMEOUT));
-            open.clone().map_or(Ok(()), |open| Err(Failure::Retry(anyhow!(open))))
-        });
-        match open {
-            Some(open) => stage::waits(&hanging::item(&name), &open),
-            None => stage::resumed(&hanging::item(&name)),
+        let asked = Instant::now();
+        loop {
+            let stable = retry_until(deadline, || end_offsets(committed, &name, topic.partitions()))?;
+            let reached = |partition: &i32| stable.get(partition).copied().unwrap_or_default();
+            let Some((partition, end)) = ends.iter().find(|(partition, end)| reached(partition) < **end) else {
+                return Ok(Ok(ends));
+            };
+            if asked.elapsed() >= patience {
+                return Ok(Err(OpenTransaction { topic, name, partition: *partition, from: reached(partition), end: *end }));
+            }
+            std::thread::sleep(RETRY_DELAY);
         }
-        outcome.map(|()| ends)
     }
 }
 

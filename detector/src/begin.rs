@@ -1,0 +1,216 @@
+//! Where the partitions of an assignment begin.
+//!
+//! The group's offsets tell where it left off, and `chain.matches` what of that is still there: Kafka may have lost the end of
+//! either, or of `chain.blocks`, whenever a partition changes hands. So each partition is looked at when it is assigned, and begins
+//! after the newest match whose block is where the match says, or where the group left off, if that is before. What is read again
+//! and was matched is passed over.
+
+use crate::chains::Rewind;
+use crate::held::{Cause, Held};
+use crate::lookup::Lookup;
+use crate::output::{MAX_CLOCK_SKEW_MS, MatchedBlock, Resumption, logs_by_time};
+use base::locked;
+use runtime::Failure;
+use runtime::kafka::{Kafka, PartitionReader, Positions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use topics::Topic;
+
+/// How long an assignment waits for open transactions. What lasts longer holds its partition.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long it waits for the group's offsets. Their coordinator may be about to begin.
+const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Offsets of a partition in `chain.blocks` and in `chain.logs`. `None` is the beginning.
+type Place = (Option<i64>, Option<i64>);
+
+/// What tells where the partitions of each assignment begin. Those that have to wait for a transaction are noted in `held`.
+pub fn positions(kafka: &Kafka, group: &'static str, rewind: Option<Rewind>, held: &Held) -> Positions {
+    let (kafka, held, rewind) = (kafka.clone(), held.clone(), Mutex::new(rewind));
+    Box::new(move |assigned| {
+        held.clear();
+        // Once: a later assignment finds the offsets that were committed since.
+        let rewind = locked(&rewind).take();
+        let committed = kafka.committed_within(group, assigned, OFFSETS_PATIENCE)?;
+        let partitions: BTreeSet<i32> = assigned.iter().map(|(_, partition)| *partition).collect();
+        let (deadline, mut begins) = (Instant::now() + PATIENCE, BTreeMap::new());
+        for partition in partitions {
+            let (blocks, logs) = ((Topic::Blocks, partition), (Topic::Logs, partition));
+            let committed = committed.get(&blocks).copied().zip(committed.get(&logs).copied());
+            let place = match rewind.filter(|rewind| rewind.partition == partition) {
+                Some(Rewind { to, .. }) => Ok((Some(to.blocks), Some(to.logs))),
+                None => begin(&kafka, partition, committed, deadline.saturating_duration_since(Instant::now()))?,
+            };
+            match place {
+                Ok(place) => begins.extend([(blocks, place.0), (logs, place.1)]),
+                Err(cause) => held.hold(partition, cause, false),
+            }
+        }
+        Ok(begins)
+    })
+}
+
+fn begin(kafka: &Kafka, partition: i32, committed: Option<Place>, patience: Duration) -> Result<Result<Place, Cause>, Failure> {
+    let Some(committed) = committed else { return Ok(Err(Cause::Offsets)) };
+    let matches = match PartitionReader::open_within(kafka, Topic::Matches, partition, patience)? {
+        Ok(matches) => matches,
+        Err(open) => return Ok(Err(Cause::Matches(open))),
+    };
+    let newest = newest(kafka, &matches, partition)?;
+    let place = place(committed, newest);
+    if let (Some(from), Some(to)) = (committed.0, place.0.or(Some(0)))
+        && to < from
+    {
+        tracing::warn!(
+            "chain.blocks/{partition} is read again from offset {to} on, although its group left off at {from}: chain.matches has \
+             nothing of what lies between"
+        );
+    }
+    Ok(Ok(place))
+}
+
+/// Up to where a partition is matched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Newest {
+    /// Nothing was ever written to its `chain.matches`, or all of it is lost.
+    Never,
+    /// Nothing tells.
+    Unknown,
+    /// It goes on there.
+    At(Resumption),
+}
+
+/// Where to begin.
+fn place((blocks, logs): Place, newest: Newest) -> Place {
+    match newest {
+        Newest::Never => (None, None),
+        Newest::Unknown => (blocks, logs),
+        Newest::At(at) => {
+            let is_before = blocks.is_some_and(|committed| committed < at.blocks);
+            let logs = match logs {
+                Some(committed) => Some(committed.min(at.logs)),
+                // Blocks are read that may need older logs than the one after the newest match.
+                None if is_before => None,
+                None => Some(at.logs),
+            };
+            (Some(blocks.map_or(at.blocks, |committed| committed.min(at.blocks))), logs)
+        }
+    }
+}
+
+/// Looks for the newest match whose block is there still. If none is, all blocks that there are come next: the topic was cut before
+/// them, or made anew, or it is a copy with offsets of its own, and what is read again is compared with what was matched.
+fn newest(kafka: &Kafka, matches: &PartitionReader, partition: i32) -> Result<Newest, Failure> {
+    if matches.end() == 0 {
+        return Ok(Newest::Never);
+    }
+    let blocks = PartitionReader::open_at_once(kafka, Topic::Blocks, partition)?;
+    let Some((first, first_written)) = blocks.next()?.map(|first| (first.offset(), first.timestamp_ms())) else {
+        return Ok(Newest::Unknown);
+    };
+    // A block is matched after it was written: what was matched before any that is there is of one that retention has deleted.
+    let oldest = first_written.unwrap_or_default() - MAX_CLOCK_SKEW_MS;
+    let (mut is_matched, mut lost, mut found) = (false, 0, None);
+    let mut lookup = Lookup::of_partition(partition);
+    matches.read_back(|records| {
+        if let Some(record) = records.first() {
+            lookup.at(Topic::Matches, partition, record.offset());
+        }
+        let is_old = records.first().is_some_and(|record| record.timestamp_ms().is_some_and(|written| written < oldest));
+        let matched: Vec<MatchedBlock> = records.iter().rev().filter_map(MatchedBlock::of).collect();
+        is_matched |= !matched.is_empty();
+        // A partition that was read again has blocks that come before those of older matches.
+        for run in matched.chunk_by(|newer, older| older.offset < newer.offset) {
+            let reachable = run.partition_point(|block| block.offset >= first);
+            if let Some((index, written)) = first_there(&run[..reachable], |block| block.written_in(&blocks))? {
+                lost += index;
+                found = Some((run[index].offset, run[index].logs, written));
+                return Ok(ControlFlow::Break(()));
+            }
+            lost += reachable;
+            if reachable < run.len() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(if is_old { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    let (at, logs, written) = match found {
+        Some((offset, logs, written)) => (offset + 1, logs, written),
+        None if is_matched => (first, None, first_written.unwrap_or_default()),
+        None => return Ok(Newest::Unknown),
+    };
+    if lost > 0 {
+        let topic = Topic::Blocks;
+        tracing::error!("Kafka has lost the end of {topic}/{partition} from offset {at} on; {lost} records of it were matched");
+    }
+    let logs = logs.map_or_else(|| logs_by_time(kafka, partition, written), Ok)?;
+    Ok(Newest::At(Resumption { blocks: at, logs }))
+}
+
+/// The first of these that is there, and when it was written. They come newest first, and where Kafka has cut a topic, those that
+/// are gone come before all that are there; so few are looked at, however many there are.
+fn first_there<T>(
+    newest_first: &[T],
+    mut written: impl FnMut(&T) -> Result<Option<i64>, Failure>,
+) -> Result<Option<(usize, i64)>, Failure> {
+    let (Some(newest), Some(oldest)) = (newest_first.first(), newest_first.last()) else { return Ok(None) };
+    if let Some(at) = written(newest)? {
+        return Ok(Some((0, at)));
+    }
+    let Some(mut at) = written(oldest)? else { return Ok(None) };
+    let (mut gone, mut there) = (0, newest_first.len() - 1);
+    while there - gone > 1 {
+        let middle = gone.midpoint(there);
+        match written(&newest_first[middle])? {
+            Some(written) => (there, at) = (middle, written),
+            None => gone = middle,
+        }
+    }
+    Ok(Some((there, at)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_begins_where_matches_are_missing_if_that_is_before_where_its_group_left_off() {
+        let newest = Newest::At(Resumption { blocks: 50, logs: 30 });
+        for (committed, expected) in [
+            // The matches of 50 to 59 are lost.
+            ((Some(60), Some(40)), (Some(50), Some(30))),
+            // The group's offsets are older than the matches, or lost.
+            ((Some(40), Some(20)), (Some(40), Some(20))),
+            ((Some(40), None), (Some(40), None)),
+            ((None, None), (Some(50), Some(30))),
+            ((Some(60), None), (Some(50), Some(30))),
+        ] {
+            assert_eq!(place(committed, newest), expected, "{committed:?}");
+        }
+        let committed = (Some(60), Some(40));
+        assert_eq!(place(committed, Newest::Unknown), committed);
+        assert_eq!(place(committed, Newest::Never), (None, None), "all matches are lost");
+    }
+
+    /// However many were lost, and wherever the cut is.
+    #[test]
+    fn the_newest_match_whose_block_is_there_is_found_with_few_looks() {
+        for count in [0_usize, 1, 2, 3, 1_023, 1_024, 5_000] {
+            let newest_first: Vec<usize> = (0..count).rev().collect();
+            for cut in [0, 1, 2, count / 2, count.saturating_sub(1), count] {
+                let mut looks = 0;
+                let found = first_there(&newest_first, |block| {
+                    looks += 1;
+                    Ok((*block < cut).then(|| i64::try_from(*block).unwrap()))
+                });
+                let found = found.unwrap().map(|(index, written)| (newest_first[index], written));
+                let expected = cut.min(count).checked_sub(1).map(|block| (block, i64::try_from(block).unwrap()));
+                assert_eq!(found, expected, "{count} {cut}");
+                assert!(looks <= 2 + 13, "{looks} looks at {count}");
+            }
+        }
+    }
+}

@@ -13,7 +13,7 @@ use crate::watch_set::WatchSet;
 use crate::written::Written;
 use anyhow::anyhow;
 use base::metrics;
-use runtime::kafka::{Batch, Consumer, Kafka, Record, TransactionalProducer};
+use runtime::kafka::{Batch, Consumer, Ends, Kafka, Record, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -63,6 +63,7 @@ fn detect(
     held.clear();
     let positions = begin::positions(kafka, STAGE, chains.rewind.take(), held);
     let consumer = Consumer::open(kafka, STAGE, &[Topic::Blocks, Topic::Logs], Some(positions))?;
+    let ends = Ends::open(kafka)?;
     let mut joins: BTreeMap<i32, Join<Record<'_>>> = BTreeMap::new();
     // Up to where each partition was read.
     let mut read: HashMap<(Topic, i32), i64> = HashMap::new();
@@ -96,7 +97,7 @@ fn detect(
             intents.catch_up()?;
             let matched = match_blocks(kafka, &intents.watched, &mut matcher, chains, &pairs);
             for (partition, records) in per_partition(&matched) {
-                written_ends.write(partition, records, started, || producer.end(Topic::Matches, partition))?;
+                written_ends.write(partition, records, started, || ends.of(Topic::Matches, partition))?;
             }
             let transaction = producer.begin()?;
             intents.quarantine(kafka, &transaction)?;

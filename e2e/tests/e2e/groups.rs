@@ -105,7 +105,7 @@ impl Chain {
         Ok(())
     }
 
-    async fn write_without_logs(&self, block: &wire::BlockRecord) -> Result<()> {
+    pub async fn write_without_logs(&self, block: &wire::BlockRecord) -> Result<()> {
         self.publish(Topic::Blocks, block.key(), self.kafka.encode(block)).await
     }
 }
@@ -234,7 +234,7 @@ async fn blocks_that_are_written_instead_of_lost_ones_are_matched() -> Result<()
     detector.check()
 }
 
-async fn until_set_aside(detector: &Process) -> Result<()> {
+pub async fn until_set_aside(detector: &Process) -> Result<()> {
     eventually("the chain to be set aside", || async {
         let aside = detector.metric("set_aside_items", &[("kind", "detector_chain")]).await.unwrap_or_default();
         Ok((aside >= 1.0).then_some(()))

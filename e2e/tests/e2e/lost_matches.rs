@@ -1,7 +1,7 @@
 //! Kafka loses the end of `chain.matches`, or of the blocks that it tells of, and keeps what the group had committed: what is missing
 //! is matched again, whoever has the partition by then.
 
-use crate::groups::{CHAIN, Chain, block, until_matched, write_matches};
+use crate::groups::{CHAIN, Chain, block, until_matched, until_set_aside, write_matches};
 use anyhow::{Context as _, Result, ensure};
 use e2e::{KafkaAdmin, Lab, Plan, eventually, records};
 use runtime::Kafka;
@@ -13,10 +13,12 @@ use topics::wire::MatchesRecord;
 use topics::wire::block_record::Kind;
 use topics::{Topic, wire};
 
-/// Lets the group have committed these offsets of the chain's blocks and logs, as if all below were matched.
+/// Lets the group, which has no members, have committed this offset of the chain's blocks and logs, as if all below were matched.
 async fn commit(admin: &KafkaAdmin, offset: i64) -> Result<()> {
-    admin.delete_group("detector").await?;
-    [Topic::Blocks, Topic::Logs].into_iter().try_for_each(|topic| admin.commit("detector", topic, CHAIN, offset))
+    let commit =
+        || [Topic::Blocks, Topic::Logs].into_iter().try_for_each(|topic| admin.commit("detector", topic, CHAIN, offset));
+    // A coordinator that is still loading, or has yet to see its members go, refuses.
+    eventually("the offsets to be committed", async || Ok(commit().ok())).await
 }
 
 /// Of replayed blocks no sequence tells that they were matched, and no block after them waits for one.
@@ -79,6 +81,40 @@ async fn however_many_matched_blocks_kafka_loses_those_that_are_written_instead_
     .await?;
     let numbers: Vec<u64> = matches.iter().skip(3 + usize::try_from(LOST)?).map(|record| record.number).collect();
     ensure!(numbers.iter().copied().eq(sequences.iter().map(|sequence| sequence + 9)), "{numbers:?}");
+    detector.check()
+}
+
+/// A detector that begins anew looks for such a block between the chain's last match and what does not stand on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_continues_a_chain_past_a_block_that_was_written_again_however_many_neighbours_come_between() -> Result<()> {
+    const BETWEEN: u64 = 9_000;
+    let lab = Lab::start(Plan::default()).await?;
+    let chain = Chain::of(&lab).await?;
+    let partition = |id: u64| Topic::Blocks.partition_of(&id.to_string());
+    let neighbour = (1..31337).find(|id| partition(*id) == partition(31337)).context("a chain in the same partition")?;
+    for (sequence, number) in [(1, 10), (2, 11)] {
+        chain.write(block(sequence, Kind::Added, number, 1), Vec::new()).await?;
+    }
+    let mut detector = lab.spawn("detector")?;
+    until_matched(&lab, &[1, 2]).await?;
+    detector.terminate()?;
+    let between =
+        (1..=BETWEEN).map(|sequence| wire::BlockRecord { chain_id: neighbour, ..block(sequence, Kind::Added, sequence, 3) });
+    chain.write_all(&between.collect::<Vec<_>>()).await?;
+    // Another block under a sequence that was matched, without its logs.
+    chain.write_without_logs(&block(2, Kind::Added, 11, 2)).await?;
+    let count = async |of: u64| {
+        Ok::<_, anyhow::Error>(records::<MatchesRecord>(&lab).await?.iter().filter(|r| r.chain_id == of).count())
+    };
+    let mut detector = lab.spawn("detector")?;
+    until_set_aside(&detector).await?;
+    let all = usize::try_from(BETWEEN)?;
+    eventually("the neighbour's blocks", async || Ok((count(neighbour).await? == all).then_some(()))).await?;
+    detector.terminate()?;
+    chain.write(block(3, Kind::Added, 12, 2), Vec::new()).await?;
+    let mut detector = lab.spawn("detector")?;
+    until_set_aside(&detector).await?;
+    ensure!(count(31337).await? == 2, "a block was matched that stands on one that was not");
     detector.check()
 }
 

@@ -193,6 +193,32 @@ impl Kafka {
     }
 }
 
+/// Asks for the ends of partitions on a connection that it keeps, whatever is open there.
+pub struct Ends {
+    kafka: Kafka,
+    inner: BaseConsumer,
+}
+
+impl Ends {
+    /// # Errors
+    /// When librdkafka refuses the configuration.
+    pub fn open(kafka: &Kafka) -> Result<Self, Failure> {
+        let mut config = kafka.reader_config("lookup");
+        config.set("group.id", kafka.prefixed("lookup")).set("isolation.level", "read_uncommitted");
+        Ok(Self { kafka: kafka.clone(), inner: config.create()? })
+    }
+
+    /// The end that a partition has now. Blocks.
+    ///
+    /// # Errors
+    /// When the broker does not answer within ten seconds.
+    pub fn of(&self, topic: Topic, partition: i32) -> Result<i64, Failure> {
+        let name = self.kafka.name(topic);
+        let watermarks = with_leaders(|| self.inner.fetch_watermarks(&name, partition, CALL_TIMEOUT));
+        watermarks.map(|(_, end)| end).map_err(|e| Failure::from(e).context(format!("the end of {name}/{partition}")))
+    }
+}
+
 fn is_late(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut)
 }

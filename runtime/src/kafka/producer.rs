@@ -80,16 +80,6 @@ impl TransactionalProducer {
         Ok(Self { kafka: kafka.clone(), producer, name: id.to_owned() })
     }
 
-    /// The end that a partition has now, open transactions included. Blocks.
-    ///
-    /// # Errors
-    /// When the broker does not answer within 20 s.
-    pub fn end(&self, topic: Topic, partition: i32) -> Result<i64, Failure> {
-        let name = self.kafka.name(topic);
-        let watermarks = self.producer.client().fetch_watermarks(&name, partition, CALL_TIMEOUT);
-        watermarks.map(|(_, end)| end).map_err(|e| Failure::from(e).context(format!("the end of {name}/{partition}")))
-    }
-
     /// # Errors
     /// When an earlier error has spoiled the producer.
     pub fn begin(&self) -> Result<Transaction<'_>, Failure> {

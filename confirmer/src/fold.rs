@@ -4,18 +4,19 @@
 //!   can change is loaded and saved once.
 //! - Records of a chain form a stack. A record that does not continue the known head is a fault of its chain, which is set aside.
 //!   One that was applied before is passed over (`unapplied`), and whatever its sequence, a block that stands on the head by its parent
-//!   continues it. Over a gap the chain goes on where replayed blocks lead to by their parents.
+//!   continues it. Over a gap the chain goes on where replayed blocks lead to by their parents, unless what was missed may have brought
+//!   other content for blocks in doubt.
 //! - The parts of a block may be in several batches: each is credited as it comes, and the block is the head with the last one. So
 //!   memory does not grow with a block, and a crash between parts continues with the next one.
 //! - An offset that is not where this writer left it fails the transaction: another instance has read on.
 
-use crate::unapplied::{Unapplied, begins_anew, continue_head, unapplied};
+use crate::unapplied::{Unapplied, begins_anew, continue_head, head_before, unapplied};
 use crate::working_set::WorkingSet;
 use anyhow::anyhow;
 use chain::{Chains, may_stand_above};
 use deadpool_postgres::{GenericClient, Pool};
 use payments::lifecycle::{Cause, Head};
-use payments::store::{self, BatchScope, ChainHead, LostBlocks, OpenBlock, OrphanTransfer};
+use payments::store::{self, BatchScope, ChainHead, LostBlocks, OpenBlock, OrphanTransfer, Reading};
 use runtime::{Failure, FoldStage, Span};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic};
@@ -81,9 +82,8 @@ pub(crate) async fn fold_chains(
     Ok(events)
 }
 
-/// Payments do not depend on each other. So where a batch can change very many (after a day of downtime one block expires a day's
-/// payments), they are applied slice by slice, all in the one transaction. Where its transfers are to very many, it is several batches. `orphans`,
-/// whose payment was not there when their block came, are credited first.
+/// Applies a chain's records, but for those that say nothing new. `orphans`, whose payment was not there when their block came, are
+/// credited first.
 pub(crate) async fn fold_chain(
     db: &impl GenericClient,
     chains: &Chains,
@@ -93,24 +93,36 @@ pub(crate) async fn fold_chain(
     slice: usize,
 ) -> Result<usize, Failure> {
     let head = store::lock_head(db, chain).await?;
-    let records = match &head {
-        Some(head) if !continue_head(head, records) => {
-            let Unapplied { new, passed, other } = unapplied(head, records, &mut store::applied_records(db, chain).await?);
-            if let Some(Matches { sequence, block, .. }) = other {
-                return Err(Failure::Halt(anyhow!(
-                    "record {sequence} of chain {chain} brings block {block} with other content than was applied when too few endpoints \
-                     had given it"
-                )));
-            }
-            store::remember_records(db, chain, &passed).await?;
-            new
-        }
-        _ => records.to_vec(),
+    let before = head.unwrap_or_else(|| head_before(records));
+    let read = match continue_head(&before, records) {
+        Some(reading) => Unapplied { new: records.to_vec(), remembered: records.to_vec(), reading, fault: None },
+        None => unapplied(&before, records, &mut store::applied_records(db, chain).await?),
     };
-    if records.is_empty() && orphans.is_empty() {
-        return Ok(0);
+    if let Some(fault) = read.fault {
+        return Err(Failure::Halt(anyhow!("{fault}")));
     }
-    let records = records.as_slice();
+    if !read.new.is_empty() || !orphans.is_empty() {
+        return apply(db, chains, chain, head, &read, orphans, slice).await;
+    }
+    if let Some(head) = head.filter(|head| head.reading != read.reading || !read.remembered.is_empty()) {
+        let head = ChainHead { reading: read.reading, ..head };
+        tokio::try_join!(store::save_head(db, chain, &head), store::remember_records(db, chain, &read.remembered))?;
+    }
+    Ok(0)
+}
+
+/// Payments do not depend on each other. So where a batch can change very many (after a day of downtime one block expires a day's
+/// payments), they are applied slice by slice, all in the one transaction. Where its transfers are to very many, it is several batches.
+async fn apply(
+    db: &impl GenericClient,
+    chains: &Chains,
+    chain: ChainId,
+    head: Option<ChainHead>,
+    read: &Unapplied<'_>,
+    orphans: &[OrphanTransfer],
+    slice: usize,
+) -> Result<usize, Failure> {
+    let records = read.new.as_slice();
     check_parts(head.as_ref(), records)?;
     let lost = lost_blocks(db, chain, records).await?;
     let removed = removed_blocks(records, &lost);
@@ -118,9 +130,12 @@ pub(crate) async fn fold_chain(
     let touched = store::touched_payments(db, &scope).await?;
     let paid = touched.values().filter(|paid| **paid).count();
     if paid > slice && records.len() > 1 {
-        let (mut events, mut orphans) = (0, orphans);
+        let (mut events, mut orphans, mut remembered) = (0, orphans, read.remembered.clone());
         for records in records.chunks(records.len().div_ceil(paid.div_ceil(slice.max(1)))) {
-            events += Box::pin(fold_chain(db, chains, chain, records, orphans, slice)).await?;
+            let (new, remembered) = (records.to_vec(), std::mem::take(&mut remembered));
+            let part = Unapplied { new, remembered, reading: read.reading, fault: None };
+            let head = store::lock_head(db, chain).await?;
+            events += Box::pin(apply(db, chains, chain, head, &part, orphans, slice)).await?;
             orphans = &[];
         }
         return Ok(events);
@@ -180,7 +195,8 @@ pub(crate) async fn fold_chain(
         if let Some(last) = records.last() {
             head.open = (!last.ends_block()).then_some(OpenBlock { hash: last.block.hash, part: last.part });
         }
-        tokio::try_join!(store::save_head(db, chain, &head), store::remember_records(db, chain, records))?;
+        head.reading = read.reading;
+        tokio::try_join!(store::save_head(db, chain, &head), store::remember_records(db, chain, &read.remembered))?;
     }
     Ok(events)
 }
@@ -257,7 +273,7 @@ fn apply_record(
                 let on = |tip: BlockRef| record.parent == tip.hash && record.block.number > tip.number;
                 let tip = head.hash.map(|hash| BlockRef { number: head.number, hash });
                 let next = record.sequence == head.sequence + 1 && tip.is_none_or(on);
-                // Nothing is missing where the parents lead on, whatever the counter says.
+                // No block is missing where the parents lead on, whatever the counter says.
                 if !next && !head.bridge.or(tip).is_some_and(on) {
                     return out_of_order("the child of the head");
                 }
@@ -286,6 +302,7 @@ fn apply_record(
                 witnessed,
                 bridge: None,
                 open: None,
+                reading: Reading::default(),
             }))
         }
         (Kind::Tags, Some(head)) => {

@@ -17,6 +17,7 @@ mod conservation;
 mod crash;
 mod deliveries;
 mod doors;
+mod doubts;
 mod dust;
 mod examples;
 mod failover;

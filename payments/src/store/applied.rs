@@ -16,8 +16,12 @@ const MAX_REMEMBERED: i64 = 50_000;
 #[derive(Clone, Debug, Default)]
 pub struct AppliedRecords {
     whole: HashSet<Uuid>,
+    /// The last one of all.
+    last: Option<Uuid>,
     /// What was told last of each block.
     contents: HashMap<Uuid, Uuid>,
+    /// Of some block something else was told before.
+    has_flipped: bool,
     /// Number of the lowest block that they added.
     lowest: Option<u64>,
 }
@@ -26,6 +30,21 @@ impl AppliedRecords {
     /// Whether this very record is one of them: the same block, content and tags under the same sequence.
     pub fn has(&self, record: &Matches) -> bool {
         self.whole.contains(&RecordIds::of(record).whole)
+    }
+
+    /// Whether it is the last one of all.
+    pub fn ends_with(&self, record: &Matches) -> bool {
+        self.last == Some(RecordIds::of(record).whole)
+    }
+
+    /// Whether what was told of some block has changed: then a record may be among them though what it says does not stand any more.
+    pub const fn has_flipped(&self) -> bool {
+        self.has_flipped
+    }
+
+    /// Whether the last of them that added this replayed block, or this part of it, has said the same.
+    pub fn has_said(&self, replayed: &Matches) -> bool {
+        self.has_content(&Matches { kind: Kind::Added, ..replayed.clone() })
     }
 
     /// Whether the last of them that added this block, or this part of it, or removed it, has said the same, under whatever sequence
@@ -54,7 +73,8 @@ impl AppliedRecords {
 
     fn insert_ids(&mut self, RecordIds { whole, block, content }: RecordIds) {
         self.whole.insert(whole);
-        self.contents.insert(block, content);
+        self.last = Some(whole);
+        self.has_flipped |= self.contents.insert(block, content).is_some_and(|before| before != content);
     }
 }
 

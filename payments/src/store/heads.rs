@@ -7,10 +7,10 @@ use runtime::db::{bigint, lock, unsigned};
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio_postgres::Row;
-use topics::{B256, BlockRef, ChainId};
+use topics::{B256, BlockRef, ChainId, Matches};
 
 /// The head of a chain at the last applied record.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct ChainHead {
     /// Of the last applied record of `chain.matches`.
     pub sequence: u64,
@@ -29,6 +29,35 @@ pub struct ChainHead {
     pub bridge: Option<BlockRef>,
     /// The block after it, if parts of that were applied and its last one was not.
     pub open: Option<OpenBlock>,
+    /// How far its records were read.
+    pub reading: Reading,
+}
+
+impl ChainHead {
+    /// Number of the highest block that its hash alone tells from any other. Those above, up to the head, may come again with another
+    /// content: too few endpoints have given them.
+    pub fn known_by_hash(&self) -> u64 {
+        let witnessed = || self.witnessed.unwrap_or(self.first.saturating_sub(1)).min(self.number);
+        self.hash.map_or(self.number, |_| witnessed())
+    }
+
+    /// Whether a replayed block is one of those that may come again with another content.
+    pub fn has_in_doubt(&self, replayed: &Matches) -> bool {
+        let number = replayed.block.number;
+        replayed.sequence == 0 && self.known_by_hash() < number && number <= self.number
+    }
+}
+
+/// How far the records of a chain were read, whether they were applied or passed over for what they say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Of the last one.
+    pub sequence: u64,
+    /// It had been read before, as had others that come after it.
+    pub again: bool,
+    /// The last of the replayed blocks that lead, by their parents, from a block that is known by its hash on, and have the content that
+    /// was applied.
+    pub said: Option<BlockRef>,
 }
 
 /// A block of which some parts were applied.
@@ -49,7 +78,7 @@ pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option
     let statement = db
         .prepare_cached(
             "SELECT sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,
-                 bridge_number, bridge_hash, open_part, open_hash
+                 bridge_number, bridge_hash, open_part, open_hash, read_sequence, reads_again, said_number, said_hash
              FROM chain_heads WHERE chain_id = $1 FOR UPDATE",
         )
         .await?;
@@ -60,7 +89,7 @@ pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option
     let hash = |column: usize| {
         row.get::<_, Option<&[u8]>>(column).map(|hash| topics::hash("hash", hash)).transpose().map_err(Failure::halt)
     };
-    let bridge = number(8).zip(hash(9)?).map(|(number, hash)| BlockRef { number, hash });
+    let block = |number: Option<u64>, hash| number.zip(hash).map(|(number, hash)| BlockRef { number, hash });
     Ok(Some(ChainHead {
         sequence: number(0).unwrap_or_default(),
         first: number(1).unwrap_or_default(),
@@ -70,8 +99,9 @@ pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option
         safe: number(5),
         finalized: number(6),
         witnessed: number(7),
-        bridge,
+        bridge: block(number(8), hash(9)?),
         open: number(10).zip(hash(11)?).map(|(part, hash)| OpenBlock { hash, part: u32::try_from(part).unwrap_or_default() }),
+        reading: Reading { sequence: number(12).unwrap_or_default(), again: row.get(13), said: block(number(14), hash(15)?) },
     }))
 }
 
@@ -84,9 +114,9 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
         .prepare_cached(
             "INSERT INTO chain_heads
                  (chain_id, sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,
-                  unwitnessed_since, bridge_number, bridge_hash, open_part, open_hash)
+                  unwitnessed_since, bridge_number, bridge_hash, open_part, open_hash, read_sequence, reads_again, said_number, said_hash)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, CASE WHEN $9 >= $4::bigint THEN NULL ELSE now() END, $10, $11, $12,
-                 $13)
+                 $13, $14, $15, $16, $17)
              ON CONFLICT (chain_id) DO UPDATE SET sequence = EXCLUDED.sequence, first_number = EXCLUDED.first_number,
                  number = EXCLUDED.number, hash = EXCLUDED.hash,
                  block_timestamp = EXCLUDED.block_timestamp, safe_number = EXCLUDED.safe_number,
@@ -96,7 +126,9 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
                      WHEN EXCLUDED.witnessed_number IS DISTINCT FROM chain_heads.witnessed_number THEN now()
                      ELSE COALESCE(chain_heads.unwitnessed_since, now()) END,
                  bridge_number = EXCLUDED.bridge_number, bridge_hash = EXCLUDED.bridge_hash,
-                 open_part = EXCLUDED.open_part, open_hash = EXCLUDED.open_hash, updated_at = now()",
+                 open_part = EXCLUDED.open_part, open_hash = EXCLUDED.open_hash, read_sequence = EXCLUDED.read_sequence,
+                 reads_again = EXCLUDED.reads_again, said_number = EXCLUDED.said_number, said_hash = EXCLUDED.said_hash,
+                 updated_at = now()",
         )
         .await?;
     db.execute(
@@ -115,6 +147,10 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
             &head.bridge.as_ref().map(|bridge| bridge.hash.as_slice()),
             &head.open.map(|open| i64::from(open.part)),
             &head.open.as_ref().map(|open| open.hash.as_slice()),
+            &bigint(head.reading.sequence),
+            &head.reading.again,
+            &head.reading.said.map(|said| bigint(said.number)),
+            &head.reading.said.as_ref().map(|said| said.hash.as_slice()),
         ],
     )
     .await?;

@@ -1,0 +1,95 @@
+//! A block that too few endpoints have given is in doubt: it may come again under its hash with other content. What was applied of it is
+//! not confirmed by what is lost or replayed since.
+
+use crate::books::{Books, CHAINS, X, X_LISTED, block, block_hash, chains, failed, payments};
+use anyhow::{Context as _, Result, ensure};
+use chain::Chains;
+use e2e::Stack;
+use payments::{Payment, Status};
+use topics::{Address, Amount, B256, Kind, Matches, Source, Transfer, TransferId};
+
+/// Blocks 1, which is witnessed, and 2, which is in doubt and pays a payment.
+struct Doubt {
+    stack: Stack,
+    chains: Chains,
+    payment: Payment,
+}
+
+impl Doubt {
+    async fn start() -> Result<Self> {
+        let payment = payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment")?;
+        Ok(Self { stack: Stack::attach()?, chains: chains(X_LISTED).await?, payment })
+    }
+
+    fn lie(&self) -> Vec<Transfer> {
+        vec![pays(self.payment.address, 100)]
+    }
+
+    /// The outcome after these records in batches of this size, and the payment's status.
+    async fn after(&self, applied: &[Matches], records: &[Matches], size: usize) -> Result<(Result<()>, Status)> {
+        let mut books = Books::open(&self.stack, usize::MAX).await?;
+        books.apply(&self.chains, applied).await.map_err(failed)?;
+        let mut outcome = Ok(());
+        for records in records.chunks(size) {
+            if outcome.is_ok() {
+                outcome = books.apply(&self.chains, records).await.map_err(failed);
+            }
+        }
+        let now = books.all().await?.remove(&self.payment.id).context("the payment")?;
+        Ok((outcome, now.status()))
+    }
+
+    /// The records are refused, for this reason, wherever a batch ends.
+    async fn refuses(&self, applied: &[Matches], records: &[Matches], cause: &str) -> Result<()> {
+        for size in 1..=records.len() {
+            let (outcome, status) = self.after(applied, records, size).await?;
+            let said = outcome.err().map(|error| error.to_string()).unwrap_or_default();
+            ensure!(said.contains(cause), "{said:?}, {size} records per batch: {records:?}");
+            ensure!(status == Status::Detected, "{status}, {size} records per batch: {records:?}");
+        }
+        Ok(())
+    }
+
+    /// The records are applied, and the payment confirmed, wherever a batch ends.
+    async fn confirms(&self, applied: &[Matches], records: &[Matches]) -> Result<()> {
+        for size in 1..=records.len() {
+            let (outcome, status) = self.after(applied, records, size).await?;
+            outcome.with_context(|| format!("{size} records per batch: {records:?}"))?;
+            ensure!(status == Status::Confirmed, "{status}, {size} records per batch: {records:?}");
+        }
+        Ok(())
+    }
+}
+
+fn pays(to: Address, amount: u64) -> Transfer {
+    let id = TransferId { chain: CHAINS[0], block: block_hash(2), transaction: B256::ZERO, source: Source::Log, index: 0 };
+    Transfer { id, token: Some(X), from: Address::ZERO, to, amount: Amount::from(amount), transaction_index: 0 }
+}
+
+fn witnessed(sequence: u64, number: u64) -> Matches {
+    Matches { sequence, ..block(CHAINS[0], number, Vec::new()) }
+}
+
+fn in_doubt(sequence: u64, transfers: Vec<Transfer>) -> Matches {
+    Matches { sequence, witnessed: None, ..block(CHAINS[0], 2, transfers) }
+}
+
+fn replayed(transfers: Vec<Transfer>) -> Matches {
+    Matches { sequence: 0, kind: Kind::Replayed, ..in_doubt(0, transfers) }
+}
+
+/// Ingest has taken the lie back, and Kafka has lost that before it was read, and kept the cursor.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lie_is_not_confirmed_over_a_gap_in_which_it_was_taken_back() -> Result<()> {
+    let doubt = Doubt::start().await?;
+    let lie = doubt.lie();
+    let applied = [witnessed(1, 1), in_doubt(2, lie.clone())];
+    let tags = Matches { kind: Kind::Tags, ..witnessed(5, 2) };
+    doubt.refuses(&applied, &[witnessed(5, 3)], "are missing").await?;
+    doubt.refuses(&applied, &[tags, witnessed(6, 3)], "are missing").await?;
+    // What is lost of the chain's past says nothing of what came after it.
+    doubt.refuses(&applied, &[applied[1].clone(), witnessed(5, 3)], "are missing").await?;
+    doubt.confirms(&applied, &[witnessed(3, 3)]).await?;
+    doubt.confirms(&applied, &[in_doubt(5, lie.clone()), witnessed(6, 3)]).await?;
+    doubt.confirms(&applied, &[replayed(lie), witnessed(5, 3)]).await
+}

@@ -142,6 +142,7 @@ async fn apply(
     }
     store::remove_orphans(db, chain, &removed).await?;
     let mut known = store::known_transfers(db, &scope).await?;
+    let mut waiting = store::orphans_in(db, chain, scope.replayed_in_doubt()).await?;
     let mut parts = if touched.is_empty() { HashMap::new() } else { store::touched_parts(db, &scope).await? };
     // Transfers are credited with the first slice, which has every payment that they can be to.
     let mut slices: Vec<Vec<Uuid>> = Vec::new();
@@ -166,6 +167,7 @@ async fn apply(
             let others = transfers.map(|t| t.to).filter(|to| !paid.contains(to));
             let deposit_addresses = store::deposit_addresses(db, &others.collect::<HashSet<_>>()).await?;
             WorkingSet::new(chains, payments, deposit_addresses, std::mem::take(&mut known), told)
+                .with_waiting(std::mem::take(&mut waiting))
         } else {
             WorkingSet::without_transfers(chains, payments, told)
         };
@@ -370,6 +372,9 @@ fn apply_record(
             }))
         }
         (Kind::Replayed, head) => {
+            if head.is_some_and(|head| head.has_in_doubt(record)) {
+                working.check_replayed(&cause, record)?;
+            }
             working.credit(&cause, record.part, &record.transfers)?;
             if !record.ends_block() {
                 return Ok(head);

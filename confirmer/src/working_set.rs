@@ -17,7 +17,7 @@ use payments::{Part, Payment, ReceivedTransfer, TransferLabel};
 use runtime::Failure;
 use std::collections::HashMap;
 use std::sync::Arc;
-use topics::{Address, Amount, B256, ChainId, PaymentId, Transfer, TransferId};
+use topics::{Address, Amount, B256, ChainId, Matches, PaymentId, Transfer, TransferId};
 
 /// A payment that the batch may change.
 struct TouchedPayment {
@@ -41,6 +41,8 @@ pub struct WorkingSet<'a> {
     deposit_addresses: HashMap<Address, DepositAddress>,
     /// The transfers of the batch's blocks that are known, those of the batch itself included.
     known: HashMap<TransferId, KnownTransfer>,
+    /// Orphans of before the batch, in blocks in doubt that it replays.
+    waiting: Vec<OrphanTransfer>,
     /// Transfers that are new, or on the chain again, or listed by now.
     rows: HashMap<TransferId, TransferRow>,
     /// Transfers to an address of which Postgres has no payment, and those in a token in doubt.
@@ -67,6 +69,7 @@ impl<'a> WorkingSet<'a> {
             by_id: HashMap::new(),
             deposit_addresses: deposit_addresses.into_iter().map(|address| (address.address, address)).collect(),
             known,
+            waiting: Vec::new(),
             rows: HashMap::new(),
             orphans: HashMap::new(),
             told,
@@ -81,6 +84,12 @@ impl<'a> WorkingSet<'a> {
     /// A slice of payments to which the batch has no transfer: the transfers are credited in another slice.
     pub fn without_transfers(chains: &'a Chains, payments: Vec<Payment>, told: HashMap<PaymentId, ToldEvents>) -> Self {
         Self { takes_transfers: false, ..Self::new(chains, payments, Vec::new(), HashMap::new(), told) }
+    }
+
+    /// Adds orphans of before the batch, in blocks in doubt that it replays.
+    #[must_use]
+    pub fn with_waiting(self, waiting: Vec<OrphanTransfer>) -> Self {
+        Self { waiting, ..self }
     }
 
     fn insert(&mut self, payment: Payment, new: bool) -> usize {
@@ -142,6 +151,7 @@ impl<'a> WorkingSet<'a> {
             known.on_chain = false;
         }
         self.orphans.retain(|_, orphan| orphan.block.hash != cause.block.hash);
+        self.waiting.retain(|orphan| orphan.block.hash != cause.block.hash);
         self.apply_where(&Input::Removed { cause, below }, |payment| {
             payment.expired_by == Some(cause.block.number)
                 || payment.parts.iter().any(|part| part.block.hash == cause.block.hash || !part.confirmed.is_zero())
@@ -156,10 +166,36 @@ impl<'a> WorkingSet<'a> {
             known.on_chain = false;
         }
         self.orphans.retain(|_, orphan| orphan.block.number <= number);
+        self.waiting.retain(|orphan| orphan.block.number <= number);
         self.apply_where(&Input::Rewound(cause), |payment| {
             payment.expired_by.is_some_and(|by| by > number)
                 || payment.parts.iter().any(|part| part.block.number > number || !part.confirmed.is_zero())
         })
+    }
+
+    /// Checks that a replayed block has all that was applied of it while too few endpoints had given it. By now enough have: what it
+    /// lacks is not on the chain. One in parts has what was applied, or is refused by [`unapplied`](crate::unapplied).
+    pub fn check_replayed(&self, cause: &Cause, record: &Matches) -> Result<(), Failure> {
+        if record.parts > 1 {
+            return Ok(());
+        }
+        let said: HashMap<TransferId, &Transfer> = record.transfers.iter().map(|transfer| (transfer.id, transfer)).collect();
+        let known = self.known.values().filter(|known| known.on_chain && known.counts());
+        let known = known.map(|known| (known.number, known.timestamp, &known.transfer));
+        let orphans = self.orphans.values().chain(&self.waiting);
+        let orphans = orphans.map(|orphan| (orphan.block.number, orphan.timestamp, &orphan.transfer));
+        let is_said = |(number, timestamp, transfer): (u64, u64, &Transfer)| {
+            (number, timestamp) == (cause.block.number, cause.timestamp) && said.get(&transfer.id) == Some(&transfer)
+        };
+        let mut stand = known.chain(orphans).filter(|(.., transfer)| transfer.id.block == cause.block.hash);
+        match stand.find(|applied| !is_said(*applied)).map(|(.., transfer)| transfer) {
+            Some(Transfer { id, to, .. }) => Err(Failure::Halt(anyhow!(
+                "the replayed block lacks what was applied of it when too few endpoints had given it, such as the transfer to {to} in \
+                 transaction {}",
+                id.transaction
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Credits the transfers of a block that is on the chain, or of a part of it.

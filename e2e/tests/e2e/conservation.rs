@@ -43,6 +43,9 @@ struct Fork {
     sequence: u64,
     blocks: Vec<Matches>,
     finalized: u64,
+    /// The first block since the chain began, and the highest one that is witnessed, as the confirmer knows them.
+    first: Option<u64>,
+    witnessed: Option<u64>,
     /// Removed blocks, the lowest last.
     gone: Vec<Matches>,
     /// Transfers of removed blocks, which may come again in another block, or with another amount.
@@ -56,7 +59,19 @@ const FIRST: u64 = 50;
 
 impl Fork {
     fn new(id: ChainId) -> Self {
-        Self { id, sequence: 0, blocks: Vec::new(), finalized: 0, gone: Vec::new(), loose: Vec::new(), past: Vec::new() }
+        let (gone, loose, past) = (Vec::new(), Vec::new(), Vec::new());
+        Self { id, sequence: 0, blocks: Vec::new(), finalized: 0, first: None, witnessed: None, gone, loose, past }
+    }
+
+    /// Whether a block may come again with other content: too few endpoints have given it.
+    fn is_in_doubt(&self, number: u64) -> bool {
+        self.first.is_some_and(|first| number > self.witnessed.unwrap_or(first - 1))
+    }
+
+    fn push(&mut self, block: &Matches) {
+        self.first.get_or_insert(block.block.number);
+        self.witnessed = self.witnessed.max(block.witnessed);
+        self.blocks.push(block.clone());
     }
 
     fn random_transfers(&mut self, random: &mut StdRng, block: B256) -> Vec<Transfer> {
@@ -110,7 +125,7 @@ impl Fork {
             let again = if random.random_bool(0.5) { with_other_content(random, again) } else { again };
             self.sequence += 1;
             let record = Matches { sequence: self.sequence, ..again };
-            self.blocks.push(record.clone());
+            self.push(&record);
             return record;
         }
         self.gone.clear();
@@ -140,7 +155,7 @@ impl Fork {
             part: 0,
             parts: 0,
         };
-        self.blocks.push(record.clone());
+        self.push(&record);
         record
     }
 
@@ -148,6 +163,7 @@ impl Fork {
     fn learn(&mut self) -> Option<Matches> {
         let tip = self.blocks.last()?.clone();
         self.sequence += 1;
+        self.witnessed = self.first.and(Some(tip.block.number));
         Some(Matches {
             sequence: self.sequence,
             kind: Kind::Tags,
@@ -167,6 +183,8 @@ impl Fork {
         self.loose.extend(tip.transfers.iter().cloned());
         self.gone.push(tip.clone());
         let parent_number = self.blocks.last().map(|tip| tip.block.number);
+        self.first = self.first.filter(|first| *first < tip.block.number);
+        self.witnessed = self.witnessed.min(parent_number).filter(|_| self.first.is_some());
         Some(Matches { sequence: self.sequence, kind: Kind::Removed, parent_number, transfers: Vec::new(), ..tip })
     }
 
@@ -185,6 +203,7 @@ impl Fork {
             self.loose.extend(lost.transfers);
         }
         self.gone.clear();
+        (self.first, self.witnessed) = (None, None);
         self.sequence += 1;
         let last = self.blocks.last().map_or(B256::ZERO, |block| block.block.hash);
         Matches {
@@ -210,7 +229,8 @@ impl Fork {
         if let Some(block) = old.choose(random).filter(|_| random.random_bool(0.5)) {
             let block = (*block).clone();
             // What stands on the chain stays, whatever a replay says.
-            let block = if random.random_bool(0.3) { with_other_content(random, block) } else { block };
+            let is_other = random.random_bool(0.3) && !self.is_in_doubt(block.block.number);
+            let block = if is_other { with_other_content(random, block) } else { block };
             return Matches { sequence: 0, kind: Kind::Replayed, ..block };
         }
         let hash = random_hash(random);

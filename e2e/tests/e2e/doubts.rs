@@ -93,3 +93,30 @@ async fn a_lie_is_not_confirmed_over_a_gap_in_which_it_was_taken_back() -> Resul
     doubt.confirms(&applied, &[in_doubt(5, lie.clone()), witnessed(6, 3)]).await?;
     doubt.confirms(&applied, &[replayed(lie), witnessed(5, 3)]).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_block_in_doubt_without_what_was_applied_of_it_is_refused() -> Result<()> {
+    let doubt = Doubt::start().await?;
+    let lie = doubt.lie();
+    let applied = [witnessed(1, 1), in_doubt(2, lie.clone())];
+    let elsewhere = pays(Address::with_last_byte(3), 100);
+    let later = Matches { timestamp: 999, ..replayed(lie.clone()) };
+    for truth in [replayed(Vec::new()), replayed(vec![pays(lie[0].to, 70)]), replayed(vec![elsewhere.clone()]), later] {
+        doubt.refuses(&applied, &[truth.clone(), witnessed(3, 3)], "lacks").await?;
+        let below = [applied.as_slice(), &[Matches { witnessed: None, ..witnessed(3, 3) }]].concat();
+        doubt.refuses(&below, &[truth, witnessed(4, 4)], "lacks").await?;
+    }
+    // An address was issued since.
+    let mut second = elsewhere;
+    second.id.index = 1;
+    doubt.confirms(&applied, &[replayed(vec![lie[0].clone(), second]), witnessed(3, 3)]).await?;
+    // What enough endpoints have given stays, whatever a replay says.
+    doubt.confirms(&applied, &[witnessed(3, 3), replayed(Vec::new())]).await?;
+
+    // What waits for its payment is credited once that is there.
+    let orphan = [witnessed(1, 1), in_doubt(2, vec![pays(Address::with_last_byte(99), 100)])];
+    let (outcome, _) = doubt.after(&orphan, &[replayed(Vec::new())], 1).await?;
+    ensure!(outcome.is_err_and(|error| error.to_string().contains("lacks")), "an orphan");
+    let (outcome, _) = doubt.after(&orphan, &[replayed(orphan[1].transfers.clone()), witnessed(3, 3)], 1).await?;
+    outcome
+}

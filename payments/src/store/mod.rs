@@ -34,7 +34,7 @@ pub use issued::{issued_addresses, issued_payments, origins};
 pub use lists::{PaymentFilter, Place, is_common_external_id, list_deposits, list_payments};
 pub use lost::{LostBlocks, lost_blocks, paid_blocks};
 pub use orphans::{
-    OrphanTransfer, WaitingOrphans, count_orphans, give_token_up, orphans_by_token, owned_orphans, remove_orphans,
+    OrphanTransfer, WaitingOrphans, count_orphans, give_token_up, orphans_by_token, orphans_in, owned_orphans, remove_orphans,
     save_orphans, take_orphans,
 };
 pub use outbox::{OutboxFront, OutboxRow, first_claimed_batch, record_events, record_requested_events};

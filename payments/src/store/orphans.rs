@@ -9,6 +9,11 @@ use std::collections::BTreeMap;
 use tokio_postgres::Row;
 use topics::{Address, B256, BlockRef, ChainId, Source, Transfer, TransferId};
 
+/// The columns that [`read_orphan`] reads, of a row `o`.
+const COLUMNS: &str =
+    "o.chain_id, o.block_hash, o.transaction_hash, o.source, o.index, o.address, o.block_number, o.block_timestamp,
+    o.transaction_index, o.token_address, o.sender, o.amount::text, o.part";
+
 /// A transfer without an owner, or in a token in doubt, in a block that is on the chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrphanTransfer {
@@ -74,6 +79,19 @@ pub async fn save_orphans(db: &impl GenericClient, orphans: &[&OrphanTransfer]) 
     Ok(())
 }
 
+/// The orphans in blocks with these hashes.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid transfer.
+pub async fn orphans_in(db: &impl GenericClient, chain: ChainId, blocks: &[&[u8]]) -> Result<Vec<OrphanTransfer>, Failure> {
+    if blocks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = format!("SELECT {COLUMNS} FROM orphan_transfers o WHERE o.chain_id = $1 AND o.block_hash = ANY($2)");
+    let rows = db.query(&db.prepare_cached(&sql).await?, &[&bigint(chain.0), &blocks]).await?;
+    rows.iter().map(read_orphan).collect()
+}
+
 /// Deletes the orphans in blocks that a reorg removed.
 ///
 /// # Errors
@@ -136,19 +154,17 @@ pub async fn take_orphans(
     fitting: &[Address],
     limit: i64,
 ) -> Result<Vec<OrphanTransfer>, Failure> {
-    let statement = db
-        .prepare_cached(
-            "DELETE FROM orphan_transfers o USING (
-                 SELECT DISTINCT block_hash FROM (
-                     SELECT block_hash FROM orphan_transfers
-                     WHERE chain_id = $1 AND address = ANY($2) AND (NOT in_doubt OR token_address = ANY($4))
-                     ORDER BY block_number, block_hash LIMIT $3) AS first) AS block
-             WHERE o.chain_id = $1 AND o.address = ANY($2) AND o.block_hash = block.block_hash
-                 AND (NOT o.in_doubt OR o.token_address = ANY($4))
-             RETURNING o.chain_id, o.block_hash, o.transaction_hash, o.source, o.index, o.address, o.block_number, o.block_timestamp,
-                 o.transaction_index, o.token_address, o.sender, o.amount::text, o.part",
-        )
-        .await?;
+    let sql = format!(
+        "DELETE FROM orphan_transfers o USING (
+             SELECT DISTINCT block_hash FROM (
+                 SELECT block_hash FROM orphan_transfers
+                 WHERE chain_id = $1 AND address = ANY($2) AND (NOT in_doubt OR token_address = ANY($4))
+                 ORDER BY block_number, block_hash LIMIT $3) AS first) AS block
+         WHERE o.chain_id = $1 AND o.address = ANY($2) AND o.block_hash = block.block_hash
+             AND (NOT o.in_doubt OR o.token_address = ANY($4))
+         RETURNING {COLUMNS}"
+    );
+    let statement = db.prepare_cached(&sql).await?;
     let bytes = |addresses: &[Address]| addresses.iter().map(|address| address.to_vec()).collect::<Vec<_>>();
     let rows = db.query(&statement, &[&bigint(chain.0), &bytes(addresses), &limit, &bytes(fitting)]).await?;
     let mut orphans = rows.iter().map(read_orphan).collect::<Result<Vec<_>, _>>()?;

@@ -33,6 +33,8 @@ pub struct BatchScope<'a> {
     /// The transactions with its transfers, by block and source, with the lowest and the highest index of those. A block in parts has
     /// more, also of one transaction.
     pub(super) transactions: BTreeMap<(B256, B256, Source), (u32, u32)>,
+    /// Hashes of the blocks that it replays and that may come with other content than was applied: too few endpoints had given them.
+    pub(super) replayed_in_doubt: Vec<&'a [u8]>,
     /// Hashes of the blocks that it takes back, and their numbers with those that the chain skips below them: all that the head
     /// falls from.
     pub(super) removed_blocks: Vec<&'a [u8]>,
@@ -70,6 +72,9 @@ impl<'a> BatchScope<'a> {
                 orphans.first().map_or(0, |one| one.timestamp),
             );
         }
+        // From there on blocks may be in doubt at some point of the batch.
+        let known = removed().map(|r| r.number_below()).chain(head.map(ChainHead::known_by_hash)).min();
+        let replayed = records.iter().filter(|r| r.sequence == 0 && known.is_none_or(|known| known < r.block.number));
         let highest = |of: fn(&Matches) -> Option<u64>| added().filter_map(|r| of(r)).max();
         // A record without a tag, or without a word on witnesses, leaves both where they were.
         let witnessed = highest(|r| r.witnessed).max(head.and_then(|head| head.witnessed));
@@ -84,9 +89,15 @@ impl<'a> BatchScope<'a> {
             finalized: due(highest(|r| r.finalized).max(head.and_then(|head| head.finalized))),
             paying_blocks: paying_blocks.into_iter().collect(),
             transactions,
+            replayed_in_doubt: replayed.map(|r| r.block.hash.as_slice()).collect(),
             removed_blocks: removed().map(|r| &r.block.hash).chain(lost.numbers.keys()).map(|hash| hash.as_slice()).collect(),
             removed_numbers: removed().flat_map(fallen_numbers).map(bigint).chain(lost.heights.iter().copied()).collect(),
         }
+    }
+
+    /// Hashes of the blocks that the batch replays and that may come with other content than was applied.
+    pub fn replayed_in_doubt(&self) -> &[&'a [u8]] {
+        &self.replayed_in_doubt
     }
 
     /// The deposits that the batch's transfers may create, or may have created before.

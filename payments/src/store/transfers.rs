@@ -12,6 +12,7 @@ use runtime::db::{bigint, unsigned};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use topics::{Address, B256, BlockRef, ChainId, PaymentId, Source, Transfer, TransferId};
 use uuid::Uuid;
 
@@ -66,13 +67,25 @@ pub struct KnownTransfer {
 }
 
 impl KnownTransfer {
+    /// Whether it counts, or has made a deposit.
+    pub const fn counts(&self) -> bool {
+        self.listed && !self.below_minimum
+    }
+
     /// Whether it is this transfer of this block: where no root proves a block's content, its hash may come again with another.
     pub fn is(&self, block: &Cause, transfer: &Transfer) -> bool {
         (self.number, self.timestamp) == (block.block.number, block.timestamp) && self.transfer == *transfer
     }
 }
 
-/// The transfers that are known of the transactions that a batch adds or replays: usually none.
+/// The columns that [`read_known`] reads, of a row `t`, and the tables that say whose it is.
+const KNOWN_COLUMNS: &str =
+    "t.chain_id, t.block_hash, t.transaction_hash, t.source, t.index, t.block_number, t.block_timestamp, t.transaction_index,
+    t.token_address, t.sender, t.amount::text, t.listed, t.below_minimum, NOT t.removed, coalesce(p.address, d.address)";
+const OWNERS: &str = "LEFT JOIN payments p ON p.id = t.payment_id LEFT JOIN deposit_addresses d ON d.id = t.deposit_address";
+
+/// The transfers that are known of the transactions that a batch adds or replays, and those that stand of the blocks in doubt that it
+/// replays: usually none.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid transfer.
@@ -80,59 +93,55 @@ pub async fn known_transfers(
     db: &impl GenericClient,
     scope: &BatchScope<'_>,
 ) -> Result<HashMap<TransferId, KnownTransfer>, Failure> {
-    if scope.transactions.is_empty() {
-        return Ok(HashMap::new());
-    }
-    // A transaction may have hundreds of thousands, which come in parts of the block. Without OFFSET the planner may join what it has
-    // read of the whole chain.
-    let statement = db
-        .prepare_cached(
-            "SELECT t.chain_id, t.block_hash, t.transaction_hash, t.source, t.index, t.block_number, t.block_timestamp,
-                 t.transaction_index, t.token_address, t.sender, t.amount::text, t.listed, t.below_minimum, NOT t.removed,
-                 coalesce(p.address, d.address)
+    let mut rows = Vec::new();
+    let asked = &scope.transactions;
+    if !asked.is_empty() {
+        // A transaction may have hundreds of thousands, which come in parts of the block. Without OFFSET the planner may join what it
+        // has read of the whole chain.
+        let sql = format!(
+            "SELECT {KNOWN_COLUMNS}
              FROM unnest($2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::bigint[])
                AS asked (block, transaction, asked_source, lowest, highest)
              CROSS JOIN LATERAL (
                SELECT * FROM transfers WHERE chain_id = $1 AND block_hash = block AND transaction_hash = transaction
                  AND source = asked_source AND index BETWEEN lowest AND highest OFFSET 0) AS t
-             LEFT JOIN payments p ON p.id = t.payment_id LEFT JOIN deposit_addresses d ON d.id = t.deposit_address",
-        )
-        .await?;
-    let known = |row: &Row| {
-        let id = read_id(row)?;
-        let transfer = Transfer {
-            id,
-            token: read_token(row)?,
-            from: topics::address("sender", row.get(9)).map_err(Failure::halt)?,
-            to: topics::address("address", row.get(14)).map_err(Failure::halt)?,
-            amount: read_amount(row, 10)?,
-            transaction_index: u32::try_from(row.get::<_, i64>(7)).unwrap_or_default(),
-        };
-        let known = KnownTransfer {
-            transfer,
-            number: unsigned(row.get(5)),
-            timestamp: unsigned(row.get(6)),
-            listed: row.get(11),
-            below_minimum: row.get(12),
-            on_chain: row.get(13),
-        };
-        Ok((id, known))
+             {OWNERS}"
+        );
+        let arguments: &[&(dyn ToSql + Sync)] = &[
+            &scope.chain,
+            &asked.keys().map(|(block, ..)| block.as_slice()).collect::<Vec<_>>(),
+            &asked.keys().map(|(_, transaction, _)| transaction.as_slice()).collect::<Vec<_>>(),
+            &asked.keys().map(|(.., source)| source.as_str()).collect::<Vec<_>>(),
+            &asked.values().map(|(lowest, _)| i64::from(*lowest)).collect::<Vec<_>>(),
+            &asked.values().map(|(_, highest)| i64::from(*highest)).collect::<Vec<_>>(),
+        ];
+        rows.extend(db.query(&db.prepare_cached(&sql).await?, arguments).await?);
+    }
+    if !scope.replayed_in_doubt.is_empty() {
+        let stands = "t.chain_id = $1 AND t.block_hash = ANY($2) AND NOT t.removed";
+        let sql = format!("SELECT {KNOWN_COLUMNS} FROM transfers t {OWNERS} WHERE {stands}");
+        rows.extend(db.query(&db.prepare_cached(&sql).await?, &[&scope.chain, &scope.replayed_in_doubt]).await?);
+    }
+    rows.iter().map(|row| read_known(row).map(|known| (known.transfer.id, known))).collect()
+}
+
+fn read_known(row: &Row) -> Result<KnownTransfer, Failure> {
+    let transfer = Transfer {
+        id: read_id(row)?,
+        token: read_token(row)?,
+        from: topics::address("sender", row.get(9)).map_err(Failure::halt)?,
+        to: topics::address("address", row.get(14)).map_err(Failure::halt)?,
+        amount: read_amount(row, 10)?,
+        transaction_index: u32::try_from(row.get::<_, i64>(7)).unwrap_or_default(),
     };
-    let asked = &scope.transactions;
-    let rows = db
-        .query(
-            &statement,
-            &[
-                &scope.chain,
-                &asked.keys().map(|(block, ..)| block.as_slice()).collect::<Vec<_>>(),
-                &asked.keys().map(|(_, transaction, _)| transaction.as_slice()).collect::<Vec<_>>(),
-                &asked.keys().map(|(.., source)| source.as_str()).collect::<Vec<_>>(),
-                &asked.values().map(|(lowest, _)| i64::from(*lowest)).collect::<Vec<_>>(),
-                &asked.values().map(|(_, highest)| i64::from(*highest)).collect::<Vec<_>>(),
-            ],
-        )
-        .await?;
-    rows.iter().map(known).collect()
+    Ok(KnownTransfer {
+        transfer,
+        number: unsigned(row.get(5)),
+        timestamp: unsigned(row.get(6)),
+        listed: row.get(11),
+        below_minimum: row.get(12),
+        on_chain: row.get(13),
+    })
 }
 
 /// Marks the transfers of removed blocks.

@@ -7,10 +7,11 @@
 //! confirmed or expires at a later block than it was told: that says nothing new as long as its status is the one that was told last.
 //!
 //! A cancellation comes from no block. It is applied again in its place: when the events of the payment's own chain that were told
-//! before it have been made.
+//! before it have been made. Some never are, as those of a transfer that does not count any more: so it is once the chain is past all that
+//! can be made again, too.
 
 use crate::events::event_record;
-use crate::lifecycle::{Event, EventKind, Input, Step, StepError, step};
+use crate::lifecycle::{Event, EventKind, Head, Input, Step, StepError, step};
 use crate::payment::Payment;
 use std::collections::BTreeMap;
 use topics::ChainId;
@@ -26,6 +27,10 @@ pub struct ToldEvents {
     /// Numbers of those that were made again, or given up.
     made: Vec<u64>,
     contradicted: bool,
+    /// A block of the payment's chain that is later, in Unix seconds, comes after all that can be made again; none while that is not known.
+    ends: Option<u64>,
+    /// There was such a block.
+    is_past: bool,
 }
 
 /// What an event says, but for its number and the payment's state.
@@ -68,13 +73,31 @@ impl ToldEvents {
         }
     }
 
+    /// Says which block of the payment's chain comes after all that can be made again: one that is later than `ends`, in Unix seconds. The
+    /// chain is at `head`.
+    pub fn end_after(&mut self, ends: Option<u64>, head: Option<u64>) {
+        self.ends = ends;
+        self.is_past |= head > ends && ends.is_some();
+    }
+
     /// [`step`] for the payment of these events: with the cancellation that was told before or after the input, and without the events
     /// that were told.
     ///
     /// # Errors
     /// As for [`step`].
     pub fn step(&mut self, payment: &Payment, input: &Input) -> Result<Step, StepError> {
+        let block = match input {
+            Input::Expired(cause) | Input::Head(Head { cause, .. }) => Some(cause),
+            Input::Transfer(_) | Input::Transfers(_) | Input::Removed { .. } | Input::Rewound(_) | Input::Cancel { .. } => None,
+        };
+        if let Some(cause) = block.filter(|cause| cause.chain == payment.chain) {
+            self.end_after(self.ends, Some(cause.timestamp));
+        }
         let before = self.cancel(payment.clone());
+        // It is cancelled already, and that was told.
+        if matches!(input, Input::Cancel { .. }) && before.cancelled && !payment.cancelled {
+            return Ok(Step { next: before, events: Vec::new() });
+        }
         let made = self.recognise(before.sequence, step(&before, input)?);
         Ok(Step { next: self.cancel(made.next), events: made.events })
     }
@@ -83,6 +106,11 @@ impl ToldEvents {
     #[must_use]
     pub fn cancel(&mut self, payment: Payment) -> Payment {
         let Some((sequence, at)) = self.next_cancellation(payment.chain) else { return payment };
+        if self.is_past {
+            // Those before it are never made again.
+            self.made.extend(self.left.range(..sequence).map(|(n, _)| *n));
+            self.left.retain(|n, _| *n >= sequence);
+        }
         match step(&payment, &Input::Cancel { at }) {
             Ok(step) => self.recognise(payment.sequence, step).next,
             Err(_) => {
@@ -96,11 +124,13 @@ impl ToldEvents {
     }
 
     /// The number and the time, in Unix seconds, of the cancellation that comes next. What happens on other chains than the
-    /// payment's own changes no status, so it is not waited for.
+    /// payment's own changes no status, so it is not waited for, and nothing is that is never made again.
     fn next_cancellation(&self, chain: ChainId) -> Option<(u64, u64)> {
-        let here = |told: &ToldEvent| told.block.as_ref().is_none_or(|(of, _)| *of == chain.0);
-        let (sequence, told) = self.left.iter().find(|(_, told)| here(told))?;
-        (told.kind == EventKind::Cancelled.as_str()).then_some((*sequence, told.at))
+        let is_here = |told: &ToldEvent| told.block.as_ref().is_none_or(|(of, _)| *of == chain.0);
+        let is_cancellation = |told: &ToldEvent| told.kind == EventKind::Cancelled.as_str();
+        let is_next = |told: &ToldEvent| if self.is_past { is_cancellation(told) } else { is_here(told) };
+        let (sequence, told) = self.left.iter().find(|(_, told)| is_next(told))?;
+        is_cancellation(told).then_some((*sequence, told.at))
     }
 
     /// Whether an event of this type is to be made again.

@@ -221,6 +221,38 @@ fn a_cancellation_that_the_chain_contradicts_is_given_up_and_said() {
     assert!(told.is_contradicted() && !told.has("payment.cancelled"));
 }
 
+/// The transfer that was told before it does not count any more. The payment would be cancelled, expired or paid once more.
+#[test]
+fn a_cancellation_that_was_told_after_what_is_never_made_again_stands_once_the_chain_is_past_it() {
+    let soon = Payment { expires_at: 60, ..payment() };
+    let (_, events) = live(soon.clone(), &[transfer(HOME, 2, 40), Input::Cancel { at: 7 }]);
+    let expires = |number| Input::Expired(cause(HOME, number));
+    let behind = |ends, head| {
+        let mut told = told(&events);
+        told.end_after(ends, head);
+        told
+    };
+    let mut told = behind(Some(50), Some(40));
+    let (waits, made) = live_again(soon.clone(), &[head(45)], &mut told);
+    assert!(made.is_empty() && waits.status() == Status::Pending, "it may be made again");
+    let elsewhere = Input::Expired(cause(ABROAD, 70));
+    assert_eq!(live_again(soon.clone(), &[elsewhere], &mut told).0.status(), Status::Pending);
+    for inputs in [vec![head(51)], vec![expires(70)], vec![head(51), expires(70), transfer(HOME, 71, 100)]] {
+        let mut told = behind(Some(50), Some(40));
+        let (again, made) = live_again(soon.clone(), &inputs, &mut told);
+        assert_eq!((again.status(), again.updated_at.min(7)), (Status::Cancelled, 7), "{inputs:?}");
+        let kinds: Vec<_> = made.iter().map(|event| (event.kind, event.sequence)).collect();
+        assert_eq!(kinds, [(EventKind::Late, 4)][..usize::from(inputs.len() > 2)], "{inputs:?}");
+        assert_eq!((told.made(), told.is_contradicted()), ([2, 3].as_slice(), false));
+    }
+    // The merchant asks for it again.
+    let again = behind(Some(50), Some(51)).step(&soon, &Input::Cancel { at: 99 }).unwrap();
+    assert!(again.events.is_empty() && again.next.status() == Status::Cancelled && again.next.sequence == 3, "{again:?}");
+    // Its orphans wait.
+    let (waits, _) = live_again(soon, &[head(51)], &mut behind(None, Some(99)));
+    assert_eq!(waits.status(), Status::Pending);
+}
+
 /// Its transfers were orphans until it was there again, and the head has gone on.
 #[test]
 fn a_payment_that_comes_back_late_is_confirmed_and_expires_once() {

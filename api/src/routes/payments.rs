@@ -155,7 +155,7 @@ pub async fn cancel(
         drop(transaction);
         return payment_reply::load(&app.catalog(), &db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id));
     }
-    // Told events that are never made again keep their numbers.
+    // Told events that are never made again keep their numbers, and a cancellation among them is not told again.
     let mut told = store::told_events(&transaction, &[id.0]).await?;
     let step = told
         .entry(id)
@@ -166,6 +166,7 @@ pub async fn cancel(
     let key = caller.id.to_string();
     store::record_requested_events(&transaction, step.events.iter().map(|event| (&step.next, event, Some(key.as_str()))))
         .await?;
+    store::forget_told_events(&transaction, told.iter()).await?;
     transaction.commit().await?;
     payment_reply::load(&app.catalog(), &db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id))
 }

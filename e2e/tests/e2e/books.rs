@@ -169,6 +169,7 @@ impl Books {
         };
         store::save_payments(&transaction, &[&step.next]).await.map_err(failed)?;
         store::record_events(&transaction, step.events.iter().map(|event| (&step.next, event))).await.map_err(failed)?;
+        store::forget_told_events(&transaction, told.iter()).await.map_err(failed)?;
         transaction.commit().await?;
         Ok(true)
     }

@@ -67,6 +67,10 @@ pub async fn keep_told_events(db: &impl GenericClient, events: &[(Uuid, PaymentE
     Ok(written)
 }
 
+/// A payment `p` has orphans, whose events may be made again whenever they are credited.
+const HAS_ORPHANS: &str =
+    "EXISTS (SELECT FROM orphan_transfers o WHERE o.address = p.address AND o.chain_id = p.chain_id AND NOT o.in_doubt)";
+
 /// The told events of payments, also of deposits that have no row yet.
 ///
 /// # Errors
@@ -75,12 +79,24 @@ pub async fn told_events(db: &impl GenericClient, ids: &[Uuid]) -> Result<HashMa
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let statement = db.prepare_cached("SELECT payment_id, record, made FROM told_events WHERE payment_id = ANY($1)").await?;
+    let sql = format!(
+        "SELECT t.payment_id, t.record, t.made,
+             CASE WHEN NOT {HAS_ORPHANS}
+                 THEN extract(epoch FROM max(t.compared_at) OVER (PARTITION BY t.payment_id))::bigint + $2::bigint END,
+             h.block_timestamp
+         FROM told_events t LEFT JOIN payments p ON p.id = t.payment_id LEFT JOIN chain_heads h ON h.chain_id = p.chain_id
+         WHERE t.payment_id = ANY($1)"
+    );
     let mut told: HashMap<PaymentId, ToldEvents> = HashMap::new();
-    for row in db.query(&statement, &[&ids]).await? {
+    for row in db.query(&db.prepare_cached(&sql).await?, &[&ids, &MAX_AHEAD_SECONDS]).await? {
         let record = PaymentEvent::decode(row.get::<_, &[u8]>(1)).map_err(|e| Failure::halt(e).context("told_events"))?;
         let told = told.entry(PaymentId(row.get(0))).or_default();
-        if row.get(2) { told.insert_made(&record) } else { told.insert(&record) }
+        if row.get(2) {
+            told.insert_made(&record)
+        } else {
+            told.insert(&record)
+        }
+        told.end_after(row.get::<_, Option<i64>>(3).map(unsigned), row.get::<_, Option<i64>>(4).map(unsigned));
     }
     Ok(told)
 }
@@ -115,16 +131,13 @@ pub async fn forget_told_events<'a>(
 /// # Errors
 /// When the database fails.
 pub async fn is_behind_told_events(db: &impl GenericClient, id: PaymentId) -> Result<bool, Failure> {
-    let statement = db
-        .prepare_cached(
-            "SELECT EXISTS (SELECT FROM told_events t JOIN payments p ON p.id = t.payment_id
-                 LEFT JOIN chain_heads h ON h.chain_id = p.chain_id
-                 WHERE t.payment_id = $1 AND NOT t.made AND (
-                     h.block_timestamp > extract(epoch FROM t.compared_at) + $2::bigint IS NOT TRUE
-                     OR EXISTS (SELECT FROM orphan_transfers o WHERE o.address = p.address AND o.chain_id = p.chain_id AND NOT o.in_doubt)))",
-        )
-        .await?;
-    Ok(db.query_one(&statement, &[&id.0, &MAX_AHEAD_SECONDS]).await?.get(0))
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM told_events t JOIN payments p ON p.id = t.payment_id
+             LEFT JOIN chain_heads h ON h.chain_id = p.chain_id
+             WHERE t.payment_id = $1 AND NOT t.made
+                 AND (h.block_timestamp > extract(epoch FROM t.compared_at) + $2::bigint IS NOT TRUE OR {HAS_ORPHANS}))"
+    );
+    Ok(db.query_one(&db.prepare_cached(&sql).await?, &[&id.0, &MAX_AHEAD_SECONDS]).await?.get(0))
 }
 
 /// Takes the events of these payments' creation out of the told ones; returns the payments that had one.

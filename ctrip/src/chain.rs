@@ -113,8 +113,9 @@ async fn restart(settings: &Settings, name: &str, execute: bool) -> anyhow::Resu
 
 /// What the confirmer has applied of a chain.
 fn applied(head: &ChainHead, paid: Vec<BlockRef>) -> Applied {
-    let ChainHead { sequence, first, number, hash, finalized, witnessed, open, .. } = *head;
-    Applied { sequence, first, number, hash, finalized, witnessed, open: open.map(|open| open.hash), paid }
+    let ChainHead { sequence, first, number, hash, finalized, open, .. } = *head;
+    let (known_by_hash, open) = (head.known_by_hash(), open.map(|open| open.hash));
+    Applied { sequence, first, number, hash, finalized, known_by_hash, open, paid }
 }
 
 fn print_open(open: &OpenPayments) {

@@ -40,7 +40,7 @@ pub struct Applied {
     pub hash: Option<B256>,
     pub finalized: Option<u64>,
     /// The block up to which blocks are known by their hashes; another endpoint may give those above it with other content.
-    pub witnessed: Option<u64>,
+    pub known_by_hash: u64,
     /// Of the block of which some parts were applied.
     pub open: Option<B256>,
     /// Blocks that have brought payments something, newest first, from [`Restart::last_final`] down: at most [`MAX_PAID_BLOCKS`].
@@ -236,7 +236,7 @@ async fn standing(
     is_on_chain: impl AsyncFn(BlockRef) -> anyhow::Result<bool>,
 ) -> anyhow::Result<(u64, u64)> {
     let below_first = applied.first.saturating_sub(1);
-    let known_by_hash = applied.hash.map_or(applied.number, |_| applied.witnessed.unwrap_or(below_first).min(applied.number));
+    let known_by_hash = applied.known_by_hash;
     let is_in_doubt =
         |block: &BlockRef| block.number > known_by_hash && block.number <= applied.number || Some(block.hash) == applied.open;
     let limit = known_by_hash.min(last_final);
@@ -440,7 +440,7 @@ mod tests {
     fn applied(number: u64, finalized: Option<u64>, paid: &[u64]) -> Applied {
         let paid = paid.iter().map(|number| block(*number, if *number > 40 { 2 } else { 1 })).collect();
         let hash = Some(B256::repeat_byte(if number > 40 { 2 } else { 1 }));
-        Applied { sequence: 9, first: 10, number, hash, finalized, witnessed: Some(number), open: None, paid }
+        Applied { sequence: 9, first: 10, number, hash, finalized, known_by_hash: number, open: None, paid }
     }
 
     #[tokio::test]
@@ -483,16 +483,16 @@ mod tests {
     #[tokio::test]
     async fn nothing_stands_from_the_lowest_block_on_that_was_not_witnessed_when_it_was_applied() {
         let on_chain = async |asked: BlockRef| Ok(asked.hash == B256::repeat_byte(1));
-        let chain = |witnessed, paid: &[u64]| Applied { witnessed, ..applied(20, None, paid) };
+        let chain = |known_by_hash, paid: &[u64]| Applied { known_by_hash, ..applied(20, None, paid) };
         for (applied, expected, case) in [
-            (chain(Some(19), &[20, 15]), (19, 19), "the head"),
-            (chain(Some(17), &[20, 18, 15]), (17, 17), "and others"),
-            (chain(Some(17), &[]), (17, 17), "what they lack comes again too"),
-            (chain(Some(17), &[30, 19, 15]), (17, 17), "nor what a backfill has brought above it"),
-            (chain(Some(17), &[30, 15]), (30, 17), "which stands where they have brought nothing"),
-            (chain(None, &[20]), (9, 9), "none was"),
-            (Applied { open: Some(B256::repeat_byte(1)), ..chain(Some(20), &[21]) }, (20, 20), "part of a block"),
-            (Applied { hash: None, ..chain(None, &[15]) }, (20, 20), "it has begun anew since"),
+            (chain(19, &[20, 15]), (19, 19), "the head"),
+            (chain(17, &[20, 18, 15]), (17, 17), "and others"),
+            (chain(17, &[]), (17, 17), "what they lack comes again too"),
+            (chain(17, &[30, 19, 15]), (17, 17), "nor what a backfill has brought above it"),
+            (chain(17, &[30, 15]), (30, 17), "which stands where they have brought nothing"),
+            (chain(9, &[20]), (9, 9), "none was"),
+            (Applied { open: Some(B256::repeat_byte(1)), ..chain(20, &[21]) }, (20, 20), "part of a block"),
+            (Applied { hash: None, ..chain(20, &[15]) }, (20, 20), "it has begun anew since"),
         ] {
             assert_eq!(standing(60, &applied, on_chain).await.unwrap(), expected, "{case}");
         }

@@ -222,6 +222,8 @@ CREATE TABLE transfers (
     -- says when the block is replayed.
     below_minimum     boolean NOT NULL DEFAULT false,
     removed           boolean NOT NULL DEFAULT false,
+    -- The sequence of the record of chain.matches that took its block off the chain last. Null while none has.
+    removed_by        bigint,
     -- What chains.yaml called the chain and the token when the transfer was seen, for people who have to explain it. Null where it
     -- names none.
     chain             text,
@@ -423,12 +425,13 @@ CREATE TABLE chain_heads (
     -- one, and the number of the last of them: a batch may end within a block, and the next part has to follow.
     open_hash         bytea,
     open_part         bigint,
-    -- The sequence of the chain's last record that was read, whether it was applied or passed over for what it says, and whether it had
-    -- been read before, as had others that come after it: the next one tells whether records are missing.
+    -- The sequence of the chain's last record that was read, whether it was applied or passed over for what it says, and
+    -- whether it had been read before, as had others that come after it: the next one tells whether records are missing. Null
+    -- where the stage has gone back since, to nobody knows where.
     read_sequence     bigint NOT NULL,
-    reads_again       boolean NOT NULL,
-    -- The last of the replayed blocks that lead, by their parents, from a witnessed block on and have the content that was applied: once
-    -- it is the head, nothing above the witnessed block is in doubt. Null where none does.
+    reads_again       boolean,
+    -- The last of the replayed blocks that lead, by their parents, from a witnessed block on and have the content that was
+    -- applied: once it is the head, nothing above the witnessed block is in doubt. Null where none does.
     said_number       bigint,
     said_hash         bytea,
     updated_at        timestamptz NOT NULL DEFAULT now()

@@ -129,7 +129,7 @@ pub fn catch_up(
             let searched = last.filter(|last| last.from <= item.next_offset).map_or(0, |last| last.searched);
             let batch = FOLDING.max_records;
             let waits = last.is_some_and(|last| last.at.elapsed() < RETRY_INTERVAL);
-            let mut returning = Returning { kafka, pool, chains, handle, chain, item, batch, searched };
+            let mut returning = Returning { kafka, pool, chains, handle, chain, item, batch, looks_ahead: false, searched };
             let is_due = if waits { returning.find_new_beginning().map(|found| found.is_some()) } else { Ok(true) };
             if let Some(last) = failed.get_mut(&key) {
                 (last.looked, last.searched) = (Instant::now(), returning.searched);
@@ -186,6 +186,8 @@ struct Returning<'a> {
     item: SetAside,
     /// Records per transaction: one after a fault, so that what comes before it is applied.
     batch: usize,
+    /// Replayed blocks are in one with what comes after them, which may tell whether they have left the chain since.
+    looks_ahead: bool,
     /// Up to this offset the chain does not begin anew.
     searched: i64,
 }
@@ -213,13 +215,17 @@ impl Returning<'_> {
                     self.batch = 1;
                     reader.seek(self.item.next_offset)?;
                 }
+                Some(_) if !self.looks_ahead => {
+                    self.looks_ahead = true;
+                    reader.seek(self.item.next_offset)?;
+                }
                 Some(fault) => {
                     self.skip_to_new_beginning(fault)?;
-                    self.batch = FOLDING.max_records;
+                    (self.batch, self.looks_ahead) = (FOLDING.max_records, false);
                     reader.seek(self.item.next_offset)?;
                 }
                 None if waiting.at_end => return self.handle.block_on(self.rejoin()),
-                None => {}
+                None => self.looks_ahead = false,
             }
         }
         Ok(false)
@@ -241,7 +247,10 @@ impl Returning<'_> {
         let mut waiting = Waiting { records: Vec::new(), next: self.item.next_offset, fault: None, at_end: false };
         let (mut bytes, mut passed) = (0, 0);
         let limit = self.limit()?;
-        while waiting.records.len() < self.batch && bytes < FOLDING.max_bytes && passed < MAX_PASSED {
+        let has_room = |records: &[Matches]| {
+            records.len() < self.batch || self.looks_ahead && records.last().is_some_and(|last| last.sequence == 0)
+        };
+        while has_room(&waiting.records) && bytes < FOLDING.max_bytes && passed < MAX_PASSED {
             let record = if waiting.next < limit { reader.next()?.filter(|record| record.offset() < limit) } else { None };
             let Some(record) = record else {
                 waiting.at_end = true;

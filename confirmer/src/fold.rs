@@ -2,10 +2,10 @@
 //!
 //! - A batch gives what its records give one at a time: it is applied block by block, in memory. Each payment that any of its blocks
 //!   can change is loaded and saved once.
-//! - Records of a chain form a stack. A record that does not continue the known head is a fault of its chain, which is set aside.
-//!   One that was applied before is passed over (`unapplied`), and whatever its sequence, a block that stands on the head by its parent
-//!   continues it. Over a gap the chain goes on where replayed blocks lead to by their parents, unless what was missed may have brought
-//!   other content for blocks in doubt.
+//! - Records of a chain form a stack. A record that does not continue the known head is a fault of its chain, which is set
+//!   aside. One that was applied before is passed over (`unapplied`), and whatever its sequence, a block that stands on the
+//!   head by its parent continues it. Over a gap the chain goes on where replayed blocks lead to by their parents, unless what
+//!   was missed may have brought other content for blocks in doubt.
 //! - The parts of a block may be in several batches: each is credited as it comes, and the block is the head with the last one. So
 //!   memory does not grow with a block, and a crash between parts continues with the next one.
 //! - An offset that is not where this writer left it fails the transaction: another instance has read on.
@@ -23,8 +23,13 @@ use topics::{Address, B256, BlockRef, ChainId, Kind, Matches, Topic};
 use uuid::Uuid;
 
 /// The stage's name and topic, and the limits of its batches.
-pub const FOLDING: FoldStage =
-    FoldStage { stage: "confirmer", topic: Topic::Matches, max_records: 256, max_bytes: 4 * 1024 * 1024 };
+pub const FOLDING: FoldStage = FoldStage {
+    stage: "confirmer",
+    topic: Topic::Matches,
+    max_records: 256,
+    max_bytes: 4 * 1024 * 1024,
+    on_return: Some(store::READ_AGAIN),
+};
 /// Payments in memory at once: each takes about 1 kB, may have an event, and has up to 16 kB of metadata, which is there twice while
 /// it is loaded.
 pub(crate) const MAX_PAYMENTS_IN_MEMORY: usize = 4_000;
@@ -82,8 +87,8 @@ pub(crate) async fn fold_chains(
     Ok(events)
 }
 
-/// Applies a chain's records, but for those that say nothing new. `orphans`, whose payment was not there when their block came, are
-/// credited first.
+/// Applies a chain's records, but for those that say nothing new. `orphans`, whose payment was not there when their block came,
+/// are credited first.
 pub(crate) async fn fold_chain(
     db: &impl GenericClient,
     chains: &Chains,
@@ -96,7 +101,11 @@ pub(crate) async fn fold_chain(
     let before = head.unwrap_or_else(|| head_before(records));
     let read = match continue_head(&before, records) {
         Some(reading) => Unapplied { new: records.to_vec(), remembered: records.to_vec(), reading, fault: None },
-        None => unapplied(&before, records, &mut store::applied_records(db, chain).await?),
+        None => {
+            let replayed = records.iter().filter(|record| record.sequence == 0 && !record.transfers.is_empty());
+            let left = store::left_blocks(db, chain, &replayed.map(|record| record.block.hash).collect::<Vec<_>>()).await?;
+            unapplied(&before, records, &mut store::applied_records(db, chain).await?, &left)
+        }
     };
     if let Some(fault) = read.fault {
         return Err(Failure::Halt(anyhow!("{fault}")));
@@ -111,8 +120,9 @@ pub(crate) async fn fold_chain(
     Ok(0)
 }
 
-/// Payments do not depend on each other. So where a batch can change very many (after a day of downtime one block expires a day's
-/// payments), they are applied slice by slice, all in the one transaction. Where its transfers are to very many, it is several batches.
+/// Payments do not depend on each other. So where a batch can change very many (after a day of downtime one block expires a
+/// day's payments), they are applied slice by slice, all in the one transaction. Where its transfers are to very many, it is
+/// several batches.
 async fn apply(
     db: &impl GenericClient,
     chains: &Chains,
@@ -140,7 +150,7 @@ async fn apply(
         }
         return Ok(events);
     }
-    store::remove_orphans(db, chain, &removed).await?;
+    store::remove_orphans(db, chain, &removed.keys().copied().collect::<Vec<_>>()).await?;
     let mut known = store::known_transfers(db, &scope).await?;
     let mut waiting = store::orphans_in(db, chain, scope.replayed_in_doubt()).await?;
     let mut parts = if touched.is_empty() { HashMap::new() } else { store::touched_parts(db, &scope).await? };
@@ -241,10 +251,12 @@ async fn lost_blocks(db: &impl GenericClient, chain: ChainId, records: &[&Matche
     Ok(lost)
 }
 
-/// Hashes of the blocks that the records take back, if they bring them again or not.
-fn removed_blocks(records: &[&Matches], lost: &LostBlocks) -> Vec<B256> {
-    let removed = records.iter().filter(|record| record.kind == Kind::Removed).map(|record| record.block.hash);
-    removed.chain(lost.numbers.keys().copied()).collect()
+/// Hashes of the blocks that the records take back, if they bring them again or not, and the sequences of those records.
+fn removed_blocks(records: &[&Matches], lost: &LostBlocks) -> HashMap<B256, u64> {
+    let begins = records.iter().rfind(|record| begins_anew(record)).map_or(0, |record| record.sequence);
+    let removed = records.iter().filter(|record| record.kind == Kind::Removed);
+    let removed = removed.map(|record| (record.block.hash, record.sequence));
+    lost.numbers.keys().map(|hash| (*hash, begins)).chain(removed).collect()
 }
 
 /// Credits orphans of one block, or of one part of it.

@@ -7,13 +7,14 @@
 //! is witnessed is known by its hash. Whatever else does not continue the head is new as well: it is for the fold to refuse. So nothing in
 //! doubt stands under a hash that was told with other content.
 //!
-//! Nor does it where that was lost before it was read. Sequences tell whether records are missing before one, and what is in doubt then has
-//! to be said again, by it and those that follow, or by replayed blocks before: that blocks lead on by their parents says nothing of what
-//! they hold.
+//! Nor does it where that was lost before it was read. Sequences tell whether records are missing before one, and what is in
+//! doubt then has to be said again, by it and those that follow, or by replayed blocks before: that blocks lead on by their
+//! parents says nothing of what they hold.
 
 use payments::store::{AppliedRecords, ChainHead, OpenBlock, Reading};
+use std::collections::HashMap;
 use std::fmt::{self, Display, Formatter};
-use topics::{BlockRef, Kind, Matches};
+use topics::{B256, BlockRef, Kind, Matches};
 
 /// Whether a record says that its chain begins anew.
 pub(crate) fn begins_anew(record: &Matches) -> bool {
@@ -26,14 +27,14 @@ pub(crate) fn head_before(records: &[&Matches]) -> ChainHead {
     ChainHead { sequence: first, reading: Reading { sequence: first, ..Reading::default() }, ..ChainHead::default() }
 }
 
-/// How far a chain is read, if each record continues the one before, and the first one the head, under the next sequence: none of them
-/// was applied before, none is missing, and none says again what is in doubt.
+/// How far a chain is read, if each record continues the one before, and the first one the head, under the next sequence: none
+/// of them was applied before, none is missing, and none says again what is in doubt.
 pub(crate) fn continue_head(head: &ChainHead, records: &[&Matches]) -> Option<Reading> {
     let mut head = *head;
     for record in records {
         let continues = match record.sequence {
-            0 => !head.has_in_doubt(record),
-            _ => !head.reading.again && is_next(&head, record) && is_read_next(&head, record),
+            0 => head.reading.again == Some(false) && !head.has_in_doubt(record),
+            _ => head.reading.again == Some(false) && is_next(&head, record) && is_read_next(&head, record),
         };
         if !continues {
             return None;
@@ -61,6 +62,8 @@ pub(crate) struct Unapplied<'a> {
 pub(crate) enum Fault<'a> {
     /// It brings its block with another one than was applied.
     OtherContent(&'a Matches),
+    /// It is a replayed block that has left the chain since it was applied, and may be read from before it has.
+    Left(&'a Matches, u64),
     /// Some before it are missing, and it says nothing of blocks above this one that may have another content by now.
     Missing(&'a Matches, u64),
 }
@@ -70,32 +73,47 @@ impl Display for Fault<'_> {
         match self {
             Self::OtherContent(Matches { chain, sequence, block, .. }) => write!(
                 f,
-                "record {sequence} of chain {chain} brings block {block} with other content than was applied when too few endpoints had \
-                 given it"
+                "record {sequence} of chain {chain} brings block {block} with other content than was applied when too few \
+                 endpoints had given it"
+            ),
+            Self::Left(Matches { chain, block, .. }, sequence) => write!(
+                f,
+                "replayed block {block} has left chain {chain} with record {sequence}, and nothing tells yet whether it was \
+                 replayed after that"
             ),
             Self::Missing(Matches { chain, sequence, block, .. }, known) => write!(
                 f,
-                "records of chain {chain} before {sequence}, of block {block}, are missing: they may have brought other content for blocks \
-                 above {known} than was applied when too few endpoints had given them, and nothing says again what was"
+                "records of chain {chain} before {sequence}, of block {block}, are missing: they may have brought other content \
+                 for blocks above {known} than was applied when too few endpoints had given them, and nothing says again what was"
             ),
         }
     }
 }
 
-/// Tells the records that were not applied from those that were, up to a fault. `applied` gets all, so that they are known when they are
-/// read once more.
-pub(crate) fn unapplied<'a>(head: &ChainHead, records: &[&'a Matches], applied: &mut AppliedRecords) -> Unapplied<'a> {
+/// Tells the records that were not applied from those that were, up to a fault. `applied` gets all, so that they are known when
+/// they are read once more. `gone` are the replayed blocks that have left the chain, with the sequences of the records that
+/// removed them.
+pub(crate) fn unapplied<'a>(
+    head: &ChainHead,
+    records: &[&'a Matches],
+    applied: &mut AppliedRecords,
+    gone: &HashMap<B256, u64>,
+) -> Unapplied<'a> {
     let (mut head, mut left) = (*head, Unapplied::default());
     for (place, record) in records.iter().enumerate() {
         let rest = &records[place + 1..];
         let news = news(&head, record, rest, applied);
         if let News::Known = news {
             if record.sequence != 0 {
-                head.reading = Reading { sequence: record.sequence, again: !applied.ends_with(record), ..head.reading };
+                head.reading = Reading { sequence: record.sequence, again: Some(!applied.ends_with(record)), ..head.reading };
             }
             continue;
         }
-        left.fault = find_fault(&head, record, &news, applied);
+        let removed_by = gone.get(&record.block.hash).copied().filter(|_| record.sequence == 0);
+        left.fault = match removed_by.filter(|sequence| head.reading.may_precede(*sequence)) {
+            Some(sequence) => Some(Fault::Left(record, sequence)),
+            None => find_fault(&head, record, &news, applied),
+        };
         if left.fault.is_some() {
             break;
         }
@@ -126,7 +144,7 @@ fn find_fault<'a>(head: &ChainHead, record: &'a Matches, news: &News, applied: &
     if is_new && record.kind == Kind::Added && !continues(head, record) && applied.has_block(record) {
         return Some(Fault::OtherContent(record));
     }
-    let is_next = is_read_next(head, record) && !(head.reading.again && applied.has_flipped());
+    let is_next = is_read_next(head, record) && (head.reading.again == Some(false) || !applied.has_flipped());
     let known = said_again(head).unwrap_or(head.known_by_hash());
     // Of what lies higher, but not above the head, it and those that follow say all again.
     let is_missing = !is_next && !begins_anew(record) && number_below(record).min(head.number) > known;
@@ -156,8 +174,8 @@ fn said_again(head: &ChainHead) -> Option<u64> {
     (head.hash == Some(hash)).then_some(number)
 }
 
-/// Whether a replayed block has the content that was applied of it while it was in doubt, and leads on from one of which that is known. It
-/// is final, and as many endpoints have given it as a block needs witnesses. One in parts does not count.
+/// Whether a replayed block has the content that was applied of it while it was in doubt, and leads on from one of which that
+/// is known. It is final, and as many endpoints have given it as a block needs witnesses. One in parts does not count.
 fn says_again(head: &ChainHead, record: &Matches, applied: &AppliedRecords) -> bool {
     let leads_on = head.reading.said.is_some_and(|said| said.hash == record.parent)
         || record.block.number == head.known_by_hash().saturating_add(1);
@@ -231,7 +249,7 @@ fn continues(head: &ChainHead, record: &Matches) -> bool {
 /// Takes a record as read.
 fn read(head: &mut ChainHead, record: &Matches) {
     if record.sequence != 0 {
-        head.reading = Reading { sequence: record.sequence, again: false, ..head.reading };
+        head.reading = Reading { sequence: record.sequence, again: Some(false), ..head.reading };
     }
 }
 

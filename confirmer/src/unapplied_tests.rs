@@ -39,6 +39,8 @@ fn paying(record: Matches, amount: u64) -> Matches {
 struct Chain {
     head: ChainHead,
     applied: AppliedRecords,
+    /// Replayed blocks that have left it, with the sequences of the records that removed them.
+    gone: HashMap<B256, u64>,
 }
 
 impl Chain {
@@ -58,6 +60,7 @@ impl Chain {
                 reading: Reading { sequence: 9, ..Reading::default() },
             },
             applied: AppliedRecords::default(),
+            gone: HashMap::new(),
         };
         chain.applied.insert(&record(9, Added, 9, 0));
         chain
@@ -71,7 +74,7 @@ impl Chain {
                 records.iter().for_each(|record| self.applied.insert(record));
                 Unapplied { new: records, reading, ..Unapplied::default() }
             }
-            None => unapplied(&self.head, &records, &mut self.applied),
+            None => unapplied(&self.head, &records, &mut self.applied, &self.gone),
         };
         let mut new = Vec::new();
         for record in left.new {
@@ -82,7 +85,9 @@ impl Chain {
             new.push(record.sequence);
         }
         self.head.reading = left.reading;
-        let refused = left.fault.map(|(Fault::OtherContent(record) | Fault::Missing(record, _))| record.sequence);
+        let refused = left
+            .fault
+            .map(|(Fault::OtherContent(record) | Fault::Missing(record, _) | Fault::Left(record, _))| record.sequence);
         (new, refused)
     }
 }
@@ -279,6 +284,28 @@ fn a_replayed_block_that_left_the_chain_is_not_applied_again() {
     assert!(!chain.applied.has(&applied[1]));
 }
 
+/// A batch may end between them.
+#[test]
+fn a_replayed_block_is_not_applied_before_it_is_known_whether_it_has_left_the_chain_since() {
+    let applied = [record(10, Added, 10, 0), record(0, Replayed, 7, 0), record(30, Replayed, 6, 0), record(31, Added, 11, 0)];
+    let mut chain = Chain::new();
+    chain.apply(&applied);
+    chain.gone.insert(hash(7, 0), 30);
+    // A backfill brings it again after it has left.
+    assert_eq!(chain.clone().apply(&applied[1..2]), (vec![0], None));
+    let mut back = chain.clone();
+    assert_eq!(back.apply(&applied[..1]), (vec![], None), "it is read again from here on");
+    assert_eq!(back.clone().apply(&applied[1..2]), (vec![], Some(0)));
+    assert_eq!(back.clone().apply(&applied[1..]), (vec![], None), "what removed it comes with it");
+    assert_eq!(back.apply(&applied[2..3]), (vec![], None));
+    assert_eq!(back.apply(&applied[1..2]), (vec![0], None), "after what removed it");
+    // Nor is it where the stage has gone back, to nobody knows where.
+    chain.head.reading.again = None;
+    assert_eq!(chain.clone().apply(&applied[1..2]), (vec![], Some(0)));
+    assert_eq!(chain.clone().apply(&[record(0, Replayed, 5, 0)]), (vec![0], None), "another block");
+    assert_eq!(chain.apply(&[record(32, Added, 12, 0), record(0, Replayed, 7, 0)]), (vec![32, 0], None));
+}
+
 /// Blocks 10, which is witnessed, and those above it, which are not; the last one's number is 9 + `blocks`.
 fn in_doubt(blocks: u64) -> Vec<Matches> {
     let below = Matches { witnessed: Some(10), ..record(10, Added, 10, 0) };
@@ -305,7 +332,8 @@ fn what_is_in_doubt_stands_over_a_gap_only_if_it_is_said_again() {
     assert_eq!(refused(&applied, &[paying(again[0].clone(), 1), again[1].clone()]), Some(14), "with other content");
     let known = [applied.as_slice(), &[witnessed(record(12, Tags, 11, 0))]].concat();
     assert_eq!(news(&known, &[record(15, Added, 12, 0)]), [15], "nothing is in doubt");
-    // Other records that were lost may have been of the block below the head, which took its successor with it and brought it again.
+    // Other records that were lost may have been of the block below the head, which took its successor with it and brought it
+    // again.
     let applied = in_doubt(3);
     for next in [record(15, Added, 12, 0), record(15, Removed, 12, 0), record(15, Tags, 12, 0)] {
         assert_eq!(refused(&applied, &[next.clone(), record(16, Added, 13, 0)]), Some(15), "{next:?}");

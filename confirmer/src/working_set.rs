@@ -173,8 +173,8 @@ impl<'a> WorkingSet<'a> {
         })
     }
 
-    /// Checks that a replayed block has all that was applied of it while too few endpoints had given it. By now enough have: what it
-    /// lacks is not on the chain. One in parts has what was applied, or is refused by [`unapplied`](crate::unapplied).
+    /// Checks that a replayed block has all that was applied of it while too few endpoints had given it. By now enough have:
+    /// what it lacks is not on the chain. One in parts has what was applied, or is refused by [`unapplied`](crate::unapplied).
     pub fn check_replayed(&self, cause: &Cause, record: &Matches) -> Result<(), Failure> {
         if record.parts > 1 {
             return Ok(());
@@ -190,8 +190,8 @@ impl<'a> WorkingSet<'a> {
         let mut stand = known.chain(orphans).filter(|(.., transfer)| transfer.id.block == cause.block.hash);
         match stand.find(|applied| !is_said(*applied)).map(|(.., transfer)| transfer) {
             Some(Transfer { id, to, .. }) => Err(Failure::Halt(anyhow!(
-                "the replayed block lacks what was applied of it when too few endpoints had given it, such as the transfer to {to} in \
-                 transaction {}",
+                "the replayed block lacks what was applied of it when too few endpoints had given it, such as the transfer to \
+                 {to} in transaction {}",
                 id.transaction
             ))),
             None => Ok(()),

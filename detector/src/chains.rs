@@ -21,8 +21,8 @@ use topics::{ChainId, Topic};
 
 /// How long a look at what was matched waits for open transactions. What lasts longer holds the partition.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A backfill that closes a gap begins so many blocks below it. As many may be in doubt, since witnesses of them were not told before the
-/// gap: the confirmer goes on over it only if they are said again.
+/// A backfill that closes a gap begins so many blocks below it. As many may be in doubt, since witnesses of them were not told
+/// before the gap: the confirmer goes on over it only if they are said again.
 const MAX_IN_DOUBT: u64 = 64;
 
 /// A partition to be read again from where a chain goes on.

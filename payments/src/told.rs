@@ -6,9 +6,9 @@
 //! number above all that were. A payment that comes back after its blocks have passed, whose transfers were orphans meanwhile, is
 //! confirmed or expires at a later block than it was told: that says nothing new as long as its status is the one that was told last.
 //!
-//! A cancellation comes from no block. It is applied again in its place: when the events of the payment's own chain that were told
-//! before it have been made. Some never are, as those of a transfer that does not count any more: so it is once the chain is past all that
-//! can be made again, too.
+//! A cancellation comes from no block. It is applied again in its place: when the events of the payment's own chain that were
+//! told before it have been made. Some never are, as those of a transfer that does not count any more: so it is once the chain
+//! is past all that can be made again, too.
 
 use crate::events::event_record;
 use crate::lifecycle::{Event, EventKind, Head, Input, Step, StepError, step};
@@ -27,7 +27,8 @@ pub struct ToldEvents {
     /// Numbers of those that were made again, or given up.
     made: Vec<u64>,
     contradicted: bool,
-    /// A block of the payment's chain that is later, in Unix seconds, comes after all that can be made again; none while that is not known.
+    /// A block of the payment's chain that is later, in Unix seconds, comes after all that can be made again; none while that
+    /// is not known.
     ends: Option<u64>,
     /// There was such a block.
     is_past: bool,
@@ -73,8 +74,8 @@ impl ToldEvents {
         }
     }
 
-    /// Says which block of the payment's chain comes after all that can be made again: one that is later than `ends`, in Unix seconds. The
-    /// chain is at `head`.
+    /// Says which block of the payment's chain comes after all that can be made again: one that is later than `ends`, in Unix
+    /// seconds. The chain is at `head`.
     pub fn end_after(&mut self, ends: Option<u64>, head: Option<u64>) {
         self.ends = ends;
         self.is_past |= head > ends && ends.is_some();

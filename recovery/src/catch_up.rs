@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 /// The stage that restores, as far as others see it, and the limits of its transactions.
 pub const RESTORING: FoldStage =
-    FoldStage { stage: "recovery", topic: Topic::Intents, max_records: 20_000, max_bytes: 64 * 1024 * 1024 };
+    FoldStage { stage: "recovery", topic: Topic::Intents, max_records: 20_000, max_bytes: 64 * 1024 * 1024, on_return: None };
 
 /// The topics that Postgres is compared with.
 pub const COMPARED: [Topic; 2] = [Topic::Events, Topic::Intents];

@@ -44,6 +44,8 @@ pub struct FoldStage {
     pub max_records: usize,
     /// Bytes of values per batch.
     pub max_bytes: usize,
+    /// A statement for where its offset goes back: what comes next may have been applied before.
+    pub on_return: Option<&'static str>,
 }
 
 /// The offsets of a batch in a partition.
@@ -190,8 +192,14 @@ impl FoldStage {
                    )
                    SELECT FROM lowered";
         let Span { topic, partition, from, next, last: _ } = span;
-        let lowered = pool.get().await?.query_opt(sql, &[&self.stage, &topic, &partition, &from, &next]).await?;
-        Ok(lowered.is_some())
+        let mut client = pool.get().await?;
+        let tx = client.transaction().await?;
+        let is_lowered = tx.query_opt(sql, &[&self.stage, &topic, &partition, &from, &next]).await?.is_some();
+        if let Some(statement) = self.on_return.filter(|_| is_lowered) {
+            tx.batch_execute(statement).await?;
+        }
+        tx.commit().await?;
+        Ok(is_lowered)
     }
 
     /// Topic, partition and offset of a record, for error messages.

@@ -21,7 +21,7 @@ use topics::{Topic, frame};
 use uuid::Uuid;
 
 pub const FOLDING: FoldStage =
-    FoldStage { stage: "webhooks", topic: Topic::Events, max_records: 512, max_bytes: 4 * 1024 * 1024 };
+    FoldStage { stage: "webhooks", topic: Topic::Events, max_records: 512, max_bytes: 4 * 1024 * 1024, on_return: None };
 /// An endpoint gets events written after it was created. The relay's clock says when an event was written, Postgres's when an
 /// endpoint was created; they may differ by this.
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);

@@ -451,7 +451,7 @@ async fn a_deleted_endpoint_is_seen_by_nobody_and_sent_nothing() -> Result<()> {
 async fn an_offset_that_was_taken_back_is_noticed() -> Result<()> {
     let lab = Lab::without_topics().await?;
     let db = runtime::db::pool(&lab.env["DATABASE_URL"], 1)?.get().await?;
-    let folding = FoldStage { stage: "lab", topic: Topic::Events, max_records: 1, max_bytes: 1 };
+    let folding = FoldStage { stage: "lab", topic: Topic::Events, max_records: 1, max_bytes: 1, on_return: None };
     let claim = async |from: i64, next: i64| folding.claim(&db, &Span { from, next, ..Span::default() }).await;
     ensure!(claim(10, 15).await.is_err(), "offset 10, and nothing tells of the ten before it");
     claim(0, 10).await.map_err(failed)?;

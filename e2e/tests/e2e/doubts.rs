@@ -1,11 +1,11 @@
-//! A block that too few endpoints have given is in doubt: it may come again under its hash with other content. What was applied of it is
-//! not confirmed by what is lost or replayed since.
+//! A block that too few endpoints have given is in doubt: it may come again under its hash with other content. What was applied
+//! of it is not confirmed by what is lost or replayed since.
 
 use crate::books::{Books, CHAINS, X, X_LISTED, block, block_hash, chains, failed, payments};
 use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
 use e2e::Stack;
-use payments::{Payment, Status};
+use payments::{Payment, Status, store};
 use topics::{Address, Amount, B256, Kind, Matches, Source, Transfer, TransferId};
 
 /// Blocks 1, which is witnessed, and 2, which is in doubt and pays a payment.
@@ -119,4 +119,40 @@ async fn a_replayed_block_in_doubt_without_what_was_applied_of_it_is_refused() -
     ensure!(outcome.is_err_and(|error| error.to_string().contains("lacks")), "an orphan");
     let (outcome, _) = doubt.after(&orphan, &[replayed(orphan[1].transfers.clone()), witnessed(3, 3)], 1).await?;
     outcome
+}
+
+/// Kafka has lost the end of a topic. A batch may end between a replayed block and the new beginning that took it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_block_that_has_left_the_chain_is_not_credited_where_it_is_read_again() -> Result<()> {
+    let doubt = Doubt::start().await?;
+    let beginning = Matches { kind: Kind::Replayed, ..witnessed(30, 1) };
+    let all = [witnessed(1, 3), replayed(doubt.lie()), beginning, witnessed(31, 4)];
+    let left = async |read: &[&[Matches]], goes_back| {
+        let mut books = Books::open(&doubt.stack, usize::MAX).await?;
+        books.apply(&doubt.chains, &all).await.map_err(failed)?;
+        if goes_back {
+            books.pool.get().await?.batch_execute(store::READ_AGAIN).await?;
+        }
+        let mut outcome = Ok(());
+        for records in read {
+            if outcome.is_ok() {
+                outcome = books.apply(&doubt.chains, records).await;
+            }
+        }
+        let now = books.all().await?.remove(&doubt.payment.id).context("the payment")?;
+        Ok::<_, anyhow::Error>((outcome.map_err(|failure| failed(failure).to_string()), now.status()))
+    };
+    for (read, goes_back) in [(&[&all[..1], &all[1..2]] as &[_], false), (&[&all[1..2]], true), (&[&all[..2]], true)] {
+        let (outcome, status) = left(read, goes_back).await?;
+        ensure!(outcome.as_ref().is_err_and(|error| error.contains("has left chain")), "{outcome:?}: {read:?}");
+        ensure!(status == Status::Pending, "{status}: {read:?}");
+    }
+    for read in [&[&all[..1], &all[1..]] as &[_], &[&all[..]], &[&all[1..3], &all[3..]]] {
+        ensure!(left(read, true).await? == (Ok(()), Status::Pending), "what removed it comes with it: {read:?}");
+    }
+    // A backfill brings it again, after what removed it.
+    for (read, goes_back) in [(&[&all[1..2]] as &[_], false), (&[&all[..], &all[1..2]], true)] {
+        ensure!(left(read, goes_back).await? == (Ok(()), Status::Confirmed), "{read:?}");
+    }
+    Ok(())
 }

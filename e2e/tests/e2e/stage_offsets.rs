@@ -10,7 +10,8 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use topics::Topic;
 
-const FOLDING: FoldStage = FoldStage { stage: "lab", topic: Topic::Events, max_records: 100, max_bytes: 1 << 20 };
+const FOLDING: FoldStage =
+    FoldStage { stage: "lab", topic: Topic::Events, max_records: 100, max_bytes: 1 << 20, on_return: None };
 
 /// Publishes so many records to one partition.
 async fn publish(kafka: &Kafka, count: usize) -> Result<()> {

@@ -37,7 +37,8 @@ impl AppliedRecords {
         self.last == Some(RecordIds::of(record).whole)
     }
 
-    /// Whether what was told of some block has changed: then a record may be among them though what it says does not stand any more.
+    /// Whether what was told of some block has changed: then a record may be among them though what it says does not stand any
+    /// more.
     pub const fn has_flipped(&self) -> bool {
         self.has_flipped
     }

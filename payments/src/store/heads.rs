@@ -34,8 +34,8 @@ pub struct ChainHead {
 }
 
 impl ChainHead {
-    /// Number of the highest block that its hash alone tells from any other. Those above, up to the head, may come again with another
-    /// content: too few endpoints have given them.
+    /// Number of the highest block that its hash alone tells from any other. Those above, up to the head, may come again with
+    /// another content: too few endpoints have given them.
     pub fn known_by_hash(&self) -> u64 {
         let witnessed = || self.witnessed.unwrap_or(self.first.saturating_sub(1)).min(self.number);
         self.hash.map_or(self.number, |_| witnessed())
@@ -48,16 +48,33 @@ impl ChainHead {
     }
 }
 
+/// The statement for where the records of chains are read from an earlier place on.
+pub const READ_AGAIN: &str = "UPDATE chain_heads SET reads_again = NULL";
+
 /// How far the records of a chain were read, whether they were applied or passed over for what they say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// Of the last one.
     pub sequence: u64,
-    /// It had been read before, as had others that come after it.
-    pub again: bool,
-    /// The last of the replayed blocks that lead, by their parents, from a block that is known by its hash on, and have the content that
-    /// was applied.
+    /// Whether it had been read before, as had others that come after it; none if the stage has gone back since, to nobody
+    /// knows where.
+    pub again: Option<bool>,
+    /// The last of the replayed blocks that lead, by their parents, from a block that is known by its hash on, and have the
+    /// content that was applied.
     pub said: Option<BlockRef>,
+}
+
+impl Reading {
+    /// Whether what comes next may come before the record with this sequence, which was read before.
+    pub fn may_precede(&self, sequence: u64) -> bool {
+        self.again.is_none_or(|again| again && self.sequence < sequence)
+    }
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self { sequence: 0, again: Some(false), said: None }
+    }
 }
 
 /// A block of which some parts were applied.
@@ -114,7 +131,8 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
         .prepare_cached(
             "INSERT INTO chain_heads
                  (chain_id, sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,
-                  unwitnessed_since, bridge_number, bridge_hash, open_part, open_hash, read_sequence, reads_again, said_number, said_hash)
+                  unwitnessed_since, bridge_number, bridge_hash, open_part, open_hash, read_sequence, reads_again, said_number,
+                  said_hash)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, CASE WHEN $9 >= $4::bigint THEN NULL ELSE now() END, $10, $11, $12,
                  $13, $14, $15, $16, $17)
              ON CONFLICT (chain_id) DO UPDATE SET sequence = EXCLUDED.sequence, first_number = EXCLUDED.first_number,
@@ -248,4 +266,17 @@ pub async fn witnessed(db: &impl GenericClient) -> Result<HashMap<ChainId, Witne
 fn read_number(row: &Row) -> Result<(ChainId, u64), Failure> {
     let (chain, number) = (u64::try_from(row.get::<_, i64>(0)), u64::try_from(row.get::<_, i64>(1)));
     Ok((ChainId(chain.map_err(Failure::halt)?), number.map_err(Failure::halt)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_too_few_endpoints_have_given_is_not_known_by_its_hash() {
+        let head = ChainHead { first: 10, number: 20, hash: Some(B256::ZERO), ..ChainHead::default() };
+        let at = |witnessed| ChainHead { witnessed, ..head }.known_by_hash();
+        assert_eq!([at(Some(20)), at(Some(17)), at(Some(30)), at(None)], [20, 17, 20, 9]);
+        assert_eq!(ChainHead { hash: None, ..head }.known_by_hash(), 20, "no block is left, or the chain has begun anew");
+    }
 }

@@ -26,8 +26,8 @@ mod transfers;
 pub use applied::{AppliedRecords, applied_records, remember_records};
 pub use deposit_addresses::{deposit_addresses, find_address, insert_addresses, list_addresses, lock_customer_address};
 pub use heads::{
-    ChainDepth, ChainHead, OpenBlock, Reading, Witnessed, chain_depths, head_numbers, head_timestamps, lock_head, save_head,
-    witnessed,
+    ChainDepth, ChainHead, OpenBlock, READ_AGAIN, Reading, Witnessed, chain_depths, head_numbers, head_timestamps, lock_head,
+    save_head, witnessed,
 };
 pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
 pub use issued::{issued_addresses, issued_payments, origins};
@@ -48,6 +48,6 @@ pub use restore::{RestoredRows, lost_ids, restore_issued};
 pub use told::{forget_told_events, is_behind_told_events, keep_told_events, told_events};
 pub use touched::{BatchScope, touched_payments};
 pub use transfers::{
-    KnownTransfer, TransferOwner, TransferRow, known_transfers, list_transfers, remove_transfers, save_transfers,
+    KnownTransfer, TransferOwner, TransferRow, known_transfers, left_blocks, list_transfers, remove_transfers, save_transfers,
     unexpected_transfers,
 };

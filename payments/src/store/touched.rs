@@ -33,7 +33,8 @@ pub struct BatchScope<'a> {
     /// The transactions with its transfers, by block and source, with the lowest and the highest index of those. A block in parts has
     /// more, also of one transaction.
     pub(super) transactions: BTreeMap<(B256, B256, Source), (u32, u32)>,
-    /// Hashes of the blocks that it replays and that may come with other content than was applied: too few endpoints had given them.
+    /// Hashes of the blocks that it replays and that may come with other content than was applied: too few endpoints had given
+    /// them.
     pub(super) replayed_in_doubt: Vec<&'a [u8]>,
     /// Hashes of the blocks that it takes back, and their numbers with those that the chain skips below them: all that the head
     /// falls from.

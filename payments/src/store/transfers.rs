@@ -84,8 +84,8 @@ const KNOWN_COLUMNS: &str =
     t.token_address, t.sender, t.amount::text, t.listed, t.below_minimum, NOT t.removed, coalesce(p.address, d.address)";
 const OWNERS: &str = "LEFT JOIN payments p ON p.id = t.payment_id LEFT JOIN deposit_addresses d ON d.id = t.deposit_address";
 
-/// The transfers that are known of the transactions that a batch adds or replays, and those that stand of the blocks in doubt that it
-/// replays: usually none.
+/// The transfers that are known of the transactions that a batch adds or replays, and those that stand of the blocks in doubt
+/// that it replays: usually none.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid transfer.
@@ -96,8 +96,8 @@ pub async fn known_transfers(
     let mut rows = Vec::new();
     let asked = &scope.transactions;
     if !asked.is_empty() {
-        // A transaction may have hundreds of thousands, which come in parts of the block. Without OFFSET the planner may join what it
-        // has read of the whole chain.
+        // A transaction may have hundreds of thousands, which come in parts of the block. Without OFFSET the planner may join
+        // what it has read of the whole chain.
         let sql = format!(
             "SELECT {KNOWN_COLUMNS}
              FROM unnest($2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::bigint[])
@@ -144,20 +144,42 @@ fn read_known(row: &Row) -> Result<KnownTransfer, Failure> {
     })
 }
 
-/// Marks the transfers of removed blocks.
+/// Marks the transfers of removed blocks, with the sequence of the record that removed each.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn remove_transfers(db: &impl GenericClient, chain: ChainId, blocks: &[B256]) -> Result<(), Failure> {
+pub async fn remove_transfers(db: &impl GenericClient, chain: ChainId, blocks: &HashMap<B256, u64>) -> Result<(), Failure> {
     if blocks.is_empty() {
         return Ok(());
     }
     let statement = db
-        .prepare_cached("UPDATE transfers SET removed = true WHERE chain_id = $1 AND block_hash = ANY($2) AND NOT removed")
+        .prepare_cached(
+            "UPDATE transfers SET removed = true, removed_by = (
+                 SELECT sequence FROM unnest($2::bytea[], $3::bigint[]) AS gone (hash, sequence)
+                 WHERE hash = block_hash LIMIT 1)
+             WHERE chain_id = $1 AND block_hash = ANY($2) AND NOT removed",
+        )
         .await?;
-    let blocks: Vec<&[u8]> = blocks.iter().map(|hash| hash.as_slice()).collect();
-    db.execute(&statement, &[&bigint(chain.0), &blocks]).await?;
+    let hashes: Vec<&[u8]> = blocks.keys().map(|hash| hash.as_slice()).collect();
+    let sequences: Vec<i64> = blocks.values().map(|sequence| bigint(*sequence)).collect();
+    db.execute(&statement, &[&bigint(chain.0), &hashes, &sequences]).await?;
     Ok(())
+}
+
+/// Those of these blocks that have left the chain, with the sequence of the record that removed each.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid hash.
+pub async fn left_blocks(db: &impl GenericClient, chain: ChainId, blocks: &[B256]) -> Result<HashMap<B256, u64>, Failure> {
+    if blocks.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let sql = "SELECT block_hash, max(removed_by) FROM transfers WHERE chain_id = $1 AND block_hash = ANY($2)
+               GROUP BY block_hash HAVING bool_and(removed)";
+    let blocks: Vec<&[u8]> = blocks.iter().map(|hash| hash.as_slice()).collect();
+    let rows = db.query(&db.prepare_cached(sql).await?, &[&bigint(chain.0), &blocks]).await?;
+    let read = |row: &Row| Ok((read_hash("block_hash", row.get(0))?, row.get::<_, Option<i64>>(1).map_or(0, unsigned)));
+    rows.iter().map(read).collect()
 }
 
 /// Inserts transfers. One that is known is on the chain again, maybe with other content, or of a token that chains.yaml lists by

@@ -172,12 +172,8 @@ impl OutboxFront {
         if is_due {
             self.looked = Some(Instant::now());
         }
-        if let Some((id, _)) = self.next.take_if(|(_, before)| *before <= oldest) {
-            self.id = id;
-        }
-        if let Some(lowest) = lowest.filter(|lowest| *lowest < self.id) {
-            tracing::error!("the outbox has the event {lowest} below {}, where none can be", self.id);
-            (self.id, self.next) = (lowest, None);
+        if self.see(lowest, oldest) {
+            tracing::error!("the outbox has the event {}, below where none can be", self.id);
         }
         let to = lowest.unwrap_or(self.claimed);
         if self.next.is_none() && to > self.id {
@@ -187,6 +183,20 @@ impl OutboxFront {
             self.next = Some((to, own));
         }
         Ok(row.get(0))
+    }
+
+    /// Takes in the lowest event that a look has found, and the oldest transaction that was open then. Returns whether the
+    /// event is where none can be.
+    fn see(&mut self, lowest: Option<i64>, oldest: i64) -> bool {
+        if let Some(lowest) = lowest.filter(|lowest| *lowest < self.id) {
+            (self.id, self.next) = (lowest, None);
+            return true;
+        }
+        if let Some((to, _)) = self.next.take_if(|(_, before)| *before <= oldest) {
+            // One that was waited for may have written below.
+            self.id = lowest.map_or(to, |lowest| lowest.min(to));
+        }
+        false
     }
 }
 
@@ -201,4 +211,24 @@ pub(super) fn read_event(event: &[u8]) -> Result<PaymentEvent, Failure> {
 /// When the database fails.
 pub async fn first_claimed_batch(db: &impl GenericClient) -> Result<Option<i64>, Failure> {
     Ok(db.query_one("SELECT min(batch) FROM outbox WHERE batch IS NOT NULL", &[]).await?.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_writer_that_was_waited_for_has_written_is_no_fault_and_is_not_passed_over() {
+        // It is to move to 20 once all before transaction 7 have ended; one of these wrote the event 12.
+        let waiting = || OutboxFront { id: 10, next: Some((20, 7)), ..OutboxFront::default() };
+        let mut front = waiting();
+        assert!(!front.see(Some(20), 6) && front.id == 10, "one is open still");
+        assert!(!front.see(Some(12), 7) && front.id == 12, "{front:?}");
+        let mut front = waiting();
+        assert!(!front.see(None, 7) && front.id == 20, "none has written anything");
+        let mut front = waiting();
+        assert!(!front.see(Some(31), 7) && front.id == 20, "what is above was not waited for");
+        let mut front = waiting();
+        assert!(front.see(Some(9), 7) && front.id == 9 && front.next.is_none(), "below where it was none can be");
+    }
 }

@@ -4,8 +4,9 @@
 //! one, and an address whose look-ups find nothing is refused before the next. Keys that do not work are remembered apart from those
 //! that do ([`UnknownKeys`]).
 //!
-//! A key that is known is looked up again in a task, for which requests only wait: one that leaves early can't keep the answer from
-//! those that follow. The cache also collects when each key was last used, and writes that in batches.
+//! Each key is looked up in a task, for which requests only wait: one that leaves early can't keep the answer from those that
+//! follow, and frees no connection whose statement runs still. The cache also collects when each key was last used, and writes
+//! that in batches.
 
 use crate::grant::{Grant, rate_limiter};
 use crate::keys::{KeyHash, KeyId, Scope, hash_key};
@@ -21,7 +22,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq as _;
 use time::OffsetDateTime;
-use tokio::sync::Mutex as AsyncMutex;
 use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
 
@@ -31,8 +31,8 @@ const KEY_CACHE_TTL: Duration = Duration::from_secs(5);
 const MAX_BELIEF: Duration = Duration::from_secs(10);
 /// Longer than any look-up takes that is well.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Look-ups of new keys that may wait for a connection.
-const MAX_WAITING: usize = 200;
+/// Look-ups of new keys at a time: those that wait for a connection, and those that have one.
+const MAX_UNDER_WAY: usize = 200;
 /// Keys that are read at the start: 20 MB of memory at most.
 const MAX_FILLED: usize = 50_000;
 /// How often `api_keys.last_used_at` is written.
@@ -44,19 +44,19 @@ struct CachedGrant {
     /// When the last look-up that was answered ended.
     answered: Instant,
     /// The last look-up that was begun since.
-    refresh: Option<Refresh>,
+    refresh: Option<LookUp>,
     /// `None` once it is written.
     last_use: Option<OffsetDateTime>,
 }
 
-/// A look-up of a key that is known.
-type Refresh = SharedTask<Result<Option<Arc<Grant>>, Arc<Failure>>>;
+/// A look-up of a key.
+type LookUp = SharedTask<Result<Option<Arc<Grant>>, Arc<Failure>>>;
 
 /// What is known of a key.
 enum Known {
     Believed(Arc<Grant>),
     /// Its answer has to be waited for.
-    Asked(Refresh),
+    Asked(LookUp),
 }
 
 /// Why a key is refused.
@@ -85,7 +85,7 @@ pub struct KeyCache {
     grants: Mutex<HashMap<KeyId, CachedGrant>>,
     unknown: UnknownKeys,
     /// The new keys that are being looked up, each once.
-    under_way: Mutex<HashMap<KeyHash, Arc<AsyncMutex<()>>>>,
+    under_way: Mutex<HashMap<KeyHash, LookUp>>,
     attempts: FailedAttempts,
     /// Requests per second for a key without a limit of its own; `None` is no limit.
     default_rate_limit: Option<NonZeroU32>,
@@ -104,7 +104,7 @@ impl KeyCache {
         locked(&self.grants)
     }
 
-    fn under_way(&self) -> MutexGuard<'_, HashMap<KeyHash, Arc<AsyncMutex<()>>>> {
+    fn under_way(&self) -> MutexGuard<'_, HashMap<KeyHash, LookUp>> {
         locked(&self.under_way)
     }
 
@@ -115,24 +115,16 @@ impl KeyCache {
     pub async fn grant(self: &Arc<Self>, key: &str, from: Option<IpAddr>) -> Result<Arc<Grant>, KeyRefused> {
         let hash = hash_key(key);
         let id = KeyId::of(&hash);
-        if let Some(outcome) = self.remembered(id, &hash).await {
-            return outcome;
-        }
-        let turn = Turn::of(self, hash);
-        let _first = turn.under_way.lock().await;
-        // Another request with this key may have looked it up meanwhile.
         match self.remembered(id, &hash).await {
             Some(outcome) => outcome,
-            None => self.look_up_new(id, hash, from).await,
+            None => granted(Known::Asked(self.look_up_new(id, hash, from)?)).await,
         }
     }
 
     /// What is known of a key that was looked up before.
     async fn remembered(self: &Arc<Self>, id: KeyId, hash: &KeyHash) -> Option<Result<Arc<Grant>, KeyRefused>> {
         match self.known(id, |cached| bool::from(cached.hash.ct_eq(hash)), Some(OffsetDateTime::now_utc())) {
-            Some(known) => {
-                Some(known.grant().await.map_err(KeyRefused::Failed).and_then(|grant| grant.ok_or(KeyRefused::Unknown)))
-            }
+            Some(known) => Some(granted(known).await),
             None => self.unknown.contains(hash).then_some(Err(KeyRefused::Unknown)),
         }
     }
@@ -190,7 +182,7 @@ impl KeyCache {
     }
 
     /// Looks a key up again, whether or not anybody waits for it.
-    fn refresh(self: &Arc<Self>, id: KeyId, hash: KeyHash) -> Refresh {
+    fn refresh(self: &Arc<Self>, id: KeyId, hash: KeyHash) -> LookUp {
         let cache = Arc::clone(self);
         SharedTask::spawn(async move {
             let found = look_up(&cache.pool, id, &hash).await;
@@ -198,21 +190,35 @@ impl KeyCache {
         })
     }
 
-    async fn look_up_new(&self, id: KeyId, hash: KeyHash, from: Option<IpAddr>) -> Result<Arc<Grant>, KeyRefused> {
+    /// Looks up a key that was never seen, unless somebody does, whether or not anybody waits for it.
+    fn look_up_new(self: &Arc<Self>, id: KeyId, hash: KeyHash, from: Option<IpAddr>) -> Result<LookUp, KeyRefused> {
+        let mut under_way = self.under_way();
+        // One that has panicked is begun again.
+        under_way.retain(|_, look_up| look_up.is_under_way());
+        if let Some(look_up) = under_way.get(&hash) {
+            return Ok(look_up.clone());
+        }
         if let Some(address) = from {
             self.attempts.begin(address, Instant::now()).map_err(KeyRefused::TooManyUnknown)?;
         }
-        let found = if self.look_up_pool.status().waiting < MAX_WAITING {
-            look_up(&self.look_up_pool, id, &hash).await
-        } else {
-            Err(Failure::Retry(anyhow::anyhow!("{MAX_WAITING} keys wait to be looked up")))
-        };
-        if let Some(address) = from
-            && !matches!(found, Ok(None))
-        {
-            self.attempts.forgive(address);
+        let forgive = move |cache: &Self| from.into_iter().for_each(|address| cache.attempts.forgive(address));
+        if under_way.len() >= MAX_UNDER_WAY {
+            forgive(self);
+            return Err(Failure::Retry(anyhow::anyhow!("{MAX_UNDER_WAY} keys wait to be looked up")).into());
         }
-        self.keep(id, hash, found?, Some(OffsetDateTime::now_utc())).ok_or(KeyRefused::Unknown)
+        let cache = Arc::clone(self);
+        let look_up = SharedTask::spawn(async move {
+            let found = look_up(&cache.look_up_pool, id, &hash).await;
+            if !matches!(found, Ok(None)) {
+                forgive(&cache);
+            }
+            let answer = found.map(|found| cache.keep(id, hash, found, Some(OffsetDateTime::now_utc()))).map_err(Arc::new);
+            // Those that come from now on find what was kept.
+            cache.under_way().remove(&hash);
+            answer
+        });
+        under_way.insert(hash, look_up.clone());
+        Ok(look_up)
     }
 
     /// Believes what a look-up has found.
@@ -273,28 +279,9 @@ fn copy(failure: &Failure) -> Failure {
     }
 }
 
-/// A request's place in the queue for the look-up of one new key.
-struct Turn<'a> {
-    cache: &'a KeyCache,
-    hash: KeyHash,
-    under_way: Arc<AsyncMutex<()>>,
-}
-
-impl<'a> Turn<'a> {
-    fn of(cache: &'a KeyCache, hash: KeyHash) -> Self {
-        let under_way = Arc::clone(cache.under_way().entry(hash).or_default());
-        Self { cache, hash, under_way }
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut all = self.cache.under_way();
-        // The map's and this one.
-        if Arc::strong_count(&self.under_way) == 2 {
-            all.remove(&self.hash);
-        }
-    }
+/// What a key allows, or that it allows nothing.
+async fn granted(known: Known) -> Result<Arc<Grant>, KeyRefused> {
+    known.grant().await?.ok_or(KeyRefused::Unknown)
 }
 
 async fn look_up(pool: &Pool, id: KeyId, hash: &KeyHash) -> Result<Option<Grant>, Failure> {
@@ -394,6 +381,23 @@ mod tests {
             assert!(cache.grant("key", None).now_or_never().is_none(), "nobody has confirmed it for too long");
             assert!(cache.grant_again(id()).now_or_never().is_none());
         }
+    }
+
+    /// The server goes on with the statement of one that has left.
+    #[tokio::test]
+    async fn new_keys_of_clients_that_leave_are_looked_up_once_each_and_not_beyond_a_limit() {
+        let (_silent, cache) = cache().await;
+        for number in 0..MAX_UNDER_WAY {
+            for _ in 0..2 {
+                assert!(cache.grant(&format!("new {number}"), None).now_or_never().is_none(), "it waits, and leaves");
+            }
+        }
+        assert_eq!(cache.under_way().len(), MAX_UNDER_WAY);
+        let refused = cache.grant("another", None).now_or_never();
+        assert!(matches!(refused, Some(Err(KeyRefused::Failed(_)))), "{refused:?}");
+        assert!(cache.grant("new 0", None).now_or_never().is_none(), "it waits for the look-up that is under way");
+        let own = cache.grant("key", None).now_or_never();
+        assert!(own.is_some_and(|own| own.is_ok()));
     }
 
     #[tokio::test]

@@ -23,9 +23,6 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 use webhooks::Guard;
 
-/// A connection to Postgres, as handlers pass it to the layers that own the tables.
-pub use deadpool_postgres::Client as Connection;
-
 /// Cheap to clone. Its sender of create requests keeps the batcher alive, so the batcher ends after the last request.
 #[derive(Clone)]
 pub struct App(Arc<Parts>);
@@ -88,7 +85,11 @@ impl App {
     /// # Errors
     /// A 503 when the database fails, or was restored to before the merchant got the account of its newest address.
     pub async fn account_of(&self, merchant: &Merchant) -> Result<Account, Problem> {
-        let account = self.accounts.get(&self.pool, merchant.xpub.as_deref()).await?;
+        let fingerprint = merchant.xpub.as_deref();
+        let account = match self.accounts.known(fingerprint) {
+            Some(account) => account,
+            None => self.accounts.read(&*self.db().await?, fingerprint.unwrap_or_default()).await?,
+        };
         if merchant.restored_account.as_deref().is_some_and(|restored| restored != account.fingerprint()) {
             tracing::warn!(merchant = %merchant.id, "it gets no address: a restore has taken back which account is its own");
             return Err(Problem::unavailable(

@@ -80,7 +80,7 @@ const TABLES: [(&str, [&str; 3]); 25] = [
     ("chain_heads", ["s", "siud", ""]),
     ("applied_records", ["", "sid", ""]),
     ("stage_offsets", ["s", "siu", "siu"]),
-    ("set_aside", ["siu", "siud", "siud"]),
+    ("set_aside", ["siud", "siud", "siud"]),
     ("outbox", ["siud", "siud", ""]),
     ("unacknowledged_intents", ["siud", "siud", ""]),
     ("idempotency_keys", ["siud", "siu", ""]),

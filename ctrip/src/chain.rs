@@ -7,8 +7,8 @@ use chain::Chains;
 use confirmer::fold::FOLDING;
 use ingest::{Applied, MAX_PAID_BLOCKS, Restart, Unapplied};
 use payments::store::{self, ChainHead, OpenPayments};
-use runtime::set_aside;
-use runtime::{Settings, db};
+use runtime::{Settings, db, set_aside};
+use std::slice;
 use topics::{BlockRef, ChainId, Topic};
 
 #[derive(clap::Subcommand)]
@@ -57,7 +57,7 @@ async fn forget(settings: &Settings, name: &str, execute: bool) -> anyhow::Resul
         bail!("nothing was changed; if that is right, run it again with --execute");
     }
     for item in &items {
-        set_aside::forget(&db, &item.stage, &topic, &item.item).await.map_err(failed)?;
+        set_aside::forget(&db, &item.stage, &topic, slice::from_ref(&item.item)).await.map_err(failed)?;
     }
     println!("forgotten; if the chain comes back to the chains file, run: ctrip chain restart {chain}");
     Ok(())

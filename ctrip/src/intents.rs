@@ -56,7 +56,7 @@ pub async fn run(settings: &Settings, command: IntentsCommand) -> anyhow::Result
             let pool = db::pool(&settings.database_url, 1)?;
             let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
             let stage = recovery::RESTORING.stage;
-            set_aside::forget(&db, stage, &settings.topic_name(Topic::Intents), &id)
+            set_aside::forget(&db, stage, &settings.topic_name(Topic::Intents), &[id])
                 .await
                 .map_err(|failure| anyhow::anyhow!("{failure}"))?;
             println!("forgotten");

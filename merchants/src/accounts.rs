@@ -174,19 +174,19 @@ impl Accounts {
         Self { own, known: RwLock::default() }
     }
 
-    /// The account of this fingerprint; without one cTrip's own. Each is read once, since a fingerprint's account never changes.
+    /// The account of this fingerprint, if it was read before; without one cTrip's own. A fingerprint's account never changes.
+    pub fn known(&self, fingerprint: Option<&str>) -> Option<Account> {
+        match fingerprint.filter(|fingerprint| *fingerprint != self.own.fingerprint()) {
+            None => Some(self.own.clone()),
+            Some(other) => self.known.read().unwrap_or_else(PoisonError::into_inner).get(other).cloned(),
+        }
+    }
+
+    /// Reads the account of this fingerprint.
     ///
     /// # Errors
     /// When the database fails, or has no such account.
-    pub async fn get(&self, pool: &Pool, fingerprint: Option<&str>) -> Result<Account, Failure> {
-        let Some(fingerprint) = fingerprint.filter(|fingerprint| *fingerprint != self.own.fingerprint()) else {
-            return Ok(self.own.clone());
-        };
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(fingerprint).cloned();
-        if let Some(account) = known {
-            return Ok(account);
-        }
-        let db = pool.get().await?;
+    pub async fn read(&self, db: &impl GenericClient, fingerprint: &str) -> Result<Account, Failure> {
         let row = db.query_one("SELECT xpub, index_sequence FROM xpubs WHERE fingerprint = $1", &[&fingerprint]).await?;
         let xpub: Option<&str> = row.get(0);
         let xpub = xpub.ok_or_else(|| {

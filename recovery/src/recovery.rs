@@ -8,7 +8,7 @@
 use crate::catch_up::{COMPARED, CatchUp, RESTORING};
 use crate::installation::{caught_up_lineage, installation, note_compared, note_lineage, note_own_account, other};
 use crate::known::{self, Known};
-use crate::republish;
+use crate::republish::{REPAIRING, republish};
 use base::{locked, metrics};
 use deadpool_postgres::{Client, Pool};
 use merchants::count_restored_accounts;
@@ -363,7 +363,7 @@ impl Recovery {
             problems.push(format!("{name} lacked records that Kafka had acknowledged"));
             locked(&self.0.problems).topics.clone_from(&problems);
             if topic == Topic::Intents {
-                let count = handle.block_on(republish::republish(&self.0.kafka, &self.0.pool))?;
+                let count = handle.block_on(republish(&self.0.kafka, &self.0.pool))?;
                 tracing::warn!(
                     "published {count} intents again. Blocks that a detector matched before may lack payments to their addresses: \
                      `ctrip backfill` brings a range again"
@@ -422,8 +422,10 @@ fn within<T>(handle: &Handle, answer: impl Future<Output = Result<T, Failure>>) 
 /// Returns how many merchants get no addresses.
 #[expect(clippy::cast_precision_loss, reason = "few intents contradict the database, and few merchants change their account")]
 async fn report(kafka: &Kafka, db: &Client) -> Result<i64, Failure> {
-    let lost = set_aside::counts(db, kafka.topic_prefix()).await?.get(RESTORING.stage).copied().unwrap_or_default();
-    metrics::SET_ASIDE.gauge(&[("kind", "lost_payment")]).set(lost as f64);
+    let counts = set_aside::counts(db, kafka.topic_prefix()).await?;
+    for (kind, stage) in [("lost_payment", RESTORING), ("intent", REPAIRING)] {
+        metrics::SET_ASIDE.gauge(&[("kind", kind)]).set(counts.get(stage.stage).copied().unwrap_or_default() as f64);
+    }
     let in_doubt = count_restored_accounts(db).await?;
     metrics::SET_ASIDE.gauge(&[("kind", "merchant")]).set(in_doubt as f64);
     Ok(in_doubt)

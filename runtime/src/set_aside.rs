@@ -82,13 +82,13 @@ async fn load(db: &impl GenericClient, topic_prefix: &str, of: impl Fn(Topic) ->
     Ok(db.query(&statement, &[&names(topic_prefix, of)]).await?.iter().map(SetAside::of).collect())
 }
 
-/// Forgets an item that a stage has set aside in a topic; its records stay unprocessed.
+/// Forgets items that a stage has set aside in a topic; their records stay unprocessed.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn forget(db: &impl GenericClient, stage: &str, topic: &str, item: &str) -> Result<(), Failure> {
-    let sql = "DELETE FROM set_aside WHERE stage = $1 AND topic = $2 AND item = $3";
-    db.execute(sql, &[&stage, &topic, &item]).await?;
+pub async fn forget(db: &impl GenericClient, stage: &str, topic: &str, items: &[String]) -> Result<(), Failure> {
+    let sql = "DELETE FROM set_aside WHERE stage = $1 AND topic = $2 AND item = ANY($3)";
+    db.execute(sql, &[&stage, &topic, &items]).await?;
     Ok(())
 }
 

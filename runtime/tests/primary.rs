@@ -5,6 +5,7 @@
 
 use runtime::Failure;
 use runtime::db::{self, Primary, in_time};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,6 +22,8 @@ struct Server {
     is: Arc<Mutex<Is>>,
     /// A connection that was worked on has ended.
     ended: Arc<Notify>,
+    /// Sessions that were given in turn.
+    given: Arc<AtomicUsize>,
 }
 
 /// How it answers.
@@ -35,14 +38,16 @@ struct Is {
     full: bool,
     /// A pooler in front of it has one session for all connections.
     pooled: bool,
+    /// Or it gives each statement the next session.
+    in_turn: bool,
 }
 
 impl Server {
     async fn start(writable: bool, timeline: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let is = Is { writable, timeline, delay: Duration::ZERO, still: false, full: false, pooled: false };
+        let is = Is { writable, timeline, delay: Duration::ZERO, still: false, full: false, pooled: false, in_turn: false };
         let port = listener.local_addr().unwrap().port();
-        let server = Self { port, is: Arc::new(Mutex::new(is)), ended: Arc::default() };
+        let server = Self { port, is: Arc::new(Mutex::new(is)), ended: Arc::default(), given: Arc::default() };
         let serving = server.clone();
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -91,11 +96,13 @@ impl Server {
             if self.is().still {
                 continue;
             }
-            let Is { writable, timeline, pooled, .. } = self.is();
+            let Is { writable, timeline, pooled, in_turn, .. } = self.is();
             let value = if query.contains("transaction_read_only") {
                 if writable { "off" } else { "on" }.to_owned()
             } else if query.contains("pg_walfile_name") {
                 format!("{timeline:08X}")
+            } else if query.contains("pg_backend_pid") && in_turn {
+                self.given.fetch_add(1, Ordering::Relaxed).to_string()
             } else if query.contains("pg_backend_pid") && !pooled {
                 // The port of the client is its own.
                 socket.peer_addr()?.port().to_string()
@@ -235,4 +242,6 @@ async fn a_pooler_that_gives_two_connections_one_session_is_noticed() {
     assert!(!primary.shares_sessions().await.unwrap());
     server.set(|is| is.pooled = true);
     assert!(primary.shares_sessions().await.unwrap());
+    server.set(|is| (is.pooled, is.in_turn) = (false, true));
+    assert!(primary.shares_sessions().await.unwrap(), "no two statements have the same");
 }

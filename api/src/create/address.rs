@@ -66,11 +66,8 @@ pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> 
     // Kafka may take its time, and other requests need the connection.
     drop(db);
     let intent = intent_records::address_intent_record(&new, installation);
-    let mut is_acknowledged = false;
-    intents.publish(vec![intent], began, |_, acknowledged| is_acknowledged = acknowledged).await;
-    if !is_acknowledged {
+    if !intents.acknowledged_now(vec![(new.id, intent)], began).await.contains(&new.id) {
         return Err(Problem::unavailable(5, "Kafka did not acknowledge the address. Retry: you get the same one"));
     }
-    intents.forget_acknowledged(vec![new.id]);
     Ok((new, true))
 }

@@ -13,6 +13,7 @@ use crate::create::order::Order;
 use crate::create::queue::{CreateRequest, CreatedPayment};
 use crate::http::problem::Problem;
 use deadpool_postgres::{Client, Pool, Transaction};
+use futures::StreamExt as _;
 use merchants::accounts::{self, Account};
 use payments::intents::{IdempotencyClaim, Origin, intent_record};
 use payments::lifecycle::Event;
@@ -77,38 +78,32 @@ impl Batcher {
         }
     }
 
-    async fn create(&self, batch: Vec<CreateRequest>, slot: OwnedSemaphorePermit) {
-        let mut slot = Some(slot);
+    async fn create(self: Arc<Self>, batch: Vec<CreateRequest>, slot: OwnedSemaphorePermit) {
         // The same key twice in a batch: the second request finds the first one's payment once that is committed. An account that
         // has no address left has earlier payments alone.
         let mut keys = HashSet::new();
-        let (first, mut twins): (Vec<_>, Vec<_>) = batch.into_iter().partition(|r| {
+        let (first, mut repeated): (Vec<_>, Vec<_>) = batch.into_iter().partition(|r| {
             !r.account.is_exhausted()
                 && r.idempotency_key.as_ref().is_none_or(|key| keys.insert((r.merchant, key.text.clone())))
         });
-        let mut slices = vec![first];
+        let (mut slices, mut answers) = (vec![first], JoinSet::new());
         while let Some(mut slice) = slices.pop() {
             match self.write(&mut slice).await {
                 Ok((written, began)) => {
                     let mut new = Vec::new();
-                    let mut repeated = if slices.is_empty() { std::mem::take(&mut twins) } else { Vec::new() };
                     for (request, payment) in slice.into_iter().zip(written) {
                         match payment {
                             Some(payment) => new.push((request, payment)),
                             None => repeated.push(request),
                         }
                     }
-                    let answer = async { tokio::join!(self.publish(new, began), self.answer_repeated(repeated)) };
-                    if slices.is_empty() {
-                        give_way(slot.take(), answer).await;
-                    } else {
-                        answer.await;
-                    }
+                    // What is still to be written does not wait for Kafka.
+                    answers.spawn(Arc::clone(&self).publish(new, began));
                 }
                 // It costs nobody else a payment.
                 Err(_) if slice.iter().any(|request| request.account.is_exhausted()) => {
                     let (exhausted, others) = slice.into_iter().partition(|request| request.account.is_exhausted());
-                    twins.extend::<Vec<_>>(exhausted);
+                    repeated.extend::<Vec<_>>(exhausted);
                     slices.push(others);
                 }
                 // One that contradicts the database, say by an address that is given out, keeps none of the others from theirs.
@@ -119,7 +114,13 @@ impl Batcher {
                 Err(failure) => refuse(slice, &failure.into()),
             }
         }
-        self.answer_repeated(twins).await;
+        answers.spawn(self.answer_repeated(repeated));
+        let answered = async {
+            while let Some(ended) = answers.join_next().await {
+                log_panic(Some(ended));
+            }
+        };
+        give_way(slot, answered).await;
     }
 
     /// One transaction: keys, addresses, payments. `None` for a request whose key was taken already. With the time before its
@@ -139,7 +140,7 @@ impl Batcher {
     }
 
     /// Publishes the intents of new payments and answers each request when Kafka has acknowledged its own.
-    async fn publish(&self, new: Vec<(CreateRequest, Payment)>, began: Instant) {
+    async fn publish(self: Arc<Self>, new: Vec<(CreateRequest, Payment)>, began: Instant) {
         if new.is_empty() {
             return;
         }
@@ -147,33 +148,36 @@ impl Batcher {
             new.iter().map(|(request, payment)| intent_record(payment, &origin(request, self.installation))).collect();
         let mut acknowledged = Vec::with_capacity(new.len());
         let mut waiting: Vec<_> = new.into_iter().map(Some).collect();
-        let answer = |place: usize, is_acknowledged| match waiting.get_mut(place).and_then(Option::take) {
-            Some((request, payment)) if is_acknowledged => {
-                acknowledged.push(payment.id.0);
-                reply(request, Ok(CreatedPayment { payment, repeated: false }));
+        let mut outcomes = pin!(self.intents.publish(intents, began));
+        while let Some((place, is_acknowledged)) = outcomes.next().await {
+            match waiting.get_mut(place).and_then(Option::take) {
+                Some((request, payment)) if is_acknowledged => {
+                    acknowledged.push(payment.id.0);
+                    reply(request, Ok(CreatedPayment { payment, repeated: false }));
+                }
+                Some((request, _)) => reply(request, Err(Problem::unacknowledged())),
+                None => {}
             }
-            Some((request, _)) => reply(request, Err(Problem::unacknowledged())),
-            None => {}
-        };
-        self.intents.publish(intents, began, answer).await;
+        }
         self.intents.forget_acknowledged(acknowledged);
     }
 
-    /// Answers requests whose idempotency keys were taken already with the payments of those keys.
-    async fn answer_repeated(&self, requests: Vec<CreateRequest>) {
+    /// Answers requests whose idempotency keys were taken already with the payments of those keys, each as soon as it is known.
+    async fn answer_repeated(self: Arc<Self>, requests: Vec<CreateRequest>) {
         if requests.is_empty() {
             return;
         }
-        let keys: Vec<_> = requests.iter().map(|request| (request.merchant, request.idempotency_key.as_ref())).collect();
-        match idempotency::find_payments(&self.pool, &self.intents, &keys).await {
-            Ok(found) => {
-                for (request, outcome) in requests.into_iter().zip(found) {
-                    let has_none = request.account.is_exhausted() && outcome.as_ref().is_err_and(idempotency::is_unknown);
-                    let outcome = if has_none { Err(Problem::exhausted()) } else { outcome };
-                    reply(request, outcome.map(|payment| CreatedPayment { payment, repeated: true }));
-                }
-            }
-            Err(problem) => refuse(requests, &problem),
+        let keys: Vec<_> = requests.iter().map(|request| (request.merchant, request.idempotency_key.clone())).collect();
+        let mut waiting: Vec<_> = requests.into_iter().map(Some).collect();
+        let answer = |place: usize, found: Result<Payment, Problem>| {
+            let Some(request) = waiting.get_mut(place).and_then(Option::take) else { return };
+            let has_none = request.account.is_exhausted() && found.as_ref().is_err_and(idempotency::is_unknown);
+            let outcome = if has_none { Err(Problem::exhausted()) } else { found };
+            reply(request, outcome.map(|payment| CreatedPayment { payment, repeated: true }));
+        };
+        let keys: Vec<_> = keys.iter().map(|(merchant, key)| (*merchant, key.as_ref())).collect();
+        if let Err(problem) = idempotency::find_payments(&self.pool, &self.intents, &keys, answer).await {
+            refuse(waiting.into_iter().flatten(), &problem);
         }
     }
 }
@@ -266,14 +270,11 @@ fn addresses_per_account<'a>(accounts: impl Iterator<Item = &'a Account>) -> Vec
 }
 
 /// Frees the slot of a batch that Kafka keeps waiting.
-async fn give_way<T>(slot: Option<OwnedSemaphorePermit>, answer: impl Future<Output = T>) -> T {
+async fn give_way(slot: OwnedSemaphorePermit, answer: impl Future<Output = ()>) {
     let mut answer = pin!(answer);
-    match tokio::time::timeout(MAX_KAFKA_TURN, &mut answer).await {
-        Ok(answered) => answered,
-        Err(_) => {
-            drop(slot);
-            answer.await
-        }
+    if tokio::time::timeout(MAX_KAFKA_TURN, &mut answer).await.is_err() {
+        drop(slot);
+        answer.await;
     }
 }
 
@@ -282,7 +283,7 @@ fn reply(request: CreateRequest, outcome: Result<CreatedPayment, Problem>) {
     let _ = request.reply.send(outcome);
 }
 
-fn refuse(requests: Vec<CreateRequest>, problem: &Problem) {
+fn refuse(requests: impl IntoIterator<Item = CreateRequest>, problem: &Problem) {
     for request in requests {
         reply(request, Err(problem.clone()));
     }
@@ -304,7 +305,7 @@ mod tests {
     async fn a_batch_that_kafka_keeps_waiting_gives_its_slot_to_the_next() {
         let slots = Arc::new(Semaphore::new(1));
         let slot = Arc::clone(&slots).acquire_owned().await.unwrap();
-        let waiting = tokio::spawn(give_way(Some(slot), pending::<()>()));
+        let waiting = tokio::spawn(give_way(slot, pending()));
         assert!(slots.try_acquire().is_err(), "for a while it is its own");
         let _next = tokio::time::timeout(MAX_KAFKA_TURN * 10, slots.acquire()).await.unwrap().unwrap();
         assert!(!waiting.is_finished(), "its requests wait on");

@@ -1,20 +1,21 @@
 //! Publishes intents to Kafka. An address is given out only after Kafka has acknowledged its intent.
 //!
 //! A payment's row comes with one in `unacknowledged_intents`. After the acknowledgement the id goes to the [`forget`] task,
-//! which deletes that row. The [`repair`] task publishes again what is left there for seconds. Publishing an intent twice is
-//! harmless: the topic is compacted, and its reader keeps a set.
+//! which deletes that row. The [`repair`] task publishes again what is left there for seconds, and sets aside a row that holds
+//! no intent. Publishing an intent twice is harmless: the topic is compacted, and its reader keeps a set.
 
 use crate::http::problem::Problem;
 use crate::http::share::{self, HeldConnection};
 use base::metrics;
 use deadpool_postgres::{Client, Pool};
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use payments::store;
+use recovery::republish;
 use runtime::kafka::Publisher;
 use runtime::{Failure, Kafka, db};
 use std::collections::HashSet;
-use std::pin::pin;
+use std::future::ready;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -58,34 +59,38 @@ impl Intents {
 
     /// Publishes all at once. Tells of each, by its place and as soon as it is known, whether Kafka acknowledged it in time to give its
     /// address out. `began` is from before the connection was taken that wrote their rows, or read them: it was checked then.
-    pub async fn publish(&self, intents: Vec<wire::PaymentIntent>, began: Instant, mut answer: impl FnMut(usize, bool)) {
-        let asked = intents.len();
-        let outcomes = {
-            // librdkafka has copies. A partition without a leader would keep these, of the whole batch, for seconds.
-            let encode = |intent: wire::PaymentIntent| (intent.key(), self.kafka.encode(&intent));
-            let records: Vec<(String, Vec<u8>)> = intents.into_iter().map(encode).collect();
-            self.publisher.publish_each(Topic::Intents, &records)
-        };
-        let mut outcomes = pin!(outcomes);
-        let (mut failed, mut late, mut last_cause) = (0, 0, None);
-        while let Some((place, outcome)) = outcomes.next().await {
-            let in_time = may_give_out(began);
-            answer(place, in_time && outcome.is_ok());
-            match outcome {
-                Ok(()) if in_time => {}
-                Ok(()) => late += 1,
-                Err(cause) => {
-                    failed += 1;
-                    last_cause = Some(cause);
-                }
-            }
-        }
-        if let Some(cause) = last_cause {
-            tracing::warn!("Kafka did not acknowledge {failed} of {asked} intents: {cause:#}");
-        }
-        if late > 0 {
-            tracing::warn!("{late} addresses are not given out: their intents took {:.1?}", began.elapsed());
-        }
+    pub fn publish(
+        &self,
+        intents: Vec<wire::PaymentIntent>,
+        began: Instant,
+    ) -> impl Stream<Item = (usize, bool)> + Send + use<> {
+        let mut tally = Tally { asked: intents.len(), began, failed: 0, late: 0, last_cause: None };
+        // librdkafka has copies. A partition without a leader would keep these, of the whole batch, for seconds.
+        let encode = |intent: wire::PaymentIntent| (intent.key(), self.kafka.encode(&intent));
+        let records: Vec<(String, Vec<u8>)> = intents.into_iter().map(encode).collect();
+        let outcomes = self.publisher.publish_each(Topic::Intents, &records);
+        outcomes.map(move |(place, outcome)| (place, tally.count(outcome)))
+    }
+
+    /// [`publish`](Self::publish) for intents that were read, by their ids.
+    pub fn publish_again(
+        &self,
+        intents: Vec<(Uuid, wire::PaymentIntent)>,
+        began: Instant,
+    ) -> impl Stream<Item = (Uuid, bool)> + Send + use<> {
+        let (ids, intents): (Vec<Uuid>, Vec<_>) = intents.into_iter().unzip();
+        let outcomes = self.publish(intents, began);
+        outcomes.filter_map(move |(place, is_acknowledged)| ready(ids.get(place).map(|id| (*id, is_acknowledged))))
+    }
+
+    /// [`publish_again`](Self::publish_again), to the end. Returns those that Kafka has acknowledged now, whose rows are
+    /// deleted.
+    pub async fn acknowledged_now(&self, intents: Vec<(Uuid, wire::PaymentIntent)>, began: Instant) -> HashSet<Uuid> {
+        let outcomes = self.publish_again(intents, began);
+        let acknowledged: Vec<Uuid> = outcomes.filter_map(|(id, is)| ready(is.then_some(id))).collect().await;
+        let now = acknowledged.iter().copied().collect();
+        self.forget_acknowledged(acknowledged);
+        now
     }
 
     /// Hands acknowledged intents to the [`forget`] task.
@@ -95,63 +100,60 @@ impl Intents {
         }
     }
 
-    /// Needed before addresses that were loaded from the database are shown: publishes again those of their intents that Kafka
-    /// has not acknowledged. Returns the payments that it does not acknowledge now either; their addresses stay hidden. The
-    /// connection comes back, or another one.
+    /// Needed before the address of a payment or customer is shown: publishes its intent again if Kafka has not acknowledged
+    /// it. The connection comes back, or another one.
     ///
     /// # Errors
-    /// When the database fails.
-    pub async fn still_unacknowledged(
-        &self,
-        pool: &Pool,
-        db: HeldConnection,
-        ids: &[Uuid],
-    ) -> Result<(HeldConnection, HashSet<Uuid>), Problem> {
-        let unacknowledged = store::unacknowledged_intents(&*db, ids).await?;
-        self.publish_unacknowledged(pool, db, unacknowledged).await
-    }
-
-    /// [`still_unacknowledged`](Self::still_unacknowledged) for intents that the connection has read.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn publish_unacknowledged(
-        &self,
-        pool: &Pool,
-        db: HeldConnection,
-        unacknowledged: Vec<(Uuid, wire::PaymentIntent)>,
-    ) -> Result<(HeldConnection, HashSet<Uuid>), Problem> {
+    /// A 503 when Kafka does not acknowledge it now either, or the database fails.
+    pub async fn ensure_acknowledged(&self, pool: &Pool, db: HeldConnection, id: Uuid) -> Result<HeldConnection, Problem> {
+        let unacknowledged = store::unacknowledged_intents(&*db, &[id]).await?;
         if unacknowledged.is_empty() {
-            return Ok((db, HashSet::new()));
+            return Ok(db);
         }
         let began = db.began;
         // Kafka may take its time, and other requests need the connection.
         drop(db);
-        let (acknowledged, hidden) = self.publish_again(unacknowledged, began).await;
-        self.forget_acknowledged(acknowledged);
-        Ok((share::connection(pool).await?, hidden.into_iter().collect()))
+        if self.acknowledged_now(unacknowledged.intents, began).await.contains(&id) {
+            share::connection(pool).await
+        } else {
+            Err(Problem::unacknowledged())
+        }
     }
+}
 
-    /// Returns the ids that Kafka has acknowledged now, and those that it still has not.
-    async fn publish_again(&self, unacknowledged: Vec<(Uuid, wire::PaymentIntent)>, began: Instant) -> (Vec<Uuid>, Vec<Uuid>) {
-        let (ids, intents): (Vec<Uuid>, Vec<_>) = unacknowledged.into_iter().unzip();
-        let (mut acknowledged, mut failed) = (Vec::new(), Vec::new());
-        let answer = |place: usize, is_acknowledged| {
-            if let Some(id) = ids.get(place) {
-                if is_acknowledged { &mut acknowledged } else { &mut failed }.push(*id);
+/// What became of intents that were published at once; it is told when the last has ended.
+struct Tally {
+    asked: usize,
+    began: Instant,
+    failed: usize,
+    late: usize,
+    last_cause: Option<anyhow::Error>,
+}
+
+impl Tally {
+    /// Whether the address may be given out.
+    fn count(&mut self, outcome: anyhow::Result<()>) -> bool {
+        match outcome {
+            Ok(()) if may_give_out(self.began) => return true,
+            Ok(()) => self.late += 1,
+            Err(cause) => {
+                self.failed += 1;
+                self.last_cause = Some(cause);
             }
-        };
-        self.publish(intents, began, answer).await;
-        (acknowledged, failed)
+        }
+        false
     }
+}
 
-    /// [`still_unacknowledged`](Self::still_unacknowledged) for one payment or address.
-    ///
-    /// # Errors
-    /// A 503 when its intent is not acknowledged.
-    pub async fn ensure_acknowledged(&self, pool: &Pool, db: HeldConnection, id: Uuid) -> Result<HeldConnection, Problem> {
-        let (db, hidden) = self.still_unacknowledged(pool, db, &[id]).await?;
-        if hidden.is_empty() { Ok(db) } else { Err(Problem::unacknowledged()) }
+impl Drop for Tally {
+    fn drop(&mut self) {
+        let Self { asked, began, failed, late, last_cause } = self;
+        if let Some(cause) = last_cause {
+            tracing::warn!("Kafka did not acknowledge {failed} of {asked} intents: {cause:#}");
+        }
+        if *late > 0 {
+            tracing::warn!("{late} addresses are not given out: their intents took {:.1?}", began.elapsed());
+        }
     }
 }
 
@@ -185,34 +187,41 @@ async fn delete(pool: &Pool, ids: &[Uuid]) -> Result<(), Failure> {
 pub async fn repair(pool: Pool, intents: Intents, stop: CancellationToken) {
     // Many of a partition without a leader keep no others from their turn.
     let mut after = Uuid::nil();
+    let mut aside = HashSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(REPAIR_INTERVAL) => {}
         }
-        match repair_batch(&pool, &intents, after).await {
+        match repair_batch(&pool, &intents, after, &mut aside).await {
             Ok(last) => after = last.unwrap_or_default(),
             Err(failure) => tracing::warn!("unacknowledged intents could not be published again: {failure}"),
         }
     }
 }
 
-/// Returns the last one if there may be more.
-async fn repair_batch(pool: &Pool, intents: &Intents, after: Uuid) -> Result<Option<Uuid>, Failure> {
+/// Returns the last one if there may be more. `aside` has those that this process has set aside.
+async fn repair_batch(pool: &Pool, intents: &Intents, after: Uuid, aside: &mut HashSet<Uuid>) -> Result<Option<Uuid>, Failure> {
     let began = Instant::now();
     let repair = async |client: &mut Client| {
         let transaction = client.transaction().await?;
-        let overdue = store::lock_overdue_intents(&transaction, after, MAX_REPAIR_BATCH.into()).await?;
-        let last = overdue.last().map(|(id, _)| *id).filter(|_| overdue.len() >= usize::from(MAX_REPAIR_BATCH));
+        let (mut overdue, last) = store::lock_overdue_intents(&transaction, after, MAX_REPAIR_BATCH).await?;
+        overdue.unreadable.retain(|(id, _)| !aside.contains(id));
         if overdue.is_empty() {
-            return Ok((0, None));
+            return Ok((0, Vec::new(), last));
         }
-        let (repaired, _) = intents.publish_again(overdue, began).await;
+        for (id, cause) in &overdue.unreadable {
+            republish::set_intent_aside(&transaction, &intents.kafka, *id, cause).await?;
+        }
+        let outcomes = intents.publish_again(overdue.intents, began);
+        let repaired: Vec<Uuid> = outcomes.filter_map(|(id, is)| ready(is.then_some(id))).collect().await;
         store::delete_intents(&transaction, &repaired).await?;
         transaction.commit().await?;
-        Ok((repaired.len(), last))
+        let unreadable: Vec<Uuid> = overdue.unreadable.iter().map(|(id, _)| *id).collect();
+        Ok((repaired.len(), unreadable, last))
     };
-    let (repaired, last) = db::in_time(pool.get().await?, db::WRITE_TIMEOUT, repair).await?;
+    let (repaired, unreadable, last) = db::in_time(pool.get().await?, db::WRITE_TIMEOUT, repair).await?;
+    aside.extend(unreadable);
     if repaired > 0 {
         metrics::INTENTS_REPAIRED.counter(&[]).increment(u64::try_from(repaired).unwrap_or_default());
         tracing::info!("published {repaired} unacknowledged intents again");

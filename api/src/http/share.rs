@@ -1,15 +1,23 @@
 //! The share of one merchant in what all have in common: requests in hand, places in the queue of payments to create, connections to
 //! Postgres and places in the line for one, and large redeliveries. Orders and lines beyond it wait behind the merchant's own, and not in
 //! front of others; the rest is refused.
+//!
+//! A client that hangs up frees nothing that its statement takes still: a request that holds a connection goes on until it
+//! gives that back, and what it has of the share with it.
 
 use crate::http::problem::Problem;
 use axum::http::StatusCode;
 use base::locked;
 use deadpool_postgres::{Client, Pool};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::ops::{Deref, DerefMut};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
@@ -22,8 +30,14 @@ const MAX_IN_LINE: usize = 4;
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
 tokio::task_local! {
-    /// Of the merchant whose request the task works on.
-    static SHARE: Arc<Share>;
+    /// What the task does for a merchant.
+    static WORK: Work;
+}
+
+struct Work {
+    share: Arc<Share>,
+    /// The connections that it holds.
+    held: Arc<AtomicUsize>,
 }
 
 /// The shares of the merchants that have sent a request.
@@ -34,10 +48,11 @@ pub struct Shares {
 }
 
 struct Share {
-    requests: Semaphore,
+    requests: Arc<Semaphore>,
     queued: Arc<Semaphore>,
     in_line: Arc<Semaphore>,
     connections: Arc<Semaphore>,
+    replica_connections: Arc<Semaphore>,
     redeliveries: Arc<Semaphore>,
 }
 
@@ -45,10 +60,11 @@ impl Share {
     fn new(connections: usize) -> Self {
         let places = |number| Arc::new(Semaphore::new(number));
         Self {
-            requests: Semaphore::new(MAX_REQUESTS),
+            requests: places(MAX_REQUESTS),
             queued: places(MAX_QUEUED),
             in_line: places(MAX_IN_LINE),
             connections: places(connections),
+            replica_connections: places(connections),
             redeliveries: places(1),
         }
     }
@@ -64,15 +80,106 @@ impl Shares {
     ///
     /// # Errors
     /// A 429 when too many of its requests are in hand.
-    pub async fn work<T>(&self, merchant: Uuid, request: impl Future<Output = T>) -> Result<T, Problem> {
+    pub async fn work<T>(&self, merchant: Uuid, request: impl Future<Output = T> + Send + 'static) -> Result<T, Problem> {
         let new = || Arc::new(Share::new(self.connections));
         let share = Arc::clone(locked(&self.merchants).entry(merchant).or_insert_with(new));
-        let Ok(_in_hand) = share.requests.try_acquire() else {
+        let Ok(in_hand) = Arc::clone(&share.requests).try_acquire_owned() else {
             let detail = format!("{MAX_REQUESTS} requests of yours are in hand; retry when one is answered");
             let title = "Too many requests at once";
             return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-at-once", title, detail).retry_after(1));
         };
-        Ok(SHARE.scope(Arc::clone(&share), request).await)
+        let request = async move {
+            let _in_hand = in_hand;
+            request.await
+        };
+        Ok(attend(share, request).await)
+    }
+}
+
+/// The share of a merchant, for what goes on after its request was answered, such as a live stream.
+#[derive(Clone)]
+pub struct OwnShare(Option<Arc<Share>>);
+
+impl OwnShare {
+    /// That of the request which the task works on.
+    pub fn of_request() -> Self {
+        Self(WORK.try_with(|work| Arc::clone(&work.share)).ok())
+    }
+
+    /// Works within it, as a request does.
+    pub async fn work<T>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        match &self.0 {
+            Some(share) => attend(Arc::clone(share), work).await,
+            None => work.await,
+        }
+    }
+}
+
+/// Work that goes on when it is dropped before its end, for as long as it holds a connection: Postgres goes on with the
+/// statement there.
+struct Attended<F: Future + Send + 'static> {
+    work: Option<Pin<Box<F>>>,
+    held: Arc<AtomicUsize>,
+}
+
+fn attend<T>(
+    share: Arc<Share>,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Attended<impl Future<Output = T> + Send + 'static> {
+    let held = Arc::<AtomicUsize>::default();
+    let work = WORK.scope(Work { share, held: Arc::clone(&held) }, work);
+    Attended { work: Some(Box::pin(work)), held }
+}
+
+impl<F: Future + Send + 'static> Future for Attended<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.get_mut();
+        let Some(work) = &mut this.work else { return Poll::Pending };
+        let outcome = ready!(work.as_mut().poll(context));
+        this.work = None;
+        Poll::Ready(outcome)
+    }
+}
+
+impl<F: Future + Send + 'static> Drop for Attended<F> {
+    fn drop(&mut self) {
+        let held = Arc::clone(&self.held);
+        let holds_any = move || held.load(Ordering::Relaxed) > 0;
+        let Some(mut work) = self.work.take().filter(|_| holds_any()) else { return };
+        let until_given_back = poll_fn(move |context| {
+            let has_ended = work.as_mut().poll(context).is_ready();
+            if has_ended || !holds_any() { Poll::Ready(()) } else { Poll::Pending }
+        });
+        // Without a runtime the process ends.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(until_given_back);
+        }
+    }
+}
+
+/// A connection's place in the merchant's share, until it is dropped.
+pub struct Place {
+    held: Option<Arc<AtomicUsize>>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Place {
+    fn taken(permit: Option<OwnedSemaphorePermit>) -> Self {
+        let held = WORK.try_with(|work| Arc::clone(&work.held)).ok();
+        if let Some(held) = &held {
+            held.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { held, _permit: permit }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(held) = &self.held {
+            held.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -81,7 +188,8 @@ pub struct HeldConnection {
     client: Client,
     /// From before the pool was asked, which made sure whose server it is.
     pub began: Instant,
-    _place: Option<OwnedSemaphorePermit>,
+    /// Given back after the connection.
+    _place: Place,
 }
 
 impl Deref for HeldConnection {
@@ -99,9 +207,9 @@ impl DerefMut for HeldConnection {
 }
 
 impl HeldConnection {
-    /// One that is of no merchant's share.
-    pub const fn unshared(client: Client, began: Instant) -> Self {
-        Self { client, began, _place: None }
+    /// One that was taken in a place.
+    pub const fn at(place: Place, began: Instant, client: Client) -> Self {
+        Self { client, began, _place: place }
     }
 }
 
@@ -110,19 +218,28 @@ impl HeldConnection {
 /// # Errors
 /// A 503 when none is to be had.
 pub async fn connection(pool: &Pool) -> Result<HeldConnection, Problem> {
-    let place = one_connection().await?;
+    let permit = places(|share| &share.connections, 1).await?;
     let _in_line = places(|share| &share.in_line, 1).await?;
     let began = Instant::now();
-    Ok(HeldConnection { client: pool.get().await?, began, _place: place })
+    let client = pool.get().await?;
+    Ok(HeldConnection::at(Place::taken(permit), began, client))
 }
 
-/// One of the merchant's connections, for work that takes it from the pool by itself, until this is dropped. Whoever asks for it holds
-/// none.
+/// One of the merchant's connections, for work that takes it from the pool by itself. Whoever asks for it holds none.
 ///
 /// # Errors
 /// A 503 when the merchant's requests before it take too long.
-pub async fn one_connection() -> Result<Option<OwnedSemaphorePermit>, Problem> {
-    places(|share| &share.connections, 1).await
+pub async fn one_connection() -> Result<Place, Problem> {
+    places(|share| &share.connections, 1).await.map(Place::taken)
+}
+
+/// One of the merchant's connections to the replica, if it has one left. It may hold as many as to the primary, and no work
+/// waits for one.
+pub fn replica_connection() -> Option<Place> {
+    match WORK.try_with(|work| Arc::clone(&work.share.replica_connections)) {
+        Ok(places) => places.try_acquire_owned().ok().map(|permit| Place::taken(Some(permit))),
+        Err(_) => Some(Place::taken(None)),
+    }
 }
 
 /// Places for orders in the queue of payments to create, until they are dropped.
@@ -138,7 +255,7 @@ pub async fn in_queue(orders: u32) -> Result<Option<OwnedSemaphorePermit>, Probl
 /// # Errors
 /// A 429 when another such request of its runs or waits.
 pub fn redelivery() -> Result<Option<OwnedSemaphorePermit>, Problem> {
-    let Ok(turns) = SHARE.try_with(|share| Arc::clone(&share.redeliveries)) else { return Ok(None) };
+    let Ok(turns) = WORK.try_with(|work| Arc::clone(&work.share.redeliveries)) else { return Ok(None) };
     turns.try_acquire_owned().map(Some).map_err(|_| {
         let detail = "A redelivery of many events of yours is running; retry when it has its answer";
         let title = "Too many redeliveries at once";
@@ -148,7 +265,7 @@ pub fn redelivery() -> Result<Option<OwnedSemaphorePermit>, Problem> {
 
 /// `None` for what no merchant asks for.
 async fn places(of: impl Fn(&Share) -> &Arc<Semaphore>, number: u32) -> Result<Option<OwnedSemaphorePermit>, Problem> {
-    let Ok(places) = SHARE.try_with(|share| Arc::clone(of(share))) else { return Ok(None) };
+    let Ok(places) = WORK.try_with(|work| Arc::clone(of(&work.share))) else { return Ok(None) };
     match tokio::time::timeout(MAX_WAIT, places.acquire_many_owned(number)).await {
         Ok(Ok(places)) => Ok(Some(places)),
         Ok(Err(_)) | Err(_) => Err(Problem::unavailable(1, "Many of your requests wait before this one; retry")),
@@ -170,6 +287,46 @@ mod tests {
         drop(begin(other).await.unwrap());
         drop(turn);
         drop(begin(one).await.unwrap());
+    }
+
+    /// Postgres goes on with the statement of a client that has left.
+    #[tokio::test]
+    async fn a_client_that_hangs_up_frees_nothing_that_its_statement_takes() {
+        let (shares, [one, other]) = (Shares::of(2), [1, 2].map(Uuid::from_u128));
+        let (answered, ended) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let request = || {
+            let (answered, ended) = (Arc::clone(&answered), Arc::clone(&ended));
+            async move {
+                let (turn, place) = (redelivery(), one_connection().await);
+                answered.acquire().await.unwrap().forget();
+                drop((place, turn));
+                // Behind it nothing is asked for a client that has left.
+                tokio::task::yield_now().await;
+                ended.add_permits(1);
+            }
+        };
+        let is_free = async |merchant| {
+            let place = shares.work(merchant, async { one_connection().now_or_never().is_some() && redelivery().is_ok() });
+            place.await.unwrap()
+        };
+        assert!(shares.work(one, request()).now_or_never().is_none(), "it waits for Postgres, and leaves");
+        tokio::task::yield_now().await;
+        assert!(!is_free(one).await && is_free(other).await);
+        answered.add_permits(1);
+        while !is_free(one).await {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(ended.available_permits(), 0, "it went on without a connection");
+
+        // One that has none yet goes at once.
+        let dropped = Arc::new(());
+        let waits = Arc::clone(&dropped);
+        let waiting = async move {
+            let _waits = waits;
+            pending::<()>().await;
+        };
+        assert!(shares.work(one, waiting).now_or_never().is_none());
+        assert_eq!(Arc::strong_count(&dropped), 1);
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use crate::http::extract::Parameters;
 use crate::http::pagination::{PageQuery, PageSize, decode_cursor, encode_cursor, no_filter};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
+use crate::read::Snapshot;
 use crate::routes::addresses::{self, AddressPath};
 use crate::routes::payment_reply::{self, PaymentReply};
 use axum::extract::State;
@@ -42,8 +43,8 @@ pub async fn list(
 ) -> Result<Response, Problem> {
     let page = PageQuery::read(parameters, PageSize::STANDARD, "limit, cursor", decode_cursor, no_filter)?;
     let (app, caller, page) = (&app, &caller, &page);
-    let load = |db| async move {
-        let (address, db) = addresses::find(app, db, caller, id).await?;
+    let load = |db: Snapshot| async move {
+        let address = addresses::find(&db, caller, id).await?;
         let below = page.cursor.unwrap_or(Place::FIRST);
         let mut places = store::list_deposits(&*db, address.id, below, page.rows_to_load()).await?;
         db.expect(&places)?;

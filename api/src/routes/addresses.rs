@@ -10,7 +10,7 @@ use crate::http::fields::Fields;
 use crate::http::pagination::{PageQuery, PageSize, decode_cursor, encode_cursor};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
-use crate::read::Reader;
+use crate::read::{Snapshot, Unread};
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::http::StatusCode;
@@ -126,13 +126,14 @@ pub async fn create(
     Ok((status, Json(address.into())))
 }
 
-/// The address of a path, if it is the caller's and Kafka has acknowledged it, and a connection.
+/// The address of a path, if it is the caller's and Kafka has acknowledged it.
 ///
 /// # Errors
 /// A 404 when it is not the caller's, a 503 when its intent is not acknowledged.
-pub async fn find(app: &App, db: Reader, caller: &Caller, id: Uuid) -> Result<(DepositAddress, Reader), Problem> {
-    let address = store::find_address(&*db, caller.merchant, id).await?.ok_or_else(|| no_address(id))?;
-    Ok((address, app.ensure_acknowledged(db, id).await?))
+pub async fn find(db: &Snapshot, caller: &Caller, id: Uuid) -> Result<DepositAddress, Unread> {
+    let address = store::find_address(&**db, caller.merchant, id).await?.ok_or_else(|| no_address(id))?;
+    db.ensure_acknowledged(id).await?;
+    Ok(address)
 }
 
 /// `GET /api/v1/addresses/{id}`
@@ -142,8 +143,9 @@ pub async fn find(app: &App, db: Reader, caller: &Caller, id: Uuid) -> Result<(D
     responses((status = 200, description = "The address.", body = AddressReply)),
 )]
 pub async fn get(State(app): State<App>, caller: Caller, AddressPath(id): AddressPath) -> Result<Json<AddressReply>, Problem> {
-    let found = app.read(|db| find(&app, db, &caller, id)).await?;
-    Ok(Json(found.0.into()))
+    let caller = &caller;
+    let found = app.read(|db: Snapshot| async move { find(&db, caller, id).await }).await?;
+    Ok(Json(found.into()))
 }
 
 /// `GET /api/v1/addresses`, newest first. Addresses that must not be shown yet are left out: no client knows of them.
@@ -168,8 +170,8 @@ pub async fn list(
         external_id = Some(value);
         Ok(true)
     })?;
-    let (app, page, external_id) = (&app, &page, external_id.as_deref());
-    let load = |db: Reader| async move {
+    let (page, external_id) = (&page, external_id.as_deref());
+    let load = |db: Snapshot| async move {
         let below = page.cursor.unwrap_or(Place::FIRST);
         let rows = page.rows_to_load();
         let mut found = store::list_addresses(&*db, caller.merchant, external_id, below, rows).await?;
@@ -177,7 +179,7 @@ pub async fn list(
         let next_cursor =
             page.cut(&mut found, |last| encode_cursor(Place { created_at: bigint(last.created_at), id: PaymentId(last.id) }));
         let ids: Vec<Uuid> = found.iter().map(|address| address.id).collect();
-        let (_, hidden) = app.still_unacknowledged(db, &ids).await?;
+        let hidden = db.hidden(&ids).await?;
         found.retain(|address| !hidden.contains(&address.id));
         Ok(Json(AddressPage { data: found.into_iter().map(AddressReply::from).collect(), next_cursor }))
     };

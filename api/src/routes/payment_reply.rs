@@ -2,9 +2,9 @@
 //!
 //! Only payments whose intent Kafka has acknowledged may be shown: callers check that first (`create::intents`).
 
-use crate::app::Connection;
 use crate::chains::catalog::Catalog;
 use crate::openapi::schemas;
+use crate::read::Snapshot;
 use crate::routes::transfer_reply::{Depths, TransferReply};
 use base::timestamp::rfc3339;
 use payments::{Payment, Sums, Token, store};
@@ -91,24 +91,24 @@ const BYTES: usize = 500;
 ///
 /// # Errors
 /// When the database fails.
-pub async fn load(catalog: &Catalog, db: &Connection, ids: &[Uuid]) -> Result<Vec<PaymentReply>, Failure> {
-    let mut found: HashMap<Uuid, Payment> = store::load_payments(db, ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
+pub async fn load(catalog: &Catalog, db: &Snapshot, ids: &[Uuid]) -> Result<Vec<PaymentReply>, Failure> {
+    let mut found: HashMap<Uuid, Payment> = store::load_payments(&**db, ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
     let payments: Vec<Payment> = ids.iter().filter_map(|id| found.remove(id)).collect();
     complete(catalog, db, &payments).await
 }
 
-/// Shows payments, each with its confirmations so far.
+/// Shows payments that were loaded from the snapshot, each with its confirmations so far.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn complete(catalog: &Catalog, db: &Connection, payments: &[Payment]) -> Result<Vec<PaymentReply>, Failure> {
+pub async fn complete(catalog: &Catalog, db: &Snapshot, payments: &[Payment]) -> Result<Vec<PaymentReply>, Failure> {
     // Nothing is confirmed of what has received nothing.
     let paid = payments.iter().filter(|payment| !payment.sums.received.is_zero()).map(|payment| payment.chain);
     let transfers = payments.iter().flat_map(|payment| &payment.transfers).map(|transfer| &**transfer);
-    // After the transfers, so that no head is below theirs. Pipelined, so one round trip.
+    // Pipelined, so one round trip.
     let (counted_from, unexpected, depths) = tokio::join!(
-        store::counted_from(db, payments),
-        store::unexpected_transfers(db, payments),
+        store::counted_from(&**db, payments),
+        store::unexpected_transfers(&**db, payments),
         Depths::load(catalog, db, transfers, paid),
     );
     let (counted_from, unexpected, depths) = (counted_from?, unexpected?, depths?);

@@ -2,6 +2,7 @@
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::chains::catalog::Catalog;
 use crate::clock;
 use crate::create::idempotency::{self, Fingerprint};
 use crate::create::order::Order;
@@ -9,7 +10,7 @@ use crate::create::queue::{self, CreateRequest, CreatedPayment};
 use crate::http::extract::{Body, path_id};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
-use crate::read::Reader;
+use crate::read::{Snapshot, Unread};
 use crate::routes::payment_reply::{self, PaymentReply};
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
@@ -21,6 +22,7 @@ use payments::{Payment, Status, store};
 use std::fmt::Display;
 use tokio::sync::oneshot;
 use topics::PaymentId;
+use uuid::Uuid;
 
 /// On the response to a request whose idempotency key had its payment already.
 const REPEATED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -107,22 +109,22 @@ fn created(payment: &Payment, repeated: bool) -> Response {
     responses((status = 200, description = "The payment.", body = PaymentReply)),
 )]
 pub async fn get(State(app): State<App>, caller: Caller, PaymentPath(id): PaymentPath) -> Result<Json<PaymentReply>, Problem> {
-    let app = &app;
-    let load = |db: Reader| async move {
-        // Pipelined: the connection sends the second query before the first has its rows.
-        let ids = [id.0];
-        let (found, unacknowledged) = tokio::join!(store::load_payments(&*db, &ids), store::unacknowledged_intents(&*db, &ids));
-        let found: Vec<_> = found?.into_iter().filter(|payment| payment.merchant == caller.merchant).collect();
-        if found.is_empty() {
-            return Err(no_payment(id));
-        }
-        let (db, hidden) = app.publish_unacknowledged(db, unacknowledged?).await?;
-        if !hidden.is_empty() {
-            return Err(Problem::unacknowledged());
-        }
-        payment_reply::complete(&app.catalog(), &db, &found).await?.pop().map(Json).ok_or_else(|| no_payment(id))
-    };
-    app.read(load).await
+    let catalog = &app.catalog();
+    app.read(|db| show(catalog, db, caller.merchant, id)).await
+}
+
+/// The merchant's payment.
+async fn show(catalog: &Catalog, db: Snapshot, merchant: Uuid, id: PaymentId) -> Result<Json<PaymentReply>, Unread> {
+    // Pipelined: the connection sends the second query before the first has its rows.
+    let ids = [id.0];
+    let (found, acknowledged) = tokio::join!(store::load_payments(&*db, &ids), db.ensure_acknowledged(id.0));
+    let found: Vec<_> = found?.into_iter().filter(|payment| payment.merchant == merchant).collect();
+    if found.is_empty() {
+        return Err(no_payment(id).into());
+    }
+    acknowledged?;
+    let shown = payment_reply::complete(catalog, &db, &found).await?.pop();
+    shown.map(Json).ok_or_else(|| no_payment(id).into())
 }
 
 /// `POST /api/v1/payments/{id}/cancel`
@@ -151,22 +153,21 @@ pub async fn cancel(
         return Err(Problem::unavailable(1, "The database was restored, and this payment is not up to date yet; retry"));
     }
     // A client that did not get the answer asks again.
-    if payment.status() == Status::Cancelled {
-        drop(transaction);
-        return payment_reply::load(&app.catalog(), &db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id));
+    if payment.status() != Status::Cancelled {
+        // Told events that are never made again keep their numbers, and a cancellation among them is not told again.
+        let mut told = store::told_events(&transaction, &[id.0]).await?;
+        let step =
+            told.entry(id).or_default().step(&payment, &Input::Cancel { at: clock::now()? }).map_err(|illegal| {
+                Problem::new(StatusCode::CONFLICT, "not-pending", "The payment can't be cancelled", illegal)
+            })?;
+        store::save_payments(&transaction, &[&step.next]).await?;
+        let key = caller.id.to_string();
+        let events = step.events.iter().map(|event| (&step.next, event, Some(key.as_str())));
+        store::record_requested_events(&transaction, events).await?;
+        store::forget_told_events(&transaction, told.iter()).await?;
     }
-    // Told events that are never made again keep their numbers, and a cancellation among them is not told again.
-    let mut told = store::told_events(&transaction, &[id.0]).await?;
-    let step = told
-        .entry(id)
-        .or_default()
-        .step(&payment, &Input::Cancel { at: clock::now()? })
-        .map_err(|illegal| Problem::new(StatusCode::CONFLICT, "not-pending", "The payment can't be cancelled", illegal))?;
-    store::save_payments(&transaction, &[&step.next]).await?;
-    let key = caller.id.to_string();
-    store::record_requested_events(&transaction, step.events.iter().map(|event| (&step.next, event, Some(key.as_str()))))
-        .await?;
-    store::forget_told_events(&transaction, told.iter()).await?;
     transaction.commit().await?;
-    payment_reply::load(&app.catalog(), &db, &[id.0]).await?.pop().map(Json).ok_or_else(|| no_payment(id))
+    drop(db);
+    let catalog = &app.catalog();
+    app.read_newest(|db| show(catalog, db, caller.merchant, id)).await
 }

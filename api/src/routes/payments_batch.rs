@@ -110,8 +110,6 @@ pub async fn create(
     headers: HeaderMap,
     BatchBody { bytes, room }: BatchBody,
 ) -> Result<Response, Problem> {
-    // Until all of it is answered; then the reply takes room of its own.
-    let _room = room;
     let catalog = app.catalog();
     let read = {
         let (catalog, caller) = (catalog.clone(), caller.clone());
@@ -120,10 +118,12 @@ pub async fn create(
             caller.spend_orders(items.len())?;
             let terms = caller.settings().terms;
             let orders: Vec<_> = items.iter().map(|item| ReadOrder::of(item, &catalog, terms)).collect();
-            Ok((Fingerprint::new(Some(meaning(&orders)), &bytes), orders))
+            // It takes its room while it is read, also for a client that has left.
+            Ok((Fingerprint::new(Some(meaning(&orders)), &bytes), orders, room))
         }
     };
-    let (fingerprint, orders) = app.heavy_work.run(read).await?;
+    // Until all of it is answered; then the reply takes room of its own.
+    let (fingerprint, orders, _room) = app.heavy_work.run(read).await?;
     let batch_key = idempotency::read_header(&headers, fingerprint)?;
     // Held until all orders are answered.
     let _in_flight = match &batch_key {

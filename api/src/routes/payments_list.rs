@@ -7,7 +7,7 @@ use crate::http::extract::Parameters;
 use crate::http::pagination::{PageQuery, PageSize, decode_cursor, encode_cursor};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
-use crate::read::Reader;
+use crate::read::{Snapshot, Unread};
 use crate::routes::payment_reply::{self, PaymentReply};
 use axum::extract::State;
 use axum::response::Response;
@@ -50,19 +50,25 @@ pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters)
     app.heavy_work.write(page, bytes).await
 }
 
-async fn load(app: &App, merchant: Uuid, filter: &PaymentFilter, page: &PageQuery<Place>, db: Reader) -> Result<Page, Problem> {
+async fn load(
+    app: &App,
+    merchant: Uuid,
+    filter: &PaymentFilter,
+    page: &PageQuery<Place>,
+    db: Snapshot,
+) -> Result<Page, Unread> {
     if let Some(external_id) = filter.external_id_beside_others()
         && store::is_common_external_id(&*db, merchant, external_id).await?
     {
         let message = "more than 1,000 payments have it, and then it can be combined with status and times, not with exception, chain or token";
-        return Err(Problem::field("external_id", message));
+        return Err(Problem::field("external_id", message).into());
     }
     let mut places = store::list_payments(&*db, merchant, filter, page.rows_to_load()).await?;
     db.expect(&places)?;
     // A hidden payment counts as well: the next page begins below it.
     let next_cursor = page.cut(&mut places, |last| encode_cursor(*last));
     let mut ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
-    let (db, hidden) = app.still_unacknowledged(db, &ids).await?;
+    let hidden = db.hidden(&ids).await?;
     ids.retain(|id| !hidden.contains(id));
     Ok(Page { data: payment_reply::load(&app.catalog(), &db, &ids).await?, next_cursor })
 }

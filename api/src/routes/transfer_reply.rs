@@ -4,9 +4,9 @@
 //! The two shapes differ by the fields that only one of them has. They come from one macro, since `#[serde(flatten)]` would
 //! document each as an `allOf` of parts.
 
-use crate::app::Connection;
 use crate::chains::catalog::Catalog;
 use crate::openapi::schemas;
+use crate::read::Snapshot;
 use base::timestamp::rfc3339;
 use payments::ReceivedTransfer;
 use payments::store::{self, ChainDepth};
@@ -83,20 +83,20 @@ pub struct Depths<'a> {
 }
 
 impl<'a> Depths<'a> {
-    /// Of the chains of those transfers that are not credited, and of others. The transfers are loaded before.
+    /// Of the chains of those transfers that are not credited, and of others.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn load(
         catalog: &'a Catalog,
-        db: &Connection,
+        db: &Snapshot,
         transfers: impl Iterator<Item = &ReceivedTransfer>,
         others: impl Iterator<Item = ChainId>,
     ) -> Result<Self, Failure> {
         let chains: BTreeSet<ChainId> =
             transfers.filter(|paid| !paid.credited).map(|paid| paid.id.chain).chain(others).collect();
         let chains: Vec<ChainId> = chains.into_iter().collect();
-        let chains = if chains.is_empty() { HashMap::new() } else { store::chain_depths(db, &chains).await? };
+        let chains = if chains.is_empty() { HashMap::new() } else { store::chain_depths(&**db, &chains).await? };
         Ok(Self { catalog, chains })
     }
 

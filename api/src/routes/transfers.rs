@@ -1,13 +1,13 @@
 //! `GET /api/v1/payments/{id}/transfers` and `GET /api/v1/addresses/{id}/transfers`: all transfers in the chain's order, page by page,
 //! also those that do not count.
 
-use crate::app::{App, Connection};
+use crate::app::App;
 use crate::auth::Caller;
 use crate::http::extract::Parameters;
 use crate::http::pagination::{PageQuery, PageSize, bad_cursor, no_filter};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
-use crate::read::Reader;
+use crate::read::{Snapshot, Unread};
 use crate::routes::addresses::{self, AddressPath};
 use crate::routes::payments::{PaymentPath, no_payment};
 use crate::routes::transfer_reply::{Depths, TransferReply};
@@ -49,11 +49,11 @@ pub async fn of_payment(
 ) -> Result<Json<TransferPage>, Problem> {
     let page = read(parameters)?;
     let (app, page) = (&app, &page);
-    let load = |db: Reader| async move {
+    let load = |db: Snapshot| async move {
         if !store::belongs_to_merchant(&*db, caller.merchant, id).await? {
-            return Err(no_payment(id));
+            return Err(no_payment(id).into());
         }
-        let db = app.ensure_acknowledged(db, id.0).await?;
+        db.ensure_acknowledged(id.0).await?;
         list(app, &db, TransferOwner::Payment(id.0), page).await
     };
     app.read_page(page, load).await
@@ -75,8 +75,8 @@ pub async fn of_address(
 ) -> Result<Json<TransferPage>, Problem> {
     let page = read(parameters)?;
     let (app, caller, page) = (&app, &caller, &page);
-    let load = |db| async move {
-        let (address, db) = addresses::find(app, db, caller, id).await?;
+    let load = |db: Snapshot| async move {
+        let address = addresses::find(&db, caller, id).await?;
         list(app, &db, TransferOwner::DepositAddress(address.id), page).await
     };
     app.read_page(page, load).await
@@ -88,8 +88,8 @@ fn read(parameters: Vec<(String, String)>) -> Result<Page, Problem> {
     PageQuery::read(parameters, PageSize::STANDARD, "limit, cursor", decode_cursor, no_filter)
 }
 
-async fn list(app: &App, db: &Connection, owner: TransferOwner, page: &Page) -> Result<Json<TransferPage>, Problem> {
-    let mut transfers = store::list_transfers(db, owner, page.cursor.as_ref(), page.rows_to_load()).await?;
+async fn list(app: &App, db: &Snapshot, owner: TransferOwner, page: &Page) -> Result<Json<TransferPage>, Unread> {
+    let mut transfers = store::list_transfers(&**db, owner, page.cursor.as_ref(), page.rows_to_load()).await?;
     let next_cursor = page.cut(&mut transfers, |last: &ReceivedTransfer| encode_cursor(&last.place()));
     let catalog = app.catalog();
     let depths = Depths::load(&catalog, db, transfers.iter(), iter::empty()).await?;

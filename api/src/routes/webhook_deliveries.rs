@@ -7,7 +7,7 @@ use crate::http::extract::Parameters;
 use crate::http::pagination::{PageQuery, PageSize, bad_cursor};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
-use crate::read::Reader;
+use crate::read::Snapshot;
 use axum::Json;
 use axum::extract::State;
 use base::text::excerpt;
@@ -128,7 +128,7 @@ pub async fn list(
         Ok(true)
     })?;
     let (page, state) = (&page, state.as_deref());
-    let load = |db: Reader| async move {
+    let load = |db: Snapshot| async move {
         endpoints::get(&*db, caller.merchant, id).await?.ok_or_else(|| no_webhook(id))?;
         let before = page.cursor.unwrap_or(i64::MAX);
         let mut found = deliveries::list(&*db, id, state, before, page.rows_to_load()).await?;

@@ -71,6 +71,7 @@ pub async fn redeliver(
             Some((permit.map_err(|_| Problem::unavailable(5, "Other redeliveries are running; retry"))?, turn))
         }
     };
+    // Once it has one of the merchant's connections, it goes on to its end, whether or not the client waits for it.
     let _connection = share::one_connection().await?;
     let redelivered = deliveries::redeliver(&app.pool, caller.merchant, id, &filter, after).await?;
     let (deliveries, last) = redelivered.ok_or_else(webhook_disabled)?;

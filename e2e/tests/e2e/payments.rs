@@ -205,6 +205,51 @@ async fn no_payment_is_made_for_a_client_that_left_while_a_connection_was_waited
     Ok(())
 }
 
+/// Another writer may commit between the statements of one read.
+#[tokio::test]
+async fn a_reply_shows_one_moment_of_its_payment_and_its_chain() -> Result<()> {
+    let Running { lab, api, mut process } = running().await?;
+    let payment = api.coin(5).await?;
+    lab.node.pay(payment.address()?, payment.amount()?).await?;
+    api.until(payment.id(), "detected").await?;
+    // Nobody else writes.
+    ensure!(process.terminate()?.success(), "{}", process.tail());
+    let (_server, api) = lab.serve("api", "shop").await?;
+    let before = api.get(payment.id()).await?;
+    let (mut db, looks) = (lab.database().await?, lab.database().await?);
+    for (path, shown) in [("", "/status"), ("?limit=1", "/data/0/status")] {
+        let path =
+            if path.is_empty() { format!("/api/v1/payments/{}", payment.id()) } else { format!("/api/v1/payments{path}") };
+        let lock = db.transaction().await?;
+        lock.batch_execute("LOCK TABLE chain_heads IN ACCESS EXCLUSIVE MODE").await?;
+        let reading = tokio::spawn({
+            let (api, path) = (api.clone(), path.clone());
+            async move { api.request(Method::GET, &path, None, &[]).await }
+        });
+        eventually("the read to wait for the chain's head", async || {
+            let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'chain_heads'::regclass AND NOT granted";
+            Ok((looks.query_one(waiting, &[]).await?.get::<_, i64>(0) > 0).then_some(()))
+        })
+        .await?;
+        let change = "UPDATE chain_heads SET number = number + 10, witnessed_number = witnessed_number + 10;
+                      UPDATE payments SET cancelled = true";
+        lock.batch_execute(change).await?;
+        lock.commit().await?;
+        let (status, reply) = reading.await??;
+        let confirmations = shown.replace("status", "confirmations");
+        ensure!(status.is_success() && reply.pointer(shown) == Some(&before.0["status"]), "{status} {reply}");
+        ensure!(
+            reply.pointer(&confirmations) == Some(&before.0["confirmations"]),
+            "of another moment: {reply}, and {}",
+            before.0
+        );
+        let back = "UPDATE chain_heads SET number = number - 10, witnessed_number = witnessed_number - 10;
+                    UPDATE payments SET cancelled = false";
+        db.batch_execute(back).await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn sigterm_drains_and_stops_and_what_was_created_is_there_afterwards() -> Result<()> {
     let Running { lab, api, mut process } = running().await?;

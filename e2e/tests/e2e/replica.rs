@@ -66,6 +66,58 @@ async fn a_replica_answers_reads_while_it_keeps_up_and_the_primary_what_it_lacks
     server.check()
 }
 
+/// Both keep up, as far as they have to, and one stands still.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_standbys_that_lag_differently_one_is_read_from() -> Result<()> {
+    let mut lab = Lab::start(Plan::default()).await?;
+    let primary = PostgresServer::primary(&lab.stack).await?;
+    let standbys = [primary.standby().await?, primary.standby().await?];
+    let hosts = standbys.each_ref().map(|standby| {
+        let url = standby.url("postgres");
+        url.trim_start_matches("postgres://ctrip@").trim_end_matches("/postgres").to_owned()
+    });
+    let both = format!("postgres://ctrip@{}/postgres?load_balance_hosts=random", hosts.join(","));
+    lab.env.insert("DATABASE_URL".to_owned(), primary.url("postgres"));
+    lab.env.insert("DATABASE_READ_URL".to_owned(), both);
+    lab.env.insert("DATABASE_READ_MAX_LAG_MS".to_owned(), "60000".to_owned());
+    lab.ctrip(&["migrate"])?;
+    let (mut server, api) = lab.serve("api", "reader").await?;
+    let payment = api.create_surely(json!({ "chain": "anvil", "amount": 5 })).await?;
+    let mut looks = Vec::new();
+    for standby in &standbys {
+        let (look, connection) = tokio_postgres::connect(&standby.url("postgres"), tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        looks.push(look);
+    }
+    let shows = async |look: &Client, status: &str| {
+        eventually("a standby to show it", || async {
+            let sql = "SELECT FROM payments WHERE status = $1";
+            Ok(look.query_opt(sql, &[&status]).await.ok().flatten().map(drop))
+        })
+        .await
+    };
+    shows(&looks[0], "pending").await?;
+    looks[0].execute("SELECT pg_wal_replay_pause()", &[]).await?;
+    let (status, cancelled) = api.request(Method::POST, &format!("{LIST}/{}/cancel", payment.id()), None, &[]).await?;
+    ensure!(status.is_success() && cancelled["status"] == "cancelled", "{status} {cancelled}");
+    shows(&looks[1], "cancelled").await?;
+    eventually("a replica to be used", async || {
+        Ok((server.metric("database_replica_lag_seconds", &[]).await? < 60.0).then_some(()))
+    })
+    .await?;
+    let read = async || Ok::<_, anyhow::Error>(api.get(payment.id()).await?.status().to_owned());
+    // With many at a time there are many connections.
+    for _ in 0..4 {
+        futures::future::try_join_all((0..16).map(|_| read())).await?;
+    }
+    let first = read().await?;
+    for _ in 0..64 {
+        let next = read().await?;
+        ensure!(next == first, "one standby showed {first}, and another one {next}");
+    }
+    server.check()
+}
+
 /// Waits until the replica has answered a list.
 async fn until_used(api: &Api, replica: &Client) -> Result<()> {
     let scans = async || {

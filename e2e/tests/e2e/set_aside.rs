@@ -5,7 +5,8 @@ use chain::Listing;
 use confirmer::aside;
 use confirmer::fold::FOLDING;
 use e2e::{Api, KafkaAdmin, Lab, Node, Payment, Plan, Process, eventually, records};
-use reqwest::Method;
+use prost::Message as _;
+use reqwest::{Method, StatusCode};
 use runtime::kafka::Publisher;
 use runtime::{Span, db};
 use serde_json::{Value, json};
@@ -14,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use topics::wire::matches_record::Kind;
 use topics::{B256, ChainId, Message as _, Topic, frame, wire};
+use uuid::Uuid;
 
 const CHAIN: &str = "31337";
 const OTHER: u64 = 31338;
@@ -377,4 +379,48 @@ async fn until_matched(lab: &Lab) -> Result<()> {
         Ok((matched && next.is_some_and(|next| next + 1 >= admin.end(Topic::Matches, CHAIN).unwrap_or(i64::MAX))).then_some(()))
     })
     .await
+}
+
+#[tokio::test]
+async fn an_intent_that_cant_be_read_is_named_and_keeps_no_other_from_kafka() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let (mut server, api) = lab.serve("api", "shop").await?;
+    let (broken, whole) = (api.coin(1).await?, api.coin(2).await?);
+    let db = lab.database().await?;
+    let unacknowledged = async || {
+        let rows = db.query("SELECT payment_id::text FROM unacknowledged_intents", &[]).await?;
+        anyhow::Ok(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>())
+    };
+    eventually("no intent to be left", async || Ok(unacknowledged().await?.is_empty().then_some(()))).await?;
+    let intents = records::<wire::PaymentIntent>(&lab).await?;
+    let intent = intents.iter().find(|intent| intent.payment_id == whole.id()).context("its intent")?;
+    let ids = [broken.id().parse::<Uuid>()?, whole.id().parse()?];
+    let intents = [vec![0xff; 9], intent.encode_to_vec()];
+    let overdue = "INSERT INTO unacknowledged_intents (payment_id, intent, created_at)
+                   SELECT *, now() - interval '1 hour' FROM unnest($1::uuid[], $2::bytea[])";
+    db.execute(overdue, &[&ids.as_slice(), &intents.as_slice()]).await?;
+    eventually("the other intent to be published again", async || Ok((unacknowledged().await? == [broken.id()]).then_some(())))
+        .await?;
+    ensure!(api.get(whole.id()).await?.address()? == whole.address()?);
+    let (status, answer) = api.request(Method::GET, &format!("/api/v1/payments/{}", broken.id()), None, &[]).await?;
+    ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status} {answer}");
+    let (status, page) = api.request(Method::GET, "/api/v1/payments", None, &[]).await?;
+    let shown: Vec<_> = page["data"].as_array().into_iter().flatten().map(|payment| payment["id"].as_str()).collect();
+    ensure!(status.is_success() && shown == [Some(whole.id())], "{status} {page}");
+
+    let stages = async || {
+        let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+        anyhow::Ok(health["components"]["set_aside"].as_array().map_or(0, Vec::len))
+    };
+    eventually("/health to count it", async || Ok((stages().await? == 1).then_some(()))).await?;
+    eventually("the metric to count it", async || {
+        Ok((server.metric("set_aside_items", &[("kind", "intent")]).await? == 1.0).then_some(()))
+    })
+    .await?;
+    let named = lab.ctrip(&["set-aside"])?;
+    ensure!(named.contains(broken.id()) && named.contains("`ctrip intents republish`"), "{named}");
+    lab.ctrip(&["intents", "republish"])?;
+    ensure!(api.get(broken.id()).await?.address()? == broken.address()?, "it was made again from its payment");
+    eventually("/health to be well again", async || Ok((stages().await? == 0).then_some(()))).await?;
+    server.check()
 }

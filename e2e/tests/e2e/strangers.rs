@@ -235,6 +235,41 @@ async fn invented_keys_and_probes_take_no_connection_that_others_need() -> Resul
     process.check()
 }
 
+/// Postgres goes on with the statement of a client that has left.
+#[tokio::test]
+async fn requests_that_are_hung_up_take_no_more_than_their_merchants_share_until_their_statements_end() -> Result<()> {
+    let mut lab = Lab::start(Plan::default()).await?;
+    lab.env.insert("API_DATABASE_CONNECTIONS".to_owned(), "6".to_owned());
+    let (mut process, api) = lab.serve("api", "shop").await?;
+    let other = lab.merchant("other shop")?;
+    for (api, path) in [(&api, "/api/v1/payments"), (&other, "/api/v1/webhooks")] {
+        let (status, answer) = api.request(Method::GET, path, None, &[]).await?;
+        ensure!(status == StatusCode::OK, "{status} {answer}");
+    }
+    let (mut db, looks) = (lab.database().await?, lab.database().await?);
+    let lock = db.transaction().await?;
+    lock.batch_execute("LOCK TABLE payments IN ACCESS EXCLUSIVE MODE").await?;
+    let waiting = async || {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'payments'::regclass AND NOT granted";
+        anyhow::Ok(looks.query_one(waiting, &[]).await?.get::<_, i64>(0))
+    };
+    for round in 0..4 {
+        let left = (0..6)
+            .map(|_| tokio::time::timeout(Duration::from_millis(300), api.request(Method::GET, "/api/v1/payments", None, &[])));
+        ensure!(futures::future::join_all(left).await.iter().all(Result::is_err), "none of them has an answer");
+        let now = waiting().await?;
+        ensure!(now == 3, "round {round}: {now} statements of a merchant that has left, and it has half of 6 connections");
+        let own = other.request(Method::GET, "/api/v1/webhooks", None, &[]);
+        let (status, answer) =
+            tokio::time::timeout(Duration::from_secs(3), own).await.context("it waits for a stranger's")??;
+        ensure!(status == StatusCode::OK, "{status} {answer}");
+    }
+    lock.rollback().await?;
+    let (status, answer) = api.request(Method::GET, "/api/v1/payments", None, &[]).await?;
+    ensure!(status == StatusCode::OK, "{status} {answer}");
+    process.check()
+}
+
 #[tokio::test]
 async fn a_key_has_so_many_streams_and_they_end_when_it_is_revoked() -> Result<()> {
     let mut lab = Lab::start(Plan::default()).await?;

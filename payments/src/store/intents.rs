@@ -1,11 +1,10 @@
 //! Rows of `unacknowledged_intents`: intents that Kafka has not acknowledged yet. Each is inserted in the transaction of its payment
-//! or static address, and deleted once Kafka has it.
+//! or static address, and deleted once Kafka has it. One that can't be read keeps no other from being published.
 
 use crate::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use deadpool_postgres::GenericClient;
 use prost::Message as _;
 use runtime::Failure;
-use tokio_postgres::Row;
 use topics::wire::PaymentIntent;
 use uuid::Uuid;
 
@@ -20,26 +19,60 @@ pub(super) async fn insert_intents(db: &impl GenericClient, new: &[(Uuid, Paymen
     Ok(())
 }
 
+/// Intents that Kafka has not acknowledged.
+#[derive(Debug, Default, PartialEq)]
+pub struct Unacknowledged {
+    pub intents: Vec<(Uuid, PaymentIntent)>,
+    /// Those that hold no intent, and why. Nobody can publish them.
+    pub unreadable: Vec<(Uuid, String)>,
+}
+
+impl Unacknowledged {
+    pub fn is_empty(&self) -> bool {
+        self.intents.is_empty() && self.unreadable.is_empty()
+    }
+
+    fn read<'a>(rows: impl Iterator<Item = (Uuid, &'a [u8])>) -> Self {
+        let mut unacknowledged = Self::default();
+        for (id, bytes) in rows {
+            match read_intent(id, bytes) {
+                Ok(intent) => unacknowledged.intents.push((id, intent)),
+                Err(cause) => unacknowledged.unreadable.push((id, cause)),
+            }
+        }
+        unacknowledged
+    }
+}
+
+fn read_intent(id: Uuid, bytes: &[u8]) -> Result<PaymentIntent, String> {
+    let intent = PaymentIntent::decode(bytes).map_err(|error| error.to_string())?;
+    topics::address("address", &intent.address).map_err(|error| error.to_string())?;
+    let is_its_own = intent.payment_id.parse::<Uuid>().is_ok_and(|of| of == id);
+    if is_its_own { Ok(intent) } else { Err(format!("it is of {:?}", base::text::excerpt(&intent.payment_id))) }
+}
+
 /// The unacknowledged intents of these payments and static addresses.
 ///
 /// # Errors
-/// When the database fails, or a row holds no valid intent.
-pub async fn unacknowledged_intents(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<(Uuid, PaymentIntent)>, Failure> {
+/// When the database fails.
+pub async fn unacknowledged_intents(db: &impl GenericClient, ids: &[Uuid]) -> Result<Unacknowledged, Failure> {
     let statement =
         db.prepare_cached("SELECT payment_id, intent FROM unacknowledged_intents WHERE payment_id = ANY($1)").await?;
-    db.query(&statement, &[&ids]).await?.iter().map(read_intent).collect()
+    let rows = db.query(&statement, &[&ids]).await?;
+    Ok(Unacknowledged::read(rows.iter().map(|row| (row.get(0), row.get(1)))))
 }
 
-/// At most `limit` intents older than [`ACKNOWLEDGEMENT_TIMEOUT`] with ids above `after`, by growing id, locked until the transaction ends:
-/// the request that wrote one has given up on Kafka, or its process has died. Those that another instance has locked are skipped.
+/// At most `limit` intents older than [`ACKNOWLEDGEMENT_TIMEOUT`] with ids above `after`, locked until the transaction ends:
+/// the request that wrote one has given up on Kafka, or its process has died. Those that another instance has locked are
+/// skipped. With the last id if there may be more.
 ///
 /// # Errors
-/// When the database fails, or a row holds no valid intent.
+/// When the database fails.
 pub async fn lock_overdue_intents(
     db: &impl GenericClient,
     after: Uuid,
-    limit: i64,
-) -> Result<Vec<(Uuid, PaymentIntent)>, Failure> {
+    limit: u16,
+) -> Result<(Unacknowledged, Option<Uuid>), Failure> {
     let statement = db
         .prepare_cached(
             "SELECT payment_id, intent FROM unacknowledged_intents
@@ -47,7 +80,9 @@ pub async fn lock_overdue_intents(
              ORDER BY payment_id LIMIT $1 FOR UPDATE SKIP LOCKED",
         )
         .await?;
-    db.query(&statement, &[&limit, &ACKNOWLEDGEMENT_TIMEOUT.as_secs_f64(), &after]).await?.iter().map(read_intent).collect()
+    let rows = db.query(&statement, &[&i64::from(limit), &ACKNOWLEDGEMENT_TIMEOUT.as_secs_f64(), &after]).await?;
+    let last = rows.last().map(|row| row.get(0)).filter(|_| rows.len() >= usize::from(limit));
+    Ok((Unacknowledged::read(rows.iter().map(|row| (row.get(0), row.get(1)))), last))
 }
 
 /// Deletes intents that Kafka has acknowledged.
@@ -60,8 +95,28 @@ pub async fn delete_intents(db: &impl GenericClient, ids: &[Uuid]) -> Result<(),
     Ok(())
 }
 
-fn read_intent(row: &Row) -> Result<(Uuid, PaymentIntent), Failure> {
-    let intent = PaymentIntent::decode(row.get::<_, &[u8]>(1))
-        .map_err(|e| Failure::halt(e).context("reading unacknowledged_intents"))?;
-    Ok((row.get(0), intent))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_holds_no_intent_is_told_apart_and_keeps_the_others() {
+        let [good, other, third, fourth] = [1, 2, 3, 4].map(Uuid::from_u128);
+        let intent = |id: Uuid, address: &[u8]| PaymentIntent {
+            payment_id: id.to_string(),
+            address: address.to_vec().into(),
+            ..PaymentIntent::default()
+        };
+        let written = intent(good, &[7; 20]);
+        let rows = [
+            (good, written.encode_to_vec()),
+            (other, vec![0xff; 9]),
+            (third, Vec::new()),
+            (fourth, intent(good, &[7; 20]).encode_to_vec()),
+        ];
+        let read = Unacknowledged::read(rows.iter().map(|(id, bytes)| (*id, bytes.as_slice())));
+        assert_eq!(read.intents, [(good, written)]);
+        let unreadable: Vec<Uuid> = read.unreadable.iter().map(|(id, _)| *id).collect();
+        assert_eq!(unreadable, [other, third, fourth], "{:?}", read.unreadable);
+    }
 }

@@ -29,7 +29,7 @@ pub use heads::{
     ChainDepth, ChainHead, OpenBlock, READ_AGAIN, Reading, Witnessed, chain_depths, head_numbers, head_timestamps, lock_head,
     save_head, witnessed,
 };
-pub use intents::{delete_intents, lock_overdue_intents, unacknowledged_intents};
+pub use intents::{Unacknowledged, delete_intents, lock_overdue_intents, unacknowledged_intents};
 pub use issued::{issued_addresses, issued_payments, origins};
 pub use lists::{PaymentFilter, Place, is_common_external_id, list_deposits, list_payments};
 pub use lost::{LostBlocks, lost_blocks, paid_blocks};

@@ -129,8 +129,10 @@ const COLUMNS: &str =
 /// # Errors
 /// When the database fails, or a row holds no valid payment.
 pub async fn load_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
-    let mut payments = select(db, ids, "").await?;
-    attach_transfers(&mut payments, last_transfers(db, ids, true).await?);
+    // Pipelined, so one round trip.
+    let (payments, transfers) = tokio::join!(select(db, ids, ""), last_transfers(db, ids, true));
+    let mut payments = payments?;
+    attach_transfers(&mut payments, transfers?);
     Ok(payments)
 }
 

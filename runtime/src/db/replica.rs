@@ -1,21 +1,25 @@
 //! A replica, for reads that may be a little old.
 //!
-//! A process writes a beat to the primary, again and again: what a connection to the replica shows of it, asked before each
-//! read, tells up to which moment of this process that server has everything. So no clock of another host counts, nor where it
-//! stands in which log: one that follows another server, such as an old primary, or that is stopped, shows no new beat, and is
-//! left alone once the last is too old.
+//! A process writes a beat to the primary, again and again: what a connection to the replica shows of it, asked in the
+//! transaction of each read, tells up to which moment of this process that server has everything. So no clock of another host
+//! counts, nor where it stands in which log: one that follows another server, such as an old primary, or that is stopped, shows
+//! no new beat, and is left alone once the last is too old.
+//!
+//! Where the URL leads to several servers, a process reads from one at a time: what one has shown, another that lags by more
+//! would take back. When that one is lost, the next may be read once it has all that the last can have shown.
 
 use super::config::parse_for;
 use super::in_time::answered;
 use super::pool::{Bounds, limit_statements};
-use super::server::shares_sessions;
+use super::server::{Server, shares_sessions};
 use super::tls::Tls;
 use crate::failure::Failure;
 use crate::stage;
 use anyhow::anyhow;
 use base::{locked, metrics};
 use deadpool_postgres::{
-    Client, ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime,
+    Client, ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolBuilder, PoolError, RecyclingMethod,
+    Runtime,
 };
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,10 +37,12 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_BEATS: usize = 1024;
 /// For a beat, and for a new connection.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// For a read to get a connection, and for that to show its beat. The primary is asked instead.
+/// For a read to get a connection. The primary is asked instead.
 const READ_TIMEOUT: Duration = Duration::from_millis(250);
+/// Connections that are tried for one to the server that is read from.
+const MAX_TRIES: usize = 3;
 
-/// A pool of connections to a replica, or to several, and how far each lags. Cheap to clone.
+/// A pool of connections to a replica, and how far it lags. Cheap to clone.
 #[derive(Clone)]
 pub struct Replica {
     pool: Pool,
@@ -45,7 +51,34 @@ pub struct Replica {
     max_lag: Duration,
     process: Arc<str>,
     beats: Arc<Mutex<Beats>>,
+    one: Arc<Mutex<OneServer>>,
     is_well: Arc<AtomicBool>,
+}
+
+/// The server that is read from.
+#[derive(Default)]
+struct OneServer {
+    server: Option<Server>,
+    since: Option<Instant>,
+    is_lost: bool,
+}
+
+impl OneServer {
+    fn is(&self, server: &Server) -> bool {
+        !self.is_lost && self.server.as_ref() == Some(server)
+    }
+
+    /// Takes the server that was reached, if there is none. Returns whether it is the one.
+    fn take(&mut self, server: Server) -> bool {
+        if self.is_lost || self.server.is_none() {
+            if self.server.as_ref() != Some(&server) {
+                (self.server, self.since) = (Some(server), Some(Instant::now()));
+            }
+            self.is_lost = false;
+            return true;
+        }
+        self.is(&server)
+    }
 }
 
 /// The beats of a process, and when each was begun.
@@ -62,32 +95,41 @@ impl Replica {
     /// # Errors
     /// When the URL does not parse.
     pub fn new(url: &str, bounds: Bounds, max_lag: Duration, process: &str) -> anyhow::Result<Self> {
+        let one = Arc::<Mutex<OneServer>>::default();
+        let pool_of_one = of_one_server(pool(url, bounds.connections, bounds.statement)?, &one);
         Ok(Self {
-            pool: pool(url, bounds.connections, bounds.statement)?,
-            look_pool: pool(url, 2, TIMEOUT)?,
+            pool: pool_of_one.build()?,
+            look_pool: pool(url, 2, TIMEOUT)?.build()?,
             max_lag,
             process: process.into(),
             beats: Arc::default(),
+            one,
             is_well: Arc::default(),
         })
     }
 
-    /// A connection to a replica that lags by less than it may, if one is to be had at once. The connection itself has shown so: others
-    /// may lead to other servers.
+    /// A connection to the replica, if one is to be had at once. Whether it keeps up, [`keeps_up`](Self::keeps_up) tells.
     pub async fn get(&self) -> Option<Client> {
-        if !self.is_well.load(Ordering::Relaxed) {
-            return None;
-        }
-        let client = self.pool.get().await.ok()?;
-        match tokio::time::timeout(READ_TIMEOUT, self.lag(&client)).await {
-            Ok(Ok(lag)) => (lag? < self.max_lag).then_some(client),
-            Ok(Err(_)) | Err(_) => {
-                // A statement may hang there, behind which the next would wait.
-                drop(Object::take(client));
-                self.leave();
-                None
+        for _ in 0..MAX_TRIES {
+            if !self.is_well.load(Ordering::Relaxed) {
+                return None;
+            }
+            match self.pool.get().await {
+                Ok(client) => return Some(client),
+                // It may have led to another server.
+                Err(PoolError::PostCreateHook(_)) => {}
+                Err(_) => return None,
             }
         }
+        None
+    }
+
+    /// Whether the server behind a connection lags by less than it may, and has all that the one before it can have shown.
+    /// Asked in the transaction of a read, it holds for what that sees.
+    pub async fn keeps_up(&self, client: &Client) -> bool {
+        let since = locked(&self.one).since;
+        let lag = self.lag(client).await.ok().flatten();
+        lag.is_some_and(|lag| lag < self.max_lag && since.is_some_and(|since| lag <= since.elapsed()))
     }
 
     /// Leaves it alone until the next look finds it well, as after a read that has taken too long.
@@ -123,10 +165,11 @@ impl Replica {
             Ok(primary.get().await?.execute(sql, &[&&*self.process, &number]).await?)
         };
         answered(TIMEOUT, beat).await.map_err(|failure| failure.context("the primary"))?;
-        answered(TIMEOUT, async {
-            let client = self.look_pool.get().await?;
-            if is_pooler.is_none() {
-                let other = self.look_pool.get().await?;
+        let found = answered(TIMEOUT, async {
+            let client = self.look_client().await?;
+            // One that was found is asked again: its `pool_mode` may be another by now.
+            if *is_pooler != Some(false) {
+                let other = self.look_client().await?;
                 *is_pooler = Some(shares_sessions(&client, &other).await?);
             }
             if *is_pooler == Some(true) {
@@ -136,7 +179,25 @@ impl Replica {
             }
             self.lag(&client).await
         })
-        .await
+        .await;
+        if found.is_err() {
+            // Another one may be well.
+            locked(&self.one).is_lost = true;
+        }
+        found
+    }
+
+    /// A connection to the server that is read from.
+    async fn look_client(&self) -> Result<Client, Failure> {
+        for _ in 0..MAX_TRIES {
+            let client = self.look_pool.get().await?;
+            let server = Server::of(&client, false).await?;
+            if locked(&self.one).take(server) {
+                return Ok(client);
+            }
+            drop(Object::take(client));
+        }
+        Err(Failure::Retry(anyhow!("it leads to several servers, and {MAX_TRIES} times not to the one that is read from")))
     }
 
     /// Notes whether it may be used, and says when it is left alone, and when it is used again.
@@ -181,7 +242,7 @@ impl Beats {
     }
 }
 
-fn pool(url: &str, size: usize, longest: Duration) -> anyhow::Result<Pool> {
+fn pool(url: &str, size: usize, longest: Duration) -> anyhow::Result<PoolBuilder> {
     let mut config = parse_for(VARIABLE, url)?;
     config.target_session_attrs(TargetSessionAttrs::Any);
     let manager =
@@ -193,7 +254,24 @@ fn pool(url: &str, size: usize, longest: Duration) -> anyhow::Result<Pool> {
     });
     let pool = Pool::builder(manager).max_size(size).runtime(Runtime::Tokio1);
     let pool = pool.wait_timeout(Some(READ_TIMEOUT)).create_timeout(Some(TIMEOUT));
-    Ok(pool.post_create(reads_only).post_create(limit_statements(longest)).build()?)
+    Ok(pool.post_create(reads_only).post_create(limit_statements(longest)))
+}
+
+/// Lets connections to the server that is read from through, and to no other.
+fn of_one_server(pool: PoolBuilder, one: &Arc<Mutex<OneServer>>) -> PoolBuilder {
+    let (new, used) = (Arc::clone(one), Arc::clone(one));
+    let other = || HookError::message("it leads to another server than the one that is read from");
+    let pool = pool.post_create(Hook::async_fn(move |client: &mut ClientWrapper, _| {
+        let new = Arc::clone(&new);
+        Box::pin(async move {
+            let server = Server::of(client, false).await.map_err(HookError::Backend)?;
+            if locked(&new).is(&server) { Ok(()) } else { Err(other()) }
+        })
+    }));
+    pool.pre_recycle(Hook::sync_fn(move |_, metrics| {
+        let is_of_it = locked(&used).since.is_some_and(|since| metrics.created >= since);
+        is_of_it.then_some(()).ok_or_else(other)
+    }))
 }
 
 #[cfg(test)]
@@ -212,6 +290,20 @@ mod tests {
             beats.begin();
         }
         assert_eq!(beats.begun(second), None, "too old");
+    }
+
+    #[test]
+    fn one_server_is_read_from_until_it_is_lost_and_the_next_has_to_have_all_that_it_has_shown() {
+        let [first, second] = ["1", "2"].map(Server::started);
+        let mut one = OneServer::default();
+        assert!(!one.is(&first) && one.take(first.clone()) && one.is(&first));
+        let since = one.since;
+        assert!(!one.take(second.clone()) && !one.is(&second) && one.is(&first), "another one would take back what was shown");
+        one.is_lost = true;
+        assert!(!one.is(&first), "it may be another by now");
+        assert!(one.take(first.clone()) && one.since == since, "it is the same");
+        one.is_lost = true;
+        assert!(one.take(second.clone()) && one.since != since && one.is(&second) && !one.is(&first));
     }
 
     #[tokio::test]

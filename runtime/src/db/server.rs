@@ -14,6 +14,11 @@ pub(super) struct Server {
 }
 
 impl Server {
+    #[cfg(test)]
+    pub(super) fn started(started: &str) -> Self {
+        Self { started: started.to_owned(), timeline: 0 }
+    }
+
     /// The one behind a connection.
     ///
     /// # Errors
@@ -47,7 +52,13 @@ pub(super) async fn shares_sessions(one: &Client, other: &Client) -> Result<bool
     // Other clients of the pooler may come between two statements.
     for _ in 0..3 {
         let sql = "SELECT pg_backend_pid()";
-        if ask(one, sql).await? == ask(other, sql).await? {
+        let first = ask(one, sql).await?;
+        // A transaction keeps the session that a pooler gives it. If that was the first connection's, it has another one now.
+        other.batch_execute("BEGIN").await?;
+        let shares = async { Ok(ask(other, sql).await? == first || ask(one, sql).await? != first) };
+        let shares = shares.await;
+        other.batch_execute("ROLLBACK").await?;
+        if shares? {
             return Ok(true);
         }
     }

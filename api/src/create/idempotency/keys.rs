@@ -9,10 +9,13 @@ use crate::http::problem::Problem;
 use crate::http::share;
 use axum::http::{HeaderMap, StatusCode};
 use deadpool_postgres::{GenericClient, Pool};
-use payments::{Payment, store};
+use futures::{Stream, StreamExt as _};
+use payments::Payment;
+use payments::store::{self, Unacknowledged};
 use runtime::Failure;
 use sha2::{Digest as _, Sha256};
 use std::collections::{HashMap, HashSet};
+use std::pin::pin;
 use tokio_postgres::Row;
 use topics::PaymentId;
 use uuid::Uuid;
@@ -170,7 +173,8 @@ pub async fn claim_keys(db: &impl GenericClient, claims: &[KeyClaim<'_>]) -> Res
     Ok(refused)
 }
 
-/// The payment of each merchant's key, its intent acknowledged by Kafka, or the problem of that key.
+/// Tells the payment of each merchant's key, by its place, once its own intent is acknowledged by Kafka, or the problem of that
+/// key.
 ///
 /// # Errors
 /// When the database fails, for all keys.
@@ -178,8 +182,9 @@ pub async fn find_payments(
     pool: &Pool,
     intents: &Intents,
     keys: &[(Uuid, Option<&IdempotencyKey>)],
-) -> Result<Vec<Result<Payment, Problem>>, Problem> {
-    Ok(find(pool, intents, keys).await?.into_iter().map(|found| found.and_then(|payment| payment)).collect())
+    mut answer: impl FnMut(usize, Result<Payment, Problem>),
+) -> Result<(), Problem> {
+    find(pool, intents, keys, |place, found| answer(place, found.and_then(|payment| payment))).await
 }
 
 /// The payments of requests that are refused now, and were not when they first came. `None` for one that never came.
@@ -192,19 +197,29 @@ pub async fn find_earlier(
     merchant: Uuid,
     keys: &[&IdempotencyKey],
 ) -> Result<Vec<Option<Result<Payment, Problem>>>, Problem> {
+    let mut earlier = vec![None; keys.len()];
     if keys.is_empty() {
-        return Ok(Vec::new());
+        return Ok(earlier);
     }
     let keys: Vec<_> = keys.iter().map(|key| (merchant, Some(*key))).collect();
-    Ok(find(pool, intents, &keys).await?.into_iter().map(Result::ok).collect())
+    find(pool, intents, &keys, |place, found| {
+        if let Some(earlier) = earlier.get_mut(place) {
+            *earlier = found.ok();
+        }
+    })
+    .await?;
+    Ok(earlier)
 }
 
 /// The outer problem is the key's, the inner one its payment's.
+type Found = Result<Result<Payment, Problem>, Problem>;
+
 async fn find(
     pool: &Pool,
     intents: &Intents,
     keys: &[(Uuid, Option<&IdempotencyKey>)],
-) -> Result<Vec<Result<Result<Payment, Problem>, Problem>>, Problem> {
+    answer: impl FnMut(usize, Found),
+) -> Result<(), Problem> {
     let client = share::connection(pool).await?;
     let statement = client
         .prepare_cached(
@@ -230,20 +245,74 @@ async fn find(
         })
         .collect();
     let ids: Vec<Uuid> = matching.iter().filter_map(|outcome| outcome.as_ref().ok().copied()).collect();
-    let (client, hidden) = intents.still_unacknowledged(pool, client, &ids).await?;
-    let payments: HashMap<Uuid, Payment> =
-        store::load_created(&*client, &ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
-    let load = |id: Uuid| match payments.get(&id) {
-        _ if hidden.contains(&id) => Err(Problem::unacknowledged()),
-        Some(payment) => Ok(payment.clone()),
-        None => Err(Problem::internal()),
-    };
-    Ok(matching.into_iter().map(|outcome| outcome.map(load)).collect())
+    // What a payment was created with never changes.
+    let Unacknowledged { intents: unacknowledged, unreadable } = store::unacknowledged_intents(&*client, &ids).await?;
+    let payments = store::load_created(&*client, &ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
+    let began = client.began;
+    // Kafka may take its time, and other requests need the connection.
+    drop(client);
+    let hidden = unreadable.into_iter().map(|(id, _)| id).collect();
+    let waiting: HashSet<Uuid> = unacknowledged.iter().map(|(id, _)| *id).collect();
+    let outcomes = intents.publish_again(unacknowledged, began);
+    intents.forget_acknowledged(Known { payments, hidden }.tell(matching, &waiting, outcomes, answer).await);
+    Ok(())
+}
+
+/// What the database says of payments.
+struct Known {
+    payments: HashMap<Uuid, Payment>,
+    /// Those whose addresses must not be shown.
+    hidden: HashSet<Uuid>,
+}
+
+impl Known {
+    /// Tells what has become of each key, by its place: at once, but for payments that are `waiting` for Kafka, of which each
+    /// is told when its own outcome is there. Returns those that were acknowledged.
+    async fn tell(
+        mut self,
+        keys: Vec<Result<Uuid, Problem>>,
+        waiting: &HashSet<Uuid>,
+        outcomes: impl Stream<Item = (Uuid, bool)>,
+        mut answer: impl FnMut(usize, Found),
+    ) -> Vec<Uuid> {
+        // Two keys may stand for one payment.
+        let mut places: HashMap<Uuid, Vec<usize>> = HashMap::new();
+        for (place, key) in keys.into_iter().enumerate() {
+            match key {
+                Ok(id) if waiting.contains(&id) => places.entry(id).or_default().push(place),
+                known => answer(place, known.map(|id| self.shown(id))),
+            }
+        }
+        let (mut acknowledged, mut outcomes) = (Vec::new(), pin!(outcomes));
+        while let Some((id, is_acknowledged)) = outcomes.next().await {
+            if is_acknowledged {
+                acknowledged.push(id);
+            } else {
+                self.hidden.insert(id);
+            }
+            for place in places.remove(&id).unwrap_or_default() {
+                answer(place, Ok(self.shown(id)));
+            }
+        }
+        acknowledged
+    }
+
+    fn shown(&self, id: Uuid) -> Result<Payment, Problem> {
+        match self.payments.get(&id) {
+            _ if self.hidden.contains(&id) => Err(Problem::unacknowledged()),
+            Some(payment) => Ok(payment.clone()),
+            None => Err(Problem::internal()),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt as _;
+    use payments::intents::{Issued, issued};
+    use std::cell::RefCell;
+    use topics::wire;
 
     #[test]
     fn a_request_is_the_same_by_its_meaning_or_by_its_text() {
@@ -251,5 +320,42 @@ mod tests {
         let is = |meaning, text: &[u8]| Fingerprint::new(meaning, text).is(first.as_slice());
         assert!(is(Some([1; 32]), b"a") && is(Some([1; 32]), b"b") && is(Some([2; 32]), b"a") && is(None, b"a"));
         assert!(!is(Some([2; 32]), b"b") && !is(None, b"b") && !first.is(&[1; 32]));
+    }
+
+    fn payment(id: Uuid) -> Payment {
+        let intent = wire::PaymentIntent {
+            payment_id: id.to_string(),
+            merchant_id: id.to_string(),
+            address: vec![7; 20].into(),
+            chain_id: 1,
+            amount: vec![1].into(),
+            account: "0a1b".to_owned(),
+            ..wire::PaymentIntent::default()
+        };
+        let Ok((Issued::Payment(payment), _)) = issued(&intent) else { panic!("{intent:?}") };
+        *payment
+    }
+
+    /// One partition of `payment.intents` may have no leader for seconds.
+    #[tokio::test]
+    async fn a_retried_request_waits_for_its_own_intent_and_for_no_other() {
+        let [known, first, second, unreadable, lost] = [1, 2, 3, 4, 5].map(Uuid::from_u128);
+        let payments = [known, first, second, unreadable].map(|id| (id, payment(id))).into();
+        let keys = vec![Ok(first), Ok(known), Err(reused()), Ok(second), Ok(unreadable), Ok(lost), Ok(second)];
+        let (acknowledge, outcomes) = futures::channel::mpsc::unbounded();
+        let told = RefCell::new(Vec::new());
+        let answer = |place: usize, found: Found| told.borrow_mut().push((place, found.is_ok_and(|payment| payment.is_ok())));
+        let waiting = HashSet::from([first, second]);
+        let telling = Known { payments, hidden: HashSet::from([unreadable]) }.tell(keys, &waiting, outcomes, answer);
+        let mut telling = pin!(telling);
+        assert!((&mut telling).now_or_never().is_none());
+        assert_eq!(told.take(), [(1, true), (2, false), (4, false), (5, false)], "they wait for nothing");
+        acknowledge.unbounded_send((second, true)).unwrap();
+        assert!((&mut telling).now_or_never().is_none());
+        assert_eq!(told.take(), [(3, true), (6, true)], "the first waits still");
+        acknowledge.unbounded_send((first, false)).unwrap();
+        drop(acknowledge);
+        assert_eq!(telling.await, [second]);
+        assert_eq!(told.take(), [(0, false)]);
     }
 }

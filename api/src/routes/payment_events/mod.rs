@@ -9,7 +9,7 @@ use crate::http::extract::Parameters;
 use crate::http::pagination::{PageQuery, PageSize, no_filter};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
-use crate::read::Reader;
+use crate::read::{Snapshot, Unread};
 use crate::routes::payments::{PaymentPath, no_payment};
 use axum::Json;
 use axum::extract::State;
@@ -67,13 +67,14 @@ pub async fn list(
     let subscription =
         wants_stream(&headers).then(|| app.event_feed.subscribe(caller.merchant, caller.id, id.0)).transpose()?;
     if let Some(subscription) = subscription {
-        let (created_at, _) = find(&app, app.newest().await?, &caller, id).await?;
+        let owner = &caller;
+        let created_at = app.read_newest(|db: Snapshot| async move { find(&db, owner, id).await }).await?;
         let after = last_event_id(&headers, id).or(after).unwrap_or(0);
         return Ok(EventStream::new(app, caller.id, subscription, id, created_at, after).into_response());
     }
-    let (app, caller, page) = (&app, &caller, &page);
-    let load = |db| async move {
-        let (created_at, db) = find(app, db, caller, id).await?;
+    let (caller, page) = (&caller, &page);
+    let load = |db: Snapshot| async move {
+        let created_at = find(&db, caller, id).await?;
         let mut events = history::list_events(&*db, id, created_at, after.unwrap_or(0), page.rows_to_load()).await?;
         let next_cursor = page.cut(&mut events, |last| last.event.id.clone());
         let data = events.into_iter().map(|e| EventReply::new(e.event, e.asked_by)).collect::<Result<Vec<_>, _>>()?;
@@ -83,7 +84,8 @@ pub async fn list(
 }
 
 /// When the caller's payment was created, if its address may be shown, which its events have.
-async fn find(app: &App, db: Reader, caller: &Caller, id: PaymentId) -> Result<(i64, Reader), Problem> {
-    let created_at = store::payment_created_at(&*db, caller.merchant, id).await?.ok_or_else(|| no_payment(id))?;
-    Ok((created_at, app.ensure_acknowledged(db, id.0).await?))
+async fn find(db: &Snapshot, caller: &Caller, id: PaymentId) -> Result<i64, Unread> {
+    let created_at = store::payment_created_at(&**db, caller.merchant, id).await?.ok_or_else(|| no_payment(id))?;
+    db.ensure_acknowledged(id.0).await?;
+    Ok(created_at)
 }

@@ -7,6 +7,8 @@
 use super::event_reply::{EventReply, sequence_in_id};
 use crate::app::App;
 use crate::event_feed::{MAX_EVENTS, Subscription};
+use crate::http::share::{self, OwnShare};
+use anyhow::anyhow;
 use axum::http::{HeaderMap, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -43,6 +45,7 @@ pub fn last_event_id(headers: &HeaderMap, payment: PaymentId) -> Option<u64> {
 pub struct EventStream {
     app: App,
     key: KeyId,
+    share: OwnShare,
     /// When the key was looked at.
     key_seen: Instant,
     subscription: Subscription,
@@ -57,7 +60,8 @@ pub struct EventStream {
 impl EventStream {
     /// Begins after the event with the number `after`. The subscription must be older than the check that the payment exists.
     pub fn new(app: App, key: KeyId, subscription: Subscription, payment: PaymentId, created_at: i64, after: u64) -> Self {
-        Self { app, key, key_seen: Instant::now(), subscription, payment, created_at, after, ready: VecDeque::new() }
+        let (share, key_seen, ready) = (OwnShare::of_request(), Instant::now(), VecDeque::new());
+        Self { app, key, share, key_seen, subscription, payment, created_at, after, ready }
     }
 
     /// The next event; `None` at the stop, and when the key does not work any more.
@@ -74,13 +78,7 @@ impl EventStream {
                 self.after = event.sequence;
                 return Ok(Some(event));
             }
-            let read = async || {
-                // The connection goes back to the pool before this waits.
-                let db = self.app.pool.get().await?;
-                let limit = i64::try_from(MAX_EVENTS).map_err(Failure::halt)?;
-                history::list_events(&db, self.payment, self.created_at, self.after, limit).await
-            };
-            let events = self.subscription.events(self.after, read).await?;
+            let events = self.subscription.events(self.after, async || self.share.work(self.read()).await).await?;
             let reply = |recorded: &RecordedEvent| EventReply::new(recorded.event.clone(), recorded.asked_by.clone());
             self.ready = events.iter().map(|recorded| reply(recorded)).collect::<Result<_, _>>()?;
             if self.ready.is_empty() {
@@ -93,6 +91,16 @@ impl EventStream {
                     () = tokio::time::sleep_until(self.key_seen + KEY_INTERVAL) => {}
                 }
             }
+        }
+    }
+
+    /// The next events of the history. The connection goes back to the pool before the stream waits for others.
+    fn read(&self) -> impl Future<Output = Result<Vec<RecordedEvent>, Failure>> + Send + use<> {
+        let (pool, payment, created_at, after) = (self.app.pool.clone(), self.payment, self.created_at, self.after);
+        async move {
+            let db = share::connection(&pool).await.map_err(|_| Failure::Retry(anyhow!("no connection was to be had")))?;
+            let limit = i64::try_from(MAX_EVENTS).map_err(Failure::halt)?;
+            history::list_events(&*db, payment, created_at, after, limit).await
         }
     }
 

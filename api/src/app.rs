@@ -90,6 +90,9 @@ impl App {
             Some(account) => account,
             None => self.accounts.read(&*self.db().await?, fingerprint.unwrap_or_default()).await?,
         };
+        if account.is_replaced() {
+            return Err(Problem::replaced());
+        }
         if merchant.restored_account.as_deref().is_some_and(|restored| restored != account.fingerprint()) {
             tracing::warn!(merchant = %merchant.id, "it gets no address: a restore has taken back which account is its own");
             return Err(Problem::unavailable(

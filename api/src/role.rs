@@ -104,7 +104,7 @@ pub async fn run(settings: Settings, listing: Listing, socket: TcpSocket, stop: 
     });
     let replica = replica.transpose()?;
     let account = Account::register(xpub, &pool).await?;
-    recovery.note_own_account(account.fingerprint(), settings.xpub_replaces.as_deref()).await.context("CTRIP_XPUB")?;
+    recovery.note_own_account(&account, settings.xpub_replaces.as_deref()).await.context("CTRIP_XPUB")?;
     let availability = Availability::new(halts.clone(), kafka.topic_prefix());
     availability.poll(&pool).await.map_err(|failure| anyhow::anyhow!("reading the chains' heads: {failure}"))?;
     // A transaction that hangs must not hold up the start for ever.

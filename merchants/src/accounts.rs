@@ -4,7 +4,7 @@
 //! leaves a gap. An xpub whose key another account has, under whatever text, is refused here.
 
 use anyhow::{Context as _, ensure};
-use deadpool_postgres::{GenericClient, Pool};
+use deadpool_postgres::{Client, GenericClient, Pool};
 use runtime::Failure;
 use runtime::db::lock;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -23,6 +23,7 @@ struct AccountParts {
     fingerprint: String,
     sequence: String,
     is_exhausted: AtomicBool,
+    is_replaced: AtomicBool,
 }
 
 /// The indices of an account that a statement takes.
@@ -30,12 +31,24 @@ const MAX_TAKEN: i64 = 10_000_000;
 
 impl Account {
     fn new(xpub: AccountXpub, sequence: String) -> Self {
-        Self(Arc::new(AccountParts { fingerprint: xpub.fingerprint(), sequence, xpub, is_exhausted: AtomicBool::new(false) }))
+        let (fingerprint, is_exhausted, is_replaced) = (xpub.fingerprint(), AtomicBool::new(false), AtomicBool::new(false));
+        Self(Arc::new(AccountParts { xpub, fingerprint, sequence, is_exhausted, is_replaced }))
     }
 
     /// Whether it was found to have given out all its addresses. Its merchant needs another xpub.
     pub fn is_exhausted(&self) -> bool {
         self.0.is_exhausted.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was found to be cTrip's own no more, by the word of an operator at another process: no address of it is given
+    /// out.
+    pub fn is_replaced(&self) -> bool {
+        self.0.is_replaced.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether it is replaced, for all who have it.
+    pub fn note_replaced(&self, is_replaced: bool) {
+        self.0.is_replaced.store(is_replaced, Ordering::Relaxed);
     }
 
     /// Writes the account to the database, unless it is there. Its sequence is created once and never reset.
@@ -44,36 +57,52 @@ impl Account {
     /// When another account has the same addresses: two xpub texts can hold the same key, such as that of an export under another
     /// parent, and each would give out the other's addresses again. When the database fails.
     pub async fn register(xpub: AccountXpub, pool: &Pool) -> anyhow::Result<Self> {
-        let fingerprint = xpub.fingerprint();
         let mut client = pool.get().await.context("connecting to DATABASE_URL")?;
-        let register = async {
-            let transaction = client.transaction().await?;
-            // Twins are found among the rows. And CREATE SEQUENCE IF NOT EXISTS fails when two processes do it at once.
-            transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&lock::ACCOUNTS]).await?;
-            let rows = transaction.query(KNOWN_ACCOUNTS, &[]).await?;
-            let sequence = create_sequence(&transaction, &fingerprint).await?;
-            transaction
-                .execute(
-                    // An account that came back from an intent has no xpub yet.
-                    "INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ($1, $2, $3)
-                     ON CONFLICT (fingerprint) DO UPDATE SET xpub = EXCLUDED.xpub WHERE xpubs.xpub IS NULL",
-                    &[&fingerprint, &xpub.as_str(), &sequence],
-                )
-                .await?;
-            Ok::<_, tokio_postgres::Error>((transaction, sequence, rows))
-        };
-        let (transaction, sequence, rows) =
-            register.await.context("registering the xpub in the database (`ctrip migrate` creates its tables)")?;
-        // A transaction that is dropped is rolled back.
-        refuse_twin(&xpub, rows.iter().map(KnownAccount::of))?;
-        transaction.commit().await.context("registering the xpub in the database")?;
+        let sequence = register(&xpub, &mut client).await?;
         Ok(Self::new(xpub, sequence))
+    }
+
+    /// [`register`](Self::register) in a database that took the place of the one before, and may lack it.
+    ///
+    /// # Errors
+    /// `Halt` when another account has the same addresses; when the database fails.
+    pub async fn register_again(&self, client: &mut Client) -> Result<(), Failure> {
+        let has_failed = |error: &anyhow::Error| error.chain().any(|cause| cause.is::<tokio_postgres::Error>());
+        let registered = register(&self.0.xpub, client).await.map(drop);
+        registered.map_err(|error| if has_failed(&error) { Failure::Retry(error) } else { Failure::Halt(error) })
     }
 
     /// Names the account in the database, such as in a payment's row.
     pub fn fingerprint(&self) -> &str {
         &self.0.fingerprint
     }
+}
+
+/// Returns the name of the account's sequence.
+async fn register(xpub: &AccountXpub, client: &mut Client) -> anyhow::Result<String> {
+    let fingerprint = xpub.fingerprint();
+    let register = async {
+        let transaction = client.transaction().await?;
+        // Twins are found among the rows. And CREATE SEQUENCE IF NOT EXISTS fails when two processes do it at once.
+        transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&lock::ACCOUNTS]).await?;
+        let rows = transaction.query(KNOWN_ACCOUNTS, &[]).await?;
+        let sequence = create_sequence(&transaction, &fingerprint).await?;
+        transaction
+            .execute(
+                // An account that came back from an intent has no xpub yet.
+                "INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ($1, $2, $3)
+                 ON CONFLICT (fingerprint) DO UPDATE SET xpub = EXCLUDED.xpub WHERE xpubs.xpub IS NULL",
+                &[&fingerprint, &xpub.as_str(), &sequence],
+            )
+            .await?;
+        Ok::<_, tokio_postgres::Error>((transaction, sequence, rows))
+    };
+    let (transaction, sequence, rows) =
+        register.await.context("registering the xpub in the database (`ctrip migrate` creates its tables)")?;
+    // A transaction that is dropped is rolled back.
+    refuse_twin(xpub, rows.iter().map(KnownAccount::of))?;
+    transaction.commit().await.context("registering the xpub in the database")?;
+    Ok(sequence)
 }
 
 /// Creates the sequence of an account, unless it is there, and returns its name.

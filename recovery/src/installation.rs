@@ -100,6 +100,15 @@ pub async fn note_own_account(db: &impl GenericClient, fingerprint: &str, replac
     Ok(())
 }
 
+/// The fingerprint of cTrip's own account, if one is noted.
+///
+/// # Errors
+/// When the database fails.
+pub async fn own_account(db: &impl GenericClient) -> Result<Option<String>, Failure> {
+    let select = db.prepare_cached("SELECT own_account FROM installation").await?;
+    Ok(db.query_opt(&select, &[]).await?.and_then(|row| row.get(0)))
+}
+
 /// Makes the database that of another installation: it takes the place of a database that was lost, and gets what the topics have, from
 /// their beginning.
 ///

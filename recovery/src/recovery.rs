@@ -6,11 +6,13 @@
 //! that starts on the same one does not wait.
 
 use crate::catch_up::{COMPARED, CatchUp, RESTORING};
-use crate::installation::{caught_up_lineage, installation, note_compared, note_lineage, note_own_account, other};
+use crate::installation::{caught_up_lineage, installation, note_compared, note_lineage, other};
 use crate::known::{self, Known};
+use crate::own_account::OwnAccount;
 use crate::republish::{REPAIRING, republish};
 use base::{locked, metrics};
 use deadpool_postgres::{Client, Pool};
+use merchants::accounts::Account;
 use merchants::count_restored_accounts;
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use runtime::compared::{IntentsTopic, compared_topic};
@@ -58,6 +60,7 @@ struct Inner {
     /// Opened at the first use. One comparison at a time.
     backlog: Mutex<Option<Backlog>>,
     problems: Mutex<Problems>,
+    own_account: OwnAccount,
 }
 
 /// What an operator should know.
@@ -110,6 +113,7 @@ impl Recovery {
             gate: Gate::default(),
             backlog: Mutex::default(),
             problems: Mutex::default(),
+            own_account: OwnAccount::default(),
         })))
     }
 
@@ -156,17 +160,18 @@ impl Recovery {
         of_database.await.map_err(|failure| anyhow::anyhow!("{failure}"))
     }
 
-    /// Notes cTrip's own account, which has to be registered. `replaces` is the one whose place it may take.
+    /// Notes cTrip's own account, which has to be registered, here and in each database that takes the place of this one.
+    /// `replaces` is the one whose place it may take.
     ///
     /// # Errors
     /// When another is noted, or the database fails.
-    pub async fn note_own_account(&self, fingerprint: &str, replaces: Option<&str>) -> anyhow::Result<()> {
-        let note = async { note_own_account(OwnConnection::open(&self.0.pool).await?.db()?, fingerprint, replaces).await };
+    pub async fn note_own_account(&self, account: &Account, replaces: Option<&str>) -> anyhow::Result<()> {
+        let note = async { self.0.own_account.note(OwnConnection::open(&self.0.pool).await?.db()?, account, replaces).await };
         note.await.map_err(|failure| anyhow::anyhow!("{failure}"))
     }
 
-    /// What is wrong with the topics, who else writes to them, which other server takes writes, and how many merchants a restore keeps
-    /// from addresses; `None` when nothing is.
+    /// What is wrong with the topics, who else writes to them, which other server takes writes, how many merchants a restore
+    /// keeps from addresses, and that the own account is another's; `None` when nothing is.
     pub fn problem(&self) -> Option<String> {
         let Problems { topics, foreign, in_doubt } = &*locked(&self.0.problems);
         let foreign = foreign.map(|other| {
@@ -178,7 +183,8 @@ impl Recovery {
                  shows both, `ctrip merchants update NAME --own-xpub XPUB` or `--no-own-xpub` decides"
             )
         });
-        let all: Vec<String> = topics.iter().cloned().chain(foreign).chain(self.0.primary.problem()).chain(in_doubt).collect();
+        let others = foreign.into_iter().chain(self.0.primary.problem()).chain(in_doubt).chain(self.0.own_account.problem());
+        let all: Vec<String> = topics.iter().cloned().chain(others).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 
@@ -255,10 +261,14 @@ impl Recovery {
                 // Its row says that it had caught up, and it had not.
                 (watch.settling, watch.must_note) = (Some((lineage.to_string(), Instant::now())), true);
             } else if !is_known && is_settled {
+                within(handle, self.0.own_account.check(db, false))?;
                 within(handle, note_lineage(db, Some(&lineage)))?;
                 watch.settling = None;
                 self.0.gate.open(lineage);
             }
+        }
+        if is_known {
+            within(handle, self.0.own_account.check(db, true))?;
         }
         locked(&self.0.problems).foreign = within(handle, other(db))?;
         locked(&self.0.problems).in_doubt = within(handle, report(&self.0.kafka, db))?;

@@ -46,6 +46,9 @@ pub async fn create(pool: &Pool, intents: &Intents, request: AddressRequest) -> 
         return Ok((known, false));
     }
     let account = account?;
+    if account.is_replaced() {
+        return Err(Problem::replaced());
+    }
     let fingerprint = account.fingerprint().to_owned();
     let taken = accounts::take_addresses(&transaction, vec![(account.clone(), 1)]).await;
     let mut taken = taken.map_err(|failure| if account.is_exhausted() { Problem::exhausted() } else { failure.into() })?;

@@ -129,6 +129,8 @@ impl Batcher {
         let began = Instant::now();
         let client = self.pool.get().await?;
         requests.retain(|request| !request.reply.is_closed());
+        // It may have been found while they were in the queue.
+        refuse(requests.extract_if(.., |request| request.account.is_replaced()), &Problem::replaced());
         let write = async |client: &mut Client| {
             let transaction = client.transaction().await?;
             let written = write_in(&transaction, requests, self.installation).await?;

@@ -115,6 +115,14 @@ impl Problem {
         )
     }
 
+    /// A 503: the account that addresses are derived from is cTrip's own no more.
+    pub fn replaced() -> Self {
+        Self::unavailable(
+            60,
+            "Another account has taken the place of the one that this server derives addresses from. Retry later",
+        )
+    }
+
     /// A 500. The cause belongs in the log, and the caller of this has logged it.
     pub fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", "The request failed; the log has the cause")

@@ -321,6 +321,35 @@ async fn another_xpub_than_before_is_refused_until_it_is_said_to_replace_it() ->
     Ok(())
 }
 
+/// What was started with the account of before runs on for a while.
+#[tokio::test]
+async fn an_api_that_runs_gives_out_no_address_of_an_account_that_was_replaced_since_its_start() -> Result<()> {
+    let Running { lab, api, _process } = running().await?;
+    let second = AccountXpub::parse(OTHER_XPUB)?.fingerprint();
+    let known = api.coin(1).await?;
+    let db = lab.database().await?;
+    let create =
+        async || api.request(Method::POST, "/api/v1/payments", Some(json!({ "chain": "anvil", "amount": 5 })), &[]).await;
+    // As the start of another one with CTRIP_XPUB_REPLACES does.
+    let replace =
+        "WITH other AS (INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ($1, $2, 'none') RETURNING fingerprint)
+                   UPDATE installation SET own_account = fingerprint FROM other";
+    db.execute(replace, &[&second, &OTHER_XPUB]).await?;
+    eventually("new addresses to be refused", async || {
+        let (status, answer) = create().await?;
+        let says = answer["detail"].as_str().is_some_and(|detail| detail.contains("taken the place"));
+        ensure!(status == StatusCode::CREATED || (status == StatusCode::SERVICE_UNAVAILABLE && says), "{status} {answer}");
+        Ok(says.then_some(()))
+    })
+    .await?;
+    ensure!(api.get(known.id()).await?.address()? == known.address()?, "what was given out is shown");
+    let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
+    ensure!(health["components"]["topics"]["error"].as_str().is_some_and(|error| error.contains(&second)), "{health}");
+    // As in a backup from before any start.
+    db.execute("UPDATE installation SET own_account = NULL", &[]).await?;
+    eventually("it to be noted again", async || Ok((create().await?.0 == StatusCode::CREATED).then_some(()))).await
+}
+
 #[tokio::test]
 async fn settings_out_of_bounds_are_refused_and_change_nothing() -> Result<()> {
     let lab = Lab::without_topics().await?;

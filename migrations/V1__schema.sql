@@ -581,18 +581,44 @@ CREATE INDEX webhook_endpoints_of_merchant ON webhook_endpoints (merchant_id, cr
 -- What is pending for those has to end.
 CREATE INDEX webhook_endpoints_disabled ON webhook_endpoints (id) WHERE NOT enabled;
 
+-- What is sent of an event, once, however many endpoints it is for. Kept for 90 days, and for as long as a delivery or the
+-- backlog refers to it.
+CREATE TABLE webhook_messages (
+    -- The header `webhook-id`.
+    event_id   text PRIMARY KEY,
+    -- As it is signed and sent, byte for byte.
+    body       text NOT NULL,
+    -- Or when a replay of the topic brought it again.
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+-- Housekeeping takes the oldest.
+CREATE INDEX webhook_messages_by_age ON webhook_messages (created_at);
+
+-- Events whose deliveries are still to be made, since their merchant had more than its share of a batch. Merchants take turns.
+-- While one has any here, its next events join them, so that those of a payment stay in order.
+CREATE TABLE webhook_backlog (
+    merchant_id uuid NOT NULL,
+    id          bigint GENERATED ALWAYS AS IDENTITY,
+    event_id    text NOT NULL UNIQUE,
+    type        text NOT NULL,
+    payment_id  uuid NOT NULL,
+    sequence    bigint NOT NULL,
+    -- When it was written to the topic, in milliseconds of Unix time.
+    written_ms  bigint NOT NULL,
+    PRIMARY KEY (merchant_id, id)
+);
+
 -- One event for one endpoint, kept for 90 days. A replay of the topic finds it here and adds nothing.
 CREATE TABLE webhook_deliveries (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     -- No foreign key: its check would wait for whoever keeps an endpoint's row locked, and with it the fan-out for all merchants.
     endpoint_id  uuid NOT NULL,
+    -- Its message is there before. No foreign key either: each delivery would lock it.
     event_id     text NOT NULL,
     type         text NOT NULL,
     -- Null for what is of no payment: a ping, an endpoint that was disabled.
     payment_id   uuid,
     sequence     bigint NOT NULL DEFAULT 0,
-    -- As it is signed and sent, byte for byte.
-    body         text NOT NULL,
     state        text NOT NULL CHECK (state IN ('pending', 'delivered', 'failed')),
     -- Attempts that were begun, over all redeliveries; one that a kill cut off has no row in webhook_attempts.
     attempts     integer NOT NULL DEFAULT 0,
@@ -603,7 +629,8 @@ CREATE TABLE webhook_deliveries (
     claimed_by   text,
     created_at   timestamptz NOT NULL DEFAULT now(),
     delivered_at timestamptz,
-    UNIQUE (endpoint_id, event_id)
+    -- The event first: housekeeping asks whether a message has any.
+    UNIQUE (event_id, endpoint_id)
 );
 CREATE INDEX webhook_deliveries_due ON webhook_deliveries (endpoint_id, next_attempt, id) WHERE state = 'pending';
 -- Whether an earlier event of the payment is still on its way.

@@ -36,6 +36,7 @@ const RETENTIONS: &[Retention] = &[
     },
     Retention { table: "webhook_deliveries", sql: retention::REMOVE_OLD_DELIVERIES },
     Retention { table: "webhook_deliveries", sql: retention::REMOVE_DELIVERIES_OF_DELETED },
+    Retention { table: "webhook_messages", sql: retention::REMOVE_OLD_MESSAGES },
     Retention { table: "webhook_endpoints", sql: retention::REMOVE_DELETED_ENDPOINTS },
 ];
 

@@ -69,7 +69,7 @@ const SQL_ROLES: [&str; 3] = ["api", "confirmer", "webhooks"];
 
 /// A table, and what each of [`SQL_ROLES`] does with its rows: selects, inserts, updates, deletes. A locked row counts as updated. `api`
 /// and `confirmer` both restore what a backup lacks. [`UPDATES`] has the updates that are not of whole rows.
-const TABLES: [(&str, [&str; 3]); 25] = [
+const TABLES: [(&str, [&str; 3]); 27] = [
     ("merchants", ["si", "si", ""]),
     ("restored_accounts", ["siud", "siu", ""]),
     ("api_keys", ["s", "", ""]),
@@ -92,6 +92,8 @@ const TABLES: [(&str, [&str; 3]); 25] = [
     ("orphan_transfers", ["s", "siud", ""]),
     ("replica_beats", ["siud", "", ""]),
     ("webhook_endpoints", ["siud", "", "s"]),
+    ("webhook_messages", ["siud", "", "siu"]),
+    ("webhook_backlog", ["s", "", "sid"]),
     ("webhook_deliveries", ["siud", "", "siud"]),
     ("webhook_attempts", ["siud", "", "siud"]),
     // Triggers write it as its owner, so that nobody covers a trace.

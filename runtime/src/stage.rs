@@ -90,14 +90,21 @@ impl Silence {
 }
 
 /// Something that lasts too long, told in [`waiting`] and once in the log, until it is over or nobody looks any more.
+#[derive(Debug)]
 pub struct Notice {
     item: String,
     is_shown: bool,
 }
 
 impl Notice {
+    /// Nothing yet, under this name.
     pub fn of(item: String) -> Self {
         Self { item, is_shown: false }
+    }
+
+    /// Whether it has been told and is not over.
+    pub fn is_shown(&self) -> bool {
+        self.is_shown
     }
 
     /// Tells of it, or that it is over.

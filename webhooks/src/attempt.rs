@@ -2,6 +2,7 @@
 //! the outcome, the retry schedule adds the verdict, and the queue settles all three.
 
 use crate::signature::Secret;
+use bytes::Bytes;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -29,7 +30,9 @@ pub struct ClaimedDelivery {
     pub url: String,
     /// All that are valid, newest first.
     pub secrets: Vec<Secret>,
-    pub body: String,
+    pub body: Bytes,
+    /// Why it can't be sent at all, for people. That is a failure like others, and stops no other.
+    pub unsendable: Option<&'static str>,
     /// Unix seconds from which it could have been sent, to measure the delay.
     pub due_at: f64,
 }

@@ -1,21 +1,24 @@
 //! The engine sends what is due, with a bounded number of messages in flight.
 //!
-//! Each lane is a task that claims, sends and settles in a loop; one more task fails what is pending for disabled endpoints.
+//! Each lane is a task that claims, sends and settles in a loop. Beside them, one task fails what is pending for disabled
+//! endpoints, one makes deliveries of the backlog, and one keeps the [`Fronts`], at which claims look.
 
 use crate::attempt::{ClaimedDelivery, FinishedAttempt, Verdict};
 use crate::clients::Clients;
+use crate::fronts::Fronts;
+use crate::in_flight::{InFlight, Room};
 use crate::lane::Lane;
 use crate::queue::{self, ClaimLimits, Settled};
 use crate::ssrf::{Guard, SENDING, Sending};
-use crate::{retry_schedule, send};
+use crate::{backlog, pace, retry_schedule, send};
 use base::counts::Counts;
 use base::{locked, metrics};
 use deadpool_postgres::Pool;
-use runtime::{Failure, stage};
+use runtime::Failure;
+use runtime::stage::Notice;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -27,7 +30,7 @@ const SLOW_THRESHOLD: Duration = Duration::from_secs(1);
 /// … until it has not done so for this long.
 const SLOW_TTL: Duration = Duration::from_secs(60);
 const FAIL_PENDING_INTERVAL: Duration = Duration::from_secs(1);
-/// Whoever changes an endpoint locks its row for a moment.
+/// Whoever changes an endpoint or sends a delivery again locks its row for a moment.
 const MAX_LOCKED: Duration = Duration::from_secs(10);
 /// For what is in flight at `stop`; the process has 10 s to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,6 +41,8 @@ pub struct Engine {
     clients: Arc<Clients>,
     guard: Guard,
     instance: String,
+    /// Shared with the fan-out.
+    fronts: Arc<Fronts>,
     /// Messages in flight per endpoint, over all lanes.
     in_flight: Mutex<Counts<Uuid>>,
     /// When each slow endpoint was last slow.
@@ -45,12 +50,13 @@ pub struct Engine {
 }
 
 impl Engine {
-    pub fn new(pool: Pool, clients: Clients, guard: Guard, instance: String) -> Arc<Self> {
+    pub fn new(pool: Pool, clients: Clients, guard: Guard, instance: String, fronts: Arc<Fronts>) -> Arc<Self> {
         Arc::new(Self {
             pool,
             clients: Arc::new(clients),
             guard,
             instance,
+            fronts,
             in_flight: Mutex::default(),
             slow: Mutex::default(),
         })
@@ -60,7 +66,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the database fails. Attempts in flight are not settled then, and are sent again.
-    pub async fn run(self: &Arc<Self>, new_deliveries: &Arc<Notify>, stop: &CancellationToken) -> Result<(), Failure> {
+    pub async fn run(self: &Arc<Self>, stop: &CancellationToken) -> Result<(), Failure> {
         let db = self.pool.get().await?;
         queue::release_claims(&db, &self.instance).await?;
         drop(db);
@@ -68,11 +74,15 @@ impl Engine {
         *locked(&self.in_flight) = Counts::default();
         let mut lanes = JoinSet::new();
         for lane in Lane::ALL {
-            let (engine, notify, stop) = (Arc::clone(self), Arc::clone(new_deliveries), stop.clone());
-            lanes.spawn(async move { engine.run_lane(lane, &notify, &stop).await });
+            let (engine, stop) = (Arc::clone(self), stop.clone());
+            lanes.spawn(async move { engine.run_lane(lane, &stop).await });
         }
-        let (engine, stop) = (Arc::clone(self), stop.clone());
-        lanes.spawn(async move { engine.fail_pending(&stop).await });
+        let (engine, stopped) = (Arc::clone(self), stop.clone());
+        lanes.spawn(async move { engine.fail_pending(&stopped).await });
+        let (engine, stopped) = (Arc::clone(self), stop.clone());
+        lanes.spawn(async move { engine.fronts.keep(&engine.pool, &stopped).await });
+        let (engine, stopped) = (Arc::clone(self), stop.clone());
+        lanes.spawn(async move { backlog::run(&engine.pool, &engine.fronts, &stopped).await });
         while let Some(ended) = lanes.join_next().await {
             // A panic of one lane restarts them all, and ends nothing.
             ended.map_err(Failure::retry)??;
@@ -80,10 +90,9 @@ impl Engine {
         Ok(())
     }
 
-    async fn run_lane(&self, lane: Lane, new_deliveries: &Notify, stop: &CancellationToken) -> Result<(), Failure> {
+    async fn run_lane(&self, lane: Lane, stop: &CancellationToken) -> Result<(), Failure> {
         let mut sends = JoinSet::new();
-        // By merchant, so that endpoints that are deleted, and made anew, have no more of the lane.
-        let mut in_flight = Counts::default();
+        let mut in_flight = InFlight::of(lane.limits());
         let mut done = Vec::new();
         let mut locks = LockWatch::of(lane);
         while !stop.is_cancelled() {
@@ -94,15 +103,15 @@ impl Engine {
             tokio::select! {
                 Some(sent) = sends.join_next() => ended.push(finished(sent)?),
                 // Most endpoints are healthy, and so are those that most new events are for.
-                () = new_deliveries.notified(), if lane == Lane::Healthy => {}
+                () = self.fronts.news(), if lane == Lane::Healthy => {}
                 () = tokio::time::sleep(POLL_INTERVAL) => {}
                 () = stop.cancelled() => {}
             }
             while let Some(sent) = sends.try_join_next() {
                 ended.push(finished(sent)?);
             }
-            for attempt in &ended {
-                in_flight.take_off(&attempt.delivery.merchant, 1);
+            for attempt in &mut ended {
+                in_flight.end(&mut attempt.delivery);
                 self.observe(attempt);
             }
             done.append(&mut ended);
@@ -125,12 +134,12 @@ impl Engine {
     /// Fails what is pending for disabled endpoints.
     async fn fail_pending(&self, stop: &CancellationToken) -> Result<(), Failure> {
         while !stop.is_cancelled() {
-            let db = self.pool.get().await?;
+            let (db, began) = (self.pool.get().await?, Instant::now());
             let failed = queue::fail_pending(&db).await?;
             drop(db);
             if i64::try_from(failed).is_ok_and(|failed| failed < queue::MAX_FAILED_PER_STATEMENT) {
                 tokio::select! {
-                    () = tokio::time::sleep(FAIL_PENDING_INTERVAL) => {}
+                    () = tokio::time::sleep(pace::rest(began.elapsed(), FAIL_PENDING_INTERVAL)) => {}
                     () = stop.cancelled() => {}
                 }
             }
@@ -141,22 +150,20 @@ impl Engine {
     async fn start_sends(
         &self,
         sends: &mut JoinSet<FinishedAttempt>,
-        in_flight_of_merchants: &mut Counts<Uuid>,
+        in_flight: &mut InFlight,
         lane: Lane,
     ) -> Result<(), Failure> {
-        let limits = lane.limits();
         loop {
-            let free = limits.max_in_flight - sends.len();
             // Half of them at a time, since what is claimed leaves each merchant less.
-            let at_once = free.div_ceil(2);
+            let at_once = in_flight.room().messages.div_ceil(2);
             if at_once == 0 {
                 return Ok(());
             }
-            let claimed = self.claim(lane, at_once, limits.per_merchant(free), in_flight_of_merchants).await?;
+            let claimed = self.claim(lane, at_once, in_flight).await?;
             let is_all = claimed.len() < at_once;
             for delivery in claimed {
                 locked(&self.in_flight).add(delivery.endpoint_id, 1);
-                in_flight_of_merchants.add(delivery.merchant, 1);
+                in_flight.begin(&delivery);
                 let (clients, guard) = (Arc::clone(&self.clients), self.guard.clone());
                 sends.spawn(async move {
                     let sending = Sending { merchant: delivery.merchant, lane };
@@ -172,27 +179,29 @@ impl Engine {
         }
     }
 
-    async fn claim(
-        &self,
-        lane: Lane,
-        at_once: usize,
-        max_per_merchant: i32,
-        in_flight_of_merchants: &Counts<Uuid>,
-    ) -> Result<Vec<ClaimedDelivery>, Failure> {
-        let (in_flight, of_merchants) = (listed(&locked(&self.in_flight)), listed(in_flight_of_merchants));
+    async fn claim(&self, lane: Lane, at_once: usize, in_flight: &InFlight) -> Result<Vec<ClaimedDelivery>, Failure> {
+        let fronts = self.fronts.list();
+        if fronts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (of_endpoints, of_merchants) = (listed(&locked(&self.in_flight)), in_flight.loads());
         let slow: Vec<Uuid> = {
             let mut slow = locked(&self.slow);
             slow.retain(|_, last| last.elapsed() < SLOW_TTL);
             slow.keys().copied().collect()
         };
+        let (limits, Room { messages, bytes }) = (lane.limits(), in_flight.room());
         let limits = ClaimLimits {
             instance: &self.instance,
             lane,
+            fronts: &fronts,
             slow: &slow,
             max_deliveries: i64::try_from(at_once).unwrap_or(i64::MAX),
-            max_per_endpoint: lane.limits().max_per_endpoint,
-            in_flight: &in_flight,
-            max_per_merchant,
+            max_bytes: i64::try_from(bytes.div_ceil(2)).unwrap_or(i64::MAX),
+            max_per_endpoint: limits.max_per_endpoint,
+            in_flight: &of_endpoints,
+            max_per_merchant: limits.per_merchant(messages),
+            max_bytes_per_merchant: i64::try_from(limits.bytes_per_merchant(bytes)).unwrap_or(i64::MAX),
             in_flight_of_merchants: &of_merchants,
         };
         queue::claim_due(&self.pool.get().await?, limits).await
@@ -222,44 +231,33 @@ impl Engine {
     }
 }
 
-/// Tells of an endpoint whose row somebody keeps locked. `/health` names no merchant's, the log does.
+/// Tells of an endpoint that can't be settled, since somebody keeps its row, or that of a delivery, locked. `/health` names no
+/// merchant's, the log does.
 struct LockWatch {
-    item: String,
+    notice: Notice,
     /// The attempt that waits longest, and since when.
     waits: Option<(i64, Instant)>,
-    told: bool,
 }
 
 impl LockWatch {
     fn of(lane: Lane) -> Self {
-        Self { item: format!("webhook-engine: {} endpoints", lane.label()), waits: None, told: false }
+        Self { notice: Notice::of(format!("webhook-engine: {} endpoints", lane.label())), waits: None }
     }
 
     fn look(&mut self, unsettled: &[FinishedAttempt]) {
         let Some(FinishedAttempt { delivery, .. }) = unsettled.first() else {
             self.waits = None;
-            return self.end();
+            self.notice.show(None);
+            return;
         };
         let waiting = self.waits.filter(|(id, _)| *id == delivery.delivery_id);
         let (_, since) = *self.waits.insert(waiting.unwrap_or((delivery.delivery_id, Instant::now())));
-        if since.elapsed() > MAX_LOCKED && !std::mem::replace(&mut self.told, true) {
-            let cause = "a session keeps the row of a webhook endpoint locked, which is sent little until its transaction ends: \
-                         pg_stat_activity shows it, pg_terminate_backend ends it";
-            tracing::error!(endpoint = %delivery.endpoint_id, "{cause}");
-            stage::waits(&self.item, cause);
+        if since.elapsed() > MAX_LOCKED && !self.notice.is_shown() {
+            tracing::error!(endpoint = %delivery.endpoint_id, delivery = delivery.delivery_id, "can't be settled");
+            let cause = "a session keeps the row of a webhook endpoint or of a delivery locked, and the endpoint is sent little until its \
+                         transaction ends: pg_stat_activity shows it, pg_terminate_backend ends it";
+            self.notice.show(Some(cause.to_owned()));
         }
-    }
-
-    fn end(&mut self) {
-        if std::mem::take(&mut self.told) {
-            stage::resumed(&self.item);
-        }
-    }
-}
-
-impl Drop for LockWatch {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 

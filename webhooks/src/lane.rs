@@ -1,5 +1,7 @@
 //! Lanes: healthy, slow and failing endpoints have sockets of their own, so that no number of one kind takes them from another.
 
+const MIB: usize = 1024 * 1024;
+
 /// A lane, by the state of its endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
@@ -15,6 +17,8 @@ pub enum Lane {
 #[derive(Debug, Clone, Copy)]
 pub struct LaneLimits {
     pub max_in_flight: usize,
+    /// Of bodies in flight, and no more than one body above it. One with a hundred transfers has some 60 kB.
+    pub max_bytes: usize,
     /// To all endpoints of a merchant, and to those that it has deleted.
     pub max_per_merchant: i32,
     pub max_per_endpoint: i32,
@@ -26,6 +30,11 @@ impl LaneLimits {
     pub fn per_merchant(&self, free: usize) -> i32 {
         i32::try_from(free / 3).unwrap_or(i32::MAX).clamp(1, self.max_per_merchant)
     }
+
+    /// The same of bytes. It may exceed that by one body.
+    pub fn bytes_per_merchant(&self, free: usize) -> usize {
+        (free / 3).clamp(1, self.max_bytes / 4)
+    }
 }
 
 impl Lane {
@@ -35,10 +44,10 @@ impl Lane {
     /// has.
     pub fn limits(self) -> LaneLimits {
         match self {
-            Self::Healthy => LaneLimits { max_in_flight: 384, max_per_merchant: 96, max_per_endpoint: 8 },
-            Self::Slow => LaneLimits { max_in_flight: 128, max_per_merchant: 32, max_per_endpoint: 4 },
+            Self::Healthy => LaneLimits { max_in_flight: 384, max_bytes: 16 * MIB, max_per_merchant: 96, max_per_endpoint: 8 },
+            Self::Slow => LaneLimits { max_in_flight: 128, max_bytes: 8 * MIB, max_per_merchant: 32, max_per_endpoint: 4 },
             // A failing endpoint is probed with one message at a time.
-            Self::Failing => LaneLimits { max_in_flight: 64, max_per_merchant: 16, max_per_endpoint: 1 },
+            Self::Failing => LaneLimits { max_in_flight: 64, max_bytes: 4 * MIB, max_per_merchant: 16, max_per_endpoint: 1 },
         }
     }
 

@@ -3,18 +3,19 @@
 use crate::clients::Clients;
 use crate::engine::Engine;
 use crate::fanout;
+use crate::fronts::Fronts;
 use crate::ssrf::{Guard, SystemResolver};
 use anyhow::Context as _;
 use runtime::db::{self, CommitMode};
 use runtime::{Kafka, Settings, compared, stage};
 use std::sync::Arc;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// One per lane, one to fail what is pending for disabled endpoints, one for the fan-out.
-const POOL_SIZE: usize = 5;
+/// One per lane, one for each task beside them (what is pending for disabled endpoints, the backlog, the fronts), one for the
+/// fan-out.
+const POOL_SIZE: usize = 7;
 
 /// Turns `payment.events` into deliveries, and sends those to merchants' endpoints, until `stop`.
 ///
@@ -31,16 +32,15 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         () = stop.cancelled() => return Ok(()),
         () = compared::await_comparison("webhooks", &kafka, &pool, fanout::FOLDING.topic) => {}
     }
-    let new_deliveries = Arc::new(Notify::new());
+    let fronts = Arc::new(Fronts::default());
 
     let mut stages = JoinSet::new();
-    let engine = Engine::new(pool.clone(), clients, guard, settings.instance.clone());
-    let (handle, notified) = (Handle::current(), Arc::clone(&new_deliveries));
-    stages.spawn(stage::run("webhook-engine", stop.clone(), move |stop| handle.block_on(engine.run(&notified, stop))));
+    let engine = Engine::new(pool.clone(), clients, guard, settings.instance.clone(), Arc::clone(&fronts));
     let handle = Handle::current();
-    stages.spawn(stage::run(fanout::FOLDING.stage, stop.clone(), move |stop| {
-        fanout::run(&kafka, &pool, &handle, &new_deliveries, stop)
-    }));
+    stages.spawn(stage::run("webhook-engine", stop.clone(), move |stop| handle.block_on(engine.run(stop))));
+    let handle = Handle::current();
+    stages
+        .spawn(stage::run(fanout::FOLDING.stage, stop.clone(), move |stop| fanout::run(&kafka, &pool, &handle, &fronts, stop)));
     while let Some(ended) = stages.join_next().await {
         ended??;
         if !stop.is_cancelled() {

@@ -7,29 +7,55 @@ use crate::signature;
 use crate::ssrf::Guard;
 use reqwest::Response;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Of the response body, or of an error's text.
 const MAX_KEPT_BYTES: usize = 1024;
 
-/// Sends a message, signed with the current time. It never fails: no response is an outcome too.
+/// Sends a message, signed with the current time. It never fails: no response is an outcome too, and so is a panic, which would
+/// come again with the message and keep all others from being sent.
 pub async fn send(clients: &Clients, guard: &Guard, delivery: &ClaimedDelivery) -> SendOutcome {
     let started = Instant::now();
+    let sent = without_panic(attempt(clients, guard, delivery, started)).await;
+    sent.unwrap_or_else(|| {
+        tracing::error!(endpoint = %delivery.endpoint_id, "an attempt to send {} panicked", delivery.event_id);
+        no_response("cTrip failed to send it", started)
+    })
+}
+
+/// What comes of a future; `None` if it panics.
+async fn without_panic<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    // Nothing that it has changed is used after a panic.
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
+        Ok(Poll::Pending) => Poll::Pending,
+        Err(_) => Poll::Ready(None),
+    })
+    .await
+}
+
+fn no_response(error: &str, started: Instant) -> SendOutcome {
+    let latency = started.elapsed();
+    // Errors can be long: a TLS error lists all the names that the certificate has.
+    SendOutcome { error: Some(storable(error.as_bytes())), latency, connection_held: latency, ..SendOutcome::default() }
+}
+
+async fn attempt(clients: &Clients, guard: &Guard, delivery: &ClaimedDelivery, started: Instant) -> SendOutcome {
+    if let Some(cause) = delivery.unsendable {
+        return no_response(cause, started);
+    }
     let response = tokio::time::timeout(RESPONSE_TIMEOUT, post(clients, guard, delivery)).await;
     let response = response.unwrap_or_else(|_| Err(format!("no response within {} s", RESPONSE_TIMEOUT.as_secs())));
-    let latency = started.elapsed();
     let (response, now) = match response {
         Ok(response) => response,
-        // Errors can be long: a TLS error lists all the names that the certificate has.
-        Err(error) => {
-            return SendOutcome {
-                error: Some(storable(error.as_bytes())),
-                latency,
-                connection_held: latency,
-                ..SendOutcome::default()
-            };
-        }
+        Err(error) => return no_response(&error, started),
     };
+    let latency = started.elapsed();
     let head = ResponseHead { status: Some(response.status().as_u16()), retry_after: retry_after(response.headers(), now) };
     let reply = read_reply(response).await;
     SendOutcome { head, reply, error: None, latency, connection_held: started.elapsed() }
@@ -125,7 +151,8 @@ mod tests {
             event_id: "evt_1".to_owned(),
             url,
             secrets: Vec::new(),
-            body: "{}".to_owned(),
+            body: "{}".into(),
+            unsendable: None,
             due_at: 0.0,
         };
         (delivery, connections)
@@ -151,6 +178,26 @@ mod tests {
         let [first, second] = [send(&clients, &guard, &delivery).await, send(&clients, &guard, &delivery).await];
         assert_eq!(first.head.status, Some(204));
         assert!(second.error.is_some() && connections.load(Ordering::SeqCst) == 1, "{second:?}");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_sent_fails_and_opens_no_connection() {
+        let guard = Guard::new(vec!["127.0.0.0/8".parse().unwrap()], true);
+        let clients = Clients::new(&guard, Arc::new(SystemResolver::default())).unwrap();
+        let (delivery, connections) = closing_after(1, b"").await;
+        let outcome = send(&clients, &guard, &ClaimedDelivery { unsendable: Some("no secret"), ..delivery }).await;
+        assert_eq!((outcome.head.status, outcome.error.as_deref()), (None, Some("no secret")));
+        assert_eq!(connections.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_own_attempt_alone() {
+        let panics = async {
+            tokio::task::yield_now().await;
+            assert!(tokio::task::try_id().is_none(), "the panic of this test");
+        };
+        assert_eq!(tokio::spawn(without_panic(panics)).await.unwrap(), None);
+        assert_eq!(without_panic(async { 7 }).await, Some(7));
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl DeliveryReply {
             next_attempt: delivery.next_attempt.map(timestamp::truncated),
             created_at: timestamp::truncated(delivery.created_at),
             delivered_at: delivery.delivered_at.map(timestamp::truncated),
-            body: RawValue::from_string(delivery.body).ok(),
+            body: delivery.body.and_then(|body| RawValue::from_string(body).ok()),
             attempts: delivery.attempts.into_iter().map(AttemptReply::new).collect(),
         }
     }

@@ -13,31 +13,40 @@ use webhooks::attempt::{ClaimedDelivery, FinishedAttempt, ResponseHead, SendOutc
 use webhooks::deliveries::{self, RedeliverCursor, RedeliverFilter};
 use webhooks::endpoints;
 use webhooks::lane::Lane;
-use webhooks::queue::{self, ClaimLimits};
+use webhooks::queue::{self, ClaimLimits, MerchantLoad};
 use webhooks::retry_schedule;
 
 /// The id of the API key that asks for changes.
 const KEY: &str = "0123456789abcdef";
 
-fn failed(failure: runtime::Failure) -> anyhow::Error {
+pub fn failed(failure: runtime::Failure) -> anyhow::Error {
     anyhow::anyhow!("{failure}")
 }
 
-async fn endpoint(db: &Client, url: &str) -> Result<Uuid> {
+pub async fn endpoint(db: &Client, url: &str) -> Result<Uuid> {
     Ok(db.query_one("SELECT id FROM webhook_endpoints WHERE url = $1", &[&url]).await?.get(0))
 }
 
-fn limits() -> ClaimLimits<'static> {
+pub fn limits() -> ClaimLimits<'static> {
     ClaimLimits {
         instance: "lab",
         lane: Lane::Healthy,
+        fronts: &[],
         slow: &[],
         max_deliveries: 100,
+        max_bytes: 1_000_000,
         max_per_endpoint: 8,
         in_flight: &[],
         max_per_merchant: 1000,
+        max_bytes_per_merchant: 1_000_000,
         in_flight_of_merchants: &[],
     }
+}
+
+/// Claims what is due of all that is pending.
+pub async fn claim(db: &Client, limits: ClaimLimits<'_>) -> Result<Vec<ClaimedDelivery>> {
+    let fronts = queue::pending(db).await.map_err(failed)?;
+    queue::claim_due(db, ClaimLimits { fronts: &fronts, ..limits }).await.map_err(failed)
 }
 
 /// However many endpoints it has, and has deleted with messages on their way.
@@ -51,19 +60,19 @@ async fn a_merchant_with_many_endpoints_leaves_room_for_the_others() -> Result<(
         "INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
          SELECT gen_random_uuid(), m.id, name || i, 'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA'
          FROM merchants m, generate_series(1, CASE name WHEN 'greedy' THEN 20 ELSE 1 END) AS i;
-         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state)
-         SELECT id, i::text, 'webhook.ping', '{}', 'pending' FROM webhook_endpoints, generate_series(1, 30) AS i",
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state)
+         SELECT id, i::text, 'webhook.ping', 'pending' FROM webhook_endpoints, generate_series(1, 30) AS i",
     )
     .await?;
     let greedy: Uuid = db.query_one("SELECT id FROM merchants WHERE name = 'greedy'", &[]).await?.get(0);
     let mut claimed: Vec<ClaimedDelivery> = Vec::new();
-    for (busy, expected) in [(&[][..], 50), (&[(greedy, 50)], 50), (&[(greedy, 39)], 61)] {
+    let load = |messages| MerchantLoad { merchant: greedy, messages, bytes: 0 };
+    for (busy, expected) in [(&[][..], 50), (&[load(50)], 50), (&[load(39)], 61)] {
         let limits = ClaimLimits { max_per_merchant: 50, in_flight_of_merchants: busy, max_deliveries: 400, ..limits() };
         let mut in_flight: HashMap<Uuid, i32> = HashMap::new();
         claimed.iter().for_each(|due| *in_flight.entry(due.endpoint_id).or_default() += 1);
         let in_flight: Vec<(Uuid, i32)> = in_flight.into_iter().collect();
-        let again = queue::claim_due(&db, ClaimLimits { in_flight: &in_flight, ..limits }).await.map_err(failed)?;
-        claimed.extend(again);
+        claimed.extend(claim(&db, ClaimLimits { in_flight: &in_flight, ..limits }).await?);
         let of_greedy = claimed.iter().filter(|due| due.merchant == greedy).count();
         ensure!(of_greedy == expected && claimed.len() == expected + 8, "{of_greedy} of {}", claimed.len());
     }
@@ -96,8 +105,8 @@ async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<(
          FROM merchants m, (VALUES ('one', NULL), ('two', NULL), ('failing', now()), ('disabled', NULL), ('paused', NULL))
              AS e (url, failing);
          -- Ten payments of three events each at every endpoint; the first event of one has failed three times and waits.
-         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, body, state)
-         SELECT e.id, format('%s_%s', p.number, sequence), 'payment.created', p.id, sequence, '{}', 'pending'
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, state)
+         SELECT e.id, format('%s_%s', p.number, sequence), 'payment.created', p.id, sequence, 'pending'
          FROM webhook_endpoints e, (SELECT number, gen_random_uuid() AS id FROM generate_series(1, 10) AS number) p,
              generate_series(1, 3) AS sequence ORDER BY sequence;
          UPDATE webhook_deliveries SET tries = 3, next_attempt = now() + interval '1 hour' WHERE event_id = '1_1'",
@@ -105,8 +114,7 @@ async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<(
     .await?;
     let claim = async |lane: Lane, slow: &[uuid::Uuid], max_deliveries: i64, in_flight: &[(uuid::Uuid, i32)]| {
         let max_per_endpoint = if lane == Lane::Failing { 1 } else { 8 };
-        let limits = ClaimLimits { lane, slow, max_deliveries, max_per_endpoint, in_flight, ..limits() };
-        queue::claim_due(&db, limits).await.map_err(failed)
+        claim(&db, ClaimLimits { lane, slow, max_deliveries, max_per_endpoint, in_flight, ..limits() }).await
     };
     let first = claim(Lane::Healthy, &[], 100, &[]).await?;
     for endpoint in ["one", "two"] {
@@ -141,7 +149,7 @@ async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<(
 }
 
 /// A lab with one endpoint, and three events of one payment for it.
-async fn three_events() -> Result<(Lab, Pool, Client, Uuid, Uuid)> {
+pub async fn three_events() -> Result<(Lab, Pool, Client, Uuid, Uuid)> {
     let lab = Lab::without_topics().await?;
     lab.merchant("shop")?;
     let pool = runtime::db::pool(&lab.env["DATABASE_URL"], 2)?;
@@ -149,8 +157,8 @@ async fn three_events() -> Result<(Lab, Pool, Client, Uuid, Uuid)> {
     db.batch_execute(
         "INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
          SELECT gen_random_uuid(), id, 'shop', 'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA' FROM merchants;
-         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, body, state)
-         SELECT e.id, sequence::text, 'payment.created', merchant_id, sequence, '{}', 'pending'
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, state)
+         SELECT e.id, sequence::text, 'payment.created', merchant_id, sequence, 'pending'
          FROM webhook_endpoints e, generate_series(1, 3) AS sequence",
     )
     .await?;
@@ -160,8 +168,8 @@ async fn three_events() -> Result<(Lab, Pool, Client, Uuid, Uuid)> {
 }
 
 /// Claims what is due in this lane.
-async fn due(db: &Client, lane: Lane) -> Result<Vec<ClaimedDelivery>> {
-    queue::claim_due(db, ClaimLimits { lane, ..limits() }).await.map_err(failed)
+pub async fn due(db: &Client, lane: Lane) -> Result<Vec<ClaimedDelivery>> {
+    claim(db, ClaimLimits { lane, ..limits() }).await
 }
 
 /// Settles one attempt.
@@ -287,8 +295,8 @@ async fn an_endpoint_that_somebody_keeps_locked_delays_no_other() -> Result<()> 
     db.batch_execute(
         "INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
          SELECT gen_random_uuid(), id, 'other', 'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA' FROM merchants;
-         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state)
-         SELECT id, 'ping', 'webhook.ping', '{}', 'pending' FROM webhook_endpoints WHERE url = 'other'",
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state)
+         SELECT id, 'ping', 'webhook.ping', 'pending' FROM webhook_endpoints WHERE url = 'other'",
     )
     .await?;
     let ended = |delivery| FinishedAttempt {
@@ -306,7 +314,8 @@ async fn an_endpoint_that_somebody_keeps_locked_delays_no_other() -> Result<()> 
     ensure!(settled.attempts.len() == 1 && settled.attempts[0].delivery.url == "other", "{done:?}");
     ensure!(done.len() == 1 && done[0].delivery.endpoint_id == locked, "{done:?}");
     // Neither are new events kept from all, nor is it sent again.
-    let event = "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state) VALUES ($1, 'new', 'webhook.ping', '{}', 'failed')";
+    let event =
+        "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state) VALUES ($1, 'new', 'webhook.ping', 'failed')";
     let added = async { db.execute(event, &[&locked]).await };
     tokio::time::timeout(Duration::from_secs(10), added).await.context("the fan-out waits for the lock")??;
     let sent = done[0].delivery.delivery_id;
@@ -389,7 +398,8 @@ async fn what_is_pending_for_a_disabled_endpoint_ends() -> Result<()> {
         waits(&db).await?
     );
     ensure!(endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "sent a ping");
-    let late = "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state) VALUES ($1, 'late', 'webhook.ping', '{}', 'pending')";
+    let late =
+        "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state) VALUES ($1, 'late', 'webhook.ping', 'pending')";
     db.execute(late, &[&endpoint]).await?;
     ensure!(queue::fail_pending(&db).await.map_err(failed)? == 1, "what was added meanwhile is pending");
     // A delivery in flight arrives all the same.
@@ -467,8 +477,8 @@ async fn an_offset_that_was_taken_back_is_noticed() -> Result<()> {
 async fn a_large_redelivery_goes_on_where_the_one_before_ended() -> Result<()> {
     let (_lab, pool, db, merchant, endpoint) = three_events().await?;
     db.execute(
-        "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state)
-         SELECT $1, 'ping ' || i, 'webhook.ping', '{}', 'delivered' FROM generate_series(1, 105003) AS i",
+        "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state)
+         SELECT $1, 'ping ' || i, 'webhook.ping', 'delivered' FROM generate_series(1, 105003) AS i",
         &[&endpoint],
     )
     .await?;

@@ -49,8 +49,9 @@ const PAYMENTS: &str = "
 const DELIVERIES: &str = "
     INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
         VALUES (lpad('3', 32, '0')::uuid, lpad('1', 32, '0')::uuid, 'https://shop.example/', 'whsec_');
-    INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state, tries, created_at)
-        SELECT lpad('3', 32, '0')::uuid, 'evt_' || i, 'ping', '{}', CASE WHEN i > 10 THEN 'pending' WHEN i > 5 THEN 'failed' ELSE 'delivered' END,
+    INSERT INTO webhook_messages (event_id, body) SELECT 'evt_' || i, '{}' FROM generate_series(1, 60000) AS i;
+    INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state, tries, created_at)
+        SELECT lpad('3', 32, '0')::uuid, 'evt_' || i, 'ping', CASE WHEN i > 10 THEN 'pending' WHEN i > 5 THEN 'failed' ELSE 'delivered' END,
             1, to_timestamp(i)
         FROM generate_series(1, 60000) AS i;
     VACUUM ANALYZE webhook_deliveries";
@@ -206,6 +207,7 @@ async fn deliveries_of_a_rare_state_and_of_a_late_hour_are_found_at_once() -> Re
             let expected = if matches!(state, Some("failed" | "delivered")) { 5 } else { LIMIT };
             ensure!(i64::try_from(found.len())? == expected, "{state:?}: {}", found.len());
             ensure!(found.windows(2).all(|pair| pair[0].id > pair[1].id), "{state:?} in order");
+            ensure!(found.iter().all(|one| one.body.as_deref() == Some("{}")), "{state:?} with their messages");
         }
     }
     drop(client);
@@ -235,7 +237,7 @@ async fn large(rows: &str) -> Result<Pool> {
 }
 
 /// Blocks of a table and its indexes that this transaction has read so far.
-async fn blocks(db: &impl GenericClient, table: &str) -> Result<i64> {
+pub async fn blocks(db: &impl GenericClient, table: &str) -> Result<i64> {
     let sql = "SELECT sum(pg_stat_get_xact_blocks_fetched(oid))::bigint FROM pg_class
                WHERE oid = $1::text::regclass OR oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = $1::text::regclass)";
     Ok(db.query_one(sql, &[&table]).await?.get(0))

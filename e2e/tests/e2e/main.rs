@@ -52,6 +52,7 @@ mod strangers;
 mod tail;
 mod topics_apply;
 mod twins;
+mod webhook_floods;
 mod webhooks;
 mod websockets;
 mod witnesses;

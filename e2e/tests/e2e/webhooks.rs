@@ -674,12 +674,18 @@ async fn deliveries_of_long_ago_are_removed_and_no_others() -> Result<()> {
          INSERT INTO webhook_endpoints (id, merchant_id, url, secret, enabled, disabled_at, disabled_reason, deleted_at)
          SELECT gen_random_uuid(), id, ago, 'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA', false, now(), 'asked', now() - ago::interval
          FROM merchants, unnest('{2 hours,0 hours}'::text[]) AS ago;
-         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state)
-         SELECT id, 'deleted', 'webhook.ping', '{}', 'pending' FROM webhook_endpoints WHERE deleted_at IS NOT NULL;
-         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state, created_at)
-         SELECT id, state || age, 'webhook.ping', '{}', state, now() - make_interval(days => age)
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state)
+         SELECT id, 'deleted', 'webhook.ping', 'pending' FROM webhook_endpoints WHERE deleted_at IS NOT NULL;
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state, created_at)
+         SELECT id, state || age, 'webhook.ping', state, now() - make_interval(days => age)
          FROM webhook_endpoints, unnest('{pending,delivered,failed}'::text[]) AS state, unnest('{89,91}'::integer[]) AS age
          WHERE deleted_at IS NULL;
+         INSERT INTO webhook_messages (event_id, body, created_at)
+         SELECT DISTINCT event_id, '{}', created_at FROM webhook_deliveries;
+         INSERT INTO webhook_messages (event_id, body, created_at)
+         SELECT name, '{}', now() - make_interval(days => 91) FROM unnest('{unused,waiting}'::text[]) AS name;
+         INSERT INTO webhook_backlog (merchant_id, event_id, type, payment_id, sequence, written_ms)
+         SELECT id, 'waiting', 'payment.created', id, 1, 1 FROM merchants;
          INSERT INTO webhook_attempts (delivery_id, number, took_ms) SELECT id, 1, 1 FROM webhook_deliveries",
     )
     .await?;
@@ -699,6 +705,15 @@ async fn deliveries_of_long_ago_are_removed_and_no_others() -> Result<()> {
     });
     ensure!(endpoints.await? == ["0 hours", "https://shop.example/"], "endpoints");
     ensure!(kept == ["delivered89", "failed89", "pending89", "pending91"], "{kept:?}");
+    // Their messages as well, and no others. What was of a deleted endpoint alone is young.
+    let sql = "SELECT array_agg(event_id ORDER BY event_id) FROM webhook_messages";
+    let messages = eventually("messages without a delivery to be gone", || async {
+        let messages: Vec<String> = db.query_one(sql, &[]).await?.get(0);
+        Ok(Some(messages).filter(|messages| messages.len() < 7))
+    });
+    let expected = ["deleted", "delivered89", "failed89", "pending89", "pending91", "waiting"];
+    let messages = messages.await?;
+    ensure!(messages == expected, "{messages:?}");
     Ok(())
 }
 

@@ -13,6 +13,8 @@ pub const CATCH_UP: i64 = 7_233_019;
 pub const CATCH_UP_LEADER: i64 = 7_233_020;
 /// Held while an account is registered.
 pub const ACCOUNTS: i64 = 7_233_021;
+/// Held while deliveries of a merchant's backlog of webhooks are made: two at once would break the order of a payment's.
+pub const WEBHOOK_BACKLOG: i64 = 7_233_022;
 
 /// Of a merchant's customers: who creates a static address.
 pub const CUSTOMERS: i32 = 1;

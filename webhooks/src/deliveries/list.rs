@@ -1,5 +1,6 @@
 //! The list of deliveries, with their last attempts.
 
+use crate::queue::MAX_KEPT_ATTEMPTS;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use std::collections::HashMap;
@@ -26,8 +27,9 @@ pub struct Delivery {
     pub next_attempt: Option<OffsetDateTime>,
     pub created_at: OffsetDateTime,
     pub delivered_at: Option<OffsetDateTime>,
-    pub body: String,
-    /// The last ten, oldest first.
+    /// `None` if somebody has removed its message.
+    pub body: Option<String>,
+    /// The last [`MAX_KEPT_ATTEMPTS`], oldest first.
     pub attempts: Vec<Attempt>,
 }
 
@@ -62,15 +64,19 @@ pub async fn list(
     let of_state = |state: &str| {
         format!(
             "(SELECT id, event_id, type, payment_id, state, CASE WHEN state = 'pending' THEN next_attempt END, created_at,
-                 delivered_at, body
+                 delivered_at
              FROM webhook_deliveries WHERE endpoint_id = $1 AND state = '{state}' AND id < $2 ORDER BY id DESC LIMIT $3)"
         )
     };
     // One index serves both: whatever is rare is found at once, and the list of all is put together from one of each state.
     let states = STATES.iter().filter(|one| state.is_none_or(|wanted| wanted == **one));
     let lists: Vec<String> = states.map(|state| of_state(state)).collect();
-    let statement =
-        db.prepare_cached(&format!("SELECT * FROM ({}) AS d ORDER BY id DESC LIMIT $3", lists.join(" UNION ALL "))).await?;
+    let sql = format!(
+        "SELECT d.*, (SELECT m.body FROM webhook_messages m WHERE m.event_id = d.event_id)
+         FROM (SELECT * FROM ({}) AS d ORDER BY id DESC LIMIT $3) d ORDER BY id DESC",
+        lists.join(" UNION ALL ")
+    );
+    let statement = db.prepare_cached(&sql).await?;
     let rows = db.query(&statement, &[&endpoint, &before, &limit]).await?;
     let mut attempts = attempts(db, &rows.iter().map(|row| row.get(0)).collect::<Vec<_>>()).await?;
     let delivery = |row: &Row| Delivery {
@@ -92,12 +98,12 @@ async fn attempts(db: &impl GenericClient, deliveries: &[i64]) -> Result<HashMap
     let statement = db
         .prepare_cached(
             "SELECT a.delivery_id, a.number, a.at, a.took_ms, a.status, a.error, a.reply FROM unnest($1::bigint[]) AS d (id)
-             CROSS JOIN LATERAL (SELECT * FROM webhook_attempts a WHERE a.delivery_id = d.id ORDER BY number DESC LIMIT 10) a
+             CROSS JOIN LATERAL (SELECT * FROM webhook_attempts a WHERE a.delivery_id = d.id ORDER BY number DESC LIMIT $2::integer) a
              ORDER BY a.delivery_id, a.number",
         )
         .await?;
     let mut of: HashMap<i64, Vec<Attempt>> = HashMap::new();
-    for row in db.query(&statement, &[&deliveries]).await? {
+    for row in db.query(&statement, &[&deliveries, &MAX_KEPT_ATTEMPTS]).await? {
         of.entry(row.get(0)).or_default().push(Attempt {
             number: row.get(1),
             at: row.get(2),

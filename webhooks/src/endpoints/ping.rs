@@ -16,12 +16,7 @@ pub async fn ping(db: &impl GenericClient, merchant: Uuid, id: Uuid) -> Result<O
         return Ok(None);
     }
     let data = serde_json::json!({ "webhook_id": id });
-    let ServiceEvent { id: event, body } = ServiceEvent::new("webhook.ping", &data)?;
-    let statement = db
-        .prepare_cached(
-            "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state) VALUES ($1, $2, 'webhook.ping', $3, 'pending')",
-        )
-        .await?;
-    db.execute(&statement, &[&id, &event, &body]).await?;
-    Ok(Some(event))
+    let ping = ServiceEvent::new("webhook.ping", &data)?;
+    ping.queue_for(db, &[id]).await?;
+    Ok(Some(ping.id))
 }

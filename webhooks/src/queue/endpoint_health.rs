@@ -80,13 +80,11 @@ pub async fn update_endpoints(
 async fn announce_disabled(db: &impl GenericClient, endpoint: Uuid, merchant: Uuid, reason: &str) -> Result<(), Failure> {
     tracing::warn!(%endpoint, "disabled a webhook endpoint: {reason}");
     let data = serde_json::json!({ "webhook_id": endpoint, "reason": reason });
-    let ServiceEvent { id, body } = ServiceEvent::new("webhook.disabled", &data)?;
-    db.execute(
-        "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, body, state)
-         SELECT id, $2::text, 'webhook.disabled', $3::text, 'pending' FROM webhook_endpoints
-         WHERE merchant_id = $1 AND enabled AND (events = '{}' OR events && '{webhook.disabled,webhook.*}')",
-        &[&merchant, &id, &body],
-    )
-    .await?;
-    Ok(())
+    let sql = "SELECT id FROM webhook_endpoints
+               WHERE merchant_id = $1 AND enabled AND (events = '{}' OR events && '{webhook.disabled,webhook.*}')";
+    let others: Vec<Uuid> = db.query(sql, &[&merchant]).await?.iter().map(|row| row.get(0)).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    ServiceEvent::new("webhook.disabled", &data)?.queue_for(db, &others).await
 }

@@ -13,11 +13,13 @@
 mod claim;
 mod disabled;
 mod endpoint_health;
+mod front;
 mod lease;
 mod payment_order;
 mod settle;
 
-pub use claim::{ClaimLimits, claim_due};
+pub use claim::{ClaimLimits, MerchantLoad, claim_due};
 pub use disabled::{MAX_FAILED_PER_STATEMENT, fail_pending};
+pub use front::{pending, pending_since};
 pub use lease::release_claims;
-pub use settle::{Settled, settle};
+pub use settle::{MAX_KEPT_ATTEMPTS, Settled, settle};

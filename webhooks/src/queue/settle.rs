@@ -6,9 +6,12 @@ use super::payment_order::postpone_later_events;
 use crate::attempt::{FinishedAttempt, Verdict};
 use deadpool_postgres::{Client, GenericClient};
 use runtime::Failure;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use uuid::Uuid;
+
+/// Of a delivery, with which the list shows them. One may be sent again as often as its merchant likes.
+pub const MAX_KEPT_ATTEMPTS: i32 = 10;
 
 /// What [`settle`] did.
 pub struct Settled {
@@ -17,7 +20,8 @@ pub struct Settled {
     pub disabled: usize,
 }
 
-/// Settles attempts and takes them out of the vector. Those stay whose endpoint another transaction has locked, for however long.
+/// Settles attempts and takes them out of the vector. Those stay whose endpoint or delivery another transaction has locked, for
+/// however long.
 ///
 /// # Errors
 /// When the database fails. Nothing is settled then, and all of them are sent again.
@@ -34,8 +38,11 @@ pub async fn settle(db: &mut Client, finished: &mut Vec<FinishedAttempt>) -> Res
             *verdict = Verdict::Retry(Duration::ZERO);
         }
     }
+    let locked = record_attempts(&tx, &attempts).await?;
+    let is_locked = |attempt: &FinishedAttempt| locked.contains(&attempt.delivery.delivery_id);
+    let (locked, attempts): (Vec<_>, Vec<_>) = attempts.into_iter().partition(is_locked);
+    finished.extend(locked);
     keep_leases(&tx, finished).await?;
-    record_attempts(&tx, &attempts).await?;
     let attempted: Vec<i64> =
         attempts.iter().filter(|attempt| !is_plain(attempt)).map(|attempt| attempt.delivery.delivery_id).collect();
     if !attempted.is_empty() {
@@ -102,27 +109,40 @@ async fn keep_leases(db: &impl GenericClient, attempts: &[FinishedAttempt]) -> R
     Ok(())
 }
 
-/// Writes attempts and the states of their deliveries; nothing for deliveries that were removed meanwhile.
-async fn record_attempts(db: &impl GenericClient, attempts: &[FinishedAttempt]) -> Result<(), Failure> {
+/// Writes attempts and the states of their deliveries; nothing for deliveries that were removed meanwhile. Returns the
+/// deliveries that another transaction has locked, of which nothing is written.
+async fn record_attempts(db: &impl GenericClient, attempts: &[FinishedAttempt]) -> Result<HashSet<i64>, Failure> {
     let statement = db
         .prepare_cached(
             "WITH done AS MATERIALIZED (
                  SELECT t.* FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::integer[], $5::text[], $6::text[],
                      $7::text[], $8::float8[]) AS t (id, number, took_ms, status, error, reply, state, delay)
-                 JOIN webhook_deliveries d ON d.id = t.id ORDER BY d.id FOR UPDATE OF d
+                 JOIN webhook_deliveries d ON d.id = t.id ORDER BY d.id FOR UPDATE OF d SKIP LOCKED
              ), recorded AS (
                  INSERT INTO webhook_attempts (delivery_id, number, took_ms, status, error, reply)
                  SELECT id, number, took_ms, status, error, reply FROM done ON CONFLICT DO NOTHING
+             ), old AS MATERIALIZED (
+                 SELECT o.* FROM done t CROSS JOIN LATERAL (
+                     SELECT a.delivery_id, a.number FROM webhook_attempts a
+                     WHERE a.delivery_id = t.id AND a.number <= t.number - $9::integer
+                     ORDER BY a.delivery_id, a.number LIMIT $9::integer) o
+                 WHERE t.number > $9::integer
+             ), forgotten AS (
+                 DELETE FROM webhook_attempts a USING old o WHERE a.delivery_id = o.delivery_id AND a.number = o.number
+             ), settled AS (
+                 UPDATE webhook_deliveries d SET state = t.state, claimed_by = NULL,
+                     tries = CASE WHEN t.state = 'delivered' THEN d.tries ELSE d.tries + 1 END,
+                     next_attempt = CASE WHEN t.state = 'pending' THEN now() + make_interval(secs => t.delay) ELSE d.next_attempt END,
+                     delivered_at = CASE WHEN t.state = 'delivered' THEN now() END
+                 FROM done t
+                 -- A success counts even if another instance holds the claim by now; a failure only if no later attempt has
+                 -- begun.
+                 WHERE d.id = t.id AND CASE WHEN t.state = 'delivered' THEN d.state <> 'delivered'
+                     ELSE d.state = 'pending' AND d.attempts = t.number
+                         AND NOT EXISTS (SELECT FROM done o WHERE o.id = t.id AND o.state = 'delivered') END
              )
-             UPDATE webhook_deliveries d SET state = t.state, claimed_by = NULL,
-                 tries = CASE WHEN t.state = 'delivered' THEN d.tries ELSE d.tries + 1 END,
-                 next_attempt = CASE WHEN t.state = 'pending' THEN now() + make_interval(secs => t.delay) ELSE d.next_attempt END,
-                 delivered_at = CASE WHEN t.state = 'delivered' THEN now() END
-             FROM done t
-             -- A success counts even if another instance holds the claim by now; a failure only if no later attempt has begun.
-             WHERE d.id = t.id AND CASE WHEN t.state = 'delivered' THEN d.state <> 'delivered'
-                 ELSE d.state = 'pending' AND d.attempts = t.number
-                     AND NOT EXISTS (SELECT FROM done o WHERE o.id = t.id AND o.state = 'delivered') END",
+             SELECT t.id FROM unnest($1::bigint[]) AS t (id) JOIN webhook_deliveries d ON d.id = t.id
+             WHERE t.id NOT IN (SELECT id FROM done)",
         )
         .await?;
     let state = |verdict: Verdict| match verdict {
@@ -134,19 +154,21 @@ async fn record_attempts(db: &impl GenericClient, attempts: &[FinishedAttempt]) 
         Verdict::Retry(delay) => delay.as_secs_f64(),
         Verdict::Delivered | Verdict::Failed | Verdict::Gone => 0.0,
     };
-    db.execute(
-        &statement,
-        &[
-            &attempts.iter().map(|a| a.delivery.delivery_id).collect::<Vec<_>>(),
-            &attempts.iter().map(|a| a.delivery.attempt_number).collect::<Vec<_>>(),
-            &attempts.iter().map(|a| i32::try_from(a.outcome.latency.as_millis()).unwrap_or(i32::MAX)).collect::<Vec<_>>(),
-            &attempts.iter().map(|a| a.outcome.head.status.map(i32::from)).collect::<Vec<_>>(),
-            &attempts.iter().map(|a| a.outcome.error.as_deref()).collect::<Vec<_>>(),
-            &attempts.iter().map(|a| a.outcome.reply.as_str()).collect::<Vec<_>>(),
-            &attempts.iter().map(|a| state(a.verdict)).collect::<Vec<_>>(),
-            &attempts.iter().map(|a| delay(a.verdict)).collect::<Vec<_>>(),
-        ],
-    )
-    .await?;
-    Ok(())
+    let rows = db
+        .query(
+            &statement,
+            &[
+                &attempts.iter().map(|a| a.delivery.delivery_id).collect::<Vec<_>>(),
+                &attempts.iter().map(|a| a.delivery.attempt_number).collect::<Vec<_>>(),
+                &attempts.iter().map(|a| i32::try_from(a.outcome.latency.as_millis()).unwrap_or(i32::MAX)).collect::<Vec<_>>(),
+                &attempts.iter().map(|a| a.outcome.head.status.map(i32::from)).collect::<Vec<_>>(),
+                &attempts.iter().map(|a| a.outcome.error.as_deref()).collect::<Vec<_>>(),
+                &attempts.iter().map(|a| a.outcome.reply.as_str()).collect::<Vec<_>>(),
+                &attempts.iter().map(|a| state(a.verdict)).collect::<Vec<_>>(),
+                &attempts.iter().map(|a| delay(a.verdict)).collect::<Vec<_>>(),
+                &MAX_KEPT_ATTEMPTS,
+            ],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }

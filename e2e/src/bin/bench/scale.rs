@@ -110,7 +110,7 @@ const PUT_INDEXES_OFF: &str = "
     SET maintenance_work_mem = '1GB';
     CREATE TEMPORARY TABLE put_off AS
         SELECT indexname AS name, indexdef AS definition FROM pg_indexes
-        WHERE tablename IN ('payments', 'transfers', 'payment_parts', 'webhook_deliveries')
+        WHERE tablename IN ('payments', 'transfers', 'payment_parts', 'webhook_deliveries', 'webhook_messages')
             AND indexname NOT IN ('payments_address_index', 'transfers_of_payment')
             AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexname::regclass);
     DO $$ DECLARE put_off_index record; BEGIN

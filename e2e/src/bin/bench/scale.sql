@@ -41,8 +41,13 @@ INSERT INTO payment_events (payment_id, sequence, recorded_at, record)
     WHERE xpub = 'scale' AND address_index BETWEEN :first AND :last AND (n = 1 OR status <> 'pending') AND (n < 3 OR amount_received > 0);
 
 -- Every fourth is told to a webhook of the large merchant, which has failed at times.
-INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, body, state, attempts, created_at, delivered_at)
-    SELECT e.id, 'evt_scale_' || p.address_index, 'payment.confirmed', p.id, 3, '{"type": "payment.confirmed"}',
+INSERT INTO webhook_messages (event_id, body, created_at)
+    SELECT 'evt_scale_' || p.address_index, '{"type": "payment.confirmed"}', to_timestamp(p.created_at)
+    FROM payments p JOIN webhook_endpoints e ON e.merchant_id = p.merchant_id
+    WHERE p.xpub = 'scale' AND p.address_index BETWEEN :first AND :last AND p.address_index % 4 = 0
+    ON CONFLICT DO NOTHING;
+INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, state, attempts, created_at, delivered_at)
+    SELECT e.id, 'evt_scale_' || p.address_index, 'payment.confirmed', p.id, 3,
         CASE WHEN p.address_index % 10000 = 0 THEN 'failed' ELSE 'delivered' END, 1, to_timestamp(p.created_at),
         to_timestamp(p.created_at + 1)
     FROM payments p JOIN webhook_endpoints e ON e.merchant_id = p.merchant_id

@@ -299,14 +299,18 @@ async fn queued(count: i32) -> Result<Run> {
     let each = count / i32::try_from(endpoints.len())?;
     database
         .execute(
-            "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, body, state)
-             SELECT e.id, 'queued_' || e.place || '_' || i, 'payment.created',
-                 md5('p' || e.place || '_' || i % ($2 / 3))::uuid, i, $3, 'pending'
-             FROM generate_series(1, $2::integer) AS i, unnest($1::uuid[]) WITH ORDINALITY AS e (id, place)",
+            "WITH queued AS (
+                 INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, state)
+                 SELECT e.id, 'queued_' || e.place || '_' || i, 'payment.created',
+                     md5('p' || e.place || '_' || i % ($2 / 3))::uuid, i, 'pending'
+                 FROM generate_series(1, $2::integer) AS i, unnest($1::uuid[]) WITH ORDINALITY AS e (id, place)
+                 RETURNING event_id
+             )
+             INSERT INTO webhook_messages (event_id, body) SELECT event_id, $3 FROM queued",
             &[&endpoints, &each, &format!("{{\"data\":\"{}\"}}", "x".repeat(1000))],
         )
         .await?;
-    for statement in ["VACUUM ANALYZE webhook_deliveries", "CHECKPOINT"] {
+    for statement in ["VACUUM ANALYZE webhook_deliveries", "VACUUM ANALYZE webhook_messages", "CHECKPOINT"] {
         database.batch_execute(statement).await?;
     }
     let process = field.lab.spawn("webhooks")?;

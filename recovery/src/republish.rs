@@ -20,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The publishing of intents that Kafka has not acknowledged, as others see what it has set aside.
 pub const REPAIRING: FoldStage =
-    FoldStage { stage: "intents", topic: Topic::Intents, max_records: 1000, max_bytes: 64 * 1024 * 1024 };
+    FoldStage { stage: "intents", topic: Topic::Intents, max_records: 1000, max_bytes: 64 * 1024 * 1024, on_return: None };
 
 /// Names an intent that nobody can publish, since its row can't be read; the others are.
 ///

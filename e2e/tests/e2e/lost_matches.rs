@@ -103,12 +103,16 @@ async fn nothing_continues_a_chain_past_a_block_that_was_written_again_however_m
     chain.write_all(&between.collect::<Vec<_>>()).await?;
     // Another block under a sequence that was matched, without its logs.
     chain.write_without_logs(&block(2, Kind::Added, 11, 2)).await?;
+    // The partition's last match is behind it.
+    chain
+        .write(wire::BlockRecord { chain_id: neighbour, ..block(BETWEEN + 1, Kind::Added, BETWEEN + 1, 3) }, Vec::new())
+        .await?;
     let count = async |of: u64| {
         Ok::<_, anyhow::Error>(records::<MatchesRecord>(&lab).await?.iter().filter(|r| r.chain_id == of).count())
     };
     let mut detector = lab.spawn("detector")?;
     until_set_aside(&detector).await?;
-    let all = usize::try_from(BETWEEN)?;
+    let all = usize::try_from(BETWEEN + 1)?;
     eventually("the neighbour's blocks", async || Ok((count(neighbour).await? == all).then_some(()))).await?;
     detector.terminate()?;
     chain.write(block(3, Kind::Added, 12, 2), Vec::new()).await?;

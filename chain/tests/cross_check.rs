@@ -169,7 +169,8 @@ async fn one_that_contradicts_two_holds_no_block_up_and_is_named() {
     assert!(!liar.url.contains(rpc.preferred().await.unwrap().host()), "it is asked first again");
     assert!(same(newest(&rpc, AUTO).await.unwrap()));
     // Of two nobody knows which one lies.
-    assert!(is_contradiction(&newest(&pool(&[&one, &liar]), AUTO).await.unwrap_err()));
+    let error = newest(&pool(&[&one, &liar]), AUTO).await.unwrap_err();
+    assert!(is_contradiction(&error), "{}", base::error_chain(&error));
 }
 
 /// Two words were enough, however many the operator had asked for.

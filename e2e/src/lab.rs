@@ -266,6 +266,18 @@ impl Lab {
     pub async fn database(&self) -> Result<tokio_postgres::Client> {
         connect(&self.env["DATABASE_URL"]).await
     }
+
+    /// Notes that the topics were compared with the database, as `api` and `confirmer` do. A lab in which `webhooks` runs without
+    /// them needs it.
+    ///
+    /// # Errors
+    /// When Postgres refuses it.
+    pub async fn note_compared(&self, database: &tokio_postgres::Client) -> Result<()> {
+        let compared = format!("{}{}", self.env["TOPIC_PREFIX"], topics::Topic::Intents);
+        let sql = "INSERT INTO installation (id, compared) VALUES (gen_random_uuid(), $1)";
+        database.execute(sql, &[&compared]).await?;
+        Ok(())
+    }
 }
 
 /// The settings of librdkafka that these variables name.

@@ -80,6 +80,7 @@ async fn write(lab: &Lab, events: Vec<wire::PaymentEvent>) -> Result<()> {
 async fn a_flood_for_twenty_endpoints_delays_no_other_merchant_and_is_told_whole_and_in_order() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
     let db = lab.database().await?;
+    lab.note_compared(&db).await?;
     let [greedy, shop] = two_merchants(&lab, &db).await?;
     let payments: Vec<Uuid> = (0..PAYMENTS).map(|_| Uuid::now_v7()).collect();
     let of = |sequence| payments.iter().map(move |payment| record(greedy, *payment, sequence));

@@ -102,10 +102,7 @@ impl Field {
             .chain((0..dead).map(|i| if i % 2 == 0 { ("silent", port) } else { ("refused", closed) }))
             .chain(std::iter::repeat_n(("slow", port), slow));
         let database = lab.database().await?;
-        // As `api` and `confirmer` leave it, which do not run here.
-        let compared = format!("{}{}", lab.env["TOPIC_PREFIX"], Topic::Intents);
-        let sql = "INSERT INTO installation (id, compared) VALUES (gen_random_uuid(), $1)";
-        database.execute(sql, &[&compared]).await?;
+        lab.note_compared(&database).await?;
         let mut merchants = Vec::new();
         for (i, (kind, port)) in kinds.enumerate() {
             let merchant = Merchant { id: Uuid::now_v7(), endpoint: Uuid::now_v7(), healthy: kind == "well" };

@@ -28,7 +28,7 @@ pub const FOLDING: FoldStage = FoldStage {
     topic: Topic::Matches,
     max_records: 256,
     max_bytes: 4 * 1024 * 1024,
-    on_return: Some(store::READ_AGAIN),
+    on_return: Some(store::ON_RETURN),
 };
 /// Payments in memory at once: each takes about 1 kB, may have an event, and has up to 16 kB of metadata, which is there twice while
 /// it is loaded.

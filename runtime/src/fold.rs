@@ -44,8 +44,30 @@ pub struct FoldStage {
     pub max_records: usize,
     /// Bytes of values per batch.
     pub max_bytes: usize,
-    /// A statement for where its offset goes back: what comes next may have been applied before.
-    pub on_return: Option<&'static str>,
+    /// What is done where its offset goes back.
+    pub on_return: Option<OnReturn>,
+}
+
+/// What is noted where a stage's offset in a partition goes back: what comes next there may have been applied before.
+#[derive(Clone, Copy, Debug)]
+pub struct OnReturn {
+    /// A query for the keys of the topic, as text.
+    pub keys: &'static str,
+    /// A statement that gets those of the partition.
+    pub note: &'static str,
+}
+
+impl OnReturn {
+    async fn run(&self, db: &impl GenericClient, topic: Topic, partition: i32) -> Result<(), Failure> {
+        let keys = db.query(self.keys, &[]).await?;
+        let keys = keys_in(topic, partition, keys.iter().map(|row| row.get(0)));
+        db.execute(self.note, &[&keys]).await?;
+        Ok(())
+    }
+}
+
+fn keys_in(topic: Topic, partition: i32, keys: impl Iterator<Item = String>) -> Vec<String> {
+    keys.filter(|key| topic.partition_of(key) == partition).collect()
 }
 
 /// The offsets of a batch in a partition.
@@ -195,8 +217,8 @@ impl FoldStage {
         let mut client = pool.get().await?;
         let tx = client.transaction().await?;
         let is_lowered = tx.query_opt(sql, &[&self.stage, &topic, &partition, &from, &next]).await?.is_some();
-        if let Some(statement) = self.on_return.filter(|_| is_lowered) {
-            tx.batch_execute(statement).await?;
+        if let Some(on_return) = self.on_return.filter(|_| is_lowered) {
+            on_return.run(&tx, self.topic, partition).await?;
         }
         tx.commit().await?;
         Ok(is_lowered)
@@ -253,5 +275,21 @@ impl FoldStage {
         if let Some(written) = records.last().and_then(Record::timestamp_ms) {
             metrics::stage_lag(self.stage, written);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_where_an_offset_goes_back_is_of_its_partition_alone() {
+        let keys = || (1..=100).map(|chain| chain.to_string());
+        let mut all: Vec<String> = (0..8).flat_map(|partition| keys_in(Topic::Matches, partition, keys())).collect();
+        all.sort_by_key(|key| key.parse::<u64>().unwrap());
+        assert_eq!(all, keys().collect::<Vec<_>>());
+        let own = Topic::Matches.partition_of("1");
+        assert!(keys_in(Topic::Matches, own, keys()).contains(&"1".to_owned()));
+        assert!(!keys_in(Topic::Matches, (own + 1) % 8, keys()).contains(&"1".to_owned()));
     }
 }

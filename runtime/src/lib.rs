@@ -26,7 +26,7 @@ mod shared_task;
 pub mod stage;
 
 pub use failure::Failure;
-pub use fold::{FoldStage, Span};
+pub use fold::{FoldStage, OnReturn, Span};
 pub use kafka::Kafka;
 pub use registry::{Registry, RegistryError};
 pub use set_aside::SetAside;

@@ -131,7 +131,7 @@ async fn a_replayed_block_that_has_left_the_chain_is_not_credited_where_it_is_re
         let mut books = Books::open(&doubt.stack, usize::MAX).await?;
         books.apply(&doubt.chains, &all).await.map_err(failed)?;
         if goes_back {
-            books.pool.get().await?.batch_execute(store::READ_AGAIN).await?;
+            books.pool.get().await?.execute(store::ON_RETURN.note, &[&vec![CHAINS[0].to_string()]]).await?;
         }
         let mut outcome = Ok(());
         for records in read {

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use deadpool_postgres::Pool;
 use e2e::{Lab, Plan};
+use payments::store;
 use runtime::kafka::{Publisher, Record};
 use runtime::{FoldStage, Kafka, db};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use topics::Topic;
 
 const FOLDING: FoldStage =
-    FoldStage { stage: "lab", topic: Topic::Events, max_records: 100, max_bytes: 1 << 20, on_return: None };
+    FoldStage { stage: "lab", topic: Topic::Events, max_records: 100, max_bytes: 1 << 20, on_return: Some(store::ON_RETURN) };
 
 /// Publishes so many records to one partition.
 async fn publish(kafka: &Kafka, count: usize) -> Result<()> {
@@ -42,6 +43,12 @@ async fn fold(kafka: &Kafka, pool: &Pool, until: i64) -> Result<Vec<i64>> {
     outcome??.map_err(|failure| anyhow::anyhow!("{failure}"))
 }
 
+/// The chains of which it is not known from where on their records are read.
+async fn read_from_somewhere(pool: &Pool) -> Result<Vec<i64>> {
+    let sql = "SELECT chain_id FROM chain_heads WHERE reads_again IS NULL ORDER BY chain_id";
+    Ok(pool.get().await?.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
+}
+
 /// As after a power cut that took the last record, in whose place another one was written before the stage was back. No clock tells.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_was_cut_and_written_again_is_known_by_its_last_record() -> Result<()> {
@@ -49,9 +56,17 @@ async fn a_topic_that_was_cut_and_written_again_is_known_by_its_last_record() ->
     let (kafka, pool) = (lab.kafka().await?, db::pool(&lab.env["DATABASE_URL"], 2)?);
     publish(&kafka, 3).await?;
     ensure!(fold(&kafka, &pool, 3).await? == [0, 1, 2]);
+    let heads =
+        "INSERT INTO chain_heads (chain_id, sequence, first_number, number, block_timestamp, read_sequence, reads_again)
+                 SELECT chain_id, 1, 1, 1, 1, 1, false FROM generate_series(1, 100) AS chain_id";
+    pool.get().await?.execute(heads, &[]).await?;
     let other = "UPDATE stage_offsets SET last_record = set_byte(last_record, 11, 255 - get_byte(last_record, 11))";
     ensure!(pool.get().await?.execute(other, &[]).await? == 1);
     ensure!(fold(&kafka, &pool, 3).await? == [0, 1, 2], "what may not be applied is read again");
+    let partition = |key: &str| FOLDING.topic.partition_of(key);
+    let of_partition: Vec<i64> = (1..=100).filter(|chain: &i64| partition(&chain.to_string()) == partition("key")).collect();
+    ensure!((1..100).contains(&of_partition.len()), "chains of that partition, and others");
+    ensure!(read_from_somewhere(&pool).await? == of_partition, "chains of other partitions go on as before");
     publish(&kafka, 1).await?;
     ensure!(fold(&kafka, &pool, 4).await? == [3], "and nothing else is");
     Ok(())

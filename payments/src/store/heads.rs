@@ -2,8 +2,8 @@
 
 use crate::policy::Policy;
 use deadpool_postgres::GenericClient;
-use runtime::Failure;
 use runtime::db::{bigint, lock, unsigned};
+use runtime::{Failure, OnReturn};
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio_postgres::Row;
@@ -48,8 +48,11 @@ impl ChainHead {
     }
 }
 
-/// The statement for where the records of chains are read from an earlier place on.
-pub const READ_AGAIN: &str = "UPDATE chain_heads SET reads_again = NULL";
+/// For where the records of chains are read from an earlier place on.
+pub const ON_RETURN: OnReturn = OnReturn {
+    keys: "SELECT chain_id::text FROM chain_heads",
+    note: "UPDATE chain_heads SET reads_again = NULL WHERE chain_id::text = ANY($1)",
+};
 
 /// How far the records of a chain were read, whether they were applied or passed over for what they say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,7 +26,7 @@ mod transfers;
 pub use applied::{AppliedRecords, applied_records, remember_records};
 pub use deposit_addresses::{deposit_addresses, find_address, insert_addresses, list_addresses, lock_customer_address};
 pub use heads::{
-    ChainDepth, ChainHead, OpenBlock, READ_AGAIN, Reading, Witnessed, chain_depths, head_numbers, head_timestamps, lock_head,
+    ChainDepth, ChainHead, ON_RETURN, OpenBlock, Reading, Witnessed, chain_depths, head_numbers, head_timestamps, lock_head,
     save_head, witnessed,
 };
 pub use intents::{Unacknowledged, delete_intents, lock_overdue_intents, unacknowledged_intents};

@@ -447,6 +447,8 @@ CREATE TABLE applied_records (
     lowest   bigint,
     -- Three a record, in order: UUIDv5 of all that it says, of its block, and of what it says of that, whatever its sequence and tags are.
     records  uuid[] NOT NULL,
+    -- One a record: its block's.
+    numbers  bigint[] NOT NULL,
     PRIMARY KEY (chain_id, place)
 );
 

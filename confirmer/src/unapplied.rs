@@ -144,7 +144,9 @@ fn find_fault<'a>(head: &ChainHead, record: &'a Matches, news: &News, applied: &
     if is_new && record.kind == Kind::Added && !continues(head, record) && applied.has_block(record) {
         return Some(Fault::OtherContent(record));
     }
-    let is_next = is_read_next(head, record) && (head.reading.again == Some(false) || !applied.has_flipped());
+    // What has changed below is known by its hash since.
+    let is_where_it_was = head.reading.again == Some(false) || !applied.has_flipped_above(head.known_by_hash());
+    let is_next = is_read_next(head, record) && is_where_it_was;
     let known = said_again(head).unwrap_or(head.known_by_hash());
     // Of what lies higher, but not above the head, it and those that follow say all again.
     let is_missing = !is_next && !begins_anew(record) && number_below(record).min(head.number) > known;

@@ -388,3 +388,16 @@ fn what_a_block_has_flipped_to_is_not_taken_for_what_it_was_before() {
         }
     }
 }
+
+/// An honest block may come again with more, since an address was issued meanwhile.
+#[test]
+fn what_has_changed_below_a_witnessed_block_stops_nothing_where_its_chain_is_read_again() {
+    let flips = [in_doubt(1), vec![record(11, Added, 11, 0), record(12, Removed, 11, 0), paying(record(13, Added, 11, 0), 1)]];
+    let above = |witnessed| vec![Matches { witnessed, ..record(14, Added, 12, 0) }, record(15, Added, 13, 0)];
+    for (witnessed, expected) in [(Some(11), (vec![16], None)), (Some(10), (vec![], Some(16)))] {
+        let mut chain = Chain::new();
+        chain.apply(&[flips.concat(), above(witnessed)].concat());
+        chain.head.reading.again = None;
+        assert_eq!(chain.apply(&[record(16, Added, 14, 0)]), expected, "witnessed up to {witnessed:?}");
+    }
+}

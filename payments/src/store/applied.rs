@@ -20,8 +20,8 @@ pub struct AppliedRecords {
     last: Option<Uuid>,
     /// What was told last of each block.
     contents: HashMap<Uuid, Uuid>,
-    /// Of some block something else was told before.
-    has_flipped: bool,
+    /// Number of the highest block of which something else was told before.
+    flipped: Option<u64>,
     /// Number of the lowest block that they added.
     lowest: Option<u64>,
 }
@@ -37,10 +37,10 @@ impl AppliedRecords {
         self.last == Some(RecordIds::of(record).whole)
     }
 
-    /// Whether what was told of some block has changed: then a record may be among them though what it says does not stand any
-    /// more.
-    pub const fn has_flipped(&self) -> bool {
-        self.has_flipped
+    /// Whether what was told of some block above this one has changed: then a record may be among them though what it says does
+    /// not stand any more.
+    pub fn has_flipped_above(&self, number: u64) -> bool {
+        self.flipped.is_some_and(|flipped| flipped > number)
     }
 
     /// Whether the last of them that added this replayed block, or this part of it, has said the same.
@@ -67,15 +67,17 @@ impl AppliedRecords {
 
     pub fn insert(&mut self, record: &Matches) {
         if is_remembered(record) {
-            self.insert_ids(RecordIds::of(record));
+            self.insert_ids(RecordIds::of(record), record.block.number);
             self.lowest = self.lowest.into_iter().chain(added_number(record)).min();
         }
     }
 
-    fn insert_ids(&mut self, RecordIds { whole, block, content }: RecordIds) {
+    fn insert_ids(&mut self, RecordIds { whole, block, content }: RecordIds, number: u64) {
         self.whole.insert(whole);
         self.last = Some(whole);
-        self.has_flipped |= self.contents.insert(block, content).is_some_and(|before| before != content);
+        if self.contents.insert(block, content).is_some_and(|before| before != content) {
+            self.flipped = self.flipped.max(Some(number));
+        }
     }
 }
 
@@ -84,14 +86,15 @@ impl AppliedRecords {
 /// # Errors
 /// When the database fails.
 pub async fn applied_records(db: &impl GenericClient, chain: ChainId) -> Result<AppliedRecords, Failure> {
-    let statement = db.prepare_cached("SELECT lowest, records FROM applied_records WHERE chain_id = $1 ORDER BY place").await?;
+    let sql = "SELECT lowest, records, numbers FROM applied_records WHERE chain_id = $1 ORDER BY place";
+    let statement = db.prepare_cached(sql).await?;
     let mut applied = AppliedRecords::default();
     for row in db.query(&statement, &[&bigint(chain.0)]).await? {
         let lowest = row.get::<_, Option<i64>>(0).map(unsigned);
         applied.lowest = applied.lowest.into_iter().chain(lowest).min();
-        for ids in row.get::<_, Vec<Uuid>>(1).as_chunks().0 {
+        for (ids, number) in row.get::<_, Vec<Uuid>>(1).as_chunks().0.iter().zip(row.get::<_, Vec<i64>>(2)) {
             let [whole, block, content] = *ids;
-            applied.insert_ids(RecordIds { whole, block, content });
+            applied.insert_ids(RecordIds { whole, block, content }, unsigned(number));
         }
     }
     Ok(applied)
@@ -109,17 +112,19 @@ pub async fn remember_records(db: &impl GenericClient, chain: ChainId, records: 
     let statement = db
         .prepare_cached(
             "WITH kept AS (
-                 INSERT INTO applied_records (chain_id, place, lowest, records)
-                 SELECT $1, coalesce((SELECT max(place) FROM applied_records WHERE chain_id = $1), 0) + $2, $3, $4 RETURNING place
+                 INSERT INTO applied_records (chain_id, place, lowest, records, numbers)
+                 SELECT $1, coalesce((SELECT max(place) FROM applied_records WHERE chain_id = $1), 0) + $2, $3, $4, $5
+                 RETURNING place
              )
-             DELETE FROM applied_records WHERE chain_id = $1 AND place < (SELECT place FROM kept) - $5",
+             DELETE FROM applied_records WHERE chain_id = $1 AND place < (SELECT place FROM kept) - $6",
         )
         .await?;
     let count = i64::try_from(records.len()).unwrap_or(i64::MAX);
     let lowest = records.iter().filter_map(|record| added_number(record)).min().map(bigint);
     let ids = records.iter().map(|record| RecordIds::of(record));
     let ids: Vec<Uuid> = ids.flat_map(|RecordIds { whole, block, content }| [whole, block, content]).collect();
-    db.execute(&statement, &[&bigint(chain.0), &count, &lowest, &ids, &MAX_REMEMBERED]).await?;
+    let numbers: Vec<i64> = records.iter().map(|record| bigint(record.block.number)).collect();
+    db.execute(&statement, &[&bigint(chain.0), &count, &lowest, &ids, &numbers, &MAX_REMEMBERED]).await?;
     Ok(())
 }
 

@@ -110,6 +110,14 @@ async fn a_replayed_block_in_doubt_without_what_was_applied_of_it_is_refused() -
     let mut second = elsewhere;
     second.id.index = 1;
     doubt.confirms(&applied, &[replayed(vec![lie[0].clone(), second]), witnessed(3, 3)]).await?;
+    // Whoever could trace it then may not be there now.
+    let internal = |amount| {
+        let paid = Transfer { token: None, ..pays(lie[0].to, amount) };
+        Transfer { id: TransferId { source: Source::Trace, ..paid.id }, ..paid }
+    };
+    let traced = [witnessed(1, 1), in_doubt(2, vec![lie[0].clone(), internal(7)])];
+    doubt.confirms(&traced, &[replayed(lie.clone()), witnessed(3, 3)]).await?;
+    doubt.refuses(&traced, &[replayed(vec![lie[0].clone(), internal(8)]), witnessed(3, 3)], "lacks").await?;
     // What enough endpoints have given stays, whatever a replay says.
     doubt.confirms(&applied, &[witnessed(3, 3), replayed(Vec::new())]).await?;
 

@@ -102,15 +102,19 @@ pub(crate) fn unapplied<'a>(
     let (mut head, mut left) = (*head, Unapplied::default());
     for (place, record) in records.iter().enumerate() {
         let rest = &records[place + 1..];
-        let news = news(&head, record, rest, applied);
+        let removed_by = gone.get(&record.block.hash).copied().filter(|_| record.sequence == 0);
+        let removed_by = removed_by.filter(|sequence| head.reading.may_precede(*sequence));
+        // One that was read before tells from where the chain is read.
+        let next = rest.iter().find(|later| later.sequence != 0).filter(|later| applied.has(later));
+        let precedes = removed_by.zip(next).map(|(sequence, next)| next.sequence <= sequence);
+        let news = if precedes == Some(true) { News::Known } else { news(&head, record, rest, applied) };
         if let News::Known = news {
             if record.sequence != 0 {
                 head.reading = Reading { sequence: record.sequence, again: Some(!applied.ends_with(record)), ..head.reading };
             }
             continue;
         }
-        let removed_by = gone.get(&record.block.hash).copied().filter(|_| record.sequence == 0);
-        left.fault = match removed_by.filter(|sequence| head.reading.may_precede(*sequence)) {
+        left.fault = match removed_by.filter(|_| precedes.is_none()) {
             Some(sequence) => Some(Fault::Left(record, sequence)),
             None => find_fault(&head, record, &news, applied),
         };

@@ -301,6 +301,16 @@ fn a_replayed_block_is_not_applied_before_it_is_known_whether_it_has_left_the_ch
     assert_eq!(back.apply(&applied[1..2]), (vec![0], None), "after what removed it");
     // Nor is it where the stage has gone back, to nobody knows where.
     chain.head.reading.again = None;
+    // The record after it tells, also if it is not the one that removed it.
+    let tags = [record(11, Tags, 10, 0), record(32, Tags, 11, 0)];
+    let all = [&applied[..2], &tags[..1], &applied[2..], &tags[1..]].concat();
+    let mut again = Chain::new();
+    again.apply(&all);
+    again.gone.insert(hash(7, 0), 30);
+    again.head.reading.again = None;
+    assert_eq!(again.clone().apply(&all[1..3]), (vec![], None));
+    assert_eq!(again.clone().apply(&[all[1].clone(), record(33, Added, 12, 0)]), (vec![], Some(0)), "another one does not");
+    assert_eq!(again.apply(&[all[1].clone(), all[5].clone()]), (vec![0], None), "it came after what removed it");
     assert_eq!(chain.clone().apply(&applied[1..2]), (vec![], Some(0)));
     assert_eq!(chain.clone().apply(&[record(0, Replayed, 5, 0)]), (vec![0], None), "another block");
     assert_eq!(chain.apply(&[record(32, Added, 12, 0), record(0, Replayed, 7, 0)]), (vec![32, 0], None));

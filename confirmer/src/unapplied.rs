@@ -140,8 +140,8 @@ pub(crate) fn unapplied<'a>(
 
 fn find_fault<'a>(head: &ChainHead, record: &'a Matches, news: &News, applied: &AppliedRecords) -> Option<Fault<'a>> {
     if record.sequence == 0 {
-        // What a part alone leaves out nobody knows.
-        let is_other = record.parts > 1 && head.has_in_doubt(record) && !applied.has_said(record);
+        // What a part alone leaves out nobody knows. If the chain has it of a replayed block alone, enough endpoints had given it.
+        let is_other = record.parts > 1 && head.has_in_doubt(record) && applied.has_added(record) && !applied.has_said(record);
         return is_other.then_some(Fault::OtherContent(record));
     }
     let is_new = matches!(news, News::New);

@@ -374,6 +374,16 @@ fn replayed_blocks_say_again_what_is_in_doubt() {
     let whole = [in_parts, vec![Matches { sequence: 11, kind: Added, ..part(2) }]].concat();
     assert_eq!(outcome(&whole, &[part(1), part(2)]), (vec![0, 0], None));
     assert_eq!(outcome(&whole, &[part(1), Matches { part: 2, ..part(1) }]), (vec![0], Some(0)));
+    // One that closed a gap was in no doubt: it may come again with more.
+    let mut bridged = Chain::new();
+    bridged.apply(&[in_doubt(1), vec![part(1), part(2)]].concat());
+    bridged.applied.insert(&record(20, Added, 12, 0));
+    let reading = Reading { sequence: 20, ..bridged.head.reading };
+    bridged.head = ChainHead { number: 12, hash: Some(hash(12, 0)), sequence: 20, reading, ..bridged.head };
+    let more = [paying(part(1), 8), part(2), record(21, Added, 13, 0)];
+    assert_eq!(bridged.apply(&more), (vec![0, 0, 21], None));
+    let whole_lie = [in_doubt(2), vec![record(12, Added, 12, 0)]].concat();
+    assert_eq!(outcome(&whole_lie, &more), (vec![], Some(0)), "it came whole, and with other content");
     // One that left the chain has said nothing of what took its place.
     let left =
         [record(13, Removed, 12, 0), record(14, Removed, 11, 0), paying(record(15, Added, 11, 0), 1), record(16, Added, 12, 0)];

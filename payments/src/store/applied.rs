@@ -60,6 +60,12 @@ impl AppliedRecords {
         self.contents.contains_key(&RecordIds::of(record).block)
     }
 
+    /// Whether one of them has added the block of this one, or a part of it.
+    pub fn has_added(&self, record: &Matches) -> bool {
+        let first_part = |part| Matches { kind: Kind::Added, part, ..record.clone() };
+        self.has_block(&first_part(0)) || self.has_block(&first_part(1))
+    }
+
     /// Whether its block lies below all that they have added, so that it may have been applied before them.
     pub fn lie_above(&self, record: &Matches) -> bool {
         self.lowest.is_some_and(|lowest| record.block.number < lowest)

@@ -84,7 +84,8 @@ impl Display for Fault<'_> {
             Self::Missing(Matches { chain, sequence, block, .. }, known) => write!(
                 f,
                 "records of chain {chain} before {sequence}, of block {block}, are missing: they may have brought other content \
-                 for blocks above {known} than was applied when too few endpoints had given them, and nothing says again what was"
+                 for blocks above {known} than was applied when too few endpoints had given them, and nothing before it says again \
+                 what was; a backfill would come after it"
             ),
         }
     }

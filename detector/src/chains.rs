@@ -22,7 +22,8 @@ use topics::{ChainId, Topic};
 /// How long a look at what was matched waits for open transactions. What lasts longer holds the partition.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A backfill that closes a gap begins so many blocks below it. As many may be in doubt, since witnesses of them were not told
-/// before the gap: the confirmer goes on over it only if they are said again.
+/// before the gap: the confirmer goes on over it only if they are said again. Where more are, or where no block is missing and the
+/// next one is matched at once, it names the new beginning.
 const MAX_IN_DOUBT: u64 = 64;
 
 /// A partition to be read again from where a chain goes on.
@@ -383,8 +384,11 @@ fn gap(chain_id: u64, progress: &Progress, next: Option<&FoundRecord>) -> String
     match missing.filter(|(from, to)| from <= to && next.kind == i32::from(Kind::Added)) {
         Some((from, to)) => {
             let from = from.saturating_sub(MAX_IN_DOUBT).max(1);
-            let closes = format!("`ctrip backfill --chain {chain_id} --from {from} --to {to} --again` closes the gap");
-            format!("{found}; {closes}, or {}", anew(chain_id))
+            let closes = format!(
+                "`ctrip backfill --chain {chain_id} --from {from} --to {to} --again` closes the gap, if no more than {MAX_IN_DOUBT} \
+                 blocks before it had too few witnesses"
+            );
+            format!("{found}; {closes}; else {}", anew(chain_id))
         }
         None => format!("{found}; {}", anew(chain_id)),
     }

@@ -9,7 +9,7 @@ use deadpool_postgres::Client;
 use futures::FutureExt as _;
 use payments::store::{self, Unacknowledged};
 use runtime::Failure;
-use runtime::db::Replica;
+use runtime::db::{Replica, WRITE_TIMEOUT};
 use std::collections::HashSet;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -186,7 +186,11 @@ async fn read_replica<T, F: Future<Output = Result<T, Unread>>>(replica: &Replic
     if answered.is_err() {
         replica.leave();
         // Until its server has done with what was asked, nobody is to wait behind that, nor has the merchant its place again.
-        tokio::spawn(async move { drop(held.batch_execute("").await) });
+        tokio::spawn(async move {
+            if tokio::time::timeout(WRITE_TIMEOUT, held.batch_execute("")).await.is_err() {
+                held.give_up();
+            }
+        });
     }
     answered.ok().flatten()
 }

@@ -3,17 +3,19 @@
 //! front of others; the rest is refused.
 //!
 //! A client that hangs up frees nothing that its statement takes still: a request that holds a connection goes on until it
-//! gives that back, and what it has of the share with it.
+//! gives that back, and what it has of the share with it. Not for ever: nothing ends a commit that waits for a standby. What has
+//! no answer in time is closed.
 
 use crate::http::problem::Problem;
 use axum::http::StatusCode;
 use base::locked;
-use deadpool_postgres::{Client, Pool};
+use deadpool_postgres::{Client, Object, Pool};
+use runtime::db::WRITE_TIMEOUT;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -36,18 +38,28 @@ tokio::task_local! {
 
 struct Work {
     share: Arc<Share>,
-    /// The connections that it holds.
-    held: Arc<AtomicUsize>,
+    held: Arc<Held>,
+}
+
+/// What a task holds.
+#[derive(Default)]
+struct Held {
+    connections: AtomicUsize,
+    /// Nobody waits for its statements any more: the next who got such a connection would.
+    is_given_up: AtomicBool,
 }
 
 /// The shares of the merchants that have sent a request.
 pub struct Shares {
     /// How many connections a merchant may hold.
     connections: usize,
+    patience: Duration,
     merchants: Mutex<HashMap<Uuid, Arc<Share>>>,
 }
 
 struct Share {
+    /// How long what a client has left behind may hold a connection.
+    patience: Duration,
     requests: Arc<Semaphore>,
     queued: Arc<Semaphore>,
     in_line: Arc<Semaphore>,
@@ -57,9 +69,10 @@ struct Share {
 }
 
 impl Share {
-    fn new(connections: usize) -> Self {
+    fn new(connections: usize, patience: Duration) -> Self {
         let places = |number| Arc::new(Semaphore::new(number));
         Self {
+            patience,
             requests: places(MAX_REQUESTS),
             queued: places(MAX_QUEUED),
             in_line: places(MAX_IN_LINE),
@@ -73,7 +86,7 @@ impl Share {
 impl Shares {
     /// Of a pool of so many connections. A merchant may hold half of them: its statements may all wait for one lock.
     pub fn of(connections: usize) -> Self {
-        Self { connections: (connections / 2).max(1), merchants: Mutex::default() }
+        Self { connections: (connections / 2).max(1), patience: WRITE_TIMEOUT, merchants: Mutex::default() }
     }
 
     /// Works on a request within the merchant's share.
@@ -81,7 +94,7 @@ impl Shares {
     /// # Errors
     /// A 429 when too many of its requests are in hand.
     pub async fn work<T>(&self, merchant: Uuid, request: impl Future<Output = T> + Send + 'static) -> Result<T, Problem> {
-        let new = || Arc::new(Share::new(self.connections));
+        let new = || Arc::new(Share::new(self.connections, self.patience));
         let share = Arc::clone(locked(&self.merchants).entry(merchant).or_insert_with(new));
         let Ok(in_hand) = Arc::clone(&share.requests).try_acquire_owned() else {
             let detail = format!("{MAX_REQUESTS} requests of yours are in hand; retry when one is answered");
@@ -115,20 +128,21 @@ impl OwnShare {
     }
 }
 
-/// Work that goes on when it is dropped before its end, for as long as it holds a connection: Postgres goes on with the
-/// statement there.
+/// Work that goes on when it is dropped before its end, for as long as it holds a connection, since Postgres goes on with the
+/// statement there, and not for longer than `patience`.
 struct Attended<F: Future + Send + 'static> {
     work: Option<Pin<Box<F>>>,
-    held: Arc<AtomicUsize>,
+    held: Arc<Held>,
+    patience: Duration,
 }
 
 fn attend<T>(
     share: Arc<Share>,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Attended<impl Future<Output = T> + Send + 'static> {
-    let held = Arc::<AtomicUsize>::default();
+    let (held, patience) = (Arc::<Held>::default(), share.patience);
     let work = WORK.scope(Work { share, held: Arc::clone(&held) }, work);
-    Attended { work: Some(Box::pin(work)), held }
+    Attended { work: Some(Box::pin(work)), held, patience }
 }
 
 impl<F: Future + Send + 'static> Future for Attended<F> {
@@ -145,13 +159,22 @@ impl<F: Future + Send + 'static> Future for Attended<F> {
 
 impl<F: Future + Send + 'static> Drop for Attended<F> {
     fn drop(&mut self) {
-        let held = Arc::clone(&self.held);
-        let holds_any = move || held.load(Ordering::Relaxed) > 0;
-        let Some(mut work) = self.work.take().filter(|_| holds_any()) else { return };
-        let until_given_back = poll_fn(move |context| {
-            let has_ended = work.as_mut().poll(context).is_ready();
-            if has_ended || !holds_any() { Poll::Ready(()) } else { Poll::Pending }
-        });
+        let (held, patience) = (Arc::clone(&self.held), self.patience);
+        let holds_any = |held: &Held| held.connections.load(Ordering::Relaxed) > 0;
+        let Some(mut work) = self.work.take().filter(|_| holds_any(&held)) else { return };
+        let until_given_back = async move {
+            let given_back = poll_fn(|context| {
+                let has_ended = work.as_mut().poll(context).is_ready();
+                if has_ended || !holds_any(&held) { Poll::Ready(()) } else { Poll::Pending }
+            });
+            if tokio::time::timeout(patience, given_back).await.is_err() {
+                tracing::warn!(
+                    "Postgres has not answered a request that was dropped {patience:?} ago: its connection is closed"
+                );
+                held.is_given_up.store(true, Ordering::Relaxed);
+            }
+            drop(work);
+        };
         // Without a runtime the process ends.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(until_given_back);
@@ -161,7 +184,7 @@ impl<F: Future + Send + 'static> Drop for Attended<F> {
 
 /// A connection's place in the merchant's share, until it is dropped.
 pub struct Place {
-    held: Option<Arc<AtomicUsize>>,
+    held: Option<Arc<Held>>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -169,7 +192,7 @@ impl Place {
     fn taken(permit: Option<OwnedSemaphorePermit>) -> Self {
         let held = WORK.try_with(|work| Arc::clone(&work.held)).ok();
         if let Some(held) = &held {
-            held.fetch_add(1, Ordering::Relaxed);
+            held.connections.fetch_add(1, Ordering::Relaxed);
         }
         Self { held, _permit: permit }
     }
@@ -178,38 +201,55 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(held) = &self.held {
-            held.fetch_sub(1, Ordering::Relaxed);
+            held.connections.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
 /// A connection, of the merchant's share until it is dropped.
 pub struct HeldConnection {
-    client: Client,
+    /// Until it is dropped.
+    client: Option<Client>,
+    is_given_up: AtomicBool,
     /// From before the pool was asked, which made sure whose server it is.
     pub began: Instant,
     /// Given back after the connection.
-    _place: Place,
+    place: Place,
 }
 
 impl Deref for HeldConnection {
     type Target = Client;
 
     fn deref(&self) -> &Client {
-        &self.client
+        self.client.as_ref().expect("it is not dropped")
     }
 }
 
 impl DerefMut for HeldConnection {
     fn deref_mut(&mut self) -> &mut Client {
-        &mut self.client
+        self.client.as_mut().expect("it is not dropped")
     }
 }
 
 impl HeldConnection {
     /// One that was taken in a place.
     pub const fn at(place: Place, began: Instant, client: Client) -> Self {
-        Self { client, began, _place: place }
+        Self { client: Some(client), is_given_up: AtomicBool::new(false), began, place }
+    }
+
+    /// Lets it be closed once it is dropped, and not given back: its server has not answered in time.
+    pub fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for HeldConnection {
+    fn drop(&mut self) {
+        let of_task = self.place.held.as_ref().map(|held| &held.is_given_up);
+        let is_given_up = of_task.into_iter().chain([&self.is_given_up]).any(|it| it.load(Ordering::Relaxed));
+        if let Some(client) = self.client.take().filter(|_| is_given_up) {
+            drop(Object::take(client));
+        }
     }
 }
 
@@ -275,8 +315,12 @@ async fn places(of: impl Fn(&Share) -> &Arc<Semaphore>, number: u32) -> Result<O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use deadpool_postgres::{Manager, ManagerConfig, Timeouts};
     use futures::FutureExt as _;
     use futures::future::{join_all, pending};
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+    use tokio_postgres::NoTls;
 
     #[tokio::test]
     async fn a_merchant_redelivers_many_events_one_request_at_a_time() {
@@ -327,6 +371,54 @@ mod tests {
         };
         assert!(shares.work(one, waiting).now_or_never().is_none());
         assert_eq!(Arc::strong_count(&dropped), 1);
+    }
+
+    /// A commit may wait for a standby that is away for good, and no `statement_timeout` ends that.
+    #[tokio::test]
+    async fn a_connection_whose_server_never_answers_is_closed_once_nobody_waits_for_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("postgres://ctrip@{}/ctrip?sslmode=disable", listener.local_addr().unwrap());
+        // It takes connections and statements, and says nothing to those.
+        tokio::spawn(async move {
+            let mut clients = Vec::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                client.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await.unwrap();
+                clients.push(client);
+            }
+        });
+        let manager = Manager::from_config(url.parse().unwrap(), NoTls, ManagerConfig::default());
+        let pool = Pool::builder(manager).max_size(2).build().unwrap();
+        let mut shares = Shares::of(2);
+        shares.patience = Duration::from_secs(1);
+        let [one, other] = [1, 2].map(Uuid::from_u128);
+        let (asking, asked) = (pool.clone(), Arc::new(Semaphore::new(0)));
+        let request = |asked: Arc<Semaphore>| {
+            let pool = asking.clone();
+            async move {
+                let db = connection(&pool).await.unwrap();
+                asked.add_permits(1);
+                db.batch_execute("COMMIT").await.unwrap();
+            }
+        };
+        for merchant in [one, other] {
+            let mut working = Box::pin(shares.work(merchant, request(Arc::clone(&asked))));
+            tokio::select! {
+                _ = &mut working => panic!("it was answered"),
+                permit = asked.acquire() => permit.unwrap().forget(),
+            }
+        }
+        let free = async || pool.timeout_get(&Timeouts { wait: Some(Duration::ZERO), ..Timeouts::default() }).await.is_ok();
+        tokio::task::yield_now().await;
+        assert!(pool.status().size == 2 && !free().await, "both go on");
+        let closed = async {
+            while pool.status().size > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), closed).await.expect("they are closed");
+        assert!(free().await, "the pool has room again");
+        let place = shares.work(one, async { one_connection().now_or_never().is_some() }).await;
+        assert!(place.unwrap(), "its merchant has its place again");
     }
 
     #[tokio::test]

@@ -18,6 +18,16 @@ impl OwnConnection {
         Ok(Self(Some(pool.get().await?)))
     }
 
+    /// One that was taken.
+    pub(super) const fn of(client: Client) -> Self {
+        Self(Some(client))
+    }
+
+    /// Returns it to its pool after all: nothing that was asked of it is unanswered.
+    pub(super) fn give_back(mut self) {
+        drop(self.0.take());
+    }
+
     /// # Errors
     /// None while it is not dropped.
     pub fn db(&mut self) -> Result<&mut Client, Failure> {

@@ -3,8 +3,8 @@
 //! A request goes in batches, each its own transaction, up to a bound of deliveries or of time; a cursor continues it.
 
 use crate::endpoints::wake::wake;
-use deadpool_postgres::Pool;
-use runtime::Failure;
+use deadpool_postgres::{Client, Pool};
+use runtime::{Failure, db};
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio_postgres::types::ToSql;
@@ -53,12 +53,16 @@ pub async fn redeliver(
     filter: &RedeliverFilter,
     mut after: RedeliverCursor,
 ) -> Result<Option<(usize, Option<RedeliverCursor>)>, Failure> {
-    if !wake(&pool.get().await?, merchant, endpoint).await? {
+    let wake = async |db: &mut Client| wake(db, merchant, endpoint).await;
+    if !db::in_time(pool.get().await?, db::WRITE_TIMEOUT, wake).await? {
         return Ok(None);
     }
     let (mut again, started) = (0, Instant::now());
     loop {
-        let found = match redeliver_batch(pool, endpoint, filter, after).await {
+        // With a connection taken for it alone, so that other requests get theirs in between.
+        let batch = async |db: &mut Client| redeliver_batch(db, endpoint, filter, after).await;
+        let found = async { db::in_time(pool.get().await?, db::WRITE_TIMEOUT, batch).await };
+        let found = match found.await {
             Ok(found) => found,
             // An error would lose the cursor, and a repeated request would send the same deliveries once more.
             Err(failure) if again > 0 => {
@@ -81,14 +85,12 @@ struct Batch {
     last: Option<RedeliverCursor>,
 }
 
-/// One batch, with a connection taken for it alone, so that other requests get theirs in between.
 async fn redeliver_batch(
-    pool: &Pool,
+    db: &Client,
     endpoint: Uuid,
     filter: &RedeliverFilter,
     after: RedeliverCursor,
 ) -> Result<Batch, Failure> {
-    let db = pool.get().await?;
     // One lower bound: of two, Postgres would begin at the cursor's, which is before all at first.
     let after = match filter {
         RedeliverFilter::CreatedBetween { from, .. } => after.max(RedeliverCursor { created_at: *from, id: 0 }),

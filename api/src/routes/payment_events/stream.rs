@@ -7,6 +7,7 @@
 use super::event_reply::{EventReply, sequence_in_id};
 use crate::app::App;
 use crate::event_feed::{MAX_EVENTS, Subscription};
+use crate::http::limits::REQUEST_TIMEOUT;
 use crate::http::share::{self, OwnShare};
 use anyhow::anyhow;
 use axum::http::{HeaderMap, header};
@@ -15,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use futures::stream;
 use merchants::KeyId;
 use payments::history::{self, RecordedEvent};
-use runtime::Failure;
+use runtime::{Failure, db};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -78,7 +79,8 @@ impl EventStream {
                 self.after = event.sequence;
                 return Ok(Some(event));
             }
-            let events = self.subscription.events(self.after, async || self.share.work(self.read()).await).await?;
+            let read = async || db::answered(REQUEST_TIMEOUT, self.share.work(self.read())).await;
+            let events = self.subscription.events(self.after, read).await?;
             let reply = |recorded: &RecordedEvent| EventReply::new(recorded.event.clone(), recorded.asked_by.clone());
             self.ready = events.iter().map(|recorded| reply(recorded)).collect::<Result<_, _>>()?;
             if self.ready.is_empty() {

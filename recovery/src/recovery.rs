@@ -9,7 +9,7 @@ use crate::catch_up::{COMPARED, CatchUp, RESTORING};
 use crate::installation::{caught_up_lineage, installation, note_compared, note_lineage, other};
 use crate::known::{self, Known};
 use crate::own_account::OwnAccount;
-use crate::republish::{REPAIRING, republish};
+use crate::republish::{REPAIRING, REPUBLISHING, republish};
 use base::{locked, metrics};
 use deadpool_postgres::{Client, Pool};
 use merchants::accounts::Account;
@@ -18,7 +18,7 @@ use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use runtime::compared::{IntentsTopic, compared_topic};
 use runtime::db::{Gate, Lineage, OwnConnection, Primary, lock};
 use runtime::kafka::{Backlog, Offsets};
-use runtime::{Failure, Kafka, Settings, db, set_aside, stage};
+use runtime::{Failure, FoldStage, Kafka, Settings, db, set_aside, stage};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -433,9 +433,9 @@ fn within<T>(handle: &Handle, answer: impl Future<Output = Result<T, Failure>>) 
 #[expect(clippy::cast_precision_loss, reason = "few intents contradict the database, and few merchants change their account")]
 async fn report(kafka: &Kafka, db: &Client) -> Result<i64, Failure> {
     let counts = set_aside::counts(db, kafka.topic_prefix()).await?;
-    for (kind, stage) in [("lost_payment", RESTORING), ("intent", REPAIRING)] {
-        metrics::SET_ASIDE.gauge(&[("kind", kind)]).set(counts.get(stage.stage).copied().unwrap_or_default() as f64);
-    }
+    let count = |stages: &[FoldStage]| stages.iter().filter_map(|stage| counts.get(stage.stage)).sum::<i64>() as f64;
+    metrics::SET_ASIDE.gauge(&[("kind", "lost_payment")]).set(count(&[RESTORING]));
+    metrics::SET_ASIDE.gauge(&[("kind", "intent")]).set(count(&[REPAIRING, REPUBLISHING]));
     let in_doubt = count_restored_accounts(db).await?;
     metrics::SET_ASIDE.gauge(&[("kind", "merchant")]).set(in_doubt as f64);
     Ok(in_doubt)

@@ -5,8 +5,9 @@
 use crate::installation::installation;
 use anyhow::anyhow;
 use deadpool_postgres::{GenericClient, Pool};
+use futures::StreamExt as _;
 use payments::intents::{Origin, address_intent_record, intent_record};
-use payments::store;
+use payments::store::{self, Page};
 use runtime::db::OwnConnection;
 use runtime::kafka::Publisher;
 use runtime::{Failure, FoldStage, Kafka, set_aside};
@@ -17,10 +18,15 @@ use uuid::Uuid;
 
 const PAGE: i64 = 1000;
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Kafka takes no intents at all when it takes none of so many: they are of all partitions.
+const MANY: usize = 500;
 
 /// The publishing of intents that Kafka has not acknowledged, as others see what it has set aside.
 pub const REPAIRING: FoldStage =
     FoldStage { stage: "intents", topic: Topic::Intents, max_records: 1000, max_bytes: 64 * 1024 * 1024, on_return: None };
+
+/// Publishing all of them, as others see what it has set aside.
+pub const REPUBLISHING: FoldStage = FoldStage { stage: "republish", ..REPAIRING };
 
 /// Names an intent that nobody can publish, since its row can't be read; the others are.
 ///
@@ -36,51 +42,150 @@ pub async fn set_intent_aside(db: &impl GenericClient, kafka: &Kafka, id: Uuid, 
     REPAIRING.set_aside(db, (&kafka.name(Topic::Intents), 0), &id.to_string(), 0, &cause).await
 }
 
-/// Publishes the intents of all payments and static addresses; returns how many.
+/// Forgets what was set aside of intents that nobody has to publish any more.
 ///
 /// # Errors
-/// When Kafka does not acknowledge one, or the database fails.
+/// When the database fails.
+pub async fn forget_published(db: &impl GenericClient, kafka: &Kafka) -> Result<(), Failure> {
+    let sql = "DELETE FROM set_aside a WHERE stage = $1 AND topic = $2
+                   AND NOT EXISTS (SELECT FROM unacknowledged_intents u WHERE u.payment_id::text = a.item)";
+    db.execute(sql, &[&REPAIRING.stage, &kafka.name(Topic::Intents)]).await?;
+    Ok(())
+}
+
+/// Publishes the intents of all payments and static addresses; returns how many. One that fails keeps no other from its turn: it
+/// stays as it was, and the next time publishes it.
+///
+/// # Errors
+/// When Kafka has not acknowledged some, or rows can't be read, in the end; when Kafka takes none of many, or the database fails,
+/// at once.
 pub async fn republish(kafka: &Kafka, pool: &Pool) -> Result<u64, Failure> {
     let publisher = Publisher::open(kafka, TIMEOUT).map_err(Failure::Retry)?;
     let mut connection = OwnConnection::open(pool).await?;
     let db = &*connection.db()?;
     let own = installation(db).await?;
-    let (mut below, mut count) = (Uuid::max(), 0);
+    let (mut below, mut so_far) = (Uuid::max(), SoFar::default());
     loop {
-        let payments = store::issued_payments(db, below, PAGE).await?;
-        let Some(last) = payments.last() else { break };
-        below = last.id.0;
+        let Page { items: payments, unreadable, last } = store::issued_payments(db, below, PAGE).await?;
+        let Some(last) = last else { break };
+        below = last;
         let mut origins = store::origins(db, &payments).await?;
         let intents = payments.iter().map(|payment| {
             let origin = origins.remove(&payment.id.0).unwrap_or_default();
-            intent_record(payment, &Origin { installation: own, ..origin })
+            (payment.id.0, intent_record(payment, &Origin { installation: own, ..origin }))
         });
-        count += publish(kafka, &publisher, &intents.collect::<Vec<_>>()).await?;
-        note_acknowledged(db, kafka, payments.iter().map(|payment| payment.id.0).collect()).await?;
+        publish(kafka, db, &publisher, intents.collect(), &mut so_far).await?;
+        so_far.set_aside(db, kafka, unreadable).await?;
     }
     let mut below = Uuid::max();
     loop {
-        let addresses = store::issued_addresses(db, below, PAGE).await?;
-        let Some(last) = addresses.last() else { break };
-        below = last.id;
-        let intents: Vec<_> = addresses.iter().map(|address| address_intent_record(address, own)).collect();
-        count += publish(kafka, &publisher, &intents).await?;
-        note_acknowledged(db, kafka, addresses.iter().map(|address| address.id).collect()).await?;
+        let Page { items: addresses, unreadable, last } = store::issued_addresses(db, below, PAGE).await?;
+        let Some(last) = last else { break };
+        below = last;
+        let intents = addresses.iter().map(|address| (address.id, address_intent_record(address, own)));
+        publish(kafka, db, &publisher, intents.collect(), &mut so_far).await?;
+        so_far.set_aside(db, kafka, unreadable).await?;
     }
-    Ok(count)
+    so_far.end()
 }
 
 /// Nobody has to publish them again, nor to read what was set aside of them.
-async fn note_acknowledged(db: &impl GenericClient, kafka: &Kafka, ids: Vec<Uuid>) -> Result<(), Failure> {
-    store::delete_intents(db, &ids).await?;
+async fn note_acknowledged(db: &impl GenericClient, kafka: &Kafka, ids: &[Uuid]) -> Result<(), Failure> {
+    store::delete_intents(db, ids).await?;
     let items: Vec<String> = ids.iter().map(Uuid::to_string).collect();
-    set_aside::forget(db, REPAIRING.stage, &kafka.name(Topic::Intents), &items).await
+    for stage in [REPAIRING, REPUBLISHING] {
+        set_aside::forget(db, stage.stage, &kafka.name(Topic::Intents), &items).await?;
+    }
+    Ok(())
 }
 
-async fn publish(kafka: &Kafka, publisher: &Publisher, intents: &[PaymentIntent]) -> Result<u64, Failure> {
-    let records: Vec<(String, Vec<u8>)> = intents.iter().map(|intent| (intent.key(), kafka.encode(intent))).collect();
-    for outcome in publisher.publish(Topic::Intents, &records).await {
-        outcome.map_err(|cause| Failure::Retry(anyhow!("an intent was not published again: {cause:#}")))?;
+async fn publish(
+    kafka: &Kafka,
+    db: &impl GenericClient,
+    publisher: &Publisher,
+    intents: Vec<(Uuid, PaymentIntent)>,
+    so_far: &mut SoFar,
+) -> Result<(), Failure> {
+    let records: Vec<_> = intents.iter().map(|(_, intent)| (intent.key(), kafka.encode(intent))).collect();
+    let outcomes: Vec<_> = publisher.publish_each(Topic::Intents, &records).collect().await;
+    let acknowledged = so_far.count(&intents, outcomes);
+    let takes_none = acknowledged.is_empty() && intents.len() >= MANY;
+    note_acknowledged(db, kafka, &acknowledged).await?;
+    if takes_none { Err(so_far.failed_now()) } else { Ok(()) }
+}
+
+/// What has become of the intents.
+#[derive(Default)]
+struct SoFar {
+    acknowledged: u64,
+    failed: u64,
+    last_cause: Option<anyhow::Error>,
+    unreadable: u64,
+}
+
+impl SoFar {
+    /// Takes the outcomes by the places of their intents, in any order. Returns those that were acknowledged.
+    fn count<T>(&mut self, intents: &[(Uuid, T)], outcomes: Vec<(usize, anyhow::Result<()>)>) -> Vec<Uuid> {
+        let mut acknowledged = Vec::new();
+        for (place, outcome) in outcomes {
+            match outcome {
+                Ok(()) => acknowledged.extend(intents.get(place).map(|(id, _)| *id)),
+                Err(cause) => {
+                    self.failed += 1;
+                    self.last_cause = Some(cause);
+                }
+            }
+        }
+        self.acknowledged += u64::try_from(acknowledged.len()).unwrap_or_default();
+        acknowledged
     }
-    Ok(u64::try_from(intents.len()).unwrap_or_default())
+
+    /// Names rows that can't be read.
+    async fn set_aside(&mut self, db: &impl GenericClient, kafka: &Kafka, rows: Vec<(Uuid, String)>) -> Result<(), Failure> {
+        for (id, cause) in rows {
+            self.unreadable += 1;
+            let cause = format!(
+                "the row of the payment or static address {id} can't be read ({cause}): its intent is not published. Once the row is \
+                 mended, `ctrip intents republish` does that"
+            );
+            tracing::error!("{cause}");
+            REPUBLISHING.set_aside(db, (&kafka.name(Topic::Intents), 0), &id.to_string(), 0, &cause).await?;
+        }
+        Ok(())
+    }
+
+    fn failed_now(&mut self) -> Failure {
+        let cause = self.last_cause.take().map(|cause| format!(": {cause:#}")).unwrap_or_default();
+        let rows = if self.unreadable > 0 { "; `ctrip set-aside` names the rows" } else { "" };
+        Failure::Retry(anyhow!(
+            "{} intents were published again, {} were not acknowledged{cause}, and {} could not be read{rows}",
+            self.acknowledged,
+            self.failed,
+            self.unreadable
+        ))
+    }
+
+    fn end(mut self) -> Result<u64, Failure> {
+        if self.failed + self.unreadable == 0 { Ok(self.acknowledged) } else { Err(self.failed_now()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One partition of `payment.intents` may have no leader.
+    #[test]
+    fn an_intent_that_kafka_does_not_take_keeps_no_other_from_being_published_again() {
+        let [first, second, third] = [1, 2, 3].map(|id| (Uuid::from_u128(id), ()));
+        let mut so_far = SoFar::default();
+        // The one that fails comes last.
+        let outcomes = vec![(2, Ok(())), (0, Ok(())), (1, Err(anyhow!("no leader")))];
+        assert_eq!(so_far.count(&[first, second, third], outcomes), [third.0, first.0]);
+        let failure = so_far.end().unwrap_err().to_string();
+        assert!(failure.contains("2 intents") && failure.contains("1 were not acknowledged: no leader"), "{failure}");
+        let mut so_far = SoFar::default();
+        assert_eq!(so_far.count(&[second], vec![(0, Ok(()))]), [second.0]);
+        assert_eq!(so_far.end().unwrap(), 1);
+    }
 }

@@ -1,6 +1,7 @@
 //! Rows of `deposit_addresses`, the static addresses. The deposits at them are rows of `payments`.
 
 use super::intents::insert_intents;
+use super::issued::Page;
 use super::lists::Place;
 use crate::deposit::DepositAddress;
 use crate::intents::address_intent_record;
@@ -132,10 +133,11 @@ pub async fn deposit_addresses(db: &impl GenericClient, addresses: &HashSet<Addr
 }
 
 /// At most `limit` static addresses with ids below `below`, by falling id.
-pub(super) async fn all_addresses(db: &impl GenericClient, below: Uuid, limit: i64) -> Result<Vec<DepositAddress>, Failure> {
+pub(super) async fn all_addresses(db: &impl GenericClient, below: Uuid, limit: i64) -> Result<Page<DepositAddress>, Failure> {
     let sql = format!("SELECT {COLUMNS} FROM deposit_addresses WHERE id < $1 ORDER BY id DESC LIMIT $2");
     let statement = db.prepare_cached(&sql).await?;
-    db.query(&statement, &[&below, &limit]).await?.iter().map(read_address).collect()
+    let rows = db.query(&statement, &[&below, &limit]).await?;
+    Ok(Page::of(rows.iter().map(|row| (row.get(0), read_address(row)))))
 }
 
 fn read_address(row: &Row) -> Result<DepositAddress, Failure> {

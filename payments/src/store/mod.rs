@@ -30,7 +30,7 @@ pub use heads::{
     save_head, witnessed,
 };
 pub use intents::{Unacknowledged, delete_intents, lock_overdue_intents, unacknowledged_intents};
-pub use issued::{issued_addresses, issued_payments, origins};
+pub use issued::{Page, issued_addresses, issued_payments, origins};
 pub use lists::{PaymentFilter, Place, is_common_external_id, list_deposits, list_payments};
 pub use lost::{LostBlocks, lost_blocks, paid_blocks};
 pub use orphans::{

@@ -2,6 +2,7 @@
 
 use super::amount::read_amount;
 use super::intents::insert_intents;
+use super::issued::Page;
 use super::outbox::record_requested_events;
 use super::touched::BatchScope;
 use super::transfers::{last_transfers, last_transfers_in};
@@ -183,10 +184,11 @@ pub async fn lock_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<
 }
 
 /// At most `limit` payments with ids below `below`, by falling id, without parts, transfers and deposits.
-pub(super) async fn all_payments(db: &impl GenericClient, below: Uuid, limit: i64) -> Result<Vec<Payment>, Failure> {
+pub(super) async fn all_payments(db: &impl GenericClient, below: Uuid, limit: i64) -> Result<Page<Payment>, Failure> {
     let query = format!("SELECT {COLUMNS} FROM payments WHERE id < $1 AND deposit_address IS NULL ORDER BY id DESC LIMIT $2");
     let statement = db.prepare_cached(&query).await?;
-    db.query(&statement, &[&below, &limit]).await?.iter().map(read_payment).collect()
+    let rows = db.query(&statement, &[&below, &limit]).await?;
+    Ok(Page::of(rows.iter().map(|row| (row.get(0), read_payment(row)))))
 }
 
 /// Loads payments for [`step`](crate::lifecycle::step), ordered by id, with their parts out of `parts`, which are

@@ -19,7 +19,8 @@ pub enum IntentsCommand {
         /// The installation's id, as the refused start prints it
         installation: Uuid,
     },
-    /// Forget what `set-aside` lists of a lost payment or static address that can't be restored. Changes nothing else
+    /// Forget what `set-aside` lists of a payment or static address: that it can't be restored, or its intent not be published.
+    /// Changes nothing else
     Forget {
         /// The payment's id, or the static address's, as `set-aside` prints it
         id: String,
@@ -55,10 +56,13 @@ pub async fn run(settings: &Settings, command: IntentsCommand) -> anyhow::Result
         IntentsCommand::Forget { id } => {
             let pool = db::pool(&settings.database_url, 1)?;
             let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
-            let stage = recovery::RESTORING.stage;
-            set_aside::forget(&db, stage, &settings.topic_name(Topic::Intents), &[id])
-                .await
-                .map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            let topic = settings.topic_name(Topic::Intents);
+            let mut forgotten = 0;
+            for stage in [recovery::RESTORING, republish::REPAIRING, republish::REPUBLISHING] {
+                let of_stage = set_aside::forget(&db, stage.stage, &topic, std::slice::from_ref(&id)).await;
+                forgotten += of_stage.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            }
+            ensure!(forgotten > 0, "nothing of {id} is set aside; `ctrip set-aside` lists what is");
             println!("forgotten");
         }
     }

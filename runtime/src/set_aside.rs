@@ -82,14 +82,13 @@ async fn load(db: &impl GenericClient, topic_prefix: &str, of: impl Fn(Topic) ->
     Ok(db.query(&statement, &[&names(topic_prefix, of)]).await?.iter().map(SetAside::of).collect())
 }
 
-/// Forgets items that a stage has set aside in a topic; their records stay unprocessed.
+/// Forgets items that a stage has set aside in a topic; their records stay unprocessed. Returns how many there were.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn forget(db: &impl GenericClient, stage: &str, topic: &str, items: &[String]) -> Result<(), Failure> {
+pub async fn forget(db: &impl GenericClient, stage: &str, topic: &str, items: &[String]) -> Result<u64, Failure> {
     let sql = "DELETE FROM set_aside WHERE stage = $1 AND topic = $2 AND item = ANY($3)";
-    db.execute(sql, &[&stage, &topic, &items]).await?;
-    Ok(())
+    Ok(db.execute(sql, &[&stage, &topic, &items]).await?)
 }
 
 /// A text of Postgres has no NUL.

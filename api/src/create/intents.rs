@@ -28,6 +28,8 @@ const GIVE_OUT_TIMEOUT: Duration = ACKNOWLEDGEMENT_TIMEOUT.saturating_add(Durati
 /// Acknowledged batches that wait for the [`forget`] task. A batch that finds the queue full is left for [`repair`].
 const MAX_FORGET_QUEUE: usize = 1024;
 const REPAIR_INTERVAL: Duration = Duration::from_secs(2);
+/// What is set aside is named anew, if it still is so, and else forgotten.
+const FORGET_INTERVAL: Duration = Duration::from_secs(300);
 const MAX_REPAIR_BATCH: u16 = 1000;
 
 /// The publisher of intents. Cheap to clone.
@@ -187,11 +189,21 @@ async fn delete(pool: &Pool, ids: &[Uuid]) -> Result<(), Failure> {
 pub async fn repair(pool: Pool, intents: Intents, stop: CancellationToken) {
     // Many of a partition without a leader keep no others from their turn.
     let mut after = Uuid::nil();
-    let mut aside = HashSet::new();
+    let (mut aside, mut forgot) = (HashSet::new(), Instant::now());
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(REPAIR_INTERVAL) => {}
+        }
+        if forgot.elapsed() > FORGET_INTERVAL {
+            // A restore may have taken their names back.
+            aside.clear();
+            forgot = Instant::now();
+            let forget = async |client: &mut Client| republish::forget_published(&*client, &intents.kafka).await;
+            let forgotten = async { db::in_time(pool.get().await?, db::WRITE_TIMEOUT, forget).await };
+            if let Err(failure) = forgotten.await {
+                tracing::warn!("intents that were set aside and are published could not be forgotten: {failure}");
+            }
         }
         match repair_batch(&pool, &intents, after, &mut aside).await {
             Ok(last) => after = last.unwrap_or_default(),

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 /// For a read on the replica, which is then asked of the primary.
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(2);
-/// For the replica to show how far it is.
+/// For the replica to show how far it is, in one round trip.
 const REPLICA_BEGIN_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The database at one moment, on the primary or on the replica.
@@ -176,8 +176,10 @@ async fn read_replica<T, F: Future<Output = Result<T, Unread>>>(replica: &Replic
     let place = share::replica_connection()?;
     let held = Arc::new(HeldConnection::at(place, Instant::now(), replica.get().await?));
     let begin = async {
-        let snapshot = Snapshot::begin(Arc::clone(&held), Source::Replica).await.ok()?;
-        replica.keeps_up(&snapshot).await.then_some(snapshot)
+        // One round trip: the server may be far. What is asked is sent behind the beginning of the transaction.
+        let begun = Snapshot::begin(Arc::clone(&held), Source::Replica);
+        let (snapshot, keeps_up) = tokio::join!(biased; begun, replica.keeps_up(&held));
+        snapshot.ok().filter(|_| keeps_up)
     };
     let answered = match tokio::time::timeout(REPLICA_BEGIN_TIMEOUT, begin).await {
         Ok(snapshot) => tokio::time::timeout(REPLICA_TIMEOUT, read(snapshot?)).await.map(Result::ok),

@@ -6,10 +6,11 @@
 //! no new beat, and is left alone once the last is too old.
 //!
 //! Where the URL leads to several servers, a process reads from one at a time: what one has shown, another that lags by more
-//! would take back. When that one is lost, the next may be read once it has all that the last can have shown.
+//! would take back. When that one is lost, or lags for long, the next may be read once it has all that the last can have shown.
 
 use super::config::parse_for;
 use super::in_time::answered;
+use super::own_connection::OwnConnection;
 use super::pool::{Bounds, limit_statements};
 use super::server::{Server, shares_sessions};
 use super::tls::Tls;
@@ -18,14 +19,13 @@ use crate::stage;
 use anyhow::anyhow;
 use base::{locked, metrics};
 use deadpool_postgres::{
-    Client, ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolBuilder, PoolError, RecyclingMethod,
-    Runtime,
+    Client, ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, PoolBuilder, PoolError, RecyclingMethod, Runtime,
 };
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::config::{LoadBalanceHosts, TargetSessionAttrs};
 use tokio_util::sync::CancellationToken;
 
 const VARIABLE: &str = "DATABASE_READ_URL";
@@ -41,6 +41,12 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const READ_TIMEOUT: Duration = Duration::from_millis(250);
 /// Connections that are tried for one to the server that is read from.
 const MAX_TRIES: usize = 3;
+/// How long the server that is read from may lag by more than it may before another is looked for, at least and at most.
+const LAGGING: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(60));
+/// Reads that took too long, each found well again in between, within the time: then it is named.
+const MAX_LEFT: usize = 3;
+const LEFT_WITHIN: Duration = Duration::from_secs(60);
+const BEAT_SHOWN: &str = "SELECT beat FROM replica_beats WHERE process = $1";
 
 /// A pool of connections to a replica, and how far it lags. Cheap to clone.
 #[derive(Clone)]
@@ -53,6 +59,8 @@ pub struct Replica {
     beats: Arc<Mutex<Beats>>,
     one: Arc<Mutex<OneServer>>,
     is_well: Arc<AtomicBool>,
+    /// When reads that took too long had it left alone.
+    left: Arc<Mutex<VecDeque<Instant>>>,
 }
 
 /// The server that is read from.
@@ -61,6 +69,8 @@ struct OneServer {
     server: Option<Server>,
     since: Option<Instant>,
     is_lost: bool,
+    /// It has lagged by too much in all looks since then.
+    lags_since: Option<Instant>,
 }
 
 impl OneServer {
@@ -68,16 +78,39 @@ impl OneServer {
         !self.is_lost && self.server.as_ref() == Some(server)
     }
 
-    /// Takes the server that was reached, if there is none. Returns whether it is the one.
-    fn take(&mut self, server: Server) -> bool {
+    /// Takes the server that was reached, if there is none. Returns whether it is the one. One that was lost because it lags is
+    /// taken again only where no other was reached, in the last try.
+    fn take(&mut self, server: Server, is_last_try: bool) -> bool {
         if self.is_lost || self.server.is_none() {
             if self.server.as_ref() != Some(&server) {
                 (self.server, self.since) = (Some(server), Some(Instant::now()));
+            } else if self.lags_since.is_some() && !is_last_try {
+                return false;
             }
-            self.is_lost = false;
+            (self.is_lost, self.lags_since) = (false, None);
             return true;
         }
         self.is(&server)
+    }
+
+    /// Takes what a look at it has found: whether it lags by too much, or nothing. Returns whether it is lost, and another one
+    /// may be well.
+    fn looked(&mut self, lags: Option<bool>, patience: Duration, now: Instant) -> bool {
+        match lags {
+            None => (self.is_lost, self.lags_since) = (true, None),
+            Some(false) => self.lags_since = None,
+            Some(true) => {
+                let since = *self.lags_since.get_or_insert(now);
+                self.is_lost = now.duration_since(since) >= patience;
+            }
+        }
+        self.is_lost
+    }
+
+    /// Whether it may be read where it shows a beat that was begun then: what the server before it has shown was committed before
+    /// this one was taken.
+    fn may_show(&self, begun: Instant, max_lag: Duration) -> bool {
+        begun.elapsed() < max_lag && self.since.is_some_and(|since| begun >= since)
     }
 }
 
@@ -105,6 +138,7 @@ impl Replica {
             beats: Arc::default(),
             one,
             is_well: Arc::default(),
+            left: Arc::default(),
         })
     }
 
@@ -125,23 +159,31 @@ impl Replica {
     }
 
     /// Whether the server behind a connection lags by less than it may, and has all that the one before it can have shown.
-    /// Asked in the transaction of a read, it holds for what that sees.
+    /// Asked in the transaction of a read, it holds for what that sees. It is sent when it is first polled.
     pub async fn keeps_up(&self, client: &Client) -> bool {
-        let since = locked(&self.one).since;
-        let lag = self.lag(client).await.ok().flatten();
-        lag.is_some_and(|lag| lag < self.max_lag && since.is_some_and(|since| lag <= since.elapsed()))
+        let begun = self.shown(client).await.ok().flatten();
+        begun.is_some_and(|begun| locked(&self.one).may_show(begun, self.max_lag))
     }
 
     /// Leaves it alone until the next look finds it well, as after a read that has taken too long.
     pub fn leave(&self) {
-        self.is_well.store(false, Ordering::Relaxed);
+        if self.is_well.swap(false, Ordering::Relaxed) {
+            locked(&self.left).push_back(Instant::now());
+        }
     }
 
-    /// By how much the server behind a connection lags; `None` if it shows nothing of this process.
-    async fn lag(&self, client: &Client) -> Result<Option<Duration>, Failure> {
-        let statement = client.prepare_cached("SELECT beat FROM replica_beats WHERE process = $1").await?;
+    /// How often it was left alone of late.
+    fn left(&self) -> usize {
+        let mut left = locked(&self.left);
+        while left.pop_front_if(|at| at.elapsed() > LEFT_WITHIN).is_some() {}
+        left.len()
+    }
+
+    /// When the newest beat that the server behind a connection shows was begun; `None` if it shows nothing of this process.
+    async fn shown(&self, client: &Client) -> Result<Option<Instant>, Failure> {
+        let statement = client.prepare_cached(BEAT_SHOWN).await?;
         let shown = client.query_opt(&statement, &[&&*self.process]).await?.map(|row| row.get(0));
-        Ok(shown.and_then(|beat| locked(&self.beats).begun(beat)).map(|begun| begun.elapsed()))
+        Ok(shown.and_then(|beat| locked(&self.beats).begun(beat)))
     }
 
     /// Writes beats to the primary, and looks whether the replica shows them, until `stop`.
@@ -166,36 +208,41 @@ impl Replica {
         };
         answered(TIMEOUT, beat).await.map_err(|failure| failure.context("the primary"))?;
         let found = answered(TIMEOUT, async {
-            let client = self.look_client().await?;
+            let mut client = self.look_client().await?;
             // One that was found is asked again: its `pool_mode` may be another by now.
             if *is_pooler != Some(false) {
-                let other = self.look_client().await?;
-                *is_pooler = Some(shares_sessions(&client, &other).await?);
+                let mut other = self.look_client().await?;
+                *is_pooler = Some(shares_sessions(client.db()?, other.db()?).await?);
+                other.give_back();
             }
             if *is_pooler == Some(true) {
                 return Err(Failure::Retry(anyhow!(
                     "a pooler in transaction mode stands in front of it: set `pool_mode = session`"
                 )));
             }
-            self.lag(&client).await
+            let begun = self.shown(client.db()?).await?;
+            client.give_back();
+            Ok(begun.map(|begun| begun.elapsed()))
         })
         .await;
-        if found.is_err() {
-            // Another one may be well.
-            locked(&self.one).is_lost = true;
+        let lags = found.as_ref().ok().map(|lag| lag.is_none_or(|lag| lag >= self.max_lag));
+        let patience = self.max_lag.clamp(LAGGING.0, LAGGING.1);
+        if locked(&self.one).looked(lags, patience, Instant::now()) {
+            // They lead to that one.
+            self.look_pool.retain(|_, _| false);
         }
         found
     }
 
-    /// A connection to the server that is read from.
-    async fn look_client(&self) -> Result<Client, Failure> {
-        for _ in 0..MAX_TRIES {
-            let client = self.look_pool.get().await?;
-            let server = Server::of(&client, false).await?;
-            if locked(&self.one).take(server) {
+    /// A connection to the server that is read from. It is closed unless it is given back: a look that is cut off leaves a
+    /// statement behind, or a transaction.
+    async fn look_client(&self) -> Result<OwnConnection, Failure> {
+        for left in (0..MAX_TRIES).rev() {
+            let mut client = OwnConnection::open(&self.look_pool).await?;
+            let server = Server::of(client.db()?, false).await?;
+            if locked(&self.one).take(server, left == 0) {
                 return Ok(client);
             }
-            drop(Object::take(client));
         }
         Err(Failure::Retry(anyhow!("it leads to several servers, and {MAX_TRIES} times not to the one that is read from")))
     }
@@ -210,12 +257,15 @@ impl Replica {
         let is_well = lag.is_some_and(|lag| lag < self.max_lag);
         self.is_well.store(is_well, Ordering::Relaxed);
         let was_left = stage::waiting().iter().any(|(name, _)| name == NAME);
-        if is_well && was_left {
+        let left = self.left();
+        let is_slow = left >= MAX_LEFT;
+        if is_well && !is_slow && was_left {
             stage::resumed(NAME);
             tracing::info!("{NAME} is used for reads again");
-        } else if !is_well && !was_left {
+        } else if (!is_well || is_slow) && !was_left {
             let cause = match (failure, lag) {
                 (Some(failure), _) => failure.to_string(),
+                (None, Some(_)) if is_well => format!("reads of it took too long, {left} times within {LEFT_WITHIN:?}"),
                 (None, Some(lag)) => format!("it lags by {lag:.1?}, and may by {:?}", self.max_lag),
                 (None, None) => "it shows nothing that this process has written to the primary for minutes".to_owned(),
             };
@@ -244,7 +294,8 @@ impl Beats {
 
 fn pool(url: &str, size: usize, longest: Duration) -> anyhow::Result<PoolBuilder> {
     let mut config = parse_for(VARIABLE, url)?;
-    config.target_session_attrs(TargetSessionAttrs::Any);
+    // The first of several would be reached each time, also when it lags and another is well.
+    config.target_session_attrs(TargetSessionAttrs::Any).load_balance_hosts(LoadBalanceHosts::Random);
     let manager =
         Manager::from_connect(config, Tls::of(VARIABLE, url)?, ManagerConfig { recycling_method: RecyclingMethod::Fast });
     let reads_only = Hook::async_fn(|client: &mut ClientWrapper, _| {
@@ -265,7 +316,11 @@ fn of_one_server(pool: PoolBuilder, one: &Arc<Mutex<OneServer>>) -> PoolBuilder 
         let new = Arc::clone(&new);
         Box::pin(async move {
             let server = Server::of(client, false).await.map_err(HookError::Backend)?;
-            if locked(&new).is(&server) { Ok(()) } else { Err(other()) }
+            if !locked(&new).is(&server) {
+                return Err(other());
+            }
+            // A read asks it with its first statement, in one round trip.
+            client.prepare_cached(BEAT_SHOWN).await.map(drop).map_err(HookError::Backend)
         })
     }));
     pool.pre_recycle(Hook::sync_fn(move |_, metrics| {
@@ -296,14 +351,46 @@ mod tests {
     fn one_server_is_read_from_until_it_is_lost_and_the_next_has_to_have_all_that_it_has_shown() {
         let [first, second] = ["1", "2"].map(Server::started);
         let mut one = OneServer::default();
-        assert!(!one.is(&first) && one.take(first.clone()) && one.is(&first));
+        assert!(!one.is(&first) && one.take(first.clone(), false) && one.is(&first));
         let since = one.since;
-        assert!(!one.take(second.clone()) && !one.is(&second) && one.is(&first), "another one would take back what was shown");
-        one.is_lost = true;
-        assert!(!one.is(&first), "it may be another by now");
-        assert!(one.take(first.clone()) && one.since == since, "it is the same");
-        one.is_lost = true;
-        assert!(one.take(second.clone()) && one.since != since && one.is(&second) && !one.is(&first));
+        let is_other = !one.take(second.clone(), true) && !one.is(&second) && one.is(&first);
+        assert!(is_other, "another one would take back what was shown");
+        assert!(one.looked(None, LAGGING.0, Instant::now()) && !one.is(&first), "it may be another by now");
+        assert!(one.take(first.clone(), false) && one.since == since, "it is the same");
+        assert!(one.looked(None, LAGGING.0, Instant::now()));
+        assert!(one.take(second.clone(), false) && one.since != since && one.is(&second) && !one.is(&first));
+    }
+
+    #[test]
+    fn a_server_that_lags_for_long_is_left_for_another() {
+        let ([first, second], began) = (["1", "2"].map(Server::started), Instant::now());
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let mut one = OneServer::default();
+        assert!(one.take(first.clone(), false));
+        assert!(!one.looked(Some(true), LAGGING.0, at(0)) && !one.looked(Some(true), LAGGING.0, at(2)));
+        assert!(
+            !one.looked(Some(false), LAGGING.0, at(3)) && !one.looked(Some(true), LAGGING.0, at(4)),
+            "it has caught up once"
+        );
+        assert!(one.looked(Some(true), LAGGING.0, at(7)) && !one.is(&first));
+        assert!(!one.take(first.clone(), false), "another is looked for");
+        assert!(one.take(second.clone(), false) && one.is(&second) && !one.is(&first));
+        assert!(!one.looked(Some(true), LAGGING.0, at(8)) && one.looked(Some(true), LAGGING.0, at(11)));
+        assert!(!one.take(second.clone(), false) && one.take(second.clone(), true), "there is no other");
+        assert!(!one.looked(Some(true), LAGGING.0, at(12)), "it has its time again");
+    }
+
+    #[test]
+    fn a_server_is_read_once_it_shows_a_beat_that_is_young_and_was_begun_since_it_was_taken() {
+        let mut one = OneServer::default();
+        let (now, max_lag) = (Instant::now(), Duration::from_secs(60));
+        assert!(!one.may_show(now, max_lag), "none is read from");
+        let ago = |seconds| now - Duration::from_secs(seconds);
+        one.since = Some(ago(10));
+        assert!(one.may_show(ago(10), max_lag) && one.may_show(ago(5), max_lag));
+        assert!(!one.may_show(ago(11), max_lag), "the one before may have shown more");
+        one.since = Some(ago(100));
+        assert!(one.may_show(ago(59), max_lag) && !one.may_show(ago(60), max_lag), "it lags by too much");
     }
 
     #[tokio::test]
@@ -322,6 +409,19 @@ mod tests {
         replica.tell(Ok(Some(Duration::ZERO)));
         replica.leave();
         assert!(!is_well(), "a read has taken too long");
+        let is_named = || stage::waiting().iter().any(|(name, _)| name == NAME);
+        replica.tell(Ok(Some(Duration::ZERO)));
+        assert!(is_well() && !is_named(), "once says nothing");
+        for _ in 1..MAX_LEFT {
+            // Others were under way.
+            replica.leave();
+            replica.leave();
+            replica.tell(Ok(Some(Duration::ZERO)));
+        }
+        assert!(is_well() && is_named(), "it is asked, and no read of it ends in time");
+        locked(&replica.left).clear();
+        replica.tell(Ok(Some(Duration::ZERO)));
+        assert!(!is_named());
         let wrong = Replica::new("nonsense", bounds, Duration::from_secs(2), "p").err().unwrap().to_string();
         assert!(wrong.contains("DATABASE_READ_URL") && !wrong.contains("nonsense"), "{wrong}");
     }

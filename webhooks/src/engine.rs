@@ -1,7 +1,8 @@
 //! The engine sends what is due, with a bounded number of messages in flight.
 //!
 //! Each lane is a task that claims, sends and settles in a loop. Beside them, one task fails what is pending for disabled
-//! endpoints, one makes deliveries of the backlog, and one keeps the [`Fronts`], at which claims look.
+//! endpoints and puts what waits for an earlier event behind what does not, one makes deliveries of the backlog, and one keeps
+//! the [`Fronts`], at which claims look.
 
 use crate::attempt::{ClaimedDelivery, FinishedAttempt, Verdict};
 use crate::clients::Clients;
@@ -29,7 +30,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const SLOW_THRESHOLD: Duration = Duration::from_secs(1);
 /// … until it has not done so for this long.
 const SLOW_TTL: Duration = Duration::from_secs(60);
-const FAIL_PENDING_INTERVAL: Duration = Duration::from_secs(1);
+const TEND_INTERVAL: Duration = Duration::from_secs(1);
 /// Whoever changes an endpoint or sends a delivery again locks its row for a moment.
 const MAX_LOCKED: Duration = Duration::from_secs(10);
 /// For what is in flight at `stop`; the process has 10 s to end.
@@ -78,7 +79,7 @@ impl Engine {
             lanes.spawn(async move { engine.run_lane(lane, &stop).await });
         }
         let (engine, stopped) = (Arc::clone(self), stop.clone());
-        lanes.spawn(async move { engine.fail_pending(&stopped).await });
+        lanes.spawn(async move { engine.tend(&stopped).await });
         let (engine, stopped) = (Arc::clone(self), stop.clone());
         lanes.spawn(async move { engine.fronts.keep(&engine.pool, &stopped).await });
         let (engine, stopped) = (Arc::clone(self), stop.clone());
@@ -131,15 +132,16 @@ impl Engine {
         drained.await.unwrap_or(Ok(()))
     }
 
-    /// Fails what is pending for disabled endpoints.
-    async fn fail_pending(&self, stop: &CancellationToken) -> Result<(), Failure> {
+    /// Fails what is pending for disabled endpoints, and puts what waits for an earlier event behind what does not.
+    async fn tend(&self, stop: &CancellationToken) -> Result<(), Failure> {
         while !stop.is_cancelled() {
             let (db, began) = (self.pool.get().await?, Instant::now());
             let failed = queue::fail_pending(&db).await?;
+            queue::put_behind(&db, &self.fronts.list()).await?;
             drop(db);
             if i64::try_from(failed).is_ok_and(|failed| failed < queue::MAX_FAILED_PER_STATEMENT) {
                 tokio::select! {
-                    () = tokio::time::sleep(pace::rest(began.elapsed(), FAIL_PENDING_INTERVAL)) => {}
+                    () = tokio::time::sleep(pace::rest(began.elapsed(), TEND_INTERVAL)) => {}
                     () = stop.cancelled() => {}
                 }
             }

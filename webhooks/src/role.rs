@@ -13,8 +13,8 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// One per lane, one for each task beside them (what is pending for disabled endpoints, the backlog, the fronts), one for the
-/// fan-out.
+/// One per lane, one for each task beside them (what is pending for disabled endpoints and what waits, the backlog, the fronts),
+/// one for the fan-out.
 const POOL_SIZE: usize = 7;
 
 /// Turns `payment.events` into deliveries, and sends those to merchants' endpoints, until `stop`.

@@ -12,9 +12,9 @@ use time::OffsetDateTime;
 use tokio_postgres::IsolationLevel;
 use topics::{Message as _, Topic, wire};
 use uuid::Uuid;
-use webhooks::attempt::{FinishedAttempt, SendOutcome, Verdict};
+use webhooks::attempt::{ClaimedDelivery, FinishedAttempt, SendOutcome, Verdict};
 use webhooks::backlog::{self, Turns};
-use webhooks::deliveries;
+use webhooks::deliveries::{self, RedeliverCursor, RedeliverFilter};
 use webhooks::endpoints;
 use webhooks::fronts::Fronts;
 use webhooks::lane::Lane;
@@ -248,10 +248,61 @@ async fn a_payment_with_thousands_of_events_that_are_due_is_not_looked_through_b
         let done = FinishedAttempt { delivery, outcome, verdict: Verdict::Delivered };
         queue::settle(&mut client, &mut vec![done]).await.map_err(failed)?;
     }
-    // Those of another payment are due behind all of them.
-    db.batch_execute("UPDATE webhook_deliveries SET payment_id = gen_random_uuid() WHERE event_id = 'more 200'").await?;
-    let claimed = queue::claim_due(&client, ClaimLimits { fronts: &fronts, ..limits() }).await.map_err(failed)?;
-    ensure!(claimed.len() == 2 && claimed.iter().any(|due| due.event_id == "more 200"), "{claimed:?}");
+    Ok(())
+}
+
+/// Two hundred and fifty-six are looked at. What blocks them stands behind them after a kill, and where it is sent again.
+#[tokio::test]
+async fn an_event_that_blocks_more_than_a_claim_looks_at_is_sent_and_those_of_other_payments_are_found() -> Result<()> {
+    let (_lab, pool, mut db, merchant, endpoint) = three_events().await?;
+    db.batch_execute(
+        "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, state, next_attempt)
+         SELECT endpoint_id, 'more ' || i, type, payment_id, 3 + i, 'pending', now() - interval '1 minute'
+         FROM webhook_deliveries, generate_series(1, 600) AS i WHERE event_id = '1'",
+    )
+    .await?;
+    let first = async |db: &Client| -> Result<ClaimedDelivery> {
+        let mut claimed = due(db, Lane::Healthy).await?;
+        ensure!(claimed.len() == 1 && claimed[0].event_id == "1", "{claimed:?}");
+        Ok(claimed.remove(0))
+    };
+    first(&db).await?;
+    // Its sender is killed.
+    queue::release_claims(&db, "lab").await.map_err(failed)?;
+    let delivery = first(&db).await?;
+    // It failed for good, and is asked for again. Those behind it are due.
+    let done = FinishedAttempt { delivery, outcome: SendOutcome::default(), verdict: Verdict::Failed };
+    queue::settle(&mut db, &mut vec![done]).await.map_err(failed)?;
+    let filter = RedeliverFilter::Event("1".to_owned());
+    deliveries::redeliver(&pool, merchant, endpoint, &filter, RedeliverCursor::START).await.map_err(failed)?;
+    db.execute("UPDATE webhook_endpoints SET failing_since = NULL, resting_until = NULL", &[]).await?;
+    first(&db).await?;
+
+    // While it is on its way, nothing else is found. Another payment's is due, behind all those that wait.
+    db.batch_execute(
+        "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, payment_id, sequence, state, next_attempt)
+         SELECT endpoint_id, 'other', type, gen_random_uuid(), 0, 'pending', now() - interval '10 s'
+         FROM webhook_deliveries WHERE event_id = '1'",
+    )
+    .await?;
+    ensure!(due(&db, Lane::Healthy).await?.is_empty(), "this test tests nothing");
+    let fronts = queue::pending(&db).await.map_err(failed)?;
+    let put = queue::put_behind(&db, &fronts).await.map_err(failed)?;
+    let claimed = due(&db, Lane::Healthy).await?;
+    ensure!(claimed.len() == 1 && claimed[0].event_id == "other", "{put}: {claimed:?}");
+    let again = queue::put_behind(&db, &fronts).await.map_err(failed)?;
+    ensure!(put >= 600 && again == 0, "{put}, then {again}");
+
+    // While it waits for its next attempt, they wait with it, though they were due.
+    db.batch_execute(
+        "UPDATE webhook_deliveries SET next_attempt = now() - interval '1 minute' WHERE sequence > 1;
+         UPDATE webhook_deliveries SET next_attempt = now() + interval '30 s', claimed_by = NULL, tries = 1 WHERE sequence = 1",
+    )
+    .await?;
+    queue::put_behind(&db, &fronts).await.map_err(failed)?;
+    let sql = "SELECT count(*) FROM webhook_deliveries f JOIN webhook_deliveries b ON b.sequence = 1 WHERE f.sequence > 1
+        AND f.next_attempt = b.next_attempt";
+    ensure!(db.query_one(sql, &[]).await?.get::<_, i64>(0) == 602, "they are due and can't be sent");
     Ok(())
 }
 

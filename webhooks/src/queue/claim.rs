@@ -13,9 +13,8 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// Of what is due for an endpoint, how many a claim looks at. Of a payment with thousands of events all but one wait, and to
-/// look at them all would delay everybody. Those of other payments are found behind them, since few payments at a time are in
-/// flight to an endpoint.
-const MAX_LOOKED_AT: i64 = 256;
+/// look at them all would delay everybody. Those that have waited for long are put behind others ([`super::put_behind`]).
+pub(super) const MAX_LOOKED_AT: i64 = 256;
 /// Why an attempt fails that can't be begun, for the merchant to read.
 const NO_MESSAGE: &str = "cTrip does not have this message any more";
 const BAD_SECRET: &str = "the secret of this webhook can't be read: POST /api/v1/webhooks/{id}/rotate makes another";
@@ -55,7 +54,8 @@ pub struct MerchantLoad {
     pub bytes: i64,
 }
 
-/// Claims what is due: per endpoint the longest due first, and an event only if no earlier event of its payment blocks it. The
+/// Claims what is due: per endpoint the longest due first, and in place of an event the one of its payment that blocks it, if
+/// that is due as well: it may stand behind all that are looked at. The
 /// order of endpoints is random, so that none is always last, of a merchant's either: those that come first have its room.
 /// Endpoints with nothing pending cost nothing, nor does what was sent before.
 ///
@@ -87,14 +87,17 @@ pub async fn claim_due(db: &impl GenericClient, limits: ClaimLimits<'_>) -> Resu
                                ON busy.id = e.merchant_id
                        ORDER BY random()) e
                  CROSS JOIN LATERAL (
-                     SELECT w.id FROM (
+                     SELECT coalesce(b.id, w.id) AS id FROM (
                          SELECT d.id, d.endpoint_id, d.payment_id, d.sequence, d.next_attempt FROM webhook_deliveries d
                          WHERE d.endpoint_id = e.id AND d.state = 'pending' AND d.next_attempt >= e.since AND d.next_attempt <= now()
                          ORDER BY d.next_attempt, d.id LIMIT $18) w
-                     WHERE (SELECT b.id FROM webhook_deliveries b WHERE b.endpoint_id = w.endpoint_id
-                         AND b.payment_id = w.payment_id AND b.sequence < w.sequence AND b.state = 'pending' AND b.tries < $4
-                         ORDER BY b.sequence LIMIT 1) IS NULL
-                     ORDER BY w.next_attempt, w.id
+                     LEFT JOIN LATERAL (
+                         SELECT b.id, b.next_attempt FROM webhook_deliveries b WHERE b.endpoint_id = w.endpoint_id
+                             AND b.payment_id = w.payment_id AND b.sequence < w.sequence AND b.state = 'pending' AND b.tries < $4
+                         ORDER BY b.sequence LIMIT 1) b ON true
+                     WHERE b.id IS NULL OR b.next_attempt <= now()
+                     GROUP BY 1
+                     ORDER BY min(w.next_attempt), 1
                      LIMIT greatest(0, least(e.room, e.room_of_merchant))
                  ) w
                  CROSS JOIN LATERAL (

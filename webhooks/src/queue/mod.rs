@@ -16,10 +16,12 @@ mod endpoint_health;
 mod front;
 mod lease;
 mod payment_order;
+mod put_behind;
 mod settle;
 
 pub use claim::{ClaimLimits, MerchantLoad, claim_due};
 pub use disabled::{MAX_FAILED_PER_STATEMENT, fail_pending};
 pub use front::{pending, pending_since};
 pub use lease::release_claims;
+pub use put_behind::put_behind;
 pub use settle::{MAX_KEPT_ATTEMPTS, Settled, settle};

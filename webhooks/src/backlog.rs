@@ -11,7 +11,8 @@ use crate::subscriptions::{Event, Subscriptions};
 use deadpool_postgres::{Client, GenericClient, Pool};
 use runtime::Failure;
 use runtime::db::lock;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -91,11 +92,35 @@ pub async fn run(pool: &Pool, fronts: &Fronts, stop: &CancellationToken) -> Resu
 /// Whose turn it is.
 #[derive(Debug, Default)]
 pub struct Turns {
+    /// Merchants that have events here, as far as this process knows, and whether a turn has found any since a look did.
+    waiting: BTreeMap<Uuid, bool>,
+    lowest: HashMap<Uuid, Lowest>,
     /// Who had the last one.
     last: Option<Uuid>,
-    /// Up to which id a merchant's events were taken out. What was deleted is passed over row by row while an older transaction
-    /// is open, such as that of a dump. An event below, of a transaction that ended late, is found when there are none above.
-    taken: HashMap<Uuid, i64>,
+    /// When others are looked for.
+    look_at: Option<Instant>,
+}
+
+/// Above which id a merchant's events are. What was taken out below is passed over row by row while an older transaction is
+/// open, such as that of a dump.
+#[derive(Debug)]
+struct Lowest {
+    id: i64,
+    /// Where it moves to, and the transaction that took out what is there: those before it may still write an id that they drew
+    /// before.
+    next: Option<(i64, i64)>,
+}
+
+impl Lowest {
+    const START: Self = Self { id: i64::MIN, next: None };
+
+    /// Takes in the ids that a look has found above it, and the oldest transaction that was open then.
+    fn see(&mut self, found: &[i64], oldest: i64) {
+        if let Some((to, _)) = self.next.take_if(|(_, before)| *before <= oldest) {
+            // One that was waited for may have written below.
+            self.id = found.first().map_or(to, |lowest| to.min(lowest - 1));
+        }
+    }
 }
 
 impl Turns {
@@ -109,50 +134,83 @@ impl Turns {
         if !tx.query_one(&statement, &[&lock::WEBHOOK_BACKLOG]).await?.get::<_, bool>(0) {
             return Ok(None);
         }
-        let Some(merchant) = self.next(&tx).await? else {
-            // Whoever has no events has no rows to pass over.
-            *self = Self::default();
-            return Ok(None);
-        };
-        let subscriptions = Subscriptions::of(&tx, &[merchant]).await?;
-        let limit = MAX_DELIVERIES_PER_TURN / subscriptions.count(merchant).max(1);
-        let after = self.taken.get(&merchant).copied().unwrap_or(i64::MIN);
-        let found = oldest(&tx, merchant, after, limit.max(1)).await?;
-        let mut deliveries = Deliveries::default();
-        for (_, event) in &found {
-            deliveries.push(event, &subscriptions.wanting(event));
+        self.look(&tx).await?;
+        while let Some(merchant) = self.next() {
+            self.last = Some(merchant);
+            let subscriptions = Subscriptions::of(&tx, &[merchant]).await?;
+            let limit = MAX_DELIVERIES_PER_TURN / subscriptions.count(merchant).max(1);
+            let lowest = self.lowest.entry(merchant).or_insert(Lowest::START);
+            let Found { mut events, oldest } = oldest(&tx, merchant, lowest.id, limit.max(1)).await?;
+            let ids: Vec<i64> = events.iter().map(|(id, _)| *id).collect();
+            lowest.see(&ids, oldest);
+            let (taken, own) = take_out(&tx, merchant, &ids).await?;
+            events.truncate(taken);
+            let Some((last, _)) = events.last() else {
+                // It has none, or somebody keeps the first one locked. If it has some below, as after a failover that lost some
+                // ids, the next look finds it again.
+                if self.waiting.remove(&merchant) == Some(false) && ids.is_empty() {
+                    self.lowest.remove(&merchant);
+                }
+                continue;
+            };
+            let next = (*last, own);
+            let mut deliveries = Deliveries::default();
+            for (_, event) in &events {
+                deliveries.push(event, &subscriptions.wanting(event));
+            }
+            let made = deliveries.insert(&tx).await?;
+            tx.commit().await?;
+            lowest.next.get_or_insert(next);
+            self.waiting.insert(merchant, true);
+            return Ok(Some(made));
         }
-        let ids: Vec<i64> = found.iter().map(|(id, _)| *id).collect();
-        let statement = tx.prepare_cached("DELETE FROM webhook_backlog WHERE merchant_id = $1 AND id = ANY($2)").await?;
-        tx.execute(&statement, &[&merchant, &ids]).await?;
-        let made = deliveries.insert(&tx).await?;
-        tx.commit().await?;
-        self.last = Some(merchant);
-        match ids.last() {
-            Some(last) => self.taken.insert(merchant, *last),
-            None => self.taken.remove(&merchant),
-        };
-        Ok(Some(made))
+        Ok(None)
     }
 
     /// The merchant after the last one, and the first again after all.
-    async fn next(&self, db: &impl GenericClient) -> Result<Option<Uuid>, Failure> {
-        if let Some(last) = self.last {
-            let sql = "SELECT merchant_id FROM webhook_backlog WHERE merchant_id > $1 ORDER BY merchant_id LIMIT 1";
-            if let Some(row) = db.query_opt(&db.prepare_cached(sql).await?, &[&last]).await? {
-                return Ok(Some(row.get(0)));
-            }
+    fn next(&self) -> Option<Uuid> {
+        let after = self.last.and_then(|last| self.waiting.range((Excluded(last), Unbounded)).next());
+        after.or_else(|| self.waiting.first_key_value()).map(|(merchant, _)| *merchant)
+    }
+
+    /// Looks for merchants that have events here, as often as that is cheap, and whenever none is known.
+    async fn look(&mut self, db: &impl GenericClient) -> Result<(), Failure> {
+        let began = Instant::now();
+        if !self.waiting.is_empty() && self.look_at.is_some_and(|at| began < at) {
+            return Ok(());
         }
-        let sql = "SELECT merchant_id FROM webhook_backlog ORDER BY merchant_id LIMIT 1";
-        Ok(db.query_opt(&db.prepare_cached(sql).await?, &[]).await?.map(|row| row.get(0)))
+        let statement = db
+            .prepare_cached(
+                "WITH RECURSIVE waiting AS (
+                     (SELECT merchant_id FROM webhook_backlog ORDER BY merchant_id LIMIT 1)
+                     UNION ALL
+                     SELECT (SELECT b.merchant_id FROM webhook_backlog b WHERE b.merchant_id > w.merchant_id
+                             ORDER BY b.merchant_id LIMIT 1)
+                     FROM waiting w WHERE w.merchant_id IS NOT NULL
+                 )
+                 SELECT merchant_id FROM waiting WHERE merchant_id IS NOT NULL",
+            )
+            .await?;
+        for row in db.query(&statement, &[]).await? {
+            self.waiting.entry(row.get(0)).or_insert(false);
+        }
+        self.look_at = Some(Instant::now() + pace::rest(began.elapsed(), POLL_INTERVAL));
+        Ok(())
     }
 }
 
-async fn oldest(db: &impl GenericClient, merchant: Uuid, after: i64, limit: usize) -> Result<Vec<(i64, Event)>, Failure> {
+struct Found {
+    /// In the order of their ids.
+    events: Vec<(i64, Event)>,
+    /// The oldest transaction that was open then.
+    oldest: i64,
+}
+
+async fn oldest(db: &impl GenericClient, merchant: Uuid, after: i64, limit: usize) -> Result<Found, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT id, event_id, type, payment_id, sequence, written_ms FROM webhook_backlog
-             WHERE merchant_id = $1 AND id > $2 ORDER BY merchant_id, id LIMIT $3",
+            "SELECT id, event_id, type, payment_id, sequence, written_ms, pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+             FROM webhook_backlog WHERE merchant_id = $1 AND id > $2 ORDER BY merchant_id, id LIMIT $3",
         )
         .await?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -165,5 +223,46 @@ async fn oldest(db: &impl GenericClient, merchant: Uuid, after: i64, limit: usiz
         sequence: row.get(4),
         written_ms: row.get(5),
     };
-    Ok(rows.iter().map(|row| (row.get(0), event(row))).collect())
+    Ok(Found {
+        events: rows.iter().map(|row| (row.get(0), event(row))).collect(),
+        oldest: rows.first().map_or(0, |row| row.get(6)),
+    })
+}
+
+/// Takes a merchant's events out of the backlog, up to the first that somebody keeps locked. Returns how many, and the number of
+/// this transaction, which is above those of all that drew one of their ids, or a lower one.
+async fn take_out(db: &impl GenericClient, merchant: Uuid, ids: &[i64]) -> Result<(usize, i64), Failure> {
+    if ids.is_empty() {
+        return Ok((0, 0));
+    }
+    let statement = db
+        .prepare_cached(
+            "SELECT id, pg_current_xact_id()::text::bigint FROM webhook_backlog WHERE merchant_id = $1 AND id = ANY($2)
+             ORDER BY merchant_id, id FOR UPDATE SKIP LOCKED",
+        )
+        .await?;
+    let rows = db.query(&statement, &[&merchant, &ids]).await?;
+    let taken = rows.iter().zip(ids).take_while(|(row, id)| row.get::<_, i64>(0) == **id).count();
+    let statement = db.prepare_cached("DELETE FROM webhook_backlog WHERE merchant_id = $1 AND id = ANY($2)").await?;
+    db.execute(&statement, &[&merchant, &ids.get(..taken).unwrap_or_default()]).await?;
+    Ok((taken, rows.first().map_or(0, |row| row.get(1))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_event_is_passed_over_whose_transaction_ends_late() {
+        // It is to move to 20 once all before transaction 7 have ended.
+        let seen = |found: &[i64], oldest| {
+            let mut lowest = Lowest { id: 10, next: Some((20, 7)) };
+            lowest.see(found, oldest);
+            (lowest.id, lowest.next.is_some())
+        };
+        assert_eq!(seen(&[31], 6), (10, true), "one is open still");
+        assert_eq!(seen(&[12, 31], 7), (11, false), "it wrote 12");
+        assert_eq!(seen(&[31], 7), (20, false), "none has written anything");
+        assert_eq!(seen(&[], 8), (20, false));
+    }
 }

@@ -128,6 +128,7 @@ async fn merchants_in_the_backlog_take_turns_whoever_of_two_instances_makes_them
         sequence,
         written_ms: i64::MAX,
     };
+    let another = Event { id: "evt_another".to_owned(), payment: Uuid::from_u128(1), ..event(shop, 1) };
     let events: Vec<Event> = (1..=60).map(|i| event(greedy, i)).chain((1..=700).map(|i| event(shop, i))).collect();
     // A replay brings them again.
     for _ in 0..2 {
@@ -157,19 +158,46 @@ async fn merchants_in_the_backlog_take_turns_whoever_of_two_instances_makes_them
         ensure!(turns.take(&mut one).await.map_err(failed)?.is_some() && left().await? == expected, "{:?}", left().await?);
     }
     ensure!(others.take(&mut other).await.map_err(failed)?.is_none() && turns.take(&mut one).await.map_err(failed)?.is_none());
-    // One whose transaction ends late has an id below those that were taken out.
+    // One whose transaction began first and ends last has an id below those that are taken out. The next of its payment is behind.
+    let late = other.transaction().await?;
+    late.execute("SELECT pg_current_xact_id()", &[]).await?;
+    backlog::put(&late, &[&event(shop, 701)]).await.map_err(failed)?;
+    backlog::put(&one, &[&event(greedy, 61), &another]).await.map_err(failed)?;
+    for _ in 0..2 {
+        ensure!(turns.take(&mut one).await.map_err(failed)?.is_some());
+    }
+    ensure!(left().await? == (0, 0), "{:?}", left().await?);
+    late.commit().await?;
     backlog::put(&one, &[&event(shop, 702)]).await.map_err(failed)?;
     ensure!(turns.take(&mut one).await.map_err(failed)?.is_some_and(|made| made.len() == 1), "one for one endpoint");
-    let late = "INSERT INTO webhook_backlog (merchant_id, id, event_id, type, payment_id, sequence, written_ms) OVERRIDING SYSTEM VALUE
-                VALUES ($1, 1, 'evt_late', 'payment.underpaid', $1, 701, 9000000000000)";
-    db.execute(late, &[&shop]).await?;
-    let mut made = 0;
-    while let Some(new) = turns.take(&mut one).await.map_err(failed)? {
-        made += new.len();
+    ensure!(turns.take(&mut one).await.map_err(failed)?.is_none() && left().await? == (0, 0), "{:?}", left().await?);
+    // Of one that somebody keeps locked, the next ones are not told before.
+    backlog::put(&one, &[&event(shop, 703), &event(shop, 704), &event(greedy, 62)]).await.map_err(failed)?;
+    let holder = other.transaction().await?;
+    holder.execute("SELECT FROM webhook_backlog WHERE sequence = 704 FOR UPDATE", &[]).await?;
+    for _ in 0..4 {
+        turns.take(&mut one).await.map_err(failed)?;
     }
-    ensure!(made == 1 && left().await? == (0, 0), "{made}, {:?}", left().await?);
+    ensure!(left().await? == (0, 1), "{:?}", left().await?);
+    backlog::put(&one, &[&event(shop, 705)]).await.map_err(failed)?;
+    ensure!(turns.take(&mut one).await.map_err(failed)?.is_none() && left().await? == (0, 2), "{:?}", left().await?);
+    holder.rollback().await?;
+    ensure!(turns.take(&mut one).await.map_err(failed)?.is_some() && left().await? == (0, 0), "{:?}", left().await?);
+    // As after a failover that lost ids.
+    let low = "INSERT INTO webhook_backlog (merchant_id, id, event_id, type, payment_id, sequence, written_ms) OVERRIDING SYSTEM VALUE
+               VALUES ($1, 1, 'evt_low', 'payment.underpaid', $1, 706, 9000000000000)";
+    db.execute(low, &[&shop]).await?;
+    for _ in 0..4 {
+        turns.take(&mut one).await.map_err(failed)?;
+    }
+    ensure!(left().await? == (0, 0), "{:?}", left().await?);
+    let order =
+        "SELECT array_agg(sequence ORDER BY d.id) FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id = endpoint_id
+                 WHERE merchant_id = $1 AND payment_id = $1";
+    let told: Vec<i64> = db.query_one(order, &[&shop]).await?.get(0);
+    ensure!(told.iter().copied().eq(1..=706), "{told:?}");
     let deliveries: i64 = db.query_one("SELECT count(*) FROM webhook_deliveries", &[]).await?.get(0);
-    ensure!(deliveries == 60 * ENDPOINTS + 702, "{deliveries} deliveries");
+    ensure!(deliveries == 62 * ENDPOINTS + 707, "{deliveries} deliveries");
     Ok(())
 }
 
@@ -407,6 +435,8 @@ async fn a_delivery_that_somebody_keeps_locked_delays_no_other() -> Result<()> {
     let settling = tokio::time::timeout(Duration::from_secs(10), queue::settle(&mut db, &mut done));
     let settled = settling.await.context("it waits for the lock")?.map_err(failed)?;
     ensure!(settled.attempts.len() == 15 && done.len() == 1 && done[0].delivery.delivery_id == locked, "{done:?}");
+    let releasing = tokio::time::timeout(Duration::from_secs(10), queue::release_claims(&db, "lab"));
+    ensure!(releasing.await.context("a start waits for the lock")?.map_err(failed)? == 0, "it is locked");
     holder.rollback().await?;
     // One that is removed meanwhile is waited for by nobody.
     let settled = queue::settle(&mut db, &mut done).await.map_err(failed)?;

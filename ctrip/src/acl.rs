@@ -93,7 +93,7 @@ const TABLES: [(&str, [&str; 3]); 27] = [
     ("replica_beats", ["siud", "", ""]),
     ("webhook_endpoints", ["siud", "", "s"]),
     ("webhook_messages", ["siud", "", "siu"]),
-    ("webhook_backlog", ["s", "", "sid"]),
+    ("webhook_backlog", ["s", "", "siud"]),
     ("webhook_deliveries", ["siud", "", "siud"]),
     ("webhook_attempts", ["siud", "", "siud"]),
     // Triggers write it as its owner, so that nobody covers a trace.

@@ -587,11 +587,14 @@ CREATE INDEX webhook_endpoints_disabled ON webhook_endpoints (id) WHERE NOT enab
 -- backlog refers to it.
 CREATE TABLE webhook_messages (
     -- The header `webhook-id`.
-    event_id   text PRIMARY KEY,
+    event_id    text NOT NULL,
+    -- Nobody is told what was written under another merchant's id.
+    merchant_id uuid NOT NULL,
     -- As it is signed and sent, byte for byte.
-    body       text NOT NULL,
+    body        text NOT NULL,
     -- Or when a replay of the topic brought it again.
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (event_id, merchant_id)
 );
 -- Housekeeping takes the oldest.
 CREATE INDEX webhook_messages_by_age ON webhook_messages (created_at);
@@ -601,13 +604,14 @@ CREATE INDEX webhook_messages_by_age ON webhook_messages (created_at);
 CREATE TABLE webhook_backlog (
     merchant_id uuid NOT NULL,
     id          bigint GENERATED ALWAYS AS IDENTITY,
-    event_id    text NOT NULL UNIQUE,
+    event_id    text NOT NULL,
     type        text NOT NULL,
     payment_id  uuid NOT NULL,
     sequence    bigint NOT NULL,
     -- When it was written to the topic, in milliseconds of Unix time.
     written_ms  bigint NOT NULL,
-    PRIMARY KEY (merchant_id, id)
+    PRIMARY KEY (merchant_id, id),
+    UNIQUE (event_id, merchant_id)
 );
 
 -- One event for one endpoint, kept for 90 days. A replay of the topic finds it here and adds nothing.

@@ -50,7 +50,7 @@ pub async fn put(db: &impl GenericClient, events: &[&Event]) -> Result<(), Failu
              FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::bigint[], $6::bigint[])
                  WITH ORDINALITY AS t (merchant_id, event_id, type, payment_id, sequence, written_ms, place)
              ORDER BY t.place
-             ON CONFLICT (event_id) DO NOTHING",
+             ON CONFLICT (event_id, merchant_id) DO NOTHING",
         )
         .await?;
     db.execute(
@@ -229,8 +229,8 @@ async fn oldest(db: &impl GenericClient, merchant: Uuid, after: i64, limit: usiz
     })
 }
 
-/// Takes a merchant's events out of the backlog, up to the first that somebody keeps locked. Returns how many, and the number of
-/// this transaction, which is above those of all that drew one of their ids, or a lower one.
+/// Takes a merchant's events out of the backlog, up to the first that somebody keeps locked. Returns how many, and the number
+/// of this transaction, which is above those of all that drew one of their ids, or a lower one.
 async fn take_out(db: &impl GenericClient, merchant: Uuid, ids: &[i64]) -> Result<(usize, i64), Failure> {
     if ids.is_empty() {
         return Ok((0, 0));

@@ -82,6 +82,11 @@ fn read(record: &Record<'_>) -> Result<ReadEvent, UntoldEvent> {
         sequence: i64::try_from(wire.sequence).map_err(|error| untold(format!("sequence: {error}")))?,
         written_ms: record.timestamp_ms().unwrap_or(YEAR_9999_MS),
     };
+    // Under another's id it would be taken for a replay of that one.
+    let id = format!("evt_{}_{}", event.payment.simple(), event.sequence);
+    if event.id != id {
+        return Err(untold(format!("id: expected {id}, as its payment and sequence say")));
+    }
     Ok(ReadEvent { event, record: wire, place })
 }
 
@@ -141,7 +146,7 @@ async fn insert(
         }
         match body::event_body(record) {
             Ok(body) => {
-                messages.push(&event.id, body);
+                messages.push(event, body);
                 wanted.push((event, wanting));
             }
             Err(error) => untold.push(UntoldEvent { place: *place, id: event.id.clone(), cause: error_chain(&error) }),

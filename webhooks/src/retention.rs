@@ -15,10 +15,10 @@ pub const REMOVE_DELIVERIES_OF_DELETED: &str = "DELETE FROM webhook_deliveries W
 
 /// Messages that nothing refers to any more, as old as deliveries become. A replay that brings one again makes it young, and is
 /// noticed though it comes between the look and the lock.
-pub const REMOVE_OLD_MESSAGES: &str = "DELETE FROM webhook_messages WHERE event_id IN (
-    SELECT m.event_id FROM webhook_messages m WHERE m.created_at < now() - interval '90 days'
+pub const REMOVE_OLD_MESSAGES: &str = "DELETE FROM webhook_messages WHERE (event_id, merchant_id) IN (
+    SELECT m.event_id, m.merchant_id FROM webhook_messages m WHERE m.created_at < now() - interval '90 days'
         AND (SELECT d.id FROM webhook_deliveries d WHERE d.event_id = m.event_id ORDER BY d.event_id, d.endpoint_id LIMIT 1) IS NULL
-        AND (SELECT b.id FROM webhook_backlog b WHERE b.event_id = m.event_id) IS NULL
+        AND (SELECT b.id FROM webhook_backlog b WHERE b.event_id = m.event_id AND b.merchant_id = m.merchant_id) IS NULL
     ORDER BY m.created_at LIMIT $1 FOR UPDATE OF m SKIP LOCKED)";
 
 /// Deleted endpoints without deliveries. After an hour: a transaction that saw the endpoint before it was deleted may still add one.

@@ -33,7 +33,10 @@ impl ServiceEvent {
     pub async fn queue_for(&self, db: &impl GenericClient, endpoints: &[Uuid]) -> Result<(), Failure> {
         let statement = db
             .prepare_cached(
-                "WITH message AS (INSERT INTO webhook_messages (event_id, body) VALUES ($1::text, $2::text))
+                "WITH message AS (
+                     INSERT INTO webhook_messages (event_id, merchant_id, body)
+                     SELECT DISTINCT $1::text, merchant_id, $2::text FROM webhook_endpoints WHERE id = ANY($4::uuid[])
+                 )
                  INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state)
                  SELECT id, $1::text, $3::text, 'pending' FROM unnest($4::uuid[]) AS id",
             )

@@ -11,16 +11,18 @@ use uuid::Uuid;
 /// that a merchant may have gets its own of an event.
 pub const MAX_DELIVERIES_PER_TURN: usize = 512;
 
-/// Messages by the id of their event.
+/// Messages by the ids of their events and merchants.
 #[derive(Default)]
 pub struct Messages {
     ids: Vec<String>,
+    merchants: Vec<Uuid>,
     bodies: Vec<String>,
 }
 
 impl Messages {
-    pub fn push(&mut self, id: &str, body: String) {
-        self.ids.push(id.to_owned());
+    pub fn push(&mut self, event: &Event, body: String) {
+        self.ids.push(event.id.clone());
+        self.merchants.push(event.merchant);
         self.bodies.push(body);
     }
 
@@ -36,13 +38,14 @@ impl Messages {
         let statement = db
             .prepare_cached(
                 // A row that is not updated is locked all the same. In the order of ids, so that no two transactions deadlock.
-                "INSERT INTO webhook_messages AS m (event_id, body)
-                 SELECT DISTINCT ON (t.event_id) t.event_id, t.body
-                 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (event_id, body, place) ORDER BY t.event_id, t.place
-                 ON CONFLICT (event_id) DO UPDATE SET created_at = now() WHERE m.created_at < now() - interval '1 day'",
+                "INSERT INTO webhook_messages AS m (event_id, merchant_id, body)
+                 SELECT DISTINCT ON (t.event_id, t.merchant_id) t.event_id, t.merchant_id, t.body
+                 FROM unnest($1::text[], $2::uuid[], $3::text[]) WITH ORDINALITY AS t (event_id, merchant_id, body, place)
+                 ORDER BY t.event_id, t.merchant_id, t.place
+                 ON CONFLICT (event_id, merchant_id) DO UPDATE SET created_at = now() WHERE m.created_at < now() - interval '1 day'",
             )
             .await?;
-        db.execute(&statement, &[&self.ids, &self.bodies]).await?;
+        db.execute(&statement, &[&self.ids, &self.merchants, &self.bodies]).await?;
         Ok(())
     }
 }

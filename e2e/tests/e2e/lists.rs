@@ -49,7 +49,8 @@ const PAYMENTS: &str = "
 const DELIVERIES: &str = "
     INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
         VALUES (lpad('3', 32, '0')::uuid, lpad('1', 32, '0')::uuid, 'https://shop.example/', 'whsec_');
-    INSERT INTO webhook_messages (event_id, body) SELECT 'evt_' || i, '{}' FROM generate_series(1, 60000) AS i;
+    INSERT INTO webhook_messages (event_id, merchant_id, body)
+        SELECT 'evt_' || i, lpad('1', 32, '0')::uuid, '{}' FROM generate_series(1, 60000) AS i;
     INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state, tries, created_at)
         SELECT lpad('3', 32, '0')::uuid, 'evt_' || i, 'ping', CASE WHEN i > 10 THEN 'pending' WHEN i > 5 THEN 'failed' ELSE 'delivered' END,
             1, to_timestamp(i)

@@ -7,6 +7,7 @@ use deadpool_postgres::Client;
 use e2e::{Lab, Plan, eventually};
 use runtime::db::{self, CommitMode, lock};
 use runtime::kafka::TransactionalProducer;
+use std::cell::Cell;
 use std::time::Duration;
 use time::OffsetDateTime;
 use tokio_postgres::IsolationLevel;
@@ -110,6 +111,33 @@ async fn a_flood_for_twenty_endpoints_delays_no_other_merchant_and_is_told_whole
             lag(sequence) OVER (PARTITION BY endpoint_id, payment_id ORDER BY id) AS before FROM webhook_deliveries) d
         WHERE before <> sequence - 1";
     ensure!(count(out_of_order).await? == 0, "events of a payment were put in another order");
+    Ok(())
+}
+
+/// As a damaged record, or a foreign one: whoever comes first, each merchant is told what was written for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_under_the_id_of_another_merchants_is_told_with_its_own_message() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let db = lab.database().await?;
+    let merchants = two_merchants(&lab, &db).await?;
+    let payment = Uuid::now_v7();
+    let of =
+        |(merchant, amount): (Uuid, u8)| wire::PaymentEvent { amount: vec![amount].into(), ..record(merchant, payment, 1) };
+    write(&lab, merchants.into_iter().zip([21, 22]).map(of).collect()).await?;
+    let mut process = lab.spawn("webhooks")?;
+    let sql = "SELECT count(DISTINCT endpoint_id) FROM webhook_deliveries";
+    let made = || async { Ok((db.query_one(sql, &[]).await?.get::<_, i64>(0) == ENDPOINTS + 1).then_some(())) };
+    eventually("the deliveries of both", made).await?;
+    process.kill()?;
+    db.execute("UPDATE webhook_endpoints SET paused_until = NULL", &[]).await?;
+    let pool = db::generic_plan_pool(&lab.env["DATABASE_URL"], 1, CommitMode::Asynchronous, None)?;
+    let claimed = due(&pool.get().await?, Lane::Healthy).await?;
+    ensure!(claimed.len() == 21, "{claimed:?}");
+    for due in &claimed {
+        let body: serde_json::Value = serde_json::from_slice(&due.body)?;
+        let amount = if due.merchant == merchants[0] { "21" } else { "22" };
+        ensure!(body["data"]["amount"] == amount, "{body}");
+    }
     Ok(())
 }
 
@@ -362,8 +390,8 @@ async fn large_and_small() -> Result<(Lab, Client, Uuid)> {
     db.batch_execute(
         "INSERT INTO webhook_endpoints (id, merchant_id, url, secret)
          SELECT gen_random_uuid(), id, name, 'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA' FROM merchants;
-         INSERT INTO webhook_messages (event_id, body)
-         SELECT name || i, repeat('x', CASE name WHEN 'large' THEN 10000 ELSE 100 END) FROM merchants, generate_series(1, 8) AS i;
+         INSERT INTO webhook_messages (event_id, merchant_id, body)
+         SELECT name || i, id, repeat('x', CASE name WHEN 'large' THEN 10000 ELSE 100 END) FROM merchants, generate_series(1, 8) AS i;
          INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state)
          SELECT id, url || i, 'webhook.ping', 'pending' FROM webhook_endpoints, generate_series(1, 8) AS i",
     )
@@ -375,10 +403,17 @@ async fn large_and_small() -> Result<(Lab, Client, Uuid)> {
 #[tokio::test]
 async fn a_claim_takes_no_more_bytes_than_there_is_room_for_and_leaves_others_theirs() -> Result<()> {
     let (_lab, db, large) = large_and_small().await?;
+    let max_deliveries = Cell::new(100);
     let claimed = async |max_bytes: i64, of_merchant: i64, in_flight: i64| -> Result<(usize, usize, usize)> {
         queue::release_claims(&db, "lab").await.map_err(failed)?;
         let load = [MerchantLoad { merchant: large, messages: 1, bytes: in_flight }];
-        let limits = ClaimLimits { max_bytes, max_bytes_per_merchant: of_merchant, in_flight_of_merchants: &load, ..limits() };
+        let limits = ClaimLimits {
+            max_deliveries: max_deliveries.get(),
+            max_bytes,
+            max_bytes_per_merchant: of_merchant,
+            in_flight_of_merchants: &load,
+            ..limits()
+        };
         let claimed = claim(&db, limits).await?;
         let of_large = claimed.iter().filter(|due| due.merchant == large).count();
         Ok((of_large, claimed.len() - of_large, claimed.iter().map(|due| due.body.len()).sum()))
@@ -387,6 +422,11 @@ async fn a_claim_takes_no_more_bytes_than_there_is_room_for_and_leaves_others_th
     ensure!(claimed(1_000_000, 25_000, 0).await? == (3, 8, 30_800), "a merchant's share");
     ensure!(claimed(1_000_000, 25_000, 20_000).await? == (1, 8, 10_800), "with what is in flight");
     ensure!(claimed(1_000_000, 25_000, 25_000).await? == (0, 8, 800), "the other has the rest");
+    max_deliveries.set(8);
+    for _ in 0..10 {
+        ensure!(claimed(1_000_000, 25_000, 25_000).await? == (0, 8, 800), "who has no bytes left takes no place of others");
+    }
+    max_deliveries.set(100);
     for _ in 0..5 {
         let (of_large, of_small, bytes) = claimed(15_000, 1_000_000, 0).await?;
         ensure!(of_large == 2 && bytes < 25_000, "{of_large} and {of_small}: {bytes}");

@@ -680,10 +680,10 @@ async fn deliveries_of_long_ago_are_removed_and_no_others() -> Result<()> {
          SELECT id, state || age, 'webhook.ping', state, now() - make_interval(days => age)
          FROM webhook_endpoints, unnest('{pending,delivered,failed}'::text[]) AS state, unnest('{89,91}'::integer[]) AS age
          WHERE deleted_at IS NULL;
-         INSERT INTO webhook_messages (event_id, body, created_at)
-         SELECT DISTINCT event_id, '{}', created_at FROM webhook_deliveries;
-         INSERT INTO webhook_messages (event_id, body, created_at)
-         SELECT name, '{}', now() - make_interval(days => 91) FROM unnest('{unused,waiting}'::text[]) AS name;
+         INSERT INTO webhook_messages (event_id, merchant_id, body, created_at)
+         SELECT DISTINCT event_id, merchant_id, '{}', d.created_at FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id = endpoint_id;
+         INSERT INTO webhook_messages (event_id, merchant_id, body, created_at)
+         SELECT name, id, '{}', now() - make_interval(days => 91) FROM merchants, unnest('{unused,waiting}'::text[]) AS name;
          INSERT INTO webhook_backlog (merchant_id, event_id, type, payment_id, sequence, written_ms)
          SELECT id, 'waiting', 'payment.created', id, 1, 1 FROM merchants;
          INSERT INTO webhook_attempts (delivery_id, number, took_ms) SELECT id, 1, 1 FROM webhook_deliveries",
@@ -726,16 +726,16 @@ async fn an_event_that_no_message_can_tell_is_set_aside_and_the_others_arrive() 
     receiver.until("well/all", 1).await?;
     // In nanoseconds, as a chain's stored records may have it.
     let event = events(lab).await?.into_iter().find(|event| event.payment_id == first.id()).context("its event")?;
-    let nanoseconds = wire::PaymentEvent {
-        id: "evt_untold".to_owned(),
-        sequence: 2,
-        occurred_at: 1_790_000_000_000_000_000,
-        ..event.clone()
-    };
+    let untold = format!("evt_{}_2", event.payment_id.replace('-', ""));
+    let nanoseconds =
+        wire::PaymentEvent { id: untold.clone(), sequence: 2, occurred_at: 1_790_000_000_000_000_000, ..event.clone() };
     // The database has no room for them.
     let long = wire::PaymentEvent { id: format!("evt_long{}", "9".repeat(3000)), sequence: 3, ..event.clone() };
     let unstorable = wire::PaymentEvent { id: "evt_nul\0".to_owned(), sequence: 4, ..event.clone() };
-    let bad = [nanoseconds, long, unstorable, wire::PaymentEvent { r#type: "payment.\0".to_owned(), sequence: 5, ..event }];
+    // Under another payment's id it would be told with that one's message.
+    let foreign = wire::PaymentEvent { sequence: 6, ..event.clone() };
+    let bad =
+        [nanoseconds, long, unstorable, foreign, wire::PaymentEvent { r#type: "payment.\0".to_owned(), sequence: 5, ..event }];
     let kafka = lab.kafka().await?;
     let written = tokio::task::spawn_blocking(move || {
         let producer = TransactionalProducer::open(&kafka, "test")?;
@@ -751,10 +751,10 @@ async fn an_event_that_no_message_can_tell_is_set_aside_and_the_others_arrive() 
         Ok(health.pointer("/components/set_aside/0").cloned())
     });
     let aside = aside.await?;
-    ensure!(aside["stage"] == "webhooks" && !aside.to_string().contains("evt_untold"), "anyone may read it: {aside}");
+    ensure!(aside["stage"] == "webhooks" && !aside.to_string().contains(&untold), "anyone may read it: {aside}");
     ensure!(aside["cause"].as_str().is_some_and(|cause| cause.contains("`ctrip set-aside`")), "{aside}");
     let listed = lab.ctrip(&["set-aside"])?;
-    let all = ["evt_untold", "evt_long9", "evt_nul", "type: the character U+0000"];
+    let all = [untold.as_str(), "evt_long9", "evt_nul", "as its payment and sequence say", "type: the character U+0000"];
     ensure!(all.iter().all(|part| listed.contains(part)) && listed.contains("ctrip tail payment.events --from"), "{listed}");
     let later = api.create(json!({ "chain": "anvil", "amount": "1" })).await?;
     let messages = receiver.until("well/all", 2).await?;

@@ -72,7 +72,8 @@ pub async fn list(
     let states = STATES.iter().filter(|one| state.is_none_or(|wanted| wanted == **one));
     let lists: Vec<String> = states.map(|state| of_state(state)).collect();
     let sql = format!(
-        "SELECT d.*, (SELECT m.body FROM webhook_messages m WHERE m.event_id = d.event_id)
+        "SELECT d.*, (SELECT m.body FROM webhook_messages m WHERE m.event_id = d.event_id
+             AND m.merchant_id = (SELECT e.merchant_id FROM webhook_endpoints e WHERE e.id = $1))
          FROM (SELECT * FROM ({}) AS d ORDER BY id DESC LIMIT $3) d ORDER BY id DESC",
         lists.join(" UNION ALL ")
     );

@@ -71,7 +71,8 @@ pub async fn claim_due(db: &impl GenericClient, limits: ClaimLimits<'_>) -> Resu
              ), found AS MATERIALIZED (
                  SELECT d.id, e.merchant_id, e.url, e.secret, CASE WHEN e.old_secret_until > now() THEN e.old_secret END AS old_secret,
                      extract(epoch FROM d.next_attempt)::float8 AS due_at, e.bytes_of_merchant,
-                     coalesce((SELECT octet_length(m.body) FROM webhook_messages m WHERE m.event_id = d.event_id), 0) AS bytes
+                     coalesce((SELECT octet_length(m.body) FROM webhook_messages m
+                         WHERE m.event_id = d.event_id AND m.merchant_id = e.merchant_id), 0) AS bytes
                  FROM (SELECT e.*, $10::integer - coalesce(busy.count, 0)
                                + e.room - sum(e.room) OVER (PARTITION BY e.merchant_id ORDER BY random(), e.id) AS room_of_merchant,
                            $16::bigint - coalesce(busy.bytes, 0) AS bytes_of_merchant
@@ -85,6 +86,8 @@ pub async fn claim_due(db: &impl GenericClient, limits: ClaimLimits<'_>) -> Resu
                                  AND $5::integer > coalesce(busy.count, 0)) e
                            LEFT JOIN unnest($11::uuid[], $12::integer[], $17::bigint[]) AS busy (id, count, bytes)
                                ON busy.id = e.merchant_id
+                       -- Else what of it is found would leave no place for others.
+                       WHERE $16::bigint > coalesce(busy.bytes, 0)
                        ORDER BY random()) e
                  CROSS JOIN LATERAL (
                      SELECT coalesce(b.id, w.id) AS id FROM (
@@ -119,7 +122,8 @@ pub async fn claim_due(db: &impl GenericClient, limits: ClaimLimits<'_>) -> Resu
                  next_attempt = now() + make_interval(secs => $8)
              FROM picked p WHERE d.id = p.id
              RETURNING d.id, d.endpoint_id, d.attempts, d.tries, d.event_id, p.url, p.secret, p.old_secret,
-                 (SELECT m.body FROM webhook_messages m WHERE m.event_id = d.event_id), p.due_at, p.merchant_id",
+                 (SELECT m.body FROM webhook_messages m WHERE m.event_id = d.event_id AND m.merchant_id = p.merchant_id),
+                 p.due_at, p.merchant_id",
         )
         .await?;
     let (endpoints, counts): (Vec<Uuid>, Vec<i32>) = limits.in_flight.iter().copied().unzip();

@@ -38,7 +38,8 @@ pub async fn put_behind(db: &impl GenericClient, fronts: &[(Uuid, OffsetDateTime
                          AND d.next_attempt < now() - make_interval(secs => $3)
                      ORDER BY d.next_attempt, d.id LIMIT $5) w
                  CROSS JOIN LATERAL (
-                     SELECT CASE WHEN b.claimed_by IS NULL THEN least(b.next_attempt, now() + make_interval(secs => $6)) END AS until
+                     SELECT CASE WHEN b.claimed_by IS NULL
+                         THEN least(b.next_attempt, now() + make_interval(secs => $6)) END AS until
                      FROM webhook_deliveries b WHERE b.endpoint_id = w.endpoint_id
                          AND b.payment_id = w.payment_id AND b.sequence < w.sequence AND b.state = 'pending' AND b.tries < $7
                      ORDER BY b.sequence LIMIT 1) b

@@ -41,8 +41,8 @@ INSERT INTO payment_events (payment_id, sequence, recorded_at, record)
     WHERE xpub = 'scale' AND address_index BETWEEN :first AND :last AND (n = 1 OR status <> 'pending') AND (n < 3 OR amount_received > 0);
 
 -- Every fourth is told to a webhook of the large merchant, which has failed at times.
-INSERT INTO webhook_messages (event_id, body, created_at)
-    SELECT 'evt_scale_' || p.address_index, '{"type": "payment.confirmed"}', to_timestamp(p.created_at)
+INSERT INTO webhook_messages (event_id, merchant_id, body, created_at)
+    SELECT 'evt_scale_' || p.address_index, p.merchant_id, '{"type": "payment.confirmed"}', to_timestamp(p.created_at)
     FROM payments p JOIN webhook_endpoints e ON e.merchant_id = p.merchant_id
     WHERE p.xpub = 'scale' AND p.address_index BETWEEN :first AND :last AND p.address_index % 4 = 0
     ON CONFLICT DO NOTHING;

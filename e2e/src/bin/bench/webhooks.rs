@@ -301,9 +301,10 @@ async fn queued(count: i32) -> Result<Run> {
                  SELECT e.id, 'queued_' || e.place || '_' || i, 'payment.created',
                      md5('p' || e.place || '_' || i % ($2 / 3))::uuid, i, 'pending'
                  FROM generate_series(1, $2::integer) AS i, unnest($1::uuid[]) WITH ORDINALITY AS e (id, place)
-                 RETURNING event_id
+                 RETURNING event_id, endpoint_id
              )
-             INSERT INTO webhook_messages (event_id, body) SELECT event_id, $3 FROM queued",
+             INSERT INTO webhook_messages (event_id, merchant_id, body)
+             SELECT event_id, merchant_id, $3 FROM queued JOIN webhook_endpoints e ON e.id = endpoint_id",
             &[&endpoints, &each, &format!("{{\"data\":\"{}\"}}", "x".repeat(1000))],
         )
         .await?;

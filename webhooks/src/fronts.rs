@@ -34,16 +34,14 @@ pub struct Fronts {
 #[derive(Debug, Default)]
 struct Known {
     fronts: HashMap<Uuid, Front>,
-    /// Grows whenever somebody tells something.
-    version: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Front {
     /// Nothing is pending that was due before.
     since: OffsetDateTime,
-    /// The version that told of it last.
-    told: u64,
+    /// The earliest that was told since it began to move on, which the look for where to may not have.
+    told: Option<OffsetDateTime>,
 }
 
 impl Fronts {
@@ -53,7 +51,6 @@ impl Fronts {
             return;
         }
         let mut known = self.known();
-        known.version += 1;
         for (endpoint, since) in new {
             known.add(endpoint, since);
         }
@@ -108,28 +105,35 @@ impl Fronts {
         Ok(())
     }
 
-    /// Moves each front to the oldest delivery that is pending, and forgets endpoints that nothing is pending for.
+    /// Moves each front to the oldest delivery that is pending, and forgets endpoints that nothing is pending for; one caller
+    /// at a time.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn move_on(&self, db: &impl GenericClient) -> Result<(), Failure> {
-        let version = self.known().version;
-        let asked = self.list();
-        if asked.is_empty() {
-            return Ok(());
-        }
-        let mut found: HashMap<Uuid, OffsetDateTime> = queue::pending_since(db, &asked).await?.into_iter().collect();
-        let mut known = self.known();
-        for (endpoint, _) in asked {
-            let Some(front) = known.fronts.get_mut(&endpoint) else { continue };
-            match found.remove(&endpoint) {
-                // Told after the look, which does not have it.
-                _ if front.told > version => {}
-                Some(since) => front.since = since,
-                None => drop(known.fronts.remove(&endpoint)),
-            }
+        let asked = self.begin();
+        if !asked.is_empty() {
+            self.end(&asked, queue::pending_since(db, &asked).await?);
         }
         Ok(())
+    }
+
+    fn begin(&self) -> Vec<(Uuid, OffsetDateTime)> {
+        let mut known = self.known();
+        known.fronts.values_mut().for_each(|front| front.told = None);
+        known.fronts.iter().map(|(endpoint, front)| (*endpoint, front.since)).collect()
+    }
+
+    fn end(&self, asked: &[(Uuid, OffsetDateTime)], found: Vec<(Uuid, OffsetDateTime)>) {
+        let found: HashMap<Uuid, OffsetDateTime> = found.into_iter().collect();
+        let mut known = self.known();
+        for (endpoint, _) in asked {
+            let Some(front) = known.fronts.get_mut(endpoint) else { continue };
+            match found.get(endpoint).copied().into_iter().chain(front.told).min() {
+                Some(since) => front.since = since,
+                None => drop(known.fronts.remove(endpoint)),
+            }
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -139,8 +143,33 @@ impl Fronts {
 
 impl Known {
     fn add(&mut self, endpoint: Uuid, since: OffsetDateTime) {
-        let told = self.version;
-        let front = self.fronts.entry(endpoint).or_insert(Front { since, told });
-        *front = Front { since: front.since.min(since), told };
+        let front = self.fronts.entry(endpoint).or_insert(Front { since, told: None });
+        front.since = front.since.min(since);
+        front.told = Some(front.told.map_or(since, |told| told.min(since)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_front_moves_on_though_its_endpoint_is_told_of_all_the_time() {
+        let (fronts, endpoint) = (Fronts::default(), Uuid::nil());
+        let at = |second| OffsetDateTime::UNIX_EPOCH + Duration::from_secs(second);
+        fronts.tell(vec![(endpoint, at(10))]);
+        let asked = fronts.begin();
+        fronts.tell(vec![(endpoint, at(30))]);
+        fronts.tell(vec![(endpoint, at(40))]);
+        fronts.end(&asked, vec![(endpoint, at(20))]);
+        assert_eq!(fronts.list(), [(endpoint, at(20))]);
+        // What was told after the look is not passed over.
+        let asked = fronts.begin();
+        fronts.tell(vec![(endpoint, at(30))]);
+        fronts.end(&asked, vec![]);
+        assert_eq!(fronts.list(), [(endpoint, at(30))]);
+        let asked = fronts.begin();
+        fronts.end(&asked, vec![]);
+        assert!(fronts.list().is_empty(), "{fronts:?}");
     }
 }

@@ -13,7 +13,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// Of what is due for an endpoint, how many a claim looks at. Of a payment with thousands of events all but one wait, and to
-/// look at them all would delay everybody. Those that have waited for long are put behind others ([`super::put_behind`]).
+/// look at them all would delay everybody. Those that have waited for long are put behind others ([`super::put_behind()`]).
 pub(super) const MAX_LOOKED_AT: i64 = 256;
 /// Why an attempt fails that can't be begun, for the merchant to read.
 const NO_MESSAGE: &str = "cTrip does not have this message any more";

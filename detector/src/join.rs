@@ -68,8 +68,10 @@ pub struct Join<R> {
     /// The end of `chain.logs` while a block waited, and the offset after the blocks that were read by then: their logs are below that
     /// end, or nowhere.
     logs_end: Option<(i64, i64)>,
-    /// The topic of the partition that is paused.
-    pub paused: Option<Topic>,
+    /// The topic of the partition that is paused, since too much of it waits.
+    paused: Option<Topic>,
+    /// Whether both are paused, since the partition is held.
+    is_held: bool,
 }
 
 /// Chain id, and whether the record is replayed. Two producers write a chain's live and replayed records, each in its own
@@ -111,7 +113,7 @@ enum TakenLogs<R> {
 impl<R> Default for Join<R> {
     fn default() -> Self {
         let (blocks, logs) = (VecDeque::new(), HashMap::new());
-        Self { blocks, logs, next_block: None, next_logs: None, logs_end: None, paused: None }
+        Self { blocks, logs, next_block: None, next_logs: None, logs_end: None, paused: None, is_held: false }
     }
 }
 
@@ -240,9 +242,29 @@ impl<R: ChainRecord> Join<R> {
         (self.next_block, self.first_waiting_logs().or(self.next_logs))
     }
 
+    /// What changes about the topics that are read: one is paused (`true`) while more of its records wait than memory should hold, both
+    /// are while the partition is held, since nothing is taken then.
+    pub fn pauses(&mut self, is_held: bool) -> Vec<(Topic, bool)> {
+        let before = self.paused_topics();
+        self.is_held = is_held;
+        if !is_held {
+            self.paused = match self.paused {
+                None => self.excess(),
+                Some(topic) => Some(topic).filter(|topic| !self.is_relieved(*topic)),
+            };
+        }
+        let after = self.paused_topics();
+        let changed = before.iter().zip(after).filter(|((_, was), (_, is))| was != is);
+        changed.map(|(_, after)| after).collect()
+    }
+
+    fn paused_topics(&self) -> [(Topic, bool); 2] {
+        [Topic::Blocks, Topic::Logs].map(|topic| (topic, self.is_held || self.paused == Some(topic)))
+    }
+
     /// The topic that should be paused, since more of its records wait than memory should hold. Logs wait beyond the limit while
     /// a block does: its own may be the next.
-    pub fn excess(&self) -> Option<Topic> {
+    fn excess(&self) -> Option<Topic> {
         if is_more(self.blocks.iter(), 1) {
             Some(Topic::Blocks)
         } else if self.blocks.is_empty() && is_more(self.logs.values().flatten().map(|waiting| &waiting.record), 1) {
@@ -253,11 +275,8 @@ impl<R: ChainRecord> Join<R> {
     }
 
     /// Whether the paused topic may be read again.
-    pub fn is_relieved(&self) -> bool {
-        match self.paused {
-            Some(Topic::Logs) => !self.blocks.is_empty(),
-            _ => self.blocks.is_empty(),
-        }
+    fn is_relieved(&self, paused: Topic) -> bool {
+        (paused == Topic::Logs) != self.blocks.is_empty()
     }
 }
 

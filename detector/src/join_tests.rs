@@ -271,18 +271,31 @@ fn each_topic_is_paused_when_too_much_of_it_waits_and_logs_never_while_a_block_w
     for sequence in 1..=limit + 1 {
         push(&mut join, logs(i64::try_from(sequence).unwrap(), 2, sequence, (0, 0), 5));
     }
-    assert_eq!(join.excess(), Some(Topic::Logs));
-    join.paused = Some(Topic::Logs);
-    assert!(!join.is_relieved());
+    assert_eq!(join.pauses(false), [(Topic::Logs, true)]);
+    assert_eq!(join.pauses(false), []);
     push(&mut join, block(1, 1));
-    assert!(join.is_relieved() && join.excess().is_none(), "the logs of block 1 would never come");
-    join.paused = None;
+    assert_eq!(join.pauses(false), [(Topic::Logs, false)], "the logs of block 1 would never come");
     for sequence in 2..=limit + 1 {
         push(&mut join, block(1, sequence));
     }
-    assert_eq!(join.excess(), Some(Topic::Blocks));
-    join.paused = Some(Topic::Blocks);
-    assert!(!join.is_relieved());
+    assert_eq!(join.pauses(false), [(Topic::Blocks, true)]);
+    assert_eq!(join.pauses(false), []);
+}
+
+#[test]
+fn nothing_more_is_read_of_a_partition_while_it_is_held() {
+    let mut join = Join::default();
+    push(&mut join, block(1, 1));
+    assert_eq!(join.pauses(true), [(Topic::Blocks, true), (Topic::Logs, true)]);
+    assert_eq!(join.pauses(true), []);
+    assert_eq!(join.pauses(false), [(Topic::Blocks, false), (Topic::Logs, false)]);
+    // One that is paused already stays so when the other goes on.
+    for sequence in 2..=u64::try_from(MAX_WAITING).unwrap() + 1 {
+        push(&mut join, block(1, sequence));
+    }
+    assert_eq!(join.pauses(false), [(Topic::Blocks, true)]);
+    assert_eq!(join.pauses(true), [(Topic::Logs, true)]);
+    assert_eq!(join.pauses(false), [(Topic::Logs, false)]);
 }
 
 /// A replayed block, or its logs.

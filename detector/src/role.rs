@@ -121,7 +121,7 @@ fn detect(
                 to.blocks
             )));
         }
-        apply_backpressure(&consumer, &mut joins)?;
+        apply_backpressure(&consumer, &mut joins, held)?;
         for (partition, join) in &mut joins {
             watch.look(kafka, &consumer, STAGE, *partition, join)?;
         }
@@ -272,21 +272,11 @@ fn offsets(joins: &BTreeMap<i32, Join<Record<'_>>>) -> Vec<(Topic, i32, i64)> {
 }
 
 /// Pauses a topic of a partition while too many of its records wait for their counterparts: `chain.blocks`, since logs are larger
-/// and so arrive later, or `chain.logs` where blocks do.
-fn apply_backpressure(consumer: &Consumer, joins: &mut BTreeMap<i32, Join<Record<'_>>>) -> Result<(), Failure> {
+/// and so arrive later, or `chain.logs` where blocks do. Both are paused while the partition is held.
+fn apply_backpressure(consumer: &Consumer, joins: &mut BTreeMap<i32, Join<Record<'_>>>, held: &Held) -> Result<(), Failure> {
     for (partition, join) in joins {
-        match join.paused {
-            None => {
-                if let Some(topic) = join.excess() {
-                    consumer.pause(topic, *partition)?;
-                    join.paused = Some(topic);
-                }
-            }
-            Some(topic) if join.is_relieved() => {
-                consumer.resume(topic, *partition)?;
-                join.paused = None;
-            }
-            Some(_) => {}
+        for (topic, is_paused) in join.pauses(held.holds(*partition)) {
+            if is_paused { consumer.pause(topic, *partition)? } else { consumer.resume(topic, *partition)? }
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use crate::kafka::producer::TRANSACTION_TIMEOUT;
 use anyhow::{Context as _, anyhow};
 use base::{backoff, locked, metrics};
 use std::any::Any;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -89,35 +89,42 @@ impl Silence {
     }
 }
 
-/// Something that lasts too long, told in [`waiting`] and once in the log, until it is over or nobody looks any more.
+/// Something that lasts too long, told in [`waiting`], and in the log once for each kind of cause, until it is over or nobody looks any
+/// more.
 #[derive(Debug)]
 pub struct Notice {
     item: String,
-    is_shown: bool,
+    /// The causes that the log has, but for their numbers: a wait gets longer.
+    logged: BTreeSet<String>,
 }
 
 impl Notice {
     /// Nothing yet, under this name.
     pub fn of(item: String) -> Self {
-        Self { item, is_shown: false }
+        Self { item, logged: BTreeSet::new() }
     }
 
     /// Whether it has been told and is not over.
     pub fn is_shown(&self) -> bool {
-        self.is_shown
+        !self.logged.is_empty()
     }
 
     /// Tells of it, or that it is over.
     pub fn show(&mut self, cause: Option<String>) {
         let Some(cause) = cause else { return self.end() };
-        if !std::mem::replace(&mut self.is_shown, true) {
+        if self.is_news(&cause) {
             tracing::error!("{}: {cause}", self.item);
         }
         waits(&self.item, &cause);
     }
 
+    /// Whether the log does not have a cause of this kind yet.
+    fn is_news(&mut self, cause: &str) -> bool {
+        self.logged.insert(cause.chars().filter(|c| !c.is_ascii_digit()).collect())
+    }
+
     fn end(&mut self) {
-        if std::mem::take(&mut self.is_shown) {
+        if !std::mem::take(&mut self.logged).is_empty() {
             resumed(&self.item);
         }
     }
@@ -301,6 +308,16 @@ mod tests {
 
     fn tells_of_a_twin(seen: &[String]) -> Vec<bool> {
         seen.iter().map(|cause| cause.contains("CTRIP_INSTANCE")).collect()
+    }
+
+    #[test]
+    fn each_kind_of_cause_is_logged_once_however_long_it_lasts() {
+        let mut notice = Notice::of("lab: causes".to_owned());
+        let causes =
+            ["no broker answers for 10s", "no broker answers for 20s", "another installation's", "no broker answers for 9s"];
+        assert_eq!(causes.map(|cause| notice.is_news(cause)), [true, false, true, false]);
+        notice.show(None);
+        assert!(!notice.is_shown() && notice.is_news(causes[0]), "it was over in between");
     }
 
     #[test]

@@ -1,20 +1,23 @@
 //! Where the partitions of an assignment begin.
 //!
 //! The group's offsets tell where it left off, and `chain.matches` what of that is still there: Kafka may have lost the end of
-//! either, or of `chain.blocks`, whenever a partition changes hands. So each partition is looked at when it is assigned, and begins
-//! after the newest match whose block is where the match says, or where the group left off, if that is before. What is read again
-//! and was matched is passed over.
+//! either, or of `chain.blocks`, whenever a partition changes hands. So each partition is looked at when it is assigned. It begins where
+//! the group left off if both have what was noted with that offset: what was passed over since the newest match is not read again. Else it
+//! begins after the newest match whose block is where the match says, or where the group left off, if that is before. What is read
+//! again and was matched is passed over.
 
 use crate::chains::Rewind;
 use crate::held::{Cause, Held};
+use crate::join::ChainRecord as _;
 use crate::lookup::Lookup;
 use crate::output::{MAX_CLOCK_SKEW_MS, MatchedBlock, Resumption, logs_by_time};
+use crate::written::{Note, Written};
 use base::locked;
 use runtime::Failure;
-use runtime::kafka::{Kafka, PartitionReader, Positions};
+use runtime::kafka::{Kafka, NotedOffset, PartitionReader, Positions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use topics::Topic;
 
@@ -28,37 +31,84 @@ const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
 type Place = (Option<i64>, Option<i64>);
 
 /// What tells where the partitions of each assignment begin. Those that have to wait for a transaction are noted in `held`.
-pub fn positions(kafka: &Kafka, group: &'static str, rewind: Option<Rewind>, held: &Held) -> Positions {
-    let (kafka, held, rewind) = (kafka.clone(), held.clone(), Mutex::new(rewind));
+/// What is to be read again for a chain is taken out of `rewind` once its partition has a place; what is there is noted in `written`.
+pub fn positions(
+    kafka: &Kafka,
+    group: &'static str,
+    rewind: &Arc<Mutex<Option<Rewind>>>,
+    held: &Held,
+    written: &Written,
+) -> Positions {
+    let (kafka, held, rewind, written) = (kafka.clone(), held.clone(), Arc::clone(rewind), written.clone());
     Box::new(move |assigned| {
         held.clear();
-        // Once: a later assignment finds the offsets that were committed since.
-        let rewind = locked(&rewind).take();
+        let asked = *locked(&rewind);
         let committed = kafka.committed_within(group, assigned, OFFSETS_PATIENCE)?;
         let partitions: BTreeSet<i32> = assigned.iter().map(|(_, partition)| *partition).collect();
         let (deadline, mut begins) = (Instant::now() + PATIENCE, BTreeMap::new());
         for partition in partitions {
             let (blocks, logs) = ((Topic::Blocks, partition), (Topic::Logs, partition));
-            let committed = committed.get(&blocks).copied().zip(committed.get(&logs).copied());
-            let place = match rewind.filter(|rewind| rewind.partition == partition) {
-                Some(Rewind { to, .. }) => Ok((Some(to.blocks), Some(to.logs))),
-                None => begin(&kafka, partition, committed, deadline.saturating_duration_since(Instant::now()))?,
-            };
-            match place {
-                Ok(place) => begins.extend([(blocks, place.0), (logs, place.1)]),
+            let committed = committed
+                .get(&blocks)
+                .zip(committed.get(&logs))
+                .map(|(blocks, logs)| Committed::of(blocks.as_ref(), logs.as_ref()));
+            let patience = deadline.saturating_duration_since(Instant::now());
+            match begin(&kafka, partition, committed, &written, patience)? {
+                Ok(place) => {
+                    let to = asked.filter(|rewind| rewind.partition == partition).map(|rewind| rewind.to);
+                    let place = earlier(place, to);
+                    begins.extend([(blocks, place.0), (logs, place.1)]);
+                }
                 Err(cause) => held.hold(partition, cause, false),
             }
         }
+        // Once: a later assignment finds the offsets that were committed since.
+        locked(&rewind).take_if(|rewind| !held.holds(rewind.partition));
         Ok(begins)
     })
 }
 
-fn begin(kafka: &Kafka, partition: i32, committed: Option<Place>, patience: Duration) -> Result<Result<Place, Cause>, Failure> {
-    let Some(committed) = committed else { return Ok(Err(Cause::Offsets)) };
+/// What the group has committed.
+#[derive(Clone, Copy)]
+struct Committed {
+    place: Place,
+    /// What was noted with the offset in `chain.blocks`.
+    note: Option<Note>,
+}
+
+impl Committed {
+    fn of(blocks: Option<&NotedOffset>, logs: Option<&NotedOffset>) -> Self {
+        let offset = |told: Option<&NotedOffset>| told.map(|(offset, _)| *offset);
+        Self { place: (offset(blocks), offset(logs)), note: blocks.and_then(|(_, note)| Note::of(note)) }
+    }
+}
+
+/// Where something is to be read again, if that is before. Else it is before what was asked for that Kafka has lost something.
+fn earlier((blocks, logs): Place, to: Option<Resumption>) -> Place {
+    to.map_or((blocks, logs), |to| (blocks.min(Some(to.blocks)), logs.min(Some(to.logs))))
+}
+
+fn begin(
+    kafka: &Kafka,
+    partition: i32,
+    committed: Option<Committed>,
+    written: &Written,
+    patience: Duration,
+) -> Result<Result<Place, Cause>, Failure> {
+    let Some(Committed { place: committed, note }) = committed else { return Ok(Err(Cause::Offsets)) };
+    let asked = Instant::now();
     let matches = match PartitionReader::open_within(kafka, Topic::Matches, partition, patience)? {
         Ok(matches) => matches,
         Err(open) => return Ok(Err(Cause::Matches(open))),
     };
+    let matched = newest_match(&matches)?;
+    written.begin(partition, matches.end(), matched.as_ref().map(|block| block.offset), asked);
+    if let ((Some(next), Some(_)), Some(note), Some(matched)) = (committed, note, matched)
+        && matched.offset == note.matched
+        && is_as_noted(kafka, partition, &matched, next, note)?
+    {
+        return Ok(Ok(committed));
+    }
     let newest = newest(kafka, &matches, partition)?;
     let place = place(committed, newest);
     if let (Some(from), Some(to)) = (committed.0, place.0.or(Some(0)))
@@ -70,6 +120,28 @@ fn begin(kafka: &Kafka, partition: i32, committed: Option<Place>, patience: Dura
         );
     }
     Ok(Ok(place))
+}
+
+/// The newest match.
+fn newest_match(matches: &PartitionReader) -> Result<Option<MatchedBlock>, Failure> {
+    let mut newest = None;
+    matches.read_back(|records| {
+        newest = records.iter().rev().find_map(MatchedBlock::of);
+        Ok(if newest.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(newest)
+}
+
+/// Whether `chain.blocks` has the block of the newest match, and before the group's offset the block that was there: Kafka has lost nothing
+/// before it.
+fn is_as_noted(kafka: &Kafka, partition: i32, matched: &MatchedBlock, next: i64, note: Note) -> Result<bool, Failure> {
+    let blocks = PartitionReader::open_at_once(kafka, Topic::Blocks, partition)?;
+    if matched.written_in(&blocks)?.is_none() {
+        return Ok(false);
+    }
+    blocks.seek(next - 1)?;
+    let last = blocks.next()?.filter(|block| block.offset() == next - 1);
+    Ok(last.is_some_and(|block| block.writing() == Some(note.writing)))
 }
 
 /// Up to where a partition is matched.
@@ -104,7 +176,9 @@ fn place((blocks, logs): Place, newest: Newest) -> Place {
 /// Looks for the newest match whose block is there still. If none is, all blocks that there are come next: the topic was cut before
 /// them, or made anew, or it is a copy with offsets of its own, and what is read again is compared with what was matched.
 fn newest(kafka: &Kafka, matches: &PartitionReader, partition: i32) -> Result<Newest, Failure> {
-    if matches.end() == 0 {
+    // Markers of transactions that were aborted since are all that may be left of it.
+    matches.seek(0)?;
+    if matches.next()?.is_none() {
         return Ok(Newest::Never);
     }
     let blocks = PartitionReader::open_at_once(kafka, Topic::Blocks, partition)?;
@@ -175,6 +249,10 @@ fn first_there<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::{BLOCK_OFFSET, LOGS_OFFSET};
+    use rdkafka::mocking::MockCluster;
+    use runtime::kafka::TransactionalProducer;
+    use topics::{WRITING, wire};
 
     #[test]
     fn a_partition_begins_where_matches_are_missing_if_that_is_before_where_its_group_left_off() {
@@ -195,6 +273,19 @@ mod tests {
         assert_eq!(place(committed, Newest::Never), (None, None), "all matches are lost");
     }
 
+    #[test]
+    fn what_is_read_again_for_a_chain_does_not_pass_over_what_is_lost() {
+        let to = Some(Resumption { blocks: 50, logs: 30 });
+        for (begins, expected) in [
+            ((Some(60), Some(40)), (Some(50), Some(30))),
+            ((Some(45), Some(35)), (Some(45), Some(30))),
+            ((None, None), (None, None)),
+        ] {
+            assert_eq!(earlier(begins, to), expected);
+            assert_eq!(earlier(begins, None), begins);
+        }
+    }
+
     /// However many were lost, and wherever the cut is.
     #[test]
     fn the_newest_match_whose_block_is_there_is_found_with_few_looks() {
@@ -212,5 +303,42 @@ mod tests {
                 assert!(looks <= 2 + 13, "{looks} looks at {count}");
             }
         }
+    }
+
+    #[test]
+    fn a_partition_goes_on_where_its_group_left_off_if_kafka_has_what_was_noted_there() {
+        const CHAIN: &str = "31337";
+        let cluster = MockCluster::new(1).unwrap();
+        let topics = [Topic::Blocks, Topic::Logs, Topic::Matches];
+        topics.iter().for_each(|topic| cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap());
+        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+        let producer = TransactionalProducer::open(&kafka, "lab").unwrap();
+        let partition = Topic::Blocks.partition_of(CHAIN);
+        // Five blocks, of which the first two are matched. The others are of a chain that is set aside.
+        let transaction = producer.begin().unwrap();
+        for sequence in 1..=5_u64 {
+            let (hash, mark, offset) = (vec![1; 32], sequence.to_string(), (sequence - 1).to_string());
+            let block = wire::BlockRecord { chain_id: 31337, sequence, hash: hash.clone().into(), ..Default::default() };
+            transaction.send_with_headers(Topic::Blocks, CHAIN, &kafka.encode(&block), &[(WRITING, &*mark)]).unwrap();
+            let headers = [(BLOCK_OFFSET, &*offset), (LOGS_OFFSET, &*offset), (WRITING, &*mark)];
+            let matched = wire::MatchesRecord { chain_id: 31337, sequence, hash: hash.into(), ..Default::default() };
+            if sequence <= 2 {
+                transaction.send_with_headers(Topic::Matches, CHAIN, &kafka.encode(&matched), &headers).unwrap();
+            }
+        }
+        transaction.commit().unwrap();
+        let written = Written::default();
+        let begins = |note: Option<Note>| {
+            let committed = Committed { place: (Some(5), Some(5)), note };
+            let begins = begin(&kafka, partition, Some(committed), &written, PATIENCE).unwrap().unwrap();
+            assert_eq!(written.matched(partition), Some(1));
+            begins
+        };
+        let noted = Note { matched: 1, writing: 5 };
+        assert_eq!(begins(Some(noted)), (Some(5), Some(5)));
+        let from_newest = (Some(2), Some(1));
+        assert_eq!(begins(None), from_newest, "nothing tells that nothing is lost");
+        assert_eq!(begins(Some(Note { matched: 3, ..noted })), from_newest, "matches are lost");
+        assert_eq!(begins(Some(Note { writing: 9, ..noted })), from_newest, "blocks are lost");
     }
 }

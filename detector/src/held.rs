@@ -7,7 +7,7 @@
 use anyhow::anyhow;
 use base::locked;
 use runtime::Failure;
-use runtime::kafka::{Kafka, OpenTransaction, group_remedy};
+use runtime::kafka::{GroupOffsets, Kafka, OpenTransaction, group_remedy};
 use runtime::stage::Notice;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use topics::Topic;
 const LOOK_INTERVAL: Duration = Duration::from_secs(3);
 /// A broker ends what a producer that is gone has left open some 25 s later. What lasts longer is told.
 const MAX_WAIT: Duration = Duration::from_secs(40);
-/// How long a look waits for offsets.
+/// How long a look waits for offsets. Its connection is kept from one to the next, and may take longer to come.
 const OFFSETS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a partition waits for.
@@ -45,6 +45,7 @@ impl Cause {
 pub struct Held {
     kafka: Kafka,
     group: &'static str,
+    offsets: Arc<Mutex<Option<GroupOffsets>>>,
     state: Arc<Mutex<State>>,
 }
 
@@ -65,7 +66,7 @@ struct Waiting {
 
 impl Held {
     pub fn new(kafka: &Kafka, group: &'static str) -> Self {
-        Self { kafka: kafka.clone(), group, state: Arc::default() }
+        Self { kafka: kafka.clone(), group, offsets: Arc::default(), state: Arc::default() }
     }
 
     /// Forgets all: a new assignment begins.
@@ -121,7 +122,14 @@ impl Held {
         let offsets = [(Topic::Blocks, partition), (Topic::Logs, partition)];
         match cause {
             Cause::Matches(open) => open.is_over(&self.kafka),
-            Cause::Offsets => self.kafka.tells_committed(self.group, &offsets, OFFSETS_PATIENCE),
+            Cause::Offsets => {
+                let kept = &mut *locked(&self.offsets);
+                let kept = match kept {
+                    Some(kept) => kept,
+                    none => none.insert(GroupOffsets::open(&self.kafka, self.group)?),
+                };
+                kept.are_told(&offsets, OFFSETS_PATIENCE)
+            }
         }
     }
 }

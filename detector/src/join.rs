@@ -64,6 +64,8 @@ pub struct Join<R> {
     blocks: VecDeque<R>,
     logs: HashMap<JoinKey, VecDeque<WaitingLogs<R>>>,
     next_block: Option<i64>,
+    /// Which transaction has written the block before it, if that is told.
+    last_writing: Option<i64>,
     next_logs: Option<i64>,
     /// The end of `chain.logs` while a block waited, and the offset after the blocks that were read by then: their logs are below that
     /// end, or nowhere.
@@ -113,7 +115,16 @@ enum TakenLogs<R> {
 impl<R> Default for Join<R> {
     fn default() -> Self {
         let (blocks, logs) = (VecDeque::new(), HashMap::new());
-        Self { blocks, logs, next_block: None, next_logs: None, logs_end: None, paused: None, is_held: false }
+        Self {
+            blocks,
+            logs,
+            next_block: None,
+            last_writing: None,
+            next_logs: None,
+            logs_end: None,
+            paused: None,
+            is_held: false,
+        }
     }
 }
 
@@ -154,7 +165,7 @@ impl<R: ChainRecord> Join<R> {
 
     fn take_block(&mut self) -> Option<R> {
         let block = self.blocks.pop_front()?;
-        self.next_block = Some(block.offset() + 1);
+        (self.next_block, self.last_writing) = (Some(block.offset() + 1), block.writing());
         Some(block)
     }
 
@@ -202,6 +213,11 @@ impl<R: ChainRecord> Join<R> {
     /// The offset after the last block that was taken or passed over. `None` if none was.
     pub const fn next_block(&self) -> Option<i64> {
         self.next_block
+    }
+
+    /// Which transaction has written the last block that was taken or passed over, if that is told.
+    pub const fn last_writing(&self) -> Option<i64> {
+        self.last_writing
     }
 
     /// The offset after the logs that were read. `None` if none were.

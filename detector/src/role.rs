@@ -10,12 +10,13 @@ use crate::matching::{BlockView, Matcher, RecordHead};
 use crate::output::{BLOCK_OFFSET, LOGS_OFFSET};
 use crate::parts::split_matches;
 use crate::watch_set::WatchSet;
-use crate::written::Written;
+use crate::written::{More, Note, Written};
 use anyhow::anyhow;
-use base::metrics;
+use base::{locked, metrics};
 use runtime::kafka::{Batch, Consumer, Ends, Kafka, Record, TransactionalProducer};
 use runtime::{Failure, Settings, stage};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use topics::{Message as _, Topic, WRITING};
@@ -36,12 +37,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let mut watched = WatchSet::default();
     let held = Held::new(&kafka, STAGE);
     let mut chains = Chains::new(&kafka, &held);
+    let rewind = Arc::default();
     stage::run(STAGE, stop, move |stop| {
         if intents.is_none() {
             intents = Some(IntentBarrier::open(&kafka, STAGE, &mut watched)?);
         }
         let outcome = match intents.as_mut() {
-            Some(intents) => detect(&kafka, intents, &mut chains, &held, stop),
+            Some(intents) => detect(&kafka, intents, &mut chains, (&held, &rewind), stop),
             None => Ok(()),
         };
         if outcome.is_err() && intents.as_ref().is_some_and(|intents| intents.failed) {
@@ -56,12 +58,16 @@ fn detect(
     kafka: &Kafka,
     intents: &mut IntentBarrier,
     chains: &mut Chains,
-    held: &Held,
+    (held, rewind): (&Held, &Arc<Mutex<Option<Rewind>>>),
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", kafka.instance()))?;
     held.clear();
-    let positions = begin::positions(kafka, STAGE, chains.rewind.take(), held);
+    if let Some(asked) = chains.rewind.take() {
+        locked(rewind).replace(asked);
+    }
+    let written_ends = Written::default();
+    let positions = begin::positions(kafka, STAGE, rewind, held, &written_ends);
     let consumer = Consumer::open(kafka, STAGE, &[Topic::Blocks, Topic::Logs], Some(positions))?;
     let ends = Ends::open(kafka)?;
     let mut joins: BTreeMap<i32, Join<Record<'_>>> = BTreeMap::new();
@@ -69,7 +75,7 @@ fn detect(
     let mut read: HashMap<(Topic, i32), i64> = HashMap::new();
     chains.clear();
     let mut matcher = Matcher::default();
-    let (mut assignment, mut watch, mut written_ends) = (0, LogsWatch::default(), Written::default());
+    let (mut assignment, mut watch) = (0, LogsWatch::default());
     while !stop.is_cancelled() {
         let Batch { records, assignment: now } =
             consumer.poll(MAX_BATCH_RECORDS, MAX_BATCH_BYTES, Duration::from_millis(100))?;
@@ -96,8 +102,8 @@ fn detect(
         if !pairs.is_empty() || passed {
             intents.catch_up()?;
             let matched = match_blocks(kafka, &intents.watched, &mut matcher, chains, &pairs);
-            for (partition, records) in per_partition(&matched) {
-                written_ends.write(partition, records, started, || ends.of(Topic::Matches, partition))?;
+            for (partition, more) in per_partition(&matched) {
+                written_ends.write(partition, more, started, || ends.of(Topic::Matches, partition))?;
             }
             let transaction = producer.begin()?;
             intents.quarantine(kafka, &transaction)?;
@@ -110,7 +116,7 @@ fn detect(
                 }
             }
             chains.notify(&transaction)?;
-            transaction.send_offsets(&offsets(&joins), &consumer.group_metadata()?)?;
+            transaction.send_noted_offsets(&offsets(&joins), &notes(&joins, &written_ends), &consumer.group_metadata()?)?;
             transaction.commit()?;
             intents.quarantined();
             record_metrics(pairs.len(), &mut matcher, started, written);
@@ -252,13 +258,23 @@ fn match_block(
     Ok(Matched { key, records, block: pair.block.offset(), logs: pair.logs_used, writing: pair.block.writing() })
 }
 
-/// How many records each partition of `chain.matches` gets.
-fn per_partition(matched: &[Matched]) -> BTreeMap<i32, usize> {
-    let mut count = BTreeMap::new();
-    for Matched { key, records, .. } in matched {
-        *count.entry(Topic::Matches.partition_of(key)).or_default() += records.len();
+/// What each partition of `chain.matches` gets.
+fn per_partition(matched: &[Matched]) -> BTreeMap<i32, More> {
+    let mut written = BTreeMap::<_, More>::new();
+    for Matched { key, records, block, .. } in matched {
+        let more = written.entry(Topic::Matches.partition_of(key)).or_default();
+        *more = More { records: more.records + records.len(), last: *block };
     }
-    count
+    written
+}
+
+/// What is noted with the offsets, for the next assignment. It is of the same transaction as the matches.
+fn notes(joins: &BTreeMap<i32, Join<Record<'_>>>, written: &Written) -> BTreeMap<(Topic, i32), String> {
+    let note = |(partition, join): (&i32, &Join<Record<'_>>)| {
+        let note = Note { matched: written.matched(*partition)?, writing: join.last_writing()? };
+        Some(((Topic::Blocks, *partition), note.text()))
+    };
+    joins.iter().filter_map(note).collect()
 }
 
 fn offsets(joins: &BTreeMap<i32, Join<Record<'_>>>) -> Vec<(Topic, i32, i64)> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use topics::wire::MatchesRecord;
 use topics::wire::block_record::Kind;
-use topics::{Topic, wire};
+use topics::{Topic, WRITING, wire};
 
 /// Lets the group, which has no members, have committed this offset of the chain's blocks and logs, as if all below were matched.
 async fn commit(admin: &KafkaAdmin, offset: i64) -> Result<()> {
@@ -21,6 +21,21 @@ async fn commit(admin: &KafkaAdmin, offset: i64) -> Result<()> {
     eventually("the offsets to be committed", async || Ok(commit().ok())).await
 }
 
+/// Leaves nothing but the marker of an aborted transaction in the chain's partition of `chain.matches`.
+fn abort_matches(kafka: &Kafka) -> Result<()> {
+    let producer = TransactionalProducer::open(kafka, "lab").map_err(failed)?;
+    let transaction = producer.begin().map_err(failed)?;
+    transaction.send(Topic::Matches, CHAIN, b"aborted").map_err(failed)?;
+    // What has not arrived leaves nothing.
+    for _ in 0..300 {
+        if kafka.ends(Topic::Matches, Topic::Matches.partition_of(CHAIN)).map_err(failed)?.1 > 0 {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    anyhow::bail!("nothing arrived that could be aborted")
+}
+
 /// Of replayed blocks no sequence tells that they were matched, and no block after them waits for one.
 #[tokio::test(flavor = "multi_thread")]
 async fn matches_that_kafka_lost_come_again_also_those_of_replayed_blocks() -> Result<()> {
@@ -28,8 +43,10 @@ async fn matches_that_kafka_lost_come_again_also_those_of_replayed_blocks() -> R
     let (chain, admin) = (Chain::of(&lab).await?, KafkaAdmin::of(&lab)?);
     chain.write(block(0, Kind::Replayed, 4, 1), Vec::new()).await?;
     chain.write(block(1, Kind::Added, 10, 1), Vec::new()).await?;
-    // All of chain.matches is lost.
+    // All of chain.matches is lost. Whoever began since was stopped amid its first transaction.
     commit(&admin, 2).await?;
+    let kafka = chain.kafka.clone();
+    tokio::task::spawn_blocking(move || abort_matches(&kafka)).await??;
     let mut detector = lab.spawn("detector")?;
     until_matched(&lab, &[0, 1]).await?;
     detector.terminate()?;
@@ -46,6 +63,48 @@ async fn matches_that_kafka_lost_come_again_also_those_of_replayed_blocks() -> R
     chain.write(block(3, Kind::Added, 12, 1), Vec::new()).await?;
     let mut detector = lab.spawn("detector")?;
     until_matched(&lab, &[0, 1, 0, 2, 3]).await?;
+    detector.check()
+}
+
+/// Writes a block and its logs in one transaction under a mark of its own, as ingest does.
+fn write_marked(kafka: &Kafka, block: &wire::BlockRecord) -> Result<()> {
+    let wire::BlockRecord { chain_id, sequence, kind, number, hash, .. } = block.clone();
+    let logs = wire::LogsRecord { chain_id, sequence, kind, number, hash, ..Default::default() };
+    let producer = TransactionalProducer::open(kafka, "lab").map_err(failed)?;
+    let (transaction, mark) = (producer.begin().map_err(failed)?, sequence.to_string());
+    for (topic, record) in [(Topic::Blocks, kafka.encode(block)), (Topic::Logs, kafka.encode(&logs))] {
+        transaction.send_with_headers(topic, CHAIN, &record, &[(WRITING, &*mark)]).map_err(failed)?;
+    }
+    transaction.commit().map_err(failed)
+}
+
+/// A chain that is set aside matches nothing, for days. Nothing is lost meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_passed_over_since_the_newest_match_is_not_read_again() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let (chain, admin) = (Chain::of(&lab).await?, KafkaAdmin::of(&lab)?);
+    for (sequence, number) in [(1, 10), (2, 11)] {
+        chain.write(block(sequence, Kind::Added, number, 1), Vec::new()).await?;
+    }
+    let mut detector = lab.spawn("detector")?;
+    until_matched(&lab, &[1, 2]).await?;
+    // Block 3 is missing.
+    for sequence in [4, 5, 6] {
+        let before = admin.end(Topic::Blocks, CHAIN)?;
+        let (kafka, passed) = (chain.kafka.clone(), block(sequence, Kind::Added, 9 + sequence, 1));
+        tokio::task::spawn_blocking(move || write_marked(&kafka, &passed)).await??;
+        eventually("the block to be passed over", async || {
+            let kafka = chain.kafka.clone();
+            let partition = Topic::Blocks.partition_of(CHAIN);
+            let committed = tokio::task::spawn_blocking(move || kafka.committed("detector", Topic::Blocks, partition));
+            Ok(committed.await?.map_err(failed)?.filter(|offset| *offset > before))
+        })
+        .await?;
+        ensure!(!detector.log().contains("is read again from offset"), "block {sequence}: {}", detector.log());
+        detector.terminate()?;
+        detector = lab.spawn("detector")?;
+    }
+    until_matched(&lab, &[1, 2]).await?;
     detector.check()
 }
 

@@ -40,7 +40,7 @@ impl Backlog {
     /// # Errors
     /// When the broker does not answer.
     pub fn ends(&self, topic: Topic) -> Result<Offsets, Failure> {
-        Ok(end_offsets(&self.inner, &self.kafka.name(topic), topic.partitions())?.into_iter().collect())
+        Ok(end_offsets(&self.inner, &self.kafka.name(topic), 0..topic.partitions())?.into_iter().collect())
     }
 
     /// How many partitions the topic has now.

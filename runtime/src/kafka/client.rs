@@ -45,14 +45,13 @@ impl Kafka {
         }))
     }
 
-    /// A handle without a registry.
-    #[cfg(test)]
-    pub(super) fn on_brokers(brokers: &str) -> Self {
+    /// A handle without a registry, for tests.
+    #[must_use]
+    pub fn on_brokers(brokers: &str) -> Self {
         Self::on_brokers_with(brokers, &[])
     }
 
     /// [`on_brokers`](Self::on_brokers) with settings of the connection.
-    #[cfg(test)]
     pub(super) fn on_brokers_with(brokers: &str, connection: &[(&str, &str)]) -> Self {
         let (prefix, instance, schema_ids) = (String::new(), String::new(), HashMap::new());
         let connection = connection.iter().map(|(key, value)| ((*key).to_owned(), Secret::from(*value))).collect();

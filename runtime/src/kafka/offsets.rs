@@ -19,18 +19,22 @@ const COMMITTED_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the offsets of one partition, on a connection that is there.
 const SINGLE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// An offset that a group has committed, and what was noted beside it.
+pub type NotedOffset = (i64, String);
+
 /// An offset per partition.
 pub type Offsets = BTreeMap<i32, i64>;
 
-/// The next offset of each partition under this client's isolation level. One request asks for all of them.
+/// The next offset of each of these partitions under this client's isolation level. One request asks for all of them, and fails if one
+/// has no leader.
 pub(super) fn end_offsets<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     name: &str,
-    partitions: i32,
+    partitions: impl IntoIterator<Item = i32>,
 ) -> Result<HashMap<i32, i64>, Failure> {
     let failed = |e| Failure::from(e).context(format!("the end offsets of {name}"));
     let mut list = TopicPartitionList::new();
-    for partition in 0..partitions {
+    for partition in partitions {
         list.add_partition_offset(name, partition, Offset::End).map_err(failed)?;
     }
     let answer = with_leaders(|| client.offsets_for_times(list.clone(), CALL_TIMEOUT));
@@ -73,8 +77,8 @@ impl Kafka {
         }))
     }
 
-    /// The offsets that `group` has committed for these partitions; `None` for none. Those that a transaction holds for longer
-    /// than `patience` are left out. Blocks.
+    /// The offsets that `group` has committed for these partitions, each with what was noted beside it; `None` for none. Those that a
+    /// transaction holds for longer than `patience` are left out. Blocks.
     ///
     /// # Errors
     /// When the broker does not answer, or tells none of them.
@@ -83,14 +87,14 @@ impl Kafka {
         group: &str,
         partitions: &[(Topic, i32)],
         patience: Duration,
-    ) -> Result<BTreeMap<(Topic, i32), Option<i64>>, Failure> {
+    ) -> Result<BTreeMap<(Topic, i32), Option<NotedOffset>>, Failure> {
         let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
         let committed = |partitions: &[(Topic, i32)], patience: Duration| {
             let answer = inner.committed_offsets(self.list(partitions), patience)?;
             let told = partitions.iter().map(|(topic, partition)| {
                 let element = answer.find_partition(&self.name(*topic), *partition);
                 let offset = element.and_then(|element| match element.offset() {
-                    Offset::Offset(offset) => Some(offset),
+                    Offset::Offset(offset) => Some((offset, element.metadata().to_owned())),
                     _ => None,
                 });
                 ((*topic, *partition), offset)
@@ -114,19 +118,6 @@ impl Kafka {
             }
         }
         if told.is_empty() { Err(uncommitted(refused, group)) } else { Ok(told) }
-    }
-
-    /// Whether Kafka tells what `group` has committed for these partitions within `patience`: it does not while a transaction
-    /// holds one. Blocks.
-    ///
-    /// # Errors
-    /// When the broker does not answer.
-    pub fn tells_committed(&self, group: &str, partitions: &[(Topic, i32)], patience: Duration) -> Result<bool, Failure> {
-        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
-        match inner.committed_offsets(self.list(partitions), patience) {
-            Err(error) if is_late(&error) => Ok(false),
-            outcome => outcome.map(|_| true).map_err(|e| uncommitted(e, group)),
-        }
     }
 
     fn list(&self, partitions: &[(Topic, i32)]) -> TopicPartitionList {
@@ -155,7 +146,7 @@ impl Kafka {
         }
         let found = with_leaders(|| inner.offsets_for_times(list.clone(), CALL_TIMEOUT)).map_err(failed)?;
         // Afterwards, so that no record is beyond the end.
-        let ends = end_offsets(&inner, &name, topic.partitions())?;
+        let ends = end_offsets(&inner, &name, times.keys().copied())?;
         let mut first = Offsets::new();
         for element in found.elements() {
             element.error().map_err(failed)?;
@@ -175,7 +166,7 @@ impl Kafka {
             let mut config = self.reader_config("lookup");
             config.set("group.id", self.prefixed("lookup")).set("isolation.level", isolation);
             let inner: BaseConsumer = config.create()?;
-            let ends = end_offsets(&inner, &self.name(topic), topic.partitions())?;
+            let ends = end_offsets(&inner, &self.name(topic), [partition])?;
             Ok::<_, Failure>(ends.get(&partition).copied().unwrap_or_default())
         };
         // In this order, so that what was committed between the two does not look open.
@@ -190,6 +181,34 @@ impl Kafka {
     pub fn bare_group(&self, group: &str) -> Result<ConsumerGroupMetadata, Failure> {
         let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
         inner.group_metadata().ok_or_else(|| Failure::Halt(anyhow!("the consumer has no group")))
+    }
+}
+
+/// Asks for the offsets of a group on a connection that it keeps: one that is new may take longer than a call.
+pub struct GroupOffsets {
+    kafka: Kafka,
+    group: &'static str,
+    inner: BaseConsumer,
+}
+
+impl GroupOffsets {
+    /// # Errors
+    /// When librdkafka refuses the configuration.
+    pub fn open(kafka: &Kafka, group: &'static str) -> Result<Self, Failure> {
+        let inner = kafka.reader_config("lookup").set("group.id", kafka.prefixed(group)).create()?;
+        Ok(Self { kafka: kafka.clone(), group, inner })
+    }
+
+    /// Whether Kafka tells what the group has committed for these partitions within `patience`: it does not while a transaction
+    /// holds one. Blocks.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn are_told(&self, partitions: &[(Topic, i32)], patience: Duration) -> Result<bool, Failure> {
+        match self.inner.committed_offsets(self.kafka.list(partitions), patience) {
+            Err(error) if is_late(&error) => Ok(false),
+            outcome => outcome.map(|_| true).map_err(|e| uncommitted(e, self.group)),
+        }
     }
 }
 

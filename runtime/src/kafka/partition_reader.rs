@@ -68,7 +68,7 @@ impl PartitionReader {
     /// When the broker does not answer.
     pub fn open_at_once(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Self, Failure> {
         let inner = client(kafka)?;
-        let ends = end_offsets(&inner, &kafka.name(topic), topic.partitions())?;
+        let ends = end_offsets(&inner, &kafka.name(topic), [partition])?;
         Self::up_to(kafka, inner, topic, partition, &ends)
     }
 
@@ -211,5 +211,21 @@ mod tests {
         .unwrap();
         assert!(seen.into_iter().eq((0..RECORDS).rev()), "records are missing, or in another order");
         assert!(sizes.iter().all(|size| *size <= 32), "{sizes:?} MiB in memory");
+    }
+
+    #[tokio::test]
+    async fn a_partition_is_read_while_another_of_its_topic_has_no_leader() {
+        let cluster = MockCluster::new(1).unwrap();
+        let topic = Topic::Matches;
+        cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap();
+        cluster.partition_leader(topic.name(), 3, None).unwrap();
+        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+        let read = move || {
+            assert_eq!(kafka.ends(topic, 2).unwrap(), (0, 0));
+            assert_eq!(PartitionReader::open_at_once(&kafka, topic, 2).unwrap().end(), 0);
+            let opened = PartitionReader::open_within(&kafka, topic, 2, Duration::from_secs(2)).unwrap();
+            assert_eq!(opened.unwrap().end(), 0);
+        };
+        tokio::task::spawn_blocking(read).await.unwrap();
     }
 }

@@ -16,6 +16,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, FutureProducer, FutureRecord, Producer as _, ThreadedProducer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use topics::Topic;
@@ -146,9 +147,26 @@ impl Transaction<'_> {
     /// # Errors
     /// When the group is in a later generation than `group`, or the broker does not answer.
     pub fn send_offsets(&self, offsets: &[(Topic, i32, i64)], group: &ConsumerGroupMetadata) -> Result<(), Failure> {
+        self.send_noted_offsets(offsets, &BTreeMap::new(), group)
+    }
+
+    /// As [`send_offsets`](Self::send_offsets), with notes that Kafka keeps beside those of some partitions.
+    ///
+    /// # Errors
+    /// As `send_offsets`.
+    pub fn send_noted_offsets(
+        &self,
+        offsets: &[(Topic, i32, i64)],
+        notes: &BTreeMap<(Topic, i32), String>,
+        group: &ConsumerGroupMetadata,
+    ) -> Result<(), Failure> {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
         for (topic, partition, offset) in offsets {
-            list.add_partition_offset(&self.producer.kafka.name(*topic), *partition, Offset::Offset(*offset))?;
+            let mut element = list.add_partition(&self.producer.kafka.name(*topic), *partition);
+            element.set_offset(Offset::Offset(*offset))?;
+            if let Some(note) = notes.get(&(*topic, *partition)) {
+                element.set_metadata(note);
+            }
         }
         self.producer
             .producer

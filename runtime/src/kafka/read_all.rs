@@ -121,11 +121,10 @@ impl Kafka {
             .create()?;
         // A topic that was created a moment ago may have no leader for a while.
         let deadline = Instant::now() + READ_TIMEOUT;
-        let mut ends = retry_until(deadline, || end_offsets(&uncommitted, &name, topic.partitions()))?;
-        ends.retain(|partition, _| partitions.contains(partition));
+        let ends = retry_until(deadline, || end_offsets(&uncommitted, &name, partitions.iter().copied()))?;
         let asked = Instant::now();
         loop {
-            let stable = retry_until(deadline, || end_offsets(committed, &name, topic.partitions()))?;
+            let stable = retry_until(deadline, || end_offsets(committed, &name, partitions.iter().copied()))?;
             let reached = |partition: &i32| stable.get(partition).copied().unwrap_or_default();
             let Some((partition, end)) = ends.iter().find(|(partition, end)| reached(partition) < **end) else {
                 return Ok(Ok(ends));

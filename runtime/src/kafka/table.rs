@@ -113,7 +113,7 @@ impl Table {
     }
 
     fn ends(&self) -> Result<HashMap<i32, i64>, Failure> {
-        end_offsets(&self.end_client, &self.kafka.name(self.topic), self.topic.partitions())
+        end_offsets(&self.end_client, &self.kafka.name(self.topic), 0..self.topic.partitions())
     }
 
     fn next(&self, partition: i32) -> i64 {

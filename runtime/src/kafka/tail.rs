@@ -24,7 +24,7 @@ impl Tail {
         let inner: BaseConsumer = kafka.reader_config("tail").set("group.id", kafka.prefixed("tail")).create()?;
         let name = kafka.name(topic);
         let mut list = TopicPartitionList::new();
-        for (partition, end) in end_offsets(&inner, &name, topic.partitions())? {
+        for (partition, end) in end_offsets(&inner, &name, 0..topic.partitions())? {
             list.add_partition_offset(&name, partition, Offset::Offset(end))?;
         }
         inner.assign(&list)?;

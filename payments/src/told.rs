@@ -108,9 +108,11 @@ impl ToldEvents {
     pub fn cancel(&mut self, payment: Payment) -> Payment {
         let Some((sequence, at)) = self.next_cancellation(payment.chain) else { return payment };
         if self.is_past {
-            // Those before it are never made again.
-            self.made.extend(self.left.range(..sequence).map(|(n, _)| *n));
-            self.left.retain(|n, _| *n >= sequence);
+            // Those before it are never made again; of other chains nobody knows that.
+            let gone: Vec<u64> =
+                self.left.range(..sequence).filter(|(_, told)| told.is_of(payment.chain)).map(|(n, _)| *n).collect();
+            self.left.retain(|n, _| !gone.contains(n));
+            self.made.extend(gone);
         }
         match step(&payment, &Input::Cancel { at }) {
             Ok(step) => self.recognise(payment.sequence, step).next,
@@ -127,9 +129,8 @@ impl ToldEvents {
     /// The number and the time, in Unix seconds, of the cancellation that comes next. What happens on other chains than the
     /// payment's own changes no status, so it is not waited for, and nothing is that is never made again.
     fn next_cancellation(&self, chain: ChainId) -> Option<(u64, u64)> {
-        let is_here = |told: &ToldEvent| told.block.as_ref().is_none_or(|(of, _)| *of == chain.0);
         let is_cancellation = |told: &ToldEvent| told.kind == EventKind::Cancelled.as_str();
-        let is_next = |told: &ToldEvent| if self.is_past { is_cancellation(told) } else { is_here(told) };
+        let is_next = |told: &ToldEvent| if self.is_past { is_cancellation(told) } else { told.is_of(chain) };
         let (sequence, told) = self.left.iter().find(|(_, told)| is_next(told))?;
         is_cancellation(told).then_some((*sequence, told.at))
     }
@@ -189,6 +190,11 @@ pub(crate) fn says_the_same(one: &PaymentEvent, other: &PaymentEvent) -> bool {
 }
 
 impl ToldEvent {
+    /// Whether it is of this chain, or of none.
+    fn is_of(&self, chain: ChainId) -> bool {
+        self.block.as_ref().is_none_or(|(of, _)| *of == chain.0)
+    }
+
     fn read(record: &PaymentEvent) -> Self {
         let many = record.summary.as_ref();
         let many = many.and_then(|many| many.first.as_ref().map(|first| (first, many.count, &many.amount)));

@@ -248,6 +248,13 @@ fn a_cancellation_that_was_told_after_what_is_never_made_again_stands_once_the_c
     // The merchant asks for it again.
     let again = behind(Some(50), Some(51)).step(&soon, &Input::Cancel { at: 99 }).unwrap();
     assert!(again.events.is_empty() && again.next.status() == Status::Cancelled && again.next.sequence == 3, "{again:?}");
+    // On another chain it may be made again for as long as that takes, and was told.
+    let abroad = transfer(ABROAD, 3, 5);
+    let (_, events) = live(soon.clone(), &[abroad.clone(), Input::Cancel { at: 7 }]);
+    let mut told = self::told(&events);
+    told.end_after(Some(50), Some(40));
+    let (again, made) = live_again(soon.clone(), &[head(51), abroad], &mut told);
+    assert!(made.is_empty() && again.status() == Status::Cancelled, "{made:?}");
     // Its orphans wait.
     let (waits, _) = live_again(soon, &[head(51)], &mut behind(None, Some(99)));
     assert_eq!(waits.status(), Status::Pending);

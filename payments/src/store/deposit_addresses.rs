@@ -1,8 +1,8 @@
 //! Rows of `deposit_addresses`, the static addresses. The deposits at them are rows of `payments`.
 
 use super::intents::insert_intents;
-use super::issued::Page;
 use super::lists::Place;
+use super::page::Page;
 use crate::deposit::DepositAddress;
 use crate::intents::address_intent_record;
 use deadpool_postgres::GenericClient;

@@ -2,6 +2,7 @@
 //! are made from again.
 
 use super::deposit_addresses::all_addresses;
+use super::page::Page;
 use super::payments::all_payments;
 use crate::deposit::DepositAddress;
 use crate::intents::{IdempotencyClaim, Origin};
@@ -10,30 +11,6 @@ use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use std::collections::HashMap;
 use uuid::Uuid;
-
-/// A page of rows. One that can't be read keeps no other from its turn.
-#[derive(Debug)]
-pub struct Page<T> {
-    pub items: Vec<T>,
-    /// Those that hold no valid payment or address, and why.
-    pub unreadable: Vec<(Uuid, String)>,
-    /// The id of the last row, with which the next page begins; `None` after the last page.
-    pub last: Option<Uuid>,
-}
-
-impl<T> Page<T> {
-    pub(super) fn of(rows: impl Iterator<Item = (Uuid, Result<T, Failure>)>) -> Self {
-        let mut page = Self { items: Vec::new(), unreadable: Vec::new(), last: None };
-        for (id, row) in rows {
-            page.last = Some(id);
-            match row {
-                Ok(item) => page.items.push(item),
-                Err(cause) => page.unreadable.push((id, cause.to_string())),
-            }
-        }
-        page
-    }
-}
 
 /// At most `limit` payments with ids below `below`, without their transfers, by falling id: ids tell their time. Deposits are left
 /// out.
@@ -77,20 +54,4 @@ pub async fn origins(db: &impl GenericClient, payments: &[Payment]) -> Result<Ha
         origins.entry(row.get(0)).or_default().idempotency = Some(claim);
     }
     Ok(origins)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use anyhow::anyhow;
-
-    #[test]
-    fn a_row_that_cant_be_read_ends_no_page() {
-        let [first, second, third] = [3, 2, 1].map(Uuid::from_u128);
-        let bad = || Err(Failure::Halt(anyhow!("address: 3 bytes")));
-        let page = Page::of([(first, Ok(1)), (second, bad()), (third, bad())].into_iter());
-        assert_eq!((page.items, page.last), (vec![1], Some(third)), "the next page begins after it");
-        assert_eq!(page.unreadable.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [second, third]);
-        assert_eq!(Page::<u8>::of(std::iter::empty()).last, None);
-    }
 }

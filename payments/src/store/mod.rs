@@ -16,6 +16,7 @@ mod lost;
 mod orphans;
 mod outbox;
 mod outbox_told;
+mod page;
 mod parts;
 mod payments;
 mod restore;
@@ -30,7 +31,7 @@ pub use heads::{
     save_head, witnessed,
 };
 pub use intents::{Unacknowledged, delete_intents, lock_overdue_intents, unacknowledged_intents};
-pub use issued::{Page, issued_addresses, issued_payments, origins};
+pub use issued::{issued_addresses, issued_payments, origins};
 pub use lists::{PaymentFilter, Place, is_common_external_id, list_deposits, list_payments};
 pub use lost::{LostBlocks, lost_blocks, paid_blocks};
 pub use orphans::{
@@ -39,6 +40,7 @@ pub use orphans::{
 };
 pub use outbox::{OutboxFront, OutboxRow, first_claimed_batch, record_events, record_requested_events};
 pub use outbox_told::{claimed_before, release_claims};
+pub use page::Page;
 pub use parts::{PartRow, counted_from, delete_parts, save_parts, touched_parts};
 pub use payments::{
     OpenPayments, belongs_to_merchant, insert_deposits, insert_payments, insert_requested_payments, load_created,

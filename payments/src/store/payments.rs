@@ -2,8 +2,8 @@
 
 use super::amount::read_amount;
 use super::intents::insert_intents;
-use super::issued::Page;
 use super::outbox::record_requested_events;
+use super::page::Page;
 use super::touched::BatchScope;
 use super::transfers::{last_transfers, last_transfers_in};
 use crate::intents::{Origin, intent_record};

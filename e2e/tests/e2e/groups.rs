@@ -296,13 +296,16 @@ async fn logs_whose_block_kafka_does_not_have_are_not_read_again_for_ever() -> R
     let mut detector = lab.spawn("detector")?;
     let written = AtomicU64::new(0);
     eventually("the offset to pass the logs without a block", || async {
-        let next = written.fetch_add(1, Ordering::Relaxed) + 1;
-        chain.write(block(next, Kind::Added, 10 + next, 1), Vec::new()).await?;
+        // All the time, so that Kafka has blocks that were not read yet whenever the detector looks.
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_millis(300) {
+            let next = written.fetch_add(1, Ordering::Relaxed) + 1;
+            chain.write(block(next, Kind::Added, 10 + next, 1), Vec::new()).await?;
+        }
         let kafka = chain.kafka.clone();
         let committed = move || kafka.committed("detector", Topic::Logs, Topic::Logs.partition_of(CHAIN));
         // A coordinator that is still loading answers with an error.
         let committed = tokio::task::spawn_blocking(committed).await?.ok().flatten();
-        tokio::time::sleep(Duration::from_millis(200)).await;
         Ok(committed.filter(|offset| *offset > 0))
     })
     .await?;

@@ -119,6 +119,7 @@ async fn a_flood_for_twenty_endpoints_delays_no_other_merchant_and_is_told_whole
 async fn an_event_under_the_id_of_another_merchants_is_told_with_its_own_message() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
     let db = lab.database().await?;
+    lab.note_compared(&db).await?;
     let merchants = two_merchants(&lab, &db).await?;
     let payment = Uuid::now_v7();
     let of =

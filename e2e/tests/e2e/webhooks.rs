@@ -683,7 +683,7 @@ async fn deliveries_of_long_ago_are_removed_and_no_others() -> Result<()> {
          INSERT INTO webhook_messages (event_id, merchant_id, body, created_at)
          SELECT DISTINCT event_id, merchant_id, '{}', d.created_at FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id = endpoint_id;
          INSERT INTO webhook_messages (event_id, merchant_id, body, created_at)
-         SELECT name, id, '{}', now() - make_interval(days => 91) FROM merchants, unnest('{unused,waiting}'::text[]) AS name;
+         SELECT event, id, '{}', now() - make_interval(days => 91) FROM merchants, unnest('{unused,waiting}'::text[]) AS event;
          INSERT INTO webhook_backlog (merchant_id, event_id, type, payment_id, sequence, written_ms)
          SELECT id, 'waiting', 'payment.created', id, 1, 1 FROM merchants;
          INSERT INTO webhook_attempts (delivery_id, number, took_ms) SELECT id, 1, 1 FROM webhook_deliveries",
@@ -733,7 +733,7 @@ async fn an_event_that_no_message_can_tell_is_set_aside_and_the_others_arrive() 
     let long = wire::PaymentEvent { id: format!("evt_long{}", "9".repeat(3000)), sequence: 3, ..event.clone() };
     let unstorable = wire::PaymentEvent { id: "evt_nul\0".to_owned(), sequence: 4, ..event.clone() };
     // Under another payment's id it would be told with that one's message.
-    let foreign = wire::PaymentEvent { sequence: 6, ..event.clone() };
+    let foreign = wire::PaymentEvent { id: format!("{untold}7"), sequence: 6, ..event.clone() };
     let bad =
         [nanoseconds, long, unstorable, foreign, wire::PaymentEvent { r#type: "payment.\0".to_owned(), sequence: 5, ..event }];
     let kafka = lab.kafka().await?;

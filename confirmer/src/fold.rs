@@ -254,9 +254,13 @@ async fn lost_blocks(db: &impl GenericClient, chain: ChainId, records: &[&Matche
 /// Hashes of the blocks that the records take back, if they bring them again or not, and the sequences of those records.
 fn removed_blocks(records: &[&Matches], lost: &LostBlocks) -> HashMap<B256, u64> {
     let begins = records.iter().rfind(|record| begins_anew(record)).map_or(0, |record| record.sequence);
-    let removed = records.iter().filter(|record| record.kind == Kind::Removed);
-    let removed = removed.map(|record| (record.block.hash, record.sequence));
-    lost.numbers.keys().map(|hash| (*hash, begins)).chain(removed).collect()
+    let mut removed: HashMap<B256, u64> = lost.numbers.keys().map(|hash| (*hash, begins)).collect();
+    for record in records.iter().filter(|record| record.kind == Kind::Removed) {
+        // The chain may have begun anew since.
+        let by = removed.entry(record.block.hash).or_default();
+        *by = record.sequence.max(*by);
+    }
+    removed
 }
 
 /// Credits orphans of one block, or of one part of it.
@@ -410,4 +414,34 @@ fn bridge_after(head: &ChainHead, record: &Matches) -> Option<BlockRef> {
     let leads_on = |from: B256| from == record.parent;
     let grows = head.bridge.is_some_and(|bridge| leads_on(bridge.hash)) || head.hash.is_some_and(leads_on);
     if grows { Some(record.block) } else { head.bridge }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A backfill may bring it between the two, and the stage may read it again without the second.
+    #[test]
+    fn a_block_that_leaves_the_chain_twice_in_a_batch_has_left_it_with_the_later_record() {
+        let record = |sequence, kind, number| Matches {
+            chain: ChainId(1),
+            sequence,
+            kind,
+            block: BlockRef { number, hash: B256::with_last_byte(u8::try_from(number).unwrap()) },
+            parent: B256::ZERO,
+            parent_number: None,
+            timestamp: 1_000,
+            safe: None,
+            finalized: None,
+            witnessed: None,
+            transfers: Vec::new(),
+            part: 0,
+            parts: 0,
+        };
+        let (left, begins, gone) = (record(10, Kind::Removed, 7), record(12, Kind::Replayed, 5), record(9, Kind::Removed, 8));
+        let mut lost = LostBlocks::default();
+        lost.numbers.insert(left.block.hash, 7);
+        let removed = removed_blocks(&[&gone, &left, &begins], &lost);
+        assert_eq!(removed, HashMap::from([(left.block.hash, 12), (gone.block.hash, 9)]));
+    }
 }

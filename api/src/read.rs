@@ -7,7 +7,7 @@ use crate::http::problem::Problem;
 use crate::http::share::{self, HeldConnection};
 use deadpool_postgres::Client;
 use futures::FutureExt as _;
-use payments::store::{self, Unacknowledged};
+use payments::store::{self, Page};
 use runtime::Failure;
 use runtime::db::{Replica, WRITE_TIMEOUT};
 use std::collections::HashSet;
@@ -55,12 +55,6 @@ impl From<Failure> for Unread {
     }
 }
 
-impl From<tokio_postgres::Error> for Unread {
-    fn from(error: tokio_postgres::Error) -> Self {
-        Self::Problem(error.into())
-    }
-}
-
 impl Deref for Snapshot {
     type Target = Client;
 
@@ -98,7 +92,7 @@ impl Snapshot {
     /// # Errors
     /// When their intents have to be published again first, or the primary is to be asked; when the database fails.
     pub async fn hidden(&self, ids: &[Uuid]) -> Result<HashSet<Uuid>, Unread> {
-        let Unacknowledged { intents, unreadable } = store::unacknowledged_intents(&**self, ids).await?;
+        let Page { items: intents, unreadable, .. } = store::unacknowledged_intents(&**self, ids).await?;
         let unreadable = unreadable.into_iter().map(|(id, _)| id);
         match &self.from {
             _ if intents.is_empty() => Ok(unreadable.collect()),

@@ -150,7 +150,7 @@ async fn apply(
         }
         return Ok(events);
     }
-    store::remove_orphans(db, chain, &removed.keys().copied().collect::<Vec<_>>()).await?;
+    store::remove_orphans(db, chain, removed.keys()).await?;
     let mut known = store::known_transfers(db, &scope).await?;
     let mut waiting = store::orphans_in(db, chain, scope.replayed_in_doubt()).await?;
     let mut parts = if touched.is_empty() { HashMap::new() } else { store::touched_parts(db, &scope).await? };

@@ -106,13 +106,13 @@ pub(crate) fn unapplied<'a>(
         let removed_by = gone.get(&record.block.hash).copied().filter(|_| record.sequence == 0);
         let removed_by = removed_by.filter(|sequence| head.reading.may_precede(*sequence));
         // One that was read before tells from where the chain is read.
-        let next = rest.iter().find(|later| later.sequence != 0).filter(|later| applied.has(later));
-        let precedes = removed_by.zip(next).map(|(sequence, next)| next.sequence <= sequence);
+        let precedes = removed_by.and_then(|sequence| {
+            let next = rest.iter().find(|later| later.sequence != 0).filter(|later| applied.has(later))?;
+            Some(next.sequence <= sequence)
+        });
         let news = if precedes == Some(true) { News::Known } else { news(&head, record, rest, applied) };
         if let News::Known = news {
-            if record.sequence != 0 {
-                head.reading = Reading { sequence: record.sequence, again: Some(!applied.ends_with(record)), ..head.reading };
-            }
+            read(&mut head, record, !applied.ends_with(record));
             continue;
         }
         left.fault = match removed_by.filter(|_| precedes.is_none()) {
@@ -130,7 +130,7 @@ pub(crate) fn unapplied<'a>(
                 advance(&mut head, record);
                 left.new.push(record);
             }
-            _ => read(&mut head, record),
+            _ => read(&mut head, record, false),
         }
         left.remembered.push(record);
         applied.insert(record);
@@ -254,15 +254,16 @@ fn continues(head: &ChainHead, record: &Matches) -> bool {
 }
 
 /// Takes a record as read.
-fn read(head: &mut ChainHead, record: &Matches) {
+/// `again` says that others were read before that come after it.
+fn read(head: &mut ChainHead, record: &Matches, again: bool) {
     if record.sequence != 0 {
-        head.reading = Reading { sequence: record.sequence, again: Some(false), ..head.reading };
+        head.reading = Reading { sequence: record.sequence, again: Some(again), ..head.reading };
     }
 }
 
 fn advance(head: &mut ChainHead, record: &Matches) {
     let BlockRef { number, hash } = record.block;
-    read(head, record);
+    read(head, record, false);
     match record.kind {
         Kind::Added if record.ends_block() => {
             if head.hash.is_none() {

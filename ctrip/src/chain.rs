@@ -40,8 +40,7 @@ async fn forget(settings: &Settings, name: &str, execute: bool) -> anyhow::Resul
     let chain = id(settings, name).await?;
     let pool = db::pool(&settings.database_url, 1)?;
     let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
-    let failed = |failure| anyhow::anyhow!("{failure}");
-    let items = set_aside::chains(&db, &settings.topic_prefix).await.map_err(failed)?.into_iter();
+    let items = set_aside::chains(&db, &settings.topic_prefix).await?.into_iter();
     let topic = settings.topic_name(Topic::Matches);
     let items: Vec<_> = items.filter(|item| item.item == chain.to_string()).collect();
     if items.is_empty() {
@@ -51,13 +50,13 @@ async fn forget(settings: &Settings, name: &str, execute: bool) -> anyhow::Resul
     for item in &items {
         println!("{}/{} from offset {}: {}", item.topic, item.partition, item.next_offset, item.cause);
     }
-    print_open(&store::open_payments(&db, chain).await.map_err(failed)?);
+    print_open(&store::open_payments(&db, chain).await?);
     println!("its unread records would be dropped: payments in them are not credited, blocks in them confirm nothing");
     if !execute {
         bail!("nothing was changed; if that is right, run it again with --execute");
     }
     for item in &items {
-        set_aside::forget(&db, &item.stage, &topic, slice::from_ref(&item.item)).await.map_err(failed)?;
+        set_aside::forget(&db, &item.stage, &topic, slice::from_ref(&item.item)).await?;
     }
     println!("forgotten; if the chain comes back to the chains file, run: ctrip chain restart {chain}");
     Ok(())
@@ -67,16 +66,15 @@ async fn restart(settings: &Settings, name: &str, execute: bool) -> anyhow::Resu
     let restart = Restart::open(settings, name).await?;
     let pool = db::pool(&settings.database_url, 2)?;
     let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
-    let failed = |failure| anyhow::anyhow!("{failure}");
     let chain = restart.chain();
     // In this order: what comes before the offset is applied or set aside by then.
     let (topic, partition) = (settings.topic_name(Topic::Matches), Topic::Matches.partition_of(&chain.to_string()));
-    let next = FOLDING.position(&pool, &topic, partition).await.map_err(failed)?.unwrap_or_default();
-    let items = FOLDING.set_aside_in(&db, &topic, partition).await.map_err(failed)?;
+    let next = FOLDING.position(&pool, &topic, partition).await?.unwrap_or_default();
+    let items = FOLDING.set_aside_in(&db, &topic, partition).await?;
     let waiting = items.iter().find(|item| item.item == chain.to_string());
     let unapplied = waiting.map_or(Unapplied::Next(next), |item| Unapplied::Waiting(item.next_offset));
-    let head = store::lock_head(&db, chain).await.map_err(failed)?;
-    let paid = store::paid_blocks(&db, chain, restart.last_final(), i64::from(MAX_PAID_BLOCKS)).await.map_err(failed)?;
+    let head = store::lock_head(&db, chain).await?;
+    let paid = store::paid_blocks(&db, chain, restart.last_final(), i64::from(MAX_PAID_BLOCKS)).await?;
     let applied = head.map(|head| applied(&head, paid));
     let plan = restart.plan(applied.as_ref(), unapplied).await?;
     match plan.stands {
@@ -87,7 +85,7 @@ async fn restart(settings: &Settings, name: &str, execute: bool) -> anyhow::Resu
         None => println!("nothing of it was applied"),
     }
     println!("begins anew at block {}", plan.begins);
-    print_open(&store::open_payments(&db, chain).await.map_err(failed)?);
+    print_open(&store::open_payments(&db, chain).await?);
     println!(
         "pending payments expire by the timestamps of the blocks to come; detected ones are confirmed by their depth below them"
     );

@@ -32,21 +32,19 @@ pub async fn run(settings: &Settings, command: IntentsCommand) -> anyhow::Result
         IntentsCommand::Republish => {
             let kafka = Kafka::connect(settings).await?;
             let pool = db::pool(&settings.database_url, 1)?;
-            let compared = compared_topic(&pool.get().await.context("Postgres (DATABASE_URL)")?).await;
-            let compared = compared.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            let compared = compared_topic(&pool.get().await.context("Postgres (DATABASE_URL)")?).await?;
             let topic = kafka.name(Topic::Intents);
             let reached = {
                 let kafka = kafka.clone();
                 let reached = move || IntentsTopic::reached(&kafka, &Backlog::open(&kafka)?, Topic::Intents);
-                tokio::task::spawn_blocking(reached).await?
+                tokio::task::spawn_blocking(reached).await??
             };
-            let reached = reached.map_err(|failure| anyhow::anyhow!("{failure}"))?;
             ensure!(
                 compared.is_some_and(|compared| !reached.differs_from(&compared)),
                 "{topic} was not compared with this database yet, and may be another installation's (TOPIC_PREFIX, KAFKA_BROKERS, \
                  DATABASE_URL): the API and the confirmer compare them when they start, and publish the intents that it lacks"
             );
-            let count = republish::republish(&kafka, &pool).await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            let count = republish::republish(&kafka, &pool).await?;
             println!("published {count} intents");
         }
         IntentsCommand::Adopt { installation: id } => {
@@ -58,9 +56,8 @@ pub async fn run(settings: &Settings, command: IntentsCommand) -> anyhow::Result
             let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
             let topic = settings.topic_name(Topic::Intents);
             let mut forgotten = 0;
-            for stage in [recovery::RESTORING, republish::REPAIRING, republish::REPUBLISHING] {
-                let of_stage = set_aside::forget(&db, stage.stage, &topic, std::slice::from_ref(&id)).await;
-                forgotten += of_stage.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            for stage in [recovery::RESTORING.stage, republish::REPAIRING, republish::REPUBLISHING] {
+                forgotten += set_aside::forget(&db, stage, &topic, std::slice::from_ref(&id)).await?;
             }
             ensure!(forgotten > 0, "nothing of {id} is set aside; `ctrip set-aside` lists what is");
             println!("forgotten");

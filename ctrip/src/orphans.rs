@@ -27,8 +27,7 @@ pub enum OrphansCommand {
 pub async fn run(settings: &Settings, command: OrphansCommand) -> anyhow::Result<()> {
     let pool = db::pool(&settings.database_url, 1)?;
     let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
-    let failed = |failure| anyhow::anyhow!("{failure}");
-    let all = store::orphans_by_token(&db).await.map_err(failed)?;
+    let all = store::orphans_by_token(&db).await?;
     match command {
         OrphansCommand::List => print!("{}", table(&all)),
         OrphansCommand::Forget { chain, token, execute } => {
@@ -54,7 +53,7 @@ pub async fn run(settings: &Settings, command: OrphansCommand) -> anyhow::Result
             if !execute {
                 bail!("nothing was changed; if that is right, run it again with --execute");
             }
-            store::give_token_up(&db, chain, token).await.map_err(failed)?;
+            store::give_token_up(&db, chain, token).await?;
             println!(
                 "they wait for it no more; if the token is listed after all, `ctrip backfill` of their blocks credits them"
             );

@@ -7,7 +7,7 @@
 //! again and was matched is passed over.
 
 use crate::chains::Rewind;
-use crate::held::{Cause, Held};
+use crate::held::{Cause, Held, PATIENCE};
 use crate::join::ChainRecord as _;
 use crate::lookup::Lookup;
 use crate::output::{MAX_CLOCK_SKEW_MS, MatchedBlock, Resumption, logs_by_time};
@@ -20,9 +20,6 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use topics::Topic;
-
-/// How long an assignment waits for open transactions. What lasts longer holds its partition.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long it waits for the group's offsets. Their coordinator may be about to begin.
 const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
@@ -83,7 +80,7 @@ impl Committed {
     }
 }
 
-/// Where something is to be read again, if that is before. Else it is before what was asked for that Kafka has lost something.
+/// Where something is to be read again, if that is before. Else Kafka has lost something before that.
 fn earlier((blocks, logs): Place, to: Option<Resumption>) -> Place {
     to.map_or((blocks, logs), |to| (blocks.min(Some(to.blocks)), logs.min(Some(to.logs))))
 }
@@ -103,13 +100,23 @@ fn begin(
     };
     let matched = newest_match(&matches)?;
     written.begin(partition, matches.end(), matched.as_ref().map(|block| block.offset), asked);
-    if let ((Some(next), Some(_)), Some(note), Some(matched)) = (committed, note, matched)
-        && matched.offset == note.matched
-        && is_as_noted(kafka, partition, &matched, next, note)?
-    {
-        return Ok(Ok(committed));
-    }
-    let newest = newest(kafka, &matches, partition)?;
+    let newest = match &matched {
+        // Markers of transactions that were aborted since are all that may be left of it.
+        None => {
+            matches.seek(0)?;
+            if matches.next()?.is_none() { Newest::Never } else { Newest::Unknown }
+        }
+        Some(matched) => {
+            let blocks = PartitionReader::open_at_once(kafka, Topic::Blocks, partition)?;
+            if let ((Some(next), Some(_)), Some(note)) = (committed, note)
+                && matched.offset == note.matched
+                && is_as_noted(&blocks, matched, next, note)?
+            {
+                return Ok(Ok(committed));
+            }
+            newest(kafka, &matches, &blocks, partition)?
+        }
+    };
     let place = place(committed, newest);
     if let (Some(from), Some(to)) = (committed.0, place.0.or(Some(0)))
         && to < from
@@ -134,9 +141,8 @@ fn newest_match(matches: &PartitionReader) -> Result<Option<MatchedBlock>, Failu
 
 /// Whether `chain.blocks` has the block of the newest match, and before the group's offset the block that was there: Kafka has lost nothing
 /// before it.
-fn is_as_noted(kafka: &Kafka, partition: i32, matched: &MatchedBlock, next: i64, note: Note) -> Result<bool, Failure> {
-    let blocks = PartitionReader::open_at_once(kafka, Topic::Blocks, partition)?;
-    if matched.written_in(&blocks)?.is_none() {
+fn is_as_noted(blocks: &PartitionReader, matched: &MatchedBlock, next: i64, note: Note) -> Result<bool, Failure> {
+    if matched.written_in(blocks)?.is_none() {
         return Ok(false);
     }
     blocks.seek(next - 1)?;
@@ -175,13 +181,8 @@ fn place((blocks, logs): Place, newest: Newest) -> Place {
 
 /// Looks for the newest match whose block is there still. If none is, all blocks that there are come next: the topic was cut before
 /// them, or made anew, or it is a copy with offsets of its own, and what is read again is compared with what was matched.
-fn newest(kafka: &Kafka, matches: &PartitionReader, partition: i32) -> Result<Newest, Failure> {
-    // Markers of transactions that were aborted since are all that may be left of it.
-    matches.seek(0)?;
-    if matches.next()?.is_none() {
-        return Ok(Newest::Never);
-    }
-    let blocks = PartitionReader::open_at_once(kafka, Topic::Blocks, partition)?;
+fn newest(kafka: &Kafka, matches: &PartitionReader, blocks: &PartitionReader, partition: i32) -> Result<Newest, Failure> {
+    blocks.seek(0)?;
     let Some((first, first_written)) = blocks.next()?.map(|first| (first.offset(), first.timestamp_ms())) else {
         return Ok(Newest::Unknown);
     };
@@ -199,7 +200,7 @@ fn newest(kafka: &Kafka, matches: &PartitionReader, partition: i32) -> Result<Ne
         // A partition that was read again has blocks that come before those of older matches.
         for run in matched.chunk_by(|newer, older| older.offset < newer.offset) {
             let reachable = run.partition_point(|block| block.offset >= first);
-            if let Some((index, written)) = first_there(&run[..reachable], |block| block.written_in(&blocks))? {
+            if let Some((index, written)) = first_there(&run[..reachable], |block| block.written_in(blocks))? {
                 lost += index;
                 found = Some((run[index].offset, run[index].logs, written));
                 return Ok(ControlFlow::Break(()));

@@ -5,7 +5,7 @@
 //! again from the chain's next record; what its neighbours have matched is done, and passed over.
 
 use crate::again::{Found, Known, Rereading, Verdict};
-use crate::held::{Cause, Held};
+use crate::held::{Cause, Held, PATIENCE};
 use crate::join::{ChainRecord as _, head_of};
 use crate::matching::RecordHead;
 use crate::output::{FoundRecord, Matched, MatchedBlock, Resumption, find_next, passed_over, read_progress};
@@ -14,13 +14,10 @@ use base::metrics;
 use runtime::Failure;
 use runtime::kafka::{Kafka, PartitionReader, Record, Transaction};
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
 use topics::wire::ChainCursor;
 use topics::wire::matches_record::Kind;
 use topics::{ChainId, Topic};
 
-/// How long a look at what was matched waits for open transactions. What lasts longer holds the partition.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// A backfill that closes a gap begins so many blocks below it. As many may be in doubt, since witnesses of them were not told
 /// before the gap: the confirmer goes on over it only if they are said again. Where more are, or where no block is missing and the
 /// next one is matched at once, it names the new beginning.

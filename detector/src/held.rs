@@ -18,6 +18,8 @@ use topics::Topic;
 const LOOK_INTERVAL: Duration = Duration::from_secs(3);
 /// A broker ends what a producer that is gone has left open some 25 s later. What lasts longer is told.
 const MAX_WAIT: Duration = Duration::from_secs(40);
+/// How long a look at `chain.matches` waits for open transactions. What lasts longer holds the partition.
+pub const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a look waits for offsets. Its connection is kept from one to the next, and may take longer to come.
 const OFFSETS_PATIENCE: Duration = Duration::from_secs(1);
 

@@ -211,10 +211,8 @@ pub fn find_next(
     last: Option<&MatchedBlock>,
 ) -> Result<Option<FoundRecord>, Failure> {
     let reader = PartitionReader::open_at_once(kafka, Topic::Blocks, partition)?;
-    let is_there = last.map_or(Ok(None), |last| last.written(kafka, partition))?.is_some();
-    if let Some(last) = last.filter(|_| is_there) {
-        reader.seek(last.offset + 1)?;
-    }
+    let is_there = last.map_or(Ok(None), |last| last.written_in(&reader))?.is_some();
+    reader.seek(last.filter(|_| is_there).map_or(0, |last| last.offset + 1))?;
     let mut lookup = Lookup::of(chain_id);
     while let Some(record) = reader.next()? {
         lookup.at(Topic::Blocks, partition, record.offset());

@@ -43,7 +43,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
             intents = Some(IntentBarrier::open(&kafka, STAGE, &mut watched)?);
         }
         let outcome = match intents.as_mut() {
-            Some(intents) => detect(&kafka, intents, &mut chains, (&held, &rewind), stop),
+            Some(intents) => detect(&kafka, intents, &mut chains, &held, &rewind, stop),
             None => Ok(()),
         };
         if outcome.is_err() && intents.as_ref().is_some_and(|intents| intents.failed) {
@@ -58,7 +58,8 @@ fn detect(
     kafka: &Kafka,
     intents: &mut IntentBarrier,
     chains: &mut Chains,
-    (held, rewind): (&Held, &Arc<Mutex<Option<Rewind>>>),
+    held: &Held,
+    rewind: &Arc<Mutex<Option<Rewind>>>,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let producer = TransactionalProducer::open(kafka, &format!("{STAGE}-{}", kafka.instance()))?;

@@ -115,18 +115,12 @@ impl KeyCache {
     pub async fn grant(self: &Arc<Self>, key: &str, from: Option<IpAddr>) -> Result<Arc<Grant>, KeyRefused> {
         let hash = hash_key(key);
         let id = KeyId::of(&hash);
-        match self.remembered(id, &hash).await {
-            Some(outcome) => outcome,
-            None => granted(Known::Asked(self.look_up_new(id, hash, from)?)).await,
-        }
-    }
-
-    /// What is known of a key that was looked up before.
-    async fn remembered(self: &Arc<Self>, id: KeyId, hash: &KeyHash) -> Option<Result<Arc<Grant>, KeyRefused>> {
-        match self.known(id, |cached| bool::from(cached.hash.ct_eq(hash)), Some(OffsetDateTime::now_utc())) {
-            Some(known) => Some(granted(known).await),
-            None => self.unknown.contains(hash).then_some(Err(KeyRefused::Unknown)),
-        }
+        let known = match self.known(id, |cached| bool::from(cached.hash.ct_eq(&hash)), Some(OffsetDateTime::now_utc())) {
+            Some(known) => known,
+            None if self.unknown.contains(&hash) => return Err(KeyRefused::Unknown),
+            None => Known::Asked(self.look_up_new(id, hash, from)?),
+        };
+        known.grant().await?.ok_or(KeyRefused::Unknown)
     }
 
     /// What a key that was granted before allows now; `None` if it does not work any more.
@@ -277,11 +271,6 @@ fn copy(failure: &Failure) -> Failure {
         Failure::Retry(_) | Failure::Reopen(_) => Failure::Retry(cause),
         Failure::Halt(_) => Failure::Halt(cause),
     }
-}
-
-/// What a key allows, or that it allows nothing.
-async fn granted(known: Known) -> Result<Arc<Grant>, KeyRefused> {
-    known.grant().await?.ok_or(KeyRefused::Unknown)
 }
 
 async fn look_up(pool: &Pool, id: KeyId, hash: &KeyHash) -> Result<Option<Grant>, Failure> {

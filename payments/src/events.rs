@@ -46,9 +46,9 @@ pub fn state_for_records(payment: &Payment) -> Payment {
     state
 }
 
-/// An event's public id, the same in every replay, since a payment counts its own events.
+/// An event's public id.
 pub fn event_id(payment: &Payment, event: &Event) -> String {
-    format!("evt_{}_{}", payment.id.0.simple(), event.sequence)
+    payment.id.event_id(event.sequence)
 }
 
 /// `payment.created`, the first event of a new payment.

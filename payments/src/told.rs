@@ -78,7 +78,12 @@ impl ToldEvents {
     /// seconds. The chain is at `head`.
     pub fn end_after(&mut self, ends: Option<u64>, head: Option<u64>) {
         self.ends = ends;
-        self.is_past |= head > ends && ends.is_some();
+        head.into_iter().for_each(|head| self.reach(head));
+    }
+
+    /// Says that the payment's chain has come to a block of this time, in Unix seconds.
+    fn reach(&mut self, time: u64) {
+        self.is_past |= self.ends.is_some_and(|ends| time > ends);
     }
 
     /// [`step`] for the payment of these events: with the cancellation that was told before or after the input, and without the events
@@ -92,7 +97,7 @@ impl ToldEvents {
             Input::Transfer(_) | Input::Transfers(_) | Input::Removed { .. } | Input::Rewound(_) | Input::Cancel { .. } => None,
         };
         if let Some(cause) = block.filter(|cause| cause.chain == payment.chain) {
-            self.end_after(self.ends, Some(cause.timestamp));
+            self.reach(cause.timestamp);
         }
         let before = self.cancel(payment.clone());
         // It is cancelled already, and that was told.
@@ -109,10 +114,7 @@ impl ToldEvents {
         let Some((sequence, at)) = self.next_cancellation(payment.chain) else { return payment };
         if self.is_past {
             // Those before it are never made again; of other chains nobody knows that.
-            let gone: Vec<u64> =
-                self.left.range(..sequence).filter(|(_, told)| told.is_of(payment.chain)).map(|(n, _)| *n).collect();
-            self.left.retain(|n, _| !gone.contains(n));
-            self.made.extend(gone);
+            self.made.extend(self.left.extract_if(..sequence, |_, told| told.is_of(payment.chain)).map(|(n, _)| n));
         }
         match step(&payment, &Input::Cancel { at }) {
             Ok(step) => self.recognise(payment.sequence, step).next,

@@ -18,7 +18,7 @@ use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use runtime::compared::{IntentsTopic, compared_topic};
 use runtime::db::{Gate, Lineage, OwnConnection, Primary, lock};
 use runtime::kafka::{Backlog, Offsets};
-use runtime::{Failure, FoldStage, Kafka, Settings, db, set_aside, stage};
+use runtime::{Failure, Kafka, Settings, db, set_aside, stage};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -157,7 +157,7 @@ impl Recovery {
     /// When the database fails.
     pub async fn installation(&self) -> anyhow::Result<Uuid> {
         let of_database = async { installation(&*OwnConnection::open(&self.0.pool).await?.db()?).await };
-        of_database.await.map_err(|failure| anyhow::anyhow!("{failure}"))
+        of_database.await.map_err(Into::into)
     }
 
     /// Notes cTrip's own account, which has to be registered, here and in each database that takes the place of this one.
@@ -167,7 +167,7 @@ impl Recovery {
     /// When another is noted, or the database fails.
     pub async fn note_own_account(&self, account: &Account, replaces: Option<&str>) -> anyhow::Result<()> {
         let note = async { self.0.own_account.note(OwnConnection::open(&self.0.pool).await?.db()?, account, replaces).await };
-        note.await.map_err(|failure| anyhow::anyhow!("{failure}"))
+        note.await.map_err(Into::into)
     }
 
     /// What is wrong with the topics, who else writes to them, which other server takes writes, how many merchants a restore
@@ -433,8 +433,8 @@ fn within<T>(handle: &Handle, answer: impl Future<Output = Result<T, Failure>>) 
 #[expect(clippy::cast_precision_loss, reason = "few intents contradict the database, and few merchants change their account")]
 async fn report(kafka: &Kafka, db: &Client) -> Result<i64, Failure> {
     let counts = set_aside::counts(db, kafka.topic_prefix()).await?;
-    let count = |stages: &[FoldStage]| stages.iter().filter_map(|stage| counts.get(stage.stage)).sum::<i64>() as f64;
-    metrics::SET_ASIDE.gauge(&[("kind", "lost_payment")]).set(count(&[RESTORING]));
+    let count = |stages: &[&str]| stages.iter().filter_map(|stage| counts.get(*stage)).sum::<i64>() as f64;
+    metrics::SET_ASIDE.gauge(&[("kind", "lost_payment")]).set(count(&[RESTORING.stage]));
     metrics::SET_ASIDE.gauge(&[("kind", "intent")]).set(count(&[REPAIRING, REPUBLISHING]));
     let in_doubt = count_restored_accounts(db).await?;
     metrics::SET_ASIDE.gauge(&[("kind", "merchant")]).set(in_doubt as f64);

@@ -10,7 +10,7 @@ use payments::intents::{Origin, address_intent_record, intent_record};
 use payments::store::{self, Page};
 use runtime::db::OwnConnection;
 use runtime::kafka::Publisher;
-use runtime::{Failure, FoldStage, Kafka, set_aside};
+use runtime::{Failure, Kafka, set_aside};
 use std::time::Duration;
 use topics::wire::PaymentIntent;
 use topics::{Message as _, Topic};
@@ -22,11 +22,16 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const MANY: usize = 500;
 
 /// The publishing of intents that Kafka has not acknowledged, as others see what it has set aside.
-pub const REPAIRING: FoldStage =
-    FoldStage { stage: "intents", topic: Topic::Intents, max_records: 1000, max_bytes: 64 * 1024 * 1024, on_return: None };
-
+pub const REPAIRING: &str = "intents";
 /// Publishing all of them, as others see what it has set aside.
-pub const REPUBLISHING: FoldStage = FoldStage { stage: "republish", ..REPAIRING };
+pub const REPUBLISHING: &str = "republish";
+
+/// Names an intent that is not published.
+async fn name(db: &impl GenericClient, kafka: &Kafka, stage: &str, id: Uuid, cause: &str) -> Result<(), Failure> {
+    tracing::error!("{cause}");
+    // Its partition follows from its address, which is not known.
+    set_aside::set_aside(db, stage, (&kafka.name(Topic::Intents), 0), &id.to_string(), 0, cause).await
+}
 
 /// Names an intent that nobody can publish, since its row can't be read; the others are.
 ///
@@ -37,9 +42,7 @@ pub async fn set_intent_aside(db: &impl GenericClient, kafka: &Kafka, id: Uuid, 
         "the intent of the payment or static address {id} can't be read ({cause}): its address is shown to nobody, and its events wait. \
          `ctrip intents republish` makes it again"
     );
-    tracing::error!("{cause}");
-    // Its partition follows from its address, which is not known.
-    REPAIRING.set_aside(db, (&kafka.name(Topic::Intents), 0), &id.to_string(), 0, &cause).await
+    name(db, kafka, REPAIRING, id, &cause).await
 }
 
 /// Forgets what was set aside of intents that nobody has to publish any more.
@@ -49,7 +52,7 @@ pub async fn set_intent_aside(db: &impl GenericClient, kafka: &Kafka, id: Uuid, 
 pub async fn forget_published(db: &impl GenericClient, kafka: &Kafka) -> Result<(), Failure> {
     let sql = "DELETE FROM set_aside a WHERE stage = $1 AND topic = $2
                    AND NOT EXISTS (SELECT FROM unacknowledged_intents u WHERE u.payment_id::text = a.item)";
-    db.execute(sql, &[&REPAIRING.stage, &kafka.name(Topic::Intents)]).await?;
+    db.execute(sql, &[&REPAIRING, &kafka.name(Topic::Intents)]).await?;
     Ok(())
 }
 
@@ -94,7 +97,7 @@ async fn note_acknowledged(db: &impl GenericClient, kafka: &Kafka, ids: &[Uuid])
     store::delete_intents(db, ids).await?;
     let items: Vec<String> = ids.iter().map(Uuid::to_string).collect();
     for stage in [REPAIRING, REPUBLISHING] {
-        set_aside::forget(db, stage.stage, &kafka.name(Topic::Intents), &items).await?;
+        set_aside::forget(db, stage, &kafka.name(Topic::Intents), &items).await?;
     }
     Ok(())
 }
@@ -148,8 +151,7 @@ impl SoFar {
                 "the row of the payment or static address {id} can't be read ({cause}): its intent is not published. Once the row is \
                  mended, `ctrip intents republish` does that"
             );
-            tracing::error!("{cause}");
-            REPUBLISHING.set_aside(db, (&kafka.name(Topic::Intents), 0), &id.to_string(), 0, &cause).await?;
+            name(db, kafka, REPUBLISHING, id, &cause).await?;
         }
         Ok(())
     }

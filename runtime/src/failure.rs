@@ -43,3 +43,10 @@ impl fmt::Display for Failure {
         }
     }
 }
+
+/// For whoever steers no loop, such as a command.
+impl From<Failure> for anyhow::Error {
+    fn from(failure: Failure) -> Self {
+        Self::msg(failure.to_string())
+    }
+}

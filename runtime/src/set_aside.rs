@@ -82,6 +82,26 @@ async fn load(db: &impl GenericClient, topic_prefix: &str, of: impl Fn(Topic) ->
     Ok(db.query(&statement, &[&names(topic_prefix, of)]).await?.iter().map(SetAside::of).collect())
 }
 
+/// Sets an item of a topic's partition aside from an offset on. One that is set aside already stays where it is. Its name and the
+/// cause may have come with a record: what Postgres can't keep of them is left out.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_aside(
+    db: &impl GenericClient,
+    stage: &str,
+    (topic, partition): (&str, i32),
+    item: &str,
+    next_offset: i64,
+    cause: &str,
+) -> Result<(), Failure> {
+    let sql = "INSERT INTO set_aside (stage, topic, partition, item, next_offset, cause) VALUES ($1, $2, $3, $4, $5, $6)
+               ON CONFLICT (stage, topic, partition, item) DO UPDATE SET cause = EXCLUDED.cause";
+    let (item, cause) = (kept(item, MAX_ITEM_CHARS), kept(cause, MAX_CAUSE_CHARS));
+    db.execute(sql, &[&stage, &topic, &partition, &item, &next_offset, &cause]).await?;
+    Ok(())
+}
+
 /// Forgets items that a stage has set aside in a topic; their records stay unprocessed. Returns how many there were.
 ///
 /// # Errors
@@ -120,24 +140,19 @@ impl FoldStage {
         Ok(rows.iter().map(SetAside::of).collect())
     }
 
-    /// Sets an item of a topic's partition aside from an offset on. One that is set aside already stays where it is. Its name and the
-    /// cause may have come with a record: what Postgres can't keep of them is left out.
+    /// [`set_aside`] by this stage.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn set_aside(
         &self,
         db: &impl GenericClient,
-        (topic, partition): (&str, i32),
+        place: (&str, i32),
         item: &str,
         next_offset: i64,
         cause: &str,
     ) -> Result<(), Failure> {
-        let sql = "INSERT INTO set_aside (stage, topic, partition, item, next_offset, cause) VALUES ($1, $2, $3, $4, $5, $6)
-                   ON CONFLICT (stage, topic, partition, item) DO UPDATE SET cause = EXCLUDED.cause";
-        let (item, cause) = (kept(item, MAX_ITEM_CHARS), kept(cause, MAX_CAUSE_CHARS));
-        db.execute(sql, &[&self.stage, &topic, &partition, &item, &next_offset, &cause]).await?;
-        Ok(())
+        set_aside(db, self.stage, place, item, next_offset, cause).await
     }
 
     /// Advances the offset of what is set aside, and keeps its row locked until the commit.

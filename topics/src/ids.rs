@@ -25,6 +25,11 @@ impl PaymentId {
     pub fn generate() -> Self {
         Self(Uuid::now_v7())
     }
+
+    /// The public id of one of its events, the same in every replay, since a payment counts its own events.
+    pub fn event_id(self, sequence: u64) -> String {
+        format!("evt_{}_{sequence}", self.0.simple())
+    }
 }
 
 impl fmt::Display for PaymentId {

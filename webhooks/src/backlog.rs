@@ -10,7 +10,7 @@ use crate::spread::{Deliveries, MAX_DELIVERIES_PER_TURN};
 use crate::subscriptions::{Event, Subscriptions};
 use deadpool_postgres::{Client, GenericClient, Pool};
 use runtime::Failure;
-use runtime::db::lock;
+use runtime::db::{LowestId, lock};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::time::{Duration, Instant};
@@ -80,10 +80,7 @@ pub async fn run(pool: &Pool, fronts: &Fronts, stop: &CancellationToken) -> Resu
         drop(db);
         match made {
             Some(made) => fronts.tell(made),
-            None => tokio::select! {
-                () = tokio::time::sleep(pace::rest(began.elapsed(), POLL_INTERVAL)) => {}
-                () = stop.cancelled() => {}
-            },
+            None => pace::pause(began, POLL_INTERVAL, stop).await,
         }
     }
     Ok(())
@@ -94,33 +91,12 @@ pub async fn run(pool: &Pool, fronts: &Fronts, stop: &CancellationToken) -> Resu
 pub struct Turns {
     /// Merchants that have events here, as far as this process knows, and whether a turn has found any since a look did.
     waiting: BTreeMap<Uuid, bool>,
-    lowest: HashMap<Uuid, Lowest>,
+    /// Below which id each has none.
+    lowest: HashMap<Uuid, LowestId>,
     /// Who had the last one.
     last: Option<Uuid>,
     /// When others are looked for.
     look_at: Option<Instant>,
-}
-
-/// Above which id a merchant's events are. What was taken out below is passed over row by row while an older transaction is
-/// open, such as that of a dump.
-#[derive(Debug)]
-struct Lowest {
-    id: i64,
-    /// Where it moves to, and the transaction that took out what is there: those before it may still write an id that they drew
-    /// before.
-    next: Option<(i64, i64)>,
-}
-
-impl Lowest {
-    const START: Self = Self { id: i64::MIN, next: None };
-
-    /// Takes in the ids that a look has found above it, and the oldest transaction that was open then.
-    fn see(&mut self, found: &[i64], oldest: i64) {
-        if let Some((to, _)) = self.next.take_if(|(_, before)| *before <= oldest) {
-            // One that was waited for may have written below.
-            self.id = found.first().map_or(to, |lowest| to.min(lowest - 1));
-        }
-    }
 }
 
 impl Turns {
@@ -139,10 +115,10 @@ impl Turns {
             self.last = Some(merchant);
             let subscriptions = Subscriptions::of(&tx, &[merchant]).await?;
             let limit = MAX_DELIVERIES_PER_TURN / subscriptions.count(merchant).max(1);
-            let lowest = self.lowest.entry(merchant).or_insert(Lowest::START);
-            let Found { mut events, oldest } = oldest(&tx, merchant, lowest.id, limit.max(1)).await?;
+            let lowest = self.lowest.entry(merchant).or_default();
+            let Found { mut events, oldest } = oldest(&tx, merchant, lowest.id(), limit.max(1)).await?;
             let ids: Vec<i64> = events.iter().map(|(id, _)| *id).collect();
-            lowest.see(&ids, oldest);
+            lowest.see(ids.first().copied(), oldest);
             let (taken, own) = take_out(&tx, merchant, &ids).await?;
             events.truncate(taken);
             let Some((last, _)) = events.last() else {
@@ -153,14 +129,14 @@ impl Turns {
                 }
                 continue;
             };
-            let next = (*last, own);
+            let next = *last + 1;
             let mut deliveries = Deliveries::default();
             for (_, event) in &events {
                 deliveries.push(event, &subscriptions.wanting(event));
             }
             let made = deliveries.insert(&tx).await?;
             tx.commit().await?;
-            lowest.next.get_or_insert(next);
+            lowest.move_to(next, own);
             self.waiting.insert(merchant, true);
             return Ok(Some(made));
         }
@@ -206,15 +182,15 @@ struct Found {
     oldest: i64,
 }
 
-async fn oldest(db: &impl GenericClient, merchant: Uuid, after: i64, limit: usize) -> Result<Found, Failure> {
+async fn oldest(db: &impl GenericClient, merchant: Uuid, from: i64, limit: usize) -> Result<Found, Failure> {
     let statement = db
         .prepare_cached(
             "SELECT id, event_id, type, payment_id, sequence, written_ms, pg_snapshot_xmin(pg_current_snapshot())::text::bigint
-             FROM webhook_backlog WHERE merchant_id = $1 AND id > $2 ORDER BY merchant_id, id LIMIT $3",
+             FROM webhook_backlog WHERE merchant_id = $1 AND id >= $2 ORDER BY merchant_id, id LIMIT $3",
         )
         .await?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let rows = db.query(&statement, &[&merchant, &after, &limit]).await?;
+    let rows = db.query(&statement, &[&merchant, &from, &limit]).await?;
     let event = |row: &tokio_postgres::Row| Event {
         id: row.get(1),
         kind: row.get(2),
@@ -246,23 +222,4 @@ async fn take_out(db: &impl GenericClient, merchant: Uuid, ids: &[i64]) -> Resul
     let statement = db.prepare_cached("DELETE FROM webhook_backlog WHERE merchant_id = $1 AND id = ANY($2)").await?;
     db.execute(&statement, &[&merchant, &ids.get(..taken).unwrap_or_default()]).await?;
     Ok((taken, rows.first().map_or(0, |row| row.get(1))))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_event_is_passed_over_whose_transaction_ends_late() {
-        // It is to move to 20 once all before transaction 7 have ended.
-        let seen = |found: &[i64], oldest| {
-            let mut lowest = Lowest { id: 10, next: Some((20, 7)) };
-            lowest.see(found, oldest);
-            (lowest.id, lowest.next.is_some())
-        };
-        assert_eq!(seen(&[31], 6), (10, true), "one is open still");
-        assert_eq!(seen(&[12, 31], 7), (11, false), "it wrote 12");
-        assert_eq!(seen(&[31], 7), (20, false), "none has written anything");
-        assert_eq!(seen(&[], 8), (20, false));
-    }
 }

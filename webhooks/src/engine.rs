@@ -140,10 +140,7 @@ impl Engine {
             queue::put_behind(&db, &self.fronts.list()).await?;
             drop(db);
             if i64::try_from(failed).is_ok_and(|failed| failed < queue::MAX_FAILED_PER_STATEMENT) {
-                tokio::select! {
-                    () = tokio::time::sleep(pace::rest(began.elapsed(), TEND_INTERVAL)) => {}
-                    () = stop.cancelled() => {}
-                }
+                pace::pause(began, TEND_INTERVAL, stop).await;
             }
         }
         Ok(())

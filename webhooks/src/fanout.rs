@@ -18,7 +18,7 @@ use std::collections::HashSet;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use topics::wire::PaymentEvent;
-use topics::{Topic, frame};
+use topics::{PaymentId, Topic, frame};
 use uuid::Uuid;
 
 pub const FOLDING: FoldStage =
@@ -83,7 +83,7 @@ fn read(record: &Record<'_>) -> Result<ReadEvent, UntoldEvent> {
         written_ms: record.timestamp_ms().unwrap_or(YEAR_9999_MS),
     };
     // Under another's id it would be taken for a replay of that one.
-    let id = format!("evt_{}_{}", event.payment.simple(), event.sequence);
+    let id = PaymentId(event.payment).event_id(wire.sequence);
     if event.id != id {
         return Err(untold(format!("id: expected {id}, as its payment and sequence say")));
     }

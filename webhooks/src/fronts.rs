@@ -27,13 +27,8 @@ pub type NewDeliveries = Vec<(Uuid, OffsetDateTime)>;
 /// The endpoints that something is pending for, as far as this process knows.
 #[derive(Debug, Default)]
 pub struct Fronts {
-    known: Mutex<Known>,
+    fronts: Mutex<HashMap<Uuid, Front>>,
     news: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Known {
-    fronts: HashMap<Uuid, Front>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,15 +42,19 @@ struct Front {
 impl Fronts {
     /// Notes new deliveries, which are committed.
     pub fn tell(&self, new: NewDeliveries) {
-        if new.is_empty() {
-            return;
+        if !new.is_empty() {
+            self.note(new);
+            self.news.notify_one();
         }
-        let mut known = self.known();
+    }
+
+    fn note(&self, new: NewDeliveries) {
+        let mut fronts = self.fronts();
         for (endpoint, since) in new {
-            known.add(endpoint, since);
+            let front = fronts.entry(endpoint).or_insert(Front { since, told: None });
+            front.since = front.since.min(since);
+            front.told = Some(front.told.map_or(since, |told| told.min(since)));
         }
-        drop(known);
-        self.news.notify_one();
     }
 
     /// Waits for new deliveries; one waiter at a time.
@@ -65,7 +64,7 @@ impl Fronts {
 
     /// Endpoints, and from when on something may be pending for them.
     pub fn list(&self) -> Vec<(Uuid, OffsetDateTime)> {
-        self.known().fronts.iter().map(|(endpoint, front)| (*endpoint, front.since)).collect()
+        self.fronts().iter().map(|(endpoint, front)| (*endpoint, front.since)).collect()
     }
 
     /// Keeps them up to date, until `stop`.
@@ -84,10 +83,7 @@ impl Fronts {
             let began = Instant::now();
             self.move_on(&db).await?;
             drop(db);
-            tokio::select! {
-                () = tokio::time::sleep(pace::rest(began.elapsed(), INTERVAL)) => {}
-                () = stop.cancelled() => {}
-            }
+            pace::pause(began, INTERVAL, stop).await;
         }
         Ok(())
     }
@@ -97,11 +93,7 @@ impl Fronts {
     /// # Errors
     /// When the database fails.
     pub async fn look(&self, db: &impl GenericClient) -> Result<(), Failure> {
-        let found = queue::pending(db).await?;
-        let mut known = self.known();
-        for (endpoint, since) in found {
-            known.add(endpoint, since);
-        }
+        self.note(queue::pending(db).await?);
         Ok(())
     }
 
@@ -119,33 +111,25 @@ impl Fronts {
     }
 
     fn begin(&self) -> Vec<(Uuid, OffsetDateTime)> {
-        let mut known = self.known();
-        known.fronts.values_mut().for_each(|front| front.told = None);
-        known.fronts.iter().map(|(endpoint, front)| (*endpoint, front.since)).collect()
+        let mut fronts = self.fronts();
+        fronts.values_mut().for_each(|front| front.told = None);
+        fronts.iter().map(|(endpoint, front)| (*endpoint, front.since)).collect()
     }
 
     fn end(&self, asked: &[(Uuid, OffsetDateTime)], found: Vec<(Uuid, OffsetDateTime)>) {
         let found: HashMap<Uuid, OffsetDateTime> = found.into_iter().collect();
-        let mut known = self.known();
+        let mut fronts = self.fronts();
         for (endpoint, _) in asked {
-            let Some(front) = known.fronts.get_mut(endpoint) else { continue };
+            let Some(front) = fronts.get_mut(endpoint) else { continue };
             match found.get(endpoint).copied().into_iter().chain(front.told).min() {
                 Some(since) => front.since = since,
-                None => drop(known.fronts.remove(endpoint)),
+                None => drop(fronts.remove(endpoint)),
             }
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        locked(&self.known)
-    }
-}
-
-impl Known {
-    fn add(&mut self, endpoint: Uuid, since: OffsetDateTime) {
-        let front = self.fronts.entry(endpoint).or_insert(Front { since, told: None });
-        front.since = front.since.min(since);
-        front.told = Some(front.told.map_or(since, |told| told.min(since)));
+    fn fronts(&self) -> MutexGuard<'_, HashMap<Uuid, Front>> {
+        locked(&self.fronts)
     }
 }
 

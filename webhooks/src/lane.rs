@@ -19,22 +19,24 @@ pub struct LaneLimits {
     pub max_in_flight: usize,
     /// Of bodies in flight, and no more than one body above it. One with a hundred transfers has some 60 kB.
     pub max_bytes: usize,
-    /// To all endpoints of a merchant, and to those that it has deleted.
-    pub max_per_merchant: i32,
     pub max_per_endpoint: i32,
 }
 
 impl LaneLimits {
-    /// What a merchant may have in flight where so many places are `free`: then it leaves twice as many, so that whoever comes next
-    /// finds some.
+    /// What a merchant may have in flight, to all its endpoints and to those that it has deleted, where so many places are `free`.
     pub fn per_merchant(&self, free: usize) -> i32 {
-        i32::try_from(free / 3).unwrap_or(i32::MAX).clamp(1, self.max_per_merchant)
+        i32::try_from(share(free, self.max_in_flight)).unwrap_or(i32::MAX)
     }
 
     /// The same of bytes. It may exceed that by one body.
     pub fn bytes_per_merchant(&self, free: usize) -> usize {
-        (free / 3).clamp(1, self.max_bytes / 4)
+        share(free, self.max_bytes)
     }
+}
+
+/// A merchant's share of what is `free`: it leaves twice as much, so that whoever comes next finds some. A quarter of all at most.
+fn share(free: usize, all: usize) -> usize {
+    (free / 3).clamp(1, all / 4)
 }
 
 impl Lane {
@@ -44,10 +46,10 @@ impl Lane {
     /// has.
     pub fn limits(self) -> LaneLimits {
         match self {
-            Self::Healthy => LaneLimits { max_in_flight: 384, max_bytes: 16 * MIB, max_per_merchant: 96, max_per_endpoint: 8 },
-            Self::Slow => LaneLimits { max_in_flight: 128, max_bytes: 8 * MIB, max_per_merchant: 32, max_per_endpoint: 4 },
+            Self::Healthy => LaneLimits { max_in_flight: 384, max_bytes: 16 * MIB, max_per_endpoint: 8 },
+            Self::Slow => LaneLimits { max_in_flight: 128, max_bytes: 8 * MIB, max_per_endpoint: 4 },
             // A failing endpoint is probed with one message at a time.
-            Self::Failing => LaneLimits { max_in_flight: 64, max_bytes: 4 * MIB, max_per_merchant: 16, max_per_endpoint: 1 },
+            Self::Failing => LaneLimits { max_in_flight: 64, max_bytes: 4 * MIB, max_per_endpoint: 1 },
         }
     }
 
@@ -71,7 +73,8 @@ mod tests {
         assert_eq!((max_in_flight, max_per_endpoint), (384, 8));
         assert_eq!(Lane::Failing.limits().max_per_endpoint, 1);
         for limits in Lane::ALL.map(Lane::limits) {
-            assert_eq!(limits.max_in_flight / 4, usize::try_from(limits.max_per_merchant).unwrap());
+            let most = limits.per_merchant(limits.max_in_flight);
+            assert_eq!(limits.max_in_flight / 4, usize::try_from(most).unwrap());
             // One after the other takes what it may, and nothing of it ends.
             let (mut free, mut shares) = (limits.max_in_flight, Vec::new());
             while free > 0 {
@@ -82,7 +85,7 @@ mod tests {
                 }
                 shares.push(share);
             }
-            assert!(shares.len() > 10 && shares[0] == limits.max_per_merchant, "{shares:?}");
+            assert!(shares.len() > 10 && shares[0] == most, "{shares:?}");
             assert!(shares[4] >= i32::try_from(limits.max_in_flight / 16).unwrap(), "of four, the fifth has {shares:?}");
         }
     }

@@ -5,12 +5,10 @@ use crate::attempt::{BODY_TIMEOUT, ClaimedDelivery, RESPONSE_TIMEOUT, ResponseHe
 use crate::clients::Clients;
 use crate::signature;
 use crate::ssrf::Guard;
+use futures::FutureExt as _;
 use reqwest::Response;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
-use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
-use std::task::Poll;
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Of the response body, or of an error's text.
@@ -29,14 +27,8 @@ pub async fn send(clients: &Clients, guard: &Guard, delivery: &ClaimedDelivery) 
 
 /// What comes of a future; `None` if it panics.
 async fn without_panic<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
     // Nothing that it has changed is used after a panic.
-    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-        Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
-        Ok(Poll::Pending) => Poll::Pending,
-        Err(_) => Poll::Ready(None),
-    })
-    .await
+    AssertUnwindSafe(future).catch_unwind().await.ok()
 }
 
 fn no_response(error: &str, started: Instant) -> SendOutcome {

@@ -32,9 +32,6 @@ impl Messages {
     /// # Errors
     /// When the database fails.
     pub async fn insert(&self, db: &impl GenericClient) -> Result<(), Failure> {
-        if self.ids.is_empty() {
-            return Ok(());
-        }
         let statement = db
             .prepare_cached(
                 // A row that is not updated is locked all the same. In the order of ids, so that no two transactions deadlock.

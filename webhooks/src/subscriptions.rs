@@ -15,7 +15,7 @@ const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
 pub struct Event {
     /// The header `webhook-id`.
     pub id: String,
-    /// One of [`crate::event_types::EVENT_TYPES`].
+    /// As the record names it, such as `payment.created`.
     pub kind: String,
     pub merchant: Uuid,
     pub payment: Uuid,
@@ -42,7 +42,6 @@ impl Subscription {
 }
 
 /// The endpoints of merchants. Disabled ones are among them, so that their merchant can redeliver what they miss.
-#[derive(Default)]
 pub struct Subscriptions(HashMap<Uuid, Vec<Subscription>>);
 
 impl Subscriptions {

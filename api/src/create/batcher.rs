@@ -165,11 +165,11 @@ impl Batcher {
     }
 
     /// Answers requests whose idempotency keys were taken already with the payments of those keys, each as soon as it is known.
-    async fn answer_repeated(self: Arc<Self>, requests: Vec<CreateRequest>) {
+    async fn answer_repeated(self: Arc<Self>, mut requests: Vec<CreateRequest>) {
         if requests.is_empty() {
             return;
         }
-        let keys: Vec<_> = requests.iter().map(|request| (request.merchant, request.idempotency_key.clone())).collect();
+        let keys: Vec<_> = requests.iter_mut().map(|request| (request.merchant, request.idempotency_key.take())).collect();
         let mut waiting: Vec<_> = requests.into_iter().map(Some).collect();
         let answer = |place: usize, found: Result<Payment, Problem>| {
             let Some(request) = waiting.get_mut(place).and_then(Option::take) else { return };

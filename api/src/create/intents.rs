@@ -85,11 +85,14 @@ impl Intents {
         outcomes.filter_map(move |(place, is_acknowledged)| ready(ids.get(place).map(|id| (*id, is_acknowledged))))
     }
 
-    /// [`publish_again`](Self::publish_again), to the end. Returns those that Kafka has acknowledged now, whose rows are
-    /// deleted.
+    /// [`publish_again`](Self::publish_again), to the end. Returns those that Kafka has acknowledged.
+    async fn publish_to_end(&self, intents: Vec<(Uuid, wire::PaymentIntent)>, began: Instant) -> Vec<Uuid> {
+        self.publish_again(intents, began).filter_map(|(id, is)| ready(is.then_some(id))).collect().await
+    }
+
+    /// Publishes intents again. Returns those that Kafka has acknowledged now, whose rows are deleted.
     pub async fn acknowledged_now(&self, intents: Vec<(Uuid, wire::PaymentIntent)>, began: Instant) -> HashSet<Uuid> {
-        let outcomes = self.publish_again(intents, began);
-        let acknowledged: Vec<Uuid> = outcomes.filter_map(|(id, is)| ready(is.then_some(id))).collect().await;
+        let acknowledged = self.publish_to_end(intents, began).await;
         let now = acknowledged.iter().copied().collect();
         self.forget_acknowledged(acknowledged);
         now
@@ -115,7 +118,7 @@ impl Intents {
         let began = db.began;
         // Kafka may take its time, and other requests need the connection.
         drop(db);
-        if self.acknowledged_now(unacknowledged.intents, began).await.contains(&id) {
+        if self.acknowledged_now(unacknowledged.items, began).await.contains(&id) {
             share::connection(pool).await
         } else {
             Err(Problem::unacknowledged())
@@ -217,7 +220,8 @@ async fn repair_batch(pool: &Pool, intents: &Intents, after: Uuid, aside: &mut H
     let began = Instant::now();
     let repair = async |client: &mut Client| {
         let transaction = client.transaction().await?;
-        let (mut overdue, last) = store::lock_overdue_intents(&transaction, after, MAX_REPAIR_BATCH).await?;
+        let mut overdue = store::lock_overdue_intents(&transaction, after, MAX_REPAIR_BATCH).await?;
+        let last = overdue.last;
         overdue.unreadable.retain(|(id, _)| !aside.contains(id));
         if overdue.is_empty() {
             return Ok((0, Vec::new(), last));
@@ -225,8 +229,7 @@ async fn repair_batch(pool: &Pool, intents: &Intents, after: Uuid, aside: &mut H
         for (id, cause) in &overdue.unreadable {
             republish::set_intent_aside(&transaction, &intents.kafka, *id, cause).await?;
         }
-        let outcomes = intents.publish_again(overdue.intents, began);
-        let repaired: Vec<Uuid> = outcomes.filter_map(|(id, is)| ready(is.then_some(id))).collect().await;
+        let repaired = intents.publish_to_end(overdue.items, began).await;
         store::delete_intents(&transaction, &repaired).await?;
         transaction.commit().await?;
         let unreadable: Vec<Uuid> = overdue.unreadable.iter().map(|(id, _)| *id).collect();

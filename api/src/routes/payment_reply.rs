@@ -1,6 +1,6 @@
 //! A payment as JSON, as every route that replies with one shows it. A new field of the reply begins here.
 //!
-//! Only payments whose intent Kafka has acknowledged may be shown: callers check that first (`create::intents`).
+//! Only payments whose intent Kafka has acknowledged may be shown: callers check that first (`read`, and `create::intents` for a new one).
 
 use crate::chains::catalog::Catalog;
 use crate::openapi::schemas;

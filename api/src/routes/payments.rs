@@ -165,8 +165,10 @@ pub async fn cancel(
         let events = step.events.iter().map(|event| (&step.next, event, Some(key.as_str())));
         store::record_requested_events(&transaction, events).await?;
         store::forget_told_events(&transaction, told.iter()).await?;
+        transaction.commit().await?;
+    } else {
+        transaction.rollback().await?;
     }
-    transaction.commit().await?;
     drop(db);
     let catalog = &app.catalog();
     app.read_newest(|db| show(catalog, db, caller.merchant, id)).await

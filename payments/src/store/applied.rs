@@ -45,25 +45,27 @@ impl AppliedRecords {
 
     /// Whether the last of them that added this replayed block, or this part of it, has said the same.
     pub fn has_said(&self, replayed: &Matches) -> bool {
-        self.has_content(&Matches { kind: Kind::Added, ..replayed.clone() })
+        self.has_ids(&RecordIds::as_kind(replayed, Kind::Added))
     }
 
     /// Whether the last of them that added this block, or this part of it, or removed it, has said the same, under whatever sequence
     /// and with whatever tags.
     pub fn has_content(&self, record: &Matches) -> bool {
-        let RecordIds { block, content, .. } = RecordIds::of(record);
-        self.contents.get(&block) == Some(&content)
+        self.has_ids(&RecordIds::of(record))
+    }
+
+    fn has_ids(&self, RecordIds { block, content, .. }: &RecordIds) -> bool {
+        self.contents.get(block) == Some(content)
     }
 
     /// Whether one of them has added this block, or this part of it, or removed it, whatever it has said.
     pub fn has_block(&self, record: &Matches) -> bool {
-        self.contents.contains_key(&RecordIds::of(record).block)
+        self.contents.contains_key(&block_id(record, record.kind, record.part))
     }
 
     /// Whether one of them has added the block of this one, or a part of it.
     pub fn has_added(&self, record: &Matches) -> bool {
-        let first_part = |part| Matches { kind: Kind::Added, part, ..record.clone() };
-        self.has_block(&first_part(0)) || self.has_block(&first_part(1))
+        [0, 1].into_iter().any(|first_part| self.contents.contains_key(&block_id(record, Kind::Added, first_part)))
     }
 
     /// Whether its block lies below all that they have added, so that it may have been applied before them.
@@ -145,17 +147,26 @@ fn added_number(record: &Matches) -> Option<u64> {
 /// By which a record is known again.
 struct RecordIds {
     whole: Uuid,
-    /// The block, or part of one, and whether it is added or removed.
+    /// Its [`block_id`].
     block: Uuid,
     /// What it says of that, transfers included.
     content: Uuid,
 }
 
+/// Of a block, or part of one, that is added or removed.
+fn block_id(Matches { chain, block, .. }: &Matches, kind: Kind, part: u32) -> Uuid {
+    Uuid::new_v5(&RECORD_NAMESPACE, format!("{chain}/{kind:?}/{}/{part}", block.hash).as_bytes())
+}
+
 impl RecordIds {
     fn of(record: &Matches) -> Self {
-        let Matches { chain, sequence, kind, block, parent, parent_number, timestamp, .. } = record;
+        Self::as_kind(record, record.kind)
+    }
+
+    fn as_kind(record: &Matches, kind: Kind) -> Self {
+        let Matches { sequence, block, parent, parent_number, timestamp, .. } = record;
         let Matches { safe, finalized, witnessed, transfers, part, parts, .. } = record;
-        let of_block = Uuid::new_v5(&RECORD_NAMESPACE, format!("{chain}/{kind:?}/{}/{part}", block.hash).as_bytes());
+        let of_block = block_id(record, kind, *part);
         let said = format!("{}/{parent}/{parent_number:?}/{timestamp}/{parts}", block.number);
         let content = transfers.iter().fold(Uuid::new_v5(&of_block, said.as_bytes()), |id, transfer| {
             Uuid::new_v5(&id, format!("{transfer:?}").as_bytes())

@@ -1,7 +1,9 @@
 //! Rows of `unacknowledged_intents`: intents that Kafka has not acknowledged yet. Each is inserted in the transaction of its payment
 //! or static address, and deleted once Kafka has it. One that can't be read keeps no other from being published.
 
+use super::page::Page;
 use crate::intents::ACKNOWLEDGEMENT_TIMEOUT;
+use anyhow::anyhow;
 use deadpool_postgres::GenericClient;
 use prost::Message as _;
 use runtime::Failure;
@@ -19,36 +21,16 @@ pub(super) async fn insert_intents(db: &impl GenericClient, new: &[(Uuid, Paymen
     Ok(())
 }
 
-/// Intents that Kafka has not acknowledged.
-#[derive(Debug, Default, PartialEq)]
-pub struct Unacknowledged {
-    pub intents: Vec<(Uuid, PaymentIntent)>,
-    /// Those that hold no intent, and why. Nobody can publish them.
-    pub unreadable: Vec<(Uuid, String)>,
-}
+/// Intents that Kafka has not acknowledged. Those that can't be read nobody can publish.
+pub type Unacknowledged = Page<(Uuid, PaymentIntent)>;
 
-impl Unacknowledged {
-    pub fn is_empty(&self) -> bool {
-        self.intents.is_empty() && self.unreadable.is_empty()
+fn read_intent(id: Uuid, bytes: &[u8]) -> Result<(Uuid, PaymentIntent), Failure> {
+    let intent = PaymentIntent::decode(bytes).map_err(Failure::halt)?;
+    topics::address("address", &intent.address).map_err(Failure::halt)?;
+    if !intent.payment_id.parse::<Uuid>().is_ok_and(|of| of == id) {
+        return Err(Failure::Halt(anyhow!("it is of {:?}", base::text::excerpt(&intent.payment_id))));
     }
-
-    fn read<'a>(rows: impl Iterator<Item = (Uuid, &'a [u8])>) -> Self {
-        let mut unacknowledged = Self::default();
-        for (id, bytes) in rows {
-            match read_intent(id, bytes) {
-                Ok(intent) => unacknowledged.intents.push((id, intent)),
-                Err(cause) => unacknowledged.unreadable.push((id, cause)),
-            }
-        }
-        unacknowledged
-    }
-}
-
-fn read_intent(id: Uuid, bytes: &[u8]) -> Result<PaymentIntent, String> {
-    let intent = PaymentIntent::decode(bytes).map_err(|error| error.to_string())?;
-    topics::address("address", &intent.address).map_err(|error| error.to_string())?;
-    let is_its_own = intent.payment_id.parse::<Uuid>().is_ok_and(|of| of == id);
-    if is_its_own { Ok(intent) } else { Err(format!("it is of {:?}", base::text::excerpt(&intent.payment_id))) }
+    Ok((id, intent))
 }
 
 /// The unacknowledged intents of these payments and static addresses.
@@ -59,20 +41,16 @@ pub async fn unacknowledged_intents(db: &impl GenericClient, ids: &[Uuid]) -> Re
     let statement =
         db.prepare_cached("SELECT payment_id, intent FROM unacknowledged_intents WHERE payment_id = ANY($1)").await?;
     let rows = db.query(&statement, &[&ids]).await?;
-    Ok(Unacknowledged::read(rows.iter().map(|row| (row.get(0), row.get(1)))))
+    Ok(Page::of(rows.iter().map(|row| (row.get(0), read_intent(row.get(0), row.get(1))))))
 }
 
 /// At most `limit` intents older than [`ACKNOWLEDGEMENT_TIMEOUT`] with ids above `after`, locked until the transaction ends:
 /// the request that wrote one has given up on Kafka, or its process has died. Those that another instance has locked are
-/// skipped. With the last id if there may be more.
+/// skipped. `last` is one if there may be more.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn lock_overdue_intents(
-    db: &impl GenericClient,
-    after: Uuid,
-    limit: u16,
-) -> Result<(Unacknowledged, Option<Uuid>), Failure> {
+pub async fn lock_overdue_intents(db: &impl GenericClient, after: Uuid, limit: u16) -> Result<Unacknowledged, Failure> {
     let statement = db
         .prepare_cached(
             "SELECT payment_id, intent FROM unacknowledged_intents
@@ -81,8 +59,8 @@ pub async fn lock_overdue_intents(
         )
         .await?;
     let rows = db.query(&statement, &[&i64::from(limit), &ACKNOWLEDGEMENT_TIMEOUT.as_secs_f64(), &after]).await?;
-    let last = rows.last().map(|row| row.get(0)).filter(|_| rows.len() >= usize::from(limit));
-    Ok((Unacknowledged::read(rows.iter().map(|row| (row.get(0), row.get(1)))), last))
+    let page = Page::of(rows.iter().map(|row| (row.get(0), read_intent(row.get(0), row.get(1)))));
+    Ok(Page { last: page.last.filter(|_| rows.len() >= usize::from(limit)), ..page })
 }
 
 /// Deletes intents that Kafka has acknowledged.
@@ -114,8 +92,8 @@ mod tests {
             (third, Vec::new()),
             (fourth, intent(good, &[7; 20]).encode_to_vec()),
         ];
-        let read = Unacknowledged::read(rows.iter().map(|(id, bytes)| (*id, bytes.as_slice())));
-        assert_eq!(read.intents, [(good, written)]);
+        let read = Page::of(rows.iter().map(|(id, bytes)| (*id, read_intent(*id, bytes))));
+        assert_eq!(read.items, [(good, written)]);
         let unreadable: Vec<Uuid> = read.unreadable.iter().map(|(id, _)| *id).collect();
         assert_eq!(unreadable, [other, third, fourth], "{:?}", read.unreadable);
     }

@@ -96,12 +96,16 @@ pub async fn orphans_in(db: &impl GenericClient, chain: ChainId, blocks: &[&[u8]
 ///
 /// # Errors
 /// When the database fails.
-pub async fn remove_orphans(db: &impl GenericClient, chain: ChainId, blocks: &[B256]) -> Result<(), Failure> {
+pub async fn remove_orphans(
+    db: &impl GenericClient,
+    chain: ChainId,
+    blocks: impl IntoIterator<Item = &B256>,
+) -> Result<(), Failure> {
+    let blocks: Vec<&[u8]> = blocks.into_iter().map(|hash| hash.as_slice()).collect();
     if blocks.is_empty() {
         return Ok(());
     }
     let statement = db.prepare_cached("DELETE FROM orphan_transfers WHERE chain_id = $1 AND block_hash = ANY($2)").await?;
-    let blocks: Vec<&[u8]> = blocks.iter().map(|hash| hash.as_slice()).collect();
     db.execute(&statement, &[&bigint(chain.0), &blocks]).await?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::payment::Payment;
 use deadpool_postgres::GenericClient;
 use prost::Message as _;
 use runtime::Failure;
-use runtime::db::bigint;
+use runtime::db::{LowestId, bigint};
 use std::time::{Duration, Instant};
 use topics::wire::PaymentEvent;
 use uuid::Uuid;
@@ -114,16 +114,13 @@ impl<'a> Encoded<'a> {
     }
 }
 
-/// From where on the outbox has rows. What was deleted before is passed over row by row as long as an older transaction is open, such
-/// as that of a dump, since no vacuum removes it.
+/// From where on the outbox has rows.
 #[derive(Debug, Default)]
 pub struct OutboxFront {
-    id: i64,
+    lowest: LowestId,
     batch: i64,
     /// The id after the highest that was claimed.
     claimed: i64,
-    /// Where it moves to, and a transaction of the relay's own: those before it may still write an id that they drew before.
-    next: Option<(i64, i64)>,
     /// When all was looked at.
     looked: Option<Instant>,
 }
@@ -148,7 +145,7 @@ impl OutboxFront {
                  RETURNING id, payment_id, event, state",
             )
             .await?;
-        let rows = db.query(&statement, &[&batch, &limit, &self.id, &self.batch]).await?;
+        let rows = db.query(&statement, &[&batch, &limit, &self.lowest.id(), &self.batch]).await?;
         let mut rows: Vec<OutboxRow> = rows
             .iter()
             .map(|row| OutboxRow { id: row.get(0), payment: row.get(1), event: row.get(2), state: row.get(3) })
@@ -165,7 +162,7 @@ impl OutboxFront {
     /// When the database fails.
     pub async fn move_on(&mut self, db: &impl GenericClient) -> Result<i64, Failure> {
         let is_due = self.looked.is_none_or(|at| at.elapsed() > FULL_LOOK_INTERVAL);
-        let from = if is_due { 0 } else { self.id };
+        let from = if is_due { 0 } else { self.lowest.id() };
         let sql = "SELECT count(*), min(id), pg_snapshot_xmin(pg_current_snapshot())::text::bigint FROM outbox WHERE id >= $1";
         let row = db.query_one(&db.prepare_cached(sql).await?, &[&from]).await?;
         let (lowest, oldest): (Option<i64>, i64) = (row.get(1), row.get(2));
@@ -173,14 +170,14 @@ impl OutboxFront {
             self.looked = Some(Instant::now());
         }
         if self.see(lowest, oldest) {
-            tracing::error!("the outbox has the event {}, below where none can be", self.id);
+            tracing::error!("the outbox has the event {}, below where none can be", self.lowest.id());
         }
         let to = lowest.unwrap_or(self.claimed);
-        if self.next.is_none() && to > self.id {
+        if !self.lowest.is_moving() && to > self.lowest.id() {
             // A writer has its transaction's number before it draws an id. This one is above those of all that drew one below `to`.
             let sql = "SELECT pg_current_xact_id()::text::bigint";
             let own: i64 = db.query_one(&db.prepare_cached(sql).await?, &[]).await?.get(0);
-            self.next = Some((to, own));
+            self.lowest.move_to(to, own);
         }
         Ok(row.get(0))
     }
@@ -188,14 +185,11 @@ impl OutboxFront {
     /// Takes in the lowest event that a look has found, and the oldest transaction that was open then. Returns whether the
     /// event is where none can be.
     fn see(&mut self, lowest: Option<i64>, oldest: i64) -> bool {
-        if let Some(lowest) = lowest.filter(|lowest| *lowest < self.id) {
-            (self.id, self.next) = (lowest, None);
+        if let Some(found) = lowest.filter(|found| *found < self.lowest.id()) {
+            self.lowest = LowestId::at(found);
             return true;
         }
-        if let Some((to, _)) = self.next.take_if(|(_, before)| *before <= oldest) {
-            // One that was waited for may have written below.
-            self.id = lowest.map_or(to, |lowest| lowest.min(to));
-        }
+        self.lowest.see(lowest, oldest);
         false
     }
 }
@@ -220,15 +214,19 @@ mod tests {
     #[test]
     fn what_a_writer_that_was_waited_for_has_written_is_no_fault_and_is_not_passed_over() {
         // It is to move to 20 once all before transaction 7 have ended; one of these wrote the event 12.
-        let waiting = || OutboxFront { id: 10, next: Some((20, 7)), ..OutboxFront::default() };
+        let waiting = || {
+            let mut front = OutboxFront { lowest: LowestId::at(10), ..OutboxFront::default() };
+            front.lowest.move_to(20, 7);
+            front
+        };
         let mut front = waiting();
-        assert!(!front.see(Some(20), 6) && front.id == 10, "one is open still");
-        assert!(!front.see(Some(12), 7) && front.id == 12, "{front:?}");
+        assert!(!front.see(Some(20), 6) && front.lowest.id() == 10, "one is open still");
+        assert!(!front.see(Some(12), 7) && front.lowest.id() == 12, "{front:?}");
         let mut front = waiting();
-        assert!(!front.see(None, 7) && front.id == 20, "none has written anything");
+        assert!(!front.see(None, 7) && front.lowest.id() == 20, "none has written anything");
         let mut front = waiting();
-        assert!(!front.see(Some(31), 7) && front.id == 20, "what is above was not waited for");
+        assert!(!front.see(Some(31), 7) && front.lowest.id() == 20, "what is above was not waited for");
         let mut front = waiting();
-        assert!(front.see(Some(9), 7) && front.id == 9 && front.next.is_none(), "below where it was none can be");
+        assert!(front.see(Some(9), 7) && front.lowest.id() == 9 && !front.lowest.is_moving(), "below where it was none can be");
     }
 }

@@ -8,6 +8,7 @@ use prost::Message as _;
 use runtime::Failure;
 use runtime::db::{bigint, lock, unsigned};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use topics::PaymentId;
 use topics::wire::{PaymentEvent, PaymentState};
 use uuid::Uuid;
 
@@ -140,7 +141,7 @@ impl Later<'_> {
         let beyond = Some(last).filter(|last| ours.is_none_or(|ours| ours < *last));
         let before = stays.into_iter().chain(kept).chain(beyond).fold(highest, u64::max);
         for (row, number) in moved.iter().zip(before + 1..) {
-            let id = format!("evt_{}_{number}", payment.simple());
+            let id = PaymentId(payment).event_id(number);
             let event = PaymentEvent { id, sequence: number, ..row.event.clone() };
             let state = PaymentState::decode(row.state.as_slice()).map_err(|e| Failure::halt(e).context("outbox"))?;
             let state = PaymentState { sequence: number, ..state };

@@ -14,6 +14,10 @@ pub struct Page<T> {
 }
 
 impl<T> Page<T> {
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.unreadable.is_empty()
+    }
+
     pub(super) fn of(rows: impl Iterator<Item = (Uuid, Result<T, Failure>)>) -> Self {
         let mut page = Self { items: Vec::new(), unreadable: Vec::new(), last: None };
         for (id, row) in rows {

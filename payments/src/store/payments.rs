@@ -131,9 +131,8 @@ const COLUMNS: &str =
 /// When the database fails, or a row holds no valid payment.
 pub async fn load_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
     // Pipelined, so one round trip.
-    let (payments, transfers) = tokio::join!(select(db, ids, ""), last_transfers(db, ids, true));
-    let mut payments = payments?;
-    attach_transfers(&mut payments, transfers?);
+    let (mut payments, transfers) = tokio::try_join!(select(db, ids, ""), last_transfers(db, ids, true))?;
+    attach_transfers(&mut payments, transfers);
     Ok(payments)
 }
 

@@ -6,6 +6,7 @@ mod error;
 mod gate;
 mod in_time;
 pub mod lock;
+mod lowest;
 mod migrate;
 mod number;
 mod own_connection;
@@ -17,6 +18,7 @@ mod tls;
 
 pub use gate::{Gate, Lineage};
 pub use in_time::{WRITE_TIMEOUT, answered, in_time};
+pub use lowest::LowestId;
 pub use migrate::{Migrations, contradicting_history, migrate};
 pub use number::{bigint, unsigned};
 pub use own_connection::OwnConnection;

@@ -43,7 +43,7 @@ const READ_TIMEOUT: Duration = Duration::from_millis(250);
 const MAX_TRIES: usize = 3;
 /// How long the server that is read from may lag by more than it may before another is looked for, at least and at most.
 const LAGGING: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(60));
-/// Reads that took too long, each found well again in between, within the time: then it is named.
+/// So many reads that took too long within the time, the replica found well in between, and it is named.
 const MAX_LEFT: usize = 3;
 const LEFT_WITHIN: Duration = Duration::from_secs(60);
 const BEAT_SHOWN: &str = "SELECT beat FROM replica_beats WHERE process = $1";

@@ -49,6 +49,11 @@ pub(super) fn end_offsets<C: ConsumerContext>(
     Ok(ends)
 }
 
+fn end_of(client: &BaseConsumer, name: &str, partition: i32) -> Result<i64, Failure> {
+    let ends = end_offsets(client, name, [partition])?;
+    Ok(ends.get(&partition).copied().unwrap_or_default())
+}
+
 /// Why a partition is unknown: a topic that we may not see looks like one that is not there.
 fn cause<C: ConsumerContext>(client: &BaseConsumer<C>, name: &str, error: KafkaError) -> KafkaError {
     use RDKafkaErrorCode::{TopicAuthorizationFailed, UnknownPartition, UnknownTopic, UnknownTopicOrPartition};
@@ -71,6 +76,7 @@ impl Kafka {
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.name(topic), partition);
         let answer = inner.committed_offsets(list, COMMITTED_TIMEOUT).map_err(|e| uncommitted(e, group))?;
+        // What is noted beside it is not asked for: rdkafka panics at a foreign note that is not UTF-8.
         Ok(answer.elements().first().and_then(|element| match element.offset() {
             Offset::Offset(offset) => Some(offset),
             _ => None,
@@ -89,29 +95,17 @@ impl Kafka {
         patience: Duration,
     ) -> Result<BTreeMap<(Topic, i32), Option<NotedOffset>>, Failure> {
         let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
-        let committed = |partitions: &[(Topic, i32)], patience: Duration| {
-            let answer = inner.committed_offsets(self.list(partitions), patience)?;
-            let told = partitions.iter().map(|(topic, partition)| {
-                let element = answer.find_partition(&self.name(*topic), *partition);
-                let offset = element.and_then(|element| match element.offset() {
-                    Offset::Offset(offset) => Some((offset, element.metadata().to_owned())),
-                    _ => None,
-                });
-                ((*topic, *partition), offset)
-            });
-            Ok(told.collect::<BTreeMap<_, _>>())
-        };
         if partitions.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let mut refused = match committed(partitions, patience) {
+        let mut refused = match self.told(&inner, partitions, patience) {
             Err(error) if is_late(&error) => error,
             outcome => return outcome.map_err(|e| uncommitted(e, group)),
         };
         // Kafka tells nothing of any of them while a transaction holds one.
         let mut told = BTreeMap::new();
         for partition in partitions {
-            match committed(std::slice::from_ref(partition), SINGLE_TIMEOUT) {
+            match self.told(&inner, std::slice::from_ref(partition), SINGLE_TIMEOUT) {
                 Ok(offset) => told.extend(offset),
                 Err(error) if is_late(&error) => refused = error,
                 Err(error) => return Err(uncommitted(error, group)),
@@ -120,12 +114,27 @@ impl Kafka {
         if told.is_empty() { Err(uncommitted(refused, group)) } else { Ok(told) }
     }
 
-    fn list(&self, partitions: &[(Topic, i32)]) -> TopicPartitionList {
+    /// What the group of this client has committed for these partitions.
+    fn told(
+        &self,
+        client: &BaseConsumer,
+        partitions: &[(Topic, i32)],
+        patience: Duration,
+    ) -> KafkaResult<BTreeMap<(Topic, i32), Option<NotedOffset>>> {
         let mut list = TopicPartitionList::new();
         for (topic, partition) in partitions {
             list.add_partition(&self.name(*topic), *partition);
         }
-        list
+        let answer = client.committed_offsets(list, patience)?;
+        let told = partitions.iter().map(|(topic, partition)| {
+            let element = answer.find_partition(&self.name(*topic), *partition);
+            let offset = element.and_then(|element| match element.offset() {
+                Offset::Offset(offset) => Some((offset, element.metadata().to_owned())),
+                _ => None,
+            });
+            ((*topic, *partition), offset)
+        });
+        Ok(told.collect())
     }
 
     /// The offset of the first record of each of these partitions that was written at its time, in milliseconds of Unix time, or
@@ -162,16 +171,10 @@ impl Kafka {
     /// # Errors
     /// When the broker does not answer.
     pub fn ends(&self, topic: Topic, partition: i32) -> Result<(i64, i64), Failure> {
-        let end = |isolation| {
-            let mut config = self.reader_config("lookup");
-            config.set("group.id", self.prefixed("lookup")).set("isolation.level", isolation);
-            let inner: BaseConsumer = config.create()?;
-            let ends = end_offsets(&inner, &self.name(topic), [partition])?;
-            Ok::<_, Failure>(ends.get(&partition).copied().unwrap_or_default())
-        };
         // In this order, so that what was committed between the two does not look open.
-        let end_of_all = end("read_uncommitted")?;
-        Ok((end("read_committed")?, end_of_all))
+        let end_of_all = Ends::open(self)?.of(topic, partition)?;
+        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed("lookup")).create()?;
+        Ok((end_of(&inner, &self.name(topic), partition)?, end_of_all))
     }
 
     /// Group metadata without a member, for a group that no consumer joins: its offset is a cursor of ours.
@@ -205,7 +208,7 @@ impl GroupOffsets {
     /// # Errors
     /// When the broker does not answer.
     pub fn are_told(&self, partitions: &[(Topic, i32)], patience: Duration) -> Result<bool, Failure> {
-        match self.inner.committed_offsets(self.kafka.list(partitions), patience) {
+        match self.kafka.told(&self.inner, partitions, patience) {
             Err(error) if is_late(&error) => Ok(false),
             outcome => outcome.map(|_| true).map_err(|e| uncommitted(e, self.group)),
         }
@@ -232,9 +235,7 @@ impl Ends {
     /// # Errors
     /// When the broker does not answer within ten seconds.
     pub fn of(&self, topic: Topic, partition: i32) -> Result<i64, Failure> {
-        let name = self.kafka.name(topic);
-        let watermarks = with_leaders(|| self.inner.fetch_watermarks(&name, partition, CALL_TIMEOUT));
-        watermarks.map(|(_, end)| end).map_err(|e| Failure::from(e).context(format!("the end of {name}/{partition}")))
+        end_of(&self.inner, &self.kafka.name(topic), partition)
     }
 }
 

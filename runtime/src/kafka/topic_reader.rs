@@ -103,7 +103,7 @@ fn positions(client: &BaseConsumer, name: &str, partitions: i32, start: Start) -
         }
         Start::End | Start::Time(_) => {
             // Before the times are looked up, so that no record falls between both answers.
-            let ends = end_offsets(client, name, 0..partitions).map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            let ends = end_offsets(client, name, 0..partitions)?;
             for (partition, end) in &ends {
                 list.set_partition_offset(name, *partition, Offset::Offset(*end))?;
             }

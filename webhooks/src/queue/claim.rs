@@ -55,9 +55,8 @@ pub struct MerchantLoad {
 }
 
 /// Claims what is due: per endpoint the longest due first, and in place of an event the one of its payment that blocks it, if
-/// that is due as well: it may stand behind all that are looked at. The
-/// order of endpoints is random, so that none is always last, of a merchant's either: those that come first have its room.
-/// Endpoints with nothing pending cost nothing, nor does what was sent before.
+/// that is due as well: it may stand behind all that are looked at. The order of endpoints is random, so that none is always last, of
+/// a merchant's either: those that come first have its room. Endpoints with nothing pending cost nothing, nor does what was sent before.
 ///
 /// # Errors
 /// When the database fails.

@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, StatusCode};
 use deadpool_postgres::{GenericClient, Pool};
 use futures::{Stream, StreamExt as _};
 use payments::Payment;
-use payments::store::{self, Unacknowledged};
+use payments::store::{self, Page};
 use runtime::Failure;
 use sha2::{Digest as _, Sha256};
 use std::collections::{HashMap, HashSet};
@@ -246,7 +246,7 @@ async fn find(
         .collect();
     let ids: Vec<Uuid> = matching.iter().filter_map(|outcome| outcome.as_ref().ok().copied()).collect();
     // What a payment was created with never changes.
-    let Unacknowledged { intents: unacknowledged, unreadable } = store::unacknowledged_intents(&*client, &ids).await?;
+    let Page { items: unacknowledged, unreadable, .. } = store::unacknowledged_intents(&*client, &ids).await?;
     let payments = store::load_created(&*client, &ids).await?.into_iter().map(|p| (p.id.0, p)).collect();
     let began = client.began;
     // Kafka may take its time, and other requests need the connection.

@@ -66,7 +66,7 @@ impl Flood {
             ensure!(started.elapsed() < Duration::from_secs(300), "{confirmed} payments are confirmed after five minutes");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let sent = sent.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        let sent = sent.await??;
         for (sent, confirmed) in sent.iter().zip(&confirmed_at) {
             confirmed_after = confirmed_after.max(confirmed.duration_since(*sent));
         }

@@ -144,8 +144,8 @@ impl Books {
         transaction.execute("INSERT INTO merchants (id, name) VALUES ($1, 'shop')", &[&MERCHANT]).await?;
         transaction.batch_execute("INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('f', 'x', 's')").await?;
         let new: Vec<_> = payments().into_iter().map(|p| (p.clone(), events::created_event(&p))).collect();
-        store::insert_payments(&transaction, &new).await.map_err(failed)?;
-        store::insert_addresses(&transaction, &static_addresses(), Uuid::nil()).await.map_err(failed)?;
+        store::insert_payments(&transaction, &new).await?;
+        store::insert_addresses(&transaction, &static_addresses(), Uuid::nil()).await?;
         transaction.commit().await?;
         Ok(Self { pool, next: 0, slice })
     }
@@ -162,14 +162,14 @@ impl Books {
     pub async fn cancel(&self, id: PaymentId) -> Result<bool> {
         let mut client = self.pool.get().await?;
         let transaction = client.transaction().await?;
-        let payment = store::lock_payments(&transaction, &[id.0]).await.map_err(failed)?.pop().context("no such payment")?;
-        let mut told = store::told_events(&transaction, &[id.0]).await.map_err(failed)?;
+        let payment = store::lock_payments(&transaction, &[id.0]).await?.pop().context("no such payment")?;
+        let mut told = store::told_events(&transaction, &[id.0]).await?;
         let Ok(step) = told.entry(id).or_default().step(&payment, &Input::Cancel { at: 1 }) else {
             return Ok(false);
         };
-        store::save_payments(&transaction, &[&step.next]).await.map_err(failed)?;
-        store::record_events(&transaction, step.events.iter().map(|event| (&step.next, event))).await.map_err(failed)?;
-        store::forget_told_events(&transaction, told.iter()).await.map_err(failed)?;
+        store::save_payments(&transaction, &[&step.next]).await?;
+        store::record_events(&transaction, step.events.iter().map(|event| (&step.next, event))).await?;
+        store::forget_told_events(&transaction, told.iter()).await?;
         transaction.commit().await?;
         Ok(true)
     }
@@ -177,7 +177,7 @@ impl Books {
     pub async fn all(&self) -> Result<BTreeMap<PaymentId, Payment>> {
         let client = self.pool.get().await?;
         let ids: Vec<Uuid> = client.query("SELECT id FROM payments", &[]).await?.iter().map(|row| row.get(0)).collect();
-        Ok(store::load_payments(&client, &ids).await.map_err(failed)?.into_iter().map(|p| (p.id, p)).collect())
+        Ok(store::load_payments(&client, &ids).await?.into_iter().map(|p| (p.id, p)).collect())
     }
 
     pub async fn events(&self) -> Result<Vec<wire::PaymentEvent>> {
@@ -185,8 +185,4 @@ impl Books {
         let rows = client.query("SELECT event FROM outbox ORDER BY id", &[]).await?;
         Ok(rows.iter().map(|row| wire::PaymentEvent::decode(row.get::<_, &[u8]>(0))).collect::<Result<_, _>>()?)
     }
-}
-
-pub fn failed(failure: Failure) -> anyhow::Error {
-    anyhow::anyhow!("{failure}")
 }

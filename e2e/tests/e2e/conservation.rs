@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use crate::books::{Books, CHAINS, X, X_LISTED, block, block_hash, chains, failed, payments, static_addresses};
+use crate::books::{Books, CHAINS, X, X_LISTED, block, block_hash, chains, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
 use e2e::Stack;
@@ -345,7 +345,7 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng, singly: bool)
             _ => waiting.push(fork.add(random)),
         }
         if random.random_bool(0.3) {
-            books.apply(chains, &waiting).await.map_err(failed)?;
+            books.apply(chains, &waiting).await?;
             played.extend(as_applied(&waiting));
             if random.random_bool(0.2) {
                 let from = books.next;
@@ -372,7 +372,7 @@ async fn live(stack: &Stack, chains: &Chains, random: &mut StdRng, singly: bool)
         *fork.blocks.last_mut().unwrap() = last.clone();
         waiting.push(last);
     }
-    books.apply(chains, &waiting).await.map_err(failed)?;
+    books.apply(chains, &waiting).await?;
     played.extend(as_applied(&waiting));
     applied.append(&mut waiting);
     ensure!(removed > 0 && replayed > 0, "a dull world: {removed} removed, {replayed} replayed");
@@ -410,7 +410,7 @@ async fn check_straight(
         ensure!(straight.cancel(*payment).await?, "a new payment can be cancelled");
     }
     for block in surviving {
-        straight.apply(chains, std::slice::from_ref(block)).await.map_err(failed)?;
+        straight.apply(chains, std::slice::from_ref(block)).await?;
     }
     let expected = straight.all().await?;
     for (id, payment) in known {
@@ -447,7 +447,7 @@ async fn restored(
         told.iter().map(|event| Ok((event.payment_id.parse()?, event.clone()))).collect::<Result<_>>()?;
     let mut client = books.pool.get().await?;
     let transaction = client.transaction().await?;
-    store::keep_told_events(&transaction, &by_id).await.map_err(failed)?;
+    store::keep_told_events(&transaction, &by_id).await?;
     transaction.commit().await?;
     drop(client);
     let cancelled: Vec<_> = events.iter().filter(|event| event.r#type == "payment.cancelled").collect();
@@ -459,7 +459,7 @@ async fn restored(
     for chain in CHAINS {
         let records: Vec<Matches> = applied.iter().filter(|record| record.chain == chain).cloned().collect();
         for batch in records.chunks(random.random_range(1..20)) {
-            books.apply(chains, batch).await.map_err(failed)?;
+            books.apply(chains, batch).await?;
         }
     }
     let now = books.all().await?;
@@ -511,7 +511,7 @@ async fn check_one_at_a_time(stack: &Stack, chains: &Chains, played: &[Played], 
     let mut single = Books::open(stack, usize::MAX).await?;
     for one in played {
         match one {
-            Played::Record(record) => single.apply(chains, std::slice::from_ref(record)).await.map_err(failed)?,
+            Played::Record(record) => single.apply(chains, std::slice::from_ref(record)).await?,
             Played::Cancel(payment) => ensure!(single.cancel(*payment).await?, "it can be cancelled as before"),
         }
     }
@@ -530,7 +530,7 @@ async fn check_one_at_a_time(stack: &Stack, chains: &Chains, played: &[Played], 
 async fn check_counted_from(books: &Books, known: &BTreeMap<PaymentId, Payment>, surviving: &[Matches]) -> Result<()> {
     let client = books.pool.get().await?;
     let all: Vec<Payment> = known.values().cloned().collect();
-    let counted = store::counted_from(&client, &all).await.map_err(failed)?;
+    let counted = store::counted_from(&client, &all).await?;
     for payment in payments() {
         let own = payment.asset.token.as_ref().map(|token| token.address);
         let mut parts: Vec<(u64, Amount)> = surviving
@@ -704,10 +704,10 @@ async fn a_block_that_comes_again_with_fewer_transfers_keeps_no_more() -> Result
     let whole = [Source::Transaction, Source::Trace];
     for again in [&whole[..1], &[]] {
         let mut books = Books::open(&stack, usize::MAX).await?;
-        books.apply(&chains, &[first.clone(), block(2, Kind::Added, &whole)]).await.map_err(failed)?;
-        books.apply(&chains, &[block(3, Kind::Removed, &[]), block(4, Kind::Added, again)]).await.map_err(failed)?;
+        books.apply(&chains, &[first.clone(), block(2, Kind::Added, &whole)]).await?;
+        books.apply(&chains, &[block(3, Kind::Removed, &[]), block(4, Kind::Added, again)]).await?;
         check_rows(&books, &[block(4, Kind::Added, again)]).await?;
-        books.apply(&chains, &[block(0, Kind::Replayed, &whole)]).await.map_err(failed)?;
+        books.apply(&chains, &[block(0, Kind::Replayed, &whole)]).await?;
         check_rows(&books, &[block(4, Kind::Added, &whole)]).await?;
         let received = books.all().await?[&payment.id].received();
         ensure!(received == Amount::from(80), "{received:?} after a backfill, and 80 are on the chain");
@@ -773,7 +773,11 @@ async fn a_block_that_comes_again_under_its_hash_with_other_content_leaves_nothi
         let mut books = Books::open(&stack, usize::MAX).await?;
         // A removal and what comes again are in one batch, the first time was in another, or both, or none.
         for records in std::iter::once(first).chain(rest.chunks(batch)) {
-            books.apply(&chains, records).await.map_err(failed).with_context(|| format!("{batch} records per batch"))?;
+            books
+                .apply(&chains, records)
+                .await
+                .map_err(anyhow::Error::from)
+                .with_context(|| format!("{batch} records per batch"))?;
         }
         let known = books.all().await?;
         check_ledger(&known, &surviving)?;
@@ -825,7 +829,7 @@ async fn what_a_tag_said_of_a_removed_block_confirms_nothing_in_the_one_that_tak
         (block(4, FIRST + 1, three, Kind::Added, Some(FIRST), false), "confirmed"),
     ];
     for (record, status) in steps {
-        books.apply(&chains, std::slice::from_ref(&record)).await.map_err(failed)?;
+        books.apply(&chains, std::slice::from_ref(&record)).await?;
         let now = books.all().await?.remove(&payment.id).context("the payment")?;
         ensure!(now.status().as_str() == status, "{} after {record:?}, expected {status}", now.status());
     }
@@ -865,7 +869,7 @@ async fn a_chain_that_begins_anew_before_its_first_block_takes_back_what_a_backf
     for batch in [1, 2] {
         let mut books = Books::open(&stack, usize::MAX).await?;
         for records in records.chunks(batch) {
-            books.apply(&chains, records).await.map_err(failed)?;
+            books.apply(&chains, records).await?;
         }
         let now = books.all().await?.remove(&payment.id).context("the payment")?;
         ensure!(now.received() == Amount::ZERO, "{now:?}, {batch} records per batch");
@@ -901,7 +905,7 @@ async fn a_payment_that_a_block_above_a_hole_confirmed_is_taken_back_with_that_b
     for batch in [1, 2, 4] {
         let mut books = Books::open(&stack, usize::MAX).await?;
         for records in records.chunks(batch) {
-            books.apply(&chains, records).await.map_err(failed)?;
+            books.apply(&chains, records).await?;
         }
         let now = books.all().await?.remove(&payment.id).context("the payment")?;
         ensure!(now.status() == Status::Detected, "{} with two confirmations, {batch} records per batch", now.status());
@@ -912,7 +916,7 @@ async fn a_payment_that_a_block_above_a_hole_confirmed_is_taken_back_with_that_b
     // No block stands on another by so much.
     for parent in [FIRST + 3, u64::MAX] {
         let mut books = Books::open(&stack, usize::MAX).await?;
-        books.apply(&chains, &records[..3]).await.map_err(failed)?;
+        books.apply(&chains, &records[..3]).await?;
         ensure!(books.apply(&chains, &[removed(parent)]).await.is_err(), "parent {parent}");
     }
     Ok(())
@@ -925,10 +929,10 @@ async fn records_that_were_applied_before_are_passed_over_and_a_chain_that_is_nu
     let mut books = Books::open(&stack, usize::MAX).await?;
     let later = |number: u64| Matches { timestamp: 1_000 + number, ..block(CHAINS[0], number, Vec::new()) };
     let records: Vec<Matches> = (1..=4).map(later).collect();
-    books.apply(&chains, &records[..3]).await.map_err(failed)?;
-    books.apply(&chains, &records[1..]).await.map_err(failed)?;
-    books.apply(&chains, &records[..2]).await.map_err(failed)?;
-    let heads = store::head_numbers(&books.pool.get().await?, &[CHAINS[0]]).await.map_err(failed)?;
+    books.apply(&chains, &records[..3]).await?;
+    books.apply(&chains, &records[1..]).await?;
+    books.apply(&chains, &records[..2]).await?;
+    let heads = store::head_numbers(&books.pool.get().await?, &[CHAINS[0]]).await?;
     ensure!(heads.get(&CHAINS[0]) == Some(&4), "{heads:?}");
     // What comes after them still has to stand on the head, and another block of the head's height is no news.
     let other = Matches { parent: B256::repeat_byte(7), ..later(5) };
@@ -937,18 +941,18 @@ async fn records_that_were_applied_before_are_passed_over_and_a_chain_that_is_nu
     ensure!(books.apply(&chains, &[anew(later(5))]).await.is_err(), "a block beyond the head under an old sequence");
     // On the head it is the next one, and so is what comes after it: fewer records told of tags than before.
     let renumbered: Vec<Matches> = (5..=7).map(|number| Matches { sequence: number - 3, ..later(number) }).collect();
-    books.apply(&chains, &renumbered).await.map_err(failed)?;
-    let heads = store::head_numbers(&books.pool.get().await?, &[CHAINS[0]]).await.map_err(failed)?;
+    books.apply(&chains, &renumbered).await?;
+    let heads = store::head_numbers(&books.pool.get().await?, &[CHAINS[0]]).await?;
     ensure!(heads.get(&CHAINS[0]) == Some(&7), "{heads:?}");
     // A branch that was left, and that lies beyond the head.
     let mut books = Books::open(&stack, usize::MAX).await?;
     let removed = |sequence, number| Matches { sequence, kind: Kind::Removed, ..later(number) };
     let other = Matches { sequence: 6, block: BlockRef { number: 2, hash: B256::repeat_byte(9) }, ..later(2) };
     let reorg = [later(1), later(2), later(3), removed(4, 3), removed(5, 2), other.clone()];
-    books.apply(&chains, &reorg).await.map_err(failed)?;
-    books.apply(&chains, &reorg[1..]).await.map_err(failed)?;
+    books.apply(&chains, &reorg).await?;
+    books.apply(&chains, &reorg[1..]).await?;
     let next = Matches { sequence: 7, parent: other.block.hash, ..later(3) };
-    books.apply(&chains, &[next]).await.map_err(failed)?;
+    books.apply(&chains, &[next]).await?;
     Ok(())
 }
 
@@ -992,7 +996,7 @@ async fn a_lie_is_not_confirmed_by_a_block_that_is_written_again_without_it() ->
     for (index, (applied, again, goes_on)) in cases.into_iter().enumerate() {
         for size in 1..=again.len() {
             let mut books = Books::open(&stack, usize::MAX).await?;
-            books.apply(&chains, applied).await.map_err(failed)?;
+            books.apply(&chains, applied).await?;
             let mut outcome = Ok(());
             for records in again.chunks(size) {
                 if outcome.is_ok() {
@@ -1001,7 +1005,11 @@ async fn a_lie_is_not_confirmed_by_a_block_that_is_written_again_without_it() ->
             }
             let refused = outcome.as_ref().err().map(ToString::to_string);
             ensure!(index > 1 || refused.as_ref().is_some_and(|refused| refused.contains("other content")), "{refused:?}");
-            ensure!(outcome.is_ok() == goes_on, "case {index}: {:?}, {size} records per batch", outcome.err().map(failed));
+            ensure!(
+                outcome.is_ok() == goes_on,
+                "case {index}: {:?}, {size} records per batch",
+                outcome.err().map(anyhow::Error::from)
+            );
             let now = books.all().await?.remove(&payment.id).context("the payment")?;
             let expected = if goes_on { Status::Pending } else { Status::Detected };
             ensure!(now.status() == expected, "case {index}: {}, {size} records per batch", now.status());
@@ -1020,7 +1028,7 @@ async fn a_lie_is_not_confirmed_by_a_block_that_is_written_again_without_it() ->
     let honest = [added(1, 1, Vec::new()), added(2, 2, of_each_kind), tags(3), removed(4), witnessed(5, 2), witnessed(6, 3)];
     for applied in 1..=honest.len() {
         let mut books = Books::open(&stack, usize::MAX).await?;
-        books.apply(&chains, &honest[..applied]).await.map_err(failed)?;
+        books.apply(&chains, &honest[..applied]).await?;
         let told = books.events().await?.len();
         for from in 0..applied {
             for size in [1, 2, honest.len()] {
@@ -1028,7 +1036,7 @@ async fn a_lie_is_not_confirmed_by_a_block_that_is_written_again_without_it() ->
                     books
                         .apply(&chains, records)
                         .await
-                        .map_err(failed)
+                        .map_err(anyhow::Error::from)
                         .with_context(|| format!("{from}..{applied} by {size}"))?;
                 }
             }

@@ -19,10 +19,6 @@ use webhooks::retry_schedule;
 /// The id of the API key that asks for changes.
 const KEY: &str = "0123456789abcdef";
 
-pub fn failed(failure: runtime::Failure) -> anyhow::Error {
-    anyhow::anyhow!("{failure}")
-}
-
 pub async fn endpoint(db: &Client, url: &str) -> Result<Uuid> {
     Ok(db.query_one("SELECT id FROM webhook_endpoints WHERE url = $1", &[&url]).await?.get(0))
 }
@@ -45,8 +41,8 @@ pub fn limits() -> ClaimLimits<'static> {
 
 /// Claims what is due of all that is pending.
 pub async fn claim(db: &Client, limits: ClaimLimits<'_>) -> Result<Vec<ClaimedDelivery>> {
-    let fronts = queue::pending(db).await.map_err(failed)?;
-    queue::claim_due(db, ClaimLimits { fronts: &fronts, ..limits }).await.map_err(failed)
+    let fronts = queue::pending(db).await?;
+    queue::claim_due(db, ClaimLimits { fronts: &fronts, ..limits }).await.map_err(Into::into)
 }
 
 /// However many endpoints it has, and has deleted with messages on their way.
@@ -78,11 +74,11 @@ async fn a_merchant_with_many_endpoints_leaves_room_for_the_others() -> Result<(
     }
     // Each new endpoint would have messages of its own on their way.
     for made in 21.. {
-        let id = endpoints::list(&db, greedy).await.map_err(failed)?.first().map(|endpoint| endpoint.id).context("none")?;
-        ensure!(endpoints::delete(&db, greedy, id, KEY).await.map_err(failed)?, "it was there");
+        let id = endpoints::list(&db, greedy).await?.first().map(|endpoint| endpoint.id).context("none")?;
+        ensure!(endpoints::delete(&db, greedy, id, KEY).await?, "it was there");
         let new = endpoints::EndpointChanges::default();
         let url = format!("https://example.com/{made}");
-        if endpoints::create(&mut db, greedy, &url, new, KEY).await.map_err(failed)?.is_err() {
+        if endpoints::create(&mut db, greedy, &url, new, KEY).await?.is_err() {
             ensure!(made == 101, "the endpoint {made} of an hour is refused");
             break;
         }
@@ -135,8 +131,8 @@ async fn a_claim_keeps_to_its_bounds_and_to_the_order_of_a_payment() -> Result<(
     ensure!(sick.len() == 1 && sick[0].url == "failing" && sick[0].attempt_number == 1, "{sick:?}");
 
     // Another instance releases none of them; the instance that claimed them releases them when it restarts.
-    ensure!(queue::release_claims(&db, "other").await.map_err(failed)? == 0, "another instance's claims");
-    ensure!(queue::release_claims(&db, "lab").await.map_err(failed)? == 20, "its own claims");
+    ensure!(queue::release_claims(&db, "other").await? == 0, "another instance's claims");
+    ensure!(queue::release_claims(&db, "lab").await? == 20, "its own claims");
     // Slow endpoints have a claim of their own.
     let slow = [endpoint(&db, "two").await?];
     let well = claim(Lane::Healthy, &slow, 100, &[]).await?;
@@ -175,7 +171,7 @@ pub async fn due(db: &Client, lane: Lane) -> Result<Vec<ClaimedDelivery>> {
 /// Settles one attempt.
 async fn attempt(db: &mut Client, delivery: ClaimedDelivery, head: ResponseHead, verdict: Verdict) -> Result<()> {
     let outcome = SendOutcome { head, ..SendOutcome::default() };
-    queue::settle(db, &mut vec![FinishedAttempt { delivery, outcome, verdict }]).await.map_err(failed)?;
+    queue::settle(db, &mut vec![FinishedAttempt { delivery, outcome, verdict }]).await?;
     Ok(())
 }
 
@@ -205,16 +201,14 @@ async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Res
     ensure!(due(&db, Lane::Healthy).await?.is_empty() && due(&db, Lane::Failing).await?.is_empty(), "before the hour is over");
 
     // Redelivery of failed events includes those that are still retried.
-    let again = deliveries::redeliver(&pool, merchant, endpoint, &RedeliverFilter::Failed, RedeliverCursor::START)
-        .await
-        .map_err(failed)?;
+    let again = deliveries::redeliver(&pool, merchant, endpoint, &RedeliverFilter::Failed, RedeliverCursor::START).await?;
     ensure!(again == Some((1, None)) && waits(&db).await? == [0, 0, 0], "{again:?} {:?}", waits(&db).await?);
 
     // Redelivery of any event takes the others of the payment with it, still in order.
     for event in ["2", "1"] {
         db.execute("UPDATE webhook_deliveries SET next_attempt = now() + interval '1 hour'", &[]).await?;
         let event = RedeliverFilter::Event(event.to_owned());
-        let again = deliveries::redeliver(&pool, merchant, endpoint, &event, RedeliverCursor::START).await.map_err(failed)?;
+        let again = deliveries::redeliver(&pool, merchant, endpoint, &event, RedeliverCursor::START).await?;
         ensure!(again == Some((1, None)) && waits(&db).await? == [0, 0, 0], "{again:?} {:?}", waits(&db).await?);
     }
     for tries in 0..retry_schedule::MAX_BLOCKING_FAILURES {
@@ -246,7 +240,7 @@ async fn what_arrives_after_failures_lets_the_later_events_go() -> Result<()> {
     settle(&mut db, first.remove(0), 500, Verdict::Retry(Duration::from_secs(3600))).await?;
     // By hand, while the others were being put off for the hour.
     let event = RedeliverFilter::Event("1".to_owned());
-    deliveries::redeliver(&pool, merchant, endpoint, &event, RedeliverCursor::START).await.map_err(failed)?;
+    deliveries::redeliver(&pool, merchant, endpoint, &event, RedeliverCursor::START).await?;
     db.execute("UPDATE webhook_deliveries SET next_attempt = now() + interval '1 hour' WHERE event_id <> '1'", &[]).await?;
     let mut again = due(&db, Lane::Failing).await?;
     settle(&mut db, again.remove(0), 204, Verdict::Delivered).await?;
@@ -274,7 +268,7 @@ async fn an_endpoint_rests_a_tenth_of_the_time_that_it_fails_at_most_a_minute_an
         if expected > 0 {
             ensure!(due(&db, Lane::Failing).await?.is_empty(), "it rests");
             // A ping is sent at once, even to a resting endpoint.
-            endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?;
+            endpoints::ping(&db, merchant, endpoint).await?;
         }
         claimed = due(&db, Lane::Failing).await?;
     }
@@ -310,7 +304,7 @@ async fn an_endpoint_that_somebody_keeps_locked_delays_no_other() -> Result<()> 
     let holder = other.transaction().await?;
     holder.execute("SELECT FROM webhook_endpoints WHERE id = $1 FOR UPDATE", &[&locked]).await?;
     let settling = tokio::time::timeout(Duration::from_secs(10), queue::settle(&mut db, &mut done));
-    let settled = settling.await.context("it waits for the lock")?.map_err(failed)?;
+    let settled = settling.await.context("it waits for the lock")??;
     ensure!(settled.attempts.len() == 1 && settled.attempts[0].delivery.url == "other", "{done:?}");
     ensure!(done.len() == 1 && done[0].delivery.endpoint_id == locked, "{done:?}");
     // Neither are new events kept from all, nor is it sent again.
@@ -320,11 +314,11 @@ async fn an_endpoint_that_somebody_keeps_locked_delays_no_other() -> Result<()> 
     tokio::time::timeout(Duration::from_secs(10), added).await.context("the fan-out waits for the lock")??;
     let sent = done[0].delivery.delivery_id;
     db.execute("UPDATE webhook_deliveries SET next_attempt = now() WHERE id = $1", &[&sent]).await?;
-    queue::settle(&mut db, &mut done).await.map_err(failed)?;
+    queue::settle(&mut db, &mut done).await?;
     let again = due(&db, Lane::Healthy).await?;
     ensure!(done.len() == 1 && again.iter().all(|due| due.delivery_id != sent), "{again:?}");
     holder.rollback().await?;
-    let settled = queue::settle(&mut db, &mut done).await.map_err(failed)?;
+    let settled = queue::settle(&mut db, &mut done).await?;
     ensure!(settled.attempts.len() == 1 && done.is_empty(), "{done:?}");
     let sql = "SELECT count(*) FROM webhook_deliveries WHERE tries = 1 AND claimed_by IS NULL";
     ensure!(db.query_one(sql, &[]).await?.get::<_, i64>(0) == 2, "an attempt was not written down");
@@ -337,13 +331,13 @@ async fn of_two_attempts_that_are_settled_together_a_success_counts() -> Result<
     for first in [0, 1] {
         let (_lab, _pool, mut db, _, _) = three_events().await?;
         let claimed = due(&db, Lane::Healthy).await?.remove(0);
-        queue::release_claims(&db, "lab").await.map_err(failed)?;
+        queue::release_claims(&db, "lab").await?;
         let again = due(&db, Lane::Healthy).await?.remove(0);
         ensure!(again.delivery_id == claimed.delivery_id, "{again:?}");
         let ended = |delivery, verdict| FinishedAttempt { delivery, outcome: SendOutcome::default(), verdict };
         let mut both = vec![ended(claimed, Verdict::Delivered), ended(again, Verdict::Failed)];
         both.rotate_left(first);
-        queue::settle(&mut db, &mut both).await.map_err(failed)?;
+        queue::settle(&mut db, &mut both).await?;
         let state: String = db.query_one("SELECT state FROM webhook_deliveries WHERE event_id = '1'", &[]).await?.get(0);
         ensure!(state == "delivered", "{state}");
     }
@@ -376,7 +370,7 @@ async fn an_endpoint_that_was_quiet_for_days_is_not_disabled_by_one_failure() ->
     for hours in (11..=121).step_by(11) {
         ensure!(state(&db).await?.0, "disabled before {hours} h");
         back(&db, 11).await?;
-        endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?;
+        endpoints::ping(&db, merchant, endpoint).await?;
         fail(&mut db, Lane::Failing, Verdict::Retry(Duration::ZERO)).await?;
     }
     ensure!(!state(&db).await?.0, "it fails for five days");
@@ -389,29 +383,25 @@ async fn what_is_pending_for_a_disabled_endpoint_ends() -> Result<()> {
     let (_lab, pool, mut db, merchant, endpoint) = three_events().await?;
     let enable = |enabled| endpoints::EndpointChanges { enabled: Some(enabled), ..endpoints::EndpointChanges::default() };
     let in_flight = due(&db, Lane::Healthy).await?.remove(0);
-    endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?;
-    endpoints::update(&mut db, merchant, endpoint, enable(false), KEY).await.map_err(failed)?.ok().context("no endpoint")?;
+    endpoints::ping(&db, merchant, endpoint).await?;
+    endpoints::update(&mut db, merchant, endpoint, enable(false), KEY).await?.ok().context("no endpoint")?;
     ensure!(due(&db, Lane::Healthy).await?.is_empty(), "something is sent to a disabled endpoint");
-    ensure!(
-        queue::fail_pending(&db).await.map_err(failed)? == 4 && waits(&db).await?.is_empty(),
-        "{:?} are pending",
-        waits(&db).await?
-    );
-    ensure!(endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "sent a ping");
+    ensure!(queue::fail_pending(&db).await? == 4 && waits(&db).await?.is_empty(), "{:?} are pending", waits(&db).await?);
+    ensure!(endpoints::ping(&db, merchant, endpoint).await?.is_none(), "sent a ping");
     let late =
         "INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state) VALUES ($1, 'late', 'webhook.ping', 'pending')";
     db.execute(late, &[&endpoint]).await?;
-    ensure!(queue::fail_pending(&db).await.map_err(failed)? == 1, "what was added meanwhile is pending");
+    ensure!(queue::fail_pending(&db).await? == 1, "what was added meanwhile is pending");
     // A delivery in flight arrives all the same.
     settle(&mut db, in_flight, 204, Verdict::Delivered).await?;
     let filter = RedeliverFilter::Failed;
     ensure!(
-        deliveries::redeliver(&pool, merchant, endpoint, &filter, RedeliverCursor::START).await.map_err(failed)?.is_none(),
+        deliveries::redeliver(&pool, merchant, endpoint, &filter, RedeliverCursor::START).await?.is_none(),
         "it is disabled"
     );
-    endpoints::update(&mut db, merchant, endpoint, enable(true), KEY).await.map_err(failed)?.ok().context("no endpoint")?;
-    let again = deliveries::redeliver(&pool, merchant, endpoint, &filter, RedeliverCursor::START).await.map_err(failed)?;
-    ensure!(again == Some((4, None)) && queue::fail_pending(&db).await.map_err(failed)? == 0, "{again:?}");
+    endpoints::update(&mut db, merchant, endpoint, enable(true), KEY).await?.ok().context("no endpoint")?;
+    let again = deliveries::redeliver(&pool, merchant, endpoint, &filter, RedeliverCursor::START).await?;
+    ensure!(again == Some((4, None)) && queue::fail_pending(&db).await? == 0, "{again:?}");
     Ok(())
 }
 
@@ -421,7 +411,7 @@ async fn of_two_endpoints_that_are_given_one_url_at_the_same_time_one_is_refused
     let (_lab, pool, mut db, merchant, one) = three_events().await?;
     let url = |url: &str| endpoints::EndpointChanges { url: Some(url.to_owned()), ..endpoints::EndpointChanges::default() };
     let other = endpoints::create(&mut db, merchant, "https://other.example", url("https://other.example"), KEY).await;
-    let (other, _) = other.map_err(failed)?.ok().context("not created")?;
+    let (other, _) = other?.ok().context("not created")?;
     // The pool has two connections.
     drop(db);
     for round in 0..20 {
@@ -431,7 +421,7 @@ async fn of_two_endpoints_that_are_given_one_url_at_the_same_time_one_is_refused
         });
         let mut changed = 0;
         for change in changes {
-            changed += usize::from(change.await?.map_err(failed)?.is_ok());
+            changed += usize::from(change.await??.is_ok());
         }
         ensure!(changed == 1, "{changed} of two in round {round}");
     }
@@ -441,17 +431,15 @@ async fn of_two_endpoints_that_are_given_one_url_at_the_same_time_one_is_refused
 #[tokio::test]
 async fn a_deleted_endpoint_is_seen_by_nobody_and_sent_nothing() -> Result<()> {
     let (_lab, pool, mut db, merchant, endpoint) = three_events().await?;
-    ensure!(endpoints::delete(&db, merchant, endpoint, KEY).await.map_err(failed)?, "it was there");
-    ensure!(!endpoints::delete(&db, merchant, endpoint, KEY).await.map_err(failed)?, "deleted twice");
+    ensure!(endpoints::delete(&db, merchant, endpoint, KEY).await?, "it was there");
+    ensure!(!endpoints::delete(&db, merchant, endpoint, KEY).await?, "deleted twice");
     let enable = endpoints::EndpointChanges { enabled: Some(true), ..endpoints::EndpointChanges::default() };
-    ensure!(endpoints::update(&mut db, merchant, endpoint, enable, KEY).await.map_err(failed)?.is_err(), "changed");
-    ensure!(endpoints::get(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "seen");
-    ensure!(endpoints::list(&db, merchant).await.map_err(failed)?.is_empty(), "listed");
-    ensure!(endpoints::rotate(&db, merchant, endpoint, KEY).await.map_err(failed)?.is_none(), "rotated");
-    ensure!(endpoints::ping(&db, merchant, endpoint).await.map_err(failed)?.is_none(), "sent a ping");
-    let again = deliveries::redeliver(&pool, merchant, endpoint, &RedeliverFilter::Failed, RedeliverCursor::START)
-        .await
-        .map_err(failed)?;
+    ensure!(endpoints::update(&mut db, merchant, endpoint, enable, KEY).await?.is_err(), "changed");
+    ensure!(endpoints::get(&db, merchant, endpoint).await?.is_none(), "seen");
+    ensure!(endpoints::list(&db, merchant).await?.is_empty(), "listed");
+    ensure!(endpoints::rotate(&db, merchant, endpoint, KEY).await?.is_none(), "rotated");
+    ensure!(endpoints::ping(&db, merchant, endpoint).await?.is_none(), "sent a ping");
+    let again = deliveries::redeliver(&pool, merchant, endpoint, &RedeliverFilter::Failed, RedeliverCursor::START).await?;
     ensure!(again.is_none() && due(&db, Lane::Healthy).await?.is_empty(), "sent something: {again:?}");
     Ok(())
 }
@@ -464,9 +452,9 @@ async fn an_offset_that_was_taken_back_is_noticed() -> Result<()> {
     let folding = FoldStage { stage: "lab", topic: Topic::Events, max_records: 1, max_bytes: 1, on_return: None };
     let claim = async |from: i64, next: i64| folding.claim(&db, &Span { from, next, ..Span::default() }).await;
     ensure!(claim(10, 15).await.is_err(), "offset 10, and nothing tells of the ten before it");
-    claim(0, 10).await.map_err(failed)?;
+    claim(0, 10).await?;
     ensure!(claim(0, 10).await.is_err(), "twice");
-    claim(10, 15).await.map_err(failed)?;
+    claim(10, 15).await?;
     db.execute("DELETE FROM stage_offsets", &[]).await?;
     ensure!(claim(15, 20).await.is_err(), "taken back");
     Ok(())
@@ -486,7 +474,7 @@ async fn a_large_redelivery_goes_on_where_the_one_before_ended() -> Result<()> {
     let filter = RedeliverFilter::CreatedBetween { from, before };
     let (mut again, mut after) = (0, RedeliverCursor::START);
     loop {
-        let found = deliveries::redeliver(&pool, merchant, endpoint, &filter, after).await.map_err(failed)?;
+        let found = deliveries::redeliver(&pool, merchant, endpoint, &filter, after).await?;
         let (count, next) = found.context("it is enabled")?;
         again += count;
         db.execute("UPDATE webhook_deliveries SET state = 'delivered' WHERE state = 'pending'", &[]).await?;
@@ -504,7 +492,7 @@ async fn a_large_redelivery_goes_on_where_the_one_before_ended() -> Result<()> {
 #[tokio::test]
 async fn a_secret_that_was_rotated_signs_for_a_day_and_no_longer() -> Result<()> {
     let (_lab, _pool, db, merchant, endpoint) = three_events().await?;
-    endpoints::rotate(&db, merchant, endpoint, KEY).await.map_err(failed)?;
+    endpoints::rotate(&db, merchant, endpoint, KEY).await?;
     let left: f64 = db
         .query_one("SELECT extract(epoch FROM old_secret_until - now())::float8 / 3600 FROM webhook_endpoints", &[])
         .await?
@@ -513,7 +501,7 @@ async fn a_secret_that_was_rotated_signs_for_a_day_and_no_longer() -> Result<()>
     let both = due(&db, Lane::Healthy).await?.remove(0);
     ensure!(both.secrets.len() == 2, "{both:?}");
     db.execute("UPDATE webhook_endpoints SET old_secret_until = now()", &[]).await?;
-    queue::release_claims(&db, "lab").await.map_err(failed)?;
+    queue::release_claims(&db, "lab").await?;
     let new = due(&db, Lane::Healthy).await?.remove(0);
     ensure!(new.secrets == both.secrets[..1], "{new:?}");
     Ok(())
@@ -526,11 +514,10 @@ async fn what_a_former_server_answered_is_not_held_against_the_new_one() -> Resu
     settle(&mut db, sent.remove(0), 500, Verdict::Retry(Duration::ZERO)).await?;
     let mut sent = due(&db, Lane::Failing).await?;
     let moved = endpoints::EndpointChanges { url: Some("elsewhere".to_owned()), ..endpoints::EndpointChanges::default() };
-    let moved =
-        endpoints::update(&mut db, merchant, endpoint, moved, KEY).await.map_err(failed)?.ok().context("no endpoint")?;
+    let moved = endpoints::update(&mut db, merchant, endpoint, moved, KEY).await?.ok().context("no endpoint")?;
     ensure!(moved.failing_since.is_none() && moved.paused_until.is_none(), "{moved:?}");
     settle(&mut db, sent.remove(0), 410, Verdict::Gone).await?;
-    let now = endpoints::get(&db, merchant, endpoint).await.map_err(failed)?.context("no endpoint")?;
+    let now = endpoints::get(&db, merchant, endpoint).await?.context("no endpoint")?;
     ensure!(now.enabled && now.failing_since.is_none(), "{now:?}");
     // The new server gets them at once.
     ensure!(waits(&db).await? == [0, 0, 0], "{:?}", waits(&db).await?);

@@ -1,7 +1,7 @@
 //! A block that too few endpoints have given is in doubt: it may come again under its hash with other content. What was applied
 //! of it is not confirmed by what is lost or replayed since.
 
-use crate::books::{Books, CHAINS, X, X_LISTED, block, block_hash, chains, failed, payments};
+use crate::books::{Books, CHAINS, X, X_LISTED, block, block_hash, chains, payments};
 use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
 use e2e::Stack;
@@ -28,11 +28,11 @@ impl Doubt {
     /// The outcome after these records in batches of this size, and the payment's status.
     async fn after(&self, applied: &[Matches], records: &[Matches], size: usize) -> Result<(Result<()>, Status)> {
         let mut books = Books::open(&self.stack, usize::MAX).await?;
-        books.apply(&self.chains, applied).await.map_err(failed)?;
+        books.apply(&self.chains, applied).await?;
         let mut outcome = Ok(());
         for records in records.chunks(size) {
             if outcome.is_ok() {
-                outcome = books.apply(&self.chains, records).await.map_err(failed);
+                outcome = books.apply(&self.chains, records).await.map_err(anyhow::Error::from);
             }
         }
         let now = books.all().await?.remove(&self.payment.id).context("the payment")?;
@@ -137,7 +137,7 @@ async fn a_replayed_block_that_has_left_the_chain_is_not_credited_where_it_is_re
     let all = [witnessed(1, 3), replayed(doubt.lie()), beginning, witnessed(31, 4)];
     let left = async |read: &[&[Matches]], goes_back| {
         let mut books = Books::open(&doubt.stack, usize::MAX).await?;
-        books.apply(&doubt.chains, &all).await.map_err(failed)?;
+        books.apply(&doubt.chains, &all).await?;
         if goes_back {
             books.pool.get().await?.execute(store::ON_RETURN.note, &[&vec![CHAINS[0].to_string()]]).await?;
         }
@@ -148,7 +148,7 @@ async fn a_replayed_block_that_has_left_the_chain_is_not_credited_where_it_is_re
             }
         }
         let now = books.all().await?.remove(&doubt.payment.id).context("the payment")?;
-        Ok::<_, anyhow::Error>((outcome.map_err(|failure| failed(failure).to_string()), now.status()))
+        Ok::<_, anyhow::Error>((outcome.map_err(|failure| failure.to_string()), now.status()))
     };
     for (read, goes_back) in [(&[&all[..1], &all[1..2]] as &[_], false), (&[&all[1..2]], true), (&[&all[..2]], true)] {
         let (outcome, status) = left(read, goes_back).await?;

@@ -1,6 +1,6 @@
 //! Dust: what anyone sends, however much of it, costs its payment and nobody else.
 
-use crate::books::{self, Books, CHAINS, X, X_LISTED, block_hash, chains, failed, payments, static_addresses};
+use crate::books::{self, Books, CHAINS, X, X_LISTED, block_hash, chains, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use confirmer::orphans::OrphanLook;
 use e2e::{Flood, Stack};
@@ -61,7 +61,7 @@ async fn of_one_sender_the_transfers_beyond_the_hundredth_are_one_deposit() -> R
     paid.extend(transfers(to, 2, &[Amount::from(5); 3]));
     let added = |sequence| Matches { sequence, ..block(1, Kind::Added, paid.clone()) };
     let removed = Matches { sequence: 2, kind: Kind::Removed, transfers: Vec::new(), ..added(2) };
-    books.apply(&chains, &[added(1)]).await.map_err(failed)?;
+    books.apply(&chains, &[added(1)]).await?;
     let deposits = |known: &std::collections::BTreeMap<_, payments::Payment>| {
         let mut sums: Vec<u64> = known
             .values()
@@ -76,11 +76,11 @@ async fn of_one_sender_the_transfers_beyond_the_hundredth_are_one_deposit() -> R
     ensure!(deposits(&known) == expected, "{:?}", deposits(&known));
     ensure!(told(&books).await?.len() == 2 * expected.len());
     // Replayed, removed and brought again, it is the same deposits.
-    books.apply(&chains, &[block(1, Kind::Replayed, paid.clone())]).await.map_err(failed)?;
+    books.apply(&chains, &[block(1, Kind::Replayed, paid.clone())]).await?;
     ensure!(told(&books).await?.len() == 2 * expected.len(), "a replay told something");
-    books.apply(&chains, &[removed]).await.map_err(failed)?;
+    books.apply(&chains, &[removed]).await?;
     ensure!(deposits(&books.all().await?).is_empty());
-    books.apply(&chains, &[added(3)]).await.map_err(failed)?;
+    books.apply(&chains, &[added(3)]).await?;
     let again = books.all().await?;
     ensure!(deposits(&again) == expected && again.keys().eq(known.keys()), "other deposits than before");
     let rest = told(&books).await?.into_iter().filter(|(_, count)| *count == Some(150)).map(|(kind, _)| kind);
@@ -102,9 +102,9 @@ async fn a_transfer_below_the_minimum_is_kept_and_does_nothing() -> Result<()> {
     let of = |sender, to| transfers(to, sender, &amounts);
     let paid = [of(1, payment.address), of(2, unexpected.address), of(3, customer.address)].concat();
     for chains in [&raised, &lowered] {
-        books.apply(chains, &[block(1, Kind::Replayed, paid.clone())]).await.map_err(failed)?;
+        books.apply(chains, &[block(1, Kind::Replayed, paid.clone())]).await?;
     }
-    books.apply(&lowered, &[block(1, Kind::Added, paid.clone())]).await.map_err(failed)?;
+    books.apply(&lowered, &[block(1, Kind::Added, paid.clone())]).await?;
     let known = books.all().await?;
     ensure!(known[&payment.id].received() == amounts[1], "{:?}", known[&payment.id]);
     let deposits: Vec<_> = known.values().filter(|payment| payment.deposit_address.is_some()).collect();
@@ -126,7 +126,7 @@ async fn what_pays_a_payment_alone_counts_below_the_minimum() -> Result<()> {
     let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
     let payment =
         payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
-    books.apply(&raised, &[block(1, Kind::Added, transfers(payment.address, 1, &[payment.amount]))]).await.map_err(failed)?;
+    books.apply(&raised, &[block(1, Kind::Added, transfers(payment.address, 1, &[payment.amount]))]).await?;
     let paid = books.all().await?.remove(&payment.id).context("the payment")?;
     ensure!(paid.received() == payment.amount && paid.transfers.iter().all(|t| !t.below_minimum), "{paid:?}");
     Ok(())
@@ -142,16 +142,13 @@ async fn a_sum_beyond_256_bits_stops_nobody() -> Result<()> {
     let most = Amount::new(U256::MAX);
     let huge = block(2, Kind::Added, transfers(payment.address, 1, &[most; 12]));
     let removed = Matches { sequence: 3, kind: Kind::Removed, transfers: Vec::new(), ..huge.clone() };
-    books
-        .apply(&chains, &[block(1, Kind::Added, transfers(payment.address, 2, &[Amount::from(40)])), huge])
-        .await
-        .map_err(failed)?;
+    books.apply(&chains, &[block(1, Kind::Added, transfers(payment.address, 2, &[Amount::from(40)])), huge]).await?;
     let paid = books.all().await?.remove(&payment.id).context("the payment")?;
     let sum = (0..12).fold(Total::from(Amount::from(40)), |sum, _| sum.plus(most));
     ensure!(paid.received() == most && paid.sums.received == sum && paid.status() == Status::Confirmed, "{paid:?}");
     let last = books.events().await?.pop().context("an event")?;
     ensure!(last.amount_received_saturated && Amount::from_wire(&last.amount_received)? == most, "{last:?}");
-    books.apply(&chains, &[removed]).await.map_err(failed)?;
+    books.apply(&chains, &[removed]).await?;
     let paid = books.all().await?.remove(&payment.id).context("the payment")?;
     ensure!(paid.received() == Amount::from(40), "a reorg takes it back: {paid:?}");
     Ok(())
@@ -178,19 +175,19 @@ async fn orphans_are_decided_about_and_summed_up_as_if_their_payment_had_been_th
     let to_customer = [transfers(customer.address, 1, &flood), transfers(customer.address, 2, &dust)].concat();
     let to_payment = [transfers(payment.address, 3, &many), transfers(payment.address, 4, &dust)].concat();
     let paid = [to_customer, to_payment].concat();
-    books.apply(&chains, &[block(1, Kind::Added, paid.clone())]).await.map_err(failed)?;
-    books.apply(&chains, &[block(2, Kind::Added, transfers(payment.address, 5, &few))]).await.map_err(failed)?;
+    books.apply(&chains, &[block(1, Kind::Added, paid.clone())]).await?;
+    books.apply(&chains, &[block(2, Kind::Added, transfers(payment.address, 5, &few))]).await?;
     ensure!(told(&books).await?.is_empty(), "nobody can be told yet");
 
     let mut client = books.pool.get().await?;
     let transaction = client.transaction().await?;
-    store::insert_payments(&transaction, &[(payment.clone(), events::created_event(&payment))]).await.map_err(failed)?;
-    store::insert_addresses(&transaction, &[customer], Uuid::nil()).await.map_err(failed)?;
+    store::insert_payments(&transaction, &[(payment.clone(), events::created_event(&payment))]).await?;
+    store::insert_addresses(&transaction, &[customer], Uuid::nil()).await?;
     transaction.commit().await?;
     // A block of the orphans is replayed before they are credited.
     let batch = [block(1, Kind::Replayed, paid.clone()), block(3, Kind::Added, Vec::new())];
-    books.apply(&chains, &batch).await.map_err(failed)?;
-    OrphanLook::default().credit_owned(&books.pool, &chains).await.map_err(failed)?;
+    books.apply(&chains, &batch).await?;
+    OrphanLook::default().credit_owned(&books.pool, &chains).await?;
     let deposits = |known: &std::collections::BTreeMap<_, Payment>| {
         let mut sums: Vec<(Amount, Status)> = known
             .values()
@@ -218,12 +215,12 @@ async fn orphans_are_decided_about_and_summed_up_as_if_their_payment_had_been_th
     let [one, two] = [Some(45), None].map(|count| ("payment.underpaid".to_owned(), count));
     ensure!(events == [one, two.clone(), two], "{events:?}");
     let all = told(&books).await?.len();
-    books.apply(&chains, &[block(1, Kind::Replayed, paid)]).await.map_err(failed)?;
+    books.apply(&chains, &[block(1, Kind::Replayed, paid)]).await?;
     ensure!(told(&books).await?.len() == all, "a replay told something");
 
     // What a reorg removes is taken back, each part of it.
     let removed = |sequence, number| Matches { sequence, ..block(number, Kind::Removed, Vec::new()) };
-    books.apply(&chains, &[removed(4, 3), removed(5, 2), removed(6, 1)]).await.map_err(failed)?;
+    books.apply(&chains, &[removed(4, 3), removed(5, 2), removed(6, 1)]).await?;
     let known = books.all().await?;
     ensure!(known[&payment.id].received() == Amount::ZERO, "{:?}", known[&payment.id]);
     ensure!(deposits(&known) == vec![(Amount::ZERO, Status::Pending); 101], "{:?}", deposits(&known));
@@ -247,7 +244,7 @@ async fn what_is_confirmed_of_a_part_is_confirmed_once() -> Result<()> {
         (next, 70, 70),
     ];
     for (record, received, confirmed) in steps {
-        books.apply(&chains, std::slice::from_ref(&record)).await.map_err(failed)?;
+        books.apply(&chains, std::slice::from_ref(&record)).await?;
         let now = books.all().await?.remove(&payment.id).context("the payment")?;
         let sums = [now.sums.received, now.sums.confirmed, now.sums.confirmed_in_time];
         let expected = [received, confirmed, confirmed].map(|sum| Total::from(Amount::from(sum)));
@@ -285,7 +282,7 @@ async fn what_a_block_brought_too_late_stays_late_in_the_batches_after_it() -> R
         (removed(8, 1), [0, 0, 0, 0], Status::Pending),
     ];
     for (record, sums, status) in steps {
-        books.apply(&chains, std::slice::from_ref(&record)).await.map_err(failed)?;
+        books.apply(&chains, std::slice::from_ref(&record)).await?;
         let now = books.all().await?.remove(&payment.id).context("the payment")?;
         let Sums { received, in_time, confirmed, confirmed_in_time } = now.sums;
         let expected = sums.map(|sum| Total::from(Amount::from(sum)));
@@ -314,16 +311,16 @@ async fn a_block_in_parts_is_credited_part_by_part_and_is_the_head_with_the_last
         for size in sizes {
             let (batch, later) = rest.split_at(*size);
             ensure!(books.all().await?[&payment.id].status() == Status::Pending, "paid before its last part, in {sizes:?}");
-            books.apply(&chains, batch).await.map_err(failed)?;
+            books.apply(&chains, batch).await?;
             rest = later;
         }
         let paid = books.all().await?.remove(&payment.id).context("the payment")?;
         ensure!((paid.status(), paid.received()) == (Status::Confirmed, Amount::from(100)), "{paid:?} in {sizes:?}");
         let events = told(&books).await?;
-        books.apply(&chains, &of_kind(Kind::Replayed)).await.map_err(failed)?;
+        books.apply(&chains, &of_kind(Kind::Replayed)).await?;
         ensure!(told(&books).await? == events, "a replay told something");
         let removed = Matches { sequence: 3, ..block(2, Kind::Removed, Vec::new()) };
-        books.apply(&chains, &[removed]).await.map_err(failed)?;
+        books.apply(&chains, &[removed]).await?;
         ensure!(books.all().await?[&payment.id].received().is_zero(), "a removed part counts");
     }
     let without_two = [records[0].clone(), records[1].clone(), records[3].clone()];
@@ -360,12 +357,12 @@ async fn orphans_of_a_block_in_parts_are_told_as_if_their_payment_had_been_there
         let sent = [transfers(payment.address, part, &amounts), transfers(late.address, 10 + part, &amounts)];
         Matches { part: part.into(), parts: 2, ..block(1, Kind::Added, sent.concat()) }
     };
-    books.apply(&chains, &[to_both(1), to_both(2)]).await.map_err(failed)?;
+    books.apply(&chains, &[to_both(1), to_both(2)]).await?;
     let mut client = books.pool.get().await?;
     let transaction = client.transaction().await?;
-    store::insert_payments(&transaction, &[(late.clone(), events::created_event(&late))]).await.map_err(failed)?;
+    store::insert_payments(&transaction, &[(late.clone(), events::created_event(&late))]).await?;
     transaction.commit().await?;
-    OrphanLook::default().credit_owned(&books.pool, &chains).await.map_err(failed)?;
+    OrphanLook::default().credit_owned(&books.pool, &chains).await?;
     let mut of_payment: std::collections::BTreeMap<String, Vec<_>> = std::collections::BTreeMap::new();
     for event in books.events().await?.into_iter().filter(|event| event.r#type != "payment.created") {
         of_payment.entry(event.payment_id).or_default().push((event.r#type, event.summary.map(|many| many.count)));

@@ -1,6 +1,6 @@
 //! Another server becomes the primary.
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use e2e::{Lab, Network, Plan, PostgresServer, Stack, eventually};
 use runtime::Failure;
 use runtime::db::{Bounds, Gate, Lineage};
@@ -134,7 +134,7 @@ async fn a_server_that_takes_no_more_writes_is_left() -> Result<()> {
             let refused = write().await.err().map(|failure| failure.to_string()).unwrap_or_default();
             ensure!(refused.contains("read-only"), "{refused:?}");
         }
-        write().await.map_err(|failure| anyhow!("{failure}"))?;
+        write().await?;
     }
     Ok(())
 }

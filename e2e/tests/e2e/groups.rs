@@ -3,8 +3,8 @@
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, KafkaAdmin, Lab, Payment, Plan, Process, events, eventually, records};
 use prost::Message as _;
+use runtime::Kafka;
 use runtime::kafka::{Consumer, Publisher, Record, TransactionalProducer};
-use runtime::{Failure, Kafka};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -86,18 +86,13 @@ impl Chain {
     }
 
     async fn write_logs(&self, block: &wire::BlockRecord, logs: Vec<Log>) -> Result<()> {
-        let wire::BlockRecord { chain_id, sequence, kind, number, hash, .. } = block.clone();
-        let logs = wire::LogsRecord { chain_id, sequence, kind, number, hash, logs, ..Default::default() };
+        let logs = wire::LogsRecord { logs, ..no_logs(block) };
         self.publish(Topic::Logs, logs.key(), self.kafka.encode(&logs)).await
     }
 
     /// Writes many blocks of one chain, which have no logs in them.
     pub async fn write_all(&self, blocks: &[wire::BlockRecord]) -> Result<()> {
-        let logs = blocks.iter().map(|block| {
-            let wire::BlockRecord { chain_id, sequence, kind, number, hash, .. } = block.clone();
-            wire::LogsRecord { chain_id, sequence, kind, number, hash, ..Default::default() }
-        });
-        let logs: Vec<_> = logs.map(|logs| (logs.key(), self.kafka.encode(&logs))).collect();
+        let logs: Vec<_> = blocks.iter().map(no_logs).map(|logs| (logs.key(), self.kafka.encode(&logs))).collect();
         let blocks: Vec<_> = blocks.iter().map(|block| (block.key(), self.kafka.encode(block))).collect();
         for (topic, records) in [(Topic::Logs, logs), (Topic::Blocks, blocks)] {
             self.publisher.publish(topic, &records).await.into_iter().collect::<Result<()>>()?;
@@ -108,6 +103,41 @@ impl Chain {
     pub async fn write_without_logs(&self, block: &wire::BlockRecord) -> Result<()> {
         self.publish(Topic::Blocks, block.key(), self.kafka.encode(block)).await
     }
+
+    /// Writes matches of blocks, as if their records had been at this offset of `chain.blocks` and the next ones.
+    pub async fn write_matches(&self, blocks: Vec<wire::BlockRecord>, first: i64) -> Result<()> {
+        let kafka = self.kafka.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let producer = TransactionalProducer::open(&kafka, "lab")?;
+            let transaction = producer.begin()?;
+            for (block, offset) in blocks.into_iter().zip(first..) {
+                let wire::BlockRecord { chain_id, sequence, kind, number, hash, parent_hash, .. } = block;
+                let matched = wire::MatchesRecord { chain_id, sequence, kind, number, hash, parent_hash, ..Default::default() };
+                let (offset, record) = (offset.to_string(), kafka.encode(&matched));
+                let headers = [("ctrip-block-offset", offset.as_str()), ("ctrip-logs-offset", &offset)];
+                transaction.send_with_headers(Topic::Matches, &matched.key(), &record, &headers)?;
+            }
+            transaction.commit()
+        });
+        written.await?.map_err(Into::into)
+    }
+
+    /// Writes blocks from number 10 on, with sequences from 1 to this one, and returns a detector that has matched them.
+    pub async fn matched(&self, lab: &Lab, last: u64) -> Result<Process> {
+        let sequences: Vec<u64> = (1..=last).collect();
+        for sequence in &sequences {
+            self.write(block(*sequence, Kind::Added, 9 + sequence, 1), Vec::new()).await?;
+        }
+        let detector = lab.spawn("detector")?;
+        until_matched(lab, &sequences).await?;
+        Ok(detector)
+    }
+}
+
+/// What `chain.logs` has of a block without logs.
+pub fn no_logs(block: &wire::BlockRecord) -> wire::LogsRecord {
+    let wire::BlockRecord { chain_id, sequence, kind, number, hash, .. } = block.clone();
+    wire::LogsRecord { chain_id, sequence, kind, number, hash, ..Default::default() }
 }
 
 pub const CHAIN: &str = "31337";
@@ -184,41 +214,15 @@ async fn records_that_are_read_again_contradict_nothing() -> Result<()> {
     detector.check()
 }
 
-/// Writes matches of blocks, as if their records had been at these offsets of `chain.blocks`.
-pub fn write_matches(
-    producer: &TransactionalProducer,
-    kafka: &Kafka,
-    blocks: &[(&wire::BlockRecord, i64)],
-) -> Result<(), Failure> {
-    let transaction = producer.begin()?;
-    for (block, offset) in blocks {
-        let wire::BlockRecord { chain_id, sequence, kind, number, hash, parent_hash, .. } = (*block).clone();
-        let matched = wire::MatchesRecord { chain_id, sequence, kind, number, hash, parent_hash, ..Default::default() };
-        let (offset, record) = (offset.to_string(), kafka.encode(&matched));
-        let headers = [("ctrip-block-offset", offset.as_str()), ("ctrip-logs-offset", &offset)];
-        transaction.send_with_headers(Topic::Matches, &matched.key(), &record, &headers)?;
-    }
-    transaction.commit()
-}
-
 /// As after a power cut that took more of `chain.blocks` and `chain.cursors` than of `chain.matches`.
 #[tokio::test(flavor = "multi_thread")]
 async fn blocks_that_are_written_instead_of_lost_ones_are_matched() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
     let (chain, admin) = (Chain::of(&lab).await?, KafkaAdmin::of(&lab)?);
-    for (sequence, number) in [(1, 10), (2, 11), (3, 12)] {
-        chain.write(block(sequence, Kind::Added, number, 1), Vec::new()).await?;
-    }
-    let mut detector = lab.spawn("detector")?;
-    until_matched(&lab, &[1, 2, 3]).await?;
+    let mut detector = chain.matched(&lab, 3).await?;
     detector.terminate()?;
     let lost = [block(4, Kind::Tags, 12, 1), block(5, Kind::Added, 13, 1), block(6, Kind::Added, 14, 1)];
-    let kafka = chain.kafka.clone();
-    let written = tokio::task::spawn_blocking(move || {
-        let producer = TransactionalProducer::open(&kafka, "lab")?;
-        write_matches(&producer, &kafka, &lost.iter().zip(3..).collect::<Vec<_>>())
-    });
-    written.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    chain.write_matches(lost.to_vec(), 3).await?;
     admin.delete_group("detector").await?;
     for topic in [Topic::Blocks, Topic::Logs] {
         admin.commit("detector", topic, CHAIN, 6)?;
@@ -247,11 +251,7 @@ pub async fn until_set_aside(detector: &Process) -> Result<()> {
 async fn a_block_that_is_written_again_and_can_not_be_matched_is_not_passed_over() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
     let chain = Chain::of(&lab).await?;
-    for (sequence, number) in [(1, 10), (2, 11)] {
-        chain.write(block(sequence, Kind::Added, number, 1), Vec::new()).await?;
-    }
-    let mut detector = lab.spawn("detector")?;
-    until_matched(&lab, &[1, 2]).await?;
+    let mut detector = chain.matched(&lab, 2).await?;
     detector.terminate()?;
     let again = wire::BlockRecord { parent_hash: block(1, Kind::Added, 10, 1).hash, ..block(2, Kind::Added, 11, 2) };
     chain.write_without_logs(&again).await?;
@@ -396,7 +396,7 @@ async fn batches(lab: &Lab) -> Result<BTreeSet<i64>> {
         };
         kafka.read_all(Topic::Events, see).map(|()| batches)
     });
-    read.await?.map_err(|failure| anyhow::anyhow!("{failure}"))
+    read.await?.map_err(Into::into)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -420,9 +420,9 @@ async fn a_partition_that_was_paused_before_a_rebalance_is_read_after_it() -> Re
     let second = {
         let stop = stop.clone();
         tokio::task::spawn_blocking(move || -> Result<()> {
-            let consumer = Consumer::open(&other, "pausing", &[Topic::Intents], None).map_err(failed)?;
+            let consumer = Consumer::open(&other, "pausing", &[Topic::Intents], None)?;
             while !stop.is_cancelled() {
-                consumer.poll(100, 1 << 20, Duration::from_millis(50)).map_err(failed)?;
+                consumer.poll(100, 1 << 20, Duration::from_millis(50))?;
             }
             Ok(())
         })
@@ -434,21 +434,17 @@ async fn a_partition_that_was_paused_before_a_rebalance_is_read_after_it() -> Re
     outcome
 }
 
-fn failed(failure: runtime::Failure) -> anyhow::Error {
-    anyhow::anyhow!("{failure}")
-}
-
 /// Pauses every partition, and reads the half that it has after a rebalance.
 fn read_as_first(kafka: &Kafka, paused: Sender<()>) -> Result<()> {
-    let consumer = Consumer::open(kafka, "pausing", &[Topic::Intents], None).map_err(failed)?;
+    let consumer = Consumer::open(kafka, "pausing", &[Topic::Intents], None)?;
     let (started, mut assignment, mut paused) = (Instant::now(), 0, Some(paused));
     let mut seen = BTreeSet::new();
     let all = usize::try_from(Topic::Intents.partitions())?;
     while started.elapsed() < Duration::from_secs(40) {
-        let batch = consumer.poll(1000, 1 << 20, Duration::from_millis(50)).map_err(failed)?;
+        let batch = consumer.poll(1000, 1 << 20, Duration::from_millis(50))?;
         seen.extend(batch.records.iter().map(Record::partition));
         if let Some(sender) = paused.take_if(|_| seen.len() == all) {
-            (0..Topic::Intents.partitions()).try_for_each(|p| consumer.pause(Topic::Intents, p)).map_err(failed)?;
+            (0..Topic::Intents.partitions()).try_for_each(|p| consumer.pause(Topic::Intents, p))?;
             assignment = batch.assignment;
             seen.clear();
             let _ = sender.send(());

@@ -107,7 +107,7 @@ async fn matched(lab: &Lab, chain: u64) -> Result<Vec<u64>> {
         }
         Ok::<_, runtime::Failure>(sequences)
     });
-    read.await?.map_err(|failure| anyhow::anyhow!("{failure}"))
+    read.await?.map_err(Into::into)
 }
 
 /// A detector that begins, or meets a chain for the first time, looks at the end of its own topic, in that partition alone.

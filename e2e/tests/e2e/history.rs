@@ -186,7 +186,6 @@ async fn months_of_history_are_made_and_dropped_and_no_event_is_lost_in_between(
     let lab = Lab::without_topics().await?;
     let db = lab.database().await?;
     let pool = runtime::db::pool(&lab.env["DATABASE_URL"], 4)?;
-    let failed = |failure: runtime::Failure| anyhow::anyhow!("{failure}");
     let count = async |days: i32| -> Result<i64> {
         let sql = "SELECT count(*) FROM payment_events WHERE recorded_at BETWEEN now() - make_interval(days => $1 + 1)
                    AND now() - make_interval(days => $1 - 1)";
@@ -207,14 +206,14 @@ async fn months_of_history_are_made_and_dropped_and_no_event_is_lost_in_between(
     ensure!(rest == 0, "{rest} events did not move");
 
     let (mut one, mut other, mut third) = (pool.get().await?, pool.get().await?, pool.get().await?);
-    let dropped = payments::history::roll_partitions(&mut one, None).await.map_err(failed)?;
+    let dropped = payments::history::roll_partitions(&mut one, None).await?;
     ensure!(dropped == 0 && count(400).await? == 1, "kept for ever unless told otherwise");
     let (first, second, last) = tokio::join!(
         payments::history::roll_partitions(&mut one, Some(200)),
         payments::history::roll_partitions(&mut other, Some(200)),
         payments::history::roll_partitions(&mut third, Some(200)),
     );
-    let dropped = first.map_err(failed)? + second.map_err(failed)? + last.map_err(failed)?;
+    let dropped = first? + second? + last?;
     ensure!(dropped == 1, "{dropped} months dropped");
     ensure!((count(0).await?, count(100).await?, count(400).await?) == (1, 1, 0));
     // The partitions of the next months exist before they begin.

@@ -1,7 +1,7 @@
 //! A token that chains.yaml lists only after it was received: the next replay credits it, and any further one changes nothing. One whose
 //! decimals are in doubt: what arrives in it waits, and is credited once they are right.
 
-use crate::books::{Books, CHAINS, X, X_LISTED, chains, failed, payments, static_addresses};
+use crate::books::{Books, CHAINS, X, X_LISTED, chains, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use chain::{Chain, Chains};
 use confirmer::orphans::OrphanLook;
@@ -61,7 +61,7 @@ async fn a_token_that_is_listed_later_is_credited_once_however_often_its_blocks_
     // The block is followed and then replayed, or replayed before the chain gets there.
     for first in [Kind::Added, Kind::Replayed] {
         let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
-        books.apply(&before, &[block(1, first, paid.clone())]).await.map_err(failed)?;
+        books.apply(&before, &[block(1, first, paid.clone())]).await?;
         ensure!(books.events().await?.len() == payments().len(), "an unlisted token was told");
         let live = block(1, Kind::Added, paid.clone());
         let replay = block(1, Kind::Replayed, paid.clone());
@@ -71,7 +71,7 @@ async fn a_token_that_is_listed_later_is_credited_once_however_often_its_blocks_
         }
         records.extend([replay.clone(), block(2, Kind::Added, Vec::new()), replay]);
         for record in records {
-            books.apply(&after, &[record]).await.map_err(failed)?;
+            books.apply(&after, &[record]).await?;
         }
         let known = books.all().await?;
         let deposit = known.get(&deposit::deposit_id(&paid[..1], 1_000)).context("the deposit")?;
@@ -123,7 +123,7 @@ async fn what_arrives_in_a_token_in_doubt_waits_and_is_credited_once() -> Result
     let removed = block(2, Kind::Added, lost.to_vec());
     let removal = Matches { sequence: 3, kind: Kind::Removed, transfers: Vec::new(), ..removed.clone() };
     for record in [block(1, Kind::Added, paid.clone()), block(1, Kind::Replayed, paid.clone()), removed, removal] {
-        books.apply(&wrong, &[record]).await.map_err(failed)?;
+        books.apply(&wrong, &[record]).await?;
     }
     let told = async |books: &Books| -> Result<Vec<String>> {
         Ok(books.events().await?.into_iter().map(|event| event.r#type).filter(|kind| kind != "payment.created").collect())
@@ -143,13 +143,13 @@ async fn what_arrives_in_a_token_in_doubt_waits_and_is_credited_once() -> Result
     let waiting = async || -> Result<i64> { Ok(client.query_one("SELECT count(*) FROM orphan_transfers", &[]).await?.get(0)) };
     // Whoever does not list the token has nothing to say about it either.
     for others in [&wrong, &chains(NOTHING_LISTED).await?] {
-        OrphanLook::default().credit_owned(&books.pool, others).await.map_err(failed)?;
+        OrphanLook::default().credit_owned(&books.pool, others).await?;
         ensure!(waiting().await? == 2, "{}", waiting().await?);
     }
 
-    OrphanLook::default().credit_owned(&books.pool, &right).await.map_err(failed)?;
+    OrphanLook::default().credit_owned(&books.pool, &right).await?;
     ensure!(waiting().await? == 0, "{}", waiting().await?);
-    books.apply(&right, &[block(1, Kind::Replayed, paid.clone())]).await.map_err(failed)?;
+    books.apply(&right, &[block(1, Kind::Replayed, paid.clone())]).await?;
     let known = books.all().await?;
     let deposit = known.get(&deposit::deposit_id(&paid[..1], 1_000)).context("the deposit")?;
     ensure!(
@@ -175,17 +175,14 @@ async fn what_arrives_in_a_token_in_doubt_for_a_payment_that_is_lost_waits_for_t
     };
     let (asks, other) = (lost(true, 210)?, lost(false, 211)?);
     let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
-    books
-        .apply(&wrong, &[block(1, Kind::Added, vec![transfer(1, 0, asks.address), transfer(1, 1, other.address)])])
-        .await
-        .map_err(failed)?;
+    books.apply(&wrong, &[block(1, Kind::Added, vec![transfer(1, 0, asks.address), transfer(1, 1, other.address)])]).await?;
     let mut client = books.pool.get().await?;
     let transaction = client.transaction().await?;
     let new: Vec<_> = [&asks, &other].map(|payment| (payment.clone(), events::created_event(payment))).into();
-    store::insert_payments(&transaction, &new).await.map_err(failed)?;
+    store::insert_payments(&transaction, &new).await?;
     transaction.commit().await?;
     let credited = async |books: &Books, chains: &Chains| -> Result<[usize; 2]> {
-        OrphanLook::default().credit_owned(&books.pool, chains).await.map_err(failed)?;
+        OrphanLook::default().credit_owned(&books.pool, chains).await?;
         let known = books.all().await?;
         Ok([asks.id, other.id].map(|id| known[&id].transfers.len()))
     };
@@ -203,23 +200,23 @@ async fn what_waits_for_a_token_that_an_operator_gives_up_is_kept_as_unlisted() 
     let customer = static_addresses().remove(0);
     let paid = vec![transfer(1, 0, customer.address)];
     let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
-    books.apply(&doubted(&right), &[block(1, Kind::Added, paid.clone())]).await.map_err(failed)?;
+    books.apply(&doubted(&right), &[block(1, Kind::Added, paid.clone())]).await?;
     let client = books.pool.get().await?;
-    let waiting = store::orphans_by_token(&client).await.map_err(failed)?;
+    let waiting = store::orphans_by_token(&client).await?;
     let expected = WaitingOrphans { chain: CHAINS[0], token: Some(X), in_doubt: true, count: 1 };
     ensure!(waiting == [expected], "{waiting:?}");
 
-    ensure!(store::give_token_up(&client, CHAINS[1], X).await.map_err(failed)? == 0);
-    ensure!(store::give_token_up(&client, CHAINS[0], X).await.map_err(failed)? == 1);
+    ensure!(store::give_token_up(&client, CHAINS[1], X).await? == 0);
+    ensure!(store::give_token_up(&client, CHAINS[0], X).await? == 1);
     // One whose file lists it nevertheless makes it wait again.
-    OrphanLook::default().credit_owned(&books.pool, &doubted(&right)).await.map_err(failed)?;
-    ensure!(store::give_token_up(&client, CHAINS[0], X).await.map_err(failed)? == 1, "it waits no more");
-    OrphanLook::default().credit_owned(&books.pool, &unlisted).await.map_err(failed)?;
-    ensure!(store::orphans_by_token(&client).await.map_err(failed)? == []);
+    OrphanLook::default().credit_owned(&books.pool, &doubted(&right)).await?;
+    ensure!(store::give_token_up(&client, CHAINS[0], X).await? == 1, "it waits no more");
+    OrphanLook::default().credit_owned(&books.pool, &unlisted).await?;
+    ensure!(store::orphans_by_token(&client).await? == []);
     ensure!(books.events().await?.len() == payments().len(), "an unlisted token was told");
     ensure!(client.query_one("SELECT count(*) FROM transfers WHERE NOT listed", &[]).await?.get::<_, i64>(0) == 1);
 
-    books.apply(&right, &[block(1, Kind::Replayed, paid.clone())]).await.map_err(failed)?;
+    books.apply(&right, &[block(1, Kind::Replayed, paid.clone())]).await?;
     let known = books.all().await?;
     let deposit = known.get(&deposit::deposit_id(&paid, 1_000)).context("the deposit")?;
     ensure!(deposit.received() == paid[0].amount, "{deposit:?}");

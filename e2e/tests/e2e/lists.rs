@@ -1,6 +1,5 @@
 //! What a list reads of a database: about a page, whatever its filter, and however many rows there are of which it wants none.
 
-use crate::books::failed;
 use anyhow::{Result, ensure};
 use deadpool_postgres::{GenericClient, Pool};
 use e2e::Stack;
@@ -69,7 +68,7 @@ async fn a_list_reads_about_a_page_whatever_it_is_filtered_by() -> Result<()> {
             for (below, created_before, created_from) in pages {
                 let filter = PaymentFilter { below, created_before, created_from, ..filter.clone() };
                 let before = read(&transaction).await?;
-                let found = store::list_payments(&transaction, MERCHANT, &filter, LIMIT).await.map_err(failed)?;
+                let found = store::list_payments(&transaction, MERCHANT, &filter, LIMIT).await?;
                 let read = read(&transaction).await? - before;
                 // Those of the external id are looked at one by one.
                 let limit = if filter.external_id_beside_others().is_some() { MAX_BLOCKS + 250 } else { MAX_BLOCKS };
@@ -77,17 +76,17 @@ async fn a_list_reads_about_a_page_whatever_it_is_filtered_by() -> Result<()> {
             }
         }
         let before = blocks(&transaction, "payments").await?;
-        let deposits = store::list_deposits(&transaction, STATIC_ADDRESS, Place::FIRST, LIMIT).await.map_err(failed)?;
+        let deposits = store::list_deposits(&transaction, STATIC_ADDRESS, Place::FIRST, LIMIT).await?;
         let read = blocks(&transaction, "payments").await? - before;
         ensure!(deposits.len() == 51 && read <= MAX_BLOCKS, "{read} blocks for {} deposits", deposits.len());
     }
     let transaction = Some(B256::from_slice(&Sha256::digest(7_i32.to_be_bytes())));
     let filter = PaymentFilter { transaction, exception: Some(Exception::Underpaid), ..PaymentFilter::default() };
-    let paid = store::list_payments(&client, MERCHANT, &filter, LIMIT).await.map_err(failed)?;
+    let paid = store::list_payments(&client, MERCHANT, &filter, LIMIT).await?;
     ensure!(paid.len() == 1 && paid[0].created_at == 7, "two transfers of one payment: {paid:?}");
-    ensure!(!store::is_common_external_id(&client, MERCHANT, "shop").await.map_err(failed)?);
+    ensure!(!store::is_common_external_id(&client, MERCHANT, "shop").await?);
     client.execute("UPDATE payments SET external_id = 'shop' WHERE created_at <= 2000", &[]).await?;
-    ensure!(store::is_common_external_id(&client, MERCHANT, "shop").await.map_err(failed)?);
+    ensure!(store::is_common_external_id(&client, MERCHANT, "shop").await?);
     Ok(())
 }
 
@@ -109,24 +108,24 @@ async fn the_relay_passes_over_what_was_deleted_once_and_over_nothing_that_is_wr
     first.commit().await?;
     let mut front = OutboxFront::default();
     for _ in 0..3 {
-        ensure!(front.move_on(&client).await.map_err(failed)? == 1, "one event");
+        ensure!(front.move_on(&client).await? == 1, "one event");
     }
     for batch in 1..=10 {
         client.execute(event, &[if batch == 1 { &999 } else { &1000 }]).await?;
-        ensure!(front.claim(&client, batch, 1000).await.map_err(failed)?.len() == 1000, "batch {batch}");
-        ensure!(front.move_on(&client).await.map_err(failed)? == 1000, "batch {batch}");
+        ensure!(front.claim(&client, batch, 1000).await?.len() == 1000, "batch {batch}");
+        ensure!(front.move_on(&client).await? == 1000, "batch {batch}");
     }
     let written =
         "INSERT INTO outbox (id, payment_id, event, state) OVERRIDING SYSTEM VALUE VALUES ($1, gen_random_uuid(), '', '')";
     late.execute(written, &[&drawn]).await?;
     late.commit().await?;
-    let claimed = front.claim(&client, 11, 1000).await.map_err(failed)?;
+    let claimed = front.claim(&client, 11, 1000).await?;
     ensure!(claimed.len() == 1 && claimed[0].id == drawn, "{claimed:?}");
     let (mut batch, started) = (11, Instant::now());
     loop {
         batch += 1;
         let transaction = client.transaction().await?;
-        ensure!(front.claim(&transaction, batch, 1000).await.map_err(failed)?.is_empty(), "told twice");
+        ensure!(front.claim(&transaction, batch, 1000).await?.is_empty(), "told twice");
         let read = blocks(&transaction, "outbox").await?;
         transaction.commit().await?;
         if read <= 100 {
@@ -134,7 +133,7 @@ async fn the_relay_passes_over_what_was_deleted_once_and_over_nothing_that_is_wr
         }
         // Other tests' transactions end as well.
         ensure!(started.elapsed() < Duration::from_secs(60), "{read} blocks to find nothing");
-        front.move_on(&client).await.map_err(failed)?;
+        front.move_on(&client).await?;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -150,11 +149,11 @@ async fn many_lost_payments_are_counted_and_the_chains_beside_them_are_found_at_
     let transaction = client.transaction().await?;
     // Postgres may not have taken over yet what was written before.
     let before = blocks(&transaction, "set_aside").await?;
-    let chains = set_aside::chains(&transaction, "").await.map_err(failed)?;
+    let chains = set_aside::chains(&transaction, "").await?;
     ensure!(chains.len() == 1 && chains[0].item == "31337", "{chains:?}");
     let read = blocks(&transaction, "set_aside").await? - before;
     ensure!(read <= 10, "{read} blocks");
-    let counts = set_aside::counts(&transaction, "").await.map_err(failed)?;
+    let counts = set_aside::counts(&transaction, "").await?;
     ensure!(counts == BTreeMap::from([("restored".to_owned(), 60_000), ("webhooks".to_owned(), 1)]), "{counts:?}");
     Ok(())
 }
@@ -201,7 +200,7 @@ async fn deliveries_of_a_rare_state_and_of_a_late_hour_are_found_at_once() -> Re
         transaction.batch_execute(&format!("SET LOCAL plan_cache_mode = {mode}")).await?;
         for state in STATES.map(Some).into_iter().chain([None]) {
             let before = blocks(&transaction, "webhook_deliveries").await?;
-            let found = deliveries::list(&transaction, ENDPOINT, state, i64::MAX, LIMIT).await.map_err(failed)?;
+            let found = deliveries::list(&transaction, ENDPOINT, state, i64::MAX, LIMIT).await?;
             let read = blocks(&transaction, "webhook_deliveries").await? - before;
             // Each row is read as well.
             ensure!(read <= MAX_BLOCKS + LIMIT * 2, "{mode}: {read} blocks for {} deliveries, {state:?}", found.len());
@@ -215,7 +214,7 @@ async fn deliveries_of_a_rare_state_and_of_a_late_hour_are_found_at_once() -> Re
     let at = |second: i64| OffsetDateTime::from_unix_timestamp(second);
     let filter = RedeliverFilter::CreatedBetween { from: at(59_991)?, before: at(59_996)? };
     let before = blocks_of_index(&pool).await?;
-    let again = deliveries::redeliver(&pool, MERCHANT, ENDPOINT, &filter, RedeliverCursor::START).await.map_err(failed)?;
+    let again = deliveries::redeliver(&pool, MERCHANT, ENDPOINT, &filter, RedeliverCursor::START).await?;
     let read = blocks_of_index(&pool).await? - before;
     ensure!(again.is_some_and(|(count, rest)| count == 5 && rest.is_none()), "{again:?}");
     ensure!(read <= MAX_BLOCKS, "{read} blocks for five deliveries of a range");

@@ -1,7 +1,7 @@
 //! Kafka loses the end of `chain.matches`, or of the blocks that it tells of, and keeps what the group had committed: what is missing
 //! is matched again, whoever has the partition by then.
 
-use crate::groups::{CHAIN, Chain, block, until_matched, until_set_aside, write_matches};
+use crate::groups::{CHAIN, Chain, block, no_logs, until_matched, until_set_aside};
 use anyhow::{Context as _, Result, ensure};
 use e2e::{KafkaAdmin, Lab, Plan, eventually, records};
 use runtime::Kafka;
@@ -23,12 +23,12 @@ async fn commit(admin: &KafkaAdmin, offset: i64) -> Result<()> {
 
 /// Leaves nothing but the marker of an aborted transaction in the chain's partition of `chain.matches`.
 fn abort_matches(kafka: &Kafka) -> Result<()> {
-    let producer = TransactionalProducer::open(kafka, "lab").map_err(failed)?;
-    let transaction = producer.begin().map_err(failed)?;
-    transaction.send(Topic::Matches, CHAIN, b"aborted").map_err(failed)?;
-    // What has not arrived leaves nothing.
+    let producer = TransactionalProducer::open(kafka, "lab")?;
+    let transaction = producer.begin()?;
+    transaction.send(Topic::Matches, CHAIN, b"aborted")?;
+    // Only a record that has reached the broker leaves a marker when it is aborted.
     for _ in 0..300 {
-        if kafka.ends(Topic::Matches, Topic::Matches.partition_of(CHAIN)).map_err(failed)?.1 > 0 {
+        if kafka.ends(Topic::Matches, Topic::Matches.partition_of(CHAIN))?.1 > 0 {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -68,14 +68,12 @@ async fn matches_that_kafka_lost_come_again_also_those_of_replayed_blocks() -> R
 
 /// Writes a block and its logs in one transaction under a mark of its own, as ingest does.
 fn write_marked(kafka: &Kafka, block: &wire::BlockRecord) -> Result<()> {
-    let wire::BlockRecord { chain_id, sequence, kind, number, hash, .. } = block.clone();
-    let logs = wire::LogsRecord { chain_id, sequence, kind, number, hash, ..Default::default() };
-    let producer = TransactionalProducer::open(kafka, "lab").map_err(failed)?;
-    let (transaction, mark) = (producer.begin().map_err(failed)?, sequence.to_string());
-    for (topic, record) in [(Topic::Blocks, kafka.encode(block)), (Topic::Logs, kafka.encode(&logs))] {
-        transaction.send_with_headers(topic, CHAIN, &record, &[(WRITING, &*mark)]).map_err(failed)?;
+    let producer = TransactionalProducer::open(kafka, "lab")?;
+    let (transaction, mark) = (producer.begin()?, block.sequence.to_string());
+    for (topic, record) in [(Topic::Blocks, kafka.encode(block)), (Topic::Logs, kafka.encode(&no_logs(block)))] {
+        transaction.send_with_headers(topic, CHAIN, &record, &[(WRITING, &*mark)])?;
     }
-    transaction.commit().map_err(failed)
+    transaction.commit().map_err(Into::into)
 }
 
 /// A chain that is set aside matches nothing, for days. Nothing is lost meanwhile.
@@ -83,11 +81,7 @@ fn write_marked(kafka: &Kafka, block: &wire::BlockRecord) -> Result<()> {
 async fn what_was_passed_over_since_the_newest_match_is_not_read_again() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
     let (chain, admin) = (Chain::of(&lab).await?, KafkaAdmin::of(&lab)?);
-    for (sequence, number) in [(1, 10), (2, 11)] {
-        chain.write(block(sequence, Kind::Added, number, 1), Vec::new()).await?;
-    }
-    let mut detector = lab.spawn("detector")?;
-    until_matched(&lab, &[1, 2]).await?;
+    let mut detector = chain.matched(&lab, 2).await?;
     // Block 3 is missing.
     for sequence in [4, 5, 6] {
         let before = admin.end(Topic::Blocks, CHAIN)?;
@@ -97,7 +91,7 @@ async fn what_was_passed_over_since_the_newest_match_is_not_read_again() -> Resu
             let kafka = chain.kafka.clone();
             let partition = Topic::Blocks.partition_of(CHAIN);
             let committed = tokio::task::spawn_blocking(move || kafka.committed("detector", Topic::Blocks, partition));
-            Ok(committed.await?.map_err(failed)?.filter(|offset| *offset > before))
+            Ok(committed.await??.filter(|offset| *offset > before))
         })
         .await?;
         ensure!(!detector.log().contains("is read again from offset"), "block {sequence}: {}", detector.log());
@@ -115,19 +109,10 @@ async fn however_many_matched_blocks_kafka_loses_those_that_are_written_instead_
     const LOST: u64 = 1_500;
     let lab = Lab::start(Plan::default()).await?;
     let (chain, admin) = (Chain::of(&lab).await?, KafkaAdmin::of(&lab)?);
-    for (sequence, number) in [(1, 10), (2, 11), (3, 12)] {
-        chain.write(block(sequence, Kind::Added, number, 1), Vec::new()).await?;
-    }
-    let mut detector = lab.spawn("detector")?;
-    until_matched(&lab, &[1, 2, 3]).await?;
+    let mut detector = chain.matched(&lab, 3).await?;
     detector.terminate()?;
     let lost: Vec<wire::BlockRecord> = (4..4 + LOST).map(|sequence| block(sequence, Kind::Tags, 12, 1)).collect();
-    let kafka = chain.kafka.clone();
-    let written = tokio::task::spawn_blocking(move || {
-        let producer = TransactionalProducer::open(&kafka, "lab")?;
-        write_matches(&producer, &kafka, &lost.iter().zip(3..).collect::<Vec<_>>())
-    });
-    written.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    chain.write_matches(lost, 3).await?;
     let sequences: Vec<u64> = (4..14 + LOST).collect();
     let again: Vec<_> = sequences.iter().map(|sequence| block(*sequence, Kind::Added, sequence + 9, 1)).collect();
     chain.write_all(&again).await?;
@@ -151,11 +136,7 @@ async fn nothing_continues_a_chain_past_a_block_that_was_written_again_however_m
     let chain = Chain::of(&lab).await?;
     let partition = |id: u64| Topic::Blocks.partition_of(&id.to_string());
     let neighbour = (1..31337).find(|id| partition(*id) == partition(31337)).context("a chain in the same partition")?;
-    for (sequence, number) in [(1, 10), (2, 11)] {
-        chain.write(block(sequence, Kind::Added, number, 1), Vec::new()).await?;
-    }
-    let mut detector = lab.spawn("detector")?;
-    until_matched(&lab, &[1, 2]).await?;
+    let mut detector = chain.matched(&lab, 2).await?;
     detector.terminate()?;
     let between =
         (1..=BETWEEN).map(|sequence| wire::BlockRecord { chain_id: neighbour, ..block(sequence, Kind::Added, sequence, 3) });
@@ -186,27 +167,23 @@ fn chains() -> BTreeMap<i32, u64> {
     (1..200_u64).map(|id| (Topic::Blocks.partition_of(&id.to_string()), id)).collect()
 }
 
-fn failed(failure: runtime::Failure) -> anyhow::Error {
-    anyhow::anyhow!("{failure}")
-}
-
 /// Another member of the detector's group. It reads the replayed blocks of its partitions, says that it has matched them, and goes.
 fn match_and_lose(kafka: &Kafka, joined: oneshot::Sender<()>) -> Result<BTreeSet<i32>> {
-    let consumer = Consumer::open(kafka, "detector", &[Topic::Blocks, Topic::Logs], None).map_err(failed)?;
+    let consumer = Consumer::open(kafka, "detector", &[Topic::Blocks, Topic::Logs], None)?;
     let (mut next, mut joined, mut polls_without) = (BTreeMap::<(Topic, i32), i64>::new(), Some(joined), 0);
     for _ in 0..600 {
-        let batch = consumer.poll(100, 1 << 20, Duration::from_millis(100)).map_err(failed)?;
+        let batch = consumer.poll(100, 1 << 20, Duration::from_millis(100))?;
         if batch.assignment > 0 {
             joined.take().map(|joined| joined.send(()));
         }
         polls_without = if batch.records.is_empty() && !next.is_empty() { polls_without + 1 } else { 0 };
         next.extend(batch.records.iter().map(|record| ((record.topic, record.partition()), record.offset() + 1)));
         if polls_without > 10 {
-            let producer = TransactionalProducer::open(kafka, "lab").map_err(failed)?;
-            let transaction = producer.begin().map_err(failed)?;
+            let producer = TransactionalProducer::open(kafka, "lab")?;
+            let transaction = producer.begin()?;
             let offsets: Vec<_> = next.iter().map(|((topic, partition), offset)| (*topic, *partition, *offset)).collect();
-            transaction.send_offsets(&offsets, &consumer.group_metadata().map_err(failed)?).map_err(failed)?;
-            transaction.commit().map_err(failed)?;
+            transaction.send_offsets(&offsets, &consumer.group_metadata()?)?;
+            transaction.commit()?;
             return Ok(next.into_keys().filter(|(topic, _)| *topic == Topic::Blocks).map(|(_, partition)| partition).collect());
         }
     }

@@ -1,7 +1,7 @@
 //! What the store does for a database that lost rows, on a database of its own: payments come back, and events that were told are
 //! not told again.
 
-use crate::books::{self, Books, CHAINS, X, X_LISTED, block_hash, chains, failed, payments, static_addresses};
+use crate::books::{self, Books, CHAINS, X, X_LISTED, block_hash, chains, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use confirmer::fold::{self, Batch};
 use deadpool_postgres::Client;
@@ -55,7 +55,7 @@ async fn an_intent_that_contradicts_the_database_keeps_no_other_from_being_resto
 
     let mut client = books.pool.get().await?;
     let transaction = client.transaction().await?;
-    let restored = store::restore_issued(&transaction, &all).await.map_err(failed)?;
+    let restored = store::restore_issued(&transaction, &all).await?;
     transaction.commit().await?;
     let refused: BTreeSet<Uuid> = restored.refused.iter().map(|(issued, _)| issued.id()).collect();
     ensure!(restored.payments == good.len() && restored.addresses == 0, "{restored:?}");
@@ -81,7 +81,7 @@ async fn a_key_comes_back_with_its_newest_payment() -> Result<()> {
     client.execute(there, &[&merchant, &payments()[0].id.0]).await?;
     let transaction = client.transaction().await?;
     let all = [with_key(1, "twice", 10), with_key(2, "twice", 20), with_key(3, "old", 20), with_key(4, "new", 20)];
-    store::restore_issued(&transaction, &all).await.map_err(failed)?;
+    store::restore_issued(&transaction, &all).await?;
     transaction.commit().await?;
     for (key, payment) in [("twice", lost(2).id), ("old", lost(3).id), ("new", payments()[0].id)] {
         let sql = "SELECT payment_id FROM idempotency_keys WHERE merchant_id = $1 AND key = $2";
@@ -132,7 +132,7 @@ async fn nothing_is_folded_or_cancelled_while_told_events_are_compared() -> Resu
     let open = payments().into_iter().find(|p| p.id != paid.id).context("another payment")?;
     let records = vec![block(1, vec![transfer(1, paid.address, paid.amount)])];
     let batch = Batch { span: Span { next: 1, ..Span::default() }, records };
-    let fold = async { fold::apply_in_slices(&books.pool, &chains, &batch, usize::MAX).await.map_err(failed) };
+    let fold = async { fold::apply_in_slices(&books.pool, &chains, &batch, usize::MAX).await.map_err(Into::into) };
     ensure!(while_comparing(&books, fold).await? > 0, "nothing was folded");
     ensure!(while_comparing(&books, books.cancel(open.id)).await?, "nothing was cancelled");
     Ok(())
@@ -146,18 +146,18 @@ async fn a_process_that_is_paused_amid_a_fold_holds_up_no_other() -> Result<()> 
     let ends = paused.query_one("SHOW idle_in_transaction_session_timeout", &[]).await?;
     ensure!(ends.get::<_, &str>(0) == "30s", "the server does not end its transaction");
     let fold = paused.transaction().await?;
-    lock::hold_off_comparison(&fold).await.map_err(failed)?;
+    lock::hold_off_comparison(&fold).await?;
 
     let comparison = other.transaction().await?;
     let given_up = tokio::time::timeout(Duration::from_secs(30), lock::begin_comparison(&comparison)).await?;
     ensure!(matches!(given_up, Err(Failure::Retry(_))), "{given_up:?}");
     comparison.rollback().await?;
     let next = other.transaction().await?;
-    lock::hold_off_comparison(&next).await.map_err(failed)?;
+    lock::hold_off_comparison(&next).await?;
     next.rollback().await?;
     fold.rollback().await?;
     let comparison = other.transaction().await?;
-    lock::begin_comparison(&comparison).await.map_err(failed)?;
+    lock::begin_comparison(&comparison).await?;
     let timeout = comparison.query_one("SHOW lock_timeout", &[]).await?;
     ensure!(timeout.get::<_, &str>(0) == "0", "what the comparison writes may wait");
     Ok(())
@@ -176,7 +176,7 @@ impl Told {
         let mut books = Books::open(&Stack::attach()?, usize::MAX).await?;
         let paid = payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment")?;
         let block = block(1, vec![transfer(1, paid.address, paid.amount)]);
-        books.apply(&chains(X_LISTED).await?, &[block]).await.map_err(failed)?;
+        books.apply(&chains(X_LISTED).await?, &[block]).await?;
         let made = Self::events(&books, paid.id).await?;
         let made = made.try_into().map_err(|made| anyhow::anyhow!("{made:?}"))?;
         Ok(Self { books, payment: paid.id, made })
@@ -197,7 +197,7 @@ impl Told {
         let mut client = self.books.pool.get().await?;
         let transaction = client.transaction().await?;
         let told: Vec<_> = told.iter().map(|told| (self.payment.0, (*told).clone())).collect();
-        let lost = store::keep_told_events(&transaction, &told).await.map_err(failed)?;
+        let lost = store::keep_told_events(&transaction, &told).await?;
         transaction.commit().await?;
         Ok(lost)
     }
@@ -256,7 +256,7 @@ async fn two_events_that_were_told_under_one_number_stop_nobody() -> Result<()> 
     let mut client = books.pool.get().await?;
     let transaction = client.transaction().await?;
     let events = ["payment.detected", "payment.underpaid"].map(|kind| (paid.id.0, told(kind)));
-    let kept = store::keep_told_events(&transaction, &events).await.map_err(failed)?;
+    let kept = store::keep_told_events(&transaction, &events).await?;
     transaction.commit().await?;
     ensure!(kept == 1, "{kept}");
     for table in ["told_events", "payment_events"] {
@@ -315,9 +315,9 @@ async fn a_claim_that_was_never_told_leaves_its_number_to_the_event_that_was() -
     client.execute("UPDATE outbox SET batch = 7 WHERE payment_id = $1", &[&lab.payment.0]).await?;
     let told = [created.clone(), wire::PaymentEvent { occurred_at: 7, ..detected.clone() }];
     ensure!(lab.compare(&told.iter().collect::<Vec<_>>()).await? == 1);
-    let claimed = store::claimed_before(&client, 8).await.map_err(failed)?;
+    let claimed = store::claimed_before(&client, 8).await?;
     ensure!(claimed == Some((std::iter::once(lab.payment.0).collect(), 7)), "{claimed:?}");
-    let released = store::release_claims(&mut client, 8, &told.map(|told| (lab.payment.0, told))).await.map_err(failed)?;
+    let released = store::release_claims(&mut client, 8, &told.map(|told| (lab.payment.0, told))).await?;
     ensure!(released == 2, "{released}");
     lab.expect(&[lab.renumbered(detected, 3), lab.renumbered(confirmed, 4)], 4).await
 }
@@ -345,8 +345,8 @@ async fn told_events_that_are_never_made_again_keep_a_payment_from_being_cancell
         // Nothing expires the payment: its time is over for long.
         let block = Matches { timestamp, ..block(number, Vec::new()) };
         client.execute("UPDATE payments SET expires_at = 9000000000000", &[]).await?;
-        lab.books.apply(&chains, &[block]).await.map_err(failed)?;
-        behind.push(store::is_behind_told_events(&client, open.id).await.map_err(failed)?);
+        lab.books.apply(&chains, &[block]).await?;
+        behind.push(store::is_behind_told_events(&client, open.id).await?);
     }
     ensure!(behind == [true, true, false], "{behind:?}");
     let orphan = "INSERT INTO orphan_transfers (chain_id, block_hash, transaction_hash, source, index, address, block_number,
@@ -355,7 +355,7 @@ async fn told_events_that_are_never_made_again_keep_a_payment_from_being_cancell
     let (hash, address) = (block_hash(1), open.address);
     let transaction = client.transaction().await?;
     transaction.execute(orphan, &[&hash.as_slice(), &address.as_slice()]).await?;
-    ensure!(store::is_behind_told_events(&transaction, open.id).await.map_err(failed)?, "its transfer waits");
+    ensure!(store::is_behind_told_events(&transaction, open.id).await?, "its transfer waits");
     transaction.rollback().await?;
 
     ensure!(lab.books.cancel(open.id).await?);

@@ -91,7 +91,7 @@ async fn a_key_that_was_used_of_late_is_known_from_the_start() -> Result<()> {
     let silent = TcpListener::bind("127.0.0.1:0").await?;
     let look_ups = db::pool(&format!("postgres://ctrip@{}/ctrip", silent.local_addr()?), 1)?;
     let keys = Arc::new(KeyCache::new(db::pool(&lab.env["DATABASE_URL"], 1)?, look_ups, None));
-    keys.fill().await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    keys.fill().await?;
     let known = keys.grant(&used?.key, None).now_or_never();
     ensure!(known.is_some_and(|granted| granted.is_ok()), "it has to be looked up");
     ensure!(keys.grant(&other?.key, None).now_or_never().is_none(), "nobody has asked for it");
@@ -192,7 +192,7 @@ async fn any_lost_address_of_another_account_than_the_settings_name_is_doubt_wha
         (of_older, "old", id(15)),
         (none, "old", id(16)),
     ];
-    merchants::note_restored_accounts(&db, &lost).await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    merchants::note_restored_accounts(&db, &lost).await?;
     let noted = db.query("SELECT merchant_id, account, issued FROM restored_accounts ORDER BY 1", &[]).await?;
     let noted: Vec<(Uuid, String, Uuid)> = noted.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     ensure!(noted == [(of_newer, "new".to_owned(), id(12)), (of_older, "new".to_owned(), id(14))], "{noted:?}");
@@ -210,7 +210,7 @@ async fn an_account_that_an_operator_has_said_again_is_not_doubted_by_addresses_
     lab.ctrip(&["merchants", "update", "shop", "--own-xpub", OTHER_XPUB])?;
     let db = db::pool(&lab.env["DATABASE_URL"], 1)?.get().await?;
     let noted = async |lost: &[(Uuid, &str, Uuid)]| {
-        merchants::note_restored_accounts(&db, lost).await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        merchants::note_restored_accounts(&db, lost).await?;
         let rows = db.query("SELECT account, issued FROM restored_accounts", &[]).await?;
         anyhow::Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<(String, Uuid)>>())
     };

@@ -1,6 +1,6 @@
 //! A transfer to an address that has an intent in Kafka and no payment in Postgres.
 
-use crate::books::{self, Books, X_LISTED, block_hash, chains, failed, payments};
+use crate::books::{self, Books, X_LISTED, block_hash, chains, payments};
 use anyhow::{Context as _, Result, ensure};
 use confirmer::orphans::OrphanLook;
 use e2e::{Lab, Plan, Stack, eventually};
@@ -102,21 +102,20 @@ async fn many_orphans_wait_beside_the_fold_and_are_credited_block_by_block() -> 
         };
         books::block(chain, number, (0..count).map(transfer).collect())
     };
-    books.apply(&chains, &[block(1, 700), block(2, 700), block(3, 700)]).await.map_err(failed)?;
+    books.apply(&chains, &[block(1, 700), block(2, 700), block(3, 700)]).await?;
     let client = books.pool.get().await?;
     let count = async || -> Result<i64> { Ok(client.query_one("SELECT count(*) FROM orphan_transfers", &[]).await?.get(0)) };
-    OrphanLook::default().credit_owned(&books.pool, &chains).await.map_err(failed)?;
+    OrphanLook::default().credit_owned(&books.pool, &chains).await?;
     ensure!(count().await? == 2_100, "credited to nobody");
     // `ctrip chain restart` looks whether they are on the chain.
-    let paid: Vec<u64> =
-        store::paid_blocks(&client, chain, 2, 10).await.map_err(failed)?.iter().map(|block| block.number).collect();
+    let paid: Vec<u64> = store::paid_blocks(&client, chain, 2, 10).await?.iter().map(|block| block.number).collect();
     ensure!(paid == [2, 1], "{paid:?}");
 
     let id = Uuid::from_u128(5_000);
     client.execute(COPY, &[&id, &lost.as_slice(), &like.id.0]).await?;
-    books.apply(&chains, &[block(4, 0)]).await.map_err(failed)?;
+    books.apply(&chains, &[block(4, 0)]).await?;
     ensure!(count().await? == 2_100, "the fold looks at those that wait");
-    OrphanLook::default().credit_owned(&books.pool, &chains).await.map_err(failed)?;
+    OrphanLook::default().credit_owned(&books.pool, &chains).await?;
     ensure!(count().await? == 0, "{} orphans are left", count().await?);
     let paid = books.all().await?.into_values().find(|payment| payment.id.0 == id).context("the payment")?;
     ensure!(paid.received() == Amount::from(2_100) && paid.status() == Status::Confirmed, "{paid:?}");

@@ -485,7 +485,7 @@ async fn a_second_installation_on_the_same_topics_is_refused_unless_it_takes_the
     let state = async || -> Result<(i64, Vec<String>, BTreeMap<i32, i64>)> {
         let (row, kafka) = (db.query_one(state, &[]).await?, lab.kafka().await?);
         let ends = move || Backlog::open(&kafka)?.ends(Topic::Intents);
-        let ends = tokio::task::spawn_blocking(ends).await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        let ends = tokio::task::spawn_blocking(ends).await??;
         Ok((row.get(0), row.get(1), ends))
     };
     let before = state().await?;

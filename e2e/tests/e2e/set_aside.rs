@@ -310,22 +310,21 @@ async fn bring_back(lab: &Lab, records: &[wire::MatchesRecord], passed: i64) -> 
     let pool = db::pool(&lab.env["DATABASE_URL"], 2)?;
     let client = pool.get().await?;
     let partition = Topic::Matches.partition_of(CHAIN);
-    let failed = |failure| anyhow::anyhow!("{failure}");
     let topic = lab.settings()?.topic_name(Topic::Matches);
     let span = Span { topic: topic.clone(), partition, next: passed, ..Span::default() };
-    FOLDING.claim(&client, &span).await.map_err(failed)?;
-    FOLDING.set_aside(&client, (&topic, partition), CHAIN, 0, "a test").await.map_err(failed)?;
+    FOLDING.claim(&client, &span).await?;
+    FOLDING.set_aside(&client, (&topic, partition), CHAIN, 0, "a test").await?;
 
     let (listing, stop) = (Listing::open(&lab.settings()?.chains_file).await?.0, CancellationToken::new());
     let (stopped, catching_up, handle) = (stop.clone(), pool.clone(), Handle::current());
     let catch_up = tokio::task::spawn_blocking(move || aside::catch_up(&kafka, &catching_up, &listing, &handle, &stopped));
     eventually("the chain to be back", async || {
-        Ok(FOLDING.set_aside_in(&client, &topic, partition).await.map_err(failed)?.is_empty().then_some(()))
+        Ok(FOLDING.set_aside_in(&client, &topic, partition).await?.is_empty().then_some(()))
     })
     .await?;
     stop.cancel();
-    catch_up.await?.map_err(failed)?;
-    let heads = payments::store::head_numbers(&client, &[ChainId(31337)]).await.map_err(failed)?;
+    catch_up.await??;
+    let heads = payments::store::head_numbers(&client, &[ChainId(31337)]).await?;
     Ok(heads.get(&ChainId(31337)).copied())
 }
 

@@ -40,7 +40,7 @@ async fn fold(kafka: &Kafka, pool: &Pool, until: i64) -> Result<Vec<i64>> {
     });
     let outcome = tokio::time::timeout(Duration::from_secs(30), stage).await;
     drop(ended);
-    outcome??.map_err(|failure| anyhow::anyhow!("{failure}"))
+    outcome??.map_err(Into::into)
 }
 
 /// The chains of which it is not known from where on their records are read.

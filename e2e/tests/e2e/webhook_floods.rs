@@ -1,6 +1,6 @@
 //! Webhooks of a merchant that has very many, or very large ones: what becomes of the others'.
 
-use crate::deliveries::{claim, due, endpoint, failed, limits, three_events};
+use crate::deliveries::{claim, due, endpoint, limits, three_events};
 use crate::lists::blocks;
 use anyhow::{Context as _, Result, ensure};
 use deadpool_postgres::Client;
@@ -73,7 +73,7 @@ async fn write(lab: &Lab, events: Vec<wire::PaymentEvent>) -> Result<()> {
         }
         transaction.commit()
     });
-    written.await?.map_err(failed)
+    written.await?.map_err(Into::into)
 }
 
 /// The role is killed amid the flood.
@@ -161,15 +161,15 @@ async fn merchants_in_the_backlog_take_turns_whoever_of_two_instances_makes_them
     let events: Vec<Event> = (1..=60).map(|i| event(greedy, i)).chain((1..=700).map(|i| event(shop, i))).collect();
     // A replay brings them again.
     for _ in 0..2 {
-        backlog::put(&one, &events.iter().collect::<Vec<_>>()).await.map_err(failed)?;
+        backlog::put(&one, &events.iter().collect::<Vec<_>>()).await?;
     }
-    let waiting = backlog::waiting(&one, &[greedy, shop, Uuid::nil()]).await.map_err(failed)?;
+    let waiting = backlog::waiting(&one, &[greedy, shop, Uuid::nil()]).await?;
     ensure!(waiting.len() == 2 && !waiting.contains(&Uuid::nil()), "{waiting:?}");
 
     let (mut turns, mut others) = (Turns::default(), Turns::default());
     let held = other.transaction().await?;
     held.execute("SELECT pg_advisory_xact_lock($1)", &[&lock::WEBHOOK_BACKLOG]).await?;
-    ensure!(turns.take(&mut one).await.map_err(failed)?.is_none(), "two instances would break the order");
+    ensure!(turns.take(&mut one).await?.is_none(), "two instances would break the order");
     held.rollback().await?;
     let left = async || -> Result<(i64, i64)> {
         let sql =
@@ -184,40 +184,40 @@ async fn merchants_in_the_backlog_take_turns_whoever_of_two_instances_makes_them
         [(60, 188), (35, 188), (35, 0), (10, 0), (0, 0)]
     };
     for expected in expected {
-        ensure!(turns.take(&mut one).await.map_err(failed)?.is_some() && left().await? == expected, "{:?}", left().await?);
+        ensure!(turns.take(&mut one).await?.is_some() && left().await? == expected, "{:?}", left().await?);
     }
-    ensure!(others.take(&mut other).await.map_err(failed)?.is_none() && turns.take(&mut one).await.map_err(failed)?.is_none());
+    ensure!(others.take(&mut other).await?.is_none() && turns.take(&mut one).await?.is_none());
     // One whose transaction began first and ends last has an id below those that are taken out. The next of its payment is behind.
     let late = other.transaction().await?;
     late.execute("SELECT pg_current_xact_id()", &[]).await?;
-    backlog::put(&late, &[&event(shop, 701)]).await.map_err(failed)?;
-    backlog::put(&one, &[&event(greedy, 61), &another]).await.map_err(failed)?;
+    backlog::put(&late, &[&event(shop, 701)]).await?;
+    backlog::put(&one, &[&event(greedy, 61), &another]).await?;
     for _ in 0..2 {
-        ensure!(turns.take(&mut one).await.map_err(failed)?.is_some());
+        ensure!(turns.take(&mut one).await?.is_some());
     }
     ensure!(left().await? == (0, 0), "{:?}", left().await?);
     late.commit().await?;
-    backlog::put(&one, &[&event(shop, 702)]).await.map_err(failed)?;
-    ensure!(turns.take(&mut one).await.map_err(failed)?.is_some_and(|made| made.len() == 1), "one for one endpoint");
-    ensure!(turns.take(&mut one).await.map_err(failed)?.is_none() && left().await? == (0, 0), "{:?}", left().await?);
+    backlog::put(&one, &[&event(shop, 702)]).await?;
+    ensure!(turns.take(&mut one).await?.is_some_and(|made| made.len() == 1), "one for one endpoint");
+    ensure!(turns.take(&mut one).await?.is_none() && left().await? == (0, 0), "{:?}", left().await?);
     // Of one that somebody keeps locked, the next ones are not told before.
-    backlog::put(&one, &[&event(shop, 703), &event(shop, 704), &event(greedy, 62)]).await.map_err(failed)?;
+    backlog::put(&one, &[&event(shop, 703), &event(shop, 704), &event(greedy, 62)]).await?;
     let holder = other.transaction().await?;
     holder.execute("SELECT FROM webhook_backlog WHERE sequence = 704 FOR UPDATE", &[]).await?;
     for _ in 0..4 {
-        turns.take(&mut one).await.map_err(failed)?;
+        turns.take(&mut one).await?;
     }
     ensure!(left().await? == (0, 1), "{:?}", left().await?);
-    backlog::put(&one, &[&event(shop, 705)]).await.map_err(failed)?;
-    ensure!(turns.take(&mut one).await.map_err(failed)?.is_none() && left().await? == (0, 2), "{:?}", left().await?);
+    backlog::put(&one, &[&event(shop, 705)]).await?;
+    ensure!(turns.take(&mut one).await?.is_none() && left().await? == (0, 2), "{:?}", left().await?);
     holder.rollback().await?;
-    ensure!(turns.take(&mut one).await.map_err(failed)?.is_some() && left().await? == (0, 0), "{:?}", left().await?);
+    ensure!(turns.take(&mut one).await?.is_some() && left().await? == (0, 0), "{:?}", left().await?);
     // As after a failover that lost ids.
     let low = "INSERT INTO webhook_backlog (merchant_id, id, event_id, type, payment_id, sequence, written_ms) OVERRIDING SYSTEM VALUE
                VALUES ($1, 1, 'evt_low', 'payment.underpaid', $1, 706, 9000000000000)";
     db.execute(low, &[&shop]).await?;
     for _ in 0..4 {
-        turns.take(&mut one).await.map_err(failed)?;
+        turns.take(&mut one).await?;
     }
     ensure!(left().await? == (0, 0), "{:?}", left().await?);
     let order =
@@ -248,32 +248,32 @@ async fn no_claim_passes_over_what_was_sent_since_a_dump_began() -> Result<()> {
     .await?;
     let idle = endpoint(&db, "idle").await?;
     let fronts = Fronts::default();
-    fronts.look(&client).await.map_err(failed)?;
+    fronts.look(&client).await?;
     ensure!(fronts.list().len() == 2, "{:?}", fronts.list());
     db.execute("UPDATE webhook_deliveries SET state = 'delivered' WHERE event_id LIKE 'sent %'", &[]).await?;
-    fronts.move_on(&client).await.map_err(failed)?;
+    fronts.move_on(&client).await?;
     ensure!(fronts.list().len() == 1 && fronts.list()[0].0 == busy, "{:?}", fronts.list());
 
     let tx = client.transaction().await?;
     let before = blocks(&tx, "webhook_deliveries").await?;
-    let look = queue::pending(&tx).await.map_err(failed)?;
+    let look = queue::pending(&tx).await?;
     let looked = blocks(&tx, "webhook_deliveries").await? - before;
     ensure!(look.len() == 1 && looked > 1000, "{looked} blocks: what was sent is gone, and this test tests nothing");
     // What is new is found by whoever makes it, and at the next look by the others.
-    endpoints::ping(&tx, merchant, idle).await.map_err(failed)?;
+    endpoints::ping(&tx, merchant, idle).await?;
     let now: OffsetDateTime = tx.query_one("SELECT now()", &[]).await?.get(0);
     for (new, expected) in [(vec![], 1), (vec![(idle, now)], 2)] {
         fronts.tell(new);
         let before = blocks(&tx, "webhook_deliveries").await?;
         let list = fronts.list();
-        let claimed = queue::claim_due(&tx, ClaimLimits { fronts: &list, ..limits() }).await.map_err(failed)?;
-        fronts.move_on(&tx).await.map_err(failed)?;
+        let claimed = queue::claim_due(&tx, ClaimLimits { fronts: &list, ..limits() }).await?;
+        fronts.move_on(&tx).await?;
         let read = blocks(&tx, "webhook_deliveries").await? - before;
         ensure!(claimed.len() == 1 && read < 300, "{read} blocks for {claimed:?}");
         ensure!(fronts.list().len() == expected, "{:?}", fronts.list());
     }
     let other = Fronts::default();
-    other.look(&tx).await.map_err(failed)?;
+    other.look(&tx).await?;
     ensure!(other.list().len() == 2, "{:?}", other.list());
     Ok(())
 }
@@ -290,20 +290,20 @@ async fn a_payment_with_thousands_of_events_that_are_due_is_not_looked_through_b
     )
     .await?;
     let mut client = pool.get().await?;
-    let fronts = queue::pending(&client).await.map_err(failed)?;
+    let fronts = queue::pending(&client).await?;
     for event in ["1", "2", "3", "more 1"] {
         let tx = client.transaction().await?;
         let limits = || ClaimLimits { fronts: &fronts, ..limits() };
-        let mut claimed = queue::claim_due(&tx, limits()).await.map_err(failed)?;
+        let mut claimed = queue::claim_due(&tx, limits()).await?;
         ensure!(claimed.len() == 1 && claimed[0].event_id == event, "{event}: {claimed:?}");
         let before = blocks(&tx, "webhook_deliveries").await?;
-        ensure!(queue::claim_due(&tx, limits()).await.map_err(failed)?.is_empty(), "two of one payment");
+        ensure!(queue::claim_due(&tx, limits()).await?.is_empty(), "two of one payment");
         let read = blocks(&tx, "webhook_deliveries").await? - before;
         ensure!(read < 3000, "{read} blocks to find that all wait for one");
         tx.commit().await?;
         let (delivery, outcome) = (claimed.remove(0), SendOutcome::default());
         let done = FinishedAttempt { delivery, outcome, verdict: Verdict::Delivered };
-        queue::settle(&mut client, &mut vec![done]).await.map_err(failed)?;
+        queue::settle(&mut client, &mut vec![done]).await?;
     }
     Ok(())
 }
@@ -325,13 +325,13 @@ async fn an_event_that_blocks_more_than_a_claim_looks_at_is_sent_and_those_of_ot
     };
     first(&db).await?;
     // Its sender is killed.
-    queue::release_claims(&db, "lab").await.map_err(failed)?;
+    queue::release_claims(&db, "lab").await?;
     let delivery = first(&db).await?;
     // It failed for good, and is asked for again. Those behind it are due.
     let done = FinishedAttempt { delivery, outcome: SendOutcome::default(), verdict: Verdict::Failed };
-    queue::settle(&mut db, &mut vec![done]).await.map_err(failed)?;
+    queue::settle(&mut db, &mut vec![done]).await?;
     let filter = RedeliverFilter::Event("1".to_owned());
-    deliveries::redeliver(&pool, merchant, endpoint, &filter, RedeliverCursor::START).await.map_err(failed)?;
+    deliveries::redeliver(&pool, merchant, endpoint, &filter, RedeliverCursor::START).await?;
     db.execute("UPDATE webhook_endpoints SET failing_since = NULL, resting_until = NULL", &[]).await?;
     first(&db).await?;
 
@@ -343,11 +343,11 @@ async fn an_event_that_blocks_more_than_a_claim_looks_at_is_sent_and_those_of_ot
     )
     .await?;
     ensure!(due(&db, Lane::Healthy).await?.is_empty(), "this test tests nothing");
-    let fronts = queue::pending(&db).await.map_err(failed)?;
-    let put = queue::put_behind(&db, &fronts).await.map_err(failed)?;
+    let fronts = queue::pending(&db).await?;
+    let put = queue::put_behind(&db, &fronts).await?;
     let claimed = due(&db, Lane::Healthy).await?;
     ensure!(claimed.len() == 1 && claimed[0].event_id == "other", "{put}: {claimed:?}");
-    let again = queue::put_behind(&db, &fronts).await.map_err(failed)?;
+    let again = queue::put_behind(&db, &fronts).await?;
     ensure!(put >= 600 && again == 0, "{put}, then {again}");
 
     // While it waits for its next attempt, they wait with it, though they were due.
@@ -356,7 +356,7 @@ async fn an_event_that_blocks_more_than_a_claim_looks_at_is_sent_and_those_of_ot
          UPDATE webhook_deliveries SET next_attempt = now() + interval '30 s', claimed_by = NULL, tries = 1 WHERE sequence = 1",
     )
     .await?;
-    queue::put_behind(&db, &fronts).await.map_err(failed)?;
+    queue::put_behind(&db, &fronts).await?;
     let sql = "SELECT count(*) FROM webhook_deliveries f JOIN webhook_deliveries b ON b.sequence = 1 WHERE f.sequence > 1
         AND f.next_attempt = b.next_attempt";
     ensure!(db.query_one(sql, &[]).await?.get::<_, i64>(0) == 602, "they are due and can't be sent");
@@ -371,12 +371,12 @@ async fn of_a_delivery_that_is_sent_again_and_again_the_last_attempts_are_kept()
         let delivery = due(&db, Lane::Healthy).await?.remove(0);
         ensure!(delivery.event_id == "1" && delivery.attempt_number == number, "{delivery:?}");
         let done = FinishedAttempt { delivery, outcome: SendOutcome::default(), verdict: Verdict::Delivered };
-        queue::settle(&mut db, &mut vec![done]).await.map_err(failed)?;
+        queue::settle(&mut db, &mut vec![done]).await?;
         db.execute("UPDATE webhook_deliveries SET state = 'pending', next_attempt = now() WHERE event_id = '1'", &[]).await?;
     }
     let kept: Vec<i32> = db.query_one("SELECT array_agg(number ORDER BY number) FROM webhook_attempts", &[]).await?.get(0);
     ensure!(kept.iter().copied().eq(4..=13), "{kept:?}");
-    let listed = deliveries::list(&db, endpoint, Some("pending"), i64::MAX, 10).await.map_err(failed)?;
+    let listed = deliveries::list(&db, endpoint, Some("pending"), i64::MAX, 10).await?;
     ensure!(listed.last().is_some_and(|first| first.attempts.len() == 10 && first.attempts[9].number == 13), "{listed:?}");
     Ok(())
 }
@@ -406,7 +406,7 @@ async fn a_claim_takes_no_more_bytes_than_there_is_room_for_and_leaves_others_th
     let (_lab, db, large) = large_and_small().await?;
     let max_deliveries = Cell::new(100);
     let claimed = async |max_bytes: i64, of_merchant: i64, in_flight: i64| -> Result<(usize, usize, usize)> {
-        queue::release_claims(&db, "lab").await.map_err(failed)?;
+        queue::release_claims(&db, "lab").await?;
         let load = [MerchantLoad { merchant: large, messages: 1, bytes: in_flight }];
         let limits = ClaimLimits {
             max_deliveries: max_deliveries.get(),
@@ -474,19 +474,19 @@ async fn a_delivery_that_somebody_keeps_locked_delays_no_other() -> Result<()> {
     let holder = other.transaction().await?;
     holder.execute("SELECT FROM webhook_deliveries WHERE id = $1 FOR UPDATE", &[&locked]).await?;
     let settling = tokio::time::timeout(Duration::from_secs(10), queue::settle(&mut db, &mut done));
-    let settled = settling.await.context("it waits for the lock")?.map_err(failed)?;
+    let settled = settling.await.context("it waits for the lock")??;
     ensure!(settled.attempts.len() == 15 && done.len() == 1 && done[0].delivery.delivery_id == locked, "{done:?}");
     let releasing = tokio::time::timeout(Duration::from_secs(10), queue::release_claims(&db, "lab"));
-    ensure!(releasing.await.context("a start waits for the lock")?.map_err(failed)? == 0, "it is locked");
+    ensure!(releasing.await.context("a start waits for the lock")?? == 0, "it is locked");
     holder.rollback().await?;
     // One that is removed meanwhile is waited for by nobody.
-    let settled = queue::settle(&mut db, &mut done).await.map_err(failed)?;
+    let settled = queue::settle(&mut db, &mut done).await?;
     ensure!(settled.attempts.len() == 1 && done.is_empty(), "{done:?}");
     let sql = "SELECT count(*) FROM webhook_attempts JOIN webhook_deliveries ON id = delivery_id WHERE state = 'delivered'";
     ensure!(db.query_one(sql, &[]).await?.get::<_, i64>(0) == 16, "an attempt was not written down");
     db.execute("DELETE FROM webhook_deliveries WHERE id = $1", &[&locked]).await?;
     let mut gone = settled.attempts;
-    queue::settle(&mut db, &mut gone).await.map_err(failed)?;
+    queue::settle(&mut db, &mut gone).await?;
     ensure!(gone.is_empty(), "{gone:?}");
     Ok(())
 }

@@ -745,7 +745,7 @@ async fn an_event_that_no_message_can_tell_is_set_aside_and_the_others_arrive() 
         }
         transaction.commit()
     });
-    written.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    written.await??;
     let aside = eventually("the event to be set aside", || async {
         let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
         Ok(health.pointer("/components/set_aside/0").cloned())

@@ -85,7 +85,7 @@ pub(crate) async fn fold_in(lab: &Lab, chain: ChainName, pending: u64, blocks: B
     }
     let kafka = lab.kafka().await?;
     let written = tokio::task::spawn_blocking(move || write_blocks(&kafka, chain.id, blocks));
-    written.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    written.await??;
 
     let mut confirmer = lab.spawn("confirmer")?;
     let statement = database.prepare("SELECT number FROM chain_heads WHERE chain_id = $1 AND number >= $2").await?;

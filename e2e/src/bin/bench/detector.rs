@@ -34,8 +34,7 @@ pub async fn run() -> Result<Vec<Figure>> {
             write_intents(&kafka, addresses)?;
             write_blocks(&kafka, addresses)
         })
-        .await?
-        .map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        .await??;
         let run = detect(&lab, addresses).await?;
         figures.push(Figure::new(name, run.logs_per_s, "logs/s", "3000000"));
         rates.push(run.logs_per_s);
@@ -268,5 +267,5 @@ pub async fn consume(how: &str, total: u64) -> Result<()> {
         Ok(())
     })
     .await?
-    .map_err(|failure| anyhow::anyhow!("{failure}"))
+    .map_err(Into::into)
 }

@@ -83,6 +83,6 @@ async fn measure(lab: Lab, kind: &'static str) -> Result<Vec<f64>> {
         }
     }
     done.store(true, Ordering::Relaxed);
-    reader.join().map_err(|_| anyhow::anyhow!("the consumer panicked"))?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    reader.join().map_err(|_| anyhow::anyhow!("the consumer panicked"))??;
     Ok(samples)
 }

@@ -57,7 +57,7 @@ async fn fill(lab: &Lab, intents: u64) -> Result<()> {
         let name = kafka.name(Topic::Intents);
         Ok::<_, runtime::Failure>((name, Backlog::open(&kafka)?.ends(Topic::Intents)?))
     });
-    let (topic, ends) = ends.await?.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    let (topic, ends) = ends.await??;
     let database = lab.database().await?;
     // Far above the indices that the API is going to issue.
     database
@@ -123,6 +123,6 @@ async fn compare(lab: &Lab) -> Result<Duration> {
     let recovery = Recovery::new(lab.kafka().await?, &lab.settings()?)?;
     let started = Instant::now();
     let compared = tokio::task::spawn_blocking(move || recovery.catch_up(&Handle::current())).await?;
-    compared.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    compared?;
     Ok(started.elapsed())
 }

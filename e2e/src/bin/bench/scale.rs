@@ -19,8 +19,8 @@ const REQUESTS: usize = 200;
 const CHAINS: [(&str, u64); 4] = [("one", 1), ("two", 137), ("three", 8453), ("four", 42161)];
 /// Each with two payments that it pays in full.
 const CONFIRMED_BLOCKS: u64 = 10_000;
-/// What is not counted before: a database that has run for a while has in memory what is written to in no order, such as the index of
-/// addresses, and has written it whole since the last checkpoint.
+/// Not counted: a database that has run for a while holds its random-access pages, such as those of the index of addresses, in memory, and
+/// has logged them whole since the last checkpoint.
 const WARM_UP: Duration = Duration::from_secs(60);
 const WARM_UP_BLOCKS: u64 = 30_000;
 

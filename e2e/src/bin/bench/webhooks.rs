@@ -162,7 +162,7 @@ impl Writer {
             let kafka = field.lab.kafka().await?;
             tokio::task::spawn_blocking(move || TransactionalProducer::open(&kafka, "bench-events")).await?
         };
-        Ok(Self { kafka, producer: Arc::new(opened.map_err(|failure| anyhow::anyhow!("{failure}"))?) })
+        Ok(Self { kafka, producer: Arc::new(opened?) })
     }
 
     async fn write(&self, events: Vec<wire::PaymentEvent>) -> Result<()> {
@@ -178,7 +178,7 @@ impl Writer {
             }
             Ok::<_, runtime::Failure>(())
         });
-        written.await?.map_err(|failure| anyhow::anyhow!("{failure}"))
+        written.await?.map_err(Into::into)
     }
 }
 

@@ -134,8 +134,9 @@ async fn apply(
 ) -> Result<usize, Failure> {
     let records = read.new.as_slice();
     check_parts(head.as_ref(), records)?;
-    let lost = lost_blocks(db, chain, records).await?;
-    let removed = removed_blocks(records, &lost);
+    let beginnings = beginnings(head.as_ref(), records);
+    let lost = lost_blocks(db, chain, records, &beginnings).await?;
+    let removed = removed_blocks(records, &beginnings, &lost);
     let scope = BatchScope::new(chain, head.as_ref(), records, orphans, &lost);
     let touched = store::touched_payments(db, &scope).await?;
     let paid = touched.values().filter(|paid| **paid).count();
@@ -241,10 +242,38 @@ fn check_parts(head: Option<&ChainHead>, records: &[&Matches]) -> Result<(), Fai
     }
 }
 
+/// The block up to which the chain stands that begins anew with this record, if it does: where somebody asked for it, or where a
+/// branch begins below the first block of the chain that made way for it. What both have is taken back as well, since nothing tells
+/// yet where the branch leaves; it brings that again.
+fn stands_up_to(head: Option<&ChainHead>, record: &Matches) -> Option<u64> {
+    let is_below = |head: &&ChainHead| head.makes_way && record.block.number <= head.number;
+    match record.kind {
+        Kind::Replayed => begins_anew(record).then_some(record.block.number),
+        Kind::Added if record.begins_block() => head.filter(is_below).map(|_| record.block.number.saturating_sub(1)),
+        Kind::Added | Kind::Removed | Kind::Tags => None,
+    }
+}
+
+/// The records with which the chain begins anew, each with the block up to which it stands then.
+fn beginnings<'a>(head: Option<&ChainHead>, records: &[&'a Matches]) -> Vec<(u64, &'a Matches)> {
+    let (mut head, mut beginnings) = (head.copied(), Vec::new());
+    for record in records {
+        beginnings.extend(stands_up_to(head.as_ref(), record).map(|number| (number, *record)));
+        // Whoever applies a record that does not fit says so.
+        let Ok(after) = head_after(head, record) else { break };
+        head = after;
+    }
+    beginnings
+}
+
 /// The blocks that a chain that begins anew may lose, those of the batch included.
-async fn lost_blocks(db: &impl GenericClient, chain: ChainId, records: &[&Matches]) -> Result<LostBlocks, Failure> {
-    let lowest = records.iter().filter(|record| begins_anew(record)).map(|record| record.block.number).min();
-    let Some(lowest) = lowest else { return Ok(LostBlocks::default()) };
+async fn lost_blocks(
+    db: &impl GenericClient,
+    chain: ChainId,
+    records: &[&Matches],
+    beginnings: &[(u64, &Matches)],
+) -> Result<LostBlocks, Failure> {
+    let Some(lowest) = beginnings.iter().map(|(number, _)| *number).min() else { return Ok(LostBlocks::default()) };
     let mut lost = store::lost_blocks(db, chain, lowest).await?;
     let of_batch = records.iter().map(|record| record.block).filter(|block| block.number > lowest);
     lost.numbers.extend(of_batch.map(|block| (block.hash, block.number)));
@@ -252,8 +281,8 @@ async fn lost_blocks(db: &impl GenericClient, chain: ChainId, records: &[&Matche
 }
 
 /// Hashes of the blocks that the records take back, if they bring them again or not, and the sequences of those records.
-fn removed_blocks(records: &[&Matches], lost: &LostBlocks) -> HashMap<B256, u64> {
-    let begins = records.iter().rfind(|record| begins_anew(record)).map_or(0, |record| record.sequence);
+fn removed_blocks(records: &[&Matches], beginnings: &[(u64, &Matches)], lost: &LostBlocks) -> HashMap<B256, u64> {
+    let begins = beginnings.last().map_or(0, |(_, record)| record.sequence);
     let mut removed: HashMap<B256, u64> = lost.numbers.keys().map(|hash| (*hash, begins)).collect();
     for record in records.iter().filter(|record| record.kind == Kind::Removed) {
         // The chain may have begun anew since.
@@ -280,6 +309,38 @@ fn apply_record(
     lost: &LostBlocks,
 ) -> Result<Option<ChainHead>, Failure> {
     let cause = Cause { chain: record.chain, block: record.block, timestamp: record.timestamp };
+    let after = head_after(head, record)?;
+    if let Some(number) = stands_up_to(head.as_ref(), record) {
+        let hash = if record.kind == Kind::Added { record.parent } else { record.block.hash };
+        working.rewind(Cause { block: BlockRef { number, hash }, ..cause }, &lost.numbers)?;
+    }
+    match record.kind {
+        Kind::Added => {
+            if record.begins_block() {
+                working.expire(cause)?;
+            }
+            working.credit(&cause, record.part, &record.transfers)?;
+        }
+        Kind::Replayed if !begins_anew(record) => {
+            if head.is_some_and(|head| head.has_in_doubt(record)) {
+                working.check_replayed(&cause, record)?;
+            }
+            working.credit(&cause, record.part, &record.transfers)?;
+        }
+        Kind::Removed => working.remove(cause, record.number_below())?,
+        Kind::Replayed | Kind::Tags => {}
+    }
+    if let Some(head @ ChainHead { hash: Some(hash), .. }) = &after
+        && record.kind != Kind::Removed
+        && record.ends_block()
+    {
+        working.head(head_of(record.chain, head, *hash))?;
+    }
+    Ok(after)
+}
+
+/// The head after a record, if it continues the chain's stack.
+fn head_after(head: Option<ChainHead>, record: &Matches) -> Result<Option<ChainHead>, Failure> {
     let out_of_order = |expected: &str| {
         let at = head.map_or("nothing".to_owned(), |h| format!("block {} ({:?}) at sequence {}", h.number, h.hash, h.sequence));
         Err(Failure::Halt(anyhow!("chain.matches is out of order: expected {expected}, after {at}")))
@@ -296,28 +357,21 @@ fn apply_record(
                     return out_of_order("the child of the head");
                 }
             }
-            // An endpoint may not report the tags for a while; what was safe or final before stays so.
-            let safe = record.safe.or(head.and_then(|h| h.safe));
-            let finalized = record.finalized.or(head.and_then(|h| h.finalized));
-            // A fact: once enough endpoints have given a block, only its removal takes that back.
-            let witnessed = record.witnessed.max(head.and_then(|h| h.witnessed));
-            if record.begins_block() {
-                working.expire(cause)?;
-            }
-            working.credit(&cause, record.part, &record.transfers)?;
             if !record.ends_block() {
                 return Ok(head);
             }
-            working.head(Head { cause, safe, finalized, witnessed })?;
             Ok(Some(ChainHead {
                 sequence: record.sequence,
                 first: head.filter(|h| h.hash.is_some()).map_or(record.block.number, |h| h.first),
                 number: record.block.number,
                 hash: Some(record.block.hash),
+                makes_way: false,
                 timestamp: record.timestamp,
-                safe,
-                finalized,
-                witnessed,
+                // An endpoint may not report the tags for a while; what was safe or final before stays so.
+                safe: record.safe.or(head.and_then(|h| h.safe)),
+                finalized: record.finalized.or(head.and_then(|h| h.finalized)),
+                // A fact: once enough endpoints have given a block, only its removal takes that back.
+                witnessed: record.witnessed.max(head.and_then(|h| h.witnessed)),
                 bridge: None,
                 open: None,
                 reading: Reading::default(),
@@ -329,20 +383,20 @@ fn apply_record(
                 return out_of_order("what is known of the head");
             }
             // It is of a block that was not applied, on which the chain begins anew.
-            let Some(hash) = head.hash else { return Ok(Some(ChainHead { sequence: record.sequence, ..head })) };
+            if head.hash.is_none() {
+                return Ok(Some(ChainHead { sequence: record.sequence, ..head }));
+            }
             // What is read again may be old.
             let is_later = record.sequence > head.sequence;
             let tag = |told: Option<u64>, known: Option<u64>| if is_later { told.or(known) } else { told.max(known) };
-            let after = ChainHead {
+            // The time stays the block's own: what comes to light about it later is no news of a later time.
+            Ok(Some(ChainHead {
                 sequence: record.sequence,
                 safe: tag(record.safe, head.safe),
                 finalized: tag(record.finalized, head.finalized),
                 witnessed: record.witnessed.max(head.witnessed),
                 ..head
-            };
-            // The block's own time: what comes to light about it later is no news of a later time.
-            working.head(head_of(record.chain, &after, hash))?;
-            Ok(Some(after))
+            }))
         }
         (Kind::Removed, Some(head)) => {
             if Some(record.block.hash) != head.hash {
@@ -352,7 +406,6 @@ fn apply_record(
             if !record.parent_number.is_none_or(|below| may_stand_above(record.block.number, below)) {
                 return out_of_order("the parent of the removed block below it, over no wider a hole than a chain may have");
             }
-            working.remove(cause, number)?;
             // A tag that covered the removed block does not cover the one that takes its place, whatever that one's number is.
             // Below the first block nothing is known: another branch may begin there.
             let left = head.number > head.first;
@@ -361,6 +414,7 @@ fn apply_record(
                 sequence: record.sequence,
                 number,
                 hash: left.then_some(record.parent),
+                makes_way: !left,
                 safe: below(head.safe),
                 finalized: below(head.finalized),
                 witnessed: below(head.witnessed),
@@ -375,11 +429,11 @@ fn apply_record(
             }
             // The chain begins anew: what comes next may stand on anything, no tag of before is of that history, and nobody will
             // remove the blocks above the one up to which it stands, nor what a backfill brought before the first.
-            working.rewind(cause, &lost.numbers)?;
             Ok(head.map(|head| ChainHead {
                 sequence: record.sequence,
                 number: head.number.min(record.block.number),
                 hash: None,
+                makes_way: false,
                 safe: None,
                 finalized: None,
                 witnessed: None,
@@ -387,19 +441,8 @@ fn apply_record(
                 ..head
             }))
         }
-        (Kind::Replayed, head) => {
-            if head.is_some_and(|head| head.has_in_doubt(record)) {
-                working.check_replayed(&cause, record)?;
-            }
-            working.credit(&cause, record.part, &record.transfers)?;
-            if !record.ends_block() {
-                return Ok(head);
-            }
-            if let Some(head @ ChainHead { hash: Some(hash), .. }) = &head {
-                working.head(head_of(record.chain, head, *hash))?;
-            }
-            Ok(head.map(|head| ChainHead { bridge: bridge_after(&head, record), ..head }))
-        }
+        (Kind::Replayed, head) if !record.ends_block() => Ok(head),
+        (Kind::Replayed, head) => Ok(head.map(|head| ChainHead { bridge: bridge_after(&head, record), ..head })),
     }
 }
 
@@ -441,7 +484,7 @@ mod tests {
         let (left, begins, gone) = (record(10, Kind::Removed, 7), record(12, Kind::Replayed, 5), record(9, Kind::Removed, 8));
         let mut lost = LostBlocks::default();
         lost.numbers.insert(left.block.hash, 7);
-        let removed = removed_blocks(&[&gone, &left, &begins], &lost);
+        let removed = removed_blocks(&[&gone, &left, &begins], &[(5, &begins)], &lost);
         assert_eq!(removed, HashMap::from([(left.block.hash, 12), (gone.block.hash, 9)]));
     }
 }

@@ -227,7 +227,9 @@ fn takes_back(record: &Matches, block: BlockRef) -> bool {
     match record.kind {
         Kind::Removed => record.block.hash == block.hash,
         Kind::Replayed => begins_anew(record) && record.block.number < block.number,
-        Kind::Added | Kind::Tags => false,
+        // One at its height or lower, of a branch that begins below all that there was.
+        Kind::Added => record.block.number <= block.number && record.block.hash != block.hash,
+        Kind::Tags => false,
     }
 }
 

@@ -51,6 +51,7 @@ impl Chain {
                 first: 9,
                 number: 9,
                 hash: Some(hash(9, 0)),
+                makes_way: false,
                 timestamp: 1_009,
                 safe: None,
                 finalized: None,

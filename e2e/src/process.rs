@@ -2,12 +2,13 @@
 
 use crate::http::plain_http;
 use anyhow::{Context as _, Result, ensure};
+use base::locked;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 /// Returns a port that nothing listens on now, for another process; this one takes the [listener](free_listener).
@@ -38,6 +39,32 @@ pub(crate) fn free_listener() -> Result<TcpListener> {
     anyhow::bail!("no free port from {FIRST} on")
 }
 
+/// The logs of the processes that were started, each with the thread that did. Each test has a thread of its own, with its name.
+static LOGS: Mutex<Vec<(Option<String>, PathBuf)>> = Mutex::new(Vec::new());
+
+fn this_thread() -> Option<String> {
+    std::thread::current().name().map(str::to_owned)
+}
+
+/// The ends of the logs of all processes that this thread has started: what a test that waits in vain has to show, since nobody has
+/// its logs once CI is over.
+pub(crate) fn tails_of_this_thread() -> String {
+    let (thread, mut logs) = (this_thread(), Vec::new());
+    for (_, log) in locked(&LOGS).iter().filter(|(of, _)| *of == thread) {
+        if !logs.contains(log) {
+            logs.push(log.clone());
+        }
+    }
+    logs.iter().map(|log| format!("\n{}:\n{}", log.display(), tail(log))).collect()
+}
+
+/// The last 30 lines of a log.
+fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines.split_at(lines.len().saturating_sub(30)).1.join("\n")
+}
+
 /// A running `ctrip`. Dropping it kills the process.
 pub struct Process {
     child: Child,
@@ -53,6 +80,7 @@ impl Process {
         let role = arguments.first().copied().unwrap_or_default();
         let log = dir.join(format!("{role}.log"));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
+        locked(&LOGS).push((this_thread(), log.clone()));
         let child = Command::new(binary)
             .args(arguments)
             .envs(env)
@@ -164,9 +192,7 @@ impl Process {
 
     /// The last 30 lines of its log.
     pub fn tail(&self) -> String {
-        let text = self.log();
-        let lines: Vec<&str> = text.lines().collect();
-        lines.split_at(lines.len().saturating_sub(30)).1.join("\n")
+        tail(&self.log)
     }
 }
 

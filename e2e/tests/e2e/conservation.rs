@@ -479,13 +479,26 @@ async fn restored(
     let (mut before, mut after): (Vec<_>, Vec<_>) = (events.iter().map(said).collect(), all.iter().map(said).collect());
     before.sort();
     after.sort();
-    ensure!(before == after, "events that were told twice, or never: {} before, {} after", before.len(), after.len());
+    ensure!(
+        before == after,
+        "events that were told twice, or never: {} before, {} after; before alone: {:#?}; after alone: {:#?}",
+        before.len(),
+        after.len(),
+        more(&before, after.clone()),
+        more(&after, before.clone())
+    );
     let mut numbers: HashMap<&str, u64> = HashMap::new();
     for event in &all {
         let last = numbers.insert(&event.payment_id, event.sequence).unwrap_or(0);
         ensure!(event.sequence == last + 1, "{} after number {last}", event.id);
     }
     Ok(())
+}
+
+/// Those of `all` that are not among `others`, as often as they are not.
+fn more<T: std::fmt::Debug + PartialEq>(all: &[T], mut others: Vec<T>) -> Vec<&T> {
+    let is_more = |one: &&T| others.iter().position(|other| other == *one).map(|place| others.swap_remove(place)).is_none();
+    all.iter().filter(is_more).collect()
 }
 
 /// What was applied, in order.
@@ -874,6 +887,84 @@ async fn a_chain_that_begins_anew_before_its_first_block_takes_back_what_a_backf
         let now = books.all().await?.remove(&payment.id).context("the payment")?;
         ensure!(now.received() == Amount::ZERO, "{now:?}, {batch} records per batch");
         check_rows(&books, &[]).await?;
+    }
+    Ok(())
+}
+
+/// A backfill pays a payment in block FIRST - 3, which FIRST - 1 confirms, as far as the first block shows. Then a branch takes its place that begins lower.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_that_begins_below_the_first_block_takes_back_what_it_replaces_and_what_that_had_confirmed() -> Result<()> {
+    let (stack, chains) = (Stack::attach()?, chains(FILE).await?);
+    let payment =
+        payments().into_iter().find(|p| p.policy == Policy::Confirmations(3) && p.chain == CHAINS[0]).context("one")?;
+    let id = TransferId {
+        chain: CHAINS[0],
+        block: block_hash(FIRST - 3),
+        transaction: B256::ZERO,
+        source: Source::Transaction,
+        index: 0,
+    };
+    let (from, to, amount) = (Address::ZERO, payment.address, payment.amount);
+    let pays = Transfer { id, token: None, from, to, amount, transaction_index: 0 };
+    let record = |sequence, number, transfers| Matches { sequence, ..block(CHAINS[0], number, transfers) };
+    let replayed = Matches { kind: Kind::Replayed, ..record(0, FIRST - 3, vec![pays]) };
+    let first = record(1, FIRST, Vec::new());
+    let removed = Matches { sequence: 2, kind: Kind::Removed, parent_number: Some(FIRST - 1), ..first.clone() };
+    let branch = |number| {
+        let other = BlockRef { number, hash: B256::repeat_byte(9) };
+        Matches { block: other, ..record(3, number, Vec::new()) }
+    };
+    for (lowest, status, received) in [
+        (FIRST - 2, Status::Detected, payment.amount),
+        (FIRST - 3, Status::Pending, Amount::ZERO),
+        (FIRST - 5, Status::Pending, Amount::ZERO),
+    ] {
+        let records = [replayed.clone(), first.clone(), removed.clone(), branch(lowest)];
+        for batch in 1..=4 {
+            let mut books = Books::open(&stack, usize::MAX).await?;
+            for records in records.chunks(batch) {
+                books.apply(&chains, records).await?;
+            }
+            let now = books.all().await?.remove(&payment.id).context("the payment")?;
+            let context = format!("from block {lowest} on, {batch} records per batch");
+            ensure!((now.status(), now.received()) == (status, received), "{now:?}, {context}");
+            let told = books.events().await?.into_iter().filter(|event| event.payment_id == payment.id.to_string());
+            let told: Vec<_> = told.map(|event| event.r#type).skip(1).collect();
+            ensure!(told == ["payment.detected", "payment.confirmed", "payment.reverted"], "{told:?}, {context}");
+        }
+    }
+    Ok(())
+}
+
+/// `ctrip chain restart` of a chain with a `start_block` below what is final.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_begins_anew_and_goes_through_blocks_once_more_that_stand_takes_nothing_back() -> Result<()> {
+    let (stack, chains) = (Stack::attach()?, chains(FILE).await?);
+    let payment =
+        payments().into_iter().find(|p| p.policy == Policy::Confirmations(3) && p.chain == CHAINS[0]).context("one")?;
+    let id = TransferId {
+        chain: CHAINS[0],
+        block: block_hash(FIRST),
+        transaction: B256::ZERO,
+        source: Source::Transaction,
+        index: 0,
+    };
+    let (from, to, amount) = (Address::ZERO, payment.address, payment.amount);
+    let pays = Transfer { id, token: None, from, to, amount, transaction_index: 0 };
+    let blocks = |first: u64| {
+        let block = |number, transfers| Matches { sequence: first + number - FIRST, ..block(CHAINS[0], number, transfers) };
+        [block(FIRST, vec![pays.clone()]), block(FIRST + 1, Vec::new()), block(FIRST + 2, Vec::new())]
+    };
+    let anew = Matches { kind: Kind::Replayed, sequence: 4, witnessed: None, ..block(CHAINS[0], FIRST + 2, Vec::new()) };
+    let records = [&blocks(1)[..], &[anew], &blocks(5)[..]].concat();
+    for batch in 1..=records.len() {
+        let mut books = Books::open(&stack, usize::MAX).await?;
+        for records in records.chunks(batch) {
+            books.apply(&chains, records).await?;
+        }
+        let told = books.events().await?.into_iter().filter(|event| event.payment_id == payment.id.to_string());
+        let told: Vec<_> = told.map(|event| event.r#type).skip(1).collect();
+        ensure!(told == ["payment.detected", "payment.confirmed"], "{told:?}, {batch} records per batch");
     }
     Ok(())
 }

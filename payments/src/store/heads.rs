@@ -19,6 +19,9 @@ pub struct ChainHead {
     pub number: u64,
     /// `None` once a reorg removed that first block: no block is left.
     pub hash: Option<B256>,
+    /// Whether that is so: the branch that takes its place may begin lower. Where the chain begins anew by a command, what comes next
+    /// may go through blocks once more that stand.
+    pub makes_way: bool,
     /// Unix seconds.
     pub timestamp: u64,
     pub safe: Option<u64>,
@@ -98,7 +101,7 @@ pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option
     let statement = db
         .prepare_cached(
             "SELECT sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,
-                 bridge_number, bridge_hash, open_part, open_hash, read_sequence, reads_again, said_number, said_hash
+                 bridge_number, bridge_hash, open_part, open_hash, read_sequence, reads_again, said_number, said_hash, makes_way
              FROM chain_heads WHERE chain_id = $1 FOR UPDATE",
         )
         .await?;
@@ -115,6 +118,7 @@ pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option
         first: number(1).unwrap_or_default(),
         number: number(2).unwrap_or_default(),
         hash: hash(3)?,
+        makes_way: row.get(16),
         timestamp: number(4).unwrap_or_default(),
         safe: number(5),
         finalized: number(6),
@@ -135,9 +139,9 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
             "INSERT INTO chain_heads
                  (chain_id, sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,
                   unwitnessed_since, bridge_number, bridge_hash, open_part, open_hash, read_sequence, reads_again, said_number,
-                  said_hash)
+                  said_hash, makes_way)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, CASE WHEN $9 >= $4::bigint THEN NULL ELSE now() END, $10, $11, $12,
-                 $13, $14, $15, $16, $17)
+                 $13, $14, $15, $16, $17, $18)
              ON CONFLICT (chain_id) DO UPDATE SET sequence = EXCLUDED.sequence, first_number = EXCLUDED.first_number,
                  number = EXCLUDED.number, hash = EXCLUDED.hash,
                  block_timestamp = EXCLUDED.block_timestamp, safe_number = EXCLUDED.safe_number,
@@ -149,7 +153,7 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
                  bridge_number = EXCLUDED.bridge_number, bridge_hash = EXCLUDED.bridge_hash,
                  open_part = EXCLUDED.open_part, open_hash = EXCLUDED.open_hash, read_sequence = EXCLUDED.read_sequence,
                  reads_again = EXCLUDED.reads_again, said_number = EXCLUDED.said_number, said_hash = EXCLUDED.said_hash,
-                 updated_at = now()",
+                 makes_way = EXCLUDED.makes_way, updated_at = now()",
         )
         .await?;
     db.execute(
@@ -172,6 +176,7 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
             &head.reading.again,
             &head.reading.said.map(|said| bigint(said.number)),
             &head.reading.said.as_ref().map(|said| said.hash.as_slice()),
+            &head.makes_way,
         ],
     )
     .await?;

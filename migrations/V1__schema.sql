@@ -410,7 +410,7 @@ CREATE TABLE chain_heads (
     -- Null when nothing is left.
     hash              bytea,
     -- Whether nothing is left since a reorg has removed the first block: the branch that takes its place may begin lower.
-    makes_way         boolean NOT NULL,
+    makes_way         boolean NOT NULL DEFAULT false,
     block_timestamp   bigint NOT NULL,
     safe_number       bigint,
     finalized_number  bigint,

@@ -10,9 +10,11 @@ use super::read_all::{EofContext, READ_TIMEOUT};
 use super::record::Record;
 use crate::failure::Failure;
 use anyhow::anyhow;
+use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -32,6 +34,8 @@ pub struct PartitionReader {
     partition: i32,
     /// Up to where it could be read when it was opened.
     end: i64,
+    /// From where on it was told to read; `None` before that.
+    from: Cell<Option<i64>>,
 }
 
 impl PartitionReader {
@@ -72,6 +76,8 @@ impl PartitionReader {
         Self::up_to(kafka, inner, topic, partition, &ends)
     }
 
+    /// Assigns nothing yet. librdkafka would ask where the partition begins, and its answer may come after an offset was assigned: then
+    /// it reads from the beginning instead.
     fn up_to(
         kafka: &Kafka,
         inner: BaseConsumer<EofContext>,
@@ -80,9 +86,7 @@ impl PartitionReader {
         ends: &HashMap<i32, i64>,
     ) -> Result<Self, Failure> {
         let end = ends.get(&partition).copied().unwrap_or_default();
-        let reader = Self { inner, topic, name: kafka.name(topic), partition, end };
-        reader.assign(Offset::Beginning)?;
-        Ok(reader)
+        Ok(Self { inner, topic, name: kafka.name(topic), partition, end, from: Cell::new(None) })
     }
 
     /// Up to where it could be read when it was opened; 0 where nothing was ever written.
@@ -95,6 +99,7 @@ impl PartitionReader {
     /// # Errors
     /// When librdkafka refuses.
     pub fn seek(&self, offset: i64) -> Result<(), Failure> {
+        self.from.set(Some(offset));
         self.assign(Offset::Offset(offset))
     }
 
@@ -104,8 +109,16 @@ impl PartitionReader {
     /// When nothing arrives for 30 s before the end.
     pub fn next(&self) -> Result<Option<Record<'_>>, Failure> {
         let started = Instant::now();
+        if self.from.get().is_none() {
+            self.from.set(Some(0));
+            self.assign(Offset::Beginning)?;
+        }
         loop {
             match self.inner.poll(Duration::from_millis(100)) {
+                // As above, where an offset before the first one had it ask.
+                Some(Ok(message)) if Some(message.offset()) < self.from.get() => {
+                    self.assign(Offset::Offset(self.from.get().unwrap_or_default()))?;
+                }
                 Some(Ok(message)) => return Ok(Some(Record { topic: self.topic, message })),
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(None),
                 Some(Err(error)) => return Err(Failure::from(error).context(format!("reading {}", self.name))),
@@ -211,6 +224,31 @@ mod tests {
         .unwrap();
         assert!(seen.into_iter().eq((0..RECORDS).rev()), "records are missing, or in another order");
         assert!(sizes.iter().all(|size| *size <= 32), "{sizes:?} MiB in memory");
+    }
+
+    /// An answer to where the partition begins may come after the reader was told where to go on.
+    #[tokio::test]
+    async fn a_reader_goes_on_where_it_was_told_to_however_soon_after_it_was_opened() {
+        const OPENED: usize = 100;
+        let cluster = MockCluster::new(1).unwrap();
+        let topic = Topic::Matches;
+        cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap();
+        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+        let publisher = Publisher::open(&kafka, Duration::from_secs(30)).unwrap();
+        for number in 0..10_u8 {
+            publisher.publish(topic, &[("1".to_owned(), vec![number])]).await.remove(0).unwrap();
+        }
+        let read = move || {
+            let reader = |_| {
+                let reader = PartitionReader::open_at_once(&kafka, topic, topic.partition_of("1")).unwrap();
+                [7, 2].map(|offset| {
+                    reader.seek(offset).unwrap();
+                    reader.next().unwrap().map(|record| record.offset())
+                })
+            };
+            (0..OPENED).map(reader).filter(|found| *found != [Some(7), Some(2)]).collect::<Vec<_>>()
+        };
+        assert_eq!(tokio::task::spawn_blocking(read).await.unwrap(), Vec::<[Option<i64>; 2]>::new());
     }
 
     #[tokio::test]

@@ -372,6 +372,28 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_key_that_is_looked_up_again_has_spent_what_it_had_spent() {
+        let (_silent, cache) = cache().await;
+        let found = |per_second: u32| {
+            let merchant = Merchant { id: Uuid::nil(), xpub: None, restored_account: None, terms: DefaultTerms::default() };
+            let rate_limit = NonZeroU32::new(per_second);
+            let grant = Grant { id: id(), scope: Scope::Read, merchant, webhooks: 0, rate_limit, limiter: None };
+            cache.keep(id(), hash_key("key"), Some(grant), None).unwrap()
+        };
+        assert_eq!(found(1).spend(), Ok(()));
+        assert!(found(1).spend().is_err(), "a new burst with each look-up");
+        assert_eq!(found(2).spend(), Ok(()), "another limit");
+    }
+
+    /// The id is the beginning of the hash.
+    #[tokio::test]
+    async fn a_key_whose_hash_only_begins_as_a_known_one_is_another_key() {
+        let (_silent, cache) = cache().await;
+        cache.grants().get_mut(&id()).unwrap().hash[8] ^= 1;
+        assert!(cache.grant("key", None).now_or_never().is_none(), "it is looked up");
+    }
+
     /// The server goes on with the statement of one that has left.
     #[tokio::test]
     async fn new_keys_of_clients_that_leave_are_looked_up_once_each_and_not_beyond_a_limit() {

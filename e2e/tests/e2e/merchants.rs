@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Plan, Process, XPUB, eventually};
 use futures::FutureExt as _;
-use merchants::KeyCache;
+use merchants::{KeyCache, KeyRefused};
 use recovery::installation;
 use reqwest::{Method, StatusCode};
 use runtime::db;
@@ -45,6 +45,10 @@ async fn a_revoked_key_ends_and_a_rotated_one_lives_on_for_its_grace() -> Result
     let new = api.with_key(&lab.ctrip(&["keys", "rotate", &api.key_id(), "--grace", "3600"])?);
     ensure!(status(&api, Method::POST).await? == StatusCode::CREATED, "the old one within its grace");
     ensure!(status(&new, Method::POST).await? == StatusCode::CREATED, "the new one");
+    lab.ctrip(&["keys", "rotate", &api.key_id(), "--grace", "7200"])?;
+    let sql = "SELECT expires_at < now() + interval '1 hour' FROM api_keys WHERE id = $1";
+    let ends: bool = lab.database().await?.query_one(sql, &[&api.key_id()]).await?.get(0);
+    ensure!(ends, "a second rotation lengthens the life of a key that ends");
     lab.ctrip(&["keys", "rotate", &new.key, "--grace", "0"])?;
     let ended = |api: Api| async move {
         let since = Instant::now();
@@ -61,6 +65,24 @@ async fn a_revoked_key_ends_and_a_rotated_one_lives_on_for_its_grace() -> Result
     ended(api.clone()).await?;
     let again = lab.ctrip(&["keys", "rotate", &api.key_id()]);
     ensure!(again.is_err(), "a revoked key came back to life");
+    Ok(())
+}
+
+/// The index has the beginning of a hash, and the rest is compared.
+#[tokio::test]
+async fn a_key_whose_hash_only_begins_as_a_stored_one_is_unknown() -> Result<()> {
+    let lab = Lab::without_topics().await?;
+    let (api, db) = (lab.merchant("shop")?, lab.database().await?);
+    let grant = async || -> Result<_> {
+        let pool = || db::pool(&lab.env["DATABASE_URL"], 1);
+        Ok(Arc::new(KeyCache::new(pool()?, pool()?, None)).grant(&api.key, None).await)
+    };
+    ensure!(grant().await?.is_ok());
+    for byte in [8, 31] {
+        let sql = "UPDATE api_keys SET hash = set_byte(hash, $1, get_byte(hash, $1) # 1) WHERE id = $2";
+        ensure!(db.execute(sql, &[&byte, &api.key_id()]).await? == 1);
+        ensure!(matches!(grant().await?, Err(KeyRefused::Unknown)), "another key with the same id works");
+    }
     Ok(())
 }
 
@@ -342,6 +364,9 @@ async fn an_api_that_runs_gives_out_no_address_of_an_account_that_was_replaced_s
         Ok(says.then_some(()))
     })
     .await?;
+    let customer = json!({ "external_id": "customer" });
+    let (status, answer) = api.request(Method::POST, "/api/v1/addresses", Some(customer), &[]).await?;
+    ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "a static address: {status} {answer}");
     ensure!(api.get(known.id()).await?.address()? == known.address()?, "what was given out is shown");
     let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
     ensure!(health["components"]["topics"]["error"].as_str().is_some_and(|error| error.contains(&second)), "{health}");

@@ -377,7 +377,7 @@ async fn the_relay_publishes_each_event_once_when_its_group_is_gone() -> Result<
     confirmer.check()
 }
 
-async fn until_published(lab: &Lab, payments: &[String]) -> Result<()> {
+pub async fn until_published(lab: &Lab, payments: &[String]) -> Result<()> {
     eventually("the events of payments", || async {
         let published: BTreeSet<String> = events(lab).await?.into_iter().map(|event| event.payment_id).collect();
         Ok(payments.iter().all(|payment| published.contains(payment)).then_some(()))
@@ -386,7 +386,7 @@ async fn until_published(lab: &Lab, payments: &[String]) -> Result<()> {
 }
 
 /// The numbers of the batches in payment.events, as their headers have it.
-async fn batches(lab: &Lab) -> Result<BTreeSet<i64>> {
+pub async fn batches(lab: &Lab) -> Result<BTreeSet<i64>> {
     let kafka = lab.kafka().await?;
     let read = tokio::task::spawn_blocking(move || {
         let mut batches = BTreeSet::new();

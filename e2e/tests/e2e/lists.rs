@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use deadpool_postgres::{GenericClient, Pool};
 use e2e::Stack;
-use payments::store::{self, OutboxFront, PaymentFilter, Place};
+use payments::store::{self, OutboxFront, OutboxRow, PaymentFilter, Place};
 use payments::{Exception, Status};
 use runtime::db::{self, CommitMode};
 use runtime::set_aside;
@@ -136,6 +136,36 @@ async fn the_relay_passes_over_what_was_deleted_once_and_over_nothing_that_is_wr
         front.move_on(&client).await?;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// As after a crash, before anybody knows whether Kafka has the batch.
+#[tokio::test]
+async fn a_batch_that_was_claimed_is_claimed_again_whole_and_in_order_before_what_is_new() -> Result<()> {
+    let client = db::pool(&database().await?, 1)?.get().await?;
+    // What is written in one order lies in another.
+    let write = async |count: i32| {
+        client
+            .batch_execute(&format!(
+            "INSERT INTO outbox (payment_id, event, state) SELECT gen_random_uuid(), '', '' FROM generate_series(1, {count});
+             UPDATE outbox SET state = 'x' WHERE id % 3 = 1 AND batch IS NULL;
+             ANALYZE outbox"
+        ))
+            .await
+    };
+    let ids = |rows: Vec<OutboxRow>| rows.iter().map(|row| row.id).collect::<Vec<_>>();
+    write(300).await?;
+    let all: Vec<i64> = client.query("SELECT id FROM outbox ORDER BY id", &[]).await?.iter().map(|row| row.get(0)).collect();
+    let mut front = OutboxFront::default();
+    ensure!(ids(front.claim(&client, 1, 200).await?) == all[..200], "the oldest, in order");
+    write(100).await?;
+    for mut front in [front, OutboxFront::default()] {
+        ensure!(ids(front.claim(&client, 1, 200).await?) == all[..200], "the same ones again");
+    }
+    let mut front = OutboxFront::default();
+    ensure!(ids(front.claim(&client, 2, 100).await?) == all[200..], "those behind them");
+    let left: i64 = client.query_one("SELECT count(*) FROM outbox", &[]).await?.get(0);
+    ensure!(left == 200, "{left} events, with the batch in hand and what is new");
+    Ok(())
 }
 
 #[tokio::test]

@@ -42,6 +42,7 @@ mod outage;
 mod past;
 mod payments;
 mod real_blocks;
+mod relay;
 mod reorgs;
 mod replica;
 mod restore;

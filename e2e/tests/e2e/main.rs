@@ -48,6 +48,7 @@ mod replica;
 mod restore;
 mod session;
 mod set_aside;
+mod stacks;
 mod stage_offsets;
 mod strangers;
 mod tail;

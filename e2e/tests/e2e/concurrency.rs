@@ -1,7 +1,7 @@
 //! Many clients at once, which send each request twice.
 
 use anyhow::{Result, ensure};
-use e2e::{Api, Lab, Plan};
+use e2e::{Api, Lab, Plan, free_port};
 use rand::seq::SliceRandom as _;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -70,5 +70,63 @@ async fn repeated_keys_from_many_clients_make_each_payment_once_at_an_address_of
     let row = db.query_one("SELECT count(*), count(DISTINCT address), max(address_index) FROM payments", &[]).await?;
     let counts: (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
     ensure!(counts == (5000, 5000, 4999), "{counts:?}: payments that nobody was told of, or indices used up for nothing");
+    Ok(())
+}
+
+/// Also where requests of both are in one batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_merchants_that_use_the_same_keys_at_once_do_not_meet() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let (_server, shop) = lab.serve("api", "shop").await?;
+    let other = lab.merchant("other shop")?;
+    let create = async |api: &Api, number: usize| {
+        let (key, body) = (format!("order-{number}"), json!({ "chain": "anvil", "amount": number + 1 }));
+        api.request(Method::POST, "/api/v1/payments", Some(body), &[("Idempotency-Key", key.as_str())]).await
+    };
+    for round in 0..10 {
+        let numbers = round * 20..(round + 1) * 20;
+        let both = numbers.flat_map(|number| [create(&shop, number), create(&other, number)]);
+        let answers = futures::future::try_join_all(both).await?;
+        ensure!(answers.iter().all(|(status, _)| *status == StatusCode::CREATED), "{answers:?}");
+    }
+    // Nor with the key of a whole batch, however often it comes.
+    for (api, amount) in [(&shop, "1"), (&other, "2"), (&shop, "1"), (&other, "2")] {
+        let orders = json!({ "payments": [{ "chain": "anvil", "amount": amount }] });
+        let headers = [("Idempotency-Key", "batch")];
+        let (status, answer) = api.request(Method::POST, "/api/v1/payments/batch", Some(orders), &headers).await?;
+        ensure!(status.is_success() && answer["data"][0]["payment"]["amount"] == amount, "{status} {answer}");
+    }
+    Ok(())
+}
+
+/// Two instances write the same keys, each in another order.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_with_the_same_keys_in_any_order_do_not_deadlock() -> Result<()> {
+    let mut lab = Lab::start(Plan::default()).await?;
+    let (_first, api) = lab.serve("api", "shop").await?;
+    for name in ["API_LISTEN", "METRICS_LISTEN"] {
+        lab.env.insert(name.to_owned(), format!("127.0.0.1:{}", free_port()?));
+    }
+    lab.env.insert("TMPDIR".to_owned(), lab.dir.display().to_string());
+    lab.env.insert("CTRIP_INSTANCE".to_owned(), "second".to_owned());
+    let mut second = lab.spawn("api")?;
+    let mut other = api.clone();
+    other.url = format!("http://{}", lab.env["API_LISTEN"]);
+    other.ready(&mut second).await?;
+    for round in 0..20 {
+        let order = |number| json!({ "chain": "anvil", "amount": 1, "idempotency_key": format!("{round}-{number}") });
+        let orders: Vec<Value> = (0..100).map(order).collect();
+        let reversed: Vec<Value> = orders.iter().rev().cloned().collect();
+        let post = async |api: &Api, orders: Vec<Value>| {
+            api.request(Method::POST, "/api/v1/payments/batch", Some(json!({ "payments": orders })), &[]).await
+        };
+        let (one, two) = tokio::try_join!(post(&api, orders), post(&other, reversed))?;
+        let made = |(_, answer): &(StatusCode, Value)| -> Vec<Value> {
+            answer["data"].as_array().into_iter().flatten().map(|one| one["payment"]["id"].clone()).collect()
+        };
+        let (one, mut two) = (made(&one), made(&two));
+        two.reverse();
+        ensure!(one.len() == 100 && one.iter().all(Value::is_string) && one == two, "{round}: {one:?} {two:?}");
+    }
     Ok(())
 }

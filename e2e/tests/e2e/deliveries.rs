@@ -198,6 +198,8 @@ async fn later_events_wait_as_long_as_the_one_that_failed_and_no_longer() -> Res
     ensure!(first.len() == 1 && first[0].event_id == "1", "{first:?}");
     settle(&mut db, first.remove(0), 500, hour).await?;
     ensure!(waits(&db).await? == [3600, 3600, 3600], "{:?}", waits(&db).await?);
+    let until: i64 = db.query_one("SELECT count(DISTINCT next_attempt) FROM webhook_deliveries", &[]).await?.get(0);
+    ensure!(until == 1, "they wait for one moment, whatever minute that is in");
     ensure!(due(&db, Lane::Healthy).await?.is_empty() && due(&db, Lane::Failing).await?.is_empty(), "before the hour is over");
 
     // Redelivery of failed events includes those that are still retried.

@@ -35,7 +35,7 @@ use topics::{Address, Topic, U256, wire};
 pub struct Message {
     headers: BTreeMap<String, String>,
     body: String,
-    at: Instant,
+    pub at: Instant,
 }
 
 impl Message {
@@ -126,7 +126,7 @@ impl Receiver {
         self.inner.messages.lock().map(|messages| messages.get(path).cloned().unwrap_or_default()).unwrap_or_default()
     }
 
-    async fn until(&self, path: &str, count: usize) -> Result<Vec<Message>> {
+    pub async fn until(&self, path: &str, count: usize) -> Result<Vec<Message>> {
         let what = format!("{count} messages at {path}");
         let found = eventually(&what, || async { Ok(Some(self.at(path)).filter(|found| found.len() >= count)) });
         found.await.with_context(|| format!("{} came", self.at(path).len()))
@@ -163,16 +163,16 @@ impl Listener for Tls {
     }
 }
 
-struct Running {
-    lab: Lab,
-    api: Api,
-    receiver: Receiver,
+pub struct Running {
+    pub lab: Lab,
+    pub api: Api,
+    pub receiver: Receiver,
     /// Killed when dropped.
     _processes: Vec<Process>,
 }
 
 /// Starts roles, each as a process of its own, so that one can be killed.
-async fn running(roles: &[&str]) -> Result<Running> {
+pub async fn running(roles: &[&str]) -> Result<Running> {
     running_with(roles, &[("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8"), ("WEBHOOK_ALLOW_HTTP", "true")]).await
 }
 
@@ -192,7 +192,7 @@ async fn call(api: &Api, method: Method, path: &str, body: Option<Value>) -> Res
 }
 
 /// Creates an endpoint at our server; returns its id and secret.
-async fn hook(running: &Running, path: &str, events: &[&str]) -> Result<(String, String)> {
+pub async fn hook(running: &Running, path: &str, events: &[&str]) -> Result<(String, String)> {
     let body = json!({ "url": format!("{}/{path}", running.receiver.url), "events": events });
     let made = call(&running.api, Method::POST, "", Some(body)).await?;
     let text = |field: &str| made[field].as_str().map(str::to_owned).with_context(|| made.to_string());

@@ -58,3 +58,16 @@ impl Policy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_tells_a_policy_by_its_tag_or_its_number_of_blocks() {
+        let told = |policy: Policy| (policy.finality(), policy.confirmations());
+        assert_eq!(told(Policy::Confirmations(12)), (None, 12));
+        assert_eq!(told(Policy::Safe), (Some("safe"), 0));
+        assert_eq!(told(Policy::Finalized), (Some("finalized"), 0));
+    }
+}

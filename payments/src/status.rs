@@ -93,3 +93,21 @@ impl Exception {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_status_and_exception_is_read_by_the_name_that_it_is_written_by() {
+        let names = ["pending", "detected", "confirmed", "settled", "expired", "cancelled"];
+        for (status, name) in Status::ALL.into_iter().zip(names) {
+            assert_eq!((status.to_string().as_str(), name.parse()), (name, Ok(status)));
+        }
+        let names = [(Exception::Underpaid, "underpaid"), (Exception::Overpaid, "overpaid"), (Exception::Late, "late")];
+        for (exception, name) in names {
+            assert_eq!((exception.as_str(), name.parse()), (name, Ok(exception)));
+        }
+        assert!("".parse::<Status>().is_err() && "".parse::<Exception>().is_err());
+    }
+}

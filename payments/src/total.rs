@@ -76,5 +76,6 @@ mod tests {
         assert_eq!(sum.to_string().parse(), Ok(sum));
         assert_eq!(sum.minus(most.into()).saturated(), Amount::from(7));
         assert!(!Total::from(most).is_saturated());
+        assert!(Total::ZERO.is_zero() && sum.minus(sum).is_zero() && !sum.is_zero());
     }
 }

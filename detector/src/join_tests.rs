@@ -1,4 +1,6 @@
 use super::*;
+use rdkafka::mocking::MockCluster;
+use runtime::kafka::{Kafka, TransactionalProducer};
 use topics::wire::logs_record::Log;
 use topics::{MAX_LOGS_BYTES, wire};
 
@@ -269,6 +271,9 @@ fn each_topic_is_paused_when_too_much_of_it_waits_and_logs_never_while_a_block_w
     let mut join = Join::default();
     let limit = u64::try_from(MAX_WAITING).unwrap();
     for sequence in 1..=limit + 1 {
+        if sequence == 1 || sequence > limit {
+            assert_eq!(join.pauses(false), [], "no more than may");
+        }
         push(&mut join, logs(i64::try_from(sequence).unwrap(), 2, sequence, (0, 0), 5));
     }
     assert_eq!(join.pauses(false), [(Topic::Logs, true)]);
@@ -394,4 +399,76 @@ fn logs_that_nobody_can_read_are_passed_over() {
     assert!(is_waiting(&mut join));
     push(&mut join, logs(11, 1, 2, (0, 0), 5));
     assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { next_with_logs: 2 }), "matched without its logs");
+}
+
+#[test]
+fn a_topic_is_paused_when_few_large_records_of_it_wait() {
+    let large = |offset, bytes| Fake { topic: Topic::Blocks, offset, value: vec![0; bytes], writing: None };
+    let mut join = Join::default();
+    for offset in 0..2 {
+        push(&mut join, large(offset, 64 << 20));
+        assert_eq!(join.pauses(false), [], "as much as memory should hold");
+    }
+    push(&mut join, large(2, 1));
+    assert_eq!(join.pauses(false), [(Topic::Blocks, true)]);
+}
+
+/// A block comes again under its sequence, and the logs that were written with it the first time are gone.
+#[test]
+fn a_block_whose_logs_are_gone_takes_none_of_the_block_that_comes_again() {
+    let mut join = Join::default();
+    push(&mut join, written(block(1, 12), 1));
+    push(&mut join, written(logs(10, 1, 12, (0, 0), 5), 2));
+    push(&mut join, written(block(1, 12), 2));
+    assert!(is_waiting(&mut join), "its own may come");
+    assert_eq!(join.first_waiting_logs(), Some(10));
+    join.pass();
+    assert_eq!(pair(&mut join).logs[0].offset, 10);
+}
+
+#[test]
+fn a_replayed_block_gets_its_own_logs_when_those_of_another_are_before_them() {
+    let mut join = Join::default();
+    push(&mut join, replayed(logs(10, 1, 0, (0, 0), 5), 7));
+    push(&mut join, replayed(logs(11, 1, 0, (0, 0), 5), 8));
+    push(&mut join, replayed(block(1, 0), 8));
+    assert_eq!(pair(&mut join).logs.iter().map(|logs| logs.offset).collect::<Vec<_>>(), [11]);
+}
+
+#[test]
+fn what_was_taken_last_is_told_with_its_offsets_and_its_writing() {
+    let told = |join: &Join<Fake>| (join.next_block(), join.last_writing(), join.next_logs());
+    let mut join = Join::default();
+    assert_eq!(told(&join), (None, None, None));
+    push(&mut join, written(block(1, 6), 40));
+    push(&mut join, written(logs(10, 1, 6, (0, 0), 5), 40));
+    assert_eq!(told(&join), (None, None, Some(11)));
+    pair(&mut join);
+    assert_eq!(told(&join), (Some(7), Some(40), Some(11)));
+    push(&mut join, written(block(1, 8), 41));
+    join.pass();
+    assert_eq!(told(&join), (Some(9), Some(41), Some(11)));
+}
+
+#[test]
+fn a_record_of_kafka_is_joined_by_its_own_place_and_by_the_mark_of_its_transaction() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic(Topic::Logs.name(), Topic::Logs.partitions(), 1).unwrap();
+    let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+    let producer = TransactionalProducer::open(&kafka, "lab").unwrap();
+    let transaction = producer.begin().unwrap();
+    let marks = [[(WRITING, "77")].as_slice(), &[(WRITING, "soon")], &[]];
+    for (value, headers) in ["first", "second", "third"].into_iter().zip(marks) {
+        transaction.send_with_headers(Topic::Logs, "31337", value.as_bytes(), headers).unwrap();
+    }
+    transaction.commit().unwrap();
+    let mut seen = Vec::new();
+    let mut see = |record: &dyn ChainRecord| {
+        seen.push((record.topic(), record.partition(), record.offset(), record.value().to_vec(), record.writing()));
+    };
+    kafka.read_all(Topic::Logs, |record| see(record)).unwrap();
+    let expected = |offset, value: &str, writing| {
+        (Topic::Logs, Topic::Logs.partition_of("31337"), offset, value.as_bytes().to_vec(), writing)
+    };
+    assert_eq!(seen, [expected(0, "first", Some(77)), expected(1, "second", None), expected(2, "third", None)]);
 }

@@ -169,6 +169,23 @@ fn cases(chain: u64) -> Vec<Case> {
                 &[(ByLog, 0, 5), (ByLog, 1, 5)],
                 &[(ByLog, 0, 5), (ByLog, 1, 5)],
             ),
+            // The log shows one of these frames, and not the first.
+            (
+                "its contract is called, pays a deposit out, and a contract pays",
+                call(POLYGON, 5, 2)
+                    .frame(CONTRACT, PAYEE, 5)
+                    .frame(POLYGON, PAYEE, 7)
+                    .frame(POLYGON, PAYEE, 5)
+                    .log(POLYGON, PAYER, PAYEE, 5),
+                &[(ByLog, 0, 5)],
+                &[(ByLog, 0, 5), (Trace, 1, 5), (Trace, 2, 7)],
+            ),
+            (
+                "its contract is called and pays a deposit of the same amount out",
+                call(POLYGON, 5, 2).frame(POLYGON, PAYEE, 5).log(POLYGON, PAYER, PAYEE, 5).frame(POLYGON, PAYEE, 5),
+                &[(ByLog, 0, 5)],
+                &[(ByLog, 0, 5), (Trace, 2, 5)],
+            ),
             // Bor's deposits from Ethereum have no such log.
             ("its contract pays a deposit out", call(CONTRACT, 0, 2).frame(POLYGON, PAYEE, 5), &[], &[(Trace, 1, 5)]),
             // The payee's own money comes back to it.

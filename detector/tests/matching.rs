@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use detector::WatchSet;
-use detector::matching::{BlockView, COIN_LOG_ADDRESS, Matcher, RecordHead, TRANSFER_TOPIC};
+use detector::matching::{BlockView, COIN_LOG_ADDRESS, LogsPart, Matcher, RecordHead, TRANSFER_TOPIC};
 use prost::Message as _;
 use topics::{Address, B256, wire};
 use wire::block_record::{InternalTransfer, Kind, Status, Transaction};
@@ -192,4 +192,88 @@ fn a_removed_block_tells_the_number_of_its_parent() {
     for record in [block, matched.encode_to_vec()] {
         assert_eq!(RecordHead::read(&record).unwrap().parent_number, Some(11));
     }
+}
+
+#[test]
+fn a_blocks_records_have_all_that_its_own_says_of_it() {
+    let (hash, parent_hash) = (vec![9; 32], vec![8; 32]);
+    let block = wire::BlockRecord {
+        chain_id: 31337,
+        sequence: 41,
+        kind: Kind::Added.into(),
+        number: 7,
+        hash: hash.clone().into(),
+        parent_hash: parent_hash.clone().into(),
+        timestamp: 1_700_000_000,
+        safe_number: Some(5),
+        finalized_number: Some(3),
+        witnessed_number: Some(6),
+        ..Default::default()
+    }
+    .encode_to_vec();
+    let expected = wire::MatchesRecord {
+        chain_id: 31337,
+        sequence: 41,
+        kind: Kind::Added.into(),
+        number: 7,
+        hash: hash.clone().into(),
+        parent_hash: parent_hash.clone().into(),
+        timestamp: 1_700_000_000,
+        safe_number: Some(5),
+        finalized_number: Some(3),
+        witnessed_number: Some(6),
+        ..Default::default()
+    };
+    let matched = Matcher::default().matches(&WatchSet::default(), &BlockView::read(&block).unwrap(), &[]).unwrap();
+    assert_eq!(matched, expected);
+    let kind = Kind::Added.into();
+    let (hash, parent_hash) = (hash.as_slice(), parent_hash.as_slice());
+    let head = RecordHead { chain_id: 31337, sequence: 41, kind, number: 7, hash, parent_hash, parent_number: None };
+    for record in [block, matched.encode_to_vec()] {
+        assert_eq!(RecordHead::read(&record).unwrap(), head);
+    }
+}
+
+/// Its buffers are kept for the next block, and nothing that is in them.
+#[test]
+fn one_matcher_finds_in_each_block_what_is_in_that_block() {
+    let mut watched = WatchSet::default();
+    watched.insert(PAYEE);
+    let is_on = |contract: &topics::CoinContract, chain| contract.is_on(topics::ChainId(chain));
+    let celo = topics::COIN_CONTRACTS.iter().find(|contract| is_on(contract, 42_220) && !is_on(contract, 1)).unwrap().address;
+    let other = Address::repeat_byte(0xcc);
+    let blocks = [
+        (42_220, vec![erc20(celo, PAYER, PAYEE, 5), erc20(TOKEN, PAYER, other, 1)], vec![Address::ZERO]),
+        (
+            1,
+            vec![erc20(TOKEN, PAYER, other, 1), erc20(TOKEN, PAYER, PAYEE, 6), erc20(celo, PAYER, PAYEE, 7)],
+            vec![TOKEN, celo],
+        ),
+        (1, vec![erc20(TOKEN, PAYER, other, 1)], vec![]),
+    ];
+    let mut matcher = Matcher::default();
+    let mut examined = 0;
+    for (chain_id, logs, tokens) in blocks {
+        examined += u64::try_from(logs.len()).unwrap();
+        let block = wire::BlockRecord { chain_id, sequence: 1, ..Default::default() }.encode_to_vec();
+        let logs = wire::LogsRecord { chain_id, sequence: 1, logs, ..Default::default() }.encode_to_vec();
+        let found = matcher.matches(&watched, &BlockView::read(&block).unwrap(), &logs).unwrap().transfers;
+        let token = |t: &Transfer| if t.token.is_empty() { Address::ZERO } else { Address::from_slice(&t.token) };
+        assert_eq!(found.iter().map(token).collect::<Vec<_>>(), tokens, "{chain_id}");
+        assert_eq!(matcher.logs, examined);
+    }
+}
+
+/// Transactions come after the fields that say which part it is.
+#[test]
+fn a_large_part_is_known_although_transactions_follow_and_a_small_record_is_whole() {
+    let read = |record: &wire::LogsRecord| LogsPart::read(&record.encode_to_vec()).unwrap();
+    let with = |bytes| wire::LogsRecord { part: 2, parts: 3, transactions: vec![vec![0; bytes].into()], ..Default::default() };
+    let large = topics::MAX_LOGS_BYTES / 2;
+    let least = with(2 * large - with(large).encoded_len());
+    assert_eq!(least.encoded_len(), large);
+    for record in [least, with(large)] {
+        assert_eq!(read(&record), LogsPart { part: 2, parts: 3 });
+    }
+    assert_eq!(read(&wire::LogsRecord { chain_id: 1, sequence: 1, ..Default::default() }), LogsPart::WHOLE);
 }

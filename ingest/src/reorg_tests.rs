@@ -280,6 +280,21 @@ fn a_branch_from_below_the_window_halts() {
     assert!(matches!(reconcile(&window, &branch), Step::TooDeep(TooDeep { ours: BlockRef { number: 10, .. }, .. })));
 }
 
+/// It is as high as the block that stays, and no lagging node's.
+#[test]
+fn a_node_whose_head_takes_the_place_of_the_lowest_block_halts() {
+    for (is_final, floor, depth, kind) in [(false, 10, 11, "the oldest block in the window"), (true, 15, 6, "final")] {
+        let (mut node, mut window) = window(20, is_final);
+        if is_final {
+            window.finalize(&node.chain[15]);
+        }
+        node.reorg(depth, 1);
+        let Step::TooDeep(error) = reconcile(&window, &[node.head()]) else { panic!("block {floor} is another") };
+        assert_eq!((error.ours.number, error.theirs.hash, error.is_final), (floor, node.head().hash, is_final));
+        assert!(error.to_string().ends_with(&format!("which is {kind}")), "{error}");
+    }
+}
+
 #[test]
 fn what_is_final_stays_and_a_branch_from_below_it_halts() {
     let (node, window) = window(20, true);
@@ -319,9 +334,10 @@ fn a_chain_that_does_not_finalise_is_remembered_down_to_its_last_final_block() {
         node.mine(1);
         window.push(node.head());
     }
-    assert_eq!(window.bottom(), Some(&GENESIS));
+    assert!(window.bottom() == Some(&GENESIS) && window.is_whole());
     window.finalize(&node.chain[100]);
     assert_eq!(window.bottom().map(|bottom| bottom.number), Some(100));
+    assert!(!window.is_whole(), "blocks below it were published");
     window.finalize(&node.chain[2 * MIN_WINDOW_BLOCKS - 1]);
     assert_eq!(window.iter().count(), MIN_WINDOW_BLOCKS);
 }

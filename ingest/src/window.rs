@@ -218,6 +218,10 @@ mod tests {
         window.trust(&Head { hash: B256::ZERO, ..head(10) }, B256::repeat_byte(1));
         window.trust(&head(10), B256::repeat_byte(2));
         assert_eq!(doubts(&window), [10, 20, 299]);
+        window.doubt(&head(20), B256::repeat_byte(3));
+        assert_eq!(window.doubts_in(10..21), [B256::repeat_byte(1), B256::repeat_byte(3)]);
+        assert_eq!((window.doubts_in(11..20), window.doubts_in(11..21)), (vec![], vec![B256::repeat_byte(3)]));
+        window.doubt(&head(20), B256::repeat_byte(1));
         window.finalize(&head(290));
         assert_eq!(window.bottom(), Some(&head(10)), "a final block above it says nothing of its content");
         window.pop();

@@ -5,6 +5,8 @@ SHELL := /bin/bash
 BENCH ?= all
 # Which end-to-end tests `make test` runs: part of a name, such as payments::a_part; all tests if empty.
 T ?=
+# Which modules `make mutants` changes: part of their paths; all of them if empty.
+M ?=
 # A test waits much of its time, for blocks, polls and time-outs, so twice as many run as there are cores.
 THREADS ?= $(shell expr 2 \* $$(nproc))
 
@@ -14,7 +16,7 @@ LARGE := -c shared_buffers=4GB -c max_wal_size=4GB -c checkpoint_timeout=15min -
 # Prints the duration of each test.
 TEST := cargo test --config 'target."cfg(unix)".runner = "dev/timed"'
 
-.PHONY: help demo check test up restart down bench build lint doc deps
+.PHONY: help demo check test up restart down bench build lint doc deps mutants
 
 help:
 	@echo "make demo   install, build, start the parts, and watch payments from creation to confirmation"
@@ -23,6 +25,7 @@ help:
 	@echo "make up     leave it running: prints the URL, a key and a first curl (make down stops it and deletes its data)"
 	@echo "make restart  ctrip again, built anew and with chains.yaml as it is now; the parts, the chain and all data stay"
 	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer, dust, webhooks, restore or scale for one of them)"
+	@echo "make mutants  which changes to the pure modules no test notices (M=lifecycle for some of them); takes hours"
 	@echo "make lint   formatting and clippy; make doc  the code's documentation; make deps  licences, sources, unused dependencies, docker-compose.yml"
 
 build:
@@ -72,3 +75,7 @@ doc:
 deps:
 	dev/deps
 	dev/compose
+
+mutants:
+	@dev/stack toolchain
+	dev/mutants $(M)

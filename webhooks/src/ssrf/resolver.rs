@@ -193,4 +193,13 @@ mod tests {
             assert_eq!(healthy.expect("it waits for the failing ones").unwrap(), 1);
         }
     }
+
+    #[tokio::test]
+    async fn a_merchant_that_looks_nothing_up_any_more_is_forgotten() {
+        let resolver = SystemResolver::default();
+        for merchant in 1..=3 {
+            resolver.run(Some(of(merchant, Lane::Healthy)), || Ok(())).await.unwrap();
+        }
+        assert_eq!(locked(&resolver.0.healthy.of_merchants).len(), 1, "that of the last one");
+    }
 }

@@ -234,5 +234,30 @@ fn https_is_required_unless_http_is_allowed() {
     for bad in ["", "shop.example", "https://", "https:// shop.example", "https://u@shop.example", "https://shop.example:0/"] {
         assert!(https.check_url(bad).is_err(), "{bad}");
     }
-    assert!(https.check_url(&format!("https://shop.example/{}", "a".repeat(2048))).is_err());
+    let long = |bytes: usize| https.check_url(&format!("https://shop.example/{}", "a".repeat(bytes - 21)));
+    assert!(long(2048).is_ok() && long(2049) == Err(GuardError::Malformed));
+}
+
+/// A parser would encode them, or leave them out.
+#[test]
+fn a_url_with_a_space_or_a_control_character_is_refused() {
+    for odd in [' ', '\t', '\n', '\u{1}', '\u{7f}', '\u{a0}', '\u{2028}'] {
+        let url = format!("https://shop.example/a{odd}b");
+        assert_eq!(Guard::default().check_url(&url), Err(GuardError::Malformed), "{odd:?}");
+    }
+}
+
+/// Before a look-up: the resolver's answer about it would tell nothing of the setting.
+#[test]
+fn a_name_of_this_machine_is_refused_with_the_setting_that_allows_it() {
+    for name in ["localhost", "inner.localhost", "localhost.", "LocalHost"] {
+        let refused = Guard::default().check_url(&format!("https://{name}/")).unwrap_err();
+        assert_eq!(refused, GuardError::Local(name.to_lowercase()));
+        for network in ["127.0.0.1/32", "::1/128"] {
+            assert!(Guard::new(vec![network.parse().unwrap()], false).check_url(&format!("https://{name}/")).is_ok());
+        }
+    }
+    for name in ["localhost.example", "mylocalhost"] {
+        assert!(Guard::default().check_url(&format!("https://{name}/")).is_ok(), "{name}");
+    }
 }

@@ -88,6 +88,27 @@ fn withdrawals_that_a_node_leaves_out_are_a_proof_gap_and_no_error() {
 }
 
 #[test]
+fn withdrawals_under_no_root_are_a_proof_gap_and_none_are_proven_with_a_list_and_without_one() {
+    let mut line = block("misc", 17_000_000);
+    assert_eq!(withdrawals_part(&line), Ok(PartProof::Root));
+    line["block"]["withdrawals"] = json!([]);
+    assert_eq!(withdrawals_part(&line), Ok(PartProof::Root));
+    line["block"]["withdrawals"] = block("misc", 19_807_080)["block"]["withdrawals"].clone();
+    assert_eq!(withdrawals_part(&line), Ok(PartProof::Unproven("withdrawals without a root".to_owned())));
+    let mut none = lines("amsterdam-dev").into_iter().find(|line| line["block"]["withdrawals"] == json!([])).unwrap();
+    none["block"].as_object_mut().unwrap().remove("withdrawals");
+    assert_eq!(withdrawals_part(&none), Ok(PartProof::Root), "the root is that of none");
+    // A chain with a header of its own may have another root there.
+    let mut other = block("misc", 19_807_080);
+    other["block"]["fancyRoot"] = json!("0x01");
+    other["block"]["withdrawalsRoot"] = json!(format!("0x{}", "11".repeat(32)));
+    assert_eq!(withdrawals_part(&other), Err("the withdrawals".to_owned()));
+    other["block"]["withdrawals"] = json!([]);
+    let gap = "withdrawals under a root of the chain's own".to_owned();
+    assert_eq!(withdrawals_part(&other), Ok(PartProof::Unproven(gap)));
+}
+
+#[test]
 fn what_an_l2_mints_for_a_deposit_is_its_senders_even_if_the_deposit_fails() {
     let mut found = Vec::new();
     for line in lines("misc") {

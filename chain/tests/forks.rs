@@ -131,6 +131,43 @@ fn a_transaction_of_a_new_type_does_not_stop_a_chain_however_it_looks() {
     }
 }
 
+/// No root covers it, and the type of the transaction is no excuse for a sender that can be read.
+#[test]
+fn a_receipt_that_names_another_sender_is_refused_whatever_the_type() {
+    let known = small();
+    let forked = small().forked(1, &known.block["transactions"][1]);
+    for mut answer in [known, forked] {
+        answer.proof().unwrap();
+        answer.receipts[1]["from"] = json!(Address::repeat_byte(9));
+        assert_eq!(answer.proof().unwrap_err().what, "receipt 1's sender");
+    }
+}
+
+/// Neither a root nor a bloom covers them.
+#[test]
+fn a_log_that_names_another_block_or_transaction_is_refused_under_a_bloom_as_well() {
+    let proof = |answer: &Answer, verify| {
+        let (block, receipts) = answer.read();
+        prove(&block, &receipts, verify)
+    };
+    for verify in [Verify::Auto, Verify::Roots, Verify::Bloom] {
+        proof(&small(), verify).unwrap();
+        for (field, what) in [("blockHash", "log 0's block"), ("transactionHash", "log 0's transaction")] {
+            let mut lie = small();
+            lie.receipts[0]["logs"][0][field] = json!(B256::repeat_byte(9));
+            assert_eq!(proof(&lie, verify).unwrap_err().what, what, "{verify:?}");
+        }
+    }
+    // Two blooms are told apart without their 256 bytes.
+    let mut fewer = small();
+    fewer.receipts[0]["logs"].as_array_mut().unwrap().pop();
+    let error = proof(&fewer, Verify::Bloom).unwrap_err();
+    assert!(error.what == "the logs" && error.expected != error.got, "{error}");
+    for bloom in [&error.expected, &error.got] {
+        assert!(bloom.starts_with("a bloom with hash 0x") && bloom.len() < 100, "{bloom}");
+    }
+}
+
 #[test]
 fn a_type_that_is_no_number_is_an_unknown_type() {
     let mut answer = small();
@@ -293,8 +330,12 @@ fn a_miner_may_have_two_names() {
 /// Bor's state sync is outside the roots. On a chain that has none, no logs may pass for one.
 #[test]
 fn logs_outside_the_roots_are_bors_alone() {
-    // Arbitrum's headers have a difficulty and no withdrawals.
-    for mut answer in [small(), mainnet(), recorded("misc", 150_000_000)] {
+    // Bor's blocks have a difficulty and no withdrawals; others have one of both, or neither, and Arbitrum's have both, without Bor's
+    // signature.
+    let mut difficult = small();
+    difficult.block["difficulty"] = json!("0x1");
+    for mut answer in [small(), mainnet(), difficult.mined(), recorded("misc", 17_000_000), recorded("misc", 150_000_000)] {
+        answer.proof().unwrap();
         let (hash, nobody) = (B256::repeat_byte(7), Address::ZERO);
         answer.block["transactions"].as_array_mut().unwrap().push(json!({
             "hash": hash, "from": nobody, "to": nobody, "value": "0x0", "gas": "0x0", "input": "0x", "type": "0x0",
@@ -312,9 +353,20 @@ fn logs_outside_the_roots_are_bors_alone() {
 #[test]
 fn a_header_without_roots_leaves_the_rest_unproven_and_stops_no_chain() {
     let mut answer = small();
+    assert_eq!(answer.proof().unwrap().gaps().collect::<Vec<_>>(), [""; 0], "all of it is proven");
     let full_bloom = answer.block["logsBloom"].clone();
     for root in ["transactionsRoot", "receiptsRoot", "stateRoot"] {
         answer.block[root] = json!(B256::ZERO);
+    }
+    // Also where its transactions hash as Ethereum's do, or there are none.
+    let mut empty = answer.clone();
+    (empty.block["transactions"], empty.receipts) = (json!([]), json!([]));
+    empty.block["logsBloom"] = json!(format!("0x{}", "0".repeat(512)));
+    for answer in [&answer, &empty] {
+        let proof = answer.proof().unwrap();
+        let gaps = [&proof.header, &proof.transactions].map(gap);
+        assert_eq!(gaps, ["header without roots", "transactions without a root"]);
+        assert!(proof.gaps().take(2).eq(gaps));
     }
     // At the head, and so no unknown field.
     answer.block["l1BatchNumber"] = Value::Null;

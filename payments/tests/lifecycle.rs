@@ -388,8 +388,10 @@ fn what_comes_on_top_is_announced_even_where_it_is_tolerated() {
 
 #[test]
 fn no_tolerance_pays_a_payment_with_nothing() {
-    let driver = on_terms(Terms { underpaid_tolerance: 100.into(), ..Terms::default() });
+    let mut driver = on_terms(Terms { underpaid_tolerance: 100.into(), ..Terms::default() });
     assert_eq!(driver.payment.status(), Status::Pending);
+    driver.add(&block(1, 10, &[1]));
+    assert_eq!(driver.payment.status(), Status::Confirmed, "the least that there is pays it");
     let driver = on_terms(Terms { underpaid_tolerance: Amount::new(topics::U256::MAX), ..Terms::default() });
     assert_eq!(driver.payment.status(), Status::Pending);
 }

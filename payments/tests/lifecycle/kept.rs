@@ -76,6 +76,20 @@ fn a_reorg_counts_the_transfers_that_came_one_by_one() {
     let paid = block(1, 10, &[10, 20, 30]);
     paid.transfers().for_each(|transfer| driver.take(&Input::Transfer(transfer)));
     let reverted = step(&driver.payment, &paid.removed()).unwrap().events.pop().unwrap();
-    let told = reverted.summary.map(|told| (told.count, told.sum));
-    assert_eq!((reverted.transfer, told), (None, Some((3, Amount::from(60).into()))));
+    let told = reverted.summary.unwrap();
+    let ends = [told.first, told.last].map(|end| end.map(|transfer| transfer.id.index));
+    assert_eq!((told.count, told.sum, ends), (3, Amount::from(60).into(), [Some(0), Some(2)]));
+    assert_eq!(reverted.transfer, None);
+}
+
+#[test]
+fn a_chain_that_begins_anew_keeps_the_block_up_to_which_it_stands_and_nothing_above() {
+    let mut driver = Driver::new(Policy::Confirmations(1));
+    let blocks = [3, 4, 5].map(|number| block(number, 10 * number, &[30]));
+    blocks.iter().for_each(|block| driver.add(block));
+    driver.take(&Input::Rewound(blocks[0].cause()));
+    assert_eq!((driver.payment.received(), driver.payment.parts.len()), (Amount::from(30), 1));
+    assert_eq!(driver.events.iter().filter(|kind| **kind == EventKind::Reverted).count(), 1, "told once");
+    driver.take(&Input::Rewound(block(2, 20, &[]).cause()));
+    assert_eq!(driver.payment.received(), Amount::ZERO);
 }

@@ -4,6 +4,9 @@ use runtime::kafka::{Kafka, TransactionalProducer};
 use topics::wire::logs_record::Log;
 use topics::{MAX_LOGS_BYTES, wire};
 
+#[path = "join_pauses_tests.rs"]
+mod pauses;
+
 struct Fake {
     topic: Topic,
     offset: i64,
@@ -95,23 +98,27 @@ fn a_block_waits_for_all_parts_of_its_logs_and_gets_them_in_order() {
 
 #[test]
 fn a_large_record_that_says_nothing_of_parts_is_whole() {
-    for part in [(0, 0), (1, 1)] {
+    for (part, sequence) in [((0, 0), 1), ((1, 1), 1), ((0, 0), 0), ((1, 1), 0)] {
         let mut join = Join::default();
-        push(&mut join, block(1, 1));
-        push(&mut join, logs(10, 1, 1, part, LARGE * 2));
+        push(&mut join, block(1, sequence));
+        push(&mut join, logs(10, 1, sequence, part, LARGE * 2));
         assert_eq!(pair(&mut join).logs.len(), 1);
     }
 }
 
 #[test]
 fn a_missing_part_stops_the_stage_and_is_not_skipped() {
-    let mut join = Join::default();
-    push(&mut join, block(1, 1));
-    push(&mut join, logs(10, 1, 1, (1, 3), LARGE));
-    push(&mut join, logs(11, 1, 1, (3, 3), 5));
-    push(&mut join, logs(12, 1, 2, (0, 0), 5));
-    let Err(Failure::Halt(error)) = join.pop() else { panic!("matched without part 2") };
-    assert!(format!("{error:#}").contains("expected part 2 of 3"), "{error:#}");
+    for parts in [2, 3] {
+        let mut join = Join::default();
+        push(&mut join, block(1, 1));
+        push(&mut join, logs(10, 1, 1, (1, parts), LARGE));
+        if parts == 3 {
+            push(&mut join, logs(11, 1, 1, (3, 3), 5));
+        }
+        push(&mut join, logs(12, 1, 2, (0, 0), 5));
+        let Err(Failure::Halt(error)) = join.pop() else { panic!("matched without part 2") };
+        assert!(format!("{error:#}").contains(&format!("expected part 2 of {parts}")), "{error:#}");
+    }
 }
 
 /// After a restart, logs of blocks that are done are read again.
@@ -266,43 +273,6 @@ fn replayed_blocks_have_a_lane_of_their_own_in_which_parts_are_joined_by_hash() 
     assert_eq!(join.offsets(), (Some(2), Some(14)));
 }
 
-#[test]
-fn each_topic_is_paused_when_too_much_of_it_waits_and_logs_never_while_a_block_waits_for_its_last_part() {
-    let mut join = Join::default();
-    let limit = u64::try_from(MAX_WAITING).unwrap();
-    for sequence in 1..=limit + 1 {
-        if sequence == 1 || sequence > limit {
-            assert_eq!(join.pauses(false), [], "no more than may");
-        }
-        push(&mut join, logs(i64::try_from(sequence).unwrap(), 2, sequence, (0, 0), 5));
-    }
-    assert_eq!(join.pauses(false), [(Topic::Logs, true)]);
-    assert_eq!(join.pauses(false), []);
-    push(&mut join, block(1, 1));
-    assert_eq!(join.pauses(false), [(Topic::Logs, false)], "the logs of block 1 would never come");
-    for sequence in 2..=limit + 1 {
-        push(&mut join, block(1, sequence));
-    }
-    assert_eq!(join.pauses(false), [(Topic::Blocks, true)]);
-    assert_eq!(join.pauses(false), []);
-}
-
-#[test]
-fn nothing_more_is_read_of_a_partition_while_it_is_held() {
-    let mut join = Join::default();
-    push(&mut join, block(1, 1));
-    assert_eq!(join.pauses(true), [(Topic::Blocks, true), (Topic::Logs, true)]);
-    assert_eq!(join.pauses(true), []);
-    assert_eq!(join.pauses(false), [(Topic::Blocks, false), (Topic::Logs, false)]);
-    // One that is paused already stays so when the other goes on.
-    for sequence in 2..=u64::try_from(MAX_WAITING).unwrap() + 1 {
-        push(&mut join, block(1, sequence));
-    }
-    assert_eq!(join.pauses(false), [(Topic::Blocks, true)]);
-    assert_eq!(join.pauses(true), [(Topic::Logs, true)]);
-    assert_eq!(join.pauses(false), [(Topic::Logs, false)]);
-}
-
 /// A replayed block, or its logs.
 fn replayed(mut record: Fake, number: u8) -> Fake {
     let hash = vec![number; 32].into();
@@ -341,7 +311,8 @@ fn a_block_whose_logs_are_gone_holds_up_its_partition_only_while_they_may_come()
     assert_eq!(join.expect_logs_below(14), 14);
     push(&mut join, logs(12, 2, 6, (0, 0), 5));
     assert!(is_waiting(&mut join), "they may be at offset 13");
-    // The topic grows by logs of later blocks.
+    // The topic grows by logs of later blocks, which are read meanwhile.
+    push(&mut join, block(1, 4));
     assert_eq!(join.expect_logs_below(20), 14);
     // A marker ends the transaction.
     join.read_logs_up_to(14);
@@ -350,24 +321,9 @@ fn a_block_whose_logs_are_gone_holds_up_its_partition_only_while_they_may_come()
     // It was read by then, so its logs would have been below that end as well.
     assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { next_with_logs: 3 }));
     join.pass();
-    push(&mut join, block(1, 3));
     assert!(is_waiting(&mut join), "nothing is known of a later block's logs");
     assert_eq!(join.expect_logs_below(30), 30);
     assert!(is_waiting(&mut join));
-}
-
-#[test]
-fn replayed_blocks_without_logs_hold_no_more_than_memory_may() {
-    let mut join = Join::default();
-    push(&mut join, replayed(block(1, 0), 7));
-    let limit = 4 * i64::try_from(MAX_WAITING).unwrap();
-    for offset in 0..limit {
-        push(&mut join, logs(10 + offset, 2, 5, (0, 0), 5));
-        assert!(offset % 1000 != 0 || is_waiting(&mut join));
-    }
-    assert!(is_waiting(&mut join));
-    push(&mut join, logs(10 + limit, 2, 5, (0, 0), 5));
-    assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { .. }));
 }
 
 #[test]
@@ -385,10 +341,12 @@ fn logs_whose_block_is_gone_hold_no_offset_back() {
     push(&mut join, replayed(logs(10, 1, 0, (0, 0), 5), 7));
     push(&mut join, logs(11, 2, 1, (0, 0), 5));
     assert_eq!((join.first_waiting_logs(), join.offsets().1), (Some(10), Some(10)));
+    push(&mut join, replayed(logs(12, 1, 0, (0, 0), 5), 8));
     join.drop_logs_below(11);
     assert_eq!((join.first_waiting_logs(), join.offsets().1), (Some(11), Some(11)));
     push(&mut join, block(2, 1));
     assert_eq!(pair(&mut join).logs_used, 12);
+    assert_eq!(join.first_waiting_logs(), Some(12), "it is not below");
 }
 
 #[test]
@@ -399,18 +357,6 @@ fn logs_that_nobody_can_read_are_passed_over() {
     assert!(is_waiting(&mut join));
     push(&mut join, logs(11, 1, 2, (0, 0), 5));
     assert!(matches!(join.pop().unwrap(), Popped::WithoutLogs { next_with_logs: 2 }), "matched without its logs");
-}
-
-#[test]
-fn a_topic_is_paused_when_few_large_records_of_it_wait() {
-    let large = |offset, bytes| Fake { topic: Topic::Blocks, offset, value: vec![0; bytes], writing: None };
-    let mut join = Join::default();
-    for offset in 0..2 {
-        push(&mut join, large(offset, 64 << 20));
-        assert_eq!(join.pauses(false), [], "as much as memory should hold");
-    }
-    push(&mut join, large(2, 1));
-    assert_eq!(join.pauses(false), [(Topic::Blocks, true)]);
 }
 
 /// A block comes again under its sequence, and the logs that were written with it the first time are gone.
@@ -433,6 +379,34 @@ fn a_replayed_block_gets_its_own_logs_when_those_of_another_are_before_them() {
     push(&mut join, replayed(logs(11, 1, 0, (0, 0), 5), 8));
     push(&mut join, replayed(block(1, 0), 8));
     assert_eq!(pair(&mut join).logs.iter().map(|logs| logs.offset).collect::<Vec<_>>(), [11]);
+    // And after them.
+    for (offset, number, part) in [(12, 7, (1, 2)), (13, 7, (2, 2)), (14, 8, (0, 0))] {
+        push(&mut join, replayed(logs(offset, 1, 0, part, LARGE), number));
+    }
+    push(&mut join, replayed(block(1, 0), 7));
+    assert_eq!(pair(&mut join).logs.iter().map(|logs| logs.offset).collect::<Vec<_>>(), [12, 13]);
+}
+
+#[test]
+fn replayed_logs_without_their_first_part_are_none() {
+    let mut join = Join::default();
+    push(&mut join, replayed(block(1, 0), 7));
+    for (offset, number, part) in [(10, 7, (2, 3)), (11, 7, (3, 3)), (12, 8, (0, 0))] {
+        push(&mut join, replayed(logs(offset, 1, 0, part, LARGE), number));
+    }
+    assert!(is_waiting(&mut join), "a backfill brings the block again");
+}
+
+#[test]
+fn a_block_that_is_passed_over_takes_no_logs_of_later_ones_along() {
+    let mut join = Join::default();
+    for sequence in 1..=2 {
+        push(&mut join, block(1, sequence));
+        push(&mut join, logs(9 + i64::try_from(sequence).unwrap(), 1, sequence, (0, 0), 5));
+    }
+    assert_eq!((join.front().map(|block| block.offset), join.first_waiting_logs()), (Some(1), Some(10)));
+    join.pass();
+    assert_eq!((join.front().map(|block| block.offset), join.first_waiting_logs()), (Some(2), Some(11)));
 }
 
 #[test]

@@ -98,9 +98,17 @@ fn failed_and_empty_transfers_pay_nothing() {
 }
 
 #[test]
+fn the_least_amount_is_found() {
+    let found = found(vec![transaction(PAYEE, 1, Status::Success)], vec![], vec![erc20(TOKEN, PAYER, PAYEE, 1)]);
+    assert_eq!(found.iter().map(|t| t.amount.to_vec()).collect::<Vec<_>>(), [[1], [1]]);
+}
+
+#[test]
 fn a_log_of_another_shape_is_no_transfer() {
     let word = B256::with_last_byte(5);
     let (from, to) = (PAYER.into_word(), PAYEE.into_word());
+    let mut dirty = to;
+    dirty[11] = 1;
     let shapes = [
         // ERC-721: the token's id is indexed.
         log(TOKEN, &[TRANSFER_TOPIC, from, to, word], &[]),
@@ -111,6 +119,7 @@ fn a_log_of_another_shape_is_no_transfer() {
         log(TOKEN, &[], &[]),
         // An address has twelve zero bytes in front of it.
         log(TOKEN, &[TRANSFER_TOPIC, from, B256::repeat_byte(0xaa)], word.as_slice()),
+        log(TOKEN, &[TRANSFER_TOPIC, from, dirty], word.as_slice()),
     ];
     for shape in shapes {
         assert_eq!(found(vec![], vec![], vec![shape.clone()]), [], "{shape:?}");
@@ -119,9 +128,11 @@ fn a_log_of_another_shape_is_no_transfer() {
 
 #[test]
 fn a_token_that_indexes_nothing_is_found() {
-    let data = [PAYER.into_word(), PAYEE.into_word(), B256::with_last_byte(9)].concat();
-    let found = found(vec![], vec![], vec![log(TOKEN, &[TRANSFER_TOPIC], &data)]);
-    assert_eq!(found.iter().map(|t| (t.from.to_vec(), t.amount.to_vec())).collect::<Vec<_>>(), [(PAYER.to_vec(), vec![9])]);
+    for (amount, told) in [(B256::with_last_byte(9), vec![9]), (B256::repeat_byte(0xff), vec![0xff; 32])] {
+        let data = [PAYER.into_word(), PAYEE.into_word(), amount].concat();
+        let found = found(vec![], vec![], vec![log(TOKEN, &[TRANSFER_TOPIC], &data)]);
+        assert_eq!(found.iter().map(|t| (t.from.to_vec(), t.amount.to_vec())).collect::<Vec<_>>(), [(PAYER.to_vec(), told)]);
+    }
 }
 
 #[test]
@@ -275,5 +286,8 @@ fn a_large_part_is_known_although_transactions_follow_and_a_small_record_is_whol
     for record in [least, with(large)] {
         assert_eq!(read(&record), LogsPart { part: 2, parts: 3 });
     }
-    assert_eq!(read(&wire::LogsRecord { chain_id: 1, sequence: 1, ..Default::default() }), LogsPart::WHOLE);
+    let whole = |bytes| wire::LogsRecord { transactions: vec![vec![0; bytes].into()], ..Default::default() };
+    for record in [whole(0), whole(2 * large - 1 - whole(large).encoded_len())] {
+        assert_eq!(read(&record), LogsPart::WHOLE);
+    }
 }

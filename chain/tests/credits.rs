@@ -125,14 +125,18 @@ fn what_an_l2_mints_for_a_deposit_is_its_senders_even_if_the_deposit_fails() {
 
 #[test]
 fn the_op_stack_reuses_the_withdrawals_root_and_gnosis_pays_a_token() {
-    let mut isthmus = block("misc", 77_976);
-    let root = "0x".to_owned() + &"12".repeat(32);
-    isthmus["block"]["withdrawalsRoot"] = json!(root);
-    isthmus["block"]["withdrawals"] = json!([]);
-    let parsed = Block::parse(&isthmus["block"].to_string()).unwrap();
-    let hash = json!(parsed.header_hash().unwrap());
-    let renamed = isthmus.to_string().replace(isthmus["block"]["hash"].as_str().unwrap(), hash.as_str().unwrap());
-    assert_eq!(withdrawals_part(&serde_json::from_str(&renamed).unwrap()), Ok(PartProof::Root));
+    // Of deposits alone, and of others too.
+    for number in [77_976, 2_000_000] {
+        let mut isthmus = block("misc", number);
+        isthmus["block"]["withdrawalsRoot"] = json!(format!("0x{}", "12".repeat(32)));
+        for withdrawals in [json!([]), Value::Null] {
+            isthmus["block"]["withdrawals"] = withdrawals;
+            let parsed = Block::parse(&isthmus["block"].to_string()).unwrap();
+            let hash = json!(parsed.header_hash().unwrap());
+            let renamed = isthmus.to_string().replace(isthmus["block"]["hash"].as_str().unwrap(), hash.as_str().unwrap());
+            assert_eq!(withdrawals_part(&serde_json::from_str(&renamed).unwrap()), Ok(PartProof::Root));
+        }
+    }
 
     let mut gnosis = block("misc", 19_807_080);
     gnosis["chainId"] = json!(100);

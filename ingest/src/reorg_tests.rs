@@ -320,6 +320,8 @@ fn a_block_is_final_only_if_it_is_ours() {
     node.reorg(8, 8);
     window.finalize(&node.chain[15]);
     assert_eq!(window.finalized(), None, "the final block is on another branch");
+    window.finalize(&block(99, 0, &ours));
+    assert_eq!(window.finalized(), None, "nor was one published that is above the tip");
     window.finalize(&ours);
     window.finalize(&below);
     assert_eq!(window.finalized(), Some(14), "final is never less final");
@@ -340,6 +342,16 @@ fn a_chain_that_does_not_finalise_is_remembered_down_to_its_last_final_block() {
     assert!(!window.is_whole(), "blocks below it were published");
     window.finalize(&node.chain[2 * MIN_WINDOW_BLOCKS - 1]);
     assert_eq!(window.iter().count(), MIN_WINDOW_BLOCKS);
+}
+
+#[test]
+fn a_chain_without_a_tag_is_remembered_as_deep_as_a_window_is_at_least() {
+    let (mut node, mut window) = (Node::new(), Window::default());
+    for _ in 0..2 * MIN_WINDOW_BLOCKS {
+        node.mine(1);
+        window.push(node.head());
+    }
+    assert_eq!((window.iter().count(), window.is_whole()), (MIN_WINDOW_BLOCKS, false));
 }
 
 #[test]

@@ -99,6 +99,9 @@ mod tests {
         assert_eq!(judge(0, after(u64::MAX), 0.0), Verdict::Retry(twelve_hours));
         assert_eq!(requested_pause(after(u64::MAX)), Some(twelve_hours));
         assert_eq!(requested_pause(after(60)), Some(Duration::from_secs(60)));
-        assert_eq!(requested_pause(ResponseHead { status: Some(200), ..after(60) }), None, "a success asks for nothing");
+        for (status, asks) in [(Some(199), true), (Some(200), false), (Some(299), false), (Some(300), true), (None, true)] {
+            let pause = requested_pause(ResponseHead { status, ..after(60) });
+            assert_eq!(pause.is_some(), asks, "a success alone asks for nothing: {status:?}");
+        }
     }
 }

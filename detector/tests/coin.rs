@@ -257,6 +257,14 @@ fn a_payment_that_is_found_without_traces_is_the_same_one_with_them() {
     }
 }
 
+#[test]
+fn a_log_takes_the_place_of_a_frame_of_its_own_transaction_alone() {
+    let mut way = call(POLYGON, 5, 2).frame(POLYGON, PAYEE, 5).frame(POLYGON, PAYEE, 5).log(POLYGON, PAYER, PAYEE, 5);
+    way.frames[0].transaction_hash = B256::repeat_byte(2).to_vec().into();
+    let found: Vec<_> = way.found(137, true).iter().map(|(source, index, ..)| (*source, *index)).collect();
+    assert_eq!(found, [(ByLog, 0), (Trace, 1)]);
+}
+
 /// Anyone can deploy a token elsewhere with the bytes of Celo's.
 #[test]
 fn the_contract_of_one_chains_coin_is_a_token_on_another() {

@@ -23,8 +23,9 @@ pub(crate) fn begins_anew(record: &Matches) -> bool {
 
 /// The head of a chain of which nothing was applied, before these.
 pub(crate) fn head_before(records: &[&Matches]) -> ChainHead {
-    let first = records.iter().find(|record| record.sequence != 0).map_or(0, |record| record.sequence - 1);
-    ChainHead { sequence: first, reading: Reading { sequence: first, ..Reading::default() }, ..ChainHead::default() }
+    let first = records.iter().find(|record| record.sequence != 0).map_or(0, |record| record.sequence);
+    let reading = Reading::before(first);
+    ChainHead { sequence: reading.sequence, reading, ..ChainHead::default() }
 }
 
 /// How far a chain is read, if each record continues the one before, and the first one the head, under the next sequence: none
@@ -112,7 +113,7 @@ pub(crate) fn unapplied<'a>(
         });
         let news = if precedes == Some(true) { News::Known } else { news(&head, record, rest, applied) };
         if let News::Known = news {
-            read(&mut head, record, !applied.ends_with(record));
+            read_again(&mut head, record, applied);
             continue;
         }
         left.fault = match removed_by.filter(|_| precedes.is_none()) {
@@ -130,7 +131,7 @@ pub(crate) fn unapplied<'a>(
                 advance(&mut head, record);
                 left.new.push(record);
             }
-            _ => read(&mut head, record, false),
+            _ => read(&mut head, record),
         }
         left.remembered.push(record);
         applied.insert(record);
@@ -145,16 +146,12 @@ fn find_fault<'a>(head: &ChainHead, record: &'a Matches, news: &News, applied: &
         let is_other = record.parts > 1 && head.has_in_doubt(record) && applied.has_added(record) && !applied.has_said(record);
         return is_other.then_some(Fault::OtherContent(record));
     }
-    let is_new = matches!(news, News::New);
-    if is_new && record.kind == Kind::Added && !continues(head, record) && applied.has_block(record) {
+    if matches!(news, News::New) && record.kind == Kind::Added && !continues(head, record) && applied.has_block(record) {
         return Some(Fault::OtherContent(record));
     }
-    // What has changed below is known by its hash since.
-    let is_where_it_was = head.reading.again == Some(false) || !applied.has_flipped_above(head.known_by_hash());
-    let is_next = is_read_next(head, record) && is_where_it_was;
     let known = said_again(head).unwrap_or(head.known_by_hash());
     // Of what lies higher, but not above the head, it and those that follow say all again.
-    let is_missing = !is_next && !begins_anew(record) && number_below(record).min(head.number) > known;
+    let is_missing = !follows(head, record, applied) && !begins_anew(record) && number_below(record).min(head.number) > known;
     is_missing.then_some(Fault::Missing(record, known))
 }
 
@@ -168,7 +165,20 @@ fn number_below(record: &Matches) -> u64 {
     }
 }
 
-/// Whether no record of the chain is missing before this one, by its sequence.
+/// Whether no record is missing before this one that may have brought other content for what is in doubt.
+///
+/// Ingest writes a record after the one whose sequence is the next lower one. Where Kafka has lost the end of its cursors and blocks,
+/// it goes on from an older one, under sequences that were read: none is missing then, but what was read since may not stand any more.
+/// Of a block in doubt ingest has what it had told of it by then. Unless one was ever told with two contents, that is what was told of it
+/// since as well, and so what was applied. What has changed below is known by its hash. Only a second loss, before what was written after
+/// the first one is read, can hide that something is missing, in the sequences of before.
+fn follows(head: &ChainHead, record: &Matches, applied: &AppliedRecords) -> bool {
+    let is_next = is_read_next(head, record);
+    let is_where_it_was = || !applied.may_have_flipped_above(head.known_by_hash());
+    is_next && head.reading.again == Some(false) || (is_next || head.reading.follows(record.sequence)) && is_where_it_was()
+}
+
+/// Whether no record of the chain is missing before this one, by the sequence of the last one.
 const fn is_read_next(head: &ChainHead, record: &Matches) -> bool {
     let last = head.reading.sequence;
     // All parts of a block have one.
@@ -255,17 +265,26 @@ fn continues(head: &ChainHead, record: &Matches) -> bool {
     }
 }
 
-/// Takes a record as read.
-/// `again` says that others were read before that come after it.
-fn read(head: &mut ChainHead, record: &Matches, again: bool) {
+/// Takes a record as read that had not been read before.
+fn read(head: &mut ChainHead, record: &Matches) {
+    let sequence = record.sequence;
+    if sequence != 0 {
+        let follows = !begins_anew(record) && (is_read_next(head, record) || head.reading.follows(sequence));
+        let from = if follows { head.reading.from } else { sequence };
+        head.reading = Reading { sequence, from, to: sequence, again: Some(false), ..head.reading };
+    }
+}
+
+/// Takes a record as read that had been read before.
+fn read_again(head: &mut ChainHead, record: &Matches, applied: &AppliedRecords) {
     if record.sequence != 0 {
-        head.reading = Reading { sequence: record.sequence, again: Some(again), ..head.reading };
+        head.reading = Reading { sequence: record.sequence, again: Some(!applied.ends_with(record)), ..head.reading };
     }
 }
 
 fn advance(head: &mut ChainHead, record: &Matches) {
     let BlockRef { number, hash } = record.block;
-    read(head, record, false);
+    read(head, record);
     match record.kind {
         Kind::Added if record.ends_block() => {
             if head.hash.is_none() {

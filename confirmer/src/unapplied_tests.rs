@@ -2,6 +2,9 @@ use super::*;
 use Kind::{Added, Removed, Replayed, Tags};
 use topics::{Address, Amount, B256, ChainId, Source, Transfer, TransferId};
 
+#[path = "unapplied_losses_tests.rs"]
+mod losses;
+
 fn hash(number: u64, branch: u8) -> B256 {
     let mut hash = B256::left_padding_from(&number.to_be_bytes());
     hash[0] = branch;
@@ -41,6 +44,8 @@ struct Chain {
     applied: AppliedRecords,
     /// Replayed blocks that have left it, with the sequences of the records that removed them.
     gone: HashMap<B256, u64>,
+    /// What was applied of the blocks above the first.
+    stack: Vec<Matches>,
 }
 
 impl Chain {
@@ -58,10 +63,11 @@ impl Chain {
                 witnessed: None,
                 bridge: None,
                 open: None,
-                reading: Reading { sequence: 9, ..Reading::default() },
+                reading: Reading { sequence: 9, to: 9, ..Reading::before(9) },
             },
             applied: AppliedRecords::default(),
             gone: HashMap::new(),
+            stack: Vec::new(),
         };
         chain.applied.insert(&record(9, Added, 9, 0));
         chain
@@ -84,6 +90,11 @@ impl Chain {
             }
             advance(&mut self.head, record);
             new.push(record.sequence);
+            match record.kind {
+                Added => self.stack.push(record.clone()),
+                Removed => drop(self.stack.pop()),
+                Tags | Replayed => {}
+            }
         }
         self.head.reading = left.reading;
         let refused = left
@@ -353,6 +364,30 @@ fn what_is_in_doubt_stands_over_a_gap_only_if_it_is_said_again() {
     assert_eq!(news(&applied, &again), [17]);
     let with_gap = [again[0].clone(), record(17, Added, 12, 0), record(18, Added, 13, 0)];
     assert_eq!(refused(&applied, &with_gap), Some(17));
+}
+
+/// Kafka has kept more of `chain.matches` than of `chain.blocks` and ingest's cursor.
+#[test]
+fn what_is_written_again_under_lower_sequences_is_after_no_gap() {
+    let applied = [in_doubt(1), vec![record(11, Added, 11, 0), record(12, Tags, 11, 0), record(13, Added, 12, 0)]].concat();
+    let applied = [applied, vec![record(14, Tags, 12, 0), record(15, Tags, 12, 0)]].concat();
+    let again = [record(12, Added, 12, 0), record(13, Added, 13, 0), record(14, Removed, 13, 0), record(15, Added, 13, 1)];
+    assert_eq!(news(&applied, &again[..2]), [13]);
+    assert_eq!(news(&applied, &again[..3]), [13, 14]);
+    assert_eq!(news(&applied, &[record(14, Added, 13, 0)]), [14], "ingest had told the head's tags once");
+    // Some of what is written again is missing, or was before.
+    assert_eq!(outcome(&applied, &[again[0].clone(), record(14, Added, 13, 0)]), (vec![], Some(14)));
+    let after_gap = [applied.clone(), vec![record(20, Added, 11, 0), record(21, Added, 12, 0)]].concat();
+    let mut chain = Chain::new();
+    assert_eq!(chain.apply(&after_gap).1, None);
+    assert_eq!(chain.clone().apply(&[record(21, Added, 13, 0)]), (vec![21], None));
+    for sequence in [14, 20] {
+        assert_eq!(chain.clone().apply(&[record(sequence, Added, 13, 0)]), (vec![], Some(sequence)), "before the gap");
+    }
+    // It was told whole at first, and in parts later.
+    let part = |sequence, part| Matches { part, parts: 2, ..paying(record(sequence, Added, 11, 0), part.into()) };
+    let flips = [in_doubt(1), vec![record(11, Added, 11, 0), record(12, Removed, 11, 0), part(13, 1), part(13, 2)]].concat();
+    assert_eq!(outcome(&flips, &[record(12, Added, 12, 0)]), (vec![], Some(12)), "ingest has the other content");
 }
 
 #[test]

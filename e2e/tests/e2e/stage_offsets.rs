@@ -57,8 +57,9 @@ async fn a_topic_that_was_cut_and_written_again_is_known_by_its_last_record() ->
     publish(&kafka, 3).await?;
     ensure!(fold(&kafka, &pool, 3).await? == [0, 1, 2]);
     let heads =
-        "INSERT INTO chain_heads (chain_id, sequence, first_number, number, block_timestamp, read_sequence, reads_again)
-                 SELECT chain_id, 1, 1, 1, 1, 1, false FROM generate_series(1, 100) AS chain_id";
+        "INSERT INTO chain_heads (chain_id, sequence, first_number, number, block_timestamp, read_sequence, read_from, read_to,
+                     reads_again)
+                 SELECT chain_id, 1, 1, 1, 1, 1, 1, 1, false FROM generate_series(1, 100) AS chain_id";
     pool.get().await?.execute(heads, &[]).await?;
     let other = "UPDATE stage_offsets SET last_record = set_byte(last_record, 11, 255 - get_byte(last_record, 11))";
     ensure!(pool.get().await?.execute(other, &[]).await? == 1);

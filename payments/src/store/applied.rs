@@ -11,6 +11,8 @@ use uuid::{Uuid, uuid};
 const RECORD_NAMESPACE: Uuid = uuid!("0d2f5a3c-8b1e-4b57-9c64-2f7c1f0a6e91");
 /// Records of each chain that are remembered, and the rest of a batch: far more than a stage goes back.
 const MAX_REMEMBERED: i64 = 50_000;
+/// A block that comes whole is its first part.
+const FIRST_PART: u32 = 1;
 
 /// The records of a chain that were applied last. Replayed blocks are not among them: they stand in no order.
 #[derive(Clone, Debug, Default)]
@@ -37,10 +39,11 @@ impl AppliedRecords {
         self.last == Some(RecordIds::of(record).whole)
     }
 
-    /// Whether what was told of some block above this one has changed: then a record may be among them though what it says does
-    /// not stand any more.
-    pub fn has_flipped_above(&self, number: u64) -> bool {
-        self.flipped.is_some_and(|flipped| flipped > number)
+    /// Whether what was told of some block above this one has changed, or may have, before all that is remembered: then a record may
+    /// be among them though what it says does not stand any more.
+    pub fn may_have_flipped_above(&self, number: u64) -> bool {
+        let is_forgotten = self.lowest.is_none_or(|lowest| lowest > number.saturating_add(1));
+        is_forgotten || self.flipped.is_some_and(|flipped| flipped > number)
     }
 
     /// Whether the last of them that added this replayed block, or this part of it, has said the same.
@@ -65,7 +68,7 @@ impl AppliedRecords {
 
     /// Whether one of them has added the block of this one, or a part of it.
     pub fn has_added(&self, record: &Matches) -> bool {
-        [0, 1].into_iter().any(|first_part| self.contents.contains_key(&block_id(record, Kind::Added, first_part)))
+        self.contents.contains_key(&block_id(record, Kind::Added, FIRST_PART))
     }
 
     /// Whether its block lies below all that they have added, so that it may have been applied before them.
@@ -153,8 +156,9 @@ struct RecordIds {
     content: Uuid,
 }
 
-/// Of a block, or part of one, that is added or removed.
+/// Of a block, or part of one, that is added or removed. It may come whole, and in parts when it comes again.
 fn block_id(Matches { chain, block, .. }: &Matches, kind: Kind, part: u32) -> Uuid {
+    let part = part.max(FIRST_PART);
     Uuid::new_v5(&RECORD_NAMESPACE, format!("{chain}/{kind:?}/{}/{part}", block.hash).as_bytes())
 }
 
@@ -180,6 +184,16 @@ impl RecordIds {
 mod tests {
     use super::*;
     use topics::{Address, Amount, B256, BlockRef, Source, Transfer, TransferId};
+
+    #[test]
+    fn what_lies_below_all_that_is_remembered_may_have_been_told_with_other_content() {
+        let mut applied = AppliedRecords::default();
+        assert!(applied.may_have_flipped_above(5));
+        applied.lowest = Some(7);
+        assert!([4, 5, 6, 7].map(|number| applied.may_have_flipped_above(number)) == [true, true, false, false]);
+        applied.flipped = Some(8);
+        assert!([7, 8].map(|number| applied.may_have_flipped_above(number)) == [true, false]);
+    }
 
     /// Under other ids nothing that was applied before an update is known after it.
     #[test]

@@ -62,7 +62,11 @@ pub const ON_RETURN: OnReturn = OnReturn {
 pub struct Reading {
     /// Of the last one.
     pub sequence: u64,
-    /// Whether it had been read before, as had others that come after it; none if the stage has gone back since, to nobody
+    /// Of the first one after the last gap.
+    pub from: u64,
+    /// Of the last one that had not been read before. None is missing since `from`.
+    pub to: u64,
+    /// Whether the last one had been read before, as had others that come after it; none if the stage has gone back since, to nobody
     /// knows where.
     pub again: Option<bool>,
     /// The last of the replayed blocks that lead, by their parents, from a block that is known by its hash on, and have the
@@ -71,6 +75,17 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// Before the first record, which has this sequence.
+    pub fn before(first: u64) -> Self {
+        let sequence = first.saturating_sub(1);
+        Self { sequence, from: first, to: sequence, again: Some(false), said: None }
+    }
+
+    /// Whether a record with this sequence was written after one of those between which none is missing.
+    pub fn follows(&self, sequence: u64) -> bool {
+        self.from < sequence && sequence <= self.to.saturating_add(1)
+    }
+
     /// Whether what comes next may come before the record with this sequence, which was read before.
     pub fn may_precede(&self, sequence: u64) -> bool {
         self.again.is_none_or(|again| again && self.sequence < sequence)
@@ -79,7 +94,7 @@ impl Reading {
 
 impl Default for Reading {
     fn default() -> Self {
-        Self { sequence: 0, again: Some(false), said: None }
+        Self::before(0)
     }
 }
 
@@ -101,7 +116,8 @@ pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option
     let statement = db
         .prepare_cached(
             "SELECT sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,
-                 bridge_number, bridge_hash, open_part, open_hash, read_sequence, reads_again, said_number, said_hash, makes_way
+                 bridge_number, bridge_hash, open_part, open_hash, read_sequence, read_from, read_to, reads_again, said_number,
+                 said_hash, makes_way
              FROM chain_heads WHERE chain_id = $1 FOR UPDATE",
         )
         .await?;
@@ -118,14 +134,20 @@ pub async fn lock_head(db: &impl GenericClient, chain: ChainId) -> Result<Option
         first: number(1).unwrap_or_default(),
         number: number(2).unwrap_or_default(),
         hash: hash(3)?,
-        makes_way: row.get(16),
+        makes_way: row.get(18),
         timestamp: number(4).unwrap_or_default(),
         safe: number(5),
         finalized: number(6),
         witnessed: number(7),
         bridge: block(number(8), hash(9)?),
         open: number(10).zip(hash(11)?).map(|(part, hash)| OpenBlock { hash, part: u32::try_from(part).unwrap_or_default() }),
-        reading: Reading { sequence: number(12).unwrap_or_default(), again: row.get(13), said: block(number(14), hash(15)?) },
+        reading: Reading {
+            sequence: number(12).unwrap_or_default(),
+            from: number(13).unwrap_or_default(),
+            to: number(14).unwrap_or_default(),
+            again: row.get(15),
+            said: block(number(16), hash(17)?),
+        },
     }))
 }
 
@@ -138,10 +160,10 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
         .prepare_cached(
             "INSERT INTO chain_heads
                  (chain_id, sequence, first_number, number, hash, block_timestamp, safe_number, finalized_number, witnessed_number,
-                  unwitnessed_since, bridge_number, bridge_hash, open_part, open_hash, read_sequence, reads_again, said_number,
-                  said_hash, makes_way)
+                  unwitnessed_since, bridge_number, bridge_hash, open_part, open_hash, read_sequence, read_from, read_to, reads_again,
+                  said_number, said_hash, makes_way)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, CASE WHEN $9 >= $4::bigint THEN NULL ELSE now() END, $10, $11, $12,
-                 $13, $14, $15, $16, $17, $18)
+                 $13, $14, $15, $16, $17, $18, $19, $20)
              ON CONFLICT (chain_id) DO UPDATE SET sequence = EXCLUDED.sequence, first_number = EXCLUDED.first_number,
                  number = EXCLUDED.number, hash = EXCLUDED.hash,
                  block_timestamp = EXCLUDED.block_timestamp, safe_number = EXCLUDED.safe_number,
@@ -152,8 +174,9 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
                      ELSE COALESCE(chain_heads.unwitnessed_since, now()) END,
                  bridge_number = EXCLUDED.bridge_number, bridge_hash = EXCLUDED.bridge_hash,
                  open_part = EXCLUDED.open_part, open_hash = EXCLUDED.open_hash, read_sequence = EXCLUDED.read_sequence,
-                 reads_again = EXCLUDED.reads_again, said_number = EXCLUDED.said_number, said_hash = EXCLUDED.said_hash,
-                 makes_way = EXCLUDED.makes_way, updated_at = now()",
+                 read_from = EXCLUDED.read_from, read_to = EXCLUDED.read_to, reads_again = EXCLUDED.reads_again,
+                 said_number = EXCLUDED.said_number, said_hash = EXCLUDED.said_hash, makes_way = EXCLUDED.makes_way,
+                 updated_at = now()",
         )
         .await?;
     db.execute(
@@ -173,6 +196,8 @@ pub async fn save_head(db: &impl GenericClient, chain: ChainId, head: &ChainHead
             &head.open.map(|open| i64::from(open.part)),
             &head.open.as_ref().map(|open| open.hash.as_slice()),
             &bigint(head.reading.sequence),
+            &bigint(head.reading.from),
+            &bigint(head.reading.to),
             &head.reading.again,
             &head.reading.said.map(|said| bigint(said.number)),
             &head.reading.said.as_ref().map(|said| said.hash.as_slice()),

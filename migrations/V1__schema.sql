@@ -295,6 +295,16 @@ CREATE TABLE orphan_transfers (
     PRIMARY KEY (chain_id, block_hash, transaction_hash, source, index)
 );
 
+-- Blocks that have left the chain with orphans, of which no row is left: a replayed one that is read again from before that is not
+-- applied. One row a block.
+CREATE TABLE left_blocks (
+    chain_id   bigint NOT NULL,
+    block_hash bytea NOT NULL CHECK (octet_length(block_hash) = 32),
+    -- The sequence of the record of chain.matches that took it off the chain last.
+    removed_by bigint NOT NULL,
+    PRIMARY KEY (chain_id, block_hash)
+);
+
 -- Events and intents on their way to Kafka ---------------------------------------------------------------------------------------
 
 -- Events on their way to Kafka, written in the transaction that made them. The relay claims rows in batches, publishes a

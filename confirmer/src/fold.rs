@@ -102,8 +102,7 @@ pub(crate) async fn fold_chain(
     let read = match continue_head(&before, records) {
         Some(reading) => Unapplied { new: records.to_vec(), remembered: records.to_vec(), reading, fault: None },
         None => {
-            let replayed = records.iter().filter(|record| record.sequence == 0 && !record.transfers.is_empty());
-            let left = store::left_blocks(db, chain, &replayed.map(|record| record.block.hash).collect::<Vec<_>>()).await?;
+            let left = store::left_blocks(db, chain, &paying_replays(records).collect::<Vec<_>>()).await?;
             unapplied(&before, records, &mut store::applied_records(db, chain).await?, &left)
         }
     };
@@ -118,6 +117,11 @@ pub(crate) async fn fold_chain(
         tokio::try_join!(store::save_head(db, chain, &head), store::remember_records(db, chain, &read.remembered))?;
     }
     Ok(0)
+}
+
+/// Hashes of the replayed blocks with transfers.
+fn paying_replays<'a>(records: &[&'a Matches]) -> impl Iterator<Item = &'a B256> {
+    records.iter().filter(|record| record.sequence == 0 && !record.transfers.is_empty()).map(|record| &record.block.hash)
 }
 
 /// Payments do not depend on each other. So where a batch can change very many (after a day of downtime one block expires a
@@ -151,7 +155,7 @@ async fn apply(
         }
         return Ok(events);
     }
-    store::remove_orphans(db, chain, removed.keys()).await?;
+    store::remove_orphans(db, chain, &removed, &paying_replays(records).collect::<Vec<_>>()).await?;
     let mut known = store::known_transfers(db, &scope).await?;
     let mut waiting = store::orphans_in(db, chain, scope.replayed_in_doubt()).await?;
     let mut parts = if touched.is_empty() { HashMap::new() } else { store::touched_parts(db, &scope).await? };

@@ -69,7 +69,7 @@ const SQL_ROLES: [&str; 3] = ["api", "confirmer", "webhooks"];
 
 /// A table, and what each of [`SQL_ROLES`] does with its rows: selects, inserts, updates, deletes. A locked row counts as updated. `api`
 /// and `confirmer` both restore what a backup lacks. [`UPDATES`] has the updates that are not of whole rows.
-const TABLES: [(&str, [&str; 3]); 27] = [
+const TABLES: [(&str, [&str; 3]); 28] = [
     ("merchants", ["si", "si", ""]),
     ("restored_accounts", ["siud", "siu", ""]),
     ("api_keys", ["s", "", ""]),
@@ -90,6 +90,7 @@ const TABLES: [(&str, [&str; 3]); 27] = [
     ("known_offsets", ["siud", "siud", ""]),
     ("told_events", ["siud", "siud", ""]),
     ("orphan_transfers", ["s", "siud", ""]),
+    ("left_blocks", ["", "siu", ""]),
     ("replica_beats", ["siud", "", ""]),
     ("webhook_endpoints", ["siud", "", "s"]),
     ("webhook_messages", ["siud", "", "siu"]),

@@ -5,7 +5,7 @@ use super::amount::read_amount;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use tokio_postgres::Row;
 use topics::{Address, B256, BlockRef, ChainId, Source, Transfer, TransferId};
 
@@ -92,21 +92,35 @@ pub async fn orphans_in(db: &impl GenericClient, chain: ChainId, blocks: &[&[u8]
     rows.iter().map(read_orphan).collect()
 }
 
-/// Deletes the orphans in blocks that a reorg removed.
+/// Deletes the orphans in removed blocks, with the sequences of the records that removed them, and notes those blocks that had some, or
+/// are among `replayed`: what that brings may never have been written.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn remove_orphans(
     db: &impl GenericClient,
     chain: ChainId,
-    blocks: impl IntoIterator<Item = &B256>,
+    removed: &HashMap<B256, u64>,
+    replayed: &[&B256],
 ) -> Result<(), Failure> {
-    let blocks: Vec<&[u8]> = blocks.into_iter().map(|hash| hash.as_slice()).collect();
-    if blocks.is_empty() {
+    if removed.is_empty() {
         return Ok(());
     }
-    let statement = db.prepare_cached("DELETE FROM orphan_transfers WHERE chain_id = $1 AND block_hash = ANY($2)").await?;
-    db.execute(&statement, &[&bigint(chain.0), &blocks]).await?;
+    let statement = db
+        .prepare_cached(
+            "WITH gone AS (
+                 DELETE FROM orphan_transfers WHERE chain_id = $1 AND block_hash = ANY($2) RETURNING block_hash
+             )
+             INSERT INTO left_blocks (chain_id, block_hash, removed_by)
+             SELECT $1, hash, sequence FROM unnest($2::bytea[], $3::bigint[]) AS removed (hash, sequence)
+             WHERE hash = ANY($4) OR hash IN (SELECT block_hash FROM gone)
+             ON CONFLICT (chain_id, block_hash) DO UPDATE SET removed_by = EXCLUDED.removed_by",
+        )
+        .await?;
+    let hashes: Vec<&[u8]> = removed.keys().map(|hash| hash.as_slice()).collect();
+    let sequences: Vec<i64> = removed.values().map(|sequence| bigint(*sequence)).collect();
+    let replayed: Vec<&[u8]> = replayed.iter().map(|hash| hash.as_slice()).collect();
+    db.execute(&statement, &[&bigint(chain.0), &hashes, &sequences, &replayed]).await?;
     Ok(())
 }
 

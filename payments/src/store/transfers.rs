@@ -170,12 +170,15 @@ pub async fn remove_transfers(db: &impl GenericClient, chain: ChainId, blocks: &
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid hash.
-pub async fn left_blocks(db: &impl GenericClient, chain: ChainId, blocks: &[B256]) -> Result<HashMap<B256, u64>, Failure> {
+pub async fn left_blocks(db: &impl GenericClient, chain: ChainId, blocks: &[&B256]) -> Result<HashMap<B256, u64>, Failure> {
     if blocks.is_empty() {
         return Ok(HashMap::new());
     }
-    let sql = "SELECT block_hash, max(removed_by) FROM transfers WHERE chain_id = $1 AND block_hash = ANY($2)
-               GROUP BY block_hash HAVING bool_and(removed)";
+    let sql = "SELECT block_hash, max(removed_by) FROM (
+                   SELECT block_hash, removed, removed_by FROM transfers WHERE chain_id = $1 AND block_hash = ANY($2)
+                   UNION ALL SELECT block_hash, false, NULL FROM orphan_transfers WHERE chain_id = $1 AND block_hash = ANY($2)
+                   UNION ALL SELECT block_hash, true, removed_by FROM left_blocks WHERE chain_id = $1 AND block_hash = ANY($2)
+               ) AS brought GROUP BY block_hash HAVING bool_and(removed)";
     let blocks: Vec<&[u8]> = blocks.iter().map(|hash| hash.as_slice()).collect();
     let rows = db.query(&db.prepare_cached(sql).await?, &[&bigint(chain.0), &blocks]).await?;
     let read = |row: &Row| Ok((read_hash("block_hash", row.get(0))?, row.get::<_, Option<i64>>(1).map_or(0, unsigned)));

@@ -4,13 +4,14 @@
 //! neighbours. Once the chain can go on, [`catch_up`] applies what has waited, in order, up to the partition's offset and no
 //! further: what comes after it is the stage's.
 
-use crate::fold::{Batch, ChainFault, FOLDING, MAX_PAYMENTS_IN_MEMORY, fold_chains};
+use crate::fold::{Batch, ChainFault, FOLDING, MAX_PAYMENTS_IN_MEMORY, fold_chain, fold_chains};
 use crate::orphans::OrphanLook;
-use crate::unapplied::begins_anew;
+use crate::unapplied::{begins_anew, said_again, say};
 use anyhow::anyhow;
 use base::metrics;
 use chain::{Chains, Listing};
 use deadpool_postgres::Pool;
+use payments::store::{self, ChainHead};
 use runtime::kafka::{Kafka, PartitionReader, Record};
 use runtime::{Failure, SetAside, Span, stage};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -129,7 +130,7 @@ pub fn catch_up(
             let searched = last.filter(|last| last.from <= item.next_offset).map_or(0, |last| last.searched);
             let batch = FOLDING.max_records;
             let waits = last.is_some_and(|last| last.at.elapsed() < RETRY_INTERVAL);
-            let mut returning = Returning { kafka, pool, chains, handle, chain, item, batch, looks_ahead: false, searched };
+            let mut returning = Returning { kafka, pool, chains, handle, chain, item, batch, ahead: Ahead::None(0), searched };
             let is_due = if waits { returning.find_new_beginning().map(|found| found.is_some()) } else { Ok(true) };
             if let Some(last) = failed.get_mut(&key) {
                 (last.looked, last.searched) = (Instant::now(), returning.searched);
@@ -186,10 +187,18 @@ struct Returning<'a> {
     item: SetAside,
     /// Records per transaction: one after a fault, so that what comes before it is applied.
     batch: usize,
-    /// Replayed blocks are in one with what comes after them, which may tell whether they have left the chain since.
-    looks_ahead: bool,
+    /// What comes after replayed blocks, which may tell whether they have left the chain since.
+    ahead: Ahead,
     /// Up to this offset the chain does not begin anew.
     searched: i64,
+}
+
+/// What the chain has after its next records.
+enum Ahead {
+    /// Replayed blocks alone, or nothing, up to this offset, or a record there that can't be read.
+    None(i64),
+    /// The first record that is not replayed, and its offset.
+    Record(i64, Box<Matches>),
 }
 
 /// The chain's next records, and the offset after them.
@@ -215,17 +224,15 @@ impl Returning<'_> {
                     self.batch = 1;
                     reader.seek(self.item.next_offset)?;
                 }
-                Some(_) if !self.looks_ahead => {
-                    self.looks_ahead = true;
-                    reader.seek(self.item.next_offset)?;
-                }
                 Some(fault) => {
-                    self.skip_to_new_beginning(fault)?;
-                    (self.batch, self.looks_ahead) = (FOLDING.max_records, false);
+                    if !self.is_said_again()? {
+                        self.skip_to_new_beginning(fault)?;
+                    }
+                    self.batch = FOLDING.max_records;
                     reader.seek(self.item.next_offset)?;
                 }
                 None if waiting.at_end => return self.handle.block_on(self.rejoin()),
-                None => self.looks_ahead = false,
+                None => {}
             }
         }
         Ok(false)
@@ -243,14 +250,11 @@ impl Returning<'_> {
         Ok(self.handle.block_on(FOLDING.position(self.pool, topic, *partition))?.unwrap_or_default())
     }
 
-    fn read_waiting(&self, reader: &PartitionReader) -> Result<Waiting, Failure> {
+    fn read_waiting(&mut self, reader: &PartitionReader) -> Result<Waiting, Failure> {
         let mut waiting = Waiting { records: Vec::new(), next: self.item.next_offset, fault: None, at_end: false };
         let (mut bytes, mut passed) = (0, 0);
         let limit = self.limit()?;
-        let has_room = |records: &[Matches]| {
-            records.len() < self.batch || self.looks_ahead && records.last().is_some_and(|last| last.sequence == 0)
-        };
-        while has_room(&waiting.records) && bytes < FOLDING.max_bytes && passed < MAX_PASSED {
+        while waiting.records.len() < self.batch && bytes < FOLDING.max_bytes && passed < MAX_PASSED {
             let record = if waiting.next < limit { reader.next()?.filter(|record| record.offset() < limit) } else { None };
             let Some(record) = record else {
                 waiting.at_end = true;
@@ -270,7 +274,33 @@ impl Returning<'_> {
             passed += 1;
             waiting.next = record.offset() + 1;
         }
+        if waiting.records.last().is_some_and(|last| last.sequence == 0) {
+            self.look_ahead(reader, waiting.next, limit)?;
+        }
         Ok(waiting)
+    }
+
+    /// Looks for the first record from this offset on that is not replayed, however many are.
+    fn look_ahead(&mut self, reader: &PartitionReader, from: i64, limit: i64) -> Result<(), Failure> {
+        let looked = match self.ahead {
+            Ahead::Record(offset, _) if from <= offset => return Ok(()),
+            Ahead::Record(..) => from,
+            Ahead::None(looked) => looked.max(from),
+        };
+        reader.seek(looked)?;
+        self.ahead = Ahead::None(limit.max(looked));
+        while let Some(record) = reader.next()?.filter(|record| record.offset() < limit) {
+            let offset = record.offset();
+            if self.is_ours(&record) {
+                match read(&record, &mut Faults::new())? {
+                    Some(matches) if matches.sequence == 0 => continue,
+                    Some(matches) => self.ahead = Ahead::Record(offset, Box::new(matches)),
+                    None => self.ahead = Ahead::None(offset),
+                }
+                break;
+            }
+        }
+        reader.seek(from)
     }
 
     fn is_ours(&self, record: &Record<'_>) -> bool {
@@ -282,14 +312,19 @@ impl Returning<'_> {
         if next == self.item.next_offset {
             return Ok(None);
         }
+        let all: Vec<&Matches> = records.iter().collect();
+        let ahead = match &self.ahead {
+            Ahead::Record(offset, record) if next <= *offset => Some(&**record),
+            _ => None,
+        };
         let applied = self.handle.block_on(async {
             let mut client = self.pool.get().await?;
             let tx = client.transaction().await?;
             FOLDING.claim_set_aside(&tx, &self.item, next).await?;
-            match fold_chains(&tx, self.chains, records, &HashSet::new(), MAX_PAYMENTS_IN_MEMORY).await {
+            match fold_chain(&tx, self.chains, self.chain, &all, ahead, &[], MAX_PAYMENTS_IN_MEMORY).await {
                 Ok(_) => tx.commit().await?,
-                Err(ChainFault { failure: Failure::Halt(cause), .. }) => return Ok(Some(format!("{cause:#}"))),
-                Err(fault) => return Err(fault.failure),
+                Err(Failure::Halt(cause)) => return Ok(Some(format!("chain {}: {cause:#}", self.chain))),
+                Err(failure) => return Err(failure),
             }
             Ok::<_, Failure>(None)
         })?;
@@ -313,6 +348,38 @@ impl Returning<'_> {
         let place = (topic.as_str(), *partition);
         self.handle.block_on(async { FOLDING.set_aside(&self.pool.get().await?, place, item, *next_offset, &cause).await })?;
         Err(Failure::Halt(anyhow!(cause)))
+    }
+
+    /// Whether the chain may go on, since replayed blocks say again what was applied of those in doubt: over records that are missing
+    /// it does not, and a backfill comes behind the record that shows that. It is noted in the chain's head.
+    fn is_said_again(&mut self) -> Result<bool, Failure> {
+        let (head, applied) = self.handle.block_on(async {
+            let mut client = self.pool.get().await?;
+            let tx = client.transaction().await?;
+            Ok::<_, Failure>((store::lock_head(&tx, self.chain).await?, store::applied_records(&tx, self.chain).await?))
+        })?;
+        let is_in_doubt = |head: &ChainHead| head.known_by_hash() < head.number && said_again(head).is_none();
+        let Some(mut head) = head.filter(is_in_doubt) else { return Ok(false) };
+        let (reader, limit) = (self.reader()?, self.limit()?);
+        while let Some(record) = reader.next()?.filter(|record| record.offset() < limit) {
+            let matches = if self.is_ours(&record) { read(&record, &mut Faults::new())? } else { None };
+            if let Some(replayed) = matches.filter(|matches| matches.sequence == 0) {
+                say(&mut head, &replayed, &applied);
+            }
+        }
+        if is_in_doubt(&head) {
+            return Ok(false);
+        }
+        tracing::warn!("chain {} goes on over missing records, since replayed blocks say again what was in doubt", self.chain);
+        self.handle.block_on(async {
+            let mut client = self.pool.get().await?;
+            let tx = client.transaction().await?;
+            // Nobody else has moved on with the chain meanwhile.
+            FOLDING.claim_set_aside(&tx, &self.item, self.item.next_offset).await?;
+            store::save_head(&tx, self.chain, &head).await?;
+            Ok::<_, Failure>(tx.commit().await?)
+        })?;
+        Ok(true)
     }
 
     /// The offset of the record with which the chain begins anew, and the block up to which it stands. What was searched is not searched

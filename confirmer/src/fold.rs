@@ -82,18 +82,19 @@ pub(crate) async fn fold_chains(
     let mut events = 0;
     for (chain, records) in by_chain {
         let fault = |failure: Failure| ChainFault { chain, failure: failure.context(format!("chain {chain}")) };
-        events += fold_chain(db, chains, chain, &records, &[], slice).await.map_err(fault)?;
+        events += fold_chain(db, chains, chain, &records, None, &[], slice).await.map_err(fault)?;
     }
     Ok(events)
 }
 
-/// Applies a chain's records, but for those that say nothing new. `orphans`, whose payment was not there when their block came,
-/// are credited first.
+/// Applies a chain's records, but for those that say nothing new. `ahead` is the next one that is not replayed, where they end with
+/// replayed blocks and it is known. `orphans`, whose payment was not there when their block came, are credited first.
 pub(crate) async fn fold_chain(
     db: &impl GenericClient,
     chains: &Chains,
     chain: ChainId,
     records: &[&Matches],
+    ahead: Option<&Matches>,
     orphans: &[OrphanTransfer],
     slice: usize,
 ) -> Result<usize, Failure> {
@@ -103,7 +104,7 @@ pub(crate) async fn fold_chain(
         Some(reading) => Unapplied { new: records.to_vec(), remembered: records.to_vec(), reading, fault: None },
         None => {
             let left = store::left_blocks(db, chain, &paying_replays(records).collect::<Vec<_>>()).await?;
-            unapplied(&before, records, &mut store::applied_records(db, chain).await?, &left)
+            unapplied(&before, records, ahead, &mut store::applied_records(db, chain).await?, &left)
         }
     };
     if let Some(fault) = read.fault {

@@ -78,7 +78,7 @@ async fn credit(pool: &Pool, chains: &Chains, chain: ChainId, addresses: &[Addre
         if orphans.is_empty() {
             return Ok(());
         }
-        fold_chain(&tx, chains, chain, &[], &orphans, MAX_PAYMENTS_IN_MEMORY).await?;
+        fold_chain(&tx, chains, chain, &[], None, &orphans, MAX_PAYMENTS_IN_MEMORY).await?;
         tx.commit().await?;
         tracing::warn!("{} orphans of chain {chain} are credited: what they waited for is there", orphans.len());
     }

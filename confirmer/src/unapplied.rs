@@ -65,8 +65,15 @@ pub(crate) enum Fault<'a> {
     OtherContent(&'a Matches),
     /// It is a replayed block that has left the chain since it was applied, and may be read from before it has.
     Left(&'a Matches, u64),
-    /// Some before it are missing, and it says nothing of blocks above this one that may have another content by now.
-    Missing(&'a Matches, u64),
+    /// Some before it are missing, and it says nothing of blocks above this one, up to the head, that may have another content by now.
+    Missing(&'a Matches, BlocksInDoubt),
+}
+
+/// Blocks above a number, up to the head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlocksInDoubt {
+    known: u64,
+    head: u64,
 }
 
 impl Display for Fault<'_> {
@@ -82,11 +89,12 @@ impl Display for Fault<'_> {
                 "replayed block {block} has left chain {chain} with record {sequence}, and nothing tells yet whether it was \
                  replayed after that"
             ),
-            Self::Missing(Matches { chain, sequence, block, .. }, known) => write!(
+            Self::Missing(Matches { chain, sequence, block, .. }, BlocksInDoubt { known, head }) => write!(
                 f,
                 "records of chain {chain} before {sequence}, of block {block}, are missing: they may have brought other content \
-                 for blocks above {known} than was applied when too few endpoints had given them, and nothing before it says again \
-                 what was; a backfill would come after it"
+                 for blocks above {known} than was applied when too few endpoints had given them, and nothing says again what was; \
+                 once block {head} is final, `ctrip backfill --chain {chain} --from {known} --to {head} --again` does, or shows \
+                 what is wrong"
             ),
         }
     }
@@ -94,24 +102,25 @@ impl Display for Fault<'_> {
 
 /// Tells the records that were not applied from those that were, up to a fault. `applied` gets all, so that they are known when
 /// they are read once more. `gone` are the replayed blocks that have left the chain, with the sequences of the records that
-/// removed them.
+/// removed them. `ahead` is the next record that is not replayed, where they end with replayed ones and it is known.
 pub(crate) fn unapplied<'a>(
     head: &ChainHead,
     records: &[&'a Matches],
+    ahead: Option<&Matches>,
     applied: &mut AppliedRecords,
     gone: &HashMap<B256, u64>,
 ) -> Unapplied<'a> {
     let (mut head, mut left) = (*head, Unapplied::default());
     for (place, record) in records.iter().enumerate() {
-        let rest = &records[place + 1..];
+        let mut rest = records[place + 1..].iter().copied().chain(ahead);
         let removed_by = gone.get(&record.block.hash).copied().filter(|_| record.sequence == 0);
         let removed_by = removed_by.filter(|sequence| head.reading.may_precede(*sequence));
         // One that was read before tells from where the chain is read.
         let precedes = removed_by.and_then(|sequence| {
-            let next = rest.iter().find(|later| later.sequence != 0).filter(|later| applied.has(later))?;
+            let next = rest.clone().find(|later| later.sequence != 0).filter(|later| applied.has(later))?;
             Some(next.sequence <= sequence)
         });
-        let news = if precedes == Some(true) { News::Known } else { news(&head, record, rest, applied) };
+        let news = if precedes == Some(true) { News::Known } else { news(&head, record, &mut rest, applied) };
         if let News::Known = news {
             read_again(&mut head, record, applied);
             continue;
@@ -123,9 +132,7 @@ pub(crate) fn unapplied<'a>(
         if left.fault.is_some() {
             break;
         }
-        if head.has_in_doubt(record) && says_again(&head, record, applied) {
-            head.reading.said = Some(record.block);
-        }
+        say(&mut head, record, applied);
         match news {
             News::New => {
                 advance(&mut head, record);
@@ -152,7 +159,7 @@ fn find_fault<'a>(head: &ChainHead, record: &'a Matches, news: &News, applied: &
     let known = said_again(head).unwrap_or(head.known_by_hash());
     // Of what lies higher, but not above the head, it and those that follow say all again.
     let is_missing = !follows(head, record, applied) && !begins_anew(record) && number_below(record).min(head.number) > known;
-    is_missing.then_some(Fault::Missing(record, known))
+    is_missing.then_some(Fault::Missing(record, BlocksInDoubt { known, head: head.number }))
 }
 
 /// Number of the highest block of whose content a record says nothing.
@@ -185,8 +192,24 @@ const fn is_read_next(head: &ChainHead, record: &Matches) -> bool {
     record.sequence == last + 1 || record.sequence == last && !record.begins_block()
 }
 
+/// Notes what a replayed block says again of what is in doubt. It may be read before it is its turn.
+pub(crate) fn say(head: &mut ChainHead, record: &Matches, applied: &AppliedRecords) {
+    if !head.has_in_doubt(record) {
+        lead_from(head, record);
+    } else if says_again(head, record, applied) {
+        head.reading.said = Some(record.block);
+    }
+}
+
+/// Notes a replayed block that is known by its hash: those above lead on from it.
+fn lead_from(head: &mut ChainHead, record: &Matches) {
+    if record.sequence == 0 && head.hash.is_some() && record.block.number <= head.known_by_hash() {
+        head.reading.said = Some(record.block);
+    }
+}
+
 /// Number of the head, if replayed blocks have said again what was applied of all that was in doubt.
-fn said_again(head: &ChainHead) -> Option<u64> {
+pub(crate) fn said_again(head: &ChainHead) -> Option<u64> {
     let BlockRef { number, hash } = head.reading.said?;
     (head.hash == Some(hash)).then_some(number)
 }
@@ -208,10 +231,15 @@ enum News {
 }
 
 /// `rest` are the records after it.
-fn news(head: &ChainHead, record: &Matches, rest: &[&Matches], applied: &AppliedRecords) -> News {
+fn news<'a>(
+    head: &ChainHead,
+    record: &Matches,
+    rest: &mut impl Iterator<Item = &'a Matches>,
+    applied: &AppliedRecords,
+) -> News {
     if record.sequence == 0 {
         // It was applied before what took it back.
-        let is_gone = rest.iter().any(|later| takes_back(later, record.block) && applied.has(later));
+        let is_gone = rest.any(|later| takes_back(later, record.block) && applied.has(later));
         return if is_gone { News::Known } else { News::New };
     }
     if is_next(head, record) {
@@ -308,13 +336,7 @@ fn advance(head: &mut ChainHead, record: &Matches) {
             (head.number, head.hash, head.open) = (head.number.min(number), None, None);
             (head.witnessed, head.reading.said) = (None, None);
         }
-        Kind::Replayed => {
-            // Those above lead on from it.
-            if number <= head.known_by_hash() && head.hash.is_some() {
-                head.reading.said = Some(record.block);
-            }
-            return;
-        }
+        Kind::Replayed => return lead_from(head, record),
         Kind::Tags if head.hash.is_some() => head.witnessed = head.witnessed.max(record.witnessed),
         Kind::Tags => {}
     }

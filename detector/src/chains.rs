@@ -8,7 +8,7 @@ use crate::again::{Found, Known, Rereading, Verdict};
 use crate::held::{Cause, Held, PATIENCE};
 use crate::join::{ChainRecord as _, head_of};
 use crate::matching::RecordHead;
-use crate::output::{FoundRecord, Matched, MatchedBlock, Resumption, find_next, passed_over, read_progress};
+use crate::output::{FoundRecord, Matched, MatchedBlock, Resumption, find_next, passed_over, read_progress, witnessed_block};
 use crate::progress::{Progress, Turn};
 use base::metrics;
 use runtime::Failure;
@@ -18,9 +18,8 @@ use topics::wire::ChainCursor;
 use topics::wire::matches_record::Kind;
 use topics::{ChainId, Topic};
 
-/// A backfill that closes a gap begins so many blocks below it. As many may be in doubt, since witnesses of them were not told
-/// before the gap: the confirmer goes on over it only if they are said again. Where more are, or where no block is missing and the
-/// next one is matched at once, it names the new beginning.
+/// A backfill that closes a gap begins so many blocks below it where no match tells up to which block enough endpoints had given them. As
+/// many may be in doubt: the confirmer goes on over the gap only if they are said again.
 const MAX_IN_DOUBT: u64 = 64;
 
 /// A partition to be read again from where a chain goes on.
@@ -277,7 +276,7 @@ impl Chains {
         let last = self.unmatchable.get(&chain_id).map_or(last, |unmatchable| last.max(*unmatchable));
         let progress = self.known.entry(chain_id).or_default();
         let Some(next) = find_next(&self.kafka, partition, chain_id, progress, last, self.last.get(&chain_id))? else {
-            self.set_aside_after_gap(partition, chain_id, last, None);
+            self.set_aside_after_gap(partition, chain_id, last, None)?;
             return Ok(Action::Pass);
         };
         if progress.sequence == 0 && last == 0 {
@@ -294,7 +293,7 @@ impl Chains {
             }
         }
         if progress.turn(&next.head(chain_id)) != Turn::Next {
-            self.set_aside_after_gap(partition, chain_id, last, Some(next));
+            self.set_aside_after_gap(partition, chain_id, last, Some(next))?;
             return Ok(Action::Pass);
         }
         if next.at.blocks == record.offset() {
@@ -315,20 +314,30 @@ impl Chains {
         self.unmatchable.insert(chain_id, last);
         let progress = self.known.entry(chain_id).or_default();
         let next = find_next(&self.kafka, front.partition(), chain_id, progress, last, self.last.get(&chain_id))?;
-        self.set_aside_after_gap(front.partition(), chain_id, last, next);
-        Ok(())
+        self.set_aside_after_gap(front.partition(), chain_id, last, next)
     }
 
-    fn set_aside_after_gap(&mut self, partition: i32, chain_id: u64, last: u64, next: Option<FoundRecord>) {
+    fn set_aside_after_gap(
+        &mut self,
+        partition: i32,
+        chain_id: u64,
+        last: u64,
+        next: Option<FoundRecord>,
+    ) -> Result<(), Failure> {
         let progress = self.known.entry(chain_id).or_default();
         let sequence = progress.sequence;
         // Replayed blocks would stand beside what was matched under these sequences, and what comes after them would be taken to stand on it.
         if let Some(matched) = self.last.get(&chain_id).filter(|matched| sequence < matched.sequence) {
             let cause = contradiction(chain_id, matched.sequence, sequence + 1);
-            return self.set_aside(partition, chain_id, sequence, GoesOn::Anew, cause);
+            self.set_aside(partition, chain_id, sequence, GoesOn::Anew, cause);
+            return Ok(());
         }
-        let cause = gap(chain_id, progress, next.as_ref());
+        let cause = match &next {
+            Some(next) => gap(chain_id, progress, next, witnessed_block(&self.kafka, partition, chain_id)?),
+            None => no_end_of_gap(chain_id, progress),
+        };
         self.set_aside(partition, chain_id, sequence, next.map_or(GoesOn::After(last), GoesOn::At), cause);
+        Ok(())
     }
 
     fn set_aside(&mut self, partition: i32, chain_id: u64, sequence: u64, goes_on: GoesOn, cause: String) {
@@ -367,26 +376,68 @@ fn contradiction(chain_id: u64, ends: u64, sequence: u64) -> String {
     )
 }
 
-fn gap(chain_id: u64, progress: &Progress, next: Option<&FoundRecord>) -> String {
-    let (last, sequence) = (progress.head.map_or("none".to_owned(), |head| head.number.to_string()), progress.sequence);
-    let matched = format!("the last block matched is {last} (sequence {sequence}), and chain.blocks goes on with");
-    let Some(next) = next else {
-        return format!("{matched} no block yet after what is missing; {}", anew(chain_id));
-    };
+fn matched(progress: &Progress) -> String {
+    let last = progress.head.map_or("none".to_owned(), |head| head.number.to_string());
+    format!("the last block matched is {last} (sequence {}), and chain.blocks goes on with", progress.sequence)
+}
+
+/// A new beginning would give up what a backfill can bring once the end of the gap is there.
+fn no_end_of_gap(chain_id: u64, progress: &Progress) -> String {
+    format!(
+        "{} no block yet after what is missing; the next block of chain {chain_id} tells which backfill closes the gap",
+        matched(progress)
+    )
+}
+
+/// `next` ends the gap, and `witnessed` is the highest block that enough endpoints had given before it.
+fn gap(chain_id: u64, progress: &Progress, next: &FoundRecord, witnessed: Option<u64>) -> String {
     let found = format!(
-        "{matched} block {} (sequence {}): what lies between was deleted by its retention, or can't be read",
-        next.number, next.sequence
+        "{} block {} (sequence {}): what lies between was deleted by its retention, or can't be read",
+        matched(progress),
+        next.number,
+        next.sequence
     );
     let missing = progress.head.map(|head| (head.number + 1, next.number.saturating_sub(1)));
-    match missing.filter(|(from, to)| from <= to && next.kind == i32::from(Kind::Added)) {
-        Some((from, to)) => {
-            let from = from.saturating_sub(MAX_IN_DOUBT).max(1);
-            let closes = format!(
-                "`ctrip backfill --chain {chain_id} --from {from} --to {to} --again` closes the gap, if no more than {MAX_IN_DOUBT} \
-                 blocks before it had too few witnesses"
-            );
-            format!("{found}; {closes}; else {}", anew(chain_id))
+    let Some((from, to)) = missing.filter(|(from, to)| from <= to && next.kind == i32::from(Kind::Added)) else {
+        return format!("{found}; {}", anew(chain_id));
+    };
+    // The confirmer goes by their parents from the witnessed block on.
+    let in_doubt = witnessed.map_or(from.saturating_sub(MAX_IN_DOUBT), |witnessed| witnessed.min(from));
+    let closes = format!("`ctrip backfill --chain {chain_id} --from {} --to {to} --again` closes the gap", in_doubt.max(1));
+    let unless = format!(", if no more than {MAX_IN_DOUBT} blocks before it had too few witnesses");
+    format!("{found}; {closes}{}; else {}", if witnessed.is_none() { unless.as_str() } else { "" }, anew(chain_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Resumption;
+
+    /// Blocks up to 1,000 were matched, and 1,011 comes next.
+    fn named(witnessed: Option<u64>) -> String {
+        let head = RecordHead { sequence: 7, kind: Kind::Added.into(), number: 1_000, hash: &[1; 32], ..RecordHead::default() };
+        let mut progress = Progress::default();
+        progress.advance(&head);
+        let at = Resumption { blocks: 0, logs: 0 };
+        let (hash, parent_hash) = (vec![3; 32], vec![2; 32]);
+        let next = FoundRecord { sequence: 30, kind: Kind::Added.into(), number: 1_011, hash, parent_hash, at };
+        gap(5, &progress, &next, witnessed)
+    }
+
+    #[test]
+    fn the_backfill_that_is_named_says_again_all_that_is_in_doubt_before_the_gap() {
+        for (witnessed, from) in [(Some(400), 400), (Some(1_000), 1_000), (Some(2_000), 1_001), (Some(0), 1), (None, 937)] {
+            let (named, command) =
+                (named(witnessed), format!("`ctrip backfill --chain 5 --from {from} --to 1010 --again` closes"));
+            assert!(named.contains(&command), "{named}");
+            assert_eq!(named.contains("no more than 64 blocks"), witnessed.is_none(), "{named}");
         }
-        None => format!("{found}; {}", anew(chain_id)),
+    }
+
+    /// A new beginning would lose what lies in the gap.
+    #[test]
+    fn no_new_beginning_is_named_before_the_end_of_a_gap_is_there() {
+        let told = no_end_of_gap(5, &Progress::default());
+        assert!(told.contains("the next block of chain 5 tells which backfill") && !told.contains("restart"), "{told}");
     }
 }

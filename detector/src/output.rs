@@ -12,6 +12,7 @@ use runtime::kafka::{Kafka, PartitionReader, Record};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use topics::Topic;
+use topics::lazy::Fields;
 use topics::wire::matches_record::Kind;
 
 /// The header of a match that holds the offset of its block in `chain.blocks`, in decimal.
@@ -164,6 +165,36 @@ pub fn read_progress(
     })?;
     let found = if is_covered { search.newest() } else { search.end() };
     Ok(Matched { found, last })
+}
+
+/// Number of the highest block that enough endpoints had given of a chain, as far as its matches tell. It may be above the head by now.
+pub fn witnessed_block(kafka: &Kafka, partition: i32, chain_id: u64) -> Result<Option<u64>, Failure> {
+    let matches = PartitionReader::open_at_once(kafka, Topic::Matches, partition)?;
+    let (mut lookup, mut witnessed) = (Lookup::of(chain_id), None);
+    matches.read_back(|records| {
+        if let Some(record) = records.first() {
+            lookup.at(Topic::Matches, record.partition(), record.offset());
+        }
+        for record in records.iter().rev() {
+            let Ok(head) = head_of(record) else { continue };
+            if head.chain_id != chain_id || head.sequence == 0 {
+                continue;
+            }
+            witnessed = payload(record).ok().and_then(witnessed_in);
+            // A record without it leaves it where it was, but where the chain begins anew.
+            if witnessed.is_some() || head.kind == i32::from(Kind::Replayed) {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(witnessed)
+}
+
+/// What a record of `chain.matches` says of it.
+fn witnessed_in(message: &[u8]) -> Option<u64> {
+    let mut fields = Fields::new(message).map_while(Result::ok);
+    fields.find_map(|(number, value)| (number == 11).then(|| value.varint()))
 }
 
 /// At or before the logs of a block that was written then, and of any that comes after it, if the clocks of those who write agree.

@@ -168,7 +168,7 @@ async fn a_record_that_nobody_can_read_sets_its_chain_aside_only_if_a_block_is_m
     let command = eventually("the backfill to be named", || async {
         let halted = until_halted(&api, "anvil", true).await?;
         let command = halted["halted"].as_str().and_then(|cause| cause.split('`').nth(1)).map(str::to_owned);
-        // Until a block is there after the gap, a new beginning is all that can be named.
+        // Until a block is there after the gap, nothing can be named.
         Ok(command.filter(|command| command.starts_with("ctrip backfill ")))
     });
     let command = command.await?;
@@ -314,10 +314,15 @@ async fn pass_over(lab: &Lab, records: &[wire::MatchesRecord], passed: i64) -> R
 
 /// Sets the chain aside from its first record on, and waits until it is back. Returns its head.
 async fn bring_back(lab: &Lab) -> Result<Option<u64>> {
+    bring_back_from(lab, 0).await
+}
+
+/// Sets the chain aside from this offset on, and waits until it is back. Returns its head.
+async fn bring_back_from(lab: &Lab, offset: i64) -> Result<Option<u64>> {
     let (kafka, pool) = (lab.kafka().await?, db::pool(&lab.env["DATABASE_URL"], 2)?);
     let client = pool.get().await?;
     let (topic, partition) = (lab.settings()?.topic_name(Topic::Matches), Topic::Matches.partition_of(CHAIN));
-    FOLDING.set_aside(&client, (&topic, partition), CHAIN, 0, "a test").await?;
+    FOLDING.set_aside(&client, (&topic, partition), CHAIN, offset, "a test").await?;
 
     let (listing, stop) = (Listing::open(&lab.settings()?.chains_file).await?.0, CancellationToken::new());
     let (stopped, catching_up, handle) = (stop.clone(), pool.clone(), Handle::current());
@@ -330,6 +335,25 @@ async fn bring_back(lab: &Lab) -> Result<Option<u64>> {
     catch_up.await??;
     let heads = payments::store::head_numbers(&client, &[ChainId(31337)]).await?;
     Ok(heads.get(&ChainId(31337)).copied())
+}
+
+/// A replayed block that pays an address of nobody.
+fn paid(number: u64) -> wire::MatchesRecord {
+    let transfer = wire::matches_record::Transfer {
+        transaction_hash: hash(1).into(),
+        source: wire::matches_record::Source::Transaction.into(),
+        from: vec![1; 20].into(),
+        to: vec![2; 20].into(),
+        amount: vec![70].into(),
+        ..Default::default()
+    };
+    wire::MatchesRecord { transfers: vec![transfer], ..matches(0, Kind::Replayed, number) }
+}
+
+/// Numbers of the blocks that have paid an address of nobody.
+async fn orphaned(lab: &Lab) -> Result<Vec<i64>> {
+    let rows = lab.database().await?.query("SELECT block_number FROM orphan_transfers", &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// A record beyond the stage's offset is the stage's: applied here as well, it would contradict the chain's head.
@@ -353,30 +377,53 @@ async fn a_chain_that_comes_back_stops_at_the_offset_of_the_stage() -> Result<()
 #[tokio::test(flavor = "multi_thread")]
 async fn replayed_blocks_that_wait_behind_a_fault_are_applied_before_the_chain_begins_anew() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let transfer = wire::matches_record::Transfer {
-        transaction_hash: hash(1).into(),
-        source: wire::matches_record::Source::Transaction.into(),
-        from: vec![1; 20].into(),
-        to: vec![2; 20].into(),
-        amount: vec![70].into(),
-        ..Default::default()
-    };
-    let paid = |number| wire::MatchesRecord { transfers: vec![transfer.clone()], ..matches(0, Kind::Replayed, number) };
     let half = wire::MatchesRecord { part: 1, parts: 2, ..matches(3, Kind::Added, 13) };
     let stray = wire::MatchesRecord { parent_hash: hash(99).into(), ..matches(4, Kind::Added, 14) };
     let anew = matches(9, Kind::Replayed, 11);
     let records = [matches(1, Kind::Added, 11), matches(2, Kind::Added, 12), half, stray, paid(5), paid(12), anew];
     pass_over(&lab, &records, 7).await?;
-    let db = lab.database().await?;
     // Read again, the new beginning says nothing new.
     for time in ["first", "second"] {
         let head = bring_back(&lab).await?;
         ensure!(head == Some(11), "the {time} time the head is {head:?}, and what was applied up to block 11 stands");
         // Nobody has the address. What lies above the block that stands is taken back.
-        let kept = db.query("SELECT block_number FROM orphan_transfers", &[]).await?;
-        let kept: Vec<i64> = kept.iter().map(|row| row.get(0)).collect();
+        let kept = orphaned(&lab).await?;
         ensure!(kept == [5], "the {time} time {kept:?}");
     }
+    Ok(())
+}
+
+/// Kafka has lost the end of the topic, and nobody knows from where on it is read. However much a backfill brings before the record that
+/// tells, the chain goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_block_that_left_the_chain_is_passed_over_however_many_come_before_what_tells_so() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let many = (0..20_000).map(|number| matches(0, Kind::Replayed, 1_000 + number));
+    let (live, anew, next) = (matches(1, Kind::Added, 11), matches(30, Kind::Replayed, 6), matches(31, Kind::Added, 12));
+    let records: Vec<_> = [live, paid(7)].into_iter().chain(many).chain([anew, next]).collect();
+    let count = i64::try_from(records.len())?;
+    pass_over(&lab, &records, count).await?;
+    ensure!(bring_back(&lab).await? == Some(12));
+    ensure!(orphaned(&lab).await?.is_empty(), "it has left the chain");
+    let client = lab.database().await?;
+    client.execute(payments::store::ON_RETURN.note, &[&vec![CHAIN]]).await?;
+    ensure!(bring_back_from(&lab, 1).await? == Some(12));
+    ensure!(orphaned(&lab).await?.is_empty(), "it was credited again");
+    Ok(())
+}
+
+/// Only records of tags are missing: the next block is matched at once, and a backfill comes behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_behind_a_gap_says_again_what_is_in_doubt_and_its_chain_goes_on() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let below = wire::MatchesRecord { witnessed_number: Some(11), ..matches(1, Kind::Added, 11) };
+    let doubted = [matches(2, Kind::Added, 12), matches(3, Kind::Added, 13)];
+    let after = [matches(9, Kind::Added, 14), matches(10, Kind::Added, 15)];
+    let replayed = (11..=13).map(|number| matches(0, Kind::Replayed, number));
+    let records: Vec<_> = [below].into_iter().chain(doubted).chain(after).chain(replayed).collect();
+    pass_over(&lab, &records, 8).await?;
+    let head = bring_back(&lab).await?;
+    ensure!(head == Some(15), "the head is {head:?}");
     Ok(())
 }
 

@@ -296,14 +296,17 @@ CREATE TABLE orphan_transfers (
 );
 
 -- Blocks that have left the chain with orphans, of which no row is left: a replayed one that is read again from before that is not
--- applied. One row a block.
+-- applied. One row a block, until the record that took it off is remembered no more: nothing tells then which came first.
 CREATE TABLE left_blocks (
     chain_id   bigint NOT NULL,
     block_hash bytea NOT NULL CHECK (octet_length(block_hash) = 32),
     -- The sequence of the record of chain.matches that took it off the chain last.
     removed_by bigint NOT NULL,
+    -- That record's in applied_records, or a later one.
+    place      bigint NOT NULL,
     PRIMARY KEY (chain_id, block_hash)
 );
+CREATE INDEX left_blocks_by_place ON left_blocks (chain_id, place);
 
 -- Events and intents on their way to Kafka ---------------------------------------------------------------------------------------
 

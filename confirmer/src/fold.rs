@@ -156,7 +156,8 @@ async fn apply(
         }
         return Ok(events);
     }
-    store::remove_orphans(db, chain, &removed, &paying_replays(records).collect::<Vec<_>>()).await?;
+    let replays: Vec<&B256> = paying_replays(records).collect();
+    store::remove_orphans(db, chain, &removed, &replays, read.remembered.len()).await?;
     let mut known = store::known_transfers(db, &scope).await?;
     let mut waiting = store::orphans_in(db, chain, scope.replayed_in_doubt()).await?;
     let mut parts = if touched.is_empty() { HashMap::new() } else { store::touched_parts(db, &scope).await? };

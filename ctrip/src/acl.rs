@@ -90,7 +90,7 @@ const TABLES: [(&str, [&str; 3]); 28] = [
     ("known_offsets", ["siud", "siud", ""]),
     ("told_events", ["siud", "siud", ""]),
     ("orphan_transfers", ["s", "siud", ""]),
-    ("left_blocks", ["", "siu", ""]),
+    ("left_blocks", ["", "siud", ""]),
     ("replica_beats", ["siud", "", ""]),
     ("webhook_endpoints", ["siud", "", "s"]),
     ("webhook_messages", ["siud", "", "siu"]),

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
 use e2e::Stack;
 use payments::{Payment, Status, store};
-use topics::{Address, Amount, B256, Kind, Matches, Source, Transfer, TransferId};
+use topics::{Address, Amount, B256, BlockRef, Kind, Matches, Source, Transfer, TransferId};
 
 /// Blocks 1, which is witnessed, and 2, which is in doubt and pays a payment.
 struct Doubt {
@@ -66,6 +66,11 @@ fn pays(to: Address, amount: u64) -> Transfer {
     Transfer { id, token: Some(X), from: Address::ZERO, to, amount: Amount::from(amount), transaction_index: 0 }
 }
 
+/// To an address of nobody.
+fn orphan() -> Vec<Transfer> {
+    vec![pays(Address::with_last_byte(99), 100)]
+}
+
 fn witnessed(sequence: u64, number: u64) -> Matches {
     Matches { sequence, ..block(CHAINS[0], number, Vec::new()) }
 }
@@ -122,22 +127,25 @@ async fn a_replayed_block_in_doubt_without_what_was_applied_of_it_is_refused() -
     doubt.confirms(&applied, &[witnessed(3, 3), replayed(Vec::new())]).await?;
 
     // What waits for its payment is credited once that is there.
-    let orphan = [witnessed(1, 1), in_doubt(2, vec![pays(Address::with_last_byte(99), 100)])];
+    let orphan = [witnessed(1, 1), in_doubt(2, orphan())];
     let (outcome, _) = doubt.after(&orphan, &[replayed(Vec::new())], 1).await?;
     ensure!(outcome.is_err_and(|error| error.to_string().contains("lacks")), "an orphan");
     let (outcome, _) = doubt.after(&orphan, &[replayed(orphan[1].transfers.clone()), witnessed(3, 3)], 1).await?;
     outcome
 }
 
-/// Kafka has lost the end of a topic. A batch may end between a replayed block and the new beginning that took it back. What it brings
-/// may be a payment's, or wait for one.
+/// Kafka has lost the end of a topic. A batch may end between a replayed block and the new beginning, or the branch from below the first
+/// block, that took it back. What it brings may be a payment's, or wait for one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replayed_block_that_has_left_the_chain_is_not_credited_where_it_is_read_again() -> Result<()> {
     let doubt = Doubt::start().await?;
-    let beginning = Matches { kind: Kind::Replayed, ..witnessed(30, 1) };
-    let orphan = vec![pays(Address::with_last_byte(99), 100)];
-    for (brings, size) in [(doubt.lie(), 4), (doubt.lie(), 1), (orphan.clone(), 4), (orphan, 1)] {
-        let all = [witnessed(1, 3), replayed(brings), beginning.clone(), witnessed(31, 4)];
+    let anew = [Matches { kind: Kind::Replayed, ..witnessed(30, 1) }, witnessed(31, 4)];
+    let removed = Matches { kind: Kind::Removed, parent_number: Some(2), ..witnessed(2, 3) };
+    let other = BlockRef { number: 2, hash: B256::repeat_byte(9) };
+    let branch = [removed, Matches { block: other, ..witnessed(3, 2) }];
+    let cases = [(doubt.lie(), 4), (doubt.lie(), 1), (orphan(), 4), (orphan(), 1)];
+    for ((brings, size), [left, next]) in cases.into_iter().flat_map(|case| [(case.clone(), &anew), (case, &branch)]) {
+        let all = [witnessed(1, 3), replayed(brings), left.clone(), next.clone()];
         let stands = async |read: &[&[Matches]], goes_back| {
             let mut books = Books::open(&doubt.stack, usize::MAX).await?;
             for records in all.chunks(size) {
@@ -172,6 +180,24 @@ async fn a_replayed_block_that_has_left_the_chain_is_not_credited_where_it_is_re
         for (read, goes_back) in [(&[&all[1..2]] as &[_], false), (&[&all[..], &all[1..2]], true)] {
             ensure!(stands(read, goes_back).await? == (Ok(()), true), "{read:?}");
         }
+    }
+    Ok(())
+}
+
+/// Someone can send as many transfers to nobody as he likes, and there is a row a block.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_left_the_chain_is_forgotten_with_the_record_that_took_it_off() -> Result<()> {
+    let doubt = Doubt::start().await?;
+    let beginning = Matches { kind: Kind::Replayed, ..witnessed(30, 1) };
+    let mut books = Books::open(&doubt.stack, usize::MAX).await?;
+    books.apply(&doubt.chains, &[witnessed(1, 3), replayed(orphan()), beginning, witnessed(31, 4)]).await?;
+    let client = books.pool.get().await?;
+    let next = witnessed(32, 5);
+    // More than 50,000 records of a chain are not remembered.
+    for (records, left) in [(0, 1), (49_990, 1), (20, 0)] {
+        store::remember_records(&client, CHAINS[0], &vec![&next; records]).await?;
+        let count: i64 = client.query_one("SELECT count(*) FROM left_blocks", &[]).await?.get(0);
+        ensure!(count == left, "{count} rows after {records} more records");
     }
     Ok(())
 }

@@ -111,7 +111,8 @@ pub async fn applied_records(db: &impl GenericClient, chain: ChainId) -> Result<
     Ok(applied)
 }
 
-/// Remembers records that are applied, or passed over for what they say, and forgets those of long ago. The chain's head is locked.
+/// Remembers records that are applied, or passed over for what they say, and forgets those of long ago, with the blocks that they took off
+/// the chain. Its head is locked.
 ///
 /// # Errors
 /// When the database fails.
@@ -126,6 +127,8 @@ pub async fn remember_records(db: &impl GenericClient, chain: ChainId, records: 
                  INSERT INTO applied_records (chain_id, place, lowest, records, numbers)
                  SELECT $1, coalesce((SELECT max(place) FROM applied_records WHERE chain_id = $1), 0) + $2, $3, $4, $5
                  RETURNING place
+             ), forgotten AS (
+                 DELETE FROM left_blocks WHERE chain_id = $1 AND place < (SELECT place FROM kept) - $6
              )
              DELETE FROM applied_records WHERE chain_id = $1 AND place < (SELECT place FROM kept) - $6",
         )

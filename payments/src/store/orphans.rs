@@ -93,7 +93,7 @@ pub async fn orphans_in(db: &impl GenericClient, chain: ChainId, blocks: &[&[u8]
 }
 
 /// Deletes the orphans in removed blocks, with the sequences of the records that removed them, and notes those blocks that had some, or
-/// are among `replayed`: what that brings may never have been written.
+/// are among `replayed`: what that brings may never have been written. They are forgotten with the next `remembered` records.
 ///
 /// # Errors
 /// When the database fails.
@@ -102,6 +102,7 @@ pub async fn remove_orphans(
     chain: ChainId,
     removed: &HashMap<B256, u64>,
     replayed: &[&B256],
+    remembered: usize,
 ) -> Result<(), Failure> {
     if removed.is_empty() {
         return Ok(());
@@ -111,16 +112,18 @@ pub async fn remove_orphans(
             "WITH gone AS (
                  DELETE FROM orphan_transfers WHERE chain_id = $1 AND block_hash = ANY($2) RETURNING block_hash
              )
-             INSERT INTO left_blocks (chain_id, block_hash, removed_by)
-             SELECT $1, hash, sequence FROM unnest($2::bytea[], $3::bigint[]) AS removed (hash, sequence)
+             INSERT INTO left_blocks (chain_id, block_hash, removed_by, place)
+             SELECT $1, hash, sequence, coalesce((SELECT max(place) FROM applied_records WHERE chain_id = $1), 0) + $5
+             FROM unnest($2::bytea[], $3::bigint[]) AS removed (hash, sequence)
              WHERE hash = ANY($4) OR hash IN (SELECT block_hash FROM gone)
-             ON CONFLICT (chain_id, block_hash) DO UPDATE SET removed_by = EXCLUDED.removed_by",
+             ON CONFLICT (chain_id, block_hash) DO UPDATE SET removed_by = EXCLUDED.removed_by, place = EXCLUDED.place",
         )
         .await?;
     let hashes: Vec<&[u8]> = removed.keys().map(|hash| hash.as_slice()).collect();
     let sequences: Vec<i64> = removed.values().map(|sequence| bigint(*sequence)).collect();
     let replayed: Vec<&[u8]> = replayed.iter().map(|hash| hash.as_slice()).collect();
-    db.execute(&statement, &[&bigint(chain.0), &hashes, &sequences, &replayed]).await?;
+    let remembered = i64::try_from(remembered).unwrap_or(i64::MAX);
+    db.execute(&statement, &[&bigint(chain.0), &hashes, &sequences, &replayed, &remembered]).await?;
     Ok(())
 }
 

@@ -404,8 +404,16 @@ fn gap(chain_id: u64, progress: &Progress, next: &FoundRecord, witnessed: Option
     // The confirmer goes by their parents from the witnessed block on.
     let in_doubt = witnessed.map_or(from.saturating_sub(MAX_IN_DOUBT), |witnessed| witnessed.min(from));
     let closes = format!("`ctrip backfill --chain {chain_id} --from {} --to {to} --again` closes the gap", in_doubt.max(1));
-    let unless = format!(", if no more than {MAX_IN_DOUBT} blocks before it had too few witnesses");
-    format!("{found}; {closes}{}; else {}", if witnessed.is_none() { unless.as_str() } else { "" }, anew(chain_id))
+    let condition = match witnessed {
+        None => format!(
+            ", if no more than {MAX_IN_DOUBT} blocks before it had too few witnesses, and they stand as they were matched"
+        ),
+        Some(witnessed) if witnessed < from.saturating_sub(1) => {
+            ", if the blocks before it that had too few witnesses stand as they were matched".to_owned()
+        }
+        Some(_) => String::new(),
+    };
+    format!("{found}; {closes}{condition}; else {}", anew(chain_id))
 }
 
 #[cfg(test)]
@@ -431,6 +439,9 @@ mod tests {
                 (named(witnessed), format!("`ctrip backfill --chain 5 --from {from} --to 1010 --again` closes"));
             assert!(named.contains(&command), "{named}");
             assert_eq!(named.contains("no more than 64 blocks"), witnessed.is_none(), "{named}");
+            // The confirmer may have applied something else.
+            let is_in_doubt = witnessed.is_none_or(|witnessed| witnessed < 1_000);
+            assert_eq!(named.contains("stand as they were matched"), is_in_doubt, "{named}");
         }
     }
 

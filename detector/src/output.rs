@@ -11,9 +11,9 @@ use runtime::Failure;
 use runtime::kafka::{Kafka, PartitionReader, Record};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use topics::Topic;
 use topics::lazy::Fields;
 use topics::wire::matches_record::Kind;
+use topics::{Topic, number_below};
 
 /// The header of a match that holds the offset of its block in `chain.blocks`, in decimal.
 pub const BLOCK_OFFSET: &str = "ctrip-block-offset";
@@ -29,6 +29,10 @@ const MAX_BETWEEN_BLOCK_AND_LOGS_MS: i64 = MAX_CLOCK_SKEW_MS + 10 * 60 * 1000;
 /// As many records of neighbours are looked at between a match and a block that stands on it by its parent's hash. What is written
 /// again after a loss comes soon; a block that stands on something else is not taken before all were looked at.
 const MAX_BETWEEN: usize = 8_192;
+
+/// As many records are looked at for the highest block that is witnessed, a chunk more or less: a chain whose endpoints do not give its blocks
+/// tells it nowhere, and meanwhile its neighbours wait.
+const MAX_LOOKED_BACK: usize = 65_536;
 
 /// Where a chain goes on in `chain.blocks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,28 +171,53 @@ pub fn read_progress(
     Ok(Matched { found, last })
 }
 
-/// Number of the highest block that enough endpoints had given of a chain, as far as its matches tell. It may be above the head by now.
+/// Number of the highest block that enough endpoints had given of a chain, as far as its matches tell. It may be above the head by now,
+/// where blocks were removed that are not matched. `None` as well where the last records of the partition do not tell.
 pub fn witnessed_block(kafka: &Kafka, partition: i32, chain_id: u64) -> Result<Option<u64>, Failure> {
     let matches = PartitionReader::open_at_once(kafka, Topic::Matches, partition)?;
-    let (mut lookup, mut witnessed) = (Lookup::of(chain_id), None);
+    let (mut lookup, mut search, mut looked) = (Lookup::of(chain_id), WitnessedSearch::default(), 0);
     matches.read_back(|records| {
         if let Some(record) = records.first() {
             lookup.at(Topic::Matches, record.partition(), record.offset());
         }
         for record in records.iter().rev() {
             let Ok(head) = head_of(record) else { continue };
-            if head.chain_id != chain_id || head.sequence == 0 {
-                continue;
-            }
-            witnessed = payload(record).ok().and_then(witnessed_in);
-            // A record without it leaves it where it was, but where the chain begins anew.
-            if witnessed.is_some() || head.kind == i32::from(Kind::Replayed) {
+            if head.chain_id == chain_id && search.see(&head, payload(record).ok().and_then(witnessed_in)).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
-        Ok(ControlFlow::Continue(()))
+        looked += records.len();
+        Ok(if looked < MAX_LOOKED_BACK { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
-    Ok(witnessed)
+    Ok(search.witnessed)
+}
+
+/// Finds it in a chain's records, which it sees from the last one backwards.
+#[derive(Default)]
+struct WitnessedSearch {
+    witnessed: Option<u64>,
+    /// The lowest block that stands below those that were removed.
+    below: Option<u64>,
+}
+
+impl WitnessedSearch {
+    /// Breaks at the last record that tells it.
+    fn see(&mut self, head: &RecordHead<'_>, told: Option<u64>) -> ControlFlow<()> {
+        match Kind::try_from(head.kind) {
+            _ if head.sequence == 0 => ControlFlow::Continue(()),
+            Ok(Kind::Removed) => {
+                let below = number_below(head.number, head.parent_number);
+                self.below = self.below.into_iter().chain([below]).min();
+                ControlFlow::Continue(())
+            }
+            // One without it leaves it where it was, but where the chain begins anew.
+            kind if told.is_some() || kind == Ok(Kind::Replayed) => {
+                self.witnessed = told.map(|told| self.below.map_or(told, |below| told.min(below)));
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
+        }
+    }
 }
 
 /// What a record of `chain.matches` says of it.
@@ -264,4 +293,41 @@ pub fn find_next(
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(records: &[(u64, Kind, u64, Option<u64>)]) -> Option<u64> {
+        let mut search = WitnessedSearch::default();
+        for (sequence, kind, number, told) in records.iter().rev() {
+            let (kind, number) = (i32::from(*kind), *number);
+            let head = RecordHead { sequence: *sequence, kind, number, ..RecordHead::default() };
+            if search.see(&head, *told).is_break() {
+                break;
+            }
+        }
+        search.witnessed
+    }
+
+    /// A backfill from a higher one on would not say again what a branch has put in their place.
+    #[test]
+    fn blocks_that_were_removed_are_witnessed_no_more() {
+        use Kind::{Added, Removed, Replayed, Tags};
+        let witnessed = (1, Added, 100, Some(100));
+        assert_eq!(seen(&[witnessed, (2, Tags, 100, None), (0, Replayed, 40, Some(40))]), Some(100));
+        let removed = [witnessed, (2, Removed, 100, None), (3, Removed, 99, None), (4, Added, 99, None), (5, Added, 100, None)];
+        assert_eq!(seen(&removed), Some(98));
+        assert_eq!(seen(&[&removed[..], &[(6, Tags, 100, Some(99))]].concat()), Some(99));
+        assert_eq!(seen(&[(1, Added, 100, Some(90)), (2, Removed, 100, None)]), Some(90), "it was lower");
+        assert_eq!(seen(&[witnessed, (2, Removed, 100, Some(100)), (3, Added, 100, None)]), Some(99));
+        assert_eq!(seen(&[witnessed, (2, Replayed, 70, None), (3, Added, 71, None)]), None, "it begins anew");
+        let mut skips = WitnessedSearch::default();
+        let over_a_hole =
+            RecordHead { sequence: 1, kind: Removed.into(), number: 100, parent_number: Some(95), ..RecordHead::default() };
+        assert!(skips.see(&over_a_hole, None).is_continue());
+        assert!(skips.see(&RecordHead { sequence: 1, kind: Added.into(), ..RecordHead::default() }, Some(100)).is_break());
+        assert_eq!(skips.witnessed, Some(95));
+    }
 }

@@ -108,7 +108,7 @@ pub(crate) async fn fold_chain(
         }
     };
     if let Some(fault) = read.fault {
-        return Err(Failure::Halt(anyhow!("{fault}")));
+        return Err(Failure::halt(fault));
     }
     if !read.new.is_empty() || !orphans.is_empty() {
         return apply(db, chains, chain, head, &read, orphans, slice).await;

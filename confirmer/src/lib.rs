@@ -3,7 +3,7 @@
 //! - `role` runs the stages.
 //! - [`fold`] applies batches of `chain.matches`: payments, events, chain head and offset are one Postgres transaction.
 //! - `arrivals` puts a block's transfers together by payment.
-//! - `aside` keeps the chain apart whose records can't be applied, and brings it back.
+//! - `aside` keeps the chain apart whose records can't be applied, `returning` brings it back.
 //! - `unapplied` tells which records say something new, where some are read or written again.
 //! - `orphans` credits transfers whose payment is there by now.
 //! - `working_set` holds the payments that a batch can change, in memory.
@@ -16,6 +16,7 @@ pub mod aside;
 pub mod fold;
 pub mod orphans;
 mod relay;
+pub mod returning;
 mod role;
 mod unapplied;
 mod working_set;

@@ -5,6 +5,7 @@
 use crate::aside::{self, Faults};
 use crate::fold::{Batch, FOLDING};
 use crate::relay;
+use crate::returning;
 use base::locked;
 use chain::Listing;
 use deadpool_postgres::Pool;
@@ -42,7 +43,7 @@ pub async fn run(settings: Settings, listing: Listing, stop: CancellationToken) 
     }));
     let (aside_kafka, aside_pool, handle) = (kafka.clone(), pool.clone(), Handle::current());
     stages.spawn(stage::run("confirmer-aside", stop.clone(), move |stop| {
-        aside::catch_up(&aside_kafka, &aside_pool, &listing, &handle, stop)
+        returning::catch_up(&aside_kafka, &aside_pool, &listing, &handle, stop)
     }));
     let handle = Handle::current();
     stages.spawn(stage::run("outbox", stop.clone(), move |stop| {

@@ -13,8 +13,9 @@
 
 use payments::store::{AppliedRecords, ChainHead, OpenBlock, Reading};
 use std::collections::HashMap;
+use std::error::Error;
 use std::fmt::{self, Display, Formatter};
-use topics::{B256, BlockRef, Kind, Matches};
+use topics::{B256, BlockRef, ChainId, Kind, Matches};
 
 /// Whether a record says that its chain begins anew.
 pub(crate) fn begins_anew(record: &Matches) -> bool {
@@ -40,6 +41,7 @@ pub(crate) fn continue_head(head: &ChainHead, records: &[&Matches]) -> Option<Re
         if !continues {
             return None;
         }
+        say(&mut head, record, &AppliedRecords::default());
         advance(&mut head, record);
     }
     Some(head.reading)
@@ -55,18 +57,32 @@ pub(crate) struct Unapplied<'a> {
     /// How far the chain is read with them.
     pub(crate) reading: Reading,
     /// Why the next one can't be applied.
-    pub(crate) fault: Option<Fault<'a>>,
+    pub(crate) fault: Option<Fault>,
 }
 
 /// A record after which something may stand that the chain does not have.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Fault<'a> {
+pub(crate) enum Fault {
     /// It brings its block with another one than was applied.
-    OtherContent(&'a Matches),
+    OtherContent(RecordRef),
     /// It is a replayed block that has left the chain since it was applied, and may be read from before it has.
-    Left(&'a Matches, u64),
+    Left(RecordRef, u64),
     /// Some before it are missing, and it says nothing of blocks above this one, up to the head, that may have another content by now.
-    Missing(&'a Matches, BlocksInDoubt),
+    Missing(RecordRef, BlocksInDoubt),
+}
+
+/// Which record it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecordRef {
+    chain: ChainId,
+    sequence: u64,
+    block: BlockRef,
+}
+
+impl RecordRef {
+    const fn of(record: &Matches) -> Self {
+        Self { chain: record.chain, sequence: record.sequence, block: record.block }
+    }
 }
 
 /// Blocks above a number, up to the head.
@@ -76,20 +92,22 @@ pub(crate) struct BlocksInDoubt {
     head: u64,
 }
 
-impl Display for Fault<'_> {
+impl Error for Fault {}
+
+impl Display for Fault {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::OtherContent(Matches { chain, sequence, block, .. }) => write!(
+            Self::OtherContent(RecordRef { chain, sequence, block }) => write!(
                 f,
                 "record {sequence} of chain {chain} brings block {block} with other content than was applied when too few \
                  endpoints had given it"
             ),
-            Self::Left(Matches { chain, block, .. }, sequence) => write!(
+            Self::Left(RecordRef { chain, block, .. }, sequence) => write!(
                 f,
                 "replayed block {block} has left chain {chain} with record {sequence}, and nothing tells yet whether it was \
                  replayed after that"
             ),
-            Self::Missing(Matches { chain, sequence, block, .. }, BlocksInDoubt { known, head }) => write!(
+            Self::Missing(RecordRef { chain, sequence, block }, BlocksInDoubt { known, head }) => write!(
                 f,
                 "records of chain {chain} before {sequence}, of block {block}, are missing: they may have brought other content \
                  for blocks above {known} than was applied when too few endpoints had given them, and nothing says again what was; \
@@ -126,7 +144,7 @@ pub(crate) fn unapplied<'a>(
             continue;
         }
         left.fault = match removed_by.filter(|_| precedes.is_none()) {
-            Some(sequence) => Some(Fault::Left(record, sequence)),
+            Some(sequence) => Some(Fault::Left(RecordRef::of(record), sequence)),
             None => find_fault(&head, record, &news, applied),
         };
         if left.fault.is_some() {
@@ -147,19 +165,19 @@ pub(crate) fn unapplied<'a>(
     left
 }
 
-fn find_fault<'a>(head: &ChainHead, record: &'a Matches, news: &News, applied: &AppliedRecords) -> Option<Fault<'a>> {
+fn find_fault(head: &ChainHead, record: &Matches, news: &News, applied: &AppliedRecords) -> Option<Fault> {
     if record.sequence == 0 {
         // What a part alone leaves out nobody knows. If the chain has it of a replayed block alone, enough endpoints had given it.
         let is_other = record.parts > 1 && head.has_in_doubt(record) && applied.has_added(record) && !applied.has_said(record);
-        return is_other.then_some(Fault::OtherContent(record));
+        return is_other.then_some(Fault::OtherContent(RecordRef::of(record)));
     }
     if matches!(news, News::New) && record.kind == Kind::Added && !continues(head, record) && applied.has_block(record) {
-        return Some(Fault::OtherContent(record));
+        return Some(Fault::OtherContent(RecordRef::of(record)));
     }
     let known = said_again(head).unwrap_or(head.known_by_hash());
     // Of what lies higher, but not above the head, it and those that follow say all again.
     let is_missing = !follows(head, record, applied) && !begins_anew(record) && number_below(record).min(head.number) > known;
-    is_missing.then_some(Fault::Missing(record, BlocksInDoubt { known, head: head.number }))
+    is_missing.then_some(Fault::Missing(RecordRef::of(record), BlocksInDoubt { known, head: head.number }))
 }
 
 /// Number of the highest block of whose content a record says nothing.
@@ -177,8 +195,8 @@ fn number_below(record: &Matches) -> u64 {
 /// Ingest writes a record after the one whose sequence is the next lower one. Where Kafka has lost the end of its cursors and blocks,
 /// it goes on from an older one, under sequences that were read: none is missing then, but what was read since may not stand any more.
 /// Of a block in doubt ingest has what it had told of it by then. Unless one was ever told with two contents, that is what was told of it
-/// since as well, and so what was applied. What has changed below is known by its hash. Only a second loss, before what was written after
-/// the first one is read, can hide that something is missing, in the sequences of before.
+/// since as well, and so what was applied. What has changed below is known by its hash. Only a second loss, or a topic that has kept too
+/// little, before what was written after the first one is read, can hide that something is missing, in the sequences of before.
 fn follows(head: &ChainHead, record: &Matches, applied: &AppliedRecords) -> bool {
     let is_next = is_read_next(head, record);
     let is_where_it_was = || !applied.may_have_flipped_above(head.known_by_hash());
@@ -192,26 +210,44 @@ const fn is_read_next(head: &ChainHead, record: &Matches) -> bool {
     record.sequence == last + 1 || record.sequence == last && !record.begins_block()
 }
 
-/// Notes what a replayed block says again of what is in doubt. It may be read before it is its turn.
+/// Notes what a replayed block says again of what is in doubt. It may be read before it is its turn. What was said up to a block stays
+/// said until that leaves the chain: another backfill may bring blocks of below.
 pub(crate) fn say(head: &mut ChainHead, record: &Matches, applied: &AppliedRecords) {
-    if !head.has_in_doubt(record) {
-        lead_from(head, record);
-    } else if says_again(head, record, applied) {
+    let is_further = head.reading.said.is_none_or(|said| said.number <= record.block.number);
+    let is_said = || if head.has_in_doubt(record) { says_again(head, record, applied) } else { is_led_from(head, record) };
+    if record.sequence == 0 && is_further && is_said() {
         head.reading.said = Some(record.block);
     }
 }
 
-/// Notes a replayed block that is known by its hash: those above lead on from it.
-fn lead_from(head: &mut ChainHead, record: &Matches) {
-    if record.sequence == 0 && head.hash.is_some() && record.block.number <= head.known_by_hash() {
-        head.reading.said = Some(record.block);
-    }
+/// Whether a replayed block is known by its hash: those above lead on from it.
+fn is_led_from(head: &ChainHead, record: &Matches) -> bool {
+    head.hash.is_some() && record.block.number <= head.known_by_hash()
 }
 
 /// Number of the head, if replayed blocks have said again what was applied of all that was in doubt.
 pub(crate) fn said_again(head: &ChainHead) -> Option<u64> {
     let BlockRef { number, hash } = head.reading.said?;
     (head.hash == Some(hash)).then_some(number)
+}
+
+/// What replayed blocks behind a fault say again, as far as they were looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LookForSaid {
+    /// The offset of the fault, and the chain's head before it: whatever moves either on may say, or take back, something by itself.
+    fault: (i64, ChainHead),
+    /// The head with what they say.
+    pub(crate) head: ChainHead,
+    /// Up to this offset.
+    pub(crate) looked: i64,
+}
+
+impl LookForSaid {
+    /// The look that goes on where the last one has ended, if that was behind the same fault.
+    pub(crate) fn after(last: Option<Self>, offset: i64, head: ChainHead) -> Self {
+        let fault = (offset, head);
+        last.filter(|last| last.fault == fault).unwrap_or(Self { fault, head, looked: offset })
+    }
 }
 
 /// Whether a replayed block has the content that was applied of it while it was in doubt, and leads on from one of which that
@@ -315,8 +351,9 @@ fn advance(head: &mut ChainHead, record: &Matches) {
     read(head, record);
     match record.kind {
         Kind::Added if record.ends_block() => {
+            // It may be what was said of, in doubt now.
             if head.hash.is_none() {
-                head.first = number;
+                (head.first, head.reading.said) = (number, None);
             }
             (head.number, head.hash, head.open) = (number, Some(hash), None);
             head.witnessed = head.witnessed.max(record.witnessed);
@@ -336,7 +373,7 @@ fn advance(head: &mut ChainHead, record: &Matches) {
             (head.number, head.hash, head.open) = (head.number.min(number), None, None);
             (head.witnessed, head.reading.said) = (None, None);
         }
-        Kind::Replayed => return lead_from(head, record),
+        Kind::Replayed => return,
         Kind::Tags if head.hash.is_some() => head.witnessed = head.witnessed.max(record.witnessed),
         Kind::Tags => {}
     }

@@ -105,3 +105,52 @@ fn whatever_the_ends_of_topics_lose_no_other_content_stands_and_no_honest_chain_
     println!("{refused} refused, {read_on} read on");
     assert!(refused > 1_000 && read_on > 1_000, "{refused} refused, {read_on} read on");
 }
+
+/// Another backfill may have been given an older range, or the same one again, and have been stopped.
+#[test]
+fn what_was_said_again_stays_said_whatever_else_is_replayed() {
+    let replayed = |number| record(0, Replayed, number, 0);
+    let (applied, next) = (in_doubt(3), record(20, Added, 13, 0));
+    for others in [vec![replayed(5)], vec![replayed(11)], vec![replayed(10), replayed(11)], vec![replayed(12), replayed(5)]] {
+        for place in 1..=2 {
+            let mut read = vec![replayed(11), replayed(12)];
+            read.splice(place..place, others.clone());
+            read.push(next.clone());
+            assert_eq!(news(&applied, &read).last(), Some(&20), "{others:?} at {place}");
+        }
+    }
+    // What it was said of leaves the chain, and comes again in doubt.
+    let left = [record(13, Removed, 12, 0), paying(record(14, Added, 12, 0), 1), record(20, Added, 13, 0)];
+    let left = [[replayed(11), replayed(12)].as_slice(), &left].concat();
+    assert_eq!(outcome(&applied, &left).1, Some(20));
+}
+
+/// The first block makes way for a branch that begins with the one below, of which too few endpoints have given what it has now.
+#[test]
+fn what_was_said_of_a_block_below_the_first_says_nothing_of_what_a_branch_brings_under_its_hash() {
+    let removed = Matches { parent_number: Some(8), ..record(10, Removed, 9, 0) };
+    let read = [record(0, Replayed, 8, 0), removed, paying(record(11, Added, 8, 0), 1), record(20, Added, 9, 0)];
+    assert_eq!(outcome(&[], &read), (vec![0, 10, 11], Some(20)));
+}
+
+#[test]
+fn a_look_for_what_is_said_again_goes_on_only_behind_the_very_fault_and_head() {
+    let head = Chain::new().head;
+    let first = LookForSaid::after(None, 5, head);
+    assert_eq!(first.looked, 5);
+    let said = Reading { said: Some(BlockRef { number: 9, hash: hash(9, 0) }), ..head.reading };
+    let last = Some(LookForSaid { looked: 90, head: ChainHead { reading: said, ..head }, ..first });
+    let same = LookForSaid::after(last, 5, head);
+    assert_eq!((same.looked, same.head.reading.said), (90, said.said));
+    let others = [
+        (6, head),
+        (4, head),
+        (5, ChainHead { sequence: 10, ..head }),
+        (5, ChainHead { hash: Some(hash(9, 1)), ..head }),
+        (5, ChainHead { reading: Reading { again: None, ..head.reading }, ..head }),
+    ];
+    for (offset, head) in others {
+        let anew = LookForSaid::after(last, offset, head);
+        assert_eq!((anew.looked, anew.head), (offset, head));
+    }
+}

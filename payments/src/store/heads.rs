@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 use topics::{B256, BlockRef, ChainId, Matches};
 
 /// The head of a chain at the last applied record.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChainHead {
     /// Of the last applied record of `chain.matches`.
     pub sequence: u64,

@@ -8,8 +8,8 @@
 //! doubt stands under a hash that was told with other content.
 //!
 //! Nor does it where that was lost before it was read. Sequences tell whether records are missing before one, and what is in
-//! doubt then has to be said again, by it and those that follow, or by replayed blocks before: that blocks lead on by their
-//! parents says nothing of what they hold.
+//! doubt then has to be said again, by it and those that follow, or by replayed blocks, before it or behind: that blocks lead on
+//! by their parents says nothing of what they hold.
 
 use payments::store::{AppliedRecords, ChainHead, OpenBlock, Reading};
 use std::collections::HashMap;

@@ -6,18 +6,12 @@
 
 use anyhow::anyhow;
 use base::locked;
-use runtime::Failure;
 use runtime::kafka::{GroupOffsets, Kafka, OpenTransaction, group_remedy};
-use runtime::stage::Notice;
-use std::collections::BTreeMap;
+use runtime::{Failure, HeldPartitions};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use topics::Topic;
 
-/// How often it is looked whether one may go on. They take turns, since a look takes a while.
-const LOOK_INTERVAL: Duration = Duration::from_secs(3);
-/// A broker ends what a producer that is gone has left open some 25 s later. What lasts longer is told.
-const MAX_WAIT: Duration = Duration::from_secs(40);
 /// How long a look at `chain.matches` waits for open transactions. What lasts longer holds the partition.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a look waits for offsets. Its connection is kept from one to the next, and may take longer to come.
@@ -35,10 +29,11 @@ pub enum Cause {
 impl Cause {
     /// What a person can do about it, once it has lasted for so long.
     fn remedy(&self, group: &str, open: Duration) -> String {
-        match self {
+        let remedy = match self {
             Self::Matches(transaction) => transaction.remedy(open),
             Self::Offsets => format!("its offsets are not told for {open:.0?}; {}", group_remedy(group)),
-        }
+        };
+        format!("its chains wait, those of other partitions go on: {remedy}")
     }
 }
 
@@ -48,44 +43,30 @@ pub struct Held {
     kafka: Kafka,
     group: &'static str,
     offsets: Arc<Mutex<Option<GroupOffsets>>>,
-    state: Arc<Mutex<State>>,
-}
-
-#[derive(Default)]
-struct State {
-    waiting: BTreeMap<i32, Waiting>,
-    looked: Option<Instant>,
-}
-
-struct Waiting {
-    cause: Cause,
-    /// Whether the consumer reads it. One that it does not read begins with a new consumer.
-    is_read: bool,
-    since: Instant,
-    looked: Instant,
-    notice: Notice,
+    /// For what each waits, and whether the consumer reads it. One that it does not read begins with a new consumer.
+    waiting: Arc<Mutex<HeldPartitions<(Cause, bool)>>>,
 }
 
 impl Held {
     pub fn new(kafka: &Kafka, group: &'static str) -> Self {
-        Self { kafka: kafka.clone(), group, offsets: Arc::default(), state: Arc::default() }
+        let waiting = Arc::new(Mutex::new(HeldPartitions::of(group)));
+        Self { kafka: kafka.clone(), group, offsets: Arc::default(), waiting }
     }
 
     /// Forgets all: a new assignment begins.
     pub fn clear(&self) {
-        *locked(&self.state) = State::default();
+        *locked(&self.waiting) = HeldPartitions::of(self.group);
     }
 
     /// Keeps a partition from being matched.
     pub fn hold(&self, partition: i32, cause: Cause, is_read: bool) {
         let place = if matches!(cause, Cause::Offsets) { "that holds its offsets" } else { "on chain.matches" };
         tracing::info!("partition {partition} waits for a transaction {place}, the others go on");
-        let (now, notice) = (Instant::now(), Notice::of(item(self.group, partition)));
-        locked(&self.state).waiting.insert(partition, Waiting { cause, is_read, since: now, looked: now, notice });
+        locked(&self.waiting).hold(partition, (cause, is_read));
     }
 
     pub fn holds(&self, partition: i32) -> bool {
-        locked(&self.state).waiting.contains_key(&partition)
+        locked(&self.waiting).holds(partition)
     }
 
     /// Looks whether the next of them may go on, if it is time; tells of one that waits for long.
@@ -93,27 +74,12 @@ impl Held {
     /// # Errors
     /// `Retry` when one that the consumer does not read can be begun; when the broker does not answer.
     pub fn look(&self) -> Result<(), Failure> {
-        let now = Instant::now();
-        let next = {
-            let state = &mut *locked(&self.state);
-            if state.looked.is_some_and(|looked| now - looked < LOOK_INTERVAL) {
-                return Ok(());
-            }
-            state.looked = Some(now);
-            state.tell(self.group, now);
-            let next = state.waiting.iter_mut().min_by_key(|(_, waiting)| waiting.looked);
-            let Some((partition, waiting)) = next else { return Ok(()) };
-            waiting.looked = now;
-            (*partition, waiting.cause.clone(), waiting.is_read)
-        };
-        let (partition, cause, is_read) = next;
+        let due = locked(&self.waiting).due(|(cause, _), open| cause.remedy(self.group, open));
+        let Some((partition, (cause, is_read))) = due else { return Ok(()) };
         if !self.is_over(partition, &cause)? {
             return Ok(());
         }
-        let state = &mut *locked(&self.state);
-        state.waiting.remove(&partition);
-        // It may have been on other partitions as well.
-        state.looked = None;
+        locked(&self.waiting).release(partition);
         if is_read {
             return Ok(());
         }
@@ -136,42 +102,13 @@ impl Held {
     }
 }
 
-impl State {
-    /// Tells of those that wait for longer than any transaction of ours lasts.
-    fn tell(&mut self, group: &str, now: Instant) {
-        for waiting in self.waiting.values_mut() {
-            let open = now.saturating_duration_since(waiting.since);
-            if open > MAX_WAIT {
-                let remedy = waiting.cause.remedy(group, open);
-                waiting.notice.show(Some(format!("its chains wait, those of other partitions go on: {remedy}")));
-            }
-        }
-    }
-}
-
-/// The name under which `runtime::stage::waiting` tells of a partition.
-fn item(group: &str, partition: i32) -> String {
-    format!("{group}: partition {partition}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use runtime::stage;
 
     #[test]
-    fn a_partition_that_waits_for_long_is_told_with_the_command_and_goes_when_it_goes_on() {
-        let told = || stage::waiting().into_iter().find(|(named, _)| named == "lab: partition 3").map(|(_, cause)| cause);
-        let (mut state, start) = (State::default(), Instant::now());
-        let notice = Notice::of(item("lab", 3));
-        let waiting = Waiting { cause: Cause::Offsets, is_read: false, since: start, looked: start, notice };
-        state.waiting.insert(3, waiting);
-        state.tell("lab", start + Duration::from_secs(20));
-        assert_eq!(told(), None, "a broker may still end it");
-        state.tell("lab", start + Duration::from_secs(50));
-        let cause = told().expect("a partition that waits");
-        assert!(cause.contains("group lab") && cause.contains("kafka-transactions.sh"), "{cause}");
-        drop(state);
-        assert_eq!(told(), None);
+    fn what_is_told_of_a_partition_that_waits_for_offsets_has_the_command() {
+        let told = Cause::Offsets.remedy("lab", Duration::from_secs(50));
+        assert!(told.contains("group lab") && told.contains("kafka-transactions.sh"), "{told}");
     }
 }

@@ -5,6 +5,7 @@
 //! - [`Registry`] registers and reads schemas.
 //! - [`Failure`] says what a stage does about an error; [`stage::run`] does it.
 //! - [`FoldStage`] is a stage whose effects and offset are one Postgres transaction.
+//! - [`HeldPartitions`] are those that a stage holds while the others go on.
 //! - [`set_aside`] is what such a stage keeps from being processed while all else goes on.
 //! - [`compared`] tells with which topics the database was compared, and waits for it.
 //! - [`SharedTask`] is work for which several may wait.
@@ -16,6 +17,7 @@ pub mod db;
 pub mod exporter;
 mod failure;
 mod fold;
+mod held;
 pub mod http;
 pub mod kafka;
 pub mod logging;
@@ -27,6 +29,7 @@ pub mod stage;
 
 pub use failure::Failure;
 pub use fold::{FoldStage, OnReturn, Span};
+pub use held::HeldPartitions;
 pub use kafka::Kafka;
 pub use registry::{Registry, RegistryError};
 pub use set_aside::SetAside;

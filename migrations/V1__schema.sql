@@ -315,6 +315,8 @@ CREATE INDEX left_blocks_by_place ON left_blocks (chain_id, place);
 -- for the frame.
 CREATE TABLE outbox (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    -- The batch that it is claimed for. Negative where it is kept back for a partition of payment.events that can't be read to
+    -- its end: -1 for partition 0, and so on.
     batch      bigint,
     payment_id uuid NOT NULL,
     -- Which event of the payment it is, so that one that Kafka has already is found.

@@ -2,40 +2,52 @@
 
 use crate::groups::{Chain, block};
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Lab, Plan, Process, eventually, root};
+use e2e::{Api, KafkaAdmin, Lab, Plan, Process, eventually, root};
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use reqwest::Method;
 use runtime::kafka::PartitionReader;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use topics::wire::block_record::Kind;
-use topics::wire::{BlockRecord, MatchesRecord};
+use topics::wire::{BlockRecord, MatchesRecord, PaymentEvent};
 use topics::{Topic, frame};
+use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const UNCOMMITTED: &[u8] = b"of a transaction that nobody ends";
 
-/// The place of the chain's matches.
-fn place(lab: &Lab) -> (String, i32) {
-    (format!("{}{}", lab.env["TOPIC_PREFIX"], Topic::Matches), Topic::Matches.partition_of("31337"))
+/// A topic and one of its partitions.
+type Place = (String, i32);
+
+/// Where the records of a key are.
+fn place_of(lab: &Lab, topic: Topic, key: &str) -> Place {
+    (format!("{}{topic}", lab.env["TOPIC_PREFIX"]), topic.partition_of(key))
 }
 
-/// A producer, which ends the transaction that it had left open before.
-fn producer(lab: &Lab) -> Result<BaseProducer> {
+/// The place of the chain's matches.
+fn place(lab: &Lab) -> Place {
+    place_of(lab, Topic::Matches, "31337")
+}
+
+/// A producer, which ends the transaction that it had left open in that place before, as `kafka-transactions.sh abort` does.
+fn producer(lab: &Lab, (topic, _): &Place) -> Result<BaseProducer> {
     let mut config = lab.kafka_connection();
-    config.set("transactional.id", format!("{}.gone", place(lab).0)).set("transaction.timeout.ms", "900000");
+    config.set("transactional.id", format!("{topic}.gone")).set("transaction.timeout.ms", "900000");
     let producer: BaseProducer = config.create()?;
     producer.init_transactions(PATIENCE)?;
     Ok(producer)
 }
 
 /// Begins a transaction, and goes. The broker keeps it open for a quarter of an hour.
-fn leave_open(lab: &Lab) -> Result<()> {
-    let ((topic, partition), producer) = (place(lab), producer(lab)?);
+fn leave_open(lab: &Lab, place: &Place) -> Result<()> {
+    let ((topic, partition), producer) = (place, producer(lab, place)?);
     producer.begin_transaction()?;
-    producer.send(BaseRecord::<(), _>::to(&topic).partition(partition).payload(UNCOMMITTED)).map_err(|(error, _)| error)?;
+    producer.send(BaseRecord::<(), _>::to(topic).partition(*partition).payload(UNCOMMITTED)).map_err(|(error, _)| error)?;
     Ok(producer.flush(PATIENCE)?)
 }
 
@@ -76,7 +88,7 @@ async fn the_documented_commands_end_a_transaction_that_hangs_and_its_stage_goes
     };
     // All stages are at work: a detector that begins waits for the end of its own topic.
     api.until(pay().await?.id(), "confirmed").await?;
-    leave_open(&lab)?;
+    leave_open(&lab, &place(&lab))?;
     let payment = pay().await?;
     let offset = beginning(&lab)?;
     let found = api.get(payment.id()).await?;
@@ -134,7 +146,7 @@ async fn a_transaction_that_hangs_holds_the_chains_of_its_partition_and_no_other
     let mut detector = lab.spawn("detector")?;
     until_matched(neighbour, 1).await?;
     until_matched(other, 1).await?;
-    leave_open(&lab)?;
+    leave_open(&lab, &place(&lab))?;
     // What is known of a chain needs no look, so it goes on behind the transaction.
     for sequence in [2, 3] {
         write(neighbour, sequence).await?;
@@ -154,11 +166,10 @@ async fn a_transaction_that_hangs_holds_the_chains_of_its_partition_and_no_other
     let began = Instant::now();
     until_matched(other, 5).await?;
     ensure!(began.elapsed() < Duration::from_secs(20), "it waited for another partition: {:?}", began.elapsed());
-    told(&detector, &topic, partition).await?;
+    told(&detector, "detector", &(topic, partition)).await?;
     write(other, 6).await?;
     until_matched(other, 6).await?;
-    // As `kafka-transactions.sh abort` does.
-    drop(producer(&lab)?);
+    drop(producer(&lab, &place(&lab))?);
     until_matched(31337, 1).await?;
     write(neighbour, 4).await?;
     until_matched(neighbour, 4).await?;
@@ -171,14 +182,120 @@ async fn a_transaction_that_hangs_holds_the_chains_of_its_partition_and_no_other
     detector.check()
 }
 
-/// Waits until the log and a metric have the partition that is held, with the command that ends it.
-async fn told(detector: &Process, topic: &str, partition: i32) -> Result<()> {
-    let named = format!("detector: partition {partition}");
+/// Waits until the log and a metric have the partition that a stage holds, with the command that ends it.
+async fn told(process: &Process, stage: &str, (topic, partition): &Place) -> Result<()> {
+    let named = format!("{stage}: partition {partition}");
     let command = format!("abort --topic {topic} --partition {partition} --start-offset");
     eventually("the held partition to be told", async || {
-        let log = detector.log();
-        let told = detector.metric("set_aside_items", &[("kind", "stage")]).await.unwrap_or_default();
+        let log = process.log();
+        let told = process.metric("set_aside_items", &[("kind", "stage")]).await.unwrap_or_default();
         Ok((told >= 1.0 && log.lines().any(|line| line.contains(&named) && line.contains(&command))).then_some(()))
     })
     .await
+}
+
+/// The events that can be read now, whatever is open: the payment and number of each.
+async fn readable_events(lab: &Lab) -> Result<Vec<(String, u64)>> {
+    let kafka = lab.kafka().await?;
+    let read = tokio::task::spawn_blocking(move || {
+        let mut events = Vec::new();
+        for partition in 0..Topic::Events.partitions() {
+            let reader = PartitionReader::open_at_once(&kafka, Topic::Events, partition)?;
+            while let Some(record) = reader.next()? {
+                let event: Option<PaymentEvent> = frame::decode(record.payload()).ok();
+                events.extend(event.map(|event| (event.payment_id, event.sequence)));
+            }
+        }
+        Ok::<_, runtime::Failure>(events)
+    });
+    read.await?.map_err(Into::into)
+}
+
+async fn until_readable(lab: &Lab, payments: &[String]) -> Result<()> {
+    eventually("the events of payments", async || {
+        let read: BTreeSet<String> = readable_events(lab).await?.into_iter().map(|(payment, _)| payment).collect();
+        Ok(payments.iter().all(|payment| read.contains(payment)).then_some(()))
+    })
+    .await
+}
+
+/// Two payments, of which the events of the first are in the partition.
+async fn one_in_and_one_beside(api: &Api, partition: i32) -> Result<[String; 2]> {
+    let (mut within, mut beside) = (None, None);
+    while within.is_none() || beside.is_none() {
+        let id = api.create_surely(json!({ "chain": "anvil", "amount": "1" })).await?.id().to_owned();
+        let of = if Topic::Events.partition_of(&id) == partition { &mut within } else { &mut beside };
+        of.get_or_insert(id);
+    }
+    within.zip(beside).map(Into::into).context("payments")
+}
+
+/// What a relay has told is read from the ends of `payment.events` when the next begins. Nobody knows what is behind the
+/// transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_hangs_holds_the_events_of_its_partition_and_no_others() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let (mut server, mut confirmer) = (lab.spawn("api")?, lab.spawn("confirmer")?);
+    let api = lab.merchant("shop")?;
+    api.ready(&mut server).await?;
+    let first = api.create_surely(json!({ "chain": "anvil", "amount": "1" })).await?.id().to_owned();
+    until_readable(&lab, std::slice::from_ref(&first)).await?;
+    let place = place_of(&lab, Topic::Events, &first);
+    let partition = place.1;
+    leave_open(&lab, &place)?;
+
+    // A relay that runs publishes behind the transaction, and is killed before it deletes what it has published.
+    let [hidden, beside] = one_in_and_one_beside(&api, partition).await?;
+    let db = lab.database().await?;
+    let rows = "SELECT count(*) FROM outbox WHERE batch IS NULL";
+    eventually("all to be published", async || Ok((db.query_one(rows, &[]).await?.get::<_, i64>(0) == 0).then_some(())))
+        .await?;
+    until_readable(&lab, std::slice::from_ref(&beside)).await?;
+    confirmer.kill()?;
+    let payment = Uuid::parse_str(&hidden)?;
+    let history = db.query_one("SELECT record FROM payment_events WHERE payment_id = $1", &[&payment]).await?;
+    let claim = "INSERT INTO outbox (batch, payment_id, sequence, event, state) VALUES ($1, $2, 1, $3, '')";
+    db.execute("DELETE FROM outbox", &[]).await?;
+    let kafka = lab.kafka().await?;
+    let next = tokio::task::spawn_blocking(move || kafka.committed("outbox", Topic::Events, 0)).await??;
+    let last = next.context("the relay's group")? - 1;
+    db.execute(claim, &[&last, &payment, &history.get::<_, Vec<u8>>(0)]).await?;
+    // What it had claimed after that was not published, and nobody knows.
+    let [claimed, other] = one_in_and_one_beside(&api, partition).await?;
+    let sql = "UPDATE outbox SET batch = $1 WHERE payment_id = $2";
+    db.execute(sql, &[&(last + 1), &Uuid::parse_str(&claimed)?]).await?;
+    KafkaAdmin::of(&lab)?.delete_group("outbox").await?;
+
+    let mut confirmer = lab.spawn("confirmer")?;
+    until_readable(&lab, std::slice::from_ref(&other)).await?;
+    let [kept, beside] = one_in_and_one_beside(&api, partition).await?;
+    api.request(Method::POST, &format!("/api/v1/payments/{kept}/cancel"), None, &[]).await?;
+    until_readable(&lab, std::slice::from_ref(&beside)).await?;
+    told(&confirmer, "outbox", &place).await?;
+    confirmer.terminate()?;
+    let mut confirmer = lab.spawn("confirmer")?;
+    let [later, beside] = one_in_and_one_beside(&api, partition).await?;
+    until_readable(&lab, &[beside]).await?;
+    let read = readable_events(&lab).await?;
+    let held = [&hidden, &claimed, &kept, &later];
+    ensure!(!read.iter().any(|(payment, _)| held.contains(&payment)), "what is behind an open transaction was read: {read:?}");
+
+    drop(producer(&lab, &place)?);
+    until_readable(&lab, &held.map(Clone::clone)).await?;
+    eventually("the outbox to be empty", async || {
+        let left: i64 = db.query_one("SELECT count(*) FROM outbox", &[]).await?.get(0);
+        Ok((left == 0).then_some(()))
+    })
+    .await?;
+    let mut numbers: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for (payment, number) in readable_events(&lab).await? {
+        numbers.entry(payment).or_default().push(number);
+    }
+    for (payment, numbers) in &numbers {
+        let expected: &[u64] = if *payment == kept { &[1, 2] } else { &[1] };
+        ensure!(numbers == expected, "{payment} has the events {numbers:?}");
+    }
+    ensure!(held.iter().all(|payment| numbers.contains_key(*payment)), "{numbers:?}");
+    confirmer.check()?;
+    server.check()
 }

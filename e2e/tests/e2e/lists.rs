@@ -168,6 +168,31 @@ async fn a_batch_that_was_claimed_is_claimed_again_whole_and_in_order_before_wha
     Ok(())
 }
 
+/// The relay keeps back what goes to a partition that it can't read to its end, and what may be there already.
+#[tokio::test]
+async fn what_the_relay_keeps_back_is_not_claimed_and_holds_no_front() -> Result<()> {
+    let db = db::generic_plan_pool(&database().await?, 1, CommitMode::Asynchronous, None)?.get().await?;
+    let sql = "INSERT INTO outbox (payment_id, event, state) SELECT gen_random_uuid(), '', '' FROM generate_series(1, 6)
+               RETURNING id";
+    let ids: Vec<i64> = db.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect();
+    db.execute("UPDATE outbox SET batch = 7 WHERE id <= $1", &[&ids[1]]).await?;
+    store::keep_back(&db, &[(ids[2], 3), (ids[3], 5)]).await?;
+    ensure!(store::claims(&db).await?.iter().map(|(_, batch)| *batch).collect::<Vec<_>>() == [7, 7]);
+    let mut front = OutboxFront::of(8, &[5]);
+    let mut claimed = async |batch| -> Result<Vec<i64>> {
+        let claimed = front.claim(&db, batch, 10).await?.iter().map(|row| row.id).collect();
+        // Those of the batch, unless they are published, the one that is kept back, and two in doubt.
+        let left = front.move_on(&db).await?;
+        ensure!(left == if batch == 8 { 6 } else { 3 }, "{left} are left after batch {batch}");
+        Ok(claimed)
+    };
+    ensure!(claimed(8).await? == [ids[2], ids[4], ids[5]], "what was kept back for partition 3 is in its order again");
+    ensure!(claimed(9).await?.is_empty());
+    ensure!(OutboxFront::of(10, &[]).claim(&db, 10, 10).await?.len() == 1, "of partition 5, which is held no more");
+    ensure!(store::claims(&db).await?.len() == 3, "what is in doubt stays as it is");
+    Ok(())
+}
+
 #[tokio::test]
 async fn many_lost_payments_are_counted_and_the_chains_beside_them_are_found_at_once() -> Result<()> {
     let aside = "INSERT INTO set_aside (stage, topic, partition, item, next_offset, cause)

@@ -1,6 +1,8 @@
 //! Rows of `outbox`: events on their way to Kafka, written in the transaction that changed the payment.
 //!
-//! The confirmer's relay claims rows in numbered batches; its module says how that makes them exactly once.
+//! The confirmer's relay claims rows in numbered batches; its module says how that makes them exactly once. `batch` has the
+//! number of a row that is claimed. It is negative where the relay keeps the row back for a partition of `payment.events`
+//! ([`keep_back`]).
 
 use crate::events::{event_record, state_record};
 use crate::history;
@@ -118,7 +120,11 @@ impl<'a> Encoded<'a> {
 #[derive(Debug, Default)]
 pub struct OutboxFront {
     lowest: LowestId,
+    /// The first batch. What is claimed under a lower number is in doubt, and stays as it is.
+    first: i64,
     batch: i64,
+    /// What stands for the number of a batch in rows that are kept back still.
+    kept: Vec<i64>,
     /// The id after the highest that was claimed.
     claimed: i64,
     /// When all was looked at.
@@ -126,8 +132,13 @@ pub struct OutboxFront {
 }
 
 impl OutboxFront {
+    /// For a relay whose first batch has this number, and that keeps back what goes to these partitions.
+    pub fn of(first: i64, held: &[i32]) -> Self {
+        Self { first, batch: first, kept: held.iter().map(|partition| kept_for(*partition)).collect(), ..Self::default() }
+    }
+
     /// Deletes published rows and claims the next ones under the number `batch`, or finds those that were claimed under it before a
-    /// crash. Numbers only go up.
+    /// crash. Numbers only go up. Rows that were kept back for partitions that are held no more are among the next ones.
     ///
     /// Events of payments whose intent Kafka has not acknowledged wait, since an event tells the payment's address.
     ///
@@ -138,14 +149,15 @@ impl OutboxFront {
             .prepare_cached(
                 "WITH published AS (DELETE FROM outbox WHERE batch >= $4 AND batch < $1),
                       claimed AS (SELECT id FROM outbox WHERE batch = $1),
-                      new AS (SELECT id FROM outbox o WHERE id >= $3 AND batch IS NULL AND NOT EXISTS (SELECT FROM claimed)
+                      new AS (SELECT id FROM outbox o WHERE id >= $3 AND (batch IS NULL OR batch < 0 AND batch <> ALL ($5))
+                          AND NOT EXISTS (SELECT FROM claimed)
                           AND NOT EXISTS (SELECT FROM unacknowledged_intents i WHERE i.payment_id = o.payment_id)
                           ORDER BY id LIMIT $2)
                  UPDATE outbox SET batch = $1 WHERE id IN (SELECT id FROM claimed UNION ALL SELECT id FROM new)
                  RETURNING id, payment_id, event, state",
             )
             .await?;
-        let rows = db.query(&statement, &[&batch, &limit, &self.lowest.id(), &self.batch]).await?;
+        let rows = db.query(&statement, &[&batch, &limit, &self.lowest.id(), &self.batch, &self.kept]).await?;
         let mut rows: Vec<OutboxRow> = rows
             .iter()
             .map(|row| OutboxRow { id: row.get(0), payment: row.get(1), event: row.get(2), state: row.get(3) })
@@ -163,8 +175,12 @@ impl OutboxFront {
     pub async fn move_on(&mut self, db: &impl GenericClient) -> Result<i64, Failure> {
         let is_due = self.looked.is_none_or(|at| at.elapsed() > FULL_LOOK_INTERVAL);
         let from = if is_due { 0 } else { self.lowest.id() };
-        let sql = "SELECT count(*), min(id), pg_snapshot_xmin(pg_current_snapshot())::text::bigint FROM outbox WHERE id >= $1";
-        let row = db.query_one(&db.prepare_cached(sql).await?, &[&from]).await?;
+        // What is kept back or in doubt does not hold the front.
+        let sql = "SELECT count(*) + (SELECT count(*) FROM outbox WHERE batch < 0 AND id < $1),
+                       min(id) FILTER (WHERE (batch = ANY ($2) OR batch > 0 AND batch < $3) IS NOT TRUE),
+                       pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+                   FROM outbox WHERE id >= $1";
+        let row = db.query_one(&db.prepare_cached(sql).await?, &[&from, &self.kept, &self.first]).await?;
         let (lowest, oldest): (Option<i64>, i64) = (row.get(1), row.get(2));
         if is_due {
             self.looked = Some(Instant::now());
@@ -199,12 +215,21 @@ pub(super) fn read_event(event: &[u8]) -> Result<PaymentEvent, Failure> {
     PaymentEvent::decode(event).map_err(|e| Failure::halt(e).context("outbox"))
 }
 
-/// The lowest number that rows are claimed under.
+/// What stands for the number of a batch in a row that is kept back for a partition.
+fn kept_for(partition: i32) -> i64 {
+    -1 - i64::from(partition)
+}
+
+/// Keeps rows back that are claimed and go to partitions that are held: `rows` has the id of each, and the partition. They wait
+/// until an [`OutboxFront`] holds that no more.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn first_claimed_batch(db: &impl GenericClient) -> Result<Option<i64>, Failure> {
-    Ok(db.query_one("SELECT min(batch) FROM outbox WHERE batch IS NOT NULL", &[]).await?.get(0))
+pub async fn keep_back(db: &impl GenericClient, rows: &[(i64, i32)]) -> Result<(), Failure> {
+    let (ids, kept): (Vec<i64>, Vec<i64>) = rows.iter().map(|(id, partition)| (*id, kept_for(*partition))).unzip();
+    let sql = "UPDATE outbox o SET batch = r.kept FROM unnest($1::bigint[], $2::bigint[]) AS r (id, kept) WHERE o.id = r.id";
+    db.execute(&db.prepare_cached(sql).await?, &[&ids, &kept]).await?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -12,29 +12,33 @@ use topics::PaymentId;
 use topics::wire::{PaymentEvent, PaymentState};
 use uuid::Uuid;
 
-/// The payments that have events claimed under a lower number than `next`, and the lowest of those numbers.
+/// The events that are claimed: the payment of each, and the number that it is claimed under.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn claimed_before(db: &impl GenericClient, next: i64) -> Result<Option<(HashSet<Uuid>, i64)>, Failure> {
-    let sql = "SELECT array_agg(DISTINCT payment_id), min(batch) FROM outbox WHERE batch < $1";
-    let row = db.query_one(sql, &[&next]).await?;
-    let payments: Option<Vec<Uuid>> = row.get(0);
-    Ok(payments.map(|payments| payments.into_iter().collect()).zip(row.get(1)))
+pub async fn claims(db: &impl GenericClient) -> Result<Vec<(Uuid, i64)>, Failure> {
+    let rows = db.query("SELECT payment_id, batch FROM outbox WHERE batch > 0", &[]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Lets rows be claimed anew that were claimed under a lower number than `next` and never told: a database that took the place of
-/// this one for a while has told others under their number. They are held against all events of their payments that were `told` since
-/// the lowest of those numbers, and that were compared with this database before: no number is told with two contents. Returns how many
-/// will be told now.
+/// Lets rows of these payments be claimed anew that were claimed under a lower number than `next` and never told: a database
+/// that took the place of this one for a while has told others under their number, or nobody knew whether Kafka had them. They
+/// are held against all events of their payments that were `told` since the lowest of those numbers, and that were compared
+/// with this database before: no number is told with two contents. Returns how many will be told now.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid event.
-pub async fn release_claims(db: &mut Client, next: i64, told: &[(Uuid, PaymentEvent)]) -> Result<i64, Failure> {
+pub async fn release_claims(
+    db: &mut Client,
+    payments: &HashSet<Uuid>,
+    next: i64,
+    told: &[(Uuid, PaymentEvent)],
+) -> Result<i64, Failure> {
     let transaction = db.transaction().await?;
     lock::begin_comparison(&transaction).await?;
-    let sql = "UPDATE outbox SET batch = NULL WHERE batch < $1 RETURNING id";
-    let released: Vec<i64> = transaction.query(sql, &[&next]).await?.iter().map(|row| row.get(0)).collect();
+    let sql = "UPDATE outbox SET batch = NULL WHERE batch > 0 AND batch < $1 AND payment_id = ANY($2) RETURNING id";
+    let payments: Vec<Uuid> = payments.iter().copied().collect();
+    let released: Vec<i64> = transaction.query(sql, &[&next, &payments]).await?.iter().map(|row| row.get(0)).collect();
     take_out_told(&transaction, &told.iter().collect::<Vec<_>>(), told).await?;
     let left = transaction.query_one("SELECT count(*) FROM outbox WHERE id = ANY($1)", &[&released]).await?.get(0);
     transaction.commit().await?;
@@ -62,7 +66,7 @@ pub(super) async fn take_out_told<'a>(
     // The relay may delete rows that it has published now.
     let statement = db
         .prepare_cached(
-            "SELECT id, payment_id, event, state, batch IS NOT NULL FROM outbox WHERE payment_id = ANY($1) ORDER BY id
+            "SELECT id, payment_id, event, state, coalesce(batch > 0, false) FROM outbox WHERE payment_id = ANY($1) ORDER BY id
              FOR UPDATE SKIP LOCKED",
         )
         .await?;

@@ -219,8 +219,9 @@ impl Returning<'_> {
         self.stop.is_cancelled() || turn.elapsed() >= TURN
     }
 
+    /// Reads what lies below the partition's offset. The stage has read that, so no open transaction is before it.
     fn reader(&self) -> Result<PartitionReader, Failure> {
-        let reader = PartitionReader::open(self.kafka, Topic::Matches, self.item.partition)?;
+        let reader = PartitionReader::open_at_once(self.kafka, Topic::Matches, self.item.partition)?;
         reader.seek(self.item.next_offset)?;
         Ok(reader)
     }

@@ -14,7 +14,7 @@ use topics::wire::{ChainCursor, chain_cursor};
 use topics::{B256, ChainId};
 
 /// Blocks of a part: those whose numbers give the same quotient.
-const PART_BLOCKS: u64 = 32;
+pub const PART_BLOCKS: u64 = 32;
 
 /// A chain's records in `chain.cursors`.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -263,6 +263,7 @@ mod tests {
             assert_eq!(PartitionReader::open_at_once(&kafka, topic, 2).unwrap().end(), 0);
             let opened = PartitionReader::open_within(&kafka, topic, 2, Duration::from_secs(2)).unwrap();
             assert_eq!(opened.unwrap().end(), 0);
+            kafka.read_partitions(topic, &[1, 2], |_| panic!("a record")).unwrap();
         };
         tokio::task::spawn_blocking(read).await.unwrap();
     }

@@ -54,21 +54,28 @@ impl Kafka {
     ///
     /// # Errors
     /// When a transaction stays open for 30 s, or no record arrives for 30 s before the end.
-    pub fn read_all(&self, topic: Topic, mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
+    pub fn read_all(&self, topic: Topic, see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
+        self.read_partitions(topic, &(0..topic.partitions()).collect::<Vec<_>>(), see)
+    }
+
+    /// [`read_all`](Self::read_all) of these partitions, whatever is the matter with the others.
+    ///
+    /// # Errors
+    /// As for [`read_all`](Self::read_all).
+    pub fn read_partitions(&self, topic: Topic, partitions: &[i32], mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
         let inner: BaseConsumer<EofContext> = self
             .reader_config("lookup")
             .set("group.id", self.prefixed("lookup"))
             .set("enable.partition.eof", "true")
             .create_with_context(EofContext)?;
         let name = self.name(topic);
-        let all: Vec<i32> = (0..topic.partitions()).collect();
-        self.await_stable(&inner, topic, &all)?;
+        self.await_stable(&inner, topic, partitions)?;
         let mut list = TopicPartitionList::new();
-        for partition in 0..topic.partitions() {
-            list.add_partition_offset(&name, partition, Offset::Beginning)?;
+        for partition in partitions {
+            list.add_partition_offset(&name, *partition, Offset::Beginning)?;
         }
         inner.assign(&list)?;
-        let mut open = all;
+        let mut open = partitions.to_vec();
         let mut last = Instant::now();
         while !open.is_empty() {
             match inner.poll(Duration::from_millis(100)) {

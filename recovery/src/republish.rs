@@ -9,8 +9,9 @@ use futures::StreamExt as _;
 use payments::intents::{Origin, address_intent_record, intent_record};
 use payments::store::{self, Page};
 use runtime::db::OwnConnection;
-use runtime::kafka::Publisher;
+use runtime::kafka::{Publisher, is_timeout};
 use runtime::{Failure, Kafka, set_aside};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use topics::wire::PaymentIntent;
 use topics::{Message as _, Topic};
@@ -57,7 +58,7 @@ pub async fn forget_published(db: &impl GenericClient, kafka: &Kafka) -> Result<
 }
 
 /// Publishes the intents of all payments and static addresses; returns how many. One that fails keeps no other from its turn: it
-/// stays as it was, and the next time publishes it.
+/// stays as it was, and the next time publishes it. So it is with all of a partition that has acknowledged nothing for once.
 ///
 /// # Errors
 /// When Kafka has not acknowledged some, or rows can't be read, in the end; when Kafka takes none of many, or the database fails,
@@ -109,12 +110,23 @@ async fn publish(
     intents: Vec<(Uuid, PaymentIntent)>,
     so_far: &mut SoFar,
 ) -> Result<(), Failure> {
-    let records: Vec<_> = intents.iter().map(|(_, intent)| (intent.key(), kafka.encode(intent))).collect();
-    let outcomes: Vec<_> = publisher.publish_each(Topic::Intents, &records).collect().await;
-    let acknowledged = so_far.count(&intents, outcomes);
+    let (ids, records) =
+        so_far.leave_out_silent(intents.iter().map(|(id, intent)| (*id, (intent.key(), kafka.encode(intent)))));
+    let outcomes = publisher.publish_each(Topic::Intents, &records).map(|(place, outcome)| {
+        let partition = records.get(place).map_or(0, |(key, _)| Topic::Intents.partition_of(key));
+        let outcome = outcome.map_err(|cause| Unacknowledged { is_timeout: is_timeout(&cause), cause });
+        (place, partition, outcome)
+    });
+    let acknowledged = so_far.count(&ids, outcomes.collect().await);
     let takes_none = acknowledged.is_empty() && intents.len() >= MANY;
     note_acknowledged(db, kafka, &acknowledged).await?;
     if takes_none { Err(so_far.failed_now()) } else { Ok(()) }
+}
+
+/// Why an intent was not acknowledged.
+struct Unacknowledged {
+    is_timeout: bool,
+    cause: anyhow::Error,
 }
 
 /// What has become of the intents.
@@ -124,20 +136,44 @@ struct SoFar {
     failed: u64,
     last_cause: Option<anyhow::Error>,
     unreadable: u64,
+    /// Partitions that have acknowledged nothing of a page in time. A page waits for all its intents, so they get no more.
+    silent: BTreeSet<i32>,
 }
 
 impl SoFar {
-    /// Takes the outcomes by the places of their intents, in any order. Returns those that were acknowledged.
-    fn count<T>(&mut self, intents: &[(Uuid, T)], outcomes: Vec<(usize, anyhow::Result<()>)>) -> Vec<Uuid> {
-        let mut acknowledged = Vec::new();
-        for (place, outcome) in outcomes {
+    /// Leaves out records of silent partitions, which have failed then.
+    fn leave_out_silent(
+        &mut self,
+        records: impl Iterator<Item = (Uuid, (String, Vec<u8>))>,
+    ) -> (Vec<Uuid>, Vec<(String, Vec<u8>)>) {
+        let is_silent = |key: &str| self.silent.contains(&Topic::Intents.partition_of(key));
+        let (left_out, sent): (Vec<_>, Vec<_>) = records.partition(|(_, (key, _))| is_silent(key));
+        self.failed += u64::try_from(left_out.len()).unwrap_or_default();
+        sent.into_iter().unzip()
+    }
+
+    /// Takes the outcomes by the places of their intents, in any order, each with its partition. Returns those that were
+    /// acknowledged.
+    fn count(&mut self, ids: &[Uuid], outcomes: Vec<(usize, i32, Result<(), Unacknowledged>)>) -> Vec<Uuid> {
+        let (mut acknowledged, mut heard, mut late) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        for (place, partition, outcome) in outcomes {
             match outcome {
-                Ok(()) => acknowledged.extend(intents.get(place).map(|(id, _)| *id)),
-                Err(cause) => {
+                Ok(()) => {
+                    acknowledged.extend(ids.get(place));
+                    heard.insert(partition);
+                }
+                Err(Unacknowledged { is_timeout, cause }) => {
                     self.failed += 1;
                     self.last_cause = Some(cause);
+                    late.extend(is_timeout.then_some(partition));
                 }
             }
+        }
+        for partition in &late - &heard {
+            tracing::error!(
+                "partition {partition} of payment.intents acknowledges nothing: it gets no more of the intents, the others do"
+            );
+            self.silent.insert(partition);
         }
         self.acknowledged += u64::try_from(acknowledged.len()).unwrap_or_default();
         acknowledged
@@ -159,8 +195,14 @@ impl SoFar {
     fn failed_now(&mut self) -> Failure {
         let cause = self.last_cause.take().map(|cause| format!(": {cause:#}")).unwrap_or_default();
         let rows = if self.unreadable > 0 { "; `ctrip set-aside` names the rows" } else { "" };
+        let partitions: Vec<String> = self.silent.iter().map(i32::to_string).collect();
+        let silent = if partitions.is_empty() {
+            String::new()
+        } else {
+            format!(" (partitions of {} that acknowledge nothing: {})", Topic::Intents, partitions.join(", "))
+        };
         Failure::Retry(anyhow!(
-            "{} intents were published again, {} were not acknowledged{cause}, and {} could not be read{rows}",
+            "{} intents were published again, {} were not acknowledged{cause}{silent}, and {} could not be read{rows}",
             self.acknowledged,
             self.failed,
             self.unreadable
@@ -176,18 +218,47 @@ impl SoFar {
 mod tests {
     use super::*;
 
+    fn late() -> Result<(), Unacknowledged> {
+        Err(Unacknowledged { is_timeout: true, cause: anyhow!("no leader") })
+    }
+
     /// One partition of `payment.intents` may have no leader.
     #[test]
     fn an_intent_that_kafka_does_not_take_keeps_no_other_from_being_published_again() {
-        let [first, second, third] = [1, 2, 3].map(|id| (Uuid::from_u128(id), ()));
+        let [first, second, third] = [1, 2, 3].map(Uuid::from_u128);
         let mut so_far = SoFar::default();
         // The one that fails comes last.
-        let outcomes = vec![(2, Ok(())), (0, Ok(())), (1, Err(anyhow!("no leader")))];
-        assert_eq!(so_far.count(&[first, second, third], outcomes), [third.0, first.0]);
+        let outcomes = vec![(2, 5, Ok(())), (0, 4, Ok(())), (1, 4, late())];
+        assert_eq!(so_far.count(&[first, second, third], outcomes), [third, first]);
         let failure = so_far.end().unwrap_err().to_string();
         assert!(failure.contains("2 intents") && failure.contains("1 were not acknowledged: no leader"), "{failure}");
         let mut so_far = SoFar::default();
-        assert_eq!(so_far.count(&[second], vec![(0, Ok(()))]), [second.0]);
+        assert_eq!(so_far.count(&[second], vec![(0, 4, Ok(()))]), [second]);
         assert_eq!(so_far.end().unwrap(), 1);
+    }
+
+    /// Each page would wait half a minute for it, and there may be thousands of pages.
+    #[test]
+    fn a_partition_that_acknowledges_nothing_keeps_one_page_waiting_and_is_named() {
+        let records = || (0..64_u128).map(|id| (Uuid::from_u128(id), (id.to_string(), Vec::new())));
+        let partition = |key: &str| Topic::Intents.partition_of(key);
+        let dead = partition("0");
+        let mut so_far = SoFar::default();
+        for is_first in [true, false] {
+            let (ids, sent) = so_far.leave_out_silent(records());
+            assert_eq!(sent.iter().any(|(key, _)| partition(key) == dead), is_first);
+            let outcome = |key: &str| if partition(key) == dead { late() } else { Ok(()) };
+            let outcomes = sent.iter().enumerate().map(|(place, (key, _))| (place, partition(key), outcome(key)));
+            let acknowledged = so_far.count(&ids, outcomes.collect());
+            assert!(acknowledged.iter().all(|id| partition(&id.as_u128().to_string()) != dead));
+        }
+        let counted = so_far.acknowledged + so_far.failed;
+        let failure = so_far.end().unwrap_err().to_string();
+        assert!(counted == 128 && failure.contains(&format!("acknowledge nothing: {dead})")), "{failure}");
+        // What one record is refused for says nothing of its partition.
+        let mut so_far = SoFar::default();
+        let too_large = Err(Unacknowledged { is_timeout: false, cause: anyhow!("too large") });
+        so_far.count(&[Uuid::nil()], vec![(0, dead, too_large)]);
+        assert_eq!(so_far.leave_out_silent(records()).1.len(), 64);
     }
 }

@@ -36,7 +36,7 @@ pub use hanging::{OpenTransaction, group_remedy};
 pub use offsets::{Ends, GroupOffsets, NotedOffset, Offsets};
 pub use partition_reader::PartitionReader;
 pub use probe::{Unusable, check, probe};
-pub use producer::{Publisher, Transaction, TransactionalProducer};
+pub use producer::{Publisher, Transaction, TransactionalProducer, is_timeout};
 /// The group, member and generation that a transaction's offsets come from.
 pub use rdkafka::consumer::ConsumerGroupMetadata as GroupMetadata;
 pub use record::{Mark, Record};

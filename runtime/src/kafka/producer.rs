@@ -331,6 +331,12 @@ impl Publisher {
     }
 }
 
+/// Whether a record was not acknowledged since the time for it was over, as when its partition has no leader.
+pub fn is_timeout(unacknowledged: &anyhow::Error) -> bool {
+    let error = unacknowledged.downcast_ref::<KafkaError>();
+    error.and_then(KafkaError::rdkafka_error_code) == Some(RDKafkaErrorCode::MessageTimedOut)
+}
+
 fn reopening_delays() -> Box<dyn Iterator<Item = Duration> + Send> {
     Box::new(backoff::delays(MAX_REOPENING_DELAY))
 }
@@ -382,7 +388,7 @@ mod tests {
         let (mut acknowledged, mut failed) = (0, 0);
         while let Some((place, outcome)) = outcomes.next().await {
             let is_dead = Topic::Intents.partition_of(&records[place].0) == dead;
-            assert_eq!(outcome.is_err(), is_dead, "{place}: {outcome:?}");
+            assert_eq!(outcome.as_ref().is_err_and(is_timeout), is_dead, "{place}: {outcome:?}");
             if is_dead {
                 failed += 1;
             } else {

@@ -8,6 +8,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGr
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 use topics::Topic;
 
@@ -76,7 +78,6 @@ impl Kafka {
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.name(topic), partition);
         let answer = inner.committed_offsets(list, COMMITTED_TIMEOUT).map_err(|e| uncommitted(e, group))?;
-        // What is noted beside it is not asked for: rdkafka panics at a foreign note that is not UTF-8.
         Ok(answer.elements().first().and_then(|element| match element.offset() {
             Offset::Offset(offset) => Some(offset),
             _ => None,
@@ -102,10 +103,17 @@ impl Kafka {
             Err(error) if is_late(&error) => error,
             outcome => return outcome.map_err(|e| uncommitted(e, group)),
         };
-        // Kafka tells nothing of any of them while a transaction holds one.
+        // Kafka tells nothing of any of them while a transaction holds one. All are asked for at the same time, since each that
+        // is held takes as long as it may.
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let (inner, kafka) = (&inner, self);
+            let ask = |partition| scope.spawn(move || kafka.told(inner, std::slice::from_ref(partition), SINGLE_TIMEOUT));
+            let asked: Vec<_> = partitions.iter().map(ask).collect();
+            asked.into_iter().map(ScopedJoinHandle::join).collect()
+        });
         let mut told = BTreeMap::new();
-        for partition in partitions {
-            match self.told(&inner, std::slice::from_ref(partition), SINGLE_TIMEOUT) {
+        for answer in answers {
+            match answer.map_err(|_| Failure::Retry(anyhow!("asking for a committed offset of {group} panicked")))? {
                 Ok(offset) => told.extend(offset),
                 Err(error) if is_late(&error) => refused = error,
                 Err(error) => return Err(uncommitted(error, group)),
@@ -129,7 +137,7 @@ impl Kafka {
         let told = partitions.iter().map(|(topic, partition)| {
             let element = answer.find_partition(&self.name(*topic), *partition);
             let offset = element.and_then(|element| match element.offset() {
-                Offset::Offset(offset) => Some((offset, element.metadata().to_owned())),
+                Offset::Offset(offset) => Some((offset, readable(|| element.metadata().to_owned()))),
                 _ => None,
             });
             ((*topic, *partition), offset)
@@ -239,6 +247,11 @@ impl Ends {
     }
 }
 
+/// A note, or none if another program has written bytes that are not UTF-8, at which rdkafka panics.
+fn readable(note: impl FnOnce() -> String) -> String {
+    catch_unwind(AssertUnwindSafe(note)).unwrap_or_default()
+}
+
 fn is_late(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut)
 }
@@ -259,5 +272,34 @@ pub(super) fn with_leaders<T>(mut ask: impl FnMut() -> KafkaResult<T>) -> KafkaR
             return outcome;
         }
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::mocking::MockCluster;
+
+    /// A detector that begins with all partitions waits for this.
+    #[tokio::test]
+    async fn offsets_that_are_not_told_take_no_longer_for_many_partitions_than_for_one() {
+        let cluster = MockCluster::new(1).unwrap();
+        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+        cluster.broker_round_trip_time(1, Duration::from_secs(60)).unwrap();
+        let asked = tokio::task::spawn_blocking(move || {
+            let partitions: Vec<_> = (0..8).flat_map(|p| [(Topic::Blocks, p), (Topic::Logs, p)]).collect();
+            let started = Instant::now();
+            let told = kafka.committed_within("lab", &partitions, Duration::from_millis(500));
+            assert!(told.is_err(), "{told:?}");
+            started.elapsed()
+        });
+        let took = asked.await.unwrap();
+        assert!(took < Duration::from_secs(8), "{took:?}");
+    }
+
+    #[test]
+    fn a_foreign_note_that_nobody_can_read_is_none() {
+        assert_eq!(readable(|| "of ours".to_owned()), "of ours");
+        assert_eq!(readable(|| String::from_utf8(vec![0xff]).expect("Metadata is not UTF-8")), "");
     }
 }

@@ -70,9 +70,14 @@ pub async fn compared_topic(db: &impl GenericClient) -> Result<Option<IntentsTop
 /// Waits until the database was compared with the topics that this process reaches. `seen` is one that the role may see.
 pub async fn await_comparison(role: &str, kafka: &Kafka, pool: &Pool, seen: Topic) {
     let (started, mut notice) = (Instant::now(), Notice::of(format!("{role}: topics")));
+    // One client for all looks, until one fails.
+    let mut client = None;
     loop {
-        let wait = match look(kafka, pool, seen).await {
-            Ok((reached, compared)) => why_to_wait(&reached, compared.as_ref()),
+        let wait = match look(kafka, client.take(), pool, seen).await {
+            Ok((kept, reached, compared)) => {
+                client = Some(kept);
+                why_to_wait(&reached, compared.as_ref())
+            }
             Err(failure) => Some(failure.to_string()),
         };
         let Some(cause) = wait else { return };
@@ -83,13 +88,22 @@ pub async fn await_comparison(role: &str, kafka: &Kafka, pool: &Pool, seen: Topi
     }
 }
 
-/// The topic that is reached, and the one that was compared.
-async fn look(kafka: &Kafka, pool: &Pool, seen: Topic) -> Result<(IntentsTopic, Option<IntentsTopic>), Failure> {
+/// The topic that is reached, and the one that was compared, with the client that was asked.
+async fn look(
+    kafka: &Kafka,
+    client: Option<Backlog>,
+    pool: &Pool,
+    seen: Topic,
+) -> Result<(Backlog, IntentsTopic, Option<IntentsTopic>), Failure> {
     let kafka = kafka.clone();
-    let reached = tokio::task::spawn_blocking(move || IntentsTopic::reached(&kafka, &Backlog::open(&kafka)?, seen));
-    let reached = reached.await.map_err(|panic| Failure::Retry(anyhow!(panic)))??;
+    let reached = tokio::task::spawn_blocking(move || {
+        let client = client.map_or_else(|| Backlog::open(&kafka), Ok)?;
+        let reached = IntentsTopic::reached(&kafka, &client, seen)?;
+        Ok::<_, Failure>((client, reached))
+    });
+    let (client, reached) = reached.await.map_err(|panic| Failure::Retry(anyhow!(panic)))??;
     let compared = db::answered(LOOK_TIMEOUT, async { compared_topic(&pool.get().await?).await }).await?;
-    Ok((reached, compared))
+    Ok((client, reached, compared))
 }
 
 fn why_to_wait(reached: &IntentsTopic, compared: Option<&IntentsTopic>) -> Option<String> {

@@ -85,10 +85,9 @@ impl App {
     /// # Errors
     /// A 503 when the database fails, or was restored to before the merchant got the account of its newest address.
     pub async fn account_of(&self, merchant: &Merchant) -> Result<Account, Problem> {
-        let fingerprint = merchant.xpub.as_deref();
-        let account = match self.accounts.known(fingerprint) {
-            Some(account) => account,
-            None => self.accounts.read(&*self.db().await?, fingerprint.unwrap_or_default()).await?,
+        let account = match self.accounts.known(merchant.xpub.as_deref()) {
+            Ok(account) => account,
+            Err(unread) => self.accounts.read(&*self.db().await?, unread).await?,
         };
         if account.is_replaced() {
             return Err(Problem::replaced());

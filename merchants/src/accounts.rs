@@ -67,9 +67,7 @@ impl Account {
     /// # Errors
     /// `Halt` when another account has the same addresses; when the database fails.
     pub async fn register_again(&self, client: &mut Client) -> Result<(), Failure> {
-        let has_failed = |error: &anyhow::Error| error.chain().any(|cause| cause.is::<tokio_postgres::Error>());
-        let registered = register(&self.0.xpub, client).await.map(drop);
-        registered.map_err(|error| if has_failed(&error) { Failure::Retry(error) } else { Failure::Halt(error) })
+        register(&self.0.xpub, client).await.map(drop)
     }
 
     /// Names the account in the database, such as in a payment's row.
@@ -79,7 +77,10 @@ impl Account {
 }
 
 /// Returns the name of the account's sequence.
-async fn register(xpub: &AccountXpub, client: &mut Client) -> anyhow::Result<String> {
+///
+/// # Errors
+/// `Halt` when another account has the same addresses; when the database fails.
+async fn register(xpub: &AccountXpub, client: &mut Client) -> Result<String, Failure> {
     let fingerprint = xpub.fingerprint();
     let register = async {
         let transaction = client.transaction().await?;
@@ -97,11 +98,11 @@ async fn register(xpub: &AccountXpub, client: &mut Client) -> anyhow::Result<Str
             .await?;
         Ok::<_, tokio_postgres::Error>((transaction, sequence, rows))
     };
-    let (transaction, sequence, rows) =
-        register.await.context("registering the xpub in the database (`ctrip migrate` creates its tables)")?;
+    let failed = |error: tokio_postgres::Error| Failure::from(error).context("registering the xpub in the database");
+    let (transaction, sequence, rows) = register.await.map_err(failed)?;
     // A transaction that is dropped is rolled back.
-    refuse_twin(xpub, rows.iter().map(KnownAccount::of))?;
-    transaction.commit().await.context("registering the xpub in the database")?;
+    refuse_twin(xpub, rows.iter().map(KnownAccount::of)).map_err(Failure::Halt)?;
+    transaction.commit().await.map_err(failed)?;
     Ok(sequence)
 }
 
@@ -203,11 +204,14 @@ impl Accounts {
         Self { own, known: RwLock::default() }
     }
 
-    /// The account of this fingerprint, if it was read before; without one cTrip's own. A fingerprint's account never changes.
-    pub fn known(&self, fingerprint: Option<&str>) -> Option<Account> {
+    /// The account of this fingerprint; without one cTrip's own. A fingerprint's account never changes.
+    ///
+    /// # Errors
+    /// Returns the fingerprint if it has to be [`read`](Self::read) first.
+    pub fn known<'a>(&self, fingerprint: Option<&'a str>) -> Result<Account, &'a str> {
         match fingerprint.filter(|fingerprint| *fingerprint != self.own.fingerprint()) {
-            None => Some(self.own.clone()),
-            Some(other) => self.known.read().unwrap_or_else(PoisonError::into_inner).get(other).cloned(),
+            None => Ok(self.own.clone()),
+            Some(other) => self.known.read().unwrap_or_else(PoisonError::into_inner).get(other).cloned().ok_or(other),
         }
     }
 

@@ -4,6 +4,10 @@
 -- seconds, as headers have it; wall-clock time is timestamptz. Metadata is json and not jsonb, which refuses U+0000, writes 1e308 out
 -- in 309 digits and sorts names: json keeps the text that the merchant sent.
 
+-- Whether our programs can read these times, or nulls: 'infinity' and the year 10000 are no times to them.
+CREATE FUNCTION are_times(VARIADIC times timestamptz[]) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN timestamptz '1970-01-01Z' <= ALL (times) AND timestamptz '9999-12-31Z' >= ALL (times);
+
 -- Merchants and their keys -------------------------------------------------------------------------------------------------------
 
 -- The account keys that addresses are derived from. Each has a sequence of its own, named by its fingerprint; a sequence
@@ -74,7 +78,8 @@ CREATE TABLE api_keys (
     expires_at   timestamptz,
     revoked_at   timestamptz,
     -- Written now and then, not by each request.
-    last_used_at timestamptz
+    last_used_at timestamptz,
+    CHECK (are_times(created_at, expires_at, revoked_at, last_used_at))
 );
 CREATE INDEX api_keys_of_merchant ON api_keys (merchant_id);
 
@@ -598,7 +603,9 @@ CREATE TABLE webhook_endpoints (
     asked_by         text,
     CHECK (enabled = (disabled_at IS NULL) AND enabled = (disabled_reason IS NULL)),
     CHECK ((old_secret IS NULL) = (old_secret_until IS NULL)),
-    CHECK (deleted_at IS NULL OR NOT enabled)
+    CHECK (deleted_at IS NULL OR NOT enabled),
+    CHECK (are_times(secret_since, old_secret_until, disabled_at, failing_since, last_failed_at, paused_until, resting_until,
+        deleted_at, created_at))
 );
 CREATE INDEX webhook_endpoints_of_merchant ON webhook_endpoints (merchant_id, created_at, id);
 -- What is pending for those has to end.
@@ -657,7 +664,9 @@ CREATE TABLE webhook_deliveries (
     created_at   timestamptz NOT NULL DEFAULT now(),
     delivered_at timestamptz,
     -- The event first: housekeeping asks whether a message has any.
-    UNIQUE (event_id, endpoint_id)
+    UNIQUE (event_id, endpoint_id),
+    -- One whose time nobody can read would stop the sending of all.
+    CHECK (are_times(next_attempt, created_at, delivered_at))
 );
 CREATE INDEX webhook_deliveries_due ON webhook_deliveries (endpoint_id, next_attempt, id) WHERE state = 'pending';
 -- Whether an earlier event of the payment is still on its way.
@@ -682,7 +691,8 @@ CREATE TABLE webhook_attempts (
     error       text,
     -- The first kilobyte of the answer's body.
     reply       text NOT NULL DEFAULT '',
-    PRIMARY KEY (delivery_id, number)
+    PRIMARY KEY (delivery_id, number),
+    CHECK (are_times(at))
 );
 
 -- Who did what ------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ use e2e::{Lab, Stack, eventually};
 use runtime::db::{self, Migrations};
 use std::time::Duration;
 use tokio::task::JoinHandle;
+use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 const TABLE: (&str, &str) = ("V1__table", "CREATE TABLE t (a int)");
@@ -116,6 +117,38 @@ async fn a_backfill_commits_step_by_step() -> Result<()> {
 }
 
 /// An empty database, and a connection to it.
+/// One delivery that is due at `infinity`, written by hand, would stop the sending of all.
+#[tokio::test]
+async fn no_webhook_and_no_key_has_a_time_that_our_programs_cant_read() -> Result<()> {
+    let url = Stack::attach()?.create_migrated(&format!("times_{}", Uuid::new_v4().simple())).await?;
+    let db = db::pool(&url, 1)?.get().await?;
+    db.batch_execute(
+        "INSERT INTO merchants (id, name) VALUES (lpad('1', 32, '0')::uuid, 'shop');
+         INSERT INTO api_keys (hash, merchant_id) SELECT sha256('key'), id FROM merchants;
+         INSERT INTO webhook_endpoints (id, merchant_id, url, secret, old_secret, old_secret_until, enabled, disabled_at,
+                 disabled_reason)
+             SELECT id, id, 'https://shop.example/', '', '', now(), false, now(), 'asked' FROM merchants;
+         INSERT INTO webhook_deliveries (endpoint_id, event_id, type, state) SELECT id, 'evt', 'ping', 'pending' FROM merchants;
+         INSERT INTO webhook_attempts (delivery_id, number, took_ms) SELECT id, 1, 1 FROM webhook_deliveries",
+    )
+    .await?;
+    let tables = ["api_keys", "webhook_endpoints", "webhook_deliveries", "webhook_attempts"];
+    let sql = "SELECT table_name::text, column_name::text FROM information_schema.columns
+               WHERE data_type = 'timestamp with time zone' AND table_name = ANY($1)";
+    let columns = db.query(sql, &[&tables.as_slice()]).await?;
+    ensure!(columns.len() == 17, "{columns:?}");
+    for column in columns {
+        let (table, column): (&str, &str) = (column.get(0), column.get(1));
+        let set = async |time: &str| db.batch_execute(&format!("UPDATE {table} SET {column} = '{time}'")).await;
+        set("2030-01-01Z").await?;
+        for time in ["infinity", "-infinity", "10000-01-01Z"] {
+            let refused = set(time).await.err().and_then(|error| error.code().cloned());
+            ensure!(refused == Some(SqlState::CHECK_VIOLATION), "{table}.{column} may be {time}: {refused:?}");
+        }
+    }
+    Ok(())
+}
+
 async fn empty() -> Result<(String, deadpool_postgres::Client)> {
     let url = Stack::attach()?.create_database(&format!("migrations_{}", Uuid::new_v4().simple())).await?;
     let client = db::pool(&url, 1)?.get().await?;

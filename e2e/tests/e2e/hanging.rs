@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const UNCOMMITTED: &[u8] = b"of a transaction that nobody ends";
 
 /// A topic and one of its partitions.
-type Place = (String, i32);
+pub type Place = (String, i32);
 
 /// Where the records of a key are.
 fn place_of(lab: &Lab, topic: Topic, key: &str) -> Place {
@@ -30,7 +30,7 @@ fn place_of(lab: &Lab, topic: Topic, key: &str) -> Place {
 }
 
 /// The place of the chain's matches.
-fn place(lab: &Lab) -> Place {
+pub fn place(lab: &Lab) -> Place {
     place_of(lab, Topic::Matches, "31337")
 }
 
@@ -44,7 +44,7 @@ fn producer(lab: &Lab, (topic, _): &Place) -> Result<BaseProducer> {
 }
 
 /// Begins a transaction, and goes. The broker keeps it open for a quarter of an hour.
-fn leave_open(lab: &Lab, place: &Place) -> Result<()> {
+pub fn leave_open(lab: &Lab, place: &Place) -> Result<()> {
     let ((topic, partition), producer) = (place, producer(lab, place)?);
     producer.begin_transaction()?;
     producer.send(BaseRecord::<(), _>::to(topic).partition(*partition).payload(UNCOMMITTED)).map_err(|(error, _)| error)?;

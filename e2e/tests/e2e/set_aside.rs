@@ -1,5 +1,6 @@
 //! One chain's fault stops one chain: it is set aside, named with the command that helps, and goes on where it left off.
 
+use crate::hanging;
 use anyhow::{Context as _, Result, ensure};
 use chain::Listing;
 use confirmer::fold::FOLDING;
@@ -361,6 +362,8 @@ async fn a_chain_that_comes_back_stops_at_the_offset_of_the_stage() -> Result<()
     let lab = Lab::start(Plan::default()).await?;
     let records: Vec<_> = (1..=6).map(|sequence| matches(sequence, Kind::Added, 10 + sequence)).collect();
     pass_over(&lab, &records, 0, 3).await?;
+    // It is behind all that the stage has passed over.
+    hanging::leave_open(&lab, &hanging::place(&lab))?;
     let head = bring_back(&lab).await?;
     ensure!(head == Some(13), "the head is {head:?}, and the stage goes on after block 13");
     // Where retention has deleted what waited, the next one is the stage's all the same.

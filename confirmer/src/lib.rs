@@ -7,13 +7,15 @@
 //! - `unapplied` tells which records say something new, where some are read or written again.
 //! - `orphans` credits transfers whose payment is there by now.
 //! - `working_set` holds the payments that a batch can change, in memory.
-//! - `relay` publishes the outbox to Kafka, exactly once.
+//! - `relay` publishes the outbox to Kafka, exactly once: `batches` tells what Kafka has of it, `looks` when a partition can be read.
 //!
 //! Left out on purpose: the rules of a payment's life and its SQL, which are the crate [`payments`]'.
 
 mod arrivals;
 pub mod aside;
+mod batches;
 pub mod fold;
+mod looks;
 pub mod orphans;
 mod relay;
 pub mod returning;

@@ -95,7 +95,8 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failur
 fn read_published(kafka: &Kafka, chain: ChainId) -> Result<Vec<Head>, Failure> {
     let key = chain.to_string();
     let (mut stack, mut unreadable) = (Vec::new(), None);
-    kafka.read_all(Topic::Blocks, |record| {
+    // All of a chain's are in one partition. What is the matter with the others keeps it from nothing.
+    kafka.read_partitions(Topic::Blocks, &[Topic::Blocks.partition_of(&key)], |record| {
         if record.key() != key.as_bytes() {
             return;
         }

@@ -58,15 +58,15 @@ impl Account {
     /// parent, and each would give out the other's addresses again. When the database fails.
     pub async fn register(xpub: AccountXpub, pool: &Pool) -> anyhow::Result<Self> {
         let mut client = pool.get().await.context("connecting to DATABASE_URL")?;
-        let sequence = register(&xpub, &mut client).await?;
+        let sequence = register(&xpub, &mut client).await.map_err(Failure::from)?;
         Ok(Self::new(xpub, sequence))
     }
 
     /// [`register`](Self::register) in a database that took the place of the one before, and may lack it.
     ///
     /// # Errors
-    /// `Halt` when another account has the same addresses; when the database fails.
-    pub async fn register_again(&self, client: &mut Client) -> Result<(), Failure> {
+    /// As for [`register`](Self::register).
+    pub async fn register_again(&self, client: &mut Client) -> Result<(), Unregistered> {
         register(&self.0.xpub, client).await.map(drop)
     }
 
@@ -76,11 +76,34 @@ impl Account {
     }
 }
 
+/// Why an account is not registered.
+#[derive(Debug)]
+pub enum Unregistered {
+    /// Another account has the same addresses, or what is registered of another can't be read.
+    Refused(anyhow::Error),
+    /// Whatever Postgres says, it says nothing of the account.
+    Database(anyhow::Error),
+}
+
+impl From<tokio_postgres::Error> for Unregistered {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let (Failure::Retry(cause) | Failure::Reopen(cause) | Failure::Halt(cause)) = error.into();
+        Self::Database(cause.context("registering the xpub in the database"))
+    }
+}
+
+/// For whoever steers a loop.
+impl From<Unregistered> for Failure {
+    fn from(unregistered: Unregistered) -> Self {
+        match unregistered {
+            Unregistered::Refused(cause) => Self::Halt(cause),
+            Unregistered::Database(cause) => Self::Retry(cause),
+        }
+    }
+}
+
 /// Returns the name of the account's sequence.
-///
-/// # Errors
-/// `Halt` when another account has the same addresses; when the database fails.
-async fn register(xpub: &AccountXpub, client: &mut Client) -> Result<String, Failure> {
+async fn register(xpub: &AccountXpub, client: &mut Client) -> Result<String, Unregistered> {
     let fingerprint = xpub.fingerprint();
     let register = async {
         let transaction = client.transaction().await?;
@@ -98,11 +121,10 @@ async fn register(xpub: &AccountXpub, client: &mut Client) -> Result<String, Fai
             .await?;
         Ok::<_, tokio_postgres::Error>((transaction, sequence, rows))
     };
-    let failed = |error: tokio_postgres::Error| Failure::from(error).context("registering the xpub in the database");
-    let (transaction, sequence, rows) = register.await.map_err(failed)?;
+    let (transaction, sequence, rows) = register.await?;
     // A transaction that is dropped is rolled back.
-    refuse_twin(xpub, rows.iter().map(KnownAccount::of)).map_err(Failure::Halt)?;
-    transaction.commit().await.map_err(failed)?;
+    refuse_twin(xpub, rows.iter().map(KnownAccount::of)).map_err(Unregistered::Refused)?;
+    transaction.commit().await?;
     Ok(sequence)
 }
 

@@ -11,8 +11,8 @@ use payments::store::{self, Page};
 use runtime::db::OwnConnection;
 use runtime::kafka::{Publisher, is_timeout};
 use runtime::{Failure, Kafka, set_aside};
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 use topics::wire::PaymentIntent;
 use topics::{Message as _, Topic};
 use uuid::Uuid;
@@ -21,6 +21,8 @@ const PAGE: i64 = 1000;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Kafka takes no intents at all when it takes none of so many: they are of all partitions.
 const MANY: usize = 500;
+/// How long a partition that acknowledges nothing gets no intents: each time, a page waits for it.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// The publishing of intents that Kafka has not acknowledged, as others see what it has set aside.
 pub const REPAIRING: &str = "intents";
@@ -58,7 +60,7 @@ pub async fn forget_published(db: &impl GenericClient, kafka: &Kafka) -> Result<
 }
 
 /// Publishes the intents of all payments and static addresses; returns how many. One that fails keeps no other from its turn: it
-/// stays as it was, and the next time publishes it. So it is with all of a partition that has acknowledged nothing for once.
+/// stays as it was, and the next time publishes it. So it is, for a while, with all of a partition that has acknowledged nothing for once.
 ///
 /// # Errors
 /// When Kafka has not acknowledged some, or rows can't be read, in the end; when Kafka takes none of many, or the database fails,
@@ -111,7 +113,7 @@ async fn publish(
     so_far: &mut SoFar,
 ) -> Result<(), Failure> {
     let (ids, records) =
-        so_far.leave_out_silent(intents.iter().map(|(id, intent)| (*id, (intent.key(), kafka.encode(intent)))));
+        so_far.leave_out_silent(intents.iter().map(|(id, intent)| (*id, (intent.key(), kafka.encode(intent)))), Instant::now());
     let outcomes = publisher.publish_each(Topic::Intents, &records).map(|(place, outcome)| {
         let partition = records.get(place).map_or(0, |(key, _)| Topic::Intents.partition_of(key));
         let outcome = outcome.map_err(|cause| Unacknowledged { is_timeout: is_timeout(&cause), cause });
@@ -136,8 +138,9 @@ struct SoFar {
     failed: u64,
     last_cause: Option<anyhow::Error>,
     unreadable: u64,
-    /// Partitions that have acknowledged nothing of a page in time. A page waits for all its intents, so they get no more.
-    silent: BTreeSet<i32>,
+    /// Partitions that have acknowledged nothing of a page in time, and when the last page was over. A page waits for all its
+    /// intents, so they get no more for a while.
+    silent: BTreeMap<i32, Instant>,
 }
 
 impl SoFar {
@@ -145,8 +148,12 @@ impl SoFar {
     fn leave_out_silent(
         &mut self,
         records: impl Iterator<Item = (Uuid, (String, Vec<u8>))>,
+        now: Instant,
     ) -> (Vec<Uuid>, Vec<(String, Vec<u8>)>) {
-        let is_silent = |key: &str| self.silent.contains(&Topic::Intents.partition_of(key));
+        let is_silent = |key: &str| {
+            let since = self.silent.get(&Topic::Intents.partition_of(key));
+            since.is_some_and(|since| now.saturating_duration_since(*since) < SILENCE)
+        };
         let (left_out, sent): (Vec<_>, Vec<_>) = records.partition(|(_, (key, _))| is_silent(key));
         self.failed += u64::try_from(left_out.len()).unwrap_or_default();
         sent.into_iter().unzip()
@@ -171,10 +178,11 @@ impl SoFar {
         }
         for partition in &late - &heard {
             tracing::error!(
-                "partition {partition} of payment.intents acknowledges nothing: it gets no more of the intents, the others do"
+                "partition {partition} of payment.intents acknowledges nothing: it gets none of the intents for {SILENCE:?}, the others do"
             );
-            self.silent.insert(partition);
+            self.silent.insert(partition, Instant::now());
         }
+        self.silent.retain(|partition, _| !heard.contains(partition));
         self.acknowledged += u64::try_from(acknowledged.len()).unwrap_or_default();
         acknowledged
     }
@@ -195,7 +203,7 @@ impl SoFar {
     fn failed_now(&mut self) -> Failure {
         let cause = self.last_cause.take().map(|cause| format!(": {cause:#}")).unwrap_or_default();
         let rows = if self.unreadable > 0 { "; `ctrip set-aside` names the rows" } else { "" };
-        let partitions: Vec<String> = self.silent.iter().map(i32::to_string).collect();
+        let partitions: Vec<String> = self.silent.keys().map(i32::to_string).collect();
         let silent = if partitions.is_empty() {
             String::new()
         } else {
@@ -245,13 +253,20 @@ mod tests {
         let dead = partition("0");
         let mut so_far = SoFar::default();
         for is_first in [true, false] {
-            let (ids, sent) = so_far.leave_out_silent(records());
+            let (ids, sent) = so_far.leave_out_silent(records(), Instant::now());
             assert_eq!(sent.iter().any(|(key, _)| partition(key) == dead), is_first);
             let outcome = |key: &str| if partition(key) == dead { late() } else { Ok(()) };
             let outcomes = sent.iter().enumerate().map(|(place, (key, _))| (place, partition(key), outcome(key)));
             let acknowledged = so_far.count(&ids, outcomes.collect());
             assert!(acknowledged.iter().all(|id| partition(&id.as_u128().to_string()) != dead));
         }
+        // It may have a leader again by then.
+        let later = |so_far: &mut SoFar| so_far.leave_out_silent(records(), Instant::now() + SILENCE);
+        let mut heard = SoFar { silent: so_far.silent.clone(), ..SoFar::default() };
+        let (ids, sent) = later(&mut heard);
+        assert_eq!(sent.len(), 64);
+        heard.count(&ids, sent.iter().enumerate().map(|(place, (key, _))| (place, partition(key), Ok(()))).collect());
+        assert!(heard.silent.is_empty() && heard.end().unwrap() == 64);
         let counted = so_far.acknowledged + so_far.failed;
         let failure = so_far.end().unwrap_err().to_string();
         assert!(counted == 128 && failure.contains(&format!("acknowledge nothing: {dead})")), "{failure}");
@@ -259,6 +274,6 @@ mod tests {
         let mut so_far = SoFar::default();
         let too_large = Err(Unacknowledged { is_timeout: false, cause: anyhow!("too large") });
         so_far.count(&[Uuid::nil()], vec![(0, dead, too_large)]);
-        assert_eq!(so_far.leave_out_silent(records()).1.len(), 64);
+        assert_eq!(so_far.leave_out_silent(records(), Instant::now()).1.len(), 64);
     }
 }

@@ -1,6 +1,7 @@
 //! Which chains have halted, and why. Ingest and the detector write the reason into `chain.cursors`, each under a key of its own
 //! per chain; the API follows it while it runs.
 
+use anyhow::anyhow;
 use runtime::kafka::{Kafka, Table};
 use runtime::{Failure, stage};
 use std::collections::HashMap;
@@ -30,9 +31,19 @@ impl Halts {
     /// blocks.
     ///
     /// # Errors
-    /// When Kafka fails.
+    /// When Kafka fails. What can be read is read, whatever is the matter with another partition.
     pub fn read(&self, kafka: &Kafka) -> Result<(), Failure> {
-        kafka.read_all(Topic::Cursors, |record| self.note(record.key(), record.payload()))
+        let read =
+            |partition| kafka.read_partitions(Topic::Cursors, &[partition], |record| self.note(record.key(), record.payload()));
+        // At the same time, since each that can't be read takes as long as it may.
+        std::thread::scope(|scope| {
+            let reading: Vec<_> =
+                (0..Topic::Cursors.partitions()).map(|partition| scope.spawn(move || read(partition))).collect();
+            let panicked = |_| Failure::Retry(anyhow!("reading chain.cursors panicked"));
+            let outcomes: Vec<_> =
+                reading.into_iter().map(|reading| reading.join().map_err(panicked).and_then(|read| read)).collect();
+            outcomes.into_iter().collect()
+        })
     }
 
     /// Reads `chain.cursors` until `stop`.

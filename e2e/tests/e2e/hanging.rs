@@ -25,7 +25,7 @@ const UNCOMMITTED: &[u8] = b"of a transaction that nobody ends";
 pub type Place = (String, i32);
 
 /// Where the records of a key are.
-fn place_of(lab: &Lab, topic: Topic, key: &str) -> Place {
+pub fn place_of(lab: &Lab, topic: Topic, key: &str) -> Place {
     (format!("{}{topic}", lab.env["TOPIC_PREFIX"]), topic.partition_of(key))
 }
 
@@ -35,9 +35,13 @@ pub fn place(lab: &Lab) -> Place {
 }
 
 /// A producer, which ends the transaction that it had left open in that place before, as `kafka-transactions.sh abort` does.
-fn producer(lab: &Lab, (topic, _): &Place) -> Result<BaseProducer> {
+fn producer(lab: &Lab, place: &Place) -> Result<BaseProducer> {
+    producer_of(lab, place, "gone")
+}
+
+fn producer_of(lab: &Lab, (topic, _): &Place, whose: &str) -> Result<BaseProducer> {
     let mut config = lab.kafka_connection();
-    config.set("transactional.id", format!("{topic}.gone")).set("transaction.timeout.ms", "900000");
+    config.set("transactional.id", format!("{topic}.{whose}")).set("transaction.timeout.ms", "900000");
     let producer: BaseProducer = config.create()?;
     producer.init_transactions(PATIENCE)?;
     Ok(producer)
@@ -45,7 +49,11 @@ fn producer(lab: &Lab, (topic, _): &Place) -> Result<BaseProducer> {
 
 /// Begins a transaction, and goes. The broker keeps it open for a quarter of an hour.
 pub fn leave_open(lab: &Lab, place: &Place) -> Result<()> {
-    let ((topic, partition), producer) = (place, producer(lab, place)?);
+    leave_open_of(lab, place, "gone")
+}
+
+fn leave_open_of(lab: &Lab, place: &Place, whose: &str) -> Result<()> {
+    let ((topic, partition), producer) = (place, producer_of(lab, place, whose)?);
     producer.begin_transaction()?;
     producer.send(BaseRecord::<(), _>::to(topic).partition(*partition).payload(UNCOMMITTED)).map_err(|(error, _)| error)?;
     Ok(producer.flush(PATIENCE)?)
@@ -280,13 +288,18 @@ async fn a_transaction_that_hangs_holds_the_events_of_its_partition_and_no_other
     let held = [&hidden, &claimed, &kept, &later];
     ensure!(!read.iter().any(|(payment, _)| held.contains(&payment)), "what is behind an open transaction was read: {read:?}");
 
+    // Another begins before this one is over. Only what was there when the relay began has to be read.
+    leave_open_of(&lab, &place, "another")?;
     drop(producer(&lab, &place)?);
-    until_readable(&lab, &held.map(Clone::clone)).await?;
     eventually("the outbox to be empty", async || {
         let left: i64 = db.query_one("SELECT count(*) FROM outbox", &[]).await?.get(0);
         Ok((left == 0).then_some(()))
     })
     .await?;
+    let log = confirmer.log();
+    ensure!(log.matches("is the leader").count() == 1, "the relay began anew for it: {}", confirmer.tail());
+    drop(producer_of(&lab, &place, "another")?);
+    until_readable(&lab, &held.map(Clone::clone)).await?;
     let mut numbers: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for (payment, number) in readable_events(&lab).await? {
         numbers.entry(payment).or_default().push(number);

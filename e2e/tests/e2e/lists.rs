@@ -1,18 +1,18 @@
 //! What a list reads of a database: about a page, whatever its filter, and however many rows there are of which it wants none.
 
 use anyhow::{Result, ensure};
-use deadpool_postgres::{GenericClient, Pool};
-use e2e::Stack;
-use payments::store::{self, OutboxFront, OutboxRow, PaymentFilter, Place};
+use deadpool_postgres::{Client, GenericClient, Pool};
+use e2e::{Stack, eventually};
+use payments::store::{self, Claim, OutboxFront, PaymentFilter, Place};
 use payments::{Exception, Status};
-use runtime::db::{self, CommitMode};
+use runtime::db::{self, CommitMode, lock};
 use runtime::set_aside;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio_postgres::IsolationLevel;
-use topics::{Address, B256, ChainId, PaymentId};
+use topics::{Address, B256, ChainId, PaymentId, Topic};
 use uuid::Uuid;
 use webhooks::deliveries::{self, RedeliverCursor, RedeliverFilter, STATES};
 
@@ -112,20 +112,20 @@ async fn the_relay_passes_over_what_was_deleted_once_and_over_nothing_that_is_wr
     }
     for batch in 1..=10 {
         client.execute(event, &[if batch == 1 { &999 } else { &1000 }]).await?;
-        ensure!(front.claim(&client, batch, 1000).await?.len() == 1000, "batch {batch}");
+        ensure!(front.claim(&mut client, batch, 1000).await?.rows.len() == 1000, "batch {batch}");
         ensure!(front.move_on(&client).await? == 1000, "batch {batch}");
     }
     let written =
         "INSERT INTO outbox (id, payment_id, event, state) OVERRIDING SYSTEM VALUE VALUES ($1, gen_random_uuid(), '', '')";
     late.execute(written, &[&drawn]).await?;
     late.commit().await?;
-    let claimed = front.claim(&client, 11, 1000).await?;
+    let claimed = front.claim(&mut client, 11, 1000).await?.rows;
     ensure!(claimed.len() == 1 && claimed[0].id == drawn, "{claimed:?}");
     let (mut batch, started) = (11, Instant::now());
     loop {
         batch += 1;
-        let transaction = client.transaction().await?;
-        ensure!(front.claim(&transaction, batch, 1000).await?.is_empty(), "told twice");
+        let mut transaction = client.transaction().await?;
+        ensure!(front.claim(&mut transaction, batch, 1000).await?.rows.is_empty(), "told twice");
         let read = blocks(&transaction, "outbox").await?;
         transaction.commit().await?;
         if read <= 100 {
@@ -138,31 +138,40 @@ async fn the_relay_passes_over_what_was_deleted_once_and_over_nothing_that_is_wr
     }
 }
 
+/// An outbox with an event for each of these partitions of `payment.events`, in order. Returns the ids.
+async fn outbox_of(db: &Client, partitions: &[i32]) -> Result<Vec<i64>> {
+    let payment = |partition| (0..).map(Uuid::from_u128).find(|id| Topic::Events.partition_of(&id.to_string()) == partition);
+    let payments: Vec<Uuid> = partitions.iter().filter_map(|partition| payment(*partition)).collect();
+    let sql = "INSERT INTO outbox (payment_id, event, state) SELECT id, '', '' FROM unnest($1::uuid[]) AS id RETURNING id";
+    Ok(db.query(sql, &[&payments]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+fn ids(claim: &Claim) -> Vec<i64> {
+    claim.rows.iter().map(|row| row.id).collect()
+}
+
 /// As after a crash, before anybody knows whether Kafka has the batch.
 #[tokio::test]
 async fn a_batch_that_was_claimed_is_claimed_again_whole_and_in_order_before_what_is_new() -> Result<()> {
-    let client = db::pool(&database().await?, 1)?.get().await?;
+    let mut client = db::pool(&database().await?, 1)?.get().await?;
     // What is written in one order lies in another.
-    let write = async |count: i32| {
-        client
-            .batch_execute(&format!(
+    let write = |count: i32| {
+        format!(
             "INSERT INTO outbox (payment_id, event, state) SELECT gen_random_uuid(), '', '' FROM generate_series(1, {count});
              UPDATE outbox SET state = 'x' WHERE id % 3 = 1 AND batch IS NULL;
              ANALYZE outbox"
-        ))
-            .await
+        )
     };
-    let ids = |rows: Vec<OutboxRow>| rows.iter().map(|row| row.id).collect::<Vec<_>>();
-    write(300).await?;
+    client.batch_execute(&write(300)).await?;
     let all: Vec<i64> = client.query("SELECT id FROM outbox ORDER BY id", &[]).await?.iter().map(|row| row.get(0)).collect();
     let mut front = OutboxFront::default();
-    ensure!(ids(front.claim(&client, 1, 200).await?) == all[..200], "the oldest, in order");
-    write(100).await?;
+    ensure!(ids(&front.claim(&mut client, 1, 200).await?) == all[..200], "the oldest, in order");
+    client.batch_execute(&write(100)).await?;
     for mut front in [front, OutboxFront::default()] {
-        ensure!(ids(front.claim(&client, 1, 200).await?) == all[..200], "the same ones again");
+        ensure!(ids(&front.claim(&mut client, 1, 200).await?) == all[..200], "the same ones again");
     }
     let mut front = OutboxFront::default();
-    ensure!(ids(front.claim(&client, 2, 100).await?) == all[200..], "those behind them");
+    ensure!(ids(&front.claim(&mut client, 2, 100).await?) == all[200..], "those behind them");
     let left: i64 = client.query_one("SELECT count(*) FROM outbox", &[]).await?.get(0);
     ensure!(left == 200, "{left} events, with the batch in hand and what is new");
     Ok(())
@@ -171,25 +180,62 @@ async fn a_batch_that_was_claimed_is_claimed_again_whole_and_in_order_before_wha
 /// The relay keeps back what goes to a partition that it can't read to its end, and what may be there already.
 #[tokio::test]
 async fn what_the_relay_keeps_back_is_not_claimed_and_holds_no_front() -> Result<()> {
-    let db = db::generic_plan_pool(&database().await?, 1, CommitMode::Asynchronous, None)?.get().await?;
-    let sql = "INSERT INTO outbox (payment_id, event, state) SELECT gen_random_uuid(), '', '' FROM generate_series(1, 6)
-               RETURNING id";
-    let ids: Vec<i64> = db.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect();
-    db.execute("UPDATE outbox SET batch = 7 WHERE id <= $1", &[&ids[1]]).await?;
-    store::keep_back(&db, &[(ids[2], 3), (ids[3], 5)]).await?;
-    ensure!(store::claims(&db).await?.iter().map(|(_, batch)| *batch).collect::<Vec<_>>() == [7, 7]);
-    let mut front = OutboxFront::of(8, &[5]);
-    let mut claimed = async |batch| -> Result<Vec<i64>> {
-        let claimed = front.claim(&db, batch, 10).await?.iter().map(|row| row.id).collect();
-        // Those of the batch, unless they are published, the one that is kept back, and two in doubt.
-        let left = front.move_on(&db).await?;
-        ensure!(left == if batch == 8 { 6 } else { 3 }, "{left} are left after batch {batch}");
-        Ok(claimed)
-    };
-    ensure!(claimed(8).await? == [ids[2], ids[4], ids[5]], "what was kept back for partition 3 is in its order again");
-    ensure!(claimed(9).await?.is_empty());
-    ensure!(OutboxFront::of(10, &[]).claim(&db, 10, 10).await?.len() == 1, "of partition 5, which is held no more");
+    let mut db = db::generic_plan_pool(&database().await?, 1, CommitMode::Asynchronous, None)?.get().await?;
+    let rows = outbox_of(&db, &[3, 5, 3, 5, 1, 2]).await?;
+    db.execute("UPDATE outbox SET batch = 7 WHERE id <= $1", &[&rows[1]]).await?;
+    let mut front = OutboxFront::of(8, &[3, 5]);
+    let first = front.claim(&mut db, 8, 10).await?;
+    ensure!(ids(&first) == [rows[4], rows[5]] && first.kept == 2, "{first:?}");
+    ensure!(front.move_on(&db).await? == 6, "those of the batch, two that are kept back, and two in doubt");
+    let second = front.claim(&mut db, 9, 10).await?;
+    ensure!(second.rows.is_empty() && second.kept == 0, "{second:?}");
+    while front.move_on(&db).await? != 4 {}
+    let new = outbox_of(&db, &[3]).await?;
+    front.release(3);
+    ensure!(ids(&front.claim(&mut db, 9, 10).await?) == [rows[2], new[0]], "what was kept back is in its order again");
+    ensure!(front.claim(&mut db, 10, 10).await?.rows.is_empty());
+    ensure!(front.move_on(&db).await? == 3);
+    ensure!(ids(&OutboxFront::of(11, &[]).claim(&mut db, 11, 10).await?) == [rows[3]], "the next relay does not hold it");
     ensure!(store::claims(&db).await?.len() == 3, "what is in doubt stays as it is");
+    Ok(())
+}
+
+/// It would be told under its number while an earlier event of its payment, which is kept back, waits for the next one.
+#[tokio::test]
+async fn a_crash_leaves_nothing_claimed_of_a_partition_that_is_held() -> Result<()> {
+    let mut db = db::generic_plan_pool(&database().await?, 1, CommitMode::Asynchronous, None)?.get().await?;
+    let mut front = OutboxFront::of(8, &[3]);
+    let first = outbox_of(&db, &[3]).await?;
+    ensure!(front.claim(&mut db, 8, 10).await?.kept == 1);
+    let rows = [first, outbox_of(&db, &[3, 1]).await?].concat();
+    let crash = "CREATE FUNCTION crash() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''a crash''; END';
+                 CREATE TRIGGER crash BEFORE UPDATE ON outbox FOR EACH ROW WHEN (NEW.batch < 0) EXECUTE FUNCTION crash()";
+    db.batch_execute(crash).await?;
+    ensure!(front.claim(&mut db, 8, 10).await.is_err());
+    let claims = store::claims(&db).await?;
+    ensure!(claims.is_empty(), "{claims:?}");
+    // By then the partition can be read.
+    ensure!(ids(&OutboxFront::of(8, &[]).claim(&mut db, 8, 10).await?) == rows);
+    Ok(())
+}
+
+/// A comparison passes over rows that the relay has locked: an event that Kafka has behind a transaction would be told again.
+#[tokio::test]
+async fn nothing_is_claimed_while_told_events_are_compared_and_a_partition_is_held() -> Result<()> {
+    let pool = db::generic_plan_pool(&database().await?, 3, CommitMode::Asynchronous, None)?;
+    let (mut comparing, mut db, watching) = (pool.get().await?, pool.get().await?, pool.get().await?);
+    let rows = outbox_of(&db, &[1, 3]).await?;
+    let comparison = comparing.transaction().await?;
+    lock::begin_comparison(&comparison).await?;
+    ensure!(ids(&OutboxFront::of(8, &[]).claim(&mut db, 8, 1).await?) == rows[..1], "what Kafka has was compared before");
+    let claim = tokio::spawn(async move { OutboxFront::of(9, &[3]).claim(&mut db, 9, 10).await });
+    let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+    eventually("the claim to wait", async || Ok((watching.query_one(waiting, &[]).await?.get::<_, i64>(0) == 1).then_some(())))
+        .await?;
+    comparison.query("SELECT FROM outbox FOR UPDATE NOWAIT", &[]).await?;
+    comparison.commit().await?;
+    let claim = claim.await??;
+    ensure!(claim.rows.is_empty() && claim.kept == 1, "{claim:?}");
     Ok(())
 }
 

@@ -5,7 +5,8 @@ use crate::books::{self, Books, CHAINS, X, X_LISTED, block_hash, chains, payment
 use anyhow::{Context as _, Result, ensure};
 use confirmer::fold::{self, Batch};
 use deadpool_postgres::Client;
-use e2e::{Stack, eventually};
+use e2e::{Stack, XPUB, eventually};
+use merchants::accounts::Account;
 use payments::intents::{IdempotencyClaim, Issued, Origin};
 use payments::{DepositAddress, Payment, store};
 use prost::Message as _;
@@ -15,6 +16,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 use topics::{Address, Amount, B256, Matches, PaymentId, Source, Transfer, TransferId, wire};
 use uuid::Uuid;
+use wallet::AccountXpub;
 
 /// One that is lost, at an index and an address of its own.
 fn lost(number: u8) -> Payment {
@@ -291,6 +293,29 @@ async fn a_server_that_does_not_answer_holds_up_nobody_for_ever() -> Result<()> 
     let late = db::in_time(client, Duration::from_millis(50), sleep).await;
     ensure!(matches!(late, Err(Failure::Retry(_))), "{late:?}");
     ensure!(books.pool.status().size + 1 == open, "the connection is used again");
+    Ok(())
+}
+
+/// An error of Postgres was taken for the account of another, and no address was given out.
+#[tokio::test]
+async fn an_account_that_postgres_does_not_register_is_no_others() -> Result<()> {
+    let books = Books::open(&Stack::attach()?, usize::MAX).await?;
+    let account = Account::register(AccountXpub::parse(XPUB)?, &books.pool).await?;
+    let mut client = books.pool.get().await?;
+    let fails = "CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS
+                     'BEGIN RAISE EXCEPTION ''out of order'' USING ERRCODE = ''XX000''; END';
+                 CREATE TRIGGER fails BEFORE INSERT ON xpubs FOR EACH ROW EXECUTE FUNCTION fails()";
+    client.batch_execute(fails).await?;
+    let failed = account.register_again(&mut client).await.map_err(Failure::from);
+    ensure!(matches!(&failed, Err(Failure::Retry(cause)) if format!("{cause:#}").contains("out of order")), "{failed:?}");
+    client.batch_execute("DROP TRIGGER fails ON xpubs").await?;
+    account.register_again(&mut client).await.map_err(Failure::from)?;
+    client.execute("UPDATE xpubs SET fingerprint = 'ff' WHERE fingerprint = $1", &[&account.fingerprint()]).await?;
+    let refused = account.register_again(&mut client).await.map_err(Failure::from);
+    ensure!(
+        matches!(&refused, Err(Failure::Halt(cause)) if format!("{cause:#}").contains("under another text")),
+        "{refused:?}"
+    );
     Ok(())
 }
 

@@ -1,8 +1,7 @@
 //! Rows of `outbox`: events on their way to Kafka, written in the transaction that changed the payment.
 //!
 //! The confirmer's relay claims rows in numbered batches; its module says how that makes them exactly once. `batch` has the
-//! number of a row that is claimed. It is negative where the relay keeps the row back for a partition of `payment.events`
-//! ([`keep_back`]).
+//! number of a row that is claimed. It is negative where the relay keeps the row back for a partition of `payment.events`.
 
 use crate::events::{event_record, state_record};
 use crate::history;
@@ -11,8 +10,10 @@ use crate::payment::Payment;
 use deadpool_postgres::GenericClient;
 use prost::Message as _;
 use runtime::Failure;
-use runtime::db::{LowestId, bigint};
+use runtime::db::{LowestId, bigint, lock};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+use topics::Topic;
 use topics::wire::PaymentEvent;
 use uuid::Uuid;
 
@@ -33,6 +34,22 @@ pub struct OutboxRow {
     pub event: Vec<u8>,
     /// An encoded `PaymentState`.
     pub state: Vec<u8>,
+}
+
+impl OutboxRow {
+    /// The partition of `payment.events` that it goes to.
+    pub fn partition(&self) -> i32 {
+        Topic::Events.partition_of(&self.payment.to_string())
+    }
+}
+
+/// What [`OutboxFront::claim`] has found.
+#[derive(Debug)]
+pub struct Claim {
+    /// Those of the batch, in order.
+    pub rows: Vec<OutboxRow>,
+    /// How many it keeps back from now on, since their partitions are held.
+    pub kept: usize,
 }
 
 /// Writes events to the outbox and the history, in order, each with the payment as it is right after the event.
@@ -123,8 +140,8 @@ pub struct OutboxFront {
     /// The first batch. What is claimed under a lower number is in doubt, and stays as it is.
     first: i64,
     batch: i64,
-    /// What stands for the number of a batch in rows that are kept back still.
-    kept: Vec<i64>,
+    /// The partitions of `payment.events` whose rows are kept back.
+    held: BTreeSet<i32>,
     /// The id after the highest that was claimed.
     claimed: i64,
     /// When all was looked at.
@@ -134,17 +151,51 @@ pub struct OutboxFront {
 impl OutboxFront {
     /// For a relay whose first batch has this number, and that keeps back what goes to these partitions.
     pub fn of(first: i64, held: &[i32]) -> Self {
-        Self { first, batch: first, kept: held.iter().map(|partition| kept_for(*partition)).collect(), ..Self::default() }
+        Self { first, batch: first, held: held.iter().copied().collect(), ..Self::default() }
+    }
+
+    /// Keeps nothing back for this partition any more. What is claimed for it is decided about.
+    pub fn release(&mut self, partition: i32) {
+        self.held.remove(&partition);
+        // Its rows may be far below.
+        (self.lowest, self.looked) = (LowestId::default(), None);
+    }
+
+    /// What stands for the number of a batch in rows that are kept back still.
+    fn kept(&self) -> Vec<i64> {
+        self.held.iter().map(|partition| kept_for(*partition)).collect()
     }
 
     /// Deletes published rows and claims the next ones under the number `batch`, or finds those that were claimed under it before a
     /// crash. Numbers only go up. Rows that were kept back for partitions that are held no more are among the next ones.
     ///
+    /// Those of partitions that are held are kept back in the same transaction: were a crash to leave one of them claimed, it
+    /// would be told before an earlier one of its payment. Comparisons with Kafka are kept out meanwhile. What they find there of such
+    /// a partition is in no row that this has locked, or they would pass over the row and it would be told again.
+    ///
     /// Events of payments whose intent Kafka has not acknowledged wait, since an event tells the payment's address.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn claim(&mut self, db: &impl GenericClient, batch: i64, limit: i64) -> Result<Vec<OutboxRow>, Failure> {
+    pub async fn claim(&mut self, db: &mut impl GenericClient, batch: i64, limit: i64) -> Result<Claim, Failure> {
+        let (rows, kept) = if self.held.is_empty() {
+            (self.take(&*db, batch, limit).await?, Vec::new())
+        } else {
+            let transaction = db.transaction().await?;
+            lock::hold_off_comparison(&transaction).await?;
+            let taken = self.take(&transaction, batch, limit).await?;
+            let (kept, rows): (Vec<_>, Vec<_>) = taken.into_iter().partition(|row| self.held.contains(&row.partition()));
+            keep_back(&transaction, &kept).await?;
+            transaction.commit().await?;
+            (rows, kept)
+        };
+        self.batch = batch;
+        self.claimed = [rows.last(), kept.last()].into_iter().flatten().fold(self.claimed, |id, row| id.max(row.id + 1));
+        Ok(Claim { rows, kept: kept.len() })
+    }
+
+    /// [`claim`](Self::claim) of what is there, whatever it is.
+    async fn take(&self, db: &impl GenericClient, batch: i64, limit: i64) -> Result<Vec<OutboxRow>, Failure> {
         let statement = db
             .prepare_cached(
                 "WITH published AS (DELETE FROM outbox WHERE batch >= $4 AND batch < $1),
@@ -157,14 +208,12 @@ impl OutboxFront {
                  RETURNING id, payment_id, event, state",
             )
             .await?;
-        let rows = db.query(&statement, &[&batch, &limit, &self.lowest.id(), &self.batch, &self.kept]).await?;
+        let rows = db.query(&statement, &[&batch, &limit, &self.lowest.id(), &self.batch, &self.kept()]).await?;
         let mut rows: Vec<OutboxRow> = rows
             .iter()
             .map(|row| OutboxRow { id: row.get(0), payment: row.get(1), event: row.get(2), state: row.get(3) })
             .collect();
         rows.sort_unstable_by_key(|row| row.id);
-        self.batch = batch;
-        self.claimed = rows.last().map_or(self.claimed, |last| self.claimed.max(last.id + 1));
         Ok(rows)
     }
 
@@ -180,7 +229,7 @@ impl OutboxFront {
                        min(id) FILTER (WHERE (batch = ANY ($2) OR batch > 0 AND batch < $3) IS NOT TRUE),
                        pg_snapshot_xmin(pg_current_snapshot())::text::bigint
                    FROM outbox WHERE id >= $1";
-        let row = db.query_one(&db.prepare_cached(sql).await?, &[&from, &self.kept, &self.first]).await?;
+        let row = db.query_one(&db.prepare_cached(sql).await?, &[&from, &self.kept(), &self.first]).await?;
         let (lowest, oldest): (Option<i64>, i64) = (row.get(1), row.get(2));
         if is_due {
             self.looked = Some(Instant::now());
@@ -220,13 +269,9 @@ fn kept_for(partition: i32) -> i64 {
     -1 - i64::from(partition)
 }
 
-/// Keeps rows back that are claimed and go to partitions that are held: `rows` has the id of each, and the partition. They wait
-/// until an [`OutboxFront`] holds that no more.
-///
-/// # Errors
-/// When the database fails.
-pub async fn keep_back(db: &impl GenericClient, rows: &[(i64, i32)]) -> Result<(), Failure> {
-    let (ids, kept): (Vec<i64>, Vec<i64>) = rows.iter().map(|(id, partition)| (*id, kept_for(*partition))).unzip();
+/// Keeps rows back that are claimed.
+async fn keep_back(db: &impl GenericClient, rows: &[OutboxRow]) -> Result<(), Failure> {
+    let (ids, kept): (Vec<i64>, Vec<i64>) = rows.iter().map(|row| (row.id, kept_for(row.partition()))).unzip();
     let sql = "UPDATE outbox o SET batch = r.kept FROM unnest($1::bigint[], $2::bigint[]) AS r (id, kept) WHERE o.id = r.id";
     db.execute(&db.prepare_cached(sql).await?, &[&ids, &kept]).await?;
     Ok(())

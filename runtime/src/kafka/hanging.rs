@@ -4,8 +4,9 @@
 //! one that holds a group's offsets: Kafka does not tell them meanwhile.
 
 use super::client::Kafka;
+use super::offsets::StableEnds;
 use crate::failure::Failure;
-use crate::stage::Notice;
+use crate::stage::{self, Notice};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use topics::Topic;
@@ -46,15 +47,35 @@ impl OpenTransaction {
     /// # Errors
     /// When the broker does not answer.
     pub fn is_over(&self, kafka: &Kafka) -> Result<bool, Failure> {
-        let (stable, end) = kafka.ends(self.topic, self.partition)?;
+        self.is_over_at(&StableEnds::open(kafka)?)
+    }
+
+    /// [`is_over`](Self::is_over), asked on connections that are there.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn is_over_at(&self, ends: &StableEnds) -> Result<bool, Failure> {
+        let (stable, end) = ends.of(self.topic, self.partition)?;
         // Kafka may have lost that end meanwhile.
         Ok(stable >= self.end.min(end))
     }
 }
 
-/// The name under which [`crate::stage::waiting`] tells of open transactions.
-pub(super) fn item(name: &str) -> String {
+/// The name under which [`stage::waiting`] tells of open transactions that a consumer meets in a topic.
+fn item(name: &str) -> String {
     format!("transaction on {name}")
+}
+
+/// Tells of transactions for which a reader of these partitions has waited for so long. What is told of another partition is for those
+/// to end who read that one.
+pub(super) fn tell(name: &str, partitions: &[i32], open: &[OpenTransaction], waited: Duration) {
+    for partition in partitions {
+        let item = format!("{}/{partition}", item(name));
+        match open.iter().find(|open| open.partition == *partition) {
+            Some(open) => stage::waits(&item, &open.remedy(waited)),
+            None => stage::resumed(&item),
+        }
+    }
 }
 
 /// The partitions of a consumer that have an open transaction.
@@ -165,6 +186,27 @@ mod tests {
         assert!(see(104, 40, 41).is_none() && see(150, 40, 41).is_some());
         drop(open);
         assert_eq!(told(), None, "the next consumer looks anew");
+    }
+
+    #[test]
+    fn a_transaction_that_a_reader_waits_for_is_told_until_its_partition_can_be_read() {
+        let told = || {
+            let waiting = stage::waiting().into_iter();
+            waiting.filter(|(item, _)| item.starts_with("transaction on lab.cursors/")).collect::<Vec<_>>()
+        };
+        let open =
+            |partition| OpenTransaction { topic: Topic::Cursors, name: "lab.cursors".to_owned(), partition, from: 8, end: 9 };
+        tell("lab.cursors", &[1, 5], &[open(5)], MAX_OPEN);
+        let named = told();
+        assert!(named.len() == 1 && named[0].0.ends_with("/5"), "{named:?}");
+        assert!(named[0].1.contains("abort --topic lab.cursors --partition 5 --start-offset 8"), "{named:?}");
+        // A chain reads its own partition first, and another chain looks at its own all the time.
+        tell("lab.cursors", &[1], &[], MAX_OPEN);
+        assert_eq!(told(), named);
+        tell("lab.cursors", &[1, 5], &[open(1)], MAX_OPEN);
+        assert!(told().len() == 1 && told()[0].0.ends_with("/1"), "{:?}", told());
+        tell("lab.cursors", &[1, 5], &[], MAX_OPEN);
+        assert_eq!(told(), []);
     }
 
     /// An end-to-end test runs those of the page.

@@ -179,10 +179,7 @@ impl Kafka {
     /// # Errors
     /// When the broker does not answer.
     pub fn ends(&self, topic: Topic, partition: i32) -> Result<(i64, i64), Failure> {
-        // In this order, so that what was committed between the two does not look open.
-        let end_of_all = Ends::open(self)?.of(topic, partition)?;
-        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed("lookup")).create()?;
-        Ok((end_of(&inner, &self.name(topic), partition)?, end_of_all))
+        StableEnds::open(self)?.of(topic, partition)
     }
 
     /// Group metadata without a member, for a group that no consumer joins: its offset is a cursor of ours.
@@ -244,6 +241,31 @@ impl Ends {
     /// When the broker does not answer within ten seconds.
     pub fn of(&self, topic: Topic, partition: i32) -> Result<i64, Failure> {
         end_of(&self.inner, &self.kafka.name(topic), partition)
+    }
+}
+
+/// Asks up to where partitions can be read, on connections that it keeps.
+pub struct StableEnds {
+    all: Ends,
+    committed: BaseConsumer,
+}
+
+impl StableEnds {
+    /// # Errors
+    /// When librdkafka refuses the configuration.
+    pub fn open(kafka: &Kafka) -> Result<Self, Failure> {
+        let committed = kafka.reader_config("lookup").set("group.id", kafka.prefixed("lookup")).create()?;
+        Ok(Self { all: Ends::open(kafka)?, committed })
+    }
+
+    /// As [`Kafka::ends`].
+    ///
+    /// # Errors
+    /// When the broker does not answer within ten seconds.
+    pub fn of(&self, topic: Topic, partition: i32) -> Result<(i64, i64), Failure> {
+        // In this order, so that what was committed between the two does not look open.
+        let end_of_all = self.all.of(topic, partition)?;
+        Ok((end_of(&self.committed, &self.all.kafka.name(topic), partition)?, end_of_all))
     }
 }
 

@@ -62,7 +62,10 @@ impl PartitionReader {
         let inner = client(kafka)?;
         match kafka.stable_ends(&inner, topic, &[partition], patience)? {
             Ok(ends) => Self::up_to(kafka, inner, topic, partition, &ends).map(Ok),
-            Err(open) => Ok(Err(open)),
+            Err(open) => {
+                let open = open.into_iter().next();
+                open.map(Err).ok_or_else(|| Failure::Retry(anyhow!("{}/{partition} has no end", kafka.name(topic))))
+            }
         }
     }
 

@@ -8,7 +8,6 @@ use super::hanging::{self, OpenTransaction};
 use super::offsets::end_offsets;
 use super::record::Record;
 use crate::failure::Failure;
-use crate::stage;
 use anyhow::anyhow;
 use rdkafka::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
@@ -96,7 +95,7 @@ impl Kafka {
     }
 
     /// Waits until the last stable offset of each of these partitions has reached the end that the partition has now. Returns
-    /// the ends. A transaction that stays open is named by [`stage::waiting`].
+    /// the ends. A transaction that stays open is named by [`crate::stage::waiting`].
     pub(super) fn await_stable(
         &self,
         committed: &BaseConsumer<EofContext>,
@@ -104,22 +103,21 @@ impl Kafka {
         partitions: &[i32],
     ) -> Result<HashMap<i32, i64>, Failure> {
         let outcome = self.stable_ends(committed, topic, partitions, READ_TIMEOUT)?;
-        let item = hanging::item(&self.name(topic));
-        outcome.inspect(|_| stage::resumed(&item)).map_err(|open| {
-            let cause = open.remedy(READ_TIMEOUT);
-            stage::waits(&item, &cause);
-            Failure::Retry(anyhow!(cause))
+        hanging::tell(&self.name(topic), partitions, outcome.as_ref().err().map_or(&[], Vec::as_slice), READ_TIMEOUT);
+        outcome.map_err(|open| {
+            let causes: Vec<String> = open.iter().map(|open| open.remedy(READ_TIMEOUT)).collect();
+            Failure::Retry(anyhow!(causes.join("; ")))
         })
     }
 
-    /// The end that each of these partitions has now, once everything below it can be read; or what is open after `patience`.
+    /// The end that each of these partitions has now, once everything below it can be read; or all that is open after `patience`.
     pub(super) fn stable_ends(
         &self,
         committed: &BaseConsumer<EofContext>,
         topic: Topic,
         partitions: &[i32],
         patience: Duration,
-    ) -> Result<Result<HashMap<i32, i64>, OpenTransaction>, Failure> {
+    ) -> Result<Result<HashMap<i32, i64>, Vec<OpenTransaction>>, Failure> {
         let name = self.name(topic);
         let uncommitted: BaseConsumer = self
             .reader_config("lookup")
@@ -133,11 +131,16 @@ impl Kafka {
         loop {
             let stable = retry_until(deadline, || end_offsets(committed, &name, partitions.iter().copied()))?;
             let reached = |partition: &i32| stable.get(partition).copied().unwrap_or_default();
-            let Some((partition, end)) = ends.iter().find(|(partition, end)| reached(partition) < **end) else {
+            let is_open = |(partition, end): &(&i32, &i64)| reached(partition) < **end;
+            if !ends.iter().any(|end| is_open(&end)) {
                 return Ok(Ok(ends));
-            };
+            }
             if asked.elapsed() >= patience {
-                return Ok(Err(OpenTransaction { topic, name, partition: *partition, from: reached(partition), end: *end }));
+                let open = ends.iter().filter(is_open).map(|(partition, end)| {
+                    let (partition, from, end, name) = (*partition, reached(partition), *end, name.clone());
+                    OpenTransaction { topic, name, partition, from, end }
+                });
+                return Ok(Err(open.collect()));
             }
             std::thread::sleep(RETRY_DELAY);
         }

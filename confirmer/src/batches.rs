@@ -1,0 +1,210 @@
+//! What `payment.events` has of the relay's batches, and what becomes of rows that are claimed under a number that it has, or may have.
+
+use crate::looks::Looks;
+use anyhow::anyhow;
+use base::locked;
+use deadpool_postgres::Client;
+use payments::store;
+use recovery::Recovery;
+use runtime::db;
+use runtime::kafka::{Kafka, OpenTransaction, PartitionReader, Record, StableEnds};
+use runtime::{Failure, HeldPartitions};
+use std::collections::{BTreeMap, HashSet};
+use std::ops::ControlFlow;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use topics::wire::PaymentEvent;
+use topics::{Topic, frame};
+use uuid::Uuid;
+
+/// The header of an event that holds the number of its batch, in decimal.
+pub const BATCH: &str = "ctrip-batch";
+/// How long the start waits for open transactions in all. What lasts longer holds its partition.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The number after those of the batches that Kafka has, as far as it can be read. Holds the partitions that can't be.
+pub fn told_batches(kafka: &Kafka, group: &str, held: &mut HeldPartitions<OpenTransaction>) -> Result<i64, Failure> {
+    let (mut next, began) = (1, Instant::now());
+    for partition in 0..Topic::Events.partitions() {
+        let patience = PATIENCE.saturating_sub(began.elapsed());
+        match PartitionReader::open_within(kafka, Topic::Events, partition, patience)? {
+            Ok(reader) => next = next.max(after_told(&reader)?),
+            Err(open) => {
+                tracing::warn!(
+                    "the events of partition {partition} wait for a transaction on payment.events, the others go on"
+                );
+                held.hold(partition, open);
+            }
+        }
+    }
+    // The offset of a partition that no consumer of this group reads.
+    Ok(kafka.committed(group, Topic::Events, 0)?.unwrap_or(1).max(next))
+}
+
+/// The number after those of the batches that a partition has.
+fn after_told(events: &PartitionReader) -> Result<i64, Failure> {
+    let mut last = None;
+    read_batches_back(events, |records| {
+        // The last record has the highest number.
+        last = records.iter().rev().find_map(batch_of);
+        last.is_some()
+    })?;
+    Ok(last.map_or(1, |last| last + 1))
+}
+
+/// Decides about what is claimed, and returns the number of the first batch. `told` is the one after those that Kafka has.
+pub fn begin(
+    kafka: &Kafka,
+    db: &mut Client,
+    handle: &Handle,
+    told: i64,
+    held: &HeldPartitions<OpenTransaction>,
+) -> Result<i64, Failure> {
+    let claims = handle.block_on(store::claims(db))?;
+    let (in_doubt, claims): (Vec<_>, Vec<_>) = claims.into_iter().partition(|(payment, _)| held.holds(partition_of(*payment)));
+    let next = first_batch(told, in_doubt.iter().map(|(_, batch)| *batch));
+    release_claims(kafka, db, handle, &claims, next)?;
+    // Claims go up one by one: a claim beyond means that Kafka has lost the batches before, and is published all the same.
+    let claimed = claims.iter().map(|(_, batch)| *batch).filter(|batch| *batch >= next).min().unwrap_or(next);
+    if claimed > next {
+        tracing::warn!("payment.events does not have the batches {next} to {claimed} of the outbox");
+    }
+    Ok(claimed)
+}
+
+/// Decides about what is claimed for a partition that can be read again, and returns the number of the next batch. It was to be
+/// `next`; `told` is the one after those of the batches that the partition has.
+///
+/// # Errors
+/// `Retry` when it has to be held still.
+pub fn release(kafka: &Kafka, db: &mut Client, handle: &Handle, partition: i32, next: i64, told: i64) -> Result<i64, Failure> {
+    let mut claims = handle.block_on(db::answered(db::WRITE_TIMEOUT, store::claims(&*db)))?;
+    let next = next_batch(next, told, &claims)?;
+    claims.retain(|(payment, _)| partition_of(*payment) == partition);
+    release_claims(kafka, db, handle, &claims, next)?;
+    Ok(next)
+}
+
+/// The number of the next batch once a partition is released. Rows that are claimed under a number that would be passed over, since
+/// Kafka has lost the end of another partition, are published first.
+fn next_batch(next: i64, told: i64, claims: &[(Uuid, i64)]) -> Result<i64, Failure> {
+    match claims.iter().find(|(_, batch)| (next..told).contains(batch)) {
+        Some((_, batch)) => Err(Failure::Retry(anyhow!("the batch {batch} has to be published first"))),
+        None => Ok(next.max(told)),
+    }
+}
+
+/// The first number after those of the batches that Kafka has, and of those that are in doubt.
+fn first_batch(told: i64, in_doubt: impl Iterator<Item = i64>) -> i64 {
+    in_doubt.map(|batch| batch + 1).max().map_or(told, |after| told.max(after))
+}
+
+/// Lets rows be claimed anew that are among these claims, under a lower number than `next`, and that Kafka does not have.
+fn release_claims(kafka: &Kafka, db: &mut Client, handle: &Handle, claims: &[(Uuid, i64)], next: i64) -> Result<(), Failure> {
+    let before: Vec<_> = claims.iter().copied().filter(|(_, batch)| *batch < next).collect();
+    let payments: HashSet<Uuid> = before.iter().map(|(payment, _)| *payment).collect();
+    if payments.is_empty() {
+        return Ok(());
+    }
+    let mut told = Vec::new();
+    for (partition, first) in first_claims(&before) {
+        // It was read to its end before, and nobody else publishes.
+        let reader = PartitionReader::open_at_once(kafka, Topic::Events, partition)?;
+        read_batches_back(&reader, |records| {
+            let events = records.iter().filter_map(|record| frame::decode::<PaymentEvent>(record.payload()).ok());
+            let ids = events.filter_map(|event| Some((event.payment_id.parse().ok()?, event)));
+            told.extend(ids.filter(|(payment, _)| payments.contains(payment)));
+            records.iter().filter_map(batch_of).any(|batch| batch < first)
+        })?;
+    }
+    // The commit of an old primary may take for ever.
+    let release = db::answered(db::WRITE_TIMEOUT, store::release_claims(db, &payments, next, &told));
+    let released = handle.block_on(release)?;
+    if released > 0 {
+        tracing::warn!(
+            "{released} events were claimed before another database took over, or while their partition was held, and never \
+             told: they are told now"
+        );
+    }
+    Ok(())
+}
+
+/// The lowest number that is claimed for each partition: it is read back no further.
+fn first_claims(claims: &[(Uuid, i64)]) -> BTreeMap<i32, i64> {
+    let mut first = BTreeMap::new();
+    for (payment, batch) in claims {
+        first.entry(partition_of(*payment)).and_modify(|first: &mut i64| *first = (*first).min(*batch)).or_insert(*batch);
+    }
+    first
+}
+
+/// Looks at the partitions that are held. Of one that can be read again all is compared with Postgres, and the number found that
+/// comes after those of its batches.
+pub fn looks(
+    kafka: &Kafka,
+    recovery: &Recovery,
+    handle: &Handle,
+    held: HeldPartitions<OpenTransaction>,
+) -> Looks<OpenTransaction> {
+    let (kafka, recovery, handle, kept) = (kafka.clone(), recovery.clone(), handle.clone(), Mutex::new(None));
+    let remedy =
+        |open: &OpenTransaction, lasts| format!("its events wait, those of other partitions go on: {}", open.remedy(lasts));
+    Looks::of(held, remedy, move |partition, open| {
+        let ends = &mut *locked(&kept);
+        let ends = match ends {
+            Some(ends) => ends,
+            none => none.insert(StableEnds::open(&kafka)?),
+        };
+        if !open.is_over_at(ends)? {
+            return Ok(None);
+        }
+        let next = after_told(&PartitionReader::open_at_once(&kafka, Topic::Events, partition)?)?;
+        recovery.catch_up(&handle)?;
+        Ok(Some(next))
+    })
+}
+
+fn partition_of(payment: Uuid) -> i32 {
+    Topic::Events.partition_of(&payment.to_string())
+}
+
+fn batch_of(event: &Record<'_>) -> Option<i64> {
+    std::str::from_utf8(event.header(BATCH)?).ok()?.parse().ok()
+}
+
+/// Shows the records of a partition of `payment.events` from its end backwards, in chunks, until `see` has seen enough of it.
+fn read_batches_back(events: &PartitionReader, mut see: impl FnMut(&[Record<'_>]) -> bool) -> Result<(), Failure> {
+    events.read_back(|records| Ok(if see(records) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_batch_gets_the_number_of_one_that_is_in_doubt() {
+        assert_eq!(first_batch(7, std::iter::empty()), 7);
+        assert_eq!(first_batch(7, [7, 8, 8].into_iter()), 9, "nobody knows whether Kafka has them");
+        assert_eq!(first_batch(7, [3].into_iter()), 7);
+    }
+
+    #[test]
+    fn no_claim_is_passed_over_when_a_partition_is_released_that_has_later_batches() {
+        let claims = [(Uuid::nil(), 6), (Uuid::nil(), 8)];
+        assert!(matches!(next_batch(7, 9, &claims), Err(Failure::Retry(_))), "its rows would be taken for published");
+        assert_eq!(next_batch(9, 12, &claims).unwrap(), 12);
+        assert_eq!(next_batch(7, 3, &claims).unwrap(), 7);
+    }
+
+    /// What was held for hours has a low number, and the others' partitions have much behind it.
+    #[test]
+    fn a_partition_is_read_back_no_further_than_to_its_own_claims() {
+        let payments: Vec<Uuid> = (0..64).map(Uuid::from_u128).collect();
+        let old = partition_of(payments[0]);
+        let number = |payment: Uuid| if partition_of(payment) == old { 7 } else { 90_000 };
+        let claims: Vec<_> = payments.iter().flat_map(|id| [(*id, number(*id) + 1), (*id, number(*id))]).collect();
+        let first = first_claims(&claims);
+        assert!(first.len() > 1 && first.iter().all(|(partition, first)| *first == if *partition == old { 7 } else { 90_000 }));
+    }
+}

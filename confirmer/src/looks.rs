@@ -10,11 +10,14 @@ use std::time::Duration;
 /// What a look finds of a partition that is held no more; `None` while it is held.
 type Found = Result<Option<i64>, Failure>;
 
+/// Takes a look at a partition that is held for this cause.
+type Look<C> = dyn Fn(i32, &C) -> Found + Send + Sync;
+
 /// The partitions that are held, and the look that is taken at one.
 pub struct Looks<C> {
     held: HeldPartitions<C>,
     tell: fn(&C, Duration) -> String,
-    look: Arc<dyn Fn(i32, &C) -> Found + Send + Sync>,
+    look: Arc<Look<C>>,
     running: Option<(i32, JoinHandle<Found>)>,
     /// The log has it that looks fail.
     is_told: bool,

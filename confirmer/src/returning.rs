@@ -68,7 +68,10 @@ pub fn catch_up(
             if let Some(last) = failed.get_mut(&key) {
                 last.looked = Instant::now();
             }
-            match is_due.and_then(|is_due| if is_due { returning.run().map(Some) } else { Ok(None) }) {
+            let outcome = is_due.and_then(|is_due| if is_due { returning.run().map(Some) } else { Ok(None) });
+            // Wherever it goes back to from here, what lies there may be other records by then.
+            returning.looked.from = returning.item.next_offset;
+            match outcome {
                 // It has not begun anew.
                 Ok(None) => {}
                 Ok(Some(true)) => {

@@ -4,7 +4,7 @@
 //! one that holds a group's offsets: Kafka does not tell them meanwhile.
 
 use super::client::Kafka;
-use super::offsets::StableEnds;
+use super::offsets::{StableEnds, group_remedy};
 use crate::failure::Failure;
 use crate::stage::{self, Notice};
 use std::collections::HashMap;
@@ -136,15 +136,6 @@ impl Unfetched {
             format!("nothing is read of {name}/{partition} for {:.0?}; {}", now - *since, group_remedy(self.stage))
         }));
     }
-}
-
-/// What a person can do if Kafka does not tell a group's offsets.
-pub fn group_remedy(group: &str) -> String {
-    let tool = "kafka-transactions.sh --bootstrap-server $KAFKA_BROKERS";
-    format!(
-        "a transaction may hold offsets of the group {group}. If `{tool} find-hanging --topic __consumer_offsets \
-         --max-transaction-timeout 1` shows one, `{tool} abort --topic __consumer_offsets` with its --partition and --start-offset ends it"
-    )
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Offsets that are not a consumer's position: the ends of a topic, and cursors of ours that Kafka keeps as a group's offset.
 
 use super::client::Kafka;
-use super::hanging;
 use crate::failure::Failure;
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
@@ -279,7 +278,7 @@ fn is_late(error: &KafkaError) -> bool {
 }
 
 fn uncommitted(error: KafkaError, group: &str) -> Failure {
-    let remedy = if is_late(&error) { format!(" ({})", hanging::group_remedy(group)) } else { String::new() };
+    let remedy = if is_late(&error) { format!(" ({})", group_remedy(group)) } else { String::new() };
     Failure::from(error).context(format!("the committed offsets of {group}{remedy}"))
 }
 
@@ -295,6 +294,15 @@ pub(super) fn with_leaders<T>(mut ask: impl FnMut() -> KafkaResult<T>) -> KafkaR
         }
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// What a person can do if Kafka does not tell a group's offsets.
+pub fn group_remedy(group: &str) -> String {
+    let tool = "kafka-transactions.sh --bootstrap-server $KAFKA_BROKERS";
+    format!(
+        "a transaction may hold offsets of the group {group}. If `{tool} find-hanging --topic __consumer_offsets \
+         --max-transaction-timeout 1` shows one, `{tool} abort --topic __consumer_offsets` with its --partition and --start-offset ends it"
+    )
 }
 
 #[cfg(test)]

@@ -106,20 +106,24 @@ impl PartitionReader {
         self.assign(Offset::Offset(offset))
     }
 
-    /// The next record; `None` at the end that the partition has now.
+    /// The next record; `None` at the end that the partition has now, or where that is before what was [sought](Self::seek).
     ///
     /// # Errors
     /// When nothing arrives for 30 s before the end.
     pub fn next(&self) -> Result<Option<Record<'_>>, Failure> {
-        let started = Instant::now();
+        let (started, mut asked_again) = (Instant::now(), false);
         if self.from.get().is_none() {
             self.from.set(Some(0));
             self.assign(Offset::Beginning)?;
         }
         loop {
             match self.inner.poll(Duration::from_millis(100)) {
-                // As above, where an offset before the first one had it ask.
                 Some(Ok(message)) if Some(message.offset()) < self.from.get() => {
+                    // It begins anew where the partition ends before that offset; or as above, where an earlier one was before its first.
+                    if asked_again {
+                        return Ok(None);
+                    }
+                    asked_again = true;
                     self.assign(Offset::Offset(self.from.get().unwrap_or_default()))?;
                 }
                 Some(Ok(message)) => return Ok(Some(Record { topic: self.topic, message })),
@@ -242,6 +246,9 @@ mod tests {
             publisher.publish(topic, &[("1".to_owned(), vec![number])]).await.remove(0).unwrap();
         }
         let read = move || {
+            let reader = PartitionReader::open_at_once(&kafka, topic, topic.partition_of("1")).unwrap();
+            reader.seek(12).unwrap();
+            assert!(reader.next().unwrap().is_none(), "the partition ends before");
             let reader = |_| {
                 let reader = PartitionReader::open_at_once(&kafka, topic, topic.partition_of("1")).unwrap();
                 [7, 2].map(|offset| {

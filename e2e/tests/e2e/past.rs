@@ -65,14 +65,15 @@ async fn a_reorganisation_below_what_is_final_halts_the_chain_until_it_is_resume
     ensure!(blocks(&lab).await?.len() == before, "blocks were published on a halted chain");
 
     // Other chains may be in another partition, which nobody can read.
-    let other = (0..).find(|key: &u64| {
-        hanging::place_of(&lab, Topic::Blocks, &key.to_string()) != hanging::place_of(&lab, Topic::Blocks, "31337")
-    });
-    hanging::leave_open(&lab, &hanging::place_of(&lab, Topic::Blocks, &other.context("a partition")?.to_string()))?;
+    let own = hanging::place_of(&lab, Topic::Blocks, "31337");
+    let mut places = (0..Topic::Blocks.partitions()).map(|partition| (own.0.clone(), partition));
+    let other = places.find(|place| *place != own).context("another partition")?;
+    hanging::leave_open(&lab, &other)?;
     // Without the number nothing happens, and the error tells it.
     let refused = lab.ctrip(&["resume", "--chain", "anvil"]).err().context("resumed without being told the depth")?;
     ensure!(format!("{refused:#}").contains(&format!("--take-back {depth}")), "{refused:#}");
     lab.ctrip(&["resume", "--chain", "anvil", "--take-back", &depth.to_string()])?;
+    hanging::end(&lab, &other)?;
     api.until(payment.id(), "pending").await?;
     until_processed(&api, lab.node.head().await?).await?;
     let chain = chain_health(&api).await?.context("the chain")?;

@@ -2,7 +2,7 @@
 //! per chain; the API follows it while it runs.
 
 use anyhow::anyhow;
-use runtime::kafka::{Kafka, Table};
+use runtime::kafka::{Kafka, PartitionReader, Table};
 use runtime::{Failure, stage};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,6 +12,8 @@ use topics::lazy::Fields;
 use topics::{ChainId, Topic, frame};
 
 const POLL_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long the start waits for open transactions.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The reasons of halted chains. Cheap to clone.
 #[derive(Clone, Default)]
@@ -33,16 +35,21 @@ impl Halts {
     /// # Errors
     /// When Kafka fails. What can be read is read, whatever is the matter with another partition.
     pub fn read(&self, kafka: &Kafka) -> Result<(), Failure> {
-        let read =
-            |partition| kafka.read_partitions(Topic::Cursors, &[partition], |record| self.note(record.key(), record.payload()));
+        let read = |partition| -> Result<(), Failure> {
+            let opened = PartitionReader::open_within(kafka, Topic::Cursors, partition, PATIENCE)?;
+            // `/health` would name it for ever: nobody here waits for its end.
+            let reader = opened.map_err(|open| Failure::Retry(anyhow!(open.remedy(PATIENCE))))?;
+            while let Some(record) = reader.next()? {
+                self.note(record.key(), record.payload());
+            }
+            Ok(())
+        };
         // At the same time, since each that can't be read takes as long as it may.
         std::thread::scope(|scope| {
             let reading: Vec<_> =
                 (0..Topic::Cursors.partitions()).map(|partition| scope.spawn(move || read(partition))).collect();
             let panicked = |_| Failure::Retry(anyhow!("reading chain.cursors panicked"));
-            let outcomes: Vec<_> =
-                reading.into_iter().map(|reading| reading.join().map_err(panicked).and_then(|read| read)).collect();
-            outcomes.into_iter().collect()
+            reading.into_iter().try_for_each(|reading| reading.join().map_err(panicked)?)
         })
     }
 

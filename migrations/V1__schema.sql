@@ -427,7 +427,7 @@ CREATE TABLE chain_heads (
     -- The first block ever put on. When it is taken off, nothing is left, and what comes may stand on any parent.
     first_number      bigint NOT NULL,
     number            bigint NOT NULL,
-    -- Null when nothing is left.
+    -- Null when nothing is left, and where the chain begins anew by a command.
     hash              bytea,
     -- Whether nothing is left since a reorg has removed the first block: the branch that takes its place may begin lower.
     makes_way         boolean NOT NULL DEFAULT false,
@@ -451,11 +451,11 @@ CREATE TABLE chain_heads (
     -- whether it had been read before, as had others that come after it: the next one tells whether records are missing. Null
     -- where the stage has gone back since, to nobody knows where.
     read_sequence     bigint NOT NULL,
+    reads_again       boolean,
     -- The sequences of the first record after the last gap, and of the last one that had not been read before: none is missing
     -- between them. Ingest goes on from one of them where Kafka has lost the end of its cursors and blocks.
     read_from         bigint NOT NULL,
     read_to           bigint NOT NULL,
-    reads_again       boolean,
     -- The last of the replayed blocks that lead, by their parents, from a witnessed block on and have the content that was
     -- applied: once it is the head, nothing above the witnessed block is in doubt. Null where none does.
     said_number       bigint,

@@ -106,7 +106,7 @@ pub async fn run(settings: Settings, listing: Listing, socket: TcpSocket, stop: 
     let account = Account::register(xpub, &pool).await?;
     recovery.note_own_account(&account, settings.xpub_replaces.as_deref()).await.context("CTRIP_XPUB")?;
     let availability = Availability::new(halts.clone(), kafka.topic_prefix());
-    availability.poll(&pool).await.map_err(|failure| anyhow::anyhow!("reading the chains' heads: {failure}"))?;
+    availability.poll(&pool).await.map_err(|failure| failure.context("reading the chains' heads"))?;
     // A transaction that hangs must not hold up the start for ever.
     if let Err(failure) = reading.await.context("reading chain.cursors")? {
         tracing::warn!("chains that have halted are not known yet: reading chain.cursors: {failure}");
@@ -119,7 +119,7 @@ pub async fn run(settings: Settings, listing: Listing, socket: TcpSocket, stop: 
     let (create_requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
     let batcher = Batcher { pool: pool.clone(), intents: intents.clone(), installation };
     let keys = Arc::new(KeyCache::new(pool.clone(), look_up_pool, NonZeroU32::new(settings.api_rate_limit)));
-    keys.fill().await.map_err(|failure| anyhow::anyhow!("reading the API keys: {failure}"))?;
+    keys.fill().await.map_err(|failure| failure.context("reading the API keys"))?;
     // The tasks end in the order of the data flow: the server at `stop`, the batcher when the server has dropped its sender,
     // `forget` when all publishers are gone.
     let mut tasks = JoinSet::new();

@@ -2,16 +2,14 @@
 
 use crate::looks::Looks;
 use anyhow::anyhow;
-use base::locked;
 use deadpool_postgres::Client;
-use payments::store;
+use payments::store::{self, events_partition};
 use recovery::Recovery;
 use runtime::db;
-use runtime::kafka::{Kafka, OpenTransaction, PartitionReader, Record, StableEnds};
+use runtime::kafka::{Kafka, OpenTransaction, PartitionReader, Record};
 use runtime::{Failure, HeldPartitions};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use topics::wire::PaymentEvent;
@@ -62,7 +60,8 @@ pub fn begin(
     held: &HeldPartitions<OpenTransaction>,
 ) -> Result<i64, Failure> {
     let claims = handle.block_on(store::claims(db))?;
-    let (in_doubt, claims): (Vec<_>, Vec<_>) = claims.into_iter().partition(|(payment, _)| held.holds(partition_of(*payment)));
+    let (in_doubt, claims): (Vec<_>, Vec<_>) =
+        claims.into_iter().partition(|(payment, _)| held.holds(events_partition(*payment)));
     let next = first_batch(told, in_doubt.iter().map(|(_, batch)| *batch));
     release_claims(kafka, db, handle, &claims, next)?;
     // Claims go up one by one: a claim beyond means that Kafka has lost the batches before, and is published all the same.
@@ -81,7 +80,7 @@ pub fn begin(
 pub fn release(kafka: &Kafka, db: &mut Client, handle: &Handle, partition: i32, next: i64, told: i64) -> Result<i64, Failure> {
     let mut claims = handle.block_on(db::answered(db::WRITE_TIMEOUT, store::claims(&*db)))?;
     let next = next_batch(next, told, &claims)?;
-    claims.retain(|(payment, _)| partition_of(*payment) == partition);
+    claims.retain(|(payment, _)| events_partition(*payment) == partition);
     release_claims(kafka, db, handle, &claims, next)?;
     Ok(next)
 }
@@ -97,7 +96,7 @@ fn next_batch(next: i64, told: i64, claims: &[(Uuid, i64)]) -> Result<i64, Failu
 
 /// The first number after those of the batches that Kafka has, and of those that are in doubt.
 fn first_batch(told: i64, in_doubt: impl Iterator<Item = i64>) -> i64 {
-    in_doubt.map(|batch| batch + 1).max().map_or(told, |after| told.max(after))
+    in_doubt.map(|batch| batch + 1).fold(told, i64::max)
 }
 
 /// Lets rows be claimed anew that are among these claims, under a lower number than `next`, and that Kafka does not have.
@@ -134,7 +133,7 @@ fn release_claims(kafka: &Kafka, db: &mut Client, handle: &Handle, claims: &[(Uu
 fn first_claims(claims: &[(Uuid, i64)]) -> BTreeMap<i32, i64> {
     let mut first = BTreeMap::new();
     for (payment, batch) in claims {
-        first.entry(partition_of(*payment)).and_modify(|first: &mut i64| *first = (*first).min(*batch)).or_insert(*batch);
+        first.entry(events_partition(*payment)).and_modify(|first: &mut i64| *first = (*first).min(*batch)).or_insert(*batch);
     }
     first
 }
@@ -147,26 +146,17 @@ pub fn looks(
     handle: &Handle,
     held: HeldPartitions<OpenTransaction>,
 ) -> Looks<OpenTransaction> {
-    let (kafka, recovery, handle, kept) = (kafka.clone(), recovery.clone(), handle.clone(), Mutex::new(None));
+    let (kafka, recovery, handle) = (kafka.clone(), recovery.clone(), handle.clone());
     let remedy =
         |open: &OpenTransaction, lasts| format!("its events wait, those of other partitions go on: {}", open.remedy(lasts));
     Looks::of(held, remedy, move |partition, open| {
-        let ends = &mut *locked(&kept);
-        let ends = match ends {
-            Some(ends) => ends,
-            none => none.insert(StableEnds::open(&kafka)?),
-        };
-        if !open.is_over_at(ends)? {
+        if !open.is_over(&kafka)? {
             return Ok(None);
         }
         let next = after_told(&PartitionReader::open_at_once(&kafka, Topic::Events, partition)?)?;
         recovery.catch_up(&handle)?;
         Ok(Some(next))
     })
-}
-
-fn partition_of(payment: Uuid) -> i32 {
-    Topic::Events.partition_of(&payment.to_string())
 }
 
 fn batch_of(event: &Record<'_>) -> Option<i64> {
@@ -201,8 +191,8 @@ mod tests {
     #[test]
     fn a_partition_is_read_back_no_further_than_to_its_own_claims() {
         let payments: Vec<Uuid> = (0..64).map(Uuid::from_u128).collect();
-        let old = partition_of(payments[0]);
-        let number = |payment: Uuid| if partition_of(payment) == old { 7 } else { 90_000 };
+        let old = events_partition(payments[0]);
+        let number = |payment: Uuid| if events_partition(payment) == old { 7 } else { 90_000 };
         let claims: Vec<_> = payments.iter().flat_map(|id| [(*id, number(*id) + 1), (*id, number(*id))]).collect();
         let first = first_claims(&claims);
         assert!(first.len() > 1 && first.iter().all(|(partition, first)| *first == if *partition == old { 7 } else { 90_000 }));

@@ -468,26 +468,13 @@ fn bridge_after(head: &ChainHead, record: &Matches) -> Option<BlockRef> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unapplied::tests::record;
 
     /// A backfill may bring it between the two, and the stage may read it again without the second.
     #[test]
     fn a_block_that_leaves_the_chain_twice_in_a_batch_has_left_it_with_the_later_record() {
-        let record = |sequence, kind, number| Matches {
-            chain: ChainId(1),
-            sequence,
-            kind,
-            block: BlockRef { number, hash: B256::with_last_byte(u8::try_from(number).unwrap()) },
-            parent: B256::ZERO,
-            parent_number: None,
-            timestamp: 1_000,
-            safe: None,
-            finalized: None,
-            witnessed: None,
-            transfers: Vec::new(),
-            part: 0,
-            parts: 0,
-        };
-        let (left, begins, gone) = (record(10, Kind::Removed, 7), record(12, Kind::Replayed, 5), record(9, Kind::Removed, 8));
+        let (left, begins) = (record(10, Kind::Removed, 7, 0), record(12, Kind::Replayed, 5, 0));
+        let gone = record(9, Kind::Removed, 8, 0);
         let mut lost = LostBlocks::default();
         lost.numbers.insert(left.block.hash, 7);
         let removed = removed_blocks(&[&gone, &left, &begins], &[(5, &begins)], &lost);

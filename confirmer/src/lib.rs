@@ -12,7 +12,7 @@
 //! Left out on purpose: the rules of a payment's life and its SQL, which are the crate [`payments`]'.
 
 mod arrivals;
-pub mod aside;
+mod aside;
 mod batches;
 pub mod fold;
 mod looks;

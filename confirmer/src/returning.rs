@@ -43,8 +43,7 @@ pub fn catch_up(
     handle: &Handle,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let mut failed: HashMap<(i32, String), Failed> = HashMap::new();
-    let mut looked: HashMap<(i32, String), Looked> = HashMap::new();
+    let mut met: HashMap<(i32, String), Met> = HashMap::new();
     let mut orphans = OrphanLook::default();
     while !stop.is_cancelled() {
         let chains = &*listing.chains();
@@ -53,37 +52,40 @@ pub fn catch_up(
         report(&items);
         for item in items {
             let Some(chain) = chain_of(&item).filter(|chain| chains.by_id(*chain).is_some()) else { continue };
-            let key = (item.partition, item.item.clone());
-            let last = failed.get(&key);
-            if last.is_some_and(|last| last.looked.elapsed() < LOOK_INTERVAL) {
+            let Met { failed, looked } = met.entry((item.partition, item.item.clone())).or_default();
+            if failed.as_ref().is_some_and(|last| last.looked.elapsed() < LOOK_INTERVAL) {
                 continue;
             }
             let batch = FOLDING.max_records;
-            let waits = last.is_some_and(|last| last.at.elapsed() < RETRY_INTERVAL);
-            let looked_at = looked.entry(key.clone()).or_default();
-            looked_at.begin(item.next_offset);
-            let mut returning = Returning { kafka, pool, chains, handle, stop, chain, item, batch, looked: looked_at };
-            let is_due =
-                if waits { returning.find_new_beginning().map(|sought| matches!(sought, Sought::Found(_))) } else { Ok(true) };
-            if let Some(last) = failed.get_mut(&key) {
+            let waits = failed.as_ref().is_some_and(|last| last.at.elapsed() < RETRY_INTERVAL);
+            looked.begin(item.next_offset);
+            // The stage has read what lies below the partition's offset, so no open transaction is before it.
+            let reader = PartitionReader::open_at_once(kafka, Topic::Matches, item.partition);
+            let mut returning = Returning { pool, chains, handle, stop, chain, item, batch, looked };
+            let outcome = reader.and_then(|reader| {
+                if waits && !matches!(returning.find_new_beginning(&reader)?, Sought::Found(_)) {
+                    return Ok(None);
+                }
+                returning.run(&reader).map(Some)
+            });
+            if let Some(last) = failed.as_mut() {
                 last.looked = Instant::now();
             }
-            let outcome = is_due.and_then(|is_due| if is_due { returning.run().map(Some) } else { Ok(None) });
             // Wherever it goes back to from here, what lies there may be other records by then.
             returning.looked.from = returning.item.next_offset;
             match outcome {
                 // It has not begun anew.
                 Ok(None) => {}
                 Ok(Some(true)) => {
-                    looked.remove(&key);
+                    *looked = Looked::default();
                     tracing::warn!("chain {chain} goes on");
                 }
                 // The partition's offset has moved on meanwhile, or it is the others' turn.
-                Ok(Some(false)) => drop(failed.remove(&key)),
+                Ok(Some(false)) => *failed = None,
                 Err(Failure::Halt(cause)) => {
                     tracing::error!("chain {chain} stays set aside: {cause:#}");
                     let now = Instant::now();
-                    failed.insert(key, Failed { at: now, looked: now });
+                    *failed = Some(Failed { at: now, looked: now });
                 }
                 // It keeps none of the others from going on.
                 Err(failure) => tracing::warn!("chain {chain} stays set aside for now: {failure}"),
@@ -92,6 +94,13 @@ pub fn catch_up(
         stage::pause(stop, CATCH_UP_INTERVAL);
     }
     Ok(())
+}
+
+/// A chain that is set aside, as it was met last.
+#[derive(Default)]
+struct Met {
+    failed: Option<Failed>,
+    looked: Looked,
 }
 
 /// A chain that was tried without success.
@@ -145,7 +154,6 @@ fn report(items: &[SetAside]) {
 
 /// A chain that can go on.
 struct Returning<'a> {
-    kafka: &'a Kafka,
     pool: &'a Pool,
     chains: &'a Chains,
     handle: &'a Handle,
@@ -194,10 +202,11 @@ struct Refused {
 impl Returning<'_> {
     /// Applies what has waited, up to the partition's offset, for some time. Returns whether the chain goes on with its neighbours
     /// from there.
-    fn run(&mut self) -> Result<bool, Failure> {
-        let (reader, started) = (self.reader()?, Instant::now());
+    fn run(&mut self, reader: &PartitionReader) -> Result<bool, Failure> {
+        let started = Instant::now();
+        reader.seek(self.item.next_offset)?;
         while !self.is_over(started) {
-            let Some(waiting) = self.read_waiting(&reader)? else { break };
+            let Some(waiting) = self.read_waiting(reader)? else { break };
             let fault = self.apply(&waiting.records, waiting.next)?.or(waiting.fault);
             match fault {
                 Some(_) if self.batch > 1 => {
@@ -205,7 +214,7 @@ impl Returning<'_> {
                     reader.seek(self.item.next_offset)?;
                 }
                 Some(fault) => {
-                    if !self.get_past(fault)? {
+                    if !self.get_past(fault, reader)? {
                         break;
                     }
                     self.batch = FOLDING.max_records;
@@ -220,13 +229,6 @@ impl Returning<'_> {
 
     fn is_over(&self, turn: Instant) -> bool {
         self.stop.is_cancelled() || turn.elapsed() >= TURN
-    }
-
-    /// Reads what lies below the partition's offset. The stage has read that, so no open transaction is before it.
-    fn reader(&self) -> Result<PartitionReader, Failure> {
-        let reader = PartitionReader::open_at_once(self.kafka, Topic::Matches, self.item.partition)?;
-        reader.seek(self.item.next_offset)?;
-        Ok(reader)
     }
 
     /// The partition's offset: the stage applies the records from there on, once the chain is back.
@@ -330,7 +332,7 @@ impl Returning<'_> {
             match fold_chain(&tx, self.chains, self.chain, &all, ahead, &[], MAX_PAYMENTS_IN_MEMORY).await {
                 Ok(_) => tx.commit().await?,
                 Err(Failure::Halt(cause)) => {
-                    let is_after_gap = matches!(cause.downcast_ref(), Some(Fault::Missing(..)));
+                    let is_after_gap = matches!(cause.downcast_ref(), Some(Fault::Missing { .. }));
                     return Ok(Some(Refused { cause: format!("chain {}: {cause:#}", self.chain), is_after_gap }));
                 }
                 Err(failure) => return Err(failure),
@@ -348,18 +350,18 @@ impl Returning<'_> {
     ///
     /// # Errors
     /// `Halt` with the fault when nothing does.
-    fn get_past(&mut self, refused: Refused) -> Result<bool, Failure> {
+    fn get_past(&mut self, refused: Refused, reader: &PartitionReader) -> Result<bool, Failure> {
         if refused.is_after_gap {
-            match self.look_for_said()? {
+            match self.look_for_said(reader)? {
                 Sought::Found(_) => return Ok(true),
                 Sought::Until(_) => return Ok(false),
                 Sought::None(_) => {}
             }
         }
-        match self.find_new_beginning()? {
+        match self.find_new_beginning(reader)? {
             Sought::Found((beginning, stands)) => {
                 tracing::warn!("chain {} begins anew, past: {}", self.chain, refused.cause);
-                self.pass_to(beginning, stands)?;
+                self.pass_to(reader, beginning, stands)?;
                 return Ok(true);
             }
             Sought::Until(_) => return Ok(false),
@@ -374,7 +376,7 @@ impl Returning<'_> {
 
     /// Looks whether replayed blocks say again what was applied of those in doubt, so that the chain may go on over missing records: a
     /// backfill comes behind the record that shows that some are. It is noted in the chain's head.
-    fn look_for_said(&mut self) -> Result<Sought<u64>, Failure> {
+    fn look_for_said(&mut self, reader: &PartitionReader) -> Result<Sought<u64>, Failure> {
         let (head, applied) = self.handle.block_on(async {
             let mut client = self.pool.get().await?;
             let tx = client.transaction().await?;
@@ -387,7 +389,7 @@ impl Returning<'_> {
             say(&mut look.head, &matches?, &applied);
             said_again(&look.head)
         };
-        let sought = self.seek(&self.reader()?, look.looked, see)?;
+        let sought = self.seek(reader, look.looked, see)?;
         if let Sought::Until(offset) | Sought::None(offset) = sought {
             look.looked = offset;
             self.looked.for_said = Some(look);
@@ -407,10 +409,10 @@ impl Returning<'_> {
     }
 
     /// The offset of the record with which the chain begins anew, and the block up to which it stands.
-    fn find_new_beginning(&mut self) -> Result<Sought<(i64, u64)>, Failure> {
+    fn find_new_beginning(&mut self, reader: &PartitionReader) -> Result<Sought<(i64, u64)>, Failure> {
         let see =
             |offset, matches: Option<Matches>| matches.filter(begins_anew).map(|beginning| (offset, beginning.block.number));
-        let sought = self.seek(&self.reader()?, self.looked.for_beginning.max(self.item.next_offset + 1), see)?;
+        let sought = self.seek(reader, self.looked.for_beginning.max(self.item.next_offset + 1), see)?;
         let (Sought::Found((offset, _)) | Sought::Until(offset) | Sought::None(offset)) = &sought;
         self.looked.for_beginning = *offset;
         Ok(sought)
@@ -418,8 +420,8 @@ impl Returning<'_> {
 
     /// Passes over what lies before a new beginning, but for replayed blocks up to the one that stands: they need no order, and nobody
     /// brings them again. Those above it are taken back by the new beginning, which may have been applied before.
-    fn pass_to(&mut self, beginning: i64, stands: u64) -> Result<(), Failure> {
-        let reader = self.reader()?;
+    fn pass_to(&mut self, reader: &PartitionReader, beginning: i64, stands: u64) -> Result<(), Failure> {
+        reader.seek(self.item.next_offset)?;
         let (mut replayed, mut nexts, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some(record) = reader.next()?.filter(|record| record.offset() < beginning) {
             if !self.is_ours(&record) {

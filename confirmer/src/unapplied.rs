@@ -68,7 +68,7 @@ pub(crate) enum Fault {
     /// It is a replayed block that has left the chain since it was applied, and may be read from before it has.
     Left(RecordRef, u64),
     /// Some before it are missing, and it says nothing of blocks above this one, up to the head, that may have another content by now.
-    Missing(RecordRef, BlocksInDoubt),
+    Missing { record: RecordRef, known: u64, head: u64 },
 }
 
 /// Which record it is.
@@ -83,13 +83,6 @@ impl RecordRef {
     const fn of(record: &Matches) -> Self {
         Self { chain: record.chain, sequence: record.sequence, block: record.block }
     }
-}
-
-/// Blocks above a number, up to the head.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BlocksInDoubt {
-    known: u64,
-    head: u64,
 }
 
 impl Error for Fault {}
@@ -107,7 +100,7 @@ impl Display for Fault {
                 "replayed block {block} has left chain {chain} with record {sequence}, and nothing tells yet whether it was \
                  replayed after that"
             ),
-            Self::Missing(RecordRef { chain, sequence, block }, BlocksInDoubt { known, head }) => write!(
+            Self::Missing { record: RecordRef { chain, sequence, block }, known, head } => write!(
                 f,
                 "records of chain {chain} before {sequence}, of block {block}, are missing: they may have brought other content \
                  for blocks above {known} than was applied when too few endpoints had given them, and nothing says again what was; \
@@ -177,7 +170,7 @@ fn find_fault(head: &ChainHead, record: &Matches, news: &News, applied: &Applied
     let known = said_again(head).unwrap_or(head.known_by_hash());
     // Of what lies higher, but not above the head, it and those that follow say all again.
     let is_missing = !follows(head, record, applied) && !begins_anew(record) && number_below(record).min(head.number) > known;
-    is_missing.then_some(Fault::Missing(RecordRef::of(record), BlocksInDoubt { known, head: head.number }))
+    is_missing.then_some(Fault::Missing { record: RecordRef::of(record), known, head: head.number })
 }
 
 /// Number of the highest block of whose content a record says nothing.
@@ -382,4 +375,4 @@ fn advance(head: &mut ChainHead, record: &Matches) {
 
 #[cfg(test)]
 #[path = "unapplied_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -12,7 +12,7 @@ fn hash(number: u64, branch: u8) -> B256 {
 }
 
 /// Of block `number` of a branch that leaves the first one at block 10.
-fn record(sequence: u64, kind: Kind, number: u64, branch: u8) -> Matches {
+pub(crate) fn record(sequence: u64, kind: Kind, number: u64, branch: u8) -> Matches {
     Matches {
         chain: ChainId(1),
         sequence,
@@ -102,7 +102,7 @@ impl Chain {
         self.head.reading = left.reading;
         let refused = left
             .fault
-            .map(|(Fault::OtherContent(record) | Fault::Missing(record, _) | Fault::Left(record, _))| record.sequence);
+            .map(|(Fault::OtherContent(record) | Fault::Missing { record, .. } | Fault::Left(record, _))| record.sequence);
         (new, refused)
     }
 }

@@ -215,8 +215,7 @@ mod tests {
         let mut watch = Watch::open(&file, true).await.unwrap();
         let chains = watch.listing.chains();
         let (chain, token) = chains.iter().next().map(|chain| (chain, &chain.tokens[0])).unwrap();
-        let told =
-            || stage::waiting().into_iter().find(|(stage, _)| stage == "token USDX of chain anvil").map(|(_, cause)| cause);
+        let told = || stage::cause_of("token USDX of chain anvil");
         assert!(told().is_some_and(|cause| cause.contains("could not be asked")), "nobody has answered: {:?}", told());
         let note = |watch: &Watch, verdict| {
             watch.note(chain, token, verdict);

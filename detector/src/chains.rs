@@ -333,7 +333,7 @@ impl Chains {
             return Ok(());
         }
         let cause = match &next {
-            Some(next) => gap(chain_id, progress, next, witnessed_block(&self.kafka, partition, chain_id)?),
+            Some(next) => gap(chain_id, progress, next, || witnessed_block(&self.kafka, partition, chain_id))?,
             None => no_end_of_gap(chain_id, progress),
         };
         self.set_aside(partition, chain_id, sequence, next.map_or(GoesOn::After(last), GoesOn::At), cause);
@@ -389,8 +389,13 @@ fn no_end_of_gap(chain_id: u64, progress: &Progress) -> String {
     )
 }
 
-/// `next` ends the gap, and `witnessed` is the highest block that enough endpoints had given before it.
-fn gap(chain_id: u64, progress: &Progress, next: &FoundRecord, witnessed: Option<u64>) -> String {
+/// `next` ends the gap, and `witnessed` finds the highest block that enough endpoints had given before it.
+fn gap(
+    chain_id: u64,
+    progress: &Progress,
+    next: &FoundRecord,
+    witnessed: impl FnOnce() -> Result<Option<u64>, Failure>,
+) -> Result<String, Failure> {
     let found = format!(
         "{} block {} (sequence {}): what lies between was deleted by its retention, or can't be read",
         matched(progress),
@@ -399,8 +404,9 @@ fn gap(chain_id: u64, progress: &Progress, next: &FoundRecord, witnessed: Option
     );
     let missing = progress.head.map(|head| (head.number + 1, next.number.saturating_sub(1)));
     let Some((from, to)) = missing.filter(|(from, to)| from <= to && next.kind == i32::from(Kind::Added)) else {
-        return format!("{found}; {}", anew(chain_id));
+        return Ok(format!("{found}; {}", anew(chain_id)));
     };
+    let witnessed = witnessed()?;
     // The confirmer goes by their parents from the witnessed block on.
     let in_doubt = witnessed.map_or(from.saturating_sub(MAX_IN_DOUBT), |witnessed| witnessed.min(from));
     let closes = format!("`ctrip backfill --chain {chain_id} --from {} --to {to} --again` closes the gap", in_doubt.max(1));
@@ -413,7 +419,7 @@ fn gap(chain_id: u64, progress: &Progress, next: &FoundRecord, witnessed: Option
         }
         Some(_) => String::new(),
     };
-    format!("{found}; {closes}{condition}; else {}", anew(chain_id))
+    Ok(format!("{found}; {closes}{condition}; else {}", anew(chain_id)))
 }
 
 #[cfg(test)]
@@ -429,7 +435,7 @@ mod tests {
         let at = Resumption { blocks: 0, logs: 0 };
         let (hash, parent_hash) = (vec![3; 32], vec![2; 32]);
         let next = FoundRecord { sequence: 30, kind: Kind::Added.into(), number: 1_011, hash, parent_hash, at };
-        gap(5, &progress, &next, witnessed)
+        gap(5, &progress, &next, || Ok(witnessed)).unwrap()
     }
 
     #[test]

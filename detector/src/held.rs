@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use topics::Topic;
 
-/// How long a look at `chain.matches` waits for open transactions. What lasts longer holds the partition.
+/// How long a look at `chain.matches` waits for open transactions, or an assignment in all. What lasts longer holds the partition.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a look waits for offsets. Its connection is kept from one to the next, and may take longer to come.
 const OFFSETS_PATIENCE: Duration = Duration::from_secs(1);

@@ -95,9 +95,10 @@ fn is_due(waiting: &mut HashMap<i32, Waiting>, partition: i32, offset: Option<i6
 }
 
 /// Whether a partition that ends at `end` has one of these records. If the first of them is beyond that, it is of another topic of the
-/// same name, which is gone. On a busy chain all of them have been read by the next look.
+/// same name, which is gone.
 fn has_record(kafka: &Kafka, (topic, partition): (Topic, i32), records: Range<i64>, end: i64) -> Result<bool, Failure> {
     let is_gone = records.start > end;
+    // On a busy chain all of them have been read by the next look.
     if records.is_empty() && !is_gone {
         return Ok(false);
     }

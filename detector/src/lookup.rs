@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_look_up_is_told_if_it_takes_long_and_only_while_it_lasts() {
-        let told = || stage::waiting().into_iter().find(|(item, _)| item == "detector: chain 7").map(|(_, cause)| cause);
+        let told = || stage::cause_of("detector: chain 7");
         let mut lookup = Lookup::of(7);
         lookup.at(Topic::Matches, 3, 1_000);
         assert_eq!(told(), None);

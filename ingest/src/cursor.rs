@@ -14,7 +14,7 @@ use topics::wire::{ChainCursor, chain_cursor};
 use topics::{B256, ChainId};
 
 /// Blocks of a part: those whose numbers give the same quotient.
-pub const PART_BLOCKS: u64 = 32;
+const PART_BLOCKS: u64 = 32;
 
 /// A chain's records in `chain.cursors`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,6 +34,16 @@ pub type CursorRecord = (String, Option<ChainCursor>);
 pub fn part_of_key(chain: ChainId, key: &[u8]) -> Option<u64> {
     let (id, part) = std::str::from_utf8(key).ok()?.split_once('/')?;
     (id == chain.to_string()).then(|| part.parse().ok())?
+}
+
+fn part_key(chain: ChainId, part: u64) -> String {
+    format!("{chain}/{part}")
+}
+
+/// The keys of the parts that a cursor's window has below the cursor's own blocks.
+pub fn part_keys(chain: ChainId, cursor: &ChainCursor) -> impl Iterator<Item = String> {
+    let (bottom, tip) = cursor.bottom_number.zip(cursor.window.last().map(|tip| tip.number)).unwrap_or_default();
+    (bottom / PART_BLOCKS..tip / PART_BLOCKS).map(move |part| part_key(chain, part))
 }
 
 impl StoredCursor {
@@ -101,7 +111,7 @@ pub fn encode(chain: ChainId, sequence: u64, window: &Window, halted: &str, writ
         // The chain may skip the numbers of a whole part.
         let Some(last) = window.below(end).filter(|last| last.number >= first) else {
             if written.0.remove(&part).is_some() {
-                records.push((format!("{chain}/{part}"), None));
+                records.push((part_key(chain, part), None));
             }
             continue;
         };
@@ -109,13 +119,13 @@ pub fn encode(chain: ChainId, sequence: u64, window: &Window, halted: &str, writ
         if written.0.insert(part, state.clone()) != Some(state) {
             let window = blocks(window, first..end);
             let record = ChainCursor { chain_id: chain.0, window, part: true, ..ChainCursor::default() };
-            records.push((format!("{chain}/{part}"), Some(record)));
+            records.push((part_key(chain, part), Some(record)));
         }
     }
     written.0.retain(|part, _| {
         let kept = parts.contains(part);
         if !kept {
-            records.push((format!("{chain}/{part}"), None));
+            records.push((part_key(chain, *part), None));
         }
         kept
     });

@@ -1,7 +1,7 @@
 //! Halting a chain until a person decides. The cause is written into the chain's cursor, so that a restart does not forget it
 //! and the API can show it; `ctrip resume` removes it.
 
-use crate::cursor::{PART_BLOCKS, StoredCursor, WrittenParts, encode, part_of_key};
+use crate::cursor::{StoredCursor, WrittenParts, encode, part_keys, part_of_key};
 use crate::publish::send_cursor;
 use crate::window::Window;
 use anyhow::anyhow;
@@ -63,9 +63,8 @@ fn decode(value: &[u8]) -> Result<ChainCursor, Failure> {
 /// The partitions that have the parts of a cursor's window.
 fn partitions_of_parts(chain: ChainId, cursor: &ChainCursor) -> BTreeSet<i32> {
     let mut partitions = BTreeSet::new();
-    let Some((bottom, tip)) = cursor.bottom_number.zip(cursor.window.last()) else { return partitions };
-    for part in bottom / PART_BLOCKS..tip.number / PART_BLOCKS {
-        partitions.insert(Topic::Cursors.partition_of(&format!("{chain}/{part}")));
+    for key in part_keys(chain, cursor) {
+        partitions.insert(Topic::Cursors.partition_of(&key));
         if i32::try_from(partitions.len()) == Ok(Topic::Cursors.partitions()) {
             break;
         }

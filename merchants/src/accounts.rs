@@ -58,15 +58,16 @@ impl Account {
     /// parent, and each would give out the other's addresses again. When the database fails.
     pub async fn register(xpub: AccountXpub, pool: &Pool) -> anyhow::Result<Self> {
         let mut client = pool.get().await.context("connecting to DATABASE_URL")?;
-        let sequence = register(&xpub, &mut client).await.map_err(Failure::from)?;
+        let sequence = register(&xpub, &mut client).await?;
         Ok(Self::new(xpub, sequence))
     }
 
     /// [`register`](Self::register) in a database that took the place of the one before, and may lack it.
     ///
     /// # Errors
-    /// As for [`register`](Self::register).
-    pub async fn register_again(&self, client: &mut Client) -> Result<(), Unregistered> {
+    /// `Halt` when another account has the same addresses, or what is registered of another can't be read; `Retry` when the database
+    /// fails.
+    pub async fn register_again(&self, client: &mut Client) -> Result<(), Failure> {
         register(&self.0.xpub, client).await.map(drop)
     }
 
@@ -76,34 +77,14 @@ impl Account {
     }
 }
 
-/// Why an account is not registered.
-#[derive(Debug)]
-pub enum Unregistered {
-    /// Another account has the same addresses, or what is registered of another can't be read.
-    Refused(anyhow::Error),
-    /// Whatever Postgres says, it says nothing of the account.
-    Database(anyhow::Error),
-}
-
-impl From<tokio_postgres::Error> for Unregistered {
-    fn from(error: tokio_postgres::Error) -> Self {
-        let (Failure::Retry(cause) | Failure::Reopen(cause) | Failure::Halt(cause)) = error.into();
-        Self::Database(cause.context("registering the xpub in the database"))
-    }
-}
-
-/// For whoever steers a loop.
-impl From<Unregistered> for Failure {
-    fn from(unregistered: Unregistered) -> Self {
-        match unregistered {
-            Unregistered::Refused(cause) => Self::Halt(cause),
-            Unregistered::Database(cause) => Self::Retry(cause),
-        }
-    }
+/// Whatever Postgres says, it says nothing of the account: a retry may help.
+fn unregistered(error: tokio_postgres::Error) -> Failure {
+    let (Failure::Retry(cause) | Failure::Reopen(cause) | Failure::Halt(cause)) = error.into();
+    Failure::Retry(cause.context("registering the xpub in the database"))
 }
 
 /// Returns the name of the account's sequence.
-async fn register(xpub: &AccountXpub, client: &mut Client) -> Result<String, Unregistered> {
+async fn register(xpub: &AccountXpub, client: &mut Client) -> Result<String, Failure> {
     let fingerprint = xpub.fingerprint();
     let register = async {
         let transaction = client.transaction().await?;
@@ -121,10 +102,10 @@ async fn register(xpub: &AccountXpub, client: &mut Client) -> Result<String, Unr
             .await?;
         Ok::<_, tokio_postgres::Error>((transaction, sequence, rows))
     };
-    let (transaction, sequence, rows) = register.await?;
+    let (transaction, sequence, rows) = register.await.map_err(unregistered)?;
     // A transaction that is dropped is rolled back.
-    refuse_twin(xpub, rows.iter().map(KnownAccount::of)).map_err(Unregistered::Refused)?;
-    transaction.commit().await?;
+    refuse_twin(xpub, rows.iter().map(KnownAccount::of)).map_err(Failure::Halt)?;
+    transaction.commit().await.map_err(unregistered)?;
     Ok(sequence)
 }
 

@@ -52,8 +52,8 @@
 //!
 //! **A reorg** takes back what its removed blocks had brought, and emits `reverted` once per such block. The same money in another
 //! block, or in another amount, is another transfer. A chain that begins anew takes back all above the block up to which it stands,
-//! and emits `reverted` once. So does a branch that begins below the first
-//! block of what it replaces, and what it brings again is told again.
+//! and emits `reverted` once. So does a branch that begins below the first block of what it replaces, and what it brings again is
+//! told again.
 //!
 //! **A deposit** at a static address is a payment that its transfer creates: its amount is the transfer's, it never expires and
 //! can't be cancelled. Its life is the same, under the names `deposit.detected`, `deposit.confirmed` and `deposit.reverted`.

@@ -87,7 +87,7 @@ impl OwnAccount {
             Verdict::Own => {
                 let note = async {
                     installation(&*db).await?;
-                    account.register_again(db).await.map_err(Failure::from)?;
+                    account.register_again(db).await?;
                     note_own_account(&*db, own, None).await
                 };
                 match note.await {

@@ -157,7 +157,7 @@ impl Recovery {
     /// When the database fails.
     pub async fn installation(&self) -> anyhow::Result<Uuid> {
         let of_database = async { installation(&*OwnConnection::open(&self.0.pool).await?.db()?).await };
-        of_database.await.map_err(Into::into)
+        Ok(of_database.await?)
     }
 
     /// Notes cTrip's own account, which has to be registered, here and in each database that takes the place of this one.
@@ -167,7 +167,7 @@ impl Recovery {
     /// When another is noted, or the database fails.
     pub async fn note_own_account(&self, account: &Account, replaces: Option<&str>) -> anyhow::Result<()> {
         let note = async { self.0.own_account.note(OwnConnection::open(&self.0.pool).await?.db()?, account, replaces).await };
-        note.await.map_err(Into::into)
+        Ok(note.await?)
     }
 
     /// What is wrong with the topics, who else writes to them, which other server takes writes, how many merchants a restore

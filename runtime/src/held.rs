@@ -1,14 +1,13 @@
 //! Partitions that a stage holds while something in Kafka is not over, such as a transaction that somebody has left open. The
 //! others go on; each that is held is looked at in its turn, and told if it waits for long.
 
+use crate::kafka::MAX_OPEN;
 use crate::stage::Notice;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether one may go on. They take turns, since a look takes a while.
 const LOOK_INTERVAL: Duration = Duration::from_secs(3);
-/// A broker ends what a producer that is gone has left open some 25 s later. What lasts longer is told.
-const MAX_WAIT: Duration = Duration::from_secs(40);
 
 /// The partitions that a stage holds, and for what.
 pub struct HeldPartitions<C> {
@@ -32,7 +31,7 @@ impl<C: Clone> HeldPartitions<C> {
 
     /// Holds a partition from now on.
     pub fn hold(&mut self, partition: i32, cause: C) {
-        let (now, notice) = (Instant::now(), Notice::of(item(self.stage, partition)));
+        let (now, notice) = (Instant::now(), Notice::of(format!("{}: partition {partition}", self.stage)));
         self.held.insert(partition, Held { cause, since: now, looked: now, notice });
     }
 
@@ -64,7 +63,7 @@ impl<C: Clone> HeldPartitions<C> {
         self.looked = Some(now);
         for held in self.held.values_mut() {
             let waits = now.saturating_duration_since(held.since);
-            if waits > MAX_WAIT {
+            if waits > MAX_OPEN {
                 held.notice.show(Some(tell(&held.cause, waits)));
             }
         }
@@ -74,11 +73,6 @@ impl<C: Clone> HeldPartitions<C> {
     }
 }
 
-/// The name under which [`crate::stage::waiting`] tells of a partition.
-fn item(stage: &str, partition: i32) -> String {
-    format!("{stage}: partition {partition}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_partition_that_waits_for_long_is_told_with_the_command_and_goes_when_it_goes_on() {
-        let told = || stage::waiting().into_iter().find(|(named, _)| named == "lab: partition 3").map(|(_, cause)| cause);
+        let told = || stage::cause_of("lab: partition 3");
         let (mut held, start) = (HeldPartitions::of("lab"), Instant::now());
         held.hold(3, "a transaction");
         let mut look = |seconds| held.due_at(start + Duration::from_secs(seconds), |cause, _| format!("waits for {cause}"));

@@ -1,6 +1,6 @@
 //! What a fault keeps from being processed, while all else of its partition goes on: rows of `set_aside`.
 //!
-//! A row belongs to a [`FoldStage`] and one of its partitions, and has an offset of its own. The stage's transactions read the
+//! A row belongs to a stage and one of its partitions, and has an offset of its own. The transactions of a [`FoldStage`] read the
 //! rows of their partitions after the claim, so whoever removes a row under the same lock is noticed.
 
 use crate::failure::Failure;

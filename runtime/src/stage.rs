@@ -236,6 +236,11 @@ pub fn waiting() -> Vec<(String, String)> {
     failed().iter().filter(|(_, stage)| !well(stage)).map(|(name, stage)| (name.clone(), stage.cause.clone())).collect()
 }
 
+/// For what something of this name waits, as [`waiting`] tells.
+pub fn cause_of(name: &str) -> Option<String> {
+    waiting().into_iter().find(|(waits, _)| waits == name).map(|(_, cause)| cause)
+}
+
 /// Notes that a stage waits, for [`waiting`] and the metric.
 pub fn waits(name: &str, cause: &str) {
     failed().insert(name.to_owned(), FailedStage { cause: cause.to_owned(), running_since: None });
@@ -343,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_stage_that_hangs_is_told_until_it_asks_for_records_again() {
-        let told = || waiting().into_iter().find(|(item, _)| item == "hanging: silence").map(|(_, cause)| cause);
+        let told = || cause_of("hanging: silence");
         let (mut silence, start) = (Silence::of("hanging"), Instant::now());
         let mut after = |seconds| {
             silence.look(start + Duration::from_secs(seconds));

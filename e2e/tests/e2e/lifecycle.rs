@@ -107,9 +107,7 @@ impl Field {
         };
         let pool = runtime::db::pool(&self.lab.env["DATABASE_URL"], 1)?;
         let client = pool.get().await?;
-        store::insert_addresses(&client, std::slice::from_ref(&address), Uuid::nil())
-            .await
-            .map_err(|f| anyhow::anyhow!("{f}"))?;
+        store::insert_addresses(&client, std::slice::from_ref(&address), Uuid::nil()).await?;
         eventually("the address's intent to be acknowledged", || async {
             let waiting = client.query("SELECT FROM unacknowledged_intents WHERE payment_id = $1", &[&address.id]).await?;
             Ok(waiting.is_empty().then_some(()))

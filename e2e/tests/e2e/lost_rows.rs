@@ -307,10 +307,10 @@ async fn an_account_that_postgres_does_not_register_is_no_others() -> Result<()>
                      'BEGIN RAISE EXCEPTION ''out of order'' USING ERRCODE = ''XX000''; END';
                  CREATE TRIGGER fails BEFORE INSERT ON xpubs FOR EACH ROW EXECUTE FUNCTION fails()";
     client.batch_execute(fails).await?;
-    let failed = account.register_again(&mut client).await.map_err(Failure::from);
+    let failed = account.register_again(&mut client).await;
     ensure!(matches!(&failed, Err(Failure::Retry(cause)) if format!("{cause:#}").contains("out of order")), "{failed:?}");
     client.batch_execute("DROP TRIGGER fails ON xpubs").await?;
-    account.register_again(&mut client).await.map_err(Failure::from)?;
+    account.register_again(&mut client).await?;
     Ok(())
 }
 

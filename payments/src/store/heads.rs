@@ -17,7 +17,7 @@ pub struct ChainHead {
     /// Number of the first block that was ever added.
     pub first: u64,
     pub number: u64,
-    /// `None` once a reorg removed that first block: no block is left.
+    /// `None` once a reorg removed that first block, so that no block is left, and where the chain begins anew by a command.
     pub hash: Option<B256>,
     /// Whether that is so: the branch that takes its place may begin lower. Where the chain begins anew by a command, what comes next
     /// may go through blocks once more that stand.

@@ -7,6 +7,7 @@ use anyhow::anyhow;
 use deadpool_postgres::GenericClient;
 use prost::Message as _;
 use runtime::Failure;
+use tokio_postgres::Row;
 use topics::wire::PaymentIntent;
 use uuid::Uuid;
 
@@ -41,7 +42,11 @@ pub async fn unacknowledged_intents(db: &impl GenericClient, ids: &[Uuid]) -> Re
     let statement =
         db.prepare_cached("SELECT payment_id, intent FROM unacknowledged_intents WHERE payment_id = ANY($1)").await?;
     let rows = db.query(&statement, &[&ids]).await?;
-    Ok(Page::of(rows.iter().map(|row| (row.get(0), read_intent(row.get(0), row.get(1))))))
+    Ok(page(&rows))
+}
+
+fn page(rows: &[Row]) -> Unacknowledged {
+    Page::of(rows.iter().map(|row| (row.get(0), read_intent(row.get(0), row.get(1)))))
 }
 
 /// At most `limit` intents older than [`ACKNOWLEDGEMENT_TIMEOUT`] with ids above `after`, locked until the transaction ends:
@@ -59,7 +64,7 @@ pub async fn lock_overdue_intents(db: &impl GenericClient, after: Uuid, limit: u
         )
         .await?;
     let rows = db.query(&statement, &[&i64::from(limit), &ACKNOWLEDGEMENT_TIMEOUT.as_secs_f64(), &after]).await?;
-    let page = Page::of(rows.iter().map(|row| (row.get(0), read_intent(row.get(0), row.get(1)))));
+    let page = page(&rows);
     Ok(Page { last: page.last.filter(|_| rows.len() >= usize::from(limit)), ..page })
 }
 

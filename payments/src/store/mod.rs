@@ -38,7 +38,7 @@ pub use orphans::{
     OrphanTransfer, WaitingOrphans, count_orphans, give_token_up, orphans_by_token, orphans_in, owned_orphans, remove_orphans,
     save_orphans, take_orphans,
 };
-pub use outbox::{Claim, OutboxFront, OutboxRow, record_events, record_requested_events};
+pub use outbox::{Claim, OutboxFront, OutboxRow, events_partition, record_events, record_requested_events};
 pub use outbox_told::{claims, release_claims};
 pub use page::Page;
 pub use parts::{PartRow, counted_from, delete_parts, save_parts, touched_parts};

@@ -36,11 +36,9 @@ pub struct OutboxRow {
     pub state: Vec<u8>,
 }
 
-impl OutboxRow {
-    /// The partition of `payment.events` that it goes to.
-    pub fn partition(&self) -> i32 {
-        Topic::Events.partition_of(&self.payment.to_string())
-    }
+/// The partition of `payment.events` that a payment's events go to.
+pub fn events_partition(payment: Uuid) -> i32 {
+    Topic::Events.partition_of(&payment.to_string())
 }
 
 /// What [`OutboxFront::claim`] has found.
@@ -137,8 +135,7 @@ impl<'a> Encoded<'a> {
 #[derive(Debug, Default)]
 pub struct OutboxFront {
     lowest: LowestId,
-    /// The first batch. What is claimed under a lower number is in doubt, and stays as it is.
-    first: i64,
+    /// The last batch, or the first one before that. What is claimed under a lower number is in doubt, and stays as it is.
     batch: i64,
     /// The partitions of `payment.events` whose rows are kept back.
     held: BTreeSet<i32>,
@@ -151,14 +148,14 @@ pub struct OutboxFront {
 impl OutboxFront {
     /// For a relay whose first batch has this number, and that keeps back what goes to these partitions.
     pub fn of(first: i64, held: &[i32]) -> Self {
-        Self { first, batch: first, held: held.iter().copied().collect(), ..Self::default() }
+        Self { batch: first, held: held.iter().copied().collect(), ..Self::default() }
     }
 
     /// Keeps nothing back for this partition any more. What is claimed for it is decided about.
     pub fn release(&mut self, partition: i32) {
         self.held.remove(&partition);
         // Its rows may be far below.
-        (self.lowest, self.looked) = (LowestId::default(), None);
+        self.lowest = LowestId::default();
     }
 
     /// What stands for the number of a batch in rows that are kept back still.
@@ -184,7 +181,8 @@ impl OutboxFront {
             let transaction = db.transaction().await?;
             lock::hold_off_comparison(&transaction).await?;
             let taken = self.take(&transaction, batch, limit).await?;
-            let (kept, rows): (Vec<_>, Vec<_>) = taken.into_iter().partition(|row| self.held.contains(&row.partition()));
+            let (kept, rows): (Vec<_>, Vec<_>) =
+                taken.into_iter().partition(|row| self.held.contains(&events_partition(row.payment)));
             keep_back(&transaction, &kept).await?;
             transaction.commit().await?;
             (rows, kept)
@@ -229,7 +227,7 @@ impl OutboxFront {
                        min(id) FILTER (WHERE (batch = ANY ($2) OR batch > 0 AND batch < $3) IS NOT TRUE),
                        pg_snapshot_xmin(pg_current_snapshot())::text::bigint
                    FROM outbox WHERE id >= $1";
-        let row = db.query_one(&db.prepare_cached(sql).await?, &[&from, &self.kept(), &self.first]).await?;
+        let row = db.query_one(&db.prepare_cached(sql).await?, &[&from, &self.kept(), &self.batch]).await?;
         let (lowest, oldest): (Option<i64>, i64) = (row.get(1), row.get(2));
         if is_due {
             self.looked = Some(Instant::now());
@@ -271,7 +269,7 @@ fn kept_for(partition: i32) -> i64 {
 
 /// Keeps rows back that are claimed.
 async fn keep_back(db: &impl GenericClient, rows: &[OutboxRow]) -> Result<(), Failure> {
-    let (ids, kept): (Vec<i64>, Vec<i64>) = rows.iter().map(|row| (row.id, kept_for(row.partition()))).unzip();
+    let (ids, kept): (Vec<i64>, Vec<i64>) = rows.iter().map(|row| (row.id, kept_for(events_partition(row.payment)))).unzip();
     let sql = "UPDATE outbox o SET batch = r.kept FROM unnest($1::bigint[], $2::bigint[]) AS r (id, kept) WHERE o.id = r.id";
     db.execute(&db.prepare_cached(sql).await?, &[&ids, &kept]).await?;
     Ok(())

@@ -7,9 +7,9 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub struct Page<T> {
     pub items: Vec<T>,
-    /// Those that hold no valid payment or address, and why.
+    /// Those that hold nothing valid, and why.
     pub unreadable: Vec<(Uuid, String)>,
-    /// The id of the last row, with which the next page begins; `None` after the last page.
+    /// The id of the last row, after which the next page begins, where there are pages; `None` after the last one.
     pub last: Option<Uuid>,
 }
 

@@ -256,7 +256,7 @@ impl Replica {
         metrics::REPLICA_LAG.gauge(&[]).set(lag.map_or(f64::INFINITY, |lag| lag.as_secs_f64()));
         let is_well = lag.is_some_and(|lag| lag < self.max_lag);
         self.is_well.store(is_well, Ordering::Relaxed);
-        let was_left = stage::waiting().iter().any(|(name, _)| name == NAME);
+        let was_left = stage::cause_of(NAME).is_some();
         let left = self.left();
         let is_slow = left >= MAX_LEFT;
         if is_well && !is_slow && was_left {
@@ -409,7 +409,7 @@ mod tests {
         replica.tell(Ok(Some(Duration::ZERO)));
         replica.leave();
         assert!(!is_well(), "a read has taken too long");
-        let is_named = || stage::waiting().iter().any(|(name, _)| name == NAME);
+        let is_named = || stage::cause_of(NAME).is_some();
         replica.tell(Ok(Some(Duration::ZERO)));
         assert!(is_well() && !is_named(), "once says nothing");
         for _ in 1..MAX_LEFT {

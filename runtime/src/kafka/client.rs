@@ -123,6 +123,13 @@ impl Kafka {
     pub(super) fn reader_config(&self, client: &str) -> ClientConfig {
         as_reader(self.config(client))
     }
+
+    /// The configuration of a reader that joins no group: librdkafka asks for one all the same.
+    pub(super) fn lookup_config(&self, group: &str) -> ClientConfig {
+        let mut config = self.reader_config("lookup");
+        config.set("group.id", self.prefixed(group));
+        config
+    }
 }
 
 /// [`Kafka::config`] without a registry.

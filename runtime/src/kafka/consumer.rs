@@ -316,7 +316,7 @@ mod tests {
             Consumer::open(&Kafka::on_brokers(&cluster.bootstrap_servers()), "idle", &[Topic::Events], None).unwrap();
         let context = consumer.inner.context();
         let (deadline, mut assigned) = (Instant::now() + Duration::from_secs(30), None);
-        let told = || stage::waiting().iter().any(|(item, _)| item == "idle: offsets");
+        let told = || stage::cause_of("idle: offsets").is_some();
         // Until the statistics, of every two seconds, say that it is fetched.
         loop {
             consumer.poll(1, 1, Duration::from_millis(100)).unwrap();

@@ -4,7 +4,7 @@
 //! one that holds a group's offsets: Kafka does not tell them meanwhile.
 
 use super::client::Kafka;
-use super::offsets::{StableEnds, group_remedy};
+use super::offsets::group_remedy;
 use crate::failure::Failure;
 use crate::stage::{self, Notice};
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use topics::Topic;
 
 /// For longer no transaction of ours is open: the broker ends it after 15 s, and looks every 10 s for those.
-const MAX_OPEN: Duration = Duration::from_secs(40);
+pub(crate) const MAX_OPEN: Duration = Duration::from_secs(40);
 
 /// What a person can do about a transaction that has been open for so long, from an offset of a partition on.
 pub(super) fn remedy(name: &str, partition: i32, offset: i64, open: Duration) -> String {
@@ -47,15 +47,7 @@ impl OpenTransaction {
     /// # Errors
     /// When the broker does not answer.
     pub fn is_over(&self, kafka: &Kafka) -> Result<bool, Failure> {
-        self.is_over_at(&StableEnds::open(kafka)?)
-    }
-
-    /// [`is_over`](Self::is_over), asked on connections that are there.
-    ///
-    /// # Errors
-    /// When the broker does not answer.
-    pub fn is_over_at(&self, ends: &StableEnds) -> Result<bool, Failure> {
-        let (stable, end) = ends.of(self.topic, self.partition)?;
+        let (stable, end) = kafka.ends(self.topic, self.partition)?;
         // Kafka may have lost that end meanwhile.
         Ok(stable >= self.end.min(end))
     }
@@ -145,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_partition_that_waits_for_the_groups_offset_is_told_with_the_command_that_ends_it() {
-        let told = || stage::waiting().into_iter().find(|(item, _)| item == "lab: offsets").map(|(_, cause)| cause);
+        let told = || stage::cause_of("lab: offsets");
         let (mut unfetched, start) = (Unfetched::of("lab"), Instant::now());
         unfetched.assign([("topic".to_owned(), 3), ("topic".to_owned(), 4)].into_iter(), start);
         let mut see = |seconds, third: bool| {
@@ -164,7 +156,7 @@ mod tests {
     #[test]
     fn a_transaction_that_hangs_is_told_with_the_command_that_ends_it() {
         let (mut open, start) = (OpenTransactions::default(), Instant::now());
-        let told = || stage::waiting().into_iter().find(|(item, _)| item == "transaction on lab.topic").map(|(_, cause)| cause);
+        let told = || stage::cause_of("transaction on lab.topic");
         let mut see = |seconds, stable, end| {
             open.see("lab.topic", [(3, stable, end), (4, 9, 9)].into_iter(), start + Duration::from_secs(seconds));
             told()

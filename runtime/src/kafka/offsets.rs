@@ -73,7 +73,7 @@ impl Kafka {
     /// # Errors
     /// When the broker does not answer.
     pub fn committed(&self, group: &str, topic: Topic, partition: i32) -> Result<Option<i64>, Failure> {
-        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
+        let inner: BaseConsumer = self.lookup_config(group).create()?;
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.name(topic), partition);
         let answer = inner.committed_offsets(list, COMMITTED_TIMEOUT).map_err(|e| uncommitted(e, group))?;
@@ -90,23 +90,22 @@ impl Kafka {
     /// When the broker does not answer, or tells none of them.
     pub fn committed_within(
         &self,
-        group: &str,
+        group: &'static str,
         partitions: &[(Topic, i32)],
         patience: Duration,
     ) -> Result<BTreeMap<(Topic, i32), Option<NotedOffset>>, Failure> {
-        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
+        let offsets = &GroupOffsets::open(self, group)?;
         if partitions.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let mut refused = match self.told(&inner, partitions, patience) {
+        let mut refused = match offsets.told(partitions, patience) {
             Err(error) if is_late(&error) => error,
             outcome => return outcome.map_err(|e| uncommitted(e, group)),
         };
         // Kafka tells nothing of any of them while a transaction holds one. All are asked for at the same time, since each that
         // is held takes as long as it may.
         let answers: Vec<_> = std::thread::scope(|scope| {
-            let (inner, kafka) = (&inner, self);
-            let ask = |partition| scope.spawn(move || kafka.told(inner, std::slice::from_ref(partition), SINGLE_TIMEOUT));
+            let ask = |partition| scope.spawn(move || offsets.told(std::slice::from_ref(partition), SINGLE_TIMEOUT));
             let asked: Vec<_> = partitions.iter().map(ask).collect();
             asked.into_iter().map(ScopedJoinHandle::join).collect()
         });
@@ -121,29 +120,6 @@ impl Kafka {
         if told.is_empty() { Err(uncommitted(refused, group)) } else { Ok(told) }
     }
 
-    /// What the group of this client has committed for these partitions.
-    fn told(
-        &self,
-        client: &BaseConsumer,
-        partitions: &[(Topic, i32)],
-        patience: Duration,
-    ) -> KafkaResult<BTreeMap<(Topic, i32), Option<NotedOffset>>> {
-        let mut list = TopicPartitionList::new();
-        for (topic, partition) in partitions {
-            list.add_partition(&self.name(*topic), *partition);
-        }
-        let answer = client.committed_offsets(list, patience)?;
-        let told = partitions.iter().map(|(topic, partition)| {
-            let element = answer.find_partition(&self.name(*topic), *partition);
-            let offset = element.and_then(|element| match element.offset() {
-                Offset::Offset(offset) => Some((offset, readable(|| element.metadata().to_owned()))),
-                _ => None,
-            });
-            ((*topic, *partition), offset)
-        });
-        Ok(told.collect())
-    }
-
     /// The offset of the first record of each of these partitions that was written at its time, in milliseconds of Unix time, or
     /// later; the partition's end if there is none. Blocks.
     ///
@@ -153,7 +129,7 @@ impl Kafka {
         if times.is_empty() {
             return Ok(Offsets::new());
         }
-        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed("lookup")).create()?;
+        let inner: BaseConsumer = self.lookup_config("lookup").create()?;
         let name = self.name(topic);
         let failed = |e| Failure::from(e).context(format!("the offsets of {name}"));
         let mut list = TopicPartitionList::new();
@@ -178,7 +154,9 @@ impl Kafka {
     /// # Errors
     /// When the broker does not answer.
     pub fn ends(&self, topic: Topic, partition: i32) -> Result<(i64, i64), Failure> {
-        StableEnds::open(self)?.of(topic, partition)
+        // In this order, so that what was committed between the two does not look open.
+        let end_of_all = Ends::open(self)?.of(topic, partition)?;
+        Ok((end_of(&self.lookup_config("lookup").create()?, &self.name(topic), partition)?, end_of_all))
     }
 
     /// Group metadata without a member, for a group that no consumer joins: its offset is a cursor of ours.
@@ -186,7 +164,7 @@ impl Kafka {
     /// # Errors
     /// When librdkafka refuses the configuration.
     pub fn bare_group(&self, group: &str) -> Result<ConsumerGroupMetadata, Failure> {
-        let inner: BaseConsumer = self.reader_config("lookup").set("group.id", self.prefixed(group)).create()?;
+        let inner: BaseConsumer = self.lookup_config(group).create()?;
         inner.group_metadata().ok_or_else(|| Failure::Halt(anyhow!("the consumer has no group")))
     }
 }
@@ -202,8 +180,30 @@ impl GroupOffsets {
     /// # Errors
     /// When librdkafka refuses the configuration.
     pub fn open(kafka: &Kafka, group: &'static str) -> Result<Self, Failure> {
-        let inner = kafka.reader_config("lookup").set("group.id", kafka.prefixed(group)).create()?;
+        let inner = kafka.lookup_config(group).create()?;
         Ok(Self { kafka: kafka.clone(), group, inner })
+    }
+
+    /// What the group has committed for these partitions.
+    fn told(
+        &self,
+        partitions: &[(Topic, i32)],
+        patience: Duration,
+    ) -> KafkaResult<BTreeMap<(Topic, i32), Option<NotedOffset>>> {
+        let mut list = TopicPartitionList::new();
+        for (topic, partition) in partitions {
+            list.add_partition(&self.kafka.name(*topic), *partition);
+        }
+        let answer = self.inner.committed_offsets(list, patience)?;
+        let told = partitions.iter().map(|(topic, partition)| {
+            let element = answer.find_partition(&self.kafka.name(*topic), *partition);
+            let offset = element.and_then(|element| match element.offset() {
+                Offset::Offset(offset) => Some((offset, readable(|| element.metadata().to_owned()))),
+                _ => None,
+            });
+            ((*topic, *partition), offset)
+        });
+        Ok(told.collect())
     }
 
     /// Whether Kafka tells what the group has committed for these partitions within `patience`: it does not while a transaction
@@ -212,7 +212,7 @@ impl GroupOffsets {
     /// # Errors
     /// When the broker does not answer.
     pub fn are_told(&self, partitions: &[(Topic, i32)], patience: Duration) -> Result<bool, Failure> {
-        match self.kafka.told(&self.inner, partitions, patience) {
+        match self.told(partitions, patience) {
             Err(error) if is_late(&error) => Ok(false),
             outcome => outcome.map(|_| true).map_err(|e| uncommitted(e, self.group)),
         }
@@ -222,16 +222,15 @@ impl GroupOffsets {
 /// Asks for the ends of partitions on a connection that it keeps, whatever is open there.
 pub struct Ends {
     kafka: Kafka,
-    inner: BaseConsumer,
+    pub(super) inner: BaseConsumer,
 }
 
 impl Ends {
     /// # Errors
     /// When librdkafka refuses the configuration.
     pub fn open(kafka: &Kafka) -> Result<Self, Failure> {
-        let mut config = kafka.reader_config("lookup");
-        config.set("group.id", kafka.prefixed("lookup")).set("isolation.level", "read_uncommitted");
-        Ok(Self { kafka: kafka.clone(), inner: config.create()? })
+        let inner = kafka.lookup_config("lookup").set("isolation.level", "read_uncommitted").create()?;
+        Ok(Self { kafka: kafka.clone(), inner })
     }
 
     /// The end that a partition has now. Blocks.
@@ -240,31 +239,6 @@ impl Ends {
     /// When the broker does not answer within ten seconds.
     pub fn of(&self, topic: Topic, partition: i32) -> Result<i64, Failure> {
         end_of(&self.inner, &self.kafka.name(topic), partition)
-    }
-}
-
-/// Asks up to where partitions can be read, on connections that it keeps.
-pub struct StableEnds {
-    all: Ends,
-    committed: BaseConsumer,
-}
-
-impl StableEnds {
-    /// # Errors
-    /// When librdkafka refuses the configuration.
-    pub fn open(kafka: &Kafka) -> Result<Self, Failure> {
-        let committed = kafka.reader_config("lookup").set("group.id", kafka.prefixed("lookup")).create()?;
-        Ok(Self { all: Ends::open(kafka)?, committed })
-    }
-
-    /// As [`Kafka::ends`].
-    ///
-    /// # Errors
-    /// When the broker does not answer within ten seconds.
-    pub fn of(&self, topic: Topic, partition: i32) -> Result<(i64, i64), Failure> {
-        // In this order, so that what was committed between the two does not look open.
-        let end_of_all = self.all.of(topic, partition)?;
-        Ok((end_of(&self.committed, &self.all.kafka.name(topic), partition)?, end_of_all))
     }
 }
 

@@ -46,7 +46,7 @@ impl PartitionReader {
     pub fn open(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Self, Failure> {
         let inner = client(kafka)?;
         let ends = kafka.await_stable(&inner, topic, &[partition])?;
-        Self::up_to(kafka, inner, topic, partition, &ends)
+        Ok(Self::up_to(kafka, inner, topic, partition, &ends))
     }
 
     /// As [`open`](Self::open), but waits no longer than `patience`: then it returns what is open still.
@@ -61,7 +61,7 @@ impl PartitionReader {
     ) -> Result<Result<Self, OpenTransaction>, Failure> {
         let inner = client(kafka)?;
         match kafka.stable_ends(&inner, topic, &[partition], patience)? {
-            Ok(ends) => Self::up_to(kafka, inner, topic, partition, &ends).map(Ok),
+            Ok(ends) => Ok(Ok(Self::up_to(kafka, inner, topic, partition, &ends))),
             Err(open) => {
                 let open = open.into_iter().next();
                 open.map(Err).ok_or_else(|| Failure::Retry(anyhow!("{}/{partition} has no end", kafka.name(topic))))
@@ -76,20 +76,14 @@ impl PartitionReader {
     pub fn open_at_once(kafka: &Kafka, topic: Topic, partition: i32) -> Result<Self, Failure> {
         let inner = client(kafka)?;
         let ends = end_offsets(&inner, &kafka.name(topic), [partition])?;
-        Self::up_to(kafka, inner, topic, partition, &ends)
+        Ok(Self::up_to(kafka, inner, topic, partition, &ends))
     }
 
     /// Assigns nothing yet. librdkafka would ask where the partition begins, and its answer may come after an offset was assigned: then
     /// it reads from the beginning instead.
-    fn up_to(
-        kafka: &Kafka,
-        inner: BaseConsumer<EofContext>,
-        topic: Topic,
-        partition: i32,
-        ends: &HashMap<i32, i64>,
-    ) -> Result<Self, Failure> {
+    fn up_to(kafka: &Kafka, inner: BaseConsumer<EofContext>, topic: Topic, partition: i32, ends: &HashMap<i32, i64>) -> Self {
         let end = ends.get(&partition).copied().unwrap_or_default();
-        Ok(Self { inner, topic, name: kafka.name(topic), partition, end, from: Cell::new(None) })
+        Self { inner, topic, name: kafka.name(topic), partition, end, from: Cell::new(None) }
     }
 
     /// Up to where it could be read when it was opened; 0 where nothing was ever written.
@@ -103,7 +97,11 @@ impl PartitionReader {
     /// When librdkafka refuses.
     pub fn seek(&self, offset: i64) -> Result<(), Failure> {
         self.from.set(Some(offset));
-        self.assign(Offset::Offset(offset))
+        // librdkafka warns of an offset that is gone, and waits before it asks where the partition begins.
+        let at = if offset == 0 { Offset::Beginning } else { Offset::Offset(offset) };
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.name, self.partition, at)?;
+        Ok(self.inner.assign(&list)?)
     }
 
     /// The next record; `None` at the end that the partition has now, or where that is before what was [sought](Self::seek).
@@ -112,19 +110,22 @@ impl PartitionReader {
     /// When nothing arrives for 30 s before the end.
     pub fn next(&self) -> Result<Option<Record<'_>>, Failure> {
         let (started, mut asked_again) = (Instant::now(), false);
-        if self.from.get().is_none() {
-            self.from.set(Some(0));
-            self.assign(Offset::Beginning)?;
-        }
+        let from = match self.from.get() {
+            Some(from) => from,
+            None => {
+                self.seek(0)?;
+                0
+            }
+        };
         loop {
             match self.inner.poll(Duration::from_millis(100)) {
-                Some(Ok(message)) if Some(message.offset()) < self.from.get() => {
-                    // It begins anew where the partition ends before that offset; or as above, where an earlier one was before its first.
+                Some(Ok(message)) if message.offset() < from => {
+                    // It begins anew where the partition ends before that offset; or, as for `up_to`, where it was at its beginning.
                     if asked_again {
                         return Ok(None);
                     }
                     asked_again = true;
-                    self.assign(Offset::Offset(self.from.get().unwrap_or_default()))?;
+                    self.seek(from)?;
                 }
                 Some(Ok(message)) => return Ok(Some(Record { topic: self.topic, message })),
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(None),
@@ -184,17 +185,11 @@ impl PartitionReader {
         }
         Ok(Some(chunk))
     }
-
-    fn assign(&self, offset: Offset) -> Result<(), Failure> {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&self.name, self.partition, offset)?;
-        Ok(self.inner.assign(&list)?)
-    }
 }
 
 fn client(kafka: &Kafka) -> Result<BaseConsumer<EofContext>, Failure> {
-    let mut config = kafka.reader_config("lookup");
-    config.set("group.id", kafka.prefixed("lookup")).set("enable.partition.eof", "true").set("fetch.wait.max.ms", "10");
+    let mut config = kafka.lookup_config("lookup");
+    config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "10");
     Ok(config.create_with_context(EofContext)?)
 }
 
@@ -203,19 +198,29 @@ mod tests {
     use super::*;
     use crate::kafka::Publisher;
     use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
+
+    /// A cluster whose topic has a record with each of these values under the key `1`.
+    async fn with_values(
+        topic: Topic,
+        values: impl IntoIterator<Item = Vec<u8>>,
+    ) -> (MockCluster<'static, DefaultProducerContext>, Kafka) {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap();
+        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+        let publisher = Publisher::open(&kafka, Duration::from_secs(30)).unwrap();
+        for value in values {
+            publisher.publish(topic, &[("1".to_owned(), value)]).await.remove(0).unwrap();
+        }
+        (cluster, kafka)
+    }
 
     #[tokio::test]
     async fn large_records_are_read_back_in_smaller_chunks() {
         const RECORDS: usize = 50;
-        let cluster = MockCluster::new(1).unwrap();
         let topic = Topic::Matches;
-        cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap();
-        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
-        let publisher = Publisher::open(&kafka, Duration::from_secs(30)).unwrap();
-        for number in 0..RECORDS {
-            let record = [("1".to_owned(), vec![u8::try_from(number).unwrap(); 1024 * 1024])];
-            publisher.publish(topic, &record).await.remove(0).unwrap();
-        }
+        let values = (0..RECORDS).map(|number| vec![u8::try_from(number).unwrap(); 1024 * 1024]);
+        let (_cluster, kafka) = with_values(topic, values).await;
         let (sizes, seen) = tokio::task::spawn_blocking(move || {
             let (mut sizes, mut seen) = (Vec::new(), Vec::new());
             let reader = PartitionReader::open(&kafka, topic, topic.partition_of("1")).unwrap();
@@ -237,14 +242,8 @@ mod tests {
     #[tokio::test]
     async fn a_reader_goes_on_where_it_was_told_to_however_soon_after_it_was_opened() {
         const OPENED: usize = 100;
-        let cluster = MockCluster::new(1).unwrap();
         let topic = Topic::Matches;
-        cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap();
-        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
-        let publisher = Publisher::open(&kafka, Duration::from_secs(30)).unwrap();
-        for number in 0..10_u8 {
-            publisher.publish(topic, &[("1".to_owned(), vec![number])]).await.remove(0).unwrap();
-        }
+        let (_cluster, kafka) = with_values(topic, (0..10_u8).map(|number| vec![number])).await;
         let read = move || {
             let reader = PartitionReader::open_at_once(&kafka, topic, topic.partition_of("1")).unwrap();
             reader.seek(12).unwrap();

@@ -5,7 +5,7 @@
 
 use super::client::Kafka;
 use super::hanging::{self, OpenTransaction};
-use super::offsets::end_offsets;
+use super::offsets::{Ends, end_offsets};
 use super::record::Record;
 use crate::failure::Failure;
 use anyhow::anyhow;
@@ -35,20 +35,6 @@ impl ClientContext for EofContext {
 impl ConsumerContext for EofContext {}
 
 impl Kafka {
-    /// The last committed value under `key` in a compacted topic. Reads the whole topic, so it is for small ones. Blocks.
-    ///
-    /// # Errors
-    /// As [`read_all`](Self::read_all).
-    pub fn read_last(&self, topic: Topic, key: &str) -> Result<Option<Vec<u8>>, Failure> {
-        let mut found = None;
-        self.read_all(topic, |record| {
-            if record.key() == key.as_bytes() {
-                found = Some(record.payload().to_vec());
-            }
-        })?;
-        Ok(found)
-    }
-
     /// Shows every committed record that is in a topic now, in order per partition. Blocks.
     ///
     /// # Errors
@@ -62,11 +48,8 @@ impl Kafka {
     /// # Errors
     /// As for [`read_all`](Self::read_all).
     pub fn read_partitions(&self, topic: Topic, partitions: &[i32], mut see: impl FnMut(&Record<'_>)) -> Result<(), Failure> {
-        let inner: BaseConsumer<EofContext> = self
-            .reader_config("lookup")
-            .set("group.id", self.prefixed("lookup"))
-            .set("enable.partition.eof", "true")
-            .create_with_context(EofContext)?;
+        let inner: BaseConsumer<EofContext> =
+            self.lookup_config("lookup").set("enable.partition.eof", "true").create_with_context(EofContext)?;
         let name = self.name(topic);
         self.await_stable(&inner, topic, partitions)?;
         let mut list = TopicPartitionList::new();
@@ -118,29 +101,24 @@ impl Kafka {
         partitions: &[i32],
         patience: Duration,
     ) -> Result<Result<HashMap<i32, i64>, Vec<OpenTransaction>>, Failure> {
-        let name = self.name(topic);
-        let uncommitted: BaseConsumer = self
-            .reader_config("lookup")
-            .set("group.id", self.prefixed("lookup"))
-            .set("isolation.level", "read_uncommitted")
-            .create()?;
+        let (name, all) = (self.name(topic), Ends::open(self)?);
         // A topic that was created a moment ago may have no leader for a while.
         let deadline = Instant::now() + READ_TIMEOUT;
-        let ends = retry_until(deadline, || end_offsets(&uncommitted, &name, partitions.iter().copied()))?;
+        let ends = retry_until(deadline, || end_offsets(&all.inner, &name, partitions.iter().copied()))?;
         let asked = Instant::now();
         loop {
             let stable = retry_until(deadline, || end_offsets(committed, &name, partitions.iter().copied()))?;
-            let reached = |partition: &i32| stable.get(partition).copied().unwrap_or_default();
-            let is_open = |(partition, end): &(&i32, &i64)| reached(partition) < **end;
-            if !ends.iter().any(|end| is_open(&end)) {
+            let open = ends.iter().filter_map(|(partition, end)| {
+                let from = stable.get(partition).copied().unwrap_or_default();
+                let (partition, end) = (*partition, *end);
+                (from < end).then(|| OpenTransaction { topic, name: name.clone(), partition, from, end })
+            });
+            let open: Vec<_> = open.collect();
+            if open.is_empty() {
                 return Ok(Ok(ends));
             }
             if asked.elapsed() >= patience {
-                let open = ends.iter().filter(is_open).map(|(partition, end)| {
-                    let (partition, from, end, name) = (*partition, reached(partition), *end, name.clone());
-                    OpenTransaction { topic, name, partition, from, end }
-                });
-                return Ok(Err(open.collect()));
+                return Ok(Err(open));
             }
             std::thread::sleep(RETRY_DELAY);
         }

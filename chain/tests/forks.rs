@@ -39,8 +39,12 @@ impl Answer {
     }
 
     fn proof(&self) -> Result<Proof, ProofError> {
+        self.proof_by(Verify::Auto)
+    }
+
+    fn proof_by(&self, verify: Verify) -> Result<Proof, ProofError> {
         let (block, receipts) = self.read();
-        prove(&block, &receipts, Verify::Auto)
+        prove(&block, &receipts, verify)
     }
 
     /// Gives the block the hash of its header, as the chain would.
@@ -114,9 +118,8 @@ fn a_transaction_of_a_new_type_does_not_stop_a_chain_however_it_looks() {
         let proof = answer.proof().unwrap_or_else(|e| panic!("{transaction}: {e}"));
         assert_eq!((proof.header, proof.receipts), (PartProof::Root, PartProof::Root), "{transaction}");
         assert_eq!(proof.transactions, PartProof::Unproven("transactions of type 0x50".to_owned()));
-        let (block, receipts) = answer.read();
-        assert_eq!(block.transactions.len(), 3);
-        assert!(prove(&block, &receipts, Verify::Roots).is_err());
+        assert_eq!(answer.read().0.transactions.len(), 3);
+        assert!(answer.proof_by(Verify::Roots).is_err());
         // Receipts of a new type must match the root like any other.
         let mut altered = answer.clone();
         altered.receipts[1]["status"] = json!("0x0");
@@ -148,34 +151,30 @@ fn a_receipt_that_names_another_sender_is_refused_whatever_the_type() {
 /// Neither a root nor a bloom covers them.
 #[test]
 fn a_log_that_names_another_block_or_transaction_is_refused_under_a_bloom_as_well() {
-    let proof = |answer: &Answer, verify| {
-        let (block, receipts) = answer.read();
-        prove(&block, &receipts, verify)
-    };
     for verify in [Verify::Auto, Verify::Roots, Verify::Bloom] {
-        proof(&small(), verify).unwrap();
+        small().proof_by(verify).unwrap();
         for (field, what) in [("blockHash", "log 0's block"), ("transactionHash", "log 0's transaction")] {
             let mut lie = small();
             lie.receipts[0]["logs"][0][field] = json!(B256::repeat_byte(9));
-            assert_eq!(proof(&lie, verify).unwrap_err().what, what, "{verify:?}");
+            assert_eq!(lie.proof_by(verify).unwrap_err().what, what, "{verify:?}");
             // Nothing is said there.
             lie.receipts[0]["logs"][0].as_object_mut().unwrap().remove(field);
-            proof(&lie, verify).unwrap();
+            lie.proof_by(verify).unwrap();
         }
     }
     // Two blooms are told apart without their 256 bytes.
     let mut fewer = small();
     fewer.receipts[0]["logs"].as_array_mut().unwrap().pop();
-    let error = proof(&fewer, Verify::Bloom).unwrap_err();
+    let error = fewer.proof_by(Verify::Bloom).unwrap_err();
     assert!(error.what == "the logs" && error.expected != error.got, "{error}");
     for bloom in [&error.expected, &error.got] {
         assert!(bloom.starts_with("a bloom with hash 0x") && bloom.len() < 100, "{bloom}");
     }
     // Only one with every bit set says nothing.
     fewer.block["logsBloom"] = json!(format!("0x{}e", "f".repeat(511)));
-    assert_eq!(proof(&fewer, Verify::Bloom).unwrap_err().what, "the logs");
+    assert_eq!(fewer.proof_by(Verify::Bloom).unwrap_err().what, "the logs");
     fewer.block["logsBloom"] = json!(format!("0x{}", "f".repeat(512)));
-    assert!(matches!(proof(&fewer, Verify::Bloom).unwrap().receipts, PartProof::Unproven(_)));
+    assert!(matches!(fewer.proof_by(Verify::Bloom).unwrap().receipts, PartProof::Unproven(_)));
 }
 
 #[test]
@@ -388,8 +387,7 @@ fn a_header_without_roots_leaves_the_rest_unproven_and_stops_no_chain() {
     assert_eq!(gap(&proof.transactions), "transactions of type 0x71");
     let unproven = "receipts without a root, under a bloom with no bit set".to_owned();
     assert_eq!(proof.receipts, PartProof::Unproven(unproven));
-    let (block, receipts) = answer.read();
-    assert!(prove(&block, &receipts, Verify::Roots).is_err());
+    assert!(answer.proof_by(Verify::Roots).is_err());
     // A bloom that says something must be right.
     let mut later = answer.clone();
     later.block["logsBloom"] = full_bloom;

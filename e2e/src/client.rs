@@ -127,7 +127,7 @@ impl Api {
         });
         let outcome = ready.await;
         process.check()?;
-        outcome.with_context(|| process.tail())
+        outcome
     }
 
     /// Creates a payment.

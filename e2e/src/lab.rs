@@ -152,17 +152,18 @@ impl Lab {
     }
 
     /// Starts a role as a second machine would, beside the first one's: with another instance, API address and folder for temporary
-    /// files, where the lock of a machine is.
+    /// files, where the lock of a machine is. Returns the URL of its API too.
     ///
     /// # Errors
     /// When the process cannot be started.
-    pub fn spawn_beside(&self, role: &str) -> Result<Process> {
+    pub fn spawn_beside(&self, role: &str) -> Result<(Process, String)> {
         let mut env = self.env.clone();
         env.insert("TMPDIR".to_owned(), self.dir.display().to_string());
         env.insert("CTRIP_INSTANCE".to_owned(), "second".to_owned());
         env.insert("API_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?));
         env.insert("METRICS_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?));
-        Process::spawn(&self.binary, &[role], &env, &self.dir)
+        let url = format!("http://{}", env["API_LISTEN"]);
+        Ok((Process::spawn(&self.binary, &[role], &env, &self.dir)?, url))
     }
 
     /// Starts `ctrip` with arguments, the first of which is the subcommand.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{LazyLock, Mutex};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// Returns a port that nothing listens on now, for another process; this one takes the [listener](free_listener).
@@ -39,22 +40,14 @@ pub(crate) fn free_listener() -> Result<TcpListener> {
     anyhow::bail!("no free port from {FIRST} on")
 }
 
-/// The logs of the processes that were started, each with the thread that did. Each test has a thread of its own, with its name.
-static LOGS: Mutex<Vec<(Option<String>, PathBuf)>> = Mutex::new(Vec::new());
-
-fn this_thread() -> Option<String> {
-    std::thread::current().name().map(str::to_owned)
-}
+/// The logs of the processes that were started, each with the thread that did. Each test has a thread of its own.
+static LOGS: Mutex<Vec<(ThreadId, PathBuf)>> = Mutex::new(Vec::new());
 
 /// The ends of the logs of all processes that this thread has started: what a test that waits in vain has to show, since nobody has
 /// its logs once CI is over.
 pub(crate) fn tails_of_this_thread() -> String {
-    let (thread, mut logs) = (this_thread(), Vec::new());
-    for (_, log) in locked(&LOGS).iter().filter(|(of, _)| *of == thread) {
-        if !logs.contains(log) {
-            logs.push(log.clone());
-        }
-    }
+    let thread = std::thread::current().id();
+    let logs: Vec<_> = locked(&LOGS).iter().filter(|(of, _)| *of == thread).map(|(_, log)| log.clone()).collect();
     logs.iter().map(|log| format!("\n{}:\n{}", log.display(), tail(log))).collect()
 }
 
@@ -80,7 +73,12 @@ impl Process {
         let role = arguments.first().copied().unwrap_or_default();
         let log = dir.join(format!("{role}.log"));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
-        locked(&LOGS).push((this_thread(), log.clone()));
+        let started = (std::thread::current().id(), log.clone());
+        let mut logs = locked(&LOGS);
+        if !logs.contains(&started) {
+            logs.push(started);
+        }
+        drop(logs);
         let child = Command::new(binary)
             .args(arguments)
             .envs(env)

@@ -22,7 +22,7 @@ async fn serving(lab: Lab) -> Result<Running> {
     Ok(Running { lab, api, process })
 }
 
-async fn batch(api: &Api, orders: &[Value], headers: &[(&str, &str)]) -> Result<(StatusCode, Value)> {
+pub async fn batch(api: &Api, orders: &[Value], headers: &[(&str, &str)]) -> Result<(StatusCode, Value)> {
     api.request(Method::POST, "/api/v1/payments/batch", Some(json!({ "payments": orders })), headers).await
 }
 

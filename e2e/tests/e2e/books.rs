@@ -12,7 +12,7 @@ use payments::{Asset, DepositAddress, Payment, Policy, Sums, Terms, Token, event
 use prost::Message as _;
 use runtime::{Failure, Span, db};
 use std::collections::BTreeMap;
-use topics::{Address, Amount, B256, BlockRef, ChainId, Kind, Matches, PaymentId, Transfer, wire};
+use topics::{Address, Amount, B256, BlockRef, ChainId, Kind, Matches, PaymentId, Source, Transfer, TransferId, wire};
 use uuid::Uuid;
 
 const MERCHANT: Uuid = Uuid::from_u128(7);
@@ -53,7 +53,7 @@ pub fn block(chain: ChainId, number: u64, transfers: Vec<Transfer>) -> Matches {
         sequence: number,
         kind: Kind::Added,
         block: BlockRef { number, hash: block_hash(number) },
-        parent: block_hash(number - 1),
+        parent: block_hash(number.saturating_sub(1)),
         parent_number: None,
         timestamp: 1_000,
         safe: None,
@@ -63,6 +63,12 @@ pub fn block(chain: ChainId, number: u64, transfers: Vec<Transfer>) -> Matches {
         part: 0,
         parts: 0,
     }
+}
+
+/// A transfer of X in a block of the first chain.
+pub fn transfer(block: B256, index: u32, to: Address, amount: u64) -> Transfer {
+    let id = TransferId { chain: CHAINS[0], block, transaction: B256::ZERO, source: Source::Log, index };
+    Transfer { id, token: Some(X), from: Address::ZERO, to, amount: Amount::from(amount), transaction_index: 0 }
 }
 
 /// A database with a merchant, payments of every kind and two static addresses.
@@ -158,6 +164,14 @@ impl Books {
         Ok(())
     }
 
+    /// Applies records in batches of this size, up to the first batch that is refused.
+    pub async fn apply_by(&mut self, size: usize, chains: &Chains, records: &[Matches]) -> Result<(), Failure> {
+        for batch in records.chunks(size) {
+            self.apply(chains, batch).await?;
+        }
+        Ok(())
+    }
+
     /// Cancels a payment as the API does; returns whether its state allowed it.
     pub async fn cancel(&self, id: PaymentId) -> Result<bool> {
         let mut client = self.pool.get().await?;
@@ -178,6 +192,27 @@ impl Books {
         let client = self.pool.get().await?;
         let ids: Vec<Uuid> = client.query("SELECT id FROM payments", &[]).await?.iter().map(|row| row.get(0)).collect();
         Ok(store::load_payments(&client, &ids).await?.into_iter().map(|p| (p.id, p)).collect())
+    }
+
+    pub async fn payment(&self, id: PaymentId) -> Result<Payment> {
+        self.all().await?.remove(&id).context("the payment")
+    }
+
+    /// The kinds of a payment's events, in order.
+    pub async fn told(&self, payment: PaymentId) -> Result<Vec<String>> {
+        let events = self.events().await?.into_iter().filter(|event| event.payment_id == payment.to_string());
+        Ok(events.map(|event| event.r#type).collect())
+    }
+
+    /// How many transfers wait for their payment.
+    pub async fn orphans(&self) -> Result<i64> {
+        Ok(self.pool.get().await?.query_one("SELECT count(*) FROM orphan_transfers", &[]).await?.get(0))
+    }
+
+    /// The stage's offset goes back, to nobody knows where.
+    pub async fn go_back(&self, chain: ChainId) -> Result<()> {
+        self.pool.get().await?.execute(store::ON_RETURN.note, &[&vec![chain.to_string()]]).await?;
+        Ok(())
     }
 
     pub async fn events(&self) -> Result<Vec<wire::PaymentEvent>> {

@@ -1,18 +1,15 @@
 //! Webhook deliveries that two have in hand, or that others than their merchant could get.
 
-use crate::deliveries::{due, limits, three_events};
+use crate::deliveries::{KEY, due, ended, limits, three_events};
 use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
 use uuid::Uuid;
-use webhooks::attempt::{FinishedAttempt, SendOutcome, Verdict};
+use webhooks::attempt::Verdict;
 use webhooks::deliveries::{self, RedeliverCursor, RedeliverFilter};
 use webhooks::endpoints;
 use webhooks::lane::Lane;
 use webhooks::queue::{self, ClaimLimits};
 use webhooks::subscriptions::Subscriptions;
-
-/// The id of the API key that asks for changes.
-const KEY: &str = "0123456789abcdef";
 
 #[tokio::test]
 async fn what_one_instance_claims_another_that_claims_at_the_same_time_does_not_get() -> Result<()> {
@@ -39,7 +36,7 @@ async fn a_failure_that_comes_late_does_not_end_the_next_attempt() -> Result<()>
     queue::release_claims(&db, "lab").await?;
     let again = due(&db, Lane::Healthy).await?.remove(0);
     ensure!(again.delivery_id == first.delivery_id && again.attempt_number == 2, "{again:?}");
-    let failed = FinishedAttempt { delivery: first, outcome: SendOutcome::default(), verdict: Verdict::Failed };
+    let failed = ended(first, Verdict::Failed);
     queue::settle(&mut db, &mut vec![failed]).await?;
     let sql = "SELECT state, tries, claimed_by FROM webhook_deliveries WHERE event_id = '1'";
     let row = db.query_one(sql, &[]).await?;
@@ -71,7 +68,7 @@ async fn of_a_webhook_that_is_disabled_its_own_merchant_is_told_and_no_other() -
     )
     .await?;
     let delivery = due(&db, Lane::Healthy).await?.remove(0);
-    let gone = FinishedAttempt { delivery, outcome: SendOutcome::default(), verdict: Verdict::Gone };
+    let gone = ended(delivery, Verdict::Gone);
     ensure!(queue::settle(&mut db, &mut vec![gone]).await?.disabled == 1);
     let sql = "SELECT array_agg(e.url) FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id = d.endpoint_id
                WHERE d.type = 'webhook.disabled'";

@@ -1,7 +1,8 @@
 //! Many clients at once, which send each request twice.
 
+use crate::api::batch;
 use anyhow::{Result, ensure};
-use e2e::{Api, Lab, Plan, free_port};
+use e2e::{Api, Lab, Plan};
 use rand::seq::SliceRandom as _;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -91,9 +92,8 @@ async fn two_merchants_that_use_the_same_keys_at_once_do_not_meet() -> Result<()
     }
     // Nor with the key of a whole batch, however often it comes.
     for (api, amount) in [(&shop, "1"), (&other, "2"), (&shop, "1"), (&other, "2")] {
-        let orders = json!({ "payments": [{ "chain": "anvil", "amount": amount }] });
-        let headers = [("Idempotency-Key", "batch")];
-        let (status, answer) = api.request(Method::POST, "/api/v1/payments/batch", Some(orders), &headers).await?;
+        let orders = [json!({ "chain": "anvil", "amount": amount })];
+        let (status, answer) = batch(api, &orders, &[("Idempotency-Key", "batch")]).await?;
         ensure!(status.is_success() && answer["data"][0]["payment"]["amount"] == amount, "{status} {answer}");
     }
     Ok(())
@@ -102,25 +102,17 @@ async fn two_merchants_that_use_the_same_keys_at_once_do_not_meet() -> Result<()
 /// Two instances write the same keys, each in another order.
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_with_the_same_keys_in_any_order_do_not_deadlock() -> Result<()> {
-    let mut lab = Lab::start(Plan::default()).await?;
+    let lab = Lab::start(Plan::default()).await?;
     let (_first, api) = lab.serve("api", "shop").await?;
-    for name in ["API_LISTEN", "METRICS_LISTEN"] {
-        lab.env.insert(name.to_owned(), format!("127.0.0.1:{}", free_port()?));
-    }
-    lab.env.insert("TMPDIR".to_owned(), lab.dir.display().to_string());
-    lab.env.insert("CTRIP_INSTANCE".to_owned(), "second".to_owned());
-    let mut second = lab.spawn("api")?;
+    let (mut second, url) = lab.spawn_beside("api")?;
     let mut other = api.clone();
-    other.url = format!("http://{}", lab.env["API_LISTEN"]);
+    other.url = url;
     other.ready(&mut second).await?;
     for round in 0..20 {
         let order = |number| json!({ "chain": "anvil", "amount": 1, "idempotency_key": format!("{round}-{number}") });
         let orders: Vec<Value> = (0..100).map(order).collect();
         let reversed: Vec<Value> = orders.iter().rev().cloned().collect();
-        let post = async |api: &Api, orders: Vec<Value>| {
-            api.request(Method::POST, "/api/v1/payments/batch", Some(json!({ "payments": orders })), &[]).await
-        };
-        let (one, two) = tokio::try_join!(post(&api, orders), post(&other, reversed))?;
+        let (one, two) = tokio::try_join!(batch(&api, &orders, &[]), batch(&other, &reversed, &[]))?;
         let made = |(_, answer): &(StatusCode, Value)| -> Vec<Value> {
             answer["data"].as_array().into_iter().flatten().map(|one| one["payment"]["id"].clone()).collect()
         };

@@ -207,19 +207,12 @@ impl Fork {
         self.sequence += 1;
         let last = self.blocks.last().map_or(B256::ZERO, |block| block.block.hash);
         Matches {
-            chain: self.id,
             sequence: self.sequence,
             kind: Kind::Replayed,
             block: BlockRef { number: stands, hash: last },
             parent: B256::ZERO,
-            parent_number: None,
-            timestamp: 1_000,
-            safe: None,
-            finalized: None,
             witnessed: None,
-            transfers: Vec::new(),
-            part: 0,
-            parts: 0,
+            ..block(self.id, stands, Vec::new())
         }
     }
 
@@ -235,20 +228,15 @@ impl Fork {
         }
         let hash = random_hash(random);
         let number = self.past.iter().map(|block| block.block.number).min().unwrap_or(FIRST).saturating_sub(1);
+        let transfers = self.random_transfers(random, hash);
         let block = Matches {
-            chain: self.id,
             sequence: 0,
             kind: Kind::Replayed,
             block: BlockRef { number, hash },
             parent: B256::ZERO,
-            parent_number: None,
             timestamp: 900,
-            safe: None,
-            finalized: None,
             witnessed: None,
-            transfers: self.random_transfers(random, hash),
-            part: 0,
-            parts: 0,
+            ..block(self.id, number, transfers)
         };
         self.past.push(block.clone());
         block
@@ -458,9 +446,7 @@ async fn restored(
     }
     for chain in CHAINS {
         let records: Vec<Matches> = applied.iter().filter(|record| record.chain == chain).cloned().collect();
-        for batch in records.chunks(random.random_range(1..20)) {
-            books.apply(chains, batch).await?;
-        }
+        books.apply_by(random.random_range(1..20), chains, &records).await?;
     }
     let now = books.all().await?;
     for (id, payment) in known {
@@ -699,19 +685,12 @@ async fn a_block_that_comes_again_with_fewer_transfers_keeps_no_more() -> Result
         transaction_index: 0,
     };
     let block = |sequence, kind, sources: &[Source]| Matches {
-        chain: CHAINS[0],
         sequence,
         kind,
         block: BlockRef { number: FIRST + 1, hash },
         parent: below,
-        parent_number: None,
-        timestamp: 1_000,
-        safe: None,
-        finalized: None,
         witnessed: None,
-        transfers: sources.iter().map(|source| transfer(*source)).collect(),
-        part: 0,
-        parts: 0,
+        ..block(CHAINS[0], FIRST + 1, sources.iter().map(|source| transfer(*source)).collect())
     };
     let first = Matches { block: BlockRef { number: FIRST, hash: below }, ..block(1, Kind::Added, &[]) };
     let whole = [Source::Transaction, Source::Trace];
@@ -818,19 +797,12 @@ async fn what_a_tag_said_of_a_removed_block_confirms_nothing_in_the_one_that_tak
             transaction_index: 0,
         };
         Matches {
-            chain: CHAINS[0],
             sequence,
             kind,
             block: BlockRef { number, hash },
             parent: if number == FIRST { B256::ZERO } else { B256::repeat_byte(2) },
-            parent_number: None,
-            timestamp: 1_000,
             safe,
-            finalized: None,
-            witnessed: Some(number),
-            transfers: if pays { vec![transfer] } else { Vec::new() },
-            part: 0,
-            parts: 0,
+            ..block(CHAINS[0], number, if pays { vec![transfer] } else { Vec::new() })
         }
     };
     let [one, two, three] = [1, 2, 3].map(B256::repeat_byte);
@@ -843,7 +815,7 @@ async fn what_a_tag_said_of_a_removed_block_confirms_nothing_in_the_one_that_tak
     ];
     for (record, status) in steps {
         books.apply(&chains, std::slice::from_ref(&record)).await?;
-        let now = books.all().await?.remove(&payment.id).context("the payment")?;
+        let now = books.payment(payment.id).await?;
         ensure!(now.status().as_str() == status, "{} after {record:?}, expected {status}", now.status());
     }
     Ok(())
@@ -864,48 +836,42 @@ async fn a_chain_that_begins_anew_before_its_first_block_takes_back_what_a_backf
         transaction_index: 0,
     };
     let record = |sequence, number, transfers| Matches {
-        chain: CHAINS[0],
         sequence,
         kind: Kind::Replayed,
         block: BlockRef { number, hash },
         parent: B256::ZERO,
-        parent_number: None,
-        part: 0,
-        parts: 0,
         timestamp: 900,
-        safe: None,
-        finalized: None,
         witnessed: None,
-        transfers,
+        ..block(CHAINS[0], number, transfers)
     };
     let records = [record(0, FIRST - 1, vec![transfer]), record(1, FIRST - 2, Vec::new())];
     for batch in [1, 2] {
         let mut books = Books::open(&stack, usize::MAX).await?;
-        for records in records.chunks(batch) {
-            books.apply(&chains, records).await?;
-        }
-        let now = books.all().await?.remove(&payment.id).context("the payment")?;
+        books.apply_by(batch, &chains, &records).await?;
+        let now = books.payment(payment.id).await?;
         ensure!(now.received() == Amount::ZERO, "{now:?}, {batch} records per batch");
         check_rows(&books, &[]).await?;
     }
     Ok(())
 }
 
-/// A backfill pays a payment in block FIRST - 3, which FIRST - 1 confirms, as far as the first block shows. Then a branch takes its place that begins lower.
+/// A payment in the first chain's coin that its third block confirms, and the transfer in this block that pays it.
+fn paid_in(number: u64) -> Result<(Payment, Transfer)> {
+    let is_meant = |p: &Payment| p.policy == Policy::Confirmations(3) && p.chain == CHAINS[0];
+    let payment = payments().into_iter().find(is_meant).context("a payment")?;
+    let (block, source) = (block_hash(number), Source::Transaction);
+    let id = TransferId { chain: CHAINS[0], block, transaction: B256::ZERO, source, index: 0 };
+    let (from, to, amount) = (Address::ZERO, payment.address, payment.amount);
+    let pays = Transfer { id, token: None, from, to, amount, transaction_index: 0 };
+    Ok((payment, pays))
+}
+
+/// A backfill pays a payment in block FIRST - 3, which FIRST - 1 confirms, as far as the first block shows. Then a branch takes
+/// its place that begins lower.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_branch_that_begins_below_the_first_block_takes_back_what_it_replaces_and_what_that_had_confirmed() -> Result<()> {
     let (stack, chains) = (Stack::attach()?, chains(FILE).await?);
-    let payment =
-        payments().into_iter().find(|p| p.policy == Policy::Confirmations(3) && p.chain == CHAINS[0]).context("one")?;
-    let id = TransferId {
-        chain: CHAINS[0],
-        block: block_hash(FIRST - 3),
-        transaction: B256::ZERO,
-        source: Source::Transaction,
-        index: 0,
-    };
-    let (from, to, amount) = (Address::ZERO, payment.address, payment.amount);
-    let pays = Transfer { id, token: None, from, to, amount, transaction_index: 0 };
+    let (payment, pays) = paid_in(FIRST - 3)?;
     let record = |sequence, number, transfers| Matches { sequence, ..block(CHAINS[0], number, transfers) };
     let replayed = Matches { kind: Kind::Replayed, ..record(0, FIRST - 3, vec![pays]) };
     let first = record(1, FIRST, Vec::new());
@@ -922,14 +888,11 @@ async fn a_branch_that_begins_below_the_first_block_takes_back_what_it_replaces_
         let records = [replayed.clone(), first.clone(), removed.clone(), branch(lowest)];
         for batch in 1..=4 {
             let mut books = Books::open(&stack, usize::MAX).await?;
-            for records in records.chunks(batch) {
-                books.apply(&chains, records).await?;
-            }
-            let now = books.all().await?.remove(&payment.id).context("the payment")?;
+            books.apply_by(batch, &chains, &records).await?;
+            let now = books.payment(payment.id).await?;
             let context = format!("from block {lowest} on, {batch} records per batch");
             ensure!((now.status(), now.received()) == (status, received), "{now:?}, {context}");
-            let told = books.events().await?.into_iter().filter(|event| event.payment_id == payment.id.to_string());
-            let told: Vec<_> = told.map(|event| event.r#type).skip(1).collect();
+            let told = books.told(payment.id).await?.split_off(1);
             ensure!(told == ["payment.detected", "payment.confirmed", "payment.reverted"], "{told:?}, {context}");
         }
     }
@@ -940,17 +903,7 @@ async fn a_branch_that_begins_below_the_first_block_takes_back_what_it_replaces_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chain_that_begins_anew_and_goes_through_blocks_once_more_that_stand_takes_nothing_back() -> Result<()> {
     let (stack, chains) = (Stack::attach()?, chains(FILE).await?);
-    let payment =
-        payments().into_iter().find(|p| p.policy == Policy::Confirmations(3) && p.chain == CHAINS[0]).context("one")?;
-    let id = TransferId {
-        chain: CHAINS[0],
-        block: block_hash(FIRST),
-        transaction: B256::ZERO,
-        source: Source::Transaction,
-        index: 0,
-    };
-    let (from, to, amount) = (Address::ZERO, payment.address, payment.amount);
-    let pays = Transfer { id, token: None, from, to, amount, transaction_index: 0 };
+    let (payment, pays) = paid_in(FIRST)?;
     let blocks = |first: u64| {
         let block = |number, transfers| Matches { sequence: first + number - FIRST, ..block(CHAINS[0], number, transfers) };
         [block(FIRST, vec![pays.clone()]), block(FIRST + 1, Vec::new()), block(FIRST + 2, Vec::new())]
@@ -959,11 +912,8 @@ async fn a_chain_that_begins_anew_and_goes_through_blocks_once_more_that_stand_t
     let records = [&blocks(1)[..], &[anew], &blocks(5)[..]].concat();
     for batch in 1..=records.len() {
         let mut books = Books::open(&stack, usize::MAX).await?;
-        for records in records.chunks(batch) {
-            books.apply(&chains, records).await?;
-        }
-        let told = books.events().await?.into_iter().filter(|event| event.payment_id == payment.id.to_string());
-        let told: Vec<_> = told.map(|event| event.r#type).skip(1).collect();
+        books.apply_by(batch, &chains, &records).await?;
+        let told = books.told(payment.id).await?.split_off(1);
         ensure!(told == ["payment.detected", "payment.confirmed"], "{told:?}, {batch} records per batch");
     }
     Ok(())
@@ -973,35 +923,17 @@ async fn a_chain_that_begins_anew_and_goes_through_blocks_once_more_that_stand_t
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_that_a_block_above_a_hole_confirmed_is_taken_back_with_that_block() -> Result<()> {
     let (stack, chains) = (Stack::attach()?, chains(FILE).await?);
-    let payment =
-        payments().into_iter().find(|p| p.policy == Policy::Confirmations(3) && p.chain == CHAINS[0]).context("one")?;
-    let pays = Transfer {
-        id: TransferId {
-            chain: CHAINS[0],
-            block: block_hash(FIRST),
-            transaction: B256::ZERO,
-            source: Source::Transaction,
-            index: 0,
-        },
-        token: None,
-        from: Address::ZERO,
-        to: payment.address,
-        amount: payment.amount,
-        transaction_index: 0,
-    };
+    let (payment, pays) = paid_in(FIRST)?;
     let added = |sequence, number, transfers| Matches { sequence, ..block(CHAINS[0], number, transfers) };
     let above = Matches { parent: block_hash(FIRST + 1), ..added(3, FIRST + 3, Vec::new()) };
     let removed = |parent| Matches { sequence: 4, kind: Kind::Removed, parent_number: Some(parent), ..above.clone() };
     let records = [added(1, FIRST, vec![pays]), added(2, FIRST + 1, Vec::new()), above.clone(), removed(FIRST + 1)];
     for batch in [1, 2, 4] {
         let mut books = Books::open(&stack, usize::MAX).await?;
-        for records in records.chunks(batch) {
-            books.apply(&chains, records).await?;
-        }
-        let now = books.all().await?.remove(&payment.id).context("the payment")?;
+        books.apply_by(batch, &chains, &records).await?;
+        let now = books.payment(payment.id).await?;
         ensure!(now.status() == Status::Detected, "{} with two confirmations, {batch} records per batch", now.status());
-        let told = books.events().await?.into_iter().filter(|event| event.payment_id == payment.id.to_string());
-        let told: Vec<_> = told.map(|event| event.r#type).skip(1).collect();
+        let told = books.told(payment.id).await?.split_off(1);
         ensure!(told == ["payment.detected", "payment.confirmed", "payment.reverted"], "{told:?}, {batch} records per batch");
     }
     // No block stands on another by so much.
@@ -1088,12 +1020,7 @@ async fn a_lie_is_not_confirmed_by_a_block_that_is_written_again_without_it() ->
         for size in 1..=again.len() {
             let mut books = Books::open(&stack, usize::MAX).await?;
             books.apply(&chains, applied).await?;
-            let mut outcome = Ok(());
-            for records in again.chunks(size) {
-                if outcome.is_ok() {
-                    outcome = books.apply(&chains, records).await;
-                }
-            }
+            let outcome = books.apply_by(size, &chains, again).await;
             let refused = outcome.as_ref().err().map(ToString::to_string);
             ensure!(index > 1 || refused.as_ref().is_some_and(|refused| refused.contains("other content")), "{refused:?}");
             ensure!(
@@ -1101,7 +1028,7 @@ async fn a_lie_is_not_confirmed_by_a_block_that_is_written_again_without_it() ->
                 "case {index}: {:?}, {size} records per batch",
                 outcome.err().map(anyhow::Error::from)
             );
-            let now = books.all().await?.remove(&payment.id).context("the payment")?;
+            let now = books.payment(payment.id).await?;
             let expected = if goes_on { Status::Pending } else { Status::Detected };
             ensure!(now.status() == expected, "case {index}: {}, {size} records per batch", now.status());
         }
@@ -1123,13 +1050,8 @@ async fn a_lie_is_not_confirmed_by_a_block_that_is_written_again_without_it() ->
         let told = books.events().await?.len();
         for from in 0..applied {
             for size in [1, 2, honest.len()] {
-                for records in honest[from..applied].chunks(size) {
-                    books
-                        .apply(&chains, records)
-                        .await
-                        .map_err(anyhow::Error::from)
-                        .with_context(|| format!("{from}..{applied} by {size}"))?;
-                }
+                let outcome = books.apply_by(size, &chains, &honest[from..applied]).await;
+                outcome.map_err(anyhow::Error::from).with_context(|| format!("{from}..{applied} by {size}"))?;
             }
         }
         ensure!(books.events().await?.len() == told, "events are told again");

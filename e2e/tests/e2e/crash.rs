@@ -43,7 +43,7 @@ impl Machine {
     fn spawn(self, lab: &Lab, role: &str) -> Result<Process> {
         match self {
             Self::First => lab.spawn(role),
-            Self::Second => lab.spawn_beside(role),
+            Self::Second => Ok(lab.spawn_beside(role)?.0),
         }
     }
 }

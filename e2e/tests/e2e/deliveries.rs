@@ -17,7 +17,7 @@ use webhooks::queue::{self, ClaimLimits, MerchantLoad};
 use webhooks::retry_schedule;
 
 /// The id of the API key that asks for changes.
-const KEY: &str = "0123456789abcdef";
+pub const KEY: &str = "0123456789abcdef";
 
 pub async fn endpoint(db: &Client, url: &str) -> Result<Uuid> {
     Ok(db.query_one("SELECT id FROM webhook_endpoints WHERE url = $1", &[&url]).await?.get(0))
@@ -168,6 +168,11 @@ pub async fn due(db: &Client, lane: Lane) -> Result<Vec<ClaimedDelivery>> {
     claim(db, ClaimLimits { lane, ..limits() }).await
 }
 
+/// An attempt that ended so.
+pub fn ended(delivery: ClaimedDelivery, verdict: Verdict) -> FinishedAttempt {
+    FinishedAttempt { delivery, outcome: SendOutcome::default(), verdict }
+}
+
 /// Settles one attempt.
 async fn attempt(db: &mut Client, delivery: ClaimedDelivery, head: ResponseHead, verdict: Verdict) -> Result<()> {
     let outcome = SendOutcome { head, ..SendOutcome::default() };
@@ -295,12 +300,8 @@ async fn an_endpoint_that_somebody_keeps_locked_delays_no_other() -> Result<()> 
          SELECT id, 'ping', 'webhook.ping', 'pending' FROM webhook_endpoints WHERE url = 'other'",
     )
     .await?;
-    let ended = |delivery| FinishedAttempt {
-        delivery,
-        outcome: SendOutcome::default(),
-        verdict: Verdict::Retry(Duration::from_secs(3600)),
-    };
-    let mut done: Vec<FinishedAttempt> = due(&db, Lane::Healthy).await?.into_iter().map(ended).collect();
+    let failed = |delivery| ended(delivery, Verdict::Retry(Duration::from_secs(3600)));
+    let mut done: Vec<FinishedAttempt> = due(&db, Lane::Healthy).await?.into_iter().map(failed).collect();
     ensure!(done.len() == 2, "{done:?}");
     let mut other = pool.get().await?;
     let holder = other.transaction().await?;
@@ -336,7 +337,6 @@ async fn of_two_attempts_that_are_settled_together_a_success_counts() -> Result<
         queue::release_claims(&db, "lab").await?;
         let again = due(&db, Lane::Healthy).await?.remove(0);
         ensure!(again.delivery_id == claimed.delivery_id, "{again:?}");
-        let ended = |delivery, verdict| FinishedAttempt { delivery, outcome: SendOutcome::default(), verdict };
         let mut both = vec![ended(claimed, Verdict::Delivered), ended(again, Verdict::Failed)];
         both.rotate_left(first);
         queue::settle(&mut db, &mut both).await?;

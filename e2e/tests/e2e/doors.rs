@@ -201,7 +201,7 @@ async fn rights(stack: Stack, folder: &Path) -> Result<()> {
     }
     confirmed.with_context(|| logs(&lab.dir).unwrap_or_default())?;
     let told = eventually("the webhook", || async { Ok(messages.lock().ok().and_then(|heard| heard.first().cloned())) });
-    let told = told.await.with_context(|| running[4].tail())?;
+    let told = told.await?;
     ensure!(told.contains(payment.id()), "{told}");
     for process in &mut running {
         ensure!(process.terminate()?.success(), "{}", process.tail());
@@ -227,7 +227,7 @@ async fn rights(stack: Stack, folder: &Path) -> Result<()> {
             let is_refused = said.contains("`ctrip acl print` lists") || said.contains("permission denied for table");
             Ok(is_refused.then_some(()))
         });
-        told.await.with_context(|| format!("{}: {}", process.role, process.tail()))?;
+        told.await.with_context(|| process.role.clone())?;
     }
     drop(refused);
 

@@ -127,7 +127,7 @@ async fn what_pays_a_payment_alone_counts_below_the_minimum() -> Result<()> {
     let payment =
         payments().into_iter().find(|p| p.chain == CHAINS[0] && p.asset.token.is_some()).context("a payment in the token")?;
     books.apply(&raised, &[block(1, Kind::Added, transfers(payment.address, 1, &[payment.amount]))]).await?;
-    let paid = books.all().await?.remove(&payment.id).context("the payment")?;
+    let paid = books.payment(payment.id).await?;
     ensure!(paid.received() == payment.amount && paid.transfers.iter().all(|t| !t.below_minimum), "{paid:?}");
     Ok(())
 }
@@ -143,13 +143,13 @@ async fn a_sum_beyond_256_bits_stops_nobody() -> Result<()> {
     let huge = block(2, Kind::Added, transfers(payment.address, 1, &[most; 12]));
     let removed = Matches { sequence: 3, kind: Kind::Removed, transfers: Vec::new(), ..huge.clone() };
     books.apply(&chains, &[block(1, Kind::Added, transfers(payment.address, 2, &[Amount::from(40)])), huge]).await?;
-    let paid = books.all().await?.remove(&payment.id).context("the payment")?;
+    let paid = books.payment(payment.id).await?;
     let sum = (0..12).fold(Total::from(Amount::from(40)), |sum, _| sum.plus(most));
     ensure!(paid.received() == most && paid.sums.received == sum && paid.status() == Status::Confirmed, "{paid:?}");
     let last = books.events().await?.pop().context("an event")?;
     ensure!(last.amount_received_saturated && Amount::from_wire(&last.amount_received)? == most, "{last:?}");
     books.apply(&chains, &[removed]).await?;
-    let paid = books.all().await?.remove(&payment.id).context("the payment")?;
+    let paid = books.payment(payment.id).await?;
     ensure!(paid.received() == Amount::from(40), "a reorg takes it back: {paid:?}");
     Ok(())
 }
@@ -245,7 +245,7 @@ async fn what_is_confirmed_of_a_part_is_confirmed_once() -> Result<()> {
     ];
     for (record, received, confirmed) in steps {
         books.apply(&chains, std::slice::from_ref(&record)).await?;
-        let now = books.all().await?.remove(&payment.id).context("the payment")?;
+        let now = books.payment(payment.id).await?;
         let sums = [now.sums.received, now.sums.confirmed, now.sums.confirmed_in_time];
         let expected = [received, confirmed, confirmed].map(|sum| Total::from(Amount::from(sum)));
         ensure!(sums == expected && now.status() == Status::Pending, "{sums:?} after {record:?}");
@@ -283,7 +283,7 @@ async fn what_a_block_brought_too_late_stays_late_in_the_batches_after_it() -> R
     ];
     for (record, sums, status) in steps {
         books.apply(&chains, std::slice::from_ref(&record)).await?;
-        let now = books.all().await?.remove(&payment.id).context("the payment")?;
+        let now = books.payment(payment.id).await?;
         let Sums { received, in_time, confirmed, confirmed_in_time } = now.sums;
         let expected = sums.map(|sum| Total::from(Amount::from(sum)));
         ensure!([received, in_time, confirmed, confirmed_in_time] == expected, "{:?} after {record:?}", now.sums);
@@ -314,7 +314,7 @@ async fn a_block_in_parts_is_credited_part_by_part_and_is_the_head_with_the_last
             books.apply(&chains, batch).await?;
             rest = later;
         }
-        let paid = books.all().await?.remove(&payment.id).context("the payment")?;
+        let paid = books.payment(payment.id).await?;
         ensure!((paid.status(), paid.received()) == (Status::Confirmed, Amount::from(100)), "{paid:?} in {sizes:?}");
         let events = told(&books).await?;
         books.apply(&chains, &of_kind(Kind::Replayed)).await?;

@@ -354,12 +354,7 @@ async fn the_relay_publishes_each_event_once_when_its_group_is_gone() -> Result<
     })
     .await?;
     // As a crash leaves it: one batch was published and is still there, the next was claimed.
-    let published = events(&lab).await?;
-    let last = batches(&lab).await?.last().copied().context("a batch")?;
-    let first = published.first().context("an event")?;
-    let (event, payment): (Vec<u8>, uuid::Uuid) = (first.encode_to_vec(), first.payment_id.parse()?);
-    let sql = "INSERT INTO outbox (batch, payment_id, event, state) VALUES ($1, $2, $3, '')";
-    db.execute(sql, &[&last, &payment, &event]).await?;
+    let last = leave_published(&lab, events(&lab).await?.first().context("an event")?).await?;
     db.execute("UPDATE outbox SET batch = $1 WHERE batch IS NULL", &[&(last + 1)]).await?;
     // And as a fail-over that was taken back leaves it: the other database has told others under the number of a claim.
     let untold: uuid::Uuid = claimed[0].parse()?;
@@ -385,8 +380,17 @@ pub async fn until_published(lab: &Lab, payments: &[String]) -> Result<()> {
     .await
 }
 
+/// As a crash leaves it: the last batch was published, and is still there with this event. Returns its number.
+pub async fn leave_published(lab: &Lab, event: &wire::PaymentEvent) -> Result<i64> {
+    let last = batches(lab).await?.last().copied().context("a batch")?;
+    let payment: uuid::Uuid = event.payment_id.parse()?;
+    let sql = "INSERT INTO outbox (batch, payment_id, event, state) VALUES ($1, $2, $3, '')";
+    lab.database().await?.execute(sql, &[&last, &payment, &event.encode_to_vec()]).await?;
+    Ok(last)
+}
+
 /// The numbers of the batches in payment.events, as their headers have it.
-pub async fn batches(lab: &Lab) -> Result<BTreeSet<i64>> {
+async fn batches(lab: &Lab) -> Result<BTreeSet<i64>> {
     let kafka = lab.kafka().await?;
     let read = tokio::task::spawn_blocking(move || {
         let mut batches = BTreeSet::new();

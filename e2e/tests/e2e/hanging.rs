@@ -1,6 +1,6 @@
 //! A transaction that stays open in Kafka, as one of which a broker has lost sight.
 
-use crate::groups::{Chain, block};
+use crate::groups::{CHAIN, Chain, block};
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, KafkaAdmin, Lab, Plan, Process, eventually, root};
 use rdkafka::Message as _;
@@ -11,6 +11,7 @@ use reqwest::Method;
 use runtime::kafka::PartitionReader;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use topics::wire::block_record::Kind;
@@ -31,14 +32,10 @@ pub fn place_of(lab: &Lab, topic: Topic, key: &str) -> Place {
 
 /// The place of the chain's matches.
 pub fn place(lab: &Lab) -> Place {
-    place_of(lab, Topic::Matches, "31337")
+    place_of(lab, Topic::Matches, CHAIN)
 }
 
 /// A producer, which ends the transaction that it had left open in that place before, as `kafka-transactions.sh abort` does.
-fn producer(lab: &Lab, place: &Place) -> Result<BaseProducer> {
-    producer_of(lab, place, "gone")
-}
-
 fn producer_of(lab: &Lab, (topic, _): &Place, whose: &str) -> Result<BaseProducer> {
     let mut config = lab.kafka_connection();
     config.set("transactional.id", format!("{topic}.{whose}")).set("transaction.timeout.ms", "900000");
@@ -54,7 +51,7 @@ pub fn leave_open(lab: &Lab, place: &Place) -> Result<()> {
 
 /// Ends the transaction that was left open there.
 pub fn end(lab: &Lab, place: &Place) -> Result<()> {
-    producer(lab, place).map(drop)
+    producer_of(lab, place, "gone").map(drop)
 }
 
 fn leave_open_of(lab: &Lab, place: &Place, whose: &str) -> Result<()> {
@@ -120,19 +117,27 @@ async fn the_documented_commands_end_a_transaction_that_hangs_and_its_stage_goes
     up.check()
 }
 
-/// The sequences of a chain that can be read in its partition of `chain.matches`, whatever is open there.
-async fn matched(lab: &Lab, chain: u64) -> Result<Vec<u64>> {
+/// The records of these partitions that can be read now, whatever is open there.
+async fn readable<M: topics::Message + Send + 'static>(lab: &Lab, partitions: Range<i32>) -> Result<Vec<M>> {
     let kafka = lab.kafka().await?;
     let read = tokio::task::spawn_blocking(move || {
-        let (mut sequences, partition) = (Vec::new(), Topic::Matches.partition_of(&chain.to_string()));
-        let reader = PartitionReader::open_at_once(&kafka, Topic::Matches, partition)?;
-        while let Some(record) = reader.next()? {
-            let record: Option<MatchesRecord> = frame::decode(record.payload()).ok();
-            sequences.extend(record.filter(|record| record.chain_id == chain).map(|record| record.sequence));
+        let mut records = Vec::new();
+        for partition in partitions {
+            let reader = PartitionReader::open_at_once(&kafka, M::TOPIC, partition)?;
+            while let Some(record) = reader.next()? {
+                records.extend(frame::decode::<M>(record.payload()).ok());
+            }
         }
-        Ok::<_, runtime::Failure>(sequences)
+        Ok::<_, runtime::Failure>(records)
     });
     read.await?.map_err(Into::into)
+}
+
+/// The sequences of a chain that can be read in its partition of `chain.matches`, whatever is open there.
+async fn matched(lab: &Lab, chain: u64) -> Result<Vec<u64>> {
+    let partition = Topic::Matches.partition_of(&chain.to_string());
+    let read: Vec<MatchesRecord> = readable(lab, partition..partition + 1).await?;
+    Ok(read.into_iter().filter(|record| record.chain_id == chain).map(|record| record.sequence).collect())
 }
 
 /// A detector that begins, or meets a chain for the first time, looks at the end of its own topic, in that partition alone.
@@ -182,7 +187,7 @@ async fn a_transaction_that_hangs_holds_the_chains_of_its_partition_and_no_other
     told(&detector, "detector", &(topic, partition)).await?;
     write(other, 6).await?;
     until_matched(other, 6).await?;
-    drop(producer(&lab, &place(&lab))?);
+    end(&lab, &place(&lab))?;
     until_matched(31337, 1).await?;
     write(neighbour, 4).await?;
     until_matched(neighbour, 4).await?;
@@ -209,19 +214,8 @@ async fn told(process: &Process, stage: &str, (topic, partition): &Place) -> Res
 
 /// The events that can be read now, whatever is open: the payment and number of each.
 async fn readable_events(lab: &Lab) -> Result<Vec<(String, u64)>> {
-    let kafka = lab.kafka().await?;
-    let read = tokio::task::spawn_blocking(move || {
-        let mut events = Vec::new();
-        for partition in 0..Topic::Events.partitions() {
-            let reader = PartitionReader::open_at_once(&kafka, Topic::Events, partition)?;
-            while let Some(record) = reader.next()? {
-                let event: Option<PaymentEvent> = frame::decode(record.payload()).ok();
-                events.extend(event.map(|event| (event.payment_id, event.sequence)));
-            }
-        }
-        Ok::<_, runtime::Failure>(events)
-    });
-    read.await?.map_err(Into::into)
+    let read: Vec<PaymentEvent> = readable(lab, 0..Topic::Events.partitions()).await?;
+    Ok(read.into_iter().map(|event| (event.payment_id, event.sequence)).collect())
 }
 
 async fn until_readable(lab: &Lab, payments: &[String]) -> Result<()> {
@@ -297,7 +291,7 @@ async fn a_transaction_that_hangs_holds_the_events_of_its_partition_and_no_other
     let before = began(&confirmer);
     // Another begins before this one is over. Only what was there when the relay began has to be read.
     leave_open_of(&lab, &place, "another")?;
-    drop(producer(&lab, &place)?);
+    end(&lab, &place)?;
     eventually("the outbox to be empty", async || {
         let left: i64 = db.query_one("SELECT count(*) FROM outbox", &[]).await?.get(0);
         Ok((left == 0).then_some(()))

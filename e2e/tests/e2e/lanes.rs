@@ -1,10 +1,10 @@
 //! Lanes: what fails takes no socket of what is well, also where both are one merchant's, which has its share of each lane.
 
+use crate::api::batch;
 use crate::webhooks::{hook, running};
 use anyhow::{Context as _, Result, ensure};
 use e2e::eventually;
-use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::Duration;
 
 /// So many would fill their merchant's share of one lane for all, for the 15 s in which they say nothing.
@@ -24,8 +24,7 @@ async fn endpoints_that_fail_take_no_socket_of_those_that_are_well() -> Result<(
     let failing = "UPDATE webhook_endpoints SET failing_since = now(), last_failed_at = now() WHERE url LIKE '%/silent/%'";
     running.lab.database().await?.execute(failing, &[]).await?;
     let orders = vec![json!({ "chain": "anvil", "amount": "7" }); PAYMENTS];
-    let orders: Value = json!({ "payments": orders });
-    let (status, answer) = running.api.request(Method::POST, "/api/v1/payments/batch", Some(orders), &[]).await?;
+    let (status, answer) = batch(&running.api, &orders, &[]).await?;
     ensure!(status.is_success(), "{status} {answer}");
     let mut all = Vec::new();
     for path in well {

@@ -139,16 +139,14 @@ async fn what_arrives_in_a_token_in_doubt_waits_and_is_credited_once() -> Result
         "a payment in the token is paid as it was asked for: {paid_in_parts:?}"
     );
     ensure!(paid_in_parts.transfers.iter().all(|transfer| transfer.label.decimals == Some(6)), "{paid_in_parts:?}");
-    let client = books.pool.get().await?;
-    let waiting = async || -> Result<i64> { Ok(client.query_one("SELECT count(*) FROM orphan_transfers", &[]).await?.get(0)) };
     // Whoever does not list the token has nothing to say about it either.
     for others in [&wrong, &chains(NOTHING_LISTED).await?] {
         OrphanLook::default().credit_owned(&books.pool, others).await?;
-        ensure!(waiting().await? == 2, "{}", waiting().await?);
+        ensure!(books.orphans().await? == 2, "{}", books.orphans().await?);
     }
 
     OrphanLook::default().credit_owned(&books.pool, &right).await?;
-    ensure!(waiting().await? == 0, "{}", waiting().await?);
+    ensure!(books.orphans().await? == 0, "{}", books.orphans().await?);
     books.apply(&right, &[block(1, Kind::Replayed, paid.clone())]).await?;
     let known = books.all().await?;
     let deposit = known.get(&deposit::deposit_id(&paid[..1], 1_000)).context("the deposit")?;

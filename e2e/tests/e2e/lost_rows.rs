@@ -109,17 +109,22 @@ fn transfer(number: u64, to: Address, amount: Amount) -> Transfer {
     }
 }
 
+/// Waits until somebody waits for an advisory lock of this database.
+pub async fn until_one_waits(db: &impl deadpool_postgres::GenericClient) -> Result<()> {
+    let sql = "SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+               WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()";
+    eventually("somebody to wait", async || Ok(db.query_opt(sql, &[]).await?.map(drop))).await
+}
+
 /// Holds the lock of a comparison until `work` waits for it, and then lets it go on.
 async fn while_comparing<T>(books: &Books, work: impl Future<Output = Result<T>>) -> Result<T> {
     let mut client = books.pool.get().await?;
     let comparison = client.transaction().await?;
     comparison.execute("SELECT pg_advisory_xact_lock($1)", &[&lock::CATCH_UP]).await?;
-    let sql = "SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
-               WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()";
     tokio::pin!(work);
     tokio::select! {
         _ = &mut work => anyhow::bail!("it did not wait"),
-        waits = eventually("it to wait", async || Ok(comparison.query_opt(sql, &[]).await?.map(drop))) => waits?,
+        waits = until_one_waits(&comparison) => waits?,
     }
     comparison.commit().await?;
     work.await

@@ -116,7 +116,6 @@ async fn a_backfill_commits_step_by_step() -> Result<()> {
     Ok(())
 }
 
-/// An empty database, and a connection to it.
 /// One delivery that is due at `infinity`, written by hand, would stop the sending of all.
 #[tokio::test]
 async fn no_webhook_and_no_key_has_a_time_that_our_programs_cant_read() -> Result<()> {
@@ -149,6 +148,7 @@ async fn no_webhook_and_no_key_has_a_time_that_our_programs_cant_read() -> Resul
     Ok(())
 }
 
+/// An empty database, and a connection to it.
 async fn empty() -> Result<(String, deadpool_postgres::Client)> {
     let url = Stack::attach()?.create_database(&format!("migrations_{}", Uuid::new_v4().simple())).await?;
     let client = db::pool(&url, 1)?.get().await?;

@@ -9,7 +9,7 @@ use reqwest::Method;
 use runtime::kafka::Publisher;
 use serde_json::{Value, json};
 use std::time::Duration;
-use topics::{Address, Amount, Message as _, Source, Topic, Transfer, TransferId, U256, wire};
+use topics::{Address, Amount, Message as _, PaymentId, Source, Topic, Transfer, TransferId, U256, wire};
 use uuid::Uuid;
 
 /// Inserts a payment $1 to the address $2, which is like the payment $3.
@@ -104,9 +104,8 @@ async fn many_orphans_wait_beside_the_fold_and_are_credited_block_by_block() -> 
     };
     books.apply(&chains, &[block(1, 700), block(2, 700), block(3, 700)]).await?;
     let client = books.pool.get().await?;
-    let count = async || -> Result<i64> { Ok(client.query_one("SELECT count(*) FROM orphan_transfers", &[]).await?.get(0)) };
     OrphanLook::default().credit_owned(&books.pool, &chains).await?;
-    ensure!(count().await? == 2_100, "credited to nobody");
+    ensure!(books.orphans().await? == 2_100, "credited to nobody");
     // `ctrip chain restart` looks whether they are on the chain.
     let paid: Vec<u64> = store::paid_blocks(&client, chain, 2, 10).await?.iter().map(|block| block.number).collect();
     ensure!(paid == [2, 1], "{paid:?}");
@@ -114,13 +113,12 @@ async fn many_orphans_wait_beside_the_fold_and_are_credited_block_by_block() -> 
     let id = Uuid::from_u128(5_000);
     client.execute(COPY, &[&id, &lost.as_slice(), &like.id.0]).await?;
     books.apply(&chains, &[block(4, 0)]).await?;
-    ensure!(count().await? == 2_100, "the fold looks at those that wait");
+    ensure!(books.orphans().await? == 2_100, "the fold looks at those that wait");
     OrphanLook::default().credit_owned(&books.pool, &chains).await?;
-    ensure!(count().await? == 0, "{} orphans are left", count().await?);
+    ensure!(books.orphans().await? == 0, "{} orphans are left", books.orphans().await?);
     let paid = books.all().await?.into_values().find(|payment| payment.id.0 == id).context("the payment")?;
     ensure!(paid.received() == Amount::from(2_100) && paid.status() == Status::Confirmed, "{paid:?}");
-    let told = books.events().await?.into_iter().filter(|event| event.payment_id == id.to_string()).map(|event| event.r#type);
-    let told: Vec<String> = told.collect();
+    let told = books.told(PaymentId(id)).await?;
     ensure!(
         told == ["payment.detected", "payment.overpaid", "payment.overpaid", "payment.confirmed", "payment.overpaid"],
         "{told:?}"

@@ -1,6 +1,7 @@
 //! A chain's past: a reorg below final blocks halts the chain until an operator resumes it; and `ctrip backfill` brings a
 //! range from before the first block, whatever kills it.
 
+use crate::groups::CHAIN;
 use crate::hanging;
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Extent, Fault, Lab, Lacks, Payment, Plan, Proxy, events, eventually, records, write_chains};
@@ -65,7 +66,7 @@ async fn a_reorganisation_below_what_is_final_halts_the_chain_until_it_is_resume
     ensure!(blocks(&lab).await?.len() == before, "blocks were published on a halted chain");
 
     // Other chains may be in another partition, which nobody can read.
-    let own = hanging::place_of(&lab, Topic::Blocks, "31337");
+    let own = hanging::place_of(&lab, Topic::Blocks, CHAIN);
     let mut places = (0..Topic::Blocks.partitions()).map(|partition| (own.0.clone(), partition));
     let other = places.find(|place| *place != own).context("another partition")?;
     hanging::leave_open(&lab, &other)?;

@@ -1,12 +1,10 @@
 //! The relay after a crash: which batches Kafka has.
 
-use crate::groups::{batches, until_published};
+use crate::groups::{leave_published, until_published};
 use anyhow::{Context as _, Result, ensure};
 use e2e::{KafkaAdmin, Lab, Plan, events};
-use prost::Message as _;
 use serde_json::json;
 use topics::Topic;
-use uuid::Uuid;
 
 /// As where a topic was copied, or a group was reset.
 #[tokio::test(flavor = "multi_thread")]
@@ -22,12 +20,8 @@ async fn a_group_that_is_behind_its_topic_makes_the_relay_tell_nothing_twice() -
     publish().await?;
     let id = publish().await?;
     confirmer.kill()?;
-    // As a crash leaves it: a batch was published and is still there.
-    let last = batches(&lab).await?.last().copied().context("a batch")?;
     let event = events(&lab).await?.into_iter().find(|event| event.payment_id == id).context("its event")?;
-    let (payment, event): (Uuid, Vec<u8>) = (id.parse()?, event.encode_to_vec());
-    let sql = "INSERT INTO outbox (batch, payment_id, event, state) VALUES ($1, $2, $3, '')";
-    lab.database().await?.execute(sql, &[&last, &payment, &event]).await?;
+    leave_published(&lab, &event).await?;
     // The number is the offset of the first partition.
     let key = (0..100).map(|key: u32| key.to_string()).find(|key| Topic::Events.partition_of(key) == 0);
     KafkaAdmin::of(&lab)?.commit("outbox", Topic::Events, &key.context("a key")?, 1)?;

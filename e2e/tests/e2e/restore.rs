@@ -196,7 +196,7 @@ async fn restored(while_running: bool) -> Result<()> {
     }
     lab.node.mine(3).await?;
     let end = |made: &Made| if made.fate == Fate::Cancelled { "cancelled" } else { "confirmed" };
-    until_told(&lab, &all, |made| Some(end(made))).await.with_context(|| up.tail())?;
+    until_told(&lab, &all, |made| Some(end(made))).await?;
     eventually("the last money to be told", async || {
         let told = events(&lab).await?;
         let late = told.iter().filter(|event| event.r#type == "payment.late").count();
@@ -356,7 +356,7 @@ async fn intents_that_kafka_lost_are_published_again_and_their_addresses_watched
     }
     lab.node.pay(address["address"].as_str().context("an address")?.parse()?, U256::from(5)).await?;
     lab.node.mine(3).await?;
-    try_join_all(payments.iter().map(|payment| api.until(payment.id(), "confirmed"))).await.with_context(|| up.tail())?;
+    try_join_all(payments.iter().map(|payment| api.until(payment.id(), "confirmed"))).await?;
     let is_deposit = |event: &&wire::PaymentEvent| event.r#type == "deposit.confirmed";
     eventually("the deposit", async || Ok(events(&lab).await?.iter().find(is_deposit).map(drop))).await?;
     let log = std::fs::read_to_string(&up.log)?;
@@ -393,8 +393,7 @@ async fn intents_are_published_again_under_another_topic_prefix() -> Result<()> 
         eventually("the intents to be published again", async || {
             Ok((confirmer.log().matches("published 11 intents again").count() == times).then_some(()))
         })
-        .await
-        .with_context(|| confirmer.tail())?;
+        .await?;
         eventually("the cluster to be noted", async || {
             Ok((db.query_one(cluster, &[]).await?.get::<_, Option<String>>(0).as_ref() == Some(&ours)).then_some(()))
         })
@@ -507,8 +506,7 @@ async fn a_second_installation_on_the_same_topics_is_refused_unless_it_takes_the
         let rows = ledger(&lab).await?;
         Ok(rows.get(payment.id()).filter(|row| row.status == "confirmed").map(drop))
     })
-    .await
-    .with_context(|| up.tail())?;
+    .await?;
     ensure!(api.coin(AMOUNT).await?.address()? != payment.address()?, "an address was given out twice");
     up.check()
 }
@@ -593,8 +591,7 @@ async fn intents_that_bring_nothing_back_keep_their_indices() -> Result<()> {
         let items: Vec<String> = listed.lines().skip(1).filter_map(item).collect();
         Ok((items.len() == 3).then_some(items))
     })
-    .await
-    .with_context(|| up.tail())?;
+    .await?;
     ensure!(items.contains(&nul.payment_id), "{items:?}");
     ensure!(api.coin(AMOUNT).await?.address()? == account.address(73)?, "their indices");
     for item in &items {

@@ -1,43 +1,41 @@
 //! A chain's records are a stack. What does not stand on the head is refused, and all that a block brought leaves with it, also
 //! where a batch has both.
 
-use crate::books::{Books, CHAINS, X, X_LISTED, block, block_hash, chains, payments};
+use crate::books::{self, Books, CHAINS, X_LISTED, block, block_hash, chains, payments};
 use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
 use e2e::Stack;
-use payments::{Payment, Policy, Status, store};
+use payments::{Payment, Policy, Status};
 use runtime::Failure;
-use topics::{Address, Amount, B256, BlockRef, Kind, Matches, Source, Transfer, TransferId};
+use topics::{Address, Amount, B256, BlockRef, Kind, Matches, Transfer};
 
-struct Scene {
-    stack: Stack,
-    chains: Chains,
+pub struct Scene {
+    pub stack: Stack,
+    pub chains: Chains,
     /// In X on the first chain, confirmed by its own block.
-    payment: Payment,
+    pub payment: Payment,
 }
 
 impl Scene {
-    async fn start() -> Result<Self> {
+    pub async fn start() -> Result<Self> {
         let is_meant = |p: &Payment| p.chain == CHAINS[0] && p.asset.token.is_some() && p.policy == Policy::Confirmations(1);
         let payment = payments().into_iter().find(is_meant).context("a payment")?;
         Ok(Self { stack: Stack::attach()?, chains: chains(X_LISTED).await?, payment })
     }
 
-    async fn books(&self, applied: &[Matches]) -> Result<Books> {
+    pub async fn books(&self, applied: &[Matches]) -> Result<Books> {
         let mut books = Books::open(&self.stack, usize::MAX).await?;
         books.apply(&self.chains, applied).await?;
         Ok(books)
     }
 
-    async fn now(&self, books: &Books) -> Result<Payment> {
-        books.all().await?.remove(&self.payment.id).context("the payment")
+    pub async fn now(&self, books: &Books) -> Result<Payment> {
+        books.payment(self.payment.id).await
     }
 
     /// A transfer of so much in a block.
     fn pays(&self, hash: B256, index: u32, amount: u64) -> Transfer {
-        let id = TransferId { chain: CHAINS[0], block: hash, transaction: B256::ZERO, source: Source::Log, index };
-        let (from, to) = (Address::ZERO, self.payment.address);
-        Transfer { id, token: Some(X), from, to, amount: Amount::from(amount), transaction_index: 0 }
+        books::transfer(hash, index, self.payment.address, amount)
     }
 
     /// Block 2, on which a payment is paid.
@@ -46,7 +44,7 @@ impl Scene {
     }
 }
 
-fn empty(sequence: u64, number: u64) -> Matches {
+pub fn empty(sequence: u64, number: u64) -> Matches {
     Matches { sequence, ..block(CHAINS[0], number, Vec::new()) }
 }
 
@@ -113,13 +111,7 @@ async fn a_block_expires_what_it_pays_too_late_before_it_pays() -> Result<()> {
     let scene = Scene::start().await?;
     let late = Matches { timestamp: scene.payment.expires_at + 1, ..scene.paying() };
     let books = scene.books(&[empty(1, 1), late]).await?;
-    let told: Vec<String> = books
-        .events()
-        .await?
-        .into_iter()
-        .filter(|event| event.payment_id == scene.payment.id.to_string())
-        .map(|event| event.r#type)
-        .collect();
+    let told = books.told(scene.payment.id).await?;
     ensure!(told == ["payment.created", "payment.expired", "payment.late"], "{told:?}");
     Ok(())
 }
@@ -131,17 +123,14 @@ async fn nothing_is_left_of_a_block_that_comes_and_goes_in_one_batch() -> Result
     nobodys.to = Address::with_last_byte(99);
     let both = block(CHAINS[0], 2, vec![scene.pays(block_hash(2), 0, 100), nobodys]);
     let again = Matches { sequence: 4, ..both.clone() };
-    let orphans = async |books: &Books| -> Result<i64> {
-        Ok(books.pool.get().await?.query_one("SELECT count(*) FROM orphan_transfers", &[]).await?.get(0))
-    };
     let mut books = scene.books(&[empty(1, 1), both.clone(), removal(3, &both)]).await?;
     let now = scene.now(&books).await?;
-    ensure!(orphans(&books).await? == 0, "an orphan of a block that is not on the chain");
+    ensure!(books.orphans().await? == 0, "an orphan of a block that is not on the chain");
     ensure!(now.status() == Status::Pending && now.received().is_zero(), "{now:?}");
     // It comes again, and so does all that it brings.
     books.apply(&scene.chains, &[again, empty(5, 3)]).await?;
     let now = scene.now(&books).await?;
-    ensure!(orphans(&books).await? == 1 && now.status() == Status::Confirmed, "{now:?}");
+    ensure!(books.orphans().await? == 1 && now.status() == Status::Confirmed, "{now:?}");
     Ok(())
 }
 
@@ -158,10 +147,8 @@ async fn the_block_up_to_which_a_chain_stands_is_credited_once_when_it_is_replay
     for (records, received, events) in [(stands.as_slice(), 100, 3), (&falls, 0, 4)] {
         for size in 1..=records.len() {
             let mut books = scene.books(&[]).await?;
-            for records in records.chunks(size) {
-                let outcome = books.apply(&scene.chains, records).await;
-                outcome.map_err(anyhow::Error::from).with_context(|| format!("{size} records per batch"))?;
-            }
+            let outcome = books.apply_by(size, &scene.chains, records).await;
+            outcome.map_err(anyhow::Error::from).with_context(|| format!("{size} records per batch"))?;
             let now = scene.now(&books).await?;
             let is_right = now.received() == Amount::from(received) && now.sequence == events;
             ensure!(is_right, "{size} of {} records per batch: {now:?}", records.len());
@@ -192,8 +179,7 @@ async fn a_block_that_came_again_with_fewer_transfers_has_not_left_the_chain() -
     let fewer = Matches { sequence: 4, witnessed: Some(2), transfers: vec![pays(0)], ..doubtful.clone() };
     let replayed = Matches { sequence: 0, kind: Kind::Replayed, ..fewer.clone() };
     let mut books = scene.books(&[empty(1, 1), doubtful.clone(), removal(3, &doubtful), fewer]).await?;
-    let goes_back = store::ON_RETURN.note;
-    books.pool.get().await?.execute(goes_back, &[&vec![CHAINS[0].to_string()]]).await?;
+    books.go_back(CHAINS[0]).await?;
     books.apply(&scene.chains, &[replayed]).await?;
     let now = scene.now(&books).await?;
     ensure!(now.received() == Amount::from(50), "{now:?}");

@@ -1,6 +1,6 @@
 //! Webhooks of a merchant that has very many, or very large ones: what becomes of the others'.
 
-use crate::deliveries::{claim, due, endpoint, limits, three_events};
+use crate::deliveries::{claim, due, ended, endpoint, limits, three_events};
 use crate::lists::blocks;
 use anyhow::{Context as _, Result, ensure};
 use deadpool_postgres::Client;
@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use tokio_postgres::IsolationLevel;
 use topics::{Message as _, Topic, wire};
 use uuid::Uuid;
-use webhooks::attempt::{ClaimedDelivery, FinishedAttempt, SendOutcome, Verdict};
+use webhooks::attempt::{ClaimedDelivery, FinishedAttempt, Verdict};
 use webhooks::backlog::{self, Turns};
 use webhooks::deliveries::{self, RedeliverCursor, RedeliverFilter};
 use webhooks::endpoints;
@@ -309,8 +309,7 @@ async fn a_payment_with_thousands_of_events_that_are_due_is_not_looked_through_b
         let read = blocks(&tx, "webhook_deliveries").await? - before;
         ensure!(read < 3000, "{read} blocks to find that all wait for one");
         tx.commit().await?;
-        let (delivery, outcome) = (claimed.remove(0), SendOutcome::default());
-        let done = FinishedAttempt { delivery, outcome, verdict: Verdict::Delivered };
+        let done = ended(claimed.remove(0), Verdict::Delivered);
         queue::settle(&mut client, &mut vec![done]).await?;
     }
     Ok(())
@@ -336,7 +335,7 @@ async fn an_event_that_blocks_more_than_a_claim_looks_at_is_sent_and_those_of_ot
     queue::release_claims(&db, "lab").await?;
     let delivery = first(&db).await?;
     // It failed for good, and is asked for again. Those behind it are due.
-    let done = FinishedAttempt { delivery, outcome: SendOutcome::default(), verdict: Verdict::Failed };
+    let done = ended(delivery, Verdict::Failed);
     queue::settle(&mut db, &mut vec![done]).await?;
     let filter = RedeliverFilter::Event("1".to_owned());
     deliveries::redeliver(&pool, merchant, endpoint, &filter, RedeliverCursor::START).await?;
@@ -378,7 +377,7 @@ async fn of_a_delivery_that_is_sent_again_and_again_the_last_attempts_are_kept()
     for number in 1..=13 {
         let delivery = due(&db, Lane::Healthy).await?.remove(0);
         ensure!(delivery.event_id == "1" && delivery.attempt_number == number, "{delivery:?}");
-        let done = FinishedAttempt { delivery, outcome: SendOutcome::default(), verdict: Verdict::Delivered };
+        let done = ended(delivery, Verdict::Delivered);
         queue::settle(&mut db, &mut vec![done]).await?;
         db.execute("UPDATE webhook_deliveries SET state = 'pending', next_attempt = now() WHERE event_id = '1'", &[]).await?;
     }
@@ -475,8 +474,8 @@ async fn a_secret_that_cannot_be_read_and_a_message_that_is_gone_stop_nobody_els
 #[tokio::test]
 async fn a_delivery_that_somebody_keeps_locked_delays_no_other() -> Result<()> {
     let (lab, mut db, _) = large_and_small().await?;
-    let ended = |delivery| FinishedAttempt { delivery, outcome: SendOutcome::default(), verdict: Verdict::Delivered };
-    let mut done: Vec<FinishedAttempt> = due(&db, Lane::Healthy).await?.into_iter().map(ended).collect();
+    let delivered = |delivery| ended(delivery, Verdict::Delivered);
+    let mut done: Vec<FinishedAttempt> = due(&db, Lane::Healthy).await?.into_iter().map(delivered).collect();
     let locked = done.iter().find(|one| one.delivery.event_id == "large1").context("it was due")?.delivery.delivery_id;
     let mut other = lab.database().await?;
     let holder = other.transaction().await?;

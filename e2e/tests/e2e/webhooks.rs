@@ -359,7 +359,7 @@ async fn stages_that_are_beyond_the_end_of_their_topic_go_back_and_do_nothing_tw
 
     processes[0] = lab.spawn("up")?;
     let second = pay().await.with_context(|| processes[0].tail())?;
-    receiver.until("well/all", 2).await.with_context(|| processes[0].tail())?;
+    receiver.until("well/all", 2).await?;
     let (_, health) = api.request(Method::GET, "/health", None, &[]).await?;
     ensure!(health.pointer("/components/set_aside").and_then(Value::as_array).is_some_and(Vec::is_empty), "{health}");
     for payment in [&first, &second] {

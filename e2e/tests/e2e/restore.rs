@@ -378,12 +378,11 @@ async fn intents_are_published_again_under_another_topic_prefix() -> Result<()> 
     lab.env.insert("TOPIC_PREFIX".to_owned(), format!("{first}other."));
     lab.ctrip(&["topics", "apply"])?;
     let db = lab.database().await?;
-    let cluster = "SELECT compared_cluster FROM installation";
-    let ours: String = db.query_one(cluster, &[]).await?.try_get(0)?;
+    let ours: String = db.query_one("SELECT compared_cluster FROM installation", &[]).await?.try_get(0)?;
     // From the first offsets on that are known the topic seems whole. Whoever returns to the first prefix lacks what came meanwhile, and
     // what is known of another cluster's topic of the same name says nothing.
     for (prefix, times) in [(format!("{first}other."), 1), (first.clone(), 2), (first, 3)] {
-        lab.env.insert("TOPIC_PREFIX".to_owned(), prefix);
+        lab.env.insert("TOPIC_PREFIX".to_owned(), prefix.clone());
         if times == 3 {
             db.execute("UPDATE installation SET compared_cluster = 'another'", &[]).await?;
             let refused = lab.output(&["intents", "republish"])?;
@@ -394,8 +393,11 @@ async fn intents_are_published_again_under_another_topic_prefix() -> Result<()> 
             Ok((confirmer.log().matches("published 11 intents again").count() == times).then_some(()))
         })
         .await?;
-        eventually("the cluster to be noted", async || {
-            Ok((db.query_one(cluster, &[]).await?.get::<_, Option<String>>(0).as_ref() == Some(&ours)).then_some(()))
+        // Killed before it has noted which topic it compared, it has not left the one of before.
+        eventually("the topic and its cluster to be noted", async || {
+            let noted = "SELECT 1 FROM installation WHERE compared = $1 AND compared_cluster = $2";
+            let name = format!("{prefix}{}", Topic::Intents);
+            Ok(db.query_opt(noted, &[&name, &ours]).await?.map(drop))
         })
         .await?;
         confirmer.kill()?;

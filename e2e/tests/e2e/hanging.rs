@@ -8,7 +8,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use reqwest::Method;
-use runtime::kafka::PartitionReader;
+use runtime::Failure;
+use runtime::kafka::{Kafka, PartitionReader};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -117,20 +118,27 @@ async fn the_documented_commands_end_a_transaction_that_hangs_and_its_stage_goes
     up.check()
 }
 
-/// The records of these partitions that can be read now, whatever is open there.
+/// The records of these partitions that can be read now, whatever is open there. A broker that is too busy to answer is asked again.
 async fn readable<M: topics::Message + Send + 'static>(lab: &Lab, partitions: Range<i32>) -> Result<Vec<M>> {
-    let kafka = lab.kafka().await?;
-    let read = tokio::task::spawn_blocking(move || {
-        let mut records = Vec::new();
-        for partition in partitions {
-            let reader = PartitionReader::open_at_once(&kafka, M::TOPIC, partition)?;
-            while let Some(record) = reader.next()? {
-                records.extend(frame::decode::<M>(record.payload()).ok());
-            }
+    let started = Instant::now();
+    loop {
+        let (kafka, partitions) = (lab.kafka().await?, partitions.clone());
+        match tokio::task::spawn_blocking(move || read_at_once(&kafka, partitions)).await? {
+            Err(Failure::Retry(_)) if started.elapsed() < Duration::from_secs(60) => {}
+            read => return Ok(read?),
         }
-        Ok::<_, runtime::Failure>(records)
-    });
-    read.await?.map_err(Into::into)
+    }
+}
+
+fn read_at_once<M: topics::Message>(kafka: &Kafka, partitions: Range<i32>) -> Result<Vec<M>, Failure> {
+    let mut records = Vec::new();
+    for partition in partitions {
+        let reader = PartitionReader::open_at_once(kafka, M::TOPIC, partition)?;
+        while let Some(record) = reader.next()? {
+            records.extend(frame::decode::<M>(record.payload()).ok());
+        }
+    }
+    Ok(records)
 }
 
 /// The sequences of a chain that can be read in its partition of `chain.matches`, whatever is open there.

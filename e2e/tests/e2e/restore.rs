@@ -7,6 +7,8 @@ use futures::future::try_join_all;
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use reqwest::{Method, StatusCode};
 use runtime::db::lock;
 use runtime::kafka::{Backlog, Publisher};
@@ -413,6 +415,14 @@ async fn partitions_that_somebody_adds_move_no_address_and_are_named() -> Result
     for added in admin(&lab)?.create_partitions(&[more], &AdminOptions::new()).await? {
         added.map_err(|(topic, code)| anyhow::anyhow!("adding partitions to {topic}: {code}"))?;
     }
+    let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &lab.env["KAFKA_BROKERS"]).create()?;
+    // The controller has answered, and a broker may not have heard of it. A detector counts them with the first blocks, and then at
+    // an interval, if there are more.
+    eventually("the broker to know of the partitions", async || {
+        let metadata = consumer.fetch_metadata(Some(&name), Duration::from_secs(10))?;
+        Ok((metadata.topics()[0].partitions().len() == 20).then_some(()))
+    })
+    .await?;
     let mut roles: Vec<Process> =
         ["ingest", "detector", "confirmer", "api"].map(|role| lab.spawn(role)).into_iter().collect::<Result<_>>()?;
     let api = lab.merchant("shop")?;
@@ -427,13 +437,8 @@ async fn partitions_that_somebody_adds_move_no_address_and_are_named() -> Result
     let log = roles[1].log.clone();
     eventually("the detector to refuse", async || Ok(std::fs::read_to_string(&log)?.contains("20 partitions").then_some(())))
         .await?;
-    let consumer: rdkafka::consumer::BaseConsumer =
-        rdkafka::config::ClientConfig::new().set("bootstrap.servers", &lab.env["KAFKA_BROKERS"]).create()?;
     try_join_all((0..30).map(|_| api.create_surely(json!({ "chain": "anvil", "amount": AMOUNT })))).await?;
-    let written = |partition| -> Result<i64> {
-        use rdkafka::consumer::Consumer as _;
-        Ok(consumer.fetch_watermarks(&name, partition, std::time::Duration::from_secs(10))?.1)
-    };
+    let written = |partition| -> Result<i64> { Ok(consumer.fetch_watermarks(&name, partition, Duration::from_secs(10))?.1) };
     let beyond = (Topic::Intents.partitions()..20).map(written).sum::<Result<i64>>()?;
     ensure!(beyond == 0, "{beyond} intents are in partitions that no detector reads");
     Ok(())

@@ -227,15 +227,19 @@ async fn a_lone_endpoint_that_hangs_or_refuses_three_times_of_ten_sets_the_pace_
     let node = Node::start(true, answer).await;
     // A node far away. On this machine the answers would take no time, and tests that run beside this one would.
     node.set(|transport| transport.slow = Duration::from_millis(50));
-    let clean = time_of_blocks(&node, BLOCKS).await;
-    node.set(|transport| transport.hang = 3);
-    let hanging = time_of_blocks(&node, BLOCKS).await;
-    node.set(|transport| (transport.hang, transport.refuse) = (0, 3));
-    let refusing = time_of_blocks(&node, BLOCKS).await;
-    // The machine may have become slower meanwhile.
-    node.set(|transport| transport.refuse = 0);
-    let clean = clean.max(time_of_blocks(&node, BLOCKS).await);
-    println!("{BLOCKS} blocks: {clean:.1?}; 30 % hang: {hanging:.1?}; 30 % are refused: {refusing:.1?}");
-    assert!(hanging < clean * 3 + SLACK, "{clean:?} {hanging:?}");
-    assert!(refusing < clean * 3 + SLACK, "{clean:?} {refusing:?}");
+    let time_with = async |hang, refuse| {
+        node.set(|transport| (transport.hang, transport.refuse) = (hang, refuse));
+        time_of_blocks(&node, BLOCKS).await
+    };
+    // What else the machine does adds time and takes none away, so one round in which all three had the same share of it will do.
+    let mut rounds = Vec::new();
+    for _ in 0..3 {
+        let (clean, hanging, refusing) = (time_with(0, 0).await, time_with(3, 0).await, time_with(0, 3).await);
+        println!("{BLOCKS} blocks: {clean:.1?}; 30 % hang: {hanging:.1?}; 30 % are refused: {refusing:.1?}");
+        if hanging.max(refusing) < clean * 3 + SLACK {
+            return;
+        }
+        rounds.push((clean, hanging, refusing));
+    }
+    panic!("{rounds:?}");
 }

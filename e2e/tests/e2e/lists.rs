@@ -207,6 +207,17 @@ async fn what_the_relay_keeps_back_is_not_claimed_and_holds_no_front() -> Result
     Ok(())
 }
 
+/// A scan that has no alternative counts as the most expensive of all. To compile its plan takes longer than all else at a start.
+#[tokio::test]
+async fn no_plan_of_a_pool_without_scans_is_compiled() -> Result<()> {
+    let db = db::generic_plan_pool(&database().await?, 1, CommitMode::Synchronous, None)?.get().await?;
+    let plan = db.query("EXPLAIN ANALYZE SELECT FROM merchants WHERE accept_late", &[]).await?;
+    let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+    let compiles = plan.iter().any(|line| line.contains("JIT"));
+    ensure!(plan[0].starts_with("Seq Scan") && !compiles, "{plan:?}");
+    Ok(())
+}
+
 /// It would be told under its number while an earlier event of its payment, which is kept back, waits for the next one.
 #[tokio::test]
 async fn a_crash_leaves_nothing_claimed_of_a_partition_that_is_held() -> Result<()> {

@@ -78,20 +78,20 @@ pub(super) fn limit_statements(longest: Duration) -> Hook {
 ///
 /// They are planned once. Postgres would otherwise plan a large statement for each execution, since it can't know that a range
 /// of a large table is short, and planning takes longer than reading. Sequential scans are off, so that no plan is made for
-/// the size that a table had when it was still small. `gate` stands in front of it, if given; without one its connections are used
-/// for a minute, so that it leaves an old primary that still answers.
+/// the size that a table had when it was still small. Nor are plans compiled: a scan that has no alternative then counts as the most
+/// expensive of all, and its plan would be compiled at each start of a connection. `gate` stands in front of it, if given; without one
+/// its connections are used for a minute, so that it leaves an old primary that still answers.
 ///
 /// # Errors
 /// When the URL does not parse.
 pub fn generic_plan_pool(url: &str, size: usize, commit: CommitMode, gate: Option<&Gate>) -> anyhow::Result<Pool> {
-    let settings = match commit {
-        CommitMode::Synchronous => "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off",
-        CommitMode::Asynchronous => {
-            "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET synchronous_commit = off"
-        }
-    };
+    let mut settings = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off".to_owned();
+    if commit == CommitMode::Asynchronous {
+        settings.push_str("; SET synchronous_commit = off");
+    }
     let set = Hook::async_fn(move |client: &mut ClientWrapper, _| {
-        Box::pin(async move { client.batch_execute(settings).await.map_err(HookError::Backend) })
+        let settings = settings.clone();
+        Box::pin(async move { client.batch_execute(&settings).await.map_err(HookError::Backend) })
     });
     let builder = builder(url, size)?.post_create(set);
     let builder = match gate {

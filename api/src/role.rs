@@ -80,9 +80,14 @@ pub fn bind(settings: &Settings) -> anyhow::Result<TcpSocket> {
 ///
 /// # Errors
 /// When the configuration is wrong, a dependency can't be reached at the start, or a task ends before `stop`.
-pub async fn run(settings: Settings, listing: Listing, socket: TcpSocket, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    settings: Settings,
+    kafka: Kafka,
+    listing: Listing,
+    socket: TcpSocket,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let xpub = xpub(&settings)?;
-    let kafka = Kafka::connect(&settings).await?;
     let (halts, cursors) = (Halts::default(), kafka.clone());
     let known = halts.clone();
     let reading = tokio::task::spawn_blocking(move || known.read(&cursors));

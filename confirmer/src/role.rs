@@ -22,8 +22,7 @@ use tokio_util::sync::CancellationToken;
 ///
 /// # Errors
 /// When the configuration is wrong, or a stage halts.
-pub async fn run(settings: Settings, listing: Listing, stop: CancellationToken) -> anyhow::Result<()> {
-    let kafka = Kafka::connect(&settings).await?;
+pub async fn run(settings: Settings, kafka: Kafka, listing: Listing, stop: CancellationToken) -> anyhow::Result<()> {
     let recovery = Recovery::new(kafka.clone(), &settings)?;
     let pool = db::generic_plan_pool(&settings.database_url, 4, CommitMode::Synchronous, Some(recovery.gate()))?;
     let (wake, woken) = channel();

@@ -5,7 +5,7 @@ use crate::instance_lock::InstanceLock;
 use crate::listing::{self, Watch};
 use anyhow::{Context as _, anyhow, bail};
 use chain::{Chains, Listing};
-use runtime::{Settings, db, exporter, kafka, stage};
+use runtime::{Kafka, Settings, db, exporter, kafka, stage};
 use std::fmt;
 use std::process;
 use std::time::Duration;
@@ -32,15 +32,15 @@ pub enum Role {
 impl Role {
     const ALL: [Self; 5] = [Self::Api, Self::Ingest, Self::Detector, Self::Confirmer, Self::Webhooks];
 
-    async fn run(self, settings: Settings, taken: Taken, stop: CancellationToken) -> anyhow::Result<()> {
+    async fn run(self, settings: Settings, kafka: Kafka, taken: Taken, stop: CancellationToken) -> anyhow::Result<()> {
         let Taken { socket, listing, _lock } = taken;
         let listing = listing.context("CHAINS_FILE");
         match self {
-            Self::Api => api::run(settings, listing?, socket.context("API_LISTEN")?, stop).await,
-            Self::Ingest => ingest::run(settings, listing?, stop).await,
-            Self::Detector => detector::run(settings, stop).await,
-            Self::Confirmer => confirmer::run(settings, listing?, stop).await,
-            Self::Webhooks => webhooks::run(settings, stop).await,
+            Self::Api => api::run(settings, kafka, listing?, socket.context("API_LISTEN")?, stop).await,
+            Self::Ingest => ingest::run(settings, kafka, listing?, stop).await,
+            Self::Detector => detector::run(kafka, stop).await,
+            Self::Confirmer => confirmer::run(settings, kafka, listing?, stop).await,
+            Self::Webhooks => webhooks::run(settings, kafka, stop).await,
         }
     }
 
@@ -149,22 +149,20 @@ async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow:
             kafka::apply(&settings).await?;
         }
         let uses_chains = roles.iter().any(|role| role.uses_chains());
-        anyhow::Ok(if uses_chains {
-            Some(Watch::open(&settings.chains_file, roles.contains(&Role::Ingest)).await?)
-        } else {
-            None
-        })
+        let watch =
+            if uses_chains { Some(Watch::open(&settings.chains_file, roles.contains(&Role::Ingest)).await?) } else { None };
+        anyhow::Ok((Kafka::connect(&settings).await?, watch))
     };
-    let watch = tokio::select! {
+    let (kafka, watch) = tokio::select! {
         ready = ready => ready?,
         () = signals.next() => return Ok(()),
     };
 
     let mut running = JoinSet::new();
     for (role, taken) in taken {
-        let (settings, stop) = (settings.clone(), stop.clone());
+        let (settings, kafka, stop) = (settings.clone(), kafka.clone(), stop.clone());
         let taken = Taken { listing: watch.as_ref().map(Watch::listing), ..taken };
-        running.spawn(async move { (role, role.run(settings, taken, stop).await) });
+        running.spawn(async move { (role, role.run(settings, kafka, taken, stop).await) });
     }
     if let Some(watch) = watch {
         let watching = tokio::spawn(watch.run(hangups, stop.clone()));

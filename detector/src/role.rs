@@ -14,7 +14,7 @@ use crate::written::{More, Note, Written};
 use anyhow::anyhow;
 use base::{locked, metrics};
 use runtime::kafka::{Batch, Consumer, Ends, Kafka, Record, TransactionalProducer};
-use runtime::{Failure, Settings, stage};
+use runtime::{Failure, stage};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -30,8 +30,7 @@ const MAX_BATCH_BYTES: usize = 96 * 1024 * 1024;
 ///
 /// # Errors
 /// If the stage halts.
-pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let kafka = Kafka::connect(&settings).await?;
+pub async fn run(kafka: Kafka, stop: CancellationToken) -> anyhow::Result<()> {
     // Kept across restarts of the stage: reading millions of intents again takes long.
     let mut intents: Option<IntentBarrier> = None;
     let mut watched = WatchSet::default();

@@ -25,8 +25,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// When a dependency can't be reached at the start.
-pub async fn run(settings: Settings, listing: Listing, stop: CancellationToken) -> anyhow::Result<()> {
-    let (kafka, sizes) = (Kafka::connect(&settings).await?, BatchSizes::of(&settings));
+pub async fn run(settings: Settings, kafka: Kafka, listing: Listing, stop: CancellationToken) -> anyhow::Result<()> {
+    let sizes = BatchSizes::of(&settings);
 
     let (mut tasks, mut followed, mut changes) = (JoinSet::new(), HashSet::new(), listing.changes());
     while !stop.is_cancelled() {

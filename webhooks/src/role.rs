@@ -21,10 +21,9 @@ const POOL_SIZE: usize = 7;
 ///
 /// # Errors
 /// When the configuration is invalid, or a stage halts.
-pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(settings: Settings, kafka: Kafka, stop: CancellationToken) -> anyhow::Result<()> {
     let guard = Guard::of(&settings);
     let clients = Clients::new(&guard, Arc::new(SystemResolver::default())).context("creating the HTTP client of webhooks")?;
-    let kafka = Kafka::connect(&settings).await?;
     // A crash undoes whole transactions: offsets go with their deliveries, and a delivery not known to have arrived is retried.
     let pool = db::generic_plan_pool(&settings.database_url, POOL_SIZE, CommitMode::Asynchronous, None)?;
     // Of another installation's topics, or with another's database, it would send events that are not ours.

@@ -32,6 +32,7 @@ pub use client::{Api, Payment};
 pub use dust::{Aftermath, Flood};
 pub use faults::Fault;
 pub use history::{History, HistoryReader, Step};
+pub use http::plain_http;
 pub use lab::{Lab, Plan, XPUB};
 pub use ledger::{Row, ledger};
 pub use network::Network;

@@ -36,7 +36,8 @@ struct Stream {
 
 impl Stream {
     async fn open(api: &Api, payment: &str, last: Option<&str>) -> Result<Self> {
-        let mut request = reqwest::Client::new()
+        let mut request = e2e::plain_http()
+            .build()?
             .get(format!("{}/api/v1/payments/{payment}/events", api.url))
             .header("X-Api-Key", &api.key)
             .header("Accept", "text/event-stream");

@@ -43,7 +43,7 @@ struct Made {
 
 /// Creates a payment with a key, with retries while the API catches up. Returns whether an earlier request had made it.
 async fn create(api: &Api, key: &str) -> Result<(Payment, bool)> {
-    let client = reqwest::Client::new();
+    let client = e2e::plain_http().build()?;
     let body = json!({ "chain": "anvil", "amount": AMOUNT.to_string(), "metadata": { "key": key }, "confirmations": 2 });
     eventually("a payment to be created", async || {
         let request = client.post(format!("{}/api/v1/payments", api.url)).header("X-Api-Key", &api.key);

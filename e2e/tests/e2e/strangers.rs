@@ -119,7 +119,7 @@ async fn five_thousand_slow_sockets_and_a_body_of_800_000_fields_cost_a_client_n
     eventually("the sockets to be open", async || Ok((open.load(Ordering::Relaxed) >= most).then_some(()))).await?;
     let fields: Vec<String> = (0..800_000).map(|n| format!("\"{n:x}\":0")).collect();
     let large = async {
-        let request = reqwest::Client::new().post(format!("{}/api/v1/payments/batch", api.url));
+        let request = e2e::plain_http().build()?.post(format!("{}/api/v1/payments/batch", api.url));
         let answer = request.header("X-Api-Key", &api.key).body(format!("{{{}}}", fields.join(","))).send().await?;
         ensure!(answer.status() == StatusCode::BAD_REQUEST, "{}", answer.status());
         Ok(())

@@ -7,9 +7,11 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{DeliveryResult, ProducerContext};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 /// It tries each broker once a second.
 const RECENT: Duration = Duration::from_secs(30);
@@ -101,3 +103,13 @@ impl ClientContext for Heard {
 }
 
 impl ConsumerContext for Heard {}
+
+impl ProducerContext for Heard {
+    /// Who waits for a record's acknowledgement.
+    type DeliveryOpaque = Box<oneshot::Sender<Result<(), KafkaError>>>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, waits: Self::DeliveryOpaque) {
+        // Nobody may wait any more.
+        let _ = waits.send(result.as_ref().map(drop).map_err(|(error, _)| error.clone()));
+    }
+}

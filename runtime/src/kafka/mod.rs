@@ -20,6 +20,7 @@ mod hanging;
 mod heard;
 mod offsets;
 mod partition_reader;
+mod polled;
 mod probe;
 pub(crate) mod producer;
 mod read_all;

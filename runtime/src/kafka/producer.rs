@@ -5,6 +5,7 @@
 
 use super::client::Kafka;
 use super::heard::Heard;
+use super::polled::PolledProducer;
 use crate::failure::Failure;
 use anyhow::{Context as _, anyhow};
 use base::{backoff, locked, metrics};
@@ -14,11 +15,12 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, FutureProducer, FutureRecord, Producer as _, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 use topics::Topic;
 
 /// The broker aborts a transaction that is open for longer. It is short, since readers wait behind an open transaction.
@@ -50,7 +52,7 @@ const MAX_TELLING: Duration = Duration::from_millis(500);
 /// transaction. librdkafka lacks KIP-588 and KIP-890, with which a producer could go on.
 pub struct TransactionalProducer {
     kafka: Kafka,
-    producer: ThreadedProducer<DefaultProducerContext>,
+    producer: PolledProducer<DefaultProducerContext>,
     name: String,
 }
 
@@ -74,7 +76,7 @@ impl TransactionalProducer {
             // after 100 ms.
             .set("retry.backoff.ms", "10")
             .set("linger.ms", "1");
-        let producer: ThreadedProducer<_> = config.create()?;
+        let producer = PolledProducer::open(&config, DefaultProducerContext)?;
         producer
             .init_transactions(CALL_TIMEOUT)
             .map_err(|e| Failure::from(e).context(format!("taking over transactional id {id}")))?;
@@ -217,7 +219,7 @@ pub struct Publisher {
 }
 
 struct CurrentProducer {
-    producer: FutureProducer<Heard>,
+    producer: Arc<PolledProducer<Heard>>,
     heard: Heard,
     opened: Instant,
     /// No other is opened before.
@@ -243,7 +245,7 @@ impl Publisher {
     }
 
     /// The producer, or its successor if a fatal error has spoiled it.
-    fn producer(&self) -> anyhow::Result<FutureProducer<Heard>> {
+    fn producer(&self) -> anyhow::Result<Arc<PolledProducer<Heard>>> {
         let mut current = locked(&self.current);
         let Some((code, cause)) = current.producer.client().fatal_error() else { return Ok(current.producer.clone()) };
         let now = Instant::now();
@@ -282,19 +284,20 @@ impl Publisher {
     ) -> impl Stream<Item = (usize, Result<(), anyhow::Error>)> + use<> {
         let (name, producer) = (self.kafka.name(topic), self.producer());
         let queue = |(place, (key, payload)): (usize, &(String, Vec<u8>))| {
+            let (tell, told) = oneshot::channel();
+            let record = BaseRecord::with_opaque_to(&name, Box::new(tell));
             // Not librdkafka's partitioner, which would follow partitions that somebody adds.
-            let record = FutureRecord::to(&name).key(key).payload(payload).partition(topic.partition_of(key));
+            let record = record.key(key).payload(payload).partition(topic.partition_of(key));
             let queued = match &producer {
                 // The error carries the record; only its cause is useful.
-                Ok(producer) => producer.send_result(record).map_err(|(error, _)| anyhow::Error::new(error)),
+                Ok(producer) => producer.send(record).map_err(|(error, _)| anyhow::Error::new(error)),
                 Err(error) => Err(anyhow!("{error:#}")),
             };
             async move {
                 let outcome = match queued {
-                    Ok(acknowledged) => match acknowledged.await {
-                        Ok(Ok(_)) => Ok(()),
-                        Ok(Err((error, _))) => Err(anyhow::Error::new(error)),
-                        Err(cancelled) => Err(anyhow::Error::new(cancelled)),
+                    Ok(()) => match told.await {
+                        Ok(outcome) => outcome.map_err(anyhow::Error::new),
+                        Err(dropped) => Err(anyhow::Error::new(dropped)),
                     },
                     Err(error) => Err(error),
                 };
@@ -341,12 +344,12 @@ fn reopening_delays() -> Box<dyn Iterator<Item = Duration> + Send> {
     Box::new(backoff::delays(MAX_REOPENING_DELAY))
 }
 
-fn open_producer(kafka: &Kafka, timeout: Duration) -> anyhow::Result<(FutureProducer<Heard>, Heard)> {
+fn open_producer(kafka: &Kafka, timeout: Duration) -> anyhow::Result<(Arc<PolledProducer<Heard>>, Heard)> {
     let mut config = kafka.config("publisher");
     configure(&mut config).set("message.timeout.ms", timeout.as_millis().to_string()).set("linger.ms", "1");
     let heard = Heard::new(config.get("sasl.username"), true);
-    let producer = config.create_with_context(heard.clone()).context("the Kafka producer")?;
-    Ok((producer, heard))
+    let producer = PolledProducer::open(&config, heard.clone()).context("the Kafka producer")?;
+    Ok((Arc::new(producer), heard))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 mod catch_up;
 pub mod installation;
 mod known;
+mod look;
 mod own_account;
 mod recovery;
 pub mod republish;

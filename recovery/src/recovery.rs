@@ -8,6 +8,7 @@
 use crate::catch_up::{COMPARED, CatchUp, RESTORING};
 use crate::installation::{caught_up_lineage, installation, note_compared, note_lineage, other};
 use crate::known::{self, Known};
+use crate::look::LastLook;
 use crate::own_account::OwnAccount;
 use crate::republish::{REPAIRING, REPUBLISHING, republish};
 use base::{locked, metrics};
@@ -57,6 +58,7 @@ struct Inner {
     pool: Pool,
     primary: Primary,
     gate: Gate,
+    last_look: LastLook,
     /// Opened at the first use. One comparison at a time.
     backlog: Mutex<Option<Backlog>>,
     problems: Mutex<Problems>,
@@ -111,6 +113,7 @@ impl Recovery {
             pool: db::pool(&settings.database_url, MAX_CONNECTIONS)?,
             primary: Primary::of(&settings.database_url)?,
             gate: Gate::default(),
+            last_look: LastLook::at(&settings.database_url),
             backlog: Mutex::default(),
             problems: Mutex::default(),
             own_account: OwnAccount::default(),
@@ -140,10 +143,8 @@ impl Recovery {
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             turns.tick().await;
-            let began = Instant::now();
-            let look = async { Ok::<_, Failure>(Lineage::of(OwnConnection::open(&self.0.pool).await?.db()?).await?) };
-            match tokio::time::timeout(LEASE_LOOK_TIMEOUT, look).await {
-                Ok(Ok(lineage)) => self.0.gate.looked(lineage, began),
+            match tokio::time::timeout(LEASE_LOOK_TIMEOUT, self.0.last_look.renew(&self.0.pool)).await {
+                Ok(Ok((lineage, began))) => self.0.gate.looked(lineage, began),
                 // The stage tells of a database that stays away.
                 Ok(Err(failure)) => tracing::debug!("which database is reached could not be seen: {failure}"),
                 Err(_) => tracing::debug!("which database is reached was not seen for {LEASE_LOOK_TIMEOUT:?}"),
@@ -282,9 +283,11 @@ impl Recovery {
             let lineage = within(handle, async { Ok(Lineage::of(client.db()?).await?) })?;
             Ok::<_, Failure>((client, lineage))
         };
-        let last = watch.client.take().map(lineage_of).transpose()?;
+        let mut last = watch.client.take().map(lineage_of).transpose()?;
         let is_recent = watch.connected.is_some_and(|at| at.elapsed() < RECONNECT_INTERVAL);
-        if is_recent && let Some(last) = last {
+        // The lease's looks are new connections too.
+        let led_to = self.0.gate.led_to(RECONNECT_INTERVAL);
+        if let Some(last) = last.take_if(|last| is_recent || led_to.as_ref() == Some(&last.1)) {
             return Ok(last);
         }
         let new = lineage_of(handle.block_on(OwnConnection::open(&self.0.pool))?)?;

@@ -31,6 +31,8 @@ struct Server {
 struct Is {
     writable: bool,
     timeline: u32,
+    /// Its process was started anew.
+    restarted: bool,
     /// Before a connection is opened.
     delay: Duration,
     still: bool,
@@ -45,7 +47,16 @@ struct Is {
 impl Server {
     async fn start(writable: bool, timeline: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let is = Is { writable, timeline, delay: Duration::ZERO, still: false, full: false, pooled: false, in_turn: false };
+        let is = Is {
+            writable,
+            timeline,
+            restarted: false,
+            delay: Duration::ZERO,
+            still: false,
+            full: false,
+            pooled: false,
+            in_turn: false,
+        };
         let port = listener.local_addr().unwrap().port();
         let server = Self { port, is: Arc::new(Mutex::new(is)), ended: Arc::default(), given: Arc::default() };
         let serving = server.clone();
@@ -96,7 +107,7 @@ impl Server {
             if self.is().still {
                 continue;
             }
-            let Is { writable, timeline, pooled, in_turn, .. } = self.is();
+            let Is { writable, timeline, restarted, pooled, in_turn, .. } = self.is();
             let value = if query.contains("transaction_read_only") {
                 if writable { "off" } else { "on" }.to_owned()
             } else if query.contains("pg_walfile_name") {
@@ -106,6 +117,8 @@ impl Server {
             } else if query.contains("pg_backend_pid") && !pooled {
                 // The port of the client is its own.
                 socket.peer_addr()?.port().to_string()
+            } else if query.contains("pg_postmaster_start_time") && restarted {
+                "later".to_owned()
             } else {
                 self.port.to_string()
             };
@@ -231,6 +244,20 @@ async fn a_connection_whose_server_does_not_answer_in_time_is_closed_on_this_sid
     in_time(client, limit, work).await.unwrap_err();
     tokio::time::timeout(LONG, server.ended.notified()).await.expect("it is open still");
     // Before the look that finds that nobody answers.
+    assert!(asked.elapsed() < Duration::from_secs(5));
+}
+
+/// So a process that opens connections looks by that alone.
+#[tokio::test]
+async fn a_connection_that_is_opened_is_a_look_where_there_is_one_host() {
+    let server = Server::start(true, 1).await;
+    let primary = Primary::of(&url(&[&server])).unwrap();
+    let (of_before, _) = primary.open().await.unwrap();
+    server.set(|is| is.restarted = true);
+    let (asked, (_of_now, _)) = (Instant::now(), primary.open().await.unwrap());
+    // No other look finds anything before nobody has answered for long.
+    server.set(|is| is.still = true);
+    tokio::time::timeout(LONG, port(&of_before)).await.expect("it waits still").unwrap_err();
     assert!(asked.elapsed() < Duration::from_secs(5));
 }
 

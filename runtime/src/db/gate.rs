@@ -98,6 +98,12 @@ impl Gate {
         self.0.opened.notify_waiters();
     }
 
+    /// The database that a new connection has led to last, if that look began within this time.
+    pub fn led_to(&self, longest: Duration) -> Option<Lineage> {
+        let looked = self.state().looked.clone();
+        looked.filter(|(_, began)| began.elapsed() < longest).map(|(lineage, _)| lineage)
+    }
+
     pub fn is_open_to(&self, lineage: &Lineage) -> bool {
         self.state().open.as_ref().is_some_and(|(open, _)| open == lineage)
     }

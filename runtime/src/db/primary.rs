@@ -6,7 +6,8 @@
 //!
 //! No statement has a deadline: one that waits for a lock may take long, and all is well. A server that stands still with a statement in
 //! hand never answers it, though, and its host acknowledges what it is sent. So each process looks every few seconds where `DATABASE_URL`
-//! leads to. Connections to another server, and all if nobody answers for long, are closed, and what waits for them fails.
+//! leads to. Connections to another server, and all if nobody answers for long, are closed, and what waits for them fails. Where there is
+//! but one host, a connection that is opened for work has looked as well, and takes the place of the next look.
 
 use super::config::{CONNECT_TIMEOUT, parse};
 use super::server::{Server, name, shares_sessions, single_hosts};
@@ -77,6 +78,14 @@ enum Look {
 }
 
 impl Look {
+    /// When the primary was found.
+    const fn found(&self) -> Option<Instant> {
+        match self {
+            Self::Primary { began, .. } => Some(*began),
+            Self::None | Self::Unclear | Self::Silence { .. } => None,
+        }
+    }
+
     /// Whether a connection that was opened before is of no use.
     fn leaves(&self, server: &Server, opened: Instant) -> bool {
         match self {
@@ -168,6 +177,9 @@ impl Primary {
         if !self.note(place, &server) {
             refuse(&client).await?;
         }
+        if self.hosts() == 1 {
+            self.show(Look::Primary { server: server.clone(), began: opened }, opened);
+        }
         // Its task is there as long as the client.
         let _ = tell.send(server);
         Ok((client, driver))
@@ -207,14 +219,35 @@ impl Primary {
                     if is_silent { Look::Silence { began } } else { Look::Unclear }
                 }
             };
-            self.0.looks.send_replace(look);
+            self.show(look, began);
             tokio::time::sleep(LOOK_INTERVAL).await;
+            // What was opened meanwhile has looked.
+            while let Some(found) = self.found().filter(|found| found.elapsed() < LOOK_INTERVAL) {
+                (heard, silent) = (found, 0);
+                tokio::time::sleep(LOOK_INTERVAL.saturating_sub(found.elapsed())).await;
+            }
             let mut watcher = locked(&self.0.watcher);
             if self.0.looks.receiver_count() == 0 {
                 *watcher = None;
                 return;
             }
         }
+    }
+
+    /// Shows a look to all connections, unless one that began later has ended before.
+    fn show(&self, look: Look, began: Instant) {
+        self.0.looks.send_if_modified(|last| {
+            let is_newest = last.found().is_none_or(|found| found < began);
+            if is_newest {
+                *last = look;
+            }
+            is_newest
+        });
+    }
+
+    /// When the primary was found last, if the last look has found it.
+    fn found(&self) -> Option<Instant> {
+        self.0.looks.borrow().found()
     }
 
     /// Asks all hosts, and returns the primary. A server that is full is `heard` too.

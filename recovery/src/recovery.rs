@@ -42,8 +42,6 @@ const RECONNECT_INTERVAL: Duration = Duration::from_secs(2);
 const SETTLING_TIME: Duration = Gate::LEASE.saturating_add(ACKNOWLEDGEMENT_TIMEOUT).saturating_add(Duration::from_secs(1));
 /// How long the database may take for an answer to a look. Comparing takes as long as was lost.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
-/// For a look that renews the gate's lease: there is time for another one before it ends.
-const LEASE_LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the topics are held against what Kafka had acknowledged.
 const TOPICS_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -143,11 +141,10 @@ impl Recovery {
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             turns.tick().await;
-            match tokio::time::timeout(LEASE_LOOK_TIMEOUT, self.0.last_look.renew(&self.0.pool)).await {
-                Ok(Ok((lineage, began))) => self.0.gate.looked(lineage, began),
+            match self.0.last_look.renew(&self.0.pool).await {
+                Ok((lineage, began)) => self.0.gate.looked(lineage, began),
                 // The stage tells of a database that stays away.
-                Ok(Err(failure)) => tracing::debug!("which database is reached could not be seen: {failure}"),
-                Err(_) => tracing::debug!("which database is reached was not seen for {LEASE_LOOK_TIMEOUT:?}"),
+                Err(failure) => tracing::debug!("which database is reached could not be seen: {failure}"),
             }
         }
     }

@@ -414,7 +414,8 @@ async fn a_window_full_of_doubt_goes_on_once_another_endpoint_gives_the_content(
     let mut window = Window::new((0..BLOCKS).map(head), true, None);
     window.doubt(&head(0), lowest.content_digest());
     let mut told = Told::of(&chain, Rpc::of(&chain), window);
-    told.consumer.stack = vec![(BLOCKS - 1, hash(BLOCKS - 1).to_string())];
+    // All of the window: where the endpoints answer late, its blocks are witnessed step by step.
+    told.consumer.stack = (0..BLOCKS).map(|number| (number, hash(number).to_string())).collect();
     told.until(|told| told.tip() == Some(tip(&blocks)) && told.known.witnessed == Some(BLOCKS)).await;
 }
 

@@ -13,7 +13,6 @@
 mod catch_up;
 pub mod installation;
 mod known;
-mod look;
 mod own_account;
 mod recovery;
 pub mod republish;

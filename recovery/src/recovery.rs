@@ -8,7 +8,6 @@
 use crate::catch_up::{COMPARED, CatchUp, RESTORING};
 use crate::installation::{caught_up_lineage, installation, note_compared, note_lineage, other};
 use crate::known::{self, Known};
-use crate::look::LastLook;
 use crate::own_account::OwnAccount;
 use crate::republish::{REPAIRING, REPUBLISHING, republish};
 use base::{locked, metrics};
@@ -56,7 +55,6 @@ struct Inner {
     pool: Pool,
     primary: Primary,
     gate: Gate,
-    last_look: LastLook,
     /// Opened at the first use. One comparison at a time.
     backlog: Mutex<Option<Backlog>>,
     problems: Mutex<Problems>,
@@ -111,7 +109,6 @@ impl Recovery {
             pool: db::pool(&settings.database_url, MAX_CONNECTIONS)?,
             primary: Primary::of(&settings.database_url)?,
             gate: Gate::default(),
-            last_look: LastLook::at(&settings.database_url),
             backlog: Mutex::default(),
             problems: Mutex::default(),
             own_account: OwnAccount::default(),
@@ -141,7 +138,7 @@ impl Recovery {
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             turns.tick().await;
-            match self.0.last_look.renew(&self.0.pool).await {
+            match self.0.primary.leads_to(&self.0.pool).await {
                 Ok((lineage, began)) => self.0.gate.looked(lineage, began),
                 // The stage tells of a database that stays away.
                 Err(failure) => tracing::debug!("which database is reached could not be seen: {failure}"),

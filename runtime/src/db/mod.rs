@@ -14,6 +14,7 @@ mod pool;
 mod primary;
 mod replica;
 mod server;
+mod shared_look;
 mod tls;
 
 pub use gate::{Gate, Lineage};

@@ -64,13 +64,17 @@ pub fn bounded_pool(url: &str, bounds: Bounds, gate: &Gate) -> anyhow::Result<Po
 
 /// Ends statements of new connections after this time, if the operator has set no `statement_timeout`.
 pub(super) fn limit_statements(longest: Duration) -> Hook {
-    let set = format!(
+    tell_first(format!(
         "SELECT set_config('statement_timeout', '{}', false) WHERE current_setting('statement_timeout') = '0'",
         longest.as_millis()
-    );
+    ))
+}
+
+/// Executes these statements on each new connection.
+fn tell_first(statements: String) -> Hook {
     Hook::async_fn(move |client: &mut ClientWrapper, _| {
-        let set = set.clone();
-        Box::pin(async move { client.batch_execute(&set).await.map_err(HookError::Backend) })
+        let statements = statements.clone();
+        Box::pin(async move { client.batch_execute(&statements).await.map_err(HookError::Backend) })
     })
 }
 
@@ -89,11 +93,7 @@ pub fn generic_plan_pool(url: &str, size: usize, commit: CommitMode, gate: Optio
     if commit == CommitMode::Asynchronous {
         settings.push_str("; SET synchronous_commit = off");
     }
-    let set = Hook::async_fn(move |client: &mut ClientWrapper, _| {
-        let settings = settings.clone();
-        Box::pin(async move { client.batch_execute(&settings).await.map_err(HookError::Backend) })
-    });
-    let builder = builder(url, size)?.post_create(set);
+    let builder = builder(url, size)?.post_create(tell_first(settings));
     let builder = match gate {
         Some(gate) => behind(builder, gate),
         None => {

@@ -10,10 +10,13 @@
 //! but one host, a connection that is opened for work has looked as well, and takes the place of the next look.
 
 use super::config::{CONNECT_TIMEOUT, parse};
+use super::gate::Lineage;
 use super::server::{Server, name, shares_sessions, single_hosts};
+use super::shared_look::SharedLook;
 use super::tls::Tls;
+use crate::failure::Failure;
 use base::locked;
-use deadpool_postgres::Connect;
+use deadpool_postgres::{Connect, Pool};
 use futures::FutureExt as _;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
@@ -50,6 +53,7 @@ struct Inner {
     /// The task that looks while there are connections.
     watcher: Mutex<Option<JoinHandle<()>>>,
     problem: Mutex<Option<String>>,
+    shared_look: SharedLook,
 }
 
 /// The server that was the primary last.
@@ -113,6 +117,7 @@ impl Primary {
             looks: watch::Sender::new(Look::None),
             watcher: Mutex::default(),
             problem: Mutex::default(),
+            shared_look: SharedLook::new(),
         };
         let primary = Self(Arc::new(inner));
         primaries.insert(url.to_owned(), primary.clone());
@@ -157,6 +162,15 @@ impl Primary {
                 _ => {}
             }
         }
+    }
+
+    /// Where a new connection of the pool, which has the same URL, leads to, and when the look began that tells so: another role's, or
+    /// one that begins now.
+    ///
+    /// # Errors
+    /// When the database fails, or does not answer in time.
+    pub async fn leads_to(&self, pool: &Pool) -> Result<(Lineage, Instant), Failure> {
+        self.0.shared_look.renew(pool).await
     }
 
     /// Whether two connections get the same session of the server in turn, as behind a pooler in transaction mode.
@@ -234,7 +248,7 @@ impl Primary {
         }
     }
 
-    /// Shows a look to all connections, unless one that began later has ended before.
+    /// Shows a look to all connections, unless the last one has found the primary and began no earlier.
     fn show(&self, look: Look, began: Instant) {
         self.0.looks.send_if_modified(|last| {
             let is_newest = last.found().is_none_or(|found| found < began);

@@ -1,25 +1,20 @@
 //! Where a new connection leads to. The roles of a process look in turn, since each look costs the server a session.
 
-use base::locked;
+use super::gate::Lineage;
+use super::in_time::answered;
+use super::own_connection::OwnConnection;
+use crate::failure::Failure;
 use deadpool_postgres::Pool;
-use runtime::Failure;
-use runtime::db::{self, Lineage, OwnConnection};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync;
+use tokio::sync::Mutex;
 
 /// How long a look is good for those who ask after it has ended: half the interval at which each role looks.
 const MAX_AGE: Duration = Duration::from_millis(500);
 /// There is time for another look before the gate's lease ends.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+const LEASE_LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// By `DATABASE_URL`.
-static LAST: Mutex<BTreeMap<String, LastLook>> = Mutex::new(BTreeMap::new());
-
-/// The last look of the roles of this process. Cheap to clone.
-#[derive(Clone)]
-pub struct LastLook<L = Lineage>(Arc<sync::Mutex<Option<Look<L>>>>);
+/// The last look of the roles of this process.
+pub(super) struct SharedLook<L = Lineage>(Mutex<Option<Look<L>>>);
 
 struct Look<L> {
     lineage: L,
@@ -27,21 +22,17 @@ struct Look<L> {
     ended: Instant,
 }
 
-impl LastLook {
-    pub fn at(database_url: &str) -> Self {
-        locked(&LAST).entry(database_url.to_owned()).or_insert_with(|| Self(Arc::default())).clone()
-    }
-
-    /// Where a new connection of the pool leads to, and when the look began that tells so: another role's, or one that begins now.
-    ///
-    /// # Errors
-    /// When the database fails, or does not answer in time.
+impl SharedLook {
     pub async fn renew(&self, pool: &Pool) -> Result<(Lineage, Instant), Failure> {
         self.renew_by(async || Ok(Lineage::of(OwnConnection::open(pool).await?.db()?).await?)).await
     }
 }
 
-impl<L: Clone> LastLook<L> {
+impl<L: Clone> SharedLook<L> {
+    pub const fn new() -> Self {
+        Self(Mutex::const_new(None))
+    }
+
     async fn renew_by(&self, look: impl AsyncFnOnce() -> Result<L, Failure>) -> Result<(L, Instant), Failure> {
         let asked = Instant::now();
         let mut last = self.0.lock().await;
@@ -52,7 +43,7 @@ impl<L: Clone> LastLook<L> {
         }
         // Before the connection is opened: what it leads to may change while it is.
         let began = Instant::now();
-        let lineage = db::answered(LOOK_TIMEOUT, look()).await?;
+        let lineage = answered(LEASE_LOOK_TIMEOUT, look()).await?;
         *last = Some(Look { lineage: lineage.clone(), began, ended: Instant::now() });
         Ok((lineage, began))
     }
@@ -65,7 +56,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_look_under_way_answers_all_who_wait_for_it_and_none_is_taken_for_longer_than_half_a_second() {
-        let (last, looks) = (LastLook(Arc::default()), AtomicUsize::new(0));
+        let (last, looks) = (SharedLook::new(), AtomicUsize::new(0));
         let renew = async |takes_ms| {
             let look = async || {
                 looks.fetch_add(1, Ordering::Relaxed);
@@ -87,8 +78,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_look_that_hangs_is_given_up() {
-        let (last, started) = (LastLook::<()>(Arc::default()), Instant::now());
+        let (last, started) = (SharedLook::<()>::new(), Instant::now());
         assert!(last.renew_by(async || std::future::pending().await).await.is_err());
-        assert!(started.elapsed() < LOOK_TIMEOUT * 2);
+        assert!(started.elapsed() < LEASE_LOOK_TIMEOUT * 2);
     }
 }

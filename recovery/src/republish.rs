@@ -60,7 +60,8 @@ pub async fn forget_published(db: &impl GenericClient, kafka: &Kafka) -> Result<
 }
 
 /// Publishes the intents of all payments and static addresses; returns how many. One that fails keeps no other from its turn: it
-/// stays as it was, and the next time publishes it. So it is, for a while, with all of a partition that has once acknowledged nothing of a page.
+/// stays as it was, and the next time publishes it. So it is, for a while, with all of a partition that has once acknowledged nothing
+/// of a page.
 ///
 /// # Errors
 /// When Kafka has not acknowledged some, or rows can't be read, in the end; when Kafka takes none of many, or the database fails,

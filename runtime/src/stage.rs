@@ -223,6 +223,12 @@ struct FailedStage {
     running_since: Option<Instant>,
 }
 
+impl FailedStage {
+    fn is_well(&self) -> bool {
+        self.running_since.is_some_and(|since| since.elapsed() > WELL_AFTER)
+    }
+}
+
 /// The stages of this process that have failed, by name.
 static FAILED: Mutex<BTreeMap<String, FailedStage>> = Mutex::new(BTreeMap::new());
 
@@ -232,13 +238,12 @@ fn failed() -> MutexGuard<'static, BTreeMap<String, FailedStage>> {
 
 /// The stages of this process that wait, or have just begun again after a failure: their names and causes.
 pub fn waiting() -> Vec<(String, String)> {
-    let well = |stage: &FailedStage| stage.running_since.is_some_and(|since| since.elapsed() > WELL_AFTER);
-    failed().iter().filter(|(_, stage)| !well(stage)).map(|(name, stage)| (name.clone(), stage.cause.clone())).collect()
+    failed().iter().filter(|(_, stage)| !stage.is_well()).map(|(name, stage)| (name.clone(), stage.cause.clone())).collect()
 }
 
 /// For what something of this name waits, as [`waiting`] tells.
 pub fn cause_of(name: &str) -> Option<String> {
-    waiting().into_iter().find(|(waits, _)| waits == name).map(|(_, cause)| cause)
+    failed().get(name).filter(|stage| !stage.is_well()).map(|stage| stage.cause.clone())
 }
 
 /// Notes that a stage waits, for [`waiting`] and the metric.
@@ -303,8 +308,7 @@ mod tests {
     fn runs(name: &'static str, mut outcomes: Vec<Result<(), Failure>>) -> (Vec<String>, anyhow::Result<()>) {
         let (mut seen, stop) = (Vec::new(), CancellationToken::new());
         let body = |_: &CancellationToken| {
-            let cause = waiting().into_iter().find(|(stage, _)| stage == name);
-            seen.push(cause.map(|(_, cause)| cause).unwrap_or_default());
+            seen.push(cause_of(name).unwrap_or_default());
             outcomes.remove(0)
         };
         let outcome = Supervisor { name, body, first_twin_wait: Duration::from_millis(1) }.run(&stop);

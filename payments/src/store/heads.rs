@@ -19,8 +19,8 @@ pub struct ChainHead {
     pub number: u64,
     /// `None` once a reorg removed that first block, so that no block is left, and where the chain begins anew by a command.
     pub hash: Option<B256>,
-    /// Whether that is so: the branch that takes its place may begin lower. Where the chain begins anew by a command, what comes next
-    /// may go through blocks once more that stand.
+    /// Whether a reorg did that: the branch that takes its place may begin lower. Where the chain begins anew by a command, what comes
+    /// next may go through blocks once more that stand.
     pub makes_way: bool,
     /// Unix seconds.
     pub timestamp: u64,

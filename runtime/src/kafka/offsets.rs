@@ -94,10 +94,10 @@ impl Kafka {
         partitions: &[(Topic, i32)],
         patience: Duration,
     ) -> Result<BTreeMap<(Topic, i32), Option<NotedOffset>>, Failure> {
-        let offsets = &GroupOffsets::open(self, group)?;
         if partitions.is_empty() {
             return Ok(BTreeMap::new());
         }
+        let offsets = &GroupOffsets::open(self, group)?;
         let mut refused = match offsets.told(partitions, patience) {
             Err(error) if is_late(&error) => error,
             outcome => return outcome.map_err(|e| uncommitted(e, group)),

@@ -294,14 +294,11 @@ impl Publisher {
                 Err(error) => Err(anyhow!("{error:#}")),
             };
             async move {
-                let outcome = match queued {
-                    Ok(()) => match told.await {
-                        Ok(outcome) => outcome.map_err(anyhow::Error::new),
-                        Err(dropped) => Err(anyhow::Error::new(dropped)),
-                    },
-                    Err(error) => Err(error),
+                let acknowledged = async {
+                    queued?;
+                    Ok(told.await??)
                 };
-                (place, outcome)
+                (place, acknowledged.await)
             }
         };
         records.iter().enumerate().map(queue).collect::<FuturesUnordered<_>>()

@@ -231,15 +231,18 @@ async fn a_lone_endpoint_that_hangs_or_refuses_three_times_of_ten_sets_the_pace_
         node.set(|transport| (transport.hang, transport.refuse) = (hang, refuse));
         time_of_blocks(&node, BLOCKS).await
     };
-    // What else the machine does adds time and takes none away, so one round in which all three had the same share of it will do.
-    let mut rounds = Vec::new();
+    // What else the machine does adds time and takes none away, so the least of each counts.
+    let mut least = [Duration::MAX; 3];
     for _ in 0..3 {
-        let (clean, hanging, refusing) = (time_with(0, 0).await, time_with(3, 0).await, time_with(0, 3).await);
-        println!("{BLOCKS} blocks: {clean:.1?}; 30 % hang: {hanging:.1?}; 30 % are refused: {refusing:.1?}");
+        let round = [time_with(0, 0).await, time_with(3, 0).await, time_with(0, 3).await];
+        println!("{BLOCKS} blocks without faults, with 30 % that hang, with 30 % that are refused: {round:.1?}");
+        for (least, time) in least.iter_mut().zip(round) {
+            *least = time.min(*least);
+        }
+        let [clean, hanging, refusing] = least;
         if hanging.max(refusing) < clean * 3 + SLACK {
             return;
         }
-        rounds.push((clean, hanging, refusing));
     }
-    panic!("{rounds:?}");
+    panic!("{least:?}");
 }

@@ -266,19 +266,22 @@ async fn time_of_blocks(set: impl FnOnce(&mut node::Script)) -> Duration {
 async fn a_lone_endpoint_that_hangs_or_refuses_three_times_of_ten_costs_three_times_the_time_at_most() {
     // Not even one call waited out until a fixed deadline.
     const SLACK: Duration = Duration::from_secs(3);
-    // What else the machine does adds time and takes none away, so one round in which all three had the same share of it will do.
-    let mut rounds = Vec::new();
+    // What else the machine does adds time and takes none away, so the least of each counts.
+    let mut least = [Duration::MAX; 3];
     for _ in 0..3 {
         let clean = time_of_blocks(|_| ()).await;
         let hanging = time_of_blocks(|script| script.hangs = 3).await;
-        let refusing = time_of_blocks(|script| script.refuses = 3).await;
-        println!("20 blocks: {clean:.1?}; 30 % hang: {hanging:.1?}; 30 % are refused: {refusing:.1?}");
+        let round = [clean, hanging, time_of_blocks(|script| script.refuses = 3).await];
+        println!("20 blocks without faults, with 30 % that hang, with 30 % that are refused: {round:.1?}");
+        for (least, time) in least.iter_mut().zip(round) {
+            *least = time.min(*least);
+        }
+        let [clean, hanging, refusing] = least;
         if hanging.max(refusing) < clean * 3 + SLACK {
             return;
         }
-        rounds.push((clean, hanging, refusing));
     }
-    panic!("{rounds:?}");
+    panic!("{least:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

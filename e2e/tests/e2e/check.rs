@@ -161,7 +161,7 @@ async fn a_token_that_its_contract_contradicts_is_named_and_not_offered_and_the_
     for (token, expected) in [("DUSD", 201), ("WIDE", 503), ("GONE", 503)] {
         let order = json!({ "chain": "anvil", "token": token, "amount": 1_500_000 });
         let (status, answer) = api.request(Method::POST, "/api/v1/payments", Some(order.clone()), &[]).await?;
-        let (_, batch) = api.request(Method::POST, "/api/v1/payments/batch", Some(json!({ "payments": [order] })), &[]).await?;
+        let (_, batch) = crate::api::batch(&api, &[order], &[]).await?;
         ensure!(status == expected && batch["data"][0]["status"] == expected, "{token}: {status} {answer} {batch}");
         ensure!(expected == 201 || answer["detail"].as_str().is_some_and(|text| text.contains(token)), "{answer}");
     }

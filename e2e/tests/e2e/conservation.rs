@@ -764,13 +764,11 @@ async fn a_block_that_comes_again_under_its_hash_with_other_content_leaves_nothi
     for batch in [1, 2, 3, records.len()] {
         let mut books = Books::open(&stack, usize::MAX).await?;
         // A removal and what comes again are in one batch, the first time was in another, or both, or none.
-        for records in std::iter::once(first).chain(rest.chunks(batch)) {
-            books
-                .apply(&chains, records)
-                .await
-                .map_err(anyhow::Error::from)
-                .with_context(|| format!("{batch} records per batch"))?;
-        }
+        let outcome = async {
+            books.apply(&chains, first).await?;
+            books.apply_by(batch, &chains, rest).await
+        };
+        outcome.await.map_err(anyhow::Error::from).with_context(|| format!("{batch} records per batch"))?;
         let known = books.all().await?;
         check_ledger(&known, &surviving)?;
         check_rows(&books, &surviving).await?;

@@ -162,8 +162,7 @@ async fn a_replayed_block_that_has_left_the_chain_is_not_credited_where_it_is_re
 async fn a_block_that_left_the_chain_is_forgotten_with_the_record_that_took_it_off() -> Result<()> {
     let scene = Scene::start().await?;
     let beginning = Matches { kind: Kind::Replayed, ..witnessed(30, 1) };
-    let mut books = Books::open(&scene.stack, usize::MAX).await?;
-    books.apply(&scene.chains, &[witnessed(1, 3), replayed(orphan()), beginning, witnessed(31, 4)]).await?;
+    let books = scene.books(&[witnessed(1, 3), replayed(orphan()), beginning, witnessed(31, 4)]).await?;
     let client = books.pool.get().await?;
     let next = witnessed(32, 5);
     // More than 50,000 records of a chain are not remembered.

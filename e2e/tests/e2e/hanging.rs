@@ -119,15 +119,15 @@ async fn the_documented_commands_end_a_transaction_that_hangs_and_its_stage_goes
 }
 
 /// The records of these partitions that can be read now, whatever is open there. A broker that is too busy to answer is asked again.
-async fn readable<M: topics::Message + Send + 'static>(lab: &Lab, partitions: Range<i32>) -> Result<Vec<M>> {
-    let started = Instant::now();
-    loop {
-        let (kafka, partitions) = (lab.kafka().await?, partitions.clone());
+async fn readable<M: topics::Message + Send + 'static>(kafka: &Kafka, partitions: Range<i32>) -> Result<Vec<M>> {
+    eventually("the broker to answer", async || {
+        let (kafka, partitions) = (kafka.clone(), partitions.clone());
         match tokio::task::spawn_blocking(move || read_at_once(&kafka, partitions)).await? {
-            Err(Failure::Retry(_)) if started.elapsed() < Duration::from_secs(60) => {}
-            read => return Ok(read?),
+            Err(Failure::Retry(_)) => Ok(None),
+            read => Ok(Some(read?)),
         }
-    }
+    })
+    .await
 }
 
 fn read_at_once<M: topics::Message>(kafka: &Kafka, partitions: Range<i32>) -> Result<Vec<M>, Failure> {
@@ -142,9 +142,9 @@ fn read_at_once<M: topics::Message>(kafka: &Kafka, partitions: Range<i32>) -> Re
 }
 
 /// The sequences of a chain that can be read in its partition of `chain.matches`, whatever is open there.
-async fn matched(lab: &Lab, chain: u64) -> Result<Vec<u64>> {
+async fn matched(kafka: &Kafka, chain: u64) -> Result<Vec<u64>> {
     let partition = Topic::Matches.partition_of(&chain.to_string());
-    let read: Vec<MatchesRecord> = readable(lab, partition..partition + 1).await?;
+    let read: Vec<MatchesRecord> = readable(kafka, partition..partition + 1).await?;
     Ok(read.into_iter().filter(|record| record.chain_id == chain).map(|record| record.sequence).collect())
 }
 
@@ -159,9 +159,10 @@ async fn a_transaction_that_hangs_holds_the_chains_of_its_partition_and_no_other
         let written = BlockRecord { chain_id, ..block(sequence, Kind::Added, 9 + sequence, 1) };
         chain.write(written, Vec::new()).await
     };
+    let kafka = &chain.kafka;
     let until_matched = async |chain, count: usize| {
         eventually(&format!("{count} matches of chain {chain}"), async || {
-            Ok((matched(&lab, chain).await?.len() == count).then_some(()))
+            Ok((matched(kafka, chain).await?.len() == count).then_some(()))
         })
         .await
     };
@@ -221,14 +222,14 @@ async fn told(process: &Process, stage: &str, (topic, partition): &Place) -> Res
 }
 
 /// The events that can be read now, whatever is open: the payment and number of each.
-async fn readable_events(lab: &Lab) -> Result<Vec<(String, u64)>> {
-    let read: Vec<PaymentEvent> = readable(lab, 0..Topic::Events.partitions()).await?;
+async fn readable_events(kafka: &Kafka) -> Result<Vec<(String, u64)>> {
+    let read: Vec<PaymentEvent> = readable(kafka, 0..Topic::Events.partitions()).await?;
     Ok(read.into_iter().map(|event| (event.payment_id, event.sequence)).collect())
 }
 
-async fn until_readable(lab: &Lab, payments: &[String]) -> Result<()> {
+async fn until_readable(kafka: &Kafka, payments: &[String]) -> Result<()> {
     eventually("the events of payments", async || {
-        let read: BTreeSet<String> = readable_events(lab).await?.into_iter().map(|(payment, _)| payment).collect();
+        let read: BTreeSet<String> = readable_events(kafka).await?.into_iter().map(|(payment, _)| payment).collect();
         Ok(payments.iter().all(|payment| read.contains(payment)).then_some(()))
     })
     .await
@@ -250,11 +251,12 @@ async fn one_in_and_one_beside(api: &Api, partition: i32) -> Result<[String; 2]>
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_hangs_holds_the_events_of_its_partition_and_no_others() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
+    let kafka = lab.kafka().await?;
     let (mut server, mut confirmer) = (lab.spawn("api")?, lab.spawn("confirmer")?);
     let api = lab.merchant("shop")?;
     api.ready(&mut server).await?;
     let first = api.create_surely(json!({ "chain": "anvil", "amount": "1" })).await?.id().to_owned();
-    until_readable(&lab, std::slice::from_ref(&first)).await?;
+    until_readable(&kafka, std::slice::from_ref(&first)).await?;
     let place = place_of(&lab, Topic::Events, &first);
     let partition = place.1;
     leave_open(&lab, &place)?;
@@ -265,14 +267,14 @@ async fn a_transaction_that_hangs_holds_the_events_of_its_partition_and_no_other
     let rows = "SELECT count(*) FROM outbox WHERE batch IS NULL";
     eventually("all to be published", async || Ok((db.query_one(rows, &[]).await?.get::<_, i64>(0) == 0).then_some(())))
         .await?;
-    until_readable(&lab, std::slice::from_ref(&beside)).await?;
+    until_readable(&kafka, std::slice::from_ref(&beside)).await?;
     confirmer.kill()?;
     let payment = Uuid::parse_str(&hidden)?;
     let history = db.query_one("SELECT record FROM payment_events WHERE payment_id = $1", &[&payment]).await?;
     let claim = "INSERT INTO outbox (batch, payment_id, sequence, event, state) VALUES ($1, $2, 1, $3, '')";
     db.execute("DELETE FROM outbox", &[]).await?;
-    let kafka = lab.kafka().await?;
-    let next = tokio::task::spawn_blocking(move || kafka.committed("outbox", Topic::Events, 0)).await??;
+    let group = kafka.clone();
+    let next = tokio::task::spawn_blocking(move || group.committed("outbox", Topic::Events, 0)).await??;
     let last = next.context("the relay's group")? - 1;
     db.execute(claim, &[&last, &payment, &history.get::<_, Vec<u8>>(0)]).await?;
     // What it had claimed after that was not published, and nobody knows.
@@ -282,16 +284,16 @@ async fn a_transaction_that_hangs_holds_the_events_of_its_partition_and_no_other
     KafkaAdmin::of(&lab)?.delete_group("outbox").await?;
 
     let mut confirmer = lab.spawn("confirmer")?;
-    until_readable(&lab, std::slice::from_ref(&other)).await?;
+    until_readable(&kafka, std::slice::from_ref(&other)).await?;
     let [kept, beside] = one_in_and_one_beside(&api, partition).await?;
     api.request(Method::POST, &format!("/api/v1/payments/{kept}/cancel"), None, &[]).await?;
-    until_readable(&lab, std::slice::from_ref(&beside)).await?;
+    until_readable(&kafka, std::slice::from_ref(&beside)).await?;
     told(&confirmer, "outbox", &place).await?;
     confirmer.terminate()?;
     let mut confirmer = lab.spawn("confirmer")?;
     let [later, beside] = one_in_and_one_beside(&api, partition).await?;
-    until_readable(&lab, &[beside]).await?;
-    let read = readable_events(&lab).await?;
+    until_readable(&kafka, &[beside]).await?;
+    let read = readable_events(&kafka).await?;
     let held = [&hidden, &claimed, &kept, &later];
     ensure!(!read.iter().any(|(payment, _)| held.contains(&payment)), "what is behind an open transaction was read: {read:?}");
 
@@ -307,9 +309,9 @@ async fn a_transaction_that_hangs_holds_the_events_of_its_partition_and_no_other
     .await?;
     ensure!(began(&confirmer) == before, "the relay began anew for it: {}", confirmer.tail());
     drop(producer_of(&lab, &place, "another")?);
-    until_readable(&lab, &held.map(Clone::clone)).await?;
+    until_readable(&kafka, &held.map(Clone::clone)).await?;
     let mut numbers: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    for (payment, number) in readable_events(&lab).await? {
+    for (payment, number) in readable_events(&kafka).await? {
         numbers.entry(payment).or_default().push(number);
     }
     for (payment, numbers) in &numbers {

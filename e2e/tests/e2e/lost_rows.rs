@@ -216,7 +216,7 @@ impl Told {
         let sequences = "SELECT array_agg(sequence ORDER BY sequence) FROM payment_events WHERE payment_id = $1";
         let history: Vec<i64> = self.books.pool.get().await?.query_one(sequences, &[&self.payment.0]).await?.get(0);
         ensure!(history.iter().copied().eq(1..=i64::try_from(last)?), "{history:?}");
-        let now = self.books.all().await?.remove(&self.payment).context("the payment")?;
+        let now = self.books.payment(self.payment).await?;
         ensure!(now.sequence == last, "{now:?}");
         Ok(())
     }

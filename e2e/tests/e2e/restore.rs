@@ -1,5 +1,6 @@
 //! Postgres is restored from a backup, or `payment.intents` is lost: what was given out and told stays as it was.
 
+use crate::api::batch;
 use crate::merchants::OTHER_XPUB;
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Backup, Lab, Payment, Plan, Process, XPUB, events, eventually, ledger};
@@ -7,8 +8,6 @@ use futures::future::try_join_all;
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use reqwest::{Method, StatusCode};
 use runtime::db::lock;
 use runtime::kafka::{Backlog, Publisher};
@@ -410,16 +409,15 @@ async fn intents_are_published_again_under_another_topic_prefix() -> Result<()> 
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_that_somebody_adds_move_no_address_and_are_named() -> Result<()> {
     let lab = Lab::start(Plan::default()).await?;
-    let name = format!("{}{}", lab.env["TOPIC_PREFIX"], Topic::Intents);
+    let (admin, name) = (admin(&lab)?, format!("{}{}", lab.env["TOPIC_PREFIX"], Topic::Intents));
     let more = NewPartitions::new(&name, 20);
-    for added in admin(&lab)?.create_partitions(&[more], &AdminOptions::new()).await? {
+    for added in admin.create_partitions(&[more], &AdminOptions::new()).await? {
         added.map_err(|(topic, code)| anyhow::anyhow!("adding partitions to {topic}: {code}"))?;
     }
-    let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &lab.env["KAFKA_BROKERS"]).create()?;
     // The controller has answered, and a broker may not have heard of it. A detector counts them with the first blocks, and then at
     // an interval, if there are more.
     eventually("the broker to know of the partitions", async || {
-        let metadata = consumer.fetch_metadata(Some(&name), Duration::from_secs(10))?;
+        let metadata = admin.inner().fetch_metadata(Some(&name), Duration::from_secs(10))?;
         Ok((metadata.topics()[0].partitions().len() == 20).then_some(()))
     })
     .await?;
@@ -438,7 +436,8 @@ async fn partitions_that_somebody_adds_move_no_address_and_are_named() -> Result
     eventually("the detector to refuse", async || Ok(std::fs::read_to_string(&log)?.contains("20 partitions").then_some(())))
         .await?;
     try_join_all((0..30).map(|_| api.create_surely(json!({ "chain": "anvil", "amount": AMOUNT })))).await?;
-    let written = |partition| -> Result<i64> { Ok(consumer.fetch_watermarks(&name, partition, Duration::from_secs(10))?.1) };
+    let written =
+        |partition| -> Result<i64> { Ok(admin.inner().fetch_watermarks(&name, partition, Duration::from_secs(10))?.1) };
     let beyond = (Topic::Intents.partitions()..20).map(written).sum::<Result<i64>>()?;
     ensure!(beyond == 0, "{beyond} intents are in partitions that no detector reads");
     Ok(())
@@ -621,7 +620,7 @@ async fn an_xpub_with_the_key_of_another_is_refused_for_the_api_too() -> Result<
                SELECT gen_random_uuid(), id, 'customer', $1, $2, 0, 0 FROM merchants";
     db.execute(sql, &[&account.address(0)?.as_slice(), &theirs]).await?;
     let orders = vec![json!({ "chain": "anvil", "amount": AMOUNT }); 3];
-    let (_, made) = api.request(Method::POST, "/api/v1/payments/batch", Some(json!({ "payments": orders })), &[]).await?;
+    let (_, made) = batch(&api, &orders, &[]).await?;
     let made = made["data"].as_array().context("answers")?;
     ensure!(made.iter().all(|made| made["status"] == 201), "{made:?}");
     let taken = account.address(0)?.to_string();

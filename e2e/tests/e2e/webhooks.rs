@@ -1,5 +1,6 @@
 //! Webhooks as a merchant's server receives them.
 
+use crate::api::batch;
 use anyhow::{Context as _, Result, ensure};
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -386,7 +387,7 @@ async fn a_dead_a_slow_and_a_leaving_endpoint_delay_nobody_else() -> Result<()> 
     }
     hook(&running, "well/operator", &["webhook.*"]).await?;
     let orders: Vec<Value> = (0..60).map(|_| json!({ "chain": "anvil", "amount": "7" })).collect();
-    let (status, _) = api.request(Method::POST, "/api/v1/payments/batch", Some(json!({ "payments": orders })), &[]).await?;
+    let (status, _) = batch(api, &orders, &[]).await?;
     ensure!(status.is_success(), "{status}");
     // Silent endpoints hold their sockets for 15 s.
     let started = receiver.until("silent/1", 1).await?[0].at;
@@ -552,8 +553,7 @@ async fn a_killed_sender_sends_again_rather_than_never_and_keeps_the_order() -> 
     let made = tokio::spawn(async move {
         let orders = vec![json!({ "chain": "anvil", "amount": "7" }); payments];
         for orders in orders.chunks(100) {
-            let asked = json!({ "payments": orders });
-            let (_, made) = api.request(Method::POST, "/api/v1/payments/batch", Some(asked), &[]).await?;
+            let (_, made) = batch(&api, orders, &[]).await?;
             let ids = made["data"].as_array().context("a batch")?.iter().filter_map(|one| one["payment"]["id"].as_str());
             let ids: Vec<String> = ids.map(str::to_owned).collect();
             ensure!(ids.len() == orders.len(), "{made}");

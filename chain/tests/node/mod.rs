@@ -156,6 +156,23 @@ pub fn impatient(nodes: &[&Node]) -> Rpc {
     Rpc::with_patience("it", &urls, Some(ChainId(1)), PATIENCE)
 }
 
+/// The least times of up to three rounds: what else the machine does adds time and takes none away. It ends once they suffice.
+pub async fn least_of_rounds<const N: usize>(
+    round: impl AsyncFn() -> [Duration; N],
+    suffice: impl Fn([Duration; N]) -> bool,
+) -> [Duration; N] {
+    let mut least = [Duration::MAX; N];
+    for _ in 0..3 {
+        let times = round().await;
+        println!("{times:.1?}");
+        least.iter_mut().zip(times).for_each(|(least, time)| *least = time.min(*least));
+        if suffice(least) {
+            break;
+        }
+    }
+    least
+}
+
 /// Fetches a block of an [`impatient`] pool again and again until it comes. It does not come before the pool has waited for it,
 /// and until then the error is as expected.
 pub async fn until_published(rpc: &Rpc, options: FetchOptions, hash: B256, expected: fn(&FetchError) -> bool) -> FetchedBlock {

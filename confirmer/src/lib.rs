@@ -20,6 +20,7 @@ pub mod orphans;
 mod relay;
 pub mod returning;
 mod role;
+mod seek;
 mod unapplied;
 mod working_set;
 

@@ -7,6 +7,7 @@
 use crate::aside::{Faults, chain_of, read};
 use crate::fold::{FOLDING, MAX_PAYMENTS_IN_MEMORY, fold_chain};
 use crate::orphans::OrphanLook;
+use crate::seek::{Next, Sought, next_below, seek_in};
 use crate::unapplied::{Fault, LookForSaid, begins_anew, said_again, say};
 use anyhow::anyhow;
 use base::metrics;
@@ -16,6 +17,7 @@ use payments::store;
 use runtime::kafka::{Kafka, PartitionReader, Record};
 use runtime::{Failure, SetAside, stage};
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -133,15 +135,6 @@ impl Looked {
     }
 }
 
-/// Where a look through the waiting records has ended.
-enum Sought<T> {
-    Found(T),
-    /// There was no time for the rest.
-    Until(i64),
-    /// Nothing is found up to here, where the stage reads.
-    None(i64),
-}
-
 async fn items(kafka: &Kafka, pool: &Pool) -> Result<Vec<SetAside>, Failure> {
     let all = runtime::set_aside::chains(&pool.get().await?, kafka.topic_prefix()).await?;
     Ok(all.into_iter().filter(|item| item.stage == FOLDING.stage).collect())
@@ -246,19 +239,15 @@ impl Returning<'_> {
         mut see: impl FnMut(i64, Option<Matches>) -> Option<T>,
     ) -> Result<Sought<T>, Failure> {
         let (started, limit) = (Instant::now(), self.limit()?);
-        reader.seek(from)?;
-        while let Some(record) = reader.next()?.filter(|record| record.offset() < limit) {
-            let offset = record.offset();
-            if self.is_ours(&record)
-                && let Some(found) = see(offset, read(&record, &mut Faults::new())?)
+        seek_in(reader, from, limit, |record| {
+            if self.is_ours(record)
+                && let Some(found) = see(record.offset(), read(record, &mut Faults::new())?)
             {
-                return Ok(Sought::Found(found));
+                return Ok(ControlFlow::Break(Sought::Found(found)));
             }
-            if self.is_over(started) {
-                return Ok(Sought::Until(offset + 1));
-            }
-        }
-        Ok(Sought::None(limit.max(from)))
+            let is_over = self.is_over(started);
+            Ok(if is_over { ControlFlow::Break(Sought::Until(record.offset() + 1)) } else { ControlFlow::Continue(()) })
+        })
     }
 
     /// The chain's next records; `None` where there was no time to look for what comes after them.
@@ -267,7 +256,13 @@ impl Returning<'_> {
         let (mut bytes, mut passed) = (0, 0);
         let limit = self.limit()?;
         while waiting.records.len() < self.batch && bytes < FOLDING.max_bytes && passed < MAX_PASSED {
-            let record = if waiting.next < limit { reader.next()?.filter(|record| record.offset() < limit) } else { None };
+            let record = if waiting.next < limit { next_below(reader, waiting.next, limit)? } else { Next::None };
+            let record = match record {
+                Next::Record(record) => Some(record),
+                Next::None => None,
+                Next::Unseen if waiting.records.is_empty() => return Ok(None),
+                Next::Unseen => break,
+            };
             let Some(record) = record else {
                 waiting.at_end = true;
                 // Retention may have deleted what was there.

@@ -91,6 +91,14 @@ impl PartitionReader {
         self.end
     }
 
+    /// Up to where it can be read by now.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn end_now(&self) -> Result<i64, Failure> {
+        Ok(end_offsets(&self.inner, &self.name, [self.partition])?.get(&self.partition).copied().unwrap_or_default())
+    }
+
     /// Continues at an offset, or at the nearest later one that the partition has.
     ///
     /// # Errors

@@ -1,12 +1,11 @@
 //! What `payment.events` has of the relay's batches, and what becomes of rows that are claimed under a number that it has, or may have.
 
-use crate::looks::Looks;
 use anyhow::anyhow;
 use deadpool_postgres::Client;
 use payments::store::{self, events_partition};
 use recovery::Recovery;
 use runtime::db;
-use runtime::kafka::{Kafka, OpenTransaction, PartitionReader, Record};
+use runtime::kafka::{Kafka, PartitionReader, Record, Wait};
 use runtime::{Failure, HeldPartitions};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
@@ -20,20 +19,23 @@ use uuid::Uuid;
 pub const BATCH: &str = "ctrip-batch";
 /// How long the start waits for open transactions in all. What lasts longer holds its partition.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// What a batch is written to. A payment's records have one key, and so are in one partition of each.
+const WRITTEN: [Topic; 2] = [Topic::Events, Topic::State];
 
-/// The number after those of the batches that Kafka has, as far as it can be read. Holds the partitions that can't be.
-pub fn told_batches(kafka: &Kafka, group: &str, held: &mut HeldPartitions<OpenTransaction>) -> Result<i64, Failure> {
+/// The number after those of the batches that Kafka has, as far as it can be read. Holds the partitions that can't be, or not be written.
+pub fn told_batches(kafka: &Kafka, group: &str, held: &mut HeldPartitions<i64>) -> Result<i64, Failure> {
+    let all: Vec<i32> = (0..Topic::Events.partitions()).collect();
+    let mut unanswered = kafka.unanswered(&WRITTEN, &all)?;
     let (mut next, began) = (1, Instant::now());
-    for partition in 0..Topic::Events.partitions() {
+    for partition in all {
+        if let Some(wait) = unanswered.remove(&partition) {
+            held.hold(partition, wait);
+            continue;
+        }
         let patience = PATIENCE.saturating_sub(began.elapsed());
         match PartitionReader::open_within(kafka, Topic::Events, partition, patience)? {
             Ok(reader) => next = next.max(after_told(&reader)?),
-            Err(open) => {
-                tracing::warn!(
-                    "the events of partition {partition} wait for a transaction on payment.events, the others go on"
-                );
-                held.hold(partition, open);
-            }
+            Err(open) => held.hold(partition, Wait::Transaction(open)),
         }
     }
     // The offset of a partition that no consumer of this group reads.
@@ -52,13 +54,7 @@ fn after_told(events: &PartitionReader) -> Result<i64, Failure> {
 }
 
 /// Decides about what is claimed, and returns the number of the first batch. `told` is the one after those that Kafka has.
-pub fn begin(
-    kafka: &Kafka,
-    db: &mut Client,
-    handle: &Handle,
-    told: i64,
-    held: &HeldPartitions<OpenTransaction>,
-) -> Result<i64, Failure> {
+pub fn begin(kafka: &Kafka, db: &mut Client, handle: &Handle, told: i64, held: &HeldPartitions<i64>) -> Result<i64, Failure> {
     let claims = handle.block_on(store::claims(db))?;
     let (in_doubt, claims): (Vec<_>, Vec<_>) =
         claims.into_iter().partition(|(payment, _)| held.holds(events_partition(*payment)));
@@ -138,25 +134,31 @@ fn first_claims(claims: &[(Uuid, i64)]) -> BTreeMap<i32, i64> {
     first
 }
 
-/// Looks at the partitions that are held. Of one that can be read again all is compared with Postgres, and the number found that
-/// comes after those of its batches.
-pub fn looks(
-    kafka: &Kafka,
-    recovery: &Recovery,
-    handle: &Handle,
-    held: HeldPartitions<OpenTransaction>,
-) -> Looks<OpenTransaction> {
-    let (kafka, recovery, handle) = (kafka.clone(), recovery.clone(), handle.clone());
-    let remedy =
-        |open: &OpenTransaction, lasts| format!("its events wait, those of other partitions go on: {}", open.remedy(lasts));
-    Looks::of(held, remedy, move |partition, open| {
-        if !open.is_over(&kafka)? {
-            return Ok(None);
+/// The partitions that are held, none yet. Of one that can be read again all is compared with Postgres, and the number found that comes
+/// after those of its batches.
+pub fn held(kafka: &Kafka, stage: &'static str, recovery: &Recovery, handle: &Handle) -> HeldPartitions<i64> {
+    let (events, recovery, handle) = (kafka.clone(), recovery.clone(), handle.clone());
+    HeldPartitions::of(stage, "its events wait, those of other partitions go on", kafka, move |partition, waited| {
+        let told = match readable(&events, partition, waited)? {
+            Ok(events) => after_told(&events)?,
+            Err(open) => return Ok(Err(open)),
+        };
+        let left_out = recovery.catch_up(&handle)?;
+        match left_out.get(&(Topic::Events, partition)) {
+            Some(cause) => Err(Failure::Retry(anyhow!("it is not compared with Postgres: {cause}"))),
+            None => Ok(Ok(told)),
         }
-        let next = after_told(&PartitionReader::open_at_once(&kafka, Topic::Events, partition)?)?;
-        recovery.catch_up(&handle)?;
-        Ok(Some(next))
     })
+}
+
+/// Reads a partition for whose answer, or transaction, was `waited`.
+fn readable(kafka: &Kafka, partition: i32, waited: &Wait) -> Result<Result<PartitionReader, Wait>, Failure> {
+    if let Wait::Silence { .. } = waited {
+        // It is seen for the first time: a transaction that is open now may have been so when the relay began.
+        let opened = PartitionReader::open_within(kafka, Topic::Events, partition, Duration::ZERO)?;
+        return Ok(opened.map_err(Wait::Transaction));
+    }
+    Ok(Ok(PartitionReader::open_at_once(kafka, Topic::Events, partition)?))
 }
 
 fn batch_of(event: &Record<'_>) -> Option<i64> {
@@ -171,6 +173,52 @@ fn read_batches_back(events: &PartitionReader, mut see: impl FnMut(&[Record<'_>]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rdkafka::mocking::MockCluster;
+    use runtime::kafka::TransactionalProducer;
+    use runtime::stage;
+
+    /// A cluster with what a relay writes, and a batch under this number in each partition.
+    fn with_batch(number: &str) -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, Kafka) {
+        let cluster = MockCluster::new(1).unwrap();
+        WRITTEN.iter().for_each(|topic| cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap());
+        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+        let producer = TransactionalProducer::open(&kafka, "lab").unwrap();
+        let transaction = producer.begin().unwrap();
+        (0..64).for_each(|key| {
+            transaction.send_with_headers(Topic::Events, &key.to_string(), b"event", &[(BATCH, number)]).unwrap();
+        });
+        transaction.commit().unwrap();
+        (cluster, kafka)
+    }
+
+    #[test]
+    fn a_relay_begins_though_a_partition_has_no_leader_and_holds_that_one_until_it_has() {
+        const WITHOUT: [(Topic, i32); 2] = [(Topic::Events, 3), (Topic::State, 5)];
+        let (cluster, kafka) = with_batch("7");
+        let lead = |broker| {
+            WITHOUT.iter().for_each(|(topic, partition)| cluster.partition_leader(topic.name(), *partition, broker).unwrap());
+        };
+        let events = kafka.clone();
+        let find = move |partition, waited: &Wait| Ok(readable(&events, partition, waited)?.map(|_| 8));
+        let mut held = HeldPartitions::of("leaders", "the others go on", &kafka, find);
+        lead(None);
+        assert_eq!(told_batches(&kafka, "leaders", &mut held).unwrap(), 8);
+        assert_eq!(held.partitions(), [3, 5], "what can't be read, and what can't be written");
+        held.take_turn().unwrap();
+        let told = stage::cause_of("leaders: partition 5").unwrap();
+        assert!(told.contains("the others go on") && told.contains("payment.state/5"), "{told}");
+        lead(Some(1));
+        let started = Instant::now();
+        while !held.partitions().is_empty() {
+            if let Some((partition, next)) = held.take_turn().unwrap() {
+                assert_eq!(next, 8);
+                held.release(partition);
+            }
+            assert!(started.elapsed() < Duration::from_secs(60), "{:?}", held.partitions());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(stage::cause_of("leaders: partition 5"), None);
+    }
 
     #[test]
     fn no_batch_gets_the_number_of_one_that_is_in_doubt() {

@@ -15,7 +15,6 @@ mod arrivals;
 mod aside;
 mod batches;
 pub mod fold;
-mod looks;
 pub mod orphans;
 mod relay;
 pub mod returning;

@@ -9,16 +9,16 @@
 //! The number is committed as an offset of the relay's group too. A group expires, and is not copied with a topic; so it only
 //! counts where it is ahead of the topic, whose retention may have deleted the last events.
 //!
-//! Somebody may have left a transaction open in a partition of `payment.events`. What that one has behind it can't be read, so
+//! Somebody may have left a transaction open in a partition of `payment.events`, or it has no leader. What that one has can't be read, so
 //! nobody knows whether a batch in it was published: its events are kept back until all can be read that was there when the relay
-//! began, and those of the other partitions go on. What was claimed before for a partition that is held is in doubt: it keeps its
+//! began, and those of the other partitions go on. So it is where `payment.state` can't be written. What was claimed before for a partition that is held is in doubt: it keeps its
 //! number, and no batch gets that one again. Once the partition can be read it is compared and released in place. Only what was there
 //! at the beginning counts, so a row of transactions of others keeps it for no longer than the first of them.
 //!
 //! One relay works at a time: the leader holds an advisory lock, on the connection that it claims with. A relay that lost that
 //! connection can claim nothing. Its late transactions are fenced once the next leader takes over the transactional id.
 
-use crate::batches::{self, BATCH, begin, looks, told_batches};
+use crate::batches::{self, BATCH, begin, told_batches};
 use anyhow::anyhow;
 use base::metrics;
 use deadpool_postgres::{Client, Pool};
@@ -26,7 +26,7 @@ use payments::store::{Claim, OutboxFront, OutboxRow};
 use recovery::Recovery;
 use runtime::db::{self, Gate, OwnConnection};
 use runtime::kafka::{Kafka, TransactionalProducer};
-use runtime::{Failure, HeldPartitions, stage};
+use runtime::{Failure, stage};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -63,28 +63,31 @@ pub fn run(
     check_database(&leader, recovery.gate())?;
     let producer = TransactionalProducer::open(kafka, STAGE)?;
     // After the fencing: no predecessor publishes any more.
-    let mut held = HeldPartitions::of(STAGE);
+    let mut held = batches::held(kafka, STAGE, recovery, handle);
     let told = told_batches(kafka, STAGE, &mut held)?;
     // What Kafka has is taken out of an outbox that came from a backup.
-    recovery.catch_up(handle)?;
+    let left_out = recovery.catch_up(handle)?;
+    if let Some((_, cause)) = left_out.iter().find(|((topic, partition), _)| *topic == Topic::Events && !held.holds(*partition))
+    {
+        return Err(Failure::Retry(anyhow!("payment.events is not compared with Postgres: {cause}")));
+    }
     let mut batch = begin(kafka, leader.db()?, handle, told, &held)?;
     let group = kafka.bare_group(STAGE)?;
     // What is read before may take longer.
     handle.block_on(leader.end_if_idle(MAX_IDLE))?;
     tracing::info!("the relay is the leader and publishes payment.events from batch {batch}");
     let (mut front, mut reported) = (OutboxFront::of(batch, &held.partitions()), Instant::now());
-    let mut looks = looks(kafka, recovery, handle, held);
     while !stop.is_cancelled() {
         check_database(&leader, recovery.gate())?;
-        if let Some((partition, told)) = looks.take_turn()? {
+        if let Some((partition, told)) = held.take_turn()? {
             match batches::release(kafka, leader.db()?, handle, partition, batch, told) {
                 Ok(next) => {
-                    tracing::info!("the events of partition {partition} go on: the transaction is over for which they waited");
+                    tracing::info!("the events of partition {partition} go on: that is over for which they waited");
                     batch = next;
                     front.release(partition);
-                    looks.release(partition);
+                    held.release(partition);
                 }
-                Err(failure) => looks.keep(partition, failure)?,
+                Err(failure) => held.keep(partition, failure)?,
             }
         }
         let claim = front.claim(leader.db()?, batch, MAX_ROWS_PER_BATCH);

@@ -7,14 +7,14 @@
 //! again and was matched is passed over.
 
 use crate::chains::Rewind;
-use crate::held::{Cause, Held, PATIENCE};
+use crate::held::{Held, PATIENCE, TOPICS};
 use crate::join::ChainRecord as _;
 use crate::lookup::Lookup;
 use crate::output::{MAX_CLOCK_SKEW_MS, MatchedBlock, Resumption, logs_by_time};
 use crate::written::{Note, Written};
 use base::locked;
 use runtime::Failure;
-use runtime::kafka::{Kafka, NotedOffset, PartitionReader, Positions};
+use runtime::kafka::{Kafka, NotedOffset, PartitionReader, Positions, Wait};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,7 @@ const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
 /// Offsets of a partition in `chain.blocks` and in `chain.logs`. `None` is the beginning.
 type Place = (Option<i64>, Option<i64>);
 
-/// What tells where the partitions of each assignment begin. Those that have to wait for a transaction are noted in `held`.
+/// What tells where the partitions of each assignment begin. Those that have to wait, for a transaction or a broker, are noted in `held`.
 /// What is to be read again for a chain is taken out of `rewind` once its partition has a place; what is there is noted in `written`.
 pub fn positions(
     kafka: &Kafka,
@@ -42,21 +42,27 @@ pub fn positions(
         let asked = *locked(&rewind);
         let committed = kafka.committed_within(group, assigned, OFFSETS_PATIENCE)?;
         let partitions: BTreeSet<i32> = assigned.iter().map(|(_, partition)| *partition).collect();
+        let partitions: Vec<i32> = partitions.into_iter().collect();
+        let mut unanswered = kafka.unanswered(&TOPICS, &partitions)?;
         let (deadline, mut begins) = (Instant::now() + PATIENCE, BTreeMap::new());
         for partition in partitions {
+            if let Some(wait) = unanswered.remove(&partition) {
+                held.hold(partition, wait, false);
+                continue;
+            }
             let (blocks, logs) = ((Topic::Blocks, partition), (Topic::Logs, partition));
             let committed = committed
                 .get(&blocks)
                 .zip(committed.get(&logs))
                 .map(|(blocks, logs)| Committed::of(blocks.as_ref(), logs.as_ref()));
             let patience = deadline.saturating_duration_since(Instant::now());
-            match begin(&kafka, partition, committed, &written, patience)? {
+            match begin(&kafka, group, partition, committed, &written, patience)? {
                 Ok(place) => {
                     let to = asked.filter(|rewind| rewind.partition == partition).map(|rewind| rewind.to);
                     let place = earlier(place, to);
                     begins.extend([(blocks, place.0), (logs, place.1)]);
                 }
-                Err(cause) => held.hold(partition, cause, false),
+                Err(wait) => held.hold(partition, wait, false),
             }
         }
         // Once: a later assignment finds the offsets that were committed since.
@@ -87,16 +93,19 @@ fn earlier((blocks, logs): Place, to: Option<Resumption>) -> Place {
 
 fn begin(
     kafka: &Kafka,
+    group: &'static str,
     partition: i32,
     committed: Option<Committed>,
     written: &Written,
     patience: Duration,
-) -> Result<Result<Place, Cause>, Failure> {
-    let Some(Committed { place: committed, note }) = committed else { return Ok(Err(Cause::Offsets)) };
+) -> Result<Result<Place, Wait>, Failure> {
+    let Some(Committed { place: committed, note }) = committed else {
+        return Ok(Err(Wait::Offsets { group, topics: vec![Topic::Blocks, Topic::Logs], partition }));
+    };
     let asked = Instant::now();
     let matches = match PartitionReader::open_within(kafka, Topic::Matches, partition, patience)? {
         Ok(matches) => matches,
-        Err(open) => return Ok(Err(Cause::Matches(open))),
+        Err(open) => return Ok(Err(Wait::Transaction(open))),
     };
     let matched = newest_match(&matches)?;
     written.begin(partition, matches.end(), matched.as_ref().map(|block| block.offset), asked);
@@ -307,6 +316,31 @@ mod tests {
     }
 
     #[test]
+    fn partitions_begin_though_another_one_has_no_leader_and_that_one_is_held() {
+        for (index, topic) in TOPICS.into_iter().enumerate() {
+            let cluster = MockCluster::new(1).unwrap();
+            TOPICS.iter().for_each(|topic| cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap());
+            cluster.partition_leader(topic.name(), 3, None).unwrap();
+            let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+            let held = Held::new(&kafka, ["lab-blocks", "lab-logs", "lab-matches"][index]);
+            let positions = positions(&kafka, "lab", &Arc::default(), &held, &Written::default());
+            let assigned: Vec<_> = (2..5).flat_map(|p| [(Topic::Blocks, p), (Topic::Logs, p)]).collect();
+            let begins = positions(&assigned).unwrap();
+            assert!(begins.keys().all(|(_, partition)| [2, 4].contains(partition)) && begins.len() == 4, "{begins:?}");
+            assert!(held.holds(3) && !held.holds(2) && !held.holds(4));
+            held.look().unwrap();
+            cluster.partition_leader(topic.name(), 3, Some(1)).unwrap();
+            let (started, mut looked) = (Instant::now(), Ok(()));
+            while held.holds(3) {
+                looked = held.look();
+                assert!(started.elapsed() < Duration::from_secs(60));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            assert!(looked.is_err_and(|failure| failure.to_string().contains("can be begun")), "with a new consumer");
+        }
+    }
+
+    #[test]
     fn a_partition_goes_on_where_its_group_left_off_if_kafka_has_what_was_noted_there() {
         const CHAIN: &str = "31337";
         let cluster = MockCluster::new(1).unwrap();
@@ -331,7 +365,7 @@ mod tests {
         let written = Written::default();
         let begins = |note: Option<Note>| {
             let committed = Committed { place: (Some(5), Some(5)), note };
-            let begins = begin(&kafka, partition, Some(committed), &written, PATIENCE).unwrap().unwrap();
+            let begins = begin(&kafka, "lab", partition, Some(committed), &written, PATIENCE).unwrap().unwrap();
             assert_eq!(written.matched(partition), Some(1));
             begins
         };

@@ -5,14 +5,14 @@
 //! again from the chain's next record; what its neighbours have matched is done, and passed over.
 
 use crate::again::{Found, Known, Rereading, Verdict};
-use crate::held::{Cause, Held, PATIENCE};
+use crate::held::{Held, PATIENCE};
 use crate::join::{ChainRecord as _, head_of};
 use crate::matching::RecordHead;
 use crate::output::{FoundRecord, Matched, MatchedBlock, Resumption, find_next, passed_over, read_progress, witnessed_block};
 use crate::progress::{Progress, Turn};
 use base::metrics;
 use runtime::Failure;
-use runtime::kafka::{Kafka, PartitionReader, Record, Transaction};
+use runtime::kafka::{Kafka, PartitionReader, Record, Transaction, Wait};
 use std::collections::{HashMap, HashSet};
 use topics::wire::ChainCursor;
 use topics::wire::matches_record::Kind;
@@ -177,7 +177,7 @@ impl Chains {
         let matches = match PartitionReader::open_within(&self.kafka, Topic::Matches, partition, PATIENCE)? {
             Ok(matches) => matches,
             Err(open) => {
-                self.held.hold(partition, Cause::Matches(open), true);
+                self.held.hold(partition, Wait::Transaction(open), true);
                 return Ok(false);
             }
         };

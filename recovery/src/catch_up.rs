@@ -52,6 +52,18 @@ impl Findings {
     }
 }
 
+/// What has to be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All partitions of both topics.
+    Whole,
+    /// Those that answer. Topics that are new to the database are compared whole all the same.
+    Answered,
+}
+
+/// Partitions that were not compared, since they do not answer, and why.
+pub type LeftOut = BTreeMap<(Topic, i32), String>;
+
 /// One run of the comparison.
 pub struct CatchUp<'a> {
     pub handle: &'a Handle,
@@ -61,18 +73,26 @@ pub struct CatchUp<'a> {
 }
 
 impl CatchUp<'_> {
-    /// Compares up to the present ends of both topics. Returns whether the database had lost something.
+    /// Compares up to the present ends of both topics. Returns whether the database had lost something, and what was left out.
     ///
     /// # Errors
-    /// `Retry` when Kafka or the database fails; `Halt` when this database is new to the topics and they are another installation's.
-    pub fn run(&mut self) -> Result<bool, Failure> {
-        let intents = self.backlog.ends(Topic::Intents)?;
-        let events = self.backlog.ends(Topic::Events)?;
+    /// `Retry` when Kafka or the database fails, or a partition does not answer that has to; `Halt` when this database is new to the topics
+    /// and they are another installation's.
+    pub fn run(&mut self, extent: Extent) -> Result<(bool, LeftOut), Failure> {
+        let mut left_out = LeftOut::new();
+        let intents = self.ends(Topic::Intents, &mut left_out)?;
+        let events = self.ends(Topic::Events, &mut left_out)?;
         let own = self.handle.block_on(installation(&*self.client))?;
         let compared = self.handle.block_on(compared_topic(&*self.client))?;
         let (reached, name) =
             (IntentsTopic::reached(self.kafka, self.backlog, Topic::Intents)?, self.kafka.name(Topic::Intents));
-        if compared.as_ref().is_none_or(|compared| reached.differs_from(compared)) {
+        let are_new = compared.as_ref().is_none_or(|compared| reached.differs_from(compared));
+        if (extent == Extent::Whole || are_new)
+            && let Some(cause) = waits_for(&left_out)
+        {
+            return Err(Failure::Retry(anyhow!(cause)));
+        }
+        if are_new {
             self.refuse_foreign(own, &intents)?;
         }
         if compared.as_ref().is_some_and(|compared| reached.is_in_another_cluster_than(compared)) {
@@ -96,11 +116,19 @@ impl CatchUp<'_> {
             }
         })?;
         // One that was compared with others has to get our intents first.
-        if compared.is_none_or(|compared| !reached.differs_from(&compared) && reached.says_more_than(&compared)) {
+        let says_more = compared.is_none_or(|compared| !reached.differs_from(&compared) && reached.says_more_than(&compared));
+        if says_more && left_out.is_empty() {
             self.handle.block_on(note_compared(&*self.client, &reached))?;
         }
         report(&findings);
-        Ok(findings.had_lost())
+        Ok((findings.had_lost(), left_out))
+    }
+
+    /// Up to where a topic can be compared.
+    fn ends(&self, topic: Topic, left_out: &mut LeftOut) -> Result<Offsets, Failure> {
+        let (ends, unanswered) = self.backlog.answered_ends(topic)?;
+        left_out.extend(unanswered.into_iter().map(|(partition, cause)| ((topic, partition), cause)));
+        Ok(ends)
     }
 
     /// Refuses topics that are new to this database and another installation's, before anything of theirs is written: intents say whose
@@ -170,6 +198,12 @@ impl CatchUp<'_> {
             })?;
         }
     }
+}
+
+/// For which partitions whoever has to compare them waits.
+pub fn waits_for(left_out: &LeftOut) -> Option<String> {
+    let causes: Vec<&str> = left_out.values().map(String::as_str).collect();
+    (!causes.is_empty()).then(|| causes.join("; "))
 }
 
 /// A record that was read.

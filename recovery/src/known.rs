@@ -1,9 +1,11 @@
 //! Rows of `known_offsets`: up to which offset of a topic the database knows all records. They are written in the transaction that
 //! compared the records with the database, so a restored database has those of its backup.
 
+use crate::catch_up::Extent;
+use anyhow::anyhow;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
-use runtime::kafka::{Mark, Offsets};
+use runtime::kafka::{Backlog, Mark, Offsets};
 use std::collections::BTreeMap;
 use topics::Topic;
 
@@ -68,4 +70,27 @@ pub async fn save(db: &impl GenericClient, topic: &str, next: &Offsets, last: &L
 pub async fn rewind(db: &impl GenericClient, topic: Topic, name: &str, next: &Offsets) -> Result<(), Failure> {
     db.execute("DELETE FROM known_offsets WHERE right(topic, length($1)) = $1", &[&topic.name()]).await?;
     save(db, name, next, &LastRecords::new()).await
+}
+
+/// From where to compare a topic again, if it lacks records that the database knows of. A partition that does not answer tells nothing.
+///
+/// # Errors
+/// When Kafka fails, or a partition does not answer that has to.
+pub fn lost(backlog: &Backlog, topic: Topic, known: &Known, extent: Extent) -> Result<Option<Offsets>, Failure> {
+    let ends = match (extent, backlog.answered_ends(topic)?) {
+        (Extent::Whole, (_, left_out)) if !left_out.is_empty() => {
+            return Err(Failure::Retry(anyhow!(Vec::from_iter(left_out.into_values()).join("; "))));
+        }
+        (_, (ends, _)) => ends,
+    };
+    let other = backlog.changed(topic, &known.last, &ends)?;
+    let short = |partition: &i32, next: &i64| ends.get(partition).is_some_and(|end| end < next);
+    if other.is_empty() && !known.next.iter().any(|(partition, next)| short(partition, next)) {
+        return Ok(None);
+    }
+    let from = |(partition, next): (&i32, &i64)| {
+        let end = ends.get(partition).copied().unwrap_or(*next);
+        (*partition, if other.contains(partition) { 0 } else { end.min(*next) })
+    };
+    Ok(Some(known.next.iter().map(from).collect()))
 }

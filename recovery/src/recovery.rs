@@ -5,9 +5,9 @@
 //! the gate opens [`SETTLING_TIME`] later, after one more comparison. Which database has caught up is a row of its own: a process
 //! that starts on the same one does not wait.
 
-use crate::catch_up::{COMPARED, CatchUp, RESTORING};
+use crate::catch_up::{COMPARED, CatchUp, Extent, LeftOut, RESTORING, waits_for};
 use crate::installation::{caught_up_lineage, installation, note_compared, note_lineage, other};
-use crate::known::{self, Known};
+use crate::known;
 use crate::own_account::OwnAccount;
 use crate::republish::{REPAIRING, REPUBLISHING, republish};
 use base::{locked, metrics};
@@ -18,6 +18,7 @@ use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
 use runtime::compared::{IntentsTopic, compared_topic};
 use runtime::db::{Gate, Lineage, OwnConnection, Primary, lock};
 use runtime::kafka::{Backlog, Offsets};
+use runtime::stage::Notice;
 use runtime::{Failure, Kafka, Settings, db, set_aside, stage};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -41,6 +42,8 @@ const RECONNECT_INTERVAL: Duration = Duration::from_secs(2);
 const SETTLING_TIME: Duration = Gate::LEASE.saturating_add(ACKNOWLEDGEMENT_TIMEOUT).saturating_add(Duration::from_secs(1));
 /// How long the database may take for an answer to a look. Comparing takes as long as was lost.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a stop waits for a comparison before anything is written, which may wait for a broker.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the topics are held against what Kafka had acknowledged.
 const TOPICS_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -125,10 +128,20 @@ impl Recovery {
     /// # Errors
     /// When the topics are another installation's.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let (handle, leases) = (Handle::current(), self.clone());
+        let (handle, leases, stopped) = (Handle::current(), self.clone(), stop.clone());
         tokio::select! {
             ended = stage::run(STAGE, stop, move |stop| self.follow(&handle, stop)) => ended,
             never = leases.keep_lease() => match never {},
+            () = leases.stopped_before_it_opened(&stopped) => Ok(()),
+        }
+    }
+
+    /// Nobody works yet with what the first comparison finds, and its transactions may end at any time: a stop does not wait for an
+    /// answer of Kafka's.
+    async fn stopped_before_it_opened(&self, stop: &CancellationToken) {
+        tokio::select! {
+            () = self.0.gate.opened() => std::future::pending().await,
+            () = stop.cancelled() => tokio::time::sleep(STOP_PATIENCE).await,
         }
     }
 
@@ -183,25 +196,27 @@ impl Recovery {
         (!all.is_empty()).then(|| all.join("; "))
     }
 
-    /// Compares once, now. Blocks.
+    /// Compares once, now, what answers. Returns what was left out. Blocks.
     ///
     /// # Errors
     /// As for [`run`](Self::run), and when Kafka or the database fails.
-    pub fn catch_up(&self, handle: &Handle) -> Result<(), Failure> {
+    pub fn catch_up(&self, handle: &Handle) -> Result<LeftOut, Failure> {
         let mut client = handle.block_on(OwnConnection::open(&self.0.pool))?;
-        self.compare(handle, client.db()?).map(drop)
+        Ok(self.compare(handle, client.db()?, Extent::Answered)?.1)
     }
 
     /// A failure that passes closes nothing: what was found before holds as long as the database is the same.
     fn follow(&self, handle: &Handle, stop: &CancellationToken) -> Result<(), Failure> {
-        let mut watch = Watch::default();
+        let (mut watch, mut notice) = (Watch::default(), Notice::of(format!("{STAGE}: topics")));
         while !stop.is_cancelled() {
             match self.look(handle, &mut watch) {
-                Ok(()) => stage::resumed(STAGE),
+                Ok(left_out) => notice.show(
+                    waits_for(&left_out)
+                        .map(|cause| format!("Postgres is compared with the topics, but for what does not answer: {cause}")),
+                ),
                 Err(failure @ Failure::Halt(_)) => return Err(failure),
                 Err(failure) => {
-                    tracing::warn!(stage = STAGE, "Postgres could not be compared with the topics, will retry: {failure}");
-                    stage::waits(STAGE, &failure.to_string());
+                    notice.show(Some(format!("Postgres could not be compared with the topics, will retry: {failure}")));
                     watch.client = None;
                     *locked(&self.0.backlog) = None;
                 }
@@ -223,7 +238,8 @@ impl Recovery {
     }
 
     /// Looks at the database that `DATABASE_URL` leads to, and compares it with the topics if it is another one, or it is time.
-    fn look(&self, handle: &Handle, watch: &mut Watch) -> Result<(), Failure> {
+    /// Returns what was left out of that.
+    fn look(&self, handle: &Handle, watch: &mut Watch) -> Result<LeftOut, Failure> {
         let (mut client, lineage) = self.connect(handle, watch)?;
         let db = client.db()?;
         let seen = within(handle, self.offsets(db))?;
@@ -241,17 +257,21 @@ impl Recovery {
             watch.must_note = false;
         }
         watch.leads = watch.leads || within(handle, try_lead(db))?;
+        let mut left_out = LeftOut::new();
         if !is_known || watch.leads {
+            // Before anything is written all has to answer.
+            let extent = if is_known { Extent::Answered } else { Extent::Whole };
             let is_due = watch.checked.is_none_or(|at| at.elapsed() > TOPICS_INTERVAL);
             let mut had_lost = false;
             if is_due || (!is_known && watch.settling.is_none()) {
-                had_lost = self.check_topics(handle, db)?;
+                had_lost = self.check_topics(handle, db, extent)?;
                 watch.checked = Some(Instant::now());
                 // It may have gone back by itself, for a topic that was lost.
                 watch.seen = Seen::new();
             }
             let is_settled = is_known || self.is_settled(handle, db, &lineage, &mut watch.settling)?;
-            had_lost |= self.compare(handle, db)?;
+            let (compared_had_lost, not_compared) = self.compare(handle, db, extent)?;
+            (had_lost, left_out) = (had_lost || compared_had_lost, not_compared);
             if !is_known && had_lost && watch.settling.is_none() {
                 // Its row says that it had caught up, and it had not.
                 (watch.settling, watch.must_note) = (Some((lineage.to_string(), Instant::now())), true);
@@ -268,7 +288,7 @@ impl Recovery {
         locked(&self.0.problems).foreign = within(handle, other(db))?;
         locked(&self.0.problems).in_doubt = within(handle, report(&self.0.kafka, db))?;
         watch.client = Some(client);
-        Ok(())
+        Ok(left_out)
     }
 
     /// The connection of the last look, or a new one where `DATABASE_URL` leads to another database by now.
@@ -313,7 +333,7 @@ impl Recovery {
         let mut backlog = locked(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
         for topic in COMPARED {
-            if backlog.ends(topic)?.values().any(|end| *end > 0) {
+            if backlog.answered_ends(topic)?.0.values().any(|end| *end > 0) {
                 tracing::warn!(
                     "Postgres was restarted or restored: waiting {SETTLING_TIME:?} for what is still on its way to Kafka"
                 );
@@ -324,23 +344,23 @@ impl Recovery {
         Ok(true)
     }
 
-    /// Returns whether the database had lost something.
-    fn compare(&self, handle: &Handle, client: &mut Client) -> Result<bool, Failure> {
+    /// Returns whether the database had lost something, and what was left out.
+    fn compare(&self, handle: &Handle, client: &mut Client, extent: Extent) -> Result<(bool, LeftOut), Failure> {
         let mut backlog = locked(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
-        CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run()
+        CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run(extent)
     }
 
     /// Holds the topics against what the database knows of them. Intents that Kafka had acknowledged and has no more are published
     /// again, and the topic is compared anew. Returns whether the database had lost something that other topics than before have.
-    fn check_topics(&self, handle: &Handle, client: &mut Client) -> Result<bool, Failure> {
+    fn check_topics(&self, handle: &Handle, client: &mut Client, extent: Extent) -> Result<bool, Failure> {
         let mut backlog = locked(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
         let reached = IntentsTopic::reached(&self.0.kafka, backlog, Topic::Intents)?;
         let compared = handle.block_on(compared_topic(&*client))?;
         let are_others = compared.is_some_and(|compared| reached.differs_from(&compared));
         // If they are another installation's, they get nothing of ours.
-        let had_lost = are_others && CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run()?;
+        let had_lost = are_others && CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run(extent)?.0;
         let mut problems = Vec::new();
         for topic in COMPARED {
             let name = self.0.kafka.name(topic);
@@ -362,7 +382,7 @@ impl Recovery {
                 ));
             }
             let known = handle.block_on(known::load(&*client, &name))?;
-            let again = if are_others { Some(known.next) } else { lost(backlog, topic, &known)? };
+            let again = if are_others { Some(known.next) } else { known::lost(backlog, topic, &known, extent)? };
             let Some(again) = again else { continue };
             tracing::error!(
                 "{name} lacks records that Kafka had acknowledged: it was lost, made anew, or TOPIC_PREFIX or Kafka's cluster is another"
@@ -397,21 +417,6 @@ impl Recovery {
         }
         Ok(offsets)
     }
-}
-
-/// From where to compare a topic again, if it lacks records that the database knows of.
-fn lost(backlog: &Backlog, topic: Topic, known: &Known) -> Result<Option<Offsets>, Failure> {
-    let ends = backlog.ends(topic)?;
-    let other = backlog.changed(topic, &known.last, &ends)?;
-    let short = |partition: &i32, next: &i64| ends.get(partition).is_some_and(|end| end < next);
-    if other.is_empty() && !known.next.iter().any(|(partition, next)| short(partition, next)) {
-        return Ok(None);
-    }
-    let from = |(partition, next): (&i32, &i64)| {
-        let end = ends.get(partition).copied().unwrap_or(0);
-        (*partition, if other.contains(partition) { 0 } else { end.min(*next) })
-    };
-    Ok(Some(known.next.iter().map(from).collect()))
 }
 
 fn goes_back(seen: &Seen, now: &Seen) -> bool {

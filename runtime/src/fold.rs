@@ -5,14 +5,17 @@
 //!
 //! A topic may lose its end, as when a single broker loses power, or be made anew. It is known by its end, and by the last record that
 //! was applied: at its offset is another one then. Then the offset goes back to what may not be applied, and what is applied all the same
-//! must change nothing. Each topic has rows of its own, by its name with `TOPIC_PREFIX`.
+//! must change nothing. Each topic has rows of its own, by its name with `TOPIC_PREFIX`. That is looked at when a partition is assigned.
+//! One that does not answer then, such as one without a leader, is not read before it does; the others are.
 
 use crate::failure::Failure;
-use crate::kafka::{Backlog, Consumer, Kafka, Mark, Record};
+use crate::held::HeldPartitions;
+use crate::kafka::{Backlog, Consumer, Kafka, Mark, Positions, Record, Wait};
 use anyhow::anyhow;
-use base::metrics;
+use base::{locked, metrics};
 use deadpool_postgres::{GenericClient, Pool};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_postgres::Row;
@@ -114,18 +117,32 @@ impl FoldStage {
         stop: &CancellationToken,
         mut apply: impl FnMut(&[(Span, Vec<&Record<'_>>)]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        self.go_back_if_cut(kafka, pool, handle, None)?;
         let name = kafka.name(self.topic);
-        let (fold, position_pool, position_handle, topic) = (*self, pool.clone(), handle.clone(), name.clone());
-        let positions = move |assigned: &[(Topic, i32)]| {
-            let place = |of: &(Topic, i32)| Ok((*of, position_handle.block_on(fold.position(&position_pool, &topic, of.1))?));
-            assigned.iter().map(place).collect()
-        };
-        let consumer = Consumer::open(kafka, self.stage, &[self.topic], Some(Box::new(positions)))?;
+        let held =
+            HeldPartitions::of(self.stage, "its records wait, those of other partitions go on", kafka, |_, _| Ok(Ok(())));
+        let held = Arc::new(Mutex::new(held));
+        let (fold, all, place_kafka, place_pool, place_handle) =
+            (*self, Arc::clone(&held), kafka.clone(), pool.clone(), handle.clone());
+        let positions: Positions = Box::new(move |assigned| {
+            let partitions: Vec<i32> = assigned.iter().map(|(_, partition)| *partition).collect();
+            let unanswered = fold.go_back_if_cut(&place_kafka, &place_pool, &place_handle, &partitions, None)?;
+            let topic = place_kafka.name(fold.topic);
+            let place = |of: &(Topic, i32)| Ok((*of, place_handle.block_on(fold.position(&place_pool, &topic, of.1))?));
+            let answered = assigned.iter().filter(|(_, partition)| !unanswered.contains_key(partition));
+            let places = answered.map(place).collect();
+            let mut held = locked(&all);
+            held.clear();
+            unanswered.into_iter().for_each(|(partition, wait)| held.hold(partition, wait));
+            places
+        });
+        let consumer = Consumer::open(kafka, self.stage, &[self.topic], Some(positions))?;
         let mut next: HashMap<i32, i64> = HashMap::new();
         let mut assignment = 0;
         while !stop.is_cancelled() {
             let batch = consumer.poll(self.max_records, self.max_bytes, POLL_TIMEOUT)?;
+            if let Some((partition, ())) = locked(&held).take_turn()? {
+                return Err(Failure::Retry(anyhow!("{name}/{partition} can be read again, and is begun")));
+            }
             if batch.assignment != assignment {
                 assignment = batch.assignment;
                 next.clear();
@@ -143,7 +160,7 @@ impl FoldStage {
                 if let (Some(first), Some(begun)) = (records.first(), consumer.begun(self.topic, partition))
                     && first.offset() < begun
                 {
-                    self.go_back_if_cut(kafka, pool, handle, Some(partition))?;
+                    self.go_back_if_cut(kafka, pool, handle, &[partition], Some(partition))?;
                     return Err(Failure::Retry(anyhow!("{}: the topic does not have offset {begun} yet", self.place(first))));
                 }
                 let from = match next.get(&partition) {
@@ -162,21 +179,30 @@ impl FoldStage {
         Ok(())
     }
 
-    /// Lowers the offsets of partitions that do not have what was applied: of those that end before, or have another record where the
-    /// last one was, and of one that is `known` to have ended before.
-    fn go_back_if_cut(&self, kafka: &Kafka, pool: &Pool, handle: &Handle, known: Option<i32>) -> Result<(), Failure> {
+    /// Lowers the offsets of those of these partitions that do not have what was applied: of those that end before, or have another record
+    /// where the last one was, and of one that is `known` to have ended before. Returns those that do not answer, and may be short as well.
+    fn go_back_if_cut(
+        &self,
+        kafka: &Kafka,
+        pool: &Pool,
+        handle: &Handle,
+        partitions: &[i32],
+        known: Option<i32>,
+    ) -> Result<BTreeMap<i32, Wait>, Failure> {
         let name = kafka.name(self.topic);
-        let applied = handle.block_on(self.applied(pool, &name))?;
+        let mut applied = handle.block_on(self.applied(pool, &name))?;
+        applied.retain(|partition, _| partitions.contains(partition));
         if applied.is_empty() {
-            return Ok(());
+            return Ok(BTreeMap::new());
         }
         let last = applied.iter().filter_map(|(partition, applied)| Some((*partition, applied.last.clone()?))).collect();
         let backlog = Backlog::open(kafka)?;
-        let ends = backlog.ends(self.topic)?;
+        let (ends, unanswered) = backlog.answered_ends_of(self.topic, &Vec::from_iter(applied.keys().copied()))?;
         let changed = backlog.changed(self.topic, &last, &ends)?;
         let is_short = |partition: &i32, next: i64| ends.get(partition).is_some_and(|end| *end < next);
         let cut: BTreeMap<i32, Applied> = applied
             .into_iter()
+            .filter(|(p, _)| ends.contains_key(p))
             .filter(|(p, applied)| Some(*p) == known || changed.contains(p) || is_short(p, applied.next))
             .collect();
         let since = cut.iter().map(|(partition, applied)| (*partition, applied.unsure_since())).collect();
@@ -192,7 +218,8 @@ impl FoldStage {
                 );
             }
         }
-        Ok(())
+        let wait = |(partition, cause)| (partition, Wait::Silence { topics: vec![self.topic], partition, cause });
+        Ok(unanswered.into_iter().map(wait).collect())
     }
 
     async fn applied(&self, pool: &Pool, topic: &str) -> Result<BTreeMap<i32, Applied>, Failure> {

@@ -29,7 +29,7 @@ pub mod stage;
 
 pub use failure::Failure;
 pub use fold::{FoldStage, OnReturn, Span};
-pub use held::HeldPartitions;
+pub use held::{Found, HeldPartitions};
 pub use kafka::Kafka;
 pub use registry::{Registry, RegistryError};
 pub use set_aside::SetAside;

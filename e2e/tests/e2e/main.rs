@@ -29,6 +29,7 @@ mod history;
 mod holes;
 mod ingest;
 mod lanes;
+mod leaders;
 mod lifecycle;
 mod listed_later;
 mod listing;

@@ -5,6 +5,7 @@ use super::client::Kafka;
 use super::offsets::{CALL_TIMEOUT, Offsets, end_offsets, with_leaders};
 use super::read_all::EofContext;
 use super::record::{Mark, Record};
+use super::unanswered::{self, Unanswered};
 use crate::failure::Failure;
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -41,6 +42,22 @@ impl Backlog {
     /// When the broker does not answer.
     pub fn ends(&self, topic: Topic) -> Result<Offsets, Failure> {
         Ok(end_offsets(&self.inner, &self.kafka.name(topic), 0..topic.partitions())?.into_iter().collect())
+    }
+
+    /// The end of each partition that answers, and why others don't.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub fn answered_ends(&self, topic: Topic) -> Result<(Offsets, Unanswered), Failure> {
+        self.answered_ends_of(topic, &Vec::from_iter(0..topic.partitions()))
+    }
+
+    /// [`answered_ends`](Self::answered_ends) of these partitions alone.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub fn answered_ends_of(&self, topic: Topic, partitions: &[i32]) -> Result<(Offsets, Unanswered), Failure> {
+        unanswered::ends(&self.inner, &self.kafka.name(topic), partitions)
     }
 
     /// How many partitions the topic has now.

@@ -3,9 +3,7 @@
 //! A broker ends a transaction whose producer is gone within seconds. If it loses sight of one, only a person can end that. So it is with
 //! one that holds a group's offsets: Kafka does not tell them meanwhile.
 
-use super::client::Kafka;
 use super::offsets::group_remedy;
-use crate::failure::Failure;
 use crate::stage::{self, Notice};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -42,14 +40,10 @@ impl OpenTransaction {
         remedy(&self.name, self.partition, self.from, open)
     }
 
-    /// Whether all can be read that was there when it was met. Blocks.
-    ///
-    /// # Errors
-    /// When the broker does not answer.
-    pub fn is_over(&self, kafka: &Kafka) -> Result<bool, Failure> {
-        let (stable, end) = kafka.ends(self.topic, self.partition)?;
+    /// Whether all can be read that was there when it was met, where the partition can be read up to `stable`, and ends at `end` by now.
+    pub(super) fn is_over(&self, stable: i64, end: i64) -> bool {
         // Kafka may have lost that end meanwhile.
-        Ok(stable >= self.end.min(end))
+        stable >= self.end.min(end)
     }
 }
 

@@ -8,6 +8,7 @@
 //!   topic outside of any group.
 //! - [`TransactionalProducer`] writes records and offsets together; [`Publisher`] writes single records from async code.
 //! - [`TopicReader`] is for people: it begins anywhere.
+//! - [`Wait`] is that for which a partition is held; [`Kafka::unanswered`] finds those that do not answer.
 //! - [`apply`] creates the topics and registers their schemas, [`apply_and_bring_back`] also those of former ids; [`probe()`] tells why a broker can't be used.
 
 mod admin;
@@ -28,14 +29,15 @@ mod record;
 mod table;
 mod tail;
 mod topic_reader;
+mod unanswered;
+mod waits;
 
 pub use admin::{apply, apply_and_bring_back};
 pub use backlog::Backlog;
 pub use client::Kafka;
 pub use consumer::{Batch, Consumer, Positions};
-pub(crate) use hanging::MAX_OPEN;
 pub use hanging::OpenTransaction;
-pub use offsets::{Ends, GroupOffsets, NotedOffset, Offsets, group_remedy};
+pub use offsets::{Ends, GroupOffsets, NotedOffset, Offsets};
 pub use partition_reader::PartitionReader;
 pub use probe::{Unusable, check, probe};
 pub use producer::{Publisher, Transaction, TransactionalProducer, is_timeout};
@@ -45,3 +47,6 @@ pub use record::{Mark, Record};
 pub use table::Table;
 pub use tail::Tail;
 pub use topic_reader::{Start, TopicReader};
+pub use unanswered::Unanswered;
+pub use waits::Wait;
+pub(crate) use waits::WaitLooks;

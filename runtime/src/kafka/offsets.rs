@@ -33,12 +33,22 @@ pub(super) fn end_offsets<C: ConsumerContext>(
     name: &str,
     partitions: impl IntoIterator<Item = i32>,
 ) -> Result<HashMap<i32, i64>, Failure> {
+    end_offsets_within(client, name, partitions, CALL_TIMEOUT)
+}
+
+/// [`end_offsets`], for which nobody waits longer than `patience`.
+pub(super) fn end_offsets_within<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    name: &str,
+    partitions: impl IntoIterator<Item = i32>,
+    patience: Duration,
+) -> Result<HashMap<i32, i64>, Failure> {
     let failed = |e| Failure::from(e).context(format!("the end offsets of {name}"));
     let mut list = TopicPartitionList::new();
     for partition in partitions {
         list.add_partition_offset(name, partition, Offset::End).map_err(failed)?;
     }
-    let answer = with_leaders(|| client.offsets_for_times(list.clone(), CALL_TIMEOUT));
+    let answer = with_leaders_within(patience, || client.offsets_for_times(list.clone(), patience));
     let answer = answer.map_err(|error| failed(cause(client, name, error)))?;
     let mut ends = HashMap::new();
     for element in answer.elements() {
@@ -50,7 +60,7 @@ pub(super) fn end_offsets<C: ConsumerContext>(
     Ok(ends)
 }
 
-fn end_of(client: &BaseConsumer, name: &str, partition: i32) -> Result<i64, Failure> {
+pub(super) fn end_of(client: &BaseConsumer, name: &str, partition: i32) -> Result<i64, Failure> {
     let ends = end_offsets(client, name, [partition])?;
     Ok(ends.get(&partition).copied().unwrap_or_default())
 }
@@ -257,8 +267,12 @@ fn uncommitted(error: KafkaError, group: &str) -> Failure {
 }
 
 /// Asks again for a while if a partition has no leader: its topic was created, or its broker restarted, a moment ago.
-pub(super) fn with_leaders<T>(mut ask: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
-    let deadline = Instant::now() + CALL_TIMEOUT;
+pub(super) fn with_leaders<T>(ask: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
+    with_leaders_within(CALL_TIMEOUT, ask)
+}
+
+fn with_leaders_within<T>(patience: Duration, mut ask: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
+    let deadline = Instant::now() + patience;
     loop {
         let outcome = ask();
         let code = outcome.as_ref().err().and_then(KafkaError::rdkafka_error_code);

@@ -4,6 +4,7 @@ use super::backlog::partitions;
 use super::client::Kafka;
 use super::offsets::end_offsets;
 use super::record::{Record, poll_all};
+use super::unanswered;
 use crate::failure::Failure;
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -113,7 +114,9 @@ impl Table {
     }
 
     fn ends(&self) -> Result<HashMap<i32, i64>, Failure> {
-        end_offsets(&self.end_client, &self.kafka.name(self.topic), 0..self.topic.partitions())
+        let (name, partitions) = (self.kafka.name(self.topic), 0..self.topic.partitions());
+        let ends = end_offsets(&self.end_client, &name, partitions.clone());
+        ends.map_err(|failed| unanswered::named(&self.end_client, &name, &Vec::from_iter(partitions), failed))
     }
 
     fn next(&self, partition: i32) -> i64 {

@@ -1,0 +1,111 @@
+//! Partitions whose end no broker tells: they have no leader, or it can't be reached. Who needs all of a topic goes on with the others
+//! where it can, and else says for which it waits.
+
+use super::client::Kafka;
+use super::offsets::{Ends, Offsets, end_offsets_within};
+use super::waits::Wait;
+use crate::failure::Failure;
+use anyhow::anyhow;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use topics::Topic;
+
+/// How long all of a topic are asked for together, and then each for itself. A broker that has just begun is given that much.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Why partitions of a topic do not answer.
+pub type Unanswered = BTreeMap<i32, String>;
+
+impl Kafka {
+    /// For what whoever needs these topics waits in each of these partitions that does not answer. Blocks.
+    ///
+    /// # Errors
+    /// When no partition of a topic answers.
+    pub fn unanswered(&self, topics: &[Topic], partitions: &[i32]) -> Result<BTreeMap<i32, Wait>, Failure> {
+        let (client, mut waits) = (Ends::open(self)?, BTreeMap::new());
+        for topic in topics {
+            let (_, unanswered) = ends(&client.inner, &self.name(*topic), partitions)?;
+            for (partition, cause) in unanswered {
+                waits.entry(partition).or_insert(Wait::Silence { topics: topics.to_vec(), partition, cause });
+            }
+        }
+        Ok(waits)
+    }
+}
+
+/// The next offsets of those of these partitions that answer, under this client's isolation level, and why others don't.
+pub(super) fn ends<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    name: &str,
+    partitions: &[i32],
+) -> Result<(Offsets, Unanswered), Failure> {
+    if partitions.is_empty() {
+        return Ok((Offsets::new(), Unanswered::new()));
+    }
+    let failure = match end_offsets_within(client, name, partitions.iter().copied(), PATIENCE) {
+        Err(failure @ Failure::Retry(_)) => failure,
+        outcome => return Ok((outcome?.into_iter().collect(), Unanswered::new())),
+    };
+    // Nothing is told of any of them where one has no leader.
+    one_by_one(client, name, partitions, failure)
+}
+
+/// Names the partitions for which a request for all of them has `failed`.
+pub(super) fn named<C: ConsumerContext>(client: &BaseConsumer<C>, name: &str, partitions: &[i32], failed: Failure) -> Failure {
+    match one_by_one(client, name, partitions, failed) {
+        Ok((_, unanswered)) if !unanswered.is_empty() => {
+            Failure::Retry(anyhow!(Vec::from_iter(unanswered.into_values()).join("; ")))
+        }
+        Ok(_) => Failure::Retry(anyhow!("the end offsets of {name} were not told, and are by now")),
+        Err(failure) => failure,
+    }
+}
+
+/// [`ends`] where not all answer. All are asked for at the same time, since each that does not answer takes as long as it may.
+fn one_by_one<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    name: &str,
+    partitions: &[i32],
+    mut refused: Failure,
+) -> Result<(Offsets, Unanswered), Failure> {
+    let (mut ends, mut unanswered) = (Offsets::new(), Unanswered::new());
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let asked: Vec<_> = partitions
+            .iter()
+            .map(|partition| (*partition, scope.spawn(move || end_offsets_within(client, name, [*partition], PATIENCE))))
+            .collect();
+        asked.into_iter().map(|(partition, answer)| (partition, answer.join())).collect()
+    });
+    for (partition, answer) in answers {
+        match answer.map_err(|_| Failure::Retry(anyhow!("asking for the end of {name}/{partition} panicked")))? {
+            Ok(answer) => ends.extend(answer),
+            Err(failure @ Failure::Retry(_)) => {
+                unanswered.insert(partition, told(name, partition, &failure));
+                refused = failure;
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    if ends.is_empty() { Err(refused) } else { Ok((ends, unanswered)) }
+}
+
+fn told(name: &str, partition: i32, failure: &Failure) -> String {
+    format!(
+        "{name}/{partition} does not answer; `kafka-topics.sh --bootstrap-server $KAFKA_BROKERS --describe --topic {name}` shows whether it \
+         has a leader: {failure}"
+    )
+}
+
+/// Why a partition does not answer; `None` where it does.
+pub(super) fn cause<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    name: &str,
+    partition: i32,
+) -> Result<Option<String>, Failure> {
+    match end_offsets_within(client, name, [partition], PATIENCE) {
+        Ok(_) => Ok(None),
+        Err(failure @ Failure::Retry(_)) => Ok(Some(told(name, partition, &failure))),
+        Err(failure) => Err(failure),
+    }
+}

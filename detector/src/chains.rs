@@ -99,6 +99,11 @@ impl Chains {
         self.report();
     }
 
+    /// Whether something of the chain was taken that is not written yet.
+    pub fn has_taken(&self, chain_id: u64) -> bool {
+        self.taken.contains(&chain_id)
+    }
+
     /// A new beginning is never among them: the counter may have gone back.
     fn is_unmatchable(&self, head: &RecordHead<'_>) -> bool {
         let is_live = head.sequence != 0 && head.kind != i32::from(Kind::Replayed);
@@ -127,7 +132,7 @@ impl Chains {
         }
         if !self.known.contains_key(&chain_id) || self.goes_back(&head) {
             // What was taken before this record has to be written first: then it is known whether this one contradicts it.
-            if self.taken.contains(&chain_id) {
+            if self.has_taken(chain_id) {
                 return Ok(Action::Wait);
             }
             if !self.look(record, &head)? {
@@ -272,6 +277,10 @@ impl Chains {
     ///
     /// The gap ends with the sequence `last`, or later.
     fn at_gap(&mut self, record: &Record<'_>, chain_id: u64, last: u64) -> Result<Action, Failure> {
+        // What is told of the gap is read from what is written.
+        if self.has_taken(chain_id) {
+            return Ok(Action::Wait);
+        }
         let partition = record.partition();
         let last = self.unmatchable.get(&chain_id).map_or(last, |unmatchable| last.max(*unmatchable));
         let progress = self.known.entry(chain_id).or_default();
@@ -423,38 +432,5 @@ fn gap(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::output::Resumption;
-
-    /// Blocks up to 1,000 were matched, and 1,011 comes next.
-    fn named(witnessed: Option<u64>) -> String {
-        let head = RecordHead { sequence: 7, kind: Kind::Added.into(), number: 1_000, hash: &[1; 32], ..RecordHead::default() };
-        let mut progress = Progress::default();
-        progress.advance(&head);
-        let at = Resumption { blocks: 0, logs: 0 };
-        let (hash, parent_hash) = (vec![3; 32], vec![2; 32]);
-        let next = FoundRecord { sequence: 30, kind: Kind::Added.into(), number: 1_011, hash, parent_hash, at };
-        gap(5, &progress, &next, || Ok(witnessed)).unwrap()
-    }
-
-    #[test]
-    fn the_backfill_that_is_named_says_again_all_that_is_in_doubt_before_the_gap() {
-        for (witnessed, from) in [(Some(400), 400), (Some(1_000), 1_000), (Some(2_000), 1_001), (Some(0), 1), (None, 937)] {
-            let (named, command) =
-                (named(witnessed), format!("`ctrip backfill --chain 5 --from {from} --to 1010 --again` closes"));
-            assert!(named.contains(&command), "{named}");
-            assert_eq!(named.contains("no more than 64 blocks"), witnessed.is_none(), "{named}");
-            // The confirmer may have applied something else.
-            let is_in_doubt = witnessed.is_none_or(|witnessed| witnessed < 1_000);
-            assert_eq!(named.contains("stand as they were matched"), is_in_doubt, "{named}");
-        }
-    }
-
-    /// A new beginning would lose what lies in the gap.
-    #[test]
-    fn no_new_beginning_is_named_before_the_end_of_a_gap_is_there() {
-        let told = no_end_of_gap(5, &Progress::default());
-        assert!(told.contains("the next block of chain 5 tells which backfill") && !told.contains("restart"), "{told}");
-    }
-}
+#[path = "chains_tests.rs"]
+mod tests;

@@ -7,7 +7,7 @@ use recovery::Recovery;
 use runtime::db;
 use runtime::kafka::{Kafka, PartitionReader, Record, Wait};
 use runtime::{Failure, HeldPartitions};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -58,7 +58,7 @@ pub fn begin(kafka: &Kafka, db: &mut Client, handle: &Handle, told: i64, held: &
     let claims = handle.block_on(store::claims(db))?;
     let (in_doubt, claims): (Vec<_>, Vec<_>) =
         claims.into_iter().partition(|(payment, _)| held.holds(events_partition(*payment)));
-    let next = first_batch(told, in_doubt.iter().map(|(_, batch)| *batch));
+    let next = after_several(first_batch(told, in_doubt.iter().map(|(_, batch)| *batch)), &claims);
     release_claims(kafka, db, handle, &claims, next)?;
     // Claims go up one by one: a claim beyond means that Kafka has lost the batches before, and is published all the same.
     let claimed = claims.iter().map(|(_, batch)| *batch).filter(|batch| *batch >= next).min().unwrap_or(next);
@@ -93,6 +93,13 @@ fn next_batch(next: i64, told: i64, claims: &[(Uuid, i64)]) -> Result<i64, Failu
 /// The first number after those of the batches that Kafka has, and of those that are in doubt.
 fn first_batch(told: i64, in_doubt: impl Iterator<Item = i64>) -> i64 {
     in_doubt.map(|batch| batch + 1).fold(told, i64::max)
+}
+
+/// A claim that Kafka does not have, under the next number, is published as it is. If there are several, as where Kafka has lost the batches
+/// before one that was in doubt, all are claimed anew: what was written after the first might be told between them.
+fn after_several(next: i64, claims: &[(Uuid, i64)]) -> i64 {
+    let ahead: BTreeSet<i64> = claims.iter().map(|(_, batch)| *batch).filter(|batch| *batch >= next).collect();
+    ahead.last().filter(|_| ahead.len() > 1).map_or(next, |last| last + 1)
 }
 
 /// Lets rows be claimed anew that are among these claims, under a lower number than `next`, and that Kafka does not have.
@@ -225,6 +232,14 @@ mod tests {
         assert_eq!(first_batch(7, std::iter::empty()), 7);
         assert_eq!(first_batch(7, [7, 8, 8].into_iter()), 9, "nobody knows whether Kafka has them");
         assert_eq!(first_batch(7, [3].into_iter()), 7);
+    }
+
+    #[test]
+    fn claims_under_several_numbers_that_kafka_does_not_have_are_claimed_anew_in_order() {
+        let claims = |batches: &[i64]| batches.iter().map(|batch| (Uuid::nil(), *batch)).collect::<Vec<_>>();
+        for (batches, next) in [(&[][..], 7), (&[7, 7], 7), (&[90], 7), (&[3, 90], 7), (&[50, 90], 91), (&[7, 8, 8], 9)] {
+            assert_eq!(after_several(7, &claims(batches)), next, "{batches:?}");
+        }
     }
 
     #[test]

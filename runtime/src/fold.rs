@@ -192,12 +192,10 @@ impl FoldStage {
         let name = kafka.name(self.topic);
         let mut applied = handle.block_on(self.applied(pool, &name))?;
         applied.retain(|partition, _| partitions.contains(partition));
-        if applied.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let last = applied.iter().filter_map(|(partition, applied)| Some((*partition, applied.last.clone()?))).collect();
         let backlog = Backlog::open(kafka)?;
-        let (ends, unanswered) = backlog.answered_ends_of(self.topic, &Vec::from_iter(applied.keys().copied()))?;
+        // Of all, since one to which nothing was applied yet can't be read without an answer either.
+        let (ends, unanswered) = backlog.answered_ends_of(self.topic, partitions)?;
+        let last = applied.iter().filter_map(|(partition, applied)| Some((*partition, applied.last.clone()?))).collect();
         let changed = backlog.changed(self.topic, &last, &ends)?;
         let is_short = |partition: &i32, next: i64| ends.get(partition).is_some_and(|end| *end < next);
         let cut: BTreeMap<i32, Applied> = applied

@@ -2,7 +2,7 @@
 //! the caller's.
 
 use super::client::Kafka;
-use super::offsets::{CALL_TIMEOUT, Offsets, end_offsets, with_leaders};
+use super::offsets::{CALL_TIMEOUT, Offsets, with_leaders};
 use super::read_all::EofContext;
 use super::record::{Mark, Record};
 use super::unanswered::{self, Unanswered};
@@ -39,15 +39,15 @@ impl Backlog {
     /// The end of each partition, before which all is committed.
     ///
     /// # Errors
-    /// When the broker does not answer.
+    /// When the broker does not answer; it names the partitions for which it does not.
     pub fn ends(&self, topic: Topic) -> Result<Offsets, Failure> {
-        Ok(end_offsets(&self.inner, &self.kafka.name(topic), 0..topic.partitions())?.into_iter().collect())
+        unanswered::all_ends(&self.inner, &self.kafka.name(topic), topic)
     }
 
     /// The end of each partition that answers, and why others don't.
     ///
     /// # Errors
-    /// When none answers.
+    /// When it can't be asked.
     pub fn answered_ends(&self, topic: Topic) -> Result<(Offsets, Unanswered), Failure> {
         self.answered_ends_of(topic, &Vec::from_iter(0..topic.partitions()))
     }
@@ -55,7 +55,7 @@ impl Backlog {
     /// [`answered_ends`](Self::answered_ends) of these partitions alone.
     ///
     /// # Errors
-    /// When none answers.
+    /// When it can't be asked.
     pub fn answered_ends_of(&self, topic: Topic, partitions: &[i32]) -> Result<(Offsets, Unanswered), Failure> {
         unanswered::ends(&self.inner, &self.kafka.name(topic), partitions)
     }

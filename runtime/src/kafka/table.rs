@@ -2,14 +2,14 @@
 
 use super::backlog::partitions;
 use super::client::Kafka;
-use super::offsets::end_offsets;
+use super::offsets::Offsets;
 use super::record::{Record, poll_all};
 use super::unanswered;
 use crate::failure::Failure;
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use topics::Topic;
 
@@ -113,10 +113,8 @@ impl Table {
         Ok(self.ends()?.values().sum())
     }
 
-    fn ends(&self) -> Result<HashMap<i32, i64>, Failure> {
-        let (name, partitions) = (self.kafka.name(self.topic), 0..self.topic.partitions());
-        let ends = end_offsets(&self.end_client, &name, partitions.clone());
-        ends.map_err(|failed| unanswered::named(&self.end_client, &name, &Vec::from_iter(partitions), failed))
+    fn ends(&self) -> Result<Offsets, Failure> {
+        unanswered::all_ends(&self.end_client, &self.kafka.name(self.topic), self.topic)
     }
 
     fn next(&self, partition: i32) -> i64 {

@@ -2,7 +2,7 @@
 //! where it can, and else says for which it waits.
 
 use super::client::Kafka;
-use super::offsets::{Ends, Offsets, end_offsets_within};
+use super::offsets::{Ends, Offsets, end_offsets, end_offsets_within};
 use super::waits::Wait;
 use crate::failure::Failure;
 use anyhow::anyhow;
@@ -21,7 +21,7 @@ impl Kafka {
     /// For what whoever needs these topics waits in each of these partitions that does not answer. Blocks.
     ///
     /// # Errors
-    /// When no partition of a topic answers.
+    /// When it can't be asked.
     pub fn unanswered(&self, topics: &[Topic], partitions: &[i32]) -> Result<BTreeMap<i32, Wait>, Failure> {
         let (client, mut waits) = (Ends::open(self)?, BTreeMap::new());
         for topic in topics {
@@ -43,21 +43,32 @@ pub(super) fn ends<C: ConsumerContext>(
     if partitions.is_empty() {
         return Ok((Offsets::new(), Unanswered::new()));
     }
-    let failure = match end_offsets_within(client, name, partitions.iter().copied(), PATIENCE) {
-        Err(failure @ Failure::Retry(_)) => failure,
-        outcome => return Ok((outcome?.into_iter().collect(), Unanswered::new())),
-    };
-    // Nothing is told of any of them where one has no leader.
-    one_by_one(client, name, partitions, failure)
+    match end_offsets_within(client, name, partitions.iter().copied(), PATIENCE) {
+        // Nothing is told of any of them where one has no leader.
+        Err(Failure::Retry(_)) => one_by_one(client, name, partitions),
+        outcome => Ok((outcome?.into_iter().collect(), Unanswered::new())),
+    }
+}
+
+/// The next offsets of all partitions of the topic that has this name.
+///
+/// # Errors
+/// When one does not answer for as long as any call may take; it is named.
+pub(super) fn all_ends<C: ConsumerContext>(client: &BaseConsumer<C>, name: &str, topic: Topic) -> Result<Offsets, Failure> {
+    let partitions = Vec::from_iter(0..topic.partitions());
+    let ends = end_offsets(client, name, partitions.iter().copied());
+    Ok(ends.map_err(|failed| named(client, name, &partitions, failed))?.into_iter().collect())
 }
 
 /// Names the partitions for which a request for all of them has `failed`.
-pub(super) fn named<C: ConsumerContext>(client: &BaseConsumer<C>, name: &str, partitions: &[i32], failed: Failure) -> Failure {
-    match one_by_one(client, name, partitions, failed) {
-        Ok((_, unanswered)) if !unanswered.is_empty() => {
-            Failure::Retry(anyhow!(Vec::from_iter(unanswered.into_values()).join("; ")))
+fn named<C: ConsumerContext>(client: &BaseConsumer<C>, name: &str, partitions: &[i32], failed: Failure) -> Failure {
+    match one_by_one(client, name, partitions) {
+        // As where no broker can be reached.
+        Ok((ends, _)) if ends.is_empty() => failed,
+        Ok((_, unanswered)) if unanswered.is_empty() => {
+            Failure::Retry(anyhow!("the end offsets of {name} were not told, and are by now"))
         }
-        Ok(_) => Failure::Retry(anyhow!("the end offsets of {name} were not told, and are by now")),
+        Ok((_, unanswered)) => Failure::Retry(anyhow!(Vec::from_iter(unanswered.into_values()).join("; "))),
         Err(failure) => failure,
     }
 }
@@ -67,7 +78,6 @@ fn one_by_one<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     name: &str,
     partitions: &[i32],
-    mut refused: Failure,
 ) -> Result<(Offsets, Unanswered), Failure> {
     let (mut ends, mut unanswered) = (Offsets::new(), Unanswered::new());
     let answers: Vec<_> = std::thread::scope(|scope| {
@@ -82,12 +92,11 @@ fn one_by_one<C: ConsumerContext>(
             Ok(answer) => ends.extend(answer),
             Err(failure @ Failure::Retry(_)) => {
                 unanswered.insert(partition, told(name, partition, &failure));
-                refused = failure;
             }
             Err(failure) => return Err(failure),
         }
     }
-    if ends.is_empty() { Err(refused) } else { Ok((ends, unanswered)) }
+    Ok((ends, unanswered))
 }
 
 fn told(name: &str, partition: i32, failure: &Failure) -> String {

@@ -43,6 +43,8 @@ struct Held {
     wait: Wait,
     since: Instant,
     looked: Instant,
+    /// Why the last look failed.
+    failed: Option<String>,
     notice: Notice,
 }
 
@@ -76,7 +78,7 @@ impl<F: Send + 'static> HeldPartitions<F> {
         let (stage, meaning) = (self.stage, self.meaning);
         tracing::warn!(stage, "partition {partition}: {meaning}; it waits for {}", wait.summary());
         let (now, notice) = (Instant::now(), Notice::of(format!("{stage}: partition {partition}")));
-        self.held.insert(partition, Held { wait, since: now, looked: now, notice });
+        self.held.insert(partition, Held { wait, since: now, looked: now, failed: None, notice });
         self.told = None;
     }
 
@@ -126,6 +128,7 @@ impl<F: Send + 'static> HeldPartitions<F> {
             Ok(found) => {
                 self.is_told = false;
                 let Some(held) = self.held.get_mut(&partition) else { return Ok(None) };
+                held.failed = None;
                 Ok(found.map_err(|wait| held.wait = wait).ok().map(|found| (partition, found)))
             }
             Err(failure) => self.keep(partition, failure).map(|()| None),
@@ -142,6 +145,10 @@ impl<F: Send + 'static> HeldPartitions<F> {
         }
         if !std::mem::replace(&mut self.is_told, true) {
             tracing::warn!(stage = self.stage, "partition {partition} is held still, will look again: {failure}");
+        }
+        // What it waited for may be over: then this is all that tells why it is held.
+        if let Some(held) = self.held.get_mut(&partition) {
+            held.failed = Some(failure.to_string());
         }
         Ok(())
     }
@@ -166,7 +173,9 @@ impl<F: Send + 'static> HeldPartitions<F> {
         for held in self.held.values_mut() {
             let lasts = now.saturating_duration_since(held.since);
             if lasts >= held.wait.patience() {
-                held.notice.show(Some(format!("{}: {}", self.meaning, held.wait.remedy(lasts))));
+                let failed = held.failed.as_ref().map(|failure| format!("; the last look at it failed: {failure}"));
+                let (meaning, remedy) = (self.meaning, held.wait.remedy(lasts));
+                held.notice.show(Some(format!("{meaning}: {remedy}{}", failed.unwrap_or_default())));
             }
         }
     }
@@ -205,17 +214,20 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_that_does_not_answer_is_told_at_once_also_while_a_look_lasts() {
+    fn a_partition_that_does_not_answer_for_long_is_told_also_while_a_look_lasts() {
         let told = || stage::cause_of("silence: partition 3");
         let (answer, answers): (Sender<Found<()>>, Receiver<Found<()>>) = channel();
         let answers = Mutex::new(answers);
         let mut held = HeldPartitions::looking("silence", "others go on", move |_, _| locked(&answers).recv().unwrap());
         held.hold(3, silence());
         assert!(matches!(held.take_turn(), Ok(None)));
+        held.tell(Instant::now() + Duration::from_secs(5));
+        assert_eq!(told(), None, "its broker is restarted");
+        held.tell(Instant::now() + Duration::from_secs(11));
         assert!(told().is_some_and(|told| told.contains("payment.events/3")), "{:?}", told());
         let later = Wait::Silence { topics: Vec::new(), partition: 3, cause: "another cause".to_owned() };
         held.held.get_mut(&3).unwrap().wait = later;
-        held.tell(Instant::now() + TELL_INTERVAL);
+        held.tell(Instant::now() + Duration::from_secs(13));
         assert!(held.running.is_some() && told().is_some_and(|told| told.contains("another cause")));
         held.clear();
         assert_eq!(told(), None);
@@ -234,14 +246,14 @@ mod tests {
     }
 
     /// Looks at a partition, each with the next answer that is sent.
-    fn looks() -> (HeldPartitions<i64>, Sender<Found<i64>>) {
+    fn looks(stage: &'static str) -> (HeldPartitions<i64>, Sender<Found<i64>>) {
         let (sender, answers): (Sender<Found<i64>>, Receiver<Found<i64>>) = channel();
         let answers = Mutex::new(answers);
         let look = move |partition, _: &Wait| {
             assert_eq!(partition, 3);
             answers.lock().unwrap().recv().unwrap()
         };
-        let mut held = HeldPartitions::looking("looks", "others go on", look);
+        let mut held = HeldPartitions::looking(stage, "others go on", look);
         held.hold(3, wait());
         (held, sender)
     }
@@ -260,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_broker_that_does_not_answer_a_look_delays_nobody_and_what_it_is_asked_about_is_held_still() {
-        let (mut looks, answers) = looks();
+        let (mut looks, answers) = looks("slow");
         for _ in 0..3 {
             assert!(matches!(looks.take_turn(), Ok(None)), "the look goes on beside it");
         }
@@ -280,8 +292,24 @@ mod tests {
     }
 
     #[test]
+    fn why_a_partition_is_held_still_is_told_although_that_is_over_for_which_it_waited() {
+        let (mut looks, answers) = looks("failing");
+        let told = |looks: &mut HeldPartitions<i64>| {
+            looks.tell(Instant::now() + Duration::from_secs(3600));
+            looks.told = None;
+            stage::cause_of("failing: partition 3").unwrap()
+        };
+        answers.send(Err(Failure::Retry(anyhow!("Postgres is away")))).unwrap();
+        end(&mut looks).unwrap();
+        assert!(told(&mut looks).contains("failed: Postgres is away"));
+        answers.send(Ok(Err(wait()))).unwrap();
+        end(&mut looks).unwrap();
+        assert!(!told(&mut looks).contains("failed"), "{}", told(&mut looks));
+    }
+
+    #[test]
     fn what_a_look_finds_of_before_all_was_cleared_is_of_no_partition_that_is_held_since() {
-        let (mut looks, answers) = looks();
+        let (mut looks, answers) = looks("cleared");
         assert!(matches!(looks.take_turn(), Ok(None)) && looks.running.is_some());
         looks.clear();
         looks.hold(3, wait());
@@ -294,7 +322,7 @@ mod tests {
 
     #[test]
     fn what_does_not_pass_ends_the_stage_even_if_a_look_finds_it() {
-        let (mut looks, answers) = looks();
+        let (mut looks, answers) = looks("ended");
         answers.send(Err(Failure::Halt(anyhow!("the topics are another installation's")))).unwrap();
         assert!(matches!(end(&mut looks), Err(Failure::Halt(_))));
         drop(answers);

@@ -2,7 +2,7 @@
 
 use super::client::Kafka;
 use super::hanging::{MAX_OPEN, OpenTransaction};
-use super::offsets::{Ends, GroupOffsets, end_of, group_remedy};
+use super::offsets::{CALL_TIMEOUT, Ends, GroupOffsets, end_of, group_remedy};
 use super::unanswered;
 use crate::failure::Failure;
 use rdkafka::consumer::BaseConsumer;
@@ -24,11 +24,12 @@ pub enum Wait {
 }
 
 impl Wait {
-    /// How long it is nothing to tell. A transaction of which no broker has lost sight is over by then.
+    /// How long it is nothing to tell. A transaction of which no broker has lost sight is over by then, and a partition whose broker is
+    /// restarted has another leader.
     pub(crate) const fn patience(&self) -> Duration {
         match self {
             Self::Transaction(_) | Self::Offsets { .. } => MAX_OPEN,
-            Self::Silence { .. } => Duration::ZERO,
+            Self::Silence { .. } => CALL_TIMEOUT,
         }
     }
 

@@ -20,7 +20,7 @@ use payments::intents::{Issued, Origin, account, installation as installation_of
 use payments::store::{self, RestoredRows};
 use runtime::compared::{IntentsTopic, compared_topic};
 use runtime::db::lock;
-use runtime::kafka::{Backlog, Offsets};
+use runtime::kafka::{Backlog, Offsets, Unanswered};
 use runtime::{Failure, FoldStage, Kafka};
 use std::collections::{BTreeMap, HashMap};
 use tokio::runtime::Handle;
@@ -61,6 +61,17 @@ pub enum Extent {
     Answered,
 }
 
+impl Extent {
+    /// The ends of those that have to be compared, and why others don't answer. Before anything is written nobody waits for the others, and
+    /// a slow broker gets the time of any call.
+    pub fn ends(self, backlog: &Backlog, topic: Topic) -> Result<(Offsets, Unanswered), Failure> {
+        match self {
+            Self::Whole => Ok((backlog.ends(topic)?, Unanswered::new())),
+            Self::Answered => backlog.answered_ends(topic),
+        }
+    }
+}
+
 /// Partitions that were not compared, since they do not answer, and why.
 pub type LeftOut = BTreeMap<(Topic, i32), String>;
 
@@ -80,19 +91,17 @@ impl CatchUp<'_> {
     /// and they are another installation's.
     pub fn run(&mut self, extent: Extent) -> Result<(bool, LeftOut), Failure> {
         let mut left_out = LeftOut::new();
-        let intents = self.ends(Topic::Intents, &mut left_out)?;
-        let events = self.ends(Topic::Events, &mut left_out)?;
+        let intents = self.ends(Topic::Intents, extent, &mut left_out)?;
+        let events = self.ends(Topic::Events, extent, &mut left_out)?;
         let own = self.handle.block_on(installation(&*self.client))?;
         let compared = self.handle.block_on(compared_topic(&*self.client))?;
         let (reached, name) =
             (IntentsTopic::reached(self.kafka, self.backlog, Topic::Intents)?, self.kafka.name(Topic::Intents));
         let are_new = compared.as_ref().is_none_or(|compared| reached.differs_from(compared));
-        if (extent == Extent::Whole || are_new)
-            && let Some(cause) = waits_for(&left_out)
-        {
-            return Err(Failure::Retry(anyhow!(cause)));
-        }
         if are_new {
+            if let Some(cause) = waits_for(&left_out) {
+                return Err(Failure::Retry(anyhow!(cause)));
+            }
             self.refuse_foreign(own, &intents)?;
         }
         if compared.as_ref().is_some_and(|compared| reached.is_in_another_cluster_than(compared)) {
@@ -125,8 +134,8 @@ impl CatchUp<'_> {
     }
 
     /// Up to where a topic can be compared.
-    fn ends(&self, topic: Topic, left_out: &mut LeftOut) -> Result<Offsets, Failure> {
-        let (ends, unanswered) = self.backlog.answered_ends(topic)?;
+    fn ends(&self, topic: Topic, extent: Extent, left_out: &mut LeftOut) -> Result<Offsets, Failure> {
+        let (ends, unanswered) = extent.ends(self.backlog, topic)?;
         left_out.extend(unanswered.into_iter().map(|(partition, cause)| ((topic, partition), cause)));
         Ok(ends)
     }
@@ -177,7 +186,7 @@ impl CatchUp<'_> {
         let name = kafka.name(topic);
         loop {
             let Known { next, .. } = handle.block_on(known::load(&**client, &name))?;
-            if !next.is_empty() && ends.iter().all(|(partition, end)| next.get(partition).is_some_and(|next| next >= end)) {
+            if ends.iter().all(|(partition, end)| next.get(partition).is_some_and(|next| next >= end)) {
                 return Ok(());
             }
             let (mut records, mut last) = (Vec::new(), LastRecords::new());

@@ -72,25 +72,52 @@ pub async fn rewind(db: &impl GenericClient, topic: Topic, name: &str, next: &Of
     save(db, name, next, &LastRecords::new()).await
 }
 
-/// From where to compare a topic again, if it lacks records that the database knows of. A partition that does not answer tells nothing.
+/// From where to compare a topic again, if it lacks records that the database knows of. A partition that does not answer tells nothing; so
+/// where another one lacks some, that is known, and mended, once all answer.
 ///
 /// # Errors
 /// When Kafka fails, or a partition does not answer that has to.
 pub fn lost(backlog: &Backlog, topic: Topic, known: &Known, extent: Extent) -> Result<Option<Offsets>, Failure> {
-    let ends = match (extent, backlog.answered_ends(topic)?) {
-        (Extent::Whole, (_, left_out)) if !left_out.is_empty() => {
-            return Err(Failure::Retry(anyhow!(Vec::from_iter(left_out.into_values()).join("; "))));
-        }
-        (_, (ends, _)) => ends,
-    };
+    let (ends, unanswered) = extent.ends(backlog, topic)?;
     let other = backlog.changed(topic, &known.last, &ends)?;
     let short = |partition: &i32, next: &i64| ends.get(partition).is_some_and(|end| end < next);
     if other.is_empty() && !known.next.iter().any(|(partition, next)| short(partition, next)) {
         return Ok(None);
+    }
+    if !unanswered.is_empty() {
+        // Publishing intents again would fail there, and so begin anew at each look; and what is known of those partitions would be forgotten.
+        let causes = Vec::from_iter(unanswered.into_values()).join("; ");
+        return Err(Failure::Retry(anyhow!(
+            "{topic} lacks records that Kafka had acknowledged, and is mended once all of it answers: {causes}"
+        )));
     }
     let from = |(partition, next): (&i32, &i64)| {
         let end = ends.get(partition).copied().unwrap_or(*next);
         (*partition, if other.contains(partition) { 0 } else { end.min(*next) })
     };
     Ok(Some(known.next.iter().map(from).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::mocking::MockCluster;
+    use runtime::Kafka;
+
+    /// Its intents would be published again at each look.
+    #[test]
+    fn a_topic_that_lacks_records_is_mended_once_all_its_partitions_answer() {
+        let (cluster, topic) = (MockCluster::new(1).unwrap(), Topic::Intents);
+        cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap();
+        let backlog = Backlog::open(&Kafka::on_brokers(&cluster.bootstrap_servers())).unwrap();
+        let known = |of_five| Known { next: Offsets::from([(3, 4), (5, of_five)]), last: LastRecords::new() };
+        let lost = |known: &Known| super::lost(&backlog, topic, known, Extent::Answered);
+        cluster.partition_leader(topic.name(), 3, None).unwrap();
+        assert_eq!(lost(&known(0)).unwrap(), None, "one that does not answer tells nothing");
+        let told = lost(&known(9)).unwrap_err().to_string();
+        assert!(told.contains("payment.intents/3") && told.contains("lacks records"), "{told}");
+        cluster.partition_leader(topic.name(), 3, Some(1)).unwrap();
+        let mended = (0..10).find_map(|_| lost(&known(9)).ok());
+        assert_eq!(mended, Some(Some(Offsets::from([(3, 0), (5, 0)]))));
+    }
 }

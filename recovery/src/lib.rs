@@ -17,5 +17,5 @@ mod own_account;
 mod recovery;
 pub mod republish;
 
-pub use catch_up::RESTORING;
+pub use catch_up::{LeftOut, RESTORING};
 pub use recovery::Recovery;

@@ -333,7 +333,7 @@ impl Recovery {
         let mut backlog = locked(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
         for topic in COMPARED {
-            if backlog.answered_ends(topic)?.0.values().any(|end| *end > 0) {
+            if backlog.ends(topic)?.values().any(|end| *end > 0) {
                 tracing::warn!(
                     "Postgres was restarted or restored: waiting {SETTLING_TIME:?} for what is still on its way to Kafka"
                 );

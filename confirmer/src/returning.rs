@@ -341,7 +341,7 @@ impl Returning<'_> {
     }
 
     /// Gets past a record that can't be applied, if what comes behind it says that the chain may go on. Returns whether there was time to
-    /// look for that.
+    /// look for that, and all could be seen.
     ///
     /// # Errors
     /// `Halt` with the fault when nothing does.
@@ -356,8 +356,7 @@ impl Returning<'_> {
         match self.find_new_beginning(reader)? {
             Sought::Found((beginning, stands)) => {
                 tracing::warn!("chain {} begins anew, past: {}", self.chain, refused.cause);
-                self.pass_to(reader, beginning, stands)?;
-                return Ok(true);
+                return self.pass_to(reader, beginning, stands);
             }
             Sought::Until(_) => return Ok(false),
             Sought::None(_) => {}
@@ -414,17 +413,17 @@ impl Returning<'_> {
     }
 
     /// Passes over what lies before a new beginning, but for replayed blocks up to the one that stands: they need no order, and nobody
-    /// brings them again. Those above it are taken back by the new beginning, which may have been applied before.
-    fn pass_to(&mut self, reader: &PartitionReader, beginning: i64, stands: u64) -> Result<(), Failure> {
-        reader.seek(self.item.next_offset)?;
+    /// brings them again. Those above it are taken back by the new beginning, which may have been applied before. Returns whether all could
+    /// be seen: what is not shown may be replayed blocks, and is not passed over.
+    fn pass_to(&mut self, reader: &PartitionReader, beginning: i64, stands: u64) -> Result<bool, Failure> {
         let (mut replayed, mut nexts, mut bytes) = (Vec::new(), Vec::new(), 0);
-        while let Some(record) = reader.next()?.filter(|record| record.offset() < beginning) {
-            if !self.is_ours(&record) {
-                continue;
+        let sought = seek_in(reader, self.item.next_offset, beginning, |record| {
+            if !self.is_ours(record) {
+                return Ok(ControlFlow::<Sought<()>>::Continue(()));
             }
             let mut faults = Faults::new();
             let is_left = |matches: &Matches| matches.sequence == 0 && matches.block.number <= stands;
-            if let Some(matches) = read(&record, &mut faults)?.filter(is_left) {
+            if let Some(matches) = read(record, &mut faults)?.filter(is_left) {
                 bytes += record.payload().len();
                 replayed.push(matches);
                 nexts.push(record.offset() + 1);
@@ -436,10 +435,14 @@ impl Returning<'_> {
                 self.apply_replayed(&replayed, &nexts)?;
                 (replayed, nexts, bytes) = (Vec::new(), Vec::new(), 0);
             }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        if let Sought::Until(_) = sought {
+            return Ok(false);
         }
         self.apply_replayed(&replayed, &nexts)?;
         self.apply(&[], beginning)?;
-        Ok(())
+        Ok(true)
     }
 
     /// Applies replayed blocks before a new beginning, and names those that can't be. `nexts` are the offsets after them.
@@ -470,23 +473,5 @@ impl Returning<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_looked_through_is_forgotten_where_the_chain_waits_from_an_earlier_offset() {
-        let looked = || Looked { from: 20, for_beginning: 90, ahead: Ahead { from: 30, to: 80, record: None }, for_said: None };
-        for (offset, expected) in [(20, (80, 90)), (85, (80, 90)), (19, (0, 0))] {
-            let mut looked = looked();
-            looked.begin(offset);
-            assert_eq!((looked.ahead.to, looked.for_beginning), expected, "{offset}");
-        }
-    }
-
-    /// Fewer records are read at a time after a fault, and what comes after them may have been read with them before.
-    #[test]
-    fn what_comes_after_some_records_is_not_what_comes_after_those_before_them() {
-        let ahead = Ahead { from: 30, to: 80, record: None };
-        assert!([29, 30, 80, 81].map(|offset| ahead.is_after(offset)) == [false, true, true, false]);
-    }
-}
+#[path = "returning_tests.rs"]
+mod tests;

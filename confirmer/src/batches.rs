@@ -3,10 +3,10 @@
 use anyhow::anyhow;
 use deadpool_postgres::Client;
 use payments::store::{self, events_partition};
-use recovery::Recovery;
+use recovery::{LeftOut, Recovery};
 use runtime::db;
 use runtime::kafka::{Kafka, PartitionReader, Record, Wait};
-use runtime::{Failure, HeldPartitions};
+use runtime::{Failure, Found, HeldPartitions};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -146,16 +146,20 @@ fn first_claims(claims: &[(Uuid, i64)]) -> BTreeMap<i32, i64> {
 pub fn held(kafka: &Kafka, stage: &'static str, recovery: &Recovery, handle: &Handle) -> HeldPartitions<i64> {
     let (events, recovery, handle) = (kafka.clone(), recovery.clone(), handle.clone());
     HeldPartitions::of(stage, "its events wait, those of other partitions go on", kafka, move |partition, waited| {
-        let told = match readable(&events, partition, waited)? {
-            Ok(events) => after_told(&events)?,
-            Err(open) => return Ok(Err(open)),
-        };
-        let left_out = recovery.catch_up(&handle)?;
-        match left_out.get(&(Topic::Events, partition)) {
-            Some(cause) => Err(Failure::Retry(anyhow!("it is not compared with Postgres: {cause}"))),
-            None => Ok(Ok(told)),
-        }
+        find(&events, partition, waited, || recovery.catch_up(&handle))
     })
+}
+
+/// The number after those of the batches of a partition that can be read again, once Postgres is compared with it.
+fn find(kafka: &Kafka, partition: i32, waited: &Wait, compare: impl FnOnce() -> Result<LeftOut, Failure>) -> Found<i64> {
+    let told = match readable(kafka, partition, waited)? {
+        Ok(events) => after_told(&events)?,
+        Err(open) => return Ok(Err(open)),
+    };
+    match compare()?.get(&(Topic::Events, partition)) {
+        Some(cause) => Err(Failure::Retry(anyhow!("it is not compared with Postgres: {cause}"))),
+        None => Ok(Ok(told)),
+    }
 }
 
 /// Reads a partition for whose answer, or transaction, was `waited`.
@@ -206,13 +210,20 @@ mod tests {
             WITHOUT.iter().for_each(|(topic, partition)| cluster.partition_leader(topic.name(), *partition, broker).unwrap());
         };
         let events = kafka.clone();
-        let find = move |partition, waited: &Wait| Ok(readable(&events, partition, waited)?.map(|_| 8));
+        let find = move |partition, waited: &Wait| find(&events, partition, waited, || Ok(LeftOut::new()));
         let mut held = HeldPartitions::of("leaders", "the others go on", &kafka, find);
         lead(None);
         assert_eq!(told_batches(&kafka, "leaders", &mut held).unwrap(), 8);
         assert_eq!(held.partitions(), [3, 5], "what can't be read, and what can't be written");
-        held.take_turn().unwrap();
-        let told = stage::cause_of("leaders: partition 5").unwrap();
+        let started = Instant::now();
+        let told = loop {
+            assert!(held.take_turn().unwrap().is_none());
+            if let Some(told) = stage::cause_of("leaders: partition 5") {
+                break told;
+            }
+            assert!(started.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(20));
+        };
         assert!(told.contains("the others go on") && told.contains("payment.state/5"), "{told}");
         lead(Some(1));
         let started = Instant::now();
@@ -225,6 +236,20 @@ mod tests {
             std::thread::sleep(Duration::from_millis(20));
         }
         assert_eq!(stage::cause_of("leaders: partition 5"), None);
+    }
+
+    /// What it has would be published again.
+    #[test]
+    fn a_partition_is_held_until_postgres_is_compared_with_it() {
+        let (_cluster, kafka) = with_batch("7");
+        let silence = Wait::Silence { topics: WRITTEN.to_vec(), partition: 3, cause: "no leader".to_owned() };
+        let found = |left_out| find(&kafka, 3, &silence, || Ok(LeftOut::from([(left_out, "no leader".to_owned())])));
+        let refused = found((Topic::Events, 3));
+        assert!(matches!(&refused, Err(Failure::Retry(cause)) if cause.to_string().contains("no leader")), "{refused:?}");
+        for other in [(Topic::Events, 4), (Topic::Intents, 3)] {
+            assert!(matches!(found(other), Ok(Ok(8))));
+        }
+        assert!(find(&kafka, 3, &silence, || Err(Failure::Retry(anyhow!("Postgres is away")))).is_err());
     }
 
     #[test]

@@ -311,3 +311,54 @@ fn record_metrics(blocks: usize, matcher: &mut Matcher, started: Instant, writte
         metrics::stage_lag(STAGE, written);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::mocking::MockCluster;
+    use runtime::kafka::PartitionReader;
+    use topics::wire::{BlockRecord, LogsRecord, block_record, logs_record};
+
+    /// The backfill that is named would begin above what was taken and is not written.
+    #[test]
+    fn a_block_without_logs_waits_until_what_was_taken_before_it_is_written() {
+        const CHAIN: &str = "31337";
+        let cluster = MockCluster::new(1).unwrap();
+        let topics = [Topic::Blocks, Topic::Logs, Topic::Matches, Topic::Cursors];
+        topics.iter().for_each(|topic| cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap());
+        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+        let producer = TransactionalProducer::open(&kafka, "lab").unwrap();
+        let transaction = producer.begin().unwrap();
+        for sequence in 1..=3_u8 {
+            let (chain_id, number, hash, mark) = (31337, sequence.into(), vec![sequence; 32], sequence.to_string());
+            let (parent_hash, kind) = (vec![sequence - 1; 32].into(), block_record::Kind::Added.into());
+            let (sequence, logs_kind) = (u64::from(sequence), logs_record::Kind::Added.into());
+            let block =
+                BlockRecord { chain_id, sequence, kind, number, hash: hash.clone().into(), parent_hash, ..Default::default() };
+            let logs = LogsRecord { chain_id, sequence, kind: logs_kind, number, hash: hash.into(), ..Default::default() };
+            transaction.send_with_headers(Topic::Blocks, CHAIN, &kafka.encode(&block), &[(WRITING, &*mark)]).unwrap();
+            if sequence != 2 {
+                transaction.send_with_headers(Topic::Logs, CHAIN, &kafka.encode(&logs), &[(WRITING, &*mark)]).unwrap();
+            }
+        }
+        transaction.commit().unwrap();
+        let partition = Topic::Blocks.partition_of(CHAIN);
+        let readers =
+            [Topic::Blocks, Topic::Logs].map(|topic| PartitionReader::open_at_once(&kafka, topic, partition).unwrap());
+        let mut joins = BTreeMap::from([(partition, Join::default())]);
+        for reader in &readers {
+            while let Some(record) = reader.next().unwrap() {
+                joins.get_mut(&partition).unwrap().push(record, |_, _| false);
+            }
+        }
+        let held = Held::new(&kafka, "lab");
+        let mut chains = Chains::new(&kafka, &held);
+        let (pairs, passed) = take(&mut joins, &mut chains, &held).unwrap();
+        assert_eq!((pairs.len(), passed), (1, false));
+        assert!(take(&mut joins, &mut chains, &held).is_ok_and(|(pairs, passed)| pairs.is_empty() && !passed), "it waits");
+        let transaction = producer.begin().unwrap();
+        chains.notify(&transaction).unwrap();
+        transaction.commit().unwrap();
+        assert!(take(&mut joins, &mut chains, &held).unwrap().1, "the block is passed over");
+    }
+}

@@ -10,6 +10,7 @@
 //! Several processes may compare at the same time. The offsets are written in the transaction of their records, and only by the
 //! one that finds them where it began.
 
+use crate::extent::{Extent, LeftOut, waits_for};
 use crate::installation::{installation, note_compared, note_other};
 use crate::known::{self, Known, LastRecords};
 use anyhow::anyhow;
@@ -20,7 +21,7 @@ use payments::intents::{Issued, Origin, account, installation as installation_of
 use payments::store::{self, RestoredRows};
 use runtime::compared::{IntentsTopic, compared_topic};
 use runtime::db::lock;
-use runtime::kafka::{Backlog, Offsets, Unanswered};
+use runtime::kafka::{Backlog, Offsets};
 use runtime::{Failure, FoldStage, Kafka};
 use std::collections::{BTreeMap, HashMap};
 use tokio::runtime::Handle;
@@ -52,29 +53,6 @@ impl Findings {
     }
 }
 
-/// What has to be compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
-    /// All partitions of both topics.
-    Whole,
-    /// Those that answer. Topics that are new to the database are compared whole all the same.
-    Answered,
-}
-
-impl Extent {
-    /// The ends of those that have to be compared, and why others don't answer. Before anything is written nobody waits for the others, and
-    /// a slow broker gets the time of any call.
-    pub fn ends(self, backlog: &Backlog, topic: Topic) -> Result<(Offsets, Unanswered), Failure> {
-        match self {
-            Self::Whole => Ok((backlog.ends(topic)?, Unanswered::new())),
-            Self::Answered => backlog.answered_ends(topic),
-        }
-    }
-}
-
-/// Partitions that were not compared, since they do not answer, and why.
-pub type LeftOut = BTreeMap<(Topic, i32), String>;
-
 /// One run of the comparison.
 pub struct CatchUp<'a> {
     pub handle: &'a Handle,
@@ -97,18 +75,15 @@ impl CatchUp<'_> {
         let compared = self.handle.block_on(compared_topic(&*self.client))?;
         let (reached, name) =
             (IntentsTopic::reached(self.kafka, self.backlog, Topic::Intents)?, self.kafka.name(Topic::Intents));
-        let are_new = compared.as_ref().is_none_or(|compared| reached.differs_from(compared));
-        if are_new {
+        let left = compared.as_ref().filter(|compared| reached.differs_from(compared));
+        if compared.is_none() || left.is_some() {
             if let Some(cause) = waits_for(&left_out) {
                 return Err(Failure::Retry(anyhow!(cause)));
             }
             self.refuse_foreign(own, &intents)?;
         }
-        if compared.as_ref().is_some_and(|compared| reached.is_in_another_cluster_than(compared)) {
-            tracing::warn!(
-                "Kafka is another cluster than before (KAFKA_BROKERS): its topics are compared from their beginning"
-            );
-            self.forget_offsets()?;
+        if let Some(left) = left {
+            self.forget_lost(reached.is_in_another_cluster_than(left), extent)?;
         }
         let mut findings = Findings::default();
         self.topic(Topic::Events, &events, async |db, records| {
@@ -163,16 +138,27 @@ impl CatchUp<'_> {
         Ok(())
     }
 
-    /// Forgets what is known of the topics of these names, which others have.
-    fn forget_offsets(&mut self) -> Result<(), Failure> {
-        let Self { handle, kafka, client, .. } = self;
-        handle.block_on(async {
-            let transaction = client.transaction().await?;
-            for topic in COMPARED {
-                known::rewind(&transaction, topic, &kafka.name(topic), &Offsets::new()).await?;
+    /// Forgets what is known of topics that take the place of others, and that they don't have: another cluster's of these names had it,
+    /// or they were lost before they were compared to their end. They get all of our intents afterwards.
+    fn forget_lost(&mut self, are_in_another_cluster: bool, extent: Extent) -> Result<(), Failure> {
+        let Self { handle, kafka, backlog, client } = self;
+        if are_in_another_cluster {
+            tracing::warn!(
+                "Kafka is another cluster than before (KAFKA_BROKERS): its topics are compared from their beginning"
+            );
+        }
+        for topic in COMPARED {
+            let name = kafka.name(topic);
+            let kept = if are_in_another_cluster {
+                Some(Known::default())
+            } else {
+                known::lost(backlog, topic, &handle.block_on(known::load(&**client, &name))?, extent)?
+            };
+            if let Some(kept) = kept {
+                handle.block_on(known::rewind(client, topic, &name, &kept))?;
             }
-            Ok(transaction.commit().await?)
-        })
+        }
+        Ok(())
     }
 
     /// Hands a topic's records to `apply`.
@@ -185,34 +171,43 @@ impl CatchUp<'_> {
         let Self { handle, kafka, backlog, client } = self;
         let name = kafka.name(topic);
         loop {
-            let Known { next, .. } = handle.block_on(known::load(&**client, &name))?;
-            if ends.iter().all(|(partition, end)| next.get(partition).is_some_and(|next| next >= end)) {
+            let known = handle.block_on(known::load(&**client, &name))?;
+            if ends.iter().all(|(partition, end)| known.next.get(partition).is_some_and(|next| next >= end)) {
                 return Ok(());
             }
-            let (mut records, mut last) = (Vec::new(), LastRecords::new());
-            let reached = backlog.read(topic, &next, ends, (RESTORING.max_records, RESTORING.max_bytes), |record| {
-                records.push(ReadRecord { place: (record.partition(), record.offset()), value: record.payload().to_vec() });
-                last.insert(record.partition(), record.mark());
-            })?;
+            let (records, gained) = gained(backlog, topic, &known, ends)?;
             handle.block_on(async {
                 let transaction = client.transaction().await?;
                 lock::begin_comparison(&transaction).await?;
-                if known::load(&transaction, &name).await?.next != next {
+                if known::load(&transaction, &name).await?.next != known.next {
                     // Another process has compared them.
                     return Ok(());
                 }
                 apply(&transaction, &records).await?;
-                known::save(&transaction, &name, &reached, &last).await?;
+                known::save(&transaction, &name, &gained.next, &gained.last).await?;
                 Ok::<_, Failure>(transaction.commit().await?)
             })?;
         }
     }
 }
 
-/// For which partitions whoever has to compare them waits.
-pub fn waits_for(left_out: &LeftOut) -> Option<String> {
-    let causes: Vec<&str> = left_out.values().map(String::as_str).collect();
-    (!causes.is_empty()).then(|| causes.join("; "))
+/// The next records of a topic after those that are known, and up to where it is known with them.
+///
+/// # Errors
+/// `Retry` when Kafka fails, or does not have what is known of a partition: nobody would see that any more once what came after is known.
+fn gained(backlog: &Backlog, topic: Topic, known: &Known, ends: &Offsets) -> Result<(Vec<ReadRecord>, Known), Failure> {
+    let (mut records, mut last) = (Vec::new(), LastRecords::new());
+    let next = backlog.read(topic, &known.next, ends, (RESTORING.max_records, RESTORING.max_bytes), |record| {
+        records.push(ReadRecord { place: (record.partition(), record.offset()), value: record.payload().to_vec() });
+        last.insert(record.partition(), record.mark());
+    })?;
+    // Looked at after the others were read: a partition may lose its end meanwhile.
+    let has_more = |partition: &i32| next.get(partition) > known.next.get(partition);
+    let before: LastRecords = known.last.iter().filter(|(p, _)| has_more(p)).map(|(p, mark)| (*p, mark.clone())).collect();
+    match backlog.changed(topic, &before, ends)?.first() {
+        Some(partition) => Err(Failure::Retry(anyhow!("{topic}/{partition} lacks records that Kafka had acknowledged"))),
+        None => Ok((records, Known { next, last })),
+    }
 }
 
 /// A record that was read.
@@ -352,5 +347,45 @@ fn report(findings: &Findings) {
              idempotency keys and {events} events are there again. Merchants' settings, API keys and webhooks are in no topic, and so as \
              old as the backup: a key that was revoked since works again. Compare with `ctrip merchants list` and `ctrip keys list`"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::mocking::MockCluster;
+    use runtime::kafka::{Mark, TransactionalProducer};
+
+    /// As after an unclean election. What came after would be all that is known, and nobody would publish again what is lost.
+    #[test]
+    fn what_a_partition_lost_while_it_did_not_answer_is_noticed_before_what_it_has_gained_is_known() {
+        let (cluster, topic) = (MockCluster::new(1).unwrap(), Topic::Intents);
+        cluster.create_topic(topic.name(), topic.partitions(), 1).unwrap();
+        let kafka = Kafka::on_brokers(&cluster.bootstrap_servers());
+        let producer = TransactionalProducer::open(&kafka, "lab").unwrap();
+        let transaction = producer.begin().unwrap();
+        for (partition, count) in [(3, 6), (5, 2)] {
+            let key = (0..).map(|key: i32| key.to_string()).find(|key| topic.partition_of(key) == partition).unwrap();
+            (0..count).for_each(|value| transaction.send(topic, &key, &[value]).unwrap());
+        }
+        transaction.commit().unwrap();
+        let backlog = Backlog::open(&kafka).unwrap();
+        let gained = |known: &Known, ends: &Offsets| gained(&backlog, topic, known, ends).map(|(records, _)| records.len());
+        let (records, before) = super::gained(&backlog, topic, &Known::default(), &Offsets::from([(3, 4), (5, 2)])).unwrap();
+        assert_eq!((records.len(), before.next.get(&3), before.last[&3].offset), (6, Some(&4), 3));
+
+        cluster.partition_leader(topic.name(), 3, None).unwrap();
+        assert_eq!(known::lost(&backlog, topic, &before, Extent::Answered).unwrap(), None, "it tells nothing");
+        cluster.partition_leader(topic.name(), 3, Some(1)).unwrap();
+        let ends = (0..10).find_map(|_| backlog.ends(topic).ok()).unwrap();
+        assert_eq!(gained(&before, &ends).unwrap(), 2, "it is as it was");
+
+        let mut other = before.clone();
+        other.last.insert(3, Mark { offset: 3, bytes: vec![0; 12] });
+        let refused = gained(&other, &ends).unwrap_err().to_string();
+        assert!(refused.contains("payment.intents/3") && refused.contains("lacks records"), "{refused}");
+        let kept = known::lost(&backlog, topic, &other, Extent::Answered).unwrap().unwrap();
+        assert_eq!((kept.next[&3], kept.next[&5], kept.last.keys().collect::<Vec<_>>()), (0, 2, vec![&5]));
+        assert_eq!(gained(&kept, &ends).unwrap(), 6);
     }
 }

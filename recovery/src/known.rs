@@ -1,9 +1,9 @@
 //! Rows of `known_offsets`: up to which offset of a topic the database knows all records. They are written in the transaction that
 //! compared the records with the database, so a restored database has those of its backup.
 
-use crate::catch_up::Extent;
+use crate::extent::Extent;
 use anyhow::anyhow;
-use deadpool_postgres::GenericClient;
+use deadpool_postgres::{Client, GenericClient};
 use runtime::Failure;
 use runtime::kafka::{Backlog, Mark, Offsets};
 use std::collections::BTreeMap;
@@ -62,40 +62,46 @@ pub async fn save(db: &impl GenericClient, topic: &str, next: &Offsets, last: &L
     Ok(())
 }
 
-/// Begins again at these offsets: the topic of this name does not have the records any more that were known of it. What is known of it
-/// under the names of other prefixes is forgotten: those lack what is written now, should the prefix be theirs again.
+/// Begins again with what is known still: the topic of this name does not have all records any more that were known of it. What is known
+/// of it under the names of other prefixes is forgotten: those lack what is written now, should the prefix be theirs again.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn rewind(db: &impl GenericClient, topic: Topic, name: &str, next: &Offsets) -> Result<(), Failure> {
-    db.execute("DELETE FROM known_offsets WHERE right(topic, length($1)) = $1", &[&topic.name()]).await?;
-    save(db, name, next, &LastRecords::new()).await
+pub async fn rewind(client: &mut Client, topic: Topic, name: &str, known: &Known) -> Result<(), Failure> {
+    let transaction = client.transaction().await?;
+    transaction.execute("DELETE FROM known_offsets WHERE right(topic, length($1)) = $1", &[&topic.name()]).await?;
+    save(&transaction, name, &known.next, &known.last).await?;
+    Ok(transaction.commit().await?)
 }
 
-/// From where to compare a topic again, if it lacks records that the database knows of. A partition that does not answer tells nothing; so
+/// What is known still of a topic, if it lacks records that the database knows of. A partition that does not answer tells nothing; so
 /// where another one lacks some, that is known, and mended, once all answer.
 ///
 /// # Errors
 /// When Kafka fails, or a partition does not answer that has to.
-pub fn lost(backlog: &Backlog, topic: Topic, known: &Known, extent: Extent) -> Result<Option<Offsets>, Failure> {
+pub fn lost(backlog: &Backlog, topic: Topic, known: &Known, extent: Extent) -> Result<Option<Known>, Failure> {
     let (ends, unanswered) = extent.ends(backlog, topic)?;
     let other = backlog.changed(topic, &known.last, &ends)?;
-    let short = |partition: &i32, next: &i64| ends.get(partition).is_some_and(|end| end < next);
-    if other.is_empty() && !known.next.iter().any(|(partition, next)| short(partition, next)) {
+    let mut kept = known.clone();
+    for (partition, next) in &mut kept.next {
+        let end = ends.get(partition).copied().unwrap_or(*next);
+        let from = if other.contains(partition) { 0 } else { end.min(*next) };
+        if from < *next {
+            *next = from;
+            kept.last.remove(partition);
+        }
+    }
+    if kept == *known {
         return Ok(None);
     }
     if !unanswered.is_empty() {
-        // Publishing intents again would fail there, and so begin anew at each look; and what is known of those partitions would be forgotten.
+        // Publishing intents again would fail there, and so begin anew at each look.
         let causes = Vec::from_iter(unanswered.into_values()).join("; ");
         return Err(Failure::Retry(anyhow!(
             "{topic} lacks records that Kafka had acknowledged, and is mended once all of it answers: {causes}"
         )));
     }
-    let from = |(partition, next): (&i32, &i64)| {
-        let end = ends.get(partition).copied().unwrap_or(*next);
-        (*partition, if other.contains(partition) { 0 } else { end.min(*next) })
-    };
-    Ok(Some(known.next.iter().map(from).collect()))
+    Ok(Some(kept))
 }
 
 #[cfg(test)]
@@ -118,6 +124,6 @@ mod tests {
         assert!(told.contains("payment.intents/3") && told.contains("lacks records"), "{told}");
         cluster.partition_leader(topic.name(), 3, Some(1)).unwrap();
         let mended = (0..10).find_map(|_| lost(&known(9)).ok());
-        assert_eq!(mended, Some(Some(Offsets::from([(3, 0), (5, 0)]))));
+        assert_eq!(mended, Some(Some(Known { next: Offsets::from([(3, 0), (5, 0)]), last: LastRecords::new() })));
     }
 }

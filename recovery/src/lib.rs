@@ -11,11 +11,13 @@
 //! Left out on purpose: what a payment is, and its rows, which are the crate [`payments`]'.
 
 mod catch_up;
+mod extent;
 pub mod installation;
 mod known;
 mod own_account;
 mod recovery;
 pub mod republish;
 
-pub use catch_up::{LeftOut, RESTORING};
+pub use catch_up::RESTORING;
+pub use extent::LeftOut;
 pub use recovery::Recovery;

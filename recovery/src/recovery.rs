@@ -5,7 +5,8 @@
 //! the gate opens [`SETTLING_TIME`] later, after one more comparison. Which database has caught up is a row of its own: a process
 //! that starts on the same one does not wait.
 
-use crate::catch_up::{COMPARED, CatchUp, Extent, LeftOut, RESTORING, waits_for};
+use crate::catch_up::{COMPARED, CatchUp, RESTORING};
+use crate::extent::{Extent, LeftOut, waits_for};
 use crate::installation::{caught_up_lineage, installation, note_compared, note_lineage, other};
 use crate::known;
 use crate::own_account::OwnAccount;
@@ -217,7 +218,8 @@ impl Recovery {
                 Err(failure @ Failure::Halt(_)) => return Err(failure),
                 Err(failure) => {
                     notice.show(Some(format!("Postgres could not be compared with the topics, will retry: {failure}")));
-                    watch.client = None;
+                    // A topic that turns out to lack records is mended at the next look.
+                    (watch.client, watch.checked) = (None, None);
                     *locked(&self.0.backlog) = None;
                 }
             }
@@ -382,8 +384,8 @@ impl Recovery {
                 ));
             }
             let known = handle.block_on(known::load(&*client, &name))?;
-            let again = if are_others { Some(known.next) } else { known::lost(backlog, topic, &known, extent)? };
-            let Some(again) = again else { continue };
+            let kept = if are_others { Some(known) } else { known::lost(backlog, topic, &known, extent)? };
+            let Some(kept) = kept else { continue };
             tracing::error!(
                 "{name} lacks records that Kafka had acknowledged: it was lost, made anew, or TOPIC_PREFIX or Kafka's cluster is another"
             );
@@ -396,11 +398,7 @@ impl Recovery {
                      `ctrip backfill` brings a range again"
                 );
             }
-            handle.block_on(async {
-                let transaction = client.transaction().await?;
-                known::rewind(&transaction, topic, &name, &again).await?;
-                Ok::<_, Failure>(transaction.commit().await?)
-            })?;
+            handle.block_on(known::rewind(client, topic, &name, &kept))?;
             problems.pop();
         }
         if are_others {

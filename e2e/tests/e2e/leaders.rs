@@ -135,3 +135,50 @@ async fn a_comparison_that_waits_for_a_partition_names_it_and_ends_at_a_stop() -
     stop.cancel();
     running.await?
 }
+
+/// It comes back without its end, as after an unclean election, and has grown beyond that before the topics are checked.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_partition_lost_while_it_had_no_leader_is_noticed_although_it_has_grown_since() -> Result<()> {
+    let lab = Lab::start(Plan::default()).await?;
+    let (cluster, kafka) = cluster(&[Topic::Events, Topic::Intents])?;
+    let topic = Topic::Intents;
+    let run = async || {
+        let (recovery, stop) = (Recovery::new(kafka.clone(), &lab.settings()?)?, CancellationToken::new());
+        let running = tokio::spawn(recovery.clone().run(stop.clone()));
+        tokio::time::timeout(PATIENCE, recovery.gate().opened()).await.context("all is compared")?;
+        anyhow::Ok((stop, running))
+    };
+    let (stop, running) = run().await?;
+    publish(&kafka, topic).await?;
+    let db = lab.database().await?;
+    let known = async |sql: &str| {
+        let sql = format!("SELECT 1 FROM known_offsets WHERE {sql}");
+        anyhow::Ok(db.query_opt(&sql, &[]).await?.is_some())
+    };
+    let first = "topic = 'payment.intents' AND partition = 3 AND next_offset = 1";
+    eventually("the first record is known", async || Ok(known(first).await?.then_some(()))).await?;
+    cluster.partition_leader(topic.name(), WITHOUT, None)?;
+    named(topic).await?;
+    // It was another record. What is known under other prefixes is forgotten once the loss is noticed.
+    let lose = "UPDATE known_offsets SET last_record = '\\x00' WHERE topic = 'payment.intents' AND partition = 3";
+    db.execute(lose, &[]).await?;
+    db.execute("INSERT INTO known_offsets (topic, partition, next_offset) VALUES ('other.payment.intents', 0, 0)", &[]).await?;
+    cluster.partition_leader(topic.name(), WITHOUT, Some(1))?;
+    publish(&kafka, topic).await?;
+    eventually("the loss is noticed", async || Ok((!known("topic LIKE 'other.%'").await?).then_some(()))).await?;
+    let again = "topic = 'payment.intents' AND partition = 3 AND next_offset = 2 AND last_record <> '\\x00'";
+    eventually("the topic is compared anew", async || Ok(known(again).await?.then_some(()))).await?;
+    eventually("it is named no more", async || Ok(stage::cause_of("recovery: topics").is_none().then_some(()))).await?;
+    stop.cancel();
+    running.await??;
+
+    // So it is where they take the place of others, and were lost before they were compared to their end.
+    db.execute(lose, &[]).await?;
+    db.execute("UPDATE installation SET compared = 'other.payment.intents'", &[]).await?;
+    publish(&kafka, topic).await?;
+    let (stop, running) = run().await?;
+    let whole = "topic = 'payment.intents' AND partition = 3 AND next_offset = 3 AND last_record <> '\\x00'";
+    ensure!(known(whole).await?, "the topic is compared");
+    stop.cancel();
+    running.await?
+}

@@ -54,9 +54,13 @@ pub fn next_below(reader: &PartitionReader, from: i64, limit: i64) -> Result<Nex
     if reader.end_now()? < limit {
         return Ok(Next::Unseen);
     }
-    // It may have been shown since. Else retention has deleted what was there.
+    // It may have been shown since. Else retention has deleted what was there, or another leader that does not show it has taken over.
     reader.seek(from)?;
-    Ok(reader.next()?.filter(|record| record.offset() < limit).map_or(Next::None, Next::Record))
+    match reader.next()? {
+        Some(record) if record.offset() < limit => Ok(Next::Record(record)),
+        None if reader.end_now()? < limit => Ok(Next::Unseen),
+        _ => Ok(Next::None),
+    }
 }
 
 #[cfg(test)]

@@ -48,6 +48,17 @@ struct Held {
     notice: Notice,
 }
 
+impl Held {
+    /// What begins to be waited for now has lasted for no time, whatever it was before.
+    fn waits_for(&mut self, wait: Wait) {
+        if std::mem::discriminant(&self.wait) != std::mem::discriminant(&wait) {
+            self.since = Instant::now();
+            self.notice.show(None);
+        }
+        self.wait = wait;
+    }
+}
+
 impl<F: Send + 'static> HeldPartitions<F> {
     /// None yet. `meaning` is told of each; `find` is called on a thread of its own once what a partition
     /// waited for is over.
@@ -129,7 +140,7 @@ impl<F: Send + 'static> HeldPartitions<F> {
                 self.is_told = false;
                 let Some(held) = self.held.get_mut(&partition) else { return Ok(None) };
                 held.failed = None;
-                Ok(found.map_err(|wait| held.wait = wait).ok().map(|found| (partition, found)))
+                Ok(found.map_err(|wait| held.waits_for(wait)).ok().map(|found| (partition, found)))
             }
             Err(failure) => self.keep(partition, failure).map(|()| None),
         }
@@ -305,6 +316,28 @@ mod tests {
         answers.send(Ok(Err(wait()))).unwrap();
         end(&mut looks).unwrap();
         assert!(!told(&mut looks).contains("failed"), "{}", told(&mut looks));
+    }
+
+    /// A transaction that has just begun would be told as one that hangs, with the command that aborts it.
+    #[test]
+    fn what_a_partition_waits_for_since_now_is_not_told_as_what_has_lasted_since_before() {
+        let (mut looks, answers) = looks("another");
+        let told = |looks: &mut HeldPartitions<i64>, seconds| {
+            looks.told = None;
+            looks.tell(Instant::now() + Duration::from_secs(seconds));
+            stage::cause_of("another: partition 3")
+        };
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+        looks.held.get_mut(&3).unwrap().since = ago(60);
+        assert!(told(&mut looks, 0).is_some());
+        answers.send(Ok(Err(silence()))).unwrap();
+        end(&mut looks).unwrap();
+        assert_eq!(stage::cause_of("another: partition 3"), None);
+        assert_eq!(told(&mut looks, 1), None);
+        looks.held.get_mut(&3).unwrap().since = ago(11);
+        answers.send(Ok(Err(silence()))).unwrap();
+        end(&mut looks).unwrap();
+        assert!(told(&mut looks, 0).is_some(), "it lasts");
     }
 
     #[test]

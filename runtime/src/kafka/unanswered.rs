@@ -1,9 +1,7 @@
 //! Partitions whose end no broker tells: they have no leader, or it can't be reached. Who needs all of a topic goes on with the others
 //! where it can, and else says for which it waits.
 
-use super::client::Kafka;
-use super::offsets::{Ends, Offsets, end_offsets, end_offsets_within};
-use super::waits::Wait;
+use super::offsets::{Offsets, end_offsets, end_offsets_within};
 use crate::failure::Failure;
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
@@ -16,23 +14,6 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Why partitions of a topic do not answer.
 pub type Unanswered = BTreeMap<i32, String>;
-
-impl Kafka {
-    /// For what whoever needs these topics waits in each of these partitions that does not answer. Blocks.
-    ///
-    /// # Errors
-    /// When it can't be asked.
-    pub fn unanswered(&self, topics: &[Topic], partitions: &[i32]) -> Result<BTreeMap<i32, Wait>, Failure> {
-        let (client, mut waits) = (Ends::open(self)?, BTreeMap::new());
-        for topic in topics {
-            let (_, unanswered) = ends(&client.inner, &self.name(*topic), partitions)?;
-            for (partition, cause) in unanswered {
-                waits.entry(partition).or_insert(Wait::Silence { topics: topics.to_vec(), partition, cause });
-            }
-        }
-        Ok(waits)
-    }
-}
 
 /// The next offsets of those of these partitions that answer, under this client's isolation level, and why others don't.
 pub(super) fn ends<C: ConsumerContext>(

@@ -6,6 +6,7 @@ use super::offsets::{CALL_TIMEOUT, Ends, GroupOffsets, end_of, group_remedy};
 use super::unanswered;
 use crate::failure::Failure;
 use rdkafka::consumer::BaseConsumer;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use topics::Topic;
 
@@ -49,6 +50,23 @@ impl Wait {
             Self::Offsets { group, .. } => format!("the offsets of {group}, which a transaction holds"),
             Self::Silence { cause, .. } => format!("an answer: {cause}"),
         }
+    }
+}
+
+impl Kafka {
+    /// For what whoever needs these topics waits in each of these partitions that does not answer. Blocks.
+    ///
+    /// # Errors
+    /// When it can't be asked.
+    pub fn unanswered(&self, topics: &[Topic], partitions: &[i32]) -> Result<BTreeMap<i32, Wait>, Failure> {
+        let (client, mut waits) = (Ends::open(self)?, BTreeMap::new());
+        for topic in topics {
+            let (_, unanswered) = unanswered::ends(&client.inner, &self.name(*topic), partitions)?;
+            for (partition, cause) in unanswered {
+                waits.entry(partition).or_insert(Wait::Silence { topics: topics.to_vec(), partition, cause });
+            }
+        }
+        Ok(waits)
     }
 }
 

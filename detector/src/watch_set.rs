@@ -40,7 +40,7 @@ impl WatchSet {
         let Self { addresses, table, filter } = self;
         table.reserve(count.saturating_sub(table.len()), |known| hash(at(addresses, *known)));
         if table.is_empty() && filter.is_full(count) {
-            *filter = AddressFilter::for_twice(count.div_ceil(2));
+            *filter = AddressFilter::with_capacity(count);
         }
     }
 
@@ -49,7 +49,7 @@ impl WatchSet {
         let Self { addresses, table, filter } = self;
         if table.capacity() / 4 > table.len() {
             table.shrink_to(0, |known| hash(at(addresses, *known)));
-            *filter = AddressFilter::for_twice(table.len().div_ceil(2));
+            *filter = AddressFilter::with_capacity(table.len());
             addresses.iter().flatten().for_each(|address| filter.insert(address));
         }
     }
@@ -152,19 +152,20 @@ mod tests {
             assert!(set.insert(address(i)) && grown.insert(address(i)));
         }
         assert_eq!(set.table.allocation_size() + set.filter.allocated_bytes(), before);
-        assert_eq!(set.allocated_bytes(), grown.allocated_bytes());
+        assert!(set.allocated_bytes() <= grown.allocated_bytes());
+        let made = set.allocated_bytes();
         set.reserve(1);
         set.shrink();
-        assert_eq!(set.allocated_bytes(), grown.allocated_bytes());
+        assert_eq!(set.allocated_bytes(), made);
         // A topic that holds each address ten times.
         let mut set = WatchSet::default();
         set.reserve(1_000_000);
         for i in 0..78_125 {
             set.insert(address(i));
         }
-        assert!(set.allocated_bytes() > grown.allocated_bytes());
+        assert!(set.allocated_bytes() > made);
         set.shrink();
-        assert_eq!(set.allocated_bytes(), grown.allocated_bytes());
+        assert_eq!(set.allocated_bytes(), made);
         assert!((0..78_125).all(|i| set.contains(&address(i).into_array())));
     }
 
@@ -188,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_filter_lets_few_strangers_through() {
-        let mut filter = AddressFilter::for_twice(50_000);
+        let mut filter = AddressFilter::with_capacity(100_000);
         for i in 0..100_000 {
             filter.insert(&address(i).into_array());
         }

@@ -146,7 +146,7 @@ fn first_claims(claims: &[(Uuid, i64)]) -> BTreeMap<i32, i64> {
 pub fn held(kafka: &Kafka, stage: &'static str, recovery: &Recovery, handle: &Handle) -> HeldPartitions<i64> {
     let (events, recovery, handle) = (kafka.clone(), recovery.clone(), handle.clone());
     HeldPartitions::of(stage, "its events wait, those of other partitions go on", kafka, move |partition, waited| {
-        find(&events, partition, waited, || recovery.catch_up(&handle))
+        find(&events, partition, waited, || recovery.catch_up_events(&handle))
     })
 }
 

@@ -67,7 +67,7 @@ pub fn run(
     let mut held = batches::held(kafka, STAGE, recovery, handle);
     let told = told_batches(kafka, STAGE, &mut held)?;
     // What Kafka has is taken out of an outbox that came from a backup.
-    let left_out = recovery.catch_up(handle)?;
+    let left_out = recovery.catch_up_events(handle)?;
     if let Some((_, cause)) = left_out.iter().find(|((topic, partition), _)| *topic == Topic::Events && !held.holds(*partition))
     {
         return Err(Failure::Retry(anyhow!("payment.events is not compared with Postgres: {cause}")));

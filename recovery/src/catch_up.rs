@@ -62,12 +62,12 @@ pub struct CatchUp<'a> {
 }
 
 impl CatchUp<'_> {
-    /// Compares up to the present ends of both topics. Returns whether the database had lost something, and what was left out.
+    /// Compares up to the present ends of these topics. Returns whether the database had lost something, and what was left out.
     ///
     /// # Errors
-    /// `Retry` when Kafka or the database fails, or a partition does not answer that has to; `Halt` when this database is new to the topics
-    /// and they are another installation's.
-    pub fn run(&mut self, extent: Extent) -> Result<(bool, LeftOut), Failure> {
+    /// `Retry` when Kafka or the database fails, or a partition does not answer that has to, or a topic lacks records that were compared
+    /// before; `Halt` when this database is new to the topics and they are another installation's.
+    pub fn run(&mut self, topics: &[Topic], extent: Extent) -> Result<(bool, LeftOut), Failure> {
         let mut left_out = LeftOut::new();
         let intents = self.ends(Topic::Intents, extent, &mut left_out)?;
         let events = self.ends(Topic::Events, extent, &mut left_out)?;
@@ -86,23 +86,28 @@ impl CatchUp<'_> {
             self.forget_lost(reached.is_in_another_cluster_than(left), extent)?;
         }
         let mut findings = Findings::default();
-        self.topic(Topic::Events, &events, async |db, records| {
-            let told: Vec<(Uuid, PaymentEvent)> = records.iter().filter_map(|read| read_event(&read.value)).collect();
-            findings.events += store::keep_told_events(db, &told).await?;
-            Ok(())
-        })?;
-        self.topic(Topic::Intents, &intents, async |db, records| {
-            let read: Vec<ReadIntent> = records.iter().filter_map(ReadIntent::of).collect();
-            restore(db, &name, own, &read, &mut findings).await?;
-            match findings.foreign {
-                Some(other) => note_other(db, other).await,
-                None => Ok(()),
+        if topics.contains(&Topic::Events) {
+            self.topic(Topic::Events, &events, async |db, records| {
+                let told: Vec<(Uuid, PaymentEvent)> = records.iter().filter_map(|read| read_event(&read.value)).collect();
+                findings.events += store::keep_told_events(db, &told).await?;
+                Ok(())
+            })?;
+        }
+        if topics.contains(&Topic::Intents) {
+            self.topic(Topic::Intents, &intents, async |db, records| {
+                let read: Vec<ReadIntent> = records.iter().filter_map(ReadIntent::of).collect();
+                restore(db, &name, own, &read, &mut findings).await?;
+                match findings.foreign {
+                    Some(other) => note_other(db, other).await,
+                    None => Ok(()),
+                }
+            })?;
+            // One that was compared with others has to get our intents first.
+            let says_more =
+                compared.is_none_or(|compared| !reached.differs_from(&compared) && reached.says_more_than(&compared));
+            if says_more && left_out.is_empty() {
+                self.handle.block_on(note_compared(&*self.client, &reached))?;
             }
-        })?;
-        // One that was compared with others has to get our intents first.
-        let says_more = compared.is_none_or(|compared| !reached.differs_from(&compared) && reached.says_more_than(&compared));
-        if says_more && left_out.is_empty() {
-            self.handle.block_on(note_compared(&*self.client, &reached))?;
         }
         report(&findings);
         Ok((findings.had_lost(), left_out))
@@ -202,7 +207,7 @@ fn gained(backlog: &Backlog, topic: Topic, known: &Known, ends: &Offsets) -> Res
         last.insert(record.partition(), record.mark());
     })?;
     // Looked at after the others were read: a partition may lose its end meanwhile.
-    let has_more = |partition: &i32| next.get(partition) > known.next.get(partition);
+    let has_more = |partition: &i32| next.get(partition) != known.next.get(partition);
     let before: LastRecords = known.last.iter().filter(|(p, _)| has_more(p)).map(|(p, mark)| (*p, mark.clone())).collect();
     match backlog.changed(topic, &before, ends)?.first() {
         Some(partition) => Err(Failure::Retry(anyhow!("{topic}/{partition} lacks records that Kafka had acknowledged"))),

@@ -202,8 +202,20 @@ impl Recovery {
     /// # Errors
     /// As for [`run`](Self::run), and when Kafka or the database fails.
     pub fn catch_up(&self, handle: &Handle) -> Result<LeftOut, Failure> {
+        self.catch_up_with(handle, &COMPARED)
+    }
+
+    /// Compares as [`catch_up`](Self::catch_up) does, but for `payment.intents`: events wait for no intents that are lacking.
+    ///
+    /// # Errors
+    /// As for [`run`](Self::run), and when Kafka or the database fails.
+    pub fn catch_up_events(&self, handle: &Handle) -> Result<LeftOut, Failure> {
+        self.catch_up_with(handle, &[Topic::Events])
+    }
+
+    fn catch_up_with(&self, handle: &Handle, topics: &[Topic]) -> Result<LeftOut, Failure> {
         let mut client = handle.block_on(OwnConnection::open(&self.0.pool))?;
-        Ok(self.compare(handle, client.db()?, Extent::Answered)?.1)
+        Ok(self.compare(handle, client.db()?, topics, Extent::Answered)?.1)
     }
 
     /// A failure that passes closes nothing: what was found before holds as long as the database is the same.
@@ -266,13 +278,11 @@ impl Recovery {
             let is_due = watch.checked.is_none_or(|at| at.elapsed() > TOPICS_INTERVAL);
             let mut had_lost = false;
             if is_due || (!is_known && watch.settling.is_none()) {
-                had_lost = self.check_topics(handle, db, extent)?;
+                had_lost = self.check_topics(handle, db, &mut watch.seen, extent)?;
                 watch.checked = Some(Instant::now());
-                // It may have gone back by itself, for a topic that was lost.
-                watch.seen = Seen::new();
             }
             let is_settled = is_known || self.is_settled(handle, db, &lineage, &mut watch.settling)?;
-            let (compared_had_lost, not_compared) = self.compare(handle, db, extent)?;
+            let (compared_had_lost, not_compared) = self.compare(handle, db, &COMPARED, extent)?;
             (had_lost, left_out) = (had_lost || compared_had_lost, not_compared);
             if !is_known && had_lost && watch.settling.is_none() {
                 // Its row says that it had caught up, and it had not.
@@ -347,22 +357,33 @@ impl Recovery {
     }
 
     /// Returns whether the database had lost something, and what was left out.
-    fn compare(&self, handle: &Handle, client: &mut Client, extent: Extent) -> Result<(bool, LeftOut), Failure> {
+    fn compare(
+        &self,
+        handle: &Handle,
+        client: &mut Client,
+        topics: &[Topic],
+        extent: Extent,
+    ) -> Result<(bool, LeftOut), Failure> {
         let mut backlog = locked(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
-        CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run(extent)
+        CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run(topics, extent)
     }
 
     /// Holds the topics against what the database knows of them. Intents that Kafka had acknowledged and has no more are published
-    /// again, and the topic is compared anew. Returns whether the database had lost something that other topics than before have.
-    fn check_topics(&self, handle: &Handle, client: &mut Client, extent: Extent) -> Result<bool, Failure> {
+    /// again, and the topic is compared anew: its offsets go back, and are dropped from those `seen`, or they would pass for those of a
+    /// restored database. Returns whether the database had lost something that other topics than before have.
+    fn check_topics(&self, handle: &Handle, client: &mut Client, seen: &mut Seen, extent: Extent) -> Result<bool, Failure> {
         let mut backlog = locked(&self.0.backlog);
         let backlog = open(&mut backlog, &self.0.kafka)?;
         let reached = IntentsTopic::reached(&self.0.kafka, backlog, Topic::Intents)?;
         let compared = handle.block_on(compared_topic(&*client))?;
         let are_others = compared.is_some_and(|compared| reached.differs_from(&compared));
         // If they are another installation's, they get nothing of ours.
-        let had_lost = are_others && CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run(extent)?.0;
+        let mut had_lost = false;
+        if are_others {
+            seen.clear();
+            had_lost = CatchUp { handle, kafka: &self.0.kafka, backlog, client }.run(&COMPARED, extent)?.0;
+        }
         let mut problems = Vec::new();
         for topic in COMPARED {
             let name = self.0.kafka.name(topic);
@@ -399,6 +420,7 @@ impl Recovery {
                 );
             }
             handle.block_on(known::rewind(client, topic, &name, &kept))?;
+            seen.remove(&topic);
             problems.pop();
         }
         if are_others {

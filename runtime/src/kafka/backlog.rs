@@ -109,7 +109,7 @@ impl Backlog {
     /// Returns the offsets up to which all were shown: those of `ends`, unless a limit came first.
     ///
     /// # Errors
-    /// When no record arrives for 30 s before the end, or the broker fails.
+    /// When no record arrives for 30 s before the end, the partition has lost its end meanwhile, or the broker fails.
     pub fn read(
         &self,
         topic: Topic,
@@ -138,6 +138,13 @@ impl Backlog {
                     let (partition, offset) = (record.partition(), record.offset());
                     last = Instant::now();
                     let Some(end) = open.get(&partition).copied() else { continue };
+                    if offset < start(&partition) {
+                        // librdkafka begins at the first record where the one that it was sent to is beyond the end.
+                        return Err(Failure::Retry(anyhow!(
+                            "{name}/{partition} ends before offset {}, where it had not ended a moment ago",
+                            start(&partition)
+                        )));
+                    }
                     if offset < end {
                         see(&record);
                         seen += 1;

@@ -40,7 +40,7 @@ pub use fetch::{
 };
 pub use heads::{Heads, HeadsError, WsTimeouts};
 pub use listing::Listing;
-pub use proof::{PartProof, Proof, ProofError, Verify, prove};
+pub use proof::{PartProof, Proof, ProofError, Spent, Verify, prove};
 pub use resolve::ResolveError;
 pub use rpc::{Answer, Endpoint, MAX_LAG_BLOCKS, Probe, Reply, Rpc, RpcError};
 pub use tokens::{TokenVerdict, check_token, check_tokens};

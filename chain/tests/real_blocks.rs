@@ -120,7 +120,7 @@ fn flip(value: &mut Value, place: &str, salt: usize) {
     *text = Value::String(String::from_utf8(bytes).unwrap());
 }
 
-/// Fields that the JSON repeats or adds for convenience. No hash covers them and nothing here reads them.
+/// Fields that the JSON repeats or adds for convenience. No hash covers them and no proof rests on them.
 const NOT_READ: [&str; 16] = [
     "blockNumber",
     "transactionIndex",

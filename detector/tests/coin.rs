@@ -38,6 +38,7 @@ fn call(to: Address, value: u64, kind: u32) -> Way {
         hash: B256::repeat_byte(1).to_vec().into(),
         from: PAYER.to_vec().into(),
         r#type: kind,
+        ..Transaction::default()
     };
     Way { transaction, ..Way::default() }
 }

@@ -23,6 +23,7 @@ fn transaction(to: Address, value: u64, status: Status) -> Transaction {
         hash: B256::repeat_byte(1).to_vec().into(),
         from: PAYER.to_vec().into(),
         r#type: 2,
+        ..Transaction::default()
     }
 }
 

@@ -169,6 +169,11 @@ impl History {
                     // Ingest need not know it of a transaction that moves no coin.
                     let unknown = transaction.status() == Status::Unknown && transaction.value.is_empty();
                     ensure!(unknown || transaction.status() == expected, "{}: {transaction:?}", receipt);
+                    // From a node without receipts of whole blocks there is no gas, and a price of some alone.
+                    let gas = transaction.gas_used.is_none_or(|gas| json!(format!("{gas:#x}")) == receipt["gasUsed"]);
+                    let price = transaction.effective_gas_price.as_deref().map(quantity);
+                    let price = price.is_none_or(|price| json!(price) == receipt["effectiveGasPrice"]);
+                    ensure!(gas && price, "{}: {transaction:?}", receipt);
                 }
             }
         }
@@ -197,7 +202,7 @@ impl Step {
             .as_array()
             .with_context(|| format!("{place}: transactions"))?
             .iter()
-            .map(|tx| json!([tx["hash"], tx["from"], tx["to"], tx["value"]]))
+            .map(|tx| json!([tx["hash"], tx["from"], tx["to"], tx["value"], tx["nonce"]]))
             .collect();
         let ours: Vec<Value> = self.block.transactions.iter().map(transaction).collect();
         ensure!(ours == theirs, "{place}: transactions {ours:#?}; the node says {theirs:#?}");
@@ -221,10 +226,15 @@ impl Step {
 }
 
 fn transaction(tx: &wire::block_record::Transaction) -> Value {
-    let value = hex::encode(&tx.value);
-    let value = value.trim_start_matches('0');
     let to = (!tx.to.is_empty()).then(|| prefixed(&tx.to));
-    json!([prefixed(&tx.hash), prefixed(&tx.from), to, format!("0x{}", if value.is_empty() { "0" } else { value })])
+    let nonce = tx.nonce.map(|nonce| format!("{nonce:#x}"));
+    json!([prefixed(&tx.hash), prefixed(&tx.from), to, quantity(&tx.value), nonce])
+}
+
+fn quantity(amount: &[u8]) -> String {
+    let digits = hex::encode(amount);
+    let digits = digits.trim_start_matches('0');
+    format!("0x{}", if digits.is_empty() { "0" } else { digits })
 }
 
 fn log(log: &wire::logs_record::Log) -> Value {

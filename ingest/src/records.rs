@@ -1,7 +1,7 @@
 //! The records of `chain.blocks` and `chain.logs`, made from fetched blocks. Pure.
 
 use bytes::Bytes;
-use chain::{Credit, CreditSource, FetchedBlock, Head, InternalTransfer, PlacedLog, ReceiptStatus, Transaction};
+use chain::{Credit, CreditSource, FetchedBlock, Head, InternalTransfer, PlacedLog, ReceiptStatus, Spent, Transaction};
 use topics::wire::block_record::{self, Kind};
 use topics::wire::logs_record::{self, Log};
 use topics::wire::{BlockRecord, LogsRecord};
@@ -76,11 +76,13 @@ fn records_of_block(
     logs_kind: logs_record::Kind,
 ) -> (BlockRecord, LogsRecord) {
     let head = fetched.block.head();
-    let transactions = fetched.block.transactions.iter().zip(&fetched.statuses).zip(0..);
+    let transactions = fetched.block.transactions.iter().zip(&fetched.statuses).zip(&fetched.spent).zip(0..);
     let record = BlockRecord {
         transactions_root: to_bytes(&fetched.block.transactions_root),
         receipts_root: to_bytes(&fetched.block.receipts_root),
-        transactions: transactions.map(|((transaction, status), index)| of_transaction(transaction, *status, index)).collect(),
+        transactions: transactions
+            .map(|(((transaction, status), spent), index)| of_transaction(transaction, *status, *spent, index))
+            .collect(),
         traced: fetched.is_traced(),
         internal_transfers: fetched.internal.iter().flatten().map(internal_transfer).collect(),
         credits: fetched.block.credits(chain).iter().map(credit).collect(),
@@ -124,7 +126,7 @@ pub(crate) fn logs(chain: ChainId, sequence: u64, head: &Head, kind: logs_record
     }
 }
 
-fn of_transaction(transaction: &Transaction, status: ReceiptStatus, index: u32) -> block_record::Transaction {
+fn of_transaction(transaction: &Transaction, status: ReceiptStatus, spent: Spent, index: u32) -> block_record::Transaction {
     let status = match status {
         ReceiptStatus::Unknown => block_record::Status::Unknown,
         ReceiptStatus::Success => block_record::Status::Success,
@@ -139,6 +141,9 @@ fn of_transaction(transaction: &Transaction, status: ReceiptStatus, index: u32) 
         from: to_bytes(&transaction.from),
         // EIP-2718 types have one byte. A larger one from a node is not made to fit.
         r#type: u32::try_from(transaction.kind).unwrap_or(u32::MAX),
+        nonce: spent.nonce,
+        gas_used: spent.gas_used,
+        effective_gas_price: spent.effective_gas_price.map(|price| Amount::new(price).to_wire().into()),
     }
 }
 

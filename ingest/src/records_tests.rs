@@ -77,6 +77,21 @@ fn an_added_block_is_written_whole() {
 }
 
 #[test]
+fn what_a_transaction_took_is_written_as_far_as_it_is_proven() {
+    let mut fetched = fetched();
+    assert_eq!(fetched.spent, [Spent::default(); 3], "verify: off proves nothing");
+    let price = topics::U256::from(0x1_0000);
+    fetched.spent[0] = Spent { nonce: Some(5), gas_used: Some(21_000), effective_gas_price: Some(price) };
+    fetched.spent[1] = Spent { nonce: Some(0), gas_used: Some(0), effective_gas_price: Some(topics::U256::ZERO) };
+    let (block, _) = records(ChainId(7), 42, Change::Added(Box::new(fetched)), FinalityTags::default());
+    let written: Vec<_> =
+        block.transactions.iter().map(|one| (one.nonce, one.gas_used, one.effective_gas_price.as_deref())).collect();
+    assert_eq!(written[0], (Some(5), Some(21_000), Some(&[1, 0, 0][..])));
+    assert_eq!(written[1], (Some(0), Some(0), Some(&[][..])));
+    assert_eq!(written[2], (None, None, None));
+}
+
+#[test]
 fn internal_transfers_are_written_and_so_is_whether_traces_were_requested() {
     let word = topics::B256::repeat_byte(0x12);
     let moved = InternalTransfer {

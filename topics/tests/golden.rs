@@ -4,6 +4,35 @@ use prost::Message as _;
 use topics::wire;
 
 #[test]
+fn a_transaction_of_a_block_is_written_in_the_order_of_its_fields() {
+    let transaction = wire::block_record::Transaction {
+        to: vec![1].into(),
+        value: vec![2].into(),
+        status: wire::block_record::Status::Success.into(),
+        index: 3,
+        hash: vec![4].into(),
+        from: vec![5].into(),
+        r#type: 6,
+        nonce: Some(7),
+        gas_used: Some(21_000),
+        effective_gas_price: Some(vec![8, 9].into()),
+    };
+    let before = concat!("0a0101", "120102", "1801", "2003", "2a0104", "320105", "3806");
+    let hex = |transaction: &wire::block_record::Transaction| alloy::hex::encode(transaction.encode_to_vec());
+    assert_eq!(hex(&transaction), [before, "4007", "4888a401", "52020809"].concat());
+    // What is known to be 0 is written; what is not known is not.
+    let zeros = wire::block_record::Transaction {
+        nonce: Some(0),
+        gas_used: Some(0),
+        effective_gas_price: Some(Vec::new().into()),
+        ..transaction.clone()
+    };
+    assert_eq!(hex(&zeros), [before, "4000", "4800", "5200"].concat());
+    let unknown = wire::block_record::Transaction { nonce: None, gas_used: None, effective_gas_price: None, ..transaction };
+    assert_eq!(hex(&unknown), before, "as before there were these fields");
+}
+
+#[test]
 fn a_logs_record_is_written_in_the_order_of_its_fields() {
     let record = wire::LogsRecord {
         chain_id: 1,

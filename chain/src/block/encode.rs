@@ -6,7 +6,7 @@
 use super::header::Withdrawal;
 use super::receipts::{Log, Receipt};
 use super::rlp::{To, append_list, encode_all, list, typed};
-use super::transaction::{Authorization, OP_DEPOSIT, Transaction};
+use super::transaction::{ARBITRUM_INTERNAL, Authorization, OP_DEPOSIT, Transaction};
 use alloy::primitives::{Address, B256, Bytes, Signature, U256, keccak256, normalize_v};
 use alloy::rlp::{Encodable, Header};
 
@@ -40,8 +40,8 @@ impl Transaction {
                 })
             }
             OP_DEPOSIT => self.deposit(),
-            // Arbitrum's internal transaction, the first of each block. Its hash does not cover a value, since it has none.
-            0x6a if value.is_zero() => {
+            // Its hash does not cover a value, since it has none.
+            ARBITRUM_INTERNAL if value.is_zero() => {
                 typed(self.kind, &list(|out| encode_all(out, &[&self.chain_id.unwrap_or_default(), input])))
             }
             _ => None,
@@ -181,10 +181,10 @@ pub(crate) fn is_fixed(kind: u64) -> bool {
 
 /// Whether we can hash a transaction of this type.
 pub(crate) fn knows_transaction(kind: u64) -> bool {
-    matches!(kind, 0..=4 | OP_DEPOSIT | 0x6a)
+    matches!(kind, 0..=4 | OP_DEPOSIT | ARBITRUM_INTERNAL)
 }
 
 /// Whether we know the encoding of a receipt of this type: Ethereum's types, OP Stack deposits, Arbitrum's own.
 pub(crate) fn knows_receipt(kind: u64) -> bool {
-    matches!(kind, 0..=4 | OP_DEPOSIT | 0x64..=0x6a)
+    matches!(kind, 0..=4 | OP_DEPOSIT | 0x64..=ARBITRUM_INTERNAL)
 }

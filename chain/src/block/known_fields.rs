@@ -100,6 +100,7 @@ pub(super) const RECEIPT_FIELDS: [&str; 38] = [
     "logs",
     "depositNonce",
     "depositReceiptVersion",
+    "effectiveGasPrice",
     // Its place, and what nodes compute from elsewhere.
     "blockNumber",
     "blockTimestamp",
@@ -107,7 +108,6 @@ pub(super) const RECEIPT_FIELDS: [&str; 38] = [
     "to",
     "contractAddress",
     "gasUsed",
-    "effectiveGasPrice",
     "blobGasUsed",
     "blobGasPrice",
     "gasUsedForL1",

@@ -17,5 +17,5 @@ mod transaction;
 pub(crate) use encode::{is_fixed, knows_receipt, knows_transaction};
 pub use header::{Block, Head, MAX_SKIPPED, Withdrawal, may_stand_above};
 pub use receipts::{Log, Receipt, ReceiptStatus, Receipts};
-pub(crate) use transaction::OP_DEPOSIT;
+pub(crate) use transaction::{ARBITRUM_INTERNAL, OP_DEPOSIT};
 pub use transaction::{AccessListItem, Authorization, Transaction};

@@ -1,7 +1,7 @@
 //! Receipts and logs, one by one and for a whole block.
 
 use super::known_fields::RECEIPT_FIELDS;
-use super::quantity::{optional_quantity, quantity};
+use super::quantity::{optional_quantity, quantity, said_price};
 use super::tolerant::{KeepsUnknownFields, deserialize_keeping_unknown};
 use alloy::primitives::{Address, B256, Bloom, Bytes};
 use serde::{Deserialize, Deserializer};
@@ -31,6 +31,9 @@ pub struct Receipt {
     /// OP Stack deposits, since Canyon.
     #[serde(default, deserialize_with = "optional_quantity")]
     pub deposit_receipt_version: Option<u64>,
+    /// Since London, if the node says it. No root covers it.
+    #[serde(default, deserialize_with = "said_price")]
+    pub effective_gas_price: Option<u128>,
 
     /// Fields that we do not know. The root may cover them.
     #[serde(skip)]

@@ -10,13 +10,16 @@ use serde_json::Value;
 /// Transaction type of OP Stack deposits, which a transaction on L1 causes. Another such type is told apart where this one is: in
 /// `encode`, `credit`, `trace::transfers` and `proof::withdrawals`.
 pub(crate) const OP_DEPOSIT: u64 = 0x7e;
+/// Transaction type of Arbitrum's own transaction, the first of each block.
+pub(crate) const ARBITRUM_INTERNAL: u64 = 0x6a;
 
 /// A transaction with everything that its hash covers, for every type that we can encode.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Transaction {
     pub hash: B256,
-    /// The hash covers only the signature, so the sender decides nothing but whether a transfer is to oneself.
+    /// The hash covers only the signature, so the sender is a node's word, and decides nothing but whether a transfer is to oneself:
+    /// then [`signer`](Self::signer) confirms it. OP Stack deposits have no signature, and their hash covers it.
     pub from: Address,
     /// `None` for a contract creation.
     pub to: Option<Address>,

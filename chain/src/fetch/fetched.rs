@@ -1,7 +1,7 @@
 //! A fetched block, proven and put together for publishing.
 
 use crate::block::{Block, Log, ReceiptStatus, Receipts};
-use crate::proof::{Proof, ProofError, Verify, prove};
+use crate::proof::{Proof, ProofError, Spent, Verify, prove, spent};
 use crate::rpc::Endpoint;
 use crate::trace::InternalTransfer;
 use alloy::primitives::{Address, B256};
@@ -27,6 +27,8 @@ pub struct FetchedBlock {
     pub block: Block,
     /// One status per transaction, in order.
     pub statuses: Vec<ReceiptStatus>,
+    /// What each transaction took, in order.
+    pub spent: Vec<Spent>,
     /// All logs of the block, in order.
     pub logs: Vec<PlacedLog>,
     /// Coin that contracts moved. `None` if no traces were requested.
@@ -56,8 +58,9 @@ impl FetchedBlock {
             .iter()
             .map(|transaction| outcomes.get(&transaction.hash).copied().unwrap_or(ReceiptStatus::Unknown))
             .collect();
+        let spent = spent(&block, &receipts, &proof);
         let logs = place_logs(&block, receipts)?;
-        Ok(Self { block, statuses, logs, internal: None, untraced: None, on_one_word: false, proof, source: None })
+        Ok(Self { block, statuses, spent, logs, internal: None, untraced: None, on_one_word: false, proof, source: None })
     }
 
     /// Whether the block reports every movement of its coin as a log (EIP-7708, zkSync). Then traces add nothing.
@@ -75,7 +78,7 @@ impl FetchedBlock {
     /// Approximate size of its records, in bytes.
     pub fn record_bytes(&self) -> usize {
         let logs: usize = self.logs.iter().map(|log| 128 + 32 * log.log.topics.len() + log.log.data.len()).sum();
-        256 + 128 * self.block.transactions.len() + logs
+        256 + 144 * self.block.transactions.len() + logs
     }
 }
 

@@ -127,7 +127,7 @@ pub fn text(field: &FieldDescriptor, value: &Value) -> String {
 /// Whether bytes are money, which the schemas tell in comments only.
 fn is_amount(field: &FieldDescriptor) -> bool {
     match field.name() {
-        "amount" | "amount_received" | "underpaid_tolerance" | "overpaid_tolerance" => true,
+        "amount" | "amount_received" | "underpaid_tolerance" | "overpaid_tolerance" | "effective_gas_price" => true,
         "value" => field.parent_message().name() != "Quarantined",
         _ => false,
     }
@@ -239,6 +239,7 @@ mod tests {
         let expected = [
             ("BlockRecord.Credit.value", true),
             ("BlockRecord.InternalTransfer.value", true),
+            ("BlockRecord.Transaction.effective_gas_price", true),
             ("BlockRecord.Transaction.value", true),
             ("ChainCursor.Block.unagreed_content", false),
             ("LogsRecord.transactions", false),

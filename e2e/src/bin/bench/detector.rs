@@ -121,6 +121,9 @@ fn block(number: u64, hash: B256, parent: B256) -> wire::BlockRecord {
         hash: stranger(index + 1_000_000).to_vec().into(),
         from: stranger(index + 2_000_000).get(..20).unwrap_or_default().to_vec().into(),
         r#type: 2,
+        nonce: Some(1_000 + u64::from(index)),
+        gas_used: Some(46_109),
+        effective_gas_price: Some(vec![1, 2, 3, 4, 5].into()),
     });
     wire::BlockRecord {
         chain_id: 31337,

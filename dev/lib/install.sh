@@ -110,6 +110,7 @@ cached() { printf '%s/%s-%s\n' "$CACHE" "$1" "$(fingerprint "$2")"; }
 KAFKA_FILE=$HERE/kafka/pom.xml
 REGISTRY_FILE=$HERE/registry/pom.xml
 ANVIL_FILE=$HERE/anvil/package.json
+GETH_FILE=$HERE/geth/version
 
 need_maven() {
   command -v mvn >/dev/null || apt_install "Maven, which downloads Kafka and the schema registry" maven
@@ -164,18 +165,70 @@ anvil_in() {
   return 1
 }
 
-# shellcheck disable=SC2034 # parts.sh reads what this sets
-# Installs everything that the parts need, and sets JAVA, PG_BIN, ANVIL_BIN, KAFKA_HOME and REGISTRY_HOME.
-install_parts() {
-  [ "$(uname -s)" = Linux ] || die "this runs on Linux; elsewhere use docker compose (docker-compose.yml)"
+# Go 1.21 and newer fetch the version that a module asks for. Debian 12's is older.
+find_go() {
+  local version
+  version=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) || return 1
+  [[ $version =~ ^go1\.([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -ge 21 ]
+}
+
+# Whether apt has a Go that will do. Debian 12's would be installed for nothing.
+apt_has_go() {
+  local version
+  can_install || return
+  apt_update
+  version=$(LC_ALL=C apt-cache policy golang-go | sed -n 's/^ *Candidate: \([0-9].*\)/\1/p')
+  [ -n "$version" ] && dpkg --compare-versions "$version" ge 2:1.21
+}
+
+# Compiled, since go-ethereum is in no registry of programs. Without C, which costs nothing here but some speed of its curves.
+fill_geth() {
+  local version
+  version=$(cat "$GETH_FILE")
+  say "compiling geth $version (Go's module proxy, some minutes): the EVM node that measures gas"
+  GOTOOLCHAIN=auto GOBIN=$1 CGO_ENABLED=0 go install "github.com/ethereum/go-ethereum/cmd/geth@$version" \
+    </dev/null >"$CACHE/geth.log" 2>&1 || {
+    tail -n 15 "$CACHE/geth.log" >&2
+    return 1
+  }
+}
+
+# One installation at a time: two stacks that start at the same time on a fresh machine share one download. The lock is on the
+# folder itself, so that a user with read access only can use the cache too.
+lock_cache() {
   mkdir -p "$CACHE"
-  # Two stacks that start at the same time on a fresh machine share one download. The lock is on the folder itself, so that
-  # a user with read access only can use the cache too.
   exec 8<"$CACHE"
   if ! flock -n 8; then
     say "waiting for another dev/stack that is installing"
     flock 8
   fi
+}
+
+# Prints the path of geth. Exits with 3, and says so, where there is no Go that compiles it: what needs it is left out. With
+# CTRIP_NEED_GETH=1 that is an error, as it always is where there is Go and geth does not compile.
+install_geth() {
+  local geth
+  geth=$(cached geth "$GETH_FILE")/geth
+  if [ ! -x "$geth" ]; then
+    lock_cache
+    if ! find_go && ! command -v go >/dev/null && apt_has_go; then
+      (apt_install "Go, which compiles geth" golang-go) || true
+    fi
+    if ! find_go; then
+      [ "${CTRIP_NEED_GETH-}" != 1 ] || die "there is no Go 1.21 or newer, which compiles geth, and CTRIP_NEED_GETH=1"
+      say "there is no Go 1.21 or newer, which compiles geth: the tests that need geth are SKIPPED"
+      exit 3
+    fi
+    fetch geth "$GETH_FILE" fill_geth
+  fi
+  printf '%s\n' "$geth"
+}
+
+# shellcheck disable=SC2034 # parts.sh reads what this sets
+# Installs everything that the parts need, and sets JAVA, PG_BIN, ANVIL_BIN, KAFKA_HOME and REGISTRY_HOME.
+install_parts() {
+  [ "$(uname -s)" = Linux ] || die "this runs on Linux; elsewhere use docker compose (docker-compose.yml)"
+  lock_cache
   install_java
   fetch kafka "$KAFKA_FILE" fill_kafka
   fetch registry "$REGISTRY_FILE" fill_registry

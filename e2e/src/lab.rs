@@ -1,6 +1,7 @@
 //! One isolated cTrip: a database, topics, a chain and a key of its own.
 
 use crate::client::Api;
+use crate::geth::Fork;
 use crate::node::{Node, TOKEN_SYMBOL};
 use crate::process::{Process, built, free_port};
 use crate::stack::{Stack, connect, root};
@@ -84,13 +85,35 @@ impl Lab {
         Self::without_topics_on(Stack::attach()?, Plan::default()).await
     }
 
+    /// [`start`](Self::start) on geth instead of anvil. `None` where it can't be had.
+    ///
+    /// # Errors
+    /// When the stack is not up, or a step fails.
+    pub async fn on_geth(fork: Fork) -> Result<Option<Self>> {
+        let (name, dir) = Self::place()?;
+        let Some(node) = Node::geth(&dir, fork).await? else { return Ok(None) };
+        let lab = Self::around(node, Stack::attach()?, Plan::default(), &name, dir).await?;
+        lab.ctrip(&["topics", "apply"])?;
+        Ok(Some(lab))
+    }
+
     async fn without_topics_on(stack: Stack, plan: Plan) -> Result<Self> {
+        let (name, dir) = Self::place()?;
+        let node = Node::start(&stack, plan.block_time).await?;
+        Self::around(node, stack, plan, &name, dir).await
+    }
+
+    /// A name of its own, and the folder for it.
+    fn place() -> Result<(String, PathBuf)> {
         let name = format!("lab_{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let dir = root().join("target/lab").join(&name);
         std::fs::create_dir_all(&dir)?;
-        let node = Node::start(&stack, plan.block_time).await?;
+        Ok((name, dir))
+    }
+
+    async fn around(node: Node, stack: Stack, plan: Plan, name: &str, dir: PathBuf) -> Result<Self> {
         let token = node.deploy("Token").await?;
-        let database_url = stack.create_migrated(&name).await?;
+        let database_url = stack.create_migrated(name).await?;
         let chains_file = dir.join("chains.yaml");
         std::fs::write(
             &chains_file,

@@ -23,6 +23,7 @@ mod dust;
 mod examples;
 mod failover;
 mod gateway;
+mod geth;
 mod groups;
 mod hanging;
 mod history;

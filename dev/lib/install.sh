@@ -110,6 +110,7 @@ cached() { printf '%s/%s-%s\n' "$CACHE" "$1" "$(fingerprint "$2")"; }
 KAFKA_FILE=$HERE/kafka/pom.xml
 REGISTRY_FILE=$HERE/registry/pom.xml
 ANVIL_FILE=$HERE/anvil/package.json
+SOLC_FILE=$HERE/solc/package.json
 GETH_FILE=$HERE/geth/version
 
 need_maven() {
@@ -138,9 +139,13 @@ fill_registry() {
   maven registry "$1" && tar xzf "$1"/*.tar.gz -C "$1" && rm "$1"/*.tar.gz
 }
 
+need_npm() {
+  command -v npm >/dev/null || apt_install "npm, which downloads $1" nodejs npm ca-certificates
+}
+
 fill_anvil() {
   local arch=amd64 version
-  command -v npm >/dev/null || apt_install "npm, which downloads anvil" nodejs npm ca-certificates
+  need_npm anvil
   say "downloading anvil (npm, 43 MB): the EVM node"
   # The platform's own package has the program, which is all that runs. It is installed by name, since npm silently skips it
   # as an optional dependency where Node is older than the launcher requires (Debian 12).
@@ -163,6 +168,16 @@ anvil_in() {
     fi
   done
   return 1
+}
+
+fill_solc() {
+  need_npm solc
+  say "downloading solc (npm, 10 MB): the Solidity compiler"
+  npm install --prefix "$1" --ignore-scripts --no-audit --no-fund --no-package-lock \
+    "solc@$(sed -n 's/.*"solc": "\(.*\)".*/\1/p' "$SOLC_FILE")" </dev/null >"$CACHE/solc.log" 2>&1 || {
+    tail -n 15 "$CACHE/solc.log" >&2
+    return 1
+  }
 }
 
 # Go 1.21 and newer fetch the version that a module asks for. Debian 12's is older.
@@ -202,6 +217,13 @@ lock_cache() {
     say "waiting for another dev/stack that is installing"
     flock 8
   fi
+}
+
+# Prints the folder of solc's packages.
+install_solc() {
+  lock_cache
+  fetch solc "$SOLC_FILE" fill_solc
+  printf '%s/node_modules\n' "$(cached solc "$SOLC_FILE")"
 }
 
 # Prints the path of geth. Exits with 3, and says so, where there is no Go that compiles it: what needs it is left out. With

@@ -15,6 +15,7 @@ mod check;
 mod claims;
 mod concurrency;
 mod conservation;
+mod contracts;
 mod crash;
 mod deliveries;
 mod doors;

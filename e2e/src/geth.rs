@@ -34,6 +34,9 @@ pub(crate) fn program() -> Result<Option<PathBuf>> {
     Ok(Some(PathBuf::from(String::from_utf8(output.stdout)?.trim())))
 }
 
+/// MB. By default geth lays out logs of its database of 282 MB each.
+const CACHE: [&str; 2] = ["--cache", "16"];
+
 /// Makes a chain in `folder` and returns the command that runs it.
 pub(crate) fn command(program: &Path, folder: &Path, fork: Fork, port: u16) -> Result<Command> {
     let ours = root().join("dev/geth");
@@ -46,10 +49,10 @@ pub(crate) fn command(program: &Path, folder: &Path, fork: Fork, port: u16) -> R
     }
     let file = data.join("genesis.json");
     std::fs::write(&file, genesis.to_string())?;
-    let made = Command::new(program).arg("init").arg("--datadir").arg(&data).arg(&file).output()?;
+    let made = Command::new(program).arg("init").args(CACHE).arg("--datadir").arg(&data).arg(&file).output()?;
     ensure!(made.status.success(), "geth init: {}", String::from_utf8_lossy(&made.stderr));
     let mut command = Command::new(program);
-    command.arg("--dev").arg("--datadir").arg(&data).arg("--log.file").arg(folder.join("geth.log"));
+    command.arg("--dev").args(CACHE).arg("--datadir").arg(&data).arg("--log.file").arg(folder.join("geth.log"));
     command.args(["--http", "--http.port", &port.to_string(), "--http.api", "eth,net,web3,debug,txpool,testing"]);
     command.args([
         "--authrpc.port",

@@ -12,26 +12,26 @@ use crate::heavy_work::HeavyWork;
 use crate::http::body_budget::BodyBudget;
 use crate::http::problem::Problem;
 use crate::http::share::{self, HeldConnection, Shares};
+use crate::read::Reads;
+use crate::read_queue::ReadRequest;
 use chain::Listing;
 use deadpool_postgres::Pool;
 use merchants::accounts::{Account, Accounts};
 use merchants::{KeyCache, Merchant};
-use runtime::db::Replica;
 use std::ops::Deref;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 use webhooks::Guard;
 
-/// Cheap to clone. Its sender of create requests keeps the batcher alive, so the batcher ends after the last request.
+/// Cheap to clone. Its senders of requests keep the batchers alive, so those end after the last request.
 #[derive(Clone)]
 pub struct App(Arc<Parts>);
 
 /// The parts of an [`App`].
 pub struct Parts {
     pub pool: Pool,
-    /// For reads, if there is one.
-    pub replica: Option<Replica>,
+    pub reads: Reads,
     /// The chains and tokens, as they are listed now.
     pub listing: Listing,
     /// Looks up API keys, with a cache.
@@ -42,8 +42,9 @@ pub struct Parts {
     pub installation: Uuid,
     /// Publishes intents and keeps unacknowledged addresses hidden.
     pub intents: Intents,
-    /// To the batcher.
+    /// To the batchers.
     pub create_requests: mpsc::Sender<CreateRequest>,
+    pub read_requests: mpsc::Sender<ReadRequest>,
     pub health: HealthChecks,
     /// Whether a chain takes new payments.
     pub availability: Availability,

@@ -8,15 +8,16 @@
 //! - No response shows an address whose intent Kafka has not acknowledged (`create::intents`).
 //! - A key sees only its own merchant's payments; another merchant's are not found.
 //!
-//! The rooms in order; each imports only from those before it: `http`; `chains`; `create`; `event_feed`, `health_checks` and
-//! `heavy_work`; `app`, the state that handlers share; `auth`; `openapi`; `routes`, one file per resource; `role`, which wires all
-//! of it. `fuzzing` is for the crate `fuzz` alone.
+//! The rooms in order; each imports only from those before it: `http`; `batches`; `chains`; `create`; `read` and `read_queue`;
+//! `event_feed`, `health_checks` and `heavy_work`; `app`, the state that handlers share; `auth`; `openapi`; `routes`, one file
+//! per resource; `role`, which wires all of it. `fuzzing` is for the crate `fuzz` alone.
 //!
 //! Left out on purpose: private keys (addresses are derived from an xpub), and how a payment changes and where it is kept,
 //! which is [`payments`]'.
 
 mod app;
 mod auth;
+mod batches;
 mod chains;
 mod clock;
 mod create;
@@ -29,6 +30,7 @@ mod housekeeping;
 mod http;
 mod openapi;
 mod read;
+mod read_queue;
 mod role;
 mod routes;
 

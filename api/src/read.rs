@@ -1,11 +1,11 @@
 //! Reads, each of one moment of the database: a payment's status, its sums, its transfers and its chain's head belong together.
 //! A replica may answer, if there is one that keeps up: single records and a list's first page; later pages are the primary's.
 
-use crate::app::App;
+use crate::create::intents::Intents;
 use crate::http::pagination::PageQuery;
 use crate::http::problem::Problem;
 use crate::http::share::{self, HeldConnection};
-use deadpool_postgres::Client;
+use deadpool_postgres::{Client, Pool};
 use futures::FutureExt as _;
 use payments::store::{self, Page};
 use runtime::Failure;
@@ -114,14 +114,44 @@ impl Snapshot {
     }
 }
 
-impl App {
+/// Where reads go. Cheap to clone.
+#[derive(Clone)]
+pub struct Reads {
+    pub pool: Pool,
+    /// If there is one.
+    pub replica: Option<Replica>,
+    /// Publishes again what must not be shown before.
+    pub intents: Intents,
+}
+
+impl Reads {
     /// Reads on the replica, and on the primary where that is too far behind, fails, or does not have what is asked for.
     ///
     /// # Errors
     /// That of the read on the primary.
     pub async fn read<T, F: Future<Output = Result<T, Unread>>>(&self, read: impl Fn(Snapshot) -> F) -> Result<T, Problem> {
+        self.read_anywhere(read, Replica::leave).await
+    }
+
+    /// [`read`](Self::read) for many requests at once, each of which is made again alone if this takes long: whether the replica is
+    /// slow is seen then.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn read_for_many<T, F: Future<Output = Result<T, Unread>>>(
+        &self,
+        read: impl Fn(Snapshot) -> F,
+    ) -> Result<T, Problem> {
+        self.read_anywhere(read, |_| {}).await
+    }
+
+    async fn read_anywhere<T, F: Future<Output = Result<T, Unread>>>(
+        &self,
+        read: impl Fn(Snapshot) -> F,
+        on_late: fn(&Replica),
+    ) -> Result<T, Problem> {
         if let Some(replica) = &self.replica
-            && let Some(answer) = read_replica(replica, &read).await
+            && let Some(answer) = read_replica(replica, &read, on_late).await
         {
             return Ok(answer);
         }
@@ -151,7 +181,7 @@ impl App {
     ) -> Result<T, Problem> {
         let mut from = Source::Primary;
         loop {
-            let db = self.db().await?;
+            let db = share::connection(&self.pool).await?;
             let began = db.began;
             // Kafka may take its time, and other requests need the connection, which is given back with the snapshot.
             from = match read(Snapshot::begin(Arc::new(db), from).await?).await {
@@ -166,7 +196,11 @@ impl App {
 }
 
 /// `None` where the primary is to be asked.
-async fn read_replica<T, F: Future<Output = Result<T, Unread>>>(replica: &Replica, read: impl Fn(Snapshot) -> F) -> Option<T> {
+async fn read_replica<T, F: Future<Output = Result<T, Unread>>>(
+    replica: &Replica,
+    read: impl Fn(Snapshot) -> F,
+    on_late: fn(&Replica),
+) -> Option<T> {
     let place = share::replica_connection()?;
     let held = Arc::new(HeldConnection::at(place, Instant::now(), replica.get().await?));
     let begin = async {
@@ -180,7 +214,7 @@ async fn read_replica<T, F: Future<Output = Result<T, Unread>>>(replica: &Replic
         Err(late) => Err(late),
     };
     if answered.is_err() {
-        replica.leave();
+        on_late(replica);
         // Until its server has done with what was asked, nobody is to wait behind that, nor has the merchant its place again.
         tokio::spawn(async move {
             if tokio::time::timeout(WRITE_TIMEOUT, held.batch_execute("")).await.is_err() {

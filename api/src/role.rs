@@ -14,7 +14,10 @@ use crate::heavy_work::HeavyWork;
 use crate::housekeeping;
 use crate::http::body_budget::BodyBudget;
 use crate::http::share::Shares;
+use crate::read::Reads;
+use crate::read_queue::MAX_QUEUED_READS;
 use crate::routes;
+use crate::routes::payment_reads::ReadBatcher;
 use anyhow::{Context as _, bail};
 use axum::Router;
 use axum::body::Body;
@@ -125,8 +128,8 @@ pub async fn run(
     let batcher = Batcher { pool: pool.clone(), intents: intents.clone(), installation };
     let keys = Arc::new(KeyCache::new(pool.clone(), look_up_pool, NonZeroU32::new(settings.api_rate_limit)));
     keys.fill().await.map_err(|failure| failure.context("reading the API keys"))?;
-    // The tasks end in the order of the data flow: the server at `stop`, the batcher when the server has dropped its sender,
-    // `forget` when all publishers are gone.
+    // The tasks end in the order of the data flow: the server at `stop`, the batchers when the server has dropped their
+    // senders, `forget` when all publishers are gone.
     let mut tasks = JoinSet::new();
     tasks.spawn(batcher.run(queue));
     tasks.spawn(intents::forget(pool.clone(), acknowledged));
@@ -142,21 +145,27 @@ pub async fn run(
     if let Some((replica, primary)) = replica.clone() {
         tasks.spawn(replica.follow(primary, stop.clone()));
     }
+    let reads = Reads { pool: pool.clone(), replica: replica.map(|(replica, _)| replica), intents: intents.clone() };
+    let shares = Shares::of(bounds.connections);
+    let (read_requests, read_queue) = mpsc::channel(MAX_QUEUED_READS);
+    let read_batcher = ReadBatcher { reads: reads.clone(), listing: listing.clone(), share: shares.for_all() };
+    tasks.spawn(read_batcher.run(read_queue));
     let app = App::new(Parts {
         pool,
-        replica: replica.map(|(replica, _)| replica),
+        reads,
         listing,
         keys,
         accounts: Accounts::new(account),
         installation,
         intents,
         create_requests,
+        read_requests,
         health,
         availability,
         event_feed,
         in_flight_keys: InFlightKeys::default(),
         guard: Guard::of(&settings),
-        shares: Shares::of(bounds.connections),
+        shares,
         body_budget: BodyBudget::default(),
         heavy_work: HeavyWork::default(),
     });

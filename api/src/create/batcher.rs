@@ -1,11 +1,9 @@
-//! Creates payments in batches.
-//!
-//! A flush to disk and a round trip to Kafka cost the same for one payment as for hundreds, so the requests that arrive while
-//! one batch is in flight form the next one. No request waits for a batch to fill.
+//! Creates payments in [batches](crate::batches).
 //!
 //! A payment, its `payment.created` event, its idempotency key and its intent (as not acknowledged) are one transaction; the
 //! request is answered after Kafka has acknowledged the intent.
 
+use crate::batches::{self, Bounds, Queued, Turn, give_way, log_panic};
 use crate::clock;
 use crate::create::idempotency::{self, IdempotencyKey, KeyClaim};
 use crate::create::intents::Intents;
@@ -23,19 +21,17 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::{JoinError, JoinSet};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use topics::{Address, PaymentId};
 use uuid::Uuid;
 
-/// In a larger batch the first request would wait long for the last.
-const MAX_BATCH_SIZE: usize = 500;
-/// One batch waits for Postgres' disk while another waits for Kafka's.
-const MAX_BATCHES_IN_FLIGHT: usize = 4;
-/// How long a batch in Kafka's hands keeps another from its place: what a partition without a leader keeps waiting is a part of each batch.
+/// One batch waits for Postgres' disk while another waits for Kafka's. Of those that have given way none takes longer than some
+/// seconds.
+const BOUNDS: Bounds = Bounds { size: 500, in_flight: 4, all: 64 };
+/// How long a batch in Kafka's hands keeps another from its turn: what a partition without a leader keeps waiting is a part of
+/// each batch.
 const MAX_KAFKA_TURN: Duration = Duration::from_millis(500);
-/// With those that have given up their place, of which none takes longer than some seconds.
-const MAX_BATCHES: usize = 64;
 
 /// Where the batches go.
 pub struct Batcher {
@@ -45,40 +41,21 @@ pub struct Batcher {
     pub installation: Uuid,
 }
 
+impl Queued for CreateRequest {
+    fn leave_queue(&mut self) -> bool {
+        self.place = None;
+        !self.reply.is_closed()
+    }
+}
+
 impl Batcher {
     /// Handles requests until all senders are gone and the last batch is answered.
-    pub async fn run(self, mut requests: mpsc::Receiver<CreateRequest>) {
+    pub async fn run(self, requests: mpsc::Receiver<CreateRequest>) {
         let batcher = Arc::new(self);
-        let (mut batches, slots) = (JoinSet::new(), Arc::new(Semaphore::new(MAX_BATCHES_IN_FLIGHT)));
-        loop {
-            while let Some(ended) = batches.try_join_next() {
-                log_panic(Some(ended));
-            }
-            if batches.len() >= MAX_BATCHES {
-                log_panic(batches.join_next().await);
-            }
-            // A free slot first: requests that arrive while there is none go into the next batch.
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
-            let mut batch = Vec::new();
-            if requests.recv_many(&mut batch, MAX_BATCH_SIZE).await == 0 {
-                break;
-            }
-            // No payment for a client that disconnected or timed out in the queue.
-            batch.retain_mut(|request| {
-                request.place = None;
-                !request.reply.is_closed()
-            });
-            if !batch.is_empty() {
-                let batcher = Arc::clone(&batcher);
-                batches.spawn(async move { batcher.create(batch, slot).await });
-            }
-        }
-        while !batches.is_empty() {
-            log_panic(batches.join_next().await);
-        }
+        batches::run(requests, BOUNDS, |batch, turn| Arc::clone(&batcher).create(batch, turn)).await;
     }
 
-    async fn create(self: Arc<Self>, batch: Vec<CreateRequest>, slot: OwnedSemaphorePermit) {
+    async fn create(self: Arc<Self>, batch: Vec<CreateRequest>, turn: Turn) {
         // The same key twice in a batch: the second request finds the first one's payment once that is committed. An account that
         // has no address left has earlier payments alone.
         let mut keys = HashSet::new();
@@ -120,7 +97,7 @@ impl Batcher {
                 log_panic(Some(ended));
             }
         };
-        give_way(slot, answered).await;
+        give_way(turn, MAX_KAFKA_TURN, answered).await;
     }
 
     /// One transaction: keys, addresses, payments. `None` for a request whose key was taken already. With the time before its
@@ -271,15 +248,6 @@ fn addresses_per_account<'a>(accounts: impl Iterator<Item = &'a Account>) -> Vec
     counts.into_values().map(|(account, count)| (account.clone(), count)).collect()
 }
 
-/// Frees the slot of a batch that Kafka keeps waiting.
-async fn give_way(slot: OwnedSemaphorePermit, answer: impl Future<Output = ()>) {
-    let mut answer = pin!(answer);
-    if tokio::time::timeout(MAX_KAFKA_TURN, &mut answer).await.is_err() {
-        drop(slot);
-        answer.await;
-    }
-}
-
 fn reply(request: CreateRequest, outcome: Result<CreatedPayment, Problem>) {
     // The client may have disconnected.
     let _ = request.reply.send(outcome);
@@ -288,28 +256,5 @@ fn reply(request: CreateRequest, outcome: Result<CreatedPayment, Problem>) {
 fn refuse(requests: impl IntoIterator<Item = CreateRequest>, problem: &Problem) {
     for request in requests {
         reply(request, Err(problem.clone()));
-    }
-}
-
-/// The requests of a batch that panicked get a 500, as their senders are dropped.
-fn log_panic(batch: Option<Result<(), JoinError>>) {
-    if let Some(Err(panic)) = batch {
-        tracing::error!("a batch of create requests panicked: {panic}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use futures::future::pending;
-
-    #[tokio::test]
-    async fn a_batch_that_kafka_keeps_waiting_gives_its_slot_to_the_next() {
-        let slots = Arc::new(Semaphore::new(1));
-        let slot = Arc::clone(&slots).acquire_owned().await.unwrap();
-        let waiting = tokio::spawn(give_way(slot, pending()));
-        assert!(slots.try_acquire().is_err(), "for a while it is its own");
-        let _next = tokio::time::timeout(MAX_KAFKA_TURN * 10, slots.acquire()).await.unwrap().unwrap();
-        assert!(!waiting.is_finished(), "its requests wait on");
     }
 }

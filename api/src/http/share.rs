@@ -1,6 +1,6 @@
-//! The share of one merchant in what all have in common: requests in hand, places in the queue of payments to create, connections to
-//! Postgres and places in the line for one, and large redeliveries. Orders and lines beyond it wait behind the merchant's own, and not in
-//! front of others; the rest is refused.
+//! The share of one merchant in what all have in common: requests in hand, places in the queues of payments to create and to
+//! read, connections to Postgres and places in the line for one, and large redeliveries. Orders and lines beyond it wait behind
+//! the merchant's own, and not in front of others; the rest is refused.
 //!
 //! A client that hangs up frees nothing that its statement takes still: a request that holds a connection goes on until it
 //! gives that back, and what it has of the share with it. Not for ever: nothing ends a commit that waits for a standby. What has
@@ -26,6 +26,8 @@ use uuid::Uuid;
 const MAX_REQUESTS: usize = 2048;
 /// A quarter of the queue, and more than a batch has.
 const MAX_QUEUED: usize = 2048;
+/// Half of the largest batch: another merchant's read is in the next batch, however many this one sends.
+const MAX_QUEUED_READS: usize = 32;
 /// The pool serves in order, so another merchant's request waits for these few and not for all that this one has.
 const MAX_IN_LINE: usize = 4;
 /// For a place.
@@ -58,10 +60,13 @@ pub struct Shares {
 }
 
 struct Share {
+    /// For a place.
+    max_wait: Duration,
     /// How long what a client has left behind may hold a connection.
     patience: Duration,
     requests: Arc<Semaphore>,
     queued: Arc<Semaphore>,
+    queued_reads: Arc<Semaphore>,
     in_line: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     replica_connections: Arc<Semaphore>,
@@ -72,9 +77,11 @@ impl Share {
     fn new(connections: usize, patience: Duration) -> Self {
         let places = |number| Arc::new(Semaphore::new(number));
         Self {
+            max_wait: MAX_WAIT,
             patience,
             requests: places(MAX_REQUESTS),
             queued: places(MAX_QUEUED),
+            queued_reads: places(MAX_QUEUED_READS),
             in_line: places(MAX_IN_LINE),
             connections: places(connections),
             replica_connections: places(connections),
@@ -87,6 +94,12 @@ impl Shares {
     /// Of a pool of so many connections. A merchant may hold half of them: its statements may all wait for one lock.
     pub fn of(connections: usize) -> Self {
         Self { connections: (connections / 2).max(1), patience: WRITE_TIMEOUT, merchants: Mutex::default() }
+    }
+
+    /// For what is read for several merchants at once: a quarter of the connections, beside the half of any of them. Nothing waits
+    /// for a place in it, since each may be asked for within its own merchant's share instead.
+    pub fn for_all(&self) -> OwnShare {
+        OwnShare(Some(Arc::new(Share { max_wait: Duration::ZERO, ..Share::new(self.connections.div_ceil(2), self.patience) })))
     }
 
     /// Works on a request within the merchant's share.
@@ -109,7 +122,7 @@ impl Shares {
     }
 }
 
-/// The share of a merchant, for what goes on after its request was answered, such as a live stream.
+/// The share of a merchant, for what goes on after its request was answered, such as a live stream; or that for all merchants.
 #[derive(Clone)]
 pub struct OwnShare(Option<Arc<Share>>);
 
@@ -290,6 +303,14 @@ pub async fn in_queue(orders: u32) -> Result<Option<OwnedSemaphorePermit>, Probl
     places(|share| &share.queued, orders).await
 }
 
+/// A place for a read in the queue of reads, until it is dropped.
+///
+/// # Errors
+/// A 503 when the merchant's reads before it take too long.
+pub async fn in_read_queue() -> Result<Option<OwnedSemaphorePermit>, Problem> {
+    places(|share| &share.queued_reads, 1).await
+}
+
 /// The merchant's turn to redeliver many events, until it is dropped.
 ///
 /// # Errors
@@ -305,8 +326,10 @@ pub fn redelivery() -> Result<Option<OwnedSemaphorePermit>, Problem> {
 
 /// `None` for what no merchant asks for.
 async fn places(of: impl Fn(&Share) -> &Arc<Semaphore>, number: u32) -> Result<Option<OwnedSemaphorePermit>, Problem> {
-    let Ok(places) = WORK.try_with(|work| Arc::clone(of(&work.share))) else { return Ok(None) };
-    match tokio::time::timeout(MAX_WAIT, places.acquire_many_owned(number)).await {
+    let Ok((places, max_wait)) = WORK.try_with(|work| (Arc::clone(of(&work.share)), work.share.max_wait)) else {
+        return Ok(None);
+    };
+    match tokio::time::timeout(max_wait, places.acquire_many_owned(number)).await {
         Ok(Ok(places)) => Ok(Some(places)),
         Ok(Err(_)) | Err(_) => Err(Problem::unavailable(1, "Many of your requests wait before this one; retry")),
     }
@@ -449,6 +472,25 @@ mod tests {
         assert!(shares.work(one, orders(100)).now_or_never().is_none());
         assert!(shares.work(other, orders(1000)).now_or_never().is_some());
         drop(queued);
+
+        let read = || async { in_read_queue().await.map(drop) };
+        let mut reads = join_all((0..MAX_QUEUED_READS).map(|_| shares.work(one, held(|share| &share.queued_reads, 1))));
+        assert!((&mut reads).now_or_never().is_none());
+        assert!(shares.work(one, read()).now_or_never().is_none() && shares.work(other, read()).now_or_never().is_some());
+        drop(reads);
+
+        // What is read for all waits for nothing, and takes no place of a merchant's.
+        let hold = || async {
+            let _place = one_connection().await;
+            pending::<()>().await;
+        };
+        let for_all = shares.for_all();
+        let mut held_for_all = join_all((0..4).map(|_| for_all.work(hold())));
+        assert!((&mut held_for_all).now_or_never().is_none());
+        let at_once = tokio::time::timeout(MAX_WAIT / 5, for_all.work(async { one_connection().await.is_err() }));
+        assert!(at_once.await.expect("it waited"), "a quarter of all");
+        let mut of_one = join_all((0..8).map(|_| shares.work(one, hold())));
+        assert!((&mut of_one).now_or_never().is_none() && shares.work(other, connection()).now_or_never().is_some());
 
         let mut in_hand = join_all((0..=MAX_REQUESTS).map(|_| shares.work(one, pending::<()>()).boxed()));
         assert!((&mut in_hand).now_or_never().is_none());

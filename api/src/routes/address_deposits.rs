@@ -52,7 +52,7 @@ pub async fn list(
         let ids: Vec<Uuid> = places.iter().map(|place| place.id.0).collect();
         Ok(DepositPage { data: payment_reply::load(&app.catalog(), &db, &ids).await?, next_cursor })
     };
-    let page = app.read_page(page, load).await?;
+    let page = app.reads.read_page(page, load).await?;
     let bytes = payment_reply::size(&page.data);
     app.heavy_work.write(page, bytes).await
 }

@@ -144,7 +144,7 @@ pub async fn find(db: &Snapshot, caller: &Caller, id: Uuid) -> Result<DepositAdd
 )]
 pub async fn get(State(app): State<App>, caller: Caller, AddressPath(id): AddressPath) -> Result<Json<AddressReply>, Problem> {
     let caller = &caller;
-    let found = app.read(|db: Snapshot| async move { find(&db, caller, id).await }).await?;
+    let found = app.reads.read(|db: Snapshot| async move { find(&db, caller, id).await }).await?;
     Ok(Json(found.into()))
 }
 
@@ -183,5 +183,5 @@ pub async fn list(
         found.retain(|address| !hidden.contains(&address.id));
         Ok(Json(AddressPage { data: found.into_iter().map(AddressReply::from).collect(), next_cursor }))
     };
-    app.read_page(page, load).await
+    app.reads.read_page(page, load).await
 }

@@ -8,6 +8,7 @@ pub mod addresses;
 mod chains;
 mod health;
 mod payment_events;
+pub mod payment_reads;
 mod payment_reply;
 mod payments;
 pub mod payments_batch;

@@ -11,11 +11,12 @@ use crate::http::extract::{Body, path_id};
 use crate::http::problem::Problem;
 use crate::openapi::schemas;
 use crate::read::{Snapshot, Unread};
+use crate::read_queue;
 use crate::routes::payment_reply::{self, PaymentReply};
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use payments::lifecycle::Input;
 use payments::{Payment, Status, store};
@@ -108,9 +109,12 @@ fn created(payment: &Payment, repeated: bool) -> Response {
     params(("id" = schemas::PaymentId, Path)),
     responses((status = 200, description = "The payment.", body = PaymentReply)),
 )]
-pub async fn get(State(app): State<App>, caller: Caller, PaymentPath(id): PaymentPath) -> Result<Json<PaymentReply>, Problem> {
+pub async fn get(State(app): State<App>, caller: Caller, PaymentPath(id): PaymentPath) -> Result<Response, Problem> {
+    if let Some(reply) = read_queue::read(&app.read_requests, caller.merchant, id).await {
+        return Ok(([(header::CONTENT_TYPE, "application/json")], reply).into_response());
+    }
     let catalog = &app.catalog();
-    app.read(|db| show(catalog, db, caller.merchant, id)).await
+    Ok(app.reads.read(|db| show(catalog, db, caller.merchant, id)).await?.into_response())
 }
 
 /// The merchant's payment.
@@ -171,5 +175,5 @@ pub async fn cancel(
     }
     drop(db);
     let catalog = &app.catalog();
-    app.read_newest(|db| show(catalog, db, caller.merchant, id)).await
+    app.reads.read_newest(|db| show(catalog, db, caller.merchant, id)).await
 }

@@ -45,7 +45,7 @@ pub async fn list(State(app): State<App>, caller: Caller, Parameters(parameters)
         set_filter(&mut filter, &catalog, name, value)
     })?;
     filter.below = page.cursor;
-    let page = app.read_page(&page, |db| load(&app, caller.merchant, &filter, &page, db)).await?;
+    let page = app.reads.read_page(&page, |db| load(&app, caller.merchant, &filter, &page, db)).await?;
     let bytes = payment_reply::size(&page.data);
     app.heavy_work.write(page, bytes).await
 }

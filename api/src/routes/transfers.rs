@@ -56,7 +56,7 @@ pub async fn of_payment(
         db.ensure_acknowledged(id.0).await?;
         list(app, &db, TransferOwner::Payment(id.0), page).await
     };
-    app.read_page(page, load).await
+    app.reads.read_page(page, load).await
 }
 
 /// `GET /api/v1/addresses/{id}/transfers`
@@ -79,7 +79,7 @@ pub async fn of_address(
         let address = addresses::find(&db, caller, id).await?;
         list(app, &db, TransferOwner::DepositAddress(address.id), page).await
     };
-    app.read_page(page, load).await
+    app.reads.read_page(page, load).await
 }
 
 type Page = PageQuery<TransferPlace>;

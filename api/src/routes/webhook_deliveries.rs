@@ -135,7 +135,7 @@ pub async fn list(
         let next_cursor = page.cut(&mut found, |last| last.id.to_string());
         Ok(Json(Page { data: found.into_iter().map(DeliveryReply::new).collect(), next_cursor }))
     };
-    app.read_page(page, load).await
+    app.reads.read_page(page, load).await
 }
 
 /// The cursor of this list: the id of a delivery.

@@ -46,6 +46,7 @@ mod other_topics;
 mod outage;
 mod past;
 mod payments;
+mod reads;
 mod real_blocks;
 mod relay;
 mod reorgs;

@@ -44,7 +44,7 @@ pub use page::Page;
 pub use parts::{PartRow, counted_from, delete_parts, save_parts, touched_parts};
 pub use payments::{
     OpenPayments, belongs_to_merchant, insert_deposits, insert_payments, insert_requested_payments, load_created,
-    load_payments, lock_payments, lock_touched_payments, open_payments, payment_created_at, save_payments,
+    load_payments, load_small_payments, lock_payments, lock_touched_payments, open_payments, payment_created_at, save_payments,
 };
 pub use restore::{RestoredRows, lost_ids, restore_issued};
 pub use told::{forget_told_events, is_behind_told_events, keep_told_events, told_events};

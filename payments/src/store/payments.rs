@@ -8,7 +8,7 @@ use super::touched::BatchScope;
 use super::transfers::{last_transfers, last_transfers_in};
 use crate::intents::{Origin, intent_record};
 use crate::lifecycle::Event;
-use crate::payment::{Asset, Part, Payment, Sums, Terms, Token};
+use crate::payment::{Asset, MAX_TRANSFERS_OF_BLOCK, Part, Payment, Sums, Terms, Token};
 use crate::policy::Policy;
 use crate::total::Total;
 use crate::transfer::ReceivedTransfer;
@@ -23,6 +23,9 @@ use uuid::Uuid;
 
 /// Deposits per statement, each of which may have 16 kB of metadata.
 const MAX_DEPOSITS_PER_STATEMENT: usize = 256;
+
+/// Of a small payment. Most have one or two.
+const MAX_FEW_TRANSFERS: usize = 10;
 
 /// Inserts new payments, each with its first event, and their intents as not yet acknowledged.
 ///
@@ -130,8 +133,25 @@ const COLUMNS: &str =
 /// # Errors
 /// When the database fails, or a row holds no valid payment.
 pub async fn load_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
+    load_with(db, ids, MAX_TRANSFERS_OF_BLOCK).await
+}
+
+/// [`load_payments`] without those that have more transfers to be shown than most have: so many payments at once are some rows
+/// each, whoever has sent dust to one.
+///
+/// # Errors
+/// When the database fails, or a row holds no valid payment.
+pub async fn load_small_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Payment>, Failure> {
+    // Of either kind one more is read than a small payment has of both.
+    let mut payments = load_with(db, ids, MAX_FEW_TRANSFERS + 1).await?;
+    payments.retain(|payment| payment.transfers.len() <= MAX_FEW_TRANSFERS);
+    Ok(payments)
+}
+
+/// Each with its last transfers of either kind.
+async fn load_with(db: &impl GenericClient, ids: &[Uuid], transfers: usize) -> Result<Vec<Payment>, Failure> {
     // Pipelined, so one round trip.
-    let (mut payments, transfers) = tokio::try_join!(select(db, ids, ""), last_transfers(db, ids, true))?;
+    let (mut payments, transfers) = tokio::try_join!(select(db, ids, ""), last_transfers(db, ids, true, transfers))?;
     attach_transfers(&mut payments, transfers);
     Ok(payments)
 }
@@ -178,7 +198,7 @@ pub async fn lock_payments(db: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<
     }
     lock::hold_off_comparison(db).await?;
     let mut payments = select(db, ids, "FOR UPDATE").await?;
-    attach_transfers(&mut payments, last_transfers(db, ids, false).await?);
+    attach_transfers(&mut payments, last_transfers(db, ids, false, MAX_TRANSFERS_OF_BLOCK).await?);
     Ok(payments)
 }
 

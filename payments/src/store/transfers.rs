@@ -264,8 +264,8 @@ const REVERSE_ORDER: &str =
 /// Those that count, and those beside a payment. Each has its index, so that a flood of the one does not hide the other.
 const COUNTS: &str = "listed AND NOT below_minimum";
 
-/// The transfers of payments that a record or a reply shows, each with its payment's id, in the chain's order: the last hundred that
-/// count. `beside` adds the last hundred that do not.
+/// The transfers of payments that a record or a reply shows, each with its payment's id, in the chain's order: the last of those that
+/// count, at most `limit` of each payment. `beside` adds as many that do not.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid transfer.
@@ -273,6 +273,7 @@ pub(super) async fn last_transfers(
     db: &impl GenericClient,
     payments: &[Uuid],
     beside: bool,
+    limit: usize,
 ) -> Result<Vec<(Uuid, ReceivedTransfer)>, Failure> {
     if payments.is_empty() {
         return Ok(Vec::new());
@@ -281,7 +282,7 @@ pub(super) async fn last_transfers(
         format!(
             "SELECT last.* FROM unnest($1::uuid[]) AS o (id) CROSS JOIN LATERAL (
                  SELECT * FROM transfers WHERE payment_id = o.id AND {condition} AND NOT removed
-                 ORDER BY {REVERSE_ORDER} LIMIT {MAX_TRANSFERS_OF_BLOCK}) AS last"
+                 ORDER BY {REVERSE_ORDER} LIMIT {limit}) AS last"
         )
     };
     let mut rows = last(COUNTS);
@@ -304,7 +305,7 @@ pub(super) async fn last_transfers_in(
     scope: &BatchScope<'_>,
 ) -> Result<Vec<(Uuid, ReceivedTransfer)>, Failure> {
     if scope.removed_blocks.is_empty() || payments.is_empty() {
-        return last_transfers(db, payments, false).await;
+        return last_transfers(db, payments, false, MAX_TRANSFERS_OF_BLOCK).await;
     }
     let sql = format!(
         "SELECT {COLUMNS} FROM (

@@ -68,7 +68,7 @@ pub async fn list(
         wants_stream(&headers).then(|| app.event_feed.subscribe(caller.merchant, caller.id, id.0)).transpose()?;
     if let Some(subscription) = subscription {
         let owner = &caller;
-        let created_at = app.read_newest(|db: Snapshot| async move { find(&db, owner, id).await }).await?;
+        let created_at = app.reads.read_newest(|db: Snapshot| async move { find(&db, owner, id).await }).await?;
         let after = last_event_id(&headers, id).or(after).unwrap_or(0);
         return Ok(EventStream::new(app, caller.id, subscription, id, created_at, after).into_response());
     }
@@ -80,7 +80,7 @@ pub async fn list(
         let data = events.into_iter().map(|e| EventReply::new(e.event, e.asked_by)).collect::<Result<Vec<_>, _>>()?;
         Ok(Json(Page { data, next_cursor }).into_response())
     };
-    app.read_page(page, load).await
+    app.reads.read_page(page, load).await
 }
 
 /// When the caller's payment was created, if its address may be shown, which its events have.

@@ -24,7 +24,7 @@ use axum::body::Body;
 use chain::Listing;
 use deadpool_postgres::Pool;
 use merchants::KeyCache;
-use merchants::accounts::{Account, Accounts};
+use merchants::accounts::{self, Account, Accounts};
 use recovery::Recovery;
 use runtime::db::{Bounds, Replica};
 use runtime::http::{self, Limits, Timeouts};
@@ -141,6 +141,8 @@ pub async fn run(
     tasks.spawn(availability.clone().run(pool.clone(), stop.clone()));
     tasks.spawn(housekeeping::run(housekeeping_pool, settings.history_keep_days, stop.clone()));
     tasks.spawn(Arc::clone(&keys).write_last_uses(stop.clone()));
+    let accounts = Accounts::new(account);
+    tasks.spawn(accounts::derive_ahead(accounts.clone(), stop.clone()));
     tasks.spawn(observe_pool(pool.clone(), stop.clone()));
     if let Some((replica, primary)) = replica.clone() {
         tasks.spawn(replica.follow(primary, stop.clone()));
@@ -155,7 +157,7 @@ pub async fn run(
         reads,
         listing,
         keys,
-        accounts: Accounts::new(account),
+        accounts,
         installation,
         intents,
         create_requests,

@@ -3,14 +3,17 @@
 //! Each account has a Postgres sequence of address indices. A sequence never goes back, so no address is given out twice; a rollback
 //! leaves a gap. An xpub whose key another account has, under whatever text, is refused here.
 
+use crate::ahead::{Ahead, LOOK_INTERVAL};
 use anyhow::{Context as _, ensure};
 use deadpool_postgres::{Client, GenericClient, Pool};
 use runtime::Failure;
 use runtime::db::lock;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio_postgres::Row;
+use tokio_util::sync::CancellationToken;
 use topics::Address;
 use wallet::AccountXpub;
 
@@ -24,7 +27,18 @@ struct AccountParts {
     sequence: String,
     is_exhausted: AtomicBool,
     is_replaced: AtomicBool,
+    ahead: Ahead,
 }
+
+impl AccountParts {
+    /// The address of an index that was taken; `None` if it has none.
+    fn address(&self, index: u32) -> Option<Address> {
+        self.ahead.take(index).or_else(|| self.xpub.address(index).ok())
+    }
+}
+
+/// Accounts whose addresses are derived ahead: those that have given one out last.
+const MAX_ACCOUNTS_AHEAD: usize = 32;
 
 /// The indices of an account that a statement takes.
 const MAX_TAKEN: i64 = 10_000_000;
@@ -32,7 +46,7 @@ const MAX_TAKEN: i64 = 10_000_000;
 impl Account {
     fn new(xpub: AccountXpub, sequence: String) -> Self {
         let (fingerprint, is_exhausted, is_replaced) = (xpub.fingerprint(), AtomicBool::new(false), AtomicBool::new(false));
-        Self(Arc::new(AccountParts { xpub, fingerprint, sequence, is_exhausted, is_replaced }))
+        Self(Arc::new(AccountParts { xpub, fingerprint, sequence, is_exhausted, is_replaced, ahead: Ahead::default() }))
     }
 
     /// Whether it was found to have given out all its addresses. Its merchant needs another xpub.
@@ -59,7 +73,12 @@ impl Account {
     pub async fn register(xpub: AccountXpub, pool: &Pool) -> anyhow::Result<Self> {
         let mut client = pool.get().await.context("connecting to DATABASE_URL")?;
         let sequence = register(&xpub, &mut client).await?;
-        Ok(Self::new(xpub, sequence))
+        let next = next_index(&client, &sequence).await.context("reading the position of the xpub's addresses")?;
+        let account = Self::new(xpub, sequence);
+        if let Ok(next) = u32::try_from(next) {
+            account.0.ahead.expect(next);
+        }
+        Ok(account)
     }
 
     /// [`register`](Self::register) in a database that took the place of the one before, and may lack it.
@@ -113,6 +132,12 @@ async fn register(xpub: &AccountXpub, client: &mut Client) -> Result<String, Fai
 async fn create_sequence(db: &impl GenericClient, fingerprint: &str) -> Result<String, tokio_postgres::Error> {
     // A function of the database's owner: a role may create nothing.
     Ok(db.query_one("SELECT make_address_sequence($1)", &[&fingerprint]).await?.get(0))
+}
+
+/// What a sequence would give next.
+async fn next_index(db: &impl GenericClient, sequence: &str) -> Result<i64, tokio_postgres::Error> {
+    let row = db.query_one(&format!("SELECT last_value, is_called FROM {sequence}"), &[]).await?;
+    Ok(row.get::<_, i64>(0) + i64::from(row.get::<_, bool>(1)))
 }
 
 /// All accounts, and an address of those whose xpub was lost.
@@ -183,8 +208,7 @@ pub async fn move_sequences(db: &impl GenericClient, highest: &BTreeMap<String, 
                 sequence
             }
         };
-        let row = db.query_one(&format!("SELECT last_value, is_called FROM {sequence}"), &[]).await?;
-        let next = row.get::<_, i64>(0) + i64::from(row.get::<_, bool>(1));
+        let next = next_index(db, &sequence).await?;
         let take = format!("SELECT max(nextval('{sequence}')) FROM generate_series(1, $1::bigint)");
         let mut missing = i64::from(*index) + 1 - next;
         // All 2^31 at once would take longer than a statement may.
@@ -196,15 +220,16 @@ pub async fn move_sequences(db: &impl GenericClient, highest: &BTreeMap<String, 
     Ok(())
 }
 
-/// cTrip's own account, and a cache of the others.
+/// cTrip's own account, and a cache of the others. Cheap to clone.
+#[derive(Clone)]
 pub struct Accounts {
     own: Account,
-    known: RwLock<HashMap<String, Account>>,
+    known: Arc<RwLock<HashMap<String, Account>>>,
 }
 
 impl Accounts {
     pub fn new(own: Account) -> Self {
-        Self { own, known: RwLock::default() }
+        Self { own, known: Arc::default() }
     }
 
     /// The account of this fingerprint; without one cTrip's own. A fingerprint's account never changes.
@@ -216,6 +241,24 @@ impl Accounts {
             None => Ok(self.own.clone()),
             Some(other) => self.known.read().unwrap_or_else(PoisonError::into_inner).get(other).cloned().ok_or(other),
         }
+    }
+
+    /// Those that addresses are derived ahead for, by when one was taken last. The others forget theirs.
+    fn in_use(&self) -> Vec<Account> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let mut accounts: Vec<Account> = known.values().chain([&self.own]).cloned().collect();
+        drop(known);
+        accounts.sort_by_cached_key(|account| Reverse(account.0.ahead.taken_at()));
+        for account in accounts.drain(accounts.len().min(MAX_ACCOUNTS_AHEAD)..) {
+            account.0.ahead.forget();
+        }
+        accounts
+    }
+
+    /// Whether nothing is to be held up: also none that has been in use only since [`in_use`](Self::in_use) was asked.
+    fn are_idle(&self) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.values().chain([&self.own]).all(|account| account.0.ahead.is_idle())
     }
 
     /// Reads the account of this fingerprint.
@@ -233,6 +276,24 @@ impl Accounts {
         let account = Account::new(AccountXpub::parse(xpub).map_err(Failure::halt)?, row.get(1));
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         Ok(known.entry(fingerprint.to_owned()).or_insert(account).clone())
+    }
+}
+
+/// Derives addresses ahead while none are taken, until `stop`.
+pub async fn derive_ahead(accounts: Accounts, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+        for account in accounts.in_use() {
+            let mut has_more = true;
+            while has_more && !stop.is_cancelled() && accounts.are_idle() {
+                let parts = Arc::clone(&account.0);
+                let derived = tokio::task::spawn_blocking(move || parts.ahead.derive_some(&parts.xpub));
+                has_more = derived.await.unwrap_or(false);
+            }
+        }
     }
 }
 
@@ -256,15 +317,14 @@ pub async fn take_addresses(db: &impl GenericClient, wanted: Vec<(Account, usize
         wanted.iter().map(|(_, count)| i64::try_from(*count)).collect::<Result<_, _>>().map_err(Failure::halt)?;
     let rows = db.query(&statement, &[&sequences, &counts]).await?;
     let indices: Vec<(i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    // A point multiplication per address takes some 30 µs: a full batch would block the async threads.
+    // What is not derived yet takes a point multiplication each: a full batch would block the async threads.
     let derived = tokio::task::spawn_blocking(move || {
         let (mut taken, mut exhausted) = (TakenAddresses::new(), None);
         for (place, index) in indices {
             let place = usize::try_from(place - 1).map_err(Failure::halt)?;
             let (Account(parts), _) =
                 wanted.get(place).ok_or_else(|| Failure::Halt(anyhow::anyhow!("an index of no account")))?;
-            let Some((index, address)) =
-                u32::try_from(index).ok().and_then(|index| Some((index, parts.xpub.address(index).ok()?)))
+            let Some((index, address)) = u32::try_from(index).ok().and_then(|index| Some((index, parts.address(index)?)))
             else {
                 parts.is_exhausted.store(true, Ordering::Relaxed);
                 exhausted = Some(anyhow::anyhow!(
@@ -281,4 +341,35 @@ pub async fn take_addresses(db: &impl GenericClient, wanted: Vec<(Account, usize
         exhausted.map_or(Ok(taken), |exhausted| Err(Failure::Halt(exhausted)))
     });
     derived.await.map_err(Failure::halt)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ahead::tests::XPUBS;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn nothing_is_derived_ahead_while_addresses_of_an_account_are_taken_that_was_not_in_use_before() {
+        let [own, other] = XPUBS.map(|xpub| Account::new(AccountXpub::parse(xpub).unwrap(), String::new()));
+        // Many seconds' worth.
+        own.0.ahead.expect(1_000_000);
+        let (accounts, stop) = (Accounts::new(own.clone()), CancellationToken::new());
+        let deriving = tokio::spawn(derive_ahead(accounts.clone(), stop.clone()));
+        let pause = || tokio::time::sleep(Duration::from_millis(1));
+        while own.0.ahead.len() == 0 {
+            pause().await;
+        }
+        accounts.known.write().unwrap().insert(other.fingerprint().to_owned(), other.clone());
+        let mut derived = Vec::new();
+        for _ in 0..200 {
+            other.0.ahead.take(0);
+            derived.push(own.0.ahead.len());
+            pause().await;
+        }
+        // Those that were being derived, at most.
+        assert!(derived[199] <= derived[0] + 64, "{} and then {}", derived[0], derived[199]);
+        stop.cancel();
+        deriving.await.unwrap();
+    }
 }

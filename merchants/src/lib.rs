@@ -2,13 +2,14 @@
 //!
 //! - [`Merchant`] has a merchant's settings: its account and its default terms.
 //! - `keys` says what an API key is, [`Grant`] what it allows and its rate limit. [`KeyCache`] looks keys up for each request.
-//! - [`accounts`] gives out deposit addresses, each once.
+//! - [`accounts`] gives out deposit addresses, each once; `ahead` derives them before they are asked for.
 //! - [`commands`] is `ctrip merchants` and `ctrip keys`; `admin` has their SQL.
 //!
 //! Left out on purpose: HTTP, and private keys. Addresses are derived from an xpub.
 
 pub mod accounts;
 mod admin;
+mod ahead;
 pub mod commands;
 mod grant;
 mod key_cache;

@@ -2,7 +2,9 @@
 //! refused, and never repeated in an error.
 
 use alloy::primitives::Address;
-use bip32::{ChildNumber, ExtendedKey, Prefix, XPub};
+use bip32::{ChildNumber, ExtendedKey, Prefix, PublicKey as _, XPub};
+use k256::elliptic_curve::sec1::ToSec1Point as _;
+use k256::{NonZeroScalar, ProjectivePoint, PublicKey};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::str::FromStr;
@@ -75,11 +77,23 @@ impl AccountXpub {
     /// # Errors
     /// If `index` is 2^31 or more, which would be a hardened child.
     pub fn address(&self, index: u32) -> Result<Address, XpubError> {
-        use bip32::secp256k1::elliptic_curve::sec1::ToSec1Point as _;
-        let key = derive_child(&self.external, index)?;
-        let point = key.public_key().as_affine().to_sec1_point(false);
+        let key = self.address_key(index).map_err(|source| XpubError::Underivable { index, source })?;
+        let point = key.to_sec1_point(false);
         // The first byte is SEC1's tag of an uncompressed point.
         Ok(Address::from_raw_public_key(&point.as_bytes()[1..]))
+    }
+
+    /// The public key at /0/`index`: what `derive_child` gives, in half of the time, since it looks multiples of the curve's
+    /// generator up in a table and leaves out what only a key with children needs.
+    fn address_key(&self, index: u32) -> Result<PublicKey, bip32::Error> {
+        let parent = self.external.public_key();
+        let (tweak, _) = parent.derive_tweak(&self.external.attrs().chain_code, ChildNumber::new(index, false)?)?;
+        let tweak: Option<NonZeroScalar> = NonZeroScalar::from_repr(tweak.into()).into();
+        let tweak = tweak.ok_or(bip32::Error::Crypto)?;
+        // Nothing here is a secret, so the time that it takes may tell it.
+        let offset = ProjectivePoint::mul_by_generator_vartime(&tweak);
+        let point = ProjectivePoint::from(*parent.as_affine()) + offset;
+        PublicKey::from_affine(point.to_affine()).map_err(|_| bip32::Error::Crypto)
     }
 
     /// A short, stable name of this xpub: the first 8 bytes of its text's SHA-256, in hex. It reveals nothing about the key.

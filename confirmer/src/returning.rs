@@ -197,21 +197,21 @@ impl Returning<'_> {
     /// from there.
     fn run(&mut self, reader: &PartitionReader) -> Result<bool, Failure> {
         let started = Instant::now();
-        reader.seek(self.item.next_offset)?;
+        reader.seek(self.item.next_offset);
         while !self.is_over(started) {
             let Some(waiting) = self.read_waiting(reader)? else { break };
             let fault = self.apply(&waiting.records, waiting.next)?.or(waiting.fault);
             match fault {
                 Some(_) if self.batch > 1 => {
                     self.batch = 1;
-                    reader.seek(self.item.next_offset)?;
+                    reader.seek(self.item.next_offset);
                 }
                 Some(fault) => {
                     if !self.get_past(fault, reader)? {
                         break;
                     }
                     self.batch = FOLDING.max_records;
-                    reader.seek(self.item.next_offset)?;
+                    reader.seek(self.item.next_offset);
                 }
                 None if waiting.at_end => return self.handle.block_on(self.rejoin()),
                 None => {}
@@ -300,7 +300,7 @@ impl Returning<'_> {
             matches => Some((offset, matches)),
         };
         let sought = self.seek(reader, to, see)?;
-        reader.seek(from)?;
+        reader.seek(from);
         let is_known = !matches!(sought, Sought::Until(_));
         (self.looked.ahead.to, self.looked.ahead.record) = match sought {
             Sought::Found(found) => found,

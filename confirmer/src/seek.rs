@@ -21,7 +21,7 @@ pub fn seek_in<T>(
     limit: i64,
     mut see: impl FnMut(&Record<'_>) -> Result<ControlFlow<Sought<T>>, Failure>,
 ) -> Result<Sought<T>, Failure> {
-    reader.seek(from)?;
+    reader.seek(from);
     let mut next = from;
     while next < limit {
         match next_below(reader, next, limit)? {
@@ -55,7 +55,7 @@ pub fn next_below(reader: &PartitionReader, from: i64, limit: i64) -> Result<Nex
         return Ok(Next::Unseen);
     }
     // It may have been shown since. Else retention has deleted what was there, or another leader that does not show it has taken over.
-    reader.seek(from)?;
+    reader.seek(from);
     match reader.next()? {
         Some(record) if record.offset() < limit => Ok(Next::Record(record)),
         None if reader.end_now()? < limit => Ok(Next::Unseen),
@@ -104,7 +104,7 @@ mod tests {
         let (how, seen) = sought(0, 20, 9);
         assert!(how == "until" && seen <= end, "{how} {seen}");
         let next = |from, limit| {
-            reader.seek(from).unwrap();
+            reader.seek(from);
             match next_below(&reader, from, limit).unwrap() {
                 Next::Record(record) => format!("{}", record.offset()),
                 Next::None => "none".to_owned(),

@@ -112,7 +112,7 @@ fn begin(
     let newest = match &matched {
         // Markers of transactions that were aborted since are all that may be left of it.
         None => {
-            matches.seek(0)?;
+            matches.seek(0);
             if matches.next()?.is_none() { Newest::Never } else { Newest::Unknown }
         }
         Some(matched) => {
@@ -154,7 +154,7 @@ fn is_as_noted(blocks: &PartitionReader, matched: &MatchedBlock, next: i64, note
     if matched.written_in(blocks)?.is_none() {
         return Ok(false);
     }
-    blocks.seek(next - 1)?;
+    blocks.seek(next - 1);
     let last = blocks.next()?.filter(|block| block.offset() == next - 1);
     Ok(last.is_some_and(|block| block.writing() == Some(note.writing)))
 }
@@ -191,7 +191,7 @@ fn place((blocks, logs): Place, newest: Newest) -> Place {
 /// Looks for the newest match whose block is there still. If none is, all blocks that there are come next: the topic was cut before
 /// them, or made anew, or it is a copy with offsets of its own, and what is read again is compared with what was matched.
 fn newest(kafka: &Kafka, matches: &PartitionReader, blocks: &PartitionReader, partition: i32) -> Result<Newest, Failure> {
-    blocks.seek(0)?;
+    blocks.seek(0);
     let Some((first, first_written)) = blocks.next()?.map(|first| (first.offset(), first.timestamp_ms())) else {
         return Ok(Newest::Unknown);
     };

@@ -117,7 +117,7 @@ impl MatchedBlock {
 
     /// As [`written`](Self::written).
     pub fn written_in(&self, blocks: &PartitionReader) -> Result<Option<i64>, Failure> {
-        blocks.seek(self.offset)?;
+        blocks.seek(self.offset);
         let Some(block) = blocks.next()?.filter(|block| block.offset() == self.offset) else { return Ok(None) };
         let Ok(head) = head_of(&block) else { return Ok(None) };
         let known = (self.chain_id, self.sequence, &self.hash[..], self.writing);
@@ -272,7 +272,7 @@ pub fn find_next(
 ) -> Result<Option<FoundRecord>, Failure> {
     let reader = PartitionReader::open_at_once(kafka, Topic::Blocks, partition)?;
     let is_there = last.map_or(Ok(None), |last| last.written_in(&reader))?.is_some();
-    reader.seek(last.filter(|_| is_there).map_or(0, |last| last.offset + 1))?;
+    reader.seek(last.filter(|_| is_there).map_or(0, |last| last.offset + 1));
     let mut lookup = Lookup::of(chain_id);
     while let Some(record) = reader.next()? {
         lookup.at(Topic::Blocks, partition, record.offset());

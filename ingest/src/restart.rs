@@ -387,7 +387,7 @@ fn read_matched(
 ) -> Result<(), Failure> {
     let key = chain.to_string();
     let reader = PartitionReader::open(kafka, Topic::Matches, Topic::Matches.partition_of(&key))?;
-    reader.seek(offset)?;
+    reader.seek(offset);
     while let Some(record) = reader.next()? {
         if record.key() == key.as_bytes()
             && let Ok(record) = frame::decode::<MatchesRecord>(record.payload())

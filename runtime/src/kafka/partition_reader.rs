@@ -34,8 +34,10 @@ pub struct PartitionReader {
     partition: i32,
     /// Up to where it could be read when it was opened.
     end: i64,
-    /// From where on it was told to read; `None` before that.
-    from: Cell<Option<i64>>,
+    /// From where on it was told to read, its beginning at first.
+    from: Cell<i64>,
+    /// Whether it reads from there.
+    is_assigned: Cell<bool>,
 }
 
 impl PartitionReader {
@@ -83,7 +85,7 @@ impl PartitionReader {
     /// it reads from the beginning instead.
     fn up_to(kafka: &Kafka, inner: BaseConsumer<EofContext>, topic: Topic, partition: i32, ends: &HashMap<i32, i64>) -> Self {
         let end = ends.get(&partition).copied().unwrap_or_default();
-        Self { inner, topic, name: kafka.name(topic), partition, end, from: Cell::new(None) }
+        Self { inner, topic, name: kafka.name(topic), partition, end, from: Cell::new(0), is_assigned: Cell::new(false) }
     }
 
     /// Up to where it could be read when it was opened; 0 where nothing was ever written.
@@ -101,15 +103,24 @@ impl PartitionReader {
 
     /// Continues at an offset, or at the nearest later one that the partition has.
     ///
-    /// # Errors
-    /// When librdkafka refuses.
-    pub fn seek(&self, offset: i64) -> Result<(), Failure> {
-        self.from.set(Some(offset));
+    /// It does so at the next read: where a partition is assigned anew, or its client closed, before librdkafka has stopped reading it for
+    /// the assignment before, librdkafka aborts the process (confluentinc/librdkafka#5573). A record, or the end, comes after that.
+    pub fn seek(&self, offset: i64) {
+        self.from.set(offset);
+        self.is_assigned.set(false);
+    }
+
+    fn assign(&self) -> Result<(), Failure> {
         // librdkafka warns of an offset that is gone, and waits before it asks where the partition begins.
-        let at = if offset == 0 { Offset::Beginning } else { Offset::Offset(offset) };
+        let at = match self.from.get() {
+            0 => Offset::Beginning,
+            from => Offset::Offset(from),
+        };
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.name, self.partition, at)?;
-        Ok(self.inner.assign(&list)?)
+        self.inner.assign(&list)?;
+        self.is_assigned.set(true);
+        Ok(())
     }
 
     /// The next record; `None` at the end that the partition has now, or where that is before what was [sought](Self::seek).
@@ -117,14 +128,10 @@ impl PartitionReader {
     /// # Errors
     /// When nothing arrives for 30 s before the end.
     pub fn next(&self) -> Result<Option<Record<'_>>, Failure> {
-        let (started, mut asked_again) = (Instant::now(), false);
-        let from = match self.from.get() {
-            Some(from) => from,
-            None => {
-                self.seek(0)?;
-                0
-            }
-        };
+        let (started, mut asked_again, from) = (Instant::now(), false, self.from.get());
+        if !self.is_assigned.get() {
+            self.assign()?;
+        }
         loop {
             match self.inner.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) if message.offset() < from => {
@@ -133,7 +140,7 @@ impl PartitionReader {
                         return Ok(None);
                     }
                     asked_again = true;
-                    self.seek(from)?;
+                    self.assign()?;
                 }
                 Some(Ok(message)) => return Ok(Some(Record { topic: self.topic, message })),
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(None),
@@ -176,7 +183,7 @@ impl PartitionReader {
 
     /// The records between two offsets; `None` if they are too large to be in memory together.
     fn chunk(&self, from: i64, end: i64) -> Result<Option<Vec<Record<'_>>>, Failure> {
-        self.seek(from)?;
+        self.seek(from);
         let (mut chunk, mut bytes) = (Vec::new(), 0);
         while let Some(record) = self.next()? {
             let offset = record.offset();
@@ -254,14 +261,18 @@ mod tests {
         let (_cluster, kafka) = with_values(topic, (0..10_u8).map(|number| vec![number])).await;
         let read = move || {
             let reader = PartitionReader::open_at_once(&kafka, topic, topic.partition_of("1")).unwrap();
-            reader.seek(12).unwrap();
+            reader.seek(12);
             assert!(reader.next().unwrap().is_none(), "the partition ends before");
             let reader = |_| {
                 let reader = PartitionReader::open_at_once(&kafka, topic, topic.partition_of("1")).unwrap();
-                [7, 2].map(|offset| {
-                    reader.seek(offset).unwrap();
+                let found = [7, 2].map(|offset| {
+                    // librdkafka ends the process where what was told to stop is told so again before it has.
+                    reader.seek(offset + 1);
+                    reader.seek(offset);
                     reader.next().unwrap().map(|record| record.offset())
-                })
+                });
+                reader.seek(5);
+                found
             };
             (0..OPENED).map(reader).filter(|found| *found != [Some(7), Some(2)]).collect::<Vec<_>>()
         };

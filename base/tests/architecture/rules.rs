@@ -46,7 +46,7 @@ pub const KEPT_TO: &[Rule] = &[
     rule("refinery", &["runtime/"], "since migrations run in one place"),
     rule("bip32", &["wallet/"], "since keys are derived in one place"),
     rule("bip39", &["wallet/"], "since keys are derived in one place"),
-    rule("k256", &["wallet/"], "since keys are derived in one place"),
+    rule("k256", &["wallet/", "e2e/src/signer.rs"], "since keys are derived in one place, and the server signs nothing"),
     rule("wallet::Mnemonic", &["wallet/", "ctrip/src/wallet.rs", "e2e/"], "since the server holds an xpub and no key"),
     rule("alloy::consensus", &["chain/", "e2e/"], "since what a node answers is read in one place"),
     rule("metrics_exporter_prometheus", &["runtime/"], "since a process has one exporter"),

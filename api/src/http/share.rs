@@ -26,7 +26,7 @@ use uuid::Uuid;
 const MAX_REQUESTS: usize = 2048;
 /// A quarter of the queue, and more than a batch has.
 const MAX_QUEUED: usize = 2048;
-/// Half of the largest batch: another merchant's read is in the next batch, however many this one sends.
+/// Half of the largest batch: another merchant's read is in the next batch, however many one merchant sends.
 const MAX_QUEUED_READS: usize = 32;
 /// The pool serves in order, so another merchant's request waits for these few and not for all that this one has.
 const MAX_IN_LINE: usize = 4;
@@ -99,7 +99,7 @@ impl Shares {
     /// For what is read for several merchants at once: a quarter of the connections, beside the half of any of them. Nothing waits
     /// for a place in it, since each may be asked for within its own merchant's share instead.
     pub fn for_all(&self) -> OwnShare {
-        OwnShare(Some(Arc::new(Share { max_wait: Duration::ZERO, ..Share::new(self.connections.div_ceil(2), self.patience) })))
+        OwnShare(Some(Arc::new(Share { max_wait: Duration::ZERO, ..Share::new((self.connections / 2).max(1), self.patience) })))
     }
 
     /// Works on a request within the merchant's share.

@@ -49,7 +49,7 @@ pub(crate) fn command(program: &Path, folder: &Path, fork: Fork, port: u16) -> R
     }
     let file = data.join("genesis.json");
     std::fs::write(&file, genesis.to_string())?;
-    let made = Command::new(program).arg("init").args(CACHE).arg("--datadir").arg(&data).arg(&file).output()?;
+    let made = Command::new(program).arg("init").arg("--datadir").arg(&data).arg(&file).output()?;
     ensure!(made.status.success(), "geth init: {}", String::from_utf8_lossy(&made.stderr));
     let mut command = Command::new(program);
     command.arg("--dev").args(CACHE).arg("--datadir").arg(&data).arg("--log.file").arg(folder.join("geth.log"));

@@ -1,4 +1,4 @@
-//! Creates payments in [batches](crate::batches).
+//! Creates payments in [batches].
 //!
 //! A payment, its `payment.created` event, its idempotency key and its intent (as not acknowledged) are one transaction; the
 //! request is answered after Kafka has acknowledged the intent.

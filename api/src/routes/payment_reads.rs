@@ -1,4 +1,4 @@
-//! Reads payments in [batches](crate::batches): those that are asked for together, by whichever merchants, take one statement
+//! Reads payments in [batches]: those that are asked for together, by whichever merchants, take one statement
 //! of each kind.
 //!
 //! Only what is found and may be shown is answered here, each to its own merchant. Whatever else there is to say of a payment

@@ -238,11 +238,11 @@ mod tests {
         assert_eq!(stage::cause_of("leaders: partition 5"), None);
     }
 
-    /// What it has would be published again.
+    /// Without that its events would be published again.
     #[test]
     fn a_partition_is_held_until_postgres_is_compared_with_it() {
         let (_cluster, kafka) = with_batch("7");
-        let silence = Wait::Silence { topics: WRITTEN.to_vec(), partition: 3, cause: "no leader".to_owned() };
+        let silence = Wait::Silence { topics: WRITTEN.to_vec(), cause: "no leader".to_owned() };
         let found = |left_out| find(&kafka, 3, &silence, || Ok(LeftOut::from([(left_out, "no leader".to_owned())])));
         let refused = found((Topic::Events, 3));
         assert!(matches!(&refused, Err(Failure::Retry(cause)) if cause.to_string().contains("no leader")), "{refused:?}");

@@ -9,8 +9,8 @@
 //! The number is committed as an offset of the relay's group too. A group expires, and is not copied with a topic; so it only
 //! counts where it is ahead of the topic, whose retention may have deleted the last events.
 //!
-//! Somebody may have left a transaction open in a partition of `payment.events`, or it has no leader. What that one has can't be
-//! read, so nobody knows whether a batch in it was published: its events are kept back until all can be read that was there when the
+//! Somebody may have left a transaction open in a partition of `payment.events`, or it has no leader. Nobody can read its events
+//! then, so nobody knows whether a batch among them was published: its events are kept back until all can be read that was there when the
 //! relay began, and those of the other partitions go on. So it is where `payment.state` can't be written. What was claimed before
 //! for a partition that is held is in doubt: it keeps its number, and no batch gets that one again. Once the partition can be read
 //! it is compared and released in place. Only what was there at the beginning counts, so a row of transactions of others keeps it

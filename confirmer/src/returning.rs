@@ -256,18 +256,20 @@ impl Returning<'_> {
         let (mut bytes, mut passed) = (0, 0);
         let limit = self.limit()?;
         while waiting.records.len() < self.batch && bytes < FOLDING.max_bytes && passed < MAX_PASSED {
-            let record = if waiting.next < limit { next_below(reader, waiting.next, limit)? } else { Next::None };
-            let record = match record {
-                Next::Record(record) => Some(record),
-                Next::None => None,
+            let record = match next_below(reader, waiting.next, limit)? {
+                Next::Record(record) => record,
+                Next::None => {
+                    waiting.at_end = true;
+                    // Retention may have deleted what was there.
+                    waiting.next = waiting.next.max(limit);
+                    break;
+                }
                 Next::Unseen if waiting.records.is_empty() => return Ok(None),
-                Next::Unseen => break,
-            };
-            let Some(record) = record else {
-                waiting.at_end = true;
-                // Retention may have deleted what was there.
-                waiting.next = waiting.next.max(limit);
-                break;
+                Next::Unseen => {
+                    // Kafka tells an end once for each assignment.
+                    reader.seek(waiting.next);
+                    break;
+                }
             };
             if self.is_ours(&record) {
                 let mut faults = Faults::new();

@@ -21,7 +21,7 @@ fn what_comes_after_some_records_is_not_what_comes_after_those_before_them() {
     assert!([29, 30, 80, 81].map(|offset| ahead.is_after(offset)) == [false, true, true, false]);
 }
 
-/// What is not shown of it may be replayed blocks, which nobody brings again.
+/// Replayed blocks may be among what it does not show, and nobody brings them again.
 #[test]
 fn a_new_beginning_passes_over_nothing_that_the_partition_does_not_show() {
     const CHAIN: &str = "31337";

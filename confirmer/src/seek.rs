@@ -23,7 +23,7 @@ pub fn seek_in<T>(
 ) -> Result<Sought<T>, Failure> {
     reader.seek(from);
     let mut next = from;
-    while next < limit {
+    loop {
         match next_below(reader, next, limit)? {
             Next::Record(record) => {
                 if let ControlFlow::Break(sought) = see(&record)? {
@@ -31,11 +31,10 @@ pub fn seek_in<T>(
                 }
                 next = record.offset() + 1;
             }
-            Next::None => break,
+            Next::None => return Ok(Sought::None(limit.max(from))),
             Next::Unseen => return Ok(Sought::Until(next)),
         }
     }
-    Ok(Sought::None(limit.max(from)))
 }
 
 /// What comes next below a limit.
@@ -48,6 +47,9 @@ pub enum Next<'r> {
 
 /// The next record of a partition that is read up to an offset.
 pub fn next_below(reader: &PartitionReader, from: i64, limit: i64) -> Result<Next<'_>, Failure> {
+    if from >= limit {
+        return Ok(Next::None);
+    }
     if let Some(record) = reader.next()? {
         return Ok(if record.offset() < limit { Next::Record(record) } else { Next::None });
     }

@@ -100,7 +100,7 @@ fn begin(
     patience: Duration,
 ) -> Result<Result<Place, Wait>, Failure> {
     let Some(Committed { place: committed, note }) = committed else {
-        return Ok(Err(Wait::Offsets { group, topics: vec![Topic::Blocks, Topic::Logs], partition }));
+        return Ok(Err(Wait::Offsets { group, topics: vec![Topic::Blocks, Topic::Logs] }));
     };
     let asked = Instant::now();
     let matches = match PartitionReader::open_within(kafka, Topic::Matches, partition, patience)? {

@@ -277,7 +277,7 @@ impl Chains {
     ///
     /// The gap ends with the sequence `last`, or later.
     fn at_gap(&mut self, record: &Record<'_>, chain_id: u64, last: u64) -> Result<Action, Failure> {
-        // What is told of the gap is read from what is written.
+        // The backfill that is named begins at a block that is read from chain.matches.
         if self.has_taken(chain_id) {
             return Ok(Action::Wait);
         }

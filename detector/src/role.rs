@@ -162,7 +162,7 @@ fn take<'c>(
                     Ok(Popped::Waiting) => break,
                     without_logs => {
                         let Some(front) = join.front() else { break };
-                        // What is told of that is read from what is written.
+                        // As before a gap: the backfill that is named goes by what is written.
                         if without_logs.is_ok() && chains.has_taken(head_of(front)?.chain_id) {
                             break;
                         }

@@ -68,15 +68,20 @@ impl CatchUp<'_> {
     /// `Retry` when Kafka or the database fails, or a partition does not answer that has to, or a topic lacks records that were compared
     /// before; `Halt` when this database is new to the topics and they are another installation's.
     pub fn run(&mut self, topics: &[Topic], extent: Extent) -> Result<(bool, LeftOut), Failure> {
-        let mut left_out = LeftOut::new();
-        let intents = self.ends(Topic::Intents, extent, &mut left_out)?;
-        let events = self.ends(Topic::Events, extent, &mut left_out)?;
         let own = self.handle.block_on(installation(&*self.client))?;
         let compared = self.handle.block_on(compared_topic(&*self.client))?;
         let (reached, name) =
             (IntentsTopic::reached(self.kafka, self.backlog, Topic::Intents)?, self.kafka.name(Topic::Intents));
         let left = compared.as_ref().filter(|compared| reached.differs_from(compared));
-        if compared.is_none() || left.is_some() {
+        let (are_new, mut left_out) = (compared.is_none() || left.is_some(), LeftOut::new());
+        // Intents say whose topics are that are new.
+        let intents = if are_new || topics.contains(&Topic::Intents) {
+            self.ends(Topic::Intents, extent, &mut left_out)?
+        } else {
+            Offsets::new()
+        };
+        let events = self.ends(Topic::Events, extent, &mut left_out)?;
+        if are_new {
             if let Some(cause) = waits_for(&left_out) {
                 return Err(Failure::Retry(anyhow!(cause)));
             }
@@ -103,8 +108,7 @@ impl CatchUp<'_> {
                 }
             })?;
             // One that was compared with others has to get our intents first.
-            let says_more =
-                compared.is_none_or(|compared| !reached.differs_from(&compared) && reached.says_more_than(&compared));
+            let says_more = left.is_none() && compared.as_ref().is_none_or(|compared| reached.says_more_than(compared));
             if says_more && left_out.is_empty() {
                 self.handle.block_on(note_compared(&*self.client, &reached))?;
             }
@@ -361,7 +365,7 @@ mod tests {
     use rdkafka::mocking::MockCluster;
     use runtime::kafka::{Mark, TransactionalProducer};
 
-    /// As after an unclean election. What came after would be all that is known, and nobody would publish again what is lost.
+    /// As after an unclean election: once later records are known, nobody would publish the lost ones again.
     #[test]
     fn what_a_partition_lost_while_it_did_not_answer_is_noticed_before_what_it_has_gained_is_known() {
         let (cluster, topic) = (MockCluster::new(1).unwrap(), Topic::Intents);

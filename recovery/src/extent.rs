@@ -15,8 +15,8 @@ pub enum Extent {
 }
 
 impl Extent {
-    /// The ends of those that have to be compared, and why others don't answer. Before anything is written nobody waits for the others, and
-    /// a slow broker gets the time of any call.
+    /// The ends of those that have to be compared, and why others don't answer. For all of them a slow broker gets the time of any call:
+    /// nothing is written yet that would wait meanwhile.
     pub fn ends(self, backlog: &Backlog, topic: Topic) -> Result<(Offsets, Unanswered), Failure> {
         match self {
             Self::Whole => Ok((backlog.ends(topic)?, Unanswered::new())),

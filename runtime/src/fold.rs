@@ -125,7 +125,7 @@ impl FoldStage {
             (*self, Arc::clone(&held), kafka.clone(), pool.clone(), handle.clone());
         let positions: Positions = Box::new(move |assigned| {
             let partitions: Vec<i32> = assigned.iter().map(|(_, partition)| *partition).collect();
-            let unanswered = fold.go_back_if_cut(&place_kafka, &place_pool, &place_handle, &partitions, None)?;
+            let unanswered = fold.go_back_if_cut(&place_kafka, &place_pool, &place_handle, &partitions, false)?;
             let topic = place_kafka.name(fold.topic);
             let place = |of: &(Topic, i32)| Ok((*of, place_handle.block_on(fold.position(&place_pool, &topic, of.1))?));
             let answered = assigned.iter().filter(|(_, partition)| !unanswered.contains_key(partition));
@@ -160,7 +160,7 @@ impl FoldStage {
                 if let (Some(first), Some(begun)) = (records.first(), consumer.begun(self.topic, partition))
                     && first.offset() < begun
                 {
-                    self.go_back_if_cut(kafka, pool, handle, &[partition], Some(partition))?;
+                    self.go_back_if_cut(kafka, pool, handle, &[partition], true)?;
                     return Err(Failure::Retry(anyhow!("{}: the topic does not have offset {begun} yet", self.place(first))));
                 }
                 let from = match next.get(&partition) {
@@ -180,14 +180,15 @@ impl FoldStage {
     }
 
     /// Lowers the offsets of those of these partitions that do not have what was applied: of those that end before, or have another record
-    /// where the last one was, and of one that is `known` to have ended before. Returns those that do not answer, and may be short as well.
+    /// where the last one was; of all that answer where they `are_cut`, as is known. Returns those that do not answer, and may be short as
+    /// well.
     fn go_back_if_cut(
         &self,
         kafka: &Kafka,
         pool: &Pool,
         handle: &Handle,
         partitions: &[i32],
-        known: Option<i32>,
+        are_cut: bool,
     ) -> Result<BTreeMap<i32, Wait>, Failure> {
         let name = kafka.name(self.topic);
         let mut applied = handle.block_on(self.applied(pool, &name))?;
@@ -201,7 +202,7 @@ impl FoldStage {
         let cut: BTreeMap<i32, Applied> = applied
             .into_iter()
             .filter(|(p, _)| ends.contains_key(p))
-            .filter(|(p, applied)| Some(*p) == known || changed.contains(p) || is_short(p, applied.next))
+            .filter(|(p, applied)| are_cut || changed.contains(p) || is_short(p, applied.next))
             .collect();
         let since = cut.iter().map(|(partition, applied)| (*partition, applied.unsure_since())).collect();
         let again = kafka.first_since(self.topic, &since)?;
@@ -216,7 +217,7 @@ impl FoldStage {
                 );
             }
         }
-        let wait = |(partition, cause)| (partition, Wait::Silence { topics: vec![self.topic], partition, cause });
+        let wait = |(partition, cause)| (partition, Wait::Silence { topics: vec![self.topic], cause });
         Ok(unanswered.into_iter().map(wait).collect())
     }
 

@@ -49,7 +49,7 @@ struct Held {
 }
 
 impl Held {
-    /// What begins to be waited for now has lasted for no time, whatever it was before.
+    /// A wait of another kind begins now, however long the one before has lasted.
     fn waits_for(&mut self, wait: Wait) {
         if std::mem::discriminant(&self.wait) != std::mem::discriminant(&wait) {
             self.since = Instant::now();
@@ -69,7 +69,7 @@ impl<F: Send + 'static> HeldPartitions<F> {
         find: impl Fn(i32, &Wait) -> Found<F> + Send + Sync + 'static,
     ) -> Self {
         let looks = Mutex::new(WaitLooks::new(kafka.clone()));
-        Self::looking(stage, meaning, move |partition, wait| match locked(&looks).look(wait)? {
+        Self::looking(stage, meaning, move |partition, wait| match locked(&looks).look(partition, wait)? {
             Some(wait) => Ok(Err(wait)),
             None => find(partition, wait),
         })
@@ -102,7 +102,7 @@ impl<F: Send + 'static> HeldPartitions<F> {
     /// Holds none any more.
     pub fn clear(&mut self) {
         self.held.clear();
-        // Whatever it finds is of before.
+        // Its find would be of before.
         self.running = None;
         self.looked = None;
     }
@@ -157,7 +157,7 @@ impl<F: Send + 'static> HeldPartitions<F> {
         if !std::mem::replace(&mut self.is_told, true) {
             tracing::warn!(stage = self.stage, "partition {partition} is held still, will look again: {failure}");
         }
-        // What it waited for may be over: then this is all that tells why it is held.
+        // Its wait may be over: then this is all that tells why it is held.
         if let Some(held) = self.held.get_mut(&partition) {
             held.failed = Some(failure.to_string());
         }
@@ -200,11 +200,11 @@ mod tests {
     use topics::Topic;
 
     fn wait() -> Wait {
-        Wait::Offsets { group: "lab", topics: vec![Topic::Blocks], partition: 3 }
+        Wait::Offsets { group: "lab", topics: vec![Topic::Blocks] }
     }
 
     fn silence() -> Wait {
-        Wait::Silence { topics: vec![Topic::Events], partition: 3, cause: "payment.events/3 does not answer".to_owned() }
+        Wait::Silence { topics: vec![Topic::Events], cause: "payment.events/3 does not answer".to_owned() }
     }
 
     fn never(_: i32, wait: &Wait) -> Found<()> {
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(told(), None, "its broker is restarted");
         held.tell(Instant::now() + Duration::from_secs(11));
         assert!(told().is_some_and(|told| told.contains("payment.events/3")), "{:?}", told());
-        let later = Wait::Silence { topics: Vec::new(), partition: 3, cause: "another cause".to_owned() };
+        let later = Wait::Silence { topics: Vec::new(), cause: "another cause".to_owned() };
         held.held.get_mut(&3).unwrap().wait = later;
         held.tell(Instant::now() + Duration::from_secs(13));
         assert!(held.running.is_some() && told().is_some_and(|told| told.contains("another cause")));

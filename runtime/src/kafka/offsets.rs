@@ -8,7 +8,6 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 use topics::Topic;
 
@@ -36,7 +35,7 @@ pub(super) fn end_offsets<C: ConsumerContext>(
     end_offsets_within(client, name, partitions, CALL_TIMEOUT)
 }
 
-/// [`end_offsets`], for which nobody waits longer than `patience`.
+/// [`end_offsets`], whose requests take no longer than `patience` each. They are made anew for as long where one has no leader.
 pub(super) fn end_offsets_within<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     name: &str,
@@ -60,7 +59,7 @@ pub(super) fn end_offsets_within<C: ConsumerContext>(
     Ok(ends)
 }
 
-pub(super) fn end_of(client: &BaseConsumer, name: &str, partition: i32) -> Result<i64, Failure> {
+pub(super) fn end_of<C: ConsumerContext>(client: &BaseConsumer<C>, name: &str, partition: i32) -> Result<i64, Failure> {
     let ends = end_offsets(client, name, [partition])?;
     Ok(ends.get(&partition).copied().unwrap_or_default())
 }
@@ -112,16 +111,11 @@ impl Kafka {
             Err(error) if is_late(&error) => error,
             outcome => return outcome.map_err(|e| uncommitted(e, group)),
         };
-        // Kafka tells nothing of any of them while a transaction holds one. All are asked for at the same time, since each that
-        // is held takes as long as it may.
-        let answers: Vec<_> = std::thread::scope(|scope| {
-            let ask = |partition| scope.spawn(move || offsets.told(std::slice::from_ref(partition), SINGLE_TIMEOUT));
-            let asked: Vec<_> = partitions.iter().map(ask).collect();
-            asked.into_iter().map(ScopedJoinHandle::join).collect()
-        });
+        // Kafka tells nothing of any of them while a transaction holds one.
+        let ask = |partition| offsets.told(&[partition], SINGLE_TIMEOUT);
         let mut told = BTreeMap::new();
-        for answer in answers {
-            match answer.map_err(|_| Failure::Retry(anyhow!("asking for a committed offset of {group} panicked")))? {
+        for (_, answer) in ask_each(partitions, &format!("a committed offset of {group}"), ask)? {
+            match answer {
                 Ok(offset) => told.extend(offset),
                 Err(error) if is_late(&error) => refused = error,
                 Err(error) => return Err(uncommitted(error, group)),
@@ -164,9 +158,7 @@ impl Kafka {
     /// # Errors
     /// When the broker does not answer.
     pub fn ends(&self, topic: Topic, partition: i32) -> Result<(i64, i64), Failure> {
-        // In this order, so that what was committed between the two does not look open.
-        let end_of_all = Ends::open(self)?.of(topic, partition)?;
-        Ok((end_of(&self.lookup_config("lookup").create()?, &self.name(topic), partition)?, end_of_all))
+        Ends::open(self)?.with_stable(&self.lookup_config("lookup").create()?, topic, partition)
     }
 
     /// Group metadata without a member, for a group that no consumer joins: its offset is a cursor of ours.
@@ -180,7 +172,7 @@ impl Kafka {
 }
 
 /// Asks for the offsets of a group on a connection that it keeps: one that is new may take longer than a call.
-pub struct GroupOffsets {
+pub(super) struct GroupOffsets {
     kafka: Kafka,
     group: &'static str,
     inner: BaseConsumer,
@@ -250,6 +242,30 @@ impl Ends {
     pub fn of(&self, topic: Topic, partition: i32) -> Result<i64, Failure> {
         end_of(&self.inner, &self.kafka.name(topic), partition)
     }
+
+    /// As [`Kafka::ends`], with a client that reads `committed` records.
+    pub(super) fn with_stable(&self, committed: &BaseConsumer, topic: Topic, partition: i32) -> Result<(i64, i64), Failure> {
+        // In this order, so that what was committed between the two does not look open.
+        let end = self.of(topic, partition)?;
+        Ok((end_of(committed, &self.kafka.name(topic), partition)?, end))
+    }
+}
+
+/// Asks for each of these at the same time, since each that is not answered takes as long as it may.
+pub(super) fn ask_each<P: Copy + Send + Sync, T: Send>(
+    all: &[P],
+    what: &str,
+    ask: impl Fn(P) -> T + Sync,
+) -> Result<Vec<(P, T)>, Failure> {
+    let ask = &ask;
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let asked: Vec<_> = all.iter().map(|one| (*one, scope.spawn(move || ask(*one)))).collect();
+        asked.into_iter().map(|(one, answer)| (one, answer.join())).collect()
+    });
+    let told = |(one, answer): (P, std::thread::Result<T>)| {
+        Ok((one, answer.map_err(|_| Failure::Retry(anyhow!("asking for {what} panicked")))?))
+    };
+    answers.into_iter().map(told).collect()
 }
 
 /// A note, or none if another program has written bytes that are not UTF-8, at which rdkafka panics.
@@ -285,7 +301,7 @@ fn with_leaders_within<T>(patience: Duration, mut ask: impl FnMut() -> KafkaResu
 }
 
 /// What a person can do if Kafka does not tell a group's offsets.
-pub fn group_remedy(group: &str) -> String {
+pub(super) fn group_remedy(group: &str) -> String {
     let tool = "kafka-transactions.sh --bootstrap-server $KAFKA_BROKERS";
     format!(
         "a transaction may hold offsets of the group {group}. If `{tool} find-hanging --topic __consumer_offsets \

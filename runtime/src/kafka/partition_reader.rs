@@ -5,7 +5,7 @@
 
 use super::client::Kafka;
 use super::hanging::OpenTransaction;
-use super::offsets::{CALL_TIMEOUT, end_offsets, with_leaders};
+use super::offsets::{CALL_TIMEOUT, end_of, end_offsets, with_leaders};
 use super::read_all::{EofContext, READ_TIMEOUT};
 use super::record::Record;
 use crate::failure::Failure;
@@ -98,7 +98,7 @@ impl PartitionReader {
     /// # Errors
     /// When the broker does not answer.
     pub fn end_now(&self) -> Result<i64, Failure> {
-        Ok(end_offsets(&self.inner, &self.name, [self.partition])?.get(&self.partition).copied().unwrap_or_default())
+        end_of(&self.inner, &self.name, self.partition)
     }
 
     /// Continues at an offset, or at the nearest later one that the partition has.

@@ -1,7 +1,7 @@
-//! Partitions whose end no broker tells: they have no leader, or it can't be reached. Who needs all of a topic goes on with the others
+//! Partitions whose end no broker tells: they have no leader, or it can't be reached. A reader of all of a topic goes on with the others
 //! where it can, and else says for which it waits.
 
-use super::offsets::{Offsets, end_offsets, end_offsets_within};
+use super::offsets::{Offsets, ask_each, end_offsets, end_offsets_within};
 use crate::failure::Failure;
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
@@ -54,37 +54,28 @@ fn named<C: ConsumerContext>(client: &BaseConsumer<C>, name: &str, partitions: &
     }
 }
 
-/// [`ends`] where not all answer. All are asked for at the same time, since each that does not answer takes as long as it may.
+/// [`ends`] where not all answer.
 fn one_by_one<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     name: &str,
     partitions: &[i32],
 ) -> Result<(Offsets, Unanswered), Failure> {
     let (mut ends, mut unanswered) = (Offsets::new(), Unanswered::new());
-    let answers: Vec<_> = std::thread::scope(|scope| {
-        let asked: Vec<_> = partitions
-            .iter()
-            .map(|partition| (*partition, scope.spawn(move || end_offsets_within(client, name, [*partition], PATIENCE))))
-            .collect();
-        asked.into_iter().map(|(partition, answer)| (partition, answer.join())).collect()
-    });
-    for (partition, answer) in answers {
-        match answer.map_err(|_| Failure::Retry(anyhow!("asking for the end of {name}/{partition} panicked")))? {
+    let ask = |partition| end_offsets_within(client, name, [partition], PATIENCE);
+    for (partition, answer) in ask_each(partitions, &format!("the end of a partition of {name}"), ask)? {
+        match answer {
             Ok(answer) => ends.extend(answer),
             Err(failure @ Failure::Retry(_)) => {
-                unanswered.insert(partition, told(name, partition, &failure));
+                let told = format!(
+                    "{name}/{partition} does not answer; `kafka-topics.sh --bootstrap-server $KAFKA_BROKERS --describe --topic {name}` \
+                     shows whether it has a leader: {failure}"
+                );
+                unanswered.insert(partition, told);
             }
             Err(failure) => return Err(failure),
         }
     }
     Ok((ends, unanswered))
-}
-
-fn told(name: &str, partition: i32, failure: &Failure) -> String {
-    format!(
-        "{name}/{partition} does not answer; `kafka-topics.sh --bootstrap-server $KAFKA_BROKERS --describe --topic {name}` shows whether it \
-         has a leader: {failure}"
-    )
 }
 
 /// Why a partition does not answer; `None` where it does.
@@ -93,9 +84,5 @@ pub(super) fn cause<C: ConsumerContext>(
     name: &str,
     partition: i32,
 ) -> Result<Option<String>, Failure> {
-    match end_offsets_within(client, name, [partition], PATIENCE) {
-        Ok(_) => Ok(None),
-        Err(failure @ Failure::Retry(_)) => Ok(Some(told(name, partition, &failure))),
-        Err(failure) => Err(failure),
-    }
+    Ok(one_by_one(client, name, &[partition])?.1.remove(&partition))
 }

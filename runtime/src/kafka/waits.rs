@@ -2,7 +2,7 @@
 
 use super::client::Kafka;
 use super::hanging::{MAX_OPEN, OpenTransaction};
-use super::offsets::{CALL_TIMEOUT, Ends, GroupOffsets, end_of, group_remedy};
+use super::offsets::{CALL_TIMEOUT, Ends, GroupOffsets, group_remedy};
 use super::unanswered;
 use crate::failure::Failure;
 use rdkafka::consumer::BaseConsumer;
@@ -19,9 +19,9 @@ pub enum Wait {
     /// Somebody has left a transaction open in it.
     Transaction(OpenTransaction),
     /// Kafka does not tell the offsets that this group has committed for the partition in these topics, as while a transaction holds them.
-    Offsets { group: &'static str, topics: Vec<Topic>, partition: i32 },
+    Offsets { group: &'static str, topics: Vec<Topic> },
     /// No broker tells its end in one of these topics.
-    Silence { topics: Vec<Topic>, partition: i32, cause: String },
+    Silence { topics: Vec<Topic>, cause: String },
 }
 
 impl Wait {
@@ -35,7 +35,7 @@ impl Wait {
     }
 
     /// What a person can do about it, once it has lasted for so long.
-    pub fn remedy(&self, lasts: Duration) -> String {
+    pub(crate) fn remedy(&self, lasts: Duration) -> String {
         match self {
             Self::Transaction(open) => open.remedy(lasts),
             Self::Offsets { group, .. } => format!("its offsets are not told for {lasts:.0?}; {}", group_remedy(group)),
@@ -61,10 +61,11 @@ impl Kafka {
     pub fn unanswered(&self, topics: &[Topic], partitions: &[i32]) -> Result<BTreeMap<i32, Wait>, Failure> {
         let (client, mut waits) = (Ends::open(self)?, BTreeMap::new());
         for topic in topics {
-            let (_, unanswered) = unanswered::ends(&client.inner, &self.name(*topic), partitions)?;
-            for (partition, cause) in unanswered {
-                waits.entry(partition).or_insert(Wait::Silence { topics: topics.to_vec(), partition, cause });
-            }
+            // One that is silent in a topic is held, whatever the others tell.
+            let asked: Vec<i32> = partitions.iter().copied().filter(|partition| !waits.contains_key(partition)).collect();
+            let (_, unanswered) = unanswered::ends(&client.inner, &self.name(*topic), &asked)?;
+            let wait = |(partition, cause)| (partition, Wait::Silence { topics: topics.to_vec(), cause });
+            waits.extend(unanswered.into_iter().map(wait));
         }
         Ok(waits)
     }
@@ -88,27 +89,26 @@ impl WaitLooks {
     ///
     /// # Errors
     /// When that can't be seen.
-    pub fn look(&mut self, wait: &Wait) -> Result<Option<Wait>, Failure> {
+    pub fn look(&mut self, partition: i32, wait: &Wait) -> Result<Option<Wait>, Failure> {
         let kafka = &self.kafka;
         match wait {
             Wait::Transaction(open) => {
-                // In this order, so that what was committed between the two does not look open.
-                let end = open_once(&mut self.ends, || Ends::open(kafka))?.of(open.topic, open.partition)?;
                 let committed = open_once(&mut self.committed, || Ok(kafka.lookup_config("lookup").create()?))?;
-                let stable = end_of(committed, &open.name, open.partition)?;
+                let all = open_once(&mut self.ends, || Ends::open(kafka))?;
+                let (stable, end) = all.with_stable(committed, open.topic, open.partition)?;
                 Ok((!open.is_over(stable, end)).then(|| wait.clone()))
             }
-            Wait::Offsets { group, topics, partition } => {
+            Wait::Offsets { group, topics } => {
                 let offsets = open_once(&mut self.offsets, || GroupOffsets::open(kafka, group))?;
-                let partitions: Vec<_> = topics.iter().map(|topic| (*topic, *partition)).collect();
+                let partitions: Vec<_> = topics.iter().map(|topic| (*topic, partition)).collect();
                 Ok((!offsets.are_told(&partitions, OFFSETS_PATIENCE)?).then(|| wait.clone()))
             }
-            Wait::Silence { topics, partition, .. } => {
+            Wait::Silence { topics, .. } => {
                 let client = &open_once(&mut self.ends, || Ends::open(kafka))?.inner;
                 for topic in topics {
                     let name = kafka.name(*topic);
-                    if let Some(cause) = unanswered::cause(client, &name, *partition)? {
-                        return Ok(Some(Wait::Silence { topics: topics.clone(), partition: *partition, cause }));
+                    if let Some(cause) = unanswered::cause(client, &name, partition)? {
+                        return Ok(Some(Wait::Silence { topics: topics.clone(), cause }));
                     }
                 }
                 Ok(None)
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn what_is_told_of_a_partition_that_waits_for_offsets_has_the_command() {
-        let wait = Wait::Offsets { group: "lab", topics: vec![Topic::Blocks], partition: 3 };
+        let wait = Wait::Offsets { group: "lab", topics: vec![Topic::Blocks] };
         let told = wait.remedy(Duration::from_secs(50));
         assert!(told.contains("group lab") && told.contains("kafka-transactions.sh"), "{told}");
     }
@@ -150,9 +150,9 @@ mod tests {
         let told = waits[&3].remedy(Duration::ZERO);
         assert!(told.contains("payment.state/3") && told.contains("--describe --topic payment.state"), "{told}");
         let mut looks = WaitLooks::new(kafka.clone());
-        assert!(looks.look(&waits[&3]).unwrap().is_some());
+        assert!(looks.look(3, &waits[&3]).unwrap().is_some());
         cluster.partition_leader(Topic::State.name(), 3, Some(1)).unwrap();
-        let over = (0..10).any(|_| looks.look(&waits[&3]).unwrap().is_none());
+        let over = (0..10).any(|_| looks.look(3, &waits[&3]).unwrap().is_none());
         assert!(over, "it has one again");
         assert!(kafka.unanswered(&topics, &[]).unwrap().is_empty());
         // As for who reads one alone.

@@ -1,5 +1,6 @@
 //! Receipts and logs, one by one and for a whole block.
 
+use super::header::Block;
 use super::known_fields::RECEIPT_FIELDS;
 use super::quantity::{optional_quantity, quantity, said_price};
 use super::tolerant::{KeepsUnknownFields, deserialize_keeping_unknown};
@@ -97,13 +98,13 @@ impl Receipts {
         of_receipts.chain(logs.iter().map(|log| (log.transaction_hash, log)))
     }
 
-    /// The status of each transaction that has a receipt here.
-    pub(crate) fn statuses(&self) -> HashMap<B256, ReceiptStatus> {
-        let by_hash = |receipt: &Receipt| (receipt.transaction_hash, ReceiptStatus::from(receipt.status));
-        match self {
-            Self::All(all) => all.iter().map(by_hash).collect(),
-            Self::Logs { paying, .. } => paying.values().map(by_hash).collect(),
-        }
+    /// The receipt of each transaction of the block, in order, as far as there is one here.
+    pub(crate) fn of(&self, block: &Block) -> Vec<Option<&Receipt>> {
+        let by_hash: HashMap<B256, &Receipt> = match self {
+            Self::All(all) => all.iter().map(|receipt| (receipt.transaction_hash, receipt)).collect(),
+            Self::Logs { paying, .. } => paying.values().map(|receipt| (receipt.transaction_hash, receipt)).collect(),
+        };
+        block.transactions.iter().map(|transaction| by_hash.get(&transaction.hash).copied()).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 /// Transaction type of OP Stack deposits, which a transaction on L1 causes. Another such type is told apart where this one is: in
-/// `encode`, `credit`, `trace::transfers` and `proof::withdrawals`.
+/// `encode`, `credit`, `trace::transfers`, `proof::spent` and `proof::withdrawals`.
 pub(crate) const OP_DEPOSIT: u64 = 0x7e;
 /// Transaction type of Arbitrum's own transaction, the first of each block.
 pub(crate) const ARBITRUM_INTERNAL: u64 = 0x6a;

@@ -52,13 +52,9 @@ impl FetchedBlock {
     /// If the proof fails.
     pub fn new(block: Block, receipts: Receipts, verify: Verify) -> Result<Self, ProofError> {
         let proof = prove(&block, &receipts, verify)?;
-        let outcomes = receipts.statuses();
-        let statuses = block
-            .transactions
-            .iter()
-            .map(|transaction| outcomes.get(&transaction.hash).copied().unwrap_or(ReceiptStatus::Unknown))
-            .collect();
-        let spent = spent(&block, &receipts, &proof);
+        let own = receipts.of(&block);
+        let statuses = own.iter().map(|receipt| ReceiptStatus::from(receipt.and_then(|receipt| receipt.status))).collect();
+        let spent = spent(&block, &own, &proof);
         let logs = place_logs(&block, receipts)?;
         Ok(Self { block, statuses, spent, logs, internal: None, untraced: None, on_one_word: false, proof, source: None })
     }

@@ -2,7 +2,7 @@
 
 use super::error::ProofError;
 use super::part::PartProof;
-use super::state_sync::{receipts_under_root, state_sync, transactions_under_root};
+use super::state_sync::{state_sync, transactions_under_root};
 use crate::block::{Block, Receipt, Receipts, knows_receipt, knows_transaction};
 use crate::text::names;
 use alloy::consensus::EMPTY_ROOT_HASH;
@@ -17,12 +17,13 @@ pub(super) fn prove_receipts(block: &Block, receipts: &Receipts) -> Result<PartP
     let Receipts::All(all) = receipts else {
         return prove_bloom(block, receipts, "logs without receipts");
     };
-    let own: Vec<&Receipt> = receipts_under_root(block, all).collect();
+    let synced = state_sync(block);
+    let own: Vec<&Receipt> = all.iter().filter(|receipt| synced != Some(receipt.transaction_hash)).collect();
     match_transactions(block, &own)?;
     let root =
         own.iter().map(|receipt| receipt.encoded()).collect::<Option<Vec<_>>>().map(|all| ordered_trie_root_encoded(&all));
     if root == Some(block.receipts_root) {
-        return Ok(if state_sync(block).is_none() { PartProof::Root } else { PartProof::Unproven(STATE_SYNC_LOGS.to_owned()) });
+        return Ok(if synced.is_none() { PartProof::Root } else { PartProof::Unproven(STATE_SYNC_LOGS.to_owned()) });
     }
     if block.receipts_root.is_zero() {
         return prove_bloom(block, receipts, "receipts without a root");

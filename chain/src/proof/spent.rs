@@ -15,8 +15,8 @@
 
 use super::part::{PartProof, Proof};
 use super::receipts::STATE_SYNC_LOGS;
-use super::state_sync::{receipts_under_root, transactions_under_root};
-use crate::block::{ARBITRUM_INTERNAL, Block, OP_DEPOSIT, Receipt, Receipts, Transaction, is_fixed};
+use super::state_sync::transactions_under_root;
+use crate::block::{ARBITRUM_INTERNAL, Block, OP_DEPOSIT, Receipt, Transaction, is_fixed};
 use alloy::primitives::U256;
 
 /// What a transaction took. `None`: not proven.
@@ -28,12 +28,12 @@ pub struct Spent {
     pub effective_gas_price: Option<U256>,
 }
 
-/// What each transaction of the block took, in order.
-pub(crate) fn spent(block: &Block, receipts: &Receipts, proof: &Proof) -> Vec<Spent> {
+/// What each transaction of the block took, in order; with the receipt of each, as far as the node has given it.
+pub(crate) fn spent(block: &Block, receipts: &[Option<&Receipt>], proof: &Proof) -> Vec<Spent> {
     let proven = Proven::new(block, proof);
     let mut gas_before = Some(0);
     let mut all: Vec<Spent> = transactions_under_root(block)
-        .zip(receipts_of(block, receipts))
+        .zip(receipts.iter().copied())
         .map(|(transaction, receipt)| {
             let gas_now = receipt.filter(|_| proven.receipts).and_then(|receipt| receipt.cumulative_gas_used);
             let gas_before = std::mem::replace(&mut gas_before, gas_now);
@@ -49,52 +49,36 @@ pub(crate) fn spent(block: &Block, receipts: &Receipts, proof: &Proof) -> Vec<Sp
     all
 }
 
-/// The receipt of each transaction that the block's roots cover, as far as the node has given them.
-fn receipts_of<'a>(block: &'a Block, receipts: &'a Receipts) -> impl Iterator<Item = Option<&'a Receipt>> {
-    let (all, paying) = match receipts {
-        Receipts::All(all) => (Some(receipts_under_root(block, all)), None),
-        Receipts::Logs { paying, .. } => (None, Some(paying)),
-    };
-    let mut all = all.into_iter().flatten();
-    transactions_under_root(block).map(move |transaction| match paying {
-        Some(paying) => paying.get(&transaction.hash),
-        None => all.next(),
-    })
-}
-
 /// What is proven of a block.
 struct Proven<'a> {
     block: &'a Block,
-    header: bool,
-    transactions: bool,
+    /// Transactions of Ethereum's types hash to their hashes. Under Ethereum's header they do even if the block has others that we can't
+    /// encode.
+    hashes: bool,
+    /// Which receipt is whose, and under which base fee.
+    places: bool,
     /// The receipts, all of them and in order, with the gas of the block up to each.
     receipts: bool,
 }
 
 impl<'a> Proven<'a> {
     fn new(block: &'a Block, proof: &Proof) -> Self {
-        let header = proof.header == PartProof::Root;
-        let transactions = proof.transactions == PartProof::Root;
-        let receipts = proof.receipts.gap().is_none_or(|gap| gap == STATE_SYNC_LOGS);
-        Self { block, header, transactions, receipts: header && transactions && receipts }
-    }
-
-    /// Whether the transaction hashes to its hash. Under Ethereum's header one of Ethereum's types does, even if the block has
-    /// others that we can't encode.
-    fn hashes(&self, transaction: &Transaction) -> bool {
-        self.transactions || self.header && is_fixed(transaction.kind) && !self.block.transactions_root.is_zero()
+        let [header, transactions] = [&proof.header, &proof.transactions].map(|part| *part == PartProof::Root);
+        let (hashes, places) = (transactions || header && !block.transactions_root.is_zero(), header && transactions);
+        let receipts = places && proof.receipts.gap().is_none_or(|gap| gap == STATE_SYNC_LOGS);
+        Self { block, hashes, places, receipts }
     }
 
     fn nonce(&self, transaction: &Transaction, receipt: Option<&Receipt>) -> Option<u64> {
         match transaction.kind {
             // Before Canyon the receipts' root does not cover it.
             OP_DEPOSIT => receipt.filter(|receipt| self.receipts && receipt.deposit_receipt_version.is_some())?.deposit_nonce,
-            kind => (is_fixed(kind) && self.hashes(transaction)).then_some(transaction.nonce),
+            kind => (self.hashes && is_fixed(kind)).then_some(transaction.nonce),
         }
     }
 
     fn price(&self, transaction: &Transaction, receipt: Option<&Receipt>) -> Option<U256> {
-        if !(self.header && self.transactions) {
+        if !self.places {
             return None;
         }
         let said = receipt.and_then(|receipt| receipt.effective_gas_price).map(U256::from);
@@ -121,6 +105,7 @@ fn is_arbitrum(block: &Block) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::Receipts;
     use crate::proof::{Verify, prove};
     use alloy::consensus::proofs::ordered_trie_root_encoded;
 
@@ -143,7 +128,9 @@ mod tests {
             receipt.logs.iter_mut().for_each(|log| log.block_hash = Some(block.hash));
         });
         let receipts = Receipts::All(all);
-        let nonce = |block: &Block| spent(block, &receipts, &prove(block, &receipts, Verify::Auto).expect("a proof"))[at].nonce;
+        let nonce = |block: &Block| {
+            spent(block, &receipts.of(block), &prove(block, &receipts, Verify::Auto).expect("a proof"))[at].nonce
+        };
         assert_eq!(nonce(&block), Some(7));
         // Whose receipt it is, no root tells any more.
         let unsigned = &mut block.transactions[at];

@@ -1,18 +1,12 @@
 //! Bor's state sync, the only transaction that no root covers.
 
-use crate::block::{Block, Receipt, Transaction};
+use crate::block::{Block, Transaction};
 use alloy::primitives::B256;
 
 /// The transactions that the block's roots cover: all but Bor's state sync.
 pub(super) fn transactions_under_root(block: &Block) -> impl Iterator<Item = &Transaction> {
     let all = block.transactions.len();
     block.transactions.iter().take(if state_sync(block).is_some() { all - 1 } else { all })
-}
-
-/// The receipts that the block's root covers.
-pub(super) fn receipts_under_root<'a>(block: &Block, all: &'a [Receipt]) -> impl Iterator<Item = &'a Receipt> {
-    let synced = state_sync(block);
-    all.iter().filter(move |receipt| synced != Some(receipt.transaction_hash))
 }
 
 /// Bor's `extraData`: 32 bytes of the signer's choice, maybe validators or gas parameters, and the signature.

@@ -26,7 +26,7 @@ pub struct Bounds {
     pub all: usize,
 }
 
-/// Whether a batch is in its turn: dropped, the next may begin.
+/// The turn of a batch, until it is dropped: then the next may begin.
 pub type Turn = OwnedSemaphorePermit;
 
 /// Serves requests until all senders are gone and the last batch has its answers.
@@ -69,7 +69,7 @@ pub async fn give_way(turn: Turn, patience: Duration, answer: impl Future<Output
     }
 }
 
-/// The senders of its replies are dropped.
+/// Logs that a batch panicked. The senders of its replies are dropped.
 pub fn log_panic(batch: Option<Result<(), JoinError>>) {
     if let Some(Err(panic)) = batch {
         tracing::error!("a batch of requests panicked: {panic}");

@@ -10,8 +10,8 @@ use topics::PaymentId;
 use uuid::Uuid;
 
 /// Beyond it a payment is read alone.
-pub const MAX_QUEUED_READS: usize = 8192;
-/// For a place in the queue and the batch's end. What takes longer may be another's payment, and this one is read alone.
+pub const MAX_READ_REQUESTS: usize = 8192;
+/// For a place in the queue and the batch's end. Another's payment may take longer, and then this one is read alone.
 pub const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A payment to be read.

@@ -15,7 +15,7 @@ use crate::housekeeping;
 use crate::http::body_budget::BodyBudget;
 use crate::http::share::Shares;
 use crate::read::Reads;
-use crate::read_queue::MAX_QUEUED_READS;
+use crate::read_queue::MAX_READ_REQUESTS;
 use crate::routes;
 use crate::routes::payment_reads::ReadBatcher;
 use anyhow::{Context as _, bail};
@@ -112,6 +112,7 @@ pub async fn run(
     });
     let replica = replica.transpose()?;
     let account = Account::register(xpub, &pool).await?;
+    account.expect_next(&pool).await?;
     recovery.note_own_account(&account, settings.xpub_replaces.as_deref()).await.context("CTRIP_XPUB")?;
     let availability = Availability::new(halts.clone(), kafka.topic_prefix());
     availability.poll(&pool).await.map_err(|failure| failure.context("reading the chains' heads"))?;
@@ -149,7 +150,7 @@ pub async fn run(
     }
     let reads = Reads { pool: pool.clone(), replica: replica.map(|(replica, _)| replica), intents: intents.clone() };
     let shares = Shares::of(bounds.connections);
-    let (read_requests, read_queue) = mpsc::channel(MAX_QUEUED_READS);
+    let (read_requests, read_queue) = mpsc::channel(MAX_READ_REQUESTS);
     let read_batcher = ReadBatcher { reads: reads.clone(), listing: listing.clone(), share: shares.for_all() };
     tasks.spawn(read_batcher.run(read_queue));
     let app = App::new(Parts {

@@ -73,12 +73,20 @@ impl Account {
     pub async fn register(xpub: AccountXpub, pool: &Pool) -> anyhow::Result<Self> {
         let mut client = pool.get().await.context("connecting to DATABASE_URL")?;
         let sequence = register(&xpub, &mut client).await?;
-        let next = next_index(&client, &sequence).await.context("reading the position of the xpub's addresses")?;
-        let account = Self::new(xpub, sequence);
+        Ok(Self::new(xpub, sequence))
+    }
+
+    /// Lets addresses be derived ahead before the first is taken.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn expect_next(&self, pool: &Pool) -> anyhow::Result<()> {
+        let client = pool.get().await.context("connecting to DATABASE_URL")?;
+        let next = next_index(&client, &self.0.sequence).await.context("reading the position of the xpub's addresses")?;
         if let Ok(next) = u32::try_from(next) {
-            account.0.ahead.expect(next);
+            self.0.ahead.expect(next);
         }
-        Ok(account)
+        Ok(())
     }
 
     /// [`register`](Self::register) in a database that took the place of the one before, and may lack it.
@@ -281,11 +289,7 @@ impl Accounts {
 
 /// Derives addresses ahead while none are taken, until `stop`.
 pub async fn derive_ahead(accounts: Accounts, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
-        }
+    while stop.run_until_cancelled(tokio::time::sleep(LOOK_INTERVAL)).await.is_some() {
         for account in accounts.in_use() {
             let mut has_more = true;
             while has_more && !stop.is_cancelled() && accounts.are_idle() {
@@ -317,7 +321,7 @@ pub async fn take_addresses(db: &impl GenericClient, wanted: Vec<(Account, usize
         wanted.iter().map(|(_, count)| i64::try_from(*count)).collect::<Result<_, _>>().map_err(Failure::halt)?;
     let rows = db.query(&statement, &[&sequences, &counts]).await?;
     let indices: Vec<(i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    // What is not derived yet takes a point multiplication each: a full batch would block the async threads.
+    // An address that is not derived yet takes a point multiplication: a full batch of them would block the async threads.
     let derived = tokio::task::spawn_blocking(move || {
         let (mut taken, mut exhausted) = (TakenAddresses::new(), None);
         for (place, index) in indices {

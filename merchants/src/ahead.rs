@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use topics::Address;
 use wallet::AccountXpub;
 
-/// 400 kB of an account. One that has given out fewer has as many as it has given out.
+/// 400 kB of an account. One that has given out fewer has as many as it has given out, and [`STEP`] at least.
 const MAX_AHEAD: u32 = 8192;
-/// What another request, or another process, has taken may not be in use yet.
+/// Another request, or another process, may have taken an index that is not in use yet.
 const KEPT_BEHIND: u32 = 1024;
 /// Derived at a time, in a few milliseconds.
 const STEP: u32 = 64;

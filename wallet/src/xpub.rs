@@ -18,7 +18,7 @@ const EXTERNAL_CHAIN: u32 = 0;
 #[derive(Clone)]
 pub struct AccountXpub {
     text: String,
-    // Derived once, which saves half of the work per address.
+    // Derived once, which saves most of the work per address.
     external: XPub,
 }
 
@@ -88,8 +88,7 @@ impl AccountXpub {
     fn address_key(&self, index: u32) -> Result<PublicKey, bip32::Error> {
         let parent = self.external.public_key();
         let (tweak, _) = parent.derive_tweak(&self.external.attrs().chain_code, ChildNumber::new(index, false)?)?;
-        let tweak: Option<NonZeroScalar> = NonZeroScalar::from_repr(tweak.into()).into();
-        let tweak = tweak.ok_or(bip32::Error::Crypto)?;
+        let tweak = Option::<NonZeroScalar>::from(NonZeroScalar::from_repr(tweak.into())).ok_or(bip32::Error::Crypto)?;
         // Nothing here is a secret, so the time that it takes may tell it.
         let offset = ProjectivePoint::mul_by_generator_vartime(&tweak);
         let point = ProjectivePoint::from(*parent.as_affine()) + offset;

@@ -50,7 +50,7 @@ impl Halts {
                 (0..Topic::Cursors.partitions()).map(|partition| scope.spawn(move || read(partition))).collect();
             let panicked = |_| Failure::Retry(anyhow!("reading chain.cursors panicked"));
             // All are joined: a scope panics where a thread does whose handle is dropped.
-            reading.into_iter().map(|reading| reading.join().map_err(panicked).and_then(|read| read)).fold(Ok(()), Result::and)
+            reading.into_iter().map(|reading| reading.join().map_err(panicked).flatten()).fold(Ok(()), Result::and)
         })
     }
 

@@ -3,7 +3,7 @@
 //! A payment, its `payment.created` event, its idempotency key and its intent (as not acknowledged) are one transaction; the
 //! request is answered after Kafka has acknowledged the intent.
 
-use crate::batches::{self, Bounds, Queued, Turn, give_way, log_panic};
+use crate::batches::{self, Bounds, Turn, give_way, log_panic};
 use crate::clock;
 use crate::create::idempotency::{self, IdempotencyKey, KeyClaim};
 use crate::create::intents::Intents;
@@ -39,13 +39,6 @@ pub struct Batcher {
     pub intents: Intents,
     /// The installation that the database belongs to.
     pub installation: Uuid,
-}
-
-impl Queued for CreateRequest {
-    fn leave_queue(&mut self) -> bool {
-        self.place = None;
-        !self.reply.is_closed()
-    }
 }
 
 impl Batcher {

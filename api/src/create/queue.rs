@@ -1,5 +1,6 @@
 //! The queue in front of the batcher: what a handler puts in, and the created payment that it waits for.
 
+use crate::batches::Queued;
 use crate::create::idempotency::IdempotencyKey;
 use crate::create::order::Order;
 use crate::http::problem::Problem;
@@ -31,6 +32,13 @@ pub struct CreateRequest {
     pub reply: oneshot::Sender<Result<CreatedPayment, Problem>>,
     /// In the queue, of the merchant's; `None` before and after.
     pub place: Option<OwnedSemaphorePermit>,
+}
+
+impl Queued for CreateRequest {
+    fn leave_queue(&mut self) -> bool {
+        self.place = None;
+        !self.reply.is_closed()
+    }
 }
 
 /// A payment whose intent Kafka has acknowledged.

@@ -479,7 +479,7 @@ mod tests {
         assert!(shares.work(one, read()).now_or_never().is_none() && shares.work(other, read()).now_or_never().is_some());
         drop(reads);
 
-        // What is read for all waits for nothing, and takes no place of a merchant's.
+        // A read for all waits for nothing, and takes no place of a merchant's.
         let hold = || async {
             let _place = one_connection().await;
             pending::<()>().await;

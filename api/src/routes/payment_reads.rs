@@ -1,8 +1,7 @@
-//! Reads payments in [batches]: those that are asked for together, by whichever merchants, take one statement
-//! of each kind.
+//! Reads payments in [batches]: those that are asked for together, by whichever merchants, take one statement of each kind.
 //!
-//! Only what is found and may be shown is answered here, each to its own merchant. Whatever else there is to say of a payment
-//! is said when it is read alone, in its merchant's share: nothing that is wrong with one, or takes long, is the others' matter.
+//! A payment is answered here only if it is found and may be shown, each to its own merchant. Any other answer is given when the
+//! payment is read alone, in its merchant's share: nothing that is wrong with one, or takes long, is the others' matter.
 
 use crate::batches::{self, Bounds, Turn, give_way};
 use crate::chains::catalog::Catalog;
@@ -13,7 +12,7 @@ use crate::read_queue::{PATIENCE, ReadRequest};
 use crate::routes::payment_reply;
 use axum::body::Bytes;
 use chain::Listing;
-use payments::store;
+use payments::store::{self, Page};
 use runtime::Failure;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -69,7 +68,7 @@ impl ReadBatcher {
     }
 }
 
-/// What somebody still waits for, once there is a connection.
+/// Each payment once, or it would have its transfers twice; only while somebody still waits for it, once there is a connection.
 fn wanted(batch: &[ReadRequest]) -> Vec<Uuid> {
     let ids: BTreeSet<Uuid> = batch.iter().filter(|request| !request.reply.is_closed()).map(|request| request.id.0).collect();
     ids.into_iter().collect()
@@ -82,24 +81,19 @@ fn own(shown: &Shown, merchant: Uuid, id: PaymentId) -> Option<Bytes> {
 
 async fn show(catalog: &Catalog, db: Snapshot, ids: Vec<Uuid>) -> Result<Shown, Unread> {
     // Pipelined: the connection sends the second query before the first has its rows.
-    let (found, hidden) = tokio::join!(store::load_small_payments(&*db, &ids), store::unacknowledged_intents(&*db, &ids));
-    let (mut found, hidden) = (found.map_err(of_batch)?, hidden.map_err(of_batch)?);
-    let readable = hidden.items.iter().map(|(id, _)| id);
-    let hidden: HashSet<&Uuid> = readable.chain(hidden.unreadable.iter().map(|(id, _)| id)).collect();
+    let loaded = tokio::try_join!(store::load_small_payments(&*db, &ids), store::unacknowledged_intents(&*db, &ids));
+    let (mut found, Page { items, unreadable, .. }) = loaded.map_err(of_batch)?;
+    let unreadable = unreadable.into_iter().map(|(id, _)| id);
+    let hidden: HashSet<Uuid> = items.into_iter().map(|(id, _)| id).chain(unreadable).collect();
     found.retain(|payment| !hidden.contains(&payment.id.0));
     let replies = payment_reply::complete(catalog, &db, &found).await.map_err(of_batch)?;
     // Writing replies takes a while, and others need the connection.
     drop(db);
-    let mut shown = Shown::with_capacity(found.len());
-    for (place, (payment, reply)) in found.iter().zip(replies).enumerate() {
-        // With the largest metadata these are a quarter of a megabyte.
-        if place % 16 == 15 {
-            tokio::task::yield_now().await;
-        }
-        let json = serde_json::to_vec(&reply).map_err(|_| Problem::internal())?;
-        shown.insert(payment.id, (payment.merchant, json.into()));
-    }
-    Ok(shown)
+    let shown = found.iter().zip(replies).filter_map(|(payment, reply)| {
+        let json = serde_json::to_vec(&reply).ok()?;
+        Some((payment.id, (payment.merchant, Bytes::from(json))))
+    });
+    Ok(shown.collect())
 }
 
 /// It is no request's failure: what is wrong with a payment is logged when that is read alone.

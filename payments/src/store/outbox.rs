@@ -222,7 +222,7 @@ impl OutboxFront {
     pub async fn move_on(&mut self, db: &impl GenericClient) -> Result<i64, Failure> {
         let is_due = self.looked.is_none_or(|at| at.elapsed() > FULL_LOOK_INTERVAL);
         let from = if is_due { 0 } else { self.lowest.id() };
-        // What is kept back or in doubt does not hold the front, and is counted wherever it is.
+        // An event that is kept back or in doubt does not hold the front, and is counted wherever it is.
         let sql = "SELECT count(*) + (SELECT count(*) FILTER (WHERE id < $1) FROM outbox WHERE batch < $3),
                        min(id) FILTER (WHERE (batch = ANY ($2) OR batch > 0 AND batch < $3) IS NOT TRUE),
                        pg_snapshot_xmin(pg_current_snapshot())::text::bigint

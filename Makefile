@@ -46,8 +46,7 @@ test:
 	@rm -rf target/lab
 ifeq ($(T),)
 	@dev/stack geth >/dev/null || [ $$? -eq 3 ]
-endif
-ifneq ($(T),)
+else
 	@cargo test --quiet --workspace --test e2e -- --list $(T) 2>/dev/null | grep -q ': test$$' || \
 	  { echo "T=$(T): expected a part of the name of an end-to-end test; their list: cargo test -p e2e --test e2e -- --list" >&2; exit 2; }
 endif

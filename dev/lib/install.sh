@@ -101,7 +101,10 @@ fetch() {
   part="$target.part"
   rm -rf "$part"
   mkdir -p "$part"
-  "$fill" "$part" || die "could not download $name; the log is $CACHE/$name.log"
+  "$fill" "$part" || {
+    tail -n 15 "$CACHE/$name.log" >&2
+    die "could not download $name; the log is $CACHE/$name.log"
+  }
   mv "$part" "$target"
 }
 
@@ -110,7 +113,6 @@ cached() { printf '%s/%s-%s\n' "$CACHE" "$1" "$(fingerprint "$2")"; }
 KAFKA_FILE=$HERE/kafka/pom.xml
 REGISTRY_FILE=$HERE/registry/pom.xml
 ANVIL_FILE=$HERE/anvil/package.json
-SOLC_FILE=$HERE/solc/package.json
 GETH_FILE=$HERE/geth/version
 
 need_maven() {
@@ -121,10 +123,7 @@ need_maven() {
 maven() {
   local name=$1 folder=$2
   MAVEN_OPTS="${MAVEN_OPTS--XX:TieredStopAtLevel=1 -XX:+UseSerialGC}" mvn -B -q -f "$HERE/$name/pom.xml" \
-    dependency:copy-dependencies -DoutputDirectory="$folder" </dev/null >"$CACHE/$name.log" 2>&1 || {
-    tail -n 15 "$CACHE/$name.log" >&2
-    return 1
-  }
+    dependency:copy-dependencies -DoutputDirectory="$folder" </dev/null >"$CACHE/$name.log" 2>&1
 }
 
 fill_kafka() {
@@ -139,24 +138,24 @@ fill_registry() {
   maven registry "$1" && tar xzf "$1"/*.tar.gz -C "$1" && rm "$1"/*.tar.gz
 }
 
-need_npm() {
-  command -v npm >/dev/null || apt_install "npm, which downloads $1" nodejs npm ca-certificates
+# npm_install NAME FOLDER [PACKAGE…]: these packages, or those that dev/NAME/package.json asks for.
+npm_install() {
+  local name=$1 folder=$2
+  shift 2
+  command -v npm >/dev/null || apt_install "npm, which downloads $name" nodejs npm ca-certificates
+  if [ $# -eq 0 ]; then cp "$HERE/$name/package.json" "$folder"; fi
+  npm install --prefix "$folder" --ignore-scripts --no-audit --no-fund --no-package-lock "$@" </dev/null >"$CACHE/$name.log" 2>&1
 }
 
 fill_anvil() {
   local arch=amd64 version
-  need_npm anvil
   say "downloading anvil (npm, 43 MB): the EVM node"
   # The platform's own package has the program, which is all that runs. It is installed by name, since npm silently skips it
   # as an optional dependency where Node is older than the launcher requires (Debian 12).
   if [ "$(uname -m)" = aarch64 ]; then arch=arm64; fi
   version=$(sed -n 's/.*"@foundry-rs\/anvil": "\(.*\)".*/\1/p' "$ANVIL_FILE")
-  npm install --prefix "$1" --ignore-scripts --no-audit --no-fund --no-package-lock \
-    "@foundry-rs/anvil-linux-$arch@$version" </dev/null >"$CACHE/anvil.log" 2>&1
-  anvil_in "$1" >/dev/null || {
-    tail -n 15 "$CACHE/anvil.log" >&2
-    return 1
-  }
+  npm_install anvil "$1" "@foundry-rs/anvil-linux-$arch@$version"
+  anvil_in "$1" >/dev/null
 }
 
 anvil_in() {
@@ -171,13 +170,13 @@ anvil_in() {
 }
 
 fill_solc() {
-  need_npm solc
   say "downloading solc (npm, 10 MB): the Solidity compiler"
-  npm install --prefix "$1" --ignore-scripts --no-audit --no-fund --no-package-lock \
-    "solc@$(sed -n 's/.*"solc": "\(.*\)".*/\1/p' "$SOLC_FILE")" </dev/null >"$CACHE/solc.log" 2>&1 || {
-    tail -n 15 "$CACHE/solc.log" >&2
-    return 1
-  }
+  npm_install solc "$1"
+}
+
+fill_autocannon() {
+  say "downloading autocannon (npm, 7 MB): HTTP clients for the bench"
+  npm_install autocannon "$1"
 }
 
 # Go 1.21 and newer fetch the version that a module asks for. Debian 12's is older.
@@ -202,10 +201,7 @@ fill_geth() {
   version=$(cat "$GETH_FILE")
   say "compiling geth $version (Go's module proxy, some minutes): the EVM node that measures gas"
   GOTOOLCHAIN=auto GOBIN=$1 CGO_ENABLED=0 go install "github.com/ethereum/go-ethereum/cmd/geth@$version" \
-    </dev/null >"$CACHE/geth.log" 2>&1 || {
-    tail -n 15 "$CACHE/geth.log" >&2
-    return 1
-  }
+    </dev/null >"$CACHE/geth.log" 2>&1
 }
 
 # One installation at a time: two stacks that start at the same time on a fresh machine share one download. The lock is on the
@@ -219,11 +215,12 @@ lock_cache() {
   fi
 }
 
-# Prints the folder of solc's packages.
-install_solc() {
+# Prints the folder of the packages that dev/NAME/package.json asks for.
+install_packages() {
+  local file=$HERE/$1/package.json
   lock_cache
-  fetch solc "$SOLC_FILE" fill_solc
-  printf '%s/node_modules\n' "$(cached solc "$SOLC_FILE")"
+  fetch "$1" "$file" "fill_$1"
+  printf '%s/node_modules\n' "$(cached "$1" "$file")"
 }
 
 # Prints the path of geth. Exits with 3, and says so, where there is no Go that compiles it: what needs it is left out. With

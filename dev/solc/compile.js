@@ -7,7 +7,9 @@
 const fs = require('fs')
 const path = require('path')
 
-const [modules, root, check] = process.argv.slice(2)
+const [modules, root, ...options] = process.argv.slice(2)
+const onlyCheck = options.length === 1 && options[0] === '--check'
+if (options.length && !onlyCheck) throw new Error(`expected --check or nothing, not ${options.join(' ')}`)
 const solc = require(path.join(modules, 'solc'))
 
 // What can be the same everywhere: no PUSH0, which some chains lack, and no hash of the comments at the end of the code.
@@ -49,8 +51,8 @@ for (const { folder, settings, extension } of folders) {
     const target = path.join(root, file)
     if (fs.existsSync(target) && fs.readFileSync(target, 'utf8').trim() === text.trim()) continue
     changed += 1
-    console.log(check === '--check' ? `${file} is not what its source compiles to; dev/contracts writes it` : `wrote ${file}`)
-    if (check !== '--check') fs.writeFileSync(target, text)
+    console.log(onlyCheck ? `${file} is not what its source compiles to; dev/contracts writes it` : `wrote ${file}`)
+    if (!onlyCheck) fs.writeFileSync(target, text)
   }
 }
-process.exit(check === '--check' && changed ? 1 : 0)
+process.exit(onlyCheck && changed ? 1 : 0)

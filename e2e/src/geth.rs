@@ -1,5 +1,6 @@
 //! go-ethereum in its developer mode: how it is had, started, and asked for a block. [`Node::geth`](crate::Node::geth) runs it.
 
+use crate::http::quantity;
 use crate::process::free_port;
 use crate::stack::root;
 use alloy::primitives::B256;
@@ -71,7 +72,7 @@ pub(crate) fn command(program: &Path, folder: &Path, fork: Fork, port: u16) -> R
 
 /// What `testing_commitBlockV1` is asked for an empty block on this head.
 pub(crate) fn empty_block(head: &Value, fork: Fork) -> Result<Value> {
-    let time = now()?.max(time_of(head)? + 1);
+    let time = now()?.max(quantity(&head["timestamp"])? + 1);
     // Random, so that a reorg never makes the same block again.
     let random = B256::from(rand::random::<[u8; 32]>());
     let mut attributes = json!({
@@ -89,14 +90,9 @@ pub(crate) fn empty_block(head: &Value, fork: Fork) -> Result<Value> {
 
 /// Whether geth makes a block of the next transaction: it gives it the present time, and fails at that of its parent.
 pub(crate) fn seals(head: &Value) -> Result<bool> {
-    Ok(now()? > time_of(head)?)
+    Ok(now()? > quantity(&head["timestamp"])?)
 }
 
 fn now() -> Result<u64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
-}
-
-fn time_of(head: &Value) -> Result<u64> {
-    let time = head["timestamp"].as_str().and_then(|text| text.strip_prefix("0x")).context("no timestamp")?;
-    Ok(u64::from_str_radix(time, 16)?)
 }

@@ -35,7 +35,7 @@ pub use dust::{Aftermath, Flood};
 pub use faults::Fault;
 pub use geth::Fork;
 pub use history::{History, HistoryReader, Step};
-pub use http::plain_http;
+pub use http::{plain_http, quantity};
 pub use lab::{Lab, Plan, XPUB};
 pub use ledger::{Row, ledger};
 pub use network::Network;

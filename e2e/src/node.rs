@@ -1,7 +1,7 @@
 //! An EVM node of a test's own, and what a payer does there: anvil, or geth ([`Node::geth`]).
 
 use crate::geth::{self, Fork};
-use crate::http::plain_http;
+use crate::http::{plain_http, quantity};
 use crate::process::free_port;
 use crate::stack::{Stack, root};
 use crate::wait::eventually;
@@ -50,9 +50,7 @@ impl Node {
         let mut command = Command::new(stack.get("ANVIL_BIN")?);
         command.args(["--port", &port.to_string(), "--silent", "--prune-history", "500", "--gas-limit", "300000000"]);
         command.args(options);
-        let node = Self::spawn(&mut command, port, None)?;
-        node.answers().await?;
-        Ok(node)
+        Self::spawn(&mut command, port, None).await
     }
 
     /// Starts an empty chain with id 31337 on geth, with a block per transaction, whose data and log are in `folder`. `None`
@@ -63,23 +61,20 @@ impl Node {
     pub async fn geth(folder: &Path, fork: Fork) -> Result<Option<Self>> {
         let Some(program) = geth::program()? else { return Ok(None) };
         let port = free_port()?;
-        let node = Self::spawn(&mut geth::command(&program, folder, fork, port)?, port, Some(fork))?;
-        node.answers().await?;
+        let node = Self::spawn(&mut geth::command(&program, folder, fork, port)?, port, Some(fork)).await?;
         // It has no receipts before it has looked through its chain, which it begins with the first block.
         node.mine(1).await?;
         eventually("geth has receipts", || async { Ok(node.receipt(B256::ZERO).await.ok()) }).await?;
         Ok(Some(node))
     }
 
-    fn spawn(command: &mut Command, port: u16, geth: Option<Fork>) -> Result<Self> {
+    async fn spawn(command: &mut Command, port: u16, geth: Option<Fork>) -> Result<Self> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("the node")?;
         let payer: Address = PAYER.parse()?;
         let http = plain_http().build()?;
-        Ok(Self { child, geth, url: format!("http://127.0.0.1:{port}"), token: payer.create(0), http })
-    }
-
-    async fn answers(&self) -> Result<Value> {
-        eventually("the node answers", || async { Ok(self.call("eth_chainId", json!([])).await.ok()) }).await
+        let node = Self { child, geth, url: format!("http://127.0.0.1:{port}"), token: payer.create(0), http };
+        eventually("the node answers", || async { Ok(node.call("eth_chainId", json!([])).await.ok()) }).await?;
+        Ok(node)
     }
 
     /// Makes a JSON-RPC call.
@@ -221,9 +216,7 @@ impl Node {
     /// # Errors
     /// When the node does not respond.
     pub async fn head(&self) -> Result<u64> {
-        let number = self.call("eth_blockNumber", json!([])).await?;
-        let text = number.as_str().context("no block number")?;
-        Ok(u64::from_str_radix(text.trim_start_matches("0x"), 16)?)
+        quantity(&self.call("eth_blockNumber", json!([])).await?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! A JSON-RPC endpoint in front of a sound node, which injects faults on demand.
 
 use crate::faults::{Fault, Refusal, error};
-use crate::http::plain_http;
+use crate::http::{plain_http, quantity};
 use crate::process::free_listener;
 use anyhow::{Context as _, Result, ensure};
 use axum::Router;
@@ -340,5 +340,5 @@ impl Upstream {
 }
 
 fn number(value: &Value) -> Option<u64> {
-    u64::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok()
+    quantity(value).ok()
 }

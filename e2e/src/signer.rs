@@ -4,8 +4,8 @@ use alloy::consensus::{SignableTransaction as _, TxEip1559, TxEip7702};
 use alloy::eips::eip2718::Encodable2718 as _;
 use alloy::eips::eip7702::{Authorization, SignedAuthorization};
 use alloy::hex;
-use alloy::primitives::{Address, B256, Bytes, Signature, TxKind, U256};
-use anyhow::{Context as _, Result};
+use alloy::primitives::{Address, B256, Bytes, Signature, U256};
+use anyhow::Result;
 use k256::ecdsa::SigningKey;
 
 /// The public key of anvil's first account, [`PAYER`](crate::PAYER).
@@ -25,8 +25,7 @@ pub struct Call {
     pub chain_id: u64,
     pub nonce: u64,
     pub gas: u64,
-    /// `None` creates a contract.
-    pub to: Option<Address>,
+    pub to: Address,
     pub input: Bytes,
     /// With any it is of type 4, else of type 2.
     pub authorizations: Vec<SignedAuthorization>,
@@ -76,13 +75,13 @@ impl Signer {
     /// The bytes of a transaction, for `eth_sendRawTransaction`.
     ///
     /// # Errors
-    /// When it has authorizations and no recipient.
+    /// As [`sign`](Self::sign).
     pub fn transaction(&self, call: Call) -> Result<Bytes> {
         let Call { chain_id, nonce, gas: gas_limit, to, input, authorizations } = call;
         let (max_fee_per_gas, max_priority_fee_per_gas) = (MAX_FEE, 1);
         let (value, access_list) = (U256::ZERO, Default::default());
         if authorizations.is_empty() {
-            let to = to.map_or(TxKind::Create, TxKind::Call);
+            let to = to.into();
             let transaction = TxEip1559 {
                 chain_id,
                 nonce,
@@ -103,7 +102,7 @@ impl Signer {
             gas_limit,
             max_fee_per_gas,
             max_priority_fee_per_gas,
-            to: to.context("a recipient")?,
+            to,
             value,
             access_list,
             authorization_list: authorizations,

@@ -6,7 +6,7 @@ use alloy::eips::eip7702::SignedAuthorization;
 use alloy::hex;
 use alloy::primitives::{Address, B256, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Call, Fork, Node, PAYER, Signer, eventually, root};
+use e2e::{Call, Fork, Node, PAYER, Signer, eventually, quantity, root};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::Command;
@@ -54,11 +54,6 @@ where
     B256::from(U256::try_from(number).unwrap_or_default())
 }
 
-fn quantity(value: &Value) -> Result<u64> {
-    let digits = value.as_str().and_then(|text| text.strip_prefix("0x")).context("no quantity")?;
-    Ok(u64::from_str_radix(digits, 16)?)
-}
-
 /// What the compiler made of a contract.
 fn committed(name: &str) -> Result<Value> {
     let file: PathBuf = root().join(format!("sweeper/contracts/{name}.json"));
@@ -66,9 +61,12 @@ fn committed(name: &str) -> Result<Value> {
 }
 
 /// The code that makes a contract, without 0x.
-fn creation(name: &str, arguments: &[u8]) -> Result<String> {
-    let contract = committed(name)?;
+fn creation(contract: &Value, arguments: &[u8]) -> Result<String> {
     Ok(format!("{}{}", contract["creation"].as_str().context("no code")?, hex::encode(arguments)))
+}
+
+fn payees(accounts: &[Signer]) -> Vec<Address> {
+    accounts.iter().map(|account| account.address).collect()
 }
 
 fn addresses(accounts: &[Signer]) -> Vec<Vec<B256>> {
@@ -83,8 +81,8 @@ impl Chain {
         let token = node.create(&std::fs::read_to_string(root().join(format!("testdata/sweeping/{token}.hex")))?).await?;
         let treasury = Signer::random()?.address;
         let deploy = async |name: &str, arguments: &[u8]| {
-            let address = node.create(&creation(name, arguments)?).await?;
             let contract = committed(name)?;
+            let address = node.create(&creation(&contract, arguments)?).await?;
             // What `immutables` says is what a check of the code on the chain needs.
             let mut expected = hex::decode(contract["runtime"].as_str().context("no code")?)?;
             for place in contract["immutables"].as_array().context("no places")? {
@@ -117,15 +115,14 @@ impl Chain {
     /// New addresses with this much each.
     async fn paid(&self, count: usize, amount: u64) -> Result<Vec<Signer>> {
         let accounts: Vec<Signer> = (0..count).map(|_| Signer::random()).collect::<Result<_>>()?;
-        let payees: Vec<Address> = accounts.iter().map(|account| account.address).collect();
-        self.pay(&payees, amount).await?;
+        self.pay(&payees(&accounts), amount).await?;
         Ok(accounts)
     }
 
     /// Sends a call from the payer, with so much gas, and returns its receipt.
     async fn send(&self, to: Address, input: &[u8], gas: u64, authorizations: Vec<SignedAuthorization>) -> Result<Value> {
         let nonce = quantity(&self.node.call("eth_getTransactionCount", json!([PAYER, "pending"])).await?)?;
-        let call = Call { chain_id: CHAIN, nonce, gas, to: Some(to), input: input.to_vec().into(), authorizations };
+        let call = Call { chain_id: CHAIN, nonce, gas, to, input: input.to_vec().into(), authorizations };
         let hash = self.node.call("eth_sendRawTransaction", json!([self.payer.transaction(call)?])).await?;
         let hash: B256 = hash.as_str().context("no hash")?.parse()?;
         eventually("the receipt", || self.node.receipt(hash)).await
@@ -212,7 +209,6 @@ async fn costs(fork: Fork, at_most: &[(&str, u64)]) -> Result<()> {
         costs.push((name, quantity(&receipt["gasUsed"])? / u64::try_from(COUNT)?));
         Ok(())
     };
-    let payees = |accounts: &[Signer]| -> Vec<Address> { accounts.iter().map(|account| account.address).collect() };
 
     let delegated = chain.paid(COUNT, 1000).await?;
     let authorizations = delegated.iter().map(|one| one.delegate(CHAIN, chain.delegate, 0)).collect::<Result<_>>()?;
@@ -285,8 +281,7 @@ async fn an_address_that_can_not_be_swept_leaves_the_others_swept() -> Result<()
     ensure!(chain.balance(chain.treasury).await? == U256::from(1 + 4 * 1000), "the treasury has another sum");
 
     // In a state that does not change what an estimate finds is enough for all, and less sweeps none.
-    let payees: Vec<Address> = accounts.iter().map(|account| account.address).collect();
-    chain.pay(&payees, 500).await?;
+    chain.pay(&payees(&accounts), 500).await?;
     let input = chain.swept(&accounts);
     let estimate = chain.estimate(chain.batch, &input).await?;
     let short = chain.send(chain.batch, &input, estimate - GAS_EACH / 2, vec![]).await?;
@@ -377,7 +372,8 @@ async fn an_authorization_that_was_submitted_before_or_is_refused_leaves_the_oth
 async fn no_contract_is_made_that_pays_nobody() -> Result<()> {
     let Some(chain) = Chain::start(Fork::Osaka, "Dollar").await? else { return Ok(()) };
     for name in ["Sweeper7702", "Puller"] {
-        let create = |treasury: Address| creation(name, treasury.into_word().as_slice());
+        let contract = committed(name)?;
+        let create = |treasury: Address| creation(&contract, treasury.into_word().as_slice());
         let made = |code: String| chain.node.call("eth_call", json!([{ "from": PAYER, "data": format!("0x{code}") }]));
         made(create(chain.treasury)?).await?;
         ensure!(made(create(Address::ZERO)?).await.is_err(), "{name} is made for address zero");

@@ -3,7 +3,7 @@
 use alloy::hex;
 use alloy::primitives::{Address, B256, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Lab, Node, PAYER, Payment, Plan, events, eventually};
+use e2e::{Api, Lab, Node, PAYER, Payment, Plan, events, eventually, quantity};
 use payments::{DepositAddress, store};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -121,8 +121,7 @@ impl Field {
 async fn mined(node: &Node, hash: B256) -> Result<u64> {
     let receipt = eventually("a receipt", || node.receipt(hash)).await?;
     ensure!(receipt["status"] == "0x1", "{receipt}");
-    let number = receipt["blockNumber"].as_str().context("blockNumber")?;
-    Ok(u64::from_str_radix(number.trim_start_matches("0x"), 16)?)
+    quantity(&receipt["blockNumber"])
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -193,6 +193,7 @@ async fn what_the_relay_keeps_back_is_not_claimed_and_holds_no_front() -> Result
     ensure!(front.move_on(&db).await? == 4, "two that are kept back, and two in doubt");
     // Once other tests' transactions have ended, the front has passed them, and they are found apart.
     let started = Instant::now();
+    ensure!(format!("{front:?}").contains("LowestId { id: "), "{front:?}");
     while format!("{front:?}").contains("LowestId { id: 0,") {
         ensure!(front.move_on(&db).await? == 4);
         ensure!(started.elapsed() < Duration::from_secs(60), "the front does not move");

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::replay::{Recorded, recorded, serve};
-use e2e::{Lab, Plan};
+use e2e::{Lab, Plan, quantity};
 use runtime::kafka::Publisher;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +31,7 @@ async fn the_matches_of_real_blocks_are_the_transfers_in_their_receipts() -> Res
     let mut yaml = String::new();
     for (blocks, place) in chains.iter().zip(1_u64..) {
         let first = blocks.first().context("a block")?;
-        let start = u64::from_str_radix(first.block["number"].as_str().context("number")?.trim_start_matches("0x"), 16)?;
+        let start = quantity(&first.block["number"])?;
         // Ids of their own: the three mainnet blocks and block 17,000,000 do not follow one another.
         let id = 900_000 + place;
         let url = serve(id, blocks.clone()).await?;

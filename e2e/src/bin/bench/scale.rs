@@ -1,7 +1,7 @@
 //! A database of many payments: how long each list, read and cancellation takes, and payments created and blocks confirmed per second
 //! beside a database that is empty.
 
-use crate::api::{TIME, Work, load};
+use crate::api::{TIME, load};
 use crate::confirmer::{Blocks, ChainName, fold_in};
 use crate::figure::{Figure, quantile};
 use anyhow::{Context as _, Result, ensure};
@@ -87,11 +87,8 @@ fn add_chains(lab: &Lab) -> Result<()> {
 
 /// Payments created per second by the clients of the API's bench.
 async fn creates(api: &Api) -> Result<f64> {
-    let order = json!({ "chain": "anvil", "amount": "1000000" }).to_string();
-    let paths = vec!["/api/v1/payments".to_owned()];
-    let work = Work { paths, body: Some(order), sign: "\"status\":\"pending\"", units: 1 };
-    load(api, &work, WARM_UP, None).await?;
-    Ok(load(api, &work, TIME, None).await?.0)
+    load(api, WARM_UP, None).await?;
+    Ok(load(api, TIME, None).await?.0)
 }
 
 /// Blocks confirmed per second, in the first or the second turn.

@@ -245,8 +245,10 @@ CREATE INDEX transfers_of_payment
 CREATE INDEX transfers_beside_payment
     ON transfers (payment_id, block_timestamp, chain_id, block_number, transaction_index, source, index)
     WHERE NOT (listed AND NOT below_minimum) AND NOT removed;
--- GET /api/v1/payments?transaction_hash=.
-CREATE INDEX transfers_of_transaction ON transfers (transaction_hash, payment_id) WHERE NOT removed;
+-- GET /api/v1/payments?transaction_hash=. In no order, so it is kept small: seven bytes tell transactions apart, and with their
+-- length they are one word. The statement compares the whole hash as well. Without those that a reorg took away Postgres would have
+-- no statistics of the bytes, and would plan for a two-hundredth of all.
+CREATE INDEX transfers_of_transaction ON transfers (substring(transaction_hash FROM 1 FOR 7));
 CREATE INDEX transfers_of_deposit_address
     ON transfers (deposit_address, block_timestamp, chain_id, block_number, transaction_index, source, index)
     WHERE payment_id IS NULL AND NOT removed;
@@ -269,9 +271,14 @@ CREATE TABLE payment_parts (
     finality        text CHECK (finality IN ('safe', 'finalized')),
     -- How much of that sum is deep enough: all or nothing, unless a replay has added to a block that is confirmed.
     confirmed       numeric NOT NULL DEFAULT 0,
-    PRIMARY KEY (chain_id, block_hash, payment_id)
+    -- Ids grow, but for deposits'; hashes are in no order.
+    PRIMARY KEY (payment_id, chain_id, block_hash)
 );
-CREATE INDEX payment_parts_of_payment ON payment_parts (payment_id, block_number);
+-- The block that a payment's confirmations count from. Of some rows only, so that it can't take the place of the key, which is larger:
+-- to find one part by it is to read all that the payment has.
+CREATE INDEX payment_parts_of_payment ON payment_parts (payment_id, block_number) WHERE credited > 0;
+-- What a block has brought. Small, as transfers_of_transaction is.
+CREATE INDEX payment_parts_of_block ON payment_parts (chain_id, substring(block_hash FROM 1 FOR 7));
 -- A new head asks for those that are due; a removed one for those that its number had confirmed.
 CREATE INDEX payment_parts_due ON payment_parts (chain_id, finality, due) WHERE due IS NOT NULL AND confirmed <> credited;
 CREATE INDEX payment_parts_confirmed ON payment_parts (chain_id, due) WHERE confirmed > 0 AND finality IS NULL;

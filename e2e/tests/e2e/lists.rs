@@ -9,7 +9,7 @@ use payments::{Exception, Status};
 use runtime::db::{self, CommitMode, lock};
 use runtime::set_aside;
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio_postgres::IsolationLevel;
@@ -81,10 +81,20 @@ async fn a_list_reads_about_a_page_whatever_it_is_filtered_by() -> Result<()> {
         let read = blocks(&transaction, "payments").await? - before;
         ensure!(deposits.len() == 51 && read <= MAX_BLOCKS, "{read} blocks for {} deposits", deposits.len());
     }
+    let costs = costs(&mut client, "%transaction_hash = %").await?;
+    ensure!(costs.len() > 10 && costs.iter().all(|cost| *cost < 100.0), "{costs:?} for what one transaction has paid");
+    let both = "SELECT indexrelid::regclass::text FROM pg_index WHERE indexprs IS NOT NULL AND indpred IS NOT NULL";
+    let both: Vec<String> = client.query(both, &[]).await?.iter().map(|row| row.get(0)).collect();
+    ensure!(both.is_empty(), "of an expression and of some rows, so the planner has no statistics of {both:?}");
     let transaction = Some(B256::from_slice(&Sha256::digest(7_i32.to_be_bytes())));
     let filter = PaymentFilter { transaction, exception: Some(Exception::Underpaid), ..PaymentFilter::default() };
     let paid = store::list_payments(&client, MERCHANT, &filter, LIMIT).await?;
     ensure!(paid.len() == 1 && paid[0].created_at == 7, "two transfers of one payment: {paid:?}");
+    // Alike in all that the index has of it.
+    let alike = transaction.map(|hash| hash ^ B256::with_last_byte(1));
+    let filter = PaymentFilter { transaction: alike, ..PaymentFilter::default() };
+    let paid = store::list_payments(&client, MERCHANT, &filter, LIMIT).await?;
+    ensure!(paid.is_empty(), "a transaction that there is not: {paid:?}");
     ensure!(!store::is_common_external_id(&client, MERCHANT, "shop").await?);
     client.execute("UPDATE payments SET external_id = 'shop' WHERE created_at <= 2000", &[]).await?;
     ensure!(store::is_common_external_id(&client, MERCHANT, "shop").await?);
@@ -276,6 +286,85 @@ async fn many_lost_payments_are_counted_and_the_chains_beside_them_are_found_at_
     let counts = set_aside::counts(&transaction, "").await?;
     ensure!(counts == BTreeMap::from([("restored".to_owned(), 60_000), ("webhooks".to_owned(), 1)]), "{counts:?}");
     Ok(())
+}
+
+/// Hashes are in no order, and an index that begins with one grows with all that there ever was: each row goes to a page of it
+/// that nobody has used for long, which is read from the disk, and written whole after a checkpoint.
+#[tokio::test]
+async fn transactions_have_a_small_index_and_new_parts_are_written_to_few_pages() -> Result<()> {
+    let client = large(PAYMENTS).await?.get().await?;
+    for statement in [&transfers("1 + i / 100"), &parts(2, 60_000), "VACUUM ANALYZE", "CHECKPOINT"] {
+        client.batch_execute(statement).await?;
+    }
+    let explain = format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {}", parts(60_001, 60_500));
+    let plan: serde_json::Value = client.query_one(&explain, &[]).await?.get(0);
+    let dirtied = plan[0]["Plan"]["Shared Dirtied Blocks"].as_i64().unwrap_or_default();
+    // The one that is in no order has some 300 pages, and would have thrice as many with whole hashes.
+    ensure!((50..=330).contains(&dirtied), "{dirtied} blocks are written for 500 parts");
+    let size = "SELECT pg_relation_size('transfers_of_transaction') / count(*) FROM transfers";
+    let bytes: i64 = client.query_one(size, &[]).await?.get(0);
+    // Whole hashes would take some 85.
+    ensure!(bytes < 45, "{bytes} bytes for each transfer in the index of transactions");
+    Ok(())
+}
+
+/// Most payments have one part, so the planner takes whatever index begins with the payment for as good as the key.
+#[tokio::test]
+async fn a_payment_with_parts_in_many_blocks_is_shown_without_reading_them_all() -> Result<()> {
+    let many = Uuid::from_u128(7);
+    let mut client = large(PAYMENTS).await?.get().await?;
+    let received = format!("UPDATE payments SET received = 1000 WHERE id = '{many}'");
+    for statement in [&transfers("CASE WHEN i % 60 = 0 THEN 7 ELSE i END"), &parts(2, 60_500), &received, "VACUUM ANALYZE"] {
+        client.batch_execute(statement).await?;
+    }
+    for mode in ["force_custom_plan", "force_generic_plan"] {
+        let transaction = client.transaction().await?;
+        transaction.batch_execute(&format!("SET LOCAL plan_cache_mode = {mode}")).await?;
+        let before = blocks(&transaction, "payment_parts").await?;
+        let found = store::load_payments(&transaction, &[many]).await?;
+        let after = blocks(&transaction, "payment_parts").await?;
+        let (shown, read) = (found.iter().map(|payment| payment.transfers.len()).sum::<usize>(), after - before);
+        ensure!(shown == 100 && read <= 600, "{mode}: {read} blocks for the parts of {shown} transfers");
+        let numbers = store::counted_from(&transaction, &found).await?;
+        let read = blocks(&transaction, "payment_parts").await? - after;
+        ensure!(numbers == HashMap::from([(PaymentId(many), 7)]) && read <= 20, "{mode}: {read} blocks for {numbers:?}");
+    }
+    Ok(())
+}
+
+/// A transfer in each of many blocks, to the payment of this number.
+fn transfers(payment: &str) -> String {
+    format!(
+        "INSERT INTO transfers (chain_id, block_hash, transaction_hash, source, index, payment_id, block_number, block_timestamp,
+             transaction_index, sender, amount, credited, listed)
+         SELECT 1, sha256(int4send(i)), sha256(int4send(-i)), 'log', 0, lpad(to_hex({payment}), 32, '0')::uuid, i, i, 0,
+             decode(repeat('ee', 20), 'hex'), 1, true, true
+         FROM generate_series(2, 60500) AS i"
+    )
+}
+
+/// The parts that they are.
+fn parts(first: u32, last: u32) -> String {
+    format!(
+        "INSERT INTO payment_parts (payment_id, chain_id, block_hash, block_number, block_timestamp, transfers, credited, due)
+         SELECT payment_id, chain_id, block_hash, block_number, block_timestamp, 1, 1, block_number FROM transfers
+         WHERE chain_id = 1 AND block_number BETWEEN {first} AND {last}"
+    )
+}
+
+/// What a connection's statements cost by the planner's count. From some cost on a plan is compiled at each call.
+async fn costs(client: &mut Client, like: &str) -> Result<Vec<f64>> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL plan_cache_mode = force_generic_plan").await?;
+    let sql =
+        "SELECT format('EXPLAIN (FORMAT JSON) EXECUTE %I (NULL%s)', name, repeat(', NULL', cardinality(parameter_types) - 1))
+               FROM pg_prepared_statements WHERE statement LIKE $1";
+    let mut costs = Vec::new();
+    for row in transaction.query(sql, &[&like]).await? {
+        let plan: serde_json::Value = transaction.query_one(row.get::<_, &str>(0), &[]).await?.get(0);
+        costs.extend(plan[0]["Plan"]["Total Cost"].as_f64());
+    }
+    Ok(costs)
 }
 
 /// Blocks of payments and transfers that this transaction has read so far.

@@ -185,3 +185,48 @@ async fn a_block_that_came_again_with_fewer_transfers_has_not_left_the_chain() -
     ensure!(now.received() == Amount::from(50), "{now:?}");
     Ok(())
 }
+
+/// Where no root proves a header, an endpoint may give the hash of a block with a number that is not its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_comes_under_another_number_as_well_is_credited_once_and_leaves_the_chain_whole() -> Result<()> {
+    let scene = Scene::start().await?;
+    let at_static = books::static_addresses()[0].address;
+    let one = scene.pays(block_hash(2), 0, 100);
+    let to_static = books::transfer(block_hash(2), 1, at_static, 100);
+    let own = |sequence| Matches { sequence, ..block(CHAINS[0], 2, vec![one.clone(), to_static.clone()]) };
+    let (mut unlisted, mut strange) = (one.clone(), one.clone());
+    (unlisted.token, unlisted.id.index) = (Some(Address::repeat_byte(0x66)), 2);
+    strange.id.transaction = B256::repeat_byte(9);
+    let brings = [vec![one.clone(), to_static.clone()], vec![one.clone(), unlisted], vec![to_static.clone()], vec![strange]];
+    for (brings, later) in brings.into_iter().flat_map(|brings| [(brings.clone(), 0), (brings, 5_000)]) {
+        let elsewhere = Matches {
+            block: BlockRef { number: 1, hash: block_hash(2) },
+            timestamp: own(0).timestamp + later,
+            kind: Kind::Replayed,
+            transfers: brings,
+            ..own(0)
+        };
+        for records in [[empty(1, 1), own(2), elsewhere.clone()], [empty(1, 1), elsewhere.clone(), own(2)]] {
+            for size in 1..=records.len() {
+                let mut books = Books::open(&scene.stack, usize::MAX).await?;
+                books.apply_by(size, &scene.chains, &records).await?;
+                let sums = async |books: &Books| {
+                    let sql = "SELECT coalesce(sum(received) FILTER (WHERE deposit_address IS NULL), 0)::bigint,
+                                   coalesce(sum(received) FILTER (WHERE deposit_address IS NOT NULL), 0)::bigint,
+                                   (SELECT count(*) FROM transfers WHERE NOT removed) FROM payments";
+                    let row = books.pool.get().await?.query_one(sql, &[]).await?;
+                    Ok::<(i64, i64, i64), anyhow::Error>((row.get(0), row.get(1), row.get(2)))
+                };
+                let (paid, deposited, _) = sums(&books).await?;
+                ensure!((paid, deposited) == (100, 100), "{paid} and {deposited}, {size} records per batch: {records:?}");
+                books.apply(&scene.chains, &[removal(3, &own(2))]).await?;
+                let left = sums(&books).await?;
+                ensure!(left == (0, 0, 0), "{left:?} of a block that is gone, {size} records per batch: {records:?}");
+                books.apply(&scene.chains, &[own(4)]).await?;
+                let again = sums(&books).await?;
+                ensure!(again == (100, 100, 2), "{again:?} once it has come again, {size} records per batch: {records:?}");
+            }
+        }
+    }
+    Ok(())
+}

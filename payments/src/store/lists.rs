@@ -168,9 +168,10 @@ impl PaymentFilter {
             values.push(Box::new(transaction.to_vec()));
             // From the transaction to its payments, one by one, and never the other way round.
             table = format!(
-                "(SELECT p.* FROM (SELECT DISTINCT payment_id FROM transfers WHERE transaction_hash = ${} AND NOT removed) AS t
+                "(SELECT p.* FROM (SELECT DISTINCT payment_id FROM transfers WHERE transaction_hash = ${last}::bytea
+                     AND substring(transaction_hash FROM 1 FOR 7) = substring(${last}::bytea FROM 1 FOR 7) AND NOT removed) AS t
                  CROSS JOIN LATERAL (SELECT * FROM payments WHERE id = t.payment_id OFFSET 0) AS p) AS paid",
-                values.len()
+                last = values.len()
             );
         }
         let page = |status: &str| format!("SELECT id, created_at FROM {table} WHERE {conditions}{status} {ORDER}");

@@ -1,6 +1,6 @@
 //! Rows of `payment_parts`: what one block of the canonical chain has brought one payment.
 
-use super::touched::BatchScope;
+use super::touched::{BatchScope, parts_of_blocks};
 use crate::payment::{Part, Payment};
 use crate::total::Total;
 use deadpool_postgres::GenericClient;
@@ -17,18 +17,18 @@ use uuid::Uuid;
 /// # Errors
 /// When the database fails, or a row holds no valid part.
 pub async fn touched_parts(db: &impl GenericClient, scope: &BatchScope<'_>) -> Result<HashMap<Uuid, Vec<Part>>, Failure> {
-    let select =
-        "SELECT payment_id, chain_id, block_hash, block_number, block_timestamp, transfers, credited::text, confirmed::text
-        FROM payment_parts WHERE chain_id = $1";
+    let columns = "payment_id, chain_id, block_hash, block_number, block_timestamp, transfers, credited::text, confirmed::text";
+    let select = format!("SELECT {columns} FROM payment_parts WHERE chain_id = $1");
     let due = "due IS NOT NULL AND confirmed <> credited";
     // Not by payment: one of them may have a part in every block of a year.
     let sql = format!(
         "{select} AND {due} AND finality IS NULL AND due <= $2
          UNION {select} AND {due} AND finality = 'safe' AND due <= $3
          UNION {select} AND {due} AND finality = 'finalized' AND due <= $4
-         UNION {select} AND block_hash = ANY($5)
+         UNION SELECT {columns} FROM {of_blocks}
          UNION {select} AND confirmed > 0 AND finality IS NULL AND due = ANY($6)
-         ORDER BY block_number"
+         ORDER BY block_number",
+        of_blocks = parts_of_blocks(1, 5)
     );
     let statement = db.prepare_cached(&sql).await?;
     let blocks: Vec<&[u8]> = scope.paying_blocks.iter().chain(&scope.removed_blocks).copied().collect();
@@ -62,7 +62,7 @@ pub async fn save_parts(db: &impl GenericClient, rows: &[PartRow<'_>]) -> Result
              FROM unnest($1::uuid[], $2::bigint[], $3::bytea[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[], $8::bigint[],
                  $9::text[], $10::text[])
                AS t (payment_id, chain_id, block_hash, block_number, block_timestamp, transfers, credited, due, finality, confirmed)
-             ON CONFLICT (chain_id, block_hash, payment_id) DO UPDATE SET block_number = EXCLUDED.block_number,
+             ON CONFLICT (payment_id, chain_id, block_hash) DO UPDATE SET block_number = EXCLUDED.block_number,
                  block_timestamp = EXCLUDED.block_timestamp, transfers = EXCLUDED.transfers, credited = EXCLUDED.credited,
                  due = EXCLUDED.due, finality = EXCLUDED.finality, confirmed = EXCLUDED.confirmed",
         )
@@ -121,11 +121,11 @@ pub async fn counted_from(db: &impl GenericClient, payments: &[Payment]) -> Resu
     }
     let statement = db
         .prepare_cached(
-            // Stops at the part that reaches the amount.
+            // Stops at the part that reaches the amount, along the index of those that bring some of it.
             "SELECT o.id, CASE WHEN o.reached
                  THEN (SELECT block_number FROM (
                      SELECT block_number, sum(credited) OVER (ORDER BY block_number) AS sum FROM payment_parts
-                         WHERE payment_id = o.id) AS parts
+                         WHERE payment_id = o.id AND credited > 0) AS parts
                      WHERE sum >= o.needed::numeric ORDER BY block_number LIMIT 1)
                  ELSE (SELECT block_number FROM payment_parts WHERE payment_id = o.id AND credited > 0
                      ORDER BY block_number LIMIT 1)

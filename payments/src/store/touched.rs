@@ -114,6 +114,16 @@ fn fallen_numbers(removed: &&Matches) -> RangeInclusive<u64> {
     lowest.min(number)..=number
 }
 
+/// The parts that blocks have brought, as a table: the chain and the hashes are these parameters of a statement. The index has
+/// seven bytes of each hash. Without OFFSET the planner may read what the whole chain has.
+pub(super) fn parts_of_blocks(chain: u8, hashes: u8) -> String {
+    format!(
+        "(SELECT of_block.* FROM (SELECT DISTINCT hash FROM unnest(${hashes}::bytea[]) AS hash) AS asked
+             CROSS JOIN LATERAL (SELECT * FROM payment_parts WHERE chain_id = ${chain} AND block_hash = hash
+                 AND substring(block_hash FROM 1 FOR 7) = substring(hash FROM 1 FOR 7) OFFSET 0) AS of_block) AS part"
+    )
+}
+
 /// Ids of the payments that any record of the batch can change: those at the addresses paid, those that a timestamp expires, those
 /// that get deep enough, and for removed blocks those that the blocks had paid, confirmed or expired. The flag tells whether the
 /// batch can hold a transfer to the payment.
@@ -121,23 +131,23 @@ fn fallen_numbers(removed: &&Matches) -> RangeInclusive<u64> {
 /// # Errors
 /// When the database fails.
 pub async fn touched_payments(db: &impl GenericClient, scope: &BatchScope<'_>) -> Result<BTreeMap<Uuid, bool>, Failure> {
-    let statement = db
-        .prepare_cached(
-            "SELECT id, true FROM payments WHERE address = ANY($2) AND deposit_address IS NULL
-             UNION SELECT id, true FROM payments WHERE id = ANY($9)
-             UNION SELECT id, false FROM payments WHERE chain_id = $1 AND status = 'pending' AND expires_at < $3
-             UNION SELECT payment_id, false FROM payment_parts
-                 WHERE chain_id = $1 AND due IS NOT NULL AND confirmed <> credited AND finality IS NULL AND due <= $4
-             UNION SELECT payment_id, false FROM payment_parts
-                 WHERE chain_id = $1 AND due IS NOT NULL AND confirmed <> credited AND finality = 'safe' AND due <= $5
-             UNION SELECT payment_id, false FROM payment_parts
-                 WHERE chain_id = $1 AND due IS NOT NULL AND confirmed <> credited AND finality = 'finalized' AND due <= $6
-             UNION SELECT payment_id, false FROM payment_parts WHERE chain_id = $1 AND block_hash = ANY($7)
-             UNION SELECT payment_id, false FROM payment_parts
-                 WHERE chain_id = $1 AND confirmed > 0 AND finality IS NULL AND due = ANY($8)
-             UNION SELECT id, false FROM payments WHERE chain_id = $1 AND expired_by = ANY($8)",
-        )
-        .await?;
+    let sql = format!(
+        "SELECT id, true FROM payments WHERE address = ANY($2) AND deposit_address IS NULL
+         UNION SELECT id, true FROM payments WHERE id = ANY($9)
+         UNION SELECT id, false FROM payments WHERE chain_id = $1 AND status = 'pending' AND expires_at < $3
+         UNION SELECT payment_id, false FROM payment_parts
+             WHERE chain_id = $1 AND due IS NOT NULL AND confirmed <> credited AND finality IS NULL AND due <= $4
+         UNION SELECT payment_id, false FROM payment_parts
+             WHERE chain_id = $1 AND due IS NOT NULL AND confirmed <> credited AND finality = 'safe' AND due <= $5
+         UNION SELECT payment_id, false FROM payment_parts
+             WHERE chain_id = $1 AND due IS NOT NULL AND confirmed <> credited AND finality = 'finalized' AND due <= $6
+         UNION SELECT payment_id, false FROM {of_blocks}
+         UNION SELECT payment_id, false FROM payment_parts
+             WHERE chain_id = $1 AND confirmed > 0 AND finality IS NULL AND due = ANY($8)
+         UNION SELECT id, false FROM payments WHERE chain_id = $1 AND expired_by = ANY($8)",
+        of_blocks = parts_of_blocks(1, 7)
+    );
+    let statement = db.prepare_cached(&sql).await?;
     let rows = db
         .query(
             &statement,

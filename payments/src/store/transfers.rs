@@ -2,7 +2,7 @@
 //! The part of its block says whether one is confirmed.
 
 use super::amount::read_amount;
-use super::touched::BatchScope;
+use super::touched::{BatchScope, parts_of_blocks};
 use crate::lifecycle::Cause;
 use crate::payment::{MAX_TRANSFERS_OF_BLOCK, Payment};
 use crate::transfer::{ReceivedTransfer, TransferLabel, TransferPlace};
@@ -314,14 +314,14 @@ pub(super) async fn last_transfers_in(
                      AND NOT (chain_id = $2 AND block_hash = ANY($3))
                  ORDER BY {REVERSE_ORDER} LIMIT {MAX_TRANSFERS_OF_BLOCK}) AS last
              UNION ALL
-             SELECT last.* FROM (
-                 SELECT * FROM payment_parts WHERE chain_id = $2 AND block_hash = ANY($3) OFFSET 0) AS part CROSS JOIN LATERAL (
+             SELECT last.* FROM {of_blocks} CROSS JOIN LATERAL (
                  SELECT * FROM transfers WHERE payment_id = part.payment_id AND {COUNTS} AND NOT removed
                      AND block_timestamp = part.block_timestamp AND chain_id = part.chain_id AND block_number = part.block_number
                      AND block_hash = part.block_hash
                  ORDER BY {REVERSE_ORDER} LIMIT {MAX_TRANSFERS_OF_BLOCK}) AS last
              WHERE part.payment_id = ANY($1)
-         ) AS t ORDER BY {ORDER}"
+         ) AS t ORDER BY {ORDER}",
+        of_blocks = parts_of_blocks(2, 3)
     );
     let statement = db.prepare_cached(&sql).await?;
     let rows = db.query(&statement, &[&payments, &scope.chain, &scope.removed_blocks]).await?;

@@ -199,7 +199,7 @@ impl Returning<'_> {
         let started = Instant::now();
         reader.seek(self.item.next_offset);
         while !self.is_over(started) {
-            let Some(waiting) = self.read_waiting(reader)? else { break };
+            let Some(waiting) = self.read_waiting(reader, self.limit()?)? else { break };
             let fault = self.apply(&waiting.records, waiting.next)?.or(waiting.fault);
             match fault {
                 Some(_) if self.batch > 1 => {
@@ -250,11 +250,10 @@ impl Returning<'_> {
         })
     }
 
-    /// The chain's next records; `None` where there was no time to look for what comes after them.
-    fn read_waiting(&mut self, reader: &PartitionReader) -> Result<Option<Waiting>, Failure> {
+    /// The chain's next records below the limit; `None` where there was no time to look for what comes after them.
+    fn read_waiting(&mut self, reader: &PartitionReader, limit: i64) -> Result<Option<Waiting>, Failure> {
         let mut waiting = Waiting { records: Vec::new(), next: self.item.next_offset, fault: None, at_end: false };
         let (mut bytes, mut passed) = (0, 0);
-        let limit = self.limit()?;
         while waiting.records.len() < self.batch && bytes < FOLDING.max_bytes && passed < MAX_PASSED {
             let record = match next_below(reader, waiting.next, limit)? {
                 Next::Record(record) => record,

@@ -175,8 +175,13 @@ impl Node {
         let Some(fork) = self.geth else {
             return self.call("anvil_mine", json!([format!("{blocks:#x}")])).await.map(drop);
         };
+        // Else the block that geth is about to make of one takes the place of those that are made here.
+        eventually("transactions to be in blocks", || async {
+            Ok((self.call("txpool_status", json!([])).await?["pending"] == "0x0").then_some(()))
+        })
+        .await?;
         for _ in 0..blocks {
-            // A transaction that was just sent may get its block in between.
+            // A transaction that another one sends may get its block in between.
             let mined = || async {
                 let block = geth::empty_block(&self.head_block().await?, fork)?;
                 Ok(self.call("testing_commitBlockV1", block).await.ok())

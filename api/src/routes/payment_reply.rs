@@ -113,15 +113,15 @@ pub async fn complete(catalog: &Catalog, db: &Snapshot, payments: &[Payment]) ->
     );
     let (counted_from, unexpected, depths) = (counted_from?, unexpected?, depths?);
     let mut replies = Vec::with_capacity(payments.len());
-    for (place, payment) in payments.iter().enumerate() {
+    for payment in payments {
         replies.push(PaymentReply {
             confirmations: confirmations(counted_from.get(&payment.id), depths.witnessed_head(payment.chain)),
             unexpected_transfers: unexpected.get(&payment.id).copied().unwrap_or_default(),
             transfers: payment.transfers.iter().map(|transfer| depths.reply(transfer)).collect(),
             ..PaymentReply::new(payment)
         });
-        if payment.transfers.len() > 10 || place % 16 == 15 {
-            // A page may have tens of thousands, or megabytes of metadata, and others wait for this thread.
+        if payment.transfers.len() > 10 {
+            // A page may have tens of thousands, and others wait for this thread.
             tokio::task::yield_now().await;
         }
     }

@@ -4,8 +4,9 @@ use crate::address_filter::{AddressFilter, may_contain};
 use hashbrown::HashTable;
 use topics::Address;
 
-/// Addresses per allocation. What is full is never moved, so growing doubles nothing.
-const CHUNK: usize = 1 << 14;
+/// Addresses per allocation. What is full is never moved, so growing doubles nothing. They fill a size that allocators have: of one
+/// between two of them up to a sixth is lost.
+const CHUNK: usize = (1 << 18) / size_of::<[u8; 20]>();
 /// Addresses looked up together: more than a core can have memory accesses on their way.
 const LOOKUPS: usize = 64;
 

@@ -1,10 +1,12 @@
-//! BIP-39 mnemonics, for `ctrip wallet` only: the server never sees one. Errors and `Debug` never show a word.
+//! BIP-39 mnemonics, for `ctrip wallet` and the sweeper: the server never sees one. Errors and `Debug` never show a word.
 
+use crate::account_key::AccountKey;
 use crate::xpub::{AccountXpub, XpubError};
 use bip32::{DerivationPath, XPrv};
 use bip39::WordCount;
 use std::fmt;
 use std::str::FromStr;
+use zeroize::Zeroizing;
 
 /// Ethereum's first account (BIP-44; coin 60 by SLIP-44).
 const ACCOUNT_PATH: &str = "m/44'/60'/0'";
@@ -56,9 +58,21 @@ impl Mnemonic {
     /// # Errors
     /// Practically never; see [`MnemonicError`].
     pub fn account_xpub(&self, passphrase: &str) -> Result<AccountXpub, MnemonicError> {
+        AccountXpub::new(&self.account(passphrase)?.public_key()).map_err(MnemonicError::Account)
+    }
+
+    /// The private keys at m/44'/60'/0', for whoever signs.
+    ///
+    /// # Errors
+    /// Practically never; see [`MnemonicError`].
+    pub fn account_key(&self, passphrase: &str) -> Result<AccountKey, MnemonicError> {
+        AccountKey::new(&self.account(passphrase)?).map_err(MnemonicError::Account)
+    }
+
+    fn account(&self, passphrase: &str) -> Result<XPrv, MnemonicError> {
         let path = DerivationPath::from_str(ACCOUNT_PATH).map_err(MnemonicError::Derive)?;
-        let account = XPrv::derive_from_path(&self.0.to_seed(passphrase), &path).map_err(MnemonicError::Derive)?;
-        AccountXpub::new(&account.public_key()).map_err(MnemonicError::Account)
+        let seed = Zeroizing::new(self.0.to_seed(passphrase));
+        XPrv::derive_from_path(&*seed, &path).map_err(MnemonicError::Derive)
     }
 }
 

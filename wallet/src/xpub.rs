@@ -12,7 +12,7 @@ use std::str::FromStr;
 /// Depth of an account below the master key: purpose, coin, account (BIP-44).
 const ACCOUNT_DEPTH: u8 = 3;
 /// BIP-44's external chain, whose addresses payers see.
-const EXTERNAL_CHAIN: u32 = 0;
+pub(crate) const EXTERNAL_CHAIN: u32 = 0;
 
 /// The extended public key of an account, m/44'/60'/0'. The deposit address with index i is at /0/i.
 #[derive(Clone)]

@@ -1,0 +1,3 @@
+//! Money out.
+
+pub mod keys;

@@ -702,6 +702,123 @@ CREATE TABLE webhook_attempts (
     CHECK (are_times(at))
 );
 
+-- Money out
+-- ----------------------------------------------------------------------------------------------------------------------
+-- Signed, stored, recorded in Kafka, then sent; what became of it is read from blocks (sweeper/src/engine/).
+
+-- Who sends on a chain, in the order of its nonces. Its row is locked by whoever gives out a nonce, or changes one of its
+-- transactions.
+CREATE TABLE outgoing_lanes (
+    chain_id bigint NOT NULL,
+    sender   bytea NOT NULL CHECK (octet_length(sender) = 20),
+    -- What the chain counted when the lane began, which is its first nonce. The next one follows the highest in
+    -- outgoing_nonces: no counter stands beside that could drift.
+    born     bigint NOT NULL CHECK (born >= 0),
+    PRIMARY KEY (chain_id, sender)
+);
+
+-- Up to which block a chain is final, and chain.blocks was read.
+CREATE TABLE outgoing_chains (
+    chain_id     bigint PRIMARY KEY,
+    final_number bigint NOT NULL
+);
+
+CREATE TABLE outgoing (
+    id              uuid PRIMARY KEY,
+    -- The order in which they are signed.
+    place           bigint GENERATED ALWAYS AS IDENTITY,
+    -- gap: sends nothing to its sender, for a nonce that would hold up the lane.
+    kind            text NOT NULL CHECK (kind IN ('sweep', 'funding', 'refund', 'payout', 'deploy', 'gap')),
+    chain_id        bigint NOT NULL,
+    sender          bytea NOT NULL CHECK (octet_length(sender) = 20),
+    -- Null: it creates a contract.
+    recipient       bytea CHECK (octet_length(recipient) = 20),
+    value           numeric(78, 0) NOT NULL CHECK (value >= 0),
+    data            bytea NOT NULL,
+    gas_limit       bigint NOT NULL CHECK (gas_limit > 0),
+    -- Signed delegations (EIP-7702) as an RLP list; null where it has none.
+    authorizations  bytea,
+    -- The same key gives the same transaction, whoever asks again.
+    idempotency_key text NOT NULL UNIQUE,
+    request_hash    bytea NOT NULL CHECK (octet_length(request_hash) = 32),
+    -- queued: not signed. signed: stored, not known to be sent. broadcast: sent to a node. mined: in a block. replaced:
+    -- somebody else has used the nonce; it is queued again when that is final. final, failed (reverted), dropped (not wanted
+    -- any more): for ever.
+    state           text NOT NULL DEFAULT 'queued'
+        CHECK (state IN ('queued', 'signed', 'broadcast', 'mined', 'replaced', 'final', 'failed', 'dropped')),
+    -- That of the attempts which can still be mined.
+    nonce           bigint,
+    -- A transaction that does nothing is to take its nonce.
+    dropping        boolean NOT NULL DEFAULT false,
+    -- A node asked for more than the last attempt offers.
+    underpriced     boolean NOT NULL DEFAULT false,
+    -- What was told last, so that it is told once; and what contradicted all that is known, which changed nothing.
+    told            text,
+    contradiction   text,
+    -- When there is something to do with it again, in Unix seconds; null where a block has to come first.
+    due_at          bigint DEFAULT 0,
+    -- The attempt that is in a block, and its receipt.
+    mined_hash      bytea CHECK (octet_length(mined_hash) = 32),
+    block_hash      bytea CHECK (octet_length(block_hash) = 32),
+    block_number    bigint,
+    succeeded       boolean,
+    gas_used        bigint,
+    gas_price       numeric(39, 0),
+    -- Up to which block somebody else has used the nonce.
+    replaced_in     bigint,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    CHECK ((state IN ('mined', 'final', 'failed')) <= (mined_hash IS NOT NULL)),
+    CHECK ((mined_hash IS NULL) = (block_hash IS NULL) AND (mined_hash IS NULL) = (block_number IS NULL)),
+    CHECK ((state IN ('signed', 'broadcast', 'mined')) <= (nonce IS NOT NULL)),
+    CHECK ((state = 'queued') <= (nonce IS NULL)),
+    CHECK ((state = 'replaced') = (replaced_in IS NOT NULL))
+);
+-- What the engine does next, and the lane's transactions that are under way.
+CREATE INDEX outgoing_due ON outgoing (chain_id, due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX outgoing_of_lane ON outgoing (chain_id, sender, nonce)
+    WHERE state IN ('queued', 'signed', 'broadcast');
+-- What a new final block asks for, and what a removed one does.
+CREATE INDEX outgoing_mined ON outgoing (chain_id, block_number) WHERE state = 'mined';
+CREATE INDEX outgoing_replaced ON outgoing (chain_id, replaced_in) WHERE state = 'replaced';
+CREATE INDEX outgoing_in_block ON outgoing (block_hash) WHERE block_hash IS NOT NULL;
+
+-- Each nonce that was given out, for ever: to one transaction, in the transaction of Postgres that stored the first signed
+-- bytes.
+CREATE TABLE outgoing_nonces (
+    chain_id bigint NOT NULL,
+    sender   bytea NOT NULL,
+    nonce    bigint NOT NULL CHECK (nonce >= 0),
+    outgoing uuid NOT NULL REFERENCES outgoing,
+    PRIMARY KEY (chain_id, sender, nonce),
+    UNIQUE (chain_id, sender, nonce, outgoing),
+    FOREIGN KEY (chain_id, sender) REFERENCES outgoing_lanes
+);
+ALTER TABLE outgoing
+    ADD FOREIGN KEY (chain_id, sender, nonce, id) REFERENCES outgoing_nonces (chain_id, sender, nonce, outgoing);
+
+-- The signed transactions. All with one nonce belong to one row of outgoing, so the chain takes one of them.
+CREATE TABLE outgoing_attempts (
+    hash         bytea PRIMARY KEY CHECK (octet_length(hash) = 32),
+    place        bigint GENERATED ALWAYS AS IDENTITY,
+    outgoing     uuid NOT NULL,
+    chain_id     bigint NOT NULL,
+    sender       bytea NOT NULL,
+    nonce        bigint NOT NULL,
+    raw          bytea NOT NULL,
+    tip          numeric(39, 0) NOT NULL,
+    cap          numeric(39, 0) NOT NULL,
+    -- It does nothing but take the nonce.
+    cancels      boolean NOT NULL,
+    -- Kafka has its record. Nothing is sent before.
+    acknowledged boolean NOT NULL DEFAULT false,
+    -- Unix seconds.
+    first_sent   bigint,
+    last_sent    bigint,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    FOREIGN KEY (chain_id, sender, nonce, outgoing) REFERENCES outgoing_nonces (chain_id, sender, nonce, outgoing)
+);
+CREATE INDEX outgoing_attempts_of_outgoing ON outgoing_attempts (outgoing, place);
+
 -- Who did what ------------------------------------------------------------------------------------------------------------------
 
 -- Changes to keys, merchants and webhooks: whatever a thief would have to change to be paid or told. Triggers write them, whoever makes

@@ -59,7 +59,7 @@ pub const KEPT_TO: &[Rule] = &[
     ),
     rule(
         "alloy::consensus",
-        &["chain/", "sweeper/src/keys/", "e2e/"],
+        &["chain/", "sweeper/src/keys/", "sweeper/src/engine/", "e2e/"],
         "since what a node answers is read in one place, and what is sent to one is made in one",
     ),
     rule("metrics_exporter_prometheus", &["runtime/"], "since a process has one exporter"),
@@ -151,6 +151,12 @@ pub const PURE: Pure = Pure {
         "payments/src/intents.rs",
         "confirmer/src/arrivals.rs",
         "wallet/src/xpub.rs",
+        "sweeper/src/engine/answers.rs",
+        "sweeper/src/engine/content.rs",
+        "sweeper/src/engine/fees.rs",
+        "sweeper/src/engine/lane.rs",
+        "sweeper/src/engine/outgoing.rs",
+        "sweeper/src/engine/step.rs",
     ],
     words: &[
         "async",

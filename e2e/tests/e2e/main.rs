@@ -44,6 +44,7 @@ mod openapi;
 mod orphans;
 mod other_topics;
 mod outage;
+mod outgoing;
 mod past;
 mod payments;
 mod reads;

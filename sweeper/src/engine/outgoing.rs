@@ -1,0 +1,222 @@
+//! An outgoing transaction: what is known of it, what happens to it, and what is to be done. [`step`](super::step) has the
+//! rules.
+
+use super::answers::Answer;
+use super::fees::{Fees, Market};
+use alloy::primitives::{B256, U256};
+use topics::BlockRef;
+
+/// What one is for. A filler ([`Kind::Gap`]) pays nobody: it sends nothing to its sender, for a nonce that would hold up the
+/// lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Sweep,
+    Funding,
+    Refund,
+    Payout,
+    Deploy,
+    Gap,
+}
+
+/// What is known of one, as Postgres keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    pub kind: Kind,
+    pub phase: Phase,
+    /// The nonce of those attempts that can still be mined. All of them have this one, so that the chain takes one of them at
+    /// most.
+    pub nonce: Option<u64>,
+    /// All that were signed, oldest first; those of a former nonce too.
+    pub attempts: Vec<Attempt>,
+    /// It is not wanted any more: a transaction that does nothing is to take its nonce.
+    pub dropping: bool,
+    /// A node asked for more than the last attempt offers.
+    pub underpriced: bool,
+    /// What was told last, so that it is told once.
+    pub told: Option<Notice>,
+}
+
+/// A signed transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    pub hash: B256,
+    pub nonce: u64,
+    pub fees: Fees,
+    /// It does nothing but take the nonce.
+    pub cancels: bool,
+    /// Kafka has acknowledged its record. Nothing is sent to a node before.
+    pub acknowledged: bool,
+    /// When it was sent to a node first, and last, in Unix seconds. Of a send whose outcome was not written down it says
+    /// nothing.
+    pub first_sent: Option<u64>,
+    pub last_sent: Option<u64>,
+}
+
+/// Where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not signed: it has no nonce.
+    Queued,
+    /// Signed and stored, and not known to have been sent.
+    Signed,
+    /// Sent to a node.
+    Broadcast,
+    /// In a block.
+    Mined(Mined),
+    /// Somebody else's transaction used the nonce, in a block up to this number. Once that is final, none of ours can be mined,
+    /// and it is queued again.
+    Replaced(u64),
+    /// In a final block, and it did what it was to do.
+    Final(Mined),
+    /// In a final block, and it was reverted.
+    Failed(Mined),
+    /// It was not wanted any more, and will never be mined: a final transaction that does nothing has its nonce, or it never
+    /// had one.
+    Dropped(Option<Mined>),
+}
+
+impl Phase {
+    /// Whether nothing can change it any more.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Final(_) | Self::Failed(_) | Self::Dropped(_))
+    }
+}
+
+/// An attempt in a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mined {
+    /// Of the attempt.
+    pub hash: B256,
+    pub block: BlockRef,
+    pub succeeded: bool,
+    pub gas_used: u64,
+    /// What each unit of gas cost, in wei.
+    pub gas_price: u128,
+}
+
+/// What happens to one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// An attempt was signed, and is stored in the same transaction.
+    Signed(Attempt),
+    /// Kafka has the record of the attempt with this hash.
+    Acknowledged(B256),
+    /// Nodes answered when the attempt with this hash was sent.
+    Answer(B256, Answer),
+    /// An attempt is in a block of the chain, by `chain.blocks`.
+    SeenInBlock(Mined),
+    /// This block has left the chain, by `chain.blocks`.
+    Removed(BlockRef),
+    /// This block and all below are final, and `chain.blocks` was read up to it.
+    Final(u64),
+    /// A transaction of the same sender that is none of ours has used the nonce, in a block up to `number`: by `chain.blocks`,
+    /// or by what nodes count at a block that is final there, and that has none of ours below it.
+    ForeignNonce { nonce: u64, number: u64 },
+    /// A person does not want it any more.
+    Drop,
+    /// Time passes, or a process begins: what is to be done is said anew.
+    Tick,
+}
+
+/// What is to be done. All of it follows from the state, so that a crash loses none of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Sign and store an attempt: [`Input::Signed`].
+    Sign(Order),
+    /// Bring the record of this attempt to Kafka: [`Input::Acknowledged`].
+    Publish(B256),
+    /// Send this attempt to nodes: [`Input::Answer`].
+    Broadcast(B256),
+    /// Ask nodes for the sender's count at the last final block. If it is above the nonce, a transaction that is none of ours
+    /// has used it: [`Input::ForeignNonce`].
+    AskNonce,
+    /// Ask nodes for the sender's count, and fill what is missing below.
+    FillGaps,
+    /// Tell whoever runs this.
+    Tell(Notice),
+}
+
+/// An attempt to sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// `None` is the next one of the lane.
+    pub nonce: Option<u64>,
+    pub fees: Fees,
+    pub cancels: bool,
+}
+
+/// What holds one up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Notice {
+    #[error("gas costs more than max_fee; it waits unsigned")]
+    TooDear,
+    #[error("it may not be raised beyond max_fee; it is sent again as it is")]
+    AtCap,
+    #[error("the sender can't pay for it{}", overshot.map(|wei| format!(": {wei} wei are missing")).unwrap_or_default())]
+    InsufficientFunds { overshot: Option<U256> },
+    #[error("a node refuses it, since it would fail")]
+    Reverted,
+    #[error("somebody else has used its nonce, with the same key; it is signed anew once that is final")]
+    ForeignNonce,
+}
+
+/// The moment and the settings that a step depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Unix seconds.
+    pub time: u64,
+    /// What gas costs, if known.
+    pub market: Option<Market>,
+    /// Whether it has the lowest nonce of its lane that waits for a block. All others wait for that one.
+    pub is_lowest: bool,
+    pub pace: Pace,
+}
+
+/// How patient the engine is. Times in seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// The most that a unit of gas may cost, in wei.
+    pub max_fee: u128,
+    /// How much a replacement raises both fees, in thousandths; at least [`MIN_RAISE`](super::fees::MIN_RAISE).
+    pub raise: u32,
+    /// An attempt that is not in a block is sent again after this: pools drop transactions.
+    pub resend_after: u64,
+    /// The lowest of a lane is raised after this.
+    pub stuck_after: u64,
+    /// What a node asked more for is raised after this, so that a pool that wants no price drives none up at once.
+    pub raise_after: u64,
+}
+
+/// What an input that can't be leads to: it is set aside and told, and changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Contradiction {
+    #[error("no attempt has the hash {0}")]
+    UnknownAttempt(B256),
+    #[error("attempt {hash} has nonce {nonce}; expected {expected:?}")]
+    OtherNonce { hash: B256, nonce: u64, expected: Option<u64> },
+    #[error("nothing is to be signed now")]
+    NotToBeSigned,
+    #[error("it is in block {after} and in block {before} at once")]
+    TwoBlocks { before: BlockRef, after: BlockRef },
+    #[error("an attempt with nonce {0}, which somebody else's final transaction has used, is in a block")]
+    NonceTwice(u64),
+    #[error("block {0} was final and has left the chain")]
+    FinalRemoved(BlockRef),
+}
+
+impl Outgoing {
+    /// One that waits to be signed.
+    pub fn queued(kind: Kind) -> Self {
+        Self { kind, phase: Phase::Queued, nonce: None, attempts: Vec::new(), dropping: false, underpriced: false, told: None }
+    }
+
+    /// The attempts that can still be mined, oldest first.
+    pub fn live(&self) -> impl DoubleEndedIterator<Item = &Attempt> {
+        self.attempts.iter().filter(|attempt| self.nonce == Some(attempt.nonce))
+    }
+
+    /// Whether it waits for a block, so that its nonce holds up those above.
+    pub fn waits_for_block(&self) -> bool {
+        matches!(self.phase, Phase::Signed | Phase::Broadcast)
+    }
+}

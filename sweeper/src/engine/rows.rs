@@ -1,0 +1,157 @@
+//! Rows of the tables of outgoing transactions, and the state that they stand for.
+
+use super::content::Content;
+use super::fees::Fees;
+use super::outgoing::{Attempt, Kind, Mined, Notice, Outgoing, Phase};
+use alloy::eips::eip7702::SignedAuthorization;
+use alloy::primitives::{Address, B256, Bytes, U256};
+use runtime::Failure;
+use runtime::db::unsigned;
+use tokio_postgres::Row;
+use topics::{BlockRef, ChainId};
+use uuid::Uuid;
+
+/// A sender on a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneId {
+    pub chain: ChainId,
+    pub sender: Address,
+}
+
+/// A row with its attempts.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub id: Uuid,
+    pub lane: LaneId,
+    pub content: Content,
+    pub idempotency_key: String,
+    pub request_hash: B256,
+    pub outgoing: Outgoing,
+}
+
+/// The state of a row, its receipt, and the block in which somebody else has used its nonce.
+pub fn phase_columns(phase: &Phase) -> (&'static str, Option<Mined>, Option<u64>) {
+    match phase {
+        Phase::Queued => ("queued", None, None),
+        Phase::Signed => ("signed", None, None),
+        Phase::Broadcast => ("broadcast", None, None),
+        Phase::Mined(mined) => ("mined", Some(*mined), None),
+        Phase::Replaced(number) => ("replaced", None, Some(*number)),
+        Phase::Final(mined) => ("final", Some(*mined), None),
+        Phase::Failed(mined) => ("failed", Some(*mined), None),
+        Phase::Dropped(mined) => ("dropped", *mined, None),
+    }
+}
+
+const KINDS: [(Kind, &str); 6] = [
+    (Kind::Sweep, "sweep"),
+    (Kind::Funding, "funding"),
+    (Kind::Refund, "refund"),
+    (Kind::Payout, "payout"),
+    (Kind::Deploy, "deploy"),
+    (Kind::Gap, "gap"),
+];
+
+pub fn kind_text(kind: Kind) -> &'static str {
+    KINDS.iter().find(|(known, _)| *known == kind).map_or("gap", |(_, text)| text)
+}
+
+/// The table's check allows no other.
+pub fn read_kind(text: &str) -> Kind {
+    KINDS.iter().find(|(_, known)| *known == text).map_or(Kind::Gap, |(kind, _)| *kind)
+}
+
+pub fn told_text(notice: &Notice) -> String {
+    match notice {
+        Notice::TooDear => "too dear".to_owned(),
+        Notice::AtCap => "at the cap".to_owned(),
+        Notice::InsufficientFunds { overshot: None } => "insufficient funds".to_owned(),
+        Notice::InsufficientFunds { overshot: Some(missing) } => format!("insufficient funds: {missing}"),
+        Notice::Reverted => "would fail".to_owned(),
+        Notice::ForeignNonce => "nonce used by another".to_owned(),
+    }
+}
+
+fn read_told(text: &str) -> Option<Notice> {
+    Some(match text {
+        "too dear" => Notice::TooDear,
+        "at the cap" => Notice::AtCap,
+        "would fail" => Notice::Reverted,
+        "nonce used by another" => Notice::ForeignNonce,
+        _ => {
+            let missing = text.strip_prefix("insufficient funds")?;
+            Notice::InsufficientFunds { overshot: missing.strip_prefix(": ").and_then(|wei| wei.parse().ok()) }
+        }
+    })
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T, Failure>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    text.parse().map_err(Failure::halt)
+}
+
+/// A row as `load` selects it.
+pub fn read_row(row: &Row) -> Result<Stored, Failure> {
+    let kind = read_kind(row.get(1));
+    let lane = LaneId { chain: ChainId(unsigned(row.get(2))), sender: Address::from_slice(row.get(3)) };
+    let authorizations: Vec<SignedAuthorization> = match row.get::<_, Option<&[u8]>>(8) {
+        Some(mut list) => alloy::rlp::Decodable::decode(&mut list).map_err(Failure::halt)?,
+        None => Vec::new(),
+    };
+    let content = Content {
+        to: row.get::<_, Option<&[u8]>>(4).map(Address::from_slice),
+        value: number::<U256>(row.get(5))?,
+        data: Bytes::copy_from_slice(row.get(6)),
+        gas_limit: unsigned(row.get(7)),
+        authorizations,
+    };
+    let mined = match row.get::<_, Option<&[u8]>>(16) {
+        None => None,
+        Some(hash) => Some(Mined {
+            hash: B256::from_slice(hash),
+            block: BlockRef { hash: B256::from_slice(row.get(17)), number: unsigned(row.get(18)) },
+            succeeded: row.get(19),
+            gas_used: unsigned(row.get(20)),
+            gas_price: number(row.get(21))?,
+        }),
+    };
+    let replaced = row.get::<_, Option<i64>>(22).map(unsigned);
+    let phase = match (row.get::<_, &str>(11), mined, replaced) {
+        ("queued", ..) => Phase::Queued,
+        ("signed", ..) => Phase::Signed,
+        ("broadcast", ..) => Phase::Broadcast,
+        ("mined", Some(mined), _) => Phase::Mined(mined),
+        ("final", Some(mined), _) => Phase::Final(mined),
+        ("failed", Some(mined), _) => Phase::Failed(mined),
+        ("dropped", mined, _) => Phase::Dropped(mined),
+        ("replaced", _, Some(number)) => Phase::Replaced(number),
+        // The table's checks allow no other.
+        (state, ..) => return Err(Failure::Halt(anyhow::anyhow!("outgoing {}: state {state}", row.get::<_, Uuid>(0)))),
+    };
+    let outgoing = Outgoing {
+        kind,
+        phase,
+        nonce: row.get::<_, Option<i64>>(12).map(unsigned),
+        attempts: Vec::new(),
+        dropping: row.get(13),
+        underpriced: row.get(14),
+        told: row.get::<_, Option<&str>>(15).and_then(read_told),
+    };
+    let request_hash = B256::from_slice(row.get(10));
+    Ok(Stored { id: row.get(0), lane, content, idempotency_key: row.get(9), request_hash, outgoing })
+}
+
+/// An attempt as `load` selects it.
+pub fn read_attempt(row: &Row) -> Result<Attempt, Failure> {
+    Ok(Attempt {
+        hash: B256::from_slice(row.get(1)),
+        nonce: unsigned(row.get(2)),
+        fees: Fees { tip: number(row.get(3))?, cap: number(row.get(4))? },
+        cancels: row.get(5),
+        acknowledged: row.get(6),
+        first_sent: row.get::<_, Option<i64>>(7).map(unsigned),
+        last_sent: row.get::<_, Option<i64>>(8).map(unsigned),
+    })
+}

@@ -12,7 +12,7 @@ use axum::routing::post;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -47,12 +47,16 @@ pub struct Lacks {
     pub block_receipts: bool,
 }
 
+/// What is shown each call.
+type Watch = Box<dyn Fn(&Value) + Send + Sync>;
+
 struct Upstream {
     url: Mutex<String>,
     lacks: Lacks,
     http: reqwest::Client,
     changing: tokio::sync::Mutex<()>,
     state: Mutex<Faults>,
+    watch: OnceLock<Watch>,
 }
 
 #[derive(Default)]
@@ -91,7 +95,8 @@ impl Proxy {
         let listener = free_listener()?;
         let address = listener.local_addr()?;
         let (http, changing, state) = (plain_http().build()?, tokio::sync::Mutex::default(), Mutex::default());
-        let node = Upstream { url: Mutex::new(url.to_owned()), lacks, http, changing, state };
+        let (url, watch) = (Mutex::new(url.to_owned()), OnceLock::new());
+        let node = Upstream { url, lacks, http, changing, state, watch };
         let mut proxy = Self { url: format!("http://{address}"), address, node: Arc::new(node), serving: None };
         proxy.serve(TcpListener::from_std(listener)?);
         Ok(proxy)
@@ -100,6 +105,11 @@ impl Proxy {
     /// Injects a fault from now on, in place of the one before.
     pub fn make(&self, fault: Fault, extent: Extent) {
         self.node.with(|state| state.active = Some((fault, extent, Instant::now())));
+    }
+
+    /// Shows each call to `watch` before the node gets it. Once.
+    pub fn watch(&self, watch: impl Fn(&Value) + Send + Sync + 'static) {
+        drop(self.node.watch.set(Box::new(watch)));
     }
 
     /// Leads to another node from now on.
@@ -220,6 +230,9 @@ impl Upstream {
     async fn answer(&self, call: &Value) -> Result<Value> {
         let method = call["method"].as_str().unwrap_or_default();
         self.with(|state| *state.asked.entry(method.to_owned()).or_default() += 1);
+        if let Some(watch) = self.watch.get() {
+            watch(call);
+        }
         if self.lacks.block_receipts && method == "eth_getBlockReceipts" {
             return Ok(error(call, -32601, "the method eth_getBlockReceipts does not exist"));
         }

@@ -707,21 +707,42 @@ CREATE TABLE webhook_attempts (
 -- Signed, stored, recorded in Kafka, then sent; what became of it is read from blocks (sweeper/src/engine/).
 
 -- Who sends on a chain, in the order of its nonces. Its row is locked by whoever gives out a nonce, or changes one of its
--- transactions.
+-- transactions. It is there before the first: from then on outgoing_foreign has what strangers do with the key.
 CREATE TABLE outgoing_lanes (
-    chain_id bigint NOT NULL,
-    sender   bytea NOT NULL CHECK (octet_length(sender) = 20),
-    -- What the chain counted when the lane began, which is its first nonce. The next one follows the highest in
-    -- outgoing_nonces: no counter stands beside that could drift.
-    born     bigint NOT NULL CHECK (born >= 0),
-    PRIMARY KEY (chain_id, sender)
+    chain_id   bigint NOT NULL,
+    sender     bytea NOT NULL CHECK (octet_length(sender) = 20),
+    -- What the chain counts up to a block that was read, which is the first nonce. Null: to be asked, at first, and when that
+    -- block has left the chain or blocks are missing. The next nonce follows the highest in outgoing_nonces and
+    -- outgoing_foreign: no counter stands beside that could drift.
+    counted    bigint CHECK (counted >= 0),
+    counted_in bytea CHECK (octet_length(counted_in) = 32),
+    -- When it is looked at again, in Unix seconds: those that wait for longest come first.
+    next_at    bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (chain_id, sender),
+    CHECK ((counted IS NULL) = (counted_in IS NULL))
 );
+CREATE INDEX outgoing_lanes_counted_in ON outgoing_lanes (counted_in);
 
--- Up to which block a chain is final, and chain.blocks was read.
+-- Up to which block a chain is final, and chain.blocks was read; and the newest block that was read, null between one that was
+-- removed and the next.
 CREATE TABLE outgoing_chains (
     chain_id     bigint PRIMARY KEY,
-    final_number bigint NOT NULL
+    final_number bigint,
+    head_hash    bytea CHECK (octet_length(head_hash) = 32)
 );
+
+-- The nonces that strangers with the same key have used in a block, whether they were given out or not. A final one is put into
+-- its lane's count.
+CREATE TABLE outgoing_foreign (
+    chain_id     bigint NOT NULL,
+    sender       bytea NOT NULL,
+    nonce        bigint NOT NULL CHECK (nonce >= 0),
+    block_hash   bytea NOT NULL CHECK (octet_length(block_hash) = 32),
+    block_number bigint NOT NULL,
+    PRIMARY KEY (chain_id, sender, nonce),
+    FOREIGN KEY (chain_id, sender) REFERENCES outgoing_lanes
+);
+CREATE INDEX outgoing_foreign_of_block ON outgoing_foreign (chain_id, block_number);
 
 CREATE TABLE outgoing (
     id              uuid PRIMARY KEY,
@@ -742,22 +763,25 @@ CREATE TABLE outgoing (
     idempotency_key text NOT NULL UNIQUE,
     request_hash    bytea NOT NULL CHECK (octet_length(request_hash) = 32),
     -- queued: not signed. signed: stored, not known to be sent. broadcast: sent to a node. mined: in a block. replaced:
-    -- somebody else has used the nonce; it is queued again when that is final. final, failed (reverted), dropped (not wanted
-    -- any more): for ever.
+    -- somebody else has used the nonce; it is queued again when that is final. lost: the nonce is used in a block that was
+    -- not read. final, failed (reverted), dropped (not wanted any more): for ever.
     state           text NOT NULL DEFAULT 'queued'
-        CHECK (state IN ('queued', 'signed', 'broadcast', 'mined', 'replaced', 'final', 'failed', 'dropped')),
+        CHECK (state IN ('queued', 'signed', 'broadcast', 'lost', 'mined', 'replaced', 'final', 'failed', 'dropped')),
     -- That of the attempts which can still be mined.
     nonce           bigint,
     -- A transaction that does nothing is to take its nonce.
     dropping        boolean NOT NULL DEFAULT false,
     -- A node asked for more than the last attempt offers.
     underpriced     boolean NOT NULL DEFAULT false,
-    -- What was told last, so that it is told once; and what contradicted all that is known, which changed nothing.
+    -- What was told last, so that it is told once.
     told            text,
-    contradiction   text,
+    -- What blocks said that can't be with all else that is known: nothing that pays is signed or sent until a person has looked.
+    frozen          text,
+    -- When something was last tried in vain, in Unix seconds: to sign it, or to read a receipt.
+    tried           bigint,
     -- When there is something to do with it again, in Unix seconds; null where a block has to come first.
     due_at          bigint DEFAULT 0,
-    -- The attempt that is in a block, and its receipt.
+    -- The attempt that is in a block, and its receipt; succeeded is null while nobody has told.
     mined_hash      bytea CHECK (octet_length(mined_hash) = 32),
     block_hash      bytea CHECK (octet_length(block_hash) = 32),
     block_number    bigint,
@@ -769,14 +793,17 @@ CREATE TABLE outgoing (
     created_at      timestamptz NOT NULL DEFAULT now(),
     CHECK ((state IN ('mined', 'final', 'failed')) <= (mined_hash IS NOT NULL)),
     CHECK ((mined_hash IS NULL) = (block_hash IS NULL) AND (mined_hash IS NULL) = (block_number IS NULL)),
-    CHECK ((state IN ('signed', 'broadcast', 'mined')) <= (nonce IS NOT NULL)),
+    CHECK ((state IN ('final', 'failed')) <= (succeeded IS NOT NULL)),
+    CHECK ((state IN ('signed', 'broadcast', 'lost', 'mined')) <= (nonce IS NOT NULL)),
     CHECK ((state = 'queued') <= (nonce IS NULL)),
-    CHECK ((state = 'replaced') = (replaced_in IS NOT NULL))
+    CHECK ((state = 'replaced') = (replaced_in IS NOT NULL)),
+    FOREIGN KEY (chain_id, sender) REFERENCES outgoing_lanes
 );
 -- What the engine does next, and the lane's transactions that are under way.
 CREATE INDEX outgoing_due ON outgoing (chain_id, due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX outgoing_due_of_lane ON outgoing (chain_id, sender, due_at, place) WHERE due_at IS NOT NULL;
 CREATE INDEX outgoing_of_lane ON outgoing (chain_id, sender, nonce)
-    WHERE state IN ('queued', 'signed', 'broadcast');
+    WHERE state IN ('queued', 'signed', 'broadcast', 'lost');
 -- What a new final block asks for, and what a removed one does.
 CREATE INDEX outgoing_mined ON outgoing (chain_id, block_number) WHERE state = 'mined';
 CREATE INDEX outgoing_replaced ON outgoing (chain_id, replaced_in) WHERE state = 'replaced';
@@ -811,6 +838,8 @@ CREATE TABLE outgoing_attempts (
     cancels      boolean NOT NULL,
     -- Kafka has its record. Nothing is sent before.
     acknowledged boolean NOT NULL DEFAULT false,
+    -- A node has taken it.
+    accepted     boolean NOT NULL DEFAULT false,
     -- Unix seconds.
     first_sent   bigint,
     last_sent    bigint,

@@ -69,7 +69,7 @@ const SQL_ROLES: [&str; 3] = ["api", "confirmer", "webhooks"];
 
 /// A table, and what each of [`SQL_ROLES`] does with its rows: selects, inserts, updates, deletes. A locked row counts as updated. `api`
 /// and `confirmer` both restore what a backup lacks. [`UPDATES`] has the updates that are not of whole rows.
-const TABLES: [(&str, [&str; 3]); 33] = [
+const TABLES: [(&str, [&str; 3]); 34] = [
     ("merchants", ["si", "si", ""]),
     ("restored_accounts", ["siud", "siu", ""]),
     ("api_keys", ["s", "", ""]),
@@ -100,6 +100,7 @@ const TABLES: [(&str, [&str; 3]); 33] = [
     // Of no role that runs: what moves money out is a library so far.
     ("outgoing_lanes", ["", "", ""]),
     ("outgoing_chains", ["", "", ""]),
+    ("outgoing_foreign", ["", "", ""]),
     ("outgoing", ["", "", ""]),
     ("outgoing_nonces", ["", "", ""]),
     ("outgoing_attempts", ["", "", ""]),

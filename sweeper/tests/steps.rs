@@ -4,7 +4,7 @@
 
 use alloy::primitives::{B256, U256};
 use sweeper::engine::answers::Answer;
-use sweeper::engine::fees::{Fees, Market};
+use sweeper::engine::fees::{Fees, Market, Replacement};
 use sweeper::engine::outgoing::{
     Action, Attempt, Contradiction, Input, Kind, Mined, Moment, Notice, Order, Outgoing, Pace, Phase,
 };
@@ -23,12 +23,18 @@ fn block(number: u64) -> BlockRef {
 }
 
 fn mined(attempt: u8, number: u64) -> Input {
-    Input::SeenInBlock(Mined { hash: hash(attempt), block: block(number), succeeded: true, gas_used: 21_000, gas_price: 1 })
+    mined_as(attempt, number, Some(true))
+}
+
+fn mined_as(attempt: u8, number: u64, succeeded: Option<bool>) -> Input {
+    let (gas_used, gas_price) = (succeeded.map(|_| 21_000), Some(1));
+    Input::SeenInBlock(Mined { hash: hash(attempt), block: block(number), succeeded, gas_used, gas_price })
 }
 
 fn attempt(number: u8, nonce: u64, cap: u128, cancels: bool) -> Input {
     let (hash, fees) = (hash(number), Fees { tip: 1, cap });
-    Input::Signed(Attempt { hash, nonce, fees, cancels, acknowledged: false, first_sent: None, last_sent: None })
+    let (acknowledged, accepted, first_sent, last_sent) = (false, false, None, None);
+    Input::Signed(Attempt { hash, nonce, fees, cancels, acknowledged, accepted, first_sent, last_sent })
 }
 
 /// One with the lowest nonce of its lane, and the time.
@@ -93,7 +99,7 @@ fn what_is_stuck_is_raised_and_what_waits_behind_it_is_not() {
 
 #[test]
 fn at_the_cap_the_same_bytes_are_sent_again_and_it_is_told_once() {
-    let mut case = Case::sent(120);
+    let mut case = Case::sent(118);
     let told = case.after(30);
     assert_eq!(told, [Action::Broadcast(hash(1)), Action::FillGaps, Action::Tell(Notice::AtCap)]);
     for _ in 0..5 {
@@ -125,9 +131,10 @@ fn no_answer_makes_one_failed_and_what_holds_it_up_is_told_once() {
         let told = case.tell(Input::Answer(hash(1), Answer::InsufficientFunds { overshot }));
         assert_eq!(!told.is_empty(), expected);
     }
-    assert_eq!(case.tell(Input::Answer(hash(1), Answer::NonceTooLow)), [Action::AskNonce]);
-    assert_eq!(case.tell(Input::Answer(hash(1), Answer::NonceTooHigh)), [Action::FillGaps]);
+    assert_eq!(case.tell(Input::Answer(hash(1), Answer::NonceTooLow)), [Action::Tell(Notice::NonceUsed)]);
+    assert_eq!(case.tell(Input::Answer(hash(1), Answer::NonceTooHigh)), []);
     assert_eq!(case.outgoing.phase, Phase::Broadcast);
+    assert_eq!(case.after(60), [Action::Broadcast(hash(1)), Action::FillGaps], "and it is not raised for it");
 }
 
 #[test]
@@ -150,7 +157,82 @@ fn what_a_reorg_takes_back_is_sent_again_at_once() {
     assert!(matches!(case.outgoing.phase, Phase::Mined(_)));
     case.tell(Input::Final(6));
     assert!(matches!(case.outgoing.phase, Phase::Final(_)));
-    assert_eq!(case.refuse(&Input::Removed(block(6))), Contradiction::FinalRemoved(block(6)));
+    assert_eq!(case.tell(Input::Removed(block(6))), [Action::Tell(Notice::Frozen)]);
+    assert!(case.outgoing.frozen.is_some(), "it was told as paid");
+}
+
+/// Above where a chain begins anew nothing is taken back by name: what is only there would be told as paid.
+#[test]
+fn what_is_above_where_the_chain_begins_anew_is_sent_again() {
+    let mut case = Case::sent(21);
+    case.tell(mined(1, 6));
+    assert_eq!(case.tell(Input::Restarted(6)), []);
+    assert_eq!(case.tell(Input::Restarted(5)), [Action::Broadcast(hash(1))]);
+    case.tell(Input::Final(9));
+    assert_eq!(case.outgoing.phase, Phase::Broadcast);
+    case.tell(Input::ForeignNonce { nonce: NONCE, number: 9 });
+    assert_eq!(case.tell(Input::Restarted(8)), [Action::Broadcast(hash(1))]);
+    assert_eq!(case.tell(mined(1, 7)), [], "it is in another block, and in no two");
+    assert_eq!(case.outgoing.frozen, None);
+}
+
+/// Of what moves no coin some records do not say whether it succeeded: false would have it paid again, true told as paid.
+#[test]
+fn a_status_that_no_block_told_is_asked_for_and_nothing_is_told_before() {
+    for succeeded in [true, false] {
+        let mut case = Case::sent(21);
+        assert_eq!(case.tell(mined_as(1, 6, None)), [Action::AskReceipt]);
+        assert_eq!(case.tell(Input::InVain(Notice::StatusUnknown)), [Action::Tell(Notice::StatusUnknown)]);
+        assert_eq!(case.outgoing.due_at(&PACE), Some(case.now + PACE.resend_after));
+        case.tell(Input::Final(9));
+        assert!(matches!(case.outgoing.phase, Phase::Mined(_)));
+        assert_eq!(case.after(10), [Action::AskReceipt]);
+        assert_eq!(case.tell(mined_as(1, 6, Some(succeeded))), []);
+        case.tell(Input::Final(10));
+        assert_eq!(matches!(case.outgoing.phase, Phase::Final(_)), succeeded);
+        assert_eq!(matches!(case.outgoing.phase, Phase::Failed(_)), !succeeded);
+    }
+}
+
+/// Every honest node counts one more, since ours is in a block that was not read.
+#[test]
+fn what_a_missing_block_may_have_is_not_signed_anew() {
+    let mut case = Case::sent(21);
+    assert_eq!(case.tell(Input::Counted(NONCE)), []);
+    assert_eq!(case.tell(Input::Counted(NONCE + 1)), [Action::Tell(Notice::Lost), Action::AskReceipt]);
+    assert!(!case.outgoing.waits_for_block(), "it holds up no other");
+    case.tell(Input::InVain(Notice::Lost));
+    assert_eq!(case.after(5), []);
+    assert_eq!(case.tell(Input::Final(100)), [], "a receipt that nobody has proves nothing");
+    assert_eq!(case.after(5), [Action::AskReceipt]);
+    assert_eq!(case.tell(Input::Counted(NONCE)), [Action::Broadcast(hash(1))], "the block that was missing has left the chain");
+    case.tell(Input::Counted(NONCE + 1));
+    assert_eq!(case.tell(mined(1, 50)), []);
+    case.tell(Input::Final(101));
+    assert!(matches!(case.outgoing.phase, Phase::Final(_)));
+}
+
+/// The first can be paid, the raised one can't: it would never be sent again.
+#[test]
+fn what_a_node_has_taken_is_sent_again_where_none_takes_the_raised_one() {
+    let mut case = Case::sent(21);
+    case.after(30);
+    case.tell(attempt(2, NONCE, 24, false));
+    case.tell(Input::Acknowledged(hash(2)));
+    let told = case.tell(Input::Answer(hash(2), Answer::InsufficientFunds { overshot: None }));
+    assert!(matches!(told.as_slice(), [Action::Tell(Notice::InsufficientFunds { .. })]));
+    let both = [Action::Broadcast(hash(1)), Action::Broadcast(hash(2)), Action::FillGaps];
+    assert_eq!(case.after(60), both);
+    assert_eq!(case.tell(Input::Answer(hash(1), Answer::Accepted)), both);
+    assert_eq!(
+        case.tell(Input::Answer(hash(2), Answer::InsufficientFunds { overshot: None })),
+        [],
+        "told once, and not raised"
+    );
+    case.tell(mined(1, 5));
+    assert_eq!(case.tell(Input::Removed(block(5))), both[..2], "also when a reorg takes it back");
+    case.tell(Input::Answer(hash(2), Answer::Accepted));
+    assert_eq!(case.after(10), [Action::Broadcast(hash(2)), Action::FillGaps]);
 }
 
 /// Signed anew before that is final, both would be mined after a reorg.
@@ -165,11 +247,47 @@ fn a_nonce_of_a_stranger_is_given_up_when_that_is_final_and_not_before() {
     assert_eq!(case.tell(Input::Final(8)), []);
     let anew = case.tell(Input::Final(9));
     assert!(matches!(anew.as_slice(), [Action::Sign(Order { nonce: None, cancels: false, .. })]), "{anew:?}");
-    assert_eq!(case.refuse(&mined(1, 10)), Contradiction::NonceTwice(NONCE));
     case.tell(attempt(2, NONCE + 1, 21, false));
     assert_eq!(case.tell(Input::ForeignNonce { nonce: NONCE, number: 12 }), [Action::Publish(hash(2))], "that is over");
     assert_eq!(case.outgoing.phase, Phase::Signed);
-    assert_eq!(case.refuse(&mined(1, 13)), Contradiction::NonceTwice(NONCE));
+}
+
+/// The stranger's block was final, and left the chain: ours is mined after all.
+#[test]
+fn once_a_block_shows_it_paid_nothing_that_pays_is_signed_or_sent() {
+    let given_up = || {
+        let mut case = Case::sent(21);
+        case.tell(Input::ForeignNonce { nonce: NONCE, number: 9 });
+        case.tell(Input::Final(9));
+        case
+    };
+    let mut case = given_up();
+    assert_eq!(case.tell(mined(1, 10)), [], "not signed yet: it is simply mined");
+    assert!(matches!(case.outgoing.phase, Phase::Mined(_)) && case.outgoing.frozen.is_none());
+
+    let mut case = given_up();
+    case.tell(Input::Drop);
+    assert_eq!(case.outgoing.phase, Phase::Dropped(None));
+    assert_eq!(case.tell(mined(1, 10)), [Action::Tell(Notice::Frozen)], "its money is out, and it was told as dropped");
+    assert!(matches!(case.outgoing.phase, Phase::Mined(_)));
+
+    for is_sent in [false, true] {
+        let mut case = given_up();
+        case.tell(attempt(2, NONCE + 1, 21, false));
+        if is_sent {
+            case.tell(Input::Acknowledged(hash(2)));
+            case.tell(Input::Answer(hash(2), Answer::Accepted));
+        }
+        let shown = case.tell(mined(1, 13));
+        let cancel = |action: &Action| matches!(action, Action::Sign(Order { nonce: Some(8), cancels: true, .. }));
+        assert!(shown[0] == Action::Tell(Notice::Frozen) && shown[1..].iter().all(cancel) && shown.len() == 2, "{shown:?}");
+        case.tell(attempt(3, NONCE + 1, 24, true));
+        assert_eq!(case.after(60), [Action::Publish(hash(3))]);
+        assert!(case.tell(Input::Acknowledged(hash(3))).contains(&Action::Broadcast(hash(3))));
+        case.tell(mined(3, 14));
+        case.tell(Input::Final(20));
+        assert!(!case.outgoing.phase.is_over(), "what it was is not told until a person has looked");
+    }
 }
 
 #[test]
@@ -191,16 +309,82 @@ fn what_is_not_wanted_leaves_no_gap_and_may_still_be_mined() {
     }
 }
 
+/// In one step it would be sent, and cancelled only once that is recorded.
+#[test]
+fn what_is_not_wanted_is_not_sent_any_more() {
+    let mut case = Case { outgoing: Outgoing::queued(Kind::Payout), now: 100 };
+    case.tell(attempt(1, NONCE, 21, false));
+    case.tell(Input::Acknowledged(hash(1)));
+    let cancel = case.tell(Input::Drop);
+    assert!(matches!(cancel.as_slice(), [Action::Sign(Order { cancels: true, .. })]), "{cancel:?}");
+    case.tell(attempt(2, NONCE, 24, true));
+    assert_eq!(case.after(100), [Action::Publish(hash(2))], "Kafka is down");
+    assert_eq!(case.tell(Input::Acknowledged(hash(2))), [Action::Broadcast(hash(2))]);
+
+    let mut case = Case { outgoing: Outgoing::queued(Kind::Payout), now: 100 };
+    case.tell(attempt(1, NONCE, 21, false));
+    let cancel = case.tell(Input::Drop);
+    assert!(matches!(cancel.as_slice(), [Action::Sign(Order { cancels: true, .. })]), "nor recorded: {cancel:?}");
+    case.tell(attempt(2, NONCE, 24, true));
+    case.tell(Input::Acknowledged(hash(2)));
+    case.tell(Input::Answer(hash(2), Answer::Accepted));
+    assert_eq!(case.outgoing.due_at(&PACE), Some(case.now + PACE.resend_after), "and it does not wait for that record");
+}
+
+/// The first may be signed at the most that a payment may cost: what can't be cancelled would jam its lane.
+#[test]
+fn what_pays_as_much_as_it_may_can_still_be_cancelled() {
+    for max_fee in [130, 131, 1_000, 12_345_678_901] {
+        let pace = Pace { max_fee, ..PACE };
+        let highest = Fees { tip: 1, cap: pace.max_payload_fee() };
+        assert!(matches!(highest.replacement(None, pace.raise, max_fee), Replacement::Raise(_)), "{max_fee}");
+    }
+    let mut case = Case::sent(PACE.max_payload_fee());
+    assert!(!case.after(30).iter().any(|action| matches!(action, Action::Sign(_))));
+    let cancel = case.tell(Input::Drop);
+    assert!(cancel.iter().any(|action| matches!(action, Action::Sign(Order { cancels: true, .. }))), "{cancel:?}");
+}
+
+/// It has the lowest nonce, and no node ever takes it: all behind it would wait for a person.
+#[test]
+fn what_every_node_refuses_for_long_is_cancelled() {
+    let mut case = Case { outgoing: Outgoing::queued(Kind::Payout), now: 100 };
+    case.tell(attempt(1, NONCE, 21, false));
+    case.tell(Input::Acknowledged(hash(1)));
+    assert_eq!(case.tell(Input::Answer(hash(1), Answer::Reverted)), [Action::Tell(Notice::Reverted)]);
+    case.after(30);
+    let given_up = case.tell(Input::Answer(hash(1), Answer::Reverted));
+    assert!(given_up.contains(&Action::Tell(Notice::GivenUp)), "{given_up:?}");
+    assert!(given_up.iter().any(|action| matches!(action, Action::Sign(Order { cancels: true, .. }))), "{given_up:?}");
+    let mut taken = Case::sent(21);
+    taken.after(60);
+    taken.tell(Input::Answer(hash(1), Answer::Reverted));
+    assert!(!taken.outgoing.dropping, "it is in a pool");
+}
+
+/// It would be due at each turn, before all others.
+#[test]
+fn what_can_not_be_signed_is_tried_again_after_a_pause() {
+    let mut case = Case { outgoing: Outgoing::queued(Kind::Payout), now: 100 };
+    assert_eq!(case.outgoing.due_at(&PACE), Some(0));
+    case.tell(Input::InVain(Notice::NotSigned));
+    assert_eq!(case.outgoing.due_at(&PACE), Some(110));
+    let dear = Moment { market: Some(Market { base: Some(500), tip: 1 }), time: 200, ..case.moment() };
+    let step = step(&case.outgoing, &Input::Tick, &dear).unwrap();
+    assert_eq!((step.actions, step.next.due_at(&PACE)), (vec![Action::Tell(Notice::TooDear)], Some(210)));
+}
+
 #[test]
 fn what_contradicts_what_is_known_changes_nothing() {
     let mut case = Case::sent(21);
     case.tell(mined(1, 5));
     let before = case.outgoing.clone();
-    assert_eq!(case.refuse(&mined(1, 6)), Contradiction::TwoBlocks { before: block(5), after: block(6) });
     assert_eq!(case.refuse(&mined(9, 6)), Contradiction::UnknownAttempt(hash(9)));
     assert_eq!(case.refuse(&attempt(3, NONCE, 24, false)), Contradiction::NotToBeSigned);
     assert_eq!(case.tell(mined(1, 5)), [], "the same record again is none");
     assert_eq!(case.outgoing, before);
+    assert_eq!(case.tell(mined(1, 6)), [Action::Tell(Notice::Frozen)]);
+    assert_eq!(case.outgoing.phase, before.phase);
     let sent = Case::sent(21);
     assert!(matches!(sent.refuse(&attempt(3, NONCE + 1, 24, false)), Contradiction::OtherNonce { .. }));
 }

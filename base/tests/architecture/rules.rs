@@ -151,6 +151,7 @@ pub const PURE: Pure = Pure {
         "payments/src/intents.rs",
         "confirmer/src/arrivals.rs",
         "wallet/src/xpub.rs",
+        "sweeper/src/engine/agreement.rs",
         "sweeper/src/engine/answers.rs",
         "sweeper/src/engine/content.rs",
         "sweeper/src/engine/fees.rs",

@@ -38,8 +38,13 @@ impl Content {
         Self { to: Some(sender), value, data, gas_limit: CANCEL_GAS, authorizations }
     }
 
+    /// Whether a transaction can do it: EIP-7702 has no creations.
+    pub fn is_possible(&self) -> bool {
+        self.to.is_some() || self.authorizations.is_empty()
+    }
+
     /// The transaction to sign. Where the tip is all of the price it is a legacy one, which chains without a base fee take, and
-    /// which costs the same on others. `None` if it authorizes and calls nobody (EIP-7702 has no creations).
+    /// which costs the same on others. `None` if it is not possible.
     pub fn unsigned(&self, chain: ChainId, nonce: u64, fees: Fees) -> Option<TypedTransaction> {
         let to = self.to.map_or(TxKind::Create, TxKind::Call);
         let (chain_id, gas_limit, value, input) = (chain.0, self.gas_limit, self.value, self.data.clone());
@@ -124,7 +129,8 @@ mod tests {
         assert!(signed(&content, Fees { tip: 9, cap: 9 }).await.is_eip7702());
         content.to = None;
         assert_eq!(content.unsigned(ChainId(5), 7, Fees { tip: 2, cap: 9 }), None, "it would create a contract");
+        assert!(!content.is_possible());
         content.authorizations.clear();
-        assert!(signed(&content, Fees { tip: 2, cap: 9 }).await.kind().is_create());
+        assert!(signed(&content, Fees { tip: 2, cap: 9 }).await.kind().is_create() && content.is_possible());
     }
 }

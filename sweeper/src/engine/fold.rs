@@ -1,11 +1,12 @@
 //! Inputs applied to the rows of a lane, in a transaction of Postgres: the lane is locked, each row is stepped and saved.
 
-use super::outgoing::{Action, Input, Mined, Moment, Pace};
+use super::history::{self, SeenTransaction};
+use super::outgoing::{Action, Input, Mined, Moment, Notice, Pace};
 use super::rows::{LaneId, Stored};
 use super::step::step;
 use super::store::{self, Lane};
-use alloy::primitives::{Address, B256};
-use deadpool_postgres::GenericClient;
+use alloy::primitives::Address;
+use deadpool_postgres::{GenericClient, Pool};
 use runtime::Failure;
 use std::collections::BTreeMap;
 use topics::{BlockRef, ChainId};
@@ -18,28 +19,23 @@ pub struct Stepped {
     pub actions: Vec<Action>,
 }
 
-/// One record of a chain's history, as `chain.blocks` has it, in the order in which it has them.
+/// One record of a chain's history, as `chain.blocks` has it, in the order in which it has them. REPLAYED records are none.
+///
+/// Whoever reads them looks whether a sequence is missing, since what is in a block that was not read is not known.
 #[derive(Clone, Debug)]
 pub enum ChainEvent {
+    /// With all of the block's transactions, those too that are in records of `chain.logs` alone.
     Added {
         block: BlockRef,
         transactions: Vec<SeenTransaction>,
     },
     Removed(BlockRef),
-    /// This block and all below it are final, and were given before.
+    /// History stands up to this number. All above is taken back, and blocks may be missing below the next one that is added:
+    /// the chain begins anew (`ctrip chain restart`), or records were lost before they were read. What stands is then what was
+    /// final.
+    Restarted(u64),
+    /// This block and all below it are final and witnessed, and were given before.
     Final(u64),
-}
-
-/// A transaction of a block.
-#[derive(Clone, Copy, Debug)]
-pub struct SeenTransaction {
-    pub hash: B256,
-    pub from: Address,
-    pub nonce: u64,
-    pub succeeded: bool,
-    pub gas_used: u64,
-    /// What each unit of gas cost, in wei.
-    pub gas_price: u128,
 }
 
 /// Applies what happened on a chain. The caller's transaction has its place in `chain.blocks` too, so that each record is
@@ -57,14 +53,25 @@ pub async fn apply_chain_event(
     let mut add = |lane: LaneId, id: Uuid, input: Input| inputs.entry(lane).or_default().push((id, input));
     match event {
         ChainEvent::Added { block, transactions } => {
-            let uses: Vec<_> = transactions.iter().map(|seen| (seen.from, seen.nonce, seen.hash)).collect();
-            for (lane, id, hash, is_ours) in store::of_block(tx, chain, &uses).await? {
-                let Some(seen) = transactions.iter().find(|seen| seen.hash == hash) else { continue };
-                let SeenTransaction { nonce, succeeded, gas_used, gas_price, .. } = *seen;
+            history::set_head(tx, chain, Some(block)).await?;
+            let senders: Vec<Address> = transactions.iter().map(|seen| seen.from).collect();
+            let lanes = history::lanes_of(tx, chain, &senders).await?;
+            // Locked before it is read which nonces are given out: one that is given out later follows the strangers' below.
+            for lane in &lanes {
+                store::lock(tx, lane).await?;
+            }
+            let of_lanes: Vec<_> =
+                transactions.iter().filter(|seen| lanes.iter().any(|lane| lane.sender == seen.from)).copied().collect();
+            for used in history::of_block(tx, chain, &of_lanes).await? {
+                let SeenTransaction { hash, nonce, succeeded, gas_used, gas_price, .. } = used.seen;
+                if !used.is_ours {
+                    history::note_foreign(tx, &used.lane, nonce, block).await?;
+                }
+                let Some(id) = used.outgoing else { continue };
                 add(
-                    lane,
+                    used.lane,
                     id,
-                    if is_ours {
+                    if used.is_ours {
                         Input::SeenInBlock(Mined { hash, block: *block, succeeded, gas_used, gas_price })
                     } else {
                         Input::ForeignNonce { nonce, number: block.number }
@@ -73,28 +80,62 @@ pub async fn apply_chain_event(
             }
         }
         ChainEvent::Removed(block) => {
-            store::of_removed(tx, chain, block).await?.into_iter().for_each(|(lane, id)| add(lane, id, Input::Removed(*block)));
+            history::set_head(tx, chain, None).await?;
+            history::of_removed(tx, chain, block)
+                .await?
+                .into_iter()
+                .for_each(|(lane, id)| add(lane, id, Input::Removed(*block)));
+        }
+        ChainEvent::Restarted(above) => {
+            history::set_head(tx, chain, None).await?;
+            let rows = history::of_restarted(tx, chain, *above).await?;
+            rows.into_iter().for_each(|(lane, id)| add(lane, id, Input::Restarted(*above)));
         }
         ChainEvent::Final(number) => {
-            store::of_final(tx, chain, *number).await?.into_iter().for_each(|(lane, id)| add(lane, id, Input::Final(*number)));
+            history::of_final(tx, chain, *number)
+                .await?
+                .into_iter()
+                .for_each(|(lane, id)| add(lane, id, Input::Final(*number)));
         }
     }
-    // What is to be done follows from the state: the engine finds it at its next turn. Here gas costs nothing and nobody is
-    // lowest.
-    let moment = Moment { time: 0, market: None, is_lowest: false, pace: *pace };
     // In the order of the lanes, so that nobody waits in a circle.
     for (lane, inputs) in inputs {
-        if store::lock(tx, &lane).await?.is_some() {
-            for Stepped { stored, actions } in apply(tx, None, &inputs, &moment).await? {
-                tell(&stored, &actions);
-            }
+        apply_alone(tx, &lane, &inputs, pace).await?;
+    }
+    Ok(())
+}
+
+/// Says that one is not wanted any more. What pays is not sent from then on, and a transaction that does nothing takes its
+/// nonce; if what pays is mined first, it stays paid.
+///
+/// # Errors
+/// When the database fails.
+pub async fn drop_outgoing(pool: &Pool, lane: &LaneId, id: Uuid, pace: &Pace) -> Result<(), Failure> {
+    let mut db = pool.get().await?;
+    let tx = db.transaction().await?;
+    apply_alone(&tx, lane, &[(id, Input::Drop)], pace).await?;
+    Ok(tx.commit().await?)
+}
+
+/// Applies inputs of a lane. What is to be done then follows from the state: the engine finds it at its next turn. Here gas
+/// costs nothing and nobody is lowest.
+pub(super) async fn apply_alone(
+    tx: &impl GenericClient,
+    lane: &LaneId,
+    inputs: &[(Uuid, Input)],
+    pace: &Pace,
+) -> Result<(), Failure> {
+    let moment = Moment { time: 0, market: None, is_lowest: false, pace: *pace };
+    if store::lock(tx, lane).await?.is_some() {
+        for Stepped { stored, actions } in apply(tx, None, inputs, &moment).await? {
+            tell(&stored, &actions);
         }
     }
     Ok(())
 }
 
-/// Applies inputs to rows of a lane that is locked, and saves them. What contradicts all that is known is noted, and changes
-/// nothing. Each row is returned once, as it is after its last input.
+/// Applies inputs to rows of a lane that is locked, and saves them. What can't be changes nothing. Each row is returned once,
+/// as it is after its last input.
 pub(super) async fn apply(
     tx: &impl GenericClient,
     lane: Option<&Lane>,
@@ -112,14 +153,11 @@ pub(super) async fn apply(
             Ok(step) => {
                 store::save(tx, *id, &stored.outgoing, &step.next, &moment.pace).await?;
                 stored.outgoing = step.next;
-                // What the state asks for is said anew by each step; what an input alone asked for is kept.
-                actions.retain(|action| matches!(action, Action::Tell(_) | Action::AskNonce | Action::FillGaps));
+                // What the state asks for is said anew by each step; what is told, once.
+                actions.retain(|action| matches!(action, Action::Tell(_)));
                 actions.extend(step.actions);
             }
-            Err(contradiction) => {
-                tracing::error!(outgoing = %id, ?input, "set aside, since it contradicts what is known: {contradiction}");
-                store::note_contradiction(tx, *id, &contradiction).await?;
-            }
+            Err(contradiction) => tracing::error!(outgoing = %id, ?input, "it changes nothing, since {contradiction}"),
         }
     }
     Ok(rows)
@@ -128,9 +166,13 @@ pub(super) async fn apply(
 /// Tells what holds one up.
 pub(super) fn tell(stored: &Stored, actions: &[Action]) {
     for action in actions {
-        if let Action::Tell(notice) = action {
-            let (chain, sender) = (stored.lane.chain, stored.lane.sender);
-            tracing::warn!(outgoing = %stored.id, %chain, %sender, nonce = ?stored.outgoing.nonce, "{notice}");
+        let Action::Tell(notice) = action else { continue };
+        let (chain, sender, nonce) = (stored.lane.chain, stored.lane.sender, stored.outgoing.nonce);
+        match (notice, &stored.outgoing.frozen) {
+            (Notice::Frozen, Some(reason)) => {
+                tracing::error!(outgoing = %stored.id, %chain, %sender, nonce, "{notice}: {reason}");
+            }
+            _ => tracing::warn!(outgoing = %stored.id, %chain, %sender, nonce, "{notice}"),
         }
     }
 }

@@ -3,33 +3,54 @@
 //! ```text
 //! queued → signed → broadcast → mined → final     reverted: failed     not wanted any more: dropped
 //!    ▲                  │  ▲       │
-//!    └──── replaced ◄───┘  └───────┘ its block left the chain
+//!    └──── replaced ◄───┤  └───────┘ its block left the chain
+//!                       └► lost ─► mined, by a receipt
 //! ```
 //!
-//! - `step` has the rules and is pure, as are `outgoing`, `fees`, `answers`, `lane` and `content`. `tests/model.rs` tries them.
-//! - `store` has the statements, `rows` what their rows mean, `fold` applies inputs in a transaction.
+//! - `step` has the rules and is pure, as are `outgoing`, `fees`, `answers`, `lane`, `agreement` and `content`.
+//!   `tests/model/` tries them.
+//! - `store` and `history` have the statements, `rows` what their rows mean, `fold` applies inputs in a transaction.
 //! - `work` does what is to be done, `node` asks and sends.
 //!
 //! What always holds:
 //!
 //! 1. **A nonce is given out in the transaction of Postgres that stores the signed bytes**, under the lock of its lane, and
-//!    once for ever (`outgoing_nonces`). It follows the highest of the lane; what the chain counts is asked when a lane begins,
-//!    and never kept.
+//!    once for ever (`outgoing_nonces`). It follows the highest of the lane, and the highest that a block has of a stranger.
+//!    What the chain counts is asked at a block that was read, of as many providers as it has witnesses, and never kept beside.
 //! 2. **All attempts that can be mined have one nonce**, so the chain takes one of them. Another nonce is taken only when a
-//!    stranger's transaction has used the first one in a final block.
-//! 3. **Nothing is sent before Kafka has acknowledged its record**, so a database that goes back knows what may be on its way.
+//!    stranger's transaction has used the first one in a final block that was read. What nodes say gives up none.
+//! 3. **Nothing is sent before Kafka has acknowledged its record.**
 //! 4. **Blocks alone say what became of one**: `chain.blocks`, removed ones included. An answer that was lost is no failure.
+//!    What blocks were read without, a receipt says that as many providers agree on as the chain has witnesses.
 //! 5. **The lowest nonce of a lane that waits is in flight**: it is sent again, raised when it is stuck up to a cap, and what
 //!    is missing below is filled. What is not wanted any more is replaced by a transaction that does nothing, and never left
-//!    out.
+//!    out; what pays is not sent from then on.
 //! 6. **What is to be done follows from rows**, so a kill between any two steps loses nothing.
+//! 7. **Where blocks say what can't be, one is frozen** (`outgoing.frozen`), and where blocks are missing, it is `lost` until a
+//!    receipt is found: nothing that pays is signed then, and a person is told.
 //!
 //! It knows no payments: what to send, and from where, others say (`Kind`).
+//!
+//! **What is missing until a role runs it**, and must not be run without:
+//!
+//! - Nothing reads the records back. **A database that went back pays twice**: what it has lost was sent, is taken for a
+//!   stranger's, and is signed anew with another nonce. A role takes from its topics what Postgres lacks before anything else.
+//! - Words of nodes that mean a refusal for ever ("intrinsic gas too low", "exceeds block gas limit") are `Unknown`: such a
+//!   transaction is raised to the cap and then only sent again, and holds up its lane until a person drops it. What a
+//!   stranger's contract reverts with may read like a node's words.
+//! - A filler's or cancel's gas is fixed (`content`), and too little where a chain counts data for L1 as gas.
+//! - The value of a sweep of coin does not follow its fees: one that is raised may cost more than the sender has. It is then
+//!   sent as it was before.
+//! - No process is kept from being dumped (`PR_SET_DUMPABLE`), and copies that derivation makes of a key on the stack are not
+//!   overwritten.
+//! - Nothing resolves a `lost` or frozen one: a command comes with the role.
 
+pub mod agreement;
 pub mod answers;
 pub mod content;
 pub mod fees;
 pub mod fold;
+pub mod history;
 pub mod lane;
 pub mod node;
 pub mod outgoing;

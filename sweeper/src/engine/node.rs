@@ -1,16 +1,21 @@
-//! What the engine asks a chain's nodes, and how it sends. Nothing that they say makes a transaction mined or failed.
+//! What the engine asks a chain's nodes, and how it sends. Nothing that one node says makes a transaction mined or failed, or
+//! gives a nonce out or up: what no block tells, as many providers have to say as a block needs witnesses.
 
+use super::agreement::Agreement;
 use super::answers::Answer;
 use super::fees::{FeeHistory, Market};
-use super::rows::LaneId;
-use alloy::primitives::{B256, Bytes, U64, U128};
+use super::outgoing::Mined;
+use alloy::primitives::{Address, B256, Bytes, U64, U128};
 use base::locked;
 use chain::{Endpoint, Rpc, RpcError};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use serde::Deserialize;
 use serde_json::json;
+use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use topics::BlockRef;
 
 /// How long what gas costs is believed: about a block of the fastest chains that have a market.
 const MARKET_TTL: Duration = Duration::from_secs(3);
@@ -19,16 +24,34 @@ const HISTORY_BLOCKS: u64 = 10;
 /// Half of what a block was tipped was less.
 const TIP_PERCENTILE: u64 = 50;
 
+/// No sender has sent so many: a count above is no answer.
+const MAX_COUNT: u64 = 1 << 62;
+
+/// A receipt, as `eth_getTransactionReceipt` gives it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Receipt {
+    transaction_hash: B256,
+    block_hash: B256,
+    block_number: U64,
+    status: Option<U64>,
+    gas_used: Option<U64>,
+    effective_gas_price: Option<U128>,
+}
+
 /// The nodes of a chain.
 #[derive(Debug)]
 pub struct Nodes {
     rpc: Rpc,
+    /// Providers that have to agree.
+    witnesses: usize,
     market: Mutex<Option<(Instant, Market)>>,
 }
 
 impl Nodes {
-    pub fn new(rpc: Rpc) -> Self {
-        Self { rpc, market: Mutex::default() }
+    /// `witnesses` is the chain's.
+    pub fn new(rpc: Rpc, witnesses: usize) -> Self {
+        Self { rpc, witnesses, market: Mutex::default() }
     }
 
     /// What gas costs now. `None` if no node tells; what waits for it waits.
@@ -45,32 +68,42 @@ impl Nodes {
         Some(market)
     }
 
-    /// How many transactions a sender has in the chain, as the preferred node counts.
-    ///
-    /// # Errors
-    /// If none answers.
-    pub async fn count(&self, lane: &LaneId) -> Result<u64, RpcError> {
-        let sender = lane.sender;
-        let ask = |endpoint: Arc<Endpoint>| async move { count(&endpoint, json!([sender, "latest"])).await.map(Some) };
-        let count = self.rpc.with_failover(ask).await?;
-        count.ok_or_else(|| RpcError::NoEndpoint(lane.chain.to_string()))
+    /// How many transactions a sender has up to the block with this hash (EIP-1898). `None` unless enough providers agree.
+    pub async fn count_at(&self, sender: Address, block: B256) -> Option<u64> {
+        self.agreed(|endpoint| async move { count_at(&endpoint, sender, block).await.map(is_count) }).await
     }
 
-    /// How many transactions a sender has up to a block. `None` unless all nodes that answer say the same: with the nonces
-    /// below, other transactions are signed anew, which would pay twice if the count were too high.
-    pub async fn count_at(&self, lane: &LaneId, number: u64) -> Option<u64> {
-        let params = json!([lane.sender, U64::from(number)]);
-        let mut asked: FuturesUnordered<_> =
-            self.rpc.endpoints().iter().map(|endpoint| count(endpoint, params.clone())).collect();
-        let mut said = None;
-        while let Some(answer) = asked.next().await {
-            match (answer, said) {
-                (Ok(count), None) => said = Some(count),
-                (Ok(count), Some(before)) if count != before => return None,
-                _ => {}
+    /// The receipt of one of these transactions, of which one at most can have one. `None` unless enough providers agree: that
+    /// there is none proves nothing, since nodes keep receipts for some time only.
+    pub async fn receipt(&self, hashes: &[B256]) -> Option<Mined> {
+        self.agreed(|endpoint| async move { receipt(&endpoint, hashes).await }).await
+    }
+
+    /// What enough providers say, as soon as they do.
+    async fn agreed<T, F, Fut>(&self, ask: F) -> Option<T>
+    where
+        T: Clone + PartialEq,
+        F: Fn(Arc<Endpoint>) -> Fut,
+        Fut: Future<Output = Result<Option<T>, RpcError>>,
+    {
+        let ask = |endpoint: &Arc<Endpoint>| {
+            let (endpoint, word) = (endpoint.clone(), ask(endpoint.clone()));
+            async move { (endpoint, word.await) }
+        };
+        let mut asked: FuturesUnordered<_> = self.rpc.endpoints().iter().map(ask).collect();
+        let mut said = Agreement::new(self.witnesses);
+        while let Some((endpoint, word)) = asked.next().await {
+            match word {
+                Ok(Some(word)) => {
+                    if let Some(agreed) = said.hear(endpoint.provider(), &word) {
+                        return Some(agreed);
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => tracing::debug!(endpoint = endpoint.host(), "{error}"),
             }
         }
-        said
+        None
     }
 
     /// Sends a signed transaction to all nodes of the chain. The first that has it counts, and the others go on without being
@@ -111,9 +144,30 @@ async fn send(endpoint: Arc<Endpoint>, hash: B256, raw: Bytes) -> Answer {
     }
 }
 
-async fn count(endpoint: &Endpoint, params: serde_json::Value) -> Result<u64, RpcError> {
+fn is_count(count: u64) -> Option<u64> {
+    (count < MAX_COUNT).then_some(count)
+}
+
+async fn count_at(endpoint: &Endpoint, sender: Address, block: B256) -> Result<u64, RpcError> {
     endpoint.check_chain_id().await?;
+    let params = json!([sender, { "blockHash": block }]);
     endpoint.request::<U64>("eth_getTransactionCount", params).await.map(|count| count.to())
+}
+
+async fn receipt(endpoint: &Endpoint, hashes: &[B256]) -> Result<Option<Mined>, RpcError> {
+    endpoint.check_chain_id().await?;
+    for hash in hashes {
+        let receipt: Option<Receipt> = endpoint.request("eth_getTransactionReceipt", json!([hash])).await?;
+        let Some(receipt) = receipt.filter(|receipt| receipt.transaction_hash == *hash) else { continue };
+        return Ok(Some(Mined {
+            hash: *hash,
+            block: BlockRef { number: receipt.block_number.to(), hash: receipt.block_hash },
+            succeeded: receipt.status.map(|status| status == U64::ONE),
+            gas_used: receipt.gas_used.map(|gas| gas.to()),
+            gas_price: receipt.effective_gas_price.map(|price| price.to()),
+        }));
+    }
+    Ok(None)
 }
 
 async fn ask_market(endpoint: &Endpoint) -> Result<Option<Market>, RpcError> {

@@ -2,7 +2,7 @@
 //! rules.
 
 use super::answers::Answer;
-use super::fees::{Fees, Market};
+use super::fees::{Fees, MIN_RAISE, Market};
 use alloy::primitives::{B256, U256};
 use topics::BlockRef;
 
@@ -30,8 +30,13 @@ pub struct Outgoing {
     pub attempts: Vec<Attempt>,
     /// It is not wanted any more: a transaction that does nothing is to take its nonce.
     pub dropping: bool,
+    /// Blocks said what can't be with all else that is known. Nothing that pays is signed or sent any more, and it is never
+    /// over by itself: a person has to look. The first such word.
+    pub frozen: Option<String>,
     /// A node asked for more than the last attempt offers.
     pub underpriced: bool,
+    /// When something was last tried in vain, in Unix seconds: to sign it, or to read a receipt.
+    pub tried: Option<u64>,
     /// What was told last, so that it is told once.
     pub told: Option<Notice>,
 }
@@ -46,6 +51,8 @@ pub struct Attempt {
     pub cancels: bool,
     /// Kafka has acknowledged its record. Nothing is sent to a node before.
     pub acknowledged: bool,
+    /// A node has taken it.
+    pub accepted: bool,
     /// When it was sent to a node first, and last, in Unix seconds. Of a send whose outcome was not written down it says
     /// nothing.
     pub first_sent: Option<u64>,
@@ -61,6 +68,9 @@ pub enum Phase {
     Signed,
     /// Sent to a node.
     Broadcast,
+    /// Its nonce is used in a block that was not read. If the transaction there is one of ours, its receipt says so; what
+    /// nobody has a receipt of may be lost to an index, and is left to a person.
+    Lost,
     /// In a block.
     Mined(Mined),
     /// Somebody else's transaction used the nonce, in a block up to this number. Once that is final, none of ours can be mined,
@@ -88,10 +98,11 @@ pub struct Mined {
     /// Of the attempt.
     pub hash: B256,
     pub block: BlockRef,
-    pub succeeded: bool,
-    pub gas_used: u64,
+    /// `None` if its block was read without it: only the receipt has it then, and nothing is told before.
+    pub succeeded: Option<bool>,
+    pub gas_used: Option<u64>,
     /// What each unit of gas cost, in wei.
-    pub gas_price: u128,
+    pub gas_price: Option<u128>,
 }
 
 /// What happens to one.
@@ -103,15 +114,20 @@ pub enum Input {
     Acknowledged(B256),
     /// Nodes answered when the attempt with this hash was sent.
     Answer(B256, Answer),
-    /// An attempt is in a block of the chain, by `chain.blocks`.
+    /// An attempt is in a block of the chain, by `chain.blocks`; or by receipts in a final one, where that did not say all.
     SeenInBlock(Mined),
     /// This block has left the chain, by `chain.blocks`.
     Removed(BlockRef),
+    /// All above this number has left the chain, by `chain.blocks`, and blocks may be missing from what follows.
+    Restarted(u64),
     /// This block and all below are final, and `chain.blocks` was read up to it.
     Final(u64),
-    /// A transaction of the same sender that is none of ours has used the nonce, in a block up to `number`: by `chain.blocks`,
-    /// or by what nodes count at a block that is final there, and that has none of ours below it.
+    /// A transaction of the same sender that is none of ours has used the nonce, in the block `number`, by `chain.blocks`.
     ForeignNonce { nonce: u64, number: u64 },
+    /// The chain counts so many transactions of the sender, up to a block below which none has one of ours that was not seen.
+    Counted(u64),
+    /// What was to be done could not be, for this reason. It is tried again after a pause.
+    InVain(Notice),
     /// A person does not want it any more.
     Drop,
     /// Time passes, or a process begins: what is to be done is said anew.
@@ -127,10 +143,9 @@ pub enum Action {
     Publish(B256),
     /// Send this attempt to nodes: [`Input::Answer`].
     Broadcast(B256),
-    /// Ask nodes for the sender's count at the last final block. If it is above the nonce, a transaction that is none of ours
-    /// has used it: [`Input::ForeignNonce`].
-    AskNonce,
-    /// Ask nodes for the sender's count, and fill what is missing below.
+    /// Ask nodes for the receipts of its attempts: [`Input::SeenInBlock`].
+    AskReceipt,
+    /// Fill what is missing below.
     FillGaps,
     /// Tell whoever runs this.
     Tell(Notice),
@@ -156,6 +171,22 @@ pub enum Notice {
     InsufficientFunds { overshot: Option<U256> },
     #[error("a node refuses it, since it would fail")]
     Reverted,
+    #[error(
+        "every node refuses it for long, since it would fail, and none ever took it: it is cancelled, so that others go on"
+    )]
+    GivenUp,
+    #[error("nodes say that its nonce is used; blocks will tell by whom")]
+    NonceUsed,
+    #[error("nobody signs for its sender, or whoever does refuses")]
+    NotSigned,
+    #[error("how many transactions its sender has is not known: no block was read yet, or nodes do not agree")]
+    NotCounted,
+    #[error("its nonce is used in a block that was not read, and no receipt of ours is known: look what took it")]
+    Lost,
+    #[error("neither its block nor receipts say whether it succeeded")]
+    StatusUnknown,
+    #[error("it is frozen, since blocks contradict what is known (outgoing.frozen)")]
+    Frozen,
     #[error("somebody else has used its nonce, with the same key; it is signed anew once that is final")]
     ForeignNonce,
 }
@@ -177,7 +208,7 @@ pub struct Moment {
 pub struct Pace {
     /// The most that a unit of gas may cost, in wei.
     pub max_fee: u128,
-    /// How much a replacement raises both fees, in thousandths; at least [`MIN_RAISE`](super::fees::MIN_RAISE).
+    /// How much a replacement raises both fees, in thousandths; at least [`MIN_RAISE`].
     pub raise: u32,
     /// An attempt that is not in a block is sent again after this: pools drop transactions.
     pub resend_after: u64,
@@ -185,6 +216,13 @@ pub struct Pace {
     pub stuck_after: u64,
     /// What a node asked more for is raised after this, so that a pool that wants no price drives none up at once.
     pub raise_after: u64,
+}
+
+impl Pace {
+    /// The most that what pays may offer: so much less than `max_fee` that what cancels it can be a raise above.
+    pub fn max_payload_fee(&self) -> u128 {
+        self.max_fee.saturating_mul(1000) / (1000 + u128::from(self.raise.max(MIN_RAISE)))
+    }
 }
 
 /// What an input that can't be leads to: it is set aside and told, and changes nothing.
@@ -196,18 +234,22 @@ pub enum Contradiction {
     OtherNonce { hash: B256, nonce: u64, expected: Option<u64> },
     #[error("nothing is to be signed now")]
     NotToBeSigned,
-    #[error("it is in block {after} and in block {before} at once")]
-    TwoBlocks { before: BlockRef, after: BlockRef },
-    #[error("an attempt with nonce {0}, which somebody else's final transaction has used, is in a block")]
-    NonceTwice(u64),
-    #[error("block {0} was final and has left the chain")]
-    FinalRemoved(BlockRef),
 }
 
 impl Outgoing {
     /// One that waits to be signed.
     pub fn queued(kind: Kind) -> Self {
-        Self { kind, phase: Phase::Queued, nonce: None, attempts: Vec::new(), dropping: false, underpriced: false, told: None }
+        Self {
+            kind,
+            phase: Phase::Queued,
+            nonce: None,
+            attempts: Vec::new(),
+            dropping: false,
+            frozen: None,
+            underpriced: false,
+            tried: None,
+            told: None,
+        }
     }
 
     /// The attempts that can still be mined, oldest first.

@@ -35,6 +35,7 @@ pub fn phase_columns(phase: &Phase) -> (&'static str, Option<Mined>, Option<u64>
         Phase::Queued => ("queued", None, None),
         Phase::Signed => ("signed", None, None),
         Phase::Broadcast => ("broadcast", None, None),
+        Phase::Lost => ("lost", None, None),
         Phase::Mined(mined) => ("mined", Some(*mined), None),
         Phase::Replaced(number) => ("replaced", None, Some(*number)),
         Phase::Final(mined) => ("final", Some(*mined), None),
@@ -61,28 +62,29 @@ pub fn read_kind(text: &str) -> Kind {
     KINDS.iter().find(|(_, known)| *known == text).map_or(Kind::Gap, |(kind, _)| *kind)
 }
 
-pub fn told_text(notice: &Notice) -> String {
-    match notice {
-        Notice::TooDear => "too dear".to_owned(),
-        Notice::AtCap => "at the cap".to_owned(),
-        Notice::InsufficientFunds { overshot: None } => "insufficient funds".to_owned(),
-        Notice::InsufficientFunds { overshot: Some(missing) } => format!("insufficient funds: {missing}"),
-        Notice::Reverted => "would fail".to_owned(),
-        Notice::ForeignNonce => "nonce used by another".to_owned(),
-    }
+const NOTICES: [(Notice, &str); 12] = [
+    (Notice::TooDear, "too dear"),
+    (Notice::AtCap, "at the cap"),
+    (Notice::InsufficientFunds { overshot: None }, "insufficient funds"),
+    (Notice::Reverted, "would fail"),
+    (Notice::GivenUp, "given up"),
+    (Notice::NonceUsed, "nonce used"),
+    (Notice::ForeignNonce, "nonce used by another"),
+    (Notice::NotSigned, "not signed"),
+    (Notice::NotCounted, "not counted"),
+    (Notice::Lost, "lost"),
+    (Notice::StatusUnknown, "status unknown"),
+    (Notice::Frozen, "frozen"),
+];
+
+/// By how much funds are insufficient is not kept: it is told once, whatever is missing.
+pub fn told_text(notice: &Notice) -> &'static str {
+    let is_same = |known: &Notice| std::mem::discriminant(known) == std::mem::discriminant(notice);
+    NOTICES.iter().find(|(known, _)| is_same(known)).map_or("", |(_, text)| text)
 }
 
 fn read_told(text: &str) -> Option<Notice> {
-    Some(match text {
-        "too dear" => Notice::TooDear,
-        "at the cap" => Notice::AtCap,
-        "would fail" => Notice::Reverted,
-        "nonce used by another" => Notice::ForeignNonce,
-        _ => {
-            let missing = text.strip_prefix("insufficient funds")?;
-            Notice::InsufficientFunds { overshot: missing.strip_prefix(": ").and_then(|wei| wei.parse().ok()) }
-        }
-    })
+    NOTICES.iter().find(|(_, known)| *known == text).map(|(notice, _)| *notice)
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> Result<T, Failure>
@@ -113,8 +115,8 @@ pub fn read_row(row: &Row) -> Result<Stored, Failure> {
             hash: B256::from_slice(hash),
             block: BlockRef { hash: B256::from_slice(row.get(17)), number: unsigned(row.get(18)) },
             succeeded: row.get(19),
-            gas_used: unsigned(row.get(20)),
-            gas_price: number(row.get(21))?,
+            gas_used: row.get::<_, Option<i64>>(20).map(unsigned),
+            gas_price: row.get::<_, Option<&str>>(21).map(number).transpose()?,
         }),
     };
     let replaced = row.get::<_, Option<i64>>(22).map(unsigned);
@@ -122,6 +124,7 @@ pub fn read_row(row: &Row) -> Result<Stored, Failure> {
         ("queued", ..) => Phase::Queued,
         ("signed", ..) => Phase::Signed,
         ("broadcast", ..) => Phase::Broadcast,
+        ("lost", ..) => Phase::Lost,
         ("mined", Some(mined), _) => Phase::Mined(mined),
         ("final", Some(mined), _) => Phase::Final(mined),
         ("failed", Some(mined), _) => Phase::Failed(mined),
@@ -138,6 +141,8 @@ pub fn read_row(row: &Row) -> Result<Stored, Failure> {
         dropping: row.get(13),
         underpriced: row.get(14),
         told: row.get::<_, Option<&str>>(15).and_then(read_told),
+        frozen: row.get(23),
+        tried: row.get::<_, Option<i64>>(24).map(unsigned),
     };
     let request_hash = B256::from_slice(row.get(10));
     Ok(Stored { id: row.get(0), lane, content, idempotency_key: row.get(9), request_hash, outgoing })
@@ -153,5 +158,28 @@ pub fn read_attempt(row: &Row) -> Result<Attempt, Failure> {
         acknowledged: row.get(6),
         first_sent: row.get::<_, Option<i64>>(7).map(unsigned),
         last_sent: row.get::<_, Option<i64>>(8).map(unsigned),
+        accepted: row.get(9),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One without a text of its own would be told at each turn.
+    #[test]
+    fn what_was_told_is_read_back() {
+        for (notice, text) in NOTICES {
+            assert_eq!((told_text(&notice), read_told(text)), (text, Some(notice)));
+        }
+        let missing = Notice::InsufficientFunds { overshot: Some(U256::ONE) };
+        assert_eq!(read_told(told_text(&missing)), Some(Notice::InsufficientFunds { overshot: None }));
+        let all = |notice: &Notice| match notice {
+            Notice::TooDear | Notice::AtCap | Notice::InsufficientFunds { .. } | Notice::Reverted | Notice::GivenUp => (),
+            Notice::NonceUsed | Notice::ForeignNonce | Notice::NotSigned | Notice::NotCounted | Notice::Lost => (),
+            // One that is new here is missing above too.
+            Notice::StatusUnknown | Notice::Frozen => (),
+        };
+        NOTICES.iter().for_each(|(notice, _)| all(notice));
+    }
 }

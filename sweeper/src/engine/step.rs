@@ -1,17 +1,20 @@
 //! What an input makes of an outgoing transaction, and what is to be done then. Pure.
 //!
-//! The rules, which the model in `tests/model.rs` holds against a simulated chain:
+//! The rules, which the model in `tests/model/` holds against a simulated chain:
 //!
 //! 1. All attempts that can be mined have one nonce, so that one of them is mined at most. Another nonce is taken only when a
-//!    transaction that is none of ours has used the first one in a final block.
+//!    block that was read has a transaction that is none of ours with the first one, and is final. No answer of a node does it.
 //! 2. An attempt is sent only after Kafka has acknowledged its record.
 //! 3. A nonce that was given out stays in flight until a block has it: what is not wanted any more is replaced by a transaction
-//!    that does nothing, and never left out.
+//!    that does nothing, and never left out. From then on what pays is sent no more.
 //! 4. Blocks alone say what became of one. No answer of a node makes it failed; what a node did not say leaves it as it is.
-//! 5. What is to be done follows from the state and the moment: after a crash a [`Input::Tick`] says all of it again.
+//!    A receipt says what a block was read without.
+//! 5. Where blocks say what can't be, it is frozen: nothing that pays is signed or sent, and it is not over until a person says
+//!    so.
+//! 6. What is to be done follows from the state and the moment: after a crash a [`Input::Tick`] says all of it again.
 
 use super::answers::Answer;
-use super::fees::{Fees, Replacement};
+use super::fees::Replacement;
 use super::outgoing::{Action, Attempt, Contradiction, Input, Kind, Mined, Moment, Notice, Order, Outgoing, Pace, Phase};
 use alloy::primitives::B256;
 use topics::BlockRef;
@@ -29,8 +32,12 @@ pub struct Step {
 /// If the input contradicts what is known, which is never changed by it.
 pub fn step(outgoing: &Outgoing, input: &Input, moment: &Moment) -> Result<Step, Contradiction> {
     let mut next = outgoing.clone();
-    let mut actions = next.apply(input, moment)?;
+    let mut actions: Vec<Action> = next.apply(input, moment)?.map(Action::Tell).into_iter().collect();
     actions.extend(next.due(moment));
+    let is_signed = actions.iter().any(|action| matches!(action, Action::Sign(_)));
+    if matches!(input, Input::Tick) && next.awaits_signature() && !is_signed {
+        next.tried = Some(moment.time);
+    }
     let told = next.told.map(|told| std::mem::discriminant(&told));
     actions.retain(|action| !matches!(action, Action::Tell(notice) if told == Some(std::mem::discriminant(notice))));
     if let Some(Action::Tell(notice)) = actions.iter().rfind(|action| matches!(action, Action::Tell(_))) {
@@ -40,19 +47,25 @@ pub fn step(outgoing: &Outgoing, input: &Input, moment: &Moment) -> Result<Step,
 }
 
 impl Outgoing {
-    fn apply(&mut self, input: &Input, moment: &Moment) -> Result<Vec<Action>, Contradiction> {
+    fn apply(&mut self, input: &Input, moment: &Moment) -> Result<Option<Notice>, Contradiction> {
         match input {
             Input::Signed(attempt) => self.signed(attempt)?,
             Input::Acknowledged(hash) => self.attempt(*hash)?.acknowledged = true,
             Input::Answer(hash, answer) => return self.answered(*hash, *answer, moment),
-            Input::SeenInBlock(mined) => self.seen(mined)?,
-            Input::Removed(block) => self.removed(block)?,
-            Input::Final(number) => return Ok(self.finalized(*number)),
+            Input::SeenInBlock(mined) => return self.seen(mined),
+            Input::Removed(block) => return Ok(self.left(block.number, |left| left == block)),
+            Input::Restarted(above) => return Ok(self.left(above.saturating_add(1), |left| left.number > *above)),
+            Input::Final(number) => self.finalized(*number),
             Input::ForeignNonce { nonce, number } => return Ok(self.replaced(*nonce, *number)),
+            Input::Counted(count) => return Ok(self.counted(*count)),
+            Input::InVain(notice) => {
+                self.tried = Some(moment.time);
+                return Ok(Some(*notice));
+            }
             Input::Drop => self.drop_it(),
             Input::Tick => {}
         }
-        Ok(Vec::new())
+        Ok(None)
     }
 
     fn attempt(&mut self, hash: B256) -> Result<&mut Attempt, Contradiction> {
@@ -70,93 +83,121 @@ impl Outgoing {
             _ => return Err(Contradiction::NotToBeSigned),
         }
         self.attempts.push(attempt.clone());
-        (self.underpriced, self.told) = (false, None);
+        (self.underpriced, self.tried, self.told) = (false, None, None);
         Ok(())
     }
 
-    fn answered(&mut self, hash: B256, answer: Answer, moment: &Moment) -> Result<Vec<Action>, Contradiction> {
+    fn answered(&mut self, hash: B256, answer: Answer, moment: &Moment) -> Result<Option<Notice>, Contradiction> {
+        let is_taken = matches!(answer, Answer::Accepted | Answer::AlreadyThere);
         let attempt = self.attempt(hash)?;
-        attempt.first_sent.get_or_insert(moment.time);
+        let since = *attempt.first_sent.get_or_insert(moment.time);
         attempt.last_sent = Some(moment.time);
+        attempt.accepted |= is_taken;
         if self.phase == Phase::Signed {
             self.phase = Phase::Broadcast;
         }
-        // An answer about what is in a block by now is late.
-        if !self.waits_for_block() {
-            return Ok(Vec::new());
+        // An answer about what is in a block by now is late, and one about an older attempt says nothing of the newest.
+        let is_newest = self.sendable().next_back().is_some_and(|newest| newest.hash == hash);
+        if !self.waits_for_block() || !is_newest {
+            return Ok(None);
         }
-        let is_newest = self.live().next_back().is_some_and(|newest| newest.hash == hash);
         Ok(match answer {
             Answer::Accepted | Answer::AlreadyThere => {
-                if self.told != Some(Notice::AtCap) {
-                    self.told = None;
-                }
-                Vec::new()
+                self.told = self.told.filter(|told| *told == Notice::AtCap);
+                None
             }
-            // Whose it was, blocks will tell; only if they don't, nodes are asked.
-            Answer::NonceTooLow => vec![Action::AskNonce],
-            Answer::NonceTooHigh => vec![Action::FillGaps],
+            // Whose it was, blocks will tell.
+            Answer::NonceTooLow => Some(Notice::NonceUsed),
             Answer::Underpriced | Answer::ReplacementUnderpriced => {
-                self.underpriced |= is_newest;
-                Vec::new()
+                let asks_more = self.newest().is_some_and(|newest| newest.hash == hash);
+                self.underpriced |= asks_more;
+                None
             }
-            Answer::InsufficientFunds { overshot } => vec![Action::Tell(Notice::InsufficientFunds { overshot })],
-            Answer::Reverted => vec![Action::Tell(Notice::Reverted)],
+            Answer::InsufficientFunds { overshot } => Some(Notice::InsufficientFunds { overshot }),
+            Answer::Reverted => {
+                let has_waited = moment.time.saturating_sub(since) >= moment.pace.stuck_after;
+                let is_hopeless = has_waited && moment.is_lowest && self.live().all(|attempt| !attempt.accepted);
+                self.dropping |= is_hopeless;
+                Some(if is_hopeless { Notice::GivenUp } else { Notice::Reverted })
+            }
             // It is sent again: what holds it up passes, or the answer was lost.
-            Answer::AlreadyReserved | Answer::InFlightLimit | Answer::Unknown => Vec::new(),
+            Answer::NonceTooHigh | Answer::AlreadyReserved | Answer::InFlightLimit | Answer::Unknown => None,
         })
     }
 
-    fn seen(&mut self, mined: &Mined) -> Result<(), Contradiction> {
+    fn seen(&mut self, mined: &Mined) -> Result<Option<Notice>, Contradiction> {
         let nonce = self.attempt(mined.hash)?.nonce;
-        match self.phase {
+        match &mut self.phase {
             Phase::Mined(before) | Phase::Final(before) | Phase::Failed(before) | Phase::Dropped(Some(before)) => {
-                // Told again, after a restart.
-                if before.block == mined.block && before.hash == mined.hash {
-                    return Ok(());
+                if (before.block, before.hash) != (mined.block, mined.hash) {
+                    let (before, after) = (before.block, mined.block);
+                    return Ok(Some(self.freeze(format!("it is in block {after} and in block {before} at once"))));
                 }
-                Err(Contradiction::TwoBlocks { before: before.block, after: mined.block })
+                // Told again, after a restart; or what was left open.
+                if before.succeeded.is_none() && mined.succeeded.is_some() {
+                    *before = *mined;
+                }
+                return Ok(None);
             }
-            _ if self.nonce != Some(nonce) => Err(Contradiction::NonceTwice(nonce)),
+            // A stranger's final transaction had the nonce, and left the chain. The money is out.
+            Phase::Dropped(None) => {
+                self.nonce = Some(nonce);
+                self.set_mined(mined);
+                return Ok(Some(self.freeze(format!("it was dropped, and block {} has it", mined.block))));
+            }
+            // Nor is anything else signed.
+            Phase::Queued => self.nonce = Some(nonce),
+            _ if self.nonce != Some(nonce) => {
+                let Mined { hash, block, .. } = mined;
+                return Ok(Some(self.freeze(format!("{hash} with nonce {nonce}, which was given up, is in block {block}"))));
+            }
             // Whoever said that somebody else has used the nonce was wrong.
-            Phase::Signed | Phase::Broadcast | Phase::Replaced(_) => {
-                (self.phase, self.told, self.underpriced) = (Phase::Mined(*mined), None, false);
-                Ok(())
-            }
-            Phase::Queued | Phase::Dropped(None) => Err(Contradiction::NonceTwice(nonce)),
+            Phase::Signed | Phase::Broadcast | Phase::Replaced(_) | Phase::Lost => {}
         }
+        self.set_mined(mined);
+        Ok(None)
     }
 
-    fn removed(&mut self, block: &BlockRef) -> Result<(), Contradiction> {
+    fn set_mined(&mut self, mined: &Mined) {
+        (self.phase, self.told, self.tried, self.underpriced) = (Phase::Mined(*mined), None, None, false);
+    }
+
+    fn freeze(&mut self, reason: String) -> Notice {
+        self.frozen.get_or_insert(reason);
+        Notice::Frozen
+    }
+
+    /// Blocks have left the chain: those of which `has_left` says so, from the number `lowest` on.
+    fn left(&mut self, lowest: u64, has_left: impl Fn(&BlockRef) -> bool) -> Option<Notice> {
         match self.phase {
-            Phase::Mined(mined) if mined.block == *block => self.send_again(),
-            Phase::Replaced(number) if number >= block.number => self.send_again(),
-            Phase::Final(mined) | Phase::Failed(mined) | Phase::Dropped(Some(mined)) if mined.block == *block => {
-                return Err(Contradiction::FinalRemoved(*block));
+            Phase::Mined(mined) if has_left(&mined.block) => self.send_again(),
+            Phase::Replaced(number) if number >= lowest => self.send_again(),
+            Phase::Final(mined) | Phase::Failed(mined) | Phase::Dropped(Some(mined)) if has_left(&mined.block) => {
+                return Some(self.freeze(format!("block {} was final and has left the chain", mined.block)));
             }
             _ => {}
         }
-        Ok(())
+        None
     }
 
     /// Nodes forget the transactions of blocks that leave the chain.
     fn send_again(&mut self) {
         self.phase = Phase::Broadcast;
-        self.told = None;
+        (self.told, self.tried) = (None, None);
         let nonce = self.nonce;
         for attempt in self.attempts.iter_mut().filter(|attempt| nonce == Some(attempt.nonce)) {
             (attempt.first_sent, attempt.last_sent) = (None, None);
         }
     }
 
-    fn finalized(&mut self, number: u64) -> Vec<Action> {
+    fn finalized(&mut self, number: u64) {
         match self.phase {
-            Phase::Mined(mined) if mined.block.number <= number => {
-                let cancels = self.attempts.iter().any(|attempt| attempt.hash == mined.hash && attempt.cancels);
+            Phase::Mined(mined) if mined.block.number <= number && self.frozen.is_none() => {
                 self.phase = match mined.succeeded {
-                    _ if cancels => Phase::Dropped(Some(mined)),
-                    true => Phase::Final(mined),
-                    false => Phase::Failed(mined),
+                    _ if self.is_cancel(mined.hash) => Phase::Dropped(Some(mined)),
+                    Some(true) => Phase::Final(mined),
+                    Some(false) => Phase::Failed(mined),
+                    None => self.phase,
                 };
             }
             Phase::Replaced(used) if used <= number => {
@@ -167,94 +208,152 @@ impl Outgoing {
             }
             _ => {}
         }
-        Vec::new()
     }
 
-    fn replaced(&mut self, nonce: u64, number: u64) -> Vec<Action> {
-        if !self.waits_for_block() || self.nonce != Some(nonce) {
-            return Vec::new();
+    fn replaced(&mut self, nonce: u64, number: u64) -> Option<Notice> {
+        let can_be = self.waits_for_block() || self.phase == Phase::Lost;
+        if !can_be || self.nonce != Some(nonce) {
+            return None;
         }
         self.phase = Phase::Replaced(number);
-        vec![Action::Tell(Notice::ForeignNonce)]
+        Some(Notice::ForeignNonce)
+    }
+
+    fn counted(&mut self, count: u64) -> Option<Notice> {
+        let is_used = self.nonce.is_some_and(|nonce| nonce < count);
+        if self.phase == Phase::Lost && !is_used {
+            self.send_again();
+        }
+        if !self.waits_for_block() || !is_used {
+            return None;
+        }
+        (self.phase, self.tried) = (Phase::Lost, None);
+        Some(Notice::Lost)
     }
 
     fn drop_it(&mut self) {
         match self.phase {
             Phase::Queued => self.phase = Phase::Dropped(None),
-            Phase::Signed | Phase::Broadcast | Phase::Replaced(_) => self.dropping = true,
+            Phase::Signed | Phase::Broadcast | Phase::Replaced(_) | Phase::Lost => self.dropping = true,
             Phase::Mined(_) | Phase::Final(_) | Phase::Failed(_) | Phase::Dropped(_) => {}
+        }
+    }
+
+    /// Whether what pays is not to be mined any more.
+    fn is_unwanted(&self) -> bool {
+        self.dropping || self.frozen.is_some()
+    }
+
+    fn is_cancel(&self, hash: B256) -> bool {
+        self.attempts.iter().any(|attempt| attempt.hash == hash && attempt.cancels)
+    }
+
+    fn newest(&self) -> Option<&Attempt> {
+        self.live().next_back()
+    }
+
+    /// The attempts that may be sent, oldest first.
+    fn sendable(&self) -> impl DoubleEndedIterator<Item = &Attempt> {
+        self.live().filter(|attempt| attempt.acknowledged && (attempt.cancels || !self.is_unwanted()))
+    }
+
+    /// Whether it can't go on without a signature.
+    fn awaits_signature(&self) -> bool {
+        match self.phase {
+            Phase::Queued => self.frozen.is_none(),
+            Phase::Signed | Phase::Broadcast => self.is_unwanted() && self.newest().is_some_and(|newest| !newest.cancels),
+            _ => false,
+        }
+    }
+
+    /// Whether a receipt has to say what became of it.
+    fn awaits_receipt(&self) -> bool {
+        match self.phase {
+            Phase::Lost => true,
+            Phase::Mined(mined) => mined.succeeded.is_none() && !self.is_cancel(mined.hash),
+            _ => false,
         }
     }
 
     /// When there is something to do without another input, in Unix seconds; `None` where a block has to come first. Not later
     /// than needed: whoever comes too early finds nothing to do.
     pub fn due_at(&self, pace: &Pace) -> Option<u64> {
-        match self.phase {
-            Phase::Queued => Some(0),
-            Phase::Signed | Phase::Broadcast => {
-                let newest = self.live().next_back();
-                let is_urgent = newest.is_none_or(|newest| !newest.acknowledged || self.dropping && !newest.cancels);
-                let last_sent = self.live().rfind(|attempt| attempt.acknowledged).and_then(|attempt| attempt.last_sent);
-                let wait = if self.underpriced { pace.resend_after.min(pace.raise_after) } else { pace.resend_after };
-                Some(last_sent.filter(|_| !is_urgent).map_or(0, |sent| sent.saturating_add(wait)))
-            }
-            Phase::Mined(_) | Phase::Replaced(_) | Phase::Final(_) | Phase::Failed(_) | Phase::Dropped(_) => None,
+        if self.awaits_signature() || self.awaits_receipt() {
+            return Some(self.tried.map_or(0, |tried| tried.saturating_add(pace.resend_after)));
         }
+        if !self.waits_for_block() {
+            return None;
+        }
+        let wait = if self.underpriced { pace.resend_after.min(pace.raise_after) } else { pace.resend_after };
+        let last_sent = self.sendable().next_back().and_then(|attempt| attempt.last_sent);
+        let last_sent = last_sent.filter(|_| self.newest().is_some_and(|newest| newest.acknowledged));
+        Some(last_sent.map_or(0, |sent| sent.saturating_add(wait)))
     }
 
     /// All that is to be done now.
     fn due(&self, moment: &Moment) -> Vec<Action> {
+        if self.awaits_receipt() {
+            let pause = moment.pace.resend_after;
+            let is_due = self.tried.is_none_or(|tried| moment.time.saturating_sub(tried) >= pause);
+            return is_due.then_some(Action::AskReceipt).into_iter().collect();
+        }
         match self.phase {
-            Phase::Queued => self.first_order(moment).into_iter().collect(),
+            Phase::Queued if self.frozen.is_none() => self.first_order(moment).into_iter().collect(),
             Phase::Signed | Phase::Broadcast => {
                 let unsent = self.unsent(moment);
                 // Pools take a transaction above a gap, and say nothing of it.
-                let is_held_up = unsent.is_some_and(|attempt| moment.is_lowest && attempt.last_sent.is_some());
-                let publish = self.unpublished().map(Action::Publish);
-                let broadcast = unsent.map(|attempt| Action::Broadcast(attempt.hash));
-                let fill = is_held_up.then_some(Action::FillGaps);
-                [publish, broadcast, fill, self.next_order(moment)].into_iter().flatten().collect()
+                let is_held_up = moment.is_lowest && unsent.iter().any(|attempt| attempt.last_sent.is_some());
+                let mut actions: Vec<Action> = self.unpublished().map(Action::Publish).into_iter().collect();
+                actions.extend(unsent.iter().map(|attempt| Action::Broadcast(attempt.hash)));
+                actions.extend(is_held_up.then_some(Action::FillGaps));
+                actions.extend(self.next_order(moment));
+                actions
             }
-            Phase::Mined(_) | Phase::Replaced(_) | Phase::Final(_) | Phase::Failed(_) | Phase::Dropped(_) => Vec::new(),
+            _ => Vec::new(),
         }
     }
 
     fn first_order(&self, moment: &Moment) -> Option<Action> {
         let market = moment.market?;
-        Some(match market.fees(moment.pace.max_fee) {
+        Some(match market.fees(moment.pace.max_payload_fee()) {
             Some(fees) => Action::Sign(Order { nonce: None, fees, cancels: false }),
             None => Action::Tell(Notice::TooDear),
         })
     }
 
     fn unpublished(&self) -> Option<B256> {
-        self.live().next_back().filter(|newest| !newest.acknowledged).map(|newest| newest.hash)
+        let newest = self.newest().filter(|newest| newest.cancels || !self.is_unwanted())?;
+        (!newest.acknowledged).then_some(newest.hash)
     }
 
-    /// The newest that may be sent, if it was not sent for long.
-    fn unsent(&self, moment: &Moment) -> Option<&Attempt> {
-        let attempt = self.live().rfind(|attempt| attempt.acknowledged)?;
-        let is_due = attempt.last_sent.is_none_or(|sent| moment.time.saturating_sub(sent) >= moment.pace.resend_after);
-        is_due.then_some(attempt)
+    /// The newest that may be sent, if it was not sent for long. Where no node has taken that one, say since the sender can't
+    /// pay for it, the last that one took comes first: pools that have forgotten it take it again.
+    fn unsent(&self, moment: &Moment) -> Vec<&Attempt> {
+        let Some(newest) = self.sendable().next_back() else { return Vec::new() };
+        let is_due = newest.last_sent.is_none_or(|sent| moment.time.saturating_sub(sent) >= moment.pace.resend_after);
+        if !is_due {
+            return Vec::new();
+        }
+        let taken = self.sendable().rfind(|attempt| attempt.accepted).filter(|taken| taken.hash != newest.hash);
+        taken.into_iter().chain([newest]).collect()
     }
 
     /// What replaces the newest attempt, if it is time for it. One that was not sent yet is waited for.
     fn next_order(&self, moment: &Moment) -> Option<Action> {
-        let newest = self.live().next_back()?;
+        let newest = self.newest()?;
         let pace = &moment.pace;
-        let order = |fees: Fees, cancels| Action::Sign(Order { nonce: Some(newest.nonce), fees, cancels });
-        let replacement = newest.fees.replacement(moment.market.as_ref(), pace.raise, pace.max_fee);
+        let cancels = newest.cancels || self.is_unwanted();
+        let max_fee = if cancels { pace.max_fee } else { pace.max_payload_fee() };
         let waited = newest.first_sent.map(|sent| moment.time.saturating_sub(sent));
         // What no pool takes for another reason is not in one: to raise it would only make it dearer.
-        let is_in_pool = !matches!(self.told, Some(Notice::InsufficientFunds { .. } | Notice::Reverted));
+        let is_in_pool = !matches!(self.told, Some(Notice::InsufficientFunds { .. } | Notice::Reverted | Notice::NonceUsed));
         let is_stuck = moment.is_lowest && is_in_pool && waited.is_some_and(|waited| waited >= pace.stuck_after);
         let is_refused = self.underpriced && waited.is_some_and(|waited| waited >= pace.raise_after);
-        let is_to_cancel = self.dropping && !newest.cancels;
-        if !(is_stuck || is_refused || is_to_cancel) {
+        if !(is_stuck || is_refused || self.awaits_signature()) {
             return None;
         }
-        Some(match replacement {
-            Replacement::Raise(fees) => order(fees, newest.cancels || self.dropping),
+        Some(match newest.fees.replacement(moment.market.as_ref(), pace.raise, max_fee) {
+            Replacement::Raise(fees) => Action::Sign(Order { nonce: Some(newest.nonce), fees, cancels }),
             Replacement::AtCap => Action::Tell(Notice::AtCap),
         })
     }

@@ -1,26 +1,27 @@
-//! Outgoing transactions in Postgres: all statements about them.
+//! Outgoing transactions in Postgres: all statements about them, but those that [`history`](super::history) has.
 //!
 //! Whoever changes one locks its lane first, and then its row, so that nobody gives out a nonce beside and nobody waits in a
 //! circle.
 
 use super::content::{Content, SignedBytes};
-use super::outgoing::{Attempt, Contradiction, Kind, Order, Outgoing, Pace};
+use super::outgoing::{Attempt, Kind, Order, Outgoing, Pace};
 use super::rows::{LaneId, Stored, kind_text, phase_columns, read_attempt, read_kind, read_row, told_text};
 use alloy::primitives::{Address, B256, Bytes};
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
-use std::collections::BTreeSet;
 use tokio_postgres::Row;
-use topics::{BlockRef, ChainId};
+use topics::ChainId;
 use uuid::Uuid;
 
 /// A lane whose row is locked.
 #[derive(Clone, Copy, Debug)]
 pub struct Lane {
-    pub born: u64,
-    /// The highest nonce that was given out.
-    pub highest: Option<u64>,
+    /// What the chain counted at a block that was read; `None` while that is not known.
+    pub counted: Option<u64>,
+    /// The highest nonce that was given out, and that a stranger used in a block.
+    pub given: Option<u64>,
+    pub foreign: Option<u64>,
     /// The lowest nonce that waits for a block, and how many do.
     pub lowest: Option<u64>,
     pub in_flight: usize,
@@ -62,6 +63,8 @@ pub enum Queued {
     Before(Uuid),
     /// Something else was asked for with this key.
     Conflict(Uuid),
+    /// No transaction can do it: it authorizes and calls nobody.
+    Impossible,
 }
 
 /// Queues one, unless its key was used before.
@@ -70,6 +73,14 @@ pub enum Queued {
 /// When the database fails.
 pub async fn queue(db: &impl GenericClient, new: &NewOutgoing) -> Result<Queued, Failure> {
     let Content { to, value, data, gas_limit, authorizations } = &new.content;
+    if !new.content.is_possible() {
+        return Ok(Queued::Impossible);
+    }
+    // From now on it is noted what strangers do with the key.
+    let statement =
+        db.prepare_cached("INSERT INTO outgoing_lanes (chain_id, sender) VALUES ($1, $2) ON CONFLICT DO NOTHING").await?;
+    let (chain, sender) = parameters(&new.lane);
+    db.execute(&statement, &[&chain, &sender]).await?;
     let statement = db
         .prepare_cached(
             "INSERT INTO outgoing (id, kind, chain_id, sender, recipient, value, data, gas_limit, authorizations,
@@ -77,7 +88,6 @@ pub async fn queue(db: &impl GenericClient, new: &NewOutgoing) -> Result<Queued,
              VALUES ($1, $2, $3, $4, $5, $6::text::numeric, $7, $8, $9, $10, $11) ON CONFLICT (idempotency_key) DO NOTHING",
         )
         .await?;
-    let (chain, sender) = parameters(&new.lane);
     let recipient = to.as_ref().map(|to| to.as_slice());
     let list = (!authorizations.is_empty()).then(|| alloy::rlp::encode(authorizations));
     let inserted = db
@@ -107,15 +117,17 @@ pub async fn queue(db: &impl GenericClient, new: &NewOutgoing) -> Result<Queued,
     Ok(if is_same { Queued::Before(row.get(0)) } else { Queued::Conflict(row.get(0)) })
 }
 
-/// The senders that have something to do at this time, the longest waiting first.
+/// The senders that have something to do at this time. Those that were not looked at for longest come first, so that those that
+/// get nowhere hold up no other.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn due_lanes(db: &impl GenericClient, chain: ChainId, now: u64, limit: usize) -> Result<Vec<LaneId>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT sender FROM outgoing WHERE chain_id = $1 AND due_at <= $2
-             GROUP BY sender ORDER BY min(due_at), sender LIMIT $3",
+            "SELECT l.sender FROM (SELECT DISTINCT sender FROM outgoing WHERE chain_id = $1 AND due_at <= $2) o
+             JOIN outgoing_lanes l ON l.chain_id = $1 AND l.sender = o.sender
+             WHERE l.next_at <= $2 ORDER BY l.next_at, l.sender LIMIT $3",
         )
         .await?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -123,86 +135,117 @@ pub async fn due_lanes(db: &impl GenericClient, chain: ChainId, now: u64, limit:
     Ok(rows.iter().map(|row| LaneId { chain, sender: Address::from_slice(row.get(0)) }).collect())
 }
 
-/// Whether the lane has begun.
+/// Says that a lane is not to be looked at before this time.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn has_begun(db: &impl GenericClient, lane: &LaneId) -> Result<bool, Failure> {
-    let statement = db.prepare_cached("SELECT FROM outgoing_lanes WHERE chain_id = $1 AND sender = $2").await?;
+pub async fn set_next_at(db: &impl GenericClient, lane: &LaneId, time: u64) -> Result<(), Failure> {
+    let statement = db.prepare_cached("UPDATE outgoing_lanes SET next_at = $3 WHERE chain_id = $1 AND sender = $2").await?;
     let (chain, sender) = parameters(lane);
-    Ok(db.query_opt(&statement, &[&chain, &sender]).await?.is_some())
-}
-
-/// Begins a lane at what the chain counts, unless it has begun.
-///
-/// # Errors
-/// When the database fails.
-pub async fn begin(db: &impl GenericClient, lane: &LaneId, count: u64) -> Result<(), Failure> {
-    let statement = db
-        .prepare_cached("INSERT INTO outgoing_lanes (chain_id, sender, born) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
-        .await?;
-    let (chain, sender) = parameters(lane);
-    db.execute(&statement, &[&chain, &sender, &bigint(count)]).await?;
+    db.execute(&statement, &[&chain, &sender, &bigint(time)]).await?;
     Ok(())
 }
 
-/// Locks a lane until the transaction ends. `None` if it has not begun.
+/// The newest block that was read, if the lane waits for what the chain counts up to it.
+///
+/// # Errors
+/// When the database fails.
+pub async fn block_to_count(db: &impl GenericClient, lane: &LaneId) -> Result<Option<B256>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT c.head_hash FROM outgoing_lanes l JOIN outgoing_chains c USING (chain_id)
+             WHERE l.chain_id = $1 AND l.sender = $2 AND l.counted IS NULL AND c.head_hash IS NOT NULL",
+        )
+        .await?;
+    let (chain, sender) = parameters(lane);
+    Ok(db.query_opt(&statement, &[&chain, &sender]).await?.map(|row| B256::from_slice(row.get(0))))
+}
+
+/// Notes what the chain counts up to a block, if that is still the newest that was read: below it nothing of ours is then
+/// unseen, unless blocks are missing. Returns which rows wait for a block although their nonce is below the count, or were lost
+/// although it is not.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_counted(tx: &impl GenericClient, lane: &LaneId, block: B256, count: u64) -> Result<Vec<Uuid>, Failure> {
+    // Whoever reads the chain's next record waits.
+    let statement = tx.prepare_cached("SELECT FROM outgoing_chains WHERE chain_id = $1 AND head_hash = $2 FOR SHARE").await?;
+    let (chain, sender) = parameters(lane);
+    if tx.query_opt(&statement, &[&chain, &block.as_slice()]).await?.is_none() {
+        return Ok(Vec::new());
+    }
+    let statement = tx
+        .prepare_cached(
+            "UPDATE outgoing_lanes SET counted = $3, counted_in = $4 WHERE chain_id = $1 AND sender = $2 AND counted IS NULL",
+        )
+        .await?;
+    tx.execute(&statement, &[&chain, &sender, &bigint(count), &block.as_slice()]).await?;
+    let statement = tx
+        .prepare_cached(
+            "SELECT id FROM outgoing WHERE chain_id = $1 AND sender = $2
+                 AND (state IN ('signed', 'broadcast') AND nonce < $3 OR state = 'lost' AND nonce >= $3)",
+        )
+        .await?;
+    let rows = tx.query(&statement, &[&chain, &sender, &bigint(count)]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Locks a lane until the transaction ends. `None` if nothing was ever queued in it.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn lock(tx: &impl GenericClient, lane: &LaneId) -> Result<Option<Lane>, Failure> {
-    let statement = tx.prepare_cached("SELECT born FROM outgoing_lanes WHERE chain_id = $1 AND sender = $2 FOR UPDATE").await?;
+    let statement =
+        tx.prepare_cached("SELECT counted FROM outgoing_lanes WHERE chain_id = $1 AND sender = $2 FOR NO KEY UPDATE").await?;
     let (chain, sender) = parameters(lane);
     let Some(row) = tx.query_opt(&statement, &[&chain, &sender]).await? else { return Ok(None) };
-    let born = unsigned(row.get(0));
+    let counted = row.get::<_, Option<i64>>(0).map(unsigned);
     // Read when the lock is held: by the statement that took it they might be from before.
     let statement = tx
         .prepare_cached(
-            "SELECT (SELECT max(nonce) FROM outgoing_nonces WHERE chain_id = $1 AND sender = $2), min(nonce), count(*)
+            "SELECT (SELECT max(nonce) FROM outgoing_nonces WHERE chain_id = $1 AND sender = $2),
+                 (SELECT max(nonce) FROM outgoing_foreign WHERE chain_id = $1 AND sender = $2), min(nonce), count(*)
              FROM outgoing WHERE chain_id = $1 AND sender = $2 AND state IN ('signed', 'broadcast')",
         )
         .await?;
     let row = tx.query_one(&statement, &[&chain, &sender]).await?;
     let number = |column| row.get::<_, Option<i64>>(column).map(unsigned);
-    let in_flight = usize::try_from(row.get::<_, i64>(2)).unwrap_or_default();
-    Ok(Some(Lane { born, highest: number(0), lowest: number(1), in_flight }))
+    let in_flight = usize::try_from(row.get::<_, i64>(3)).unwrap_or_default();
+    Ok(Some(Lane { counted, given: number(0), foreign: number(1), lowest: number(2), in_flight }))
 }
 
-/// The nonces of a lane from `count` on: those that were given out, and those that wait for a block.
+/// The nonces of a lane that wait for a block, and the next lower one of each that was given out or that a stranger used.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn nonces(tx: &impl GenericClient, lane: &LaneId, count: u64) -> Result<(BTreeSet<u64>, BTreeSet<u64>), Failure> {
+pub async fn waiting(tx: &impl GenericClient, lane: &LaneId) -> Result<Vec<(u64, Option<u64>)>, Failure> {
     let statement = tx
         .prepare_cached(
-            "SELECT n.nonce, o.nonce = n.nonce AND o.state IN ('signed', 'broadcast') FROM outgoing_nonces n
-             JOIN outgoing o ON o.id = n.outgoing WHERE n.chain_id = $1 AND n.sender = $2 AND n.nonce >= $3",
+            "SELECT o.nonce, greatest(
+                 (SELECT max(n.nonce) FROM outgoing_nonces n WHERE n.chain_id = $1 AND n.sender = $2 AND n.nonce < o.nonce),
+                 (SELECT max(f.nonce) FROM outgoing_foreign f WHERE f.chain_id = $1 AND f.sender = $2 AND f.nonce < o.nonce))
+             FROM outgoing o WHERE o.chain_id = $1 AND o.sender = $2 AND o.state IN ('signed', 'broadcast') ORDER BY o.nonce",
         )
         .await?;
     let (chain, sender) = parameters(lane);
-    let (mut given, mut waiting) = (BTreeSet::new(), BTreeSet::new());
-    for row in tx.query(&statement, &[&chain, &sender, &bigint(count)]).await? {
-        let nonce = unsigned(row.get(0));
-        given.insert(nonce);
-        if row.get::<_, Option<bool>>(1) == Some(true) {
-            waiting.insert(nonce);
-        }
-    }
-    Ok((given, waiting))
+    let rows = tx.query(&statement, &[&chain, &sender]).await?;
+    Ok(rows.iter().map(|row| (unsigned(row.get(0)), row.get::<_, Option<i64>>(1).map(unsigned))).collect())
 }
 
-/// Which of a lane's transactions have something to do at this time, in the order in which they are signed and sent: those that
-/// wait for a block, at most `limit`, and as many of the queue as there is room for.
+/// Which of a lane's transactions have something to do at this time: those that have a nonce, at most `limit`, and first those
+/// that wait for a block; then as many of the queue as there is room for, in the order in which they are signed. What was tried
+/// in vain comes last.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn due(tx: &impl GenericClient, lane: &LaneId, now: u64, limit: usize, room: usize) -> Result<Vec<Uuid>, Failure> {
     let statement = tx
         .prepare_cached(
-            "(SELECT id FROM outgoing WHERE chain_id = $1 AND sender = $2 AND state IN ('signed', 'broadcast') AND due_at <= $3
-              ORDER BY nonce LIMIT $4)
+            "(SELECT id FROM outgoing WHERE chain_id = $1 AND sender = $2 AND state <> 'queued' AND due_at <= $3
+              ORDER BY state IN ('signed', 'broadcast') DESC, due_at, nonce LIMIT $4)
              UNION ALL
-             (SELECT id FROM outgoing WHERE chain_id = $1 AND sender = $2 AND state = 'queued' ORDER BY place LIMIT $5)",
+             (SELECT id FROM outgoing WHERE chain_id = $1 AND sender = $2 AND state = 'queued' AND due_at <= $3
+              ORDER BY due_at, place LIMIT $5)",
         )
         .await?;
     let (chain, sender) = parameters(lane);
@@ -220,14 +263,14 @@ pub async fn load(tx: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Stored>, 
         .prepare_cached(
             "SELECT id, kind, chain_id, sender, recipient, value::text, data, gas_limit, authorizations, idempotency_key,
                  request_hash, state, nonce, dropping, underpriced, told, mined_hash, block_hash, block_number, succeeded,
-                 gas_used, gas_price::text, replaced_in
+                 gas_used, gas_price::text, replaced_in, frozen, tried
              FROM outgoing WHERE id = ANY($1) ORDER BY id FOR UPDATE",
         )
         .await?;
     let mut rows = tx.query(&statement, &[&ids]).await?.iter().map(read_row).collect::<Result<Vec<_>, _>>()?;
     let statement = tx
         .prepare_cached(
-            "SELECT outgoing, hash, nonce, tip::text, cap::text, cancels, acknowledged, first_sent, last_sent
+            "SELECT outgoing, hash, nonce, tip::text, cap::text, cancels, acknowledged, first_sent, last_sent, accepted
              FROM outgoing_attempts WHERE outgoing = ANY($1) ORDER BY place",
         )
         .await?;
@@ -274,7 +317,8 @@ pub async fn store_attempt(
     let raw = &signed.raw[..];
     tx.execute(&statement, &[&signed.hash.as_slice(), &stored.id, &chain, &sender, &bigint(nonce), &raw, &tip, &cap, &cancels])
         .await?;
-    Ok(Attempt { hash: signed.hash, nonce, fees, cancels, acknowledged: false, first_sent: None, last_sent: None })
+    let (hash, acknowledged, accepted, first_sent, last_sent) = (signed.hash, false, false, None, None);
+    Ok(Attempt { hash, nonce, fees, cancels, acknowledged, accepted, first_sent, last_sent })
 }
 
 /// Writes what a step changed of a row and its attempts.
@@ -289,7 +333,7 @@ pub async fn save(tx: &impl GenericClient, id: Uuid, before: &Outgoing, after: &
         .prepare_cached(
             "UPDATE outgoing SET state = $2, nonce = $3, dropping = $4, underpriced = $5, told = $6, due_at = $7,
                  mined_hash = $8, block_hash = $9, block_number = $10, succeeded = $11, gas_used = $12,
-                 gas_price = $13::text::numeric, replaced_in = $14
+                 gas_price = $13::text::numeric, replaced_in = $14, frozen = $15, tried = $16
              WHERE id = $1",
         )
         .await?;
@@ -297,11 +341,12 @@ pub async fn save(tx: &impl GenericClient, id: Uuid, before: &Outgoing, after: &
     let hash = mined.as_ref().map(|mined| mined.hash.as_slice());
     let block = mined.as_ref().map(|mined| mined.block.hash.as_slice());
     let number = mined.map(|mined| bigint(mined.block.number));
-    let succeeded = mined.map(|mined| mined.succeeded);
-    let gas_used = mined.map(|mined| bigint(mined.gas_used));
-    let gas_price = mined.map(|mined| mined.gas_price.to_string());
+    let succeeded = mined.and_then(|mined| mined.succeeded);
+    let gas_used = mined.and_then(|mined| mined.gas_used).map(bigint);
+    let gas_price = mined.and_then(|mined| mined.gas_price).map(|price| price.to_string());
     let told = after.told.as_ref().map(told_text);
     let (nonce, due_at) = (after.nonce.map(bigint), after.due_at(pace).map(bigint));
+    let (replaced, tried) = (replaced.map(bigint), after.tried.map(bigint));
     tx.execute(
         &statement,
         &[
@@ -318,40 +363,37 @@ pub async fn save(tx: &impl GenericClient, id: Uuid, before: &Outgoing, after: &
             &succeeded,
             &gas_used,
             &gas_price,
-            &replaced.map(bigint),
+            &replaced,
+            &after.frozen,
+            &tried,
         ],
     )
     .await?;
     let statement = tx
-        .prepare_cached("UPDATE outgoing_attempts SET acknowledged = $2, first_sent = $3, last_sent = $4 WHERE hash = $1")
+        .prepare_cached(
+            "UPDATE outgoing_attempts SET acknowledged = $2, first_sent = $3, last_sent = $4, accepted = $5 WHERE hash = $1",
+        )
         .await?;
     for attempt in after.attempts.iter().filter(|attempt| !before.attempts.contains(attempt)) {
         let (first, last) = (attempt.first_sent.map(bigint), attempt.last_sent.map(bigint));
-        tx.execute(&statement, &[&attempt.hash.as_slice(), &attempt.acknowledged, &first, &last]).await?;
+        let Attempt { hash, acknowledged, accepted, .. } = attempt;
+        tx.execute(&statement, &[&hash.as_slice(), acknowledged, &first, &last, accepted]).await?;
     }
     Ok(())
 }
 
-/// Notes what contradicted all that is known of one.
+/// What of these attempts goes to Kafka, in the order of their nonces; or, of those, what `may_be_sent` to nodes by now.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn note_contradiction(tx: &impl GenericClient, id: Uuid, contradiction: &Contradiction) -> Result<(), Failure> {
-    let statement = tx.prepare_cached("UPDATE outgoing SET contradiction = $2 WHERE id = $1").await?;
-    tx.execute(&statement, &[&id, &contradiction.to_string()]).await?;
-    Ok(())
-}
-
-/// What of these attempts goes to Kafka, and to nodes, in the order of their nonces; `acknowledged` alone, if so asked.
-///
-/// # Errors
-/// When the database fails.
-pub async fn records(db: &impl GenericClient, hashes: &[B256], acknowledged: bool) -> Result<Vec<Record>, Failure> {
+pub async fn records(db: &impl GenericClient, hashes: &[B256], may_be_sent: bool) -> Result<Vec<Record>, Failure> {
     let statement = db
         .prepare_cached(
             "SELECT o.id, o.kind, a.chain_id, a.sender, a.nonce, a.hash, a.raw, a.cancels, o.idempotency_key, o.request_hash
              FROM outgoing_attempts a JOIN outgoing o ON o.id = a.outgoing
-             WHERE a.hash = ANY($1) AND (a.acknowledged OR NOT $2) ORDER BY a.sender, a.nonce, a.place",
+             WHERE a.hash = ANY($1)
+                 AND (NOT $2 OR a.acknowledged AND (a.cancels OR NOT o.dropping AND o.frozen IS NULL))
+             ORDER BY a.sender, a.nonce, a.place",
         )
         .await?;
     let hashes: Vec<&[u8]> = hashes.iter().map(|hash| hash.as_slice()).collect();
@@ -366,83 +408,9 @@ pub async fn records(db: &impl GenericClient, hashes: &[B256], acknowledged: boo
         idempotency_key: row.get(8),
         request_hash: B256::from_slice(row.get(9)),
     };
-    Ok(db.query(&statement, &[&hashes, &acknowledged]).await?.iter().map(read).collect())
+    Ok(db.query(&statement, &[&hashes, &may_be_sent]).await?.iter().map(read).collect())
 }
 
-/// Which rows these transactions of a block are about, and the hash: those of ours by their hash, and those of ours whose nonce
-/// another one has used. `uses` are sender, nonce and hash.
-///
-/// # Errors
-/// When the database fails.
-pub async fn of_block(
-    db: &impl GenericClient,
-    chain: ChainId,
-    uses: &[(Address, u64, B256)],
-) -> Result<Vec<(LaneId, Uuid, B256, bool)>, Failure> {
-    let statement = db
-        .prepare_cached(
-            "SELECT n.sender, n.outgoing, t.hash, EXISTS (SELECT FROM outgoing_attempts a WHERE a.hash = t.hash)
-             FROM unnest($2::bytea[], $3::bigint[], $4::bytea[]) AS t (sender, nonce, hash)
-             JOIN outgoing_nonces n ON n.chain_id = $1 AND n.sender = t.sender AND n.nonce = t.nonce",
-        )
-        .await?;
-    let senders: Vec<&[u8]> = uses.iter().map(|(sender, _, _)| sender.as_slice()).collect();
-    let nonces: Vec<i64> = uses.iter().map(|(_, nonce, _)| bigint(*nonce)).collect();
-    let hashes: Vec<&[u8]> = uses.iter().map(|(_, _, hash)| hash.as_slice()).collect();
-    let rows = db.query(&statement, &[&bigint(chain.0), &senders, &nonces, &hashes]).await?;
-    let read = |row: &Row| {
-        let lane = LaneId { chain, sender: Address::from_slice(row.get(0)) };
-        (lane, row.get(1), B256::from_slice(row.get(2)), row.get(3))
-    };
-    Ok(rows.iter().map(read).collect())
-}
-
-/// Which rows the removal of a block is about.
-///
-/// # Errors
-/// When the database fails.
-pub async fn of_removed(db: &impl GenericClient, chain: ChainId, block: &BlockRef) -> Result<Vec<(LaneId, Uuid)>, Failure> {
-    let statement = db
-        .prepare_cached(
-            "SELECT sender, id FROM outgoing WHERE chain_id = $1 AND block_hash = $2
-             UNION SELECT sender, id FROM outgoing WHERE chain_id = $1 AND state = 'replaced' AND replaced_in >= $3",
-        )
-        .await?;
-    let rows = db.query(&statement, &[&bigint(chain.0), &block.hash.as_slice(), &bigint(block.number)]).await?;
-    Ok(rows.iter().map(|row| (LaneId { chain, sender: Address::from_slice(row.get(0)) }, row.get(1))).collect())
-}
-
-/// Which rows become final with a block, which is noted.
-///
-/// # Errors
-/// When the database fails.
-pub async fn of_final(db: &impl GenericClient, chain: ChainId, number: u64) -> Result<Vec<(LaneId, Uuid)>, Failure> {
-    let statement = db
-        .prepare_cached(
-            "INSERT INTO outgoing_chains AS c (chain_id, final_number) VALUES ($1, $2)
-             ON CONFLICT (chain_id) DO UPDATE SET final_number = greatest(c.final_number, excluded.final_number)",
-        )
-        .await?;
-    db.execute(&statement, &[&bigint(chain.0), &bigint(number)]).await?;
-    let statement = db
-        .prepare_cached(
-            "SELECT sender, id FROM outgoing WHERE chain_id = $1 AND state = 'mined' AND block_number <= $2
-             UNION ALL SELECT sender, id FROM outgoing WHERE chain_id = $1 AND state = 'replaced' AND replaced_in <= $2",
-        )
-        .await?;
-    let rows = db.query(&statement, &[&bigint(chain.0), &bigint(number)]).await?;
-    Ok(rows.iter().map(|row| (LaneId { chain, sender: Address::from_slice(row.get(0)) }, row.get(1))).collect())
-}
-
-/// Up to which block the chain is final, and its blocks were read.
-///
-/// # Errors
-/// When the database fails.
-pub async fn final_number(db: &impl GenericClient, chain: ChainId) -> Result<Option<u64>, Failure> {
-    let statement = db.prepare_cached("SELECT final_number FROM outgoing_chains WHERE chain_id = $1").await?;
-    Ok(db.query_opt(&statement, &[&bigint(chain.0)]).await?.map(|row| unsigned(row.get(0))))
-}
-
-fn parameters(lane: &LaneId) -> (i64, &[u8]) {
+pub(super) fn parameters(lane: &LaneId) -> (i64, &[u8]) {
     (bigint(lane.chain.0), lane.sender.as_slice())
 }

@@ -2,20 +2,24 @@
 //!
 //! All that it does follows from rows. It may be killed anywhere, and two of it may run: a nonce is given out under the lane's
 //! lock, and to send the same bytes twice does no harm.
+//!
+//! A turn's market and time are of its beginning, a lane sends one after the other, and a signer is waited for under its lane's
+//! lock: with thousands of lanes, dead endpoints or a slow signer a turn is long. A clock that was ahead once makes what was
+//! done then wait until it gets there.
 
 use super::answers::Answer;
 use super::content::{Content, SignedBytes};
 use super::fees::Market;
 use super::fold::{self, Stepped};
+use super::history;
 use super::lane::{gaps, next_nonce};
 use super::node::Nodes;
-use super::outgoing::{Action, Input, Kind, Moment, Order, Outgoing, Pace};
+use super::outgoing::{Action, Input, Kind, Moment, Notice, Order, Outgoing, Pace, Phase};
 use super::rows::{LaneId, Stored};
 use super::step::step;
 use super::store::{self, Lane, NewOutgoing, Record};
 use crate::keys::Signer;
 use alloy::primitives::{Address, B256, keccak256};
-use chain::Rpc;
 use deadpool_postgres::{Pool, Transaction};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
@@ -67,8 +71,8 @@ struct Now {
 }
 
 impl Engine {
-    pub fn new(chain: ChainId, pool: Pool, rpc: Rpc, keys: Arc<dyn Keys>, records: Arc<dyn Records>, pace: Pace) -> Self {
-        Self { chain, pool, nodes: Nodes::new(rpc), keys, records, pace, max_in_flight: 16 }
+    pub fn new(chain: ChainId, pool: Pool, nodes: Nodes, keys: Arc<dyn Keys>, records: Arc<dyn Records>, pace: Pace) -> Self {
+        Self { chain, pool, nodes, keys, records, pace, max_in_flight: 16 }
     }
 
     /// Does all that is to be done at this time, in Unix seconds. A lane that fails is told, and holds up no other.
@@ -83,27 +87,50 @@ impl Engine {
         let now = Now { seconds, market: self.nodes.market().await };
         let work = |lane: LaneId| async move {
             if let Err(failure) = self.work(&lane, now).await {
-                tracing::warn!(chain = %lane.chain, sender = %lane.sender, "it waits for the next turn: {failure}");
+                tracing::warn!(chain = %lane.chain, sender = %lane.sender, "it waits: {failure}");
+                let next_at = now.seconds.saturating_add(self.pace.resend_after);
+                if let Err(failure) = self.set_next_at(&lane, next_at).await {
+                    tracing::warn!(chain = %lane.chain, sender = %lane.sender, "{failure}");
+                }
             }
         };
         futures::stream::iter(lanes).for_each_concurrent(MAX_CONCURRENT, work).await;
         Ok(())
     }
 
+    async fn set_next_at(&self, lane: &LaneId, time: u64) -> Result<(), Failure> {
+        store::set_next_at(&self.pool.get().await?, lane, time).await
+    }
+
     async fn work(&self, lane: &LaneId, now: Now) -> Result<(), Failure> {
-        if !store::has_begun(&self.pool.get().await?, lane).await? {
-            let count = self.nodes.count(lane).await.map_err(Failure::retry)?;
-            store::begin(&self.pool.get().await?, lane, count).await?;
-        }
+        // Those that were not looked at come first in the next turn, whatever comes of this look.
+        self.set_next_at(lane, now.seconds).await?;
+        self.count(lane).await?;
         let mut stepped = self.apply(lane, None, now).await?;
         for _ in 0..MAX_ROUNDS {
-            let inputs = self.perform(lane, &stepped, now).await?;
-            if inputs.is_empty() {
+            let (inputs, failed) = self.perform(&stepped).await;
+            // What Kafka and nodes have said is noted, also where one of them failed.
+            if !inputs.is_empty() {
+                stepped = self.apply(lane, Some(inputs), now).await?;
+            } else if failed.is_ok() {
                 break;
             }
-            stepped = self.apply(lane, Some(inputs), now).await?;
+            failed?;
         }
         Ok(())
+    }
+
+    /// Asks what the chain counts, where that is not known. Those that wait for a block with a nonce below are in a block that
+    /// was not read.
+    async fn count(&self, lane: &LaneId) -> Result<(), Failure> {
+        let Some(block) = store::block_to_count(&self.pool.get().await?, lane).await? else { return Ok(()) };
+        let Some(count) = self.nodes.count_at(lane.sender, block).await else { return Ok(()) };
+        let mut db = self.pool.get().await?;
+        let tx = db.transaction().await?;
+        let lost = store::set_counted(&tx, lane, block, count).await?;
+        let lost: Vec<_> = lost.into_iter().map(|id| (id, Input::Counted(count))).collect();
+        fold::apply_alone(&tx, lane, &lost, &self.pace).await?;
+        Ok(tx.commit().await?)
     }
 
     /// Applies inputs to rows, or lets time pass for those that are due, and signs what is to be signed, all in one
@@ -122,20 +149,25 @@ impl Engine {
         };
         let moment = Moment { time: now.seconds, market: now.market, is_lowest: false, pace: self.pace };
         let mut stepped = fold::apply(&tx, Some(&locked), &inputs, &moment).await?;
+        let mut is_held_up = false;
         for Stepped { stored, actions } in &mut stepped {
             fold::tell(stored, actions);
             for action in std::mem::take(actions) {
                 match action {
                     Action::Sign(order) => actions.extend(self.sign(&tx, &mut locked, stored, &order, &moment).await?),
+                    Action::FillGaps => is_held_up = true,
                     action => actions.push(action),
                 }
             }
+        }
+        if is_held_up {
+            stepped.extend(self.fill(&tx, lane, &mut locked, &moment).await?);
         }
         tx.commit().await?;
         Ok(stepped)
     }
 
-    /// Signs an attempt and stores it, with its nonce. Without a signature nothing is given out.
+    /// Signs an attempt and stores it, with its nonce. Without a signature nothing is given out, and it is tried again later.
     async fn sign(
         &self,
         tx: &Transaction<'_>,
@@ -144,123 +176,170 @@ impl Engine {
         order: &Order,
         moment: &Moment,
     ) -> Result<Vec<Action>, Failure> {
-        let is_first = stored.outgoing.nonce.is_none();
-        if is_first && lane.in_flight >= self.max_in_flight {
+        if stored.outgoing.nonce.is_none() && lane.in_flight >= self.max_in_flight {
             return Ok(Vec::new());
         }
-        let nonce = order.nonce.unwrap_or_else(|| next_nonce(lane.born, lane.highest));
-        let Some(signed) = self.signed_bytes(stored, nonce, order).await else { return Ok(Vec::new()) };
-        let attempt = store::store_attempt(tx, stored, nonce, order, &signed).await?;
-        let next = step(&stored.outgoing, &Input::Signed(attempt), moment).map_err(Failure::halt)?;
-        store::save(tx, stored.id, &stored.outgoing, &next.next, &self.pace).await?;
-        stored.outgoing = next.next;
-        if is_first {
-            lane.in_flight += 1;
-            lane.highest = lane.highest.max(Some(nonce));
-            lane.lowest = Some(lane.lowest.map_or(nonce, |lowest| lowest.min(nonce)));
+        let next = || lane.counted.map(|counted| next_nonce(counted, lane.given, lane.foreign));
+        let signed = match order.nonce.or_else(next) {
+            Some(nonce) => self.signed_bytes(stored, nonce, order).await.map(|signed| (nonce, signed)),
+            None => Err(Notice::NotCounted),
+        };
+        match signed {
+            Ok((nonce, signed)) => self.store_signed(tx, lane, stored, nonce, order, &signed, moment).await,
+            Err(notice) => {
+                let actions = self.step(tx, stored, &Input::InVain(notice), moment).await?;
+                fold::tell(stored, &actions);
+                Ok(Vec::new())
+            }
         }
-        // It is signed: what is left is to publish it.
-        Ok(next.actions.into_iter().filter(|action| !matches!(action, Action::Sign(_))).collect())
     }
 
-    /// `None`, and told, where nobody signs.
-    async fn signed_bytes(&self, stored: &Stored, nonce: u64, order: &Order) -> Option<SignedBytes> {
+    #[expect(clippy::too_many_arguments, reason = "all that makes up a signed transaction")]
+    async fn store_signed(
+        &self,
+        tx: &Transaction<'_>,
+        lane: &mut Lane,
+        stored: &mut Stored,
+        nonce: u64,
+        order: &Order,
+        signed: &SignedBytes,
+        moment: &Moment,
+    ) -> Result<Vec<Action>, Failure> {
+        let attempt = store::store_attempt(tx, stored, nonce, order, signed).await?;
+        if stored.outgoing.nonce.is_none() {
+            lane.in_flight += 1;
+            lane.given = lane.given.max(Some(nonce));
+            lane.lowest = Some(lane.lowest.map_or(nonce, |lowest| lowest.min(nonce)));
+        }
+        let actions = self.step(tx, stored, &Input::Signed(attempt), moment).await?;
+        // It is signed: what is left is to publish it.
+        Ok(actions.into_iter().filter(|action| !matches!(action, Action::Sign(_))).collect())
+    }
+
+    async fn step(
+        &self,
+        tx: &Transaction<'_>,
+        stored: &mut Stored,
+        input: &Input,
+        moment: &Moment,
+    ) -> Result<Vec<Action>, Failure> {
+        let next = step(&stored.outgoing, input, moment).map_err(Failure::halt)?;
+        store::save(tx, stored.id, &stored.outgoing, &next.next, &self.pace).await?;
+        stored.outgoing = next.next;
+        Ok(next.actions)
+    }
+
+    /// Signed by the sender.
+    ///
+    /// # Errors
+    /// Where nobody signs.
+    async fn signed_bytes(&self, stored: &Stored, nonce: u64, order: &Order) -> Result<SignedBytes, Notice> {
         let LaneId { chain, sender } = stored.lane;
         let nothing = Content::nothing(sender);
         let content = if order.cancels { &nothing } else { &stored.content };
-        let Some(signer) = self.keys.signer(sender) else {
-            tracing::error!(outgoing = %stored.id, %sender, "nobody signs for the sender");
-            return None;
-        };
-        let Some(transaction) = content.unsigned(chain, nonce, order.fees) else {
-            tracing::error!(outgoing = %stored.id, "it authorizes and calls nobody, which no transaction can");
-            return None;
-        };
-        let signature = match signer.sign_transaction(&transaction).await {
-            Ok(signature) => signature,
-            Err(error) => {
-                tracing::warn!(outgoing = %stored.id, "not signed: {error}");
-                return None;
-            }
-        };
-        let signed = SignedBytes::new(transaction, signature, sender);
-        if signed.is_none() {
+        let signer = self.keys.signer(sender).ok_or(Notice::NotSigned)?;
+        // What is not possible is not queued.
+        let transaction = content.unsigned(chain, nonce, order.fees).ok_or(Notice::NotSigned)?;
+        let signature = signer.sign_transaction(&transaction).await.map_err(|error| {
+            tracing::warn!(outgoing = %stored.id, "not signed: {error}");
+            Notice::NotSigned
+        })?;
+        SignedBytes::new(transaction, signature, sender).ok_or_else(|| {
             tracing::error!(outgoing = %stored.id, %sender, "signed with another key");
-        }
-        signed
+            Notice::NotSigned
+        })
     }
 
-    /// Does what Kafka and nodes are needed for, and returns what comes of it.
-    async fn perform(&self, lane: &LaneId, stepped: &[Stepped], now: Now) -> Result<Vec<(Uuid, Input)>, Failure> {
-        let all = || stepped.iter().flat_map(|one| one.actions.iter().map(move |action| (&one.stored, *action)));
-        let hashes = |of: fn(Action) -> Option<B256>| all().filter_map(|(_, action)| of(action)).collect::<Vec<_>>();
+    /// Does what Kafka and nodes are needed for, and returns what came of it, and whether something failed on the way.
+    async fn perform(&self, stepped: &[Stepped]) -> (Vec<(Uuid, Input)>, Result<(), Failure>) {
         let mut inputs = Vec::new();
-        let publish = hashes(|action| if let Action::Publish(hash) = action { Some(hash) } else { None });
-        if !publish.is_empty() {
-            let records = store::records(&self.pool.get().await?, &publish, false).await?;
-            self.records.publish(&records).await?;
-            inputs.extend(records.into_iter().map(|record| (record.id, Input::Acknowledged(record.hash))));
-        }
-        let broadcast = hashes(|action| if let Action::Broadcast(hash) = action { Some(hash) } else { None });
-        if !broadcast.is_empty() {
-            // What Kafka has is read from the row once more: nothing else is sent.
-            let records = store::records(&self.pool.get().await?, &broadcast, true).await?;
-            for record in records {
-                let answer = self.nodes.send(record.hash, &record.raw).await;
-                note(&record, answer);
-                inputs.push((record.id, Input::Answer(record.hash, answer)));
-            }
-        }
-        if all().any(|(_, action)| action == Action::FillGaps) {
-            let count = self.nodes.count(lane).await.map_err(Failure::retry)?;
-            self.fill(lane, count, now).await?;
-        }
-        for (stored, _) in all().filter(|(_, action)| *action == Action::AskNonce) {
-            inputs.extend(self.ask_nonce(stored).await?.map(|input| (stored.id, input)));
-        }
-        Ok(inputs)
+        let published = self.publish(stepped, &mut inputs).await;
+        let sent = self.broadcast(stepped, &mut inputs).await;
+        let read = self.read_receipts(stepped, &mut inputs).await;
+        (inputs, published.and(sent).and(read))
     }
 
-    /// Whether somebody else has used the nonce: by what the chain counts at the last final block, up to which no block has one
-    /// of ours.
-    async fn ask_nonce(&self, stored: &Stored) -> Result<Option<Input>, Failure> {
-        let final_number = store::final_number(&self.pool.get().await?, self.chain).await?;
-        let (Some(nonce), Some(number)) = (stored.outgoing.nonce, final_number) else { return Ok(None) };
-        let count = self.nodes.count_at(&stored.lane, number).await;
-        Ok(count.filter(|count| *count > nonce).map(|_| Input::ForeignNonce { nonce, number }))
+    async fn publish(&self, stepped: &[Stepped], inputs: &mut Vec<(Uuid, Input)>) -> Result<(), Failure> {
+        let hashes = hashes(stepped, |action| if let Action::Publish(hash) = action { Some(hash) } else { None });
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        let records = store::records(&self.pool.get().await?, &hashes, false).await?;
+        self.records.publish(&records).await?;
+        inputs.extend(records.into_iter().map(|record| (record.id, Input::Acknowledged(record.hash))));
+        Ok(())
     }
 
-    /// Fills nonces that hold up the lane. What is queued and signed here is published and sent by the next turn.
-    async fn fill(&self, lane: &LaneId, count: u64, now: Now) -> Result<(), Failure> {
-        let Some(fees) = now.market.and_then(|market| market.fees(self.pace.max_fee)) else { return Ok(()) };
-        let mut db = self.pool.get().await?;
-        let tx = db.transaction().await?;
-        let Some(mut locked) = store::lock(&tx, lane).await? else { return Ok(()) };
-        let (given, waiting) = store::nonces(&tx, lane, count).await?;
-        let moment = Moment { time: now.seconds, market: now.market, is_lowest: false, pace: self.pace };
-        for nonce in gaps(count, &given, &waiting) {
+    async fn broadcast(&self, stepped: &[Stepped], inputs: &mut Vec<(Uuid, Input)>) -> Result<(), Failure> {
+        let hashes = hashes(stepped, |action| if let Action::Broadcast(hash) = action { Some(hash) } else { None });
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        // What Kafka has is read from the row once more: nothing else is sent.
+        for record in store::records(&self.pool.get().await?, &hashes, true).await? {
+            let answer = self.nodes.send(record.hash, &record.raw).await;
+            note(&record, answer);
+            inputs.push((record.id, Input::Answer(record.hash, answer)));
+        }
+        Ok(())
+    }
+
+    /// Reads what blocks were read without. A receipt counts if its block is the one that was read, or a final one.
+    async fn read_receipts(&self, stepped: &[Stepped], inputs: &mut Vec<(Uuid, Input)>) -> Result<(), Failure> {
+        let is_asked = |stepped: &&Stepped| stepped.actions.contains(&Action::AskReceipt);
+        for Stepped { stored, .. } in stepped.iter().filter(is_asked) {
+            let final_number = history::final_number(&self.pool.get().await?, self.chain).await?;
+            let (hashes, notice) = match stored.outgoing.phase {
+                Phase::Mined(mined) => (vec![mined.hash], Notice::StatusUnknown),
+                _ => (stored.outgoing.live().map(|attempt| attempt.hash).collect(), Notice::Lost),
+            };
+            let receipt = self.nodes.receipt(&hashes).await.filter(|receipt| match stored.outgoing.phase {
+                Phase::Mined(mined) => receipt.block == mined.block && receipt.succeeded.is_some(),
+                _ => final_number.is_some_and(|number| receipt.block.number <= number),
+            });
+            inputs.push((stored.id, receipt.map_or(Input::InVain(notice), Input::SeenInBlock)));
+        }
+        Ok(())
+    }
+
+    /// Signs fillers of the nonces that hold up the lane, as far as somebody signs them.
+    async fn fill(
+        &self,
+        tx: &Transaction<'_>,
+        lane: &LaneId,
+        locked: &mut Lane,
+        moment: &Moment,
+    ) -> Result<Vec<Stepped>, Failure> {
+        let mut fillers = Vec::new();
+        let fees = moment.market.and_then(|market| market.fees(self.pace.max_fee));
+        let (Some(counted), Some(fees)) = (locked.counted, fees) else { return Ok(fillers) };
+        let missing = gaps(counted, &store::waiting(tx, lane).await?).unwrap_or_else(|wide| {
+            tracing::error!(chain = %lane.chain, sender = %lane.sender, "{wide}");
+            Vec::new()
+        });
+        for nonce in missing {
             tracing::warn!(chain = %lane.chain, sender = %lane.sender, nonce, "no transaction has this nonce; it is filled");
-            let idempotency_key = format!("gap:{}:{}:{nonce}", lane.chain, lane.sender);
+            let (id, content) = (Uuid::new_v4(), Content::nothing(lane.sender));
+            // Nobody asks for one again, and nobody can take its key: that a nonce is given out once is the table's.
+            let idempotency_key = format!("gap:{id}");
             let request_hash = keccak256(&idempotency_key);
-            let content = Content::nothing(lane.sender);
-            let id = Uuid::new_v4();
             let new = NewOutgoing { id, kind: Kind::Gap, lane: *lane, content, idempotency_key, request_hash };
-            store::queue(&tx, &new).await?;
-            let NewOutgoing { content, idempotency_key, .. } = new;
+            let NewOutgoing { content, idempotency_key, .. } = new.clone();
             let outgoing = Outgoing::queued(Kind::Gap);
             let mut stored = Stored { id, lane: *lane, content, idempotency_key, request_hash, outgoing };
             let order = Order { nonce: Some(nonce), fees, cancels: true };
-            // One more than the limit: the lane stands still without it.
-            locked.in_flight = 0;
-            self.sign(&tx, &mut locked, &mut stored, &order, &moment).await?;
-            if stored.outgoing.nonce.is_none() {
-                // Nobody signed: a filler in the queue would get another nonce.
-                return Ok(());
-            }
+            // Signed first: a filler in the queue would get another nonce.
+            let Ok(signed) = self.signed_bytes(&stored, nonce, &order).await else { break };
+            store::queue(tx, &new).await?;
+            let actions = self.store_signed(tx, locked, &mut stored, nonce, &order, &signed, moment).await?;
+            fillers.push(Stepped { stored, actions });
         }
-        tx.commit().await?;
-        Ok(())
+        Ok(fillers)
     }
+}
+
+fn hashes(stepped: &[Stepped], of: fn(Action) -> Option<B256>) -> Vec<B256> {
+    stepped.iter().flat_map(|stepped| &stepped.actions).filter_map(|action| of(*action)).collect()
 }
 
 fn note(record: &Record, answer: Answer) {

@@ -1,0 +1,192 @@
+//! What a chain's history means to rows of outgoing transactions, in Postgres. Each record writes the chain's row first, so
+//! that one is applied after the other.
+
+use super::rows::LaneId;
+use super::store::parameters;
+use alloy::primitives::{Address, B256};
+use deadpool_postgres::GenericClient;
+use runtime::Failure;
+use runtime::db::{bigint, unsigned};
+use tokio_postgres::Row;
+use topics::{BlockRef, ChainId};
+use uuid::Uuid;
+
+/// A transaction of a block.
+#[derive(Clone, Copy, Debug)]
+pub struct SeenTransaction {
+    pub hash: B256,
+    pub from: Address,
+    pub nonce: u64,
+    /// `None` where the record says STATUS_UNKNOWN, as it does of what moves no coin on nodes without `eth_getBlockReceipts`.
+    pub succeeded: Option<bool>,
+    pub gas_used: Option<u64>,
+    /// What each unit of gas cost, in wei.
+    pub gas_price: Option<u128>,
+}
+
+/// A transaction of a block whose sender is one of ours.
+#[derive(Clone, Copy, Debug)]
+pub struct Used {
+    pub lane: LaneId,
+    pub seen: SeenTransaction,
+    /// Which row was given its nonce.
+    pub outgoing: Option<Uuid>,
+    /// Whether we signed it. If not, somebody else has the key.
+    pub is_ours: bool,
+}
+
+fn lane_and_id(chain: ChainId, row: &Row) -> (LaneId, Uuid) {
+    (LaneId { chain, sender: Address::from_slice(row.get(0)) }, row.get(1))
+}
+
+/// Notes the newest block that was read; `None` between a removed one and the next.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_head(tx: &impl GenericClient, chain: ChainId, block: Option<&BlockRef>) -> Result<(), Failure> {
+    let statement = tx
+        .prepare_cached(
+            "INSERT INTO outgoing_chains (chain_id, head_hash) VALUES ($1, $2)
+             ON CONFLICT (chain_id) DO UPDATE SET head_hash = excluded.head_hash",
+        )
+        .await?;
+    tx.execute(&statement, &[&bigint(chain.0), &block.map(|block| block.hash.as_slice())]).await?;
+    Ok(())
+}
+
+/// Which of these senders are ours, in the order in which lanes are locked.
+///
+/// # Errors
+/// When the database fails.
+pub async fn lanes_of(tx: &impl GenericClient, chain: ChainId, senders: &[Address]) -> Result<Vec<LaneId>, Failure> {
+    let statement =
+        tx.prepare_cached("SELECT sender FROM outgoing_lanes WHERE chain_id = $1 AND sender = ANY($2) ORDER BY sender").await?;
+    let senders: Vec<&[u8]> = senders.iter().map(|sender| sender.as_slice()).collect();
+    let rows = tx.query(&statement, &[&bigint(chain.0), &senders]).await?;
+    Ok(rows.iter().map(|row| LaneId { chain, sender: Address::from_slice(row.get(0)) }).collect())
+}
+
+/// What transactions of a block mean, whose senders are ours and locked.
+///
+/// # Errors
+/// When the database fails.
+pub async fn of_block(tx: &impl GenericClient, chain: ChainId, all: &[SeenTransaction]) -> Result<Vec<Used>, Failure> {
+    let statement = tx
+        .prepare_cached(
+            "SELECT (SELECT a.outgoing FROM outgoing_attempts a WHERE a.hash = t.hash),
+                 (SELECT n.outgoing FROM outgoing_nonces n WHERE n.chain_id = $1 AND n.sender = t.sender AND n.nonce = t.nonce)
+             FROM unnest($2::bytea[], $3::bigint[], $4::bytea[]) WITH ORDINALITY AS t (sender, nonce, hash, place)
+             ORDER BY t.place",
+        )
+        .await?;
+    let senders: Vec<&[u8]> = all.iter().map(|seen| seen.from.as_slice()).collect();
+    let nonces: Vec<i64> = all.iter().map(|seen| bigint(seen.nonce)).collect();
+    let hashes: Vec<&[u8]> = all.iter().map(|seen| seen.hash.as_slice()).collect();
+    let rows = tx.query(&statement, &[&bigint(chain.0), &senders, &nonces, &hashes]).await?;
+    let read = |(row, seen): (&Row, &SeenTransaction)| {
+        let (ours, given): (Option<Uuid>, Option<Uuid>) = (row.get(0), row.get(1));
+        let lane = LaneId { chain, sender: seen.from };
+        Used { lane, seen: *seen, outgoing: ours.or(given), is_ours: ours.is_some() }
+    };
+    Ok(rows.iter().zip(all).map(read).collect())
+}
+
+/// Notes that a stranger's transaction has used a nonce, whether it was given out or not.
+///
+/// # Errors
+/// When the database fails.
+pub async fn note_foreign(tx: &impl GenericClient, lane: &LaneId, nonce: u64, block: &BlockRef) -> Result<(), Failure> {
+    let statement = tx
+        .prepare_cached(
+            "INSERT INTO outgoing_foreign (chain_id, sender, nonce, block_hash, block_number) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (chain_id, sender, nonce)
+             DO UPDATE SET block_hash = excluded.block_hash, block_number = excluded.block_number",
+        )
+        .await?;
+    let (chain, sender) = parameters(lane);
+    tx.execute(&statement, &[&chain, &sender, &bigint(nonce), &block.hash.as_slice(), &bigint(block.number)]).await?;
+    Ok(())
+}
+
+/// Which rows the removal of a block is about. What strangers used in it, and what was counted up to it, is forgotten.
+///
+/// # Errors
+/// When the database fails.
+pub async fn of_removed(tx: &impl GenericClient, chain: ChainId, block: &BlockRef) -> Result<Vec<(LaneId, Uuid)>, Failure> {
+    let (id, hash) = (bigint(chain.0), block.hash.as_slice());
+    let statement = tx.prepare_cached("DELETE FROM outgoing_foreign WHERE chain_id = $1 AND block_hash = $2").await?;
+    tx.execute(&statement, &[&id, &hash]).await?;
+    let statement = tx
+        .prepare_cached("UPDATE outgoing_lanes SET counted = NULL, counted_in = NULL WHERE chain_id = $1 AND counted_in = $2")
+        .await?;
+    tx.execute(&statement, &[&id, &hash]).await?;
+    let statement = tx
+        .prepare_cached(
+            "SELECT sender, id FROM outgoing WHERE chain_id = $1 AND block_hash = $2
+             UNION SELECT sender, id FROM outgoing WHERE chain_id = $1 AND state = 'replaced' AND replaced_in >= $3",
+        )
+        .await?;
+    let rows = tx.query(&statement, &[&id, &hash, &bigint(block.number)]).await?;
+    Ok(rows.iter().map(|row| lane_and_id(chain, row)).collect())
+}
+
+/// Which rows it is about that all above a number has left the chain. All lanes are counted anew at the next block, which tells
+/// what was used in blocks that are missing.
+///
+/// # Errors
+/// When the database fails.
+pub async fn of_restarted(tx: &impl GenericClient, chain: ChainId, above: u64) -> Result<Vec<(LaneId, Uuid)>, Failure> {
+    let (chain_id, above) = (bigint(chain.0), bigint(above));
+    let statement = tx.prepare_cached("DELETE FROM outgoing_foreign WHERE chain_id = $1 AND block_number > $2").await?;
+    tx.execute(&statement, &[&chain_id, &above]).await?;
+    let statement =
+        tx.prepare_cached("UPDATE outgoing_lanes SET counted = NULL, counted_in = NULL WHERE chain_id = $1").await?;
+    tx.execute(&statement, &[&chain_id]).await?;
+    let statement = tx
+        .prepare_cached("SELECT sender, id FROM outgoing WHERE chain_id = $1 AND (block_number > $2 OR replaced_in > $2)")
+        .await?;
+    let rows = tx.query(&statement, &[&chain_id, &above]).await?;
+    Ok(rows.iter().map(|row| lane_and_id(chain, row)).collect())
+}
+
+/// Which rows become final with a block, which is noted. What strangers used up to it counts for ever.
+///
+/// # Errors
+/// When the database fails.
+pub async fn of_final(tx: &impl GenericClient, chain: ChainId, number: u64) -> Result<Vec<(LaneId, Uuid)>, Failure> {
+    let (chain_id, number) = (bigint(chain.0), bigint(number));
+    let statement = tx
+        .prepare_cached(
+            "INSERT INTO outgoing_chains AS c (chain_id, final_number) VALUES ($1, $2)
+             ON CONFLICT (chain_id) DO UPDATE SET final_number = greatest(c.final_number, excluded.final_number)",
+        )
+        .await?;
+    tx.execute(&statement, &[&chain_id, &number]).await?;
+    let statement = tx
+        .prepare_cached(
+            "WITH used AS (DELETE FROM outgoing_foreign WHERE chain_id = $1 AND block_number <= $2 RETURNING sender, nonce)
+             UPDATE outgoing_lanes l SET counted = greatest(l.counted, u.nonce + 1)
+             FROM (SELECT sender, max(nonce) AS nonce FROM used GROUP BY sender) u
+             WHERE l.chain_id = $1 AND l.sender = u.sender AND l.counted IS NOT NULL",
+        )
+        .await?;
+    tx.execute(&statement, &[&chain_id, &number]).await?;
+    let statement = tx
+        .prepare_cached(
+            "SELECT sender, id FROM outgoing WHERE chain_id = $1 AND state = 'mined' AND block_number <= $2
+             UNION ALL SELECT sender, id FROM outgoing WHERE chain_id = $1 AND state = 'replaced' AND replaced_in <= $2",
+        )
+        .await?;
+    let rows = tx.query(&statement, &[&chain_id, &number]).await?;
+    Ok(rows.iter().map(|row| lane_and_id(chain, row)).collect())
+}
+
+/// Up to which block the chain is final, and its blocks were read.
+///
+/// # Errors
+/// When the database fails.
+pub async fn final_number(db: &impl GenericClient, chain: ChainId) -> Result<Option<u64>, Failure> {
+    let statement =
+        db.prepare_cached("SELECT final_number FROM outgoing_chains WHERE chain_id = $1 AND final_number IS NOT NULL").await?;
+    Ok(db.query_opt(&statement, &[&bigint(chain.0)]).await?.map(|row| unsigned(row.get(0))))
+}

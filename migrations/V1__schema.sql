@@ -728,7 +728,11 @@ CREATE INDEX outgoing_lanes_counted_in ON outgoing_lanes (counted_in);
 CREATE TABLE outgoing_chains (
     chain_id     bigint PRIMARY KEY,
     final_number bigint,
-    head_hash    bytea CHECK (octet_length(head_hash) = 32)
+    head_hash    bytea CHECK (octet_length(head_hash) = 32),
+    -- How many blocks were read, and how often one was removed or the chain began anew. What nodes count at a block holds as long
+    -- as none was removed.
+    blocks       bigint NOT NULL DEFAULT 0,
+    removals     bigint NOT NULL DEFAULT 0
 );
 
 -- The nonces that strangers with the same key have used in a block, whether they were given out or not. A final one is put into
@@ -799,11 +803,12 @@ CREATE TABLE outgoing (
     CHECK ((state = 'replaced') = (replaced_in IS NOT NULL)),
     FOREIGN KEY (chain_id, sender) REFERENCES outgoing_lanes
 );
--- What the engine does next, and the lane's transactions that are under way.
+-- What the engine does next, and the lane's transactions that are under way. A queue may be long: what is looked at under the
+-- lane's lock is not among it.
 CREATE INDEX outgoing_due ON outgoing (chain_id, due_at) WHERE due_at IS NOT NULL;
-CREATE INDEX outgoing_due_of_lane ON outgoing (chain_id, sender, due_at, place) WHERE due_at IS NOT NULL;
-CREATE INDEX outgoing_of_lane ON outgoing (chain_id, sender, nonce)
-    WHERE state IN ('queued', 'signed', 'broadcast', 'lost');
+CREATE INDEX outgoing_due_of_lane ON outgoing (chain_id, sender, due_at) WHERE state <> 'queued' AND due_at IS NOT NULL;
+CREATE INDEX outgoing_queue_of_lane ON outgoing (chain_id, sender, due_at, place) WHERE state = 'queued';
+CREATE INDEX outgoing_of_lane ON outgoing (chain_id, sender, nonce) WHERE state IN ('signed', 'broadcast', 'lost');
 -- What a new final block asks for, and what a removed one does.
 CREATE INDEX outgoing_mined ON outgoing (chain_id, block_number) WHERE state = 'mined';
 CREATE INDEX outgoing_replaced ON outgoing (chain_id, replaced_in) WHERE state = 'replaced';
@@ -838,8 +843,8 @@ CREATE TABLE outgoing_attempts (
     cancels      boolean NOT NULL,
     -- Kafka has its record. Nothing is sent before.
     acknowledged boolean NOT NULL DEFAULT false,
-    -- A node has taken it.
-    accepted     boolean NOT NULL DEFAULT false,
+    -- How many blocks had been read when a node took it first.
+    accepted     bigint,
     -- Unix seconds.
     first_sent   bigint,
     last_sent    bigint,

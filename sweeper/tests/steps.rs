@@ -33,20 +33,30 @@ fn mined_as(attempt: u8, number: u64, succeeded: Option<bool>) -> Input {
 
 fn attempt(number: u8, nonce: u64, cap: u128, cancels: bool) -> Input {
     let (hash, fees) = (hash(number), Fees { tip: 1, cap });
-    let (acknowledged, accepted, first_sent, last_sent) = (false, false, None, None);
+    let (acknowledged, accepted, first_sent, last_sent) = (false, None, None, None);
     Input::Signed(Attempt { hash, nonce, fees, cancels, acknowledged, accepted, first_sent, last_sent })
 }
 
-/// One with the lowest nonce of its lane, and the time.
+fn receipt(attempt: u8, number: u64, succeeded: bool) -> Input {
+    let Input::SeenInBlock(mined) = mined_as(attempt, number, Some(succeeded)) else { unreachable!() };
+    Input::Receipt(Some(mined))
+}
+
+/// One with the lowest nonce of its lane, the time, and how many blocks were read by then.
 struct Case {
     outgoing: Outgoing,
     now: u64,
+    blocks: u64,
 }
 
 impl Case {
+    fn queued() -> Self {
+        Self { outgoing: Outgoing::queued(Kind::Payout), now: 100, blocks: 5 }
+    }
+
     /// Signed, recorded and sent once, at the time 100.
     fn sent(cap: u128) -> Self {
-        let mut case = Self { outgoing: Outgoing::queued(Kind::Payout), now: 100 };
+        let mut case = Self::queued();
         case.tell(attempt(1, NONCE, cap, false));
         case.tell(Input::Acknowledged(hash(1)));
         case.tell(Input::Answer(hash(1), Answer::Accepted));
@@ -55,7 +65,7 @@ impl Case {
 
     fn moment(&self) -> Moment {
         let market = Some(Market { base: Some(10), tip: 1 });
-        Moment { time: self.now, market, is_lowest: true, pace: PACE }
+        Moment { time: self.now, market, is_lowest: true, blocks: self.blocks, pace: PACE }
     }
 
     fn tell(&mut self, input: Input) -> Vec<Action> {
@@ -68,7 +78,13 @@ impl Case {
         step(&self.outgoing, input, &self.moment()).unwrap_err()
     }
 
+    /// With a block meanwhile.
     fn after(&mut self, seconds: u64) -> Vec<Action> {
+        self.blocks += 1;
+        self.after_without_block(seconds)
+    }
+
+    fn after_without_block(&mut self, seconds: u64) -> Vec<Action> {
         self.now += seconds;
         self.tell(Input::Tick)
     }
@@ -76,7 +92,7 @@ impl Case {
 
 #[test]
 fn nothing_is_sent_before_kafka_has_its_record() {
-    let mut case = Case { outgoing: Outgoing::queued(Kind::Payout), now: 100 };
+    let mut case = Case::queued();
     let first = Action::Sign(Order { nonce: None, fees: Fees { tip: 1, cap: 21 }, cancels: false });
     assert_eq!(case.tell(Input::Tick), [first]);
     assert_eq!(case.tell(attempt(1, NONCE, 21, false)), [Action::Publish(hash(1))]);
@@ -95,6 +111,30 @@ fn what_is_stuck_is_raised_and_what_waits_behind_it_is_not() {
     let behind = Moment { is_lowest: false, ..case.moment() };
     let step = step(&case.outgoing, &Input::Tick, &behind).unwrap();
     assert_eq!(step.actions, [Action::Broadcast(hash(1))]);
+}
+
+/// All nodes are away, or the chain makes no blocks: each raise would be paid for when they come back.
+#[test]
+fn what_no_node_took_or_no_block_could_have_is_not_raised() {
+    let is_raised = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::Sign(_)));
+    for answer in [Answer::Unknown, Answer::NonceTooHigh, Answer::AlreadyReserved, Answer::InFlightLimit] {
+        let mut case = Case::queued();
+        case.tell(attempt(1, NONCE, 21, false));
+        case.tell(Input::Acknowledged(hash(1)));
+        for _ in 0..5 {
+            case.tell(Input::Answer(hash(1), answer));
+            assert!(!is_raised(&case.after(30)), "{answer:?}");
+        }
+        case.tell(Input::Answer(hash(1), Answer::AlreadyThere));
+        assert!(is_raised(&case.after(30)), "it was there, and the answer was lost");
+    }
+    let mut case = Case::sent(21);
+    (0..5).for_each(|_| assert!(!is_raised(&case.after_without_block(30)), "no block could have had it"));
+    assert!(is_raised(&case.after(0)));
+    case.tell(attempt(2, NONCE, 24, false));
+    case.tell(Input::Acknowledged(hash(2)));
+    case.tell(Input::Answer(hash(2), Answer::Unknown));
+    assert!(!is_raised(&case.after(60)), "nor is one raised that replaces it");
 }
 
 #[test]
@@ -182,16 +222,43 @@ fn a_status_that_no_block_told_is_asked_for_and_nothing_is_told_before() {
     for succeeded in [true, false] {
         let mut case = Case::sent(21);
         assert_eq!(case.tell(mined_as(1, 6, None)), [Action::AskReceipt]);
-        assert_eq!(case.tell(Input::InVain(Notice::StatusUnknown)), [Action::Tell(Notice::StatusUnknown)]);
+        assert_eq!(case.tell(Input::Receipt(None)), [Action::Tell(Notice::StatusUnknown)]);
         assert_eq!(case.outgoing.due_at(&PACE), Some(case.now + PACE.resend_after));
         case.tell(Input::Final(9));
         assert!(matches!(case.outgoing.phase, Phase::Mined(_)));
         assert_eq!(case.after(10), [Action::AskReceipt]);
-        assert_eq!(case.tell(mined_as(1, 6, Some(succeeded))), []);
+        assert_eq!(case.tell(receipt(1, 6, succeeded)), []);
         case.tell(Input::Final(10));
         assert_eq!(matches!(case.outgoing.phase, Phase::Final(_)), succeeded);
         assert_eq!(matches!(case.outgoing.phase, Phase::Failed(_)), !succeeded);
     }
+}
+
+/// Its block has left the chain while the answer was on its way, and is not taken back once more: it would be told as paid.
+#[test]
+fn a_receipt_that_comes_late_makes_nothing_mined() {
+    let mut case = Case::sent(21);
+    assert_eq!(case.tell(mined_as(1, 6, None)), [Action::AskReceipt]);
+    case.tell(Input::Removed(block(6)));
+    let sent_again = case.outgoing.clone();
+    assert_eq!(case.tell(receipt(1, 6, true)), [Action::Broadcast(hash(1))]);
+    assert_eq!(case.outgoing, sent_again);
+    // By now it is in another block.
+    case.tell(mined_as(1, 7, None));
+    assert_eq!(case.tell(receipt(1, 6, false)), [Action::Tell(Notice::StatusUnknown)]);
+    assert!(matches!(case.outgoing.phase, Phase::Mined(Mined { succeeded: None, .. })) && case.outgoing.frozen.is_none());
+    assert_eq!(case.after(10), [Action::AskReceipt]);
+    case.tell(receipt(1, 7, true));
+    case.tell(Input::Final(7));
+    assert!(matches!(case.outgoing.phase, Phase::Final(told) if told.block == block(7)));
+
+    // A stranger's transaction has the nonce by now.
+    let mut case = Case::sent(21);
+    case.tell(mined_as(1, 6, None));
+    case.tell(Input::Removed(block(6)));
+    case.tell(Input::ForeignNonce { nonce: NONCE, number: 6 });
+    assert_eq!(case.tell(receipt(1, 6, true)), []);
+    assert_eq!(case.outgoing.phase, Phase::Replaced(6));
 }
 
 /// Every honest node counts one more, since ours is in a block that was not read.
@@ -201,13 +268,13 @@ fn what_a_missing_block_may_have_is_not_signed_anew() {
     assert_eq!(case.tell(Input::Counted(NONCE)), []);
     assert_eq!(case.tell(Input::Counted(NONCE + 1)), [Action::Tell(Notice::Lost), Action::AskReceipt]);
     assert!(!case.outgoing.waits_for_block(), "it holds up no other");
-    case.tell(Input::InVain(Notice::Lost));
+    case.tell(Input::Receipt(None));
     assert_eq!(case.after(5), []);
     assert_eq!(case.tell(Input::Final(100)), [], "a receipt that nobody has proves nothing");
     assert_eq!(case.after(5), [Action::AskReceipt]);
     assert_eq!(case.tell(Input::Counted(NONCE)), [Action::Broadcast(hash(1))], "the block that was missing has left the chain");
     case.tell(Input::Counted(NONCE + 1));
-    assert_eq!(case.tell(mined(1, 50)), []);
+    assert_eq!(case.tell(receipt(1, 50, true)), []);
     case.tell(Input::Final(101));
     assert!(matches!(case.outgoing.phase, Phase::Final(_)));
 }
@@ -292,7 +359,7 @@ fn once_a_block_shows_it_paid_nothing_that_pays_is_signed_or_sent() {
 
 #[test]
 fn what_is_not_wanted_leaves_no_gap_and_may_still_be_mined() {
-    let mut queued = Case { outgoing: Outgoing::queued(Kind::Payout), now: 100 };
+    let mut queued = Case::queued();
     assert_eq!(queued.tell(Input::Drop), []);
     assert_eq!(queued.outgoing.phase, Phase::Dropped(None));
 
@@ -312,7 +379,7 @@ fn what_is_not_wanted_leaves_no_gap_and_may_still_be_mined() {
 /// In one step it would be sent, and cancelled only once that is recorded.
 #[test]
 fn what_is_not_wanted_is_not_sent_any_more() {
-    let mut case = Case { outgoing: Outgoing::queued(Kind::Payout), now: 100 };
+    let mut case = Case::queued();
     case.tell(attempt(1, NONCE, 21, false));
     case.tell(Input::Acknowledged(hash(1)));
     let cancel = case.tell(Input::Drop);
@@ -321,7 +388,7 @@ fn what_is_not_wanted_is_not_sent_any_more() {
     assert_eq!(case.after(100), [Action::Publish(hash(2))], "Kafka is down");
     assert_eq!(case.tell(Input::Acknowledged(hash(2))), [Action::Broadcast(hash(2))]);
 
-    let mut case = Case { outgoing: Outgoing::queued(Kind::Payout), now: 100 };
+    let mut case = Case::queued();
     case.tell(attempt(1, NONCE, 21, false));
     let cancel = case.tell(Input::Drop);
     assert!(matches!(cancel.as_slice(), [Action::Sign(Order { cancels: true, .. })]), "nor recorded: {cancel:?}");
@@ -345,27 +412,31 @@ fn what_pays_as_much_as_it_may_can_still_be_cancelled() {
     assert!(cancel.iter().any(|action| matches!(action, Action::Sign(Order { cancels: true, .. }))), "{cancel:?}");
 }
 
-/// It has the lowest nonce, and no node ever takes it: all behind it would wait for a person.
+/// It has the lowest nonce, and no node ever takes it: all behind it would wait for a person. What one node says alone, while
+/// the others are silent, cancels nothing.
 #[test]
-fn what_every_node_refuses_for_long_is_cancelled() {
-    let mut case = Case { outgoing: Outgoing::queued(Kind::Payout), now: 100 };
+fn what_each_node_refuses_after_a_while_is_cancelled() {
+    let mut case = Case::queued();
     case.tell(attempt(1, NONCE, 21, false));
     case.tell(Input::Acknowledged(hash(1)));
-    assert_eq!(case.tell(Input::Answer(hash(1), Answer::Reverted)), [Action::Tell(Notice::Reverted)]);
+    assert_eq!(case.tell(Input::Answer(hash(1), Answer::RevertedByAll)), [Action::Tell(Notice::Reverted)]);
     case.after(30);
-    let given_up = case.tell(Input::Answer(hash(1), Answer::Reverted));
+    let one = Answer::best(&[Answer::Reverted, Answer::Unknown]);
+    case.tell(Input::Answer(hash(1), one));
+    assert!(!case.outgoing.dropping, "the others said nothing");
+    let given_up = case.tell(Input::Answer(hash(1), Answer::best(&[Answer::Reverted, Answer::Reverted])));
     assert!(given_up.contains(&Action::Tell(Notice::GivenUp)), "{given_up:?}");
     assert!(given_up.iter().any(|action| matches!(action, Action::Sign(Order { cancels: true, .. }))), "{given_up:?}");
     let mut taken = Case::sent(21);
     taken.after(60);
-    taken.tell(Input::Answer(hash(1), Answer::Reverted));
+    taken.tell(Input::Answer(hash(1), Answer::RevertedByAll));
     assert!(!taken.outgoing.dropping, "it is in a pool");
 }
 
 /// It would be due at each turn, before all others.
 #[test]
 fn what_can_not_be_signed_is_tried_again_after_a_pause() {
-    let mut case = Case { outgoing: Outgoing::queued(Kind::Payout), now: 100 };
+    let mut case = Case::queued();
     assert_eq!(case.outgoing.due_at(&PACE), Some(0));
     case.tell(Input::InVain(Notice::NotSigned));
     assert_eq!(case.outgoing.due_at(&PACE), Some(110));

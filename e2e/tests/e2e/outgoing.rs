@@ -1,5 +1,6 @@
 //! The transaction engine on a real Postgres and a real node: transfers that are paid once each, whatever dies.
 
+mod beside;
 mod rig;
 
 use alloy::primitives::U256;
@@ -239,8 +240,7 @@ async fn what_is_dropped_pays_nobody_and_holds_up_no_other() -> Result<()> {
     }
     rig.turn(usize::MAX).await?;
     let Queued::Before(id) = rig.queue(0).await? else { bail!("it was queued before") };
-    let lane = LaneId { chain: CHAIN, sender: rig.key.address() };
-    drop_outgoing(&rig.pool, &lane, id, &PACE).await?;
+    drop_outgoing(&rig.pool, id, &PACE).await?;
     rig.settle().await?;
     let states = rig.states().await?;
     ensure!(states == [("dropped".to_owned(), 1), ("final".to_owned(), 1)], "{states:?}");

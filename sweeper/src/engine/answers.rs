@@ -30,6 +30,8 @@ pub enum Answer {
     InsufficientFunds { overshot: Option<U256> },
     /// A node that looks into transactions before it takes them saw that this one would do nothing.
     Reverted,
+    /// Each node of the chain said so.
+    RevertedByAll,
     /// Not told: no answer, or words that mean something else. The transaction may be in a pool.
     Unknown,
 }
@@ -169,8 +171,8 @@ impl Answer {
     }
 
     /// Of the answers of several endpoints the one that says most about where the transaction is: in a pool, if any says so;
-    /// what has to be done before one takes it; or nothing.
-    pub fn best(answers: impl IntoIterator<Item = Self>) -> Self {
+    /// what has to be done before one takes it; or nothing. What one node sees alone may be its own mistake.
+    pub fn best(answers: &[Self]) -> Self {
         let rank = |answer: &Self| match answer {
             Self::Accepted => 0,
             Self::AlreadyThere => 1,
@@ -181,11 +183,15 @@ impl Answer {
             Self::InsufficientFunds { .. } => 5,
             Self::InFlightLimit => 6,
             Self::AlreadyReserved => 7,
-            Self::Reverted => 8,
-            Self::NonceTooHigh => 9,
-            Self::Unknown => 10,
+            Self::RevertedByAll => 8,
+            Self::Reverted => 9,
+            Self::NonceTooHigh => 10,
+            Self::Unknown => 11,
         };
-        answers.into_iter().min_by_key(rank).unwrap_or(Self::Unknown)
+        match answers.iter().copied().min_by_key(rank) {
+            Some(Self::Reverted) if answers.iter().all(|answer| *answer == Self::Reverted) => Self::RevertedByAll,
+            best => best.unwrap_or(Self::Unknown),
+        }
     }
 }
 
@@ -311,8 +317,17 @@ mod tests {
     #[test]
     fn one_endpoint_that_has_it_outweighs_all_that_have_not() {
         let all = [Answer::Unknown, Answer::NonceTooHigh, Answer::Underpriced, Answer::AlreadyThere];
-        assert_eq!(Answer::best(all), Answer::AlreadyThere);
-        assert_eq!(Answer::best([Answer::NonceTooHigh, Answer::NonceTooLow]), Answer::NonceTooLow);
-        assert_eq!(Answer::best([]), Answer::Unknown);
+        assert_eq!(Answer::best(&all), Answer::AlreadyThere);
+        assert_eq!(Answer::best(&[Answer::NonceTooHigh, Answer::NonceTooLow]), Answer::NonceTooLow);
+        assert_eq!(Answer::best(&[]), Answer::Unknown);
+    }
+
+    #[test]
+    fn what_one_sees_alone_is_not_the_word_of_all() {
+        assert_eq!(Answer::best(&[Answer::Reverted, Answer::Reverted]), Answer::RevertedByAll);
+        for other in [Answer::Unknown, Answer::NonceTooHigh] {
+            assert_eq!(Answer::best(&[Answer::Reverted, other]), Answer::Reverted);
+        }
+        assert_eq!(Answer::best(&[Answer::Reverted, Answer::Underpriced]), Answer::Underpriced);
     }
 }

@@ -53,7 +53,7 @@ pub async fn apply_chain_event(
     let mut add = |lane: LaneId, id: Uuid, input: Input| inputs.entry(lane).or_default().push((id, input));
     match event {
         ChainEvent::Added { block, transactions } => {
-            history::set_head(tx, chain, Some(block)).await?;
+            history::note_added(tx, chain, block).await?;
             let senders: Vec<Address> = transactions.iter().map(|seen| seen.from).collect();
             let lanes = history::lanes_of(tx, chain, &senders).await?;
             // Locked before it is read which nonces are given out: one that is given out later follows the strangers' below.
@@ -80,14 +80,14 @@ pub async fn apply_chain_event(
             }
         }
         ChainEvent::Removed(block) => {
-            history::set_head(tx, chain, None).await?;
+            history::note_removal(tx, chain).await?;
             history::of_removed(tx, chain, block)
                 .await?
                 .into_iter()
                 .for_each(|(lane, id)| add(lane, id, Input::Removed(*block)));
         }
         ChainEvent::Restarted(above) => {
-            history::set_head(tx, chain, None).await?;
+            history::note_removal(tx, chain).await?;
             let rows = history::of_restarted(tx, chain, *above).await?;
             rows.into_iter().for_each(|(lane, id)| add(lane, id, Input::Restarted(*above)));
         }
@@ -110,10 +110,12 @@ pub async fn apply_chain_event(
 ///
 /// # Errors
 /// When the database fails.
-pub async fn drop_outgoing(pool: &Pool, lane: &LaneId, id: Uuid, pace: &Pace) -> Result<(), Failure> {
+pub async fn drop_outgoing(pool: &Pool, id: Uuid, pace: &Pace) -> Result<(), Failure> {
     let mut db = pool.get().await?;
     let tx = db.transaction().await?;
-    apply_alone(&tx, lane, &[(id, Input::Drop)], pace).await?;
+    if let Some(lane) = store::lane_of(&tx, id).await? {
+        apply_alone(&tx, &lane, &[(id, Input::Drop)], pace).await?;
+    }
     Ok(tx.commit().await?)
 }
 
@@ -125,7 +127,7 @@ pub(super) async fn apply_alone(
     inputs: &[(Uuid, Input)],
     pace: &Pace,
 ) -> Result<(), Failure> {
-    let moment = Moment { time: 0, market: None, is_lowest: false, pace: *pace };
+    let moment = Moment { time: 0, market: None, is_lowest: false, blocks: 0, pace: *pace };
     if store::lock(tx, lane).await?.is_some() {
         for Stepped { stored, actions } in apply(tx, None, inputs, &moment).await? {
             tell(&stored, &actions);
@@ -149,7 +151,8 @@ pub(super) async fn apply(
     for (id, input) in inputs {
         let Some(Stepped { stored, actions }) = rows.iter_mut().find(|row| row.stored.id == *id) else { continue };
         let is_lowest = lane.is_some_and(|lane| lane.lowest.is_some() && lane.lowest == stored.outgoing.nonce);
-        match step(&stored.outgoing, input, &Moment { is_lowest, ..*moment }) {
+        let blocks = lane.map_or(moment.blocks, |lane| lane.blocks);
+        match step(&stored.outgoing, input, &Moment { is_lowest, blocks, ..*moment }) {
             Ok(step) => {
                 store::save(tx, *id, &stored.outgoing, &step.next, &moment.pace).await?;
                 stored.outgoing = step.next;

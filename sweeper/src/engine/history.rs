@@ -39,18 +39,33 @@ fn lane_and_id(chain: ChainId, row: &Row) -> (LaneId, Uuid) {
     (LaneId { chain, sender: Address::from_slice(row.get(0)) }, row.get(1))
 }
 
-/// Notes the newest block that was read; `None` between a removed one and the next.
+/// Notes the newest block that was read.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn set_head(tx: &impl GenericClient, chain: ChainId, block: Option<&BlockRef>) -> Result<(), Failure> {
+pub async fn note_added(tx: &impl GenericClient, chain: ChainId, block: &BlockRef) -> Result<(), Failure> {
     let statement = tx
         .prepare_cached(
-            "INSERT INTO outgoing_chains (chain_id, head_hash) VALUES ($1, $2)
-             ON CONFLICT (chain_id) DO UPDATE SET head_hash = excluded.head_hash",
+            "INSERT INTO outgoing_chains AS c (chain_id, head_hash, blocks) VALUES ($1, $2, 1)
+             ON CONFLICT (chain_id) DO UPDATE SET head_hash = excluded.head_hash, blocks = c.blocks + 1",
         )
         .await?;
-    tx.execute(&statement, &[&bigint(chain.0), &block.map(|block| block.hash.as_slice())]).await?;
+    tx.execute(&statement, &[&bigint(chain.0), &block.hash.as_slice()]).await?;
+    Ok(())
+}
+
+/// Notes that blocks have left the chain, after which the newest is not known until the next one is read.
+///
+/// # Errors
+/// When the database fails.
+pub async fn note_removal(tx: &impl GenericClient, chain: ChainId) -> Result<(), Failure> {
+    let statement = tx
+        .prepare_cached(
+            "INSERT INTO outgoing_chains AS c (chain_id, removals) VALUES ($1, 1)
+             ON CONFLICT (chain_id) DO UPDATE SET head_hash = NULL, removals = c.removals + 1",
+        )
+        .await?;
+    tx.execute(&statement, &[&bigint(chain.0)]).await?;
     Ok(())
 }
 
@@ -149,7 +164,8 @@ pub async fn of_restarted(tx: &impl GenericClient, chain: ChainId, above: u64) -
     Ok(rows.iter().map(|row| lane_and_id(chain, row)).collect())
 }
 
-/// Which rows become final with a block, which is noted. What strangers used up to it counts for ever.
+/// Which rows become final with a block, which is noted. What strangers used up to it counts for ever; in a lane that is not
+/// counted it stays noted, since its count may be asked at a block below.
 ///
 /// # Errors
 /// When the database fails.
@@ -164,10 +180,14 @@ pub async fn of_final(tx: &impl GenericClient, chain: ChainId, number: u64) -> R
     tx.execute(&statement, &[&chain_id, &number]).await?;
     let statement = tx
         .prepare_cached(
-            "WITH used AS (DELETE FROM outgoing_foreign WHERE chain_id = $1 AND block_number <= $2 RETURNING sender, nonce)
+            "WITH used AS (
+                 DELETE FROM outgoing_foreign f USING outgoing_lanes l
+                 WHERE f.chain_id = $1 AND f.block_number <= $2
+                     AND l.chain_id = $1 AND l.sender = f.sender AND l.counted IS NOT NULL
+                 RETURNING f.sender, f.nonce)
              UPDATE outgoing_lanes l SET counted = greatest(l.counted, u.nonce + 1)
              FROM (SELECT sender, max(nonce) AS nonce FROM used GROUP BY sender) u
-             WHERE l.chain_id = $1 AND l.sender = u.sender AND l.counted IS NOT NULL",
+             WHERE l.chain_id = $1 AND l.sender = u.sender",
         )
         .await?;
     tx.execute(&statement, &[&chain_id, &number]).await?;

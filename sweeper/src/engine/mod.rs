@@ -16,15 +16,18 @@
 //!
 //! 1. **A nonce is given out in the transaction of Postgres that stores the signed bytes**, under the lock of its lane, and
 //!    once for ever (`outgoing_nonces`). It follows the highest of the lane, and the highest that a block has of a stranger.
-//!    What the chain counts is asked at a block that was read, of as many providers as it has witnesses, and never kept beside.
+//!    What the chain counts is asked at a block that was read, of as many providers as it has witnesses, and never kept beside;
+//!    it holds if no block was removed while nodes were asked.
 //! 2. **All attempts that can be mined have one nonce**, so the chain takes one of them. Another nonce is taken only when a
 //!    stranger's transaction has used the first one in a final block that was read. What nodes say gives up none.
 //! 3. **Nothing is sent before Kafka has acknowledged its record.**
 //! 4. **Blocks alone say what became of one**: `chain.blocks`, removed ones included. An answer that was lost is no failure.
-//!    What blocks were read without, a receipt says that as many providers agree on as the chain has witnesses.
+//!    What blocks were read without, a receipt says that as many providers agree on as the chain has witnesses. One of a block
+//!    that left the chain meanwhile changes nothing.
 //! 5. **The lowest nonce of a lane that waits is in flight**: it is sent again, raised when it is stuck up to a cap, and what
-//!    is missing below is filled. What is not wanted any more is replaced by a transaction that does nothing, and never left
-//!    out; what pays is not sent from then on.
+//!    is missing below is filled, unless so much is missing that the count may be wrong. It is stuck if a node has taken it and a
+//!    block was read since: an outage makes nothing dearer. What is not wanted any more is replaced by a transaction that does
+//!    nothing, and never left out; what pays is not sent from then on.
 //! 6. **What is to be done follows from rows**, so a kill between any two steps loses nothing.
 //! 7. **Where blocks say what can't be, one is frozen** (`outgoing.frozen`), and where blocks are missing, it is `lost` until a
 //!    receipt is found: nothing that pays is signed then, and a person is told.
@@ -36,8 +39,19 @@
 //! - Nothing reads the records back. **A database that went back pays twice**: what it has lost was sent, is taken for a
 //!   stranger's, and is signed anew with another nonce. A role takes from its topics what Postgres lacks before anything else.
 //! - Words of nodes that mean a refusal for ever ("intrinsic gas too low", "exceeds block gas limit") are `Unknown`: such a
-//!   transaction is raised to the cap and then only sent again, and holds up its lane until a person drops it. What a
-//!   stranger's contract reverts with may read like a node's words.
+//!   transaction is only sent again, and holds up its lane until a person drops it. So does what all nodes but one refuse, since
+//!   one has taken it or is silent. What a stranger's contract reverts with may read like a node's words.
+//! - **A count that was too high can't be mended.** With one witness one wrong answer is enough: its nonces are given out for
+//!   ever, and the lane waits below them. The same where strangers used more nonces than are filled (`lane::MAX_GAPS`), ours
+//!   followed, and a reorg dropped theirs. A command has to give up nonces above what enough providers count in a final block,
+//!   of which none has a receipt.
+//! - A lane is counted by `eth_getTransactionCount` at a block's hash (EIP-1898). Where enough nodes know that in no form, or
+//!   have no state of the newest block that was read, a new sender waits (`NotCounted`).
+//! - One node's `eth_feeHistory` decides what is offered, up to `max_fee`.
+//! - What was signed under a higher `max_fee` than is set now can be neither raised nor cancelled: it is sent again as it is.
+//! - An idempotency key is everybody's: who uses one that somebody else has used gets that one's transaction (`Before`, or
+//!   `Conflict`). Whoever takes requests puts the merchant into it.
+//! - A mnemonic's file with mode 0440, as Kubernetes mounts a secret with an `fsGroup`, is refused, since its group can read it.
 //! - A filler's or cancel's gas is fixed (`content`), and too little where a chain counts data for L1 as gas.
 //! - The value of a sweep of coin does not follow its fees: one that is raised may cost more than the sender has. It is then
 //!   sent as it was before.

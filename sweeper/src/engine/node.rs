@@ -120,7 +120,7 @@ impl Nodes {
                 break;
             }
         }
-        Answer::best(answers)
+        Answer::best(&answers)
     }
 }
 

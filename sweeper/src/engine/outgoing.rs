@@ -51,8 +51,8 @@ pub struct Attempt {
     pub cancels: bool,
     /// Kafka has acknowledged its record. Nothing is sent to a node before.
     pub acknowledged: bool,
-    /// A node has taken it.
-    pub accepted: bool,
+    /// How many blocks had been read when a node took it first; `None` if none has.
+    pub accepted: Option<u64>,
     /// When it was sent to a node first, and last, in Unix seconds. Of a send whose outcome was not written down it says
     /// nothing.
     pub first_sent: Option<u64>,
@@ -114,8 +114,11 @@ pub enum Input {
     Acknowledged(B256),
     /// Nodes answered when the attempt with this hash was sent.
     Answer(B256, Answer),
-    /// An attempt is in a block of the chain, by `chain.blocks`; or by receipts in a final one, where that did not say all.
+    /// An attempt is in a block of the chain, by `chain.blocks`.
     SeenInBlock(Mined),
+    /// What nodes answered to [`Action::AskReceipt`], if they agree. It may have been true when they were asked only: blocks go
+    /// on meanwhile. Of a block that was not read, it has to be final.
+    Receipt(Option<Mined>),
     /// This block has left the chain, by `chain.blocks`.
     Removed(BlockRef),
     /// All above this number has left the chain, by `chain.blocks`, and blocks may be missing from what follows.
@@ -143,7 +146,7 @@ pub enum Action {
     Publish(B256),
     /// Send this attempt to nodes: [`Input::Answer`].
     Broadcast(B256),
-    /// Ask nodes for the receipts of its attempts: [`Input::SeenInBlock`].
+    /// Ask nodes for the receipts of its attempts: [`Input::Receipt`].
     AskReceipt,
     /// Fill what is missing below.
     FillGaps,
@@ -172,7 +175,8 @@ pub enum Notice {
     #[error("a node refuses it, since it would fail")]
     Reverted,
     #[error(
-        "every node refuses it for long, since it would fail, and none ever took it: it is cancelled, so that others go on"
+        "each node refuses it after a while still, since it would fail, and none ever took it: it is cancelled, so that others \
+         go on"
     )]
     GivenUp,
     #[error("nodes say that its nonce is used; blocks will tell by whom")]
@@ -200,6 +204,8 @@ pub struct Moment {
     pub market: Option<Market>,
     /// Whether it has the lowest nonce of its lane that waits for a block. All others wait for that one.
     pub is_lowest: bool,
+    /// How many blocks of the chain were read, those included that have left it.
+    pub blocks: u64,
     pub pace: Pace,
 }
 
@@ -212,7 +218,7 @@ pub struct Pace {
     pub raise: u32,
     /// An attempt that is not in a block is sent again after this: pools drop transactions.
     pub resend_after: u64,
-    /// The lowest of a lane is raised after this.
+    /// The lowest of a lane is raised after this, if a block was read meanwhile.
     pub stuck_after: u64,
     /// What a node asked more for is raised after this, so that a pool that wants no price drives none up at once.
     pub raise_after: u64,

@@ -158,7 +158,7 @@ pub fn read_attempt(row: &Row) -> Result<Attempt, Failure> {
         acknowledged: row.get(6),
         first_sent: row.get::<_, Option<i64>>(7).map(unsigned),
         last_sent: row.get::<_, Option<i64>>(8).map(unsigned),
-        accepted: row.get(9),
+        accepted: row.get::<_, Option<i64>>(9).map(unsigned),
     })
 }
 

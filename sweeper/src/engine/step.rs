@@ -8,10 +8,11 @@
 //! 3. A nonce that was given out stays in flight until a block has it: what is not wanted any more is replaced by a transaction
 //!    that does nothing, and never left out. From then on what pays is sent no more.
 //! 4. Blocks alone say what became of one. No answer of a node makes it failed; what a node did not say leaves it as it is.
-//!    A receipt says what a block was read without.
+//!    A receipt says what a block was read without, and nothing of a block that has left the chain meanwhile.
 //! 5. Where blocks say what can't be, it is frozen: nothing that pays is signed or sent, and it is not over until a person says
 //!    so.
-//! 6. What is to be done follows from the state and the moment: after a crash a [`Input::Tick`] says all of it again.
+//! 6. What no node has taken is not raised, and what one took only once a block was read since.
+//! 7. What is to be done follows from the state and the moment: after a crash a [`Input::Tick`] says all of it again.
 
 use super::answers::Answer;
 use super::fees::Replacement;
@@ -53,6 +54,7 @@ impl Outgoing {
             Input::Acknowledged(hash) => self.attempt(*hash)?.acknowledged = true,
             Input::Answer(hash, answer) => return self.answered(*hash, *answer, moment),
             Input::SeenInBlock(mined) => return self.seen(mined),
+            Input::Receipt(receipt) => return Ok(self.received(*receipt, moment)),
             Input::Removed(block) => return Ok(self.left(block.number, |left| left == block)),
             Input::Restarted(above) => return Ok(self.left(above.saturating_add(1), |left| left.number > *above)),
             Input::Final(number) => self.finalized(*number),
@@ -92,7 +94,7 @@ impl Outgoing {
         let attempt = self.attempt(hash)?;
         let since = *attempt.first_sent.get_or_insert(moment.time);
         attempt.last_sent = Some(moment.time);
-        attempt.accepted |= is_taken;
+        attempt.accepted = attempt.accepted.or(is_taken.then_some(moment.blocks));
         if self.phase == Phase::Signed {
             self.phase = Phase::Broadcast;
         }
@@ -114,9 +116,10 @@ impl Outgoing {
                 None
             }
             Answer::InsufficientFunds { overshot } => Some(Notice::InsufficientFunds { overshot }),
-            Answer::Reverted => {
+            Answer::Reverted => Some(Notice::Reverted),
+            Answer::RevertedByAll => {
                 let has_waited = moment.time.saturating_sub(since) >= moment.pace.stuck_after;
-                let is_hopeless = has_waited && moment.is_lowest && self.live().all(|attempt| !attempt.accepted);
+                let is_hopeless = has_waited && moment.is_lowest && self.live().all(|attempt| attempt.accepted.is_none());
                 self.dropping |= is_hopeless;
                 Some(if is_hopeless { Notice::GivenUp } else { Notice::Reverted })
             }
@@ -133,7 +136,7 @@ impl Outgoing {
                     let (before, after) = (before.block, mined.block);
                     return Ok(Some(self.freeze(format!("it is in block {after} and in block {before} at once"))));
                 }
-                // Told again, after a restart; or what was left open.
+                // Told again, after a restart.
                 if before.succeeded.is_none() && mined.succeeded.is_some() {
                     *before = *mined;
                 }
@@ -156,6 +159,26 @@ impl Outgoing {
         }
         self.set_mined(mined);
         Ok(None)
+    }
+
+    /// One that comes late says nothing: its block may have left the chain, and nobody takes it back once more.
+    fn received(&mut self, receipt: Option<Mined>, moment: &Moment) -> Option<Notice> {
+        if !self.awaits_receipt() {
+            return None;
+        }
+        let answers_it = |receipt: &Mined| match self.phase {
+            Phase::Mined(mined) => (mined.block, mined.hash) == (receipt.block, receipt.hash) && receipt.succeeded.is_some(),
+            _ => self.live().any(|attempt| attempt.hash == receipt.hash),
+        };
+        match (self.phase, receipt.filter(answers_it)) {
+            (Phase::Mined(_), Some(receipt)) => self.phase = Phase::Mined(receipt),
+            (_, Some(receipt)) => self.set_mined(&receipt),
+            (phase, None) => {
+                self.tried = Some(moment.time);
+                return Some(if phase == Phase::Lost { Notice::Lost } else { Notice::StatusUnknown });
+            }
+        }
+        None
     }
 
     fn set_mined(&mut self, mined: &Mined) {
@@ -334,7 +357,7 @@ impl Outgoing {
         if !is_due {
             return Vec::new();
         }
-        let taken = self.sendable().rfind(|attempt| attempt.accepted).filter(|taken| taken.hash != newest.hash);
+        let taken = self.sendable().rfind(|attempt| attempt.accepted.is_some()).filter(|taken| taken.hash != newest.hash);
         taken.into_iter().chain([newest]).collect()
     }
 
@@ -345,8 +368,10 @@ impl Outgoing {
         let cancels = newest.cancels || self.is_unwanted();
         let max_fee = if cancels { pace.max_fee } else { pace.max_payload_fee() };
         let waited = newest.first_sent.map(|sent| moment.time.saturating_sub(sent));
-        // What no pool takes for another reason is not in one: to raise it would only make it dearer.
-        let is_in_pool = !matches!(self.told, Some(Notice::InsufficientFunds { .. } | Notice::Reverted | Notice::NonceUsed));
+        // What no pool takes for another reason is not in one: to raise it would only make it dearer. Nor does it say anything
+        // of the price that no node answers, or that no block comes.
+        let is_in_pool = !matches!(self.told, Some(Notice::InsufficientFunds { .. } | Notice::Reverted | Notice::NonceUsed))
+            && newest.accepted.is_some_and(|blocks| blocks < moment.blocks);
         let is_stuck = moment.is_lowest && is_in_pool && waited.is_some_and(|waited| waited >= pace.stuck_after);
         let is_refused = self.underpriced && waited.is_some_and(|waited| waited >= pace.raise_after);
         if !(is_stuck || is_refused || self.awaits_signature()) {

@@ -1,7 +1,7 @@
 //! Outgoing transactions in Postgres: all statements about them, but those that [`history`](super::history) has.
 //!
-//! Whoever changes one locks its lane first, and then its row, so that nobody gives out a nonce beside and nobody waits in a
-//! circle.
+//! Whoever changes one locks its lane first, so that nobody gives out a nonce beside, and nobody writes a row that somebody else
+//! has read. Several lanes are locked in their order, so that nobody waits in a circle.
 
 use super::content::{Content, SignedBytes};
 use super::outgoing::{Attempt, Kind, Order, Outgoing, Pace};
@@ -25,6 +25,17 @@ pub struct Lane {
     /// The lowest nonce that waits for a block, and how many do.
     pub lowest: Option<u64>,
     pub in_flight: usize,
+    /// How many blocks of the chain were read.
+    pub blocks: u64,
+}
+
+/// Up to where a lane's transactions are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CountAt {
+    /// The newest block that was read.
+    pub block: B256,
+    /// How often blocks had left the chain by then.
+    removals: i64,
 }
 
 /// One to queue.
@@ -146,32 +157,35 @@ pub async fn set_next_at(db: &impl GenericClient, lane: &LaneId, time: u64) -> R
     Ok(())
 }
 
-/// The newest block that was read, if the lane waits for what the chain counts up to it.
+/// Up to where it is to be asked what the chain counts, if the lane waits for that.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn block_to_count(db: &impl GenericClient, lane: &LaneId) -> Result<Option<B256>, Failure> {
+pub async fn block_to_count(db: &impl GenericClient, lane: &LaneId) -> Result<Option<CountAt>, Failure> {
+    // A record that is being applied is waited for: it may not have seen that the lane is ours. All later ones note what
+    // strangers use above this block.
     let statement = db
         .prepare_cached(
-            "SELECT c.head_hash FROM outgoing_lanes l JOIN outgoing_chains c USING (chain_id)
-             WHERE l.chain_id = $1 AND l.sender = $2 AND l.counted IS NULL AND c.head_hash IS NOT NULL",
+            "SELECT c.head_hash, c.removals FROM outgoing_lanes l JOIN outgoing_chains c USING (chain_id)
+             WHERE l.chain_id = $1 AND l.sender = $2 AND l.counted IS NULL AND c.head_hash IS NOT NULL FOR SHARE OF c",
         )
         .await?;
     let (chain, sender) = parameters(lane);
-    Ok(db.query_opt(&statement, &[&chain, &sender]).await?.map(|row| B256::from_slice(row.get(0))))
+    let row = db.query_opt(&statement, &[&chain, &sender]).await?;
+    Ok(row.map(|row| CountAt { block: B256::from_slice(row.get(0)), removals: row.get(1) }))
 }
 
-/// Notes what the chain counts up to a block, if that is still the newest that was read: below it nothing of ours is then
-/// unseen, unless blocks are missing. Returns which rows wait for a block although their nonce is below the count, or were lost
-/// although it is not.
+/// Notes what the chain counts up to a block, if none has left the chain since it was asked: up to that one nothing of ours is
+/// then unseen, unless blocks are missing, and what was read since is noted beside. Returns which rows wait for a block although
+/// their nonce is below the count, or were lost although it is not.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn set_counted(tx: &impl GenericClient, lane: &LaneId, block: B256, count: u64) -> Result<Vec<Uuid>, Failure> {
+pub async fn set_counted(tx: &impl GenericClient, lane: &LaneId, at: &CountAt, count: u64) -> Result<Vec<Uuid>, Failure> {
     // Whoever reads the chain's next record waits.
-    let statement = tx.prepare_cached("SELECT FROM outgoing_chains WHERE chain_id = $1 AND head_hash = $2 FOR SHARE").await?;
+    let statement = tx.prepare_cached("SELECT FROM outgoing_chains WHERE chain_id = $1 AND removals = $2 FOR SHARE").await?;
     let (chain, sender) = parameters(lane);
-    if tx.query_opt(&statement, &[&chain, &block.as_slice()]).await?.is_none() {
+    if tx.query_opt(&statement, &[&chain, &at.removals]).await?.is_none() {
         return Ok(Vec::new());
     }
     let statement = tx
@@ -179,7 +193,10 @@ pub async fn set_counted(tx: &impl GenericClient, lane: &LaneId, block: B256, co
             "UPDATE outgoing_lanes SET counted = $3, counted_in = $4 WHERE chain_id = $1 AND sender = $2 AND counted IS NULL",
         )
         .await?;
-    tx.execute(&statement, &[&chain, &sender, &bigint(count), &block.as_slice()]).await?;
+    // Somebody else has counted meanwhile, and at a later block perhaps.
+    if tx.execute(&statement, &[&chain, &sender, &bigint(count), &at.block.as_slice()]).await? == 0 {
+        return Ok(Vec::new());
+    }
     let statement = tx
         .prepare_cached(
             "SELECT id FROM outgoing WHERE chain_id = $1 AND sender = $2
@@ -204,14 +221,16 @@ pub async fn lock(tx: &impl GenericClient, lane: &LaneId) -> Result<Option<Lane>
     let statement = tx
         .prepare_cached(
             "SELECT (SELECT max(nonce) FROM outgoing_nonces WHERE chain_id = $1 AND sender = $2),
-                 (SELECT max(nonce) FROM outgoing_foreign WHERE chain_id = $1 AND sender = $2), min(nonce), count(*)
+                 (SELECT max(nonce) FROM outgoing_foreign WHERE chain_id = $1 AND sender = $2), min(nonce), count(*),
+                 (SELECT blocks FROM outgoing_chains WHERE chain_id = $1)
              FROM outgoing WHERE chain_id = $1 AND sender = $2 AND state IN ('signed', 'broadcast')",
         )
         .await?;
     let row = tx.query_one(&statement, &[&chain, &sender]).await?;
     let number = |column| row.get::<_, Option<i64>>(column).map(unsigned);
     let in_flight = usize::try_from(row.get::<_, i64>(3)).unwrap_or_default();
-    Ok(Some(Lane { counted, given: number(0), foreign: number(1), lowest: number(2), in_flight }))
+    let blocks = number(4).unwrap_or_default();
+    Ok(Some(Lane { counted, given: number(0), foreign: number(1), lowest: number(2), in_flight, blocks }))
 }
 
 /// The nonces of a lane that wait for a block, and the next lower one of each that was given out or that a stranger used.
@@ -254,7 +273,17 @@ pub async fn due(tx: &impl GenericClient, lane: &LaneId, now: u64, limit: usize,
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Loads rows and locks them, in the order of the ids.
+/// The lane of a transaction; `None` if there is none with this id.
+///
+/// # Errors
+/// When the database fails.
+pub async fn lane_of(db: &impl GenericClient, id: Uuid) -> Result<Option<LaneId>, Failure> {
+    let statement = db.prepare_cached("SELECT chain_id, sender FROM outgoing WHERE id = $1").await?;
+    let row = db.query_opt(&statement, &[&id]).await?;
+    Ok(row.map(|row| LaneId { chain: ChainId(unsigned(row.get(0))), sender: Address::from_slice(row.get(1)) }))
+}
+
+/// Loads rows, whose lane is locked.
 ///
 /// # Errors
 /// When the database fails, or a row holds what no row can.
@@ -264,7 +293,7 @@ pub async fn load(tx: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Stored>, 
             "SELECT id, kind, chain_id, sender, recipient, value::text, data, gas_limit, authorizations, idempotency_key,
                  request_hash, state, nonce, dropping, underpriced, told, mined_hash, block_hash, block_number, succeeded,
                  gas_used, gas_price::text, replaced_in, frozen, tried
-             FROM outgoing WHERE id = ANY($1) ORDER BY id FOR UPDATE",
+             FROM outgoing WHERE id = ANY($1) ORDER BY id",
         )
         .await?;
     let mut rows = tx.query(&statement, &[&ids]).await?.iter().map(read_row).collect::<Result<Vec<_>, _>>()?;
@@ -317,7 +346,7 @@ pub async fn store_attempt(
     let raw = &signed.raw[..];
     tx.execute(&statement, &[&signed.hash.as_slice(), &stored.id, &chain, &sender, &bigint(nonce), &raw, &tip, &cap, &cancels])
         .await?;
-    let (hash, acknowledged, accepted, first_sent, last_sent) = (signed.hash, false, false, None, None);
+    let (hash, acknowledged, accepted, first_sent, last_sent) = (signed.hash, false, None, None, None);
     Ok(Attempt { hash, nonce, fees, cancels, acknowledged, accepted, first_sent, last_sent })
 }
 
@@ -377,7 +406,8 @@ pub async fn save(tx: &impl GenericClient, id: Uuid, before: &Outgoing, after: &
     for attempt in after.attempts.iter().filter(|attempt| !before.attempts.contains(attempt)) {
         let (first, last) = (attempt.first_sent.map(bigint), attempt.last_sent.map(bigint));
         let Attempt { hash, acknowledged, accepted, .. } = attempt;
-        tx.execute(&statement, &[&hash.as_slice(), acknowledged, &first, &last, accepted]).await?;
+        let accepted = accepted.map(bigint);
+        tx.execute(&statement, &[&hash.as_slice(), acknowledged, &first, &last, &accepted]).await?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use super::fold::{self, Stepped};
 use super::history;
 use super::lane::{gaps, next_nonce};
 use super::node::Nodes;
-use super::outgoing::{Action, Input, Kind, Moment, Notice, Order, Outgoing, Pace, Phase};
+use super::outgoing::{Action, Input, Kind, Mined, Moment, Notice, Order, Outgoing, Pace, Phase};
 use super::rows::{LaneId, Stored};
 use super::step::step;
 use super::store::{self, Lane, NewOutgoing, Record};
@@ -123,11 +123,11 @@ impl Engine {
     /// Asks what the chain counts, where that is not known. Those that wait for a block with a nonce below are in a block that
     /// was not read.
     async fn count(&self, lane: &LaneId) -> Result<(), Failure> {
-        let Some(block) = store::block_to_count(&self.pool.get().await?, lane).await? else { return Ok(()) };
-        let Some(count) = self.nodes.count_at(lane.sender, block).await else { return Ok(()) };
+        let Some(at) = store::block_to_count(&self.pool.get().await?, lane).await? else { return Ok(()) };
+        let Some(count) = self.nodes.count_at(lane.sender, at.block).await else { return Ok(()) };
         let mut db = self.pool.get().await?;
         let tx = db.transaction().await?;
-        let lost = store::set_counted(&tx, lane, block, count).await?;
+        let lost = store::set_counted(&tx, lane, &at, count).await?;
         let lost: Vec<_> = lost.into_iter().map(|id| (id, Input::Counted(count))).collect();
         fold::apply_alone(&tx, lane, &lost, &self.pace).await?;
         Ok(tx.commit().await?)
@@ -147,7 +147,7 @@ impl Engine {
                 due.into_iter().map(|id| (id, Input::Tick)).collect()
             }
         };
-        let moment = Moment { time: now.seconds, market: now.market, is_lowest: false, pace: self.pace };
+        let moment = Moment { time: now.seconds, market: now.market, is_lowest: false, blocks: locked.blocks, pace: self.pace };
         let mut stepped = fold::apply(&tx, Some(&locked), &inputs, &moment).await?;
         let mut is_held_up = false;
         for Stepped { stored, actions } in &mut stepped {
@@ -284,20 +284,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Reads what blocks were read without. A receipt counts if its block is the one that was read, or a final one.
+    /// Reads what blocks were read without. What is in no block that was read counts in a final one.
     async fn read_receipts(&self, stepped: &[Stepped], inputs: &mut Vec<(Uuid, Input)>) -> Result<(), Failure> {
         let is_asked = |stepped: &&Stepped| stepped.actions.contains(&Action::AskReceipt);
         for Stepped { stored, .. } in stepped.iter().filter(is_asked) {
             let final_number = history::final_number(&self.pool.get().await?, self.chain).await?;
-            let (hashes, notice) = match stored.outgoing.phase {
-                Phase::Mined(mined) => (vec![mined.hash], Notice::StatusUnknown),
-                _ => (stored.outgoing.live().map(|attempt| attempt.hash).collect(), Notice::Lost),
+            let (hashes, is_read) = match stored.outgoing.phase {
+                Phase::Mined(mined) => (vec![mined.hash], true),
+                _ => (stored.outgoing.live().map(|attempt| attempt.hash).collect(), false),
             };
-            let receipt = self.nodes.receipt(&hashes).await.filter(|receipt| match stored.outgoing.phase {
-                Phase::Mined(mined) => receipt.block == mined.block && receipt.succeeded.is_some(),
-                _ => final_number.is_some_and(|number| receipt.block.number <= number),
-            });
-            inputs.push((stored.id, receipt.map_or(Input::InVain(notice), Input::SeenInBlock)));
+            let is_final = |receipt: &Mined| final_number.is_some_and(|number| receipt.block.number <= number);
+            let receipt = self.nodes.receipt(&hashes).await.filter(|receipt| is_read || is_final(receipt));
+            inputs.push((stored.id, Input::Receipt(receipt)));
         }
         Ok(())
     }

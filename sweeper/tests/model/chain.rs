@@ -80,17 +80,22 @@ impl World {
 
     /// Sends it to all nodes. The first that has it counts.
     pub(super) fn send(&mut self, hash: B256) -> Answer {
-        let honest = self.send_to_honest(hash);
+        let honest = if self.is_out { Answer::Unknown } else { self.send_to_honest(hash) };
         let lying = match self.lie {
             Lie::None => honest,
             Lie::Says(answer, _) => answer,
             Lie::Forges => Answer::Accepted,
         };
-        Answer::best([lying, if self.lags { Answer::Unknown } else { honest }, honest])
+        let answer = Answer::best(&[lying, if self.lags { Answer::Unknown } else { honest }, honest]);
+        let signed = self.signed.get_mut(&hash).unwrap();
+        let is_taken = matches!(answer, Answer::Accepted | Answer::AlreadyThere);
+        signed.taken = signed.taken.or(is_taken.then_some(self.blocks));
+        answer
     }
 
     /// What enough of the three nodes say: the liar, one that may lag, and an honest one.
     pub(super) fn agreed<T: Clone + PartialEq>(&self, lie: Option<T>, truth: Option<T>) -> Option<T> {
+        let truth = truth.filter(|_| !self.is_out);
         let lagging = truth.clone().filter(|_| !self.lags);
         let lying = if self.lie == Lie::None { truth.clone() } else { lie };
         let mut said = Agreement::new(2);
@@ -139,7 +144,7 @@ impl World {
 
     pub(super) fn foreign(&mut self, above: u64) {
         let (nonce, hash) = (self.count() + above, self.hash());
-        self.signed.insert(hash, Signed { row: None, nonce, fees: Fees { tip: 50, cap: 4000 }, cancels: false });
+        self.signed.insert(hash, Signed { row: None, nonce, fees: Fees { tip: 50, cap: 4000 }, cancels: false, taken: None });
         self.pool.insert(nonce, hash);
     }
 }

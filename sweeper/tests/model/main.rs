@@ -1,11 +1,15 @@
 //! The engine's rules against a simulated chain: reorgs, deeper than what was final too, pools that forget, answers and
 //! processes that are lost between any two steps, two processes at once, records that are lost before they are read, a sender
 //! with little coin, a stranger who signs with the same key, people who change their mind; one node of three that lies about
-//! all it is asked, and another that lags. What is kept is what Postgres and Kafka keep.
+//! all it is asked, another that lags, and times when no honest one answers; answers that come when the chain has gone on. What
+//! is kept is what Postgres and Kafka keep.
 //!
-//! However it went: no id is ever in two transactions of the chain, nothing is sent before Kafka has it, nothing that pays is
-//! sent when it is not wanted or when a block shows it paid, and once the faults end (but for the liar), each id ends, with a
-//! receipt of its own, and no nonce is left out.
+//! However it went: no id is ever in two transactions of the chain, nothing is told as paid that the chain has not, nothing is
+//! sent before Kafka has it, nothing that pays is sent when it is not wanted or when a block shows it paid, nothing is raised
+//! that no node took, or cancelled that somebody wants; and once the faults end (but for the liar), each id ends, with a receipt
+//! of its own, and no nonce is left out.
+//!
+//! `PROPTEST_CASES=10000 cargo test -p sweeper --test model` tries more.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,14 +36,15 @@ const MAX_ROUNDS: usize = 400;
 enum Op {
     Queue,
     Drop(usize),
-    /// Says what is to be done for one, and does so many of it after the first so many. The last may be lost after it took
-    /// effect.
+    /// Says what is to be done for one, and does so many of it after the first so many.
     Work {
         row: usize,
         skip: usize,
         actions: usize,
-        is_lost: bool,
+        fate: Fate,
     },
+    /// So many answers that were on their way are noted.
+    Hear(usize),
     /// A block with the first so many transactions that can be mined.
     Mine(usize),
     /// Takes so many blocks off; their transactions go back into the pool, or are lost.
@@ -47,6 +52,8 @@ enum Op {
         depth: usize,
         into_pool: bool,
     },
+    /// A block is mined and read, something is done for one, and the answers are noted when the block has left the chain.
+    Overtake(usize),
     /// One that takes off final blocks, and mines attempts of nonces that were given up.
     DeepReorg(usize),
     /// A second process has read what is to be done for one.
@@ -63,6 +70,8 @@ enum Op {
     Lie(Lie),
     /// Another lags, and knows no new block and no transaction.
     Lag(bool),
+    /// No honest node answers, or takes anything.
+    Outage(bool),
     /// The sender can pay no higher cap.
     Funds(u128),
     /// The pool forgets every so-manieth transaction.
@@ -71,6 +80,26 @@ enum Op {
     Foreign(u64),
     Wait(u64),
     Price(u128),
+}
+
+/// What becomes of the answers to what a process did: the last may be lost after it took effect, and all may come late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Noted,
+    LastLost,
+    Late,
+}
+
+/// An answer that is on its way.
+#[derive(Clone, Debug)]
+enum Answered {
+    Input(usize, Input),
+    /// Asked at this block, after so many removals.
+    Count {
+        at: BlockRef,
+        removals: u64,
+        count: u64,
+    },
 }
 
 /// What a node says, whatever is true.
@@ -104,6 +133,8 @@ struct Signed {
     nonce: u64,
     fees: Fees,
     cancels: bool,
+    /// How many blocks had been read when a node took it first.
+    taken: Option<u64>,
 }
 
 #[derive(Default)]
@@ -119,8 +150,13 @@ struct World {
     foreign: BTreeMap<u64, BlockRef>,
     read_final: Option<u64>,
     read_head: Option<BlockRef>,
-    /// By another process: of which row, and what.
-    left: Vec<(usize, Action)>,
+    blocks: u64,
+    removals: u64,
+    /// By another process: of which row, what it was when it was read, and what is to be done.
+    left: Vec<(usize, Outgoing, Action)>,
+    on_their_way: Vec<Answered>,
+    /// What somebody does not want any more.
+    unwanted: BTreeSet<usize>,
     /// What is in the blocks that were read.
     shown: BTreeSet<B256>,
     // Kafka.
@@ -134,6 +170,7 @@ struct World {
     pool: BTreeMap<u64, B256>,
     lie: Lie,
     lags: bool,
+    is_out: bool,
     funds: u128,
     /// Final blocks have left the chain.
     is_broken: bool,
@@ -155,14 +192,27 @@ impl World {
         let rows = self.rows.len();
         match *op {
             Op::Queue => self.rows.push(Outgoing::queued(Kind::Payout)),
-            Op::Drop(row) if rows > 0 => drop(self.apply(row % rows, &Input::Drop)),
-            Op::Work { row, skip, actions, is_lost } if rows > 0 => self.work(row % rows, skip, actions, is_lost),
+            Op::Drop(row) if rows > 0 => {
+                self.unwanted.insert(row % rows);
+                self.apply(row % rows, &Input::Drop);
+            }
+            Op::Work { row, skip, actions, fate } if rows > 0 => self.work(row % rows, skip, actions, fate),
             Op::Leave(row) if rows > 0 => self.leave(row % rows),
-            Op::Drop(_) | Op::Work { .. } | Op::Leave(_) => {}
+            Op::Overtake(row) if rows > 0 => {
+                self.mine(usize::MAX);
+                self.read_all();
+                self.work(row % rows, 0, usize::MAX, Fate::Late);
+                self.reorg(1, true);
+                self.read_all();
+                self.hear(usize::MAX);
+            }
+            Op::Drop(_) | Op::Work { .. } | Op::Leave(_) | Op::Overtake(_) => {}
             Op::Resume(actions) => self.resume(actions),
+            Op::Hear(answers) => self.hear(answers),
             Op::Hole(records) => self.lose_records(records),
             Op::Lie(lie) => self.lie = lie,
             Op::Lag(lags) => self.lags = lags,
+            Op::Outage(is_out) => self.is_out = is_out,
             Op::Funds(funds) => self.funds = funds,
             Op::DeepReorg(depth) => self.deep_reorg(depth),
             Op::Mine(most) => self.mine(most),
@@ -186,15 +236,14 @@ impl World {
 
     /// Nothing fails any more, but for the liar.
     fn settle(&mut self) {
-        (self.price, self.lags, self.funds) = (10, false, u128::MAX);
+        (self.price, self.lags, self.is_out, self.funds) = (10, false, false, u128::MAX);
+        self.hear(usize::MAX);
         for _ in 0..MAX_ROUNDS {
             self.now += 40;
-            (0..self.rows.len()).for_each(|row| self.work(row, 0, usize::MAX, false));
+            (0..self.rows.len()).for_each(|row| self.work(row, 0, usize::MAX, Fate::Noted));
             self.mine(usize::MAX);
             self.finalize(0);
-            while self.read < self.chain_blocks.len() {
-                self.read_record();
-            }
+            self.read_all();
             if self.rows.iter().all(|row| self.is_settled(row)) {
                 return;
             }
@@ -252,21 +301,28 @@ fn lie() -> impl Strategy<Value = Lie> {
     prop_oneof![3 => says.prop_map(|(answer, count)| Lie::Says(answer, count)), 1 => Just(Lie::Forges), 1 => Just(Lie::None)]
 }
 
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![2 => Just(Fate::Noted), 2 => Just(Fate::LastLost), 1 => Just(Fate::Late)]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         3 => Just(Op::Queue),
         1 => any::<usize>().prop_map(Op::Drop),
-        12 => (any::<usize>(), prop_oneof![4 => Just(0_usize), 1 => 1_usize..3], 0_usize..4, any::<bool>())
-            .prop_map(|(row, skip, actions, is_lost)| Op::Work { row, skip, actions, is_lost }),
+        12 => (any::<usize>(), prop_oneof![4 => Just(0_usize), 1 => 1_usize..3], 0_usize..4, fate())
+            .prop_map(|(row, skip, actions, fate)| Op::Work { row, skip, actions, fate }),
+        2 => (1_usize..4).prop_map(Op::Hear),
         5 => (0_usize..4).prop_map(Op::Mine),
         2 => (1_usize..5, any::<bool>()).prop_map(|(depth, into_pool)| Op::Reorg { depth, into_pool }),
         1 => any::<usize>().prop_map(Op::Leave),
+        1 => any::<usize>().prop_map(Op::Overtake),
         1 => (1_usize..4).prop_map(Op::Resume),
         2 => (0_usize..6).prop_map(Op::Finalize),
         5 => (1_usize..6).prop_map(Op::Read),
         1 => (1_usize..4).prop_map(Op::Forget),
         1 => lie().prop_map(Op::Lie),
         1 => any::<bool>().prop_map(Op::Lag),
+        1 => any::<bool>().prop_map(Op::Outage),
         1 => prop_oneof![Just(u128::MAX), Just(23), Just(700)].prop_map(Op::Funds),
         1 => (0_u64..3).prop_map(Op::Foreign),
         4 => (1_u64..40).prop_map(Op::Wait),
@@ -274,9 +330,14 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Some seconds of cases, unless more are asked for.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").map_or(400, |cases| cases.parse().unwrap())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 3000,
+        cases: cases(),
         max_shrink_iters: 20_000,
         failure_persistence: None,
         ..ProptestConfig::default()

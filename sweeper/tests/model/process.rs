@@ -1,6 +1,6 @@
 //! The process: what the store, the fold and the engine do with the rows.
 
-use super::{Lie, PACE, Record, Signed, World};
+use super::{Answered, Fate, Lie, PACE, Record, Signed, World};
 use alloy::primitives::B256;
 use sweeper::engine::fees::Market;
 use sweeper::engine::lane::{gaps, next_nonce};
@@ -11,14 +11,50 @@ impl World {
     pub(super) fn moment(&self, row: usize) -> Moment {
         let lowest = self.rows.iter().filter(|row| row.waits_for_block()).filter_map(|row| row.nonce).min();
         let market = Some(Market { base: Some(self.price), tip: 2 });
-        Moment { time: self.now, market, is_lowest: self.rows[row].nonce == lowest, pace: PACE }
+        Moment { time: self.now, market, is_lowest: self.rows[row].nonce == lowest, blocks: self.blocks, pace: PACE }
     }
 
     pub(super) fn apply(&mut self, row: usize, input: &Input) -> Vec<Action> {
         let step =
             step(&self.rows[row], input, &self.moment(row)).unwrap_or_else(|error| panic!("{error}: {:?}", self.rows[row]));
         self.rows[row] = step.next;
+        self.check_told(row);
         step.actions
+    }
+
+    /// Nothing is told as over that the chain does not have, and nothing is cancelled that somebody wants.
+    fn check_told(&self, row: usize) {
+        let outgoing = &self.rows[row];
+        assert!(!outgoing.dropping || self.unwanted.contains(&row), "nobody wanted it cancelled: {outgoing:?}");
+        let (Phase::Final(told) | Phase::Failed(told) | Phase::Dropped(Some(told))) = outgoing.phase else { return };
+        let block = self.chain.get(told.block.number as usize);
+        let is_there = block.is_some_and(|block| block.reference == told.block && block.transactions.contains(&told.hash));
+        assert!(is_there || self.is_broken, "the chain does not have it: {outgoing:?}");
+    }
+
+    /// Notes an answer, or leaves it on its way.
+    fn answer(&mut self, answered: Answered, fate: Fate) {
+        match fate {
+            Fate::Noted => self.note(answered),
+            Fate::LastLost => {}
+            Fate::Late => self.on_their_way.push(answered),
+        }
+    }
+
+    fn note(&mut self, answered: Answered) {
+        match answered {
+            Answered::Input(row, input) => drop(self.apply(row, &input)),
+            Answered::Count { at, removals, count } if self.counted.is_none() && self.removals == removals => {
+                (self.counted, self.counted_in) = (Some(count), Some(at.hash));
+                (0..self.rows.len()).for_each(|row| drop(self.apply(row, &Input::Counted(count))));
+            }
+            Answered::Count { .. } => {}
+        }
+    }
+
+    pub(super) fn hear(&mut self, answers: usize) {
+        let heard: Vec<_> = self.on_their_way.drain(..answers.min(self.on_their_way.len())).collect();
+        heard.into_iter().for_each(|answered| self.note(answered));
     }
 
     /// What the store does in one transaction of Postgres.
@@ -31,20 +67,24 @@ impl World {
         };
         assert_eq!(*self.given.entry(nonce).or_insert(row), row, "nonce {nonce} is given out twice");
         let (hash, Order { fees, cancels, .. }) = (self.hash(), *order);
-        self.signed.insert(hash, Signed { row: Some(row), nonce, fees, cancels });
-        let (acknowledged, accepted, first_sent, last_sent) = (false, false, None, None);
+        let outgoing = &self.rows[row];
+        if let Some(old) = outgoing.live().next_back().filter(|old| old.cancels == cancels && !outgoing.underpriced) {
+            let taken = self.signed[&old.hash].taken;
+            assert!(taken.is_some_and(|blocks| blocks < self.blocks), "raised, and no block refused it: {outgoing:?}");
+        }
+        self.signed.insert(hash, Signed { row: Some(row), nonce, fees, cancels, taken: None });
+        let (acknowledged, accepted, first_sent, last_sent) = (false, None, None, None);
         let attempt = Attempt { hash, nonce, fees, cancels, acknowledged, accepted, first_sent, last_sent };
         self.apply(row, &Input::Signed(attempt));
     }
 
-    pub(super) fn perform(&mut self, row: usize, action: Action, is_lost: bool) {
+    /// Does what was to be done for a row as it was when it was `read`.
+    pub(super) fn perform(&mut self, row: usize, read: &Outgoing, action: Action, fate: Fate) {
         match action {
             Action::Sign(order) => self.sign(row, &order),
             Action::Publish(hash) => {
                 self.records.insert(hash);
-                if !is_lost {
-                    self.apply(row, &Input::Acknowledged(hash));
-                }
+                self.answer(Answered::Input(row, Input::Acknowledged(hash)), fate);
             }
             Action::Broadcast(hash) => {
                 assert!(self.records.contains(&hash), "it is sent before Kafka has it");
@@ -53,21 +93,16 @@ impl World {
                 assert!(is_wanted || self.signed[&hash].cancels, "it pays, and is not wanted: {outgoing:?}");
                 assert!(!self.is_shown_paid(row), "a block shows it paid: {outgoing:?}");
                 let answer = self.send(hash);
-                if !is_lost {
-                    self.apply(row, &Input::Answer(hash, answer));
-                }
+                self.answer(Answered::Input(row, Input::Answer(hash, answer)), fate);
             }
             Action::AskReceipt => {
-                let (hashes, mined) = match self.rows[row].phase {
-                    Phase::Mined(mined) => (vec![mined.hash], Some(mined)),
-                    _ => (self.rows[row].live().map(|attempt| attempt.hash).collect(), None),
+                let (hashes, is_read) = match read.phase {
+                    Phase::Mined(mined) => (vec![mined.hash], true),
+                    _ => (read.live().map(|attempt| attempt.hash).collect(), false),
                 };
-                let receipt = self.receipt(&hashes).filter(|receipt| match mined {
-                    Some(mined) => receipt.block == mined.block,
-                    None => self.read_final.is_some_and(|number| receipt.block.number <= number),
-                });
-                let input = receipt.map_or(Input::InVain(Notice::Lost), Input::SeenInBlock);
-                self.apply(row, &input);
+                let is_final = |number: u64| self.read_final.is_some_and(|last| number <= last);
+                let receipt = self.receipt(&hashes).filter(|receipt| is_read || is_final(receipt.block.number));
+                self.answer(Answered::Input(row, Input::Receipt(receipt)), fate);
             }
             Action::FillGaps => {
                 let below = |nonce: u64| {
@@ -96,24 +131,24 @@ impl World {
     }
 
     /// Asks what the chain counts up to the newest block that was read.
-    pub(super) fn count_lane(&mut self) {
+    pub(super) fn count_lane(&mut self, fate: Fate) {
         let (None, Some(head)) = (self.counted, self.read_head) else { return };
         let at = head.number as usize;
         let truth = self.chain.get(at).filter(|block| block.reference == head).map(|_| self.count_in(at + 1));
         let lie = if let Lie::Says(_, count) = self.lie { Some(count) } else { Some(0) };
         let Some(count) = self.agreed(lie, truth) else { return };
-        (self.counted, self.counted_in) = (Some(count), Some(head.hash));
-        (0..self.rows.len()).for_each(|row| drop(self.apply(row, &Input::Counted(count))));
+        self.answer(Answered::Count { at: head, removals: self.removals, count }, fate);
     }
 
     pub(super) fn leave(&mut self, row: usize) {
         let actions = self.apply(row, &Input::Tick);
         let others = actions.into_iter().filter(|action| !matches!(action, Action::Sign(_) | Action::FillGaps));
-        self.left.extend(others.map(|action| (row, action)));
+        let read = self.rows[row].clone();
+        self.left.extend(others.map(|action| (row, read.clone(), action)));
     }
 
     pub(super) fn resume(&mut self, actions: usize) {
-        for (row, action) in self.left.drain(..actions.min(self.left.len())).collect::<Vec<_>>() {
+        for (row, read, action) in self.left.drain(..actions.min(self.left.len())).collect::<Vec<_>>() {
             // What may be sent is read from the rows once more.
             let may_be_sent = |hash: B256| {
                 let outgoing = &self.rows[row];
@@ -122,22 +157,22 @@ impl World {
             };
             match action {
                 Action::Broadcast(hash) if !may_be_sent(hash) => {}
-                Action::AskReceipt if !matches!(self.rows[row].phase, Phase::Mined(_) | Phase::Lost) => {}
-                action => self.perform(row, action, false),
+                action => self.perform(row, &read, action, Fate::Noted),
             }
         }
     }
 
-    pub(super) fn work(&mut self, row: usize, skip: usize, actions: usize, is_lost: bool) {
-        self.count_lane();
+    pub(super) fn work(&mut self, row: usize, skip: usize, actions: usize, fate: Fate) {
+        self.count_lane(fate);
         // An attempt is signed and stored in the transaction that says so.
         let (sign, due): (Vec<_>, Vec<_>) =
             self.apply(row, &Input::Tick).into_iter().partition(|action| matches!(action, Action::Sign(_)));
-        sign.into_iter().for_each(|action| self.perform(row, action, false));
+        sign.into_iter().for_each(|action| self.perform(row, &self.rows[row].clone(), action, Fate::Noted));
         let due: Vec<Action> = due.into_iter().skip(skip).take(actions).collect();
         let last = due.len();
         for (place, action) in (1..).zip(due) {
-            self.perform(row, action, is_lost && place == last);
+            let fate = if fate == Fate::LastLost && place < last { Fate::Noted } else { fate };
+            self.perform(row, &self.rows[row].clone(), action, fate);
         }
     }
 
@@ -150,9 +185,16 @@ impl World {
         let above = self.read_final.unwrap_or_default();
         self.foreign.retain(|_, block| block.number <= above);
         (self.counted, self.counted_in, self.read_head) = (None, None, None);
+        self.removals += 1;
         let final_blocks = self.chain.iter().take_while(|block| block.reference.number <= above);
         self.shown = final_blocks.flat_map(|block| &block.transactions).copied().collect();
         self.tell_all(&Input::Restarted(above));
+    }
+
+    pub(super) fn read_all(&mut self) {
+        while self.read < self.chain_blocks.len() {
+            self.read_record();
+        }
     }
 
     pub(super) fn read_record(&mut self) {
@@ -161,6 +203,7 @@ impl World {
         match record {
             Record::Added(block) => {
                 self.read_head = Some(block.reference);
+                self.blocks += 1;
                 for hash in &block.transactions {
                     let Signed { row, nonce, .. } = self.signed[hash];
                     if let Some(row) = row {
@@ -180,6 +223,7 @@ impl World {
             }
             Record::Removed(block) => {
                 self.read_head = None;
+                self.removals += 1;
                 self.foreign.retain(|_, used| *used != block.reference);
                 self.shown.retain(|hash| !block.transactions.contains(hash));
                 if self.counted_in == Some(block.reference.hash) {
@@ -189,9 +233,11 @@ impl World {
             }
             Record::Final(number) => {
                 self.read_final = self.read_final.max(Some(number));
-                let used = self.foreign.iter().rfind(|(_, block)| block.number <= number).map(|(nonce, _)| *nonce);
-                self.foreign.retain(|_, block| block.number > number);
-                self.counted = self.counted.map(|counted| counted.max(used.map_or(0, |used| used + 1)));
+                if let Some(counted) = self.counted {
+                    let used = self.foreign.iter().rfind(|(_, block)| block.number <= number).map(|(nonce, _)| *nonce);
+                    self.foreign.retain(|_, block| block.number > number);
+                    self.counted = Some(counted.max(used.map_or(0, |used| used + 1)));
+                }
                 self.tell_all(&Input::Final(number));
             }
         }

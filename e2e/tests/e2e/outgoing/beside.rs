@@ -1,0 +1,198 @@
+//! What happens beside a transaction of Postgres that is under way: each waits for the other, and nothing that one wrote is
+//! undone by the other.
+
+use super::rig::{CHAIN, PACE, Rig};
+use alloy::primitives::{Address, B256, Bytes};
+use anyhow::{Context as _, Result, bail, ensure};
+use deadpool_postgres::{GenericClient, Pool};
+use e2e::eventually;
+use std::future::Future;
+use sweeper::engine::answers::Answer;
+use sweeper::engine::content::SignedBytes;
+use sweeper::engine::fees::Fees;
+use sweeper::engine::fold::{ChainEvent, apply_chain_event, drop_outgoing};
+use sweeper::engine::history::SeenTransaction;
+use sweeper::engine::outgoing::{Input, Mined, Moment, Order, Outgoing, Phase};
+use sweeper::engine::rows::{LaneId, Stored};
+use sweeper::engine::step::step;
+use sweeper::engine::store::{Queued, block_to_count, load, lock, save, set_counted, store_attempt};
+use sweeper::keys::Signer as _;
+use topics::BlockRef;
+use uuid::Uuid;
+
+/// Above what the rig's node has.
+fn block(number: u64) -> BlockRef {
+    BlockRef { number: 1_000 + number, hash: B256::with_last_byte(number.to_be_bytes()[7]) }
+}
+
+fn transaction(from: Address, hash: B256, nonce: u64) -> SeenTransaction {
+    SeenTransaction { hash, from, nonce, succeeded: None, gas_used: None, gas_price: None }
+}
+
+fn ours(rig: &Rig) -> LaneId {
+    LaneId { chain: CHAIN, sender: rig.key.address() }
+}
+
+async fn queued(rig: &Rig, place: u64) -> Result<Uuid> {
+    let queued = rig.queue(place).await?;
+    let Queued::New(id) = queued else { bail!("{queued:?}") };
+    Ok(id)
+}
+
+async fn stored(db: &impl GenericClient, id: Uuid) -> Result<Stored> {
+    load(db, &[id]).await?.pop().context("its row")
+}
+
+/// Applies an input to a row whose lane is locked.
+async fn apply(db: &impl GenericClient, Stored { id, outgoing, .. }: &Stored, input: &Input) -> Result<()> {
+    let moment = Moment { time: 2_000, market: None, is_lowest: true, blocks: 0, pace: PACE };
+    Ok(save(db, *id, outgoing, &step(outgoing, input, &moment)?.next, &PACE).await?)
+}
+
+async fn applied(pool: Pool, event: ChainEvent) -> Result<()> {
+    let mut db = pool.get().await?;
+    let tx = db.transaction().await?;
+    apply_chain_event(&tx, CHAIN, &event, &PACE).await?;
+    Ok(tx.commit().await?)
+}
+
+/// Begins with `other`, and returns it when it waits for a lock, or has ended.
+async fn begun<T: Send + 'static>(
+    pool: &Pool,
+    other: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<tokio::task::JoinHandle<Result<T>>> {
+    let (db, other) = (pool.get().await?, tokio::spawn(other));
+    let sql = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("somebody who waits for a lock, or needs none", async || {
+        let waits = !db.query(sql, &[]).await?.is_empty();
+        Ok((waits || other.is_finished()).then_some(()))
+    })
+    .await?;
+    Ok(other)
+}
+
+/// Applies an input to a row as the engine does, while `other` goes on beside, and returns what the row is then.
+async fn beside(
+    rig: &Rig,
+    id: Uuid,
+    input: &Input,
+    other: impl Future<Output = Result<()>> + Send + 'static,
+) -> Result<Outgoing> {
+    let mut db = rig.pool.get().await?;
+    let tx = db.transaction().await?;
+    lock(&tx, &ours(rig)).await?.context("the lane")?;
+    let row = stored(&tx, id).await?;
+    let other = begun(&rig.pool, other).await?;
+    apply(&tx, &row, input).await?;
+    tx.commit().await?;
+    other.await??;
+    Ok(stored(&db, id).await?.outgoing)
+}
+
+/// Each of them writes the whole row.
+#[tokio::test]
+async fn what_changes_a_row_beside_the_engine_is_not_undone_by_it() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    let id = queued(&rig, 0).await?;
+    rig.turn(usize::MAX).await?;
+    let hash = stored(&rig.pool.get().await?, id).await?.outgoing.attempts[0].hash;
+
+    rig.apply(&ChainEvent::Added { block: block(1), transactions: vec![transaction(rig.key.address(), hash, 0)] }).await?;
+    let (succeeded, gas_used, gas_price) = (Some(true), Some(21_000), Some(1));
+    let receipt = Input::Receipt(Some(Mined { hash, block: block(1), succeeded, gas_used, gas_price }));
+    let removed = beside(&rig, id, &receipt, applied(rig.pool.clone(), ChainEvent::Removed(block(1)))).await?;
+    ensure!(removed.phase == Phase::Broadcast, "its block has left the chain: {removed:?}");
+
+    let pool = rig.pool.clone();
+    let answer = Input::Answer(hash, Answer::Accepted);
+    let dropped = beside(&rig, id, &answer, async move { Ok(drop_outgoing(&pool, id, &PACE).await?) }).await?;
+    ensure!(dropped.dropping, "it is not wanted any more: {dropped:?}");
+    ensure!(dropped.attempts[0].last_sent == Some(2_000), "and was sent: {dropped:?}");
+    Ok(())
+}
+
+/// It would wait for a block for ever: its nonce is used, and no record tells that again.
+#[tokio::test]
+async fn a_nonce_that_is_given_out_while_a_stranger_is_read_with_it_is_known_to_be_used() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    let id = queued(&rig, 0).await?;
+    let mut db = rig.pool.get().await?;
+    let tx = db.transaction().await?;
+    lock(&tx, &ours(&rig)).await?.context("the lane")?;
+    let row = stored(&tx, id).await?;
+    let order = Order { nonce: None, fees: Fees { tip: 1, cap: 2 }, cancels: false };
+    let signed = SignedBytes { hash: B256::repeat_byte(1), raw: Bytes::from_static(b"signed") };
+    let attempt = store_attempt(&tx, &row, 0, &order, &signed).await?;
+    let seen = transaction(rig.key.address(), B256::repeat_byte(2), 0);
+    let added = ChainEvent::Added { block: block(1), transactions: vec![seen] };
+    let other = begun(&rig.pool, applied(rig.pool.clone(), added)).await?;
+    apply(&tx, &row, &Input::Signed(attempt)).await?;
+    tx.commit().await?;
+    other.await??;
+    let outgoing = stored(&db, id).await?.outgoing;
+    ensure!(outgoing.phase == Phase::Replaced(block(1).number), "{outgoing:?}");
+    Ok(())
+}
+
+/// On a fast chain one comes while nodes are asked: no new sender would ever be counted. What strangers use in it counts.
+#[tokio::test]
+async fn a_count_holds_though_blocks_are_added_meanwhile() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    queued(&rig, 0).await?;
+    let (mut db, lane) = (rig.pool.get().await?, ours(&rig));
+    let at = block_to_count(&db, &lane).await?.context("a block")?;
+    let seen = transaction(lane.sender, B256::repeat_byte(2), 0);
+    rig.apply(&ChainEvent::Added { block: block(1), transactions: vec![seen] }).await?;
+    rig.apply(&ChainEvent::Final(block(1).number)).await?;
+    let tx = db.transaction().await?;
+    set_counted(&tx, &lane, &at, 0).await?;
+    // Somebody else was asked the same at another time.
+    set_counted(&tx, &lane, &at, 5).await?;
+    tx.commit().await?;
+    rig.turn(usize::MAX).await?;
+    let nonces = rig.nonces().await?;
+    ensure!(nonces == [("broadcast".to_owned(), 1)], "{nonces:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_count_of_a_block_is_forgotten_if_one_has_left_the_chain_meanwhile() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    queued(&rig, 0).await?;
+    let (mut db, lane) = (rig.pool.get().await?, ours(&rig));
+    for leaves in [ChainEvent::Removed(block(1)), ChainEvent::Restarted(rig.follower.told_final)] {
+        rig.apply(&ChainEvent::Added { block: block(1), transactions: Vec::new() }).await?;
+        let at = block_to_count(&db, &lane).await?.context("a block")?;
+        rig.apply(&leaves).await?;
+        rig.apply(&ChainEvent::Added { block: block(1), transactions: Vec::new() }).await?;
+        let tx = db.transaction().await?;
+        set_counted(&tx, &lane, &at, 0).await?;
+        let counted = lock(&tx, &lane).await?.context("the lane")?.counted;
+        ensure!(counted.is_none(), "{counted:?} after {leaves:?}");
+    }
+    Ok(())
+}
+
+/// A block that is being read may not know yet that a sender is ours: what strangers use in it is not noted, so that only a
+/// count up to it knows.
+#[tokio::test]
+async fn a_sender_that_is_new_is_counted_up_to_the_block_that_is_being_read() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    let mut db = rig.pool.get().await?;
+    let tx = db.transaction().await?;
+    let lane = ours(&rig);
+    let added = ChainEvent::Added { block: block(1), transactions: vec![transaction(lane.sender, B256::repeat_byte(2), 0)] };
+    apply_chain_event(&tx, CHAIN, &added, &PACE).await?;
+    queued(&rig, 0).await?;
+    let pool = rig.pool.clone();
+    let asked = begun(&rig.pool, async move { Ok(block_to_count(&pool.get().await?, &lane).await?) }).await?;
+    tx.commit().await?;
+    let at = asked.await??.context("a block")?;
+    ensure!(at.block == block(1).hash, "{at:?}");
+    Ok(())
+}

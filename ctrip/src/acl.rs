@@ -7,7 +7,7 @@
 use clap::{Subcommand, ValueEnum};
 use runtime::Settings;
 use std::fmt::Write as _;
-use topics::Topic::{self, Blocks, Cursors, Events, Intents, Logs, Matches, Quarantine, State};
+use topics::Topic::{self, Blocks, Cursors, Events, Intents, Logs, Matches, Quarantine, State, Sweeps};
 
 #[derive(Subcommand)]
 pub enum AclCommand {
@@ -35,7 +35,7 @@ struct KafkaRights {
     transactional_ids: &'static [&'static str],
 }
 
-const KAFKA: [KafkaRights; 5] = [
+const KAFKA: [KafkaRights; 6] = [
     KafkaRights {
         role: "ingest",
         reads: &[Cursors],
@@ -59,6 +59,13 @@ const KAFKA: [KafkaRights; 5] = [
     },
     KafkaRights { role: "api", reads: &[Intents, Events, Cursors], writes: &[Intents], groups: &[], transactional_ids: &[] },
     KafkaRights { role: "webhooks", reads: &[Events], writes: &[], groups: &["webhooks"], transactional_ids: &[] },
+    KafkaRights {
+        role: "sweeper",
+        reads: &[Blocks, Logs, Sweeps],
+        writes: &[Sweeps],
+        groups: &["sweeper"],
+        transactional_ids: &[],
+    },
 ];
 
 /// Groups that nobody joins: librdkafka asks for the coordinator of the group of each reader.

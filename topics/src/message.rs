@@ -32,4 +32,5 @@ message!(MatchesRecord, Matches, |r| r.chain_id.to_string());
 message!(PaymentIntent, Intents, |r| alloy::hex::encode_prefixed(&r.address));
 message!(PaymentEvent, Events, |r| r.payment_id.clone());
 message!(PaymentState, State, |r| r.payment_id.clone());
+message!(SweepEvent, Sweeps, |r| format!("{}/{}", r.chain_id, r.sweep_id));
 message!(Quarantined, Quarantine, |r| r.source_topic.clone());

@@ -19,6 +19,8 @@ pub enum Topic {
     Events,
     /// The latest state of each payment.
     State,
+    /// Every transaction that sweeps, before it is sent, and what became of it.
+    Sweeps,
     /// Records that a stage could not read.
     Quarantine,
 }
@@ -48,8 +50,17 @@ const TEN_MINUTES_MS: u64 = 10 * 60 * 1000;
 
 impl Topic {
     /// All topics, in the order in which a payment passes through them.
-    pub const ALL: [Self; 8] =
-        [Self::Blocks, Self::Logs, Self::Cursors, Self::Intents, Self::Matches, Self::Events, Self::State, Self::Quarantine];
+    pub const ALL: [Self; 9] = [
+        Self::Blocks,
+        Self::Logs,
+        Self::Cursors,
+        Self::Intents,
+        Self::Matches,
+        Self::Events,
+        Self::State,
+        Self::Sweeps,
+        Self::Quarantine,
+    ];
 
     /// The public name, without prefix.
     pub const fn name(self) -> &'static str {
@@ -61,6 +72,7 @@ impl Topic {
             Self::Intents => "payment.intents",
             Self::Events => "payment.events",
             Self::State => "payment.state",
+            Self::Sweeps => "sweep.events",
             Self::Quarantine => "quarantine",
         }
     }
@@ -70,7 +82,7 @@ impl Topic {
     pub const fn cleanup(self) -> Cleanup {
         match self {
             Self::Blocks | Self::Logs => Cleanup::Delete { retention_ms: Some(WEEK_MS) },
-            Self::Matches | Self::Events | Self::Quarantine => Cleanup::Delete { retention_ms: None },
+            Self::Matches | Self::Events | Self::Sweeps | Self::Quarantine => Cleanup::Delete { retention_ms: None },
             Self::Cursors | Self::Intents | Self::State => Cleanup::Compact,
         }
     }
@@ -80,7 +92,8 @@ impl Topic {
     pub const fn segment_ms(self) -> Option<u64> {
         match self {
             Self::Cursors => Some(TEN_MINUTES_MS),
-            Self::Blocks | Self::Logs | Self::Matches | Self::Intents | Self::Events | Self::State | Self::Quarantine => None,
+            Self::Blocks | Self::Logs | Self::Matches | Self::Intents | Self::Events | Self::State => None,
+            Self::Sweeps | Self::Quarantine => None,
         }
     }
 
@@ -89,7 +102,7 @@ impl Topic {
     pub const fn partitions(self) -> i32 {
         match self {
             Self::Blocks | Self::Logs | Self::Cursors | Self::Matches => 8,
-            Self::Intents | Self::Events | Self::State => 8,
+            Self::Intents | Self::Events | Self::State | Self::Sweeps => 8,
             Self::Quarantine => 1,
         }
     }
@@ -109,6 +122,7 @@ impl Topic {
             Self::Intents => "ctrip.v1.PaymentIntent",
             Self::Events => "ctrip.v1.PaymentEvent",
             Self::State => "ctrip.v1.PaymentState",
+            Self::Sweeps => "ctrip.v1.SweepEvent",
             Self::Quarantine => "ctrip.v1.Quarantined",
         }
     }
@@ -123,6 +137,7 @@ impl Topic {
             Self::Intents => include_str!("../proto/payment_intent.proto"),
             Self::Events => include_str!("../proto/payment_event.proto"),
             Self::State => include_str!("../proto/payment_state.proto"),
+            Self::Sweeps => include_str!("../proto/sweep_event.proto"),
             Self::Quarantine => include_str!("../proto/quarantined.proto"),
         }
     }

@@ -31,6 +31,11 @@ fn prose(topic: Topic) -> Prose {
         ),
         Topic::Events => ("Every event of every payment", PAYMENT, "outbox"),
         Topic::State => ("The latest state of each payment", PAYMENT, "outbox"),
+        Topic::Sweeps => (
+            "Every transaction that sweeps, before it is sent, and what became of it",
+            ("The chain id as decimal text, a slash, the sweep's id", "137/01931f6e-7b1c-7d5e-9a3f-2f6f0c6a2b11"),
+            "sweeper",
+        ),
         Topic::Quarantine => {
             ("Records that a stage could not read", ("The source topic, without TOPIC_PREFIX", "payment.intents"), "detector")
         }

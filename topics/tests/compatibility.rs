@@ -143,7 +143,9 @@ fn compare_enums(old: &EnumDescriptor, new: &EnumDescriptor, found: &mut Vec<Str
 #[test]
 fn the_schemas_break_nobody_who_has_the_released_ones() {
     let (old, new) = (read("released"), read("proto"));
-    assert_eq!(old.len(), topics::Topic::ALL.len(), "every topic's schema was released");
+    // A topic that came later has no released schema yet.
+    let known = |name: &String| new.contains_key(name);
+    assert!(!old.is_empty() && old.keys().all(known), "a released schema is gone");
     let found = violations(&compile(&old), &compile(&new));
     assert!(found.is_empty(), "see topics/proto/README.md for what may change:\n{}", found.join("\n"));
 }

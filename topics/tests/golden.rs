@@ -96,6 +96,45 @@ fn a_matches_record_is_written_in_the_order_of_its_fields() {
 }
 
 #[test]
+fn a_sweeps_event_is_written_in_the_order_of_its_fields() {
+    let event = wire::SweepEvent {
+        id: "i".into(),
+        r#type: "t".into(),
+        sweep_id: "s".into(),
+        transaction_id: "o".into(),
+        chain_id: 5,
+        chain: "c".into(),
+        kind: "k".into(),
+        sender: vec![8].into(),
+        nonce: 9,
+        transaction_hash: vec![10].into(),
+        raw: vec![11].into(),
+        cancels: true,
+        idempotency_key: "y".into(),
+        request_hash: vec![14].into(),
+        block: Some(wire::sweep_event::Block { number: 1, hash: vec![2].into(), timestamp: 3 }),
+        gas_used: Some(0),
+        gas_price: Some(Vec::new().into()),
+        fee: Some(vec![18].into()),
+        moved: vec![wire::sweep_event::Moved {
+            address: vec![1].into(),
+            token_address: vec![2].into(),
+            amount: vec![3].into(),
+            total: vec![4].into(),
+        }],
+        occurred_at: 20,
+    };
+    assert_eq!(
+        alloy::hex::encode(event.encode_to_vec()),
+        concat!(
+            "0a0169", "120174", "1a0173", "22016f", "2805", "320163", "3a016b", "420108", "4809", "52010a", "5a010b", "6001",
+            "6a0179", "72010e", "7a07", "0801", "120102", "1803", "800100", "8a0100", "92010112", "9a010c", "0a0101", "120102",
+            "1a0103", "220104", "a00114"
+        )
+    );
+}
+
+#[test]
 fn every_schema_starts_with_its_record() {
     for topic in topics::Topic::ALL {
         let first = topic.schema().lines().find_map(|line| line.strip_prefix("message "));

@@ -127,7 +127,8 @@ pub fn text(field: &FieldDescriptor, value: &Value) -> String {
 /// Whether bytes are money, which the schemas tell in comments only.
 fn is_amount(field: &FieldDescriptor) -> bool {
     match field.name() {
-        "amount" | "amount_received" | "underpaid_tolerance" | "overpaid_tolerance" | "effective_gas_price" => true,
+        "amount" | "amount_received" | "underpaid_tolerance" | "overpaid_tolerance" | "total" => true,
+        "effective_gas_price" | "gas_price" | "fee" => true,
         "value" => field.parent_message().name() != "Quarantined",
         _ => false,
     }
@@ -222,6 +223,7 @@ mod tests {
                     "key",
                     "parent_hash",
                     "receipts_root",
+                    "sender",
                     "to",
                     "token",
                     "token_address",
@@ -256,6 +258,12 @@ mod tests {
             ("PaymentState.amount", true),
             ("PaymentState.amount_received", true),
             ("Quarantined.value", false),
+            ("SweepEvent.Moved.amount", true),
+            ("SweepEvent.Moved.total", true),
+            ("SweepEvent.fee", true),
+            ("SweepEvent.gas_price", true),
+            ("SweepEvent.raw", false),
+            ("SweepEvent.request_hash", false),
         ];
         assert_eq!(money, expected.map(|(name, money)| (name.to_owned(), money)));
     }

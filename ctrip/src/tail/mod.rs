@@ -29,8 +29,8 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]
 pub struct Tail {
-    /// payment.events, payment.state, payment.intents, chain.blocks, chain.logs, chain.matches, chain.cursors or quarantine;
-    /// TOPIC_PREFIX is added
+    /// payment.events, payment.state, payment.intents, chain.blocks, chain.logs, chain.matches, chain.cursors, sweep.events or
+    /// quarantine; TOPIC_PREFIX is added
     topic: String,
     /// Where to start: `beginning`, `end`, an offset (of every partition), or a time such as 2026-01-31T12:00:00Z or 2026-01-31
     #[arg(long, value_name = "PLACE", default_value = "end", value_parser = start)]

@@ -74,6 +74,9 @@ const fn summary(topic: Topic) -> &'static [&'static str] {
         Topic::State => {
             &["status", "exception", "amount_received", "amount", "token", "chain", "address", "sequence", "external_id"]
         }
+        Topic::Sweeps => {
+            &["type", "kind", "chain", "sender", "nonce", "transaction_hash", "cancels", "block.number", "fee", "moved.amount"]
+        }
         Topic::Quarantine => &["stage", "partition", "offset", "cause"],
     }
 }

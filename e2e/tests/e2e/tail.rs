@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 use std::time::Duration;
-use topics::{Topic, wire};
+use topics::{Message as _, Topic, frame, wire};
 
 fn refused(lab: &Lab, arguments: &[&str]) -> Result<String> {
     let output = lab.output(arguments)?;
@@ -50,6 +50,10 @@ async fn tail_shows_what_happened_in_every_topic() -> Result<()> {
     let (kafka, strange) = (lab.kafka().await?, ("no address".to_owned(), b"no intent".to_vec()));
     let publisher = Publisher::open(&kafka, Duration::from_secs(10))?;
     publisher.publish(Topic::Intents, &[strange]).await.into_iter().collect::<Result<()>>()?;
+    // Nothing was swept here.
+    let swept = wire::SweepEvent { r#type: "sweep.final".to_owned(), chain_id: 1, ..wire::SweepEvent::default() };
+    let swept = (swept.key(), frame::encode(kafka.schema_id(Topic::Sweeps), &swept));
+    publisher.publish(Topic::Sweeps, &[swept]).await.into_iter().collect::<Result<()>>()?;
     lab.node.pay(other.address()?, other.amount()?).await?;
     api.until(other.id(), "detected").await?;
     let kept: Vec<wire::Quarantined> = records(&lab).await?;

@@ -6,7 +6,7 @@ use super::offsets::Offsets;
 use crate::failure::Failure;
 use std::collections::BTreeMap;
 use topics::wire::{
-    BlockRecord, ChainCursor, LogsRecord, MatchesRecord, PaymentEvent, PaymentIntent, PaymentState, Quarantined,
+    BlockRecord, ChainCursor, LogsRecord, MatchesRecord, PaymentEvent, PaymentIntent, PaymentState, Quarantined, SweepEvent,
 };
 use topics::{Topic, frame};
 
@@ -48,6 +48,7 @@ fn id_of(topic: Topic, value: &[u8]) -> Option<u32> {
         Topic::Intents => frame::decode::<PaymentIntent>(value).is_ok(),
         Topic::Events => frame::decode::<PaymentEvent>(value).is_ok(),
         Topic::State => frame::decode::<PaymentState>(value).is_ok(),
+        Topic::Sweeps => frame::decode::<SweepEvent>(value).is_ok(),
         Topic::Quarantine => frame::decode::<Quarantined>(value).is_ok(),
     };
     let is_empty = value.len() <= frame::HEADER_LEN;

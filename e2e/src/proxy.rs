@@ -12,7 +12,7 @@ use axum::routing::post;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -56,7 +56,7 @@ struct Upstream {
     http: reqwest::Client,
     changing: tokio::sync::Mutex<()>,
     state: Mutex<Faults>,
-    watch: OnceLock<Watch>,
+    watches: RwLock<Vec<Watch>>,
 }
 
 #[derive(Default)]
@@ -95,8 +95,8 @@ impl Proxy {
         let listener = free_listener()?;
         let address = listener.local_addr()?;
         let (http, changing, state) = (plain_http().build()?, tokio::sync::Mutex::default(), Mutex::default());
-        let (url, watch) = (Mutex::new(url.to_owned()), OnceLock::new());
-        let node = Upstream { url, lacks, http, changing, state, watch };
+        let (url, watches) = (Mutex::new(url.to_owned()), RwLock::default());
+        let node = Upstream { url, lacks, http, changing, state, watches };
         let mut proxy = Self { url: format!("http://{address}"), address, node: Arc::new(node), serving: None };
         proxy.serve(TcpListener::from_std(listener)?);
         Ok(proxy)
@@ -107,9 +107,9 @@ impl Proxy {
         self.node.with(|state| state.active = Some((fault, extent, Instant::now())));
     }
 
-    /// Shows each call to `watch` before the node gets it. Once.
+    /// Shows each call to `watch` too before the node gets it.
     pub fn watch(&self, watch: impl Fn(&Value) + Send + Sync + 'static) {
-        drop(self.node.watch.set(Box::new(watch)));
+        self.node.watches.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(watch));
     }
 
     /// Leads to another node from now on.
@@ -230,9 +230,7 @@ impl Upstream {
     async fn answer(&self, call: &Value) -> Result<Value> {
         let method = call["method"].as_str().unwrap_or_default();
         self.with(|state| *state.asked.entry(method.to_owned()).or_default() += 1);
-        if let Some(watch) = self.watch.get() {
-            watch(call);
-        }
+        self.watches.read().unwrap_or_else(PoisonError::into_inner).iter().for_each(|watch| watch(call));
         if self.lacks.block_receipts && method == "eth_getBlockReceipts" {
             return Ok(error(call, -32601, "the method eth_getBlockReceipts does not exist"));
         }

@@ -201,12 +201,33 @@ pub async fn of_final(tx: &impl GenericClient, chain: ChainId, number: u64) -> R
     Ok(rows.iter().map(|row| lane_and_id(chain, row)).collect())
 }
 
-/// Up to which block the chain is final, and its blocks were read.
+/// What nodes are asked for is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FinalAt {
+    /// Up to which block the chain is final, and its blocks were read.
+    pub number: Option<u64>,
+    /// How often blocks had left the chain by then.
+    removals: i64,
+}
+
+/// What is final before nodes are asked.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn final_number(db: &impl GenericClient, chain: ChainId) -> Result<Option<u64>, Failure> {
-    let statement =
-        db.prepare_cached("SELECT final_number FROM outgoing_chains WHERE chain_id = $1 AND final_number IS NOT NULL").await?;
-    Ok(db.query_opt(&statement, &[&bigint(chain.0)]).await?.map(|row| unsigned(row.get(0))))
+pub async fn final_at(db: &impl GenericClient, chain: ChainId) -> Result<FinalAt, Failure> {
+    let statement = db.prepare_cached("SELECT final_number, removals FROM outgoing_chains WHERE chain_id = $1").await?;
+    let row = db.query_opt(&statement, &[&bigint(chain.0)]).await?;
+    let read = |row: Row| FinalAt { number: row.get::<_, Option<i64>>(0).map(unsigned), removals: row.get(1) };
+    Ok(row.map_or(FinalAt { number: None, removals: 0 }, read))
+}
+
+/// Whether no block has left the chain since nodes were asked; none does until the transaction ends. Before a lane is locked, as
+/// whoever reads blocks locks the two.
+///
+/// # Errors
+/// When the database fails.
+pub async fn stands(tx: &impl GenericClient, chain: ChainId, at: &FinalAt) -> Result<bool, Failure> {
+    let statement = tx.prepare_cached("SELECT removals FROM outgoing_chains WHERE chain_id = $1 FOR SHARE").await?;
+    let removals = tx.query_opt(&statement, &[&bigint(chain.0)]).await?.map_or(0, |row| row.get(0));
+    Ok(at.removals == removals)
 }

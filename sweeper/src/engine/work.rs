@@ -63,6 +63,14 @@ pub struct Engine {
     pub max_in_flight: usize,
 }
 
+/// What Kafka and nodes have said.
+#[derive(Default)]
+struct Heard {
+    inputs: Vec<(Uuid, Input)>,
+    /// When receipts were asked for, if any were.
+    receipts_at: Option<history::FinalAt>,
+}
+
 /// What a turn depends on.
 #[derive(Clone, Copy)]
 struct Now {
@@ -108,10 +116,10 @@ impl Engine {
         self.count(lane).await?;
         let mut stepped = self.apply(lane, None, now).await?;
         for _ in 0..MAX_ROUNDS {
-            let (inputs, failed) = self.perform(&stepped).await;
+            let (heard, failed) = self.perform(&stepped).await;
             // What Kafka and nodes have said is noted, also where one of them failed.
-            if !inputs.is_empty() {
-                stepped = self.apply(lane, Some(inputs), now).await?;
+            if !heard.inputs.is_empty() {
+                stepped = self.apply(lane, Some(heard), now).await?;
             } else if failed.is_ok() {
                 break;
             }
@@ -135,9 +143,13 @@ impl Engine {
 
     /// Applies inputs to rows, or lets time pass for those that are due, and signs what is to be signed, all in one
     /// transaction.
-    async fn apply(&self, lane: &LaneId, inputs: Option<Vec<(Uuid, Input)>>, now: Now) -> Result<Vec<Stepped>, Failure> {
+    async fn apply(&self, lane: &LaneId, heard: Option<Heard>, now: Now) -> Result<Vec<Stepped>, Failure> {
         let mut db = self.pool.get().await?;
         let tx = db.transaction().await?;
+        let inputs = match heard {
+            Some(heard) => Some(self.still_true(&tx, heard).await?),
+            None => None,
+        };
         let Some(mut locked) = store::lock(&tx, lane).await? else { return Ok(Vec::new()) };
         let inputs = match inputs {
             Some(inputs) => inputs,
@@ -165,6 +177,21 @@ impl Engine {
         }
         tx.commit().await?;
         Ok(stepped)
+    }
+
+    /// What is true still of what nodes said: a receipt of a block that has left the chain meanwhile says nothing, though the block
+    /// was final. Nothing takes it back once more.
+    async fn still_true(
+        &self,
+        tx: &Transaction<'_>,
+        Heard { mut inputs, receipts_at }: Heard,
+    ) -> Result<Vec<(Uuid, Input)>, Failure> {
+        if let Some(at) = receipts_at
+            && !history::stands(tx, self.chain, &at).await?
+        {
+            inputs.retain(|(_, input)| !matches!(input, Input::Receipt(_)));
+        }
+        Ok(inputs)
     }
 
     /// Signs an attempt and stores it, with its nonce. Without a signature nothing is given out, and it is tried again later.
@@ -251,12 +278,12 @@ impl Engine {
     }
 
     /// Does what Kafka and nodes are needed for, and returns what came of it, and whether something failed on the way.
-    async fn perform(&self, stepped: &[Stepped]) -> (Vec<(Uuid, Input)>, Result<(), Failure>) {
-        let mut inputs = Vec::new();
-        let published = self.publish(stepped, &mut inputs).await;
-        let sent = self.broadcast(stepped, &mut inputs).await;
-        let read = self.read_receipts(stepped, &mut inputs).await;
-        (inputs, published.and(sent).and(read))
+    async fn perform(&self, stepped: &[Stepped]) -> (Heard, Result<(), Failure>) {
+        let mut heard = Heard::default();
+        let published = self.publish(stepped, &mut heard.inputs).await;
+        let sent = self.broadcast(stepped, &mut heard.inputs).await;
+        let read = self.read_receipts(stepped, &mut heard).await;
+        (heard, published.and(sent).and(read))
     }
 
     async fn publish(&self, stepped: &[Stepped], inputs: &mut Vec<(Uuid, Input)>) -> Result<(), Failure> {
@@ -285,17 +312,21 @@ impl Engine {
     }
 
     /// Reads what blocks were read without. What is in no block that was read counts in a final one.
-    async fn read_receipts(&self, stepped: &[Stepped], inputs: &mut Vec<(Uuid, Input)>) -> Result<(), Failure> {
-        let is_asked = |stepped: &&Stepped| stepped.actions.contains(&Action::AskReceipt);
-        for Stepped { stored, .. } in stepped.iter().filter(is_asked) {
-            let final_number = history::final_number(&self.pool.get().await?, self.chain).await?;
+    async fn read_receipts(&self, stepped: &[Stepped], heard: &mut Heard) -> Result<(), Failure> {
+        let mut asked = stepped.iter().filter(|stepped| stepped.actions.contains(&Action::AskReceipt)).peekable();
+        if asked.peek().is_none() {
+            return Ok(());
+        }
+        let at = history::final_at(&self.pool.get().await?, self.chain).await?;
+        heard.receipts_at = Some(at);
+        for Stepped { stored, .. } in asked {
             let (hashes, is_read) = match stored.outgoing.phase {
                 Phase::Mined(mined) => (vec![mined.hash], true),
                 _ => (stored.outgoing.live().map(|attempt| attempt.hash).collect(), false),
             };
-            let is_final = |receipt: &Mined| final_number.is_some_and(|number| receipt.block.number <= number);
+            let is_final = |receipt: &Mined| at.number.is_some_and(|number| receipt.block.number <= number);
             let receipt = self.nodes.receipt(&hashes).await.filter(|receipt| is_read || is_final(receipt));
-            inputs.push((stored.id, Input::Receipt(receipt)));
+            heard.inputs.push((stored.id, Input::Receipt(receipt)));
         }
         Ok(())
     }

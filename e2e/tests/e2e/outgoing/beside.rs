@@ -1,7 +1,7 @@
 //! What happens beside a transaction of Postgres that is under way: each waits for the other, and nothing that one wrote is
 //! undone by the other.
 
-use super::rig::{CHAIN, PACE, Rig};
+use super::rig::{CHAIN, DEPTH, PACE, Rig};
 use alloy::primitives::{Address, B256, Bytes};
 use anyhow::{Context as _, Result, bail, ensure};
 use deadpool_postgres::{GenericClient, Pool};
@@ -194,5 +194,36 @@ async fn a_sender_that_is_new_is_counted_up_to_the_block_that_is_being_read() ->
     tx.commit().await?;
     let at = asked.await??.context("a block")?;
     ensure!(at.block == block(1).hash, "{at:?}");
+    Ok(())
+}
+
+/// Blocks are missing, a transfer is in one of them, and its receipt is on its way: nothing takes that block back once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_says_nothing_when_a_final_block_has_left_the_chain_since_it_was_asked_for() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    let id = queued(&rig, 0).await?;
+    rig.turn(usize::MAX).await?;
+    rig.lab.node.mine(1).await?;
+    rig.apply(&ChainEvent::Restarted(rig.follower.told_final)).await?;
+    let (head, hash) = (rig.lab.node.head().await?, rig.lab.node.head_hash().await?.parse()?);
+    rig.follower.blocks = vec![BlockRef { number: head, hash }];
+    rig.lab.node.mine(DEPTH).await?;
+    rig.follow().await?;
+    ensure!(rig.follower.told_final >= head, "the block of the transfer is final");
+    rig.now += PACE.resend_after;
+
+    // Before the node answers, the chain begins anew below.
+    let (pool, handle) = (rig.pool.clone(), tokio::runtime::Handle::current());
+    rig.proxy.watch(move |call| {
+        if call["method"] == "eth_getTransactionReceipt" {
+            let left = applied(pool.clone(), ChainEvent::Restarted(head - 1));
+            tokio::task::block_in_place(|| handle.block_on(left)).unwrap_or_else(|error| panic!("{error:#}"));
+        }
+    });
+    rig.turn(usize::MAX).await?;
+    ensure!(rig.proxy.asked("eth_getTransactionReceipt") > 0, "nobody asked");
+    let outgoing = stored(&rig.pool.get().await?, id).await?.outgoing;
+    ensure!(outgoing.phase == Phase::Lost, "{outgoing:?}");
     Ok(())
 }

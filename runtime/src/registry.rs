@@ -159,7 +159,9 @@ impl Registry {
                 return Err(error.context(format!("registering {subject}")));
             }
             // Some registries set the compatibility of a subject only once it exists.
-            self.set_compatibility(&subject).await.with_context(|| format!("setting {COMPATIBILITY} on {subject}"))?;
+            retry(|| self.set_compatibility(&subject))
+                .await
+                .with_context(|| format!("setting {COMPATIBILITY} on {subject}"))?;
         }
         Ok(())
     }
@@ -212,13 +214,13 @@ impl Registry {
         format!("{}-value", self.settings.topic_name(topic))
     }
 
-    async fn set_compatibility(&self, subject: &str) -> anyhow::Result<()> {
+    async fn set_compatibility(&self, subject: &str) -> Result<(), RegistryError> {
         let body = json!({ "compatibility": COMPATIBILITY });
         self.request(|url| self.http.put(format!("{url}/config/{subject}")).json(&body)).await
     }
 
     /// A request of ours. Like the crate's, it tries the URLs in order until one succeeds.
-    async fn request(&self, to: impl Fn(&str) -> RequestBuilder) -> anyhow::Result<()> {
+    async fn request(&self, to: impl Fn(&str) -> RequestBuilder) -> Result<(), RegistryError> {
         let mut outcome = Ok(());
         for url in &self.urls {
             outcome = self.send(to(url)).await;
@@ -226,7 +228,7 @@ impl Registry {
                 break;
             }
         }
-        Ok(outcome?)
+        outcome
     }
 
     fn with_login(&self, request: RequestBuilder) -> RequestBuilder {
@@ -299,9 +301,10 @@ fn unanswered(error: &reqwest::Error) -> RegistryError {
     RegistryError::Unavailable(text)
 }
 
-async fn retry<T, F>(mut call: impl FnMut() -> F) -> Result<T, RegistryError>
+async fn retry<T, E, F>(mut call: impl FnMut() -> F) -> Result<T, RegistryError>
 where
-    F: Future<Output = Result<T, SRCError>>,
+    F: Future<Output = Result<T, E>>,
+    RegistryError: From<E>,
 {
     let deadline = Instant::now() + RETRY_FOR;
     let mut delays = backoff::delays(MAX_RETRY_DELAY);
@@ -327,21 +330,50 @@ mod tests {
     use std::sync::Mutex;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-    #[tokio::test]
-    async fn each_request_shows_the_login_and_no_output_does() {
+    /// A registry that answers each request, by its head in lower case, with a status and a body, or hangs up. Returns its URL.
+    async fn serve(mut answer: impl FnMut(String) -> Option<(u16, &'static str)> + Send + 'static) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let heads = std::sync::Arc::new(Mutex::new(Vec::new()));
-        let heard = std::sync::Arc::clone(&heads);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut head = vec![0; 4096];
                 let read = stream.read(&mut head).await.unwrap_or_default();
-                heard.lock().unwrap().push(String::from_utf8_lossy(&head[..read]).to_lowercase());
-                let answer = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
-                let _ = stream.write_all(answer).await;
+                if let Some((status, body)) = answer(String::from_utf8_lossy(&head[..read]).to_lowercase()) {
+                    let length = body.len();
+                    let answer = format!("HTTP/1.1 {status} -\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                }
             }
         });
+        url
+    }
+
+    /// As where the process was paused meanwhile: the role would not begin.
+    #[tokio::test]
+    async fn an_answer_that_is_lost_ends_nothing() {
+        let mut puts = 0;
+        let url = serve(move |head| {
+            if !head.starts_with("put ") {
+                return Some((200, r#"{"id": 7}"#));
+            }
+            // Of each subject the first is before it is registered, and not insisted on.
+            puts += 1;
+            (puts % 3 != 2).then_some((200, "{}"))
+        })
+        .await;
+        let registry = Registry::new(&Cli::parse_from(["ctrip", "--schema-registry-url", &url]).settings).unwrap();
+        registry.register_all().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn each_request_shows_the_login_and_no_output_does() {
+        let heads = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let heard = std::sync::Arc::clone(&heads);
+        let url = serve(move |head| {
+            heard.lock().unwrap().push(head);
+            Some((403, "{}"))
+        })
+        .await;
         let basic = Login::Basic("ctrip".to_owned(), "hunter2".into());
         for (login, shown) in [(basic, "basic y3ryaxa6ahvudgvymg=="), (Login::Bearer("hunter2".into()), "bearer hunter2")] {
             let mut settings = Cli::parse_from(["ctrip", "--schema-registry-url", &url]).settings;

@@ -93,7 +93,7 @@ impl Registry {
 
     async fn set_mode(&self, subject: &str, mode: &str) -> anyhow::Result<()> {
         let body = json!({ "mode": mode });
-        self.request(|url| self.http.put(format!("{url}/mode/{subject}?force=true")).json(&body)).await
+        Ok(self.request(|url| self.http.put(format!("{url}/mode/{subject}?force=true")).json(&body)).await?)
     }
 
     /// Apicurio's way. It says nothing of what it leaves out.

@@ -2,7 +2,7 @@
 //! per chain; the API follows it while it runs.
 
 use anyhow::anyhow;
-use runtime::kafka::{Kafka, PartitionReader, Table};
+use runtime::kafka::{Kafka, PartitionReader, Table, ask_each};
 use runtime::{Failure, stage};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -44,14 +44,8 @@ impl Halts {
             }
             Ok(())
         };
-        // At the same time, since each that can't be read takes as long as it may.
-        std::thread::scope(|scope| {
-            let reading: Vec<_> =
-                (0..Topic::Cursors.partitions()).map(|partition| scope.spawn(move || read(partition))).collect();
-            let panicked = |_| Failure::Retry(anyhow!("reading chain.cursors panicked"));
-            // All are joined: a scope panics where a thread does whose handle is dropped.
-            reading.into_iter().map(|reading| reading.join().map_err(panicked).flatten()).fold(Ok(()), Result::and)
-        })
+        let partitions: Vec<i32> = (0..Topic::Cursors.partitions()).collect();
+        ask_each(&partitions, "chain.cursors", read)?.into_iter().try_for_each(|(_, read)| read)
     }
 
     /// Reads `chain.cursors` until `stop`.

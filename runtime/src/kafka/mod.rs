@@ -37,7 +37,7 @@ pub use backlog::Backlog;
 pub use client::Kafka;
 pub use consumer::{Batch, Consumer, Positions};
 pub use hanging::OpenTransaction;
-pub use offsets::{Ends, NotedOffset, Offsets};
+pub use offsets::{Ends, NotedOffset, Offsets, ask_each};
 pub use partition_reader::PartitionReader;
 pub use probe::{Unusable, check, probe};
 pub use producer::{Publisher, Transaction, TransactionalProducer, is_timeout};

@@ -251,8 +251,11 @@ impl Ends {
     }
 }
 
-/// Asks for each of these at the same time, since each that is not answered takes as long as it may.
-pub(super) fn ask_each<P: Copy + Send + Sync, T: Send>(
+/// Asks for each of these at the same time, since each that is not answered takes as long as it may. Blocks until all have ended.
+///
+/// # Errors
+/// When one of them panics.
+pub fn ask_each<P: Copy + Send + Sync, T: Send>(
     all: &[P],
     what: &str,
     ask: impl Fn(P) -> T + Sync,

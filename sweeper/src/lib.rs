@@ -1,6 +1,6 @@
 //! Money out: the keys, and the engine that sends what they sign. No role runs it yet.
 //!
-//! - [`keys`] is who signs. No other crate holds a private key.
+//! - [`keys`] is who signs. No other crate signs.
 //! - [`engine`] sends each outgoing transaction once, whatever dies. It knows no payments: what is sent, and from where, others say.
 
 pub mod engine;

@@ -32,9 +32,7 @@ fn mined_as(attempt: u8, number: u64, succeeded: Option<bool>) -> Input {
 }
 
 fn attempt(number: u8, nonce: u64, cap: u128, cancels: bool) -> Input {
-    let (hash, fees) = (hash(number), Fees { tip: 1, cap });
-    let (acknowledged, accepted, first_sent, last_sent) = (false, None, None, None);
-    Input::Signed(Attempt { hash, nonce, fees, cancels, acknowledged, accepted, first_sent, last_sent })
+    Input::Signed(Attempt::signed(hash(number), nonce, Fees { tip: 1, cap }, cancels))
 }
 
 fn receipt(attempt: u8, number: u64, succeeded: bool) -> Input {

@@ -1,7 +1,7 @@
 //! The private keys of an account, for the sweeper alone. `Debug` shows none, and they are overwritten when they are dropped.
 
-use crate::xpub::{AccountXpub, EXTERNAL_CHAIN, XpubError};
-use bip32::{ChildNumber, XPrv};
+use crate::xpub::{AccountXpub, EXTERNAL_CHAIN, XpubError, child};
+use bip32::XPrv;
 use std::fmt;
 use zeroize::Zeroizing;
 
@@ -14,7 +14,7 @@ pub struct AccountKey {
 impl AccountKey {
     pub(crate) fn new(account: &XPrv) -> Result<Self, XpubError> {
         let xpub = AccountXpub::new(&account.public_key())?;
-        Ok(Self { xpub, external: derive_child(account, EXTERNAL_CHAIN)? })
+        Ok(Self { xpub, external: child(EXTERNAL_CHAIN, |number| account.derive_child(number))? })
     }
 
     /// What the addresses are derived from.
@@ -27,7 +27,7 @@ impl AccountKey {
     /// # Errors
     /// If `index` is 2^31 or more, which would be a hardened child.
     pub fn key(&self, index: u32) -> Result<Zeroizing<[u8; 32]>, XpubError> {
-        Ok(Zeroizing::new(derive_child(&self.external, index)?.to_bytes()))
+        Ok(Zeroizing::new(child(index, |number| self.external.derive_child(number))?.to_bytes()))
     }
 }
 
@@ -35,10 +35,4 @@ impl fmt::Debug for AccountKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AccountKey({})", self.xpub.fingerprint())
     }
-}
-
-fn derive_child(key: &XPrv, index: u32) -> Result<XPrv, XpubError> {
-    ChildNumber::new(index, false)
-        .and_then(|number| key.derive_child(number))
-        .map_err(|source| XpubError::Underivable { index, source })
 }

@@ -11,6 +11,9 @@ use zeroize::Zeroizing;
 /// Ethereum's first account (BIP-44; coin 60 by SLIP-44).
 const ACCOUNT_PATH: &str = "m/44'/60'/0'";
 
+/// BIP-39's "25th word", which is unused: whoever gives addresses out and whoever signs for them have to agree.
+pub const NO_PASSPHRASE: &str = "";
+
 /// The words of a wallet (BIP-39, English). Only [`words`](Self::words) shows them.
 pub struct Mnemonic(bip39::Mnemonic);
 

@@ -68,7 +68,7 @@ impl AccountXpub {
     }
 
     pub(crate) fn new(account: &XPub) -> Result<Self, XpubError> {
-        let external = derive_child(account, EXTERNAL_CHAIN)?;
+        let external = child(EXTERNAL_CHAIN, |number| account.derive_child(number))?;
         Ok(Self { text: account.to_string(Prefix::XPUB), external })
     }
 
@@ -77,17 +77,17 @@ impl AccountXpub {
     /// # Errors
     /// If `index` is 2^31 or more, which would be a hardened child.
     pub fn address(&self, index: u32) -> Result<Address, XpubError> {
-        let key = self.address_key(index).map_err(|source| XpubError::Underivable { index, source })?;
+        let key = child(index, |number| self.address_key(number))?;
         let point = key.to_sec1_point(false);
         // The first byte is SEC1's tag of an uncompressed point.
         Ok(Address::from_raw_public_key(&point.as_bytes()[1..]))
     }
 
-    /// The public key at /0/`index`: what `derive_child` gives, in half of the time, since it looks multiples of the curve's
+    /// The public key at /0/`number`: what `derive_child` gives, in half of the time, since it looks multiples of the curve's
     /// generator up in a table and leaves out what only a key with children needs.
-    fn address_key(&self, index: u32) -> Result<PublicKey, bip32::Error> {
+    fn address_key(&self, number: ChildNumber) -> Result<PublicKey, bip32::Error> {
         let parent = self.external.public_key();
-        let (tweak, _) = parent.derive_tweak(&self.external.attrs().chain_code, ChildNumber::new(index, false)?)?;
+        let (tweak, _) = parent.derive_tweak(&self.external.attrs().chain_code, number)?;
         let tweak = Option::<NonZeroScalar>::from(NonZeroScalar::from_repr(tweak.into())).ok_or(bip32::Error::Crypto)?;
         // Nothing here is a secret, so the time that it takes may tell it.
         let offset = ProjectivePoint::mul_by_generator_vartime(&tweak);
@@ -129,8 +129,7 @@ impl FromStr for AccountXpub {
     }
 }
 
-fn derive_child(key: &XPub, index: u32) -> Result<XPub, XpubError> {
-    ChildNumber::new(index, false)
-        .and_then(|number| key.derive_child(number))
-        .map_err(|source| XpubError::Underivable { index, source })
+/// A child that is not hardened.
+pub(crate) fn child<K>(index: u32, derive: impl FnOnce(ChildNumber) -> Result<K, bip32::Error>) -> Result<K, XpubError> {
+    ChildNumber::new(index, false).and_then(derive).map_err(|source| XpubError::Underivable { index, source })
 }

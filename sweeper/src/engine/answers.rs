@@ -108,7 +108,6 @@ const TABLE: &[Row] = &[
         &[
             "nonce too high",                        // geth, Reth, anvil, Besu, Nethermind
             "nonce is too high",                     // providers
-            "nonce too far in the future",           // Besu, Nethermind
             "too distant from current sender nonce", // Besu
             "lower nonce exists",                    // Besu: "An invalid transaction with a lower nonce exists"
             "exceeds next nonce",                    // Nethermind
@@ -116,7 +115,7 @@ const TABLE: &[Row] = &[
             "noncetoofarinfuture",                   // Nethermind
             "nonce out of range",                    // providers
             "tx-nonce-too-high",                     // providers
-            "nonce too far",                         // Erigon
+            "nonce too far",                         // Erigon; Besu, Nethermind ("nonce too far in the future")
         ],
         Answer::NonceTooHigh,
     ),
@@ -154,6 +153,9 @@ const TABLE: &[Row] = &[
         ],
         Answer::Reverted,
     ),
+    // Besu's "Known transaction", and not "unknown transaction".
+    (&["unknown"], Answer::Unknown),
+    (&["known transaction"], Answer::AlreadyThere),
 ];
 
 impl Answer {
@@ -161,12 +163,9 @@ impl Answer {
     pub fn read(message: &str) -> Self {
         let message = message.to_lowercase();
         let found = TABLE.iter().find(|(words, _)| words.iter().any(|words| message.contains(words)));
-        match found.map(|(_, answer)| *answer) {
-            Some(Self::InsufficientFunds { .. }) => Self::InsufficientFunds { overshot: overshot(&message) },
-            Some(answer) => answer,
-            // Besu's "Known transaction", and not "unknown transaction".
-            None if message.contains("known transaction") && !message.contains("unknown") => Self::AlreadyThere,
-            None => Self::Unknown,
+        match found.map_or(Self::Unknown, |(_, answer)| *answer) {
+            Self::InsufficientFunds { .. } => Self::InsufficientFunds { overshot: overshot(&message) },
+            answer => answer,
         }
     }
 

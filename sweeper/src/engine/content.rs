@@ -8,7 +8,7 @@ use alloy::eips::eip7702::SignedAuthorization;
 use alloy::primitives::{Address, B256, Bytes, Signature, TxKind, U256};
 use topics::ChainId;
 
-/// A transaction that sends nothing to the sender itself needs this, and some more on chains that meter other things.
+/// A transaction that sends nothing to the sender itself needs less than half of this; chains that meter other things ask for more.
 const CANCEL_GAS: u64 = 50_000;
 
 /// What one does, whatever its nonce and its fees.

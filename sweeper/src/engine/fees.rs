@@ -30,13 +30,10 @@ pub struct Fees {
 #[serde(rename_all = "camelCase")]
 pub struct FeeHistory {
     /// Of each block and of the next one; absent before London.
-    #[serde(default)]
-    pub base_fee_per_gas: Option<Vec<Option<U128>>>,
-    #[serde(default)]
-    pub gas_used_ratio: Option<Vec<Option<f64>>>,
+    base_fee_per_gas: Option<Vec<Option<U128>>>,
+    gas_used_ratio: Option<Vec<Option<f64>>>,
     /// Of each block one for each percentile that was asked for.
-    #[serde(default)]
-    pub reward: Option<Vec<Option<Vec<Option<U128>>>>>,
+    reward: Option<Vec<Option<Vec<Option<U128>>>>>,
 }
 
 /// What gas costs on a chain now.

@@ -1,10 +1,10 @@
 //! Inputs applied to the rows of a lane, in a transaction of Postgres: the lane is locked, each row is stepped and saved.
 
 use super::history::{self, SeenTransaction};
-use super::outgoing::{Action, Input, Mined, Moment, Notice, Pace};
+use super::outgoing::{Action, Contradiction, Input, Mined, Moment, Notice, Pace};
 use super::rows::{LaneId, Stored};
 use super::step::step;
-use super::store::{self, Lane};
+use super::store;
 use alloy::primitives::Address;
 use deadpool_postgres::{GenericClient, Pool};
 use runtime::Failure;
@@ -50,7 +50,9 @@ pub async fn apply_chain_event(
     pace: &Pace,
 ) -> Result<(), Failure> {
     let mut inputs: BTreeMap<LaneId, Vec<(Uuid, Input)>> = BTreeMap::new();
-    let mut add = |lane: LaneId, id: Uuid, input: Input| inputs.entry(lane).or_default().push((id, input));
+    let mut add = |rows: Vec<(LaneId, Uuid)>, input: Input| {
+        rows.into_iter().for_each(|(lane, id)| inputs.entry(lane).or_default().push((id, input.clone())));
+    };
     match event {
         ChainEvent::Added { block, transactions } => {
             history::note_added(tx, chain, block).await?;
@@ -68,35 +70,23 @@ pub async fn apply_chain_event(
                     history::note_foreign(tx, &used.lane, nonce, block).await?;
                 }
                 let Some(id) = used.outgoing else { continue };
-                add(
-                    used.lane,
-                    id,
-                    if used.is_ours {
-                        Input::SeenInBlock(Mined { hash, block: *block, succeeded, gas_used, gas_price })
-                    } else {
-                        Input::ForeignNonce { nonce, number: block.number }
-                    },
-                );
+                let input = if used.is_ours {
+                    Input::SeenInBlock(Mined { hash, block: *block, succeeded, gas_used, gas_price })
+                } else {
+                    Input::ForeignNonce { nonce, number: block.number }
+                };
+                add(vec![(used.lane, id)], input);
             }
         }
         ChainEvent::Removed(block) => {
             history::note_removal(tx, chain).await?;
-            history::of_removed(tx, chain, block)
-                .await?
-                .into_iter()
-                .for_each(|(lane, id)| add(lane, id, Input::Removed(*block)));
+            add(history::of_removed(tx, chain, block).await?, Input::Removed(*block));
         }
         ChainEvent::Restarted(above) => {
             history::note_removal(tx, chain).await?;
-            let rows = history::of_restarted(tx, chain, *above).await?;
-            rows.into_iter().for_each(|(lane, id)| add(lane, id, Input::Restarted(*above)));
+            add(history::of_restarted(tx, chain, *above).await?, Input::Restarted(*above));
         }
-        ChainEvent::Final(number) => {
-            history::of_final(tx, chain, *number)
-                .await?
-                .into_iter()
-                .for_each(|(lane, id)| add(lane, id, Input::Final(*number)));
-        }
+        ChainEvent::Final(number) => add(history::of_final(tx, chain, *number).await?, Input::Final(*number)),
     }
     // In the order of the lanes, so that nobody waits in a circle.
     for (lane, inputs) in inputs {
@@ -119,8 +109,8 @@ pub async fn drop_outgoing(pool: &Pool, id: Uuid, pace: &Pace) -> Result<(), Fai
     Ok(tx.commit().await?)
 }
 
-/// Applies inputs of a lane. What is to be done then follows from the state: the engine finds it at its next turn. Here gas
-/// costs nothing and nobody is lowest.
+/// Applies inputs of a lane. What is to be done then follows from the state: the engine finds it at its next turn. Here
+/// nothing is signed, since the price of gas is not known, and nobody is lowest.
 pub(super) async fn apply_alone(
     tx: &impl GenericClient,
     lane: &LaneId,
@@ -140,30 +130,42 @@ pub(super) async fn apply_alone(
 /// as it is after its last input.
 pub(super) async fn apply(
     tx: &impl GenericClient,
-    lane: Option<&Lane>,
+    lowest: Option<u64>,
     inputs: &[(Uuid, Input)],
     moment: &Moment,
 ) -> Result<Vec<Stepped>, Failure> {
-    let mut ids: Vec<Uuid> = inputs.iter().map(|(id, _)| *id).collect();
-    ids.dedup();
+    let ids: Vec<Uuid> = inputs.iter().map(|(id, _)| *id).collect();
     let rows = store::load(tx, &ids).await?;
     let mut rows: Vec<Stepped> = rows.into_iter().map(|stored| Stepped { stored, actions: Vec::new() }).collect();
     for (id, input) in inputs {
         let Some(Stepped { stored, actions }) = rows.iter_mut().find(|row| row.stored.id == *id) else { continue };
-        let is_lowest = lane.is_some_and(|lane| lane.lowest.is_some() && lane.lowest == stored.outgoing.nonce);
-        let blocks = lane.map_or(moment.blocks, |lane| lane.blocks);
-        match step(&stored.outgoing, input, &Moment { is_lowest, blocks, ..*moment }) {
-            Ok(step) => {
-                store::save(tx, *id, &stored.outgoing, &step.next, &moment.pace).await?;
-                stored.outgoing = step.next;
+        let is_lowest = lowest.is_some() && lowest == stored.outgoing.nonce;
+        match advance(tx, stored, input, &Moment { is_lowest, ..*moment }).await? {
+            Ok(asked) => {
                 // What the state asks for is said anew by each step; what is told, once.
                 actions.retain(|action| matches!(action, Action::Tell(_)));
-                actions.extend(step.actions);
+                actions.extend(asked);
             }
             Err(contradiction) => tracing::error!(outgoing = %id, ?input, "it changes nothing, since {contradiction}"),
         }
     }
     Ok(rows)
+}
+
+/// Applies an input to a row of a lane that is locked, saves it, and returns what is to be done. What can't be changes nothing.
+pub(super) async fn advance(
+    tx: &impl GenericClient,
+    stored: &mut Stored,
+    input: &Input,
+    moment: &Moment,
+) -> Result<Result<Vec<Action>, Contradiction>, Failure> {
+    let next = match step(&stored.outgoing, input, moment) {
+        Ok(next) => next,
+        Err(contradiction) => return Ok(Err(contradiction)),
+    };
+    store::save(tx, stored.id, &stored.outgoing, &next.next, &moment.pace).await?;
+    stored.outgoing = next.next;
+    Ok(Ok(next.actions))
 }
 
 /// Tells what holds one up.

@@ -2,7 +2,6 @@
 //! that one is applied after the other.
 
 use super::rows::LaneId;
-use super::store::parameters;
 use alloy::primitives::{Address, B256};
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
@@ -86,6 +85,9 @@ pub async fn lanes_of(tx: &impl GenericClient, chain: ChainId, senders: &[Addres
 /// # Errors
 /// When the database fails.
 pub async fn of_block(tx: &impl GenericClient, chain: ChainId, all: &[SeenTransaction]) -> Result<Vec<Used>, Failure> {
+    if all.is_empty() {
+        return Ok(Vec::new());
+    }
     let statement = tx
         .prepare_cached(
             "SELECT (SELECT a.outgoing FROM outgoing_attempts a WHERE a.hash = t.hash),
@@ -118,7 +120,7 @@ pub async fn note_foreign(tx: &impl GenericClient, lane: &LaneId, nonce: u64, bl
              DO UPDATE SET block_hash = excluded.block_hash, block_number = excluded.block_number",
         )
         .await?;
-    let (chain, sender) = parameters(lane);
+    let (chain, sender) = lane.parameters();
     tx.execute(&statement, &[&chain, &sender, &bigint(nonce), &block.hash.as_slice(), &bigint(block.number)]).await?;
     Ok(())
 }
@@ -201,13 +203,13 @@ pub async fn of_final(tx: &impl GenericClient, chain: ChainId, number: u64) -> R
     Ok(rows.iter().map(|row| lane_and_id(chain, row)).collect())
 }
 
-/// What nodes are asked for is compared with.
+/// What is final when nodes are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FinalAt {
     /// Up to which block the chain is final, and its blocks were read.
     pub number: Option<u64>,
     /// How often blocks had left the chain by then.
-    removals: i64,
+    pub(super) removals: i64,
 }
 
 /// What is final before nodes are asked.
@@ -226,8 +228,8 @@ pub async fn final_at(db: &impl GenericClient, chain: ChainId) -> Result<FinalAt
 ///
 /// # Errors
 /// When the database fails.
-pub async fn stands(tx: &impl GenericClient, chain: ChainId, at: &FinalAt) -> Result<bool, Failure> {
+pub async fn stands(tx: &impl GenericClient, chain: ChainId, removals: i64) -> Result<bool, Failure> {
     let statement = tx.prepare_cached("SELECT removals FROM outgoing_chains WHERE chain_id = $1 FOR SHARE").await?;
-    let removals = tx.query_opt(&statement, &[&bigint(chain.0)]).await?.map_or(0, |row| row.get(0));
-    Ok(at.removals == removals)
+    let now: i64 = tx.query_opt(&statement, &[&bigint(chain.0)]).await?.map_or(0, |row| row.get(0));
+    Ok(now == removals)
 }

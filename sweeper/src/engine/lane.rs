@@ -5,7 +5,7 @@
 //! bytes. So a crash leaves no nonce without a transaction.
 
 /// The most nonces that are filled. More are missing only if the count was wrong, and each filler costs gas.
-pub const MAX_GAPS: u64 = 16;
+const MAX_GAPS: u64 = 16;
 
 /// So many nonces are missing: more than are filled without a person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

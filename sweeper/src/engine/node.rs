@@ -70,7 +70,7 @@ impl Nodes {
 
     /// How many transactions a sender has up to the block with this hash (EIP-1898). `None` unless enough providers agree.
     pub async fn count_at(&self, sender: Address, block: B256) -> Option<u64> {
-        self.agreed(|endpoint| async move { count_at(&endpoint, sender, block).await.map(is_count) }).await
+        self.agreed(|endpoint| async move { count_at(&endpoint, sender, block).await }).await
     }
 
     /// The receipt of one of these transactions, of which one at most can have one. `None` unless enough providers agree: that
@@ -144,14 +144,11 @@ async fn send(endpoint: Arc<Endpoint>, hash: B256, raw: Bytes) -> Answer {
     }
 }
 
-fn is_count(count: u64) -> Option<u64> {
-    (count < MAX_COUNT).then_some(count)
-}
-
-async fn count_at(endpoint: &Endpoint, sender: Address, block: B256) -> Result<u64, RpcError> {
+async fn count_at(endpoint: &Endpoint, sender: Address, block: B256) -> Result<Option<u64>, RpcError> {
     endpoint.check_chain_id().await?;
     let params = json!([sender, { "blockHash": block }]);
-    endpoint.request::<U64>("eth_getTransactionCount", params).await.map(|count| count.to())
+    let count = endpoint.request::<U64>("eth_getTransactionCount", params).await?.to();
+    Ok((count < MAX_COUNT).then_some(count))
 }
 
 async fn receipt(endpoint: &Endpoint, hashes: &[B256]) -> Result<Option<Mined>, RpcError> {

@@ -18,6 +18,22 @@ pub enum Kind {
     Gap,
 }
 
+impl Kind {
+    pub const ALL: [Self; 6] = [Self::Sweep, Self::Funding, Self::Refund, Self::Payout, Self::Deploy, Self::Gap];
+
+    /// As Postgres has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sweep => "sweep",
+            Self::Funding => "funding",
+            Self::Refund => "refund",
+            Self::Payout => "payout",
+            Self::Deploy => "deploy",
+            Self::Gap => "gap",
+        }
+    }
+}
+
 /// What is known of one, as Postgres keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outgoing {
@@ -57,6 +73,13 @@ pub struct Attempt {
     /// nothing.
     pub first_sent: Option<u64>,
     pub last_sent: Option<u64>,
+}
+
+impl Attempt {
+    /// One that was just signed: neither Kafka nor a node has it.
+    pub fn signed(hash: B256, nonce: u64, fees: Fees, cancels: bool) -> Self {
+        Self { hash, nonce, fees, cancels, acknowledged: false, accepted: None, first_sent: None, last_sent: None }
+    }
 }
 
 /// Where it stands.
@@ -255,6 +278,15 @@ impl Outgoing {
             underpriced: false,
             tried: None,
             told: None,
+        }
+    }
+
+    /// The attempts whose receipts are asked for, and whether their block was read. What is in no block that was read counts in a
+    /// final one.
+    pub fn asks_receipts_of(&self) -> (Vec<B256>, bool) {
+        match self.phase {
+            Phase::Mined(mined) => (vec![mined.hash], true),
+            _ => (self.live().map(|attempt| attempt.hash).collect(), false),
         }
     }
 

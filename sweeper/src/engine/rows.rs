@@ -6,7 +6,7 @@ use super::outgoing::{Attempt, Kind, Mined, Notice, Outgoing, Phase};
 use alloy::eips::eip7702::SignedAuthorization;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use runtime::Failure;
-use runtime::db::unsigned;
+use runtime::db::{bigint, unsigned};
 use tokio_postgres::Row;
 use topics::{BlockRef, ChainId};
 use uuid::Uuid;
@@ -18,14 +18,19 @@ pub struct LaneId {
     pub sender: Address,
 }
 
+impl LaneId {
+    /// As parameters of a statement.
+    pub(super) fn parameters(&self) -> (i64, &[u8]) {
+        (bigint(self.chain.0), self.sender.as_slice())
+    }
+}
+
 /// A row with its attempts.
 #[derive(Clone, Debug)]
 pub struct Stored {
     pub id: Uuid,
     pub lane: LaneId,
     pub content: Content,
-    pub idempotency_key: String,
-    pub request_hash: B256,
     pub outgoing: Outgoing,
 }
 
@@ -44,22 +49,9 @@ pub fn phase_columns(phase: &Phase) -> (&'static str, Option<Mined>, Option<u64>
     }
 }
 
-const KINDS: [(Kind, &str); 6] = [
-    (Kind::Sweep, "sweep"),
-    (Kind::Funding, "funding"),
-    (Kind::Refund, "refund"),
-    (Kind::Payout, "payout"),
-    (Kind::Deploy, "deploy"),
-    (Kind::Gap, "gap"),
-];
-
-pub fn kind_text(kind: Kind) -> &'static str {
-    KINDS.iter().find(|(known, _)| *known == kind).map_or("gap", |(_, text)| text)
-}
-
 /// The table's check allows no other.
 pub fn read_kind(text: &str) -> Kind {
-    KINDS.iter().find(|(_, known)| *known == text).map_or(Kind::Gap, |(kind, _)| *kind)
+    Kind::ALL.into_iter().find(|kind| kind.as_str() == text).unwrap_or(Kind::Gap)
 }
 
 const NOTICES: [(Notice, &str); 12] = [
@@ -109,18 +101,18 @@ pub fn read_row(row: &Row) -> Result<Stored, Failure> {
         gas_limit: unsigned(row.get(7)),
         authorizations,
     };
-    let mined = match row.get::<_, Option<&[u8]>>(16) {
+    let mined = match row.get::<_, Option<&[u8]>>(14) {
         None => None,
         Some(hash) => Some(Mined {
             hash: B256::from_slice(hash),
-            block: BlockRef { hash: B256::from_slice(row.get(17)), number: unsigned(row.get(18)) },
-            succeeded: row.get(19),
-            gas_used: row.get::<_, Option<i64>>(20).map(unsigned),
-            gas_price: row.get::<_, Option<&str>>(21).map(number).transpose()?,
+            block: BlockRef { hash: B256::from_slice(row.get(15)), number: unsigned(row.get(16)) },
+            succeeded: row.get(17),
+            gas_used: row.get::<_, Option<i64>>(18).map(unsigned),
+            gas_price: row.get::<_, Option<&str>>(19).map(number).transpose()?,
         }),
     };
-    let replaced = row.get::<_, Option<i64>>(22).map(unsigned);
-    let phase = match (row.get::<_, &str>(11), mined, replaced) {
+    let replaced = row.get::<_, Option<i64>>(20).map(unsigned);
+    let phase = match (row.get::<_, &str>(9), mined, replaced) {
         ("queued", ..) => Phase::Queued,
         ("signed", ..) => Phase::Signed,
         ("broadcast", ..) => Phase::Broadcast,
@@ -136,16 +128,15 @@ pub fn read_row(row: &Row) -> Result<Stored, Failure> {
     let outgoing = Outgoing {
         kind,
         phase,
-        nonce: row.get::<_, Option<i64>>(12).map(unsigned),
+        nonce: row.get::<_, Option<i64>>(10).map(unsigned),
         attempts: Vec::new(),
-        dropping: row.get(13),
-        underpriced: row.get(14),
-        told: row.get::<_, Option<&str>>(15).and_then(read_told),
-        frozen: row.get(23),
-        tried: row.get::<_, Option<i64>>(24).map(unsigned),
+        dropping: row.get(11),
+        underpriced: row.get(12),
+        told: row.get::<_, Option<&str>>(13).and_then(read_told),
+        frozen: row.get(21),
+        tried: row.get::<_, Option<i64>>(22).map(unsigned),
     };
-    let request_hash = B256::from_slice(row.get(10));
-    Ok(Stored { id: row.get(0), lane, content, idempotency_key: row.get(9), request_hash, outgoing })
+    Ok(Stored { id: row.get(0), lane, content, outgoing })
 }
 
 /// An attempt as `load` selects it.

@@ -4,8 +4,9 @@
 //! has read. Several lanes are locked in their order, so that nobody waits in a circle.
 
 use super::content::{Content, SignedBytes};
+use super::history;
 use super::outgoing::{Attempt, Kind, Order, Outgoing, Pace};
-use super::rows::{LaneId, Stored, kind_text, phase_columns, read_attempt, read_kind, read_row, told_text};
+use super::rows::{LaneId, Stored, phase_columns, read_attempt, read_kind, read_row, told_text};
 use alloy::primitives::{Address, B256, Bytes};
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
@@ -90,7 +91,7 @@ pub async fn queue(db: &impl GenericClient, new: &NewOutgoing) -> Result<Queued,
     // From now on it is noted what strangers do with the key.
     let statement =
         db.prepare_cached("INSERT INTO outgoing_lanes (chain_id, sender) VALUES ($1, $2) ON CONFLICT DO NOTHING").await?;
-    let (chain, sender) = parameters(&new.lane);
+    let (chain, sender) = new.lane.parameters();
     db.execute(&statement, &[&chain, &sender]).await?;
     let statement = db
         .prepare_cached(
@@ -106,7 +107,7 @@ pub async fn queue(db: &impl GenericClient, new: &NewOutgoing) -> Result<Queued,
             &statement,
             &[
                 &new.id,
-                &kind_text(new.kind),
+                &new.kind.as_str(),
                 &chain,
                 &sender,
                 &recipient,
@@ -152,7 +153,7 @@ pub async fn due_lanes(db: &impl GenericClient, chain: ChainId, now: u64, limit:
 /// When the database fails.
 pub async fn set_next_at(db: &impl GenericClient, lane: &LaneId, time: u64) -> Result<(), Failure> {
     let statement = db.prepare_cached("UPDATE outgoing_lanes SET next_at = $3 WHERE chain_id = $1 AND sender = $2").await?;
-    let (chain, sender) = parameters(lane);
+    let (chain, sender) = lane.parameters();
     db.execute(&statement, &[&chain, &sender, &bigint(time)]).await?;
     Ok(())
 }
@@ -170,7 +171,7 @@ pub async fn block_to_count(db: &impl GenericClient, lane: &LaneId) -> Result<Op
              WHERE l.chain_id = $1 AND l.sender = $2 AND l.counted IS NULL AND c.head_hash IS NOT NULL FOR SHARE OF c",
         )
         .await?;
-    let (chain, sender) = parameters(lane);
+    let (chain, sender) = lane.parameters();
     let row = db.query_opt(&statement, &[&chain, &sender]).await?;
     Ok(row.map(|row| CountAt { block: B256::from_slice(row.get(0)), removals: row.get(1) }))
 }
@@ -183,11 +184,10 @@ pub async fn block_to_count(db: &impl GenericClient, lane: &LaneId) -> Result<Op
 /// When the database fails.
 pub async fn set_counted(tx: &impl GenericClient, lane: &LaneId, at: &CountAt, count: u64) -> Result<Vec<Uuid>, Failure> {
     // Whoever reads the chain's next record waits.
-    let statement = tx.prepare_cached("SELECT FROM outgoing_chains WHERE chain_id = $1 AND removals = $2 FOR SHARE").await?;
-    let (chain, sender) = parameters(lane);
-    if tx.query_opt(&statement, &[&chain, &at.removals]).await?.is_none() {
+    if !history::stands(tx, lane.chain, at.removals).await? {
         return Ok(Vec::new());
     }
+    let (chain, sender) = lane.parameters();
     let statement = tx
         .prepare_cached(
             "UPDATE outgoing_lanes SET counted = $3, counted_in = $4 WHERE chain_id = $1 AND sender = $2 AND counted IS NULL",
@@ -214,7 +214,7 @@ pub async fn set_counted(tx: &impl GenericClient, lane: &LaneId, at: &CountAt, c
 pub async fn lock(tx: &impl GenericClient, lane: &LaneId) -> Result<Option<Lane>, Failure> {
     let statement =
         tx.prepare_cached("SELECT counted FROM outgoing_lanes WHERE chain_id = $1 AND sender = $2 FOR NO KEY UPDATE").await?;
-    let (chain, sender) = parameters(lane);
+    let (chain, sender) = lane.parameters();
     let Some(row) = tx.query_opt(&statement, &[&chain, &sender]).await? else { return Ok(None) };
     let counted = row.get::<_, Option<i64>>(0).map(unsigned);
     // Read when the lock is held: by the statement that took it they might be from before.
@@ -246,7 +246,7 @@ pub async fn waiting(tx: &impl GenericClient, lane: &LaneId) -> Result<Vec<(u64,
              FROM outgoing o WHERE o.chain_id = $1 AND o.sender = $2 AND o.state IN ('signed', 'broadcast') ORDER BY o.nonce",
         )
         .await?;
-    let (chain, sender) = parameters(lane);
+    let (chain, sender) = lane.parameters();
     let rows = tx.query(&statement, &[&chain, &sender]).await?;
     Ok(rows.iter().map(|row| (unsigned(row.get(0)), row.get::<_, Option<i64>>(1).map(unsigned))).collect())
 }
@@ -267,7 +267,7 @@ pub async fn due(tx: &impl GenericClient, lane: &LaneId, now: u64, limit: usize,
               ORDER BY due_at, place LIMIT $5)",
         )
         .await?;
-    let (chain, sender) = parameters(lane);
+    let (chain, sender) = lane.parameters();
     let [limit, room] = [limit, room].map(|most| i64::try_from(most).unwrap_or(i64::MAX));
     let rows = tx.query(&statement, &[&chain, &sender, &bigint(now), &limit, &room]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
@@ -288,11 +288,14 @@ pub async fn lane_of(db: &impl GenericClient, id: Uuid) -> Result<Option<LaneId>
 /// # Errors
 /// When the database fails, or a row holds what no row can.
 pub async fn load(tx: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Stored>, Failure> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
     let statement = tx
         .prepare_cached(
-            "SELECT id, kind, chain_id, sender, recipient, value::text, data, gas_limit, authorizations, idempotency_key,
-                 request_hash, state, nonce, dropping, underpriced, told, mined_hash, block_hash, block_number, succeeded,
-                 gas_used, gas_price::text, replaced_in, frozen, tried
+            "SELECT id, kind, chain_id, sender, recipient, value::text, data, gas_limit, authorizations, state, nonce,
+                 dropping, underpriced, told, mined_hash, block_hash, block_number, succeeded, gas_used, gas_price::text,
+                 replaced_in, frozen, tried
              FROM outgoing WHERE id = ANY($1) ORDER BY id",
         )
         .await?;
@@ -328,7 +331,7 @@ pub async fn store_attempt(
     order: &Order,
     signed: &SignedBytes,
 ) -> Result<Attempt, Failure> {
-    let (chain, sender) = parameters(&stored.lane);
+    let (chain, sender) = stored.lane.parameters();
     if stored.outgoing.nonce.is_none() {
         let statement = tx
             .prepare_cached("INSERT INTO outgoing_nonces (chain_id, sender, nonce, outgoing) VALUES ($1, $2, $3, $4)")
@@ -346,8 +349,7 @@ pub async fn store_attempt(
     let raw = &signed.raw[..];
     tx.execute(&statement, &[&signed.hash.as_slice(), &stored.id, &chain, &sender, &bigint(nonce), &raw, &tip, &cap, &cancels])
         .await?;
-    let (hash, acknowledged, accepted, first_sent, last_sent) = (signed.hash, false, None, None, None);
-    Ok(Attempt { hash, nonce, fees, cancels, acknowledged, accepted, first_sent, last_sent })
+    Ok(Attempt::signed(signed.hash, nonce, fees, cancels))
 }
 
 /// Writes what a step changed of a row and its attempts.
@@ -439,8 +441,4 @@ pub async fn records(db: &impl GenericClient, hashes: &[B256], may_be_sent: bool
         request_hash: B256::from_slice(row.get(9)),
     };
     Ok(db.query(&statement, &[&hashes, &may_be_sent]).await?.iter().map(read).collect())
-}
-
-pub(super) fn parameters(lane: &LaneId) -> (i64, &[u8]) {
-    (bigint(lane.chain.0), lane.sender.as_slice())
 }

@@ -14,9 +14,8 @@ use super::fold::{self, Stepped};
 use super::history;
 use super::lane::{gaps, next_nonce};
 use super::node::Nodes;
-use super::outgoing::{Action, Input, Kind, Mined, Moment, Notice, Order, Outgoing, Pace, Phase};
+use super::outgoing::{Action, Input, Kind, Mined, Moment, Notice, Order, Outgoing, Pace};
 use super::rows::{LaneId, Stored};
-use super::step::step;
 use super::store::{self, Lane, NewOutgoing, Record};
 use crate::keys::Signer;
 use alloy::primitives::{Address, B256, keccak256};
@@ -160,7 +159,7 @@ impl Engine {
             }
         };
         let moment = Moment { time: now.seconds, market: now.market, is_lowest: false, blocks: locked.blocks, pace: self.pace };
-        let mut stepped = fold::apply(&tx, Some(&locked), &inputs, &moment).await?;
+        let mut stepped = fold::apply(&tx, locked.lowest, &inputs, &moment).await?;
         let mut is_held_up = false;
         for Stepped { stored, actions } in &mut stepped {
             fold::tell(stored, actions);
@@ -187,7 +186,7 @@ impl Engine {
         Heard { mut inputs, receipts_at }: Heard,
     ) -> Result<Vec<(Uuid, Input)>, Failure> {
         if let Some(at) = receipts_at
-            && !history::stands(tx, self.chain, &at).await?
+            && !history::stands(tx, self.chain, at.removals).await?
         {
             inputs.retain(|(_, input)| !matches!(input, Input::Receipt(_)));
         }
@@ -214,7 +213,7 @@ impl Engine {
         match signed {
             Ok((nonce, signed)) => self.store_signed(tx, lane, stored, nonce, order, &signed, moment).await,
             Err(notice) => {
-                let actions = self.step(tx, stored, &Input::InVain(notice), moment).await?;
+                let actions = fold::advance(tx, stored, &Input::InVain(notice), moment).await?.map_err(Failure::halt)?;
                 fold::tell(stored, &actions);
                 Ok(Vec::new())
             }
@@ -236,24 +235,8 @@ impl Engine {
         if stored.outgoing.nonce.is_none() {
             lane.in_flight += 1;
             lane.given = lane.given.max(Some(nonce));
-            lane.lowest = Some(lane.lowest.map_or(nonce, |lowest| lowest.min(nonce)));
         }
-        let actions = self.step(tx, stored, &Input::Signed(attempt), moment).await?;
-        // It is signed: what is left is to publish it.
-        Ok(actions.into_iter().filter(|action| !matches!(action, Action::Sign(_))).collect())
-    }
-
-    async fn step(
-        &self,
-        tx: &Transaction<'_>,
-        stored: &mut Stored,
-        input: &Input,
-        moment: &Moment,
-    ) -> Result<Vec<Action>, Failure> {
-        let next = step(&stored.outgoing, input, moment).map_err(Failure::halt)?;
-        store::save(tx, stored.id, &stored.outgoing, &next.next, &self.pace).await?;
-        stored.outgoing = next.next;
-        Ok(next.actions)
+        fold::advance(tx, stored, &Input::Signed(attempt), moment).await?.map_err(Failure::halt)
     }
 
     /// Signed by the sender.
@@ -303,7 +286,8 @@ impl Engine {
             return Ok(());
         }
         // What Kafka has is read from the row once more: nothing else is sent.
-        for record in store::records(&self.pool.get().await?, &hashes, true).await? {
+        let records = store::records(&self.pool.get().await?, &hashes, true).await?;
+        for record in records {
             let answer = self.nodes.send(record.hash, &record.raw).await;
             note(&record, answer);
             inputs.push((record.id, Input::Answer(record.hash, answer)));
@@ -311,7 +295,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Reads what blocks were read without. What is in no block that was read counts in a final one.
+    /// Reads what blocks were read without.
     async fn read_receipts(&self, stepped: &[Stepped], heard: &mut Heard) -> Result<(), Failure> {
         let mut asked = stepped.iter().filter(|stepped| stepped.actions.contains(&Action::AskReceipt)).peekable();
         if asked.peek().is_none() {
@@ -320,10 +304,7 @@ impl Engine {
         let at = history::final_at(&self.pool.get().await?, self.chain).await?;
         heard.receipts_at = Some(at);
         for Stepped { stored, .. } in asked {
-            let (hashes, is_read) = match stored.outgoing.phase {
-                Phase::Mined(mined) => (vec![mined.hash], true),
-                _ => (stored.outgoing.live().map(|attempt| attempt.hash).collect(), false),
-            };
+            let (hashes, is_read) = stored.outgoing.asks_receipts_of();
             let is_final = |receipt: &Mined| at.number.is_some_and(|number| receipt.block.number <= number);
             let receipt = self.nodes.receipt(&hashes).await.filter(|receipt| is_read || is_final(receipt));
             heard.inputs.push((stored.id, Input::Receipt(receipt)));
@@ -349,17 +330,15 @@ impl Engine {
         for nonce in missing {
             tracing::warn!(chain = %lane.chain, sender = %lane.sender, nonce, "no transaction has this nonce; it is filled");
             let (id, content) = (Uuid::new_v4(), Content::nothing(lane.sender));
-            // Nobody asks for one again, and nobody can take its key: that a nonce is given out once is the table's.
-            let idempotency_key = format!("gap:{id}");
-            let request_hash = keccak256(&idempotency_key);
-            let new = NewOutgoing { id, kind: Kind::Gap, lane: *lane, content, idempotency_key, request_hash };
-            let NewOutgoing { content, idempotency_key, .. } = new.clone();
-            let outgoing = Outgoing::queued(Kind::Gap);
-            let mut stored = Stored { id, lane: *lane, content, idempotency_key, request_hash, outgoing };
+            let mut stored = Stored { id, lane: *lane, content: content.clone(), outgoing: Outgoing::queued(Kind::Gap) };
             let order = Order { nonce: Some(nonce), fees, cancels: true };
             // Signed first: a filler in the queue would get another nonce.
             let Ok(signed) = self.signed_bytes(&stored, nonce, &order).await else { break };
-            store::queue(tx, &new).await?;
+            // Nobody asks for one again, and nobody can take its key: that a nonce is given out once is the table's.
+            let idempotency_key = format!("gap:{id}");
+            let request_hash = keccak256(&idempotency_key);
+            let kind = Kind::Gap;
+            store::queue(tx, &NewOutgoing { id, kind, lane: *lane, content, idempotency_key, request_hash }).await?;
             let actions = self.store_signed(tx, locked, &mut stored, nonce, &order, &signed, moment).await?;
             fillers.push(Stepped { stored, actions });
         }

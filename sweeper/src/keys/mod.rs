@@ -1,4 +1,4 @@
-//! Private keys, and who signs with them. No other room of the workspace names one.
+//! Private keys, and who signs with them. `wallet` derives them; no other crate names one.
 //!
 //! - [`Signer`] is what the engine signs with: a key in this process today, a key elsewhere by another implementation.
 //! - [`LocalKey`] is a key in this process. [`Seeds`] has those of deposit addresses, from `CTRIP_MNEMONIC_FILE`.

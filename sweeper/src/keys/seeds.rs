@@ -3,10 +3,7 @@
 use super::local::{LocalKey, LocalKeyError};
 use super::private_file::{self, PrivateFileError};
 use std::path::Path;
-use wallet::{AccountKey, AccountXpub, Mnemonic, MnemonicError, XpubError};
-
-/// BIP-39's "25th word", which is unused.
-const PASSPHRASE: &str = "";
+use wallet::{AccountKey, AccountXpub, Mnemonic, MnemonicError, NO_PASSPHRASE, XpubError};
 
 /// The accounts whose deposit addresses can be signed for. `Debug` shows fingerprints.
 #[derive(Debug)]
@@ -55,7 +52,7 @@ impl Seeds {
         let text = private_file::read(path).map_err(SeedsError::File)?;
         let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
         let account = |(words, line): (&str, usize)| {
-            let key = Mnemonic::parse(words).and_then(|mnemonic| mnemonic.account_key(PASSPHRASE));
+            let key = Mnemonic::parse(words).and_then(|mnemonic| mnemonic.account_key(NO_PASSPHRASE));
             key.map_err(|source| SeedsError::Mnemonic { line, source })
         };
         let accounts: Vec<AccountKey> = lines.map(account).collect::<Result<_, _>>()?;
@@ -79,10 +76,10 @@ impl Seeds {
     /// # Errors
     /// If the account is that of no mnemonic here, or has no such address.
     pub fn key(&self, xpub: &AccountXpub, index: u32) -> Result<LocalKey, SeedsError> {
-        let account = xpub.fingerprint();
-        let seed = self.find(xpub).ok_or_else(|| SeedsError::UnknownAccount(account.clone()))?;
-        let scalar = seed.key(index).map_err(|source| SeedsError::Index { account: account.clone(), index, source })?;
-        LocalKey::new(&scalar).map_err(|source| SeedsError::Key { account, index, source })
+        let account = || xpub.fingerprint();
+        let seed = self.find(xpub).ok_or_else(|| SeedsError::UnknownAccount(account()))?;
+        let scalar = seed.key(index).map_err(|source| SeedsError::Index { account: account(), index, source })?;
+        LocalKey::new(&scalar).map_err(|source| SeedsError::Key { account: account(), index, source })
     }
 
     fn find(&self, xpub: &AccountXpub) -> Option<&AccountKey> {
@@ -109,7 +106,7 @@ mod tests {
     }
 
     fn xpub(words: &str) -> AccountXpub {
-        Mnemonic::parse(words).unwrap().account_xpub(PASSPHRASE).unwrap()
+        Mnemonic::parse(words).unwrap().account_xpub(NO_PASSPHRASE).unwrap()
     }
 
     /// The API gives out the xpub's addresses; a key of another one could not move what arrives there.

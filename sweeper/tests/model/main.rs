@@ -335,6 +335,11 @@ fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").map_or(400, |cases| cases.parse().unwrap())
 }
 
+/// With a rare one among them.
+fn ops_and(rare: impl Strategy<Value = Op>) -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(prop_oneof![20 => op(), 1 => rare], 1..120)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: cases(),
@@ -350,19 +355,13 @@ proptest! {
 
     /// What a block that is missing had, is known by its receipt or left to a person.
     #[test]
-    fn what_a_lost_record_hides_is_not_paid_again(ops in prop::collection::vec(prop_oneof![
-        20 => op(),
-        1 => (1_usize..6).prop_map(Op::Hole),
-    ], 1..120)) {
+    fn what_a_lost_record_hides_is_not_paid_again(ops in ops_and((1_usize..6).prop_map(Op::Hole))) {
         run(&ops);
     }
 
     /// What nobody can prevent may be paid twice, but not by us: once a block shows it, nothing that pays is sent.
     #[test]
-    fn what_breaks_what_was_final_freezes_it(ops in prop::collection::vec(prop_oneof![
-        20 => op(),
-        1 => (2_usize..12).prop_map(Op::DeepReorg),
-    ], 1..120)) {
+    fn what_breaks_what_was_final_freezes_it(ops in ops_and((2_usize..12).prop_map(Op::DeepReorg))) {
         run(&ops);
     }
 }

@@ -46,7 +46,7 @@ impl World {
             Answered::Input(row, input) => drop(self.apply(row, &input)),
             Answered::Count { at, removals, count } if self.counted.is_none() && self.removals == removals => {
                 (self.counted, self.counted_in) = (Some(count), Some(at.hash));
-                (0..self.rows.len()).for_each(|row| drop(self.apply(row, &Input::Counted(count))));
+                self.tell_all(&Input::Counted(count));
             }
             Answered::Count { .. } => {}
         }
@@ -73,9 +73,7 @@ impl World {
             assert!(taken.is_some_and(|blocks| blocks < self.blocks), "raised, and no block refused it: {outgoing:?}");
         }
         self.signed.insert(hash, Signed { row: Some(row), nonce, fees, cancels, taken: None });
-        let (acknowledged, accepted, first_sent, last_sent) = (false, None, None, None);
-        let attempt = Attempt { hash, nonce, fees, cancels, acknowledged, accepted, first_sent, last_sent };
-        self.apply(row, &Input::Signed(attempt));
+        self.apply(row, &Input::Signed(Attempt::signed(hash, nonce, fees, cancels)));
     }
 
     /// Does what was to be done for a row as it was when it was `read`.
@@ -88,18 +86,13 @@ impl World {
             }
             Action::Broadcast(hash) => {
                 assert!(self.records.contains(&hash), "it is sent before Kafka has it");
-                let outgoing = &self.rows[row];
-                let is_wanted = !outgoing.dropping && outgoing.frozen.is_none();
-                assert!(is_wanted || self.signed[&hash].cancels, "it pays, and is not wanted: {outgoing:?}");
-                assert!(!self.is_shown_paid(row), "a block shows it paid: {outgoing:?}");
+                assert!(self.is_wanted(row, hash), "it pays, and is not wanted: {:?}", self.rows[row]);
+                assert!(!self.is_shown_paid(row), "a block shows it paid: {:?}", self.rows[row]);
                 let answer = self.send(hash);
                 self.answer(Answered::Input(row, Input::Answer(hash, answer)), fate);
             }
             Action::AskReceipt => {
-                let (hashes, is_read) = match read.phase {
-                    Phase::Mined(mined) => (vec![mined.hash], true),
-                    _ => (read.live().map(|attempt| attempt.hash).collect(), false),
-                };
+                let (hashes, is_read) = read.asks_receipts_of();
                 let is_final = |number: u64| self.read_final.is_some_and(|last| number <= last);
                 let receipt = self.receipt(&hashes).filter(|receipt| is_read || is_final(receipt.block.number));
                 self.answer(Answered::Input(row, Input::Receipt(receipt)), fate);
@@ -121,6 +114,12 @@ impl World {
             }
             Action::Tell(_) => {}
         }
+    }
+
+    /// The row is wanted, or the attempt does nothing but take the nonce.
+    fn is_wanted(&self, row: usize, hash: B256) -> bool {
+        let outgoing = &self.rows[row];
+        !outgoing.dropping && outgoing.frozen.is_none() || self.signed[&hash].cancels
     }
 
     /// A block that was read has another attempt of the row than those that can still be mined.
@@ -150,11 +149,7 @@ impl World {
     pub(super) fn resume(&mut self, actions: usize) {
         for (row, read, action) in self.left.drain(..actions.min(self.left.len())).collect::<Vec<_>>() {
             // What may be sent is read from the rows once more.
-            let may_be_sent = |hash: B256| {
-                let outgoing = &self.rows[row];
-                let is_wanted = !outgoing.dropping && outgoing.frozen.is_none();
-                (is_wanted || self.signed[&hash].cancels) && !self.is_shown_paid(row)
-            };
+            let may_be_sent = |hash: B256| self.is_wanted(row, hash) && !self.is_shown_paid(row);
             match action {
                 Action::Broadcast(hash) if !may_be_sent(hash) => {}
                 action => self.perform(row, &read, action, Fate::Noted),

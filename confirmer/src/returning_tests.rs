@@ -5,6 +5,8 @@ use runtime::kafka::TransactionalProducer;
 use tokio::runtime::Runtime;
 use topics::{frame, wire};
 
+const CHAIN: &str = "31337";
+
 #[test]
 fn what_was_looked_through_is_forgotten_where_the_chain_waits_from_an_earlier_offset() {
     let looked = || Looked { from: 20, for_beginning: 90, ahead: Ahead { from: 30, to: 80, record: None }, for_said: None };
@@ -56,8 +58,6 @@ fn what_comes_after_the_records_at_a_partitions_end_is_looked_for_without_waitin
     });
 }
 
-const CHAIN: &str = "31337";
-
 /// A chain that returns, whose partition has these records.
 fn on_records(values: &[Vec<u8>], then: impl FnOnce(&mut Returning<'_>, &PartitionReader)) {
     let (cluster, topic) = (MockCluster::new(1).unwrap(), Topic::Matches);
@@ -80,7 +80,7 @@ fn on_records(values: &[Vec<u8>], then: impl FnOnce(&mut Returning<'_>, &Partiti
         chains: &chains,
         handle: runtime.handle(),
         stop: &stop,
-        chain: ChainId(31337),
+        chain: ChainId(CHAIN.parse().unwrap()),
         item,
         batch: FOLDING.max_records,
         looked: &mut looked,

@@ -143,7 +143,7 @@ npm_install() {
   local name=$1 folder=$2
   shift 2
   command -v npm >/dev/null || apt_install "npm, which downloads $name" nodejs npm ca-certificates
-  if [ $# -eq 0 ]; then cp "$HERE/$name/package.json" "$folder"; fi
+  if [ $# -eq 0 ]; then cp "$HERE/$name/package.json" "$folder" || return; fi
   npm install --prefix "$folder" --ignore-scripts --no-audit --no-fund --no-package-lock "$@" </dev/null >"$CACHE/$name.log" 2>&1
 }
 

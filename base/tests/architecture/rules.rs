@@ -52,11 +52,7 @@ pub const KEPT_TO: &[Rule] = &[
         "since the server holds an xpub and no key",
     ),
     rule("wallet::AccountKey", &["wallet/", "sweeper/src/keys/"], "since the sweeper alone holds keys"),
-    rule(
-        "k256",
-        &["wallet/", "sweeper/src/keys/", "e2e/src/signer.rs"],
-        "since keys are derived in one place, and the sweeper alone signs",
-    ),
+    rule("k256", &["wallet/", "sweeper/src/keys/"], "since keys are derived in one place, and the sweeper alone signs"),
     rule(
         "alloy::consensus",
         &["chain/", "sweeper/src/keys/", "sweeper/src/engine/", "e2e/"],

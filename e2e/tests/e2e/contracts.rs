@@ -2,16 +2,25 @@
 //! a swept address costs, and that nothing an address or a token does keeps others from being swept. Skipped where geth can't
 //! be had.
 
-use alloy::eips::eip7702::SignedAuthorization;
+use alloy::eips::eip7702::{Authorization, SignedAuthorization};
 use alloy::hex;
 use alloy::primitives::{Address, B256, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Call, Fork, Node, PAYER, Signer, eventually, quantity, root};
+use e2e::{Fork, Node, PAYER, eventually, quantity, root};
+use futures::future::try_join_all;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::Command;
+use sweeper::engine::content::{Content, SignedBytes};
+use sweeper::engine::fees::Fees;
+use sweeper::keys::{LocalKey, Signer as _};
+use topics::ChainId;
 
-const CHAIN: u64 = 31337;
+const CHAIN: ChainId = ChainId(31337);
+/// The key of [`PAYER`], anvil's first account, which everybody knows.
+const PAYER_KEY: [u8; 32] = hex!("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80");
+/// More than any test's block asks for.
+const FEES: Fees = Fees { tip: 1, cap: 100_000_000_000 };
 /// What one call of a token may take: more than two new slots on Amsterdam.
 const GAS_EACH: u64 = 400_000;
 /// Below the limit of a transaction (EIP-7825).
@@ -29,7 +38,7 @@ fn what_is_committed_is_what_the_pinned_compiler_makes_of_the_sources() -> Resul
 /// A chain with a token and the contracts.
 struct Chain {
     node: Node,
-    payer: Signer,
+    payer: LocalKey,
     token: Address,
     treasury: Address,
     delegate: Address,
@@ -65,12 +74,16 @@ fn creation(contract: &Value, arguments: &[u8]) -> Result<String> {
     Ok(format!("{}{}", contract["creation"].as_str().context("no code")?, hex::encode(arguments)))
 }
 
-fn payees(accounts: &[Signer]) -> Vec<Address> {
-    accounts.iter().map(|account| account.address).collect()
+fn new_key() -> Result<LocalKey> {
+    Ok(LocalKey::new(&rand::random())?)
 }
 
-fn addresses(accounts: &[Signer]) -> Vec<Vec<B256>> {
-    accounts.iter().map(|account| vec![account.address.into_word()]).collect()
+fn payees(accounts: &[LocalKey]) -> Vec<Address> {
+    accounts.iter().map(|account| account.address()).collect()
+}
+
+fn addresses(accounts: &[LocalKey]) -> Vec<Vec<B256>> {
+    accounts.iter().map(|account| vec![account.address().into_word()]).collect()
 }
 
 impl Chain {
@@ -79,7 +92,7 @@ impl Chain {
         std::fs::create_dir_all(&folder)?;
         let Some(node) = Node::geth(&folder, fork).await? else { return Ok(None) };
         let token = node.create(&std::fs::read_to_string(root().join(format!("testdata/sweeping/{token}.hex")))?).await?;
-        let treasury = Signer::random()?.address;
+        let treasury = new_key()?.address();
         let deploy = async |name: &str, arguments: &[u8]| {
             let contract = committed(name)?;
             let address = node.create(&creation(&contract, arguments)?).await?;
@@ -97,7 +110,7 @@ impl Chain {
         let (delegate, puller) =
             (deploy("Sweeper7702", arguments.as_slice()).await?, deploy("Puller", arguments.as_slice()).await?);
         let batch = deploy("SweepBatch", &[]).await?;
-        let chain = Self { payer: Signer::payer()?, token, treasury, delegate, batch, puller, node };
+        let chain = Self { payer: LocalKey::new(&PAYER_KEY)?, token, treasury, delegate, batch, puller, node };
         chain.pay(&[treasury], 1).await?;
         Ok(Some(chain))
     }
@@ -113,8 +126,8 @@ impl Chain {
     }
 
     /// New addresses with this much each.
-    async fn paid(&self, count: usize, amount: u64) -> Result<Vec<Signer>> {
-        let accounts: Vec<Signer> = (0..count).map(|_| Signer::random()).collect::<Result<_>>()?;
+    async fn paid(&self, count: usize, amount: u64) -> Result<Vec<LocalKey>> {
+        let accounts: Vec<LocalKey> = (0..count).map(|_| new_key()).collect::<Result<_>>()?;
         self.pay(&payees(&accounts), amount).await?;
         Ok(accounts)
     }
@@ -122,10 +135,19 @@ impl Chain {
     /// Sends a call from the payer, with so much gas, and returns its receipt.
     async fn send(&self, to: Address, input: &[u8], gas: u64, authorizations: Vec<SignedAuthorization>) -> Result<Value> {
         let nonce = quantity(&self.node.call("eth_getTransactionCount", json!([PAYER, "pending"])).await?)?;
-        let call = Call { chain_id: CHAIN, nonce, gas, to, input: input.to_vec().into(), authorizations };
-        let hash = self.node.call("eth_sendRawTransaction", json!([self.payer.transaction(call)?])).await?;
-        let hash: B256 = hash.as_str().context("no hash")?.parse()?;
-        eventually("the receipt", || self.node.receipt(hash)).await
+        let content = Content { to: Some(to), value: U256::ZERO, data: input.to_vec().into(), gas_limit: gas, authorizations };
+        let transaction = content.unsigned(CHAIN, nonce, FEES).context("no transaction does it")?;
+        let signature = self.payer.sign_transaction(&transaction).await?;
+        let signed = SignedBytes::new(transaction, signature, self.payer.address()).context("signed by another")?;
+        self.node.call("eth_sendRawTransaction", json!([signed.raw])).await?;
+        eventually("the receipt", || self.node.receipt(signed.hash)).await
+    }
+
+    /// Delegates an account to the contract, if its nonce is this one by then.
+    async fn delegation(&self, account: &LocalKey, nonce: u64) -> Result<SignedAuthorization> {
+        let authorization = Authorization { chain_id: U256::from(CHAIN.0), address: self.delegate, nonce };
+        let signature = account.sign_authorization(&authorization).await?;
+        Ok(authorization.into_signed(signature))
     }
 
     async fn estimate(&self, to: Address, input: &[u8]) -> Result<u64> {
@@ -143,23 +165,23 @@ impl Chain {
         Ok(self.ask("balanceOf(address)", &[account.into_word()]).await?.into())
     }
 
-    fn swept(&self, accounts: &[Signer]) -> Vec<u8> {
+    fn swept(&self, accounts: &[LocalKey]) -> Vec<u8> {
         let head = [self.token.into_word(), word(GAS_EACH)];
         call("sweep(address,uint256,address[])", &head, &addresses(accounts))
     }
 
-    fn pulled(&self, leave: u64, accounts: &[Signer]) -> Vec<u8> {
+    fn pulled(&self, leave: u64, accounts: &[LocalKey]) -> Vec<u8> {
         let head = [self.token.into_word(), word(leave), word(GAS_EACH)];
         call("pull(address,uint256,uint256,address[])", &head, &addresses(accounts))
     }
 
-    async fn permits(&self, accounts: &[Signer]) -> Result<Vec<u8>> {
+    async fn permits(&self, accounts: &[LocalKey]) -> Result<Vec<u8>> {
         let kind = keccak256("Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)");
         let mut items = Vec::new();
         for one in accounts {
-            let content = [kind, one.address.into_word(), self.puller.into_word(), word(U256::MAX), B256::ZERO, word(MUCH)];
+            let content = [kind, one.address().into_word(), self.puller.into_word(), word(U256::MAX), B256::ZERO, word(MUCH)];
             let [v, r, s] = self.sign(one, &content).await?;
-            items.push(vec![one.address.into_word(), v, r, s]);
+            items.push(vec![one.address().into_word(), v, r, s]);
         }
         let head = [self.token.into_word(), B256::ZERO, word(GAS_EACH), word(U256::MAX), word(MUCH)];
         let signature = "permitAndPull(address,uint256,uint256,uint256,uint256,(address,uint8,bytes32,bytes32)[])";
@@ -167,14 +189,14 @@ impl Chain {
     }
 
     /// Authorizations of transfers to the treasury, of 1000 units each, with the sender's address as their nonce.
-    async fn authorizations(&self, accounts: &[Signer]) -> Result<Vec<Vec<B256>>> {
+    async fn authorizations(&self, accounts: &[LocalKey]) -> Result<Vec<Vec<B256>>> {
         let kind = keccak256(concat!(
             "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,",
             "bytes32 nonce)"
         ));
         let mut items = Vec::new();
         for one in accounts {
-            let (from, nonce) = (one.address.into_word(), keccak256(one.address));
+            let (from, nonce) = (one.address().into_word(), keccak256(one.address()));
             let content = [kind, from, self.treasury.into_word(), word(1000), B256::ZERO, word(MUCH), nonce];
             let [v, r, s] = self.sign(one, &content).await?;
             items.push(vec![from, word(1000), nonce, v, r, s]);
@@ -188,10 +210,9 @@ impl Chain {
     }
 
     /// Signs typed data of the token (EIP-712): v, r and s.
-    async fn sign(&self, signer: &Signer, content: &[B256]) -> Result<[B256; 3]> {
+    async fn sign(&self, signer: &LocalKey, content: &[B256]) -> Result<[B256; 3]> {
         let domain = self.ask("DOMAIN_SEPARATOR()", &[]).await?;
-        let digest = keccak256([&[0x19, 0x01], domain.as_slice(), keccak256(content.concat()).as_slice()].concat());
-        let signature = signer.sign(digest)?;
+        let signature = signer.sign_message(domain, keccak256(content.concat())).await?;
         Ok([word(27 + u64::from(signature.v())), word(signature.r()), word(signature.s())])
     }
 }
@@ -211,7 +232,7 @@ async fn costs(fork: Fork, at_most: &[(&str, u64)]) -> Result<()> {
     };
 
     let delegated = chain.paid(COUNT, 1000).await?;
-    let authorizations = delegated.iter().map(|one| one.delegate(CHAIN, chain.delegate, 0)).collect::<Result<_>>()?;
+    let authorizations = try_join_all(delegated.iter().map(|one| chain.delegation(one, 0))).await?;
     note("sweep_gas_7702_first", chain.send(chain.batch, &chain.swept(&delegated), GAS, authorizations).await?).await?;
     chain.pay(&payees(&delegated), 1000).await?;
     note("sweep_gas_7702_later", chain.send(chain.batch, &chain.swept(&delegated), GAS, vec![]).await?).await?;
@@ -268,14 +289,14 @@ async fn an_address_that_can_not_be_swept_leaves_the_others_swept() -> Result<()
     let Some(chain) = Chain::start(Fork::Osaka, "MuteToken").await? else { return Ok(()) };
     let accounts = chain.paid(6, 1000).await?;
     let [stale, refused] = [1, 3];
-    let refuse = [&keccak256("blacklist(address)")[..4], accounts[refused].address.into_word().as_slice()].concat();
+    let refuse = [&keccak256("blacklist(address)")[..4], accounts[refused].address().into_word().as_slice()].concat();
     chain.send(chain.token, &refuse, GAS, vec![]).await?;
-    let delegate = |(at, one): (usize, &Signer)| one.delegate(CHAIN, chain.delegate, if at == stale { 7 } else { 0 });
-    let authorizations = accounts.iter().enumerate().map(delegate).collect::<Result<_>>()?;
+    let delegations = accounts.iter().enumerate().map(|(at, one)| chain.delegation(one, if at == stale { 7 } else { 0 }));
+    let authorizations = try_join_all(delegations).await?;
     let receipt = chain.send(chain.batch, &chain.swept(&accounts), GAS, authorizations).await?;
     ensure!(receipt["status"] == "0x1", "{receipt}");
     for (at, account) in accounts.iter().enumerate() {
-        let left = chain.balance(account.address).await?;
+        let left = chain.balance(account.address()).await?;
         ensure!((left > U256::ZERO) == [stale, refused].contains(&at), "{left} is left of {at}");
     }
     ensure!(chain.balance(chain.treasury).await? == U256::from(1 + 4 * 1000), "the treasury has another sum");
@@ -297,11 +318,11 @@ async fn short(fork: Fork, an_authorization: u64) -> Result<()> {
     const COUNT: u64 = 4;
     let Some(chain) = Chain::start(fork, "Dollar").await? else { return Ok(()) };
     let accounts = chain.paid(usize::try_from(COUNT)?, 1000).await?;
-    let authorizations = || accounts.iter().map(|one| one.delegate(CHAIN, chain.delegate, 0)).collect::<Result<Vec<_>>>();
+    let authorizations = async || try_join_all(accounts.iter().map(|one| chain.delegation(one, 0))).await;
     let delegated = async || {
         let mut delegated = 0;
         for account in &accounts {
-            let of = json!([account.address, "latest"]);
+            let of = json!([account.address(), "latest"]);
             let code = chain.node.call("eth_getCode", of.clone()).await?;
             let has = code == format!("0xef0100{}", hex::encode(chain.delegate));
             let nonce = quantity(&chain.node.call("eth_getTransactionCount", of).await?)?;
@@ -316,16 +337,16 @@ async fn short(fork: Fork, an_authorization: u64) -> Result<()> {
     let before = 40_000 + COUNT * an_authorization;
     if fork == Fork::Amsterdam {
         let gas = before - an_authorization;
-        let receipt = chain.send(chain.batch, &input, gas, authorizations()?).await?;
+        let receipt = chain.send(chain.batch, &input, gas, authorizations().await?).await?;
         ensure!(receipt["status"] == "0x0" && quantity(&receipt["gasUsed"])? == gas, "{receipt}");
         ensure!(delegated().await? == 0, "some authorizations were applied without gas for all");
     }
-    let receipt = chain.send(chain.batch, &input, before + GAS_EACH / 2, authorizations()?).await?;
+    let receipt = chain.send(chain.batch, &input, before + GAS_EACH / 2, authorizations().await?).await?;
     ensure!(receipt["status"] == "0x0" && quantity(&receipt["gasUsed"])? <= before, "{receipt}");
     ensure!(chain.balance(chain.treasury).await? == U256::from(1), "some were swept");
     ensure!(delegated().await? == COUNT, "the revert took back a delegation");
     // Its code sweeps an address then, and its authorization does no more: it is of the nonce of before.
-    let receipt = chain.send(chain.batch, &input, GAS, authorizations()?).await?;
+    let receipt = chain.send(chain.batch, &input, GAS, authorizations().await?).await?;
     ensure!(chain.balance(chain.treasury).await? == U256::from(1 + 1000 * COUNT), "not all were swept: {receipt}");
     ensure!(delegated().await? == COUNT, "a stale authorization was applied");
     Ok(())
@@ -351,16 +372,17 @@ async fn an_authorization_that_was_submitted_before_or_is_refused_leaves_the_oth
     ensure!(chain.balance(chain.treasury).await? == U256::from(1001), "it pays the treasury all the same");
     // A delegated address has code that does not say that it has signed.
     let none = chain.swept(&[]);
-    chain.send(chain.batch, &none, GAS, vec![accounts[2].delegate(CHAIN, chain.delegate, 0)?]).await?;
+    chain.send(chain.batch, &none, GAS, vec![chain.delegation(&accounts[2], 0).await?]).await?;
     let receipt = chain.send(chain.puller, &chain.authorized(&items), GAS, vec![]).await?;
     ensure!(receipt["status"] == "0x1", "{receipt}");
     ensure!(chain.balance(chain.treasury).await? == U256::from(1 + 3 * 1000), "the treasury has another sum");
-    ensure!(chain.balance(accounts[2].address).await? == U256::from(1000), "it has code and can't sign");
+    ensure!(chain.balance(accounts[2].address()).await? == U256::from(1000), "it has code and can't sign");
     // It is swept by its code, and takes coin, as far as the payer's gas reaches the code.
     chain.send(chain.batch, &chain.swept(&accounts[2..3]), GAS, vec![]).await?;
-    ensure!(chain.balance(accounts[2].address).await? == U256::ZERO, "it is not swept");
+    ensure!(chain.balance(accounts[2].address()).await? == U256::ZERO, "it is not swept");
     for (gas, data, arrives) in [(21_000, "0x", false), (21_100, "0x", true), (30_000, "0x6e6f7465206f66206d696e65", true)] {
-        let pay = json!({ "from": PAYER, "to": accounts[2].address, "value": "0x1", "data": data, "gas": format!("{gas:#x}") });
+        let pay =
+            json!({ "from": PAYER, "to": accounts[2].address(), "value": "0x1", "data": data, "gas": format!("{gas:#x}") });
         let hash = chain.node.send(pay).await?;
         let receipt = eventually("the receipt", || chain.node.receipt(hash)).await?;
         ensure!((receipt["status"] == "0x1") == arrives, "{gas} {data}: {receipt}");

@@ -132,7 +132,7 @@ async fn the_relay_passes_over_what_was_deleted_once_and_over_nothing_that_is_wr
     late.commit().await?;
     let claimed = front.claim(&mut client, 11, 1000).await?.rows;
     ensure!(claimed.len() == 1 && claimed[0].id == drawn, "{claimed:?}");
-    let (mut batch, mut patience) = (11, Patience::begin());
+    let (mut batch, mut last) = (11, Instant::now());
     loop {
         batch += 1;
         let mut transaction = client.transaction().await?;
@@ -144,32 +144,22 @@ async fn the_relay_passes_over_what_was_deleted_once_and_over_nothing_that_is_wr
         if read <= 100 {
             return Ok(());
         }
-        patience.check(&client, || format!("{read} blocks to find nothing")).await?;
+        wait_for_others(&client, &mut last, &format!("{read} blocks to find nothing")).await?;
         front.move_on(&client).await?;
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Waits for a front to move on. Transactions of other tests hold it up, and may take minutes on a busy machine.
-struct Patience {
-    alone: Instant,
-}
-
-impl Patience {
-    fn begin() -> Self {
-        Self { alone: Instant::now() }
+/// Waits a moment for a front to move on. Transactions of other tests hold it up, and may take minutes on a busy machine: it fails
+/// once none of them has lasted for a second for 20 seconds. `last` is when one had.
+async fn wait_for_others(db: &Client, last: &mut Instant, what: &str) -> Result<()> {
+    let others = "SELECT FROM pg_stat_activity
+                  WHERE backend_xid IS NOT NULL AND xact_start < clock_timestamp() - interval '1 second'";
+    if !db.query(others, &[]).await?.is_empty() {
+        *last = Instant::now();
     }
-
-    /// Fails once no transaction of another has lasted for a second for long.
-    async fn check(&mut self, db: &Client, what: impl Fn() -> String) -> Result<()> {
-        let others = "SELECT count(*) FROM pg_stat_activity
-                      WHERE backend_xid IS NOT NULL AND xact_start < clock_timestamp() - interval '1 second'";
-        if db.query_one(others, &[]).await?.get::<_, i64>(0) > 0 {
-            self.alone = Instant::now();
-        }
-        ensure!(self.alone.elapsed() < Duration::from_secs(20), "{}", what());
-        Ok(())
-    }
+    ensure!(last.elapsed() < Duration::from_secs(20), "{what}");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    Ok(())
 }
 
 /// An outbox with an event for each of these partitions of `payment.events`, in order. Returns the ids.
@@ -225,12 +215,11 @@ async fn what_the_relay_keeps_back_is_not_claimed_and_holds_no_front() -> Result
     ensure!(second.rows.is_empty() && second.kept == 0, "{second:?}");
     ensure!(front.move_on(&db).await? == 4, "two that are kept back, and two in doubt");
     // Once other tests' transactions have ended, the front has passed them, and they are found apart.
-    let mut patience = Patience::begin();
+    let mut last = Instant::now();
     ensure!(format!("{front:?}").contains("LowestId { id: "), "{front:?}");
     while format!("{front:?}").contains("LowestId { id: 0,") {
         ensure!(front.move_on(&db).await? == 4);
-        patience.check(&db, || "the front does not move".to_owned()).await?;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        wait_for_others(&db, &mut last, "the front does not move").await?;
     }
     ensure!(front.move_on(&db).await? == 4, "none of them is published");
     let new = outbox_of(&db, &[3]).await?;

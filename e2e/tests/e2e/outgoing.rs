@@ -5,15 +5,13 @@ mod rig;
 
 use alloy::primitives::U256;
 use anyhow::{Result, bail, ensure};
-use e2e::{Extent, Fault};
-use rig::{CHAIN, DEPTH, PACE, Rig, number, recipient};
+use e2e::{Extent, Fault, quantity};
+use rig::{CHAIN, DEPTH, PACE, Rig, ensure_all, recipient};
 use serde_json::json;
 use std::sync::atomic::Ordering;
-use sweeper::engine::fold::{ChainEvent, drop_outgoing};
-use sweeper::engine::rows::LaneId;
+use sweeper::engine::fold::drop_outgoing;
 use sweeper::engine::store::{Queued, due_lanes};
 use sweeper::keys::Signer as _;
-use topics::BlockRef;
 
 /// 20 gwei, where anvil begins with less than 1.
 const HIGH_BASE_FEE: &str = "0x4a817c800";
@@ -22,13 +20,12 @@ const TRANSFERS: u64 = 50;
 #[tokio::test]
 async fn each_transfer_is_paid_once_wherever_the_engine_is_killed() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
     let (mut polls, mut finished, mut killed) = (1, 0, 0);
     for round in 0..400_u64 {
         if round.is_multiple_of(6) && round / 6 < TRANSFERS {
             rig.queue(round / 6).await?;
         }
-        // Killed at its first wait, at its second, and so on, until a turn comes to its end before.
+        // Killed at its first wait, at its second, and so on in longer steps, until a turn comes to its end before.
         match rig.turn(polls).await? {
             Some(()) => (polls, finished) = (1, finished + 1),
             None => (polls, killed) = (polls + 1 + polls / 8, killed + 1),
@@ -62,12 +59,7 @@ async fn each_transfer_is_paid_once_wherever_the_engine_is_killed() -> Result<()
 /// The base fee rises twentyfold: what is in the pool is not mined until it is raised.
 #[tokio::test]
 async fn what_a_rise_of_the_base_fee_leaves_in_the_pool_is_raised_and_paid_once() -> Result<()> {
-    let mut rig = Rig::start().await?;
-    rig.follow().await?;
-    for place in 0..3 {
-        rig.queue(place).await?;
-    }
-    rig.turn(usize::MAX).await?;
+    let mut rig = Rig::with_sent(3).await?;
     for _ in 0..12 {
         rig.lab.node.call("anvil_setNextBlockBaseFeePerGas", json!([HIGH_BASE_FEE])).await?;
         rig.lab.node.mine(1).await?;
@@ -84,12 +76,7 @@ async fn what_a_rise_of_the_base_fee_leaves_in_the_pool_is_raised_and_paid_once(
 /// Somebody uses a nonce of ours with the same key; a reorg takes it back, and it comes again.
 #[tokio::test]
 async fn a_nonce_that_a_stranger_used_is_signed_anew_once_that_is_final() -> Result<()> {
-    let mut rig = Rig::start().await?;
-    rig.follow().await?;
-    for place in 0..4 {
-        rig.queue(place).await?;
-    }
-    rig.turn(usize::MAX).await?;
+    let mut rig = Rig::with_sent(4).await?;
     // The pool forgets them, and a stranger comes first.
     rig.lab.node.call("anvil_dropAllTransactions", json!([])).await?;
     rig.send_by_stranger(1).await?;
@@ -105,7 +92,7 @@ async fn a_nonce_that_a_stranger_used_is_signed_anew_once_that_is_final() -> Res
     rig.check(4).await?;
     // One nonce is the stranger's.
     let count = rig.lab.node.call("eth_getTransactionCount", json!([rig.key.address(), "latest"])).await?;
-    ensure!(number(&count)? == 5, "{count} transactions");
+    ensure!(quantity(&count)? == 5, "{count} transactions");
     Ok(())
 }
 
@@ -113,7 +100,6 @@ async fn a_nonce_that_a_stranger_used_is_signed_anew_once_that_is_final() -> Res
 #[tokio::test]
 async fn two_engines_at_once_pay_each_transfer_once() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
     let (transfers, mut finished) = (24, 0);
     for round in 0..160_u64 {
         if round.is_multiple_of(6) && round / 6 < transfers {
@@ -143,17 +129,13 @@ async fn two_engines_at_once_pay_each_transfer_once() -> Result<()> {
 /// gap, which is filled.
 #[tokio::test]
 async fn nonces_of_a_stranger_are_passed_over_and_filled_when_they_leave_the_chain() -> Result<()> {
-    let mut rig = Rig::start().await?;
-    rig.follow().await?;
-    rig.queue(0).await?;
-    rig.turn(usize::MAX).await?;
+    let mut rig = Rig::with_sent(1).await?;
     rig.lab.node.mine(1).await?;
     rig.send_by_stranger(2).await?;
     rig.follow().await?;
     rig.queue(1).await?;
     rig.turn(usize::MAX).await?;
-    let nonces = rig.nonces().await?;
-    ensure!(nonces == [("mined".to_owned(), 0), ("broadcast".to_owned(), 3)], "{nonces:?}");
+    ensure_all(&rig.nonces().await?, &[("mined", 0), ("broadcast", 3)])?;
     rig.lab.node.call("anvil_dropAllTransactions", json!([])).await?;
     rig.lab.node.reorg(2).await?;
     rig.settle().await?;
@@ -165,26 +147,17 @@ async fn nonces_of_a_stranger_are_passed_over_and_filled_when_they_leave_the_cha
 /// Records were lost before they were read, and a transfer is in one of them. Every node counts one more.
 #[tokio::test]
 async fn what_is_in_a_block_that_was_not_read_is_found_by_its_receipt() -> Result<()> {
-    let mut rig = Rig::start().await?;
-    rig.follow().await?;
-    for place in 0..3 {
-        rig.queue(place).await?;
-    }
-    rig.turn(usize::MAX).await?;
+    let mut rig = Rig::with_sent(3).await?;
     rig.lab.node.mine(2).await?;
-    rig.apply(&ChainEvent::Restarted(rig.follower.told_final)).await?;
-    let head = rig.lab.node.head().await?;
-    let hash = rig.lab.node.head_hash().await?.parse()?;
-    rig.follower.blocks = vec![BlockRef { number: head, hash }];
+    rig.lose_records().await?;
     rig.lab.node.mine(1).await?;
     rig.follow().await?;
     rig.now += PACE.resend_after;
     rig.turn(usize::MAX).await?;
-    let states = rig.states().await?;
-    ensure!(states == [("lost".to_owned(), 3)], "{states:?}");
+    ensure_all(&rig.states().await?, &[("lost", 3)])?;
     rig.queue(3).await?;
     rig.settle().await?;
-    ensure!(rig.states().await? == [("final".to_owned(), 4)], "{:?}", rig.states().await?);
+    ensure_all(&rig.states().await?, &[("final", 4)])?;
     rig.check(4).await
 }
 
@@ -192,30 +165,24 @@ async fn what_is_in_a_block_that_was_not_read_is_found_by_its_receipt() -> Resul
 #[tokio::test]
 async fn lanes_that_get_nowhere_hold_up_no_other() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
     for place in 0..3 {
         rig.queue_of(recipient(place), place).await?;
     }
     rig.turn(usize::MAX).await?;
     rig.queue(0).await?;
-    let (db, ours) = (rig.pool.get().await?, LaneId { chain: CHAIN, sender: rig.key.address() });
-    ensure!(due_lanes(&db, CHAIN, rig.now + 5, 1000).await? == [ours], "what can't be signed is tried after a pause");
+    let db = rig.pool.get().await?;
+    ensure!(due_lanes(&db, CHAIN, rig.now + 5, 1000).await? == [rig.lane()], "what can't be signed is tried after a pause");
     let later = due_lanes(&db, CHAIN, rig.now + 10, 2).await?;
-    ensure!(later.len() == 2 && later[0] == ours, "those that wait for longest come first: {later:?}");
+    ensure!(later.len() == 2 && later[0] == rig.lane(), "those that wait for longest come first: {later:?}");
     rig.now += 5;
     rig.turn(usize::MAX).await?;
-    let nonces = rig.nonces().await?;
-    ensure!(nonces == [("broadcast".to_owned(), 0)], "{nonces:?}");
-    Ok(())
+    ensure_all(&rig.nonces().await?, &[("broadcast", 0)])
 }
 
 /// What was sent would be sent again at each turn, and never be raised, if nobody noted that; what waits for Kafka is not sent.
 #[tokio::test]
 async fn what_waits_for_kafka_holds_up_nothing_that_has_its_record() -> Result<()> {
-    let mut rig = Rig::start().await?;
-    rig.follow().await?;
-    rig.queue(0).await?;
-    rig.turn(usize::MAX).await?;
+    let mut rig = Rig::with_sent(1).await?;
     rig.lab.node.call("anvil_dropAllTransactions", json!([])).await?;
     rig.topic.is_down.store(true, Ordering::Relaxed);
     rig.queue(1).await?;
@@ -233,17 +200,11 @@ async fn what_waits_for_kafka_holds_up_nothing_that_has_its_record() -> Result<(
 /// It is in a pool, with the nonce that the next one waits for.
 #[tokio::test]
 async fn what_is_dropped_pays_nobody_and_holds_up_no_other() -> Result<()> {
-    let mut rig = Rig::start().await?;
-    rig.follow().await?;
-    for place in 0..2 {
-        rig.queue(place).await?;
-    }
-    rig.turn(usize::MAX).await?;
+    let mut rig = Rig::with_sent(2).await?;
     let Queued::Before(id) = rig.queue(0).await? else { bail!("it was queued before") };
     drop_outgoing(&rig.pool, id, &PACE).await?;
     rig.settle().await?;
-    let states = rig.states().await?;
-    ensure!(states == [("dropped".to_owned(), 1), ("final".to_owned(), 1)], "{states:?}");
+    ensure_all(&rig.states().await?, &[("dropped", 1), ("final", 1)])?;
     let balances = [rig.balance(recipient(0)).await?, rig.balance(recipient(1)).await?];
     ensure!(balances == [U256::ZERO, U256::from(1_001)], "{balances:?}");
     Ok(())

@@ -210,13 +210,6 @@ async fn a_block_that_comes_under_another_number_as_well_is_credited_once_and_le
             for size in 1..=records.len() {
                 let mut books = Books::open(&scene.stack, usize::MAX).await?;
                 books.apply_by(size, &scene.chains, &records).await?;
-                let sums = async |books: &Books| {
-                    let sql = "SELECT coalesce(sum(received) FILTER (WHERE deposit_address IS NULL), 0)::bigint,
-                                   coalesce(sum(received) FILTER (WHERE deposit_address IS NOT NULL), 0)::bigint,
-                                   (SELECT count(*) FROM transfers WHERE NOT removed) FROM payments";
-                    let row = books.pool.get().await?.query_one(sql, &[]).await?;
-                    Ok::<(i64, i64, i64), anyhow::Error>((row.get(0), row.get(1), row.get(2)))
-                };
                 let (paid, deposited, _) = sums(&books).await?;
                 ensure!((paid, deposited) == (100, 100), "{paid} and {deposited}, {size} records per batch: {records:?}");
                 books.apply(&scene.chains, &[removal(3, &own(2))]).await?;
@@ -229,4 +222,13 @@ async fn a_block_that_comes_under_another_number_as_well_is_credited_once_and_le
         }
     }
     Ok(())
+}
+
+/// What payments and deposits have received, and how many transfers are on the chain.
+async fn sums(books: &Books) -> Result<(i64, i64, i64)> {
+    let sql = "SELECT coalesce(sum(received) FILTER (WHERE deposit_address IS NULL), 0)::bigint,
+                   coalesce(sum(received) FILTER (WHERE deposit_address IS NOT NULL), 0)::bigint,
+                   (SELECT count(*) FROM transfers WHERE NOT removed) FROM payments";
+    let row = books.pool.get().await?.query_one(sql, &[]).await?;
+    Ok((row.get(0), row.get(1), row.get(2)))
 }

@@ -1,7 +1,7 @@
 //! What happens beside a transaction of Postgres that is under way: each waits for the other, and nothing that one wrote is
 //! undone by the other.
 
-use super::rig::{CHAIN, DEPTH, PACE, Rig};
+use super::rig::{CHAIN, DEPTH, PACE, Rig, applied, ensure_all};
 use alloy::primitives::{Address, B256, Bytes};
 use anyhow::{Context as _, Result, bail, ensure};
 use deadpool_postgres::{GenericClient, Pool};
@@ -13,7 +13,7 @@ use sweeper::engine::fees::Fees;
 use sweeper::engine::fold::{ChainEvent, apply_chain_event, drop_outgoing};
 use sweeper::engine::history::SeenTransaction;
 use sweeper::engine::outgoing::{Input, Mined, Moment, Order, Outgoing, Phase};
-use sweeper::engine::rows::{LaneId, Stored};
+use sweeper::engine::rows::Stored;
 use sweeper::engine::step::step;
 use sweeper::engine::store::{Queued, block_to_count, load, lock, save, set_counted, store_attempt};
 use sweeper::keys::Signer as _;
@@ -27,10 +27,6 @@ fn block(number: u64) -> BlockRef {
 
 fn transaction(from: Address, hash: B256, nonce: u64) -> SeenTransaction {
     SeenTransaction { hash, from, nonce, succeeded: None, gas_used: None, gas_price: None }
-}
-
-fn ours(rig: &Rig) -> LaneId {
-    LaneId { chain: CHAIN, sender: rig.key.address() }
 }
 
 async fn queued(rig: &Rig, place: u64) -> Result<Uuid> {
@@ -47,13 +43,6 @@ async fn stored(db: &impl GenericClient, id: Uuid) -> Result<Stored> {
 async fn apply(db: &impl GenericClient, Stored { id, outgoing, .. }: &Stored, input: &Input) -> Result<()> {
     let moment = Moment { time: 2_000, market: None, is_lowest: true, blocks: 0, pace: PACE };
     Ok(save(db, *id, outgoing, &step(outgoing, input, &moment)?.next, &PACE).await?)
-}
-
-async fn applied(pool: Pool, event: ChainEvent) -> Result<()> {
-    let mut db = pool.get().await?;
-    let tx = db.transaction().await?;
-    apply_chain_event(&tx, CHAIN, &event, &PACE).await?;
-    Ok(tx.commit().await?)
 }
 
 /// Begins with `other`, and returns it when it waits for a lock, or has ended.
@@ -80,7 +69,7 @@ async fn beside(
 ) -> Result<Outgoing> {
     let mut db = rig.pool.get().await?;
     let tx = db.transaction().await?;
-    lock(&tx, &ours(rig)).await?.context("the lane")?;
+    lock(&tx, &rig.lane()).await?.context("the lane")?;
     let row = stored(&tx, id).await?;
     let other = begun(&rig.pool, other).await?;
     apply(&tx, &row, input).await?;
@@ -93,7 +82,6 @@ async fn beside(
 #[tokio::test]
 async fn what_changes_a_row_beside_the_engine_is_not_undone_by_it() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
     let id = queued(&rig, 0).await?;
     rig.turn(usize::MAX).await?;
     let hash = stored(&rig.pool.get().await?, id).await?.outgoing.attempts[0].hash;
@@ -115,12 +103,11 @@ async fn what_changes_a_row_beside_the_engine_is_not_undone_by_it() -> Result<()
 /// It would wait for a block for ever: its nonce is used, and no record tells that again.
 #[tokio::test]
 async fn a_nonce_that_is_given_out_while_a_stranger_is_read_with_it_is_known_to_be_used() -> Result<()> {
-    let mut rig = Rig::start().await?;
-    rig.follow().await?;
+    let rig = Rig::start().await?;
     let id = queued(&rig, 0).await?;
     let mut db = rig.pool.get().await?;
     let tx = db.transaction().await?;
-    lock(&tx, &ours(&rig)).await?.context("the lane")?;
+    lock(&tx, &rig.lane()).await?.context("the lane")?;
     let row = stored(&tx, id).await?;
     let order = Order { nonce: None, fees: Fees { tip: 1, cap: 2 }, cancels: false };
     let signed = SignedBytes { hash: B256::repeat_byte(1), raw: Bytes::from_static(b"signed") };
@@ -140,9 +127,8 @@ async fn a_nonce_that_is_given_out_while_a_stranger_is_read_with_it_is_known_to_
 #[tokio::test]
 async fn a_count_holds_though_blocks_are_added_meanwhile() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
     queued(&rig, 0).await?;
-    let (mut db, lane) = (rig.pool.get().await?, ours(&rig));
+    let (mut db, lane) = (rig.pool.get().await?, rig.lane());
     let at = block_to_count(&db, &lane).await?.context("a block")?;
     let seen = transaction(lane.sender, B256::repeat_byte(2), 0);
     rig.apply(&ChainEvent::Added { block: block(1), transactions: vec![seen] }).await?;
@@ -153,17 +139,14 @@ async fn a_count_holds_though_blocks_are_added_meanwhile() -> Result<()> {
     set_counted(&tx, &lane, &at, 5).await?;
     tx.commit().await?;
     rig.turn(usize::MAX).await?;
-    let nonces = rig.nonces().await?;
-    ensure!(nonces == [("broadcast".to_owned(), 1)], "{nonces:?}");
-    Ok(())
+    ensure_all(&rig.nonces().await?, &[("broadcast", 1)])
 }
 
 #[tokio::test]
 async fn a_count_of_a_block_is_forgotten_if_one_has_left_the_chain_meanwhile() -> Result<()> {
-    let mut rig = Rig::start().await?;
-    rig.follow().await?;
+    let rig = Rig::start().await?;
     queued(&rig, 0).await?;
-    let (mut db, lane) = (rig.pool.get().await?, ours(&rig));
+    let (mut db, lane) = (rig.pool.get().await?, rig.lane());
     for leaves in [ChainEvent::Removed(block(1)), ChainEvent::Restarted(rig.follower.told_final)] {
         rig.apply(&ChainEvent::Added { block: block(1), transactions: Vec::new() }).await?;
         let at = block_to_count(&db, &lane).await?.context("a block")?;
@@ -181,11 +164,10 @@ async fn a_count_of_a_block_is_forgotten_if_one_has_left_the_chain_meanwhile() -
 /// count up to it knows.
 #[tokio::test]
 async fn a_sender_that_is_new_is_counted_up_to_the_block_that_is_being_read() -> Result<()> {
-    let mut rig = Rig::start().await?;
-    rig.follow().await?;
+    let rig = Rig::start().await?;
     let mut db = rig.pool.get().await?;
     let tx = db.transaction().await?;
-    let lane = ours(&rig);
+    let lane = rig.lane();
     let added = ChainEvent::Added { block: block(1), transactions: vec![transaction(lane.sender, B256::repeat_byte(2), 0)] };
     apply_chain_event(&tx, CHAIN, &added, &PACE).await?;
     queued(&rig, 0).await?;
@@ -201,13 +183,10 @@ async fn a_sender_that_is_new_is_counted_up_to_the_block_that_is_being_read() ->
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receipt_says_nothing_when_a_final_block_has_left_the_chain_since_it_was_asked_for() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
     let id = queued(&rig, 0).await?;
     rig.turn(usize::MAX).await?;
     rig.lab.node.mine(1).await?;
-    rig.apply(&ChainEvent::Restarted(rig.follower.told_final)).await?;
-    let (head, hash) = (rig.lab.node.head().await?, rig.lab.node.head_hash().await?.parse()?);
-    rig.follower.blocks = vec![BlockRef { number: head, hash }];
+    let head = rig.lose_records().await?;
     rig.lab.node.mine(DEPTH).await?;
     rig.follow().await?;
     ensure!(rig.follower.told_final >= head, "the block of the transfer is final");

@@ -4,10 +4,10 @@ use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
 use chain::{NodeUrl, Rpc};
 use deadpool_postgres::Pool;
-use e2e::{Lab, Lacks, Proxy};
+use e2e::{Lab, Lacks, Proxy, quantity};
 use futures::future::{BoxFuture, FutureExt as _};
 use runtime::{Failure, db};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
@@ -107,13 +107,23 @@ pub(super) struct Rig {
     pub(super) now: u64,
 }
 
-pub(super) fn number(value: &Value) -> Result<u64> {
-    let text = value.as_str().with_context(|| format!("a quantity instead of {value}"))?;
-    Ok(u64::from_str_radix(text.trim_start_matches("0x"), 16)?)
-}
-
 pub(super) fn recipient(place: u64) -> Address {
     Address::from_word(keccak256(place.to_be_bytes()))
+}
+
+/// Fails unless these are all of them, in this order.
+pub(super) fn ensure_all(found: &[(String, i64)], expected: &[(&str, i64)]) -> Result<()> {
+    let texts = found.iter().map(|(state, number)| (state.as_str(), *number));
+    ensure!(texts.eq(expected.iter().copied()), "{found:?}");
+    Ok(())
+}
+
+/// Applies what happened on the chain.
+pub(super) async fn applied(pool: Pool, event: ChainEvent) -> Result<()> {
+    let mut db = pool.get().await?;
+    let tx = db.transaction().await?;
+    apply_chain_event(&tx, CHAIN, &event, &PACE).await?;
+    Ok(tx.commit().await?)
 }
 
 impl Rig {
@@ -135,7 +145,23 @@ impl Rig {
                 early.lock().unwrap_or_else(PoisonError::into_inner).push(keccak256(&raw));
             }
         });
-        Ok(Self { lab, proxy, pool, topic, unrecorded, key, follower: Follower::default(), now: 1_000 })
+        let mut rig = Self { lab, proxy, pool, topic, unrecorded, key, follower: Follower::default(), now: 1_000 };
+        rig.follow().await?;
+        Ok(rig)
+    }
+
+    /// With so many transfers, which were sent in a turn.
+    pub(super) async fn with_sent(transfers: u64) -> Result<Self> {
+        let mut rig = Self::start().await?;
+        for place in 0..transfers {
+            rig.queue(place).await?;
+        }
+        rig.turn(usize::MAX).await?;
+        Ok(rig)
+    }
+
+    pub(super) fn lane(&self) -> LaneId {
+        LaneId { chain: CHAIN, sender: self.key.address() }
     }
 
     /// The engine as a process has it that has just begun.
@@ -196,10 +222,15 @@ impl Rig {
     }
 
     pub(super) async fn apply(&self, event: &ChainEvent) -> Result<()> {
-        let mut db = self.pool.get().await?;
-        let tx = db.transaction().await?;
-        apply_chain_event(&tx, CHAIN, event, &PACE).await?;
-        Ok(tx.commit().await?)
+        applied(self.pool.clone(), event.clone()).await
+    }
+
+    /// The records up to the head are lost before they are read: the chain begins anew there. Returns the head.
+    pub(super) async fn lose_records(&mut self) -> Result<u64> {
+        self.apply(&ChainEvent::Restarted(self.follower.told_final)).await?;
+        let (number, hash) = (self.lab.node.head().await?, self.lab.node.head_hash().await?.parse()?);
+        self.follower.blocks = vec![BlockRef { number, hash }];
+        Ok(number)
     }
 
     /// Reads the chain up to its head.
@@ -218,7 +249,7 @@ impl Rig {
             let at = json!([format!("{at:#x}"), true]);
             let block = node.call("eth_getBlockByNumber", at).await?;
             let reference =
-                BlockRef { number: number(&block["number"])?, hash: serde_json::from_value(block["hash"].clone())? };
+                BlockRef { number: quantity(&block["number"])?, hash: serde_json::from_value(block["hash"].clone())? };
             let mut transactions = Vec::new();
             for transaction in block["transactions"].as_array().context("transactions")? {
                 let hash: B256 = serde_json::from_value(transaction["hash"].clone())?;
@@ -226,11 +257,11 @@ impl Rig {
                 transactions.push(SeenTransaction {
                     hash,
                     from: serde_json::from_value(transaction["from"].clone())?,
-                    nonce: number(&transaction["nonce"])?,
+                    nonce: quantity(&transaction["nonce"])?,
                     // Of some, the record does not say.
-                    succeeded: if hash.0[0].is_multiple_of(4) { None } else { Some(number(&receipt["status"])? == 1) },
-                    gas_used: Some(number(&receipt["gasUsed"])?),
-                    gas_price: Some(number(&receipt["effectiveGasPrice"])?.into()),
+                    succeeded: if hash.0[0].is_multiple_of(4) { None } else { Some(quantity(&receipt["status"])? == 1) },
+                    gas_used: Some(quantity(&receipt["gasUsed"])?),
+                    gas_price: Some(quantity(&receipt["effectiveGasPrice"])?.into()),
                 });
             }
             self.apply(&ChainEvent::Added { block: reference, transactions }).await?;

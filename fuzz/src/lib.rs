@@ -43,6 +43,7 @@ static CHAINS: LazyLock<[Chain; 1]> = LazyLock::new(|| {
         max_lag: None,
         verify: Verify::Auto,
         traces: false,
+        sweeping: chain::Sweeping::default(),
         tokens: vec![token],
         doubts: BTreeMap::new(),
     }]

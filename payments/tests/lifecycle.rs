@@ -489,7 +489,7 @@ fn a_tag_confirms_what_it_reaches_and_keeps_it_when_the_head_goes_down() {
 }
 
 fn chain() -> chain::Chain {
-    use chain::{Policy, Tier, Token, Verify};
+    use chain::{Policy, Sweeping, Tier, Token, Verify};
     let tier = |from: u64, policy| Tier { from: from.into(), policy };
     chain::Chain {
         name: "test".to_owned(),
@@ -506,6 +506,7 @@ fn chain() -> chain::Chain {
         max_lag: None,
         verify: Verify::Auto,
         traces: false,
+        sweeping: Sweeping::default(),
         tokens: vec![Token {
             symbol: "T".to_owned(),
             address: TOKEN,

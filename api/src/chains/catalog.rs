@@ -127,6 +127,7 @@ pub mod tests {
             max_lag: None,
             verify: chain::Verify::Auto,
             traces: false,
+            sweeping: chain::Sweeping::default(),
             tokens,
             doubts: BTreeMap::new(),
         }

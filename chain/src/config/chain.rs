@@ -2,6 +2,7 @@
 
 use super::url::NodeUrl;
 use crate::proof::Verify;
+use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use topics::{Address, Amount, ChainId};
@@ -41,9 +42,36 @@ pub struct Chain {
     pub verify: Verify,
     /// Whether to request call traces, which show coin that contracts send.
     pub traces: bool,
+    /// How its money is moved to the treasury.
+    pub sweeping: Sweeping,
     pub tokens: Vec<Token>,
     /// The tokens in doubt, and why: their contracts were not asked yet, or contradict the file. See [`Listing`](crate::Listing).
     pub doubts: BTreeMap<Address, String>,
+}
+
+/// How the money of a chain is swept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sweeping {
+    /// Where it goes. `None`: nothing is swept.
+    pub treasury: Option<Address>,
+    pub at: SweepAt,
+    /// The most that a unit of gas may cost, in wei.
+    pub max_fee: u128,
+    /// The least that is worth a sweep, in base units of the coin. `None`: a multiple of what its gas may cost.
+    pub minimum: Option<Amount>,
+    /// What a transaction may cost beside its gas, in wei: a rollup's fee for its data on L1. 0 where the gas is all.
+    pub l1_fee: Amount,
+}
+
+/// When a credit may leave its address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SweepAt {
+    /// Once it is confirmed, under the chain's policy too.
+    #[default]
+    Confirmed,
+    /// Once its block is final.
+    Finalized,
 }
 
 /// When a transfer counts as confirmed.

@@ -1,11 +1,12 @@
 //! Parsing `chains.yaml`. Checks run inside the deserializer's visitors, so that each mistake is reported at its own line.
 
-use super::chain::{COIN_DECIMALS, Chain, Policy, Tier, Token};
+use super::chain::{COIN_DECIMALS, Chain, Policy, SweepAt, Sweeping, Tier, Token};
 use super::error::ConfigError;
 use super::keys::UniqueKeys;
 use super::names::name_chain;
 use super::presets;
-use super::scalar::{ChainName, HttpUrl, RpcUrl, Scalar, Whole, WsUrl};
+use super::scalar::{ChainName, HttpUrl, RpcUrl, Scalar, TreasuryAddress, Whole, WsUrl};
+use super::sweeping::{self, SweepingEntry};
 use super::tiers::{self, Decimal, Finality, RawTier};
 use super::tokens::Tokens;
 use super::url::NodeUrl;
@@ -48,6 +49,7 @@ struct EntrySettings {
     max_lag_s: Option<u64>,
     verify: Option<Verify>,
     traces: bool,
+    sweeping: SweepingEntry,
     tokens: Vec<Token>,
 }
 
@@ -85,8 +87,10 @@ impl ChainEntry {
             max_lag_s,
             verify,
             traces,
+            sweeping: SweepingEntry { treasury, at, max_fee, minimum },
             tokens,
         } = self.rest;
+        let max_fee = max_fee.unwrap_or(preset.max_fee);
         Chain {
             name: self.name,
             id,
@@ -102,6 +106,7 @@ impl ChainEntry {
             max_lag: max_lag_s.or(preset.max_lag_s).map(Duration::from_secs),
             verify: verify.unwrap_or(preset.verify),
             traces,
+            sweeping: Sweeping { treasury, at, max_fee, minimum, l1_fee: preset.l1_fee },
             tokens,
             doubts: BTreeMap::new(),
         }
@@ -214,6 +219,10 @@ struct RawChain {
     verify: Option<Verify>,
     #[serde(default)]
     traces: bool,
+    treasury: Option<Scalar<TreasuryAddress>>,
+    sweep_at: Option<SweepAt>,
+    max_fee: Option<Scalar<Decimal>>,
+    sweep_minimum: Option<Scalar<Decimal>>,
     #[serde(default)]
     tokens: Tokens,
 }
@@ -233,7 +242,9 @@ impl RawChain {
         let witnesses = witnesses(self.witnesses, &rpc_urls)?;
         let policy = tiers::policy(self.confirmations, self.finality)?;
         let tiers = tiers::check(self.tiers, COIN_DECIMALS)?;
-        let min_transfer = tiers::min_transfer(self.min_transfer, COIN_DECIMALS)?.unwrap_or_default();
+        let min_transfer = tiers::amount("min_transfer", self.min_transfer, COIN_DECIMALS)?.unwrap_or_default();
+        let minimum = tiers::amount("sweep_minimum", self.sweep_minimum, COIN_DECIMALS)?;
+        let sweeping = sweeping::check(self.treasury, self.sweep_at, self.max_fee, minimum, &self.tokens)?;
         Ok(ChainEntry {
             name: self.name.0.0,
             chain_id: self.chain_id.map(|Whole(id)| ChainId(id.get())),
@@ -250,6 +261,7 @@ impl RawChain {
                 max_lag_s: self.max_lag_s.map(|Whole(s)| s.get()),
                 verify: self.verify,
                 traces: self.traces,
+                sweeping,
                 tokens: self.tokens.0,
             },
         })

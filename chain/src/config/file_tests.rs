@@ -26,6 +26,10 @@ const WHOLE: &str = "
   max_lag_s: 90
   verify: roots
   traces: true
+  treasury: '0x7777777777777777777777777777777777777777'
+  sweep_at: finalized
+  max_fee: 12.5
+  sweep_minimum: 0.02
   tokens:
     - { symbol: USDC, address: 0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48, decimals: 6 }
     - symbol: USDT
@@ -48,6 +52,16 @@ fn every_key_arrives_and_presets_fill_the_rest() {
         "eip155:1/erc20:0xdAC17F958D2ee523a2206206994597C13D831ec7"
     );
     assert_eq!((mine.policy, mine.verify, mine.start_block), (Policy::Confirmations(32), Verify::Auto, None));
+
+    let treasury = Some(Address::repeat_byte(0x77));
+    let (max_fee, minimum) = (12_500_000_000, Amount::from_decimal("0.02", 18));
+    let sweeping = Sweeping { treasury, at: SweepAt::Finalized, max_fee, minimum, l1_fee: Amount::ZERO };
+    assert_eq!(ethereum.sweeping, sweeping);
+    assert_eq!(
+        mine.sweeping,
+        Sweeping { max_fee: 100_000_000_000, ..Sweeping::default() },
+        "nothing is swept without a treasury"
+    );
 
     let under_a_key = format!("chains:\n{}", WHOLE.trim_start_matches('\n'));
     assert_eq!(parse(&under_a_key).unwrap().len(), 2);
@@ -178,6 +192,32 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
             5,
             &["from 0.0000001", "at most 6 digits"],
         ),
+        ("- name: a\n  rpc_url: http://a\n  treasury: 0x1234".into(), 3, &["treasury", "40 hex digits"]),
+        (
+            "- name: a\n  rpc_url: http://a\n  treasury: 0xa0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48".into(),
+            3,
+            &["treasury", "checksum"],
+        ),
+        (
+            "- name: a\n  rpc_url: http://a\n  treasury: 0x0000000000000000000000000000000000000000".into(),
+            3,
+            &["treasury", "is gone"],
+        ),
+        (
+            "- name: a\n  rpc_url: http://a\n  treasury: 0x471ece3750da237f93b8e339c536989b8978a438".into(),
+            3,
+            &["treasury", "a wallet of yours"],
+        ),
+        (
+            format!("{}  treasury: 0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48", token(usdc)),
+            1,
+            &["treasury", "the contract of USDC"],
+        ),
+        ("- name: a\n  rpc_url: http://a\n  sweep_at: safe".into(), 3, &["sweep_at", "confirmed", "finalized"]),
+        ("- name: a\n  rpc_url: http://a\n  max_fee: 0".into(), 1, &["max_fee", "gwei above 0"]),
+        ("- name: a\n  rpc_url: http://a\n  max_fee: 1.0000000001".into(), 1, &["max_fee", "at most 9 digits"]),
+        ("- name: a\n  rpc_url: http://a\n  max_fee: 2e9".into(), 3, &["max_fee", "2e9"]),
+        ("- name: a\n  rpc_url: http://a\n  sweep_minimum: 1,5".into(), 3, &["sweep_minimum", "1,5"]),
         ("- name: [".into(), 1, &["name"]),
     ];
     for (text, line, parts) in cases {

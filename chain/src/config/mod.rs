@@ -11,11 +11,12 @@ mod keys;
 mod names;
 mod presets;
 mod scalar;
+mod sweeping;
 mod tiers;
 mod tokens;
 mod url;
 
-pub use chain::{COIN_DECIMALS, Chain, Policy, Tier, Token};
+pub use chain::{COIN_DECIMALS, Chain, Policy, SweepAt, Sweeping, Tier, Token};
 pub use chains::Chains;
 pub use error::ConfigError;
 pub use file::ChainsFile;

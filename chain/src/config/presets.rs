@@ -1,5 +1,5 @@
 //! Defaults for well-known chains and tokens, used for what `chains.yaml` leaves out: confirmations, poll interval, maximum lag,
-//! proof, and the least transfer that counts.
+//! proof, the least transfer that counts, and what a sweep may cost.
 //!
 //! Which source tells a chain's coin is no setting, since a payment would count twice if it changed: it follows from the chain's
 //! id and from what its blocks hold. `topics::COIN_CONTRACTS` has the chains with a contract that is the coin:
@@ -24,6 +24,9 @@ pub(super) struct Preset {
     pub poll_interval_ms: u64,
     pub max_lag_s: Option<u64>,
     pub verify: Verify,
+    /// Wei.
+    pub max_fee: u128,
+    pub l1_fee: Amount,
 }
 
 /// The preset of a chain. An unknown chain gets a depth that errs on the safe side.
@@ -58,7 +61,33 @@ pub(super) fn preset(chain: ChainId) -> Preset {
         31_337 | 1337 => None,
         _ => Some(1800),
     };
-    Preset { policy, poll_interval_ms, max_lag_s, verify }
+    Preset { policy, poll_interval_ms, max_lag_s, verify, max_fee: max_fee(chain), l1_fee: l1_fee(chain) }
+}
+
+/// The most that a unit of gas may cost, in wei: a few times of what it costs on a usual day. Sweeps can wait for one.
+fn max_fee(chain: ChainId) -> u128 {
+    const GWEI: u128 = 1_000_000_000;
+    match chain.0 {
+        1 => 20 * GWEI,
+        // Rollups, where a thousandth of that is usual.
+        10 | 8453 | 130 | 84_532 | 11_155_420 | 42_161 | 421_614 => GWEI,
+        // BNB Smart Chain and its test network.
+        56 | 97 => 5 * GWEI,
+        // Polygon and Amoy: nodes take no tip below 25.
+        137 | 80_002 => 500 * GWEI,
+        // Cronos: 375 is the least.
+        25 => 5000 * GWEI,
+        _ => 100 * GWEI,
+    }
+}
+
+/// What a plain transfer may cost beside its gas: the OP stack's fee for 100 bytes of L1 data, at 280 gwei for a unit of L1's blob
+/// gas (scalars of Base and Optimism). Elsewhere gas is all.
+fn l1_fee(chain: ChainId) -> Amount {
+    match chain.0 {
+        10 | 8453 | 130 | 84_532 | 11_155_420 => Amount::from(30_000_000_000_000),
+        _ => Amount::ZERO,
+    }
 }
 
 /// Tokens worth a dollar each. What is below a cent is dust: moving it on costs more. A token has one contract per chain, and none

@@ -164,21 +164,42 @@ impl FromStr for WsUrl {
     }
 }
 
+/// An address whose checksum is right, if it has one.
+fn address(text: &str) -> Result<Address, String> {
+    let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 40).unwrap_or_default();
+    let address =
+        Address::from_str(digits).map_err(|_| format!("expected an address of 0x and 40 hex digits, got {text:?}"))?;
+    // Mixed case is a checksum (EIP-55); a single case is none.
+    let mixed = digits.contains(|c: char| c.is_ascii_lowercase()) && digits.contains(|c: char| c.is_ascii_uppercase());
+    let checksummed = address.to_checksum(None);
+    if mixed && text != checksummed {
+        return Err(format!("the checksum of {text} is wrong; expected {checksummed} if the digits are right"));
+    }
+    Ok(address)
+}
+
+pub(super) struct TreasuryAddress(pub Address);
+
+impl FromStr for TreasuryAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = address(text)?;
+        match COIN_CONTRACTS.iter().find(|coin| coin.address == address) {
+            _ if address.is_zero() => Err("what is sent to 0x00…00 is gone; expected a wallet of yours".to_owned()),
+            Some(CoinContract { what, .. }) => Err(format!("{text} is {what}; expected a wallet of yours")),
+            None => Ok(Self(address)),
+        }
+    }
+}
+
 pub(super) struct TokenAddress(pub Address);
 
 impl FromStr for TokenAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 40).unwrap_or_default();
-        let address =
-            Address::from_str(digits).map_err(|_| format!("expected an address of 0x and 40 hex digits, got {text:?}"))?;
-        // Mixed case is a checksum (EIP-55); a single case is none.
-        let mixed = digits.contains(|c: char| c.is_ascii_lowercase()) && digits.contains(|c: char| c.is_ascii_uppercase());
-        let checksummed = address.to_checksum(None);
-        if mixed && text != checksummed {
-            return Err(format!("the checksum of {text} is wrong; expected {checksummed} if the digits are right"));
-        }
+        let address = address(text)?;
         // Whichever chain it is: its id may not be known yet.
         match COIN_CONTRACTS.iter().find(|coin| coin.address == address) {
             Some(CoinContract { what, .. }) => Err(format!(

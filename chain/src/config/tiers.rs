@@ -51,7 +51,7 @@ pub(super) enum Finality {
 }
 
 /// An amount in whole coins or tokens: digits, optionally followed by a point and more digits.
-pub(super) struct Decimal(String);
+pub(super) struct Decimal(pub String);
 
 impl FromStr for Decimal {
     type Err = String;
@@ -103,14 +103,14 @@ pub(super) fn check(raw: Vec<RawTier>, decimals: u8) -> Result<Vec<Tier>, String
     }
 }
 
-/// `min_transfer` of an asset; `None` if it is left out.
+/// An amount of an asset under a key, such as `min_transfer`; `None` if it is left out.
 ///
 /// # Errors
 /// If it has more decimals than the asset.
-pub(super) fn min_transfer(raw: Option<Scalar<Decimal>>, decimals: u8) -> Result<Option<Amount>, String> {
+pub(super) fn amount(key: &str, raw: Option<Scalar<Decimal>>, decimals: u8) -> Result<Option<Amount>, String> {
     let units = |Scalar(Decimal(text)): Scalar<Decimal>| {
         base_units(&text, decimals)
-            .ok_or_else(|| format!("min_transfer: expected at most {decimals} digits after the point, got {text}"))
+            .ok_or_else(|| format!("{key}: expected at most {decimals} digits after the point, got {text}"))
     };
     raw.map(units).transpose()
 }

@@ -75,7 +75,7 @@ impl<'de> Visitor<'de> for UniqueToken<'_> {
         let RawToken { symbol, address, decimals: Whole(decimals), tiers, min_transfer } =
             RawToken::deserialize(MapAccessDeserializer::new(UniqueKeys::new(map)))?;
         let tiers = tiers::check(tiers, decimals).map_err(A::Error::custom)?;
-        let min_transfer = tiers::min_transfer(min_transfer, decimals)
+        let min_transfer = tiers::amount("min_transfer", min_transfer, decimals)
             .map_err(A::Error::custom)?
             .unwrap_or_else(|| presets::min_transfer(address.0.0, decimals));
         let token = Token { symbol: symbol.0.0, address: address.0.0, decimals, tiers, min_transfer };

@@ -775,6 +775,8 @@ CREATE TABLE outgoing (
     nonce           bigint,
     -- A transaction that does nothing is to take its nonce.
     dropping        boolean NOT NULL DEFAULT false,
+    -- The most that a unit of gas may cost of what pays, in wei, where its sender can't pay all that the settings allow.
+    max_fee         numeric(39, 0) CHECK (max_fee > 0),
     -- A node asked for more than the last attempt offers.
     underpriced     boolean NOT NULL DEFAULT false,
     -- What was told last, so that it is told once.
@@ -852,6 +854,97 @@ CREATE TABLE outgoing_attempts (
     FOREIGN KEY (chain_id, sender, nonce, outgoing) REFERENCES outgoing_nonces (chain_id, sender, nonce, outgoing)
 );
 CREATE INDEX outgoing_attempts_of_outgoing ON outgoing_attempts (outgoing, place);
+
+-- What is swept to the treasury (sweeper/src/plan/). What an address holds follows from transfers and outgoing, and is written down
+-- nowhere: nothing can drift.
+
+-- A sweep of one asset of one address.
+CREATE TABLE sweeps (
+    id            uuid PRIMARY KEY,
+    chain_id      bigint NOT NULL,
+    address       bytea NOT NULL CHECK (octet_length(address) = 20),
+    -- Empty for the coin.
+    token_address bytea NOT NULL CHECK (octet_length(token_address) IN (0, 20)),
+    merchant_id   uuid NOT NULL REFERENCES merchants,
+    -- What the treasury gets.
+    amount        numeric(78, 0) NOT NULL CHECK (amount > 0),
+    treasury      bytea NOT NULL CHECK (octet_length(treasury) = 20),
+    -- coin: the address pays itself.
+    way           text NOT NULL CHECK (way IN ('coin')),
+    -- All that had ever arrived and might leave when it was planned.
+    arrived       numeric(78, 0) NOT NULL,
+    -- How much of what ever arrived it and the final ones before it account for. Null until it is final.
+    total         numeric(78, 0),
+    -- open until its transaction is over, whatever became of that.
+    state         text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'final', 'failed', 'dropped')),
+    -- It is dropped and planned anew: a reorg took back what it was to move, or gas costs more by now than it leaves for that.
+    replan        boolean NOT NULL DEFAULT false,
+    -- It has failed, or was dropped: nothing leaves its address until a person says so (ctrip sweep retry).
+    set_aside     boolean NOT NULL DEFAULT false,
+    outgoing      uuid NOT NULL UNIQUE REFERENCES outgoing,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    ended_at      timestamptz,
+    CHECK ((state = 'open') = (ended_at IS NULL)),
+    CHECK (set_aside <= (state IN ('failed', 'dropped'))),
+    CHECK ((total IS NOT NULL) <= (state = 'final'))
+);
+CREATE UNIQUE INDEX sweeps_open ON sweeps (chain_id, address, token_address) WHERE state = 'open';
+CREATE INDEX sweeps_of_address ON sweeps (chain_id, address, token_address) WHERE state = 'final';
+CREATE INDEX sweeps_to_treasury ON sweeps (chain_id, treasury) WHERE state = 'final';
+CREATE INDEX sweeps_ended ON sweeps (chain_id, ended_at) WHERE state <> 'open';
+CREATE INDEX sweeps_set_aside ON sweeps (chain_id, address) WHERE set_aside;
+
+-- A sweep is over with its transaction, in the same transaction of Postgres: what it held is free at once, and never before.
+CREATE FUNCTION end_sweep() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE sweeps SET state = NEW.state, set_aside = NEW.state <> 'final' AND NOT replan, ended_at = now()
+    WHERE outgoing = NEW.id AND state = 'open';
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER outgoing_ends_sweep AFTER UPDATE OF state ON outgoing FOR EACH ROW
+    WHEN (NEW.kind = 'sweep' AND NEW.state IN ('final', 'failed', 'dropped') AND NEW.state <> OLD.state)
+    EXECUTE FUNCTION end_sweep();
+
+-- Up to which block it was looked what has arrived, and when all addresses are looked at again, in Unix seconds: a backfill brings
+-- money in blocks below.
+CREATE TABLE sweep_chains (
+    chain_id    bigint PRIMARY KEY,
+    read_number bigint NOT NULL DEFAULT -1,
+    all_at      bigint NOT NULL DEFAULT 0
+);
+
+-- Addresses that may have something to sweep, and when they are looked at, in Unix seconds.
+CREATE TABLE sweep_candidates (
+    chain_id bigint NOT NULL,
+    address  bytea NOT NULL CHECK (octet_length(address) = 20),
+    look_at  bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (chain_id, address)
+);
+CREATE INDEX sweep_candidates_due ON sweep_candidates (chain_id, look_at);
+
+-- What is not swept until somebody releases it: all that these columns name, where null is any.
+CREATE TABLE sweep_holds (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    chain_id      bigint,
+    address       bytea CHECK (octet_length(address) = 20),
+    -- Empty for the coin.
+    token_address bytea CHECK (octet_length(token_address) IN (0, 20)),
+    merchant_id   uuid REFERENCES merchants,
+    reason        text NOT NULL,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    UNIQUE NULLS NOT DISTINCT (chain_id, address, token_address, merchant_id)
+);
+
+-- What has arrived in a block, of the coin and of listed tokens alone: of others anyone can make any number.
+CREATE INDEX transfers_of_number ON transfers (chain_id, block_number) WHERE listed;
+-- Dust beside a payment, or at a static address, without what is not listed there.
+CREATE INDEX transfers_dust_of_payment ON transfers (payment_id) WHERE listed AND below_minimum AND NOT removed;
+CREATE INDEX transfers_dust_of_address ON transfers (deposit_address)
+    WHERE payment_id IS NULL AND listed AND below_minimum AND NOT removed;
+-- What a sweep would move may have been taken back, and what was planned in a cheap hour may wait for the next one.
+CREATE INDEX outgoing_without_funds ON outgoing (chain_id) WHERE told = 'insufficient funds';
+CREATE INDEX outgoing_too_dear ON outgoing (chain_id, max_fee) WHERE told = 'too dear' AND state = 'queued';
 
 -- Who did what ------------------------------------------------------------------------------------------------------------------
 

@@ -410,6 +410,25 @@ fn what_pays_as_much_as_it_may_can_still_be_cancelled() {
     assert!(cancel.iter().any(|action| matches!(action, Action::Sign(Order { cancels: true, .. }))), "{cancel:?}");
 }
 
+/// A deposit address that pays for its own sweep has left so much for its gas, whatever the settings allow.
+#[test]
+fn what_pays_offers_no_more_than_its_sender_has_left_for_it_and_what_cancels_it_may() {
+    let mut case = Case::queued();
+    case.outgoing.max_fee = Some(15);
+    let signed = case.tell(Input::Tick);
+    assert!(matches!(signed.as_slice(), [Action::Sign(Order { fees: Fees { cap: 15, .. }, .. })]), "{signed:?}");
+    case.outgoing.max_fee = Some(10);
+    assert_eq!(case.tell(Input::Tick), [Action::Tell(Notice::TooDear)]);
+    let mut sent = Case::sent(21);
+    sent.outgoing.max_fee = Some(22);
+    assert!(!sent.after(30).iter().any(|action| matches!(action, Action::Sign(_))), "it would be raised to 24");
+    assert_eq!(sent.outgoing.told, Some(Notice::AtCap));
+    let cancel = sent.tell(Input::Drop);
+    assert!(cancel.iter().any(|action| matches!(action, Action::Sign(Order { cancels: true, .. }))), "{cancel:?}");
+    sent.outgoing.max_fee = Some(u128::MAX);
+    assert_eq!(sent.outgoing.max_payload_fee(&PACE), PACE.max_payload_fee());
+}
+
 /// It has the lowest nonce, and no node ever takes it: all behind it would wait for a person. What one node says alone, while
 /// the others are silent, cancels nothing.
 #[test]

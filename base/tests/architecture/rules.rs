@@ -154,6 +154,7 @@ pub const PURE: Pure = Pure {
         "sweeper/src/engine/lane.rs",
         "sweeper/src/engine/outgoing.rs",
         "sweeper/src/engine/step.rs",
+        "sweeper/src/plan/rules.rs",
     ],
     words: &[
         "async",

@@ -53,8 +53,6 @@
 //!   `Conflict`). Whoever takes requests puts the merchant into it.
 //! - A mnemonic's file with mode 0440, as Kubernetes mounts a secret with an `fsGroup`, is refused, since its group can read it.
 //! - A filler's or cancel's gas is fixed (`content`), and too little where a chain counts data for L1 as gas.
-//! - The value of a sweep of coin does not follow its fees: one that is raised may cost more than the sender has. It is then
-//!   sent as it was before.
 //! - No process is kept from being dumped (`PR_SET_DUMPABLE`), and copies that derivation makes of a key on the stack are not
 //!   overwritten.
 //! - Nothing resolves a `lost` or frozen one: a command comes with the role.

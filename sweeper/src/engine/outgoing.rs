@@ -49,6 +49,9 @@ pub struct Outgoing {
     /// Blocks said what can't be with all else that is known. Nothing that pays is signed or sent any more, and it is never
     /// over by itself: a person has to look. The first such word.
     pub frozen: Option<String>,
+    /// The most that a unit of gas may cost of what pays, in wei, where that is less than [`Pace::max_fee`]: its sender can't
+    /// pay more. What cancels it may cost more.
+    pub max_fee: Option<u128>,
     /// A node asked for more than the last attempt offers.
     pub underpriced: bool,
     /// When something was last tried in vain, in Unix seconds: to sign it, or to read a receipt.
@@ -275,6 +278,7 @@ impl Outgoing {
             attempts: Vec::new(),
             dropping: false,
             frozen: None,
+            max_fee: None,
             underpriced: false,
             tried: None,
             told: None,
@@ -288,6 +292,11 @@ impl Outgoing {
             Phase::Mined(mined) => (vec![mined.hash], true),
             _ => (self.live().map(|attempt| attempt.hash).collect(), false),
         }
+    }
+
+    /// The most that what pays may offer.
+    pub fn max_payload_fee(&self, pace: &Pace) -> u128 {
+        self.max_fee.map_or(u128::MAX, |most| most).min(pace.max_payload_fee())
     }
 
     /// The attempts that can still be mined, oldest first.

@@ -135,6 +135,7 @@ pub fn read_row(row: &Row) -> Result<Stored, Failure> {
         told: row.get::<_, Option<&str>>(13).and_then(read_told),
         frozen: row.get(21),
         tried: row.get::<_, Option<i64>>(22).map(unsigned),
+        max_fee: row.get::<_, Option<&str>>(23).map(number).transpose()?,
     };
     Ok(Stored { id: row.get(0), lane, content, outgoing })
 }

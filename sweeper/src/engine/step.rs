@@ -338,7 +338,7 @@ impl Outgoing {
 
     fn first_order(&self, moment: &Moment) -> Option<Action> {
         let market = moment.market?;
-        Some(match market.fees(moment.pace.max_payload_fee()) {
+        Some(match market.fees(self.max_payload_fee(&moment.pace)) {
             Some(fees) => Action::Sign(Order { nonce: None, fees, cancels: false }),
             None => Action::Tell(Notice::TooDear),
         })
@@ -366,7 +366,7 @@ impl Outgoing {
         let newest = self.newest()?;
         let pace = &moment.pace;
         let cancels = newest.cancels || self.is_unwanted();
-        let max_fee = if cancels { pace.max_fee } else { pace.max_payload_fee() };
+        let max_fee = if cancels { pace.max_fee } else { self.max_payload_fee(pace) };
         let waited = newest.first_sent.map(|sent| moment.time.saturating_sub(sent));
         // What no pool takes for another reason is not in one: to raise it would only make it dearer. Nor does it say anything
         // of the price that no node answers, or that no block comes.

@@ -129,6 +129,16 @@ pub async fn queue(db: &impl GenericClient, new: &NewOutgoing) -> Result<Queued,
     Ok(if is_same { Queued::Before(row.get(0)) } else { Queued::Conflict(row.get(0)) })
 }
 
+/// Has transactions that are queued cost no more than this for a unit of gas, in wei: their senders can't pay more.
+///
+/// # Errors
+/// When the database fails.
+pub async fn limit_fee(db: &impl GenericClient, queued: &[Uuid], max_fee: u128) -> Result<(), Failure> {
+    let sql = "UPDATE outgoing SET max_fee = $2::text::numeric WHERE id = ANY($1) AND state = 'queued'";
+    db.execute(&db.prepare_cached(sql).await?, &[&queued, &max_fee.to_string()]).await?;
+    Ok(())
+}
+
 /// The senders that have something to do at this time. Those that were not looked at for longest come first, so that those that
 /// get nowhere hold up no other.
 ///
@@ -295,7 +305,7 @@ pub async fn load(tx: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Stored>, 
         .prepare_cached(
             "SELECT id, kind, chain_id, sender, recipient, value::text, data, gas_limit, authorizations, state, nonce,
                  dropping, underpriced, told, mined_hash, block_hash, block_number, succeeded, gas_used, gas_price::text,
-                 replaced_in, frozen, tried
+                 replaced_in, frozen, tried, max_fee::text
              FROM outgoing WHERE id = ANY($1) ORDER BY id",
         )
         .await?;

@@ -1,0 +1,157 @@
+//! What an operator sees of sweeps, and decides about them.
+
+use super::rules::Hold;
+use super::store::look_at_all;
+use alloy::primitives::{Address, B256};
+use deadpool_postgres::GenericClient;
+use runtime::Failure;
+use runtime::db::{bigint, unsigned};
+use tokio_postgres::Row;
+use topics::{Amount, ChainId};
+use uuid::Uuid;
+
+/// How many sweeps of a chain are in a state, and what they move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count {
+    pub chain: ChainId,
+    pub count: u64,
+    pub amount: Amount,
+}
+
+/// A sweep that is not over, or that waits for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    pub id: Uuid,
+    pub chain: ChainId,
+    pub address: Address,
+    pub amount: Amount,
+    /// Of its outgoing transaction, whose id is `outgoing`.
+    pub state: String,
+    pub outgoing: Uuid,
+    /// What holds it up.
+    pub told: Option<String>,
+    /// Of the last attempt.
+    pub hash: Option<B256>,
+    pub is_set_aside: bool,
+    /// Seconds since it was planned.
+    pub age: u64,
+}
+
+/// A hold as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedHold {
+    pub id: i64,
+    pub hold: Hold,
+    pub reason: String,
+}
+
+/// The account of cTrip's own addresses, whose keys the sweeper holds; `None` before the first start.
+///
+/// # Errors
+/// When the database fails.
+pub async fn own_account(db: &impl GenericClient) -> Result<Option<String>, Failure> {
+    let rows = db.query("SELECT own_account FROM installation", &[]).await?;
+    Ok(rows.first().and_then(|row| row.get(0)))
+}
+
+/// The sweeps of each chain by state, or of one chain.
+///
+/// # Errors
+/// When the database fails.
+pub async fn counts(db: &impl GenericClient, chain: Option<ChainId>) -> Result<Vec<(String, Count)>, Failure> {
+    let sql = "SELECT CASE WHEN set_aside THEN 'set aside' ELSE state END, chain_id, count(*),
+                   least(sum(amount), 2::numeric ^ 256 - 1)::numeric(78, 0)::text
+               FROM sweeps WHERE $1::bigint IS NULL OR chain_id = $1 GROUP BY 1, 2 ORDER BY 2, 1";
+    let read = |row: &Row| {
+        let amount = row.get::<_, &str>(3).parse().map_err(Failure::halt)?;
+        Ok((row.get(0), Count { chain: ChainId(unsigned(row.get(1))), count: unsigned(row.get(2)), amount }))
+    };
+    db.query(sql, &[&chain.map(|chain| bigint(chain.0))]).await?.iter().map(read).collect()
+}
+
+/// The sweeps that wait for a person, then those that are not over, the oldest first.
+///
+/// # Errors
+/// When the database fails.
+pub async fn unfinished(db: &impl GenericClient, chain: Option<ChainId>, limit: usize) -> Result<Vec<Unfinished>, Failure> {
+    let sql = "SELECT s.id, s.chain_id, s.address, s.amount::text, o.state, o.id, coalesce(o.frozen, o.told),
+                   (SELECT hash FROM outgoing_attempts WHERE outgoing = o.id ORDER BY place DESC LIMIT 1), s.set_aside,
+                   greatest(extract(epoch FROM now() - s.created_at), 0)::bigint
+               FROM sweeps s JOIN outgoing o ON o.id = s.outgoing
+               WHERE (s.set_aside OR s.state = 'open') AND ($1::bigint IS NULL OR s.chain_id = $1)
+               ORDER BY s.set_aside DESC, s.created_at, s.id LIMIT $2";
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let read = |row: &Row| {
+        Ok(Unfinished {
+            id: row.get(0),
+            chain: ChainId(unsigned(row.get(1))),
+            address: Address::from_slice(row.get(2)),
+            amount: row.get::<_, &str>(3).parse().map_err(Failure::halt)?,
+            state: row.get(4),
+            outgoing: row.get(5),
+            told: row.get(6),
+            hash: row.get::<_, Option<&[u8]>>(7).map(B256::from_slice),
+            is_set_aside: row.get(8),
+            age: unsigned(row.get(9)),
+        })
+    };
+    db.query(sql, &[&chain.map(|chain| bigint(chain.0)), &limit]).await?.iter().map(read).collect()
+}
+
+/// All holds, the oldest first.
+///
+/// # Errors
+/// When the database fails.
+pub async fn listed_holds(db: &impl GenericClient) -> Result<Vec<ListedHold>, Failure> {
+    let sql = "SELECT chain_id, address, token_address, merchant_id, id, reason FROM sweep_holds ORDER BY id";
+    let read = |row: &Row| ListedHold { hold: super::store::read_hold(row), id: row.get(4), reason: row.get(5) };
+    Ok(db.query(sql, &[]).await?.iter().map(read).collect())
+}
+
+/// Adds a hold, or gives one that names the same another reason; returns its id. What is under way goes on.
+///
+/// # Errors
+/// When the database fails.
+pub async fn hold(db: &impl GenericClient, hold: &Hold, reason: &str) -> Result<i64, Failure> {
+    let sql = "INSERT INTO sweep_holds (chain_id, address, token_address, merchant_id, reason) VALUES ($1, $2, $3, $4, $5)
+               ON CONFLICT (chain_id, address, token_address, merchant_id) DO UPDATE SET reason = EXCLUDED.reason RETURNING id";
+    let address = hold.address.as_ref().map(|address| address.as_slice());
+    let token = hold.token.as_ref().map(|token| token.as_ref().map_or([].as_slice(), |token| token.as_slice()));
+    let row = db.query_one(sql, &[&hold.chain.map(|chain| bigint(chain.0)), &address, &token, &hold.merchant, &reason]).await?;
+    Ok(row.get(0))
+}
+
+/// Ends a hold. Returns whether there was one. What it held is looked at in the next turn.
+///
+/// # Errors
+/// When the database fails.
+pub async fn release(db: &impl GenericClient, id: i64) -> Result<bool, Failure> {
+    let released = db.execute("DELETE FROM sweep_holds WHERE id = $1", &[&id]).await? > 0;
+    if released {
+        look_at_all(db, None).await?;
+    }
+    Ok(released)
+}
+
+/// Lets the addresses be swept again whose sweeps have come to nothing: of one sweep, or of a chain. Returns how many.
+///
+/// # Errors
+/// When the database fails.
+pub async fn retry(db: &impl GenericClient, sweep: Option<Uuid>, chain: Option<ChainId>) -> Result<u64, Failure> {
+    let sql = "UPDATE sweeps SET set_aside = false
+               WHERE set_aside AND ($1::uuid IS NULL OR id = $1) AND ($2::bigint IS NULL OR chain_id = $2)";
+    let retried = db.execute(sql, &[&sweep, &chain.map(|chain| bigint(chain.0))]).await?;
+    if retried > 0 {
+        look_at_all(db, chain).await?;
+    }
+    Ok(retried)
+}
+
+/// The id of a merchant.
+///
+/// # Errors
+/// When the database fails.
+pub async fn merchant(db: &impl GenericClient, name: &str) -> Result<Option<Uuid>, Failure> {
+    let row = db.query_opt("SELECT id FROM merchants WHERE name = $1 OR id::text = $1", &[&name]).await?;
+    Ok(row.map(|row| row.get(0)))
+}

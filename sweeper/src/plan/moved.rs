@@ -1,0 +1,82 @@
+//! What a final sweep has moved, for whoever settles payments by it.
+
+use alloy::primitives::{Address, U256};
+use deadpool_postgres::GenericClient;
+use runtime::Failure;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+/// What has left a deposit address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved {
+    pub address: Address,
+    /// `None` is the coin.
+    pub token: Option<Address>,
+    /// What the treasury got, in base units.
+    pub amount: U256,
+    /// How much of all that ever arrived at this address in this asset final sweeps account for, this one included: what they
+    /// moved, what their gas cost, and the dust that stays since it is worth no gas. In base units. It never falls.
+    pub total: U256,
+}
+
+/// What a final transaction has moved; nothing for one that is not final, or is no sweep. The same whenever it is asked.
+///
+/// The total is what had arrived when the sweep was planned, and at most what of that is on the chain still. Where the database
+/// has lost the sweep, and has the transaction back from its record, it is what final transactions have spent: dust is left
+/// out, so payments settle later, and never earlier.
+///
+/// # Errors
+/// When the database fails.
+pub async fn moved(db: &impl GenericClient, outgoing: Uuid) -> Result<Vec<Moved>, Failure> {
+    let statement = db
+        .prepare_cached(
+            "SELECT o.sender, o.value::text, s.total::numeric(78, 0)::text, s.id IS NOT NULL
+             FROM outgoing o LEFT JOIN sweeps s ON s.outgoing = o.id
+             WHERE o.id = $1 AND o.kind = 'sweep' AND o.state = 'final'",
+        )
+        .await?;
+    let Some(row) = db.query_opt(&statement, &[&outgoing]).await? else { return Ok(Vec::new()) };
+    let address = Address::from_slice(row.get(0));
+    let amount = read(&row, 1)?;
+    let total = match row.get::<_, Option<&str>>(2) {
+        Some(_) => read(&row, 2)?,
+        None => {
+            let total = total(db, outgoing).await?;
+            if row.get(3) {
+                let statement = db.prepare_cached("UPDATE sweeps SET total = $2::text::numeric WHERE outgoing = $1").await?;
+                db.execute(&statement, &[&outgoing, &total.to_string()]).await?;
+            }
+            total
+        }
+    };
+    Ok(vec![Moved { address, token: None, amount, total }])
+}
+
+async fn total(db: &impl GenericClient, outgoing: Uuid) -> Result<U256, Failure> {
+    // Of the coin's transfers to an address, whatever they count for.
+    let seen = "(SELECT coalesce(sum(t.amount), 0) FROM payments p JOIN transfers t ON t.payment_id = p.id
+             WHERE p.id IN (SELECT id FROM payments WHERE address = o.sender AND deposit_address IS NULL
+                 UNION ALL SELECT q.id FROM deposit_addresses d JOIN payments q ON q.deposit_address = d.id
+                     WHERE d.address = o.sender)
+                 AND t.listed AND NOT t.removed AND t.token_address IS NULL AND t.chain_id = o.chain_id)
+         + (SELECT coalesce(sum(t.amount), 0) FROM deposit_addresses d JOIN transfers t ON t.deposit_address = d.id
+             WHERE d.address = o.sender AND t.payment_id IS NULL AND t.listed AND t.below_minimum AND NOT t.removed
+                 AND t.token_address IS NULL AND t.chain_id = o.chain_id)";
+    let spent = "(SELECT coalesce(sum(CASE WHEN f.state = 'final' THEN f.value ELSE 0 END
+                 + coalesce(f.gas_used, 0) * coalesce(f.gas_price, 0)), 0)
+             FROM outgoing f WHERE f.state IN ('final', 'failed', 'dropped') AND f.id IN (
+                 SELECT n.outgoing FROM outgoing_nonces n WHERE n.chain_id = o.chain_id AND n.sender = o.sender))";
+    let before = "(SELECT coalesce(max(b.total), 0) FROM sweeps b
+             WHERE b.chain_id = o.chain_id AND b.address = o.sender AND b.token_address = '' AND b.state = 'final')";
+    let sql = format!(
+        "SELECT least(greatest({before}, least(coalesce(s.arrived, {spent}), {seen})),
+             2::numeric ^ 256 - 1)::numeric(78, 0)::text
+         FROM outgoing o LEFT JOIN sweeps s ON s.outgoing = o.id WHERE o.id = $1"
+    );
+    let row = db.query_one(&db.prepare_cached(&sql).await?, &[&outgoing]).await?;
+    read(&row, 0)
+}
+
+fn read(row: &Row, column: usize) -> Result<U256, Failure> {
+    row.get::<_, &str>(column).parse().map_err(Failure::halt)
+}

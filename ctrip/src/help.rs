@@ -45,6 +45,7 @@ fn uses(path: &str, setting: &str) -> bool {
         "merchants" | "keys" | "migrate" => begins(&["database"]),
         "set-aside" => begins(&["database", "topic_prefix"]),
         "check" => begins(&["chains"]),
+        "sweep" => begins(&["chains", "database"]),
         "topics" => begins(&["kafka", "schema", "topic"]),
         _ => !begins(&["api", "webhook", "metrics", "history", "xpub", "instance"]),
     }

@@ -15,6 +15,7 @@ mod orphans;
 mod resume;
 mod roles;
 mod set_aside;
+mod sweep;
 mod tail;
 mod wallet;
 
@@ -110,6 +111,9 @@ enum Command {
     /// Chains that can't be continued, or are not wanted any more
     #[command(subcommand)]
     Chain(chain::ChainCommand),
+    /// What is swept to the treasury, and what is not
+    #[command(subcommand)]
+    Sweep(sweep::SweepCommand),
     /// Print a topic's records as they arrive
     Tail(tail::Tail),
     /// The rights of each role in Kafka and Postgres
@@ -203,6 +207,7 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
         }
         Command::Resume { chain, take_back } => block_on(resume::run(settings, &chain, take_back)),
         Command::Chain(command) => block_on(chain::run(settings, command)),
+        Command::Sweep(command) => block_on(sweep::run(&settings, command)),
         Command::Tail(arguments) => tail::run(&settings, &arguments),
         Command::Acl(command) => {
             acl::run(&settings, &command);

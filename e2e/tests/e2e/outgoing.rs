@@ -1,7 +1,9 @@
 //! The transaction engine on a real Postgres and a real node: transfers that are paid once each, whatever dies.
 
 mod beside;
+mod books;
 mod rig;
+mod sweeps;
 
 use alloy::primitives::U256;
 use anyhow::{Result, bail, ensure};

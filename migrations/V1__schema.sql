@@ -873,11 +873,14 @@ CREATE TABLE sweeps (
     way           text NOT NULL CHECK (way IN ('coin')),
     -- All that had ever arrived and might leave when it was planned.
     arrived       numeric(78, 0) NOT NULL,
-    -- How much of what ever arrived it and the final ones before it account for. Null until it is final.
+    -- How much of what ever arrived it and the final ones before it account for, and what of that stays at the address. Null until
+    -- somebody asks for what it has moved, and then never another.
     total         numeric(78, 0),
+    remains       numeric(78, 0),
     -- open until its transaction is over, whatever became of that.
     state         text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'final', 'failed', 'dropped')),
-    -- It is dropped and planned anew: a reorg took back what it was to move, or gas costs more by now than it leaves for that.
+    -- It is to be dropped and planned anew: a reorg took back what it was to move, gas costs more by now than it leaves for that,
+    -- the treasury is another, a hold covers it, or a person says so (ctrip sweep drop).
     replan        boolean NOT NULL DEFAULT false,
     -- It has failed, or was dropped: nothing leaves its address until a person says so (ctrip sweep retry).
     set_aside     boolean NOT NULL DEFAULT false,
@@ -886,19 +889,27 @@ CREATE TABLE sweeps (
     ended_at      timestamptz,
     CHECK ((state = 'open') = (ended_at IS NULL)),
     CHECK (set_aside <= (state IN ('failed', 'dropped'))),
-    CHECK ((total IS NOT NULL) <= (state = 'final'))
+    CHECK ((total IS NOT NULL) <= (state = 'final')),
+    CHECK ((total IS NULL) = (remains IS NULL))
 );
 CREATE UNIQUE INDEX sweeps_open ON sweeps (chain_id, address, token_address) WHERE state = 'open';
 CREATE INDEX sweeps_of_address ON sweeps (chain_id, address, token_address) WHERE state = 'final';
 CREATE INDEX sweeps_to_treasury ON sweeps (chain_id, treasury) WHERE state = 'final';
-CREATE INDEX sweeps_ended ON sweeps (chain_id, ended_at) WHERE state <> 'open';
+CREATE INDEX sweeps_ended ON sweeps (chain_id, ended_at, id) WHERE state <> 'open';
+CREATE INDEX sweeps_open_to ON sweeps (chain_id, treasury) WHERE state = 'open';
+CREATE INDEX sweeps_replanned ON sweeps (chain_id) WHERE state = 'open' AND replan;
 CREATE INDEX sweeps_set_aside ON sweeps (chain_id, address) WHERE set_aside;
 
--- A sweep is over with its transaction, in the same transaction of Postgres: what it held is free at once, and never before.
+-- A sweep is over with its transaction, in the same transaction of Postgres: what it held is free at once, and never before. What
+-- else is at its address, or came meanwhile, is looked at again.
 CREATE FUNCTION end_sweep() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE sweeps SET state = NEW.state, set_aside = NEW.state <> 'final' AND NOT replan, ended_at = now()
+    UPDATE sweeps SET state = NEW.state, ended_at = now(),
+        set_aside = NEW.state = 'failed' OR NEW.state = 'dropped' AND NOT replan
     WHERE outgoing = NEW.id AND state = 'open';
+    INSERT INTO sweep_candidates (chain_id, address) VALUES (NEW.chain_id, NEW.sender)
+    -- A planner that has seen it under way, and forgets it for that, finds it changed.
+    ON CONFLICT (chain_id, address) DO UPDATE SET look_at = 0;
     RETURN NULL;
 END
 $$;
@@ -911,7 +922,9 @@ CREATE TRIGGER outgoing_ends_sweep AFTER UPDATE OF state ON outgoing FOR EACH RO
 CREATE TABLE sweep_chains (
     chain_id    bigint PRIMARY KEY,
     read_number bigint NOT NULL DEFAULT -1,
-    all_at      bigint NOT NULL DEFAULT 0
+    all_at      bigint NOT NULL DEFAULT 0,
+    -- Why nothing was planned in the last turn.
+    waits       text
 );
 
 -- Addresses that may have something to sweep, and when they are looked at, in Unix seconds.
@@ -945,6 +958,8 @@ CREATE INDEX transfers_dust_of_address ON transfers (deposit_address)
 -- What a sweep would move may have been taken back, and what was planned in a cheap hour may wait for the next one.
 CREATE INDEX outgoing_without_funds ON outgoing (chain_id) WHERE told = 'insufficient funds';
 CREATE INDEX outgoing_too_dear ON outgoing (chain_id, max_fee) WHERE told = 'too dear' AND state = 'queued';
+-- What waits for a person.
+CREATE INDEX outgoing_frozen ON outgoing (chain_id) WHERE frozen IS NOT NULL;
 
 -- Who did what ------------------------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,13 @@ pub enum SweepCommand {
         /// Name in the chains file, or the chain's id; all chains if left out
         chain: Option<String>,
     },
-    /// Let the addresses be swept again whose sweeps have failed or were dropped
+    /// Have a sweep dropped that gets nowhere; its address is planned anew, unless a hold covers it
+    Drop {
+        /// Id of the sweep, as `ctrip sweep status` shows it
+        sweep: Uuid,
+    },
+    /// Let the addresses be swept again whose sweeps have failed or were dropped. One is enough for a chain that waits since its
+    /// last sweeps have come to nothing: it goes on
     Retry {
         /// Id of the sweep, as `ctrip sweep status` shows it
         sweep: Option<Uuid>,
@@ -53,7 +59,7 @@ pub enum SweepCommand {
         #[arg(long, conflicts_with = "sweep")]
         chain: Option<String>,
     },
-    /// Keep from being swept what all these name. What is under way goes on
+    /// Keep from being swept what all these name. What is signed goes on
     Hold {
         /// Name in the chains file, or the chain's id
         #[arg(long)]
@@ -82,7 +88,7 @@ pub enum SweepCommand {
 
 pub async fn run(settings: &Settings, command: SweepCommand) -> anyhow::Result<()> {
     let pool = db::pool(&settings.database_url, 1)?;
-    let db = pool.get().await.context("Postgres (DATABASE_URL)")?;
+    let mut db = pool.get().await.context("Postgres (DATABASE_URL)")?;
     let id = async |name: Option<String>| match name {
         Some(name) => crate::chain::id(settings, &name).await.map(Some),
         None => Ok(None),
@@ -100,11 +106,22 @@ pub async fn run(settings: &Settings, command: SweepCommand) -> anyhow::Result<(
             plan::store::look_at_all(&db, id(chain).await?).await?;
             println!("all addresses are looked at in the sweeper's next turn");
         }
+        SweepCommand::Drop { sweep } => {
+            let is_open = admin::drop_sweep(&db, sweep).await?;
+            ensure!(is_open, "no sweep {sweep} that is not over; `ctrip sweep status` lists them");
+            println!(
+                "a running sweeper drops it in its next turn, and plans its address anew once it is dropped; what is signed takes a \
+                 cancellation, and may be mined before. `ctrip sweep hold` keeps the money where it is"
+            );
+        }
         SweepCommand::Retry { sweep, chain } => {
             ensure!(sweep.is_some() || chain.is_some(), "expected the id of a sweep, or --chain");
             let retried = admin::retry(&db, sweep, id(chain).await?).await?;
             ensure!(retried > 0, "nothing there is set aside; `ctrip sweep status` lists what is");
-            println!("{retried} addresses may be swept again; a running sweeper looks at them in its next turn");
+            println!(
+                "{retried} addresses may be swept again; a running sweeper looks at them in its next turn, and at their chain, if it \
+                 waits since its last sweeps have come to nothing"
+            );
         }
         SweepCommand::Hold { chain, address, asset, merchant, all, reason } => {
             let token = asset.as_deref().map(read_asset).transpose()?;
@@ -118,9 +135,9 @@ pub async fn run(settings: &Settings, command: SweepCommand) -> anyhow::Result<(
             let hold = Hold { chain: id(chain).await?, address, token, merchant };
             let names_nothing = hold == Hold { chain: None, address: None, token: None, merchant: None };
             ensure!(all || !names_nothing, "expected what is to be held: --chain, --address, --asset, --merchant, or --all");
-            let number = admin::hold(&db, &hold, &reason).await?;
+            let number = admin::hold(&mut db, &hold, &reason).await?;
             println!(
-                "hold {number}: {} is not swept; what is under way goes on. It ends with: ctrip sweep release {number}",
+                "hold {number}: {} is not swept; what is signed goes on. It ends with: ctrip sweep release {number}",
                 named(&hold)
             );
         }
@@ -157,10 +174,13 @@ struct ShownPlan {
     treasury: Address,
     /// Why nothing can be told of it, or is swept.
     waits: Option<String>,
+    /// Fingerprints of the accounts whose addresses count.
+    accounts: Vec<String>,
     gas_limit: u64,
-    /// Of a sweep, in wei: the most, and what it would cost at the moment.
+    /// Of a sweep, in wei: the most, what it would cost at the moment, and what of that is for a rollup's data on L1.
     most: Amount,
     now: Option<Amount>,
+    l1_fee: Amount,
     holdings: Vec<(Holding, Verdict)>,
     /// Symbol, addresses and amount.
     tokens: Vec<(String, u64, String)>,
@@ -200,13 +220,17 @@ async fn plan_of(db: &Client, chain: &Chain, treasury: Address, accounts: Vec<St
         Ok(gas_limit) => (gas_limit, None),
         Err(refused) => (plan::settings::DEFAULT_GAS, Some(base::error_chain(&refused))),
     };
+    let refused = match plan::check_treasury(db, treasury, &accounts).await? {
+        Some(later) => Some(later.to_string()),
+        None => refused,
+    };
     let market = Nodes::new(rpc, chain.witnesses).market().await;
     let price = market.map(|market| market.base.unwrap_or_default().saturating_add(market.tip));
     let terms = plan::Settings::of(chain, gas_limit, price, accounts);
     let looked = plan::look(db, chain.id, &terms).await?;
     let waits = match &looked {
         None => Some("no block of the chain has been processed yet".to_owned()),
-        Some(_) => refused.or(plan::waits(db, chain.id, treasury).await?.map(|waits| waits.to_string())),
+        Some(_) => refused.or(plan::waits(db, chain.id, &terms).await?.map(|waits| waits.to_string())),
     };
     let tokens = ledger::tokens(db, chain.id, &terms).await?.into_iter().map(|(address, (addresses, amount))| {
         let amount = Amount::new(amount);
@@ -221,9 +245,11 @@ async fn plan_of(db: &Client, chain: &Chain, treasury: Address, accounts: Vec<St
         chain: chain.name.clone(),
         treasury,
         waits,
+        accounts: terms.accounts.clone(),
         gas_limit,
         most: Amount::new(terms.terms.reserve()),
         now: price.map(|price| Amount::new(terms.terms.cost(price))),
+        l1_fee: chain.sweeping.l1_fee,
         holdings: looked.unwrap_or_default(),
         tokens,
     })
@@ -235,6 +261,7 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::Sweep(_) => "to be swept",
         Verdict::Unripe => "not deep enough yet",
         Verdict::TooLittle => "not worth its gas",
+        Verdict::TooDear => "worth its gas once that is cheaper",
         Verdict::UnderWay => "under way",
         Verdict::Held => "held",
         Verdict::SetAside => "set aside",
@@ -267,13 +294,18 @@ impl ShownPlan {
     }
 
     fn text(&self, addresses: bool) -> String {
-        let Self { chain, treasury, gas_limit, most, now, .. } = self;
+        let Self { chain, treasury, accounts, gas_limit, most, now, l1_fee, .. } = self;
         let mut shown = format!("{chain}: to the treasury {treasury}\n");
         if let Some(waits) = &self.waits {
             let _ = writeln!(shown, "  nothing is swept: {waits}");
         }
         let cost = now.map(|now| format!(", {} now", now.to_decimal(COIN_DECIMALS))).unwrap_or_default();
         let _ = writeln!(shown, "  a sweep of coin: {gas_limit} gas, {} at most{cost}", most.to_decimal(COIN_DECIMALS));
+        if *l1_fee != Amount::ZERO {
+            let reserved = l1_fee.to_decimal(COIN_DECIMALS);
+            let _ = writeln!(shown, "  of that {reserved} is reserved for L1, and counts as spent whatever L1 takes");
+        }
+        let _ = writeln!(shown, "  addresses of the accounts {} (others: --account)", accounts.join(", "));
         let head = ["", "asset", "addresses", "amount"].map(str::to_owned).to_vec();
         let coins = self.sums().into_iter();
         let coins = coins.map(|(what, (count, sum))| vec![what.to_owned(), "coin".to_owned(), count.to_string(), coin(sum)]);
@@ -307,9 +339,11 @@ impl ShownPlan {
             "chain": self.chain,
             "treasury": self.treasury.to_string(),
             "waits": self.waits,
+            "accounts": self.accounts,
             "gas_limit": self.gas_limit,
             "fee_at_most": self.most.to_string(),
             "fee_now": self.now.map(|now| now.to_string()),
+            "fee_reserved_for_l1": self.l1_fee.to_string(),
             "coin": coins.collect::<Vec<_>>(),
             "tokens": tokens.collect::<Vec<_>>(),
             "addresses": each,
@@ -319,14 +353,18 @@ impl ShownPlan {
 
 async fn status(db: &Client, chain: Option<ChainId>, json: bool) -> anyhow::Result<()> {
     let counts = admin::counts(db, chain).await?;
-    let unfinished = admin::unfinished(db, chain, MAX_LISTED).await?;
+    let (unfinished, all) = admin::unfinished(db, chain, MAX_LISTED).await?;
+    let waiting = admin::waiting(db, chain).await?;
     let holds = admin::listed_holds(db).await?;
     if json {
         let counts = counts.iter().map(|(state, count)| {
             json!({ "chain_id": count.chain.0, "state": state, "count": count.count, "amount": count.amount.to_string() })
         });
         let holds = holds.iter().map(|hold| json!({ "id": hold.id, "holds": named(&hold.hold), "reason": hold.reason }));
+        let waiting = waiting.iter().map(|(chain, waits)| json!({ "chain_id": chain.0, "waits": waits }));
         let shown = json!({
+            "waiting": waiting.collect::<Vec<_>>(),
+            "unfinished_in_all": all,
             "sweeps": counts.collect::<Vec<_>>(),
             "unfinished": unfinished.iter().map(unfinished_json).collect::<Vec<_>>(),
             "holds": holds.collect::<Vec<_>>(),
@@ -337,11 +375,18 @@ async fn status(db: &Client, chain: Option<ChainId>, json: bool) -> anyhow::Resu
     let row = |(state, count): &(String, admin::Count)| {
         vec![count.chain.to_string(), state.clone(), count.count.to_string(), count.amount.to_decimal(COIN_DECIMALS)]
     };
+    for (chain, waits) in &waiting {
+        println!("chain {chain}: nothing is planned: {waits}");
+    }
     print_table(&["chain", "sweeps", "count", "amount"], counts.iter().map(row));
     if !unfinished.is_empty() {
         println!();
         let head = ["sweep", "chain", "address", "amount", "since", "state", "what holds it up", "transaction"];
         print_table(&head, unfinished.iter().map(unfinished_row));
+    }
+    match all.saturating_sub(unfinished.len().try_into()?) {
+        0 => {}
+        more => println!("and {more} more"),
     }
     if unfinished.iter().any(|sweep| sweep.is_set_aside) {
         println!("what is set aside is swept no more before: ctrip sweep retry SWEEP");
@@ -360,7 +405,11 @@ fn print_table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) {
 }
 
 fn state(sweep: &Unfinished) -> String {
-    if sweep.is_set_aside { format!("{}, set aside", sweep.state) } else { sweep.state.clone() }
+    match sweep {
+        Unfinished { is_set_aside: true, .. } => format!("{}, set aside", sweep.state),
+        Unfinished { is_to_go: true, .. } => format!("{}, to be dropped", sweep.state),
+        _ => sweep.state.clone(),
+    }
 }
 
 fn unfinished_row(sweep: &Unfinished) -> Vec<String> {
@@ -385,6 +434,7 @@ fn unfinished_json(sweep: &Unfinished) -> Value {
         "age_seconds": sweep.age,
         "state": sweep.state,
         "set_aside": sweep.is_set_aside,
+        "to_be_dropped": sweep.is_to_go,
         "told": sweep.told,
         "outgoing": sweep.outgoing,
         "transaction_hash": sweep.hash.map(|hash| hash.to_string()),
@@ -407,9 +457,11 @@ mod tests {
             chain: "anvil".to_owned(),
             treasury: Address::repeat_byte(9),
             waits: None,
+            accounts: vec!["ab".to_owned(), "cd".to_owned()],
             gas_limit: 26_250,
             most: Amount::from(50),
             now: Some(Amount::from(10)),
+            l1_fee: Amount::from(3_000_000),
             holdings: vec![
                 (holding(1, 1000, 0), Verdict::Sweep(U256::from(950))),
                 (holding(2, 2000, 500), Verdict::Sweep(U256::from(1450))),
@@ -421,6 +473,7 @@ mod tests {
         let shown = plan.text(false);
         assert!(shown.contains("to be swept") && shown.contains("0.0000000000000024"), "{shown}");
         assert!(shown.contains("tokens are not swept yet  USDC") && !shown.contains("under way"), "{shown}");
+        assert!(shown.contains("0.000000000003 is reserved for L1") && shown.contains("accounts ab, cd"), "{shown}");
         let json = plan.json(true);
         let swept = json!({ "what": "to be swept", "addresses": 2, "amount": "2400" });
         assert!(json["coin"].as_array().unwrap().contains(&swept) && json["fee_now"] == "10", "{json}");

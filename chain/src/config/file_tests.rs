@@ -217,6 +217,7 @@ fn a_mistake_is_refused_with_its_line_its_key_and_what_was_expected() {
         ("- name: a\n  rpc_url: http://a\n  max_fee: 0".into(), 1, &["max_fee", "gwei above 0"]),
         ("- name: a\n  rpc_url: http://a\n  max_fee: 1.0000000001".into(), 1, &["max_fee", "at most 9 digits"]),
         ("- name: a\n  rpc_url: http://a\n  max_fee: 2e9".into(), 3, &["max_fee", "2e9"]),
+        ("- name: a\n  rpc_url: http://a\n  max_fee: 20000000000".into(), 1, &["max_fee is in gwei", "1000000 at most"]),
         ("- name: a\n  rpc_url: http://a\n  sweep_minimum: 1,5".into(), 3, &["sweep_minimum", "1,5"]),
         ("- name: [".into(), 1, &["name"]),
     ];

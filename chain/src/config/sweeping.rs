@@ -8,6 +8,8 @@ use topics::{Address, Amount};
 
 /// Decimals of a gwei, in which `max_fee` is given.
 const GWEI_DECIMALS: u8 = 9;
+/// In wei: a million gwei. Whoever gives more has given wei.
+const MOST_MAX_FEE: u128 = 1_000_000_000_000_000;
 
 /// What the file says of it.
 #[derive(Debug)]
@@ -21,7 +23,8 @@ pub(super) struct SweepingEntry {
 /// Checks the keys of a chain.
 ///
 /// # Errors
-/// If `max_fee` is 0 or has more decimals than wei, `sweep_minimum` more than the coin, or a token's contract is the treasury.
+/// If `max_fee` is 0, has more decimals than wei or is more than a million gwei, `sweep_minimum` has more than the coin, or a token's
+/// contract is the treasury.
 pub(super) fn check(
     treasury: Option<Scalar<TreasuryAddress>>,
     at: Option<SweepAt>,
@@ -36,9 +39,13 @@ pub(super) fn check(
     }
     let wei = |Scalar(Decimal(text)): Scalar<Decimal>| {
         let wei = base_units(&text, GWEI_DECIMALS).and_then(|wei| u128::try_from(wei.units()).ok()).filter(|wei| *wei > 0);
-        wei.ok_or_else(|| {
-            format!("max_fee: expected gwei above 0 with at most {GWEI_DECIMALS} digits after the point, got {text}")
-        })
+        match wei {
+            Some(wei) if wei > MOST_MAX_FEE => Err(format!("max_fee is in gwei: expected 1000000 at most, got {text}")),
+            Some(wei) => Ok(wei),
+            None => {
+                Err(format!("max_fee: expected gwei above 0 with at most {GWEI_DECIMALS} digits after the point, got {text}"))
+            }
+        }
     };
     Ok(SweepingEntry { treasury, at: at.unwrap_or_default(), max_fee: max_fee.map(wei).transpose()?, minimum })
 }

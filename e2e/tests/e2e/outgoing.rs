@@ -2,6 +2,7 @@
 
 mod beside;
 mod books;
+mod replans;
 mod rig;
 mod sweeps;
 

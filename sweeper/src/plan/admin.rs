@@ -3,7 +3,7 @@
 use super::rules::Hold;
 use super::store::look_at_all;
 use alloy::primitives::{Address, B256};
-use deadpool_postgres::GenericClient;
+use deadpool_postgres::{Client, GenericClient};
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
 use tokio_postgres::Row;
@@ -33,6 +33,8 @@ pub struct Unfinished {
     /// Of the last attempt.
     pub hash: Option<B256>,
     pub is_set_aside: bool,
+    /// It is to be dropped, and its address is planned anew then.
+    pub is_to_go: bool,
     /// Seconds since it was planned.
     pub age: u64,
 }
@@ -69,17 +71,27 @@ pub async fn counts(db: &impl GenericClient, chain: Option<ChainId>) -> Result<V
     db.query(sql, &[&chain.map(|chain| bigint(chain.0))]).await?.iter().map(read).collect()
 }
 
-/// The sweeps that wait for a person, then those that are not over, the oldest first.
+/// Sweeps that wait for a person or are not over.
+const UNFINISHED: &str = "(SELECT id FROM sweeps WHERE set_aside UNION SELECT id FROM sweeps WHERE state = 'open'
+     UNION SELECT f.id FROM outgoing o JOIN sweeps f ON f.outgoing = o.id WHERE o.frozen IS NOT NULL)";
+
+/// The sweeps that wait for a person, then those that are not over, the oldest first, and how many there are in all.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn unfinished(db: &impl GenericClient, chain: Option<ChainId>, limit: usize) -> Result<Vec<Unfinished>, Failure> {
-    let sql = "SELECT s.id, s.chain_id, s.address, s.amount::text, o.state, o.id, coalesce(o.frozen, o.told),
-                   (SELECT hash FROM outgoing_attempts WHERE outgoing = o.id ORDER BY place DESC LIMIT 1), s.set_aside,
-                   greatest(extract(epoch FROM now() - s.created_at), 0)::bigint
-               FROM sweeps s JOIN outgoing o ON o.id = s.outgoing
-               WHERE (s.set_aside OR s.state = 'open') AND ($1::bigint IS NULL OR s.chain_id = $1)
-               ORDER BY s.set_aside DESC, s.created_at, s.id LIMIT $2";
+pub async fn unfinished(
+    db: &impl GenericClient,
+    chain: Option<ChainId>,
+    limit: usize,
+) -> Result<(Vec<Unfinished>, u64), Failure> {
+    let sql = format!(
+        "SELECT s.id, s.chain_id, s.address, s.amount::text, o.state, o.id, coalesce(o.frozen, o.told),
+             (SELECT hash FROM outgoing_attempts WHERE outgoing = o.id ORDER BY place DESC LIMIT 1), s.set_aside,
+             s.replan AND s.state = 'open', greatest(extract(epoch FROM now() - s.created_at), 0)::bigint
+         FROM sweeps s JOIN outgoing o ON o.id = s.outgoing
+         WHERE s.id IN {UNFINISHED} AND ($1::bigint IS NULL OR s.chain_id = $1)
+         ORDER BY s.set_aside OR o.frozen IS NOT NULL DESC, s.created_at, s.id LIMIT $2"
+    );
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let read = |row: &Row| {
         Ok(Unfinished {
@@ -92,10 +104,25 @@ pub async fn unfinished(db: &impl GenericClient, chain: Option<ChainId>, limit: 
             told: row.get(6),
             hash: row.get::<_, Option<&[u8]>>(7).map(B256::from_slice),
             is_set_aside: row.get(8),
-            age: unsigned(row.get(9)),
+            is_to_go: row.get(9),
+            age: unsigned(row.get(10)),
         })
     };
-    db.query(sql, &[&chain.map(|chain| bigint(chain.0)), &limit]).await?.iter().map(read).collect()
+    let chain = chain.map(|chain| bigint(chain.0));
+    let found: Result<Vec<_>, Failure> = db.query(&sql, &[&chain, &limit]).await?.iter().map(read).collect();
+    let count = format!("SELECT count(*) FROM sweeps WHERE id IN {UNFINISHED} AND ($1::bigint IS NULL OR chain_id = $1)");
+    Ok((found?, unsigned(db.query_one(&count, &[&chain]).await?.get(0))))
+}
+
+/// Why nothing is planned on a chain, as the sweeper's last turn has found.
+///
+/// # Errors
+/// When the database fails.
+pub async fn waiting(db: &impl GenericClient, chain: Option<ChainId>) -> Result<Vec<(ChainId, String)>, Failure> {
+    let sql = "SELECT chain_id, waits FROM sweep_chains
+               WHERE waits IS NOT NULL AND ($1::bigint IS NULL OR chain_id = $1) ORDER BY chain_id";
+    let rows = db.query(sql, &[&chain.map(|chain| bigint(chain.0))]).await?;
+    Ok(rows.iter().map(|row| (ChainId(unsigned(row.get(0))), row.get(1))).collect())
 }
 
 /// All holds, the oldest first.
@@ -108,16 +135,21 @@ pub async fn listed_holds(db: &impl GenericClient) -> Result<Vec<ListedHold>, Fa
     Ok(db.query(sql, &[]).await?.iter().map(read).collect())
 }
 
-/// Adds a hold, or gives one that names the same another reason; returns its id. What is under way goes on.
+/// Adds a hold, or gives one that names the same another reason; returns its id. No planner that does not know of it is at work
+/// any more then. What is signed goes on.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn hold(db: &impl GenericClient, hold: &Hold, reason: &str) -> Result<i64, Failure> {
+pub async fn hold(db: &mut Client, hold: &Hold, reason: &str) -> Result<i64, Failure> {
+    let tx = db.transaction().await?;
+    // Changed, and not only locked: a planner whose snapshot is of before fails, and looks again.
+    tx.execute("UPDATE sweep_chains SET waits = waits", &[]).await?;
     let sql = "INSERT INTO sweep_holds (chain_id, address, token_address, merchant_id, reason) VALUES ($1, $2, $3, $4, $5)
                ON CONFLICT (chain_id, address, token_address, merchant_id) DO UPDATE SET reason = EXCLUDED.reason RETURNING id";
     let address = hold.address.as_ref().map(|address| address.as_slice());
     let token = hold.token.as_ref().map(|token| token.as_ref().map_or([].as_slice(), |token| token.as_slice()));
-    let row = db.query_one(sql, &[&hold.chain.map(|chain| bigint(chain.0)), &address, &token, &hold.merchant, &reason]).await?;
+    let row = tx.query_one(sql, &[&hold.chain.map(|chain| bigint(chain.0)), &address, &token, &hold.merchant, &reason]).await?;
+    tx.commit().await?;
     Ok(row.get(0))
 }
 
@@ -133,7 +165,8 @@ pub async fn release(db: &impl GenericClient, id: i64) -> Result<bool, Failure> 
     Ok(released)
 }
 
-/// Lets the addresses be swept again whose sweeps have come to nothing: of one sweep, or of a chain. Returns how many.
+/// Lets the addresses be swept again whose sweeps have come to nothing: of one sweep, or of a chain. Returns how many. One of the last
+/// is enough for a chain that waits for their sake to be planned again.
 ///
 /// # Errors
 /// When the database fails.
@@ -145,6 +178,16 @@ pub async fn retry(db: &impl GenericClient, sweep: Option<Uuid>, chain: Option<C
         look_at_all(db, chain).await?;
     }
     Ok(retried)
+}
+
+/// Has a sweep dropped that is not over, in the sweeper's next turn, and its address planned anew. Returns whether there is one. If its
+/// transaction is mined before, it has happened.
+///
+/// # Errors
+/// When the database fails.
+pub async fn drop_sweep(db: &impl GenericClient, sweep: Uuid) -> Result<bool, Failure> {
+    let sql = "UPDATE sweeps SET replan = true WHERE id = $1 AND state = 'open'";
+    Ok(db.execute(sql, &[&sweep]).await? > 0)
 }
 
 /// The id of a merchant.

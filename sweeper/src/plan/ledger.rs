@@ -225,6 +225,8 @@ mod tests {
             is_final_only,
             policies: policies.iter().map(|(from, policy)| (Amount::from(*from), *policy)).collect(),
             terms: Terms { gas_limit: 21_000, max_fee: 1, l1_fee: U256::ZERO, minimum: None },
+            price: Some(1),
+            max_fee: 1,
             accounts: Vec::new(),
         }
     }

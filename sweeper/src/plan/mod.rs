@@ -2,12 +2,14 @@
 //!
 //! - `rules` says what leaves an address and what stays, and is pure. `ledger` has the statement that reads what addresses
 //!   have, `store` the rows of sweeps, `moved` what a final one has moved, `settings` what chains.yaml and the treasury ask for,
-//!   `admin` what an operator sees and decides.
+//!   `treasury` whether that can be one, `admin` what an operator sees and decides.
 //! - All that has arrived counts, stray money too: overpaid, late, unexpected, below `min_transfer`. A token that chains.yaml
 //!   does not list is never swept: anyone can make one whose transfer burns the gas that it is given.
 //! - Only addresses of accounts whose keys are held are swept; a merchant's own xpub is none of these.
 //! - The first sweep to a treasury goes alone: no other is planned before it is final. After one that came to nothing its
 //!   address waits for a person, and after several in a row the chain does.
+//! - What is planned and not over is dropped and planned anew if the treasury becomes another, or a person says so; and while it
+//!   is not signed, also if a hold covers it, or the chain waits for a person.
 //! - An address is looked at when something has come to it, and all of them once a day: a backfill brings money in blocks that
 //!   were looked at before.
 //!
@@ -19,6 +21,7 @@ pub mod moved;
 pub mod rules;
 pub mod settings;
 pub mod store;
+pub mod treasury;
 
 use crate::engine::content::Content;
 use crate::engine::outgoing::Kind;
@@ -31,37 +34,43 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use ledger::{Of, Ripe};
 use rules::{Holding, Holds, MAX_VAIN, Verdict};
 use runtime::Failure;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use store::{Looked, NewSweep, Past};
 use tokio_postgres::IsolationLevel;
+use tokio_postgres::error::SqlState;
 use topics::ChainId;
 use uuid::Uuid;
 
 pub use moved::{Moved, moved};
 pub use settings::{Settings, estimate_gas};
+pub use treasury::check_treasury;
 
 /// Addresses that are looked at in a turn.
 const MAX_BATCH: usize = 500;
 /// Statements of a turn that are on their way at the same time.
 const MAX_CONCURRENT: usize = 32;
-/// When an address is looked at again that waits for depth, or for another transaction of its own; in seconds.
+/// When an address is looked at again that waits for depth, or for others of the turn; in seconds.
 const LOOK_AGAIN_AFTER: u64 = 30;
 /// When all addresses are looked at again; in seconds.
 const LOOK_AT_ALL_AFTER: u64 = 86_400;
+/// When an address is looked at again that would be worth a sweep if gas were cheaper; in seconds.
+const TOO_DEAR_FOR: u64 = 3600;
+/// Within so many seconds those are looked at again that could not be planned together: one of them may be why.
+const SCATTER: u64 = 600;
 
 /// What a turn has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
     /// Sweeps that were queued.
     pub queued: usize,
-    /// Outgoing transactions to drop ([`drop_outgoing`](crate::engine::fold::drop_outgoing)), named again until they are: a
-    /// reorg has taken back what they were to move, or gas costs more than they leave for it. They are planned anew then.
+    /// Outgoing transactions to drop ([`drop_outgoing`](crate::engine::fold::drop_outgoing)), named again until they are. What is
+    /// at their addresses is planned anew then.
     pub to_drop: Vec<Uuid>,
     /// Why nothing of the chain is planned.
     pub waits: Option<Waits>,
 }
 
-/// Why nothing of a chain is planned, until a person has looked.
+/// Why nothing of a chain is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Waits {
     #[error(
@@ -73,6 +82,22 @@ pub enum Waits {
          then `ctrip sweep retry`"
     )]
     Vain,
+    #[error("no node says what gas costs")]
+    PriceUnknown,
+    #[error("a unit of gas costs {price} wei, more than max_fee, which is {max_fee}")]
+    TooDear { price: u128, max_fee: u128 },
+    #[error(
+        "the first sweep to this treasury is not final yet, and goes alone: {0}; if it gets nowhere, `ctrip sweep status` says why, \
+         and `ctrip sweep drop` drops it"
+    )]
+    FirstUnderWay(Uuid),
+}
+
+impl Waits {
+    /// Whether what is not signed yet is not to be signed either, before a person has looked.
+    const fn ends_what_is_unsigned(self) -> bool {
+        matches!(self, Self::TreasuryGivenOut(_) | Self::Vain)
+    }
 }
 
 /// Looks at what is due on a chain, and queues what is to be swept. Two planners at once do no harm.
@@ -80,34 +105,67 @@ pub enum Waits {
 /// # Errors
 /// When the database fails.
 pub async fn queue_due(db: &mut Client, chain: ChainId, settings: &Settings, now: u64) -> Result<Turn, Failure> {
-    let Some(treasury) = settings.treasury else { return Ok(Turn::default()) };
     store::begin(db, chain).await?;
+    let mut due = Vec::new();
+    let turn = turn(db, chain, settings, now, &mut due).await;
+    if turn.as_ref().is_err_and(is_of_the_data) && !due.is_empty() {
+        // Those that are not at fault are planned without the one that is.
+        store::scatter(db, chain, &due, now.saturating_add(LOOK_AGAIN_AFTER), SCATTER).await?;
+    }
+    turn
+}
+
+/// Whether what was read may be why, or how much it was.
+fn is_of_the_data(failure: &Failure) -> bool {
+    match failure {
+        Failure::Halt(_) => true,
+        Failure::Retry(cause) => {
+            let error = cause.downcast_ref::<tokio_postgres::Error>();
+            error.and_then(tokio_postgres::Error::code) == Some(&SqlState::QUERY_CANCELED)
+        }
+        Failure::Reopen(_) => false,
+    }
+}
+
+async fn turn(db: &mut Client, chain: ChainId, settings: &Settings, now: u64, due: &mut Vec<Address>) -> Result<Turn, Failure> {
     // All statements see one moment: what has arrived, how deep it is, and what has left.
     let tx = db.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await?;
     let Some(looked) = store::lock(&tx, chain).await? else { return Ok(Turn::default()) };
-    let Some(ripe) = ledger::ripe(&tx, chain, settings).await? else { return Ok(Turn::default()) };
-    let to_drop = replan(&tx, chain, settings, &ripe).await?;
-    let waits = waits(&tx, chain, treasury).await?;
-    let queued = match waits {
-        Some(_) => 0,
-        None => {
-            add_candidates(&tx, chain, settings, &ripe, looked, now).await?;
-            look_at_due(&tx, chain, settings, &ripe, treasury, now).await?
+    let holds = Holds::new(&store::holds(&tx).await?, chain, None);
+    let waits = waits(&tx, chain, settings).await?;
+    store::set_waits(&tx, chain, waits.map(|waits| waits.to_string()).as_deref()).await?;
+    let ripe = ledger::ripe(&tx, chain, settings).await?;
+    replan(&tx, chain, settings, ripe.as_ref(), &holds, waits).await?;
+    let to_drop = store::to_drop(&tx, chain, MAX_BATCH).await?;
+    let mut queued = 0;
+    if let (Some(_), Some(ripe), None) = (settings.treasury, &ripe, waits) {
+        add_candidates(&tx, chain, settings, ripe, looked, now).await?;
+        *due = store::due(&tx, chain, now, MAX_BATCH).await?;
+        if !due.is_empty() {
+            queued = look_at_due(&tx, chain, settings, ripe, &holds, due, now).await?;
         }
-    };
+    }
     tx.commit().await?;
     Ok(Turn { queued, to_drop, waits })
 }
 
-/// Why nothing of a chain is planned; `None` where nothing keeps it.
+/// Why nothing of a chain is planned; `None` where nothing keeps it, or nothing is swept.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn waits(db: &impl GenericClient, chain: ChainId, treasury: Address) -> Result<Option<Waits>, Failure> {
+pub async fn waits(db: &impl GenericClient, chain: ChainId, settings: &Settings) -> Result<Option<Waits>, Failure> {
+    let Some(treasury) = settings.treasury else { return Ok(None) };
     if store::is_given_out(db, treasury).await? {
         return Ok(Some(Waits::TreasuryGivenOut(treasury)));
     }
-    Ok(store::past(db, chain, treasury).await?.is_vain.then_some(Waits::Vain))
+    let past = store::past(db, chain, treasury).await?;
+    Ok(match (settings.price, past) {
+        (_, Past { is_vain: true, .. }) => Some(Waits::Vain),
+        (None, _) => Some(Waits::PriceUnknown),
+        (Some(price), _) if price > settings.max_fee => Some(Waits::TooDear { price, max_fee: settings.max_fee }),
+        (Some(_), Past { is_proven: false, open: Some(first), .. }) => Some(Waits::FirstUnderWay(first)),
+        (Some(_), _) => None,
+    })
 }
 
 /// What would be swept of each address of a chain, and what waits for what. `None` while the chain has no block.
@@ -129,27 +187,45 @@ pub async fn look(
     Ok(Some(holdings.map(judged).collect()))
 }
 
-/// Finds the open sweeps that can't be paid for since a reorg has taken back what they were to move, and those that wait for gas
-/// to be as cheap again as it was.
-async fn replan(tx: &impl GenericClient, chain: ChainId, settings: &Settings, ripe: &Ripe) -> Result<Vec<Uuid>, Failure> {
-    let dear = store::too_dear(tx, chain, settings.terms.max_fee, MAX_BATCH).await?;
+/// Notes which open sweeps are to be dropped and planned anew.
+async fn replan(
+    tx: &impl GenericClient,
+    chain: ChainId,
+    settings: &Settings,
+    ripe: Option<&Ripe>,
+    holds: &Holds,
+    waits: Option<Waits>,
+) -> Result<(), Failure> {
+    store::replan_to_others(tx, chain, settings.treasury).await?;
+    let ends_all = waits.is_some_and(Waits::ends_what_is_unsigned);
+    if ends_all || !holds.is_empty() {
+        let unsigned = store::unsigned_sweeps(tx, chain).await?.into_iter();
+        let unwanted = unsigned.filter(|sweep| ends_all || holds.cover(sweep.address, sweep.merchant));
+        store::replan(tx, &unwanted.map(|sweep| sweep.outgoing).collect::<Vec<_>>()).await?;
+    }
+    // What gas costs may be unknown, or may be too much anyway.
+    if settings.price.is_some_and(|price| price <= settings.max_fee) {
+        store::replan_too_dear(tx, chain, settings.terms.max_fee).await?;
+    }
+    match ripe {
+        Some(ripe) => store::replan(tx, &taken_back(tx, chain, settings, ripe).await?).await,
+        None => Ok(()),
+    }
+}
+
+/// The open sweeps that can't be paid for since a reorg has taken back what they were to move: their outgoing transactions.
+async fn taken_back(tx: &impl GenericClient, chain: ChainId, settings: &Settings, ripe: &Ripe) -> Result<Vec<Uuid>, Failure> {
     let unpaid: BTreeMap<Address, Uuid> = store::without_funds(tx, chain, MAX_BATCH).await?.into_iter().collect();
-    if dear.is_empty() && unpaid.is_empty() {
+    if unpaid.is_empty() {
         return Ok(Vec::new());
     }
     let addresses: Vec<Address> = unpaid.keys().copied().collect();
-    let mut holdings = ledger::holdings(tx, chain, settings, ripe, Of::These(&addresses)).await?;
-    // All that it ever had may be gone, and then no row says anything of it.
-    let known: Vec<Address> = holdings.iter().map(|holding| holding.address).collect();
-    holdings.retain(Holding::is_taken_back);
-    let emptied = addresses.into_iter().filter(|address| !known.contains(address));
-    let mut addresses: Vec<Address> = holdings.iter().map(|holding| holding.address).chain(emptied).collect();
-    let mut outgoing: Vec<Uuid> = addresses.iter().filter_map(|address| unpaid.get(address)).copied().collect();
-    addresses.extend(dear.iter().map(|(address, _)| *address));
-    outgoing.extend(dear.iter().map(|(_, id)| *id));
-    store::add_candidates(tx, chain, &addresses).await?;
-    store::replan(tx, &outgoing).await?;
-    Ok(outgoing)
+    let holdings = ledger::holdings(tx, chain, settings, ripe, Of::These(&addresses)).await?;
+    let is_there = |address: &Address| {
+        // All that it ever had may be gone, and then no row says anything of it.
+        holdings.iter().any(|holding| holding.address == *address && !holding.is_taken_back())
+    };
+    Ok(unpaid.into_iter().filter(|(address, _)| !is_there(address)).map(|(_, id)| id).collect())
 }
 
 async fn add_candidates(
@@ -162,7 +238,7 @@ async fn add_candidates(
 ) -> Result<(), Failure> {
     let until = ripe.until();
     if looked.all_at <= now {
-        let holdings = ledger::holdings(tx, chain, settings, ripe, Of::AtLeast(settings.terms.least())).await?;
+        let holdings = ledger::holdings(tx, chain, settings, ripe, Of::AtLeast(settings.terms.least_ever())).await?;
         let addresses: Vec<Address> = holdings.iter().map(|holding| holding.address).collect();
         store::add_candidates(tx, chain, &addresses).await?;
         let all_at = now.saturating_add(LOOK_AT_ALL_AFTER);
@@ -185,33 +261,24 @@ async fn look_at_due(
     chain: ChainId,
     settings: &Settings,
     ripe: &Ripe,
-    treasury: Address,
+    holds: &Holds,
+    due: &[Address],
     now: u64,
 ) -> Result<usize, Failure> {
-    let mut room = match store::past(tx, chain, treasury).await? {
-        Past { is_proven: true, .. } => MAX_BATCH,
-        Past { has_open: true, .. } => return Ok(0),
-        _ => 1,
-    };
-    let due = store::due(tx, chain, now, MAX_BATCH).await?;
-    if due.is_empty() {
-        return Ok(0);
-    }
-    let holds = Holds::new(&store::holds(tx).await?, chain, None);
-    let (mut sweeps, mut later) = (Vec::new(), Vec::new());
-    for holding in ledger::holdings(tx, chain, settings, ripe, Of::These(&due)).await? {
-        match holding.verdict(&settings.terms, &holds) {
+    let Some(treasury) = settings.treasury else { return Ok(0) };
+    // The first one goes alone.
+    let mut room = if store::past(tx, chain, treasury).await?.is_proven { MAX_BATCH } else { 1 };
+    let (mut sweeps, mut later, mut too_dear) = (Vec::new(), Vec::new(), Vec::new());
+    for holding in ledger::holdings(tx, chain, settings, ripe, Of::These(due)).await? {
+        match holding.verdict(&settings.terms, holds) {
             Verdict::Sweep(amount) if room > 0 => {
                 room -= 1;
-                if holding.seen > holding.arrived {
-                    later.push(holding.address);
-                }
                 sweeps.push(new_sweep(chain, &holding, amount, treasury));
             }
             Verdict::Sweep(_) | Verdict::Unripe => later.push(holding.address),
-            Verdict::UnderWay => later.push(holding.address),
-            // Another arrival, the end of a hold or of what set it aside makes it a candidate again.
-            Verdict::TooLittle | Verdict::Held | Verdict::SetAside => {}
+            Verdict::TooDear => too_dear.push(holding.address),
+            // Another arrival, or the end of the transaction, of a hold or of what set it aside makes it a candidate again.
+            Verdict::TooLittle | Verdict::UnderWay | Verdict::Held | Verdict::SetAside => {}
         }
     }
     let queued: Vec<Queued> = futures::stream::iter(&sweeps)
@@ -224,9 +291,11 @@ async fn look_at_due(
     }
     limit_fee(tx, &sweeps.iter().map(|sweep| sweep.outgoing).collect::<Vec<_>>(), settings.terms.max_fee).await?;
     store::insert(tx, &sweeps).await?;
-    let over: Vec<Address> = due.into_iter().filter(|address| !later.contains(address)).collect();
+    let waiting: HashSet<&Address> = later.iter().chain(&too_dear).collect();
+    let over: Vec<Address> = due.iter().filter(|address| !waiting.contains(address)).copied().collect();
     store::forget(tx, chain, &over).await?;
     store::put_off(tx, chain, &later, now.saturating_add(LOOK_AGAIN_AFTER)).await?;
+    store::put_off(tx, chain, &too_dear, now.saturating_add(TOO_DEAR_FOR)).await?;
     Ok(sweeps.len())
 }
 

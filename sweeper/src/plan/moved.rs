@@ -17,42 +17,49 @@ pub struct Moved {
     /// How much of all that ever arrived at this address in this asset final sweeps account for, this one included: what they
     /// moved, what their gas cost, and the dust that stays since it is worth no gas. In base units. It never falls.
     pub total: U256,
+    /// How much of that stays at the address, in base units: the treasury has not got it, nor has gas.
+    pub remains: U256,
 }
 
 /// What a final transaction has moved; nothing for one that is not final, or is no sweep. The same whenever it is asked.
 ///
-/// The total is what had arrived when the sweep was planned, and at most what of that is on the chain still. Where the database
-/// has lost the sweep, and has the transaction back from its record, it is what final transactions have spent: dust is left
-/// out, so payments settle later, and never earlier.
+/// The total is what had arrived when the sweep was planned, and at most what of that is on the chain still, but never less than what
+/// final transactions have spent: that was there. Where the database has lost the sweep, and has the transaction back from its
+/// record, it is what they have spent: dust is left out, so payments settle later, and never earlier.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn moved(db: &impl GenericClient, outgoing: Uuid) -> Result<Vec<Moved>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT o.sender, o.value::text, s.total::numeric(78, 0)::text, s.id IS NOT NULL
+            "SELECT o.sender, o.value::text, s.total::numeric(78, 0)::text, s.remains::numeric(78, 0)::text
              FROM outgoing o LEFT JOIN sweeps s ON s.outgoing = o.id
              WHERE o.id = $1 AND o.kind = 'sweep' AND o.state = 'final'",
         )
         .await?;
     let Some(row) = db.query_opt(&statement, &[&outgoing]).await? else { return Ok(Vec::new()) };
-    let address = Address::from_slice(row.get(0));
-    let amount = read(&row, 1)?;
-    let total = match row.get::<_, Option<&str>>(2) {
-        Some(_) => read(&row, 2)?,
-        None => {
-            let total = total(db, outgoing).await?;
-            if row.get(3) {
-                let statement = db.prepare_cached("UPDATE sweeps SET total = $2::text::numeric WHERE outgoing = $1").await?;
-                db.execute(&statement, &[&outgoing, &total.to_string()]).await?;
-            }
-            total
-        }
+    let (address, amount) = (Address::from_slice(row.get(0)), read(&row, 1)?);
+    let (total, remains) = match row.get::<_, Option<&str>>(2) {
+        Some(_) => (read(&row, 2)?, read(&row, 3)?),
+        None => note(db, outgoing, total(db, outgoing).await?).await?,
     };
-    Ok(vec![Moved { address, token: None, amount, total }])
+    Ok(vec![Moved { address, token: None, amount, total, remains }])
 }
 
-async fn total(db: &impl GenericClient, outgoing: Uuid) -> Result<U256, Failure> {
+/// Notes what is told, if there is a sweep to note it at; returns what is noted, which another one may have done before.
+async fn note(db: &impl GenericClient, outgoing: Uuid, told: (U256, U256)) -> Result<(U256, U256), Failure> {
+    let note = "UPDATE sweeps SET total = $2::text::numeric, remains = $3::text::numeric WHERE outgoing = $1 AND total IS NULL";
+    let (total, remains) = told;
+    db.execute(&db.prepare_cached(note).await?, &[&outgoing, &total.to_string(), &remains.to_string()]).await?;
+    let noted = "SELECT total::numeric(78, 0)::text, remains::numeric(78, 0)::text FROM sweeps WHERE outgoing = $1";
+    match db.query_opt(&db.prepare_cached(noted).await?, &[&outgoing]).await? {
+        Some(row) => Ok((read(&row, 0)?, read(&row, 1)?)),
+        None => Ok(told),
+    }
+}
+
+/// The total, and what of it remains.
+async fn total(db: &impl GenericClient, outgoing: Uuid) -> Result<(U256, U256), Failure> {
     // Of the coin's transfers to an address, whatever they count for.
     let seen = "(SELECT coalesce(sum(t.amount), 0) FROM payments p JOIN transfers t ON t.payment_id = p.id
              WHERE p.id IN (SELECT id FROM payments WHERE address = o.sender AND deposit_address IS NULL
@@ -62,19 +69,23 @@ async fn total(db: &impl GenericClient, outgoing: Uuid) -> Result<U256, Failure>
          + (SELECT coalesce(sum(t.amount), 0) FROM deposit_addresses d JOIN transfers t ON t.deposit_address = d.id
              WHERE d.address = o.sender AND t.payment_id IS NULL AND t.listed AND t.below_minimum AND NOT t.removed
                  AND t.token_address IS NULL AND t.chain_id = o.chain_id)";
+    // By this one and those before it: another answer at another time would be another record.
     let spent = "(SELECT coalesce(sum(CASE WHEN f.state = 'final' THEN f.value ELSE 0 END
                  + coalesce(f.gas_used, 0) * coalesce(f.gas_price, 0)), 0)
-             FROM outgoing f WHERE f.state IN ('final', 'failed', 'dropped') AND f.id IN (
+             FROM outgoing f WHERE f.state IN ('final', 'failed', 'dropped') AND f.nonce <= o.nonce AND f.id IN (
                  SELECT n.outgoing FROM outgoing_nonces n WHERE n.chain_id = o.chain_id AND n.sender = o.sender))";
-    let before = "(SELECT coalesce(max(b.total), 0) FROM sweeps b
-             WHERE b.chain_id = o.chain_id AND b.address = o.sender AND b.token_address = '' AND b.state = 'final')";
+    let before = "(SELECT coalesce(max(b.total), 0) FROM sweeps b JOIN outgoing f ON f.id = b.outgoing
+             WHERE b.chain_id = o.chain_id AND b.address = o.sender AND b.token_address = '' AND b.state = 'final'
+                 AND f.nonce < o.nonce)";
     let sql = format!(
-        "SELECT least(greatest({before}, least(coalesce(s.arrived, {spent}), {seen})),
-             2::numeric ^ 256 - 1)::numeric(78, 0)::text
-         FROM outgoing o LEFT JOIN sweeps s ON s.outgoing = o.id WHERE o.id = $1"
+        "SELECT least(told.total, 2::numeric ^ 256 - 1)::numeric(78, 0)::text,
+             least(greatest(told.total - told.spent, 0), 2::numeric ^ 256 - 1)::numeric(78, 0)::text
+         FROM (SELECT sums.spent, greatest(sums.before, least(sums.arrived, greatest(sums.seen, sums.spent))) AS total
+               FROM (SELECT {spent} AS spent, {seen} AS seen, {before} AS before, coalesce(s.arrived, {spent}) AS arrived
+                     FROM outgoing o LEFT JOIN sweeps s ON s.outgoing = o.id WHERE o.id = $1) AS sums) AS told"
     );
     let row = db.query_one(&db.prepare_cached(&sql).await?, &[&outgoing]).await?;
-    read(&row, 0)
+    Ok((read(&row, 0)?, read(&row, 1)?))
 }
 
 fn read(row: &Row, column: usize) -> Result<U256, Failure> {

@@ -13,8 +13,9 @@ use uuid::Uuid;
 
 /// A sweep is worth its gas if that can't take more than one part of so many.
 const WORTH: u64 = 5;
-/// The least that `sweep_minimum` may ask for, as a multiple of what the gas may cost: as much as it takes to cancel one.
-const LEAST: u64 = 2;
+/// The least that `sweep_minimum` may ask for, as a multiple of what the gas may cost. What stays as dust is at most one part of
+/// so many, and there is enough to cancel it.
+const LEAST: u64 = 4;
 /// A sweep may cost so many times of what gas costs when it is planned: the first attempt offers twice the base fee, and the
 /// base fee may double again before it is mined. One that waits while gas is dearer still is planned anew.
 const HEADROOM: u128 = 4;
@@ -60,6 +61,8 @@ pub enum Verdict {
     Unripe,
     /// It is not worth its gas.
     TooLittle,
+    /// It would be worth its gas if that cost as little as it does at the moment, and not a few times of it.
+    TooDear,
     /// A transaction of the address is not over.
     UnderWay,
     Held,
@@ -103,6 +106,11 @@ impl Holds {
         found
     }
 
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        !self.all && self.addresses.is_empty() && self.merchants.is_empty() && self.both.is_empty()
+    }
+
     pub fn cover(&self, address: Address, merchant: Uuid) -> bool {
         self.all
             || self.addresses.contains(&address)
@@ -129,7 +137,17 @@ impl Terms {
 
     /// The least that an address has to have.
     pub fn least(&self) -> U256 {
-        let times = |times: u64| self.reserve().saturating_mul(U256::from(times));
+        self.least_at(self.max_fee)
+    }
+
+    /// The least that an address has to have once gas has become as much cheaper as it may become dearer. What has less is not
+    /// looked at before something comes to it.
+    pub fn least_ever(&self) -> U256 {
+        self.least_at((self.max_fee / HEADROOM).max(1))
+    }
+
+    fn least_at(&self, max_fee: u128) -> U256 {
+        let times = |times: u64| self.cost(max_fee).saturating_mul(U256::from(times));
         self.minimum.unwrap_or_else(|| times(WORTH)).max(times(LEAST))
     }
 }
@@ -142,11 +160,13 @@ impl Holding {
 
     pub fn verdict(&self, terms: &Terms, holds: &Holds) -> Verdict {
         let (available, least) = (self.available(), terms.least());
-        let is_worth = available >= least;
+        let (is_worth, whole) = (available >= least, self.seen.saturating_sub(self.spent));
         if self.is_under_way {
             Verdict::UnderWay
-        } else if !is_worth && self.seen.saturating_sub(self.spent) >= least {
+        } else if !is_worth && whole >= least {
             Verdict::Unripe
+        } else if !is_worth && whole >= terms.least_ever() {
+            Verdict::TooDear
         } else if !is_worth {
             Verdict::TooLittle
         } else if self.is_set_aside {
@@ -154,6 +174,7 @@ impl Holding {
         } else if holds.cover(self.address, self.merchant) {
             Verdict::Held
         } else {
+            // More than nothing: it has several times of what its gas may cost.
             let amount = available.saturating_sub(terms.reserve());
             if amount.is_zero() { Verdict::TooLittle } else { Verdict::Sweep(amount) }
         }

@@ -24,15 +24,17 @@ fn verdict(holding: &Holding) -> Verdict {
 fn a_sweep_leaves_what_its_gas_may_cost_and_is_worth_five_times_as_much() {
     let reserve = 21_000 * 20 * GWEI;
     assert_eq!(verdict(&holding(5 * reserve, 0)), Verdict::Sweep(U256::from(4 * reserve)));
-    assert_eq!(verdict(&holding(5 * reserve - 1, 0)), Verdict::TooLittle);
+    assert_eq!(verdict(&holding(5 * reserve - 1, 0)), Verdict::TooDear);
+    assert_eq!(verdict(&holding(5 * reserve / 4, 0)), Verdict::TooDear, "worth it if gas stays as cheap as it is");
+    assert_eq!(verdict(&holding(5 * reserve / 4 - 1, 0)), Verdict::TooLittle);
     assert_eq!(verdict(&holding(9 * reserve, 4 * reserve)), Verdict::Sweep(U256::from(4 * reserve)));
-    assert_eq!(verdict(&holding(9 * reserve, 4 * reserve + 1)), Verdict::TooLittle);
+    assert_eq!(verdict(&holding(9 * reserve, 4 * reserve + 1)), Verdict::TooDear);
     assert_eq!(verdict(&holding(reserve, u128::MAX)), Verdict::TooLittle, "more was spent than is known to have arrived");
     let asked = |minimum: u128| Terms { minimum: Some(U256::from(minimum)), ..TERMS };
-    let small = holding(3 * reserve, 0);
-    assert_eq!(small.verdict(&asked(3 * reserve), &Holds::default()), Verdict::Sweep(U256::from(2 * reserve)));
-    assert_eq!(small.verdict(&asked(4 * reserve), &Holds::default()), Verdict::TooLittle);
-    assert_eq!(asked(0).least(), U256::from(2 * reserve), "nobody asks for sweeps of nothing");
+    let small = holding(4 * reserve, 0);
+    assert_eq!(small.verdict(&asked(4 * reserve), &Holds::default()), Verdict::Sweep(U256::from(3 * reserve)));
+    assert_eq!(small.verdict(&asked(4 * reserve + 1), &Holds::default()), Verdict::TooLittle, "it asks for that at any price");
+    assert_eq!(asked(0).least(), U256::from(4 * reserve), "three quarters of it get to the treasury");
     let rollup = Terms { l1_fee: U256::from(7), ..TERMS };
     assert_eq!(rollup.reserve(), U256::from(reserve + 7));
 }
@@ -138,7 +140,7 @@ proptest! {
                         prop_assert!(open.is_none());
                         prop_assert!(!amount.is_zero() && amount + reserve <= arrived - over);
                         prop_assert!(amount + reserve >= terms.least());
-                        prop_assert!(arrived - over >= reserve * U256::from(2), "it could not be cancelled");
+                        prop_assert!(reserve * U256::from(4) <= arrived - over, "more than a quarter stays as dust");
                         open = Some(amount);
                     }
                     verdict => prop_assert!(open.is_none() || verdict == Verdict::UnderWay),

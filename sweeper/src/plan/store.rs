@@ -117,8 +117,24 @@ pub async fn due(tx: &impl GenericClient, chain: ChainId, now: u64, limit: usize
 /// # Errors
 /// When the database fails.
 pub async fn put_off(tx: &impl GenericClient, chain: ChainId, addresses: &[Address], until: u64) -> Result<(), Failure> {
-    let sql = "UPDATE sweep_candidates SET look_at = $3 WHERE chain_id = $1 AND address = ANY($2)";
-    tx.execute(&tx.prepare_cached(sql).await?, &[&bigint(chain.0), &bytes(addresses), &bigint(until)]).await?;
+    scatter(tx, chain, addresses, until, 0).await
+}
+
+/// Puts the look at candidates off, each to another time within so many seconds.
+///
+/// # Errors
+/// When the database fails.
+pub async fn scatter(
+    db: &impl GenericClient,
+    chain: ChainId,
+    addresses: &[Address],
+    from: u64,
+    seconds: u64,
+) -> Result<(), Failure> {
+    let sql = "UPDATE sweep_candidates SET look_at = $3 + floor(random() * $4::bigint)::bigint
+               WHERE chain_id = $1 AND address = ANY($2)";
+    let statement = db.prepare_cached(sql).await?;
+    db.execute(&statement, &[&bigint(chain.0), &bytes(addresses), &bigint(from), &bigint(seconds)]).await?;
     Ok(())
 }
 
@@ -167,8 +183,8 @@ pub async fn insert(tx: &impl GenericClient, sweeps: &[NewSweep]) -> Result<(), 
 pub struct Past {
     /// One to this treasury is final.
     pub is_proven: bool,
-    /// One is not over.
-    pub has_open: bool,
+    /// One to this treasury that is not over.
+    pub open: Option<Uuid>,
     /// The last ones have come to nothing, and nobody has looked.
     pub is_vain: bool,
 }
@@ -176,15 +192,26 @@ pub struct Past {
 /// # Errors
 /// When the database fails.
 pub async fn past(db: &impl GenericClient, chain: ChainId, treasury: Address) -> Result<Past, Failure> {
+    // Of those that one block has ended the last that was planned is the last.
     let sql = format!(
         "SELECT EXISTS (SELECT FROM sweeps WHERE chain_id = $1 AND treasury = $2 AND state = 'final'),
-             EXISTS (SELECT FROM sweeps WHERE chain_id = $1 AND state = 'open'),
+             (SELECT id FROM sweeps WHERE chain_id = $1 AND treasury = $2 AND state = 'open' LIMIT 1),
              (SELECT count(*) FROM (SELECT set_aside FROM sweeps WHERE chain_id = $1 AND state <> 'open'
-                  ORDER BY ended_at DESC LIMIT {MAX_VAIN}) AS last WHERE set_aside)"
+                  ORDER BY ended_at DESC, id DESC LIMIT {MAX_VAIN}) AS last WHERE set_aside)"
     );
     let row = db.query_one(&db.prepare_cached(&sql).await?, &[&bigint(chain.0), &treasury.as_slice()]).await?;
     let vain = usize::try_from(row.get::<_, i64>(2)).unwrap_or_default();
-    Ok(Past { is_proven: row.get(0), has_open: row.get(1), is_vain: vain >= MAX_VAIN })
+    Ok(Past { is_proven: row.get(0), open: row.get(1), is_vain: vain >= MAX_VAIN })
+}
+
+/// Notes why nothing is planned on a chain, for whoever looks.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_waits(tx: &impl GenericClient, chain: ChainId, waits: Option<&str>) -> Result<(), Failure> {
+    let sql = "UPDATE sweep_chains SET waits = $2 WHERE chain_id = $1 AND waits IS DISTINCT FROM $2";
+    tx.execute(&tx.prepare_cached(sql).await?, &[&bigint(chain.0), &waits]).await?;
+    Ok(())
 }
 
 /// Whether cTrip gives this address out: what is sent there would be a payment.
@@ -197,45 +224,84 @@ pub async fn is_given_out(db: &impl GenericClient, address: Address) -> Result<b
     Ok(db.query_one(&db.prepare_cached(sql).await?, &[&address.as_slice()]).await?.get(0))
 }
 
-/// The open sweeps of a chain whose addresses can't pay for them: their outgoing transactions.
+/// The open sweeps of a chain whose addresses can't pay for them: their outgoing transactions. Which ones if there are more is left
+/// to chance, so that those that nothing helps hide none.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn without_funds(db: &impl GenericClient, chain: ChainId, limit: usize) -> Result<Vec<(Address, Uuid)>, Failure> {
     let sql = "SELECT s.address, s.outgoing FROM outgoing o JOIN sweeps s ON s.outgoing = o.id
-               WHERE o.chain_id = $1 AND o.told = 'insufficient funds' AND NOT o.dropping AND s.state = 'open' LIMIT $2";
+               WHERE o.chain_id = $1 AND o.told = 'insufficient funds' AND NOT o.dropping AND s.state = 'open'
+               ORDER BY random() LIMIT $2";
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let rows = db.query(&db.prepare_cached(sql).await?, &[&bigint(chain.0), &limit]).await?;
     Ok(rows.iter().map(|row| (Address::from_slice(row.get(0)), row.get(1))).collect())
 }
 
-/// The open sweeps of a chain that wait unsigned, since gas costs more than they leave for it and would not if they were planned
-/// now: their outgoing transactions.
+/// An open sweep whose transaction is not signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsigned {
+    pub outgoing: Uuid,
+    pub address: Address,
+    pub merchant: Uuid,
+}
+
+/// The open sweeps of a chain whose transactions are not signed.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn too_dear(
-    db: &impl GenericClient,
-    chain: ChainId,
-    max_fee: u128,
-    limit: usize,
-) -> Result<Vec<(Address, Uuid)>, Failure> {
-    let sql = "SELECT s.address, s.outgoing FROM outgoing o JOIN sweeps s ON s.outgoing = o.id
-               WHERE o.chain_id = $1 AND o.told = 'too dear' AND o.state = 'queued' AND o.max_fee < $2::text::numeric
-                   AND NOT o.dropping AND s.state = 'open' LIMIT $3";
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let rows = db.query(&db.prepare_cached(sql).await?, &[&bigint(chain.0), &max_fee.to_string(), &limit]).await?;
-    Ok(rows.iter().map(|row| (Address::from_slice(row.get(0)), row.get(1))).collect())
+pub async fn unsigned_sweeps(tx: &impl GenericClient, chain: ChainId) -> Result<Vec<Unsigned>, Failure> {
+    let sql = "SELECT s.outgoing, s.address, s.merchant_id FROM sweeps s JOIN outgoing o ON o.id = s.outgoing
+               WHERE s.chain_id = $1 AND s.state = 'open' AND NOT s.replan AND o.state = 'queued'";
+    let rows = tx.query(&tx.prepare_cached(sql).await?, &[&bigint(chain.0)]).await?;
+    let read = |row: &Row| Unsigned { outgoing: row.get(0), address: Address::from_slice(row.get(1)), merchant: row.get(2) };
+    Ok(rows.iter().map(read).collect())
 }
 
-/// Notes that sweeps are dropped to be planned anew.
+/// Notes that sweeps are to be dropped and planned anew.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn replan(tx: &impl GenericClient, outgoing: &[Uuid]) -> Result<(), Failure> {
-    let statement = tx.prepare_cached("UPDATE sweeps SET replan = true WHERE outgoing = ANY($1) AND NOT replan").await?;
-    tx.execute(&statement, &[&outgoing]).await?;
+    let sql = "UPDATE sweeps SET replan = true WHERE outgoing = ANY($1) AND state = 'open' AND NOT replan";
+    tx.execute(&tx.prepare_cached(sql).await?, &[&outgoing]).await?;
     Ok(())
+}
+
+/// Notes the same of all sweeps of a chain that go elsewhere.
+///
+/// # Errors
+/// When the database fails.
+pub async fn replan_to_others(tx: &impl GenericClient, chain: ChainId, treasury: Option<Address>) -> Result<(), Failure> {
+    let sql = "UPDATE sweeps SET replan = true
+               WHERE chain_id = $1 AND state = 'open' AND NOT replan AND treasury IS DISTINCT FROM $2";
+    let treasury = treasury.as_ref().map(|treasury| treasury.as_slice());
+    tx.execute(&tx.prepare_cached(sql).await?, &[&bigint(chain.0), &treasury]).await?;
+    Ok(())
+}
+
+/// Notes the same of those that wait unsigned, since gas costs more than they leave for it and would not if they were planned now.
+///
+/// # Errors
+/// When the database fails.
+pub async fn replan_too_dear(tx: &impl GenericClient, chain: ChainId, max_fee: u128) -> Result<(), Failure> {
+    let sql = "UPDATE sweeps s SET replan = true FROM outgoing o
+               WHERE o.id = s.outgoing AND o.chain_id = $1 AND o.told = 'too dear' AND o.state = 'queued'
+                   AND o.max_fee < $2::text::numeric AND s.state = 'open' AND NOT s.replan";
+    tx.execute(&tx.prepare_cached(sql).await?, &[&bigint(chain.0), &max_fee.to_string()]).await?;
+    Ok(())
+}
+
+/// The outgoing transactions of a chain that are to be dropped and are not yet. What is in a block can't be any more.
+///
+/// # Errors
+/// When the database fails.
+pub async fn to_drop(tx: &impl GenericClient, chain: ChainId, limit: usize) -> Result<Vec<Uuid>, Failure> {
+    let sql = "SELECT o.id FROM sweeps s JOIN outgoing o ON o.id = s.outgoing
+               WHERE s.chain_id = $1 AND s.state = 'open' AND s.replan AND NOT o.dropping AND o.state <> 'mined' LIMIT $2";
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = tx.query(&tx.prepare_cached(sql).await?, &[&bigint(chain.0), &limit]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// All holds.

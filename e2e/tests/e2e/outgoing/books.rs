@@ -26,6 +26,8 @@ pub(super) fn settings() -> Settings {
             (Amount::new(U256::from(100 * COIN)), Policy::Finalized),
         ],
         terms: Terms { gas_limit: 26_250, max_fee: PACE.max_fee, l1_fee: U256::ZERO, minimum: None },
+        price: Some(PACE.max_fee / 4),
+        max_fee: PACE.max_fee,
         accounts: vec!["own".to_owned()],
     }
 }
@@ -62,9 +64,10 @@ impl<'a> Books<'a> {
         let merchant = Uuid::now_v7();
         let db = rig.pool.get().await?;
         db.execute("INSERT INTO merchants (id, name) VALUES ($1, 'shop')", &[&merchant]).await?;
+        let accounts = "INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('own', $1, 's1'), ('theirs', NULL, 's2')";
+        db.execute(accounts, &[&rig.lab.env["CTRIP_XPUB"]]).await?;
         db.batch_execute(
-            "INSERT INTO xpubs (fingerprint, xpub, index_sequence) VALUES ('own', 'xpub-own', 's1'), ('theirs', 'xpub-theirs', 's2');
-             INSERT INTO chain_heads (chain_id, sequence, first_number, number, hash, block_timestamp, finalized_number,
+            "INSERT INTO chain_heads (chain_id, sequence, first_number, number, hash, block_timestamp, finalized_number,
                  witnessed_number, read_sequence, read_from, read_to)
              VALUES (31337, 1, 0, 1000, sha256('head'), 1, 900, 1000, 1, 1, 1)",
         )

@@ -1,0 +1,238 @@
+//! What is planned, is not over, and is not wanted any more; and what keeps a chain from being planned.
+
+use super::books::{Books, COIN, Paid, TREASURY, settings};
+use super::rig::{CHAIN, PACE, Rig};
+use alloy::primitives::{Address, U256};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use sweeper::engine::fold::drop_outgoing;
+use sweeper::keys::Signer as _;
+use sweeper::plan::rules::{Hold, Verdict};
+use sweeper::plan::settings::Refused;
+use sweeper::plan::{Settings, Turn, Waits, admin, check_treasury, moved, queue_due};
+use uuid::Uuid;
+
+/// Addresses with a coin each; returns the first one's payment.
+async fn addresses(books: &Books<'_>, count: u8) -> Result<Uuid> {
+    let mut first = None;
+    for place in 1..=count {
+        let payment = books.payment(Address::repeat_byte(place), "own", None).await?;
+        books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
+        first.get_or_insert(payment);
+    }
+    first.context("no address")
+}
+
+/// Has the first sweep to the treasury over, as if it were final, and the others planned.
+async fn proven(books: &Books<'_>, others: usize) -> Result<()> {
+    ensure!(books.queue_due(1_000_000).await?.queued == 1);
+    let db = books.rig.pool.get().await?;
+    db.execute("UPDATE sweeps SET state = 'final', ended_at = now()", &[]).await?;
+    let turn = books.queue_due(1_000_040).await?;
+    ensure!(turn.queued == others && turn.waits.is_none() && turn.to_drop.is_empty(), "{turn:?}");
+    Ok(())
+}
+
+async fn turn(books: &Books<'_>, settings: &Settings, now: u64) -> Result<Turn> {
+    Ok(queue_due(&mut books.rig.pool.get().await?, CHAIN, settings, now).await?)
+}
+
+async fn open(books: &Books<'_>) -> Result<BTreeSet<Uuid>> {
+    let db = books.rig.pool.get().await?;
+    let rows = db.query("SELECT outgoing FROM sweeps WHERE state = 'open'", &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+async fn candidates(books: &Books<'_>) -> Result<i64> {
+    let db = books.rig.pool.get().await?;
+    Ok(db.query_one("SELECT count(*) FROM sweep_candidates", &[]).await?.get(0))
+}
+
+#[tokio::test]
+async fn the_first_sweep_to_a_treasury_is_named_while_others_wait_for_it_and_a_person_can_drop_it() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    addresses(&books, 2).await?;
+    ensure!(books.queue_due(1_000_000).await?.queued == 1);
+    let (first, outgoing) = books.last().await?;
+    let turn = books.queue_due(1_000_040).await?;
+    ensure!(turn.queued == 0 && turn.waits == Some(Waits::FirstUnderWay(first)), "{turn:?}");
+    let status = rig.lab.ctrip(&["sweep", "status"])?;
+    ensure!(status.contains("nothing is planned: the first sweep") && status.contains(&first.to_string()), "{status}");
+    rig.lab.ctrip(&["sweep", "drop", &first.to_string()])?;
+    ensure!(rig.lab.ctrip(&["sweep", "status"])?.contains("queued, to be dropped"));
+    for again in 0..2 {
+        let turn = books.queue_due(1_000_041 + again).await?;
+        ensure!(turn.to_drop == [outgoing] && turn.queued == 0, "named until it is dropped: {turn:?}");
+    }
+    drop_outgoing(&rig.pool, outgoing, &PACE).await?;
+    ensure!(books.sweeps().await? == [("dropped".to_owned(), false)], "{:?}", books.sweeps().await?);
+    ensure!(!rig.lab.output(&["sweep", "drop", &first.to_string()])?.status.success(), "it is over");
+    let turn = books.queue_due(1_000_100).await?;
+    ensure!(turn.queued == 1 && turn.waits.is_none() && turn.to_drop.is_empty(), "{turn:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_goes_to_another_treasury_than_the_one_that_is_set_is_dropped_and_planned_anew() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    let payment = addresses(&books, 3).await?;
+    proven(&books, 2).await?;
+    // What comes to an address whose sweep is under way is not summed up again and again.
+    books.pay(Some(payment), None, Paid { credited: None, ..Paid::credited(990, COIN) }).await?;
+    books.set_head(1001).await?;
+    ensure!(books.queue_due(1_000_045).await?.queued == 0 && candidates(&books).await? == 0);
+    let unwanted = open(&books).await?;
+    let other = Settings { treasury: Some(Address::repeat_byte(0x78)), ..settings() };
+    let named: BTreeSet<Uuid> = turn(&books, &other, 1_000_050).await?.to_drop.into_iter().collect();
+    ensure!(named == unwanted, "{named:?}");
+    for outgoing in unwanted {
+        drop_outgoing(&rig.pool, outgoing, &PACE).await?;
+    }
+    let planned = turn(&books, &other, 1_000_100).await?;
+    ensure!(planned.queued == 1 && planned.to_drop.is_empty(), "the first to it goes alone: {planned:?}");
+    let to: Vec<u8> = rig.pool.get().await?.query_one("SELECT treasury FROM sweeps WHERE state = 'open'", &[]).await?.get(0);
+    ensure!(to == [0x78; 20]);
+    let (_, outgoing) = books.last().await?;
+    let none = turn(&books, &Settings { treasury: None, ..settings() }, 1_000_101).await?;
+    ensure!(none == Turn { queued: 0, to_drop: vec![outgoing], waits: None }, "{none:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_queued_is_not_signed_once_a_hold_covers_it_or_a_person_has_to_look_first() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    addresses(&books, 6).await?;
+    proven(&books, 5).await?;
+    let mut db = rig.pool.get().await?;
+    let of = "SELECT address, outgoing FROM sweeps WHERE state = 'open' ORDER BY id";
+    let planned: Vec<(Address, Uuid)> =
+        db.query(of, &[]).await?.iter().map(|row| (Address::from_slice(row.get(0)), row.get(1))).collect();
+    let (held, outgoing) = planned[0];
+    let id = admin::hold(&mut db, &Hold { chain: None, address: Some(held), token: None, merchant: None }, "a test").await?;
+    let turn = books.queue_due(1_000_050).await?;
+    ensure!(turn.to_drop == [outgoing] && turn.queued == 0, "{turn:?}");
+    drop_outgoing(&rig.pool, outgoing, &PACE).await?;
+    ensure!(books.queue_due(1_000_051).await?.queued == 0 && books.verdicts(&settings()).await?[&held] == Verdict::Held);
+    admin::release(&db, id).await?;
+    ensure!(books.queue_due(1_000_090).await?.queued == 1, "the end of a hold frees what it has dropped");
+
+    // Three come to nothing, in one block.
+    for (_, outgoing) in &planned[1..4] {
+        drop_outgoing(&rig.pool, *outgoing, &PACE).await?;
+    }
+    db.execute("UPDATE sweeps SET ended_at = now() WHERE state <> 'open'", &[]).await?;
+    let others = open(&books).await?;
+    let turn = books.queue_due(1_000_100).await?;
+    ensure!(turn.waits == Some(Waits::Vain) && turn.queued == 0, "{turn:?}");
+    ensure!(others.len() == 2 && turn.to_drop.into_iter().collect::<BTreeSet<Uuid>>() == others);
+    let status: Value = serde_json::from_str(&rig.lab.ctrip(&["sweep", "status", "--json"])?)?;
+    ensure!(status["waiting"][0]["waits"].as_str().is_some_and(|waits| waits.contains("come to nothing")), "{status}");
+    for outgoing in others {
+        drop_outgoing(&rig.pool, outgoing, &PACE).await?;
+    }
+    ensure!(admin::retry(&db, None, Some(CHAIN)).await? == 3);
+    let turn = books.queue_due(1_000_140).await?;
+    ensure!(turn.queued == 5 && turn.waits.is_none(), "{turn:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_planned_while_gas_costs_too_much_or_nobody_says_how_much() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    addresses(&books, 1).await?;
+    let unknown = Settings { price: None, ..settings() };
+    ensure!(turn(&books, &unknown, 1_000_000).await? == Turn { waits: Some(Waits::PriceUnknown), ..Turn::default() });
+    let (price, max_fee) = (PACE.max_fee + 1, PACE.max_fee);
+    let dear = Settings { price: Some(price), ..settings() };
+    let waits = Some(Waits::TooDear { price, max_fee });
+    ensure!(turn(&books, &dear, 1_000_001).await? == Turn { waits, ..Turn::default() });
+    ensure!(books.queue_due(1_000_002).await?.queued == 1);
+    // What is queued already is signed when somebody says so.
+    let waiting = turn(&books, &unknown, 1_000_003).await?;
+    ensure!(waiting.to_drop.is_empty() && waiting.waits == Some(Waits::PriceUnknown), "{waiting:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_address_is_looked_at_when_its_sweep_is_over_and_what_has_left_is_told_once() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    let address = rig.key.address();
+    let (merchant, payment, paid) = {
+        let books = Books::open(&rig).await?;
+        let payment = books.payment(address, "own", None).await?;
+        let paid = books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
+        ensure!(books.queue_due(1_000_000).await?.queued == 1);
+        // More comes while it is under way, in a block that is not read any more.
+        books.pay(Some(payment), None, Paid { credited: None, ..Paid::credited(4, COIN) }).await?;
+        ensure!(candidates(&books).await? == 0);
+        (books.merchant, payment, paid)
+    };
+    rig.lab.node.call("anvil_setBalance", json!([address, U256::from(2 * COIN)])).await?;
+    rig.settle().await?;
+    let books = Books { rig: &rig, merchant };
+    let (_, outgoing) = books.last().await?;
+    ensure!(candidates(&books).await? == 1, "what came meanwhile stays for ever");
+    // The credit is gone before anybody asks what has left: that has left all the same.
+    books.remove(paid).await?;
+    let db = rig.pool.get().await?;
+    let of = moved(&db, outgoing).await?;
+    ensure!(of.len() == 1 && rig.balance(TREASURY).await? == of[0].amount, "{of:?}");
+    let left = U256::from(2 * COIN) - rig.balance(address).await?;
+    ensure!(of[0].total == left.max(U256::from(COIN)) && of[0].total > of[0].amount, "{of:?}, and {left} has left");
+    ensure!(of[0].remains == of[0].total - left, "{of:?}, and {left} has left");
+    // It comes again: what was told stays.
+    books.pay(Some(payment), None, Paid::credited(6, COIN)).await?;
+    ensure!(moved(&db, outgoing).await? == of);
+    ensure!(books.queue_due(1_000_100).await?.queued == 1);
+    Ok(())
+}
+
+/// What would be swept to it would be swept on.
+#[tokio::test]
+async fn a_treasury_that_is_given_out_later_is_refused() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    addresses(&books, 3).await?;
+    let db = rig.pool.get().await?;
+    let xpub: wallet::AccountXpub = rig.lab.env["CTRIP_XPUB"].parse()?;
+    let refused = async |treasury| check_treasury(&db, treasury, &["own".to_owned()]).await;
+    let (index, treasury) = (9_000, xpub.address(9_000)?);
+    let found = refused(treasury).await?;
+    ensure!(matches!(&found, Some(Refused::GivenOutLater { index: at, .. }) if *at == index), "{found:?}");
+    ensure!(refused(TREASURY).await?.is_none());
+    db.execute("INSERT INTO installation (id, own_account) VALUES (gen_random_uuid(), 'own')", &[]).await?;
+    let chains = std::fs::read_to_string(&rig.lab.env["CHAINS_FILE"])?;
+    rig.lab.write_chains(&chains.replace("  tokens:", &format!("  treasury: \"{treasury}\"\n  tokens:")))?;
+    let shown = rig.lab.ctrip(&["sweep", "plan"])?;
+    ensure!(shown.contains("nothing is swept") && shown.contains("the deposit address 9000 of the account own"), "{shown}");
+    Ok(())
+}
+
+/// An address whose sweep can't be written holds up no other.
+#[tokio::test]
+async fn one_address_that_cannot_be_planned_holds_up_no_other() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    addresses(&books, 20).await?;
+    let db = rig.pool.get().await?;
+    db.batch_execute("ALTER TABLE sweeps ADD CONSTRAINT refused CHECK (address <> decode(repeat('07', 20), 'hex'))").await?;
+    let (mut queued, mut failed) = (0, 0);
+    for round in 0..400_u64 {
+        match books.queue_due(1_000_000 + 5 * round).await {
+            Ok(turn) => queued += turn.queued,
+            Err(_) => failed += 1,
+        }
+        db.execute("UPDATE sweeps SET state = 'final', ended_at = now() WHERE state = 'open'", &[]).await?;
+    }
+    ensure!(queued == 19 && failed > 0, "{queued} of 19 queued, {failed} turns failed");
+    let looked: i64 = db.query_one("SELECT count(*) FROM sweep_candidates", &[]).await?.get(0);
+    ensure!(looked == 1, "{looked} are looked at again");
+    db.query_opt("SELECT FROM sweeps WHERE address = decode(repeat('01', 20), 'hex')", &[]).await?.context("the first")?;
+    Ok(())
+}

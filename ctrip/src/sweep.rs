@@ -50,8 +50,8 @@ pub enum SweepCommand {
         /// Id of the sweep, as `ctrip sweep status` shows it
         sweep: Uuid,
     },
-    /// Let the addresses be swept again whose sweeps have failed or were dropped. One is enough for a chain that waits since its
-    /// last sweeps have come to nothing: it goes on
+    /// Let the addresses be swept again whose sweeps have failed or were dropped. One is enough for a chain that waits since
+    /// its last sweeps have come to nothing: it goes on
     Retry {
         /// Id of the sweep, as `ctrip sweep status` shows it
         sweep: Option<Uuid>,
@@ -110,8 +110,8 @@ pub async fn run(settings: &Settings, command: SweepCommand) -> anyhow::Result<(
             let is_open = admin::drop_sweep(&db, sweep).await?;
             ensure!(is_open, "no sweep {sweep} that is not over; `ctrip sweep status` lists them");
             println!(
-                "a running sweeper drops it in its next turn, and plans its address anew once it is dropped; what is signed takes a \
-                 cancellation, and may be mined before. `ctrip sweep hold` keeps the money where it is"
+                "a running sweeper drops it in its next turn, and plans its address anew once it is dropped; what is signed \
+                 takes a cancellation, and may be mined before. `ctrip sweep hold` keeps the money where it is"
             );
         }
         SweepCommand::Retry { sweep, chain } => {
@@ -119,8 +119,8 @@ pub async fn run(settings: &Settings, command: SweepCommand) -> anyhow::Result<(
             let retried = admin::retry(&db, sweep, id(chain).await?).await?;
             ensure!(retried > 0, "nothing there is set aside; `ctrip sweep status` lists what is");
             println!(
-                "{retried} addresses may be swept again; a running sweeper looks at them in its next turn, and at their chain, if it \
-                 waits since its last sweeps have come to nothing"
+                "{retried} addresses may be swept again; a running sweeper looks at them in its next turn, and plans their \
+                 chain again if it waits since its last sweeps have come to nothing"
             );
         }
         SweepCommand::Hold { chain, address, asset, merchant, all, reason } => {

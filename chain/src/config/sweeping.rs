@@ -23,8 +23,8 @@ pub(super) struct SweepingEntry {
 /// Checks the keys of a chain.
 ///
 /// # Errors
-/// If `max_fee` is 0, has more decimals than wei or is more than a million gwei, `sweep_minimum` has more than the coin, or a token's
-/// contract is the treasury.
+/// If `max_fee` is 0, has more decimals than wei or is more than a million gwei, `sweep_minimum` has more than the coin, or a
+/// token's contract is the treasury.
 pub(super) fn check(
     treasury: Option<Scalar<TreasuryAddress>>,
     at: Option<SweepAt>,

@@ -165,8 +165,8 @@ pub async fn release(db: &impl GenericClient, id: i64) -> Result<bool, Failure> 
     Ok(released)
 }
 
-/// Lets the addresses be swept again whose sweeps have come to nothing: of one sweep, or of a chain. Returns how many. One of the last
-/// is enough for a chain that waits for their sake to be planned again.
+/// Lets the addresses be swept again whose sweeps have come to nothing: of one sweep, or of a chain. Returns how many. One of
+/// the last is enough for a chain that waits for their sake to be planned again.
 ///
 /// # Errors
 /// When the database fails.
@@ -180,8 +180,8 @@ pub async fn retry(db: &impl GenericClient, sweep: Option<Uuid>, chain: Option<C
     Ok(retried)
 }
 
-/// Has a sweep dropped that is not over, in the sweeper's next turn, and its address planned anew. Returns whether there is one. If its
-/// transaction is mined before, it has happened.
+/// Has a sweep dropped that is not over, in the sweeper's next turn, and its address planned anew. Returns whether there is
+/// one. If its transaction is mined before, it has happened.
 ///
 /// # Errors
 /// When the database fails.

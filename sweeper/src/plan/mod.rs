@@ -1,15 +1,15 @@
 //! What is swept from deposit addresses to a chain's treasury, planned from `transfers` and queued into the engine.
 //!
 //! - `rules` says what leaves an address and what stays, and is pure. `ledger` has the statement that reads what addresses
-//!   have, `store` the rows of sweeps, `moved` what a final one has moved, `settings` what chains.yaml and the treasury ask for,
-//!   `treasury` whether that can be one, `admin` what an operator sees and decides.
+//!   have, `store` the rows of sweeps, `moved` what a final one has moved, `settings` what chains.yaml and the treasury ask
+//!   for, `treasury` whether that can be one, `admin` what an operator sees and decides.
 //! - All that has arrived counts, stray money too: overpaid, late, unexpected, below `min_transfer`. A token that chains.yaml
 //!   does not list is never swept: anyone can make one whose transfer burns the gas that it is given.
 //! - Only addresses of accounts whose keys are held are swept; a merchant's own xpub is none of these.
 //! - The first sweep to a treasury goes alone: no other is planned before it is final. After one that came to nothing its
 //!   address waits for a person, and after several in a row the chain does.
-//! - What is planned and not over is dropped and planned anew if the treasury becomes another, or a person says so; and while it
-//!   is not signed, also if a hold covers it, or the chain waits for a person.
+//! - What is planned and not over is dropped and planned anew if the treasury becomes another, or a person says so; and while
+//!   it is not signed, also if a hold covers it, or the chain waits for a person.
 //! - An address is looked at when something has come to it, and all of them once a day: a backfill brings money in blocks that
 //!   were looked at before.
 //!
@@ -63,8 +63,8 @@ const SCATTER: u64 = 600;
 pub struct Turn {
     /// Sweeps that were queued.
     pub queued: usize,
-    /// Outgoing transactions to drop ([`drop_outgoing`](crate::engine::fold::drop_outgoing)), named again until they are. What is
-    /// at their addresses is planned anew then.
+    /// Outgoing transactions to drop ([`drop_outgoing`](crate::engine::fold::drop_outgoing)), named again until they are. What
+    /// is at their addresses is planned anew then.
     pub to_drop: Vec<Uuid>,
     /// Why nothing of the chain is planned.
     pub waits: Option<Waits>,
@@ -87,8 +87,8 @@ pub enum Waits {
     #[error("a unit of gas costs {price} wei, more than max_fee, which is {max_fee}")]
     TooDear { price: u128, max_fee: u128 },
     #[error(
-        "the first sweep to this treasury is not final yet, and goes alone: {0}; if it gets nowhere, `ctrip sweep status` says why, \
-         and `ctrip sweep drop` drops it"
+        "the first sweep to this treasury is not final yet, and goes alone: {0}; if it gets nowhere, `ctrip sweep status` says \
+         why, and `ctrip sweep drop` drops it"
     )]
     FirstUnderWay(Uuid),
 }

@@ -23,9 +23,9 @@ pub struct Moved {
 
 /// What a final transaction has moved; nothing for one that is not final, or is no sweep. The same whenever it is asked.
 ///
-/// The total is what had arrived when the sweep was planned, and at most what of that is on the chain still, but never less than what
-/// final transactions have spent: that was there. Where the database has lost the sweep, and has the transaction back from its
-/// record, it is what they have spent: dust is left out, so payments settle later, and never earlier.
+/// The total is what had arrived when the sweep was planned, and at most what of that is on the chain still, but never less
+/// than what final transactions have spent: that was there. Where the database has lost the sweep, and has the transaction back
+/// from its record, it is what they have spent: dust is left out, so payments settle later, and never earlier.
 ///
 /// # Errors
 /// When the database fails.

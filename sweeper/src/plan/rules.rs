@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 /// A sweep is worth its gas if that can't take more than one part of so many.
 const WORTH: u64 = 5;
-/// The least that `sweep_minimum` may ask for, as a multiple of what the gas may cost. What stays as dust is at most one part of
-/// so many, and there is enough to cancel it.
+/// The least that `sweep_minimum` may ask for, as a multiple of what the gas may cost. What stays as dust is at most one part
+/// of so many, and there is enough to cancel it.
 const LEAST: u64 = 4;
 /// A sweep may cost so many times of what gas costs when it is planned: the first attempt offers twice the base fee, and the
 /// base fee may double again before it is mined. One that waits while gas is dearer still is planned anew.

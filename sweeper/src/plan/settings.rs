@@ -46,8 +46,8 @@ pub enum Refused {
     #[error("a node says that a transfer to the treasury {treasury} takes {gas} gas; expected {MAX_GAS} at most")]
     TooMuchGas { treasury: Address, gas: u64 },
     #[error(
-        "the treasury {treasury} is the deposit address {index} of the account {account}, which cTrip gives out one day; expected a \
-         wallet of yours"
+        "the treasury {treasury} is the deposit address {index} of the account {account}, which cTrip gives out one day; \
+         expected a wallet of yours"
     )]
     GivenOutLater { treasury: Address, account: String, index: u32 },
 }
@@ -81,8 +81,9 @@ impl Settings {
     }
 }
 
-/// The gas that a sweep gets, of what it takes as a node says. A quarter more, since what a treasury does may depend on what it has
-/// by then; and twice of what it takes beside a plain transfer: on some rollups that is the data on L1, whose price changes.
+/// The gas that a sweep gets, of what it takes as a node says. A quarter more, since what a treasury does may depend on what it
+/// has by then; and twice of what it takes beside a plain transfer: on some rollups that is the data on L1, whose price
+/// changes.
 fn gas_limit(treasury: Address, estimated: u64) -> Result<u64, Refused> {
     let gas = estimated.max(MIN_GAS);
     let limit = gas.saturating_add((gas / 4).max(gas - MIN_GAS));

@@ -224,8 +224,8 @@ pub async fn is_given_out(db: &impl GenericClient, address: Address) -> Result<b
     Ok(db.query_one(&db.prepare_cached(sql).await?, &[&address.as_slice()]).await?.get(0))
 }
 
-/// The open sweeps of a chain whose addresses can't pay for them: their outgoing transactions. Which ones if there are more is left
-/// to chance, so that those that nothing helps hide none.
+/// The open sweeps of a chain whose addresses can't pay for them: their outgoing transactions. Which ones if there are more is
+/// left to chance, so that those that nothing helps hide none.
 ///
 /// # Errors
 /// When the database fails.
@@ -280,7 +280,8 @@ pub async fn replan_to_others(tx: &impl GenericClient, chain: ChainId, treasury:
     Ok(())
 }
 
-/// Notes the same of those that wait unsigned, since gas costs more than they leave for it and would not if they were planned now.
+/// Notes the same of those that wait unsigned, since gas costs more than they leave for it and would not if they were planned
+/// now.
 ///
 /// # Errors
 /// When the database fails.

@@ -1,4 +1,5 @@
-//! Whether a treasury is an address that cTrip gives out later: what is swept there would be swept on, and be a payment one day.
+//! Whether a treasury is an address that cTrip gives out later: what is swept there would be swept on, and be a payment one
+//! day.
 
 use super::settings::Refused;
 use alloy::primitives::Address;

@@ -344,6 +344,8 @@ async fn an_address_whose_sweep_failed_waits_for_a_person() -> Result<()> {
         let payment = books.payment(address, "own", None).await?;
         books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
         ensure!(books.queue_due(1_000_000).await?.queued == 1);
+        // It is mined before it is dropped.
+        rig.pool.get().await?.execute("UPDATE sweeps SET replan = true", &[]).await?;
         books.merchant
     };
     set_balance(&rig, COIN).await?;

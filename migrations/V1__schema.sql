@@ -718,6 +718,8 @@ CREATE TABLE outgoing_lanes (
     counted_in bytea CHECK (octet_length(counted_in) = 32),
     -- When it is looked at again, in Unix seconds: those that wait for longest come first.
     next_at    bigint NOT NULL DEFAULT 0,
+    -- A record of sweep.events contradicts what is here: nothing is signed or sent until a person has looked, and set this to null.
+    frozen     text,
     PRIMARY KEY (chain_id, sender),
     CHECK ((counted IS NULL) = (counted_in IS NULL))
 );
@@ -732,7 +734,27 @@ CREATE TABLE outgoing_chains (
     -- How many blocks were read, and how often one was removed or the chain began anew. What nodes count at a block holds as long
     -- as none was removed.
     blocks       bigint NOT NULL DEFAULT 0,
-    removals     bigint NOT NULL DEFAULT 0
+    removals     bigint NOT NULL DEFAULT 0,
+    -- The last record of the chain that was read, and what records have said up to it: the finalized block, and the highest that is
+    -- witnessed. Null: not known.
+    sequence     bigint,
+    finalized    bigint,
+    witnessed    bigint,
+    -- A record of sweep.events that can't be read names the chain: as outgoing_lanes.frozen, for all of its lanes.
+    frozen       text
+);
+
+-- When blocks were made in which one of ours is, in Unix seconds.
+CREATE TABLE outgoing_blocks (
+    hash bytea PRIMARY KEY CHECK (octet_length(hash) = 32),
+    time bigint NOT NULL
+);
+
+-- Which database has all that sweep.events has, as the gate of the sweeper tells it from others (lineage): a restored one has the value
+-- of its backup.
+CREATE TABLE outgoing_restored (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    lineage   text NOT NULL
 );
 
 -- The nonces that strangers with the same key have used in a block, whether they were given out or not. A final one is put into
@@ -796,6 +818,8 @@ CREATE TABLE outgoing (
     gas_price       numeric(39, 0),
     -- Up to which block somebody else has used the nonce.
     replaced_in     bigint,
+    -- Kafka has the record of what became of it.
+    announced       boolean NOT NULL DEFAULT false,
     created_at      timestamptz NOT NULL DEFAULT now(),
     CHECK ((state IN ('mined', 'final', 'failed')) <= (mined_hash IS NOT NULL)),
     CHECK ((mined_hash IS NULL) = (block_hash IS NULL) AND (mined_hash IS NULL) = (block_number IS NULL)),
@@ -815,6 +839,8 @@ CREATE INDEX outgoing_of_lane ON outgoing (chain_id, sender, nonce) WHERE state 
 CREATE INDEX outgoing_mined ON outgoing (chain_id, block_number) WHERE state = 'mined';
 CREATE INDEX outgoing_replaced ON outgoing (chain_id, replaced_in) WHERE state = 'replaced';
 CREATE INDEX outgoing_in_block ON outgoing (block_hash) WHERE block_hash IS NOT NULL;
+-- What became of one and is not told yet.
+CREATE INDEX outgoing_outcomes ON outgoing (chain_id, nonce) WHERE state IN ('final', 'failed', 'dropped') AND NOT announced;
 
 -- Each nonce that was given out, for ever: to one transaction, in the transaction of Postgres that stored the first signed
 -- bytes.

@@ -59,13 +59,7 @@ const KAFKA: [KafkaRights; 6] = [
     },
     KafkaRights { role: "api", reads: &[Intents, Events, Cursors], writes: &[Intents], groups: &[], transactional_ids: &[] },
     KafkaRights { role: "webhooks", reads: &[Events], writes: &[], groups: &["webhooks"], transactional_ids: &[] },
-    KafkaRights {
-        role: "sweeper",
-        reads: &[Blocks, Logs, Sweeps],
-        writes: &[Sweeps],
-        groups: &["sweeper"],
-        transactional_ids: &[],
-    },
+    KafkaRights { role: "sweeper", reads: &[Blocks, Sweeps], writes: &[Sweeps], groups: &["sweeper"], transactional_ids: &[] },
 ];
 
 /// Groups that nobody joins: librdkafka asks for the coordinator of the group of each reader.
@@ -76,7 +70,7 @@ const SQL_ROLES: [&str; 4] = ["api", "confirmer", "webhooks", "sweeper"];
 
 /// A table, and what each of [`SQL_ROLES`] does with its rows: selects, inserts, updates, deletes. A locked row counts as updated. `api`
 /// and `confirmer` both restore what a backup lacks. [`UPDATES`] has the updates that are not of whole rows.
-const TABLES: [(&str, [&str; 4]); 38] = [
+const TABLES: [(&str, [&str; 4]); 40] = [
     ("merchants", ["si", "si", "", "s"]),
     ("restored_accounts", ["siud", "siu", "", ""]),
     ("api_keys", ["s", "", "", ""]),
@@ -108,6 +102,8 @@ const TABLES: [(&str, [&str; 4]); 38] = [
     ("outgoing_chains", ["", "", "", "siud"]),
     ("outgoing_foreign", ["", "", "", "siud"]),
     ("outgoing", ["", "", "", "siu"]),
+    ("outgoing_blocks", ["", "", "", "si"]),
+    ("outgoing_restored", ["", "", "", "siu"]),
     ("outgoing_nonces", ["", "", "", "si"]),
     ("outgoing_attempts", ["", "", "", "siu"]),
     ("sweeps", ["", "", "", "siu"]),

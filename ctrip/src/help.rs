@@ -39,7 +39,7 @@ fn without_empty(arg: Arg, is_empty: impl Fn(&OsStr) -> bool) -> Arg {
 fn uses(path: &str, setting: &str) -> bool {
     let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| setting.starts_with(beginning));
     match path.split(' ').next().unwrap_or_default() {
-        "up" | "api" | "ingest" | "detector" | "confirmer" | "webhooks" => true,
+        "up" | "api" | "ingest" | "detector" | "confirmer" | "webhooks" | "sweeper" => true,
         "" | "help" | "metrics" => false,
         "wallet" => path == "wallet address" && setting == "xpub",
         "merchants" | "keys" | "migrate" => begins(&["database"]),

@@ -40,8 +40,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run every role in one process, after `migrate` and `topics apply`
-    Up,
+    /// Run every role in one process, after `migrate` and `topics apply`; the sweeper too where CTRIP_MNEMONIC_FILE is set
+    Up {
+        /// File with the mnemonics of CTRIP_XPUB and of those before it, one a line, that nobody else can read
+        #[arg(long, env = "CTRIP_MNEMONIC_FILE")]
+        mnemonic_file: Option<PathBuf>,
+    },
     /// Run the HTTP API: creates payments and publishes their intents
     Api,
     /// Run ingest: follows the chains into chain.blocks and chain.logs
@@ -52,6 +56,12 @@ enum Command {
     Confirmer,
     /// Run webhooks: sends payment.events to merchants' endpoints
     Webhooks,
+    /// Run the sweeper: sends what is in deposit addresses to the treasury. The one process with private keys
+    Sweeper {
+        /// File with the mnemonics of CTRIP_XPUB and of those before it, one a line, that nobody else can read
+        #[arg(long, env = "CTRIP_MNEMONIC_FILE")]
+        mnemonic_file: PathBuf,
+    },
     /// Migrate the database to this version
     Migrate {
         /// Print which migrations would run, how, and which tables they lock; change nothing
@@ -177,12 +187,13 @@ fn read_arguments() -> anyhow::Result<Cli> {
 fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
     runtime::logging::init()?;
     match command {
-        Command::Up => roles::up(settings),
+        Command::Up { mnemonic_file } => roles::up(settings, mnemonic_file),
         Command::Api => roles::alone(Role::Api, settings),
         Command::Ingest => roles::alone(Role::Ingest, settings),
         Command::Detector => roles::alone(Role::Detector, settings),
         Command::Confirmer => roles::alone(Role::Confirmer, settings),
         Command::Webhooks => roles::alone(Role::Webhooks, settings),
+        Command::Sweeper { mnemonic_file } => roles::alone(Role::Sweeper { mnemonic_file }, settings),
         Command::Migrate { plan: false } => block_on(runtime::db::migrate(&settings.database_url)),
         Command::Migrate { plan: true } => {
             let plan = block_on(async { runtime::db::Migrations::embedded().plan(&settings.database_url).await })?;

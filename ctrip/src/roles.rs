@@ -7,6 +7,7 @@ use anyhow::{Context as _, anyhow, bail};
 use chain::{Chains, Listing};
 use runtime::{Kafka, Settings, db, exporter, kafka, stage};
 use std::fmt;
+use std::path::PathBuf;
 use std::process;
 use std::time::Duration;
 use tokio::net::TcpSocket;
@@ -20,17 +21,22 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 const EXIT_INTERRUPTED: i32 = 130;
 
 /// A part of the pipeline that runs by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
     Api,
     Ingest,
     Detector,
     Confirmer,
     Webhooks,
+    /// The one that opens the file of mnemonics.
+    Sweeper {
+        mnemonic_file: PathBuf,
+    },
 }
 
 impl Role {
-    const ALL: [Self; 5] = [Self::Api, Self::Ingest, Self::Detector, Self::Confirmer, Self::Webhooks];
+    /// All that need no key.
+    const KEYLESS: [Self; 5] = [Self::Api, Self::Ingest, Self::Detector, Self::Confirmer, Self::Webhooks];
 
     async fn run(self, settings: Settings, kafka: Kafka, taken: Taken, stop: CancellationToken) -> anyhow::Result<()> {
         let Taken { socket, listing, _lock } = taken;
@@ -41,42 +47,45 @@ impl Role {
             Self::Detector => detector::run(kafka, stop).await,
             Self::Confirmer => confirmer::run(settings, kafka, listing?, stop).await,
             Self::Webhooks => webhooks::run(settings, kafka, stop).await,
+            Self::Sweeper { mnemonic_file } => sweeper::run(settings, kafka, listing?, &mnemonic_file, stop).await,
         }
     }
 
     /// Whether it reads the chains file.
-    fn uses_chains(self) -> bool {
+    fn uses_chains(&self) -> bool {
         match self {
-            Self::Api | Self::Ingest | Self::Confirmer => true,
+            Self::Api | Self::Ingest | Self::Confirmer | Self::Sweeper { .. } => true,
             Self::Detector | Self::Webhooks => false,
         }
     }
 
     /// Whether it has business with Postgres, and so a login.
-    fn uses_postgres(self) -> bool {
+    fn uses_postgres(&self) -> bool {
         match self {
-            Self::Api | Self::Confirmer | Self::Webhooks => true,
+            Self::Api | Self::Confirmer | Self::Webhooks | Self::Sweeper { .. } => true,
             Self::Ingest | Self::Detector => false,
         }
     }
 
     /// The lock that no other process on this machine may hold. The API has a port instead.
-    fn lock(self, settings: &Settings) -> anyhow::Result<Option<InstanceLock>> {
+    fn lock(&self, settings: &Settings) -> anyhow::Result<Option<InstanceLock>> {
         let Settings { kafka_brokers, topic_prefix, instance, .. } = settings;
         match self {
             Self::Api => Ok(None),
             // It has one producer per chain, whatever the instance.
             Self::Ingest => InstanceLock::take(&self.to_string(), &[kafka_brokers, topic_prefix]).map(Some),
-            Self::Detector | Self::Confirmer | Self::Webhooks => {
+            Self::Detector | Self::Confirmer | Self::Webhooks | Self::Sweeper { .. } => {
                 InstanceLock::take(&self.to_string(), &[kafka_brokers, topic_prefix, instance]).map(Some)
             }
         }
     }
 
     /// Checks the configuration, which no retry mends, before a port is bound or a connection is opened.
-    fn check(self, settings: &Settings) -> anyhow::Result<()> {
-        if self == Self::Api {
-            api::xpub(settings)?;
+    fn check(&self, settings: &Settings) -> anyhow::Result<()> {
+        match self {
+            Self::Api => drop(api::xpub(settings)?),
+            Self::Sweeper { mnemonic_file } => sweeper::check(mnemonic_file)?,
+            Self::Ingest | Self::Detector | Self::Confirmer | Self::Webhooks => {}
         }
         if self.uses_chains() {
             Chains::load(&settings.chains_file)?;
@@ -93,6 +102,7 @@ impl fmt::Display for Role {
             Self::Detector => "detector",
             Self::Confirmer => "confirmer",
             Self::Webhooks => "webhooks",
+            Self::Sweeper { .. } => "sweeper",
         })
     }
 }
@@ -108,15 +118,16 @@ struct Taken {
 }
 
 impl Taken {
-    fn of(role: Role, settings: &Settings) -> anyhow::Result<Self> {
-        let socket = (role == Role::Api).then(|| api::bind(settings)).transpose()?;
+    fn of(role: &Role, settings: &Settings) -> anyhow::Result<Self> {
+        let socket = (*role == Role::Api).then(|| api::bind(settings)).transpose()?;
         Ok(Self { socket, listing: None, _lock: role.lock(settings)? })
     }
 }
 
-/// Runs all roles, after the migrations and `topics apply`.
-pub fn up(settings: Settings) -> anyhow::Result<()> {
-    process(&Role::ALL, settings, true)
+/// Runs all roles, after the migrations and `topics apply`; the sweeper, if it is given keys.
+pub fn up(settings: Settings, mnemonic_file: Option<PathBuf>) -> anyhow::Result<()> {
+    let sweeper = mnemonic_file.map(|mnemonic_file| Role::Sweeper { mnemonic_file });
+    process(&Role::KEYLESS.into_iter().chain(sweeper).collect::<Vec<_>>(), settings, true)
 }
 
 /// Runs one role.
@@ -139,16 +150,16 @@ async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow:
     let mut signals = Signals::new()?;
     // From now on it ends no role, not even one that has nothing to read again.
     let hangups = signal(SignalKind::hangup()).context("listening for signals")?;
-    let taken = roles.iter().map(|role| Ok((*role, Taken::of(*role, &settings)?))).collect::<anyhow::Result<Vec<_>>>()?;
+    let taken = roles.iter().map(|role| Ok((role.clone(), Taken::of(role, &settings)?))).collect::<anyhow::Result<Vec<_>>>()?;
     exporter::serve(settings.metrics_listen)?;
     let stop = CancellationToken::new();
     let ready = async {
-        dependencies::await_ready(&settings, prepare || roles.iter().any(|role| role.uses_postgres())).await?;
+        dependencies::await_ready(&settings, prepare || roles.iter().any(Role::uses_postgres)).await?;
         if prepare {
             db::migrate(&settings.database_url).await?;
             kafka::apply(&settings).await?;
         }
-        let uses_chains = roles.iter().any(|role| role.uses_chains());
+        let uses_chains = roles.iter().any(Role::uses_chains);
         let watch =
             if uses_chains { Some(Watch::open(&settings.chains_file, roles.contains(&Role::Ingest)).await?) } else { None };
         anyhow::Ok((Kafka::connect(&settings).await?, watch))
@@ -162,7 +173,10 @@ async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow:
     for (role, taken) in taken {
         let (settings, kafka, stop) = (settings.clone(), kafka.clone(), stop.clone());
         let taken = Taken { listing: watch.as_ref().map(Watch::listing), ..taken };
-        running.spawn(async move { (role, role.run(settings, kafka, taken, stop).await) });
+        running.spawn(async move {
+            let name = role.to_string();
+            (name, role.run(settings, kafka, taken, stop).await)
+        });
     }
     if let Some(watch) = watch {
         let watching = tokio::spawn(watch.run(hangups, stop.clone()));
@@ -180,7 +194,7 @@ async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow:
     // A role that ends by itself is a failure, whatever it returns: the pipeline is incomplete without it.
     let cause = ended.map(|ended| match ended {
         Ok((role, Ok(()))) => anyhow!("{role} ended by itself"),
-        Ok((role, Err(error))) => error.context(role.to_string()),
+        Ok((role, Err(error))) => error.context(role),
         Err(panic) => anyhow!(panic).context("a role panicked"),
     });
     if let Some(cause) = &cause {
@@ -200,11 +214,11 @@ async fn supervise(roles: &[Role], settings: Settings, prepare: bool) -> anyhow:
     }
 }
 
-async fn wind_down(running: &mut JoinSet<(Role, anyhow::Result<()>)>) -> anyhow::Result<()> {
+async fn wind_down(running: &mut JoinSet<(String, anyhow::Result<()>)>) -> anyhow::Result<()> {
     let mut outcome = Ok(());
     while let Some(ended) = running.join_next().await {
         let ended = match ended {
-            Ok((role, ended)) => ended.context(role.to_string()),
+            Ok((role, ended)) => ended.context(role),
             Err(panic) => Err(anyhow!(panic).context("a role panicked")),
         };
         if let Err(error) = ended {

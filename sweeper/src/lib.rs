@@ -1,9 +1,21 @@
-//! Money out: the keys, and the engine that sends what they sign. No role runs it yet.
+//! The role `sweeper`: money out.
 //!
-//! - [`keys`] is who signs. No other crate signs.
+//! - [`keys`] is who signs. No other crate holds a private key, and no other process.
 //! - [`engine`] sends each outgoing transaction once, whatever dies. It knows no payments: what is sent, and from where, others say.
-//! - [`plan`] says what is swept from which address to the treasury, and queues it into the engine.
+//! - `role` runs the rest: `catch_up` keeps Postgres closed until it has what `sweep.events` has ([`restore`]); [`reading`]
+//!   brings `chain.blocks` to the engine, as [`blocks`] reads them; [`plan`] says what is swept, `deposit_keys` who signs for
+//!   it, `records` and `outcomes` tell.
 
+pub mod blocks;
+mod catch_up;
+mod deposit_keys;
 pub mod engine;
 pub mod keys;
+mod outcomes;
 pub mod plan;
+pub mod reading;
+pub mod records;
+pub mod restore;
+mod role;
+
+pub use role::{check, run};

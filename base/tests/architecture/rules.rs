@@ -27,7 +27,7 @@ pub const KEPT_TO: &[Rule] = &[
     rule("rdkafka", &["runtime/src/kafka/", "examples/", "e2e/"], "since its calls block and its defaults lose data"),
     rule(
         "runtime::kafka",
-        &["recovery/", "confirmer/", "detector/", "ingest/", "webhooks/", "api/", "ctrip/", "e2e/"],
+        &["recovery/", "confirmer/", "detector/", "ingest/", "webhooks/", "sweeper/", "api/", "ctrip/", "e2e/"],
         "since only roles, and what they share, have Kafka loops",
     ),
     rule(

@@ -58,6 +58,7 @@ mod set_aside;
 mod stacks;
 mod stage_offsets;
 mod strangers;
+mod sweeper;
 mod tail;
 mod topics_apply;
 mod twins;

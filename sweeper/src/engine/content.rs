@@ -1,8 +1,10 @@
 //! What an outgoing transaction does, and the bytes that are signed for it. Pure.
 
 use super::fees::Fees;
-use alloy::consensus::{SignableTransaction as _, TxEip1559, TxEip7702, TxEnvelope, TxLegacy, TypedTransaction};
-use alloy::eips::eip2718::Encodable2718 as _;
+use alloy::consensus::{
+    SignableTransaction as _, Transaction as _, TxEip1559, TxEip7702, TxEnvelope, TxLegacy, TypedTransaction,
+};
+use alloy::eips::eip2718::{Decodable2718 as _, Encodable2718 as _};
 use alloy::eips::eip2930::AccessList;
 use alloy::eips::eip7702::SignedAuthorization;
 use alloy::primitives::{Address, B256, Bytes, Signature, TxKind, U256};
@@ -93,12 +95,50 @@ impl SignedBytes {
     }
 }
 
+/// What signed bytes say by themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadBack {
+    pub chain: ChainId,
+    /// Who signed them.
+    pub sender: Address,
+    pub nonce: u64,
+    pub hash: B256,
+    pub fees: Fees,
+    pub content: Content,
+}
+
+impl ReadBack {
+    /// Reads a signed transaction of a type that we sign. `None` if it is none, or names no chain.
+    pub fn of(raw: &[u8]) -> Option<Self> {
+        let envelope = TxEnvelope::decode_2718_exact(raw).ok()?;
+        let sender = envelope.signature().recover_address_from_prehash(&envelope.signature_hash()).ok()?;
+        let content = Content {
+            to: envelope.to(),
+            value: envelope.value(),
+            data: envelope.input().clone(),
+            gas_limit: envelope.gas_limit(),
+            authorizations: envelope.authorization_list().unwrap_or_default().to_vec(),
+        };
+        let cap = envelope.max_fee_per_gas();
+        let fees = Fees { tip: envelope.max_priority_fee_per_gas().unwrap_or(cap), cap };
+        let read = Self {
+            chain: ChainId(envelope.chain_id()?),
+            sender,
+            nonce: envelope.nonce(),
+            hash: *envelope.tx_hash(),
+            fees,
+            content,
+        };
+        // What it does not say again, such as an access list, we never sign.
+        let signed = read.content.unsigned(read.chain, read.nonce, read.fees)?;
+        (signed.signature_hash() == envelope.signature_hash()).then_some(read)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::keys::{LocalKey, Signer as _};
-    use alloy::consensus::Transaction as _;
-    use alloy::eips::eip2718::Decodable2718 as _;
     use alloy::eips::eip7702::Authorization;
     use alloy::primitives::keccak256;
 
@@ -110,6 +150,9 @@ mod tests {
         let SignedBytes { hash, raw } = SignedBytes::new(transaction, signature, key.address()).unwrap();
         assert_eq!(keccak256(&raw), hash);
         let envelope = TxEnvelope::decode_2718_exact(&raw).unwrap();
+        let (chain, sender) = (ChainId(5), key.address());
+        assert_eq!(ReadBack::of(&raw), Some(ReadBack { chain, sender, nonce: 7, hash, fees, content: content.clone() }));
+        assert_eq!(ReadBack::of(&raw[1..]), None);
         assert_eq!((envelope.chain_id(), envelope.nonce(), envelope.gas_limit()), (Some(5), 7, content.gas_limit));
         assert_eq!((envelope.to(), envelope.value(), envelope.input()), (content.to, content.value, &content.data));
         assert_eq!(envelope.max_fee_per_gas(), fees.cap);

@@ -223,8 +223,17 @@ pub async fn final_at(db: &impl GenericClient, chain: ChainId) -> Result<FinalAt
     Ok(row.map_or(FinalAt { number: None, removals: 0 }, read))
 }
 
-/// Whether no block has left the chain since nodes were asked; none does until the transaction ends. Before a lane is locked, as
-/// whoever reads blocks locks the two.
+/// Whether the newest block is known.
+///
+/// # Errors
+/// When the database fails.
+pub async fn has_head(db: &impl GenericClient, chain: ChainId) -> Result<bool, Failure> {
+    let statement = db.prepare_cached("SELECT FROM outgoing_chains WHERE chain_id = $1 AND head_hash IS NOT NULL").await?;
+    Ok(db.query_opt(&statement, &[&bigint(chain.0)]).await?.is_some())
+}
+
+/// Whether no block has left the chain since nodes were asked; none does until the transaction ends. Before a lane is locked,
+/// as whoever reads blocks locks the two.
 ///
 /// # Errors
 /// When the database fails.

@@ -9,7 +9,8 @@
 //!
 //! - `step` has the rules and is pure, as are `outgoing`, `fees`, `answers`, `lane`, `agreement` and `content`.
 //!   `tests/model/` tries them.
-//! - `store` and `history` have the statements, `rows` what their rows mean, `fold` applies inputs in a transaction.
+//! - `store` and `history` have the statements, `rows` what their rows mean, `fold` applies inputs in a transaction. `restored`
+//!   puts back what a database that went back has lost.
 //! - `work` does what is to be done, `node` asks and sends.
 //!
 //! What always holds:
@@ -30,14 +31,15 @@
 //!    nothing, and never left out; what pays is not sent from then on.
 //! 6. **What is to be done follows from rows**, so a kill between any two steps loses nothing.
 //! 7. **Where blocks say what can't be, one is frozen** (`outgoing.frozen`), and where blocks are missing, it is `lost` until a
-//!    receipt is found: nothing that pays is signed then, and a person is told.
+//!    receipt is found: nothing that pays is signed then, and a person is told. Where a record contradicts a row, its lane is.
 //!
 //! It knows no payments: what to send, and from where, others say (`Kind`).
 //!
-//! **What is missing until a role runs it**, and must not be run without:
+//! Whoever runs it reads the records back before anything else: else what a database that went back has lost would be signed
+//! anew with another nonce.
 //!
-//! - Nothing reads the records back. **A database that went back pays twice**: what it has lost was sent, is taken for a
-//!   stranger's, and is signed anew with another nonce. A role takes from its topics what Postgres lacks before anything else.
+//! **What is missing**:
+//!
 //! - Words of nodes that mean a refusal for ever ("intrinsic gas too low", "exceeds block gas limit") are `Unknown`: such a
 //!   transaction is only sent again, and holds up its lane until a person drops it. So does what all nodes but one refuse, since
 //!   one has taken it or is silent. What a stranger's contract reverts with may read like a node's words.
@@ -55,7 +57,7 @@
 //! - A filler's or cancel's gas is fixed (`content`), and too little where a chain counts data for L1 as gas.
 //! - No process is kept from being dumped (`PR_SET_DUMPABLE`), and copies that derivation makes of a key on the stack are not
 //!   overwritten.
-//! - Nothing resolves a `lost` or frozen one: a command comes with the role.
+//! - Nothing resolves a `lost` or frozen one.
 
 pub mod agreement;
 pub mod answers;
@@ -66,6 +68,7 @@ pub mod history;
 pub mod lane;
 pub mod node;
 pub mod outgoing;
+pub mod restored;
 pub mod rows;
 pub mod step;
 pub mod store;

@@ -65,6 +65,8 @@ pub struct Record {
     pub cancels: bool,
     pub idempotency_key: String,
     pub request_hash: B256,
+    /// Unix seconds.
+    pub signed_at: u64,
 }
 
 /// What became of a request to queue one.
@@ -139,8 +141,8 @@ pub async fn limit_fee(db: &impl GenericClient, queued: &[Uuid], max_fee: u128) 
     Ok(())
 }
 
-/// The senders that have something to do at this time. Those that were not looked at for longest come first, so that those that
-/// get nowhere hold up no other.
+/// The senders that have something to do at this time, but for those that are frozen. Those that were not looked at for longest
+/// come first, so that those that get nowhere hold up no other.
 ///
 /// # Errors
 /// When the database fails.
@@ -149,7 +151,9 @@ pub async fn due_lanes(db: &impl GenericClient, chain: ChainId, now: u64, limit:
         .prepare_cached(
             "SELECT l.sender FROM (SELECT DISTINCT sender FROM outgoing WHERE chain_id = $1 AND due_at <= $2) o
              JOIN outgoing_lanes l ON l.chain_id = $1 AND l.sender = o.sender
-             WHERE l.next_at <= $2 ORDER BY l.next_at, l.sender LIMIT $3",
+             WHERE l.next_at <= $2 AND l.frozen IS NULL
+                 AND NOT EXISTS (SELECT FROM outgoing_chains WHERE chain_id = $1 AND frozen IS NOT NULL)
+             ORDER BY l.next_at, l.sender LIMIT $3",
         )
         .await?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -431,7 +435,8 @@ pub async fn save(tx: &impl GenericClient, id: Uuid, before: &Outgoing, after: &
 pub async fn records(db: &impl GenericClient, hashes: &[B256], may_be_sent: bool) -> Result<Vec<Record>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT o.id, o.kind, a.chain_id, a.sender, a.nonce, a.hash, a.raw, a.cancels, o.idempotency_key, o.request_hash
+            "SELECT o.id, o.kind, a.chain_id, a.sender, a.nonce, a.hash, a.raw, a.cancels, o.idempotency_key, o.request_hash,
+                 extract(epoch FROM a.created_at)::bigint
              FROM outgoing_attempts a JOIN outgoing o ON o.id = a.outgoing
              WHERE a.hash = ANY($1)
                  AND (NOT $2 OR a.acknowledged AND (a.cancels OR NOT o.dropping AND o.frozen IS NULL))
@@ -449,6 +454,7 @@ pub async fn records(db: &impl GenericClient, hashes: &[B256], may_be_sent: bool
         cancels: row.get(7),
         idempotency_key: row.get(8),
         request_hash: B256::from_slice(row.get(9)),
+        signed_at: unsigned(row.get(10)),
     };
     Ok(db.query(&statement, &[&hashes, &may_be_sent]).await?.iter().map(read).collect())
 }

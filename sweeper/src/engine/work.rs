@@ -39,7 +39,8 @@ const MAX_ROUNDS: usize = 6;
 
 /// Who signs for an address.
 pub trait Keys: Send + Sync + fmt::Debug {
-    fn signer(&self, sender: Address) -> Option<Arc<dyn Signer>>;
+    /// `None` if nobody does, or it can't be found out now.
+    fn signer(&self, sender: Address) -> BoxFuture<'_, Option<Arc<dyn Signer>>>;
 }
 
 /// Where attempts are recorded before they are sent.
@@ -178,8 +179,8 @@ impl Engine {
         Ok(stepped)
     }
 
-    /// What is true still of what nodes said: a receipt of a block that has left the chain meanwhile says nothing, though the block
-    /// was final. Nothing takes it back once more.
+    /// What is true still of what nodes said: a receipt of a block that has left the chain meanwhile says nothing, though the
+    /// block was final. Nothing takes it back once more.
     async fn still_true(
         &self,
         tx: &Transaction<'_>,
@@ -247,7 +248,7 @@ impl Engine {
         let LaneId { chain, sender } = stored.lane;
         let nothing = Content::nothing(sender);
         let content = if order.cancels { &nothing } else { &stored.content };
-        let signer = self.keys.signer(sender).ok_or(Notice::NotSigned)?;
+        let signer = self.keys.signer(sender).await.ok_or(Notice::NotSigned)?;
         // What is not possible is not queued.
         let transaction = content.unsigned(chain, nonce, order.fees).ok_or(Notice::NotSigned)?;
         let signature = signer.sign_transaction(&transaction).await.map_err(|error| {

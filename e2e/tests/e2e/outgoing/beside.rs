@@ -17,7 +17,10 @@ use sweeper::engine::rows::Stored;
 use sweeper::engine::step::step;
 use sweeper::engine::store::{Queued, block_to_count, load, lock, save, set_counted, store_attempt};
 use sweeper::keys::Signer as _;
+use sweeper::reading;
 use topics::BlockRef;
+use topics::wire::BlockRecord;
+use topics::wire::block_record::{Kind, Transaction};
 use uuid::Uuid;
 
 /// Above what the rig's node has.
@@ -204,5 +207,55 @@ async fn a_receipt_says_nothing_when_a_final_block_has_left_the_chain_since_it_w
     ensure!(rig.proxy.asked("eth_getTransactionReceipt") > 0, "nobody asked");
     let outgoing = stored(&rig.pool.get().await?, id).await?.outgoing;
     ensure!(outgoing.phase == Phase::Lost, "{outgoing:?}");
+    Ok(())
+}
+
+async fn read(rig: &Rig, record: &BlockRecord) -> Result<()> {
+    let mut db = rig.pool.get().await?;
+    let tx = db.transaction().await?;
+    let mut place = reading::load(&tx, CHAIN).await?;
+    reading::take(&tx, CHAIN, &mut place, record, &PACE).await?;
+    reading::save(&tx, CHAIN, &place).await?;
+    Ok(tx.commit().await?)
+}
+
+/// What a record says of who sent a transaction is one endpoint's word.
+#[tokio::test]
+async fn a_transaction_of_a_record_is_ours_by_its_hash_and_a_strangers_makes_its_sender_be_counted_anew() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    let id = queued(&rig, 0).await?;
+    rig.turn(usize::MAX).await?;
+    let (db, lane) = (rig.pool.get().await?, ours(&rig));
+    let counted = async || -> Result<Option<i64>> {
+        let sql = "SELECT counted FROM outgoing_lanes WHERE sender = $1";
+        Ok(db.query_one(sql, &[&lane.sender.as_slice()]).await?.get(0))
+    };
+    let record = |sequence, from: Address, hash: B256| BlockRecord {
+        sequence,
+        kind: Kind::Added.into(),
+        number: block(sequence).number,
+        hash: block(sequence).hash.to_vec().into(),
+        parent_hash: block(sequence - 1).hash.to_vec().into(),
+        transactions: vec![Transaction { from: from.to_vec().into(), hash: hash.to_vec().into(), ..Transaction::default() }],
+        ..BlockRecord::default()
+    };
+    db.execute("UPDATE outgoing_chains SET sequence = 0, head_hash = $1", &[&block(0).hash.as_slice()]).await?;
+    ensure!(counted().await? == Some(0), "{:?}", counted().await?);
+    // A stranger's, as one endpoint says.
+    read(&rig, &record(1, lane.sender, B256::repeat_byte(2))).await?;
+    let phase = stored(&db, id).await?.outgoing.phase;
+    ensure!(counted().await?.is_none() && phase == Phase::Broadcast, "{:?} {phase:?}", counted().await?);
+    let foreign: i64 = db.query_one("SELECT count(*) FROM outgoing_foreign", &[]).await?.get(0);
+    ensure!(foreign == 0, "{foreign} are believed");
+    // Ours, of somebody else as one endpoint says, and without its nonce.
+    let hash = stored(&db, id).await?.outgoing.attempts[0].hash;
+    read(&rig, &record(2, Address::ZERO, hash)).await?;
+    let phase = stored(&db, id).await?.outgoing.phase;
+    ensure!(matches!(phase, Phase::Mined(mined) if mined.block == block(2)), "{phase:?}");
+    // A record is missing: what is in a block is believed up to what is final.
+    read(&rig, &record(4, Address::ZERO, B256::repeat_byte(3))).await?;
+    let phase = stored(&db, id).await?.outgoing.phase;
+    ensure!(phase == Phase::Broadcast, "{phase:?}");
     Ok(())
 }

@@ -36,8 +36,9 @@ pub(super) const DEPTH: u64 = 4;
 pub(super) struct OneKey(LocalKey);
 
 impl Keys for OneKey {
-    fn signer(&self, sender: Address) -> Option<Arc<dyn Signer>> {
-        (sender == self.0.address()).then(|| Arc::new(self.0.clone()) as Arc<dyn Signer>)
+    fn signer(&self, sender: Address) -> BoxFuture<'_, Option<Arc<dyn Signer>>> {
+        let signer = (sender == self.0.address()).then(|| Arc::new(self.0.clone()) as Arc<dyn Signer>);
+        futures::future::ready(signer).boxed()
     }
 }
 

@@ -1,0 +1,268 @@
+//! The role `sweeper`, the real binary: what it sends is sent once, whenever it is killed and whatever the database has lost.
+
+use ::sweeper::engine::content::Content;
+use ::sweeper::engine::outgoing::Kind;
+use ::sweeper::engine::rows::LaneId;
+use ::sweeper::engine::store::{NewOutgoing, queue};
+use alloy::primitives::{Address, Bytes, U256, keccak256};
+use anyhow::{Context as _, Result, ensure};
+use deadpool_postgres::Pool;
+use e2e::{Api, Backup, Lab, Plan, Process, eventually, records};
+use runtime::db;
+use runtime::kafka::Publisher;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+use topics::wire::SweepEvent;
+use topics::{Amount, ChainId, Message as _, Topic};
+use uuid::Uuid;
+
+/// Those of [`e2e::XPUB`].
+const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about";
+const PAID: u64 = 1_000_000_000_000_000_000;
+/// What stays for gas, at the highest price.
+const DUST: u64 = 11_000_000_000_000_000;
+/// Blocks until one is final, on anvil.
+const FINAL: u64 = 66;
+
+fn mnemonic_file(lab: &Lab, name: &str, words: &str, mode: u32) -> Result<String> {
+    let path: PathBuf = lab.dir.join(name);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
+    file.write_all(words.as_bytes())?;
+    Ok(path.display().to_string())
+}
+
+/// A lab with all other roles, and the treasury.
+struct Sweeping {
+    lab: Lab,
+    up: Process,
+    api: Api,
+    words: String,
+    treasury: Address,
+}
+
+impl Sweeping {
+    async fn start() -> Result<Self> {
+        let lab = Lab::start(Plan::default()).await?;
+        let words = mnemonic_file(&lab, "mnemonic", WORDS, 0o600)?;
+        let (up, api) = lab.serve("up", "sweeps").await?;
+        Ok(Self { lab, up, api, words, treasury: Address::from_word(keccak256(Uuid::new_v4())) })
+    }
+
+    fn sweeper(&self) -> Result<Process> {
+        self.lab.spawn_with(&["sweeper", "--mnemonic-file", &self.words])
+    }
+
+    fn pool(&self) -> Result<Pool> {
+        db::pool(&self.lab.env["DATABASE_URL"], 2)
+    }
+
+    /// Deposit addresses with coin in them.
+    async fn paid(&self, count: usize) -> Result<Vec<Address>> {
+        let mut addresses = Vec::new();
+        for _ in 0..count {
+            let payment = self.api.coin(PAID).await?;
+            self.lab.node.pay(payment.address()?, payment.amount()?).await?;
+            addresses.push(payment.address()?);
+        }
+        Ok(addresses)
+    }
+
+    /// Queues what an address has, but for its gas.
+    async fn queue(&self, sender: Address) -> Result<Uuid> {
+        let id = Uuid::new_v4();
+        let value = U256::from(PAID - DUST);
+        let to = Some(self.treasury);
+        let content = Content { to, value, data: Bytes::new(), gas_limit: 21_000, authorizations: Vec::new() };
+        let idempotency_key = format!("sweep:{id}");
+        let (lane, request_hash) = (LaneId { chain: ChainId(31337), sender }, keccak256(&idempotency_key));
+        let new = NewOutgoing { id: Uuid::new_v4(), kind: Kind::Sweep, lane, content, idempotency_key, request_hash };
+        queue(&self.pool()?.get().await?, &new).await?;
+        Ok(id)
+    }
+
+    async fn states(&self) -> Result<BTreeMap<String, i64>> {
+        let db = self.pool()?.get().await?;
+        let rows = db.query("SELECT state, count(*) FROM outgoing GROUP BY state", &[]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// Mines until so many are final, and all of them are told.
+    async fn until_final(&self, count: usize) -> Result<Vec<SweepEvent>> {
+        let told = eventually("all sweeps to be told as final", async || {
+            self.lab.node.mine(2).await?;
+            let finals: Vec<SweepEvent> =
+                records::<SweepEvent>(&self.lab).await?.into_iter().filter(|event| event.r#type == "sweep.final").collect();
+            let ids: BTreeSet<&String> = finals.iter().map(|event| &event.id).collect();
+            Ok((ids.len() >= count).then_some(finals))
+        });
+        match told.await {
+            Ok(finals) => Ok(finals),
+            Err(error) => Err(error.context(format!("{:?}", self.states().await?))),
+        }
+    }
+
+    /// Each was sent once: by the treasury's balance and by what the chain counts of each sender.
+    async fn check(&self, senders: &[Address]) -> Result<()> {
+        let number = |value: serde_json::Value| -> Result<U256> { Ok(serde_json::from_value(value)?) };
+        let balance = number(self.lab.node.call("eth_getBalance", json!([self.treasury, "latest"])).await?)?;
+        ensure!(balance == U256::from(PAID - DUST) * U256::from(senders.len()), "the treasury has {balance}");
+        for sender in senders {
+            let count = number(self.lab.node.call("eth_getTransactionCount", json!([sender, "latest"])).await?)?;
+            ensure!(count == U256::ONE, "{sender} has sent {count}");
+        }
+        let mut signed: BTreeMap<Vec<u8>, BTreeSet<u64>> = BTreeMap::new();
+        let (mut contents, events) = (BTreeMap::<String, SweepEvent>::new(), records::<SweepEvent>(&self.lab).await?);
+        for event in events {
+            if event.r#type == "sweep.signed" {
+                signed.entry(event.sender.to_vec()).or_default().insert(event.nonce);
+            }
+            let before = contents.entry(event.id.clone()).or_insert_with(|| event.clone());
+            ensure!(*before == event, "{} was told in two ways: {before:?} {event:?}", event.id);
+        }
+        ensure!(signed.len() == senders.len() && signed.values().all(|nonces| nonces.len() == 1), "{signed:?}");
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_is_sent_once_and_told_when_it_is_final_whenever_the_sweeper_is_killed() -> Result<()> {
+    let mut sweeping = Sweeping::start().await?;
+    let mut senders = sweeping.paid(3).await?;
+    for sender in &senders {
+        sweeping.queue(*sender).await?;
+    }
+    for _ in 0..8 {
+        let mut sweeper = sweeping.sweeper()?;
+        let more = sweeping.paid(1).await?;
+        sweeping.queue(more[0]).await?;
+        senders.extend(more);
+        tokio::time::sleep(Duration::from_millis(rand::random_range(300..2_500))).await;
+        sweeping.lab.node.mine(1).await?;
+        sweeper.kill()?;
+    }
+    // Two at once do no harm.
+    let (mut one, (mut other, _)) = (sweeping.sweeper()?, {
+        let mut env = sweeping.lab.env.clone();
+        env.insert("CTRIP_MNEMONIC_FILE".to_owned(), sweeping.words.clone());
+        std::mem::swap(&mut env, &mut sweeping.lab.env);
+        let beside = sweeping.lab.spawn_beside("sweeper");
+        sweeping.lab.env = env;
+        beside?
+    });
+    sweeping.lab.node.mine(FINAL).await?;
+    let finals = sweeping.until_final(senders.len()).await?;
+    for event in &finals {
+        let moved = event.moved.first().context("what was moved")?;
+        let amount = Amount::from(PAID - DUST).to_wire();
+        ensure!(moved.address == event.sender && moved.amount == amount && moved.total == amount, "{event:?}");
+        let fee = Amount::from_wire(event.fee.as_ref().context("a fee")?)?.units();
+        ensure!(fee > U256::ZERO && fee < U256::from(DUST) && event.gas_used == Some(21_000), "{event:?}");
+        let block = event.block.as_ref().context("a block")?;
+        ensure!(block.timestamp > 0 && block.timestamp == event.occurred_at, "{event:?}");
+    }
+    sweeping.check(&senders).await?;
+    one.check()?;
+    other.check()?;
+    sweeping.up.check()
+}
+
+/// Half of what it loses was queued when the backup was made, of the other half it knows nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_restored_to_before_its_sweeps_sends_none_of_them_again() -> Result<()> {
+    let sweeping = Sweeping::start().await?;
+    let senders = sweeping.paid(6).await?;
+    for sender in &senders[..3] {
+        sweeping.queue(*sender).await?;
+    }
+    let backup = Backup::take(&sweeping.lab)?;
+    for sender in &senders[3..] {
+        sweeping.queue(*sender).await?;
+    }
+    let mut sweeper = sweeping.sweeper()?;
+    eventually("all to be in a block", async || {
+        sweeping.lab.node.mine(1).await?;
+        Ok((sweeping.states().await?.get("mined") == Some(&6)).then_some(()))
+    })
+    .await?;
+    // It runs on, and finds another database behind its connections.
+    backup.restore(&sweeping.lab).await?;
+    sweeping.lab.node.mine(FINAL).await?;
+    sweeping.until_final(senders.len()).await?;
+    sweeping.check(&senders).await?;
+    sweeper.check()?;
+
+    // And once more, while it does not run.
+    sweeper.kill()?;
+    backup.restore(&sweeping.lab).await?;
+    let mut sweeper = sweeping.sweeper()?;
+    eventually("the rows to be final again", async || {
+        sweeping.lab.node.mine(1).await?;
+        Ok((sweeping.states().await.ok().and_then(|states| states.get("final").copied()) == Some(6)).then_some(()))
+    })
+    .await?;
+    sweeping.check(&senders).await?;
+    sweeper.check()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_contradicts_a_row_freezes_its_sender_and_no_other() -> Result<()> {
+    let sweeping = Sweeping::start().await?;
+    let senders = sweeping.paid(2).await?;
+    let mut sweeper = sweeping.sweeper()?;
+    sweeping.queue(senders[0]).await?;
+    sweeping.lab.node.mine(1).await?;
+    let signed = eventually("a record", async || {
+        sweeping.lab.node.mine(1).await?;
+        Ok(records::<SweepEvent>(&sweeping.lab).await?.into_iter().next())
+    })
+    .await?;
+    sweeper.kill()?;
+    // The same bytes for another transaction.
+    let forged = SweepEvent { transaction_id: Uuid::new_v4().to_string(), ..signed };
+    let kafka = sweeping.lab.kafka().await?;
+    let publisher = Publisher::open(&kafka, Duration::from_secs(10))?;
+    let record = (forged.key(), kafka.encode(&forged));
+    publisher.publish(Topic::Sweeps, &[record]).await.into_iter().collect::<Result<()>>()?;
+    sweeping.paid(1).await?;
+    for sender in &senders {
+        sweeping.queue(*sender).await?;
+    }
+    let _sweeper = sweeping.sweeper()?;
+    let db = sweeping.pool()?.get().await?;
+    eventually("the other to be sent", async || {
+        sweeping.lab.node.mine(1).await?;
+        let sql = "SELECT FROM outgoing WHERE sender = $1 AND state <> 'queued'";
+        Ok(db.query_opt(sql, &[&senders[1].as_slice()]).await?.map(drop))
+    })
+    .await?;
+    let queued = db.query("SELECT FROM outgoing WHERE sender = $1 AND state = 'queued'", &[&senders[0].as_slice()]).await?;
+    let frozen = db.query("SELECT sender FROM outgoing_lanes WHERE frozen IS NOT NULL", &[]).await?;
+    ensure!(queued.len() == 1 && frozen.len() == 1 && frozen[0].get::<_, &[u8]>(0) == senders[0].as_slice());
+    let aside = sweeping.lab.ctrip(&["set-aside"])?;
+    ensure!(aside.contains(&forged.transaction_id), "{aside}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_others_can_read_and_another_mnemonic_are_refused() -> Result<()> {
+    let sweeping = Sweeping::start().await?;
+    let open = mnemonic_file(&sweeping.lab, "open", WORDS, 0o644)?;
+    let refused = sweeping.lab.output(&["sweeper", "--mnemonic-file", &open])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && said.contains("chmod 600") && !said.contains("abandon"), "{said}");
+    let other = "zoo zoo zoo zoo zoo zoo zoo zoo zoo zoo zoo wrong";
+    let other = mnemonic_file(&sweeping.lab, "other", other, 0o600)?;
+    let mut process = sweeping.lab.spawn_with(&["sweeper", "--mnemonic-file", &other])?;
+    ensure!(
+        !process.end().await?.success() && process.log().contains("the mnemonic is not that of CTRIP_XPUB"),
+        "{}",
+        process.log()
+    );
+    ensure!(!process.log().contains("zoo"), "{}", process.log());
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! What `sweep.events` has and Postgres lacks: the database went back, and what it has lost was sent. It is put into the rows
+//! as it was, so that its nonce is given out to nothing else and nothing is sent in its place.
+
+use super::content::{Content, ReadBack};
+use super::outgoing::{Attempt, Kind, Outgoing, Pace, Phase};
+use super::rows::{LaneId, Stored};
+use super::store::{self, NewOutgoing};
+use alloy::primitives::{B256, Bytes};
+use deadpool_postgres::GenericClient;
+use runtime::Failure;
+use runtime::db::bigint;
+use std::collections::BTreeMap;
+use topics::ChainId;
+use uuid::Uuid;
+
+/// A signed transaction of a record, whose signature was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signed {
+    pub id: Uuid,
+    pub kind: Kind,
+    pub cancels: bool,
+    pub idempotency_key: String,
+    pub request_hash: B256,
+    pub raw: Bytes,
+    pub read: ReadBack,
+    /// Unix seconds.
+    pub signed_at: u64,
+}
+
+impl Signed {
+    pub const fn lane(&self) -> LaneId {
+        LaneId { chain: self.read.chain, sender: self.read.sender }
+    }
+}
+
+/// What came of one that Postgres lacked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// Its row is there, and has it now.
+    Attempt,
+    /// Its row is new.
+    Row,
+    /// It contradicts the row of this transaction.
+    Contradicts(Uuid, String),
+}
+
+impl Outgoing {
+    /// Takes in an attempt that it does not know. Records of one come in the order in which they were signed, and another nonce
+    /// is taken only once the former can't be mined any more: a later nonce is the one that counts.
+    ///
+    /// # Errors
+    /// If no former state of a database can have led there.
+    pub fn take_back(&mut self, attempt: Attempt) -> Result<(), String> {
+        let Attempt { nonce, cancels, .. } = attempt;
+        if let Some(known) = self.nonce.filter(|known| nonce < *known) {
+            return Err(format!("it has nonce {known} here, and lacks what was signed before with {nonce}"));
+        }
+        let is_other = self.nonce != Some(nonce);
+        match self.phase {
+            Phase::Queued | Phase::Signed => self.phase = Phase::Broadcast,
+            Phase::Broadcast | Phase::Lost | Phase::Replaced(_) if is_other => self.phase = Phase::Broadcast,
+            Phase::Broadcast | Phase::Lost | Phase::Replaced(_) => {}
+            Phase::Mined(_) | Phase::Final(_) | Phase::Failed(_) | Phase::Dropped(_) if is_other => {
+                return Err(format!("it is in a block with nonce {:?} here, and was signed with {nonce} later", self.nonce));
+            }
+            Phase::Mined(_) | Phase::Final(_) | Phase::Failed(_) | Phase::Dropped(_) => {}
+        }
+        self.nonce = Some(nonce);
+        self.attempts.push(attempt);
+        self.dropping |= cancels && self.kind != Kind::Gap;
+        (self.told, self.tried, self.underpriced) = (None, None, false);
+        Ok(())
+    }
+}
+
+/// The transactions that have these attempts already.
+///
+/// # Errors
+/// When the database fails.
+pub async fn known(db: &impl GenericClient, hashes: &[B256]) -> Result<BTreeMap<B256, Uuid>, Failure> {
+    let statement = db.prepare_cached("SELECT hash, outgoing FROM outgoing_attempts WHERE hash = ANY($1)").await?;
+    let hashes: Vec<&[u8]> = hashes.iter().map(|hash| hash.as_slice()).collect();
+    Ok(db.query(&statement, &[&hashes]).await?.iter().map(|row| (B256::from_slice(row.get(0)), row.get(1))).collect())
+}
+
+/// Makes the lanes that are missing, and locks them all, in their order.
+///
+/// # Errors
+/// When the database fails.
+pub async fn lock_lanes(tx: &impl GenericClient, mut lanes: Vec<LaneId>) -> Result<(), Failure> {
+    lanes.sort();
+    lanes.dedup();
+    let statement =
+        tx.prepare_cached("INSERT INTO outgoing_lanes (chain_id, sender) VALUES ($1, $2) ON CONFLICT DO NOTHING").await?;
+    for lane in &lanes {
+        let (chain, sender) = store::parameters(lane);
+        tx.execute(&statement, &[&chain, &sender]).await?;
+        store::lock(tx, lane).await?;
+    }
+    Ok(())
+}
+
+/// Puts in what Postgres lacks. Its lane is locked.
+///
+/// # Errors
+/// When the database fails.
+pub async fn take(tx: &impl GenericClient, signed: &Signed, pace: &Pace) -> Result<Taken, Failure> {
+    let Signed { id, kind, cancels, read, .. } = signed;
+    let lane = signed.lane();
+    let (chain, sender) = store::parameters(&lane);
+    let statement = tx
+        .prepare_cached(
+            "SELECT outgoing FROM outgoing_nonces WHERE chain_id = $1 AND sender = $2 AND nonce = $3 AND outgoing <> $4
+             UNION ALL SELECT id FROM outgoing WHERE idempotency_key = $5 AND id <> $4",
+        )
+        .await?;
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+        [&chain, &sender, &bigint(read.nonce), id, &signed.idempotency_key];
+    if let Some(row) = tx.query(&statement, &parameters).await?.first() {
+        let other: Uuid = row.get(0);
+        return Ok(Taken::Contradicts(other, format!("its nonce {} or its key is that of {other} here", read.nonce)));
+    }
+    let known = store::load(tx, &[*id]).await?.pop();
+    let is_new = known.is_none();
+    let stored = match known {
+        Some(stored) => stored,
+        None => queued(tx, signed).await?,
+    };
+    let is_same = (stored.lane, stored.outgoing.kind, stored.request_hash) == (lane, *kind, signed.request_hash)
+        && stored.idempotency_key == signed.idempotency_key
+        && (*cancels || stored.content == read.content);
+    if !is_same {
+        return Ok(Taken::Contradicts(*id, "it is something else here".to_owned()));
+    }
+    let mut after = stored.outgoing.clone();
+    let attempt = Attempt {
+        hash: read.hash,
+        nonce: read.nonce,
+        fees: read.fees,
+        cancels: *cancels,
+        acknowledged: true,
+        accepted: None,
+        first_sent: None,
+        last_sent: None,
+    };
+    if let Err(contradiction) = after.take_back(attempt) {
+        return Ok(Taken::Contradicts(*id, contradiction));
+    }
+    insert(tx, signed).await?;
+    store::save(tx, *id, &stored.outgoing, &after, pace).await?;
+    Ok(if is_new { Taken::Row } else { Taken::Attempt })
+}
+
+/// The row as it was before it was signed. Of one that was not wanted any more, what it was to pay may not be in any record: it
+/// will not be paid.
+async fn queued(tx: &impl GenericClient, signed: &Signed) -> Result<Stored, Failure> {
+    let Signed { id, kind, cancels, read, .. } = signed;
+    let (id, lane) = (*id, signed.lane());
+    let content = if *cancels { Content::nothing(lane.sender) } else { read.content.clone() };
+    let (idempotency_key, request_hash) = (signed.idempotency_key.clone(), signed.request_hash);
+    let new = NewOutgoing { id, kind: *kind, lane, content, idempotency_key, request_hash };
+    store::queue(tx, &new).await?;
+    let NewOutgoing { content, idempotency_key, .. } = new;
+    Ok(Stored { id, lane, content, idempotency_key, request_hash, outgoing: Outgoing::queued(*kind) })
+}
+
+async fn insert(tx: &impl GenericClient, signed: &Signed) -> Result<(), Failure> {
+    let Signed { id, cancels, read, raw, signed_at, .. } = signed;
+    let lane = signed.lane();
+    let (chain, sender) = store::parameters(&lane);
+    let nonce = bigint(read.nonce);
+    let statement = tx
+        .prepare_cached(
+            "INSERT INTO outgoing_nonces (chain_id, sender, nonce, outgoing) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+        )
+        .await?;
+    tx.execute(&statement, &[&chain, &sender, &nonce, id]).await?;
+    let statement = tx
+        .prepare_cached(
+            "INSERT INTO outgoing_attempts
+                 (hash, outgoing, chain_id, sender, nonce, raw, tip, cap, cancels, acknowledged, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7::text::numeric, $8::text::numeric, $9, true, to_timestamp($10::bigint))",
+        )
+        .await?;
+    let (tip, cap, raw) = (read.fees.tip.to_string(), read.fees.cap.to_string(), &raw[..]);
+    let (hash, signed_at) = (read.hash.as_slice(), bigint(*signed_at));
+    tx.execute(&statement, &[&hash, id, &chain, &sender, &nonce, &raw, &tip, &cap, cancels, &signed_at]).await?;
+    Ok(())
+}
+
+/// Lets nothing be signed or sent in a lane until a person has looked.
+///
+/// # Errors
+/// When the database fails.
+pub async fn freeze_lane(tx: &impl GenericClient, lane: &LaneId, why: &str) -> Result<(), Failure> {
+    let statement = tx
+        .prepare_cached("UPDATE outgoing_lanes SET frozen = coalesce(frozen, $3) WHERE chain_id = $1 AND sender = $2")
+        .await?;
+    let (chain, sender) = store::parameters(lane);
+    tx.execute(&statement, &[&chain, &sender, &why]).await?;
+    Ok(())
+}
+
+/// As [`freeze_lane`], for all lanes of a chain.
+///
+/// # Errors
+/// When the database fails.
+pub async fn freeze_chain(tx: &impl GenericClient, chain: ChainId, why: &str) -> Result<(), Failure> {
+    let statement = tx
+        .prepare_cached(
+            "INSERT INTO outgoing_chains AS c (chain_id, frozen) VALUES ($1, $2)
+             ON CONFLICT (chain_id) DO UPDATE SET frozen = coalesce(c.frozen, excluded.frozen)",
+        )
+        .await?;
+    tx.execute(&statement, &[&bigint(chain.0), &why]).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::fees::Fees;
+    use crate::engine::outgoing::Mined;
+    use topics::BlockRef;
+
+    fn attempt(nonce: u64, cancels: bool) -> Attempt {
+        let hash = B256::with_last_byte(u8::try_from(nonce).unwrap() + u8::from(cancels) * 100);
+        let fees = Fees { tip: 1, cap: 2 };
+        Attempt { hash, nonce, fees, cancels, acknowledged: true, accepted: None, first_sent: None, last_sent: None }
+    }
+
+    fn in_phase(phase: Phase, nonce: Option<u64>) -> Outgoing {
+        Outgoing { phase, nonce, ..Outgoing::queued(Kind::Sweep) }
+    }
+
+    #[test]
+    fn an_attempt_that_a_row_lacks_is_taken_as_what_may_have_been_sent() {
+        let block = BlockRef { number: 3, hash: B256::ZERO };
+        let mined = Mined { hash: B256::ZERO, block, succeeded: Some(true), gas_used: None, gas_price: None };
+        for (phase, known, nonce, expected) in [
+            (Phase::Queued, None, 7, Some(Phase::Broadcast)),
+            (Phase::Signed, Some(7), 7, Some(Phase::Broadcast)),
+            (Phase::Broadcast, Some(7), 7, Some(Phase::Broadcast)),
+            (Phase::Lost, Some(7), 7, Some(Phase::Lost)),
+            (Phase::Replaced(3), Some(7), 7, Some(Phase::Replaced(3))),
+            (Phase::Mined(mined), Some(7), 7, Some(Phase::Mined(mined))),
+            (Phase::Final(mined), Some(7), 7, Some(Phase::Final(mined))),
+            // Signed anew, after a stranger had used the nonce.
+            (Phase::Replaced(3), Some(7), 9, Some(Phase::Broadcast)),
+            (Phase::Broadcast, Some(7), 9, Some(Phase::Broadcast)),
+            (Phase::Lost, Some(7), 9, Some(Phase::Broadcast)),
+            (Phase::Mined(mined), Some(7), 9, None),
+            (Phase::Final(mined), Some(7), 9, None),
+            (Phase::Dropped(None), None, 9, None),
+            // It knows what came later.
+            (Phase::Broadcast, Some(7), 6, None),
+        ] {
+            let mut outgoing = in_phase(phase, known);
+            let taken = outgoing.take_back(attempt(nonce, false));
+            assert_eq!(taken.is_ok().then_some(outgoing.phase), expected, "{phase:?} with {known:?} takes {nonce}: {taken:?}");
+            assert!(taken.is_err() || outgoing.nonce == Some(nonce) && outgoing.attempts.len() == 1 && !outgoing.dropping);
+        }
+    }
+
+    #[test]
+    fn what_was_cancelled_is_not_wanted_any_more() {
+        let mut outgoing = in_phase(Phase::Queued, None);
+        outgoing.take_back(attempt(7, false)).unwrap();
+        outgoing.take_back(attempt(7, true)).unwrap();
+        assert!(outgoing.dropping && outgoing.phase == Phase::Broadcast);
+        let mut filler = Outgoing::queued(Kind::Gap);
+        filler.take_back(attempt(7, true)).unwrap();
+        assert!(!filler.dropping, "it does what it is to do");
+    }
+}

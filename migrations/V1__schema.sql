@@ -740,6 +740,8 @@ CREATE TABLE outgoing_chains (
     sequence     bigint,
     finalized    bigint,
     witnessed    bigint,
+    -- The numbers of its newest blocks, where it has called none final.
+    recent       bigint[] NOT NULL DEFAULT '{}',
     -- A record of sweep.events that can't be read names the chain: as outgoing_lanes.frozen, for all of its lanes.
     frozen       text
 );
@@ -755,6 +757,16 @@ CREATE TABLE outgoing_blocks (
 CREATE TABLE outgoing_restored (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     lineage   text NOT NULL
+);
+
+-- Where the partitions of sweep.events began and ended when they were last compared: one that begins later or ends earlier has lost
+-- records, and nothing is sent until a person says that it may.
+CREATE TABLE outgoing_compared (
+    topic       text NOT NULL,
+    partition   integer NOT NULL,
+    begins      bigint NOT NULL,
+    next_offset bigint NOT NULL,
+    PRIMARY KEY (topic, partition)
 );
 
 -- The nonces that strangers with the same key have used in a block, whether they were given out or not. A final one is put into
@@ -818,8 +830,10 @@ CREATE TABLE outgoing (
     gas_price       numeric(39, 0),
     -- Up to which block somebody else has used the nonce.
     replaced_in     bigint,
-    -- Kafka has the record of what became of it.
-    announced       boolean NOT NULL DEFAULT false,
+    -- What Kafka has as what became of it, and when that was last to be brought there in vain, in Unix seconds. It may be there before
+    -- it is here: told by a database whose place this one has taken.
+    announced       text CHECK (announced IN ('final', 'failed', 'dropped')),
+    announce_tried  bigint NOT NULL DEFAULT 0,
     created_at      timestamptz NOT NULL DEFAULT now(),
     CHECK ((state IN ('mined', 'final', 'failed')) <= (mined_hash IS NOT NULL)),
     CHECK ((mined_hash IS NULL) = (block_hash IS NULL) AND (mined_hash IS NULL) = (block_number IS NULL)),
@@ -834,13 +848,16 @@ CREATE TABLE outgoing (
 CREATE INDEX outgoing_due ON outgoing (chain_id, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX outgoing_due_of_lane ON outgoing (chain_id, sender, due_at) WHERE state <> 'queued' AND due_at IS NOT NULL;
 CREATE INDEX outgoing_queue_of_lane ON outgoing (chain_id, sender, due_at, place) WHERE state = 'queued';
-CREATE INDEX outgoing_of_lane ON outgoing (chain_id, sender, nonce) WHERE state IN ('signed', 'broadcast', 'lost');
--- What a new final block asks for, and what a removed one does.
+CREATE INDEX outgoing_of_lane ON outgoing (chain_id, sender, nonce)
+    WHERE state IN ('signed', 'broadcast', 'lost', 'mined', 'replaced');
+-- What a new final block asks for, what a removed one does, and blocks that are missing.
 CREATE INDEX outgoing_mined ON outgoing (chain_id, block_number) WHERE state = 'mined';
+CREATE INDEX outgoing_in_number ON outgoing (chain_id, block_number) WHERE block_number IS NOT NULL;
 CREATE INDEX outgoing_replaced ON outgoing (chain_id, replaced_in) WHERE state = 'replaced';
 CREATE INDEX outgoing_in_block ON outgoing (block_hash) WHERE block_hash IS NOT NULL;
 -- What became of one and is not told yet.
-CREATE INDEX outgoing_outcomes ON outgoing (chain_id, nonce) WHERE state IN ('final', 'failed', 'dropped') AND NOT announced;
+CREATE INDEX outgoing_outcomes ON outgoing (chain_id, announce_tried, nonce)
+    WHERE state IN ('final', 'failed', 'dropped') AND announced IS NULL;
 
 -- Each nonce that was given out, for ever: to one transaction, in the transaction of Postgres that stored the first signed
 -- bytes.
@@ -880,6 +897,7 @@ CREATE TABLE outgoing_attempts (
     FOREIGN KEY (chain_id, sender, nonce, outgoing) REFERENCES outgoing_nonces (chain_id, sender, nonce, outgoing)
 );
 CREATE INDEX outgoing_attempts_of_outgoing ON outgoing_attempts (outgoing, place);
+CREATE INDEX outgoing_attempts_in_order ON outgoing_attempts (place);
 
 -- What is swept to the treasury (sweeper/src/plan/). What an address holds follows from transfers and outgoing, and is written down
 -- nowhere: nothing can drift.

@@ -70,7 +70,7 @@ const SQL_ROLES: [&str; 4] = ["api", "confirmer", "webhooks", "sweeper"];
 
 /// A table, and what each of [`SQL_ROLES`] does with its rows: selects, inserts, updates, deletes. A locked row counts as updated. `api`
 /// and `confirmer` both restore what a backup lacks. [`UPDATES`] has the updates that are not of whole rows.
-const TABLES: [(&str, [&str; 4]); 40] = [
+const TABLES: [(&str, [&str; 4]); 41] = [
     ("merchants", ["si", "si", "", "s"]),
     ("restored_accounts", ["siud", "siu", "", ""]),
     ("api_keys", ["s", "", "", ""]),
@@ -104,6 +104,7 @@ const TABLES: [(&str, [&str; 4]); 40] = [
     ("outgoing", ["", "", "", "siu"]),
     ("outgoing_blocks", ["", "", "", "si"]),
     ("outgoing_restored", ["", "", "", "siu"]),
+    ("outgoing_compared", ["", "", "", "siu"]),
     ("outgoing_nonces", ["", "", "", "si"]),
     ("outgoing_attempts", ["", "", "", "siu"]),
     ("sweeps", ["", "", "", "siu"]),

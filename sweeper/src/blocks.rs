@@ -5,18 +5,20 @@
 
 use crate::engine::fold::ChainEvent;
 use alloy::primitives::B256;
+use std::collections::VecDeque;
 use topics::wire::BlockRecord;
 use topics::wire::block_record::{Kind, Status, Transaction};
 use topics::{Amount, BlockRef};
 
-/// Where a chain calls no block final, one so deep is: no reorg that is followed reaches below (`MIN_WINDOW_BLOCKS` of ingest).
-const DEPTH_WITHOUT_TAG: u64 = 256;
+/// Where a chain calls no block final, one with so many above it is: no reorg that is followed reaches below
+/// (`MIN_WINDOW_BLOCKS` of ingest). Some chains leave numbers out.
+const DEPTH_WITHOUT_TAG: usize = 256;
 /// A record with so many bytes of transactions may lack some, which are in `chain.logs` (`KEPT_BYTES` of ingest, less one
 /// transaction).
 const MAYBE_MORE_BYTES: usize = 4 * 1024 * 1024 - 1024;
 
 /// Up to where a chain was read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// Of the last record; `None` if what comes next follows on nothing.
     pub sequence: Option<u64>,
@@ -28,6 +30,8 @@ pub struct Place {
     pub witnessed: Option<u64>,
     /// Up to which block all is final and witnessed.
     pub final_number: Option<u64>,
+    /// The numbers of the newest blocks, the lowest first, as many as make one final where the chain has called none so.
+    pub recent: VecDeque<u64>,
 }
 
 /// What a record says, in this order. Of a block that was added the transactions are still to be looked up.
@@ -78,7 +82,7 @@ impl Place {
     /// Reads a record. One that can't be read counts as one that is missing.
     pub fn read(&mut self, record: &BlockRecord) -> Vec<Change> {
         let Some((block, parent)) = references(record) else {
-            *self = Self { sequence: None, ..*self };
+            self.sequence = None;
             return Vec::new();
         };
         // A backfill's is history, and never the head.
@@ -104,20 +108,29 @@ impl Place {
             Kind::Added => {
                 changes.push(Change::Added(block));
                 self.head = Some(block.hash);
+                self.recent.push_back(block.number);
             }
             Kind::Removed => {
                 changes.push(Change::Removed(block));
                 self.head = None;
+                self.recent.pop_back();
                 tip = record.parent_number.unwrap_or(block.number.saturating_sub(1));
                 self.witnessed = self.witnessed.map(|witnessed| witnessed.min(tip));
             }
-            Kind::Replayed => changes.push(self.begin_anew(block.number)),
+            // What is final stays so, wherever somebody has the chain begin anew.
+            Kind::Replayed => changes.push(self.begin_anew(block.number.max(self.final_number.unwrap_or(0)))),
             Kind::Tags | Kind::Unspecified => {}
         }
         self.witnessed = record.witnessed_number.map(|number| number.min(tip)).max(self.witnessed);
         self.finalized = record.finalized_number.max(self.finalized);
-        let finalized = self.finalized.unwrap_or(tip.saturating_sub(DEPTH_WITHOUT_TAG));
-        let is_final = self.witnessed.map(|witnessed| witnessed.min(finalized).min(tip));
+        if self.finalized.is_some() {
+            self.recent.clear();
+        }
+        while self.recent.len() > DEPTH_WITHOUT_TAG + 1 {
+            self.recent.pop_front();
+        }
+        let deep = self.recent.front().filter(|_| self.recent.len() > DEPTH_WITHOUT_TAG).copied();
+        let is_final = self.witnessed.zip(self.finalized.or(deep)).map(|(witnessed, number)| witnessed.min(number).min(tip));
         if is_final > self.final_number && self.head.is_some() {
             self.final_number = is_final;
             changes.extend(is_final.map(Change::Final));
@@ -128,6 +141,7 @@ impl Place {
     /// All above a number has left the chain, and blocks may be missing.
     fn begin_anew(&mut self, above: u64) -> Change {
         self.head = None;
+        self.recent.clear();
         self.witnessed = self.witnessed.map(|witnessed| witnessed.min(above));
         Change::Restarted(above)
     }
@@ -147,7 +161,7 @@ mod tests {
     use super::*;
 
     fn hash(number: u64) -> B256 {
-        B256::with_last_byte(number.to_be_bytes()[7])
+        B256::from(alloy::primitives::U256::from(number))
     }
 
     fn block(number: u64) -> BlockRef {
@@ -180,6 +194,8 @@ mod tests {
         assert_eq!(place.read(&record(11, Kind::Added, 11)), [Change::Added(block(11))]);
         assert_eq!(place.read(&record(12, Kind::Replayed, 9)), [Change::Restarted(9)], "a restart");
         assert_eq!(place.read(&record(13, Kind::Added, 40)), [Change::Added(block(40))], "it may stand on any parent");
+        place.read(&with_tags(record(14, Kind::Added, 41), Some(40), Some(41)));
+        assert_eq!(place.read(&record(15, Kind::Replayed, 9)), [Change::Restarted(40)], "above what is final");
     }
 
     #[test]
@@ -200,7 +216,7 @@ mod tests {
             ("some of its transactions may be elsewhere", large, true),
             ("it can't be read", unreadable, false),
         ] {
-            let mut place = begun;
+            let mut place = begun.clone();
             let changes = place.read(&record);
             assert_eq!(changes.first() == Some(&Change::Restarted(10)), told, "{name}: {changes:?}");
             let next = place.read(&self::record(record.sequence + 1, Kind::Added, 13));
@@ -227,12 +243,23 @@ mod tests {
 
     #[test]
     fn without_a_tag_a_block_is_final_when_no_reorg_reaches_it() {
+        // Each second number is left out.
         let mut place = Place::default();
-        place.read(&with_tags(record(1, Kind::Added, 300), None, Some(300)));
-        assert_eq!(place.final_number, Some(44));
+        let added = |sequence: u64| {
+            let number = 2 * sequence;
+            let parent_hash = hash(number - 2).to_vec().into();
+            with_tags(BlockRecord { parent_hash, ..record(sequence, Kind::Added, number) }, None, Some(number))
+        };
+        (1..=256).for_each(|sequence| _ = place.read(&added(sequence)));
+        assert_eq!(place.final_number, None, "as many as may leave the chain");
+        assert_eq!(place.read(&added(257)), [Change::Added(block(514)), Change::Final(2)]);
+        assert_eq!(place.read(&added(258)), [Change::Added(block(516)), Change::Final(4)]);
+        place.read(&record(259, Kind::Removed, 516));
+        assert_eq!((place.recent.len(), place.final_number), (256, Some(4)));
         // It has a tag after all, which is lower: what was told stays.
-        assert_eq!(place.read(&with_tags(record(2, Kind::Added, 301), Some(40), Some(301))), [Change::Added(block(301))]);
-        assert_eq!(place.final_number, Some(44));
+        let tagged = BlockRecord { finalized_number: Some(1), ..added(258) };
+        assert_eq!(place.read(&BlockRecord { sequence: 260, ..tagged }), [Change::Added(block(516))]);
+        assert_eq!((place.recent.len(), place.final_number), (0, Some(4)));
     }
 
     #[test]

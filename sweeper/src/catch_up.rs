@@ -1,17 +1,22 @@
-//! Keeps the gate of the role's pool closed until Postgres has all that `sweep.events` has: at the start, and whenever a
-//! connection reaches another database than before.
+//! Keeps the gate of the role's pool closed until Postgres has all that `sweep.events` has: at the start, whenever a connection
+//! reaches another database than before, and when the same one knows less than before.
 //!
 //! When a database takes the place of another, a process may still wait for Kafka with a record that it signed on the one
 //! before. It sends nothing any more, since its own gate is closed by then; but its nonce would be given out again. So the
 //! topic is read a while later. On the database that has caught up last, a process does not wait.
 
 use crate::engine::outgoing::Pace;
+use crate::reading::READING;
 use crate::restore::{Restored, STAGE, restore};
+use crate::topic_lost;
+use chain::Listing;
 use deadpool_postgres::{Client, Pool};
 use runtime::db::{self, Gate, Lineage, OwnConnection, Primary};
-use runtime::kafka::Backlog;
+use runtime::kafka::Publisher;
 use runtime::{Failure, Kafka, Settings};
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::time::MissedTickBehavior;
@@ -31,11 +36,54 @@ const MAX_CONNECTIONS: usize = 3;
 #[derive(Clone)]
 pub struct CatchUp {
     kafka: Kafka,
+    publisher: Publisher,
     /// Without the gate, which it opens.
     pool: Pool,
     primary: Primary,
     gate: Gate,
+    listing: Listing,
     pace: Pace,
+    /// That of all engines.
+    last_place: Arc<AtomicI64>,
+}
+
+/// What one look has to tell the next.
+#[derive(Debug, Default)]
+pub struct Looks {
+    /// How much the database knew, where the gate is open to it.
+    known: Option<Reached>,
+    /// To which database the gate was opened last.
+    opened: Option<Lineage>,
+    /// A database that was found in the place of another, and when.
+    settling: Option<(Lineage, Instant)>,
+}
+
+/// How much a database knows of `chain.blocks`, and of what it has signed. Both grow: one that falls says that rows were
+/// restored into the same tables, or the whole machine to what it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Reached {
+    blocks: i64,
+    signed: i64,
+}
+
+impl Reached {
+    async fn of(db: &Client, topic: &str) -> Result<Self, Failure> {
+        let sql = "SELECT (SELECT coalesce(sum(next_offset), 0)::bigint FROM stage_offsets WHERE stage = $1 AND topic = $2),
+                       (SELECT coalesce(max(place), 0) FROM outgoing_attempts)";
+        let row = db.query_one(&db.prepare_cached(sql).await?, &[&READING.stage, &topic]).await?;
+        Ok(Self { blocks: row.get(0), signed: row.get(1) })
+    }
+
+    const fn is_below(self, other: Self) -> bool {
+        self.blocks < other.blocks || self.signed < other.signed
+    }
+}
+
+impl Looks {
+    /// Whether the database knows less than at the last look.
+    fn fell(&mut self, now: Reached) -> bool {
+        self.known.replace(now).is_some_and(|known| now.is_below(known))
+    }
 }
 
 impl CatchUp {
@@ -43,10 +91,19 @@ impl CatchUp {
     ///
     /// # Errors
     /// When `DATABASE_URL` does not parse.
-    pub fn new(kafka: Kafka, settings: &Settings, pace: Pace) -> anyhow::Result<Self> {
+    pub fn new(kafka: Kafka, settings: &Settings, listing: Listing, pace: Pace) -> anyhow::Result<Self> {
+        let publisher = Publisher::open(&kafka, RECORD_TIMEOUT)?;
         let pool = db::pool(&settings.database_url, MAX_CONNECTIONS)?;
         let (primary, gate) = (Primary::of(&settings.database_url)?, Gate::default());
-        Ok(Self { kafka, pool, primary, gate, pace })
+        Ok(Self { kafka, publisher, pool, primary, gate, listing, pace, last_place: Arc::default() })
+    }
+
+    pub fn last_place(&self) -> &Arc<AtomicI64> {
+        &self.last_place
+    }
+
+    pub fn publisher(&self) -> &Publisher {
+        &self.publisher
     }
 
     pub fn gate(&self) -> &Gate {
@@ -76,16 +133,25 @@ impl CatchUp {
     ///
     /// # Errors
     /// When Kafka or the database fails; what was found before holds.
-    pub fn follow(&self, handle: &Handle, stop: &CancellationToken) -> Result<(), Failure> {
-        let mut settling: Option<(Lineage, Instant)> = None;
+    pub fn follow(&self, handle: &Handle, looks: &mut Looks, stop: &CancellationToken) -> Result<(), Failure> {
         while !stop.is_cancelled() {
             let (lineage, _) = handle.block_on(self.primary.leads_to(&self.pool))?;
             if self.gate.is_open_to(&lineage) {
-                settling = None;
+                looks.settling = None;
+                let name = self.kafka.name(READING.topic);
+                let reached = handle.block_on(async { Reached::of(&self.pool.get().await?, &name).await })?;
+                if looks.fell(reached) {
+                    tracing::warn!("Postgres knows less than before: it was restored");
+                    self.gate.close();
+                    looks.settling = Some((lineage, Instant::now()));
+                } else {
+                    self.last_place.fetch_max(reached.signed, Ordering::Relaxed);
+                }
             } else {
                 self.gate.close();
-                if self.is_settled(handle, &lineage, &mut settling)? {
-                    self.compare(handle)?;
+                looks.known = None;
+                if self.is_settled(handle, &lineage, looks)? {
+                    self.compare(handle, looks)?;
                 }
             }
             handle.block_on(async {
@@ -99,39 +165,45 @@ impl CatchUp {
     }
 
     /// Whether nobody can have anything on its way any more that was signed on another database.
-    fn is_settled(
-        &self,
-        handle: &Handle,
-        lineage: &Lineage,
-        settling: &mut Option<(Lineage, Instant)>,
-    ) -> Result<bool, Failure> {
-        if let Some((_, since)) = settling.as_ref().filter(|(of, _)| of == lineage) {
+    fn is_settled(&self, handle: &Handle, lineage: &Lineage, looks: &mut Looks) -> Result<bool, Failure> {
+        if let Some((_, since)) = looks.settling.as_ref().filter(|(of, _)| of == lineage) {
             return Ok(since.elapsed() >= SETTLING_TIME);
         }
         let noted = handle.block_on(async { noted(OwnConnection::open(&self.pool).await?.db()?).await })?;
-        if noted == Some(lineage.to_string()) || Backlog::open(&self.kafka)?.ends(Topic::Sweeps)?.values().all(|end| *end == 0)
-        {
+        // Another may have been open in between, and this one has the note from before.
+        let was_last = looks.opened.as_ref().is_none_or(|opened| opened == lineage);
+        if was_last && noted == Some(lineage.to_string()) {
             return Ok(true);
         }
-        tracing::warn!("Postgres was restarted or restored: waiting {SETTLING_TIME:?} for what is still on its way to Kafka");
-        *settling = Some((lineage.clone(), Instant::now()));
+        tracing::warn!("Postgres is another than before: waiting {SETTLING_TIME:?} for what is still on its way to Kafka");
+        looks.settling = Some((lineage.clone(), Instant::now()));
         Ok(false)
     }
 
-    /// Reads the topic into the database that a new connection reaches, and opens the gate to that one.
-    fn compare(&self, handle: &Handle) -> Result<(), Failure> {
+    /// Reads the topic into the database that a new connection reaches, writes again what of it the topic has lost, and opens
+    /// the gate to that one.
+    fn compare(&self, handle: &Handle, looks: &mut Looks) -> Result<(), Failure> {
         let mut own = handle.block_on(OwnConnection::open(&self.pool))?;
         let client = own.db()?;
         let lineage = handle.block_on(Lineage::of(client))?;
         let started = Instant::now();
-        let Restored { rows, attempts, aside } = restore(&self.kafka, handle, client, &self.pace)?;
-        if rows + attempts > 0 {
+        let Restored { rows, attempts, outcomes, aside, lacking, read } = restore(&self.kafka, handle, client, &self.pace)?;
+        if rows + attempts + outcomes > 0 {
             tracing::warn!(
-                "Postgres lacked {rows} transactions and {attempts} more signed ones that were sent perhaps; it has them now"
+                "Postgres lacked {rows} transactions, {attempts} more signed ones that were sent perhaps, and what became of \
+                 {outcomes}; it has them now"
             );
         }
+        let topic = self.kafka.name(Topic::Sweeps);
+        handle.block_on(async {
+            topic_lost::refuse(client, &topic, &read).await?;
+            topic_lost::write_again(client, &self.kafka, &self.publisher, &self.listing.chains(), lacking).await?;
+            topic_lost::note(client, &topic, &read).await
+        })?;
         tracing::info!(stage = STAGE, aside, "Postgres has all that {} has, after {:.1?}", Topic::Sweeps, started.elapsed());
         handle.block_on(note(client, &lineage))?;
+        looks.opened = Some(lineage.clone());
+        self.last_place.store(0, Ordering::Relaxed);
         self.gate.open(lineage);
         Ok(())
     }
@@ -147,4 +219,20 @@ async fn note(db: &Client, lineage: &Lineage) -> Result<(), Failure> {
         "INSERT INTO outgoing_restored (lineage) VALUES ($1) ON CONFLICT (singleton) DO UPDATE SET lineage = excluded.lineage";
     db.execute(sql, &[&lineage.to_string()]).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_knows_less_than_before_was_restored() {
+        let reached = |blocks, signed| Reached { blocks, signed };
+        let mut looks = Looks::default();
+        assert!(!looks.fell(reached(5, 7)), "the first look");
+        assert!(!looks.fell(reached(5, 7)) && !looks.fell(reached(6, 9)));
+        assert!(looks.fell(reached(7, 8)), "fewer transactions, though it has read on");
+        assert!(looks.fell(reached(6, 9)), "fewer blocks");
+        assert!(!looks.fell(reached(6, 9)), "it is told once");
+    }
 }

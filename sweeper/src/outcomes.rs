@@ -2,13 +2,16 @@
 //! back.
 //!
 //! The row says whether Kafka has the record. A record that Kafka has and the row does not know of is written once more, under
-//! the same id.
+//! the same id. Each is told by itself: a partition without a leader holds up what is for it alone.
 
+use crate::engine::restored::set_announced;
 use crate::plan;
-use crate::records::{SweepEvents, sweep_of};
-use deadpool_postgres::{GenericClient, Pool};
+use crate::records::{SweepEvents, sweep_of, write_each};
+use anyhow::anyhow;
+use deadpool_postgres::{GenericClient as _, Pool};
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
+use std::time::Duration;
 use tokio_postgres::Row;
 use topics::wire::SweepEvent;
 use topics::wire::sweep_event::{Block, Moved};
@@ -17,12 +20,15 @@ use uuid::Uuid;
 
 /// Outcomes that are told together.
 const MAX_OUTCOMES: i64 = 100;
+/// Longer than any chain takes to call a block final that goes on as it should: rollups wait for their proofs.
+const LONGEST_UNTIL_FINAL: Duration = Duration::from_secs(24 * 3600);
 
-/// Tells what is not told yet. Of what is frozen nothing is told: a final block has left the chain.
+/// Tells what is not told yet. Of what is frozen nothing is told: a final block has left the chain. A lane is told in the
+/// order of its nonces, so that what has moved in all is the same whenever it is asked. What was tried in vain comes last.
 ///
 /// # Errors
-/// When Kafka or the database fails.
-pub async fn tell(pool: &Pool, events: &SweepEvents, chain: ChainId) -> Result<(), Failure> {
+/// When Kafka or the database fails; what Kafka took is told.
+pub async fn tell(pool: &Pool, events: &SweepEvents, chain: ChainId, now: u64) -> Result<(), Failure> {
     let db = pool.get().await?;
     let statement = db
         .prepare_cached(
@@ -30,29 +36,73 @@ pub async fn tell(pool: &Pool, events: &SweepEvents, chain: ChainId) -> Result<(
                  b.time, o.gas_used, o.gas_price::text, extract(epoch FROM coalesce(a.created_at, o.created_at))::bigint
              FROM outgoing o LEFT JOIN outgoing_blocks b ON b.hash = o.block_hash
                  LEFT JOIN outgoing_attempts a ON a.hash = o.mined_hash
-             WHERE o.chain_id = $1 AND o.state IN ('final', 'failed', 'dropped') AND NOT o.announced AND o.frozen IS NULL
-             ORDER BY o.nonce LIMIT $2",
+             WHERE o.chain_id = $1 AND o.state IN ('final', 'failed', 'dropped') AND o.announced IS NULL AND o.frozen IS NULL
+                 AND NOT EXISTS (SELECT FROM outgoing p WHERE p.chain_id = $1 AND p.sender = o.sender AND p.nonce < o.nonce
+                     AND p.state IN ('signed', 'broadcast', 'lost', 'mined', 'replaced'))
+             ORDER BY o.announce_tried, o.nonce LIMIT $2",
         )
         .await?;
     let rows = db.query(&statement, &[&bigint(chain.0), &MAX_OUTCOMES]).await?;
-    let (mut ids, mut outcomes) = (Vec::<Uuid>::new(), Vec::new());
+    let mut outcomes = Vec::new();
     for row in &rows {
         let mut event = outcome(row, chain, &events.chain_name)?;
-        let id = row.get(0);
-        event.moved = plan::moved(&db, id).await?.iter().map(moved).collect();
+        event.moved = plan::moved(&db, row.get(0)).await?.iter().map(moved).collect();
         outcomes.push(event);
-        ids.push(id);
     }
-    if ids.is_empty() {
+    if rows.is_empty() {
         return Ok(());
     }
     // The connection is for others while Kafka is waited for.
     drop(db);
-    events.write(&outcomes).await?;
+    let written = write_each(&events.kafka, &events.publisher, &outcomes).await;
     let db = pool.get().await?;
-    let statement = db.prepare_cached("UPDATE outgoing SET announced = true WHERE id = ANY($1)").await?;
-    db.execute(&statement, &[&ids]).await?;
-    Ok(())
+    let in_vain = db.prepare_cached("UPDATE outgoing SET announce_tried = $2 WHERE id = $1").await?;
+    let mut told = Ok(());
+    for (row, outcome) in rows.iter().zip(written) {
+        let id: Uuid = row.get(0);
+        match outcome {
+            Ok(()) => set_announced(&db, id, row.get(5)).await?,
+            Err(failure) => {
+                db.execute(&in_vain, &[&id, &bigint(now)]).await?;
+                told = told.and(Err(failure));
+            }
+        }
+    }
+    told
+}
+
+/// Tells of a chain that calls blocks final no more, as when endpoints no longer know that tag: what was mined waits then.
+///
+/// # Errors
+/// When a block with a transaction of ours is not final after [`LONGEST_UNTIL_FINAL`]; or when the database fails.
+pub async fn refuse_late(pool: &Pool, chain: ChainId, now: u64) -> Result<(), Failure> {
+    let db = pool.get().await?;
+    let statement = db
+        .prepare_cached(
+            "SELECT b.time, o.block_number, c.final_number, c.finalized, c.witnessed
+             FROM outgoing o JOIN outgoing_blocks b ON b.hash = o.block_hash JOIN outgoing_chains c USING (chain_id)
+             WHERE o.chain_id = $1 AND o.state = 'mined' ORDER BY o.block_number LIMIT 1",
+        )
+        .await?;
+    let Some(row) = db.query_opt(&statement, &[&bigint(chain.0)]).await? else { return Ok(()) };
+    let number = |column| row.get::<_, Option<i64>>(column).map_or_else(|| "none".to_owned(), |number| number.to_string());
+    let age = now.saturating_sub(unsigned(row.get(0)));
+    if !is_late(age, row.get(1), row.get(2)) {
+        return Ok(());
+    }
+    Err(Failure::Retry(anyhow!(
+        "block {} has a transaction of ours for {} h, and is not final: the chain's finalized block is {}, and {} is witnessed; do \
+         its endpoints know the tag still?",
+        number(1),
+        age / 3600,
+        number(3),
+        number(4)
+    )))
+}
+
+/// Whether a block of this age, in seconds, should be final.
+fn is_late(age: u64, number: Option<i64>, final_number: Option<i64>) -> bool {
+    age >= LONGEST_UNTIL_FINAL.as_secs() && final_number < number
 }
 
 fn moved(moved: &plan::Moved) -> Moved {
@@ -99,4 +149,17 @@ fn outcome(row: &Row, chain: ChainId, chain_name: &str) -> Result<SweepEvent, Fa
         occurred_at: time.or_else(|| number(12)).unwrap_or_default(),
         ..SweepEvent::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_that_is_not_final_after_a_day_is_late() {
+        let day = LONGEST_UNTIL_FINAL.as_secs();
+        assert!(is_late(day, Some(7), Some(6)) && is_late(day, Some(7), None));
+        assert!(!is_late(day - 1, Some(7), None), "it may become so");
+        assert!(!is_late(day, Some(7), Some(7)), "it is");
+    }
 }

@@ -180,7 +180,7 @@ async fn count_anew(tx: &impl GenericClient, chain: ChainId, senders: &[Address]
     Ok(())
 }
 
-async fn note_time(tx: &impl GenericClient, block: B256, time: u64) -> Result<(), Failure> {
+pub(crate) async fn note_time(tx: &impl GenericClient, block: B256, time: u64) -> Result<(), Failure> {
     let statement =
         tx.prepare_cached("INSERT INTO outgoing_blocks (hash, time) VALUES ($1, $2) ON CONFLICT DO NOTHING").await?;
     tx.execute(&statement, &[&block.as_slice(), &bigint(time)]).await?;
@@ -197,7 +197,7 @@ pub async fn load(tx: &impl GenericClient, chain: ChainId) -> Result<Place, Fail
     tx.execute(&statement, &[&chain]).await?;
     let statement = tx
         .prepare_cached(
-            "SELECT sequence, head_hash, finalized, witnessed, final_number FROM outgoing_chains WHERE chain_id = $1
+            "SELECT sequence, head_hash, finalized, witnessed, final_number, recent FROM outgoing_chains WHERE chain_id = $1
              FOR NO KEY UPDATE",
         )
         .await?;
@@ -209,6 +209,7 @@ pub async fn load(tx: &impl GenericClient, chain: ChainId) -> Result<Place, Fail
         finalized: number(2),
         witnessed: number(3),
         final_number: number(4),
+        recent: row.get::<_, Vec<i64>>(5).into_iter().map(unsigned).collect(),
     })
 }
 
@@ -218,9 +219,12 @@ pub async fn load(tx: &impl GenericClient, chain: ChainId) -> Result<Place, Fail
 /// When the database fails.
 pub async fn save(tx: &impl GenericClient, chain: ChainId, place: &Place) -> Result<(), Failure> {
     let statement = tx
-        .prepare_cached("UPDATE outgoing_chains SET sequence = $2, finalized = $3, witnessed = $4 WHERE chain_id = $1")
+        .prepare_cached(
+            "UPDATE outgoing_chains SET sequence = $2, finalized = $3, witnessed = $4, recent = $5 WHERE chain_id = $1",
+        )
         .await?;
     let [sequence, finalized, witnessed] = [place.sequence, place.finalized, place.witnessed].map(|number| number.map(bigint));
-    tx.execute(&statement, &[&bigint(chain.0), &sequence, &finalized, &witnessed]).await?;
+    let recent: Vec<i64> = place.recent.iter().copied().map(bigint).collect();
+    tx.execute(&statement, &[&bigint(chain.0), &sequence, &finalized, &witnessed, &recent]).await?;
     Ok(())
 }

@@ -5,6 +5,7 @@ use crate::engine::rows::{kind_text, read_kind};
 use crate::engine::store::Record;
 use crate::engine::work::Records;
 use alloy::primitives::{Address, B256};
+use futures::StreamExt as _;
 use futures::future::{BoxFuture, FutureExt as _};
 use runtime::kafka::Publisher;
 use runtime::{Failure, Kafka};
@@ -14,6 +15,8 @@ use topics::{Message as _, Topic};
 use uuid::Uuid;
 
 pub const SIGNED: &str = "sweep.signed";
+/// What becomes of one, as the types say behind `sweep.`, and as rows do.
+pub const OUTCOMES: [&str; 3] = ["final", "failed", "dropped"];
 
 /// The key of a transaction that a sweep asked for begins so; the sweep's id follows.
 pub const SWEEP_KEY: &str = "sweep:";
@@ -94,26 +97,22 @@ impl fmt::Debug for SweepEvents {
     }
 }
 
-impl SweepEvents {
-    /// Returns when Kafka has acknowledged all.
-    ///
-    /// # Errors
-    /// When one was not acknowledged; it may be there all the same.
-    pub async fn write(&self, events: &[SweepEvent]) -> Result<(), Failure> {
-        let records: Vec<_> = events.iter().map(|event| (event.key(), self.kafka.encode(event))).collect();
-        let outcomes = self.publisher.publish(Topic::Sweeps, &records).await;
-        outcomes
-            .into_iter()
-            .collect::<Result<(), _>>()
-            .map_err(|error| Failure::Retry(error.context(format!("{} did not take a record", self.kafka.name(Topic::Sweeps)))))
-    }
+/// Writes records, and returns the outcome of each, in their order, when Kafka has acknowledged or refused all. One that was
+/// not acknowledged may be there all the same; a partition without a leader keeps no other from being acknowledged.
+pub async fn write_each(kafka: &Kafka, publisher: &Publisher, events: &[SweepEvent]) -> Vec<Result<(), Failure>> {
+    let records: Vec<_> = events.iter().map(|event| (event.key(), kafka.encode(event))).collect();
+    let mut outcomes: Vec<_> = publisher.publish_each(Topic::Sweeps, &records).collect().await;
+    outcomes.sort_by_key(|(place, _)| *place);
+    let name = kafka.name(Topic::Sweeps);
+    let refused = |error: anyhow::Error| Failure::Retry(error.context(format!("{name} did not take a record")));
+    outcomes.into_iter().map(|(_, outcome)| outcome.map_err(refused)).collect()
 }
 
 impl Records for SweepEvents {
-    fn publish<'r>(&'r self, records: &'r [Record]) -> BoxFuture<'r, Result<(), Failure>> {
+    fn publish<'r>(&'r self, records: &'r [Record]) -> BoxFuture<'r, Vec<Result<(), Failure>>> {
         async move {
             let events: Vec<SweepEvent> = records.iter().map(|record| signed_event(&self.chain_name, record)).collect();
-            self.write(&events).await
+            write_each(&self.kafka, &self.publisher, &events).await
         }
         .boxed()
     }

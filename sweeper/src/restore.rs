@@ -8,32 +8,36 @@
 //!   been sent.
 
 use crate::engine::content::{Content, ReadBack};
-use crate::engine::outgoing::Pace;
-use crate::engine::restored::{self, Signed, Taken};
-use crate::engine::rows::LaneId;
+use crate::engine::outgoing::{Mined, Pace, Phase};
+use crate::engine::restored::{self, Outcome, Signed, Taken};
+use crate::engine::rows::{LaneId, phase_columns};
 use crate::engine::store;
-use crate::records::{SIGNED, Told};
-use alloy::primitives::{Address, B256, Bytes};
-use deadpool_postgres::{Client, GenericClient};
-use runtime::kafka::Record;
+use crate::reading::note_time;
+use crate::records::{OUTCOMES, SIGNED, Told};
+use alloy::primitives::{Address, B256, Bytes, keccak256};
+use deadpool_postgres::{Client, GenericClient, Transaction};
+use runtime::kafka::{Backlog, Record};
 use runtime::{Failure, Kafka, set_aside};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tokio::runtime::Handle;
 use topics::wire::SweepEvent;
-use topics::{ChainId, Topic, frame};
+use topics::{Amount, BlockRef, ChainId, Topic, frame};
 use uuid::Uuid;
 
 /// Under which records are set aside.
 pub const STAGE: &str = "sweeper-restore";
 /// Records that are compared in one transaction of Postgres.
 const MAX_RECORDS: usize = 500;
+/// What Postgres keeps of a record: an index entry has room for some 2,700 bytes, and its times end.
+const MAX_KEY_BYTES: usize = 2_000;
+const MAX_TIME: u64 = 253_402_300_799;
 
-/// A record that says what was signed, or what can't be believed of it.
+/// What a record says, or what can't be believed of it.
 #[derive(Debug)]
 struct Item {
     partition: i32,
     offset: i64,
-    /// The transaction's id, or its place.
+    /// The transaction's id and the signed bytes' hash, or the place.
     name: String,
     said: Said,
 }
@@ -41,22 +45,57 @@ struct Item {
 #[derive(Debug)]
 enum Said {
     Signed(Box<Signed>),
-    /// Kafka has what became of this one.
-    Outcome(Uuid),
-    /// What is told of this lane can't be believed.
-    WrongOfLane(LaneId, String),
+    /// When its block was made, in Unix seconds; 0 if that is not known.
+    Outcome(Outcome, u64),
+    /// What is told of these lanes can't be believed.
+    WrongOfLanes(Vec<LaneId>, String),
     /// It can't be read; its key names a chain, if it does.
     Unreadable(Option<ChainId>, String),
 }
 
-/// What was put back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What was put back, and what is in the topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
-    /// Transactions, and signed bytes of those that Postgres knew.
+    /// Transactions, signed bytes of those that Postgres knew, and what became of one.
     pub rows: usize,
     pub attempts: usize,
+    pub outcomes: usize,
     /// Records that were set aside, now or before.
     pub aside: usize,
+    /// What Postgres says that the topic has, as long as it was not found there.
+    pub lacking: Lacking,
+    /// Where each partition begins, and the offset behind its last record; the same where it has none.
+    pub read: BTreeMap<i32, (i64, i64)>,
+}
+
+/// What the topic has, as Postgres says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lacking {
+    pub signed: HashSet<B256>,
+    pub outcomes: HashSet<Uuid>,
+}
+
+impl Lacking {
+    /// All that Postgres says.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn all(db: &impl GenericClient) -> Result<Self, Failure> {
+        let signed = db.query("SELECT hash FROM outgoing_attempts WHERE acknowledged", &[]).await?;
+        let outcomes = db.query("SELECT id FROM outgoing WHERE announced IS NOT NULL", &[]).await?;
+        Ok(Self {
+            signed: signed.iter().map(|row| B256::from_slice(row.get(0))).collect(),
+            outcomes: outcomes.iter().map(|row| row.get(0)).collect(),
+        })
+    }
+
+    fn found(&mut self, item: &Item) {
+        match &item.said {
+            Said::Signed(signed) => _ = self.signed.remove(&signed.read.hash),
+            Said::Outcome(outcome, _) => _ = self.outcomes.remove(&outcome.id),
+            Said::WrongOfLanes(..) | Said::Unreadable(..) => {}
+        }
+    }
 }
 
 /// Reads all, and puts back what is lacking. Blocks.
@@ -64,13 +103,23 @@ pub struct Restored {
 /// # Errors
 /// When Kafka or the database fails, or a partition can't be read to its end.
 pub fn restore(kafka: &Kafka, handle: &Handle, db: &mut Client, pace: &Pace) -> Result<Restored, Failure> {
-    let (mut restored, mut chunk, mut failed) = (Restored::default(), Vec::new(), None);
+    let (mut chunk, mut failed) = (Vec::new(), None);
+    // What is recorded meanwhile is not looked for.
+    let lacking = handle.block_on(Lacking::all(db))?;
+    let ends = Backlog::open(kafka)?.ends(Topic::Sweeps)?;
+    let places = ends.into_iter().map(|(partition, end)| (partition, (end, end))).collect();
+    let mut restored = Restored { lacking, read: places, ..Restored::default() };
     let name = kafka.name(Topic::Sweeps);
     kafka.read_all(Topic::Sweeps, |record| {
         if failed.is_some() {
             return;
         }
-        chunk.extend(read(record));
+        let (begins, next) = restored.read.entry(record.partition()).or_insert((i64::MAX, 0));
+        (*begins, *next) = (record.offset().min(*begins), (record.offset() + 1).max(*next));
+        if let Some(item) = read(record) {
+            restored.lacking.found(&item);
+            chunk.push(item);
+        }
         if chunk.len() >= MAX_RECORDS {
             failed = handle.block_on(take(db, &name, std::mem::take(&mut chunk), pace, &mut restored)).err();
         }
@@ -84,96 +133,210 @@ pub fn restore(kafka: &Kafka, handle: &Handle, db: &mut Client, pace: &Pace) -> 
 
 fn read(record: &Record<'_>) -> Option<Item> {
     let (partition, offset) = (record.partition(), record.offset());
-    let place = format!("{partition}/{offset}");
     let (name, said) = match frame::decode::<SweepEvent>(record.payload()) {
-        Ok(event) if event.r#type == SIGNED => (event.transaction_id.clone(), signed(&event)),
-        // Of an outcome, the id is all that is needed; what else may come is passed over.
-        Ok(event) => (event.transaction_id.clone(), Said::Outcome(event.transaction_id.parse().ok()?)),
+        Ok(event) if event.r#type == SIGNED => (name(&event), signed(&event)),
+        Ok(event) => (name(&event), outcome(&event)?),
         Err(error) => {
             let key = std::str::from_utf8(record.key()).ok();
             let chain = key.and_then(|key| key.split('/').next()?.parse().ok()).map(ChainId);
-            (place.clone(), Said::Unreadable(chain, error.to_string()))
+            (None, Said::Unreadable(chain, error.to_string()))
         }
     };
-    let name = if name.is_empty() { place } else { name };
-    Some(Item { partition, offset, name, said })
+    Some(Item { partition, offset, name: name.unwrap_or_else(|| format!("{partition}/{offset}")), said })
+}
+
+/// Another attempt of a transaction has another name.
+fn name(event: &SweepEvent) -> Option<String> {
+    let id: Uuid = event.transaction_id.parse().ok()?;
+    Some(if event.raw.is_empty() { format!("{id} {}", event.r#type) } else { format!("{id} {}", keccak256(&event.raw)) })
 }
 
 /// What a record of a signed transaction says, as far as the transaction itself says it.
 fn signed(event: &SweepEvent) -> Said {
-    let chain = ChainId(event.chain_id);
+    let read = ReadBack::of(&event.raw);
+    // Whom the record names, and who signed.
+    let named = Address::try_from(&event.sender[..]).ok().map(|sender| LaneId { chain: ChainId(event.chain_id), sender });
+    let signer = read.as_ref().map(|read| LaneId { chain: read.chain, sender: read.sender });
+    let wrong = |fault: String| {
+        let lanes: BTreeSet<LaneId> = named.into_iter().chain(signer).filter(|lane| is_kept(lane.chain.0)).collect();
+        if lanes.is_empty() {
+            let chain = is_kept(event.chain_id).then_some(ChainId(event.chain_id));
+            return Said::Unreadable(chain, fault);
+        }
+        Said::WrongOfLanes(lanes.into_iter().collect(), fault)
+    };
     let told = match Told::of(event) {
         Ok(told) => told,
-        Err(fault) => {
-            let sender = Address::try_from(&event.sender[..]).ok();
-            return match sender {
-                Some(sender) => Said::WrongOfLane(LaneId { chain, sender }, fault),
-                None => Said::Unreadable(Some(chain), fault),
-            };
-        }
+        Err(fault) => return wrong(fault),
     };
     let Told { id, kind, sender, nonce, hash, cancels, idempotency_key, request_hash } = told;
-    let wrong = |fault: &str| Said::WrongOfLane(LaneId { chain, sender }, fault.to_owned());
-    let Some(read) = ReadBack::of(&event.raw) else { return wrong("raw: no signed transaction of a type that is signed here") };
-    if (read.chain, read.sender, read.nonce, read.hash) != (chain, sender, nonce, hash) {
-        return wrong("raw: it is of another chain, sender, nonce or hash than the record says");
+    let Some(read) = read else { return wrong("raw: no signed transaction of a type that is signed here".to_owned()) };
+    if (read.chain, read.sender, read.nonce, read.hash) != (ChainId(event.chain_id), sender, nonce, hash) {
+        return wrong("raw: it is of another chain, sender, nonce or hash than the record says".to_owned());
     }
     if cancels && read.content != (Content { gas_limit: read.content.gas_limit, ..Content::nothing(sender) }) {
-        return wrong("raw: it does something, and is said to do nothing");
+        return wrong("raw: it does something, and is said to do nothing".to_owned());
+    }
+    let is_possible = read.content.gas_limit > 0 && [read.content.gas_limit, nonce, event.chain_id].into_iter().all(is_kept);
+    if !is_possible || event.occurred_at > MAX_TIME {
+        return wrong("its gas, its nonce, its chain or its time are no such".to_owned());
+    }
+    if idempotency_key.len() > MAX_KEY_BYTES || idempotency_key.contains('\0') {
+        return wrong("idempotency_key: it is too long, or holds a NUL".to_owned());
     }
     let raw = Bytes::copy_from_slice(&event.raw);
     let signed_at = event.occurred_at;
     Said::Signed(Box::new(Signed { id, kind, cancels, idempotency_key, request_hash, raw, read, signed_at }))
 }
 
+fn is_kept(number: u64) -> bool {
+    i64::try_from(number).is_ok()
+}
+
+/// What became of one. `None` for a type that is not known: what else may come says nothing of what is sent.
+fn outcome(event: &SweepEvent) -> Option<Said> {
+    let state = event.r#type.strip_prefix("sweep.").filter(|state| OUTCOMES.contains(state))?;
+    let named = Address::try_from(&event.sender[..]).ok().filter(|_| is_kept(event.chain_id));
+    let lane = named.map(|sender| LaneId { chain: ChainId(event.chain_id), sender });
+    let Some((lane, id)) = lane.zip(event.transaction_id.parse().ok()) else {
+        let chain = is_kept(event.chain_id).then_some(ChainId(event.chain_id));
+        return Some(Said::Unreadable(chain, "sender or transaction_id can't be read".to_owned()));
+    };
+    let mined = event.block.as_ref().and_then(|block| {
+        let gas_price = event.gas_price.as_ref().and_then(|price| Amount::from_wire(price).ok()?.units().try_into().ok());
+        Some(Mined {
+            hash: B256::try_from(&event.transaction_hash[..]).ok()?,
+            block: BlockRef {
+                number: Some(block.number).filter(|number| is_kept(*number))?,
+                hash: B256::try_from(&block.hash[..]).ok()?,
+            },
+            succeeded: Some(state != "failed"),
+            gas_used: event.gas_used.filter(|gas| is_kept(*gas)),
+            gas_price,
+        })
+    });
+    let phase = match (state, mined) {
+        ("final", Some(mined)) => Phase::Final(mined),
+        ("failed", Some(mined)) => Phase::Failed(mined),
+        ("dropped", mined) if mined.is_some() || event.block.is_none() => Phase::Dropped(mined),
+        _ => return Some(Said::WrongOfLanes(vec![lane], "block or transaction_hash: it can't be read".to_owned())),
+    };
+    let time = event.block.as_ref().map_or(0, |block| block.timestamp).min(MAX_TIME);
+    Some(Said::Outcome(Outcome { id, lane, phase }, time))
+}
+
+/// What Postgres has of what records say.
+struct Known {
+    signed: BTreeMap<B256, Uuid>,
+    told: BTreeMap<Uuid, String>,
+}
+
+impl Known {
+    async fn of(db: &impl GenericClient, items: &[Item]) -> Result<Self, Failure> {
+        let signed: Vec<B256> = items.iter().filter_map(Item::signed).map(|signed| signed.read.hash).collect();
+        let outcomes = items.iter().filter_map(|item| if let Said::Outcome(of, _) = &item.said { Some(of.id) } else { None });
+        let told = restored::told(db, &outcomes.collect::<Vec<_>>()).await?;
+        Ok(Self { signed: restored::known(db, &signed).await?, told })
+    }
+
+    fn has(&self, item: &Item) -> bool {
+        match &item.said {
+            Said::Signed(signed) => self.signed.get(&signed.read.hash) == Some(&signed.id),
+            Said::Outcome(Outcome { id, phase, .. }, _) => self.told.get(id).is_some_and(|told| told == phase_columns(phase).0),
+            Said::WrongOfLanes(..) | Said::Unreadable(..) => false,
+        }
+    }
+}
+
 /// Compares records, in their order, with the rows.
 async fn take(db: &mut Client, topic: &str, items: Vec<Item>, pace: &Pace, restored: &mut Restored) -> Result<(), Failure> {
-    let hashes: Vec<B256> = items.iter().filter_map(|item| item.signed().map(|signed| signed.read.hash)).collect();
-    let known = restored::known(db, &hashes).await?;
-    let lacks = |item: &&Item| item.signed().is_some_and(|signed| known.get(&signed.read.hash) != Some(&signed.id));
-    let tx = db.transaction().await?;
-    let of_lane = |item: &Item| match &item.said {
-        Said::Signed(signed) => Some(signed.lane()),
-        Said::WrongOfLane(lane, _) => Some(*lane),
-        Said::Outcome(_) | Said::Unreadable(..) => None,
-    };
-    let lanes = items.iter().filter(|item| lacks(item) || item.signed().is_none()).filter_map(of_lane);
-    restored::lock_lanes(&tx, lanes.collect()).await?;
-    // A record may be there twice.
-    let (mut outcomes, mut put_back) = (Vec::new(), BTreeSet::new());
+    let known = Known::of(db, &items).await?;
+    let items: Vec<Item> = items.into_iter().filter(|item| !known.has(item)).collect();
+    let mut tx = db.transaction().await?;
+    restored::lock_lanes(&tx, items.iter().flat_map(Item::lanes).collect()).await?;
+    // Another sweeper may have put some back meanwhile.
+    let mut known = Known::of(&tx, &items).await?;
     for item in &items {
+        if known.has(item) {
+            continue;
+        }
         match &item.said {
-            Said::Signed(signed) if lacks(&item) && put_back.insert((signed.id, signed.read.hash)) => {
-                // Another transaction of ours has these very bytes.
-                let other = known.get(&signed.read.hash);
-                let taken = match other {
+            Said::Signed(signed) => {
+                let taken = match known.signed.get(&signed.read.hash) {
+                    // Another transaction of ours has these very bytes.
                     Some(other) => Taken::Contradicts(*other, format!("the same was signed for {other} here")),
-                    None => restored::take(&tx, signed, pace).await?,
+                    None => alone(&mut tx, async |tx| restored::take(tx, signed, pace).await)
+                        .await?
+                        .unwrap_or_else(|refused| Taken::Contradicts(signed.id, refused)),
                 };
+                // A record may be there twice.
+                if !matches!(taken, Taken::Contradicts(..)) {
+                    known.signed.insert(signed.read.hash, signed.id);
+                }
                 match taken {
                     Taken::Attempt => restored.attempts += 1,
                     Taken::Row => restored.rows += 1,
                     Taken::Contradicts(other, why) => {
+                        restored::keep_nonce(&tx, signed, Some(other)).await?;
                         let others = store::lane_of(&tx, other).await?.filter(|other| *other != signed.lane());
                         let lanes: Vec<LaneId> = others.into_iter().chain([signed.lane()]).collect();
                         aside(&tx, topic, item, Frozen::Lanes(&lanes), &why, restored).await?;
                     }
                 }
             }
-            Said::Signed(_) => {}
-            Said::Outcome(id) => outcomes.push(*id),
-            Said::WrongOfLane(lane, why) => aside(&tx, topic, item, Frozen::Lanes(&[*lane]), why, restored).await?,
+            Said::Outcome(outcome, time) => {
+                let taken = alone(&mut tx, async |tx| restored::take_outcome(tx, outcome, pace).await).await?;
+                match taken.unwrap_or_else(Some) {
+                    Some(why) => aside(&tx, topic, item, Frozen::Lanes(&[outcome.lane]), &why, restored).await?,
+                    None => {
+                        restored.outcomes += 1;
+                        if let (_, Some(mined), _) = phase_columns(&outcome.phase)
+                            && *time > 0
+                        {
+                            note_time(&tx, mined.block.hash, *time).await?;
+                        }
+                    }
+                }
+            }
+            Said::WrongOfLanes(lanes, why) => aside(&tx, topic, item, Frozen::Lanes(lanes), why, restored).await?,
             Said::Unreadable(chain, why) => aside(&tx, topic, item, Frozen::Chain(*chain), why, restored).await?,
         }
     }
-    let statement = tx.prepare_cached("UPDATE outgoing SET announced = true WHERE id = ANY($1) AND NOT announced").await?;
-    tx.execute(&statement, &[&outcomes]).await?;
     Ok(tx.commit().await?)
+}
+
+/// Does something that Postgres may refuse, since of what a record says it is to judge. Then nothing of it is done, and the
+/// reason is returned.
+async fn alone<T>(
+    tx: &mut Transaction<'_>,
+    work: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, Failure>,
+) -> Result<Result<T, String>, Failure> {
+    let savepoint = tx.savepoint("record").await?;
+    match work(&savepoint).await {
+        Ok(done) => {
+            savepoint.commit().await?;
+            Ok(Ok(done))
+        }
+        Err(Failure::Halt(refused)) => {
+            savepoint.rollback().await?;
+            Ok(Err(format!("Postgres refuses it: {refused:#}")))
+        }
+        Err(failure) => Err(failure),
+    }
 }
 
 impl Item {
     fn signed(&self) -> Option<&Signed> {
         if let Said::Signed(signed) = &self.said { Some(signed) } else { None }
+    }
+
+    fn lanes(&self) -> Vec<LaneId> {
+        match &self.said {
+            Said::Signed(signed) => vec![signed.lane()],
+            Said::Outcome(outcome, _) => vec![outcome.lane],
+            Said::WrongOfLanes(lanes, _) => lanes.clone(),
+            Said::Unreadable(..) => Vec::new(),
+        }
     }
 }
 
@@ -201,6 +364,8 @@ async fn aside(
     if tx.query_opt(&statement, &[&topic, &STAGE, partition, name]).await?.is_some() {
         return Ok(());
     }
+    // A text of Postgres has no NUL.
+    let why = why.replace('\0', "");
     let cause = format!("{why}; `ctrip tail {} --from {offset}` shows it in partition {partition}", Topic::Sweeps);
     set_aside::set_aside(tx, STAGE, (topic, *partition), name, *offset, &cause).await?;
     match frozen {
@@ -221,60 +386,5 @@ async fn aside(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::content::SignedBytes;
-    use crate::engine::fees::Fees;
-    use crate::engine::outgoing::Kind;
-    use crate::engine::store::Record as Recorded;
-    use crate::keys::{LocalKey, Signer as _};
-    use crate::records::signed_event;
-    use alloy::primitives::{U256, keccak256};
-
-    async fn recorded(content: &Content, cancels: bool) -> SweepEvent {
-        let key = LocalKey::new(&keccak256(b"cow").0).unwrap();
-        let (chain, sender, nonce) = (ChainId(5), key.address(), 7);
-        let transaction = content.unsigned(chain, nonce, Fees { tip: 2, cap: 9 }).unwrap();
-        let signature = key.sign_transaction(&transaction).await.unwrap();
-        let SignedBytes { hash, raw } = SignedBytes::new(transaction, signature, sender).unwrap();
-        let (id, request_hash) = (Uuid::from_u128(1), B256::ZERO);
-        let (kind, lane, idempotency_key) = (Kind::Sweep, LaneId { chain, sender }, "sweep:1".to_owned());
-        let record = Recorded { id, kind, lane, nonce, hash, raw, cancels, idempotency_key, request_hash, signed_at: 3 };
-        signed_event("anvil", &record)
-    }
-
-    /// Whoever writes to the topic may say anything; only what is signed counts.
-    #[tokio::test]
-    async fn a_record_is_believed_as_far_as_its_signature_goes() {
-        let pays = Content {
-            to: Some(Address::repeat_byte(9)),
-            value: U256::from(3),
-            data: Bytes::new(),
-            gas_limit: 21_000,
-            authorizations: Vec::new(),
-        };
-        let event = recorded(&pays, false).await;
-        let Said::Signed(believed) = signed(&event) else { panic!("{event:?}") };
-        assert_eq!((believed.read.content.clone(), believed.read.nonce, believed.id), (pays.clone(), 7, Uuid::from_u128(1)));
-        let nothing = Content::nothing(believed.read.sender);
-        assert!(matches!(signed(&recorded(&nothing, true).await), Said::Signed(_)));
-        let lane = believed.lane();
-        for (name, wrong, of) in [
-            ("another nonce", SweepEvent { nonce: 8, ..event.clone() }, lane),
-            ("another chain", SweepEvent { chain_id: 6, ..event.clone() }, LaneId { chain: ChainId(6), ..lane }),
-            (
-                "another sender",
-                SweepEvent { sender: vec![1; 20].into(), ..event.clone() },
-                LaneId { sender: Address::repeat_byte(1), ..lane },
-            ),
-            ("another hash", SweepEvent { transaction_hash: vec![1; 32].into(), ..event.clone() }, lane),
-            ("cut bytes", SweepEvent { raw: event.raw.slice(1..), ..event.clone() }, lane),
-            ("no id", SweepEvent { transaction_id: String::new(), ..event.clone() }, lane),
-            ("it pays", SweepEvent { cancels: true, ..event.clone() }, lane),
-        ] {
-            assert!(matches!(signed(&wrong), Said::WrongOfLane(found, _) if found == of), "{name}: {:?}", signed(&wrong));
-        }
-        let nobody = SweepEvent { sender: vec![1].into(), ..event };
-        assert!(matches!(signed(&nobody), Said::Unreadable(Some(ChainId(5)), _)), "{:?}", signed(&nobody));
-    }
-}
+#[path = "restore_tests.rs"]
+mod tests;

@@ -2,7 +2,7 @@
 //!
 //! It is the one process with keys. It may be killed anywhere, and two may run: all that they do follows from rows.
 
-use crate::catch_up::{CatchUp, RECORD_TIMEOUT};
+use crate::catch_up::{CatchUp, Looks};
 use crate::deposit_keys::{self, DepositKeys};
 use crate::engine::fold::drop_outgoing;
 use crate::engine::history;
@@ -14,7 +14,6 @@ use crate::reading::{self, READING};
 use crate::records::SweepEvents;
 use crate::restore::STAGE as RESTORING;
 use crate::{outcomes, plan};
-use anyhow::Context as _;
 use chain::{Chain, Chains, Listing, Rpc};
 use deadpool_postgres::Pool;
 use futures::stream::FuturesUnordered;
@@ -26,8 +25,10 @@ use runtime::{Failure, Kafka, Settings, compared, stage};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -63,7 +64,7 @@ pub fn check(mnemonic_file: &Path) -> anyhow::Result<()> {
 /// Runs until `stop`.
 ///
 /// # Errors
-/// When the configuration is wrong, the mnemonics are another account's, or a stage halts.
+/// When the configuration is wrong, or a stage halts. With mnemonics of another account it waits.
 pub async fn run(
     settings: Settings,
     kafka: Kafka,
@@ -72,7 +73,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let seeds = Seeds::read(mnemonic_file)?;
-    let catch_up = CatchUp::new(kafka.clone(), &settings, PACE)?;
+    let catch_up = CatchUp::new(kafka.clone(), &settings, listing.clone(), PACE)?;
     let pool = db::generic_plan_pool(&settings.database_url, POOL_SIZE, CommitMode::Synchronous, Some(catch_up.gate()))?;
     let key_pool =
         db::generic_plan_pool(&settings.database_url, KEY_POOL_SIZE, CommitMode::Synchronous, Some(catch_up.gate()))?;
@@ -83,7 +84,7 @@ pub async fn run(
     }
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        checked = await_account(catch_up.pool(), &seeds) => checked?,
+        () = await_account(catch_up.pool(), &seeds) => {}
     }
 
     let mut stages = JoinSet::new();
@@ -94,8 +95,8 @@ pub async fn run(
             () = stopped.cancelled() => Ok(()),
         }
     });
-    let (restoring, handle) = (catch_up.clone(), Handle::current());
-    stages.spawn(stage::run(RESTORING, stop.clone(), move |stop| restoring.follow(&handle, stop)));
+    let (restoring, handle, mut looks) = (catch_up.clone(), Handle::current(), Looks::default());
+    stages.spawn(stage::run(RESTORING, stop.clone(), move |stop| restoring.follow(&handle, &mut looks, stop)));
     // Nothing is read on, signed or sent before Postgres has what the topic has.
     tokio::select! {
         () = catch_up.gate().opened() => {}
@@ -107,9 +108,10 @@ pub async fn run(
         let chains = listed.chains();
         reading::run(&read_kafka, &read_pool, &handle, |chain| pace_of(&chains, chain), stop)
     }));
-    let publisher = Publisher::open(&kafka, RECORD_TIMEOUT)?;
+    let publisher = catch_up.publisher().clone();
     let keys = Arc::new(DepositKeys { seeds, pool: key_pool });
-    let turns = Turns { kafka, pool, gate: catch_up.gate().clone(), listing, keys, publisher };
+    let (gate, last_place) = (catch_up.gate().clone(), catch_up.last_place().clone());
+    let turns = Turns { kafka, pool, gate, listing, keys, publisher, last_place };
     let handle = Handle::current();
     stages.spawn(stage::run(TURNS, stop.clone(), move |stop| handle.block_on(turns.run(stop))));
     wind_down(stages, &stop).await
@@ -125,24 +127,29 @@ async fn wind_down(mut stages: JoinSet<anyhow::Result<()>>, stop: &CancellationT
     Ok(())
 }
 
-/// Waits until it is known whose keys are expected.
-async fn await_account(pool: &Pool, seeds: &Seeds) -> anyhow::Result<()> {
+/// Waits until it has the keys that are expected, and signs nothing before: the roles of `ctrip up` go on meanwhile.
+async fn await_account(pool: &Pool, seeds: &Seeds) {
     let mut notice = Notice::of("sweeper: account".to_owned());
     let mut turns = tokio::time::interval(INTERVAL);
-    for turn in 0_u32.. {
+    // Roles that start together wait for each other.
+    let mut patience = 10_u32;
+    loop {
         turns.tick().await;
         let checked = async { deposit_keys::check(&pool.get().await?, seeds).await };
         let cause = match checked.await {
-            Ok(Some(expected)) => return expected.context("CTRIP_MNEMONIC_FILE"),
+            Ok(Some(Ok(()))) => return,
+            Ok(Some(Err(other))) => {
+                patience = 0;
+                format!("CTRIP_MNEMONIC_FILE: {other}; nothing is signed: restart the sweeper with the right file")
+            }
             Ok(None) => "no API has noted its account (CTRIP_XPUB) in Postgres yet".to_owned(),
             Err(failure) => failure.to_string(),
         };
-        // Roles that start together wait for each other.
-        if turn > 10 {
-            notice.show(Some(cause));
+        match patience {
+            0 => notice.show(Some(cause)),
+            _ => patience -= 1,
         }
     }
-    Ok(())
 }
 
 /// The engines of all chains, each with a turn of its own: one that is slow holds up no other.
@@ -153,6 +160,7 @@ struct Turns {
     listing: Listing,
     keys: Arc<DepositKeys>,
     publisher: Publisher,
+    last_place: Arc<AtomicI64>,
 }
 
 /// The engine of a chain as it is listed.
@@ -161,22 +169,45 @@ struct OfChain {
     engine: Engine,
     keys: Arc<DepositKeys>,
     events: Arc<SweepEvents>,
+    gate: Gate,
+    /// Of what is planned, sent and told.
+    notices: Mutex<[Notice; 3]>,
 }
 
 impl OfChain {
-    async fn turn(&self) -> Result<(), Failure> {
+    /// Each part goes on whatever the others say, and is told of until it does.
+    async fn turn(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let accounts = self.keys.accounts().await?;
-        let settings = plan::Settings::of(&self.chain, accounts);
+        let planned = self.plan(now).await;
+        // What became of transactions is told while others are sent: nodes may be slow.
+        let told = async {
+            outcomes::tell(&self.engine.pool, &self.events, self.chain.id, now).await?;
+            outcomes::refuse_late(&self.engine.pool, self.chain.id, now).await
+        };
+        let (sent, told) = tokio::join!(self.send(now), told);
+        let mut notices = self.notices.lock().await;
+        for (notice, ended) in notices.iter_mut().zip([planned, sent, told]) {
+            // It is tried again at the next turn. Of a database that is away another stage tells.
+            let failure = ended.err().filter(|_| self.gate.opened().now_or_never().is_some());
+            notice.show(failure.map(|failure| failure.to_string()));
+        }
+    }
+
+    async fn plan(&self, now: u64) -> Result<(), Failure> {
+        let settings = plan::Settings::of(&self.chain, self.keys.accounts().await?);
         let planned = plan::queue_due(&mut self.engine.pool.get().await?, self.chain.id, &settings, now).await?;
         for id in planned.to_drop {
             drop_outgoing(&self.engine.pool, id, &self.engine.pace).await?;
         }
+        Ok(())
+    }
+
+    async fn send(&self, now: u64) -> Result<(), Failure> {
         // Before a block is read, no sender is counted, and each would be tried in vain.
         if history::has_head(&self.engine.pool.get().await?, self.chain.id).await? {
             self.engine.turn(now).await?;
         }
-        outcomes::tell(&self.engine.pool, &self.events, self.chain.id).await
+        Ok(())
     }
 }
 
@@ -187,7 +218,9 @@ impl Turns {
         let nodes = Nodes::new(Rpc::new(&chain.name, &chain.rpc_urls, Some(chain.id)), chain.witnesses);
         let (keys, records) = (self.keys.clone(), events.clone());
         let engine = Engine::new(chain.id, self.pool.clone(), nodes, keys.clone(), records, pace(chain));
-        OfChain { chain: chain.clone(), engine, keys, events }
+        let engine = Engine { last_place: self.last_place.clone(), ..engine };
+        let notices = ["planning", "sending", "telling"].map(|part| Notice::of(format!("sweeper: {part} on {}", chain.name)));
+        OfChain { chain: chain.clone(), engine, keys, events, gate: self.gate.clone(), notices: Mutex::new(notices) }
     }
 
     async fn run(&self, stop: &CancellationToken) -> Result<(), Failure> {
@@ -217,10 +250,7 @@ impl Turns {
             for chain in listed.iter().filter(|chain| running.insert(chain.id)) {
                 let of_chain = engines.entry(chain.id).or_insert_with(|| Arc::new(self.of_chain(chain))).clone();
                 turns.push(async move {
-                    // It is tried again at the next turn. Of a database that is away another stage tells.
-                    if let Err(failure) = of_chain.turn().await {
-                        tracing::warn!(chain = of_chain.chain.name, "it waits: {failure}");
-                    }
+                    of_chain.turn().await;
                     of_chain.chain.id
                 });
             }

@@ -1,13 +1,14 @@
 //! The role `sweeper`, the real binary: what it sends is sent once, whenever it is killed and whatever the database has lost.
 
 use ::sweeper::engine::content::Content;
-use ::sweeper::engine::outgoing::Kind;
+use ::sweeper::engine::fold::drop_outgoing;
+use ::sweeper::engine::outgoing::{Kind, Pace};
 use ::sweeper::engine::rows::LaneId;
 use ::sweeper::engine::store::{NewOutgoing, queue};
 use alloy::primitives::{Address, Bytes, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
 use deadpool_postgres::Pool;
-use e2e::{Api, Backup, Lab, Plan, Process, eventually, records};
+use e2e::{Api, Backup, KafkaAdmin, Lab, Plan, Process, eventually, records};
 use runtime::db;
 use runtime::kafka::Publisher;
 use serde_json::json;
@@ -26,6 +27,7 @@ const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon aba
 const PAID: u64 = 1_000_000_000_000_000_000;
 /// What stays for gas, at the highest price.
 const DUST: u64 = 11_000_000_000_000_000;
+const PACE: Pace = Pace { max_fee: 1, raise: 100, resend_after: 1, stuck_after: 1, raise_after: 1 };
 /// Blocks until one is final, on anvil.
 const FINAL: u64 = 66;
 
@@ -55,6 +57,32 @@ impl Sweeping {
 
     fn sweeper(&self) -> Result<Process> {
         self.lab.spawn_with(&["sweeper", "--mnemonic-file", &self.words])
+    }
+
+    /// Two of them, as on two machines.
+    fn two(&mut self) -> Result<[Process; 2]> {
+        let mut env = self.lab.env.clone();
+        env.insert("CTRIP_MNEMONIC_FILE".to_owned(), self.words.clone());
+        std::mem::swap(&mut env, &mut self.lab.env);
+        let beside = self.lab.spawn_beside("sweeper");
+        self.lab.env = env;
+        Ok([self.sweeper()?, beside?.0])
+    }
+
+    /// Until a sweeper has compared the database with the topic.
+    async fn until_compared(&self) -> Result<()> {
+        eventually("a sweeper to begin", async || {
+            let db = self.pool()?.get().await?;
+            Ok(db.query_opt("SELECT FROM outgoing_restored", &[]).await?.map(drop))
+        })
+        .await
+    }
+
+    async fn tell(&self, event: &SweepEvent) -> Result<()> {
+        let kafka = self.lab.kafka().await?;
+        let publisher = Publisher::open(&kafka, Duration::from_secs(10))?;
+        let record = (event.key(), kafka.encode(event));
+        publisher.publish(Topic::Sweeps, &[record]).await.into_iter().collect()
     }
 
     fn pool(&self) -> Result<Pool> {
@@ -136,6 +164,10 @@ async fn a_sweep_is_sent_once_and_told_when_it_is_final_whenever_the_sweeper_is_
     for sender in &senders {
         sweeping.queue(*sender).await?;
     }
+    // At its first start it waits for what others may have on their way.
+    let mut sweeper = sweeping.sweeper()?;
+    sweeping.until_compared().await?;
+    sweeper.kill()?;
     for _ in 0..8 {
         let mut sweeper = sweeping.sweeper()?;
         let more = sweeping.paid(1).await?;
@@ -146,14 +178,7 @@ async fn a_sweep_is_sent_once_and_told_when_it_is_final_whenever_the_sweeper_is_
         sweeper.kill()?;
     }
     // Two at once do no harm.
-    let (mut one, (mut other, _)) = (sweeping.sweeper()?, {
-        let mut env = sweeping.lab.env.clone();
-        env.insert("CTRIP_MNEMONIC_FILE".to_owned(), sweeping.words.clone());
-        std::mem::swap(&mut env, &mut sweeping.lab.env);
-        let beside = sweeping.lab.spawn_beside("sweeper");
-        sweeping.lab.env = env;
-        beside?
-    });
+    let [mut one, mut other] = sweeping.two()?;
     sweeping.lab.node.mine(FINAL).await?;
     let finals = sweeping.until_final(senders.len()).await?;
     for event in &finals {
@@ -174,7 +199,7 @@ async fn a_sweep_is_sent_once_and_told_when_it_is_final_whenever_the_sweeper_is_
 /// Half of what it loses was queued when the backup was made, of the other half it knows nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_restored_to_before_its_sweeps_sends_none_of_them_again() -> Result<()> {
-    let sweeping = Sweeping::start().await?;
+    let mut sweeping = Sweeping::start().await?;
     let senders = sweeping.paid(6).await?;
     for sender in &senders[..3] {
         sweeping.queue(*sender).await?;
@@ -196,15 +221,98 @@ async fn a_database_that_is_restored_to_before_its_sweeps_sends_none_of_them_aga
     sweeping.check(&senders).await?;
     sweeper.check()?;
 
-    // And once more, while it does not run.
+    // And once more, while none runs: two put the same back. What became of each is known at once, though no block was read on.
     sweeper.kill()?;
     backup.restore(&sweeping.lab).await?;
-    let mut sweeper = sweeping.sweeper()?;
+    let mut two = sweeping.two()?;
     eventually("the rows to be final again", async || {
+        Ok((sweeping.states().await.ok().and_then(|states| states.get("final").copied()) == Some(6)).then_some(()))
+    })
+    .await?;
+    sweeping.check(&senders).await?;
+    two.iter_mut().try_for_each(Process::check)?;
+
+    // Rows are put into the tables of before: the database is the same, and knows less.
+    let db = sweeping.pool()?.get().await?;
+    let queued_again = "BEGIN; DELETE FROM outgoing_attempts;
+        UPDATE outgoing SET state = 'queued', nonce = NULL, due_at = 0, mined_hash = NULL, block_hash = NULL, block_number = NULL,
+            succeeded = NULL, announced = NULL;
+        DELETE FROM outgoing_nonces; COMMIT";
+    db.batch_execute(queued_again).await?;
+    eventually("the rows to be final once more", async || {
         sweeping.lab.node.mine(1).await?;
         Ok((sweeping.states().await.ok().and_then(|states| states.get("final").copied()) == Some(6)).then_some(()))
     })
     .await?;
+    sweeping.check(&senders).await?;
+    two.iter_mut().try_for_each(Process::check)
+}
+
+/// Its sender has no key here, so it is queued until it is dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_dropped_unsigned_stays_dropped_in_a_database_from_before() -> Result<()> {
+    let sweeping = Sweeping::start().await?;
+    let sweep = sweeping.queue(Address::repeat_byte(7)).await?;
+    let backup = Backup::take(&sweeping.lab)?;
+    let mut sweeper = sweeping.sweeper()?;
+    sweeping.until_compared().await?;
+    let id = async || -> Result<Uuid> {
+        let db = sweeping.pool()?.get().await?;
+        let key = format!("sweep:{sweep}");
+        Ok(db.query_one("SELECT id FROM outgoing WHERE idempotency_key = $1", &[&key]).await?.get(0))
+    };
+    drop_outgoing(&sweeping.pool()?, id().await?, &PACE).await?;
+    eventually("it to be told", async || {
+        let events = records::<SweepEvent>(&sweeping.lab).await?;
+        Ok(events.iter().any(|event| event.r#type == "sweep.dropped").then_some(()))
+    })
+    .await?;
+    sweeper.kill()?;
+    backup.restore(&sweeping.lab).await?;
+    ensure!(sweeping.states().await? == BTreeMap::from([("queued".to_owned(), 1)]));
+    let mut sweeper = sweeping.sweeper()?;
+    eventually("it to be dropped again", async || {
+        let states = sweeping.states().await.unwrap_or_default();
+        Ok((states == BTreeMap::from([("dropped".to_owned(), 1)])).then_some(()))
+    })
+    .await?;
+    sweeper.check()
+}
+
+/// Retention, or somebody who deletes records.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_has_lost_records_is_refused_and_then_gets_what_postgres_has() -> Result<()> {
+    let sweeping = Sweeping::start().await?;
+    let senders = sweeping.paid(1).await?;
+    let sweep = sweeping.queue(senders[0]).await?;
+    let mut sweeper = sweeping.sweeper()?;
+    eventually("it to be in a block", async || {
+        sweeping.lab.node.mine(1).await?;
+        Ok((sweeping.states().await?.get("mined") == Some(&1)).then_some(()))
+    })
+    .await?;
+    sweeper.kill()?;
+    let mut sweeper = sweeping.sweeper()?;
+    sweeping.lab.node.mine(FINAL).await?;
+    sweeping.until_final(1).await?;
+    sweeper.kill()?;
+    let key = format!("31337/{sweep}");
+    let admin = KafkaAdmin::of(&sweeping.lab)?;
+    let end = admin.end(Topic::Sweeps, &key)?;
+    admin.delete_before(Topic::Sweeps, &key, end).await?;
+    let mut sweeper = sweeping.sweeper()?;
+    let command = eventually("it to refuse the topic", async || {
+        let log = sweeper.log();
+        let command = log.split("INSERT INTO outgoing_compared").nth(1).and_then(|rest| rest.lines().next());
+        Ok(command.map(|command| command.split("next_offset = excluded.next_offset").next().unwrap_or_default().to_owned()))
+    })
+    .await?;
+    ensure!(admin.end(Topic::Sweeps, &key)? == end, "nothing is written before a person has looked");
+    let db = sweeping.pool()?.get().await?;
+    let command = command.replace("\\", "");
+    db.batch_execute(&format!("INSERT INTO outgoing_compared{command}next_offset = excluded.next_offset")).await?;
+    eventually("both records to be there again", async || Ok((admin.end(Topic::Sweeps, &key)? >= end + 2).then_some(())))
+        .await?;
     sweeping.check(&senders).await?;
     sweeper.check()
 }
@@ -222,12 +330,13 @@ async fn a_record_that_contradicts_a_row_freezes_its_sender_and_no_other() -> Re
     })
     .await?;
     sweeper.kill()?;
-    // The same bytes for another transaction.
-    let forged = SweepEvent { transaction_id: Uuid::new_v4().to_string(), ..signed };
-    let kafka = sweeping.lab.kafka().await?;
-    let publisher = Publisher::open(&kafka, Duration::from_secs(10))?;
-    let record = (forged.key(), kafka.encode(&forged));
-    publisher.publish(Topic::Sweeps, &[record]).await.into_iter().collect::<Result<()>>()?;
+    // The same bytes for another transaction; and what Postgres can't keep.
+    let forged = SweepEvent { transaction_id: Uuid::new_v4().to_string(), ..signed.clone() };
+    sweeping.tell(&forged).await?;
+    sweeping.tell(&SweepEvent { transaction_id: "a\0b".to_owned(), ..signed.clone() }).await?;
+    sweeping.tell(&SweepEvent { idempotency_key: "a\0b".to_owned(), ..signed.clone() }).await?;
+    sweeping.tell(&SweepEvent { idempotency_key: "a".repeat(9_000), ..signed.clone() }).await?;
+    sweeping.tell(&SweepEvent { occurred_at: u64::MAX, ..signed }).await?;
     sweeping.paid(1).await?;
     for sender in &senders {
         sweeping.queue(*sender).await?;
@@ -258,11 +367,11 @@ async fn a_file_that_others_can_read_and_another_mnemonic_are_refused() -> Resul
     let other = "zoo zoo zoo zoo zoo zoo zoo zoo zoo zoo zoo wrong";
     let other = mnemonic_file(&sweeping.lab, "other", other, 0o600)?;
     let mut process = sweeping.lab.spawn_with(&["sweeper", "--mnemonic-file", &other])?;
-    ensure!(
-        !process.end().await?.success() && process.log().contains("the mnemonic is not that of CTRIP_XPUB"),
-        "{}",
-        process.log()
-    );
-    ensure!(!process.log().contains("zoo"), "{}", process.log());
+    // It waits, so that `ctrip up` goes on, and does not get as far as to compare anything.
+    eventually("it to say so", async || Ok(process.log().contains("the mnemonic is not that of CTRIP_XPUB").then_some(())))
+        .await?;
+    process.check()?;
+    let compared = sweeping.pool()?.get().await?.query_opt("SELECT FROM outgoing_restored", &[]).await?;
+    ensure!(compared.is_none() && !process.log().contains("zoo"), "{}", process.log());
     Ok(())
 }

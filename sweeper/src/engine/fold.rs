@@ -69,7 +69,7 @@ pub async fn apply_chain_event(
                 if !used.is_ours {
                     history::note_foreign(tx, &used.lane, nonce, block).await?;
                 }
-                let Some(id) = used.outgoing else { continue };
+                let Some(id) = used.outgoing.filter(|_| !used.is_told) else { continue };
                 let input = if used.is_ours {
                     Input::SeenInBlock(Mined { hash, block: *block, succeeded, gas_used, gas_price })
                 } else {

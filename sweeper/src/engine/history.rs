@@ -32,6 +32,9 @@ pub struct Used {
     pub outgoing: Option<Uuid>,
     /// Whether we signed it. If not, somebody else has the key.
     pub is_ours: bool,
+    /// Whether Kafka says what became of the row, in a block that is not known to be final here: the database went back. What
+    /// blocks say was so before, and changes nothing.
+    pub is_told: bool,
 }
 
 fn lane_and_id(chain: ChainId, row: &Row) -> (LaneId, Uuid) {
@@ -90,9 +93,12 @@ pub async fn of_block(tx: &impl GenericClient, chain: ChainId, all: &[SeenTransa
     }
     let statement = tx
         .prepare_cached(
-            "SELECT (SELECT a.outgoing FROM outgoing_attempts a WHERE a.hash = t.hash),
-                 (SELECT n.outgoing FROM outgoing_nonces n WHERE n.chain_id = $1 AND n.sender = t.sender AND n.nonce = t.nonce)
+            "SELECT a.outgoing,
+                 (SELECT n.outgoing FROM outgoing_nonces n WHERE n.chain_id = $1 AND n.sender = t.sender AND n.nonce = t.nonce),
+                 coalesce(o.announced = o.state AND o.block_number > coalesce(c.final_number, -1), false)
              FROM unnest($2::bytea[], $3::bigint[], $4::bytea[]) WITH ORDINALITY AS t (sender, nonce, hash, place)
+             LEFT JOIN outgoing_attempts a ON a.hash = t.hash LEFT JOIN outgoing o ON o.id = a.outgoing
+             LEFT JOIN outgoing_chains c ON c.chain_id = $1
              ORDER BY t.place",
         )
         .await?;
@@ -103,7 +109,7 @@ pub async fn of_block(tx: &impl GenericClient, chain: ChainId, all: &[SeenTransa
     let read = |(row, seen): (&Row, &SeenTransaction)| {
         let (ours, given): (Option<Uuid>, Option<Uuid>) = (row.get(0), row.get(1));
         let lane = LaneId { chain, sender: seen.from };
-        Used { lane, seen: *seen, outgoing: ours.or(given), is_ours: ours.is_some() }
+        Used { lane, seen: *seen, outgoing: ours.or(given), is_ours: ours.is_some(), is_told: row.get(2) }
     };
     Ok(rows.iter().zip(all).map(read).collect())
 }
@@ -125,7 +131,8 @@ pub async fn note_foreign(tx: &impl GenericClient, lane: &LaneId, nonce: u64, bl
     Ok(())
 }
 
-/// Which rows the removal of a block is about. What strangers used in it, and what was counted up to it, is forgotten.
+/// Which rows the removal of a block is about, but for those that are [`told`](Used::is_told). What strangers used in it, and
+/// what was counted up to it, is forgotten.
 ///
 /// # Errors
 /// When the database fails.
@@ -139,7 +146,10 @@ pub async fn of_removed(tx: &impl GenericClient, chain: ChainId, block: &BlockRe
     tx.execute(&statement, &[&id, &hash]).await?;
     let statement = tx
         .prepare_cached(
-            "SELECT sender, id FROM outgoing WHERE chain_id = $1 AND block_hash = $2
+            "SELECT o.sender, o.id FROM outgoing o JOIN outgoing_chains c USING (chain_id)
+             WHERE o.chain_id = $1 AND o.block_hash = $2
+                 AND NOT (o.announced IS NOT NULL AND o.announced = o.state
+                     AND o.block_number > coalesce(c.final_number, -1))
              UNION SELECT sender, id FROM outgoing WHERE chain_id = $1 AND state = 'replaced' AND replaced_in >= $3",
         )
         .await?;
@@ -147,8 +157,8 @@ pub async fn of_removed(tx: &impl GenericClient, chain: ChainId, block: &BlockRe
     Ok(rows.iter().map(|row| lane_and_id(chain, row)).collect())
 }
 
-/// Which rows it is about that all above a number has left the chain. All lanes are counted anew at the next block, which tells
-/// what was used in blocks that are missing.
+/// Which rows it is about that all above a number has left the chain, which is not below what is final: so what Kafka says of
+/// the rest stands. All lanes are counted anew at the next block, which tells what was used in blocks that are missing.
 ///
 /// # Errors
 /// When the database fails.
@@ -156,11 +166,18 @@ pub async fn of_restarted(tx: &impl GenericClient, chain: ChainId, above: u64) -
     let (chain_id, above) = (bigint(chain.0), bigint(above));
     let statement = tx.prepare_cached("DELETE FROM outgoing_foreign WHERE chain_id = $1 AND block_number > $2").await?;
     tx.execute(&statement, &[&chain_id, &above]).await?;
-    let statement =
-        tx.prepare_cached("UPDATE outgoing_lanes SET counted = NULL, counted_in = NULL WHERE chain_id = $1").await?;
+    let statement = tx
+        .prepare_cached(
+            "UPDATE outgoing_lanes SET counted = NULL, counted_in = NULL WHERE chain_id = $1 AND counted IS NOT NULL",
+        )
+        .await?;
     tx.execute(&statement, &[&chain_id]).await?;
     let statement = tx
-        .prepare_cached("SELECT sender, id FROM outgoing WHERE chain_id = $1 AND (block_number > $2 OR replaced_in > $2)")
+        .prepare_cached(
+            "SELECT sender, id FROM outgoing
+             WHERE chain_id = $1 AND block_number > $2 AND block_number IS NOT NULL AND announced IS DISTINCT FROM state
+             UNION SELECT sender, id FROM outgoing WHERE chain_id = $1 AND state = 'replaced' AND replaced_in > $2",
+        )
         .await?;
     let rows = tx.query(&statement, &[&chain_id, &above]).await?;
     Ok(rows.iter().map(|row| lane_and_id(chain, row)).collect())

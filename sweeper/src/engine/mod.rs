@@ -57,7 +57,9 @@
 //! - A filler's or cancel's gas is fixed (`content`), and too little where a chain counts data for L1 as gas.
 //! - No process is kept from being dumped (`PR_SET_DUMPABLE`), and copies that derivation makes of a key on the stack are not
 //!   overwritten.
-//! - Nothing resolves a `lost` or frozen one.
+//! - Nothing resolves a `lost` or frozen one, nor gives up the nonce of a record that was set aside: what its lane signs later
+//!   waits behind it.
+//! - `sweep.events` is read whole at each start, and each signature in it recovered.
 
 pub mod agreement;
 pub mod answers;

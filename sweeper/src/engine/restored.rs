@@ -3,7 +3,7 @@
 
 use super::content::{Content, ReadBack};
 use super::outgoing::{Attempt, Kind, Outgoing, Pace, Phase};
-use super::rows::{LaneId, Stored};
+use super::rows::{LaneId, Stored, phase_columns};
 use super::store::{self, NewOutgoing};
 use alloy::primitives::{B256, Bytes};
 use deadpool_postgres::GenericClient;
@@ -45,8 +45,8 @@ pub enum Taken {
 }
 
 impl Outgoing {
-    /// Takes in an attempt that it does not know. Records of one come in the order in which they were signed, and another nonce
-    /// is taken only once the former can't be mined any more: a later nonce is the one that counts.
+    /// Takes in an attempt that it does not know. Another nonce is taken only where the former was given up here too: else both
+    /// might be mined.
     ///
     /// # Errors
     /// If no former state of a database can have led there.
@@ -57,17 +57,63 @@ impl Outgoing {
         }
         let is_other = self.nonce != Some(nonce);
         match self.phase {
-            Phase::Queued | Phase::Signed => self.phase = Phase::Broadcast,
-            Phase::Broadcast | Phase::Lost | Phase::Replaced(_) if is_other => self.phase = Phase::Broadcast,
-            Phase::Broadcast | Phase::Lost | Phase::Replaced(_) => {}
-            Phase::Mined(_) | Phase::Final(_) | Phase::Failed(_) | Phase::Dropped(_) if is_other => {
-                return Err(format!("it is in a block with nonce {:?} here, and was signed with {nonce} later", self.nonce));
+            // Of a nonce that a stranger has used in a final block.
+            Phase::Queued if self.attempts.iter().any(|known| known.nonce >= nonce) => {
+                self.attempts.push(attempt);
+                return Ok(());
             }
-            Phase::Mined(_) | Phase::Final(_) | Phase::Failed(_) | Phase::Dropped(_) => {}
+            Phase::Queued => self.phase = Phase::Broadcast,
+            _ if is_other => {
+                let known = self.nonce.map_or_else(|| "none".to_owned(), |known| known.to_string());
+                return Err(format!("its nonce here is {known}, and it was signed with {nonce} elsewhere: both may be mined"));
+            }
+            Phase::Signed => self.phase = Phase::Broadcast,
+            _ => {}
         }
         self.nonce = Some(nonce);
         self.attempts.push(attempt);
         self.dropping |= cancels && self.kind != Kind::Gap;
+        (self.told, self.tried, self.underpriced) = (None, None, false);
+        Ok(())
+    }
+
+    /// Takes in what became of it: a final block had it, so nothing is sent or asked any more.
+    ///
+    /// # Errors
+    /// If it is over in another way here, or lacks the attempt.
+    pub fn take_outcome(&mut self, outcome: Phase) -> Result<(), String> {
+        let what = |phase: &Phase| {
+            let (state, mined, _) = phase_columns(phase);
+            (state, mined.map(|mined| (mined.hash, mined.block)))
+        };
+        let (state, told) = what(&outcome);
+        if self.phase.is_over() {
+            let (here, known) = what(&self.phase);
+            let is_same = (here, known) == (state, told);
+            return is_same
+                .then_some(())
+                .ok_or_else(|| format!("it is {here} here ({known:?}), and was told as {state} ({told:?})"));
+        }
+        let nonce = match told {
+            None => match (self.phase, self.nonce) {
+                (Phase::Replaced(_), _) | (_, None) => None,
+                (_, Some(nonce)) => {
+                    return Err(format!("it was told as {state} without a block, and is signed with {nonce} here"));
+                }
+            },
+            Some((hash, _)) => {
+                let attempt = self.attempts.iter().find(|attempt| attempt.hash == hash);
+                let attempt = attempt.ok_or_else(|| format!("it was told as {state} by {hash}, which no record has"))?;
+                if attempt.cancels != matches!(outcome, Phase::Dropped(_)) {
+                    return Err(format!("it was told as {state} by {hash}, which is for something else"));
+                }
+                if self.nonce != Some(attempt.nonce) {
+                    return Err(format!("it was told as {state} by {hash}, whose nonce is not the one that may be mined here"));
+                }
+                self.nonce
+            }
+        };
+        (self.phase, self.nonce) = (outcome, nonce);
         (self.told, self.tried, self.underpriced) = (None, None, false);
         Ok(())
     }
@@ -149,6 +195,75 @@ pub async fn take(tx: &impl GenericClient, signed: &Signed, pace: &Pace) -> Resu
     insert(tx, signed).await?;
     store::save(tx, *id, &stored.outgoing, &after, pace).await?;
     Ok(if is_new { Taken::Row } else { Taken::Attempt })
+}
+
+/// What became of a transaction, as a record tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub id: Uuid,
+    pub lane: LaneId,
+    /// One that is over.
+    pub phase: Phase,
+}
+
+/// The transactions of which it is known already that Kafka has what became of them.
+///
+/// # Errors
+/// When the database fails.
+pub async fn told(db: &impl GenericClient, ids: &[Uuid]) -> Result<BTreeMap<Uuid, String>, Failure> {
+    let sql = "SELECT id, announced FROM outgoing WHERE id = ANY($1) AND announced IS NOT NULL";
+    let statement = db.prepare_cached(sql).await?;
+    Ok(db.query(&statement, &[&ids]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Ends the row as the record says. Its lane is locked. Of one that was dropped before it was signed there may be no row.
+///
+/// # Errors
+/// When the database fails.
+pub async fn take_outcome(tx: &impl GenericClient, outcome: &Outcome, pace: &Pace) -> Result<Option<String>, Failure> {
+    let Outcome { id, lane, phase } = outcome;
+    let Some(stored) = store::load(tx, &[*id]).await?.pop() else {
+        let was_signed = *phase != Phase::Dropped(None);
+        return Ok(was_signed.then(|| "no record has its signed transaction".to_owned()));
+    };
+    if stored.lane != *lane {
+        return Ok(Some(format!("its sender is {} on chain {} here", stored.lane.sender, stored.lane.chain)));
+    }
+    let mut after = stored.outgoing.clone();
+    if let Err(contradiction) = after.take_outcome(*phase) {
+        return Ok(Some(contradiction));
+    }
+    store::save(tx, *id, &stored.outgoing, &after, pace).await?;
+    set_announced(tx, *id, phase_columns(phase).0).await?;
+    Ok(None)
+}
+
+/// Notes that Kafka has what became of one.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_announced(db: &impl GenericClient, id: Uuid, state: &str) -> Result<(), Failure> {
+    let statement = db.prepare_cached("UPDATE outgoing SET announced = $2 WHERE id = $1").await?;
+    db.execute(&statement, &[&id, &state]).await?;
+    Ok(())
+}
+
+/// Keeps the nonce of a record that is set aside from being given out: what it signed may have been sent.
+///
+/// # Errors
+/// When the database fails.
+pub async fn keep_nonce(tx: &impl GenericClient, signed: &Signed, other: Option<Uuid>) -> Result<(), Failure> {
+    let statement = tx
+        .prepare_cached(
+            "INSERT INTO outgoing_nonces (chain_id, sender, nonce, outgoing)
+             SELECT $1, $2, $3, id FROM outgoing WHERE id = ANY($4) ORDER BY id <> $5 LIMIT 1 ON CONFLICT DO NOTHING",
+        )
+        .await?;
+    let lane = signed.lane();
+    let (chain, sender) = store::parameters(&lane);
+    let ids: Vec<Uuid> = other.into_iter().chain([signed.id]).collect();
+    tx.execute(&statement, &[&chain, &sender, &bigint(signed.read.nonce), &ids, &signed.id]).await?;
+    Ok(())
 }
 
 /// The row as it was before it was signed. Of one that was not wanted any more, what it was to pay may not be in any record: it
@@ -245,10 +360,11 @@ mod tests {
             (Phase::Replaced(3), Some(7), 7, Some(Phase::Replaced(3))),
             (Phase::Mined(mined), Some(7), 7, Some(Phase::Mined(mined))),
             (Phase::Final(mined), Some(7), 7, Some(Phase::Final(mined))),
-            // Signed anew, after a stranger had used the nonce.
-            (Phase::Replaced(3), Some(7), 9, Some(Phase::Broadcast)),
-            (Phase::Broadcast, Some(7), 9, Some(Phase::Broadcast)),
-            (Phase::Lost, Some(7), 9, Some(Phase::Broadcast)),
+            // Both nonces may be mined.
+            (Phase::Signed, Some(7), 9, None),
+            (Phase::Broadcast, Some(7), 9, None),
+            (Phase::Lost, Some(7), 9, None),
+            (Phase::Replaced(3), Some(7), 9, None),
             (Phase::Mined(mined), Some(7), 9, None),
             (Phase::Final(mined), Some(7), 9, None),
             (Phase::Dropped(None), None, 9, None),
@@ -259,6 +375,60 @@ mod tests {
             let taken = outgoing.take_back(attempt(nonce, false));
             assert_eq!(taken.is_ok().then_some(outgoing.phase), expected, "{phase:?} with {known:?} takes {nonce}: {taken:?}");
             assert!(taken.is_err() || outgoing.nonce == Some(nonce) && outgoing.attempts.len() == 1 && !outgoing.dropping);
+        }
+    }
+
+    /// A stranger has used nonce 7 in a final block, here too.
+    #[test]
+    fn what_was_given_up_is_signed_anew_and_no_record_of_it_brings_it_back() {
+        let mut outgoing = Outgoing { attempts: vec![attempt(7, false)], ..in_phase(Phase::Queued, None) };
+        outgoing.take_back(attempt(7, true)).unwrap();
+        assert_eq!((outgoing.phase, outgoing.nonce, outgoing.attempts.len()), (Phase::Queued, None, 2));
+        outgoing.take_back(attempt(9, false)).unwrap();
+        assert_eq!((outgoing.phase, outgoing.nonce, outgoing.dropping), (Phase::Broadcast, Some(9), false));
+    }
+
+    #[test]
+    fn what_became_of_one_is_put_back_as_it_was_told() {
+        let block = BlockRef { number: 3, hash: B256::ZERO };
+        let by =
+            |attempt: &Attempt| Mined { hash: attempt.hash, block, succeeded: Some(true), gas_used: None, gas_price: None };
+        let (pays, cancels) = (attempt(7, false), attempt(7, true));
+        let (paid, cancelled, other) = (by(&pays), by(&cancels), by(&attempt(8, false)));
+        let elsewhere = Mined { block: BlockRef { number: 4, ..block }, ..paid };
+        for (phase, told, is_taken) in [
+            (Phase::Broadcast, Phase::Final(paid), true),
+            (Phase::Lost, Phase::Failed(paid), true),
+            (Phase::Mined(elsewhere), Phase::Final(paid), true),
+            (Phase::Replaced(3), Phase::Dropped(Some(cancelled)), true),
+            (Phase::Queued, Phase::Dropped(None), true),
+            (Phase::Replaced(3), Phase::Dropped(None), true),
+            (Phase::Final(paid), Phase::Final(paid), true),
+            // What was signed may be mined.
+            (Phase::Broadcast, Phase::Dropped(None), false),
+            (Phase::Lost, Phase::Dropped(None), false),
+            (Phase::Queued, Phase::Final(paid), false),
+            (Phase::Broadcast, Phase::Final(other), false),
+            (Phase::Broadcast, Phase::Final(cancelled), false),
+            (Phase::Broadcast, Phase::Dropped(Some(paid)), false),
+            (Phase::Final(paid), Phase::Failed(paid), false),
+            (Phase::Final(paid), Phase::Final(elsewhere), false),
+            (Phase::Final(paid), Phase::Dropped(None), false),
+            (Phase::Dropped(None), Phase::Final(paid), false),
+        ] {
+            let nonce = (phase != Phase::Queued && phase != Phase::Dropped(None)).then_some(7);
+            let before = Outgoing { attempts: vec![pays.clone(), cancels.clone()], ..in_phase(phase, nonce) };
+            let mut after = before.clone();
+            let taken = after.take_outcome(told);
+            assert_eq!(taken.is_ok(), is_taken, "{phase:?} takes {told:?}: {taken:?}");
+            let due = after.due_at(&crate::engine::outgoing::Pace {
+                max_fee: 1,
+                raise: 1,
+                resend_after: 1,
+                stuck_after: 1,
+                raise_after: 1,
+            });
+            assert!(if is_taken { after.phase == told && due.is_none() } else { after == before }, "{after:?}");
         }
     }
 

@@ -28,6 +28,10 @@ pub struct Lane {
     pub in_flight: usize,
     /// How many blocks of the chain were read.
     pub blocks: u64,
+    /// Whether nothing is signed or sent in it, or on its chain, until a person has looked.
+    pub is_frozen: bool,
+    /// Of the last transaction that was signed, whoever sends it. It grows, unless the database goes back.
+    pub last_place: i64,
 }
 
 /// Up to where a lane's transactions are asked for.
@@ -236,15 +240,27 @@ pub async fn lock(tx: &impl GenericClient, lane: &LaneId) -> Result<Option<Lane>
         .prepare_cached(
             "SELECT (SELECT max(nonce) FROM outgoing_nonces WHERE chain_id = $1 AND sender = $2),
                  (SELECT max(nonce) FROM outgoing_foreign WHERE chain_id = $1 AND sender = $2), min(nonce), count(*),
-                 (SELECT blocks FROM outgoing_chains WHERE chain_id = $1)
+                 (SELECT blocks FROM outgoing_chains WHERE chain_id = $1),
+                 EXISTS (SELECT FROM outgoing_lanes WHERE chain_id = $1 AND sender = $2 AND frozen IS NOT NULL)
+                     OR EXISTS (SELECT FROM outgoing_chains WHERE chain_id = $1 AND frozen IS NOT NULL),
+                 (SELECT coalesce(max(place), 0) FROM outgoing_attempts)
              FROM outgoing WHERE chain_id = $1 AND sender = $2 AND state IN ('signed', 'broadcast')",
         )
         .await?;
     let row = tx.query_one(&statement, &[&chain, &sender]).await?;
     let number = |column| row.get::<_, Option<i64>>(column).map(unsigned);
     let in_flight = usize::try_from(row.get::<_, i64>(3)).unwrap_or_default();
-    let blocks = number(4).unwrap_or_default();
-    Ok(Some(Lane { counted, given: number(0), foreign: number(1), lowest: number(2), in_flight, blocks }))
+    let (blocks, is_frozen, last_place) = (number(4).unwrap_or_default(), row.get(5), row.get(6));
+    Ok(Some(Lane {
+        counted,
+        given: number(0),
+        foreign: number(1),
+        lowest: number(2),
+        in_flight,
+        blocks,
+        is_frozen,
+        last_place,
+    }))
 }
 
 /// The nonces of a lane that wait for a block, and the next lower one of each that was given out or that a stranger used.
@@ -334,7 +350,7 @@ pub async fn load(tx: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Stored>, 
 }
 
 /// Gives out a nonce and stores the first bytes that are signed with it; or others with the same one. The same transaction
-/// saves the row.
+/// saves the row. Returns the place too.
 ///
 /// # Errors
 /// When the database fails.
@@ -344,7 +360,7 @@ pub async fn store_attempt(
     nonce: u64,
     order: &Order,
     signed: &SignedBytes,
-) -> Result<Attempt, Failure> {
+) -> Result<(Attempt, i64), Failure> {
     let (chain, sender) = stored.lane.parameters();
     if stored.outgoing.nonce.is_none() {
         let statement = tx
@@ -355,15 +371,15 @@ pub async fn store_attempt(
     let statement = tx
         .prepare_cached(
             "INSERT INTO outgoing_attempts (hash, outgoing, chain_id, sender, nonce, raw, tip, cap, cancels)
-             VALUES ($1, $2, $3, $4, $5, $6, $7::text::numeric, $8::text::numeric, $9)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7::text::numeric, $8::text::numeric, $9) RETURNING place",
         )
         .await?;
     let Order { fees, cancels, .. } = *order;
     let (tip, cap) = (fees.tip.to_string(), fees.cap.to_string());
     let raw = &signed.raw[..];
-    tx.execute(&statement, &[&signed.hash.as_slice(), &stored.id, &chain, &sender, &bigint(nonce), &raw, &tip, &cap, &cancels])
-        .await?;
-    Ok(Attempt::signed(signed.hash, nonce, fees, cancels))
+    let (hash, nonce_there) = (signed.hash.as_slice(), bigint(nonce));
+    let row = tx.query_one(&statement, &[&hash, &stored.id, &chain, &sender, &nonce_there, &raw, &tip, &cap, &cancels]).await?;
+    Ok((Attempt::signed(signed.hash, nonce, fees, cancels), row.get(0)))
 }
 
 /// Writes what a step changed of a row and its attempts.
@@ -439,7 +455,10 @@ pub async fn records(db: &impl GenericClient, hashes: &[B256], may_be_sent: bool
                  extract(epoch FROM a.created_at)::bigint
              FROM outgoing_attempts a JOIN outgoing o ON o.id = a.outgoing
              WHERE a.hash = ANY($1)
-                 AND (NOT $2 OR a.acknowledged AND (a.cancels OR NOT o.dropping AND o.frozen IS NULL))
+                 AND (NOT $2 OR a.acknowledged AND (a.cancels OR NOT o.dropping AND o.frozen IS NULL)
+                     AND NOT EXISTS (SELECT FROM outgoing_lanes l
+                         WHERE l.chain_id = a.chain_id AND l.sender = a.sender AND l.frozen IS NOT NULL)
+                     AND NOT EXISTS (SELECT FROM outgoing_chains c WHERE c.chain_id = a.chain_id AND c.frozen IS NOT NULL))
              ORDER BY a.sender, a.nonce, a.place",
         )
         .await?;

@@ -19,12 +19,14 @@ use super::rows::{LaneId, Stored};
 use super::store::{self, Lane, NewOutgoing, Record};
 use crate::keys::Signer;
 use alloy::primitives::{Address, B256, keccak256};
+use anyhow::anyhow;
 use deadpool_postgres::{Pool, Transaction};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use runtime::Failure;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use topics::ChainId;
 use uuid::Uuid;
 
@@ -45,8 +47,8 @@ pub trait Keys: Send + Sync + fmt::Debug {
 
 /// Where attempts are recorded before they are sent.
 pub trait Records: Send + Sync + fmt::Debug {
-    /// Returns when Kafka has acknowledged all of them.
-    fn publish<'r>(&'r self, records: &'r [Record]) -> BoxFuture<'r, Result<(), Failure>>;
+    /// Returns when Kafka has acknowledged each of them, or has not: in their order.
+    fn publish<'r>(&'r self, records: &'r [Record]) -> BoxFuture<'r, Vec<Result<(), Failure>>>;
 }
 
 /// The engine of a chain.
@@ -61,6 +63,9 @@ pub struct Engine {
     /// Transactions of a lane that wait for a block at the same time. Pools keep 16 of an account (geth's `accountslots`), and
     /// one of a delegated account.
     pub max_in_flight: usize,
+    /// The place of the last transaction that this process knows to be signed. A database that knows fewer went back: what it has as
+    /// queued may have been sent.
+    pub last_place: Arc<AtomicI64>,
 }
 
 /// What Kafka and nodes have said.
@@ -80,7 +85,7 @@ struct Now {
 
 impl Engine {
     pub fn new(chain: ChainId, pool: Pool, nodes: Nodes, keys: Arc<dyn Keys>, records: Arc<dyn Records>, pace: Pace) -> Self {
-        Self { chain, pool, nodes, keys, records, pace, max_in_flight: 16 }
+        Self { chain, pool, nodes, keys, records, pace, max_in_flight: 16, last_place: Arc::default() }
     }
 
     /// Does all that is to be done at this time, in Unix seconds. A lane that fails is told, and holds up no other.
@@ -150,9 +155,16 @@ impl Engine {
             Some(heard) => Some(self.still_true(&tx, heard).await?),
             None => None,
         };
+        // Before the lane is: others go on meanwhile.
+        let last_place = self.last_place.load(Ordering::Relaxed);
         let Some(mut locked) = store::lock(&tx, lane).await? else { return Ok(Vec::new()) };
+        if locked.last_place < last_place {
+            return Err(Failure::Retry(anyhow!("Postgres knows fewer signed transactions than a moment ago: it was restored")));
+        }
         let inputs = match inputs {
             Some(inputs) => inputs,
+            // Whoever reads records back has frozen it meanwhile.
+            None if locked.is_frozen => return Ok(Vec::new()),
             None => {
                 let room = self.max_in_flight.saturating_sub(locked.in_flight).min(MAX_ROWS);
                 let due = store::due(&tx, lane, now.seconds, MAX_ROWS, room).await?;
@@ -164,6 +176,10 @@ impl Engine {
         let mut is_held_up = false;
         for Stepped { stored, actions } in &mut stepped {
             fold::tell(stored, actions);
+            // What was heard is noted, and nothing is done.
+            if locked.is_frozen {
+                actions.clear();
+            }
             for action in std::mem::take(actions) {
                 match action {
                     Action::Sign(order) => actions.extend(self.sign(&tx, &mut locked, stored, &order, &moment).await?),
@@ -176,6 +192,7 @@ impl Engine {
             stepped.extend(self.fill(&tx, lane, &mut locked, &moment).await?);
         }
         tx.commit().await?;
+        self.last_place.fetch_max(locked.last_place, Ordering::Relaxed);
         Ok(stepped)
     }
 
@@ -232,7 +249,8 @@ impl Engine {
         signed: &SignedBytes,
         moment: &Moment,
     ) -> Result<Vec<Action>, Failure> {
-        let attempt = store::store_attempt(tx, stored, nonce, order, signed).await?;
+        let (attempt, place) = store::store_attempt(tx, stored, nonce, order, signed).await?;
+        lane.last_place = lane.last_place.max(place);
         if stored.outgoing.nonce.is_none() {
             lane.in_flight += 1;
             lane.given = lane.given.max(Some(nonce));
@@ -276,9 +294,14 @@ impl Engine {
             return Ok(());
         }
         let records = store::records(&self.pool.get().await?, &hashes, false).await?;
-        self.records.publish(&records).await?;
-        inputs.extend(records.into_iter().map(|record| (record.id, Input::Acknowledged(record.hash))));
-        Ok(())
+        let mut published = Ok(());
+        for (record, outcome) in records.iter().zip(self.records.publish(&records).await) {
+            match outcome {
+                Ok(()) => inputs.push((record.id, Input::Acknowledged(record.hash))),
+                Err(failure) => published = published.and(Err(failure)),
+            }
+        }
+        published
     }
 
     async fn broadcast(&self, stepped: &[Stepped], inputs: &mut Vec<(Uuid, Input)>) -> Result<(), Failure> {

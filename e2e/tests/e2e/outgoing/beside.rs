@@ -13,7 +13,8 @@ use sweeper::engine::fees::Fees;
 use sweeper::engine::fold::{ChainEvent, apply_chain_event, drop_outgoing};
 use sweeper::engine::history::SeenTransaction;
 use sweeper::engine::outgoing::{Input, Mined, Moment, Order, Outgoing, Phase};
-use sweeper::engine::rows::Stored;
+use sweeper::engine::restored::{Outcome, freeze_lane, take_outcome};
+use sweeper::engine::rows::{LaneId, Stored};
 use sweeper::engine::step::step;
 use sweeper::engine::store::{Queued, block_to_count, load, lock, save, set_counted, store_attempt};
 use sweeper::keys::Signer as _;
@@ -114,7 +115,7 @@ async fn a_nonce_that_is_given_out_while_a_stranger_is_read_with_it_is_known_to_
     let row = stored(&tx, id).await?;
     let order = Order { nonce: None, fees: Fees { tip: 1, cap: 2 }, cancels: false };
     let signed = SignedBytes { hash: B256::repeat_byte(1), raw: Bytes::from_static(b"signed") };
-    let attempt = store_attempt(&tx, &row, 0, &order, &signed).await?;
+    let (attempt, _) = store_attempt(&tx, &row, 0, &order, &signed).await?;
     let seen = transaction(rig.key.address(), B256::repeat_byte(2), 0);
     let added = ChainEvent::Added { block: block(1), transactions: vec![seen] };
     let other = begun(&rig.pool, applied(rig.pool.clone(), added)).await?;
@@ -257,5 +258,84 @@ async fn a_transaction_of_a_record_is_ours_by_its_hash_and_a_strangers_makes_its
     read(&rig, &record(4, Address::ZERO, B256::repeat_byte(3))).await?;
     let phase = stored(&db, id).await?.outgoing.phase;
     ensure!(phase == Phase::Broadcast, "{phase:?}");
+    Ok(())
+}
+
+/// The database went back to before it read the block, and has what became of the transfer from its record.
+#[tokio::test]
+async fn what_was_told_as_final_stands_while_blocks_are_read_that_came_before() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    let id = queued(&rig, 0).await?;
+    rig.turn(usize::MAX).await?;
+    let (db, lane) = (rig.pool.get().await?, ours(&rig));
+    let (hash, nonce) = {
+        let attempt = &stored(&db, id).await?.outgoing.attempts[0];
+        (attempt.hash, attempt.nonce)
+    };
+    let mined = Mined { hash, block: block(9), succeeded: Some(true), gas_used: Some(21_000), gas_price: Some(1) };
+    let outcome = Outcome { id, lane, phase: Phase::Final(mined) };
+    ensure!(take_outcome(&db, &outcome, &PACE).await?.is_none());
+    let seen = |at: u64| ChainEvent::Added { block: block(at), transactions: vec![transaction(lane.sender, hash, nonce)] };
+    let is_as_told = async || -> Result<bool> {
+        let Outgoing { phase, frozen, .. } = stored(&db, id).await?.outgoing;
+        Ok(phase == Phase::Final(mined) && frozen.is_none())
+    };
+    // It was in another block first, records are missing, and its own block left the chain once.
+    for event in [seen(5), ChainEvent::Removed(block(5)), ChainEvent::Restarted(block(2).number), seen(9)] {
+        rig.apply(&event).await?;
+        ensure!(is_as_told().await?, "after {event:?}");
+    }
+    rig.apply(&ChainEvent::Removed(block(9))).await?;
+    rig.apply(&seen(9)).await?;
+    rig.apply(&ChainEvent::Final(block(9).number)).await?;
+    ensure!(is_as_told().await?);
+    // From then on a final block that leaves the chain is what can't be.
+    rig.apply(&ChainEvent::Removed(block(9))).await?;
+    let outgoing = stored(&db, id).await?.outgoing;
+    ensure!(outgoing.frozen.is_some(), "{outgoing:?}");
+    Ok(())
+}
+
+/// Whoever reads records back may freeze a lane while another process works on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_signed_or_sent_in_a_lane_that_is_frozen_meanwhile() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    queued(&rig, 0).await?;
+    let (db, lane) = (rig.pool.get().await?, ours(&rig));
+    // After it was found to be due: the count is asked for first.
+    let (pool, handle) = (rig.pool.clone(), tokio::runtime::Handle::current());
+    rig.proxy.watch(move |call| {
+        if call["method"] == "eth_getTransactionCount" {
+            let frozen = async { freeze_lane(&pool.get().await?, &lane, "a record").await.map_err(anyhow::Error::from) };
+            tokio::task::block_in_place(|| handle.block_on(frozen)).unwrap_or_else(|error| panic!("{error:#}"));
+        }
+    });
+    rig.turn(usize::MAX).await?;
+    ensure!(rig.proxy.asked("eth_getTransactionCount") > 0, "nobody asked");
+    let signed: i64 = db.query_one("SELECT count(*) FROM outgoing_attempts", &[]).await?.get(0);
+    ensure!(signed == 0, "{signed} are signed");
+    Ok(())
+}
+
+/// Rows are put into the tables of before, and the process that has signed runs on.
+#[tokio::test]
+async fn a_process_signs_nothing_on_a_database_that_knows_less_than_it_has_signed() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    let id = queued(&rig, 0).await?;
+    let engine = rig.engine()?;
+    engine.turn(rig.now).await?;
+    let db = rig.pool.get().await?;
+    let signed = async || -> Result<i64> { Ok(db.query_one("SELECT count(*) FROM outgoing_attempts", &[]).await?.get(0)) };
+    ensure!(signed().await? == 1);
+    db.batch_execute(
+        "DELETE FROM outgoing_attempts; UPDATE outgoing SET state = 'queued', nonce = NULL, due_at = 0; DELETE FROM outgoing_nonces",
+    )
+    .await?;
+    engine.turn(rig.now + 60).await?;
+    let phase = stored(&db, id).await?.outgoing.phase;
+    ensure!(signed().await? == 0 && phase == Phase::Queued, "{phase:?}");
     Ok(())
 }

@@ -56,16 +56,16 @@ impl Topic {
 }
 
 impl Records for Topic {
-    fn publish<'r>(&'r self, records: &'r [Record]) -> BoxFuture<'r, Result<(), Failure>> {
+    fn publish<'r>(&'r self, records: &'r [Record]) -> BoxFuture<'r, Vec<Result<(), Failure>>> {
         async move {
             // Between the record and its acknowledgement anything can happen.
             tokio::task::yield_now().await;
             if self.is_down.load(Ordering::Relaxed) {
-                return Err(Failure::retry(std::io::Error::other("Kafka is down")));
+                return records.iter().map(|_| Err(Failure::retry(std::io::Error::other("Kafka is down")))).collect();
             }
             self.records().extend(records.iter().map(|record| record.hash));
             tokio::task::yield_now().await;
-            Ok(())
+            records.iter().map(|_| Ok(())).collect()
         }
         .boxed()
     }

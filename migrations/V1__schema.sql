@@ -137,6 +137,13 @@ CREATE TABLE payments (
     cancelled              boolean NOT NULL DEFAULT false,
     -- Number of the block whose timestamp expired it, so that a reorg of that block takes the expiry back.
     expired_by             bigint,
+    -- The final transaction with which its confirmed money had left its address, its block, that block's time, and what the whole of it
+    -- has cost in wei, null where nobody could tell.
+    settled_by             bytea CHECK (octet_length(settled_by) = 32),
+    settled_block          bytea CHECK (octet_length(settled_block) = 32),
+    settled_number         bigint,
+    settled_at             bigint,
+    settled_fee            numeric(78, 0),
     -- Sums of its credited transfers on the canonical chain. Exact: what exceeds 256 bits can still be taken back by a reorg;
     -- amount_received is then the largest amount.
     received               numeric NOT NULL DEFAULT 0,
@@ -146,7 +153,8 @@ CREATE TABLE payments (
     amount_received        numeric(78, 0) NOT NULL DEFAULT 0,
     created_at             bigint NOT NULL,
     expires_at             bigint NOT NULL,
-    updated_at             bigint NOT NULL
+    updated_at             bigint NOT NULL,
+    CHECK (num_nonnulls(settled_by, settled_block, settled_number, settled_at) IN (0, 4))
 );
 CREATE UNIQUE INDEX payments_address ON payments (address) WHERE deposit_address IS NULL;
 CREATE UNIQUE INDEX payments_address_index ON payments (xpub, address_index) WHERE deposit_address IS NULL;
@@ -176,6 +184,9 @@ CREATE INDEX payments_by_exception_chain_and_token ON payments (merchant_id, exc
     WHERE deposit_address IS NULL AND exception IS NOT NULL AND token IS NOT NULL;
 -- GET /api/v1/addresses/{id}/deposits, newest first.
 CREATE INDEX payments_of_deposit_address ON payments (deposit_address, created_at, id) WHERE deposit_address IS NOT NULL;
+-- What a sweep of a static address covers: its deposits of one asset, in order.
+CREATE INDEX payments_of_swept_asset ON payments (deposit_address, chain_id, coalesce(token_address, ''), created_at, id)
+    WHERE deposit_address IS NOT NULL;
 
 -- An address is given out once, to a payment or to a static address, whichever account and index it was derived from: two accounts may
 -- hold one key. Each table has a unique index for its own rows; these triggers hold new rows against the other table, once per statement.
@@ -282,6 +293,47 @@ CREATE INDEX payment_parts_of_block ON payment_parts (chain_id, substring(block_
 -- A new head asks for those that are due; a removed one for those that its number had confirmed.
 CREATE INDEX payment_parts_due ON payment_parts (chain_id, finality, due) WHERE due IS NOT NULL AND confirmed <> credited;
 CREATE INDEX payment_parts_confirmed ON payment_parts (chain_id, due) WHERE confirmed > 0 AND finality IS NULL;
+
+-- What final transactions have moved out of addresses, from sweep.events: each by the total that had left with it. token_address is
+-- empty for the coin.
+CREATE TABLE swept (
+    chain_id         bigint NOT NULL,
+    address          bytea NOT NULL CHECK (octet_length(address) = 20),
+    token_address    bytea NOT NULL CHECK (octet_length(token_address) IN (0, 20)),
+    total            numeric(78, 0) NOT NULL CHECK (total > 0),
+    transaction_hash bytea NOT NULL CHECK (octet_length(transaction_hash) = 32),
+    block_hash       bytea NOT NULL CHECK (octet_length(block_hash) = 32),
+    block_number     bigint NOT NULL,
+    block_timestamp  bigint NOT NULL,
+    -- Of the whole transaction, in wei.
+    fee              numeric(78, 0),
+    PRIMARY KEY (chain_id, address, token_address, total)
+);
+
+-- The addresses and assets of which payments may have become covered: by a transaction, or since they are confirmed.
+CREATE TABLE to_settle (
+    chain_id      bigint NOT NULL,
+    address       bytea NOT NULL,
+    token_address bytea NOT NULL,
+    -- Who has waited longest comes first.
+    place         bigint GENERATED ALWAYS AS IDENTITY,
+    PRIMARY KEY (chain_id, address, token_address)
+);
+CREATE INDEX to_settle_by_place ON to_settle (chain_id, place);
+
+-- Up to which deposit those of a static address in one asset are settled, and all that had arrived up to there, so that none is read
+-- twice. A row goes where something changes at or below its block, and then all are counted again.
+CREATE TABLE settled_up_to (
+    deposit_address uuid NOT NULL REFERENCES deposit_addresses,
+    chain_id        bigint NOT NULL,
+    token_address   bytea NOT NULL,
+    created_at      bigint NOT NULL,
+    id              uuid NOT NULL,
+    block_number    bigint NOT NULL,
+    arrived         numeric NOT NULL,
+    PRIMARY KEY (deposit_address, chain_id, token_address)
+);
+CREATE INDEX settled_up_to_block ON settled_up_to (chain_id, block_number);
 
 -- Transfers to an address that has an intent in Kafka and no payment here, or in a token whose decimals are in doubt. They are credited
 -- when the payment is here again, and the token is right.

@@ -52,9 +52,9 @@ const KAFKA: [KafkaRights; 6] = [
     },
     KafkaRights {
         role: "confirmer",
-        reads: &[Matches, Intents, Events],
+        reads: &[Matches, Intents, Events, Sweeps],
         writes: &[Events, State, Intents],
-        groups: &["confirmer", "outbox"],
+        groups: &["confirmer", "outbox", "settling"],
         transactional_ids: &["outbox"],
     },
     KafkaRights { role: "api", reads: &[Intents, Events, Cursors], writes: &[Intents], groups: &[], transactional_ids: &[] },
@@ -70,7 +70,7 @@ const SQL_ROLES: [&str; 4] = ["api", "confirmer", "webhooks", "sweeper"];
 
 /// A table, and what each of [`SQL_ROLES`] does with its rows: selects, inserts, updates, deletes. A locked row counts as updated. `api`
 /// and `confirmer` both restore what a backup lacks. [`UPDATES`] has the updates that are not of whole rows.
-const TABLES: [(&str, [&str; 4]); 41] = [
+const TABLES: [(&str, [&str; 4]); 44] = [
     ("merchants", ["si", "si", "", "s"]),
     ("restored_accounts", ["siud", "siu", "", ""]),
     ("api_keys", ["s", "", "", ""]),
@@ -92,6 +92,9 @@ const TABLES: [(&str, [&str; 4]); 41] = [
     ("told_events", ["siud", "siud", "", ""]),
     ("orphan_transfers", ["s", "siud", "", ""]),
     ("left_blocks", ["", "siud", "", ""]),
+    ("swept", ["", "si", "", ""]),
+    ("to_settle", ["", "sid", "", ""]),
+    ("settled_up_to", ["", "siud", "", ""]),
     ("replica_beats", ["siud", "", "", ""]),
     ("webhook_endpoints", ["siud", "", "s", ""]),
     ("webhook_messages", ["siud", "", "siu", ""]),

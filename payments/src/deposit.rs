@@ -100,6 +100,7 @@ impl DepositAddress {
             deposit_address: Some(self.id),
             cancelled: false,
             expired_by: None,
+            settlement: None,
             sums: Sums::default(),
             parts: Vec::new(),
             transfers: Vec::new(),

@@ -4,9 +4,10 @@
 
 use crate::lifecycle::{Event, EventKind, Summary};
 use crate::payment::{MAX_TRANSFERS_OF_BLOCK, NEVER, Payment};
+use crate::swept::Settlement;
 use crate::transfer::ReceivedTransfer;
 use std::sync::Arc;
-use topics::wire;
+use topics::{Amount, BlockRef, wire};
 
 /// Builds a record's `Transfer`: both records have one of their own, generated from the same fields.
 macro_rules! transfer_fields {
@@ -102,6 +103,27 @@ pub fn event_record(payment: &Payment, event: &Event) -> wire::PaymentEvent {
         decimals: state.decimals,
         address_index: state.address_index,
         finality: state.finality,
+        settlement: payment.settlement.as_ref().map(settlement),
+    }
+}
+
+/// The settlement that a record of `payment.settled` or `deposit.settled` tells; none if it can't be read.
+pub fn settlement_of(record: &wire::PaymentEvent) -> Option<Settlement> {
+    let told = record.settlement.as_ref()?;
+    Some(Settlement {
+        transaction: topics::hash("transaction_hash", &told.transaction_hash).ok()?,
+        block: BlockRef { number: told.block_number, hash: topics::hash("block_hash", &told.block_hash).ok()? },
+        timestamp: record.occurred_at,
+        fee: told.fee.as_ref().map(|fee| Amount::from_wire(fee)).transpose().ok()?,
+    })
+}
+
+fn settlement(settlement: &Settlement) -> wire::payment_event::Settlement {
+    wire::payment_event::Settlement {
+        transaction_hash: settlement.transaction.to_vec().into(),
+        block_number: settlement.block.number,
+        block_hash: settlement.block.hash.to_vec().into(),
+        fee: settlement.fee.map(|fee| fee.to_wire().into()),
     }
 }
 

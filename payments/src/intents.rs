@@ -237,6 +237,7 @@ pub fn issued(intent: &wire::PaymentIntent) -> Result<(Issued, Origin), IntentEr
         deposit_address: None,
         cancelled: false,
         expired_by: None,
+        settlement: None,
         sums: Sums::default(),
         parts: Vec::new(),
         transfers: Vec::new(),

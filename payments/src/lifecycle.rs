@@ -36,6 +36,13 @@
 //! the highest block that as many endpoints have given as the chain asks. A block that one endpoint alone shows may be invented,
 //! so it can detect a payment and never confirm it. Where nothing is known of witnesses, everything waits.
 //!
+//! **Settled** is a confirmed payment once final transactions have moved out as much as had been confirmed of it. A total per chain,
+//! address and asset tells what has left, and not which money: so all that has arrived in the asset counts, in the chain's order, what
+//! is below the minimum or unlisted too ([`swept`](crate::swept)). What is not confirmed, expired or cancelled settles nothing. What
+//! arrives later emits `overpaid`, leaves in its own time, and changes nothing: `settled` is told once. A reorg that takes back a
+//! confirmation that made it confirmed makes it settled no more. No reorg takes back what is final, but a chain that begins anew may;
+//! once the payment is confirmed again, what has left settles it again.
+//!
 //! **Late** is a transfer in a block whose timestamp is after `expires_at`. It is kept and emits `late`. It pays nothing, unless
 //! the terms say [`accept_late`](Terms): then it counts like any other, and an expired payment that reaches its amount is
 //! detected, and goes on from there.
@@ -56,7 +63,7 @@
 //! told again.
 //!
 //! **A deposit** at a static address is a payment that its transfer creates: its amount is the transfer's, it never expires and
-//! can't be cancelled. Its life is the same, under the names `deposit.detected`, `deposit.confirmed` and `deposit.reverted`.
+//! can't be cancelled. Its life is the same, under the names `deposit.detected`, `.confirmed`, `.settled` and `.reverted`.
 //! When a reorg removes its transfer, the deposit is pending with nothing received, unless the same block comes back with it. Of one
 //! block, one sender and one asset, the transfers beyond the first hundred are one deposit; of a block in parts, those of each part.
 
@@ -65,6 +72,7 @@ use crate::payment::Terms;
 use crate::payment::{MAX_TRANSFERS_OF_BLOCK, Part, Payment};
 use crate::policy::Policy;
 use crate::status::{Exception, Status};
+use crate::swept::Settlement;
 use crate::total::Total;
 use crate::transfer::ReceivedTransfer;
 use std::sync::Arc;
@@ -87,6 +95,8 @@ pub enum Input {
     Removed { cause: Cause, below: u64 },
     /// A chain begins anew: nothing above this block is known to be on it.
     Rewound(Cause),
+    /// Final transactions have moved so much of what was credited to it out of its address, the last of them with this one.
+    Swept { covered: Total, settlement: Settlement },
     /// A block was added to a chain. It expires a pending payment if its timestamp is after `expires_at`.
     Expired(Cause),
     /// The merchant cancels it.
@@ -133,7 +143,7 @@ pub enum EventKind {
     Detected,
     /// The amount was reached by transfers that are deep enough.
     Confirmed,
-    /// The money was swept to the treasury. Nothing emits it yet.
+    /// What was confirmed has left its address in final transactions.
     Settled,
     /// `expires_at` passed in chain time before the payment was paid.
     Expired,
@@ -276,6 +286,7 @@ pub fn step(payment: &Payment, input: &Input) -> Result<Step, StepError> {
             let above = cause.block.number.saturating_add(1);
             step.take_back(payment, cause, above, |block| block.number >= above);
         }
+        Input::Swept { covered, settlement } => step.swept(payment, *covered, settlement),
         Input::Expired(cause) => {
             let expired = cause.chain == payment.chain && cause.timestamp > payment.expires_at;
             if expired && payment.status() == Status::Pending {
@@ -405,6 +416,13 @@ impl Step {
         }
     }
 
+    fn swept(&mut self, before: &Payment, covered: Total, settlement: &Settlement) {
+        if before.status() == Status::Confirmed && covered >= before.sums.confirmed {
+            self.next.settlement = Some(*settlement);
+            self.emit(EventKind::Settled, settlement.timestamp, Some((before.chain, settlement.block)), About::default());
+        }
+    }
+
     /// Takes back what the blocks that are `lost` had brought, confirmed or expired. `lowest` is the lowest number that the
     /// chain does not reach without them.
     fn take_back(&mut self, before: &Payment, cause: &Cause, lowest: u64, lost: impl Fn(BlockRef) -> bool) {
@@ -440,6 +458,8 @@ impl Step {
                 self.next.expired_by = None;
             }
         }
+        // It has to be confirmed again first.
+        self.next.settlement = self.next.settlement.filter(|_| self.next.status() == Status::Settled);
         let announced = |p: &Payment| (p.status(), p.exception(), p.sums.received);
         if announced(before) != announced(&self.next) || !gone.is_empty() {
             let count = gone.iter().fold(0_u64, |count, part| count.saturating_add(part.transfers));

@@ -5,6 +5,7 @@
 
 use crate::policy::Policy;
 use crate::status::{Exception, Status};
+use crate::swept::{Settlement, SweptAsset};
 use crate::total::Total;
 use crate::transfer::ReceivedTransfer;
 use std::sync::Arc;
@@ -44,6 +45,8 @@ pub struct Payment {
     pub cancelled: bool,
     /// Number of the block whose timestamp expired it.
     pub expired_by: Option<u64>,
+    /// With which transaction its confirmed money had left.
+    pub settlement: Option<Settlement>,
     /// Over all blocks of the canonical chain.
     pub sums: Sums,
     /// The blocks of the canonical chain that brought it something: all of which the next inputs may confirm or take back.
@@ -123,6 +126,12 @@ impl Payment {
         self.chain == chain && self.asset.token.as_ref().map(|token| token.address) == token
     }
 
+    /// The asset at its address that is swept.
+    pub fn swept_asset(&self) -> SweptAsset {
+        let token = self.asset.token.as_ref().map(|token| token.address);
+        SweptAsset { chain: self.chain, address: self.address, token }
+    }
+
     /// The sum of all credited transfers, in time or late: the largest amount if it exceeds 256 bits.
     pub fn received(&self) -> Amount {
         self.sums.received.saturated()
@@ -137,7 +146,7 @@ impl Payment {
         let (paid, paid_for_good) = if self.terms.accept_late { (received, confirmed) } else { (in_time, confirmed_in_time) };
         let needed = self.needed().into();
         if paid_for_good >= needed {
-            Status::Confirmed
+            self.settlement.map_or(Status::Confirmed, |_| Status::Settled)
         } else if paid >= needed {
             Status::Detected
         } else if self.expired_by.is_some() {

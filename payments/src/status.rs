@@ -12,7 +12,7 @@ pub enum Status {
     Detected,
     /// Paid in time, by transfers that are deep enough.
     Confirmed,
-    /// Swept to the treasury. No payment becomes this yet.
+    /// Confirmed, and swept to the treasury for good.
     Settled,
     /// Not paid in time.
     Expired,

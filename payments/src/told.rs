@@ -8,11 +8,14 @@
 //!
 //! A cancellation comes from no block. It is applied again in its place: when the events of the payment's own chain that were
 //! told before it have been made. Some never are, as those of a transfer that does not count any more: so it is once the chain
-//! is past all that can be made again, too.
+//! is past all that can be made again, too. In the same way a confirmed payment is settled again, with the transaction that was told:
+//! `sweep.events` may be read further by then, or lack it.
 
-use crate::events::event_record;
+use crate::events::{event_record, settlement_of};
 use crate::lifecycle::{Event, EventKind, Head, Input, Step, StepError, step};
 use crate::payment::Payment;
+use crate::status::Status;
+use crate::swept::Settlement;
 use std::collections::BTreeMap;
 use topics::ChainId;
 use topics::wire::PaymentEvent;
@@ -42,6 +45,8 @@ struct ToldEvent {
     /// Chain id and hash.
     block: Option<(u64, Vec<u8>)>,
     transfer: Option<ToldTransfer>,
+    /// Of one that tells it.
+    settlement: Option<Settlement>,
 }
 
 /// The transfer that an event is about, or the first of those that it is about.
@@ -86,37 +91,42 @@ impl ToldEvents {
         self.is_past |= self.ends.is_some_and(|ends| time > ends);
     }
 
-    /// [`step`] for the payment of these events: with the cancellation that was told before or after the input, and without the events
-    /// that were told.
+    /// [`step`] for the payment of these events: with the cancellation or settlement that was told before or after the input, and without
+    /// the events that were told. One that was told as settled is settled with the transaction that was told.
     ///
     /// # Errors
     /// As for [`step`].
     pub fn step(&mut self, payment: &Payment, input: &Input) -> Result<Step, StepError> {
         let block = match input {
             Input::Expired(cause) | Input::Head(Head { cause, .. }) => Some(cause),
-            Input::Transfer(_) | Input::Transfers(_) | Input::Removed { .. } | Input::Rewound(_) | Input::Cancel { .. } => None,
+            Input::Transfer(_) | Input::Transfers(_) | Input::Removed { .. } | Input::Rewound(_) => None,
+            Input::Swept { .. } | Input::Cancel { .. } => None,
         };
         if let Some(cause) = block.filter(|cause| cause.chain == payment.chain) {
             self.reach(cause.timestamp);
         }
-        let before = self.cancel(payment.clone());
+        let before = self.apply_next(payment.clone());
         // It is cancelled already, and that was told.
         if matches!(input, Input::Cancel { .. }) && before.cancelled && !payment.cancelled {
             return Ok(Step { next: before, events: Vec::new() });
         }
-        let made = self.recognise(before.sequence, step(&before, input)?);
-        Ok(Step { next: self.cancel(made.next), events: made.events })
+        let told = match input {
+            Input::Swept { covered, .. } => self.settlement().map(|settlement| Input::Swept { covered: *covered, settlement }),
+            _ => None,
+        };
+        let made = self.recognise(before.sequence, step(&before, told.as_ref().unwrap_or(input))?);
+        Ok(Step { next: self.apply_next(made.next), events: made.events })
     }
 
-    /// The payment, cancelled if that is what was told next.
+    /// The payment, cancelled or settled if that is what was told next.
     #[must_use]
-    pub fn cancel(&mut self, payment: Payment) -> Payment {
-        let Some((sequence, at)) = self.next_cancellation(payment.chain) else { return payment };
+    pub fn apply_next(&mut self, payment: Payment) -> Payment {
+        let Some((sequence, input)) = self.next_without_match(&payment) else { return payment };
         if self.is_past {
             // Those before it are never made again; of other chains nobody knows that.
             self.made.extend(self.left.extract_if(..sequence, |_, told| told.is_of(payment.chain)).map(|(n, _)| n));
         }
-        match step(&payment, &Input::Cancel { at }) {
+        match step(&payment, &input) {
             Ok(step) => self.recognise(payment.sequence, step).next,
             Err(_) => {
                 self.contradicted = true;
@@ -128,18 +138,28 @@ impl ToldEvents {
         }
     }
 
-    /// The number and the time, in Unix seconds, of the cancellation that comes next. What happens on other chains than the
-    /// payment's own changes no status, so it is not waited for, and nothing is that is never made again.
-    fn next_cancellation(&self, chain: ChainId) -> Option<(u64, u64)> {
-        let is_cancellation = |told: &ToldEvent| told.kind == EventKind::Cancelled.as_str();
-        let is_next = |told: &ToldEvent| if self.is_past { is_cancellation(told) } else { told.is_of(chain) };
+    /// The number of the cancellation that comes next, or of the settlement if the payment is confirmed, and its input. What happens on
+    /// other chains than the payment's own changes no status, so it is not waited for, and nothing is that is never made again.
+    fn next_without_match(&self, payment: &Payment) -> Option<(u64, Input)> {
+        let input = |told: &ToldEvent| match told.settlement {
+            Some(settlement) if payment.status() == Status::Confirmed => {
+                Some(Input::Swept { covered: payment.sums.confirmed, settlement })
+            }
+            _ => told.is_cancellation().then_some(Input::Cancel { at: told.at }),
+        };
+        let is_next = |told: &ToldEvent| if self.is_past { input(told).is_some() } else { told.is_of(payment.chain) };
         let (sequence, told) = self.left.iter().find(|(_, told)| is_next(told))?;
-        is_cancellation(told).then_some((*sequence, told.at))
+        Some((*sequence, input(told)?))
     }
 
-    /// Whether an event of this type is to be made again.
-    pub fn has(&self, kind: &str) -> bool {
-        self.left.values().any(|told| told.kind == kind)
+    /// The settlement that was told next.
+    fn settlement(&self) -> Option<Settlement> {
+        self.left.values().find_map(|told| told.settlement)
+    }
+
+    /// Whether an event is to be made again that no record of `chain.matches` brings.
+    pub fn has_without_match(&self) -> bool {
+        self.left.values().any(|told| told.is_cancellation() || told.settlement.is_some())
     }
 
     /// Whether a cancellation was told that the payment's state does not allow any more.
@@ -159,7 +179,7 @@ impl ToldEvents {
         for event in events {
             let made = ToldEvent::read(&event_record(&next, &event));
             let mut told: Vec<u64> = self.left.iter().filter(|(_, told)| **told == made).map(|(n, _)| *n).take(1).collect();
-            let is_news = sequence > self.highest || self.status != next.status().as_str();
+            let is_news = sequence > self.highest || !self.leads_to(next.status());
             if told.is_empty() && !is_news && matches!(event.kind, EventKind::Confirmed | EventKind::Expired) {
                 // With those before it, which the payment has got beyond.
                 told.extend(self.left.iter().filter(|(_, told)| told.kind == made.kind).map(|(n, _)| *n));
@@ -173,6 +193,11 @@ impl ToldEvents {
         }
         next.sequence = sequence;
         Step { next, events: untold }
+    }
+
+    /// Whether what was told last is this status, or one that comes after it by itself.
+    fn leads_to(&self, status: Status) -> bool {
+        self.status == status.as_str() || (self.status == Status::Settled.as_str() && status == Status::Confirmed)
     }
 
     /// The numbers of the events that were made again, or given up.
@@ -197,6 +222,10 @@ impl ToldEvent {
         self.block.as_ref().is_none_or(|(of, _)| *of == chain.0)
     }
 
+    fn is_cancellation(&self) -> bool {
+        self.kind == EventKind::Cancelled.as_str()
+    }
+
     fn read(record: &PaymentEvent) -> Self {
         let many = record.summary.as_ref();
         let many = many.and_then(|many| many.first.as_ref().map(|first| (first, many.count, &many.amount)));
@@ -216,6 +245,7 @@ impl ToldEvent {
                 count,
                 amount: amount.to_vec(),
             }),
+            settlement: Some(record).filter(|record| record.r#type.ends_with(".settled")).and_then(settlement_of),
         }
     }
 }

@@ -6,7 +6,8 @@ use payments::deposit::deposit_id;
 use payments::events::state_for_records;
 use payments::lifecycle::{Cause, EventKind, Head, Input, Step, StepError, step};
 use payments::{
-    Asset, DepositAddress, Exception, Payment, Policy, ReceivedTransfer, Status, Sums, Terms, Token, Total, TransferLabel,
+    Asset, DepositAddress, Exception, Payment, Policy, ReceivedTransfer, Settlement, Status, Sums, Terms, Token, Total,
+    TransferLabel,
 };
 use proptest::prelude::*;
 use std::collections::HashSet;
@@ -16,6 +17,8 @@ use uuid::Uuid;
 
 #[path = "lifecycle/kept.rs"]
 mod kept;
+#[path = "lifecycle/settled.rs"]
+mod settled;
 
 const CHAIN: ChainId = ChainId(1);
 const EXPIRES: u64 = 1_000;
@@ -40,6 +43,7 @@ fn payment(policy: Policy) -> Payment {
         expires_at: EXPIRES,
         cancelled: false,
         expired_by: None,
+        settlement: None,
         deposit_address: None,
         sums: Sums::default(),
         parts: Vec::new(),

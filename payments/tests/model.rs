@@ -6,7 +6,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use payments::lifecycle::{Cause, EventKind, Head, Input, StepError, step};
-use payments::{Asset, Exception, Payment, Policy, ReceivedTransfer, Status, Sums, Terms, Token, Total, TransferLabel};
+use payments::{
+    Asset, Exception, Payment, Policy, ReceivedTransfer, Settlement, Status, Sums, Terms, Token, Total, TransferLabel,
+};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -50,6 +52,10 @@ enum Move {
     Finality,
     /// Enough endpoints have given the head.
     Witnesses,
+    /// All that is confirmed has left.
+    Swept,
+    /// All but one unit of it has.
+    SweptShort,
 }
 
 const MOVES: [Move; 11] = [
@@ -76,6 +82,19 @@ const MOVES_WITH_DUST: [Move; 9] = [
     Move::Many,
     Move::Confirmation,
     Move::Witnesses,
+];
+
+const MOVES_WITH_SWEEPS: [Move; 10] = [
+    Move::Transfer,
+    Move::Removed,
+    Move::Elsewhere,
+    Move::Expiry,
+    Move::Cancel,
+    Move::Late,
+    Move::Confirmation,
+    Move::Witnesses,
+    Move::Swept,
+    Move::SweptShort,
 ];
 
 /// Money that moves once: wherever it stands on the chain, it is this.
@@ -123,6 +142,8 @@ struct World {
     witnessed: u64,
     /// What the last removed block had moved, while it is nowhere else.
     loose: Option<Money>,
+    /// What was confirmed has left since it was confirmed last.
+    swept: bool,
 }
 
 /// The rules, said once more: what the payment must be in a world.
@@ -205,6 +226,7 @@ impl World {
             Move::Elsewhere => Some(self.loose?),
             Move::Expiry | Move::Confirmation => None,
             Move::Duplicate | Move::Removed | Move::Cancel | Move::Finality | Move::Witnesses => return None,
+            Move::Swept | Move::SweptShort => return None,
         };
         let elsewhere = step == Move::Elsewhere;
         let mut next = self.clone();
@@ -239,7 +261,7 @@ impl World {
         let status = if self.cancelled {
             Status::Cancelled
         } else if sum(&|place| counts(place) && self.confirmed(policy, place)) >= needed {
-            Status::Confirmed
+            if self.swept { Status::Settled } else { Status::Confirmed }
         } else if sum(&counts) >= needed {
             Status::Detected
         } else if self.chain.iter().any(|block| block.late) {
@@ -296,6 +318,7 @@ impl Case {
             deposit_address: None,
             cancelled: false,
             expired_by: None,
+            settlement: None,
             sums: Sums::default(),
             parts: Vec::new(),
             transfers: Vec::new(),
@@ -317,7 +340,12 @@ impl Case {
                     expected.push(EventKind::Reverted);
                 }
             }
-            Move::Finality | Move::Witnesses => {}
+            Move::Finality | Move::Witnesses | Move::SweptShort => {}
+            Move::Swept => {
+                if was.status == Status::Confirmed {
+                    expected.push(EventKind::Settled);
+                }
+            }
             Move::Transfer
             | Move::Elsewhere
             | Move::Expiry
@@ -330,7 +358,7 @@ impl Case {
                 if block.late && was.status == Status::Pending {
                     expected.push(EventKind::Expired);
                 }
-                let paid = matches!(is.status, Status::Detected | Status::Confirmed);
+                let paid = matches!(is.status, Status::Detected | Status::Confirmed | Status::Settled);
                 match (block.money, was.status) {
                     (None | Some(Money { what: What::BelowMinimum, .. }), _) => {}
                     (Some(Money { what: What::WrongAsset, .. }), _) => expected.push(EventKind::UnexpectedTransfer),
@@ -369,6 +397,9 @@ impl Case {
         }
         if world.tag > 0 || world.witnessed > 0 {
             driver.tags(world);
+        }
+        if world.swept {
+            driver.swept(0);
         }
         driver.payment
     }
@@ -431,8 +462,16 @@ impl Driver {
         self.take(&Input::Head(Head { cause, safe: tag, finalized: tag, witnessed: world.witnessed() }));
     }
 
+    /// All that is confirmed has left, but for so much.
+    fn swept(&mut self, left: u64) {
+        let covered = self.payment.sums.confirmed.minus(Amount::from(left).into());
+        let block = BlockRef { number: 1, hash: B256::ZERO };
+        let settlement = Settlement { transaction: B256::ZERO, block, timestamp: 0, fee: None };
+        self.take(&Input::Swept { covered, settlement });
+    }
+
     /// Makes a move; none if it can't be made in this world.
-    fn play(&mut self, world: &World, one: Move) -> Option<World> {
+    fn play(&mut self, case: Case, world: &World, one: Move) -> Option<World> {
         match one {
             Move::Transfer
             | Move::Elsewhere
@@ -447,7 +486,8 @@ impl Driver {
                 Some(next)
             }
             Move::Removed => {
-                let next = world.without_head()?;
+                let mut next = world.without_head()?;
+                next.swept &= next.verdict(case).status == Status::Settled;
                 let cause = world.cause(next.chain.len());
                 self.take(&Input::Removed { cause, below: cause.block.number - 1 });
                 Some(next)
@@ -473,6 +513,15 @@ impl Driver {
                 world.chain.last()?;
                 self.tags(&next);
                 Some(next)
+            }
+            Move::SweptShort => {
+                self.swept(1);
+                Some(world.clone())
+            }
+            Move::Swept => {
+                self.swept(0);
+                let is_confirmed = world.verdict(case).status == Status::Confirmed;
+                Some(World { swept: world.swept || is_confirmed, ..world.clone() })
             }
             Move::Witnesses => {
                 let next = World { witnessed: world.height(), ..world.clone() };
@@ -504,7 +553,7 @@ fn explore(case: Case, moves: &[Move]) {
             let verdict = world.verdict(case);
             for one in moves.iter().copied() {
                 let mut driver = Driver { payment: met[world].clone(), events: Vec::new() };
-                let Some(next) = driver.play(world, one) else {
+                let Some(next) = driver.play(case, world, one) else {
                     continue;
                 };
                 let place = || format!("{one:?} in {world:?} under {case:?}");
@@ -555,4 +604,9 @@ fn every_short_life_under_safety() {
 #[test]
 fn every_short_life_with_many_transfers_at_once_and_some_below_the_minimum() {
     explore(Case::new(Policy::Confirmations(2), 0, 0, false), &MOVES_WITH_DUST);
+}
+
+#[test]
+fn every_short_life_of_money_that_is_swept() {
+    explore(Case::new(Policy::Confirmations(2), 0, 0, true), &MOVES_WITH_SWEEPS);
 }

@@ -5,7 +5,7 @@
 use payments::events::event_record;
 use payments::lifecycle::{Cause, Event, EventKind, Head, Input, step};
 use payments::told::ToldEvents;
-use payments::{Asset, Payment, Policy, ReceivedTransfer, Status, Sums, Terms, TransferLabel};
+use payments::{Asset, Payment, Policy, ReceivedTransfer, Settlement, Status, Sums, Terms, TransferLabel};
 use std::sync::Arc;
 use topics::{Address, Amount, B256, BlockRef, ChainId, PaymentId, Source, TransferId};
 use uuid::Uuid;
@@ -32,6 +32,7 @@ fn payment() -> Payment {
         expires_at: 1_000,
         cancelled: false,
         expired_by: None,
+        settlement: None,
         deposit_address: None,
         sums: Sums::default(),
         parts: Vec::new(),
@@ -95,7 +96,7 @@ fn live(mut payment: Payment, inputs: &[Input]) -> (Payment, Vec<(Payment, Event
 /// [`live`] for a payment that was restored: with what was told, and with blocks' inputs alone.
 fn live_again(mut payment: Payment, inputs: &[Input], told: &mut ToldEvents) -> (Payment, Vec<Event>) {
     let mut events = Vec::new();
-    payment = told.cancel(payment);
+    payment = told.apply_next(payment);
     for input in inputs {
         let step = told.step(&payment, input).unwrap();
         payment = step.next;
@@ -186,7 +187,7 @@ fn a_cancellation_stands_where_it_stood() {
     // As the first event after the restored one, it needs no block.
     let (_, events) = live(payment(), &[Input::Cancel { at: 7 }]);
     let mut told = self::told(&events);
-    assert_eq!(told.cancel(payment()).status(), Status::Cancelled);
+    assert_eq!(told.apply_next(payment()).status(), Status::Cancelled);
 }
 
 /// The records of two chains come in any order.
@@ -217,8 +218,8 @@ fn a_cancellation_that_the_chain_contradicts_is_given_up_and_said() {
     let (_, events) = live(payment(), &[Input::Cancel { at: 7 }]);
     let mut told = told(&events);
     let paid = step(&payment(), &transfer(HOME, 2, 100)).unwrap().next;
-    assert_eq!(told.cancel(paid).status(), Status::Detected);
-    assert!(told.is_contradicted() && !told.has("payment.cancelled"));
+    assert_eq!(told.apply_next(paid).status(), Status::Detected);
+    assert!(told.is_contradicted() && !told.has_without_match());
 }
 
 /// The transfer that was told before it does not count any more. The payment would be cancelled, expired or paid once more.
@@ -303,4 +304,63 @@ fn a_confirmation_after_a_reorg_that_was_told_last_is_told() {
     let (again, made) = live_again(payment(), &[transfer(HOME, 2, 100), head(9)], &mut told(&events));
     assert_eq!(again.status(), Status::Confirmed);
     assert_eq!(made.iter().map(|event| (event.kind, event.sequence)).collect::<Vec<_>>(), [(EventKind::Confirmed, 5)]);
+}
+
+fn swept(number: u8) -> Input {
+    let Cause { block, timestamp, .. } = cause(HOME, number);
+    let settlement = Settlement { transaction: B256::repeat_byte(number), block, timestamp, fee: Some(Amount::from(7)) };
+    Input::Swept { covered: Amount::from(1_000).into(), settlement }
+}
+
+/// `sweep.events` may lack the record by then, or have later ones that cover it too.
+#[test]
+fn a_payment_that_was_told_as_settled_is_settled_again_with_that_transaction_and_told_to_nobody() {
+    let inputs = [transfer(HOME, 2, 100), head(2), swept(3)];
+    let (ended, events) = live(payment(), &inputs);
+    assert_eq!(ended.status(), Status::Settled);
+    let settled = |payment: &Payment| (payment.status(), payment.settlement, payment.sequence);
+    for known in 0..3 {
+        for again in [&inputs[..2], &inputs, &[inputs[0].clone(), inputs[1].clone(), swept(9)]] {
+            let (mut before, _) = live(payment(), &inputs[..known]);
+            before.updated_at = 0;
+            let mut told = told(&events[known..]);
+            let (restored, made) = live_again(before, &again[known..], &mut told);
+            assert_eq!((settled(&restored), made), (settled(&ended), vec![]), "{known} events were known");
+            assert_eq!(told.made().len(), 3 - known);
+        }
+    }
+}
+
+#[test]
+fn a_payment_that_was_settled_twice_is_settled_again_in_the_order_of_its_life() {
+    let rewound = Input::Rewound(cause(HOME, 1));
+    let inputs =
+        [transfer(HOME, 2, 100), head(2), swept(3), rewound, transfer(HOME, 4, 100), head(4), swept(5), transfer(HOME, 6, 1)];
+    let (ended, events) = live(payment(), &inputs);
+    let without: Vec<Input> = inputs.iter().filter(|input| !matches!(input, Input::Swept { .. })).cloned().collect();
+    for again in [&inputs[..], &without] {
+        let mut told = told(&events);
+        let (restored, made) = live_again(payment(), again, &mut told);
+        assert_eq!((restored.settlement, restored.sequence, made), (ended.settlement, ended.sequence, vec![]));
+        assert_eq!((restored.status(), told.made().len()), (Status::Settled, events.len()));
+    }
+}
+
+/// What confirms it comes at a later block, as after its transfers were orphans.
+#[test]
+fn a_settled_payment_that_is_confirmed_at_a_later_block_than_it_was_told_tells_nothing() {
+    let (ended, events) = live(payment(), &[transfer(HOME, 2, 100), head(2), swept(3)]);
+    let mut told = told(&events);
+    let (restored, made) = live_again(payment(), &[transfer(HOME, 2, 100), head(8)], &mut told);
+    assert_eq!((restored.settlement, restored.sequence, made), (ended.settlement, ended.sequence, vec![]));
+}
+
+/// It has been settled since.
+#[test]
+fn what_was_not_told_as_settled_is_told_above_all_that_was() {
+    let (_, events) = live(payment(), &[transfer(HOME, 2, 100), head(2)]);
+    let mut told = told(&events);
+    let (restored, made) = live_again(payment(), &[transfer(HOME, 2, 100), head(2), swept(3)], &mut told);
+    let made: Vec<_> = made.iter().map(|event| (event.kind, event.sequence)).collect();
+    assert_eq!((restored.status(), made), (Status::Settled, vec![(EventKind::Settled, 4)]));
 }

@@ -222,6 +222,7 @@ fn new_payment(request: &CreateRequest, id: PaymentId, (address_index, address):
         expires_at: now + expires_in,
         cancelled: false,
         expired_by: None,
+        settlement: None,
         deposit_address: None,
         sums: Sums::default(),
         parts: Vec::new(),

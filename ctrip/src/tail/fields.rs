@@ -246,6 +246,7 @@ mod tests {
             ("ChainCursor.Block.unagreed_content", false),
             ("LogsRecord.transactions", false),
             ("MatchesRecord.Transfer.amount", true),
+            ("PaymentEvent.Settlement.fee", true),
             ("PaymentEvent.Summary.amount", true),
             ("PaymentEvent.Transfer.amount", true),
             ("PaymentEvent.amount", true),

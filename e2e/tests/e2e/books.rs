@@ -114,6 +114,7 @@ pub fn payments() -> Vec<Payment> {
                 deposit_address: None,
                 cancelled: false,
                 expired_by: None,
+                settlement: None,
                 sums: Sums::default(),
                 parts: Vec::new(),
                 transfers: Vec::new(),

@@ -20,6 +20,7 @@ mod page;
 mod parts;
 mod payments;
 mod restore;
+mod swept;
 mod told;
 mod touched;
 mod transfers;
@@ -47,6 +48,10 @@ pub use payments::{
     load_payments, load_small_payments, lock_payments, lock_touched_payments, open_payments, payment_created_at, save_payments,
 };
 pub use restore::{RestoredRows, lost_ids, restore_issued};
+pub use swept::{
+    CoveredDeposits, CoveredPayment, chains_to_settle, covered_deposits, covered_payments, forget_settled_from, put_confirmed,
+    put_to_settle, save_swept, static_addresses, take_to_settle,
+};
 pub use told::{forget_told_events, is_behind_told_events, keep_told_events, told_events};
 pub use touched::{BatchScope, touched_payments};
 pub use transfers::{

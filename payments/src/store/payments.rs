@@ -10,6 +10,7 @@ use crate::intents::{Origin, intent_record};
 use crate::lifecycle::Event;
 use crate::payment::{Asset, MAX_TRANSFERS_OF_BLOCK, Part, Payment, Sums, Terms, Token};
 use crate::policy::Policy;
+use crate::swept::Settlement;
 use crate::total::Total;
 use crate::transfer::ReceivedTransfer;
 use deadpool_postgres::GenericClient;
@@ -18,7 +19,7 @@ use runtime::db::{bigint, lock, unsigned};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_postgres::Row;
-use topics::{ChainId, PaymentId};
+use topics::{BlockRef, ChainId, PaymentId};
 use uuid::Uuid;
 
 /// Deposits per statement, each of which may have 16 kB of metadata.
@@ -125,7 +126,7 @@ const COLUMNS: &str =
     "id, merchant_id, external_id, metadata::text, chain_id, chain, token, token_address, decimals, address, xpub,
     address_index, amount::text, confirmations_required, finality, sequence, created_at, expires_at, updated_at, cancelled,
     expired_by, underpaid_tolerance::text, overpaid_tolerance::text, accept_late, deposit_address, received::text, in_time::text,
-    confirmed::text, confirmed_in_time::text";
+    confirmed::text, confirmed_in_time::text, settled_by, settled_block, settled_number, settled_at, settled_fee::text";
 
 /// Loads payments to be shown, ordered by id, each with its last hundred transfers and the last hundred that do not count, without
 /// its parts. Unknown ids are left out.
@@ -258,16 +259,19 @@ pub async fn save_payments(db: &impl GenericClient, payments: &[&Payment]) -> Re
         return Ok(());
     }
     let sums = |of: fn(&Sums) -> Total| payments.iter().map(|p| of(&p.sums).to_string()).collect::<Vec<_>>();
+    let settlements = || payments.iter().map(|payment| payment.settlement.as_ref());
     let statement = db
         .prepare_cached(
             "UPDATE payments p SET status = t.status, exception = t.exception, amount_received = t.amount_received::numeric,
                  cancelled = t.cancelled, expired_by = t.expired_by, sequence = t.sequence, updated_at = t.updated_at,
                  received = t.received::numeric, in_time = t.in_time::numeric, confirmed = t.confirmed::numeric,
-                 confirmed_in_time = t.confirmed_in_time::numeric
+                 confirmed_in_time = t.confirmed_in_time::numeric, settled_by = t.settled_by, settled_block = t.settled_block,
+                 settled_number = t.settled_number, settled_at = t.settled_at, settled_fee = t.settled_fee::numeric
              FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::bigint[], $7::bigint[], $8::bigint[],
-                     $9::text[], $10::text[], $11::text[], $12::text[])
+                     $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::bytea[], $15::bigint[], $16::bigint[],
+                     $17::text[])
                  AS t (id, status, exception, amount_received, cancelled, expired_by, sequence, updated_at, received, in_time,
-                     confirmed, confirmed_in_time)
+                     confirmed, confirmed_in_time, settled_by, settled_block, settled_number, settled_at, settled_fee)
              WHERE p.id = t.id",
         )
         .await?;
@@ -286,6 +290,11 @@ pub async fn save_payments(db: &impl GenericClient, payments: &[&Payment]) -> Re
             &sums(|sums| sums.in_time),
             &sums(|sums| sums.confirmed),
             &sums(|sums| sums.confirmed_in_time),
+            &settlements().map(|s| s.map(|s| s.transaction.as_slice())).collect::<Vec<_>>(),
+            &settlements().map(|s| s.map(|s| s.block.hash.as_slice())).collect::<Vec<_>>(),
+            &settlements().map(|s| s.map(|s| bigint(s.block.number))).collect::<Vec<_>>(),
+            &settlements().map(|s| s.map(|s| bigint(s.timestamp))).collect::<Vec<_>>(),
+            &settlements().map(|s| s.and_then(|s| s.fee).map(|fee| fee.to_string())).collect::<Vec<_>>(),
         ],
     )
     .await?;
@@ -294,6 +303,20 @@ pub async fn save_payments(db: &impl GenericClient, payments: &[&Payment]) -> Re
 
 fn read_total(row: &Row, column: usize) -> Result<Total, Failure> {
     row.get::<_, &str>(column).parse().map_err(Failure::halt)
+}
+
+/// A settlement of five columns, if there is one.
+pub(super) fn read_settlement(row: &Row, column: usize) -> Result<Option<Settlement>, Failure> {
+    let Some(transaction) = row.get::<_, Option<&[u8]>>(column) else {
+        return Ok(None);
+    };
+    let hash = |field, bytes| topics::hash(field, bytes).map_err(Failure::halt);
+    Ok(Some(Settlement {
+        transaction: hash("transaction_hash", transaction)?,
+        block: BlockRef { number: unsigned(row.get(column + 2)), hash: hash("block_hash", row.get(column + 1))? },
+        timestamp: unsigned(row.get(column + 3)),
+        fee: row.get::<_, Option<&str>>(column + 4).map(|fee| fee.parse().map_err(Failure::halt)).transpose()?,
+    }))
 }
 
 fn read_payment(row: &Row) -> Result<Payment, Failure> {
@@ -335,6 +358,7 @@ fn read_payment(row: &Row) -> Result<Payment, Failure> {
         updated_at: unsigned(row.get(18)),
         cancelled: row.get(19),
         expired_by: row.get::<_, Option<i64>>(20).map(unsigned),
+        settlement: read_settlement(row, 29)?,
         deposit_address: row.get(24),
         sums: Sums {
             received: read_total(row, 25)?,

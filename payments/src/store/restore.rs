@@ -3,7 +3,7 @@
 use super::deposit_addresses::restore_addresses;
 use super::outbox::record_requested_events;
 use super::payments::restore_payments;
-use super::told::{apply_cancellations, forget_told_creations};
+use super::told::{apply_told, forget_told_creations};
 use crate::events::created_event;
 use crate::intents::{Issued, Origin};
 use crate::payment::Payment;
@@ -101,7 +101,7 @@ async fn restore_slice(db: &impl GenericClient, lost: &[(Issued, Origin)]) -> Re
         .map(|(payment, origin)| (*payment, created_event(payment), origin.asked_by()))
         .collect();
     record_requested_events(db, untold.iter().map(|(payment, event, key)| (*payment, event, *key))).await?;
-    apply_cancellations(db, &ids).await?;
+    apply_told(db, &ids).await?;
     Ok(RestoredRows { payments: payments.len(), addresses: written_addresses.len(), keys, refused })
 }
 

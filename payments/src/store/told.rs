@@ -3,7 +3,6 @@
 use super::outbox_told::take_out_told;
 use super::payments::{lock_payments, save_payments};
 use crate::history;
-use crate::lifecycle::EventKind;
 use crate::payment::Payment;
 use crate::told::ToldEvents;
 use deadpool_postgres::GenericClient;
@@ -63,7 +62,7 @@ pub async fn keep_told_events(db: &impl GenericClient, events: &[(Uuid, PaymentE
     let asked_by: Vec<String> = lost.iter().map(|(_, event)| event.asked_by.replace('\0', "")).collect();
     let records: Vec<Vec<u8>> = lost.iter().map(|(_, event)| history::trim(event.clone()).encode_to_vec()).collect();
     let written = db.execute(&statement, &[&ids, &sequences, &asked_by, &records]).await?;
-    apply_cancellations(db, &ids).await?;
+    apply_told(db, &ids).await?;
     Ok(written)
 }
 
@@ -150,16 +149,16 @@ pub(super) async fn forget_told_creations(db: &impl GenericClient, ids: &[Uuid])
     Ok(db.query(&statement, &[&ids]).await?.iter().map(|row| row.get(0)).collect())
 }
 
-/// Applies the cancellations that were told next. Those that were told after an event of a block wait for it, in the confirmer.
+/// Applies the cancellations and settlements that were told next. Those that were told after an event of a block wait for it, in the
+/// confirmer.
 ///
 /// # Errors
 /// When the database fails.
-pub(super) async fn apply_cancellations(db: &impl GenericClient, ids: &[Uuid]) -> Result<(), Failure> {
+pub(super) async fn apply_told(db: &impl GenericClient, ids: &[Uuid]) -> Result<(), Failure> {
     let mut told = told_events(db, ids).await?;
-    let cancelled = EventKind::Cancelled.as_str();
-    let ids: Vec<Uuid> = told.iter().filter(|(_, told)| told.has(cancelled)).map(|(id, _)| id.0).collect();
-    let cancel = |payment: Payment| told.get_mut(&payment.id).map(|told| told.cancel(payment));
-    let cancelled: Vec<Payment> = lock_payments(db, &ids).await?.into_iter().filter_map(cancel).collect();
-    save_payments(db, &cancelled.iter().collect::<Vec<_>>()).await?;
+    let ids: Vec<Uuid> = told.iter().filter(|(_, told)| told.has_without_match()).map(|(id, _)| id.0).collect();
+    let apply = |payment: Payment| told.get_mut(&payment.id).map(|told| told.apply_next(payment));
+    let applied: Vec<Payment> = lock_payments(db, &ids).await?.into_iter().filter_map(apply).collect();
+    save_payments(db, &applied.iter().collect::<Vec<_>>()).await?;
     forget_told_events(db, told.iter()).await
 }

@@ -3,7 +3,7 @@
 
 INSERT INTO payments (id, merchant_id, external_id, metadata, chain_id, chain, token, token_address, decimals, address, xpub,
         address_index, amount, amount_received, status, confirmations_required, sequence, created_at, expires_at, updated_at,
-        deposit_address, received, in_time, confirmed, confirmed_in_time)
+        deposit_address, received, in_time, confirmed, confirmed_in_time, settled_by, settled_block, settled_number, settled_at)
     SELECT lpad(to_hex(i), 32, '0')::uuid, m.id, CASE WHEN i % 5 > 0 THEN 'order-' || i END, '{"cart": 7}',
         (ARRAY[31337, 31337, 1, 137, 8453, 42161])[1 + hash % 6],
         (ARRAY['anvil', 'anvil', 'one', 'two', 'three', 'four'])[1 + hash % 6],
@@ -11,7 +11,9 @@ INSERT INTO payments (id, merchant_id, external_id, metadata, chain_id, chain, t
         (ARRAY[NULL, '\x11', '\x11', '\x12']::bytea[])[1 + hash / 6 % 4] || decode(repeat('11', 19), 'hex'),
         6, decode(md5(i::text) || substr(md5('x' || i), 1, 8), 'hex'), 'scale', i, 1000, paid, status, 3, 3,
         now - (:total - i) * 31536000 / :total, now - (:total - i) * 31536000 / :total + 3600, now,
-        CASE WHEN i % 20 = 10 THEN lpad(to_hex(i % 1000), 32, '0')::uuid END, paid, paid, paid, paid
+        CASE WHEN i % 20 = 10 THEN lpad(to_hex(i % 1000), 32, '0')::uuid END, paid, paid, paid, paid,
+        CASE WHEN status = 'settled' THEN sha256(int8send(i)) END, CASE WHEN status = 'settled' THEN sha256(int8send(i / 100)) END,
+        CASE WHEN status = 'settled' THEN i / 100 END, CASE WHEN status = 'settled' THEN now END
     FROM (
         SELECT i, hash, now, status, CASE WHEN status IN ('detected', 'confirmed', 'settled') THEN 1000 ELSE 0 END AS paid
         FROM (

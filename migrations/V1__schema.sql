@@ -185,7 +185,7 @@ CREATE INDEX payments_by_exception_chain_and_token ON payments (merchant_id, exc
 -- GET /api/v1/addresses/{id}/deposits, newest first.
 CREATE INDEX payments_of_deposit_address ON payments (deposit_address, created_at, id) WHERE deposit_address IS NOT NULL;
 -- What a sweep of a static address covers: its deposits of one asset, in order.
-CREATE INDEX payments_of_swept_asset ON payments (deposit_address, chain_id, coalesce(token_address, ''), created_at, id)
+CREATE INDEX payments_of_swept_asset ON payments (deposit_address, chain_id, coalesce(token_address, ''), created_at)
     WHERE deposit_address IS NOT NULL;
 
 -- An address is given out once, to a payment or to a static address, whichever account and index it was derived from: two accounts may
@@ -327,8 +327,11 @@ CREATE TABLE settled_up_to (
     deposit_address uuid NOT NULL REFERENCES deposit_addresses,
     chain_id        bigint NOT NULL,
     token_address   bytea NOT NULL,
+    -- The last one's place: its block's timestamp and number, and its id.
     created_at      bigint NOT NULL,
+    place_number    bigint NOT NULL,
     id              uuid NOT NULL,
+    -- The highest up to there.
     block_number    bigint NOT NULL,
     arrived         numeric NOT NULL,
     PRIMARY KEY (deposit_address, chain_id, token_address)

@@ -6,6 +6,7 @@
 //! - `aside` keeps the chain apart whose records can't be applied, `returning` brings it back.
 //! - `unapplied` tells which records say something new, where some are read or written again.
 //! - `orphans` credits transfers whose payment is there by now.
+//! - [`sweeps`] reads what has left addresses for good, [`settle`] settles the payments that it covers.
 //! - `working_set` holds the payments that a batch can change, in memory.
 //! - `relay` publishes the outbox to Kafka, exactly once: `batches` tells what Kafka has of it, `looks` when a partition can be read.
 //!
@@ -20,6 +21,8 @@ mod relay;
 pub mod returning;
 mod role;
 mod seek;
+pub mod settle;
+pub mod sweeps;
 mod unapplied;
 mod working_set;
 

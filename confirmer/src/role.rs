@@ -1,11 +1,12 @@
 //! Runs the role's stages until one ends: the comparison of Postgres with the topics, and once that is through, the fold of
-//! `chain.matches`, the return of chains that were set aside, and the relay of the outbox. The fold wakes the relay after each
-//! batch that emitted events.
+//! `chain.matches`, the return of chains that were set aside, that of `sweep.events` and what it settles, and the relay of the outbox.
+//! What emits events wakes the relay.
 
 use crate::aside::{self, Faults};
 use crate::fold::{Batch, FOLDING};
 use crate::relay;
 use crate::returning;
+use crate::{settle, sweeps};
 use base::locked;
 use chain::Listing;
 use deadpool_postgres::Pool;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 /// When the configuration is wrong, or a stage halts.
 pub async fn run(settings: Settings, kafka: Kafka, listing: Listing, stop: CancellationToken) -> anyhow::Result<()> {
     let recovery = Recovery::new(kafka.clone(), &settings)?;
-    let pool = db::generic_plan_pool(&settings.database_url, 4, CommitMode::Synchronous, Some(recovery.gate()))?;
+    let pool = db::generic_plan_pool(&settings.database_url, 6, CommitMode::Synchronous, Some(recovery.gate()))?;
     let (wake, woken) = channel();
     // A stage's body is run again after each failure, with the one receiver there is.
     let woken = Mutex::new(woken);
@@ -36,6 +37,7 @@ pub async fn run(settings: Settings, kafka: Kafka, listing: Listing, stop: Cance
         () = recovery.gate().opened() => {}
         Some(ended) = stages.join_next() => return ended?,
     }
+    let settled = wake.clone();
     let (folding_kafka, folding_pool, listed, handle) = (kafka.clone(), pool.clone(), listing.clone(), Handle::current());
     stages.spawn(stage::run(FOLDING.stage, stop.clone(), move |stop| {
         follow(&folding_kafka, &folding_pool, &listed, &handle, &wake, stop)
@@ -44,6 +46,12 @@ pub async fn run(settings: Settings, kafka: Kafka, listing: Listing, stop: Cance
     stages.spawn(stage::run("confirmer-aside", stop.clone(), move |stop| {
         returning::catch_up(&aside_kafka, &aside_pool, &listing, &handle, stop)
     }));
+    let (sweeps_kafka, sweeps_pool, handle) = (kafka.clone(), pool.clone(), Handle::current());
+    stages.spawn(stage::run(sweeps::FOLDING.stage, stop.clone(), move |stop| {
+        sweeps::follow(&sweeps_kafka, &sweeps_pool, &handle, stop)
+    }));
+    let (settling_pool, handle) = (pool.clone(), Handle::current());
+    stages.spawn(stage::run("settle", stop.clone(), move |stop| settle::run(&settling_pool, &handle, &settled, stop)));
     let handle = Handle::current();
     stages.spawn(stage::run("outbox", stop.clone(), move |stop| {
         let woken = locked(&woken);

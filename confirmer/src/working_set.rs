@@ -460,12 +460,12 @@ impl<'a> WorkingSet<'a> {
         let changed: Vec<&TouchedPayment> = self.payments.iter().filter(|touched| touched.changed).collect();
         let new: Vec<&Payment> = changed.iter().filter(|touched| touched.new).map(|touched| &touched.payment).collect();
         store::insert_deposits(db, &new).await?;
-        store::save_payments(db, &changed.iter().map(|touched| &touched.payment).collect::<Vec<_>>()).await?;
+        let payments: Vec<&Payment> = changed.iter().map(|touched| &touched.payment).collect();
+        store::save_payments(db, &payments).await?;
         let (mut saved, mut gone): (Vec<PartRow<'_>>, Vec<PartRow<'_>>) = (Vec::new(), Vec::new());
         for TouchedPayment { payment, stored, .. } in changed {
             saved.extend(payment.parts.iter().filter(|part| !stored.contains(part)).map(|part| (payment, *part)));
-            let is_there =
-                |part: &Part| payment.parts.iter().any(|other| other.block == part.block && other.chain == part.chain);
+            let is_there = |part: &Part| payment.parts.iter().any(|p| (p.block, p.chain) == (part.block, part.chain));
             gone.extend(stored.iter().filter(|part| !is_there(part)).map(|part| (payment, *part)));
         }
         store::save_orphans(db, &self.orphans.values().collect::<Vec<_>>()).await?;
@@ -476,7 +476,8 @@ impl<'a> WorkingSet<'a> {
             tracing::error!("payment {id} was cancelled before the database was restored, and its state does not allow it now");
         }
         store::forget_told_events(db, self.told.iter()).await?;
-        store::record_events(db, self.events.iter().map(|(payment, event)| (payment, event))).await?;
+        let events = self.events.iter().map(|(payment, event)| (payment, event));
+        tokio::try_join!(store::record_events(db, events), store::put_confirmed(db, &payments))?;
         Ok(self.events.len())
     }
 }

@@ -48,12 +48,14 @@ pub fn covering(swept: &[Swept], arrived: Total, block: u64) -> Option<&Settleme
     swept.iter().skip(first).map(|swept| &swept.settlement).find(|settlement| settlement.block.number >= block)
 }
 
-/// Where a deposit stands among those of its address and asset: by its block's timestamp, then by its id. Any order does that does not
-/// change, and this one has an index.
+/// Where a deposit stands among those of its address and asset: in the chain's order, and in a block by its id. The timestamp comes first
+/// since it has an index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DepositPlace {
-    /// Unix seconds.
+    /// The block's, Unix seconds.
     pub timestamp: u64,
+    /// Number of its block; 0 once a reorg has taken it back.
+    pub block: u64,
     pub id: Uuid,
 }
 
@@ -61,8 +63,6 @@ pub struct DepositPlace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ArrivedDeposit {
     pub place: DepositPlace,
-    /// Number of its block.
-    pub block: u64,
     /// Nothing once a reorg has taken it back.
     pub received: Total,
     /// What has arrived since the deposit before it, and is none.
@@ -117,20 +117,17 @@ impl<'a> Walk<'a> {
         Self { swept, settled, at: settled, is_held: false }
     }
 
-    /// The place of the last deposit that was passed.
-    pub const fn place(&self) -> Option<DepositPlace> {
-        self.at.place
-    }
-
     /// Takes the next deposit.
     pub fn step(&mut self, deposit: &ArrivedDeposit) -> Step {
         let arrived = self.at.arrived.plus(deposit.beside).plus(deposit.received);
         if self.swept.last().is_none_or(|last| Total::from(last.total) < arrived) {
             return Step::End;
         }
-        self.at = SettledUpTo { place: Some(deposit.place), block: self.at.block.max(deposit.block), arrived };
+        self.at = SettledUpTo { place: Some(deposit.place), block: self.at.block.max(deposit.place.block), arrived };
         let step = match deposit.stage {
-            DepositStage::Settlement => covering(self.swept, arrived, deposit.block).map_or(Step::Pass, |by| Step::Settle(*by)),
+            DepositStage::Settlement => {
+                covering(self.swept, arrived, deposit.place.block).map_or(Step::Pass, |by| Step::Settle(*by))
+            }
             DepositStage::Confirmation | DepositStage::Nothing => Step::Pass,
         };
         self.is_held |= deposit.stage != DepositStage::Nothing && step == Step::Pass;

@@ -35,8 +35,8 @@ fn what_has_arrived_is_covered_by_the_first_transaction_that_reaches_it_and_by_n
 
 /// A deposit at this time, in the block of the same number.
 fn deposit(at: u64, received: u64, stage: DepositStage) -> ArrivedDeposit {
-    let place = DepositPlace { timestamp: at, id: Uuid::from_u128(at.into()) };
-    ArrivedDeposit { place, block: at, received: total(received), beside: Total::ZERO, stage }
+    let place = DepositPlace { timestamp: at, block: at, id: Uuid::from_u128(at.into()) };
+    ArrivedDeposit { place, received: total(received), beside: Total::ZERO, stage }
 }
 
 #[test]

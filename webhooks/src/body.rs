@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use topics::wire::PaymentEvent;
-use topics::wire::payment_event::{Block, Summary, Transfer};
+use topics::wire::payment_event::{Block, Settlement, Summary, Transfer};
 use topics::{Address, Amount, AmountError, ChainId, MalformedField, derivation_path, payment_uri};
 
 /// An event that does not hold what its schema says.
@@ -56,6 +56,7 @@ struct Data<'a> {
     finality: Option<&'a str>,
     created_at: String,
     expires_at: Option<String>,
+    settlement: Option<SettlementData>,
     block: Option<BlockData>,
     transfer: Option<TransferData<'a>>,
     summary: Option<SummaryData<'a>>,
@@ -69,6 +70,15 @@ struct SummaryData<'a> {
     amount: String,
     first: Option<TransferData<'a>>,
     last: Option<TransferData<'a>>,
+}
+
+/// The transaction with which the last of the payment's confirmed money had left.
+#[derive(Serialize)]
+struct SettlementData {
+    transaction_hash: String,
+    block_hash: String,
+    block_number: u64,
+    fee: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -138,6 +148,7 @@ pub fn event_body(event: &PaymentEvent) -> Result<String, BodyError> {
         finality: non_empty(&event.finality),
         created_at: time(event.created_at)?,
         expires_at: Some(event.expires_at).filter(|at| *at > 0).map(time).transpose()?,
+        settlement: event.settlement.as_ref().map(settlement).transpose()?,
         block: event.block.as_ref().map(block).transpose()?,
         transfer: event.transfer.as_ref().map(transfer).transpose()?,
         summary: event.summary.as_ref().map(summary).transpose()?,
@@ -162,6 +173,16 @@ fn message(kind: &str, timestamp: String, data: impl Serialize) -> Result<String
 fn block(block: &Block) -> Result<BlockData, BodyError> {
     let hash = topics::hash("hash", &block.hash)?.to_string();
     Ok(BlockData { chain_id: block.chain_id, number: block.number, hash })
+}
+
+fn settlement(settlement: &Settlement) -> Result<SettlementData, BodyError> {
+    let fee = settlement.fee.as_ref().map(|fee| Amount::from_wire(fee)).transpose()?;
+    Ok(SettlementData {
+        transaction_hash: topics::hash("transaction_hash", &settlement.transaction_hash)?.to_string(),
+        block_hash: topics::hash("block_hash", &settlement.block_hash)?.to_string(),
+        block_number: settlement.block_number,
+        fee: fee.map(|fee| fee.to_string()),
+    })
 }
 
 fn summary(summary: &Summary) -> Result<SummaryData<'_>, BodyError> {
@@ -263,9 +284,32 @@ mod tests {
         assert!(unknown.iter().all(|field| old.contains(field)), "an event from before these fields: {old}");
         let deposit = event_body(&PaymentEvent { deposit_address_id: "x".into(), ..event() }).unwrap();
         assert!(deposit.contains(r#""payment_uri":null"#), "a deposit is paid already: {deposit}");
-        for none in ["token", "token_contract_address", "external_id", "exception", "expires_at", "transfer", "summary"] {
+        for none in
+            ["token", "token_contract_address", "external_id", "exception", "expires_at", "settlement", "transfer", "summary"]
+        {
             assert_eq!(data[none], Value::Null, "{none}");
         }
+    }
+
+    #[test]
+    fn a_settled_payment_is_told_with_the_transaction_and_its_fee() {
+        let settlement = Settlement {
+            transaction_hash: vec![1; 32].into(),
+            block_hash: vec![2; 32].into(),
+            block_number: 9,
+            fee: Some(vec![0x52, 0x08].into()),
+        };
+        let hash = |byte: &str| format!("0x{}", byte.repeat(32));
+        for (fee, shown) in [(settlement.fee.clone(), json!("21000")), (None, Value::Null)] {
+            let told = event_body(&PaymentEvent { settlement: Some(Settlement { fee, ..settlement.clone() }), ..event() });
+            let body: Value = serde_json::from_str(&told.unwrap()).unwrap();
+            let expected = json!({
+                "transaction_hash": hash("01"), "block_hash": hash("02"), "block_number": 9, "fee": shown
+            });
+            assert_eq!(body["data"]["settlement"], expected);
+        }
+        let broken = Settlement { block_hash: vec![2; 31].into(), ..settlement };
+        assert!(event_body(&PaymentEvent { settlement: Some(broken), ..event() }).is_err());
     }
 
     #[test]

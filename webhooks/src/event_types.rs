@@ -1,5 +1,4 @@
-//! Event types, which merchants filter by. `payment.settled` and `deposit.settled` are reserved for the sweeper: filters accept
-//! them, and nothing emits them yet.
+//! Event types, which merchants filter by.
 
 /// All event types that a filter may name.
 pub const EVENT_TYPES: [&str; 17] = [

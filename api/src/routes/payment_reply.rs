@@ -7,7 +7,7 @@ use crate::openapi::schemas;
 use crate::read::Snapshot;
 use crate::routes::transfer_reply::{Depths, TransferReply};
 use base::timestamp::rfc3339;
-use payments::{Payment, Sums, Token, store};
+use payments::{Payment, Settlement, Sums, Token, store};
 use runtime::Failure;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -74,6 +74,9 @@ pub struct PaymentReply {
     expires_at: Option<String>,
     #[schema(value_type = schemas::Time)]
     created_at: String,
+    /// While it is settled; else null.
+    #[schema(required = true)]
+    settlement: Option<SettlementReply>,
     #[schema(required = true)]
     external_id: Option<String>,
     /// As it was written in the request.
@@ -82,6 +85,21 @@ pub struct PaymentReply {
     /// The last hundred, and the last hundred of those that do not count: of unlisted tokens or below the minimum. All are at
     /// `/api/v1/payments/{id}/transfers`.
     transfers: Vec<TransferReply>,
+}
+
+/// The transaction with which the last of a payment's confirmed money had left its address. It may have moved the money of others too.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Settlement)]
+pub struct SettlementReply {
+    #[schema(value_type = schemas::Hash)]
+    transaction_hash: String,
+    /// Of its block, which is final.
+    #[schema(value_type = schemas::Hash)]
+    block_hash: String,
+    block_number: u64,
+    /// Of the whole transaction, in wei; null where nobody could tell.
+    #[schema(required = true, value_type = Option<schemas::Amount>)]
+    fee: Option<String>,
 }
 
 /// Of a transfer; a payment without its transfers and metadata has some more.
@@ -144,6 +162,7 @@ impl PaymentReply {
             transfers: Vec::new(),
             cancelled: false,
             expired_by: None,
+            settlement: None,
             ..payment.clone()
         };
         Self::new(&created)
@@ -182,9 +201,21 @@ impl PaymentReply {
                 .then(|| payment_uri(payment.chain, token.map(|t| t.address), payment.address, payment.amount)),
             expires_at: (!is_deposit).then(|| rfc3339(payment.expires_at)),
             created_at: rfc3339(payment.created_at),
+            settlement: payment.settlement.as_ref().map(SettlementReply::new),
             external_id: payment.external_id.clone(),
             metadata: payment.metadata.as_deref().and_then(|text| RawValue::from_string(text.to_owned()).ok()),
             transfers: Vec::new(),
+        }
+    }
+}
+
+impl SettlementReply {
+    pub fn new(settlement: &Settlement) -> Self {
+        Self {
+            transaction_hash: settlement.transaction.to_string(),
+            block_hash: settlement.block.hash.to_string(),
+            block_number: settlement.block.number,
+            fee: settlement.fee.map(|fee| fee.to_string()),
         }
     }
 }
@@ -206,7 +237,8 @@ fn confirmations(counted_from: Option<&u64>, head: Option<u64>) -> u64 {
 mod tests {
     use super::*;
     use payments::{Asset, Policy, Terms};
-    use topics::{ChainId, PaymentId};
+    use serde_json::json;
+    use topics::{B256, BlockRef, ChainId, PaymentId};
     use uuid::Uuid;
 
     fn payment() -> Payment {
@@ -228,6 +260,7 @@ mod tests {
             expires_at: 1_700_003_600,
             cancelled: false,
             expired_by: None,
+            settlement: None,
             deposit_address: None,
             sums: Sums::default(),
             parts: vec![],
@@ -255,8 +288,20 @@ mod tests {
         assert_eq!((&reply["decimals"], &reply["derivation_path"]), (&18.into(), &"0/7".into()));
         assert_eq!(reply["created_at"], "2023-11-14T22:13:20Z");
         assert_eq!(reply["status"], "pending");
-        assert!(reply["token_id"].is_null() && reply["exception"].is_null());
+        assert!(reply["token_id"].is_null() && reply["exception"].is_null() && reply["settlement"].is_null());
         assert_eq!(reply["transfers"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn a_settled_payment_shows_the_transaction_and_no_payment_showed_one_when_it_was_created() {
+        let block = BlockRef { number: 9, hash: B256::repeat_byte(2) };
+        let settlement = Settlement { transaction: B256::repeat_byte(1), block, timestamp: 0, fee: Some(Amount::from(21_000)) };
+        let settled = Payment { settlement: Some(settlement), ..payment() };
+        let reply = serde_json::to_value(PaymentReply::new(&settled)).unwrap();
+        let hash = |byte: &str| format!("0x{}", byte.repeat(32));
+        let shown = json!({ "transaction_hash": hash("01"), "block_hash": hash("02"), "block_number": 9, "fee": "21000" });
+        assert_eq!(reply["settlement"], shown);
+        assert!(serde_json::to_value(PaymentReply::first(&settled)).unwrap()["settlement"].is_null());
     }
 
     #[test]

@@ -55,6 +55,7 @@ mod replica;
 mod restore;
 mod session;
 mod set_aside;
+mod settled;
 mod stacks;
 mod stage_offsets;
 mod strangers;

@@ -116,12 +116,12 @@ pub async fn put_confirmed(db: &impl GenericClient, payments: &[&Payment]) -> Re
     let statement = db
         .prepare_cached(
             "WITH confirmed AS (
-                 SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::uuid[], $5::bigint[], $6::uuid[])
-                   AS t (chain_id, address, token_address, deposit_address, created_at, id)
+                 SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::uuid[], $5::bigint[])
+                   AS t (chain_id, address, token_address, deposit_address, created_at)
              ), anew AS (
                  DELETE FROM settled_up_to s USING confirmed c
                  WHERE s.deposit_address = c.deposit_address AND s.chain_id = c.chain_id AND s.token_address = c.token_address
-                     AND (s.created_at, s.id) >= (c.created_at, c.id)
+                     AND s.created_at >= c.created_at
              )
              INSERT INTO to_settle (chain_id, address, token_address)
              SELECT DISTINCT chain_id, address, token_address FROM confirmed c
@@ -140,7 +140,6 @@ pub async fn put_confirmed(db: &impl GenericClient, payments: &[&Payment]) -> Re
             &tokens,
             &payments().map(|p| p.deposit_address).collect::<Vec<_>>(),
             &payments().map(|p| bigint(p.created_at)).collect::<Vec<_>>(),
-            &payments().map(|p| p.id.0).collect::<Vec<_>>(),
         ],
     )
     .await?;
@@ -267,16 +266,20 @@ pub async fn covered_deposits(
     limit: usize,
 ) -> Result<CoveredDeposits, Failure> {
     let settled = settled_up_to(db, address, asset).await?;
-    let swept = swept_from(db, asset, settled.arrived).await?;
+    let swept = swept_above(db, asset, settled.arrived).await?;
     let mut walk = Walk::new(&swept, settled);
     let (mut found, mut is_through) = (CoveredDeposits::default(), swept.is_empty());
+    // A second may have been passed in part.
+    let (mut since, mut from) = settled.place.map_or((-1, 0), |place| (bigint(place.timestamp), bigint(place.timestamp)));
     for _ in 0..MAX_PAGES {
         if is_through {
             break;
         }
-        let page = deposits_after(db, address, asset, walk.place()).await?;
+        let page = deposits_from(db, address, asset, from, since).await?;
         is_through = page.len() < PAGE;
-        for deposit in &page {
+        since = page.last().map_or(since, |last| bigint(last.place.timestamp));
+        from = since.saturating_add(1);
+        for deposit in page.iter().filter(|deposit| settled.place.is_none_or(|settled| settled < deposit.place)) {
             match walk.step(deposit) {
                 Step::Settle(settlement) => {
                     found.covered.push(CoveredPayment { id: deposit.place.id, covered: deposit.received, settlement });
@@ -310,7 +313,7 @@ fn key(asset: &SweptAsset) -> (i64, &[u8]) {
 async fn settled_up_to(db: &impl GenericClient, address: Uuid, asset: &SweptAsset) -> Result<SettledUpTo, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT created_at, id, block_number, arrived::text FROM settled_up_to
+            "SELECT created_at, place_number, id, block_number, arrived::text FROM settled_up_to
              WHERE deposit_address = $1 AND chain_id = $2 AND token_address = $3",
         )
         .await?;
@@ -319,9 +322,9 @@ async fn settled_up_to(db: &impl GenericClient, address: Uuid, asset: &SweptAsse
         return Ok(SettledUpTo::default());
     };
     Ok(SettledUpTo {
-        place: Some(DepositPlace { timestamp: unsigned(row.get(0)), id: row.get(1) }),
-        block: unsigned(row.get(2)),
-        arrived: row.get::<_, &str>(3).parse().map_err(Failure::halt)?,
+        place: Some(DepositPlace { timestamp: unsigned(row.get(0)), block: unsigned(row.get(1)), id: row.get(2) }),
+        block: unsigned(row.get(3)),
+        arrived: row.get::<_, &str>(4).parse().map_err(Failure::halt)?,
     })
 }
 
@@ -331,26 +334,29 @@ async fn save_settled_up_to(
     asset: &SweptAsset,
     settled: &SettledUpTo,
 ) -> Result<(), Failure> {
-    let Some(DepositPlace { timestamp, id }) = settled.place else { return Ok(()) };
+    let Some(DepositPlace { timestamp, block, id }) = settled.place else { return Ok(()) };
     let statement = db
         .prepare_cached(
-            "INSERT INTO settled_up_to (deposit_address, chain_id, token_address, created_at, id, block_number, arrived)
-             VALUES ($1, $2, $3, $4, $5, $6, ($7::text)::numeric)
-             ON CONFLICT (deposit_address, chain_id, token_address) DO UPDATE SET created_at = EXCLUDED.created_at, id = EXCLUDED.id,
-                 block_number = EXCLUDED.block_number, arrived = EXCLUDED.arrived",
+            "INSERT INTO settled_up_to (deposit_address, chain_id, token_address, created_at, place_number, id, block_number, arrived)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, ($8::text)::numeric)
+             ON CONFLICT (deposit_address, chain_id, token_address) DO UPDATE SET created_at = EXCLUDED.created_at,
+                 place_number = EXCLUDED.place_number, id = EXCLUDED.id, block_number = EXCLUDED.block_number, arrived = EXCLUDED.arrived",
         )
         .await?;
     let ((chain, token), arrived) = (key(asset), settled.arrived.to_string());
-    db.execute(&statement, &[&address, &chain, &token, &bigint(timestamp), &id, &bigint(settled.block), &arrived]).await?;
+    let (timestamp, block, highest) = (bigint(timestamp), bigint(block), bigint(settled.block));
+    db.execute(&statement, &[&address, &chain, &token, &timestamp, &block, &id, &highest, &arrived]).await?;
     Ok(())
 }
 
-/// The transactions with which at least so much had left, by their totals: the first of them.
-async fn swept_from(db: &impl GenericClient, asset: &SweptAsset, total: Total) -> Result<Vec<Swept>, Failure> {
+/// The transactions with which more than that had left, by their totals: the first of them.
+async fn swept_above(db: &impl GenericClient, asset: &SweptAsset, total: Total) -> Result<Vec<Swept>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT total::text, transaction_hash, block_hash, block_number, block_timestamp, fee::text FROM swept
-             WHERE chain_id = $1 AND address = $2 AND token_address = $3 AND total >= ($4::text)::numeric ORDER BY total LIMIT $5",
+            // By the number, and not by its text, which has the column's name too.
+            "SELECT s.total::text, transaction_hash, block_hash, block_number, block_timestamp, fee::text FROM swept s
+             WHERE chain_id = $1 AND address = $2 AND token_address = $3 AND s.total > ($4::text)::numeric
+             ORDER BY s.total LIMIT $5",
         )
         .await?;
     let ((chain, token), page) = (key(asset), i64::try_from(PAGE).unwrap_or(i64::MAX));
@@ -362,34 +368,35 @@ async fn swept_from(db: &impl GenericClient, asset: &SweptAsset, total: Total) -
     rows.iter().filter_map(|row| read(row).transpose()).collect()
 }
 
-/// The next deposits of a static address in one asset, each with what has arrived since the one before and is none.
-async fn deposits_after(
+/// The deposits of a static address in one asset from this second on, in order, each with what has arrived since the one before and is
+/// none: about a page of whole seconds. `since` is the second of the one before.
+async fn deposits_from(
     db: &impl GenericClient,
     address: Uuid,
     asset: &SweptAsset,
-    after: Option<DepositPlace>,
+    from: i64,
+    since: i64,
 ) -> Result<Vec<ArrivedDeposit>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT d.id, d.created_at, d.received::text, d.status, coalesce(part.block_number, 0), coalesce(beside.amount, 0)::text
+            "SELECT d.id, d.created_at, d.received::text, d.status, d.number, coalesce(beside.amount, 0)::text
              FROM (
-                 SELECT *, lag(created_at, 1, $4) OVER (ORDER BY created_at, id) AS since FROM (
-                     SELECT id, created_at, received, status FROM payments
-                     WHERE deposit_address = $1 AND chain_id = $2 AND coalesce(token_address, '') = $3
-                         AND (created_at, id) > ($4, $5)
-                     ORDER BY created_at, id LIMIT $6) AS page) AS d
-             LEFT JOIN LATERAL (SELECT block_number FROM payment_parts WHERE payment_id = d.id LIMIT 1) AS part ON true
+                 SELECT *, lag(created_at, 1, $5) OVER (ORDER BY created_at, number, id) AS since FROM (
+                     SELECT id, created_at, received, status, coalesce(
+                         (SELECT block_number FROM payment_parts WHERE payment_id = payments.id LIMIT 1), 0) AS number
+                     FROM payments
+                     WHERE deposit_address = $1 AND chain_id = $2 AND coalesce(token_address, '') = $3 AND created_at >= $4
+                     ORDER BY created_at FETCH FIRST $6 ROWS WITH TIES) AS page) AS d
              LEFT JOIN LATERAL (
                  SELECT sum(amount) AS amount FROM transfers
                  WHERE deposit_address = $1 AND payment_id IS NULL AND NOT removed AND chain_id = $2
                      AND coalesce(token_address, '') = $3 AND block_timestamp > d.since AND block_timestamp <= d.created_at
              ) AS beside ON d.created_at > d.since
-             ORDER BY d.created_at, d.id",
+             ORDER BY d.created_at, d.number, d.id",
         )
         .await?;
     let ((chain, token), page) = (key(asset), i64::try_from(PAGE).unwrap_or(i64::MAX));
-    let (timestamp, id) = after.map_or((-1, Uuid::nil()), |place| (bigint(place.timestamp), place.id));
-    let rows = db.query(&statement, &[&address, &chain, &token, &timestamp, &id, &page]).await?;
+    let rows = db.query(&statement, &[&address, &chain, &token, &from, &since, &page]).await?;
     let total = |row: &Row, column| row.get::<_, &str>(column).parse::<Total>().map_err(Failure::halt);
     let read = |row: &Row| {
         let received = total(row, 2)?;
@@ -400,8 +407,8 @@ async fn deposits_after(
             _ if received.is_zero() => DepositStage::Nothing,
             Status::Pending | Status::Detected | Status::Expired | Status::Cancelled => DepositStage::Confirmation,
         };
-        let place = DepositPlace { timestamp: unsigned(row.get(1)), id: row.get(0) };
-        Ok(ArrivedDeposit { place, block: unsigned(row.get(4)), received, beside: total(row, 5)?, stage })
+        let place = DepositPlace { timestamp: unsigned(row.get(1)), block: unsigned(row.get(4)), id: row.get(0) };
+        Ok(ArrivedDeposit { place, received, beside: total(row, 5)?, stage })
     };
     rows.iter().map(read).collect()
 }

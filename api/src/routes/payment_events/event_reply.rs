@@ -1,8 +1,10 @@
 //! An event of a payment as JSON, in the list and in the stream.
 
 use crate::openapi::schemas;
+use crate::routes::payment_reply::SettlementReply;
 use crate::routes::transfer_reply::{EventTransferReply, SummaryReply, from_wire, non_empty};
 use base::timestamp::rfc3339;
+use payments::events::settlement_of;
 use runtime::Failure;
 use serde::Serialize;
 use topics::wire::PaymentEvent;
@@ -46,6 +48,9 @@ pub struct EventReply {
     /// EIP-681; null for a deposit, which is already paid.
     #[schema(required = true)]
     payment_uri: Option<String>,
+    /// While the payment is settled; else null.
+    #[schema(required = true)]
+    settlement: Option<SettlementReply>,
 }
 
 /// Why it happened: a request, a block, or transfers in a block.
@@ -99,6 +104,7 @@ impl EventReply {
         let decimals = event.decimals.map(u8::try_from).transpose().map_err(Failure::halt)?;
         let whole = |amount: Amount| decimals.map(|decimals| amount.to_decimal(decimals));
         let payment_uri = if event.deposit_address_id.is_empty() { Some(uri(&event, amount)?) } else { None };
+        let settlement = settlement_of(&event).as_ref().map(SettlementReply::new);
         let block = event.block.map(BlockReply::new).transpose()?;
         let transfer = event.transfer.map(EventTransferReply::new).transpose()?;
         let summary = event.summary.map(SummaryReply::new).transpose()?;
@@ -117,6 +123,7 @@ impl EventReply {
             amount_received_decimal: whole(received),
             decimals,
             payment_uri,
+            settlement,
         })
     }
 }

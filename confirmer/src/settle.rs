@@ -1,0 +1,127 @@
+//! Settles payments and deposits that are covered by what has left their addresses: whenever `sweeps` has read that something has, and
+//! when one is confirmed whose address something has left already. Addresses wait in `to_settle` for both.
+//!
+//! A transaction holds the chain's head, as the fold does: so nothing of the chain is confirmed or taken back meanwhile, and no address is
+//! taken out of `to_settle` for a payment whose confirmation is about to be committed. Each chain has transactions of its own.
+
+use deadpool_postgres::Pool;
+use payments::lifecycle::{Input, step};
+use payments::store::{self, CoveredPayment};
+use payments::swept::SweptAsset;
+use payments::{Payment, events::state_for_records};
+use runtime::{Failure, stage};
+use std::collections::HashMap;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use topics::ChainId;
+use uuid::Uuid;
+
+/// How often to look for addresses.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// Addresses per transaction.
+const MAX_ADDRESSES: usize = 200;
+/// Payments per transaction, but for those of the addresses that have one payment: each has up to 16 kB of metadata and is in memory with
+/// its event.
+const MAX_SETTLED: usize = 500;
+/// How long a chain's payments are settled before others have their turn.
+const TURN: Duration = Duration::from_secs(5);
+
+/// Settles until `stop`, and wakes the relay for the events.
+///
+/// # Errors
+/// `Retry` when the database fails. The chains after the one that it failed for have had their turn.
+pub fn run(pool: &Pool, handle: &Handle, wake: &Sender<()>, stop: &CancellationToken) -> Result<(), Failure> {
+    while !stop.is_cancelled() {
+        let mut failed = None;
+        let chains = handle.block_on(async { store::chains_to_settle(&pool.get().await?).await })?;
+        for chain in chains {
+            let started = Instant::now();
+            while !stop.is_cancelled() && started.elapsed() < TURN {
+                match handle.block_on(settle_some(pool, chain)) {
+                    Ok(Settled { addresses: 0, .. }) => break,
+                    Ok(Settled { events: 0, .. }) => {}
+                    Ok(_) => {
+                        // The receiver is gone only when the role ends.
+                        let _ = wake.send(());
+                    }
+                    Err(failure) => {
+                        failed.get_or_insert(failure.context(format!("settling payments of chain {chain}")));
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some(failure) = failed {
+            return Err(failure);
+        }
+        stage::pause(stop, LOOK_INTERVAL);
+    }
+    Ok(())
+}
+
+/// What a transaction has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Those that were looked at.
+    pub addresses: usize,
+    pub events: usize,
+}
+
+/// Settles payments of a chain, at the addresses that have waited longest.
+///
+/// # Errors
+/// `Retry` when the database fails.
+pub async fn settle_some(pool: &Pool, chain: ChainId) -> Result<Settled, Failure> {
+    let mut client = pool.get().await?;
+    let tx = client.transaction().await?;
+    // First, as in the fold. Nothing of a chain is confirmed that has no head yet.
+    if store::lock_head(&tx, chain).await?.is_none() {
+        return Ok(Settled::default());
+    }
+    let assets = store::take_to_settle(&tx, chain, MAX_ADDRESSES).await?;
+    let mut covered = store::covered_payments(&tx, chain, &assets).await?;
+    let static_addresses = store::static_addresses(&tx, &assets).await?;
+    let mut again: Vec<&SweptAsset> = Vec::new();
+    for (asset, id) in assets.iter().filter_map(|asset| Some((asset, static_addresses.get(&asset.address)?))) {
+        let left = MAX_SETTLED.saturating_sub(covered.len());
+        if left == 0 {
+            again.push(asset);
+            continue;
+        }
+        let found = store::covered_deposits(&tx, *id, asset, left).await?;
+        covered.extend(found.covered);
+        if found.are_more {
+            again.push(asset);
+        }
+    }
+    store::put_to_settle(&tx, again.into_iter()).await?;
+    let events = settle(&tx, &covered).await?;
+    tx.commit().await?;
+    Ok(Settled { addresses: assets.len(), events })
+}
+
+/// Settles payments; returns the number of events.
+async fn settle(db: &deadpool_postgres::Transaction<'_>, covered: &[CoveredPayment]) -> Result<usize, Failure> {
+    let covered: HashMap<Uuid, &CoveredPayment> = covered.iter().map(|covered| (covered.id, covered)).collect();
+    let ids: Vec<Uuid> = covered.keys().copied().collect();
+    let payments = store::lock_payments(db, &ids).await?;
+    let mut told = store::told_events(db, &ids).await?;
+    let (mut settled, mut events): (Vec<Payment>, _) = (Vec::new(), Vec::new());
+    for payment in payments {
+        let Some(CoveredPayment { covered, settlement, .. }) = covered.get(&payment.id.0).copied() else { continue };
+        let input = Input::Swept { covered: *covered, settlement: *settlement };
+        let step = match told.get_mut(&payment.id) {
+            Some(told) => told.step(&payment, &input),
+            None => step(&payment, &input),
+        };
+        let step = step.map_err(|error| Failure::halt(error).context(format!("payment {}", payment.id)))?;
+        events.extend(step.events.into_iter().map(|event| (state_for_records(&step.next), event)));
+        settled.push(step.next);
+    }
+    store::save_payments(db, &settled.iter().collect::<Vec<_>>()).await?;
+    store::forget_told_events(db, told.iter()).await?;
+    store::record_events(db, events.iter().map(|(payment, event)| (payment, event))).await?;
+    Ok(events.len())
+}

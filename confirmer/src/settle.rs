@@ -25,31 +25,34 @@ const MAX_ADDRESSES: usize = 200;
 /// Payments per transaction, but for those of the addresses that have one payment: each has up to 16 kB of metadata and is in memory with
 /// its event.
 const MAX_SETTLED: usize = 500;
+/// Addresses at which nothing can be settled that a turn passes over.
+const MAX_FAULTS: usize = 10;
 /// How long a chain's payments are settled before others have their turn.
 const TURN: Duration = Duration::from_secs(5);
+/// How soon a chain is looked at again that has an address which can't be settled.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Settles until `stop`, and wakes the relay for the events.
 ///
 /// # Errors
 /// `Retry` when the database fails. The chains after the one that it failed for have had their turn.
 pub fn run(pool: &Pool, handle: &Handle, wake: &Sender<()>, stop: &CancellationToken) -> Result<(), Failure> {
+    let mut faulty: HashMap<ChainId, Instant> = HashMap::new();
     while !stop.is_cancelled() {
         let mut failed = None;
         let chains = handle.block_on(async { store::chains_to_settle(&pool.get().await?).await })?;
+        faulty.retain(|_, at| at.elapsed() < RETRY_INTERVAL);
         for chain in chains {
-            let started = Instant::now();
-            while !stop.is_cancelled() && started.elapsed() < TURN {
-                match handle.block_on(settle_some(pool, chain)) {
-                    Ok(Settled { addresses: 0, .. }) => break,
-                    Ok(Settled { events: 0, .. }) => {}
-                    Ok(_) => {
-                        // The receiver is gone only when the role ends.
-                        let _ = wake.send(());
-                    }
-                    Err(failure) => {
-                        failed.get_or_insert(failure.context(format!("settling payments of chain {chain}")));
-                        break;
-                    }
+            if faulty.contains_key(&chain) {
+                continue;
+            }
+            match handle.block_on(settle_chain(pool, chain, wake, stop)) {
+                Ok(0) => {}
+                Ok(_) => {
+                    faulty.insert(chain, Instant::now());
+                }
+                Err(failure) => {
+                    failed.get_or_insert(failure.context(format!("settling payments of chain {chain}")));
                 }
             }
         }
@@ -59,6 +62,43 @@ pub fn run(pool: &Pool, handle: &Handle, wake: &Sender<()>, stop: &CancellationT
         stage::pause(stop, LOOK_INTERVAL);
     }
     Ok(())
+}
+
+/// Settles payments of a chain for a while; returns at how many addresses none can be: they wait behind all others.
+async fn settle_chain(pool: &Pool, chain: ChainId, wake: &Sender<()>, stop: &CancellationToken) -> Result<usize, Failure> {
+    let (started, mut limit, mut faults) = (Instant::now(), MAX_ADDRESSES, 0);
+    while !stop.is_cancelled() && started.elapsed() < TURN {
+        match settle_up_to(pool, chain, limit).await {
+            Ok(Settled { addresses: 0, .. }) => break,
+            Ok(Settled { events: 0, .. }) => {}
+            Ok(_) => {
+                // The receiver is gone only when the role ends.
+                let _ = wake.send(());
+            }
+            // One of them keeps none of the others waiting.
+            Err(Failure::Halt(_)) if limit > 1 => limit = 1,
+            Err(Failure::Halt(cause)) => {
+                faults += 1;
+                let asset = postpone(pool, chain).await?;
+                tracing::error!("payments of chain {chain} that are swept are not settled, {asset:?}: {cause:#}");
+                if faults > MAX_FAULTS {
+                    break;
+                }
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(faults)
+}
+
+/// Puts the address that has waited longest behind all others.
+async fn postpone(pool: &Pool, chain: ChainId) -> Result<Vec<SweptAsset>, Failure> {
+    let mut client = pool.get().await?;
+    let tx = client.transaction().await?;
+    let first = store::take_to_settle(&tx, chain, 1).await?;
+    store::put_to_settle(&tx, first.iter()).await?;
+    tx.commit().await?;
+    Ok(first)
 }
 
 /// What a transaction has done.
@@ -72,15 +112,19 @@ pub struct Settled {
 /// Settles payments of a chain, at the addresses that have waited longest.
 ///
 /// # Errors
-/// `Retry` when the database fails.
+/// `Retry` when the database fails; `Halt` when a row can't be read.
 pub async fn settle_some(pool: &Pool, chain: ChainId) -> Result<Settled, Failure> {
+    settle_up_to(pool, chain, MAX_ADDRESSES).await
+}
+
+async fn settle_up_to(pool: &Pool, chain: ChainId, limit: usize) -> Result<Settled, Failure> {
     let mut client = pool.get().await?;
     let tx = client.transaction().await?;
     // First, as in the fold. Nothing of a chain is confirmed that has no head yet.
     if store::lock_head(&tx, chain).await?.is_none() {
         return Ok(Settled::default());
     }
-    let assets = store::take_to_settle(&tx, chain, MAX_ADDRESSES).await?;
+    let assets = store::take_to_settle(&tx, chain, limit).await?;
     let mut covered = store::covered_payments(&tx, chain, &assets).await?;
     let static_addresses = store::static_addresses(&tx, &assets).await?;
     let mut again: Vec<&SweptAsset> = Vec::new();

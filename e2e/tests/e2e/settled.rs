@@ -3,7 +3,7 @@
 use crate::books::{Books, CHAINS, X, X_LISTED, block, block_hash, chains, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
-use confirmer::settle::settle_some;
+use confirmer::settle::{self, settle_some};
 use e2e::{Backup, Lab, Payment, Plan, Process, Stack, events, eventually};
 use payments::store;
 use payments::swept::{Swept, SweptAsset};
@@ -12,7 +12,10 @@ use reqwest::Method;
 use runtime::kafka::Publisher;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::mpsc::channel;
 use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 use topics::wire::{PaymentEvent, SweepEvent, sweep_event};
 use topics::{
     Address, Amount, B256, BlockRef, ChainId, Kind, Matches, Message as _, PaymentId, Source, Topic, Transfer, TransferId,
@@ -278,6 +281,35 @@ async fn an_address_with_many_deposits_is_settled_some_at_a_time_and_looked_thro
     ensure!(books.settle().await? == 500);
     let statuses = books.all().await?.into_values().filter(|payment| payment.deposit_address.is_some());
     ensure!(statuses.filter(|deposit| deposit.status() == Status::Settled).count() == 3_000);
+    Ok(())
+}
+
+/// The address that has waited longest is that of the broken one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deposit_that_can_not_be_read_keeps_no_other_from_being_settled() -> Result<()> {
+    let (chains, mut books, broken) = open().await?;
+    let other = static_addresses().remove(1);
+    let paid = [pays(1, 0, broken.address, Some(X), 10), pays(1, 1, other.address, Some(X), 20)];
+    books.apply(&chains, &[at(1, paid.to_vec()), at(2, vec![])]).await?;
+    let client = books.pool.get().await?;
+    let spoil = "UPDATE payments SET amount = repeat('9', 78)::numeric WHERE deposit_address = $1";
+    client.execute(spoil, &[&broken.id]).await?;
+    for (address, total) in [(broken.address, 10), (other.address, 20)] {
+        books.sweep(&[moved(address, Some(X), total, 9)]).await?;
+    }
+    let (stop, pool, handle) = (CancellationToken::new(), books.pool.clone(), Handle::current());
+    let (wake, _woken) = channel();
+    let stopped = stop.clone();
+    let settling = tokio::task::spawn_blocking(move || settle::run(&pool, &handle, &wake, &stopped));
+    eventually("the other to be settled", async || {
+        let row = client.query_one("SELECT status FROM payments WHERE deposit_address = $1", &[&other.id]).await?;
+        Ok((row.get::<_, &str>(0) == "settled").then_some(()))
+    })
+    .await?;
+    stop.cancel();
+    settling.await??;
+    let left: i64 = client.query_one("SELECT count(*) FROM to_settle", &[]).await?.get(0);
+    ensure!(left == 1, "the broken one waits");
     Ok(())
 }
 

@@ -307,19 +307,24 @@ CREATE TABLE swept (
     block_timestamp  bigint NOT NULL,
     -- Of the whole transaction, in wei.
     fee              numeric(78, 0),
-    PRIMARY KEY (chain_id, address, token_address, total)
+    PRIMARY KEY (chain_id, address, token_address, total, transaction_hash)
 );
+CREATE INDEX swept_by_block ON swept (chain_id, address, token_address, block_number);
 
--- The addresses and assets of which payments may have become covered: by a transaction, or since they are confirmed.
+-- The addresses and assets of which payments may have become covered: by a transaction, or since they are confirmed. Each word of that
+-- is a row of its own: who says it again waits for nobody, and no row is there already that is being taken out.
 CREATE TABLE to_settle (
     chain_id      bigint NOT NULL,
     address       bytea NOT NULL,
     token_address bytea NOT NULL,
+    -- Number of the block that has to be there and witnessed first.
+    due           bigint NOT NULL,
     -- Who has waited longest comes first.
     place         bigint GENERATED ALWAYS AS IDENTITY,
-    PRIMARY KEY (chain_id, address, token_address)
+    PRIMARY KEY (chain_id, place)
 );
-CREATE INDEX to_settle_by_place ON to_settle (chain_id, place);
+CREATE INDEX to_settle_due ON to_settle (chain_id, due, place);
+CREATE INDEX to_settle_of_asset ON to_settle (chain_id, address, token_address, due);
 
 -- Up to which deposit those of a static address in one asset are settled, and all that had arrived up to there, so that none is read
 -- twice. A row goes where something changes at or below its block, and then all are counted again.
@@ -334,9 +339,34 @@ CREATE TABLE settled_up_to (
     -- The highest up to there.
     block_number    bigint NOT NULL,
     arrived         numeric NOT NULL,
+    -- What of that deposits have received.
+    received        numeric NOT NULL,
     PRIMARY KEY (deposit_address, chain_id, token_address)
 );
 CREATE INDEX settled_up_to_block ON settled_up_to (chain_id, block_number);
+
+-- What all settled deposits of a static address in one asset have received: it covers none that is found before them. Kept by a trigger,
+-- whoever settles a deposit or takes that back.
+CREATE TABLE settled_sums (
+    deposit_address uuid NOT NULL REFERENCES deposit_addresses,
+    chain_id        bigint NOT NULL,
+    token_address   bytea NOT NULL,
+    received        numeric NOT NULL,
+    PRIMARY KEY (deposit_address, chain_id, token_address)
+);
+CREATE FUNCTION sum_settled() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO settled_sums AS s (deposit_address, chain_id, token_address, received)
+    VALUES (NEW.deposit_address, NEW.chain_id, coalesce(NEW.token_address, ''),
+        CASE NEW.status WHEN 'settled' THEN NEW.received ELSE 0 END - CASE OLD.status WHEN 'settled' THEN OLD.received ELSE 0 END)
+    ON CONFLICT (deposit_address, chain_id, token_address) DO UPDATE SET received = s.received + EXCLUDED.received;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER payments_settled AFTER UPDATE OF status, received ON payments FOR EACH ROW
+    WHEN (NEW.deposit_address IS NOT NULL AND (NEW.status = 'settled' OR OLD.status = 'settled')
+        AND (NEW.status, NEW.received) IS DISTINCT FROM (OLD.status, OLD.received))
+    EXECUTE FUNCTION sum_settled();
 
 -- Transfers to an address that has an intent in Kafka and no payment here, or in a token whose decimals are in doubt. They are credited
 -- when the payment is here again, and the token is right.

@@ -10,6 +10,7 @@
 //!   memory does not grow with a block, and a crash between parts continues with the next one.
 //! - An offset that is not where this writer left it fails the transaction: another instance has read on.
 
+use crate::settle;
 use crate::unapplied::{Unapplied, begins_anew, continue_head, head_before, unapplied};
 use crate::working_set::WorkingSet;
 use anyhow::anyhow;
@@ -125,18 +126,6 @@ fn paying_replays<'a>(records: &[&'a Matches]) -> impl Iterator<Item = &'a B256>
     records.iter().filter(|record| record.sequence == 0 && !record.transfers.is_empty()).map(|record| &record.block.hash)
 }
 
-/// The lowest block of which something comes or goes beside the order of the chain: what has arrived up to a later one is counted anew.
-fn changed_below(records: &[&Matches], beginnings: &[(u64, &Matches)], orphans: &[OrphanTransfer]) -> Option<u64> {
-    let records = records.iter().filter(|record| match record.kind {
-        Kind::Removed => true,
-        Kind::Replayed => !record.transfers.is_empty(),
-        Kind::Added | Kind::Tags => false,
-    });
-    let lost = beginnings.iter().map(|(stands, _)| stands.saturating_add(1));
-    let credited = orphans.iter().map(|orphan| orphan.block.number);
-    records.map(|record| record.block.number).chain(lost).chain(credited).min()
-}
-
 /// Payments do not depend on each other. So where a batch can change very many (after a day of downtime one block expires a
 /// day's payments), they are applied slice by slice, all in the one transaction. Where its transfers are to very many, it is
 /// several batches.
@@ -170,10 +159,8 @@ async fn apply(
     }
     let replays: Vec<&B256> = paying_replays(records).collect();
     store::remove_orphans(db, chain, &removed, &replays, read.remembered.len()).await?;
-    if let Some(lowest) = changed_below(records, &beginnings, orphans) {
-        store::forget_settled_from(db, chain, lowest).await?;
-    }
     let mut known = store::known_transfers(db, &scope).await?;
+    settle::forget_settled(db, chain, records, &beginnings, orphans, &known).await?;
     let mut waiting = store::orphans_in(db, chain, scope.replayed_in_doubt()).await?;
     let mut parts = if touched.is_empty() { HashMap::new() } else { store::touched_parts(db, &scope).await? };
     // Transfers are credited with the first slice, which has every payment that they can be to.

@@ -2,20 +2,21 @@
 //! when one is confirmed whose address something has left already. Addresses wait in `to_settle` for both.
 //!
 //! A transaction holds the chain's head, as the fold does: so nothing of the chain is confirmed or taken back meanwhile, and no address is
-//! taken out of `to_settle` for a payment whose confirmation is about to be committed. Each chain has transactions of its own.
+//! taken out of `to_settle` for a payment whose confirmation is about to be committed. Each chain has transactions of its own. What has
+//! moved above the head, or in a block that is not witnessed, waits for that block.
 
-use deadpool_postgres::Pool;
+use deadpool_postgres::{GenericClient, Pool};
 use payments::lifecycle::{Input, step};
-use payments::store::{self, CoveredPayment};
+use payments::store::{self, CoveredPayment, KnownTransfer, OrphanTransfer, Reach};
 use payments::swept::SweptAsset;
-use payments::{Payment, events::state_for_records};
+use payments::{Payment, Settlement, events::state_for_records};
 use runtime::{Failure, stage};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
-use topics::ChainId;
+use topics::{Address, ChainId, Kind, Matches, TransferId};
 use uuid::Uuid;
 
 /// How often to look for addresses.
@@ -91,12 +92,13 @@ async fn settle_chain(pool: &Pool, chain: ChainId, wake: &Sender<()>, stop: &Can
     Ok(faults)
 }
 
-/// Puts the address that has waited longest behind all others.
+/// Puts the address that has waited longest behind all others that are due.
 async fn postpone(pool: &Pool, chain: ChainId) -> Result<Vec<SweptAsset>, Failure> {
     let mut client = pool.get().await?;
     let tx = client.transaction().await?;
-    let first = store::take_to_settle(&tx, chain, 1).await?;
-    store::put_to_settle(&tx, first.iter()).await?;
+    let Some(up_to) = store::lock_head(&tx, chain).await?.and_then(|head| head.known_to_stand()) else { return Ok(Vec::new()) };
+    let first = store::take_to_settle(&tx, chain, up_to, 1).await?;
+    store::put_to_settle(&tx, first.iter().map(|asset| (asset, up_to))).await?;
     tx.commit().await?;
     Ok(first)
 }
@@ -121,43 +123,59 @@ async fn settle_up_to(pool: &Pool, chain: ChainId, limit: usize) -> Result<Settl
     let mut client = pool.get().await?;
     let tx = client.transaction().await?;
     // First, as in the fold. Nothing of a chain is confirmed that has no head yet.
-    if store::lock_head(&tx, chain).await?.is_none() {
+    let Some(up_to) = store::lock_head(&tx, chain).await?.and_then(|head| head.known_to_stand()) else {
         return Ok(Settled::default());
-    }
-    let assets = store::take_to_settle(&tx, chain, limit).await?;
-    let mut covered = store::covered_payments(&tx, chain, &assets).await?;
+    };
+    let assets = store::take_to_settle(&tx, chain, up_to, limit).await?;
+    let mut covered = store::covered_payments(&tx, chain, &assets, up_to).await?;
     let static_addresses = store::static_addresses(&tx, &assets).await?;
-    let mut again: Vec<&SweptAsset> = Vec::new();
+    let mut again: Vec<(&SweptAsset, u64)> = Vec::new();
+    let mut reach = Reach { up_to, limit: MAX_SETTLED.saturating_sub(covered.len()), pages: store::MAX_PAGES };
     for (asset, id) in assets.iter().filter_map(|asset| Some((asset, static_addresses.get(&asset.address)?))) {
-        let left = MAX_SETTLED.saturating_sub(covered.len());
-        if left == 0 {
-            again.push(asset);
+        if reach.limit == 0 || reach.pages == 0 {
+            again.push((asset, 0));
             continue;
         }
-        let found = store::covered_deposits(&tx, *id, asset, left).await?;
+        let found = store::covered_deposits(&tx, *id, asset, &mut reach).await?;
         covered.extend(found.covered);
         if found.are_more {
-            again.push(asset);
+            again.push((asset, 0));
         }
     }
+    let (events, waiting) = settle(&tx, &covered).await?;
+    // They are behind what was looked through, and not settled.
+    let static_addresses: Vec<_> = waiting.iter().map(|asset| asset.address).collect();
+    store::forget_settled_at(&tx, chain, 0, &static_addresses).await?;
+    again.extend(waiting.iter().map(|asset| (asset, up_to.saturating_add(1))));
     store::put_to_settle(&tx, again.into_iter()).await?;
-    let events = settle(&tx, &covered).await?;
+    store::put_later(&tx, chain, &assets, up_to).await?;
     tx.commit().await?;
     Ok(Settled { addresses: assets.len(), events })
 }
 
-/// Settles payments; returns the number of events.
-async fn settle(db: &deadpool_postgres::Transaction<'_>, covered: &[CoveredPayment]) -> Result<usize, Failure> {
+/// Settles payments; returns the number of events, and where it waits for what was told before the database went back.
+async fn settle(
+    db: &deadpool_postgres::Transaction<'_>,
+    covered: &[CoveredPayment],
+) -> Result<(usize, BTreeSet<SweptAsset>), Failure> {
     let covered: HashMap<Uuid, &CoveredPayment> = covered.iter().map(|covered| (covered.id, covered)).collect();
     let ids: Vec<Uuid> = covered.keys().copied().collect();
     let payments = store::lock_payments(db, &ids).await?;
     let mut told = store::told_events(db, &ids).await?;
-    let (mut settled, mut events): (Vec<Payment>, _) = (Vec::new(), Vec::new());
+    let (mut settled, mut events, mut waiting): (Vec<Payment>, _, _) = (Vec::new(), Vec::new(), BTreeSet::new());
     for payment in payments {
         let Some(CoveredPayment { covered, settlement, .. }) = covered.get(&payment.id.0).copied() else { continue };
-        let input = Input::Swept { covered: *covered, settlement: *settlement };
+        // No event is before the one that comes before it.
+        let settlement = Settlement { timestamp: settlement.timestamp.max(payment.updated_at), ..*settlement };
+        let input = Input::Swept { covered: *covered, settlement };
         let step = match told.get_mut(&payment.id) {
-            Some(told) => told.step(&payment, &input),
+            Some(told) => {
+                let step = told.step(&payment, &input);
+                if told.is_settled_later() {
+                    waiting.insert(payment.swept_asset());
+                }
+                step
+            }
             None => step(&payment, &input),
         };
         let step = step.map_err(|error| Failure::halt(error).context(format!("payment {}", payment.id)))?;
@@ -167,5 +185,33 @@ async fn settle(db: &deadpool_postgres::Transaction<'_>, covered: &[CoveredPayme
     store::save_payments(db, &settled.iter().collect::<Vec<_>>()).await?;
     store::forget_told_events(db, told.iter()).await?;
     store::record_events(db, events.iter().map(|(payment, event)| (payment, event))).await?;
-    Ok(events.len())
+    Ok((events.len(), waiting))
+}
+
+/// Forgets what does not stand of what has left, and of how far addresses are settled: where blocks go, or transfers come beside the
+/// order of the chain, what has arrived up to a later one is counted anew.
+pub(crate) async fn forget_settled(
+    db: &impl GenericClient,
+    chain: ChainId,
+    records: &[&Matches],
+    beginnings: &[(u64, &Matches)],
+    orphans: &[OrphanTransfer],
+    known: &HashMap<TransferId, KnownTransfer>,
+) -> Result<(), Failure> {
+    let stands = beginnings.iter().map(|(stands, _)| *stands).min();
+    if let Some(stands) = stands {
+        store::forget_swept_above(db, chain, stands).await?;
+    }
+    let removed = records.iter().filter(|record| record.kind == Kind::Removed).map(|record| record.block.number);
+    if let Some(lowest) = removed.chain(stands.map(|stands| stands.saturating_add(1))).min() {
+        store::forget_settled_from(db, chain, lowest).await?;
+    }
+    let replayed = records.iter().filter(|record| record.kind == Kind::Replayed);
+    let replayed = replayed.flat_map(|record| record.transfers.iter().map(|transfer| (record.block.number, transfer)));
+    // Of what is known nothing changes, but for a token that is listed by now.
+    let found = replayed.filter(|(_, transfer)| known.get(&transfer.id).is_none_or(|known| !(known.on_chain && known.listed)));
+    let found = found.chain(orphans.iter().map(|orphan| (orphan.block.number, &orphan.transfer)));
+    let (numbers, addresses): (Vec<u64>, HashSet<Address>) = found.map(|(number, transfer)| (number, transfer.to)).unzip();
+    let Some(lowest) = numbers.into_iter().min() else { return Ok(()) };
+    store::forget_settled_at(db, chain, lowest, &addresses.into_iter().collect::<Vec<_>>()).await
 }

@@ -99,11 +99,12 @@ fn moved(event: &SweepEvent) -> anyhow::Result<Vec<(SweptAsset, Swept)>> {
             address: topics::address("moved.address", &moved.address)?,
             token: token.map(|bytes| topics::address("moved.token_address", bytes)).transpose()?,
         };
-        Ok::<_, anyhow::Error>((asset, Swept { total: Amount::from_wire(&moved.total)?, settlement }))
+        let (amount, total) = (Amount::from_wire(&moved.amount)?, Amount::from_wire(&moved.total)?);
+        // With what has moved nothing nothing has left.
+        let is_something = amount != Amount::ZERO && total != Amount::ZERO;
+        Ok::<_, anyhow::Error>(is_something.then_some((asset, Swept { total, settlement })))
     };
-    // Where nothing has left there is nothing to cover.
-    let rows = event.moved.iter().map(row).filter(|row| row.as_ref().map_or(true, |(_, swept)| swept.total != Amount::ZERO));
-    rows.collect()
+    event.moved.iter().filter_map(|moved| row(moved).transpose()).collect()
 }
 
 #[cfg(test)]
@@ -111,10 +112,10 @@ mod tests {
     use super::*;
 
     fn event() -> SweepEvent {
-        let moved = |token: &[u8], total: &[u8]| sweep_event::Moved {
+        let moved = |token: &[u8], amount: &[u8], total: &[u8]| sweep_event::Moved {
             address: vec![7; 20].into(),
             token_address: token.to_vec().into(),
-            amount: vec![1].into(),
+            amount: amount.to_vec().into(),
             total: total.to_vec().into(),
         };
         SweepEvent {
@@ -123,7 +124,12 @@ mod tests {
             transaction_hash: vec![1; 32].into(),
             block: Some(sweep_event::Block { number: 9, hash: vec![2; 32].into(), timestamp: 70 }),
             fee: Some(vec![3].into()),
-            moved: vec![moved(&[], &[100]), moved(&[8; 20], &[1, 0]), moved(&[9; 20], &[])],
+            moved: vec![
+                moved(&[], &[1], &[100]),
+                moved(&[8; 20], &[1], &[1, 0]),
+                moved(&[9; 20], &[], &[]),
+                moved(&[10; 20], &[], &[100]),
+            ],
             occurred_at: 71,
             ..SweepEvent::default()
         }
@@ -133,7 +139,11 @@ mod tests {
     fn what_has_left_is_told_by_asset_with_its_transaction_and_block() {
         let moved = moved(&event()).unwrap();
         let told: Vec<_> = moved.iter().map(|(asset, swept)| (asset.token.is_some(), swept.total.to_string())).collect();
-        assert_eq!(told, [(false, "100".to_owned()), (true, "256".to_owned())], "where nothing has left, nothing is told");
+        assert_eq!(
+            told,
+            [(false, "100".to_owned()), (true, "256".to_owned())],
+            "what has moved nothing covers nothing, whatever had left before"
+        );
         let (asset, Swept { settlement, .. }) = moved[0];
         assert_eq!((asset.chain, settlement.block.number, settlement.timestamp), (ChainId(5), 9, 70));
         assert_eq!(settlement.fee, Some(Amount::from(3)));

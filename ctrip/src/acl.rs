@@ -70,7 +70,7 @@ const SQL_ROLES: [&str; 4] = ["api", "confirmer", "webhooks", "sweeper"];
 
 /// A table, and what each of [`SQL_ROLES`] does with its rows: selects, inserts, updates, deletes. A locked row counts as updated. `api`
 /// and `confirmer` both restore what a backup lacks. [`UPDATES`] has the updates that are not of whole rows.
-const TABLES: [(&str, [&str; 4]); 44] = [
+const TABLES: [(&str, [&str; 4]); 45] = [
     ("merchants", ["si", "si", "", "s"]),
     ("restored_accounts", ["siud", "siu", "", ""]),
     ("api_keys", ["s", "", "", ""]),
@@ -92,9 +92,10 @@ const TABLES: [(&str, [&str; 4]); 44] = [
     ("told_events", ["siud", "siud", "", ""]),
     ("orphan_transfers", ["s", "siud", "", ""]),
     ("left_blocks", ["", "siud", "", ""]),
-    ("swept", ["", "si", "", ""]),
+    ("swept", ["", "sid", "", ""]),
     ("to_settle", ["", "sid", "", ""]),
     ("settled_up_to", ["", "siud", "", ""]),
+    ("settled_sums", ["siu", "siu", "", ""]),
     ("replica_beats", ["siud", "", "", ""]),
     ("webhook_endpoints", ["siud", "", "s", ""]),
     ("webhook_messages", ["siud", "", "siu", ""]),

@@ -36,10 +36,11 @@
 //! the highest block that as many endpoints have given as the chain asks. A block that one endpoint alone shows may be invented,
 //! so it can detect a payment and never confirm it. Where nothing is known of witnesses, everything waits.
 //!
-//! **Settled** is a confirmed payment once final transactions have moved out as much as had been confirmed of it. A total per chain,
-//! address and asset tells what has left, and not which money: so all that has arrived in the asset counts, in the chain's order, what
-//! is below the minimum or unlisted too ([`swept`](crate::swept)). What is not confirmed, expired or cancelled settles nothing. What
-//! arrives later emits `overpaid`, leaves in its own time, and changes nothing: `settled` is told once. A reorg that takes back a
+//! **Settled** is a confirmed payment once final transactions have moved out what confirmed it: what had arrived up to the block with
+//! which confirmed transfers reach the amount. A total per chain, address and asset tells what has left, and not which money: so all
+//! that has arrived in the asset counts, in the chain's order, what is below the minimum too ([`swept`](crate::swept)). What is not
+//! confirmed, expired or cancelled settles nothing. What arrives on top, before or after, emits `overpaid`, leaves in its own time, and
+//! changes nothing: else a stranger's unit would keep a payment from being settled. `settled` is told once. A reorg that takes back a
 //! confirmation that made it confirmed makes it settled no more. No reorg takes back what is final, but a chain that begins anew may;
 //! once the payment is confirmed again, what has left settles it again.
 //!
@@ -417,7 +418,7 @@ impl Step {
     }
 
     fn swept(&mut self, before: &Payment, covered: Total, settlement: &Settlement) {
-        if before.status() == Status::Confirmed && covered >= before.sums.confirmed {
+        if before.status() == Status::Confirmed && covered >= before.needed().into() {
             self.next.settlement = Some(*settlement);
             self.emit(EventKind::Settled, settlement.timestamp, Some((before.chain, settlement.block)), About::default());
         }

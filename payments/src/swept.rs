@@ -2,12 +2,14 @@
 //!
 //! Money of one asset at one address can't be told apart: a transaction takes so much of it, and not these transfers. So each is known
 //! by the total that has left with it and before, and it covers what arrived first: all transfers of the asset, in the chain's order,
-//! also those that are credited to nothing (below the minimum, or unlisted when they came). They are in the balance, and leave with it.
-//! Were they left out, a later payment would pass for swept while its money is there still. A total has what gas took from the address
-//! too, and the dust that stays since it is worth no gas: else no payment in the coin would ever be covered.
+//! also those below the minimum, which are credited to nothing. They are in the balance, and leave with it. Were they left out, a later
+//! payment would pass for swept while its money is there still. What came in a token before it was listed is never swept, and is in no
+//! total. A total has what gas took from the address too, and the dust that stays since it is worth no gas: else no payment in the coin
+//! would ever be covered.
 //!
 //! Nothing covers what arrived in a later block: where more has left than is known to have arrived, as coin that no trace has shown, the
-//! surplus is of before.
+//! surplus is of before. And nothing covers twice: what is found before a deposit that is settled has not left with what that one was
+//! told to have left with.
 
 use crate::total::Total;
 use topics::{Address, Amount, B256, BlockRef, ChainId};
@@ -19,7 +21,7 @@ pub struct Settlement {
     pub transaction: B256,
     /// Final, on the payment's chain.
     pub block: BlockRef,
-    /// The block's, Unix seconds.
+    /// The block's, or when the payment had its last event if that was later; Unix seconds.
     pub timestamp: u64,
     /// Of the whole transaction, in wei; none where nobody could tell.
     pub fee: Option<Amount>,
@@ -42,7 +44,7 @@ pub struct Swept {
     pub settlement: Settlement,
 }
 
-/// The first of these transactions, which are ordered by their totals, with which all had left that had `arrived` up to a block.
+/// The first of these transactions, which are ordered by their totals and blocks, with which all had left that had `arrived` up to a block.
 pub fn covering(swept: &[Swept], arrived: Total, block: u64) -> Option<&Settlement> {
     let first = swept.partition_point(|swept| Total::from(swept.total) < arrived);
     swept.iter().skip(first).map(|swept| &swept.settlement).find(|settlement| settlement.block.number >= block)
@@ -87,6 +89,8 @@ pub struct SettledUpTo {
     pub block: u64,
     /// All that has arrived up to there.
     pub arrived: Total,
+    /// What of that deposits have received.
+    pub received: Total,
 }
 
 /// Goes through the deposits of a static address in one asset, in order, as far as they are covered.
@@ -96,6 +100,10 @@ pub struct Walk<'a> {
     /// Those up to here need no second look.
     pub settled: SettledUpTo,
     at: SettledUpTo,
+    /// What the settled deposits that it has not met yet have received.
+    ahead: Total,
+    /// Of all these transactions.
+    highest_block: u64,
     /// One waits for its confirmation: the next walk begins with it.
     is_held: bool,
 }
@@ -112,21 +120,32 @@ pub enum Step {
 }
 
 impl<'a> Walk<'a> {
-    /// `swept` is ordered by total. All before `settled` is settled.
-    pub const fn new(swept: &'a [Swept], settled: SettledUpTo) -> Self {
-        Self { swept, settled, at: settled, is_held: false }
+    /// `swept` is ordered by total and block. All before `settled` is settled. `received` is what all settled deposits have received,
+    /// wherever they stand.
+    pub fn new(swept: &'a [Swept], settled: SettledUpTo, received: Total) -> Self {
+        let highest_block = swept.iter().map(|swept| swept.settlement.block.number).max().unwrap_or_default();
+        Self { swept, settled, at: settled, ahead: received.minus(settled.received), highest_block, is_held: false }
     }
 
     /// Takes the next deposit.
     pub fn step(&mut self, deposit: &ArrivedDeposit) -> Step {
         let arrived = self.at.arrived.plus(deposit.beside).plus(deposit.received);
-        if self.swept.last().is_none_or(|last| Total::from(last.total) < arrived) {
+        let ahead = match deposit.stage {
+            DepositStage::Nothing => self.ahead.minus(deposit.received),
+            DepositStage::Confirmation | DepositStage::Settlement => self.ahead,
+        };
+        // Those behind it that are settled were told to have left, so that much has to have left beside it.
+        let needed = arrived.plus(ahead);
+        let is_reached = self.swept.last().is_some_and(|last| Total::from(last.total) >= needed);
+        if !is_reached || self.highest_block < deposit.place.block {
             return Step::End;
         }
-        self.at = SettledUpTo { place: Some(deposit.place), block: self.at.block.max(deposit.place.block), arrived };
+        let (block, received) = (self.at.block.max(deposit.place.block), self.at.received.plus(deposit.received));
+        self.at = SettledUpTo { place: Some(deposit.place), block, arrived, received };
+        self.ahead = ahead;
         let step = match deposit.stage {
             DepositStage::Settlement => {
-                covering(self.swept, arrived, deposit.place.block).map_or(Step::Pass, |by| Step::Settle(*by))
+                covering(self.swept, needed, deposit.place.block).map_or(Step::Pass, |by| Step::Settle(*by))
             }
             DepositStage::Confirmation | DepositStage::Nothing => Step::Pass,
         };

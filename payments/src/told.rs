@@ -92,7 +92,8 @@ impl ToldEvents {
     }
 
     /// [`step`] for the payment of these events: with the cancellation or settlement that was told before or after the input, and without
-    /// the events that were told. One that was told as settled is settled with the transaction that was told.
+    /// the events that were told. One that was told as settled is settled in its place, with the transaction that was told, and whatever
+    /// has left before that settles nothing.
     ///
     /// # Errors
     /// As for [`step`].
@@ -110,11 +111,10 @@ impl ToldEvents {
         if matches!(input, Input::Cancel { .. }) && before.cancelled && !payment.cancelled {
             return Ok(Step { next: before, events: Vec::new() });
         }
-        let told = match input {
-            Input::Swept { covered, .. } => self.settlement().map(|settlement| Input::Swept { covered: *covered, settlement }),
-            _ => None,
-        };
-        let made = self.recognise(before.sequence, step(&before, told.as_ref().unwrap_or(input))?);
+        if matches!(input, Input::Swept { .. }) && self.is_settled_later() {
+            return Ok(Step { next: before, events: Vec::new() });
+        }
+        let made = self.recognise(before.sequence, step(&before, input)?);
         Ok(Step { next: self.apply_next(made.next), events: made.events })
     }
 
@@ -152,9 +152,9 @@ impl ToldEvents {
         Some((*sequence, input(told)?))
     }
 
-    /// The settlement that was told next.
-    fn settlement(&self) -> Option<Settlement> {
-        self.left.values().find_map(|told| told.settlement)
+    /// Whether a settlement was told that is not made again yet, since something that was told before it is not.
+    pub fn is_settled_later(&self) -> bool {
+        self.left.values().any(|told| told.settlement.is_some())
     }
 
     /// Whether an event is to be made again that no record of `chain.matches` brings.

@@ -54,7 +54,7 @@ enum Move {
     Witnesses,
     /// All that is confirmed has left.
     Swept,
-    /// All but one unit of it has.
+    /// All but one unit of what it needs has.
     SweptShort,
 }
 
@@ -399,7 +399,7 @@ impl Case {
             driver.tags(world);
         }
         if world.swept {
-            driver.swept(0);
+            driver.swept(driver.payment.sums.confirmed);
         }
         driver.payment
     }
@@ -462,9 +462,8 @@ impl Driver {
         self.take(&Input::Head(Head { cause, safe: tag, finalized: tag, witnessed: world.witnessed() }));
     }
 
-    /// All that is confirmed has left, but for so much.
-    fn swept(&mut self, left: u64) {
-        let covered = self.payment.sums.confirmed.minus(Amount::from(left).into());
+    /// So much has left.
+    fn swept(&mut self, covered: Total) {
         let block = BlockRef { number: 1, hash: B256::ZERO };
         let settlement = Settlement { transaction: B256::ZERO, block, timestamp: 0, fee: None };
         self.take(&Input::Swept { covered, settlement });
@@ -515,11 +514,11 @@ impl Driver {
                 Some(next)
             }
             Move::SweptShort => {
-                self.swept(1);
+                self.swept(Total::from(self.payment.needed()).minus(Amount::from(1).into()));
                 Some(world.clone())
             }
             Move::Swept => {
-                self.swept(0);
+                self.swept(self.payment.sums.confirmed);
                 let is_confirmed = world.verdict(case).status == Status::Confirmed;
                 Some(World { swept: world.swept || is_confirmed, ..world.clone() })
             }

@@ -43,7 +43,7 @@ fn deposit(at: u64, received: u64, stage: DepositStage) -> ArrivedDeposit {
 fn deposits_are_covered_in_order_and_the_next_walk_begins_behind_those_that_are_settled() {
     use DepositStage::{Confirmation, Nothing, Settlement as Settles};
     let sweeps = [swept(25, 50), swept(40, 60)];
-    let mut walk = Walk::new(&sweeps, SettledUpTo::default());
+    let mut walk = Walk::new(&sweeps, SettledUpTo::default(), Total::ZERO);
     let step = |walk: &mut Walk<'_>, deposit| match walk.step(&deposit) {
         Step::Settle(by) => Some(by.block.number),
         Step::Pass => Some(0),
@@ -60,10 +60,37 @@ fn deposits_are_covered_in_order_and_the_next_walk_begins_behind_those_that_are_
     let at = walk.settled;
     assert_eq!((at.place.unwrap().timestamp, at.block, at.arrived), (3, 3, total(26)), "one waits for its confirmation");
     // It is confirmed by now, and the one behind it is settled.
-    let mut again = Walk::new(&sweeps, at);
+    // The one behind it has received 10, and the two before it 19.
+    let mut again = Walk::new(&sweeps, at, total(29));
     assert_eq!(step(&mut again, deposit(4, 4, Settles)), Some(60));
     assert_eq!(step(&mut again, deposit(5, 10, Nothing)), Some(0));
-    assert_eq!((again.settled.block, again.settled.arrived), (5, total(40)));
+    assert_eq!((again.settled.block, again.settled.arrived, again.settled.received), (5, total(40), total(33)));
+}
+
+/// A backfill brings a deposit of before. What has left by then was another's.
+#[test]
+fn what_is_found_before_a_settled_deposit_is_not_covered_by_what_that_one_has_left_with() {
+    use DepositStage::{Nothing, Settlement as Settles};
+    let look = |sweeps: &[Swept], stage| {
+        let mut walk = Walk::new(sweeps, SettledUpTo::default(), total(100));
+        [deposit(5, 50, stage), deposit(10, 100, Nothing), deposit(12, 30, Settles)].map(|deposit| walk.step(&deposit))
+    };
+    let (first, second, third) = (swept(100, 20), swept(150, 30), swept(180, 40));
+    assert_eq!(look(&[first], Settles), [Step::End; 3]);
+    assert_eq!(look(&[first, swept(149, 30)], Settles)[0], Step::End);
+    assert_eq!(look(&[first, second], Settles)[..2], [Step::Settle(second.settlement), Step::Pass]);
+    // One that is not confirmed has arrived all the same.
+    let both = [Step::Pass, Step::Pass, Step::Settle(third.settlement)];
+    assert_eq!(look(&[first, second, third], DepositStage::Confirmation), both);
+}
+
+#[test]
+fn behind_the_highest_block_of_a_transaction_nothing_is_looked_at() {
+    let sweeps = [swept(100, 20)];
+    let mut walk = Walk::new(&sweeps, SettledUpTo::default(), Total::ZERO);
+    assert!(matches!(walk.step(&deposit(20, 1, DepositStage::Settlement)), Step::Settle(_)));
+    assert_eq!(walk.step(&deposit(21, 1, DepositStage::Settlement)), Step::End);
+    assert_eq!(walk.settled.block, 20);
 }
 
 /// An address with deposits, and transactions that take from it: in any order of telling, and told twice.
@@ -91,6 +118,48 @@ fn lives() -> impl Strategy<Value = Life> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// Deposits are found in any order, and each that is found has all looked through anew.
+    #[test]
+    fn what_is_settled_never_is_more_than_what_has_left_whatever_is_found_late(
+        amounts in prop::collection::vec(1..9_u64, 1..8),
+        moves in prop::collection::vec((prop::bool::ANY, 0..8_usize, 1..12_u64), 1..16),
+    ) {
+        let mut state = vec![None; amounts.len()];
+        let (mut settled, mut rows, mut is_there) = (SettledUpTo::default(), Vec::<Swept>::new(), vec![false; amounts.len()]);
+        let left: u64 = amounts.iter().sum();
+        let all = (0..amounts.len()).map(|index| (true, index, 0)).chain([(false, 0, left)]);
+        for (is_found, index, amount) in moves.into_iter().chain(all) {
+            let before = rows.last().map_or(0, |row| u64::try_from(row.total.units()).unwrap());
+            if is_found {
+                let Some(there) = is_there.get_mut(index).filter(|there| !**there) else { continue };
+                *there = true;
+                settled = SettledUpTo::default();
+            } else if before + amount < 256 {
+                rows.push(swept(before + amount, 50));
+            }
+            let sum = |state: &[Option<Settlement>]| -> u64 {
+                amounts.iter().zip(state).filter(|(_, state)| state.is_some()).map(|(amount, _)| amount).sum()
+            };
+            let mut walk = Walk::new(&rows, settled, total(sum(&state)));
+            for index in (0..amounts.len()).filter(|index| is_there[*index]) {
+                let stage = state[index].map_or(DepositStage::Settlement, |_| DepositStage::Nothing);
+                let deposit = deposit(u64::try_from(index).unwrap() + 1, amounts[index], stage);
+                if settled.place.is_some_and(|place| place >= deposit.place) {
+                    continue;
+                }
+                match walk.step(&deposit) {
+                    Step::Settle(by) => state[index] = Some(by),
+                    Step::Pass => {}
+                    Step::End => break,
+                }
+            }
+            settled = walk.settled;
+            let told = rows.last().map_or(Total::ZERO, |row| row.total.into());
+            prop_assert!(total(sum(&state)) <= told, "{} settled by {}", sum(&state), told);
+        }
+        prop_assert!(state.iter().all(Option::is_some), "in the end all has left");
+    }
+
     #[test]
     fn what_is_settled_is_what_the_totals_cover_however_they_are_told(life in lives()) {
         let Life { deposits, mut sweeps, told } = life;
@@ -114,7 +183,8 @@ proptest! {
                 known.insert(all[index].total, all[index]);
             }
             let rows: Vec<Swept> = known.values().copied().filter(|row| Total::from(row.total) >= settled.arrived).collect();
-            let mut walk = Walk::new(&rows, settled);
+            let sum = deposits.iter().zip(&state).filter(|(_, state)| state.is_some()).map(|((amount, ..), _)| amount).sum();
+            let mut walk = Walk::new(&rows, settled, total(sum));
             for (index, (amount, beside, in_time)) in deposits.iter().enumerate() {
                 let stage = match state[index] {
                     Some(_) => DepositStage::Nothing,

@@ -355,6 +355,22 @@ fn a_settled_payment_that_is_confirmed_at_a_later_block_than_it_was_told_tells_n
     assert_eq!((restored.settlement, restored.sequence, made), (ended.settlement, ended.sequence, vec![]));
 }
 
+/// `sweep.events` may be read before the records of blocks that made it confirmed when it was settled.
+#[test]
+fn what_was_told_as_settled_is_not_settled_before_what_was_told_before_that() {
+    let more = Input::Transfer(received(HOME, 3, None, 1, 5));
+    let inputs = [transfer(HOME, 2, 100), head(2), more.clone(), head(3), swept(4)];
+    let (ended, events) = live(payment(), &inputs);
+    assert_eq!(ended.status(), Status::Settled);
+    let mut told = told(&events);
+    let again = [transfer(HOME, 2, 100), head(2), swept(4)];
+    let (before, made) = live_again(payment(), &again, &mut told);
+    assert_eq!((before.status(), made, told.is_settled_later()), (Status::Confirmed, vec![], true));
+    let (restored, made) = live_again(before, &[more, head(3)], &mut told);
+    assert_eq!((restored.settlement, restored.sequence, made), (ended.settlement, ended.sequence, vec![]));
+    assert!(!told.is_settled_later());
+}
+
 /// It has been settled since.
 #[test]
 fn what_was_not_told_as_settled_is_told_above_all_that_was() {

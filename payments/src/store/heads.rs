@@ -44,6 +44,11 @@ impl ChainHead {
         self.hash.map_or(self.number, |_| witnessed())
     }
 
+    /// Number of the highest block that is there and witnessed; none where nothing is known of witnesses, or no block is left.
+    pub fn known_to_stand(&self) -> Option<u64> {
+        self.hash.and(self.witnessed).map(|witnessed| witnessed.min(self.number))
+    }
+
     /// Whether a replayed block is one of those that may come again with another content.
     pub fn has_in_doubt(&self, replayed: &Matches) -> bool {
         let number = replayed.block.number;

@@ -7,6 +7,7 @@
 
 mod amount;
 mod applied;
+mod covered;
 mod deposit_addresses;
 mod heads;
 mod intents;
@@ -26,6 +27,10 @@ mod touched;
 mod transfers;
 
 pub use applied::{AppliedRecords, applied_records, remember_records};
+pub use covered::{
+    CoveredDeposits, CoveredPayment, MAX_PAGES, Reach, covered_deposits, covered_payments, forget_settled_at,
+    forget_settled_from, static_addresses,
+};
 pub use deposit_addresses::{deposit_addresses, find_address, insert_addresses, list_addresses, lock_customer_address};
 pub use heads::{
     ChainDepth, ChainHead, ON_RETURN, OpenBlock, Reading, Witnessed, chain_depths, head_numbers, head_timestamps, lock_head,
@@ -48,10 +53,7 @@ pub use payments::{
     load_payments, load_small_payments, lock_payments, lock_touched_payments, open_payments, payment_created_at, save_payments,
 };
 pub use restore::{RestoredRows, lost_ids, restore_issued};
-pub use swept::{
-    CoveredDeposits, CoveredPayment, chains_to_settle, covered_deposits, covered_payments, forget_settled_from, put_confirmed,
-    put_to_settle, save_swept, static_addresses, take_to_settle,
-};
+pub use swept::{chains_to_settle, forget_swept_above, put_confirmed, put_later, put_to_settle, save_swept, take_to_settle};
 pub use told::{forget_told_events, is_behind_told_events, keep_told_events, told_events};
 pub use touched::{BatchScope, touched_payments};
 pub use transfers::{

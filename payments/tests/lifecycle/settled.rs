@@ -72,13 +72,15 @@ fn what_comes_to_a_settled_payment_is_told_and_it_stays_settled() {
     assert_eq!(driver.events, [Detected, Confirmed, Settled, Overpaid, Overpaid, Reverted, Reverted]);
 }
 
+/// Else whoever sends a unit after each sweep keeps it from being settled.
 #[test]
-fn what_was_overpaid_before_has_to_leave_too() {
+fn what_is_confirmed_on_top_has_not_to_leave_before() {
     let mut driver = Driver::new(Policy::Confirmations(1));
-    driver.add(&block(1, 10, &[100, 30]));
-    driver.take(&swept(100));
+    driver.add(&block(1, 10, &[100]));
+    driver.add(&block(2, 20, &[1]));
+    driver.take(&swept(99));
     assert_eq!(driver.payment.status(), Status::Confirmed);
-    driver.take(&swept(130));
+    driver.take(&swept(100));
     assert_eq!(driver.payment.status(), Status::Settled);
 }
 

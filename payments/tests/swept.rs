@@ -76,7 +76,7 @@ fn what_is_found_before_a_settled_deposit_is_not_covered_by_what_that_one_has_le
         [deposit(5, 50, stage), deposit(10, 100, Nothing), deposit(12, 30, Settles)].map(|deposit| walk.step(&deposit))
     };
     let (first, second, third) = (swept(100, 20), swept(150, 30), swept(180, 40));
-    assert_eq!(look(&[first], Settles), [Step::End; 3]);
+    assert_eq!(look(&[first], Settles)[0], Step::End);
     assert_eq!(look(&[first, swept(149, 30)], Settles)[0], Step::End);
     assert_eq!(look(&[first, second], Settles)[..2], [Step::Settle(second.settlement), Step::Pass]);
     // One that is not confirmed has arrived all the same.

@@ -179,7 +179,7 @@ async fn a_deposit_that_left_before_it_was_confirmed_is_settled_once_it_is() -> 
 async fn what_has_left_in_a_block_settles_once_that_is_there_and_witnessed_and_not_before() -> Result<()> {
     let (chains, mut books, to) = open().await?;
     let x = |number, index, amount| pays(number, index, to.address, Some(X), amount);
-    let beyond = moved(to.address, Some(X), 1_000, u64::MAX);
+    let beyond = moved(to.address, Some(X), 1_000, 1 << 62);
     books.sweep(&[moved(to.address, Some(X), 10, 3), beyond]).await?;
     books.apply(&chains, &[at(1, vec![x(1, 0, 10)]), at(2, vec![])]).await?;
     books.settle().await?;

@@ -225,7 +225,7 @@ async fn plan_of(db: &Client, chain: &Chain, treasury: Address, accounts: Vec<St
         None => refused,
     };
     let market = Nodes::new(rpc, chain.witnesses).market().await;
-    let price = market.map(|market| market.base.unwrap_or_default().saturating_add(market.tip));
+    let price = market.map(|market| market.price());
     let terms = plan::Settings::of(chain, gas_limit, price, accounts);
     let looked = plan::look(db, chain.id, &terms).await?;
     let waits = match &looked {

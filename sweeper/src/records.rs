@@ -1,7 +1,7 @@
 //! Records of `sweep.events`, and how they come to Kafka: idempotent, acknowledged by all replicas, and waited for.
 
 use crate::engine::outgoing::Kind;
-use crate::engine::rows::{kind_text, read_kind};
+use crate::engine::rows::read_kind;
 use crate::engine::store::Record;
 use crate::engine::work::Records;
 use alloy::primitives::{Address, B256};
@@ -36,7 +36,7 @@ pub fn signed_event(chain_name: &str, record: &Record) -> SweepEvent {
         transaction_id: record.id.to_string(),
         chain_id: record.lane.chain.0,
         chain: chain_name.to_owned(),
-        kind: kind_text(record.kind).to_owned(),
+        kind: record.kind.as_str().to_owned(),
         sender: record.lane.sender.to_vec().into(),
         nonce: record.nonce,
         transaction_hash: record.hash.to_vec().into(),
@@ -67,7 +67,7 @@ impl Told {
     /// With the field that can't be read.
     pub fn of(event: &SweepEvent) -> Result<Self, String> {
         let kind = read_kind(&event.kind);
-        if kind_text(kind) != event.kind {
+        if kind.as_str() != event.kind {
             return Err(format!("kind: {:?} is not known", event.kind));
         }
         Ok(Self {

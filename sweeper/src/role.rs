@@ -10,10 +10,13 @@ use crate::engine::node::Nodes;
 use crate::engine::outgoing::Pace;
 use crate::engine::work::Engine;
 use crate::keys::Seeds;
+use crate::plan::settings::DEFAULT_GAS;
+use crate::plan::{check_treasury, estimate_gas};
 use crate::reading::{self, READING};
 use crate::records::SweepEvents;
 use crate::restore::STAGE as RESTORING;
 use crate::{outcomes, plan};
+use alloy::primitives::Address;
 use chain::{Chain, Chains, Listing, Rpc};
 use deadpool_postgres::Pool;
 use futures::stream::FuturesUnordered;
@@ -26,7 +29,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -40,12 +43,14 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Of the engines of all chains and the stage that reads; one more for keys.
 const POOL_SIZE: usize = 10;
 const KEY_POOL_SIZE: usize = 2;
+/// How long what was found of a treasury is believed.
+const TREASURY_TTL: Duration = Duration::from_secs(600);
 /// Times in seconds, prices in wei.
 const PACE: Pace = Pace { max_fee: 500_000_000_000, raise: 125, resend_after: 30, stuck_after: 60, raise_after: 5 };
 
 /// What of a chain's settings the engine goes by.
-fn pace(_chain: &Chain) -> Pace {
-    PACE
+fn pace(chain: &Chain) -> Pace {
+    Pace { max_fee: chain.sweeping.max_fee, ..PACE }
 }
 
 fn pace_of(chains: &Chains, chain: ChainId) -> Pace {
@@ -163,6 +168,15 @@ struct Turns {
     last_place: Arc<AtomicI64>,
 }
 
+/// What was found of a treasury.
+#[derive(Clone)]
+struct Treasury {
+    asked: Instant,
+    gas_limit: u64,
+    /// Why no sweep can be made.
+    refused: Option<String>,
+}
+
 /// The engine of a chain as it is listed.
 struct OfChain {
     chain: Chain,
@@ -170,6 +184,8 @@ struct OfChain {
     keys: Arc<DepositKeys>,
     events: Arc<SweepEvents>,
     gate: Gate,
+    rpc: Rpc,
+    treasury: Mutex<Option<Treasury>>,
     /// Of what is planned, sent and told.
     notices: Mutex<[Notice; 3]>,
 }
@@ -194,12 +210,35 @@ impl OfChain {
     }
 
     async fn plan(&self, now: u64) -> Result<(), Failure> {
-        let settings = plan::Settings::of(&self.chain, self.keys.accounts().await?);
+        let accounts = self.keys.accounts().await?;
+        let settings = match self.chain.sweeping.treasury {
+            Some(treasury) => {
+                let Treasury { gas_limit, refused, .. } = self.ask_treasury(treasury, &accounts).await?;
+                let price = self.engine.nodes.market().await.map(|market| market.price());
+                plan::Settings { refused, ..plan::Settings::of(&self.chain, gas_limit, price, accounts) }
+            }
+            // What is under way to the one of before is dropped.
+            None => plan::Settings::of(&self.chain, DEFAULT_GAS, None, accounts),
+        };
         let planned = plan::queue_due(&mut self.engine.pool.get().await?, self.chain.id, &settings, now).await?;
         for id in planned.to_drop {
             drop_outgoing(&self.engine.pool, id, &self.engine.pace).await?;
         }
         Ok(())
+    }
+
+    /// What a sweep to the treasury takes, and whether it can be one. It is asked now and then: a contract may be made anew.
+    async fn ask_treasury(&self, treasury: Address, accounts: &[String]) -> Result<Treasury, Failure> {
+        let mut known = self.treasury.lock().await;
+        if let Some(known) = known.as_ref().filter(|known| known.asked.elapsed() < TREASURY_TTL) {
+            return Ok(known.clone());
+        }
+        let later = check_treasury(&self.engine.pool.get().await?, treasury, accounts).await?;
+        let (gas_limit, refused) = match (estimate_gas(&self.rpc, treasury).await, later) {
+            (Ok(gas_limit), None) => (gas_limit, None),
+            (_, Some(refused)) | (Err(refused), None) => (DEFAULT_GAS, Some(base::error_chain(&refused))),
+        };
+        Ok(known.insert(Treasury { asked: Instant::now(), gas_limit, refused }).clone())
     }
 
     async fn send(&self, now: u64) -> Result<(), Failure> {
@@ -215,12 +254,22 @@ impl Turns {
     fn of_chain(&self, chain: &Chain) -> OfChain {
         let chain_name = chain.name.clone();
         let events = Arc::new(SweepEvents { kafka: self.kafka.clone(), publisher: self.publisher.clone(), chain_name });
-        let nodes = Nodes::new(Rpc::new(&chain.name, &chain.rpc_urls, Some(chain.id)), chain.witnesses);
+        let rpc = Rpc::of(chain);
+        let nodes = Nodes::new(rpc.clone(), chain.witnesses);
         let (keys, records) = (self.keys.clone(), events.clone());
         let engine = Engine::new(chain.id, self.pool.clone(), nodes, keys.clone(), records, pace(chain));
         let engine = Engine { last_place: self.last_place.clone(), ..engine };
         let notices = ["planning", "sending", "telling"].map(|part| Notice::of(format!("sweeper: {part} on {}", chain.name)));
-        OfChain { chain: chain.clone(), engine, keys, events, gate: self.gate.clone(), notices: Mutex::new(notices) }
+        OfChain {
+            chain: chain.clone(),
+            engine,
+            keys,
+            events,
+            gate: self.gate.clone(),
+            rpc,
+            treasury: Mutex::new(None),
+            notices: Mutex::new(notices),
+        }
     }
 
     async fn run(&self, stop: &CancellationToken) -> Result<(), Failure> {

@@ -60,6 +60,11 @@ impl Market {
         Some(Self { base: Some(base), tip: tip.unwrap_or(1) })
     }
 
+    /// What a unit of gas costs now, in wei.
+    pub fn price(&self) -> u128 {
+        self.base.unwrap_or_default().saturating_add(self.tip)
+    }
+
     /// What a transaction offers now, at most `max_fee`. `None` if that does not even pay for the next block: it would wait in
     /// the pool and hold up all behind it.
     pub fn fees(&self, max_fee: u128) -> Option<Fees> {

@@ -139,7 +139,7 @@ pub async fn lock_lanes(tx: &impl GenericClient, mut lanes: Vec<LaneId>) -> Resu
     let statement =
         tx.prepare_cached("INSERT INTO outgoing_lanes (chain_id, sender) VALUES ($1, $2) ON CONFLICT DO NOTHING").await?;
     for lane in &lanes {
-        let (chain, sender) = store::parameters(lane);
+        let (chain, sender) = lane.parameters();
         tx.execute(&statement, &[&chain, &sender]).await?;
         store::lock(tx, lane).await?;
     }
@@ -153,7 +153,7 @@ pub async fn lock_lanes(tx: &impl GenericClient, mut lanes: Vec<LaneId>) -> Resu
 pub async fn take(tx: &impl GenericClient, signed: &Signed, pace: &Pace) -> Result<Taken, Failure> {
     let Signed { id, kind, cancels, read, .. } = signed;
     let lane = signed.lane();
-    let (chain, sender) = store::parameters(&lane);
+    let (chain, sender) = lane.parameters();
     let statement = tx
         .prepare_cached(
             "SELECT outgoing FROM outgoing_nonces WHERE chain_id = $1 AND sender = $2 AND nonce = $3 AND outgoing <> $4
@@ -260,7 +260,7 @@ pub async fn keep_nonce(tx: &impl GenericClient, signed: &Signed, other: Option<
         )
         .await?;
     let lane = signed.lane();
-    let (chain, sender) = store::parameters(&lane);
+    let (chain, sender) = lane.parameters();
     let ids: Vec<Uuid> = other.into_iter().chain([signed.id]).collect();
     tx.execute(&statement, &[&chain, &sender, &bigint(signed.read.nonce), &ids, &signed.id]).await?;
     Ok(())
@@ -275,14 +275,13 @@ async fn queued(tx: &impl GenericClient, signed: &Signed) -> Result<Stored, Fail
     let (idempotency_key, request_hash) = (signed.idempotency_key.clone(), signed.request_hash);
     let new = NewOutgoing { id, kind: *kind, lane, content, idempotency_key, request_hash };
     store::queue(tx, &new).await?;
-    let NewOutgoing { content, idempotency_key, .. } = new;
-    Ok(Stored { id, lane, content, idempotency_key, request_hash, outgoing: Outgoing::queued(*kind) })
+    Ok(new.stored())
 }
 
 async fn insert(tx: &impl GenericClient, signed: &Signed) -> Result<(), Failure> {
     let Signed { id, cancels, read, raw, signed_at, .. } = signed;
     let lane = signed.lane();
-    let (chain, sender) = store::parameters(&lane);
+    let (chain, sender) = lane.parameters();
     let nonce = bigint(read.nonce);
     let statement = tx
         .prepare_cached(
@@ -311,7 +310,7 @@ pub async fn freeze_lane(tx: &impl GenericClient, lane: &LaneId, why: &str) -> R
     let statement = tx
         .prepare_cached("UPDATE outgoing_lanes SET frozen = coalesce(frozen, $3) WHERE chain_id = $1 AND sender = $2")
         .await?;
-    let (chain, sender) = store::parameters(lane);
+    let (chain, sender) = lane.parameters();
     tx.execute(&statement, &[&chain, &sender, &why]).await?;
     Ok(())
 }

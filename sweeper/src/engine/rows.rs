@@ -31,6 +31,8 @@ pub struct Stored {
     pub id: Uuid,
     pub lane: LaneId,
     pub content: Content,
+    pub idempotency_key: String,
+    pub request_hash: B256,
     pub outgoing: Outgoing,
 }
 
@@ -137,7 +139,8 @@ pub fn read_row(row: &Row) -> Result<Stored, Failure> {
         tried: row.get::<_, Option<i64>>(22).map(unsigned),
         max_fee: row.get::<_, Option<&str>>(23).map(number).transpose()?,
     };
-    Ok(Stored { id: row.get(0), lane, content, outgoing })
+    let request_hash = B256::from_slice(row.get(25));
+    Ok(Stored { id: row.get(0), lane, content, idempotency_key: row.get(24), request_hash, outgoing })
 }
 
 /// An attempt as `load` selects it.

@@ -56,6 +56,14 @@ pub struct NewOutgoing {
     pub request_hash: B256,
 }
 
+impl NewOutgoing {
+    /// Its row, before anything has become of it.
+    pub fn stored(self) -> Stored {
+        let Self { id, kind, lane, content, idempotency_key, request_hash } = self;
+        Stored { id, lane, content, idempotency_key, request_hash, outgoing: Outgoing::queued(kind) }
+    }
+}
+
 /// An attempt as Kafka keeps it, before any node has it: enough to know after a loss of the database what may be on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -325,7 +333,7 @@ pub async fn load(tx: &impl GenericClient, ids: &[Uuid]) -> Result<Vec<Stored>, 
         .prepare_cached(
             "SELECT id, kind, chain_id, sender, recipient, value::text, data, gas_limit, authorizations, state, nonce,
                  dropping, underpriced, told, mined_hash, block_hash, block_number, succeeded, gas_used, gas_price::text,
-                 replaced_in, frozen, tried, max_fee::text
+                 replaced_in, frozen, tried, max_fee::text, idempotency_key, request_hash
              FROM outgoing WHERE id = ANY($1) ORDER BY id",
         )
         .await?;

@@ -14,7 +14,7 @@ use super::fold::{self, Stepped};
 use super::history;
 use super::lane::{gaps, next_nonce};
 use super::node::Nodes;
-use super::outgoing::{Action, Input, Kind, Mined, Moment, Notice, Order, Outgoing, Pace};
+use super::outgoing::{Action, Input, Kind, Mined, Moment, Notice, Order, Pace};
 use super::rows::{LaneId, Stored};
 use super::store::{self, Lane, NewOutgoing, Record};
 use crate::keys::Signer;
@@ -354,15 +354,15 @@ impl Engine {
         for nonce in missing {
             tracing::warn!(chain = %lane.chain, sender = %lane.sender, nonce, "no transaction has this nonce; it is filled");
             let (id, content) = (Uuid::new_v4(), Content::nothing(lane.sender));
-            let mut stored = Stored { id, lane: *lane, content: content.clone(), outgoing: Outgoing::queued(Kind::Gap) };
-            let order = Order { nonce: Some(nonce), fees, cancels: true };
-            // Signed first: a filler in the queue would get another nonce.
-            let Ok(signed) = self.signed_bytes(&stored, nonce, &order).await else { break };
             // Nobody asks for one again, and nobody can take its key: that a nonce is given out once is the table's.
             let idempotency_key = format!("gap:{id}");
             let request_hash = keccak256(&idempotency_key);
-            let kind = Kind::Gap;
-            store::queue(tx, &NewOutgoing { id, kind, lane: *lane, content, idempotency_key, request_hash }).await?;
+            let new = NewOutgoing { id, kind: Kind::Gap, lane: *lane, content, idempotency_key, request_hash };
+            let mut stored = new.clone().stored();
+            let order = Order { nonce: Some(nonce), fees, cancels: true };
+            // Signed first: a filler in the queue would get another nonce.
+            let Ok(signed) = self.signed_bytes(&stored, nonce, &order).await else { break };
+            store::queue(tx, &new).await?;
             let actions = self.store_signed(tx, locked, &mut stored, nonce, &order, &signed, moment).await?;
             fillers.push(Stepped { stored, actions });
         }

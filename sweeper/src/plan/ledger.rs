@@ -227,6 +227,7 @@ mod tests {
             terms: Terms { gas_limit: 21_000, max_fee: 1, l1_fee: U256::ZERO, minimum: None },
             price: Some(1),
             max_fee: 1,
+            refused: None,
             accounts: Vec::new(),
         }
     }

@@ -71,7 +71,7 @@ pub struct Turn {
 }
 
 /// Why nothing of a chain is planned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Waits {
     #[error(
         "the treasury {0} is an address that cTrip gave out, and what arrives there is a payment; expected a wallet of yours"
@@ -91,11 +91,14 @@ pub enum Waits {
          why, and `ctrip sweep drop` drops it"
     )]
     FirstUnderWay(Uuid),
+    /// As [`settings::Refused`] says.
+    #[error("{0}")]
+    Refused(String),
 }
 
 impl Waits {
     /// Whether what is not signed yet is not to be signed either, before a person has looked.
-    const fn ends_what_is_unsigned(self) -> bool {
+    const fn ends_what_is_unsigned(&self) -> bool {
         matches!(self, Self::TreasuryGivenOut(_) | Self::Vain)
     }
 }
@@ -133,12 +136,12 @@ async fn turn(db: &mut Client, chain: ChainId, settings: &Settings, now: u64, du
     let Some(looked) = store::lock(&tx, chain).await? else { return Ok(Turn::default()) };
     let holds = Holds::new(&store::holds(&tx).await?, chain, None);
     let waits = waits(&tx, chain, settings).await?;
-    store::set_waits(&tx, chain, waits.map(|waits| waits.to_string()).as_deref()).await?;
+    store::set_waits(&tx, chain, waits.as_ref().map(ToString::to_string).as_deref()).await?;
     let ripe = ledger::ripe(&tx, chain, settings).await?;
-    replan(&tx, chain, settings, ripe.as_ref(), &holds, waits).await?;
+    replan(&tx, chain, settings, ripe.as_ref(), &holds, waits.as_ref()).await?;
     let to_drop = store::to_drop(&tx, chain, MAX_BATCH).await?;
     let mut queued = 0;
-    if let (Some(_), Some(ripe), None) = (settings.treasury, &ripe, waits) {
+    if let (Some(_), Some(ripe), None) = (settings.treasury, &ripe, &waits) {
         add_candidates(&tx, chain, settings, ripe, looked, now).await?;
         *due = store::due(&tx, chain, now, MAX_BATCH).await?;
         if !due.is_empty() {
@@ -157,6 +160,9 @@ pub async fn waits(db: &impl GenericClient, chain: ChainId, settings: &Settings)
     let Some(treasury) = settings.treasury else { return Ok(None) };
     if store::is_given_out(db, treasury).await? {
         return Ok(Some(Waits::TreasuryGivenOut(treasury)));
+    }
+    if let Some(refused) = &settings.refused {
+        return Ok(Some(Waits::Refused(refused.clone())));
     }
     let past = store::past(db, chain, treasury).await?;
     Ok(match (settings.price, past) {
@@ -194,7 +200,7 @@ async fn replan(
     settings: &Settings,
     ripe: Option<&Ripe>,
     holds: &Holds,
-    waits: Option<Waits>,
+    waits: Option<&Waits>,
 ) -> Result<(), Failure> {
     store::replan_to_others(tx, chain, settings.treasury).await?;
     let ends_all = waits.is_some_and(Waits::ends_what_is_unsigned);

@@ -29,6 +29,8 @@ pub struct Settings {
     pub price: Option<u128>,
     /// The most that it may cost, as chains.yaml says, in wei. While it costs more, nothing is planned.
     pub max_fee: u128,
+    /// Why no sweep can be made ([`Refused`]), and nothing is planned.
+    pub refused: Option<String>,
     /// Fingerprints of the accounts whose keys are held. What is on addresses of others, such as a merchant's own, is nobody's
     /// to sweep.
     pub accounts: Vec<String>,
@@ -76,6 +78,7 @@ impl Settings {
             },
             price,
             max_fee: sweeping.max_fee,
+            refused: None,
             accounts,
         }
     }

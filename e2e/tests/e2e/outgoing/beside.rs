@@ -14,7 +14,7 @@ use sweeper::engine::fold::{ChainEvent, apply_chain_event, drop_outgoing};
 use sweeper::engine::history::SeenTransaction;
 use sweeper::engine::outgoing::{Input, Mined, Moment, Order, Outgoing, Phase};
 use sweeper::engine::restored::{Outcome, freeze_lane, take_outcome};
-use sweeper::engine::rows::{LaneId, Stored};
+use sweeper::engine::rows::Stored;
 use sweeper::engine::step::step;
 use sweeper::engine::store::{Queued, block_to_count, load, lock, save, set_counted, store_attempt};
 use sweeper::keys::Signer as _;
@@ -227,7 +227,7 @@ async fn a_transaction_of_a_record_is_ours_by_its_hash_and_a_strangers_makes_its
     rig.follow().await?;
     let id = queued(&rig, 0).await?;
     rig.turn(usize::MAX).await?;
-    let (db, lane) = (rig.pool.get().await?, ours(&rig));
+    let (db, lane) = (rig.pool.get().await?, rig.lane());
     let counted = async || -> Result<Option<i64>> {
         let sql = "SELECT counted FROM outgoing_lanes WHERE sender = $1";
         Ok(db.query_one(sql, &[&lane.sender.as_slice()]).await?.get(0))
@@ -268,7 +268,7 @@ async fn what_was_told_as_final_stands_while_blocks_are_read_that_came_before() 
     rig.follow().await?;
     let id = queued(&rig, 0).await?;
     rig.turn(usize::MAX).await?;
-    let (db, lane) = (rig.pool.get().await?, ours(&rig));
+    let (db, lane) = (rig.pool.get().await?, rig.lane());
     let (hash, nonce) = {
         let attempt = &stored(&db, id).await?.outgoing.attempts[0];
         (attempt.hash, attempt.nonce)
@@ -303,7 +303,7 @@ async fn nothing_is_signed_or_sent_in_a_lane_that_is_frozen_meanwhile() -> Resul
     let mut rig = Rig::start().await?;
     rig.follow().await?;
     queued(&rig, 0).await?;
-    let (db, lane) = (rig.pool.get().await?, ours(&rig));
+    let (db, lane) = (rig.pool.get().await?, rig.lane());
     // After it was found to be due: the count is asked for first.
     let (pool, handle) = (rig.pool.clone(), tokio::runtime::Handle::current());
     rig.proxy.watch(move |call| {

@@ -28,6 +28,7 @@ pub(super) fn settings() -> Settings {
         terms: Terms { gas_limit: 26_250, max_fee: PACE.max_fee, l1_fee: U256::ZERO, minimum: None },
         price: Some(PACE.max_fee / 4),
         max_fee: PACE.max_fee,
+        refused: None,
         accounts: vec!["own".to_owned()],
     }
 }

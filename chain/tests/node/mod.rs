@@ -19,8 +19,8 @@ type Handler = Box<dyn FnMut(&str, &Value) -> Answer + Send>;
 pub struct Node {
     handler: Arc<Mutex<Handler>>,
     asked: Arc<Mutex<HashMap<String, Vec<Value>>>>,
-    /// HTTP requests.
-    posts: Arc<Mutex<usize>>,
+    /// The calls of each HTTP request.
+    posts: Arc<Mutex<Vec<String>>>,
     batches: bool,
     transport: Arc<Mutex<Transport>>,
     pub url: String,
@@ -81,7 +81,12 @@ impl Node {
     }
 
     pub fn posts(&self) -> usize {
-        *self.posts.lock().unwrap()
+        self.posts.lock().unwrap().len()
+    }
+
+    /// As [`asked_different`](Self::asked_different), of HTTP requests.
+    pub fn different_posts(&self) -> usize {
+        self.posts.lock().unwrap().iter().collect::<HashSet<_>>().len()
     }
 
     fn respond(&self, request: &Value) -> Answer {
@@ -106,9 +111,15 @@ impl Transport {
     }
 }
 
+/// What is called, without the ids.
+fn calls(request: &Value) -> String {
+    let call = |call: &Value| format!("{}{}", call["method"], call["params"]);
+    request.as_array().map_or_else(|| call(request), |calls| calls.iter().map(call).collect())
+}
+
 async fn answer(State(node): State<Node>, body: String) -> Response {
-    *node.posts.lock().unwrap() += 1;
     let request: Value = serde_json::from_str(&body).unwrap();
+    node.posts.lock().unwrap().push(calls(&request));
     let is_of_trace = request["method"].as_str().is_some_and(|method| method.starts_with("debug_"));
     let (slow, hangs, refused) = {
         let mut transport = node.transport.lock().unwrap();

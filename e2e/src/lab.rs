@@ -10,11 +10,17 @@ use anyhow::{Context as _, Result};
 use rdkafka::config::ClientConfig;
 use runtime::{Kafka, KafkaSettings, RegistrySettings, SaslMechanism, SecurityProtocol, Settings};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
+use topics::Address;
 
-/// The first account of BIP-39's test mnemonic `abandon … about`, so that a sweep of a demo is possible by anyone.
+/// BIP-39's test mnemonic, which everybody knows.
+pub const MNEMONIC: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about";
+
+/// The first account of [`MNEMONIC`].
 pub const XPUB: &str =
     "xpub6DCoCpSuQZB2jawqnGMEPS63ePKWkwWPH4TU45Q7LPXWuNd8TMtVxRrgjtEshuqpK3mdhaWHPFsBngh5GFZaM6si3yZdUsT8ddYM3PwnATt";
 
@@ -39,12 +45,25 @@ pub struct Plan {
     pub confirmations: u32,
     /// Seconds between blocks; `None` mines one block per transaction.
     pub block_time: Option<u64>,
+    /// Where coin is swept to, by an `up` or `sweeper` that has the keys; `None`: nothing is.
+    pub treasury: Option<Address>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { confirmations: 3, block_time: None }
+        Self { confirmations: 3, block_time: None, treasury: None }
     }
+}
+
+/// Writes a file of mnemonics with these permissions; returns its path.
+///
+/// # Errors
+/// When it can't be written, or is there.
+pub fn write_mnemonic(dir: &Path, name: &str, words: &str, mode: u32) -> Result<String> {
+    let path = dir.join(name);
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
+    file.write_all(words.as_bytes())?;
+    Ok(path.display().to_string())
 }
 
 impl Lab {
@@ -115,13 +134,14 @@ impl Lab {
         let token = node.deploy("Token").await?;
         let database_url = stack.create_migrated(name).await?;
         let chains_file = dir.join("chains.yaml");
-        std::fs::write(
-            &chains_file,
-            format!(
-                "- name: anvil\n  chain_id: 31337\n  rpc_url: {}\n  confirmations: {}\n  poll_interval_ms: 100\n  start_block: 0\n  tokens:\n    - {{ symbol: {TOKEN_SYMBOL}, address: \"{token}\", decimals: 6 }}\n",
-                node.url, plan.confirmations
-            ),
-        )?;
+        let mut chains = format!(
+            "- name: anvil\n  chain_id: 31337\n  rpc_url: {}\n  confirmations: {}\n  poll_interval_ms: 100\n  start_block: 0\n  tokens:\n    - {{ symbol: {TOKEN_SYMBOL}, address: \"{token}\", decimals: 6 }}\n",
+            node.url, plan.confirmations
+        );
+        if let Some(treasury) = plan.treasury {
+            chains += &format!("  treasury: \"{treasury}\"\n");
+        }
+        std::fs::write(&chains_file, chains)?;
         let mut env = stack.connection();
         let mut set = |key: &str, value: String| env.insert(key.to_owned(), value);
         set("DATABASE_URL", database_url);
@@ -131,6 +151,9 @@ impl Lab {
         set("API_LISTEN", format!("127.0.0.1:{}", free_port()?));
         set("METRICS_LISTEN", format!("127.0.0.1:{}", free_port()?));
         set("RUST_BACKTRACE", "0".to_owned());
+        if plan.treasury.is_some() {
+            set("CTRIP_MNEMONIC_FILE", write_mnemonic(&dir, "mnemonic", MNEMONIC, 0o600)?);
+        }
         let reader = Arc::new(Mutex::new(Reader::new(kafka_connection(&env), &env["TOPIC_PREFIX"])));
         Ok(Self { stack, node, env, dir, binary: built("ctrip")?, reader })
     }

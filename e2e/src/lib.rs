@@ -35,7 +35,7 @@ pub use faults::Fault;
 pub use geth::Fork;
 pub use history::{History, HistoryReader, Step};
 pub use http::{plain_http, quantity};
-pub use lab::{Lab, Plan, XPUB};
+pub use lab::{Lab, MNEMONIC, Plan, XPUB, write_mnemonic};
 pub use ledger::{Row, ledger};
 pub use network::Network;
 pub use node::{Node, PAYER, TOKEN_SYMBOL};

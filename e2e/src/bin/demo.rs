@@ -1,4 +1,4 @@
-//! `make demo`: payments are created, paid, taken back by a reorg, paid again and confirmed, on the real parts.
+//! `make demo`: payments are created, paid, taken back by a reorg, paid again, confirmed and swept, on the real parts.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Payment, Plan, Process, events};
@@ -6,9 +6,11 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
-use topics::{Amount, U256};
+use topics::{Address, Amount, U256};
 
 const CONFIRMATIONS: u32 = 3;
+/// Nobody has its key.
+const TREASURY: Address = Address::repeat_byte(0x7e);
 const EVENTS_OF_DINNER: [&str; 5] = ["created", "detected", "reverted", "detected", "confirmed"];
 
 #[tokio::main]
@@ -21,8 +23,8 @@ async fn main() {
 
 async fn run() -> Result<()> {
     say("a database, topics, a chain of its own (anvil) and a small ERC-20 on it");
-    let lab = Lab::start(Plan { confirmations: CONFIRMATIONS, block_time: None }).await?;
-    say("ctrip up: api, ingest, detector, confirmer and webhooks in one process");
+    let lab = Lab::start(Plan { confirmations: CONFIRMATIONS, treasury: Some(TREASURY), ..Plan::default() }).await?;
+    say("ctrip up: api, ingest, detector, confirmer, webhooks and sweeper in one process");
     let mut ctrip = lab.spawn("up")?;
     println!("  its log: {}", ctrip.log.display());
     let outcome = show(&lab, &mut ctrip).await;
@@ -30,7 +32,10 @@ async fn run() -> Result<()> {
     outcome.with_context(|| format!("see {}", ctrip.log.display()))?;
     let status = ctrip.terminate()?;
     ensure!(status.success(), "ctrip up ended with {status} after SIGTERM");
-    println!("\nEverything was confirmed. The log of ctrip: {}; of the parts: dev/.data/logs", ctrip.log.display());
+    println!(
+        "\nEverything was confirmed, and the coin is at the treasury. The log of ctrip: {}; of the parts: dev/.data/logs",
+        ctrip.log.display()
+    );
     println!("`make up` leaves it running for you to try.");
     Ok(())
 }
@@ -78,6 +83,16 @@ async fn show(lab: &Lab, ctrip: &mut Process) -> Result<()> {
     lab.node.mine(u64::from(CONFIRMATIONS)).await?;
     table.until(ctrip, &dinner, "confirmed").await?;
 
+    say(&format!(
+        "coffee and tea, which are coin, are swept to the treasury, {TREASURY}: first one of them, and the other once that is final"
+    ));
+    table.until_settled(lab, ctrip, [&coffee, &tea]).await?;
+    tail(lab, &["sweep", "status"])?;
+    let balance: U256 = serde_json::from_value(lab.node.call("eth_getBalance", json!([TREASURY, "latest"])).await?)?;
+    println!("  the treasury has {} ETH", Amount::new(balance).to_decimal(18));
+    let paid = coffee.amount()? + tea.amount()?;
+    ensure!(balance < paid && balance > paid * U256::from(3) / U256::from(4), "{paid} was paid, and {balance} is there");
+
     print_events(lab, &[("coffee", &coffee), ("tea", &tea), ("cake", &cake), ("dinner", &dinner)]).await?;
     say("the same for people: what became of dinner, and one record as JSON");
     let of_dinner = ["tail", "payment.events", "--from", "beginning", "--filter", "external_id=dinner"];
@@ -103,7 +118,8 @@ async fn print_events(lab: &Lab, payments: &[(&str, &Payment)]) -> Result<()> {
     let expected = |name: &str| -> &[&str] {
         match name {
             "dinner" => &EVENTS_OF_DINNER,
-            _ => &["created", "detected", "confirmed"],
+            "cake" => &["created", "detected", "confirmed"],
+            _ => &["created", "detected", "confirmed", "settled"],
         }
     };
     // The outbox is a few milliseconds behind the API.
@@ -171,6 +187,24 @@ impl<'a> Table<'a> {
             self.left = false;
         }
         Ok(())
+    }
+
+    /// Mines until these are settled.
+    async fn until_settled(&mut self, lab: &Lab, ctrip: &mut Process, payments: [&Payment; 2]) -> Result<()> {
+        let started = Instant::now();
+        self.left = true;
+        loop {
+            ctrip.check()?;
+            self.show().await?;
+            let is_settled =
+                |payment: &&Payment| self.payments.iter().any(|p| p.id() == payment.id() && p.status() == "settled");
+            if payments.iter().all(is_settled) {
+                return Ok(());
+            }
+            ensure!(started.elapsed() < Duration::from_secs(120), "coffee and tea were not swept within two minutes");
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            lab.node.mine(5).await?;
+        }
     }
 
     async fn until(&mut self, ctrip: &mut Process, payment: &Payment, status: &str) -> Result<()> {

@@ -102,7 +102,7 @@ async fn survive(seats: &[Seat<'_>]) -> Result<Arc<Lab>> {
     let seed = variable("CTRIP_SEED").unwrap_or_else(rand::random::<u64>);
     println!("CTRIP_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let lab = Arc::new(Lab::start(Plan { confirmations: CONFIRMATIONS, block_time: None }).await?);
+    let lab = Arc::new(Lab::start(Plan { confirmations: CONFIRMATIONS, ..Plan::default() }).await?);
     begin_at_the_head(&lab).await?;
     let mut processes = seats.iter().map(|(machine, role)| machine.spawn(&lab, role)).collect::<Result<Vec<Process>>>()?;
     let api = lab.merchant("crash")?;

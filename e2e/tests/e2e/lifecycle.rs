@@ -32,7 +32,7 @@ struct Field {
 
 impl Field {
     async fn start() -> Result<Self> {
-        let lab = Lab::start(Plan { confirmations: 2, block_time: None }).await?;
+        let lab = Lab::start(Plan { confirmations: 2, ..Plan::default() }).await?;
         let other = Node::start_with(&lab.stack, &["--chain-id", "31338", "--slots-in-an-epoch", "1"]).await?;
         let token = other.deploy("Token").await?;
         ensure!(token == lab.node.token, "the tokens are at different addresses");

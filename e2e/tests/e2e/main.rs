@@ -60,6 +60,7 @@ mod stacks;
 mod stage_offsets;
 mod strangers;
 mod sweeper;
+mod swept;
 mod tail;
 mod topics_apply;
 mod twins;

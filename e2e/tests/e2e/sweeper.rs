@@ -8,35 +8,22 @@ use ::sweeper::engine::store::{NewOutgoing, queue};
 use alloy::primitives::{Address, Bytes, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
 use deadpool_postgres::Pool;
-use e2e::{Api, Backup, KafkaAdmin, Lab, Plan, Process, eventually, records};
+use e2e::{Api, Backup, KafkaAdmin, Lab, MNEMONIC, Plan, Process, eventually, records, write_mnemonic};
 use runtime::db;
 use runtime::kafka::Publisher;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
 use std::time::Duration;
 use topics::wire::SweepEvent;
 use topics::{Amount, ChainId, Message as _, Topic};
 use uuid::Uuid;
 
-/// Those of [`e2e::XPUB`].
-const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about";
 const PAID: u64 = 1_000_000_000_000_000_000;
 /// What stays for gas, at the highest price.
 const DUST: u64 = 11_000_000_000_000_000;
 const PACE: Pace = Pace { max_fee: 1, raise: 100, resend_after: 1, stuck_after: 1, raise_after: 1 };
 /// Blocks until one is final, on anvil.
 const FINAL: u64 = 66;
-
-fn mnemonic_file(lab: &Lab, name: &str, words: &str, mode: u32) -> Result<String> {
-    let path: PathBuf = lab.dir.join(name);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
-    file.write_all(words.as_bytes())?;
-    Ok(path.display().to_string())
-}
 
 /// A lab with all other roles, and the treasury.
 struct Sweeping {
@@ -50,7 +37,7 @@ struct Sweeping {
 impl Sweeping {
     async fn start() -> Result<Self> {
         let lab = Lab::start(Plan::default()).await?;
-        let words = mnemonic_file(&lab, "mnemonic", WORDS, 0o600)?;
+        let words = write_mnemonic(&lab.dir, "mnemonic", MNEMONIC, 0o600)?;
         let (up, api) = lab.serve("up", "sweeps").await?;
         Ok(Self { lab, up, api, words, treasury: Address::from_word(keccak256(Uuid::new_v4())) })
     }
@@ -360,12 +347,12 @@ async fn a_record_that_contradicts_a_row_freezes_its_sender_and_no_other() -> Re
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_others_can_read_and_another_mnemonic_are_refused() -> Result<()> {
     let sweeping = Sweeping::start().await?;
-    let open = mnemonic_file(&sweeping.lab, "open", WORDS, 0o644)?;
+    let open = write_mnemonic(&sweeping.lab.dir, "open", MNEMONIC, 0o644)?;
     let refused = sweeping.lab.output(&["sweeper", "--mnemonic-file", &open])?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && said.contains("chmod 600") && !said.contains("abandon"), "{said}");
     let other = "zoo zoo zoo zoo zoo zoo zoo zoo zoo zoo zoo wrong";
-    let other = mnemonic_file(&sweeping.lab, "other", other, 0o600)?;
+    let other = write_mnemonic(&sweeping.lab.dir, "other", other, 0o600)?;
     let mut process = sweeping.lab.spawn_with(&["sweeper", "--mnemonic-file", &other])?;
     // It waits, so that `ctrip up` goes on, and does not get as far as to compare anything.
     eventually("it to say so", async || Ok(process.log().contains("the mnemonic is not that of CTRIP_XPUB").then_some(())))

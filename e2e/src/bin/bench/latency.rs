@@ -14,7 +14,7 @@ use topics::{Topic, frame, wire};
 const PAYMENTS: usize = 300;
 
 pub async fn run() -> Result<Vec<Figure>> {
-    let lab = Lab::start(Plan { confirmations: 1000, block_time: None }).await?;
+    let lab = Lab::start(Plan { confirmations: 1000, ..Plan::default() }).await?;
     let mut detected = measure(lab, "payment.detected").await?;
     let mut figures = vec![
         Figure::new("event_latency_ms_p50", quantile(&mut detected, 0.5), "ms", "40"),

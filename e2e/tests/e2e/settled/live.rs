@@ -58,7 +58,7 @@ async fn life(lab: &Lab, id: &str) -> Result<Vec<String>> {
 /// Beside it a record that can't be read, a reorg, and a kill.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_settles_once_told_twice_or_too_early_beside_a_kill_a_reorg_and_a_restore() -> Result<()> {
-    let lab = Lab::start(Plan { confirmations: 8, block_time: None }).await?;
+    let lab = Lab::start(Plan { confirmations: 8, ..Plan::default() }).await?;
     let (mut up, api) = lab.serve("up", "shop").await?;
     let again = |up: &mut Process| -> Result<()> {
         up.kill()?;

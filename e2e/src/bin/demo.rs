@@ -189,22 +189,27 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
-    /// Mines until these are settled.
+    /// Mines until these are settled. The table is shown when one is.
     async fn until_settled(&mut self, lab: &Lab, ctrip: &mut Process, payments: [&Payment; 2]) -> Result<()> {
         let started = Instant::now();
-        self.left = true;
-        loop {
-            ctrip.check()?;
-            self.show().await?;
-            let is_settled =
-                |payment: &&Payment| self.payments.iter().any(|p| p.id() == payment.id() && p.status() == "settled");
-            if payments.iter().all(is_settled) {
-                return Ok(());
-            }
+        let mut left = payments.to_vec();
+        while !left.is_empty() {
             ensure!(started.elapsed() < Duration::from_secs(120), "coffee and tea were not swept within two minutes");
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            ctrip.check()?;
             lab.node.mine(5).await?;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let before = left.len();
+            for payment in std::mem::take(&mut left) {
+                if self.api.get(payment.id()).await?.status() != "settled" {
+                    left.push(payment);
+                }
+            }
+            if left.len() < before {
+                self.left = true;
+                self.show().await?;
+            }
         }
+        Ok(())
     }
 
     async fn until(&mut self, ctrip: &mut Process, payment: &Payment, status: &str) -> Result<()> {

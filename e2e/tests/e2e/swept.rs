@@ -4,8 +4,12 @@ use alloy::primitives::{Address, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Api, Lab, Payment, Plan, Process, eventually, records};
 use reqwest::Method;
+use rustix::fs::inotify;
+use rustix::io::Errno;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 use topics::Amount;
 use topics::wire::SweepEvent;
@@ -133,4 +137,61 @@ async fn all_that_was_paid_in_coin_is_at_the_treasury_once_whenever_ctrip_is_kil
     }
     shop.check().await?;
     shop.up.check()
+}
+
+/// How often a file is opened, by whomever.
+struct Opens(OwnedFd);
+
+impl Opens {
+    fn of(path: &str) -> Result<Self> {
+        let watch = inotify::init(inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&watch, path, inotify::WatchFlags::OPEN)?;
+        Ok(Self(watch))
+    }
+
+    /// Since it was last asked.
+    fn count(&self) -> Result<usize> {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(&self.0, &mut buffer);
+        let mut count = 0;
+        loop {
+            match events.next() {
+                Ok(_) => count += 1,
+                Err(Errno::AGAIN) => return Ok(count),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// All have the variable that names the file, as a deployment may have it that sets one environment for all.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_but_the_sweeper_opens_the_file_of_mnemonics_and_no_log_has_a_word_of_it() -> Result<()> {
+    let lab = Lab::start(Plan { treasury: Some(Address::repeat_byte(0x7e)), ..Plan::default() }).await?;
+    let opens = Opens::of(&lab.env["CTRIP_MNEMONIC_FILE"])?;
+    let (mut gateway, api) = lab.serve("api", "shop").await?;
+    let mut others: Vec<Process> =
+        ["ingest", "detector", "confirmer", "webhooks"].into_iter().map(|role| lab.spawn(role)).collect::<Result<_>>()?;
+    let payment = api.coin(COIN).await?;
+    lab.node.pay(payment.address()?, payment.amount()?).await?;
+    lab.node.mine(3).await?;
+    api.until(payment.id(), "confirmed").await?;
+    gateway.check()?;
+    others.iter_mut().try_for_each(Process::check)?;
+    lab.ctrip(&["sweep", "plan"])?;
+    ensure!(opens.count()? == 0, "a role without business with keys has opened the file");
+
+    let mut sweeper = lab.spawn("sweeper")?;
+    eventually("the sweeper to open it", async || Ok((opens.count()? > 0).then_some(()))).await?;
+    eventually("the payment to be settled", async || {
+        lab.node.mine(10).await?;
+        Ok((api.get(payment.id()).await?.status() == "settled").then_some(()))
+    })
+    .await?;
+    sweeper.check()?;
+    for process in others.iter().chain([&gateway, &sweeper]) {
+        let log = process.log();
+        ensure!(!log.contains("abandon"), "{}", process.log.display());
+    }
+    Ok(())
 }

@@ -112,6 +112,7 @@ pub async fn take(
     record: &BlockRecord,
     pace: &Pace,
 ) -> Result<(), Failure> {
+    let is_first = *place == Place::default();
     for change in place.read(record) {
         match change {
             Change::Added(block) => {
@@ -123,7 +124,11 @@ pub async fn take(
                 count_anew(tx, chain, &recounted).await?;
             }
             Change::Restarted(above) => {
-                tracing::warn!(%chain, sequence = record.sequence, above, "blocks are missing, or the chain begins anew");
+                if is_first {
+                    tracing::info!(%chain, sequence = record.sequence, "the chain is read from here on");
+                } else {
+                    tracing::warn!(%chain, sequence = record.sequence, above, "blocks are missing, or the chain begins anew");
+                }
                 apply_chain_event(tx, chain, &change.event(), pace).await?;
             }
             change => apply_chain_event(tx, chain, &change.event(), pace).await?,

@@ -5,8 +5,9 @@
 //! - `role` runs the rest: `catch_up` keeps Postgres closed until it has what `sweep.events` has ([`restore`]), and writes again
 //!   what that has lost (`topic_lost`); [`reading`]
 //!   brings `chain.blocks` to the engine, as [`blocks`] reads them; [`plan`] says what is swept, `deposit_keys` who signs for
-//!   it, `records` and `outcomes` tell.
+//!   it, `allowed` what is signed at all, `records` and `outcomes` tell.
 
+mod allowed;
 pub mod blocks;
 mod catch_up;
 mod deposit_keys;

@@ -2,6 +2,7 @@
 //!
 //! It is the one process with keys. It may be killed anywhere, and two may run: all that they do follows from rows.
 
+use crate::allowed::Allowed;
 use crate::catch_up::{CatchUp, Looks};
 use crate::deposit_keys::{self, DepositKeys};
 use crate::engine::fold::drop_outgoing;
@@ -257,7 +258,8 @@ impl Turns {
         let rpc = Rpc::of(chain);
         let nodes = Nodes::new(rpc.clone(), chain.witnesses);
         let (keys, records) = (self.keys.clone(), events.clone());
-        let engine = Engine::new(chain.id, self.pool.clone(), nodes, keys.clone(), records, pace(chain));
+        let rule = Arc::new(Allowed { listing: self.listing.clone(), chain: chain.id });
+        let engine = Engine::new(chain.id, self.pool.clone(), nodes, keys.clone(), rule, records, pace(chain));
         let engine = Engine { last_place: self.last_place.clone(), ..engine };
         let notices = ["planning", "sending", "telling"].map(|part| Notice::of(format!("sweeper: {part} on {}", chain.name)));
         OfChain {

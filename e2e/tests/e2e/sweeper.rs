@@ -13,6 +13,8 @@ use runtime::db;
 use runtime::kafka::Publisher;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 use topics::wire::SweepEvent;
 use topics::{Amount, ChainId, Message as _, Topic};
@@ -37,9 +39,13 @@ struct Sweeping {
 impl Sweeping {
     async fn start() -> Result<Self> {
         let lab = Lab::start(Plan::default()).await?;
+        let treasury = Address::from_word(keccak256(Uuid::new_v4()));
+        // So much that nothing is planned but what a test queues.
+        let chains = fs::read_to_string(&lab.env["CHAINS_FILE"])?;
+        lab.write_chains(&format!("{chains}  treasury: \"{treasury}\"\n  sweep_minimum: 1000000\n"))?;
         let words = write_mnemonic(&lab.dir, "mnemonic", MNEMONIC, 0o600)?;
         let (up, api) = lab.serve("up", "sweeps").await?;
-        Ok(Self { lab, up, api, words, treasury: Address::from_word(keccak256(Uuid::new_v4())) })
+        Ok(Self { lab, up, api, words, treasury })
     }
 
     fn sweeper(&self) -> Result<Process> {
@@ -89,9 +95,13 @@ impl Sweeping {
 
     /// Queues what an address has, but for its gas.
     async fn queue(&self, sender: Address) -> Result<Uuid> {
+        self.queue_to(self.treasury, sender).await
+    }
+
+    async fn queue_to(&self, recipient: Address, sender: Address) -> Result<Uuid> {
         let id = Uuid::new_v4();
         let value = U256::from(PAID - DUST);
-        let to = Some(self.treasury);
+        let to = Some(recipient);
         let content = Content { to, value, data: Bytes::new(), gas_limit: 21_000, authorizations: Vec::new() };
         let idempotency_key = format!("sweep:{id}");
         let (lane, request_hash) = (LaneId { chain: ChainId(31337), sender }, keccak256(&idempotency_key));
@@ -361,7 +371,40 @@ async fn a_file_that_others_can_read_and_another_mnemonic_are_refused() -> Resul
     eventually("it to say so", async || Ok(process.log().contains("the mnemonic is not that of CTRIP_XPUB").then_some(())))
         .await?;
     process.check()?;
+    // Nobody but root reads words out of its memory, nor finds them in a core.
+    let limits = fs::read_to_string(format!("/proc/{}/limits", process.id()))?;
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).context("a limit of cores")?;
+    ensure!(core.split_whitespace().filter(|word| *word == "0").count() == 2, "{core}");
+    let memory = format!("/proc/{}/mem", process.id());
+    ensure!(fs::metadata(&memory)?.uid() == 0 || fs::File::open(&memory).is_err(), "{memory} can be read");
     let compared = sweeping.pool()?.get().await?.query_opt("SELECT FROM outgoing_restored", &[]).await?;
     ensure!(compared.is_none() && !process.log().contains("zoo"), "{}", process.log());
     Ok(())
+}
+
+/// Whoever has the login of the role can write such a row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_pays_somebody_else_is_not_signed_and_others_are() -> Result<()> {
+    let sweeping = Sweeping::start().await?;
+    let senders = sweeping.paid(2).await?;
+    let thief = Address::repeat_byte(6);
+    sweeping.queue_to(thief, senders[0]).await?;
+    sweeping.queue(senders[1]).await?;
+    let mut sweeper = sweeping.sweeper()?;
+    eventually("the other to be in a block", async || {
+        sweeping.lab.node.mine(1).await?;
+        Ok((sweeping.states().await?.get("mined") == Some(&1)).then_some(()))
+    })
+    .await?;
+    let db = sweeping.pool()?.get().await?;
+    let told = eventually("it to be told", async || {
+        let sql = "SELECT told, (SELECT count(*) FROM outgoing_attempts a WHERE a.outgoing = o.id) FROM outgoing o
+                   WHERE recipient = $1 AND told IS NOT NULL";
+        let row = db.query_opt(sql, &[&thief.as_slice()]).await?;
+        Ok(row.map(|row| (row.get::<_, String>(0), row.get::<_, i64>(1))))
+    })
+    .await?;
+    ensure!(told == ("not allowed".to_owned(), 0), "{told:?}");
+    ensure!(sweeper.log().contains("it does not go to the treasury"), "{}", sweeper.tail());
+    sweeper.check()
 }

@@ -177,6 +177,7 @@ pub(super) fn tell(stored: &Stored, actions: &[Action]) {
             (Notice::Frozen, Some(reason)) => {
                 tracing::error!(outgoing = %stored.id, %chain, %sender, nonce, "{notice}: {reason}");
             }
+            (Notice::NotAllowed(_), _) => tracing::error!(outgoing = %stored.id, %chain, %sender, nonce, "{notice}"),
             _ => tracing::warn!(outgoing = %stored.id, %chain, %sender, nonce, "{notice}"),
         }
     }

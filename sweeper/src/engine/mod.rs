@@ -33,7 +33,7 @@
 //! 7. **Where blocks say what can't be, one is frozen** (`outgoing.frozen`), and where blocks are missing, it is `lost` until a
 //!    receipt is found: nothing that pays is signed then, and a person is told. Where a record contradicts a row, its lane is.
 //!
-//! It knows no payments: what to send, and from where, others say (`Kind`).
+//! It knows no payments: what to send, and from where, others say (`Kind`), and what may be signed at all (`work::Rule`).
 //!
 //! Whoever runs it reads the records back before anything else: else what a database that went back has lost would be signed
 //! anew with another nonce.
@@ -55,8 +55,7 @@
 //!   `Conflict`). Whoever takes requests puts the merchant into it.
 //! - A mnemonic's file with mode 0440, as Kubernetes mounts a secret with an `fsGroup`, is refused, since its group can read it.
 //! - A filler's or cancel's gas is fixed (`content`), and too little where a chain counts data for L1 as gas.
-//! - No process is kept from being dumped (`PR_SET_DUMPABLE`), and copies that derivation makes of a key on the stack are not
-//!   overwritten.
+//! - Copies that derivation makes of a key on the stack are not overwritten.
 //! - Nothing resolves a `lost` or frozen one, nor gives up the nonce of a record that was set aside: what its lane signs later
 //!   waits behind it.
 //! - `sweep.events` is read whole at each start, and each signature in it recovered.

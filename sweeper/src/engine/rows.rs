@@ -56,7 +56,7 @@ pub fn read_kind(text: &str) -> Kind {
     Kind::ALL.into_iter().find(|kind| kind.as_str() == text).unwrap_or(Kind::Gap)
 }
 
-const NOTICES: [(Notice, &str); 12] = [
+const NOTICES: [(Notice, &str); 13] = [
     (Notice::TooDear, "too dear"),
     (Notice::AtCap, "at the cap"),
     (Notice::InsufficientFunds { overshot: None }, "insufficient funds"),
@@ -65,13 +65,14 @@ const NOTICES: [(Notice, &str); 12] = [
     (Notice::NonceUsed, "nonce used"),
     (Notice::ForeignNonce, "nonce used by another"),
     (Notice::NotSigned, "not signed"),
+    (Notice::NotAllowed(""), "not allowed"),
     (Notice::NotCounted, "not counted"),
     (Notice::Lost, "lost"),
     (Notice::StatusUnknown, "status unknown"),
     (Notice::Frozen, "frozen"),
 ];
 
-/// By how much funds are insufficient is not kept: it is told once, whatever is missing.
+/// By how much funds are insufficient is not kept, nor why something is not allowed: it is told once, whatever it is.
 pub fn told_text(notice: &Notice) -> &'static str {
     let is_same = |known: &Notice| std::mem::discriminant(known) == std::mem::discriminant(notice);
     NOTICES.iter().find(|(known, _)| is_same(known)).map_or("", |(_, text)| text)
@@ -173,7 +174,7 @@ mod tests {
             Notice::TooDear | Notice::AtCap | Notice::InsufficientFunds { .. } | Notice::Reverted | Notice::GivenUp => (),
             Notice::NonceUsed | Notice::ForeignNonce | Notice::NotSigned | Notice::NotCounted | Notice::Lost => (),
             // One that is new here is missing above too.
-            Notice::StatusUnknown | Notice::Frozen => (),
+            Notice::StatusUnknown | Notice::Frozen | Notice::NotAllowed(_) => (),
         };
         NOTICES.iter().for_each(|(notice, _)| all(notice));
     }

@@ -45,6 +45,13 @@ pub trait Keys: Send + Sync + fmt::Debug {
     fn signer(&self, sender: Address) -> BoxFuture<'_, Option<Arc<dyn Signer>>>;
 }
 
+/// Says what may be signed: whoever can write a row can ask for anything.
+pub trait Rule: Send + Sync + fmt::Debug {
+    /// # Errors
+    /// With why this is not signed.
+    fn check(&self, kind: Kind, content: &Content) -> Result<(), &'static str>;
+}
+
 /// Where attempts are recorded before they are sent.
 pub trait Records: Send + Sync + fmt::Debug {
     /// Returns when Kafka has acknowledged each of them, or has not: in their order.
@@ -58,6 +65,7 @@ pub struct Engine {
     pub pool: Pool,
     pub nodes: Nodes,
     pub keys: Arc<dyn Keys>,
+    pub rule: Arc<dyn Rule>,
     pub records: Arc<dyn Records>,
     pub pace: Pace,
     /// Transactions of a lane that wait for a block at the same time. Pools keep 16 of an account (geth's `accountslots`), and
@@ -84,8 +92,16 @@ struct Now {
 }
 
 impl Engine {
-    pub fn new(chain: ChainId, pool: Pool, nodes: Nodes, keys: Arc<dyn Keys>, records: Arc<dyn Records>, pace: Pace) -> Self {
-        Self { chain, pool, nodes, keys, records, pace, max_in_flight: 16, last_place: Arc::default() }
+    pub fn new(
+        chain: ChainId,
+        pool: Pool,
+        nodes: Nodes,
+        keys: Arc<dyn Keys>,
+        rule: Arc<dyn Rule>,
+        records: Arc<dyn Records>,
+        pace: Pace,
+    ) -> Self {
+        Self { chain, pool, nodes, keys, rule, records, pace, max_in_flight: 16, last_place: Arc::default() }
     }
 
     /// Does all that is to be done at this time, in Unix seconds. A lane that fails is told, and holds up no other.
@@ -261,11 +277,16 @@ impl Engine {
     /// Signed by the sender.
     ///
     /// # Errors
-    /// Where nobody signs.
+    /// Where nobody signs, or nobody may. What does nothing may always be signed.
     async fn signed_bytes(&self, stored: &Stored, nonce: u64, order: &Order) -> Result<SignedBytes, Notice> {
         let LaneId { chain, sender } = stored.lane;
         let nothing = Content::nothing(sender);
-        let content = if order.cancels { &nothing } else { &stored.content };
+        let content = if order.cancels {
+            &nothing
+        } else {
+            self.rule.check(stored.outgoing.kind, &stored.content).map_err(Notice::NotAllowed)?;
+            &stored.content
+        };
         let signer = self.keys.signer(sender).await.ok_or(Notice::NotSigned)?;
         // What is not possible is not queued.
         let transaction = content.unsigned(chain, nonce, order.fees).ok_or(Notice::NotSigned)?;

@@ -1,6 +1,7 @@
 //! The mnemonics behind the deposit addresses, from `CTRIP_MNEMONIC_FILE`: one a line, several where `CTRIP_XPUB` was replaced.
 
 use super::local::{LocalKey, LocalKeyError};
+use super::memory;
 use super::private_file::{self, PrivateFileError};
 use std::path::Path;
 use wallet::{AccountKey, AccountXpub, Mnemonic, MnemonicError, NO_PASSPHRASE, XpubError};
@@ -12,6 +13,8 @@ pub struct Seeds(Vec<AccountKey>);
 /// Why there are no seeds, or no key. No variant repeats a word.
 #[derive(Debug, thiserror::Error)]
 pub enum SeedsError {
+    #[error("this process can't be kept from being dumped, with its keys")]
+    Memory(#[source] rustix::io::Errno),
     #[error("CTRIP_MNEMONIC_FILE")]
     File(#[source] PrivateFileError),
     #[error("CTRIP_MNEMONIC_FILE, line {line}")]
@@ -44,11 +47,13 @@ pub enum SeedsError {
 }
 
 impl Seeds {
-    /// Reads the mnemonics of a file that nobody else can read. Empty lines are passed over.
+    /// Reads the mnemonics of a file that nobody else can read. Empty lines are passed over. The process can't be dumped any more
+    /// then.
     ///
     /// # Errors
     /// If others can read the file, it is not this user's, or a line is no mnemonic.
     pub fn read(path: &Path) -> Result<Self, SeedsError> {
+        memory::close().map_err(SeedsError::Memory)?;
         let text = private_file::read(path).map_err(SeedsError::File)?;
         let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
         let account = |(words, line): (&str, usize)| {

@@ -841,11 +841,13 @@ CREATE TABLE outgoing_blocks (
 -- of its backup.
 CREATE TABLE outgoing_restored (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-    lineage   text NOT NULL
+    lineage   text NOT NULL,
+    -- How many records sweep.events has had in all when a person said that what it has lost is here. Null once that was done.
+    accepted  bigint
 );
 
--- Where the partitions of sweep.events began and ended when they were last compared: one that begins later or ends earlier has lost
--- records, and nothing is sent until a person says that it may.
+-- Where the partitions of sweep.events began when they were last compared, and ended a minute ago: one that begins later or ends
+-- earlier has lost records, and nothing is sent until a person says that it may.
 CREATE TABLE outgoing_compared (
     topic       text NOT NULL,
     partition   integer NOT NULL,
@@ -1013,6 +1015,9 @@ CREATE TABLE sweeps (
     replan        boolean NOT NULL DEFAULT false,
     -- It has failed, or was dropped: nothing leaves its address until a person says so (ctrip sweep retry).
     set_aside     boolean NOT NULL DEFAULT false,
+    -- What became of it was read from sweep.events by a database that went back. Whether a person has looked since is not known: it
+    -- does not keep the chain from being planned.
+    put_back      boolean NOT NULL DEFAULT false,
     outgoing      uuid NOT NULL UNIQUE REFERENCES outgoing,
     created_at    timestamptz NOT NULL DEFAULT now(),
     ended_at      timestamptz,

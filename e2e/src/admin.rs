@@ -3,14 +3,14 @@
 use crate::lab::Lab;
 use crate::wait::eventually;
 use anyhow::{Context as _, Result, ensure};
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 use std::time::Duration;
-use topics::Topic;
+use topics::{Cleanup, Topic};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -67,6 +67,32 @@ impl KafkaAdmin {
     pub fn end(&self, topic: Topic, key: &str) -> Result<i64> {
         let name = format!("{}{topic}", self.prefix);
         Ok(self.client.inner().fetch_watermarks(&name, topic.partition_of(key), TIMEOUT)?.1)
+    }
+
+    /// Deletes a topic, and makes it anew and empty.
+    ///
+    /// # Errors
+    /// When Kafka refuses, or does so for a minute.
+    pub async fn make_anew(&self, topic: Topic) -> Result<()> {
+        let name = format!("{}{topic}", self.prefix);
+        for deleted in self.client.delete_topics(&[&name], &AdminOptions::new()).await? {
+            deleted.map_err(|(topic, code)| anyhow::anyhow!("deleting {topic}: {code}"))?;
+        }
+        eventually(&format!("{name} to be anew"), async || {
+            let mut new =
+                NewTopic::new(&name, topic.partitions(), TopicReplication::Fixed(1)).set("max.message.bytes", "33554432");
+            if topic.cleanup() == Cleanup::Compact {
+                new = new.set("cleanup.policy", "compact");
+            }
+            let made = self.client.create_topics(&[new], &AdminOptions::new()).await?;
+            Ok(made.into_iter().next().and_then(Result::ok).map(drop))
+        })
+        .await?;
+        eventually(&format!("{name} to have leaders"), || async {
+            let end = |partition| self.client.inner().fetch_watermarks(&name, partition, TIMEOUT).ok();
+            Ok((0..topic.partitions()).all(|partition| end(partition) == Some((0, 0))).then_some(()))
+        })
+        .await
     }
 
     /// Deletes the records before an offset of the partition that holds a key, as retention does.

@@ -10,6 +10,7 @@ use anyhow::anyhow;
 use deadpool_postgres::{GenericClient, Pool};
 use std::fmt;
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use topics::Topic;
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -65,6 +66,16 @@ pub async fn compared_topic(db: &impl GenericClient) -> Result<Option<IntentsTop
     let select = db.prepare_cached("SELECT compared, compared_cluster FROM installation").await?;
     let row = db.query_opt(&select, &[]).await?;
     Ok(row.and_then(|row| Some(IntentsTopic { name: row.get::<_, Option<String>>(0)?, cluster: row.get(1) })))
+}
+
+/// Refuses a database that was not compared with the topics that this process reaches. `seen` is one that the role may see. Blocks.
+///
+/// # Errors
+/// When it was not, or Kafka or the database fails.
+pub fn refuse_others(kafka: &Kafka, handle: &Handle, db: &impl GenericClient, seen: Topic) -> Result<(), Failure> {
+    let reached = IntentsTopic::reached(kafka, &Backlog::open(kafka)?, seen)?;
+    let compared = handle.block_on(compared_topic(db))?;
+    why_to_wait(&reached, compared.as_ref()).map_or(Ok(()), |cause| Err(Failure::Retry(anyhow!(cause))))
 }
 
 /// Waits until the database was compared with the topics that this process reaches. `seen` is one that the role may see.

@@ -5,15 +5,17 @@
 //! before. It sends nothing any more, since its own gate is closed by then; but its nonce would be given out again. So the
 //! topic is read a while later. On the database that has caught up last, a process does not wait.
 
+use crate::deposit_keys;
 use crate::engine::outgoing::Pace;
+use crate::keys::Seeds;
 use crate::reading::READING;
 use crate::restore::{Restored, STAGE, restore};
 use crate::topic_lost;
 use chain::Listing;
-use deadpool_postgres::{Client, Pool};
+use deadpool_postgres::{Client, GenericClient, Pool};
 use runtime::db::{self, Gate, Lineage, OwnConnection, Primary};
 use runtime::kafka::Publisher;
-use runtime::{Failure, Kafka, Settings};
+use runtime::{Failure, Kafka, Settings, compared};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -42,6 +44,7 @@ pub struct CatchUp {
     primary: Primary,
     gate: Gate,
     listing: Listing,
+    seeds: Arc<Seeds>,
     pace: Pace,
     /// That of all engines.
     last_place: Arc<AtomicI64>,
@@ -56,6 +59,8 @@ pub struct Looks {
     opened: Option<Lineage>,
     /// A database that was found in the place of another, and when.
     settling: Option<(Lineage, Instant)>,
+    /// The one of which a person has said that it has what the topic has lost, while that is written again.
+    has_all: Option<Lineage>,
 }
 
 /// How much a database knows of `chain.blocks`, and of what it has signed. Both grow: one that falls says that rows were
@@ -91,11 +96,11 @@ impl CatchUp {
     ///
     /// # Errors
     /// When `DATABASE_URL` does not parse.
-    pub fn new(kafka: Kafka, settings: &Settings, listing: Listing, pace: Pace) -> anyhow::Result<Self> {
+    pub fn new(kafka: Kafka, settings: &Settings, listing: Listing, seeds: Arc<Seeds>, pace: Pace) -> anyhow::Result<Self> {
         let publisher = Publisher::open(&kafka, RECORD_TIMEOUT)?;
         let pool = db::pool(&settings.database_url, MAX_CONNECTIONS)?;
         let (primary, gate) = (Primary::of(&settings.database_url)?, Gate::default());
-        Ok(Self { kafka, publisher, pool, primary, gate, listing, pace, last_place: Arc::default() })
+        Ok(Self { kafka, publisher, pool, primary, gate, listing, seeds, pace, last_place: Arc::default() })
     }
 
     pub fn last_place(&self) -> &Arc<AtomicI64> {
@@ -181,12 +186,15 @@ impl CatchUp {
     }
 
     /// Reads the topic into the database that a new connection reaches, writes again what of it the topic has lost, and opens
-    /// the gate to that one.
+    /// the gate to that one. One that is of other topics or another account is refused, whenever it comes.
     fn compare(&self, handle: &Handle, looks: &mut Looks) -> Result<(), Failure> {
         let mut own = handle.block_on(OwnConnection::open(&self.pool))?;
         let client = own.db()?;
         let lineage = handle.block_on(Lineage::of(client))?;
-        let started = Instant::now();
+        compared::refuse_others(&self.kafka, handle, &*client, Topic::Sweeps)?;
+        handle.block_on(deposit_keys::check(&*client, &self.seeds))?.map_err(Failure::retry)?;
+        let (started, blocks) = (Instant::now(), self.kafka.name(READING.topic));
+        let before = handle.block_on(Reached::of(client, &blocks))?;
         let Restored { rows, attempts, outcomes, aside, lacking, read } = restore(&self.kafka, handle, client, &self.pace)?;
         if rows + attempts + outcomes > 0 {
             tracing::warn!(
@@ -196,14 +204,31 @@ impl CatchUp {
         }
         let topic = self.kafka.name(Topic::Sweeps);
         handle.block_on(async {
-            topic_lost::refuse(client, &topic, &read).await?;
+            if looks.has_all.as_ref() != Some(&lineage)
+                && let Some(lost) = topic_lost::refuse(client, &topic, &read, &lacking).await?
+            {
+                tracing::error!("{lost}: what Postgres has of that is written again, as a person has said");
+                looks.has_all = Some(lineage.clone());
+            }
             topic_lost::write_again(client, &self.kafka, &self.publisher, &self.listing.chains(), lacking).await?;
-            topic_lost::note(client, &topic, &read).await
+            let tx = client.transaction().await?;
+            topic_lost::note(&tx, &topic, &read).await?;
+            note(&tx, &lineage).await?;
+            Ok::<_, Failure>(tx.commit().await?)
         })?;
+        looks.has_all = None;
+        // It grows meanwhile: what was put back is signed.
+        let reached = handle.block_on(Reached::of(client, &blocks))?;
+        if reached.is_below(before) {
+            tracing::warn!("Postgres knows less than when it began to be compared: it was restored");
+            looks.settling = Some((lineage, Instant::now()));
+            return Ok(());
+        }
         tracing::info!(stage = STAGE, aside, "Postgres has all that {} has, after {:.1?}", Topic::Sweeps, started.elapsed());
-        handle.block_on(note(client, &lineage))?;
         looks.opened = Some(lineage.clone());
-        self.last_place.store(0, Ordering::Relaxed);
+        // What it knew when it was compared: a look that finds less finds it restored.
+        looks.known = Some(reached);
+        self.last_place.store(reached.signed, Ordering::Relaxed);
         self.gate.open(lineage);
         Ok(())
     }
@@ -214,9 +239,10 @@ async fn noted(db: &Client) -> Result<Option<String>, Failure> {
     Ok(db.query_opt("SELECT lineage FROM outgoing_restored", &[]).await?.map(|row| row.get(0)))
 }
 
-async fn note(db: &Client, lineage: &Lineage) -> Result<(), Failure> {
-    let sql =
-        "INSERT INTO outgoing_restored (lineage) VALUES ($1) ON CONFLICT (singleton) DO UPDATE SET lineage = excluded.lineage";
+/// Notes that this one has, and that what a person has said of it is done.
+async fn note(db: &impl GenericClient, lineage: &Lineage) -> Result<(), Failure> {
+    let sql = "INSERT INTO outgoing_restored (lineage) VALUES ($1)
+               ON CONFLICT (singleton) DO UPDATE SET lineage = excluded.lineage, accepted = NULL";
     db.execute(sql, &[&lineage.to_string()]).await?;
     Ok(())
 }

@@ -12,7 +12,7 @@ use wallet::AccountXpub;
 /// Signs for the deposit addresses of the accounts whose mnemonics it has.
 #[derive(Debug)]
 pub struct DepositKeys {
-    pub seeds: Seeds,
+    pub seeds: Arc<Seeds>,
     /// Of its own: whoever asks holds a connection already.
     pub pool: Pool,
 }
@@ -64,14 +64,23 @@ impl Keys for DepositKeys {
     }
 }
 
-/// Refuses seeds of which none is that of cTrip's own account, from which addresses are given out to merchants without an
-/// account of their own. `None` before there is one.
+/// Why nothing is signed with these seeds.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    #[error("no API has noted its account (CTRIP_XPUB) in Postgres yet")]
+    NoAccount,
+    #[error("CTRIP_MNEMONIC_FILE: {0}; nothing is signed: restart the sweeper with the right file")]
+    OtherAccount(SeedsError),
+}
+
+/// Looks whether one of the seeds is that of cTrip's own account, from which addresses are given out to merchants without an
+/// account of their own.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn check(db: &impl GenericClient, seeds: &Seeds) -> Result<Option<Result<(), SeedsError>>, Failure> {
+pub async fn check(db: &impl GenericClient, seeds: &Seeds) -> Result<Result<(), Unfit>, Failure> {
     let sql = "SELECT x.xpub FROM installation i JOIN xpubs x ON x.fingerprint = i.own_account WHERE x.xpub IS NOT NULL";
-    let Some(row) = db.query_opt(sql, &[]).await? else { return Ok(None) };
+    let Some(row) = db.query_opt(sql, &[]).await? else { return Ok(Err(Unfit::NoAccount)) };
     let xpub = AccountXpub::parse(row.get(0)).map_err(Failure::halt)?;
-    Ok(Some(seeds.expect(&xpub)))
+    Ok(seeds.expect(&xpub).map_err(Unfit::OtherAccount))
 }

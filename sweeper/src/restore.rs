@@ -1,7 +1,9 @@
 //! `sweep.events` read whole, and what Postgres lacks of it put back, before anything is signed or sent: at the start, and
 //! whenever a connection reaches another database than before.
 //!
-//! - Nothing is believed that a signature does not say: each transaction is decoded, and who signed it recovered.
+//! - Of what was signed nothing is believed that the signature does not say: each transaction is decoded, and who signed it
+//!   recovered. What became of one has no signature: it is believed as far as its row and its attempts allow it, which may be
+//!   further behind in the topic.
 //! - A record that contradicts a row freezes its lane, and one that can't be read its chain; both are set aside by name. All
 //!   others go on. What is set aside already freezes nothing anew, so that a person who has looked is not asked again.
 //! - A partition that has no leader, or in which somebody has left a transaction open, is waited for: what is in it may have
@@ -9,9 +11,10 @@
 
 use crate::engine::content::{Content, ReadBack};
 use crate::engine::outgoing::{Mined, Pace, Phase};
-use crate::engine::restored::{self, Outcome, Signed, Taken};
+use crate::engine::restored::{self, Ended, Outcome, Signed, Taken};
 use crate::engine::rows::{LaneId, phase_columns};
 use crate::engine::store;
+use crate::plan;
 use crate::reading::note_time;
 use crate::records::{OUTCOMES, SIGNED, Told};
 use alloy::primitives::{Address, B256, Bytes, keccak256};
@@ -39,7 +42,16 @@ struct Item {
     offset: i64,
     /// The transaction's id and the signed bytes' hash, or the place.
     name: String,
+    /// Of what the record is, whether the rest of it can be believed or not.
+    of: Option<Of>,
     said: Said,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Of {
+    /// Bytes with this hash.
+    Signed(B256),
+    Outcome(Uuid),
 }
 
 #[derive(Debug)]
@@ -90,11 +102,15 @@ impl Lacking {
     }
 
     fn found(&mut self, item: &Item) {
-        match &item.said {
-            Said::Signed(signed) => _ = self.signed.remove(&signed.read.hash),
-            Said::Outcome(outcome, _) => _ = self.outcomes.remove(&outcome.id),
-            Said::WrongOfLanes(..) | Said::Unreadable(..) => {}
+        match item.of {
+            Some(Of::Signed(hash)) => _ = self.signed.remove(&hash),
+            Some(Of::Outcome(id)) => _ = self.outcomes.remove(&id),
+            None => {}
         }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.signed.is_empty() && self.outcomes.is_empty()
     }
 }
 
@@ -103,7 +119,7 @@ impl Lacking {
 /// # Errors
 /// When Kafka or the database fails, or a partition can't be read to its end.
 pub fn restore(kafka: &Kafka, handle: &Handle, db: &mut Client, pace: &Pace) -> Result<Restored, Failure> {
-    let (mut chunk, mut failed) = (Vec::new(), None);
+    let (mut chunk, mut held, mut failed) = (Vec::new(), Vec::new(), None);
     // What is recorded meanwhile is not looked for.
     let lacking = handle.block_on(Lacking::all(db))?;
     let ends = Backlog::open(kafka)?.ends(Topic::Sweeps)?;
@@ -121,28 +137,32 @@ pub fn restore(kafka: &Kafka, handle: &Handle, db: &mut Client, pace: &Pace) -> 
             chunk.push(item);
         }
         if chunk.len() >= MAX_RECORDS {
-            failed = handle.block_on(take(db, &name, std::mem::take(&mut chunk), pace, &mut restored)).err();
+            failed = handle.block_on(take(db, &name, std::mem::take(&mut chunk), pace, &mut restored, Some(&mut held))).err();
         }
     })?;
-    match failed {
-        Some(failure) => return Err(failure),
-        None => handle.block_on(take(db, &name, chunk, pace, &mut restored))?,
+    if let Some(failure) = failed {
+        return Err(failure);
+    }
+    handle.block_on(take(db, &name, chunk, pace, &mut restored, Some(&mut held)))?;
+    while !held.is_empty() {
+        let items = held.drain(..held.len().min(MAX_RECORDS)).collect();
+        handle.block_on(take(db, &name, items, pace, &mut restored, None))?;
     }
     Ok(restored)
 }
 
 fn read(record: &Record<'_>) -> Option<Item> {
     let (partition, offset) = (record.partition(), record.offset());
-    let (name, said) = match frame::decode::<SweepEvent>(record.payload()) {
-        Ok(event) if event.r#type == SIGNED => (name(&event), signed(&event)),
-        Ok(event) => (name(&event), outcome(&event)?),
+    let (name, of, said) = match frame::decode::<SweepEvent>(record.payload()) {
+        Ok(event) if event.r#type == SIGNED => (name(&event), Some(Of::Signed(keccak256(&event.raw))), signed(&event)),
+        Ok(event) => (name(&event), event.transaction_id.parse().ok().map(Of::Outcome), outcome(&event)?),
         Err(error) => {
             let key = std::str::from_utf8(record.key()).ok();
             let chain = key.and_then(|key| key.split('/').next()?.parse().ok()).map(ChainId);
-            (None, Said::Unreadable(chain, error.to_string()))
+            (None, None, Said::Unreadable(chain, error.to_string()))
         }
     };
-    Some(Item { partition, offset, name: name.unwrap_or_else(|| format!("{partition}/{offset}")), said })
+    Some(Item { partition, offset, name: name.unwrap_or_else(|| format!("{partition}/{offset}")), of, said })
 }
 
 /// Another attempt of a transaction has another name.
@@ -248,16 +268,24 @@ impl Known {
     }
 }
 
-/// Compares records, in their order, with the rows.
-async fn take(db: &mut Client, topic: &str, items: Vec<Item>, pace: &Pace, restored: &mut Restored) -> Result<(), Failure> {
+/// Compares records, in their order, with the rows. Outcomes that contradict them are `held`, if somebody holds them: what was
+/// signed may come behind them, where it was written again.
+async fn take(
+    db: &mut Client,
+    topic: &str,
+    items: Vec<Item>,
+    pace: &Pace,
+    restored: &mut Restored,
+    mut held: Option<&mut Vec<Item>>,
+) -> Result<(), Failure> {
     let known = Known::of(db, &items).await?;
     let items: Vec<Item> = items.into_iter().filter(|item| !known.has(item)).collect();
     let mut tx = db.transaction().await?;
     restored::lock_lanes(&tx, items.iter().flat_map(Item::lanes).collect()).await?;
     // Another sweeper may have put some back meanwhile.
     let mut known = Known::of(&tx, &items).await?;
-    for item in &items {
-        if known.has(item) {
+    for item in items {
+        if known.has(&item) {
             continue;
         }
         match &item.said {
@@ -265,9 +293,15 @@ async fn take(db: &mut Client, topic: &str, items: Vec<Item>, pace: &Pace, resto
                 let taken = match known.signed.get(&signed.read.hash) {
                     // Another transaction of ours has these very bytes.
                     Some(other) => Taken::Contradicts(*other, format!("the same was signed for {other} here")),
-                    None => alone(&mut tx, async |tx| restored::take(tx, signed, pace).await)
-                        .await?
-                        .unwrap_or_else(|refused| Taken::Contradicts(signed.id, refused)),
+                    None => {
+                        let taken = alone(&mut tx, async |tx| {
+                            if signed.cancels {
+                                plan::store::put_back(tx, signed.id, false).await?;
+                            }
+                            restored::take(tx, signed, pace).await.map(Ok)
+                        });
+                        taken.await?.unwrap_or_else(|refused| Taken::Contradicts(signed.id, refused))
+                    }
                 };
                 // A record may be there twice.
                 if !matches!(taken, Taken::Contradicts(..)) {
@@ -280,15 +314,22 @@ async fn take(db: &mut Client, topic: &str, items: Vec<Item>, pace: &Pace, resto
                         restored::keep_nonce(&tx, signed, Some(other)).await?;
                         let others = store::lane_of(&tx, other).await?.filter(|other| *other != signed.lane());
                         let lanes: Vec<LaneId> = others.into_iter().chain([signed.lane()]).collect();
-                        aside(&tx, topic, item, Frozen::Lanes(&lanes), &why, restored).await?;
+                        aside(&tx, topic, &item, Frozen::Lanes(&lanes), &why, restored).await?;
                     }
                 }
             }
             Said::Outcome(outcome, time) => {
-                let taken = alone(&mut tx, async |tx| restored::take_outcome(tx, outcome, pace).await).await?;
-                match taken.unwrap_or_else(Some) {
-                    Some(why) => aside(&tx, topic, item, Frozen::Lanes(&[outcome.lane]), &why, restored).await?,
-                    None => {
+                let ended = alone(&mut tx, async |tx| {
+                    plan::store::put_back(tx, outcome.id, outcome.phase == Phase::Dropped(None)).await?;
+                    restored::take_outcome(tx, outcome, pace).await
+                });
+                match ended.await? {
+                    Err(why) => match &mut held {
+                        Some(held) => held.push(item),
+                        None => aside(&tx, topic, &item, Frozen::Lanes(&[outcome.lane]), &why, restored).await?,
+                    },
+                    Ok(Ended::Nothing) => {}
+                    Ok(Ended::Row) => {
                         restored.outcomes += 1;
                         if let (_, Some(mined), _) = phase_columns(&outcome.phase)
                             && *time > 0
@@ -298,24 +339,28 @@ async fn take(db: &mut Client, topic: &str, items: Vec<Item>, pace: &Pace, resto
                     }
                 }
             }
-            Said::WrongOfLanes(lanes, why) => aside(&tx, topic, item, Frozen::Lanes(lanes), why, restored).await?,
-            Said::Unreadable(chain, why) => aside(&tx, topic, item, Frozen::Chain(*chain), why, restored).await?,
+            Said::WrongOfLanes(lanes, why) => aside(&tx, topic, &item, Frozen::Lanes(lanes), why, restored).await?,
+            Said::Unreadable(chain, why) => aside(&tx, topic, &item, Frozen::Chain(*chain), why, restored).await?,
         }
     }
     Ok(tx.commit().await?)
 }
 
-/// Does something that Postgres may refuse, since of what a record says it is to judge. Then nothing of it is done, and the
-/// reason is returned.
+/// Does something that may be refused, by Postgres too, since of what a record says it is to judge. Then nothing of it is done,
+/// and the reason is returned.
 async fn alone<T>(
     tx: &mut Transaction<'_>,
-    work: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, Failure>,
+    work: impl AsyncFnOnce(&Transaction<'_>) -> Result<Result<T, String>, Failure>,
 ) -> Result<Result<T, String>, Failure> {
     let savepoint = tx.savepoint("record").await?;
     match work(&savepoint).await {
-        Ok(done) => {
+        Ok(Ok(done)) => {
             savepoint.commit().await?;
             Ok(Ok(done))
+        }
+        Ok(Err(refused)) => {
+            savepoint.rollback().await?;
+            Ok(Err(refused))
         }
         Err(Failure::Halt(refused)) => {
             savepoint.rollback().await?;

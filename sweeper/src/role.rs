@@ -4,7 +4,7 @@
 
 use crate::allowed::Allowed;
 use crate::catch_up::{CatchUp, Looks};
-use crate::deposit_keys::{self, DepositKeys};
+use crate::deposit_keys::{self, DepositKeys, Unfit};
 use crate::engine::fold::drop_outgoing;
 use crate::engine::history;
 use crate::engine::node::Nodes;
@@ -16,7 +16,7 @@ use crate::plan::{check_treasury, estimate_gas};
 use crate::reading::{self, READING};
 use crate::records::SweepEvents;
 use crate::restore::STAGE as RESTORING;
-use crate::{outcomes, plan};
+use crate::{outcomes, plan, topic_lost};
 use alloy::primitives::Address;
 use chain::{Chain, Chains, Listing, Rpc};
 use deadpool_postgres::Pool;
@@ -78,8 +78,8 @@ pub async fn run(
     mnemonic_file: &Path,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let seeds = Seeds::read(mnemonic_file)?;
-    let catch_up = CatchUp::new(kafka.clone(), &settings, listing.clone(), PACE)?;
+    let seeds = Arc::new(Seeds::read(mnemonic_file)?);
+    let catch_up = CatchUp::new(kafka.clone(), &settings, listing.clone(), seeds.clone(), PACE)?;
     let pool = db::generic_plan_pool(&settings.database_url, POOL_SIZE, CommitMode::Synchronous, Some(catch_up.gate()))?;
     let key_pool =
         db::generic_plan_pool(&settings.database_url, KEY_POOL_SIZE, CommitMode::Synchronous, Some(catch_up.gate()))?;
@@ -114,6 +114,10 @@ pub async fn run(
         let chains = listed.chains();
         reading::run(&read_kafka, &read_pool, &handle, |chain| pace_of(&chains, chain), stop)
     }));
+    let (grown_kafka, grown_pool, gate, handle) = (kafka.clone(), pool.clone(), catch_up.gate().clone(), Handle::current());
+    stages.spawn(stage::run(topic_lost::STAGE, stop.clone(), move |stop| {
+        topic_lost::follow(&grown_kafka, &grown_pool, &gate, &handle, stop)
+    }));
     let publisher = catch_up.publisher().clone();
     let keys = Arc::new(DepositKeys { seeds, pool: key_pool });
     let (gate, last_place) = (catch_up.gate().clone(), catch_up.last_place().clone());
@@ -143,12 +147,13 @@ async fn await_account(pool: &Pool, seeds: &Seeds) {
         turns.tick().await;
         let checked = async { deposit_keys::check(&pool.get().await?, seeds).await };
         let cause = match checked.await {
-            Ok(Some(Ok(()))) => return,
-            Ok(Some(Err(other))) => {
-                patience = 0;
-                format!("CTRIP_MNEMONIC_FILE: {other}; nothing is signed: restart the sweeper with the right file")
+            Ok(Ok(())) => return,
+            Ok(Err(unfit)) => {
+                if matches!(unfit, Unfit::OtherAccount(_)) {
+                    patience = 0;
+                }
+                unfit.to_string()
             }
-            Ok(None) => "no API has noted its account (CTRIP_XPUB) in Postgres yet".to_owned(),
             Err(failure) => failure.to_string(),
         };
         match patience {

@@ -1,7 +1,8 @@
 //! Where `sweep.events` has lost records: it was made anew, its end was cut off, or somebody gave it a retention.
 //!
 //! What Postgres has is written again, under the same ids. What Postgres lacks too nobody knows any more: where the topic is
-//! shorter than it was, a person says first that nothing else was sent.
+//! shorter than it was, or lacks what Postgres knows to have been there, a person says first that nothing else was sent. How far
+//! it had grown is noted again and again, so that a backup of Postgres has it too.
 
 use crate::engine::store;
 use crate::records::{signed_event, write_each};
@@ -9,12 +10,21 @@ use crate::restore::Lacking;
 use alloy::primitives::B256;
 use anyhow::anyhow;
 use chain::Chains;
-use deadpool_postgres::{Client, GenericClient as _};
-use runtime::kafka::Publisher;
+use deadpool_postgres::{Client, GenericClient, Pool};
+use futures::FutureExt as _;
+use runtime::db::Gate;
+use runtime::kafka::{Backlog, Publisher};
 use runtime::{Failure, Kafka};
 use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 use topics::Topic;
 use uuid::Uuid;
+
+/// The stage that notes how far the topic has grown, and how often it does.
+pub const STAGE: &str = "sweeper-growth";
+const INTERVAL: Duration = Duration::from_secs(30);
 
 /// Records that are written again together.
 const MAX_RECORDS: usize = 500;
@@ -35,35 +45,93 @@ fn shortened(known: &Places, read: &Places) -> Option<(i32, String)> {
     )
 }
 
-/// Refuses a topic that has lost records since it was compared last, as this database says.
+/// What there is in all, as a person is asked about it: where the topic changes meanwhile, they are asked again.
+fn records(read: &Places) -> i64 {
+    read.values().map(|(begins, ends)| ends - begins).sum()
+}
+
+/// What of its records the topic has lost, if it has: those that Postgres has, and those of which only their place is known.
+async fn loss(db: &impl GenericClient, topic: &str, read: &Places, lacking: &Lacking) -> Result<Option<String>, Failure> {
+    let shorter = shortened(&known(db, topic).await?, read).map(|(partition, cause)| format!("{topic}/{partition} {cause}"));
+    let Lacking { signed, outcomes } = lacking;
+    let lacks = (!lacking.is_empty())
+        .then(|| format!("{topic} lacks {} signed transactions and {} outcomes that it had", signed.len(), outcomes.len()));
+    let causes: Vec<String> = shorter.into_iter().chain(lacks).collect();
+    Ok((!causes.is_empty()).then(|| causes.join("; ")))
+}
+
+/// Refuses a topic that has lost records. Returns what it has lost, if a person has said that Postgres has all of that.
 ///
 /// # Errors
-/// If it has, until somebody has noted how it is now; or when the database fails.
-pub async fn refuse(db: &Client, topic: &str, read: &Places) -> Result<(), Failure> {
-    let sql = "SELECT partition, begins, next_offset FROM outgoing_compared WHERE topic = $1";
-    let rows = db.query(sql, &[&topic]).await?;
-    let known: Places = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
-    let Some((partition, cause)) = shortened(&known, read) else { return Ok(()) };
-    let (begins, next) = read.get(&partition).copied().unwrap_or_default();
+/// If nobody has; or when the database fails.
+pub async fn refuse(db: &Client, topic: &str, read: &Places, lacking: &Lacking) -> Result<Option<String>, Failure> {
+    let Some(cause) = loss(db, topic, read, lacking).await? else { return Ok(None) };
+    let accepted =
+        db.query_opt("SELECT accepted FROM outgoing_restored", &[]).await?.and_then(|row| row.get::<_, Option<i64>>(0));
+    let records = records(read);
+    if accepted == Some(records) {
+        return Ok(Some(cause));
+    }
     Err(Failure::Retry(anyhow!(
-        "{topic}/{partition} {cause}: it has lost records of what was sent, and nothing is sent until you say that Postgres has \
-         all: INSERT INTO outgoing_compared VALUES ('{topic}', {partition}, {begins}, {next}) ON CONFLICT (topic, partition) DO \
-         UPDATE SET begins = excluded.begins, next_offset = excluded.next_offset"
+        "{cause}: records of what was sent are lost, and nothing is sent until you say that Postgres has all: \
+         INSERT INTO outgoing_restored (lineage, accepted) VALUES ('', {records}) ON CONFLICT (singleton) DO UPDATE SET \
+         accepted = excluded.accepted"
     )))
+}
+
+async fn known(db: &impl GenericClient, topic: &str) -> Result<Places, Failure> {
+    let statement = db.prepare_cached("SELECT partition, begins, next_offset FROM outgoing_compared WHERE topic = $1").await?;
+    Ok(db.query(&statement, &[&topic]).await?.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
 }
 
 /// Notes how the topic is now.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn note(db: &Client, topic: &str, read: &Places) -> Result<(), Failure> {
+pub async fn note(db: &impl GenericClient, topic: &str, read: &Places) -> Result<(), Failure> {
     let sql = "INSERT INTO outgoing_compared (topic, partition, begins, next_offset)
                SELECT $1::text, * FROM unnest($2::integer[], $3::bigint[], $4::bigint[])
                ON CONFLICT (topic, partition) DO UPDATE SET begins = excluded.begins, next_offset = excluded.next_offset";
     let partitions: Vec<i32> = read.keys().copied().collect();
     let (begins, ends): (Vec<i64>, Vec<i64>) = read.values().copied().unzip();
-    db.execute(sql, &[&topic, &partitions, &begins, &ends]).await?;
+    db.execute(&db.prepare_cached(sql).await?, &[&topic, &partitions, &begins, &ends]).await?;
     Ok(())
+}
+
+/// Notes how far the topic has grown while the gate is open, and closes it where that is less than before: then the topic is
+/// compared. `pool` is behind that gate.
+///
+/// # Errors
+/// When Kafka or the database fails.
+pub fn follow(kafka: &Kafka, pool: &Pool, gate: &Gate, handle: &Handle, stop: &CancellationToken) -> Result<(), Failure> {
+    let (backlog, topic) = (Backlog::open(kafka)?, kafka.name(Topic::Sweeps));
+    while !stop.is_cancelled() {
+        if gate.opened().now_or_never().is_some() {
+            let ends = backlog.ends(Topic::Sweeps)?;
+            if let Some((partition, cause)) = handle.block_on(note_ends(pool, &topic, &ends))? {
+                tracing::error!("{topic}/{partition} {cause}: nothing is sent before it is compared");
+                gate.close();
+            }
+        }
+        handle.block_on(async { tokio::time::timeout(INTERVAL, stop.cancelled()).await.unwrap_or_default() });
+    }
+    Ok(())
+}
+
+/// Notes where the partitions end now, unless one has lost records.
+async fn note_ends(pool: &Pool, topic: &str, ends: &BTreeMap<i32, i64>) -> Result<Option<(i32, String)>, Failure> {
+    let db = pool.get().await?;
+    let known = known(&db, topic).await?;
+    let now = ends.iter().map(|(partition, end)| {
+        let began = known.get(partition).map_or(0, |(begins, _)| *begins);
+        (*partition, (began, *end))
+    });
+    let now: Places = now.collect();
+    let lost = shortened(&known, &now);
+    if lost.is_none() {
+        note(&db, topic, &now).await?;
+    }
+    Ok(lost)
 }
 
 /// Writes signed transactions again that the topic lacks, and has outcomes told again.
@@ -78,14 +146,6 @@ pub async fn write_again(
     lacking: Lacking,
 ) -> Result<(), Failure> {
     let Lacking { signed, outcomes } = lacking;
-    if !signed.is_empty() || !outcomes.is_empty() {
-        tracing::error!(
-            "{} has lost {} signed transactions and {} outcomes that Postgres has: they are written again",
-            kafka.name(Topic::Sweeps),
-            signed.len(),
-            outcomes.len()
-        );
-    }
     let signed: Vec<B256> = signed.into_iter().collect();
     for hashes in signed.chunks(MAX_RECORDS) {
         let records = store::records(db, hashes, false).await?;

@@ -3,10 +3,10 @@
 use crate::api::batch;
 use crate::merchants::OTHER_XPUB;
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Backup, Lab, Payment, Plan, Process, XPUB, events, eventually, ledger};
+use e2e::{Api, Backup, KafkaAdmin, Lab, Payment, Plan, Process, XPUB, events, eventually, ledger};
 use futures::future::try_join_all;
 use payments::intents::ACKNOWLEDGEMENT_TIMEOUT;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
 use reqwest::{Method, StatusCode};
 use runtime::db::lock;
@@ -314,22 +314,6 @@ fn admin(lab: &Lab) -> Result<AdminClient<DefaultClientContext>> {
     Ok(rdkafka::config::ClientConfig::new().set("bootstrap.servers", &lab.env["KAFKA_BROKERS"]).create()?)
 }
 
-/// Deletes `payment.intents`, and makes it anew and empty.
-async fn lose_intents(lab: &Lab) -> Result<()> {
-    let (admin, name) = (admin(lab)?, format!("{}{}", lab.env["TOPIC_PREFIX"], Topic::Intents));
-    for deleted in admin.delete_topics(&[&name], &AdminOptions::new()).await? {
-        deleted.map_err(|(topic, code)| anyhow::anyhow!("deleting {topic}: {code}"))?;
-    }
-    eventually("the topic to be anew", async || {
-        let new = NewTopic::new(&name, Topic::Intents.partitions(), TopicReplication::Fixed(1))
-            .set("cleanup.policy", "compact")
-            .set("max.message.bytes", "33554432");
-        let made = admin.create_topics(&[new], &AdminOptions::new()).await?;
-        Ok(made.into_iter().next().and_then(Result::ok).map(drop))
-    })
-    .await
-}
-
 /// Waits until the database knows that many intents.
 async fn until_known(db: &tokio_postgres::Client, count: i64) -> Result<()> {
     eventually("the intents to be known", async || {
@@ -348,7 +332,7 @@ async fn intents_that_kafka_lost_are_published_again_and_their_addresses_watched
     let db = lab.database().await?;
     until_known(&db, 11).await?;
     ensure!(up.terminate()?.success(), "{}", up.tail());
-    lose_intents(&lab).await?;
+    KafkaAdmin::of(&lab)?.make_anew(Topic::Intents).await?;
 
     let mut up = lab.spawn("up")?;
     api.ready(&mut up).await?;

@@ -1,5 +1,7 @@
 //! The role `sweeper`, the real binary: what it sends is sent once, whenever it is killed and whatever the database has lost.
 
+mod lost;
+
 use ::sweeper::engine::content::Content;
 use ::sweeper::engine::fold::drop_outgoing;
 use ::sweeper::engine::outgoing::{Kind, Pace};
@@ -8,7 +10,7 @@ use ::sweeper::engine::store::{NewOutgoing, queue};
 use alloy::primitives::{Address, Bytes, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
 use deadpool_postgres::Pool;
-use e2e::{Api, Backup, KafkaAdmin, Lab, MNEMONIC, Plan, Process, eventually, records, write_mnemonic};
+use e2e::{Api, Backup, Lab, MNEMONIC, Plan, Process, eventually, records, write_mnemonic};
 use runtime::db;
 use runtime::kafka::Publisher;
 use serde_json::json;
@@ -276,44 +278,6 @@ async fn what_was_dropped_unsigned_stays_dropped_in_a_database_from_before() -> 
         Ok((states == BTreeMap::from([("dropped".to_owned(), 1)])).then_some(()))
     })
     .await?;
-    sweeper.check()
-}
-
-/// Retention, or somebody who deletes records.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_has_lost_records_is_refused_and_then_gets_what_postgres_has() -> Result<()> {
-    let sweeping = Sweeping::start().await?;
-    let senders = sweeping.paid(1).await?;
-    let sweep = sweeping.queue(senders[0]).await?;
-    let mut sweeper = sweeping.sweeper()?;
-    eventually("it to be in a block", async || {
-        sweeping.lab.node.mine(1).await?;
-        Ok((sweeping.states().await?.get("mined") == Some(&1)).then_some(()))
-    })
-    .await?;
-    sweeper.kill()?;
-    let mut sweeper = sweeping.sweeper()?;
-    sweeping.lab.node.mine(FINAL).await?;
-    sweeping.until_final(1).await?;
-    sweeper.kill()?;
-    let key = format!("31337/{sweep}");
-    let admin = KafkaAdmin::of(&sweeping.lab)?;
-    let end = admin.end(Topic::Sweeps, &key)?;
-    admin.delete_before(Topic::Sweeps, &key, end).await?;
-    let mut sweeper = sweeping.sweeper()?;
-    let command = eventually("it to refuse the topic", async || {
-        let log = sweeper.log();
-        let command = log.split("INSERT INTO outgoing_compared").nth(1).and_then(|rest| rest.lines().next());
-        Ok(command.map(|command| command.split("next_offset = excluded.next_offset").next().unwrap_or_default().to_owned()))
-    })
-    .await?;
-    ensure!(admin.end(Topic::Sweeps, &key)? == end, "nothing is written before a person has looked");
-    let db = sweeping.pool()?.get().await?;
-    let command = command.replace("\\", "");
-    db.batch_execute(&format!("INSERT INTO outgoing_compared{command}next_offset = excluded.next_offset")).await?;
-    eventually("both records to be there again", async || Ok((admin.end(Topic::Sweeps, &key)? >= end + 2).then_some(())))
-        .await?;
-    sweeping.check(&senders).await?;
     sweeper.check()
 }
 

@@ -206,6 +206,14 @@ pub struct Outcome {
     pub phase: Phase,
 }
 
+/// What an outcome has ended that Postgres lacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Row,
+    /// It was dropped before it was signed, and Postgres has no row of it.
+    Nothing,
+}
+
 /// The transactions of which it is known already that Kafka has what became of them.
 ///
 /// # Errors
@@ -216,26 +224,30 @@ pub async fn told(db: &impl GenericClient, ids: &[Uuid]) -> Result<BTreeMap<Uuid
     Ok(db.query(&statement, &[&ids]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Ends the row as the record says. Its lane is locked. Of one that was dropped before it was signed there may be no row.
+/// Ends the row as the record says, or returns why it can't be so. Its lane is locked. Of one that was dropped before it was
+/// signed there may be no row.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn take_outcome(tx: &impl GenericClient, outcome: &Outcome, pace: &Pace) -> Result<Option<String>, Failure> {
+pub async fn take_outcome(tx: &impl GenericClient, outcome: &Outcome, pace: &Pace) -> Result<Result<Ended, String>, Failure> {
     let Outcome { id, lane, phase } = outcome;
     let Some(stored) = store::load(tx, &[*id]).await?.pop() else {
-        let was_signed = *phase != Phase::Dropped(None);
-        return Ok(was_signed.then(|| "no record has its signed transaction".to_owned()));
+        return Ok(match phase {
+            Phase::Dropped(None) => Ok(Ended::Nothing),
+            _ => Err("no record has its signed transaction".to_owned()),
+        });
     };
     if stored.lane != *lane {
-        return Ok(Some(format!("its sender is {} on chain {} here", stored.lane.sender, stored.lane.chain)));
+        let LaneId { sender, chain } = stored.lane;
+        return Ok(Err(format!("its sender is {sender} on chain {chain} here")));
     }
     let mut after = stored.outgoing.clone();
     if let Err(contradiction) = after.take_outcome(*phase) {
-        return Ok(Some(contradiction));
+        return Ok(Err(contradiction));
     }
     store::save(tx, *id, &stored.outgoing, &after, pace).await?;
     set_announced(tx, *id, phase_columns(phase).0).await?;
-    Ok(None)
+    Ok(Ok(Ended::Row))
 }
 
 /// Notes that Kafka has what became of one.

@@ -196,7 +196,7 @@ pub async fn past(db: &impl GenericClient, chain: ChainId, treasury: Address) ->
     let sql = format!(
         "SELECT EXISTS (SELECT FROM sweeps WHERE chain_id = $1 AND treasury = $2 AND state = 'final'),
              (SELECT id FROM sweeps WHERE chain_id = $1 AND treasury = $2 AND state = 'open' LIMIT 1),
-             (SELECT count(*) FROM (SELECT set_aside FROM sweeps WHERE chain_id = $1 AND state <> 'open'
+             (SELECT count(*) FROM (SELECT set_aside FROM sweeps WHERE chain_id = $1 AND state <> 'open' AND NOT put_back
                   ORDER BY ended_at DESC, id DESC LIMIT {MAX_VAIN}) AS last WHERE set_aside)"
     );
     let row = db.query_one(&db.prepare_cached(&sql).await?, &[&bigint(chain.0), &treasury.as_slice()]).await?;
@@ -265,6 +265,18 @@ pub async fn unsigned_sweeps(tx: &impl GenericClient, chain: ChainId) -> Result<
 pub async fn replan(tx: &impl GenericClient, outgoing: &[Uuid]) -> Result<(), Failure> {
     let sql = "UPDATE sweeps SET replan = true WHERE outgoing = ANY($1) AND state = 'open' AND NOT replan";
     tx.execute(&tx.prepare_cached(sql).await?, &[&outgoing]).await?;
+    Ok(())
+}
+
+/// Notes of an open sweep, if the transaction is one's, that what became of it is put back into a database that went back. What
+/// was dropped before it was signed was dropped to be planned anew; why what was signed has come to nothing, and what a person
+/// has said to that, no record tells.
+///
+/// # Errors
+/// When the database fails.
+pub async fn put_back(tx: &impl GenericClient, outgoing: Uuid, is_dropped_unsigned: bool) -> Result<(), Failure> {
+    let sql = "UPDATE sweeps SET put_back = true, replan = replan OR $2 WHERE outgoing = $1 AND state = 'open'";
+    tx.execute(&tx.prepare_cached(sql).await?, &[&outgoing, &is_dropped_unsigned]).await?;
     Ok(())
 }
 

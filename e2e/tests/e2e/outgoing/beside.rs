@@ -13,7 +13,7 @@ use sweeper::engine::fees::Fees;
 use sweeper::engine::fold::{ChainEvent, apply_chain_event, drop_outgoing};
 use sweeper::engine::history::SeenTransaction;
 use sweeper::engine::outgoing::{Input, Mined, Moment, Order, Outgoing, Phase};
-use sweeper::engine::restored::{Outcome, freeze_lane, take_outcome};
+use sweeper::engine::restored::{Ended, Outcome, freeze_lane, take_outcome};
 use sweeper::engine::rows::Stored;
 use sweeper::engine::step::step;
 use sweeper::engine::store::{Queued, block_to_count, load, lock, save, set_counted, store_attempt};
@@ -275,7 +275,7 @@ async fn what_was_told_as_final_stands_while_blocks_are_read_that_came_before() 
     };
     let mined = Mined { hash, block: block(9), succeeded: Some(true), gas_used: Some(21_000), gas_price: Some(1) };
     let outcome = Outcome { id, lane, phase: Phase::Final(mined) };
-    ensure!(take_outcome(&db, &outcome, &PACE).await?.is_none());
+    ensure!(take_outcome(&db, &outcome, &PACE).await? == Ok(Ended::Row));
     let seen = |at: u64| ChainEvent::Added { block: block(at), transactions: vec![transaction(lane.sender, hash, nonce)] };
     let is_as_told = async || -> Result<bool> {
         let Outgoing { phase, frozen, .. } = stored(&db, id).await?.outgoing;

@@ -1,4 +1,5 @@
-//! The role: `sweep.events` is read back, then `chain.blocks` is read on, and each chain's engine turns about once a second.
+//! The role: `sweep.events` is read back, then `chain.blocks` is read on, and what is to be done on each chain is done about once a
+//! second: to plan, to send and to tell.
 //!
 //! It is the one process with keys. It may be killed anywhere, and two may run: all that they do follows from rows.
 
@@ -163,7 +164,28 @@ async fn await_account(pool: &Pool, seeds: &Seeds) {
     }
 }
 
-/// The engines of all chains, each with a turn of its own: one that is slow holds up no other.
+/// What is done on a chain, each with a turn of its own: nodes that hang keep nothing from being told, and a slow plan nothing
+/// from being sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Part {
+    Planning,
+    Sending,
+    Telling,
+}
+
+impl Part {
+    const ALL: [Self; 3] = [Self::Planning, Self::Sending, Self::Telling];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Planning => "planning",
+            Self::Sending => "sending",
+            Self::Telling => "telling",
+        }
+    }
+}
+
+/// The engines of all chains: one that is slow holds up no other.
 struct Turns {
     kafka: Kafka,
     pool: Pool,
@@ -192,30 +214,29 @@ struct OfChain {
     gate: Gate,
     rpc: Rpc,
     treasury: Mutex<Option<Treasury>>,
-    /// Of what is planned, sent and told.
-    notices: Mutex<[Notice; 3]>,
+    notices: HashMap<Part, Mutex<Notice>>,
 }
 
 impl OfChain {
-    /// Each part goes on whatever the others say, and is told of until it does.
-    async fn turn(&self) {
+    /// A turn of a part. It is tried again at the next one, and told of until it succeeds.
+    async fn turn(&self, part: Part) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let planned = self.plan(now).await;
-        // What became of transactions is told while others are sent: nodes may be slow.
-        let told = async {
-            outcomes::tell(&self.engine.pool, &self.events, self.chain.id, now).await?;
-            outcomes::refuse_late(&self.engine.pool, self.chain.id, now).await
+        let ended = match part {
+            Part::Planning => self.plan(now).await,
+            Part::Sending => self.send(now).await,
+            Part::Telling => self.tell(now).await,
         };
-        let (sent, told) = tokio::join!(self.send(now), told);
-        let mut notices = self.notices.lock().await;
-        for (notice, ended) in notices.iter_mut().zip([planned, sent, told]) {
-            // It is tried again at the next turn. Of a database that is away another stage tells.
-            let failure = ended.err().filter(|_| self.gate.opened().now_or_never().is_some());
-            notice.show(failure.map(|failure| failure.to_string()));
+        // Of a database that is away another stage tells.
+        let failure = ended.err().filter(|_| self.gate.opened().now_or_never().is_some());
+        if let Some(notice) = self.notices.get(&part) {
+            notice.lock().await.show(failure.map(|failure| failure.to_string()));
         }
     }
 
     async fn plan(&self, now: u64) -> Result<(), Failure> {
+        if !plan::store::has_work(&self.engine.pool.get().await?, self.chain.id, now).await? {
+            return Ok(());
+        }
         let accounts = self.keys.accounts().await?;
         let settings = match self.chain.sweeping.treasury {
             Some(treasury) => {
@@ -247,6 +268,11 @@ impl OfChain {
         Ok(known.insert(Treasury { asked: Instant::now(), gas_limit, refused }).clone())
     }
 
+    async fn tell(&self, now: u64) -> Result<(), Failure> {
+        outcomes::tell(&self.engine.pool, &self.events, self.chain.id, now).await?;
+        outcomes::refuse_late(&self.engine.pool, self.chain.id, now).await
+    }
+
     async fn send(&self, now: u64) -> Result<(), Failure> {
         // Before a block is read, no sender is counted, and each would be tried in vain.
         if history::has_head(&self.engine.pool.get().await?, self.chain.id).await? {
@@ -266,7 +292,8 @@ impl Turns {
         let rule = Arc::new(Allowed { listing: self.listing.clone(), chain: chain.id });
         let engine = Engine::new(chain.id, self.pool.clone(), nodes, keys.clone(), rule, records, pace(chain));
         let engine = Engine { last_place: self.last_place.clone(), ..engine };
-        let notices = ["planning", "sending", "telling"].map(|part| Notice::of(format!("sweeper: {part} on {}", chain.name)));
+        let notice = |part: Part| Notice::of(format!("sweeper: {} on {}", part.as_str(), chain.name));
+        let notices = Part::ALL.into_iter().map(|part| (part, Mutex::new(notice(part)))).collect();
         OfChain {
             chain: chain.clone(),
             engine,
@@ -275,7 +302,7 @@ impl Turns {
             gate: self.gate.clone(),
             rpc,
             treasury: Mutex::new(None),
-            notices: Mutex::new(notices),
+            notices,
         }
     }
 
@@ -303,11 +330,14 @@ impl Turns {
                 engines.clear();
                 listed = chains;
             }
-            for chain in listed.iter().filter(|chain| running.insert(chain.id)) {
+            for (chain, part) in listed.iter().flat_map(|chain| Part::ALL.map(|part| (chain, part))) {
+                if !running.insert((chain.id, part)) {
+                    continue;
+                }
                 let of_chain = engines.entry(chain.id).or_insert_with(|| Arc::new(self.of_chain(chain))).clone();
                 turns.push(async move {
-                    of_chain.turn().await;
-                    of_chain.chain.id
+                    of_chain.turn(part).await;
+                    (of_chain.chain.id, part)
                 });
             }
         }

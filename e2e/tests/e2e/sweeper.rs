@@ -10,14 +10,14 @@ use ::sweeper::engine::store::{NewOutgoing, queue};
 use alloy::primitives::{Address, Bytes, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
 use deadpool_postgres::Pool;
-use e2e::{Api, Backup, Lab, MNEMONIC, Plan, Process, eventually, records, write_mnemonic};
+use e2e::{Api, Backup, Extent, Fault, Lab, Lacks, MNEMONIC, Plan, Process, Proxy, eventually, records, write_mnemonic};
 use runtime::db;
 use runtime::kafka::Publisher;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use topics::wire::SweepEvent;
 use topics::{Amount, ChainId, Message as _, Topic};
 use uuid::Uuid;
@@ -370,5 +370,38 @@ async fn a_row_that_pays_somebody_else_is_not_signed_and_others_are() -> Result<
     .await?;
     ensure!(told == ("not allowed".to_owned(), 0), "{told:?}");
     ensure!(sweeper.log().contains("it does not go to the treasury"), "{}", sweeper.tail());
+    sweeper.check()
+}
+
+/// Each request to a node is waited for, some seconds each.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_became_of_a_sweep_is_told_while_nodes_hang() -> Result<()> {
+    let mut sweeping = Sweeping::start().await?;
+    let senders = sweeping.paid(1).await?;
+    sweeping.queue(senders[0]).await?;
+    let mut sweeper = sweeping.sweeper()?;
+    eventually("it to be in a block", async || {
+        sweeping.lab.node.mine(1).await?;
+        Ok((sweeping.states().await?.get("mined") == Some(&1)).then_some(()))
+    })
+    .await?;
+    sweeper.kill()?;
+    // So that there is something to plan.
+    sweeping.lab.ctrip(&["sweep", "run"])?;
+    let proxy = Proxy::start(&sweeping.lab.node.url, Lacks::default()).await?;
+    proxy.make(Fault::Silence, Extent::Always);
+    let chains = fs::read_to_string(&sweeping.lab.env["CHAINS_FILE"])?.replace(&sweeping.lab.node.url, &proxy.url);
+    let file = sweeping.lab.dir.join("silent.yaml");
+    fs::write(&file, chains)?;
+    let whole = sweeping.lab.env.insert("CHAINS_FILE".to_owned(), file.display().to_string());
+    let mut sweeper = sweeping.sweeper()?;
+    sweeping.lab.env.extend(whole.map(|whole| ("CHAINS_FILE".to_owned(), whole)));
+    eventually("a node to be asked", async || Ok((proxy.made(Fault::Silence) > 0).then_some(()))).await?;
+    let asked = Instant::now();
+    sweeping.lab.node.mine(FINAL).await?;
+    sweeping.until_final(1).await?;
+    // The first request is given up after ten, and others follow.
+    ensure!(asked.elapsed() < Duration::from_secs(9), "it took {:?}", asked.elapsed());
+    sweeping.check(&senders).await?;
     sweeper.check()
 }

@@ -112,6 +112,20 @@ pub async fn due(tx: &impl GenericClient, chain: ChainId, now: u64, limit: usize
     Ok(rows.iter().map(|row| Address::from_slice(row.get(0))).collect())
 }
 
+/// Whether there may be something to plan on a chain, or to drop: a candidate is due, a sweep is open, coin has arrived since it
+/// was looked, or all addresses are to be looked at. If not, nobody has to be asked what gas costs.
+///
+/// # Errors
+/// When the database fails.
+pub async fn has_work(db: &impl GenericClient, chain: ChainId, now: u64) -> Result<bool, Failure> {
+    let sql = "SELECT EXISTS (SELECT FROM sweep_candidates WHERE chain_id = $1 AND look_at <= $2)
+                   OR EXISTS (SELECT FROM sweeps WHERE chain_id = $1 AND state = 'open')
+                   OR NOT EXISTS (SELECT FROM sweep_chains WHERE chain_id = $1 AND all_at > $2)
+                   OR EXISTS (SELECT FROM transfers WHERE chain_id = $1 AND listed AND token_address IS NULL AND NOT removed
+                       AND block_number > (SELECT read_number FROM sweep_chains WHERE chain_id = $1))";
+    Ok(db.query_one(&db.prepare_cached(sql).await?, &[&bigint(chain.0), &bigint(now)]).await?.get(0))
+}
+
 /// Puts the look at candidates off.
 ///
 /// # Errors

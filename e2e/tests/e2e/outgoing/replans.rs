@@ -1,6 +1,6 @@
 //! What is planned, is not over, and is not wanted any more; and what keeps a chain from being planned.
 
-use super::books::{Books, COIN, Paid, TREASURY, settings};
+use super::books::{Books, COIN, HEAD, Paid, TREASURY, settings};
 use super::rig::{CHAIN, PACE, Rig};
 use alloy::primitives::{Address, U256};
 use anyhow::{Context as _, Result, ensure};
@@ -10,7 +10,7 @@ use sweeper::engine::fold::drop_outgoing;
 use sweeper::keys::Signer as _;
 use sweeper::plan::rules::{Hold, Verdict};
 use sweeper::plan::settings::Refused;
-use sweeper::plan::{Settings, Turn, Waits, admin, check_treasury, moved, queue_due};
+use sweeper::plan::{Settings, Turn, Waits, admin, check_treasury, moved, queue_due, store};
 use uuid::Uuid;
 
 /// Addresses with a coin each; returns the first one's payment.
@@ -234,5 +234,30 @@ async fn one_address_that_cannot_be_planned_holds_up_no_other() -> Result<()> {
     let looked: i64 = db.query_one("SELECT count(*) FROM sweep_candidates", &[]).await?.get(0);
     ensure!(looked == 1, "{looked} are looked at again");
     db.query_opt("SELECT FROM sweeps WHERE address = decode(repeat('01', 20), 'hex')", &[]).await?.context("the first")?;
+    Ok(())
+}
+
+/// Nodes are asked what gas costs where there is something to plan, and not each second.
+#[tokio::test]
+async fn a_chain_on_which_nothing_has_come_has_nothing_to_plan() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    let db = rig.pool.get().await?;
+    ensure!(store::has_work(&db, CHAIN, 1_000_000).await?, "it was never looked at");
+    books.queue_due(1_000_000).await?;
+    ensure!(!store::has_work(&db, CHAIN, 1_000_001).await?);
+    books.set_head(HEAD + 20).await?;
+    let payment = books.payment(Address::repeat_byte(1), "own", None).await?;
+    books.pay(Some(payment), None, Paid::credited(HEAD + 1, 50 * COIN)).await?;
+    ensure!(store::has_work(&db, CHAIN, 1_000_002).await?, "coin has come");
+    ensure!(books.queue_due(1_000_003).await?.queued == 1);
+    ensure!(store::has_work(&db, CHAIN, 1_000_004).await?, "a sweep is open");
+    db.execute("UPDATE sweeps SET state = 'final', ended_at = now()", &[]).await?;
+    ensure!(!store::has_work(&db, CHAIN, 1_000_005).await?);
+    store::add_candidates(&db, CHAIN, &[Address::repeat_byte(1)]).await?;
+    ensure!(store::has_work(&db, CHAIN, 1_000_006).await?, "an address is to be looked at");
+    books.queue_due(1_000_007).await?;
+    ensure!(!store::has_work(&db, CHAIN, 1_000_008).await?);
+    ensure!(store::has_work(&db, CHAIN, 1_000_000 + 86_400).await?, "all are, once a day");
     Ok(())
 }

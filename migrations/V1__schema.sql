@@ -846,8 +846,8 @@ CREATE TABLE outgoing_restored (
     accepted  bigint
 );
 
--- Where the partitions of sweep.events began when they were last compared, and ended a minute ago: one that begins later or ends
--- earlier has lost records, and nothing is sent until a person says that it may.
+-- Where the partitions of sweep.events began when they were last compared, and where they ended a minute ago: one that begins
+-- later or ends earlier has lost records, and nothing is sent until a person says that it may.
 CREATE TABLE outgoing_compared (
     topic       text NOT NULL,
     partition   integer NOT NULL,
@@ -1015,8 +1015,8 @@ CREATE TABLE sweeps (
     replan        boolean NOT NULL DEFAULT false,
     -- It has failed, or was dropped: nothing leaves its address until a person says so (ctrip sweep retry).
     set_aside     boolean NOT NULL DEFAULT false,
-    -- What became of it was read from sweep.events by a database that went back. Whether a person has looked since is not known: it
-    -- does not keep the chain from being planned.
+    -- What became of it was read from sweep.events by a database that went back. Whether a person has looked since is not
+    -- known: it does not keep the chain from being planned.
     put_back      boolean NOT NULL DEFAULT false,
     outgoing      uuid NOT NULL UNIQUE REFERENCES outgoing,
     created_at    timestamptz NOT NULL DEFAULT now(),

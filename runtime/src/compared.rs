@@ -68,7 +68,8 @@ pub async fn compared_topic(db: &impl GenericClient) -> Result<Option<IntentsTop
     Ok(row.and_then(|row| Some(IntentsTopic { name: row.get::<_, Option<String>>(0)?, cluster: row.get(1) })))
 }
 
-/// Refuses a database that was not compared with the topics that this process reaches. `seen` is one that the role may see. Blocks.
+/// Refuses a database that was not compared with the topics that this process reaches. `seen` is one that the role may see.
+/// Blocks.
 ///
 /// # Errors
 /// When it was not, or Kafka or the database fails.

@@ -1,5 +1,5 @@
-//! The role: `sweep.events` is read back, then `chain.blocks` is read on, and what is to be done on each chain is done about once a
-//! second: to plan, to send and to tell.
+//! The role: `sweep.events` is read back, then `chain.blocks` is read on, and what is to be done on each chain is done about
+//! once a second: to plan, to send and to tell.
 //!
 //! It is the one process with keys. It may be killed anywhere, and two may run: all that they do follows from rows.
 

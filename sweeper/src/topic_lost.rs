@@ -1,8 +1,8 @@
 //! Where `sweep.events` has lost records: it was made anew, its end was cut off, or somebody gave it a retention.
 //!
 //! What Postgres has is written again, under the same ids. What Postgres lacks too nobody knows any more: where the topic is
-//! shorter than it was, or lacks what Postgres knows to have been there, a person says first that nothing else was sent. How far
-//! it had grown is noted again and again, so that a backup of Postgres has it too.
+//! shorter than it was, or lacks what Postgres knows to have been there, a person says first that nothing else was sent. How
+//! far it had grown is noted again and again, so that a backup of Postgres has it too.
 
 use crate::engine::store;
 use crate::records::{signed_event, write_each};

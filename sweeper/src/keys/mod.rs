@@ -3,8 +3,8 @@
 //! - [`Signer`] is what the engine signs with: a key in this process today, a key elsewhere by another implementation.
 //! - [`LocalKey`] is a key in this process. [`Seeds`] has those of deposit addresses, from `CTRIP_MNEMONIC_FILE`.
 //!
-//! Nothing that is printed shows a key: no `Debug`, no error. Keys are overwritten when they are dropped. Before the first one is
-//! read, the memory of the process is closed to all but root (`memory`).
+//! Nothing that is printed shows a key: no `Debug`, no error. Keys are overwritten when they are dropped. Before the first one
+//! is read, the memory of the process is closed to all but root (`memory`).
 
 mod local;
 mod memory;

@@ -47,8 +47,8 @@ pub enum SeedsError {
 }
 
 impl Seeds {
-    /// Reads the mnemonics of a file that nobody else can read. Empty lines are passed over. The process can't be dumped any more
-    /// then.
+    /// Reads the mnemonics of a file that nobody else can read, after which the process can't be dumped any more. Empty lines
+    /// are passed over.
     ///
     /// # Errors
     /// If others can read the file, it is not this user's, or a line is no mnemonic.

@@ -112,8 +112,8 @@ pub async fn due(tx: &impl GenericClient, chain: ChainId, now: u64, limit: usize
     Ok(rows.iter().map(|row| Address::from_slice(row.get(0))).collect())
 }
 
-/// Whether there may be something to plan on a chain, or to drop: a candidate is due, a sweep is open, coin has arrived since it
-/// was looked, or all addresses are to be looked at. If not, nobody has to be asked what gas costs.
+/// Whether there may be something to plan on a chain, or to drop: a candidate is due, a sweep is open, coin has arrived since
+/// it was looked, or all addresses are to be looked at. If not, nobody has to be asked what gas costs.
 ///
 /// # Errors
 /// When the database fails.
@@ -282,9 +282,9 @@ pub async fn replan(tx: &impl GenericClient, outgoing: &[Uuid]) -> Result<(), Fa
     Ok(())
 }
 
-/// Notes of an open sweep, if the transaction is one's, that what became of it is put back into a database that went back. What
-/// was dropped before it was signed was dropped to be planned anew; why what was signed has come to nothing, and what a person
-/// has said to that, no record tells.
+/// Notes of an open sweep, if the transaction is one's, that what became of it is put back into a database that went back.
+/// What was dropped before it was signed was dropped to be planned anew; why what was signed has come to nothing, and what a
+/// person has said to that, no record tells.
 ///
 /// # Errors
 /// When the database fails.

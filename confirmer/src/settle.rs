@@ -188,8 +188,8 @@ async fn settle(
     Ok((events.len(), waiting))
 }
 
-/// Forgets what does not stand of what has left, and of how far addresses are settled: where blocks go, or transfers come beside the
-/// order of the chain, what has arrived up to a later one is counted anew.
+/// Forgets how far addresses are settled: where blocks go, or transfers come beside the order of the chain, what has arrived up
+/// to a later one is counted anew. What has left stays: it was final when it was told.
 pub(crate) async fn forget_settled(
     db: &impl GenericClient,
     chain: ChainId,
@@ -198,12 +198,8 @@ pub(crate) async fn forget_settled(
     orphans: &[OrphanTransfer],
     known: &HashMap<TransferId, KnownTransfer>,
 ) -> Result<(), Failure> {
-    let stands = beginnings.iter().map(|(stands, _)| *stands).min();
-    if let Some(stands) = stands {
-        store::forget_swept_above(db, chain, stands).await?;
-    }
     let removed = records.iter().filter(|record| record.kind == Kind::Removed).map(|record| record.block.number);
-    if let Some(lowest) = removed.chain(stands.map(|stands| stands.saturating_add(1))).min() {
+    if let Some(lowest) = removed.chain(beginnings.iter().map(|(stands, _)| stands.saturating_add(1))).min() {
         store::forget_settled_from(db, chain, lowest).await?;
     }
     let replayed = records.iter().filter(|record| record.kind == Kind::Replayed);

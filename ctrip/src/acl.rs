@@ -92,7 +92,7 @@ const TABLES: [(&str, [&str; 4]); 45] = [
     ("told_events", ["siud", "siud", "", ""]),
     ("orphan_transfers", ["s", "siud", "", ""]),
     ("left_blocks", ["", "siud", "", ""]),
-    ("swept", ["", "sid", "", ""]),
+    ("swept", ["", "si", "", ""]),
     ("to_settle", ["", "sid", "", ""]),
     ("settled_up_to", ["", "siud", "", ""]),
     ("settled_sums", ["siu", "siu", "", ""]),

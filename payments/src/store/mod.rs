@@ -53,7 +53,7 @@ pub use payments::{
     load_payments, load_small_payments, lock_payments, lock_touched_payments, open_payments, payment_created_at, save_payments,
 };
 pub use restore::{RestoredRows, lost_ids, restore_issued};
-pub use swept::{chains_to_settle, forget_swept_above, put_confirmed, put_later, put_to_settle, save_swept, take_to_settle};
+pub use swept::{chains_to_settle, put_confirmed, put_later, put_to_settle, save_swept, take_to_settle};
 pub use told::{forget_told_events, is_behind_told_events, keep_told_events, told_events};
 pub use touched::{BatchScope, touched_payments};
 pub use transfers::{

@@ -1,7 +1,9 @@
 //! Rows of `swept`, what final transactions have moved, and of `to_settle`, the addresses of which payments may be covered by that.
 //!
-//! What has moved in a block counts once the chain's head has come to it, and it is witnessed: `sweep.events` may be read far ahead of
-//! `chain.matches`, of which the next record may take back what seems to be confirmed.
+//! What has moved in a block counts once the chain's head has come to it, and it is known to stand: `sweep.events` may be read
+//! far ahead of `chain.matches`, of which the next record may take back what seems to be confirmed. No row goes: a sweep is
+//! told once it is final, and stands where the chain begins anew below it. Then it counts again once the head is back at its
+//! block.
 
 use crate::payment::Payment;
 use crate::status::Status;
@@ -160,16 +162,6 @@ pub async fn put_confirmed(db: &impl GenericClient, payments: &[&Payment]) -> Re
         ],
     )
     .await?;
-    Ok(())
-}
-
-/// Forgets what has moved in blocks of a chain above this one: it begins anew there. What moves again is told again.
-///
-/// # Errors
-/// When the database fails.
-pub async fn forget_swept_above(db: &impl GenericClient, chain: ChainId, block: u64) -> Result<(), Failure> {
-    let statement = db.prepare_cached("DELETE FROM swept WHERE chain_id = $1 AND block_number > $2").await?;
-    db.execute(&statement, &[&bigint(chain.0), &bigint(block)]).await?;
     Ok(())
 }
 

@@ -129,8 +129,9 @@ async fn settle_up_to(pool: &Pool, chain: ChainId, limit: usize) -> Result<Settl
     let assets = store::take_to_settle(&tx, chain, up_to, limit).await?;
     let mut covered = store::covered_payments(&tx, chain, &assets, up_to).await?;
     let static_addresses = store::static_addresses(&tx, &assets).await?;
-    let mut again: Vec<(&SweptAsset, u64)> = Vec::new();
-    let mut reach = Reach { up_to, limit: MAX_SETTLED.saturating_sub(covered.len()), pages: store::MAX_PAGES };
+    // Behind all that are due, and those that had no turn before those that had one.
+    let (mut again, mut have_more): (Vec<(&SweptAsset, u64)>, Vec<(&SweptAsset, u64)>) = (Vec::new(), Vec::new());
+    let mut reach = Reach::new(up_to, MAX_SETTLED.saturating_sub(covered.len()));
     for (asset, id) in assets.iter().filter_map(|asset| Some((asset, static_addresses.get(&asset.address)?))) {
         if reach.limit == 0 || reach.pages == 0 {
             again.push((asset, 0));

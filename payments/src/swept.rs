@@ -93,17 +93,22 @@ pub struct SettledUpTo {
     pub received: Total,
 }
 
+/// From where on transactions may cover a deposit, or one behind it: none with a lower total does, and none of a lower block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoveredFrom {
+    pub total: Total,
+    pub block: u64,
+}
+
 /// Goes through the deposits of a static address in one asset, in order, as far as they are covered.
 #[derive(Debug)]
-pub struct Walk<'a> {
-    swept: &'a [Swept],
+pub struct Walk {
+    swept: Vec<Swept>,
     /// Those up to here need no second look.
     pub settled: SettledUpTo,
     at: SettledUpTo,
     /// What the settled deposits that it has not met yet have received.
     ahead: Total,
-    /// Of all these transactions.
-    highest_block: u64,
     /// One waits for its confirmation: the next walk begins with it.
     is_held: bool,
 }
@@ -115,44 +120,48 @@ pub enum Step {
     Settle(Settlement),
     /// It is settled, or waits for something else.
     Pass,
-    /// It is not covered, and so is none after it.
-    End,
+    /// None of the transactions that were read covers it, nor any deposit after it. Those from here on may.
+    End(CoveredFrom),
 }
 
-impl<'a> Walk<'a> {
-    /// `swept` is ordered by total and block. All before `settled` is settled. `received` is what all settled deposits have received,
-    /// wherever they stand.
-    pub fn new(swept: &'a [Swept], settled: SettledUpTo, received: Total) -> Self {
-        let highest_block = swept.iter().map(|swept| swept.settlement.block.number).max().unwrap_or_default();
-        Self { swept, settled, at: settled, ahead: received.minus(settled.received), highest_block, is_held: false }
+impl Walk {
+    /// All before `settled` is settled. `received` is what all settled deposits have received, wherever they stand. No
+    /// transaction is read yet.
+    pub fn new(settled: SettledUpTo, received: Total) -> Self {
+        Self { swept: Vec::new(), settled, at: settled, ahead: received.minus(settled.received), is_held: false }
     }
 
-    /// Takes the next deposit.
+    /// Which transactions may cover what it meets next.
+    pub fn covered_from(&self) -> CoveredFrom {
+        CoveredFrom { total: self.at.arrived.plus(self.ahead), block: self.at.block }
+    }
+
+    /// Goes on with these transactions, which are ordered by total and block: the first of those that may cover a deposit.
+    pub fn read(&mut self, swept: Vec<Swept>) {
+        self.swept = swept;
+    }
+
+    /// Takes the next deposit. One that ended the walk is taken again, once more transactions were read.
     pub fn step(&mut self, deposit: &ArrivedDeposit) -> Step {
         let arrived = self.at.arrived.plus(deposit.beside).plus(deposit.received);
         let ahead = match deposit.stage {
             DepositStage::Nothing => self.ahead.minus(deposit.received),
             DepositStage::Confirmation | DepositStage::Settlement => self.ahead,
         };
-        // Those behind it that are settled were told to have left, so that much has to have left beside it.
-        let needed = arrived.plus(ahead);
-        let is_reached = self.swept.last().is_some_and(|last| Total::from(last.total) >= needed);
-        if !is_reached || self.highest_block < deposit.place.block {
-            return Step::End;
-        }
-        let (block, received) = (self.at.block.max(deposit.place.block), self.at.received.plus(deposit.received));
-        self.at = SettledUpTo { place: Some(deposit.place), block, arrived, received };
+        // Those behind it that are settled were told to have left, so that much has to have left beside it. This does not fall
+        // from one deposit to the next, nor does the block: what can't cover this one covers none after it.
+        let from = CoveredFrom { total: arrived.plus(ahead), block: self.at.block.max(deposit.place.block) };
+        let Some(by) = covering(&self.swept, from.total, from.block) else { return Step::End(from) };
+        let received = self.at.received.plus(deposit.received);
+        self.at = SettledUpTo { place: Some(deposit.place), block: from.block, arrived, received };
         self.ahead = ahead;
-        let step = match deposit.stage {
-            DepositStage::Settlement => {
-                covering(self.swept, needed, deposit.place.block).map_or(Step::Pass, |by| Step::Settle(*by))
-            }
-            DepositStage::Confirmation | DepositStage::Nothing => Step::Pass,
-        };
-        self.is_held |= deposit.stage != DepositStage::Nothing && step == Step::Pass;
+        self.is_held |= deposit.stage == DepositStage::Confirmation;
         if !self.is_held {
             self.settled = self.at;
         }
-        step
+        match deposit.stage {
+            DepositStage::Settlement => Step::Settle(*by),
+            DepositStage::Confirmation | DepositStage::Nothing => Step::Pass,
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use payments::swept::{ArrivedDeposit, DepositPlace, DepositStage, SettledUpTo, Step, Swept, Walk, covering};
+use payments::swept::{ArrivedDeposit, CoveredFrom, DepositPlace, DepositStage, SettledUpTo, Step, Swept, Walk, covering};
 use payments::{Settlement, Total};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -33,6 +33,44 @@ fn what_has_arrived_is_covered_by_the_first_transaction_that_reaches_it_and_by_n
     assert_eq!(covering(&[], Total::ZERO, 0), None);
 }
 
+/// A walk that has read all of these, whatever may cover what it meets.
+fn walk_from(sweeps: &[Swept], settled: SettledUpTo, received: u64) -> Walk {
+    let mut walk = Walk::new(settled, total(received));
+    walk.read(sweeps.to_vec());
+    walk
+}
+
+/// A walk that reads a few at a time, as the store does.
+struct PagedWalk<'a> {
+    walk: Walk,
+    sweeps: &'a [Swept],
+    page: usize,
+}
+
+impl<'a> PagedWalk<'a> {
+    /// `sweeps` are ordered by total and block.
+    fn new(sweeps: &'a [Swept], page: usize, settled: SettledUpTo, received: u64) -> Self {
+        let mut paged = Self { walk: Walk::new(settled, total(received)), sweeps, page };
+        paged.read(paged.walk.covered_from());
+        paged
+    }
+
+    fn read(&mut self, from: CoveredFrom) {
+        let may_cover = |swept: &&Swept| Total::from(swept.total) >= from.total && swept.settlement.block.number >= from.block;
+        self.walk.read(self.sweeps.iter().filter(may_cover).take(self.page).copied().collect());
+    }
+
+    fn step(&mut self, deposit: &ArrivedDeposit) -> Step {
+        match self.walk.step(deposit) {
+            Step::End(from) => {
+                self.read(from);
+                self.walk.step(deposit)
+            }
+            step => step,
+        }
+    }
+}
+
 /// A deposit at this time, in the block of the same number.
 fn deposit(at: u64, received: u64, stage: DepositStage) -> ArrivedDeposit {
     let place = DepositPlace { timestamp: at, block: at, id: Uuid::from_u128(at.into()) };
@@ -43,11 +81,11 @@ fn deposit(at: u64, received: u64, stage: DepositStage) -> ArrivedDeposit {
 fn deposits_are_covered_in_order_and_the_next_walk_begins_behind_those_that_are_settled() {
     use DepositStage::{Confirmation, Nothing, Settlement as Settles};
     let sweeps = [swept(25, 50), swept(40, 60)];
-    let mut walk = Walk::new(&sweeps, SettledUpTo::default(), Total::ZERO);
-    let step = |walk: &mut Walk<'_>, deposit| match walk.step(&deposit) {
+    let mut walk = walk_from(&sweeps, SettledUpTo::default(), 0);
+    let step = |walk: &mut Walk, deposit| match walk.step(&deposit) {
         Step::Settle(by) => Some(by.block.number),
         Step::Pass => Some(0),
-        Step::End => None,
+        Step::End(_) => None,
     };
     assert_eq!(step(&mut walk, deposit(1, 10, Settles)), Some(50));
     assert_eq!(step(&mut walk, deposit(2, 0, Nothing)), Some(0), "a reorg has taken it back");
@@ -61,7 +99,7 @@ fn deposits_are_covered_in_order_and_the_next_walk_begins_behind_those_that_are_
     assert_eq!((at.place.unwrap().timestamp, at.block, at.arrived), (3, 3, total(26)), "one waits for its confirmation");
     // It is confirmed by now, and the one behind it is settled.
     // The one behind it has received 10, and the two before it 19.
-    let mut again = Walk::new(&sweeps, at, total(29));
+    let mut again = walk_from(&sweeps, at, 29);
     assert_eq!(step(&mut again, deposit(4, 4, Settles)), Some(60));
     assert_eq!(step(&mut again, deposit(5, 10, Nothing)), Some(0));
     assert_eq!((again.settled.block, again.settled.arrived, again.settled.received), (5, total(40), total(33)));
@@ -72,12 +110,12 @@ fn deposits_are_covered_in_order_and_the_next_walk_begins_behind_those_that_are_
 fn what_is_found_before_a_settled_deposit_is_not_covered_by_what_that_one_has_left_with() {
     use DepositStage::{Nothing, Settlement as Settles};
     let look = |sweeps: &[Swept], stage| {
-        let mut walk = Walk::new(sweeps, SettledUpTo::default(), total(100));
+        let mut walk = walk_from(sweeps, SettledUpTo::default(), 100);
         [deposit(5, 50, stage), deposit(10, 100, Nothing), deposit(12, 30, Settles)].map(|deposit| walk.step(&deposit))
     };
     let (first, second, third) = (swept(100, 20), swept(150, 30), swept(180, 40));
-    assert_eq!(look(&[first], Settles)[0], Step::End);
-    assert_eq!(look(&[first, swept(149, 30)], Settles)[0], Step::End);
+    let end = Step::End(CoveredFrom { total: total(150), block: 5 });
+    assert_eq!([look(&[first], Settles)[0], look(&[first, swept(149, 30)], Settles)[0]], [end, end]);
     assert_eq!(look(&[first, second], Settles)[..2], [Step::Settle(second.settlement), Step::Pass]);
     // One that is not confirmed has arrived all the same.
     let both = [Step::Pass, Step::Pass, Step::Settle(third.settlement)];
@@ -87,9 +125,10 @@ fn what_is_found_before_a_settled_deposit_is_not_covered_by_what_that_one_has_le
 #[test]
 fn behind_the_highest_block_of_a_transaction_nothing_is_looked_at() {
     let sweeps = [swept(100, 20)];
-    let mut walk = Walk::new(&sweeps, SettledUpTo::default(), Total::ZERO);
+    let mut walk = walk_from(&sweeps, SettledUpTo::default(), 0);
     assert!(matches!(walk.step(&deposit(20, 1, DepositStage::Settlement)), Step::Settle(_)));
-    assert_eq!(walk.step(&deposit(21, 1, DepositStage::Settlement)), Step::End);
+    let end = Step::End(CoveredFrom { total: total(2), block: 21 });
+    assert_eq!(walk.step(&deposit(21, 1, DepositStage::Settlement)), end);
     assert_eq!(walk.settled.block, 20);
 }
 
@@ -123,6 +162,7 @@ proptest! {
     fn what_is_settled_never_is_more_than_what_has_left_whatever_is_found_late(
         amounts in prop::collection::vec(1..9_u64, 1..8),
         moves in prop::collection::vec((prop::bool::ANY, 0..8_usize, 1..12_u64), 1..16),
+        page in 1..4_usize,
     ) {
         let mut state = vec![None; amounts.len()];
         let (mut settled, mut rows, mut is_there) = (SettledUpTo::default(), Vec::<Swept>::new(), vec![false; amounts.len()]);
@@ -140,7 +180,7 @@ proptest! {
             let sum = |state: &[Option<Settlement>]| -> u64 {
                 amounts.iter().zip(state).filter(|(_, state)| state.is_some()).map(|(amount, _)| amount).sum()
             };
-            let mut walk = Walk::new(&rows, settled, total(sum(&state)));
+            let mut walk = PagedWalk::new(&rows, page, settled, sum(&state));
             for index in (0..amounts.len()).filter(|index| is_there[*index]) {
                 let stage = state[index].map_or(DepositStage::Settlement, |_| DepositStage::Nothing);
                 let deposit = deposit(u64::try_from(index).unwrap() + 1, amounts[index], stage);
@@ -150,10 +190,10 @@ proptest! {
                 match walk.step(&deposit) {
                     Step::Settle(by) => state[index] = Some(by),
                     Step::Pass => {}
-                    Step::End => break,
+                    Step::End(_) => break,
                 }
             }
-            settled = walk.settled;
+            settled = walk.walk.settled;
             let told = rows.last().map_or(Total::ZERO, |row| row.total.into());
             prop_assert!(total(sum(&state)) <= told, "{} settled by {}", sum(&state), told);
         }
@@ -161,7 +201,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_settled_is_what_the_totals_cover_however_they_are_told(life in lives()) {
+    fn what_is_settled_is_what_the_totals_cover_however_they_are_told(life in lives(), page in 1..4_usize) {
         let Life { deposits, mut sweeps, told } = life;
         // Later transactions are in later blocks, and nothing more leaves than there ever is.
         let mut blocks: Vec<u64> = sweeps.iter().map(|(_, block)| *block).collect();
@@ -182,9 +222,9 @@ proptest! {
             if let Some(index) = next {
                 known.insert(all[index].total, all[index]);
             }
-            let rows: Vec<Swept> = known.values().copied().filter(|row| Total::from(row.total) >= settled.arrived).collect();
+            let rows: Vec<Swept> = known.values().copied().collect();
             let sum = deposits.iter().zip(&state).filter(|(_, state)| state.is_some()).map(|((amount, ..), _)| amount).sum();
-            let mut walk = Walk::new(&rows, settled, total(sum));
+            let mut walk = PagedWalk::new(&rows, page, settled, sum);
             for (index, (amount, beside, in_time)) in deposits.iter().enumerate() {
                 let stage = match state[index] {
                     Some(_) => DepositStage::Nothing,
@@ -199,10 +239,10 @@ proptest! {
                 match walk.step(&arrived) {
                     Step::Settle(by) => state[index] = Some(by),
                     Step::Pass => {}
-                    Step::End => break,
+                    Step::End(_) => break,
                 }
             }
-            settled = walk.settled;
+            settled = walk.walk.settled;
         }
 
         let mut arrived = 0;

@@ -4,7 +4,9 @@
 use super::payments::read_settlement;
 use super::swept::{columns, contract};
 use crate::status::Status;
-use crate::swept::{ArrivedDeposit, DepositPlace, DepositStage, SettledUpTo, Settlement, Step, Swept, SweptAsset, Walk};
+use crate::swept::{
+    ArrivedDeposit, CoveredFrom, DepositPlace, DepositStage, SettledUpTo, Settlement, Step, Swept, SweptAsset, Walk,
+};
 use crate::total::Total;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
@@ -18,7 +20,7 @@ use uuid::Uuid;
 const PAGE: usize = 1_000;
 /// Pages of static addresses that one transaction looks through, while the chain's head waits. Behind a deposit that waits for its
 /// confirmation no more are looked at before it has come.
-pub const MAX_PAGES: usize = 5;
+const MAX_PAGES: usize = 5;
 
 /// A payment that is covered, and how much of what was credited to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +137,24 @@ pub struct Reach {
     /// Deposits that are found.
     pub limit: usize,
     /// Pages that are read, [`MAX_PAGES`] for the first address.
-    pub pages: usize,
+    pages: usize,
+}
+
+impl Reach {
+    pub fn new(up_to: u64, limit: usize) -> Self {
+        Self { up_to, limit, pages: MAX_PAGES }
+    }
+
+    /// Whether nothing more is read or found.
+    pub fn is_used_up(&self) -> bool {
+        self.limit == 0 || self.pages == 0
+    }
+
+    fn take_page(&mut self) -> bool {
+        let is_there = self.pages > 0;
+        self.pages = self.pages.saturating_sub(1);
+        is_there
+    }
 }
 
 /// The confirmed deposits of a static address in one asset that are covered. They are to be settled in the same transaction: the next look
@@ -150,28 +169,37 @@ pub async fn covered_deposits(
     reach: &mut Reach,
 ) -> Result<CoveredDeposits, Failure> {
     let settled = settled_up_to(db, address, asset).await?;
-    let swept = swept_above(db, asset, &settled, reach.up_to).await?;
-    let mut walk = Walk::new(&swept, settled, settled_sum(db, address, asset).await?);
+    let mut walk = Walk::new(settled, settled_sum(db, address, asset).await?);
+    let swept = swept_from(db, asset, walk.covered_from(), reach.up_to).await?;
     let is_first = reach.pages == MAX_PAGES;
-    let (mut found, mut is_through) = (CoveredDeposits::default(), swept.is_empty());
+    let (mut found, mut is_through, mut is_full) = (CoveredDeposits::default(), swept.is_empty(), swept.len() >= PAGE);
+    walk.read(swept);
     // A second may have been passed in part.
     let (mut since, mut from) = settled.place.map_or((-1, 0), |place| (bigint(place.timestamp), bigint(place.timestamp)));
-    while !is_through && reach.pages > 0 {
-        reach.pages -= 1;
+    while !is_through && reach.take_page() {
         let page = deposits_from(db, address, asset, from, since).await?;
         is_through = page.len() < PAGE;
         since = page.last().map_or(since, |last| bigint(last.place.timestamp));
         from = since.saturating_add(1);
         for deposit in page.iter().filter(|deposit| settled.place.is_none_or(|settled| settled < deposit.place)) {
-            match walk.step(deposit) {
+            let mut step = walk.step(deposit);
+            // More transactions than were read may cover it.
+            if let Step::End(from) = step
+                && is_full
+                && reach.take_page()
+            {
+                let swept = swept_from(db, asset, from, reach.up_to).await?;
+                is_full = swept.len() >= PAGE;
+                walk.read(swept);
+                step = walk.step(deposit);
+            }
+            match step {
                 Step::Settle(settlement) => {
                     found.covered.push(CoveredPayment { id: deposit.place.id, covered: deposit.received, settlement });
                 }
                 Step::Pass => {}
-                Step::End => {
-                    // More transactions than were read may cover it.
-                    found.are_more = swept.len() == PAGE && walk.settled != settled;
-                    is_through = true;
+                Step::End(_) => {
+                    is_through = !is_full;
                     break;
                 }
             }
@@ -183,7 +211,7 @@ pub async fn covered_deposits(
     }
     reach.limit = reach.limit.saturating_sub(found.covered.len());
     // One that has had all pages and has come no further waits for a confirmation.
-    found.are_more |= !is_through && (walk.settled != settled || !is_first);
+    found.are_more |= !is_through && (walk.settled != settled || !found.covered.is_empty() || !is_first);
     if walk.settled != settled {
         save_settled_up_to(db, address, asset, &walk.settled).await?;
     }
@@ -249,25 +277,20 @@ async fn save_settled_up_to(
     Ok(())
 }
 
-/// The transactions up to a block that may cover what comes behind `settled`, by their totals: the first of them.
-async fn swept_above(
-    db: &impl GenericClient,
-    asset: &SweptAsset,
-    settled: &SettledUpTo,
-    up_to: u64,
-) -> Result<Vec<Swept>, Failure> {
+/// The transactions up to a block that may cover a deposit, by their totals: a page of the first of them.
+async fn swept_from(db: &impl GenericClient, asset: &SweptAsset, from: CoveredFrom, up_to: u64) -> Result<Vec<Swept>, Failure> {
     let statement = db
         .prepare_cached(
             // By the number, and not by its text, which has the column's name too.
             "SELECT s.total::text, transaction_hash, block_hash, block_number, block_timestamp, fee::text FROM swept s
-             WHERE chain_id = $1 AND address = $2 AND token_address = $3 AND s.total > ($4::text)::numeric
+             WHERE chain_id = $1 AND address = $2 AND token_address = $3 AND s.total >= ($4::text)::numeric
                  AND block_number BETWEEN $5 AND $6
              ORDER BY s.total, block_number LIMIT $7",
         )
         .await?;
     let ((chain, token), page) = (key(asset), i64::try_from(PAGE).unwrap_or(i64::MAX));
-    let (arrived, from, up_to) = (settled.arrived.to_string(), bigint(settled.block), bigint(up_to));
-    let rows = db.query(&statement, &[&chain, &asset.address.as_slice(), &token, &arrived, &from, &up_to, &page]).await?;
+    let (total, block, up_to) = (from.total.to_string(), bigint(from.block), bigint(up_to));
+    let rows = db.query(&statement, &[&chain, &asset.address.as_slice(), &token, &total, &block, &up_to, &page]).await?;
     let read = |row: &Row| {
         let total = row.get::<_, &str>(0).parse().map_err(Failure::halt)?;
         Ok(read_settlement(row, 1)?.map(|settlement| Swept { total, settlement }))

@@ -28,8 +28,8 @@ mod transfers;
 
 pub use applied::{AppliedRecords, applied_records, remember_records};
 pub use covered::{
-    CoveredDeposits, CoveredPayment, MAX_PAGES, Reach, covered_deposits, covered_payments, forget_settled_at,
-    forget_settled_from, static_addresses,
+    CoveredDeposits, CoveredPayment, Reach, covered_deposits, covered_payments, forget_settled_at, forget_settled_from,
+    static_addresses,
 };
 pub use deposit_addresses::{deposit_addresses, find_address, insert_addresses, list_addresses, lock_customer_address};
 pub use heads::{

@@ -133,14 +133,14 @@ async fn settle_up_to(pool: &Pool, chain: ChainId, limit: usize) -> Result<Settl
     let (mut again, mut have_more): (Vec<(&SweptAsset, u64)>, Vec<(&SweptAsset, u64)>) = (Vec::new(), Vec::new());
     let mut reach = Reach::new(up_to, MAX_SETTLED.saturating_sub(covered.len()));
     for (asset, id) in assets.iter().filter_map(|asset| Some((asset, static_addresses.get(&asset.address)?))) {
-        if reach.limit == 0 || reach.pages == 0 {
-            again.push((asset, 0));
+        if reach.is_used_up() {
+            again.push((asset, up_to));
             continue;
         }
         let found = store::covered_deposits(&tx, *id, asset, &mut reach).await?;
         covered.extend(found.covered);
         if found.are_more {
-            again.push((asset, 0));
+            have_more.push((asset, up_to));
         }
     }
     let (events, waiting) = settle(&tx, &covered).await?;
@@ -157,6 +157,7 @@ async fn settle_up_to(pool: &Pool, chain: ChainId, limit: usize) -> Result<Settl
 /// Settles payments; returns the number of events, and where it waits for what was told before the database went back.
 async fn settle(
     db: &deadpool_postgres::Transaction<'_>,
+    again.extend(have_more);
     covered: &[CoveredPayment],
 ) -> Result<(usize, BTreeSet<SweptAsset>), Failure> {
     let covered: HashMap<Uuid, &CoveredPayment> = covered.iter().map(|covered| (covered.id, covered)).collect();

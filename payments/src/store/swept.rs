@@ -11,7 +11,7 @@ use crate::swept::{Swept, SweptAsset};
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use tokio_postgres::Row;
 use topics::{Address, ChainId};
 
@@ -73,7 +73,8 @@ pub async fn save_swept(db: &impl GenericClient, rows: &[(SweptAsset, Swept)]) -
     put_to_settle(db, rows.iter().map(|(asset, swept)| (asset, swept.settlement.block.number))).await
 }
 
-/// Notes that payments at these addresses may be covered, each once this block is there and witnessed.
+/// Notes that payments at these addresses may be covered, each once this block is known to stand. Those of one block have their
+/// turn in this order, behind those that are noted already.
 ///
 /// # Errors
 /// When the database fails.
@@ -88,7 +89,10 @@ pub async fn put_to_settle<'a>(
     let statement = db
         .prepare_cached(
             "INSERT INTO to_settle (chain_id, address, token_address, due)
-             SELECT DISTINCT * FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::bigint[])",
+             SELECT chain_id, address, token_address, due
+             FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::bigint[]) WITH ORDINALITY
+               AS t (chain_id, address, token_address, due, number)
+             GROUP BY chain_id, address, token_address, due ORDER BY min(number)",
         )
         .await?;
     let (chains, addresses, tokens) = columns(assets.into_iter());
@@ -117,8 +121,9 @@ pub async fn put_later(db: &impl GenericClient, chain: ChainId, assets: &[SweptA
     Ok(())
 }
 
-/// Notes that these payments, which are confirmed, may be covered, if something has left their addresses already, in a block that may
-/// cover them. A deposit that is confirmed again, below where its address is settled, has that address looked through anew.
+/// Notes that these payments, which are confirmed, may be covered, if something has left their addresses already, in a block
+/// that may cover them. A deposit that is confirmed again, below where its address is settled, has that address looked through
+/// anew. Each is due with its block, so that it does not come before those that have waited for longer.
 ///
 /// # Errors
 /// When the database fails.
@@ -139,9 +144,10 @@ pub async fn put_confirmed(db: &impl GenericClient, payments: &[&Payment]) -> Re
                      AND (s.created_at, s.place_number, s.id) >= (c.created_at, c.number, c.id)
              )
              INSERT INTO to_settle (chain_id, address, token_address, due)
-             SELECT DISTINCT chain_id, address, token_address, 0 FROM confirmed c
+             SELECT chain_id, address, token_address, min(number) FROM confirmed c
              WHERE EXISTS (SELECT FROM swept s WHERE s.chain_id = c.chain_id AND s.address = c.address
-                 AND s.token_address = c.token_address AND s.block_number >= c.number)",
+                 AND s.token_address = c.token_address AND s.block_number >= c.number)
+             GROUP BY chain_id, address, token_address ORDER BY min(number)",
         )
         .await?;
     let (chains, addresses, tokens) = columns(confirmed.iter().map(|(asset, _)| asset));
@@ -182,7 +188,7 @@ pub async fn chains_to_settle(db: &impl GenericClient) -> Result<Vec<ChainId>, F
 }
 
 /// Takes those addresses of a chain out of `to_settle` that have waited longest of those that are due up to a block: at most `limit`, each
-/// once.
+/// once, in the order in which they have waited.
 ///
 /// # Errors
 /// When the database fails, or a row holds no valid address.
@@ -196,16 +202,24 @@ pub async fn take_to_settle(
         .prepare_cached(
             "DELETE FROM to_settle WHERE chain_id = $1 AND place IN (
                  SELECT place FROM to_settle WHERE chain_id = $1 AND due <= $2 ORDER BY due, place LIMIT $3)
-             RETURNING address, token_address",
+             RETURNING address, token_address, due, place",
         )
         .await?;
     let address = |field, bytes: &[u8]| topics::address(field, bytes).map_err(Failure::halt);
     let read = |row: &Row| {
         let token = Some(row.get::<_, &[u8]>(1)).filter(|bytes| !bytes.is_empty());
         let token = token.map(|bytes| address("token_address", bytes)).transpose()?;
-        Ok(SweptAsset { chain, address: address("address", row.get(0))?, token })
+        Ok::<_, Failure>(SweptAsset { chain, address: address("address", row.get(0))?, token })
     };
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let rows = db.query(&statement, &[&bigint(chain.0), &bigint(up_to), &limit]).await?;
-    Ok(rows.iter().map(read).collect::<Result<BTreeSet<_>, Failure>>()?.into_iter().collect())
+    let mut rows = db.query(&statement, &[&bigint(chain.0), &bigint(up_to), &limit]).await?;
+    rows.sort_by_key(|row| (row.get::<_, i64>(2), row.get::<_, i64>(3)));
+    let (mut assets, mut seen) = (Vec::new(), HashSet::new());
+    for row in &rows {
+        let asset = read(row)?;
+        if seen.insert(asset) {
+            assets.push(asset);
+        }
+    }
+    Ok(assets)
 }

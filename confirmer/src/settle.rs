@@ -3,7 +3,7 @@
 //!
 //! A transaction holds the chain's head, as the fold does: so nothing of the chain is confirmed or taken back meanwhile, and no address is
 //! taken out of `to_settle` for a payment whose confirmation is about to be committed. Each chain has transactions of its own. What has
-//! moved above the head, or in a block that is not witnessed, waits for that block.
+//! moved above the head, or in a block that is not witnessed or not final, waits for that block.
 
 use deadpool_postgres::{GenericClient, Pool};
 use payments::lifecycle::{Input, step};

@@ -45,7 +45,8 @@ impl Books {
             events += settled.events;
             if settled.addresses == 0 {
                 // Above the head they wait.
-                let left = "SELECT count(*) FROM to_settle JOIN chain_heads USING (chain_id) WHERE due <= witnessed_number";
+                let left = "SELECT count(*) FROM to_settle JOIN chain_heads USING (chain_id)
+                    WHERE due <= least(witnessed_number, finalized_number)";
                 let left: i64 = self.pool.get().await?.query_one(left, &[]).await?.get(0);
                 ensure!(left == 0, "{left} addresses wait");
                 return Ok(events);
@@ -250,6 +251,37 @@ async fn what_a_restarted_chain_takes_back_is_settled_no_more_until_it_is_there_
     ensure!(of(10).eq(life), "{:?}", of(10).collect::<Vec<_>>());
     Ok(())
 }
+}
+
+/// The sweeper may be ahead of the confirmer: it told of a block that is final and that the confirmer had not read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_that_was_told_before_its_chain_began_anew_below_it_settles_once_the_chain_is_back() -> Result<()> {
+    let (chains, mut books, to) = open().await?;
+    let x = |number, index, amount| pays(number, index, to.address, Some(X), amount);
+    books.apply(&chains, &[at(1, vec![]), at(2, vec![x(2, 0, 10)])]).await?;
+    books.sweep(&[moved(to.address, Some(X), 30, 4)]).await?;
+    let anew = Matches { sequence: 3, kind: Kind::Replayed, ..at(2, vec![]) };
+    books.apply(&chains, &[anew, Matches { sequence: 4, ..at(3, vec![x(3, 0, 20)]) }]).await?;
+    ensure!(books.settle().await? == 0, "its block is not there yet");
+    books.apply(&chains, &[Matches { sequence: 5, ..at(4, vec![]) }]).await?;
+    ensure!(books.settle().await? == 2);
+    ensure!(books.settled(&to, Some(X)).await? == BTreeMap::from([(10, 30), (20, 30)]));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_left_in_a_block_settles_once_that_is_final_where_nodes_call_blocks_so() -> Result<()> {
+    let (chains, mut books, to) = open().await?;
+    let final_at = |number, block: Matches| Matches { finalized: Some(number), ..block };
+    let paid = pays(1, 0, to.address, Some(X), 10);
+    books.apply(&chains, &[final_at(0, at(1, vec![paid])), final_at(1, at(2, vec![])), final_at(1, at(3, vec![]))]).await?;
+    books.sweep(&[moved(to.address, Some(X), 10, 2)]).await?;
+    ensure!(store::chains_to_settle(&books.pool.get().await?).await?.is_empty(), "nothing is due");
+    ensure!(books.settle().await? == 0);
+    books.apply(&chains, &[final_at(2, at(4, vec![]))]).await?;
+    ensure!(store::chains_to_settle(&books.pool.get().await?).await? == [CHAIN]);
+    ensure!(books.settle().await? == 1);
+    Ok(())
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_is_settled_when_what_confirmed_it_has_left_and_others_are_not() -> Result<()> {

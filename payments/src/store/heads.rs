@@ -44,9 +44,11 @@ impl ChainHead {
         self.hash.map_or(self.number, |_| witnessed())
     }
 
-    /// Number of the highest block that is there and witnessed; none where nothing is known of witnesses, or no block is left.
+    /// Number of the highest block that is there, witnessed and, where nodes call blocks so, final; none where nothing is known
+    /// of witnesses, or no block is left.
     pub fn known_to_stand(&self) -> Option<u64> {
-        self.hash.and(self.witnessed).map(|witnessed| witnessed.min(self.number))
+        let witnessed = self.hash.and(self.witnessed)?.min(self.number);
+        Some(self.finalized.map_or(witnessed, |finalized| finalized.min(witnessed)))
     }
 
     /// Whether a replayed block is one of those that may come again with another content.

@@ -180,7 +180,8 @@ pub async fn chains_to_settle(db: &impl GenericClient) -> Result<Vec<ChainId>, F
         .prepare_cached(
             // As in `ChainHead::known_to_stand`.
             "SELECT chain_id FROM chain_heads h WHERE hash IS NOT NULL AND witnessed_number IS NOT NULL
-                 AND EXISTS (SELECT FROM to_settle t WHERE t.chain_id = h.chain_id AND t.due <= least(h.witnessed_number, h.number))
+                 AND EXISTS (SELECT FROM to_settle t
+                     WHERE t.chain_id = h.chain_id AND t.due <= least(h.witnessed_number, h.number, h.finalized_number))
              ORDER BY chain_id",
         )
         .await?;

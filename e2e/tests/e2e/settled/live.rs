@@ -85,6 +85,9 @@ async fn a_sweep_settles_once_told_twice_or_too_early_beside_a_kill_a_reorg_and_
     up.check()?;
     ensure!(!life(&lab, early.id()).await?.contains(&"payment.settled".to_owned()), "it is not confirmed");
     lab.node.mine(8).await?;
+    api.until(early.id(), "confirmed").await?;
+    // Anvil calls a block final that has 64 above it.
+    lab.node.mine(64).await?;
     let settled = api.until(early.id(), "settled").await?;
     let hash = format!("0x{}", Uuid::parse_str(&sweep.sweep_id)?.simple().to_string().repeat(2));
     ensure!(

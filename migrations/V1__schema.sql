@@ -1087,7 +1087,7 @@ CREATE TABLE sweep_holds (
 CREATE INDEX transfers_of_number ON transfers (chain_id, block_number) WHERE listed;
 -- Dust beside a payment, or at a static address, without what is not listed there.
 CREATE INDEX transfers_dust_of_payment ON transfers (payment_id) WHERE listed AND below_minimum AND NOT removed;
-CREATE INDEX transfers_dust_of_address ON transfers (deposit_address)
+CREATE INDEX transfers_dust_of_address ON transfers (deposit_address, block_timestamp)
     WHERE payment_id IS NULL AND listed AND below_minimum AND NOT removed;
 -- What a sweep would move may have been taken back, and what was planned in a cheap hour may wait for the next one.
 CREATE INDEX outgoing_without_funds ON outgoing (chain_id) WHERE told = 'insufficient funds';

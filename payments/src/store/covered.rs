@@ -77,9 +77,10 @@ pub async fn covered_payments(
 ) -> Result<Vec<CoveredPayment>, Failure> {
     let statement = db
         .prepare_cached(
-            // What is confirmed has arrived before what is not, and what is in time before what is late. Whatever else has arrived up to
-            // the block that reaches the amount is in the balance too, and what arrives later has left with none of that. As
-            // `swept::covering` does, it takes the first transaction with which all of that had left.
+            // What is confirmed has arrived before what is not, and what is in time before what is late. Whatever else has
+            // arrived up to the block that reaches the amount is in the balance too, and what arrives later has left with none
+            // of that. As `swept::covering` does, it takes the first transaction with which all of that had left. Of a token
+            // that is not listed anyone can make any number of transfers: the index of dust has none.
             "SELECT p.id, reached.arrived::text, by.transaction_hash, by.block_hash, by.block_number, by.block_timestamp, by.fee::text
              FROM unnest($2::bytea[], $3::bytea[]) AS a (address, token)
              JOIN payments p ON p.address = a.address AND p.deposit_address IS NULL
@@ -91,7 +92,7 @@ pub async fn covered_payments(
                  WHERE confirmed >= greatest(p.amount - p.underpaid_tolerance, 1) ORDER BY block_number LIMIT 1) AS reached
              CROSS JOIN LATERAL (
                  SELECT coalesce(sum(amount), 0) AS amount FROM transfers
-                 WHERE payment_id = p.id AND NOT (listed AND NOT below_minimum) AND NOT removed AND listed
+                 WHERE payment_id = p.id AND listed AND below_minimum AND NOT removed
                      AND chain_id = p.chain_id AND coalesce(token_address, '') = a.token
                      AND block_number <= reached.block_number) AS beside
              CROSS JOIN LATERAL (
@@ -319,8 +320,9 @@ async fn deposits_from(
                      ORDER BY created_at FETCH FIRST $6 ROWS WITH TIES) AS page) AS d
              LEFT JOIN LATERAL (
                  SELECT sum(amount) AS amount FROM transfers
-                 WHERE deposit_address = $1 AND payment_id IS NULL AND NOT removed AND listed AND chain_id = $2
-                     AND coalesce(token_address, '') = $3 AND block_timestamp > d.since AND block_timestamp <= d.created_at
+                 WHERE deposit_address = $1 AND payment_id IS NULL AND listed AND below_minimum AND NOT removed
+                     AND chain_id = $2 AND coalesce(token_address, '') = $3
+                     AND block_timestamp > d.since AND block_timestamp <= d.created_at
              ) AS beside ON d.created_at > d.since
              ORDER BY d.created_at, d.number, d.id",
         )

@@ -10,6 +10,7 @@ use payments::lifecycle::{Input, step};
 use payments::store::{self, CoveredPayment, KnownTransfer, OrphanTransfer, Reach};
 use payments::swept::SweptAsset;
 use payments::{Payment, Settlement, events::state_for_records};
+use runtime::db::{self, lock};
 use runtime::{Failure, stage};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::mpsc::Sender;
@@ -28,6 +29,9 @@ const MAX_ADDRESSES: usize = 200;
 const MAX_SETTLED: usize = 500;
 /// Addresses at which nothing can be settled that a turn passes over.
 const MAX_FAULTS: usize = 10;
+/// How long it waits for what others keep while it holds the chain's head: less than Postgres does before it ends one of those
+/// that wait for each other (`deadlock_timeout`, 1 s).
+const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a chain's payments are settled before others have their turn.
 const TURN: Duration = Duration::from_secs(5);
 /// How soon a chain is looked at again that has an address which can't be settled.
@@ -119,13 +123,23 @@ pub async fn settle_some(pool: &Pool, chain: ChainId) -> Result<Settled, Failure
     settle_up_to(pool, chain, MAX_ADDRESSES).await
 }
 
+/// Does nothing where others keep what it needs: they may wait for the head that it holds. A fold of several chains has a
+/// payment of a chain, to which something has come on another, before it has that chain's head.
 async fn settle_up_to(pool: &Pool, chain: ChainId, limit: usize) -> Result<Settled, Failure> {
+    match try_to_settle(pool, chain, limit).await {
+        Err(Failure::Retry(cause)) if db::is_lock_timeout(&cause) => Ok(Settled::default()),
+        outcome => outcome,
+    }
+}
+
+async fn try_to_settle(pool: &Pool, chain: ChainId, limit: usize) -> Result<Settled, Failure> {
     let mut client = pool.get().await?;
     let tx = client.transaction().await?;
     // First, as in the fold. Nothing of a chain is confirmed that has no head yet.
     let Some(up_to) = store::lock_head(&tx, chain).await?.and_then(|head| head.known_to_stand()) else {
         return Ok(Settled::default());
     };
+    lock::limit_waiting(&tx, LOCK_TIMEOUT).await?;
     let assets = store::take_to_settle(&tx, chain, up_to, limit).await?;
     let mut covered = store::covered_payments(&tx, chain, &assets, up_to).await?;
     let static_addresses = store::static_addresses(&tx, &assets).await?;
@@ -143,6 +157,7 @@ async fn settle_up_to(pool: &Pool, chain: ChainId, limit: usize) -> Result<Settl
             have_more.push((asset, up_to));
         }
     }
+    again.extend(have_more);
     let (events, waiting) = settle(&tx, &covered).await?;
     // They are behind what was looked through, and not settled.
     let static_addresses: Vec<_> = waiting.iter().map(|asset| asset.address).collect();
@@ -157,7 +172,6 @@ async fn settle_up_to(pool: &Pool, chain: ChainId, limit: usize) -> Result<Settl
 /// Settles payments; returns the number of events, and where it waits for what was told before the database went back.
 async fn settle(
     db: &deadpool_postgres::Transaction<'_>,
-    again.extend(have_more);
     covered: &[CoveredPayment],
 ) -> Result<(usize, BTreeSet<SweptAsset>), Failure> {
     let covered: HashMap<Uuid, &CoveredPayment> = covered.iter().map(|covered| (covered.id, covered)).collect();

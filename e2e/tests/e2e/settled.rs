@@ -1,5 +1,6 @@
 //! What sweeps have moved in final blocks settles the payments that it covers, once.
 
+mod backlog;
 mod live;
 
 use crate::books::{Books, CHAINS, X, X_LISTED, block, block_hash, chains, payments, static_addresses};
@@ -251,7 +252,6 @@ async fn what_a_restarted_chain_takes_back_is_settled_no_more_until_it_is_there_
     ensure!(of(10).eq(life), "{:?}", of(10).collect::<Vec<_>>());
     Ok(())
 }
-}
 
 /// The sweeper may be ahead of the confirmer: it told of a block that is final and that the confirmer had not read.
 #[tokio::test(flavor = "multi_thread")]
@@ -282,6 +282,7 @@ async fn what_has_left_in_a_block_settles_once_that_is_final_where_nodes_call_bl
     ensure!(store::chains_to_settle(&books.pool.get().await?).await? == [CHAIN]);
     ensure!(books.settle().await? == 1);
     Ok(())
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_is_settled_when_what_confirmed_it_has_left_and_others_are_not() -> Result<()> {

@@ -50,6 +50,12 @@ fn remedy(code: &SqlState) -> Option<&'static str> {
     }
 }
 
+/// Whether a statement waited too long for a lock.
+pub fn is_lock_timeout(error: &anyhow::Error) -> bool {
+    let code = error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>()?.code());
+    code == Some(&SqlState::LOCK_NOT_AVAILABLE)
+}
+
 fn passes(code: &SqlState) -> bool {
     TRANSIENT.contains(&&code.code()[..2]) || *code == SqlState::LOCK_NOT_AVAILABLE
 }

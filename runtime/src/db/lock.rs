@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use deadpool_postgres::GenericClient;
+use std::time::Duration;
 
 /// Held while migrating.
 pub const MIGRATIONS: i64 = 7_233_017;
@@ -33,6 +34,17 @@ pub async fn take_turn(db: &impl GenericClient, kind: i32, name: &str) -> Result
     let sql = "SELECT pg_advisory_xact_lock($1, hashtext($2)) FROM set_config('lock_timeout', '2s', true)";
     let statement = db.prepare_cached(sql).await?;
     db.execute(&statement, &[&kind, &name]).await?;
+    Ok(())
+}
+
+/// Has this transaction wait for no lock for longer than this, from here on: who holds what others need may be what they wait
+/// for.
+///
+/// # Errors
+/// When the database fails.
+pub async fn limit_waiting(db: &impl GenericClient, limit: Duration) -> Result<(), Failure> {
+    let statement = db.prepare_cached("SELECT set_config('lock_timeout', $1, true)").await?;
+    db.execute(&statement, &[&format!("{}ms", limit.as_millis())]).await?;
     Ok(())
 }
 

@@ -17,6 +17,7 @@ mod server;
 mod shared_look;
 mod tls;
 
+pub use error::is_lock_timeout;
 pub use gate::{Gate, Lineage};
 pub use in_time::{WRITE_TIMEOUT, answered, in_time};
 pub use lowest::LowestId;

@@ -7,6 +7,7 @@
 mod history;
 mod text;
 
+use super::error::is_lock_timeout;
 use super::lock;
 use super::primary::Primary;
 use anyhow::Context as _;
@@ -14,7 +15,6 @@ use refinery::{Migration, Runner, Target};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 
 /// How long a statement in a transaction waits for a lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -148,9 +148,4 @@ async fn take_turn(client: &Client) -> Result<(), tokio_postgres::Error> {
         tokio::time::sleep(TURN_INTERVAL).await;
     }
     Ok(())
-}
-
-fn is_lock_timeout(error: &anyhow::Error) -> bool {
-    let code = error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>()?.code());
-    code == Some(&SqlState::LOCK_NOT_AVAILABLE)
 }

@@ -72,12 +72,21 @@ async fn transfers_of_tokens_that_are_not_listed_are_not_read_to_settle_a_paymen
     books.apply(&chains, &[at(1, vec![x(1, 0, to.address, 2), x(1, 1, paid.address, 2), x(1, 2, paid.address, 100)])]).await?;
     books.apply(&chains, &[at(2, vec![x(2, 0, to.address, 10)])]).await?;
     let mut client = books.pool.get().await?;
-    let spam = "INSERT INTO transfers (chain_id, block_hash, transaction_hash, source, index, payment_id, deposit_address, block_number,
-                    block_timestamp, transaction_index, token_address, sender, amount, credited, listed)
-                SELECT 1, t.block_hash, t.transaction_hash, 'log', 10000 * (1 + t.index) + n, t.payment_id, t.deposit_address, 1, 1001, 0,
-                    decode(repeat('99', 20), 'hex'), t.sender, 1, false, false
+    let spam = "INSERT INTO transfers (chain_id, block_hash, transaction_hash, source, index, payment_id, deposit_address,
+                    block_number, block_timestamp, transaction_index, token_address, sender, amount, credited, listed)
+                SELECT 1, t.block_hash, t.transaction_hash, 'log', 10000 * (1 + t.index) + n, t.payment_id, t.deposit_address,
+                    1, 1001, 0, decode(repeat('99', 20), 'hex'), t.sender, 1, false, false
                 FROM transfers t, generate_series(1, 5000) AS n WHERE t.below_minimum";
     ensure!(client.execute(spam, &[]).await? == 10_000);
+    // Of a chain with many payments few transfers are of these.
+    let others = "INSERT INTO transfers (chain_id, block_hash, transaction_hash, source, index, payment_id, block_number,
+                      block_timestamp, transaction_index, token_address, sender, amount, credited, listed)
+                  SELECT 1, t.block_hash, t.transaction_hash, 'log', 100000 + n, p.id, n / 100, 1001, 0, t.token_address,
+                      t.sender, 1, true, true
+                  FROM transfers t, generate_series(1, 20000) AS n, payments p
+                  WHERE t.payment_id = $1 AND t.below_minimum AND t.listed AND p.id = $2";
+    let other = crate::books::payments().into_iter().find(|payment| payment.id != paid.id).context("another payment")?;
+    ensure!(client.execute(others, &[&paid.id.0, &other.id.0]).await? == 20_000);
     client.batch_execute("ANALYZE transfers").await?;
     books.sweep(&[moved(to.address, Some(X), 12, 2), moved(paid.address, Some(X), 102, 2)]).await?;
     let transaction = client.transaction().await?;

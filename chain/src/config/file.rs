@@ -87,10 +87,10 @@ impl ChainEntry {
             max_lag_s,
             verify,
             traces,
-            sweeping: SweepingEntry { treasury, at, max_fee, minimum },
+            sweeping: SweepingEntry { treasury, at, max_fee, minimum, l1_fee },
             tokens,
         } = self.rest;
-        let max_fee = max_fee.unwrap_or(preset.max_fee);
+        let (max_fee, l1_fee) = (max_fee.unwrap_or(preset.max_fee), l1_fee.unwrap_or(preset.l1_fee));
         Chain {
             name: self.name,
             id,
@@ -106,7 +106,7 @@ impl ChainEntry {
             max_lag: max_lag_s.or(preset.max_lag_s).map(Duration::from_secs),
             verify: verify.unwrap_or(preset.verify),
             traces,
-            sweeping: Sweeping { treasury, at, max_fee, minimum, l1_fee: preset.l1_fee },
+            sweeping: Sweeping { treasury, at, max_fee, minimum, l1_fee },
             tokens,
             doubts: BTreeMap::new(),
         }
@@ -223,6 +223,7 @@ struct RawChain {
     sweep_at: Option<SweepAt>,
     max_fee: Option<Scalar<Decimal>>,
     sweep_minimum: Option<Scalar<Decimal>>,
+    l1_fee: Option<Scalar<Decimal>>,
     #[serde(default)]
     tokens: Tokens,
 }
@@ -244,7 +245,8 @@ impl RawChain {
         let tiers = tiers::check(self.tiers, COIN_DECIMALS)?;
         let min_transfer = tiers::amount("min_transfer", self.min_transfer, COIN_DECIMALS)?.unwrap_or_default();
         let minimum = tiers::amount("sweep_minimum", self.sweep_minimum, COIN_DECIMALS)?;
-        let sweeping = sweeping::check(self.treasury, self.sweep_at, self.max_fee, minimum, &self.tokens)?;
+        let l1_fee = tiers::amount("l1_fee", self.l1_fee, COIN_DECIMALS)?;
+        let sweeping = sweeping::check(self.treasury, self.sweep_at, self.max_fee, minimum, l1_fee, &self.tokens)?;
         Ok(ChainEntry {
             name: self.name.0.0,
             chain_id: self.chain_id.map(|Whole(id)| ChainId(id.get())),

@@ -30,6 +30,7 @@ const WHOLE: &str = "
   sweep_at: finalized
   max_fee: 12.5
   sweep_minimum: 0.02
+  l1_fee: 0.0001
   tokens:
     - { symbol: USDC, address: 0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48, decimals: 6 }
     - symbol: USDT
@@ -54,8 +55,8 @@ fn every_key_arrives_and_presets_fill_the_rest() {
     assert_eq!((mine.policy, mine.verify, mine.start_block), (Policy::Confirmations(32), Verify::Auto, None));
 
     let treasury = Some(Address::repeat_byte(0x77));
-    let (max_fee, minimum) = (12_500_000_000, Amount::from_decimal("0.02", 18));
-    let sweeping = Sweeping { treasury, at: SweepAt::Finalized, max_fee, minimum, l1_fee: Amount::ZERO };
+    let (max_fee, minimum, l1_fee) = (12_500_000_000, Amount::from_decimal("0.02", 18), Amount::from(100_000_000_000_000));
+    let sweeping = Sweeping { treasury, at: SweepAt::Finalized, max_fee, minimum, l1_fee };
     assert_eq!(ethereum.sweeping, sweeping);
     assert_eq!(
         mine.sweeping,

@@ -18,6 +18,7 @@ pub(super) struct SweepingEntry {
     pub at: SweepAt,
     pub max_fee: Option<u128>,
     pub minimum: Option<Amount>,
+    pub l1_fee: Option<Amount>,
 }
 
 /// Checks the keys of a chain.
@@ -30,6 +31,7 @@ pub(super) fn check(
     at: Option<SweepAt>,
     max_fee: Option<Scalar<Decimal>>,
     minimum: Option<Amount>,
+    l1_fee: Option<Amount>,
     tokens: &Tokens,
 ) -> Result<SweepingEntry, String> {
     let treasury = treasury.map(|Scalar(TreasuryAddress(address))| address);
@@ -47,5 +49,5 @@ pub(super) fn check(
             }
         }
     };
-    Ok(SweepingEntry { treasury, at: at.unwrap_or_default(), max_fee: max_fee.map(wei).transpose()?, minimum })
+    Ok(SweepingEntry { treasury, at: at.unwrap_or_default(), max_fee: max_fee.map(wei).transpose()?, minimum, l1_fee })
 }

@@ -896,6 +896,8 @@ CREATE TABLE outgoing (
     nonce           bigint,
     -- A transaction that does nothing is to take its nonce.
     dropping        boolean NOT NULL DEFAULT false,
+    -- It is not to be signed: it is dropped soon.
+    withheld        boolean NOT NULL DEFAULT false,
     -- The most that a unit of gas may cost of what pays, in wei, where its sender can't pay all that the settings allow.
     max_fee         numeric(39, 0) CHECK (max_fee > 0),
     -- A node asked for more than the last attempt offers.
@@ -1013,6 +1015,8 @@ CREATE TABLE sweeps (
     -- It is to be dropped and planned anew: a reorg took back what it was to move, gas costs more by now than it leaves for that,
     -- the treasury is another, a hold covers it, or a person says so (ctrip sweep drop).
     replan        boolean NOT NULL DEFAULT false,
+    -- Its address could not pay for it when that was said, though nothing was taken back: once it is dropped, it is set aside.
+    unpaid        boolean NOT NULL DEFAULT false,
     -- It has failed, or was dropped: nothing leaves its address until a person says so (ctrip sweep retry).
     set_aside     boolean NOT NULL DEFAULT false,
     -- What became of it was read from sweep.events by a database that went back. Whether a person has looked since is not
@@ -1028,7 +1032,7 @@ CREATE TABLE sweeps (
 );
 CREATE UNIQUE INDEX sweeps_open ON sweeps (chain_id, address, token_address) WHERE state = 'open';
 CREATE INDEX sweeps_of_address ON sweeps (chain_id, address, token_address) WHERE state = 'final';
-CREATE INDEX sweeps_to_treasury ON sweeps (chain_id, treasury) WHERE state = 'final';
+CREATE INDEX sweeps_to_treasury ON sweeps (chain_id, treasury, ended_at, id) WHERE state <> 'open';
 CREATE INDEX sweeps_ended ON sweeps (chain_id, ended_at, id) WHERE state <> 'open';
 CREATE INDEX sweeps_open_to ON sweeps (chain_id, treasury) WHERE state = 'open';
 CREATE INDEX sweeps_replanned ON sweeps (chain_id) WHERE state = 'open' AND replan;
@@ -1039,7 +1043,7 @@ CREATE INDEX sweeps_set_aside ON sweeps (chain_id, address) WHERE set_aside;
 CREATE FUNCTION end_sweep() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE sweeps SET state = NEW.state, ended_at = now(),
-        set_aside = NEW.state = 'failed' OR NEW.state = 'dropped' AND NOT replan
+        set_aside = NEW.state = 'failed' OR NEW.state = 'dropped' AND (NOT replan OR unpaid)
     WHERE outgoing = NEW.id AND state = 'open';
     INSERT INTO sweep_candidates (chain_id, address) VALUES (NEW.chain_id, NEW.sender)
     -- A planner that has seen it under way, and forgets it for that, finds it changed.
@@ -1066,8 +1070,11 @@ CREATE TABLE sweep_candidates (
     chain_id bigint NOT NULL,
     address  bytea NOT NULL CHECK (octet_length(address) = 20),
     look_at  bigint NOT NULL DEFAULT 0,
+    -- When it was looked at last, the chain had less there than has arrived and not left.
+    missing  boolean NOT NULL DEFAULT false,
     PRIMARY KEY (chain_id, address)
 );
+CREATE INDEX sweep_candidates_missing ON sweep_candidates (chain_id) WHERE missing;
 CREATE INDEX sweep_candidates_due ON sweep_candidates (chain_id, look_at);
 
 -- What is not swept until somebody releases it: all that these columns name, where null is any.

@@ -184,6 +184,27 @@ fn what_the_sender_cannot_pay_for_is_not_raised_until_it_is_taken() {
     assert!(case.after(60).iter().any(|action| matches!(action, Action::Sign(_))));
 }
 
+/// Thousands of such would keep the engine from all else.
+#[test]
+fn what_the_sender_cannot_pay_for_is_sent_again_ever_more_rarely() {
+    let mut case = Case::queued();
+    case.tell(attempt(1, NONCE, 21, false));
+    case.tell(Input::Acknowledged(hash(1)));
+    let mut sent = Vec::new();
+    for _ in 0..2_000 {
+        if case.after(1).contains(&Action::Broadcast(hash(1))) {
+            sent.push(case.now);
+            case.tell(Input::Answer(hash(1), Answer::InsufficientFunds { overshot: None }));
+            let pause = case.outgoing.due_at(&PACE).unwrap() - case.now;
+            assert!((10..=200).contains(&pause), "{pause}");
+        }
+    }
+    let pauses: Vec<u64> = sent.windows(2).map(|sent| sent[1] - sent[0]).collect();
+    assert!(pauses.is_sorted() && pauses.len() > 5 && pauses[..2] == [10, 10] && pauses.ends_with(&[200, 200]), "{pauses:?}");
+    case.tell(Input::Answer(hash(1), Answer::Accepted));
+    assert!(case.after(10).contains(&Action::Broadcast(hash(1))), "as often as any other");
+}
+
 #[test]
 fn what_a_reorg_takes_back_is_sent_again_at_once() {
     let mut case = Case::sent(21);

@@ -33,7 +33,8 @@
 //! 7. **Where blocks say what can't be, one is frozen** (`outgoing.frozen`), and where blocks are missing, it is `lost` until a
 //!    receipt is found: nothing that pays is signed then, and a person is told. Where a record contradicts a row, its lane is.
 //!
-//! It knows no payments: what to send, and from where, others say (`Kind`), and what may be signed at all (`work::Rule`).
+//! It knows no payments: what to send, and from where, others say (`Kind`), and what may be signed at all (`work::Rule`); and what of
+//! that is not to be signed any more (`outgoing.withheld`), until they drop it.
 //!
 //! Whoever runs it reads the records back before anything else: else what a database that went back has lost would be signed
 //! anew with another nonce.

@@ -4,6 +4,7 @@
 use super::answers::Answer;
 use super::fees::{Fees, MIN_RAISE, Market};
 use alloy::primitives::{B256, U256};
+use chain::Chain;
 use topics::BlockRef;
 
 /// What one is for. A filler ([`Kind::Gap`]) pays nobody: it sends nothing to its sender, for a nonce that would hold up the
@@ -253,6 +254,13 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// Where chains.yaml says nothing.
+    pub const USUAL: Self = Self { max_fee: 500_000_000_000, raise: 125, resend_after: 30, stuck_after: 60, raise_after: 5 };
+
+    pub fn of(chain: &Chain) -> Self {
+        Self { max_fee: chain.sweeping.max_fee, ..Self::USUAL }
+    }
+
     /// The most that what pays may offer: so much less than `max_fee` that what cancels it can be a raise above.
     pub fn max_payload_fee(&self) -> u128 {
         self.max_fee.saturating_mul(1000) / (1000 + u128::from(self.raise.max(MIN_RAISE)))

@@ -192,6 +192,10 @@ pub async fn take(tx: &impl GenericClient, signed: &Signed, pace: &Pace) -> Resu
     if let Err(contradiction) = after.take_back(attempt) {
         return Ok(Taken::Contradicts(*id, contradiction));
     }
+    if is_new && *kind == Kind::Sweep && !cancels {
+        // It has as much for its gas as the plan has left there: twice of what the first attempt offers, at the price of then.
+        store::limit_fee(tx, &[*id], read.fees.cap.saturating_mul(2)).await?;
+    }
     insert(tx, signed).await?;
     store::save(tx, *id, &stored.outgoing, &after, pace).await?;
     Ok(if is_new { Taken::Row } else { Taken::Attempt })

@@ -20,6 +20,9 @@ use super::outgoing::{Action, Attempt, Contradiction, Input, Kind, Mined, Moment
 use alloy::primitives::B256;
 use topics::BlockRef;
 
+/// How many times longer than usual what its sender can't pay for waits at most.
+const MAX_UNPAID_PAUSES: u64 = 20;
+
 /// What an input led to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -307,7 +310,7 @@ impl Outgoing {
         if !self.waits_for_block() {
             return None;
         }
-        let wait = if self.underpriced { pace.resend_after.min(pace.raise_after) } else { pace.resend_after };
+        let wait = if self.underpriced { pace.resend_after.min(pace.raise_after) } else { self.resend_after(pace) };
         let last_sent = self.sendable().next_back().and_then(|attempt| attempt.last_sent);
         let last_sent = last_sent.filter(|_| self.newest().is_some_and(|newest| newest.acknowledged));
         Some(last_sent.map_or(0, |sent| sent.saturating_add(wait)))
@@ -353,12 +356,30 @@ impl Outgoing {
     /// pay for it, the last that one took comes first: pools that have forgotten it take it again.
     fn unsent(&self, moment: &Moment) -> Vec<&Attempt> {
         let Some(newest) = self.sendable().next_back() else { return Vec::new() };
-        let is_due = newest.last_sent.is_none_or(|sent| moment.time.saturating_sub(sent) >= moment.pace.resend_after);
-        if !is_due {
+        let pause = self.resend_after(&moment.pace);
+        if newest.last_sent.is_some_and(|sent| moment.time.saturating_sub(sent) < pause) {
             return Vec::new();
         }
-        let taken = self.sendable().rfind(|attempt| attempt.accepted.is_some()).filter(|taken| taken.hash != newest.hash);
-        taken.into_iter().chain([newest]).collect()
+        self.taken_before(newest).into_iter().chain([newest]).collect()
+    }
+
+    /// The last that a node took, if it is not this one.
+    fn taken_before(&self, newest: &Attempt) -> Option<&Attempt> {
+        self.sendable().rfind(|attempt| attempt.accepted.is_some()).filter(|taken| taken.hash != newest.hash)
+    }
+
+    /// When the newest is sent again. What its sender can't pay for waits longer and longer, unless another one waits in pools:
+    /// thousands of such would keep the engine from all else.
+    fn resend_after(&self, pace: &Pace) -> u64 {
+        let newest = self.sendable().next_back().filter(|newest| self.taken_before(newest).is_none());
+        let sent = newest.and_then(|newest| newest.first_sent.zip(newest.last_sent));
+        match (self.told, sent) {
+            (Some(Notice::InsufficientFunds { .. }), Some((first, last))) => {
+                let longest = pace.resend_after.saturating_mul(MAX_UNPAID_PAUSES);
+                last.saturating_sub(first).clamp(pace.resend_after, longest.max(pace.resend_after))
+            }
+            _ => pace.resend_after,
+        }
     }
 
     /// What replaces the newest attempt, if it is time for it. One that was not sent yet is waited for.

@@ -161,7 +161,8 @@ pub async fn limit_fee(db: &impl GenericClient, queued: &[Uuid], max_fee: u128) 
 pub async fn due_lanes(db: &impl GenericClient, chain: ChainId, now: u64, limit: usize) -> Result<Vec<LaneId>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT l.sender FROM (SELECT DISTINCT sender FROM outgoing WHERE chain_id = $1 AND due_at <= $2) o
+            "SELECT l.sender FROM (SELECT DISTINCT sender FROM outgoing
+                 WHERE chain_id = $1 AND due_at <= $2 AND NOT (state = 'queued' AND withheld)) o
              JOIN outgoing_lanes l ON l.chain_id = $1 AND l.sender = o.sender
              WHERE l.next_at <= $2 AND l.frozen IS NULL
                  AND NOT EXISTS (SELECT FROM outgoing_chains WHERE chain_id = $1 AND frozen IS NOT NULL)
@@ -302,13 +303,22 @@ pub async fn due(tx: &impl GenericClient, lane: &LaneId, now: u64, limit: usize,
               ORDER BY state IN ('signed', 'broadcast') DESC, due_at, nonce LIMIT $4)
              UNION ALL
              (SELECT id FROM outgoing WHERE chain_id = $1 AND sender = $2 AND state = 'queued' AND due_at <= $3
-              ORDER BY due_at, place LIMIT $5)",
+                  AND NOT withheld ORDER BY due_at, place LIMIT $5)",
         )
         .await?;
     let (chain, sender) = lane.parameters();
     let [limit, room] = [limit, room].map(|most| i64::try_from(most).unwrap_or(i64::MAX));
     let rows = tx.query(&statement, &[&chain, &sender, &bigint(now), &limit, &room]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Whether one is still to be signed. Whoever withholds it meanwhile waits until it is.
+///
+/// # Errors
+/// When the database fails.
+pub async fn may_sign(tx: &impl GenericClient, id: Uuid) -> Result<bool, Failure> {
+    let sql = "SELECT FROM outgoing WHERE id = $1 AND NOT withheld FOR NO KEY UPDATE";
+    Ok(tx.query_opt(&tx.prepare_cached(sql).await?, &[&id]).await?.is_some())
 }
 
 /// The lane of a transaction; `None` if there is none with this id.

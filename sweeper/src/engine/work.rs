@@ -239,6 +239,9 @@ impl Engine {
         if stored.outgoing.nonce.is_none() && lane.in_flight >= self.max_in_flight {
             return Ok(Vec::new());
         }
+        if stored.outgoing.nonce.is_none() && !store::may_sign(tx, stored.id).await? {
+            return Ok(Vec::new());
+        }
         let next = || lane.counted.map(|counted| next_nonce(counted, lane.given, lane.foreign));
         let signed = match order.nonce.or_else(next) {
             Some(nonce) => self.signed_bytes(stored, nonce, order).await.map(|signed| (nonce, signed)),

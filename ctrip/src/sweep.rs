@@ -17,6 +17,8 @@ use uuid::Uuid;
 
 /// Sweeps that `status` lists.
 const MAX_LISTED: usize = 50;
+/// Addresses of each chain that `status` names of those that have less than they should.
+const MAX_MISSING: i32 = 10;
 
 #[derive(clap::Subcommand)]
 pub enum SweepCommand {
@@ -111,7 +113,8 @@ pub async fn run(settings: &Settings, command: SweepCommand) -> anyhow::Result<(
             ensure!(is_open, "no sweep {sweep} that is not over; `ctrip sweep status` lists them");
             println!(
                 "a running sweeper drops it in its next turn, and plans its address anew once it is dropped; what is signed \
-                 takes a cancellation, and may be mined before. `ctrip sweep hold` keeps the money where it is"
+                 takes a cancellation, which its address pays, and may be mined before. What its address could not pay for is \
+                 set aside then. `ctrip sweep hold` keeps the money where it is"
             );
         }
         SweepCommand::Retry { sweep, chain } => {
@@ -216,9 +219,10 @@ async fn plan(
 
 async fn plan_of(db: &Client, chain: &Chain, treasury: Address, accounts: Vec<String>) -> anyhow::Result<ShownPlan> {
     let rpc = Rpc::of(chain);
-    let (gas_limit, refused) = match estimate_gas(&rpc, treasury).await {
+    let payer = plan::store::due(db, chain.id, u64::MAX, 1).await?.pop();
+    let (gas_limit, refused) = match estimate_gas(&rpc, treasury, payer).await {
         Ok(gas_limit) => (gas_limit, None),
-        Err(refused) => (plan::settings::DEFAULT_GAS, Some(base::error_chain(&refused))),
+        Err(refused) => (None, Some(base::error_chain(&refused))),
     };
     let refused = match plan::check_treasury(db, treasury, &accounts).await? {
         Some(later) => Some(later.to_string()),
@@ -246,7 +250,7 @@ async fn plan_of(db: &Client, chain: &Chain, treasury: Address, accounts: Vec<St
         treasury,
         waits,
         accounts: terms.accounts.clone(),
-        gas_limit,
+        gas_limit: terms.terms.gas_limit,
         most: Amount::new(terms.terms.reserve()),
         now: price.map(|price| Amount::new(terms.terms.cost(price))),
         l1_fee: chain.sweeping.l1_fee,
@@ -265,6 +269,7 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::UnderWay => "under way",
         Verdict::Held => "held",
         Verdict::SetAside => "set aside",
+        Verdict::Missing => "not there by the chain's balance",
     }
 }
 
@@ -356,13 +361,18 @@ async fn status(db: &Client, chain: Option<ChainId>, json: bool) -> anyhow::Resu
     let (unfinished, all) = admin::unfinished(db, chain, MAX_LISTED).await?;
     let waiting = admin::waiting(db, chain).await?;
     let holds = admin::listed_holds(db).await?;
+    let missing = admin::missing(db, chain, MAX_MISSING).await?;
     if json {
         let counts = counts.iter().map(|(state, count)| {
             json!({ "chain_id": count.chain.0, "state": state, "count": count.count, "amount": count.amount.to_string() })
         });
         let holds = holds.iter().map(|hold| json!({ "id": hold.id, "holds": named(&hold.hold), "reason": hold.reason }));
         let waiting = waiting.iter().map(|(chain, waits)| json!({ "chain_id": chain.0, "waits": waits }));
+        let missing = missing.iter().map(|(chain, count, some)| {
+            json!({ "chain_id": chain.0, "addresses": count, "some": some.iter().map(Address::to_string).collect::<Vec<_>>() })
+        });
         let shown = json!({
+            "missing": missing.collect::<Vec<_>>(),
             "waiting": waiting.collect::<Vec<_>>(),
             "unfinished_in_all": all,
             "sweeps": counts.collect::<Vec<_>>(),
@@ -377,6 +387,13 @@ async fn status(db: &Client, chain: Option<ChainId>, json: bool) -> anyhow::Resu
     };
     for (chain, waits) in &waiting {
         println!("chain {chain}: nothing is planned: {waits}");
+    }
+    for (chain, count, some) in &missing {
+        let some: Vec<String> = some.iter().map(Address::to_string).collect();
+        println!(
+            "chain {chain}: {count} addresses have less than has arrived there and not left by a sweep, and wait: {}",
+            some.join(", ")
+        );
     }
     print_table(&["chain", "sweeps", "count", "amount"], counts.iter().map(row));
     if !unfinished.is_empty() {

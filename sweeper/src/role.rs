@@ -12,8 +12,7 @@ use crate::engine::node::Nodes;
 use crate::engine::outgoing::Pace;
 use crate::engine::work::Engine;
 use crate::keys::Seeds;
-use crate::plan::settings::DEFAULT_GAS;
-use crate::plan::{check_treasury, estimate_gas};
+use crate::plan::{balances, check_treasury, estimate_gas};
 use crate::reading::{self, READING};
 use crate::records::SweepEvents;
 use crate::restore::STAGE as RESTORING;
@@ -45,18 +44,12 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Of the engines of all chains and the stage that reads; one more for keys.
 const POOL_SIZE: usize = 10;
 const KEY_POOL_SIZE: usize = 2;
-/// How long what was found of a treasury is believed.
+/// How long what was found of a treasury is believed, and how long it is not asked again where no node tells.
 const TREASURY_TTL: Duration = Duration::from_secs(600);
-/// Times in seconds, prices in wei.
-const PACE: Pace = Pace { max_fee: 500_000_000_000, raise: 125, resend_after: 30, stuck_after: 60, raise_after: 5 };
-
-/// What of a chain's settings the engine goes by.
-fn pace(chain: &Chain) -> Pace {
-    Pace { max_fee: chain.sweeping.max_fee, ..PACE }
-}
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 fn pace_of(chains: &Chains, chain: ChainId) -> Pace {
-    chains.by_id(chain).map_or(PACE, pace)
+    chains.by_id(chain).map_or(Pace::USUAL, Pace::of)
 }
 
 /// Checks the file of mnemonics, which no retry mends.
@@ -80,7 +73,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let seeds = Arc::new(Seeds::read(mnemonic_file)?);
-    let catch_up = CatchUp::new(kafka.clone(), &settings, listing.clone(), seeds.clone(), PACE)?;
+    let catch_up = CatchUp::new(kafka.clone(), &settings, listing.clone(), seeds.clone(), Pace::USUAL)?;
     let pool = db::generic_plan_pool(&settings.database_url, POOL_SIZE, CommitMode::Synchronous, Some(catch_up.gate()))?;
     let key_pool =
         db::generic_plan_pool(&settings.database_url, KEY_POOL_SIZE, CommitMode::Synchronous, Some(catch_up.gate()))?;
@@ -199,8 +192,9 @@ struct Turns {
 /// What was found of a treasury.
 #[derive(Clone)]
 struct Treasury {
-    asked: Instant,
-    gas_limit: u64,
+    ask_at: Instant,
+    /// The last that a node told.
+    gas_limit: Option<u64>,
     /// Why no sweep can be made.
     refused: Option<String>,
 }
@@ -240,32 +234,43 @@ impl OfChain {
         let accounts = self.keys.accounts().await?;
         let settings = match self.chain.sweeping.treasury {
             Some(treasury) => {
-                let Treasury { gas_limit, refused, .. } = self.ask_treasury(treasury, &accounts).await?;
+                let Treasury { gas_limit, refused, .. } = self.ask_treasury(treasury, &accounts, now).await?;
                 let price = self.engine.nodes.market().await.map(|market| market.price());
                 plan::Settings { refused, ..plan::Settings::of(&self.chain, gas_limit, price, accounts) }
             }
             // What is under way to the one of before is dropped.
-            None => plan::Settings::of(&self.chain, DEFAULT_GAS, None, accounts),
+            None => plan::Settings::of(&self.chain, None, None, accounts),
         };
-        let planned = plan::queue_due(&mut self.engine.pool.get().await?, self.chain.id, &settings, now).await?;
-        for id in planned.to_drop {
+        let chain = self.chain.id;
+        let ask = async |addresses: &[Address]| balances(&self.rpc, addresses).await;
+        let planned = plan::queue_due(&mut self.engine.pool.get().await?, chain, &settings, ask, now).await;
+        // Whatever came of it.
+        let unwanted = plan::to_drop(&self.engine.pool.get().await?, chain).await?;
+        for id in unwanted {
             drop_outgoing(&self.engine.pool, id, &self.engine.pace).await?;
         }
-        Ok(())
+        planned.map(drop)
     }
 
     /// What a sweep to the treasury takes, and whether it can be one. It is asked now and then: a contract may be made anew.
-    async fn ask_treasury(&self, treasury: Address, accounts: &[String]) -> Result<Treasury, Failure> {
+    async fn ask_treasury(&self, treasury: Address, accounts: &[String], now: u64) -> Result<Treasury, Failure> {
         let mut known = self.treasury.lock().await;
-        if let Some(known) = known.as_ref().filter(|known| known.asked.elapsed() < TREASURY_TTL) {
+        if let Some(known) = known.as_ref().filter(|known| Instant::now() < known.ask_at) {
             return Ok(known.clone());
         }
-        let later = check_treasury(&self.engine.pool.get().await?, treasury, accounts).await?;
-        let (gas_limit, refused) = match (estimate_gas(&self.rpc, treasury).await, later) {
-            (Ok(gas_limit), None) => (gas_limit, None),
-            (_, Some(refused)) | (Err(refused), None) => (DEFAULT_GAS, Some(base::error_chain(&refused))),
+        let (later, payer) = {
+            let db = self.engine.pool.get().await?;
+            let later = check_treasury(&db, treasury, accounts).await?;
+            (later, plan::store::due(&db, self.chain.id, now, 1).await?.pop())
         };
-        Ok(known.insert(Treasury { asked: Instant::now(), gas_limit, refused }).clone())
+        let (told, refused) = match (estimate_gas(&self.rpc, treasury, payer).await, later) {
+            (Ok(gas_limit), None) => (gas_limit, None),
+            (_, Some(refused)) | (Err(refused), None) => (None, Some(base::error_chain(&refused))),
+        };
+        let is_known = told.is_some() || refused.is_some();
+        let ask_at = Instant::now() + if is_known { TREASURY_TTL } else { ASK_AGAIN_AFTER };
+        let gas_limit = told.or(known.as_ref().and_then(|known| known.gas_limit));
+        Ok(known.insert(Treasury { ask_at, gas_limit, refused }).clone())
     }
 
     async fn tell(&self, now: u64) -> Result<(), Failure> {
@@ -290,7 +295,7 @@ impl Turns {
         let nodes = Nodes::new(rpc.clone(), chain.witnesses);
         let (keys, records) = (self.keys.clone(), events.clone());
         let rule = Arc::new(Allowed { listing: self.listing.clone(), chain: chain.id });
-        let engine = Engine::new(chain.id, self.pool.clone(), nodes, keys.clone(), rule, records, pace(chain));
+        let engine = Engine::new(chain.id, self.pool.clone(), nodes, keys.clone(), rule, records, Pace::of(chain));
         let engine = Engine { last_place: self.last_place.clone(), ..engine };
         let notice = |part: Part| Notice::of(format!("sweeper: {} on {}", part.as_str(), chain.name));
         let notices = Part::ALL.into_iter().map(|part| (part, Mutex::new(notice(part)))).collect();
@@ -327,6 +332,10 @@ impl Turns {
             }
             let chains = self.listing.chains();
             if !Arc::ptr_eq(&chains, &listed) {
+                // What was planned by other settings is looked at before anything of it is signed: turns begin anew, and one that
+                // is cut off loses nothing.
+                turns.clear();
+                running.clear();
                 engines.clear();
                 listed = chains;
             }
@@ -341,7 +350,6 @@ impl Turns {
                 });
             }
         }
-        // A turn that is cut off loses nothing.
         Ok(())
     }
 }

@@ -117,7 +117,10 @@ impl Endpoint {
     }
 
     /// Deserializes a result.
-    pub(crate) fn read<T: DeserializeOwned>(&self, method: &'static str, answer: &Answer) -> Result<T, RpcError> {
+    ///
+    /// # Errors
+    /// If it is of another type.
+    pub fn read<T: DeserializeOwned>(&self, method: &'static str, answer: &Answer) -> Result<T, RpcError> {
         serde_json::from_str(answer.get()).map_err(|source| self.malformed(method, source))
     }
 

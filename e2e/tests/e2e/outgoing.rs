@@ -5,6 +5,8 @@ mod books;
 mod replans;
 mod rig;
 mod sweeps;
+mod unpaid;
+mod withheld;
 
 use alloy::primitives::U256;
 use anyhow::{Result, bail, ensure};

@@ -40,11 +40,17 @@ struct Sweeping {
 
 impl Sweeping {
     async fn start() -> Result<Self> {
-        let lab = Lab::start(Plan::default()).await?;
-        let treasury = Address::from_word(keccak256(Uuid::new_v4()));
-        // So much that nothing is planned but what a test queues.
-        let chains = fs::read_to_string(&lab.env["CHAINS_FILE"])?;
-        lab.write_chains(&format!("{chains}  treasury: \"{treasury}\"\n  sweep_minimum: 1000000\n"))?;
+        Self::start_with(Plan::default()).await
+    }
+
+    async fn start_with(plan: Plan) -> Result<Self> {
+        let treasury = plan.treasury.unwrap_or_else(|| Address::from_word(keccak256(Uuid::new_v4())));
+        let lab = Lab::start(plan).await?;
+        if plan.treasury.is_none() {
+            // So much that nothing is planned but what a test queues.
+            let chains = fs::read_to_string(&lab.env["CHAINS_FILE"])?;
+            lab.write_chains(&format!("{chains}  treasury: \"{treasury}\"\n  sweep_minimum: 1000000\n"))?;
+        }
         let words = write_mnemonic(&lab.dir, "mnemonic", MNEMONIC, 0o600)?;
         let (up, api) = lab.serve("up", "sweeps").await?;
         Ok(Self { lab, up, api, words, treasury })
@@ -198,6 +204,26 @@ async fn a_sweep_is_sent_once_and_told_when_it_is_final_whenever_the_sweeper_is_
     sweeping.up.check()
 }
 
+/// One of them is emptied by hand before anything is planned.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_come_is_swept_to_the_treasury_of_chains_yaml() -> Result<()> {
+    let treasury = Some(Address::from_word(keccak256(Uuid::new_v4())));
+    let mut sweeping = Sweeping::start_with(Plan { treasury, ..Plan::default() }).await?;
+    let senders = sweeping.paid(3).await?;
+    sweeping.lab.node.call("anvil_setBalance", json!([senders[0], "0x0"])).await?;
+    let mut sweeper = sweeping.sweeper()?;
+    let finals = sweeping.until_final(2).await?;
+    let swept: BTreeSet<Vec<u8>> = finals.iter().map(|event| event.sender.to_vec()).collect();
+    ensure!(swept == senders[1..].iter().map(|sender| sender.to_vec()).collect(), "{finals:?}");
+    let number = |value: serde_json::Value| -> Result<U256> { Ok(serde_json::from_value(value)?) };
+    let balance = number(sweeping.lab.node.call("eth_getBalance", json!([sweeping.treasury, "latest"])).await?)?;
+    ensure!(balance > U256::from(2 * (PAID - DUST)) && balance < U256::from(2 * PAID), "the treasury has {balance}");
+    let status = sweeping.lab.ctrip(&["sweep", "status"])?;
+    ensure!(status.contains(&senders[0].to_string()) && status.contains("have less than"), "{status}");
+    sweeper.check()?;
+    sweeping.up.check()
+}
+
 /// Half of what it loses was queued when the backup was made, of the other half it knows nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_restored_to_before_its_sweeps_sends_none_of_them_again() -> Result<()> {
@@ -222,6 +248,9 @@ async fn a_database_that_is_restored_to_before_its_sweeps_sends_none_of_them_aga
     sweeping.until_final(senders.len()).await?;
     sweeping.check(&senders).await?;
     sweeper.check()?;
+    let limited = "SELECT count(*) FROM outgoing WHERE max_fee IS NOT NULL";
+    let limited: i64 = sweeping.pool()?.get().await?.query_one(limited, &[]).await?.get(0);
+    ensure!(limited == 3, "{limited} that it knew nothing of are raised no further than their addresses can pay");
 
     // And once more, while none runs: two put the same back. What became of each is known at once, though no block was read on.
     sweeper.kill()?;

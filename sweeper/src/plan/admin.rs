@@ -1,7 +1,7 @@
 //! What an operator sees of sweeps, and decides about them.
 
 use super::rules::Hold;
-use super::store::look_at_all;
+use super::store::{hold_columns, look_at_all, replan_held, replan_one};
 use alloy::primitives::{Address, B256};
 use deadpool_postgres::{Client, GenericClient};
 use runtime::Failure;
@@ -125,6 +125,26 @@ pub async fn waiting(db: &impl GenericClient, chain: Option<ChainId>) -> Result<
     Ok(rows.iter().map(|row| (ChainId(unsigned(row.get(0))), row.get(1))).collect())
 }
 
+/// How many addresses of each chain have less than has arrived there and not left, and so are not swept, as the sweeper found
+/// when it looked last; and some of them.
+///
+/// # Errors
+/// When the database fails.
+pub async fn missing(
+    db: &impl GenericClient,
+    chain: Option<ChainId>,
+    some: i32,
+) -> Result<Vec<(ChainId, u64, Vec<Address>)>, Failure> {
+    let sql = "SELECT chain_id, count(*), (array_agg(address ORDER BY address))[1:$2] FROM sweep_candidates
+               WHERE missing AND ($1::bigint IS NULL OR chain_id = $1) GROUP BY chain_id ORDER BY chain_id";
+    let rows = db.query(sql, &[&chain.map(|chain| bigint(chain.0)), &some]).await?;
+    let read = |row: &Row| {
+        let addresses = row.get::<_, Vec<&[u8]>>(2).into_iter().map(Address::from_slice).collect();
+        (ChainId(unsigned(row.get(0))), unsigned(row.get(1)), addresses)
+    };
+    Ok(rows.iter().map(read).collect())
+}
+
 /// All holds, the oldest first.
 ///
 /// # Errors
@@ -136,7 +156,7 @@ pub async fn listed_holds(db: &impl GenericClient) -> Result<Vec<ListedHold>, Fa
 }
 
 /// Adds a hold, or gives one that names the same another reason; returns its id. No planner that does not know of it is at work
-/// any more then. What is signed goes on.
+/// any more then, and nothing that it covers is signed. What is signed goes on.
 ///
 /// # Errors
 /// When the database fails.
@@ -146,9 +166,9 @@ pub async fn hold(db: &mut Client, hold: &Hold, reason: &str) -> Result<i64, Fai
     tx.execute("UPDATE sweep_chains SET waits = waits", &[]).await?;
     let sql = "INSERT INTO sweep_holds (chain_id, address, token_address, merchant_id, reason) VALUES ($1, $2, $3, $4, $5)
                ON CONFLICT (chain_id, address, token_address, merchant_id) DO UPDATE SET reason = EXCLUDED.reason RETURNING id";
-    let address = hold.address.as_ref().map(|address| address.as_slice());
-    let token = hold.token.as_ref().map(|token| token.as_ref().map_or([].as_slice(), |token| token.as_slice()));
-    let row = tx.query_one(sql, &[&hold.chain.map(|chain| bigint(chain.0)), &address, &token, &hold.merchant, &reason]).await?;
+    let (chain, address, token) = hold_columns(hold);
+    let row = tx.query_one(sql, &[&chain, &address, &token, &hold.merchant, &reason]).await?;
+    replan_held(&tx, hold).await?;
     tx.commit().await?;
     Ok(row.get(0))
 }
@@ -180,14 +200,14 @@ pub async fn retry(db: &impl GenericClient, sweep: Option<Uuid>, chain: Option<C
     Ok(retried)
 }
 
-/// Has a sweep dropped that is not over, in the sweeper's next turn, and its address planned anew. Returns whether there is
-/// one. If its transaction is mined before, it has happened.
+/// Has a sweep dropped that is not over, in the sweeper's next turn, and its address planned anew, unless that could not pay for
+/// it. Returns whether there is one. If its transaction is mined before, it has happened.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn drop_sweep(db: &impl GenericClient, sweep: Uuid) -> Result<bool, Failure> {
-    let sql = "UPDATE sweeps SET replan = true WHERE id = $1 AND state = 'open'";
-    Ok(db.execute(sql, &[&sweep]).await? > 0)
+    replan_one(db, sweep).await?;
+    Ok(db.query_opt("SELECT FROM sweeps WHERE id = $1 AND state = 'open'", &[&sweep]).await?.is_some())
 }
 
 /// The id of a merchant.

@@ -2,20 +2,24 @@
 //!
 //! - `rules` says what leaves an address and what stays, and is pure. `ledger` has the statement that reads what addresses
 //!   have, `store` the rows of sweeps, `moved` what a final one has moved, `settings` what chains.yaml and the treasury ask
-//!   for, `treasury` whether that can be one, `admin` what an operator sees and decides.
+//!   for, `asked` asks nodes, `treasury` says whether that can be one, `admin` what an operator sees and decides.
 //! - All that has arrived counts, stray money too: overpaid, late, unexpected, below `min_transfer`. A token that chains.yaml
 //!   does not list is never swept: anyone can make one whose transfer burns the gas that it is given.
 //! - Only addresses of accounts whose keys are held are swept; a merchant's own xpub is none of these.
-//! - The first sweep to a treasury goes alone: no other is planned before it is final. After one that came to nothing its
-//!   address waits for a person, and after several in a row the chain does.
+//! - What the chain has less of than the ledger says is not swept: its address could pay neither for the sweep nor for what
+//!   cancels it.
+//! - The first sweep to a treasury goes alone, as does each after one that came to nothing: no other is planned before it is
+//!   final, or can't be paid for. After one that came to nothing its address waits for a person, and after several in a row the
+//!   chain does.
 //! - What is planned and not over is dropped and planned anew if the treasury becomes another, or a person says so; and while
-//!   it is not signed, also if a hold covers it, or the chain waits for a person.
+//!   it is not signed, also if a hold covers it, or the chain waits for a person. It is withheld from the engine meanwhile.
 //! - An address is looked at when something has come to it, and all of them once a day: a backfill brings money in blocks that
 //!   were looked at before.
 //!
 //! Tokens wait: nobody funds their addresses yet. A static address is summed up over all that ever came to it.
 
 pub mod admin;
+pub mod asked;
 pub mod ledger;
 pub mod moved;
 pub mod rules;
@@ -29,20 +33,21 @@ use crate::engine::rows::LaneId;
 use crate::engine::store::{NewOutgoing, Queued, limit_fee, queue};
 use alloy::primitives::{Address, Bytes, U256, keccak256};
 use anyhow::anyhow;
-use deadpool_postgres::{Client, GenericClient};
+use deadpool_postgres::{Client, GenericClient, Transaction};
 use futures::{StreamExt as _, TryStreamExt as _};
 use ledger::{Of, Ripe};
 use rules::{Holding, Holds, MAX_VAIN, Verdict};
 use runtime::Failure;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use store::{Looked, NewSweep, Past};
 use tokio_postgres::IsolationLevel;
 use tokio_postgres::error::SqlState;
 use topics::ChainId;
 use uuid::Uuid;
 
+pub use asked::{balances, estimate_gas};
 pub use moved::{Moved, moved};
-pub use settings::{Settings, estimate_gas};
+pub use settings::Settings;
 pub use treasury::check_treasury;
 
 /// Addresses that are looked at in a turn.
@@ -55,6 +60,8 @@ const LOOK_AGAIN_AFTER: u64 = 30;
 const LOOK_AT_ALL_AFTER: u64 = 86_400;
 /// When an address is looked at again that would be worth a sweep if gas were cheaper; in seconds.
 const TOO_DEAR_FOR: u64 = 3600;
+/// When an address is looked at again that has less than it should; in seconds.
+const MISSING_FOR: u64 = 3600;
 /// Within so many seconds those are looked at again that could not be planned together: one of them may be why.
 const SCATTER: u64 = 600;
 
@@ -63,9 +70,6 @@ const SCATTER: u64 = 600;
 pub struct Turn {
     /// Sweeps that were queued.
     pub queued: usize,
-    /// Outgoing transactions to drop ([`drop_outgoing`](crate::engine::fold::drop_outgoing)), named again until they are. What
-    /// is at their addresses is planned anew then.
-    pub to_drop: Vec<Uuid>,
     /// Why nothing of the chain is planned.
     pub waits: Option<Waits>,
 }
@@ -82,13 +86,15 @@ pub enum Waits {
          then `ctrip sweep retry`"
     )]
     Vain,
-    #[error("no node says what gas costs")]
+    #[error("no node says what gas costs, or how much of it a sweep takes")]
     PriceUnknown,
-    #[error("a unit of gas costs {price} wei, more than max_fee, which is {max_fee}")]
+    #[error(
+        "a unit of gas costs {price} wei; what pays may offer {max_fee}, as much below max_fee as what cancels it may need"
+    )]
     TooDear { price: u128, max_fee: u128 },
     #[error(
-        "the first sweep to this treasury is not final yet, and goes alone: {0}; if it gets nowhere, `ctrip sweep status` says \
-         why, and `ctrip sweep drop` drops it"
+        "the first sweep to this treasury, or the first after one that came to nothing, is not final yet and goes alone: {0}; if \
+         it gets nowhere, `ctrip sweep status` says why, and `ctrip sweep drop` drops it"
     )]
     FirstUnderWay(Uuid),
     /// As [`settings::Refused`] says.
@@ -99,23 +105,45 @@ pub enum Waits {
 impl Waits {
     /// Whether what is not signed yet is not to be signed either, before a person has looked.
     const fn ends_what_is_unsigned(&self) -> bool {
-        matches!(self, Self::TreasuryGivenOut(_) | Self::Vain)
+        matches!(self, Self::TreasuryGivenOut(_) | Self::Vain | Self::Refused(_))
     }
 }
 
-/// Looks at what is due on a chain, and queues what is to be swept. Two planners at once do no harm.
+/// Looks at what is due on a chain, and queues what is to be swept. `balances` asks the chain what addresses have; those of which
+/// it tells nothing are not swept. Two planners at once do no harm. What is not wanted any more is noted first, and stands
+/// whatever comes of the rest: [`to_drop`] names it.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn queue_due(db: &mut Client, chain: ChainId, settings: &Settings, now: u64) -> Result<Turn, Failure> {
+pub async fn queue_due(
+    db: &mut Client,
+    chain: ChainId,
+    settings: &Settings,
+    balances: impl AsyncFn(&[Address]) -> HashMap<Address, U256>,
+    now: u64,
+) -> Result<Turn, Failure> {
     store::begin(db, chain).await?;
+    let Some(waits) = withdraw(db, chain, settings).await? else { return Ok(Turn::default()) };
+    withdraw_taken_back(db, chain, settings).await?;
+    if waits.is_some() || settings.treasury.is_none() {
+        return Ok(Turn { queued: 0, waits });
+    }
     let mut due = Vec::new();
-    let turn = turn(db, chain, settings, now, &mut due).await;
-    if turn.as_ref().is_err_and(is_of_the_data) && !due.is_empty() {
+    let planned = plan_due(db, chain, settings, balances, now, &mut due).await;
+    if planned.as_ref().is_err_and(is_of_the_data) && !due.is_empty() {
         // Those that are not at fault are planned without the one that is.
         store::scatter(db, chain, &due, now.saturating_add(LOOK_AGAIN_AFTER), SCATTER).await?;
     }
-    turn
+    Ok(Turn { queued: planned?, waits: None })
+}
+
+/// Outgoing transactions that are to be dropped ([`drop_outgoing`](crate::engine::fold::drop_outgoing)), named again until they
+/// are. What is at their addresses is planned anew then.
+///
+/// # Errors
+/// When the database fails.
+pub async fn to_drop(db: &impl GenericClient, chain: ChainId) -> Result<Vec<Uuid>, Failure> {
+    store::to_drop(db, chain, MAX_BATCH).await
 }
 
 /// Whether what was read may be why, or how much it was.
@@ -130,26 +158,74 @@ fn is_of_the_data(failure: &Failure) -> bool {
     }
 }
 
-async fn turn(db: &mut Client, chain: ChainId, settings: &Settings, now: u64, due: &mut Vec<Address>) -> Result<Turn, Failure> {
-    // All statements see one moment: what has arrived, how deep it is, and what has left.
+/// Begins a transaction whose statements all see one moment: what has arrived, how deep it is, and what has left. Other planners
+/// of the chain are kept out; `None` if one is at work.
+async fn begin(db: &mut Client, chain: ChainId) -> Result<Option<(Transaction<'_>, Looked)>, Failure> {
     let tx = db.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await?;
-    let Some(looked) = store::lock(&tx, chain).await? else { return Ok(Turn::default()) };
+    let looked = store::lock(&tx, chain).await?;
+    Ok(looked.map(|looked| (tx, looked)))
+}
+
+/// Notes what is not wanted any more, and why nothing is planned: whatever comes of planning, that stands. `None` if another one
+/// is at work.
+async fn withdraw(db: &mut Client, chain: ChainId, settings: &Settings) -> Result<Option<Option<Waits>>, Failure> {
+    let Some((tx, _)) = begin(db, chain).await? else { return Ok(None) };
     let holds = Holds::new(&store::holds(&tx).await?, chain, None);
     let waits = waits(&tx, chain, settings).await?;
     store::set_waits(&tx, chain, waits.as_ref().map(ToString::to_string).as_deref()).await?;
-    let ripe = ledger::ripe(&tx, chain, settings).await?;
-    replan(&tx, chain, settings, ripe.as_ref(), &holds, waits.as_ref()).await?;
-    let to_drop = store::to_drop(&tx, chain, MAX_BATCH).await?;
-    let mut queued = 0;
-    if let (Some(_), Some(ripe), None) = (settings.treasury, &ripe, &waits) {
-        add_candidates(&tx, chain, settings, ripe, looked, now).await?;
-        *due = store::due(&tx, chain, now, MAX_BATCH).await?;
-        if !due.is_empty() {
-            queued = look_at_due(&tx, chain, settings, ripe, &holds, due, now).await?;
-        }
-    }
+    replan(&tx, chain, settings, &holds, waits.as_ref()).await?;
     tx.commit().await?;
-    Ok(Turn { queued, to_drop, waits })
+    Ok(Some(waits))
+}
+
+/// Notes the same of those that can't be paid for since a reorg has taken back what they were to move.
+async fn withdraw_taken_back(db: &mut Client, chain: ChainId, settings: &Settings) -> Result<(), Failure> {
+    let unpaid: BTreeMap<Address, Uuid> = store::without_funds(db, chain, MAX_BATCH).await?.into_iter().collect();
+    if unpaid.is_empty() {
+        return Ok(());
+    }
+    let Some((tx, _)) = begin(db, chain).await? else { return Ok(()) };
+    let Some(ripe) = ledger::ripe(&tx, chain, settings).await? else { return Ok(()) };
+    let addresses: Vec<Address> = unpaid.keys().copied().collect();
+    let holdings = ledger::holdings(&tx, chain, settings, &ripe, Of::These(&addresses)).await?;
+    let is_there = |address: &Address| {
+        // All that it ever had may be gone, and then no row says anything of it.
+        holdings.iter().any(|holding| holding.address == *address && !holding.is_taken_back())
+    };
+    let taken_back: Vec<Uuid> = unpaid.into_iter().filter(|(address, _)| !is_there(address)).map(|(_, id)| id).collect();
+    store::replan(&tx, &taken_back).await?;
+    Ok(tx.commit().await?)
+}
+
+/// Queues what is due; returns how many. No lock is held while the chain is asked, so all is looked at once more then.
+async fn plan_due(
+    db: &mut Client,
+    chain: ChainId,
+    settings: &Settings,
+    balances: impl AsyncFn(&[Address]) -> HashMap<Address, U256>,
+    now: u64,
+    due: &mut Vec<Address>,
+) -> Result<usize, Failure> {
+    let Some((tx, looked)) = begin(db, chain).await? else { return Ok(0) };
+    let Some(ripe) = ledger::ripe(&tx, chain, settings).await? else { return Ok(0) };
+    add_candidates(&tx, chain, settings, &ripe, looked, now).await?;
+    *due = store::due(&tx, chain, now, MAX_BATCH).await?;
+    let worth = look_at(&tx, chain, settings, &ripe, due, now).await?;
+    tx.commit().await?;
+    if worth.is_empty() {
+        return Ok(0);
+    }
+    *due = worth.iter().map(|(holding, _)| holding.address).collect();
+    let balances = balances(due).await;
+    let Some((tx, _)) = begin(db, chain).await? else { return Ok(0) };
+    let Some(ripe) = ledger::ripe(&tx, chain, settings).await? else { return Ok(0) };
+    if waits(&tx, chain, settings).await?.is_some() {
+        return Ok(0);
+    }
+    let worth = look_at(&tx, chain, settings, &ripe, due, now).await?;
+    let queued = queue_worth(&tx, chain, settings, worth, &balances, now).await?;
+    tx.commit().await?;
+    Ok(queued)
 }
 
 /// Why nothing of a chain is planned; `None` where nothing keeps it, or nothing is swept.
@@ -186,8 +262,12 @@ pub async fn look(
     let Some(ripe) = ledger::ripe(db, chain, settings).await? else { return Ok(None) };
     let holds = Holds::new(&store::holds(db).await?, chain, None);
     let holdings = ledger::holdings(db, chain, settings, &ripe, Of::AtLeast(U256::ZERO)).await?.into_iter();
+    let missing = store::missing(db, chain).await?;
     let judged = |holding: Holding| {
-        let verdict = holding.verdict(&settings.terms, &holds);
+        let verdict = match holding.verdict(&settings.terms, &holds) {
+            Verdict::Sweep(_) if missing.contains(&holding.address) => Verdict::Missing,
+            verdict => verdict,
+        };
         (holding, verdict)
     };
     Ok(Some(holdings.map(judged).collect()))
@@ -198,7 +278,6 @@ async fn replan(
     tx: &impl GenericClient,
     chain: ChainId,
     settings: &Settings,
-    ripe: Option<&Ripe>,
     holds: &Holds,
     waits: Option<&Waits>,
 ) -> Result<(), Failure> {
@@ -213,25 +292,7 @@ async fn replan(
     if settings.price.is_some_and(|price| price <= settings.max_fee) {
         store::replan_too_dear(tx, chain, settings.terms.max_fee).await?;
     }
-    match ripe {
-        Some(ripe) => store::replan(tx, &taken_back(tx, chain, settings, ripe).await?).await,
-        None => Ok(()),
-    }
-}
-
-/// The open sweeps that can't be paid for since a reorg has taken back what they were to move: their outgoing transactions.
-async fn taken_back(tx: &impl GenericClient, chain: ChainId, settings: &Settings, ripe: &Ripe) -> Result<Vec<Uuid>, Failure> {
-    let unpaid: BTreeMap<Address, Uuid> = store::without_funds(tx, chain, MAX_BATCH).await?.into_iter().collect();
-    if unpaid.is_empty() {
-        return Ok(Vec::new());
-    }
-    let addresses: Vec<Address> = unpaid.keys().copied().collect();
-    let holdings = ledger::holdings(tx, chain, settings, ripe, Of::These(&addresses)).await?;
-    let is_there = |address: &Address| {
-        // All that it ever had may be gone, and then no row says anything of it.
-        holdings.iter().any(|holding| holding.address == *address && !holding.is_taken_back())
-    };
-    Ok(unpaid.into_iter().filter(|(address, _)| !is_there(address)).map(|(_, id)| id).collect())
+    Ok(())
 }
 
 async fn add_candidates(
@@ -261,30 +322,58 @@ async fn add_candidates(
     store::set_looked(tx, chain, &Looked { number: until, ..looked }).await
 }
 
-/// Looks at the candidates that are due; returns how many sweeps were queued.
-async fn look_at_due(
+/// Looks at candidates that are due; returns those that are worth a sweep, and how much of each. The others are forgotten, or
+/// looked at again later.
+async fn look_at(
     tx: &impl GenericClient,
     chain: ChainId,
     settings: &Settings,
     ripe: &Ripe,
-    holds: &Holds,
     due: &[Address],
+    now: u64,
+) -> Result<Vec<(Holding, U256)>, Failure> {
+    let holds = Holds::new(&store::holds(tx).await?, chain, None);
+    let (mut worth, mut unripe, mut too_dear) = (Vec::new(), Vec::new(), Vec::new());
+    for holding in ledger::holdings(tx, chain, settings, ripe, Of::These(due)).await? {
+        match holding.verdict(&settings.terms, &holds) {
+            Verdict::Sweep(amount) => worth.push((holding, amount)),
+            Verdict::Unripe => unripe.push(holding.address),
+            Verdict::TooDear => too_dear.push(holding.address),
+            // Another arrival, or the end of the transaction, of a hold or of what set it aside makes it a candidate again.
+            Verdict::TooLittle | Verdict::UnderWay | Verdict::Held | Verdict::SetAside | Verdict::Missing => {}
+        }
+    }
+    let waiting = unripe.iter().chain(&too_dear).chain(worth.iter().map(|(holding, _)| &holding.address));
+    let waiting: HashSet<&Address> = waiting.collect();
+    let over: Vec<Address> = due.iter().filter(|address| !waiting.contains(address)).copied().collect();
+    store::forget(tx, chain, &over).await?;
+    store::put_off(tx, chain, &unripe, now.saturating_add(LOOK_AGAIN_AFTER), false).await?;
+    store::put_off(tx, chain, &too_dear, now.saturating_add(TOO_DEAR_FOR), false).await?;
+    Ok(worth)
+}
+
+/// Queues what is worth it and there, as far as there is room; returns how many. What the chain has less of than the ledger says
+/// could be neither sent nor cancelled.
+async fn queue_worth(
+    tx: &impl GenericClient,
+    chain: ChainId,
+    settings: &Settings,
+    worth: Vec<(Holding, U256)>,
+    balances: &HashMap<Address, U256>,
     now: u64,
 ) -> Result<usize, Failure> {
     let Some(treasury) = settings.treasury else { return Ok(0) };
     // The first one goes alone.
     let mut room = if store::past(tx, chain, treasury).await?.is_proven { MAX_BATCH } else { 1 };
-    let (mut sweeps, mut later, mut too_dear) = (Vec::new(), Vec::new(), Vec::new());
-    for holding in ledger::holdings(tx, chain, settings, ripe, Of::These(due)).await? {
-        match holding.verdict(&settings.terms, holds) {
-            Verdict::Sweep(amount) if room > 0 => {
+    let (mut sweeps, mut later, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    for (holding, amount) in &worth {
+        match balances.get(&holding.address) {
+            Some(balance) if *balance < holding.available() => missing.push(holding.address),
+            Some(_) if room > 0 => {
                 room -= 1;
-                sweeps.push(new_sweep(chain, &holding, amount, treasury));
+                sweeps.push(new_sweep(chain, holding, *amount, treasury));
             }
-            Verdict::Sweep(_) | Verdict::Unripe => later.push(holding.address),
-            Verdict::TooDear => too_dear.push(holding.address),
-            // Another arrival, or the end of the transaction, of a hold or of what set it aside makes it a candidate again.
-            Verdict::TooLittle | Verdict::UnderWay | Verdict::Held | Verdict::SetAside => {}
+            _ => later.push(holding.address),
         }
     }
     let queued: Vec<Queued> = futures::stream::iter(&sweeps)
@@ -297,11 +386,9 @@ async fn look_at_due(
     }
     limit_fee(tx, &sweeps.iter().map(|sweep| sweep.outgoing).collect::<Vec<_>>(), settings.terms.max_fee).await?;
     store::insert(tx, &sweeps).await?;
-    let waiting: HashSet<&Address> = later.iter().chain(&too_dear).collect();
-    let over: Vec<Address> = due.iter().filter(|address| !waiting.contains(address)).copied().collect();
-    store::forget(tx, chain, &over).await?;
-    store::put_off(tx, chain, &later, now.saturating_add(LOOK_AGAIN_AFTER)).await?;
-    store::put_off(tx, chain, &too_dear, now.saturating_add(TOO_DEAR_FOR)).await?;
+    store::forget(tx, chain, &sweeps.iter().map(|sweep| sweep.address).collect::<Vec<_>>()).await?;
+    store::put_off(tx, chain, &later, now.saturating_add(LOOK_AGAIN_AFTER), false).await?;
+    store::put_off(tx, chain, &missing, now.saturating_add(MISSING_FOR), true).await?;
     Ok(sweeps.len())
 }
 

@@ -68,6 +68,8 @@ pub enum Verdict {
     Held,
     /// Until a person says so.
     SetAside,
+    /// The chain has less there than has arrived and not left. A holding does not tell: the chain is asked.
+    Missing,
 }
 
 /// What nobody wants to be swept. `None` is any.

@@ -5,9 +5,13 @@ use alloy::primitives::{Address, U256};
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
+use std::collections::HashSet;
 use tokio_postgres::Row;
 use topics::ChainId;
 use uuid::Uuid;
+
+/// What the engine tells of what its sender can't pay for.
+const UNPAID: &str = "insufficient funds";
 
 /// Up to where a chain was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,12 +95,13 @@ pub async fn add_arrivals(tx: &impl GenericClient, chain: ChainId, above: i64, u
     Ok(())
 }
 
-/// Adds candidates.
+/// Adds candidates, or has those looked at that are put off.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn add_candidates(tx: &impl GenericClient, chain: ChainId, addresses: &[Address]) -> Result<(), Failure> {
-    let sql = "INSERT INTO sweep_candidates (chain_id, address) SELECT $1, unnest($2::bytea[]) ON CONFLICT DO NOTHING";
+    let sql = "INSERT INTO sweep_candidates (chain_id, address) SELECT $1, unnest($2::bytea[])
+               ON CONFLICT (chain_id, address) DO UPDATE SET look_at = 0";
     tx.execute(&tx.prepare_cached(sql).await?, &[&bigint(chain.0), &bytes(addresses)]).await?;
     Ok(())
 }
@@ -126,12 +131,31 @@ pub async fn has_work(db: &impl GenericClient, chain: ChainId, now: u64) -> Resu
     Ok(db.query_one(&db.prepare_cached(sql).await?, &[&bigint(chain.0), &bigint(now)]).await?.get(0))
 }
 
-/// Puts the look at candidates off.
+/// Puts the look at candidates off, of which the chain has less than it should or not.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn put_off(tx: &impl GenericClient, chain: ChainId, addresses: &[Address], until: u64) -> Result<(), Failure> {
-    scatter(tx, chain, addresses, until, 0).await
+pub async fn put_off(
+    tx: &impl GenericClient,
+    chain: ChainId,
+    addresses: &[Address],
+    until: u64,
+    is_missing: bool,
+) -> Result<(), Failure> {
+    let sql = "UPDATE sweep_candidates SET look_at = $3, missing = $4 WHERE chain_id = $1 AND address = ANY($2)";
+    let statement = tx.prepare_cached(sql).await?;
+    tx.execute(&statement, &[&bigint(chain.0), &bytes(addresses), &bigint(until), &is_missing]).await?;
+    Ok(())
+}
+
+/// The addresses of which the chain had less than it should when they were looked at last.
+///
+/// # Errors
+/// When the database fails.
+pub async fn missing(db: &impl GenericClient, chain: ChainId) -> Result<HashSet<Address>, Failure> {
+    let statement = db.prepare_cached("SELECT address FROM sweep_candidates WHERE chain_id = $1 AND missing").await?;
+    let rows = db.query(&statement, &[&bigint(chain.0)]).await?;
+    Ok(rows.iter().map(|row| Address::from_slice(row.get(0))).collect())
 }
 
 /// Puts the look at candidates off, each to another time within so many seconds.
@@ -195,9 +219,9 @@ pub async fn insert(tx: &impl GenericClient, sweeps: &[NewSweep]) -> Result<(), 
 /// What past sweeps of a chain tell of its treasury.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Past {
-    /// One to this treasury is final.
+    /// The last one to this treasury that came to an end is final.
     pub is_proven: bool,
-    /// One to this treasury that is not over.
+    /// One to this treasury that is not over, and may get somewhere.
     pub open: Option<Uuid>,
     /// The last ones have come to nothing, and nobody has looked.
     pub is_vain: bool,
@@ -206,12 +230,23 @@ pub struct Past {
 /// # Errors
 /// When the database fails.
 pub async fn past(db: &impl GenericClient, chain: ChainId, treasury: Address) -> Result<Past, Failure> {
-    // Of those that one block has ended the last that was planned is the last.
+    // Of those that one block has ended the last that was planned is the last. What was dropped to be planned anew says nothing
+    // of the treasury. What is in a block comes after what is final, and has come to nothing if that says so.
     let sql = format!(
-        "SELECT EXISTS (SELECT FROM sweeps WHERE chain_id = $1 AND treasury = $2 AND state = 'final'),
-             (SELECT id FROM sweeps WHERE chain_id = $1 AND treasury = $2 AND state = 'open' LIMIT 1),
-             (SELECT count(*) FROM (SELECT set_aside FROM sweeps WHERE chain_id = $1 AND state <> 'open' AND NOT put_back
-                  ORDER BY ended_at DESC, id DESC LIMIT {MAX_VAIN}) AS last WHERE set_aside)"
+        "SELECT coalesce((SELECT state = 'final' FROM sweeps WHERE chain_id = $1 AND treasury = $2 AND state <> 'open'
+                 AND NOT (state = 'dropped' AND replan) ORDER BY ended_at DESC, id DESC LIMIT 1), false),
+             (SELECT s.id FROM sweeps s JOIN outgoing o ON o.id = s.outgoing
+              WHERE s.chain_id = $1 AND s.treasury = $2 AND s.state = 'open'
+                  AND (o.state = 'mined' OR NOT o.dropping AND o.told IS DISTINCT FROM '{UNPAID}') LIMIT 1),
+             (SELECT count(*) FROM (SELECT * FROM (
+                  (SELECT NOT o.succeeded AS is_vain, 1 AS class, o.block_number AS at, s.id
+                   FROM outgoing o JOIN sweeps s ON s.outgoing = o.id
+                   WHERE o.chain_id = $1 AND o.state = 'mined' AND o.succeeded IS NOT NULL AND s.state = 'open'
+                   ORDER BY o.block_number DESC, s.id DESC LIMIT {MAX_VAIN})
+                  UNION ALL
+                  (SELECT set_aside, 0, extract(epoch FROM ended_at) * 1000000, id FROM sweeps
+                   WHERE chain_id = $1 AND state <> 'open' AND NOT put_back ORDER BY ended_at DESC, id DESC LIMIT {MAX_VAIN})) AS ended
+                  ORDER BY class DESC, at DESC, id DESC LIMIT {MAX_VAIN}) AS last WHERE is_vain)"
     );
     let row = db.query_one(&db.prepare_cached(&sql).await?, &[&bigint(chain.0), &treasury.as_slice()]).await?;
     let vain = usize::try_from(row.get::<_, i64>(2)).unwrap_or_default();
@@ -244,11 +279,12 @@ pub async fn is_given_out(db: &impl GenericClient, address: Address) -> Result<b
 /// # Errors
 /// When the database fails.
 pub async fn without_funds(db: &impl GenericClient, chain: ChainId, limit: usize) -> Result<Vec<(Address, Uuid)>, Failure> {
-    let sql = "SELECT s.address, s.outgoing FROM outgoing o JOIN sweeps s ON s.outgoing = o.id
-               WHERE o.chain_id = $1 AND o.told = 'insufficient funds' AND NOT o.dropping AND s.state = 'open'
-               ORDER BY random() LIMIT $2";
+    let sql = format!(
+        "SELECT s.address, s.outgoing FROM outgoing o JOIN sweeps s ON s.outgoing = o.id
+         WHERE o.chain_id = $1 AND o.told = '{UNPAID}' AND NOT o.dropping AND s.state = 'open' ORDER BY random() LIMIT $2"
+    );
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let rows = db.query(&db.prepare_cached(sql).await?, &[&bigint(chain.0), &limit]).await?;
+    let rows = db.query(&db.prepare_cached(&sql).await?, &[&bigint(chain.0), &limit]).await?;
     Ok(rows.iter().map(|row| (Address::from_slice(row.get(0)), row.get(1))).collect())
 }
 
@@ -272,13 +308,27 @@ pub async fn unsigned_sweeps(tx: &impl GenericClient, chain: ChainId) -> Result<
     Ok(rows.iter().map(read).collect())
 }
 
-/// Notes that sweeps are to be dropped and planned anew.
+/// Notes that open sweeps are to be dropped and planned anew: what of them is not signed is not signed any more. `unwanted` says
+/// which, of `sweeps s` and `outgoing o`. Outgoing transactions are written first, as the engine does, so that nobody waits in a
+/// circle.
+///
+/// Those of them are told apart, if that is asked for, whose addresses could not pay.
+fn replanned(unwanted: &str, notes_unpaid: bool) -> String {
+    format!(
+        "WITH unwanted AS (UPDATE outgoing o SET withheld = true FROM sweeps s
+             WHERE s.outgoing = o.id AND s.state = 'open' AND NOT s.replan AND {unwanted}
+             RETURNING o.id, {notes_unpaid} AND o.told IS NOT DISTINCT FROM '{UNPAID}' AS is_unpaid)
+         UPDATE sweeps s SET replan = true, unpaid = u.is_unpaid FROM unwanted u WHERE s.outgoing = u.id AND s.state = 'open'"
+    )
+}
+
+/// Has these sweeps dropped and planned anew.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn replan(tx: &impl GenericClient, outgoing: &[Uuid]) -> Result<(), Failure> {
-    let sql = "UPDATE sweeps SET replan = true WHERE outgoing = ANY($1) AND state = 'open' AND NOT replan";
-    tx.execute(&tx.prepare_cached(sql).await?, &[&outgoing]).await?;
+    let sql = replanned("o.id = ANY($1)", false);
+    tx.execute(&tx.prepare_cached(&sql).await?, &[&outgoing]).await?;
     Ok(())
 }
 
@@ -294,28 +344,49 @@ pub async fn put_back(tx: &impl GenericClient, outgoing: Uuid, is_dropped_unsign
     Ok(())
 }
 
-/// Notes the same of all sweeps of a chain that go elsewhere.
+/// The same for one that a person has dropped.
+///
+/// # Errors
+/// When the database fails.
+pub async fn replan_one(db: &impl GenericClient, sweep: Uuid) -> Result<(), Failure> {
+    db.execute(&db.prepare_cached(&replanned("s.id = $1", true)).await?, &[&sweep]).await?;
+    Ok(())
+}
+
+/// The same for all of a chain that go elsewhere.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn replan_to_others(tx: &impl GenericClient, chain: ChainId, treasury: Option<Address>) -> Result<(), Failure> {
-    let sql = "UPDATE sweeps SET replan = true
-               WHERE chain_id = $1 AND state = 'open' AND NOT replan AND treasury IS DISTINCT FROM $2";
+    let sql = replanned("s.chain_id = $1 AND s.treasury IS DISTINCT FROM $2", true);
     let treasury = treasury.as_ref().map(|treasury| treasury.as_slice());
-    tx.execute(&tx.prepare_cached(sql).await?, &[&bigint(chain.0), &treasury]).await?;
+    tx.execute(&tx.prepare_cached(&sql).await?, &[&bigint(chain.0), &treasury]).await?;
     Ok(())
 }
 
-/// Notes the same of those that wait unsigned, since gas costs more than they leave for it and would not if they were planned
-/// now.
+/// The same for those that wait unsigned, since gas costs more than they leave for it and would not if they were planned now.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn replan_too_dear(tx: &impl GenericClient, chain: ChainId, max_fee: u128) -> Result<(), Failure> {
-    let sql = "UPDATE sweeps s SET replan = true FROM outgoing o
-               WHERE o.id = s.outgoing AND o.chain_id = $1 AND o.told = 'too dear' AND o.state = 'queued'
-                   AND o.max_fee < $2::text::numeric AND s.state = 'open' AND NOT s.replan";
-    tx.execute(&tx.prepare_cached(sql).await?, &[&bigint(chain.0), &max_fee.to_string()]).await?;
+    let sql =
+        replanned("o.chain_id = $1 AND o.told = 'too dear' AND o.state = 'queued' AND o.max_fee < $2::text::numeric", false);
+    tx.execute(&tx.prepare_cached(&sql).await?, &[&bigint(chain.0), &max_fee.to_string()]).await?;
+    Ok(())
+}
+
+/// The same for those that are not signed and that a hold covers.
+///
+/// # Errors
+/// When the database fails.
+pub async fn replan_held(tx: &impl GenericClient, hold: &Hold) -> Result<(), Failure> {
+    let sql = replanned(
+        "o.state = 'queued' AND ($1::bigint IS NULL OR s.chain_id = $1) AND ($2::bytea IS NULL OR s.address = $2)
+             AND ($3::bytea IS NULL OR s.token_address = $3) AND ($4::uuid IS NULL OR s.merchant_id = $4)",
+        false,
+    );
+    let (chain, address, token) = hold_columns(hold);
+    tx.execute(&tx.prepare_cached(&sql).await?, &[&chain, &address, &token, &hold.merchant]).await?;
     Ok(())
 }
 
@@ -349,6 +420,12 @@ pub(super) fn read_hold(row: &Row) -> Hold {
         token: row.get::<_, Option<&[u8]>>(2).map(token),
         merchant: row.get(3),
     }
+}
+
+/// Chain, address and token of a hold.
+pub(super) fn hold_columns(hold: &Hold) -> (Option<i64>, Option<&[u8]>, Option<&[u8]>) {
+    let token = hold.token.as_ref().map(|token| token.as_ref().map_or([].as_slice(), |token| token.as_slice()));
+    (hold.chain.map(|chain| bigint(chain.0)), hold.address.as_ref().map(|address| address.as_slice()), token)
 }
 
 fn bytes(addresses: &[Address]) -> Vec<&[u8]> {

@@ -3,10 +3,11 @@
 use super::rig::{CHAIN, PACE, Rig};
 use alloy::primitives::{Address, B256, U256, keccak256};
 use anyhow::{Context as _, Result};
+use deadpool_postgres::Client;
 use payments::Policy;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use sweeper::plan::rules::{Terms, Verdict};
-use sweeper::plan::{Settings, Turn, look, queue_due};
+use sweeper::plan::{Settings, Waits, look, queue_due, to_drop};
 use topics::{Amount, ChainId};
 use uuid::Uuid;
 
@@ -31,6 +32,30 @@ pub(super) fn settings() -> Settings {
         refused: None,
         accounts: vec!["own".to_owned()],
     }
+}
+
+/// What a turn of the planner has queued, what is to be dropped then, and what it waits for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Turn {
+    pub(super) queued: usize,
+    pub(super) to_drop: Vec<Uuid>,
+    pub(super) waits: Option<Waits>,
+}
+
+/// A turn, where each address has all that it should have.
+pub(super) async fn plan_turn(db: &mut Client, settings: &Settings, now: u64) -> Result<Turn> {
+    let rich = async |addresses: &[Address]| addresses.iter().map(|address| (*address, U256::MAX)).collect();
+    plan_turn_with(db, settings, rich, now).await
+}
+
+pub(super) async fn plan_turn_with(
+    db: &mut Client,
+    settings: &Settings,
+    balances: impl AsyncFn(&[Address]) -> HashMap<Address, U256>,
+    now: u64,
+) -> Result<Turn> {
+    let planned = queue_due(db, CHAIN, settings, balances, now).await?;
+    Ok(Turn { queued: planned.queued, to_drop: to_drop(db, CHAIN).await?, waits: planned.waits })
 }
 
 /// A transfer to write.
@@ -149,7 +174,7 @@ impl<'a> Books<'a> {
     }
 
     pub(super) async fn queue_due(&self, now: u64) -> Result<Turn> {
-        Ok(queue_due(&mut self.rig.pool.get().await?, CHAIN, &settings(), now).await?)
+        plan_turn(&mut self.rig.pool.get().await?, &settings(), now).await
     }
 
     pub(super) async fn verdicts(&self, settings: &Settings) -> Result<BTreeMap<Address, Verdict>> {

@@ -1,6 +1,6 @@
 //! Sweeps of coin, planned from transfers in a real Postgres, and made on a real node.
 
-use super::books::{Books, COIN, CONFIRMATIONS, HEAD, Paid, TREASURY, settings};
+use super::books::{Books, COIN, CONFIRMATIONS, HEAD, Paid, TREASURY, plan_turn, settings};
 use super::rig::{CHAIN, PACE, Rig};
 use alloy::primitives::{Address, Bytes, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
@@ -11,7 +11,7 @@ use sweeper::engine::fold::drop_outgoing;
 use sweeper::keys::Signer as _;
 use sweeper::plan::ledger::{Of, holdings, ripe};
 use sweeper::plan::rules::{self, Hold, Holding, Verdict};
-use sweeper::plan::{Settings, Waits, admin, look, moved, queue_due, store};
+use sweeper::plan::{Settings, Waits, admin, look, moved, store};
 use topics::ChainId;
 use uuid::Uuid;
 
@@ -202,11 +202,11 @@ async fn what_is_held_stays_and_a_treasury_that_cannot_be_is_refused() -> Result
     admin::release(&db, hold).await?;
     let mut given_out = settings();
     given_out.treasury = Some(two);
-    let turn = queue_due(&mut rig.pool.get().await?, CHAIN, &given_out, 1_000_001).await?;
+    let turn = plan_turn(&mut rig.pool.get().await?, &given_out, 1_000_001).await?;
     ensure!(turn.queued == 0 && turn.waits == Some(Waits::TreasuryGivenOut(two)), "{turn:?}");
     let mut none = settings();
     none.treasury = None;
-    ensure!(queue_due(&mut rig.pool.get().await?, CHAIN, &none, 1_000_001).await?.queued == 0);
+    ensure!(plan_turn(&mut rig.pool.get().await?, &none, 1_000_001).await?.queued == 0);
     ensure!(books.queue_due(1_000_002).await?.queued == 1, "what was held is forgotten");
     Ok(())
 }
@@ -294,7 +294,7 @@ async fn a_sweep_that_gas_is_too_dear_for_is_planned_anew_and_paid_from_its_own_
     books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
     set_balance(&rig, COIN).await?;
     let mut db = rig.pool.get().await?;
-    ensure!(queue_due(&mut db, CHAIN, &at(gwei), 1_000_000).await?.queued == 1);
+    ensure!(plan_turn(&mut db, &at(gwei), 1_000_000).await?.queued == 1);
     let (_, outgoing) = books.last().await?;
     let dear = async |rig: &mut Rig| -> Result<()> {
         rig.lab.node.call("anvil_setNextBlockBaseFeePerGas", json!(["0x4a817c800"])).await?;
@@ -305,13 +305,13 @@ async fn a_sweep_that_gas_is_too_dear_for_is_planned_anew_and_paid_from_its_own_
     };
     dear(&mut rig).await?;
     ensure!(rig.states().await? == [("queued".to_owned(), 1)], "{:?}", rig.states().await?);
-    ensure!(queue_due(&mut db, CHAIN, &at(gwei), 1_000_001).await?.to_drop.is_empty(), "it would be no better");
-    let turn = queue_due(&mut db, CHAIN, &at(20 * gwei), 1_000_002).await?;
+    ensure!(plan_turn(&mut db, &at(gwei), 1_000_001).await?.to_drop.is_empty(), "it would be no better");
+    let turn = plan_turn(&mut db, &at(20 * gwei), 1_000_002).await?;
     ensure!(turn.to_drop == [outgoing] && turn.queued == 0, "{turn:?}");
     drop_outgoing(&rig.pool, outgoing, &PACE).await?;
     let books = Books { rig: &rig, merchant };
     ensure!(books.sweeps().await? == [("dropped".to_owned(), false)], "{:?}", books.sweeps().await?);
-    let turn = queue_due(&mut db, CHAIN, &at(20 * gwei), 1_000_100).await?;
+    let turn = plan_turn(&mut db, &at(20 * gwei), 1_000_100).await?;
     ensure!(turn.queued == 1 && turn.to_drop.is_empty(), "{turn:?}");
     let (_, outgoing) = books.last().await?;
     // Dearer than it leaves for that: what was signed stays as it is, and is mined when gas is cheap again.

@@ -1,0 +1,185 @@
+//! What the chain has is not what the ledger says, or a sweep takes other gas than a plain transfer does.
+
+use super::books::{Books, COIN, Paid, TREASURY, Turn, plan_turn_with, settings};
+use super::rig::{CHAIN, PACE, Rig};
+use alloy::primitives::{Address, U256};
+use anyhow::{Context as _, Result, ensure};
+use chain::{NodeUrl, Rpc};
+use serde_json::{Value, json};
+use sweeper::engine::fold::drop_outgoing;
+use sweeper::keys::Signer as _;
+use sweeper::plan::rules::Verdict;
+use sweeper::plan::{Waits, balances, estimate_gas, moved, store};
+
+/// Adds what it gets to the word of the sender, and writes it to another word of theirs. Of nothing it notes nothing.
+const NOTES: &str = "0x34600557005b3433540133553433195500";
+/// Refuses what sends nothing.
+const WANTS_SOMETHING: &str = "0x34600857600080fd5b00";
+
+fn rpc(rig: &Rig) -> Result<Rpc> {
+    let url: NodeUrl = rig.proxy.url.parse().map_err(anyhow::Error::msg)?;
+    Ok(Rpc::new("anvil", &[url], Some(CHAIN)))
+}
+
+/// A turn that asks the node what addresses have.
+async fn asked(rig: &Rig, now: u64) -> Result<Turn> {
+    let rpc = rpc(rig)?;
+    let ask = async |addresses: &[Address]| balances(&rpc, addresses).await;
+    plan_turn_with(&mut rig.pool.get().await?, &settings(), ask, now).await
+}
+
+async fn set_balance(rig: &Rig, address: Address, amount: u128) -> Result<()> {
+    rig.lab.node.call("anvil_setBalance", json!([address, U256::from(amount)])).await?;
+    Ok(())
+}
+
+async fn paid(books: &Books<'_>, address: Address) -> Result<()> {
+    let payment = books.payment(address, "own", None).await?;
+    books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
+    Ok(())
+}
+
+/// By hand, before anything was swept, or by whoever has the key.
+#[tokio::test]
+async fn an_address_that_was_emptied_is_named_and_not_swept_and_holds_up_no_other() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    let (empty, first, second) = (Address::repeat_byte(1), Address::repeat_byte(2), Address::repeat_byte(3));
+    for address in [empty, first, second] {
+        paid(&books, address).await?;
+    }
+    // To the last wei; and one of them has more.
+    set_balance(&rig, first, COIN).await?;
+    set_balance(&rig, second, COIN + 1).await?;
+    set_balance(&rig, empty, COIN - 1).await?;
+    ensure!(asked(&rig, 1_000_000).await?.queued == 1);
+    let db = rig.pool.get().await?;
+    ensure!(store::missing(&db, CHAIN).await?.into_iter().eq([empty]));
+    ensure!(books.verdicts(&settings()).await?[&empty] == Verdict::Missing);
+    let status = rig.lab.ctrip(&["sweep", "status"])?;
+    ensure!(status.contains("1 addresses have less") && status.contains(&empty.to_string()), "{status}");
+    db.execute("UPDATE sweeps SET state = 'final', ended_at = now()", &[]).await?;
+    ensure!(asked(&rig, 1_000_040).await?.queued == 1, "the other");
+    ensure!(asked(&rig, 1_003_000).await?.queued == 0, "it is put off");
+    // It is asked again after an hour, or when a person says so.
+    set_balance(&rig, empty, COIN).await?;
+    store::look_at_all(&db, Some(CHAIN)).await?;
+    ensure!(asked(&rig, 1_003_001).await?.queued == 1);
+    ensure!(store::missing(&db, CHAIN).await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_planned_while_no_node_says_what_addresses_have() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    paid(&books, Address::repeat_byte(1)).await?;
+    set_balance(&rig, Address::repeat_byte(1), COIN).await?;
+    let nobody = async |_: &[Address]| std::collections::HashMap::new();
+    let turn = plan_turn_with(&mut rig.pool.get().await?, &settings(), nobody, 1_000_000).await?;
+    ensure!(turn == Turn::default(), "{turn:?}");
+    ensure!(store::missing(&rig.pool.get().await?, CHAIN).await?.is_empty());
+    ensure!(asked(&rig, 1_000_040).await?.queued == 1);
+    Ok(())
+}
+
+/// Signed, and then somebody else takes the coin: it can be neither sent nor cancelled.
+#[tokio::test]
+async fn a_sweep_that_its_address_cannot_pay_keeps_no_other_from_being_swept_and_is_set_aside_once_dropped() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    let (address, other) = (rig.key.address(), Address::repeat_byte(9));
+    let books = Books::open(&rig).await?;
+    let merchant = books.merchant;
+    paid(&books, address).await?;
+    set_balance(&rig, address, COIN).await?;
+    ensure!(asked(&rig, 1_000_000).await?.queued == 1);
+    let (sweep, outgoing) = books.last().await?;
+    paid(&books, other).await?;
+    set_balance(&rig, other, COIN).await?;
+    set_balance(&rig, address, 0).await?;
+    store::look_at_all(&rig.pool.get().await?, None).await?;
+    let waits = asked(&rig, 1_000_030).await?.waits;
+    ensure!(waits == Some(Waits::FirstUnderWay(sweep)), "{waits:?}");
+    rig.turn(usize::MAX).await?;
+    let status = rig.lab.ctrip(&["sweep", "status"])?;
+    ensure!(status.contains("insufficient funds"), "{status}");
+    let turn = asked(&rig, 1_000_060).await?;
+    ensure!(turn.queued == 1 && turn.waits.is_none() && turn.to_drop.is_empty(), "{turn:?}");
+    let (second, of_other) = Books { rig: &rig, merchant }.last().await?;
+    ensure!(second != sweep, "the other one");
+
+    rig.lab.ctrip(&["sweep", "drop", &sweep.to_string()])?;
+    let turn = asked(&rig, 1_000_090).await?;
+    ensure!(turn.to_drop == [outgoing] && turn.waits == Some(Waits::FirstUnderWay(second)), "{turn:?}");
+    drop_outgoing(&rig.pool, outgoing, &PACE).await?;
+    // The cancellation can't be paid either. It is tried, though rarely.
+    let before = rig.proxy.asked("eth_sendRawTransaction");
+    for _ in 0..120 {
+        rig.turn(usize::MAX).await?;
+    }
+    let sent = rig.proxy.asked("eth_sendRawTransaction") - before;
+    ensure!((2..14).contains(&sent), "{sent} in ten minutes, of which one may wait for ten seconds");
+    drop_outgoing(&rig.pool, of_other, &PACE).await?;
+    set_balance(&rig, address, COIN / 10).await?;
+    rig.settle().await?;
+    let db = rig.pool.get().await?;
+    let sql = "SELECT state, set_aside FROM sweeps WHERE id = $1";
+    let row = db.query_one(sql, &[&sweep]).await?;
+    ensure!(row.get::<_, &str>(0) == "dropped" && row.get::<_, bool>(1), "it is planned anew, and gets nowhere again");
+    ensure!(rig.balance(TREASURY).await?.is_zero());
+    Ok(())
+}
+
+/// Two new words for each sender, and nothing where it gets nothing: as a plain call of 0 it takes a fifth of that.
+#[tokio::test]
+async fn a_treasury_that_notes_what_it_gets_of_whom_gets_enough_gas() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    rig.follow().await?;
+    let address = rig.key.address();
+    set_balance(&rig, address, COIN).await?;
+    let rpc = rpc(&rig)?;
+    ensure!(estimate_gas(&rpc, TREASURY, None).await? == Some(26_250));
+    rig.lab.node.call("anvil_setCode", json!([TREASURY, NOTES])).await?;
+    for payer in [None, Some(address), Some(Address::repeat_byte(5))] {
+        let gas = estimate_gas(&rpc, TREASURY, payer).await?.context("gas")?;
+        ensure!((100_000..130_000).contains(&gas), "{gas}");
+    }
+    let gas_limit = estimate_gas(&rpc, TREASURY, Some(address)).await?.context("gas")?;
+    let books = Books::open(&rig).await?;
+    paid(&books, address).await?;
+    let mut terms = settings();
+    terms.terms.gas_limit = gas_limit;
+    let ask = async |addresses: &[Address]| balances(&rpc, addresses).await;
+    ensure!(plan_turn_with(&mut rig.pool.get().await?, &terms, ask, 1_000_000).await?.queued == 1);
+    let (_, outgoing) = books.last().await?;
+    rig.settle().await?;
+    let moved = moved(&rig.pool.get().await?, outgoing).await?;
+    ensure!(moved.len() == 1 && rig.balance(TREASURY).await? == moved[0].amount, "{moved:?}: {:?}", rig.states().await?);
+    // One that wants something takes nothing of 0, and is none that refuses.
+    rig.lab.node.call("anvil_setCode", json!([TREASURY, WANTS_SOMETHING])).await?;
+    let gas = estimate_gas(&rpc, TREASURY, None).await?;
+    ensure!(gas == Some(60_000), "what a contract does is not believed to take less: {gas:?}");
+    Ok(())
+}
+
+/// Between what pays may offer and `max_fee`, which what cancels it may.
+#[tokio::test]
+async fn what_the_engine_would_not_sign_is_not_planned() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    paid(&books, rig.key.address()).await?;
+    let db = rig.pool.get().await?;
+    db.execute("INSERT INTO installation (id, own_account) VALUES (gen_random_uuid(), 'own')", &[]).await?;
+    let chains = std::fs::read_to_string(&rig.lab.env["CHAINS_FILE"])?;
+    let swept = format!("  treasury: \"{TREASURY}\"\n  max_fee: 100\n  l1_fee: 0.0000007\n  tokens:");
+    rig.lab.write_chains(&chains.replace("  tokens:", &swept))?;
+    let shown = |rig: &Rig| -> Result<Value> { Ok(serde_json::from_str(&rig.lab.ctrip(&["sweep", "plan", "--json"])?)?) };
+    ensure!(shown(&rig)?[0]["waits"].is_null() && shown(&rig)?[0]["fee_reserved_for_l1"] == "700000000000", "{}", shown(&rig)?);
+    // The block after that is idle, and an eighth cheaper.
+    rig.lab.node.call("anvil_setNextBlockBaseFeePerGas", json!(["0x199c82cc00"])).await?;
+    rig.lab.node.mine(1).await?;
+    let waits = shown(&rig)?[0]["waits"].clone();
+    ensure!(waits.as_str().is_some_and(|waits| waits.contains("what pays may offer 88888888888")), "{waits}");
+    Ok(())
+}

@@ -144,7 +144,7 @@ async fn try_to_settle(pool: &Pool, chain: ChainId, limit: usize) -> Result<Sett
     let mut covered = store::covered_payments(&tx, chain, &assets, up_to).await?;
     let static_addresses = store::static_addresses(&tx, &assets).await?;
     // Behind all that are due, and those that had no turn before those that had one.
-    let (mut again, mut have_more): (Vec<(&SweptAsset, u64)>, Vec<(&SweptAsset, u64)>) = (Vec::new(), Vec::new());
+    let (mut again, mut have_more) = (Vec::new(), Vec::new());
     let mut reach = Reach::new(up_to, MAX_SETTLED.saturating_sub(covered.len()));
     for (asset, id) in assets.iter().filter_map(|asset| Some((asset, static_addresses.get(&asset.address)?))) {
         if reach.is_used_up() {

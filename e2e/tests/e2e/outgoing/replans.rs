@@ -10,7 +10,7 @@ use sweeper::engine::fold::drop_outgoing;
 use sweeper::keys::Signer as _;
 use sweeper::plan::rules::{Hold, Verdict};
 use sweeper::plan::settings::Refused;
-use sweeper::plan::{Settings, Waits, admin, check_treasury, moved, queue_due, store};
+use sweeper::plan::{Settings, Waits, admin, check_treasury, moved, store};
 use uuid::Uuid;
 
 /// Addresses with a coin each; returns the first one's payment.

@@ -78,6 +78,10 @@ metrics_list! {
     WEBHOOK_DELAY = Histogram "webhook_delay_seconds" [] "Time from when a webhook was due to its delivery.";
     WEBHOOKS_IN_FLIGHT = Gauge "webhooks_in_flight" ["endpoints"] "Delivery attempts in flight, by the health of the endpoint: well, slow or failing.";
     WEBHOOKS_DISABLED = Counter "webhook_endpoints_disabled_total" [] "Endpoints disabled because they are gone (410) or have failed for days.";
+    GAS_PRICE = Gauge "gas_price_wei" ["chain"] "What a unit of gas costs, base fee and tip, as of the last time that a sweep was to be planned.";
+    SWEEP_OLDEST = Gauge "sweep_oldest_seconds" ["chain"] "Age of the oldest sweep that is not over; 0 where there is none.";
+    SWEEP_GAS = Gauge "sweep_gas_used" ["chain"] "Gas that the last final sweep took.";
+    SWEEPS_SET_ASIDE = Gauge "sweeps_set_aside" ["chain"] "Sweeps that came to nothing and wait for a person: `ctrip sweep status` names them.";
     HTTP_REQUESTS = Counter "http_requests_total" ["route", "status"] "Requests that the API answered.";
     HTTP_CONNECTIONS = Gauge "http_connections" ["server"] "Connections that clients have open to the API, or to the metrics.";
     HTTP_CLOSED = Counter "http_connections_closed_total" ["server", "cause"] "Connections that the server closed: no-request, idle or stalled for too long, evicted by a newer one, or refused at a limit.";

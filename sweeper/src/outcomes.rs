@@ -4,10 +4,13 @@
 //! The row says whether Kafka has the record. A record that Kafka has and the row does not know of is written once more, under
 //! the same id. Each is told by itself: a partition without a leader holds up what is for it alone.
 
+use crate::engine::outgoing::Kind;
 use crate::engine::restored::set_announced;
+use crate::engine::rows::read_kind;
 use crate::plan;
 use crate::records::{SweepEvents, sweep_of, write_each};
 use anyhow::anyhow;
+use base::metrics;
 use deadpool_postgres::{GenericClient as _, Pool};
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
@@ -61,7 +64,13 @@ pub async fn tell(pool: &Pool, events: &SweepEvents, chain: ChainId, now: u64) -
     for (row, outcome) in rows.iter().zip(written) {
         let id: Uuid = row.get(0);
         match outcome {
-            Ok(()) => set_announced(&db, id, row.get(5)).await?,
+            Ok(()) => {
+                set_announced(&db, id, row.get(5)).await?;
+                if let (Kind::Sweep, "final", Some(gas)) = (read_kind(row.get(1)), row.get(5), row.get::<_, Option<i64>>(10)) {
+                    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+                    metrics::SWEEP_GAS.gauge(&[("chain", &events.chain_name)]).set(gas as f64);
+                }
+            }
             Err(failure) => {
                 db.execute(&in_vain, &[&id, &bigint(now)]).await?;
                 told = told.and(Err(failure));

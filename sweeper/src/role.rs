@@ -18,6 +18,7 @@ use crate::records::SweepEvents;
 use crate::restore::STAGE as RESTORING;
 use crate::{outcomes, plan, topic_lost};
 use alloy::primitives::Address;
+use base::metrics;
 use chain::{Chain, Chains, Listing, Rpc};
 use deadpool_postgres::Pool;
 use futures::stream::FuturesUnordered;
@@ -236,6 +237,10 @@ impl OfChain {
             Some(treasury) => {
                 let Treasury { gas_limit, refused, .. } = self.ask_treasury(treasury, &accounts, now).await?;
                 let price = self.engine.nodes.market().await.map(|market| market.price());
+                if let Some(price) = price {
+                    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+                    metrics::GAS_PRICE.gauge(&[("chain", &self.chain.name)]).set(price as f64);
+                }
                 plan::Settings { refused, ..plan::Settings::of(&self.chain, gas_limit, price, accounts) }
             }
             // What is under way to the one of before is dropped.
@@ -274,6 +279,10 @@ impl OfChain {
     }
 
     async fn tell(&self, now: u64) -> Result<(), Failure> {
+        let waiting = plan::store::waiting(&self.engine.pool.get().await?, self.chain.id).await?;
+        let chain = [("chain", &*self.chain.name)];
+        metrics::SWEEP_OLDEST.gauge(&chain).set(waiting.oldest.as_secs_f64());
+        metrics::SWEEPS_SET_ASIDE.gauge(&chain).set(f64::from(waiting.set_aside));
         outcomes::tell(&self.engine.pool, &self.events, self.chain.id, now).await?;
         outcomes::refuse_late(&self.engine.pool, self.chain.id, now).await
     }

@@ -136,6 +136,9 @@ async fn all_that_was_paid_in_coin_is_at_the_treasury_once_whenever_ctrip_is_kil
         return Err(error.context(format!("{statuses:?}\n{status}\n{}", shop.lab.ctrip(&["sweep", "plan"])?)));
     }
     shop.check().await?;
+    let metric = async |name| shop.up.metric(name, &[("chain", "anvil")]).await;
+    ensure!(metric("sweep_gas_used").await? == 21_000.0 && metric("gas_price_wei").await? > 0.0);
+    ensure!((metric("sweep_oldest_seconds").await?, metric("sweeps_set_aside").await?) == (0.0, 0.0));
     shop.up.check()
 }
 

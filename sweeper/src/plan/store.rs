@@ -6,6 +6,7 @@ use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
 use std::collections::HashSet;
+use std::time::Duration;
 use tokio_postgres::Row;
 use topics::ChainId;
 use uuid::Uuid;
@@ -33,6 +34,28 @@ pub struct NewSweep {
     pub treasury: Address,
     pub arrived: U256,
     pub outgoing: Uuid,
+}
+
+/// What of a chain's sweeps waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    /// The age of the oldest one that is not over; 0 where there is none.
+    pub oldest: Duration,
+    /// How many wait for a person.
+    pub set_aside: u32,
+}
+
+/// What of a chain's sweeps waits.
+///
+/// # Errors
+/// When the database fails.
+pub async fn waiting(db: &impl GenericClient, chain: ChainId) -> Result<Waiting, Failure> {
+    let sql = "SELECT coalesce((SELECT extract(epoch FROM now() - min(created_at)) FROM sweeps
+                   WHERE chain_id = $1 AND state = 'open'), 0)::float8,
+                   (SELECT count(*) FROM sweeps WHERE chain_id = $1 AND set_aside)";
+    let row = db.query_one(&db.prepare_cached(sql).await?, &[&bigint(chain.0)]).await?;
+    let oldest = Duration::try_from_secs_f64(row.get(0)).unwrap_or_default();
+    Ok(Waiting { oldest, set_aside: u32::try_from(row.get::<_, i64>(1)).unwrap_or(u32::MAX) })
 }
 
 /// Notes that a chain is swept.

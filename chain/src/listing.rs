@@ -56,14 +56,20 @@ impl Listing {
         let mut before = None;
         self.0.send_if_modified(|chains| {
             let is_same = |listed: &Token| (listed.address, listed.decimals) == (token.address, token.decimals);
-            let of_token = |listed: &&mut Chain| listed.id == chain && listed.tokens.iter().any(is_same);
-            let Some(listed) = Arc::make_mut(chains).iter_mut().find(of_token) else { return false };
-            let was = match doubt.clone() {
-                Some(why) => listed.doubts.insert(token.address, why),
-                None => listed.doubts.remove(&token.address),
-            };
+            let of_token = |listed: &Chain| listed.id == chain && listed.tokens.iter().any(is_same);
+            let Some(listed) = chains.iter().find(|listed| of_token(listed)) else { return false };
+            let was = listed.doubts.get(&token.address);
             before = Some(was.is_some());
-            was != doubt
+            // Whoever follows the list takes another one for a change.
+            if was == doubt.as_ref() {
+                return false;
+            }
+            let Some(listed) = Arc::make_mut(chains).iter_mut().find(|listed| of_token(listed)) else { return false };
+            match doubt.clone() {
+                Some(why) => drop(listed.doubts.insert(token.address, why)),
+                None => drop(listed.doubts.remove(&token.address)),
+            }
+            true
         });
         before
     }

@@ -190,6 +190,13 @@ struct Turns {
     last_place: Arc<AtomicI64>,
 }
 
+/// Whether a chain that is listed anew is swept as it was: of all that may change, tokens and doubts of them change most.
+fn is_swept_alike(one: &Chain, other: &Chain) -> bool {
+    let parts = |chain: &Chain| (chain.name.clone(), chain.rpc_urls.clone(), chain.witnesses, chain.sweeping.clone());
+    let depths = |chain: &Chain| (chain.policy, chain.tiers.clone());
+    parts(one) == parts(other) && depths(one) == depths(other)
+}
+
 /// What was found of a treasury.
 #[derive(Clone)]
 struct Treasury {
@@ -209,6 +216,8 @@ struct OfChain {
     gate: Gate,
     rpc: Rpc,
     treasury: Mutex<Option<Treasury>>,
+    /// Of its turns, where the chain is listed otherwise by now: one that is cut off loses nothing.
+    cut: CancellationToken,
     notices: HashMap<Part, Mutex<Notice>>,
 }
 
@@ -288,11 +297,16 @@ impl OfChain {
     }
 
     async fn send(&self, now: u64) -> Result<(), Failure> {
-        // Before a block is read, no sender is counted, and each would be tried in vain.
-        if history::has_head(&self.engine.pool.get().await?, self.chain.id).await? {
-            self.engine.turn(now).await?;
+        {
+            let db = self.engine.pool.get().await?;
+            // Before a block is read, no sender is counted, and each would be tried in vain.
+            if !history::has_head(&db, self.chain.id).await? {
+                return Ok(());
+            }
+            // What goes to the treasury of before is withheld, whatever planning waits for.
+            plan::store::replan_to_others(&db, self.chain.id, self.chain.sweeping.treasury).await?;
         }
-        Ok(())
+        self.engine.turn(now).await
     }
 }
 
@@ -316,6 +330,7 @@ impl Turns {
             gate: self.gate.clone(),
             rpc,
             treasury: Mutex::new(None),
+            cut: CancellationToken::new(),
             notices,
         }
     }
@@ -324,6 +339,7 @@ impl Turns {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut listed = self.listing.chains();
+        let mut changes = self.listing.changes();
         let mut engines: HashMap<ChainId, Arc<OfChain>> = HashMap::new();
         let (mut running, mut turns) = (HashSet::new(), FuturesUnordered::new());
         loop {
@@ -333,6 +349,8 @@ impl Turns {
                     running.remove(&ended);
                     continue;
                 }
+                // At once: what was planned by other settings is not to be signed.
+                Ok(()) = changes.changed() => {}
                 _ = ticks.tick() => {}
             }
             // Another database has taken the place of the one before: a stage tells that it is read into first.
@@ -341,11 +359,13 @@ impl Turns {
             }
             let chains = self.listing.chains();
             if !Arc::ptr_eq(&chains, &listed) {
-                // What was planned by other settings is looked at before anything of it is signed: turns begin anew, and one that
-                // is cut off loses nothing.
-                turns.clear();
-                running.clear();
-                engines.clear();
+                engines.retain(|id, of_chain| {
+                    let is_same = chains.by_id(*id).is_some_and(|chain| is_swept_alike(chain, &of_chain.chain));
+                    if !is_same {
+                        of_chain.cut.cancel();
+                    }
+                    is_same
+                });
                 listed = chains;
             }
             for (chain, part) in listed.iter().flat_map(|chain| Part::ALL.map(|part| (chain, part))) {
@@ -354,7 +374,7 @@ impl Turns {
                 }
                 let of_chain = engines.entry(chain.id).or_insert_with(|| Arc::new(self.of_chain(chain))).clone();
                 turns.push(async move {
-                    of_chain.turn(part).await;
+                    let _ = of_chain.cut.run_until_cancelled(of_chain.turn(part)).await;
                     (of_chain.chain.id, part)
                 });
             }

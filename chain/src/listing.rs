@@ -84,3 +84,26 @@ fn doubt_all_but(chain: &mut Chain, before: Option<&Chain>) {
     };
     chain.doubts = chain.tokens.iter().filter_map(|token| Some((token.address, doubt(token)?))).collect();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who follows the list begins anew with each change of it.
+    #[tokio::test]
+    async fn a_doubt_that_is_known_already_is_no_change() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let token = "tokens: [{ symbol: T, address: \"0x00000000000000000000000000000000000000aa\", decimals: 6 }]";
+        std::fs::write(file.path(), format!("- name: c\n  chain_id: 7\n  rpc_url: http://127.0.0.1:9\n  {token}\n")).unwrap();
+        let (listing, _) = Listing::open(file.path()).await.unwrap();
+        let held = listing.chains();
+        let token = held.by_id(ChainId(7)).unwrap().tokens[0].clone();
+        assert_eq!(listing.judge(ChainId(7), &token, Some("silent".to_owned())), Some(true), "it was not asked before");
+        let held = listing.chains();
+        assert_eq!(listing.judge(ChainId(7), &token, Some("silent".to_owned())), Some(true));
+        assert!(Arc::ptr_eq(&held, &listing.chains()));
+        assert_eq!(listing.judge(ChainId(7), &token, None), Some(true));
+        assert_eq!(listing.judge(ChainId(7), &token, None), Some(false));
+        assert!(!Arc::ptr_eq(&held, &listing.chains()));
+    }
+}

@@ -263,7 +263,10 @@ impl OfChain {
         for id in unwanted {
             drop_outgoing(&self.engine.pool, id, &self.engine.pace).await?;
         }
-        planned.map(drop)
+        match planned?.waits {
+            Some(waits) if waits.ends_what_is_unsigned() => Err(Failure::Retry(anyhow::Error::new(waits))),
+            _ => Ok(()),
+        }
     }
 
     /// What a sweep to the treasury takes, and whether it can be one. It is asked now and then: a contract may be made anew.
@@ -314,6 +317,9 @@ impl Turns {
     fn of_chain(&self, chain: &Chain) -> OfChain {
         let chain_name = chain.name.clone();
         let events = Arc::new(SweepEvents { kafka: self.kafka.clone(), publisher: self.publisher.clone(), chain_name });
+        if let Some(treasury) = chain.sweeping.treasury {
+            tracing::info!(chain = chain.name, %treasury, "what arrives is swept to this treasury");
+        }
         let rpc = Rpc::of(chain);
         let nodes = Nodes::new(rpc.clone(), chain.witnesses);
         let (keys, records) = (self.keys.clone(), events.clone());

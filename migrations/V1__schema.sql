@@ -185,8 +185,10 @@ CREATE INDEX payments_by_exception_chain_and_token ON payments (merchant_id, exc
 -- GET /api/v1/addresses/{id}/deposits, newest first.
 CREATE INDEX payments_of_deposit_address ON payments (deposit_address, created_at, id) WHERE deposit_address IS NOT NULL;
 -- What a sweep of a static address covers: its deposits of one asset, in order.
-CREATE INDEX payments_of_swept_asset ON payments (deposit_address, chain_id, coalesce(token_address, ''), created_at)
-    WHERE deposit_address IS NOT NULL;
+CREATE INDEX payments_of_swept_coin ON payments (deposit_address, chain_id, created_at)
+    WHERE deposit_address IS NOT NULL AND token_address IS NULL;
+CREATE INDEX payments_of_swept_token ON payments (deposit_address, chain_id, token_address, created_at)
+    WHERE deposit_address IS NOT NULL AND token_address IS NOT NULL;
 
 -- An address is given out once, to a payment or to a static address, whichever account and index it was derived from: two accounts may
 -- hold one key. Each table has a unique index for its own rows; these triggers hold new rows against the other table, once per statement.

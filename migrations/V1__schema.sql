@@ -1034,8 +1034,11 @@ CREATE TABLE sweeps (
 );
 CREATE UNIQUE INDEX sweeps_open ON sweeps (chain_id, address, token_address) WHERE state = 'open';
 CREATE INDEX sweeps_of_address ON sweeps (chain_id, address, token_address) WHERE state = 'final';
-CREATE INDEX sweeps_to_treasury ON sweeps (chain_id, treasury, ended_at, id) WHERE state <> 'open';
-CREATE INDEX sweeps_ended ON sweeps (chain_id, ended_at, id) WHERE state <> 'open';
+-- The last ones that say something of their treasury: of what was dropped to be planned anew there may be any number.
+CREATE INDEX sweeps_to_treasury ON sweeps (chain_id, treasury, ended_at, id)
+    WHERE state <> 'open' AND NOT (state = 'dropped' AND replan);
+CREATE INDEX sweeps_ended ON sweeps (chain_id, ended_at, id)
+    WHERE state <> 'open' AND NOT (state = 'dropped' AND replan) AND NOT put_back;
 CREATE INDEX sweeps_open_to ON sweeps (chain_id, treasury) WHERE state = 'open';
 CREATE INDEX sweeps_replanned ON sweeps (chain_id) WHERE state = 'open' AND replan;
 CREATE INDEX sweeps_set_aside ON sweeps (chain_id, address) WHERE set_aside;

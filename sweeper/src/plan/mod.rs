@@ -158,10 +158,11 @@ fn is_of_the_data(failure: &Failure) -> bool {
     }
 }
 
-/// Begins a transaction whose statements all see one moment: what has arrived, how deep it is, and what has left. Other planners
-/// of the chain are kept out; `None` if one is at work.
-async fn begin(db: &mut Client, chain: ChainId) -> Result<Option<(Transaction<'_>, Looked)>, Failure> {
-    let tx = db.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await?;
+/// Begins a transaction that keeps other planners of the chain out; `None` if one is at work. All statements of one that plans
+/// see one moment (`RepeatableRead`): what has arrived, how deep it is, and what has left. One that withdraws writes rows that
+/// the engine writes all the time, waits for that, and goes by what is there then (`ReadCommitted`): else it would fail again.
+async fn begin(db: &mut Client, chain: ChainId, sees: IsolationLevel) -> Result<Option<(Transaction<'_>, Looked)>, Failure> {
+    let tx = db.build_transaction().isolation_level(sees).start().await?;
     let looked = store::lock(&tx, chain).await?;
     Ok(looked.map(|looked| (tx, looked)))
 }
@@ -169,7 +170,7 @@ async fn begin(db: &mut Client, chain: ChainId) -> Result<Option<(Transaction<'_
 /// Notes what is not wanted any more, and why nothing is planned: whatever comes of planning, that stands. `None` if another one
 /// is at work.
 async fn withdraw(db: &mut Client, chain: ChainId, settings: &Settings) -> Result<Option<Option<Waits>>, Failure> {
-    let Some((tx, _)) = begin(db, chain).await? else { return Ok(None) };
+    let Some((tx, _)) = begin(db, chain, IsolationLevel::ReadCommitted).await? else { return Ok(None) };
     let holds = Holds::new(&store::holds(&tx).await?, chain, None);
     let waits = waits(&tx, chain, settings).await?;
     store::set_waits(&tx, chain, waits.as_ref().map(ToString::to_string).as_deref()).await?;
@@ -184,7 +185,7 @@ async fn withdraw_taken_back(db: &mut Client, chain: ChainId, settings: &Setting
     if unpaid.is_empty() {
         return Ok(());
     }
-    let Some((tx, _)) = begin(db, chain).await? else { return Ok(()) };
+    let Some((tx, _)) = begin(db, chain, IsolationLevel::ReadCommitted).await? else { return Ok(()) };
     let Some(ripe) = ledger::ripe(&tx, chain, settings).await? else { return Ok(()) };
     let addresses: Vec<Address> = unpaid.keys().copied().collect();
     let holdings = ledger::holdings(&tx, chain, settings, &ripe, Of::These(&addresses)).await?;
@@ -193,7 +194,7 @@ async fn withdraw_taken_back(db: &mut Client, chain: ChainId, settings: &Setting
         holdings.iter().any(|holding| holding.address == *address && !holding.is_taken_back())
     };
     let taken_back: Vec<Uuid> = unpaid.into_iter().filter(|(address, _)| !is_there(address)).map(|(_, id)| id).collect();
-    store::replan(&tx, &taken_back).await?;
+    store::replan_without_funds(&tx, &taken_back).await?;
     Ok(tx.commit().await?)
 }
 
@@ -206,7 +207,7 @@ async fn plan_due(
     now: u64,
     due: &mut Vec<Address>,
 ) -> Result<usize, Failure> {
-    let Some((tx, looked)) = begin(db, chain).await? else { return Ok(0) };
+    let Some((tx, looked)) = begin(db, chain, IsolationLevel::RepeatableRead).await? else { return Ok(0) };
     let Some(ripe) = ledger::ripe(&tx, chain, settings).await? else { return Ok(0) };
     add_candidates(&tx, chain, settings, &ripe, looked, now).await?;
     *due = store::due(&tx, chain, now, MAX_BATCH).await?;
@@ -217,7 +218,7 @@ async fn plan_due(
     }
     *due = worth.iter().map(|(holding, _)| holding.address).collect();
     let balances = balances(due).await;
-    let Some((tx, _)) = begin(db, chain).await? else { return Ok(0) };
+    let Some((tx, _)) = begin(db, chain, IsolationLevel::RepeatableRead).await? else { return Ok(0) };
     let Some(ripe) = ledger::ripe(&tx, chain, settings).await? else { return Ok(0) };
     if waits(&tx, chain, settings).await?.is_some() {
         return Ok(0);
@@ -286,7 +287,7 @@ async fn replan(
     if ends_all || !holds.is_empty() {
         let unsigned = store::unsigned_sweeps(tx, chain).await?.into_iter();
         let unwanted = unsigned.filter(|sweep| ends_all || holds.cover(sweep.address, sweep.merchant));
-        store::replan(tx, &unwanted.map(|sweep| sweep.outgoing).collect::<Vec<_>>()).await?;
+        store::replan_unsigned(tx, &unwanted.map(|sweep| sweep.outgoing).collect::<Vec<_>>()).await?;
     }
     // What gas costs may be unknown, or may be too much anyway.
     if settings.price.is_some_and(|price| price <= settings.max_fee) {

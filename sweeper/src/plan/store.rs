@@ -13,6 +13,9 @@ use uuid::Uuid;
 
 /// What the engine tells of what its sender can't pay for.
 const UNPAID: &str = "insufficient funds";
+/// Of a sweep: it is over, and says something of its treasury. What was dropped to be planned anew does not, since its address
+/// could not pay for it or for another reason.
+const TELLS: &str = "state <> 'open' AND NOT (state = 'dropped' AND replan)";
 
 /// Up to where a chain was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,11 +256,11 @@ pub struct Past {
 /// # Errors
 /// When the database fails.
 pub async fn past(db: &impl GenericClient, chain: ChainId, treasury: Address) -> Result<Past, Failure> {
-    // Of those that one block has ended the last that was planned is the last. What was dropped to be planned anew says nothing
-    // of the treasury. What is in a block comes after what is final, and has come to nothing if that says so.
+    // Of those that one block has ended the last that was planned is the last. What is in a block comes after what is final,
+    // and has come to nothing if that says so. What only takes the nonce of one that is to be dropped says nothing.
     let sql = format!(
-        "SELECT coalesce((SELECT state = 'final' FROM sweeps WHERE chain_id = $1 AND treasury = $2 AND state <> 'open'
-                 AND NOT (state = 'dropped' AND replan) ORDER BY ended_at DESC, id DESC LIMIT 1), false),
+        "SELECT coalesce((SELECT state = 'final' FROM sweeps WHERE chain_id = $1 AND treasury = $2 AND {TELLS}
+                 ORDER BY ended_at DESC, id DESC LIMIT 1), false),
              (SELECT s.id FROM sweeps s JOIN outgoing o ON o.id = s.outgoing
               WHERE s.chain_id = $1 AND s.treasury = $2 AND s.state = 'open'
                   AND (o.state = 'mined' OR NOT o.dropping AND o.told IS DISTINCT FROM '{UNPAID}') LIMIT 1),
@@ -265,10 +268,11 @@ pub async fn past(db: &impl GenericClient, chain: ChainId, treasury: Address) ->
                   (SELECT NOT o.succeeded AS is_vain, 1 AS class, o.block_number AS at, s.id
                    FROM outgoing o JOIN sweeps s ON s.outgoing = o.id
                    WHERE o.chain_id = $1 AND o.state = 'mined' AND o.succeeded IS NOT NULL AND s.state = 'open'
+                       AND NOT EXISTS (SELECT FROM outgoing_attempts a WHERE a.hash = o.mined_hash AND a.cancels)
                    ORDER BY o.block_number DESC, s.id DESC LIMIT {MAX_VAIN})
                   UNION ALL
                   (SELECT set_aside, 0, extract(epoch FROM ended_at) * 1000000, id FROM sweeps
-                   WHERE chain_id = $1 AND state <> 'open' AND NOT put_back ORDER BY ended_at DESC, id DESC LIMIT {MAX_VAIN})) AS ended
+                   WHERE chain_id = $1 AND {TELLS} AND NOT put_back ORDER BY ended_at DESC, id DESC LIMIT {MAX_VAIN})) AS ended
                   ORDER BY class DESC, at DESC, id DESC LIMIT {MAX_VAIN}) AS last WHERE is_vain)"
     );
     let row = db.query_one(&db.prepare_cached(&sql).await?, &[&bigint(chain.0), &treasury.as_slice()]).await?;
@@ -296,6 +300,11 @@ pub async fn is_given_out(db: &impl GenericClient, address: Address) -> Result<b
     Ok(db.query_one(&db.prepare_cached(sql).await?, &[&address.as_slice()]).await?.get(0))
 }
 
+/// Of `outgoing o`: its sender can't pay for it, and it is to be sent all the same.
+fn is_without_funds() -> String {
+    format!("o.told = '{UNPAID}' AND NOT o.dropping")
+}
+
 /// The open sweeps of a chain whose addresses can't pay for them: their outgoing transactions. Which ones if there are more is
 /// left to chance, so that those that nothing helps hide none.
 ///
@@ -304,7 +313,8 @@ pub async fn is_given_out(db: &impl GenericClient, address: Address) -> Result<b
 pub async fn without_funds(db: &impl GenericClient, chain: ChainId, limit: usize) -> Result<Vec<(Address, Uuid)>, Failure> {
     let sql = format!(
         "SELECT s.address, s.outgoing FROM outgoing o JOIN sweeps s ON s.outgoing = o.id
-         WHERE o.chain_id = $1 AND o.told = '{UNPAID}' AND NOT o.dropping AND s.state = 'open' ORDER BY random() LIMIT $2"
+         WHERE o.chain_id = $1 AND {} AND s.state = 'open' ORDER BY random() LIMIT $2",
+        is_without_funds()
     );
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let rows = db.query(&db.prepare_cached(&sql).await?, &[&bigint(chain.0), &limit]).await?;
@@ -333,24 +343,37 @@ pub async fn unsigned_sweeps(tx: &impl GenericClient, chain: ChainId) -> Result<
 
 /// Notes that open sweeps are to be dropped and planned anew: what of them is not signed is not signed any more. `unwanted` says
 /// which, of `sweeps s` and `outgoing o`. Outgoing transactions are written first, as the engine does, so that nobody waits in a
-/// circle.
+/// circle. Where somebody else is at work on a row of `outgoing`, this waits, and goes by what that says then; a row of
+/// `sweeps` is looked at again when it is written.
 ///
 /// Those of them are told apart, if that is asked for, whose addresses could not pay.
 fn replanned(unwanted: &str, notes_unpaid: bool) -> String {
     format!(
         "WITH unwanted AS (UPDATE outgoing o SET withheld = true FROM sweeps s
-             WHERE s.outgoing = o.id AND s.state = 'open' AND NOT s.replan AND {unwanted}
+             WHERE s.outgoing = o.id AND s.state = 'open' AND NOT s.replan
+                 AND o.state NOT IN ('final', 'failed', 'dropped') AND {unwanted}
              RETURNING o.id, {notes_unpaid} AND o.told IS NOT DISTINCT FROM '{UNPAID}' AS is_unpaid)
-         UPDATE sweeps s SET replan = true, unpaid = u.is_unpaid FROM unwanted u WHERE s.outgoing = u.id AND s.state = 'open'"
+         UPDATE sweeps s SET replan = true, unpaid = u.is_unpaid FROM unwanted u
+         WHERE s.outgoing = u.id AND s.state = 'open' AND NOT s.replan"
     )
 }
 
-/// Has these sweeps dropped and planned anew.
+/// Has those of these sweeps dropped and planned anew that are not signed by now.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn replan(tx: &impl GenericClient, outgoing: &[Uuid]) -> Result<(), Failure> {
-    let sql = replanned("o.id = ANY($1)", false);
+pub async fn replan_unsigned(tx: &impl GenericClient, outgoing: &[Uuid]) -> Result<(), Failure> {
+    let sql = replanned("o.id = ANY($1) AND o.state = 'queued'", false);
+    tx.execute(&tx.prepare_cached(&sql).await?, &[&outgoing]).await?;
+    Ok(())
+}
+
+/// The same for those of these whose addresses still can't pay for them.
+///
+/// # Errors
+/// When the database fails.
+pub async fn replan_without_funds(tx: &impl GenericClient, outgoing: &[Uuid]) -> Result<(), Failure> {
+    let sql = replanned(&format!("o.id = ANY($1) AND {}", is_without_funds()), false);
     tx.execute(&tx.prepare_cached(&sql).await?, &[&outgoing]).await?;
     Ok(())
 }

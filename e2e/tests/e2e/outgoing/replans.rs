@@ -134,6 +134,8 @@ async fn what_is_queued_is_not_signed_once_a_hold_covers_it_or_a_person_has_to_l
     for outgoing in others {
         drop_outgoing(&rig.pool, outgoing, &PACE).await?;
     }
+    let turn = books.queue_due(1_000_101).await?;
+    ensure!(turn.waits == Some(Waits::Vain) && turn.queued == 0, "what it has dropped itself says nothing: {turn:?}");
     ensure!(admin::retry(&db, None, Some(CHAIN)).await? == 3);
     let turn = books.queue_due(1_000_140).await?;
     ensure!(turn.queued == 1 && turn.waits.is_none(), "after one that came to nothing the next goes alone: {turn:?}");

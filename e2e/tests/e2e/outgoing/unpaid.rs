@@ -1,6 +1,7 @@
 //! What the chain has is not what the ledger says, or a sweep takes other gas than a plain transfer does.
 
 use super::books::{Books, COIN, Paid, TREASURY, Turn, plan_turn_with, settings};
+use super::replans::{addresses, proven};
 use super::rig::{CHAIN, PACE, Rig};
 use alloy::primitives::{Address, U256};
 use anyhow::{Context as _, Result, ensure};
@@ -9,7 +10,8 @@ use serde_json::{Value, json};
 use sweeper::engine::fold::drop_outgoing;
 use sweeper::keys::Signer as _;
 use sweeper::plan::rules::Verdict;
-use sweeper::plan::{Waits, balances, estimate_gas, moved, store};
+use sweeper::plan::{Waits, admin, balances, estimate_gas, moved, store};
+use uuid::Uuid;
 
 /// Adds what it gets to the word of the sender, and writes it to another word of theirs. Of nothing it notes nothing.
 const NOTES: &str = "0x34600557005b3433540133553433195500";
@@ -128,6 +130,31 @@ async fn a_sweep_that_its_address_cannot_pay_keeps_no_other_from_being_swept_and
     let row = db.query_one(sql, &[&sweep]).await?;
     ensure!(row.get::<_, &str>(0) == "dropped" && row.get::<_, bool>(1), "it is planned anew, and gets nowhere again");
     ensure!(rig.balance(TREASURY).await?.is_zero());
+    Ok(())
+}
+
+/// By whoever has their keys: the treasury took whatever came.
+#[tokio::test]
+async fn addresses_that_could_not_pay_for_their_sweeps_do_not_stop_their_chain() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    addresses(&books, 6).await?;
+    proven(&books, 5).await?;
+    let db = rig.pool.get().await?;
+    let sql = "SELECT id, outgoing FROM sweeps WHERE state = 'open' ORDER BY id LIMIT 3";
+    for row in db.query(sql, &[]).await? {
+        let (sweep, outgoing): (Uuid, Uuid) = (row.get(0), row.get(1));
+        db.execute("UPDATE outgoing SET told = 'insufficient funds' WHERE id = $1", &[&outgoing]).await?;
+        ensure!(admin::drop_sweep(&db, sweep).await?);
+        drop_outgoing(&rig.pool, outgoing, &PACE).await?;
+    }
+    let ended = books.sweeps().await?;
+    ensure!(ended.iter().filter(|sweep| **sweep == ("dropped".to_owned(), true)).count() == 3, "{ended:?}");
+    let payment = books.payment(Address::repeat_byte(9), "own", None).await?;
+    books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
+    store::look_at_all(&db, None).await?;
+    let turn = books.queue_due(1_000_100).await?;
+    ensure!(turn == Turn { queued: 1, ..Turn::default() }, "the others are swept: {turn:?}");
     Ok(())
 }
 

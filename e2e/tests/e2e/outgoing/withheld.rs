@@ -1,10 +1,11 @@
 //! What is not wanted any more is not signed, though it is not dropped yet; and what past sweeps say of the next ones.
 
-use super::books::{Books, COIN, Paid, plan_turn, settings};
-use super::replans::{addresses, open, proven};
+use super::books::{Books, COIN, Paid, Turn, plan_turn, settings};
+use super::replans::{addresses, proven};
 use super::rig::{CHAIN, PACE, Rig};
 use alloy::primitives::Address;
 use anyhow::{Result, ensure};
+use deadpool_postgres::Client;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use sweeper::engine::fold::drop_outgoing;
@@ -97,6 +98,30 @@ async fn what_is_not_wanted_any_more_is_not_signed_from_that_moment() -> Result<
     ensure_unsigned(&mut rig).await
 }
 
+/// Has transactions mined in a block.
+async fn mine(db: &Client, ids: &[Uuid], succeeded: bool, block: i64) -> Result<()> {
+    sign(db, ids).await?;
+    let mined = "UPDATE outgoing SET state = 'mined', mined_hash = sha256(id::text::bytea), succeeded = $2,
+                     block_hash = sha256('block'), block_number = $3 WHERE id = ANY($1)";
+    db.execute(mined, &[&ids, &succeeded, &block]).await?;
+    Ok(())
+}
+
+/// As if the engine had signed them.
+async fn sign(db: &Client, ids: &[Uuid]) -> Result<()> {
+    let nonces = "INSERT INTO outgoing_nonces (chain_id, sender, nonce, outgoing)
+                  SELECT chain_id, sender, 0, id FROM outgoing WHERE id = ANY($1)";
+    db.execute(nonces, &[&ids]).await?;
+    db.execute("UPDATE outgoing SET state = 'signed', nonce = 0 WHERE id = ANY($1)", &[&ids]).await?;
+    Ok(())
+}
+
+/// The open sweeps' transactions, in the order in which they were planned.
+async fn planned(db: &Client) -> Result<Vec<Uuid>> {
+    let rows = db.query("SELECT outgoing FROM sweeps WHERE state = 'open' ORDER BY id", &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 #[tokio::test]
 async fn sweeps_that_are_reverted_in_blocks_stop_a_chain_before_these_are_final() -> Result<()> {
     let rig = Rig::start().await?;
@@ -104,19 +129,10 @@ async fn sweeps_that_are_reverted_in_blocks_stop_a_chain_before_these_are_final(
     addresses(&books, 6).await?;
     proven(&books, 5).await?;
     let db = rig.pool.get().await?;
-    let planned: Vec<Uuid> = open(&books).await?.into_iter().collect();
-    let mine = async |ids: &[Uuid], succeeded: bool, block: i64| -> Result<()> {
-        let nonces = "INSERT INTO outgoing_nonces (chain_id, sender, nonce, outgoing)
-                      SELECT chain_id, sender, 0, id FROM outgoing WHERE id = ANY($1)";
-        db.execute(nonces, &[&ids]).await?;
-        let mined = "UPDATE outgoing SET state = 'mined', nonce = 0, mined_hash = sha256(id::text::bytea), succeeded = $2,
-                         block_hash = sha256('block'), block_number = $3 WHERE id = ANY($1)";
-        db.execute(mined, &[&ids, &succeeded, &block]).await?;
-        Ok(())
-    };
-    mine(&planned[..2], false, 10).await?;
+    let planned = planned(&db).await?;
+    mine(&db, &planned[..2], false, 10).await?;
     ensure!(books.queue_due(1_000_100).await?.waits.is_none(), "two, after one that is final");
-    mine(&planned[2..3], false, 11).await?;
+    mine(&db, &planned[2..3], false, 11).await?;
     let turn = books.queue_due(1_000_101).await?;
     let unsigned: BTreeSet<Uuid> = planned[3..].iter().copied().collect();
     ensure!(turn.waits == Some(Waits::Vain) && turn.to_drop.into_iter().collect::<BTreeSet<_>>() == unsigned);
@@ -127,5 +143,108 @@ async fn sweeps_that_are_reverted_in_blocks_stop_a_chain_before_these_are_final(
     // A later one got there.
     db.execute("UPDATE outgoing SET succeeded = true, block_number = 12 WHERE id = $1", &[&planned[2]]).await?;
     ensure!(!past(&db, CHAIN, treasury).await?.is_vain);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_chain_whose_last_sweeps_have_failed_waits_for_a_person_and_for_nothing_else() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    addresses(&books, 7).await?;
+    proven(&books, 6).await?;
+    let db = rig.pool.get().await?;
+    let planned = planned(&db).await?;
+    let (failed, cancelled, unsigned) = (&planned[..3], planned[3], &planned[4..]);
+    mine(&db, failed, false, 10).await?;
+    db.execute("UPDATE outgoing SET state = 'failed' WHERE id = ANY($1)", &[&failed]).await?;
+    let turn = books.queue_due(1_000_100).await?;
+    ensure!(turn.waits == Some(Waits::Vain) && turn.to_drop.len() == 3, "{turn:?}");
+    // It ends what is not signed, and one that was is cancelled: neither says that the treasury takes anything.
+    for outgoing in unsigned {
+        drop_outgoing(&rig.pool, *outgoing, &PACE).await?;
+    }
+    mine(&db, &[cancelled], true, 20).await?;
+    let attempt = "INSERT INTO outgoing_attempts (hash, outgoing, chain_id, sender, nonce, raw, tip, cap, cancels)
+                   SELECT mined_hash, id, chain_id, sender, nonce, '', 1, 1, true FROM outgoing WHERE id = $1";
+    db.execute(attempt, &[&cancelled]).await?;
+    for again in 0..3 {
+        let turn = books.queue_due(1_000_140 + again).await?;
+        ensure!(turn.waits == Some(Waits::Vain) && turn.queued == 0, "{turn:?}");
+    }
+    db.execute("UPDATE outgoing_attempts SET cancels = false", &[]).await?;
+    ensure!(!past(&db, CHAIN, super::books::TREASURY).await?.is_vain, "one has got there");
+    db.execute("UPDATE outgoing_attempts SET cancels = true", &[]).await?;
+    ensure!(admin::retry(&db, None, Some(CHAIN)).await? == 3);
+    db.execute("UPDATE outgoing SET state = 'dropped' WHERE state = 'mined'", &[]).await?;
+    let turn = books.queue_due(1_000_200).await?;
+    ensure!(turn.queued == 1 && turn.waits.is_none(), "{turn:?}");
+    Ok(())
+}
+
+/// Runs beside a planner's turn that finds rows locked; the planner waits for what is written there.
+async fn beside(rig: &Rig, settings: &Settings, now: u64, statements: &[(&str, Uuid)]) -> Result<Turn> {
+    let (mut db, mut other) = (rig.pool.get().await?, rig.pool.get().await?);
+    let tx = other.transaction().await?;
+    for (sql, id) in statements {
+        tx.execute(*sql, &[id]).await?;
+    }
+    let committed = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        tx.commit().await
+    };
+    let (turn, committed) = futures::future::join(plan_turn(&mut db, settings, now), committed).await;
+    committed?;
+    turn
+}
+
+/// The engine writes its rows all the time: a planner that gave up for that would withhold nothing.
+#[tokio::test]
+async fn what_is_not_wanted_any_more_is_withheld_though_the_engine_is_at_work_on_it() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    addresses(&books, 4).await?;
+    proven(&books, 3).await?;
+    let db = rig.pool.get().await?;
+    let ids = planned(&db).await?;
+    let [tried, signed, quiet] = ids[..] else { anyhow::bail!("{ids:?}") };
+    let refused = Settings { refused: Some("it takes no coin".to_owned()), ..settings() };
+    let nonce = "INSERT INTO outgoing_nonces SELECT chain_id, sender, 0, id FROM outgoing WHERE id = $1";
+    let sign = "UPDATE outgoing SET state = 'signed', nonce = 0 WHERE id = $1";
+    let work = [("UPDATE outgoing SET tried = 1 WHERE id = $1", tried), (nonce, signed), (sign, signed)];
+    let turn = beside(&rig, &refused, 1_000_100, &work).await?;
+    ensure!(matches!(turn.waits, Some(Waits::Refused(_))), "{turn:?}");
+    let named: BTreeSet<Uuid> = turn.to_drop.into_iter().collect();
+    ensure!(named == BTreeSet::from([tried, quiet]), "what is signed by now goes on: {named:?}");
+    let withheld = "SELECT count(*) FROM outgoing WHERE withheld AND id = ANY($1)";
+    ensure!(db.query_one(withheld, &[&[tried, quiet].as_slice()]).await?.get::<_, i64>(0) == 2);
+    Ok(())
+}
+
+/// The same of what a reorg has taken back.
+#[tokio::test]
+async fn what_was_taken_back_is_dropped_though_the_engine_is_at_work_on_it() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    addresses(&books, 4).await?;
+    proven(&books, 3).await?;
+    let db = rig.pool.get().await?;
+    let ids = planned(&db).await?;
+    let [tried, pays, dropped] = ids[..] else { anyhow::bail!("{ids:?}") };
+    sign(&db, &ids).await?;
+    db.execute("UPDATE outgoing SET told = 'insufficient funds' WHERE state = 'signed'", &[]).await?;
+    db.batch_execute("DELETE FROM payment_parts; UPDATE transfers SET removed = true").await?;
+    // One can pay again, and a person has said of another that its address could not.
+    let work = [
+        ("UPDATE outgoing SET tried = 1 WHERE id = $1", tried),
+        ("UPDATE outgoing SET told = NULL WHERE id = $1", pays),
+        ("UPDATE outgoing SET withheld = true WHERE id = $1", dropped),
+        ("UPDATE sweeps SET replan = true, unpaid = true WHERE outgoing = $1", dropped),
+    ];
+    let turn = beside(&rig, &settings(), 1_000_100, &work).await?;
+    let named: BTreeSet<Uuid> = turn.to_drop.into_iter().collect();
+    ensure!(named == BTreeSet::from([tried, dropped]), "{named:?}");
+    let unpaid = "SELECT outgoing FROM sweeps WHERE unpaid";
+    let unpaid: Vec<Uuid> = db.query(unpaid, &[]).await?.iter().map(|row| row.get(0)).collect();
+    ensure!(unpaid == [dropped], "{unpaid:?}");
     Ok(())
 }

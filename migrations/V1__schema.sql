@@ -1095,8 +1095,9 @@ CREATE TABLE sweep_holds (
     UNIQUE NULLS NOT DISTINCT (chain_id, address, token_address, merchant_id)
 );
 
--- What has arrived in a block, of the coin and of listed tokens alone: of others anyone can make any number.
-CREATE INDEX transfers_of_number ON transfers (chain_id, block_number) WHERE listed;
+-- What has arrived of the coin since a block: asked each second of a chain that is swept. Its tokens may bring a hundred times
+-- as much.
+CREATE INDEX transfers_of_number ON transfers (chain_id, block_number) WHERE listed AND token_address IS NULL AND NOT removed;
 -- Dust beside a payment, or at a static address, without what is not listed there.
 CREATE INDEX transfers_dust_of_payment ON transfers (payment_id) WHERE listed AND below_minimum AND NOT removed;
 CREATE INDEX transfers_dust_of_address ON transfers (deposit_address, block_timestamp)

@@ -266,3 +266,33 @@ async fn a_chain_on_which_nothing_has_come_has_nothing_to_plan() -> Result<()> {
     ensure!(store::has_work(&db, CHAIN, 1_000_000 + 86_400).await?, "all are, once a day");
     Ok(())
 }
+
+/// They come a hundred times as often, and it is asked each second whether coin has come.
+#[tokio::test]
+async fn tokens_that_have_come_are_not_read_to_see_whether_coin_has() -> Result<()> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    let mut db = rig.pool.get().await?;
+    books.queue_due(1_000_000).await?;
+    books.set_head(HEAD + 20).await?;
+    let payment = books.payment(Address::repeat_byte(1), "own", None).await?;
+    db.execute(
+        "INSERT INTO transfers (chain_id, block_hash, transaction_hash, source, index, payment_id, block_number,
+             block_timestamp, transaction_index, token_address, sender, amount, credited, listed)
+         SELECT 31337, sha256(n::text::bytea), sha256(n::text::bytea), 'log', 0, $1, 1001 + n % 20, 1, 0,
+             decode(repeat('05', 20), 'hex'), decode(repeat('11', 20), 'hex'), 1, false, true
+         FROM generate_series(1, 100000) AS n",
+        &[&payment],
+    )
+    .await?;
+    db.batch_execute("ANALYZE transfers").await?;
+    let tx = db.transaction().await?;
+    ensure!(!store::has_work(&tx, CHAIN, 1_000_001).await?);
+    let read = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'transfers'";
+    let read: i64 = tx.query_one(read, &[]).await?.get(0);
+    ensure!(read < 100, "{read} transfers are read");
+    tx.rollback().await?;
+    books.pay(Some(payment), None, Paid::credited(HEAD + 1, 50 * COIN)).await?;
+    ensure!(store::has_work(&db, CHAIN, 1_000_002).await?);
+    Ok(())
+}

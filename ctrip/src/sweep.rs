@@ -1,8 +1,8 @@
 //! `ctrip sweep`: what is swept to the treasury, what is not and why, and the holds that keep it where it is.
 
-use anyhow::{Context as _, anyhow, bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use base::text;
-use chain::{COIN_DECIMALS, Chain, Chains, Rpc, read_address};
+use chain::{COIN_DECIMALS, Chain, Chains, Rpc};
 use deadpool_postgres::Client;
 use runtime::{Settings, db};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use sweeper::engine::node::Nodes;
 use sweeper::plan::admin::{self, Unfinished};
 use sweeper::plan::rules::{Hold, Holding, Verdict};
-use sweeper::plan::{self, estimate_gas, ledger};
+use sweeper::plan::{self, MAX_PAYERS, estimate_gas, ledger};
 use topics::{Address, Amount, ChainId, U256};
 use uuid::Uuid;
 
@@ -66,7 +66,7 @@ pub enum SweepCommand {
         /// Name in the chains file, or the chain's id
         #[arg(long)]
         chain: Option<String>,
-        #[arg(long, value_parser = read_address)]
+        #[arg(long)]
         address: Option<Address>,
         /// `coin`, or a token's contract address
         #[arg(long)]
@@ -139,11 +139,6 @@ pub async fn run(settings: &Settings, command: SweepCommand) -> anyhow::Result<(
             let names_nothing = hold == Hold { chain: None, address: None, token: None, merchant: None };
             ensure!(all || !names_nothing, "expected what is to be held: --chain, --address, --asset, --merchant, or --all");
             let number = admin::hold(&mut db, &hold, &reason).await?;
-            if let Some(address) = address
-                && !plan::store::is_given_out(&db, address).await?
-            {
-                println!("cTrip has not given out {address}: see that it is the one that you mean");
-            }
             println!(
                 "hold {number}: {} is not swept; what is signed goes on. It ends with: ctrip sweep release {number}",
                 named(&hold)
@@ -160,9 +155,7 @@ pub async fn run(settings: &Settings, command: SweepCommand) -> anyhow::Result<(
 fn read_asset(text: &str) -> anyhow::Result<Option<Address>> {
     match text {
         "coin" => Ok(None),
-        address => read_address(address)
-            .map(Some)
-            .map_err(|error| anyhow!("--asset {text}: expected coin, or a contract's address: {error}")),
+        address => address.parse().map(Some).with_context(|| format!("--asset {text}: expected coin, or a contract's address")),
     }
 }
 
@@ -226,8 +219,14 @@ async fn plan(
 
 async fn plan_of(db: &Client, chain: &Chain, treasury: Address, accounts: Vec<String>) -> anyhow::Result<ShownPlan> {
     let rpc = Rpc::of(chain);
-    let payer = plan::store::due(db, chain.id, u64::MAX, 1).await?.pop();
-    let (gas_limit, refused) = match estimate_gas(&rpc, treasury, payer).await {
+    let market = Nodes::new(rpc.clone(), chain.witnesses).market().await;
+    let price = market.map(|market| market.price());
+    // Who would be swept is asked for, planned already or not.
+    let usual = plan::Settings::of(chain, None, price, accounts.clone());
+    let swept = plan::look(db, chain.id, &usual).await?.unwrap_or_default().into_iter();
+    let payers = swept.filter(|(_, verdict)| matches!(verdict, Verdict::Sweep(_) | Verdict::UnderWay));
+    let payers: Vec<Address> = payers.map(|(holding, _)| holding.address).take(MAX_PAYERS).collect();
+    let (gas_limit, refused) = match estimate_gas(&rpc, treasury, &payers, &usual.terms).await {
         Ok(gas_limit) => (gas_limit, None),
         Err(refused) => (None, Some(base::error_chain(&refused))),
     };
@@ -235,8 +234,6 @@ async fn plan_of(db: &Client, chain: &Chain, treasury: Address, accounts: Vec<St
         Some(later) => Some(later.to_string()),
         None => refused,
     };
-    let market = Nodes::new(rpc, chain.witnesses).market().await;
-    let price = market.map(|market| market.price());
     let terms = plan::Settings::of(chain, gas_limit, price, accounts);
     let looked = plan::look(db, chain.id, &terms).await?;
     let waits = match &looked {
@@ -398,8 +395,12 @@ async fn status(db: &Client, chain: Option<ChainId>, json: bool) -> anyhow::Resu
     for (chain, count, some) in &missing {
         let some: Vec<String> = some.iter().map(Address::to_string).collect();
         println!(
-            "chain {chain}: {count} addresses have less than has arrived there and not left by a sweep, and wait: {}",
+            "chain {chain}: {count} addresses have less than it takes to send what has arrived there and not left by a sweep, and \
+             wait: {}",
             some.join(", ")
+        );
+        println!(
+            "  somebody else has emptied them, or each sweep cost more than is known: a fee for L1 is `l1_fee` of chains.yaml"
         );
     }
     print_table(&["chain", "sweeps", "count", "amount"], counts.iter().map(row));

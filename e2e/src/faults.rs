@@ -44,6 +44,8 @@ pub enum Fault {
     Behind(u32),
     /// `eth_chainId` returns this id.
     ChainId(u32),
+    /// The node lends no coin to the sender of a call: it answers with this code, and 3 says that the sender lacks it.
+    NoOverride(i64),
     /// Requests for blocks above this number get no response until the fault is over. This is no error: it holds a client at a
     /// block.
     HoldAbove(u64),
@@ -127,6 +129,11 @@ impl Fault {
             }
             Self::RangeError if of_logs => {
                 *answer = error(call, -32602, "query returned more than 10000 results");
+                true
+            }
+            Self::NoOverride(code) if method == "eth_estimateGas" && call["params"][2].is_object() => {
+                let words = if code == 3 { "insufficient funds for transfer" } else { "too many arguments, want at most 2" };
+                *answer = error(call, code, words);
                 true
             }
             Self::ChainId(id) if method == "eth_chainId" => {

@@ -278,8 +278,9 @@ impl Upstream {
         let head = number(&self.ask("eth_blockNumber", json!([])).await?).context("a head")?;
         let limit = head.saturating_sub(blocks);
         let mut call = call.clone();
-        if call["params"][0] == "latest" {
-            call["params"][0] = json!(format!("{limit:#x}"));
+        let at = block_place(&call);
+        if call["params"][at] == "latest" {
+            call["params"][at] = json!(format!("{limit:#x}"));
             self.claim(Fault::Behind(u32::try_from(blocks)?));
         }
         let mut answer = self.forward(&call).await?;
@@ -324,7 +325,7 @@ impl Upstream {
 
     /// The number of the block that a call names, if the node knows it.
     async fn block_of(&self, call: &Value) -> Result<Option<u64>> {
-        let first = &call["params"][0];
+        let first = &call["params"][block_place(call)];
         let method = call["method"].as_str().unwrap_or_default();
         match (method, first.as_str().or(first["blockHash"].as_str())) {
             ("eth_getTransactionReceipt", _) => Ok(number(&self.ask(method, json!([first])).await?["blockNumber"])),
@@ -348,6 +349,11 @@ impl Upstream {
         let url = self.url.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Ok(self.http.post(url).json(call).send().await?.json().await?)
     }
+}
+
+/// Which parameter of a call names a block.
+fn block_place(call: &Value) -> usize {
+    usize::from(call["method"] == "eth_getBalance")
 }
 
 fn number(value: &Value) -> Option<u64> {

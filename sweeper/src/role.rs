@@ -12,12 +12,12 @@ use crate::engine::node::Nodes;
 use crate::engine::outgoing::Pace;
 use crate::engine::work::Engine;
 use crate::keys::Seeds;
-use crate::plan::{balances, check_treasury, estimate_gas};
+use crate::plan::{balances, check_treasury, estimate_gas, payers};
 use crate::reading::{self, READING};
 use crate::records::SweepEvents;
 use crate::restore::STAGE as RESTORING;
 use crate::{outcomes, plan, topic_lost};
-use alloy::primitives::Address;
+use alloy::primitives::{Address, B256};
 use base::metrics;
 use chain::{Chain, Chains, Listing, Rpc};
 use deadpool_postgres::Pool;
@@ -190,13 +190,6 @@ struct Turns {
     last_place: Arc<AtomicI64>,
 }
 
-/// Whether a chain that is listed anew is swept as it was: of all that may change, tokens and doubts of them change most.
-fn is_swept_alike(one: &Chain, other: &Chain) -> bool {
-    let parts = |chain: &Chain| (chain.name.clone(), chain.rpc_urls.clone(), chain.witnesses, chain.sweeping.clone());
-    let depths = |chain: &Chain| (chain.policy, chain.tiers.clone());
-    parts(one) == parts(other) && depths(one) == depths(other)
-}
-
 /// What was found of a treasury.
 #[derive(Clone)]
 struct Treasury {
@@ -216,8 +209,6 @@ struct OfChain {
     gate: Gate,
     rpc: Rpc,
     treasury: Mutex<Option<Treasury>>,
-    /// Of its turns, where the chain is listed otherwise by now: one that is cut off loses nothing.
-    cut: CancellationToken,
     notices: HashMap<Part, Mutex<Notice>>,
 }
 
@@ -244,49 +235,62 @@ impl OfChain {
         let accounts = self.keys.accounts().await?;
         let settings = match self.chain.sweeping.treasury {
             Some(treasury) => {
-                let Treasury { gas_limit, refused, .. } = self.ask_treasury(treasury, &accounts, now).await?;
                 let price = self.engine.nodes.market().await.map(|market| market.price());
                 if let Some(price) = price {
                     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
                     metrics::GAS_PRICE.gauge(&[("chain", &self.chain.name)]).set(price as f64);
                 }
+                let Treasury { gas_limit, refused, .. } = self.ask_treasury(treasury, &accounts, price, now).await?;
                 plan::Settings { refused, ..plan::Settings::of(&self.chain, gas_limit, price, accounts) }
             }
             // What is under way to the one of before is dropped.
             None => plan::Settings::of(&self.chain, None, None, accounts),
         };
         let chain = self.chain.id;
-        let ask = async |addresses: &[Address]| balances(&self.rpc, addresses).await;
+        let ask = async |addresses: &[Address], block: B256| balances(&self.rpc, addresses, block).await;
         let planned = plan::queue_due(&mut self.engine.pool.get().await?, chain, &settings, ask, now).await;
         // Whatever came of it.
         let unwanted = plan::to_drop(&self.engine.pool.get().await?, chain).await?;
         for id in unwanted {
             drop_outgoing(&self.engine.pool, id, &self.engine.pace).await?;
         }
-        match planned?.waits {
-            Some(waits) if waits.ends_what_is_unsigned() => Err(Failure::Retry(anyhow::Error::new(waits))),
-            _ => Ok(()),
-        }
+        planned.map(drop)
     }
 
     /// What a sweep to the treasury takes, and whether it can be one. It is asked now and then: a contract may be made anew.
-    async fn ask_treasury(&self, treasury: Address, accounts: &[String], now: u64) -> Result<Treasury, Failure> {
+    async fn ask_treasury(
+        &self,
+        treasury: Address,
+        accounts: &[String],
+        price: Option<u128>,
+        now: u64,
+    ) -> Result<Treasury, Failure> {
         let mut known = self.treasury.lock().await;
         if let Some(known) = known.as_ref().filter(|known| Instant::now() < known.ask_at) {
             return Ok(known.clone());
         }
-        let (later, payer) = {
+        let (later, payers) = {
             let db = self.engine.pool.get().await?;
             let later = check_treasury(&db, treasury, accounts).await?;
-            (later, plan::store::due(&db, self.chain.id, now, 1).await?.pop())
+            (later, payers(&db, self.chain.id, now).await?)
         };
-        let (told, refused) = match (estimate_gas(&self.rpc, treasury, payer).await, later) {
-            (Ok(gas_limit), None) => (gas_limit, None),
-            (_, Some(refused)) | (Err(refused), None) => (None, Some(base::error_chain(&refused))),
+        let last = known.as_ref().and_then(|known| known.gas_limit);
+        let asked = match (later, last) {
+            (Some(later), _) => Err(later),
+            // Without anybody who could send it, a node says less than is known.
+            (None, Some(_)) if payers.is_empty() => Ok(None),
+            (None, _) => {
+                let terms = plan::Settings::of(&self.chain, last, price, Vec::new()).terms;
+                estimate_gas(&self.rpc, treasury, &payers, &terms).await
+            }
         };
-        let is_known = told.is_some() || refused.is_some();
+        let is_known = !payers.is_empty() && matches!(asked, Ok(Some(_))) || asked.is_err();
         let ask_at = Instant::now() + if is_known { TREASURY_TTL } else { ASK_AGAIN_AFTER };
-        let gas_limit = told.or(known.as_ref().and_then(|known| known.gas_limit));
+        let (told, refused) = match asked {
+            Ok(told) => (told, None),
+            Err(refused) => (None, Some(base::error_chain(&refused))),
+        };
+        let gas_limit = told.or(last);
         Ok(known.insert(Treasury { ask_at, gas_limit, refused }).clone())
     }
 
@@ -300,16 +304,11 @@ impl OfChain {
     }
 
     async fn send(&self, now: u64) -> Result<(), Failure> {
-        {
-            let db = self.engine.pool.get().await?;
-            // Before a block is read, no sender is counted, and each would be tried in vain.
-            if !history::has_head(&db, self.chain.id).await? {
-                return Ok(());
-            }
-            // What goes to the treasury of before is withheld, whatever planning waits for.
-            plan::store::replan_to_others(&db, self.chain.id, self.chain.sweeping.treasury).await?;
+        // Before a block is read, no sender is counted, and each would be tried in vain.
+        if history::has_head(&self.engine.pool.get().await?, self.chain.id).await? {
+            self.engine.turn(now).await?;
         }
-        self.engine.turn(now).await
+        Ok(())
     }
 }
 
@@ -317,9 +316,6 @@ impl Turns {
     fn of_chain(&self, chain: &Chain) -> OfChain {
         let chain_name = chain.name.clone();
         let events = Arc::new(SweepEvents { kafka: self.kafka.clone(), publisher: self.publisher.clone(), chain_name });
-        if let Some(treasury) = chain.sweeping.treasury {
-            tracing::info!(chain = chain.name, %treasury, "what arrives is swept to this treasury");
-        }
         let rpc = Rpc::of(chain);
         let nodes = Nodes::new(rpc.clone(), chain.witnesses);
         let (keys, records) = (self.keys.clone(), events.clone());
@@ -336,7 +332,6 @@ impl Turns {
             gate: self.gate.clone(),
             rpc,
             treasury: Mutex::new(None),
-            cut: CancellationToken::new(),
             notices,
         }
     }
@@ -345,7 +340,6 @@ impl Turns {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut listed = self.listing.chains();
-        let mut changes = self.listing.changes();
         let mut engines: HashMap<ChainId, Arc<OfChain>> = HashMap::new();
         let (mut running, mut turns) = (HashSet::new(), FuturesUnordered::new());
         loop {
@@ -355,8 +349,6 @@ impl Turns {
                     running.remove(&ended);
                     continue;
                 }
-                // At once: what was planned by other settings is not to be signed.
-                Ok(()) = changes.changed() => {}
                 _ = ticks.tick() => {}
             }
             // Another database has taken the place of the one before: a stage tells that it is read into first.
@@ -365,13 +357,11 @@ impl Turns {
             }
             let chains = self.listing.chains();
             if !Arc::ptr_eq(&chains, &listed) {
-                engines.retain(|id, of_chain| {
-                    let is_same = chains.by_id(*id).is_some_and(|chain| is_swept_alike(chain, &of_chain.chain));
-                    if !is_same {
-                        of_chain.cut.cancel();
-                    }
-                    is_same
-                });
+                // What was planned by other settings is looked at before anything of it is signed: turns begin anew, and one that
+                // is cut off loses nothing.
+                turns.clear();
+                running.clear();
+                engines.clear();
                 listed = chains;
             }
             for (chain, part) in listed.iter().flat_map(|chain| Part::ALL.map(|part| (chain, part))) {
@@ -380,7 +370,7 @@ impl Turns {
                 }
                 let of_chain = engines.entry(chain.id).or_insert_with(|| Arc::new(self.of_chain(chain))).clone();
                 turns.push(async move {
-                    let _ = of_chain.cut.run_until_cancelled(of_chain.turn(part)).await;
+                    of_chain.turn(part).await;
                     (of_chain.chain.id, part)
                 });
             }

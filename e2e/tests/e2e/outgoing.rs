@@ -1,5 +1,6 @@
 //! The transaction engine on a real Postgres and a real node: transfers that are paid once each, whatever dies.
 
+mod asked;
 mod beside;
 mod books;
 mod replans;

@@ -12,7 +12,7 @@ const IDLE_RATIO: f64 = 0.05;
 /// Fewer tips say nothing: one may be a stranger's mistake.
 const MIN_TIPS: usize = 3;
 /// The base fee may rise by an eighth a block: twice of it lasts for six full blocks.
-const BASE_FEE_HEADROOM: u128 = 2;
+pub const BASE_FEE_HEADROOM: u128 = 2;
 /// The least that nodes ask of a replacement, in thousandths (geth's `txpool.pricebump`, Erigon's and Reth's: 10 %).
 pub const MIN_RAISE: u32 = 100;
 

@@ -1,7 +1,9 @@
 //! What the planner asks a chain's nodes: what a sweep takes, and what addresses have.
 
+use super::rules::Terms;
 use super::settings::{DEFAULT_GAS, MAX_GAS, Refused};
-use alloy::primitives::{Address, Bytes, U64, U256};
+use crate::engine::answers::Answer;
+use alloy::primitives::{Address, B256, Bytes, U64, U256};
 use chain::{Endpoint, Rpc, RpcError};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -23,18 +25,27 @@ fn gas_limit(treasury: Address, estimated: u64) -> Result<u64, Refused> {
     if limit > MAX_GAS { Err(Refused::TooMuchGas { treasury, gas: estimated }) } else { Ok(limit) }
 }
 
-/// The gas of a sweep of coin to the treasury, which may be a contract, with a margin; `None` where no node tells. `payer` is an
-/// address that may have coin: what a contract does may depend on who sends how much, and with nothing it may do nothing.
+/// What a node says of a sweep to a treasury.
+enum Told {
+    /// What it takes, and whether the treasury may have code.
+    Gas(u64, bool),
+    /// It would fail.
+    Fails(RpcError),
+}
+
+/// The gas of a sweep of coin to the treasury, which may be a contract, with a margin; `None` where no node tells. `payers` are
+/// addresses that may have coin: what a contract does may depend on who sends how much.
 ///
 /// # Errors
-/// If a node says that it would fail, or takes more than any treasury needs.
-pub async fn estimate_gas(rpc: &Rpc, treasury: Address, payer: Option<Address>) -> Result<Option<u64>, Refused> {
-    match rpc.with_failover(|endpoint| async move { ask_gas(&endpoint, treasury, payer).await.map(Some) }).await {
-        Ok(Some(Ok((gas, has_code)))) => {
+/// If a node says that each sweep of one of these would fail, or that one takes more than any treasury needs. That the treasury
+/// does not take what nobody would send there, nothing or one coin, is no reason.
+pub async fn estimate_gas(rpc: &Rpc, treasury: Address, payers: &[Address], terms: &Terms) -> Result<Option<u64>, Refused> {
+    match rpc.with_failover(|endpoint| async move { ask_gas(&endpoint, treasury, payers, terms).await }).await {
+        Ok(Some(Told::Gas(gas, has_code))) => {
             let limit = gas_limit(treasury, gas)?;
             Ok(Some(if has_code { limit.max(DEFAULT_GAS) } else { limit }))
         }
-        Ok(Some(Err(source))) => Err(Refused::Reverts { treasury, source }),
+        Ok(Some(Told::Fails(source))) => Err(Refused::Reverts { treasury, source }),
         Ok(None) => Ok(None),
         Err(error) => {
             tracing::warn!("the gas of a sweep is not known: {error}");
@@ -43,50 +54,46 @@ pub async fn estimate_gas(rpc: &Rpc, treasury: Address, payer: Option<Address>) 
     }
 }
 
-/// What a transfer to the treasury takes, and whether that may have code; or how it fails, which is the treasury's word and no
-/// fault of the node.
-async fn ask_gas(
-    endpoint: &Endpoint,
-    treasury: Address,
-    payer: Option<Address>,
-) -> Result<Result<(u64, bool), RpcError>, RpcError> {
+/// What one node says. How a call fails is the treasury's word and no fault of the node, unless its words are of coin that the
+/// sender lacks.
+async fn ask_gas(endpoint: &Endpoint, treasury: Address, payers: &[Address], terms: &Terms) -> Result<Option<Told>, RpcError> {
     let code: Option<Bytes> = known(endpoint.request("eth_getCode", json!([treasury, "latest"])).await)?;
     let has_code = code.is_none_or(|code| !code.is_empty());
-    let paid: Option<U256> = match payer {
-        Some(payer) => known(endpoint.request("eth_getBalance", json!([payer, "latest"])).await)?,
-        None => None,
-    };
-    // The other half is for gas, which some nodes ask for.
-    let half = paid.map(|balance| balance / U256::from(2)).filter(|half| !half.is_zero());
-    let amount = half.unwrap_or(U256::from(USUAL_AMOUNT));
-    let given = json!({ NEW_SENDER.to_string(): { "balance": amount.saturating_mul(U256::from(2)) } });
-    let mut calls = vec![json!([{ "from": NEW_SENDER, "to": treasury, "value": amount }, "latest", given])];
-    calls.extend(payer.filter(|_| half.is_some()).map(|payer| json!([{ "from": payer, "to": treasury, "value": amount }])));
-    let mut refused = None;
+    // What an address would send that is worth a sweep. What has less, such as dust, would send nothing.
+    let mut sent: Vec<(Address, U256)> = Vec::new();
+    for payer in payers {
+        let balance: Option<U256> = known(endpoint.request("eth_getBalance", json!([payer, "latest"])).await)?;
+        let amount = balance.filter(|balance| *balance >= terms.least()).map(|balance| balance - terms.reserve());
+        sent.extend(amount.map(|amount| (*payer, amount)));
+    }
+    let usual = sent.first().map_or(U256::from(USUAL_AMOUNT), |(_, amount)| *amount);
+    let given = json!({ NEW_SENDER.to_string(): { "balance": usual.saturating_mul(U256::from(2)) } });
+    let mut calls = vec![json!([{ "from": NEW_SENDER, "to": treasury, "value": usual }, "latest", given])];
+    calls.extend(sent.iter().map(|(payer, amount)| json!([{ "from": payer, "to": treasury, "value": amount }])));
+    let mut failure = None;
     for call in calls {
         match estimated(endpoint, call).await? {
-            Some(Ok(gas)) => return Ok(Ok((gas, has_code))),
-            // The treasury may take it from those that it knows.
-            Some(Err(error)) => refused = Some(error),
+            Some(Ok(gas)) => return Ok(Some(Told::Gas(gas, has_code))),
+            // The treasury may take it from another one, or take less.
+            Some(Err(error)) => failure = Some(error),
             // Not every node lends coin to a sender.
             None => {}
         }
     }
-    if let Some(error) = refused {
-        return Ok(Err(error));
+    if let Some(error) = failure.filter(|_| !sent.is_empty()) {
+        return Ok(Some(Told::Fails(error)));
     }
     let nothing = json!([{ "from": Address::ZERO, "to": treasury, "value": "0x0" }]);
-    let gas = endpoint.request::<U64>("eth_estimateGas", nothing).await;
-    match gas {
-        Ok(gas) => Ok(Ok((gas.to(), has_code))),
-        Err(error) if error.is_revert() => Ok(Err(error)),
-        Err(error) => Err(error),
-    }
+    let taken = estimated(endpoint, nothing).await?.and_then(Result::ok);
+    Ok(taken.map(|gas| Told::Gas(gas, has_code)))
 }
 
-/// What a call takes, or how it fails; `None` if the node refuses to say.
+/// What a call takes, or how it fails; `None` if the node refuses to say. Some say of a sender that lacks the coin what they say of
+/// a contract that reverts, and tell it by words alone.
 async fn estimated(endpoint: &Endpoint, call: Value) -> Result<Option<Result<u64, RpcError>>, RpcError> {
+    let is_lack = |message: &str| matches!(Answer::read(message), Answer::InsufficientFunds { .. });
     match endpoint.request::<U64>("eth_estimateGas", call).await {
+        Err(RpcError::Refused { message, .. }) if is_lack(&message) => Ok(None),
         Err(error) if error.is_revert() => Ok(Some(Err(error))),
         answer => Ok(known(answer)?.map(|gas| Ok(gas.to()))),
     }
@@ -102,17 +109,24 @@ fn known<T>(answer: Result<T, RpcError>) -> Result<Option<T>, RpcError> {
     }
 }
 
-/// What addresses have of a chain's coin, in wei, by one node; nothing of any where no node tells.
-pub async fn balances(rpc: &Rpc, addresses: &[Address]) -> HashMap<Address, U256> {
-    let calls: Vec<(&'static str, Value)> =
-        addresses.iter().map(|address| ("eth_getBalance", json!([address, "latest"]))).collect();
+/// What addresses have of a chain's coin after the block with this hash (EIP-1898), in wei, by one node that has it; nothing of
+/// any where none tells. One that is behind, or on another branch, would take what came in that block for missing.
+pub async fn balances(rpc: &Rpc, addresses: &[Address], block: B256) -> HashMap<Address, U256> {
+    let call = |address| ("eth_getBalance", json!([address, { "blockHash": block }]));
+    let calls: Vec<(&'static str, Value)> = addresses.iter().map(call).collect();
     let calls = &calls;
     let ask = |endpoint: Arc<Endpoint>| async move {
         let answers = endpoint.batch(calls).await?;
-        answers.into_iter().map(|answer| endpoint.read("eth_getBalance", &answer?)).collect::<Result<_, _>>().map(Some)
+        let read =
+            |answer: Result<chain::Answer, RpcError>| known(answer.and_then(|answer| endpoint.read("eth_getBalance", &answer)));
+        answers.into_iter().map(read).collect::<Result<Option<_>, _>>()
     };
     let balances: Vec<U256> = match rpc.with_failover::<Vec<U256>, RpcError, _, _>(ask).await {
-        Ok(balances) => balances.unwrap_or_default(),
+        Ok(Some(balances)) => balances,
+        Ok(None) => {
+            tracing::warn!(%block, "no node tells what addresses have after this block, so nothing is swept");
+            Vec::new()
+        }
         Err(error) => {
             tracing::warn!("what addresses have is not known, so nothing is swept: {error}");
             Vec::new()

@@ -5,7 +5,7 @@
 
 use super::rules::Holding;
 use super::settings::Settings;
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, B256, U256};
 use deadpool_postgres::GenericClient;
 use futures::TryStreamExt as _;
 use payments::Policy;
@@ -14,7 +14,7 @@ use runtime::db::{bigint, unsigned};
 use std::collections::HashMap;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
-use topics::ChainId;
+use topics::{BlockRef, ChainId};
 
 /// What a transaction that did not tell its gas may have used: more than one that only takes a nonce does.
 const MIN_GAS: u64 = 50_000;
@@ -22,6 +22,8 @@ const MIN_GAS: u64 = 50_000;
 /// How far a chain has come, and so which credits may leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ripe {
+    /// The hash of the chain's head, up to which what has arrived is known.
+    pub head: B256,
     /// Amounts from which the numbers beside them count, the first one 0.
     from: Vec<String>,
     /// A credit of such an amount may leave if its block is not above this number; -1 for none.
@@ -34,9 +36,9 @@ impl Ripe {
         self.until.iter().copied().max().unwrap_or(-1)
     }
 
-    fn new(head: u64, safe: Option<u64>, finalized: Option<u64>, witnessed: Option<u64>, settings: &Settings) -> Self {
+    fn new(head: BlockRef, safe: Option<u64>, finalized: Option<u64>, witnessed: Option<u64>, settings: &Settings) -> Self {
         let reached = |policy: Policy| {
-            let reached = policy.reached(head, safe, finalized, witnessed)?;
+            let reached = policy.reached(head.number, safe, finalized, witnessed)?;
             reached.checked_sub(policy.due(0))
         };
         let until = |policy: Policy| match settings.is_final_only {
@@ -44,6 +46,7 @@ impl Ripe {
             false => reached(policy),
         };
         Self {
+            head: head.hash,
             from: settings.policies.iter().map(|(from, _)| from.to_string()).collect(),
             until: settings.policies.iter().map(|(_, policy)| until(*policy).map_or(-1, bigint)).collect(),
         }
@@ -57,13 +60,14 @@ impl Ripe {
 pub async fn ripe(db: &impl GenericClient, chain: ChainId, settings: &Settings) -> Result<Option<Ripe>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT number, safe_number, finalized_number, witnessed_number FROM chain_heads
+            "SELECT number, safe_number, finalized_number, witnessed_number, hash FROM chain_heads
              WHERE chain_id = $1 AND hash IS NOT NULL",
         )
         .await?;
     let Some(row) = db.query_opt(&statement, &[&bigint(chain.0)]).await? else { return Ok(None) };
     let number = |column: usize| row.get::<_, Option<i64>>(column).map(unsigned);
-    Ok(Some(Ripe::new(number(0).unwrap_or_default(), number(1), number(2), number(3), settings)))
+    let head = BlockRef { number: number(0).unwrap_or_default(), hash: B256::from_slice(row.get(4)) };
+    Ok(Some(Ripe::new(head, number(1), number(2), number(3), settings)))
 }
 
 /// A credited transfer may leave once its payment has it as confirmed, and no other earlier than the chain's policy says.
@@ -225,6 +229,7 @@ mod tests {
             is_final_only,
             policies: policies.iter().map(|(from, policy)| (Amount::from(*from), *policy)).collect(),
             terms: Terms { gas_limit: 21_000, max_fee: 1, l1_fee: U256::ZERO, minimum: None },
+            knows_gas: true,
             price: Some(1),
             max_fee: 1,
             refused: None,
@@ -236,7 +241,8 @@ mod tests {
     fn each_amount_waits_for_the_depth_of_its_tier_and_nothing_leaves_where_witnesses_have_not_been() {
         let tiers =
             settings(&[(0, Policy::Confirmations(3)), (100, Policy::Confirmations(12)), (1000, Policy::Finalized)], false);
-        let ripe = |settings: &Settings, finalized, witnessed| Ripe::new(50, Some(40), finalized, witnessed, settings).until;
+        let head = BlockRef { number: 50, hash: B256::ZERO };
+        let ripe = |settings: &Settings, finalized, witnessed| Ripe::new(head, Some(40), finalized, witnessed, settings).until;
         assert_eq!(ripe(&tiers, Some(30), Some(50)), [48, 39, 30]);
         assert_eq!(ripe(&tiers, Some(30), Some(20)), [18, 9, 20]);
         assert_eq!(ripe(&tiers, None, Some(50)), [48, 39, -1]);

@@ -6,8 +6,8 @@
 //! - All that has arrived counts, stray money too: overpaid, late, unexpected, below `min_transfer`. A token that chains.yaml
 //!   does not list is never swept: anyone can make one whose transfer burns the gas that it is given.
 //! - Only addresses of accounts whose keys are held are swept; a merchant's own xpub is none of these.
-//! - What the chain has less of than the ledger says is not swept: its address could pay neither for the sweep nor for what
-//!   cancels it.
+//! - Where the chain has less than a sweep of what the ledger says takes, nothing is swept: the address could pay neither for it
+//!   nor for what cancels it. Nodes are asked at the ledger's head, so one that is behind does not decide.
 //! - The first sweep to a treasury goes alone, as does each after one that came to nothing: no other is planned before it is
 //!   final, or can't be paid for. After one that came to nothing its address waits for a person, and after several in a row the
 //!   chain does.
@@ -31,7 +31,7 @@ use crate::engine::content::Content;
 use crate::engine::outgoing::Kind;
 use crate::engine::rows::LaneId;
 use crate::engine::store::{NewOutgoing, Queued, limit_fee, queue};
-use alloy::primitives::{Address, Bytes, U256, keccak256};
+use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use anyhow::anyhow;
 use deadpool_postgres::{Client, GenericClient, Transaction};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -48,7 +48,7 @@ use uuid::Uuid;
 pub use asked::{balances, estimate_gas};
 pub use moved::{Moved, moved};
 pub use settings::Settings;
-pub use treasury::check_treasury;
+pub use treasury::{MAX_PAYERS, check_treasury, payers};
 
 /// Addresses that are looked at in a turn.
 const MAX_BATCH: usize = 500;
@@ -60,7 +60,7 @@ const LOOK_AGAIN_AFTER: u64 = 30;
 const LOOK_AT_ALL_AFTER: u64 = 86_400;
 /// When an address is looked at again that would be worth a sweep if gas were cheaper; in seconds.
 const TOO_DEAR_FOR: u64 = 3600;
-/// When an address is looked at again that has less than it should; in seconds.
+/// When an address is looked at again that has less than it should, and had the time before; in seconds.
 const MISSING_FOR: u64 = 3600;
 /// Within so many seconds those are looked at again that could not be planned together: one of them may be why.
 const SCATTER: u64 = 600;
@@ -86,8 +86,10 @@ pub enum Waits {
          then `ctrip sweep retry`"
     )]
     Vain,
-    #[error("no node says what gas costs, or how much of it a sweep takes")]
+    #[error("no node says what gas costs")]
     PriceUnknown,
+    #[error("no node says how much gas a sweep to the treasury takes")]
+    GasUnknown,
     #[error(
         "a unit of gas costs {price} wei; what pays may offer {max_fee}, as much below max_fee as what cancels it may need"
     )]
@@ -104,13 +106,13 @@ pub enum Waits {
 
 impl Waits {
     /// Whether what is not signed yet is not to be signed either, before a person has looked.
-    pub(crate) const fn ends_what_is_unsigned(&self) -> bool {
+    const fn ends_what_is_unsigned(&self) -> bool {
         matches!(self, Self::TreasuryGivenOut(_) | Self::Vain | Self::Refused(_))
     }
 }
 
-/// Looks at what is due on a chain, and queues what is to be swept. `balances` asks the chain what addresses have; those of which
-/// it tells nothing are not swept. Two planners at once do no harm. What is not wanted any more is noted first, and stands
+/// Looks at what is due on a chain, and queues what is to be swept. `balances` asks the chain what addresses have after a block;
+/// those of which it tells nothing are not swept. Two planners at once do no harm. What is not wanted any more is noted first, and stands
 /// whatever comes of the rest: [`to_drop`] names it.
 ///
 /// # Errors
@@ -119,13 +121,14 @@ pub async fn queue_due(
     db: &mut Client,
     chain: ChainId,
     settings: &Settings,
-    balances: impl AsyncFn(&[Address]) -> HashMap<Address, U256>,
+    balances: impl AsyncFn(&[Address], B256) -> HashMap<Address, U256>,
     now: u64,
 ) -> Result<Turn, Failure> {
     store::begin(db, chain).await?;
     let Some(waits) = withdraw(db, chain, settings).await? else { return Ok(Turn::default()) };
     withdraw_taken_back(db, chain, settings).await?;
-    if waits.is_some() || settings.treasury.is_none() {
+    // Those that come to be due are who can be asked for, where nobody tells what gas a sweep of nobody takes.
+    if waits.as_ref().is_some_and(|waits| *waits != Waits::GasUnknown) || settings.treasury.is_none() {
         return Ok(Turn { queued: 0, waits });
     }
     let mut due = Vec::new();
@@ -134,7 +137,7 @@ pub async fn queue_due(
         // Those that are not at fault are planned without the one that is.
         store::scatter(db, chain, &due, now.saturating_add(LOOK_AGAIN_AFTER), SCATTER).await?;
     }
-    Ok(Turn { queued: planned?, waits: None })
+    Ok(Turn { queued: planned?, waits })
 }
 
 /// Outgoing transactions that are to be dropped ([`drop_outgoing`](crate::engine::fold::drop_outgoing)), named again until they
@@ -203,7 +206,7 @@ async fn plan_due(
     db: &mut Client,
     chain: ChainId,
     settings: &Settings,
-    balances: impl AsyncFn(&[Address]) -> HashMap<Address, U256>,
+    balances: impl AsyncFn(&[Address], B256) -> HashMap<Address, U256>,
     now: u64,
     due: &mut Vec<Address>,
 ) -> Result<usize, Failure> {
@@ -213,11 +216,11 @@ async fn plan_due(
     *due = store::due(&tx, chain, now, MAX_BATCH).await?;
     let worth = look_at(&tx, chain, settings, &ripe, due, now).await?;
     tx.commit().await?;
-    if worth.is_empty() {
+    if worth.is_empty() || !settings.knows_gas {
         return Ok(0);
     }
     *due = worth.iter().map(|(holding, _)| holding.address).collect();
-    let balances = balances(due).await;
+    let balances = balances(due, ripe.head).await;
     let Some((tx, _)) = begin(db, chain, IsolationLevel::RepeatableRead).await? else { return Ok(0) };
     let Some(ripe) = ledger::ripe(&tx, chain, settings).await? else { return Ok(0) };
     if waits(&tx, chain, settings).await?.is_some() {
@@ -246,6 +249,7 @@ pub async fn waits(db: &impl GenericClient, chain: ChainId, settings: &Settings)
         (_, Past { is_vain: true, .. }) => Some(Waits::Vain),
         (None, _) => Some(Waits::PriceUnknown),
         (Some(price), _) if price > settings.max_fee => Some(Waits::TooDear { price, max_fee: settings.max_fee }),
+        (Some(_), _) if !settings.knows_gas => Some(Waits::GasUnknown),
         (Some(_), Past { is_proven: false, open: Some(first), .. }) => Some(Waits::FirstUnderWay(first)),
         (Some(_), _) => None,
     })
@@ -353,8 +357,8 @@ async fn look_at(
     Ok(worth)
 }
 
-/// Queues what is worth it and there, as far as there is room; returns how many. What the chain has less of than the ledger says
-/// could be neither sent nor cancelled.
+/// Queues what is worth it and there, as far as there is room; returns how many. What the chain has too little for could be neither
+/// sent nor cancelled.
 async fn queue_worth(
     tx: &impl GenericClient,
     chain: ChainId,
@@ -366,15 +370,17 @@ async fn queue_worth(
     let Some(treasury) = settings.treasury else { return Ok(0) };
     // The first one goes alone.
     let mut room = if store::past(tx, chain, treasury).await?.is_proven { MAX_BATCH } else { 1 };
-    let (mut sweeps, mut later, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    let offer = settings.terms.first_offer(settings.price.unwrap_or(settings.max_fee));
+    let (mut sweeps, mut later, mut unknown, mut missing) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (holding, amount) in &worth {
         match balances.get(&holding.address) {
-            Some(balance) if *balance < holding.available() => missing.push(holding.address),
+            None => unknown.push(holding.address),
+            Some(balance) if *balance < amount.saturating_add(offer) => missing.push(holding.address),
             Some(_) if room > 0 => {
                 room -= 1;
                 sweeps.push(new_sweep(chain, holding, *amount, treasury));
             }
-            _ => later.push(holding.address),
+            Some(_) => later.push(holding.address),
         }
     }
     let queued: Vec<Queued> = futures::stream::iter(&sweeps)
@@ -388,8 +394,10 @@ async fn queue_worth(
     limit_fee(tx, &sweeps.iter().map(|sweep| sweep.outgoing).collect::<Vec<_>>(), settings.terms.max_fee).await?;
     store::insert(tx, &sweeps).await?;
     store::forget(tx, chain, &sweeps.iter().map(|sweep| sweep.address).collect::<Vec<_>>()).await?;
-    store::put_off(tx, chain, &later, now.saturating_add(LOOK_AGAIN_AFTER), false).await?;
-    store::put_off(tx, chain, &missing, now.saturating_add(MISSING_FOR), true).await?;
+    let soon = now.saturating_add(LOOK_AGAIN_AFTER);
+    store::put_off(tx, chain, &later, soon, false).await?;
+    store::put_off(tx, chain, &unknown, soon, true).await?;
+    store::put_off_missing(tx, chain, &missing, soon, now.saturating_add(MISSING_FOR)).await?;
     Ok(sweeps.len())
 }
 

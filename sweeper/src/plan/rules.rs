@@ -6,6 +6,7 @@
 //!   so it never costs more than the address has. That is a few times of what gas costs when it is planned, and `max_fee` at
 //!   most. What its gas did not cost stays as dust, and is a part of what the next sweep of that address moves.
 
+use crate::engine::fees::BASE_FEE_HEADROOM;
 use alloy::primitives::{Address, U256};
 use std::collections::HashSet;
 use topics::ChainId;
@@ -68,7 +69,7 @@ pub enum Verdict {
     Held,
     /// Until a person says so.
     SetAside,
-    /// The chain has less there than has arrived and not left. A holding does not tell: the chain is asked.
+    /// The chain has less there than it takes to send what has arrived and not left. A holding does not tell: the chain is asked.
     Missing,
 }
 
@@ -135,6 +136,12 @@ impl Terms {
     /// What a sweep leaves at its address, for its gas.
     pub fn reserve(&self) -> U256 {
         self.cost(self.max_fee)
+    }
+
+    /// What a sweep takes to be sent beside what it moves, where gas costs `price`: what its first attempt offers. The rest of
+    /// the reserve is there for gas that becomes dearer, and pays for what the ledger does not know of, such as a few gwei for L1.
+    pub fn first_offer(&self, price: u128) -> U256 {
+        self.cost(price.saturating_mul(BASE_FEE_HEADROOM).min(self.max_fee))
     }
 
     /// The least that an address has to have.

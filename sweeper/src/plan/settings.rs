@@ -22,6 +22,8 @@ pub struct Settings {
     /// The chain's policies by the amounts from which they count, rising, the first from 0.
     pub policies: Vec<(Amount, Policy)>,
     pub terms: Terms,
+    /// Whether a node has told what gas a sweep takes. If not, nothing is planned.
+    pub knows_gas: bool,
     /// What a unit of gas costs now, in wei, tip and base fee; `None` where no node tells, and nothing is planned.
     pub price: Option<u128>,
     /// The most that it may cost, in wei: what the engine offers at most. While it costs more, nothing is planned.
@@ -53,10 +55,10 @@ pub enum Refused {
 
 impl Settings {
     /// `gas_limit` is that of a sweep ([`estimate_gas`](super::estimate_gas)), and `price` what a unit of gas costs now, in wei,
-    /// tip and base fee; `None` where no node tells, and then nothing is planned.
+    /// tip and base fee; `None` where no node tells, and then nothing is planned. A sweep whose gas is not known is one to a
+    /// contract.
     pub fn of(chain: &Chain, gas_limit: Option<u64>, price: Option<u128>, accounts: Vec<String>) -> Self {
         let (sweeping, max_fee) = (&chain.sweeping, Pace::of(chain).max_payload_fee());
-        let (gas_limit, price) = gas_limit.map_or((DEFAULT_GAS, None), |gas_limit| (gas_limit, price));
         let base = (Amount::ZERO, Policy::from(chain.policy));
         let tiers = chain.tiers.iter().map(|tier| (tier.from, Policy::from(tier.policy)));
         let mut policies: Vec<_> = std::iter::once(base).chain(tiers).collect();
@@ -69,11 +71,12 @@ impl Settings {
             is_final_only: sweeping.at == SweepAt::Finalized,
             policies,
             terms: Terms {
-                gas_limit,
+                gas_limit: gas_limit.unwrap_or(DEFAULT_GAS),
                 max_fee: rules::max_fee(price, max_fee),
                 l1_fee: sweeping.l1_fee.units(),
                 minimum: sweeping.minimum.map(Amount::units),
             },
+            knows_gas: gas_limit.is_some(),
             price,
             max_fee,
             refused: None,

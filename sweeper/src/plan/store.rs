@@ -157,7 +157,7 @@ pub async fn has_work(db: &impl GenericClient, chain: ChainId, now: u64) -> Resu
     Ok(db.query_one(&db.prepare_cached(sql).await?, &[&bigint(chain.0), &bigint(now)]).await?.get(0))
 }
 
-/// Puts the look at candidates off, of which the chain has less than it should or not.
+/// Puts the look at candidates off. That the chain had less than it should of them is forgotten, unless `keeps_missing`.
 ///
 /// # Errors
 /// When the database fails.
@@ -166,11 +166,30 @@ pub async fn put_off(
     chain: ChainId,
     addresses: &[Address],
     until: u64,
-    is_missing: bool,
+    keeps_missing: bool,
 ) -> Result<(), Failure> {
-    let sql = "UPDATE sweep_candidates SET look_at = $3, missing = $4 WHERE chain_id = $1 AND address = ANY($2)";
+    let sql = "UPDATE sweep_candidates SET look_at = $3, missing = missing AND $4 WHERE chain_id = $1 AND address = ANY($2)";
     let statement = tx.prepare_cached(sql).await?;
-    tx.execute(&statement, &[&bigint(chain.0), &bytes(addresses), &bigint(until), &is_missing]).await?;
+    tx.execute(&statement, &[&bigint(chain.0), &bytes(addresses), &bigint(until), &keeps_missing]).await?;
+    Ok(())
+}
+
+/// Puts the look at candidates off of which the chain has less than it should: until `again` if it had so before, else until
+/// `first`, since the one node that was asked may be wrong.
+///
+/// # Errors
+/// When the database fails.
+pub async fn put_off_missing(
+    tx: &impl GenericClient,
+    chain: ChainId,
+    addresses: &[Address],
+    first: u64,
+    again: u64,
+) -> Result<(), Failure> {
+    let sql = "UPDATE sweep_candidates SET look_at = CASE WHEN missing THEN $4::bigint ELSE $3 END, missing = true
+               WHERE chain_id = $1 AND address = ANY($2)";
+    let statement = tx.prepare_cached(sql).await?;
+    tx.execute(&statement, &[&bigint(chain.0), &bytes(addresses), &bigint(first), &bigint(again)]).await?;
     Ok(())
 }
 

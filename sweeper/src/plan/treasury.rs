@@ -1,13 +1,18 @@
 //! Whether a treasury is an address that cTrip gives out later: what is swept there would be swept on, and be a payment one
-//! day.
+//! day. And who would send to it.
 
 use super::settings::Refused;
+use super::store;
 use alloy::primitives::Address;
 use anyhow::Context as _;
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
+use runtime::db::bigint;
+use topics::ChainId;
 use wallet::AccountXpub;
 
+/// Who is asked for, of those that could pay: enough that one that is poor, or has too much for it, does not decide alone.
+pub const MAX_PAYERS: usize = 3;
 /// Addresses of each account that are looked at, from the next one on.
 const MAX_AHEAD: u32 = 10_000;
 
@@ -35,6 +40,19 @@ pub async fn check_treasury(
         }
     }
     Ok(None)
+}
+
+/// Addresses that may have coin to sweep: those that are due, then those of open sweeps.
+///
+/// # Errors
+/// When the database fails.
+pub async fn payers(db: &impl GenericClient, chain: ChainId, now: u64) -> Result<Vec<Address>, Failure> {
+    let mut payers = store::due(db, chain, now, MAX_PAYERS).await?;
+    let sql = "SELECT address FROM sweeps WHERE chain_id = $1 AND state = 'open' ORDER BY created_at DESC, id DESC LIMIT $2";
+    let left = i64::try_from(MAX_PAYERS.saturating_sub(payers.len())).unwrap_or(i64::MAX);
+    let rows = db.query(&db.prepare_cached(sql).await?, &[&bigint(chain.0), &left]).await?;
+    payers.extend(rows.iter().map(|row| Address::from_slice(row.get(0))));
+    Ok(payers)
 }
 
 /// The index of an address among the next ones. The last of an account have none after them.

@@ -3,11 +3,12 @@
 use super::rig::{CHAIN, PACE, Rig};
 use alloy::primitives::{Address, B256, U256, keccak256};
 use anyhow::{Context as _, Result};
+use chain::Rpc;
 use deadpool_postgres::Client;
 use payments::Policy;
 use std::collections::{BTreeMap, HashMap};
 use sweeper::plan::rules::{Terms, Verdict};
-use sweeper::plan::{Settings, Waits, look, queue_due, to_drop};
+use sweeper::plan::{Settings, Waits, balances, look, queue_due, to_drop};
 use topics::{Amount, ChainId};
 use uuid::Uuid;
 
@@ -27,6 +28,7 @@ pub(super) fn settings() -> Settings {
             (Amount::new(U256::from(100 * COIN)), Policy::Finalized),
         ],
         terms: Terms { gas_limit: 26_250, max_fee: PACE.max_fee, l1_fee: U256::ZERO, minimum: None },
+        knows_gas: true,
         price: Some(PACE.max_fee / 4),
         max_fee: PACE.max_fee,
         refused: None,
@@ -44,18 +46,27 @@ pub(super) struct Turn {
 
 /// A turn, where each address has all that it should have.
 pub(super) async fn plan_turn(db: &mut Client, settings: &Settings, now: u64) -> Result<Turn> {
-    let rich = async |addresses: &[Address]| addresses.iter().map(|address| (*address, U256::MAX)).collect();
+    let rich = async |addresses: &[Address], _| addresses.iter().map(|address| (*address, U256::MAX)).collect();
     plan_turn_with(db, settings, rich, now).await
 }
 
 pub(super) async fn plan_turn_with(
     db: &mut Client,
     settings: &Settings,
-    balances: impl AsyncFn(&[Address]) -> HashMap<Address, U256>,
+    balances: impl AsyncFn(&[Address], B256) -> HashMap<Address, U256>,
     now: u64,
 ) -> Result<Turn> {
     let planned = queue_due(db, CHAIN, settings, balances, now).await?;
     Ok(Turn { queued: planned.queued, to_drop: to_drop(db, CHAIN).await?, waits: planned.waits })
+}
+
+/// A turn that asks nodes what addresses have. The books' head is the node's, under a number of their own.
+pub(super) async fn plan_turn_asking(rig: &Rig, rpc: &Rpc, settings: &Settings, now: u64) -> Result<Turn> {
+    let mut db = rig.pool.get().await?;
+    let head: B256 = rig.lab.node.head_hash().await?.parse()?;
+    db.execute("UPDATE chain_heads SET hash = $1", &[&head.as_slice()]).await?;
+    let ask = async |addresses: &[Address], block: B256| balances(rpc, addresses, block).await;
+    plan_turn_with(&mut db, settings, ask, now).await
 }
 
 /// A transfer to write.

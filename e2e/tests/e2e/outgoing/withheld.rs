@@ -69,7 +69,7 @@ async fn what_is_not_wanted_any_more_is_not_signed_from_that_moment() -> Result<
     let looked_at = books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
     db.batch_execute("ALTER TABLE sweep_candidates ADD CONSTRAINT none CHECK (false) NOT VALID").await?;
     sweeper::plan::store::look_at_all(&db, None).await?;
-    let asked = async |_: &[Address]| std::collections::HashMap::new();
+    let asked = async |_: &[Address], _| std::collections::HashMap::new();
     ensure!(queue_due(&mut db, CHAIN, &other, asked, 1_000_300).await.is_err(), "nothing is looked at");
     db.batch_execute("ALTER TABLE sweep_candidates DROP CONSTRAINT none").await?;
     books.remove(looked_at).await?;

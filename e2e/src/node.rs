@@ -197,8 +197,23 @@ impl Node {
         if self.geth.is_none() {
             return self.call("anvil_reorg", json!([depth, []])).await.map(drop);
         }
-        let parent = self.head().await?.checked_sub(depth).context("a reorg below the first block")?;
+        let head = self.head().await?;
+        let parent = head.checked_sub(depth).context("a reorg below the first block")?;
+        let mut dropped = Vec::new();
+        for number in parent + 1..=head {
+            let block = self.call("eth_getBlockByNumber", json!([format!("{number:#x}"), true])).await?;
+            dropped.extend(block["transactions"].as_array().cloned().unwrap_or_default());
+        }
         self.call("debug_setHead", json!([format!("{parent:#x}")])).await?;
+        // geth may have them in its pool again, and seals them a second later: others take their nonces, at a price that replaces
+        // them there.
+        for transaction in dropped {
+            let (price, nonce) = (quantity(&transaction["gasPrice"])?.saturating_mul(4), &transaction["nonce"]);
+            let gas = self.gas(21_000);
+            let other = json!({ "from": transaction["from"], "to": PAYER, "gas": gas, "nonce": nonce,
+                                "maxFeePerGas": format!("{price:#x}"), "maxPriorityFeePerGas": format!("{price:#x}") });
+            self.call("eth_sendTransaction", json!([other])).await?;
+        }
         self.mine(depth).await
     }
 

@@ -1,4 +1,4 @@
-//! Outgoing transactions in Postgres: all statements about them, but those that [`history`](super::history) has.
+//! Outgoing transactions in Postgres: all statements about them, but those that [`history`] has.
 //!
 //! Whoever changes one locks its lane first, so that nobody gives out a nonce beside, and nobody writes a row that somebody else
 //! has read. Several lanes are locked in their order, so that nobody waits in a circle.

@@ -172,7 +172,7 @@ async fn sweeps_that_were_dropped_to_be_planned_anew_do_not_stop_a_restored_chai
     // What was signed, or has failed, waits for a person; the chain does not.
     db.execute("UPDATE sweeps SET set_aside = true", &[]).await?;
     ensure!(!past_of(&db, &sweeping).await?);
-    db.execute("UPDATE sweeps SET put_back = false", &[]).await?;
+    db.execute("UPDATE sweeps SET put_back = false, replan = false", &[]).await?;
     ensure!(past_of(&db, &sweeping).await?, "three of its own stop it");
     sweeper.check()
 }

@@ -32,7 +32,9 @@ pub use block::{
     may_stand_above,
 };
 pub use check::{EndpointCheck, WebsocketCheck, check_endpoints, check_websockets};
-pub use config::{COIN_DECIMALS, Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, SweepAt, Sweeping, Tier, Token};
+pub use config::{
+    COIN_DECIMALS, Chain, Chains, ChainsFile, ConfigError, NodeUrl, Policy, SweepAt, Sweeping, Tier, Token, read_address,
+};
 pub use credit::{Credit, CreditSource};
 pub use fetch::{
     BlockId, FetchError, FetchOptions, FetchedBlock, PlacedLog, Standing, Tags, Witnesses, fetch_below_hole, fetch_block,

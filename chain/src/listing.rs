@@ -56,14 +56,20 @@ impl Listing {
         let mut before = None;
         self.0.send_if_modified(|chains| {
             let is_same = |listed: &Token| (listed.address, listed.decimals) == (token.address, token.decimals);
-            let of_token = |listed: &&mut Chain| listed.id == chain && listed.tokens.iter().any(is_same);
-            let Some(listed) = Arc::make_mut(chains).iter_mut().find(of_token) else { return false };
-            let was = match doubt.clone() {
-                Some(why) => listed.doubts.insert(token.address, why),
-                None => listed.doubts.remove(&token.address),
-            };
+            let of_token = |listed: &Chain| listed.id == chain && listed.tokens.iter().any(is_same);
+            let Some(listed) = chains.iter().find(|listed| of_token(listed)) else { return false };
+            let was = listed.doubts.get(&token.address);
             before = Some(was.is_some());
-            was != doubt
+            // Whoever follows the list takes another one for a change.
+            if was == doubt.as_ref() {
+                return false;
+            }
+            let Some(listed) = Arc::make_mut(chains).iter_mut().find(|listed| of_token(listed)) else { return false };
+            match doubt.clone() {
+                Some(why) => drop(listed.doubts.insert(token.address, why)),
+                None => drop(listed.doubts.remove(&token.address)),
+            }
+            true
         });
         before
     }
@@ -77,4 +83,27 @@ fn doubt_all_but(chain: &mut Chain, before: Option<&Chain>) {
         known.map_or_else(|| Some(NOT_ASKED.to_owned()), |before| before.doubts.get(&token.address).cloned())
     };
     chain.doubts = chain.tokens.iter().filter_map(|token| Some((token.address, doubt(token)?))).collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who follows the list begins anew with each change of it.
+    #[tokio::test]
+    async fn a_doubt_that_is_known_already_is_no_change() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let token = "tokens: [{ symbol: T, address: \"0x00000000000000000000000000000000000000aa\", decimals: 6 }]";
+        std::fs::write(file.path(), format!("- name: c\n  chain_id: 7\n  rpc_url: http://127.0.0.1:9\n  {token}\n")).unwrap();
+        let (listing, _) = Listing::open(file.path()).await.unwrap();
+        let held = listing.chains();
+        let token = held.by_id(ChainId(7)).unwrap().tokens[0].clone();
+        assert_eq!(listing.judge(ChainId(7), &token, Some("silent".to_owned())), Some(true), "it was not asked before");
+        let held = listing.chains();
+        assert_eq!(listing.judge(ChainId(7), &token, Some("silent".to_owned())), Some(true));
+        assert!(Arc::ptr_eq(&held, &listing.chains()));
+        assert_eq!(listing.judge(ChainId(7), &token, None), Some(true));
+        assert_eq!(listing.judge(ChainId(7), &token, None), Some(false));
+        assert!(!Arc::ptr_eq(&held, &listing.chains()));
+    }
 }

@@ -71,9 +71,9 @@ pub fn run(pool: &Pool, handle: &Handle, wake: &Sender<()>, stop: &CancellationT
 
 /// Settles payments of a chain for a while; returns at how many addresses none can be: they wait behind all others.
 async fn settle_chain(pool: &Pool, chain: ChainId, wake: &Sender<()>, stop: &CancellationToken) -> Result<usize, Failure> {
-    let (started, mut limit, mut faults) = (Instant::now(), MAX_ADDRESSES, 0);
+    let (started, mut limit, mut faults, mut kept) = (Instant::now(), MAX_ADDRESSES, 0, 0);
     while !stop.is_cancelled() && started.elapsed() < TURN {
-        match settle_up_to(pool, chain, limit).await {
+        match try_to_settle(pool, chain, limit).await {
             Ok(Settled { addresses: 0, .. }) => break,
             Ok(Settled { events: 0, .. }) => {}
             Ok(_) => {
@@ -82,6 +82,15 @@ async fn settle_chain(pool: &Pool, chain: ChainId, wake: &Sender<()>, stop: &Can
             }
             // One of them keeps none of the others waiting.
             Err(Failure::Halt(_)) if limit > 1 => limit = 1,
+            Err(Failure::Retry(cause)) if db::is_lock_timeout(&cause) && limit > 1 => limit = 1,
+            Err(Failure::Retry(cause)) if db::is_lock_timeout(&cause) => {
+                kept += 1;
+                let asset = postpone(pool, chain).await?;
+                tracing::debug!("somebody keeps a payment of chain {chain} that is to be settled, {asset:?}: {cause:#}");
+                if kept > MAX_FAULTS {
+                    break;
+                }
+            }
             Err(Failure::Halt(cause)) => {
                 faults += 1;
                 let asset = postpone(pool, chain).await?;

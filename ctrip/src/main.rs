@@ -43,7 +43,7 @@ enum Command {
     /// Run every role in one process, after `migrate` and `topics apply`; the sweeper too where CTRIP_MNEMONIC_FILE is set
     Up {
         /// File with the mnemonics of CTRIP_XPUB and of those before it, one a line, that nobody else can read
-        #[arg(long, env = "CTRIP_MNEMONIC_FILE")]
+        #[arg(long, env = "CTRIP_MNEMONIC_FILE", hide_env_values = true)]
         mnemonic_file: Option<PathBuf>,
     },
     /// Run the HTTP API: creates payments and publishes their intents
@@ -59,7 +59,7 @@ enum Command {
     /// Run the sweeper: sends what is in deposit addresses to the treasury. The one process with private keys
     Sweeper {
         /// File with the mnemonics of CTRIP_XPUB and of those before it, one a line, that nobody else can read
-        #[arg(long, env = "CTRIP_MNEMONIC_FILE")]
+        #[arg(long, env = "CTRIP_MNEMONIC_FILE", hide_env_values = true)]
         mnemonic_file: PathBuf,
     },
     /// Migrate the database to this version
@@ -151,7 +151,7 @@ enum Wallet {
     /// Print the account xpub of a mnemonic
     Xpub {
         /// File that holds the words
-        #[arg(long, env = "CTRIP_MNEMONIC_FILE")]
+        #[arg(long, env = "CTRIP_MNEMONIC_FILE", hide_env_values = true)]
         mnemonic_file: PathBuf,
     },
     /// Print a deposit address of CTRIP_XPUB

@@ -1,8 +1,8 @@
 //! `ctrip sweep`: what is swept to the treasury, what is not and why, and the holds that keep it where it is.
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use base::text;
-use chain::{COIN_DECIMALS, Chain, Chains, Rpc};
+use chain::{COIN_DECIMALS, Chain, Chains, Rpc, read_address};
 use deadpool_postgres::Client;
 use runtime::{Settings, db};
 use serde_json::{Value, json};
@@ -66,7 +66,7 @@ pub enum SweepCommand {
         /// Name in the chains file, or the chain's id
         #[arg(long)]
         chain: Option<String>,
-        #[arg(long)]
+        #[arg(long, value_parser = read_address)]
         address: Option<Address>,
         /// `coin`, or a token's contract address
         #[arg(long)]
@@ -139,6 +139,11 @@ pub async fn run(settings: &Settings, command: SweepCommand) -> anyhow::Result<(
             let names_nothing = hold == Hold { chain: None, address: None, token: None, merchant: None };
             ensure!(all || !names_nothing, "expected what is to be held: --chain, --address, --asset, --merchant, or --all");
             let number = admin::hold(&mut db, &hold, &reason).await?;
+            if let Some(address) = address
+                && !plan::store::is_given_out(&db, address).await?
+            {
+                println!("cTrip has not given out {address}: see that it is the one that you mean");
+            }
             println!(
                 "hold {number}: {} is not swept; what is signed goes on. It ends with: ctrip sweep release {number}",
                 named(&hold)
@@ -155,7 +160,9 @@ pub async fn run(settings: &Settings, command: SweepCommand) -> anyhow::Result<(
 fn read_asset(text: &str) -> anyhow::Result<Option<Address>> {
     match text {
         "coin" => Ok(None),
-        address => address.parse().map(Some).with_context(|| format!("--asset {text}: expected coin, or a contract's address")),
+        address => read_address(address)
+            .map(Some)
+            .map_err(|error| anyhow!("--asset {text}: expected coin, or a contract's address: {error}")),
     }
 }
 

@@ -195,6 +195,8 @@ impl CatchUp {
         handle.block_on(deposit_keys::check(&*client, &self.seeds))?.map_err(Failure::retry)?;
         let (started, blocks) = (Instant::now(), self.kafka.name(READING.topic));
         let before = handle.block_on(Reached::of(client, &blocks))?;
+        let topic = self.kafka.name(Topic::Sweeps);
+        let known = handle.block_on(topic_lost::known(client, &topic))?;
         let Restored { rows, attempts, outcomes, aside, lacking, read } = restore(&self.kafka, handle, client, &self.pace)?;
         if rows + attempts + outcomes > 0 {
             tracing::warn!(
@@ -202,17 +204,16 @@ impl CatchUp {
                  {outcomes}; it has them now"
             );
         }
-        let topic = self.kafka.name(Topic::Sweeps);
         handle.block_on(async {
             if looks.has_all.as_ref() != Some(&lineage)
-                && let Some(lost) = topic_lost::refuse(client, &topic, &read, &lacking).await?
+                && let Some(lost) = topic_lost::refuse(client, &topic, &known, &read, &lacking).await?
             {
                 tracing::error!("{lost}: what Postgres has of that is written again, as a person has said");
                 looks.has_all = Some(lineage.clone());
             }
             topic_lost::write_again(client, &self.kafka, &self.publisher, &self.listing.chains(), lacking).await?;
             let tx = client.transaction().await?;
-            topic_lost::note(&tx, &topic, &read).await?;
+            topic_lost::note(&tx, &topic, &read, looks.has_all.as_ref() == Some(&lineage)).await?;
             note(&tx, &lineage).await?;
             Ok::<_, Failure>(tx.commit().await?)
         })?;

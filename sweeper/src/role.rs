@@ -190,6 +190,13 @@ struct Turns {
     last_place: Arc<AtomicI64>,
 }
 
+/// Whether a chain that is listed anew is swept as it was: of all that may change, tokens and doubts of them change most.
+fn is_swept_alike(one: &Chain, other: &Chain) -> bool {
+    let parts = |chain: &Chain| (chain.name.clone(), chain.rpc_urls.clone(), chain.witnesses, chain.sweeping.clone());
+    let depths = |chain: &Chain| (chain.policy, chain.tiers.clone());
+    parts(one) == parts(other) && depths(one) == depths(other)
+}
+
 /// What was found of a treasury.
 #[derive(Clone)]
 struct Treasury {
@@ -209,6 +216,8 @@ struct OfChain {
     gate: Gate,
     rpc: Rpc,
     treasury: Mutex<Option<Treasury>>,
+    /// Of its turns, where the chain is listed otherwise by now: one that is cut off loses nothing.
+    cut: CancellationToken,
     notices: HashMap<Part, Mutex<Notice>>,
 }
 
@@ -254,7 +263,10 @@ impl OfChain {
         for id in unwanted {
             drop_outgoing(&self.engine.pool, id, &self.engine.pace).await?;
         }
-        planned.map(drop)
+        match planned?.waits {
+            Some(waits) if waits.ends_what_is_unsigned() => Err(Failure::Retry(anyhow::Error::new(waits))),
+            _ => Ok(()),
+        }
     }
 
     /// What a sweep to the treasury takes, and whether it can be one. It is asked now and then: a contract may be made anew.
@@ -304,11 +316,16 @@ impl OfChain {
     }
 
     async fn send(&self, now: u64) -> Result<(), Failure> {
-        // Before a block is read, no sender is counted, and each would be tried in vain.
-        if history::has_head(&self.engine.pool.get().await?, self.chain.id).await? {
-            self.engine.turn(now).await?;
+        {
+            let db = self.engine.pool.get().await?;
+            // Before a block is read, no sender is counted, and each would be tried in vain.
+            if !history::has_head(&db, self.chain.id).await? {
+                return Ok(());
+            }
+            // What goes to the treasury of before is withheld, whatever planning waits for.
+            plan::store::replan_to_others(&db, self.chain.id, self.chain.sweeping.treasury).await?;
         }
-        Ok(())
+        self.engine.turn(now).await
     }
 }
 
@@ -316,6 +333,9 @@ impl Turns {
     fn of_chain(&self, chain: &Chain) -> OfChain {
         let chain_name = chain.name.clone();
         let events = Arc::new(SweepEvents { kafka: self.kafka.clone(), publisher: self.publisher.clone(), chain_name });
+        if let Some(treasury) = chain.sweeping.treasury {
+            tracing::info!(chain = chain.name, %treasury, "what arrives is swept to this treasury");
+        }
         let rpc = Rpc::of(chain);
         let nodes = Nodes::new(rpc.clone(), chain.witnesses);
         let (keys, records) = (self.keys.clone(), events.clone());
@@ -332,6 +352,7 @@ impl Turns {
             gate: self.gate.clone(),
             rpc,
             treasury: Mutex::new(None),
+            cut: CancellationToken::new(),
             notices,
         }
     }
@@ -340,6 +361,7 @@ impl Turns {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut listed = self.listing.chains();
+        let mut changes = self.listing.changes();
         let mut engines: HashMap<ChainId, Arc<OfChain>> = HashMap::new();
         let (mut running, mut turns) = (HashSet::new(), FuturesUnordered::new());
         loop {
@@ -349,6 +371,8 @@ impl Turns {
                     running.remove(&ended);
                     continue;
                 }
+                // At once: what was planned by other settings is not to be signed.
+                Ok(()) = changes.changed() => {}
                 _ = ticks.tick() => {}
             }
             // Another database has taken the place of the one before: a stage tells that it is read into first.
@@ -357,11 +381,13 @@ impl Turns {
             }
             let chains = self.listing.chains();
             if !Arc::ptr_eq(&chains, &listed) {
-                // What was planned by other settings is looked at before anything of it is signed: turns begin anew, and one that
-                // is cut off loses nothing.
-                turns.clear();
-                running.clear();
-                engines.clear();
+                engines.retain(|id, of_chain| {
+                    let is_same = chains.by_id(*id).is_some_and(|chain| is_swept_alike(chain, &of_chain.chain));
+                    if !is_same {
+                        of_chain.cut.cancel();
+                    }
+                    is_same
+                });
                 listed = chains;
             }
             for (chain, part) in listed.iter().flat_map(|chain| Part::ALL.map(|part| (chain, part))) {
@@ -370,7 +396,7 @@ impl Turns {
                 }
                 let of_chain = engines.entry(chain.id).or_insert_with(|| Arc::new(self.of_chain(chain))).clone();
                 turns.push(async move {
-                    of_chain.turn(part).await;
+                    let _ = of_chain.cut.run_until_cancelled(of_chain.turn(part)).await;
                     (of_chain.chain.id, part)
                 });
             }

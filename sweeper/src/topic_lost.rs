@@ -30,7 +30,7 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const MAX_RECORDS: usize = 500;
 
 /// Where a partition begins and ends.
-type Places = BTreeMap<i32, (i64, i64)>;
+pub type Places = BTreeMap<i32, (i64, i64)>;
 
 /// What is the matter with the first partition that begins later or ends earlier than it did.
 fn shortened(known: &Places, read: &Places) -> Option<(i32, String)> {
@@ -51,21 +51,28 @@ fn records(read: &Places) -> i64 {
 }
 
 /// What of its records the topic has lost, if it has: those that Postgres has, and those of which only their place is known.
-async fn loss(db: &impl GenericClient, topic: &str, read: &Places, lacking: &Lacking) -> Result<Option<String>, Failure> {
-    let shorter = shortened(&known(db, topic).await?, read).map(|(partition, cause)| format!("{topic}/{partition} {cause}"));
+fn loss(topic: &str, known: &Places, read: &Places, lacking: &Lacking) -> Option<String> {
+    let shorter = shortened(known, read).map(|(partition, cause)| format!("{topic}/{partition} {cause}"));
     let Lacking { signed, outcomes } = lacking;
     let lacks = (!lacking.is_empty())
         .then(|| format!("{topic} lacks {} signed transactions and {} outcomes that it had", signed.len(), outcomes.len()));
     let causes: Vec<String> = shorter.into_iter().chain(lacks).collect();
-    Ok((!causes.is_empty()).then(|| causes.join("; ")))
+    (!causes.is_empty()).then(|| causes.join("; "))
 }
 
-/// Refuses a topic that has lost records. Returns what it has lost, if a person has said that Postgres has all of that.
+/// Refuses a topic that has lost records: what was `known` of it before it was read. Returns what it has lost, if a person has
+/// said that Postgres has all of that.
 ///
 /// # Errors
 /// If nobody has; or when the database fails.
-pub async fn refuse(db: &Client, topic: &str, read: &Places, lacking: &Lacking) -> Result<Option<String>, Failure> {
-    let Some(cause) = loss(db, topic, read, lacking).await? else { return Ok(None) };
+pub async fn refuse(
+    db: &Client,
+    topic: &str,
+    known: &Places,
+    read: &Places,
+    lacking: &Lacking,
+) -> Result<Option<String>, Failure> {
+    let Some(cause) = loss(topic, known, read, lacking) else { return Ok(None) };
     let accepted =
         db.query_opt("SELECT accepted FROM outgoing_restored", &[]).await?.and_then(|row| row.get::<_, Option<i64>>(0));
     let records = records(read);
@@ -79,22 +86,27 @@ pub async fn refuse(db: &Client, topic: &str, read: &Places, lacking: &Lacking) 
     )))
 }
 
-async fn known(db: &impl GenericClient, topic: &str) -> Result<Places, Failure> {
+/// How far the topic had grown, as this database knows. It grows: to be asked before the topic is.
+///
+/// # Errors
+/// When the database fails.
+pub async fn known(db: &impl GenericClient, topic: &str) -> Result<Places, Failure> {
     let statement = db.prepare_cached("SELECT partition, begins, next_offset FROM outgoing_compared WHERE topic = $1").await?;
     Ok(db.query(&statement, &[&topic]).await?.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
 }
 
-/// Notes how the topic is now.
+/// Notes how the topic is now. Others may have seen more of it, which stays noted unless it `is_shorter` for good.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn note(db: &impl GenericClient, topic: &str, read: &Places) -> Result<(), Failure> {
+pub async fn note(db: &impl GenericClient, topic: &str, read: &Places, is_shorter: bool) -> Result<(), Failure> {
     let sql = "INSERT INTO outgoing_compared (topic, partition, begins, next_offset)
                SELECT $1::text, * FROM unnest($2::integer[], $3::bigint[], $4::bigint[])
-               ON CONFLICT (topic, partition) DO UPDATE SET begins = excluded.begins, next_offset = excluded.next_offset";
+               ON CONFLICT (topic, partition) DO UPDATE SET begins = excluded.begins, next_offset =
+                   CASE WHEN $5 THEN excluded.next_offset ELSE greatest(outgoing_compared.next_offset, excluded.next_offset) END";
     let partitions: Vec<i32> = read.keys().copied().collect();
     let (begins, ends): (Vec<i64>, Vec<i64>) = read.values().copied().unzip();
-    db.execute(&db.prepare_cached(sql).await?, &[&topic, &partitions, &begins, &ends]).await?;
+    db.execute(&db.prepare_cached(sql).await?, &[&topic, &partitions, &begins, &ends, &is_shorter]).await?;
     Ok(())
 }
 
@@ -107,8 +119,9 @@ pub fn follow(kafka: &Kafka, pool: &Pool, gate: &Gate, handle: &Handle, stop: &C
     let (backlog, topic) = (Backlog::open(kafka)?, kafka.name(Topic::Sweeps));
     while !stop.is_cancelled() {
         if gate.opened().now_or_never().is_some() {
+            let known = handle.block_on(async { known(&pool.get().await?, &topic).await })?;
             let ends = backlog.ends(Topic::Sweeps)?;
-            if let Some((partition, cause)) = handle.block_on(note_ends(pool, &topic, &ends))? {
+            if let Some((partition, cause)) = handle.block_on(note_ends(pool, &topic, &known, &ends))? {
                 tracing::error!("{topic}/{partition} {cause}: nothing is sent before it is compared");
                 gate.close();
             }
@@ -119,17 +132,20 @@ pub fn follow(kafka: &Kafka, pool: &Pool, gate: &Gate, handle: &Handle, stop: &C
 }
 
 /// Notes where the partitions end now, unless one has lost records.
-async fn note_ends(pool: &Pool, topic: &str, ends: &BTreeMap<i32, i64>) -> Result<Option<(i32, String)>, Failure> {
-    let db = pool.get().await?;
-    let known = known(&db, topic).await?;
+async fn note_ends(
+    pool: &Pool,
+    topic: &str,
+    known: &Places,
+    ends: &BTreeMap<i32, i64>,
+) -> Result<Option<(i32, String)>, Failure> {
     let now = ends.iter().map(|(partition, end)| {
         let began = known.get(partition).map_or(0, |(begins, _)| *begins);
         (*partition, (began, *end))
     });
     let now: Places = now.collect();
-    let lost = shortened(&known, &now);
+    let lost = shortened(known, &now);
     if lost.is_none() {
-        note(&db, topic, &now).await?;
+        note(&pool.get().await?, topic, &now, false).await?;
     }
     Ok(lost)
 }

@@ -20,4 +20,5 @@ pub use chain::{COIN_DECIMALS, Chain, Policy, SweepAt, Sweeping, Tier, Token};
 pub use chains::Chains;
 pub use error::ConfigError;
 pub use file::ChainsFile;
+pub use scalar::read_address;
 pub use url::NodeUrl;

@@ -165,7 +165,11 @@ impl FromStr for WsUrl {
 }
 
 /// An address whose checksum is right, if it has one.
-fn address(text: &str) -> Result<Address, String> {
+/// Reads an address, whose checksum (EIP-55) has to be right if it has one.
+///
+/// # Errors
+/// With what was expected.
+pub fn read_address(text: &str) -> Result<Address, String> {
     let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 40).unwrap_or_default();
     let address =
         Address::from_str(digits).map_err(|_| format!("expected an address of 0x and 40 hex digits, got {text:?}"))?;
@@ -184,7 +188,7 @@ impl FromStr for TreasuryAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let address = address(text)?;
+        let address = read_address(text)?;
         match COIN_CONTRACTS.iter().find(|coin| coin.address == address) {
             _ if address.is_zero() => Err("what is sent to 0x00…00 is gone; expected a wallet of yours".to_owned()),
             Some(CoinContract { what, .. }) => Err(format!("{text} is {what}; expected a wallet of yours")),
@@ -199,7 +203,7 @@ impl FromStr for TokenAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let address = address(text)?;
+        let address = read_address(text)?;
         // Whichever chain it is: its id may not be known yet.
         match COIN_CONTRACTS.iter().find(|coin| coin.address == address) {
             Some(CoinContract { what, .. }) => Err(format!(

@@ -210,7 +210,9 @@ pub enum Notice {
     NonceUsed,
     #[error("nobody signs for its sender, or whoever does refuses")]
     NotSigned,
-    #[error("it is not signed, though its row asks for it: {0}; whoever has written that row may have stolen a login")]
+    #[error(
+        "it is not signed, though its row asks for it: {0}; unless chains.yaml has named another treasury since, whoever has written that row may have stolen a login"
+    )]
     NotAllowed(&'static str),
     #[error("how many transactions its sender has is not known: no block was read yet, or nodes do not agree")]
     NotCounted,

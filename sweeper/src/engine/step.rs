@@ -258,6 +258,8 @@ impl Outgoing {
     }
 
     fn drop_it(&mut self) {
+        // It is not to be signed any more, whoever asked for it.
+        self.told = self.told.take().filter(|told| !matches!(told, Notice::NotAllowed(_)));
         match self.phase {
             Phase::Queued => self.phase = Phase::Dropped(None),
             Phase::Signed | Phase::Broadcast | Phase::Replaced(_) | Phase::Lost => self.dropping = true,
@@ -310,7 +312,7 @@ impl Outgoing {
         if !self.waits_for_block() {
             return None;
         }
-        let wait = if self.underpriced { pace.resend_after.min(pace.raise_after) } else { self.resend_after(pace) };
+        let wait = self.resend_after(pace).min(if self.underpriced && !self.is_unpaid() { pace.raise_after } else { u64::MAX });
         let last_sent = self.sendable().next_back().and_then(|attempt| attempt.last_sent);
         let last_sent = last_sent.filter(|_| self.newest().is_some_and(|newest| newest.acknowledged));
         Some(last_sent.map_or(0, |sent| sent.saturating_add(wait)))
@@ -371,15 +373,22 @@ impl Outgoing {
     /// When the newest is sent again. What its sender can't pay for waits longer and longer, unless another one waits in pools:
     /// thousands of such would keep the engine from all else.
     fn resend_after(&self, pace: &Pace) -> u64 {
-        let newest = self.sendable().next_back().filter(|newest| self.taken_before(newest).is_none());
+        let newest = self.sendable().next_back();
+        // One word of a node that lags does not take from pools what they took.
+        let newest = newest.filter(|newest| newest.accepted.is_none() && self.taken_before(newest).is_none());
         let sent = newest.and_then(|newest| newest.first_sent.zip(newest.last_sent));
-        match (self.told, sent) {
-            (Some(Notice::InsufficientFunds { .. }), Some((first, last))) => {
+        match sent.filter(|_| self.is_unpaid()) {
+            Some((first, last)) => {
                 let longest = pace.resend_after.saturating_mul(MAX_UNPAID_PAUSES);
                 last.saturating_sub(first).clamp(pace.resend_after, longest.max(pace.resend_after))
             }
-            _ => pace.resend_after,
+            None => pace.resend_after,
         }
+    }
+
+    /// Whether nodes said that its sender can't pay for it.
+    fn is_unpaid(&self) -> bool {
+        matches!(self.told, Some(Notice::InsufficientFunds { .. }))
     }
 
     /// What replaces the newest attempt, if it is time for it. One that was not sent yet is waited for.

@@ -21,6 +21,9 @@ pub enum PrivateFileError {
         #[source]
         source: io::Error,
     },
+    /// Not shown: an error ends in a log.
+    #[error("it holds words, which are not shown here; expected the path of a file that holds them")]
+    Words,
     /// A folder, a pipe or a device.
     #[error("{0}: not a regular file")]
     NotRegular(String),
@@ -38,6 +41,10 @@ pub enum PrivateFileError {
 ///
 /// A link is followed, as secrets are mounted: what it leads to is opened once, and checked when it is open.
 pub fn read(path: &Path) -> Result<Zeroizing<String>, PrivateFileError> {
+    // A mnemonic has twelve at least.
+    if path.to_string_lossy().split_whitespace().count() >= 12 {
+        return Err(PrivateFileError::Words);
+    }
     let file = || path.display().to_string();
     let failed = |source| PrivateFileError::Io { file: file(), source };
     // A pipe without a writer would block the opening.
@@ -69,6 +76,14 @@ mod tests {
     use super::*;
     use std::fs::{self, Permissions};
     use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    /// Whoever has put the words into the variable has them in the log else.
+    #[test]
+    fn words_in_the_place_of_a_path_are_not_shown() {
+        let words = "abandon ".repeat(11) + "about";
+        let refused = base::error_chain(&read(Path::new(&words)).unwrap_err());
+        assert!(refused.contains("expected the path of a file") && !refused.contains("abandon"), "{refused}");
+    }
 
     #[test]
     fn a_file_that_anybody_else_can_read_or_change_is_refused() {

@@ -106,7 +106,7 @@ pub enum Waits {
 
 impl Waits {
     /// Whether what is not signed yet is not to be signed either, before a person has looked.
-    const fn ends_what_is_unsigned(&self) -> bool {
+    pub(crate) const fn ends_what_is_unsigned(&self) -> bool {
         matches!(self, Self::TreasuryGivenOut(_) | Self::Vain | Self::Refused(_))
     }
 }

@@ -71,7 +71,7 @@ const SQL_ROLES: [&str; 4] = ["api", "confirmer", "webhooks", "sweeper"];
 /// A table, and what each of [`SQL_ROLES`] does with its rows: selects, inserts, updates, deletes. A locked row counts as updated. `api`
 /// and `confirmer` both restore what a backup lacks. [`UPDATES`] has the updates that are not of whole rows.
 const TABLES: [(&str, [&str; 4]); 45] = [
-    ("merchants", ["si", "si", "", "s"]),
+    ("merchants", ["si", "si", "", ""]),
     ("restored_accounts", ["siud", "siu", "", ""]),
     ("api_keys", ["s", "", "", ""]),
     ("xpubs", ["si", "si", "", "s"]),

@@ -4,6 +4,7 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use base::text;
 use chain::{COIN_DECIMALS, Chain, Chains, Rpc, read_address};
 use deadpool_postgres::Client;
+use recovery::installation;
 use runtime::{Settings, db};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -151,7 +152,7 @@ pub async fn run(settings: &Settings, command: SweepCommand) -> anyhow::Result<(
         }
         SweepCommand::Release { hold } => {
             ensure!(admin::release(&db, hold).await?, "no hold {hold}; `ctrip sweep status` lists them");
-            println!("released; a running sweeper looks at all addresses in its next turn");
+            println!("released; a running sweeper looks at all addresses of its chain in its next turn");
         }
     }
     Ok(())
@@ -202,7 +203,7 @@ async fn plan(
     only: Option<&str>,
     mut accounts: Vec<String>,
 ) -> anyhow::Result<Vec<ShownPlan>> {
-    accounts.extend(admin::own_account(db).await?);
+    accounts.extend(installation::own_account(db).await?);
     let file = Chains::load(&settings.chains_file)?;
     let (chains, silent) = match only {
         Some(name) => (file.only(name).resolve().await?, Vec::new()),
@@ -230,22 +231,26 @@ async fn plan_of(db: &Client, chain: &Chain, treasury: Address, accounts: Vec<St
     let price = market.map(|market| market.price());
     // Who would be swept is asked for, planned already or not.
     let usual = plan::Settings::of(chain, None, price, accounts.clone());
-    let swept = plan::look(db, chain.id, &usual).await?.unwrap_or_default().into_iter();
-    let payers = swept.filter(|(_, verdict)| matches!(verdict, Verdict::Sweep(_) | Verdict::UnderWay));
+    let looked = plan::look(db, chain.id, &usual).await?;
+    let payers = looked.iter().flatten().filter(|(_, verdict)| matches!(verdict, Verdict::Sweep(_) | Verdict::UnderWay));
     let payers: Vec<Address> = payers.map(|(holding, _)| holding.address).take(MAX_PAYERS).collect();
-    let (gas_limit, refused) = match estimate_gas(&rpc, treasury, &payers, &usual.terms).await {
+    let asked = match plan::check_treasury(db, treasury, &accounts).await? {
+        Some(later) => Err(later),
+        None => estimate_gas(&rpc, treasury, &payers, &usual.terms).await,
+    };
+    let (gas_limit, refused) = match asked {
         Ok(gas_limit) => (gas_limit, None),
         Err(refused) => (None, Some(base::error_chain(&refused))),
     };
-    let refused = match plan::check_treasury(db, treasury, &accounts).await? {
-        Some(later) => Some(later.to_string()),
-        None => refused,
-    };
-    let terms = plan::Settings::of(chain, gas_limit, price, accounts);
-    let looked = plan::look(db, chain.id, &terms).await?;
-    let waits = match &looked {
-        None => Some("no block of the chain has been processed yet".to_owned()),
-        Some(_) => refused.or(plan::waits(db, chain.id, &terms).await?.map(|waits| waits.to_string())),
+    let terms = plan::Settings { refused, ..plan::Settings::of(chain, gas_limit, price, accounts) };
+    let (waits, holdings) = match looked {
+        None => (Some("no block of the chain has been processed yet".to_owned()), Vec::new()),
+        Some(looked) => {
+            let waits = plan::waits(db, chain.id, &terms).await?.map(|waits| waits.to_string());
+            // What addresses have does not depend on gas.
+            let held = looked.into_iter().map(|(holding, _)| holding).collect();
+            (waits, plan::judged(db, chain.id, &terms.terms, held).await?)
+        }
     };
     let tokens = ledger::tokens(db, chain.id, &terms).await?.into_iter().map(|(address, (addresses, amount))| {
         let amount = Amount::new(amount);
@@ -265,12 +270,12 @@ async fn plan_of(db: &Client, chain: &Chain, treasury: Address, accounts: Vec<St
         most: Amount::new(terms.terms.reserve()),
         now: price.map(|price| Amount::new(terms.terms.cost(price))),
         l1_fee: chain.sweeping.l1_fee,
-        holdings: looked.unwrap_or_default(),
+        holdings,
         tokens,
     })
 }
 
-/// A verdict in words, in the order in which they are listed.
+/// A verdict in words.
 fn word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Sweep(_) => "to be swept",

@@ -244,9 +244,8 @@ impl RawChain {
         let policy = tiers::policy(self.confirmations, self.finality)?;
         let tiers = tiers::check(self.tiers, COIN_DECIMALS)?;
         let min_transfer = tiers::amount("min_transfer", self.min_transfer, COIN_DECIMALS)?.unwrap_or_default();
-        let minimum = tiers::amount("sweep_minimum", self.sweep_minimum, COIN_DECIMALS)?;
-        let l1_fee = tiers::amount("l1_fee", self.l1_fee, COIN_DECIMALS)?;
-        let sweeping = sweeping::check(self.treasury, self.sweep_at, self.max_fee, minimum, l1_fee, &self.tokens)?;
+        let sweeping =
+            sweeping::check(self.treasury, self.sweep_at, self.max_fee, self.sweep_minimum, self.l1_fee, &self.tokens)?;
         Ok(ChainEntry {
             name: self.name.0.0,
             chain_id: self.chain_id.map(|Whole(id)| ChainId(id.get())),

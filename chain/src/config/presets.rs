@@ -29,14 +29,19 @@ pub(super) struct Preset {
     pub l1_fee: Amount,
 }
 
+/// Optimism, Base, Unichain, and the test networks of the first two.
+const fn is_op_stack(chain: u64) -> bool {
+    matches!(chain, 10 | 8453 | 130 | 84_532 | 11_155_420)
+}
+
 /// The preset of a chain. An unknown chain gets a depth that errs on the safe side.
 pub(super) fn preset(chain: ChainId) -> Preset {
     use Policy::{Confirmations, Finalized, Safe};
     let (policy, poll_interval_ms) = match chain.0 {
         // Ethereum, Sepolia, Hoodi, Holesky.
         1 | 11_155_111 | 560_048 | 17_000 => (Confirmations(12), 1000),
-        // Optimism, Base, Unichain and the test networks of the first two: `safe` is derived from data on L1.
-        10 | 8453 | 130 | 84_532 | 11_155_420 => (Safe, 500),
+        // `safe` is derived from data on L1.
+        id if is_op_stack(id) => (Safe, 500),
         // Cronos.
         25 => (Confirmations(12), 1000),
         // BNB Smart Chain and its test network: fast finality at n+2 has a probabilistic fallback.
@@ -70,7 +75,8 @@ fn max_fee(chain: ChainId) -> u128 {
     match chain.0 {
         1 => 20 * GWEI,
         // Rollups, where a thousandth of that is usual.
-        10 | 8453 | 130 | 84_532 | 11_155_420 | 42_161 | 421_614 => GWEI,
+        id if is_op_stack(id) => GWEI,
+        42_161 | 421_614 => GWEI,
         // BNB Smart Chain and its test network.
         56 | 97 => 5 * GWEI,
         // Polygon and Amoy: nodes take no tip below 25.
@@ -84,10 +90,7 @@ fn max_fee(chain: ChainId) -> u128 {
 /// What a plain transfer may cost beside its gas: the OP stack's fee for 100 bytes of L1 data, at 280 gwei for a unit of L1's blob
 /// gas (scalars of Base and Optimism). Elsewhere gas is all.
 fn l1_fee(chain: ChainId) -> Amount {
-    match chain.0 {
-        10 | 8453 | 130 | 84_532 | 11_155_420 => Amount::from(30_000_000_000_000),
-        _ => Amount::ZERO,
-    }
+    if is_op_stack(chain.0) { Amount::from(30_000_000_000_000) } else { Amount::ZERO }
 }
 
 /// Tokens worth a dollar each. What is below a cent is dust: moving it on costs more. A token has one contract per chain, and none

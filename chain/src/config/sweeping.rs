@@ -1,8 +1,8 @@
 //! Checking what `chains.yaml` says of sweeps: where the money goes, when, and at which price.
 
-use super::chain::SweepAt;
+use super::chain::{COIN_DECIMALS, SweepAt};
 use super::scalar::{Scalar, TreasuryAddress};
-use super::tiers::{Decimal, base_units};
+use super::tiers::{self, Decimal, base_units};
 use super::tokens::Tokens;
 use topics::{Address, Amount};
 
@@ -24,16 +24,18 @@ pub(super) struct SweepingEntry {
 /// Checks the keys of a chain.
 ///
 /// # Errors
-/// If `max_fee` is 0, has more decimals than wei or is more than a million gwei, `sweep_minimum` has more than the coin, or a
+/// If `max_fee` is 0, has more decimals than wei or is more than a million gwei, `sweep_minimum` or `l1_fee` has more than the coin, or a
 /// token's contract is the treasury.
 pub(super) fn check(
     treasury: Option<Scalar<TreasuryAddress>>,
     at: Option<SweepAt>,
     max_fee: Option<Scalar<Decimal>>,
-    minimum: Option<Amount>,
-    l1_fee: Option<Amount>,
+    minimum: Option<Scalar<Decimal>>,
+    l1_fee: Option<Scalar<Decimal>>,
     tokens: &Tokens,
 ) -> Result<SweepingEntry, String> {
+    let minimum = tiers::amount("sweep_minimum", minimum, COIN_DECIMALS)?;
+    let l1_fee = tiers::amount("l1_fee", l1_fee, COIN_DECIMALS)?;
     let treasury = treasury.map(|Scalar(TreasuryAddress(address))| address);
     if let Some(token) = tokens.0.iter().find(|token| Some(token.address) == treasury) {
         let symbol = &token.symbol;

@@ -56,10 +56,15 @@ pub fn read_kind(text: &str) -> Kind {
     Kind::ALL.into_iter().find(|kind| kind.as_str() == text).unwrap_or(Kind::Gap)
 }
 
+/// What is told of one that gas is too dear for. The planner, and an index of the schema, look for it.
+pub const TOO_DEAR: &str = "too dear";
+/// The same of one whose sender can't pay for it.
+pub const UNPAID: &str = "insufficient funds";
+
 const NOTICES: [(Notice, &str); 13] = [
-    (Notice::TooDear, "too dear"),
+    (Notice::TooDear, TOO_DEAR),
     (Notice::AtCap, "at the cap"),
-    (Notice::InsufficientFunds { overshot: None }, "insufficient funds"),
+    (Notice::InsufficientFunds { overshot: None }, UNPAID),
     (Notice::Reverted, "would fail"),
     (Notice::GivenUp, "given up"),
     (Notice::NonceUsed, "nonce used"),
@@ -82,7 +87,8 @@ fn read_told(text: &str) -> Option<Notice> {
     NOTICES.iter().find(|(_, known)| *known == text).map(|(notice, _)| *notice)
 }
 
-fn number<T: std::str::FromStr>(text: &str) -> Result<T, Failure>
+/// Reads a number that Postgres has given as text.
+pub(crate) fn number<T: std::str::FromStr>(text: &str) -> Result<T, Failure>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
 {

@@ -1,11 +1,13 @@
 //! What an operator sees of sweeps, and decides about them.
 
 use super::rules::Hold;
-use super::store::{hold_columns, look_at_all, replan_held, replan_one};
+use super::store::{capped, hold_columns, look_at_all, replan_held, replan_one};
+use crate::engine::rows::number;
 use alloy::primitives::{Address, B256};
 use deadpool_postgres::{Client, GenericClient};
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
+use std::collections::BTreeSet;
 use tokio_postgres::Row;
 use topics::{Amount, ChainId};
 use uuid::Uuid;
@@ -47,28 +49,21 @@ pub struct ListedHold {
     pub reason: String,
 }
 
-/// The account of cTrip's own addresses, whose keys the sweeper holds; `None` before the first start.
-///
-/// # Errors
-/// When the database fails.
-pub async fn own_account(db: &impl GenericClient) -> Result<Option<String>, Failure> {
-    let rows = db.query("SELECT own_account FROM installation", &[]).await?;
-    Ok(rows.first().and_then(|row| row.get(0)))
-}
-
 /// The sweeps of each chain by state, or of one chain.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn counts(db: &impl GenericClient, chain: Option<ChainId>) -> Result<Vec<(String, Count)>, Failure> {
-    let sql = "SELECT CASE WHEN set_aside THEN 'set aside' ELSE state END, chain_id, count(*),
-                   least(sum(amount), 2::numeric ^ 256 - 1)::numeric(78, 0)::text
-               FROM sweeps WHERE $1::bigint IS NULL OR chain_id = $1 GROUP BY 1, 2 ORDER BY 2, 1";
+    let sql = format!(
+        "SELECT CASE WHEN set_aside THEN 'set aside' ELSE state END, chain_id, count(*), {}
+         FROM sweeps WHERE $1::bigint IS NULL OR chain_id = $1 GROUP BY 1, 2 ORDER BY 2, 1",
+        capped("sum(amount)")
+    );
     let read = |row: &Row| {
-        let amount = row.get::<_, &str>(3).parse().map_err(Failure::halt)?;
+        let amount = number(row.get(3))?;
         Ok((row.get(0), Count { chain: ChainId(unsigned(row.get(1))), count: unsigned(row.get(2)), amount }))
     };
-    db.query(sql, &[&chain.map(|chain| bigint(chain.0))]).await?.iter().map(read).collect()
+    db.query(&sql, &[&chain.map(|chain| bigint(chain.0))]).await?.iter().map(read).collect()
 }
 
 /// Sweeps that wait for a person or are not over.
@@ -98,7 +93,7 @@ pub async fn unfinished(
             id: row.get(0),
             chain: ChainId(unsigned(row.get(1))),
             address: Address::from_slice(row.get(2)),
-            amount: row.get::<_, &str>(3).parse().map_err(Failure::halt)?,
+            amount: number(row.get(3))?,
             state: row.get(4),
             outgoing: row.get(5),
             told: row.get(6),
@@ -178,11 +173,10 @@ pub async fn hold(db: &mut Client, hold: &Hold, reason: &str) -> Result<i64, Fai
 /// # Errors
 /// When the database fails.
 pub async fn release(db: &impl GenericClient, id: i64) -> Result<bool, Failure> {
-    let released = db.execute("DELETE FROM sweep_holds WHERE id = $1", &[&id]).await? > 0;
-    if released {
-        look_at_all(db, None).await?;
-    }
-    Ok(released)
+    let sql = "DELETE FROM sweep_holds WHERE id = $1 RETURNING chain_id";
+    let Some(row) = db.query_opt(sql, &[&id]).await? else { return Ok(false) };
+    look_at_all(db, row.get::<_, Option<i64>>(0).map(|chain| ChainId(unsigned(chain)))).await?;
+    Ok(true)
 }
 
 /// Lets the addresses be swept again whose sweeps have come to nothing: of one sweep, or of a chain. Returns how many. One of
@@ -190,14 +184,14 @@ pub async fn release(db: &impl GenericClient, id: i64) -> Result<bool, Failure> 
 ///
 /// # Errors
 /// When the database fails.
-pub async fn retry(db: &impl GenericClient, sweep: Option<Uuid>, chain: Option<ChainId>) -> Result<u64, Failure> {
+pub async fn retry(db: &impl GenericClient, sweep: Option<Uuid>, chain: Option<ChainId>) -> Result<usize, Failure> {
     let sql = "UPDATE sweeps SET set_aside = false
-               WHERE set_aside AND ($1::uuid IS NULL OR id = $1) AND ($2::bigint IS NULL OR chain_id = $2)";
-    let retried = db.execute(sql, &[&sweep, &chain.map(|chain| bigint(chain.0))]).await?;
-    if retried > 0 {
-        look_at_all(db, chain).await?;
+               WHERE set_aside AND ($1::uuid IS NULL OR id = $1) AND ($2::bigint IS NULL OR chain_id = $2) RETURNING chain_id";
+    let retried = db.query(sql, &[&sweep, &chain.map(|chain| bigint(chain.0))]).await?;
+    for chain in retried.iter().map(|row| row.get(0)).collect::<BTreeSet<i64>>() {
+        look_at_all(db, Some(ChainId(unsigned(chain)))).await?;
     }
-    Ok(retried)
+    Ok(retried.len())
 }
 
 /// Has a sweep dropped that is not over, in the sweeper's next turn, and its address planned anew, unless that could not pay for

@@ -5,6 +5,8 @@
 
 use super::rules::Holding;
 use super::settings::Settings;
+use super::store::capped;
+use crate::engine::rows::number;
 use alloy::primitives::{Address, B256, U256};
 use deadpool_postgres::GenericClient;
 use futures::TryStreamExt as _;
@@ -152,17 +154,18 @@ pub async fn holdings(
         Of::AtLeast(_) => (all_credits(), "WHERE h.seen >= coalesce(s.spent, 0) + $7::text::numeric"),
         Of::These(_) => (credits_of_addresses(), ""),
     };
-    let most = "2::numeric ^ 256 - 1";
     let sql = format!(
-        "SELECT h.address, h.merchant_id, least(h.arrived, {most})::numeric(78, 0)::text,
-             least(h.seen, {most})::numeric(78, 0)::text, least(coalesce(s.spent, 0), {most})::numeric(78, 0)::text,
+        "SELECT h.address, h.merchant_id, {arrived}, {seen}, {spent},
              coalesce(s.is_under_way, false), a.address IS NOT NULL
          FROM (SELECT address, merchant_id, coalesce(sum(amount) FILTER (WHERE ripe), 0) AS arrived, sum(amount) AS seen
                FROM ({credits}) AS credits GROUP BY address, merchant_id) h
-         LEFT JOIN ({spent}) s ON s.sender = h.address
+         LEFT JOIN ({spendings}) s ON s.sender = h.address
          LEFT JOIN (SELECT DISTINCT address FROM sweeps WHERE chain_id = $1 AND set_aside) a ON a.address = h.address
          {condition}",
-        spent = spent(matches!(of, Of::These(_)))
+        arrived = capped("h.arrived"),
+        seen = capped("h.seen"),
+        spent = capped("coalesce(s.spent, 0)"),
+        spendings = spent(matches!(of, Of::These(_)))
     );
     let statement = db.prepare_cached(&sql).await?;
     let (max_fee, l1_fee) = (settings.terms.max_fee.to_string(), settings.terms.l1_fee.to_string());
@@ -179,7 +182,7 @@ pub async fn holdings(
 }
 
 fn read_holding(row: &Row) -> Result<Holding, Failure> {
-    let amount = |column: usize| row.get::<_, &str>(column).parse::<U256>().map_err(Failure::halt);
+    let amount = |column: usize| number(row.get(column));
     Ok(Holding {
         address: Address::from_slice(row.get(0)),
         merchant: row.get(1),
@@ -201,19 +204,16 @@ pub async fn tokens(
     settings: &Settings,
 ) -> Result<HashMap<Address, (u64, U256)>, Failure> {
     let statement = db
-        .prepare_cached(
-            "SELECT t.token_address, count(DISTINCT coalesce(p.address, d.address)),
-                 least(sum(t.amount), 2::numeric ^ 256 - 1)::numeric(78, 0)::text
+        .prepare_cached(&format!(
+            "SELECT t.token_address, count(DISTINCT coalesce(p.address, d.address)), {amount}
              FROM transfers t LEFT JOIN payments p ON p.id = t.payment_id
              LEFT JOIN deposit_addresses d ON d.id = t.deposit_address AND t.payment_id IS NULL
              WHERE t.chain_id = $1 AND t.token_address IS NOT NULL AND t.listed AND NOT t.removed
                  AND coalesce(p.xpub, d.xpub) = ANY($2) GROUP BY 1",
-        )
+            amount = capped("sum(t.amount)")
+        ))
         .await?;
-    let read = |row: &Row| {
-        let amount = row.get::<_, &str>(2).parse::<U256>().map_err(Failure::halt)?;
-        Ok((Address::from_slice(row.get(0)), (unsigned(row.get(1)), amount)))
-    };
+    let read = |row: &Row| Ok((Address::from_slice(row.get(0)), (unsigned(row.get(1)), number(row.get(2))?)));
     db.query(&statement, &[&bigint(chain.0), &settings.accounts]).await?.iter().map(read).collect()
 }
 

@@ -36,7 +36,7 @@ use anyhow::anyhow;
 use deadpool_postgres::{Client, GenericClient, Transaction};
 use futures::{StreamExt as _, TryStreamExt as _};
 use ledger::{Of, Ripe};
-use rules::{Holding, Holds, MAX_VAIN, Verdict};
+use rules::{Holding, Holds, MAX_VAIN, Terms, Verdict};
 use runtime::Failure;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use store::{Looked, NewSweep, Past};
@@ -265,17 +265,30 @@ pub async fn look(
     settings: &Settings,
 ) -> Result<Option<Vec<(Holding, Verdict)>>, Failure> {
     let Some(ripe) = ledger::ripe(db, chain, settings).await? else { return Ok(None) };
+    let holdings = ledger::holdings(db, chain, settings, &ripe, Of::AtLeast(U256::ZERO)).await?;
+    judged(db, chain, &settings.terms, holdings).await.map(Some)
+}
+
+/// What is to be done with holdings of a chain.
+///
+/// # Errors
+/// When the database fails.
+pub async fn judged(
+    db: &impl GenericClient,
+    chain: ChainId,
+    terms: &Terms,
+    holdings: Vec<Holding>,
+) -> Result<Vec<(Holding, Verdict)>, Failure> {
     let holds = Holds::new(&store::holds(db).await?, chain, None);
-    let holdings = ledger::holdings(db, chain, settings, &ripe, Of::AtLeast(U256::ZERO)).await?.into_iter();
     let missing = store::missing(db, chain).await?;
     let judged = |holding: Holding| {
-        let verdict = match holding.verdict(&settings.terms, &holds) {
+        let verdict = match holding.verdict(terms, &holds) {
             Verdict::Sweep(_) if missing.contains(&holding.address) => Verdict::Missing,
             verdict => verdict,
         };
         (holding, verdict)
     };
-    Ok(Some(holdings.map(judged).collect()))
+    Ok(holdings.into_iter().map(judged).collect())
 }
 
 /// Notes which open sweeps are to be dropped and planned anew.

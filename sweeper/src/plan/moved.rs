@@ -1,9 +1,10 @@
 //! What a final sweep has moved, for whoever settles payments by it.
 
+use super::store::capped;
+use crate::engine::rows::number;
 use alloy::primitives::{Address, U256};
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
-use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// What has left a deposit address.
@@ -32,15 +33,15 @@ pub struct Moved {
 pub async fn moved(db: &impl GenericClient, outgoing: Uuid) -> Result<Vec<Moved>, Failure> {
     let statement = db
         .prepare_cached(
-            "SELECT o.sender, o.value::text, s.total::numeric(78, 0)::text, s.remains::numeric(78, 0)::text
+            "SELECT o.sender, o.value::text, s.total::text, s.remains::text
              FROM outgoing o LEFT JOIN sweeps s ON s.outgoing = o.id
              WHERE o.id = $1 AND o.kind = 'sweep' AND o.state = 'final'",
         )
         .await?;
     let Some(row) = db.query_opt(&statement, &[&outgoing]).await? else { return Ok(Vec::new()) };
-    let (address, amount) = (Address::from_slice(row.get(0)), read(&row, 1)?);
+    let (address, amount) = (Address::from_slice(row.get(0)), number(row.get(1))?);
     let (total, remains) = match row.get::<_, Option<&str>>(2) {
-        Some(_) => (read(&row, 2)?, read(&row, 3)?),
+        Some(total) => (number(total)?, number(row.get(3))?),
         None => note(db, outgoing, total(db, outgoing).await?).await?,
     };
     Ok(vec![Moved { address, token: None, amount, total, remains }])
@@ -48,14 +49,11 @@ pub async fn moved(db: &impl GenericClient, outgoing: Uuid) -> Result<Vec<Moved>
 
 /// Notes what is told, if there is a sweep to note it at; returns what is noted, which another one may have done before.
 async fn note(db: &impl GenericClient, outgoing: Uuid, told: (U256, U256)) -> Result<(U256, U256), Failure> {
-    let note = "UPDATE sweeps SET total = $2::text::numeric, remains = $3::text::numeric WHERE outgoing = $1 AND total IS NULL";
+    let sql = "UPDATE sweeps SET total = coalesce(total, $2::text::numeric), remains = coalesce(remains, $3::text::numeric)
+               WHERE outgoing = $1 RETURNING total::text, remains::text";
     let (total, remains) = told;
-    db.execute(&db.prepare_cached(note).await?, &[&outgoing, &total.to_string(), &remains.to_string()]).await?;
-    let noted = "SELECT total::numeric(78, 0)::text, remains::numeric(78, 0)::text FROM sweeps WHERE outgoing = $1";
-    match db.query_opt(&db.prepare_cached(noted).await?, &[&outgoing]).await? {
-        Some(row) => Ok((read(&row, 0)?, read(&row, 1)?)),
-        None => Ok(told),
-    }
+    let row = db.query_opt(&db.prepare_cached(sql).await?, &[&outgoing, &total.to_string(), &remains.to_string()]).await?;
+    row.map_or(Ok(told), |row| Ok((number(row.get(0))?, number(row.get(1))?)))
 }
 
 /// The total, and what of it remains.
@@ -78,16 +76,14 @@ async fn total(db: &impl GenericClient, outgoing: Uuid) -> Result<(U256, U256), 
              WHERE b.chain_id = o.chain_id AND b.address = o.sender AND b.token_address = '' AND b.state = 'final'
                  AND f.nonce < o.nonce)";
     let sql = format!(
-        "SELECT least(told.total, 2::numeric ^ 256 - 1)::numeric(78, 0)::text,
-             least(greatest(told.total - told.spent, 0), 2::numeric ^ 256 - 1)::numeric(78, 0)::text
-         FROM (SELECT sums.spent, greatest(sums.before, least(sums.arrived, greatest(sums.seen, sums.spent))) AS total
-               FROM (SELECT {spent} AS spent, {seen} AS seen, {before} AS before, coalesce(s.arrived, {spent}) AS arrived
-                     FROM outgoing o LEFT JOIN sweeps s ON s.outgoing = o.id WHERE o.id = $1) AS sums) AS told"
+        "SELECT {total}, {remains}
+         FROM (SELECT sums.spent, greatest(sums.before,
+                   least(coalesce(sums.arrived, sums.spent), greatest(sums.seen, sums.spent))) AS total
+               FROM (SELECT {spent} AS spent, {seen} AS seen, {before} AS before, s.arrived
+                     FROM outgoing o LEFT JOIN sweeps s ON s.outgoing = o.id WHERE o.id = $1) AS sums) AS told",
+        total = capped("told.total"),
+        remains = capped("greatest(told.total - told.spent, 0)")
     );
     let row = db.query_one(&db.prepare_cached(&sql).await?, &[&outgoing]).await?;
-    Ok((read(&row, 0)?, read(&row, 1)?))
-}
-
-fn read(row: &Row, column: usize) -> Result<U256, Failure> {
-    row.get::<_, &str>(column).parse().map_err(Failure::halt)
+    Ok((number(row.get(0))?, number(row.get(1))?))
 }

@@ -54,7 +54,7 @@ pub struct Terms {
 }
 
 /// What is to be done with a holding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// So much goes to the treasury.
     Sweep(U256),

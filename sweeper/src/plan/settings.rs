@@ -59,13 +59,9 @@ impl Settings {
     /// contract.
     pub fn of(chain: &Chain, gas_limit: Option<u64>, price: Option<u128>, accounts: Vec<String>) -> Self {
         let (sweeping, max_fee) = (&chain.sweeping, Pace::of(chain).max_payload_fee());
-        let base = (Amount::ZERO, Policy::from(chain.policy));
-        let tiers = chain.tiers.iter().map(|tier| (tier.from, Policy::from(tier.policy)));
-        let mut policies: Vec<_> = std::iter::once(base).chain(tiers).collect();
-        // A tier from 0 takes the place of the chain's policy.
-        policies.reverse();
-        policies.dedup_by_key(|(from, _)| *from);
-        policies.reverse();
+        let above = chain.tiers.iter().map(|tier| tier.from).filter(|from| *from != Amount::ZERO);
+        let policies = std::iter::once(Amount::ZERO).chain(above);
+        let policies = policies.map(|from| (from, Policy::from(chain.policy_for(None, from)))).collect();
         Self {
             treasury: sweeping.treasury,
             is_final_only: sweeping.at == SweepAt::Finalized,

@@ -1,6 +1,7 @@
 //! Rows of `sweeps`, `sweep_candidates`, `sweep_chains` and `sweep_holds`.
 
 use super::rules::{Hold, MAX_VAIN};
+use crate::engine::rows::{TOO_DEAR, UNPAID};
 use alloy::primitives::{Address, U256};
 use deadpool_postgres::GenericClient;
 use runtime::Failure;
@@ -11,8 +12,6 @@ use tokio_postgres::Row;
 use topics::ChainId;
 use uuid::Uuid;
 
-/// What the engine tells of what its sender can't pay for.
-const UNPAID: &str = "insufficient funds";
 /// Of a sweep: it is over, and says something of its treasury. What was dropped to be planned anew does not, since its address
 /// could not pay for it or for another reason.
 const TELLS: &str = "state <> 'open' AND NOT (state = 'dropped' AND replan)";
@@ -272,6 +271,8 @@ pub struct Past {
     pub is_vain: bool,
 }
 
+/// What the past sweeps of a chain to a treasury tell.
+///
 /// # Errors
 /// When the database fails.
 pub async fn past(db: &impl GenericClient, chain: ChainId, treasury: Address) -> Result<Past, Failure> {
@@ -397,18 +398,6 @@ pub async fn replan_without_funds(tx: &impl GenericClient, outgoing: &[Uuid]) ->
     Ok(())
 }
 
-/// Notes of an open sweep, if the transaction is one's, that what became of it is put back into a database that went back.
-/// What was dropped before it was signed was dropped to be planned anew; why what was signed has come to nothing, and what a
-/// person has said to that, no record tells.
-///
-/// # Errors
-/// When the database fails.
-pub async fn put_back(tx: &impl GenericClient, outgoing: Uuid, is_dropped_unsigned: bool) -> Result<(), Failure> {
-    let sql = "UPDATE sweeps SET put_back = true, replan = replan OR $2 WHERE outgoing = $1 AND state = 'open'";
-    tx.execute(&tx.prepare_cached(sql).await?, &[&outgoing, &is_dropped_unsigned]).await?;
-    Ok(())
-}
-
 /// The same for one that a person has dropped.
 ///
 /// # Errors
@@ -434,8 +423,9 @@ pub async fn replan_to_others(tx: &impl GenericClient, chain: ChainId, treasury:
 /// # Errors
 /// When the database fails.
 pub async fn replan_too_dear(tx: &impl GenericClient, chain: ChainId, max_fee: u128) -> Result<(), Failure> {
-    let sql =
-        replanned("o.chain_id = $1 AND o.told = 'too dear' AND o.state = 'queued' AND o.max_fee < $2::text::numeric", false);
+    let too_dear =
+        format!("o.chain_id = $1 AND o.told = '{TOO_DEAR}' AND o.state = 'queued' AND o.max_fee < $2::text::numeric");
+    let sql = replanned(&too_dear, false);
     tx.execute(&tx.prepare_cached(&sql).await?, &[&bigint(chain.0), &max_fee.to_string()]).await?;
     Ok(())
 }
@@ -467,6 +457,18 @@ pub async fn to_drop(tx: &impl GenericClient, chain: ChainId, limit: usize) -> R
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
+/// Notes of an open sweep, if the transaction is one's, that what became of it is put back into a database that went back.
+/// What was dropped before it was signed was dropped to be planned anew; why what was signed has come to nothing, and what a
+/// person has said to that, no record tells.
+///
+/// # Errors
+/// When the database fails.
+pub async fn put_back(tx: &impl GenericClient, outgoing: Uuid, is_dropped_unsigned: bool) -> Result<(), Failure> {
+    let sql = "UPDATE sweeps SET put_back = true, replan = replan OR $2 WHERE outgoing = $1 AND state = 'open'";
+    tx.execute(&tx.prepare_cached(sql).await?, &[&outgoing, &is_dropped_unsigned]).await?;
+    Ok(())
+}
+
 /// All holds.
 ///
 /// # Errors
@@ -491,6 +493,11 @@ pub(super) fn read_hold(row: &Row) -> Hold {
 pub(super) fn hold_columns(hold: &Hold) -> (Option<i64>, Option<&[u8]>, Option<&[u8]>) {
     let token = hold.token.as_ref().map(|token| token.as_ref().map_or([].as_slice(), |token| token.as_slice()));
     (hold.chain.map(|chain| bigint(chain.0)), hold.address.as_ref().map(|address| address.as_slice()), token)
+}
+
+/// A sum as text: where 256 bits don't hold it, the most that they do.
+pub(super) fn capped(sum: &str) -> String {
+    format!("least({sum}, 2::numeric ^ 256 - 1)::numeric(78, 0)::text")
 }
 
 fn bytes(addresses: &[Address]) -> Vec<&[u8]> {

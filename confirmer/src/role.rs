@@ -1,5 +1,5 @@
-//! Runs the role's stages until one ends: the comparison of Postgres with the topics, and once that is through, the fold of
-//! `chain.matches`, the return of chains that were set aside, that of `sweep.events` and what it settles, and the relay of the outbox.
+//! Runs the role's stages until one ends: the comparison of Postgres with the topics, and once that is through, the folds of
+//! `chain.matches` and `sweep.events`, what the latter settles, the return of chains that were set aside, and the relay of the outbox.
 //! What emits events wakes the relay.
 
 use crate::aside::{self, Faults};

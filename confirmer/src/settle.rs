@@ -5,8 +5,9 @@
 //! taken out of `to_settle` for a payment whose confirmation is about to be committed. Each chain has transactions of its own. What has
 //! moved above the head, or in a block that is not witnessed or not final, waits for that block.
 
+use crate::working_set::step_told;
 use deadpool_postgres::{GenericClient, Pool};
-use payments::lifecycle::{Input, step};
+use payments::lifecycle::Input;
 use payments::store::{self, CoveredPayment, KnownTransfer, OrphanTransfer, Reach};
 use payments::swept::SweptAsset;
 use payments::{Payment, Settlement, events::state_for_records};
@@ -169,8 +170,8 @@ async fn try_to_settle(pool: &Pool, chain: ChainId, limit: usize) -> Result<Sett
     again.extend(have_more);
     let (events, waiting) = settle(&tx, &covered).await?;
     // They are behind what was looked through, and not settled.
-    let static_addresses: Vec<_> = waiting.iter().map(|asset| asset.address).collect();
-    store::forget_settled_at(&tx, chain, 0, &static_addresses).await?;
+    let waiting_at: Vec<_> = waiting.iter().map(|asset| asset.address).collect();
+    store::forget_settled_at(&tx, chain, 0, &waiting_at).await?;
     again.extend(waiting.iter().map(|asset| (asset, up_to.saturating_add(1))));
     store::put_to_settle(&tx, again.into_iter()).await?;
     store::put_later(&tx, chain, &assets, up_to).await?;
@@ -179,10 +180,7 @@ async fn try_to_settle(pool: &Pool, chain: ChainId, limit: usize) -> Result<Sett
 }
 
 /// Settles payments; returns the number of events, and where it waits for what was told before the database went back.
-async fn settle(
-    db: &deadpool_postgres::Transaction<'_>,
-    covered: &[CoveredPayment],
-) -> Result<(usize, BTreeSet<SweptAsset>), Failure> {
+async fn settle(db: &impl GenericClient, covered: &[CoveredPayment]) -> Result<(usize, BTreeSet<SweptAsset>), Failure> {
     let covered: HashMap<Uuid, &CoveredPayment> = covered.iter().map(|covered| (covered.id, covered)).collect();
     let ids: Vec<Uuid> = covered.keys().copied().collect();
     let payments = store::lock_payments(db, &ids).await?;
@@ -192,18 +190,10 @@ async fn settle(
         let Some(CoveredPayment { covered, settlement, .. }) = covered.get(&payment.id.0).copied() else { continue };
         // No event is before the one that comes before it.
         let settlement = Settlement { timestamp: settlement.timestamp.max(payment.updated_at), ..*settlement };
-        let input = Input::Swept { covered: *covered, settlement };
-        let step = match told.get_mut(&payment.id) {
-            Some(told) => {
-                let step = told.step(&payment, &input);
-                if told.is_settled_later() {
-                    waiting.insert(payment.swept_asset());
-                }
-                step
-            }
-            None => step(&payment, &input),
-        };
-        let step = step.map_err(|error| Failure::halt(error).context(format!("payment {}", payment.id)))?;
+        let step = step_told(&mut told, &payment, &Input::Swept { covered: *covered, settlement })?;
+        if told.get(&payment.id).is_some_and(|told| told.is_settled_later()) {
+            waiting.insert(payment.swept_asset());
+        }
         events.extend(step.events.into_iter().map(|event| (state_for_records(&step.next), event)));
         settled.push(step.next);
     }

@@ -1,11 +1,11 @@
 //! What sweeps have moved, from `sweep.events` into Postgres: a batch is one transaction with the offset that it ends at. `settle` makes
 //! events of it.
 //!
-//! Only `sweep.final` says that something has left for good; all others are passed over. A record is known by the total that it says, so
-//! one that comes again, late or out of order changes nothing. One that can't be read is set aside, and the others go on.
+//! Only `sweep.final` says that something has left for good; all others are passed over. A record is known by its transaction and the total
+//! that it says, so one that comes again, late or out of order changes nothing. One that can't be read is set aside, and the others go on.
 
-use anyhow::anyhow;
-use base::{error_chain, metrics};
+use anyhow::{anyhow, ensure};
+use base::error_chain;
 use deadpool_postgres::Pool;
 use payments::Settlement;
 use payments::store;
@@ -27,23 +27,15 @@ const FINAL: &str = "sweep.final";
 /// # Errors
 /// `Retry` when Kafka or the database fails.
 pub fn follow(kafka: &Kafka, pool: &Pool, handle: &Handle, stop: &CancellationToken) -> Result<(), Failure> {
-    handle.block_on(report(kafka, pool))?;
+    handle.block_on(FOLDING.report_set_aside(kafka, pool, "sweep_event"))?;
     FOLDING.follow(kafka, pool, handle, stop, |spans| {
         for (span, records) in spans {
             if handle.block_on(apply(pool, span, records))? {
-                handle.block_on(report(kafka, pool))?;
+                handle.block_on(FOLDING.report_set_aside(kafka, pool, "sweep_event"))?;
             }
         }
         Ok(())
     })
-}
-
-async fn report(kafka: &Kafka, pool: &Pool) -> Result<(), Failure> {
-    let counts = runtime::set_aside::counts(&pool.get().await?, kafka.topic_prefix()).await?;
-    #[expect(clippy::cast_precision_loss, reason = "2^52 records are not met")]
-    let count = counts.get(FOLDING.stage).copied().unwrap_or_default() as f64;
-    metrics::SET_ASIDE.gauge(&[("kind", "sweep_event")]).set(count);
-    Ok(())
 }
 
 /// Returns whether something was set aside.
@@ -52,24 +44,29 @@ async fn apply(pool: &Pool, span: &Span, records: &[&Record<'_>]) -> Result<bool
     for record in records {
         match read(record) {
             Ok(moved) => rows.extend(moved),
-            Err(cause) => unreadable.push((record.offset(), cause)),
+            Err(cause) => {
+                let (offset, partition) = (record.offset(), span.partition);
+                let cause = format!(
+                    "{cause}; what it has moved settles nothing, before a later sweep of the same address: `ctrip tail {0} --from \
+                     {offset}` shows it in {0}/{partition}",
+                    FOLDING.topic
+                );
+                unreadable.push((offset, cause));
+            }
         }
     }
     let mut client = pool.get().await?;
     let tx = client.transaction().await?;
     FOLDING.claim(&tx, span).await?;
     store::save_swept(&tx, &rows).await?;
+    let partition = span.partition;
     for (offset, cause) in &unreadable {
-        let (topic, partition) = (&span.topic, span.partition);
-        let cause = format!(
-            "{cause}; what it has moved settles nothing, before a later sweep of the same address: `ctrip tail {0} --from {offset}` \
-             shows it in {0}/{partition}",
-            FOLDING.topic
-        );
-        tracing::error!("a record is set aside, the others go on: {cause}");
-        FOLDING.set_aside(&tx, (topic, partition), &format!("{partition}/{offset}"), *offset, &cause).await?;
+        FOLDING.set_aside(&tx, (&span.topic, partition), &format!("{partition}/{offset}"), *offset, cause).await?;
     }
     tx.commit().await?;
+    for (_, cause) in &unreadable {
+        tracing::error!("a record is set aside, the others go on: {cause}");
+    }
     Ok(!unreadable.is_empty())
 }
 
@@ -83,7 +80,7 @@ fn read(record: &Record<'_>) -> Result<Vec<(SweptAsset, Swept)>, String> {
 }
 
 fn moved(event: &SweepEvent) -> anyhow::Result<Vec<(SweptAsset, Swept)>> {
-    let chain = i64::try_from(event.chain_id).map_err(|_| anyhow!("chain_id: no chain has the id {}", event.chain_id))?;
+    ensure!(i64::try_from(event.chain_id).is_ok(), "chain_id: no chain has the id {}", event.chain_id);
     let block = event.block.as_ref().ok_or_else(|| anyhow!("block: a final transaction is in one"))?;
     let settlement = Settlement {
         transaction: topics::hash("transaction_hash", &event.transaction_hash)?,
@@ -93,11 +90,10 @@ fn moved(event: &SweepEvent) -> anyhow::Result<Vec<(SweptAsset, Swept)>> {
         fee: event.fee.as_ref().map(|fee| Amount::from_wire(fee)).transpose()?,
     };
     let row = |moved: &sweep_event::Moved| {
-        let token = Some(&moved.token_address).filter(|bytes| !bytes.is_empty());
         let asset = SweptAsset {
-            chain: ChainId(chain.unsigned_abs()),
+            chain: ChainId(event.chain_id),
             address: topics::address("moved.address", &moved.address)?,
-            token: token.map(|bytes| topics::address("moved.token_address", bytes)).transpose()?,
+            token: topics::contract("moved.token_address", &moved.token_address)?,
         };
         let (amount, total) = (Amount::from_wire(&moved.amount)?, Amount::from_wire(&moved.total)?);
         // With what has moved nothing nothing has left.

@@ -10,7 +10,7 @@ use chain::{COIN_DECIMALS, Chain, Chains};
 use deadpool_postgres::GenericClient;
 use payments::deposit::DepositAddress;
 use payments::events::state_for_records;
-use payments::lifecycle::{Cause, Event, Head, Input, MAX_TOLD_SINGLY, step};
+use payments::lifecycle::{Cause, Event, Head, Input, MAX_TOLD_SINGLY, Step, step};
 use payments::store::{self, KnownTransfer, OrphanTransfer, PartRow, TransferOwner, TransferRow};
 use payments::told::ToldEvents;
 use payments::{Part, Payment, ReceivedTransfer, TransferLabel};
@@ -51,6 +51,15 @@ pub struct WorkingSet<'a> {
     told: HashMap<PaymentId, ToldEvents>,
     /// In order, each with its payment right after the event.
     pub events: Vec<(Payment, Event)>,
+}
+
+/// [`step`], with what was told of the payment before the database went back.
+pub(crate) fn step_told(told: &mut HashMap<PaymentId, ToldEvents>, payment: &Payment, input: &Input) -> Result<Step, Failure> {
+    let step = match told.get_mut(&payment.id) {
+        Some(told) => told.step(payment, input),
+        None => step(payment, input),
+    };
+    step.map_err(|error| Failure::halt(error).context(format!("payment {}", payment.id)))
 }
 
 impl<'a> WorkingSet<'a> {
@@ -107,11 +116,7 @@ impl<'a> WorkingSet<'a> {
         let Some(touched) = self.payments.get_mut(index) else {
             return Ok(());
         };
-        let step = match self.told.get_mut(&touched.payment.id) {
-            Some(told) => told.step(&touched.payment, input),
-            None => step(&touched.payment, input),
-        };
-        let step = step.map_err(|e| Failure::halt(e).context(format!("payment {}", touched.payment.id)))?;
+        let step = step_told(&mut self.told, &touched.payment, input)?;
         if step.next.sums.received.is_saturated() && !touched.payment.sums.received.is_saturated() {
             let (id, sum) = (step.next.id, step.next.sums.received);
             tracing::warn!(payment = %id, "more than 256 bits arrived, {sum}: it is shown as the largest amount");
@@ -472,9 +477,6 @@ impl<'a> WorkingSet<'a> {
         self.report_orphans();
         store::delete_parts(db, &gone).await?;
         store::save_parts(db, &saved).await?;
-        for (id, _) in self.told.iter().filter(|(_, told)| told.is_contradicted()) {
-            tracing::error!("payment {id} was cancelled before the database was restored, and its state does not allow it now");
-        }
         store::forget_told_events(db, self.told.iter()).await?;
         let events = self.events.iter().map(|(payment, event)| (payment, event));
         tokio::try_join!(store::record_events(db, events), store::put_confirmed(db, &payments))?;

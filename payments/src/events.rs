@@ -107,7 +107,7 @@ pub fn event_record(payment: &Payment, event: &Event) -> wire::PaymentEvent {
     }
 }
 
-/// The settlement that a record of `payment.settled` or `deposit.settled` tells; none if it can't be read.
+/// The settlement that a record tells of a payment that is settled; none if it can't be read.
 pub fn settlement_of(record: &wire::PaymentEvent) -> Option<Settlement> {
     let told = record.settlement.as_ref()?;
     Some(Settlement {

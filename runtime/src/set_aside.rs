@@ -5,8 +5,10 @@
 
 use crate::failure::Failure;
 use crate::fold::{CLAIM, FoldStage, Span};
+use crate::kafka::Kafka;
 use anyhow::anyhow;
-use deadpool_postgres::GenericClient;
+use base::metrics;
+use deadpool_postgres::{GenericClient, Pool};
 use std::collections::BTreeMap;
 use tokio_postgres::Row;
 use topics::Topic;
@@ -117,6 +119,18 @@ fn kept(text: &str, max_chars: usize) -> String {
 }
 
 impl FoldStage {
+    /// Tells how much the stage has set aside, of a kind that is no chains.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn report_set_aside(&self, kafka: &Kafka, pool: &Pool, kind: &str) -> Result<(), Failure> {
+        let counts = counts(&pool.get().await?, kafka.topic_prefix()).await?;
+        #[expect(clippy::cast_precision_loss, reason = "2^52 items are not met")]
+        let count = counts.get(self.stage).copied().unwrap_or_default() as f64;
+        metrics::SET_ASIDE.gauge(&[("kind", kind)]).set(count);
+        Ok(())
+    }
+
     /// [`claim`](Self::claim), and then what the stage has set aside in the partition, in one round trip.
     ///
     /// # Errors

@@ -29,7 +29,9 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 pub use amount::{Amount, AmountError};
 pub use deposit_address::{derivation_path, payment_uri};
 pub use ids::{BlockRef, ChainId, PaymentId, Source, TransferId};
-pub use matches::{Kind, MAX_TIMESTAMP, MalformedField, Matches, Transfer, address, check_timestamp, hash, number_below};
+pub use matches::{
+    Kind, MAX_TIMESTAMP, MalformedField, Matches, Transfer, address, check_timestamp, contract, hash, number_below,
+};
 pub use message::Message;
 pub use parts::{in_parts, length_in_part};
 pub use topic::{Cleanup, MAX_LOGS_BYTES, MAX_MESSAGE_BYTES, Topic, WRITING};

@@ -119,6 +119,14 @@ pub fn address(field: &'static str, bytes: &[u8]) -> Result<Address, MalformedFi
     Address::try_from(bytes).map_err(|_| MalformedField { field, expected: "20 bytes", got: format!("{} bytes", bytes.len()) })
 }
 
+/// Reads a token's contract; none, for the chain's coin, where there are no bytes. `field` is for the error.
+///
+/// # Errors
+/// If there are more or fewer bytes.
+pub fn contract(field: &'static str, bytes: &[u8]) -> Result<Option<Address>, MalformedField> {
+    if bytes.is_empty() { Ok(None) } else { address(field, bytes).map(Some) }
+}
+
 /// The last second of the year 9999. Later ones are no Unix seconds but milliseconds or nanoseconds, or a chain's mistake; no text
 /// can express them, and one alone would expire every payment of its chain.
 pub const MAX_TIMESTAMP: u64 = 253_402_300_799;
@@ -190,7 +198,7 @@ fn transfer(chain: ChainId, block: B256, t: &wire::matches_record::Transfer) -> 
             });
         }
     };
-    let token = if t.token.is_empty() { None } else { Some(address("transfers.token", &t.token)?) };
+    let token = contract("transfers.token", &t.token)?;
     Ok(Transfer {
         id: TransferId {
             chain,

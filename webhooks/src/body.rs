@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use topics::wire::PaymentEvent;
 use topics::wire::payment_event::{Block, Settlement, Summary, Transfer};
-use topics::{Address, Amount, AmountError, ChainId, MalformedField, derivation_path, payment_uri};
+use topics::{Amount, AmountError, ChainId, MalformedField, derivation_path, payment_uri};
 
 /// An event that does not hold what its schema says.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +115,7 @@ struct TransferData<'a> {
 pub fn event_body(event: &PaymentEvent) -> Result<String, BodyError> {
     let metadata = non_empty(&event.metadata).map(serde_json::from_str::<&RawValue>).transpose();
     let address = topics::address("address", &event.address)?;
-    let token = contract(&event.token_address)?;
+    let token = topics::contract("token_address", &event.token_address)?;
     let (amount, received) = (Amount::from_wire(&event.amount)?, Amount::from_wire(&event.amount_received)?);
     let decimals = event.decimals.map(u8::try_from).transpose();
     let decimals = decimals.map_err(|error| BodyError::Text(format!("decimals: {error}")))?;
@@ -206,7 +206,7 @@ fn transfer(transfer: &Transfer) -> Result<TransferData<'_>, BodyError> {
         index: transfer.index,
         timestamp: time(transfer.timestamp)?,
         token: non_empty(&transfer.token),
-        token_contract_address: contract(&transfer.token_address)?.map(|token| token.to_string()),
+        token_contract_address: topics::contract("token_address", &transfer.token_address)?.map(|token| token.to_string()),
         from: topics::address("from", &transfer.from)?.to_string(),
         amount: amount.to_string(),
         amount_decimal: decimals.map(|decimals| amount.to_decimal(decimals)),
@@ -219,10 +219,6 @@ fn transfer(transfer: &Transfer) -> Result<TransferData<'_>, BodyError> {
 /// Protobuf says "none" with an empty string.
 fn non_empty(text: &str) -> Option<&str> {
     Some(text).filter(|text| !text.is_empty())
-}
-
-fn contract(bytes: &[u8]) -> Result<Option<Address>, BodyError> {
-    if bytes.is_empty() { Ok(None) } else { Ok(Some(topics::address("token_address", bytes)?)) }
 }
 
 /// Stricter than `base::timestamp::rfc3339`: a time out of range fails, rather than to reach a merchant as the epoch.

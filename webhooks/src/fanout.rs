@@ -9,8 +9,8 @@ use crate::spread::{Deliveries, MAX_DELIVERIES_PER_TURN, Messages};
 use crate::subscriptions::{Event, Subscriptions};
 use crate::{backlog, body};
 use base::counts::Counts;
+use base::error_chain;
 use base::json::check_storable_text;
-use base::{error_chain, metrics};
 use deadpool_postgres::{GenericClient, Pool};
 use runtime::kafka::Record;
 use runtime::{Failure, FoldStage, Kafka, Span};
@@ -33,7 +33,7 @@ const YEAR_9999_MS: i64 = 253_000_000_000_000;
 /// # Errors
 /// `Retry` when Kafka or the database fails.
 pub fn run(kafka: &Kafka, pool: &Pool, handle: &Handle, fronts: &Fronts, stop: &CancellationToken) -> Result<(), Failure> {
-    handle.block_on(report(kafka, pool))?;
+    handle.block_on(FOLDING.report_set_aside(kafka, pool, "webhook_event"))?;
     FOLDING.follow(kafka, pool, handle, stop, |spans| {
         let records = spans.iter().flat_map(|(_, records)| records);
         let (mut events, mut untold) = (Vec::new(), Vec::new());
@@ -116,17 +116,9 @@ async fn apply(
         for UntoldEvent { id, cause, .. } in &untold {
             tracing::error!("event {id} is set aside, the others go on: {cause}");
         }
-        report(kafka, pool).await?;
+        FOLDING.report_set_aside(kafka, pool, "webhook_event").await?;
     }
     Ok(new)
-}
-
-async fn report(kafka: &Kafka, pool: &Pool) -> Result<(), Failure> {
-    let counts = runtime::set_aside::counts(&pool.get().await?, kafka.topic_prefix()).await?;
-    #[expect(clippy::cast_precision_loss, reason = "2^52 events are not met")]
-    let count = counts.get(FOLDING.stage).copied().unwrap_or_default() as f64;
-    metrics::SET_ASIDE.gauge(&[("kind", "webhook_event")]).set(count);
-    Ok(())
 }
 
 /// Inserts the messages of events that somebody wants, and their deliveries, or puts them into the backlog.

@@ -1,7 +1,8 @@
 //! The payments that are covered by what has left their addresses, and rows of `settled_up_to`, from where on a static address is looked
 //! through: it may have a million deposits.
 
-use super::payments::read_settlement;
+use super::amount::read_amount;
+use super::payments::{read_settlement, read_total};
 use super::swept::{columns, contract};
 use crate::status::Status;
 use crate::swept::{
@@ -104,11 +105,9 @@ pub async fn covered_payments(
         .await?;
     let (_, addresses, tokens) = columns(assets.iter());
     let rows = db.query(&statement, &[&bigint(chain.0), &addresses, &tokens, &bigint(up_to)]).await?;
-    let read = |row: &Row| {
-        let covered = row.get::<_, &str>(1).parse().map_err(Failure::halt)?;
-        Ok(read_settlement(row, 2)?.map(|settlement| CoveredPayment { id: row.get(0), covered, settlement }))
-    };
-    rows.iter().filter_map(|row| read(row).transpose()).collect()
+    let read =
+        |row: &Row| Ok(CoveredPayment { id: row.get(0), covered: read_total(row, 1)?, settlement: read_settlement(row, 2)? });
+    rows.iter().map(read).collect()
 }
 
 /// The static addresses among these, with their ids.
@@ -169,8 +168,8 @@ pub async fn covered_deposits(
     asset: &SweptAsset,
     reach: &mut Reach,
 ) -> Result<CoveredDeposits, Failure> {
-    let settled = settled_up_to(db, address, asset).await?;
-    let mut walk = Walk::new(settled, settled_sum(db, address, asset).await?);
+    let (settled, sum) = tokio::try_join!(settled_up_to(db, address, asset), settled_sum(db, address, asset))?;
+    let mut walk = Walk::new(settled, sum);
     let swept = swept_from(db, asset, walk.covered_from(), reach.up_to).await?;
     let is_first = reach.pages == MAX_PAGES;
     let (mut found, mut is_through, mut is_full) = (CoveredDeposits::default(), swept.is_empty(), swept.len() >= PAGE);
@@ -238,8 +237,8 @@ async fn settled_up_to(db: &impl GenericClient, address: Uuid, asset: &SweptAsse
     Ok(SettledUpTo {
         place: Some(DepositPlace { timestamp: unsigned(row.get(0)), block: unsigned(row.get(1)), id: row.get(2) }),
         block: unsigned(row.get(3)),
-        arrived: row.get::<_, &str>(4).parse().map_err(Failure::halt)?,
-        received: row.get::<_, &str>(5).parse().map_err(Failure::halt)?,
+        arrived: read_total(&row, 4)?,
+        received: read_total(&row, 5)?,
     })
 }
 
@@ -252,7 +251,7 @@ async fn settled_sum(db: &impl GenericClient, address: Uuid, asset: &SweptAsset)
         .await?;
     let (chain, token) = key(asset);
     let row = db.query_opt(&statement, &[&address, &chain, &token]).await?;
-    row.map_or(Ok(Total::ZERO), |row| row.get::<_, &str>(0).parse().map_err(Failure::halt))
+    row.map_or(Ok(Total::ZERO), |row| read_total(&row, 0))
 }
 
 async fn save_settled_up_to(
@@ -292,11 +291,8 @@ async fn swept_from(db: &impl GenericClient, asset: &SweptAsset, from: CoveredFr
     let ((chain, token), page) = (key(asset), i64::try_from(PAGE).unwrap_or(i64::MAX));
     let (total, block, up_to) = (from.total.to_string(), bigint(from.block), bigint(up_to));
     let rows = db.query(&statement, &[&chain, &asset.address.as_slice(), &token, &total, &block, &up_to, &page]).await?;
-    let read = |row: &Row| {
-        let total = row.get::<_, &str>(0).parse().map_err(Failure::halt)?;
-        Ok(read_settlement(row, 1)?.map(|settlement| Swept { total, settlement }))
-    };
-    rows.iter().filter_map(|row| read(row).transpose()).collect()
+    let read = |row: &Row| Ok(Swept { total: read_amount(row, 0)?, settlement: read_settlement(row, 1)? });
+    rows.iter().map(read).collect()
 }
 
 /// The deposits of a static address in one asset from this second on, in order, each with what has arrived since the one before and is
@@ -331,9 +327,8 @@ async fn deposits_from(
         .await?;
     let ((chain, token), page) = (key(asset), i64::try_from(PAGE).unwrap_or(i64::MAX));
     let rows = db.query(&statement, &[&address, &chain, &token, &from, &since, &page]).await?;
-    let total = |row: &Row, column| row.get::<_, &str>(column).parse::<Total>().map_err(Failure::halt);
     let read = |row: &Row| {
-        let received = total(row, 2)?;
+        let received = read_total(row, 2)?;
         let stage = match row.get::<_, &str>(3).parse().map_err(Failure::halt)? {
             Status::Confirmed => DepositStage::Settlement,
             Status::Settled => DepositStage::Nothing,
@@ -342,7 +337,7 @@ async fn deposits_from(
             Status::Pending | Status::Detected | Status::Expired | Status::Cancelled => DepositStage::Confirmation,
         };
         let place = DepositPlace { timestamp: unsigned(row.get(1)), block: unsigned(row.get(4)), id: row.get(0) };
-        Ok(ArrivedDeposit { place, received, beside: total(row, 5)?, stage })
+        Ok(ArrivedDeposit { place, received, beside: read_total(row, 5)?, stage })
     };
     rows.iter().map(read).collect()
 }

@@ -1,6 +1,7 @@
 //! Payments in Postgres: rows to [`Payment`](crate::Payment)s and back, and events into the outbox. Each file holds the statements
-//! of one table, but for four: `touched` finds the payments that a batch can change, `lost` the blocks that a chain which begins
-//! anew loses, `lists` the pages of lists, and `outbox` writes an event into the history too.
+//! of one table, but for six: `touched` finds the payments that a batch can change, `lost` the blocks that a chain which begins
+//! anew loses, `lists` the pages of lists, `covered` and `swept` what sweeps settle, and `outbox` writes an event into the history
+//! too.
 //!
 //! Functions take the caller's connection or transaction and never commit. Rows are locked in the order of their ids, so that two
 //! writers never deadlock. A list of values is one array parameter, so a batch of any size is one statement.

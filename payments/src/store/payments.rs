@@ -301,22 +301,19 @@ pub async fn save_payments(db: &impl GenericClient, payments: &[&Payment]) -> Re
     Ok(())
 }
 
-fn read_total(row: &Row, column: usize) -> Result<Total, Failure> {
+pub(super) fn read_total(row: &Row, column: usize) -> Result<Total, Failure> {
     row.get::<_, &str>(column).parse().map_err(Failure::halt)
 }
 
-/// A settlement of five columns, if there is one.
-pub(super) fn read_settlement(row: &Row, column: usize) -> Result<Option<Settlement>, Failure> {
-    let Some(transaction) = row.get::<_, Option<&[u8]>>(column) else {
-        return Ok(None);
-    };
-    let hash = |field, bytes| topics::hash(field, bytes).map_err(Failure::halt);
-    Ok(Some(Settlement {
-        transaction: hash("transaction_hash", transaction)?,
-        block: BlockRef { number: unsigned(row.get(column + 2)), hash: hash("block_hash", row.get(column + 1))? },
+/// A settlement of five columns.
+pub(super) fn read_settlement(row: &Row, column: usize) -> Result<Settlement, Failure> {
+    let hash = |field, column: usize| topics::hash(field, row.get(column)).map_err(Failure::halt);
+    Ok(Settlement {
+        transaction: hash("transaction_hash", column)?,
+        block: BlockRef { number: unsigned(row.get(column + 2)), hash: hash("block_hash", column + 1)? },
         timestamp: unsigned(row.get(column + 3)),
         fee: row.get::<_, Option<&str>>(column + 4).map(|fee| fee.parse().map_err(Failure::halt)).transpose()?,
-    }))
+    })
 }
 
 fn read_payment(row: &Row) -> Result<Payment, Failure> {
@@ -358,7 +355,7 @@ fn read_payment(row: &Row) -> Result<Payment, Failure> {
         updated_at: unsigned(row.get(18)),
         cancelled: row.get(19),
         expired_by: row.get::<_, Option<i64>>(20).map(unsigned),
-        settlement: read_settlement(row, 29)?,
+        settlement: row.get::<_, Option<&[u8]>>(29).map(|_| read_settlement(row, 29)).transpose()?,
         deposit_address: row.get(24),
         sums: Sums {
             received: read_total(row, 25)?,

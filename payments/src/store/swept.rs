@@ -206,11 +206,10 @@ pub async fn take_to_settle(
              RETURNING address, token_address, due, place",
         )
         .await?;
-    let address = |field, bytes: &[u8]| topics::address(field, bytes).map_err(Failure::halt);
     let read = |row: &Row| {
-        let token = Some(row.get::<_, &[u8]>(1)).filter(|bytes| !bytes.is_empty());
-        let token = token.map(|bytes| address("token_address", bytes)).transpose()?;
-        Ok::<_, Failure>(SweptAsset { chain, address: address("address", row.get(0))?, token })
+        let address = topics::address("address", row.get(0)).map_err(Failure::halt)?;
+        let token = topics::contract("token_address", row.get(1)).map_err(Failure::halt)?;
+        Ok::<_, Failure>(SweptAsset { chain, address, token })
     };
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut rows = db.query(&statement, &[&bigint(chain.0), &bigint(up_to), &limit]).await?;

@@ -100,7 +100,7 @@ pub async fn told_events(db: &impl GenericClient, ids: &[Uuid]) -> Result<HashMa
     Ok(told)
 }
 
-/// Marks told events that were made again, and deletes those of payments of which all were.
+/// Marks told events that were made again, and deletes those of payments of which all were. Those that were given up are logged.
 ///
 /// # Errors
 /// When the database fails.
@@ -108,8 +108,13 @@ pub async fn forget_told_events<'a>(
     db: &impl GenericClient,
     told: impl Iterator<Item = (&'a PaymentId, &'a ToldEvents)>,
 ) -> Result<(), Failure> {
-    let made: Vec<(Uuid, i64)> =
-        told.flat_map(|(id, told)| told.made().iter().map(|sequence| (id.0, bigint(*sequence)))).collect();
+    let mut made: Vec<(Uuid, i64)> = Vec::new();
+    for (id, told) in told {
+        if told.is_contradicted() {
+            tracing::error!("payment {id} was cancelled before the database was restored, and its state does not allow it now");
+        }
+        made.extend(told.made().iter().map(|sequence| (id.0, bigint(*sequence))));
+    }
     if made.is_empty() {
         return Ok(());
     }

@@ -295,10 +295,11 @@ async fn take(
                     Some(other) => Taken::Contradicts(*other, format!("the same was signed for {other} here")),
                     None => {
                         let taken = alone(&mut tx, async |tx| {
-                            if signed.cancels {
+                            let taken = restored::take(tx, signed, pace).await?;
+                            if signed.cancels && !matches!(taken, Taken::Contradicts(..)) {
                                 plan::store::put_back(tx, signed.id, false).await?;
                             }
-                            restored::take(tx, signed, pace).await.map(Ok)
+                            Ok(Ok(taken))
                         });
                         taken.await?.unwrap_or_else(|refused| Taken::Contradicts(signed.id, refused))
                     }

@@ -1,9 +1,12 @@
 //! `sweep.events` or Postgres has lost what it had, or both have.
 
 use super::{FINAL, Sweeping};
+use ::sweeper::engine::content::{Content, SignedBytes};
+use ::sweeper::engine::fees::Fees;
+use ::sweeper::keys::{LocalKey, Signer as _};
 use ::sweeper::plan::store::past;
-use alloy::primitives::Address;
-use anyhow::{Result, ensure};
+use alloy::primitives::{Address, keccak256};
+use anyhow::{Context as _, Result, ensure};
 use deadpool_postgres::Client;
 use e2e::{Backup, KafkaAdmin, Process, eventually, records};
 use std::collections::BTreeMap;
@@ -219,5 +222,47 @@ async fn a_database_that_is_restored_in_place_while_it_is_compared_is_compared_a
         .await?;
     ensure!(sweeper.log().contains("when it began to be compared"), "{}", sweeper.tail());
     sweeping.check(&senders).await?;
+    sweeper.check()
+}
+
+/// It is of another request than the row: nothing of it is put back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_that_is_set_aside_says_nothing_of_its_sweep() -> Result<()> {
+    let sweeping = Sweeping::start().await?;
+    let key = LocalKey::new(&keccak256(b"cancels").0)?;
+    let (sender, db) = (key.address(), sweeping.pool()?.get().await?);
+    let sweep = sweeping.queue(sender).await?;
+    let sql = "INSERT INTO sweeps (id, chain_id, address, token_address, merchant_id, amount, treasury, way, arrived, outgoing)
+               SELECT $1, 31337, $2, '', (SELECT id FROM merchants LIMIT 1), 1, $3, 'coin', 1, id
+               FROM outgoing WHERE idempotency_key = $4 RETURNING outgoing";
+    let (treasury, idempotency_key) = (sweeping.treasury.to_vec(), format!("sweep:{sweep}"));
+    let outgoing: Uuid = db.query_one(sql, &[&sweep, &sender.as_slice(), &treasury, &idempotency_key]).await?.get(0);
+    let nothing = Content::nothing(sender).unsigned(ChainId(31337), 0, Fees { tip: 1, cap: 2 }).context("a transaction")?;
+    let signature = key.sign_transaction(&nothing).await?;
+    let SignedBytes { hash, raw } = SignedBytes::new(nothing, signature, sender).context("its bytes")?;
+    let cancel = SweepEvent {
+        id: "swe_cancel".to_owned(),
+        r#type: "sweep.signed".to_owned(),
+        sweep_id: sweep.to_string(),
+        transaction_id: outgoing.to_string(),
+        chain_id: 31337,
+        chain: "anvil".to_owned(),
+        kind: "sweep".to_owned(),
+        sender: sender.to_vec().into(),
+        transaction_hash: hash.to_vec().into(),
+        raw: raw.to_vec().into(),
+        cancels: true,
+        idempotency_key,
+        request_hash: vec![7; 32].into(),
+        occurred_at: 1_700_000_000,
+        ..SweepEvent::default()
+    };
+    sweeping.tell(&cancel).await?;
+    let mut sweeper = sweeping.sweeper()?;
+    sweeping.until_compared().await?;
+    let aside = sweeping.lab.ctrip(&["set-aside"])?;
+    ensure!(aside.contains(&outgoing.to_string()) && aside.contains("something else"), "{aside}");
+    let put_back: bool = db.query_one("SELECT put_back FROM sweeps WHERE id = $1", &[&sweep]).await?.get(0);
+    ensure!(!put_back, "nothing of it was put back");
     sweeper.check()
 }

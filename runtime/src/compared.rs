@@ -2,7 +2,7 @@
 //! refuse another installation's. A role that has Postgres and does not compare waits for that: topics of another `TOPIC_PREFIX` or
 //! cluster, or another's database, look like its own.
 
-use crate::db;
+use crate::db::{self, OwnConnection};
 use crate::failure::Failure;
 use crate::kafka::{Backlog, Kafka};
 use crate::stage::Notice;
@@ -114,7 +114,9 @@ async fn look(
         Ok::<_, Failure>((client, reached))
     });
     let (client, reached) = reached.await.map_err(|panic| Failure::Retry(anyhow!(panic)))??;
-    let compared = db::answered(LOOK_TIMEOUT, async { compared_topic(&pool.get().await?).await }).await?;
+    // Not one that was used before: another database may have taken the place of the one behind it.
+    let compared = async { compared_topic(&*OwnConnection::open(pool).await?.db()?).await };
+    let compared = db::answered(LOOK_TIMEOUT, compared).await?;
     Ok((client, reached, compared))
 }
 

@@ -39,7 +39,8 @@ const MAX_CONNECTIONS: usize = 3;
 pub struct CatchUp {
     kafka: Kafka,
     publisher: Publisher,
-    /// Without the gate, which it opens.
+    /// Without the gate, which it opens. None of its connections is used twice, so each reaches the database that `DATABASE_URL`
+    /// leads to now.
     pool: Pool,
     primary: Primary,
     gate: Gate,
@@ -115,7 +116,7 @@ impl CatchUp {
         &self.gate
     }
 
-    /// Connections to whatever `DATABASE_URL` leads to, before the gate.
+    /// Connections to whatever `DATABASE_URL` leads to, before the gate. None is given back, as an [`OwnConnection`] never is.
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
@@ -144,7 +145,8 @@ impl CatchUp {
             if self.gate.is_open_to(&lineage) {
                 looks.settling = None;
                 let name = self.kafka.name(READING.topic);
-                let reached = handle.block_on(async { Reached::of(&self.pool.get().await?, &name).await })?;
+                let reached =
+                    handle.block_on(async { Reached::of(OwnConnection::open(&self.pool).await?.db()?, &name).await })?;
                 if looks.fell(reached) {
                     tracing::warn!("Postgres knows less than before: it was restored");
                     self.gate.close();

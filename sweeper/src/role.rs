@@ -23,7 +23,7 @@ use chain::{Chain, Chains, Listing, Rpc};
 use deadpool_postgres::Pool;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
-use runtime::db::{self, CommitMode, Gate};
+use runtime::db::{self, CommitMode, Gate, OwnConnection};
 use runtime::kafka::Publisher;
 use runtime::stage::Notice;
 use runtime::{Failure, Kafka, Settings, compared, stage};
@@ -140,7 +140,7 @@ async fn await_account(pool: &Pool, seeds: &Seeds) {
     let mut patience = 10_u32;
     loop {
         turns.tick().await;
-        let checked = async { deposit_keys::check(&pool.get().await?, seeds).await };
+        let checked = async { deposit_keys::check(&*OwnConnection::open(pool).await?.db()?, seeds).await };
         let cause = match checked.await {
             Ok(Ok(())) => return,
             Ok(Err(unfit)) => {

@@ -848,8 +848,8 @@ CREATE TABLE outgoing_restored (
     accepted  bigint
 );
 
--- Where the partitions of sweep.events began when they were last compared, and where they ended a minute ago: one that begins
--- later or ends earlier has lost records, and nothing is sent until a person says that it may.
+-- Where the partitions of sweep.events began when they were last compared, and where they ended when that was last noted, as it is
+-- every 30 s: one that begins later or ends earlier has lost records, and nothing is sent until a person says that it may.
 CREATE TABLE outgoing_compared (
     topic       text NOT NULL,
     partition   integer NOT NULL,

@@ -25,9 +25,8 @@ pub fn read(record: &Record<'_>, faults: &mut Faults) -> Result<Option<Matches>,
         Ok(matches) => return Ok(Some(matches)),
         Err(fault) => format!("{}: {fault}", FOLDING.place(record)),
     };
-    let chain = std::str::from_utf8(record.key()).ok().and_then(|key| key.parse().ok());
-    let chain = chain.ok_or_else(|| Failure::Halt(anyhow!("{fault}; and its key names no chain")))?;
-    faults.entry(ChainId(chain)).or_insert(fault);
+    let chain = record.chain().ok_or_else(|| Failure::Halt(anyhow!("{fault}; and its key names no chain")))?;
+    faults.entry(chain).or_insert(fault);
     Ok(None)
 }
 

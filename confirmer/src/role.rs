@@ -57,13 +57,7 @@ pub async fn run(settings: Settings, kafka: Kafka, listing: Listing, stop: Cance
         let woken = locked(&woken);
         relay::run(&kafka, &pool, &recovery, &handle, &woken, stop)
     }));
-    while let Some(ended) = stages.join_next().await {
-        ended??;
-        if !stop.is_cancelled() {
-            anyhow::bail!("a stage of the confirmer ended by itself");
-        }
-    }
-    Ok(())
+    stage::all_ended(stages, "confirmer", &stop).await
 }
 
 fn follow(

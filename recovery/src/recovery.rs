@@ -22,11 +22,9 @@ use runtime::kafka::{Backlog, Offsets};
 use runtime::stage::Notice;
 use runtime::{Failure, Kafka, Settings, db, set_aside, stage};
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use topics::Topic;
 use uuid::Uuid;
@@ -40,7 +38,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(2);
 /// Until no process takes a connection to another database any more, and Kafka has acknowledged the last intent of an address that is
 /// given out. The API gives none out later than half a second after that time.
-const SETTLING_TIME: Duration = Gate::LEASE.saturating_add(ACKNOWLEDGEMENT_TIMEOUT).saturating_add(Duration::from_secs(1));
+const SETTLING_TIME: Duration = Gate::settling_time(ACKNOWLEDGEMENT_TIMEOUT);
 /// How long the database may take for an answer to a look. Comparing takes as long as was lost.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a stop waits for a comparison before anything is written, which may wait for a broker.
@@ -132,7 +130,8 @@ impl Recovery {
         let (handle, leases, stopped) = (Handle::current(), self.clone(), stop.clone());
         tokio::select! {
             ended = stage::run(STAGE, stop, move |stop| self.follow(&handle, stop)) => ended,
-            never = leases.keep_lease() => match never {},
+            // Beside the comparison, which may take long.
+            never = leases.0.gate.keep_lease(&leases.0.primary, &leases.0.pool) => match never {},
             () = leases.stopped_before_it_opened(&stopped) => Ok(()),
         }
     }
@@ -143,20 +142,6 @@ impl Recovery {
         tokio::select! {
             () = self.0.gate.opened() => std::future::pending().await,
             () = stop.cancelled() => tokio::time::sleep(STOP_PATIENCE).await,
-        }
-    }
-
-    /// Looks where a new connection leads to, beside the comparison, which may take long. The gate's lease runs out while it can't.
-    async fn keep_lease(&self) -> Infallible {
-        let mut turns = tokio::time::interval(INTERVAL);
-        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            turns.tick().await;
-            match self.0.primary.leads_to(&self.0.pool).await {
-                Ok((lineage, began)) => self.0.gate.looked(lineage, began),
-                // The stage tells of a database that stays away.
-                Err(failure) => tracing::debug!("which database is reached could not be seen: {failure}"),
-            }
         }
     }
 

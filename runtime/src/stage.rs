@@ -5,13 +5,14 @@
 use crate::failure::Failure;
 use crate::kafka::error::TWIN;
 use crate::kafka::producer::TRANSACTION_TIMEOUT;
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use base::{backoff, locked, metrics};
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(5);
@@ -55,6 +56,20 @@ where
             () = tokio::time::sleep(LOOK_INTERVAL) => silence.look(Instant::now()),
         }
     }
+}
+
+/// Waits for all stages of a role.
+///
+/// # Errors
+/// When one halts, or ends before `stop`.
+pub async fn all_ended(mut stages: JoinSet<anyhow::Result<()>>, role: &str, stop: &CancellationToken) -> anyhow::Result<()> {
+    while let Some(ended) = stages.join_next().await {
+        ended??;
+        if !stop.is_cancelled() {
+            bail!("a stage of {role} ended by itself");
+        }
+    }
+    Ok(())
 }
 
 /// When each running stage asked for records last.

@@ -63,9 +63,13 @@ pub struct Outcome {
     pub gas_price: Option<u128>,
 }
 
+/// A price as records have it; `None` where it is more than any can be.
+pub fn wei(wire: &[u8]) -> Option<u128> {
+    Amount::from_wire(wire).ok()?.units().try_into().ok()
+}
+
 impl Outcome {
     pub fn of(transaction: &Transaction) -> Self {
-        let price = transaction.effective_gas_price.as_ref();
         Self {
             succeeded: match transaction.status() {
                 Status::Unknown => None,
@@ -73,7 +77,7 @@ impl Outcome {
                 Status::Reverted => Some(false),
             },
             gas_used: transaction.gas_used,
-            gas_price: price.and_then(|price| Amount::from_wire(price).ok()?.units().try_into().ok()),
+            gas_price: transaction.effective_gas_price.as_deref().and_then(wei),
         }
     }
 }

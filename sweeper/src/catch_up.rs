@@ -6,7 +6,6 @@
 //! topic is read a while later. On the database that has caught up last, a process does not wait.
 
 use crate::deposit_keys;
-use crate::engine::outgoing::Pace;
 use crate::keys::Seeds;
 use crate::reading::READING;
 use crate::restore::{Restored, STAGE, restore};
@@ -21,14 +20,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use topics::Topic;
 
 /// How long Kafka has to acknowledge a record.
 pub const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Until no process takes a connection to another database any more, and Kafka has taken or refused the last record of one.
-const SETTLING_TIME: Duration = Gate::LEASE.saturating_add(RECORD_TIMEOUT).saturating_add(Duration::from_secs(1));
+const SETTLING_TIME: Duration = Gate::settling_time(RECORD_TIMEOUT);
 /// How often the database is looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Two for looks, one that is compared.
@@ -46,7 +44,6 @@ pub struct CatchUp {
     gate: Gate,
     listing: Listing,
     seeds: Arc<Seeds>,
-    pace: Pace,
     /// That of all engines.
     last_place: Arc<AtomicI64>,
 }
@@ -97,11 +94,11 @@ impl CatchUp {
     ///
     /// # Errors
     /// When `DATABASE_URL` does not parse.
-    pub fn new(kafka: Kafka, settings: &Settings, listing: Listing, seeds: Arc<Seeds>, pace: Pace) -> anyhow::Result<Self> {
+    pub fn new(kafka: Kafka, settings: &Settings, listing: Listing, seeds: Arc<Seeds>) -> anyhow::Result<Self> {
         let publisher = Publisher::open(&kafka, RECORD_TIMEOUT)?;
         let pool = db::pool(&settings.database_url, MAX_CONNECTIONS)?;
         let (primary, gate) = (Primary::of(&settings.database_url)?, Gate::default());
-        Ok(Self { kafka, publisher, pool, primary, gate, listing, seeds, pace, last_place: Arc::default() })
+        Ok(Self { kafka, publisher, pool, primary, gate, listing, seeds, last_place: Arc::default() })
     }
 
     pub fn last_place(&self) -> &Arc<AtomicI64> {
@@ -121,18 +118,9 @@ impl CatchUp {
         &self.pool
     }
 
-    /// Looks where a new connection leads to. The gate's lease runs out while it can't.
+    /// Looks where a new connection leads to, beside the comparison. The gate's lease runs out while it can't.
     pub async fn keep_lease(self) -> Infallible {
-        let mut turns = tokio::time::interval(INTERVAL);
-        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            turns.tick().await;
-            match self.primary.leads_to(&self.pool).await {
-                Ok((lineage, began)) => self.gate.looked(lineage, began),
-                // The stage tells of a database that stays away.
-                Err(failure) => tracing::debug!("which database is reached could not be seen: {failure}"),
-            }
-        }
+        self.gate.keep_lease(&self.primary, &self.pool).await
     }
 
     /// Compares each database that `DATABASE_URL` leads to, until `stop`.
@@ -199,7 +187,7 @@ impl CatchUp {
         let before = handle.block_on(Reached::of(client, &blocks))?;
         let topic = self.kafka.name(Topic::Sweeps);
         let known = handle.block_on(topic_lost::known(client, &topic))?;
-        let Restored { rows, attempts, outcomes, aside, lacking, read } = restore(&self.kafka, handle, client, &self.pace)?;
+        let Restored { rows, attempts, outcomes, aside, lacking, read } = restore(&self.kafka, handle, client)?;
         if rows + attempts + outcomes > 0 {
             tracing::warn!(
                 "Postgres lacked {rows} transactions, {attempts} more signed ones that were sent perhaps, and what became of \

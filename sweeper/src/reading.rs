@@ -76,10 +76,10 @@ async fn apply(pool: &Pool, span: &Span, records: &[&Record<'_>], pace: &impl Fn
     for record in records {
         let read = frame::decode::<BlockRecord>(record.payload());
         let chain = match &read {
-            Ok(read) => Some(read.chain_id),
-            Err(_) => std::str::from_utf8(record.key()).ok().and_then(|key| key.parse().ok()),
+            Ok(read) => Some(ChainId(read.chain_id)),
+            Err(_) => record.chain(),
         };
-        let Some(chain) = chain.map(ChainId) else {
+        let Some(chain) = chain else {
             tracing::error!("{} is passed over: neither it nor its key can be read", READING.place(record));
             continue;
         };

@@ -9,6 +9,7 @@
 //! - A partition that has no leader, or in which somebody has left a transaction open, is waited for: what is in it may have
 //!   been sent.
 
+use crate::blocks::wei;
 use crate::engine::content::{Content, ReadBack};
 use crate::engine::outgoing::{Mined, Pace, Phase};
 use crate::engine::restored::{self, Ended, Outcome, Signed, Taken};
@@ -24,16 +25,15 @@ use runtime::{Failure, Kafka, set_aside};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tokio::runtime::Handle;
 use topics::wire::SweepEvent;
-use topics::{Amount, BlockRef, ChainId, Topic, frame};
+use topics::{BlockRef, ChainId, MAX_TIMESTAMP, Topic, frame};
 use uuid::Uuid;
 
 /// Under which records are set aside.
 pub const STAGE: &str = "sweeper-restore";
 /// Records that are compared in one transaction of Postgres.
 const MAX_RECORDS: usize = 500;
-/// What Postgres keeps of a record: an index entry has room for some 2,700 bytes, and its times end.
+/// What Postgres keeps of a record's key: an index entry has room for some 2,700 bytes.
 const MAX_KEY_BYTES: usize = 2_000;
-const MAX_TIME: u64 = 253_402_300_799;
 
 /// What a record says, or what can't be believed of it.
 #[derive(Debug)]
@@ -118,7 +118,7 @@ impl Lacking {
 ///
 /// # Errors
 /// When Kafka or the database fails, or a partition can't be read to its end.
-pub fn restore(kafka: &Kafka, handle: &Handle, db: &mut Client, pace: &Pace) -> Result<Restored, Failure> {
+pub fn restore(kafka: &Kafka, handle: &Handle, db: &mut Client) -> Result<Restored, Failure> {
     let (mut chunk, mut held, mut failed) = (Vec::new(), Vec::new(), None);
     // What is recorded meanwhile is not looked for.
     let lacking = handle.block_on(Lacking::all(db))?;
@@ -137,16 +137,16 @@ pub fn restore(kafka: &Kafka, handle: &Handle, db: &mut Client, pace: &Pace) -> 
             chunk.push(item);
         }
         if chunk.len() >= MAX_RECORDS {
-            failed = handle.block_on(take(db, &name, std::mem::take(&mut chunk), pace, &mut restored, Some(&mut held))).err();
+            failed = handle.block_on(take(db, &name, std::mem::take(&mut chunk), &mut restored, Some(&mut held))).err();
         }
     })?;
     if let Some(failure) = failed {
         return Err(failure);
     }
-    handle.block_on(take(db, &name, chunk, pace, &mut restored, Some(&mut held)))?;
+    handle.block_on(take(db, &name, chunk, &mut restored, Some(&mut held)))?;
     while !held.is_empty() {
         let items = held.drain(..held.len().min(MAX_RECORDS)).collect();
-        handle.block_on(take(db, &name, items, pace, &mut restored, None))?;
+        handle.block_on(take(db, &name, items, &mut restored, None))?;
     }
     Ok(restored)
 }
@@ -156,11 +156,7 @@ fn read(record: &Record<'_>) -> Option<Item> {
     let (name, of, said) = match frame::decode::<SweepEvent>(record.payload()) {
         Ok(event) if event.r#type == SIGNED => (name(&event), Some(Of::Signed(keccak256(&event.raw))), signed(&event)),
         Ok(event) => (name(&event), event.transaction_id.parse().ok().map(Of::Outcome), outcome(&event)?),
-        Err(error) => {
-            let key = std::str::from_utf8(record.key()).ok();
-            let chain = key.and_then(|key| key.split('/').next()?.parse().ok()).map(ChainId);
-            (None, None, Said::Unreadable(chain, error.to_string()))
-        }
+        Err(error) => (None, None, Said::Unreadable(record.chain(), error.to_string())),
     };
     Some(Item { partition, offset, name: name.unwrap_or_else(|| format!("{partition}/{offset}")), of, said })
 }
@@ -198,7 +194,7 @@ fn signed(event: &SweepEvent) -> Said {
         return wrong("raw: it does something, and is said to do nothing".to_owned());
     }
     let is_possible = read.content.gas_limit > 0 && [read.content.gas_limit, nonce, event.chain_id].into_iter().all(is_kept);
-    if !is_possible || event.occurred_at > MAX_TIME {
+    if !is_possible || event.occurred_at > MAX_TIMESTAMP {
         return wrong("its gas, its nonce, its chain or its time are no such".to_owned());
     }
     if idempotency_key.len() > MAX_KEY_BYTES || idempotency_key.contains('\0') {
@@ -223,7 +219,6 @@ fn outcome(event: &SweepEvent) -> Option<Said> {
         return Some(Said::Unreadable(chain, "sender or transaction_id can't be read".to_owned()));
     };
     let mined = event.block.as_ref().and_then(|block| {
-        let gas_price = event.gas_price.as_ref().and_then(|price| Amount::from_wire(price).ok()?.units().try_into().ok());
         Some(Mined {
             hash: B256::try_from(&event.transaction_hash[..]).ok()?,
             block: BlockRef {
@@ -232,7 +227,7 @@ fn outcome(event: &SweepEvent) -> Option<Said> {
             },
             succeeded: Some(state != "failed"),
             gas_used: event.gas_used.filter(|gas| is_kept(*gas)),
-            gas_price,
+            gas_price: event.gas_price.as_deref().and_then(wei),
         })
     });
     let phase = match (state, mined) {
@@ -241,7 +236,7 @@ fn outcome(event: &SweepEvent) -> Option<Said> {
         ("dropped", mined) if mined.is_some() || event.block.is_none() => Phase::Dropped(mined),
         _ => return Some(Said::WrongOfLanes(vec![lane], "block or transaction_hash: it can't be read".to_owned())),
     };
-    let time = event.block.as_ref().map_or(0, |block| block.timestamp).min(MAX_TIME);
+    let time = event.block.as_ref().map_or(0, |block| block.timestamp).min(MAX_TIMESTAMP);
     Some(Said::Outcome(Outcome { id, lane, phase }, time))
 }
 
@@ -274,7 +269,6 @@ async fn take(
     db: &mut Client,
     topic: &str,
     items: Vec<Item>,
-    pace: &Pace,
     restored: &mut Restored,
     mut held: Option<&mut Vec<Item>>,
 ) -> Result<(), Failure> {
@@ -295,7 +289,7 @@ async fn take(
                     Some(other) => Taken::Contradicts(*other, format!("the same was signed for {other} here")),
                     None => {
                         let taken = alone(&mut tx, async |tx| {
-                            let taken = restored::take(tx, signed, pace).await?;
+                            let taken = restored::take(tx, signed, &Pace::USUAL).await?;
                             if signed.cancels && !matches!(taken, Taken::Contradicts(..)) {
                                 plan::store::put_back(tx, signed.id, false).await?;
                             }
@@ -312,7 +306,7 @@ async fn take(
                     Taken::Attempt => restored.attempts += 1,
                     Taken::Row => restored.rows += 1,
                     Taken::Contradicts(other, why) => {
-                        restored::keep_nonce(&tx, signed, Some(other)).await?;
+                        restored::keep_nonce(&tx, signed, other).await?;
                         let others = store::lane_of(&tx, other).await?.filter(|other| *other != signed.lane());
                         let lanes: Vec<LaneId> = others.into_iter().chain([signed.lane()]).collect();
                         aside(&tx, topic, &item, Frozen::Lanes(&lanes), &why, restored).await?;
@@ -322,7 +316,7 @@ async fn take(
             Said::Outcome(outcome, time) => {
                 let ended = alone(&mut tx, async |tx| {
                     plan::store::put_back(tx, outcome.id, outcome.phase == Phase::Dropped(None)).await?;
-                    restored::take_outcome(tx, outcome, pace).await
+                    restored::take_outcome(tx, outcome, &Pace::USUAL).await
                 });
                 match ended.await? {
                     Err(why) => match &mut held {

@@ -21,8 +21,8 @@ use alloy::primitives::{Address, B256};
 use base::metrics;
 use chain::{Chain, Chains, Listing, Rpc};
 use deadpool_postgres::Pool;
+use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt as _, StreamExt as _};
 use runtime::db::{self, CommitMode, Gate, OwnConnection};
 use runtime::kafka::Publisher;
 use runtime::stage::Notice;
@@ -42,7 +42,7 @@ use topics::{ChainId, Topic};
 const TURNS: &str = "sweeper-turns";
 /// From one turn of a chain to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Of the engines of all chains and the stage that reads; one more for keys.
+/// Of the engines of all chains, the stage that reads and the one that notes the topic's growth.
 const POOL_SIZE: usize = 10;
 const KEY_POOL_SIZE: usize = 2;
 /// How long what was found of a treasury is believed, and how long it is not asked again where no node tells.
@@ -74,7 +74,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let seeds = Arc::new(Seeds::read(mnemonic_file)?);
-    let catch_up = CatchUp::new(kafka.clone(), &settings, listing.clone(), seeds.clone(), Pace::USUAL)?;
+    let catch_up = CatchUp::new(kafka.clone(), &settings, listing.clone(), seeds.clone())?;
     let pool = db::generic_plan_pool(&settings.database_url, POOL_SIZE, CommitMode::Synchronous, Some(catch_up.gate()))?;
     let key_pool =
         db::generic_plan_pool(&settings.database_url, KEY_POOL_SIZE, CommitMode::Synchronous, Some(catch_up.gate()))?;
@@ -101,13 +101,13 @@ pub async fn run(
     // Nothing is read on, signed or sent before Postgres has what the topic has.
     tokio::select! {
         () = catch_up.gate().opened() => {}
-        () = stop.cancelled() => return wind_down(stages, &stop).await,
+        () = stop.cancelled() => return stage::all_ended(stages, "sweeper", &stop).await,
         Some(ended) = stages.join_next() => return ended?,
     }
     let (read_kafka, read_pool, listed, handle) = (kafka.clone(), pool.clone(), listing.clone(), Handle::current());
     stages.spawn(stage::run(READING.stage, stop.clone(), move |stop| {
-        let chains = listed.chains();
-        reading::run(&read_kafka, &read_pool, &handle, |chain| pace_of(&chains, chain), stop)
+        // As they are listed by now: a signal may list them anew.
+        reading::run(&read_kafka, &read_pool, &handle, |chain| pace_of(&listed.chains(), chain), stop)
     }));
     let (grown_kafka, grown_pool, gate, handle) = (kafka.clone(), pool.clone(), catch_up.gate().clone(), Handle::current());
     stages.spawn(stage::run(topic_lost::STAGE, stop.clone(), move |stop| {
@@ -119,17 +119,7 @@ pub async fn run(
     let turns = Turns { kafka, pool, gate, listing, keys, publisher, last_place };
     let handle = Handle::current();
     stages.spawn(stage::run(TURNS, stop.clone(), move |stop| handle.block_on(turns.run(stop))));
-    wind_down(stages, &stop).await
-}
-
-async fn wind_down(mut stages: JoinSet<anyhow::Result<()>>, stop: &CancellationToken) -> anyhow::Result<()> {
-    while let Some(ended) = stages.join_next().await {
-        ended??;
-        if !stop.is_cancelled() {
-            anyhow::bail!("a stage of the sweeper ended by itself");
-        }
-    }
-    Ok(())
+    stage::all_ended(stages, "sweeper", &stop).await
 }
 
 /// Waits until it has the keys that are expected, and signs nothing before: the roles of `ctrip up` go on meanwhile.
@@ -231,7 +221,7 @@ impl OfChain {
             Part::Telling => self.tell(now).await,
         };
         // Of a database that is away another stage tells.
-        let failure = ended.err().filter(|_| self.gate.opened().now_or_never().is_some());
+        let failure = ended.err().filter(|_| self.gate.is_open());
         if let Some(notice) = self.notices.get(&part) {
             notice.lock().await.show(failure.map(|failure| failure.to_string()));
         }
@@ -376,7 +366,7 @@ impl Turns {
                 _ = ticks.tick() => {}
             }
             // Another database has taken the place of the one before: a stage tells that it is read into first.
-            if self.gate.opened().now_or_never().is_none() {
+            if !self.gate.is_open() {
                 continue;
             }
             let chains = self.listing.chains();

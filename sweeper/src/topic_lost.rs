@@ -11,7 +11,6 @@ use alloy::primitives::B256;
 use anyhow::anyhow;
 use chain::Chains;
 use deadpool_postgres::{Client, GenericClient, Pool};
-use futures::FutureExt as _;
 use runtime::db::Gate;
 use runtime::kafka::{Backlog, Publisher};
 use runtime::{Failure, Kafka};
@@ -118,7 +117,7 @@ pub async fn note(db: &impl GenericClient, topic: &str, read: &Places, is_shorte
 pub fn follow(kafka: &Kafka, pool: &Pool, gate: &Gate, handle: &Handle, stop: &CancellationToken) -> Result<(), Failure> {
     let (backlog, topic) = (Backlog::open(kafka)?, kafka.name(Topic::Sweeps));
     while !stop.is_cancelled() {
-        if gate.opened().now_or_never().is_some() {
+        if gate.is_open() {
             let known = handle.block_on(async { known(&pool.get().await?, &topic).await })?;
             let ends = backlog.ends(Topic::Sweeps)?;
             if let Some((partition, cause)) = handle.block_on(note_ends(pool, &topic, &known, &ends))? {

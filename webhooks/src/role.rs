@@ -40,11 +40,5 @@ pub async fn run(settings: Settings, kafka: Kafka, stop: CancellationToken) -> a
     let handle = Handle::current();
     stages
         .spawn(stage::run(fanout::FOLDING.stage, stop.clone(), move |stop| fanout::run(&kafka, &pool, &handle, &fronts, stop)));
-    while let Some(ended) = stages.join_next().await {
-        ended??;
-        if !stop.is_cancelled() {
-            anyhow::bail!("a webhooks stage ended before it was told to stop");
-        }
-    }
-    Ok(())
+    stage::all_ended(stages, "webhooks", &stop).await
 }

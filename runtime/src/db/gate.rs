@@ -6,12 +6,18 @@
 //! last look is older than [`Gate::LEASE`]: a process that was paused, or whose looks fail, does not know whether another database has
 //! taken the place of its own. A new connection tells by itself where it leads to.
 
+use super::primary::Primary;
 use base::locked;
-use deadpool_postgres::{ClientWrapper, Hook, HookError};
+use deadpool_postgres::{ClientWrapper, Hook, HookError, Pool};
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
+
+/// How often it is looked where a new connection leads to.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Tells apart the database behind one connection and that behind another, though both have the same URL: another server process,
 /// another database of the name, or tables made anew. While it stays the same, nothing was restored.
@@ -74,6 +80,26 @@ impl Gate {
     /// How long connections are used after a look began that has found their database.
     pub const LEASE: Duration = Duration::from_secs(4);
 
+    /// Until no process takes a connection to another database any more, and Kafka, which has this time for an `acknowledgement`,
+    /// has taken or refused the last record of one.
+    pub const fn settling_time(acknowledgement: Duration) -> Duration {
+        Self::LEASE.saturating_add(acknowledgement).saturating_add(Duration::from_secs(1))
+    }
+
+    /// Looks again and again where a new connection of the pool, which has no gate, leads to. The lease runs out while it can't.
+    pub async fn keep_lease(&self, primary: &Primary, pool: &Pool) -> Infallible {
+        let mut turns = tokio::time::interval(LOOK_INTERVAL);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            match primary.leads_to(pool).await {
+                Ok((lineage, began)) => self.looked(lineage, began),
+                // A stage tells of a database that stays away.
+                Err(failure) => tracing::debug!("which database is reached could not be seen: {failure}"),
+            }
+        }
+    }
+
     /// Lets connections to this database through, and to no other.
     pub fn open(&self, lineage: Lineage) {
         let mut state = self.state();
@@ -113,11 +139,16 @@ impl Gate {
         self.state().held().is_some_and(|since| created >= since)
     }
 
+    /// Whether it lets connections through, to whichever database.
+    pub fn is_open(&self) -> bool {
+        self.state().held().is_some()
+    }
+
     /// Waits until it is open.
     pub async fn opened(&self) {
         loop {
             let opened = self.0.opened.notified();
-            if self.state().held().is_some() {
+            if self.is_open() {
                 return;
             }
             opened.await;

@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use std::time::Duration;
-use topics::Topic;
+use topics::{ChainId, Topic};
 
 /// A record as it would be found again: a topic that was cut and written again, or made anew, has another one at that offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,13 @@ impl Record<'_> {
     /// Empty if the record has none.
     pub fn key(&self) -> &[u8] {
         self.message.key().unwrap_or_default()
+    }
+
+    /// The chain that the key names, if it names one: `sweep.events` has the sweep behind it.
+    pub fn chain(&self) -> Option<ChainId> {
+        let key = std::str::from_utf8(self.key()).ok()?;
+        let chain = if self.topic == Topic::Sweeps { key.split('/').next()? } else { key };
+        chain.parse().ok().map(ChainId)
     }
 
     /// The value with its frame; empty if the record has none.

@@ -19,12 +19,13 @@ pub struct Stepped {
     pub actions: Vec<Action>,
 }
 
-/// One record of a chain's history, as `chain.blocks` has it, in the order in which it has them. REPLAYED records are none.
+/// One record of a chain's history, as `chain.blocks` has it, in the order in which it has them. Of REPLAYED records, those
+/// with a sequence are [`Restarted`](Self::Restarted), and others, a backfill's, are none.
 ///
 /// Whoever reads them looks whether a sequence is missing, since what is in a block that was not read is not known.
 #[derive(Clone, Debug)]
 pub enum ChainEvent {
-    /// With all of the block's transactions, those too that are in records of `chain.logs` alone.
+    /// With those of the block's transactions that its reader believes.
     Added {
         block: BlockRef,
         transactions: Vec<SeenTransaction>,

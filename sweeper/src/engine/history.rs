@@ -76,6 +76,9 @@ pub async fn note_removal(tx: &impl GenericClient, chain: ChainId) -> Result<(),
 /// # Errors
 /// When the database fails.
 pub async fn lanes_of(tx: &impl GenericClient, chain: ChainId, senders: &[Address]) -> Result<Vec<LaneId>, Failure> {
+    if senders.is_empty() {
+        return Ok(Vec::new());
+    }
     let statement =
         tx.prepare_cached("SELECT sender FROM outgoing_lanes WHERE chain_id = $1 AND sender = ANY($2) ORDER BY sender").await?;
     let senders: Vec<&[u8]> = senders.iter().map(|sender| sender.as_slice()).collect();

@@ -16,11 +16,12 @@
 //! What always holds:
 //!
 //! 1. **A nonce is given out in the transaction of Postgres that stores the signed bytes**, under the lock of its lane, and
-//!    once for ever (`outgoing_nonces`). It follows the highest of the lane, and the highest that a block has of a stranger.
+//!    once for ever (`outgoing_nonces`). It follows the highest of the lane, and the highest that a stranger's is believed to have.
 //!    What the chain counts is asked at a block that was read, of as many providers as it has witnesses, and never kept beside;
 //!    it holds if no block was removed while nodes were asked.
 //! 2. **All attempts that can be mined have one nonce**, so the chain takes one of them. Another nonce is taken only when a
-//!    stranger's transaction has used the first one in a final block that was read. What nodes say gives up none.
+//!    stranger's transaction has used the first one in a final block, if whoever reads blocks believes that it is one: of
+//!    `chain.blocks` none is believed, and the lane is counted anew. What nodes say gives up none.
 //! 3. **Nothing is sent before Kafka has acknowledged its record.**
 //! 4. **Blocks alone say what became of one**: `chain.blocks`, removed ones included. An answer that was lost is no failure.
 //!    What blocks were read without, a receipt says that as many providers agree on as the chain has witnesses. One of a block

@@ -136,13 +136,19 @@ pub async fn known(db: &impl GenericClient, hashes: &[B256]) -> Result<BTreeMap<
 pub async fn lock_lanes(tx: &impl GenericClient, mut lanes: Vec<LaneId>) -> Result<(), Failure> {
     lanes.sort();
     lanes.dedup();
-    let statement =
-        tx.prepare_cached("INSERT INTO outgoing_lanes (chain_id, sender) VALUES ($1, $2) ON CONFLICT DO NOTHING").await?;
-    for lane in &lanes {
-        let (chain, sender) = lane.parameters();
-        tx.execute(&statement, &[&chain, &sender]).await?;
-        store::lock(tx, lane).await?;
+    if lanes.is_empty() {
+        return Ok(());
     }
+    // What changes nothing of a row locks it, as `store::lock` does.
+    let statement = tx
+        .prepare_cached(
+            "INSERT INTO outgoing_lanes AS l (chain_id, sender)
+             SELECT chain_id, sender FROM unnest($1::bigint[], $2::bytea[]) WITH ORDINALITY AS asked (chain_id, sender, place)
+             ORDER BY place ON CONFLICT (chain_id, sender) DO UPDATE SET next_at = l.next_at",
+        )
+        .await?;
+    let (chains, senders): (Vec<i64>, Vec<&[u8]>) = lanes.iter().map(LaneId::parameters).unzip();
+    tx.execute(&statement, &[&chains, &senders]).await?;
     Ok(())
 }
 
@@ -179,24 +185,22 @@ pub async fn take(tx: &impl GenericClient, signed: &Signed, pace: &Pace) -> Resu
         return Ok(Taken::Contradicts(*id, "it is something else here".to_owned()));
     }
     let mut after = stored.outgoing.clone();
-    let attempt = Attempt {
-        hash: read.hash,
-        nonce: read.nonce,
-        fees: read.fees,
-        cancels: *cancels,
-        acknowledged: true,
-        accepted: None,
-        first_sent: None,
-        last_sent: None,
-    };
-    if let Err(contradiction) = after.take_back(attempt) {
+    let attempt = Attempt { acknowledged: true, ..Attempt::signed(read.hash, read.nonce, read.fees, *cancels) };
+    if let Err(contradiction) = after.take_back(attempt.clone()) {
         return Ok(Taken::Contradicts(*id, contradiction));
     }
     if is_new && *kind == Kind::Sweep && !cancels {
         // It has as much for its gas as the plan has left there: twice of what the first attempt offers, at the price of then.
         store::limit_fee(tx, &[*id], read.fees.cap.saturating_mul(2)).await?;
     }
-    insert(tx, signed).await?;
+    // Unless it was given out to this one before.
+    let statement = tx
+        .prepare_cached(
+            "INSERT INTO outgoing_nonces (chain_id, sender, nonce, outgoing) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+        )
+        .await?;
+    tx.execute(&statement, &[&chain, &sender, &bigint(read.nonce), id]).await?;
+    store::insert_attempt(tx, *id, &lane, &attempt, &signed.raw, Some(signed.signed_at)).await?;
     store::save(tx, *id, &stored.outgoing, &after, pace).await?;
     Ok(if is_new { Taken::Row } else { Taken::Attempt })
 }
@@ -268,7 +272,7 @@ pub async fn set_announced(db: &impl GenericClient, id: Uuid, state: &str) -> Re
 ///
 /// # Errors
 /// When the database fails.
-pub async fn keep_nonce(tx: &impl GenericClient, signed: &Signed, other: Option<Uuid>) -> Result<(), Failure> {
+pub async fn keep_nonce(tx: &impl GenericClient, signed: &Signed, other: Uuid) -> Result<(), Failure> {
     let statement = tx
         .prepare_cached(
             "INSERT INTO outgoing_nonces (chain_id, sender, nonce, outgoing)
@@ -277,8 +281,8 @@ pub async fn keep_nonce(tx: &impl GenericClient, signed: &Signed, other: Option<
         .await?;
     let lane = signed.lane();
     let (chain, sender) = lane.parameters();
-    let ids: Vec<Uuid> = other.into_iter().chain([signed.id]).collect();
-    tx.execute(&statement, &[&chain, &sender, &bigint(signed.read.nonce), &ids, &signed.id]).await?;
+    let ids = [other, signed.id];
+    tx.execute(&statement, &[&chain, &sender, &bigint(signed.read.nonce), &&ids[..], &signed.id]).await?;
     Ok(())
 }
 
@@ -292,30 +296,6 @@ async fn queued(tx: &impl GenericClient, signed: &Signed) -> Result<Stored, Fail
     let new = NewOutgoing { id, kind: *kind, lane, content, idempotency_key, request_hash };
     store::queue(tx, &new).await?;
     Ok(new.stored())
-}
-
-async fn insert(tx: &impl GenericClient, signed: &Signed) -> Result<(), Failure> {
-    let Signed { id, cancels, read, raw, signed_at, .. } = signed;
-    let lane = signed.lane();
-    let (chain, sender) = lane.parameters();
-    let nonce = bigint(read.nonce);
-    let statement = tx
-        .prepare_cached(
-            "INSERT INTO outgoing_nonces (chain_id, sender, nonce, outgoing) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-        )
-        .await?;
-    tx.execute(&statement, &[&chain, &sender, &nonce, id]).await?;
-    let statement = tx
-        .prepare_cached(
-            "INSERT INTO outgoing_attempts
-                 (hash, outgoing, chain_id, sender, nonce, raw, tip, cap, cancels, acknowledged, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7::text::numeric, $8::text::numeric, $9, true, to_timestamp($10::bigint))",
-        )
-        .await?;
-    let (tip, cap, raw) = (read.fees.tip.to_string(), read.fees.cap.to_string(), &raw[..]);
-    let (hash, signed_at) = (read.hash.as_slice(), bigint(*signed_at));
-    tx.execute(&statement, &[&hash, id, &chain, &sender, &nonce, &raw, &tip, &cap, cancels, &signed_at]).await?;
-    Ok(())
 }
 
 /// Lets nothing be signed or sent in a lane until a person has looked.
@@ -356,7 +336,7 @@ mod tests {
     fn attempt(nonce: u64, cancels: bool) -> Attempt {
         let hash = B256::with_last_byte(u8::try_from(nonce).unwrap() + u8::from(cancels) * 100);
         let fees = Fees { tip: 1, cap: 2 };
-        Attempt { hash, nonce, fees, cancels, acknowledged: true, accepted: None, first_sent: None, last_sent: None }
+        Attempt { acknowledged: true, ..Attempt::signed(hash, nonce, fees, cancels) }
     }
 
     fn in_phase(phase: Phase, nonce: Option<u64>) -> Outgoing {

@@ -12,6 +12,7 @@ use deadpool_postgres::GenericClient;
 use runtime::Failure;
 use runtime::db::{bigint, unsigned};
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use topics::ChainId;
 use uuid::Uuid;
 
@@ -379,25 +380,43 @@ pub async fn store_attempt(
     order: &Order,
     signed: &SignedBytes,
 ) -> Result<(Attempt, i64), Failure> {
-    let (chain, sender) = stored.lane.parameters();
     if stored.outgoing.nonce.is_none() {
+        // One that was given out before is refused.
         let statement = tx
             .prepare_cached("INSERT INTO outgoing_nonces (chain_id, sender, nonce, outgoing) VALUES ($1, $2, $3, $4)")
             .await?;
+        let (chain, sender) = stored.lane.parameters();
         tx.execute(&statement, &[&chain, &sender, &bigint(nonce), &stored.id]).await?;
     }
+    let attempt = Attempt::signed(signed.hash, nonce, order.fees, order.cancels);
+    let place = insert_attempt(tx, stored.id, &stored.lane, &attempt, &signed.raw, None).await?;
+    Ok((attempt, place))
+}
+
+/// Stores an attempt, which is signed now if it is not said when it was. Returns its place.
+pub(super) async fn insert_attempt(
+    tx: &impl GenericClient,
+    id: Uuid,
+    lane: &LaneId,
+    attempt: &Attempt,
+    raw: &[u8],
+    signed_at: Option<u64>,
+) -> Result<i64, Failure> {
     let statement = tx
         .prepare_cached(
-            "INSERT INTO outgoing_attempts (hash, outgoing, chain_id, sender, nonce, raw, tip, cap, cancels)
-             VALUES ($1, $2, $3, $4, $5, $6, $7::text::numeric, $8::text::numeric, $9) RETURNING place",
+            "INSERT INTO outgoing_attempts
+                 (hash, outgoing, chain_id, sender, nonce, raw, tip, cap, cancels, acknowledged, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7::text::numeric, $8::text::numeric, $9, $10,
+                 coalesce(to_timestamp($11::bigint), now()))
+             RETURNING place",
         )
         .await?;
-    let Order { fees, cancels, .. } = *order;
-    let (tip, cap) = (fees.tip.to_string(), fees.cap.to_string());
-    let raw = &signed.raw[..];
-    let (hash, nonce_there) = (signed.hash.as_slice(), bigint(nonce));
-    let row = tx.query_one(&statement, &[&hash, &stored.id, &chain, &sender, &nonce_there, &raw, &tip, &cap, &cancels]).await?;
-    Ok((Attempt::signed(signed.hash, nonce, fees, cancels), row.get(0)))
+    let Attempt { hash, nonce, fees, cancels, acknowledged, .. } = attempt;
+    let ((chain, sender), hash, nonce) = (lane.parameters(), hash.as_slice(), bigint(*nonce));
+    let (tip, cap, signed_at) = (fees.tip.to_string(), fees.cap.to_string(), signed_at.map(bigint));
+    let values: [&(dyn ToSql + Sync); 11] =
+        [&hash, &id, &chain, &sender, &nonce, &raw, &tip, &cap, cancels, acknowledged, &signed_at];
+    Ok(tx.query_one(&statement, &values).await?.get(0))
 }
 
 /// Writes what a step changed of a row and its attempts.

@@ -78,9 +78,10 @@ impl KafkaAdmin {
         for deleted in self.client.delete_topics(&[&name], &AdminOptions::new()).await? {
             deleted.map_err(|(topic, code)| anyhow::anyhow!("deleting {topic}: {code}"))?;
         }
+        let max_bytes = topic.max_message_bytes().to_string();
         eventually(&format!("{name} to be anew"), async || {
-            let mut new =
-                NewTopic::new(&name, topic.partitions(), TopicReplication::Fixed(1)).set("max.message.bytes", "33554432");
+            let new = NewTopic::new(&name, topic.partitions(), TopicReplication::Fixed(1));
+            let mut new = new.set("max.message.bytes", &max_bytes);
             if topic.cleanup() == Cleanup::Compact {
                 new = new.set("cleanup.policy", "compact");
             }

@@ -167,6 +167,22 @@ impl Node {
         Ok(Some(self.call("eth_getTransactionReceipt", json!([hash])).await?).filter(|receipt| !receipt.is_null()))
     }
 
+    /// What an address has in the coin, at the head.
+    ///
+    /// # Errors
+    /// When the node does not respond.
+    pub async fn balance(&self, of: Address) -> Result<U256> {
+        Ok(serde_json::from_value(self.call("eth_getBalance", json!([of, "latest"])).await?)?)
+    }
+
+    /// How many transactions of an address are in blocks.
+    ///
+    /// # Errors
+    /// When the node does not respond.
+    pub async fn sent(&self, from: Address) -> Result<u64> {
+        quantity(&self.call("eth_getTransactionCount", json!([from, "latest"])).await?)
+    }
+
     /// Mines empty blocks, or the pending transactions where automine is off.
     ///
     /// # Errors

@@ -88,7 +88,7 @@ async fn show(lab: &Lab, ctrip: &mut Process) -> Result<()> {
     ));
     table.until_settled(lab, ctrip, [&coffee, &tea]).await?;
     tail(lab, &["sweep", "status"])?;
-    let balance: U256 = serde_json::from_value(lab.node.call("eth_getBalance", json!([TREASURY, "latest"])).await?)?;
+    let balance = lab.node.balance(TREASURY).await?;
     println!("  the treasury has {} ETH", Amount::new(balance).to_decimal(18));
     let paid = coffee.amount()? + tea.amount()?;
     ensure!(balance < paid && balance > paid * U256::from(3) / U256::from(4), "{paid} was paid, and {balance} is there");

@@ -241,13 +241,14 @@ async fn balances(lab: &Lab, payments: &[Payment]) -> Result<BTreeMap<String, U2
     let mut balances = BTreeMap::new();
     for payment in payments {
         let address: Address = payment.address()?;
-        let answer = if payment.text("token").is_empty() {
-            lab.node.call("eth_getBalance", json!([address, "latest"])).await?
+        let balance = if payment.text("token").is_empty() {
+            lab.node.balance(address).await?
         } else {
             let data = format!("0x70a08231{}", alloy::hex::encode(address.into_word()));
-            lab.node.call("eth_call", json!([{ "to": lab.node.token, "data": data }, "latest"])).await?
+            let answer = lab.node.call("eth_call", json!([{ "to": lab.node.token, "data": data }, "latest"])).await?;
+            answer.as_str().context("a balance")?.parse()?
         };
-        balances.insert(payment.id().to_owned(), answer.as_str().context("a balance")?.parse()?);
+        balances.insert(payment.id().to_owned(), balance);
     }
     Ok(balances)
 }

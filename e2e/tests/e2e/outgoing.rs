@@ -11,16 +11,14 @@ mod withheld;
 
 use alloy::primitives::U256;
 use anyhow::{Result, bail, ensure};
-use e2e::{Extent, Fault, quantity};
-use rig::{CHAIN, DEPTH, PACE, Rig, ensure_all, recipient};
+use e2e::{Extent, Fault};
+use rig::{CHAIN, DEPTH, HIGH_BASE_FEE, PACE, Rig, ensure_all, recipient};
 use serde_json::json;
 use std::sync::atomic::Ordering;
 use sweeper::engine::fold::drop_outgoing;
 use sweeper::engine::store::{Queued, due_lanes};
 use sweeper::keys::Signer as _;
 
-/// 20 gwei, where anvil begins with less than 1.
-const HIGH_BASE_FEE: &str = "0x4a817c800";
 const TRANSFERS: u64 = 50;
 
 #[tokio::test]
@@ -67,10 +65,7 @@ async fn each_transfer_is_paid_once_wherever_the_engine_is_killed() -> Result<()
 async fn what_a_rise_of_the_base_fee_leaves_in_the_pool_is_raised_and_paid_once() -> Result<()> {
     let mut rig = Rig::with_sent(3).await?;
     for _ in 0..12 {
-        rig.lab.node.call("anvil_setNextBlockBaseFeePerGas", json!([HIGH_BASE_FEE])).await?;
-        rig.lab.node.mine(1).await?;
-        rig.follow().await?;
-        rig.turn(usize::MAX).await?;
+        rig.turn_at(HIGH_BASE_FEE).await?;
     }
     rig.settle().await?;
     let db = rig.pool.get().await?;
@@ -97,8 +92,8 @@ async fn a_nonce_that_a_stranger_used_is_signed_anew_once_that_is_final() -> Res
     rig.settle().await?;
     rig.check(4).await?;
     // One nonce is the stranger's.
-    let count = rig.lab.node.call("eth_getTransactionCount", json!([rig.key.address(), "latest"])).await?;
-    ensure!(quantity(&count)? == 5, "{count} transactions");
+    let count = rig.lab.node.sent(rig.key.address()).await?;
+    ensure!(count == 5, "{count} transactions");
     Ok(())
 }
 

@@ -1,9 +1,9 @@
-//! What sweeps have moved in final blocks settles the payments that it covers, once.
+//! Payments are settled, once, by what final sweeps have moved.
 
 mod backlog;
 mod live;
 
-use crate::books::{Books, CHAINS, X, X_LISTED, block, block_hash, chains, payments, static_addresses};
+use crate::books::{self, Books, CHAINS, X, X_LISTED, block, block_hash, chains, payments, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use chain::Chains;
 use confirmer::settle::{self, settle_some};
@@ -16,7 +16,7 @@ use std::sync::mpsc::channel;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use topics::wire::PaymentEvent;
-use topics::{Address, Amount, B256, BlockRef, ChainId, Kind, Matches, PaymentId, Source, Transfer, TransferId};
+use topics::{Address, Amount, B256, BlockRef, ChainId, Kind, Matches, PaymentId, Source, Transfer, TransferId, U256};
 use uuid::Uuid;
 
 const CHAIN: ChainId = CHAINS[0];
@@ -61,18 +61,13 @@ impl Books {
         let deposits = self.all().await?.into_values().filter(|payment| {
             payment.deposit_address == Some(at.id) && payment.asset.token.as_ref().map(|token| token.address) == token
         });
-        let units = |bytes: &[u8]| bytes.iter().fold(0, |units, byte| (units << 8) | u64::from(*byte));
-        let by = |settlement: Settlement| units(&settlement.transaction[24..]);
-        let told = |status| matches!(status, Status::Settled);
+        // `moved` has its total in the hash.
+        let by = |settlement: Settlement| U256::from_be_bytes(settlement.transaction.0).to::<u64>();
         deposits
             .map(|deposit| {
-                ensure!(
-                    told(deposit.status()) == deposit.settlement.is_some(),
-                    "{} {:?}",
-                    deposit.status(),
-                    deposit.settlement
-                );
-                Ok((units(&deposit.amount.to_wire()), deposit.settlement.map_or(0, by)))
+                let (status, settlement) = (deposit.status(), deposit.settlement);
+                ensure!((status == Status::Settled) == settlement.is_some(), "{status} {settlement:?}");
+                Ok((deposit.amount.units().to::<u64>(), settlement.map_or(0, by)))
             })
             .collect()
     }
@@ -80,10 +75,16 @@ impl Books {
 
 /// A transfer to an address in a block, of this sender and asset.
 fn pays(number: u64, index: u32, to: Address, token: Option<Address>, amount: u64) -> Transfer {
+    let paid = books::transfer(block_hash(number), index, to, amount);
     let source = if token.is_some() { Source::Log } else { Source::Trace };
-    let id = TransferId { chain: CHAIN, block: block_hash(number), transaction: B256::ZERO, source, index };
     let from = Address::left_padding_from(&index.to_be_bytes());
-    Transfer { id, token, from, to, amount: Amount::from(amount), transaction_index: 0 }
+    Transfer { id: TransferId { source, ..paid.id }, token, from, ..paid }
+}
+
+/// So many blocks, with fifty transfers of 10 each.
+fn fifty_each(to: Address, blocks: u64) -> Vec<Matches> {
+    let transfers = |number| (0..50).map(|index| pays(number, index, to, Some(X), 10)).collect();
+    (1..=blocks).map(|number| at(number, transfers(number))).collect()
 }
 
 fn at(number: u64, transfers: Vec<Transfer>) -> Matches {
@@ -327,10 +328,7 @@ async fn a_payment_is_settled_when_what_confirmed_it_has_left_and_others_are_not
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_with_many_deposits_is_settled_some_at_a_time_and_looked_through_once() -> Result<()> {
     let (chains, mut books, to) = open().await?;
-    let blocks: Vec<Matches> = (1..=60)
-        .map(|number| at(number, (0..50).map(|index| pays(number, index, to.address, Some(X), 10)).collect()))
-        .collect();
-    books.apply_by(20, &chains, &blocks).await?;
+    books.apply_by(20, &chains, &fifty_each(to.address, 60)).await?;
     books.sweep(&[moved(to.address, Some(X), 25_000, 60)]).await?;
     let first = settle_some(&books.pool, CHAIN).await?;
     ensure!(first.events == 500, "{first:?}");

@@ -27,14 +27,31 @@ const PAID: u64 = 1_000_000_000_000_000_000;
 const DUST: u64 = 11_000_000_000_000_000;
 const PACE: Pace = Pace { max_fee: 1, raise: 100, resend_after: 1, stuck_after: 1, raise_after: 1 };
 /// Blocks until one is final, on anvil.
-const FINAL: u64 = 66;
+pub const FINAL: u64 = 66;
+
+/// What `sweep.events` tells, by its ids. What comes twice says the same.
+pub async fn told(lab: &Lab) -> Result<BTreeMap<String, SweepEvent>> {
+    let mut told = BTreeMap::new();
+    for event in records::<SweepEvent>(lab).await? {
+        let before = told.entry(event.id.clone()).or_insert_with(|| event.clone());
+        ensure!(*before == event, "{} was told in two ways: {before:?} {event:?}", event.id);
+    }
+    Ok(told)
+}
+
+/// Writes to `sweep.events`.
+pub async fn tell(lab: &Lab, events: &[SweepEvent]) -> Result<()> {
+    let kafka = lab.kafka().await?;
+    let records: Vec<_> = events.iter().map(|event| (event.key(), kafka.encode(event))).collect();
+    let publisher = Publisher::open(&kafka, Duration::from_secs(20))?;
+    publisher.publish(Topic::Sweeps, &records).await.into_iter().collect()
+}
 
 /// A lab with all other roles, and the treasury.
 struct Sweeping {
     lab: Lab,
     up: Process,
     api: Api,
-    words: String,
     treasury: Address,
 }
 
@@ -45,32 +62,28 @@ impl Sweeping {
 
     async fn start_with(plan: Plan) -> Result<Self> {
         let treasury = plan.treasury.unwrap_or_else(|| Address::from_word(keccak256(Uuid::new_v4())));
-        let lab = Lab::start(plan).await?;
+        let mut lab = Lab::start(plan).await?;
         if plan.treasury.is_none() {
             // So much that nothing is planned but what a test queues.
             let chains = fs::read_to_string(&lab.env["CHAINS_FILE"])?;
             lab.write_chains(&format!("{chains}  treasury: \"{treasury}\"\n  sweep_minimum: 1000000\n"))?;
         }
-        let words = match lab.env.get("CTRIP_MNEMONIC_FILE") {
-            Some(words) => words.clone(),
-            None => write_mnemonic(&lab.dir, "mnemonic", MNEMONIC, 0o600)?,
-        };
         let (up, api) = lab.serve("up", "sweeps").await?;
-        Ok(Self { lab, up, api, words, treasury })
+        if plan.treasury.is_none() {
+            // Only now, so that its `ctrip up` has no keys.
+            let words = write_mnemonic(&lab.dir, "mnemonic", MNEMONIC, 0o600)?;
+            lab.env.insert("CTRIP_MNEMONIC_FILE".to_owned(), words);
+        }
+        Ok(Self { lab, up, api, treasury })
     }
 
     fn sweeper(&self) -> Result<Process> {
-        self.lab.spawn_with(&["sweeper", "--mnemonic-file", &self.words])
+        self.lab.spawn("sweeper")
     }
 
     /// Two of them, as on two machines.
-    fn two(&mut self) -> Result<[Process; 2]> {
-        let mut env = self.lab.env.clone();
-        env.insert("CTRIP_MNEMONIC_FILE".to_owned(), self.words.clone());
-        std::mem::swap(&mut env, &mut self.lab.env);
-        let beside = self.lab.spawn_beside("sweeper");
-        self.lab.env = env;
-        Ok([self.sweeper()?, beside?.0])
+    fn two(&self) -> Result<[Process; 2]> {
+        Ok([self.sweeper()?, self.lab.spawn_beside("sweeper")?.0])
     }
 
     /// Until a sweeper has compared the database with the topic.
@@ -80,13 +93,6 @@ impl Sweeping {
             Ok(db.query_opt("SELECT FROM outgoing_restored", &[]).await?.map(drop))
         })
         .await
-    }
-
-    async fn tell(&self, event: &SweepEvent) -> Result<()> {
-        let kafka = self.lab.kafka().await?;
-        let publisher = Publisher::open(&kafka, Duration::from_secs(10))?;
-        let record = (event.key(), kafka.encode(event));
-        publisher.publish(Topic::Sweeps, &[record]).await.into_iter().collect()
     }
 
     fn pool(&self) -> Result<Pool> {
@@ -127,6 +133,15 @@ impl Sweeping {
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
+    /// Mines until so many are in blocks.
+    async fn until_mined(&self, count: i64) -> Result<()> {
+        eventually("all to be in a block", async || {
+            self.lab.node.mine(1).await?;
+            Ok((self.states().await?.get("mined") == Some(&count)).then_some(()))
+        })
+        .await
+    }
+
     /// Mines until so many are final, and all of them are told.
     async fn until_final(&self, count: usize) -> Result<Vec<SweepEvent>> {
         let told = eventually("all sweeps to be told as final", async || {
@@ -144,21 +159,15 @@ impl Sweeping {
 
     /// Each was sent once: by the treasury's balance and by what the chain counts of each sender.
     async fn check(&self, senders: &[Address]) -> Result<()> {
-        let number = |value: serde_json::Value| -> Result<U256> { Ok(serde_json::from_value(value)?) };
-        let balance = number(self.lab.node.call("eth_getBalance", json!([self.treasury, "latest"])).await?)?;
+        let balance = self.lab.node.balance(self.treasury).await?;
         ensure!(balance == U256::from(PAID - DUST) * U256::from(senders.len()), "the treasury has {balance}");
         for sender in senders {
-            let count = number(self.lab.node.call("eth_getTransactionCount", json!([sender, "latest"])).await?)?;
-            ensure!(count == U256::ONE, "{sender} has sent {count}");
+            let count = self.lab.node.sent(*sender).await?;
+            ensure!(count == 1, "{sender} has sent {count}");
         }
         let mut signed: BTreeMap<Vec<u8>, BTreeSet<u64>> = BTreeMap::new();
-        let (mut contents, events) = (BTreeMap::<String, SweepEvent>::new(), records::<SweepEvent>(&self.lab).await?);
-        for event in events {
-            if event.r#type == "sweep.signed" {
-                signed.entry(event.sender.to_vec()).or_default().insert(event.nonce);
-            }
-            let before = contents.entry(event.id.clone()).or_insert_with(|| event.clone());
-            ensure!(*before == event, "{} was told in two ways: {before:?} {event:?}", event.id);
+        for event in told(&self.lab).await?.into_values().filter(|event| event.r#type == "sweep.signed") {
+            signed.entry(event.sender.to_vec()).or_default().insert(event.nonce);
         }
         ensure!(signed.len() == senders.len() && signed.values().all(|nonces| nonces.len() == 1), "{signed:?}");
         Ok(())
@@ -219,8 +228,7 @@ async fn what_has_come_is_swept_to_the_treasury_of_chains_yaml() -> Result<()> {
     let finals = sweeping.until_final(2).await?;
     let swept: BTreeSet<Vec<u8>> = finals.iter().map(|event| event.sender.to_vec()).collect();
     ensure!(swept == senders.iter().map(|sender| sender.to_vec()).collect(), "{finals:?}");
-    let number = |value: serde_json::Value| -> Result<U256> { Ok(serde_json::from_value(value)?) };
-    let balance = number(sweeping.lab.node.call("eth_getBalance", json!([sweeping.treasury, "latest"])).await?)?;
+    let balance = sweeping.lab.node.balance(sweeping.treasury).await?;
     ensure!(balance > U256::from(2 * (PAID - DUST)) && balance < U256::from(2 * PAID), "the treasury has {balance}");
     let status = sweeping.lab.ctrip(&["sweep", "status"])?;
     ensure!(status.contains(&empty[0].to_string()) && status.contains("have less than"), "{status}");
@@ -230,7 +238,7 @@ async fn what_has_come_is_swept_to_the_treasury_of_chains_yaml() -> Result<()> {
 /// Half of what it loses was queued when the backup was made, of the other half it knows nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_restored_to_before_its_sweeps_sends_none_of_them_again() -> Result<()> {
-    let mut sweeping = Sweeping::start().await?;
+    let sweeping = Sweeping::start().await?;
     let senders = sweeping.paid(6).await?;
     for sender in &senders[..3] {
         sweeping.queue(*sender).await?;
@@ -240,11 +248,7 @@ async fn a_database_that_is_restored_to_before_its_sweeps_sends_none_of_them_aga
         sweeping.queue(*sender).await?;
     }
     let mut sweeper = sweeping.sweeper()?;
-    eventually("all to be in a block", async || {
-        sweeping.lab.node.mine(1).await?;
-        Ok((sweeping.states().await?.get("mined") == Some(&6)).then_some(()))
-    })
-    .await?;
+    sweeping.until_mined(6).await?;
     // It runs on, and finds another database behind its connections.
     backup.restore(&sweeping.lab).await?;
     sweeping.lab.node.mine(FINAL).await?;
@@ -328,11 +332,14 @@ async fn a_record_that_contradicts_a_row_freezes_its_sender_and_no_other() -> Re
     sweeper.kill()?;
     // The same bytes for another transaction; and what Postgres can't keep.
     let forged = SweepEvent { transaction_id: Uuid::new_v4().to_string(), ..signed.clone() };
-    sweeping.tell(&forged).await?;
-    sweeping.tell(&SweepEvent { transaction_id: "a\0b".to_owned(), ..signed.clone() }).await?;
-    sweeping.tell(&SweepEvent { idempotency_key: "a\0b".to_owned(), ..signed.clone() }).await?;
-    sweeping.tell(&SweepEvent { idempotency_key: "a".repeat(9_000), ..signed.clone() }).await?;
-    sweeping.tell(&SweepEvent { occurred_at: u64::MAX, ..signed }).await?;
+    let events = [
+        forged.clone(),
+        SweepEvent { transaction_id: "a\0b".to_owned(), ..signed.clone() },
+        SweepEvent { idempotency_key: "a\0b".to_owned(), ..signed.clone() },
+        SweepEvent { idempotency_key: "a".repeat(9_000), ..signed.clone() },
+        SweepEvent { occurred_at: u64::MAX, ..signed },
+    ];
+    tell(&sweeping.lab, &events).await?;
     sweeping.paid(1).await?;
     for sender in &senders {
         sweeping.queue(*sender).await?;
@@ -387,11 +394,7 @@ async fn a_row_that_pays_somebody_else_is_not_signed_and_others_are() -> Result<
     sweeping.queue_to(thief, senders[0]).await?;
     sweeping.queue(senders[1]).await?;
     let mut sweeper = sweeping.sweeper()?;
-    eventually("the other to be in a block", async || {
-        sweeping.lab.node.mine(1).await?;
-        Ok((sweeping.states().await?.get("mined") == Some(&1)).then_some(()))
-    })
-    .await?;
+    sweeping.until_mined(1).await?;
     let db = sweeping.pool()?.get().await?;
     let told = eventually("it to be told", async || {
         let sql = "SELECT told, (SELECT count(*) FROM outgoing_attempts a WHERE a.outgoing = o.id) FROM outgoing o
@@ -412,11 +415,7 @@ async fn what_became_of_a_sweep_is_told_while_nodes_hang() -> Result<()> {
     let senders = sweeping.paid(1).await?;
     sweeping.queue(senders[0]).await?;
     let mut sweeper = sweeping.sweeper()?;
-    eventually("it to be in a block", async || {
-        sweeping.lab.node.mine(1).await?;
-        Ok((sweeping.states().await?.get("mined") == Some(&1)).then_some(()))
-    })
-    .await?;
+    sweeping.until_mined(1).await?;
     sweeper.kill()?;
     // So that there is something to plan.
     sweeping.lab.ctrip(&["sweep", "run"])?;

@@ -1,8 +1,9 @@
 //! Money from payments to the treasury, by all of cTrip: what was paid is at the treasury once, whatever dies.
 
+use crate::sweeper::{FINAL, told};
 use alloy::primitives::{Address, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Lab, Payment, Plan, Process, eventually, records};
+use e2e::{Api, Lab, Payment, Plan, Process, eventually};
 use reqwest::Method;
 use rustix::fs::inotify;
 use rustix::io::Errno;
@@ -16,8 +17,6 @@ use topics::wire::SweepEvent;
 use uuid::Uuid;
 
 const COIN: u64 = 100_000_000_000_000_000;
-/// Blocks until one is final, on anvil.
-const FINAL: u64 = 66;
 const KILLS: usize = 6;
 
 struct Shop {
@@ -34,10 +33,6 @@ impl Shop {
         self.lab.node.pay(address, U256::from(amount)).await?;
         *self.received.entry(address).or_default() += U256::from(amount);
         Ok(())
-    }
-
-    async fn number(&self, method: &str, address: Address) -> Result<U256> {
-        Ok(serde_json::from_value(self.lab.node.call(method, json!([address, "latest"])).await?)?)
     }
 
     /// Statuses of these deposits and payments, and how many have each.
@@ -57,14 +52,11 @@ impl Shop {
 
     /// What each address has got is at the treasury, has paid for gas, or is there still, and that is little; by the chain.
     async fn check(&self) -> Result<()> {
-        let mut finals: BTreeMap<String, SweepEvent> = BTreeMap::new();
-        for event in records::<SweepEvent>(&self.lab).await?.into_iter().filter(|event| event.r#type == "sweep.final") {
-            let before = finals.entry(event.id.clone()).or_insert_with(|| event.clone());
-            ensure!(*before == event, "{} was told in two ways", event.id);
-        }
+        let told = told(&self.lab).await?.into_values();
+        let finals: Vec<SweepEvent> = told.filter(|event| event.r#type == "sweep.final").collect();
         let units = |wire: &[u8]| -> Result<U256> { Ok(Amount::from_wire(wire)?.units()) };
         let (mut moved, mut fees) = (BTreeMap::<Address, U256>::new(), BTreeMap::<Address, U256>::new());
-        for event in finals.values() {
+        for event in &finals {
             let sender = Address::from_slice(&event.sender);
             for one in &event.moved {
                 *moved.entry(Address::from_slice(&one.address)).or_default() += units(&one.amount)?;
@@ -72,18 +64,18 @@ impl Shop {
             *fees.entry(sender).or_default() += units(event.fee.as_deref().context("a fee")?)?;
         }
         for (address, received) in &self.received {
-            let stays = self.number("eth_getBalance", *address).await?;
+            let stays = self.lab.node.balance(*address).await?;
             let [moved, fee] = [&moved, &fees].map(|sums| sums.get(address).copied().unwrap_or_default());
             ensure!(
                 moved + fee + stays == *received,
                 "{address}: {received} came, {moved} left, {fee} was gas, {stays} is there"
             );
             ensure!(stays * U256::from(4) <= *received, "{address}: {stays} of {received} is there still");
-            let sent = self.number("eth_getTransactionCount", *address).await?;
-            let told = finals.values().filter(|event| event.sender == address.as_slice()).count();
-            ensure!(sent == U256::from(told), "{address} has sent {sent}, of which {told} are told");
+            let sent = self.lab.node.sent(*address).await?;
+            let told = finals.iter().filter(|event| event.sender == address.as_slice()).count();
+            ensure!(usize::try_from(sent)? == told, "{address} has sent {sent}, of which {told} are told");
         }
-        let there = self.number("eth_getBalance", self.treasury).await?;
+        let there = self.lab.node.balance(self.treasury).await?;
         let sum: U256 = moved.values().sum();
         ensure!(there == sum, "the treasury has {there}, and {sum} was moved");
         Ok(())
@@ -106,11 +98,11 @@ async fn all_that_was_paid_in_coin_is_at_the_treasury_once_whenever_ctrip_is_kil
         places.push(text("id")?);
         addresses.push(text("address")?.parse()?);
     }
-    for round in 1..=3 {
+    for (round, paid) in (1..).zip(payments.chunks(10)) {
         for address in &addresses {
             shop.pay(*address, round * COIN).await?;
         }
-        for payment in payments.iter().skip(10 * (usize::try_from(round)? - 1)).take(10) {
+        for payment in paid {
             shop.pay(payment.address()?, payment.text("amount").parse()?).await?;
         }
         // The first sweep goes alone, until it is final.

@@ -1,19 +1,18 @@
-//! What nodes are asked before a sweep, and which of their words count.
+//! What the planner asks nodes before a sweep, and which answers count.
 
-use super::books::{Books, COIN, Paid, TREASURY, Turn, plan_turn, plan_turn_asking, settings};
+use super::books::{Books, COIN, Paid, TREASURY, Turn, plan_turn_asking, settings};
 use super::rig::{CHAIN, Rig};
-use super::unpaid::{WANTS_SOMETHING, paid, rpc, set_balance};
+use super::unpaid::WANTS_SOMETHING;
 use alloy::primitives::{Address, U256};
 use anyhow::{Result, ensure};
 use chain::{NodeUrl, Rpc};
 use e2e::{Extent, Fault};
-use serde_json::json;
 use sweeper::keys::Signer as _;
 use sweeper::plan::settings::Refused;
 use sweeper::plan::{Settings, Waits, estimate_gas, store};
 
 /// Takes nothing.
-const REFUSES: &str = "0x60006000fd";
+pub(super) const REFUSES: &str = "0x60006000fd";
 /// Takes less than one coin at a time.
 const WANTS_LITTLE: &str = "0x670de0b6b3a76400003410601257600080fd5b00";
 
@@ -21,23 +20,17 @@ const WANTS_LITTLE: &str = "0x670de0b6b3a76400003410601257600080fd5b00";
 #[tokio::test]
 async fn a_sweep_that_cost_a_wei_more_than_is_known_keeps_no_later_one_back() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
-    let (address, rpc) = (rig.key.address(), rpc(&rig)?);
-    let (merchant, payment) = {
-        let books = Books::open(&rig).await?;
-        let payment = books.payment(address, "own", None).await?;
-        books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
-        (books.merchant, payment)
-    };
-    set_balance(&rig, address, COIN).await?;
+    let (address, rpc) = (rig.key.address(), rig.rpc()?);
+    let books = Books::open(&rig).await?;
+    let (payment, _) = books.paid(address).await?;
+    rig.set_balance(address, COIN).await?;
     ensure!(plan_turn_asking(&rig, &rpc, &settings(), 1_000_000).await?.queued == 1);
     rig.settle().await?;
     let left = rig.balance(address).await?.to::<u128>();
     let swept = rig.balance(TREASURY).await?;
     ensure!(left > 0 && !swept.is_zero());
-    rig.pool.get().await?.execute("UPDATE sweeps SET state = 'final', ended_at = now()", &[]).await?;
-    Books { rig: &rig, merchant }.pay(Some(payment), None, Paid::credited(6, COIN)).await?;
-    set_balance(&rig, address, left - 1 + COIN).await?;
+    books.pay(Some(payment), None, Paid::credited(6, COIN)).await?;
+    rig.set_balance(address, left - 1 + COIN).await?;
     store::look_at_all(&rig.pool.get().await?, None).await?;
     ensure!(plan_turn_asking(&rig, &rpc, &settings(), 1_000_100).await?.queued == 1, "it is missing for ever");
     rig.settle().await?;
@@ -45,17 +38,17 @@ async fn a_sweep_that_cost_a_wei_more_than_is_known_keeps_no_later_one_back() ->
     Ok(())
 }
 
-/// It does not have the block yet in which the payment came.
+/// The node does not have the payment's block yet.
 #[tokio::test]
 async fn a_node_that_is_behind_does_not_say_what_an_address_has() -> Result<()> {
     let rig = Rig::start().await?;
     let books = Books::open(&rig).await?;
     let address = Address::repeat_byte(1);
-    paid(&books, address).await?;
+    books.paid(address).await?;
     rig.lab.node.mine(2).await?;
-    set_balance(&rig, address, COIN).await?;
+    rig.set_balance(address, COIN).await?;
     rig.proxy.make(Fault::Behind(1), Extent::Always);
-    let alone = rpc(&rig)?;
+    let alone = rig.rpc()?;
     let turn = plan_turn_asking(&rig, &alone, &settings(), 1_000_000).await?;
     ensure!(turn == Turn::default() && store::missing(&rig.pool.get().await?, CHAIN).await?.is_empty(), "{turn:?}");
     let asked = rig.proxy.asked("eth_getBalance");
@@ -71,10 +64,10 @@ async fn a_node_that_is_behind_does_not_say_what_an_address_has() -> Result<()> 
 #[tokio::test]
 async fn a_treasury_is_refused_by_what_somebody_would_send_alone() -> Result<()> {
     let rig = Rig::start().await?;
-    let (rpc, terms) = (rpc(&rig)?, settings().terms);
+    let (rpc, terms) = (rig.rpc()?, settings().terms);
     let [rich, some, dusty] = [1, 2, 3].map(Address::repeat_byte);
     for (address, amount) in [(rich, 5 * COIN), (some, COIN / 2), (dusty, 1)] {
-        set_balance(&rig, address, amount).await?;
+        rig.set_balance(address, amount).await?;
     }
     let gas = async |payers: &[Address]| estimate_gas(&rpc, TREASURY, payers, &terms).await;
     for fault in [None, Some(Fault::NoOverride(-32602)), Some(Fault::NoOverride(3))] {
@@ -82,17 +75,17 @@ async fn a_treasury_is_refused_by_what_somebody_would_send_alone() -> Result<()>
         if let Some(fault) = fault {
             rig.proxy.make(fault, Extent::Always);
         }
-        rig.lab.node.call("anvil_setCode", json!([TREASURY, WANTS_SOMETHING])).await?;
+        rig.set_code(TREASURY, WANTS_SOMETHING).await?;
         let expected = if fault.is_none() { Some(60_000) } else { None };
         ensure!(gas(&[]).await? == expected && gas(&[dusty]).await? == expected, "{fault:?}");
         ensure!(gas(&[some]).await? == Some(60_000), "{fault:?}");
-        rig.lab.node.call("anvil_setCode", json!([TREASURY, WANTS_LITTLE])).await?;
+        rig.set_code(TREASURY, WANTS_LITTLE).await?;
         for payers in [&[][..], &[dusty], &[some], &[rich, some], &[some, rich]] {
             ensure!(gas(payers).await? == Some(60_000), "{fault:?} {payers:?}");
         }
         let refused = gas(&[rich, dusty]).await;
         ensure!(matches!(refused, Err(Refused::Reverts { .. })), "{fault:?} {refused:?}");
-        rig.lab.node.call("anvil_setCode", json!([TREASURY, REFUSES])).await?;
+        rig.set_code(TREASURY, REFUSES).await?;
         ensure!(gas(&[]).await?.is_none() && gas(&[dusty]).await?.is_none(), "{fault:?}");
         let refused = gas(&[dusty, some]).await;
         ensure!(matches!(refused, Err(Refused::Reverts { .. })), "{fault:?} {refused:?}");
@@ -106,12 +99,12 @@ async fn who_is_due_is_found_before_it_is_known_what_gas_a_sweep_takes() -> Resu
     let rig = Rig::start().await?;
     let books = Books::open(&rig).await?;
     let address = Address::repeat_byte(1);
-    paid(&books, address).await?;
-    let mut db = rig.pool.get().await?;
+    books.paid(address).await?;
+    let db = rig.pool.get().await?;
     ensure!(sweeper::plan::payers(&db, CHAIN, 1_000_000).await?.is_empty());
     let unknown = Settings { knows_gas: false, ..settings() };
     for now in [1_000_000, 1_000_001] {
-        let turn = plan_turn(&mut db, &unknown, now).await?;
+        let turn = books.turn(&unknown, now).await?;
         ensure!(turn == Turn { waits: Some(Waits::GasUnknown), ..Turn::default() }, "{turn:?}");
         ensure!(sweeper::plan::payers(&db, CHAIN, now).await? == [address]);
     }

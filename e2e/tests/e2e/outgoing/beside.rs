@@ -1,7 +1,7 @@
 //! What happens beside a transaction of Postgres that is under way: each waits for the other, and nothing that one wrote is
 //! undone by the other.
 
-use super::rig::{CHAIN, DEPTH, PACE, Rig, applied, ensure_all};
+use super::rig::{CHAIN, DEPTH, PACE, Rig, applied, ensure_all, somebody_waits};
 use alloy::primitives::{Address, B256, Bytes};
 use anyhow::{Context as _, Result, bail, ensure};
 use deadpool_postgres::{GenericClient, Pool};
@@ -33,8 +33,8 @@ fn transaction(from: Address, hash: B256, nonce: u64) -> SeenTransaction {
     SeenTransaction { hash, from, nonce, succeeded: None, gas_used: None, gas_price: None }
 }
 
-async fn queued(rig: &Rig, place: u64) -> Result<Uuid> {
-    let queued = rig.queue(place).await?;
+async fn queued(rig: &Rig) -> Result<Uuid> {
+    let queued = rig.queue(0).await?;
     let Queued::New(id) = queued else { bail!("{queued:?}") };
     Ok(id)
 }
@@ -55,10 +55,8 @@ async fn begun<T: Send + 'static>(
     other: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<tokio::task::JoinHandle<Result<T>>> {
     let (db, other) = (pool.get().await?, tokio::spawn(other));
-    let sql = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     eventually("somebody who waits for a lock, or needs none", async || {
-        let waits = !db.query(sql, &[]).await?.is_empty();
-        Ok((waits || other.is_finished()).then_some(()))
+        Ok((somebody_waits(&db).await? || other.is_finished()).then_some(()))
     })
     .await?;
     Ok(other)
@@ -86,7 +84,7 @@ async fn beside(
 #[tokio::test]
 async fn what_changes_a_row_beside_the_engine_is_not_undone_by_it() -> Result<()> {
     let mut rig = Rig::start().await?;
-    let id = queued(&rig, 0).await?;
+    let id = queued(&rig).await?;
     rig.turn(usize::MAX).await?;
     let hash = stored(&rig.pool.get().await?, id).await?.outgoing.attempts[0].hash;
 
@@ -108,7 +106,7 @@ async fn what_changes_a_row_beside_the_engine_is_not_undone_by_it() -> Result<()
 #[tokio::test]
 async fn a_nonce_that_is_given_out_while_a_stranger_is_read_with_it_is_known_to_be_used() -> Result<()> {
     let rig = Rig::start().await?;
-    let id = queued(&rig, 0).await?;
+    let id = queued(&rig).await?;
     let mut db = rig.pool.get().await?;
     let tx = db.transaction().await?;
     lock(&tx, &rig.lane()).await?.context("the lane")?;
@@ -131,7 +129,7 @@ async fn a_nonce_that_is_given_out_while_a_stranger_is_read_with_it_is_known_to_
 #[tokio::test]
 async fn a_count_holds_though_blocks_are_added_meanwhile() -> Result<()> {
     let mut rig = Rig::start().await?;
-    queued(&rig, 0).await?;
+    queued(&rig).await?;
     let (mut db, lane) = (rig.pool.get().await?, rig.lane());
     let at = block_to_count(&db, &lane).await?.context("a block")?;
     let seen = transaction(lane.sender, B256::repeat_byte(2), 0);
@@ -149,7 +147,7 @@ async fn a_count_holds_though_blocks_are_added_meanwhile() -> Result<()> {
 #[tokio::test]
 async fn a_count_of_a_block_is_forgotten_if_one_has_left_the_chain_meanwhile() -> Result<()> {
     let rig = Rig::start().await?;
-    queued(&rig, 0).await?;
+    queued(&rig).await?;
     let (mut db, lane) = (rig.pool.get().await?, rig.lane());
     for leaves in [ChainEvent::Removed(block(1)), ChainEvent::Restarted(rig.follower.told_final)] {
         rig.apply(&ChainEvent::Added { block: block(1), transactions: Vec::new() }).await?;
@@ -174,7 +172,7 @@ async fn a_sender_that_is_new_is_counted_up_to_the_block_that_is_being_read() ->
     let lane = rig.lane();
     let added = ChainEvent::Added { block: block(1), transactions: vec![transaction(lane.sender, B256::repeat_byte(2), 0)] };
     apply_chain_event(&tx, CHAIN, &added, &PACE).await?;
-    queued(&rig, 0).await?;
+    queued(&rig).await?;
     let pool = rig.pool.clone();
     let asked = begun(&rig.pool, async move { Ok(block_to_count(&pool.get().await?, &lane).await?) }).await?;
     tx.commit().await?;
@@ -187,7 +185,7 @@ async fn a_sender_that_is_new_is_counted_up_to_the_block_that_is_being_read() ->
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receipt_says_nothing_when_a_final_block_has_left_the_chain_since_it_was_asked_for() -> Result<()> {
     let mut rig = Rig::start().await?;
-    let id = queued(&rig, 0).await?;
+    let id = queued(&rig).await?;
     rig.turn(usize::MAX).await?;
     rig.lab.node.mine(1).await?;
     let head = rig.lose_records().await?;
@@ -224,8 +222,7 @@ async fn read(rig: &Rig, record: &BlockRecord) -> Result<()> {
 #[tokio::test]
 async fn a_transaction_of_a_record_is_ours_by_its_hash_and_a_strangers_makes_its_sender_be_counted_anew() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
-    let id = queued(&rig, 0).await?;
+    let id = queued(&rig).await?;
     rig.turn(usize::MAX).await?;
     let (db, lane) = (rig.pool.get().await?, rig.lane());
     let counted = async || -> Result<Option<i64>> {
@@ -265,8 +262,7 @@ async fn a_transaction_of_a_record_is_ours_by_its_hash_and_a_strangers_makes_its
 #[tokio::test]
 async fn what_was_told_as_final_stands_while_blocks_are_read_that_came_before() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
-    let id = queued(&rig, 0).await?;
+    let id = queued(&rig).await?;
     rig.turn(usize::MAX).await?;
     let (db, lane) = (rig.pool.get().await?, rig.lane());
     let (hash, nonce) = {
@@ -301,8 +297,7 @@ async fn what_was_told_as_final_stands_while_blocks_are_read_that_came_before() 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_signed_or_sent_in_a_lane_that_is_frozen_meanwhile() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
-    queued(&rig, 0).await?;
+    queued(&rig).await?;
     let (db, lane) = (rig.pool.get().await?, rig.lane());
     // After it was found to be due: the count is asked for first.
     let (pool, handle) = (rig.pool.clone(), tokio::runtime::Handle::current());
@@ -322,9 +317,8 @@ async fn nothing_is_signed_or_sent_in_a_lane_that_is_frozen_meanwhile() -> Resul
 /// Rows are put into the tables of before, and the process that has signed runs on.
 #[tokio::test]
 async fn a_process_signs_nothing_on_a_database_that_knows_less_than_it_has_signed() -> Result<()> {
-    let mut rig = Rig::start().await?;
-    rig.follow().await?;
-    let id = queued(&rig, 0).await?;
+    let rig = Rig::start().await?;
+    let id = queued(&rig).await?;
     let engine = rig.engine()?;
     engine.turn(rig.now).await?;
     let db = rig.pool.get().await?;

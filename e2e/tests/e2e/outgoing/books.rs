@@ -2,9 +2,9 @@
 
 use super::rig::{CHAIN, PACE, Rig};
 use alloy::primitives::{Address, B256, U256, keccak256};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use chain::Rpc;
-use deadpool_postgres::Client;
+use deadpool_postgres::{Client, Pool};
 use payments::Policy;
 use std::collections::{BTreeMap, HashMap};
 use sweeper::plan::rules::{Terms, Verdict};
@@ -42,12 +42,6 @@ pub(super) struct Turn {
     pub(super) queued: usize,
     pub(super) to_drop: Vec<Uuid>,
     pub(super) waits: Option<Waits>,
-}
-
-/// A turn, where each address has all that it should have.
-pub(super) async fn plan_turn(db: &mut Client, settings: &Settings, now: u64) -> Result<Turn> {
-    let rich = async |addresses: &[Address], _| addresses.iter().map(|address| (*address, U256::MAX)).collect();
-    plan_turn_with(db, settings, rich, now).await
 }
 
 pub(super) async fn plan_turn_with(
@@ -91,13 +85,22 @@ impl Paid {
 }
 
 /// Payments and transfers as the API and the confirmer write them.
-pub(super) struct Books<'a> {
-    pub(super) rig: &'a Rig,
+pub(super) struct Books {
+    pub(super) pool: Pool,
     pub(super) merchant: Uuid,
 }
 
-impl<'a> Books<'a> {
-    pub(super) async fn open(rig: &'a Rig) -> Result<Self> {
+/// A rig with so many sweeps that are planned and open, after one to the treasury that is over; their transactions.
+pub(super) async fn planned(sweeps: u8) -> Result<(Rig, Books, Vec<Uuid>)> {
+    let rig = Rig::start().await?;
+    let books = Books::open(&rig).await?;
+    books.addresses(sweeps + 1).await?;
+    let planned = books.proven(sweeps.into()).await?;
+    Ok((rig, books, planned))
+}
+
+impl Books {
+    pub(super) async fn open(rig: &Rig) -> Result<Self> {
         let merchant = Uuid::now_v7();
         let db = rig.pool.get().await?;
         db.execute("INSERT INTO merchants (id, name) VALUES ($1, 'shop')", &[&merchant]).await?;
@@ -109,11 +112,11 @@ impl<'a> Books<'a> {
              VALUES (31337, 1, 0, 1000, sha256('head'), 1, 900, 1000, 1, 1, 1)",
         )
         .await?;
-        Ok(Self { rig, merchant })
+        Ok(Self { pool: rig.pool.clone(), merchant })
     }
 
     pub(super) async fn set_head(&self, number: i64) -> Result<()> {
-        let db = self.rig.pool.get().await?;
+        let db = self.pool.get().await?;
         db.execute("UPDATE chain_heads SET number = $1, witnessed_number = $1", &[&number]).await?;
         Ok(())
     }
@@ -123,7 +126,7 @@ impl<'a> Books<'a> {
         let sql = "INSERT INTO payments (id, merchant_id, chain_id, chain, decimals, address, xpub, address_index, deposit_address,
                        amount, confirmations_required, status, sequence, created_at, expires_at, updated_at)
                    VALUES ($1, $2, 31337, 'anvil', 18, $3, $4, (SELECT count(*) FROM payments), $5, 1, 1, 'pending', 1, 1, 2, 1)";
-        let db = self.rig.pool.get().await?;
+        let db = self.pool.get().await?;
         db.execute(sql, &[&id, &self.merchant, &address.as_slice(), &account, &of]).await?;
         Ok(id)
     }
@@ -132,14 +135,14 @@ impl<'a> Books<'a> {
         let id = Uuid::now_v7();
         let sql = "INSERT INTO deposit_addresses (id, merchant_id, address, xpub, address_index, created_at)
                    VALUES ($1, $2, $3, $4, 1000000 + (SELECT count(*) FROM deposit_addresses), 1)";
-        let db = self.rig.pool.get().await?;
+        let db = self.pool.get().await?;
         db.execute(sql, &[&id, &self.merchant, &address.as_slice(), &account]).await?;
         Ok(id)
     }
 
     /// Writes a transfer to a payment, or to a static address alone; returns its block's hash.
     pub(super) async fn pay(&self, payment: Option<Uuid>, of: Option<Uuid>, paid: Paid) -> Result<B256> {
-        let db = self.rig.pool.get().await?;
+        let db = self.pool.get().await?;
         let hash = keccak256(Uuid::now_v7().as_bytes());
         let chain = i64::try_from(paid.chain.0)?;
         let token = paid.token.as_ref().map(|token| token.as_slice());
@@ -176,32 +179,77 @@ impl<'a> Books<'a> {
         Ok(hash)
     }
 
+    /// Pays a coin, which is confirmed, to a payment of its own at this address; returns that, and the block's hash.
+    pub(super) async fn paid(&self, address: Address) -> Result<(Uuid, B256)> {
+        let payment = self.payment(address, "own", None).await?;
+        Ok((payment, self.pay(Some(payment), None, Paid::credited(5, COIN)).await?))
+    }
+
+    /// Addresses with a coin each; returns the first one's payment.
+    pub(super) async fn addresses(&self, count: u8) -> Result<Uuid> {
+        let mut first = None;
+        for place in 1..=count {
+            let (payment, _) = self.paid(Address::repeat_byte(place)).await?;
+            first.get_or_insert(payment);
+        }
+        first.context("no address")
+    }
+
+    /// Has the first sweep to the treasury over, as if it were final, and the others planned, whose transactions it returns.
+    pub(super) async fn proven(&self, others: usize) -> Result<Vec<Uuid>> {
+        ensure!(self.queue_due(1_000_000).await?.queued == 1);
+        self.end_sweeps().await?;
+        let turn = self.queue_due(1_000_040).await?;
+        ensure!(turn.queued == others && turn.waits.is_none() && turn.to_drop.is_empty(), "{turn:?}");
+        self.open_sweeps().await
+    }
+
     /// A reorg takes all of a block.
     pub(super) async fn remove(&self, block: B256) -> Result<()> {
-        let db = self.rig.pool.get().await?;
+        let db = self.pool.get().await?;
         db.execute("UPDATE transfers SET removed = true WHERE block_hash = $1", &[&block.as_slice()]).await?;
         db.execute("DELETE FROM payment_parts WHERE block_hash = $1", &[&block.as_slice()]).await?;
         Ok(())
     }
 
     pub(super) async fn queue_due(&self, now: u64) -> Result<Turn> {
-        plan_turn(&mut self.rig.pool.get().await?, &settings(), now).await
+        self.turn(&settings(), now).await
+    }
+
+    /// A turn, where each address has all that it should have.
+    pub(super) async fn turn(&self, settings: &Settings, now: u64) -> Result<Turn> {
+        let rich = async |addresses: &[Address], _| addresses.iter().map(|address| (*address, U256::MAX)).collect();
+        plan_turn_with(&mut self.pool.get().await?, settings, rich, now).await
     }
 
     pub(super) async fn verdicts(&self, settings: &Settings) -> Result<BTreeMap<Address, Verdict>> {
-        let db = self.rig.pool.get().await?;
+        let db = self.pool.get().await?;
         let looked = look(&db, CHAIN, settings).await?.context("a head")?;
         Ok(looked.into_iter().map(|(holding, verdict)| (holding.address, verdict)).collect())
     }
 
     pub(super) async fn sweeps(&self) -> Result<Vec<(String, bool)>> {
-        let db = self.rig.pool.get().await?;
+        let db = self.pool.get().await?;
         let rows = db.query("SELECT state, set_aside FROM sweeps ORDER BY created_at, id", &[]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
+    /// As if what is under way were final.
+    pub(super) async fn end_sweeps(&self) -> Result<()> {
+        let db = self.pool.get().await?;
+        db.execute("UPDATE sweeps SET state = 'final', ended_at = now() WHERE state = 'open'", &[]).await?;
+        Ok(())
+    }
+
+    /// The open sweeps' transactions, in the order in which they were planned.
+    pub(super) async fn open_sweeps(&self) -> Result<Vec<Uuid>> {
+        let db = self.pool.get().await?;
+        let rows = db.query("SELECT outgoing FROM sweeps WHERE state = 'open' ORDER BY id", &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     pub(super) async fn last(&self) -> Result<(Uuid, Uuid)> {
-        let db = self.rig.pool.get().await?;
+        let db = self.pool.get().await?;
         let row = db.query_one("SELECT id, outgoing FROM sweeps ORDER BY created_at DESC, id DESC LIMIT 1", &[]).await?;
         Ok((row.get(0), row.get(1)))
     }

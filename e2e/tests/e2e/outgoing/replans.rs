@@ -1,10 +1,10 @@
-//! What is planned, is not over, and is not wanted any more; and what keeps a chain from being planned.
+//! Open sweeps that are withdrawn and planned anew; and what stops a chain from planning.
 
-use super::books::{self, Books, COIN, HEAD, Paid, TREASURY, Turn, settings};
+use super::books::{Books, COIN, HEAD, Paid, TREASURY, Turn, planned, settings};
 use super::rig::{CHAIN, PACE, Rig};
 use alloy::primitives::{Address, U256};
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use sweeper::engine::fold::drop_outgoing;
 use sweeper::keys::Signer as _;
@@ -13,39 +13,8 @@ use sweeper::plan::settings::Refused;
 use sweeper::plan::{Settings, Waits, admin, check_treasury, moved, store};
 use uuid::Uuid;
 
-/// Addresses with a coin each; returns the first one's payment.
-pub(super) async fn addresses(books: &Books<'_>, count: u8) -> Result<Uuid> {
-    let mut first = None;
-    for place in 1..=count {
-        let payment = books.payment(Address::repeat_byte(place), "own", None).await?;
-        books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
-        first.get_or_insert(payment);
-    }
-    first.context("no address")
-}
-
-/// Has the first sweep to the treasury over, as if it were final, and the others planned.
-pub(super) async fn proven(books: &Books<'_>, others: usize) -> Result<()> {
-    ensure!(books.queue_due(1_000_000).await?.queued == 1);
-    let db = books.rig.pool.get().await?;
-    db.execute("UPDATE sweeps SET state = 'final', ended_at = now()", &[]).await?;
-    let turn = books.queue_due(1_000_040).await?;
-    ensure!(turn.queued == others && turn.waits.is_none() && turn.to_drop.is_empty(), "{turn:?}");
-    Ok(())
-}
-
-async fn turn(books: &Books<'_>, settings: &Settings, now: u64) -> Result<Turn> {
-    books::plan_turn(&mut books.rig.pool.get().await?, settings, now).await
-}
-
-pub(super) async fn open(books: &Books<'_>) -> Result<BTreeSet<Uuid>> {
-    let db = books.rig.pool.get().await?;
-    let rows = db.query("SELECT outgoing FROM sweeps WHERE state = 'open'", &[]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-async fn candidates(books: &Books<'_>) -> Result<i64> {
-    let db = books.rig.pool.get().await?;
+async fn candidates(books: &Books) -> Result<i64> {
+    let db = books.pool.get().await?;
     Ok(db.query_one("SELECT count(*) FROM sweep_candidates", &[]).await?.get(0))
 }
 
@@ -53,7 +22,7 @@ async fn candidates(books: &Books<'_>) -> Result<i64> {
 async fn the_first_sweep_to_a_treasury_is_named_while_others_wait_for_it_and_a_person_can_drop_it() -> Result<()> {
     let rig = Rig::start().await?;
     let books = Books::open(&rig).await?;
-    addresses(&books, 2).await?;
+    books.addresses(2).await?;
     ensure!(books.queue_due(1_000_000).await?.queued == 1);
     let (first, outgoing) = books.last().await?;
     let turn = books.queue_due(1_000_040).await?;
@@ -78,40 +47,35 @@ async fn the_first_sweep_to_a_treasury_is_named_while_others_wait_for_it_and_a_p
 async fn what_goes_to_another_treasury_than_the_one_that_is_set_is_dropped_and_planned_anew() -> Result<()> {
     let rig = Rig::start().await?;
     let books = Books::open(&rig).await?;
-    let payment = addresses(&books, 3).await?;
-    proven(&books, 2).await?;
+    let payment = books.addresses(3).await?;
+    let unwanted: BTreeSet<Uuid> = books.proven(2).await?.into_iter().collect();
     // What comes to an address whose sweep is under way is not summed up again and again.
     books.pay(Some(payment), None, Paid { credited: None, ..Paid::credited(990, COIN) }).await?;
     books.set_head(1001).await?;
     ensure!(books.queue_due(1_000_045).await?.queued == 0 && candidates(&books).await? == 0);
-    let unwanted = open(&books).await?;
     let other = Settings { treasury: Some(Address::repeat_byte(0x78)), ..settings() };
-    let named: BTreeSet<Uuid> = turn(&books, &other, 1_000_050).await?.to_drop.into_iter().collect();
+    let named: BTreeSet<Uuid> = books.turn(&other, 1_000_050).await?.to_drop.into_iter().collect();
     ensure!(named == unwanted, "{named:?}");
     for outgoing in unwanted {
         drop_outgoing(&rig.pool, outgoing, &PACE).await?;
     }
-    let planned = turn(&books, &other, 1_000_100).await?;
+    let planned = books.turn(&other, 1_000_100).await?;
     ensure!(planned.queued == 1 && planned.to_drop.is_empty(), "the first to it goes alone: {planned:?}");
     let to: Vec<u8> = rig.pool.get().await?.query_one("SELECT treasury FROM sweeps WHERE state = 'open'", &[]).await?.get(0);
     ensure!(to == [0x78; 20]);
     let (_, outgoing) = books.last().await?;
-    let none = turn(&books, &Settings { treasury: None, ..settings() }, 1_000_101).await?;
+    let none = books.turn(&Settings { treasury: None, ..settings() }, 1_000_101).await?;
     ensure!(none == Turn { queued: 0, to_drop: vec![outgoing], waits: None }, "{none:?}");
     Ok(())
 }
 
 #[tokio::test]
 async fn what_is_queued_is_not_signed_once_a_hold_covers_it_or_a_person_has_to_look_first() -> Result<()> {
-    let rig = Rig::start().await?;
-    let books = Books::open(&rig).await?;
-    addresses(&books, 6).await?;
-    proven(&books, 5).await?;
+    let (rig, books, planned) = planned(5).await?;
     let mut db = rig.pool.get().await?;
-    let of = "SELECT address, outgoing FROM sweeps WHERE state = 'open' ORDER BY id";
-    let planned: Vec<(Address, Uuid)> =
-        db.query(of, &[]).await?.iter().map(|row| (Address::from_slice(row.get(0)), row.get(1))).collect();
-    let (held, outgoing) = planned[0];
+    let outgoing = planned[0];
+    let of = "SELECT address FROM sweeps WHERE outgoing = $1";
+    let held = Address::from_slice(db.query_one(of, &[&outgoing]).await?.get(0));
     let id = admin::hold(&mut db, &Hold { chain: None, address: Some(held), token: None, merchant: None }, "a test").await?;
     let turn = books.queue_due(1_000_050).await?;
     ensure!(turn.to_drop == [outgoing] && turn.queued == 0, "{turn:?}");
@@ -121,11 +85,11 @@ async fn what_is_queued_is_not_signed_once_a_hold_covers_it_or_a_person_has_to_l
     ensure!(books.queue_due(1_000_090).await?.queued == 1, "the end of a hold frees what it has dropped");
 
     // Three come to nothing, in one block.
-    for (_, outgoing) in &planned[1..4] {
+    for outgoing in &planned[1..4] {
         drop_outgoing(&rig.pool, *outgoing, &PACE).await?;
     }
     db.execute("UPDATE sweeps SET ended_at = now() WHERE state <> 'open'", &[]).await?;
-    let others = open(&books).await?;
+    let others: BTreeSet<Uuid> = books.open_sweeps().await?.into_iter().collect();
     let turn = books.queue_due(1_000_100).await?;
     ensure!(turn.waits == Some(Waits::Vain) && turn.queued == 0, "{turn:?}");
     ensure!(others.len() == 2 && turn.to_drop.into_iter().collect::<BTreeSet<Uuid>>() == others);
@@ -149,16 +113,16 @@ async fn what_is_queued_is_not_signed_once_a_hold_covers_it_or_a_person_has_to_l
 async fn nothing_is_planned_while_gas_costs_too_much_or_nobody_says_how_much() -> Result<()> {
     let rig = Rig::start().await?;
     let books = Books::open(&rig).await?;
-    addresses(&books, 1).await?;
+    books.addresses(1).await?;
     let unknown = Settings { price: None, ..settings() };
-    ensure!(turn(&books, &unknown, 1_000_000).await? == Turn { waits: Some(Waits::PriceUnknown), ..Turn::default() });
+    ensure!(books.turn(&unknown, 1_000_000).await? == Turn { waits: Some(Waits::PriceUnknown), ..Turn::default() });
     let (price, max_fee) = (PACE.max_fee + 1, PACE.max_fee);
     let dear = Settings { price: Some(price), ..settings() };
     let waits = Some(Waits::TooDear { price, max_fee });
-    ensure!(turn(&books, &dear, 1_000_001).await? == Turn { waits, ..Turn::default() });
+    ensure!(books.turn(&dear, 1_000_001).await? == Turn { waits, ..Turn::default() });
     ensure!(books.queue_due(1_000_002).await?.queued == 1);
     // What is queued already is signed when somebody says so.
-    let waiting = turn(&books, &unknown, 1_000_003).await?;
+    let waiting = books.turn(&unknown, 1_000_003).await?;
     ensure!(waiting.to_drop.is_empty() && waiting.waits == Some(Waits::PriceUnknown), "{waiting:?}");
     Ok(())
 }
@@ -166,21 +130,15 @@ async fn nothing_is_planned_while_gas_costs_too_much_or_nobody_says_how_much() -
 #[tokio::test]
 async fn an_address_is_looked_at_when_its_sweep_is_over_and_what_has_left_is_told_once() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
     let address = rig.key.address();
-    let (merchant, payment, paid) = {
-        let books = Books::open(&rig).await?;
-        let payment = books.payment(address, "own", None).await?;
-        let paid = books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
-        ensure!(books.queue_due(1_000_000).await?.queued == 1);
-        // More comes while it is under way, in a block that is not read any more.
-        books.pay(Some(payment), None, Paid { credited: None, ..Paid::credited(4, COIN) }).await?;
-        ensure!(candidates(&books).await? == 0);
-        (books.merchant, payment, paid)
-    };
-    rig.lab.node.call("anvil_setBalance", json!([address, U256::from(2 * COIN)])).await?;
+    let books = Books::open(&rig).await?;
+    let (payment, paid) = books.paid(address).await?;
+    ensure!(books.queue_due(1_000_000).await?.queued == 1);
+    // More comes while it is under way, in a block that is not read any more.
+    books.pay(Some(payment), None, Paid { credited: None, ..Paid::credited(4, COIN) }).await?;
+    ensure!(candidates(&books).await? == 0);
+    rig.set_balance(address, 2 * COIN).await?;
     rig.settle().await?;
-    let books = Books { rig: &rig, merchant };
     let (_, outgoing) = books.last().await?;
     ensure!(candidates(&books).await? == 1, "what came meanwhile stays for ever");
     // The credit is gone before anybody asks what has left: that has left all the same.
@@ -203,7 +161,7 @@ async fn an_address_is_looked_at_when_its_sweep_is_over_and_what_has_left_is_tol
 async fn a_treasury_that_is_given_out_later_is_refused() -> Result<()> {
     let rig = Rig::start().await?;
     let books = Books::open(&rig).await?;
-    addresses(&books, 3).await?;
+    books.addresses(3).await?;
     let db = rig.pool.get().await?;
     let xpub: wallet::AccountXpub = rig.lab.env["CTRIP_XPUB"].parse()?;
     let refused = async |treasury| check_treasury(&db, treasury, &["own".to_owned()]).await;
@@ -224,7 +182,7 @@ async fn a_treasury_that_is_given_out_later_is_refused() -> Result<()> {
 async fn one_address_that_cannot_be_planned_holds_up_no_other() -> Result<()> {
     let rig = Rig::start().await?;
     let books = Books::open(&rig).await?;
-    addresses(&books, 20).await?;
+    books.addresses(20).await?;
     let db = rig.pool.get().await?;
     db.batch_execute("ALTER TABLE sweeps ADD CONSTRAINT refused CHECK (address <> decode(repeat('07', 20), 'hex'))").await?;
     let (mut queued, mut failed) = (0, 0);
@@ -233,7 +191,7 @@ async fn one_address_that_cannot_be_planned_holds_up_no_other() -> Result<()> {
             Ok(turn) => queued += turn.queued,
             Err(_) => failed += 1,
         }
-        db.execute("UPDATE sweeps SET state = 'final', ended_at = now() WHERE state = 'open'", &[]).await?;
+        books.end_sweeps().await?;
     }
     ensure!(queued == 19 && failed > 0, "{queued} of 19 queued, {failed} turns failed");
     let looked: i64 = db.query_one("SELECT count(*) FROM sweep_candidates", &[]).await?.get(0);
@@ -257,7 +215,7 @@ async fn a_chain_on_which_nothing_has_come_has_nothing_to_plan() -> Result<()> {
     ensure!(store::has_work(&db, CHAIN, 1_000_002).await?, "coin has come");
     ensure!(books.queue_due(1_000_003).await?.queued == 1);
     ensure!(store::has_work(&db, CHAIN, 1_000_004).await?, "a sweep is open");
-    db.execute("UPDATE sweeps SET state = 'final', ended_at = now()", &[]).await?;
+    books.end_sweeps().await?;
     ensure!(!store::has_work(&db, CHAIN, 1_000_005).await?);
     store::add_candidates(&db, CHAIN, &[Address::repeat_byte(1)]).await?;
     ensure!(store::has_work(&db, CHAIN, 1_000_006).await?, "an address is to be looked at");

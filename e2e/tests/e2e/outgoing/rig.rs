@@ -3,7 +3,7 @@
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
 use chain::{NodeUrl, Rpc};
-use deadpool_postgres::Pool;
+use deadpool_postgres::{Client, Pool};
 use e2e::{Lab, Lacks, Proxy, quantity};
 use futures::future::{BoxFuture, FutureExt as _};
 use runtime::{Failure, db};
@@ -28,6 +28,8 @@ use uuid::Uuid;
 
 pub(super) const CHAIN: ChainId = ChainId(31337);
 pub(super) const PACE: Pace = Pace { max_fee: 500_000_000_000, raise: 100, resend_after: 10, stuck_after: 30, raise_after: 2 };
+/// 20 gwei, where anvil begins with less than 1.
+pub(super) const HIGH_BASE_FEE: &str = "0x4a817c800";
 /// Confirmations until a block counts as final; reorgs are less deep.
 pub(super) const DEPTH: u64 = 4;
 
@@ -137,6 +139,12 @@ pub(super) async fn applied(pool: Pool, event: ChainEvent) -> Result<()> {
     Ok(tx.commit().await?)
 }
 
+/// Whether anybody waits for a lock in this database.
+pub(super) async fn somebody_waits(db: &Client) -> Result<bool> {
+    let sql = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    Ok(!db.query(sql, &[]).await?.is_empty())
+}
+
 impl Rig {
     pub(super) async fn start() -> Result<Self> {
         let lab = Lab::without_topics().await?;
@@ -175,10 +183,15 @@ impl Rig {
         LaneId { chain: CHAIN, sender: self.key.address() }
     }
 
+    /// The node, by way of the proxy.
+    pub(super) fn rpc(&self) -> Result<Rpc> {
+        let url: NodeUrl = self.proxy.url.parse().map_err(anyhow::Error::msg)?;
+        Ok(Rpc::new("anvil", &[url], Some(CHAIN)))
+    }
+
     /// The engine as a process has it that has just begun.
     pub(super) fn engine(&self) -> Result<Engine> {
-        let url: NodeUrl = self.proxy.url.parse().map_err(anyhow::Error::msg)?;
-        let nodes = Nodes::new(Rpc::new("anvil", &[url], Some(CHAIN)), 1);
+        let nodes = Nodes::new(self.rpc()?, 1);
         let keys = Arc::new(OneKey(self.key.clone()));
         Ok(Engine::new(CHAIN, self.pool.clone(), nodes, keys, Arc::new(Anything), self.topic.clone(), PACE))
     }
@@ -204,6 +217,15 @@ impl Rig {
         let engine = self.engine()?;
         let work = Killed { work: Box::pin(engine.turn(self.now)), polls };
         Ok(work.await.transpose()?)
+    }
+
+    /// A block with this base fee, and a turn after it.
+    pub(super) async fn turn_at(&mut self, base_fee: &str) -> Result<()> {
+        self.lab.node.call("anvil_setNextBlockBaseFeePerGas", json!([base_fee])).await?;
+        self.lab.node.mine(1).await?;
+        self.follow().await?;
+        self.turn(usize::MAX).await?;
+        Ok(())
     }
 
     /// Lets two engines work at the same time, each until it has waited so many times.
@@ -314,7 +336,15 @@ impl Rig {
     }
 
     pub(super) async fn balance(&self, of: Address) -> Result<U256> {
-        Ok(serde_json::from_value(self.lab.node.call("eth_getBalance", json!([of, "latest"])).await?)?)
+        self.lab.node.balance(of).await
+    }
+
+    pub(super) async fn set_balance(&self, of: Address, amount: u128) -> Result<()> {
+        self.lab.node.call("anvil_setBalance", json!([of, U256::from(amount)])).await.map(drop)
+    }
+
+    pub(super) async fn set_code(&self, of: Address, code: &str) -> Result<()> {
+        self.lab.node.call("anvil_setCode", json!([of, code])).await.map(drop)
     }
 
     /// Each transfer arrived once, by the node's balances, and nothing contradicted what is known.

@@ -1,16 +1,17 @@
 //! Sweeps of coin, planned from transfers in a real Postgres, and made on a real node.
 
-use super::books::{Books, COIN, CONFIRMATIONS, HEAD, Paid, TREASURY, plan_turn, settings};
-use super::rig::{CHAIN, PACE, Rig};
-use alloy::primitives::{Address, Bytes, U256, keccak256};
+use super::asked::REFUSES;
+use super::books::{Books, COIN, CONFIRMATIONS, HEAD, Paid, TREASURY, settings};
+use super::rig::{CHAIN, HIGH_BASE_FEE, PACE, Rig};
+use alloy::primitives::{Address, U256, keccak256};
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use sweeper::engine::fold::drop_outgoing;
 use sweeper::keys::Signer as _;
 use sweeper::plan::ledger::{Of, holdings, ripe};
-use sweeper::plan::rules::{self, Hold, Holding, Verdict};
+use sweeper::plan::rules::{self, Hold, Holding, Terms, Verdict};
 use sweeper::plan::{Settings, Waits, admin, look, moved, store};
 use topics::ChainId;
 use uuid::Uuid;
@@ -18,22 +19,15 @@ use uuid::Uuid;
 /// A plan over a million addresses takes no longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-async fn set_balance(rig: &Rig, amount: u128) -> Result<()> {
-    rig.lab.node.call("anvil_setBalance", json!([rig.key.address(), U256::from(amount)])).await?;
-    Ok(())
-}
-
 /// The address has what has arrived, to the last wei: a sweep that asked for more would not be mined.
 #[tokio::test]
 async fn coin_leaves_a_static_address_as_often_as_it_comes_and_dust_goes_with_the_next_sweep() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
     let address = rig.key.address();
     let (mut treasury, mut arrived) = (U256::ZERO, 0);
-    let of = Books::open(&rig).await?.static_address(address, "own").await?;
-    let merchant: Uuid = rig.pool.get().await?.query_one("SELECT id FROM merchants", &[]).await?.get(0);
+    let books = Books::open(&rig).await?;
+    let of = books.static_address(address, "own").await?;
     for round in 0..3_u64 {
-        let books = Books { rig: &rig, merchant };
         let block = HEAD + 20 * i64::try_from(round)?;
         let payment = books.payment(address, "own", Some(of)).await?;
         books.pay(Some(payment), Some(of), Paid::credited(block - CONFIRMATIONS + 1, 3 * COIN)).await?;
@@ -43,7 +37,7 @@ async fn coin_leaves_a_static_address_as_often_as_it_comes_and_dust_goes_with_th
         arrived += 3 * COIN + 7;
         books.set_head(block).await?;
         let before = rig.balance(address).await?;
-        set_balance(&rig, if round == 0 { arrived } else { before.to::<u128>() + 3 * COIN + 7 }).await?;
+        rig.set_balance(address, if round == 0 { arrived } else { before.to::<u128>() + 3 * COIN + 7 }).await?;
         let now = 1_000_000 + 100 * round;
         let turn = books.queue_due(now).await?;
         ensure!(turn.queued == 1 && turn.waits.is_none() && turn.to_drop.is_empty(), "{turn:?}");
@@ -57,14 +51,10 @@ async fn coin_leaves_a_static_address_as_often_as_it_comes_and_dust_goes_with_th
             // It is raised, and what it asks for is there still.
             rig.turn(usize::MAX).await?;
             for _ in 0..8 {
-                rig.lab.node.call("anvil_setNextBlockBaseFeePerGas", json!(["0x4a817c800"])).await?;
-                rig.lab.node.mine(1).await?;
-                rig.follow().await?;
-                rig.turn(usize::MAX).await?;
+                rig.turn_at(HIGH_BASE_FEE).await?;
             }
         }
         rig.settle().await?;
-        let books = Books { rig: &rig, merchant };
         ensure!(books.sweeps().await?.iter().all(|sweep| *sweep == ("final".to_owned(), false)), "{:?}", books.sweeps().await?);
         let db = rig.pool.get().await?;
         let moved_first = moved(&db, outgoing).await?;
@@ -81,7 +71,7 @@ async fn coin_leaves_a_static_address_as_often_as_it_comes_and_dust_goes_with_th
         ensure!(U256::from(arrived) - treasury <= reserve * U256::from(round + 2), "dust is never left behind twice");
         ensure!(moved(&db, outgoing).await? == moved_first, "whoever asks again hears the same");
     }
-    ensure!(Books { rig: &rig, merchant }.sweeps().await?.len() == 3);
+    ensure!(books.sweeps().await?.len() == 3);
     rig.check(0).await
 }
 
@@ -151,7 +141,7 @@ async fn what_may_leave_is_what_is_confirmed_and_ours_stray_money_too_and_no_tok
     // The first sweep to a treasury goes alone; the others follow when it is final.
     ensure!(books.queue_due(1_000_000).await?.queued == 1);
     ensure!(books.queue_due(1_000_040).await?.queued == 0);
-    db.execute("UPDATE sweeps SET state = 'final', ended_at = now()", &[]).await?;
+    books.end_sweeps().await?;
     let queued = books.queue_due(1_000_100).await?.queued;
     let worth = expected.values().filter(|(_, coins, _)| *coins > 0).count();
     ensure!(queued == worth - 1, "{queued} of {worth}");
@@ -178,8 +168,7 @@ async fn what_is_held_stays_and_a_treasury_that_cannot_be_is_refused() -> Result
     let books = Books::open(&rig).await?;
     let (one, two) = (Address::repeat_byte(1), Address::repeat_byte(2));
     for address in [one, two] {
-        let payment = books.payment(address, "own", None).await?;
-        books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
+        books.paid(address).await?;
     }
     let db = rig.pool.get().await?;
     let any = Hold { chain: None, address: None, token: None, merchant: None };
@@ -200,13 +189,11 @@ async fn what_is_held_stays_and_a_treasury_that_cannot_be_is_refused() -> Result
     let hold = admin::hold(&mut rig.pool.get().await?, &any, "all").await?;
     ensure!(books.queue_due(1_000_000).await?.queued == 0);
     admin::release(&db, hold).await?;
-    let mut given_out = settings();
-    given_out.treasury = Some(two);
-    let turn = plan_turn(&mut rig.pool.get().await?, &given_out, 1_000_001).await?;
+    let given_out = Settings { treasury: Some(two), ..settings() };
+    let turn = books.turn(&given_out, 1_000_001).await?;
     ensure!(turn.queued == 0 && turn.waits == Some(Waits::TreasuryGivenOut(two)), "{turn:?}");
-    let mut none = settings();
-    none.treasury = None;
-    ensure!(plan_turn(&mut rig.pool.get().await?, &none, 1_000_001).await?.queued == 0);
+    let none = Settings { treasury: None, ..settings() };
+    ensure!(books.turn(&none, 1_000_001).await?.queued == 0);
     ensure!(books.queue_due(1_000_002).await?.queued == 1, "what was held is forgotten");
     Ok(())
 }
@@ -217,9 +204,7 @@ async fn two_planners_at_once_queue_each_address_once() -> Result<()> {
     let rig = Rig::start().await?;
     let books = Books::open(&rig).await?;
     for place in 0..40_u64 {
-        let address = Address::from_word(keccak256(place.to_be_bytes()));
-        let payment = books.payment(address, "own", None).await?;
-        books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
+        books.paid(Address::from_word(keccak256(place.to_be_bytes()))).await?;
     }
     let db = rig.pool.get().await?;
     let mut queued = 0;
@@ -228,7 +213,7 @@ async fn two_planners_at_once_queue_each_address_once() -> Result<()> {
         let (one, other) = futures::future::join(books.queue_due(now), books.queue_due(now)).await;
         // One that has read what the other one wrote meanwhile tries again.
         queued += one.map_or(0, |turn| turn.queued) + other.map_or(0, |turn| turn.queued);
-        db.execute("UPDATE sweeps SET state = 'final', ended_at = now() WHERE state = 'open'", &[]).await?;
+        books.end_sweeps().await?;
     }
     let sweeps: i64 = db.query_one("SELECT count(DISTINCT address) FROM sweeps", &[]).await?.get(0);
     let all: i64 = db.query_one("SELECT count(*) FROM outgoing", &[]).await?.get(0);
@@ -239,36 +224,31 @@ async fn two_planners_at_once_queue_each_address_once() -> Result<()> {
 #[tokio::test]
 async fn money_that_a_reorg_takes_back_after_it_was_planned_is_planned_anew_and_is_not_set_aside() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
     let address = rig.key.address();
-    let (merchant, payment, before) = {
-        let books = Books::open(&rig).await?;
-        let payment = books.payment(address, "own", None).await?;
-        books.pay(Some(payment), None, Paid { credited: None, ..Paid::credited(5, COIN / 2) }).await?;
-        let taken = books.pay(Some(payment), None, Paid::credited(900, COIN)).await?;
-        ensure!(books.queue_due(1_000_000).await?.queued == 1);
-        books.remove(taken).await?;
-        (books.merchant, payment, COIN / 2)
-    };
+    let books = Books::open(&rig).await?;
+    let payment = books.payment(address, "own", None).await?;
+    books.pay(Some(payment), None, Paid { credited: None, ..Paid::credited(5, COIN / 2) }).await?;
+    let taken = books.pay(Some(payment), None, Paid::credited(900, COIN)).await?;
+    ensure!(books.queue_due(1_000_000).await?.queued == 1);
+    books.remove(taken).await?;
     // The chain has half a coin there, and the sweep wants one and a half.
-    set_balance(&rig, before).await?;
+    rig.set_balance(address, COIN / 2).await?;
     rig.turn(usize::MAX).await?;
-    let turn = Books { rig: &rig, merchant }.queue_due(1_000_001).await?;
-    let (_, outgoing) = Books { rig: &rig, merchant }.last().await?;
+    let turn = books.queue_due(1_000_001).await?;
+    let (_, outgoing) = books.last().await?;
     ensure!(turn.to_drop == [outgoing], "{turn:?}");
     drop_outgoing(&rig.pool, outgoing, &PACE).await?;
     rig.settle().await?;
-    let books = Books { rig: &rig, merchant };
     ensure!(books.sweeps().await? == [("dropped".to_owned(), false)], "{:?}", books.sweeps().await?);
     ensure!(moved(&rig.pool.get().await?, outgoing).await?.is_empty());
     ensure!(rig.balance(TREASURY).await?.is_zero());
     // It comes again in another block. What the cancel has cost is known.
     books.pay(Some(payment), None, Paid::credited(960, COIN)).await?;
     let rest = rig.balance(address).await?.to::<u128>();
-    set_balance(&rig, rest + COIN).await?;
+    rig.set_balance(address, rest + COIN).await?;
     ensure!(books.queue_due(1_000_100).await?.queued == 1);
     rig.settle().await?;
-    let (_, outgoing) = Books { rig: &rig, merchant }.last().await?;
+    let (_, outgoing) = books.last().await?;
     let moved = moved(&rig.pool.get().await?, outgoing).await?;
     ensure!(moved.len() == 1 && rig.balance(TREASURY).await? == moved[0].amount, "{moved:?}");
     ensure!(moved[0].total == U256::from(COIN + COIN / 2), "{moved:?}");
@@ -280,52 +260,35 @@ async fn money_that_a_reorg_takes_back_after_it_was_planned_is_planned_anew_and_
 #[tokio::test]
 async fn a_sweep_that_gas_is_too_dear_for_is_planned_anew_and_paid_from_its_own_address() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
     let (address, gwei) = (rig.key.address(), 1_000_000_000);
     let at = |price: u128| {
-        let mut settings = settings();
-        settings.price = Some(price);
-        settings.terms.max_fee = rules::max_fee(settings.price, PACE.max_fee);
-        settings
+        let terms = Terms { max_fee: rules::max_fee(Some(price), PACE.max_fee), ..settings().terms };
+        Settings { price: Some(price), terms, ..settings() }
     };
     let books = Books::open(&rig).await?;
-    let merchant = books.merchant;
-    let payment = books.payment(address, "own", None).await?;
-    books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
-    set_balance(&rig, COIN).await?;
-    let mut db = rig.pool.get().await?;
-    ensure!(plan_turn(&mut db, &at(gwei), 1_000_000).await?.queued == 1);
+    books.paid(address).await?;
+    rig.set_balance(address, COIN).await?;
+    ensure!(books.turn(&at(gwei), 1_000_000).await?.queued == 1);
     let (_, outgoing) = books.last().await?;
-    let dear = async |rig: &mut Rig| -> Result<()> {
-        rig.lab.node.call("anvil_setNextBlockBaseFeePerGas", json!(["0x4a817c800"])).await?;
-        rig.lab.node.mine(1).await?;
-        rig.follow().await?;
-        rig.turn(usize::MAX).await?;
-        Ok(())
-    };
-    dear(&mut rig).await?;
+    rig.turn_at(HIGH_BASE_FEE).await?;
     ensure!(rig.states().await? == [("queued".to_owned(), 1)], "{:?}", rig.states().await?);
-    ensure!(plan_turn(&mut db, &at(gwei), 1_000_001).await?.to_drop.is_empty(), "it would be no better");
-    let turn = plan_turn(&mut db, &at(20 * gwei), 1_000_002).await?;
+    ensure!(books.turn(&at(gwei), 1_000_001).await?.to_drop.is_empty(), "it would be no better");
+    let turn = books.turn(&at(20 * gwei), 1_000_002).await?;
     ensure!(turn.to_drop == [outgoing] && turn.queued == 0, "{turn:?}");
     drop_outgoing(&rig.pool, outgoing, &PACE).await?;
-    let books = Books { rig: &rig, merchant };
     ensure!(books.sweeps().await? == [("dropped".to_owned(), false)], "{:?}", books.sweeps().await?);
-    let turn = plan_turn(&mut db, &at(20 * gwei), 1_000_100).await?;
+    let turn = books.turn(&at(20 * gwei), 1_000_100).await?;
     ensure!(turn.queued == 1 && turn.to_drop.is_empty(), "{turn:?}");
     let (_, outgoing) = books.last().await?;
     // Dearer than it leaves for that: what was signed stays as it is, and is mined when gas is cheap again.
     for _ in 0..12 {
-        rig.lab.node.call("anvil_setNextBlockBaseFeePerGas", json!(["0x174876e800"])).await?;
-        rig.lab.node.mine(1).await?;
-        rig.follow().await?;
-        rig.turn(usize::MAX).await?;
+        rig.turn_at("0x174876e800").await?;
     }
     let most = "SELECT max(cap)::text FROM outgoing_attempts WHERE NOT cancels";
     let most = rig.pool.get().await?.query_one(most, &[]).await?.get::<_, Option<String>>(0);
     ensure!(most.is_none_or(|cap| cap.parse::<u128>().is_ok_and(|cap| cap <= 80 * gwei)), "it costs more than is there");
     rig.settle().await?;
-    let moved = moved(&db, outgoing).await?;
+    let moved = moved(&rig.pool.get().await?, outgoing).await?;
     ensure!(moved.len() == 1 && rig.balance(TREASURY).await? == moved[0].amount, "{moved:?}");
     let left = U256::from(COIN) - moved[0].amount;
     ensure!(left == at(20 * gwei).terms.reserve(), "{left} was left for its gas");
@@ -335,22 +298,15 @@ async fn a_sweep_that_gas_is_too_dear_for_is_planned_anew_and_paid_from_its_own_
 #[tokio::test]
 async fn an_address_whose_sweep_failed_waits_for_a_person() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
     let address = rig.key.address();
-    let refuses = Bytes::from_static(&[0x60, 0, 0x60, 0, 0xfd]);
-    rig.lab.node.call("anvil_setCode", json!([TREASURY, refuses])).await?;
-    let merchant = {
-        let books = Books::open(&rig).await?;
-        let payment = books.payment(address, "own", None).await?;
-        books.pay(Some(payment), None, Paid::credited(5, COIN)).await?;
-        ensure!(books.queue_due(1_000_000).await?.queued == 1);
-        // It is mined before it is dropped.
-        rig.pool.get().await?.execute("UPDATE sweeps SET replan = true", &[]).await?;
-        books.merchant
-    };
-    set_balance(&rig, COIN).await?;
+    rig.set_code(TREASURY, REFUSES).await?;
+    let books = Books::open(&rig).await?;
+    books.paid(address).await?;
+    ensure!(books.queue_due(1_000_000).await?.queued == 1);
+    // It is mined before it is dropped.
+    rig.pool.get().await?.execute("UPDATE sweeps SET replan = true", &[]).await?;
+    rig.set_balance(address, COIN).await?;
     rig.settle().await?;
-    let books = Books { rig: &rig, merchant };
     ensure!(books.sweeps().await? == [("failed".to_owned(), true)], "{:?}", books.sweeps().await?);
     let db = rig.pool.get().await?;
     store::look_at_all(&db, None).await?;
@@ -360,11 +316,11 @@ async fn an_address_whose_sweep_failed_waits_for_a_person() -> Result<()> {
     let (listed, all) = admin::unfinished(&db, Some(CHAIN), 10).await?;
     ensure!(listed.len() == 1 && all == 1 && listed[0].id == sweep && listed[0].is_set_aside, "{listed:?}");
     ensure!(moved(&db, outgoing).await?.is_empty());
-    rig.lab.node.call("anvil_setCode", json!([TREASURY, "0x"])).await?;
+    rig.set_code(TREASURY, "0x").await?;
     ensure!(admin::retry(&db, Some(sweep), None).await? == 1);
     ensure!(books.queue_due(1_000_200).await?.queued == 1, "what failed frees what it held");
     rig.settle().await?;
-    let (_, outgoing) = Books { rig: &rig, merchant }.last().await?;
+    let (_, outgoing) = books.last().await?;
     let moved = moved(&db, outgoing).await?;
     ensure!(moved.len() == 1 && moved[0].total == U256::from(COIN), "{moved:?}");
     ensure!(rig.balance(TREASURY).await? == moved[0].amount);
@@ -374,26 +330,22 @@ async fn an_address_whose_sweep_failed_waits_for_a_person() -> Result<()> {
 #[tokio::test]
 async fn an_operator_sees_what_would_be_swept_and_why_not_and_decides_about_it() -> Result<()> {
     let mut rig = Rig::start().await?;
-    rig.follow().await?;
     let (address, poor) = (rig.key.address(), Address::repeat_byte(2));
     let refused = String::from_utf8(rig.lab.output(&["sweep", "plan"])?.stderr)?;
     ensure!(refused.contains("no chain has a treasury"), "{refused}");
     let chains = std::fs::read_to_string(&rig.lab.env["CHAINS_FILE"])?;
     rig.lab.write_chains(&chains.replace("  tokens:", &format!("  treasury: \"{TREASURY}\"\n  max_fee: 500\n  tokens:")))?;
-    let merchant = {
-        let books = Books::open(&rig).await?;
-        let db = rig.pool.get().await?;
-        db.execute("INSERT INTO installation (id, own_account) VALUES (gen_random_uuid(), 'own')", &[]).await?;
-        for (address, amount) in [(address, 2 * COIN), (poor, 5)] {
-            let payment = books.payment(address, "own", None).await?;
-            books.pay(Some(payment), None, Paid::credited(5, amount)).await?;
-        }
-        let listed = chains.split("address: \"").nth(1).and_then(|rest| rest.split('"').next()).context("the lab's token")?;
-        let token = Paid { credited: None, token: Some(listed.parse()?), ..Paid::credited(5, 1_500_000) };
-        let payment = books.payment(Address::repeat_byte(3), "own", None).await?;
-        books.pay(Some(payment), None, token).await?;
-        books.merchant
-    };
+    let books = Books::open(&rig).await?;
+    let installation = "INSERT INTO installation (id, own_account) VALUES (gen_random_uuid(), 'own')";
+    rig.pool.get().await?.execute(installation, &[]).await?;
+    for (address, amount) in [(address, 2 * COIN), (poor, 5)] {
+        let payment = books.payment(address, "own", None).await?;
+        books.pay(Some(payment), None, Paid::credited(5, amount)).await?;
+    }
+    let listed = chains.split("address: \"").nth(1).and_then(|rest| rest.split('"').next()).context("the lab's token")?;
+    let token = Paid { credited: None, token: Some(listed.parse()?), ..Paid::credited(5, 1_500_000) };
+    let payment = books.payment(Address::repeat_byte(3), "own", None).await?;
+    books.pay(Some(payment), None, token).await?;
     let json = |arguments: &[&str]| -> Result<Value> { Ok(serde_json::from_str(&rig.lab.ctrip(arguments)?)?) };
     let of = |shown: &Value, what: &str| {
         let coin = shown[0]["coin"].as_array().cloned().unwrap_or_default();
@@ -418,14 +370,13 @@ async fn an_operator_sees_what_would_be_swept_and_why_not_and_decides_about_it()
     ensure!(!rig.lab.output(&["sweep", "release", "1"])?.status.success(), "it is over");
 
     // A treasury that takes nothing is told before anything is sent there.
-    let refuses = Bytes::from_static(&[0x60, 0, 0x60, 0, 0xfd]);
-    rig.lab.node.call("anvil_setCode", json!([TREASURY, refuses])).await?;
+    rig.set_code(TREASURY, REFUSES).await?;
     let shown = json(&["sweep", "plan", "--json"])?;
     ensure!(shown[0]["waits"].as_str().is_some_and(|waits| waits.contains("takes no coin")), "{shown}");
-    ensure!(Books { rig: &rig, merchant }.queue_due(1_000_000).await?.queued == 1);
+    ensure!(books.queue_due(1_000_000).await?.queued == 1);
     let status = json(&["sweep", "status", "anvil", "--json"])?;
     ensure!(status["unfinished"][0]["address"] == address.to_string() && status["sweeps"][0]["state"] == "open", "{status}");
-    set_balance(&rig, 2 * COIN).await?;
+    rig.set_balance(address, 2 * COIN).await?;
     rig.settle().await?;
     let json = |arguments: &[&str]| -> Result<Value> { Ok(serde_json::from_str(&rig.lab.ctrip(arguments)?)?) };
     let status = json(&["sweep", "status", "--json"])?;
@@ -480,7 +431,7 @@ async fn a_plan_over_many_addresses_takes_seconds_and_a_turn_looks_at_few_of_the
     let began = Instant::now();
     ensure!(books.queue_due(1_000_000).await?.queued == 1);
     let first = began.elapsed();
-    db.execute("UPDATE sweeps SET state = 'final', ended_at = now()", &[]).await?;
+    books.end_sweeps().await?;
     let (mut queued, began) = (0, Instant::now());
     for turn in 0..6 {
         queued += books.queue_due(1_000_100 + turn).await?.queued;

@@ -1,6 +1,6 @@
 //! Long lists of deposits and of transactions that settle them, floods beside them, and those who wait meanwhile.
 
-use super::{CHAIN, at, moved, open, pays};
+use super::{CHAIN, at, fifty_each, moved, open, pays};
 use crate::books::{X, static_addresses};
 use anyhow::{Context as _, Result, ensure};
 use confirmer::settle::{Settled, settle_some};
@@ -14,10 +14,7 @@ use topics::{Kind, Matches};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deposit_that_is_found_late_is_settled_however_many_transactions_have_moved_others() -> Result<()> {
     let (chains, mut books, to) = open().await?;
-    let blocks: Vec<Matches> = (1..=24)
-        .map(|number| at(number, (0..50).map(|index| pays(number, index, to.address, Some(X), 10)).collect()))
-        .collect();
-    books.apply(&chains, &blocks).await?;
+    books.apply(&chains, &fifty_each(to.address, 24)).await?;
     let sweeps: Vec<_> = (1..=1_200).map(|count| moved(to.address, Some(X), 10 * count, 24)).collect();
     books.sweep(&sweeps).await?;
     ensure!(books.settle().await? == 1_200);
@@ -46,9 +43,7 @@ async fn an_address_with_many_deposits_keeps_no_other_waiting_for_more_than_a_tu
     let (chains, mut books, many) = open().await?;
     let other = static_addresses().remove(1);
     ensure!(many.address < other.address);
-    let mut blocks: Vec<Matches> = (1..=40)
-        .map(|number| at(number, (0..50).map(|index| pays(number, index, many.address, Some(X), 10)).collect()))
-        .collect();
+    let mut blocks = fifty_each(many.address, 40);
     blocks[0].transfers.extend([pays(1, 100, other.address, Some(X), 20), pays(1, 101, other.address, None, 30)]);
     books.apply_by(20, &chains, &blocks).await?;
     books.sweep(&[moved(many.address, Some(X), 20_000, 40), moved(other.address, Some(X), 20, 40)]).await?;

@@ -1,5 +1,6 @@
-//! The same with all of cTrip: `sweep.events` in Kafka, and a confirmer that is killed.
+//! Settlement by the whole of cTrip: `sweep.events` in Kafka, and a confirmer that is killed.
 
+use crate::sweeper::tell;
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Backup, Lab, Payment, Plan, Process, events, eventually};
 use reqwest::Method;
@@ -8,7 +9,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use topics::wire::{PaymentEvent, SweepEvent, sweep_event};
-use topics::{Address, Amount, Message as _, Topic};
+use topics::{Address, Amount, Topic};
 use uuid::Uuid;
 
 /// `sweep.final` of a transaction that has moved these totals of coin.
@@ -34,18 +35,6 @@ fn record(moved: &[(Address, u64)], number: u64) -> SweepEvent {
         occurred_at: 1_800_000_000,
         ..SweepEvent::default()
     }
-}
-
-async fn publish(lab: &Lab, records: &[(String, Vec<u8>)]) -> Result<()> {
-    for outcome in Publisher::open(&lab.kafka().await?, Duration::from_secs(20))?.publish(Topic::Sweeps, records).await {
-        outcome?;
-    }
-    Ok(())
-}
-
-async fn tell(lab: &Lab, sweeps: &[SweepEvent]) -> Result<()> {
-    let kafka = lab.kafka().await?;
-    publish(lab, &sweeps.iter().map(|sweep| (sweep.key(), kafka.encode(sweep))).collect::<Vec<_>>()).await
 }
 
 /// The kinds of a payment's events, in order.
@@ -80,7 +69,8 @@ async fn a_sweep_settles_once_told_twice_or_too_early_beside_a_kill_a_reorg_and_
     let head = lab.node.head().await?;
     let sweep = record(&[(early.address()?, 1_000), (address, 70)], head);
     let unreadable = ("31337/x".to_owned(), b"no record".to_vec());
-    publish(&lab, std::slice::from_ref(&unreadable)).await?;
+    let publisher = Publisher::open(&lab.kafka().await?, Duration::from_secs(20))?;
+    publisher.publish(Topic::Sweeps, &[unreadable]).await.into_iter().collect::<Result<(), _>>()?;
     tell(&lab, &[sweep.clone(), sweep.clone()]).await?;
     up.check()?;
     ensure!(!life(&lab, early.id()).await?.contains(&"payment.settled".to_owned()), "it is not confirmed");

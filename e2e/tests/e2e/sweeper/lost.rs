@@ -1,6 +1,6 @@
 //! `sweep.events` or Postgres has lost what it had, or both have.
 
-use super::{FINAL, Sweeping};
+use super::{FINAL, Sweeping, tell};
 use ::sweeper::engine::content::{Content, SignedBytes};
 use ::sweeper::engine::fees::Fees;
 use ::sweeper::keys::{LocalKey, Signer as _};
@@ -23,11 +23,7 @@ impl Sweeping {
         }
         let sweeper = self.sweeper()?;
         let mined = i64::try_from(count)?;
-        eventually("all to be in a block", async || {
-            self.lab.node.mine(1).await?;
-            Ok((self.states().await?.get("mined") == Some(&mined)).then_some(()))
-        })
-        .await?;
+        self.until_mined(mined).await?;
         self.lab.node.mine(FINAL).await?;
         self.until_final(count).await?;
         eventually("that to be noted", async || {
@@ -121,9 +117,8 @@ async fn a_record_behind_its_own_outcome_is_read_and_what_was_never_signed_is_no
         ..all[0].clone()
     };
     KafkaAdmin::of(&sweeping.lab)?.make_anew(Topic::Sweeps).await?;
-    for event in all.iter().chain([&unsigned]) {
-        sweeping.tell(event).await?;
-    }
+    all.push(unsigned);
+    tell(&sweeping.lab, &all).await?;
     backup.restore(&sweeping.lab).await?;
     let mut sweeper = sweeping.sweeper()?;
     eventually("it to be final again", async || {
@@ -257,7 +252,7 @@ async fn a_cancel_that_is_set_aside_says_nothing_of_its_sweep() -> Result<()> {
         occurred_at: 1_700_000_000,
         ..SweepEvent::default()
     };
-    sweeping.tell(&cancel).await?;
+    tell(&sweeping.lab, &[cancel]).await?;
     let mut sweeper = sweeping.sweeper()?;
     sweeping.until_compared().await?;
     let aside = sweeping.lab.ctrip(&["set-aside"])?;

@@ -131,7 +131,7 @@ impl Recovery {
         tokio::select! {
             ended = stage::run(STAGE, stop, move |stop| self.follow(&handle, stop)) => ended,
             // Beside the comparison, which may take long.
-            never = leases.0.gate.keep_lease(&leases.0.primary, &leases.0.pool) => match never {},
+            never = leases.0.primary.keep_lease(&leases.0.gate, &leases.0.pool) => match never {},
             () = leases.stopped_before_it_opened(&stopped) => Ok(()),
         }
     }

@@ -120,7 +120,7 @@ impl CatchUp {
 
     /// Looks where a new connection leads to, beside the comparison. The gate's lease runs out while it can't.
     pub async fn keep_lease(self) -> Infallible {
-        self.gate.keep_lease(&self.primary, &self.pool).await
+        self.primary.keep_lease(&self.gate, &self.pool).await
     }
 
     /// Compares each database that `DATABASE_URL` leads to, until `stop`.

@@ -6,18 +6,12 @@
 //! last look is older than [`Gate::LEASE`]: a process that was paused, or whose looks fail, does not know whether another database has
 //! taken the place of its own. A new connection tells by itself where it leads to.
 
-use super::primary::Primary;
 use base::locked;
-use deadpool_postgres::{ClientWrapper, Hook, HookError, Pool};
-use std::convert::Infallible;
+use deadpool_postgres::{ClientWrapper, Hook, HookError};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use tokio::time::MissedTickBehavior;
-
-/// How often it is looked where a new connection leads to.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Tells apart the database behind one connection and that behind another, though both have the same URL: another server process,
 /// another database of the name, or tables made anew. While it stays the same, nothing was restored.
@@ -84,20 +78,6 @@ impl Gate {
     /// has taken or refused the last record of one.
     pub const fn settling_time(acknowledgement: Duration) -> Duration {
         Self::LEASE.saturating_add(acknowledgement).saturating_add(Duration::from_secs(1))
-    }
-
-    /// Looks again and again where a new connection of the pool, which has no gate, leads to. The lease runs out while it can't.
-    pub async fn keep_lease(&self, primary: &Primary, pool: &Pool) -> Infallible {
-        let mut turns = tokio::time::interval(LOOK_INTERVAL);
-        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            turns.tick().await;
-            match primary.leads_to(pool).await {
-                Ok((lineage, began)) => self.looked(lineage, began),
-                // A stage tells of a database that stays away.
-                Err(failure) => tracing::debug!("which database is reached could not be seen: {failure}"),
-            }
-        }
     }
 
     /// Lets connections to this database through, and to no other.

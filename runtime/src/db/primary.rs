@@ -10,7 +10,7 @@
 //! but one host, a connection that is opened for work has looked as well, and takes the place of the next look.
 
 use super::config::{CONNECT_TIMEOUT, parse};
-use super::gate::Lineage;
+use super::gate::{Gate, Lineage};
 use super::server::{Server, name, shares_sessions, single_hosts};
 use super::shared_look::SharedLook;
 use super::tls::Tls;
@@ -22,17 +22,21 @@ use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::MissedTickBehavior;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Connection, Error};
 
 /// After this time without an answer the next host is asked as well.
 const HOST_TIMEOUT: Duration = Duration::from_secs(1);
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// From one look that keeps a lease to the next.
+const LEASE_INTERVAL: Duration = Duration::from_secs(1);
 /// After this time without an answer, over some looks, connections are closed.
 const MAX_SILENCE: Duration = Duration::from_secs(10);
 const MIN_SILENT_LOOKS: u32 = 3;
@@ -171,6 +175,21 @@ impl Primary {
     /// When the database fails, or does not answer in time.
     pub async fn leads_to(&self, pool: &Pool) -> Result<(Lineage, Instant), Failure> {
         self.0.shared_look.renew(pool).await
+    }
+
+    /// Looks again and again where a new connection of the pool, which has no gate, leads to. The lease of the gate runs out while
+    /// it can't.
+    pub async fn keep_lease(&self, gate: &Gate, pool: &Pool) -> Infallible {
+        let mut turns = tokio::time::interval(LEASE_INTERVAL);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            match self.leads_to(pool).await {
+                Ok((lineage, began)) => gate.looked(lineage, began),
+                // A stage tells of a database that stays away.
+                Err(failure) => tracing::debug!("which database is reached could not be seen: {failure}"),
+            }
+        }
     }
 
     /// Whether two connections get the same session of the server in turn, as behind a pooler in transaction mode.

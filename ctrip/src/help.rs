@@ -18,6 +18,7 @@ fn trim_at(command: Command, path: &str) -> Command {
     let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
     let command = command.mut_args(|arg| without_empty(arg, is_empty));
     let trimmed = command.mut_args(|arg| match arg.is_global_set() {
+        true if arg.get_id() == "env_file" => arg,
         true if uses(path, arg.get_id().as_str()) => arg.help_heading(HEADING),
         true => arg.hide(true),
         false => arg,
@@ -39,7 +40,7 @@ fn without_empty(arg: Arg, is_empty: impl Fn(&OsStr) -> bool) -> Arg {
 fn uses(path: &str, setting: &str) -> bool {
     let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| setting.starts_with(beginning));
     match path.split(' ').next().unwrap_or_default() {
-        "up" | "api" | "ingest" | "detector" | "confirmer" | "webhooks" | "sweeper" => true,
+        "up" | "api" | "ingest" | "detector" | "confirmer" | "webhooks" | "sweeper" | "config" => true,
         "" | "help" | "metrics" => false,
         "wallet" => path == "wallet address" && setting == "xpub",
         "merchants" | "keys" | "migrate" => begins(&["database"]),

@@ -6,7 +6,9 @@ mod acl;
 mod backfill;
 mod chain;
 mod check;
+mod config;
 mod dependencies;
+mod env_file;
 mod help;
 mod instance_lock;
 mod intents;
@@ -32,6 +34,9 @@ use std::process::ExitCode;
     after_help = "ctrip COMMAND --help lists the command's options, and the settings (environment variables) that it uses."
 )]
 struct Cli {
+    /// File of settings, one NAME=value a line, for those that the environment does not set; `.env` beside the binary if left out
+    #[arg(long, global = true, value_name = "FILE")]
+    env_file: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
     #[command(subcommand)]
@@ -129,6 +134,8 @@ enum Command {
     /// The rights of each role in Kafka and Postgres
     #[command(subcommand)]
     Acl(acl::AclCommand),
+    /// Print the settings in force and where each comes from, without secrets
+    Config(config::ConfigArguments),
     /// Print the reference of metrics as Markdown
     Metrics,
 }
@@ -167,7 +174,7 @@ enum Wallet {
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match read_arguments().and_then(run) {
+    match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -176,16 +183,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn read_arguments() -> anyhow::Result<Cli> {
+/// Reads the file of variables and the arguments, in this order, and runs.
+fn start() -> anyhow::Result<()> {
+    let file = env_file::load(&Cli::command())?;
     let matches = help::trim(Cli::command()).get_matches();
     let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if let Command::Config(arguments) = &cli.command {
+        // Shown even if they contradict each other: it is then that one looks.
+        config::run(&Cli::command(), &matches, file.clone(), arguments)?;
+    }
     cli.settings.complete(&matches)?;
     runtime::kafka::check(&cli.settings)?;
-    Ok(cli)
+    runtime::logging::init()?;
+    if let Some(path) = file.path {
+        tracing::info!("settings of {} are used where the environment has none", path.display());
+    }
+    run(cli)
 }
 
-fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
-    runtime::logging::init()?;
+fn run(Cli { settings, command, .. }: Cli) -> anyhow::Result<()> {
     match command {
         Command::Up { mnemonic_file } => roles::up(settings, mnemonic_file),
         Command::Api => roles::alone(Role::Api, settings),
@@ -224,6 +240,8 @@ fn run(Cli { settings, command }: Cli) -> anyhow::Result<()> {
             acl::run(&settings, &command);
             Ok(())
         }
+        // Printed before: it takes what the process was started with.
+        Command::Config(_) => Ok(()),
         Command::Metrics => {
             print!("{}", base::metrics::reference());
             Ok(())

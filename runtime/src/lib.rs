@@ -23,7 +23,7 @@ pub mod kafka;
 pub mod logging;
 mod registry;
 pub mod set_aside;
-mod settings;
+pub mod settings;
 mod shared_task;
 pub mod stage;
 

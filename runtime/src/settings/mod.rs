@@ -203,6 +203,21 @@ impl Settings {
     }
 }
 
+/// Variables that no flag sets and nobody is shown; a file may hold each (`…_FILE`).
+pub const SECRETS: [&str; 4] =
+    ["KAFKA_SASL_PASSWORD", "KAFKA_SSL_KEY_PASSWORD", "SCHEMA_REGISTRY_PASSWORD", "SCHEMA_REGISTRY_TOKEN"];
+/// Variables of URLs, which may hold a password; a file may hold each.
+pub const URLS: [&str; 3] = ["DATABASE_URL", "DATABASE_READ_URL", "SCHEMA_REGISTRY_URL"];
+
+/// A URL, or a list of some, as it may be shown: where one holds a password, what is behind the last user.
+pub fn without_password(url: &str) -> String {
+    match url.rsplit_once('@') {
+        _ if !has_password(url) => url.to_owned(),
+        Some((_, host)) if !host.contains("password=") => format!("***@{host}"),
+        _ => "***".to_owned(),
+    }
+}
+
 fn has_password(url: &str) -> bool {
     let has_user_and_password = |url: &str| {
         url.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).is_some_and(|(user, _)| user.contains(':'))
@@ -256,6 +271,21 @@ pub(crate) mod tests {
         let both = completed(&["--database-url", "postgres://ctrip@one:1,two:2/ctrip"], &file).unwrap_err().to_string();
         assert!(both.contains("DATABASE_URL (or --database-url) and DATABASE_URL_FILE"), "{both}");
         std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_url_is_shown_without_its_password() {
+        for (url, shown) in [
+            ("postgres://ctrip@db/ctrip", "postgres://ctrip@db/ctrip"),
+            ("postgres://ctrip:hunt@er,2@one,two/ctrip?sslmode=require", "***@one,two/ctrip?sslmode=require"),
+            ("postgres://ctrip@db/ctrip?password=hunter2", "***"),
+            ("host=db user=ctrip@x password=hunter2", "***"),
+            ("host=db user=ctrip", "host=db user=ctrip"),
+            ("https://one/,https://user:hunter2@two/,https://user:hunter2@three/", "***@three/"),
+            ("https://user:hunter2@two/,https://three/", "***@two/,https://three/"),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
     }
 
     #[test]

@@ -1075,7 +1075,7 @@ CREATE TABLE sweep_candidates (
     chain_id bigint NOT NULL,
     address  bytea NOT NULL CHECK (octet_length(address) = 20),
     look_at  bigint NOT NULL DEFAULT 0,
-    -- When it was looked at last, the chain had less there than has arrived and not left.
+    -- When it was looked at last, the chain had less there than its sweep would have taken.
     missing  boolean NOT NULL DEFAULT false,
     PRIMARY KEY (chain_id, address)
 );

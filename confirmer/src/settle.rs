@@ -70,9 +70,10 @@ pub fn run(pool: &Pool, handle: &Handle, wake: &Sender<()>, stop: &CancellationT
     Ok(())
 }
 
-/// Settles payments of a chain for a while; returns at how many addresses none can be: they wait behind all others.
+/// Settles payments of a chain for a while; returns at how many addresses none can be, or are by now but those that somebody
+/// keeps: they wait behind all others.
 async fn settle_chain(pool: &Pool, chain: ChainId, wake: &Sender<()>, stop: &CancellationToken) -> Result<usize, Failure> {
-    let (started, mut limit, mut faults, mut kept) = (Instant::now(), MAX_ADDRESSES, 0, 0);
+    let (started, mut limit, mut faults, mut kept) = (Instant::now(), MAX_ADDRESSES, 0, BTreeSet::new());
     while !stop.is_cancelled() && started.elapsed() < TURN {
         match try_to_settle(pool, chain, limit).await {
             Ok(Settled { addresses: 0, .. }) => break,
@@ -85,10 +86,11 @@ async fn settle_chain(pool: &Pool, chain: ChainId, wake: &Sender<()>, stop: &Can
             Err(Failure::Halt(_)) if limit > 1 => limit = 1,
             Err(Failure::Retry(cause)) if db::is_lock_timeout(&cause) && limit > 1 => limit = 1,
             Err(Failure::Retry(cause)) if db::is_lock_timeout(&cause) => {
-                kept += 1;
                 let asset = postpone(pool, chain).await?;
                 tracing::debug!("somebody keeps a payment of chain {chain} that is to be settled, {asset:?}: {cause:#}");
-                if kept > MAX_FAULTS {
+                // Nothing else is left, and who waits for the head of the chain is not to wait for this one again and again.
+                if !kept.insert(asset) || kept.len() > MAX_FAULTS {
+                    faults += 1;
                     break;
                 }
             }

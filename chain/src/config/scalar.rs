@@ -164,7 +164,6 @@ impl FromStr for WsUrl {
     }
 }
 
-/// An address whose checksum is right, if it has one.
 /// Reads an address, whose checksum (EIP-55) has to be right if it has one.
 ///
 /// # Errors

@@ -120,8 +120,8 @@ pub async fn waiting(db: &impl GenericClient, chain: Option<ChainId>) -> Result<
     Ok(rows.iter().map(|row| (ChainId(unsigned(row.get(0))), row.get(1))).collect())
 }
 
-/// How many addresses of each chain have less than has arrived there and not left, and so are not swept, as the sweeper found
-/// when it looked last; and some of them.
+/// How many addresses of each chain have less than a sweep of what has arrived there would take, and so are not swept, as the
+/// sweeper found when it looked last; and some of them.
 ///
 /// # Errors
 /// When the database fails.

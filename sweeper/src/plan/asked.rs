@@ -34,7 +34,8 @@ enum Told {
 }
 
 /// The gas of a sweep of coin to the treasury, which may be a contract, with a margin; `None` where no node tells. `payers` are
-/// addresses that may have coin: what a contract does may depend on who sends how much.
+/// addresses that may have coin: what a contract does may depend on who sends how much, and of one to which nobody has coin to
+/// send nothing is known.
 ///
 /// # Errors
 /// If a node says that each sweep of one of these would fail, or that one takes more than any treasury needs. That the treasury
@@ -82,6 +83,10 @@ async fn ask_gas(endpoint: &Endpoint, treasury: Address, payers: &[Address], ter
     }
     if let Some(error) = failure.filter(|_| !sent.is_empty()) {
         return Ok(Some(Told::Fails(error)));
+    }
+    if has_code {
+        // What a contract does with coin, nothing says.
+        return Ok(None);
     }
     let nothing = json!([{ "from": Address::ZERO, "to": treasury, "value": "0x0" }]);
     let taken = estimated(endpoint, nothing).await?.and_then(Result::ok);

@@ -464,6 +464,8 @@ pub async fn to_drop(tx: &impl GenericClient, chain: ChainId, limit: usize) -> R
 /// # Errors
 /// When the database fails.
 pub async fn put_back(tx: &impl GenericClient, outgoing: Uuid, is_dropped_unsigned: bool) -> Result<(), Failure> {
+    // First, as by all who change both.
+    tx.execute(&tx.prepare_cached("SELECT FROM outgoing WHERE id = $1 FOR NO KEY UPDATE").await?, &[&outgoing]).await?;
     let sql = "UPDATE sweeps SET put_back = true, replan = replan OR $2 WHERE outgoing = $1 AND state = 'open'";
     tx.execute(&tx.prepare_cached(sql).await?, &[&outgoing, &is_dropped_unsigned]).await?;
     Ok(())

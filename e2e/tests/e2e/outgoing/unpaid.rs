@@ -4,6 +4,7 @@ use super::books::{Books, COIN, TREASURY, Turn, plan_turn_asking, plan_turn_with
 use super::rig::{CHAIN, PACE, Rig};
 use alloy::primitives::Address;
 use anyhow::{Context as _, Result, ensure};
+use e2e::{Extent, Fault};
 use serde_json::{Value, json};
 use sweeper::engine::fold::drop_outgoing;
 use sweeper::keys::Signer as _;
@@ -147,6 +148,12 @@ async fn a_treasury_that_notes_what_it_gets_of_whom_gets_enough_gas() -> Result<
         let gas = estimate_gas(&rpc, TREASURY, payers, &terms).await?.context("gas")?;
         ensure!((100_000..130_000).contains(&gas), "{gas}");
     }
+    // A node that lends no coin, and nobody who has some: of nothing it notes nothing.
+    rig.proxy.make(Fault::NoOverride(3), Extent::Always);
+    for payers in [&[][..], &[Address::repeat_byte(5)]] {
+        ensure!(estimate_gas(&rpc, TREASURY, payers, &terms).await?.is_none(), "it takes less than it needs");
+    }
+    rig.proxy.heal();
     let gas_limit = estimate_gas(&rpc, TREASURY, &[address], &terms).await?.context("gas")?;
     let books = Books::open(&rig).await?;
     books.paid(address).await?;

@@ -3,11 +3,14 @@
 use super::{CHAIN, at, fifty_each, moved, open, pays};
 use crate::books::{X, static_addresses};
 use anyhow::{Context as _, Result, ensure};
-use confirmer::settle::{Settled, settle_some};
+use confirmer::settle::{self, Settled, settle_some};
 use payments::store::{self, Reach};
 use payments::swept::SweptAsset;
 use std::collections::BTreeMap;
+use std::sync::mpsc::channel;
 use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 use topics::{Kind, Matches};
 
 /// More than are read at a time, and each has moved one deposit.
@@ -114,5 +117,33 @@ async fn who_settles_gives_way_to_a_fold_that_keeps_one_of_its_payments() -> Res
     ensure!(store::lock_head(&fold, CHAIN).await?.is_some());
     fold.commit().await?;
     ensure!(books.settle().await? == 1, "it is looked at again");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_of_which_only_a_kept_payment_is_left_to_settle_has_its_head_free() -> Result<()> {
+    let (chains, mut books, to) = open().await?;
+    books.apply(&chains, &[at(1, vec![pays(1, 0, to.address, Some(X), 10)]), at(2, vec![])]).await?;
+    books.sweep(&[moved(to.address, Some(X), 10, 2)]).await?;
+    let deposit = books.all().await?.into_values().find(|payment| payment.deposit_address.is_some()).context("a deposit")?;
+    let mut client = books.pool.get().await?;
+    let mut fold = client.transaction().await?;
+    store::lock_payments(&fold, &[deposit.id.0]).await?;
+    let (stop, pool, handle) = (CancellationToken::new(), books.pool.clone(), Handle::current());
+    let (wake, _woken) = channel();
+    let stopped = stop.clone();
+    let settling = tokio::task::spawn_blocking(move || settle::run(&pool, &handle, &wake, &stopped));
+    let mut free = 0;
+    for _ in 0..100 {
+        let look = fold.transaction().await?;
+        let head = "SELECT FROM chain_heads WHERE chain_id = $1 FOR UPDATE SKIP LOCKED";
+        free += look.query(head, &[&i64::try_from(CHAIN.0)?]).await?.len();
+        look.rollback().await?;
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    stop.cancel();
+    fold.commit().await?;
+    settling.await??;
+    ensure!((60..100).contains(&free), "free at {free} of 100 looks, of which some came as it was tried");
     Ok(())
 }

@@ -187,7 +187,7 @@ impl CatchUp {
         let before = handle.block_on(Reached::of(client, &blocks))?;
         let topic = self.kafka.name(Topic::Sweeps);
         let known = handle.block_on(topic_lost::known(client, &topic))?;
-        let Restored { rows, attempts, outcomes, aside, lacking, read } = restore(&self.kafka, handle, client)?;
+        let Restored { rows, attempts, outcomes, aside, lacking, read, last_place } = restore(&self.kafka, handle, client)?;
         if rows + attempts + outcomes > 0 {
             tracing::warn!(
                 "Postgres lacked {rows} transactions, {attempts} more signed ones that were sent perhaps, and what became of \
@@ -208,9 +208,10 @@ impl CatchUp {
             Ok::<_, Failure>(tx.commit().await?)
         })?;
         looks.has_all = None;
-        // It grows meanwhile: what was put back is signed.
+        // It grows meanwhile: what was put back is signed, by this sweeper or another one.
         let reached = handle.block_on(Reached::of(client, &blocks))?;
-        if reached.is_below(before) {
+        let known = Reached { signed: before.signed.max(last_place), ..before };
+        if reached.is_below(known) {
             tracing::warn!("Postgres knows less than when it began to be compared: it was restored");
             looks.settling = Some((lineage, Instant::now()));
             return Ok(());

@@ -78,6 +78,9 @@ pub struct Restored {
     pub lacking: Lacking,
     /// Where each partition begins, and the offset behind its last record; the same where it has none.
     pub read: BTreeMap<i32, (i64, i64)>,
+    /// The place of the last signed transaction that Postgres had while records were compared. One that has less afterwards has lost
+    /// what was found there.
+    pub last_place: i64,
 }
 
 /// What the topic has, as Postgres says.
@@ -272,6 +275,8 @@ async fn take(
     restored: &mut Restored,
     mut held: Option<&mut Vec<Item>>,
 ) -> Result<(), Failure> {
+    // Before anything is looked up: what is lost after that is missed afterwards.
+    restored.last_place = restored.last_place.max(store::last_place(db).await?);
     let known = Known::of(db, &items).await?;
     let items: Vec<Item> = items.into_iter().filter(|item| !known.has(item)).collect();
     let mut tx = db.transaction().await?;
@@ -338,6 +343,7 @@ async fn take(
             Said::Unreadable(chain, why) => aside(&tx, topic, &item, Frozen::Chain(*chain), why, restored).await?,
         }
     }
+    restored.last_place = restored.last_place.max(store::last_place(&tx).await?);
     Ok(tx.commit().await?)
 }
 

@@ -29,6 +29,12 @@ const PACE: Pace = Pace { max_fee: 1, raise: 100, resend_after: 1, stuck_after: 
 /// Blocks until one is final, on anvil.
 pub const FINAL: u64 = 66;
 
+/// Puts the tables to what they were before anything was signed.
+const QUEUED_AGAIN: &str = "BEGIN; DELETE FROM outgoing_attempts;
+    UPDATE outgoing SET state = 'queued', nonce = NULL, due_at = 0, mined_hash = NULL, block_hash = NULL, block_number = NULL,
+        succeeded = NULL, announced = NULL;
+    DELETE FROM outgoing_nonces; COMMIT";
+
 /// What `sweep.events` tells, by its ids. What comes twice says the same.
 pub async fn told(lab: &Lab) -> Result<BTreeMap<String, SweepEvent>> {
     let mut told = BTreeMap::new();
@@ -272,11 +278,7 @@ async fn a_database_that_is_restored_to_before_its_sweeps_sends_none_of_them_aga
 
     // Rows are put into the tables of before: the database is the same, and knows less.
     let db = sweeping.pool()?.get().await?;
-    let queued_again = "BEGIN; DELETE FROM outgoing_attempts;
-        UPDATE outgoing SET state = 'queued', nonce = NULL, due_at = 0, mined_hash = NULL, block_hash = NULL, block_number = NULL,
-            succeeded = NULL, announced = NULL;
-        DELETE FROM outgoing_nonces; COMMIT";
-    db.batch_execute(queued_again).await?;
+    db.batch_execute(QUEUED_AGAIN).await?;
     eventually("the rows to be final once more", async || {
         sweeping.lab.node.mine(1).await?;
         Ok((sweeping.states().await.ok().and_then(|states| states.get("final").copied()) == Some(6)).then_some(()))

@@ -235,6 +235,15 @@ pub async fn set_counted(tx: &impl GenericClient, lane: &LaneId, at: &CountAt, c
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
+/// The place of the transaction that was signed last: the first has 1.
+///
+/// # Errors
+/// When the database fails.
+pub async fn last_place(db: &impl GenericClient) -> Result<i64, Failure> {
+    let statement = db.prepare_cached("SELECT coalesce(max(place), 0) FROM outgoing_attempts").await?;
+    Ok(db.query_one(&statement, &[]).await?.get(0))
+}
+
 /// Locks a lane until the transaction ends. `None` if nothing was ever queued in it.
 ///
 /// # Errors

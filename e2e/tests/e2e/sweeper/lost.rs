@@ -1,6 +1,6 @@
 //! `sweep.events` or Postgres has lost what it had, or both have.
 
-use super::{FINAL, Sweeping, tell};
+use super::{FINAL, QUEUED_AGAIN, Sweeping, tell};
 use ::sweeper::engine::content::{Content, SignedBytes};
 use ::sweeper::engine::fees::Fees;
 use ::sweeper::keys::{LocalKey, Signer as _};
@@ -216,6 +216,39 @@ async fn a_database_that_is_restored_in_place_while_it_is_compared_is_compared_a
     eventually("both to be final again", async || Ok((sweeping.states().await?.get("final") == Some(&2)).then_some(())))
         .await?;
     ensure!(sweeper.log().contains("when it began to be compared"), "{}", sweeper.tail());
+    sweeping.check(&senders).await?;
+    sweeper.check()
+}
+
+/// The same database has all, and then less, before its gate is opened.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_lose_rows_as_they_are_compared_are_compared_again() -> Result<()> {
+    let sweeping = Sweeping::start().await?;
+    let senders = sweeping.paid(2).await?;
+    let backup = Backup::take(&sweeping.lab)?;
+    for sender in &senders {
+        sweeping.queue(*sender).await?;
+    }
+    let mut sweeper = sweeping.sweeper()?;
+    sweeping.until_mined(2).await?;
+    sweeping.lab.node.mine(FINAL).await?;
+    sweeping.until_final(senders.len()).await?;
+    sweeper.kill()?;
+    backup.restore(&sweeping.lab).await?;
+    let pool = sweeping.pool()?;
+    let (mut notes, db) = (pool.get().await?, pool.get().await?);
+    // It notes that all is compared, and so it waits once it has put back what is lacking.
+    let held = notes.transaction().await?;
+    held.batch_execute("LOCK TABLE outgoing_restored IN EXCLUSIVE MODE").await?;
+    let mut sweeper = sweeping.sweeper()?;
+    let are_final = async || {
+        let count: i64 = db.query_one("SELECT count(*) FROM outgoing WHERE state = 'final'", &[]).await?.get(0);
+        Ok((count == 2).then_some(()))
+    };
+    eventually("what became of them to be put back", are_final).await?;
+    db.batch_execute(QUEUED_AGAIN).await?;
+    held.commit().await?;
+    eventually("it to be put back once more", are_final).await?;
     sweeping.check(&senders).await?;
     sweeper.check()
 }

@@ -51,8 +51,12 @@ async fn a_reorganisation_below_the_tip_of_an_ingest_that_catches_up_removes_wha
         let published = head - depth / 2;
         rig.endpoint().make(Fault::HoldAbove(published), Extent::Always);
         rig.ingest = rig.lab.spawn("ingest")?;
-        let there = |history: &History| history.stack.last().is_some_and(|step| step.block.number == published);
-        e2e::eventually("half of the blocks", || async { Ok(Some(rig.history().await?).filter(there)) }).await?;
+        let last = |history: &History| history.stack.last().map(|step| step.block.number);
+        let there = |history: &History| last(history) == Some(published);
+        let half = e2e::eventually("half of the blocks", || async { Ok(Some(rig.history().await?).filter(there)) }).await;
+        if let Err(late) = half {
+            return Err(late.context(format!("it has {:?} of {published} of {head}", last(&rig.history().await?))));
+        }
         // From here on ingest sees the new head, and gets no block until the chain has grown by a hundred.
         rig.endpoint().make(Fault::HoldAbove(0), Extent::Always);
         rig.lab.node.reorg(depth).await?;

@@ -43,6 +43,7 @@ metrics_list! {
     CHAIN_HEAD_LAG = Gauge "chain_head_lag_blocks" ["chain"] "Blocks between the node's head and the last one published.";
     CHAIN_BLOCKS = Counter "chain_blocks_total" ["chain", "kind"] "Block records published: added, removed or replayed.";
     CHAIN_WITNESSED = Gauge "chain_witnessed_block" ["chain"] "Number of the highest block that enough endpoints have given; payments are confirmed up to it.";
+    CHAIN_APPLIED = Gauge "chain_applied_timestamp_seconds" ["chain"] "Timestamp of the newest block whose payments have moved: what it is behind now is the age of events.";
     CHAIN_LOGS = Counter "chain_logs_total" ["chain"] "Logs published.";
     CHAIN_REORGS = Counter "chain_reorgs_total" ["chain"] "Reorgs published; chain_blocks_total counts the removed blocks.";
     CHAIN_UNPROVEN = Counter "chain_unproven_answers_total" ["chain", "endpoint"] "Answers of nodes that failed their proof, and so were not published.";

@@ -5,12 +5,13 @@
 
 use crate::fold::{Batch, ChainFault, FOLDING, MAX_PAYMENTS_IN_MEMORY, fold_chains};
 use anyhow::anyhow;
+use base::metrics;
 use chain::Chains;
 use deadpool_postgres::Pool;
 use runtime::kafka::Record;
 use runtime::{Failure, SetAside, Span};
 use std::collections::{BTreeMap, HashSet};
-use topics::{ChainId, Matches, frame, wire};
+use topics::{ChainId, Kind, Matches, frame, wire};
 
 /// The chains of a batch whose records can't be applied, and why.
 pub type Faults = BTreeMap<ChainId, String>;
@@ -75,7 +76,20 @@ async fn attempt(pool: &Pool, chains: &Chains, batch: &Batch, faults: &Faults) -
     for (chain, cause) in new {
         tracing::error!("chain {chain} is set aside, the others go on: {cause}");
     }
+    report(chains, batch.records.iter().filter(|record| !skipped.contains(&record.chain)));
     Ok(Ok(events))
+}
+
+/// Tells up to which time the chains of these records are applied.
+fn report<'a>(chains: &Chains, records: impl Iterator<Item = &'a Matches>) {
+    let heads: BTreeMap<ChainId, u64> =
+        records.filter(|record| record.kind == Kind::Added).map(|record| (record.chain, record.timestamp)).collect();
+    for (chain, timestamp) in heads {
+        if let Some(chain) = chains.by_id(chain) {
+            #[expect(clippy::cast_precision_loss, reason = "seconds are far below 2^52")]
+            metrics::CHAIN_APPLIED.gauge(&[("chain", &chain.name)]).set(timestamp as f64);
+        }
+    }
 }
 
 pub(crate) fn chain_of(item: &SetAside) -> Option<ChainId> {

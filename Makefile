@@ -16,7 +16,7 @@ LARGE := -c shared_buffers=4GB -c max_wal_size=4GB -c checkpoint_timeout=15min -
 # Prints the duration of each test.
 TEST := cargo test --config 'target."cfg(unix)".runner = "dev/timed"'
 
-.PHONY: help demo check test up restart down bench build lint doc deps mutants
+.PHONY: help demo check test up restart down bench build lint doc deps mutants alerts
 
 help:
 	@echo "make demo   install, build, start the parts, and watch payments from creation to confirmation"
@@ -26,6 +26,7 @@ help:
 	@echo "make restart  ctrip again, built anew and with chains.yaml as it is now; the parts, the chain and all data stay"
 	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer, dust, webhooks, restore or scale for one of them)"
 	@echo "make mutants  which changes to the pure modules no test notices (M=lifecycle for some of them); takes hours"
+	@echo "make alerts  the rules of deploy/prometheus: that each alert fires by its fault"
 	@echo "make lint   formatting and clippy; make doc  the code's documentation; make deps  licences, sources, unused dependencies, docker-compose.yml"
 
 build:
@@ -46,6 +47,7 @@ test:
 	@rm -rf target/lab
 ifeq ($(T),)
 	@dev/stack geth >/dev/null || [ $$? -eq 3 ]
+	@dev/stack promtool >/dev/null || [ $$? -eq 3 ]
 else
 	@cargo test --quiet --workspace --test e2e -- --list $(T) 2>/dev/null | grep -q ': test$$' || \
 	  { echo "T=$(T): expected a part of the name of an end-to-end test; their list: cargo test -p e2e --test e2e -- --list" >&2; exit 2; }
@@ -81,3 +83,7 @@ deps:
 mutants:
 	@dev/stack toolchain
 	dev/mutants $(M)
+
+alerts:
+	promtool=$$(dev/stack promtool) && cd deploy/prometheus && \
+	  "$$promtool" check config prometheus.yml && "$$promtool" test rules rules_test.yml

@@ -114,6 +114,7 @@ KAFKA_FILE=$HERE/kafka/pom.xml
 REGISTRY_FILE=$HERE/registry/pom.xml
 ANVIL_FILE=$HERE/anvil/package.json
 GETH_FILE=$HERE/geth/version
+PROMETHEUS_FILE=$HERE/prometheus/package
 
 need_maven() {
   command -v mvn >/dev/null || apt_install "Maven, which downloads Kafka and the schema registry" maven
@@ -204,6 +205,18 @@ fill_geth() {
     </dev/null >"$CACHE/geth.log" 2>&1
 }
 
+# Unpacked and not installed: the package would start a service.
+fill_prometheus() {
+  local package
+  package=$(cat "$PROMETHEUS_FILE")
+  say "downloading Debian's $package (apt, 19 MB): it checks the alerts"
+  apt_update
+  (
+    cd "$1" && apt-get download "$package" && dpkg-deb --extract "$package"_*.deb unpacked &&
+      mv unpacked/usr/bin/promtool unpacked/usr/bin/prometheus . && rm -r unpacked "$package"_*.deb
+  ) </dev/null >"$CACHE/prometheus.log" 2>&1
+}
+
 # One installation at a time: two stacks that start at the same time on a fresh machine share one download. The lock is on the
 # folder itself, so that a user with read access only can use the cache too.
 lock_cache() {
@@ -241,6 +254,23 @@ install_geth() {
     fetch geth "$GETH_FILE" fill_geth
   fi
   printf '%s\n' "$geth"
+}
+
+# Prints the path of promtool. Exits with 3, and says so, where it can't be had: what needs it is left out. With
+# CTRIP_NEED_PROMTOOL=1 that is an error.
+install_promtool() {
+  local promtool
+  promtool=$(cached prometheus "$PROMETHEUS_FILE")/promtool
+  if [ ! -x "$promtool" ]; then
+    lock_cache
+    if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
+      [ "${CTRIP_NEED_PROMTOOL-}" != 1 ] || die "there is no apt-get, which downloads Prometheus, and CTRIP_NEED_PROMTOOL=1"
+      say "there is no apt-get, which downloads Prometheus: the tests of alerts are SKIPPED"
+      exit 3
+    fi
+    fetch prometheus "$PROMETHEUS_FILE" fill_prometheus
+  fi
+  printf '%s\n' "$promtool"
 }
 
 # shellcheck disable=SC2034 # parts.sh reads what this sets

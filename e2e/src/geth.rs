@@ -2,17 +2,13 @@
 
 use crate::http::quantity;
 use crate::process::free_port;
-use crate::stack::root;
+use crate::stack::{optional_part, root};
 use alloy::primitives::B256;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-/// The exit code of `dev/stack geth` where there is no Go to compile it.
-const SKIPPED: i32 = 3;
 
 /// The rules of the chain, from its first block on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,16 +19,7 @@ pub enum Fork {
 
 /// The program, compiled if it is missing. `None` where it can't be had, which the test run then says.
 pub(crate) fn program() -> Result<Option<PathBuf>> {
-    let output = Command::new(root().join("dev/stack")).arg("geth").output().context("dev/stack geth")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    if output.status.code() == Some(SKIPPED) {
-        let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        // libtest keeps back what a test that passes prints with `eprintln!`.
-        writeln!(std::io::stderr(), "SKIPPED {test}: {}", said.trim())?;
-        return Ok(None);
-    }
-    ensure!(output.status.success(), "dev/stack geth: {said}");
-    Ok(Some(PathBuf::from(String::from_utf8(output.stdout)?.trim())))
+    optional_part("geth")
 }
 
 /// MB. By default geth lays out logs of its database of 282 MB each.

@@ -3,6 +3,7 @@
 use crate::process::{built, run};
 use anyhow::{Context as _, Result, ensure};
 use std::collections::{BTreeMap, HashMap};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +14,24 @@ use tokio_postgres::NoTls;
 /// The checkout.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// The exit code of `dev/stack` for a part that can't be had here.
+const SKIPPED: i32 = 3;
+
+/// The path that `dev/stack` prints of a part, made or downloaded if it is missing. `None` where it can't be had, which the
+/// test run then says.
+pub(crate) fn optional_part(part: &str) -> Result<Option<PathBuf>> {
+    let output = Command::new(root().join("dev/stack")).arg(part).output().context("dev/stack")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(SKIPPED) {
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        // libtest keeps back what a test that passes prints with `eprintln!`.
+        writeln!(std::io::stderr(), "SKIPPED {test}: {}", said.trim())?;
+        return Ok(None);
+    }
+    ensure!(output.status.success(), "dev/stack {part}: {said}");
+    Ok(Some(PathBuf::from(String::from_utf8(output.stdout)?.trim())))
 }
 
 /// A running stack, as `dev/stack env` describes it.
@@ -60,7 +79,13 @@ impl Stack {
     /// # Errors
     /// When they can't be written.
     pub fn kafka_tools(&self, folder: &Path) -> Result<[(&'static str, String); 3]> {
-        for (name, class) in [("kafka-acls.sh", "AclCommand"), ("kafka-transactions.sh", "TransactionsCommand")] {
+        let tools = [
+            ("kafka-acls.sh", "AclCommand"),
+            ("kafka-log-dirs.sh", "LogDirsCommand"),
+            ("kafka-topics.sh", "TopicCommand"),
+            ("kafka-transactions.sh", "TransactionsCommand"),
+        ];
+        for (name, class) in tools {
             let tool = folder.join(name);
             let java = r#"exec "$JAVA" -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$KAFKA_HOME/*""#;
             std::fs::write(&tool, format!("#!/bin/sh\n{java} org.apache.kafka.tools.{class} \"$@\"\n"))?;

@@ -8,6 +8,7 @@
 
 mod acl;
 mod addresses;
+mod alerts;
 mod api;
 mod authorisation;
 mod books;

@@ -16,7 +16,7 @@ LARGE := -c shared_buffers=4GB -c max_wal_size=4GB -c checkpoint_timeout=15min -
 # Prints the duration of each test.
 TEST := cargo test --config 'target."cfg(unix)".runner = "dev/timed"'
 
-.PHONY: help demo check test up restart down bench build lint doc deps mutants alerts
+.PHONY: help demo check test up restart down bench build lint doc deps mutants alerts dashboards
 
 help:
 	@echo "make demo   install, build, start the parts, and watch payments from creation to confirmation"
@@ -26,7 +26,7 @@ help:
 	@echo "make restart  ctrip again, built anew and with chains.yaml as it is now; the parts, the chain and all data stay"
 	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer, dust, webhooks, restore or scale for one of them)"
 	@echo "make mutants  which changes to the pure modules no test notices (M=lifecycle for some of them); takes hours"
-	@echo "make alerts  the rules of deploy/prometheus: that each alert fires by its fault"
+	@echo "make alerts  the rules of deploy/prometheus: that each alert fires by its fault; make dashboards  writes deploy/grafana"
 	@echo "make lint   formatting and clippy; make doc  the code's documentation; make deps  licences, sources, unused dependencies, docker-compose.yml"
 
 build:
@@ -87,3 +87,6 @@ mutants:
 alerts:
 	promtool=$$(dev/stack promtool) && cd deploy/prometheus && \
 	  "$$promtool" check config prometheus.yml && "$$promtool" test rules rules_test.yml
+
+dashboards:
+	CTRIP_WRITE_DASHBOARDS=1 cargo test --quiet -p base --test alerts the_dashboards

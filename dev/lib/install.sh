@@ -265,7 +265,7 @@ install_promtool() {
     lock_cache
     if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
       [ "${CTRIP_NEED_PROMTOOL-}" != 1 ] || die "there is no apt-get, which downloads Prometheus, and CTRIP_NEED_PROMTOOL=1"
-      say "there is no apt-get, which downloads Prometheus: the tests of alerts are SKIPPED"
+      say "there is no apt-get, which downloads Prometheus: the tests of alerts and dashboards are SKIPPED"
       exit 3
     fi
     fetch prometheus "$PROMETHEUS_FILE" fill_prometheus

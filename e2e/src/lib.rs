@@ -42,7 +42,7 @@ pub use network::Network;
 pub use node::{Node, PAYER, TOKEN_SYMBOL};
 pub use postgres::PostgresServer;
 pub use process::{Process, built, free_port, memory_mb};
-pub use prometheus::promtool;
+pub use prometheus::{Prometheus, promtool};
 pub use proxy::{Extent, Lacks, Proxy};
 pub use records::{events, records};
 pub use rig::{Rig, write_chains};

@@ -1,6 +1,8 @@
-//! The alerts of deploy/prometheus, held to their word: each alert has a runbook and fires in a test, and each metric that is
-//! asked for is in the code.
+//! The alerts of deploy/prometheus and the dashboards of deploy/grafana, held to their word: each alert has a runbook and fires
+//! in a test, each metric that is asked for is in the code, and the dashboards are those that are made here.
 
+mod dashboards;
+mod grafana;
 mod markdown;
 mod promql;
 mod rules;
@@ -76,10 +78,11 @@ fn each_alert_fires_in_a_test_of_the_rules() {
 }
 
 #[test]
-fn alerts_ask_for_metrics_that_there_are() {
+fn alerts_and_dashboards_ask_for_metrics_that_there_are() {
     let asked = alerts().into_iter().map(|alert| (alert.name, alert.expr));
+    let shown = dashboards::all().into_iter().flat_map(|dashboard| dashboard.queries());
     let mut faults = Vec::new();
-    for (place, query) in asked {
+    for (place, query) in asked.chain(shown) {
         let selectors = selectors(&query);
         assert!(!selectors.is_empty(), "{place} asks for no metric: {query}");
         // Other programs have metrics of these names too.
@@ -108,4 +111,32 @@ fn links_of_the_runbooks_lead_somewhere() {
         }
     }
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn the_dashboards_are_those_that_are_made_here() {
+    let folder = root().join("deploy/grafana");
+    let dashboards = dashboards::all();
+    let is_asked = std::env::var_os("CTRIP_WRITE_DASHBOARDS").is_some();
+    let mut names = BTreeSet::new();
+    for dashboard in &dashboards {
+        let (name, made) = (format!("{}.json", dashboard.uid), dashboard.json());
+        if is_asked {
+            fs::create_dir_all(&folder).expect("deploy/grafana");
+            fs::write(folder.join(&name), &made).expect("a dashboard");
+        }
+        let kept = fs::read_to_string(folder.join(&name)).unwrap_or_default();
+        assert!(
+            made == kept,
+            "deploy/grafana/{name} is not what is made of base/tests/alerts/dashboards.rs; `make dashboards` writes it"
+        );
+        names.insert(name);
+    }
+    let kept: BTreeSet<String> = fs::read_dir(&folder)
+        .expect("deploy/grafana")
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.ends_with(".json"))
+        .collect();
+    assert_eq!(names, kept, "the dashboards of deploy/grafana");
 }

@@ -1,16 +1,42 @@
-//! Alerts and runbooks, tried with Prometheus' own tool and a cTrip at work: each alert fires, and the commands run.
+//! Alerts, dashboards and runbooks, tried with Prometheus and a cTrip at work: each alert fires, each query finds something,
+//! and the commands run.
 
 use crate::webhooks::Receiver;
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Api, Lab, Plan, Process, eventually, promtool, root};
+use base::locked;
+use e2e::{Api, Lab, Plan, Process, Prometheus, eventually, promtool, root};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Mutex;
 use topics::{Address, U256};
 
 const COIN: u64 = 100_000_000_000_000_000;
+/// Metrics that have nothing to say while nothing is wrong, on a chain with one endpoint and no websocket.
+const OF_FAULTS: [&str; 18] = [
+    "aged_rows_removed_total",
+    "chain_unagreed_blocks_total",
+    "chain_unchecked_blocks_total",
+    "chain_unproven_answers_total",
+    "chain_untraced_blocks_total",
+    "chains_file_reloads_total",
+    "database_replica_lag_seconds",
+    "http_connections_closed_total",
+    "intents_repaired_total",
+    "kafka_publishers_reopened_total",
+    "orphan_transfers_total",
+    "quarantined_records_total",
+    "restored_from_topics_total",
+    "rpc_contradictions_total",
+    "stage_restarts_total",
+    "unmatched_replays_total",
+    "webhook_endpoints_disabled_total",
+    "ws_",
+];
+/// Of other programs.
+const OF_OTHERS: &str = "node_";
 
 /// A lab whose payments are told by webhooks and swept.
 async fn shop() -> Result<(Lab, Process, Api)> {
@@ -56,6 +82,89 @@ fn each_alert_fires_by_its_fault_and_none_in_ordinary_operation() -> Result<()> 
         ensure!(output.status.success(), "promtool {arguments:?}: {said}");
     }
     Ok(())
+}
+
+/// The queries of all dashboards, by their panels, as Grafana would send them.
+fn panels() -> Result<Vec<(String, String)>> {
+    let mut queries = Vec::new();
+    let files = std::fs::read_dir(root().join("deploy/grafana"))?.collect::<Result<Vec<_>, _>>()?;
+    for path in files.into_iter().map(|file| file.path()) {
+        let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+        for panel in dashboard["panels"].as_array().context("panels")? {
+            let title = format!("{}: {}", dashboard["uid"], panel["title"]);
+            let targets = panel["targets"].as_array().into_iter().flatten();
+            let exprs = targets.filter_map(|target| target["expr"].as_str());
+            queries.extend(exprs.map(|expr| (title.clone(), expr.replace("$chain", ".+").replace("$__rate_interval", "1m"))));
+        }
+    }
+    ensure!(queries.len() > 50, "the dashboards have moved: found {} queries", queries.len());
+    Ok(queries)
+}
+
+/// What alerts look at: each metric that they name, with its labels.
+fn selectors(rules: &str) -> BTreeSet<String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let braces = rules.match_indices("{job=\"ctrip\"");
+    let found = braces.filter_map(|(at, _)| {
+        let start = rules[..at].rfind(|c| !is_name(c))? + 1;
+        let end = at + rules[at..].find('}')? + 1;
+        Some(rules[start..end].to_owned())
+    });
+    found.collect()
+}
+
+/// Whether there is something to be found while nothing is wrong.
+fn is_ordinary(query: &str) -> bool {
+    let of_errors = ["status=~\"5..\"", "status=\"429\""].iter().any(|part| query.contains(part));
+    !of_errors && !query.contains(OF_OTHERS) && !OF_FAULTS.iter().any(|metric| query.contains(metric))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prometheus_evaluates_each_alert_and_each_panel_and_finds_what_they_look_at() -> Result<()> {
+    let Some(promtool) = promtool()? else { return Ok(()) };
+    let (lab, mut up, api) = shop().await?;
+    let prometheus = Prometheus::start(&promtool, &lab.env["METRICS_LISTEN"], &lab.dir)?;
+    live(&lab, &api).await?;
+
+    let panels = panels()?;
+    for (title, query) in &panels {
+        prometheus.series(query).await.context(title.clone())?;
+    }
+    let mut asked: Vec<String> = panels.into_iter().map(|(_, query)| query).collect();
+    asked.extend(selectors(&std::fs::read_to_string(root().join("deploy/prometheus/rules.yml"))?));
+    asked.retain(|query| is_ordinary(query));
+    // Rates need two samples, and there is a payment now and then.
+    let missing = Mutex::new(asked);
+    let found = eventually("each query to find something", async || {
+        let mut still = Vec::new();
+        for query in locked(&missing).clone() {
+            if prometheus.series(&query).await? == 0 {
+                still.push(query);
+            }
+        }
+        let payment = api.coin(COIN).await?;
+        lab.node.pay(payment.address()?, U256::from(COIN)).await?;
+        lab.node.mine(5).await?;
+        let all = still.is_empty();
+        *locked(&missing) = still;
+        Ok(all.then_some(()))
+    });
+    found.await.with_context(|| format!("nothing was found of {:#?}", locked(&missing)))?;
+
+    let rules = prometheus.ask("rules", &[]).await?.context("the rules")?;
+    let groups = rules["groups"].as_array().context("groups")?;
+    let all: Vec<&Value> = groups.iter().filter_map(|group| group["rules"].as_array()).flatten().collect();
+    ensure!(all.len() > 20, "{} rules", all.len());
+    for rule in all {
+        ensure!(rule["health"] == "ok", "{}: {}", rule["name"], rule["lastError"]);
+    }
+    let text = reqwest::get(format!("http://{}/metrics", lab.env["METRICS_LISTEN"])).await?.text().await?;
+    let file = lab.dir.join("metrics.txt");
+    std::fs::write(&file, text)?;
+    let output = Command::new(&promtool).args(["check", "metrics"]).stdin(std::fs::File::open(&file)?).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && said.is_empty(), "promtool check metrics: {said}");
+    up.check()
 }
 
 /// The runbooks' pages, by their paths.

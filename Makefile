@@ -27,7 +27,7 @@ help:
 	@echo "make bench  the speed figures (BENCH=detector, api, latency, ingest, confirmer, dust, webhooks, restore or scale for one of them)"
 	@echo "make mutants  which changes to the pure modules no test notices (M=lifecycle for some of them); takes hours"
 	@echo "make alerts  the rules of deploy/prometheus: that each alert fires by its fault; make dashboards  writes deploy/grafana"
-	@echo "make lint   formatting and clippy; make doc  the code's documentation; make deps  licences, sources, unused dependencies, docker-compose.yml"
+	@echo "make lint   formatting and clippy; make doc  the code's documentation; make deps  licences, sources, unused dependencies, docker-compose.yml, systemd units"
 
 build:
 	@dev/stack toolchain
@@ -79,6 +79,7 @@ doc:
 deps:
 	dev/deps
 	dev/compose
+	dev/systemd
 
 mutants:
 	@dev/stack toolchain

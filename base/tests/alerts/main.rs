@@ -10,7 +10,7 @@ mod rules;
 use base::metrics::{ALL, Kind};
 use promql::{Selector, selectors};
 use rules::{Alert, alerts, fired};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -139,4 +139,24 @@ fn the_dashboards_are_those_that_are_made_here() {
         .filter(|name| name.ends_with(".json"))
         .collect();
     assert_eq!(names, kept, "the dashboards of deploy/grafana");
+}
+
+#[test]
+fn each_role_has_a_unit_whose_metrics_prometheus_scrapes() {
+    let units: BTreeMap<String, String> = fs::read_dir(root().join("deploy/systemd"))
+        .expect("deploy/systemd")
+        .flatten()
+        .filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("ctrip-")?.strip_suffix(".service")?.to_owned()))
+        .map(|role| (role.clone(), read(&format!("deploy/systemd/ctrip-{role}.service"))))
+        .collect();
+    for (role, unit) in &units {
+        assert!(
+            unit.contains(&format!("\nExecStart=/usr/local/bin/ctrip {role}\n")),
+            "ctrip-{role}.service runs something else"
+        );
+    }
+    let listens = |unit: &String| Some(unit.split_once("METRICS_LISTEN=")?.1.lines().next()?.to_owned());
+    let listen: BTreeMap<String, String> =
+        units.iter().map(|(role, unit)| (role.clone(), listens(unit).expect("METRICS_LISTEN"))).collect();
+    assert_eq!(listen, rules::targets(), "METRICS_LISTEN of deploy/systemd, and the targets of prometheus.yml");
 }

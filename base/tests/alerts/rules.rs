@@ -1,4 +1,4 @@
-//! deploy/prometheus: the alerts of rules.yml, and what rules_test.yml fires.
+//! deploy/prometheus: the alerts of rules.yml, what rules_test.yml fires, and what prometheus.yml scrapes.
 
 use crate::{promql, read};
 use serde::Deserialize;
@@ -69,4 +69,28 @@ pub fn fired() -> BTreeSet<(String, String)> {
     let samples = tests.into_iter().flat_map(|test| test.promql_expr_test).flat_map(|asked| asked.exp_samples);
     let value = |labels: &str, name| promql::label(labels, name).unwrap_or_else(|| panic!("{labels} has no {name}"));
     samples.map(|Sample { labels }| (value(&labels, "alertname"), value(&labels, "severity"))).collect()
+}
+
+#[derive(Deserialize)]
+struct Config {
+    scrape_configs: Vec<Job>,
+}
+
+#[derive(Deserialize)]
+struct Job {
+    static_configs: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    targets: Vec<String>,
+    labels: BTreeMap<String, String>,
+}
+
+/// Where the metrics of each role are asked for.
+pub fn targets() -> BTreeMap<String, String> {
+    let path = "deploy/prometheus/prometheus.yml";
+    let config: Config = serde_norway::from_str(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let targets = config.scrape_configs.into_iter().flat_map(|job| job.static_configs);
+    targets.map(|Target { targets, mut labels }| (labels.remove("role").unwrap_or_default(), targets.join(" "))).collect()
 }

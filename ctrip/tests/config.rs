@@ -1,5 +1,7 @@
 //! `ctrip config` as an operator runs it: flags, the environment and a file of variables, in this order.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use serde_json::Value;
 use std::process::{Command, Output};
 

@@ -137,7 +137,8 @@ async fn prometheus_evaluates_each_alert_and_each_panel_and_finds_what_they_look
     let missing = Mutex::new(asked);
     let found = eventually("each query to find something", async || {
         let mut still = Vec::new();
-        for query in locked(&missing).clone() {
+        let asked = locked(&missing).clone();
+        for query in asked {
             if prometheus.series(&query).await? == 0 {
                 still.push(query);
             }

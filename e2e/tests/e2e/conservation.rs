@@ -129,7 +129,9 @@ impl Fork {
             return record;
         }
         self.gone.clear();
-        let (number, parent) = tip.map_or((FIRST, B256::ZERO), |(block, _)| (block.number + 1, block.hash));
+        // What is final stays, also where all blocks above it have left and none of it was ever read.
+        let first = FIRST.max(self.finalized + 1);
+        let (number, parent) = tip.map_or((first, B256::ZERO), |(block, _)| (block.number + 1, block.hash));
         // Some chains skip numbers.
         let number = number + if random.random_bool(0.2) { random.random_range(1..4) } else { 0 };
         let timestamp = tip.map_or(1_000, |(_, timestamp)| timestamp) + random.random_range(0..25);
